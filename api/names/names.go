@@ -1,0 +1,71 @@
+// Package names holds every string that people and other programs see: annotations, labels, object names, condition
+// types and Reasons. No other package declares such a string. It imports nothing, so that every tier may use it.
+package names
+
+// The workloads and objects of an installation.
+const (
+	// Namespace is the default namespace, the one that existing manifests name.
+	Namespace = "metallb-system"
+	// LeaderLease is the Lease on which controllers elect their leader.
+	LeaderLease = "gantry-controller"
+	// GossipSecret holds the key with which speakers encrypt and authenticate gossip. The controller makes it.
+	GossipSecret = "gantry-gossip"
+	// GossipSecretKey is the entry of GossipSecret: 32 random bytes.
+	GossipSecretKey = "key"
+	// AppName and ComponentSpeaker are the values of the labels by which speakers find each other's Pods.
+	AppName          = "gantry"
+	ComponentSpeaker = "speaker"
+	// LabelAppName and LabelComponent are the recommended labels on our Pods.
+	LabelAppName   = "app.kubernetes.io/name"
+	LabelComponent = "app.kubernetes.io/component"
+	// ControllerEvents and SpeakerEvents are the components that events come from.
+	ControllerEvents = "gantry-controller"
+	SpeakerEvents    = "gantry-speaker"
+)
+
+// Annotations of the metallb.io API. Each key that is read has an older spelling, honoured when the newer is absent.
+const (
+	AnnotationPool               = "metallb.io/address-pool"
+	AnnotationPoolOld            = "metallb.universe.tf/address-pool"
+	AnnotationLoadBalancerIPs    = "metallb.io/loadBalancerIPs"
+	AnnotationLoadBalancerIPsOld = "metallb.universe.tf/loadBalancerIPs"
+	AnnotationSharing            = "metallb.io/allow-shared-ip"
+	AnnotationSharingOld         = "metallb.universe.tf/allow-shared-ip"
+	// AnnotationFromPool is written on a Service beside its addresses: the name of their Pool.
+	AnnotationFromPool = "metallb.io/ip-allocated-from-pool"
+)
+
+// Labels of ServiceL2Status objects (metallb.io API).
+const (
+	LabelNode             = "metallb.io/node"
+	LabelServiceName      = "metallb.io/service-name"
+	LabelServiceNamespace = "metallb.io/service-namespace"
+)
+
+// Labels and taints of Kubernetes that decide whether a node may announce.
+const (
+	LabelExcludeNode  = "node.kubernetes.io/exclude-from-external-load-balancers"
+	TaintOutOfService = "node.kubernetes.io/out-of-service"
+	// AnnotationDrain on a Node asks its speaker to hand its addresses over and to take no new ones.
+	AnnotationDrain = "gantry.dev/drain"
+)
+
+// Condition types.
+const (
+	// ConditionAddressAssigned on a Service: it has the addresses it asks for.
+	ConditionAddressAssigned = "gantry.dev/AddressAssigned"
+	// ConditionAnnounced on a Service: some node announces its addresses.
+	ConditionAnnounced = "gantry.dev/Announced"
+	// ConditionValid on our kinds: the object is understood and every object that it names exists.
+	ConditionValid = "gantry.dev/Valid"
+)
+
+// Event reasons that the metallb.io API fixes; users filter on them.
+const (
+	EventAllocated          = "IPAllocated"
+	EventAllocationFailed   = "AllocationFailed"
+	EventLoadBalancerFailed = "LoadBalancerFailed"
+	EventClearAssignment    = "ClearAssignment"
+	EventNodeAssigned       = "nodeAssigned"
+	EventAnnounceFailed     = "announceFailed"
+)

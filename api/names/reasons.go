@@ -1,0 +1,79 @@
+package names
+
+// Reason says in one word why the answer is what it is. The same word stands in the condition, the event, the metric's
+// label and the log.
+type Reason string
+
+// Reasons for what the controller decides about a Service.
+const (
+	// ReasonAssigned: the Service holds the addresses it asks for.
+	ReasonAssigned Reason = "Assigned"
+	// ReasonNoPools: no IPAddressPool exists.
+	ReasonNoPools Reason = "NoPools"
+	// ReasonPoolNotFound: the Service names a pool that does not exist.
+	ReasonPoolNotFound Reason = "PoolNotFound"
+	// ReasonPoolNotAllowed: the named pool exists, but its serviceAllocation does not admit this Service.
+	ReasonPoolNotAllowed Reason = "PoolNotAllowed"
+	// ReasonPoolExhausted: every pool that the Service may use is full, or has no address of the needed family.
+	ReasonPoolExhausted Reason = "PoolExhausted"
+	// ReasonNoEligiblePool: pools exist, but none may be used by this Service without being named.
+	ReasonNoEligiblePool Reason = "NoEligiblePool"
+	// ReasonAddressInUse: the requested address is held by another Service that may not share it.
+	ReasonAddressInUse Reason = "AddressInUse"
+	// ReasonAddressNotInPool: the requested address belongs to no pool.
+	ReasonAddressNotInPool Reason = "AddressNotInPool"
+	// ReasonInvalidRequest: an annotation or field of the Service cannot be read.
+	ReasonInvalidRequest Reason = "InvalidRequest"
+	// ReasonFamilyMismatch: the requested addresses are not of the families of the Service's cluster IPs.
+	ReasonFamilyMismatch Reason = "FamilyMismatch"
+	// ReasonNoClusterIP: the Service has no cluster IP, so that nothing could deliver packets for its address.
+	ReasonNoClusterIP Reason = "NoClusterIP"
+)
+
+// Reasons for what a speaker decides about a Service.
+const (
+	// ReasonAnnounced: this node holds the address and answers for it.
+	ReasonAnnounced Reason = "Announced"
+	// ReasonNotHolder: another node holds the address.
+	ReasonNotHolder Reason = "NotHolder"
+	// ReasonNoAddress: the Service has no address yet.
+	ReasonNoAddress Reason = "NoAddress"
+	// ReasonNotLoadBalancer: the Service is not of type LoadBalancer, or of another class.
+	ReasonNotLoadBalancer Reason = "NotLoadBalancer"
+	// ReasonAddressOutsidePools: the address of the Service is in no pool.
+	ReasonAddressOutsidePools Reason = "AddressOutsidePools"
+	// ReasonNoAdvertisement: no advertisement selects the pool, the Service and this node.
+	ReasonNoAdvertisement Reason = "NoAdvertisement"
+	// ReasonNoEndpoints: no endpoint of the Service can serve.
+	ReasonNoEndpoints Reason = "NoEndpoints"
+	// ReasonNoLocalEndpoints: externalTrafficPolicy is Local and no endpoint on this node can serve.
+	ReasonNoLocalEndpoints Reason = "NoLocalEndpoints"
+	// ReasonNodeExcluded: the node has the label that excludes it from external load balancers.
+	ReasonNodeExcluded Reason = "NodeExcluded"
+	// ReasonNodeNetworkUnavailable: the node's condition NetworkUnavailable is True.
+	ReasonNodeNetworkUnavailable Reason = "NodeNetworkUnavailable"
+	// ReasonNodeLeaving: the node is being drained or its speaker is stopping.
+	ReasonNodeLeaving Reason = "NodeLeaving"
+	// ReasonNoLinks: none of the links that the advertisement asks for is usable on this node.
+	ReasonNoLinks Reason = "NoLinks"
+	// ReasonSharedWithServiceSelector: the address is shared and an advertisement selects by Service.
+	ReasonSharedWithServiceSelector Reason = "SharedWithServiceSelector"
+	// ReasonRawSocketDenied: the speaker may not open a raw socket; it lacks NET_RAW.
+	ReasonRawSocketDenied Reason = "RawSocketDenied"
+)
+
+// Reasons of Problems: faults in configuration objects.
+const (
+	// ReasonValid: the object has no Problem.
+	ReasonValid Reason = "Valid"
+	// ReasonInvalidAddress: an entry of spec.addresses cannot be read.
+	ReasonInvalidAddress Reason = "InvalidAddress"
+	// ReasonOverlap: an entry overlaps one of the same or another pool.
+	ReasonOverlap Reason = "Overlap"
+	// ReasonInvalidSelector: a label selector cannot be read.
+	ReasonInvalidSelector Reason = "InvalidSelector"
+	// ReasonDuplicate: a list names the same thing twice.
+	ReasonDuplicate Reason = "Duplicate"
+	// ReasonUnknownPool: an advertisement names a pool that does not exist.
+	ReasonUnknownPool Reason = "UnknownPool"
+)

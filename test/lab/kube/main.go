@@ -1,0 +1,55 @@
+// Command kube is the lab's control plane in one binary. Like busybox it acts as the program it is called by, through
+// a link named kube-apiserver, etcd and so on, or as the one its first argument names: one link step instead of
+// six, and one copy of the libraries that they share.
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"go.etcd.io/etcd/server/v3/etcdmain"
+	"k8s.io/component-base/cli"
+	_ "k8s.io/component-base/logs/json/register" // the JSON log format, as the released binaries have it
+	_ "k8s.io/component-base/metrics/prometheus/clientgo"
+	_ "k8s.io/component-base/metrics/prometheus/version"
+	kubectl "k8s.io/kubectl/pkg/cmd"
+	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
+	controllermanager "k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	proxy "k8s.io/kubernetes/cmd/kube-proxy/app"
+	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
+)
+
+// programs maps the name of each program to what runs it and ends the process.
+var programs = map[string]func(){
+	"etcd":                    func() { etcdmain.Main(os.Args) },
+	"kube-apiserver":          func() { runCobra(apiserver.NewAPIServerCommand()) },
+	"kube-controller-manager": func() { runCobra(controllermanager.NewControllerManagerCommand()) },
+	"kube-scheduler":          func() { runCobra(scheduler.NewSchedulerCommand()) },
+	"kube-proxy":              func() { runCobra(proxy.NewProxyCommand()) },
+	"kubectl":                 func() { runCobra(kubectl.NewDefaultKubectlCommand()) },
+}
+
+func runCobra(c *cobra.Command) { os.Exit(cli.Run(c)) }
+
+func main() {
+	name := filepath.Base(os.Args[0])
+	if _, ok := programs[name]; !ok && len(os.Args) > 1 {
+		os.Args = os.Args[1:]
+		name = filepath.Base(os.Args[0])
+	}
+	run, ok := programs[name]
+	if !ok {
+		known := make([]string, 0, len(programs))
+		for n := range programs {
+			known = append(known, n)
+		}
+		sort.Strings(known)
+		fmt.Fprintf(os.Stderr, "kube: no program %q: call it as, or with the first argument, one of %s\n", name, strings.Join(known, ", "))
+		os.Exit(2)
+	}
+	run()
+}
