@@ -1,0 +1,139 @@
+// Package snapshot turns configuration objects into an immutable Snapshot and a list of Problems. A faulty object harms
+// only itself: it yields Problems, everything sound is in the Snapshot. Build is deterministic: the order of
+// its input never changes its output. Nothing here reads a clock, logs, or talks to the API server.
+package snapshot
+
+import (
+	"net/netip"
+
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/gantry-lb/gantry/api/names"
+)
+
+// Snapshot is the parsed configuration. It is immutable and may be shared between goroutines.
+type Snapshot struct {
+	// Pools by the order in which automatic allocation tries them is the business of package allocate; here
+	// they are sorted by name.
+	Pools []*Pool
+	// L2Ads are sorted by name.
+	L2Ads []*L2Ad
+}
+
+// Range is an inclusive range of addresses of one family, First <= Last.
+type Range struct{ First, Last netip.Addr }
+
+// Contains says whether a lies in r.
+func (r Range) Contains(a netip.Addr) bool {
+	return r.First.BitLen() == a.BitLen() && r.First.Compare(a) <= 0 && a.Compare(r.Last) <= 0
+}
+
+// Pool is a parsed IPAddressPool.
+type Pool struct {
+	Name   string
+	Labels map[string]string
+	// Ranges are in the order of spec.addresses.
+	Ranges     []Range
+	AutoAssign bool
+	// AvoidBuggy skips IPv4 addresses that end in .0 or .255.
+	AvoidBuggy bool
+	// Allocation is nil when spec.serviceAllocation is absent: the pool is open to all.
+	Allocation *Allocation
+}
+
+// Allocation restricts and ranks the Services that a Pool serves.
+type Allocation struct {
+	// Priority: lower is preferred, 0 is the least preferred.
+	Priority int
+	// Namespaces are the admitted namespaces, by name and by selector, sorted; empty together with
+	// NamespacesRestricted false admits all.
+	Namespaces           []string
+	NamespacesRestricted bool
+	// ServiceSelectors: a Service matches when any does; empty admits all.
+	ServiceSelectors []labels.Selector
+}
+
+// Contains says whether the pool may give a: it lies in a Range and is not avoided.
+func (p *Pool) Contains(a netip.Addr) bool {
+	if p.AvoidBuggy && Buggy(a) {
+		return false
+	}
+	for _, r := range p.Ranges {
+		if r.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// Buggy says whether a is an IPv4 address that ends in .0 or .255, which some old routers and clients refuse.
+func Buggy(a netip.Addr) bool {
+	if !a.Is4() {
+		return false
+	}
+	last := a.As4()[3]
+	return last == 0 || last == 255
+}
+
+// L2Ad is a parsed L2Advertisement. The same value serves every node: selectors are kept, not resolved.
+type L2Ad struct {
+	Name string
+	// Pools are the names of the pools it covers, resolved from names and selectors, sorted.
+	Pools []string
+	// NodeSelectors: a node matches when any does; empty matches all.
+	NodeSelectors []labels.Selector
+	// ServiceSelectors: a Service matches when any does; empty matches all.
+	ServiceSelectors []labels.Selector
+	// Interfaces are exact link names; empty means all usable links.
+	Interfaces []string
+	// Preferences add up their weights for the nodes they match.
+	Preferences []Preference
+}
+
+// Preference is a soft wish for nodes.
+type Preference struct {
+	Weight   int // 1..100
+	Selector labels.Selector
+}
+
+// Object names a configuration object that a Problem is about.
+type Object struct{ Kind, Namespace, Name string }
+
+// Problem is a fault in a configuration object. It is a value for people, not a Go error.
+type Problem struct {
+	Object Object
+	Field  string // such as "spec.addresses[2]"
+	Reason names.Reason
+	// Text is one sentence: what is wrong, with the offending text, and what to do.
+	Text string
+}
+
+// PoolFor returns the pool that contains every one of addrs, or nil.
+func (s *Snapshot) PoolFor(addrs ...netip.Addr) *Pool {
+	if s == nil || len(addrs) == 0 {
+		return nil
+	}
+next:
+	for _, p := range s.Pools {
+		for _, a := range addrs {
+			if !p.Contains(a) {
+				continue next
+			}
+		}
+		return p
+	}
+	return nil
+}
+
+// Pool returns the pool of that name, or nil.
+func (s *Snapshot) Pool(name string) *Pool {
+	if s == nil {
+		return nil
+	}
+	for _, p := range s.Pools {
+		if p.Name == name {
+			return p
+		}
+	}
+	return nil
+}

@@ -1,0 +1,73 @@
+// Package facts holds values that say what is true: links, members, and what the engines report. Producers build a new
+// value for each change and never touch it again. It imports the standard library alone.
+package facts
+
+import (
+	"net/netip"
+)
+
+// MAC is an Ethernet address.
+type MAC [6]byte
+
+// Link is a network interface of the node, usable for layer 2: up, with carrier, an Ethernet address, no master,
+// able to broadcast, and not excluded by name.
+type Link struct {
+	Index int
+	Name  string
+	MAC   MAC
+	// Prefixes are the addresses of the link with the lengths of their subnets, sorted.
+	Prefixes []netip.Prefix
+	// Gateways are the next hops of the default routes through this link, sorted.
+	Gateways []netip.Addr
+}
+
+// LinkSet is all usable links, sorted by index.
+type LinkSet []Link
+
+// ByIndex returns the link of that index.
+func (s LinkSet) ByIndex(index int) (Link, bool) {
+	for _, l := range s {
+		if l.Index == index {
+			return l, true
+		}
+	}
+	return Link{}, false
+}
+
+// Member is a participant of the gossip, named as its Kubernetes node.
+type Member struct {
+	Name    string
+	Address netip.Addr
+}
+
+// MemberSet is all live members, this node included, sorted by name.
+type MemberSet struct {
+	Members []Member
+	// Synced says that one full exchange of state with another member has been done since the start.
+	Synced bool
+}
+
+// Has says whether a member of that name is alive.
+func (s MemberSet) Has(name string) bool {
+	for _, m := range s.Members {
+		if m.Name == name {
+			return true
+		}
+	}
+	return false
+}
+
+// ProbeResult is what asking the wire for an address gave.
+type ProbeResult struct {
+	ID      uint64
+	Address netip.Addr
+	// Answers are the Ethernet addresses that answered, each once; none of this node's own.
+	Answers []MAC
+}
+
+// ForeignClaim says that a host other than this node spoke for an address that this node answers for.
+type ForeignClaim struct {
+	Address netip.Addr
+	MAC     MAC
+	Link    int
+}
