@@ -38,6 +38,10 @@ func (s LinkSet) ByIndex(index int) (Link, bool) {
 type Member struct {
 	Name    string
 	Address netip.Addr
+	// Nonce tells one life of the member's process from the next.
+	Nonce uint64
+	// MACs are the Ethernet addresses of the member's usable links, sorted.
+	MACs []MAC
 }
 
 // MemberSet is all live members, this node included, sorted by name.
