@@ -1,0 +1,60 @@
+package v1beta1
+
+import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+// ServiceL2StatusSpec is empty: the object only reports.
+type ServiceL2StatusSpec struct{}
+
+// ServiceL2StatusStatus says which node announces a Service on the local segment.
+type ServiceL2StatusStatus struct {
+	// Node is the name of the node that announces.
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="node cannot change"
+	// +optional
+	Node string `json:"node,omitempty"`
+	// ServiceName is the name of the Service.
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="serviceName cannot change"
+	// +optional
+	ServiceName string `json:"serviceName,omitempty"`
+	// ServiceNamespace is the namespace of the Service.
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="serviceNamespace cannot change"
+	// +optional
+	ServiceNamespace string `json:"serviceNamespace,omitempty"`
+	// Interfaces are the interfaces announced on; none means all.
+	// +optional
+	Interfaces []InterfaceInfo `json:"interfaces,omitempty"`
+}
+
+// InterfaceInfo names a network interface.
+type InterfaceInfo struct {
+	// Name of the interface.
+	// +optional
+	Name string `json:"name,omitempty"`
+}
+
+// ServiceL2Status says which node announces a Service by ARP and NDP. Speakers write it.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:path=servicel2statuses,scope=Namespaced
+// +kubebuilder:printcolumn:name="Allocated Node",type=string,JSONPath=`.status.node`
+// +kubebuilder:printcolumn:name="Service Name",type=string,JSONPath=`.status.serviceName`
+// +kubebuilder:printcolumn:name="Service Namespace",type=string,JSONPath=`.status.serviceNamespace`
+type ServiceL2Status struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	// +optional
+	Spec ServiceL2StatusSpec `json:"spec,omitempty"`
+	// +optional
+	Status ServiceL2StatusStatus `json:"status,omitempty"`
+}
+
+// ServiceL2StatusList is a list of ServiceL2Statuses.
+//
+// +kubebuilder:object:root=true
+type ServiceL2StatusList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+
+	Items []ServiceL2Status `json:"items"`
+}

@@ -1,0 +1,245 @@
+// Package reconcile is the speaker's side towards the Kubernetes API: a Feed turns what the informers see into changes
+// for the agent, and a StatusWriter writes what the agent reports. Neither decides anything. Writes are
+// level-triggered and retried; a slow API server delays them and nothing else.
+package reconcile
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+	"github.com/gantry-lb/gantry/internal/view"
+	"github.com/gantry-lb/gantry/speaker/agent"
+)
+
+// Poster takes changes; *agent.Agent is one.
+type Poster interface {
+	Post(ctx context.Context, changes ...agent.Change)
+}
+
+// Seeder takes the addresses at which other speakers may be found; *members.Members is one.
+type Seeder interface {
+	SetSeeds(addresses []string)
+}
+
+// Feed watches the cluster for one agent.
+type Feed struct {
+	Cache cache.Cache
+	Agent Poster
+	Seeds Seeder
+	Log   *slog.Logger
+	// Self is this node's name: its own Pod is no seed.
+	Self string
+
+	mu     sync.Mutex // guards all that follows; informers call from goroutines of their own
+	slices map[view.Key]map[string]*discoveryv1.EndpointSlice
+	pods   map[string]seed
+	nodes  map[string][]string
+}
+
+// seed is where a speaker's Pod can be reached.
+type seed struct {
+	node      string
+	addresses []string
+}
+
+// Run registers the handlers and tells the agent once everything that exists has been posted. It returns when ctx ends.
+func (f *Feed) Run(ctx context.Context) error {
+	f.slices = map[view.Key]map[string]*discoveryv1.EndpointSlice{}
+	f.pods, f.nodes = map[string]seed{}, map[string][]string{}
+	watched := []struct {
+		object  client.Object
+		set     func(ctx context.Context, o any)
+		removed func(ctx context.Context, o any)
+	}{
+		{&corev1.Service{}, f.setService, f.removeService},
+		{&discoveryv1.EndpointSlice{}, f.setSlice, f.removeSlice},
+		{&corev1.Node{}, f.setNode, f.removeNode},
+		{&corev1.Pod{}, f.setPod, f.removePod},
+		{&v1beta1.IPAddressPool{}, f.rebuild, f.rebuild},
+		{&v1beta1.L2Advertisement{}, f.rebuild, f.rebuild},
+	}
+	var synced []toolscache.InformerSynced
+	for _, w := range watched {
+		informer, err := f.Cache.GetInformer(ctx, w.object)
+		if err != nil {
+			return fmt.Errorf("watching %T: %w", w.object, err)
+		}
+		reg, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
+			AddFunc:    func(o any) { w.set(ctx, o) },
+			UpdateFunc: func(_, o any) { w.set(ctx, o) },
+			DeleteFunc: func(o any) { w.removed(ctx, last(o)) },
+		})
+		if err != nil {
+			return fmt.Errorf("watching %T: %w", w.object, err)
+		}
+		synced = append(synced, reg.HasSynced)
+	}
+	if !toolscache.WaitForCacheSync(ctx.Done(), synced...) {
+		return nil
+	}
+	f.rebuild(ctx, nil)
+	f.Agent.Post(ctx, agent.Synced())
+	f.Log.Info("the cluster's state is read", "services", "all")
+	<-ctx.Done()
+	return nil
+}
+
+// last unwraps the last known state of an object whose deletion was not seen itself.
+func last(o any) any {
+	if gone, ok := o.(toolscache.DeletedFinalStateUnknown); ok {
+		return gone.Obj
+	}
+	return o
+}
+
+func (f *Feed) setService(ctx context.Context, o any) {
+	if s, ok := o.(*corev1.Service); ok {
+		f.Agent.Post(ctx, agent.SetService(view.FromService(s)))
+	}
+}
+
+func (f *Feed) removeService(ctx context.Context, o any) {
+	if s, ok := o.(*corev1.Service); ok {
+		f.Agent.Post(ctx, agent.RemoveService(view.Key{Namespace: s.Namespace, Name: s.Name}))
+	}
+}
+
+func (f *Feed) setSlice(ctx context.Context, o any) {
+	if s, ok := o.(*discoveryv1.EndpointSlice); ok {
+		f.changeSlice(ctx, s, func(m map[string]*discoveryv1.EndpointSlice) { m[s.Name] = s })
+	}
+}
+
+func (f *Feed) removeSlice(ctx context.Context, o any) {
+	if s, ok := o.(*discoveryv1.EndpointSlice); ok {
+		f.changeSlice(ctx, s, func(m map[string]*discoveryv1.EndpointSlice) { delete(m, s.Name) })
+	}
+}
+
+// changeSlice edits the slices of one Service and posts the endpoints of all of them together.
+func (f *Feed) changeSlice(ctx context.Context, s *discoveryv1.EndpointSlice, edit func(map[string]*discoveryv1.EndpointSlice)) {
+	key := view.Key{Namespace: s.Namespace, Name: s.Labels[discoveryv1.LabelServiceName]}
+	if key.Name == "" {
+		return
+	}
+	f.mu.Lock()
+	if f.slices[key] == nil {
+		f.slices[key] = map[string]*discoveryv1.EndpointSlice{}
+	}
+	edit(f.slices[key])
+	var all []discoveryv1.EndpointSlice
+	for _, name := range slices.Sorted(maps.Keys(f.slices[key])) {
+		all = append(all, *f.slices[key][name])
+	}
+	if len(all) == 0 {
+		delete(f.slices, key)
+	}
+	f.mu.Unlock()
+	f.Agent.Post(ctx, agent.SetEndpoints(view.FromSlices(key, all)))
+}
+
+func (f *Feed) setNode(ctx context.Context, o any) {
+	n, ok := o.(*corev1.Node)
+	if !ok {
+		return
+	}
+	v := view.FromNode(n)
+	f.mu.Lock()
+	f.nodes[n.Name] = nil
+	for _, a := range v.Addresses {
+		f.nodes[n.Name] = append(f.nodes[n.Name], a.String())
+	}
+	f.mu.Unlock()
+	f.seed()
+	f.Agent.Post(ctx, agent.SetNode(v))
+}
+
+func (f *Feed) removeNode(ctx context.Context, o any) {
+	n, ok := o.(*corev1.Node)
+	if !ok {
+		return
+	}
+	f.mu.Lock()
+	delete(f.nodes, n.Name)
+	f.mu.Unlock()
+	f.seed()
+	f.Agent.Post(ctx, agent.RemoveNode(n.Name))
+}
+
+func (f *Feed) setPod(_ context.Context, o any) {
+	p, ok := o.(*corev1.Pod)
+	if !ok {
+		return
+	}
+	s := seed{node: p.Spec.NodeName}
+	for _, ip := range p.Status.PodIPs {
+		s.addresses = append(s.addresses, ip.IP)
+	}
+	f.mu.Lock()
+	f.pods[p.Name] = s
+	f.mu.Unlock()
+	f.seed()
+}
+
+func (f *Feed) removePod(_ context.Context, o any) {
+	p, ok := o.(*corev1.Pod)
+	if !ok {
+		return
+	}
+	f.mu.Lock()
+	delete(f.pods, p.Name)
+	f.mu.Unlock()
+	f.seed()
+}
+
+// seed hands over where other speakers may be: their Pods, or, when there are none but perhaps our own, the nodes
+// themselves, so that speakers that run as plain processes find each other too.
+func (f *Feed) seed() {
+	f.mu.Lock()
+	var out []string
+	for _, p := range f.pods {
+		if p.node != f.Self {
+			out = append(out, p.addresses...)
+		}
+	}
+	if len(out) == 0 {
+		for name, addresses := range f.nodes {
+			if name != f.Self {
+				out = append(out, addresses...)
+			}
+		}
+	}
+	f.mu.Unlock()
+	slices.Sort(out)
+	f.Seeds.SetSeeds(slices.Compact(out))
+}
+
+// rebuild reads the configuration objects from the cache and posts the Snapshot of them.
+func (f *Feed) rebuild(ctx context.Context, _ any) {
+	read, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	var pools v1beta1.IPAddressPoolList
+	var ads v1beta1.L2AdvertisementList
+	for _, list := range []client.ObjectList{&pools, &ads} {
+		if err := f.Cache.List(read, list); err != nil {
+			f.Log.Error("reading the configuration from the cache", "error", err)
+			return
+		}
+	}
+	// Namespaces matter to allocation alone, and Problems are the controller's to report.
+	s, _ := snapshot.Build(snapshot.Objects{Pools: pools.Items, L2Advertisements: ads.Items})
+	f.Agent.Post(ctx, agent.SetSnapshot(s))
+}
