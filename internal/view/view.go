@@ -100,6 +100,10 @@ type Service struct {
 	SharingKey string
 	// SharingPresent says that the sharing annotation exists, even with an empty value.
 	SharingPresent bool
+	// Created is the creation time in seconds since 1970: of two Services that claim one address the older keeps it.
+	Created int64
+	// Generation counts the edits of the spec, for conditions.
+	Generation int64
 	// Deleting says that the object has a deletion timestamp.
 	Deleting bool
 }

@@ -1,0 +1,227 @@
+package snapshot
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+)
+
+// Namespace is what Build needs to know of a namespace.
+type Namespace struct {
+	Name   string
+	Labels map[string]string
+}
+
+// Objects are the configuration objects as the API server has them, in any order.
+type Objects struct {
+	Pools            []v1beta1.IPAddressPool
+	L2Advertisements []v1beta1.L2Advertisement
+	Namespaces       []Namespace
+}
+
+// builder collects the Problems of one Build.
+type builder struct{ problems []Problem }
+
+func (b *builder) problem(o Object, field string, reason names.Reason, format string, args ...any) {
+	b.problems = append(b.problems, Problem{Object: o, Field: field, Reason: reason, Text: fmt.Sprintf(format, args...)})
+}
+
+// Build parses the objects. Everything sound is in the Snapshot; what is not is named by a Problem.
+func Build(o Objects) (*Snapshot, []Problem) {
+	var b builder
+	s := &Snapshot{Pools: b.pools(o.Pools, o.Namespaces)}
+	ads := slices.Clone(o.L2Advertisements)
+	slices.SortFunc(ads, func(x, y v1beta1.L2Advertisement) int { return cmp.Compare(x.Name, y.Name) })
+	for i := range ads {
+		s.L2Ads = append(s.L2Ads, b.l2Ad(&ads[i], s.Pools))
+	}
+	slices.SortFunc(b.problems, func(x, y Problem) int {
+		return cmp.Or(cmp.Compare(x.Object.Kind, y.Object.Kind), cmp.Compare(x.Object.Name, y.Object.Name),
+			cmp.Compare(x.Field, y.Field), cmp.Compare(x.Text, y.Text))
+	})
+	return s, b.problems
+}
+
+// pools parses the pools, the oldest first: of two entries that overlap, the one that was there first keeps its
+// addresses, and the later entry alone is left out.
+func (b *builder) pools(in []v1beta1.IPAddressPool, namespaces []Namespace) []*Pool {
+	in = slices.Clone(in)
+	slices.SortFunc(in, func(x, y v1beta1.IPAddressPool) int {
+		return cmp.Or(x.CreationTimestamp.Compare(y.CreationTimestamp.Time), cmp.Compare(x.Name, y.Name))
+	})
+	var taken []owned
+	var out []*Pool
+	for i := range in {
+		p := &in[i]
+		o := Object{Kind: "IPAddressPool", Namespace: p.Namespace, Name: p.Name}
+		pool := &Pool{
+			Name: p.Name, Labels: p.Labels,
+			AutoAssign: p.Spec.AutoAssign == nil || *p.Spec.AutoAssign,
+			AvoidBuggy: p.Spec.AvoidBuggyIPs,
+			Allocation: b.allocation(o, p.Spec.AllocateTo, namespaces),
+		}
+		for j, text := range p.Spec.Addresses {
+			field := fmt.Sprintf("spec.addresses[%d]", j)
+			r, err := ParseRange(text)
+			if err != nil {
+				b.problem(o, field, names.ReasonInvalidAddress, "%s: %v", field, err)
+				continue
+			}
+			if t, clash := overlapping(taken, r); clash {
+				b.problem(o, field, names.ReasonOverlap, "%s: %q overlaps with already defined CIDR or range %q of pool %q: take one of them out",
+					field, text, t.text, t.pool)
+				continue
+			}
+			taken = append(taken, owned{r, p.Name, text})
+			pool.Ranges = append(pool.Ranges, r)
+		}
+		out = append(out, pool)
+	}
+	slices.SortFunc(out, func(x, y *Pool) int { return cmp.Compare(x.Name, y.Name) })
+	return out
+}
+
+// owned is a Range with where it was written.
+type owned struct {
+	Range
+	pool, text string
+}
+
+func overlapping(taken []owned, r Range) (owned, bool) {
+	for _, t := range taken {
+		if t.First.BitLen() == r.First.BitLen() && t.First.Compare(r.Last) <= 0 && r.First.Compare(t.Last) <= 0 {
+			return t, true
+		}
+	}
+	return owned{}, false
+}
+
+func (b *builder) allocation(o Object, in *v1beta1.ServiceAllocation, namespaces []Namespace) *Allocation {
+	if in == nil {
+		return nil
+	}
+	a := &Allocation{Priority: in.Priority}
+	a.NamespacesRestricted = len(in.Namespaces)+len(in.NamespaceSelectors) > 0
+	for _, n := range in.Namespaces {
+		if slices.Contains(a.Namespaces, n) {
+			b.problem(o, "spec.serviceAllocation.namespaces", names.ReasonDuplicate, "spec.serviceAllocation.namespaces lists %q twice: take one out", n)
+			continue
+		}
+		a.Namespaces = append(a.Namespaces, n)
+	}
+	for _, s := range b.selectors(o, "spec.serviceAllocation.namespaceSelectors", in.NamespaceSelectors) {
+		for _, n := range namespaces {
+			if s.Matches(labels.Set(n.Labels)) {
+				a.Namespaces = append(a.Namespaces, n.Name)
+			}
+		}
+	}
+	slices.Sort(a.Namespaces)
+	a.Namespaces = slices.Compact(a.Namespaces)
+	a.ServiceSelectors = b.selectors(o, "spec.serviceAllocation.serviceSelectors", in.ServiceSelectors)
+	return a
+}
+
+// selectors parses label selectors. One that cannot be read matches nothing: it must not widen what the object selects.
+func (b *builder) selectors(o Object, field string, in []metav1.LabelSelector) []labels.Selector {
+	var out []labels.Selector
+	for i := range in {
+		s, err := metav1.LabelSelectorAsSelector(&in[i])
+		if err != nil {
+			b.problem(o, field, names.ReasonInvalidSelector, "%s[%d]: %v", field, i, err)
+			s = labels.Nothing()
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+func (b *builder) l2Ad(in *v1beta1.L2Advertisement, pools []*Pool) *L2Ad {
+	o := Object{Kind: "L2Advertisement", Namespace: in.Namespace, Name: in.Name}
+	ad := &L2Ad{
+		Name:             in.Name,
+		Interfaces:       slices.Compact(slices.Sorted(slices.Values(in.Spec.Interfaces))),
+		NodeSelectors:    b.selectors(o, "spec.nodeSelectors", in.Spec.NodeSelectors),
+		ServiceSelectors: b.selectors(o, "spec.serviceSelectors", in.Spec.ServiceSelectors),
+		Pools:            b.attached(o, in, pools),
+	}
+	for i := range in.Spec.PreferredNodeSelectors {
+		w := &in.Spec.PreferredNodeSelectors[i]
+		for _, s := range b.selectors(o, fmt.Sprintf("spec.preferredNodeSelectors[%d].preference", i), []metav1.LabelSelector{w.Preference}) {
+			ad.Preferences = append(ad.Preferences, Preference{Weight: int(w.Weight), Selector: s})
+		}
+	}
+	return ad
+}
+
+// attached resolves the pools of an advertisement: by name and by selector; neither means all.
+func (b *builder) attached(o Object, in *v1beta1.L2Advertisement, pools []*Pool) []string {
+	all := len(in.Spec.IPAddressPools) == 0 && len(in.Spec.IPAddressPoolSelectors) == 0
+	selectors := b.selectors(o, "spec.ipAddressPoolSelectors", in.Spec.IPAddressPoolSelectors)
+	var out []string
+	for _, p := range pools {
+		named := slices.Contains(in.Spec.IPAddressPools, p.Name)
+		selected := slices.ContainsFunc(selectors, func(s labels.Selector) bool { return s.Matches(labels.Set(p.Labels)) })
+		if all || named || selected {
+			out = append(out, p.Name)
+		}
+	}
+	for i, n := range in.Spec.IPAddressPools {
+		if !slices.ContainsFunc(pools, func(p *Pool) bool { return p.Name == n }) {
+			field := fmt.Sprintf("spec.ipAddressPools[%d]", i)
+			b.problem(o, field, names.ReasonUnknownPool, "%s: no IPAddressPool %q exists in namespace %q: create it, or correct the name", field, n, o.Namespace)
+		}
+	}
+	return out
+}
+
+// ParseRange reads an entry of spec.addresses: a CIDR (host bits are masked), a range with both ends in it (blanks
+// around the ends are allowed), or a single address. The error quotes the text and says what to write.
+func ParseRange(text string) (Range, error) {
+	if first, last, ok := strings.Cut(text, "-"); ok {
+		return parseEnds(text, strings.TrimSpace(first), strings.TrimSpace(last))
+	}
+	if a, err := netip.ParseAddr(text); err == nil && a.Zone() == "" {
+		return Range{a.Unmap(), a.Unmap()}, nil
+	}
+	p, err := netip.ParsePrefix(text)
+	if err != nil || p.Addr().Is4In6() {
+		return Range{}, fmt.Errorf("%q is no CIDR, range or address: write 192.0.2.0/24, 192.0.2.10-192.0.2.20 or 192.0.2.10, without blanks", text)
+	}
+	return Range{p.Masked().Addr(), lastOf(p)}, nil
+}
+
+func parseEnds(text, first, last string) (Range, error) {
+	a, errA := netip.ParseAddr(first)
+	z, errZ := netip.ParseAddr(last)
+	switch {
+	case errA != nil || a.Zone() != "":
+		return Range{}, fmt.Errorf("in the range %q the start %q is no address: write FIRST-LAST, such as 192.0.2.10-192.0.2.20", text, first)
+	case errZ != nil || z.Zone() != "":
+		return Range{}, fmt.Errorf("in the range %q the end %q is no address: write FIRST-LAST, such as 192.0.2.10-192.0.2.20", text, last)
+	case a.BitLen() != z.BitLen():
+		return Range{}, fmt.Errorf("the range %q mixes IPv4 and IPv6: write an entry for each family", text)
+	case z.Less(a):
+		return Range{}, fmt.Errorf("the range %q ends before it starts: write %s-%s", text, last, first)
+	}
+	return Range{a, z}, nil
+}
+
+// lastOf returns the highest address of p.
+func lastOf(p netip.Prefix) netip.Addr {
+	b := p.Addr().AsSlice()
+	for i := range b {
+		keep := min(max(p.Bits()-8*i, 0), 8)
+		b[i] |= byte(0xff >> keep)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}
