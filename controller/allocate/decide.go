@@ -130,7 +130,8 @@ func (d *decider) fromPool() Decision {
 	case !admits(pool, d.s):
 		return d.keep(names.ReasonPoolNotAllowed, "the serviceAllocation of pool %q does not admit this Service", pool.Name)
 	}
-	if len(d.held.Addresses) > 0 && d.within(pool) {
+	if inside := d.within(pool); len(inside) > 0 {
+		d.held.Addresses = inside
 		return d.complete(pool)
 	}
 	if got := d.take([]*snapshot.Pool{pool}); got.Reason == names.ReasonAssigned {
@@ -139,9 +140,10 @@ func (d *decider) fromPool() Decision {
 	return d.keep(names.ReasonPoolExhausted, "pool %q has no free address for this Service: add addresses to it or free some", pool.Name)
 }
 
-// within says whether the pool contains all that the Service holds.
-func (d *decider) within(p *snapshot.Pool) bool {
-	return !slices.ContainsFunc(d.held.Addresses, func(a netip.Addr) bool { return !p.Contains(a) })
+// within returns what the Service holds from the pool, which it keeps: a move that was decided but not seen to be written
+// is decided again in the same way.
+func (d *decider) within(p *snapshot.Pool) []netip.Addr {
+	return slices.DeleteFunc(slices.Clone(d.held.Addresses), func(a netip.Addr) bool { return !p.Contains(a) })
 }
 
 // automatic serves a Service that leaves the choice to us.

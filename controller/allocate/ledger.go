@@ -4,6 +4,7 @@
 package allocate
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -123,6 +124,17 @@ func (l *Ledger) Release(k view.Key) []netip.Addr {
 		delete(l.byKey, held.share.key)
 	}
 	return freed
+}
+
+// Services returns every Service that holds something, sorted.
+func (l *Ledger) Services() []view.Key {
+	return slices.SortedFunc(maps.Keys(l.services), view.Key.Compare)
+}
+
+// Usable says whether the Service may hold a: nobody else does, or all who do may share it with this Service.
+func (l *Ledger) Usable(a netip.Addr, s *view.Service) bool {
+	ok, _ := l.usable(a, s)
+	return ok
 }
 
 // InUse counts the different addresses in use that lie in the pool.

@@ -1,0 +1,138 @@
+// Command controller gives addresses to Services of type LoadBalancer from IPAddressPools. Several may run; one leads,
+// the others wait.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/spf13/pflag"
+	"k8s.io/apimachinery/pkg/runtime"
+	clientscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/klog/v2"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/controller/reconcile"
+	"github.com/gantry-lb/gantry/internal/option"
+)
+
+// options are the controller's options.
+type options struct {
+	option.Common
+	LeaderElect bool
+	Webhook     string
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	o, err := parse(os.Args[1:], option.Environment)
+	if errors.Is(err, pflag.ErrHelp) {
+		return
+	}
+	if err == nil {
+		err = run(ctx, o)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "controller:", err)
+		os.Exit(1)
+	}
+}
+
+// parse reads and checks the command line and the environment.
+func parse(args []string, lookup func(string) (string, bool)) (options, error) {
+	var o options
+	fs := pflag.NewFlagSet("controller", pflag.ContinueOnError)
+	o.Bind(fs, ":7472", ":8081")
+	fs.BoolVar(&o.LeaderElect, "leader-elect", true, "wait to be elected before giving addresses; needed with more than one controller")
+	fs.StringVar(&o.Webhook, "webhook", "disabled", "enabled or disabled; this version serves no webhook and says so")
+	if err := option.Parse(fs, args, lookup); err != nil {
+		return o, err
+	}
+	if o.Webhook != "enabled" && o.Webhook != "disabled" {
+		return o, option.Invalid("webhook", o.Webhook, "write enabled or disabled")
+	}
+	return o, o.Validate()
+}
+
+// run serves until ctx ends.
+func run(ctx context.Context, o options) error {
+	log := o.Logger(os.Stderr)
+	ctrl.SetLogger(logr.FromSlogHandler(log.Handler()))
+	klog.SetSlogLogger(log)
+	if o.Webhook == "enabled" {
+		log.Warn("--webhook enabled: this version serves no webhook; the rules of the CRDs and the conditions report bad input")
+	}
+	config, err := o.RESTConfig()
+	if err != nil {
+		return err
+	}
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{clientscheme.AddToScheme, v1beta1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			return fmt.Errorf("registering the kinds: %w", err)
+		}
+	}
+	if err := option.AwaitKinds(ctx, config, log, "ipaddresspools", "l2advertisements"); err != nil {
+		return err
+	}
+	own := cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
+	grace := 2 * time.Second
+	mgr, err := ctrl.NewManager(config, ctrl.Options{
+		Scheme:                        scheme,
+		Metrics:                       metricsserver.Options{BindAddress: o.MetricsBindAddress},
+		HealthProbeBindAddress:        o.HealthProbeBindAddress,
+		LeaderElection:                o.LeaderElect,
+		LeaderElectionID:              names.LeaderLease,
+		LeaderElectionNamespace:       o.Namespace,
+		LeaderElectionReleaseOnCancel: true,
+		GracefulShutdownTimeout:       &grace,
+		Cache: cache.Options{
+			DefaultTransform: cache.TransformStripManagedFields(),
+			ByObject:         map[client.Object]cache.ByObject{&v1beta1.IPAddressPool{}: own, &v1beta1.L2Advertisement{}: own},
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("setting up: %w", err)
+	}
+	services := &reconcile.Services{
+		Client: mgr.GetClient(), Events: mgr.GetEventRecorder(names.ControllerEvents), Log: log,
+		Namespace: o.Namespace, Class: o.LoadBalancerClass,
+	}
+	if err := services.Setup(mgr); err != nil {
+		return err
+	}
+	if err := probes(mgr, services); err != nil {
+		return err
+	}
+	return mgr.Start(ctx)
+}
+
+// probes serve liveness, and readiness: a leader is ready once it knows every address in use, another controller once it
+// stands by.
+func probes(mgr ctrl.Manager, services *reconcile.Services) error {
+	alive := func(*http.Request) error { return nil }
+	ready := func(*http.Request) error {
+		select {
+		case <-mgr.Elected():
+			if !services.Loaded() {
+				return errors.New("the addresses in use are not read yet")
+			}
+		default:
+		}
+		return nil
+	}
+	return errors.Join(mgr.AddHealthzCheck("alive", alive), mgr.AddReadyzCheck("loaded", ready))
+}

@@ -1,0 +1,115 @@
+// Package option reads the command lines of both binaries. Every flag --some-name has the environment variable
+// GANTRY_SOME_NAME as its fallback; the flag wins. Unknown flags are refused, and an error names the flag, the
+// variable and the offending text. It reads no file but the kubeconfig.
+package option
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+
+	"github.com/spf13/pflag"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/gantry-lb/gantry/api/names"
+)
+
+// Off is the value that switches an address to listen on off.
+const Off = "0"
+
+// Common are the options that both binaries have.
+type Common struct {
+	Kubeconfig             string
+	Namespace              string
+	LoadBalancerClass      string
+	MetricsBindAddress     string
+	HealthProbeBindAddress string
+	LogLevel               string
+}
+
+// Bind declares the flags; metrics and health are the default addresses to listen on.
+func (c *Common) Bind(fs *pflag.FlagSet, metrics, health string) {
+	fs.StringVar(&c.Kubeconfig, "kubeconfig", "", "path of a kubeconfig; empty uses the Pod's service account")
+	fs.StringVar(&c.Namespace, "namespace", names.Namespace, "namespace of Gantry's own objects and of its configuration")
+	fs.StringVar(&c.LoadBalancerClass, "load-balancer-class", "", "serve only Services with this spec.loadBalancerClass; empty serves those without one")
+	fs.StringVar(&c.MetricsBindAddress, "metrics-bind-address", metrics, "address:port of the metrics; 0 switches them off")
+	fs.StringVar(&c.HealthProbeBindAddress, "health-probe-bind-address", health, "address:port of /healthz and /readyz; 0 switches them off")
+	fs.StringVar(&c.LogLevel, "log-level", "info", "all, debug, info, warn, error or none")
+}
+
+// Validate says which option has a value that cannot be used.
+func (c *Common) Validate() error {
+	if c.Namespace == "" {
+		return Invalid("namespace", c.Namespace, "name the namespace that holds the IPAddressPools")
+	}
+	if _, ok := levels[c.LogLevel]; !ok {
+		return Invalid("log-level", c.LogLevel, "write all, debug, info, warn, error or none")
+	}
+	for _, l := range []struct{ flag, value string }{
+		{"metrics-bind-address", c.MetricsBindAddress}, {"health-probe-bind-address", c.HealthProbeBindAddress},
+	} {
+		if _, _, err := net.SplitHostPort(l.value); l.value != Off && err != nil {
+			return Invalid(l.flag, l.value, "write ADDRESS:PORT, :PORT or 0")
+		}
+	}
+	return nil
+}
+
+// Invalid is the error for an option whose value cannot be used.
+func Invalid(flag, value, hint string) error {
+	return fmt.Errorf("--%s (or %s): %q cannot be used: %s", flag, variable(flag), value, hint)
+}
+
+func variable(flag string) string {
+	return "GANTRY_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
+}
+
+// Parse reads the arguments, then the environment for the flags that were not given.
+func Parse(fs *pflag.FlagSet, args []string, lookup func(string) (string, bool)) error {
+	fs.SortFlags = false
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	if fs.NArg() > 0 {
+		return fmt.Errorf("unexpected argument %q: there are only flags", fs.Arg(0))
+	}
+	var failed error
+	fs.VisitAll(func(f *pflag.Flag) {
+		value, ok := lookup(variable(f.Name))
+		if f.Changed || !ok || failed != nil {
+			return
+		}
+		if err := fs.Set(f.Name, value); err != nil {
+			failed = Invalid(f.Name, value, "write a "+f.Value.Type())
+		}
+	})
+	return failed
+}
+
+// levels are the log levels by name. The lowest shows everything, the highest nothing.
+var levels = map[string]slog.Level{
+	"all": -100, "debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError, "none": 100,
+}
+
+// Logger returns a logger that writes lines of JSON from the level upward.
+func (c *Common) Logger(w io.Writer) *slog.Logger {
+	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: levels[c.LogLevel]}))
+}
+
+// RESTConfig returns how to reach the API server. The client does not throttle itself: the API server's own priority and
+// fairness does that better, and an address should not wait for a token.
+func (c *Common) RESTConfig() (*rest.Config, error) {
+	config, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("reading how to reach the API server (--kubeconfig %q, or the Pod's service account): %w", c.Kubeconfig, err)
+	}
+	config.QPS = -1
+	return config, nil
+}
+
+// Environment looks a variable up in the process's environment.
+func Environment(name string) (string, bool) { return os.LookupEnv(name) }
