@@ -33,7 +33,6 @@ type Layer2 interface {
 // Members carries messages between the speakers. Every method returns at once.
 type Members interface {
 	Send(to string, payload []byte)
-	Broadcast(payload []byte)
 	SetState(state []byte)
 	SetMACs(macs []facts.MAC)
 	Rejoin()

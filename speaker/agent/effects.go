@@ -24,9 +24,6 @@ func (a *Agent) perform(e elect.Effect) {
 	switch e := e.(type) {
 	case elect.Send:
 		a.o.Members.Send(e.To, e.Payload)
-	case elect.Broadcast:
-		a.o.Members.Broadcast(e.Payload)
-		a.restate = true
 	case elect.Probe:
 		a.o.Layer2.Probe(layer2.Probe{ID: e.ID, Address: e.Address, Links: e.Links, Attempts: e.Attempts, Interval: e.Interval})
 	case elect.AskGateway:

@@ -3,11 +3,17 @@
 package facts
 
 import (
+	"fmt"
 	"net/netip"
 )
 
 // MAC is an Ethernet address.
 type MAC [6]byte
+
+// String returns the usual notation, "02:00:00:00:00:01".
+func (m MAC) String() string {
+	return fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5])
+}
 
 // Link is a network interface of the node, usable for layer 2: up, with carrier, an Ethernet address, no master,
 // able to broadcast, and not excluded by name.
@@ -67,6 +73,8 @@ type ProbeResult struct {
 	Address netip.Addr
 	// Answers are the Ethernet addresses that answered, each once; none of this node's own.
 	Answers []MAC
+	// Unasked says that no link could carry the question: no answer is then no silence.
+	Unasked bool
 }
 
 // ForeignClaim says that a host other than this node spoke for an address that this node answers for.

@@ -1,0 +1,144 @@
+package elect
+
+import (
+	"encoding/binary"
+	"errors"
+	"net/netip"
+)
+
+// The wire format. A message is a version byte, a kind byte and the body; integers are unsigned varints, strings and
+// addresses have a length byte in front. Members of other versions ignore what they cannot read.
+const wireVersion = 1
+
+// The kinds of messages.
+const (
+	kindBeacon  = 1 // nonce, seq, digest, flags
+	kindClaims  = 2 // claims; flag: an answer to kindRequest
+	kindSuspect = 3 // node, nonce, flag: silent or heard again
+	kindOffer   = 4 // claims that the receiver is asked to make
+	kindRefuse  = 5 // claims that were offered and are refused
+	kindRequest = 6 // empty: send all claims
+)
+
+// claimsPerMessage keeps a message within one datagram of an Ethernet segment: a claim takes up to about 36 bytes with
+// node names of 12 bytes, and memberlist adds encryption and headers. Longer names only fragment.
+const claimsPerMessage = 24
+
+// Claim says who holds an address. It is asserted by the holder alone.
+type Claim struct {
+	Address netip.Addr
+	Holder  string
+	// Nonce is the life of the holder's process in which the claim was made.
+	Nonce uint64
+	// Epoch counts the holders of the address; the higher one is right.
+	Epoch uint64
+	// Released says that the holder gave the address up without a successor.
+	Released bool
+}
+
+// errMessage is the error for bytes that are no message.
+var errMessage = errors.New("elect: malformed message")
+
+func header(kind byte) []byte { return []byte{wireVersion, kind} }
+
+func appendString(b []byte, s string) []byte {
+	if len(s) > 255 {
+		s = s[:255]
+	}
+	return append(append(b, byte(len(s))), s...)
+}
+
+func appendBool(b []byte, v bool) []byte {
+	if v {
+		return append(b, 1)
+	}
+	return append(b, 0)
+}
+
+func appendClaim(b []byte, c Claim) []byte {
+	b = appendString(b, string(c.Address.AsSlice()))
+	b = appendString(b, c.Holder)
+	b = binary.AppendUvarint(b, c.Nonce)
+	b = binary.AppendUvarint(b, c.Epoch)
+	return appendBool(b, c.Released)
+}
+
+func appendClaims(b []byte, claims []Claim) []byte {
+	b = binary.AppendUvarint(b, uint64(len(claims)))
+	for _, c := range claims {
+		b = appendClaim(b, c)
+	}
+	return b
+}
+
+// reader reads a message; after the first fault everything it returns is zero.
+type reader struct {
+	b   []byte
+	err error
+}
+
+func (r *reader) fail() { r.b, r.err = nil, errMessage }
+
+func (r *reader) uint() uint64 {
+	v, n := binary.Uvarint(r.b)
+	if n <= 0 {
+		r.fail()
+		return 0
+	}
+	r.b = r.b[n:]
+	return v
+}
+
+func (r *reader) byte() byte {
+	if len(r.b) == 0 {
+		r.fail()
+		return 0
+	}
+	v := r.b[0]
+	r.b = r.b[1:]
+	return v
+}
+
+func (r *reader) string() string {
+	n := int(r.byte())
+	if n > len(r.b) {
+		r.fail()
+		return ""
+	}
+	s := string(r.b[:n])
+	r.b = r.b[n:]
+	return s
+}
+
+func (r *reader) claim() Claim {
+	var c Claim
+	a, ok := netip.AddrFromSlice([]byte(r.string()))
+	c.Address, c.Holder = a, r.string()
+	c.Nonce, c.Epoch = r.uint(), r.uint()
+	c.Released = r.byte() == 1
+	if !ok {
+		r.fail()
+	}
+	return c
+}
+
+func (r *reader) claims() []Claim {
+	n := r.uint()
+	var out []Claim
+	for range n {
+		c := r.claim()
+		if r.err != nil {
+			return nil
+		}
+		out = append(out, c)
+	}
+	return out
+}
+
+// open checks the header and returns the kind and a reader of the body.
+func open(payload []byte) (byte, *reader) {
+	if len(payload) < 2 || payload[0] != wireVersion {
+		return 0, &reader{err: errMessage}
+	}
+	return payload[1], &reader{b: payload[2:]}
+}
