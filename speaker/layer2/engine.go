@@ -1,0 +1,332 @@
+// Package layer2 answers for addresses on Ethernet segments. The Engine is told which addresses to answer for, on which
+// links; it answers ARP requests, sends gratuitous frames when an address or a link is new, asks the wire who has
+// an address, and reports what others claim. It decides nothing about who should hold an address, and never puts
+// one on an interface. Package wire holds the Linux sockets; tests put their own Wire in its place.
+package layer2
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/facts"
+	"github.com/gantry-lb/gantry/speaker/intent"
+)
+
+// ErrDenied is the error of a Wire that may not open raw sockets.
+var ErrDenied = errors.New("raw sockets are not permitted: give the speaker the capability NET_RAW")
+
+// Wire opens ports on links.
+type Wire interface {
+	Open(l facts.Link) (Port, error)
+}
+
+// Port sends and receives ARP frames on one link. Read blocks until a frame came or the port failed or was closed; Close
+// ends a blocked Read. Frames that this node sent are not read.
+type Port interface {
+	Read() (Frame, error)
+	Write(f Frame) error
+	Close() error
+}
+
+// Kind says how the wire is asked.
+type Kind uint8
+
+// The kinds of Probes.
+const (
+	// Acquire asks as one who may want to use the address: the sender's address is 0.0.0.0, so that nobody learns
+	// anything wrong from the question (RFC 5227 section 2.1.1).
+	Acquire Kind = iota
+	// Ask asks as an ordinary neighbour, by the link's own address; hosts that ignore an Acquire answer this.
+	Ask
+)
+
+// Probe asks the wire who answers for an address. Attempts frames are sent on each link, Interval apart, and the result
+// is reported Interval after the last, or at the first answer.
+type Probe struct {
+	ID       uint64
+	Address  netip.Addr
+	Links    []int
+	Attempts int
+	Interval time.Duration
+	Kind     Kind
+}
+
+// Report is what the engine found: facts.ProbeResult, facts.ForeignClaim, PortFailed or PortOpened.
+type Report any
+
+// PortFailed says that a link cannot be used. It is reported once for each change of the error.
+type PortFailed struct {
+	Link facts.Link
+	Err  error
+}
+
+// Denied says that the reason is lack of permission.
+func (p PortFailed) Denied() bool { return errors.Is(p.Err, ErrDenied) }
+
+// PortOpened says that a link is usable now.
+type PortOpened struct{ Link facts.Link }
+
+// Counters count frames since the start.
+type Counters struct{ Requests, Answers, Gratuitous, Dropped uint64 }
+
+// Engine is the owner of the ports. Make it with New; its methods may be called from any goroutine and return at once.
+type Engine struct {
+	wire Wire
+	now  func() time.Time
+
+	claims   chan []intent.Claim // holds the latest value only, as does links
+	links    chan facts.LinkSet
+	announce chan []netip.Addr
+	probe    chan Probe
+	reports  chan Report
+	until    atomic.Int64 // answers are sent before this time, in nanoseconds since 1970
+
+	requests, answers, gratuitous, dropped atomic.Uint64
+
+	// Run owns all that follows.
+	held    map[netip.Addr][]int
+	ports   map[int]*port
+	asking  map[uint64]*question
+	sched   *Schedule
+	frames  chan received
+	readers sync.WaitGroup
+	foreign map[foreignKey]time.Time
+}
+
+type foreignKey struct {
+	address netip.Addr
+	mac     facts.MAC
+}
+
+// New returns an Engine that answers for nothing.
+func New(wire Wire, now func() time.Time) *Engine {
+	return &Engine{
+		wire: wire, now: now,
+		claims: make(chan []intent.Claim, 1), links: make(chan facts.LinkSet, 1), announce: make(chan []netip.Addr, 16),
+		probe: make(chan Probe, 4096), reports: make(chan Report, 4096),
+		held: map[netip.Addr][]int{}, ports: map[int]*port{}, asking: map[uint64]*question{},
+		sched: NewSchedule(), frames: make(chan received, 1024), foreign: map[foreignKey]time.Time{},
+	}
+}
+
+// latest puts v in the place of a value that was not taken yet.
+func latest[T any](c chan T, v T) {
+	for {
+		select {
+		case c <- v:
+			return
+		default:
+		}
+		select {
+		case <-c:
+		default:
+		}
+	}
+}
+
+// Apply makes the engine answer for exactly these claims.
+func (e *Engine) Apply(claims []intent.Claim) { latest(e.claims, claims) }
+
+// SetLinks tells which links there are.
+func (e *Engine) SetLinks(links facts.LinkSet) { latest(e.links, links) }
+
+// Announce repeats the gratuitous burst of held addresses. A request too many is dropped: a burst is under way then.
+func (e *Engine) Announce(addresses []netip.Addr) {
+	select {
+	case e.announce <- addresses:
+	default:
+		e.dropped.Add(1)
+	}
+}
+
+// Probe asks the wire; the result comes as a report. When more questions wait than the engine takes, the result says at
+// once that nobody was asked.
+func (e *Engine) Probe(p Probe) {
+	select {
+	case e.probe <- p:
+	default:
+		e.report(facts.ProbeResult{ID: p.ID, Address: p.Address, Unasked: true})
+	}
+}
+
+// Renew lets the engine answer until t. Before the first call it is silent.
+func (e *Engine) Renew(t time.Time) {
+	if t.IsZero() {
+		e.until.Store(0)
+		return
+	}
+	e.until.Store(t.UnixNano())
+}
+
+// Reports delivers what the engine finds. When nobody takes them the oldest are dropped.
+func (e *Engine) Reports() <-chan Report { return e.reports }
+
+// Counters returns the counters.
+func (e *Engine) Counters() Counters {
+	return Counters{e.requests.Load(), e.answers.Load(), e.gratuitous.Load(), e.dropped.Load()}
+}
+
+func (e *Engine) report(r Report) {
+	for {
+		select {
+		case e.reports <- r:
+			return
+		default:
+		}
+		select {
+		case <-e.reports:
+			e.dropped.Add(1)
+		default:
+		}
+	}
+}
+
+// Run serves until ctx ends; then every port is closed and every reader has ended.
+func (e *Engine) Run(ctx context.Context) error {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	defer e.closeAll()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case claims := <-e.claims:
+			e.hold(claims)
+		case links := <-e.links:
+			e.setLinks(links)
+		case addresses := <-e.announce:
+			for _, a := range addresses {
+				e.burst(a, e.held[a])
+			}
+		case p := <-e.probe:
+			e.ask(p)
+		case r := <-e.frames:
+			e.receive(r)
+		case <-timer.C:
+		}
+		timer.Reset(e.work(e.now()))
+	}
+}
+
+// work does what is due and returns how long it may wait until the next call.
+func (e *Engine) work(now time.Time) time.Duration {
+	next := now.Add(time.Minute)
+	earlier := func(t time.Time) {
+		if !t.IsZero() && t.Before(next) {
+			next = t
+		}
+	}
+	due, at := e.sched.Advance(now)
+	for _, g := range due {
+		e.sendGratuitous(g)
+	}
+	earlier(at)
+	earlier(e.askAgain(now))
+	earlier(e.reopen(now))
+	return max(next.Sub(now), 0)
+}
+
+// hold takes in what to answer for; each address that is new on a link is announced on it.
+func (e *Engine) hold(claims []intent.Claim) {
+	held := make(map[netip.Addr][]int, len(claims))
+	for _, c := range claims {
+		if c.Address.Is4() { // IPv6 needs neighbour discovery, which this engine does not speak
+			held[c.Address] = c.Links
+		}
+	}
+	before := e.held
+	e.held = held
+	for a := range before {
+		if _, ok := held[a]; !ok {
+			e.sched.Remove(a)
+		}
+	}
+	for a, links := range held {
+		var added []int
+		for _, l := range links {
+			if !contains(before[a], l) {
+				added = append(added, l)
+			}
+		}
+		e.burst(a, added)
+	}
+}
+
+func contains(s []int, v int) bool {
+	for _, x := range s {
+		if x == v {
+			return true
+		}
+	}
+	return false
+}
+
+func (e *Engine) burst(a netip.Addr, links []int) {
+	for _, l := range links {
+		if e.ports[l] != nil {
+			e.sched.Start(a, l, e.now())
+		}
+	}
+}
+
+// sendGratuitous announces an address on a link in both forms: a request, which is what RFC 5227 section 3 asks for, and
+// a reply, since some hosts update their cache on one of them alone.
+func (e *Engine) sendGratuitous(g Gratuitous) {
+	p := e.ports[g.Link]
+	if p == nil || p.io == nil || !contains(e.held[g.Address], g.Link) || e.fenced() {
+		return
+	}
+	for _, op := range []Operation{Request, Reply} {
+		e.write(p, Frame{
+			Destination: broadcast, Source: p.link.MAC, Operation: op,
+			SenderMAC: p.link.MAC, SenderIP: g.Address, TargetMAC: broadcast, TargetIP: g.Address,
+		})
+		e.gratuitous.Add(1)
+	}
+}
+
+func (e *Engine) fenced() bool { return e.now().UnixNano() >= e.until.Load() }
+
+// foreignInterval bounds how often one host's claim to one address is reported.
+const foreignInterval = time.Second
+
+// receive handles a frame from the wire.
+func (e *Engine) receive(r received) {
+	p := e.ports[r.link]
+	if p == nil || p.generation != r.generation {
+		return
+	}
+	if r.err != nil {
+		e.fail(p, r.err)
+		return
+	}
+	f := r.frame
+	for _, own := range e.ports {
+		if f.SenderMAC == own.link.MAC {
+			return
+		}
+	}
+	e.hear(f.SenderIP, f.SenderMAC)
+	links, held := e.held[f.SenderIP]
+	if held && contains(links, r.link) {
+		k := foreignKey{f.SenderIP, f.SenderMAC}
+		if now := e.now(); now.Sub(e.foreign[k]) >= foreignInterval {
+			e.foreign[k] = now
+			e.report(facts.ForeignClaim{Address: f.SenderIP, MAC: f.SenderMAC, Link: r.link})
+		}
+	}
+	if !contains(e.held[f.TargetIP], r.link) {
+		return
+	}
+	if f.Operation == Request {
+		e.requests.Add(1)
+	}
+	if answer, why := Answer(f, p.link.MAC); why == Answered && !e.fenced() {
+		e.write(p, answer)
+		e.answers.Add(1)
+	}
+}

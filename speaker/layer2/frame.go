@@ -1,0 +1,58 @@
+package layer2
+
+import (
+	"net/netip"
+
+	"github.com/gantry-lb/gantry/speaker/facts"
+)
+
+// Operation is what an ARP frame is (RFC 826).
+type Operation uint16
+
+// The operations of ARP.
+const (
+	Request Operation = 1
+	Reply   Operation = 2
+)
+
+// Frame is an ARP frame for IPv4 over Ethernet.
+type Frame struct {
+	Destination, Source facts.MAC
+	Operation           Operation
+	SenderMAC           facts.MAC
+	SenderIP            netip.Addr
+	TargetMAC           facts.MAC
+	TargetIP            netip.Addr
+}
+
+// broadcast is the Ethernet address of everybody.
+var broadcast = facts.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+
+// DropReason says why a frame is not answered.
+type DropReason string
+
+// What becomes of a frame that asks for a held address.
+const (
+	Answered       DropReason = ""
+	DropNoRequest  DropReason = "NoRequest"
+	DropNotForUs   DropReason = "NotForUs"
+	DropGratuitous DropReason = "Gratuitous"
+)
+
+// Answer returns the reply to a frame whose target is an address that the node with this Ethernet address holds. A probe,
+// whose sender has no address yet, is answered too: that is how its sender learns that the address is taken
+// (RFC 5227 section 2.1.1).
+func Answer(f Frame, own facts.MAC) (Frame, DropReason) {
+	switch {
+	case f.Operation != Request:
+		return Frame{}, DropNoRequest
+	case f.Destination != broadcast && f.Destination != own:
+		return Frame{}, DropNotForUs
+	case f.SenderIP == f.TargetIP: // an announcement, no question
+		return Frame{}, DropGratuitous
+	}
+	return Frame{
+		Destination: f.SenderMAC, Source: own, Operation: Reply,
+		SenderMAC: own, SenderIP: f.TargetIP, TargetMAC: f.SenderMAC, TargetIP: f.SenderIP,
+	}, Answered
+}

@@ -1,0 +1,145 @@
+package layer2
+
+import (
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/facts"
+)
+
+// port is a link with its socket, if that could be opened.
+type port struct {
+	link facts.Link
+	io   Port
+	// generation tells the frames of this socket from those of an earlier one.
+	generation uint64
+	err        string // as last reported
+	retryAt    time.Time
+	backoff    time.Duration
+}
+
+// received is what a reader read.
+type received struct {
+	link       int
+	generation uint64
+	frame      Frame
+	err        error
+}
+
+const (
+	firstBackoff = 500 * time.Millisecond
+	maxBackoff   = 10 * time.Second
+)
+
+// setLinks opens a port on each new link and closes those of links that are gone. A link whose Ethernet address changed
+// counts as new: the segment has to learn the new one.
+func (e *Engine) setLinks(links facts.LinkSet) {
+	for index, p := range e.ports {
+		l, ok := links.ByIndex(index)
+		if !ok || l.MAC != p.link.MAC || l.Name != p.link.Name {
+			e.close(p)
+			delete(e.ports, index)
+			continue
+		}
+		p.link = l
+	}
+	for _, l := range links {
+		if e.ports[l.Index] == nil {
+			p := &port{link: l, backoff: firstBackoff}
+			e.ports[l.Index] = p
+			e.open(p)
+		}
+	}
+}
+
+// open opens the port and announces what is held on its link.
+func (e *Engine) open(p *port) {
+	io, err := e.wire.Open(p.link)
+	if err != nil {
+		e.fail(p, err)
+		return
+	}
+	p.io, p.err, p.backoff, p.retryAt = io, "", firstBackoff, time.Time{}
+	p.generation++
+	e.readers.Add(1)
+	go e.read(io, p.link.Index, p.generation)
+	e.report(PortOpened{Link: p.link})
+	for a, links := range e.held {
+		if contains(links, p.link.Index) {
+			e.sched.Start(a, p.link.Index, e.now())
+		}
+	}
+}
+
+// read passes on frames until the port fails; the last thing it passes on is the error.
+func (e *Engine) read(io Port, link int, generation uint64) {
+	defer e.readers.Done()
+	for {
+		f, err := io.Read()
+		e.frames <- received{link: link, generation: generation, frame: f, err: err}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// fail closes the port and has it opened again later, ever more slowly. The same error is reported once.
+func (e *Engine) fail(p *port, err error) {
+	e.close(p)
+	p.retryAt = e.now().Add(p.backoff)
+	p.backoff = min(2*p.backoff, maxBackoff)
+	if text := err.Error(); text != p.err {
+		p.err = text
+		e.report(PortFailed{Link: p.link, Err: err})
+	}
+}
+
+func (e *Engine) close(p *port) {
+	if p.io != nil {
+		p.io.Close() // the reader ends; its last word is of an old generation
+		p.io = nil
+	}
+	p.generation++
+}
+
+// reopen tries the failed ports whose time has come and returns when the next one's does.
+func (e *Engine) reopen(now time.Time) time.Time {
+	var next time.Time
+	for _, p := range e.ports {
+		if p.io == nil && !now.Before(p.retryAt) {
+			e.open(p)
+		}
+		if p.io == nil && (next.IsZero() || p.retryAt.Before(next)) {
+			next = p.retryAt
+		}
+	}
+	return next
+}
+
+// write sends a frame; a port that fails is closed and tried again.
+func (e *Engine) write(p *port, f Frame) {
+	if p.io == nil {
+		return
+	}
+	if err := p.io.Write(f); err != nil {
+		e.fail(p, err)
+	}
+}
+
+// closeAll ends every reader. Their last words are thrown away, so that none waits for ever.
+func (e *Engine) closeAll() {
+	for _, p := range e.ports {
+		e.close(p)
+	}
+	done := make(chan struct{})
+	go func() {
+		e.readers.Wait()
+		close(done)
+	}()
+	for {
+		select {
+		case <-e.frames:
+		case <-done:
+			return
+		}
+	}
+}

@@ -1,0 +1,84 @@
+package layer2
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/facts"
+)
+
+// question is a Probe under way.
+type question struct {
+	Probe
+	sent    int
+	next    time.Time
+	carried bool // some link carried the question
+	answers []facts.MAC
+}
+
+// ask begins a Probe.
+func (e *Engine) ask(p Probe) {
+	e.asking[p.ID] = &question{Probe: p, next: e.now()}
+}
+
+// askAgain sends what is due, ends what is over, and returns when the next thing is due.
+func (e *Engine) askAgain(now time.Time) time.Time {
+	var next time.Time
+	for id, q := range e.asking {
+		if !now.Before(q.next) && len(q.answers) == 0 && q.sent < q.Attempts {
+			q.sent++
+			q.next = now.Add(q.Interval)
+			for _, l := range q.Links {
+				e.sendQuestion(q, l)
+			}
+		} else if len(q.answers) > 0 || !now.Before(q.next) {
+			delete(e.asking, id)
+			e.report(facts.ProbeResult{ID: id, Address: q.Address, Answers: q.answers, Unasked: !q.carried})
+			continue
+		}
+		if next.IsZero() || q.next.Before(next) {
+			next = q.next
+		}
+	}
+	return next
+}
+
+func (e *Engine) sendQuestion(q *question, link int) {
+	p := e.ports[link]
+	if p == nil || p.io == nil {
+		return
+	}
+	f := Frame{
+		Destination: broadcast, Source: p.link.MAC, Operation: Request,
+		SenderMAC: p.link.MAC, SenderIP: netip.IPv4Unspecified(), TargetIP: q.Address,
+	}
+	if q.Kind == Ask {
+		f.SenderIP = ownAddress(p.link, q.Address)
+	}
+	e.write(p, f)
+	q.carried = q.carried || p.io != nil
+}
+
+// ownAddress is the link's address in the subnet of a, or any of its IPv4 addresses.
+func ownAddress(l facts.Link, a netip.Addr) netip.Addr {
+	own := netip.IPv4Unspecified()
+	for _, p := range l.Prefixes {
+		if p.Contains(a) {
+			return p.Addr()
+		}
+		if p.Addr().Is4() {
+			own = p.Addr()
+		}
+	}
+	return own
+}
+
+// hear takes a frame's sender as an answer to whoever asks for its address.
+func (e *Engine) hear(a netip.Addr, mac facts.MAC) {
+	for _, q := range e.asking {
+		if q.Address == a && !slices.Contains(q.answers, mac) {
+			q.answers = append(q.answers, mac)
+		}
+	}
+}

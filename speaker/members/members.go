@@ -1,0 +1,288 @@
+// Package members knows which speakers are alive and carries messages between them. It is memberlist behind our values:
+// gossip for membership, encrypted datagrams for messages, full exchanges of state at each join. It decides nothing.
+// No method waits for the network; what cannot be sent in time is dropped and counted, and the protocol above
+// repairs it.
+package members
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"log"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+
+	"github.com/gantry-lb/gantry/speaker/facts"
+)
+
+// Options are what Members are made of.
+type Options struct {
+	// Name is the name of this node, Nonce this life of the process.
+	Name  string
+	Nonce uint64
+	// BindAddress and BindPort are where gossip is spoken, by TCP and UDP; port 0 takes any.
+	BindAddress netip.Addr
+	BindPort    int
+	// Key encrypts and authenticates every message; its SHA-256 is the AES key.
+	Key []byte
+	Log *slog.Logger
+}
+
+// Message came from another member.
+type Message struct {
+	From    string
+	Payload []byte
+}
+
+// Members is this node's place among the speakers. Make it with New.
+type Members struct {
+	o    Options
+	list *memberlist.Memberlist
+	meta atomic.Pointer[[]byte]
+	// state is what is served in a full exchange.
+	state  atomic.Pointer[[]byte]
+	seeds  atomic.Pointer[[]string]
+	synced atomic.Bool
+	nodes  atomic.Pointer[map[string]*memberlist.Node]
+
+	sets     chan facts.MemberSet
+	messages chan Message
+	remote   chan []byte
+	out      chan Message // From holds the receiver
+	rejoin   chan struct{}
+	update   chan struct{}
+	dropped  atomic.Uint64
+}
+
+// New opens the sockets. The speaker is alone until Run has reached a seed.
+func New(o Options) (*Members, error) {
+	m := &Members{
+		o: o, sets: make(chan facts.MemberSet, 1), messages: make(chan Message, 4096), remote: make(chan []byte, 16),
+		out: make(chan Message, 4096), rejoin: make(chan struct{}, 1), update: make(chan struct{}, 1),
+	}
+	m.SetMACs(nil)
+	m.SetState(nil)
+	m.SetSeeds(nil)
+	m.nodes.Store(&map[string]*memberlist.Node{})
+	key := sha256.Sum256(o.Key)
+	c := memberlist.DefaultLANConfig()
+	c.Name, c.BindAddr, c.BindPort, c.AdvertisePort = o.Name, o.BindAddress.String(), o.BindPort, o.BindPort
+	c.SecretKey = key[:]
+	c.Delegate, c.Events = (*delegate)(m), (*watcher)(m)
+	c.PushPullInterval = 10 * time.Second
+	c.DeadNodeReclaimTime = time.Second // a node that was replaced under the same name has another address
+	c.HandoffQueueDepth = 8192
+	c.Logger = log.New(logWriter{o.Log}, "", 0)
+	list, err := memberlist.Create(c)
+	if err != nil {
+		return nil, fmt.Errorf("opening the gossip sockets on %s (--gossip-bind-address, --gossip-bind-port): %w",
+			net.JoinHostPort(c.BindAddr, strconv.Itoa(o.BindPort)), err)
+	}
+	m.list = list
+	m.refresh()
+	return m, nil
+}
+
+// logWriter passes on memberlist's own log at the level debug: what matters of it is seen in the sets.
+type logWriter struct{ log *slog.Logger }
+
+func (w logWriter) Write(b []byte) (int, error) {
+	w.log.Debug("gossip", "text", string(b))
+	return len(b), nil
+}
+
+// Address is where this member speaks.
+func (m *Members) Address() netip.AddrPort {
+	n := m.list.LocalNode()
+	a, _ := netip.AddrFromSlice(n.Addr)
+	return netip.AddrPortFrom(a.Unmap(), n.Port)
+}
+
+// Sets delivers who is alive, now and after each change; the latest only.
+func (m *Members) Sets() <-chan facts.MemberSet { return m.sets }
+
+// Messages delivers the messages of others, in no certain order.
+func (m *Members) Messages() <-chan Message { return m.messages }
+
+// RemoteStates delivers the full states of others.
+func (m *Members) RemoteStates() <-chan []byte { return m.remote }
+
+// SetState sets what is served in a full exchange.
+func (m *Members) SetState(state []byte) { m.state.Store(&state) }
+
+// SetSeeds sets the addresses at which others may be found; the port is ours unless one is given.
+func (m *Members) SetSeeds(addresses []string) { m.seeds.Store(&addresses) }
+
+// Rejoin contacts the seeds that are no members at once.
+func (m *Members) Rejoin() { poke(m.rejoin) }
+
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// metaMACs is how many Ethernet addresses fit into what memberlist carries about a node (512 bytes).
+const metaMACs = 64
+
+// SetMACs tells the others the Ethernet addresses of this node.
+func (m *Members) SetMACs(macs []facts.MAC) {
+	b := binary.BigEndian.AppendUint64(nil, m.o.Nonce)
+	for _, mac := range macs[:min(len(macs), metaMACs)] {
+		b = append(b, mac[:]...)
+	}
+	if old := m.meta.Swap(&b); old != nil && !slices.Equal(*old, b) {
+		poke(m.update)
+	}
+}
+
+// Send sends a message to one member, best effort.
+func (m *Members) Send(to string, payload []byte) {
+	select {
+	case m.out <- Message{From: to, Payload: payload}:
+	default:
+		m.dropped.Add(1)
+	}
+}
+
+// Run joins and keeps joined until ctx ends; then it leaves, so that the others know at once.
+func (m *Members) Run(ctx context.Context) error {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		m.join(ctx)
+	}()
+	for ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case msg := <-m.out:
+			m.transmit(msg)
+		case <-m.update:
+			if err := m.list.UpdateNode(time.Second); err != nil {
+				m.o.Log.Debug("telling the others about this node", "error", err)
+			}
+		}
+	}
+	<-done
+	if err := m.list.Leave(500 * time.Millisecond); err != nil {
+		m.o.Log.Debug("leaving the gossip", "error", err)
+	}
+	if err := m.list.Shutdown(); err != nil {
+		return fmt.Errorf("closing the gossip sockets: %w", err)
+	}
+	return nil
+}
+
+// transmit puts the name of this node before the payload and sends it.
+func (m *Members) transmit(msg Message) {
+	n := (*m.nodes.Load())[msg.From]
+	if n == nil {
+		return
+	}
+	b := append([]byte{byte(len(m.o.Name))}, m.o.Name...)
+	if err := m.list.SendBestEffort(n, append(b, msg.Payload...)); err != nil {
+		m.o.Log.Debug("sending", "to", msg.From, "error", err)
+	}
+}
+
+const (
+	// lonely is how often the seeds are tried while no other member is known, joined how often otherwise: a healed
+	// partition is found by it.
+	lonely = 500 * time.Millisecond
+	joined = 5 * time.Second
+)
+
+// join contacts the seeds that are no members, again and again.
+func (m *Members) join(ctx context.Context) {
+	for {
+		if missing := m.missing(); len(missing) > 0 {
+			if n, err := m.list.Join(missing); n > 0 {
+				m.synced.Store(true)
+				m.refresh()
+			} else if err != nil {
+				m.o.Log.Debug("joining", "seeds", missing, "error", err)
+			}
+		}
+		wait := joined
+		if m.list.NumMembers() < 2 {
+			wait = lonely
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-m.rejoin:
+		case <-time.After(wait):
+		}
+	}
+}
+
+// missing returns the seeds that are no members, with ports.
+func (m *Members) missing() []string {
+	known := map[string]bool{m.Address().String(): true}
+	for _, n := range m.list.Members() {
+		known[n.Address()] = true
+	}
+	var out []string
+	for _, s := range *m.seeds.Load() {
+		if _, _, err := net.SplitHostPort(s); err != nil {
+			s = net.JoinHostPort(s, strconv.Itoa(int(m.Address().Port())))
+		}
+		if !known[s] {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// refresh delivers the members as they are.
+func (m *Members) refresh() {
+	if m.list == nil {
+		return
+	}
+	nodes := map[string]*memberlist.Node{}
+	set := facts.MemberSet{Synced: m.synced.Load()}
+	for _, n := range m.list.Members() {
+		nodes[n.Name] = n
+		set.Members = append(set.Members, member(n))
+	}
+	slices.SortFunc(set.Members, func(x, y facts.Member) int {
+		if x.Name < y.Name {
+			return -1
+		}
+		return 1
+	})
+	m.nodes.Store(&nodes)
+	for {
+		select {
+		case m.sets <- set:
+			return
+		default:
+		}
+		select {
+		case <-m.sets:
+		default:
+		}
+	}
+}
+
+func member(n *memberlist.Node) facts.Member {
+	a, _ := netip.AddrFromSlice(n.Addr)
+	out := facts.Member{Name: n.Name, Address: a.Unmap()}
+	if len(n.Meta) < 8 {
+		return out
+	}
+	out.Nonce = binary.BigEndian.Uint64(n.Meta)
+	for b := n.Meta[8:]; len(b) >= 6; b = b[6:] {
+		out.MACs = append(out.MACs, facts.MAC(b[:6]))
+	}
+	return out
+}
