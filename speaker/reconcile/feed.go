@@ -10,6 +10,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -43,6 +44,7 @@ type Feed struct {
 	// Self is this node's name: its own Pod is no seed.
 	Self string
 
+	synced atomic.Bool
 	mu     sync.Mutex // guards all that follows; informers call from goroutines of their own
 	slices map[view.Key]map[string]*discoveryv1.EndpointSlice
 	pods   map[string]seed
@@ -92,10 +94,14 @@ func (f *Feed) Run(ctx context.Context) error {
 	}
 	f.rebuild(ctx, nil)
 	f.Agent.Post(ctx, agent.Synced())
-	f.Log.Info("the cluster's state is read", "services", "all")
+	f.synced.Store(true)
+	f.Log.Info("the cluster's state is read")
 	<-ctx.Done()
 	return nil
 }
+
+// Synced says whether everything that exists has been posted once.
+func (f *Feed) Synced() bool { return f.synced.Load() }
 
 // last unwraps the last known state of an object whose deletion was not seen itself.
 func last(o any) any {

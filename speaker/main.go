@@ -1,0 +1,81 @@
+// Command speaker announces the addresses of Services from its node: it takes part in the election of each address's
+// holder and answers for what it holds. One runs on every node.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/go-logr/logr"
+	"github.com/spf13/pflag"
+	"k8s.io/klog/v2"
+	ctrl "sigs.k8s.io/controller-runtime"
+
+	"github.com/gantry-lb/gantry/internal/option"
+)
+
+// options are the speaker's options.
+type options struct {
+	option.Common
+	NodeName          string
+	PodName           string
+	GossipBindAddress string
+	GossipBindPort    int
+	GossipKeyFile     string
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	o, err := parse(os.Args[1:], option.Environment)
+	if errors.Is(err, pflag.ErrHelp) {
+		return
+	}
+	if err == nil {
+		err = start(ctx, o)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "speaker:", err)
+		os.Exit(1)
+	}
+}
+
+// start sets the loggers up and runs.
+func start(ctx context.Context, o options) error {
+	log := o.Logger(os.Stderr)
+	ctrl.SetLogger(logr.FromSlogHandler(log.Handler()))
+	klog.SetSlogLogger(log)
+	return run(ctx, o, log)
+}
+
+// parse reads and checks the command line and the environment.
+func parse(args []string, lookup func(string) (string, bool)) (options, error) {
+	var o options
+	fs := pflag.NewFlagSet("speaker", pflag.ContinueOnError)
+	o.Bind(fs, ":7473", "127.0.0.1:7474")
+	fs.StringVar(&o.NodeName, "node-name", "", "name of this node in the Kubernetes API; required")
+	fs.StringVar(&o.PodName, "pod-name", "", "name of this speaker's Pod, if it runs in one")
+	fs.StringVar(&o.GossipBindAddress, "gossip-bind-address", "", "address on which speakers talk to each other; empty takes the node's internal address")
+	fs.IntVar(&o.GossipBindPort, "gossip-bind-port", 7946, "port on which speakers talk to each other, TCP and UDP, the same on all nodes")
+	fs.StringVar(&o.GossipKeyFile, "gossip-key-file", "", "file with the gossip key; empty takes the Secret that the controller makes")
+	if err := option.Parse(fs, args, lookup); err != nil {
+		return o, err
+	}
+	if o.NodeName == "" {
+		return o, option.Invalid("node-name", o.NodeName, "name the node that the speaker runs on, as kubectl get nodes shows it")
+	}
+	if o.GossipBindPort < 1 || o.GossipBindPort > 65535 {
+		return o, option.Invalid("gossip-bind-port", fmt.Sprint(o.GossipBindPort), "write a port, 1 to 65535")
+	}
+	if o.GossipBindAddress != "" {
+		if _, err := netip.ParseAddr(o.GossipBindAddress); err != nil {
+			return o, option.Invalid("gossip-bind-address", o.GossipBindAddress, "write an IPv4 or IPv6 address of this node")
+		}
+	}
+	return o, o.Validate()
+}

@@ -1,0 +1,236 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"os"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
+	clientscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/internal/option"
+	"github.com/gantry-lb/gantry/internal/view"
+	"github.com/gantry-lb/gantry/speaker/agent"
+	"github.com/gantry-lb/gantry/speaker/elect"
+	"github.com/gantry-lb/gantry/speaker/layer2"
+	"github.com/gantry-lb/gantry/speaker/layer2/wire"
+	"github.com/gantry-lb/gantry/speaker/links"
+	"github.com/gantry-lb/gantry/speaker/members"
+	"github.com/gantry-lb/gantry/speaker/reconcile"
+)
+
+// drainTime bounds the hand-over at the end: the kubelet waits 10 s for the speaker of our manifests.
+const drainTime = 3 * time.Second
+
+// run serves until ctx ends, then hands over what it holds, and only then stops its parts.
+func run(ctx context.Context, o options, log *slog.Logger) error {
+	config, err := o.RESTConfig()
+	if err != nil {
+		return err
+	}
+	if err := option.AwaitKinds(ctx, config, log, "ipaddresspools", "l2advertisements", "servicel2statuses"); err != nil {
+		return err
+	}
+	mgr, err := newManager(config, o)
+	if err != nil {
+		return err
+	}
+	gossip, err := newMembers(ctx, mgr.GetAPIReader(), o, log)
+	if err != nil || ctx.Err() != nil {
+		return err
+	}
+	watcher, err := links.New(links.DefaultExclude, log)
+	if err != nil {
+		return err
+	}
+	engine := layer2.New(wire.Wire{}, time.Now)
+	writer := &reconcile.StatusWriter{
+		Client: mgr.GetClient(), Events: mgr.GetEventRecorder(names.SpeakerEvents), Log: log,
+		Self: o.NodeName, Pod: o.PodName, Namespace: o.Namespace,
+	}
+	writer.Init()
+	a := agent.New(agent.Options{
+		Self: o.NodeName, Nonce: gossip.nonce, Class: o.LoadBalancerClass, Timing: elect.DefaultTiming(),
+		Layer2: engine, Members: gossip, Links: watcher.Sets(), Now: time.Now, Log: log, Observe: writer.Observe,
+	})
+	feed := &reconcile.Feed{Cache: mgr.GetCache(), Agent: a, Seeds: gossip, Log: log, Self: o.NodeName}
+	if err := probes(mgr, feed); err != nil {
+		return err
+	}
+
+	// The parts outlive ctx until the addresses are handed over: the agent and the engine have to go on meanwhile.
+	parts, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	g, parts := errgroup.WithContext(parts)
+	for _, part := range []func(context.Context) error{
+		engine.Run, a.Run, watcher.Run, gossip.Run, mgr.Start, feed.Run, writer.Run,
+	} {
+		g.Go(func() error { return part(parts) })
+	}
+	g.Go(func() error {
+		select {
+		case <-parts.Done(): // a part failed
+			return nil
+		case <-ctx.Done():
+		}
+		handOver(a, log)
+		stop()
+		return nil
+	})
+	return g.Wait()
+}
+
+// handOver waits until other nodes hold what this one held.
+func handOver(a *agent.Agent, log *slog.Logger) {
+	a.Leave()
+	select {
+	case <-a.Drained():
+		log.Info("every address is handed over")
+	case <-time.After(drainTime):
+		log.Warn("stopping with addresses that no other node took", "waited", drainTime.String())
+	}
+}
+
+// newManager returns a manager whose cache holds what a speaker looks at, and nothing else.
+func newManager(config *rest.Config, o options) (ctrl.Manager, error) {
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{clientscheme.AddToScheme, v1beta1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			return nil, fmt.Errorf("registering the kinds: %w", err)
+		}
+	}
+	own := cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
+	speakers := labels.SelectorFromSet(labels.Set{names.LabelAppName: names.AppName, names.LabelComponent: names.ComponentSpeaker})
+	grace := time.Second
+	mgr, err := ctrl.NewManager(config, ctrl.Options{
+		Scheme:                  scheme,
+		Metrics:                 metricsserver.Options{BindAddress: o.MetricsBindAddress},
+		HealthProbeBindAddress:  o.HealthProbeBindAddress,
+		GracefulShutdownTimeout: &grace,
+		Cache: cache.Options{
+			DefaultTransform: cache.TransformStripManagedFields(),
+			ByObject: map[client.Object]cache.ByObject{
+				&v1beta1.IPAddressPool{}: own, &v1beta1.L2Advertisement{}: own, &v1beta1.ServiceL2Status{}: own,
+				&corev1.Pod{}: {Namespaces: map[string]cache.Config{o.Namespace: {LabelSelector: speakers}}},
+			},
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("setting up: %w", err)
+	}
+	return mgr, nil
+}
+
+// node is this node's place among the speakers, with the nonce of this life.
+type node struct {
+	*members.Members
+	nonce uint64
+}
+
+// newMembers waits for what gossip needs, the key and an address, and opens its sockets.
+func newMembers(ctx context.Context, api client.Reader, o options, log *slog.Logger) (node, error) {
+	var random [8]byte
+	if _, err := rand.Read(random[:]); err != nil {
+		return node{}, fmt.Errorf("making a nonce: %w", err)
+	}
+	nonce := binary.BigEndian.Uint64(random[:])
+	var key []byte
+	var address netip.Addr
+	err := await(ctx, log, func() (err error) {
+		if key, err = gossipKey(ctx, api, o); err != nil {
+			return err
+		}
+		address, err = gossipAddress(ctx, api, o)
+		return err
+	})
+	if err != nil || ctx.Err() != nil {
+		return node{}, err
+	}
+	m, err := members.New(members.Options{
+		Name: o.NodeName, Nonce: nonce, BindAddress: address, BindPort: o.GossipBindPort, Key: key, Log: log,
+	})
+	return node{m, nonce}, err
+}
+
+// await tries again each half second until f succeeds or ctx ends; what is missing is said once.
+func await(ctx context.Context, log *slog.Logger, f func() error) error {
+	told := ""
+	for {
+		err := f()
+		if err == nil || ctx.Err() != nil {
+			return nil
+		}
+		if err.Error() != told {
+			told = err.Error()
+			log.Warn("waiting to talk to the other speakers", "reason", told)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
+}
+
+func gossipKey(ctx context.Context, api client.Reader, o options) ([]byte, error) {
+	if o.GossipKeyFile != "" {
+		key, err := os.ReadFile(o.GossipKeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("reading the gossip key (--gossip-key-file): %w", err)
+		}
+		if len(key) < 16 {
+			return nil, fmt.Errorf("the gossip key in %q (--gossip-key-file) has %d bytes: use 32 random bytes", o.GossipKeyFile, len(key))
+		}
+		return key, nil
+	}
+	var s corev1.Secret
+	if err := api.Get(ctx, client.ObjectKey{Namespace: o.Namespace, Name: names.GossipSecret}, &s); err != nil {
+		return nil, fmt.Errorf("reading the gossip key, which the controller makes: %w", err)
+	}
+	if len(s.Data[names.GossipSecretKey]) < 16 {
+		return nil, fmt.Errorf("the Secret %s/%s has no usable entry %q: delete it, and restart the controller to make a new one", o.Namespace, names.GossipSecret, names.GossipSecretKey)
+	}
+	return s.Data[names.GossipSecretKey], nil
+}
+
+func gossipAddress(ctx context.Context, api client.Reader, o options) (netip.Addr, error) {
+	if o.GossipBindAddress != "" {
+		return netip.ParseAddr(o.GossipBindAddress)
+	}
+	var n corev1.Node
+	if err := api.Get(ctx, client.ObjectKey{Name: o.NodeName}, &n); err != nil {
+		return netip.Addr{}, fmt.Errorf("reading the address of node %q (or give --gossip-bind-address): %w", o.NodeName, err)
+	}
+	if v := view.FromNode(&n); len(v.Addresses) > 0 {
+		return v.Addresses[0], nil
+	}
+	return netip.Addr{}, fmt.Errorf("node %q has no internal address: give --gossip-bind-address", o.NodeName)
+}
+
+// probes serve liveness, and readiness: a speaker is ready once it has read the cluster's state.
+func probes(mgr ctrl.Manager, feed *reconcile.Feed) error {
+	alive := func(*http.Request) error { return nil }
+	ready := func(*http.Request) error {
+		if !feed.Synced() {
+			return errors.New("the cluster's state is not read yet")
+		}
+		return nil
+	}
+	return errors.Join(mgr.AddHealthzCheck("alive", alive), mgr.AddReadyzCheck("synced", ready))
+}
