@@ -1,0 +1,204 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"golang.org/x/sys/unix"
+)
+
+// tokenDir is where a Pod finds its service account.
+const tokenDir = "/var/run/secrets/kubernetes.io/serviceaccount"
+
+// shim says how a container of Gantry's is started.
+type shim struct {
+	Path     string
+	Args     []string
+	Env      []string
+	TokenDir string
+	UID, GID int
+	// Limited drops every capability but Capabilities.
+	Limited         bool
+	Capabilities    []uintptr
+	NoNewPrivileges bool
+}
+
+// capabilities are the numbers of those that manifests of network programs name (linux/capability.h).
+var capabilities = map[corev1.Capability]uintptr{
+	"NET_BIND_SERVICE": unix.CAP_NET_BIND_SERVICE, "NET_ADMIN": unix.CAP_NET_ADMIN, "NET_RAW": unix.CAP_NET_RAW,
+}
+
+// shim reads the container's specification.
+func (r *run) shim() (shim, error) {
+	c := &r.p.a.c
+	if len(r.spec.Command) == 0 {
+		return shim{}, fmt.Errorf("container %s: the lab knows Gantry's binaries by their command", r.spec.Name)
+	}
+	s := shim{
+		Path:     filepath.Join(c.BinDir, filepath.Base(r.spec.Command[0])),
+		Args:     append(slices.Clone(r.spec.Command), r.spec.Args...),
+		Env:      []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "KUBERNETES_SERVICE_HOST=10.96.0.1", "KUBERNETES_SERVICE_PORT=443"},
+		TokenDir: filepath.Join(r.p.dir(), "token"),
+	}
+	for _, e := range r.spec.Env {
+		s.Env = append(s.Env, e.Name+"="+r.value(e))
+	}
+	if err := r.p.token(s.TokenDir); err != nil {
+		return shim{}, err
+	}
+	pod, own := r.p.object.Spec.SecurityContext, r.spec.SecurityContext
+	if pod != nil {
+		s.identity(pod.RunAsUser, pod.RunAsGroup)
+	}
+	if own != nil {
+		s.identity(own.RunAsUser, own.RunAsGroup)
+		s.NoNewPrivileges = own.AllowPrivilegeEscalation != nil && !*own.AllowPrivilegeEscalation
+		if own.Capabilities != nil && slices.Contains(own.Capabilities.Drop, "ALL") {
+			s.Limited = true
+			for _, add := range own.Capabilities.Add {
+				s.Capabilities = append(s.Capabilities, capabilities[add])
+			}
+		}
+	}
+	return s, nil
+}
+
+func (s *shim) identity(user, group *int64) {
+	if user != nil {
+		s.UID, s.GID = int(*user), int(*user)
+	}
+	if group != nil {
+		s.GID = int(*group)
+	}
+}
+
+// value resolves a variable: a literal or a field of the Pod.
+func (r *run) value(e corev1.EnvVar) string {
+	if e.ValueFrom == nil || e.ValueFrom.FieldRef == nil {
+		return e.Value
+	}
+	o := r.p.object
+	return map[string]string{
+		"metadata.name": o.Name, "metadata.namespace": o.Namespace, "metadata.uid": string(o.UID),
+		"spec.nodeName": r.p.a.c.Name, "spec.serviceAccountName": o.Spec.ServiceAccountName,
+		"status.podIP": r.p.ip.String(), "status.hostIP": r.p.a.c.Addresses[0].String(),
+	}[e.ValueFrom.FieldRef.FieldPath]
+}
+
+// tokenLife is the life of a service account token; it is renewed at half of it.
+const tokenLife = time.Hour
+
+// token writes the Pod's service account to dir and keeps the token fresh.
+func (p *pod) token(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	if err := p.writeToken(dir); err != nil {
+		return err
+	}
+	go func() {
+		for {
+			select {
+			case <-p.ctx.Done():
+				return
+			case <-time.After(tokenLife / 2):
+			}
+			_ = p.a.persist(p.ctx, func(context.Context) error { return p.writeToken(dir) })
+		}
+	}()
+	return nil
+}
+
+func (p *pod) writeToken(dir string) error {
+	o := p.object
+	ctx, cancel := context.WithTimeout(p.ctx, 10*time.Second)
+	defer cancel()
+	seconds := int64(tokenLife / time.Second)
+	request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{
+		ExpirationSeconds: &seconds,
+		BoundObjectRef:    &authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: o.Name, UID: o.UID},
+	}}
+	t, err := p.a.client.CoreV1().ServiceAccounts(o.Namespace).CreateToken(ctx, o.Spec.ServiceAccountName, request, metav1.CreateOptions{})
+	if err != nil {
+		return fmt.Errorf("getting a token for %s/%s: %w", o.Namespace, o.Spec.ServiceAccountName, err)
+	}
+	ca, err := p.a.client.CoreV1().ConfigMaps(o.Namespace).Get(ctx, "kube-root-ca.crt", metav1.GetOptions{})
+	if err != nil {
+		return fmt.Errorf("getting the CA: %w", err)
+	}
+	for name, text := range map[string]string{"token": t.Status.Token, "ca.crt": ca.Data["ca.crt"], "namespace": o.Namespace} {
+		temporary := filepath.Join(dir, "."+name)
+		if err := os.WriteFile(temporary, []byte(text), 0o644); err != nil {
+			return err
+		}
+		if err := os.Rename(temporary, filepath.Join(dir, name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// enter turns the process into the container; it returns only when that fails.
+func enter(text string) error {
+	var s shim
+	if err := json.NewDecoder(strings.NewReader(text)).Decode(&s); err != nil {
+		return err
+	}
+	runtime.LockOSThread() // what follows counts for this thread, which becomes the container
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("taking a mount namespace: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("making the mounts private: %w", err)
+	}
+	if err := os.MkdirAll(tokenDir, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount(s.TokenDir, tokenDir, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mounting the service account: %w", err)
+	}
+	if err := s.limit(); err != nil {
+		return err
+	}
+	return syscall.Exec(s.Path, s.Args, s.Env)
+}
+
+// limit gives up the rights that the manifest does not grant.
+func (s *shim) limit() error {
+	if s.Limited {
+		for c := uintptr(0); c <= unix.CAP_LAST_CAP; c++ {
+			if !slices.Contains(s.Capabilities, c) {
+				_ = unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0) // one that this kernel does not have
+			}
+		}
+	}
+	if s.UID != 0 || s.GID != 0 {
+		if err := syscall.Setgroups(nil); err != nil {
+			return fmt.Errorf("dropping groups: %w", err)
+		}
+		if err := syscall.Setgid(s.GID); err != nil {
+			return fmt.Errorf("becoming group %d: %w", s.GID, err)
+		}
+		if err := syscall.Setuid(s.UID); err != nil {
+			return fmt.Errorf("becoming user %d: %w", s.UID, err)
+		}
+	}
+	if s.NoNewPrivileges {
+		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+			return fmt.Errorf("giving up new privileges: %w", err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,101 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+func goneOrOther(err error) bool { return apierrors.IsNotFound(err) || apierrors.IsConflict(err) }
+
+func (p *pod) annotatedUnready() bool {
+	p.a.mu.Lock()
+	defer p.a.mu.Unlock()
+	return p.object.Annotations[AnnotationUnready] == "true"
+}
+
+// writeStatus reports the Pod as it is.
+func (p *pod) writeStatus(ctx context.Context) error {
+	status := p.status()
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": p.object.UID}, "status": status})
+	if err != nil {
+		return err
+	}
+	_, err = p.a.client.CoreV1().Pods(p.object.Namespace).Patch(ctx, p.object.Name, types.MergePatchType, patch, metav1.PatchOptions{}, "status")
+	if err != nil && !goneOrOther(err) {
+		return fmt.Errorf("reporting Pod %s/%s: %w", p.object.Namespace, p.object.Name, err)
+	}
+	return nil
+}
+
+// status builds the Pod's status.
+func (p *pod) status() corev1.PodStatus {
+	p.a.mu.Lock()
+	o := p.object
+	p.a.mu.Unlock()
+	s := corev1.PodStatus{Phase: corev1.PodRunning, PodIP: p.ip.String(), HostIP: p.a.c.Addresses[0].String()}
+	s.PodIPs = append(s.PodIPs, corev1.PodIP{IP: p.ip.String()})
+	for _, ip := range p.a.c.Addresses {
+		s.HostIPs = append(s.HostIPs, corev1.HostIP{IP: ip.String()})
+	}
+	start := metav1.NewTime(o.CreationTimestamp.Time)
+	s.StartTime = &start
+	ready := o.Annotations[AnnotationUnready] != "true"
+	for _, r := range p.runs {
+		c := r.status()
+		ready = ready && c.Ready
+		s.ContainerStatuses = append(s.ContainerStatuses, c)
+	}
+	s.Conditions = conditions(o.Status.Conditions, map[corev1.PodConditionType]bool{
+		corev1.PodReadyToStartContainers: true, corev1.PodInitialized: true, corev1.PodScheduled: true,
+		corev1.ContainersReady: ready, corev1.PodReady: ready,
+	})
+	return s
+}
+
+// conditions puts the conditions in order; the time of the last transition changes with the value alone.
+func conditions(old []corev1.PodCondition, want map[corev1.PodConditionType]bool) []corev1.PodCondition {
+	var out []corev1.PodCondition
+	for _, t := range []corev1.PodConditionType{
+		corev1.PodReadyToStartContainers, corev1.PodInitialized, corev1.PodReady, corev1.ContainersReady, corev1.PodScheduled,
+	} {
+		c := corev1.PodCondition{Type: t, Status: corev1.ConditionFalse, LastTransitionTime: metav1.Now()}
+		if want[t] {
+			c.Status = corev1.ConditionTrue
+		}
+		for _, o := range old {
+			if o.Type == t && o.Status == c.Status {
+				c.LastTransitionTime = o.LastTransitionTime
+			}
+		}
+		out = append(out, c)
+	}
+	return out
+}
+
+// status builds the container's status.
+func (r *run) status() corev1.ContainerStatus {
+	ready := r.ready()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	running := r.cmd != nil
+	c := corev1.ContainerStatus{
+		Name: r.spec.Name, Image: r.spec.Image, ImageID: "lab://" + r.spec.Image, Ready: ready, Started: &running, RestartCount: r.restarts,
+	}
+	if running {
+		c.ContainerID = fmt.Sprintf("lab://%d", r.cmd.Process.Pid)
+		c.State.Running = &corev1.ContainerStateRunning{StartedAt: metav1.NewTime(r.started.Truncate(time.Second))}
+		return c
+	}
+	c.State.Waiting = &corev1.ContainerStateWaiting{Reason: "ContainerCreating"}
+	if r.restarts > 0 {
+		c.State.Waiting.Reason, c.State.Waiting.Message = "CrashLoopBackOff", r.last
+	}
+	return c
+}
