@@ -7,7 +7,9 @@ package layer2
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,8 +18,15 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// ErrDenied is the error of a Wire that may not open raw sockets.
-var ErrDenied = errors.New("raw sockets are not permitted: give the speaker the capability NET_RAW")
+// What a Wire and its Ports may answer; any other error means that the port is unusable for now.
+var (
+	// ErrDenied is the error of a Wire that may not open raw sockets.
+	ErrDenied = errors.New("raw sockets are not permitted: give the speaker the capability NET_RAW")
+	// ErrLinkGone says that the link went down or away.
+	ErrLinkGone = errors.New("the link is down or gone")
+	// ErrBusy says that one frame was not sent for lack of buffers; the port goes on.
+	ErrBusy = errors.New("the send queue is full")
+)
 
 // Wire opens ports on links.
 type Wire interface {
@@ -25,7 +34,7 @@ type Wire interface {
 }
 
 // Port sends and receives ARP frames on one link. Read blocks until a frame came or the port failed or was closed; Close
-// ends a blocked Read. Frames that this node sent are not read.
+// ends a blocked Read. Frames that this node sent are not read. Write never waits: it answers ErrBusy instead.
 type Port interface {
 	Read() (Frame, error)
 	Write(f Frame) error
@@ -83,18 +92,22 @@ type Engine struct {
 	announce chan []netip.Addr
 	probe    chan Probe
 	reports  chan Report
-	until    atomic.Int64 // answers are sent before this time, in nanoseconds since 1970
+	fence    fence
 
 	requests, answers, gratuitous, dropped atomic.Uint64
 
 	// Run owns all that follows.
-	held    map[netip.Addr][]int
-	ports   map[int]*port
-	asking  map[uint64]*question
-	sched   *Schedule
-	frames  chan received
-	readers sync.WaitGroup
-	foreign map[foreignKey]time.Time
+	held   map[netip.Addr][]int
+	ports  map[int]*port
+	asking map[uint64]*question
+	// askedFor counts the questions about an address.
+	askedFor map[netip.Addr]int
+	sched    *Schedule
+	frames   chan received
+	readers  sync.WaitGroup
+	foreign  map[foreignKey]time.Time
+	// woken says that something was scheduled since the last call of work.
+	woken bool
 }
 
 type foreignKey struct {
@@ -108,8 +121,9 @@ func New(wire Wire, now func() time.Time) *Engine {
 		wire: wire, now: now,
 		claims: make(chan []intent.Claim, 1), links: make(chan facts.LinkSet, 1), announce: make(chan []netip.Addr, 16),
 		probe: make(chan Probe, 4096), reports: make(chan Report, 4096),
-		held: map[netip.Addr][]int{}, ports: map[int]*port{}, asking: map[uint64]*question{},
+		held: map[netip.Addr][]int{}, ports: map[int]*port{}, asking: map[uint64]*question{}, askedFor: map[netip.Addr]int{},
 		sched: NewSchedule(), frames: make(chan received, 1024), foreign: map[foreignKey]time.Time{},
+		fence: fence{base: now()},
 	}
 }
 
@@ -154,13 +168,7 @@ func (e *Engine) Probe(p Probe) {
 }
 
 // Renew lets the engine answer until t. Before the first call it is silent.
-func (e *Engine) Renew(t time.Time) {
-	if t.IsZero() {
-		e.until.Store(0)
-		return
-	}
-	e.until.Store(t.UnixNano())
-}
+func (e *Engine) Renew(t time.Time) { e.fence.renew(t) }
 
 // Reports delivers what the engine finds. When nobody takes them the oldest are dropped.
 func (e *Engine) Reports() <-chan Report { return e.reports }
@@ -191,6 +199,8 @@ func (e *Engine) Run(ctx context.Context) error {
 	defer timer.Stop()
 	defer e.closeAll()
 	for {
+		// A frame, of which there may be a flood, is answered without a look at what else is due.
+		e.woken = true
 		select {
 		case <-ctx.Done():
 			return nil
@@ -204,11 +214,17 @@ func (e *Engine) Run(ctx context.Context) error {
 			}
 		case p := <-e.probe:
 			e.ask(p)
+			for range len(e.probe) {
+				e.ask(<-e.probe)
+			}
 		case r := <-e.frames:
+			e.woken = false
 			e.receive(r)
 		case <-timer.C:
 		}
-		timer.Reset(e.work(e.now()))
+		if e.woken {
+			timer.Reset(e.work(e.now()))
+		}
 	}
 }
 
@@ -240,29 +256,22 @@ func (e *Engine) hold(claims []intent.Claim) {
 	}
 	before := e.held
 	e.held = held
-	for a := range before {
-		if _, ok := held[a]; !ok {
-			e.sched.Remove(a)
+	for a, links := range before {
+		for _, l := range links {
+			if !slices.Contains(held[a], l) {
+				e.sched.Remove(a, l)
+			}
 		}
 	}
 	for a, links := range held {
 		var added []int
 		for _, l := range links {
-			if !contains(before[a], l) {
+			if !slices.Contains(before[a], l) {
 				added = append(added, l)
 			}
 		}
 		e.burst(a, added)
 	}
-}
-
-func contains(s []int, v int) bool {
-	for _, x := range s {
-		if x == v {
-			return true
-		}
-	}
-	return false
 }
 
 func (e *Engine) burst(a netip.Addr, links []int) {
@@ -277,22 +286,27 @@ func (e *Engine) burst(a netip.Addr, links []int) {
 // a reply, since some hosts update their cache on one of them alone.
 func (e *Engine) sendGratuitous(g Gratuitous) {
 	p := e.ports[g.Link]
-	if p == nil || p.io == nil || !contains(e.held[g.Address], g.Link) || e.fenced() {
+	if p == nil || p.io == nil || !slices.Contains(e.held[g.Address], g.Link) || e.fenced() {
 		return
 	}
 	for _, op := range []Operation{Request, Reply} {
-		e.write(p, Frame{
+		if e.write(p, Frame{
 			Destination: broadcast, Source: p.link.MAC, Operation: op,
 			SenderMAC: p.link.MAC, SenderIP: g.Address, TargetMAC: broadcast, TargetIP: g.Address,
-		})
-		e.gratuitous.Add(1)
+		}) {
+			e.gratuitous.Add(1)
+		}
 	}
 }
 
-func (e *Engine) fenced() bool { return e.now().UnixNano() >= e.until.Load() }
+func (e *Engine) fenced() bool { return e.fence.closed(e.now()) }
 
 // foreignInterval bounds how often one host's claim to one address is reported.
-const foreignInterval = time.Second
+const (
+	foreignInterval = time.Second
+	// foreignLimit bounds how many such hosts are remembered, so that forged ones do not fill the memory.
+	foreignLimit = 4096
+)
 
 // receive handles a frame from the wire.
 func (e *Engine) receive(r received) {
@@ -312,21 +326,36 @@ func (e *Engine) receive(r received) {
 	}
 	e.hear(f.SenderIP, f.SenderMAC)
 	links, held := e.held[f.SenderIP]
-	if held && contains(links, r.link) {
-		k := foreignKey{f.SenderIP, f.SenderMAC}
-		if now := e.now(); now.Sub(e.foreign[k]) >= foreignInterval {
-			e.foreign[k] = now
-			e.report(facts.ForeignClaim{Address: f.SenderIP, MAC: f.SenderMAC, Link: r.link})
-		}
+	if held && slices.Contains(links, r.link) {
+		e.contradicted(f, r.link)
 	}
-	if !contains(e.held[f.TargetIP], r.link) {
+	if !slices.Contains(e.held[f.TargetIP], r.link) {
 		return
 	}
 	if f.Operation == Request {
 		e.requests.Add(1)
 	}
 	if answer, why := Answer(f, p.link.MAC); why == Answered && !e.fenced() {
-		e.write(p, answer)
-		e.answers.Add(1)
+		if e.write(p, answer) {
+			e.answers.Add(1)
+		}
 	}
+}
+
+// contradicted reports a frame whose sender speaks for a held address.
+func (e *Engine) contradicted(f Frame, link int) {
+	k, now := foreignKey{f.SenderIP, f.SenderMAC}, e.now()
+	last, known := e.foreign[k]
+	if known && now.Sub(last) < foreignInterval {
+		return
+	}
+	if !known && len(e.foreign) >= foreignLimit {
+		maps.DeleteFunc(e.foreign, func(_ foreignKey, t time.Time) bool { return now.Sub(t) >= foreignInterval })
+		if len(e.foreign) >= foreignLimit {
+			e.dropped.Add(1)
+			return
+		}
+	}
+	e.foreign[k] = now
+	e.report(facts.ForeignClaim{Address: f.SenderIP, MAC: f.SenderMAC, Link: link})
 }

@@ -37,6 +37,7 @@ const (
 	DropNoRequest  DropReason = "NoRequest"
 	DropNotForUs   DropReason = "NotForUs"
 	DropGratuitous DropReason = "Gratuitous"
+	DropBadSender  DropReason = "BadSender"
 )
 
 // Answer returns the reply to a frame whose target is an address that the node with this Ethernet address holds. A probe,
@@ -50,6 +51,8 @@ func Answer(f Frame, own facts.MAC) (Frame, DropReason) {
 		return Frame{}, DropNotForUs
 	case f.SenderIP == f.TargetIP: // an announcement, no question
 		return Frame{}, DropGratuitous
+	case f.SenderMAC == facts.MAC{} || f.SenderMAC[0]&1 == 1: // a group is no sender: the answer would go to everybody
+		return Frame{}, DropBadSender
 	}
 	return Frame{
 		Destination: f.SenderMAC, Source: own, Operation: Reply,

@@ -1,6 +1,8 @@
 package layer2
 
 import (
+	"errors"
+	"slices"
 	"time"
 
 	"github.com/gantry-lb/gantry/speaker/facts"
@@ -15,6 +17,7 @@ type port struct {
 	err        string // as last reported
 	retryAt    time.Time
 	backoff    time.Duration
+	openedAt   time.Time
 }
 
 // received is what a reader read.
@@ -38,6 +41,9 @@ func (e *Engine) setLinks(links facts.LinkSet) {
 		if !ok || l.MAC != p.link.MAC || l.Name != p.link.Name {
 			e.close(p)
 			delete(e.ports, index)
+			for a := range e.held {
+				e.sched.Remove(a, index)
+			}
 			continue
 		}
 		p.link = l
@@ -58,13 +64,13 @@ func (e *Engine) open(p *port) {
 		e.fail(p, err)
 		return
 	}
-	p.io, p.err, p.backoff, p.retryAt = io, "", firstBackoff, time.Time{}
+	p.io, p.err, p.retryAt, p.openedAt = io, "", time.Time{}, e.now()
 	p.generation++
 	e.readers.Add(1)
 	go e.read(io, p.link.Index, p.generation)
 	e.report(PortOpened{Link: p.link})
 	for a, links := range e.held {
-		if contains(links, p.link.Index) {
+		if slices.Contains(links, p.link.Index) {
 			e.sched.Start(a, p.link.Index, e.now())
 		}
 	}
@@ -84,9 +90,14 @@ func (e *Engine) read(io Port, link int, generation uint64) {
 
 // fail closes the port and has it opened again later, ever more slowly. The same error is reported once.
 func (e *Engine) fail(p *port, err error) {
+	now := e.now()
+	if p.io != nil && now.Sub(p.openedAt) >= maxBackoff {
+		p.backoff = firstBackoff
+	}
 	e.close(p)
-	p.retryAt = e.now().Add(p.backoff)
+	p.retryAt = now.Add(p.backoff)
 	p.backoff = min(2*p.backoff, maxBackoff)
+	e.woken = true
 	if text := err.Error(); text != p.err {
 		p.err = text
 		e.report(PortFailed{Link: p.link, Err: err})
@@ -115,14 +126,19 @@ func (e *Engine) reopen(now time.Time) time.Time {
 	return next
 }
 
-// write sends a frame; a port that fails is closed and tried again.
-func (e *Engine) write(p *port, f Frame) {
+// write sends a frame and says whether it went out; a port that fails is closed and tried again.
+func (e *Engine) write(p *port, f Frame) bool {
 	if p.io == nil {
-		return
+		return false
 	}
-	if err := p.io.Write(f); err != nil {
+	err := p.io.Write(f)
+	switch {
+	case errors.Is(err, ErrBusy):
+		e.dropped.Add(1)
+	case err != nil:
 		e.fail(p, err)
 	}
+	return err == nil
 }
 
 // closeAll ends every reader. Their last words are thrown away, so that none waits for ever.

@@ -19,7 +19,19 @@ type question struct {
 
 // ask begins a Probe.
 func (e *Engine) ask(p Probe) {
+	if q := e.asking[p.ID]; q != nil { // its result would be taken for this one's
+		e.forget(q)
+	}
 	e.asking[p.ID] = &question{Probe: p, next: e.now()}
+	e.askedFor[p.Address]++
+}
+
+// forget ends a question.
+func (e *Engine) forget(q *question) {
+	delete(e.asking, q.ID)
+	if e.askedFor[q.Address]--; e.askedFor[q.Address] <= 0 {
+		delete(e.askedFor, q.Address)
+	}
 }
 
 // askAgain sends what is due, ends what is over, and returns when the next thing is due.
@@ -33,7 +45,7 @@ func (e *Engine) askAgain(now time.Time) time.Time {
 				e.sendQuestion(q, l)
 			}
 		} else if len(q.answers) > 0 || !now.Before(q.next) {
-			delete(e.asking, id)
+			e.forget(q)
 			e.report(facts.ProbeResult{ID: id, Address: q.Address, Answers: q.answers, Unasked: !q.carried})
 			continue
 		}
@@ -46,7 +58,7 @@ func (e *Engine) askAgain(now time.Time) time.Time {
 
 func (e *Engine) sendQuestion(q *question, link int) {
 	p := e.ports[link]
-	if p == nil || p.io == nil {
+	if p == nil || p.io == nil || !q.Address.Is4() {
 		return
 	}
 	f := Frame{
@@ -56,8 +68,7 @@ func (e *Engine) sendQuestion(q *question, link int) {
 	if q.Kind == Ask {
 		f.SenderIP = ownAddress(p.link, q.Address)
 	}
-	e.write(p, f)
-	q.carried = q.carried || p.io != nil
+	q.carried = e.write(p, f) || q.carried
 }
 
 // ownAddress is the link's address in the subnet of a, or any of its IPv4 addresses.
@@ -76,9 +87,13 @@ func ownAddress(l facts.Link, a netip.Addr) netip.Addr {
 
 // hear takes a frame's sender as an answer to whoever asks for its address.
 func (e *Engine) hear(a netip.Addr, mac facts.MAC) {
+	if e.askedFor[a] == 0 { // as for nearly every frame of a flood
+		return
+	}
 	for _, q := range e.asking {
 		if q.Address == a && !slices.Contains(q.answers, mac) {
 			q.answers = append(q.answers, mac)
+			e.woken = true
 		}
 	}
 }

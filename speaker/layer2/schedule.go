@@ -1,8 +1,8 @@
 package layer2
 
 import (
+	"container/heap"
 	"net/netip"
-	"slices"
 	"time"
 )
 
@@ -28,69 +28,136 @@ const (
 	pace  = 10 * time.Millisecond
 )
 
-// Schedule says when which address is announced on which link. It reads no clock. The zero value is not usable.
+// Schedule says when which address is announced on which link. It reads no clock, and costs the logarithm of its size for
+// each announcement. The zero value is not usable.
 type Schedule struct {
 	entries map[Gratuitous]*slot
+	waiting queue // by time
+	due     queue // by round: what nobody has heard yet comes before what is repeated
+	resume  time.Time
 }
 
+// slot is one address on one link. It is in one of the two queues, at index.
 type slot struct {
-	start time.Time
+	what  Gratuitous
 	round int
 	next  time.Time
+	in    *queue
+	index int
 }
 
 // NewSchedule returns an empty Schedule.
-func NewSchedule() *Schedule { return &Schedule{entries: map[Gratuitous]*slot{}} }
+func NewSchedule() *Schedule {
+	return &Schedule{
+		entries: map[Gratuitous]*slot{},
+		waiting: queue{before: func(x, y *slot) bool { return x.next.Before(y.next) }},
+		due: queue{before: func(x, y *slot) bool {
+			if x.round != y.round {
+				return x.round < y.round
+			}
+			if c := x.what.Address.Compare(y.what.Address); c != 0 {
+				return c < 0
+			}
+			return x.what.Link < y.what.Link
+		}},
+	}
+}
 
 // Start begins a burst, or begins the one under way again.
 func (s *Schedule) Start(a netip.Addr, link int, now time.Time) {
-	s.entries[Gratuitous{a, link}] = &slot{start: now, next: now}
+	s.Remove(a, link)
+	e := &slot{what: Gratuitous{a, link}, next: now}
+	s.entries[e.what] = e
+	s.waiting.add(e)
 }
 
-// Remove forgets the address on every link.
-func (s *Schedule) Remove(a netip.Addr) {
-	for g := range s.entries {
-		if g.Address == a {
-			delete(s.entries, g)
-		}
+// Remove forgets the address on the link.
+func (s *Schedule) Remove(a netip.Addr, link int) {
+	if e := s.entries[Gratuitous{a, link}]; e != nil {
+		e.in.remove(e)
+		delete(s.entries, e.what)
 	}
 }
 
-// Advance returns what is due, earlier rounds first, and when to be called again; the zero time when nothing is
+// Len is the number of addresses, counted once on each of their links.
+func (s *Schedule) Len() int { return len(s.entries) }
+
+// Advance returns what is due, at most batch of it, and when to be called again; the zero time when nothing is
 // scheduled.
 func (s *Schedule) Advance(now time.Time) ([]Gratuitous, time.Time) {
-	var due []Gratuitous
-	var next time.Time
-	for g, e := range s.entries {
-		if !now.Before(e.next) {
-			due = append(due, g)
-		} else if next.IsZero() || e.next.Before(next) {
-			next = e.next
-		}
+	if now.Before(s.resume) {
+		return nil, s.resume
 	}
-	slices.SortFunc(due, func(x, y Gratuitous) int {
-		if c := s.entries[x].round - s.entries[y].round; c != 0 {
-			return c
-		}
-		if c := x.Address.Compare(y.Address); c != 0 {
-			return c
-		}
-		return x.Link - y.Link
-	})
-	if len(due) > batch {
-		due, next = due[:batch], now.Add(pace)
+	for s.waiting.Len() > 0 && !now.Before(s.waiting.slots[0].next) {
+		e := s.waiting.slots[0]
+		s.waiting.remove(e)
+		s.due.add(e)
 	}
-	for _, g := range due {
-		e := s.entries[g]
+	var out []Gratuitous
+	for s.due.Len() > 0 && len(out) < batch {
+		e := s.due.slots[0]
+		s.due.remove(e)
+		out = append(out, e.what)
+		e.next = now.Add(gap(e.round))
 		e.round++
-		if e.round < len(rounds) {
-			e.next = e.start.Add(rounds[e.round])
-		} else {
-			e.next = now.Add(refreshInterval)
-		}
-		if next.IsZero() || e.next.Before(next) {
-			next = e.next
-		}
+		s.waiting.add(e)
 	}
-	return due, next
+	switch {
+	case s.due.Len() > 0:
+		s.resume = now.Add(pace)
+		return out, s.resume
+	case s.waiting.Len() > 0:
+		return out, s.waiting.slots[0].next
+	}
+	return out, time.Time{}
+}
+
+// gap is the time from a round to the next one. It counts from when the round was sent, so that rounds that waited for
+// their turn do not run into each other.
+func gap(round int) time.Duration {
+	if round+1 < len(rounds) {
+		return rounds[round+1] - rounds[round]
+	}
+	return refreshInterval
+}
+
+// queue is a heap of slots.
+type queue struct {
+	slots  []*slot
+	before func(x, y *slot) bool
+}
+
+func (q *queue) add(e *slot) {
+	e.in = q
+	heap.Push(q, e)
+}
+
+func (q *queue) remove(e *slot) { heap.Remove(q, e.index) }
+
+// Len is part of heap.Interface, as are the following.
+func (q *queue) Len() int { return len(q.slots) }
+
+// Less compares two slots.
+func (q *queue) Less(i, j int) bool { return q.before(q.slots[i], q.slots[j]) }
+
+// Swap exchanges two slots.
+func (q *queue) Swap(i, j int) {
+	q.slots[i], q.slots[j] = q.slots[j], q.slots[i]
+	q.slots[i].index, q.slots[j].index = i, j
+}
+
+// Push appends a slot.
+func (q *queue) Push(x any) {
+	e := x.(*slot)
+	e.index = len(q.slots)
+	q.slots = append(q.slots, e)
+}
+
+// Pop takes the last slot off.
+func (q *queue) Pop() any {
+	last := len(q.slots) - 1
+	e := q.slots[last]
+	q.slots[last] = nil
+	q.slots = q.slots[:last]
+	return e
 }

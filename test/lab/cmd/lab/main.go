@@ -1,0 +1,9 @@
+// Command lab brings up a Kubernetes cluster in network namespaces of this machine, for trying Gantry out.
+package main
+
+import "github.com/gantry-lb/gantry/test/lab"
+
+func main() {
+	lab.Reexec()
+	lab.Command()
+}

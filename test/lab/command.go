@@ -1,0 +1,245 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/gantry-lb/gantry/test/lab/netns"
+)
+
+// holdArg makes the program hold a lab in the background.
+const holdArg = "__hold"
+
+// Command is the program bin/lab.
+func Command() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	root := &cobra.Command{Use: "lab", Short: "A Kubernetes cluster in network namespaces of this machine", SilenceUsage: true, SilenceErrors: true}
+	var name string
+	root.PersistentFlags().StringVar(&name, "name", "lab", "name of the lab; several may run side by side")
+	dir := func() string { return Directory(name) }
+	root.AddCommand(upCommand(dir), holdCommand(dir), downCommand(dir), shellCommand(dir), kubectlCommand(dir))
+	root.AddCommand(&cobra.Command{Use: "status", Short: "Show the nodes and their Pods", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+		return printOrder(c, dir(), order{Op: "status"})
+	}})
+	root.AddCommand(&cobra.Command{Use: "kubeconfig", Short: "Print the path of the kubeconfig", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+		_, err := fmt.Fprintln(c.OutOrStdout(), filepath.Join(dir(), "kubeconfig"))
+		return err
+	}})
+	root.AddCommand(&cobra.Command{Use: "build-kube", Short: "Build the control plane's programs", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+		path, err := BuildKube(c.Context(), c.ErrOrStderr())
+		fmt.Fprintln(c.OutOrStdout(), path)
+		return err
+	}})
+	for _, l := range leverCommands(dir) {
+		root.AddCommand(l)
+	}
+	if err := root.ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "lab:", err)
+		os.Exit(1)
+	}
+}
+
+// Directory is where the lab of that name lives: LAB_DIR, or a directory for temporary files.
+func Directory(name string) string {
+	if dir := os.Getenv("LAB_DIR"); dir != "" {
+		return dir
+	}
+	return filepath.Join(os.TempDir(), "gantry-"+name)
+}
+
+func printOrder(c *cobra.Command, dir string, o order) error {
+	text, err := command(c.Context(), dir, o)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprint(c.OutOrStdout(), text)
+	return err
+}
+
+func options(c *cobra.Command, o *Options) {
+	c.Flags().IntVar(&o.Nodes, "nodes", 3, "number of nodes, 1 to 20")
+	c.Flags().StringVar(&o.ProxyMode, "proxy-mode", NFTables, "kube-proxy's mode: nftables or iptables")
+	c.Flags().StringVar(&o.Families, "families", IPv4Only, "ipv4 or dual")
+	c.Flags().StringVar(&o.BinDir, "bin-dir", filepath.Join(Root(), "bin"), "directory of Gantry's binaries")
+}
+
+// upCommand starts a holder in the background and waits until the lab is up.
+func upCommand(dir func() string) *cobra.Command {
+	var o Options
+	c := &cobra.Command{Use: "up", Short: "Bring a lab up", Args: cobra.NoArgs}
+	options(c, &o)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		if err := Clear(dir()); err != nil {
+			return err
+		}
+		kube, err := BuildKube(c.Context(), c.ErrOrStderr())
+		if err != nil {
+			return err
+		}
+		r, w, err := os.Pipe()
+		if err != nil {
+			return err
+		}
+		hold := exec.Command("/proc/self/exe", holdArg, "--nodes", strconv.Itoa(o.Nodes), "--proxy-mode", o.ProxyMode,
+			"--families", o.Families, "--bin-dir", o.BinDir)
+		hold.Env = append(os.Environ(), "LAB_DIR="+dir(), "LAB_KUBE="+kube)
+		hold.Stdout, hold.Stderr = w, w
+		hold.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+		if err := hold.Start(); err != nil {
+			return fmt.Errorf("starting the lab: %w", err)
+		}
+		w.Close()
+		done := make(chan error, 1)
+		go func() { // the pipe is closed when the lab is up, or is not going to be
+			_, err := io.Copy(c.OutOrStdout(), r)
+			done <- err
+		}()
+		select {
+		case <-c.Context().Done():
+			_ = hold.Process.Signal(syscall.SIGTERM)
+			_ = hold.Wait()
+			return errors.New("interrupted; nothing is left of the lab")
+		case <-done:
+		}
+		if _, err := os.Stat(filepath.Join(dir(), "kubeconfig")); err != nil {
+			return errors.New("the lab did not come up")
+		}
+		fmt.Fprintf(c.OutOrStdout(), "the lab is up: export KUBECONFIG=%s\n", filepath.Join(dir(), "kubeconfig"))
+		return nil
+	}
+	return c
+}
+
+// holdCommand holds a lab until it is told to end.
+func holdCommand(dir func() string) *cobra.Command {
+	o := Options{Progress: os.Stdout}
+	c := &cobra.Command{Use: holdArg, Hidden: true, Args: cobra.NoArgs}
+	options(c, &o)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		o.Dir = dir()
+		if _, err := os.Stat(o.BinDir); err != nil {
+			o.BinDir = ""
+		}
+		l, err := Start(c.Context(), o)
+		if err != nil {
+			return err
+		}
+		defer l.Close()
+		if err := os.WriteFile(filepath.Join(o.Dir, "holder"), fmt.Append(nil, os.Getpid()), 0o644); err != nil {
+			return err
+		}
+		null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		for _, fd := range []int{1, 2} { // whoever reads the pipe learns that the lab is up
+			if err := syscall.Dup2(int(null.Fd()), fd); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-c.Context().Done():
+		case <-l.Ended():
+		}
+		return nil
+	}
+	return c
+}
+
+// Clear removes what a crashed lab left in dir; it is an error when a lab runs there.
+func Clear(dir string) error {
+	if _, err := os.Stat(dir); err != nil {
+		return nil
+	}
+	if alive(dir) {
+		return fmt.Errorf("a lab runs in %s already: bin/lab down takes it away", dir)
+	}
+	return os.RemoveAll(dir)
+}
+
+func pid(dir, file string) int {
+	b, err := os.ReadFile(filepath.Join(dir, file))
+	if err != nil {
+		return 0
+	}
+	n, _ := strconv.Atoi(strings.TrimSpace(string(b)))
+	return n
+}
+
+// alive says whether the supervisor of the lab in dir lives: its process, and no other that has the same number now.
+func alive(dir string) bool {
+	n := pid(dir, "pid")
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", n))
+	return n != 0 && err == nil && strings.Contains(string(line), supervisorArg)
+}
+
+func downCommand(dir func() string) *cobra.Command {
+	return &cobra.Command{Use: "down", Short: "Take the lab away", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+		if alive(dir()) {
+			_ = syscall.Kill(pid(dir(), "pid"), syscall.SIGTERM)
+		}
+		for deadline := time.Now().Add(stopTime); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+			if _, err := os.Stat(dir()); err != nil {
+				return nil
+			}
+			if !alive(dir()) {
+				return os.RemoveAll(dir())
+			}
+		}
+		_ = syscall.Kill(pid(dir(), "pid"), syscall.SIGKILL)
+		return os.RemoveAll(dir())
+	}}
+}
+
+// shellCommand runs a command, or a shell, on a host of the lab.
+func shellCommand(dir func() string) *cobra.Command {
+	c := &cobra.Command{Use: "shell HOST [COMMAND...]", Short: "Run a shell or a command on node1..., client, router, far or cp", Args: cobra.MinimumNArgs(1)}
+	c.Flags().SetInterspersed(false)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if !alive(dir()) {
+			return fmt.Errorf("no lab runs in %s: bin/lab up brings one up", dir())
+		}
+		ns := netns.Handle(fmt.Sprintf("/proc/%d/root%s/%s", pid(dir(), "pid"), netns.Dir, args[0]))
+		if _, err := os.Stat(string(ns)); err != nil {
+			return fmt.Errorf("the lab has no host %q", args[0])
+		}
+		line := args[1:]
+		if len(line) == 0 {
+			line = []string{"/bin/sh"}
+		}
+		cmd := exec.Command(line[0], line[1:]...)
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+		cmd.Env = append(os.Environ(), "KUBECONFIG="+filepath.Join(dir(), "kubeconfig"), "PS1="+args[0]+"# ")
+		if err := ns.Do(cmd.Start); err != nil {
+			return err
+		}
+		return cmd.Wait()
+	}
+	return c
+}
+
+func kubectlCommand(dir func() string) *cobra.Command {
+	return &cobra.Command{Use: "kubectl ARGS...", Short: "Run kubectl as an administrator", DisableFlagParsing: true, RunE: func(c *cobra.Command, args []string) error {
+		kube, err := BuildKube(c.Context(), c.ErrOrStderr())
+		if err != nil {
+			return err
+		}
+		cmd := exec.CommandContext(c.Context(), filepath.Join(kube, "kubectl"), args...)
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+		cmd.Env = append(os.Environ(), "KUBECONFIG="+filepath.Join(dir(), "kubeconfig"))
+		return cmd.Run()
+	}}
+}

@@ -1,0 +1,234 @@
+package lab
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/gantry-lb/gantry/test/lab/netns"
+)
+
+// controlPlane starts etcd, the API server behind its relay, the controller manager and the scheduler.
+func (s *supervisor) controlPlane(ctx context.Context) error {
+	cred := filepath.Join(s.o.Dir, "credentials")
+	if err := writeCredentials(cred); err != nil {
+		return err
+	}
+	ns := s.hosts["cp"].ns
+	in := func(name string) string { return filepath.Join(cred, name) }
+	start := func(name string, args ...string) (*process, error) {
+		return s.procs.start(ns, s.logs(), name, filepath.Join(s.o.KubeDir, name), args...)
+	}
+	if _, err := start("etcd", "--data-dir="+filepath.Join(s.o.Dir, "etcd"), "--unsafe-no-fsync", "--log-level=warn",
+		"--listen-client-urls=http://127.0.0.1:2379", "--advertise-client-urls=http://127.0.0.1:2379",
+		"--listen-peer-urls=http://127.0.0.1:2380", "--initial-advertise-peer-urls=http://127.0.0.1:2380",
+		"--initial-cluster=default=http://127.0.0.1:2380"); err != nil {
+		return err
+	}
+	// The API server listens on loopback alone. What everybody else reaches, at the same port, is the relay, which can
+	// be stopped and slowed down.
+	api, err := start("kube-apiserver", "--etcd-servers=http://127.0.0.1:2379",
+		"--bind-address=127.0.0.1", "--secure-port=6444", "--advertise-address="+apiHost,
+		"--tls-cert-file="+in("server.crt"), "--tls-private-key-file="+in("server.key"), "--token-auth-file="+in("tokens.csv"),
+		"--authorization-mode=RBAC", "--service-account-issuer=https://kubernetes.default.svc",
+		"--service-account-key-file="+in("sa.key"), "--service-account-signing-key-file="+in("sa.key"),
+		"--service-cluster-ip-range="+strings.Join(s.o.networks("10.96.0.0/16", "fd00:10:96::/112"), ","),
+		"--allow-privileged=true", "--profiling=false")
+	if err != nil {
+		return err
+	}
+	client := http.Client{Transport: &http.Transport{
+		DialContext: ns.Dial, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, // readiness alone, on loopback
+	}, Timeout: 2 * time.Second}
+	err = api.await(ctx, func(ctx context.Context) error { return get(ctx, &client, "https://127.0.0.1:6444/readyz") })
+	if err != nil {
+		return err
+	}
+	s.relay.ns = ns
+	if err := s.relay.start(); err != nil {
+		return err
+	}
+	if _, err := start("kube-controller-manager", "--kubeconfig="+in("kube-controller-manager.kubeconfig"),
+		"--authentication-kubeconfig="+in("kube-controller-manager.kubeconfig"), "--authorization-kubeconfig="+in("kube-controller-manager.kubeconfig"),
+		"--service-account-private-key-file="+in("sa.key"), "--root-ca-file="+in("ca.crt"), "--use-service-account-credentials=true",
+		"--leader-elect=false", "--bind-address=127.0.0.1", "--profiling=false"); err != nil {
+		return err
+	}
+	_, err = start("kube-scheduler", "--kubeconfig="+in("kube-scheduler.kubeconfig"),
+		"--authentication-kubeconfig="+in("kube-scheduler.kubeconfig"), "--authorization-kubeconfig="+in("kube-scheduler.kubeconfig"),
+		"--leader-elect=false", "--bind-address=127.0.0.1", "--profiling=false")
+	return err
+}
+
+func get(ctx context.Context, c *http.Client, url string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	r, err := c.Do(req)
+	if err != nil {
+		return err
+	}
+	defer r.Body.Close()
+	if r.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s answered %s", url, r.Status)
+	}
+	return nil
+}
+
+// startProxy runs kube-proxy on a node. It is told to leave the limits of conntrack alone, which are the machine's own.
+func (s *supervisor) startProxy(h *host) error {
+	config := fmt.Sprintf(`apiVersion: kubeproxy.config.k8s.io/v1alpha1
+kind: KubeProxyConfiguration
+mode: %s
+clusterCIDR: %s
+hostnameOverride: %s
+bindAddress: %s
+clientConnection: {kubeconfig: %s}
+conntrack: {maxPerCore: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
+%s: {minSyncPeriod: 50ms}
+`, s.o.ProxyMode, strings.Join(s.o.networks("10.244.0.0/16", "fd00:10:244::/48"), ","), h.name, h.addresses[0],
+		filepath.Join(s.o.Dir, "credentials", "kube-proxy.kubeconfig"), s.o.ProxyMode)
+	path := filepath.Join(s.o.Dir, h.name+"-kube-proxy.yaml")
+	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
+		return err
+	}
+	_, err := s.procs.start(h.ns, s.logs(), h.name+"/kube-proxy", filepath.Join(s.o.KubeDir, "kube-proxy"), "--config="+path)
+	return err
+}
+
+// awaitNode waits until the node is Ready and the API server can be reached from it.
+func (s *supervisor) awaitNode(ctx context.Context, name string) error {
+	config, err := clientcmd.BuildConfigFromFlags("", filepath.Join(s.o.Dir, "credentials", "admin.kubeconfig"))
+	if err != nil {
+		return err
+	}
+	config.Dial = s.hosts["cp"].ns.Dial
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return err
+	}
+	proxy := s.procs.get(name + "/kube-proxy")
+	return proxy.await(ctx, func(ctx context.Context) error {
+		n, err := client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		for _, t := range n.Spec.Taints {
+			if t.Key == corev1.TaintNodeNotReady {
+				return fmt.Errorf("node %s still has the taint %s", name, t.Key)
+			}
+		}
+		short, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		c, err := s.hosts[name].ns.Dial(short, "tcp", "10.96.0.1:443")
+		if err != nil {
+			return fmt.Errorf("the API server is not reached at its cluster IP: %w", err)
+		}
+		return c.Close()
+	})
+}
+
+// relay stands before the API server, so that it can be stopped and slowed down for everybody at once.
+type relay struct {
+	ns netns.Handle
+
+	mu       sync.Mutex // guards all that follows
+	listener net.Listener
+	conns    map[net.Conn]struct{}
+	delay    time.Duration
+}
+
+func (r *relay) start() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.listener != nil {
+		return nil
+	}
+	l, err := r.ns.Listen("tcp", apiAddress)
+	if err != nil {
+		return fmt.Errorf("listening for the API server's clients: %w", err)
+	}
+	r.listener, r.conns = l, map[net.Conn]struct{}{}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go r.pass(c)
+		}
+	}()
+	return nil
+}
+
+// stop makes the API server vanish: connections break, new ones are refused.
+func (r *relay) stop() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.listener == nil {
+		return
+	}
+	r.listener.Close()
+	r.listener = nil
+	for c := range r.conns {
+		c.Close()
+	}
+}
+
+// slow delays whatever clients send by d.
+func (r *relay) slow(d time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.delay = d
+}
+
+func (r *relay) pass(c net.Conn) {
+	defer c.Close()
+	server, err := r.ns.Dial(context.Background(), "tcp", "127.0.0.1:6444")
+	if err != nil {
+		return
+	}
+	defer server.Close()
+	r.mu.Lock()
+	r.conns[c] = struct{}{}
+	r.mu.Unlock()
+	defer func() {
+		r.mu.Lock()
+		delete(r.conns, c)
+		r.mu.Unlock()
+	}()
+	go func() {
+		_, _ = io.Copy(c, server)
+		c.Close()
+	}()
+	b := make([]byte, 32<<10)
+	for {
+		n, err := c.Read(b)
+		if err != nil {
+			return
+		}
+		r.mu.Lock()
+		d := r.delay
+		r.mu.Unlock()
+		if d > 0 {
+			time.Sleep(d)
+		}
+		if _, err := server.Write(b[:n]); err != nil {
+			return
+		}
+	}
+}

@@ -1,0 +1,115 @@
+package lab
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// kubeVersion is the version of Kubernetes that the lab runs.
+const kubeVersion = "v1.37.0"
+
+// programs are what the control plane binary is called by.
+var programs = []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubectl"}
+
+// Root returns the root of the repository, from this file's place in it.
+func Root() string {
+	_, file, _, _ := runtime.Caller(0)
+	return filepath.Join(filepath.Dir(file), "..", "..")
+}
+
+// BuildKube returns a directory with the control plane's programs: the one that LAB_KUBE or KUBEBUILDER_ASSETS names, or
+// one in the user's cache, which is built when it is missing. That takes about five minutes on two cores; progress
+// says so.
+func BuildKube(ctx context.Context, progress io.Writer) (string, error) {
+	for _, v := range []string{"LAB_KUBE", "KUBEBUILDER_ASSETS"} {
+		if dir := os.Getenv(v); dir != "" {
+			return dir, nil
+		}
+	}
+	source := filepath.Join(Root(), "test", "lab", "kube")
+	sum := sha256.New()
+	for _, f := range []string{"go.mod", "go.sum", "main.go"} {
+		b, err := os.ReadFile(filepath.Join(source, f))
+		if err != nil {
+			return "", fmt.Errorf("reading the control plane's source: %w", err)
+		}
+		sum.Write(b)
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("looking for a cache directory for the control plane: %w", err)
+	}
+	dir := filepath.Join(cache, "gantry", "kube-"+kubeVersion+"-"+hex.EncodeToString(sum.Sum(nil)[:6]))
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("making the cache directory: %w", err)
+	}
+	lock, err := os.OpenFile(dir+".lock", os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return "", fmt.Errorf("locking the control plane's build: %w", err)
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return "", fmt.Errorf("locking the control plane's build: %w", err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "kubectl")); err == nil {
+		return dir, nil
+	}
+	return dir, compile(ctx, source, dir, progress)
+}
+
+// compile builds the binary and links the programs' names to it.
+func compile(ctx context.Context, source, dir string, progress io.Writer) error {
+	fmt.Fprintf(progress, "compiling Kubernetes %s and etcd from their modules, once: about 5 minutes on 2 cores\n", kubeVersion)
+	v := strings.Split(strings.TrimPrefix(kubeVersion, "v"), ".")
+	const pkg = "k8s.io/component-base/version."
+	flags := fmt.Sprintf("-s -w -X %sgitVersion=%s -X %sgitMajor=%s -X %sgitMinor=%s", pkg, kubeVersion, pkg, v[0], pkg, v[1])
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", flags, "-o", filepath.Join(dir, "kube.new"), ".")
+	cmd.Dir = source
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
+	var out strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("starting the Go compiler: %w", err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	begun := time.Now()
+	for {
+		select {
+		case <-time.After(15 * time.Second):
+			fmt.Fprintf(progress, "  still compiling, %d s so far\n", int(time.Since(begun).Seconds()))
+			continue
+		case err := <-done:
+			if err != nil {
+				return fmt.Errorf("compiling the control plane: %w\n%s", err, tail(out.String(), 20))
+			}
+		}
+		break
+	}
+	if err := os.Rename(filepath.Join(dir, "kube.new"), filepath.Join(dir, "kube")); err != nil {
+		return err
+	}
+	for _, p := range programs { // kubectl is last: where it is, all are
+		if err := os.Symlink("kube", filepath.Join(dir, p)); err != nil && !os.IsExist(err) {
+			return err
+		}
+	}
+	return nil
+}
+
+// tail returns the last n lines.
+func tail(text string, n int) string {
+	lines := strings.Split(strings.TrimRight(text, "\n"), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}

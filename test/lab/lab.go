@@ -1,0 +1,311 @@
+// Package lab brings up a real Kubernetes cluster on one Linux machine, in network namespaces alone: etcd, API server,
+// controller manager, scheduler and a kube-proxy for each node; a bridge as the LAN, with a client, a router and a client
+// behind it. Pods run without a kubelet, see package node. Everything is below one process in namespaces of its own, so
+// that whatever ends that process takes the whole lab away; several labs can run side by side. A program that uses
+// the package calls Reexec before anything else. The command bin/lab is the same for people.
+package lab
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/gantry-lb/gantry/test/lab/netns"
+)
+
+// The values of Options.Families and Options.ProxyMode.
+const (
+	IPv4Only  = "ipv4"
+	DualStack = "dual"
+	NFTables  = "nftables"
+	IPTables  = "iptables"
+)
+
+// Options say what a lab is like.
+type Options struct {
+	// Nodes is how many nodes it has, 1 to 20.
+	Nodes int
+	// ProxyMode is kube-proxy's: NFTables or IPTables.
+	ProxyMode string
+	// Families is IPv4Only or DualStack.
+	Families string
+	// Dir takes everything the lab writes; it must not exist, and is gone when the lab is.
+	Dir string
+	// BinDir holds Gantry's binaries; empty is right for a lab without Gantry.
+	BinDir string
+	// KubeDir holds the control plane's programs; empty builds them.
+	KubeDir string
+	// Progress is told what happens during the start.
+	Progress io.Writer `json:"-"`
+}
+
+// Defaults fills in what is not set.
+func (o *Options) defaults() error {
+	if o.Nodes == 0 {
+		o.Nodes = 3
+	}
+	if o.Nodes < 1 || o.Nodes > 20 {
+		return fmt.Errorf("a lab has 1 to 20 nodes, not %d", o.Nodes)
+	}
+	if o.ProxyMode == "" {
+		o.ProxyMode = NFTables
+	}
+	if o.ProxyMode != NFTables && o.ProxyMode != IPTables {
+		return fmt.Errorf("kube-proxy's mode is %s or %s here, not %q", NFTables, IPTables, o.ProxyMode)
+	}
+	if o.Families == "" {
+		o.Families = IPv4Only
+	}
+	if o.Families != IPv4Only && o.Families != DualStack {
+		return fmt.Errorf("the families are %s or %s, not %q", IPv4Only, DualStack, o.Families)
+	}
+	if o.Progress == nil {
+		o.Progress = io.Discard
+	}
+	return nil
+}
+
+// Lab is a lab that runs.
+type Lab struct {
+	o     Options
+	pid   int
+	ended chan struct{} // closed when the supervisor ended
+	api   net.Listener
+	log   *syncBuffer
+}
+
+// Missing says what this machine lacks for a lab, in one line with the package that brings it; empty when nothing.
+func Missing() string {
+	if os.Geteuid() != 0 {
+		return "root is needed for network namespaces"
+	}
+	for tool, pkg := range map[string]string{"nft": "nftables", "iptables": "iptables", "conntrack": "conntrack"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			return fmt.Sprintf("%s is missing: apt-get install %s", tool, pkg)
+		}
+	}
+	return ""
+}
+
+// Start brings a lab up. When ctx ends before it is, everything is taken away again.
+func Start(ctx context.Context, o Options) (*Lab, error) {
+	if err := o.defaults(); err != nil {
+		return nil, err
+	}
+	if m := Missing(); m != "" {
+		return nil, fmt.Errorf("starting a lab: %s", m)
+	}
+	if o.KubeDir == "" {
+		dir, err := BuildKube(ctx, o.Progress)
+		if err != nil {
+			return nil, err
+		}
+		o.KubeDir = dir
+	}
+	if err := os.Mkdir(o.Dir, 0o755); err != nil {
+		return nil, fmt.Errorf("making the lab's directory: %w", err)
+	}
+	l := &Lab{o: o, ended: make(chan struct{}), log: &syncBuffer{}}
+	if err := l.launch(); err != nil {
+		os.RemoveAll(o.Dir)
+		return nil, err
+	}
+	if err := l.await(ctx); err != nil {
+		l.Close()
+		return nil, err
+	}
+	if err := l.publish(); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// launch starts the supervisor. The thread that does waits for it, since the supervisor is told to end when that very
+// thread does.
+func (l *Lab) launch() error {
+	text, err := json.Marshal(l.o)
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command("/proc/self/exe", supervisorArg, string(text))
+	cmd.Stdout, cmd.Stderr = l.o.Progress, l.log
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET,
+		Pdeathsig:  syscall.SIGTERM, Setpgid: true,
+	}
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err != nil {
+			return
+		}
+		_ = cmd.Wait()
+		os.RemoveAll(l.o.Dir) // after a crash; otherwise the supervisor has done it
+		close(l.ended)
+	}()
+	if err := <-started; err != nil {
+		return fmt.Errorf("starting the lab's supervisor: %w", err)
+	}
+	l.pid = cmd.Process.Pid
+	return os.WriteFile(filepath.Join(l.o.Dir, "pid"), fmt.Append(nil, l.pid), 0o644)
+}
+
+// await waits until the supervisor says that the lab is up.
+func (l *Lab) await(ctx context.Context) error {
+	for {
+		if _, err := os.Stat(filepath.Join(l.o.Dir, "ready")); err == nil {
+			return nil
+		}
+		select {
+		case <-l.ended:
+			return fmt.Errorf("the lab did not come up: %s", strings.TrimSpace(l.log.String()))
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// publish makes the API server reachable on this machine's loopback.
+func (l *Lab) publish() error {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return fmt.Errorf("publishing the API server: %w", err)
+	}
+	l.api = listener
+	cp := l.Host("cp")
+	go func() {
+		for {
+			c, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				server, err := cp.Dial(context.Background(), "tcp", apiAddress)
+				if err != nil {
+					return
+				}
+				defer server.Close()
+				go func() {
+					_, _ = io.Copy(server, c)
+					server.Close()
+				}()
+				_, _ = io.Copy(c, server)
+			}()
+		}
+	}()
+	cred := filepath.Join(l.o.Dir, "credentials")
+	admin, err := clientcmd.BuildConfigFromFlags("", filepath.Join(cred, "admin.kubeconfig"))
+	if err != nil {
+		return err
+	}
+	return writeKubeconfig(cred, l.Kubeconfig(), "https://"+listener.Addr().String(), admin.BearerToken)
+}
+
+// Close takes the lab away.
+func (l *Lab) Close() {
+	if l.api != nil {
+		l.api.Close()
+	}
+	_ = syscall.Kill(l.pid, syscall.SIGTERM)
+	select {
+	case <-l.ended:
+	case <-time.After(stopTime):
+		_ = syscall.Kill(l.pid, syscall.SIGKILL)
+		<-l.ended
+	}
+}
+
+// Ended is closed when the lab is gone, for whatever reason.
+func (l *Lab) Ended() <-chan struct{} { return l.ended }
+
+// Kubeconfig is the path of a kubeconfig for an administrator, usable from this machine.
+func (l *Lab) Kubeconfig() string { return filepath.Join(l.o.Dir, "kubeconfig") }
+
+// Dir is the lab's directory, with its logs and captures.
+func (l *Lab) Dir() string { return l.o.Dir }
+
+// PID is the process that everything in the lab ends with.
+func (l *Lab) PID() int { return l.pid }
+
+// REST returns a client's configuration for an administrator.
+func (l *Lab) REST() (*rest.Config, error) {
+	c, err := clientcmd.BuildConfigFromFlags("", l.Kubeconfig())
+	if err != nil {
+		return nil, fmt.Errorf("reading the lab's kubeconfig: %w", err)
+	}
+	c.QPS = -1
+	return c, nil
+}
+
+// Host returns a machine of the lab: node1 and so on, client, router, far or cp. Its methods work from this process.
+func (l *Lab) Host(name string) netns.Handle {
+	return netns.Handle(fmt.Sprintf("/proc/%d/root%s/%s", l.pid, netns.Dir, name))
+}
+
+// Kubectl runs kubectl as an administrator and returns what it prints; the error tells what it said.
+func (l *Lab) Kubectl(ctx context.Context, stdin string, args ...string) (string, error) {
+	return Kubectl(ctx, l.o.KubeDir, l.Kubeconfig(), stdin, args...)
+}
+
+// Kubectl runs the kubectl of a directory of programs.
+func Kubectl(ctx context.Context, dir, kubeconfig, stdin string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, filepath.Join(dir, "kubectl"), args...)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+kubeconfig)
+	cmd.Stdin = strings.NewReader(stdin)
+	var out, fault bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &fault
+	if err := cmd.Run(); err != nil {
+		return out.String(), fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(fault.String()))
+	}
+	return out.String(), nil
+}
+
+// command sends an order to the supervisor of the lab in dir and returns its answer.
+func command(ctx context.Context, dir string, o order) (string, error) {
+	body, err := json.Marshal(o)
+	if err != nil {
+		return "", err
+	}
+	client := http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", filepath.Join(dir, "control"))
+		},
+		DisableKeepAlives: true,
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://lab/", bytes.NewReader(body))
+	if err != nil {
+		return "", err
+	}
+	r, err := client.Do(req)
+	if err != nil {
+		return "", fmt.Errorf("asking the lab in %s: %w", dir, err)
+	}
+	defer r.Body.Close()
+	text, err := io.ReadAll(r.Body)
+	if err == nil && r.StatusCode != http.StatusOK {
+		err = errors.New(strings.TrimSpace(string(text)))
+	}
+	return string(text), err
+}

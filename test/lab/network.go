@@ -1,0 +1,260 @@
+package lab
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/gantry-lb/gantry/test/lab/netns"
+)
+
+// The lab's addresses.
+const (
+	lan4, lan6   = "192.168.0.0/24", "fd00:a8::/64"
+	wan4, wan6   = "10.99.0.0/24", "fd00:99::/64"
+	apiHost      = "192.168.0.5"
+	apiAddress   = apiHost + ":6444"
+	routerNumber = 1
+	apiNumber    = 5
+	clientNumber = 100
+	nodeOffset   = 10 // node i has the number nodeOffset+i
+	lanBridge    = "lan"
+	lanLink      = "eth0"
+)
+
+func nodeName(i int) string { return fmt.Sprintf("node%d", i) }
+
+// Address returns the address with that number in a network.
+func address(network string, n int) netip.Addr {
+	b := netip.MustParsePrefix(network).Addr().AsSlice()
+	b[len(b)-1] = byte(n)
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}
+
+// networks returns the IPv4 network, and the IPv6 one in a dual-stack lab.
+func (o *Options) networks(v4, v6 string) []string {
+	if o.Families == DualStack {
+		return []string{v4, v6}
+	}
+	return []string{v4}
+}
+
+// podNetworks returns the networks of the Pods of node i.
+func (o *Options) podNetworks(i int) []netip.Prefix {
+	var out []netip.Prefix
+	for _, n := range o.networks(fmt.Sprintf("10.244.%d.0/24", i), fmt.Sprintf("fd00:10:244:%x::/64", i)) {
+		out = append(out, netip.MustParsePrefix(n))
+	}
+	return out
+}
+
+// wire makes the LAN, its hosts, and the network behind the router.
+func (s *supervisor) wire() error {
+	if err := netns.SetUp("lo"); err != nil { // the supervisor's own namespace is the fabric
+		return err
+	}
+	if err := netns.Bridge(lanBridge); err != nil {
+		return err
+	}
+	numbers := map[string]int{"router": routerNumber, "cp": apiNumber, "client": clientNumber}
+	for i := 1; i <= s.o.Nodes; i++ {
+		numbers[nodeName(i)] = nodeOffset + i
+	}
+	for name, n := range numbers {
+		if err := s.join(name, n); err != nil {
+			return err
+		}
+	}
+	for i := 1; i <= s.o.Nodes; i++ {
+		s.hosts[nodeName(i)].pods = s.o.podNetworks(i)
+	}
+	if err := s.behindRouter(); err != nil {
+		return err
+	}
+	for _, h := range s.hosts {
+		if err := h.ns.Do(func() error { return s.routes(h) }); err != nil {
+			return fmt.Errorf("routing on %s: %w", h.name, err)
+		}
+	}
+	return nil
+}
+
+// join makes a host and plugs it into the LAN.
+func (s *supervisor) join(name string, number int) error {
+	ns, err := netns.New(name)
+	if err != nil {
+		return err
+	}
+	h := &host{name: name, ns: ns}
+	s.hosts[name] = h
+	if err := netns.Cable(s.fabric, port(name), ns, lanLink); err != nil {
+		return err
+	}
+	if err := netns.Plug(port(name), lanBridge); err != nil {
+		return err
+	}
+	if err := netns.SetUp(port(name)); err != nil {
+		return err
+	}
+	return ns.Do(func() error {
+		if err := forward(); err != nil {
+			return err
+		}
+		if err := netns.SetUp(lanLink); err != nil {
+			return err
+		}
+		for _, n := range s.o.networks(lan4, lan6) {
+			a := address(n, number)
+			h.addresses = append(h.addresses, a)
+			if err := netns.AddAddress(lanLink, netip.PrefixFrom(a, netip.MustParsePrefix(n).Bits())); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// port is the name of a host's port on the LAN's bridge.
+func port(host string) string { return "p-" + host }
+
+func forward() error {
+	for key, value := range map[string]string{
+		"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1", "net/ipv6/conf/default/accept_dad": "0",
+	} {
+		if err := netns.Sysctl(key, value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// behindRouter makes the client on the other side of the router.
+func (s *supervisor) behindRouter() error {
+	ns, err := netns.New("far")
+	if err != nil {
+		return err
+	}
+	router := s.hosts["router"].ns
+	if err := netns.Cable(router, "eth1", ns, lanLink); err != nil {
+		return err
+	}
+	for _, end := range []struct {
+		ns     netns.Handle
+		link   string
+		number int
+	}{{router, "eth1", 1}, {ns, lanLink, 2}} {
+		err := end.ns.Do(func() error {
+			if err := netns.SetUp(end.link); err != nil {
+				return err
+			}
+			for _, n := range s.o.networks(wan4, wan6) {
+				if err := netns.AddAddress(end.link, netip.PrefixFrom(address(n, end.number), netip.MustParsePrefix(n).Bits())); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("laying the network behind the router: %w", err)
+		}
+	}
+	return ns.Do(func() error {
+		for _, n := range s.o.networks(wan4, wan6) {
+			if err := netns.AddRoute(lanLink, everything(address(n, 1)), address(n, 1)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func everything(a netip.Addr) netip.Prefix {
+	if a.Is4() {
+		return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	}
+	return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+}
+
+// routes gives a host of the LAN its default route, and a node the ways to the Pods of the others.
+func (s *supervisor) routes(h *host) error {
+	if h.name != "router" {
+		for _, n := range s.o.networks(lan4, lan6) {
+			r := address(n, routerNumber)
+			if err := netns.AddRoute(lanLink, everything(r), r); err != nil {
+				return err
+			}
+		}
+	}
+	if h.pods == nil {
+		return nil
+	}
+	for _, other := range s.hosts {
+		if other == h {
+			continue
+		}
+		for i, p := range other.pods {
+			if err := netns.AddRoute(lanLink, p, other.addresses[i]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// cut pulls a host's cable: it loses the carrier.
+func (s *supervisor) cut(name string) error {
+	if s.hosts[name] == nil {
+		return fmt.Errorf("no host %q is on the LAN", name)
+	}
+	return s.fabric.Do(func() error { return netns.SetDown(port(name)) })
+}
+
+// cutSilently takes a host's port out of the bridge: the carrier stays, nothing passes.
+func (s *supervisor) cutSilently(name string) error { return s.replug(name, "") }
+
+// plug undoes cut and cutSilently.
+func (s *supervisor) plug(name string) error {
+	if err := s.replug(name, lanBridge); err != nil {
+		return err
+	}
+	return s.fabric.Do(func() error { return netns.SetUp(port(name)) })
+}
+
+func (s *supervisor) replug(name, bridge string) error {
+	if s.hosts[name] == nil {
+		return fmt.Errorf("no host %q is on the LAN", name)
+	}
+	return s.fabric.Do(func() error { return netns.Plug(port(name), bridge) })
+}
+
+// partition puts each group of hosts on a bridge of its own; those in no group stay together.
+func (s *supervisor) partition(groups [][]string) error {
+	for i, group := range groups {
+		bridge := fmt.Sprintf("%s%d", lanBridge, i+1)
+		err := s.fabric.Do(func() error {
+			if netns.SetUp(bridge) == nil {
+				return nil
+			}
+			return netns.Bridge(bridge)
+		})
+		if err != nil {
+			return err
+		}
+		for _, name := range group {
+			if err := s.replug(name, bridge); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// heal undoes partition.
+func (s *supervisor) heal() error {
+	for name := range s.hosts {
+		if err := s.replug(name, lanBridge); err != nil {
+			return err
+		}
+	}
+	return nil
+}

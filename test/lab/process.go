@@ -1,0 +1,96 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/gantry-lb/gantry/test/lab/netns"
+)
+
+// process is a program of the control plane or a node, inside a namespace.
+type process struct {
+	name string // "kube-apiserver", "node1/kube-proxy"
+	log  string
+	cmd  *exec.Cmd
+	done chan struct{} // closed when it ended
+	err  error
+}
+
+// processes are all programs that run, by name.
+type processes struct {
+	mu sync.Mutex
+	m  map[string]*process
+}
+
+// start runs a program inside a namespace, its output in a log.
+func (ps *processes) start(ns netns.Handle, logDir, name, path string, args ...string) (*process, error) {
+	p := &process{name: name, log: filepath.Join(logDir, filepath.Base(filepath.Dir("/"+name))+"-"+filepath.Base(name)+".log"), done: make(chan struct{})}
+	out, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("opening the log of %s: %w", name, err)
+	}
+	defer out.Close()
+	p.cmd = exec.Command(path, args...)
+	p.cmd.Stdout, p.cmd.Stderr = out, out
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := ns.Do(p.cmd.Start); err != nil {
+		return nil, fmt.Errorf("starting %s: %w", name, err)
+	}
+	go func() {
+		p.err = p.cmd.Wait()
+		close(p.done)
+	}()
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if ps.m == nil {
+		ps.m = map[string]*process{}
+	}
+	ps.m[name] = p
+	return p, nil
+}
+
+// signal sends a signal to the program of that name.
+func (ps *processes) signal(name string, s syscall.Signal) error {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	p := ps.m[name]
+	if p == nil {
+		return fmt.Errorf("no program %q runs in this lab", name)
+	}
+	if err := syscall.Kill(-p.cmd.Process.Pid, s); err != nil {
+		return fmt.Errorf("signalling %s: %w", name, err)
+	}
+	return nil
+}
+
+// get returns the program of that name.
+func (ps *processes) get(name string) *process {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	return ps.m[name]
+}
+
+// await calls check until it succeeds, the program ends, or ctx does. The error tells the end of the log.
+func (p *process) await(ctx context.Context, check func(context.Context) error) error {
+	var last error
+	for {
+		if last = check(ctx); last == nil {
+			return nil
+		}
+		select {
+		case <-p.done:
+			last = fmt.Errorf("it ended: %w", p.err)
+		case <-ctx.Done():
+		case <-time.After(50 * time.Millisecond):
+			continue
+		}
+		text, _ := os.ReadFile(p.log)
+		return fmt.Errorf("waiting for %s: %w; the end of %s:\n%s", p.name, last, p.log, tail(string(text), 15))
+	}
+}

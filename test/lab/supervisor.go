@@ -1,0 +1,221 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/gantry-lb/gantry/test/lab/netns"
+	"github.com/gantry-lb/gantry/test/lab/node"
+)
+
+// supervisorArg as the first argument makes the program the supervisor of a lab.
+const supervisorArg = "__supervisor"
+
+// Reexec turns the process into a part of a lab if its arguments say so. Every program that starts labs, tests included,
+// calls it before anything else.
+func Reexec() {
+	node.Reexec()
+	if len(os.Args) < 3 || os.Args[1] != supervisorArg {
+		return
+	}
+	if err := supervise(os.Args[2]); err != nil {
+		fmt.Fprintln(os.Stderr, "lab:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// supervisor is process 1 of a lab: when it dies, whatever the reason, the kernel ends every process of the lab and takes
+// its namespaces and mounts away.
+type supervisor struct {
+	o      Options
+	log    *slog.Logger
+	procs  processes
+	fabric netns.Handle
+	hosts  map[string]*host
+	relay  relay
+	ctx    context.Context
+
+	mu     sync.Mutex // guards agents
+	agents map[string]*running
+}
+
+// running is the agent of a node that is up.
+type running struct {
+	agent  *node.Agent
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+func supervise(text string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	s := &supervisor{fabric: "/proc/1/ns/net", hosts: map[string]*host{}, agents: map[string]*running{}, ctx: ctx}
+	if err := json.Unmarshal([]byte(text), &s.o); err != nil {
+		return fmt.Errorf("reading the options: %w", err)
+	}
+	defer os.RemoveAll(s.o.Dir) // also when the program that started the lab was killed
+	s.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
+	if err := isolate(); err != nil {
+		return err
+	}
+	if err := s.up(ctx); err != nil {
+		return err
+	}
+	control, err := net.Listen("unix", filepath.Join(s.o.Dir, "control"))
+	if err != nil {
+		return fmt.Errorf("opening the control socket: %w", err)
+	}
+	server := &http.Server{Handler: http.HandlerFunc(s.serve), ReadHeaderTimeout: time.Second}
+	go func() { _ = server.Serve(control) }()
+	if err := os.WriteFile(filepath.Join(s.o.Dir, "ready"), nil, 0o644); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return nil // everything else ends with this process
+}
+
+// isolate gives the supervisor mounts of its own.
+func isolate() error {
+	mounts := []struct {
+		source, target, kind string
+		flags                uintptr
+	}{
+		{"", "/", "", unix.MS_REC | unix.MS_PRIVATE},
+		{"proc", "/proc", "proc", 0},
+		{"tmpfs", "/run", "tmpfs", 0},
+	}
+	for _, m := range mounts {
+		if err := unix.Mount(m.source, m.target, m.kind, m.flags, ""); err != nil {
+			return fmt.Errorf("mounting %s in the lab: %w", m.target, err)
+		}
+	}
+	return nil
+}
+
+// up builds the network, starts the control plane and the nodes, and waits until they are ready.
+func (s *supervisor) up(ctx context.Context) error {
+	short, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	for _, d := range []string{s.logs(), filepath.Join(s.o.Dir, "captures"), "/run/lab-bin", "/run/lab-pods"} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return err
+		}
+	}
+	if s.o.BinDir != "" {
+		// Containers that are not root have to reach the binaries, wherever they are.
+		if err := unix.Mount(s.o.BinDir, "/run/lab-bin", "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("mounting %s in the lab: %w", s.o.BinDir, err)
+		}
+	}
+	fmt.Println("laying cables")
+	if err := s.wire(); err != nil {
+		return err
+	}
+	fmt.Println("starting etcd and the API server")
+	if err := s.controlPlane(short); err != nil {
+		return err
+	}
+	fmt.Printf("starting %d nodes with kube-proxy in %s mode\n", s.o.Nodes, s.o.ProxyMode)
+	g, short := errgroup.WithContext(short)
+	for i := 1; i <= s.o.Nodes; i++ {
+		g.Go(func() error { return s.startNode(short, nodeName(i)) })
+	}
+	return g.Wait()
+}
+
+// startTime bounds the start of a lab, and stopTime the wait for a node's processes to end.
+const (
+	startTime = 2 * time.Minute
+	stopTime  = 10 * time.Second
+)
+
+func (s *supervisor) logs() string { return filepath.Join(s.o.Dir, "logs") }
+
+// startNode runs kube-proxy and the agent of a node and waits until the node is registered.
+func (s *supervisor) startNode(ctx context.Context, name string) error {
+	h := s.hosts[name]
+	if err := s.startProxy(h); err != nil {
+		return err
+	}
+	rest, err := clientcmd.BuildConfigFromFlags("", filepath.Join(s.o.Dir, "credentials", "node.kubeconfig"))
+	if err != nil {
+		return err
+	}
+	rest.QPS, rest.Dial = -1, h.ns.Dial
+	agent, err := node.New(node.Config{
+		Name: name, NetNS: h.ns, Addresses: h.addresses, PodCIDRs: h.pods, REST: rest,
+		BinDir: "/run/lab-bin", Image: "gantry-lb/gantry", Self: "/proc/self/exe", LogDir: s.logs(), RunDir: "/run/lab-pods", Log: s.log,
+	})
+	if err != nil {
+		return err
+	}
+	life, cancel := context.WithCancel(s.ctx)
+	r := &running{agent: agent, cancel: cancel, done: make(chan struct{})}
+	s.mu.Lock()
+	s.agents[name] = r
+	s.mu.Unlock()
+	go func() {
+		defer close(r.done)
+		if err := agent.Run(life); err != nil && life.Err() == nil {
+			s.log.Error("the node's agent ended", "node", name, "error", err)
+		}
+	}()
+	return s.awaitNode(ctx, name)
+}
+
+// kill is a power failure of a node.
+func (s *supervisor) kill(name string) error {
+	s.mu.Lock()
+	r := s.agents[name]
+	delete(s.agents, name)
+	s.mu.Unlock()
+	if r == nil {
+		return fmt.Errorf("no node %q is up", name)
+	}
+	if err := s.cut(name); err != nil {
+		return err
+	}
+	r.agent.Kill()
+	r.cancel()
+	return s.procs.signal(name+"/kube-proxy", syscall.SIGKILL)
+}
+
+// revive switches a killed node on again.
+func (s *supervisor) revive(ctx context.Context, name string) error {
+	s.mu.Lock()
+	_, up := s.agents[name]
+	s.mu.Unlock()
+	if s.hosts[name] == nil || up {
+		return fmt.Errorf("node %q is not down", name)
+	}
+	if err := s.plug(name); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	return s.startNode(ctx, name)
+}
+
+// host is one machine on the LAN.
+type host struct {
+	name      string
+	ns        netns.Handle
+	addresses []netip.Addr   // on the LAN
+	pods      []netip.Prefix // of a node
+}
