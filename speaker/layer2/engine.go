@@ -106,6 +106,8 @@ type Engine struct {
 	frames   chan received
 	readers  sync.WaitGroup
 	foreign  map[foreignKey]time.Time
+	// generation counts the opened ports.
+	generation uint64
 	// woken says that something was scheduled since the last call of work.
 	woken bool
 }
@@ -120,7 +122,7 @@ func New(wire Wire, now func() time.Time) *Engine {
 	return &Engine{
 		wire: wire, now: now,
 		claims: make(chan []intent.Claim, 1), links: make(chan facts.LinkSet, 1), announce: make(chan []netip.Addr, 16),
-		probe: make(chan Probe, 4096), reports: make(chan Report, 4096),
+		probe: make(chan Probe, 8192), reports: make(chan Report, 16384),
 		held: map[netip.Addr][]int{}, ports: map[int]*port{}, asking: map[uint64]*question{}, askedFor: map[netip.Addr]int{},
 		sched: NewSchedule(), frames: make(chan received, 1024), foreign: map[foreignKey]time.Time{},
 		fence: fence{base: now()},
@@ -236,13 +238,17 @@ func (e *Engine) work(now time.Time) time.Duration {
 			next = t
 		}
 	}
+	e.woken = false
+	earlier(e.reopen(now)) // first, since it begins bursts
+	earlier(e.askAgain(now))
 	due, at := e.sched.Advance(now)
 	for _, g := range due {
 		e.sendGratuitous(g)
 	}
 	earlier(at)
-	earlier(e.askAgain(now))
-	earlier(e.reopen(now))
+	if e.woken { // a port failed meanwhile
+		return 0
+	}
 	return max(next.Sub(now), 0)
 }
 

@@ -12,7 +12,7 @@ import (
 type port struct {
 	link facts.Link
 	io   Port
-	// generation tells the frames of this socket from those of an earlier one.
+	// generation tells the frames of this socket from those of an earlier one on a link of this index. 0 is none.
 	generation uint64
 	err        string // as last reported
 	retryAt    time.Time
@@ -65,7 +65,8 @@ func (e *Engine) open(p *port) {
 		return
 	}
 	p.io, p.err, p.retryAt, p.openedAt = io, "", time.Time{}, e.now()
-	p.generation++
+	e.generation++
+	p.generation = e.generation
 	e.readers.Add(1)
 	go e.read(io, p.link.Index, p.generation)
 	e.report(PortOpened{Link: p.link})
@@ -109,7 +110,7 @@ func (e *Engine) close(p *port) {
 		p.io.Close() // the reader ends; its last word is of an old generation
 		p.io = nil
 	}
-	p.generation++
+	p.generation = 0
 }
 
 // reopen tries the failed ports whose time has come and returns when the next one's does.

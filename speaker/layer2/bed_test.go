@@ -1,0 +1,269 @@
+package layer2_test
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/facts"
+	"github.com/gantry-lb/gantry/speaker/intent"
+	"github.com/gantry-lb/gantry/speaker/layer2"
+)
+
+var (
+	held      = netip.MustParseAddr("192.168.0.201")
+	other     = netip.MustParseAddr("192.168.0.202")
+	clientIP  = netip.MustParseAddr("192.168.0.100")
+	nodeIP    = netip.MustParsePrefix("192.168.0.11/24")
+	everybody = facts.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+	stranger  = facts.MAC{2, 0, 0, 0, 0, 0x99}
+)
+
+// bed is an engine with one link, and a client's port on the same segment.
+type bed struct {
+	t      *testing.T
+	engine *layer2.Engine
+	link   facts.Link
+	client layer2.Port
+	mac    facts.MAC // of the client
+	heard  chan layer2.Frame
+}
+
+// start runs the engine and the client's reader until the test ends; run starts the engine's goroutine, which has to
+// be in the network namespace of the wire.
+func (b *bed) start(run func(context.Context) error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	read := make(chan struct{})
+	b.heard = make(chan layer2.Frame, 4096)
+	go func() { ended <- run(ctx) }()
+	go func() {
+		defer close(read)
+		for {
+			f, err := b.client.Read()
+			if err != nil {
+				return
+			}
+			select {
+			case b.heard <- f:
+			default:
+			}
+		}
+	}()
+	b.t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			b.t.Errorf("the engine ended with %v", err)
+		}
+		_ = b.client.Close() // it is only read from by now
+		<-read
+	})
+	b.engine.SetLinks(facts.LinkSet{b.link})
+	report[layer2.PortOpened](b, "the link is opened")
+}
+
+// hold makes the engine answer for the addresses, for an hour.
+func (b *bed) hold(addresses ...netip.Addr) {
+	var claims []intent.Claim
+	for _, a := range addresses {
+		claims = append(claims, intent.Claim{Address: a, Links: []int{b.link.Index}})
+	}
+	b.engine.Renew(time.Now().Add(time.Hour))
+	b.engine.Apply(claims)
+}
+
+// request is the client asking for an address.
+func (b *bed) request(a netip.Addr) layer2.Frame {
+	return layer2.Frame{
+		Destination: everybody, Source: b.mac, Operation: layer2.Request,
+		SenderMAC: b.mac, SenderIP: clientIP, TargetIP: a,
+	}
+}
+
+// says is somebody claiming an address by a gratuitous reply.
+func (b *bed) says(mac facts.MAC, a netip.Addr) layer2.Frame {
+	return layer2.Frame{
+		Destination: everybody, Source: mac, Operation: layer2.Reply,
+		SenderMAC: mac, SenderIP: a, TargetMAC: everybody, TargetIP: a,
+	}
+}
+
+func (b *bed) send(f layer2.Frame) {
+	b.t.Helper()
+	if err := b.client.Write(f); err != nil {
+		b.t.Fatalf("the client sends: %v", err)
+	}
+}
+
+// answer is the reply that the client should get for a.
+func (b *bed) answer(a netip.Addr) layer2.Frame {
+	return layer2.Frame{
+		Destination: b.mac, Source: b.link.MAC, Operation: layer2.Reply,
+		SenderMAC: b.link.MAC, SenderIP: a, TargetMAC: b.mac, TargetIP: clientIP,
+	}
+}
+
+// wantHeard waits until the client hears the frame.
+func (b *bed) wantHeard(sentence string, want layer2.Frame) {
+	b.t.Helper()
+	timeout := time.After(3 * time.Second)
+	for {
+		select {
+		case f := <-b.heard:
+			if f == want {
+				return
+			}
+		case <-timeout:
+			b.t.Fatalf("%s: the client did not hear %+v", sentence, want)
+		}
+	}
+}
+
+// wantSilence asserts that the client is told nothing about a for a while.
+func (b *bed) wantSilence(sentence string, a netip.Addr) {
+	b.t.Helper()
+	b.drain()
+	timeout := time.After(300 * time.Millisecond)
+	for {
+		select {
+		case f := <-b.heard:
+			if f.SenderIP == a && f.SenderMAC == b.link.MAC {
+				b.t.Fatalf("%s: the client heard %+v", sentence, f)
+			}
+		case <-timeout:
+			return
+		}
+	}
+}
+
+func (b *bed) drain() {
+	for len(b.heard) > 0 {
+		<-b.heard
+	}
+}
+
+// report waits for the next report of the kind.
+func report[T any](b *bed, sentence string) T {
+	b.t.Helper()
+	timeout := time.After(5 * time.Second)
+	for {
+		select {
+		case r := <-b.engine.Reports():
+			if v, ok := r.(T); ok {
+				return v
+			}
+		case <-timeout:
+			b.t.Fatalf("%s: no such report", sentence)
+		}
+	}
+}
+
+// scenarios hold on every kind of wire.
+var scenarios = map[string]func(b *bed){
+	"a held address is answered for, another is not": func(b *bed) {
+		b.hold(held)
+		b.send(b.request(held))
+		b.wantHeard("the held address is asked for", b.answer(held))
+		b.send(b.request(other))
+		b.wantSilence("another address is asked for", other)
+	},
+	"a request to the link's own MAC is answered": func(b *bed) {
+		b.hold(held)
+		f := b.request(held)
+		f.Destination = b.link.MAC
+		b.send(f)
+		b.wantHeard("a neighbour checks whether the address is still here", b.answer(held))
+	},
+	"a host that wants the address for itself learns that it is taken": func(b *bed) {
+		b.hold(held)
+		f := b.request(held)
+		f.SenderIP = netip.IPv4Unspecified()
+		b.send(f)
+		want := b.answer(held)
+		want.TargetIP = netip.IPv4Unspecified()
+		b.wantHeard("the host probes (RFC 5227 section 2.1.1)", want)
+	},
+	"nothing is answered before the fence is renewed": func(b *bed) {
+		b.engine.Apply([]intent.Claim{{Address: held, Links: []int{b.link.Index}}})
+		b.send(b.request(held))
+		b.wantSilence("the fence is closed", held)
+		b.engine.Renew(time.Now().Add(time.Hour))
+		b.send(b.request(held))
+		b.wantHeard("the fence is open", b.answer(held))
+		b.engine.Renew(time.Time{})
+		b.send(b.request(held))
+		b.wantSilence("the fence is closed again", held)
+	},
+	"answers end when the fence runs out": func(b *bed) {
+		b.hold(held)
+		b.engine.Renew(time.Now().Add(50 * time.Millisecond))
+		<-time.After(60 * time.Millisecond)
+		b.send(b.request(held))
+		b.wantSilence("the time is over", held)
+	},
+	"a new address is announced in both forms": func(b *bed) {
+		b.hold(held)
+		for _, op := range []layer2.Operation{layer2.Request, layer2.Reply} {
+			b.wantHeard("the address is new", layer2.Frame{
+				Destination: everybody, Source: b.link.MAC, Operation: op,
+				SenderMAC: b.link.MAC, SenderIP: held, TargetMAC: everybody, TargetIP: held,
+			})
+		}
+	},
+	"an address that is given up is silent": func(b *bed) {
+		b.hold(held)
+		b.send(b.request(held))
+		b.wantHeard("the address is held", b.answer(held))
+		b.engine.Apply(nil)
+		<-time.After(20 * time.Millisecond) // the engine takes it in
+		b.send(b.request(held))
+		b.wantSilence("the address is given up", held)
+	},
+	"a probe reports who answers": func(b *bed) {
+		b.engine.Probe(layer2.Probe{ID: 7, Address: held, Links: []int{b.link.Index}, Attempts: 2, Interval: 100 * time.Millisecond})
+		b.wantHeard("the engine asks", layer2.Frame{
+			Destination: everybody, Source: b.link.MAC, Operation: layer2.Request,
+			SenderMAC: b.link.MAC, SenderIP: netip.IPv4Unspecified(), TargetIP: held,
+		})
+		b.send(layer2.Frame{
+			Destination: b.link.MAC, Source: b.mac, Operation: layer2.Reply,
+			SenderMAC: b.mac, SenderIP: held, TargetMAC: b.link.MAC, TargetIP: netip.IPv4Unspecified(),
+		})
+		r := report[facts.ProbeResult](b, "the probe ends")
+		if r.ID != 7 || r.Address != held || r.Unasked || !slices.Equal(r.Answers, []facts.MAC{b.mac}) {
+			b.t.Fatalf("the result is %+v, want the client's answer", r)
+		}
+	},
+	"a probe that nobody answers reports silence": func(b *bed) {
+		b.engine.Probe(layer2.Probe{ID: 8, Address: held, Links: []int{b.link.Index}, Attempts: 2, Interval: 30 * time.Millisecond})
+		r := report[facts.ProbeResult](b, "the probe ends")
+		if r.ID != 8 || r.Unasked || len(r.Answers) != 0 {
+			b.t.Fatalf("the result is %+v, want silence", r)
+		}
+	},
+	"a probe on a link that is not there reports that nobody was asked": func(b *bed) {
+		b.engine.Probe(layer2.Probe{ID: 9, Address: held, Links: []int{b.link.Index + 1000}, Attempts: 1, Interval: time.Millisecond})
+		if r := report[facts.ProbeResult](b, "the probe ends"); !r.Unasked {
+			b.t.Fatalf("the result is %+v, want that nobody was asked", r)
+		}
+	},
+	"a neighbour is asked from the link's own address": func(b *bed) {
+		b.engine.Probe(layer2.Probe{ID: 10, Address: clientIP, Links: []int{b.link.Index}, Attempts: 1, Interval: 50 * time.Millisecond, Kind: layer2.Ask})
+		b.wantHeard("the engine asks", layer2.Frame{
+			Destination: everybody, Source: b.link.MAC, Operation: layer2.Request,
+			SenderMAC: b.link.MAC, SenderIP: nodeIP.Addr(), TargetIP: clientIP,
+		})
+	},
+	"a stranger that speaks for a held address is reported": func(b *bed) {
+		b.hold(held)
+		b.send(b.request(held))
+		b.wantHeard("the address is held", b.answer(held))
+		b.send(b.says(stranger, held))
+		want := facts.ForeignClaim{Address: held, MAC: stranger, Link: b.link.Index}
+		if r := report[facts.ForeignClaim](b, "the stranger is reported"); r != want {
+			b.t.Fatalf("the report is %+v, want %+v", r, want)
+		}
+	},
+}

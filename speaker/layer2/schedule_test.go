@@ -1,0 +1,170 @@
+package layer2_test
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/gantry-lb/gantry/speaker/layer2"
+)
+
+var epoch = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// play calls Advance when it asks for it, until the end, and returns when each announcement was due, in milliseconds.
+func play(t *testing.T, s *layer2.Schedule, from, to time.Time) map[layer2.Gratuitous][]int64 {
+	out := map[layer2.Gratuitous][]int64{}
+	for now := from; !now.After(to); {
+		due, next := s.Advance(now)
+		for _, g := range due {
+			out[g] = append(out[g], now.Sub(epoch).Milliseconds())
+		}
+		if next.IsZero() {
+			break
+		}
+		if !next.After(now) {
+			t.Fatalf("Advance(%v) asks to be called at %v: a busy loop", now, next)
+		}
+		now = next
+	}
+	return out
+}
+
+func TestSchedule(t *testing.T) {
+	burst := []int64{0, 100, 250, 500, 1100, 2000, 4000}
+	a, b := layer2.Gratuitous{Address: held, Link: 2}, layer2.Gratuitous{Address: held, Link: 3}
+	tests := map[string]struct {
+		do   func(s *layer2.Schedule)
+		to   time.Duration
+		want map[layer2.Gratuitous][]int64
+	}{
+		"nothing is due before the first start": {func(*layer2.Schedule) {}, time.Hour, nil},
+		"a burst":                               {func(s *layer2.Schedule) { s.Start(held, 2, epoch) }, 10 * time.Second, map[layer2.Gratuitous][]int64{a: burst}},
+		"a burst on each of two links": {func(s *layer2.Schedule) {
+			s.Start(held, 2, epoch)
+			s.Start(held, 3, epoch)
+		}, 10 * time.Second, map[layer2.Gratuitous][]int64{a: burst, b: burst}},
+		"refreshed two minutes after the burst": {func(s *layer2.Schedule) { s.Start(held, 2, epoch) }, 250 * time.Second,
+			map[layer2.Gratuitous][]int64{a: append(slices.Clone(burst), 124000, 244000)}},
+		"started twice is one burst": {func(s *layer2.Schedule) {
+			s.Start(held, 2, epoch)
+			s.Start(held, 2, epoch)
+		}, 10 * time.Second, map[layer2.Gratuitous][]int64{a: burst}},
+		"removed from one of its links": {func(s *layer2.Schedule) {
+			s.Start(held, 2, epoch)
+			s.Start(held, 3, epoch)
+			s.Remove(held, 2)
+			s.Remove(other, 2)
+		}, 10 * time.Second, map[layer2.Gratuitous][]int64{b: burst}},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			s := layer2.NewSchedule()
+			tt.do(s)
+			if got := play(t, s, epoch, epoch.Add(tt.to)); !maps.EqualFunc(got, tt.want, slices.Equal) {
+				t.Errorf("due at %v ms, want %v", got, tt.want)
+			}
+		})
+	}
+}
+
+// A burst of a few addresses among many that repeat goes out first: theirs is the news.
+func TestANewAddressOvertakesRepetitions(t *testing.T) {
+	s := layer2.NewSchedule()
+	for i := range 5000 {
+		s.Start(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 2, epoch)
+	}
+	late := epoch.Add(1500 * time.Millisecond)
+	play(t, s, epoch, late)
+	s.Start(held, 2, late)
+	for wait := late; ; {
+		due, next := s.Advance(wait)
+		if i := slices.Index(due, layer2.Gratuitous{Address: held, Link: 2}); i >= 0 {
+			if wait.Sub(late) > 20*time.Millisecond {
+				t.Fatalf("the new address is announced after %v", wait.Sub(late))
+			}
+			return
+		}
+		wait = next
+	}
+}
+
+// Whatever is started and removed: every scheduled address is announced, none that was removed, never too many at once,
+// and no sooner again than the burst says.
+func TestScheduleProperties(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		s, now := layer2.NewSchedule(), epoch
+		scheduled := map[layer2.Gratuitous]time.Time{} // -> last started
+		last := map[layer2.Gratuitous]time.Time{}
+		sent := map[layer2.Gratuitous]bool{}
+		for range rapid.IntRange(1, 60).Draw(rt, "steps") {
+			for range rapid.IntRange(0, 80).Draw(rt, "starts") {
+				g := layer2.Gratuitous{Address: netip.AddrFrom4([4]byte{10, 0, 0, rapid.Byte().Draw(rt, "a")}), Link: rapid.IntRange(1, 2).Draw(rt, "link")}
+				if rapid.IntRange(0, 9).Draw(rt, "remove") == 0 {
+					s.Remove(g.Address, g.Link)
+					delete(scheduled, g)
+					delete(sent, g)
+				} else {
+					s.Start(g.Address, g.Link, now)
+					scheduled[g] = now
+					delete(sent, g)
+				}
+				delete(last, g)
+			}
+			due, next := s.Advance(now)
+			if len(due) > 50 {
+				rt.Fatalf("%d announcements at once", len(due))
+			}
+			for _, g := range due {
+				if _, ok := scheduled[g]; !ok {
+					rt.Fatalf("%v is announced, but was removed", g)
+				}
+				if at, ok := last[g]; ok && now.Sub(at) < 100*time.Millisecond {
+					rt.Fatalf("%v is announced again after %v", g, now.Sub(at))
+				}
+				last[g], sent[g] = now, true
+			}
+			if s.Len() != len(scheduled) {
+				rt.Fatalf("%d scheduled, want %d", s.Len(), len(scheduled))
+			}
+			if next.IsZero() != (len(scheduled) == 0) || (!next.IsZero() && !next.After(now)) {
+				rt.Fatalf("Advance(%v) with %d scheduled asks to be called at %v", now, len(scheduled), next)
+			}
+			if next.IsZero() {
+				next = now.Add(time.Millisecond)
+			}
+			now = next
+		}
+		for range 20 { // 512 at most, 50 each 10 ms
+			due, next := s.Advance(now)
+			for _, g := range due {
+				sent[g] = true
+			}
+			if next.IsZero() {
+				break
+			}
+			now = now.Add(min(next.Sub(now), 10*time.Millisecond))
+		}
+		for _, g := range slices.SortedFunc(maps.Keys(scheduled), func(x, y layer2.Gratuitous) int { return cmp.Compare(x.Link, y.Link) }) {
+			if !sent[g] {
+				rt.Fatalf("%v was never announced", g)
+			}
+		}
+	})
+}
+
+func BenchmarkSchedule(b *testing.B) {
+	s := layer2.NewSchedule()
+	for i := range 10000 {
+		s.Start(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 2, epoch)
+	}
+	now := epoch
+	b.ReportAllocs()
+	for b.Loop() {
+		_, now = s.Advance(now)
+	}
+}
