@@ -23,7 +23,7 @@ var (
 
 // bed is an engine with one link, and a client's port on the same segment.
 type bed struct {
-	t      *testing.T
+	t      testing.TB
 	engine *layer2.Engine
 	link   facts.Link
 	client layer2.Port

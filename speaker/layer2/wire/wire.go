@@ -7,11 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
+	"syscall"
 
-	"github.com/mdlayher/arp"
-	"github.com/mdlayher/ethernet"
 	"github.com/mdlayher/packet"
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
@@ -20,118 +18,132 @@ import (
 	"github.com/gantry-lb/gantry/speaker/layer2"
 )
 
-// Wire opens AF_PACKET sockets in the network namespace of the process.
+// Wire opens AF_PACKET sockets in the network namespace of the calling thread.
 type Wire struct{}
 
 var _ layer2.Wire = Wire{}
 
-// receiveBuffer is what the socket may hold while the speaker does not run: at 64 bytes of ARP a frame, with the kernel's
-// overhead, about 5,000 frames.
+// receiveBuffer is what the socket may hold while the speaker does not run, in bytes: with the kernel's overhead about
+// 5,000 frames of ARP.
 const receiveBuffer = 4 << 20
 
-// filter passes ARP requests and replies for IPv4 over Ethernet and drops the rest in the kernel (RFC 826: hardware type,
-// protocol type and operation at bytes 14, 16 and 20 of the frame), and the frames that this host sent itself.
+// filter passes ARP requests and replies for IPv4 over Ethernet and drops the rest in the kernel, as it drops what is
+// not for this host: frames that it sent itself, and those of a VLAN that it has no link for, which the kernel marks
+// as another host's.
 var filter = []bpf.Instruction{
 	bpf.LoadExtension{Num: bpf.ExtType},
-	bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.PACKET_OUTGOING, SkipTrue: 7},
-	bpf.LoadAbsolute{Off: 12, Size: 2},
+	bpf.JumpIf{Cond: bpf.JumpGreaterThan, Val: unix.PACKET_MULTICAST, SkipTrue: 7},
+	bpf.LoadAbsolute{Off: etherType, Size: 2},
 	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.ETH_P_ARP, SkipTrue: 5},
-	bpf.LoadAbsolute{Off: 14, Size: 4},
-	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: 1<<16 | unix.ETH_P_IP, SkipTrue: 3},
-	bpf.LoadAbsolute{Off: 20, Size: 2},
-	bpf.JumpIf{Cond: bpf.JumpGreaterThan, Val: 2, SkipTrue: 1},
-	bpf.RetConstant{Val: 128},
+	bpf.LoadAbsolute{Off: arpHardware, Size: 4},
+	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: ethernetIPv4, SkipTrue: 3},
+	bpf.LoadAbsolute{Off: arpOp, Size: 2},
+	bpf.JumpIf{Cond: bpf.JumpGreaterThan, Val: uint32(layer2.Reply), SkipTrue: 1},
+	bpf.RetConstant{Val: maxFrame},
 	bpf.RetConstant{Val: 0},
 }
 
+// maxFrame is how much of a frame is read, in bytes.
+const maxFrame = 128
+
 // Open opens a socket on the link.
 func (Wire) Open(l facts.Link) (layer2.Port, error) {
-	ifi, err := net.InterfaceByIndex(l.Index)
-	if err != nil {
-		return nil, fmt.Errorf("opening ARP socket on %q: %w", l.Name, err)
-	}
 	program, err := bpf.Assemble(filter)
 	if err != nil {
 		return nil, fmt.Errorf("assembling the ARP filter: %w", err)
 	}
-	c, err := packet.Listen(ifi, packet.Raw, unix.ETH_P_ARP, &packet.Config{Filter: program})
-	if errors.Is(err, os.ErrPermission) {
-		return nil, fmt.Errorf("opening ARP socket on %q: %w", l.Name, layer2.ErrDenied)
-	}
+	// The filter is set before the socket is bound, so that no other frame is ever queued.
+	c, err := packet.Listen(&net.Interface{Index: l.Index, Name: l.Name}, packet.Raw, unix.ETH_P_ARP, &packet.Config{Filter: program})
 	if err != nil {
+		return nil, fmt.Errorf("opening ARP socket on %q: %w", l.Name, classify(err))
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		_ = c.Close() // nothing was sent yet
 		return nil, fmt.Errorf("opening ARP socket on %q: %w", l.Name, err)
 	}
-	if raw, err := c.SyscallConn(); err == nil {
-		// A smaller buffer only loses frames sooner, so that a refusal is no error.
-		_ = raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer) })
+	_ = raw.Control(enlarge) // fails on a closed socket alone
+	p := &port{name: l.Name, conn: c, raw: raw, in: make([]byte, maxFrame), out: make([]byte, maxFrame)}
+	p.read, p.write = p.readOnce, p.writeOnce
+	return p, nil
+}
+
+// enlarge asks for a large receive buffer. A smaller one only loses frames sooner, so that a refusal is no error;
+// passing the system's limit (net.core.rmem_max) needs NET_ADMIN, which the speaker commonly lacks.
+func enlarge(fd uintptr) {
+	if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {
+		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer)
 	}
-	return &port{name: l.Name, conn: c, buf: make([]byte, 128)}, nil
+}
+
+// classify gives an error the name by which the engine knows it.
+func classify(err error) error {
+	switch {
+	case errors.Is(err, os.ErrPermission):
+		return layer2.ErrDenied
+	case errors.Is(err, unix.ENETDOWN), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
+		return fmt.Errorf("%w (%w)", layer2.ErrLinkGone, err)
+	case errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.EAGAIN):
+		return layer2.ErrBusy
+	}
+	return err
 }
 
 // port is one socket. Read is called by one goroutine, Write by one other.
 type port struct {
 	name string
 	conn *packet.Conn
-	buf  []byte
+	raw  syscall.RawConn
+
+	// read and write are the methods of that name plus Once, kept so that no closure is made for a frame. They
+	// pass what follows between themselves and their callers.
+	read, write       func(fd uintptr) bool
+	in, out           []byte
+	readLen, writeLen int
+	readErr, writeErr error
 }
 
 // Read returns the next ARP frame; what cannot be decoded is passed over.
 func (p *port) Read() (layer2.Frame, error) {
 	for {
-		n, _, err := p.conn.ReadFrom(p.buf)
-		if err != nil {
-			return layer2.Frame{}, fmt.Errorf("reading ARP on %q: %w", p.name, err)
+		err := p.raw.Read(p.read)
+		if err == nil {
+			err = p.readErr
 		}
-		if f, ok := decode(p.buf[:n]); ok {
+		if err != nil {
+			return layer2.Frame{}, fmt.Errorf("reading ARP on %q: %w", p.name, classify(err))
+		}
+		if f, ok := decodeARP(p.in[:p.readLen]); ok {
 			return f, nil
 		}
 	}
 }
 
-// decode reads an Ethernet frame with ARP in it.
-func decode(b []byte) (layer2.Frame, bool) {
-	var e ethernet.Frame
-	var a arp.Packet
-	if e.UnmarshalBinary(b) != nil || a.UnmarshalBinary(e.Payload) != nil {
-		return layer2.Frame{}, false
-	}
-	if !a.SenderIP.Is4() || !a.TargetIP.Is4() || len(a.SenderHardwareAddr) != 6 || len(a.TargetHardwareAddr) != 6 {
-		return layer2.Frame{}, false
-	}
-	return layer2.Frame{
-		Destination: facts.MAC(e.Destination), Source: facts.MAC(e.Source), Operation: layer2.Operation(a.Operation),
-		SenderMAC: facts.MAC(a.SenderHardwareAddr), SenderIP: a.SenderIP,
-		TargetMAC: facts.MAC(a.TargetHardwareAddr), TargetIP: a.TargetIP,
-	}, true
+// readOnce reads a frame; false asks to be called again when there is one.
+func (p *port) readOnce(fd uintptr) bool {
+	p.readLen, p.readErr = unix.Read(int(fd), p.in)
+	return p.readErr != unix.EAGAIN && p.readErr != unix.EINTR
 }
 
-// Write sends a frame.
+// Write sends a frame, or answers ErrBusy when it would have to wait.
 func (p *port) Write(f layer2.Frame) error {
-	b, err := encode(f)
-	if err != nil {
-		return fmt.Errorf("encoding ARP for %q: %w", p.name, err)
+	if !f.SenderIP.Is4() || !f.TargetIP.Is4() {
+		return fmt.Errorf("sending ARP on %q: %w: it carries IPv4 only, not %s and %s", p.name, layer2.ErrBusy, f.SenderIP, f.TargetIP)
 	}
-	if _, err := p.conn.WriteTo(b, &packet.Addr{HardwareAddr: f.Destination[:]}); err != nil {
-		return fmt.Errorf("sending ARP on %q: %w", p.name, err)
+	p.writeLen = len(encodeARP(p.out, f))
+	err := p.raw.Write(p.write)
+	if err == nil {
+		err = p.writeErr
+	}
+	if err != nil {
+		return fmt.Errorf("sending ARP on %q: %w", p.name, classify(err))
 	}
 	return nil
 }
 
-func encode(f layer2.Frame) ([]byte, error) {
-	sender, target := f.SenderIP, f.TargetIP
-	if !sender.Is4() || !target.Is4() {
-		return nil, fmt.Errorf("ARP carries IPv4 only, not %s and %s", sender, target)
-	}
-	a, err := arp.NewPacket(arp.Operation(f.Operation), f.SenderMAC[:], netip.AddrFrom4(sender.As4()), f.TargetMAC[:], netip.AddrFrom4(target.As4()))
-	if err != nil {
-		return nil, err
-	}
-	payload, err := a.MarshalBinary()
-	if err != nil {
-		return nil, err
-	}
-	e := ethernet.Frame{Destination: f.Destination[:], Source: f.Source[:], EtherType: ethernet.EtherTypeARP, Payload: payload}
-	return e.MarshalBinary()
+func (p *port) writeOnce(fd uintptr) bool {
+	_, p.writeErr = unix.Write(int(fd), p.out[:p.writeLen])
+	return true
 }
 
 // Close ends a blocked Read.
