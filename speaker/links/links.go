@@ -28,6 +28,8 @@ const (
 	coalesce = 5 * time.Millisecond
 	// resync is how often the interfaces are read without any event.
 	resync = time.Minute
+	// again is the pause after the interfaces could not be read.
+	again = time.Second
 	// resubscribe is the pause after netlink failed.
 	resubscribe = time.Second
 )
@@ -70,65 +72,46 @@ func (w *Watcher) Run(ctx context.Context) error {
 
 // watch subscribes and delivers sets until netlink fails or ctx ends.
 func (w *Watcher) watch(ctx context.Context, last *facts.LinkSet) error {
-	done := make(chan struct{})
-	defer close(done)
-	failed := make(chan error, 3)
-	onError := func(err error) {
-		select {
-		case failed <- err:
-		default:
-		}
+	e, err := subscribe()
+	if err != nil {
+		return err
 	}
-	links, addresses, routes := make(chan netlink.LinkUpdate, 64), make(chan netlink.AddrUpdate, 64), make(chan netlink.RouteUpdate, 64)
-	if err := netlink.LinkSubscribeWithOptions(links, done, netlink.LinkSubscribeOptions{ErrorCallback: onError}); err != nil {
-		return fmt.Errorf("subscribing to links: %w", err)
-	}
-	if err := netlink.AddrSubscribeWithOptions(addresses, done, netlink.AddrSubscribeOptions{ErrorCallback: onError}); err != nil {
-		return fmt.Errorf("subscribing to addresses: %w", err)
-	}
-	if err := netlink.RouteSubscribeWithOptions(routes, done, netlink.RouteSubscribeOptions{ErrorCallback: onError}); err != nil {
-		return fmt.Errorf("subscribing to routes: %w", err)
-	}
+	defer e.close()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	something := e.something
 	for {
-		open := true
 		select {
 		case <-ctx.Done():
 			return nil
-		case err := <-failed:
+		case err := <-e.failed:
 			return err
-		case _, open = <-links:
-			timer.Reset(coalesce)
-		case _, open = <-addresses:
-			timer.Reset(coalesce)
-		case _, open = <-routes:
+		case <-something:
+			// What follows is gathered, but for no longer than this, however many events there are.
+			something = nil
 			timer.Reset(coalesce)
 		case <-timer.C:
-			w.deliver(last)
-			timer.Reset(resync)
-		}
-		if !open {
-			return fmt.Errorf("netlink closed the subscription")
+			something = e.something
+			timer.Reset(w.deliver(last))
 		}
 	}
 }
 
-// deliver reads the links and passes them on if they are not what they were.
-func (w *Watcher) deliver(last *facts.LinkSet) {
+// deliver reads the links and passes them on if they are not what they were. It returns when to read them again.
+func (w *Watcher) deliver(last *facts.LinkSet) time.Duration {
 	set, err := w.Read()
 	if err != nil {
 		w.log.Warn("reading the network interfaces", "error", err)
-		return
+		return again
 	}
 	if *last != nil && reflect.DeepEqual(*last, set) {
-		return
+		return resync
 	}
 	*last = set
 	for {
 		select {
 		case w.sets <- set:
-			return
+			return resync
 		default:
 		}
 		select {
@@ -144,6 +127,10 @@ func (w *Watcher) Read() (facts.LinkSet, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listing links: %w", err)
 	}
+	gateways, err := gateways()
+	if err != nil {
+		w.log.Warn("reading the default routes", "error", err)
+	}
 	set := facts.LinkSet{}
 	for _, l := range all {
 		a := l.Attrs()
@@ -155,7 +142,7 @@ func (w *Watcher) Read() (facts.LinkSet, error) {
 		if err != nil {
 			w.log.Warn("reading the addresses of a link", "link", a.Name, "error", err)
 		}
-		link.Gateways = gateways(l)
+		link.Gateways = gateways[a.Index]
 		set = append(set, link)
 	}
 	slices.SortFunc(set, func(x, y facts.Link) int { return x.Index - y.Index })
@@ -185,21 +172,29 @@ func prefixes(l netlink.Link) ([]netip.Prefix, error) {
 	return out, err
 }
 
-// gateways returns the next hops of the default routes through the link; a route that cannot be read is none.
-func gateways(l netlink.Link) []netip.Addr {
-	routes, err := netlink.RouteList(l, netlink.FAMILY_ALL)
-	if err != nil {
-		return nil
+// gateways returns the next hops of the default routes by link index, those of routes with several next hops included.
+func gateways() (map[int][]netip.Addr, error) {
+	out := map[int][]netip.Addr{}
+	add := func(link int, gw net.IP) {
+		if ip, ok := netip.AddrFromSlice(gw); ok {
+			out[link] = append(out[link], ip.Unmap())
+		}
 	}
-	var out []netip.Addr
+	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
 	for _, r := range routes {
-		if r.Dst != nil && !r.Dst.IP.IsUnspecified() {
-			continue
+		if r.Dst != nil {
+			if ones, _ := r.Dst.Mask.Size(); ones > 0 {
+				continue
+			}
 		}
-		if ip, ok := netip.AddrFromSlice(r.Gw); ok {
-			out = append(out, ip.Unmap())
+		add(r.LinkIndex, r.Gw)
+		for _, hop := range r.MultiPath {
+			add(hop.LinkIndex, hop.Gw)
 		}
 	}
-	slices.SortFunc(out, netip.Addr.Compare)
-	return slices.Compact(out)
+	for link, hops := range out {
+		slices.SortFunc(hops, netip.Addr.Compare)
+		out[link] = slices.Compact(hops)
+	}
+	return out, err
 }
