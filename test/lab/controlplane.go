@@ -62,13 +62,11 @@ func (s *supervisor) controlPlane(ctx context.Context) error {
 		return err
 	}
 	if _, err := start("kube-controller-manager", "--kubeconfig="+in("kube-controller-manager.kubeconfig"),
-		"--authentication-kubeconfig="+in("kube-controller-manager.kubeconfig"), "--authorization-kubeconfig="+in("kube-controller-manager.kubeconfig"),
 		"--service-account-private-key-file="+in("sa.key"), "--root-ca-file="+in("ca.crt"), "--use-service-account-credentials=true",
 		"--leader-elect=false", "--bind-address=127.0.0.1", "--profiling=false"); err != nil {
 		return err
 	}
 	_, err = start("kube-scheduler", "--kubeconfig="+in("kube-scheduler.kubeconfig"),
-		"--authentication-kubeconfig="+in("kube-scheduler.kubeconfig"), "--authorization-kubeconfig="+in("kube-scheduler.kubeconfig"),
 		"--leader-elect=false", "--bind-address=127.0.0.1", "--profiling=false")
 	return err
 }

@@ -86,8 +86,20 @@ func supervise(text string) error {
 	if err := os.WriteFile(filepath.Join(s.o.Dir, "ready"), nil, 0o644); err != nil {
 		return err
 	}
+	if err := endProgress(); err != nil {
+		return err
+	}
 	<-ctx.Done()
 	return nil // everything else ends with this process
+}
+
+// endProgress closes the standard output, so that whoever reads the progress learns that there is no more.
+func endProgress() error {
+	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	return unix.Dup2(int(null.Fd()), 1)
 }
 
 // isolate gives the supervisor mounts of its own.

@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -148,6 +149,18 @@ func (a *Agent) register(ctx context.Context) error {
 	}}
 	if _, err := nodes.UpdateStatus(ctx, n, metav1.UpdateOptions{}); err != nil {
 		return fmt.Errorf("reporting node %s: %w", a.c.Name, err)
+	}
+	// The control plane would lift the taint of a node that was not ready yet too, but only every few seconds.
+	n, err = nodes.Get(ctx, a.c.Name, metav1.GetOptions{})
+	if err != nil {
+		return fmt.Errorf("reading node %s: %w", a.c.Name, err)
+	}
+	taints := slices.DeleteFunc(slices.Clone(n.Spec.Taints), func(t corev1.Taint) bool { return t.Key == corev1.TaintNodeNotReady })
+	if len(taints) != len(n.Spec.Taints) {
+		n.Spec.Taints = taints
+		if _, err := nodes.Update(ctx, n, metav1.UpdateOptions{}); err != nil {
+			return fmt.Errorf("lifting the taint of node %s: %w", a.c.Name, err)
+		}
 	}
 	return a.renewOnce(ctx)
 }
