@@ -12,6 +12,21 @@ import (
 	"github.com/gantry-lb/gantry/speaker/layer2"
 )
 
+// cast is who plays in a scenario.
+type cast struct {
+	held, other, clientIP netip.Addr
+	nodeIP                netip.Prefix
+}
+
+var (
+	cast4 = cast{held, other, clientIP, nodeIP}
+	cast6 = cast{
+		netip.MustParseAddr("fd00:a8::201"), netip.MustParseAddr("fd00:a8::202"),
+		netip.MustParseAddr("fd00:a8::100"), netip.MustParsePrefix("fd00:a8::11/64"),
+	}
+	families = map[string]cast{"IPv4": cast4, "IPv6": cast6}
+)
+
 var (
 	held      = netip.MustParseAddr("192.168.0.201")
 	other     = netip.MustParseAddr("192.168.0.202")
@@ -23,6 +38,7 @@ var (
 
 // bed is an engine with one link, and a client's port on the same segment.
 type bed struct {
+	cast
 	t      testing.TB
 	engine *layer2.Engine
 	link   facts.Link
@@ -60,6 +76,10 @@ func (b *bed) start(run func(context.Context) error) {
 		_ = b.client.Close() // it is only read from by now
 		<-read
 	})
+	if err := b.client.Join(b.held); err != nil { // to hear who asks for it
+		b.t.Fatal(err)
+	}
+	b.link.Prefixes = []netip.Prefix{b.nodeIP}
 	b.engine.SetLinks(facts.LinkSet{b.link})
 	report[layer2.PortOpened](b, "the link is opened")
 }
@@ -74,19 +94,27 @@ func (b *bed) hold(addresses ...netip.Addr) {
 	b.engine.Apply(claims)
 }
 
+// take is hold for an address that is not held yet; it waits until that is so.
+func (b *bed) take(a netip.Addr) {
+	b.t.Helper()
+	b.hold(a)
+	b.wantHeard("the address is announced", b.says(b.link.MAC, a))
+}
+
 // request is the client asking for an address.
 func (b *bed) request(a netip.Addr) layer2.Frame {
 	return layer2.Frame{
-		Destination: everybody, Source: b.mac, Operation: layer2.Request,
-		SenderMAC: b.mac, SenderIP: clientIP, TargetIP: a,
+		Destination: layer2.Asked(a), Source: b.mac, Operation: layer2.Request,
+		SenderMAC: b.mac, SenderIP: b.clientIP, TargetIP: a,
 	}
 }
 
 // says is somebody claiming an address by a gratuitous reply.
 func (b *bed) says(mac facts.MAC, a netip.Addr) layer2.Frame {
+	all := layer2.Everybody(a)
 	return layer2.Frame{
-		Destination: everybody, Source: mac, Operation: layer2.Reply,
-		SenderMAC: mac, SenderIP: a, TargetMAC: everybody, TargetIP: a,
+		Destination: all, Source: mac, Operation: layer2.Reply,
+		SenderMAC: mac, SenderIP: a, TargetMAC: all, TargetIP: a,
 	}
 }
 
@@ -101,7 +129,7 @@ func (b *bed) send(f layer2.Frame) {
 func (b *bed) answer(a netip.Addr) layer2.Frame {
 	return layer2.Frame{
 		Destination: b.mac, Source: b.link.MAC, Operation: layer2.Reply,
-		SenderMAC: b.link.MAC, SenderIP: a, TargetMAC: b.mac, TargetIP: clientIP,
+		SenderMAC: b.link.MAC, SenderIP: a, TargetMAC: b.mac, TargetIP: b.clientIP,
 	}
 }
 
@@ -138,6 +166,14 @@ func (b *bed) wantSilence(sentence string, a netip.Addr) {
 	}
 }
 
+// nobody is the address of who has none.
+func (b *bed) nobody() netip.Addr {
+	if b.held.Is4() {
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
+}
+
 func (b *bed) drain() {
 	for len(b.heard) > 0 {
 		<-b.heard
@@ -163,105 +199,114 @@ func report[T any](b *bed, sentence string) T {
 // scenarios hold on every kind of wire.
 var scenarios = map[string]func(b *bed){
 	"a held address is answered for, another is not": func(b *bed) {
-		b.hold(held)
-		b.send(b.request(held))
-		b.wantHeard("the held address is asked for", b.answer(held))
-		b.send(b.request(other))
-		b.wantSilence("another address is asked for", other)
+		b.take(b.held)
+		b.send(b.request(b.held))
+		b.wantHeard("the held address is asked for", b.answer(b.held))
+		b.send(b.request(b.other))
+		b.wantSilence("another address is asked for", b.other)
 	},
 	"a request to the link's own MAC is answered": func(b *bed) {
-		b.hold(held)
-		f := b.request(held)
+		b.take(b.held)
+		f := b.request(b.held)
 		f.Destination = b.link.MAC
 		b.send(f)
-		b.wantHeard("a neighbour checks whether the address is still here", b.answer(held))
+		b.wantHeard("a neighbour checks whether the address is still here", b.answer(b.held))
 	},
 	"a host that wants the address for itself learns that it is taken": func(b *bed) {
-		b.hold(held)
-		f := b.request(held)
-		f.SenderIP = netip.IPv4Unspecified()
+		b.take(b.held)
+		f := b.request(b.held)
+		f.SenderIP = b.nobody()
 		b.send(f)
-		want := b.answer(held)
-		want.TargetIP = netip.IPv4Unspecified()
-		b.wantHeard("the host probes (RFC 5227 section 2.1.1)", want)
+		want := b.says(b.link.MAC, b.held) // the asker of IPv6 has no address to answer to
+		if b.held.Is4() {
+			want = b.answer(b.held)
+			want.TargetIP = b.nobody()
+		}
+		b.wantHeard("the host probes (RFC 5227 section 2.1.1, RFC 4862 section 5.4)", want)
 	},
 	"nothing is answered before the fence is renewed": func(b *bed) {
-		b.engine.Apply([]intent.Claim{{Address: held, Links: []int{b.link.Index}}})
-		b.send(b.request(held))
-		b.wantSilence("the fence is closed", held)
-		b.engine.Renew(time.Now().Add(time.Hour))
-		b.send(b.request(held))
-		b.wantHeard("the fence is open", b.answer(held))
+		b.engine.Apply([]intent.Claim{{Address: b.held, Links: []int{b.link.Index}}})
+		b.send(b.request(b.held))
+		b.wantSilence("the fence is closed", b.held)
+		b.take(b.other) // renews; the claim on the first address is given up
+		b.take(b.held)
+		b.send(b.request(b.held))
+		b.wantHeard("the fence is open", b.answer(b.held))
 		b.engine.Renew(time.Time{})
-		b.send(b.request(held))
-		b.wantSilence("the fence is closed again", held)
+		b.send(b.request(b.held))
+		b.wantSilence("the fence is closed again", b.held)
 	},
 	"answers end when the fence runs out": func(b *bed) {
-		b.hold(held)
+		b.take(b.held)
 		b.engine.Renew(time.Now().Add(50 * time.Millisecond))
 		<-time.After(60 * time.Millisecond)
-		b.send(b.request(held))
-		b.wantSilence("the time is over", held)
+		b.send(b.request(b.held))
+		b.wantSilence("the time is over", b.held)
 	},
-	"a new address is announced in both forms": func(b *bed) {
-		b.hold(held)
-		for _, op := range []layer2.Operation{layer2.Request, layer2.Reply} {
-			b.wantHeard("the address is new", layer2.Frame{
-				Destination: everybody, Source: b.link.MAC, Operation: op,
-				SenderMAC: b.link.MAC, SenderIP: held, TargetMAC: everybody, TargetIP: held,
-			})
+	"a new address is announced in the forms of its family": func(b *bed) {
+		b.hold(b.held)
+		want := b.says(b.link.MAC, b.held)
+		if b.held.Is4() {
+			request := want
+			request.Operation = layer2.Request
+			b.wantHeard("the address is new", request)
 		}
+		b.wantHeard("the address is new", want)
 	},
 	"an address that is given up is silent": func(b *bed) {
-		b.hold(held)
-		b.send(b.request(held))
-		b.wantHeard("the address is held", b.answer(held))
+		b.take(b.held)
+		b.send(b.request(b.held))
+		b.wantHeard("the address is held", b.answer(b.held))
 		b.engine.Apply(nil)
 		<-time.After(20 * time.Millisecond) // the engine takes it in
-		b.send(b.request(held))
-		b.wantSilence("the address is given up", held)
+		b.send(b.request(b.held))
+		b.wantSilence("the address is given up", b.held)
 	},
 	"a probe reports who answers": func(b *bed) {
-		b.engine.Probe(layer2.Probe{ID: 7, Address: held, Links: []int{b.link.Index}, Attempts: 2, Interval: 100 * time.Millisecond})
+		b.engine.Probe(layer2.Probe{ID: 7, Address: b.held, Links: []int{b.link.Index}, Attempts: 2, Interval: 100 * time.Millisecond})
 		b.wantHeard("the engine asks", layer2.Frame{
-			Destination: everybody, Source: b.link.MAC, Operation: layer2.Request,
-			SenderMAC: b.link.MAC, SenderIP: netip.IPv4Unspecified(), TargetIP: held,
+			Destination: layer2.Asked(b.held), Source: b.link.MAC, Operation: layer2.Request,
+			SenderMAC: b.link.MAC, SenderIP: b.nobody(), TargetIP: b.held,
 		})
-		b.send(layer2.Frame{
-			Destination: b.link.MAC, Source: b.mac, Operation: layer2.Reply,
-			SenderMAC: b.mac, SenderIP: held, TargetMAC: b.link.MAC, TargetIP: netip.IPv4Unspecified(),
-		})
+		answer := b.says(b.mac, b.held)
+		if b.held.Is4() {
+			answer.Destination, answer.TargetMAC, answer.TargetIP = b.link.MAC, b.link.MAC, b.nobody()
+		}
+		b.send(answer)
 		r := report[facts.ProbeResult](b, "the probe ends")
-		if r.ID != 7 || r.Address != held || r.Unasked || !slices.Equal(r.Answers, []facts.MAC{b.mac}) {
+		if r.ID != 7 || r.Address != b.held || r.Unasked || !slices.Equal(r.Answers, []facts.MAC{b.mac}) {
 			b.t.Fatalf("the result is %+v, want the client's answer", r)
 		}
 	},
 	"a probe that nobody answers reports silence": func(b *bed) {
-		b.engine.Probe(layer2.Probe{ID: 8, Address: held, Links: []int{b.link.Index}, Attempts: 2, Interval: 30 * time.Millisecond})
+		b.engine.Probe(layer2.Probe{ID: 8, Address: b.held, Links: []int{b.link.Index}, Attempts: 2, Interval: 30 * time.Millisecond})
 		r := report[facts.ProbeResult](b, "the probe ends")
 		if r.ID != 8 || r.Unasked || len(r.Answers) != 0 {
 			b.t.Fatalf("the result is %+v, want silence", r)
 		}
 	},
 	"a probe on a link that is not there reports that nobody was asked": func(b *bed) {
-		b.engine.Probe(layer2.Probe{ID: 9, Address: held, Links: []int{b.link.Index + 1000}, Attempts: 1, Interval: time.Millisecond})
+		b.engine.Probe(layer2.Probe{ID: 9, Address: b.held, Links: []int{b.link.Index + 1000}, Attempts: 1, Interval: time.Millisecond})
 		if r := report[facts.ProbeResult](b, "the probe ends"); !r.Unasked {
 			b.t.Fatalf("the result is %+v, want that nobody was asked", r)
 		}
 	},
 	"a neighbour is asked from the link's own address": func(b *bed) {
-		b.engine.Probe(layer2.Probe{ID: 10, Address: clientIP, Links: []int{b.link.Index}, Attempts: 1, Interval: 50 * time.Millisecond, Kind: layer2.Ask})
+		if err := b.client.Join(b.clientIP); err != nil {
+			b.t.Fatal(err)
+		}
+		b.engine.Probe(layer2.Probe{ID: 10, Address: b.clientIP, Links: []int{b.link.Index}, Attempts: 1, Interval: 50 * time.Millisecond, Kind: layer2.Ask})
 		b.wantHeard("the engine asks", layer2.Frame{
-			Destination: everybody, Source: b.link.MAC, Operation: layer2.Request,
-			SenderMAC: b.link.MAC, SenderIP: nodeIP.Addr(), TargetIP: clientIP,
+			Destination: layer2.Asked(b.clientIP), Source: b.link.MAC, Operation: layer2.Request,
+			SenderMAC: b.link.MAC, SenderIP: b.nodeIP.Addr(), TargetIP: b.clientIP,
 		})
 	},
 	"a stranger that speaks for a held address is reported": func(b *bed) {
-		b.hold(held)
-		b.send(b.request(held))
-		b.wantHeard("the address is held", b.answer(held))
-		b.send(b.says(stranger, held))
-		want := facts.ForeignClaim{Address: held, MAC: stranger, Link: b.link.Index}
+		b.take(b.held)
+		b.send(b.request(b.held))
+		b.wantHeard("the address is held", b.answer(b.held))
+		b.send(b.says(stranger, b.held))
+		want := facts.ForeignClaim{Address: b.held, MAC: stranger, Link: b.link.Index}
 		if r := report[facts.ForeignClaim](b, "the stranger is reported"); r != want {
 			b.t.Fatalf("the report is %+v, want %+v", r, want)
 		}

@@ -24,20 +24,24 @@ var (
 	ErrDenied = errors.New("raw sockets are not permitted: give the speaker the capability NET_RAW")
 	// ErrLinkGone says that the link went down or away.
 	ErrLinkGone = errors.New("the link is down or gone")
-	// ErrBusy says that one frame was not sent for lack of buffers; the port goes on.
-	ErrBusy = errors.New("the send queue is full")
+	// ErrNotSent says that one frame was not sent, for lack of buffers say; the port goes on.
+	ErrNotSent = errors.New("the frame was not sent")
 )
 
 // Wire opens ports on links.
 type Wire interface {
-	Open(l facts.Link) (Port, error)
+	Open(l facts.Link, f Family) (Port, error)
 }
 
-// Port sends and receives ARP frames on one link. Read blocks until a frame came or the port failed or was closed; Close
-// ends a blocked Read. Frames that this node sent are not read. Write never waits: it answers ErrBusy instead.
+// Port sends and receives frames of one family on one link. Read blocks until a frame came or the port failed or was closed; Close
+// ends a blocked Read. Frames that this node sent are not read. Write never waits: it answers ErrNotSent instead.
 type Port interface {
 	Read() (Frame, error)
 	Write(f Frame) error
+	// Join lets questions about an IPv6 address in, which go to a group; Leave keeps them out again. For IPv4 there
+	// is nothing to join.
+	Join(a netip.Addr) error
+	Leave(a netip.Addr)
 	Close() error
 }
 
@@ -97,9 +101,10 @@ type Engine struct {
 	requests, answers, gratuitous, dropped atomic.Uint64
 
 	// Run owns all that follows.
-	held   map[netip.Addr][]int
-	ports  map[int]*port
-	asking map[uint64]*question
+	held    map[netip.Addr][]int
+	ports   map[portKey]*port
+	present facts.LinkSet
+	asking  map[uint64]*question
 	// askedFor counts the questions about an address.
 	askedFor map[netip.Addr]int
 	sched    *Schedule
@@ -123,7 +128,7 @@ func New(wire Wire, now func() time.Time) *Engine {
 		wire: wire, now: now,
 		claims: make(chan []intent.Claim, 1), links: make(chan facts.LinkSet, 1), announce: make(chan []netip.Addr, 16),
 		probe: make(chan Probe, 8192), reports: make(chan Report, 16384),
-		held: map[netip.Addr][]int{}, ports: map[int]*port{}, asking: map[uint64]*question{}, askedFor: map[netip.Addr]int{},
+		held: map[netip.Addr][]int{}, ports: map[portKey]*port{}, asking: map[uint64]*question{}, askedFor: map[netip.Addr]int{},
 		sched: NewSchedule(), frames: make(chan received, 1024), foreign: map[foreignKey]time.Time{},
 		fence: fence{base: now()},
 	}
@@ -256,16 +261,18 @@ func (e *Engine) work(now time.Time) time.Duration {
 func (e *Engine) hold(claims []intent.Claim) {
 	held := make(map[netip.Addr][]int, len(claims))
 	for _, c := range claims {
-		if c.Address.Is4() { // IPv6 needs neighbour discovery, which this engine does not speak
-			held[c.Address] = c.Links
-		}
+		held[c.Address] = c.Links
 	}
 	before := e.held
 	e.held = held
 	for a, links := range before {
 		for _, l := range links {
-			if !slices.Contains(held[a], l) {
-				e.sched.Remove(a, l)
+			if slices.Contains(held[a], l) {
+				continue
+			}
+			e.sched.Remove(a, l)
+			if p := e.ports[portKey{l, FamilyOf(a)}]; p != nil && p.io != nil {
+				p.io.Leave(a)
 			}
 		}
 	}
@@ -276,29 +283,53 @@ func (e *Engine) hold(claims []intent.Claim) {
 				added = append(added, l)
 			}
 		}
-		e.burst(a, added)
+		e.take(a, added)
 	}
+}
+
+// take begins to answer for an address on links where it was not answered for.
+func (e *Engine) take(a netip.Addr, links []int) {
+	for _, l := range links {
+		key := portKey{l, FamilyOf(a)}
+		if p := e.ports[key]; p != nil {
+			e.join(p, a)
+		} else {
+			e.need(key)
+		}
+	}
+	e.burst(a, links)
 }
 
 func (e *Engine) burst(a netip.Addr, links []int) {
 	for _, l := range links {
-		if e.ports[l] != nil {
+		if e.ports[portKey{l, FamilyOf(a)}] != nil {
 			e.sched.Start(a, l, e.now())
 		}
 	}
 }
 
-// sendGratuitous announces an address on a link in both forms: a request, which is what RFC 5227 section 3 asks for, and
-// a reply, since some hosts update their cache on one of them alone.
+// announcements are the forms of an announcement. For IPv4 they are two: a request, which is what RFC 5227 section 3 asks
+// for, and a reply, since some hosts update their cache on one of them alone. For IPv6 it is the unsolicited
+// Neighbor Advertisement (RFC 4861 section 7.2.6).
+func announcements(f Family) []Operation {
+	if f == IPv6 {
+		return []Operation{Reply}
+	}
+	return []Operation{Request, Reply}
+}
+
+// sendGratuitous announces an address on a link.
 func (e *Engine) sendGratuitous(g Gratuitous) {
-	p := e.ports[g.Link]
-	if p == nil || p.io == nil || !slices.Contains(e.held[g.Address], g.Link) || e.fenced() {
+	key := portKey{g.Link, FamilyOf(g.Address)}
+	p := e.ports[key]
+	if p == nil || !slices.Contains(e.held[g.Address], g.Link) || e.fenced() {
 		return
 	}
-	for _, op := range []Operation{Request, Reply} {
+	all := Everybody(g.Address)
+	for _, op := range announcements(key.family) {
 		if e.write(p, Frame{
-			Destination: broadcast, Source: p.link.MAC, Operation: op,
-			SenderMAC: p.link.MAC, SenderIP: g.Address, TargetMAC: broadcast, TargetIP: g.Address,
+			Destination: all, Source: p.link.MAC, Operation: op,
+			SenderMAC: p.link.MAC, SenderIP: g.Address, TargetMAC: all, TargetIP: g.Address,
 		}) {
 			e.gratuitous.Add(1)
 		}
@@ -316,7 +347,7 @@ const (
 
 // receive handles a frame from the wire.
 func (e *Engine) receive(r received) {
-	p := e.ports[r.link]
+	p := e.ports[r.port]
 	if p == nil || p.generation != r.generation {
 		return
 	}
@@ -332,10 +363,10 @@ func (e *Engine) receive(r received) {
 	}
 	e.hear(f.SenderIP, f.SenderMAC)
 	links, held := e.held[f.SenderIP]
-	if held && slices.Contains(links, r.link) {
-		e.contradicted(f, r.link)
+	if held && slices.Contains(links, r.port.link) {
+		e.contradicted(f, r.port.link)
 	}
-	if !slices.Contains(e.held[f.TargetIP], r.link) {
+	if !slices.Contains(e.held[f.TargetIP], r.port.link) {
 		return
 	}
 	if f.Operation == Request {

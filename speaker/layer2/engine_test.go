@@ -21,19 +21,21 @@ type simulated struct {
 	node *segment.Host
 }
 
-// simulate runs f in a bubble; open says what Open of the node's port answers at first.
-func simulate(t *testing.T, f func(s simulated)) {
+// simulate runs f in a bubble, with IPv4.
+func simulate(t *testing.T, f func(s simulated)) { simulateCast(t, cast4, f) }
+
+func simulateCast(t *testing.T, c cast, f func(s simulated)) {
 	synctest.Test(t, func(t *testing.T) {
 		lan := segment.New()
 		node := lan.Host("node1")
 		mac := facts.MAC{2, 0, 0, 0, 0, 0x64}
-		client, err := lan.Host("client").Open(facts.Link{Index: 1, Name: "eth0", MAC: mac})
+		client, err := lan.Host("client").Open(facts.Link{Index: 1, Name: "eth0", MAC: mac}, layer2.FamilyOf(c.held))
 		if err != nil {
 			t.Fatal(err)
 		}
 		b := &bed{
-			t: t, client: client, mac: mac, engine: layer2.New(node, time.Now),
-			link: facts.Link{Index: 2, Name: "eth0", MAC: facts.MAC{2, 0, 0, 0, 0, 0x0b}, Prefixes: []netip.Prefix{nodeIP}},
+			cast: c, t: t, client: client, mac: mac, engine: layer2.New(node, time.Now),
+			link: facts.Link{Index: 2, Name: "eth0", MAC: facts.MAC{2, 0, 0, 0, 0, 0x0b}},
 		}
 		b.start(b.engine.Run)
 		f(simulated{bed: b, lan: lan, node: node})
@@ -41,10 +43,12 @@ func simulate(t *testing.T, f func(s simulated)) {
 }
 
 func TestScenariosOnASegment(t *testing.T) {
-	for name, scenario := range scenarios {
-		t.Run(name, func(t *testing.T) {
-			simulate(t, func(s simulated) { scenario(s.bed) })
-		})
+	for family, c := range families {
+		for name, scenario := range scenarios {
+			t.Run(family+": "+name, func(t *testing.T) {
+				simulateCast(t, c, func(s simulated) { scenario(s.bed) })
+			})
+		}
 	}
 }
 
@@ -179,8 +183,7 @@ func TestAFlappingPortIsTriedEverMoreSlowly(t *testing.T) {
 
 func TestStrangersAreReportedOnceASecond(t *testing.T) {
 	simulate(t, func(s simulated) {
-		s.hold(held)
-		synctest.Wait()
+		s.take(held)
 		for range 50 { // for 5 s
 			s.send(s.says(stranger, held))
 			time.Sleep(100 * time.Millisecond)
@@ -199,8 +202,7 @@ func TestStrangersAreReportedOnceASecond(t *testing.T) {
 
 func TestAFloodOfForgedStrangersIsBounded(t *testing.T) {
 	simulate(t, func(s simulated) {
-		s.hold(held)
-		synctest.Wait()
+		s.take(held)
 		for i := range 20000 {
 			s.send(s.says(facts.MAC{2, 0xee, 0, byte(i >> 16), byte(i >> 8), byte(i)}, held))
 			if i%500 == 0 {

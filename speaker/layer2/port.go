@@ -2,14 +2,22 @@ package layer2
 
 import (
 	"errors"
+	"net/netip"
 	"slices"
 	"time"
 
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-// port is a link with its socket, if that could be opened.
+// portKey says what a port is for.
+type portKey struct {
+	link   int
+	family Family
+}
+
+// port is a link with its socket for one family, if that could be opened.
 type port struct {
+	key  portKey
 	link facts.Link
 	io   Port
 	// generation tells the frames of this socket from those of an earlier one on a link of this index. 0 is none.
@@ -22,7 +30,7 @@ type port struct {
 
 // received is what a reader read.
 type received struct {
-	link       int
+	port       portKey
 	generation uint64
 	frame      Frame
 	err        error
@@ -36,30 +44,44 @@ const (
 // setLinks opens a port on each new link and closes those of links that are gone. A link whose Ethernet address changed
 // counts as new: the segment has to learn the new one.
 func (e *Engine) setLinks(links facts.LinkSet) {
-	for index, p := range e.ports {
-		l, ok := links.ByIndex(index)
+	e.present = links
+	for key, p := range e.ports {
+		l, ok := links.ByIndex(key.link)
 		if !ok || l.MAC != p.link.MAC || l.Name != p.link.Name {
 			e.close(p)
-			delete(e.ports, index)
+			delete(e.ports, key)
 			for a := range e.held {
-				e.sched.Remove(a, index)
+				e.sched.Remove(a, key.link)
 			}
 			continue
 		}
 		p.link = l
 	}
 	for _, l := range links {
-		if e.ports[l.Index] == nil {
-			p := &port{link: l, backoff: firstBackoff}
-			e.ports[l.Index] = p
-			e.open(p)
+		e.need(portKey{l.Index, IPv4})
+	}
+	for a, links := range e.held {
+		for _, l := range links {
+			e.need(portKey{l, FamilyOf(a)})
 		}
 	}
 }
 
+// need opens the port if there is such a link. Ports for IPv6 are opened when an address asks for one, since their
+// filter looks at every IPv6 packet of the link; they stay until the link goes.
+func (e *Engine) need(key portKey) {
+	l, ok := e.present.ByIndex(key.link)
+	if !ok || e.ports[key] != nil {
+		return
+	}
+	p := &port{key: key, link: l, backoff: firstBackoff}
+	e.ports[key] = p
+	e.open(p)
+}
+
 // open opens the port and announces what is held on its link.
 func (e *Engine) open(p *port) {
-	io, err := e.wire.Open(p.link)
+	io, err := e.wire.Open(p.link, p.key.family)
 	if err != nil {
 		e.fail(p, err)
 		return
@@ -68,21 +90,32 @@ func (e *Engine) open(p *port) {
 	e.generation++
 	p.generation = e.generation
 	e.readers.Add(1)
-	go e.read(io, p.link.Index, p.generation)
+	go e.read(io, p.key, p.generation)
 	e.report(PortOpened{Link: p.link})
 	for a, links := range e.held {
-		if slices.Contains(links, p.link.Index) {
+		if FamilyOf(a) == p.key.family && slices.Contains(links, p.link.Index) {
+			e.join(p, a)
 			e.sched.Start(a, p.link.Index, e.now())
 		}
 	}
 }
 
+// join lets questions about the address in.
+func (e *Engine) join(p *port, a netip.Addr) {
+	if p.io == nil {
+		return
+	}
+	if err := p.io.Join(a); err != nil {
+		e.fail(p, err)
+	}
+}
+
 // read passes on frames until the port fails; the last thing it passes on is the error.
-func (e *Engine) read(io Port, link int, generation uint64) {
+func (e *Engine) read(io Port, key portKey, generation uint64) {
 	defer e.readers.Done()
 	for {
 		f, err := io.Read()
-		e.frames <- received{link: link, generation: generation, frame: f, err: err}
+		e.frames <- received{port: key, generation: generation, frame: f, err: err}
 		if err != nil {
 			return
 		}
@@ -134,7 +167,7 @@ func (e *Engine) write(p *port, f Frame) bool {
 	}
 	err := p.io.Write(f)
 	switch {
-	case errors.Is(err, ErrBusy):
+	case errors.Is(err, ErrNotSent):
 		e.dropped.Add(1)
 	case err != nil:
 		e.fail(p, err)

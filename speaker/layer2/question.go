@@ -24,6 +24,9 @@ func (e *Engine) ask(p Probe) {
 	}
 	e.asking[p.ID] = &question{Probe: p, next: e.now()}
 	e.askedFor[p.Address]++
+	for _, l := range p.Links {
+		e.need(portKey{l, FamilyOf(p.Address)})
+	}
 }
 
 // forget ends a question.
@@ -57,13 +60,13 @@ func (e *Engine) askAgain(now time.Time) time.Time {
 }
 
 func (e *Engine) sendQuestion(q *question, link int) {
-	p := e.ports[link]
-	if p == nil || p.io == nil || !q.Address.Is4() {
+	p := e.ports[portKey{link, FamilyOf(q.Address)}]
+	if p == nil || p.io == nil || !q.Address.IsValid() {
 		return
 	}
 	f := Frame{
-		Destination: broadcast, Source: p.link.MAC, Operation: Request,
-		SenderMAC: p.link.MAC, SenderIP: netip.IPv4Unspecified(), TargetIP: q.Address,
+		Destination: Asked(q.Address), Source: p.link.MAC, Operation: Request,
+		SenderMAC: p.link.MAC, SenderIP: unspecified(p.key.family), TargetIP: q.Address,
 	}
 	if q.Kind == Ask {
 		f.SenderIP = ownAddress(p.link, q.Address)
@@ -71,14 +74,14 @@ func (e *Engine) sendQuestion(q *question, link int) {
 	q.carried = e.write(p, f) || q.carried
 }
 
-// ownAddress is the link's address in the subnet of a, or any of its IPv4 addresses.
+// ownAddress is the link's address in the subnet of a, or any of the same family.
 func ownAddress(l facts.Link, a netip.Addr) netip.Addr {
-	own := netip.IPv4Unspecified()
+	own := unspecified(FamilyOf(a))
 	for _, p := range l.Prefixes {
 		if p.Contains(a) {
 			return p.Addr()
 		}
-		if p.Addr().Is4() {
+		if FamilyOf(p.Addr()) == FamilyOf(a) {
 			own = p.Addr()
 		}
 	}

@@ -15,15 +15,14 @@ import (
 )
 
 // onVeth makes a bed of two namespaces with a real cable between them.
-func onVeth(t testing.TB) (*bed, *sandbox.Room) {
+func onVeth(t testing.TB, c cast) *bed {
 	node, client := sandbox.New(t), sandbox.New(t)
 	node.Veth("eth0", client, "eth0")
-	node.Address("eth0", nodeIP.String())
-	client.Address("eth0", netip.PrefixFrom(clientIP, 24).String())
-	b := &bed{t: t, engine: layer2.New(wire.Wire{}, time.Now)}
+	node.Address("eth0", c.nodeIP.String())
+	client.Address("eth0", netip.PrefixFrom(c.clientIP, c.nodeIP.Bits()).String())
+	b := &bed{cast: c, t: t, engine: layer2.New(wire.Wire{}, time.Now)}
 	node.Do(func() (err error) {
 		b.link, err = linkOf("eth0")
-		b.link.Prefixes = []netip.Prefix{nodeIP}
 		return err
 	})
 	client.Do(func() error {
@@ -32,11 +31,11 @@ func onVeth(t testing.TB) (*bed, *sandbox.Room) {
 			return err
 		}
 		b.mac = l.MAC
-		b.client, err = wire.Wire{}.Open(l)
+		b.client, err = wire.Wire{}.Open(l, layer2.FamilyOf(c.held))
 		return err
 	})
 	b.start(func(ctx context.Context) error { return node.Run(ctx, b.engine.Run) })
-	return b, node
+	return b
 }
 
 func linkOf(name string) (facts.Link, error) {
@@ -51,19 +50,18 @@ func linkOf(name string) (facts.Link, error) {
 }
 
 func TestScenariosOnARealCable(t *testing.T) {
-	for name, scenario := range scenarios {
-		t.Run(name, func(t *testing.T) {
-			b, _ := onVeth(t)
-			scenario(b)
-		})
+	for family, c := range families {
+		for name, scenario := range scenarios {
+			t.Run(family+": "+name, func(t *testing.T) { scenario(onVeth(t, c)) })
+		}
 	}
 }
 
 // BenchmarkAnswerOverVeth is the time from the client's request to the answer in its hands, two sockets and a cable
 // included.
 func BenchmarkAnswerOverVeth(b *testing.B) {
-	bed, _ := onVeth(b)
-	bed.hold(held)
+	bed := onVeth(b, cast4)
+	bed.take(held)
 	bed.send(bed.request(held))
 	bed.wantHeard("the address is held", bed.answer(held))
 	want := bed.answer(held)

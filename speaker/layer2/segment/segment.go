@@ -6,6 +6,7 @@ package segment
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -117,7 +118,7 @@ func (l *LAN) send(from *port, f layer2.Frame) error {
 	}
 	for _, h := range l.hosts {
 		for _, p := range h.ports {
-			addressed := f.Destination[0]&1 == 1 || f.Destination == p.link.MAC
+			addressed := p.family == layer2.FamilyOf(f.TargetIP) && p.accepts(f.Destination)
 			if p == from || !addressed || h.cut || h.island != from.host.island || (l.lose != nil && l.lose(from.host.name, h.name, f)) {
 				continue
 			}
@@ -144,13 +145,13 @@ type Host struct {
 var _ layer2.Wire = (*Host)(nil)
 
 // Open connects a port; every link of a host leads to the same LAN.
-func (h *Host) Open(link facts.Link) (layer2.Port, error) {
+func (h *Host) Open(link facts.Link, family layer2.Family) (layer2.Port, error) {
 	h.lan.mu.Lock()
 	defer h.lan.mu.Unlock()
 	if h.refuse != nil {
 		return nil, fmt.Errorf("opening a port on %q: %w", link.Name, h.refuse)
 	}
-	p := &port{host: h, link: link, frames: make(chan layer2.Frame, queue), done: make(chan struct{})}
+	p := &port{host: h, link: link, family: family, groups: map[netip.Addr]bool{}, frames: make(chan layer2.Frame, queue), done: make(chan struct{})}
 	h.ports = append(h.ports, p)
 	return p, nil
 }
@@ -188,6 +189,8 @@ func (h *Host) Break(err error) {
 type port struct {
 	host   *Host
 	link   facts.Link
+	family layer2.Family
+	groups map[netip.Addr]bool // the addresses whose groups are joined
 	frames chan layer2.Frame
 	done   chan struct{} // closed by end
 	err    error         // set before done is closed
@@ -207,6 +210,34 @@ func (p *port) Read() (layer2.Frame, error) {
 
 // Write sends a frame.
 func (p *port) Write(f layer2.Frame) error { return p.host.lan.send(p, f) }
+
+// Join lets the frames of an IPv6 address's group in.
+func (p *port) Join(a netip.Addr) error {
+	p.host.lan.mu.Lock()
+	defer p.host.lan.mu.Unlock()
+	p.groups[a] = true
+	return nil
+}
+
+// Leave keeps them out again.
+func (p *port) Leave(a netip.Addr) {
+	p.host.lan.mu.Lock()
+	defer p.host.lan.mu.Unlock()
+	delete(p.groups, a)
+}
+
+// accepts says whether the network card takes in what is sent to this Ethernet address.
+func (p *port) accepts(to facts.MAC) bool {
+	if to[0] != 0x33 || to[2] != 0xff { // not a solicited-node group
+		return to[0]&1 == 1 || to == p.link.MAC
+	}
+	for a := range p.groups {
+		if layer2.Asked(a) == to {
+			return true
+		}
+	}
+	return false
+}
 
 // Close disconnects.
 func (p *port) Close() error {

@@ -42,7 +42,7 @@ func decodeARP(b []byte) (layer2.Frame, bool) {
 }
 
 // encodeARP writes the frame into b, whose capacity suffices, and returns what was written.
-func encodeARP(b []byte, f layer2.Frame) []byte {
+func encodeARP(b []byte, f layer2.Frame) ([]byte, error) {
 	b = b[:arpFrame]
 	copy(b[0:6], f.Destination[:])
 	copy(b[6:12], f.Source[:])
@@ -55,5 +55,5 @@ func encodeARP(b []byte, f layer2.Frame) []byte {
 	copy(b[senderIP:], sender[:])
 	copy(b[targetMAC:], f.TargetMAC[:])
 	copy(b[targetIP:], target[:])
-	return b
+	return b, nil
 }

@@ -1,4 +1,4 @@
-// Package wire is the Linux side of layer 2: AF_PACKET sockets that see ARP frames alone. It is the only importer of the
+// Package wire is the Linux side of layer 2: AF_PACKET sockets that see ARP, or neighbour discovery, and nothing else. It is the only importer of the
 // raw-socket libraries. It keeps no state but its sockets; errors are told apart here, and nowhere else. Package segment
 // is its in-memory stand-in.
 package wire
@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"syscall"
 
@@ -44,28 +45,60 @@ var filter = []bpf.Instruction{
 }
 
 // maxFrame is how much of a frame is read, in bytes.
-const maxFrame = 128
+const maxFrame = 512
+
+// protocol is what differs between the families.
+type protocol struct {
+	name      string
+	etherType int
+	filter    []bpf.Instruction
+	decode    func(b []byte) (layer2.Frame, bool)
+	encode    func(b []byte, f layer2.Frame) ([]byte, error)
+}
+
+func protocolOf(f layer2.Family) protocol {
+	if f == layer2.IPv6 {
+		return protocol{"NDP", unix.ETH_P_IPV6, ndpFilter, decodeNDP, encodeNDP}
+	}
+	return protocol{"ARP", unix.ETH_P_ARP, filter, decodeARP, encodeARP}
+}
 
 // Open opens a socket on the link.
-func (Wire) Open(l facts.Link) (layer2.Port, error) {
-	program, err := bpf.Assemble(filter)
+func (Wire) Open(l facts.Link, family layer2.Family) (layer2.Port, error) {
+	p := &port{
+		link: l.Name, protocol: protocolOf(family), family: family,
+		in: make([]byte, maxFrame), out: make([]byte, 0, maxFrame),
+	}
+	p.read, p.write = p.readOnce, p.writeOnce
+	if err := p.open(l); err != nil {
+		return nil, fmt.Errorf("opening %s socket on %q: %w", p.protocol.name, l.Name, classify(err))
+	}
+	return p, nil
+}
+
+// open opens the socket; nothing stays open after an error.
+func (p *port) open(l facts.Link) error {
+	program, err := bpf.Assemble(p.protocol.filter)
 	if err != nil {
-		return nil, fmt.Errorf("assembling the ARP filter: %w", err)
+		return fmt.Errorf("assembling the filter: %w", err)
 	}
 	// The filter is set before the socket is bound, so that no other frame is ever queued.
-	c, err := packet.Listen(&net.Interface{Index: l.Index, Name: l.Name}, packet.Raw, unix.ETH_P_ARP, &packet.Config{Filter: program})
+	ifi := &net.Interface{Index: l.Index, Name: l.Name}
+	p.conn, err = packet.Listen(ifi, packet.Raw, p.protocol.etherType, &packet.Config{Filter: program})
 	if err != nil {
-		return nil, fmt.Errorf("opening ARP socket on %q: %w", l.Name, classify(err))
+		return err
 	}
-	raw, err := c.SyscallConn()
+	p.raw, err = p.conn.SyscallConn()
+	if err == nil {
+		err = p.raw.Control(enlarge)
+	}
+	if err == nil && p.family == layer2.IPv6 {
+		p.groups, err = newGroups(l.Index, p.raw.Control)
+	}
 	if err != nil {
-		_ = c.Close() // nothing was sent yet
-		return nil, fmt.Errorf("opening ARP socket on %q: %w", l.Name, err)
+		_ = p.conn.Close() // nothing was sent yet
 	}
-	_ = raw.Control(enlarge) // fails on a closed socket alone
-	p := &port{name: l.Name, conn: c, raw: raw, in: make([]byte, maxFrame), out: make([]byte, maxFrame)}
-	p.read, p.write = p.readOnce, p.writeOnce
-	return p, nil
+	return err
 }
 
 // enlarge asks for a large receive buffer. A smaller one only loses frames sooner, so that a refusal is no error;
@@ -84,26 +117,29 @@ func classify(err error) error {
 	case errors.Is(err, unix.ENETDOWN), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
 		return fmt.Errorf("%w (%w)", layer2.ErrLinkGone, err)
 	case errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.EAGAIN):
-		return layer2.ErrBusy
+		return layer2.ErrNotSent
 	}
 	return err
 }
 
 // port is one socket. Read is called by one goroutine, Write by one other.
 type port struct {
-	name string
-	conn *packet.Conn
-	raw  syscall.RawConn
+	link     string
+	protocol protocol
+	family   layer2.Family
+	conn     *packet.Conn
+	raw      syscall.RawConn
+	groups   *groups // nil for IPv4
 
 	// read and write are the methods of that name plus Once, kept so that no closure is made for a frame. They
 	// pass what follows between themselves and their callers.
 	read, write       func(fd uintptr) bool
 	in, out           []byte
-	readLen, writeLen int
+	readLen           int
 	readErr, writeErr error
 }
 
-// Read returns the next ARP frame; what cannot be decoded is passed over.
+// Read returns the next frame; what cannot be decoded is passed over.
 func (p *port) Read() (layer2.Frame, error) {
 	for {
 		err := p.raw.Read(p.read)
@@ -111,9 +147,9 @@ func (p *port) Read() (layer2.Frame, error) {
 			err = p.readErr
 		}
 		if err != nil {
-			return layer2.Frame{}, fmt.Errorf("reading ARP on %q: %w", p.name, classify(err))
+			return layer2.Frame{}, fmt.Errorf("reading %s on %q: %w", p.protocol.name, p.link, classify(err))
 		}
-		if f, ok := decodeARP(p.in[:p.readLen]); ok {
+		if f, ok := p.protocol.decode(p.in[:p.readLen]); ok {
 			return f, nil
 		}
 	}
@@ -125,26 +161,49 @@ func (p *port) readOnce(fd uintptr) bool {
 	return p.readErr != unix.EAGAIN && p.readErr != unix.EINTR
 }
 
-// Write sends a frame, or answers ErrBusy when it would have to wait.
+// Write sends a frame, or answers ErrNotSent when it would have to wait.
 func (p *port) Write(f layer2.Frame) error {
-	if !f.SenderIP.Is4() || !f.TargetIP.Is4() {
-		return fmt.Errorf("sending ARP on %q: %w: it carries IPv4 only, not %s and %s", p.name, layer2.ErrBusy, f.SenderIP, f.TargetIP)
+	if layer2.FamilyOf(f.SenderIP) != p.family || layer2.FamilyOf(f.TargetIP) != p.family {
+		return fmt.Errorf("sending %s on %q: %w: %s and %s are not both %s", p.protocol.name, p.link, layer2.ErrNotSent, f.SenderIP, f.TargetIP, p.family)
 	}
-	p.writeLen = len(encodeARP(p.out, f))
-	err := p.raw.Write(p.write)
-	if err == nil {
+	b, err := p.protocol.encode(p.out[:0], f)
+	if err != nil {
+		return fmt.Errorf("encoding %s for %q: %w: %w", p.protocol.name, p.link, layer2.ErrNotSent, err)
+	}
+	p.out = b
+	if err = p.raw.Write(p.write); err == nil {
 		err = p.writeErr
 	}
 	if err != nil {
-		return fmt.Errorf("sending ARP on %q: %w", p.name, classify(err))
+		return fmt.Errorf("sending %s on %q: %w", p.protocol.name, p.link, classify(err))
 	}
 	return nil
 }
 
 func (p *port) writeOnce(fd uintptr) bool {
-	_, p.writeErr = unix.Write(int(fd), p.out[:p.writeLen])
+	_, p.writeErr = unix.Write(int(fd), p.out)
 	return true
 }
 
-// Close ends a blocked Read.
-func (p *port) Close() error { return p.conn.Close() }
+// Join lets questions about an IPv6 address in.
+func (p *port) Join(a netip.Addr) error {
+	if p.groups == nil {
+		return nil
+	}
+	return p.groups.join(a)
+}
+
+// Leave keeps them out again.
+func (p *port) Leave(a netip.Addr) {
+	if p.groups != nil {
+		p.groups.leave(a)
+	}
+}
+
+// Close ends a blocked Read. Like Join, Leave and Write it belongs to the port's owner.
+func (p *port) Close() error {
+	if p.groups != nil {
+		p.groups.close()
+	}
+	return p.conn.Close()
+}
