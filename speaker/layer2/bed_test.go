@@ -10,6 +10,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/intent"
 	"github.com/gantry-lb/gantry/speaker/layer2"
+	"github.com/gantry-lb/gantry/speaker/links/sandbox"
 )
 
 // cast is who plays in a scenario.
@@ -41,6 +42,7 @@ type bed struct {
 	cast
 	t      testing.TB
 	engine *layer2.Engine
+	node   *sandbox.Room // nil on a segment in memory
 	link   facts.Link
 	client layer2.Port
 	mac    facts.MAC // of the client

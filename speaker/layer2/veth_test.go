@@ -20,7 +20,7 @@ func onVeth(t testing.TB, c cast) *bed {
 	node.Veth("eth0", client, "eth0")
 	node.Address("eth0", c.nodeIP.String())
 	client.Address("eth0", netip.PrefixFrom(c.clientIP, c.nodeIP.Bits()).String())
-	b := &bed{cast: c, t: t, engine: layer2.New(wire.Wire{}, time.Now)}
+	b := &bed{cast: c, t: t, node: node, engine: layer2.New(wire.Wire{}, time.Now)}
 	node.Do(func() (err error) {
 		b.link, err = linkOf("eth0")
 		return err

@@ -65,7 +65,7 @@ func decodeNDP(b []byte) (layer2.Frame, bool) {
 	switch m := m.(type) {
 	case *ndp.NeighborSolicitation:
 		mac, given := linkLayer(m.Options, ndp.Source)
-		if m.TargetAddress.IsMulticast() || source.IsMulticast() || (source.IsUnspecified() && given) {
+		if m.TargetAddress.IsMulticast() || source.IsMulticast() || source.Is4In6() || (source.IsUnspecified() && given) {
 			return layer2.Frame{}, false
 		}
 		if given {

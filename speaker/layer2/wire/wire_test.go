@@ -1,0 +1,188 @@
+package wire_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-lb/gantry/speaker/facts"
+	"github.com/gantry-lb/gantry/speaker/layer2"
+	"github.com/gantry-lb/gantry/speaker/layer2/wire"
+	"github.com/gantry-lb/gantry/speaker/links/sandbox"
+)
+
+var families = []layer2.Family{layer2.IPv4, layer2.IPv6}
+
+// cable makes a namespace whose eth0 leads to another.
+func cable(t *testing.T) (room *sandbox.Room, link facts.Link) {
+	room, peer := sandbox.New(t), sandbox.New(t)
+	room.Veth("eth0", peer, "eth0")
+	room.Do(func() error {
+		ifi, err := net.InterfaceByName("eth0")
+		if err == nil {
+			link = facts.Link{Index: ifi.Index, Name: "eth0", MAC: facts.MAC(ifi.HardwareAddr)}
+		}
+		return err
+	})
+	return room, link
+}
+
+func open(t *testing.T, room *sandbox.Room, link facts.Link, f layer2.Family) (port layer2.Port, err error) {
+	t.Helper()
+	room.Do(func() error {
+		port, err = wire.Wire{}.Open(link, f)
+		return nil
+	})
+	return port, err
+}
+
+func TestOpenTellsWhatIsWrong(t *testing.T) {
+	room, link := cable(t)
+	for _, f := range families {
+		t.Run(f.String()+": a link that is not there", func(t *testing.T) {
+			if _, err := open(t, room, facts.Link{Index: 4711, Name: "eth9"}, f); !errors.Is(err, layer2.ErrLinkGone) {
+				t.Errorf("Open = %v, want that the link is gone", err)
+			}
+		})
+		t.Run(f.String()+": without the capability NET_RAW", func(t *testing.T) {
+			var err error
+			_ = room.Run(context.Background(), func(context.Context) error {
+				if err = dropCapabilities(); err == nil { // of this thread alone, which ends with the function
+					_, err = wire.Wire{}.Open(link, f)
+				}
+				return nil
+			})
+			if !errors.Is(err, layer2.ErrDenied) {
+				t.Errorf("Open = %v, want that raw sockets are denied", err)
+			}
+		})
+	}
+}
+
+// dropCapabilities takes every effective capability from the calling thread.
+func dropCapabilities() error {
+	h := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&h, &data[0]); err != nil {
+		return err
+	}
+	data[0].Effective, data[1].Effective = 0, 0
+	return unix.Capset(&h, &data[0])
+}
+
+func TestReadEnds(t *testing.T) {
+	for _, f := range families {
+		t.Run(f.String()+": with ErrLinkGone when the link goes down", func(t *testing.T) {
+			room, link := cable(t)
+			port, err := open(t, room, link, f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer port.Close()
+			ended := read(port)
+			room.Do(func() error {
+				l, err := netlink.LinkByName("eth0")
+				return errors.Join(err, netlink.LinkSetDown(l))
+			})
+			if err := await(t, ended); !errors.Is(err, layer2.ErrLinkGone) {
+				t.Errorf("Read = %v, want that the link is gone", err)
+			}
+		})
+		t.Run(f.String()+": when the port is closed", func(t *testing.T) {
+			room, link := cable(t)
+			port, err := open(t, room, link, f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ended := read(port)
+			if err := port.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if err := await(t, ended); err == nil {
+				t.Error("Read answers a frame")
+			}
+		})
+	}
+}
+
+// read reads until an error comes.
+func read(p layer2.Port) <-chan error {
+	ended := make(chan error, 1)
+	go func() {
+		for {
+			if _, err := p.Read(); err != nil {
+				ended <- err
+				return
+			}
+		}
+	}()
+	return ended
+}
+
+func await(t *testing.T, ended <-chan error) error {
+	t.Helper()
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(5 * time.Second):
+		t.Fatal("Read does not end")
+		return nil
+	}
+}
+
+func TestAFrameOfTheOtherFamilyIsNotSent(t *testing.T) {
+	room, link := cable(t)
+	port, err := open(t, room, link, layer2.IPv4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer port.Close()
+	a := netip.MustParseAddr("fd00:a8::201")
+	if err := port.Write(layer2.Frame{Operation: layer2.Reply, SenderIP: a, TargetIP: a}); !errors.Is(err, layer2.ErrNotSent) {
+		t.Errorf("Write = %v, want ErrNotSent, so that the port goes on", err)
+	}
+}
+
+// Two addresses that end alike share a group; it is left with the second.
+func TestGroupsAreShared(t *testing.T) {
+	room, link := cable(t)
+	port, err := open(t, room, link, layer2.IPv6)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer port.Close()
+	first, second := netip.MustParseAddr("fd00:a8::201"), netip.MustParseAddr("fd00:a9::201")
+	joined := func() (n int) {
+		room.Do(func() error {
+			groups, err := os.ReadFile("/proc/thread-self/net/igmp6")
+			n = bytes.Count(groups, []byte("eth0            ff0200000000000000000001ff000201 "))
+			return err
+		})
+		return n
+	}
+	for step, tt := range []struct {
+		do   func() error
+		want int
+	}{
+		{func() error { return nil }, 0},
+		{func() error { return port.Join(first) }, 1},
+		{func() error { return port.Join(second) }, 1},
+		{func() error { port.Leave(first); return nil }, 1},
+		{func() error { port.Leave(second); return nil }, 0},
+	} {
+		if err := tt.do(); err != nil {
+			t.Fatal(err)
+		}
+		if got := joined(); got != tt.want {
+			t.Errorf("step %d: %d memberships, want %d", step, got, tt.want)
+		}
+	}
+}
