@@ -52,9 +52,20 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	// The parts outlive ctx until the addresses are handed over: the agent and the engine have to go on meanwhile. The
+	// manager is the first to start, so that the probes are answered while the speaker waits for the gossip key.
+	parts, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	g, parts := errgroup.WithContext(parts)
+	feed := &reconcile.Feed{Cache: mgr.GetCache(), Log: log, Self: o.NodeName}
+	if err := probes(mgr, feed); err != nil {
+		return err
+	}
+	g.Go(func() error { return mgr.Start(parts) })
 	gossip, err := newMembers(ctx, mgr.GetAPIReader(), o, log)
 	if err != nil || ctx.Err() != nil {
-		return err
+		stop()
+		return errors.Join(err, g.Wait())
 	}
 	watcher, err := links.New(links.DefaultExclude, log)
 	if err != nil {
@@ -70,18 +81,8 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		Self: o.NodeName, Nonce: gossip.nonce, Class: o.LoadBalancerClass, Timing: elect.DefaultTiming(),
 		Layer2: engine, Members: gossip, Links: watcher.Sets(), Now: time.Now, Log: log, Observe: writer.Observe,
 	})
-	feed := &reconcile.Feed{Cache: mgr.GetCache(), Agent: a, Seeds: gossip, Log: log, Self: o.NodeName}
-	if err := probes(mgr, feed); err != nil {
-		return err
-	}
-
-	// The parts outlive ctx until the addresses are handed over: the agent and the engine have to go on meanwhile.
-	parts, stop := context.WithCancel(context.WithoutCancel(ctx))
-	defer stop()
-	g, parts := errgroup.WithContext(parts)
-	for _, part := range []func(context.Context) error{
-		engine.Run, a.Run, watcher.Run, gossip.Run, mgr.Start, feed.Run, writer.Run,
-	} {
+	feed.Agent, feed.Seeds = a, gossip
+	for _, part := range []func(context.Context) error{engine.Run, a.Run, watcher.Run, gossip.Run, feed.Run, writer.Run} {
 		g.Go(func() error { return part(parts) })
 	}
 	g.Go(func() error {

@@ -175,7 +175,7 @@ func everything(a netip.Addr) netip.Prefix {
 	return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 }
 
-// routes gives a host of the LAN its default route, and a node the ways to the Pods of the others.
+// routes gives a host of the LAN its default route and the ways to the Pods of the nodes.
 func (s *supervisor) routes(h *host) error {
 	if h.name != "router" {
 		for _, n := range s.o.networks(lan4, lan6) {
@@ -184,9 +184,6 @@ func (s *supervisor) routes(h *host) error {
 				return err
 			}
 		}
-	}
-	if h.pods == nil {
-		return nil
 	}
 	for _, other := range s.hosts {
 		if other == h {

@@ -207,7 +207,7 @@ func (r *run) probe(p *corev1.Probe, tell func(bool)) {
 			if bad >= max(p.FailureThreshold, 1) {
 				tell(false)
 			}
-			if good == 0 && bad < 20 {
+			if p == r.spec.ReadinessProbe && bad < 20 {
 				wait = min(period, 200*time.Millisecond) // a lab does not wait for slow starters
 			}
 		}
