@@ -1,0 +1,29 @@
+#!/bin/sh
+# Installs what the lab needs from Debian's packages, where that may be done; otherwise names what is missing.
+set -eu
+missing=
+need() { command -v "$1" >/dev/null 2>&1 || missing="$missing $2"; }
+PATH=$PATH:/usr/sbin:/sbin
+need nft nftables
+need iptables iptables
+need conntrack conntrack
+need tcpdump tcpdump
+need vtysh frr
+need bird bird2
+[ -n "$missing" ] || exit 0
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
+	echo "missing; install the packages:$missing" >&2
+	exit 1
+fi
+echo "installing:$missing"
+# Nothing of them is to be started: the lab runs its own copies in its own namespaces.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e $policy ]; then
+	printf '#!/bin/sh\nexit 101\n' >$policy
+	chmod +x $policy
+	trap 'rm -f $policy' EXIT
+fi
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+# shellcheck disable=SC2086 # a list of packages
+apt-get install -y -qq --no-install-recommends $missing >/dev/null

@@ -1,0 +1,157 @@
+// Command run runs the tests of the packages that its arguments name, prints what failed and what was skipped, and closes
+// with a line that counts them. Packages that bring up labs run one after the other, so that they do not slow each
+// other down. With CI=true a skipped test is a failure: nothing is left out unseen.
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+)
+
+// event is a line of go test -json.
+type event struct {
+	Action, Package, Test, Output string
+	Elapsed                       float64
+}
+
+// tally counts outcomes and keeps the output of each test until it is known whether it matters.
+type tally struct {
+	passed, failed int
+	skipped        []string
+	output         map[string]*strings.Builder
+	broken         []string // packages that failed without a test of theirs failing
+	failedIn       map[string]bool
+}
+
+func main() {
+	t := tally{output: map[string]*strings.Builder{}, failedIn: map[string]bool{}}
+	begun := time.Now()
+	packages, err := list(os.Args[1:])
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "run:", err)
+		os.Exit(1)
+	}
+	for _, group := range packages {
+		if len(group) > 0 {
+			t.run(group)
+		}
+	}
+	for _, s := range t.skipped {
+		fmt.Println("skipped:", s)
+	}
+	for _, p := range t.broken {
+		fmt.Println("failed without a test:", p)
+	}
+	fmt.Printf("in %d s\n", int(time.Since(begun).Seconds()))
+	fmt.Printf("%d passed, %d failed, %d skipped\n", t.passed, t.failed+len(t.broken), len(t.skipped))
+	if t.failed+len(t.broken) > 0 || (os.Getenv("CI") == "true" && len(t.skipped) > 0) {
+		os.Exit(1)
+	}
+}
+
+// list returns the packages in two groups: those without a lab, and those that may bring one up.
+func list(patterns []string) ([2][]string, error) {
+	var groups [2][]string
+	cmd := exec.Command("go", append([]string{"list"}, patterns...)...)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return groups, fmt.Errorf("listing the packages: %w", err)
+	}
+	for _, p := range strings.Fields(string(out)) {
+		i := 0
+		if strings.Contains(p, "/test/lab") || strings.Contains(p, "/test/e2e") {
+			i = 1
+		}
+		groups[i] = append(groups[i], p)
+	}
+	return groups, nil
+}
+
+// run runs one group.
+func (t *tally) run(packages []string) {
+	args := append([]string{"test", "-json", "-count=1", "-timeout=15m"}, packages...)
+	if strings.Contains(packages[0], "/test/") {
+		args = append(args[:2], append([]string{"-p=1"}, args[2:]...)...)
+	}
+	cmd := exec.Command("go", args...)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "run: starting go test:", err)
+		os.Exit(1)
+	}
+	lines := bufio.NewScanner(out)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		var e event
+		if json.Unmarshal(lines.Bytes(), &e) != nil {
+			fmt.Println(lines.Text()) // what the compiler says
+			continue
+		}
+		t.take(e)
+	}
+	_ = cmd.Wait() // the outcome is in the events
+}
+
+// take counts an event.
+func (t *tally) take(e event) {
+	name := e.Package + " " + e.Test
+	switch e.Action {
+	case "output", "build-output":
+		if t.output[name] == nil {
+			t.output[name] = &strings.Builder{}
+		}
+		t.output[name].WriteString(e.Output)
+	case "pass":
+		if e.Test == "" {
+			fmt.Printf("ok   %s (%.1f s)\n", e.Package, e.Elapsed)
+			break
+		}
+		t.passed++
+		delete(t.output, name)
+	case "skip":
+		if e.Test == "" {
+			break // a package without tests
+		}
+		t.skipped = append(t.skipped, name+": "+reason(t.output[name]))
+	case "fail":
+		if e.Test != "" {
+			t.failed++
+			t.failedIn[e.Package] = true
+		} else if !t.failedIn[e.Package] {
+			t.broken = append(t.broken, e.Package)
+		}
+		fmt.Printf("FAIL %s\n", name)
+		if b := t.output[name]; b != nil {
+			fmt.Println(b.String())
+		}
+	case "build-fail":
+		fmt.Println(text(t.output[name]))
+	}
+}
+
+func text(b *strings.Builder) string {
+	if b == nil {
+		return ""
+	}
+	return b.String()
+}
+
+// reason is the line in which a skipped test said why.
+func reason(b *strings.Builder) string {
+	for _, l := range strings.Split(text(b), "\n") {
+		if l = strings.TrimSpace(l); l != "" && !strings.HasPrefix(l, "===") && !strings.HasPrefix(l, "---") {
+			return l
+		}
+	}
+	return "no reason given"
+}
