@@ -1,7 +1,7 @@
 // Package layer2 answers for addresses on Ethernet segments. The Engine is told which addresses to answer for, on which
-// links; it answers ARP requests, sends gratuitous frames when an address or a link is new, asks the wire who has
-// an address, and reports what others claim. It decides nothing about who should hold an address, and never puts
-// one on an interface. Package wire holds the Linux sockets; tests put their own Wire in its place.
+// links; it answers ARP requests and Neighbor Solicitations, announces what is new, asks the wire who has an address, and
+// reports what others claim. It decides nothing about who should hold an address, and never puts one on an interface.
+// Package wire holds the Linux sockets; package segment stands in for it in tests.
 package layer2
 
 import (

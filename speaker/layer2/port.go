@@ -37,7 +37,7 @@ type received struct {
 }
 
 const (
-	firstBackoff = 500 * time.Millisecond
+	firstBackoff = 100 * time.Millisecond
 	maxBackoff   = 10 * time.Second
 )
 
