@@ -83,9 +83,6 @@ func (p PortFailed) Denied() bool { return errors.Is(p.Err, ErrDenied) }
 // PortOpened says that a link is usable now.
 type PortOpened struct{ Link facts.Link }
 
-// Counters count frames since the start.
-type Counters struct{ Requests, Answers, Gratuitous, Dropped uint64 }
-
 // Engine is the owner of the ports. Make it with New; its methods may be called from any goroutine and return at once.
 type Engine struct {
 	wire Wire
@@ -98,10 +95,12 @@ type Engine struct {
 	reports  chan Report
 	fence    fence
 
-	requests, answers, gratuitous, dropped atomic.Uint64
+	dropped atomic.Uint64
+	// counted is what is held, for the counters alone; see hold.
+	counted atomic.Pointer[map[netip.Addr]holding]
 
 	// Run owns all that follows.
-	held    map[netip.Addr][]int
+	held    map[netip.Addr]holding // never edited, only replaced
 	ports   map[portKey]*port
 	present facts.LinkSet
 	asking  map[uint64]*question
@@ -128,7 +127,7 @@ func New(wire Wire, now func() time.Time) *Engine {
 		wire: wire, now: now,
 		claims: make(chan []intent.Claim, 1), links: make(chan facts.LinkSet, 1), announce: make(chan []netip.Addr, 16),
 		probe: make(chan Probe, 8192), reports: make(chan Report, 16384),
-		held: map[netip.Addr][]int{}, ports: map[portKey]*port{}, asking: map[uint64]*question{}, askedFor: map[netip.Addr]int{},
+		held: map[netip.Addr]holding{}, ports: map[portKey]*port{}, asking: map[uint64]*question{}, askedFor: map[netip.Addr]int{},
 		sched: NewSchedule(), frames: make(chan received, 1024), foreign: map[foreignKey]time.Time{},
 		fence: fence{base: now()},
 	}
@@ -180,11 +179,6 @@ func (e *Engine) Renew(t time.Time) { e.fence.renew(t) }
 // Reports delivers what the engine finds. When nobody takes them the oldest are dropped.
 func (e *Engine) Reports() <-chan Report { return e.reports }
 
-// Counters returns the counters.
-func (e *Engine) Counters() Counters {
-	return Counters{e.requests.Load(), e.answers.Load(), e.gratuitous.Load(), e.dropped.Load()}
-}
-
 func (e *Engine) report(r Report) {
 	for {
 		select {
@@ -217,7 +211,7 @@ func (e *Engine) Run(ctx context.Context) error {
 			e.setLinks(links)
 		case addresses := <-e.announce:
 			for _, a := range addresses {
-				e.burst(a, e.held[a])
+				e.burst(a, e.held[a].links)
 			}
 		case p := <-e.probe:
 			e.ask(p)
@@ -259,15 +253,19 @@ func (e *Engine) work(now time.Time) time.Duration {
 
 // hold takes in what to answer for; each address that is new on a link is announced on it.
 func (e *Engine) hold(claims []intent.Claim) {
-	held := make(map[netip.Addr][]int, len(claims))
+	before, held := e.held, make(map[netip.Addr]holding, len(claims))
 	for _, c := range claims {
-		held[c.Address] = c.Links
+		h := holding{c.Links, before[c.Address].tally}
+		if h.tally == nil {
+			h.tally = &tally{}
+		}
+		held[c.Address] = h
 	}
-	before := e.held
 	e.held = held
-	for a, links := range before {
-		for _, l := range links {
-			if slices.Contains(held[a], l) {
+	e.counted.Store(&held)
+	for a, h := range before {
+		for _, l := range h.links {
+			if slices.Contains(held[a].links, l) {
 				continue
 			}
 			e.sched.Remove(a, l)
@@ -276,10 +274,10 @@ func (e *Engine) hold(claims []intent.Claim) {
 			}
 		}
 	}
-	for a, links := range held {
+	for a, h := range held {
 		var added []int
-		for _, l := range links {
-			if !slices.Contains(before[a], l) {
+		for _, l := range h.links {
+			if !slices.Contains(before[a].links, l) {
 				added = append(added, l)
 			}
 		}
@@ -322,7 +320,8 @@ func announcements(f Family) []Operation {
 func (e *Engine) sendGratuitous(g Gratuitous) {
 	key := portKey{g.Link, FamilyOf(g.Address)}
 	p := e.ports[key]
-	if p == nil || !slices.Contains(e.held[g.Address], g.Link) || e.fenced() {
+	h := e.held[g.Address]
+	if p == nil || !slices.Contains(h.links, g.Link) || e.fenced() {
 		return
 	}
 	all := Everybody(g.Address)
@@ -331,7 +330,7 @@ func (e *Engine) sendGratuitous(g Gratuitous) {
 			Destination: all, Source: p.link.MAC, Operation: op,
 			SenderMAC: p.link.MAC, SenderIP: g.Address, TargetMAC: all, TargetIP: g.Address,
 		}) {
-			e.gratuitous.Add(1)
+			h.tally.gratuitous.Add(1)
 		}
 	}
 }
@@ -362,19 +361,19 @@ func (e *Engine) receive(r received) {
 		}
 	}
 	e.hear(f.SenderIP, f.SenderMAC)
-	links, held := e.held[f.SenderIP]
-	if held && slices.Contains(links, r.port.link) {
+	if slices.Contains(e.held[f.SenderIP].links, r.port.link) {
 		e.contradicted(f, r.port.link)
 	}
-	if !slices.Contains(e.held[f.TargetIP], r.port.link) {
+	h := e.held[f.TargetIP]
+	if !slices.Contains(h.links, r.port.link) {
 		return
 	}
 	if f.Operation == Request {
-		e.requests.Add(1)
+		h.tally.requests.Add(1)
 	}
 	if answer, why := Answer(f, p.link.MAC); why == Answered && !e.fenced() {
 		if e.write(p, answer) {
-			e.answers.Add(1)
+			h.tally.answers.Add(1)
 		}
 	}
 }

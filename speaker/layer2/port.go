@@ -60,8 +60,8 @@ func (e *Engine) setLinks(links facts.LinkSet) {
 	for _, l := range links {
 		e.need(portKey{l.Index, IPv4})
 	}
-	for a, links := range e.held {
-		for _, l := range links {
+	for a, h := range e.held {
+		for _, l := range h.links {
 			e.need(portKey{l, FamilyOf(a)})
 		}
 	}
@@ -92,8 +92,8 @@ func (e *Engine) open(p *port) {
 	e.readers.Add(1)
 	go e.read(io, p.key, p.generation)
 	e.report(PortOpened{Link: p.link})
-	for a, links := range e.held {
-		if FamilyOf(a) == p.key.family && slices.Contains(links, p.link.Index) {
+	for a, h := range e.held {
+		if FamilyOf(a) == p.key.family && slices.Contains(h.links, p.link.Index) {
 			e.join(p, a)
 			e.sched.Start(a, p.link.Index, e.now())
 		}

@@ -52,7 +52,10 @@ func linkOf(name string) (facts.Link, error) {
 func TestScenariosOnARealCable(t *testing.T) {
 	for family, c := range families {
 		for name, scenario := range scenarios {
-			t.Run(family+": "+name, func(t *testing.T) { scenario(onVeth(t, c)) })
+			t.Run(family+": "+name, func(t *testing.T) {
+				t.Parallel()
+				scenario(onVeth(t, c))
+			})
 		}
 	}
 }

@@ -1,0 +1,65 @@
+package layer2
+
+import (
+	"net/netip"
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// holding is a held address. Its tally lives as long as the address is held.
+type holding struct {
+	links []int
+	tally *tally
+}
+
+// tally counts the frames of one address.
+type tally struct{ requests, answers, gratuitous atomic.Uint64 }
+
+// Counters count the frames of one address since this node holds it.
+type Counters struct{ Requests, Answers, Gratuitous uint64 }
+
+// Counters returns the counters of every held address.
+func (e *Engine) Counters() map[netip.Addr]Counters {
+	out := map[netip.Addr]Counters{}
+	if held := e.counted.Load(); held != nil {
+		for a, h := range *held {
+			out[a] = Counters{h.tally.requests.Load(), h.tally.answers.Load(), h.tally.gratuitous.Load()}
+		}
+	}
+	return out
+}
+
+// Dropped counts what was given up for lack of room: frames not sent, and reports that nobody took.
+func (e *Engine) Dropped() uint64 { return e.dropped.Load() }
+
+// The metrics have the names that dashboards for this API know. Their label is bounded by the addresses that the node
+// holds.
+var (
+	requestsMetric   = prometheus.NewDesc("metallb_layer2_requests_received", "ARP requests and Neighbor Solicitations for a held address.", []string{"ip"}, nil)
+	answersMetric    = prometheus.NewDesc("metallb_layer2_responses_sent", "Answers to them.", []string{"ip"}, nil)
+	gratuitousMetric = prometheus.NewDesc("metallb_layer2_gratuitous_sent", "Announcements of a held address.", []string{"ip"}, nil)
+	droppedMetric    = prometheus.NewDesc("gantry_layer2_dropped_total", "Frames not sent and reports not taken, for lack of room.", nil, nil)
+)
+
+var _ prometheus.Collector = (*Engine)(nil)
+
+// Describe is part of prometheus.Collector; register the Engine to export its metrics.
+func (e *Engine) Describe(c chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{requestsMetric, answersMetric, gratuitousMetric, droppedMetric} {
+		c <- d
+	}
+}
+
+// Collect is the other part.
+func (e *Engine) Collect(c chan<- prometheus.Metric) {
+	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
+		c <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	for a, n := range e.Counters() {
+		counter(requestsMetric, n.Requests, a.String())
+		counter(answersMetric, n.Answers, a.String())
+		counter(gratuitousMetric, n.Gratuitous, a.String())
+	}
+	counter(droppedMetric, e.Dropped())
+}

@@ -1,0 +1,46 @@
+package layer2_test
+
+import (
+	"maps"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/gantry-lb/gantry/speaker/layer2"
+)
+
+func TestCounters(t *testing.T) {
+	simulate(t, func(s simulated) {
+		if n := s.engine.Counters(); len(n) != 0 {
+			t.Fatalf("counters before anything is held: %v", n)
+		}
+		s.hold(held, other)
+		time.Sleep(10 * time.Second)
+		for range 3 {
+			s.send(s.request(held))
+		}
+		synctest.Wait()
+		s.engine.Renew(time.Time{})
+		s.send(s.request(held))
+		synctest.Wait()
+		want := map[netip.Addr]layer2.Counters{held: {Requests: 4, Answers: 3, Gratuitous: 14}, other: {Gratuitous: 14}}
+		if got := s.engine.Counters(); !maps.Equal(got, want) {
+			t.Fatalf("counters %v, want %v", got, want)
+		}
+		s.hold(held)
+		synctest.Wait()
+		delete(want, other)
+		if got := s.engine.Counters(); !maps.Equal(got, want) {
+			t.Fatalf("after the other address is given up: %v, want %v", got, want)
+		}
+		r := prometheus.NewPedanticRegistry()
+		r.MustRegister(s.engine)
+		families, err := r.Gather()
+		if err != nil || len(families) != 4 {
+			t.Fatalf("%d metrics are exported (%v), want 4", len(families), err)
+		}
+	})
+}
