@@ -113,6 +113,35 @@ func TestALinkIsFollowed(t *testing.T) {
 	b.want("it is deleted", are())
 }
 
+// A default route with several next hops names a gateway on each of their links.
+func TestEveryNextHopIsAGateway(t *testing.T) {
+	b := newBed(t)
+	hops := map[string]netip.Addr{"eth0": netip.MustParseAddr("10.1.0.1"), "eth1": netip.MustParseAddr("10.2.0.1")}
+	b.node.Veth("eth0", b.peer, "eth0")
+	b.node.Veth("eth1", b.peer, "eth1")
+	b.node.Address("eth0", "10.1.0.11/24")
+	b.node.Address("eth1", "10.2.0.11/24")
+	b.node.Do(func() error {
+		r := &netlink.Route{}
+		for _, name := range []string{"eth0", "eth1"} {
+			l, err := netlink.LinkByName(name)
+			if err != nil {
+				return err
+			}
+			r.MultiPath = append(r.MultiPath, &netlink.NexthopInfo{LinkIndex: l.Attrs().Index, Gw: hops[name].AsSlice()})
+		}
+		return netlink.RouteAdd(r)
+	})
+	b.want("both links have their gateway", func(s facts.LinkSet) bool {
+		for _, l := range s {
+			if !slices.Equal(l.Gateways, []netip.Addr{hops[l.Name]}) {
+				return false
+			}
+		}
+		return len(s) == 2
+	})
+}
+
 func TestACutCableTakesTheLinkAway(t *testing.T) {
 	b := newBed(t)
 	b.node.Veth("eth0", b.peer, "eth0")
