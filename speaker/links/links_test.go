@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"net/netip"
 	"slices"
 	"testing"
@@ -122,7 +123,7 @@ func TestEveryNextHopIsAGateway(t *testing.T) {
 	b.node.Address("eth0", "10.1.0.11/24")
 	b.node.Address("eth1", "10.2.0.11/24")
 	b.node.Do(func() error {
-		r := &netlink.Route{}
+		r := &netlink.Route{Dst: &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}}
 		for _, name := range []string{"eth0", "eth1"} {
 			l, err := netlink.LinkByName(name)
 			if err != nil {
