@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -52,6 +53,11 @@ func (r *run) loop() {
 	for backoff := firstBackoff; ; backoff = min(2*backoff, maxBackoff) {
 		begun := time.Now()
 		err := r.once()
+		if errors.Is(err, errNotYet) { // it did not start, so this is no restart
+			backoff = firstBackoff / 2
+		} else if !r.over() {
+			r.note(err)
+		}
 		r.p.changed()
 		if r.over() || r.p.ctx.Err() != nil {
 			return
@@ -59,7 +65,6 @@ func (r *run) loop() {
 		if time.Since(begun) > maxBackoff {
 			backoff = firstBackoff
 		}
-		r.note(err)
 		select {
 		case <-r.p.ctx.Done():
 			return
@@ -67,6 +72,9 @@ func (r *run) loop() {
 		}
 	}
 }
+
+// errNotYet says that something that the container needs is not there yet, its service account say.
+var errNotYet = errors.New("the container cannot be started yet")
 
 func (r *run) over() bool {
 	r.mu.Lock()
@@ -85,7 +93,8 @@ func (r *run) note(err error) {
 func (r *run) once() error {
 	cmd, err := r.command()
 	if err != nil {
-		return err
+		r.p.a.c.Log.Info("a container waits", "pod", r.p.object.Name, "reason", err)
+		return errNotYet
 	}
 	name := strings.Join([]string{r.p.a.c.Name, r.p.object.Namespace, r.p.object.Name, r.spec.Name}, "_") + ".log"
 	out, err := os.OpenFile(filepath.Join(r.p.a.c.LogDir, name), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)

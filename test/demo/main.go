@@ -1,0 +1,119 @@
+// Command demo shows Gantry at work on a real cluster on this machine: a Service gets an address, a client on the LAN
+// reaches it, the node that holds the address dies, and the client goes on. With KEEP=1 in the environment the cluster is
+// left running.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/gantry-lb/gantry/test/lab"
+	"github.com/gantry-lb/gantry/test/stage"
+)
+
+func main() {
+	lab.Reexec()
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "demo:", err)
+		os.Exit(1)
+	}
+}
+
+func say(format string, args ...any) { fmt.Printf("\n== "+format+"\n", args...) }
+
+func run(ctx context.Context) error {
+	dir := lab.Directory("demo")
+	if err := lab.Clear(dir); err != nil {
+		return err
+	}
+	say("bringing up a cluster of 3 nodes, a client and a router")
+	s, err := stage.Start(ctx, lab.Options{Nodes: 3, Dir: dir, Progress: os.Stdout})
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	say("installing Gantry: kubectl apply -k config/default")
+	if err := s.Install(ctx); err != nil {
+		return err
+	}
+	if err := show(ctx, s, "-n", "metallb-system", "get", "pods", "-o", "wide"); err != nil {
+		return err
+	}
+	say("applying a pool, an advertisement and a Service")
+	if err := s.Apply(ctx, stage.Pool+"---\n"+stage.Dashboard); err != nil {
+		return err
+	}
+	address, err := s.Address(ctx, "tekton-pipelines", "tekton-dashboard")
+	if err != nil {
+		return err
+	}
+	url := fmt.Sprintf("http://%s:9097/", address)
+	body, err := s.AwaitFetch(ctx, "client", url)
+	if err != nil {
+		return err
+	}
+	if err := show(ctx, s, "-n", "tekton-pipelines", "get", "svc"); err != nil {
+		return err
+	}
+	say("a client on the LAN fetches %s", url)
+	fmt.Print(body)
+	if err := failover(ctx, s, url); err != nil {
+		return err
+	}
+	if os.Getenv("KEEP") == "" {
+		return nil
+	}
+	say("the cluster stays up until Ctrl-C; in another shell:\n" +
+		"export KUBECONFIG=" + s.Kubeconfig() + "\n" +
+		"export LAB_DIR=" + s.Dir() + "\n" +
+		"bin/lab kubectl get svc,ipaddresspools,servicel2statuses -A\n" +
+		"bin/lab shell client curl -s " + url)
+	select {
+	case <-ctx.Done():
+	case <-s.Ended():
+	}
+	return nil
+}
+
+// failover kills the holder's node while the client keeps asking.
+func failover(ctx context.Context, s *stage.Stage, url string) error {
+	holder, err := s.Holder(ctx, "tekton-dashboard", "")
+	if err != nil {
+		return err
+	}
+	say("%s holds the address; the client asks 50 times a second; now the power of %s fails", holder, holder)
+	stream := s.HTTP(ctx, "client", url, 50)
+	if err := stream.AwaitAnswers(ctx, 25); err != nil {
+		return err
+	}
+	if err := s.Kill(ctx, holder); err != nil {
+		return err
+	}
+	next, err := s.Holder(ctx, "tekton-dashboard", holder)
+	if err != nil {
+		return err
+	}
+	if err := stream.AwaitAnswers(ctx, 25); err != nil {
+		return err
+	}
+	o := stream.Stop()
+	say("%s took over; the longest the client waited for an answer was %d ms", next, o.Gap/time.Millisecond)
+	fmt.Printf("%d of %d requests were answered. (Requests that kube-proxy sends to the Pod on the dead node are lost until\n"+
+		"Kubernetes notices, whoever holds the address.)\n", o.Sent-o.Lost, o.Sent)
+	return nil
+}
+
+// show runs kubectl and prints the command and what it says.
+func show(ctx context.Context, s *stage.Stage, args ...string) error {
+	fmt.Println("$ kubectl", strings.Join(args, " "))
+	out, err := s.Kubectl(ctx, "", args...)
+	fmt.Print(out)
+	return err
+}

@@ -1,0 +1,167 @@
+// Package stage sets Gantry up in a lab, the way a user installs it, and watches it the way a user does: by the API and
+// from a client on the LAN. The demonstration, the end-to-end tests and the benchmarks stand on it.
+package stage
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"path/filepath"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	clientscheme "k8s.io/client-go/kubernetes/scheme"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/test/lab"
+)
+
+// Stage is a lab with a client of its API server.
+type Stage struct {
+	*lab.Lab
+	API client.WithWatch
+}
+
+// Start brings a lab up for the binaries in the repository's bin directory.
+func Start(ctx context.Context, o lab.Options) (*Stage, error) {
+	o.BinDir = filepath.Join(lab.Root(), "bin")
+	l, err := lab.Start(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	config, err := l.REST()
+	if err != nil {
+		l.Close()
+		return nil, err
+	}
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{clientscheme.AddToScheme, v1beta1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			l.Close()
+			return nil, err
+		}
+	}
+	// The kinds of Gantry are not installed yet: what they are is known without asking.
+	api, err := client.NewWithWatch(config, client.Options{Scheme: scheme})
+	if err != nil {
+		l.Close()
+		return nil, fmt.Errorf("making a client: %w", err)
+	}
+	return &Stage{Lab: l, API: api}, nil
+}
+
+// Install applies config/default and waits until every Pod of it is ready.
+func (s *Stage) Install(ctx context.Context) error {
+	if _, err := s.Kubectl(ctx, "", "apply", "-k", filepath.Join(lab.Root(), "config", "default")); err != nil {
+		return err
+	}
+	for _, w := range []string{"deployment/gantry-controller", "daemonset/gantry-speaker"} {
+		if _, err := s.Kubectl(ctx, "", "-n", names.Namespace, "rollout", "status", "--timeout=60s", w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Apply applies manifests.
+func (s *Stage) Apply(ctx context.Context, manifests string) error {
+	_, err := s.Kubectl(ctx, manifests, "apply", "-f", "-")
+	return err
+}
+
+// patience bounds every wait, interval is how often it looks.
+const (
+	patience = 30 * time.Second
+	interval = 20 * time.Millisecond
+)
+
+// Await calls check until it returns nil; the error is check's last, with what was waited for.
+func Await(ctx context.Context, what string, check func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		err := check(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for %s: %w", what, err)
+		case <-time.After(interval):
+		}
+	}
+}
+
+// Service reads a Service.
+func (s *Stage) Service(ctx context.Context, namespace, name string) (*corev1.Service, error) {
+	var svc corev1.Service
+	err := s.API.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, &svc)
+	return &svc, err
+}
+
+// Address waits until the Service has an address and returns the first.
+func (s *Stage) Address(ctx context.Context, namespace, name string) (netip.Addr, error) {
+	var a netip.Addr
+	err := Await(ctx, "an address of Service "+name, func(ctx context.Context) error {
+		svc, err := s.Service(ctx, namespace, name)
+		if err != nil {
+			return err
+		}
+		if len(svc.Status.LoadBalancer.Ingress) == 0 {
+			return fmt.Errorf("it is pending: %v", svc.Status.Conditions)
+		}
+		a, err = netip.ParseAddr(svc.Status.LoadBalancer.Ingress[0].IP)
+		return err
+	})
+	return a, err
+}
+
+// Holder waits until exactly one node, and not the one named, says that it announces the Service.
+func (s *Stage) Holder(ctx context.Context, service, not string) (string, error) {
+	var node string
+	err := Await(ctx, "a holder of Service "+service, func(ctx context.Context) error {
+		var list v1beta1.ServiceL2StatusList
+		if err := s.API.List(ctx, &list, client.InNamespace(names.Namespace), client.MatchingLabels{names.LabelServiceName: service}); err != nil {
+			return err
+		}
+		if len(list.Items) != 1 || list.Items[0].Status.Node == not || list.Items[0].Status.Node == "" {
+			return fmt.Errorf("%d nodes announce it", len(list.Items))
+		}
+		node = list.Items[0].Status.Node
+		return nil
+	})
+	return node, err
+}
+
+// Fetch gets a URL from a host of the lab, over a connection of its own.
+func (s *Stage) Fetch(ctx context.Context, host, url string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	c := http.Client{Transport: &http.Transport{DialContext: s.Host(host).Dial, DisableKeepAlives: true}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return "", err
+	}
+	r, err := c.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer r.Body.Close()
+	b, err := io.ReadAll(r.Body)
+	return string(b), err
+}
+
+// AwaitFetch gets a URL until that succeeds, and returns what came.
+func (s *Stage) AwaitFetch(ctx context.Context, host, url string) (string, error) {
+	var body string
+	err := Await(ctx, url+" from "+host, func(ctx context.Context) (err error) {
+		body, err = s.Fetch(ctx, host, url)
+		return err
+	})
+	return body, err
+}

@@ -1,0 +1,142 @@
+package stage
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Stream is a client on the LAN that asks again and again, and remembers what was answered when.
+type Stream struct {
+	stop context.CancelFunc
+	done chan struct{}
+
+	mu      sync.Mutex // guards all that follows
+	sent    int
+	answers []time.Time
+	got     map[int]bool
+}
+
+// Outcome is what a Stream saw.
+type Outcome struct {
+	Sent, Lost int
+	// Gap is the longest time without an answer.
+	Gap time.Duration
+}
+
+func newStream(ctx context.Context) (*Stream, context.Context) {
+	ctx, stop := context.WithCancel(ctx)
+	return &Stream{stop: stop, done: make(chan struct{}), got: map[int]bool{}}, ctx
+}
+
+// lateness is how long after the last question answers are still waited for.
+const lateness = 300 * time.Millisecond
+
+// Stop ends the asking, waits for late answers, and tells what was seen.
+func (s *Stream) Stop() Outcome {
+	s.stop()
+	<-s.done
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o := Outcome{Sent: s.sent, Lost: s.sent - len(s.got)}
+	for i := 1; i < len(s.answers); i++ {
+		o.Gap = max(o.Gap, s.answers[i].Sub(s.answers[i-1]))
+	}
+	return o
+}
+
+func (s *Stream) answered(seq int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.got[seq] {
+		s.got[seq] = true
+		s.answers = append(s.answers, time.Now())
+	}
+}
+
+// Answers counts the answers so far.
+func (s *Stream) Answers() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.got)
+}
+
+// AwaitAnswers waits until n more questions were answered.
+func (s *Stream) AwaitAnswers(ctx context.Context, n int) error {
+	target := s.Answers() + n
+	return Await(ctx, fmt.Sprintf("%d more answers", n), func(context.Context) error {
+		if have := s.Answers(); have < target {
+			return fmt.Errorf("%d are missing", target-have)
+		}
+		return nil
+	})
+}
+
+// UDP asks by datagrams of one socket, rate a second.
+func (s *Stage) UDP(ctx context.Context, host, address string, rate int) (*Stream, error) {
+	c, err := s.Host(host).Dial(ctx, "udp", address)
+	if err != nil {
+		return nil, fmt.Errorf("opening a socket on %s: %w", host, err)
+	}
+	st, ctx := newStream(ctx)
+	go func() {
+		b := make([]byte, 512)
+		for {
+			n, err := c.Read(b)
+			if n == 0 && err != nil {
+				if ctx.Err() != nil {
+					return
+				}
+				continue // "connection refused" of a moment: the question counts as lost
+			}
+			text, _, _ := strings.Cut(strings.TrimPrefix(string(b[:n]), "seq="), " ")
+			if seq, err := strconv.Atoi(text); err == nil {
+				st.answered(seq)
+			}
+		}
+	}()
+	go func() {
+		defer close(st.done)
+		defer c.Close()
+		t := time.NewTicker(time.Second / time.Duration(rate))
+		defer t.Stop()
+		for ctx.Err() == nil {
+			<-t.C
+			st.mu.Lock()
+			st.sent++
+			seq := st.sent
+			st.mu.Unlock()
+			fmt.Fprint(c, seq)
+		}
+		time.Sleep(lateness)
+	}()
+	return st, nil
+}
+
+// HTTP asks by a request on a connection of its own, rate a second.
+func (s *Stage) HTTP(ctx context.Context, host, url string, rate int) *Stream {
+	st, ctx := newStream(ctx)
+	go func() {
+		defer close(st.done)
+		var running sync.WaitGroup
+		defer running.Wait()
+		t := time.NewTicker(time.Second / time.Duration(rate))
+		defer t.Stop()
+		for ctx.Err() == nil {
+			<-t.C
+			st.mu.Lock()
+			st.sent++
+			seq := st.sent
+			st.mu.Unlock()
+			running.Go(func() {
+				if _, err := s.Fetch(context.WithoutCancel(ctx), host, url); err == nil {
+					st.answered(seq)
+				}
+			})
+		}
+	}()
+	return st
+}
