@@ -7,7 +7,9 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -17,7 +19,6 @@ import (
 )
 
 func main() {
-	lab.Reexec()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx); err != nil {
@@ -30,15 +31,27 @@ func say(format string, args ...any) { fmt.Printf("\n== "+format+"\n", args...) 
 
 func run(ctx context.Context) error {
 	dir := lab.Directory("demo")
-	if err := lab.Clear(dir); err != nil {
-		return err
-	}
 	say("bringing up a cluster of 3 nodes, a client and a router")
-	s, err := stage.Start(ctx, lab.Options{Nodes: 3, Dir: dir, Progress: os.Stdout})
+	up := exec.CommandContext(ctx, filepath.Join(lab.Root(), "bin", "lab"), "up", "--nodes", "3", "--name", "demo")
+	up.Stdout, up.Stderr = os.Stdout, os.Stderr
+	up.Cancel = func() error { return up.Process.Signal(syscall.SIGTERM) }
+	if err := up.Run(); err != nil {
+		return fmt.Errorf("bringing the lab up: %w", err)
+	}
+	l, err := lab.Attach(ctx, dir)
 	if err != nil {
 		return err
 	}
-	defer s.Close()
+	keep := false
+	defer func() {
+		if !keep {
+			l.Close()
+		}
+	}()
+	s, err := stage.On(l)
+	if err != nil {
+		return err
+	}
 	say("installing Gantry: kubectl apply -k config/default")
 	if err := s.Install(ctx); err != nil {
 		return err
@@ -70,15 +83,12 @@ func run(ctx context.Context) error {
 	if os.Getenv("KEEP") == "" {
 		return nil
 	}
-	say("the cluster stays up until Ctrl-C; in another shell:\n" +
+	keep = true
+	say("the cluster stays up; go on with:\n" +
 		"export KUBECONFIG=" + s.Kubeconfig() + "\n" +
-		"export LAB_DIR=" + s.Dir() + "\n" +
-		"bin/lab kubectl get svc,ipaddresspools,servicel2statuses -A\n" +
-		"bin/lab shell client curl -s " + url)
-	select {
-	case <-ctx.Done():
-	case <-s.Ended():
-	}
+		"bin/lab --name demo kubectl get svc,ipaddresspools,servicel2statuses -A\n" +
+		"bin/lab --name demo shell client curl -s " + url + "\n" +
+		"bin/lab --name demo down")
 	return nil
 }
 

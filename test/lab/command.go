@@ -232,7 +232,10 @@ func shellCommand(dir func() string) *cobra.Command {
 }
 
 func kubectlCommand(dir func() string) *cobra.Command {
-	return &cobra.Command{Use: "kubectl ARGS...", Short: "Run kubectl as an administrator", DisableFlagParsing: true, RunE: func(c *cobra.Command, args []string) error {
+	c := &cobra.Command{Use: "kubectl ARGS...", Short: "Run kubectl as an administrator"}
+	c.Flags().SetInterspersed(false) // the flags after kubectl are kubectl's
+	c.DisableFlagParsing = true
+	c.RunE = func(c *cobra.Command, args []string) error {
 		kube, err := BuildKube(c.Context(), c.ErrOrStderr())
 		if err != nil {
 			return err
@@ -241,5 +244,6 @@ func kubectlCommand(dir func() string) *cobra.Command {
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 		cmd.Env = append(os.Environ(), "KUBECONFIG="+filepath.Join(dir(), "kubeconfig"))
 		return cmd.Run()
-	}}
+	}
+	return c
 }

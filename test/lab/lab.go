@@ -222,6 +222,26 @@ func (l *Lab) publish() error {
 	return writeKubeconfig(cred, l.Kubeconfig(), "https://"+listener.Addr().String(), admin.BearerToken)
 }
 
+// Attach returns the lab that runs in dir, brought up by another process.
+func Attach(ctx context.Context, dir string) (*Lab, error) {
+	if !alive(dir) {
+		return nil, fmt.Errorf("no lab runs in %s", dir)
+	}
+	kube, err := BuildKube(ctx, io.Discard)
+	if err != nil {
+		return nil, err
+	}
+	l := &Lab{o: Options{Dir: dir, KubeDir: kube}, pid: pid(dir, "pid"), ended: make(chan struct{})}
+	go func() {
+		for alive(dir) {
+			time.Sleep(50 * time.Millisecond) // another process's child cannot be waited for
+		}
+		os.RemoveAll(dir)
+		close(l.ended)
+	}()
+	return l, nil
+}
+
 // Close takes the lab away.
 func (l *Lab) Close() {
 	if l.api != nil {

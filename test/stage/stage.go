@@ -34,6 +34,11 @@ func Start(ctx context.Context, o lab.Options) (*Stage, error) {
 	if err != nil {
 		return nil, err
 	}
+	return On(l)
+}
+
+// On is a Stage on a lab that runs; the lab is closed when that fails.
+func On(l *lab.Lab) (*Stage, error) {
 	config, err := l.REST()
 	if err != nil {
 		l.Close()

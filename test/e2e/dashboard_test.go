@@ -1,0 +1,93 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/gantry-lb/gantry/test/lab"
+	"github.com/gantry-lb/gantry/test/stage"
+)
+
+// TestDashboard follows a user's first steps: a pool, an advertisement, a Service; its address, its NodePort, the Service
+// without NodePorts, and an ExternalName Service beside it.
+func TestDashboard(t *testing.T) {
+	for _, mode := range []string{lab.NFTables, lab.IPTables} {
+		t.Run(mode, func(t *testing.T) {
+			ctx, s := start(t, lab.Options{Nodes: 3, ProxyMode: mode})
+			must(t, s.Apply(ctx, stage.Pool))
+			must(t, s.Apply(ctx, stage.Dashboard))
+			must(t, s.Apply(ctx, externalName))
+			dashboard(ctx, t, s)
+			withoutNodePorts(ctx, t, s)
+			other, err := s.Service(ctx, "default", "backend-service")
+			must(t, err)
+			if len(other.Status.LoadBalancer.Ingress)+len(other.Status.Conditions)+len(other.Annotations) > 1 {
+				t.Errorf("the ExternalName Service was touched: %v %v", other.Annotations, other.Status)
+			}
+		})
+	}
+}
+
+const externalName = `apiVersion: v1
+kind: Service
+metadata:
+  name: backend-service
+  namespace: default
+spec:
+  type: ExternalName
+  externalName: backend-service.example.svc.cluster.local
+`
+
+func dashboard(ctx context.Context, t *testing.T, s *stage.Stage) {
+	address, err := s.Address(ctx, "tekton-pipelines", "tekton-dashboard")
+	must(t, err)
+	if want := netip.MustParseAddr("192.168.0.201"); address != want {
+		t.Fatalf("the first Service got %s, want the pool's first address %s", address, want)
+	}
+	svc, err := s.Service(ctx, "tekton-pipelines", "tekton-dashboard")
+	must(t, err)
+	in := svc.Status.LoadBalancer.Ingress[0]
+	if in.IPMode == nil || *in.IPMode != "VIP" {
+		t.Errorf("ipMode is %v, want VIP", in.IPMode)
+	}
+	if got := svc.Annotations["metallb.io/ip-allocated-from-pool"]; got != "first-pool" {
+		t.Errorf("the Service says that its pool is %q, want first-pool", got)
+	}
+	for _, client := range []string{"client", "far"} {
+		body, err := s.AwaitFetch(ctx, client, "http://192.168.0.201:9097/")
+		must(t, err)
+		if !strings.Contains(body, "pod: tekton-dashboard-") {
+			t.Errorf("from %s the address was answered by something else:\n%s", client, body)
+		}
+	}
+	port := svc.Spec.Ports[0].NodePort
+	for _, node := range []string{"192.168.0.11", "192.168.0.12", "192.168.0.13"} {
+		_, err := s.AwaitFetch(ctx, "client", fmt.Sprintf("http://%s:%d/", node, port))
+		must(t, err)
+	}
+	if body, err := s.Fetch(ctx, "client", fmt.Sprintf("http://192.168.0.201:%d/", port)); err == nil {
+		t.Errorf("the NodePort answers on the external address:\n%s", body)
+	}
+}
+
+// withoutNodePorts deletes the Service and applies it again with allocateLoadBalancerNodePorts: false.
+func withoutNodePorts(ctx context.Context, t *testing.T, s *stage.Stage) {
+	_, err := s.Kubectl(ctx, "", "-n", "tekton-pipelines", "delete", "svc", "tekton-dashboard")
+	must(t, err)
+	must(t, s.Apply(ctx, strings.Replace(stage.Dashboard, "  type: LoadBalancer", "  allocateLoadBalancerNodePorts: false\n  type: LoadBalancer", 1)))
+	address, err := s.Address(ctx, "tekton-pipelines", "tekton-dashboard")
+	must(t, err)
+	if address.String() != "192.168.0.201" {
+		t.Errorf("the Service that was made anew got %s, want 192.168.0.201, which is free again", address)
+	}
+	svc, err := s.Service(ctx, "tekton-pipelines", "tekton-dashboard")
+	must(t, err)
+	if p := svc.Spec.Ports[0].NodePort; p != 0 {
+		t.Errorf("the Service has the NodePort %d, want none", p)
+	}
+	_, err = s.AwaitFetch(ctx, "client", "http://192.168.0.201:9097/")
+	must(t, err)
+}

@@ -1,0 +1,63 @@
+// Package e2e tries Gantry as its users do: on a real cluster, with manifests as they write them, from a client on the
+// LAN. Each test file has its lab, or shares one where nothing that a test leaves disturbs the next.
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/gantry-lb/gantry/test/lab"
+	"github.com/gantry-lb/gantry/test/stage"
+)
+
+func TestMain(m *testing.M) {
+	lab.Reexec()
+	os.Exit(m.Run())
+}
+
+// start brings a lab with Gantry up for one test and its subtests.
+func start(t *testing.T, o lab.Options) (context.Context, *stage.Stage) {
+	t.Helper()
+	if m := lab.Missing(); m != "" {
+		t.Skip(m)
+	}
+	for _, b := range []string{"controller", "speaker"} {
+		if _, err := os.Stat(filepath.Join(lab.Root(), "bin", b)); err != nil {
+			t.Skip("bin/" + b + " is not built: make build")
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
+	t.Cleanup(cancel)
+	o.Dir, o.Progress = filepath.Join(t.TempDir(), "lab"), os.Stderr
+	s, err := stage.Start(ctx, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			keepLogs(t, s)
+		}
+		s.Close()
+	})
+	must(t, s.Install(ctx))
+	return ctx, s
+}
+
+// keepLogs copies the logs of a lab whose test failed to where a person finds them.
+func keepLogs(t *testing.T, s *stage.Stage) {
+	to := filepath.Join(os.TempDir(), fmt.Sprintf("gantry-e2e-%s-%d", filepath.Base(t.Name()), os.Getpid()))
+	if err := os.CopyFS(to, os.DirFS(filepath.Join(s.Dir(), "logs"))); err == nil {
+		t.Log("the lab's logs are in", to)
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
