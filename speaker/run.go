@@ -21,6 +21,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/gantry-lb/gantry/api/names"
@@ -72,6 +73,9 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		return err
 	}
 	engine := layer2.New(wire.Wire{}, time.Now)
+	if err := metrics.Registry.Register(engine); err != nil {
+		return fmt.Errorf("registering the metrics of layer 2: %w", err)
+	}
 	writer := &reconcile.StatusWriter{
 		Client: mgr.GetClient(), Events: mgr.GetEventRecorder(names.SpeakerEvents), Log: log,
 		Self: o.NodeName, Pod: o.PodName, Namespace: o.Namespace,

@@ -87,7 +87,6 @@ type Agent struct {
 	plan    plan.Plan
 	claims  []intent.Claim
 	notes   []elect.Note
-	asks    map[uint64]struct{} // probes of the gateway, by ID
 	// replan, restate and tell say what the end of a turn has to do.
 	replan, restate, tell bool
 	stated                time.Time // when the full state was last handed to Members
@@ -112,7 +111,6 @@ func New(o Options) *Agent {
 		changes: make(chan []Change, 64),
 		leave:   make(chan struct{}, 1),
 		drained: make(chan struct{}),
-		asks:    map[uint64]struct{}{},
 		in: inputs{
 			plan: plan.Inputs{
 				Self: o.Self, Class: o.Class,

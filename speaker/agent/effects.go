@@ -51,18 +51,14 @@ func (a *Agent) perform(e elect.Effect) {
 	}
 }
 
-// askGateway asks every default gateway at once; the first answer counts. Without a gateway the answer is that nobody
-// was asked.
+// askGateway asks the first default gateway. Without one the answer is that nobody was asked.
 func (a *Agent) askGateway(e elect.AskGateway) {
 	for _, l := range a.in.usable().Links {
 		for _, g := range l.Gateways {
-			if g.Is4() {
-				a.asks[e.ID] = struct{}{}
-				a.o.Layer2.Probe(layer2.Probe{
-					ID: e.ID, Address: g, Links: []int{l.Index}, Attempts: e.Attempts, Interval: e.Interval, Kind: layer2.Ask,
-				})
-				return
-			}
+			a.o.Layer2.Probe(layer2.Probe{
+				ID: e.ID, Address: g, Links: []int{l.Index}, Attempts: e.Attempts, Interval: e.Interval, Kind: layer2.Ask,
+			})
+			return
 		}
 	}
 	a.step(elect.Probed{Result: facts.ProbeResult{ID: e.ID, Unasked: true}})
@@ -72,7 +68,6 @@ func (a *Agent) askGateway(e elect.AskGateway) {
 func (a *Agent) report(r layer2.Report) {
 	switch r := r.(type) {
 	case facts.ProbeResult:
-		delete(a.asks, r.ID)
 		a.step(elect.Probed{Result: r})
 	case facts.ForeignClaim:
 		a.step(elect.Foreign{Claim: r})

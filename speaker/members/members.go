@@ -94,6 +94,7 @@ func New(o Options) (*Members, error) {
 // logWriter passes on memberlist's own log at the level debug: what matters of it is seen in the sets.
 type logWriter struct{ log *slog.Logger }
 
+// Write takes one line of it.
 func (w logWriter) Write(b []byte) (int, error) {
 	w.log.Debug("gossip", "text", string(b))
 	return len(b), nil

@@ -98,6 +98,7 @@ func (s *syncBuffer) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
+// String returns what is kept.
 func (s *syncBuffer) String() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -1,0 +1,287 @@
+// Package policy holds the repository's rules as tests: who may import whom, how large things may grow, what may not be
+// called where. A failure names the place, the rule and the reason for it.
+package policy
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/gantry-lb/gantry/"
+
+// root is the root of the repository.
+const root = "../.."
+
+// file is a parsed source file.
+type file struct {
+	path string // relative to the root
+	dir  string
+	ast  *ast.File
+	set  *token.FileSet
+	test bool
+	size int // lines
+}
+
+// sources parses every Go file of the main module that is not generated.
+func sources(t *testing.T) []file {
+	t.Helper()
+	var out []file
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, _ := filepath.Rel(root, path)
+		if d.IsDir() && (strings.HasPrefix(d.Name(), ".") && rel != "." || rel == "test/lab/kube" || rel == "tools" || rel == "bin") {
+			return filepath.SkipDir
+		}
+		if !strings.HasSuffix(path, ".go") || strings.HasPrefix(d.Name(), "zz_generated") {
+			return nil
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		set := token.NewFileSet()
+		parsed, err := parser.ParseFile(set, path, text, parser.ParseComments)
+		if err != nil {
+			return err
+		}
+		out = append(out, file{
+			path: rel, dir: filepath.Dir(rel), ast: parsed, set: set,
+			test: strings.HasSuffix(rel, "_test.go"), size: strings.Count(string(text), "\n"),
+		})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func (f *file) imports() []string {
+	var out []string
+	for _, i := range f.ast.Imports {
+		p, _ := strconv.Unquote(i.Path.Value)
+		out = append(out, p)
+	}
+	return out
+}
+
+func (f *file) line(p token.Pos) int { return f.set.Position(p).Line }
+
+// under says whether the directory is one of the places, or below one.
+func under(dir string, places ...string) bool {
+	for _, p := range places {
+		if dir == p || strings.HasPrefix(dir, p+"/") {
+			return true
+		}
+	}
+	return false
+}
+
+// decisions are the packages that decide and do nothing else.
+var decisions = []string{"controller/allocate", "speaker/plan", "speaker/elect", "speaker/status"}
+
+// effects are the packages that touch the world, each by one library.
+var effects = []string{"speaker/layer2", "speaker/links", "speaker/members"}
+
+// imports lists what may not be imported where, and why.
+var imports = []struct {
+	places  []string
+	not     []string
+	because string
+}{
+	{[]string{"api/names"}, []string{module, "k8s.io/", "sigs.k8s.io/"}, "names are words, which every tier may use"},
+	{[]string{"api", "internal/view", "internal/snapshot"}, []string{"k8s.io/client-go", "sigs.k8s.io/controller-runtime", "log", module + "controller", module + "speaker"}, "values know no client and no log"},
+	{[]string{"speaker/intent", "speaker/facts"}, []string{"k8s.io/", "sigs.k8s.io/", module}, "engines share these and stay free of Kubernetes"},
+	{decisions, []string{"context", "log", "os", "net/http", "k8s.io/api/", "k8s.io/client-go", "sigs.k8s.io/", "github.com/prometheus"}, "a decision is a function of its arguments"},
+	{effects, []string{"k8s.io/", "sigs.k8s.io/", module + "internal", module + "speaker/plan", module + "speaker/elect", module + "api"}, "an engine does what it is told and knows no Kubernetes"},
+	{[]string{"speaker/agent"}, []string{"k8s.io/client-go", "sigs.k8s.io/controller-runtime"}, "the agent is tested without an API server"},
+	{[]string{"controller"}, []string{module + "speaker"}, "the binaries share values alone"},
+	{[]string{"speaker"}, []string{module + "controller"}, "the binaries share values alone"},
+	{[]string{"api", "internal", "controller", "speaker"}, []string{module + "test"}, "the product does not depend on its tests"},
+}
+
+func TestImportsPointOneWay(t *testing.T) {
+	for _, f := range sources(t) {
+		if f.test {
+			continue
+		}
+		for _, rule := range imports {
+			if !under(f.dir, rule.places...) {
+				continue
+			}
+			for _, p := range f.imports() {
+				for _, not := range rule.not {
+					if p == strings.TrimSuffix(not, "/") || strings.HasPrefix(p, strings.TrimSuffix(not, "/")+"/") {
+						t.Errorf("%s imports %s: %s", f.path, p, rule.because)
+					}
+				}
+			}
+		}
+	}
+}
+
+// The sizes that nothing may exceed. What does not fit has more than one purpose.
+const (
+	maxFile       = 500
+	maxFunction   = 80
+	maxParameters = 5
+)
+
+func TestNothingGrowsTooLarge(t *testing.T) {
+	for _, f := range sources(t) {
+		if f.size > maxFile {
+			t.Errorf("%s has %d lines, more than %d: split it by purpose", f.path, f.size, maxFile)
+		}
+		for _, d := range f.ast.Decls {
+			fn, ok := d.(*ast.FuncDecl)
+			if !ok || fn.Body == nil {
+				continue
+			}
+			if n := f.line(fn.End()) - f.line(fn.Pos()) + 1; n > maxFunction && !f.test {
+				t.Errorf("%s:%d: %s has %d lines, more than %d", f.path, f.line(fn.Pos()), fn.Name, n, maxFunction)
+			}
+			n := 0
+			for i, p := range fn.Type.Params.List {
+				if _, ctx := p.Type.(*ast.SelectorExpr); i == 0 && ctx && p.Type.(*ast.SelectorExpr).Sel.Name == "Context" {
+					continue
+				}
+				if _, variadic := p.Type.(*ast.Ellipsis); variadic {
+					continue
+				}
+				n += max(len(p.Names), 1)
+			}
+			if n > maxParameters {
+				t.Errorf("%s:%d: %s has %d parameters, more than %d: give it a struct", f.path, f.line(fn.Pos()), fn.Name, n, maxParameters)
+			}
+		}
+	}
+}
+
+// calls lists what may not be called where, and why.
+var calls = []struct {
+	call    string
+	places  []string // empty: everywhere outside of test/ and tests
+	but     []string // files that may
+	because string
+}{
+	{"time.Now", decisions, nil, "time is an argument"},
+	{"time.Sleep", nil, nil, "a wait has to end when its context does"},
+	{"os.Exit", nil, []string{"controller/main.go", "speaker/main.go"}, "a program ends in main alone"},
+	{"context.Background", nil, []string{"controller/main.go", "speaker/main.go"}, "a context comes from the caller"},
+	{"net.ParseIP", nil, nil, "addresses are netip values"},
+	{"log.Print", nil, nil, "logs are structured"},
+	{"log.Printf", nil, nil, "logs are structured"},
+}
+
+func TestForbiddenCalls(t *testing.T) {
+	for _, f := range sources(t) {
+		if f.test || under(f.dir, "test", "speaker/links/sandbox") { // the sandbox is for tests
+			continue
+		}
+		ast.Inspect(f.ast, func(n ast.Node) bool {
+			sel, ok := n.(*ast.SelectorExpr)
+			if !ok {
+				return true
+			}
+			x, ok := sel.X.(*ast.Ident)
+			if !ok {
+				return true
+			}
+			for _, c := range calls {
+				if x.Name+"."+sel.Sel.Name != c.call || (c.places != nil && !under(f.dir, c.places...)) || under(f.path, c.but...) {
+					continue
+				}
+				t.Errorf("%s:%d: %s: %s", f.path, f.line(n.Pos()), c.call, c.because)
+			}
+			return true
+		})
+	}
+}
+
+func TestEveryPackageSaysWhatItIs(t *testing.T) {
+	comments := map[string]int{}
+	for _, f := range sources(t) {
+		if strings.HasSuffix(f.ast.Name.Name, "_test") {
+			continue
+		}
+		n := comments[f.dir]
+		if f.ast.Doc != nil {
+			n++
+			if f.ast.Doc.Text() == "" {
+				t.Errorf("%s: the package comment is empty", f.path)
+			}
+		}
+		comments[f.dir] = n
+	}
+	for dir, n := range comments {
+		if n != 1 {
+			t.Errorf("%s has %d package comments, want one that says what it owns and never does", dir, n)
+		}
+	}
+}
+
+func TestExportedNamesAreExplained(t *testing.T) {
+	for _, f := range sources(t) {
+		if f.test {
+			continue
+		}
+		for _, d := range f.ast.Decls {
+			switch d := d.(type) {
+			case *ast.FuncDecl:
+				if d.Name.IsExported() && d.Doc == nil {
+					t.Errorf("%s:%d: %s has no comment", f.path, f.line(d.Pos()), d.Name)
+				}
+			case *ast.GenDecl:
+				for _, s := range d.Specs {
+					ts, ok := s.(*ast.TypeSpec)
+					if ok && ts.Name.IsExported() && d.Doc == nil && ts.Doc == nil {
+						t.Errorf("%s:%d: type %s has no comment", f.path, f.line(ts.Pos()), ts.Name)
+					}
+				}
+			}
+		}
+	}
+}
+
+// prefixes are those of the words that only api/names may spell.
+var prefixes = []string{"metallb.io/", "metallb.universe.tf/", "gantry.dev/"}
+
+func TestWordsForOthersStandInNames(t *testing.T) {
+	for _, f := range sources(t) {
+		if f.test || under(f.dir, "api/names", "test") || f.path == "internal/option/kinds.go" { // an API group, no annotation
+			continue
+		}
+		ast.Inspect(f.ast, func(n ast.Node) bool {
+			lit, ok := n.(*ast.BasicLit)
+			if !ok || lit.Kind != token.STRING {
+				return true
+			}
+			text, _ := strconv.Unquote(lit.Value)
+			for _, p := range prefixes {
+				if strings.HasPrefix(text, p) {
+					t.Errorf("%s:%d: %q: words that others see stand in api/names", f.path, f.line(lit.Pos()), text)
+				}
+			}
+			return true
+		})
+	}
+}
+
+func TestModuleHasNoReplace(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(root, "go.mod"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(text), "replace ") {
+		t.Error("go.mod has a replace: nobody who imports the module would get it")
+	}
+}
