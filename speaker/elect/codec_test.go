@@ -1,0 +1,59 @@
+package elect
+
+import (
+	"bytes"
+	"net/netip"
+	"reflect"
+	"testing"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/facts"
+)
+
+var epoch0 = time.Unix(1_000_000, 0)
+
+func TestClaimsSurviveTheWire(t *testing.T) {
+	tests := map[string][]Claim{
+		"no claims":    nil,
+		"IPv4":         {{Address: netip.MustParseAddr("192.0.2.1"), Holder: "a", Nonce: 1<<64 - 1, Epoch: 7}},
+		"IPv6":         {{Address: netip.MustParseAddr("2001:db8::1"), Holder: "b", Nonce: 3, Epoch: 1 << 40}},
+		"a tombstone":  {{Address: netip.MustParseAddr("192.0.2.1"), Holder: "a", Nonce: 1, Epoch: 2, Released: true}},
+		"no node name": {{Address: netip.MustParseAddr("192.0.2.1"), Epoch: 1}},
+	}
+	for name, claims := range tests {
+		t.Run(name, func(t *testing.T) {
+			kind, r := open(appendClaims(header(kindOffer), claims))
+			if got := r.claims(); kind != kindOffer || r.err != nil || !reflect.DeepEqual(got, claims) {
+				t.Errorf("read kind %d, %v, error %v; written %v", kind, got, r.err, claims)
+			}
+		})
+	}
+}
+
+// FuzzReceive feeds any bytes to a machine: it must neither panic nor hold anything because of them, since it is no
+// candidate for any address.
+func FuzzReceive(f *testing.F) {
+	claim := Claim{Address: netip.MustParseAddr("192.0.2.1"), Holder: "b", Nonce: 2, Epoch: 5}
+	f.Add([]byte(nil))
+	f.Add([]byte{wireVersion + 1, kindClaims, 1})
+	f.Add(appendClaims(appendBool(header(kindClaims), true), []Claim{claim}))
+	f.Add(appendClaims(header(kindOffer), []Claim{claim}))
+	f.Add(append(appendString(header(kindSuspect), "b"), 2, 1))
+	f.Add([]byte{wireVersion, kindBeacon, 2, 1, 0, 0})
+	f.Add([]byte{wireVersion, kindClaims, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1})
+	f.Fuzz(func(t *testing.T, payload []byte) {
+		m := New("a", 1, DefaultTiming(), epoch0)
+		m.Step(epoch0, Members{facts.MemberSet{Members: []facts.Member{{Name: "a", Nonce: 1}, {Name: "b", Nonce: 2}}, Synced: true}})
+		before := bytes.Clone(payload)
+		effects := m.Step(epoch0, Received{From: "b", Payload: payload})
+		effects = append(effects, m.Step(epoch0.Add(time.Millisecond), RemoteState{Payload: payload})...)
+		for _, e := range effects {
+			if h, ok := e.(Holding); ok && len(h.Claims) > 0 {
+				t.Errorf("holds %v", h.Claims)
+			}
+		}
+		if !bytes.Equal(before, payload) {
+			t.Error("the payload was changed")
+		}
+	})
+}
