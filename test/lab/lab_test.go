@@ -1,0 +1,171 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func TestMain(m *testing.M) {
+	Reexec()
+	os.Exit(m.Run())
+}
+
+// bring starts a lab of two nodes without Gantry.
+func bring(t *testing.T) (context.Context, *Lab) {
+	t.Helper()
+	if m := Missing(); m != "" {
+		t.Skip(m)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
+	t.Cleanup(cancel)
+	l, err := Start(ctx, Options{Nodes: 2, Dir: filepath.Join(t.TempDir(), "lab"), Progress: os.Stderr})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(l.Close)
+	return ctx, l
+}
+
+// eventually waits until check succeeds.
+func eventually(t *testing.T, what string, check func() error) {
+	t.Helper()
+	deadline := time.After(time.Minute)
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		select {
+		case <-deadline:
+			t.Fatalf("waiting until %s: %v", what, err)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// remains tells what is left of a lab: its directory, its mounts as this process sees them, and processes that name it.
+func remains(dir string) error {
+	if _, err := os.Stat(dir); err == nil {
+		return fmt.Errorf("the directory %s is there", dir)
+	}
+	if mounts, _ := os.ReadFile("/proc/self/mountinfo"); bytes.Contains(mounts, []byte(dir)) {
+		return fmt.Errorf("a mount names %s", dir)
+	}
+	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, f := range lines {
+		if b, _ := os.ReadFile(f); bytes.Contains(b, []byte(dir)) {
+			return fmt.Errorf("a process is left: %s", bytes.ReplaceAll(b, []byte{0}, []byte{' '}))
+		}
+	}
+	return nil
+}
+
+// dial says whether a connection from the client comes about.
+func dial(ctx context.Context, l *Lab, address string) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	c, err := l.Host("client").Dial(ctx, "tcp", address)
+	if err != nil {
+		return err
+	}
+	return c.Close()
+}
+
+func refused(err error) error {
+	if err == nil {
+		return fmt.Errorf("it is still reached")
+	}
+	return nil
+}
+
+const echo = `apiVersion: apps/v1
+kind: Deployment
+metadata: {name: echo}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: echo}}
+  template:
+    metadata: {labels: {app: echo}}
+    spec:
+      containers: [{name: echo, image: echo, ports: [{containerPort: 8080}]}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: echo}
+spec:
+  type: NodePort
+  selector: {app: echo}
+  ports: [{port: 80, targetPort: 8080, nodePort: 30080}]
+`
+
+func TestLab(t *testing.T) {
+	ctx, l := bring(t)
+	if _, err := l.Kubectl(ctx, echo, "apply", "-f", "-"); err != nil {
+		t.Fatal(err)
+	}
+	reached := func() error { return dial(ctx, l, "192.168.0.11:30080") }
+	eventually(t, "the client reaches the Service at its NodePort", reached)
+
+	act := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	levers := map[string]struct{ pull, release func() error }{
+		"a cut cable separates a node": {
+			func() error { return l.CutCable(ctx, "node1") }, func() error { return l.PlugCable(ctx, "node1") }},
+		"a silently cut cable separates a node": {
+			func() error { return l.CutCableSilently(ctx, "node1") }, func() error { return l.PlugCable(ctx, "node1") }},
+		"a partition separates a node": {
+			func() error { return l.Partition(ctx, []string{"node1"}) }, func() error { return l.Heal(ctx) }},
+		"a killed node does not answer, and comes back": {
+			func() error { return l.Kill(ctx, "node1") }, func() error { return l.Revive(ctx, "node1") }},
+	}
+	for name, c := range levers {
+		t.Run(name, func(t *testing.T) {
+			act(c.pull())
+			eventually(t, "the node is not reached", func() error { return refused(reached()) })
+			act(c.release())
+			eventually(t, "the node is reached", reached)
+		})
+	}
+	t.Run("a stopped API server refuses, and comes back", func(t *testing.T) {
+		act(l.StopAPI(ctx))
+		if dial(ctx, l, apiAddress) == nil {
+			t.Error("the API server is reached although it is stopped")
+		}
+		act(l.StartAPI(ctx))
+		if err := dial(ctx, l, apiAddress); err != nil {
+			t.Error("the API server did not come back:", err)
+		}
+	})
+	t.Run("a host that is not there is named", func(t *testing.T) {
+		if err := l.CutCable(ctx, "node9"); err == nil || !strings.Contains(err.Error(), "node9") {
+			t.Errorf("got %v, want an error that names node9", err)
+		}
+	})
+	dir := l.Dir()
+	l.Close()
+	if err := remains(dir); err != nil {
+		t.Error("after Close:", err)
+	}
+}
+
+func TestNothingIsLeftWhenTheSupervisorIsKilled(t *testing.T) {
+	_, l := bring(t)
+	if err := syscall.Kill(l.PID(), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	<-l.Ended()
+	if err := remains(l.Dir()); err != nil {
+		t.Error(err)
+	}
+}
