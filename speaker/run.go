@@ -77,7 +77,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		return fmt.Errorf("registering the metrics of layer 2: %w", err)
 	}
 	writer := &reconcile.StatusWriter{
-		Client: mgr.GetClient(), Events: mgr.GetEventRecorder(names.SpeakerEvents), Log: log,
+		Client: mgr.GetClient(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEvents), Log: log,
 		Self: o.NodeName, Pod: o.PodName, Namespace: o.Namespace,
 	}
 	writer.Init()

@@ -191,11 +191,12 @@ func (m *Machine) take(a netip.Addr, epoch uint64, why string) {
 	m.note(NoteTaken, a, facts.MAC{}, fmt.Sprintf("%s is held by node %s from now on: %s", a, m.self, why))
 }
 
-// release gives the address up without a successor.
+// release gives the address up without a successor. The epoch stays: a node that is cut off releases too, and must not
+// outdo the claim of whoever took over meanwhile.
 func (m *Machine) release(a netip.Addr, why string) {
 	m.stop(a, why)
 	c := m.claims[a]
-	c.Holder, c.Nonce, c.Epoch, c.Released = m.self, m.nonce, c.Epoch+1, true
+	c.Released = true
 	m.record(c)
 	m.out.tell = append(m.out.tell, c)
 }

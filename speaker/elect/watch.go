@@ -2,6 +2,7 @@ package elect
 
 import (
 	"encoding/binary"
+	"maps"
 	"slices"
 	"time"
 
@@ -10,6 +11,9 @@ import (
 
 // watchers is how many members watch each member.
 const watchers = 2
+
+// retractions is how often a member repeats that a node is heard again, in case that the message is lost.
+const retractions = 5
 
 // watch is what this node knows of the others' liveness by beacons. The members form a ring by name; each sends beacons
 // to the next two, so that the cost grows with the nodes and not with their square.
@@ -30,8 +34,11 @@ type heard struct {
 	nonce, seq uint64
 	at         time.Time
 	silent     bool
-	differs    time.Time // since when its digest is not ours; zero when it is
-	asked      time.Time
+	// told is when the others last heard of silent from this node; again counts how often they will hear of its end.
+	told    time.Time
+	again   int
+	differs time.Time // since when its digest is not ours; zero when it is
+	asked   time.Time
 }
 
 func newWatch() watch {
@@ -63,6 +70,14 @@ func (w *watch) prune(members map[string]facts.Member) {
 			delete(w.suspects, n)
 			delete(w.dead, n)
 			delete(w.leaving, n)
+			delete(w.outside, n)
+		}
+	}
+	for n, by := range w.suspects { // who left cannot take back what it witnessed
+		maps.DeleteFunc(by, func(w string, _ uint64) bool { _, ok := members[w]; return !ok })
+		if len(by) == 0 {
+			delete(w.suspects, n)
+			delete(w.dead, n)
 			delete(w.outside, n)
 		}
 	}
@@ -125,7 +140,7 @@ func (m *Machine) heard(from string, r *reader) {
 		m.evaluateAll()
 	}
 	if h.silent {
-		h.silent = false
+		h.silent, h.told, h.again = false, m.now, retractions
 		m.tellSuspicion(from, nonce, false)
 	}
 	if _, ok := m.watch.dead[from]; ok && len(m.watch.suspects[from]) == 0 {
@@ -159,7 +174,17 @@ func (m *Machine) watchOthers() {
 		}
 		if !h.silent && m.now.Sub(h.at) >= m.timing.Silence {
 			h.silent = true
-			m.tellSuspicion(n, h.nonce, true)
+			h.told = time.Time{}
+		}
+		if (!h.silent && h.again == 0) || m.now.Sub(h.told) < 2*m.timing.Beacon {
+			continue
+		}
+		h.told = m.now // datagrams get lost: say it again
+		m.tellSuspicion(n, h.nonce, h.silent)
+		switch {
+		case !h.silent:
+			h.again--
+		case !m.watch.outside[n]:
 			m.askGateway(n)
 		}
 	}
@@ -188,7 +213,8 @@ func (m *Machine) tellSuspicion(n string, nonce uint64, silent bool) {
 // suspected takes in what another member witnessed.
 func (m *Machine) suspected(from string, r *reader) {
 	n, nonce, silent := r.string(), r.uint(), r.byte() == 1
-	if _, ok := m.members[n]; ok && r.err == nil && n != m.self {
+	p, ok := m.members[n]
+	if ok && r.err == nil && n != m.self && (p.Nonce == 0 || p.Nonce == nonce) { // not of a former life
 		m.witness(n, from, nonce, silent)
 	}
 }

@@ -10,7 +10,9 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	toolscache "k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/events"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/gantry-lb/gantry/api/names"
@@ -25,19 +27,42 @@ import (
 // the API server is slow, and always writes the latest.
 type StatusWriter struct {
 	Client client.Client
+	Cache  cache.Cache
 	Events events.EventRecorder
 	Log    *slog.Logger
 	// Self is this node, Pod this speaker's Pod if there is one, Namespace where the objects go.
 	Self, Pod, Namespace string
 
 	latest chan agent.Status
+	// stale asks for another look: an object appeared, changed or vanished.
+	stale chan struct{}
 }
 
 // retryDelay is the pause after a write that failed.
 const retryDelay = time.Second
 
 // Init makes the writer ready to observe.
-func (w *StatusWriter) Init() { w.latest = make(chan agent.Status, 1) }
+func (w *StatusWriter) Init() {
+	w.latest, w.stale = make(chan agent.Status, 1), make(chan struct{}, 1)
+}
+
+// watch asks for another look whenever an object changes: another speaker may have removed ours on old knowledge.
+func (w *StatusWriter) watch(ctx context.Context) error {
+	informer, err := w.Cache.GetInformer(ctx, &v1beta1.ServiceL2Status{})
+	if err != nil {
+		return fmt.Errorf("watching ServiceL2Statuses: %w", err)
+	}
+	poke := func(any) {
+		select {
+		case w.stale <- struct{}{}:
+		default:
+		}
+	}
+	_, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
+		AddFunc: poke, UpdateFunc: func(_, o any) { poke(o) }, DeleteFunc: poke,
+	})
+	return err
+}
 
 // Observe takes the agent's Status and returns at once. Notes of a Status that was not written yet are kept.
 func (w *StatusWriter) Observe(s agent.Status) {
@@ -57,6 +82,9 @@ func (w *StatusWriter) Observe(s agent.Status) {
 
 // Run writes until ctx ends.
 func (w *StatusWriter) Run(ctx context.Context) error {
+	if err := w.watch(ctx); err != nil {
+		return err
+	}
 	var s agent.Status
 	retry := time.NewTimer(time.Hour)
 	retry.Stop()
@@ -68,6 +96,7 @@ func (w *StatusWriter) Run(ctx context.Context) error {
 		case s = <-w.latest:
 			w.tell(ctx, s)
 			told = w.denied(ctx, s, told)
+		case <-w.stale:
 		case <-retry.C:
 		}
 		if err := w.write(ctx, s); err != nil && ctx.Err() == nil {

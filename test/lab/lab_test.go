@@ -169,3 +169,31 @@ func TestNothingIsLeftWhenTheSupervisorIsKilled(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestNothingIsLeftOfALabWhoseStartIsGivenUp(t *testing.T) {
+	if m := Missing(); m != "" {
+		t.Skip(m)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	dir := filepath.Join(t.TempDir(), "lab")
+	_, err := Start(ctx, Options{Nodes: 1, Dir: dir, Progress: cancelAt{"starting etcd", cancel}})
+	if err == nil {
+		t.Fatal("the lab came up although its start was given up")
+	}
+	if err := remains(dir); err != nil {
+		t.Error(err)
+	}
+}
+
+// cancelAt gives up when the progress says a certain thing.
+type cancelAt struct {
+	text   string
+	cancel func()
+}
+
+func (c cancelAt) Write(b []byte) (int, error) {
+	if strings.Contains(string(b), c.text) {
+		c.cancel()
+	}
+	return len(b), nil
+}

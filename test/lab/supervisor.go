@@ -69,7 +69,7 @@ func supervise(text string) error {
 	if err := json.Unmarshal([]byte(text), &s.o); err != nil {
 		return fmt.Errorf("reading the options: %w", err)
 	}
-	defer os.RemoveAll(s.o.Dir) // also when the program that started the lab was killed
+	defer s.end() // also when the program that started the lab was killed
 	s.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
 	if err := isolate(); err != nil {
 		return err
@@ -91,6 +91,18 @@ func supervise(text string) error {
 	}
 	<-ctx.Done()
 	return nil // everything else ends with this process
+}
+
+// end kills every other process of the lab and waits for them, so that nobody writes into the directory any more when it
+// is removed, and nothing runs any more when it is gone.
+func (s *supervisor) end() {
+	_ = unix.Kill(-1, unix.SIGKILL) // from process 1: every process of its namespace
+	for {
+		if _, err := unix.Wait4(-1, nil, 0, nil); err != nil && err != unix.EINTR {
+			break
+		}
+	}
+	os.RemoveAll(s.o.Dir)
 }
 
 // endProgress closes the standard output, so that whoever reads the progress learns that there is no more.
