@@ -96,10 +96,10 @@ func supervise(text string) error {
 // end kills every other process of the lab and waits for them, so that nobody writes into the directory any more when it
 // is removed, and nothing runs any more when it is gone.
 func (s *supervisor) end() {
-	_ = unix.Kill(-1, unix.SIGKILL) // from process 1: every process of its namespace
-	for {
-		if _, err := unix.Wait4(-1, nil, 0, nil); err != nil && err != unix.EINTR {
-			break
+	// From process 1 this meets every process of its namespace. Again and again, as an agent may have started one since.
+	for deadline := time.Now().Add(stopTime / 2); time.Now().Before(deadline) && unix.Kill(-1, unix.SIGKILL) == nil; {
+		if n, _ := unix.Wait4(-1, nil, unix.WNOHANG, nil); n <= 0 {
+			<-time.After(time.Millisecond)
 		}
 	}
 	os.RemoveAll(s.o.Dir)
