@@ -96,7 +96,9 @@ func (a *Agent) setLinks(links facts.LinkSet) {
 		macs = append(macs, l.MAC)
 	}
 	slices.SortFunc(macs, func(x, y facts.MAC) int { return slices.Compare(x[:], y[:]) })
-	a.o.Members.SetMACs(slices.Compact(macs))
+	if len(macs) > 0 { // a node without links is still known by those it had
+		a.o.Members.SetMACs(slices.Compact(macs))
+	}
 	a.o.Layer2.SetLinks(links)
 	a.replan = true
 }

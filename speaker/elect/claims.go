@@ -71,6 +71,7 @@ func (m *Machine) receive(from string, payload []byte) {
 			m.merge(from, c)
 		}
 		if answer && r.err == nil {
+			m.watch.told[from] = m.now
 			m.unfence()
 		}
 	case kindSuspect:

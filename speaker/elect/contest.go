@@ -13,8 +13,9 @@ import (
 type contest struct {
 	at      time.Time
 	probing bool
-	// answered counts how often the wire was not silent.
+	// answered counts how often the wire was not silent, first is when that began.
 	answered int
+	first    time.Time
 	why      string
 }
 
@@ -153,7 +154,9 @@ func (m *Machine) probed(r facts.ProbeResult) {
 
 // answered handles an address for which somebody answered though no live claim is known.
 func (m *Machine) answered(a netip.Addr, c *contest, mac facts.MAC) {
-	c.answered++
+	if c.answered++; c.answered == 1 {
+		c.first = m.now
+	}
 	c.at = m.now.Add(m.timing.Retry)
 	owner, member := m.owner(mac)
 	switch {
@@ -162,7 +165,7 @@ func (m *Machine) answered(a netip.Addr, c *contest, mac facts.MAC) {
 		if c.answered == 1 {
 			m.note(NoteConflict, a, mac, fmt.Sprintf("a host that is no member (%s) answers for %s: take the address from that host or out of the pool", mac, a))
 		}
-	case c.answered >= strayAnswers:
+	case c.answered >= strayAnswers && m.watch.told[owner].After(c.first): // it was asked, and claims nothing
 		m.note(NoteStray, a, mac, fmt.Sprintf("node %s (%s) answers for %s without holding it: look for proxy ARP, or for kube-proxy in ipvs mode without strictARP", owner, mac, a))
 		m.take(a, m.claims[a].Epoch+1, c.why)
 	default: // its claim may be on the way

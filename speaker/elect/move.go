@@ -68,7 +68,9 @@ func (m *Machine) offered(from string, claims []Claim) {
 		bid := m.bids[c.Address]
 		known := m.claims[c.Address]
 		able := bid.Eligible(m.self) && len(bid.Links) > 0 && !m.leaving && m.started
-		if !able || c.Epoch <= known.Epoch || c.Holder != m.self {
+		// An offer that was under way for long, by a cut cable say, may come from one who is no holder any more.
+		stale := c.Epoch <= known.Epoch || (known.Holder != from && m.live(known))
+		if !able || stale || c.Holder != m.self {
 			refuse = append(refuse, c)
 			continue
 		}

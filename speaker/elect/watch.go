@@ -27,6 +27,8 @@ type watch struct {
 	leaving  map[string]bool
 	// outside holds the silent nodes about which the gateway vouched that it is not we who are cut off.
 	outside map[string]bool
+	// told is when a member last sent all its claims because it was asked.
+	told map[string]time.Time
 }
 
 // heard is what came from one member.
@@ -44,7 +46,7 @@ type heard struct {
 func newWatch() watch {
 	return watch{
 		heard: map[string]*heard{}, suspects: map[string]map[string]uint64{}, dead: map[string]uint64{},
-		leaving: map[string]bool{}, outside: map[string]bool{},
+		leaving: map[string]bool{}, outside: map[string]bool{}, told: map[string]time.Time{},
 	}
 }
 
@@ -79,6 +81,7 @@ func (w *watch) prune(members map[string]facts.Member) {
 			delete(w.suspects, n)
 			delete(w.dead, n)
 			delete(w.outside, n)
+			delete(w.told, n)
 		}
 	}
 	for n, nonce := range w.dead {

@@ -60,7 +60,12 @@ type watcher Members
 var _ memberlist.EventDelegate = (*watcher)(nil)
 
 // The set is read in a goroutine of its own: memberlist calls with its lock held.
-func (w *watcher) changed() { go (*Members)(w).refresh() }
+func (w *watcher) changed() {
+	go func() {
+		<-w.created
+		(*Members)(w).deliver()
+	}()
+}
 
 // NotifyJoin tells of a new member.
 func (w *watcher) NotifyJoin(*memberlist.Node) { w.changed() }

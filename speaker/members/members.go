@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -44,9 +45,11 @@ type Message struct {
 
 // Members is this node's place among the speakers. Make it with New.
 type Members struct {
-	o    Options
-	list *memberlist.Memberlist
-	meta atomic.Pointer[[]byte]
+	o       Options
+	list    *memberlist.Memberlist
+	created chan struct{} // closed when list is set: memberlist calls back before it is
+	refresh sync.Mutex    // held while a set is read and delivered, so that a later one is never overtaken
+	meta    atomic.Pointer[[]byte]
 	// state is what is served in a full exchange.
 	state  atomic.Pointer[[]byte]
 	seeds  atomic.Pointer[[]string]
@@ -66,7 +69,7 @@ type Members struct {
 func New(o Options) (*Members, error) {
 	m := &Members{
 		o: o, sets: make(chan facts.MemberSet, 1), messages: make(chan Message, 4096), remote: make(chan []byte, 16),
-		out: make(chan Message, 4096), rejoin: make(chan struct{}, 1), update: make(chan struct{}, 1),
+		created: make(chan struct{}), out: make(chan Message, 4096), rejoin: make(chan struct{}, 1), update: make(chan struct{}, 1),
 	}
 	m.SetMACs(nil)
 	m.SetState(nil)
@@ -87,7 +90,8 @@ func New(o Options) (*Members, error) {
 			net.JoinHostPort(c.BindAddr, strconv.Itoa(o.BindPort)), err)
 	}
 	m.list = list
-	m.refresh()
+	close(m.created)
+	m.deliver()
 	return m, nil
 }
 
@@ -157,23 +161,17 @@ func (m *Members) Send(to string, payload []byte) {
 
 // Run joins and keeps joined until ctx ends; then it leaves, so that the others know at once.
 func (m *Members) Run(ctx context.Context) error {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		m.join(ctx)
-	}()
+	var parts sync.WaitGroup
+	parts.Go(func() { m.join(ctx) })
+	parts.Go(func() { m.updates(ctx) })
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
 		case msg := <-m.out:
 			m.transmit(msg)
-		case <-m.update:
-			if err := m.list.UpdateNode(time.Second); err != nil {
-				m.o.Log.Debug("telling the others about this node", "error", err)
-			}
 		}
 	}
-	<-done
+	parts.Wait()
 	if err := m.list.Leave(500 * time.Millisecond); err != nil {
 		m.o.Log.Debug("leaving the gossip", "error", err)
 	}
@@ -181,6 +179,21 @@ func (m *Members) Run(ctx context.Context) error {
 		return fmt.Errorf("closing the gossip sockets: %w", err)
 	}
 	return nil
+}
+
+// updates tells the others when this node's Ethernet addresses changed. It is apart from the messages: memberlist waits
+// for somebody to hear it.
+func (m *Members) updates(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-m.update:
+		}
+		if err := m.list.UpdateNode(time.Second); err != nil {
+			m.o.Log.Debug("telling the others about this node", "error", err)
+		}
+	}
 }
 
 // transmit puts the name of this node before the payload and sends it.
@@ -208,7 +221,7 @@ func (m *Members) join(ctx context.Context) {
 		if missing := m.missing(); len(missing) > 0 {
 			if n, err := m.list.Join(missing); n > 0 {
 				m.synced.Store(true)
-				m.refresh()
+				m.deliver()
 			} else if err != nil {
 				m.o.Log.Debug("joining", "seeds", missing, "error", err)
 			}
@@ -244,11 +257,10 @@ func (m *Members) missing() []string {
 	return out
 }
 
-// refresh delivers the members as they are.
-func (m *Members) refresh() {
-	if m.list == nil {
-		return
-	}
+// deliver delivers the members as they are.
+func (m *Members) deliver() {
+	m.refresh.Lock()
+	defer m.refresh.Unlock()
 	nodes := map[string]*memberlist.Node{}
 	set := facts.MemberSet{Synced: m.synced.Load()}
 	for _, n := range m.list.Members() {
