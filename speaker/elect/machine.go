@@ -63,7 +63,8 @@ type Machine struct {
 	contests map[netip.Addr]*contest
 	moves    map[netip.Addr]*move
 	watch    watch
-	digest   uint64 // XOR of the hashes of all claims that are not released
+	echoes   map[netip.Addr]int // new claims, and how often they are still to be told again
+	digest   uint64             // XOR of the hashes of all claims that are not released
 
 	planned, synced, started, leaving, drained bool
 	// fenced is set after a pause, until another member has told what it knows.
@@ -82,7 +83,7 @@ func New(self string, nonce uint64, timing Timing, now time.Time) *Machine {
 		self: self, nonce: nonce, timing: timing, start: now, now: now,
 		bids: map[netip.Addr]intent.Bid{}, claims: map[netip.Addr]Claim{}, mine: map[netip.Addr]struct{}{},
 		members: map[string]facts.Member{}, contests: map[netip.Addr]*contest{}, moves: map[netip.Addr]*move{},
-		probes: map[uint64]netip.Addr{}, gateways: map[uint64]string{},
+		echoes: map[netip.Addr]int{}, probes: map[uint64]netip.Addr{}, gateways: map[uint64]string{},
 	}
 	m.watch = newWatch()
 	m.setMembers(facts.MemberSet{})

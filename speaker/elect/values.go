@@ -148,6 +148,9 @@ func (m *Machine) finish() []Effect {
 	if t.changed || len(t.announce) > 0 {
 		out = append(out, m.holding(t.announce))
 	}
+	for _, c := range t.tell {
+		m.echoes[c.Address] = echoes
+	}
 	for chunk := range slices.Chunk(t.tell, claimsPerMessage) {
 		payload := appendBool(header(kindClaims), false)
 		payload = appendClaims(payload, chunk)
@@ -163,6 +166,25 @@ func (m *Machine) finish() []Effect {
 		out = append(out, Drained{})
 	}
 	return out
+}
+
+// echoes is how often a new claim is told again, with the next beacons: a datagram that is lost must not leave the former
+// holder answering.
+const echoes = 3
+
+// echo tells new claims again.
+func (m *Machine) echo() {
+	var again []Claim
+	for a, left := range m.echoes {
+		again = append(again, m.claims[a])
+		if m.echoes[a] = left - 1; left <= 1 {
+			delete(m.echoes, a)
+		}
+	}
+	slices.SortFunc(again, func(x, y Claim) int { return x.Address.Compare(y.Address) })
+	for chunk := range slices.Chunk(again, claimsPerMessage) {
+		m.sendAll(appendClaims(appendBool(header(kindClaims), false), chunk))
+	}
 }
 
 func (m *Machine) holding(announce []netip.Addr) Holding {

@@ -108,6 +108,7 @@ func (m *Machine) beacons() {
 		return
 	}
 	m.watch.lastBeacon = m.now
+	m.echo()
 	m.beaconTo(m.after(m.self, watchers))
 }
 
