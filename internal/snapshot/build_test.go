@@ -1,0 +1,160 @@
+package snapshot
+
+import (
+	"math"
+	"math/rand"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+)
+
+func TestParseRange(t *testing.T) {
+	tests := map[string]struct{ text, want, wantError string }{
+		"a CIDR":                            {text: "192.0.2.0/30", want: "192.0.2.0-192.0.2.3"},
+		"a CIDR with host bits is masked":   {text: "10.20.30.40/24", want: "10.20.30.0-10.20.30.255"},
+		"a range":                           {text: "192.168.0.201-192.168.0.233", want: "192.168.0.201-192.168.0.233"},
+		"a range with blanks at its ends":   {text: "192.0.2.1 - 192.0.2.2", want: "192.0.2.1-192.0.2.2"},
+		"a single address":                  {text: "192.0.2.7", want: "192.0.2.7-192.0.2.7"},
+		"an IPv6 CIDR":                      {text: "fd00::/127", want: "fd00::-fd00::1"},
+		"a leading blank is refused":        {text: " 10.0.0.0/8", wantError: `" 10.0.0.0/8" is no CIDR`},
+		"an incomplete end is named":        {text: "192.0.2.1-192.0.2", wantError: `the end "192.0.2" is no address`},
+		"the wrong order is told":           {text: "192.0.2.9-192.0.2.1", wantError: "write 192.0.2.1-192.0.2.9"},
+		"two families are refused":          {text: "1.2.3.4-fe80::1", wantError: "mixes IPv4 and IPv6"},
+		"a prefix that is too long":         {text: "10.0.0.0/33", wantError: `"10.0.0.0/33" is no CIDR`},
+		"an address with a zone is refused": {text: "fe80::1%eth0", wantError: "is no CIDR"},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			r, err := ParseRange(tc.text)
+			if tc.wantError != "" {
+				if err == nil || !strings.Contains(err.Error(), tc.wantError) {
+					t.Fatalf("got %v, %v; want an error with %q", r, err, tc.wantError)
+				}
+				return
+			}
+			if got := r.First.String() + "-" + r.Last.String(); err != nil || got != tc.want {
+				t.Errorf("got %s, %v; want %s", got, err, tc.want)
+			}
+		})
+	}
+}
+
+func newPool(name string, age time.Duration, entries ...string) v1beta1.IPAddressPool {
+	p := v1beta1.IPAddressPool{Spec: v1beta1.IPAddressPoolSpec{Addresses: entries}}
+	p.Name, p.Namespace, p.Labels = name, "metallb-system", map[string]string{"name": name}
+	p.CreationTimestamp = metav1.NewTime(time.Unix(1_000_000, 0).Add(-age))
+	return p
+}
+
+func newAd(name string, spec v1beta1.L2AdvertisementSpec) v1beta1.L2Advertisement {
+	ad := v1beta1.L2Advertisement{Spec: spec}
+	ad.Name, ad.Namespace = name, "metallb-system"
+	return ad
+}
+
+func TestABadEntryHarmsOnlyItself(t *testing.T) {
+	s, problems := Build(Objects{Pools: []v1beta1.IPAddressPool{
+		newPool("young", 0, "192.0.2.4-192.0.2.9", "nonsense", "198.51.100.1"),
+		newPool("old", time.Hour, "192.0.2.0/29"),
+	}})
+	if n := len(s.Pool("young").Ranges); n != 1 {
+		t.Errorf("the younger pool has %d entries, want the sound one alone", n)
+	}
+	if len(s.Pool("old").Ranges) != 1 {
+		t.Error("the older pool lost its entry to a younger one")
+	}
+	var reasons []names.Reason
+	for _, p := range problems {
+		reasons = append(reasons, p.Reason)
+	}
+	if want := []names.Reason{names.ReasonOverlap, names.ReasonInvalidAddress}; !reflect.DeepEqual(reasons, want) {
+		t.Fatalf("the problems are %v, want %v", reasons, want)
+	}
+	if text := problems[0].Text; !strings.Contains(text, `"old"`) || !strings.Contains(text, "overlaps with already defined CIDR") {
+		t.Errorf("the overlap is told as %q", text)
+	}
+}
+
+func TestAdvertisementsAttachToPools(t *testing.T) {
+	selector := func(name string) []metav1.LabelSelector {
+		return []metav1.LabelSelector{{MatchLabels: map[string]string{"name": name}}}
+	}
+	tests := map[string]struct {
+		spec        v1beta1.L2AdvertisementSpec
+		want        []string
+		wantProblem names.Reason
+	}{
+		"neither names nor selectors means all":      {want: []string{"a", "b"}},
+		"a name":                                     {spec: v1beta1.L2AdvertisementSpec{IPAddressPools: []string{"b"}}, want: []string{"b"}},
+		"a name and a selector add up":               {spec: v1beta1.L2AdvertisementSpec{IPAddressPools: []string{"b"}, IPAddressPoolSelectors: selector("a")}, want: []string{"a", "b"}},
+		"a selector that matches nothing means none": {spec: v1beta1.L2AdvertisementSpec{IPAddressPoolSelectors: selector("z")}},
+		"an unknown name is a problem":               {spec: v1beta1.L2AdvertisementSpec{IPAddressPools: []string{"z"}}, wantProblem: names.ReasonUnknownPool},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			s, problems := Build(Objects{
+				Pools:            []v1beta1.IPAddressPool{newPool("b", 0, "192.0.2.1"), newPool("a", 0, "192.0.2.2")},
+				L2Advertisements: []v1beta1.L2Advertisement{newAd("ad", tc.spec)},
+			})
+			if !reflect.DeepEqual(s.L2Ads[0].Pools, tc.want) {
+				t.Errorf("it covers %v, want %v", s.L2Ads[0].Pools, tc.want)
+			}
+			var got names.Reason
+			if len(problems) > 0 {
+				got = problems[0].Reason
+			}
+			if got != tc.wantProblem {
+				t.Errorf("the problem is %q, want %q", got, tc.wantProblem)
+			}
+		})
+	}
+}
+
+func TestTheOrderOfObjectsDoesNotMatter(t *testing.T) {
+	o := Objects{
+		Pools: []v1beta1.IPAddressPool{
+			newPool("a", 0, "192.0.2.0/28", "x"), newPool("b", time.Minute, "192.0.2.8/29"), newPool("c", 0, "192.0.2.12", "198.51.100.0/24"),
+		},
+		L2Advertisements: []v1beta1.L2Advertisement{newAd("one", v1beta1.L2AdvertisementSpec{}), newAd("two", v1beta1.L2AdvertisementSpec{IPAddressPools: []string{"no", "c"}})},
+	}
+	wantSnapshot, wantProblems := Build(o)
+	for range 20 {
+		rand.Shuffle(len(o.Pools), func(i, j int) { o.Pools[i], o.Pools[j] = o.Pools[j], o.Pools[i] })
+		rand.Shuffle(len(o.L2Advertisements), func(i, j int) {
+			o.L2Advertisements[i], o.L2Advertisements[j] = o.L2Advertisements[j], o.L2Advertisements[i]
+		})
+		s, problems := Build(o)
+		if !reflect.DeepEqual(problems, wantProblems) || !reflect.DeepEqual(s, wantSnapshot) {
+			t.Fatal("another order of the objects gave another result")
+		}
+	}
+}
+
+func TestPoolSize(t *testing.T) {
+	tests := map[string]struct {
+		entries    []string
+		avoid      bool
+		ipv4, ipv6 int64
+	}{
+		"both families":                     {entries: []string{"192.0.2.0/24", "fd00::/120"}, ipv4: 256, ipv6: 256},
+		"avoided addresses are not counted": {entries: []string{"192.0.2.0/23"}, avoid: true, ipv4: 508},
+		"at one end":                        {entries: []string{"192.0.2.250-192.0.3.3"}, avoid: true, ipv4: 8},
+		"more than fits":                    {entries: []string{"fd00::/32", "fd01::/120"}, ipv6: math.MaxInt64},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			p := newPool("a", 0, tc.entries...)
+			p.Spec.AvoidBuggyIPs = tc.avoid
+			s, _ := Build(Objects{Pools: []v1beta1.IPAddressPool{p}})
+			if v4, v6 := s.Pool("a").Size(); v4 != tc.ipv4 || v6 != tc.ipv6 {
+				t.Errorf("got %d and %d addresses, want %d and %d", v4, v6, tc.ipv4, tc.ipv6)
+			}
+		})
+	}
+}
