@@ -1,0 +1,112 @@
+package view
+
+import (
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/gantry-lb/gantry/api/names"
+)
+
+func TestWhatAServiceAsksFor(t *testing.T) {
+	tests := map[string]struct {
+		annotations map[string]string
+		field       string
+		want        []string
+		wantFault   string
+	}{
+		"nothing":                                   {},
+		"an address by annotation":                  {annotations: map[string]string{names.AnnotationLoadBalancerIPs: " 192.0.2.1 "}, want: []string{"192.0.2.1"}},
+		"one of each family":                        {annotations: map[string]string{names.AnnotationLoadBalancerIPs: "fd00::1, 192.0.2.1"}, want: []string{"fd00::1", "192.0.2.1"}},
+		"by the older annotation":                   {annotations: map[string]string{names.AnnotationLoadBalancerIPsOld: "192.0.2.1"}, want: []string{"192.0.2.1"}},
+		"the newer one hides the older, even empty": {annotations: map[string]string{names.AnnotationLoadBalancerIPs: "", names.AnnotationLoadBalancerIPsOld: "192.0.2.1"}},
+		"by the field":                              {field: "192.0.2.1", want: []string{"192.0.2.1"}},
+		"twice is a fault":                          {annotations: map[string]string{names.AnnotationLoadBalancerIPs: "192.0.2.1"}, field: "192.0.2.2", wantFault: "keep one of them"},
+		"nonsense is quoted":                        {annotations: map[string]string{names.AnnotationLoadBalancerIPs: "192.0.2.1,x"}, wantFault: `"x" is no address`},
+		"two of a family is a fault":                {annotations: map[string]string{names.AnnotationLoadBalancerIPs: "192.0.2.1,192.0.2.2"}, wantFault: "two addresses of one family"},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			s := &corev1.Service{}
+			s.Annotations, s.Spec.LoadBalancerIP = tc.annotations, tc.field
+			v := FromService(s)
+			var got []string
+			for _, a := range v.Requested {
+				got = append(got, a.String())
+			}
+			if !reflect.DeepEqual(got, tc.want) || (tc.wantFault == "") != (v.RequestFault == "") || !strings.Contains(v.RequestFault, tc.wantFault) {
+				t.Errorf("got %v, fault %q; want %v, a fault with %q", got, v.RequestFault, tc.want, tc.wantFault)
+			}
+		})
+	}
+}
+
+func TestHeadlessServicesHaveNoClusterIP(t *testing.T) {
+	s := &corev1.Service{Spec: corev1.ServiceSpec{ClusterIP: "None", ClusterIPs: []string{"None"}}}
+	if v := FromService(s); len(v.ClusterIPs) != 0 || len(v.Families()) != 0 {
+		t.Errorf("a headless Service has the cluster IPs %v", v.ClusterIPs)
+	}
+}
+
+func TestWhichEndpointsCanServe(t *testing.T) {
+	yes, no := true, false
+	node := func(n string) *string { return &n }
+	endpoint := func(n string, c discoveryv1.EndpointConditions) discoveryv1.Endpoint {
+		return discoveryv1.Endpoint{Addresses: []string{"10.0.0.1"}, NodeName: node(n), Conditions: c}
+	}
+	key := Key{"default", "s"}
+	e := FromSlices(key, []discoveryv1.EndpointSlice{
+		{Endpoints: []discoveryv1.Endpoint{
+			endpoint("unknown", discoveryv1.EndpointConditions{}),
+			endpoint("ready", discoveryv1.EndpointConditions{Ready: &yes}),
+			endpoint("unready", discoveryv1.EndpointConditions{Ready: &no}),
+		}},
+		{Endpoints: []discoveryv1.Endpoint{
+			endpoint("terminating", discoveryv1.EndpointConditions{Ready: &no, Serving: &yes, Terminating: &yes}),
+			{NodeName: node("without-address"), Conditions: discoveryv1.EndpointConditions{Ready: &yes}},
+		}},
+	})
+	if want := []string{"ready", "terminating", "unknown"}; !e.Serving || !reflect.DeepEqual(e.Nodes, want) {
+		t.Errorf("endpoints can serve on %v, want %v", e.Nodes, want)
+	}
+	if !e.On("ready") || e.On("unready") {
+		t.Error("On does not agree with Nodes")
+	}
+}
+
+func TestWhichNodesAreLeaving(t *testing.T) {
+	tests := map[string]struct {
+		edit                           func(*corev1.Node)
+		excluded, unavailable, leaving bool
+	}{
+		"a plain node":   {edit: func(*corev1.Node) {}},
+		"a cordoned one": {edit: func(n *corev1.Node) { n.Spec.Unschedulable = true }},
+		"the label":      {edit: func(n *corev1.Node) { n.Labels = map[string]string{names.LabelExcludeNode: ""} }, excluded: true},
+		"the annotation": {edit: func(n *corev1.Node) { n.Annotations = map[string]string{names.AnnotationDrain: ""} }, leaving: true},
+		"the taint":      {edit: func(n *corev1.Node) { n.Spec.Taints = []corev1.Taint{{Key: names.TaintOutOfService}} }, leaving: true},
+		"a network that is not there": {edit: func(n *corev1.Node) {
+			n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeNetworkUnavailable, Status: corev1.ConditionTrue}}
+		}, unavailable: true},
+		"a kubelet that shuts down": {edit: func(n *corev1.Node) {
+			n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionFalse, Message: "node is shutting down"}}
+		}, leaving: true},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			n := &corev1.Node{}
+			n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeHostName, Address: "n"}, {Type: corev1.NodeInternalIP, Address: "192.0.2.1"}}
+			tc.edit(n)
+			v := FromNode(n)
+			if v.Excluded != tc.excluded || v.NetworkUnavailable != tc.unavailable || v.Leaving != tc.leaving {
+				t.Errorf("got %+v", v)
+			}
+			if want := []netip.Addr{netip.MustParseAddr("192.0.2.1")}; !reflect.DeepEqual(v.Addresses, want) {
+				t.Errorf("its addresses are %v, want %v", v.Addresses, want)
+			}
+		})
+	}
+}

@@ -1,0 +1,148 @@
+package plan
+
+import (
+	"maps"
+	"net/netip"
+	"reflect"
+	"slices"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+	"github.com/gantry-lb/gantry/internal/view"
+	"github.com/gantry-lb/gantry/speaker/facts"
+)
+
+var (
+	address = netip.MustParseAddr("192.0.2.1")
+	web     = view.Key{Namespace: "default", Name: "web"}
+)
+
+// inputs is a cluster of three nodes with one Service that everything is right with, seen from node a.
+func inputs() Inputs {
+	pool := &snapshot.Pool{Name: "p", Ranges: []snapshot.Range{{First: address, Last: address.Next()}}}
+	in := Inputs{
+		Self:      "a",
+		Snapshot:  &snapshot.Snapshot{Pools: []*snapshot.Pool{pool}, L2Ads: []*snapshot.L2Ad{{Name: "ad", Pools: []string{"p"}}}},
+		Services:  map[view.Key]view.Service{web: {Key: web, LoadBalancer: true, Assigned: []netip.Addr{address}}},
+		Endpoints: map[view.Key]view.Endpoints{web: {Service: web, Serving: true, Nodes: []string{"b"}}},
+		Nodes:     map[string]view.Node{},
+		Links: facts.LinkSet{
+			{Index: 2, Name: "eth0", Prefixes: []netip.Prefix{netip.MustParsePrefix("192.0.2.10/24")}},
+			{Index: 3, Name: "eth1", Prefixes: []netip.Prefix{netip.MustParsePrefix("198.51.100.10/24")}},
+		},
+	}
+	for _, n := range []string{"a", "b", "c"} {
+		in.Nodes[n] = view.Node{Name: n, Labels: map[string]string{"name": n}}
+	}
+	return in
+}
+
+func editService(f func(*view.Service)) func(*Inputs) {
+	return func(in *Inputs) {
+		s := in.Services[web]
+		f(&s)
+		in.Services[web] = s
+	}
+}
+
+func editNode(name string, f func(*view.Node)) func(*Inputs) {
+	return func(in *Inputs) {
+		n := in.Nodes[name]
+		f(&n)
+		in.Nodes[name] = n
+	}
+}
+
+func editAd(f func(*snapshot.L2Ad)) func(*Inputs) {
+	return func(in *Inputs) { f(in.Snapshot.L2Ads[0]) }
+}
+
+func only(name string) []labels.Selector {
+	return []labels.Selector{labels.SelectorFromSet(labels.Set{"name": name})}
+}
+
+func TestBuild(t *testing.T) {
+	tests := map[string]struct {
+		edit       func(*Inputs)
+		candidates []string // sorted; nil when there is no bid
+		links      []int
+		reason     names.Reason
+	}{
+		"every node may hold the address":                {edit: func(*Inputs) {}, candidates: []string{"a", "b", "c"}, links: []int{2}, reason: names.ReasonNotHolder},
+		"a Service of another class is none of ours":     {edit: editService(func(s *view.Service) { s.Class = "other" })},
+		"without an address":                             {edit: editService(func(s *view.Service) { s.Assigned = nil }), reason: names.ReasonNoAddress},
+		"an address of no pool":                          {edit: editService(func(s *view.Service) { s.Assigned = []netip.Addr{netip.MustParseAddr("203.0.113.1")} }), reason: names.ReasonAddressOutsidePools},
+		"no advertisement":                               {edit: func(in *Inputs) { in.Snapshot.L2Ads = nil }, reason: names.ReasonNoAdvertisement},
+		"an advertisement for other Services":            {edit: editAd(func(ad *snapshot.L2Ad) { ad.ServiceSelectors = only("other") }), reason: names.ReasonNoAdvertisement},
+		"no endpoints":                                   {edit: func(in *Inputs) { in.Endpoints = nil }, reason: names.ReasonNoEndpoints},
+		"policy Local keeps to the nodes with endpoints": {edit: editService(func(s *view.Service) { s.Local = true }), candidates: []string{"b"}, reason: names.ReasonNoLocalEndpoints},
+		"a node selector keeps to its nodes":             {edit: editAd(func(ad *snapshot.L2Ad) { ad.NodeSelectors = only("c") }), candidates: []string{"c"}, reason: names.ReasonNoAdvertisement},
+		"an excluded node":                               {edit: editNode("a", func(n *view.Node) { n.Excluded = true }), candidates: []string{"b", "c"}, reason: names.ReasonNodeExcluded},
+		"a leaving node":                                 {edit: editNode("b", func(n *view.Node) { n.Leaving = true }), candidates: []string{"a", "c"}, links: []int{2}, reason: names.ReasonNotHolder},
+		"a node without network":                         {edit: editNode("a", func(n *view.Node) { n.NetworkUnavailable = true }), candidates: []string{"b", "c"}, reason: names.ReasonNodeNetworkUnavailable},
+		"named links":                                    {edit: editAd(func(ad *snapshot.L2Ad) { ad.Interfaces = []string{"eth1"} }), candidates: []string{"a", "b", "c"}, links: []int{3}, reason: names.ReasonNotHolder},
+		"named links that this node does not have":       {edit: editAd(func(ad *snapshot.L2Ad) { ad.Interfaces = []string{"eth9"} }), candidates: []string{"b", "c"}, reason: names.ReasonNoLinks},
+		"no link's subnet covers the address":            {edit: func(in *Inputs) { in.Links[0].Prefixes = nil }, candidates: []string{"a", "b", "c"}, links: []int{2, 3}, reason: names.ReasonNotHolder},
+		"raw sockets are refused":                        {edit: func(in *Inputs) { in.Links, in.Denied = nil, true }, candidates: []string{"b", "c"}, reason: names.ReasonRawSocketDenied},
+		"a shared address and a service selector": {edit: func(in *Inputs) {
+			editService(func(s *view.Service) { s.SharingPresent, s.Labels = true, map[string]string{"name": "x"} })(in)
+			editAd(func(ad *snapshot.L2Ad) { ad.ServiceSelectors = only("x") })(in)
+		}, reason: names.ReasonSharedWithServiceSelector},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			in := inputs()
+			tc.edit(&in)
+			p := Build(in)
+			var candidates []string
+			var links []int
+			if len(p.Bids) > 0 {
+				candidates, links = slices.Sorted(slices.Values(p.Bids[0].Candidates)), p.Bids[0].Links
+			}
+			if !reflect.DeepEqual(candidates, tc.candidates) || !reflect.DeepEqual(links, tc.links) {
+				t.Errorf("the candidates are %v on links %v, want %v on %v", candidates, links, tc.candidates, tc.links)
+			}
+			var reason names.Reason
+			if len(p.Verdicts) > 0 {
+				reason = p.Verdicts[0].Reason
+			}
+			if reason != tc.reason {
+				t.Errorf("the reason is %q, want %q", reason, tc.reason)
+			}
+		})
+	}
+}
+
+func TestPreferredNodesComeFirst(t *testing.T) {
+	in := inputs()
+	in.Snapshot.L2Ads[0].Preferences = []snapshot.Preference{{Weight: 10, Selector: only("c")[0]}, {Weight: 5, Selector: only("b")[0]}}
+	if got, want := Build(in).Bids[0].Candidates, []string{"c", "b", "a"}; !slices.Equal(got, want) {
+		t.Errorf("the order is %v, want %v", got, want)
+	}
+}
+
+// TestEveryNodeSeesOneOrder: a bid's candidates do not depend on which node builds the plan, nor on any order of maps.
+func TestEveryNodeSeesOneOrder(t *testing.T) {
+	want := Build(inputs()).Bids[0].Candidates
+	for _, self := range []string{"a", "b", "c"} {
+		in := inputs()
+		in.Self, in.Nodes = self, maps.Clone(in.Nodes)
+		if got := Build(in).Bids[0].Candidates; !slices.Equal(got, want) {
+			t.Errorf("node %s sees the order %v, node a %v", self, got, want)
+		}
+	}
+}
+
+func TestOneNodeServesAllServicesOfAnAddress(t *testing.T) {
+	in := inputs()
+	other := view.Key{Namespace: "default", Name: "other"}
+	in.Services[other] = view.Service{Key: other, LoadBalancer: true, Assigned: []netip.Addr{address}, Local: true}
+	in.Endpoints[other] = view.Endpoints{Service: other, Serving: true, Nodes: []string{"c"}}
+	p := Build(in)
+	if len(p.Bids) != 1 || !slices.Equal(p.Bids[0].Candidates, []string{"c"}) {
+		t.Errorf("the bids are %v, want one with node c alone, which can serve both", p.Bids)
+	}
+}
