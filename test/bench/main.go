@@ -140,7 +140,7 @@ func one(ctx context.Context, s *stage.Stage, name string, mine bool) (time.Dura
 			return d, s.API.Delete(ctx, got)
 		}
 	}
-	return 0, fmt.Errorf("Service %s got no address: %w", name, context.Cause(ctx))
+	return 0, fmt.Errorf("no address for Service %s: %w", name, context.Cause(ctx))
 }
 
 // failover cuts the holder's cable again and again while a client asks. The baseline is the longest wait of the same client

@@ -24,7 +24,8 @@ type pod struct {
 	object *corev1.Pod // as last seen; guarded by the agent's mutex
 	ns     netns.Handle
 	own    bool // ns is the Pod's alone
-	ip     netip.Addr
+	ip     netip.Addr   // the first of ips
+	ips    []netip.Addr // one for each family
 	runs   []*run
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -118,13 +119,13 @@ func (p *pod) changed() {
 func (p *pod) connect() error {
 	a := p.a
 	if p.object.Spec.HostNetwork {
-		p.ns, p.ip = a.c.NetNS, a.c.Addresses[0]
+		p.ns, p.ip, p.ips = a.c.NetNS, a.c.Addresses[0], a.c.Addresses
 		return nil
 	}
 	a.mu.Lock()
 	addresses := a.allocate()
 	a.mu.Unlock()
-	p.ip = addresses[0]
+	p.ip, p.ips = addresses[0], addresses
 	sum := sha256.Sum256([]byte(p.object.UID))
 	id := hex.EncodeToString(sum[:5])
 	ns, err := netns.New("pod-" + id)

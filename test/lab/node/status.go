@@ -40,7 +40,9 @@ func (p *pod) status() corev1.PodStatus {
 	o := p.object
 	p.a.mu.Unlock()
 	s := corev1.PodStatus{Phase: corev1.PodRunning, PodIP: p.ip.String(), HostIP: p.a.c.Addresses[0].String()}
-	s.PodIPs = append(s.PodIPs, corev1.PodIP{IP: p.ip.String()})
+	for _, ip := range p.ips {
+		s.PodIPs = append(s.PodIPs, corev1.PodIP{IP: ip.String()})
+	}
 	for _, ip := range p.a.c.Addresses {
 		s.HostIPs = append(s.HostIPs, corev1.HostIP{IP: ip.String()})
 	}
