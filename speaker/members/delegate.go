@@ -54,24 +54,27 @@ func (d *delegate) MergeRemoteState(b []byte, _ bool) {
 	}
 }
 
-// watcher is told when members come and go.
+// watcher is told when members come and go. memberlist calls with its lock held, so that the node can be copied here and
+// nowhere else.
 type watcher Members
 
 var _ memberlist.EventDelegate = (*watcher)(nil)
 
-// The set is read in a goroutine of its own: memberlist calls with its lock held.
-func (w *watcher) changed() {
-	go func() {
-		<-w.created
-		(*Members)(w).deliver()
-	}()
+func (w *watcher) set(n *memberlist.Node) {
+	node := *n
+	node.Addr, node.Meta = slices.Clone(n.Addr), slices.Clone(n.Meta)
+	m := (*Members)(w)
+	m.change(func() { m.nodes[node.Name] = node })
 }
 
 // NotifyJoin tells of a new member.
-func (w *watcher) NotifyJoin(*memberlist.Node) { w.changed() }
+func (w *watcher) NotifyJoin(n *memberlist.Node) { w.set(n) }
 
 // NotifyLeave tells of a member that left or died.
-func (w *watcher) NotifyLeave(*memberlist.Node) { w.changed() }
+func (w *watcher) NotifyLeave(n *memberlist.Node) {
+	m := (*Members)(w)
+	m.change(func() { delete(m.nodes, n.Name) })
+}
 
 // NotifyUpdate tells of a member whose meta changed.
-func (w *watcher) NotifyUpdate(*memberlist.Node) { w.changed() }
+func (w *watcher) NotifyUpdate(n *memberlist.Node) { w.set(n) }

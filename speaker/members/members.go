@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -45,16 +46,17 @@ type Message struct {
 
 // Members is this node's place among the speakers. Make it with New.
 type Members struct {
-	o       Options
-	list    *memberlist.Memberlist
-	created chan struct{} // closed when list is set: memberlist calls back before it is
-	refresh sync.Mutex    // held while a set is read and delivered, so that a later one is never overtaken
-	meta    atomic.Pointer[[]byte]
+	o    Options
+	list *memberlist.Memberlist
+	self netip.AddrPort
+
+	mu    sync.Mutex // guards nodes; held while a set is delivered, so that a later one is never overtaken
+	nodes map[string]memberlist.Node
+	meta  atomic.Pointer[[]byte]
 	// state is what is served in a full exchange.
 	state  atomic.Pointer[[]byte]
 	seeds  atomic.Pointer[[]string]
 	synced atomic.Bool
-	nodes  atomic.Pointer[map[string]*memberlist.Node]
 
 	sets     chan facts.MemberSet
 	messages chan Message
@@ -69,12 +71,11 @@ type Members struct {
 func New(o Options) (*Members, error) {
 	m := &Members{
 		o: o, sets: make(chan facts.MemberSet, 1), messages: make(chan Message, 4096), remote: make(chan []byte, 16),
-		created: make(chan struct{}), out: make(chan Message, 4096), rejoin: make(chan struct{}, 1), update: make(chan struct{}, 1),
+		nodes: map[string]memberlist.Node{}, out: make(chan Message, 4096), rejoin: make(chan struct{}, 1), update: make(chan struct{}, 1),
 	}
 	m.SetMACs(nil)
 	m.SetState(nil)
 	m.SetSeeds(nil)
-	m.nodes.Store(&map[string]*memberlist.Node{})
 	key := sha256.Sum256(o.Key)
 	c := memberlist.DefaultLANConfig()
 	c.Name, c.BindAddr, c.BindPort, c.AdvertisePort = o.Name, o.BindAddress.String(), o.BindPort, o.BindPort
@@ -90,8 +91,9 @@ func New(o Options) (*Members, error) {
 			net.JoinHostPort(c.BindAddr, strconv.Itoa(o.BindPort)), err)
 	}
 	m.list = list
-	close(m.created)
-	m.deliver()
+	n := list.LocalNode()
+	a, _ := netip.AddrFromSlice(n.Addr)
+	m.self = netip.AddrPortFrom(a.Unmap(), n.Port)
 	return m, nil
 }
 
@@ -105,11 +107,7 @@ func (w logWriter) Write(b []byte) (int, error) {
 }
 
 // Address is where this member speaks.
-func (m *Members) Address() netip.AddrPort {
-	n := m.list.LocalNode()
-	a, _ := netip.AddrFromSlice(n.Addr)
-	return netip.AddrPortFrom(a.Unmap(), n.Port)
-}
+func (m *Members) Address() netip.AddrPort { return m.self }
 
 // Sets delivers who is alive, now and after each change; the latest only.
 func (m *Members) Sets() <-chan facts.MemberSet { return m.sets }
@@ -198,12 +196,14 @@ func (m *Members) updates(ctx context.Context) {
 
 // transmit puts the name of this node before the payload and sends it.
 func (m *Members) transmit(msg Message) {
-	n := (*m.nodes.Load())[msg.From]
-	if n == nil {
+	m.mu.Lock()
+	n, ok := m.nodes[msg.From]
+	m.mu.Unlock()
+	if !ok {
 		return
 	}
 	b := append([]byte{byte(len(m.o.Name))}, m.o.Name...)
-	if err := m.list.SendBestEffort(n, append(b, msg.Payload...)); err != nil {
+	if err := m.list.SendBestEffort(&n, append(b, msg.Payload...)); err != nil {
 		m.o.Log.Debug("sending", "to", msg.From, "error", err)
 	}
 }
@@ -221,15 +221,17 @@ func (m *Members) join(ctx context.Context) {
 		if missing := m.missing(); len(missing) > 0 {
 			if n, err := m.list.Join(missing); n > 0 {
 				m.synced.Store(true)
-				m.deliver()
+				m.change(func() {})
 			} else if err != nil {
 				m.o.Log.Debug("joining", "seeds", missing, "error", err)
 			}
 		}
 		wait := joined
-		if m.list.NumMembers() < 2 {
+		m.mu.Lock()
+		if len(m.nodes) < 2 {
 			wait = lonely
 		}
+		m.mu.Unlock()
 		select {
 		case <-ctx.Done():
 			return
@@ -242,9 +244,11 @@ func (m *Members) join(ctx context.Context) {
 // missing returns the seeds that are no members, with ports.
 func (m *Members) missing() []string {
 	known := map[string]bool{m.Address().String(): true}
-	for _, n := range m.list.Members() {
+	m.mu.Lock()
+	for _, n := range m.nodes {
 		known[n.Address()] = true
 	}
+	m.mu.Unlock()
 	var out []string
 	for _, s := range *m.seeds.Load() {
 		if _, _, err := net.SplitHostPort(s); err != nil {
@@ -257,23 +261,16 @@ func (m *Members) missing() []string {
 	return out
 }
 
-// deliver delivers the members as they are.
-func (m *Members) deliver() {
-	m.refresh.Lock()
-	defer m.refresh.Unlock()
-	nodes := map[string]*memberlist.Node{}
+// change edits the members and delivers them as they are then.
+func (m *Members) change(edit func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	edit()
 	set := facts.MemberSet{Synced: m.synced.Load()}
-	for _, n := range m.list.Members() {
-		nodes[n.Name] = n
-		set.Members = append(set.Members, member(n))
+	for _, name := range slices.Sorted(maps.Keys(m.nodes)) {
+		n := m.nodes[name]
+		set.Members = append(set.Members, member(&n))
 	}
-	slices.SortFunc(set.Members, func(x, y facts.Member) int {
-		if x.Name < y.Name {
-			return -1
-		}
-		return 1
-	})
-	m.nodes.Store(&nodes)
 	for {
 		select {
 		case m.sets <- set:

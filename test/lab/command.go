@@ -26,7 +26,7 @@ const holdArg = "__hold"
 func Command() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	root := &cobra.Command{Use: "lab", Short: "A Kubernetes cluster in network namespaces of this machine", SilenceUsage: true, SilenceErrors: true}
+	root := &cobra.Command{Use: "lab", Short: "A Kubernetes cluster in network namespaces of this machine", SilenceUsage: true, SilenceErrors: true, TraverseChildren: true}
 	var name string
 	root.PersistentFlags().StringVar(&name, "name", "lab", "name of the lab; several may run side by side")
 	dir := func() string { return Directory(name) }

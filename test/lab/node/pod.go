@@ -23,7 +23,7 @@ type pod struct {
 	a      *Agent
 	object *corev1.Pod // as last seen; guarded by the agent's mutex
 	ns     netns.Handle
-	own    bool // ns is the Pod's alone
+	own    bool         // ns is the Pod's alone
 	ip     netip.Addr   // the first of ips
 	ips    []netip.Addr // one for each family
 	runs   []*run

@@ -1,0 +1,118 @@
+package members
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/facts"
+)
+
+// patience bounds every wait of these tests.
+const patience = 20 * time.Second
+
+// join starts a member on loopback that knows the others' addresses.
+func join(t *testing.T, name string, key string, seeds ...string) (*Members, context.CancelFunc) {
+	t.Helper()
+	m, err := New(Options{
+		Name: name, Nonce: uint64(name[0]), BindAddress: netip.MustParseAddr("127.0.0.1"), Key: []byte(key), Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.SetState([]byte("state of " + name))
+	m.SetMACs([]facts.MAC{{2, 0, 0, 0, 0, name[0]}})
+	m.SetSeeds(seeds)
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- m.Run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return m, stop
+}
+
+// await takes sets until one satisfies the check.
+func await(t *testing.T, m *Members, what string, check func(facts.MemberSet) bool) {
+	t.Helper()
+	deadline := time.After(patience)
+	for {
+		select {
+		case set := <-m.Sets():
+			if check(set) {
+				return
+			}
+		case <-deadline:
+			t.Fatalf("waiting for %s", what)
+		}
+	}
+}
+
+func TestSpeakersFindEachOtherAndTalk(t *testing.T) {
+	a, _ := join(t, "a", "a key that all of them have")
+	seed := a.Address().String()
+	b, _ := join(t, "b", "a key that all of them have", seed)
+	c, stopC := join(t, "c", "a key that all of them have", seed)
+	all := func(set facts.MemberSet) bool {
+		for _, n := range []string{"a", "b", "c"} {
+			if !set.Has(n) {
+				return false
+			}
+		}
+		for _, m := range set.Members {
+			if m.Nonce != uint64(m.Name[0]) || len(m.MACs) != 1 || m.MACs[0][5] != m.Name[0] {
+				return false
+			}
+		}
+		return true
+	}
+	for _, m := range []*Members{a, b, c} {
+		await(t, m, "all three with their nonces and Ethernet addresses", all)
+	}
+
+	select {
+	case state := <-b.RemoteStates():
+		if string(state) != "state of a" && string(state) != "state of c" {
+			t.Errorf("b was told the state %q", state)
+		}
+	case <-time.After(patience):
+		t.Error("b was not told the state of anybody when it joined")
+	}
+
+	b.Send("c", []byte("hello"))
+	select {
+	case msg := <-c.Messages():
+		if msg.From != "b" || string(msg.Payload) != "hello" {
+			t.Errorf("c got %q from %q, want hello from b", msg.Payload, msg.From)
+		}
+	case <-time.After(patience):
+		t.Error("the message did not arrive")
+	}
+
+	stopC()
+	await(t, a, "c to have left", func(set facts.MemberSet) bool { return !set.Has("c") && set.Has("b") })
+}
+
+func TestAnotherKeyIsNotHeard(t *testing.T) {
+	a, _ := join(t, "a", "the right key of 16 bytes or more")
+	b, _ := join(t, "b", "another key of 16 bytes or more", a.Address().String())
+	b.Rejoin()
+	c, _ := join(t, "c", "the right key of 16 bytes or more", a.Address().String())
+	await(t, c, "a and c to be together", func(set facts.MemberSet) bool { return set.Has("a") && set.Has("c") })
+	await(t, a, "a to know c and not b", func(set facts.MemberSet) bool { return set.Has("c") && !set.Has("b") })
+}
+
+func TestAPortInUseIsNamed(t *testing.T) {
+	a, _ := join(t, "a", "any key of 16 bytes or more")
+	_, err := New(Options{
+		Name: "b", BindAddress: netip.MustParseAddr("127.0.0.1"), BindPort: int(a.Address().Port()), Key: []byte("x"), Log: slog.New(slog.DiscardHandler),
+	})
+	if err == nil {
+		t.Fatal("two speakers share a port")
+	}
+}

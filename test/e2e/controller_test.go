@@ -1,0 +1,62 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/gantry-lb/gantry/test/lab"
+	"github.com/gantry-lb/gantry/test/stage"
+)
+
+// TestRestartKeepsAddresses ends all controllers at once while a Service waits for an address, and lets one pass by:
+// nobody's address may move, and whoever waited is served when there is room.
+func TestRestartKeepsAddresses(t *testing.T) {
+	ctx, s := start(t, lab.Options{Nodes: 1})
+	must(t, s.Apply(ctx, strings.Replace(stage.Pool, "192.168.0.201-192.168.0.233", "192.168.0.201-192.168.0.203", 1)))
+	names := []string{"first", "second", "third", "waits"}
+	for _, name := range names {
+		must(t, s.Apply(ctx, fmt.Sprintf("apiVersion: v1\nkind: Service\nmetadata: {name: %s}\nspec: {type: LoadBalancer, ports: [{port: 80}]}\n", name)))
+		if name == "waits" {
+			continue
+		}
+		_, err := s.Address(ctx, "default", name)
+		must(t, err)
+	}
+	// The first address is free again when the new controllers start, and lower than that of the others.
+	_, err := s.Kubectl(ctx, "", "-n", "metallb-system", "scale", "deployment", "gantry-controller", "--replicas=0")
+	must(t, err)
+	_, err = s.Kubectl(ctx, "", "-n", "metallb-system", "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=controller", "--timeout=30s")
+	must(t, err)
+	_, err = s.Kubectl(ctx, "", "delete", "svc", "first")
+	must(t, err)
+	_, err = s.Kubectl(ctx, "", "-n", "metallb-system", "scale", "deployment", "gantry-controller", "--replicas=2")
+	must(t, err)
+	for name, want := range map[string]string{"waits": "192.168.0.201", "second": "192.168.0.202", "third": "192.168.0.203"} {
+		got, err := s.Address(ctx, "default", name)
+		must(t, err)
+		if got.String() != want {
+			t.Errorf("after the restart Service %s has %s, want %s", name, got, want)
+		}
+	}
+	shrink(ctx, t, s)
+}
+
+// shrink takes the addresses out of the pool: the Services keep them and say so.
+func shrink(ctx context.Context, t *testing.T, s *stage.Stage) {
+	must(t, s.Apply(ctx, strings.Replace(stage.Pool, "192.168.0.201-192.168.0.233", "192.168.0.240", 1)))
+	must(t, stage.Await(ctx, "the condition of a Service whose pool shrank", func(ctx context.Context) error {
+		svc, err := s.Service(ctx, "default", "second")
+		if err != nil {
+			return err
+		}
+		if in := svc.Status.LoadBalancer.Ingress; len(in) != 1 || in[0].IP != "192.168.0.202" {
+			t.Fatalf("an edit of the pool took the Service's address: %v", in)
+		}
+		if c := svc.Status.Conditions; len(c) != 1 || c[0].Reason != "AddressNotInPool" || c[0].Status != "True" {
+			return fmt.Errorf("the conditions are %v", c)
+		}
+		return nil
+	}))
+}
