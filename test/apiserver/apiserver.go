@@ -1,0 +1,206 @@
+// Package apiserver gives a test a Kubernetes API of its own: a real etcd and kube-apiserver on loopback, with Gantry's CRDs
+// installed and its namespace made. It runs no controllers and no nodes, promises that both programs end with the test,
+// however it ends, and never compiles anything: where the programs are missing, the test is skipped and says how to get
+// them. There is no fake of it, it takes the place of one.
+package apiserver
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+)
+
+// patience is how long the API server may take to be ready; a busy machine with two cores needs a few seconds.
+const patience = 90 * time.Second
+
+// Start runs an API server for the test and returns how to reach it, with all rights.
+func Start(t testing.TB) *rest.Config {
+	t.Helper()
+	programs := find(t)
+	dir := t.TempDir()
+	client, peer, secure := freePort(t), freePort(t), freePort(t)
+	clientURL, peerURL := "http://127.0.0.1:"+client, "http://127.0.0.1:"+peer
+	etcd := start(t, dir, filepath.Join(programs, "etcd"),
+		"--data-dir="+filepath.Join(dir, "etcd"), "--unsafe-no-fsync", "--log-level=warn",
+		"--listen-client-urls="+clientURL, "--advertise-client-urls="+clientURL,
+		"--listen-peer-urls="+peerURL, "--initial-advertise-peer-urls="+peerURL, "--initial-cluster=default="+peerURL)
+	token, key := credentials(t, dir)
+	api := start(t, dir, filepath.Join(programs, "kube-apiserver"),
+		"--etcd-servers="+clientURL, "--bind-address=127.0.0.1", "--secure-port="+secure, "--cert-dir="+filepath.Join(dir, "certificates"),
+		"--token-auth-file="+filepath.Join(dir, "tokens.csv"), "--authorization-mode=RBAC",
+		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+key, "--service-account-signing-key-file="+key,
+		// Nobody reaches this server through a Service, and loopback is no address that could stand behind one.
+		"--service-cluster-ip-range=10.96.0.0/16,fd00:10:96::/112", "--endpoint-reconciler-type=none", "--profiling=false")
+	config := &rest.Config{
+		Host: "https://127.0.0.1:" + secure, BearerToken: token, QPS: -1,
+		TLSClientConfig: rest.TLSClientConfig{CAFile: filepath.Join(dir, "certificates", "apiserver.crt")},
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	await(ctx, t, []*process{etcd, api}, func() error {
+		c, err := kubernetes.NewForConfig(config) // fails until the server has made its certificate
+		if err != nil {
+			return err
+		}
+		return c.Discovery().RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
+	})
+	install(ctx, t, config, []*process{etcd, api})
+	return config
+}
+
+// find returns the directory with etcd and kube-apiserver, or skips the test.
+func find(t testing.TB) string {
+	t.Helper()
+	var places []string
+	for _, v := range []string{"LAB_KUBE", "KUBEBUILDER_ASSETS"} {
+		if dir := os.Getenv(v); dir != "" {
+			places = append(places, dir)
+		}
+	}
+	if cache, err := os.UserCacheDir(); err == nil {
+		// What bin/lab build-kube left; the names end in a digest of the source, and any of them serves.
+		built, _ := filepath.Glob(filepath.Join(cache, "gantry", "kube-*"))
+		places = append(places, built...)
+	}
+	for _, dir := range places {
+		if executable(filepath.Join(dir, "etcd")) && executable(filepath.Join(dir, "kube-apiserver")) {
+			return dir
+		}
+	}
+	t.Skip("etcd and kube-apiserver are not there: run `make build && bin/lab build-kube`, or name their directory in LAB_KUBE")
+	return ""
+}
+
+func executable(path string) bool {
+	s, err := os.Stat(path)
+	return err == nil && s.Mode().IsRegular() && s.Mode()&0o111 != 0
+}
+
+// freePort returns a port that was free a moment ago.
+func freePort(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatalf("looking for a free port: %v", err)
+	}
+	defer l.Close()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	return port
+}
+
+// credentials writes the administrator's token and the key of service accounts, and returns the token and the key's path.
+func credentials(t testing.TB, dir string) (token, key string) {
+	t.Helper()
+	var b [16]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		t.Fatalf("making a token: %v", err)
+	}
+	token = hex.EncodeToString(b[:])
+	line := token + `,admin,admin,"system:masters"` + "\n"
+	if err := os.WriteFile(filepath.Join(dir, "tokens.csv"), []byte(line), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	private, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatalf("making the key of service accounts: %v", err)
+	}
+	key = filepath.Join(dir, "sa.key")
+	block := &pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(private)}
+	if err := os.WriteFile(key, pem.EncodeToMemory(block), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return token, key
+}
+
+// process is a program that runs until the test ends.
+type process struct {
+	name, log string
+	done      chan struct{} // closed when it ended
+	err       error         // set before done is closed
+}
+
+// start runs a program, its output in a log. The kernel kills it when the thread that started it ends, so that a test
+// that panics leaves nothing behind; hence the goroutine that keeps its thread.
+func start(t testing.TB, dir, path string, args ...string) *process {
+	t.Helper()
+	p := &process{name: filepath.Base(path), log: filepath.Join(dir, filepath.Base(path)+".log"), done: make(chan struct{})}
+	out, err := os.Create(p.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(path, args...)
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		defer out.Close()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			p.err = cmd.Wait()
+			close(p.done)
+		}
+	}()
+	if err := <-started; err != nil {
+		t.Fatalf("starting %s: %v", p.name, err)
+	}
+	t.Cleanup(func() {
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // it may have ended; nothing of it is kept
+		<-p.done
+	})
+	return p
+}
+
+// await calls check until it succeeds, and fails the test when a program ends first or ctx does.
+func await(ctx context.Context, t testing.TB, programs []*process, check func() error) {
+	t.Helper()
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		for _, p := range programs {
+			select {
+			case <-p.done:
+				t.Fatalf("%s ended: %v\n%s", p.name, p.err, tail(p.log))
+			default:
+			}
+		}
+		select {
+		case <-ctx.Done():
+			var logs strings.Builder
+			for _, p := range programs {
+				fmt.Fprintf(&logs, "%s:\n%s\n", p.name, tail(p.log))
+			}
+			t.Fatalf("waiting for the API server: %v\n%s", err, &logs)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// tail returns the end of a log.
+func tail(path string) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	return string(b[max(0, len(b)-2000):])
+}

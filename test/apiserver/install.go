@@ -1,0 +1,76 @@
+package apiserver
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
+
+	"github.com/gantry-lb/gantry/api/names"
+)
+
+// crds is where the generated CRDs are, from this file's place in the repository.
+func crds() string {
+	_, file, _, _ := runtime.Caller(0)
+	return filepath.Join(filepath.Dir(file), "..", "..", "config", "crd", "bases")
+}
+
+// install creates the CRDs and the namespace, and waits until the kinds are served. A rule whose cost the API server finds
+// too high is refused here, so that every test that starts one proves that the CRDs install.
+func install(ctx context.Context, t testing.TB, config *rest.Config, programs []*process) {
+	t.Helper()
+	c, err := client.New(config, client.Options{})
+	if err != nil {
+		t.Fatalf("making a client: %v", err)
+	}
+	files, err := filepath.Glob(filepath.Join(crds(), "*.yaml"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no CRD in %s: %v; run `make generate`", crds(), err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		crd := &unstructured.Unstructured{}
+		if err := yaml.Unmarshal(text, &crd.Object); err != nil {
+			t.Fatalf("reading %s: %v", file, err)
+		}
+		if err := c.Create(ctx, crd); err != nil {
+			t.Fatalf("installing %s: %v", filepath.Base(file), err)
+		}
+		await(ctx, t, programs, func() error {
+			if err := c.Get(ctx, client.ObjectKeyFromObject(crd), crd); err != nil {
+				return err
+			}
+			return established(crd)
+		})
+	}
+	ns := &corev1.Namespace{}
+	ns.Name = names.Namespace
+	if err := c.Create(ctx, ns); err != nil {
+		t.Fatalf("making the namespace: %v", err)
+	}
+}
+
+// established returns nil once the API server serves the kind.
+func established(crd *unstructured.Unstructured) error {
+	conditions, _, err := unstructured.NestedSlice(crd.Object, "status", "conditions")
+	if err != nil {
+		return err
+	}
+	for _, c := range conditions {
+		if m, ok := c.(map[string]any); ok && m["type"] == "Established" && m["status"] == "True" {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s is not served yet", crd.GetName())
+}
