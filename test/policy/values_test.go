@@ -1,0 +1,154 @@
+package policy
+
+import (
+	"bytes"
+	"go/ast"
+	"go/token"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	clientscheme "k8s.io/client-go/kubernetes/scheme"
+	"sigs.k8s.io/yaml"
+
+	"github.com/gantry-lb/gantry/api/v1beta1"
+)
+
+// delegated are methods whose parameters are laid down by the interface of a library. The list may only shrink, or grow with
+// a library.
+var delegated = map[string]bool{
+	"speaker/members/delegate.go LocalState":       true, // memberlist.Delegate
+	"speaker/members/delegate.go MergeRemoteState": true, // memberlist.Delegate
+}
+
+func TestExportedFunctionsTakeNoSwitches(t *testing.T) {
+	for _, f := range sources(t) {
+		if f.test || under(f.dir, "test") {
+			continue
+		}
+		for _, d := range f.ast.Decls {
+			fn, ok := d.(*ast.FuncDecl)
+			if !ok || !fn.Name.IsExported() || delegated[f.path+" "+fn.Name.Name] {
+				continue
+			}
+			for _, p := range fn.Type.Params.List {
+				if id, ok := p.Type.(*ast.Ident); ok && id.Name == "bool" {
+					t.Errorf("%s:%d: %s takes a bool: true says nothing where it is called; make two functions, or a named type", f.path, f.line(p.Pos()), fn.Name)
+				}
+			}
+		}
+	}
+}
+
+func TestEveryReasonIsExplained(t *testing.T) {
+	seen := map[string]string{} // word -> the constant that has it
+	for _, f := range sources(t) {
+		if f.test || !under(f.dir, "api/names") {
+			continue
+		}
+		for _, d := range f.ast.Decls {
+			g, ok := d.(*ast.GenDecl)
+			if !ok || g.Tok != token.CONST {
+				continue
+			}
+			for _, s := range g.Specs {
+				explained(t, f, s.(*ast.ValueSpec), seen)
+			}
+		}
+	}
+	if len(seen) == 0 {
+		t.Error("api/names has no Reason: this test looks in the wrong place")
+	}
+}
+
+// explained checks one constant; those that are no Reason pass.
+func explained(t *testing.T, f file, v *ast.ValueSpec, seen map[string]string) {
+	if id, ok := v.Type.(*ast.Ident); !ok || id.Name != "Reason" {
+		return
+	}
+	name, at := v.Names[0].Name, f.line(v.Pos())
+	if !strings.HasPrefix(v.Doc.Text(), name+": ") {
+		t.Errorf("%s:%d: %s needs a comment %q: a Reason is what users look up", f.path, at, name, name+": when it is given")
+	}
+	lit, ok := v.Values[0].(*ast.BasicLit)
+	if !ok || lit.Value != `"`+strings.TrimPrefix(name, "Reason")+`"` {
+		t.Errorf("%s:%d: %s is another word than its name says: who reads one has to find the other", f.path, at, name)
+		return
+	}
+	if other, double := seen[lit.Value]; double {
+		t.Errorf("%s:%d: %s is the same word as %s: a Reason means one thing", f.path, at, name, other)
+	}
+	seen[lit.Value] = name
+}
+
+// marks are what is left in a comment by somebody who meant to come back.
+var marks = []string{"TO" + "DO", "FIX" + "ME", "XX" + "X"}
+
+func TestNothingIsPutOff(t *testing.T) {
+	for _, f := range sources(t) {
+		for _, group := range f.ast.Comments {
+			for _, c := range group.List {
+				for _, m := range marks {
+					if strings.Contains(c.Text, m) {
+						t.Errorf("%s:%d: %s: do it, or say in SCOPE.md or the README that it is not there", f.path, f.line(c.Pos()), m)
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestManifestsAreExact decodes what users copy and install strictly: the API server drops a misspelt field in silence.
+func TestManifestsAreExact(t *testing.T) {
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{clientscheme.AddToScheme, v1beta1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			t.Fatal(err)
+		}
+	}
+	decoder := serializer.NewCodecFactory(scheme, serializer.EnableStrict).UniversalDeserializer()
+	n := 0
+	for _, dir := range []string{"samples", "default", "rbac"} {
+		files, err := filepath.Glob(filepath.Join(root, "config", dir, "*.yaml"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range files {
+			if filepath.Base(path) == "kustomization.yaml" { // no object of the API
+				continue
+			}
+			text, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, doc := range documents(t, text) {
+				n++
+				if _, _, err := decoder.Decode(doc, nil, nil); err != nil {
+					t.Errorf("%s, document %d: %v", path, i+1, err)
+				}
+			}
+		}
+	}
+	if n == 0 {
+		t.Error("config has no manifests: this test looks in the wrong place")
+	}
+}
+
+// documents splits a file, and turns each document into JSON, which resolves anchors.
+func documents(t *testing.T, text []byte) [][]byte {
+	t.Helper()
+	var out [][]byte
+	for _, doc := range bytes.Split(text, []byte("\n---\n")) {
+		j, err := yaml.YAMLToJSONStrict(doc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(j) != "null" {
+			out = append(out, j)
+		}
+	}
+	return out
+}
