@@ -99,7 +99,10 @@ func (t *tally) run(packages []string) {
 		}
 		t.take(e)
 	}
-	_ = cmd.Wait() // the outcome is in the events
+	// Outcomes are in the events; what ends go test before there are any is in none.
+	if err := cmd.Wait(); err != nil && t.failed+len(t.broken) == 0 {
+		t.broken = append(t.broken, fmt.Sprintf("go test: %v", err))
+	}
 }
 
 // take counts an event.
