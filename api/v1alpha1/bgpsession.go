@@ -1,0 +1,70 @@
+package v1alpha1
+
+import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+// BGPSessionStatus is the state of the session between one node and one BGPPeer.
+type BGPSessionStatus struct {
+	// Node that the session belongs to.
+	// +optional
+	Node string `json:"node,omitempty"`
+	// Peer is the name of the BGPPeer.
+	// +optional
+	Peer string `json:"peer,omitempty"`
+	// Address of the router, with its port.
+	// +optional
+	Address string `json:"address,omitempty"`
+	// State of the session (RFC 4271, section 8.2.2).
+	// +kubebuilder:validation:Enum=Idle;Connect;Active;OpenSent;OpenConfirm;Established
+	// +optional
+	State string `json:"state,omitempty"`
+	// Since is when the session entered the state.
+	// +optional
+	Since *metav1.Time `json:"since,omitempty"`
+	// Families whose routes are exchanged: ipv4-unicast, ipv6-unicast.
+	// +optional
+	Families []string `json:"families,omitempty"`
+	// Prefixes is the number of prefixes that are announced.
+	// +optional
+	Prefixes int32 `json:"prefixes"`
+	// BFD is the state of the BFD session: Up, Down, Init, AdminDown, or empty without one.
+	// +optional
+	BFD string `json:"bfd,omitempty"`
+	// LastError says why the session ended or could not start, and what to do.
+	// +optional
+	LastError string `json:"lastError,omitempty"`
+	// Conditions of the session.
+	// +listType=map
+	// +listMapKey=type
+	// +optional
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// BGPSession is written by speakers: one for each node and BGPPeer.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:path=bgpsessions,scope=Namespaced
+// +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.status.node`
+// +kubebuilder:printcolumn:name="Peer",type=string,JSONPath=`.status.peer`
+// +kubebuilder:printcolumn:name="State",type=string,JSONPath=`.status.state`
+// +kubebuilder:printcolumn:name="Since",type=date,JSONPath=`.status.since`
+// +kubebuilder:printcolumn:name="Prefixes",type=integer,JSONPath=`.status.prefixes`
+// +kubebuilder:printcolumn:name="BFD",type=string,JSONPath=`.status.bfd`
+// +kubebuilder:printcolumn:name="Last Error",type=string,JSONPath=`.status.lastError`,priority=10
+type BGPSession struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	// +optional
+	Status BGPSessionStatus `json:"status,omitempty"`
+}
+
+// BGPSessionList is a list of BGPSessions.
+//
+// +kubebuilder:object:root=true
+type BGPSessionList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+
+	Items []BGPSession `json:"items"`
+}

@@ -1,0 +1,74 @@
+package v1beta1
+
+import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+// BFDProfileSpec holds the parameters of BFD sessions (RFC 5880). Unset fields have the defaults of the big daemons.
+type BFDProfileSpec struct {
+	// ReceiveInterval is the shortest interval between packets that this end can receive, in ms; 300 when unset.
+	// +kubebuilder:validation:Minimum=10
+	// +kubebuilder:validation:Maximum=60000
+	// +optional
+	ReceiveInterval *uint32 `json:"receiveInterval,omitempty"`
+	// TransmitInterval is the shortest interval between packets that this end wants to send, in ms; 300 when unset.
+	// +kubebuilder:validation:Minimum=10
+	// +kubebuilder:validation:Maximum=60000
+	// +optional
+	TransmitInterval *uint32 `json:"transmitInterval,omitempty"`
+	// DetectMultiplier is the number of packets that may be missing before the session is down; 3 when unset.
+	// +kubebuilder:validation:Minimum=2
+	// +kubebuilder:validation:Maximum=255
+	// +optional
+	DetectMultiplier *uint32 `json:"detectMultiplier,omitempty"`
+	// EchoInterval is the interval between echo packets, in ms; 50 when unset.
+	// +kubebuilder:validation:Minimum=10
+	// +kubebuilder:validation:Maximum=60000
+	// +optional
+	EchoInterval *uint32 `json:"echoInterval,omitempty"`
+	// EchoMode asks for the echo function (RFC 5880, section 6.4).
+	// +optional
+	EchoMode *bool `json:"echoMode,omitempty"`
+	// PassiveMode waits for the router's first packet (RFC 5880, section 6.1).
+	// +optional
+	PassiveMode *bool `json:"passiveMode,omitempty"`
+	// MinimumTTL of received packets of multihop sessions; 254 when unset.
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=254
+	// +optional
+	MinimumTTL *uint32 `json:"minimumTtl,omitempty"`
+}
+
+// BFDProfileStatus reports how the profile is understood.
+type BFDProfileStatus struct {
+	// Gantry holds what only Gantry reports.
+	// +optional
+	Gantry *ObjectStatus `json:"gantry,omitempty"`
+}
+
+// BFDProfile is a set of parameters for BFD sessions, named by BGPPeers.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:path=bfdprofiles,scope=Namespaced
+// +kubebuilder:printcolumn:name="Passive Mode",type=boolean,JSONPath=`.spec.passiveMode`
+// +kubebuilder:printcolumn:name="Transmit Interval",type=integer,JSONPath=`.spec.transmitInterval`
+// +kubebuilder:printcolumn:name="Receive Interval",type=integer,JSONPath=`.spec.receiveInterval`
+// +kubebuilder:printcolumn:name="Multiplier",type=integer,JSONPath=`.spec.detectMultiplier`
+type BFDProfile struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	// +optional
+	Spec BFDProfileSpec `json:"spec,omitempty"`
+	// +optional
+	Status BFDProfileStatus `json:"status,omitempty"`
+}
+
+// BFDProfileList is a list of BFDProfiles.
+//
+// +kubebuilder:object:root=true
+type BFDProfileList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+
+	Items []BFDProfile `json:"items"`
+}

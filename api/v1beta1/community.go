@@ -1,0 +1,59 @@
+package v1beta1
+
+import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+// CommunitySpec lists aliases.
+type CommunitySpec struct {
+	// Communities are the aliases.
+	// +kubebuilder:validation:MaxItems=128
+	// +kubebuilder:validation:XValidation:rule="self.all(a, self.exists_one(b, a.name == b.name))",message="communities names one alias twice: take one of them out"
+	// +optional
+	Communities []CommunityAlias `json:"communities,omitempty"`
+}
+
+// CommunityAlias gives a BGP community a name.
+type CommunityAlias struct {
+	// Name of the alias, as BGPAdvertisements write it; unique over all Community objects.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:XValidation:rule="!self.contains(':')",messageExpression="\"the alias name '\" + self + \"' contains ':', which only values have: write a name without it\""
+	// +optional
+	Name string `json:"name,omitempty"`
+	// Value is "A:B" (RFC 1997) or "large:A:B:C" (RFC 8092).
+	// +kubebuilder:validation:MaxLength=64
+	// +kubebuilder:validation:XValidation:rule="(self.matches('^[0-9]{1,5}:[0-9]{1,5}$') && self.split(':').all(n, int(n) <= 65535)) || (self.matches('^large:[0-9]{1,10}:[0-9]{1,10}:[0-9]{1,10}$') && self.substring(6).split(':').all(n, int(n) <= 4294967295))",messageExpression="\"invalid community value: '\" + self + \"': write A:B with both at most 65535, or large:A:B:C with each at most 4294967295\""
+	// +optional
+	Value string `json:"value,omitempty"`
+}
+
+// CommunityStatus reports how the aliases are understood.
+type CommunityStatus struct {
+	// Gantry holds what only Gantry reports.
+	// +optional
+	Gantry *ObjectStatus `json:"gantry,omitempty"`
+}
+
+// Community is a list of aliases for BGP communities.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:path=communities,scope=Namespaced
+type Community struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	// +optional
+	Spec CommunitySpec `json:"spec,omitempty"`
+	// +optional
+	Status CommunityStatus `json:"status,omitempty"`
+}
+
+// CommunityList is a list of Communities.
+//
+// +kubebuilder:object:root=true
+type CommunityList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+
+	Items []Community `json:"items"`
+}

@@ -1,0 +1,54 @@
+package v1beta1
+
+import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+// ServiceBGPStatusStatus says which node announces which Service to which peers.
+type ServiceBGPStatusStatus struct {
+	// Node that announces.
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="node cannot be changed: the object is the speaker's to write"
+	// +optional
+	Node string `json:"node,omitempty"`
+	// ServiceName of the announced Service.
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="serviceName cannot be changed: the object is the speaker's to write"
+	// +optional
+	ServiceName string `json:"serviceName,omitempty"`
+	// ServiceNamespace of the announced Service.
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="serviceNamespace cannot be changed: the object is the speaker's to write"
+	// +optional
+	ServiceNamespace string `json:"serviceNamespace,omitempty"`
+	// Peers are the names of the BGPPeers to which the Service is announced, sorted.
+	// +optional
+	Peers []string `json:"peers,omitempty"`
+}
+
+// ServiceBGPStatus is written by speakers: one for each node that announces a Service by BGP.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:path=servicebgpstatuses,scope=Namespaced
+// +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.status.node`
+// +kubebuilder:printcolumn:name="Service Name",type=string,JSONPath=`.status.serviceName`
+// +kubebuilder:printcolumn:name="Service Namespace",type=string,JSONPath=`.status.serviceNamespace`
+type ServiceBGPStatus struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	// Spec has no fields.
+	// +optional
+	Spec ServiceBGPStatusSpec `json:"spec,omitempty"`
+	// +optional
+	Status ServiceBGPStatusStatus `json:"status,omitempty"`
+}
+
+// ServiceBGPStatusSpec has no fields.
+type ServiceBGPStatusSpec struct{}
+
+// ServiceBGPStatusList is a list of ServiceBGPStatuses.
+//
+// +kubebuilder:object:root=true
+type ServiceBGPStatusList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+
+	Items []ServiceBGPStatus `json:"items"`
+}

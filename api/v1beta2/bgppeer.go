@@ -1,0 +1,206 @@
+package v1beta2
+
+import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+// BGPPeerSpec says which router a node peers with, and how.
+//
+// +kubebuilder:validation:XValidation:rule="(has(self.peerASN) && self.peerASN > 0) != has(self.dynamicASN)",message="write either peerASN (the router's number, 1 to 4294967295) or dynamicASN (internal or external), not both and not neither"
+// +kubebuilder:validation:XValidation:rule="(has(self.peerAddress) && self.peerAddress != '') != (has(self.__interface__) && self.__interface__ != '')",message="write either peerAddress (the router's address) or interface (unnumbered, over the link's own IPv6 addresses), not both and not neither"
+// +kubebuilder:validation:XValidation:rule="!has(self.sourceAddress) || !has(self.peerAddress) || !isIP(self.sourceAddress) || !isIP(self.peerAddress) || ip(self.sourceAddress).family() == ip(self.peerAddress).family()",message="sourceAddress and peerAddress are of different families: write a source address of the peer's family, or leave it out"
+// +kubebuilder:validation:XValidation:rule="!has(self.password) || self.password == '' || !has(self.passwordSecret) || !has(self.passwordSecret.name) || self.passwordSecret.name == ''",message="password and passwordSecret exclude each other: keep passwordSecret and take password out"
+// +kubebuilder:validation:XValidation:rule="!has(self.ebgpMultiHop) || !self.ebgpMultiHop || !((has(self.peerASN) && self.peerASN == self.myASN) || (has(self.dynamicASN) && self.dynamicASN == 'internal'))",message="ebgpMultiHop is for external peers, but peerASN is myASN: take ebgpMultiHop out, since internal sessions may cross hops anyway"
+// +kubebuilder:validation:XValidation:rule="!has(self.holdTime) || !has(self.keepaliveTime) || duration(self.keepaliveTime) <= duration(self.holdTime)",message="keepaliveTime is longer than holdTime: write a keepaliveTime of at most the holdTime, best a third of it"
+// +kubebuilder:validation:XValidation:rule="!has(self.localASN) || self.localASN != self.myASN",message="localASN is myASN: take localASN out, or write the number that the router is to see instead"
+type BGPPeerSpec struct {
+	// MyASN is the autonomous system number of the node's end of the session.
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=4294967295
+	// +kubebuilder:validation:Format=int64
+	// +kubebuilder:validation:XValidation:rule="self > 0",message="myASN is 0: write the nodes' autonomous system number, such as 64512"
+	MyASN uint32 `json:"myASN"`
+
+	// PeerASN is the autonomous system number of the router; exactly one of it and dynamicASN is set.
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=4294967295
+	// +kubebuilder:validation:Format=int64
+	// +optional
+	PeerASN uint32 `json:"peerASN,omitempty"`
+
+	// DynamicASN accepts whatever number the router has: "internal" only myASN itself, "external" any other.
+	// +kubebuilder:validation:Enum=internal;external
+	// +optional
+	DynamicASN DynamicASN `json:"dynamicASN,omitempty"`
+
+	// LocalASN is what the router is to see in place of myASN.
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=4294967295
+	// +kubebuilder:validation:Format=int64
+	// +optional
+	LocalASN uint32 `json:"localASN,omitempty"`
+
+	// PeerAddress is the router's address; exactly one of it and interface is set.
+	// +kubebuilder:validation:MaxLength=64
+	// +kubebuilder:validation:XValidation:rule="self == '' || isIP(self)",messageExpression="\"peerAddress '\" + self + \"' is no IP address: write one such as 192.0.2.1 or 2001:db8::1, without a mask or a zone\""
+	// +optional
+	PeerAddress string `json:"peerAddress,omitempty"`
+
+	// Interface is the link to an unnumbered peer, found by its router advertisements.
+	// +kubebuilder:validation:MaxLength=15
+	// +kubebuilder:validation:XValidation:rule="self == '' || self.matches('^[^/ ]+$')",messageExpression="\"interface '\" + self + \"' is no interface name: write one such as eth0\""
+	// +optional
+	Interface string `json:"interface,omitempty"`
+
+	// SourceAddress is the node's address that the session starts from.
+	// +kubebuilder:validation:MaxLength=64
+	// +kubebuilder:validation:XValidation:rule="self == '' || isIP(self)",messageExpression="\"sourceAddress '\" + self + \"' is no IP address: write one of the node's own, such as 192.0.2.10\""
+	// +optional
+	SourceAddress string `json:"sourceAddress,omitempty"`
+
+	// PeerPort is the router's TCP port; 0 stands for 179.
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=65535
+	// +kubebuilder:validation:Format=int32
+	// +kubebuilder:default:=179
+	// +optional
+	PeerPort uint16 `json:"peerPort,omitempty"`
+
+	// HoldTime after which a silent router counts as gone (RFC 4271, section 4.2): 0s or 3s to 65535s. Unset: three times
+	// the keepaliveTime, or 90s.
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$|^0$')",messageExpression="\"holdTime '\" + self + \"' is no duration: write one such as 90s or 1m30s\""
+	// +kubebuilder:validation:XValidation:rule="!self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') || duration(self) < duration('1s') || (duration(self) >= duration('3s') && duration(self) < duration('65536s'))",messageExpression="\"holdTime '\" + self + \"' is out of range: write 0s (never) or 3s to 65535s\""
+	// +optional
+	HoldTime *metav1.Duration `json:"holdTime,omitempty"`
+
+	// KeepaliveTime between two keepalives. Unset: a third of the hold time.
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$|^0$')",messageExpression="\"keepaliveTime '\" + self + \"' is no duration: write one such as 30s\""
+	// +optional
+	KeepaliveTime *metav1.Duration `json:"keepaliveTime,omitempty"`
+
+	// ConnectTime between two attempts to connect: whole seconds, 1s to 65535s.
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') && duration(self).getMilliseconds() % 1000 == 0 && duration(self).getSeconds() >= 1 && duration(self).getSeconds() <= 65535",messageExpression="\"connectTime '\" + self + \"' is out of range: write whole seconds, 1s to 65535s\""
+	// +optional
+	ConnectTime *metav1.Duration `json:"connectTime,omitempty"`
+
+	// RouterID of the node's end, in the form of an IPv4 address (RFC 6286).
+	// +kubebuilder:validation:MaxLength=64
+	// +kubebuilder:validation:XValidation:rule="self == '' || (isIP(self) && ip(self).family() == 4 && self != '0.0.0.0')",messageExpression="\"routerID '\" + self + \"' is no router ID: write one in the form of an IPv4 address other than 0.0.0.0, such as 192.0.2.10\""
+	// +optional
+	RouterID string `json:"routerID,omitempty"`
+
+	// NodeSelectors limit the nodes that peer to those that one of them matches; none means all nodes.
+	// +optional
+	NodeSelectors []metav1.LabelSelector `json:"nodeSelectors,omitempty"`
+
+	// Password of the session (TCP MD5, RFC 2385), in clear.
+	// +kubebuilder:validation:MaxLength=80
+	// +optional
+	Password string `json:"password,omitempty"`
+
+	// PasswordSecret names the Secret with the password: of type kubernetes.io/basic-auth, with an entry "password", in the
+	// namespace of the BGPPeer. Its namespace is not read.
+	// +optional
+	PasswordSecret SecretReference `json:"passwordSecret,omitempty,omitzero"`
+
+	// BFDProfile names the BFDProfile of the BFD session that watches the router; none means no BFD.
+	// +kubebuilder:validation:MaxLength=253
+	// +optional
+	BFDProfile string `json:"bfdProfile,omitempty"`
+
+	// EnableGracefulRestart keeps the routes at the router while the speaker restarts (RFC 4724). It cannot be changed.
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="enableGracefulRestart cannot be changed: delete the BGPPeer and create it again"
+	// +optional
+	EnableGracefulRestart bool `json:"enableGracefulRestart,omitempty"`
+
+	// EBGPMultiHop lets an external peer be more than one hop away.
+	// +optional
+	EBGPMultiHop bool `json:"ebgpMultiHop,omitempty"`
+
+	// VRFName is the VRF, or any other link, that the session is bound to.
+	// +kubebuilder:validation:MaxLength=15
+	// +optional
+	VRFName string `json:"vrf,omitempty"`
+
+	// DisableMP announces the routes of an IPv4 session without the multiprotocol capability.
+	// +kubebuilder:default:=false
+	// +optional
+	DisableMP bool `json:"disableMP,omitempty"`
+
+	// DualStackAddressFamily exchanges routes of both families over this session.
+	// +kubebuilder:default:=false
+	// +optional
+	DualStackAddressFamily bool `json:"dualStackAddressFamily,omitempty"`
+}
+
+// DynamicASN says which autonomous system numbers of a router are accepted.
+type DynamicASN string
+
+// The values of spec.dynamicASN.
+const (
+	DynamicASNInternal DynamicASN = "internal"
+	DynamicASNExternal DynamicASN = "external"
+)
+
+// SecretReference names a Secret.
+//
+// +structType=atomic
+type SecretReference struct {
+	// Name of the Secret.
+	// +kubebuilder:validation:MaxLength=253
+	// +optional
+	Name string `json:"name,omitempty"`
+	// Namespace is accepted and not read: the Secret is looked up beside the BGPPeer.
+	// +kubebuilder:validation:MaxLength=63
+	// +optional
+	Namespace string `json:"namespace,omitempty"`
+}
+
+// BGPPeerStatus reports how the peer is understood.
+type BGPPeerStatus struct {
+	// Gantry holds what only Gantry reports.
+	// +optional
+	Gantry *ObjectStatus `json:"gantry,omitempty"`
+}
+
+// ObjectStatus is what Gantry reports of a configuration object beyond the fields of the metallb.io API.
+type ObjectStatus struct {
+	// Conditions say whether the object is understood and what is wrong with it.
+	// +listType=map
+	// +listMapKey=type
+	// +optional
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// BGPPeer is a router that nodes peer with.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:storageversion
+// +kubebuilder:resource:path=bgppeers,scope=Namespaced
+// +kubebuilder:printcolumn:name="Address",type=string,JSONPath=`.spec.peerAddress`
+// +kubebuilder:printcolumn:name="ASN",type=string,JSONPath=`.spec.peerASN`
+// +kubebuilder:printcolumn:name="BFD Profile",type=string,JSONPath=`.spec.bfdProfile`
+// +kubebuilder:printcolumn:name="Multi Hops",type=string,JSONPath=`.spec.ebgpMultiHop`
+type BGPPeer struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec BGPPeerSpec `json:"spec"`
+	// +optional
+	Status BGPPeerStatus `json:"status,omitempty"`
+}
+
+// BGPPeerList is a list of BGPPeers.
+//
+// +kubebuilder:object:root=true
+type BGPPeerList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+
+	Items []BGPPeer `json:"items"`
+}
