@@ -48,6 +48,26 @@ func New(name string) (Handle, error) {
 	return h, nil
 }
 
+// Unnamed makes a namespace with its loopback up that has no file: it lasts until release is called and nothing else is in
+// it, or until the process ends. The Handle is good in this process and in those that may read this one's /proc entry.
+func Unnamed() (h Handle, release func(), err error) {
+	fd := -1
+	err = onThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		if err := SetUp("lo"); err != nil {
+			return err
+		}
+		fd, err = unix.Open(threadNamespace(), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		return err
+	})
+	if err != nil {
+		return "", nil, fmt.Errorf("making a namespace: %w", err)
+	}
+	return Handle(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd)), func() { unix.Close(fd) }, nil
+}
+
 func threadNamespace() string { return fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()) }
 
 // onThread runs f on a thread of its own, which ends with it.

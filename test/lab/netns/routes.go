@@ -1,0 +1,78 @@
+package netns
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Route is a route in the kernel's main table.
+type Route struct {
+	Prefix netip.Prefix
+	// Via are the next hops, sorted; several are equal in cost. A route to the link itself, or to nowhere, has none.
+	Via []netip.Addr
+	// Protocol is who set it: 2 the kernel, 3 or 4 an administrator, 12 BIRD, 186 BGP of FRR, 196 static routes of FRR.
+	Protocol int
+}
+
+// Routes returns the routes of both families in the namespace's main table, unicast ones and those that discard.
+func (h Handle) Routes() ([]Route, error) {
+	var out []Route
+	err := h.Do(func() error {
+		for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+			list, err := netlink.RouteList(nil, family)
+			if err != nil {
+				return err
+			}
+			for _, r := range list {
+				out = append(out, route(r, family))
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading the routes of %s: %w", h, err)
+	}
+	return out, nil
+}
+
+func route(r netlink.Route, family int) Route {
+	o := Route{Protocol: int(r.Protocol), Prefix: netip.PrefixFrom(netip.IPv4Unspecified(), 0)}
+	if family == unix.AF_INET6 {
+		o.Prefix = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+	}
+	if r.Dst != nil {
+		a, _ := netip.AddrFromSlice(r.Dst.IP)
+		n, _ := r.Dst.Mask.Size()
+		o.Prefix = netip.PrefixFrom(a.Unmap(), n)
+	}
+	hops := r.MultiPath
+	if len(hops) == 0 {
+		hops = []*netlink.NexthopInfo{{Gw: r.Gw, Via: r.Via}}
+	}
+	for _, hop := range hops {
+		gw := hop.Gw
+		if v, ok := hop.Via.(*netlink.Via); ok { // an IPv4 route over an IPv6 next hop
+			gw = v.Addr
+		}
+		if a, ok := netip.AddrFromSlice(gw); ok {
+			o.Via = append(o.Via, a.Unmap())
+		}
+	}
+	slices.SortFunc(o.Via, netip.Addr.Compare)
+	return o
+}
+
+// RouteTo returns the route to exactly that prefix, and whether there is one.
+func (h Handle) RouteTo(p netip.Prefix) (Route, bool, error) {
+	list, err := h.Routes()
+	for _, r := range list {
+		if r.Prefix == p {
+			return r, true, nil
+		}
+	}
+	return Route{}, false, err
+}

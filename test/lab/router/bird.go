@@ -1,0 +1,46 @@
+package router
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// birdPath is where Debian puts BIRD.
+const birdPath = "/usr/sbin/bird"
+
+// bird runs the one daemon of BIRD 2.
+type bird struct{}
+
+func birdSocket(dir string) string { return filepath.Join(dir, "bird.ctl") }
+
+func (bird) programs() []string { return []string{"bird"} }
+
+func (bird) prepare(c Config) error {
+	if err := os.WriteFile(filepath.Join(c.Dir, groupFile), []byte("root:x:0:\n"), 0o644); err != nil {
+		return err
+	}
+	path := filepath.Join(c.Dir, "bird.conf")
+	if err := os.WriteFile(path, []byte(c.Text), 0o644); err != nil {
+		return err
+	}
+	if out, err := exec.Command(birdPath, "-p", "-c", path).CombinedOutput(); err != nil {
+		return fmt.Errorf("reading the configuration: %w: %s", err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+func (bird) command(c Config, _ string) []string {
+	return []string{birdPath, "-f", "-c", filepath.Join(c.Dir, "bird.conf"), "-s", birdSocket(c.Dir)}
+}
+
+func (bird) ready(ctx context.Context, c Config, _ string) error {
+	return answers(ctx, birdSocket(c.Dir))
+}
+
+func (bird) configured(ctx context.Context, c Config) error {
+	return Console{c.Kind, c.Dir}.load(ctx, filepath.Join(c.Dir, "bird.conf"))
+}

@@ -1,0 +1,62 @@
+package router
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+)
+
+// frrDir is where Debian puts FRR's daemons.
+const frrDir = "/usr/lib/frr/"
+
+// frr runs zebra, staticd, bfdd and bgpd, which together take one configuration, as Debian's service does.
+type frr struct{}
+
+func (frr) programs() []string { return []string{"zebra", "staticd", "bfdd", "bgpd"} }
+
+func (frr) prepare(c Config) error {
+	// The daemons insist that the user they run as is in frrvty: here that is root's own group.
+	if err := os.WriteFile(filepath.Join(c.Dir, groupFile), []byte("root:x:0:\nfrr:x:0:\nfrrvty:x:0:\n"), 0o644); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(c.Dir, "empty.conf"), nil, 0o644); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(c.Dir, "frr.conf"), []byte(c.Text), 0o644)
+}
+
+func (frr) command(c Config, program string) []string {
+	in := func(name string) string { return filepath.Join(c.Dir, name) }
+	line := []string{frrDir + program, "-u", "root", "-g", "root", "-f", in("empty.conf"), "-i", in(program + ".pid"),
+		"-z", in("zserv.api"), "--vty_socket", c.Dir, "-P", "0", "--log", "stdout"}
+	if program == "bfdd" {
+		line = append(line, "--bfdctl", in("bfdd.sock"))
+	}
+	return line
+}
+
+func (frr) ready(ctx context.Context, c Config, program string) error {
+	if program == "zebra" { // who asks zebra too early asks again ten seconds later only
+		if err := answers(ctx, filepath.Join(c.Dir, "zserv.api")); err != nil {
+			return err
+		}
+	}
+	return answers(ctx, filepath.Join(c.Dir, program+".vty"))
+}
+
+func (frr) configured(ctx context.Context, c Config) error {
+	_, err := Console{c.Kind, c.Dir}.run(ctx, "vtysh", "--vty_socket", c.Dir, "-f", filepath.Join(c.Dir, "frr.conf"))
+	return err
+}
+
+// answers says whether somebody listens at a socket.
+func answers(ctx context.Context, socket string) error {
+	var d net.Dialer
+	s, err := d.DialContext(ctx, "unix", socket)
+	if err != nil {
+		return fmt.Errorf("nobody listens yet: %w", err)
+	}
+	return s.Close()
+}

@@ -1,0 +1,374 @@
+// Package router runs a real router, FRR or BIRD as Debian packages them, inside a network namespace, from a
+// configuration that the test writes. Everything of a router is in a directory of its own and below the process that
+// started it: when that process ends, however it does, the router ends too. What a router is told by its terminal is
+// told here by Show and Configure, which need the directory alone and so work from any process.
+//
+// With a whole cluster around it, start one by lab.Lab's Router. In seconds and without a cluster, NewBed lays a LAN
+// with routers, plain nodes and clients behind the routers:
+//
+//	bed, err := router.NewBed(router.BedOptions{Nodes: 2})
+//	defer bed.Close()
+//	r, err := router.Start(ctx, router.Config{Kind: router.FRR, NetNS: bed.Host("router"), Text: conf})
+//	defer r.Stop()
+//	out, err := r.Show(ctx, "show bgp ipv4 unicast json")
+//
+// The package puts nothing into the machine's own namespaces, files or groups.
+package router
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-lb/gantry/test/lab/netns"
+)
+
+// Kind is a make of router.
+type Kind string
+
+// The makes that the lab knows.
+const (
+	FRR  Kind = "frr"
+	BIRD Kind = "bird"
+)
+
+// Config describes a router.
+type Config struct {
+	Kind Kind
+	// NetNS is where it runs.
+	NetNS netns.Handle
+	// Dir takes its files, sockets among them, so that its path has at most 80 bytes. It is made when it is missing, and
+	// not removed. Empty is a directory for temporary files, which Stop removes.
+	Dir string
+	// LogDir takes a log for each daemon; empty is Dir.
+	LogDir string
+	// Text is the configuration as an operator writes it: frr.conf, or bird.conf.
+	Text string
+}
+
+// Router is a router that was started. Its methods may be called from several goroutines, but starting and stopping
+// at the same time is the caller's own confusion.
+type Router struct {
+	Console
+	c         Config
+	temporary bool // the directory goes with the router
+
+	mu      sync.Mutex // guards daemons
+	daemons map[string]*daemon
+}
+
+// daemon is one process of a router.
+type daemon struct {
+	cmd  *exec.Cmd
+	done chan struct{} // closed when it ended
+	err  error
+}
+
+// dialect is what differs between the makes.
+type dialect interface {
+	// prepare writes what the daemons read at their start.
+	prepare(c Config) error
+	// programs are the daemons' names, in the order of their start.
+	programs() []string
+	// command is the command line of a daemon.
+	command(c Config, program string) []string
+	// ready returns nil once the daemon can be told something.
+	ready(ctx context.Context, c Config, program string) error
+	// configured is called when all daemons are ready.
+	configured(ctx context.Context, c Config) error
+}
+
+var dialects = map[Kind]dialect{FRR: frr{}, BIRD: bird{}}
+
+// Missing says what this machine lacks for a router of that kind, in one line with the package that brings it; empty
+// when nothing.
+func Missing(k Kind) string {
+	if os.Geteuid() != 0 {
+		return "root, or a user namespace, is needed to run a router"
+	}
+	for _, need := range map[Kind][]string{FRR: {frrDir + "bgpd", "frr"}, BIRD: {birdPath, "bird2"}} {
+		if _, err := os.Stat(need[0]); err != nil && (k == FRR) == (need[1] == "frr") {
+			return fmt.Sprintf("%s is missing: apt-get install %s", need[0], need[1])
+		}
+	}
+	return ""
+}
+
+// startTime bounds the start of one daemon, which takes a tenth of a second on an idle machine.
+const startTime = 30 * time.Second
+
+// Start starts a router and returns when it has taken its configuration. A line that it does not understand is an error,
+// which says which.
+func Start(ctx context.Context, c Config) (*Router, error) {
+	if dialects[c.Kind] == nil {
+		return nil, fmt.Errorf("starting a router: it is %s or %s, not %q", FRR, BIRD, c.Kind)
+	}
+	if m := Missing(c.Kind); m != "" {
+		return nil, fmt.Errorf("starting a router: %s", m)
+	}
+	temporary := c.Dir == ""
+	if temporary {
+		dir, err := os.MkdirTemp("", "router-")
+		if err != nil {
+			return nil, fmt.Errorf("making the router's directory: %w", err)
+		}
+		c.Dir = dir
+	}
+	if c.LogDir == "" {
+		c.LogDir = c.Dir
+	}
+	if len(c.Dir) > 80 {
+		return nil, fmt.Errorf("starting a router: the directory %s is longer than the 80 bytes that leave room for a socket's name", c.Dir)
+	}
+	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
+		return nil, fmt.Errorf("making the router's directory: %w", err)
+	}
+	r := &Router{Console: Console{c.Kind, c.Dir}, c: c, temporary: temporary, daemons: map[string]*daemon{}}
+	if err := r.Restart(ctx); err != nil {
+		r.Stop()
+		return nil, err
+	}
+	return r, nil
+}
+
+// Restart starts every daemon that does not run, and configures the router anew with the text of its start. After Kill
+// it is the router's return.
+func (r *Router) Restart(ctx context.Context) error {
+	d := dialects[r.c.Kind]
+	if err := d.prepare(r.c); err != nil {
+		return fmt.Errorf("preparing %s: %w", r.c.Kind, err)
+	}
+	for _, name := range d.programs() {
+		if err := r.launch(ctx, name); err != nil {
+			return err
+		}
+	}
+	if err := d.configured(ctx, r.c); err != nil {
+		return fmt.Errorf("configuring %s: %w", r.c.Kind, err)
+	}
+	return nil
+}
+
+// launch starts a daemon, unless it runs, and waits until it is ready.
+func (r *Router) launch(ctx context.Context, name string) error {
+	r.mu.Lock()
+	old := r.daemons[name]
+	r.mu.Unlock()
+	if old != nil && !old.ended() {
+		return nil
+	}
+	kind := dialects[r.c.Kind]
+	log, err := os.OpenFile(filepath.Join(r.c.LogDir, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return fmt.Errorf("opening the log of %s: %w", name, err)
+	}
+	defer log.Close()
+	d := &daemon{done: make(chan struct{}), cmd: confined(r.c, kind.command(r.c, name))}
+	d.cmd.Stdout, d.cmd.Stderr = log, log
+	if err := d.start(r.c.NetNS); err != nil {
+		return fmt.Errorf("starting %s: %w", name, err)
+	}
+	r.mu.Lock()
+	r.daemons[name] = d
+	r.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	for {
+		last := kind.ready(ctx, r.c, name)
+		if last == nil {
+			return nil
+		}
+		select {
+		case <-d.done:
+			last = fmt.Errorf("it ended: %w", d.err)
+		case <-ctx.Done():
+		case <-time.After(10 * time.Millisecond):
+			continue
+		}
+		text, _ := os.ReadFile(log.Name())
+		return fmt.Errorf("waiting for %s: %w; its log:\n%s", name, last, text)
+	}
+}
+
+// confined is the command in mounts of its own: a group file in which the daemon, being root, may own its terminal's
+// socket (FRR demands the group frrvty, which a user namespace cannot give it), and a /var/tmp that takes its crash logs.
+func confined(c Config, line []string) *exec.Cmd {
+	const script = `mount --bind "$1" /etc/group && mount -t tmpfs tmpfs /var/tmp && shift && exec "$@"`
+	cmd := exec.Command("/bin/sh", append([]string{"-c", script, "sh", filepath.Join(c.Dir, groupFile)}, line...)...)
+	cmd.Dir = c.Dir
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + c.Dir}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS, Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	return cmd
+}
+
+// groupFile is the group file that the daemons see.
+const groupFile = "group"
+
+// start starts the process from a thread that lives as long as the process does, since the process is told to end when
+// that thread does.
+func (d *daemon) start(ns netns.Handle) error {
+	started := make(chan error, 2)
+	go func() {
+		defer close(d.done)
+		started <- ns.Do(func() error {
+			err := d.cmd.Start()
+			started <- err
+			if err == nil {
+				d.err = d.cmd.Wait()
+			}
+			return err
+		})
+	}()
+	return <-started
+}
+
+func (d *daemon) ended() bool {
+	select {
+	case <-d.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// Signal sends a signal to the daemons named, as bgpd, bfdd, zebra, staticd or bird; to all without a name.
+func (r *Router) Signal(s syscall.Signal, names ...string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	hit := false
+	for name, d := range r.daemons {
+		if (len(names) > 0 && !slices.Contains(names, name)) || d.ended() {
+			continue
+		}
+		hit = true
+		if err := syscall.Kill(-d.cmd.Process.Pid, s); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("signalling %s: %w", name, err)
+		}
+	}
+	if !hit && len(names) > 0 {
+		return fmt.Errorf("no daemon %s runs in this router", strings.Join(names, ", "))
+	}
+	return nil
+}
+
+// Kill ends the daemons named, or all, at once (SIGKILL), and returns when they are gone. The kernel's routes stay.
+func (r *Router) Kill(names ...string) error {
+	err := r.Signal(syscall.SIGKILL, names...)
+	r.await(time.Minute, names...)
+	return err
+}
+
+// Stop ends the router in order, as its service manager does: sessions are closed, the kernel's routes withdrawn. After a
+// Stop a Router with a directory of its own can be started again by Restart.
+func (r *Router) Stop() {
+	order := slices.Clone(dialects[r.c.Kind].programs())
+	slices.Reverse(order) // zebra, which the others need to clean up, is the last
+	for _, name := range order {
+		if r.Signal(syscall.SIGTERM, name) != nil {
+			continue
+		}
+		if !r.await(stopTime, name) {
+			_ = r.Kill(name)
+		}
+	}
+	if r.temporary {
+		os.RemoveAll(r.c.Dir)
+	}
+}
+
+// stopTime bounds how long a daemon may take to end in order.
+const stopTime = 5 * time.Second
+
+// await waits until the daemons named, or all, ended.
+func (r *Router) await(limit time.Duration, names ...string) bool {
+	r.mu.Lock()
+	var wait []*daemon
+	for name, d := range r.daemons {
+		if len(names) == 0 || slices.Contains(names, name) {
+			wait = append(wait, d)
+		}
+	}
+	r.mu.Unlock()
+	timeout := time.After(limit)
+	for _, d := range wait {
+		select {
+		case <-d.done:
+		case <-timeout:
+			return false
+		}
+	}
+	return true
+}
+
+// Console talks to the router in Dir as an operator's terminal does. It needs no other access than to the directory.
+type Console struct {
+	Kind Kind
+	Dir  string
+}
+
+// Show returns what the router answers to one command, such as "show bgp ipv4 unicast json" or "show protocols all". A
+// command that the router does not know is an error.
+func (c Console) Show(ctx context.Context, command string) ([]byte, error) {
+	switch c.Kind {
+	case FRR:
+		return c.run(ctx, "vtysh", "--vty_socket", c.Dir, "-c", command)
+	case BIRD:
+		out, err := c.run(ctx, "birdc", append([]string{"-s", birdSocket(c.Dir)}, strings.Fields(command)...)...)
+		_, out, _ = bytes.Cut(out, []byte(" ready.\n")) // the greeting
+		if line := strings.TrimSpace(string(out)); err == nil && strings.HasPrefix(line, "syntax error") {
+			err = fmt.Errorf("bird does not understand %q: %s", command, line)
+		}
+		return out, err
+	}
+	return nil, fmt.Errorf("no router of kind %q is known", c.Kind)
+}
+
+// Configure changes the running configuration: BIRD's is replaced by the text, as "configure" does; FRR takes the lines
+// on top of what it has, as when they are typed in. Router.Restart goes back to the text of the start.
+func (c Console) Configure(ctx context.Context, text string) error {
+	path := filepath.Join(c.Dir, "change.conf")
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		return fmt.Errorf("writing the configuration: %w", err)
+	}
+	if c.Kind == FRR {
+		_, err := c.run(ctx, "vtysh", "--vty_socket", c.Dir, "-f", path)
+		return err
+	}
+	return c.load(ctx, path)
+}
+
+// load has BIRD take the configuration in a file.
+func (c Console) load(ctx context.Context, path string) error {
+	out, err := c.Show(ctx, `configure "`+path+`"`)
+	if err == nil && !bytes.Contains(out, []byte("Reconfigur")) {
+		err = fmt.Errorf("bird refused the configuration: %s", bytes.TrimSpace(out))
+	}
+	return err
+}
+
+func (c Console) run(ctx context.Context, program string, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin", "VTYSH_PAGER=cat", "HOME="+c.Dir)
+	var out, fault bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &fault
+	err := cmd.Run()
+	text := strings.TrimSpace(fault.String())
+	if err == nil && strings.HasPrefix(strings.TrimSpace(out.String()), "% ") { // vtysh ends well all the same
+		err = errors.New(strings.TrimSpace(out.String()))
+	}
+	if err != nil {
+		return out.Bytes(), fmt.Errorf("%s %s: %w: %s", program, strings.Join(args, " "), err, text)
+	}
+	return out.Bytes(), nil
+}

@@ -1,0 +1,279 @@
+package router
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestMain(m *testing.M) {
+	if len(os.Args) == 2 && os.Args[1] == "__abandon" {
+		abandon()
+	}
+	os.Exit(m.Run())
+}
+
+// lay makes a bed, and skips the test where the machine lacks something.
+func lay(t *testing.T, o BedOptions) *Bed {
+	t.Helper()
+	for _, k := range []Kind{FRR, BIRD} {
+		if m := Missing(k); m != "" {
+			t.Skip(m)
+		}
+	}
+	b, err := NewBed(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Close)
+	return b
+}
+
+func run(t *testing.T, c Config) *Router {
+	t.Helper()
+	r, err := Start(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.Stop)
+	return r
+}
+
+// eventually waits until check succeeds.
+func eventually(t *testing.T, what string, check func() error) {
+	t.Helper()
+	deadline := time.After(time.Minute)
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		select {
+		case <-deadline:
+			t.Fatalf("waiting until %s: %v", what, err)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+const frrText = `hostname tor
+router bgp 65000
+ bgp router-id 192.168.0.1
+ no bgp ebgp-requires-policy
+ timers bgp 1 3
+ neighbor nodes peer-group
+ neighbor nodes remote-as 65001
+ neighbor nodes timers connect 1
+ neighbor 192.168.0.11 peer-group nodes
+ neighbor 192.168.0.12 peer-group nodes
+ address-family ipv4 unicast
+  redistribute static
+ exit-address-family
+ip route 203.0.113.0/24 blackhole
+`
+
+func birdText(number int) string {
+	return fmt.Sprintf(`router id 192.168.0.%[1]d;
+protocol device {}
+protocol kernel { ipv4 { export where source = RTS_BGP; }; }
+protocol static { ipv4; route 198.51.100.1/32 blackhole; }
+protocol bgp tor {
+  local 192.168.0.%[1]d as 65001;
+  neighbor 192.168.0.1 as 65000;
+  connect retry time 1; connect delay time 1; error wait time 1, 2;
+  ipv4 { import all; export where source = RTS_STATIC; };
+}
+`, number)
+}
+
+var vip = netip.MustParsePrefix("198.51.100.1/32")
+
+// hops waits until the kernel of FRR's host has that many next hops for the prefix.
+func hops(t *testing.T, b *Bed, want ...string) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("the router's kernel sends %s to %v", vip, want), func() error {
+		r, ok, err := b.Host("router").RouteTo(vip)
+		if err != nil {
+			return err
+		}
+		var got []string
+		for _, a := range r.Via {
+			got = append(got, a.String())
+		}
+		if strings.Join(got, " ") != strings.Join(want, " ") || ok != (len(want) > 0) {
+			return fmt.Errorf("it sends it to %v", got)
+		}
+		return nil
+	})
+}
+
+// TestRouters has FRR and BIRD talk to each other, which neither would do if it were not a router in good order.
+func TestRouters(t *testing.T) {
+	b := lay(t, BedOptions{Nodes: 2})
+	tor := run(t, Config{Kind: FRR, NetNS: b.Host("router"), Text: frrText})
+	one := run(t, Config{Kind: BIRD, NetNS: b.Host("node1"), Text: birdText(11)})
+	run(t, Config{Kind: BIRD, NetNS: b.Host("node2"), Text: birdText(12)})
+	hops(t, b, "192.168.0.11", "192.168.0.12")
+
+	t.Run("show returns what the routers know", func(t *testing.T) {
+		out, err := tor.Show(t.Context(), "show bgp ipv4 unicast json")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var table struct{ Routes map[string][]any }
+		if err := json.Unmarshal(out, &table); err != nil || len(table.Routes[vip.String()]) != 2 {
+			t.Errorf("FRR shows %s (%v), want two paths to %s", out, err, vip)
+		}
+		eventually(t, "BIRD has FRR's route", func() error {
+			out, err := one.Show(t.Context(), "show route for 203.0.113.1")
+			if err == nil && !bytes.Contains(out, []byte("via 192.168.0.1")) {
+				err = fmt.Errorf("it shows %s", out)
+			}
+			return err
+		})
+	})
+	t.Run("a command that a router does not know is an error", func(t *testing.T) {
+		for _, r := range []*Router{tor, one} {
+			if out, err := r.Show(t.Context(), "show nonsense"); err == nil {
+				t.Errorf("%s answered %s", r.Kind, out)
+			}
+		}
+	})
+	t.Run("a killed daemon is noticed by the other side, and comes back", func(t *testing.T) {
+		if err := one.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		hops(t, b, "192.168.0.12")
+		if err := one.Restart(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		hops(t, b, "192.168.0.11", "192.168.0.12")
+		if err := tor.Kill("bgpd"); err != nil {
+			t.Fatal(err)
+		}
+		if err := tor.Restart(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		hops(t, b, "192.168.0.11", "192.168.0.12")
+	})
+	t.Run("the configuration can be changed while they run", func(t *testing.T) {
+		if err := one.Configure(t.Context(), strings.Replace(birdText(11), "route 198.51.100.1/32 blackhole;", "", 1)); err != nil {
+			t.Fatal(err)
+		}
+		hops(t, b, "192.168.0.12")
+		if err := tor.Configure(t.Context(), "router bgp 65000\n neighbor 192.168.0.12 shutdown\n"); err != nil {
+			t.Fatal(err)
+		}
+		hops(t, b)
+	})
+}
+
+func TestALineThatARouterDoesNotUnderstandIsNamed(t *testing.T) {
+	b := lay(t, BedOptions{})
+	for kind, text := range map[Kind]string{FRR: "router bgp 65000\n neighbour 1.2.3.4\n", BIRD: "protocol device {}\nneighbour;\n"} {
+		r, err := Start(t.Context(), Config{Kind: kind, NetNS: b.Host("router"), Text: text})
+		if err == nil {
+			r.Stop()
+			t.Errorf("%s started with a line that it does not know", kind)
+		} else if !strings.Contains(err.Error(), "neighbour") && !strings.Contains(err.Error(), ":2:") {
+			t.Errorf("%s: the error %v does not say which line", kind, err)
+		}
+	}
+}
+
+func TestAClientBehindEachRouterReachesANode(t *testing.T) {
+	b := lay(t, BedOptions{Nodes: 1, Routers: 2})
+	for _, address := range []string{"192.168.0.11:80", "[fd00:a8::b]:80"} {
+		l, err := b.Host("node1").Listen("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		for _, host := range []string{"far", "far2", "client", "router2"} {
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			c, err := b.Host(host).Dial(ctx, "tcp", address)
+			cancel()
+			if err != nil {
+				t.Errorf("%s does not reach %s: %v", host, address, err)
+				continue
+			}
+			c.Close()
+		}
+	}
+}
+
+// abandon starts routers and then waits to be killed.
+func abandon() {
+	b, err := NewBed(BedOptions{Nodes: 1})
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	for host, c := range map[string]Config{"router": {Kind: FRR, Text: frrText}, "node1": {Kind: BIRD, Text: birdText(11)}} {
+		c.NetNS = b.Host(host)
+		r, err := Start(context.Background(), c)
+		if err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		fmt.Println(r.Dir)
+	}
+	select {}
+}
+
+func TestNothingRunsAfterTheProgramThatStartedIt(t *testing.T) {
+	lay(t, BedOptions{})
+	cmd := exec.Command("/proc/self/exe", "__abandon")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var dirs [2]string
+	for i := range dirs {
+		if _, err := fmt.Fscanln(out, &dirs[i]); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { os.RemoveAll(dirs[i]) })
+		if len(mentions(t, dirs[i])) == 0 {
+			t.Fatalf("no process names %s, so that this test would see nothing", dirs[i])
+		}
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	eventually(t, "the routers are gone too", func() error {
+		for _, dir := range dirs {
+			if left := mentions(t, dir); len(left) > 0 {
+				return fmt.Errorf("these run: %s", left)
+			}
+		}
+		return nil
+	})
+}
+
+// mentions are the command lines of this machine's processes that name a path.
+func mentions(t *testing.T, path string) []string {
+	t.Helper()
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, e := range entries {
+		if line, _ := os.ReadFile("/proc/" + e.Name() + "/cmdline"); bytes.Contains(line, []byte(path)) {
+			out = append(out, string(bytes.ReplaceAll(line, []byte{0}, []byte{' '})))
+		}
+	}
+	return out
+}
