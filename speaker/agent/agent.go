@@ -97,8 +97,8 @@ type inputs struct {
 	plan   plan.Inputs
 	synced bool
 	links  facts.LinkSet
-	denied map[int]string // link index -> why its port is closed for lack of permission
-	failed map[int]bool   // link index -> its port could not be opened
+	denied map[portID]string // why the port is closed for lack of permission
+	failed map[portID]bool   // the port could not be opened
 }
 
 // New returns an Agent that does nothing before Run.
@@ -116,7 +116,7 @@ func New(o Options) *Agent {
 				Self: o.Self, Class: o.Class,
 				Services: map[view.Key]view.Service{}, Endpoints: map[view.Key]view.Endpoints{}, Nodes: map[string]view.Node{},
 			},
-			denied: map[int]string{}, failed: map[int]bool{},
+			denied: map[portID]string{}, failed: map[portID]bool{},
 		},
 	}
 }

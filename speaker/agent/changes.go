@@ -3,6 +3,7 @@ package agent
 import (
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
+	"github.com/gantry-lb/gantry/speaker/layer2"
 	"github.com/gantry-lb/gantry/speaker/plan"
 )
 
@@ -48,15 +49,40 @@ func Synced() Change {
 	return func(in *inputs) { in.synced = true }
 }
 
+// portID names a link and a family.
+type portID struct {
+	link   int
+	family layer2.Family
+}
+
 // usable returns the inputs of the Plan, with the links on which frames can really be sent.
 func (in *inputs) usable() plan.Inputs {
 	out := in.plan
 	out.Links = nil
 	for _, l := range in.links {
-		if !in.failed[l.Index] {
+		l.Without4, l.Without6 = in.failed[portID{l.Index, layer2.IPv4}], in.failed[portID{l.Index, layer2.IPv6}]
+		if !l.Without4 || !l.Without6 {
 			out.Links = append(out.Links, l)
 		}
 	}
-	out.Denied = len(out.Links) == 0 && len(in.denied) > 0
+	_, denied := in.refused()
+	out.Denied = denied
 	return out
+}
+
+// refused says whether raw sockets are refused for a whole family on every link, and why.
+func (in *inputs) refused() (why string, all bool) {
+	for _, f := range []layer2.Family{layer2.IPv4, layer2.IPv6} {
+		n := 0
+		for _, l := range in.links {
+			if text, ok := in.denied[portID{l.Index, f}]; ok {
+				n++
+				if why == "" || text < why {
+					why = text
+				}
+			}
+		}
+		all = all || (n > 0 && n == len(in.links))
+	}
+	return why, all
 }

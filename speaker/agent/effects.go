@@ -72,15 +72,16 @@ func (a *Agent) report(r layer2.Report) {
 	case facts.ForeignClaim:
 		a.step(elect.Foreign{Claim: r})
 	case layer2.PortFailed:
-		a.in.failed[r.Link.Index] = true
-		if r.Denied() {
-			a.in.denied[r.Link.Index] = r.Err.Error()
+		p := portID{r.Link.Index, r.Family}
+		a.in.failed[p] = true
+		if delete(a.in.denied, p); r.Denied() {
+			a.in.denied[p] = r.Err.Error()
 		}
-		a.o.Log.Error("layer 2 is not usable on a link", "link", r.Link.Name, "error", r.Err)
+		a.o.Log.Error("layer 2 is not usable on a link", "link", r.Link.Name, "family", r.Family.String(), "error", r.Err)
 		a.replan, a.tell = true, true
 	case layer2.PortOpened:
-		delete(a.in.failed, r.Link.Index)
-		delete(a.in.denied, r.Link.Index)
+		delete(a.in.failed, portID{r.Link.Index, r.Family})
+		delete(a.in.denied, portID{r.Link.Index, r.Family})
 		a.replan, a.tell = true, true
 	}
 }
@@ -89,8 +90,8 @@ func (a *Agent) report(r layer2.Report) {
 func (a *Agent) setLinks(links facts.LinkSet) {
 	a.in.links = links
 	// A link that is gone takes its faults with it; one that comes back is tried afresh.
-	maps.DeleteFunc(a.in.failed, func(i int, _ bool) bool { _, ok := links.ByIndex(i); return !ok })
-	maps.DeleteFunc(a.in.denied, func(i int, _ string) bool { _, ok := links.ByIndex(i); return !ok })
+	maps.DeleteFunc(a.in.failed, func(p portID, _ bool) bool { _, ok := links.ByIndex(p.link); return !ok })
+	maps.DeleteFunc(a.in.denied, func(p portID, _ string) bool { _, ok := links.ByIndex(p.link); return !ok })
 	macs := make([]facts.MAC, 0, len(links))
 	for _, l := range links {
 		macs = append(macs, l.MAC)
@@ -110,10 +111,6 @@ func (a *Agent) status() Status {
 	}
 	slices.SortFunc(held, netip.Addr.Compare)
 	s := Status{Plan: a.plan, Holders: a.machine.Holders(), Held: held, Notes: a.notes}
-	for _, why := range a.in.denied {
-		if s.Denied == "" || why < s.Denied {
-			s.Denied = why
-		}
-	}
+	s.Denied, _ = a.in.refused()
 	return s
 }

@@ -25,6 +25,16 @@ type Link struct {
 	Prefixes []netip.Prefix
 	// Gateways are the next hops of the default routes through this link, sorted.
 	Gateways []netip.Addr
+	// Without4 and Without6 say that frames of IPv4, of IPv6, cannot be sent on this link.
+	Without4, Without6 bool
+}
+
+// Carries says whether an address can be answered for on the link.
+func (l Link) Carries(a netip.Addr) bool {
+	if a.Is4() {
+		return !l.Without4
+	}
+	return !l.Without6
 }
 
 // LinkSet is all usable links, sorted by index.

@@ -59,16 +59,13 @@ func (b *bed) start(run func(context.Context) error) {
 	go func() { ended <- run(ctx) }()
 	go func() {
 		defer close(read)
-		for {
-			f, err := b.client.Read()
-			if err != nil {
-				return
-			}
+		_ = b.client.Receive(func(f layer2.Frame) (layer2.Frame, bool) {
 			select {
 			case b.heard <- f:
 			default:
 			}
-		}
+			return layer2.Frame{}, false
+		})
 	}()
 	b.t.Cleanup(func() {
 		cancel()

@@ -33,15 +33,20 @@ type Wire interface {
 	Open(l facts.Link, f Family) (Port, error)
 }
 
-// Port sends and receives frames of one family on one link. Read blocks until a frame came or the port failed or was closed; Close
-// ends a blocked Read. Frames that this node sent are not read. Write never waits: it answers ErrNotSent instead.
+// Port sends and receives frames of one family on one link.
 type Port interface {
-	Read() (Frame, error)
+	// Receive hands every frame to handle, and sends what handle answers, until the port fails or is closed; it is
+	// called once, and returns why it ended. Frames that this node sent are not received.
+	Receive(handle func(Frame) (answer Frame, ok bool)) error
+	// Write sends a frame. It never waits: it answers ErrNotSent instead. Any time but during another Write.
 	Write(f Frame) error
 	// Join lets questions about an IPv6 address in, which go to a group; Leave keeps them out again. For IPv4 there
 	// is nothing to join.
 	Join(a netip.Addr) error
 	Leave(a netip.Addr)
+	// Lost counts frames that came or were answered when there was no room. Any goroutine may call it.
+	Lost() uint64
+	// Close ends Receive, and waits for nobody.
 	Close() error
 }
 
@@ -71,17 +76,21 @@ type Probe struct {
 // Report is what the engine found: facts.ProbeResult, facts.ForeignClaim, PortFailed or PortOpened.
 type Report any
 
-// PortFailed says that a link cannot be used. It is reported once for each change of the error.
+// PortFailed says that a link cannot be used for a family. It is reported once for each change of the error.
 type PortFailed struct {
-	Link facts.Link
-	Err  error
+	Link   facts.Link
+	Family Family
+	Err    error
 }
 
 // Denied says that the reason is lack of permission.
 func (p PortFailed) Denied() bool { return errors.Is(p.Err, ErrDenied) }
 
-// PortOpened says that a link is usable now.
-type PortOpened struct{ Link facts.Link }
+// PortOpened says that a link is usable for a family now.
+type PortOpened struct {
+	Link   facts.Link
+	Family Family
+}
 
 // Engine is the owner of the ports. Make it with New; its methods may be called from any goroutine and return at once.
 type Engine struct {
@@ -96,16 +105,21 @@ type Engine struct {
 	fence    fence
 
 	dropped atomic.Uint64
-	// counted is what is held, for the counters alone; see hold.
-	counted atomic.Pointer[map[netip.Addr]holding]
+	// lost is what the ports lost that are closed.
+	lost atomic.Uint64
+	// known is what the readers of the ports, which answer by themselves, and the metrics see of what follows.
+	known atomic.Pointer[table]
 
 	// Run owns all that follows.
-	held    map[netip.Addr]holding // never edited, only replaced
+	held    map[netip.Addr]holding // never edited, only replaced; in the table
 	ports   map[portKey]*port
 	present facts.LinkSet
 	asking  map[uint64]*question
 	// askedFor counts the questions about an address.
-	askedFor map[netip.Addr]int
+	askedFor   map[netip.Addr]int
+	askedTable map[netip.Addr]struct{} // its addresses, as the table has them; never edited
+	// askedNew says that the two differ.
+	askedNew bool
 	sched    *Schedule
 	frames   chan received
 	readers  sync.WaitGroup
@@ -123,7 +137,7 @@ type foreignKey struct {
 
 // New returns an Engine that answers for nothing.
 func New(wire Wire, now func() time.Time) *Engine {
-	return &Engine{
+	e := &Engine{
 		wire: wire, now: now,
 		claims: make(chan []intent.Claim, 1), links: make(chan facts.LinkSet, 1), announce: make(chan []netip.Addr, 16),
 		probe: make(chan Probe, 8192), reports: make(chan Report, 16384),
@@ -131,6 +145,8 @@ func New(wire Wire, now func() time.Time) *Engine {
 		sched: NewSchedule(), frames: make(chan received, 1024), foreign: map[foreignKey]time.Time{},
 		fence: fence{base: now()},
 	}
+	e.publish()
+	return e
 }
 
 // latest puts v in the place of a value that was not taken yet.
@@ -200,7 +216,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	defer timer.Stop()
 	defer e.closeAll()
 	for {
-		// A frame, of which there may be a flood, is answered without a look at what else is due.
+		// A frame, of which there may be a flood, is looked at without a look at what else is due.
 		e.woken = true
 		select {
 		case <-ctx.Done():
@@ -221,6 +237,9 @@ func (e *Engine) Run(ctx context.Context) error {
 		case r := <-e.frames:
 			e.woken = false
 			e.receive(r)
+			for range len(e.frames) {
+				e.receive(<-e.frames)
+			}
 		case <-timer.C:
 		}
 		if e.woken {
@@ -262,7 +281,7 @@ func (e *Engine) hold(claims []intent.Claim) {
 		held[c.Address] = h
 	}
 	e.held = held
-	e.counted.Store(&held)
+	e.publish()
 	for a, h := range before {
 		for _, l := range h.links {
 			if slices.Contains(held[a].links, l) {
@@ -344,7 +363,7 @@ const (
 	foreignLimit = 4096
 )
 
-// receive handles a frame from the wire.
+// receive handles what a reader passed on.
 func (e *Engine) receive(r received) {
 	p := e.ports[r.port]
 	if p == nil || p.generation != r.generation {
@@ -355,26 +374,9 @@ func (e *Engine) receive(r received) {
 		return
 	}
 	f := r.frame
-	for _, own := range e.ports {
-		if f.SenderMAC == own.link.MAC {
-			return
-		}
-	}
 	e.hear(f.SenderIP, f.SenderMAC)
 	if slices.Contains(e.held[f.SenderIP].links, r.port.link) {
 		e.contradicted(f, r.port.link)
-	}
-	h := e.held[f.TargetIP]
-	if !slices.Contains(h.links, r.port.link) {
-		return
-	}
-	if f.Operation == Request {
-		h.tally.requests.Add(1)
-	}
-	if answer, why := Answer(f, p.link.MAC); why == Answered && !e.fenced() {
-		if e.write(p, answer) {
-			h.tally.answers.Add(1)
-		}
 	}
 }
 

@@ -266,7 +266,7 @@ func TestAnUnusableProbeDoesNotHarmThePort(t *testing.T) {
 		if r := report[facts.ProbeResult](s.bed, "the probe ends"); !r.Unasked {
 			t.Fatalf("the result is %+v, want that nobody was asked", r)
 		}
-		s.hold(held)
+		s.take(held)
 		s.send(s.request(held))
 		s.wantHeard("the port works", s.answer(held))
 	})

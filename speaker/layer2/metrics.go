@@ -22,16 +22,20 @@ type Counters struct{ Requests, Answers, Gratuitous uint64 }
 // Counters returns the counters of every held address.
 func (e *Engine) Counters() map[netip.Addr]Counters {
 	out := map[netip.Addr]Counters{}
-	if held := e.counted.Load(); held != nil {
-		for a, h := range *held {
-			out[a] = Counters{h.tally.requests.Load(), h.tally.answers.Load(), h.tally.gratuitous.Load()}
-		}
+	for a, h := range e.known.Load().held {
+		out[a] = Counters{h.tally.requests.Load(), h.tally.answers.Load(), h.tally.gratuitous.Load()}
 	}
 	return out
 }
 
-// Dropped counts what was given up for lack of room: frames not sent, and reports that nobody took.
-func (e *Engine) Dropped() uint64 { return e.dropped.Load() }
+// Dropped counts what was given up for lack of room: frames not received, frames not sent, and reports that nobody took.
+func (e *Engine) Dropped() uint64 {
+	n := e.dropped.Load() + e.lost.Load()
+	for _, p := range e.known.Load().open {
+		n += p.Lost()
+	}
+	return n
+}
 
 // The metrics have the names that dashboards for this API know. Their label is bounded by the addresses that the node
 // holds.
@@ -39,7 +43,7 @@ var (
 	requestsMetric   = prometheus.NewDesc("metallb_layer2_requests_received", "ARP requests and Neighbor Solicitations for a held address.", []string{"ip"}, nil)
 	answersMetric    = prometheus.NewDesc("metallb_layer2_responses_sent", "Answers to them.", []string{"ip"}, nil)
 	gratuitousMetric = prometheus.NewDesc("metallb_layer2_gratuitous_sent", "Announcements of a held address.", []string{"ip"}, nil)
-	droppedMetric    = prometheus.NewDesc("gantry_layer2_dropped_total", "Frames not sent and reports not taken, for lack of room.", nil, nil)
+	droppedMetric    = prometheus.NewDesc("gantry_layer2_dropped_total", "Frames not received, frames not sent and reports not taken, for lack of room.", nil, nil)
 )
 
 var _ prometheus.Collector = (*Engine)(nil)

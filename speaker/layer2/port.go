@@ -42,14 +42,14 @@ const (
 )
 
 // setLinks opens a port on each new link and closes those of links that are gone. A link whose Ethernet address changed
-// counts as new: the segment has to learn the new one.
+// counts as new: the segment has to learn the new one. One that was only renamed does not.
 func (e *Engine) setLinks(links facts.LinkSet) {
 	e.present = links
 	for key, p := range e.ports {
 		l, ok := links.ByIndex(key.link)
-		if !ok || l.MAC != p.link.MAC || l.Name != p.link.Name {
-			e.close(p)
+		if !ok || l.MAC != p.link.MAC {
 			delete(e.ports, key)
+			e.close(p)
 			for a := range e.held {
 				e.sched.Remove(a, key.link)
 			}
@@ -65,6 +65,7 @@ func (e *Engine) setLinks(links facts.LinkSet) {
 			e.need(portKey{l, FamilyOf(a)})
 		}
 	}
+	e.publish()
 }
 
 // need opens the port if there is such a link. Ports for IPv6 are opened when an address asks for one, since their
@@ -90,8 +91,9 @@ func (e *Engine) open(p *port) {
 	e.generation++
 	p.generation = e.generation
 	e.readers.Add(1)
-	go e.read(io, p.key, p.generation)
-	e.report(PortOpened{Link: p.link})
+	go e.read(io, p.key, p.generation, p.link.MAC)
+	e.publish()
+	e.report(PortOpened{Link: p.link, Family: p.key.family})
 	for a, h := range e.held {
 		if FamilyOf(a) == p.key.family && slices.Contains(h.links, p.link.Index) {
 			e.join(p, a)
@@ -110,18 +112,6 @@ func (e *Engine) join(p *port, a netip.Addr) {
 	}
 }
 
-// read passes on frames until the port fails; the last thing it passes on is the error.
-func (e *Engine) read(io Port, key portKey, generation uint64) {
-	defer e.readers.Done()
-	for {
-		f, err := io.Read()
-		e.frames <- received{port: key, generation: generation, frame: f, err: err}
-		if err != nil {
-			return
-		}
-	}
-}
-
 // fail closes the port and has it opened again later, ever more slowly. The same error is reported once.
 func (e *Engine) fail(p *port, err error) {
 	now := e.now()
@@ -134,16 +124,17 @@ func (e *Engine) fail(p *port, err error) {
 	e.woken = true
 	if text := err.Error(); text != p.err {
 		p.err = text
-		e.report(PortFailed{Link: p.link, Err: err})
+		e.report(PortFailed{Link: p.link, Family: p.key.family, Err: err})
 	}
 }
 
 func (e *Engine) close(p *port) {
 	if p.io != nil {
+		e.lost.Add(p.io.Lost())
 		p.io.Close() // the reader ends; its last word is of an old generation
-		p.io = nil
+		p.io, p.generation = nil, 0
+		e.publish()
 	}
-	p.generation = 0
 }
 
 // reopen tries the failed ports whose time has come and returns when the next one's does.

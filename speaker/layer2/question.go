@@ -23,7 +23,9 @@ func (e *Engine) ask(p Probe) {
 		e.forget(q)
 	}
 	e.asking[p.ID] = &question{Probe: p, next: e.now()}
-	e.askedFor[p.Address]++
+	if e.askedFor[p.Address]++; e.askedFor[p.Address] == 1 {
+		e.askedNew = true
+	}
 	for _, l := range p.Links {
 		e.need(portKey{l, FamilyOf(p.Address)})
 	}
@@ -34,11 +36,16 @@ func (e *Engine) forget(q *question) {
 	delete(e.asking, q.ID)
 	if e.askedFor[q.Address]--; e.askedFor[q.Address] <= 0 {
 		delete(e.askedFor, q.Address)
+		e.askedNew = true
 	}
 }
 
 // askAgain sends what is due, ends what is over, and returns when the next thing is due.
 func (e *Engine) askAgain(now time.Time) time.Time {
+	if e.askedNew { // before the first question goes out: its answer may be here at once
+		e.askedNew = false
+		e.publishAsked()
+	}
 	var next time.Time
 	for id, q := range e.asking {
 		if !now.Before(q.next) && len(q.answers) == 0 && q.sent < q.Attempts {

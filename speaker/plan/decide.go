@@ -78,13 +78,14 @@ func decideNode(in *Inputs, s *view.Service, ads []*snapshot.L2Ad, n *view.Node)
 	if n.Name != in.Self { // the links of other nodes are their own to judge
 		return names.ReasonNotHolder
 	}
-	if in.Denied {
-		return names.ReasonRawSocketDenied
-	}
 	for _, a := range s.Assigned {
-		if len(linksFor(in, ads, a)) == 0 {
-			return names.ReasonNoLinks
+		if len(linksFor(in, ads, a)) > 0 {
+			continue
 		}
+		if in.Denied {
+			return names.ReasonRawSocketDenied
+		}
+		return names.ReasonNoLinks
 	}
 	return names.ReasonNotHolder
 }
@@ -137,7 +138,7 @@ func linksFor(in *Inputs, ads []*snapshot.L2Ad, a netip.Addr) []int {
 			continue
 		}
 		for _, l := range in.Links {
-			if slices.Contains(ad.Interfaces, l.Name) {
+			if l.Carries(a) && slices.Contains(ad.Interfaces, l.Name) {
 				out = append(out, l.Index)
 			}
 		}
@@ -150,6 +151,9 @@ func linksFor(in *Inputs, ads []*snapshot.L2Ad, a netip.Addr) []int {
 func covering(in *Inputs, a netip.Addr) []int {
 	var on, all []int
 	for _, l := range in.Links {
+		if !l.Carries(a) {
+			continue
+		}
 		all = append(all, l.Index)
 		if slices.ContainsFunc(l.Prefixes, func(p netip.Prefix) bool { return p.Contains(a) }) {
 			on = append(on, l.Index)

@@ -198,15 +198,22 @@ type port struct {
 
 var _ layer2.Port = (*port)(nil)
 
-// Read returns the next frame.
-func (p *port) Read() (layer2.Frame, error) {
-	select {
-	case <-p.done:
-		return layer2.Frame{}, p.err
-	case f := <-p.frames:
-		return f, nil
+// Receive hands the frames to handle and sends its answers.
+func (p *port) Receive(handle func(layer2.Frame) (layer2.Frame, bool)) error {
+	for {
+		select {
+		case <-p.done:
+			return p.err
+		case f := <-p.frames:
+			if answer, ok := handle(f); ok {
+				_ = p.Write(answer) // a port that is closed is noticed above
+			}
+		}
 	}
 }
+
+// Lost is 0: what a host does not read is not counted.
+func (p *port) Lost() uint64 { return 0 }
 
 // Write sends a frame.
 func (p *port) Write(f layer2.Frame) error { return p.host.lan.send(p, f) }

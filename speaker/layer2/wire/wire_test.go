@@ -78,7 +78,7 @@ func dropCapabilities() error {
 	return unix.Capset(&h, &data[0])
 }
 
-func TestReadEnds(t *testing.T) {
+func TestReceiveEnds(t *testing.T) {
 	for _, f := range families {
 		t.Run(f.String()+": with ErrLinkGone when the link goes down", func(t *testing.T) {
 			room, link := cable(t)
@@ -93,7 +93,7 @@ func TestReadEnds(t *testing.T) {
 				return errors.Join(err, netlink.LinkSetDown(l))
 			})
 			if err := await(t, ended); !errors.Is(err, layer2.ErrLinkGone) {
-				t.Errorf("Read = %v, want that the link is gone", err)
+				t.Errorf("Receive = %v, want that the link is gone", err)
 			}
 		})
 		t.Run(f.String()+": when the port is closed", func(t *testing.T) {
@@ -107,22 +107,17 @@ func TestReadEnds(t *testing.T) {
 				t.Fatal(err)
 			}
 			if err := await(t, ended); err == nil {
-				t.Error("Read answers a frame")
+				t.Error("Receive ends without a reason")
 			}
 		})
 	}
 }
 
-// read reads until an error comes.
+// read receives until an error comes.
 func read(p layer2.Port) <-chan error {
 	ended := make(chan error, 1)
 	go func() {
-		for {
-			if _, err := p.Read(); err != nil {
-				ended <- err
-				return
-			}
-		}
+		ended <- p.Receive(func(layer2.Frame) (layer2.Frame, bool) { return layer2.Frame{}, false })
 	}()
 	return ended
 }
@@ -133,7 +128,7 @@ func await(t *testing.T, ended <-chan error) error {
 	case err := <-ended:
 		return err
 	case <-time.After(5 * time.Second):
-		t.Fatal("Read does not end")
+		t.Fatal("Receive does not end")
 		return nil
 	}
 }
