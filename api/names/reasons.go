@@ -77,3 +77,17 @@ const (
 	// ReasonUnknownPool: an advertisement names a pool that does not exist.
 	ReasonUnknownPool Reason = "UnknownPool"
 )
+
+// Reasons for faults of BFD sessions.
+const (
+	// ReasonInvalidBFD: an interval, the multiplier, the TTL or an address of a BFD session is outside of what is possible.
+	ReasonInvalidBFD Reason = "InvalidBFD"
+	// ReasonEchoUnsupported: echo packets are asked for where they cannot be sent, or the neighbour does not return them.
+	ReasonEchoUnsupported Reason = "EchoUnsupported"
+	// ReasonBFDAuthentication: the neighbour authenticates its BFD packets, which is not supported.
+	ReasonBFDAuthentication Reason = "BFDAuthentication"
+	// ReasonBFDPortInUse: another program on the node has the UDP port of BFD.
+	ReasonBFDPortInUse Reason = "BFDPortInUse"
+	// ReasonBFDUnsent: BFD packets cannot be sent, because the link is gone or there is no route.
+	ReasonBFDUnsent Reason = "BFDUnsent"
+)

@@ -87,10 +87,10 @@ func under(dir string, places ...string) bool {
 }
 
 // decisions are the packages that decide and do nothing else.
-var decisions = []string{"controller/allocate", "speaker/plan", "speaker/elect", "speaker/status"}
+var decisions = []string{"controller/allocate", "speaker/plan", "speaker/elect", "speaker/status", "speaker/bfd/session"}
 
 // effects are the packages that touch the world, each by one library.
-var effects = []string{"speaker/layer2", "speaker/links", "speaker/members"}
+var effects = []string{"speaker/layer2", "speaker/links", "speaker/members", "speaker/bfd"}
 
 // imports lists what may not be imported where, and why.
 var imports = []struct {
@@ -102,7 +102,7 @@ var imports = []struct {
 	{[]string{"api", "internal/view", "internal/snapshot"}, []string{"k8s.io/client-go", "sigs.k8s.io/controller-runtime", "log", module + "controller", module + "speaker"}, "values know no client and no log"},
 	{[]string{"speaker/intent", "speaker/facts"}, []string{"k8s.io/", "sigs.k8s.io/", module}, "engines share these and stay free of Kubernetes"},
 	{decisions, []string{"context", "log", "os", "net/http", "k8s.io/api/", "k8s.io/client-go", "sigs.k8s.io/", "github.com/prometheus"}, "a decision is a function of its arguments"},
-	{effects, []string{"k8s.io/", "sigs.k8s.io/", module + "internal", module + "speaker/plan", module + "speaker/elect", module + "api"}, "an engine does what it is told and knows no Kubernetes"},
+	{effects, []string{"k8s.io/", "sigs.k8s.io/", module + "internal", module + "speaker/plan", module + "speaker/elect", module + "api/v1beta1"}, "an engine does what it is told and knows no Kubernetes"},
 	{[]string{"speaker/agent"}, []string{"k8s.io/client-go", "sigs.k8s.io/controller-runtime"}, "the agent is tested without an API server"},
 	{[]string{"controller"}, []string{module + "speaker"}, "the binaries share values alone"},
 	{[]string{"speaker"}, []string{module + "controller"}, "the binaries share values alone"},

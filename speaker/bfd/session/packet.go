@@ -1,0 +1,166 @@
+package session
+
+import (
+	"encoding/binary"
+	"time"
+)
+
+// State is the state of a session, with its number on the wire (RFC 5880 section 4.1).
+type State uint8
+
+// The states of RFC 5880 section 6.2.
+const (
+	AdminDown State = iota
+	Down
+	Init
+	Up
+)
+
+// String names the state as the RFC does.
+func (s State) String() string { return [...]string{"AdminDown", "Down", "Init", "Up"}[s&3] }
+
+// Diagnostic says why a session last left the state Up, with its number on the wire (RFC 5880 section 4.1).
+type Diagnostic uint8
+
+// The diagnostics that this package sends; it shows all of them.
+const (
+	NoDiagnostic         Diagnostic = 0
+	DetectionExpired     Diagnostic = 1
+	EchoFailed           Diagnostic = 2
+	NeighbourDown        Diagnostic = 3
+	AdministrativelyDown Diagnostic = 7
+)
+
+// String names the diagnostic in words.
+func (d Diagnostic) String() string {
+	words := [...]string{
+		"no diagnostic", "control detection time expired", "echo function failed", "neighbour signalled session down",
+		"forwarding plane reset", "path down", "concatenated path down", "administratively down", "reverse concatenated path down",
+	}
+	if int(d) < len(words) {
+		return words[d]
+	}
+	return "an unassigned diagnostic"
+}
+
+// Packet is a BFD Control packet (RFC 5880 section 4.1). It is a value; its zero value is not valid on the wire.
+type Packet struct {
+	Diagnostic Diagnostic
+	State      State
+	// Poll asks for a packet with Final set, at once; no packet has both (section 6.5).
+	Poll, Final bool
+	// Independent is the C bit: the sender's BFD goes on without its control plane. Ours never does.
+	Independent bool
+	// Authenticated is the A bit. The section that it announces is not kept.
+	Authenticated bool
+	// Demand is the D bit: the sender wants no periodic packets while both sides are Up.
+	Demand bool
+	// Multiplier is how many intervals may pass without a packet; 0 is not valid.
+	Multiplier uint8
+	// Mine is the sender's discriminator, never 0; Yours the one that it knows of the receiver, or 0.
+	Mine, Yours uint32
+	// The intervals are multiples of 1 µs up to about 71 minutes: how often the sender wants to send, how often it can
+	// receive, and how often it can receive echo packets. 0 in RequiredRx asks for no periodic packets, in
+	// RequiredEchoRx for no echo.
+	DesiredTx, RequiredRx, RequiredEchoRx time.Duration
+}
+
+const (
+	version = 1
+	// length is that of a packet without an authentication section, lengthAuthenticated the least with one, in bytes.
+	length              = 24
+	lengthAuthenticated = 26
+)
+
+// The flags in the second byte.
+const (
+	flagPoll          = 1 << 5
+	flagFinal         = 1 << 4
+	flagIndependent   = 1 << 3
+	flagAuthenticated = 1 << 2
+	flagDemand        = 1 << 1
+	flagMultipoint    = 1 << 0
+)
+
+// Discard says why a received packet was not taken, and is empty for one that was. It is a word of metrics too.
+type Discard string
+
+// The discard rules of RFC 5880 section 6.8.6, and those of the transports: the TTL of RFC 5881 section 5 and of RFC 5883,
+// packets that belong to no session.
+const (
+	Accepted           Discard = ""
+	BadVersion         Discard = "version"
+	BadLength          Discard = "length"
+	ZeroMultiplier     Discard = "multiplier"
+	Multipoint         Discard = "multipoint"
+	ZeroDiscriminator  Discard = "my_discriminator"
+	UnknownSession     Discard = "session"
+	WrongState         Discard = "state"
+	NotAuthenticated   Discard = "authentication"
+	LowTTL             Discard = "ttl"
+	AdministrativeStop Discard = "admin_down"
+)
+
+// Discards are all of them but Accepted.
+var Discards = [...]Discard{
+	BadVersion, BadLength, ZeroMultiplier, Multipoint, ZeroDiscriminator, UnknownSession, WrongState, NotAuthenticated, LowTTL, AdministrativeStop,
+}
+
+// Parse reads the payload of a datagram by the rules of RFC 5880 section 6.8.6 that need no session. Bytes after the packet's
+// own length are passed over.
+func Parse(b []byte) (Packet, Discard) {
+	if len(b) < length {
+		return Packet{}, BadLength
+	}
+	flags := b[1]
+	least := length
+	if flags&flagAuthenticated != 0 {
+		least = lengthAuthenticated
+	}
+	p := Packet{
+		Diagnostic: Diagnostic(b[0] & 0x1f), State: State(flags >> 6),
+		Poll: flags&flagPoll != 0, Final: flags&flagFinal != 0, Independent: flags&flagIndependent != 0,
+		Authenticated: flags&flagAuthenticated != 0, Demand: flags&flagDemand != 0,
+		Multiplier: b[2], Mine: binary.BigEndian.Uint32(b[4:]), Yours: binary.BigEndian.Uint32(b[8:]),
+		DesiredTx: interval(b[12:]), RequiredRx: interval(b[16:]), RequiredEchoRx: interval(b[20:]),
+	}
+	switch {
+	case b[0]>>5 != version:
+		return Packet{}, BadVersion
+	case int(b[3]) < least || int(b[3]) > len(b):
+		return Packet{}, BadLength
+	case p.Multiplier == 0:
+		return Packet{}, ZeroMultiplier
+	case flags&flagMultipoint != 0:
+		return Packet{}, Multipoint
+	case p.Mine == 0:
+		return Packet{}, ZeroDiscriminator
+	case p.Yours == 0 && p.State != Down && p.State != AdminDown:
+		return Packet{}, WrongState
+	}
+	return p, Accepted
+}
+
+func interval(b []byte) time.Duration {
+	return time.Duration(binary.BigEndian.Uint32(b)) * time.Microsecond
+}
+
+// Append appends the packet's bytes. The A bit is never sent, since nothing is authenticated.
+func (p Packet) Append(b []byte) []byte {
+	flags := byte(p.State) << 6
+	flags |= flag(p.Poll, flagPoll) | flag(p.Final, flagFinal) | flag(p.Independent, flagIndependent) | flag(p.Demand, flagDemand)
+	b = append(b, version<<5|byte(p.Diagnostic)&0x1f, flags, p.Multiplier, length)
+	b = binary.BigEndian.AppendUint32(b, p.Mine)
+	b = binary.BigEndian.AppendUint32(b, p.Yours)
+	for _, d := range [...]time.Duration{p.DesiredTx, p.RequiredRx, p.RequiredEchoRx} {
+		b = binary.BigEndian.AppendUint32(b, uint32(d/time.Microsecond))
+	}
+	return b
+}
+
+func flag(set bool, bit byte) byte {
+	if set {
+		return bit
+	}
+	return 0
+}
