@@ -76,6 +76,24 @@ const (
 	ReasonDuplicate Reason = "Duplicate"
 	// ReasonUnknownPool: an advertisement names a pool that does not exist.
 	ReasonUnknownPool Reason = "UnknownPool"
+	// ReasonUnknownPeer: an advertisement names a BGPPeer that does not exist.
+	ReasonUnknownPeer Reason = "UnknownPeer"
+	// ReasonUnknownCommunity: an advertisement names an alias that no Community has.
+	ReasonUnknownCommunity Reason = "UnknownCommunity"
+	// ReasonUnknownBFDProfile: a BGPPeer names a BFDProfile that does not exist.
+	ReasonUnknownBFDProfile Reason = "UnknownBFDProfile"
+	// ReasonUnknownSecret: a BGPPeer names a Secret that does not exist or holds no usable password.
+	ReasonUnknownSecret Reason = "UnknownSecret"
+	// ReasonInvalidCommunity: the value of a community cannot be read.
+	ReasonInvalidCommunity Reason = "InvalidCommunity"
+	// ReasonInvalidTimer: the timers of a BGPPeer contradict each other or are out of range.
+	ReasonInvalidTimer Reason = "InvalidTimer"
+	// ReasonDuplicatePeer: two BGPPeers connect to one router in a way that it cannot tell apart.
+	ReasonDuplicatePeer Reason = "DuplicatePeer"
+	// ReasonAggregationLength: an advertisement aggregates over more addresses than a pool has.
+	ReasonAggregationLength Reason = "AggregationLength"
+	// ReasonConflictingAdvertisements: two advertisements give one prefix different values of localPref.
+	ReasonConflictingAdvertisements Reason = "ConflictingAdvertisements"
 )
 
 // Reasons for faults of BFD sessions.

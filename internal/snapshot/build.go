@@ -12,6 +12,7 @@ import (
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/api/v1beta2"
 )
 
 // Namespace is what Build needs to know of a namespace.
@@ -22,13 +23,32 @@ type Namespace struct {
 
 // Objects are the configuration objects as the API server has them, in any order.
 type Objects struct {
-	Pools            []v1beta1.IPAddressPool
-	L2Advertisements []v1beta1.L2Advertisement
-	Namespaces       []Namespace
+	Pools             []v1beta1.IPAddressPool
+	L2Advertisements  []v1beta1.L2Advertisement
+	BGPAdvertisements []v1beta1.BGPAdvertisement
+	Peers             []v1beta2.BGPPeer
+	BFDProfiles       []v1beta1.BFDProfile
+	Communities       []v1beta1.Community
+	Namespaces        []Namespace
+	Nodes             []Node
+	// Secrets are those of type kubernetes.io/basic-auth.
+	Secrets []Secret
+	// Last is the Snapshot before this one, nil at the start: what it has of an object that an edit broke stays in force.
+	Last *Snapshot
 }
 
 // builder collects the Problems of one Build.
-type builder struct{ problems []Problem }
+type builder struct {
+	problems []Problem
+	// broken says that the object at hand cannot be served as it stands; partly, that some of its pools can.
+	broken, partly bool
+}
+
+// fault is a Problem for which the object keeps its last good state.
+func (b *builder) fault(o Object, field string, reason names.Reason, format string, args ...any) {
+	b.broken = true
+	b.problem(o, field, reason, format, args...)
+}
 
 func (b *builder) problem(o Object, field string, reason names.Reason, format string, args ...any) {
 	b.problems = append(b.problems, Problem{Object: o, Field: field, Reason: reason, Text: fmt.Sprintf(format, args...)})
@@ -37,12 +57,19 @@ func (b *builder) problem(o Object, field string, reason names.Reason, format st
 // Build parses the objects. Everything sound is in the Snapshot; what is not is named by a Problem.
 func Build(o Objects) (*Snapshot, []Problem) {
 	var b builder
-	s := &Snapshot{Pools: b.pools(o.Pools, o.Namespaces)}
+	s := &Snapshot{Pools: b.pools(o.Pools, o.Namespaces, o.Last)}
 	ads := slices.Clone(o.L2Advertisements)
 	slices.SortFunc(ads, func(x, y v1beta1.L2Advertisement) int { return cmp.Compare(x.Name, y.Name) })
 	for i := range ads {
-		s.L2Ads = append(s.L2Ads, b.l2Ad(&ads[i], s.Pools))
+		b.broken = false
+		ad := b.l2Ad(&ads[i], s.Pools)
+		if last := o.Last.l2Ad(ad.Name); b.broken && last != nil {
+			ad = last
+		}
+		s.L2Ads = append(s.L2Ads, ad)
 	}
+	s.BGPAds = b.bgpAds(o.BGPAdvertisements, &o, s.Pools, b.aliases(o.Communities))
+	s.Peers = b.peers(o.Peers, &o)
 	slices.SortFunc(b.problems, func(x, y Problem) int {
 		return cmp.Or(cmp.Compare(x.Object.Kind, y.Object.Kind), cmp.Compare(x.Object.Name, y.Object.Name),
 			cmp.Compare(x.Field, y.Field), cmp.Compare(x.Text, y.Text))
@@ -51,8 +78,8 @@ func Build(o Objects) (*Snapshot, []Problem) {
 }
 
 // pools parses the pools, the oldest first: of two entries that overlap, the one that was there first keeps its
-// addresses, and the later entry alone is left out.
-func (b *builder) pools(in []v1beta1.IPAddressPool, namespaces []Namespace) []*Pool {
+// addresses, and the later entry alone is left out. A pool that an edit broke keeps the entries that it had.
+func (b *builder) pools(in []v1beta1.IPAddressPool, namespaces []Namespace, last *Snapshot) []*Pool {
 	in = slices.Clone(in)
 	slices.SortFunc(in, func(x, y v1beta1.IPAddressPool) int {
 		return cmp.Or(x.CreationTimestamp.Compare(y.CreationTimestamp.Time), cmp.Compare(x.Name, y.Name))
@@ -62,30 +89,64 @@ func (b *builder) pools(in []v1beta1.IPAddressPool, namespaces []Namespace) []*P
 	for i := range in {
 		p := &in[i]
 		o := Object{Kind: "IPAddressPool", Namespace: p.Namespace, Name: p.Name}
+		b.broken = false
 		pool := &Pool{
 			Name: p.Name, Labels: p.Labels,
 			AutoAssign: p.Spec.AutoAssign == nil || *p.Spec.AutoAssign,
 			AvoidBuggy: p.Spec.AvoidBuggyIPs,
 			Allocation: b.allocation(o, p.Spec.AllocateTo, namespaces),
 		}
-		for j, text := range p.Spec.Addresses {
-			field := fmt.Sprintf("spec.addresses[%d]", j)
-			r, err := ParseRange(text)
-			if err != nil {
-				b.problem(o, field, names.ReasonInvalidAddress, "%s: %v", field, err)
-				continue
-			}
-			if t, clash := overlapping(taken, r); clash {
-				b.problem(o, field, names.ReasonOverlap, "%s: %q overlaps with already defined CIDR or range %q of pool %q: take one of them out",
-					field, text, t.text, t.pool)
-				continue
-			}
-			taken = append(taken, owned{r, p.Name, text})
-			pool.Ranges = append(pool.Ranges, r)
+		before := last.Pool(p.Name)
+		if b.broken && before != nil {
+			pool.Allocation = before.Allocation
+		}
+		b.broken = false
+		entries := b.ranges(o, p.Spec.Addresses, taken)
+		if b.broken && before != nil {
+			entries = before.free(taken)
+		}
+		for _, e := range entries {
+			taken = append(taken, e)
+			pool.Ranges = append(pool.Ranges, e.Range)
 		}
 		out = append(out, pool)
 	}
 	slices.SortFunc(out, func(x, y *Pool) int { return cmp.Compare(x.Name, y.Name) })
+	return out
+}
+
+// ranges parses the entries of one pool and leaves out those that cannot be read or overlap what is taken.
+func (b *builder) ranges(o Object, entries []string, taken []owned) []owned {
+	var out []owned
+	for j, text := range entries {
+		field := fmt.Sprintf("spec.addresses[%d]", j)
+		r, err := ParseRange(text)
+		if err != nil {
+			b.fault(o, field, names.ReasonInvalidAddress, "%s: %v", field, err)
+			continue
+		}
+		t, clash := overlapping(taken, r)
+		if !clash {
+			t, clash = overlapping(out, r)
+		}
+		if clash {
+			b.fault(o, field, names.ReasonOverlap, "%s: %q overlaps with already defined CIDR or range %q of pool %q: take one of them out",
+				field, text, t.text, t.pool)
+			continue
+		}
+		out = append(out, owned{r, o.Name, text})
+	}
+	return out
+}
+
+// free returns the entries that the pool had, without those that overlap what is taken.
+func (p *Pool) free(taken []owned) []owned {
+	var out []owned
+	for _, r := range p.Ranges {
+		if _, clash := overlapping(taken, r); !clash {
+			out = append(out, owned{r, p.Name, r.String()})
+		}
+	}
 	return out
 }
 
@@ -136,7 +197,7 @@ func (b *builder) selectors(o Object, field string, in []metav1.LabelSelector) [
 	for i := range in {
 		s, err := metav1.LabelSelectorAsSelector(&in[i])
 		if err != nil {
-			b.problem(o, field, names.ReasonInvalidSelector, "%s[%d]: %v", field, i, err)
+			b.fault(o, field, names.ReasonInvalidSelector, "%s[%d]: %v", field, i, err)
 			s = labels.Nothing()
 		}
 		out = append(out, s)
@@ -151,8 +212,10 @@ func (b *builder) l2Ad(in *v1beta1.L2Advertisement, pools []*Pool) *L2Ad {
 		Interfaces:       slices.Compact(slices.Sorted(slices.Values(in.Spec.Interfaces))),
 		NodeSelectors:    b.selectors(o, "spec.nodeSelectors", in.Spec.NodeSelectors),
 		ServiceSelectors: b.selectors(o, "spec.serviceSelectors", in.Spec.ServiceSelectors),
-		Pools:            b.attached(o, in, pools),
+		Pools:            b.attached(o, in.Spec.IPAddressPools, in.Spec.IPAddressPoolSelectors, pools),
 	}
+	b.duplicates(o, "spec.ipAddressPools", in.Spec.IPAddressPools)
+	b.duplicateSelectors(o, "spec.nodeSelectors", in.Spec.NodeSelectors)
 	for i := range in.Spec.PreferredNodeSelectors {
 		w := &in.Spec.PreferredNodeSelectors[i]
 		for _, s := range b.selectors(o, fmt.Sprintf("spec.preferredNodeSelectors[%d].preference", i), []metav1.LabelSelector{w.Preference}) {
@@ -163,18 +226,17 @@ func (b *builder) l2Ad(in *v1beta1.L2Advertisement, pools []*Pool) *L2Ad {
 }
 
 // attached resolves the pools of an advertisement: by name and by selector; neither means all.
-func (b *builder) attached(o Object, in *v1beta1.L2Advertisement, pools []*Pool) []string {
-	all := len(in.Spec.IPAddressPools) == 0 && len(in.Spec.IPAddressPoolSelectors) == 0
-	selectors := b.selectors(o, "spec.ipAddressPoolSelectors", in.Spec.IPAddressPoolSelectors)
+func (b *builder) attached(o Object, wanted []string, selectors []metav1.LabelSelector, pools []*Pool) []string {
+	all := len(wanted) == 0 && len(selectors) == 0
+	parsed := b.selectors(o, "spec.ipAddressPoolSelectors", selectors)
 	var out []string
 	for _, p := range pools {
-		named := slices.Contains(in.Spec.IPAddressPools, p.Name)
-		selected := slices.ContainsFunc(selectors, func(s labels.Selector) bool { return s.Matches(labels.Set(p.Labels)) })
-		if all || named || selected {
+		selected := slices.ContainsFunc(parsed, func(s labels.Selector) bool { return s.Matches(labels.Set(p.Labels)) })
+		if all || selected || slices.Contains(wanted, p.Name) {
 			out = append(out, p.Name)
 		}
 	}
-	for i, n := range in.Spec.IPAddressPools {
+	for i, n := range wanted {
 		if !slices.ContainsFunc(pools, func(p *Pool) bool { return p.Name == n }) {
 			field := fmt.Sprintf("spec.ipAddressPools[%d]", i)
 			b.problem(o, field, names.ReasonUnknownPool, "%s: no IPAddressPool %q exists in namespace %q: create it, or correct the name", field, n, o.Namespace)

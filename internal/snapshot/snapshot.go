@@ -18,6 +18,9 @@ type Snapshot struct {
 	Pools []*Pool
 	// L2Ads are sorted by name.
 	L2Ads []*L2Ad
+	// BGPAds and Peers are sorted by name.
+	BGPAds []*BGPAd
+	Peers  []*Peer
 }
 
 // Range is an inclusive range of addresses of one family, First <= Last.

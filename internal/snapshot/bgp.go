@@ -1,0 +1,139 @@
+package snapshot
+
+import (
+	"net/netip"
+	"time"
+
+	"k8s.io/apimachinery/pkg/labels"
+)
+
+// Peer is a parsed BGPPeer with everything that it names resolved. The same value serves every node.
+type Peer struct {
+	Name string
+	// MyASN is the node's autonomous system, LocalASN what the router sees in its place; 0 means MyASN.
+	MyASN, LocalASN uint32
+	// PeerASN is the router's autonomous system; 0 when Dynamic says which are accepted.
+	PeerASN uint32
+	Dynamic DynamicASN
+	// Address of the router; the zero Addr for an unnumbered peer on Interface.
+	Address   netip.Addr
+	Interface string
+	// Source is the address that the session starts from; the zero Addr leaves it to the kernel.
+	Source netip.Addr
+	// Port of the router, 1 to 65535.
+	Port uint16
+	// Hold is 0 (never) or 3 s to 65535 s in whole seconds, Keepalive at most Hold; Connect is 0 for the default.
+	Hold, Keepalive, Connect time.Duration
+	// RouterID is the zero Addr where the node chooses it.
+	RouterID netip.Addr
+	// NodeSelectors: a node matches when any does; empty matches all.
+	NodeSelectors []labels.Selector
+	// Password of TCP MD5; empty for none. It is never logged.
+	Password string
+	// BFD is nil without BFD.
+	BFD *BFD
+	// VRF is the link that the session is bound to; empty for none.
+	VRF string
+
+	GracefulRestart, MultiHop, DisableMP, DualStack bool
+}
+
+// DynamicASN says which autonomous systems a peer without a fixed number may have.
+type DynamicASN uint8
+
+// The kinds of DynamicASN.
+const (
+	FixedASN    DynamicASN = iota // PeerASN alone
+	InternalASN                   // MyASN alone
+	ExternalASN                   // any but MyASN
+)
+
+// BFD is a parsed BFDProfile, defaults filled in.
+type BFD struct {
+	Profile           string
+	Receive, Transmit time.Duration // 10 ms to 60 s
+	Multiplier        uint8         // 2 to 255
+	EchoInterval      time.Duration // 10 ms to 60 s
+	Echo, Passive     bool
+	MinimumTTL        uint8 // 1 to 254, for multihop sessions
+}
+
+// BGPAd is a parsed BGPAdvertisement.
+type BGPAd struct {
+	Name string
+	// Pools are the names of the pools it covers, resolved from names and selectors, sorted.
+	Pools []string
+	// Length4 and Length6 are the lengths of the announced prefixes: 1 to 32, 1 to 128.
+	Length4, Length6 int
+	// LocalPref is 0 where the router is to choose.
+	LocalPref uint32
+	// Communities are sorted, without repetition.
+	Communities []Community
+	// NodeSelectors: a node matches when any does; empty matches all.
+	NodeSelectors []labels.Selector
+	// ServiceSelectors: a Service matches when any does; empty matches all.
+	ServiceSelectors []labels.Selector
+	// Peers are names of BGPPeers, sorted; empty means all.
+	Peers []string
+}
+
+// Node is what Build needs to know of a node.
+type Node struct {
+	Name   string
+	Labels map[string]string
+}
+
+// Secret is what Build needs to know of a Secret of type kubernetes.io/basic-auth.
+type Secret struct {
+	Name string
+	// Password is the entry "password"; Set says whether it is there.
+	Password string
+	Set      bool
+}
+
+// Peer returns the peer of that name, or nil.
+func (s *Snapshot) Peer(name string) *Peer {
+	if s == nil {
+		return nil
+	}
+	for _, p := range s.Peers {
+		if p.Name == name {
+			return p
+		}
+	}
+	return nil
+}
+
+func (s *Snapshot) l2Ad(name string) *L2Ad {
+	if s == nil {
+		return nil
+	}
+	for _, a := range s.L2Ads {
+		if a.Name == name {
+			return a
+		}
+	}
+	return nil
+}
+
+func (s *Snapshot) bgpAd(name string) *BGPAd {
+	if s == nil {
+		return nil
+	}
+	for _, a := range s.BGPAds {
+		if a.Name == name {
+			return a
+		}
+	}
+	return nil
+}
+
+// Matches says whether any of the selectors matches the labels; none of them matches everything.
+func Matches(selectors []labels.Selector, set map[string]string) bool {
+	for _, s := range selectors {
+		if s.Matches(labels.Set(set)) {
+			return true
+		}
+	}
+	return len(selectors) == 0
+}

@@ -1,0 +1,315 @@
+package snapshot
+
+import (
+	"math/rand"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/api/v1beta2"
+)
+
+func newPeer(name string, age time.Duration, spec v1beta2.BGPPeerSpec) v1beta2.BGPPeer {
+	if spec.MyASN == 0 {
+		spec.MyASN = 64512
+	}
+	if spec.PeerASN == 0 && spec.DynamicASN == "" {
+		spec.PeerASN = 64513
+	}
+	if spec.PeerAddress == "" && spec.Interface == "" {
+		spec.PeerAddress = "192.0.2.1"
+	}
+	p := v1beta2.BGPPeer{Spec: spec}
+	p.Name, p.Namespace = name, "metallb-system"
+	p.CreationTimestamp = metav1.NewTime(time.Unix(1_000_000, 0).Add(-age))
+	return p
+}
+
+func newBGPAd(name string, age time.Duration, spec v1beta1.BGPAdvertisementSpec) v1beta1.BGPAdvertisement {
+	ad := v1beta1.BGPAdvertisement{Spec: spec}
+	ad.Name, ad.Namespace = name, "metallb-system"
+	ad.CreationTimestamp = metav1.NewTime(time.Unix(1_000_000, 0).Add(-age))
+	return ad
+}
+
+func seconds(n int) *metav1.Duration { return &metav1.Duration{Duration: time.Duration(n) * time.Second} }
+
+func length(n int32) *int32 { return &n }
+
+func on(key, value string) []metav1.LabelSelector {
+	return []metav1.LabelSelector{{MatchLabels: map[string]string{key: value}}}
+}
+
+// reasons lists the Reasons of Problems about one kind.
+func reasons(problems []Problem, kind string) []names.Reason {
+	var out []names.Reason
+	for _, p := range problems {
+		if p.Object.Kind == kind {
+			out = append(out, p.Reason)
+		}
+	}
+	return out
+}
+
+func TestTimersFillEachOtherIn(t *testing.T) {
+	tests := map[string]struct {
+		spec            v1beta2.BGPPeerSpec
+		hold, keepalive time.Duration
+	}{
+		"neither":                       {hold: 90 * time.Second, keepalive: 30 * time.Second},
+		"the hold time alone":           {spec: v1beta2.BGPPeerSpec{HoldTime: seconds(9)}, hold: 9 * time.Second, keepalive: 3 * time.Second},
+		"the keepalive time alone":      {spec: v1beta2.BGPPeerSpec{KeepaliveTime: seconds(5)}, hold: 15 * time.Second, keepalive: 5 * time.Second},
+		"both":                          {spec: v1beta2.BGPPeerSpec{HoldTime: seconds(30), KeepaliveTime: seconds(2)}, hold: 30 * time.Second, keepalive: 2 * time.Second},
+		"never":                         {spec: v1beta2.BGPPeerSpec{HoldTime: seconds(0), KeepaliveTime: seconds(0)}},
+		"fractions of a second are cut": {spec: v1beta2.BGPPeerSpec{HoldTime: &metav1.Duration{Duration: 3900 * time.Millisecond}}, hold: 3 * time.Second, keepalive: time.Second},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			s, problems := Build(Objects{Peers: []v1beta2.BGPPeer{newPeer("p", 0, tc.spec)}})
+			if len(problems) > 0 {
+				t.Fatal(problems)
+			}
+			if p := s.Peer("p"); p.Hold != tc.hold || p.Keepalive != tc.keepalive || p.Port != 179 {
+				t.Errorf("hold %s, keepalive %s, port %d; want %s, %s, 179", p.Hold, p.Keepalive, p.Port, tc.hold, tc.keepalive)
+			}
+		})
+	}
+}
+
+func TestAPeerWaitsForWhatItNames(t *testing.T) {
+	secret := v1beta2.BGPPeerSpec{PasswordSecret: v1beta2.SecretReference{Name: "key"}}
+	tests := map[string]struct {
+		spec   v1beta2.BGPPeerSpec
+		o      Objects
+		reason names.Reason
+		served bool
+	}{
+		"a Secret that is not there":          {spec: secret, reason: names.ReasonUnknownSecret},
+		"a Secret without the entry":          {spec: secret, o: Objects{Secrets: []Secret{{Name: "key"}}}, reason: names.ReasonUnknownSecret},
+		"a Secret with an empty password":     {spec: secret, o: Objects{Secrets: []Secret{{Name: "key", Set: true}}}, reason: names.ReasonUnknownSecret},
+		"a password that is too long":         {spec: secret, o: Objects{Secrets: []Secret{{Name: "key", Set: true, Password: strings.Repeat("x", 81)}}}, reason: names.ReasonUnknownSecret},
+		"a Secret with a password":            {spec: secret, o: Objects{Secrets: []Secret{{Name: "key", Set: true, Password: "s"}}}, served: true},
+		"a BFDProfile that is not there":      {spec: v1beta2.BGPPeerSpec{BFDProfile: "fast"}, reason: names.ReasonUnknownBFDProfile},
+		"a keepalive beyond the default hold": {spec: v1beta2.BGPPeerSpec{HoldTime: seconds(3), KeepaliveTime: seconds(4)}, reason: names.ReasonInvalidTimer},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			tc.o.Peers = []v1beta2.BGPPeer{newPeer("p", 0, tc.spec), newPeer("sound", 0, v1beta2.BGPPeerSpec{PeerAddress: "192.0.2.2"})}
+			s, problems := Build(tc.o)
+			if (s.Peer("p") != nil) != tc.served || s.Peer("sound") == nil {
+				t.Errorf("served: %v, the sound peer %v", s.Peer("p"), s.Peer("sound"))
+			}
+			if got := reasons(problems, "BGPPeer"); !tc.served && !reflect.DeepEqual(got, []names.Reason{tc.reason}) {
+				t.Errorf("the problems are %v, want %s", got, tc.reason)
+			}
+			// What was served before goes on as it was.
+			tc.o.Last = &Snapshot{Peers: []*Peer{{Name: "p", Password: "old"}}}
+			if s, _ := Build(tc.o); !tc.served && (s.Peer("p") == nil || s.Peer("p").Password != "old") {
+				t.Error("the last good state of the peer was lost")
+			}
+		})
+	}
+}
+
+func TestPeersThatARouterCannotTellApart(t *testing.T) {
+	tests := map[string]struct {
+		younger v1beta2.BGPPeerSpec
+		nodes   []Node
+		want    []names.Reason
+	}{
+		"the same address":            {want: []names.Reason{names.ReasonDuplicatePeer}},
+		"another port":                {younger: v1beta2.BGPPeerSpec{PeerPort: 1179}},
+		"another source":              {younger: v1beta2.BGPPeerSpec{SourceAddress: "192.0.2.9"}},
+		"nodes that have none common": {younger: v1beta2.BGPPeerSpec{NodeSelectors: on("rack", "b")}, nodes: []Node{{Name: "n", Labels: map[string]string{"rack": "a"}}}},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			s, problems := Build(Objects{Peers: []v1beta2.BGPPeer{newPeer("younger", 0, tc.younger), newPeer("older", time.Hour, v1beta2.BGPPeerSpec{})}, Nodes: tc.nodes})
+			if got := reasons(problems, "BGPPeer"); !reflect.DeepEqual(got, tc.want) {
+				t.Errorf("the problems are %v, want %v", problems, tc.want)
+			}
+			if len(s.Peers) != 2 {
+				t.Error("a peer was dropped")
+			}
+		})
+	}
+}
+
+func TestAggregatesStayWithinTheirPools(t *testing.T) {
+	tests := map[string]struct {
+		entry string
+		spec  v1beta1.BGPAdvertisementSpec
+		want  string // in the Problem; empty for none
+	}{
+		"as long as the entry":           {entry: "1.1.1.0/28", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: length(28)}},
+		"shorter than the entry":         {entry: "1.1.1.0/28", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: length(26)}, want: "invalid aggregation length 26: prefix 28 in this pool is more specific than the aggregation length for addresses 1.1.1.0/28"},
+		"a range counts by its widest":   {entry: "3.3.3.2-3.3.3.254", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: length(26)}},
+		"shorter than a range's widest":  {entry: "3.3.3.2-3.3.3.254", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: length(25)}, want: "invalid aggregation length 25: prefix 26"},
+		"IPv6":                           {entry: "2001:db8::/64", spec: v1beta1.BGPAdvertisementSpec{AggregationLengthV6: length(48)}, want: "spec.aggregationLengthV6: invalid aggregation length 48: prefix 64"},
+		"the length of the other family": {entry: "2001:db8::/64", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: length(8)}},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			s, problems := Build(Objects{
+				Pools:             []v1beta1.IPAddressPool{newPool("p", 0, tc.entry), newPool("sound", 0, "10.0.0.0/8", "fd00::/8")},
+				BGPAdvertisements: []v1beta1.BGPAdvertisement{newBGPAd("ad", 0, tc.spec)},
+			})
+			covered := []string{"p", "sound"}
+			if tc.want != "" {
+				covered = []string{"sound"}
+				if len(problems) != 1 || problems[0].Reason != names.ReasonAggregationLength || !strings.Contains(problems[0].Text, tc.want) {
+					t.Errorf("the problems are %v, want %q", problems, tc.want)
+				}
+			} else if len(problems) > 0 {
+				t.Error(problems)
+			}
+			if got := s.BGPAds[0].Pools; !reflect.DeepEqual(got, covered) {
+				t.Errorf("it covers %v, want %v", got, covered)
+			}
+		})
+	}
+}
+
+func TestContradictingAdvertisements(t *testing.T) {
+	tests := map[string]struct {
+		younger v1beta1.BGPAdvertisementSpec
+		clash   bool
+	}{
+		"another localPref":                   {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200}, clash: true},
+		"the same localPref":                  {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 100}},
+		"other prefixes":                      {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200, AggregationLength: length(24)}},
+		"other peers":                         {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200, Peers: []string{"b"}}},
+		"other nodes":                         {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200, NodeSelectors: on("rack", "b")}},
+		"some Services alone, told elsewhere": {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200, ServiceSelectors: on("app", "x")}},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			s, problems := Build(Objects{
+				Pools: []v1beta1.IPAddressPool{newPool("p", 0, "192.0.2.0/24")},
+				Peers: []v1beta2.BGPPeer{newPeer("a", 0, v1beta2.BGPPeerSpec{}), newPeer("b", 0, v1beta2.BGPPeerSpec{PeerAddress: "192.0.2.2"})},
+				Nodes: []Node{{Name: "n", Labels: map[string]string{"rack": "a"}}},
+				BGPAdvertisements: []v1beta1.BGPAdvertisement{
+					newBGPAd("younger", 0, tc.younger),
+					newBGPAd("older", time.Hour, v1beta1.BGPAdvertisementSpec{LocalPref: 100, Peers: []string{"a"}}),
+				},
+			})
+			if got := reasons(problems, "BGPAdvertisement"); (len(got) > 0) != tc.clash || tc.clash && got[0] != names.ReasonConflictingAdvertisements {
+				t.Errorf("the problems are %v", problems)
+			}
+			if n := len(s.bgpAd("younger").Pools); (n == 0) != tc.clash || len(s.bgpAd("older").Pools) != 1 {
+				t.Errorf("the younger covers %d pools, the older %d", n, len(s.bgpAd("older").Pools))
+			}
+		})
+	}
+}
+
+func TestAliasesOfCommunities(t *testing.T) {
+	community := func(name string, age time.Duration, aliases ...v1beta1.CommunityAlias) v1beta1.Community {
+		c := v1beta1.Community{Spec: v1beta1.CommunitySpec{Communities: aliases}}
+		c.Name, c.Namespace, c.CreationTimestamp = name, "metallb-system", metav1.NewTime(time.Unix(1_000_000, 0).Add(-age))
+		return c
+	}
+	o := Objects{
+		Communities: []v1beta1.Community{
+			community("younger", 0, v1beta1.CommunityAlias{Name: "vpn", Value: "1:1"}),
+			community("older", time.Hour, v1beta1.CommunityAlias{Name: "vpn", Value: "64512:7"}, v1beta1.CommunityAlias{Name: "l", Value: "large:1:2:3"}),
+		},
+		BGPAdvertisements: []v1beta1.BGPAdvertisement{
+			newBGPAd("good", 0, v1beta1.BGPAdvertisementSpec{Communities: []string{"l", "vpn", "65535:65281", "64512:7"}}),
+			newBGPAd("bad", 0, v1beta1.BGPAdvertisementSpec{Communities: []string{"nobody"}}),
+		},
+	}
+	s, problems := Build(o)
+	want := []Community{{A: 64512, B: 7}, {A: 65535, B: 65281}, {Large: true, A: 1, B: 2, C: 3}}
+	if got := s.bgpAd("good").Communities; !reflect.DeepEqual(got, want) {
+		t.Errorf("the communities are %v, want %v", got, want)
+	}
+	if s.bgpAd("bad") != nil {
+		t.Error("an advertisement whose community is unknown was served without it")
+	}
+	if got := reasons(problems, "Community"); !reflect.DeepEqual(got, []names.Reason{names.ReasonDuplicate}) {
+		t.Errorf("the problems of the aliases are %v", problems)
+	}
+	if got := reasons(problems, "BGPAdvertisement"); !reflect.DeepEqual(got, []names.Reason{names.ReasonUnknownCommunity}) {
+		t.Errorf("the problems of the advertisements are %v", problems)
+	}
+	o.Last, o.Communities = s, nil
+	if s, _ := Build(o); s.bgpAd("good") == nil || !reflect.DeepEqual(s.bgpAd("good").Communities, want) {
+		t.Error("the last good state of the advertisement was lost with its aliases")
+	}
+}
+
+func TestParseCommunity(t *testing.T) {
+	for text, want := range map[string]string{
+		"0:0": "0:0", "65535:65535": "65535:65535", "large:4294967295:0:1": "large:4294967295:0:1",
+		"65536:1": "", "99999999:1": "", "1": "", "1:2:3": "", "larg:1:2:3": "", "large:1:2": "", "large:4294967296:0:1": "", "-1:2": "", "no-export": "", "1:": "", "": "",
+	} {
+		c, err := ParseCommunity(text)
+		if want == "" {
+			if err == nil || !strings.Contains(err.Error(), "invalid community value") {
+				t.Errorf("%q gives %v, %v", text, c, err)
+			}
+			continue
+		}
+		if err != nil || c.String() != want {
+			t.Errorf("%q gives %v, %v", text, c, err)
+		}
+	}
+}
+
+func TestABrokenEditKeepsTheLastGoodState(t *testing.T) {
+	o := Objects{
+		Pools: []v1beta1.IPAddressPool{newPool("a", time.Hour, "192.0.2.0/28"), newPool("b", 0, "198.51.100.0/28")},
+		L2Advertisements: []v1beta1.L2Advertisement{newAd("ad", v1beta1.L2AdvertisementSpec{
+			IPAddressPools: []string{"a"}, NodeSelectors: on("rack", "a"),
+		})},
+	}
+	good, problems := Build(o)
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	o.Last = good
+	o.Pools = []v1beta1.IPAddressPool{newPool("a", time.Hour, "192.0.2.9-192.0.2.1"), newPool("b", 0, "198.51.100.0/24")}
+	o.L2Advertisements[0].Spec.NodeSelectors = []metav1.LabelSelector{{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "rack", Operator: "Is"}}}}
+	s, problems := Build(o)
+	if len(problems) != 2 {
+		t.Errorf("the problems are %v, want one of the pool and one of the advertisement", problems)
+	}
+	if got := s.Pool("a").Ranges; !reflect.DeepEqual(got, good.Pool("a").Ranges) {
+		t.Errorf("the broken pool has %v", got)
+	}
+	if got := s.Pool("b").Ranges[0].String(); got != "198.51.100.0/24" {
+		t.Errorf("the sound edit of the other pool gave %s", got)
+	}
+	if !reflect.DeepEqual(s.L2Ads[0], good.L2Ads[0]) {
+		t.Errorf("the broken advertisement became %+v", s.L2Ads[0])
+	}
+}
+
+func TestTheOrderOfBGPObjectsDoesNotMatter(t *testing.T) {
+	o := Objects{
+		Pools: []v1beta1.IPAddressPool{newPool("a", 0, "192.0.2.0/28"), newPool("b", 0, "198.51.100.0/24")},
+		Peers: []v1beta2.BGPPeer{newPeer("x", 0, v1beta2.BGPPeerSpec{}), newPeer("y", 0, v1beta2.BGPPeerSpec{}), newPeer("z", 0, v1beta2.BGPPeerSpec{BFDProfile: "no"})},
+		BGPAdvertisements: []v1beta1.BGPAdvertisement{
+			newBGPAd("one", 0, v1beta1.BGPAdvertisementSpec{LocalPref: 1}), newBGPAd("two", 0, v1beta1.BGPAdvertisementSpec{LocalPref: 2}),
+			newBGPAd("three", 0, v1beta1.BGPAdvertisementSpec{AggregationLength: length(26), Communities: []string{"1:2", "alias"}}),
+		},
+		Communities: []v1beta1.Community{{Spec: v1beta1.CommunitySpec{Communities: []v1beta1.CommunityAlias{{Name: "alias", Value: "1:3"}}}}},
+	}
+	wantSnapshot, wantProblems := Build(o)
+	for range 20 {
+		rand.Shuffle(len(o.Peers), func(i, j int) { o.Peers[i], o.Peers[j] = o.Peers[j], o.Peers[i] })
+		rand.Shuffle(len(o.BGPAdvertisements), func(i, j int) {
+			o.BGPAdvertisements[i], o.BGPAdvertisements[j] = o.BGPAdvertisements[j], o.BGPAdvertisements[i]
+		})
+		s, problems := Build(o)
+		if !reflect.DeepEqual(problems, wantProblems) || !reflect.DeepEqual(s, wantSnapshot) {
+			t.Fatal("another order of the objects gave another result")
+		}
+	}
+}

@@ -1,0 +1,190 @@
+package snapshot
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/api/v1beta2"
+)
+
+// Defaults of a session (RFC 4271, section 10) and of BFD.
+const (
+	defaultPort       = 179
+	defaultHold       = 90 * time.Second
+	maxHold           = 65535 * time.Second
+	defaultInterval   = 300
+	defaultMultiplier = 3
+	defaultEcho       = 50
+	defaultMinimumTTL = 254
+)
+
+// peers parses the BGPPeers, the oldest first. One that names what does not exist is left as it last was.
+func (b *builder) peers(in []v1beta2.BGPPeer, o *Objects) []*Peer {
+	in = slices.Clone(in)
+	slices.SortFunc(in, func(x, y v1beta2.BGPPeer) int {
+		return cmp.Or(x.CreationTimestamp.Compare(y.CreationTimestamp.Time), cmp.Compare(x.Name, y.Name))
+	})
+	profiles := map[string]*BFD{}
+	for i := range o.BFDProfiles {
+		profiles[o.BFDProfiles[i].Name] = profile(&o.BFDProfiles[i])
+	}
+	var out []*Peer
+	for i := range in {
+		object := Object{Kind: "BGPPeer", Namespace: in[i].Namespace, Name: in[i].Name}
+		b.broken = false
+		p := b.peer(object, &in[i].Spec)
+		p.Name = in[i].Name
+		b.bfd(object, p, in[i].Spec.BFDProfile, profiles)
+		b.password(object, p, &in[i].Spec, o)
+		b.duplicateSelectors(object, "spec.nodeSelectors", in[i].Spec.NodeSelectors)
+		if b.broken {
+			if p = o.Last.Peer(p.Name); p == nil {
+				continue
+			}
+		}
+		for _, older := range out {
+			if older.sameSession(p) && shareNode(older.NodeSelectors, p.NodeSelectors, o.Nodes) {
+				b.problem(object, "spec.peerAddress", names.ReasonDuplicatePeer,
+					"spec.peerAddress: BGPPeer %q already connects to %s from the same nodes and source; the router will refuse one of the sessions: delete one, or give it another sourceAddress, peerPort or nodeSelectors",
+					older.Name, p.target())
+			}
+		}
+		out = append(out, p)
+	}
+	slices.SortFunc(out, func(x, y *Peer) int { return cmp.Compare(x.Name, y.Name) })
+	return out
+}
+
+// sameSession says whether a router cannot tell the sessions apart.
+func (p *Peer) sameSession(q *Peer) bool {
+	return p.Address == q.Address && p.Interface == q.Interface && p.Port == q.Port && p.VRF == q.VRF && p.Source == q.Source
+}
+
+// target names the far end for people.
+func (p *Peer) target() string {
+	if p.Address.IsValid() {
+		return netip.AddrPortFrom(p.Address, p.Port).String()
+	}
+	return "interface " + p.Interface
+}
+
+func (b *builder) peer(o Object, in *v1beta2.BGPPeerSpec) *Peer {
+	p := &Peer{
+		MyASN: in.MyASN, PeerASN: in.PeerASN, LocalASN: in.LocalASN, Interface: in.Interface,
+		Port: in.PeerPort, VRF: in.VRFName, Connect: duration(in.ConnectTime),
+		GracefulRestart: in.EnableGracefulRestart, MultiHop: in.EBGPMultiHop, DisableMP: in.DisableMP, DualStack: in.DualStackAddressFamily,
+		NodeSelectors: b.selectors(o, "spec.nodeSelectors", in.NodeSelectors),
+		Address:       b.address(o, "spec.peerAddress", in.PeerAddress),
+		Source:        b.address(o, "spec.sourceAddress", in.SourceAddress),
+		RouterID:      b.address(o, "spec.routerID", in.RouterID),
+	}
+	if p.Port == 0 {
+		p.Port = defaultPort
+	}
+	switch in.DynamicASN {
+	case v1beta2.DynamicASNInternal:
+		p.Dynamic = InternalASN
+	case v1beta2.DynamicASNExternal:
+		p.Dynamic = ExternalASN
+	}
+	p.Hold, p.Keepalive = timers(in)
+	if p.Hold != 0 && p.Hold < 3*time.Second || p.Hold > maxHold {
+		b.fault(o, "spec.holdTime", names.ReasonInvalidTimer, "spec.holdTime: %s is out of range: write 0s (never) or 3s to 65535s", p.Hold)
+	}
+	if p.Keepalive > p.Hold {
+		b.fault(o, "spec.keepaliveTime", names.ReasonInvalidTimer, "spec.keepaliveTime: %s is longer than the holdTime of %s: write at most the holdTime, best a third of it", p.Keepalive, p.Hold)
+	}
+	return p
+}
+
+// timers fills in what is not set: a hold time of three keepalives, a keepalive of a third of the hold time.
+func timers(in *v1beta2.BGPPeerSpec) (hold, keepalive time.Duration) {
+	switch {
+	case in.HoldTime != nil && in.KeepaliveTime != nil:
+		hold, keepalive = duration(in.HoldTime), duration(in.KeepaliveTime)
+	case in.HoldTime != nil:
+		hold = duration(in.HoldTime).Truncate(time.Second)
+		keepalive = hold / 3
+	case in.KeepaliveTime != nil:
+		keepalive = duration(in.KeepaliveTime)
+		hold = 3 * keepalive
+	default:
+		hold, keepalive = defaultHold, defaultHold/3
+	}
+	return hold.Truncate(time.Second), keepalive
+}
+
+func duration(d *metav1.Duration) time.Duration {
+	if d == nil {
+		return 0
+	}
+	return d.Duration
+}
+
+// address parses an optional address.
+func (b *builder) address(o Object, field, text string) netip.Addr {
+	if text == "" {
+		return netip.Addr{}
+	}
+	a, err := netip.ParseAddr(text)
+	if err != nil {
+		b.fault(o, field, names.ReasonInvalidAddress, "%s: %q is no IP address: write one such as 192.0.2.1", field, text)
+	}
+	return a.Unmap()
+}
+
+func (b *builder) bfd(o Object, p *Peer, name string, profiles map[string]*BFD) {
+	if name == "" {
+		return
+	}
+	if p.BFD = profiles[name]; p.BFD == nil {
+		b.fault(o, "spec.bfdProfile", names.ReasonUnknownBFDProfile,
+			"spec.bfdProfile: no BFDProfile %q exists in namespace %q: create it, or correct the name", name, o.Namespace)
+	}
+}
+
+// password resolves the password. A Secret that is missing is never an empty password: the peer waits for it.
+func (b *builder) password(o Object, p *Peer, in *v1beta2.BGPPeerSpec, objects *Objects) {
+	p.Password = in.Password
+	name := in.PasswordSecret.Name
+	if name == "" {
+		return
+	}
+	const field = "spec.passwordSecret"
+	i := slices.IndexFunc(objects.Secrets, func(s Secret) bool { return s.Name == name })
+	switch {
+	case i < 0:
+		b.fault(o, field, names.ReasonUnknownSecret,
+			"%s: no Secret %q of type kubernetes.io/basic-auth exists in namespace %q: create it with the entry \"password\", or correct the name", field, name, o.Namespace)
+	case !objects.Secrets[i].Set || objects.Secrets[i].Password == "":
+		b.fault(o, field, names.ReasonUnknownSecret, "%s: the Secret %q has no entry \"password\", or an empty one: add it", field, name)
+	case len(objects.Secrets[i].Password) > 80:
+		b.fault(o, field, names.ReasonUnknownSecret, "%s: the password in Secret %q is longer than the 80 bytes that TCP MD5 takes: shorten it", field, name)
+	default:
+		p.Password = objects.Secrets[i].Password
+	}
+}
+
+func profile(in *v1beta1.BFDProfile) *BFD {
+	or := func(p *uint32, d uint32) uint32 {
+		if p == nil {
+			return d
+		}
+		return *p
+	}
+	ms := func(n uint32) time.Duration { return time.Duration(n) * time.Millisecond }
+	return &BFD{
+		Profile: in.Name,
+		Receive: ms(or(in.Spec.ReceiveInterval, defaultInterval)), Transmit: ms(or(in.Spec.TransmitInterval, defaultInterval)),
+		Multiplier:   uint8(min(or(in.Spec.DetectMultiplier, defaultMultiplier), 255)), //nolint:gosec // bounded here
+		EchoInterval: ms(or(in.Spec.EchoInterval, defaultEcho)),
+		Echo:         in.Spec.EchoMode != nil && *in.Spec.EchoMode, Passive: in.Spec.PassiveMode != nil && *in.Spec.PassiveMode,
+		MinimumTTL: uint8(min(or(in.Spec.MinimumTTL, defaultMinimumTTL), 254)), //nolint:gosec // bounded here
+	}
+}
