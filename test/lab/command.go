@@ -43,7 +43,7 @@ func Command() {
 		fmt.Fprintln(c.OutOrStdout(), path)
 		return err
 	}})
-	for _, l := range leverCommands(dir) {
+	for _, l := range append(leverCommands(dir), routerCommands(dir)...) {
 		root.AddCommand(l)
 	}
 	if err := root.ExecuteContext(ctx); err != nil {
@@ -71,6 +71,7 @@ func printOrder(c *cobra.Command, dir string, o order) error {
 
 func options(c *cobra.Command, o *Options) {
 	c.Flags().IntVar(&o.Nodes, "nodes", 3, "number of nodes, 1 to 20")
+	c.Flags().IntVar(&o.Routers, "routers", 1, "number of routers, 1 or 2")
 	c.Flags().StringVar(&o.ProxyMode, "proxy-mode", NFTables, "kube-proxy's mode: nftables or iptables")
 	c.Flags().StringVar(&o.Families, "families", IPv4Only, "ipv4 or dual")
 	c.Flags().StringVar(&o.BinDir, "bin-dir", filepath.Join(Root(), "bin"), "directory of Gantry's binaries")
@@ -93,7 +94,7 @@ func upCommand(dir func() string) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		hold := exec.Command("/proc/self/exe", holdArg, "--nodes", strconv.Itoa(o.Nodes), "--proxy-mode", o.ProxyMode,
+		hold := exec.Command("/proc/self/exe", holdArg, "--nodes", strconv.Itoa(o.Nodes), "--routers", strconv.Itoa(o.Routers), "--proxy-mode", o.ProxyMode,
 			"--families", o.Families, "--bin-dir", o.BinDir)
 		hold.Env = append(os.Environ(), "LAB_DIR="+dir(), "LAB_KUBE="+kube)
 		hold.Stdout, hold.Stderr = w, w
@@ -206,7 +207,7 @@ func downCommand(dir func() string) *cobra.Command {
 
 // shellCommand runs a command, or a shell, on a host of the lab.
 func shellCommand(dir func() string) *cobra.Command {
-	c := &cobra.Command{Use: "shell HOST [COMMAND...]", Short: "Run a shell or a command on node1..., client, router, far or cp", Args: cobra.MinimumNArgs(1)}
+	c := &cobra.Command{Use: "shell HOST [COMMAND...]", Short: "Run a shell or a command on node1..., client, cp, router or far", Args: cobra.MinimumNArgs(1)}
 	c.Flags().SetInterspersed(false)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if !alive(dir()) {

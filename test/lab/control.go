@@ -24,6 +24,8 @@ type order struct {
 	Delay  time.Duration // for "slow"
 	Filter string        // for "capture"
 	File   string        // for "capture"
+	Text   string        // for "router-start"
+	Names  []string      // for "router-kill"
 }
 
 // serve carries one order out. What goes wrong is the answer's text, with status 500.
@@ -68,6 +70,8 @@ func (s *supervisor) obey(r *http.Request, w http.ResponseWriter, o order) error
 		return s.unblock(o.Host)
 	case "capture":
 		return s.capture(o)
+	case "router-start", "router-stop", "router-kill", "router-restart":
+		return s.router(r.Context(), o)
 	case "status":
 		s.status(w)
 	default:
@@ -79,6 +83,9 @@ func (s *supervisor) obey(r *http.Request, w http.ResponseWriter, o order) error
 // signal sends a signal to a program or a Pod of a node.
 func (s *supervisor) signal(host, target string, sig syscall.Signal) error {
 	if s.procs.signal(host+"/"+target, sig) == nil || s.procs.signal(target, sig) == nil {
+		return nil
+	}
+	if r := s.routers.on(host); r != nil && r.Signal(sig, target) == nil {
 		return nil
 	}
 	s.mu.Lock()

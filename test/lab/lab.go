@@ -1,6 +1,6 @@
 // Package lab brings up a real Kubernetes cluster on one Linux machine, in network namespaces alone: etcd, API server,
-// controller manager, scheduler and a kube-proxy for each node; a bridge as the LAN, with a client, a router and a client
-// behind it. Pods run without a kubelet, see package node. Everything is below one process in namespaces of its own, so
+// controller manager, scheduler and a kube-proxy for each node; a bridge as the LAN, with a client, one router or two, and
+// a client behind each. Pods run without a kubelet, see package node. Everything is below one process in namespaces of its own, so
 // that whatever ends that process takes the whole lab away; several labs can run side by side. A program that uses
 // the package calls Reexec before anything else. The command bin/lab is the same for people.
 package lab
@@ -45,6 +45,9 @@ type Options struct {
 	ProxyMode string
 	// Families is IPv4Only or DualStack.
 	Families string
+	// Routers is how many routers are on the LAN, 1 or 2, each with a client of its own behind it. They forward, and speak
+	// a routing protocol once they are told to: see Lab.Router.
+	Routers int
 	// Dir takes everything the lab writes; it must not exist, and is gone when the lab is.
 	Dir string
 	// BinDir holds Gantry's binaries; empty is right for a lab without Gantry.
@@ -62,6 +65,12 @@ func (o *Options) defaults() error {
 	}
 	if o.Nodes < 1 || o.Nodes > 20 {
 		return fmt.Errorf("a lab has 1 to 20 nodes, not %d", o.Nodes)
+	}
+	if o.Routers == 0 {
+		o.Routers = 1
+	}
+	if o.Routers < 1 || o.Routers > 2 {
+		return fmt.Errorf("a lab has 1 or 2 routers, not %d", o.Routers)
 	}
 	if o.ProxyMode == "" {
 		o.ProxyMode = NFTables
@@ -278,7 +287,8 @@ func (l *Lab) REST() (*rest.Config, error) {
 	return c, nil
 }
 
-// Host returns a machine of the lab: node1 and so on, client, router, far or cp. Its methods work from this process.
+// Host returns a machine of the lab: node1 and so on, client, cp, router, and far behind it; with a second router, router2
+// and far2. Its methods work from this process.
 func (l *Lab) Host(name string) netns.Handle {
 	return netns.Handle(fmt.Sprintf("/proc/%d/root%s/%s", l.pid, netns.Dir, name))
 }

@@ -4,12 +4,15 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
 func TestMain(m *testing.M) {
@@ -25,7 +28,7 @@ func bring(t *testing.T) (context.Context, *Lab) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	t.Cleanup(cancel)
-	l, err := Start(ctx, Options{Nodes: 2, Dir: filepath.Join(t.TempDir(), "lab"), Progress: os.Stderr})
+	l, err := Start(ctx, Options{Nodes: 2, Routers: 2, Dir: filepath.Join(t.TempDir(), "lab"), Progress: os.Stderr})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,6 +150,7 @@ func TestLab(t *testing.T) {
 			t.Error("the API server did not come back:", err)
 		}
 	})
+	t.Run("routers route, and come back when they were killed", func(t *testing.T) { routes(ctx, t, l) })
 	t.Run("a host that is not there is named", func(t *testing.T) {
 		if err := l.CutCable(ctx, "node9"); err == nil || !strings.Contains(err.Error(), "node9") {
 			t.Errorf("got %v, want an error that names node9", err)
@@ -156,6 +160,60 @@ func TestLab(t *testing.T) {
 	l.Close()
 	if err := remains(dir); err != nil {
 		t.Error("after Close:", err)
+	}
+}
+
+// routes has BIRD on a node tell FRR on the router a route, and looks at the router's kernel.
+func routes(ctx context.Context, t *testing.T, l *Lab) {
+	for _, k := range []router.Kind{router.FRR, router.BIRD} {
+		if m := router.Missing(k); m != "" {
+			t.Skip(m)
+		}
+	}
+	tor, node := l.Router("router", router.FRR), l.Router("node1", router.BIRD)
+	for r, text := range map[*Router]string{
+		tor: "router bgp 65000\n no bgp ebgp-requires-policy\n neighbor 192.168.0.11 remote-as 65001\n neighbor 192.168.0.11 timers connect 1\n",
+		node: "router id 192.168.0.11;\nprotocol device {}\nprotocol static { ipv4; route 198.51.100.1/32 blackhole; }\n" +
+			"protocol bgp { local as 65001; neighbor 192.168.0.1 as 65000; connect delay time 1; error wait time 1, 2; ipv4 { import all; export all; }; }\n",
+	} {
+		if err := r.Start(ctx, text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	learnt := func(want bool) func() error {
+		return func() error {
+			r, ok, err := l.Host("router").RouteTo(netip.MustParsePrefix("198.51.100.1/32"))
+			if err == nil && ok != want {
+				err = fmt.Errorf("the router's kernel has %v", r)
+			}
+			return err
+		}
+	}
+	eventually(t, "the router knows the node's route", learnt(true))
+	if out, err := tor.Show(ctx, "show bgp summary"); err != nil || !strings.Contains(string(out), "192.168.0.11") {
+		t.Errorf("the router shows %s (%v), want its neighbor 192.168.0.11", out, err)
+	}
+	if err := node.Kill(ctx); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the router does not know the route of a killed one", learnt(false))
+	if err := node.Restart(ctx); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the router knows it again", learnt(true))
+	for _, r := range []*Router{tor, node} {
+		if err := r.Stop(ctx); err != nil {
+			t.Error(err)
+		}
+	}
+	eventually(t, "a stopped router leaves no route", learnt(false))
+	for _, host := range []string{"far", "far2"} {
+		c, err := l.Host(host).Dial(ctx, "tcp", "192.168.0.12:30080")
+		if err != nil {
+			t.Errorf("%s does not reach a node through its router: %v", host, err)
+			continue
+		}
+		c.Close()
 	}
 }
 

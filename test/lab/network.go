@@ -10,10 +10,8 @@ import (
 // The lab's addresses.
 const (
 	lan4, lan6   = "192.168.0.0/24", "fd00:a8::/64"
-	wan4, wan6   = "10.99.0.0/24", "fd00:99::/64"
 	apiHost      = "192.168.0.5"
 	apiAddress   = apiHost + ":6444"
-	routerNumber = 1
 	apiNumber    = 5
 	clientNumber = 100
 	nodeOffset   = 10 // node i has the number nodeOffset+i
@@ -22,6 +20,22 @@ const (
 )
 
 func nodeName(i int) string { return fmt.Sprintf("node%d", i) }
+
+// routerName is the name of router i, which has the number i on the LAN.
+func routerName(i int) string { return numbered("router", i) }
+
+// numbered is the name of the first, second... host of a sort.
+func numbered(sort string, i int) string {
+	if i == 1 {
+		return sort
+	}
+	return fmt.Sprintf("%s%d", sort, i)
+}
+
+// behind returns the networks behind router i.
+func (o *Options) behind(i int) []string {
+	return o.networks(fmt.Sprintf("10.%d.0.0/24", 100-i), fmt.Sprintf("fd00:%d::/64", 100-i))
+}
 
 // Address returns the address with that number in a network.
 func address(network string, n int) netip.Addr {
@@ -48,7 +62,7 @@ func (o *Options) podNetworks(i int) []netip.Prefix {
 	return out
 }
 
-// wire makes the LAN, its hosts, and the network behind the router.
+// wire makes the LAN, its hosts, and the networks behind the routers.
 func (s *supervisor) wire() error {
 	if err := netns.SetUp("lo"); err != nil { // the supervisor's own namespace is the fabric
 		return err
@@ -56,7 +70,10 @@ func (s *supervisor) wire() error {
 	if err := netns.Bridge(lanBridge); err != nil {
 		return err
 	}
-	numbers := map[string]int{"router": routerNumber, "cp": apiNumber, "client": clientNumber}
+	numbers := map[string]int{"cp": apiNumber, "client": clientNumber}
+	for i := 1; i <= s.o.Routers; i++ {
+		numbers[routerName(i)] = i
+	}
 	for i := 1; i <= s.o.Nodes; i++ {
 		numbers[nodeName(i)] = nodeOffset + i
 	}
@@ -68,8 +85,10 @@ func (s *supervisor) wire() error {
 	for i := 1; i <= s.o.Nodes; i++ {
 		s.hosts[nodeName(i)].pods = s.o.podNetworks(i)
 	}
-	if err := s.behindRouter(); err != nil {
-		return err
+	for i := 1; i <= s.o.Routers; i++ {
+		if err := s.behindRouter(i); err != nil {
+			return fmt.Errorf("laying the network behind %s: %w", routerName(i), err)
+		}
 	}
 	for _, h := range s.hosts {
 		if err := h.ns.Do(func() error { return s.routes(h) }); err != nil {
@@ -97,7 +116,7 @@ func (s *supervisor) join(name string, number int) error {
 		return err
 	}
 	return ns.Do(func() error {
-		if err := forward(); err != nil {
+		if err := forward(lanLink); err != nil {
 			return err
 		}
 		if err := netns.SetUp(lanLink); err != nil {
@@ -117,9 +136,12 @@ func (s *supervisor) join(name string, number int) error {
 // port is the name of a host's port on the LAN's bridge.
 func port(host string) string { return "p-" + host }
 
-func forward() error {
+// forward has a host route, spread flows over equal routes by their ports too, and use the IPv6 addresses of a link at once.
+func forward(link string) error {
 	for key, value := range map[string]string{
-		"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1", "net/ipv6/conf/default/accept_dad": "0",
+		"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1",
+		"net/ipv6/conf/default/accept_dad": "0", "net/ipv6/conf/" + link + "/accept_dad": "0",
+		"net/ipv4/fib_multipath_hash_policy": "1", "net/ipv6/fib_multipath_hash_policy": "1",
 	} {
 		if err := netns.Sysctl(key, value); err != nil {
 			return err
@@ -128,13 +150,13 @@ func forward() error {
 	return nil
 }
 
-// behindRouter makes the client on the other side of the router.
-func (s *supervisor) behindRouter() error {
-	ns, err := netns.New("far")
+// behindRouter makes the client on the other side of router i.
+func (s *supervisor) behindRouter(i int) error {
+	ns, err := netns.New(numbered("far", i))
 	if err != nil {
 		return err
 	}
-	router := s.hosts["router"].ns
+	router := s.hosts[routerName(i)].ns
 	if err := netns.Cable(router, "eth1", ns, lanLink); err != nil {
 		return err
 	}
@@ -144,10 +166,13 @@ func (s *supervisor) behindRouter() error {
 		number int
 	}{{router, "eth1", 1}, {ns, lanLink, 2}} {
 		err := end.ns.Do(func() error {
+			if err := forward(end.link); err != nil {
+				return err
+			}
 			if err := netns.SetUp(end.link); err != nil {
 				return err
 			}
-			for _, n := range s.o.networks(wan4, wan6) {
+			for _, n := range s.o.behind(i) {
 				if err := netns.AddAddress(end.link, netip.PrefixFrom(address(n, end.number), netip.MustParsePrefix(n).Bits())); err != nil {
 					return err
 				}
@@ -155,11 +180,11 @@ func (s *supervisor) behindRouter() error {
 			return nil
 		})
 		if err != nil {
-			return fmt.Errorf("laying the network behind the router: %w", err)
+			return err
 		}
 	}
 	return ns.Do(func() error {
-		for _, n := range s.o.networks(wan4, wan6) {
+		for _, n := range s.o.behind(i) {
 			if err := netns.AddRoute(lanLink, everything(address(n, 1)), address(n, 1)); err != nil {
 				return err
 			}
@@ -175,12 +200,20 @@ func everything(a netip.Addr) netip.Prefix {
 	return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 }
 
-// routes gives a host of the LAN its default route and the ways to the Pods of the nodes.
+// routes gives a host of the LAN its default route, which is via the first router, the way to what is behind the second,
+// and those to the Pods of the nodes.
 func (s *supervisor) routes(h *host) error {
-	if h.name != "router" {
-		for _, n := range s.o.networks(lan4, lan6) {
-			r := address(n, routerNumber)
-			if err := netns.AddRoute(lanLink, everything(r), r); err != nil {
+	for i := s.o.Routers; i >= 1; i-- {
+		for f, n := range s.o.networks(lan4, lan6) {
+			r := address(n, i)
+			to := netip.MustParsePrefix(s.o.behind(i)[f])
+			if i == 1 {
+				to = everything(r)
+			}
+			if h.name == routerName(i) {
+				continue
+			}
+			if err := netns.AddRoute(lanLink, to, r); err != nil {
 				return err
 			}
 		}

@@ -53,6 +53,8 @@ type supervisor struct {
 
 	mu     sync.Mutex // guards agents
 	agents map[string]*running
+
+	routers routers
 }
 
 // running is the agent of a node that is up.
@@ -136,7 +138,7 @@ func isolate() error {
 func (s *supervisor) up(ctx context.Context) error {
 	short, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
-	for _, d := range []string{s.logs(), filepath.Join(s.o.Dir, "captures"), "/run/lab-bin", "/run/lab-pods"} {
+	for _, d := range []string{s.logs(), filepath.Join(s.o.Dir, "captures"), "/run/lab-bin", "/run/lab-pods", routersDir} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return err
 		}

@@ -42,5 +42,5 @@ func (bird) ready(ctx context.Context, c Config, _ string) error {
 }
 
 func (bird) configured(ctx context.Context, c Config) error {
-	return Console{c.Kind, c.Dir}.load(ctx, filepath.Join(c.Dir, "bird.conf"))
+	return Console{c.Kind, c.Dir}.load(ctx, "bird.conf")
 }

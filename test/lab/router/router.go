@@ -337,20 +337,20 @@ func (c Console) Show(ctx context.Context, command string) ([]byte, error) {
 // Configure changes the running configuration: BIRD's is replaced by the text, as "configure" does; FRR takes the lines
 // on top of what it has, as when they are typed in. Router.Restart goes back to the text of the start.
 func (c Console) Configure(ctx context.Context, text string) error {
-	path := filepath.Join(c.Dir, "change.conf")
-	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+	const name = "change.conf"
+	if err := os.WriteFile(filepath.Join(c.Dir, name), []byte(text), 0o644); err != nil {
 		return fmt.Errorf("writing the configuration: %w", err)
 	}
 	if c.Kind == FRR {
-		_, err := c.run(ctx, "vtysh", "--vty_socket", c.Dir, "-f", path)
+		_, err := c.run(ctx, "vtysh", "--vty_socket", c.Dir, "-f", filepath.Join(c.Dir, name))
 		return err
 	}
-	return c.load(ctx, path)
+	return c.load(ctx, name)
 }
 
-// load has BIRD take the configuration in a file.
-func (c Console) load(ctx context.Context, path string) error {
-	out, err := c.Show(ctx, `configure "`+path+`"`)
+// load has BIRD take the configuration in a file of its directory, which may have another path where BIRD runs.
+func (c Console) load(ctx context.Context, name string) error {
+	out, err := c.Show(ctx, `configure "`+name+`"`)
 	if err == nil && !bytes.Contains(out, []byte("Reconfigur")) {
 		err = fmt.Errorf("bird refused the configuration: %s", bytes.TrimSpace(out))
 	}
