@@ -1,10 +1,12 @@
 # Every target runs from a clean clone on a Debian machine with Go, gcc, git, make and root.
 export CGO_ENABLED = 0
 TOOL = go tool -modfile=tools/go.mod
+PACK = tools/packages
 IMAGE ?= gantry-lb/gantry:v0.1.0
+OVERLAYS = default l2-only webhook prometheus
 
 .DEFAULT_GOAL := help
-.PHONY: help build deps test unit policy e2e race lint generate verify manifests demo bench image clean
+.PHONY: help build deps test unit policy e2e race lint generate verify manifests chart demo bench image packages-tools clean
 
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,7 +19,11 @@ build: ## build bin/controller, bin/speaker and bin/lab
 deps: ## install what the lab needs from Debian, or name what is missing
 	@sh test/deps.sh
 
-test: deps build ## unit, policy and end-to-end tests, with a closing line that counts them
+packages-tools: ## build bin/helm, bin/kustomize and bin/image, which make and render the packages
+	go build -C $(PACK) -o ../../bin/ helm.sh/helm/v4/cmd/helm ./image
+	go build -C $(PACK) -o ../../bin/kustomize sigs.k8s.io/kustomize/kustomize/v5
+
+test: deps build packages-tools ## unit, policy and end-to-end tests, with a closing line that counts them
 	bin/lab build-kube
 	go run ./test/run ./...
 
@@ -27,7 +33,7 @@ unit: ## the tests that need neither root nor the lab
 policy: ## the rules of the repository
 	go test ./test/policy/...
 
-e2e: deps build ## the end-to-end tests alone
+e2e: deps build packages-tools ## the end-to-end tests alone
 	go test -count=1 -v ./test/e2e/...
 
 race: ## the unit tests with the race detector
@@ -44,9 +50,13 @@ generate: ## deepcopy and the CRDs
 verify: generate ## fail when generated files are not what is committed
 	git diff --exit-code -- api config
 
-manifests: build ## write dist/gantry.yaml, the installation in one file
+manifests: packages-tools ## write dist/gantry.yaml, the installation in one file, and dist/gantry-OVERLAY.yaml
 	mkdir -p dist
-	bin/lab kubectl kustomize config/default > dist/gantry.yaml
+	for o in $(OVERLAYS); do bin/kustomize build config/$$o > dist/gantry-$$o.yaml || exit 1; done
+	mv dist/gantry-default.yaml dist/gantry.yaml
+
+chart: packages-tools ## write dist/gantry-VERSION.tgz, the Helm chart
+	bin/helm package charts/gantry --destination dist
 
 demo: deps build ## a cluster, a Service, a client, a dead node; KEEP=1 leaves it up
 	go run ./test/demo
@@ -54,8 +64,9 @@ demo: deps build ## a cluster, a Service, a client, a dead node; KEEP=1 leaves i
 bench: deps build ## the figures of the README, beside this machine's own baseline
 	go run ./test/bench
 
-image: ## build the container image
-	docker build -t $(IMAGE) .
+image: packages-tools ## write dist/image.tar for docker load, podman load or kind load; needs no container engine
+	CGO_ENABLED=0 GOOS=linux go build -ldflags='-s -w' -o dist/image/ ./controller ./speaker
+	bin/image -bin dist/image -o dist/image.tar -tag $(IMAGE) -arch $$(go env GOARCH) -revision "$$(git rev-parse HEAD 2>/dev/null)"
 
 clean: ## remove what was built
 	rm -rf bin dist

@@ -111,7 +111,7 @@ func TestManifestsAreExact(t *testing.T) {
 	}
 	decoder := serializer.NewCodecFactory(scheme, serializer.EnableStrict).UniversalDeserializer()
 	n := 0
-	for _, dir := range []string{"samples", "default", "rbac"} {
+	for _, dir := range []string{"samples", "default", "rbac", "components/webhook", "components/l2-only"} {
 		files, err := filepath.Glob(filepath.Join(root, "config", dir, "*.yaml"))
 		if err != nil {
 			t.Fatal(err)

@@ -1,0 +1,107 @@
+package packages
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// Image is what an archive of a container image says.
+type Image struct {
+	Tags   []string
+	Config struct {
+		OS           string `json:"os"`
+		Architecture string `json:"architecture"`
+		Config       struct {
+			User       string
+			Entrypoint []string
+			Labels     map[string]string
+		} `json:"config"`
+	}
+	// Files are those of its layers, by their path.
+	Files map[string]File
+}
+
+// File is a file of an image.
+type File struct {
+	Mode    fs.FileMode
+	Content []byte
+}
+
+// ReadImage reads an archive in the format of `docker save`.
+func ReadImage(path string) (*Image, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("opening the image: %w", err)
+	}
+	defer f.Close()
+	archive, err := readTar(f)
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", path, err)
+	}
+	var manifest []struct {
+		Config   string
+		RepoTags []string
+		Layers   []string
+	}
+	if err := json.Unmarshal(archive["manifest.json"].Content, &manifest); err != nil || len(manifest) != 1 {
+		return nil, fmt.Errorf("reading manifest.json of %s: %d images, %w", path, len(manifest), err)
+	}
+	img := &Image{Tags: manifest[0].RepoTags, Files: map[string]File{}}
+	if err := json.Unmarshal(archive[manifest[0].Config].Content, &img.Config); err != nil {
+		return nil, fmt.Errorf("reading the configuration of %s: %w", path, err)
+	}
+	for _, layer := range manifest[0].Layers {
+		z, err := gzip.NewReader(bytes.NewReader(archive[layer].Content))
+		if err != nil {
+			return nil, fmt.Errorf("reading layer %s: %w", layer, err)
+		}
+		files, err := readTar(z)
+		if err != nil {
+			return nil, fmt.Errorf("reading layer %s: %w", layer, err)
+		}
+		for name, file := range files {
+			img.Files[name] = file
+		}
+	}
+	return img, nil
+}
+
+func readTar(r io.Reader) (map[string]File, error) {
+	out := map[string]File{}
+	for t := tar.NewReader(r); ; {
+		h, err := t.Next()
+		if errors.Is(err, io.EOF) {
+			return out, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		content, err := io.ReadAll(t)
+		if err != nil {
+			return nil, err
+		}
+		out[h.Name] = File{Mode: h.FileInfo().Mode(), Content: content}
+	}
+}
+
+// Unpack writes the image's files below a directory.
+func (i *Image) Unpack(dir string) error {
+	for name, f := range i.Files {
+		path := filepath.Join(dir, filepath.FromSlash(name))
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(path, f.Content, f.Mode); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,77 @@
+// Package packages renders what users install: the overlays of config/ by kustomize and charts/gantry by Helm, with the
+// programs in the repository's bin directory. It applies nothing; the end-to-end tests do.
+package packages
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"sigs.k8s.io/yaml"
+)
+
+// Overlays are the installations under config/, each with the values that make the chart the same one.
+var Overlays = map[string]string{
+	"default":    "{}",
+	"l2-only":    "bgp: {enabled: false}",
+	"webhook":    "webhook: {enabled: true}",
+	"prometheus": "prometheus: {enabled: true}",
+}
+
+// Root is the root of the repository, from this file's place in it.
+func Root() string {
+	_, file, _, _ := runtime.Caller(0)
+	return filepath.Join(filepath.Dir(file), "..", "..")
+}
+
+// Missing says which program is not built and how to build it; it is empty when all are there.
+func Missing() string {
+	for _, p := range []string{"helm", "kustomize"} {
+		if _, err := os.Stat(filepath.Join(Root(), "bin", p)); err != nil {
+			return "bin/" + p + " is not built: make bin/" + p
+		}
+	}
+	return ""
+}
+
+// Kustomize returns the manifests of config/<overlay>.
+func Kustomize(ctx context.Context, overlay string) (string, error) {
+	return run(ctx, "", "kustomize", "build", filepath.Join(Root(), "config", overlay))
+}
+
+// Helm returns the manifests of the chart, installed as release gantry in the namespace with the values, which are YAML.
+func Helm(ctx context.Context, namespace, values string, args ...string) (string, error) {
+	all := append([]string{"template", "gantry", filepath.Join(Root(), "charts", "gantry"), "--namespace", namespace, "--values", "-"}, args...)
+	return run(ctx, values, "helm", all...)
+}
+
+// run runs one of the programs; its error has what the program said.
+func run(ctx context.Context, input, program string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, filepath.Join(Root(), "bin", program), args...)
+	var out, problems bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader([]byte(input)), &out, &problems
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("%s: %w\n%s", program, err, &problems)
+	}
+	return out.String(), nil
+}
+
+// Objects splits manifests into objects, in their order.
+func Objects(manifests string) ([]*unstructured.Unstructured, error) {
+	var out []*unstructured.Unstructured
+	for i, doc := range bytes.Split([]byte("\n"+manifests), []byte("\n---\n")) {
+		o := &unstructured.Unstructured{}
+		if err := yaml.UnmarshalStrict(doc, &o.Object); err != nil {
+			return nil, fmt.Errorf("reading document %d: %w", i+1, err)
+		}
+		if len(o.Object) > 0 {
+			out = append(out, o)
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,196 @@
+package packages
+
+import (
+	"cmp"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	gocmp "github.com/google/go-cmp/cmp"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+)
+
+func need(t *testing.T) {
+	t.Helper()
+	if m := Missing(); m != "" {
+		t.Skip(m)
+	}
+}
+
+// byName returns objects by what identifies them.
+func byName(t *testing.T, manifests string) map[string]map[string]any {
+	t.Helper()
+	objects, err := Objects(manifests)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]map[string]any{}
+	for _, o := range objects {
+		key := strings.Join([]string{o.GetAPIVersion(), o.GetKind(), o.GetNamespace(), o.GetName()}, " ")
+		if out[key] != nil {
+			t.Errorf("%s is rendered twice", key)
+		}
+		sortVariables(o)
+		out[key] = o.Object
+	}
+	return out
+}
+
+// sortVariables puts environments and ports in the order of their names: kustomize adds before what is there, and the order
+// means nothing.
+func sortVariables(o *unstructured.Unstructured) {
+	containers, _, _ := unstructured.NestedSlice(o.Object, "spec", "template", "spec", "containers")
+	for _, c := range containers {
+		for _, field := range []string{"env", "ports"} {
+			if list, ok := c.(map[string]any)[field].([]any); ok {
+				slices.SortFunc(list, func(a, b any) int {
+					return cmp.Compare(a.(map[string]any)["name"].(string), b.(map[string]any)["name"].(string))
+				})
+			}
+		}
+	}
+	if len(containers) > 0 {
+		_ = unstructured.SetNestedSlice(o.Object, containers, "spec", "template", "spec", "containers")
+	}
+}
+
+func TestChartRendersWhatKustomizeDoes(t *testing.T) {
+	need(t)
+	for overlay, values := range Overlays {
+		t.Run(overlay, func(t *testing.T) {
+			text, err := Kustomize(t.Context(), overlay)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := byName(t, text)
+			// Helm stores its release in the namespace, which therefore has to be there before the chart is rendered.
+			delete(want, "v1 Namespace  metallb-system")
+			text, err = Helm(t.Context(), "metallb-system", values)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := byName(t, text)
+			for _, o := range got {
+				unstructured.RemoveNestedField(o, "metadata", "annotations", "helm.sh/resource-policy") // means something to Helm alone
+			}
+			if diff := gocmp.Diff(want, got); diff != "" {
+				t.Errorf("kustomize (-) and Helm (+) differ:\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestChartFollowsItsNamespace(t *testing.T) {
+	need(t)
+	text, err := Helm(t.Context(), "elsewhere", "{webhook: {enabled: true}, prometheus: {enabled: true}}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if i := strings.Index(text, "metallb-system"); i >= 0 {
+		t.Errorf("metallb-system is left in the chart's objects: …%s…", text[max(0, i-200):i+20])
+	}
+}
+
+func TestEveryValueActs(t *testing.T) {
+	need(t)
+	for values, want := range map[string]string{
+		`image: {repository: registry.example/gantry, tag: v9}`:       `image: "registry.example/gantry:v9"`,
+		`image: {digest: "sha256:` + strings.Repeat("ab", 32) + `"}`:  `image: "gantry-lb/gantry@sha256:abab`,
+		`image: {pullPolicy: Never}`:                                  `imagePullPolicy: Never`,
+		`imagePullSecrets: [{name: registry}]`:                        "imagePullSecrets:\n        - name: registry",
+		`loadBalancerClass: example.com/gantry`:                       `{name: GANTRY_LOAD_BALANCER_CLASS, value: "example.com/gantry"}`,
+		`logLevel: debug`:                                             `{name: GANTRY_LOG_LEVEL, value: debug}`,
+		`controller: {replicas: 3}`:                                   `replicas: 3`,
+		`controller: {priorityClassName: high}`:                       `priorityClassName: high`,
+		`controller: {resources: {limits: {memory: 1Gi}}}`:            `memory: 1Gi`,
+		`controller: {nodeSelector: {role: infra}}`:                   `role: infra`,
+		`controller: {tolerations: [{key: infra, operator: Exists}]}`: `key: infra`,
+		`controller: {affinity: {nodeAffinity: {}}}`:                  `nodeAffinity: {}`,
+		`controller: {podAnnotations: {a.example/b: c}}`:              `a.example/b: c`,
+		`controller: {podLabels: {team: net}}`:                        `team: net`,
+		`speaker: {priorityClassName: high}`:                          `priorityClassName: high`,
+		`speaker: {resources: {limits: {memory: 1Gi}}}`:               `memory: 1Gi`,
+		`speaker: {nodeSelector: {role: edge}}`:                       `role: edge`,
+		`speaker: {tolerations: [{key: edge, operator: Exists}]}`:     `key: edge`,
+		`speaker: {podAnnotations: {a.example/b: c}}`:                 `a.example/b: c`,
+		`speaker: {podLabels: {team: net}}`:                           `team: net`,
+		`speaker: {gossip: {port: 7947}}`:                             `{name: GANTRY_GOSSIP_BIND_PORT, value: "7947"}`,
+		`webhook: {enabled: true, failurePolicy: Ignore}`:             `failurePolicy: Ignore`,
+		`prometheus: {enabled: true, interval: 17s}`:                  `interval: 17s`,
+		`prometheus: {enabled: true, labels: {release: prom}}`:        `release: prom`,
+	} {
+		text, err := Helm(t.Context(), "metallb-system", values)
+		if err != nil {
+			t.Errorf("%s: %v", values, err)
+		} else if !strings.Contains(text, want) {
+			t.Errorf("%s: nothing rendered has %q", values, want)
+		}
+	}
+	for values, gone := range map[string]string{
+		`crds: {enabled: false}`:                                            "kind: CustomResourceDefinition",
+		`crds: {keep: false}`:                                               "helm.sh/resource-policy",
+		`rbac: {create: false}`:                                             "kind: ServiceAccount",
+		`{rbac: {create: false}, webhook: {enabled: true}}`:                 "kind: ClusterRole",
+		`prometheus: {enabled: true, rules: {enabled: false}}`:              "kind: PrometheusRule",
+		`controller: {affinity: {nodeAffinity: {}}}`:                        "podAntiAffinity",
+		`{controller: {resources: null}, speaker: {resources: null}}`:       "resources: {requests",
+		`{controller: {nodeSelector: null}, speaker: {nodeSelector: null}}`: "kubernetes.io/os: linux",
+	} {
+		text, err := Helm(t.Context(), "metallb-system", values)
+		if err != nil {
+			t.Errorf("%s: %v", values, err)
+		} else if strings.Contains(text, gone) {
+			t.Errorf("%s: %q is still rendered", values, gone)
+		}
+	}
+}
+
+func TestWrongValuesAreRefused(t *testing.T) {
+	need(t)
+	for values, want := range map[string][]string{
+		`frrk8s: {enabled: true}`:                      {"frrk8s", "not allowed"},
+		`speaker: {frr: {enabled: true}}`:              {"/speaker", "frr", "not allowed"},
+		`logLevel: verbose`:                            {"/logLevel", "'debug'"},
+		`controller: {replicas: two}`:                  {"/controller/replicas", "want integer"},
+		`controller: {replicas: -1}`:                   {"/controller/replicas", "minimum"},
+		`speaker: {gossip: {port: 70000}}`:             {"/speaker/gossip/port", "65,535"},
+		`webhook: {failurePolicy: fail}`:               {"/webhook/failurePolicy", "'Fail'"},
+		`webhook: {enabled: "yes"}`:                    {"/webhook/enabled", "want boolean"},
+		`speaker: {tolerations: [{operator: exists}]}`: {"/speaker/tolerations/0/operator", "'Exists'"},
+		`image: gantry-lb/gantry:v1`:                   {"/image", "want object"},
+		`image: {digest: abc}`:                         {"/image/digest", "sha256"},
+		`prometheus: {interval: often}`:                {"/prometheus/interval", "pattern"},
+		`speaker: {resources: {request: {cpu: 1}}}`:    {"/speaker/resources", "request", "not allowed"},
+		`speaker: {nodeSelector: {zone: 1}}`:           {"/speaker/nodeSelector/zone", "want string"},
+	} {
+		_, err := Helm(t.Context(), "metallb-system", values)
+		if err == nil {
+			t.Errorf("%s: it is rendered, want a refusal", values)
+			continue
+		}
+		for _, w := range want {
+			if !strings.Contains(err.Error(), w) {
+				t.Errorf("%s: the error lacks %q:\n%v", values, w, err)
+			}
+		}
+	}
+}
+
+// TestEveryKindIsInstalled finds a CRD that was generated and is not applied.
+func TestEveryKindIsInstalled(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(Root(), "config", "crd", "kustomization.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob(filepath.Join(Root(), "config", "crd", "bases", "*.yaml"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no CRD is there: %v", err)
+	}
+	for _, f := range files {
+		if name := filepath.Base(f); !strings.Contains(string(text), "- bases/"+name+"\n") {
+			t.Errorf("config/crd/kustomization.yaml lacks bases/%s: the kind would not be installed", name)
+		}
+	}
+}

@@ -1,0 +1,144 @@
+// Command image writes a container image with Gantry's two programs as an archive, without a container engine: what `docker
+// load`, `podman load`, `ctr images import` and `kind load image-archive` take. It pulls nothing: the image holds the
+// programs, a user database of two lines, and nothing else.
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"debug/elf"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+)
+
+// options say what goes into the image.
+type options struct {
+	bin, out, tag, arch, revision string
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.bin, "bin", "bin", "directory of the programs controller and speaker")
+	flag.StringVar(&o.out, "o", "dist/image.tar", "archive to write")
+	flag.StringVar(&o.tag, "tag", "gantry-lb/gantry:v0.1.0", "name of the image")
+	flag.StringVar(&o.arch, "arch", "amd64", "processor that the programs are built for")
+	flag.StringVar(&o.revision, "revision", "", "commit that they are built from")
+	flag.Parse()
+	if err := write(o); err != nil {
+		fmt.Fprintln(os.Stderr, "image:", err)
+		os.Exit(1)
+	}
+}
+
+// write makes the image and its archive.
+func write(o options) error {
+	ref, err := name.NewTag(o.tag)
+	if err != nil {
+		return fmt.Errorf("--tag %q: write REPOSITORY:TAG: %w", o.tag, err)
+	}
+	img, err := build(o, ref)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(o.out), 0o755); err != nil {
+		return fmt.Errorf("making the directory of the archive: %w", err)
+	}
+	if err := tarball.WriteToFile(o.out, ref, img); err != nil {
+		return fmt.Errorf("writing %s: %w", o.out, err)
+	}
+	digest, err := img.Digest()
+	if err != nil {
+		return fmt.Errorf("computing the digest: %w", err)
+	}
+	fmt.Println(o.out, ref, digest)
+	return nil
+}
+
+// build puts the programs into one layer. Nothing in it depends on the time, so that the same programs are the same image.
+func build(o options, ref name.Tag) (v1.Image, error) {
+	content, err := files(o.bin)
+	if err != nil {
+		return nil, err
+	}
+	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(content)), nil })
+	if err != nil {
+		return nil, fmt.Errorf("making the layer: %w", err)
+	}
+	img, err := mutate.AppendLayers(empty.Image, layer)
+	if err != nil {
+		return nil, fmt.Errorf("adding the layer: %w", err)
+	}
+	config, err := img.ConfigFile()
+	if err != nil {
+		return nil, fmt.Errorf("reading the image's configuration: %w", err)
+	}
+	config = config.DeepCopy()
+	config.OS, config.Architecture = "linux", o.arch
+	config.Config.User = "65534:65534" // the speaker's manifest asks for another one
+	config.Config.Entrypoint = []string{"/controller"}
+	config.Config.WorkingDir = "/"
+	config.Config.Labels = map[string]string{
+		"org.opencontainers.image.title":       "gantry",
+		"org.opencontainers.image.description": "Gantry's controller and speaker",
+		"org.opencontainers.image.licenses":    "Apache-2.0",
+		"org.opencontainers.image.source":      "https://github.com/gantry-lb/gantry",
+		"org.opencontainers.image.version":     ref.TagStr(),
+		"org.opencontainers.image.revision":    o.revision,
+	}
+	return mutate.ConfigFile(img, config)
+}
+
+// files is the layer, as an archive.
+func files(bin string) ([]byte, error) {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	add := func(path string, mode int64, content []byte) error {
+		h := &tar.Header{Name: path, Mode: mode, Size: int64(len(content)), ModTime: time.Unix(0, 0), Format: tar.FormatPAX}
+		if err := w.WriteHeader(h); err != nil {
+			return fmt.Errorf("adding %s: %w", path, err)
+		}
+		_, err := w.Write(content)
+		return err
+	}
+	for _, program := range []string{"controller", "speaker"} {
+		content, err := os.ReadFile(filepath.Join(bin, program))
+		if err != nil {
+			return nil, fmt.Errorf("reading a program; `make build` makes it: %w", err)
+		}
+		if err := static(program, content); err != nil {
+			return nil, err
+		}
+		if err := add(program, 0o755, content); err != nil {
+			return nil, err
+		}
+	}
+	users := "root:x:0:0:root:/:/none\nnobody:x:65534:65534:nobody:/:/none\n"
+	if err := add("etc/passwd", 0o644, []byte(users)); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), w.Close()
+}
+
+// static says whether a program runs where there are no libraries.
+func static(program string, content []byte) error {
+	f, err := elf.NewFile(bytes.NewReader(content))
+	if err != nil {
+		return fmt.Errorf("reading %s, which is no program for Linux: %w", program, err)
+	}
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			return fmt.Errorf("%s is linked to libraries, which the image does not have: build it with CGO_ENABLED=0", program)
+		}
+	}
+	return nil
+}
