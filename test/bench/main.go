@@ -40,6 +40,9 @@ func main() {
 }
 
 func run(ctx context.Context) error {
+	if err := responder(ctx); err != nil {
+		return err
+	}
 	dir, err := os.MkdirTemp("", "gantry-bench")
 	if err != nil {
 		return err

@@ -30,17 +30,23 @@ const (
 )
 
 // ndpFilter passes Neighbor Solicitations and Advertisements that are not behind an extension header, none of which a
-// sender may put there (RFC 6980), and drops the rest in the kernel, as filter does.
+// sender may put there (RFC 6980), and the questions of MLD, which are behind one; it drops the rest in the kernel, as
+// filter does.
 var ndpFilter = []bpf.Instruction{
 	bpf.LoadExtension{Num: bpf.ExtType},
-	bpf.JumpIf{Cond: bpf.JumpGreaterThan, Val: unix.PACKET_MULTICAST, SkipTrue: 8},
+	bpf.JumpIf{Cond: bpf.JumpGreaterThan, Val: unix.PACKET_MULTICAST, SkipTrue: 13},
 	bpf.LoadAbsolute{Off: etherType, Size: 2},
-	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.ETH_P_IPV6, SkipTrue: 6},
+	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.ETH_P_IPV6, SkipTrue: 11},
 	bpf.LoadAbsolute{Off: ip6Next, Size: 1},
-	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_ICMPV6, SkipTrue: 4},
+	bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.IPPROTO_ICMPV6, SkipFalse: 3},
 	bpf.LoadAbsolute{Off: icmp6, Size: 1},
-	bpf.JumpIf{Cond: bpf.JumpEqual, Val: solicited, SkipTrue: 1},
-	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: advertised, SkipTrue: 1},
+	bpf.JumpIf{Cond: bpf.JumpEqual, Val: solicited, SkipTrue: 6},
+	bpf.JumpIf{Cond: bpf.JumpEqual, Val: advertised, SkipTrue: 5, SkipFalse: 6},
+	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_HOPOPTS, SkipTrue: 5},
+	bpf.LoadAbsolute{Off: hopByHop, Size: 1},
+	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_ICMPV6, SkipTrue: 3},
+	bpf.LoadAbsolute{Off: mld, Size: 1},
+	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: mldQuery, SkipTrue: 1},
 	bpf.RetConstant{Val: maxFrame},
 	bpf.RetConstant{Val: 0},
 }
@@ -99,9 +105,11 @@ func linkLayer(options []ndp.Option, d ndp.Direction) (facts.MAC, bool) {
 	return facts.MAC{}, false
 }
 
-// checksumRight says whether the ICMPv6 checksum is (RFC 8200 section 8.1). A packet socket sees packets before
-// the kernel has looked at it.
-func checksumRight(addresses, message []byte) bool {
+// checksumRight says whether the ICMPv6 checksum is. A packet socket sees packets before the kernel has looked at it.
+func checksumRight(addresses, message []byte) bool { return checksum(addresses, message) == 0xffff }
+
+// checksum sums a message up with its pseudo-header (RFC 8200 section 8.1).
+func checksum(addresses, message []byte) uint16 {
 	sum := uint32(len(message)) + unix.IPPROTO_ICMPV6
 	for _, part := range [][]byte{addresses, message} {
 		for ; len(part) > 1; part = part[2:] {
@@ -114,7 +122,7 @@ func checksumRight(addresses, message []byte) bool {
 	for sum > 0xffff {
 		sum = sum>>16 + sum&0xffff
 	}
-	return sum == 0xffff
+	return uint16(sum)
 }
 
 var allNodes = netip.MustParseAddr("ff02::1")

@@ -78,6 +78,9 @@ func (r *receiver) drain(fd uintptr) bool {
 			break
 		}
 		f, ok := r.protocol.decode(b)
+		if !ok && r.groups != nil && isQuery(b) {
+			r.groups.queried()
+		}
 		r.ring.release()
 		if !ok {
 			continue
@@ -206,6 +209,14 @@ func (p *port) Write(f layer2.Frame) error {
 func (p *port) send(fd uintptr) bool {
 	_, p.writeErr = unix.Write(int(fd), p.out)
 	return true
+}
+
+// tell sends a report to the switches; one that is lost is followed by another.
+func (p *port) tell(b []byte) {
+	_ = p.raw.Write(func(fd uintptr) bool {
+		_, _ = unix.Write(int(fd), b)
+		return true
+	})
 }
 
 // Join lets questions about an IPv6 address in.

@@ -84,7 +84,7 @@ func (p *port) open(l facts.Link) error {
 		p.raw, err = p.file.SyscallConn()
 	}
 	if err == nil && p.family == layer2.IPv6 {
-		p.groups, err = newGroups(l.Index, p.raw.Control)
+		p.groups, err = newGroups(l, p.raw.Control, p.tell)
 	}
 	if err != nil {
 		_ = p.Close() // nothing was sent yet

@@ -1,0 +1,299 @@
+// Package flood asks who has which address, many times a second, over a virtual cable between two network namespaces of
+// its own, and counts who answers how soon: this node's responder, or the kernel for addresses that are its own.
+package flood
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-lb/gantry/speaker/facts"
+	"github.com/gantry-lb/gantry/speaker/intent"
+	"github.com/gantry-lb/gantry/speaker/layer2"
+	"github.com/gantry-lb/gantry/speaker/layer2/wire"
+	"github.com/gantry-lb/gantry/test/lab/netns"
+)
+
+// Options say what is asked.
+type Options struct {
+	Family    layer2.Family
+	Addresses int // how many there are, each asked for in turn
+	Rate      int // questions a second
+	For       time.Duration
+}
+
+// Outcome is what came of it.
+type Outcome struct {
+	Sent, Answered int
+	// Latencies are the times from question to answer, sorted.
+	Latencies []time.Duration
+	// Busy is how long processors worked meanwhile, for who asks and who answers.
+	Busy time.Duration
+	// Lost is how many frames the asking side had no room for: it then says nothing about who answers.
+	Lost uint64
+}
+
+// Latency returns a quantile of the latencies, between 0 and 1.
+func (o Outcome) Latency(q float64) time.Duration {
+	if len(o.Latencies) == 0 {
+		return 0
+	}
+	return o.Latencies[min(int(q*float64(len(o.Latencies))), len(o.Latencies)-1)]
+}
+
+// Cable is the two namespaces and what joins them.
+type Cable struct {
+	o            Options
+	node, client netns.Handle
+	link, asker  facts.Link
+	release      []func()
+}
+
+const linkName = "eth0"
+
+// New lays a cable. Close it.
+func New(o Options) (*Cable, error) {
+	c := &Cable{o: o}
+	for _, h := range []*netns.Handle{&c.node, &c.client} {
+		ns, release, err := netns.Unnamed()
+		if err != nil {
+			c.Close()
+			return nil, err
+		}
+		*h = ns
+		c.release = append(c.release, release)
+	}
+	err := netns.Cable(c.node, linkName, c.client, linkName)
+	for _, end := range []struct {
+		ns   netns.Handle
+		link *facts.Link
+		own  string
+	}{{c.node, &c.link, "10.20.255.1/16"}, {c.client, &c.asker, "10.20.255.2/16"}} {
+		if err == nil {
+			err = end.ns.Do(func() error { return plug(end.link, netip.MustParsePrefix(end.own)) })
+		}
+	}
+	if err != nil {
+		c.Close()
+		return nil, fmt.Errorf("laying a cable: %w", err)
+	}
+	return c, nil
+}
+
+// plug brings an end of the cable up and says what it is.
+func plug(l *facts.Link, own netip.Prefix) error {
+	if err := netns.AddAddress(linkName, own); err != nil {
+		return err
+	}
+	if err := netns.SetUp(linkName); err != nil {
+		return err
+	}
+	i, err := net.InterfaceByName(linkName)
+	if err == nil {
+		*l = facts.Link{Index: i.Index, Name: i.Name, MAC: facts.MAC(i.HardwareAddr)}
+	}
+	return err
+}
+
+// Close removes the namespaces.
+func (c *Cable) Close() {
+	for _, f := range c.release {
+		f()
+	}
+}
+
+// address returns the i-th address that is asked for.
+func (c *Cable) address(i int) netip.Addr {
+	if c.o.Family == layer2.IPv6 {
+		return netip.AddrFrom16([16]byte{0xfd, 0, 0xa8, 14: byte(i >> 8), 15: byte(i)})
+	}
+	return netip.AddrFrom4([4]byte{10, 20, byte(i >> 8), byte(i)})
+}
+
+// Engine has the speaker's engine answer until stop is called. It has announced every address once then.
+func (c *Cable) Engine(ctx context.Context) (stop func(), err error) {
+	e := layer2.New(wire.Wire{}, time.Now)
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- c.node.Do(func() error { return e.Run(ctx) }) }()
+	stop = func() {
+		cancel()
+		<-ended
+	}
+	e.SetLinks(facts.LinkSet{c.link})
+	e.Renew(time.Now().Add(time.Hour))
+	claims := make([]intent.Claim, c.o.Addresses)
+	for i := range claims {
+		claims[i] = intent.Claim{Address: c.address(i), Links: []int{c.link.Index}}
+	}
+	e.Apply(claims)
+	for waiting := time.After(30 * time.Second); ; {
+		announced := 0
+		for _, n := range e.Counters() {
+			if n.Gratuitous > 0 {
+				announced++
+			}
+		}
+		if announced == len(claims) {
+			return stop, nil
+		}
+		select {
+		case err := <-ended:
+			ended <- err
+			return stop, fmt.Errorf("the engine ended: %w", err)
+		case <-waiting:
+			return stop, fmt.Errorf("%d of %d addresses are announced", announced, len(claims))
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// Kernel has the kernel of the node answer: it holds the addresses itself.
+func (c *Cable) Kernel() error {
+	return c.node.Do(func() error {
+		l, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		if c.o.Family == layer2.IPv6 {
+			if l, err = netlink.LinkByName(linkName); err != nil {
+				return err
+			}
+		}
+		bits := c.address(0).BitLen()
+		for i := range c.o.Addresses {
+			a := &netlink.Addr{IPNet: &net.IPNet{IP: c.address(i).AsSlice(), Mask: net.CIDRMask(bits, bits)}}
+			if c.o.Family == layer2.IPv6 {
+				a.Flags = 0x02 // IFA_F_NODAD
+			}
+			if err := netlink.AddrAdd(l, a); err != nil {
+				return fmt.Errorf("giving the kernel %s: %w", c.address(i), err)
+			}
+		}
+		return nil
+	})
+}
+
+// grace is how long after the last question answers are waited for.
+const grace = 300 * time.Millisecond
+
+// Ask asks for all addresses in turn.
+func (c *Cable) Ask(ctx context.Context) (Outcome, error) {
+	var port layer2.Port
+	err := c.client.Do(func() (err error) {
+		port, err = wire.Wire{}.Open(c.asker, c.o.Family)
+		return err
+	})
+	if err != nil {
+		return Outcome{}, err
+	}
+	asked := make([]atomic.Int64, c.o.Addresses) // when, in nanoseconds since begun; 0 is not, or answered
+	begun := time.Now()
+	var o Outcome
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = port.Receive(func(f layer2.Frame) (layer2.Frame, bool) {
+			if i := c.index(f.SenderIP); i < len(asked) && f.Operation == layer2.Reply && f.Destination == c.asker.MAC {
+				if at := asked[i].Swap(0); at > 0 {
+					o.Answered++
+					o.Latencies = append(o.Latencies, time.Since(begun)-time.Duration(at))
+				}
+			}
+			return layer2.Frame{}, false
+		})
+	}()
+	before, err := busy()
+	if err == nil {
+		o.Sent, err = c.send(ctx, port, begun, asked)
+	}
+	after, err2 := busy()
+	time.Sleep(grace)
+	o.Busy, o.Lost = after-before, port.Lost()
+	port.Close()
+	<-done
+	slices.Sort(o.Latencies)
+	if err == nil {
+		err = err2
+	}
+	return o, err
+}
+
+func (c *Cable) index(a netip.Addr) int {
+	b := a.AsSlice()
+	return int(b[len(b)-2])<<8 | int(b[len(b)-1])
+}
+
+// send sends at a steady rate, the questions of a millisecond together.
+func (c *Cable) send(ctx context.Context, port layer2.Port, begun time.Time, asked []atomic.Int64) (int, error) {
+	frames := make([]layer2.Frame, c.o.Addresses)
+	for i := range frames {
+		a := c.address(i)
+		own := netip.MustParseAddr("10.20.255.2")
+		if a.Is6() {
+			own = netip.MustParseAddr("fd00:a8::ffff:2")
+		}
+		frames[i] = layer2.Frame{
+			Destination: layer2.Asked(a), Source: c.asker.MAC, Operation: layer2.Request,
+			SenderMAC: c.asker.MAC, SenderIP: own, TargetIP: a,
+		}
+	}
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	sent, total := 0, int(float64(c.o.Rate)*c.o.For.Seconds())
+	for sent < total {
+		select {
+		case <-ctx.Done():
+			return sent, ctx.Err()
+		case <-tick.C:
+		}
+		for due := min(int(time.Since(begun).Seconds()*float64(c.o.Rate)), total); sent < due; sent++ {
+			i := sent % len(frames)
+			asked[i].Store(int64(time.Since(begun)))
+			if err := port.Write(frames[i]); err != nil {
+				return sent, err
+			}
+		}
+	}
+	return sent, nil
+}
+
+// busy is how long this program has kept processors busy, the kernel's network work on its behalf included: that is done
+// in the sender's time, or by the kernel's own threads when there is too much of it.
+func busy() (time.Duration, error) {
+	var r unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &r); err != nil {
+		return 0, fmt.Errorf("reading the time used: %w", err)
+	}
+	sum := time.Duration(r.Utime.Nano() + r.Stime.Nano())
+	threads, err := filepath.Glob("/proc/[0-9]*/comm")
+	if err != nil {
+		return 0, err
+	}
+	for _, path := range threads {
+		name, err := os.ReadFile(path)
+		if err != nil || !strings.HasPrefix(string(name), "ksoftirqd/") { // it ended meanwhile, or is another
+			continue
+		}
+		text, err := os.ReadFile(filepath.Join(filepath.Dir(path), "schedstat"))
+		if err != nil {
+			continue // a kernel without these figures
+		}
+		first, _, _ := strings.Cut(string(text), " ")
+		if n, err := strconv.ParseInt(first, 10, 64); err == nil {
+			sum += time.Duration(n)
+		}
+	}
+	return sum, nil
+}

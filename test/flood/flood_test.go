@@ -1,0 +1,41 @@
+package flood
+
+import (
+	"errors"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/layer2"
+)
+
+// Every question about any of 10,000 addresses is answered, at 50,000 a second.
+func TestEveryQuestionIsAnswered(t *testing.T) {
+	for _, f := range []layer2.Family{layer2.IPv4, layer2.IPv6} {
+		t.Run(f.String(), func(t *testing.T) {
+			c, err := New(Options{Family: f, Addresses: 10000, Rate: 50000, For: time.Second})
+			if errors.Is(err, os.ErrPermission) {
+				t.Skipf("making a network namespace needs root: %v", err)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			stop, err := c.Engine(t.Context())
+			defer stop()
+			if err != nil {
+				t.Fatal(err)
+			}
+			o, err := c.Ask(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if o.Lost > 0 {
+				t.Skipf("this machine is too busy to ask: %d answers found no room on the asking side", o.Lost)
+			}
+			if o.Sent != 50000 || o.Answered != o.Sent {
+				t.Fatalf("%d of %d questions are answered", o.Answered, o.Sent)
+			}
+		})
+	}
+}
