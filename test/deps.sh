@@ -10,6 +10,7 @@ need conntrack conntrack
 need tcpdump tcpdump
 need vtysh frr
 need bird bird2
+need nginx nginx-light
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
 	echo "missing; install the packages:$missing" >&2

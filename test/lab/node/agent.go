@@ -1,7 +1,8 @@
 // Package node stands in for the kubelet in the lab. An Agent registers its node, renews the node's lease, and runs the
 // Pods that are scheduled to it: each in a network namespace of its own, Gantry's images as the real binaries with the
-// rights and the service account of their manifest, every other image as a responder that answers on the container's
-// ports. It pulls no images and knows no volumes but the service account's.
+// rights, the variables, the volumes and the service account of their manifest, the image MachineImage as a program of this
+// machine, every other image as a responder that answers on the container's ports. It pulls no images, and of volumes it
+// knows configMap, secret, emptyDir, hostPath and the service account's.
 package node
 
 import (

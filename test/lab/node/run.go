@@ -131,12 +131,15 @@ func (r *run) signal(s syscall.Signal, final bool) {
 	}
 }
 
-// command makes the process of the container: Gantry's own binary, or the responder.
+// MachineImage as a container's image means a program of this machine: the container's command, with its path.
+const MachineImage = "lab/machine"
+
+// command makes the process of the container: Gantry's own binary, a program of the machine, or the responder.
 func (r *run) command() (*exec.Cmd, error) {
 	c := &r.p.a.c
 	cmd := exec.Command(c.Self)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if !strings.HasPrefix(r.spec.Image, c.Image) {
+	if !strings.HasPrefix(r.spec.Image, c.Image) && r.spec.Image != MachineImage {
 		cmd.Args = append([]string{"lab", respondArg}, r.facts()...)
 		return cmd, nil
 	}

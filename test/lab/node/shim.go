@@ -22,12 +22,13 @@ import (
 // tokenDir is where a Pod finds its service account.
 const tokenDir = "/var/run/secrets/kubernetes.io/serviceaccount"
 
-// shim says how a container of Gantry's is started.
+// shim says how a container that is no responder is started.
 type shim struct {
 	Path     string
 	Args     []string
 	Env      []string
 	TokenDir string
+	Mounts   []mount
 	UID, GID int
 	// Limited drops every capability but Capabilities.
 	Limited         bool
@@ -44,16 +45,22 @@ var capabilities = map[corev1.Capability]uintptr{
 func (r *run) shim() (shim, error) {
 	c := &r.p.a.c
 	if len(r.spec.Command) == 0 {
-		return shim{}, fmt.Errorf("container %s: the lab knows Gantry's binaries by their command", r.spec.Name)
+		return shim{}, fmt.Errorf("container %s: the lab knows programs by the manifest's command", r.spec.Name)
+	}
+	known, env, err := r.environment()
+	if err != nil {
+		return shim{}, fmt.Errorf("container %s: %w", r.spec.Name, err)
 	}
 	s := shim{
-		Path:     filepath.Join(c.BinDir, filepath.Base(r.spec.Command[0])),
-		Args:     append(slices.Clone(r.spec.Command), r.spec.Args...),
-		Env:      []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "KUBERNETES_SERVICE_HOST=10.96.0.1", "KUBERNETES_SERVICE_PORT=443"},
-		TokenDir: filepath.Join(r.p.dir(), "token"),
+		Args: expandAll(append(slices.Clone(r.spec.Command), r.spec.Args...), known),
+		Env:  env, TokenDir: filepath.Join(r.p.dir(), "token"),
 	}
-	for _, e := range r.spec.Env {
-		s.Env = append(s.Env, e.Name+"="+r.value(e))
+	s.Path = s.Args[0]
+	if strings.HasPrefix(r.spec.Image, c.Image) {
+		s.Path = filepath.Join(c.BinDir, filepath.Base(s.Path))
+	}
+	if s.Mounts, err = r.mounts(); err != nil {
+		return shim{}, fmt.Errorf("container %s: %w", r.spec.Name, err)
 	}
 	if err := r.p.token(s.TokenDir); err != nil {
 		return shim{}, err
@@ -82,19 +89,6 @@ func (s *shim) identity(user, group *int64) {
 	if group != nil {
 		s.GID = int(*group)
 	}
-}
-
-// value resolves a variable: a literal or a field of the Pod.
-func (r *run) value(e corev1.EnvVar) string {
-	if e.ValueFrom == nil || e.ValueFrom.FieldRef == nil {
-		return e.Value
-	}
-	o := r.p.object
-	return map[string]string{
-		"metadata.name": o.Name, "metadata.namespace": o.Namespace, "metadata.uid": string(o.UID),
-		"spec.nodeName": r.p.a.c.Name, "spec.serviceAccountName": o.Spec.ServiceAccountName,
-		"status.podIP": r.p.ip.String(), "status.hostIP": r.p.a.c.Addresses[0].String(),
-	}[e.ValueFrom.FieldRef.FieldPath]
 }
 
 // tokenLife is the life of a service account token; it is renewed at half of it.
@@ -168,6 +162,11 @@ func enter(text string) error {
 	}
 	if err := unix.Mount(s.TokenDir, tokenDir, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("mounting the service account: %w", err)
+	}
+	if len(s.Mounts) > 0 {
+		if err := enterRoot(s.Mounts); err != nil {
+			return err
+		}
 	}
 	if err := s.limit(); err != nil {
 		return err

@@ -1,0 +1,73 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/gantry-lb/gantry/test/stage"
+)
+
+// types walks a Service through every type. Each time it is no LoadBalancer, nothing of ours is left on it and its address
+// is free for another; each time it is one again, it is reached.
+func types(ctx context.Context, t *testing.T, s *stage.Stage) {
+	kubectl := room(ctx, t, s, "types")
+	kubectl(manual(t, "002-webapp.yaml"), "apply", "-f", "-")
+	const balancer = `{"spec":{"type":"LoadBalancer","externalName":null,"clusterIP":"","clusterIPs":null}}`
+	for _, change := range []struct {
+		to    corev1.ServiceType
+		patch string
+	}{
+		{corev1.ServiceTypeClusterIP, `{"spec":{"type":"ClusterIP"}}`},
+		{corev1.ServiceTypeNodePort, `{"spec":{"type":"NodePort"}}`},
+		{corev1.ServiceTypeExternalName, `{"spec":{"type":"ExternalName","externalName":"my.database.example.com","clusterIP":null,"clusterIPs":null}}`},
+		{"headless", `{"spec":{"type":"ClusterIP","clusterIP":"None","clusterIPs":["None"],"externalName":null}}`},
+	} {
+		t.Run(string(change.to), func(t *testing.T) {
+			kubectl("", "patch", "service", "webapp", "--type=merge", "-p", `{"spec":{"type":"LoadBalancer"}}`)
+			address, err := s.Address(ctx, "types", "webapp")
+			must(t, err)
+			url := fmt.Sprintf("http://%s:8080/", address)
+			_, err = s.AwaitFetch(ctx, "client", url)
+			must(t, err)
+			if change.to == "headless" { // the API takes away a cluster IP only with the type that has none
+				kubectl("", "patch", "service", "webapp", "--type=merge", "-p", `{"spec":{"type":"ExternalName","externalName":"example.com","clusterIP":null,"clusterIPs":null}}`)
+			}
+			kubectl("", "patch", "service", "webapp", "--type=merge", "-p", change.patch)
+			awaitSilence(ctx, t, s, serviceName{"types", "webapp"}, url)
+			must(t, stage.Await(ctx, "a Service that carries nothing of ours", func(ctx context.Context) error {
+				svc, err := s.Service(ctx, "types", "webapp")
+				if err != nil {
+					return err
+				}
+				return touched(svc)
+			}))
+			kubectl(fmt.Sprintf(other, address), "apply", "-f", "-")
+			got, err := s.Address(ctx, "types", "other")
+			must(t, err)
+			if got != address {
+				t.Errorf("another Service that asks for %s got %s", address, got)
+			}
+			kubectl("", "delete", "service", "other")
+			if change.to == "headless" {
+				kubectl("", "patch", "service", "webapp", "--type=merge", "-p", `{"spec":{"type":"ExternalName","externalName":"example.com","clusterIP":null,"clusterIPs":null}}`)
+				kubectl("", "patch", "service", "webapp", "--type=merge", "-p", balancer)
+				_, err = s.Address(ctx, "types", "webapp")
+				must(t, err)
+			}
+		})
+	}
+}
+
+const other = `apiVersion: v1
+kind: Service
+metadata:
+  name: other
+  annotations: {metallb.io/loadBalancerIPs: %s}
+spec:
+  type: LoadBalancer
+  selector: {app: webapp}
+  ports: [{port: 1234}]
+`

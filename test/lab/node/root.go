@@ -1,0 +1,121 @@
+package node
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// rootDir is where a container's root is built; it is seen in the container's own mounts alone.
+const rootDir = "/run/lab-root"
+
+// enterRoot gives the calling process a root directory that shows what the machine's does, with the volumes at their
+// places. Nothing is created in the machine's own directories for it.
+func enterRoot(volumes []mount) error {
+	if err := os.MkdirAll(rootDir, 0o755); err != nil {
+		return err
+	}
+	if err := lift("/", rootDir); err != nil {
+		return err
+	}
+	for _, v := range volumes {
+		if err := place(v); err != nil {
+			return fmt.Errorf("mounting a volume at %s: %w", v.Target, err)
+		}
+	}
+	if err := unix.Chroot(rootDir); err != nil {
+		return fmt.Errorf("entering the container's root: %w", err)
+	}
+	return os.Chdir("/")
+}
+
+// place mounts one volume.
+func place(v mount) error {
+	info, err := os.Stat(v.Source)
+	if err != nil {
+		return err
+	}
+	// Where a directory on the way is missing, its parent becomes one that can take it.
+	at := rootDir
+	parts := strings.Split(strings.Trim(filepath.Clean(v.Target), "/"), "/")
+	for i, part := range parts {
+		next := filepath.Join(at, part)
+		if target, err := os.Readlink(next); err == nil { // such as /var/run
+			if !filepath.IsAbs(target) {
+				target = filepath.Join(strings.TrimPrefix(at, rootDir), target)
+			}
+			return place(mount{v.Source, filepath.Join(append([]string{target}, parts[i+1:]...)...), v.ReadOnly})
+		}
+		if _, err := os.Stat(next); err != nil {
+			if at != rootDir {
+				if err := lift(at, at); err != nil {
+					return err
+				}
+			}
+			if i == len(parts)-1 && !info.IsDir() {
+				err = os.WriteFile(next, nil, 0o644)
+			} else {
+				err = os.Mkdir(next, 0o755)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		at = next
+	}
+	if err := unix.Mount(v.Source, at, "", unix.MS_BIND, ""); err != nil {
+		return err
+	}
+	if !v.ReadOnly {
+		return nil
+	}
+	return unix.Mount("", at, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, "")
+}
+
+// lift mounts over a directory an empty one in which things can be made, and shows in it what is in another, which may
+// be the one that is covered.
+func lift(from, to string) error {
+	source, err := unix.Open(from, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(source)
+	old := fmt.Sprintf("/proc/self/fd/%d", source)
+	entries, err := os.ReadDir(old)
+	if err != nil {
+		return err
+	}
+	if err := unix.Mount("tmpfs", to, "tmpfs", 0, "mode=755"); err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := show(e, filepath.Join(old, e.Name()), filepath.Join(to, e.Name())); err != nil {
+			return fmt.Errorf("showing %s in the container: %w", e.Name(), err)
+		}
+	}
+	return nil
+}
+
+// show makes an entry of a directory appear at another place.
+func show(e os.DirEntry, from, to string) error {
+	var err error
+	switch {
+	case e.Type()&os.ModeSymlink != 0:
+		target, err := os.Readlink(from)
+		if err != nil {
+			return err
+		}
+		return os.Symlink(target, to)
+	case e.IsDir():
+		err = os.Mkdir(to, 0o755)
+	default:
+		err = os.WriteFile(to, nil, 0o644)
+	}
+	if err != nil {
+		return err
+	}
+	return unix.Mount(from, to, "", unix.MS_BIND|unix.MS_REC, "")
+}

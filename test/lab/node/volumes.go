@@ -1,0 +1,126 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// mount is a directory or file that a container sees at another place.
+type mount struct {
+	Source, Target string
+	ReadOnly       bool
+}
+
+// mounts fills the volumes that the container mounts, and says where they go.
+func (r *run) mounts() ([]mount, error) {
+	var out []mount
+	for _, m := range r.spec.VolumeMounts {
+		i := slices.IndexFunc(r.p.object.Spec.Volumes, func(v corev1.Volume) bool { return v.Name == m.Name })
+		if i < 0 || strings.HasPrefix(m.MountPath, filepath.Dir(tokenDir)) { // the account's token has a way of its own
+			continue
+		}
+		dir, err := r.p.volume(&r.p.object.Spec.Volumes[i])
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, mount{filepath.Join(dir, m.SubPath), m.MountPath, m.ReadOnly})
+	}
+	return out, nil
+}
+
+// volume makes a volume and returns its directory. What a ConfigMap or a Secret says when the container starts is what the
+// container sees until it is started again.
+func (p *pod) volume(v *corev1.Volume) (string, error) {
+	dir := filepath.Join(p.dir(), "volumes", v.Name)
+	ctx, cancel := context.WithTimeout(p.ctx, 10*time.Second)
+	defer cancel()
+	switch {
+	case v.ConfigMap != nil:
+		files, err := p.configMap(ctx, v.ConfigMap.Name, isTrue(v.ConfigMap.Optional))
+		if err != nil {
+			return "", err
+		}
+		return dir, writeFiles(dir, files, v.ConfigMap.Items)
+	case v.Secret != nil:
+		files, err := p.secret(ctx, v.Secret.SecretName, isTrue(v.Secret.Optional))
+		if err != nil {
+			return "", err
+		}
+		return dir, writeFiles(dir, files, v.Secret.Items)
+	case v.EmptyDir != nil:
+	case v.HostPath != nil: // each node has its own, and none is the machine's
+		dir = filepath.Join(p.a.c.RunDir, "hostpath", p.a.c.Name, v.HostPath.Path)
+	default:
+		return "", fmt.Errorf("volume %s: the lab knows configMap, secret, emptyDir and hostPath", v.Name)
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	return dir, os.Chmod(dir, 0o777) // whatever user the container runs as
+}
+
+func (p *pod) configMap(ctx context.Context, name string, optional bool) (map[string][]byte, error) {
+	c, err := p.a.client.CoreV1().ConfigMaps(p.object.Namespace).Get(ctx, name, metav1.GetOptions{})
+	if optional && apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading ConfigMap %s: %w", name, err)
+	}
+	files := map[string][]byte{}
+	for k, text := range c.Data {
+		files[k] = []byte(text)
+	}
+	for k, b := range c.BinaryData {
+		files[k] = b
+	}
+	return files, nil
+}
+
+func (p *pod) secret(ctx context.Context, name string, optional bool) (map[string][]byte, error) {
+	s, err := p.a.client.CoreV1().Secrets(p.object.Namespace).Get(ctx, name, metav1.GetOptions{})
+	if optional && apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading Secret %s: %w", name, err)
+	}
+	return s.Data, nil
+}
+
+// writeFiles writes the keys into a directory: all, or those of items under the items' paths.
+func writeFiles(dir string, files map[string][]byte, items []corev1.KeyToPath) error {
+	if len(items) == 0 {
+		for k := range files {
+			items = append(items, corev1.KeyToPath{Key: k, Path: k})
+		}
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for _, i := range items {
+		b, ok := files[i.Key]
+		if !ok {
+			return fmt.Errorf("key %s of a volume is not there", i.Key)
+		}
+		path := filepath.Join(dir, i.Path)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(path, b, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func isTrue(b *bool) bool { return b != nil && *b }
