@@ -14,17 +14,16 @@ import (
 
 	"github.com/go-logr/logr"
 	"github.com/spf13/pflag"
-	"k8s.io/apimachinery/pkg/runtime"
-	clientscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/controller/admission"
 	"github.com/gantry-lb/gantry/controller/reconcile"
+	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/internal/option"
 )
 
@@ -57,7 +56,7 @@ func parse(args []string, lookup func(string) (string, bool)) (options, error) {
 	fs := pflag.NewFlagSet("controller", pflag.ContinueOnError)
 	o.Bind(fs, ":7472", ":8081")
 	fs.BoolVar(&o.LeaderElect, "leader-elect", true, "wait to be elected before giving addresses; needed with more than one controller")
-	fs.StringVar(&o.Webhook, "webhook", "disabled", "enabled or disabled; this version serves no webhook and says so")
+	fs.StringVar(&o.Webhook, "webhook", "disabled", "enabled or disabled: refuse at apply time what contradicts other objects")
 	if err := option.Parse(fs, args, lookup); err != nil {
 		return o, err
 	}
@@ -72,23 +71,19 @@ func run(ctx context.Context, o options) error {
 	log := o.Logger(os.Stderr)
 	ctrl.SetLogger(logr.FromSlogHandler(log.Handler()))
 	klog.SetSlogLogger(log)
-	if o.Webhook == "enabled" {
-		log.Warn("--webhook enabled: this version serves no webhook; the rules of the CRDs and the conditions report bad input")
-	}
 	config, err := o.RESTConfig()
 	if err != nil {
 		return err
 	}
-	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{clientscheme.AddToScheme, v1beta1.AddToScheme} {
-		if err := add(scheme); err != nil {
-			return fmt.Errorf("registering the kinds: %w", err)
-		}
-	}
-	if err := option.AwaitKinds(ctx, config, log, "ipaddresspools", "l2advertisements"); err != nil {
+	scheme, err := configuration.NewScheme()
+	if err != nil {
 		return err
 	}
-	own := cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
+	if err := option.AwaitKinds(ctx, config, log, configuration.Resources...); err != nil {
+		return err
+	}
+	watched := configuration.ByObject(o.Namespace)
+	watched[&v1beta1.ConfigurationState{}] = cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
 	grace := 2 * time.Second
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
 		Scheme:                        scheme,
@@ -101,7 +96,7 @@ func run(ctx context.Context, o options) error {
 		GracefulShutdownTimeout:       &grace,
 		Cache: cache.Options{
 			DefaultTransform: cache.TransformStripManagedFields(),
-			ByObject:         map[client.Object]cache.ByObject{&v1beta1.IPAddressPool{}: own, &v1beta1.L2Advertisement{}: own},
+			ByObject:         watched,
 		},
 	})
 	if err != nil {
@@ -113,6 +108,13 @@ func run(ctx context.Context, o options) error {
 	}
 	if err := services.Setup(mgr); err != nil {
 		return err
+	}
+	report := &reconcile.Configuration{Client: mgr.GetClient(), Log: log, Namespace: o.Namespace}
+	if err := report.Setup(mgr); err != nil {
+		return err
+	}
+	if o.Webhook == "enabled" {
+		admission.Register(mgr.GetWebhookServer(), &admission.Validator{Reader: mgr.GetClient(), Namespace: o.Namespace, Now: time.Now})
 	}
 	if err := probes(mgr, services); err != nil {
 		return err

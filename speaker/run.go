@@ -14,9 +14,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/runtime"
-	clientscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -26,6 +25,7 @@ import (
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/internal/option"
 	"github.com/gantry-lb/gantry/internal/view"
 	"github.com/gantry-lb/gantry/speaker/agent"
@@ -46,7 +46,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	if err := option.AwaitKinds(ctx, config, log, "ipaddresspools", "l2advertisements", "servicel2statuses"); err != nil {
+	if err := option.AwaitKinds(ctx, config, log, append(configuration.Resources, "servicel2statuses", "servicebgpstatuses")...); err != nil {
 		return err
 	}
 	mgr, err := newManager(config, o)
@@ -58,7 +58,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	parts, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	g, parts := errgroup.WithContext(parts)
-	feed := &reconcile.Feed{Cache: mgr.GetCache(), Log: log, Self: o.NodeName}
+	feed := &reconcile.Feed{Cache: mgr.GetCache(), Log: log, Self: o.NodeName, Namespace: o.Namespace}
 	if err := probes(mgr, feed); err != nil {
 		return err
 	}
@@ -85,8 +85,13 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		Self: o.NodeName, Nonce: gossip.nonce, Class: o.LoadBalancerClass, Timing: elect.DefaultTiming(),
 		Layer2: engine, Members: gossip, Links: watcher.Sets(), Now: time.Now, Log: log, Observe: writer.Observe,
 	})
-	feed.Agent, feed.Seeds = a, gossip
-	for _, part := range []func(context.Context) error{engine.Run, a.Run, watcher.Run, gossip.Run, feed.Run, writer.Run} {
+	state := &reconcile.ConfigurationWriter{
+		Client: mgr.GetClient(), Cache: mgr.GetCache(), Log: log,
+		State: configuration.State{Component: names.ComponentSpeaker, Node: o.NodeName, Namespace: o.Namespace},
+	}
+	state.Init()
+	feed.Agent, feed.Seeds, feed.Problems = a, gossip, state.Observe
+	for _, part := range []func(context.Context) error{engine.Run, a.Run, watcher.Run, gossip.Run, feed.Run, writer.Run, state.Run} {
 		g.Go(func() error { return part(parts) })
 	}
 	g.Go(func() error {
@@ -115,14 +120,17 @@ func handOver(a *agent.Agent, log *slog.Logger) {
 
 // newManager returns a manager whose cache holds what a speaker looks at, and nothing else.
 func newManager(config *rest.Config, o options) (ctrl.Manager, error) {
-	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{clientscheme.AddToScheme, v1beta1.AddToScheme} {
-		if err := add(scheme); err != nil {
-			return nil, fmt.Errorf("registering the kinds: %w", err)
-		}
+	scheme, err := configuration.NewScheme()
+	if err != nil {
+		return nil, err
 	}
-	own := cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
+	watched := configuration.ByObject(o.Namespace)
 	speakers := labels.SelectorFromSet(labels.Set{names.LabelAppName: names.AppName, names.LabelComponent: names.ComponentSpeaker})
+	watched[&v1beta1.ServiceL2Status{}] = cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
+	watched[&v1beta1.ConfigurationState{}] = cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {
+		FieldSelector: fields.OneTermEqualSelector("metadata.name", configuration.State{Component: names.ComponentSpeaker, Node: o.NodeName}.Name()),
+	}}}
+	watched[&corev1.Pod{}] = cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {LabelSelector: speakers}}}
 	grace := time.Second
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
 		Scheme:                  scheme,
@@ -131,10 +139,7 @@ func newManager(config *rest.Config, o options) (ctrl.Manager, error) {
 		GracefulShutdownTimeout: &grace,
 		Cache: cache.Options{
 			DefaultTransform: cache.TransformStripManagedFields(),
-			ByObject: map[client.Object]cache.ByObject{
-				&v1beta1.IPAddressPool{}: own, &v1beta1.L2Advertisement{}: own, &v1beta1.ServiceL2Status{}: own,
-				&corev1.Pod{}: {Namespaces: map[string]cache.Config{o.Namespace: {LabelSelector: speakers}}},
-			},
+			ByObject:         watched,
 		},
 	})
 	if err != nil {

@@ -13,8 +13,11 @@ const (
 	// GossipSecretKey is the entry of GossipSecret: 32 random bytes.
 	GossipSecretKey = "key"
 	// AppName and ComponentSpeaker are the values of the labels by which speakers find each other's Pods.
-	AppName          = "gantry"
-	ComponentSpeaker = "speaker"
+	AppName             = "gantry"
+	ComponentSpeaker    = "speaker"
+	ComponentController = "controller"
+	// WebhookConfiguration is the ValidatingWebhookConfiguration of an installation that has the webhook on.
+	WebhookConfiguration = "gantry-webhook"
 	// LabelAppName and LabelComponent are the recommended labels on our Pods.
 	LabelAppName   = "app.kubernetes.io/name"
 	LabelComponent = "app.kubernetes.io/component"
@@ -35,8 +38,10 @@ const (
 	AnnotationFromPool = "metallb.io/ip-allocated-from-pool"
 )
 
-// Labels of ServiceL2Status objects (metallb.io API).
+// Labels of ServiceL2Status, ServiceBGPStatus and ConfigurationState objects (metallb.io API).
 const (
+	LabelComponentType    = "metallb.io/component-type"
+	LabelNodeName         = "metallb.io/node-name"
 	LabelNode             = "metallb.io/node"
 	LabelServiceName      = "metallb.io/service-name"
 	LabelServiceNamespace = "metallb.io/service-namespace"
@@ -58,6 +63,9 @@ const (
 	ConditionAnnounced = "gantry.dev/Announced"
 	// ConditionValid on our kinds: the object is understood and every object that it names exists.
 	ConditionValid = "gantry.dev/Valid"
+	// ConditionPools and ConditionConfig on a ConfigurationState: the controller, or a speaker, understands everything.
+	ConditionPools  = "poolReconcilerValid"
+	ConditionConfig = "configReconcilerValid"
 )
 
 // Event reasons that the metallb.io API fixes; users filter on them.

@@ -108,4 +108,8 @@ const (
 	ReasonBFDPortInUse Reason = "BFDPortInUse"
 	// ReasonBFDUnsent: BFD packets cannot be sent, because the link is gone or there is no route.
 	ReasonBFDUnsent Reason = "BFDUnsent"
+	// ReasonReconciled: on a ConfigurationState, every object is understood.
+	ReasonReconciled Reason = "Reconciled"
+	// ReasonConfigurationError: on a ConfigurationState, some object has a Problem.
+	ReasonConfigurationError Reason = "ConfigurationError"
 )

@@ -4,8 +4,8 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -13,42 +13,40 @@ import (
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-// configuration is the configuration objects as last read, with what Build made of them.
-type configuration struct {
+// configurationState is the configuration objects as last read, with what Build made of them.
+type configurationState struct {
 	objects  snapshot.Objects
 	snapshot *snapshot.Snapshot
 	problems []snapshot.Problem
 }
 
-// readConfiguration reads every configuration object from the cache.
-func readConfiguration(ctx context.Context, c client.Reader) (configuration, error) {
-	var pools v1beta1.IPAddressPoolList
-	var ads v1beta1.L2AdvertisementList
-	var namespaces corev1.NamespaceList
-	for _, list := range []client.ObjectList{&pools, &ads, &namespaces} {
-		if err := c.List(ctx, list); err != nil {
-			return configuration{}, fmt.Errorf("reading the configuration: %w", err)
-		}
+// readConfiguration reads every configuration object from the cache. What an edit broke stays as it was in last.
+func readConfiguration(ctx context.Context, c client.Reader, namespace string, last *snapshot.Snapshot) (configurationState, error) {
+	o, err := configuration.Read(ctx, c, namespace)
+	if err != nil {
+		return configurationState{}, err
 	}
-	o := snapshot.Objects{Pools: pools.Items, L2Advertisements: ads.Items}
-	for i := range namespaces.Items {
-		o.Namespaces = append(o.Namespaces, snapshot.Namespace{Name: namespaces.Items[i].Name, Labels: namespaces.Items[i].Labels})
+	if o.Namespaces, err = configuration.Namespaces(ctx, c); err != nil {
+		return configurationState{}, err
 	}
+	o.Last = last
 	s, problems := snapshot.Build(o)
-	return configuration{objects: o, snapshot: s, problems: problems}, nil
+	o.Last = nil
+	return configurationState{objects: o, snapshot: s, problems: problems}, nil
 }
 
 // valid returns the condition that says whether an object has Problems.
-func (c *configuration) valid(o snapshot.Object, generation int64) metav1.Condition {
+func valid(o snapshot.Object, generation int64, problems []snapshot.Problem) metav1.Condition {
 	cond := metav1.Condition{
 		Type: names.ConditionValid, Status: metav1.ConditionTrue, ObservedGeneration: generation,
 		Reason: string(names.ReasonValid), Message: "the object is understood as it stands",
 	}
 	var texts []string
-	for _, p := range c.problems {
+	for _, p := range problems {
 		if p.Object != o {
 			continue
 		}
@@ -57,18 +55,14 @@ func (c *configuration) valid(o snapshot.Object, generation int64) metav1.Condit
 		}
 		texts = append(texts, p.Text)
 	}
-	for i, t := range texts {
-		if i == 0 {
-			cond.Message = t
-			continue
-		}
-		cond.Message += "; " + t
+	if len(texts) > 0 {
+		cond.Message = strings.Join(texts, "; ")
 	}
 	return cond
 }
 
-// writeConfigStatus writes the counters of the pools and the conditions of all configuration objects, where they are
-// not what they should be. Every object is tried; the errors are joined by the caller's retry.
+// writeConfigStatus writes the counters and the conditions of the pools, where they are not what they should be. Every
+// pool is tried; the errors are joined by the caller's retry.
 func (r *Services) writeConfigStatus(ctx context.Context) error {
 	var first error
 	keep := func(err error) {
@@ -78,9 +72,6 @@ func (r *Services) writeConfigStatus(ctx context.Context) error {
 	}
 	for i := range r.config.objects.Pools {
 		keep(r.writePoolStatus(ctx, r.config.objects.Pools[i].Name))
-	}
-	for i := range r.config.objects.L2Advertisements {
-		keep(r.writeAdStatus(ctx, r.config.objects.L2Advertisements[i].Name))
 	}
 	return first
 }
@@ -99,7 +90,7 @@ func (r *Services) writePoolStatus(ctx context.Context, name string) error {
 	used4, used6 := r.ledger.InUse(parsed)
 	p.Status.AssignedIPv4, p.Status.AssignedIPv6 = used4, used6
 	p.Status.AvailableIPv4, p.Status.AvailableIPv6 = size4-used4, size6-used6
-	p.Status.Gantry = setCondition(p.Status.Gantry, r.config.valid(snapshot.Object{Kind: "IPAddressPool", Namespace: p.Namespace, Name: name}, p.Generation))
+	p.Status.Gantry = setCondition(p.Status.Gantry, valid(snapshot.Object{Kind: "IPAddressPool", Namespace: p.Namespace, Name: name}, p.Generation, r.config.problems))
 	if equality.Semantic.DeepEqual(before.Status, p.Status) {
 		return nil
 	}
@@ -107,22 +98,6 @@ func (r *Services) writePoolStatus(ctx context.Context, name string) error {
 	// is zero on both sides.
 	if err := r.Client.Status().Update(ctx, &p); err != nil {
 		return fmt.Errorf("writing the status of pool %q: %w", name, err)
-	}
-	return nil
-}
-
-func (r *Services) writeAdStatus(ctx context.Context, name string) error {
-	var ad v1beta1.L2Advertisement
-	if err := r.Client.Get(ctx, client.ObjectKey{Namespace: r.Namespace, Name: name}, &ad); err != nil {
-		return fmt.Errorf("reading L2Advertisement %q: %w", name, err)
-	}
-	before := ad.DeepCopy()
-	ad.Status.Gantry = setCondition(ad.Status.Gantry, r.config.valid(snapshot.Object{Kind: "L2Advertisement", Namespace: ad.Namespace, Name: name}, ad.Generation))
-	if equality.Semantic.DeepEqual(before.Status, ad.Status) {
-		return nil
-	}
-	if err := r.Client.Status().Update(ctx, &ad); err != nil {
-		return fmt.Errorf("writing the status of L2Advertisement %q: %w", name, err)
 	}
 	return nil
 }

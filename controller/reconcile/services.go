@@ -42,7 +42,7 @@ type Services struct {
 
 	// The worker owns all that follows.
 	ledger *allocate.Ledger
-	config configuration
+	config configurationState
 	// pending are the Services that do not have what they ask for.
 	pending map[view.Key]struct{}
 }
@@ -83,7 +83,7 @@ func (r *Services) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result
 // load rebuilds the Ledger from the status of all Services. Of two that hold one address without a right to share it,
 // the older keeps it; the other is served anew.
 func (r *Services) load(ctx context.Context) error {
-	config, err := readConfiguration(ctx, r.Client)
+	config, err := readConfiguration(ctx, r.Client, r.Namespace, r.config.snapshot)
 	if err != nil {
 		return err
 	}
@@ -124,7 +124,7 @@ func (r *Services) ours(v *view.Service) bool { return v.LoadBalancer && v.Class
 
 // reconfigure takes in a change of the configuration and looks at every Service that it may concern.
 func (r *Services) reconfigure(ctx context.Context) error {
-	config, err := readConfiguration(ctx, r.Client)
+	config, err := readConfiguration(ctx, r.Client, r.Namespace, r.config.snapshot)
 	if err != nil {
 		return err
 	}

@@ -20,6 +20,7 @@ import (
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/internal/configuration"
 )
 
 // countersInterval bounds how often the counters in the pools' status are written.
@@ -35,8 +36,7 @@ func (r *Services) Setup(mgr ctrl.Manager) error {
 		Named("services").
 		For(&corev1.Service{}).
 		Watches(&v1beta1.IPAddressPool{}, toConfig).
-		Watches(&v1beta1.L2Advertisement{}, toConfig).
-		Watches(&corev1.Namespace{}, toConfig, builder.WithPredicates(labelChanges())).
+		WatchesMetadata(configuration.Metadata("Namespace"), toConfig, builder.WithPredicates(labelChanges())).
 		WatchesRawSource(source.Channel(r.wake, &handler.EnqueueRequestForObject{})).
 		WithOptions(controller.Options{MaxConcurrentReconciles: 1}).
 		Complete(r)

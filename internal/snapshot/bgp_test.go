@@ -37,7 +37,9 @@ func newBGPAd(name string, age time.Duration, spec v1beta1.BGPAdvertisementSpec)
 	return ad
 }
 
-func seconds(n int) *metav1.Duration { return &metav1.Duration{Duration: time.Duration(n) * time.Second} }
+func seconds(n int) *metav1.Duration {
+	return &metav1.Duration{Duration: time.Duration(n) * time.Second}
+}
 
 func length(n int32) *int32 { return &n }
 

@@ -111,6 +111,15 @@ type Problem struct {
 	Text string
 }
 
+// Dangling says whether the Problem is a reference to an object that may be yet to come.
+func (p Problem) Dangling() bool {
+	switch p.Reason {
+	case names.ReasonUnknownPool, names.ReasonUnknownPeer, names.ReasonUnknownCommunity, names.ReasonUnknownBFDProfile, names.ReasonUnknownSecret:
+		return true
+	}
+	return false
+}
+
 // PoolFor returns the pool that contains every one of addrs, or nil.
 func (s *Snapshot) PoolFor(addrs ...netip.Addr) *Pool {
 	if s == nil || len(addrs) == 0 {

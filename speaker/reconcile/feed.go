@@ -19,7 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
 	"github.com/gantry-lb/gantry/speaker/agent"
@@ -43,12 +43,30 @@ type Feed struct {
 	Log   *slog.Logger
 	// Self is this node's name: its own Pod is no seed.
 	Self string
+	// Namespace holds the configuration objects.
+	Namespace string
+	// Problems takes the Problems of the configuration each time it is read; nil is allowed.
+	Problems func([]snapshot.Problem)
 
 	synced atomic.Bool
+	// complete says that everything that exists has been seen, so that the configuration may be read.
+	complete atomic.Bool
+	// building guards last: the Snapshot before, whose sound parts outlive a broken edit.
+	building sync.Mutex
+	last     *snapshot.Snapshot
+
 	mu     sync.Mutex // guards all that follows; informers call from goroutines of their own
 	slices map[view.Key]map[string]*discoveryv1.EndpointSlice
 	pods   map[string]seed
 	nodes  map[string][]string
+	labels map[string]map[string]string // of nodes
+}
+
+// watch is a kind with what to do about its objects.
+type watch struct {
+	object  client.Object
+	set     func(ctx context.Context, o any)
+	removed func(ctx context.Context, o any)
 }
 
 // seed is where a speaker's Pod can be reached.
@@ -60,18 +78,15 @@ type seed struct {
 // Run registers the handlers and tells the agent once everything that exists has been posted. It returns when ctx ends.
 func (f *Feed) Run(ctx context.Context) error {
 	f.slices = map[view.Key]map[string]*discoveryv1.EndpointSlice{}
-	f.pods, f.nodes = map[string]seed{}, map[string][]string{}
-	watched := []struct {
-		object  client.Object
-		set     func(ctx context.Context, o any)
-		removed func(ctx context.Context, o any)
-	}{
+	f.pods, f.nodes, f.labels = map[string]seed{}, map[string][]string{}, map[string]map[string]string{}
+	watched := []watch{
 		{&corev1.Service{}, f.setService, f.removeService},
 		{&discoveryv1.EndpointSlice{}, f.setSlice, f.removeSlice},
 		{&corev1.Node{}, f.setNode, f.removeNode},
 		{&corev1.Pod{}, f.setPod, f.removePod},
-		{&v1beta1.IPAddressPool{}, f.rebuild, f.rebuild},
-		{&v1beta1.L2Advertisement{}, f.rebuild, f.rebuild},
+	}
+	for _, k := range configuration.Kinds() {
+		watched = append(watched, watch{k, f.rebuild, f.rebuild})
 	}
 	var synced []toolscache.InformerSynced
 	for _, w := range watched {
@@ -92,6 +107,7 @@ func (f *Feed) Run(ctx context.Context) error {
 	if !toolscache.WaitForCacheSync(ctx.Done(), synced...) {
 		return nil
 	}
+	f.complete.Store(true)
 	f.rebuild(ctx, nil)
 	f.Agent.Post(ctx, agent.Synced())
 	f.synced.Store(true)
@@ -168,9 +184,14 @@ func (f *Feed) setNode(ctx context.Context, o any) {
 	for _, a := range v.Addresses {
 		f.nodes[n.Name] = append(f.nodes[n.Name], a.String())
 	}
+	before, known := f.labels[n.Name]
+	f.labels[n.Name] = n.Labels
 	f.mu.Unlock()
 	f.seed()
 	f.Agent.Post(ctx, agent.SetNode(v))
+	if !known || !maps.Equal(before, n.Labels) {
+		f.rebuild(ctx, nil)
+	}
 }
 
 func (f *Feed) removeNode(ctx context.Context, o any) {
@@ -180,6 +201,7 @@ func (f *Feed) removeNode(ctx context.Context, o any) {
 	}
 	f.mu.Lock()
 	delete(f.nodes, n.Name)
+	delete(f.labels, n.Name)
 	f.mu.Unlock()
 	f.seed()
 	f.Agent.Post(ctx, agent.RemoveNode(n.Name))
@@ -233,19 +255,31 @@ func (f *Feed) seed() {
 	f.Seeds.SetSeeds(slices.Compact(out))
 }
 
-// rebuild reads the configuration objects from the cache and posts the Snapshot of them.
+// rebuild reads the configuration objects from the cache and posts the Snapshot of them. What it reads is not complete
+// before everything has been seen once.
 func (f *Feed) rebuild(ctx context.Context, _ any) {
+	if !f.complete.Load() {
+		return
+	}
 	read, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	var pools v1beta1.IPAddressPoolList
-	var ads v1beta1.L2AdvertisementList
-	for _, list := range []client.ObjectList{&pools, &ads} {
-		if err := f.Cache.List(read, list); err != nil {
-			f.Log.Error("reading the configuration from the cache", "error", err)
-			return
-		}
+	f.building.Lock()
+	defer f.building.Unlock()
+	o, err := configuration.Read(read, f.Cache, f.Namespace)
+	if err != nil {
+		f.Log.Error("reading the configuration from the cache", "error", err)
+		return
 	}
-	// Namespaces matter to allocation alone, and Problems are the controller's to report.
-	s, _ := snapshot.Build(snapshot.Objects{Pools: pools.Items, L2Advertisements: ads.Items})
+	f.mu.Lock()
+	for name, set := range f.labels {
+		o.Nodes = append(o.Nodes, snapshot.Node{Name: name, Labels: set})
+	}
+	f.mu.Unlock()
+	o.Last = f.last
+	s, problems := snapshot.Build(o)
+	f.last = s
 	f.Agent.Post(ctx, agent.SetSnapshot(s))
+	if f.Problems != nil {
+		f.Problems(problems)
+	}
 }

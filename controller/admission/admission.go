@@ -1,0 +1,155 @@
+// Package admission refuses at apply time what the controller would otherwise report in a condition: it builds the
+// Snapshot as if the object were admitted and answers with the Problems that are new, in the same words. References to
+// objects that are yet to come are let in with a warning. It is optional: everything works without it.
+package admission
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	admissionv1 "k8s.io/api/admission/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/webhook"
+	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/api/v1beta2"
+	"github.com/gantry-lb/gantry/internal/configuration"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+)
+
+// Paths are where the webhook server answers for each kind.
+var Paths = []string{
+	"/validate-metallb-io-v1beta1-ipaddresspool", "/validate-metallb-io-v1beta1-l2advertisement", "/validate-metallb-io-v1beta1-bgpadvertisement",
+	"/validate-metallb-io-v1beta2-bgppeer", "/validate-metallb-io-v1beta1-bfdprofile", "/validate-metallb-io-v1beta1-community",
+}
+
+// Validator answers admission requests about configuration objects.
+type Validator struct {
+	// Reader reads the objects that exist.
+	Reader client.Reader
+	// Namespace is the only one that configuration objects may be in.
+	Namespace string
+	// Now gives the time that a new object would be created at.
+	Now func() time.Time
+}
+
+// Register has the server answer with v.
+func Register(s webhook.Server, v *Validator) {
+	for _, path := range Paths {
+		s.Register(path, &webhook.Admission{Handler: v})
+	}
+}
+
+// Handle implements admission.Handler.
+func (v *Validator) Handle(ctx context.Context, req admission.Request) admission.Response {
+	if req.Operation != admissionv1.Delete && req.Namespace != v.Namespace {
+		return admission.Denied(fmt.Sprintf("resource must be created in %s namespace: Gantry reads no other", v.Namespace))
+	}
+	objects, err := v.read(ctx)
+	if err != nil {
+		return admission.Errored(500, err)
+	}
+	_, before := snapshot.Build(objects)
+	if req.Operation == admissionv1.Delete {
+		return remove(req.Kind.Kind, req.Name, &objects)
+	}
+	if err := v.put(req, &objects); err != nil {
+		return admission.Errored(400, err)
+	}
+	_, after := snapshot.Build(objects)
+	return answer(snapshot.Object{Kind: req.Kind.Kind, Namespace: req.Namespace, Name: req.Name}, before, after)
+}
+
+func (v *Validator) read(ctx context.Context) (snapshot.Objects, error) {
+	o, err := configuration.Read(ctx, v.Reader, v.Namespace)
+	if err != nil {
+		return o, err
+	}
+	o.Nodes, err = configuration.Nodes(ctx, v.Reader)
+	return o, err
+}
+
+// answer refuses what is newly wrong, on this object or by it on another, and warns of what is not there yet.
+func answer(self snapshot.Object, before, after []snapshot.Problem) admission.Response {
+	var refused, warnings []string
+	for _, p := range after {
+		switch {
+		case slices.Contains(before, p):
+		case p.Dangling():
+			if p.Object == self {
+				warnings = append(warnings, p.Text)
+			}
+		case p.Object == self:
+			refused = append(refused, p.Text)
+		default:
+			refused = append(refused, fmt.Sprintf("with it, %s %q would be wrong: %s", p.Object.Kind, p.Object.Name, p.Text))
+		}
+	}
+	response := admission.Allowed("")
+	if len(refused) > 0 {
+		response = admission.Denied(strings.Join(refused, "; "))
+	}
+	return response.WithWarnings(warnings...)
+}
+
+// remove refuses to take a BFDProfile from the peers that use it. Everything else may be deleted: what it leaves behind is
+// reported.
+func remove(kind, name string, o *snapshot.Objects) admission.Response {
+	if kind != "BFDProfile" {
+		return admission.Allowed("")
+	}
+	for i := range o.Peers {
+		if o.Peers[i].Spec.BFDProfile == name {
+			return admission.Denied(fmt.Sprintf("failed to delete BFDProfile %q: BGPPeer %q uses it; take spec.bfdProfile out there first", name, o.Peers[i].Name))
+		}
+	}
+	return admission.Allowed("")
+}
+
+// put places the object of the request among the others, as if it were admitted.
+func (v *Validator) put(req admission.Request, o *snapshot.Objects) error {
+	now := metav1.NewTime(v.Now())
+	switch req.Kind.Kind {
+	case "IPAddressPool":
+		return place(req, &o.Pools, now, func(p *v1beta1.IPAddressPool) *metav1.ObjectMeta { return &p.ObjectMeta })
+	case "L2Advertisement":
+		return place(req, &o.L2Advertisements, now, func(p *v1beta1.L2Advertisement) *metav1.ObjectMeta { return &p.ObjectMeta })
+	case "BGPAdvertisement":
+		return place(req, &o.BGPAdvertisements, now, func(p *v1beta1.BGPAdvertisement) *metav1.ObjectMeta { return &p.ObjectMeta })
+	case "BGPPeer":
+		return place(req, &o.Peers, now, func(p *v1beta2.BGPPeer) *metav1.ObjectMeta { return &p.ObjectMeta })
+	case "BFDProfile":
+		return place(req, &o.BFDProfiles, now, func(p *v1beta1.BFDProfile) *metav1.ObjectMeta { return &p.ObjectMeta })
+	case "Community":
+		return place(req, &o.Communities, now, func(p *v1beta1.Community) *metav1.ObjectMeta { return &p.ObjectMeta })
+	}
+	return fmt.Errorf("the webhook knows no kind %q: correct the ValidatingWebhookConfiguration %q", req.Kind.Kind, names.WebhookConfiguration)
+}
+
+// place decodes the object into list, in the place of the one of its name. A new object counts as the youngest.
+func place[T any](req admission.Request, list *[]T, now metav1.Time, metaOf func(*T) *metav1.ObjectMeta) error {
+	var o T
+	if err := json.Unmarshal(req.Object.Raw, &o); err != nil {
+		return fmt.Errorf("reading the %s: %w", req.Kind.Kind, err)
+	}
+	m := metaOf(&o)
+	m.Name, m.Namespace = req.Name, req.Namespace
+	if m.CreationTimestamp.IsZero() {
+		m.CreationTimestamp = now
+	}
+	i := slices.IndexFunc(*list, func(x T) bool { return metaOf(&x).Name == m.Name })
+	if i < 0 {
+		*list = append(*list, o)
+		return nil
+	}
+	*list = slices.Clone(*list)
+	(*list)[i] = o
+	return nil
+}

@@ -1,0 +1,140 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/api/v1beta2"
+	"github.com/gantry-lb/gantry/internal/configuration"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+)
+
+// Configuration tells the users of the configuration objects what is wrong with them: a condition on each object, and one
+// ConfigurationState for all. The condition of an IPAddressPool is written by Services, together with its counters.
+type Configuration struct {
+	Client client.Client
+	Log    *slog.Logger
+	// Namespace holds the configuration objects.
+	Namespace string
+}
+
+// Setup registers the reconciler. However many objects change, one look at all of them follows.
+func (r *Configuration) Setup(mgr ctrl.Manager) error {
+	whole := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []ctrl.Request {
+		return []ctrl.Request{{NamespacedName: configRequest}}
+	})
+	b := ctrl.NewControllerManagedBy(mgr).Named("configuration").
+		Watches(&v1beta1.ConfigurationState{}, whole, builder.WithPredicates(named(names.ComponentController))).
+		WatchesMetadata(configuration.Metadata("Node"), whole, builder.WithPredicates(labelChanges())).
+		WatchesMetadata(configuration.Metadata("Namespace"), whole, builder.WithPredicates(labelChanges()))
+	for _, k := range configuration.Kinds() {
+		b = b.Watches(k, whole)
+	}
+	if err := b.Complete(r); err != nil {
+		return fmt.Errorf("setting up the configuration's conditions: %w", err)
+	}
+	return nil
+}
+
+// named passes events about objects of that name.
+func named(name string) predicate.Predicate {
+	return predicate.NewPredicateFuncs(func(o client.Object) bool { return o.GetName() == name })
+}
+
+// Reconcile looks at the whole configuration. Every object is tried; what failed is tried again.
+func (r *Configuration) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
+	o, err := configuration.Read(ctx, r.Client, r.Namespace)
+	if err != nil {
+		return ctrl.Result{}, err
+	}
+	var errNodes, errNamespaces error
+	o.Nodes, errNodes = configuration.Nodes(ctx, r.Client)
+	o.Namespaces, errNamespaces = configuration.Namespaces(ctx, r.Client)
+	if err := errors.Join(errNodes, errNamespaces); err != nil {
+		return ctrl.Result{}, err
+	}
+	_, problems := snapshot.Build(o)
+	state := configuration.State{Component: names.ComponentController, Namespace: r.Namespace}
+	errs := []error{state.Write(ctx, r.Client, problems)}
+	for _, c := range conditioned(&o) {
+		errs = append(errs, r.write(ctx, c, problems))
+	}
+	return ctrl.Result{}, errors.Join(errs...)
+}
+
+// object is a configuration object and the place of its conditions.
+type object struct {
+	client.Object
+	kind       string
+	conditions func() *[]metav1.Condition
+}
+
+// conditioned lists the objects whose conditions are ours to write. They are copies: what a cache returns is not changed.
+func conditioned(o *snapshot.Objects) []object {
+	var out []object
+	for i := range o.L2Advertisements {
+		x := o.L2Advertisements[i].DeepCopy()
+		out = append(out, object{x, "L2Advertisement", func() *[]metav1.Condition { return ours(&x.Status.Gantry) }})
+	}
+	for i := range o.BGPAdvertisements {
+		x := o.BGPAdvertisements[i].DeepCopy()
+		out = append(out, object{x, "BGPAdvertisement", func() *[]metav1.Condition { return ours(&x.Status.Gantry) }})
+	}
+	for i := range o.BFDProfiles {
+		x := o.BFDProfiles[i].DeepCopy()
+		out = append(out, object{x, "BFDProfile", func() *[]metav1.Condition { return ours(&x.Status.Gantry) }})
+	}
+	for i := range o.Communities {
+		x := o.Communities[i].DeepCopy()
+		out = append(out, object{x, "Community", func() *[]metav1.Condition { return ours(&x.Status.Gantry) }})
+	}
+	for i := range o.Peers {
+		x := o.Peers[i].DeepCopy()
+		out = append(out, object{x, "BGPPeer", func() *[]metav1.Condition {
+			if x.Status.Gantry == nil {
+				x.Status.Gantry = &v1beta2.ObjectStatus{}
+			}
+			return &x.Status.Gantry.Conditions
+		}})
+	}
+	return out
+}
+
+// ours returns the conditions, made where they are missing.
+func ours(s **v1beta1.ObjectStatus) *[]metav1.Condition {
+	if *s == nil {
+		*s = &v1beta1.ObjectStatus{}
+	}
+	return &(*s).Conditions
+}
+
+func (r *Configuration) write(ctx context.Context, o object, problems []snapshot.Problem) error {
+	before, ok := o.DeepCopyObject().(client.Object)
+	if !ok {
+		return fmt.Errorf("copying %s %q: it is no object", o.kind, o.GetName())
+	}
+	c := valid(snapshot.Object{Kind: o.kind, Namespace: o.GetNamespace(), Name: o.GetName()}, o.GetGeneration(), problems)
+	if !meta.SetStatusCondition(o.conditions(), c) || equality.Semantic.DeepEqual(before, o.Object) {
+		return nil
+	}
+	if err := r.Client.Status().Patch(ctx, o.Object, client.MergeFrom(before)); client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("writing the status of %s %q: %w", o.kind, o.GetName(), err)
+	}
+	if c.Status == metav1.ConditionFalse {
+		r.Log.Warn("a configuration object has a problem", "object", o.kind+"/"+o.GetName(), "reason", c.Reason, "text", c.Message)
+	}
+	return nil
+}

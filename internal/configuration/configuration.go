@@ -1,0 +1,143 @@
+// Package configuration reads the configuration objects for both binaries and writes the ConfigurationState in which each
+// says what it makes of them. What the objects mean is package snapshot's to say. Its reader may be a cache or the API
+// server itself; nothing here starts a goroutine or waits.
+package configuration
+
+import (
+	"context"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	clientscheme "k8s.io/client-go/kubernetes/scheme"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/api/v1beta2"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+)
+
+// Resources are the resources of metallb.io/v1beta1 that have to be installed before anything can be read.
+var Resources = []string{"ipaddresspools", "l2advertisements", "bgpadvertisements", "bgppeers", "bfdprofiles", "communities", "configurationstates"}
+
+// passwordEntry is where a Secret of type kubernetes.io/basic-auth has its password.
+const passwordEntry = corev1.BasicAuthPasswordKey
+
+// NewScheme returns a scheme with every kind that the binaries use.
+func NewScheme() (*runtime.Scheme, error) {
+	s := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{
+		clientscheme.AddToScheme, v1beta1.AddToScheme, v1beta2.AddToScheme, v1alpha1.AddToScheme,
+	} {
+		if err := add(s); err != nil {
+			return nil, fmt.Errorf("registering the kinds: %w", err)
+		}
+	}
+	return s, nil
+}
+
+// Kinds are the kinds to watch: a change of any of them may change the configuration.
+func Kinds() []client.Object {
+	return []client.Object{
+		&v1beta1.IPAddressPool{}, &v1beta1.L2Advertisement{}, &v1beta1.BGPAdvertisement{}, &v1beta2.BGPPeer{},
+		&v1beta1.BFDProfile{}, &v1beta1.Community{}, &corev1.Secret{},
+	}
+}
+
+// ByObject limits a cache to what Read looks at: one namespace, and of its Secrets those that may hold a password.
+func ByObject(namespace string) map[client.Object]cache.ByObject {
+	own := map[string]cache.Config{namespace: {}}
+	passwords := fields.OneTermEqualSelector("type", string(corev1.SecretTypeBasicAuth))
+	out := map[client.Object]cache.ByObject{}
+	for _, k := range Kinds() {
+		out[k] = cache.ByObject{Namespaces: own}
+		if _, secret := k.(*corev1.Secret); secret {
+			out[k] = cache.ByObject{Namespaces: map[string]cache.Config{namespace: {FieldSelector: passwords}}, Transform: passwordAlone}
+		}
+	}
+	return out
+}
+
+// passwordAlone drops from a Secret what is not the password, so that it does not lie in memory.
+func passwordAlone(o any) (any, error) {
+	if s, ok := o.(*corev1.Secret); ok {
+		s.ManagedFields, s.Annotations = nil, nil
+		password, set := s.Data[passwordEntry]
+		s.Data = nil
+		if set {
+			s.Data = map[string][]byte{passwordEntry: password}
+		}
+	}
+	return o, nil
+}
+
+// Read reads every configuration object of a namespace. Nodes and Namespaces are left to the caller.
+func Read(ctx context.Context, c client.Reader, namespace string) (snapshot.Objects, error) {
+	var (
+		pools       v1beta1.IPAddressPoolList
+		l2Ads       v1beta1.L2AdvertisementList
+		bgpAds      v1beta1.BGPAdvertisementList
+		peers       v1beta2.BGPPeerList
+		profiles    v1beta1.BFDProfileList
+		communities v1beta1.CommunityList
+		secrets     corev1.SecretList
+	)
+	for _, list := range []client.ObjectList{&pools, &l2Ads, &bgpAds, &peers, &profiles, &communities, &secrets} {
+		if err := c.List(ctx, list, client.InNamespace(namespace)); err != nil {
+			return snapshot.Objects{}, fmt.Errorf("reading the configuration: %w", err)
+		}
+	}
+	o := snapshot.Objects{
+		Pools: pools.Items, L2Advertisements: l2Ads.Items, BGPAdvertisements: bgpAds.Items,
+		Peers: peers.Items, BFDProfiles: profiles.Items, Communities: communities.Items,
+	}
+	for i := range secrets.Items {
+		s := &secrets.Items[i]
+		if s.Type != corev1.SecretTypeBasicAuth {
+			continue
+		}
+		password, set := s.Data[passwordEntry]
+		o.Secrets = append(o.Secrets, snapshot.Secret{Name: s.Name, Password: string(password), Set: set})
+	}
+	return o, nil
+}
+
+// Nodes reads the labels of all nodes, Namespaces those of all namespaces, both from the metadata alone.
+func Nodes(ctx context.Context, c client.Reader) ([]snapshot.Node, error) {
+	list, err := metadata(ctx, c, "NodeList")
+	var out []snapshot.Node
+	for i := range list.Items {
+		out = append(out, snapshot.Node{Name: list.Items[i].Name, Labels: list.Items[i].Labels})
+	}
+	return out, err
+}
+
+// Namespaces reads the labels of all namespaces.
+func Namespaces(ctx context.Context, c client.Reader) ([]snapshot.Namespace, error) {
+	list, err := metadata(ctx, c, "NamespaceList")
+	var out []snapshot.Namespace
+	for i := range list.Items {
+		out = append(out, snapshot.Namespace{Name: list.Items[i].Name, Labels: list.Items[i].Labels})
+	}
+	return out, err
+}
+
+func metadata(ctx context.Context, c client.Reader, kind string) (*metav1.PartialObjectMetadataList, error) {
+	list := &metav1.PartialObjectMetadataList{}
+	list.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind(kind))
+	if err := c.List(ctx, list); err != nil {
+		return list, fmt.Errorf("reading the %s: %w", kind, err)
+	}
+	return list, nil
+}
+
+// Metadata returns the object by which a cache of a core kind's metadata alone is watched.
+func Metadata(kind string) *metav1.PartialObjectMetadata {
+	o := &metav1.PartialObjectMetadata{}
+	o.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind(kind))
+	return o
+}

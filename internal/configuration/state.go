@@ -1,0 +1,125 @@
+package configuration
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+)
+
+// State is a ConfigurationState to be written.
+type State struct {
+	// Component is names.ComponentController or names.ComponentSpeaker; Node is the speaker's.
+	Component, Node string
+	Namespace       string
+	// Owner goes with the object; nil for none.
+	Owner *metav1.OwnerReference
+}
+
+// Name of the object: "controller", or "speaker-NODE".
+func (s State) Name() string {
+	if s.Node == "" {
+		return s.Component
+	}
+	return s.Component + "-" + s.Node
+}
+
+func (s State) conditionType() string {
+	if s.Component == names.ComponentController {
+		return names.ConditionPools
+	}
+	return names.ConditionConfig
+}
+
+func (s State) labels() map[string]string {
+	out := map[string]string{names.LabelComponentType: s.Component}
+	if s.Node != "" {
+		out[names.LabelNodeName] = s.Node
+	}
+	return out
+}
+
+// Errors are the texts of the Problems that keep a part of the configuration from being served, in their order. An
+// advertisement may name pools and peers that are yet to come; that is told on the advertisement alone.
+func Errors(problems []snapshot.Problem) []string {
+	var out []string
+	for _, p := range problems {
+		if p.Reason != names.ReasonUnknownPool && p.Reason != names.ReasonUnknownPeer {
+			out = append(out, fmt.Sprintf("configuration error: %s %s/%s: %s", p.Object.Kind, p.Object.Namespace, p.Object.Name, p.Text))
+		}
+	}
+	return out
+}
+
+// summaryLimit bounds errorSummary, in bytes: the rest is counted, not listed.
+const summaryLimit = 4096
+
+// Status returns what the State is to say about Problems, given what it said before.
+func (s State) Status(before v1beta1.ConfigurationStateStatus, problems []snapshot.Problem) v1beta1.ConfigurationStateStatus {
+	texts := Errors(problems)
+	after := v1beta1.ConfigurationStateStatus{Result: v1beta1.ConfigurationValid, Conditions: slices.Clone(before.Conditions)}
+	c := metav1.Condition{
+		Type: s.conditionType(), Status: metav1.ConditionTrue, Reason: string(names.ReasonReconciled), Message: "the whole configuration is understood",
+	}
+	if len(texts) > 0 {
+		after.Result, after.ErrorSummary = v1beta1.ConfigurationInvalid, summary(texts)
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, string(names.ReasonConfigurationError), after.ErrorSummary
+	}
+	meta.SetStatusCondition(&after.Conditions, c)
+	return after
+}
+
+func summary(texts []string) string {
+	var b strings.Builder
+	for i, t := range texts {
+		if b.Len()+len(t) > summaryLimit {
+			fmt.Fprintf(&b, "\nand %d more: see the conditions of the objects", len(texts)-i)
+			break
+		}
+		if i > 0 {
+			b.WriteByte('\n')
+		}
+		b.WriteString(t)
+	}
+	return b.String()
+}
+
+// Write brings the object in line with the Problems: made where it is missing, written only when it says something else.
+func (s State) Write(ctx context.Context, c client.Client, problems []snapshot.Problem) error {
+	var o v1beta1.ConfigurationState
+	key := client.ObjectKey{Namespace: s.Namespace, Name: s.Name()}
+	err := c.Get(ctx, key, &o)
+	if apierrors.IsNotFound(err) {
+		o = v1beta1.ConfigurationState{}
+		o.Namespace, o.Name, o.Labels = s.Namespace, s.Name(), s.labels()
+		if s.Owner != nil {
+			o.OwnerReferences = []metav1.OwnerReference{*s.Owner}
+		}
+		err = c.Create(ctx, &o)
+	}
+	if err != nil {
+		return fmt.Errorf("writing ConfigurationState %q: %w", s.Name(), err)
+	}
+	before := o.DeepCopy()
+	o.Status = s.Status(before.Status, problems)
+	if equalStates(before.Status, o.Status) {
+		return nil
+	}
+	if err := c.Status().Patch(ctx, &o, client.MergeFrom(before)); err != nil {
+		return fmt.Errorf("writing ConfigurationState %q: %w", s.Name(), err)
+	}
+	return nil
+}
+
+func equalStates(a, b v1beta1.ConfigurationStateStatus) bool {
+	return a.Result == b.Result && a.ErrorSummary == b.ErrorSummary && slices.Equal(a.Conditions, b.Conditions)
+}
