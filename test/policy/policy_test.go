@@ -90,7 +90,7 @@ func under(dir string, places ...string) bool {
 var decisions = []string{"controller/allocate", "speaker/plan", "speaker/elect", "speaker/status", "speaker/bfd/session"}
 
 // effects are the packages that touch the world, each by one library.
-var effects = []string{"speaker/layer2", "speaker/links", "speaker/members", "speaker/bfd"}
+var effects = []string{"speaker/layer2", "speaker/links", "speaker/members", "speaker/bfd", "speaker/bgp"}
 
 // imports lists what may not be imported where, and why.
 var imports = []struct {

@@ -1,0 +1,215 @@
+package bgp_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/bgp"
+	"github.com/gantry-lb/gantry/speaker/bgp/gobgp"
+	"github.com/gantry-lb/gantry/speaker/bgp/wire"
+	"github.com/gantry-lb/gantry/speaker/intent"
+	"github.com/gantry-lb/gantry/test/lab/netns"
+	"github.com/gantry-lb/gantry/test/lab/router"
+)
+
+// inside is the network of one host of the bed.
+type inside struct{ netns.Handle }
+
+func (n inside) Dial(ctx context.Context, t bgp.Target) (c bgp.Conn, err error) {
+	err = n.Do(func() (err error) {
+		c, err = wire.Wire{}.Dial(ctx, t)
+		return err
+	})
+	return c, err
+}
+
+// lay makes a bed, and skips the test where the machine lacks something.
+func lay(t *testing.T, o router.BedOptions) *router.Bed {
+	t.Helper()
+	for _, k := range []router.Kind{router.FRR, router.BIRD} {
+		if m := router.Missing(k); m != "" {
+			t.Skip(m)
+		}
+	}
+	b, err := router.NewBed(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Close)
+	return b
+}
+
+func start(t *testing.T, c router.Config) *router.Router {
+	t.Helper()
+	r, err := router.Start(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.Stop)
+	return r
+}
+
+// speaker is an Engine on a host of the bed.
+type speaker struct {
+	*bgp.Engine
+	t    *testing.T
+	kill func() // as a process dies
+}
+
+func speak(t *testing.T, host netns.Handle) *speaker {
+	t.Helper()
+	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	e := bgp.New(bgp.Options{Node: "node1", Library: gobgp.New(log), Transport: inside{host}, Log: log})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := e.Run(ctx); err != nil {
+			t.Errorf("the engine ended: %v", err)
+		}
+	}()
+	kill := func() { cancel(); <-done }
+	t.Cleanup(kill)
+	return &speaker{e, t, kill}
+}
+
+// state returns what is seen of a peer.
+func (s *speaker) state(peer string) bgp.State {
+	for _, st := range s.States() {
+		if st.Peer == peer {
+			return st
+		}
+	}
+	return bgp.State{}
+}
+
+// established waits for a session.
+func (s *speaker) established(peer string) bgp.State {
+	s.t.Helper()
+	eventually(s.t, "the session with "+peer+" is established", func() error {
+		if st := s.state(peer); st.Phase != bgp.Established {
+			return fmt.Errorf("it is %s: %s", st.Phase, st.LastError)
+		}
+		return nil
+	})
+	return s.state(peer)
+}
+
+// fails waits until the last error of a peer contains a text.
+func (s *speaker) fails(peer, text string) {
+	s.t.Helper()
+	eventually(s.t, fmt.Sprintf("the peer %s fails with %q", peer, text), func() error {
+		if st := s.state(peer); !strings.Contains(st.LastError, text) || st.Phase == bgp.Established {
+			return fmt.Errorf("it is %s: %s", st.Phase, st.LastError)
+		}
+		return nil
+	})
+}
+
+// eventually waits until check succeeds.
+func eventually(t *testing.T, what string, check func() error) {
+	t.Helper()
+	deadline := time.After(40 * time.Second)
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		select {
+		case <-deadline:
+			t.Fatalf("waiting until %s: %v", what, err)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// tor is the router's side of an ordinary external session.
+func tor() intent.Peer {
+	return intent.Peer{
+		Name: "tor", Address: netip.MustParseAddr("192.168.0.1"), Port: 179, LocalASN: 64512, PeerASN: 65000,
+		Hold: 90 * time.Second, IPv4: true,
+	}
+}
+
+func routes(prefixes ...string) []intent.Route {
+	var out []intent.Route
+	for _, p := range prefixes {
+		out = append(out, intent.Route{Prefix: netip.MustParsePrefix(p), Peers: []string{"tor"}})
+	}
+	return out
+}
+
+// frrText is an FRR that peers with the first node; more lines go into its router bgp section, others after it.
+func frrText(neighbour string, families ...string) string {
+	return `router bgp 65000
+ bgp router-id 192.168.0.1
+ no bgp ebgp-requires-policy
+ no bgp network import-check
+ timers bgp 3 9
+ ` + neighbour + "\n" + strings.Join(families, "\n") + "\n"
+}
+
+// path is what FRR knows of a route, as far as tests look at it.
+type path struct {
+	Valid     bool
+	LocPrf    int
+	Med       *int
+	AsPath    struct{ String string }
+	Community struct{ String string }
+	Large     struct{ String string } `json:"largeCommunity"`
+	Extended  struct{ String string } `json:"extendedCommunity"`
+	NextHops  []struct {
+		IP   string
+		Used bool
+	}
+}
+
+// shown returns FRR's paths to a prefix.
+func shown(t *testing.T, r *router.Router, prefix string) []path {
+	t.Helper()
+	family := "ipv4"
+	if strings.Contains(prefix, ":") {
+		family = "ipv6"
+	}
+	out, err := r.Show(t.Context(), fmt.Sprintf("show bgp %s unicast %s json", family, prefix))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var table struct{ Paths []path }
+	if err := json.Unmarshal(out, &table); err != nil {
+		t.Fatalf("%s: %v", out, err)
+	}
+	return table.Paths
+}
+
+// arrives waits until FRR has one valid path to the prefix, and returns it.
+func arrives(t *testing.T, r *router.Router, prefix string) path {
+	t.Helper()
+	var p path
+	eventually(t, "the router has "+prefix, func() error {
+		all := shown(t, r, prefix)
+		if len(all) != 1 || !all[0].Valid {
+			return fmt.Errorf("it has %+v", all)
+		}
+		p = all[0]
+		return nil
+	})
+	return p
+}
+
+// goes waits until FRR has no path to the prefix.
+func goes(t *testing.T, r *router.Router, prefix string) {
+	t.Helper()
+	eventually(t, "the router has no "+prefix, func() error {
+		if all := shown(t, r, prefix); len(all) > 0 {
+			return fmt.Errorf("it has %+v", all)
+		}
+		return nil
+	})
+}

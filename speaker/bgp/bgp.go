@@ -1,0 +1,141 @@
+// Package bgp keeps sessions with routers and announces routes on them. An Engine is told what should be true, the peers
+// and the routes; one goroutine a peer makes it so: it connects to the router, relays between it and a Library, which
+// speaks the protocol, and tells what it sees. What the router sends is taken in no further than the relay: its routes are
+// dropped there. A peer that misbehaves harms its own session alone.
+package bgp
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/bgp/frame"
+	"github.com/gantry-lb/gantry/speaker/intent"
+)
+
+// Library makes Speakers. Package gobgp has the real one.
+type Library interface {
+	// NewSpeaker returns a Speaker with its own table of routes.
+	NewSpeaker(asn uint32, routerID netip.Addr) (Speaker, error)
+}
+
+// Speaker holds the routes for one peer and speaks BGP with it. It is used by one goroutine at a time.
+type Speaker interface {
+	// Set announces routes, each in the place of what was announced for its prefix before.
+	Set(paths []Path) error
+	// Withdraw takes prefixes back; those that were never set are passed over.
+	Withdraw(prefixes []netip.Prefix) error
+	// Open returns a connection on which the Speaker is a router's peer, after the OPENs: what is read from it are
+	// the messages after our OPEN, what is written to it the router's messages after its OPEN.
+	Open(ctx context.Context, s Agreed) (net.Conn, error)
+	// Close ends the Speaker.
+	Close()
+}
+
+// Path is a route as one peer gets it.
+type Path struct {
+	Prefix  netip.Prefix
+	NextHop netip.Addr
+	intent.Attributes
+}
+
+// Agreed is what the OPENs of both sides came to.
+type Agreed struct {
+	// Peer is the router's OPEN, Self ours.
+	Peer, Self frame.Open
+	// Families that both sides carry.
+	Families []frame.Family
+	// Hold is the hold time, 0 for none; Keepalive the interval between our keepalives, 0 for none.
+	Hold, Keepalive time.Duration
+	// ExtendedNextHop says that IPv4 routes may have IPv6 next hops.
+	ExtendedNextHop bool
+	// Graceful says that both sides restart gracefully; Notification, that this goes for NOTIFICATIONs too.
+	Graceful, Notification bool
+}
+
+// Transport makes the connections to routers. Package wire has the real one.
+type Transport interface {
+	Dial(ctx context.Context, t Target) (Conn, error)
+}
+
+// Target is where and how to connect.
+type Target struct {
+	Remote netip.AddrPort
+	// Source is invalid when the kernel chooses it.
+	Source   netip.Addr
+	Device   string
+	Password string
+	// TTL of our packets; MinTTL of the router's, 0 accepts any (RFC 5082).
+	TTL, MinTTL uint8
+}
+
+// Conn is a connection to a router.
+type Conn interface {
+	net.Conn
+	// SetPassword changes the password of the connection without ending it.
+	SetPassword(password string) error
+	// NextHops returns the addresses of this end for next hops, the connection's own among them; either may be invalid.
+	NextHops() (v4, v6 netip.Addr)
+}
+
+// State is what is seen of a session.
+type State struct {
+	// Peer is the name of the BGPPeer.
+	Peer string
+	// Remote is the router's address and port.
+	Remote netip.AddrPort
+	Phase  Phase
+	// Since is when the Phase began; Ups counts how often the session was established.
+	Since time.Time
+	Ups   int
+	// Families are those of an established session.
+	Families []frame.Family
+	// Routes is how many routes the peer should get; Announced how many it was sent.
+	Routes, Announced int
+	// ASN is the router's number, once it told it.
+	ASN uint32
+	// Hold is the negotiated hold time.
+	Hold time.Duration
+	// Graceful says that the router keeps our routes over a restart.
+	Graceful bool
+	// BFD is the state of the BFD session: "Up", "Down", "AdminDown", or empty without one.
+	BFD string
+	// LastError says in a sentence why the session ended, or could not begin, the last time; empty when it never did.
+	LastError string
+	Counts    Counts
+
+	tally *tally // that Counts are read from
+}
+
+// Phase is how far a session has come.
+type Phase string
+
+// The phases of a session, named as RFC 4271 section 8.2.2 does.
+const (
+	Idle        Phase = "Idle"
+	Connect     Phase = "Connect"
+	OpenSent    Phase = "OpenSent"
+	Established Phase = "Established"
+)
+
+// Counts are totals of messages since the engine has known the peer.
+type Counts struct{ Sent, Received Messages }
+
+// Messages counts messages by type.
+type Messages struct{ Opens, Updates, Notifications, Keepalives, Refreshes uint64 }
+
+func (m *Messages) count(t frame.Type) {
+	switch t {
+	case frame.TypeOpen:
+		m.Opens++
+	case frame.TypeUpdate:
+		m.Updates++
+	case frame.TypeNotification:
+		m.Notifications++
+	case frame.TypeKeepalive:
+		m.Keepalives++
+	case frame.TypeRefresh:
+		m.Refreshes++
+	}
+}

@@ -1,0 +1,215 @@
+package bgp
+
+import (
+	"cmp"
+	"context"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/intent"
+)
+
+// Options are what an Engine is made of. All fields are required.
+type Options struct {
+	// Node is this node's name, of which a router ID is made where nothing else gives one.
+	Node      string
+	Library   Library
+	Transport Transport
+	Log       *slog.Logger
+}
+
+// Desired is what should be true.
+type Desired struct {
+	// Peers have distinct names.
+	Peers []intent.Peer
+	// Routes have distinct prefixes for each peer.
+	Routes []intent.Route
+	// Leaving says that the node is about to stop serving: every route is first announced as going (RFC 8326), and then
+	// withdrawn.
+	Leaving bool
+}
+
+// Engine keeps the sessions and routes that it is told to. Make it with New; Set, States and Stop may be called by any
+// goroutine.
+type Engine struct {
+	o       Options
+	desired chan Desired // holds the latest
+	stop    chan stopping
+	changed chan struct{}
+
+	mu     sync.Mutex // guards states
+	states map[string]State
+
+	// What follows belongs to Run.
+	workers map[string]*worker
+	ended   sync.WaitGroup
+}
+
+// Intent says why an engine is stopped.
+type Intent uint8
+
+// The intents of a stop.
+const (
+	// Leave gives the routes up: first with GRACEFUL_SHUTDOWN, then by withdrawal, then the sessions end.
+	Leave Intent = iota
+	// Restart keeps the routes at every router that agreed to a graceful restart, and leaves the others.
+	Restart
+)
+
+type stopping struct {
+	intent Intent
+	done   chan struct{}
+}
+
+// New returns an Engine that does nothing before Run.
+func New(o Options) *Engine {
+	return &Engine{
+		o: o, desired: make(chan Desired, 1), stop: make(chan stopping), changed: make(chan struct{}, 1),
+		states: map[string]State{}, workers: map[string]*worker{},
+	}
+}
+
+// Set says what should be true from now on. It returns at once; only the latest counts. The value must not be changed
+// afterwards.
+func (e *Engine) Set(d Desired) {
+	for {
+		select {
+		case e.desired <- d:
+			return
+		default:
+		}
+		select {
+		case <-e.desired:
+		default:
+		}
+	}
+}
+
+// Changed is ready to read after the State of a session has changed in more than its Counts.
+func (e *Engine) Changed() <-chan struct{} { return e.changed }
+
+// States returns what is seen of each session, sorted by peer.
+func (e *Engine) States() []State {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	out := make([]State, 0, len(e.states))
+	for _, s := range e.states {
+		s.Counts = s.tally.read()
+		out = append(out, s)
+	}
+	slices.SortFunc(out, func(x, y State) int { return cmp.Compare(x.Peer, y.Peer) })
+	return out
+}
+
+// Stop ends every session as planned and returns when that is done, or ctx ends.
+func (e *Engine) Stop(ctx context.Context, why Intent) {
+	s := stopping{why, make(chan struct{})}
+	select {
+	case e.stop <- s:
+	case <-ctx.Done():
+		return
+	}
+	select {
+	case <-s.done:
+	case <-ctx.Done():
+	}
+}
+
+// Run keeps the sessions until ctx ends. Sessions that Stop did not end break off like those of a process that dies, so that
+// a router keeps the routes where graceful restart was agreed.
+func (e *Engine) Run(ctx context.Context) error {
+	defer e.ended.Wait()
+	stopped := false
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case d := <-e.desired:
+			if !stopped {
+				e.apply(ctx, d)
+			}
+		case s := <-e.stop:
+			stopped = true
+			go e.end(s, e.workers)
+			e.workers = map[string]*worker{}
+		}
+	}
+}
+
+// end stops all workers together.
+func (e *Engine) end(s stopping, workers map[string]*worker) {
+	var wait sync.WaitGroup
+	for _, w := range workers {
+		wait.Go(func() {
+			w.tell(order{stop: true, intent: s.intent})
+			<-w.done
+		})
+	}
+	wait.Wait()
+	close(s.done)
+}
+
+// apply brings the workers in line with what is desired.
+func (e *Engine) apply(ctx context.Context, d Desired) {
+	routes := map[string]map[netip.Prefix]intent.Attributes{}
+	for _, p := range d.Peers {
+		routes[p.Name] = map[netip.Prefix]intent.Attributes{}
+	}
+	for i := range d.Routes {
+		for _, p := range d.Routes[i].Peers {
+			if m, ok := routes[p]; ok {
+				m[d.Routes[i].Prefix] = d.Routes[i].Attributes
+			}
+		}
+	}
+	for name, w := range e.workers {
+		if _, ok := routes[name]; !ok {
+			w.tell(order{stop: true, gone: true})
+			delete(e.workers, name)
+		}
+	}
+	for _, p := range d.Peers {
+		w, ok := e.workers[p.Name]
+		if !ok {
+			w = e.hire(ctx, p)
+		}
+		w.tell(order{peer: p, routes: routes[p.Name], leaving: d.Leaving})
+	}
+}
+
+// hire starts the worker of a new peer.
+func (e *Engine) hire(ctx context.Context, p intent.Peer) *worker {
+	w := newWorker(e, p.Name)
+	e.workers[p.Name] = w
+	e.ended.Go(func() { w.run(ctx) })
+	return w
+}
+
+// observe takes what a worker sees.
+func (e *Engine) observe(s State) {
+	e.mu.Lock()
+	e.states[s.Peer] = s
+	e.mu.Unlock()
+	e.poke()
+}
+
+// forget drops the State of a peer that is no more, unless another worker has taken the name over.
+func (e *Engine) forget(w *worker) {
+	e.mu.Lock()
+	delete(e.states, w.name)
+	e.mu.Unlock()
+	e.poke()
+}
+
+func (e *Engine) poke() {
+	select {
+	case e.changed <- struct{}{}:
+	default:
+	}
+}
+
+// now is the clock of the sessions, whose timers are the kernel's and the runtime's in any case.
+func now() time.Time { return time.Now() }

@@ -1,0 +1,139 @@
+package frame
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+	"unicode/utf8"
+)
+
+// The error codes of a NOTIFICATION (RFC 4271 section 4.5).
+const (
+	CodeHeader uint8 = 1
+	CodeOpen   uint8 = 2
+	CodeUpdate uint8 = 3
+	CodeHold   uint8 = 4
+	CodeFSM    uint8 = 5
+	CodeCease  uint8 = 6
+)
+
+// The subcodes of a Cease (RFC 4486, RFC 8538, RFC 9384) that are sent or asked for here.
+const (
+	CeaseShutdown     uint8 = 2
+	CeaseDeconfigured uint8 = 3
+	CeaseReset        uint8 = 4
+	CeaseRejected     uint8 = 5
+	CeaseChange       uint8 = 6
+	CeaseCollision    uint8 = 7
+	CeaseHardReset    uint8 = 9
+	CeaseBFDDown      uint8 = 10
+)
+
+// Fault is a reason to end a session: a NOTIFICATION, sent or received.
+type Fault struct {
+	Code, Subcode uint8
+	Data          []byte
+	// Text is a clause that says what was wrong with what the peer did; empty when Code and Subcode say it.
+	Text string
+}
+
+var codes = map[uint8]string{
+	CodeHeader: "message header error", CodeOpen: "OPEN message error", CodeUpdate: "UPDATE message error",
+	CodeHold: "hold timer expired", CodeFSM: "unexpected message", CodeCease: "cease",
+}
+
+var subcodes = map[[2]uint8]string{
+	{CodeHeader, 1}: "connection not synchronised", {CodeHeader, 2}: "bad message length", {CodeHeader, 3}: "bad message type",
+	{CodeOpen, 1}: "unsupported version", {CodeOpen, 2}: "bad peer AS", {CodeOpen, 3}: "bad BGP identifier",
+	{CodeOpen, 4}: "unsupported optional parameter", {CodeOpen, 6}: "unacceptable hold time", {CodeOpen, 7}: "unsupported capability",
+	{CodeOpen, 11}:  "role mismatch",
+	{CodeUpdate, 1}: "malformed attribute list", {CodeUpdate, 2}: "unrecognised well-known attribute",
+	{CodeUpdate, 3}: "missing well-known attribute", {CodeUpdate, 4}: "attribute flags error", {CodeUpdate, 5}: "attribute length error",
+	{CodeUpdate, 6}: "invalid ORIGIN", {CodeUpdate, 8}: "invalid NEXT_HOP", {CodeUpdate, 9}: "optional attribute error",
+	{CodeUpdate, 10}: "invalid network field", {CodeUpdate, 11}: "malformed AS_PATH",
+	{CodeCease, 1}: "maximum number of prefixes reached", {CodeCease, CeaseShutdown}: "administrative shutdown",
+	{CodeCease, CeaseDeconfigured}: "peer de-configured", {CodeCease, CeaseReset}: "administrative reset",
+	{CodeCease, CeaseRejected}: "connection rejected", {CodeCease, CeaseChange}: "other configuration change",
+	{CodeCease, CeaseCollision}: "connection collision resolution", {CodeCease, 8}: "out of resources",
+	{CodeCease, CeaseHardReset}: "hard reset", {CodeCease, CeaseBFDDown}: "BFD down",
+}
+
+// Words names code and subcode, with the message that an administrator sent along (RFC 9003).
+func (f *Fault) Words() string {
+	out, ok := codes[f.Code]
+	if !ok {
+		out = fmt.Sprintf("error code %d", f.Code)
+	}
+	if s, ok := subcodes[[2]uint8{f.Code, f.Subcode}]; ok {
+		out += ", " + s
+	} else if f.Subcode != 0 {
+		out += fmt.Sprintf(", subcode %d", f.Subcode)
+	}
+	if c := f.communication(); c != "" {
+		out += fmt.Sprintf(" (%q)", c)
+	}
+	return out
+}
+
+// Error says what was wrong.
+func (f *Fault) Error() string {
+	if f.Text == "" {
+		return f.Words()
+	}
+	return f.Text
+}
+
+// communication returns the text of a shutdown or reset: one byte of length, then UTF-8 (RFC 9003 section 2).
+func (f *Fault) communication() string {
+	data := f.Data
+	if f.Code == CodeCease && f.Subcode == CeaseHardReset && len(data) >= 2 { // it wraps another NOTIFICATION, RFC 8538 section 3.1
+		data = data[2:]
+	} else if f.Code != CodeCease || (f.Subcode != CeaseShutdown && f.Subcode != CeaseReset) {
+		return ""
+	}
+	if len(data) == 0 || int(data[0]) > len(data)-1 {
+		return ""
+	}
+	text := data[1 : 1+int(data[0])]
+	if !utf8.Valid(text) {
+		return ""
+	}
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, string(text))
+}
+
+// Encode returns the NOTIFICATION.
+func (f *Fault) Encode() []byte {
+	return message(TypeNotification, append([]byte{f.Code, f.Subcode}, f.Data...))
+}
+
+// Cease returns a Cease that carries a text for the administrator of the other side; the text is cut to what RFC 9003
+// section 2 allows, 255 bytes.
+func Cease(subcode uint8, text string) *Fault {
+	f := &Fault{Code: CodeCease, Subcode: subcode}
+	if subcode == CeaseShutdown || subcode == CeaseReset {
+		t := []byte(text)
+		for len(t) > 255 || !utf8.Valid(t) {
+			t = t[:min(len(t)-1, 255)]
+		}
+		f.Data = append([]byte{byte(len(t))}, t...)
+	}
+	return f
+}
+
+// Hard wraps a Cease into a Hard Reset, which ends the session without graceful restart (RFC 8538 section 3.1).
+func (f *Fault) Hard() *Fault {
+	return &Fault{Code: CodeCease, Subcode: CeaseHardReset, Data: append([]byte{f.Code, f.Subcode}, f.Data...), Text: f.Text}
+}
+
+// DecodeNotification reads the body of a NOTIFICATION that Read gave.
+func DecodeNotification(body []byte) *Fault {
+	if len(body) < 2 {
+		return &Fault{}
+	}
+	return &Fault{Code: body[0], Subcode: body[1], Data: bytes.Clone(body[2:])}
+}

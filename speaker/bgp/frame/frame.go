@@ -1,0 +1,120 @@
+// Package frame knows as much of BGP's wire format as a relay between a library and a router needs: where a message
+// begins and ends, the OPEN, and the NOTIFICATION with its meaning in words (RFC 4271 section 4). It never looks into
+// an UPDATE. Everything is a function over bytes; a peer's faults come back as a *Fault, which is itself a NOTIFICATION.
+package frame
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"io"
+)
+
+// Type is the type of a message.
+type Type uint8
+
+// The message types (RFC 4271 section 4.1, RFC 2918).
+const (
+	TypeOpen         Type = 1
+	TypeUpdate       Type = 2
+	TypeNotification Type = 3
+	TypeKeepalive    Type = 4
+	TypeRefresh      Type = 5
+)
+
+// String returns the name of the type.
+func (t Type) String() string {
+	switch t {
+	case TypeOpen:
+		return "OPEN"
+	case TypeUpdate:
+		return "UPDATE"
+	case TypeNotification:
+		return "NOTIFICATION"
+	case TypeKeepalive:
+		return "KEEPALIVE"
+	case TypeRefresh:
+		return "ROUTE-REFRESH"
+	}
+	return fmt.Sprintf("type %d", uint8(t))
+}
+
+// Lengths in bytes (RFC 4271 section 4.1).
+const (
+	headerLen = 19
+	// MaxLen is the longest message of a peer without the extended message capability.
+	MaxLen = 4096
+)
+
+// minLen is the shortest message of each type.
+var minLen = map[Type]int{TypeOpen: 29, TypeUpdate: 23, TypeNotification: 21, TypeKeepalive: 19, TypeRefresh: 23}
+
+var marker = bytes.Repeat([]byte{0xff}, 16)
+
+// TypeOf returns the type of a message that Read gave.
+func TypeOf(message []byte) Type { return Type(message[18]) }
+
+// Body returns what follows the header of a message that Read gave.
+func Body(message []byte) []byte { return message[headerLen:] }
+
+// Read reads one message, header included, into buf, which must have MaxLen bytes. What is no message of BGP is a
+// *Fault; other errors are the reader's.
+func Read(r io.Reader, buf []byte) ([]byte, error) {
+	if _, err := io.ReadFull(r, buf[:headerLen]); err != nil {
+		return nil, err
+	}
+	n := int(binary.BigEndian.Uint16(buf[16:18]))
+	t := Type(buf[18])
+	least, known := minLen[t]
+	switch {
+	case !bytes.Equal(buf[:16], marker):
+		return nil, &Fault{Code: CodeHeader, Subcode: 1, Text: "what it sent does not begin like a message of BGP"}
+	case !known:
+		return nil, &Fault{Code: CodeHeader, Subcode: 3, Data: []byte{buf[18]}, Text: fmt.Sprintf("it sent a message of the unknown type %d", buf[18])}
+	case n < least || n > MaxLen || (t == TypeKeepalive && n != least):
+		return nil, &Fault{Code: CodeHeader, Subcode: 2, Data: bytes.Clone(buf[16:18]), Text: fmt.Sprintf("it sent %s %s of %d bytes", article(t), t, n)}
+	}
+	if _, err := io.ReadFull(r, buf[headerLen:n]); err != nil {
+		return nil, fmt.Errorf("reading the rest of %s %s: %w", article(t), t, err)
+	}
+	return buf[:n], nil
+}
+
+func article(t Type) string {
+	if t == TypeOpen || t == TypeUpdate {
+		return "an"
+	}
+	return "a"
+}
+
+// message puts a header before a body.
+func message(t Type, body []byte) []byte {
+	out := make([]byte, headerLen, headerLen+len(body))
+	copy(out, marker)
+	binary.BigEndian.PutUint16(out[16:], uint16(headerLen+len(body)))
+	out[18] = byte(t)
+	return append(out, body...)
+}
+
+// Keepalive returns a KEEPALIVE.
+func Keepalive() []byte { return message(TypeKeepalive, nil) }
+
+// EndOfRIB says whether an UPDATE is the marker that ends the first routes of a family (RFC 4724 section 2): one without
+// routes, for IPv4, or one with nothing but an MP_UNREACH_NLRI without routes.
+func EndOfRIB(message []byte) bool {
+	b := Body(message)
+	if bytes.Equal(b, []byte{0, 0, 0, 0}) {
+		return true
+	}
+	if len(b) < 4 || b[0]|b[1] != 0 || int(binary.BigEndian.Uint16(b[2:])) != len(b)-4 {
+		return false
+	}
+	const mpUnreach, extended = 15, 0x10
+	switch a := b[4:]; {
+	case len(a) == 6 && a[0]&extended == 0:
+		return a[1] == mpUnreach && a[2] == 3
+	case len(a) == 7 && a[0]&extended != 0:
+		return a[1] == mpUnreach && a[2] == 0 && a[3] == 3
+	}
+	return false
+}

@@ -1,0 +1,127 @@
+package bgp
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/bgp/frame"
+)
+
+// sync brings the Speaker's routes in line with what is desired. A route that cannot be announced harms no other.
+func (w *worker) sync() {
+	w.state.Routes = len(w.o.routes)
+	if w.speaker == nil {
+		return
+	}
+	var set []Path
+	for _, prefix := range slices.SortedFunc(maps.Keys(w.o.routes), netip.Prefix.Compare) {
+		p, ok := w.path(prefix)
+		if old, held := w.held[prefix]; !ok || held && old.NextHop == p.NextHop && old.Attributes.Equal(p.Attributes) {
+			continue
+		}
+		set = append(set, p)
+	}
+	var withdraw []netip.Prefix
+	for prefix := range w.held {
+		if _, ok := w.path(prefix); !ok {
+			withdraw = append(withdraw, prefix)
+		}
+	}
+	slices.SortFunc(withdraw, netip.Prefix.Compare)
+	if err := w.speaker.Withdraw(withdraw); err != nil {
+		w.log.Error("withdrawing routes", "error", err)
+	}
+	for _, p := range withdraw {
+		delete(w.held, p)
+	}
+	if err := w.speaker.Set(set); err != nil {
+		w.log.Error("announcing routes", "error", err)
+	}
+	for _, p := range set {
+		w.held[p.Prefix] = p
+	}
+}
+
+// gracefulShutdown is the community of routes that are about to go (RFC 8326 section 3).
+const gracefulShutdown = 0xffff0000
+
+// path is a route as the peer gets it now; false when it gets none.
+func (w *worker) path(prefix netip.Prefix) (Path, bool) {
+	a, ok := w.o.routes[prefix]
+	if !ok || w.phase == gone {
+		return Path{}, false
+	}
+	f := frame.IPv6
+	if prefix.Addr().Is4() {
+		f = frame.IPv4
+	}
+	p := Path{Prefix: prefix, NextHop: nextHop(f, w.extends, w.v4, w.v6), Attributes: a}
+	if w.phase == going {
+		p.LocalPref = 1 // the lowest that the library sends; 0 leaves it out
+		p.Communities = append(slices.Clone(p.Communities), gracefulShutdown)
+		slices.Sort(p.Communities)
+		p.Communities = slices.Compact(p.Communities)
+	}
+	return p, p.NextHop.IsValid()
+}
+
+// stop ends the worker as planned.
+func (w *worker) stop(o order) {
+	w.abort()
+	if o.gone {
+		defer w.e.forget(w)
+	}
+	s := w.session
+	if s == nil {
+		return
+	}
+	switch {
+	case o.gone:
+		s.finish(fmt.Errorf("the peer was removed"), w.hard(frame.Cease(frame.CeaseDeconfigured, "")))
+		return
+	case o.intent == Restart && s.agreed.Graceful:
+		w.log.Info("the speaker restarts; the router keeps the routes", "router", w.state.Remote)
+		s.finish(fmt.Errorf("the speaker restarts"), nil)
+		return
+	}
+	w.log.Info("taking the routes back before the session ends", "router", w.state.Remote, "routes", len(w.held))
+	for _, step := range []struct {
+		phase leavePhase
+		wait  time.Duration
+	}{{going, goingTime}, {gone, goneTime}} {
+		if w.phase >= step.phase {
+			continue
+		}
+		w.phase = step.phase
+		w.sync()
+		select {
+		case <-time.After(step.wait):
+		case <-s.ended:
+			return
+		case <-w.ctx.Done():
+			return
+		}
+	}
+	s.finish(fmt.Errorf("the speaker stops"), w.hard(frame.Cease(frame.CeaseShutdown, "the speaker stops")))
+}
+
+// hard turns a Cease into one after which the router keeps no routes, where it would.
+func (w *worker) hard(f *frame.Fault) *frame.Fault {
+	if w.session.agreed.Notification {
+		return f.Hard()
+	}
+	return f
+}
+
+// leave begins the going of a leaving node's routes, or takes it back.
+func (w *worker) leave(yes bool) {
+	w.phase = staying
+	w.drained.Stop()
+	if yes {
+		w.phase = going
+		w.drained.Reset(goingTime)
+	}
+}

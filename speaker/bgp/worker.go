@@ -1,0 +1,408 @@
+package bgp
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/bgp/frame"
+	"github.com/gantry-lb/gantry/speaker/intent"
+)
+
+// order is what the engine tells a worker.
+type order struct {
+	peer    intent.Peer
+	routes  map[netip.Prefix]intent.Attributes
+	leaving bool
+	// stop ends the worker: as intent says, or because its peer is gone from the configuration.
+	stop, gone bool
+	intent     Intent
+}
+
+// worker is the owner of one peer: its session, its Speaker and the routes in it. All fields below orders belong to run.
+type worker struct {
+	e      *Engine
+	name   string
+	log    *slog.Logger
+	orders chan order // holds the latest
+	done   chan struct{}
+	tally  tally
+
+	ctx     context.Context
+	o       order // the latest
+	state   State
+	speaker Speaker
+	made    identity              // what speaker was made with
+	held    map[netip.Prefix]Path // what speaker announces
+	session *session
+	up      <-chan struct{} // of session, nil once it was seen
+	v4, v6  netip.Addr      // next hops of the session
+	extends bool            // the session's IPv4 routes may have IPv6 next hops
+
+	attempt  <-chan attempt // of an attempt that is under way
+	cancel   context.CancelFunc
+	failures int
+	retry    *time.Timer
+	phase    leavePhase
+	drained  *time.Timer
+	restart  bool // no session was established in this life of the process yet
+}
+
+// identity is what a Speaker cannot change.
+type identity struct {
+	asn uint32
+	id  netip.Addr
+}
+
+// attempt is the outcome of connecting.
+type attempt struct {
+	conn   Conn
+	agreed Agreed
+	err    error
+}
+
+// leavePhase is how far the routes of a leaving node have gone.
+type leavePhase uint8
+
+const (
+	staying leavePhase = iota
+	going              // announced with GRACEFUL_SHUTDOWN
+	gone               // withdrawn
+)
+
+// Times of a worker.
+const (
+	// goingTime is how long routes are announced as going before they go: the router's other paths are installed
+	// meanwhile (RFC 8326 section 4.1 asks for the time of convergence).
+	goingTime = 500 * time.Millisecond
+	// goneTime is how long a session lives on after its routes are withdrawn: the router has read that by then.
+	goneTime = 100 * time.Millisecond
+	// firstPause is the pause after the first failure; it doubles with each.
+	firstPause = 250 * time.Millisecond
+	// longestPause applies where connectTime is not set.
+	longestPause = 10 * time.Second
+	// stable is how long a session has to live for its end to count as the first failure.
+	stable = 10 * time.Second
+	// pokeInterval is well below the hold time that the library believes in.
+	pokeInterval = time.Hour
+)
+
+func newWorker(e *Engine, name string) *worker {
+	w := &worker{
+		e: e, name: name, log: e.o.Log.With("peer", name), orders: make(chan order, 1), done: make(chan struct{}),
+		held: map[netip.Prefix]Path{}, state: State{Peer: name, Phase: Idle, Since: now()}, restart: true,
+	}
+	w.state.tally = &w.tally
+	return w
+}
+
+// tell hands over an order; only the latest counts, and nothing comes after a stop.
+func (w *worker) tell(o order) {
+	for {
+		select {
+		case w.orders <- o:
+			return
+		case <-w.done:
+			return
+		default:
+		}
+		select {
+		case <-w.orders:
+		default:
+		}
+	}
+}
+
+// run owns the peer until it is told to stop or ctx ends.
+func (w *worker) run(ctx context.Context) {
+	w.ctx = ctx
+	w.retry, w.drained = time.NewTimer(time.Hour), time.NewTimer(time.Hour)
+	w.retry.Stop()
+	w.drained.Stop()
+	poke := time.NewTicker(pokeInterval)
+	defer poke.Stop()
+	defer w.close()
+	first := true
+	for {
+		var ended <-chan struct{}
+		if w.session != nil {
+			ended = w.session.ended
+		}
+		select {
+		case <-ctx.Done():
+			if w.session != nil {
+				w.session.finish(ctx.Err(), nil)
+			}
+			return
+		case o := <-w.orders:
+			if o.stop {
+				w.stop(o)
+				return
+			}
+			w.take(o, first)
+			first = false
+		case <-w.retry.C:
+			w.connect()
+		case a := <-w.attempt:
+			w.attempt = nil
+			w.begin(a)
+		case <-w.up:
+			w.up = nil
+			w.established()
+		case <-ended:
+			w.over()
+		case <-w.drained.C:
+			w.phase = gone
+			w.sync()
+		case <-poke.C:
+			if w.session != nil {
+				w.session.poke()
+			}
+		}
+		w.report()
+	}
+}
+
+// close ends what is left.
+func (w *worker) close() {
+	w.abort()
+	if w.speaker != nil {
+		w.speaker.Close()
+	}
+	close(w.done)
+}
+
+// abort gives an attempt up.
+func (w *worker) abort() {
+	if w.attempt == nil {
+		return
+	}
+	w.cancel()
+	if a := <-w.attempt; a.conn != nil {
+		a.conn.Close()
+	}
+	w.attempt = nil
+}
+
+// take follows an order. Only a change of what is in the OPEN, or of the connection itself, ends the session.
+func (w *worker) take(o order, first bool) {
+	former := w.o
+	w.o = o
+	if o.leaving != former.leaving {
+		w.leave(o.leaving)
+	}
+	switch {
+	case first:
+		w.retry.Reset(0) // the first attempt is made at once
+	case !sameSession(&former.peer, &o.peer):
+		w.log.Info("the peer's configuration changed; connecting anew")
+		w.abort()
+		if w.session != nil {
+			w.session.finish(fmt.Errorf("the peer's configuration changed"), frame.Cease(frame.CeaseChange, ""))
+			w.over()
+		}
+		w.failures = 0
+		w.retry.Reset(0)
+	case former.peer.Password != o.peer.Password && o.peer.Blocked == "":
+		w.rekey()
+	case former.peer.Blocked != "" && o.peer.Blocked == "" && w.session == nil:
+		w.retry.Reset(0)
+	}
+	w.sync()
+}
+
+// sameSession says whether a session goes on under another configuration of its peer.
+func sameSession(a, b *intent.Peer) bool {
+	x, y := *a, *b
+	for _, p := range []*intent.Peer{&x, &y} {
+		p.Password, p.Blocked, p.BFD, p.Connect, p.Keepalive = "", "", nil, 0, 0
+	}
+	return x == y
+}
+
+// rekey gives a living connection its new password; an attempt under way begins again.
+func (w *worker) rekey() {
+	if w.session == nil {
+		w.abort()
+		w.failures = 0
+		w.retry.Reset(0)
+		return
+	}
+	if err := w.session.conn.SetPassword(w.o.peer.Password); err != nil {
+		w.session.finish(err, frame.Cease(frame.CeaseReset, "new password"))
+		return
+	}
+	w.log.Info("the password of the session changed; change it on the router before the hold time ends", "hold", w.session.agreed.Hold)
+}
+
+// connect starts an attempt, unless there is a session, an attempt, or a reason not to.
+func (w *worker) connect() {
+	p := w.o.peer
+	switch {
+	case w.session != nil || w.attempt != nil:
+		return
+	case p.Blocked != "":
+		w.fail(fmt.Errorf("%s", p.Blocked))
+		return
+	}
+	ctx, cancel := context.WithCancel(w.ctx)
+	out := make(chan attempt, 1)
+	w.attempt, w.cancel = out, cancel
+	w.enter(Connect)
+	restarted := w.restart
+	go func() {
+		defer cancel()
+		out <- w.try(ctx, p, restarted)
+	}()
+}
+
+// try connects and exchanges the OPENs. It runs beside the worker and touches nothing of it but the tally.
+func (w *worker) try(ctx context.Context, p intent.Peer, restarted bool) attempt {
+	c, err := w.e.o.Transport.Dial(ctx, target(&p))
+	if err != nil {
+		return attempt{err: err}
+	}
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
+	v4, _ := c.NextHops()
+	self := open(&p, routerID(p.RouterID, v4, w.e.o.Node), restarted)
+	a, err := handshake(c, &w.tally, self, func(peer frame.Open) (Agreed, error) { return agree(&p, self, peer) })
+	if err != nil {
+		go hangUp(c, true)
+		return attempt{err: err}
+	}
+	return attempt{conn: c, agreed: a}
+}
+
+// target says where and how to connect.
+func target(p *intent.Peer) Target {
+	t := Target{Remote: netip.AddrPortFrom(p.Address, p.Port), Source: p.Source, Device: p.Device, Password: p.Password, TTL: 255}
+	external := p.ASNs == intent.ASNExternal || (p.ASNs == intent.ASNGiven && p.PeerASN != p.LocalASN)
+	switch {
+	case p.Hops > 0:
+		t.MinTTL = 255 - (p.Hops - 1)
+	case external && !p.Multihop:
+		t.TTL = 1
+	}
+	return t
+}
+
+// begin starts the session that an attempt led to.
+func (w *worker) begin(a attempt) {
+	if a.err != nil {
+		w.fail(a.err)
+		return
+	}
+	if err := w.prepare(a); err != nil {
+		f := frame.Cease(frame.CeaseReset, "")
+		_, _ = a.conn.Write(f.Encode())
+		go hangUp(a.conn, true)
+		w.fail(err)
+		return
+	}
+	lib, err := w.speaker.Open(w.ctx, a.agreed)
+	if err != nil {
+		a.conn.Close()
+		w.fail(err)
+		return
+	}
+	w.session = relay(a.conn, lib, a.agreed, &w.tally)
+	w.up = w.session.up
+	w.enter(OpenSent)
+}
+
+// prepare makes the Speaker what the session needs: its identity, and routes with the session's next hops.
+func (w *worker) prepare(a attempt) error {
+	want := identity{w.o.peer.LocalASN, a.agreed.Self.ID}
+	if w.speaker == nil || w.made != want {
+		if w.speaker != nil {
+			w.speaker.Close()
+			w.speaker = nil
+		}
+		s, err := w.e.o.Library.NewSpeaker(want.asn, want.id)
+		if err != nil {
+			return err
+		}
+		w.speaker, w.made = s, want
+		clear(w.held)
+	}
+	w.v4, w.v6 = a.conn.NextHops()
+	w.extends = a.agreed.ExtendedNextHop
+	w.sync()
+	return nil
+}
+
+// established tells of a session that the router has confirmed.
+func (w *worker) established() {
+	a := w.session.agreed
+	w.restart = false
+	w.state.Ups++
+	w.state.Families, w.state.ASN, w.state.Hold, w.state.Graceful = a.Families, a.Peer.ASN, a.Hold, a.Graceful
+	w.enter(Established)
+	w.log.Info("the session is established", "router", w.state.Remote, "asn", a.Peer.ASN, "families", a.Families, "routes", len(w.held))
+}
+
+// over takes note of the end of the session and connects again: at once after a session that was stable.
+func (w *worker) over() {
+	if w.state.Phase == Established && now().Sub(w.state.Since) >= stable {
+		w.failures = -1
+	}
+	err := w.session.why
+	w.session, w.up = nil, nil
+	w.fail(err)
+}
+
+// fail takes note of why there is no session, and arranges for the next attempt.
+func (w *worker) fail(err error) {
+	if text := err.Error(); text != w.state.LastError || w.state.Phase == Established {
+		w.log.Warn("no session", "router", w.state.Remote, "error", text)
+		w.state.LastError = text
+	}
+	w.enter(Idle)
+	w.retry.Reset(pause(w.failures, w.o.peer.Connect))
+	w.failures++
+}
+
+// pause returns the time before the next attempt after that many failures: doubling, up to the longest, with a quarter of
+// jitter, so that the nodes of a rack do not come back as one.
+func pause(failures int, longest time.Duration) time.Duration {
+	if failures < 0 {
+		return 0
+	}
+	if longest == 0 {
+		longest = longestPause
+	}
+	d := min(firstPause<<min(failures, 20), longest)
+	return d - time.Duration(rand.Int64N(int64(d)/4+1))
+}
+
+func (w *worker) enter(p Phase) {
+	if w.state.Phase != p {
+		w.state.Phase, w.state.Since = p, now()
+	}
+}
+
+// report hands the State to the engine when it has changed.
+func (w *worker) report() {
+	w.state.Remote = netip.AddrPortFrom(w.o.peer.Address, w.o.peer.Port)
+	w.state.Announced = 0
+	if w.state.Phase == Established {
+		for p := range w.held {
+			if slices.Contains(w.state.Families, familyOf(p)) {
+				w.state.Announced++
+			}
+		}
+	}
+	w.e.observe(w.state)
+}
+
+func familyOf(p netip.Prefix) frame.Family {
+	if p.Addr().Is4() {
+		return frame.IPv4
+	}
+	return frame.IPv6
+}

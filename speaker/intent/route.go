@@ -1,0 +1,100 @@
+package intent
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// Peer is a router that this node peers with, with everything resolved for this node.
+type Peer struct {
+	// Name is the BGPPeer's.
+	Name string
+	// Address of the router, with a zone when it is link-local; invalid for an unnumbered peer, which is found on Device.
+	Address netip.Addr
+	// Port is the router's TCP port.
+	Port uint16
+	// Unnumbered finds the router by its router advertisements on Device.
+	Unnumbered bool
+	// Device is the link, or VRF, that the session is bound to; empty binds to none.
+	Device string
+	// Source is the node's address that the session starts from; invalid leaves it to the kernel.
+	Source netip.Addr
+	// LocalASN is the number that the router sees.
+	LocalASN uint32
+	// PeerASN is the router's number; 0 accepts what ASNs says.
+	PeerASN uint32
+	ASNs    ASNs
+	// RouterID of this end, an IPv4 address; invalid derives it from the session's address or this node's name.
+	RouterID netip.Addr
+	// Hold is the hold time in whole seconds, 0 or 3 s to 65535 s; Keepalive the interval between keepalives, 0 for a third
+	// of the negotiated hold time; Connect the longest pause between two attempts.
+	Hold, Keepalive, Connect time.Duration
+	// Password of TCP MD5 (RFC 2385), at most 80 bytes; empty for none.
+	Password string
+	// Hold back: no session is tried while Blocked has a sentence that says why, such as a missing Secret.
+	Blocked string
+	// Multihop lets an external router be several hops away. Hops, when not 0, demands by TTL that it is at most so many away
+	// (GTSM, RFC 5082).
+	Multihop bool
+	Hops     uint8
+	// IPv4 and IPv6 say whose routes the session carries.
+	IPv4, IPv6 bool
+	// NoMultiprotocol leaves the multiprotocol capability out (RFC 4760).
+	NoMultiprotocol bool
+	// GracefulRestart keeps the routes at the router for RestartTime while the speaker restarts (RFC 4724, RFC 8538).
+	GracefulRestart bool
+	RestartTime     time.Duration
+	// Passive waits for the router to connect, and never does itself.
+	Passive bool
+	// BFD is nil when no BFD session watches the router.
+	BFD *BFD
+}
+
+// ASNs says which numbers of a router are accepted when its number is not given.
+type ASNs uint8
+
+// The values of ASNs.
+const (
+	ASNGiven    ASNs = iota // PeerASN alone
+	ASNInternal             // the local number
+	ASNExternal             // any but the local number
+)
+
+// BFD holds the parameters of a BFD session (RFC 5880).
+type BFD struct {
+	Transmit, Receive, Echo time.Duration
+	Multiplier              uint8
+	EchoMode, Passive       bool
+	// MinTTL of packets received over several hops.
+	MinTTL uint8
+}
+
+// Route is a prefix to be announced to the named peers.
+type Route struct {
+	Prefix netip.Prefix
+	// Peers are the names of the peers that get it, sorted.
+	Peers []string
+	Attributes
+}
+
+// Attributes are what a Route says beyond its prefix. The zero value is a plain route.
+type Attributes struct {
+	// LocalPref for internal peers (RFC 4271 section 5.1.5); 0 leaves it at the library's 100.
+	LocalPref uint32
+	// MED is the metric (RFC 4271 section 5.1.4), sent when HasMED.
+	MED    uint32
+	HasMED bool
+	// Prepend is how often the own number is repeated in the AS path, 0 to 16, beyond the one time that is due.
+	Prepend uint8
+	// Communities, sorted: standard (RFC 1997), large (RFC 8092), extended as they stand on the wire (RFC 4360).
+	Communities []uint32
+	Large       [][3]uint32
+	Extended    [][8]byte
+}
+
+// Equal says whether two Attributes are the same.
+func (a Attributes) Equal(b Attributes) bool {
+	return a.LocalPref == b.LocalPref && a.MED == b.MED && a.HasMED == b.HasMED && a.Prepend == b.Prepend &&
+		slices.Equal(a.Communities, b.Communities) && slices.Equal(a.Large, b.Large) && slices.Equal(a.Extended, b.Extended)
+}
