@@ -12,6 +12,11 @@ const (
 	GossipSecret = "gantry-gossip"
 	// GossipSecretKey is the entry of GossipSecret: 32 random bytes.
 	GossipSecretKey = "key"
+	// WebhookService, WebhookSecret and WebhookConfiguration are the webhook's Service, the Secret with its certificate, which
+	// the controller makes, and the ValidatingWebhookConfiguration that has the API server call it.
+	WebhookService       = "gantry-webhook"
+	WebhookSecret        = "gantry-webhook-certificate"
+	WebhookConfiguration = "gantry-webhook"
 	// AppName and ComponentSpeaker are the values of the labels by which speakers find each other's Pods.
 	AppName             = "gantry"
 	ComponentSpeaker    = "speaker"

@@ -1,0 +1,188 @@
+package certs
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/fields"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/cluster"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+)
+
+// Objects names what the Keeper works on.
+type Objects struct {
+	Namespace string
+	// Service is the webhook's Service, Secret the one with the certificate; both are in Namespace.
+	Service, Secret string
+	// Configuration is the ValidatingWebhookConfiguration that has to name the CA.
+	Configuration string
+}
+
+// limit limits a cache to the objects, which is also all that the rights allow.
+func (o Objects) limit(c *cluster.Options) {
+	named := func(name string) fields.Selector { return fields.OneTermEqualSelector("metadata.name", name) }
+	c.Cache.ByObject = map[client.Object]cache.ByObject{
+		&corev1.Secret{}: {Namespaces: map[string]cache.Config{o.Namespace: {FieldSelector: named(o.Secret)}}},
+		&admissionv1.ValidatingWebhookConfiguration{}: {Field: named(o.Configuration)},
+	}
+}
+
+// Keeper runs in every controller, whoever leads. Set the fields, then call Setup.
+type Keeper struct {
+	Objects
+	Now func() time.Time
+	Log *slog.Logger
+
+	client  client.Client
+	serving atomic.Pointer[tls.Certificate] // nil until the API server trusts it
+}
+
+// Setup registers the worker. It runs once at the start, on every change of the objects, and when a certificate is to be renewed.
+func (k *Keeper) Setup(mgr ctrl.Manager) error {
+	// A cache of its own: what else is read of Secrets is limited in another way.
+	own, err := cluster.New(mgr.GetConfig(), k.limit, func(c *cluster.Options) { c.Scheme = mgr.GetScheme() })
+	if err != nil {
+		return fmt.Errorf("setting up the webhook's certificate: %w", err)
+	}
+	if err := mgr.Add(own); err != nil {
+		return fmt.Errorf("setting up the webhook's certificate: %w", err)
+	}
+	k.client = own.GetClient()
+	first := make(chan event.GenericEvent, 1)
+	first <- event.GenericEvent{Object: &corev1.Secret{}}
+	everyone := false
+	one := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []ctrl.Request {
+		return []ctrl.Request{{NamespacedName: client.ObjectKey{Namespace: k.Namespace, Name: k.Secret}}}
+	})
+	err = ctrl.NewControllerManagedBy(mgr).
+		Named("certificate").
+		WatchesRawSource(source.Kind[client.Object](own.GetCache(), &corev1.Secret{}, one)).
+		WatchesRawSource(source.Kind[client.Object](own.GetCache(), &admissionv1.ValidatingWebhookConfiguration{}, one)).
+		WatchesRawSource(source.Channel(first, one)).
+		WithOptions(controller.Options{NeedLeaderElection: &everyone}).
+		Complete(k)
+	if err != nil {
+		return fmt.Errorf("setting up the webhook's certificate: %w", err)
+	}
+	return nil
+}
+
+// Reconcile implements reconcile.Reconciler.
+func (k *Keeper) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
+	state, err := k.keep(ctx)
+	if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
+		return ctrl.Result{RequeueAfter: 100 * time.Millisecond}, nil // another controller was faster: take what it made
+	}
+	if err == nil {
+		err = k.trust(ctx, state.Bundle)
+	}
+	if err != nil {
+		return ctrl.Result{}, err
+	}
+	if k.serving.Swap(&state.Certificate) == nil {
+		k.Log.Info("the webhook serves", "until", state.Certificate.Leaf.NotAfter)
+	}
+	return ctrl.Result{RequeueAfter: max(time.Second, state.Renewal.Sub(k.Now())+time.Second)}, nil
+}
+
+// names are those by which the API server calls the webhook.
+func (k *Keeper) names() []string {
+	host := k.Service + "." + k.Namespace + ".svc"
+	return []string{host, k.Service + "." + k.Namespace, host + ".cluster.local"}
+}
+
+// keep brings the Secret up to date.
+func (k *Keeper) keep(ctx context.Context) (State, error) {
+	var s corev1.Secret
+	err := k.client.Get(ctx, client.ObjectKey{Namespace: k.Namespace, Name: k.Secret}, &s)
+	missing := apierrors.IsNotFound(err)
+	if err != nil && !missing {
+		return State{}, fmt.Errorf("reading the Secret %s: %w", k.Secret, err)
+	}
+	data, state, err := Renew(k.Now(), s.Data, k.names())
+	if err != nil {
+		return State{}, fmt.Errorf("making the webhook's certificate: %w", err)
+	}
+	switch {
+	case missing:
+		s = corev1.Secret{Type: corev1.SecretTypeTLS, Data: data}
+		s.Namespace, s.Name = k.Namespace, k.Secret
+		err = k.client.Create(ctx, &s)
+	case !bytes.Equal(data[corev1.TLSCertKey], s.Data[corev1.TLSCertKey]):
+		changed := s.DeepCopy()
+		changed.Data = data
+		err = k.client.Update(ctx, changed) // fails when somebody else wrote in between
+	default:
+		return state, nil
+	}
+	if err != nil {
+		return State{}, fmt.Errorf("writing the Secret %s: %w", k.Secret, err)
+	}
+	k.Log.Info("webhook certificate made", "secret", k.Namespace+"/"+k.Secret, "until", state.Certificate.Leaf.NotAfter)
+	return state, nil
+}
+
+// trust has the API server trust the CAs of the bundle.
+func (k *Keeper) trust(ctx context.Context, bundle []byte) error {
+	var c admissionv1.ValidatingWebhookConfiguration
+	err := k.client.Get(ctx, client.ObjectKey{Name: k.Configuration}, &c)
+	if apierrors.IsNotFound(err) {
+		return fmt.Errorf("the ValidatingWebhookConfiguration %s is missing, so that nobody calls the webhook: apply config/webhook, or take --webhook-mode away", k.Configuration)
+	}
+	if err != nil {
+		return fmt.Errorf("reading the ValidatingWebhookConfiguration %s: %w", k.Configuration, err)
+	}
+	changed := c.DeepCopy()
+	same := true
+	for i := range changed.Webhooks {
+		if w := &changed.Webhooks[i]; !bytes.Equal(w.ClientConfig.CABundle, bundle) {
+			w.ClientConfig.CABundle, same = bundle, false
+		}
+	}
+	if same {
+		return nil
+	}
+	if err := k.client.Patch(ctx, changed, client.StrategicMergeFrom(&c)); err != nil {
+		return fmt.Errorf("writing the CA into the ValidatingWebhookConfiguration %s: %w", k.Configuration, err)
+	}
+	return nil
+}
+
+// errNotYet is what a caller is told before there is a certificate.
+var errNotYet = errors.New("the webhook has no certificate that the API server trusts yet")
+
+// TLS has a server serve with the certificate of the moment.
+func (k *Keeper) TLS(c *tls.Config) {
+	c.MinVersion = tls.VersionTLS13
+	c.NextProtos = []string{"http/1.1"} // one caller, few requests: HTTP/2 only adds what can be abused
+	c.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+		if cert := k.serving.Load(); cert != nil {
+			return cert, nil
+		}
+		return nil, errNotYet
+	}
+}
+
+// Ready says whether the webhook can be called; it is a readiness check.
+func (k *Keeper) Ready(*http.Request) error {
+	if k.serving.Load() == nil {
+		return errNotYet
+	}
+	return nil
+}

@@ -1,0 +1,200 @@
+package certs_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	clientscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/config"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/controller/certs"
+	"github.com/gantry-lb/gantry/test/apiserver"
+)
+
+var objects = certs.Objects{
+	Namespace: names.Namespace, Service: names.WebhookService, Secret: names.WebhookSecret, Configuration: names.WebhookConfiguration,
+}
+
+// startKeeper runs a Keeper in a manager of its own, as a controller that does not lead does.
+func startKeeper(t *testing.T, rc *rest.Config, now func() time.Time) *certs.Keeper {
+	t.Helper()
+	anew := true
+	mgr, err := ctrl.NewManager(rc, ctrl.Options{
+		Scheme: clientscheme.Scheme, Metrics: metricsserver.Options{BindAddress: "0"},
+		Controller: config.Controller{SkipNameValidation: &anew},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := &certs.Keeper{Objects: objects, Now: now, Log: slog.New(slog.DiscardHandler)}
+	if err := k.Setup(mgr); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- mgr.Start(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return k
+}
+
+// served returns the certificate that the Keeper's server shows.
+func served(k *certs.Keeper) (*x509.Certificate, error) {
+	var c tls.Config
+	k.TLS(&c)
+	cert, err := c.GetCertificate(nil)
+	if err != nil {
+		return nil, err
+	}
+	return cert.Leaf, nil
+}
+
+// await calls check until it returns nil.
+func await(t *testing.T, what string, check func() error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("waiting for %s: %v", what, err)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// agreed returns nil when every Keeper serves one certificate, other than not, that a client which trusts what the
+// configuration says accepts for every webhook.
+func agreed(ctx context.Context, api client.Client, now time.Time, not *x509.Certificate, keepers ...*certs.Keeper) (*x509.Certificate, error) {
+	first, err := served(keepers[0])
+	if err != nil {
+		return nil, err
+	}
+	if not != nil && first.Equal(not) {
+		return nil, errors.New("the certificate is the old one")
+	}
+	for _, k := range keepers[1:] {
+		if other, err := served(k); err != nil || !other.Equal(first) {
+			return nil, fmt.Errorf("two controllers serve different certificates (%v)", err)
+		}
+	}
+	var c admissionv1.ValidatingWebhookConfiguration
+	if err := api.Get(ctx, client.ObjectKey{Name: names.WebhookConfiguration}, &c); err != nil {
+		return nil, err
+	}
+	for _, w := range c.Webhooks {
+		roots := x509.NewCertPool()
+		roots.AppendCertsFromPEM(w.ClientConfig.CABundle)
+		s := w.ClientConfig.Service
+		if _, err := first.Verify(x509.VerifyOptions{Roots: roots, DNSName: s.Name + "." + s.Namespace + ".svc", CurrentTime: now}); err != nil {
+			return nil, fmt.Errorf("the API server would refuse webhook %s: %w", w.Name, err)
+		}
+	}
+	return first, nil
+}
+
+func configuration() *admissionv1.ValidatingWebhookConfiguration {
+	c := &admissionv1.ValidatingWebhookConfiguration{}
+	c.Name = names.WebhookConfiguration
+	none := admissionv1.SideEffectClassNone
+	ignore := admissionv1.Ignore
+	for _, name := range []string{"first.metallb.io", "second.metallb.io"} {
+		c.Webhooks = append(c.Webhooks, admissionv1.ValidatingWebhook{
+			Name: name, AdmissionReviewVersions: []string{"v1"}, SideEffects: &none, FailurePolicy: &ignore,
+			ClientConfig: admissionv1.WebhookClientConfig{Service: &admissionv1.ServiceReference{Name: names.WebhookService, Namespace: names.Namespace}},
+		})
+	}
+	return c
+}
+
+// TestTwoControllersServeOneCertificate has two of them start at once, lose the Secret, lose the CA in the configuration,
+// lose the configuration, and grow old.
+func TestTwoControllersServeOneCertificate(t *testing.T) {
+	rc := apiserver.Start(t)
+	ctx := t.Context()
+	api, err := client.New(rc, client.Options{Scheme: clientscheme.Scheme})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var later atomic.Int64
+	now := func() time.Time { return time.Now().Add(time.Duration(later.Load())) }
+	if err := api.Create(ctx, configuration()); err != nil {
+		t.Fatal(err)
+	}
+	a, b := startKeeper(t, rc, now), startKeeper(t, rc, now)
+	var cert *x509.Certificate
+	settle := func(what string, not *x509.Certificate) {
+		t.Helper()
+		await(t, what, func() (err error) {
+			c, err := agreed(ctx, api, now(), not, a, b)
+			if err == nil {
+				cert = c
+			}
+			return err
+		})
+		if err := errors.Join(a.Ready(nil), b.Ready(nil)); err != nil {
+			t.Errorf("after %s: %v", what, err)
+		}
+	}
+	settle("the first certificate", nil)
+
+	if err := api.Delete(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: names.WebhookSecret}}); err != nil {
+		t.Fatal(err)
+	}
+	settle("a certificate after the Secret was deleted", cert)
+
+	var c admissionv1.ValidatingWebhookConfiguration
+	if err := api.Get(ctx, client.ObjectKey{Name: names.WebhookConfiguration}, &c); err != nil {
+		t.Fatal(err)
+	}
+	c.Webhooks[1].ClientConfig.CABundle = nil
+	if err := api.Update(ctx, &c); err != nil {
+		t.Fatal(err)
+	}
+	settle("the CA after it was taken out of a webhook", nil)
+
+	if err := errors.Join(api.Delete(ctx, configuration()), api.Create(ctx, configuration())); err != nil {
+		t.Fatal(err)
+	}
+	settle("the CA in a new configuration", nil)
+
+	later.Store(int64(70 * 24 * time.Hour))
+	// The renewal is due by a timer that is weeks away; any event shows that the clock has moved on.
+	var s corev1.Secret
+	if err := api.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: names.WebhookSecret}, &s); err != nil {
+		t.Fatal(err)
+	}
+	s.Labels = map[string]string{"touched": "true"}
+	before := bytes.Clone(s.Data["ca.crt"])
+	if err := api.Update(ctx, &s); err != nil {
+		t.Fatal(err)
+	}
+	settle("a new certificate after 70 days", cert)
+	if err := api.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: names.WebhookSecret}, &s); err != nil || !bytes.Equal(s.Data["ca.crt"], before) {
+		t.Errorf("with the certificate the CA changed (%v)", err)
+	}
+}
