@@ -21,8 +21,6 @@ const (
 	AppName             = "gantry"
 	ComponentSpeaker    = "speaker"
 	ComponentController = "controller"
-	// WebhookConfiguration is the ValidatingWebhookConfiguration of an installation that has the webhook on.
-	WebhookConfiguration = "gantry-webhook"
 	// LabelAppName and LabelComponent are the recommended labels on our Pods.
 	LabelAppName   = "app.kubernetes.io/name"
 	LabelComponent = "app.kubernetes.io/component"
