@@ -46,6 +46,12 @@ func Command() {
 	for _, l := range append(leverCommands(dir), routerCommands(dir)...) {
 		root.AddCommand(l)
 	}
+	for _, c := range root.Commands() { // those that are about a lab that runs
+		if c.Name() != "up" && c.Name() != holdArg && c.Name() != "build-kube" && c.Name() != "kubeconfig" {
+			c.PreRunE = func(*cobra.Command, []string) error { return join(dir()) }
+		}
+	}
+	root.AddCommand(insideCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "lab:", err)
 		os.Exit(1)
@@ -86,6 +92,9 @@ func upCommand(dir func() string) *cobra.Command {
 		if err := Clear(dir()); err != nil {
 			return err
 		}
+		if err := Enter(); err != nil {
+			return err
+		}
 		kube, err := BuildKube(c.Context(), c.ErrOrStderr())
 		if err != nil {
 			return err
@@ -121,6 +130,14 @@ func upCommand(dir func() string) *cobra.Command {
 		fmt.Fprintf(c.OutOrStdout(), "the lab is up: export KUBECONFIG=%s\n", filepath.Join(dir(), "kubeconfig"))
 		return nil
 	}
+	return c
+}
+
+// insideCommand is for those who run programs that start labs, such as go test -exec.
+func insideCommand() *cobra.Command {
+	c := &cobra.Command{Use: "inside PROGRAM [ARGS...]", Short: "Run a program where an ordinary user may start labs", Args: cobra.MinimumNArgs(1)}
+	c.DisableFlagParsing = true
+	c.RunE = func(_ *cobra.Command, args []string) error { return inside(args) }
 	return c
 }
 

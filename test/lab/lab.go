@@ -2,7 +2,8 @@
 // controller manager, scheduler and a kube-proxy for each node; a bridge as the LAN, with a client, one router or two, and
 // a client behind each. Pods run without a kubelet, see package node. Everything is below one process in namespaces of its own, so
 // that whatever ends that process takes the whole lab away; several labs can run side by side. A program that uses
-// the package calls Reexec before anything else. The command bin/lab is the same for people.
+// the package calls Reexec before anything else, and Enter where ordinary users may run it. The command bin/lab is the same
+// for people.
 package lab
 
 import (
@@ -102,7 +103,10 @@ type Lab struct {
 // Missing says what this machine lacks for a lab, in one line with the package that brings it; empty when nothing.
 func Missing() string {
 	if os.Geteuid() != 0 {
-		return "root is needed for network namespaces"
+		if why := refusal(); why != "" {
+			return why
+		}
+		return "an ordinary user needs a user namespace: the program has to call lab.Enter"
 	}
 	for tool, pkg := range map[string]string{"nft": "nftables", "iptables": "iptables", "conntrack": "conntrack"} {
 		if _, err := exec.LookPath(tool); err != nil {

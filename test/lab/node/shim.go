@@ -183,7 +183,12 @@ func (s *shim) limit() error {
 			}
 		}
 	}
-	if s.UID != 0 || s.GID != 0 {
+	if (s.UID != 0 || s.GID != 0) && !mapped(s.UID) {
+		// A user's own namespace has no other user than root: without capabilities it is as weak as any.
+		if err := dropCapabilities(); err != nil {
+			return fmt.Errorf("giving up every capability: %w", err)
+		}
+	} else if s.UID != 0 || s.GID != 0 {
 		if err := syscall.Setgroups(nil); err != nil {
 			return fmt.Errorf("dropping groups: %w", err)
 		}
@@ -200,4 +205,29 @@ func (s *shim) limit() error {
 		}
 	}
 	return nil
+}
+
+// mapped says whether the user namespace of this process knows the user.
+func mapped(uid int) bool {
+	text, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		return true
+	}
+	for line := range strings.Lines(string(text)) {
+		var first, outside, count int
+		if _, err := fmt.Sscan(line, &first, &outside, &count); err == nil && uid >= first && uid-first < count {
+			return true
+		}
+	}
+	return false
+}
+
+// dropCapabilities leaves the thread, and what it executes, without any, although its user is root.
+func dropCapabilities() error {
+	for c := uintptr(0); c <= unix.CAP_LAST_CAP; c++ {
+		_ = unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0) // one that this kernel does not have
+	}
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var none [2]unix.CapUserData
+	return unix.Capset(&header, &none[0])
 }
