@@ -135,15 +135,25 @@ type foreignKey struct {
 	mac     facts.MAC
 }
 
+// Option changes what an Engine does beside answering.
+type Option func(*Engine)
+
+// Refresh has every held address announced again each d after its burst, for networks whose switches forget too soon. The
+// announcements of thousands of addresses are spread and paced. 0 is off.
+func Refresh(d time.Duration) Option { return func(e *Engine) { e.sched = NewSchedule(d) } }
+
 // New returns an Engine that answers for nothing.
-func New(wire Wire, now func() time.Time) *Engine {
+func New(wire Wire, now func() time.Time, options ...Option) *Engine {
 	e := &Engine{
 		wire: wire, now: now,
 		claims: make(chan []intent.Claim, 1), links: make(chan facts.LinkSet, 1), announce: make(chan []netip.Addr, 16),
 		probe: make(chan Probe, 8192), reports: make(chan Report, 16384),
 		held: map[netip.Addr]holding{}, ports: map[portKey]*port{}, asking: map[uint64]*question{}, askedFor: map[netip.Addr]int{},
-		sched: NewSchedule(), frames: make(chan received, 1024), foreign: map[foreignKey]time.Time{},
+		sched: NewSchedule(0), frames: make(chan received, 1024), foreign: map[foreignKey]time.Time{},
 		fence: fence{base: now()},
+	}
+	for _, o := range options {
+		o(e)
 	}
 	e.publish()
 	return e

@@ -24,7 +24,7 @@ type simulated struct {
 // simulate runs f in a bubble, with IPv4.
 func simulate(t *testing.T, f func(s simulated)) { simulateCast(t, cast4, f) }
 
-func simulateCast(t *testing.T, c cast, f func(s simulated)) {
+func simulateCast(t *testing.T, c cast, f func(s simulated), options ...layer2.Option) {
 	synctest.Test(t, func(t *testing.T) {
 		lan := segment.New()
 		node := lan.Host("node1")
@@ -34,7 +34,7 @@ func simulateCast(t *testing.T, c cast, f func(s simulated)) {
 			t.Fatal(err)
 		}
 		b := &bed{
-			cast: c, t: t, client: client, mac: mac, engine: layer2.New(node, time.Now),
+			cast: c, t: t, client: client, mac: mac, engine: layer2.New(node, time.Now, options...),
 			link: facts.Link{Index: 2, Name: "eth0", MAC: facts.MAC{2, 0, 0, 0, 0, 0x0b}},
 		}
 		b.start(b.engine.Run)
@@ -111,17 +111,29 @@ func TestBursts(t *testing.T) {
 	}
 }
 
-func TestHeldAddressesAreRefreshed(t *testing.T) {
-	simulate(t, func(s simulated) {
-		s.hold(held)
-		time.Sleep(time.Minute)
-		s.announced()
-		s.hold(held)
-		time.Sleep(10 * time.Minute)
-		if n := s.announced()[held]; n != 10 {
-			t.Fatalf("in ten minutes %d refreshing frames, want one of each form every two minutes", n)
-		}
-	})
+func TestHeldAddressesAreRefreshedOnWish(t *testing.T) {
+	for name, tt := range map[string]struct {
+		options []layer2.Option
+		want    int
+	}{
+		"no wish":               {nil, 0},
+		"each two minutes":      {[]layer2.Option{layer2.Refresh(2 * time.Minute)}, 10},
+		"never":                 {[]layer2.Option{layer2.Refresh(0)}, 0},
+		"each minute and 40 s ": {[]layer2.Option{layer2.Refresh(100 * time.Second)}, 12},
+	} {
+		t.Run(name, func(t *testing.T) {
+			simulateCast(t, cast4, func(s simulated) {
+				s.hold(held)
+				time.Sleep(150 * time.Second)
+				s.announced()
+				s.hold(held)
+				time.Sleep(10 * time.Minute)
+				if n := s.announced()[held]; n != tt.want {
+					t.Fatalf("in ten minutes %d refreshing frames of two forms, want %d", n, tt.want)
+				}
+			}, tt.options...)
+		})
+	}
 }
 
 func TestManyAddressesAreAnnouncedAtAPace(t *testing.T) {

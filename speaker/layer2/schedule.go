@@ -2,6 +2,7 @@ package layer2
 
 import (
 	"container/heap"
+	"hash/fnv"
 	"net/netip"
 	"time"
 )
@@ -12,16 +13,14 @@ type Gratuitous struct {
 	Link    int
 }
 
-// rounds are the times of a burst after its start. The first changes the caches of whoever hears it. The others are for
-// frames that were lost, for switches that open a port late, and for receivers with a Linux before 4.11, which
-// ignore a second change within a second (locktime): hence one at 1.1 s.
-var rounds = [...]time.Duration{0, 100 * time.Millisecond, 250 * time.Millisecond, 500 * time.Millisecond,
-	1100 * time.Millisecond, 2 * time.Second, 4 * time.Second}
+// rounds are the times of a burst after its start: at once and each 1.1 s for 5 s, which is what users of this API know,
+// and two early ones. The first changes the caches of whoever hears it; the early ones are for frames that were lost; the
+// later ones for switches that open a port late, and for hosts with a Linux before 4.11, which ignore a second change
+// within a second (locktime).
+var rounds = [...]time.Duration{0, 100 * time.Millisecond, 300 * time.Millisecond,
+	1100 * time.Millisecond, 2200 * time.Millisecond, 3300 * time.Millisecond, 4400 * time.Millisecond}
 
 const (
-	// refreshInterval is how often a held address is announced after its burst: less than the 300 s after which
-	// switches commonly forget where an address is, so that traffic to it is not flooded to every port.
-	refreshInterval = 120 * time.Second
 	// batch and pace bound the announcements: batch of them each pace, so that many addresses at once do not
 	// overrun a switch.
 	batch = 50
@@ -35,20 +34,23 @@ type Schedule struct {
 	waiting queue // by time
 	due     queue // by round: what nobody has heard yet comes before what is repeated
 	resume  time.Time
+	// refresh is how often a held address is announced after its burst; 0 is never.
+	refresh time.Duration
 }
 
 // slot is one address on one link. It is in one of the two queues, at index.
 type slot struct {
 	what  Gratuitous
-	round int
+	round int // how many were sent
 	next  time.Time
 	in    *queue
 	index int
 }
 
-// NewSchedule returns an empty Schedule.
-func NewSchedule() *Schedule {
+// NewSchedule returns an empty Schedule that announces an address anew each refresh after its burst; never for 0.
+func NewSchedule(refresh time.Duration) *Schedule {
 	return &Schedule{
+		refresh: refresh,
 		entries: map[Gratuitous]*slot{},
 		waiting: queue{before: func(x, y *slot) bool { return x.next.Before(y.next) }},
 		due: queue{before: func(x, y *slot) bool {
@@ -98,7 +100,12 @@ func (s *Schedule) Advance(now time.Time) ([]Gratuitous, time.Time) {
 		e := s.due.slots[0]
 		s.due.remove(e)
 		out = append(out, e.what)
-		e.next = now.Add(gap(e.round))
+		after, again := s.gap(e)
+		if !again {
+			delete(s.entries, e.what)
+			continue
+		}
+		e.next = now.Add(after)
 		e.round++
 		s.waiting.add(e)
 	}
@@ -112,13 +119,25 @@ func (s *Schedule) Advance(now time.Time) ([]Gratuitous, time.Time) {
 	return out, time.Time{}
 }
 
-// gap is the time from a round to the next one. It counts from when the round was sent, so that rounds that waited for
-// their turn do not run into each other.
-func gap(round int) time.Duration {
-	if round+1 < len(rounds) {
-		return rounds[round+1] - rounds[round]
+// gap is the time from a round to the next one, if there is another. It counts from when the round was sent, so that
+// rounds that waited for their turn do not run into each other. The first refresh comes sooner, for each address at
+// another time, so that addresses that were taken together are not refreshed together for ever.
+func (s *Schedule) gap(e *slot) (time.Duration, bool) {
+	switch {
+	case e.round+1 < len(rounds):
+		return rounds[e.round+1] - rounds[e.round], true
+	case e.round+1 == len(rounds):
+		return s.refresh - s.refresh/2*time.Duration(spread(e.what))/256, s.refresh > 0
 	}
-	return refreshInterval
+	return s.refresh, true
+}
+
+// spread is a number that looks random, the same for the same address and link.
+func spread(g Gratuitous) uint8 {
+	h := fnv.New32a()
+	b := g.Address.As16()
+	h.Write(append(b[:], byte(g.Link)))
+	return uint8(h.Sum32() >> 8)
 }
 
 // queue is a heap of slots.
