@@ -27,6 +27,7 @@ type options struct {
 	GossipBindAddress string
 	GossipBindPort    int
 	GossipKeyFile     string
+	layer2Options
 }
 
 func main() {
@@ -63,7 +64,11 @@ func parse(args []string, lookup func(string) (string, bool)) (options, error) {
 	fs.StringVar(&o.GossipBindAddress, "gossip-bind-address", "", "address on which speakers talk to each other; empty takes the node's internal address")
 	fs.IntVar(&o.GossipBindPort, "gossip-bind-port", 7946, "port on which speakers talk to each other, TCP and UDP, the same on all nodes")
 	fs.StringVar(&o.GossipKeyFile, "gossip-key-file", "", "file with the gossip key; empty takes the Secret that the controller makes")
+	o.layer2Options.bind(fs)
 	if err := option.Parse(fs, args, lookup); err != nil {
+		return o, err
+	}
+	if err := o.layer2Options.validate(); err != nil {
 		return o, err
 	}
 	if o.NodeName == "" {

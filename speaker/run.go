@@ -68,11 +68,8 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		stop()
 		return errors.Join(err, g.Wait())
 	}
-	watcher, err := links.New(links.DefaultExclude, log)
-	if err != nil {
-		return err
-	}
-	engine := layer2.New(wire.Wire{}, time.Now)
+	watcher := links.New(excludeFrom(o.ExcludeInterfacesFile), log)
+	engine := layer2.New(wire.Wire{}, time.Now, layer2.Refresh(o.RefreshInterval))
 	if err := metrics.Registry.Register(engine); err != nil {
 		return fmt.Errorf("registering the metrics of layer 2: %w", err)
 	}

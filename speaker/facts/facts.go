@@ -37,6 +37,24 @@ func (l Link) Carries(a netip.Addr) bool {
 	return !l.Without6
 }
 
+// Skip says why a network interface is no Link.
+type Skip string
+
+// The reasons to skip an interface, Used where there is none.
+const (
+	Used              Skip = ""
+	SkippedExcluded   Skip = "excluded"    // by its name
+	SkippedDown       Skip = "down"        // or without carrier
+	SkippedMember     Skip = "member"      // of a bridge, bond or VRF, which speaks for it
+	SkippedNoEthernet Skip = "no Ethernet" // or no ARP, or no broadcast
+)
+
+// SkippedLink is a network interface that is no Link.
+type SkippedLink struct {
+	Name string
+	Why  Skip
+}
+
 // LinkSet is all usable links, sorted by index.
 type LinkSet []Link
 

@@ -12,6 +12,8 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -21,34 +23,87 @@ import (
 )
 
 // DefaultExclude matches the interfaces of container networks and tunnels, which lead to no segment of clients.
-const DefaultExclude = `^(docker|cbr|dummy|virbr|lxcbr|veth|cali|tunl|flannel|kube-ipvs|cni|nodelocaldns|lxc)|^lo$`
+var DefaultExclude = []string{
+	"^docker.*", "^cbr.*", "^dummy.*", "^virbr.*", "^lxcbr.*", "^veth.*", "^lo$", "^cali.*", "^tunl.*", "^flannel.*",
+	"^kube-ipvs.*", "^cni.*", "^nodelocaldns.*", "^lxc.*",
+}
 
 const (
 	// coalesce is how long events are gathered: an interface that comes up sends several.
 	coalesce = 5 * time.Millisecond
-	// resync is how often the interfaces are read without any event.
-	resync = time.Minute
+	// resync is how often the interfaces and the expressions are read without any event.
+	resync = 5 * time.Second
 	// again is the pause after the interfaces could not be read.
 	again = time.Second
 	// resubscribe is the pause after netlink failed.
 	resubscribe = time.Second
 )
 
+// Exclude returns the expressions of the interfaces to leave out. It is called again and again, so that an edit counts.
+type Exclude func() ([]string, error)
+
 // Watcher delivers the usable links of the process's network namespace.
 type Watcher struct {
-	exclude *regexp.Regexp
-	log     *slog.Logger
-	sets    chan facts.LinkSet
+	exclude  Exclude
+	patterns []string // as last read
+	excluded []*regexp.Regexp
+	told     string // what was last said to be wrong with them
+	log      *slog.Logger
+	sets     chan facts.LinkSet
+	skipped  atomic.Pointer[[]facts.SkippedLink]
 }
 
-// New returns a Watcher that leaves out the interfaces whose names match the expression.
-func New(exclude string, log *slog.Logger) (*Watcher, error) {
-	re, err := regexp.Compile(exclude)
-	if err != nil {
-		return nil, fmt.Errorf("reading the expression for excluded interfaces %q: %w", exclude, err)
+// New returns a Watcher that leaves out the interfaces whose names match one of the expressions. While these cannot be
+// read, the last ones that could count, at first DefaultExclude; a nil function is DefaultExclude.
+func New(exclude Exclude, log *slog.Logger) *Watcher {
+	if exclude == nil {
+		exclude = func() ([]string, error) { return DefaultExclude, nil }
 	}
-	return &Watcher{exclude: re, log: log, sets: make(chan facts.LinkSet, 1)}, nil
+	w := &Watcher{exclude: exclude, log: log, sets: make(chan facts.LinkSet, 1)}
+	w.skipped.Store(&[]facts.SkippedLink{})
+	return w
 }
+
+// reread takes in what the expressions are now.
+func (w *Watcher) reread() {
+	patterns, err := w.exclude()
+	if err == nil && w.excluded != nil && slices.Equal(patterns, w.patterns) {
+		w.told = ""
+		return
+	}
+	var compiled []*regexp.Regexp
+	if err == nil {
+		compiled, err = compile(patterns)
+	}
+	if err != nil {
+		if w.excluded == nil {
+			patterns = DefaultExclude
+			compiled, _ = compile(patterns) // a test holds that they can be read
+			w.patterns, w.excluded = patterns, compiled
+		}
+		if err.Error() != w.told {
+			w.told = err.Error()
+			w.log.Error("reading which interfaces to exclude; the former expressions count", "error", err)
+		}
+		return
+	}
+	w.patterns, w.excluded, w.told = slices.Clone(patterns), compiled, ""
+}
+
+func compile(patterns []string) ([]*regexp.Regexp, error) {
+	out := []*regexp.Regexp{}
+	for _, p := range patterns {
+		re, err := regexp.Compile(p)
+		if err != nil {
+			return nil, fmt.Errorf("the expression %q: %w", p, err)
+		}
+		out = append(out, re)
+	}
+	return out, nil
+}
+
+// Skipped returns the interfaces that were left out when the links were last read, sorted by name.
+func (w *Watcher) Skipped() []facts.SkippedLink { return *w.skipped.Load() }
 
 // Sets delivers the links now and after each change; a set that nobody took yet is replaced by a later one.
 func (w *Watcher) Sets() <-chan facts.LinkSet { return w.sets }
@@ -121,7 +176,8 @@ func (w *Watcher) deliver(last *facts.LinkSet) time.Duration {
 	}
 }
 
-// Read returns the usable links. An interface whose addresses cannot be read is delivered without any.
+// Read returns the usable links. An interface whose addresses cannot be read is delivered without any. Only one goroutine
+// may call it, and none while Run does.
 func (w *Watcher) Read() (facts.LinkSet, error) {
 	all, err := netlink.LinkList()
 	if err != nil {
@@ -131,10 +187,12 @@ func (w *Watcher) Read() (facts.LinkSet, error) {
 	if err != nil {
 		w.log.Warn("reading the default routes", "error", err)
 	}
-	set := facts.LinkSet{}
+	w.reread()
+	set, skipped := facts.LinkSet{}, []facts.SkippedLink{}
 	for _, l := range all {
 		a := l.Attrs()
-		if w.exclude.MatchString(a.Name) || !usable(a) {
+		if why := w.skip(a); why != facts.Used {
+			skipped = append(skipped, facts.SkippedLink{Name: a.Name, Why: why})
 			continue
 		}
 		link := facts.Link{Index: a.Index, Name: a.Name, MAC: facts.MAC(a.HardwareAddr)}
@@ -146,15 +204,25 @@ func (w *Watcher) Read() (facts.LinkSet, error) {
 		set = append(set, link)
 	}
 	slices.SortFunc(set, func(x, y facts.Link) int { return x.Index - y.Index })
+	slices.SortFunc(skipped, func(x, y facts.SkippedLink) int { return strings.Compare(x.Name, y.Name) })
+	w.skipped.Store(&skipped)
 	return set, nil
 }
 
-// usable says whether ARP works on the interface: up, with carrier, Ethernet, able to broadcast, and no port of a bridge
-// or bond, whose master speaks for it.
-func usable(a *netlink.LinkAttrs) bool {
-	const need = net.FlagUp | net.FlagBroadcast
-	return a.Flags&need == need && a.RawFlags&unix.IFF_LOWER_UP != 0 && a.RawFlags&unix.IFF_NOARP == 0 &&
-		a.Flags&net.FlagLoopback == 0 && a.MasterIndex == 0 && len(a.HardwareAddr) == 6
+// skip says why an interface is left out. Addresses are announced on one that is up, with carrier, Ethernet, able to
+// broadcast, and no port of a bridge or bond, whose master speaks for it.
+func (w *Watcher) skip(a *netlink.LinkAttrs) facts.Skip {
+	switch {
+	case slices.ContainsFunc(w.excluded, func(re *regexp.Regexp) bool { return re.MatchString(a.Name) }):
+		return facts.SkippedExcluded
+	case a.Flags&net.FlagLoopback != 0, a.Flags&net.FlagBroadcast == 0, a.RawFlags&unix.IFF_NOARP != 0, len(a.HardwareAddr) != 6:
+		return facts.SkippedNoEthernet
+	case a.MasterIndex != 0:
+		return facts.SkippedMember
+	case a.Flags&net.FlagUp == 0, a.RawFlags&unix.IFF_LOWER_UP == 0:
+		return facts.SkippedDown
+	}
+	return facts.Used
 }
 
 func prefixes(l netlink.Link) ([]netip.Prefix, error) {

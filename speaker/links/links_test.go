@@ -3,14 +3,18 @@ package links_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
+	"regexp"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/links"
@@ -22,14 +26,24 @@ type bed struct {
 	t          *testing.T
 	node, peer *sandbox.Room
 	watcher    *links.Watcher
+	patterns   atomic.Pointer[exclusion]
+}
+
+// exclusion is what the watcher is told to leave out.
+type exclusion struct {
+	patterns []string
+	err      error
+}
+
+func (b *bed) exclude() ([]string, error) {
+	e := b.patterns.Load()
+	return e.patterns, e.err
 }
 
 func newBed(t *testing.T) *bed {
 	b := &bed{t: t, node: sandbox.New(t), peer: sandbox.New(t)}
-	w, err := links.New(links.DefaultExclude, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
+	b.patterns.Store(&exclusion{patterns: links.DefaultExclude})
+	w := links.New(b.exclude, slog.New(slog.DiscardHandler))
 	b.watcher = w
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -208,8 +222,110 @@ func TestAStreamOfEventsDoesNotStarve(t *testing.T) {
 	<-churned
 }
 
-func TestNewRefusesABadExpression(t *testing.T) {
-	if _, err := links.New("(", slog.New(slog.DiscardHandler)); err == nil {
-		t.Fatal("an expression that cannot be read is accepted")
+// The expressions are read again while the watcher runs; ones that cannot be read change nothing.
+func TestWhatIsExcludedFollowsTheExpressions(t *testing.T) {
+	b := newBed(t)
+	b.node.Veth("eth0", b.peer, "eth0")
+	b.node.Veth("storage0", b.peer, "storage0")
+	b.want("both are used", are("eth0", "storage0"))
+	set := func(e exclusion, link, address string) { // an event, so that nobody waits for the next look
+		b.patterns.Store(&e)
+		b.node.Address(link, address)
+	}
+	set(exclusion{patterns: []string{"^lo$", "^storage"}}, "eth0", "10.9.0.1/24")
+	b.want("one is excluded", are("eth0"))
+	if got, want := b.watcher.Skipped(), []facts.SkippedLink{{Name: "lo", Why: facts.SkippedExcluded}, {Name: "storage0", Why: facts.SkippedExcluded}}; !slices.Equal(got, want) {
+		t.Errorf("skipped: %v, want %v", got, want)
+	}
+	for i, e := range []exclusion{{patterns: []string{"("}}, {err: errors.New("no such file")}} {
+		set(e, "eth0", fmt.Sprintf("10.9.%d.1/24", i+1))
+		b.want("the former expressions count", func(s facts.LinkSet) bool { return are("eth0")(s) && len(s[0].Prefixes) >= i+2 })
+	}
+	set(exclusion{patterns: []string{"^lo$"}}, "eth0", "10.9.9.1/24")
+	b.want("it is used again", are("eth0", "storage0"))
+}
+
+func TestWhyALinkIsSkipped(t *testing.T) {
+	b := newBed(t)
+	for _, name := range []string{"eth0", "port0", "noarp0", "veth12", "down0"} {
+		b.node.Veth(name, b.peer, name)
+	}
+	b.edit("noarp0", netlink.LinkSetARPOff)
+	b.edit("down0", netlink.LinkSetDown)
+	b.node.Do(func() error {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = "br0"
+		bridge := &netlink.Bridge{LinkAttrs: attrs}
+		port, err := netlink.LinkByName("port0")
+		return errors.Join(err, netlink.LinkAdd(bridge), netlink.LinkSetMaster(port, bridge), netlink.LinkSetUp(bridge))
+	})
+	b.want("two are usable", are("eth0", "br0"))
+	want := []facts.SkippedLink{
+		{Name: "down0", Why: facts.SkippedDown}, {Name: "lo", Why: facts.SkippedExcluded}, {Name: "noarp0", Why: facts.SkippedNoEthernet},
+		{Name: "port0", Why: facts.SkippedMember}, {Name: "veth12", Why: facts.SkippedExcluded},
+	}
+	if got := b.watcher.Skipped(); !slices.Equal(got, want) {
+		t.Errorf("skipped: %v, want %v", got, want)
+	}
+}
+
+// A link that is renamed is the same link under another name, and one that is stacked on another is a link of its own.
+func TestLinksOfEveryKindAreFollowed(t *testing.T) {
+	b := newBed(t)
+	b.node.Veth("eth0", b.peer, "eth0")
+	index := b.want("a link is added", are("eth0"))[0].Index
+	b.edit("eth0", func(l netlink.Link) error { return netlink.LinkSetName(l, "lan0") })
+	if s := b.want("it is renamed", are("lan0")); s[0].Index != index {
+		t.Errorf("the index is %d, want %d still", s[0].Index, index)
+	}
+	stacked := map[string]func(parent int) netlink.Link{
+		"macvlan": func(parent int) netlink.Link {
+			return &netlink.Macvlan{LinkAttrs: netlink.LinkAttrs{Name: "stacked0", ParentIndex: parent}, Mode: netlink.MACVLAN_MODE_BRIDGE}
+		},
+		"VLAN": func(parent int) netlink.Link {
+			return &netlink.Vlan{LinkAttrs: netlink.LinkAttrs{Name: "stacked0", ParentIndex: parent}, VlanId: 5}
+		},
+		"bond": func(int) netlink.Link {
+			bond := netlink.NewLinkBond(netlink.LinkAttrs{Name: "stacked0"})
+			bond.Mode = netlink.BOND_MODE_ACTIVE_BACKUP
+			return bond
+		},
+	}
+	for kind, link := range stacked {
+		t.Run(kind, func(t *testing.T) {
+			l := link(index)
+			var refused error
+			b.node.Do(func() error {
+				refused = netlink.LinkAdd(l)
+				return nil
+			})
+			if errors.Is(refused, unix.EOPNOTSUPP) {
+				t.Skipf("this kernel has no %s", kind)
+			}
+			if refused != nil {
+				t.Fatal(refused)
+			}
+			want := []string{"lan0", "stacked0"}
+			if kind == "bond" {
+				want = []string{"stacked0"} // which speaks for its member
+				b.node.Do(func() error {
+					member, err := netlink.LinkByIndex(index)
+					return errors.Join(err, netlink.LinkSetDown(member), netlink.LinkSetMaster(member, l), netlink.LinkSetUp(member))
+				})
+			}
+			b.edit("stacked0", netlink.LinkSetUp)
+			b.want("the link on top is used", are(want...))
+			b.edit("stacked0", netlink.LinkDel)
+			b.edit("lan0", netlink.LinkSetUp)
+			b.want("it is gone", are("lan0"))
+		})
+	}
+}
+
+func TestTheDefaultExpressionsCanBeRead(t *testing.T) {
+	for _, p := range links.DefaultExclude {
+		if _, err := regexp.Compile(p); err != nil {
+			t.Error(err)
+		}
 	}
 }

@@ -1,0 +1,59 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/spf13/pflag"
+	"sigs.k8s.io/yaml"
+
+	"github.com/gantry-lb/gantry/internal/option"
+	"github.com/gantry-lb/gantry/speaker/links"
+)
+
+// layer2Options are the options about ARP and NDP.
+type layer2Options struct {
+	ExcludeInterfacesFile string
+	RefreshInterval       time.Duration
+}
+
+// minRefresh keeps thousands of addresses from being announced more often than switches forget.
+const minRefresh = 10 * time.Second
+
+func (o *layer2Options) bind(fs *pflag.FlagSet) {
+	fs.StringVar(&o.ExcludeInterfacesFile, "exclude-interfaces-file", "/etc/gantry/excludel2.yaml", "file whose announcedInterfacesToExclude lists expressions of interfaces on which nothing is announced; read again when it changes, and the usual container interfaces are excluded while there is none")
+	fs.DurationVar(&o.RefreshInterval, "layer2-refresh-interval", 0, "announce held addresses by ARP and NDP again this often, for networks that forget them; 0 is off, else at least 10s")
+}
+
+func (o *layer2Options) validate() error {
+	if o.RefreshInterval != 0 && o.RefreshInterval < minRefresh {
+		return option.Invalid("layer2-refresh-interval", o.RefreshInterval.String(), "write 0, or 10s or more")
+	}
+	return nil
+}
+
+// exclusions is the file's content, in the format that users of this API know.
+type exclusions struct {
+	Patterns []string `json:"announcedInterfacesToExclude"`
+}
+
+// excludeFrom reads the file each time; no file is the default.
+func excludeFrom(path string) links.Exclude {
+	return func() ([]string, error) {
+		text, err := os.ReadFile(path)
+		if path == "" || errors.Is(err, fs.ErrNotExist) {
+			return links.DefaultExclude, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading the excluded interfaces (--exclude-interfaces-file): %w", err)
+		}
+		var e exclusions
+		if err := yaml.UnmarshalStrict(text, &e); err != nil {
+			return nil, fmt.Errorf("reading the excluded interfaces in %q (--exclude-interfaces-file): %w", path, err)
+		}
+		return e.Patterns, nil
+	}
+}
