@@ -1,0 +1,342 @@
+// Package manifests applies a directory of manifests, good and bad, as users of the metallb.io API write them, to a real API
+// server with the real controller beside it, and checks what becomes of each. The first lines of a file say what is
+// expected:
+//
+//	# valid KIND/NAME                      the condition gantry.dev/Valid is True
+//	# refused KIND/NAME: TEXT              the API server refuses it with TEXT
+//	# problem KIND/NAME REASON: TEXT       the condition is False with REASON and TEXT
+//	# address NAMESPACE/NAME: A[, B]       the Service has these addresses, in this order
+//	# pending NAMESPACE/NAME REASON: TEXT  the Service has none, for this REASON and TEXT
+//
+// For each problem that is not a reference to what may yet come, the optional webhook has to refuse in the same words.
+package manifests
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	admissionv1 "k8s.io/api/admission/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+	"sigs.k8s.io/yaml"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/api/v1beta2"
+	validate "github.com/gantry-lb/gantry/controller/admission"
+	"github.com/gantry-lb/gantry/internal/configuration"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+	"github.com/gantry-lb/gantry/test/apiserver"
+)
+
+// patience bounds the wait for what the controller is to write.
+const patience = 15 * time.Second
+
+// expectation is one line of a file's head.
+type expectation struct{ verb, object, reason, text string }
+
+var (
+	headLine = regexp.MustCompile(`^# (valid|refused|problem|address|pending) (\S+?):?(?: ([A-Z]\w+))?(?:: ?(.*)| (\d\S.*))?$`)
+	document = regexp.MustCompile(`(?m)^---\s*$`)
+)
+
+// bed is what every file runs on.
+type bed struct {
+	c         client.Client
+	validator *validate.Validator
+}
+
+func TestManifests(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.yaml")
+	if err != nil || len(files) < 60 {
+		t.Fatalf("%d manifests, %v; want at least 60", len(files), err)
+	}
+	config := apiserver.Start(t)
+	startController(t, config)
+	scheme, err := configuration.NewScheme()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := client.New(config, client.Options{Scheme: scheme})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, rack := range []string{"a", "b"} {
+		n := &corev1.Node{}
+		n.Name, n.Labels = "node-"+rack, map[string]string{"rack": rack}
+		if err := c.Create(t.Context(), n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b := &bed{c, &validate.Validator{Reader: c, Namespace: names.Namespace, Now: time.Now}}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".yaml"), func(t *testing.T) { b.run(t, file) })
+	}
+}
+
+// startController runs the controller as users do, but for the Pod around it.
+func startController(t *testing.T, config *rest.Config) {
+	t.Helper()
+	dir := t.TempDir()
+	binary, kubeconfig := filepath.Join(dir, "controller"), filepath.Join(dir, "kubeconfig")
+	build := exec.Command("go", "build", "-o", binary, "../../controller")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("building the controller: %v\n%s", err, out)
+	}
+	k := clientcmdapi.NewConfig()
+	k.Clusters["c"] = &clientcmdapi.Cluster{Server: config.Host, CertificateAuthority: config.CAFile}
+	k.AuthInfos["u"] = &clientcmdapi.AuthInfo{Token: config.BearerToken}
+	k.Contexts["x"] = &clientcmdapi.Context{Cluster: "c", AuthInfo: "u"}
+	k.CurrentContext = "x"
+	if err := clientcmd.WriteToFile(*k, kubeconfig); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(binary, "--kubeconfig", kubeconfig, "--leader-elect=false", "--metrics-bind-address=0", "--health-probe-bind-address=0")
+	log, err := os.Create(filepath.Join(dir, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stderr = log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if text, err := os.ReadFile(log.Name()); err == nil && t.Failed() {
+			t.Logf("the controller said:\n%s", text)
+		}
+	})
+}
+
+// parse reads a file: what is expected, and the objects.
+func parse(t *testing.T, file string) ([]expectation, []*unstructured.Unstructured) {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var expected []expectation
+	for _, line := range strings.Split(string(text), "\n") {
+		if !strings.HasPrefix(line, "#") {
+			break
+		}
+		m := headLine.FindStringSubmatch(line)
+		if m == nil {
+			t.Fatalf("the line %q is no expectation", line)
+		}
+		expected = append(expected, expectation{verb: m[1], object: m[2], reason: m[3], text: m[4] + m[5]})
+	}
+	var objects []*unstructured.Unstructured
+	for _, doc := range document.Split(string(text), -1) {
+		o := &unstructured.Unstructured{}
+		if err := yaml.Unmarshal([]byte(doc), &o.Object); err != nil {
+			t.Fatalf("reading %s: %v", file, err)
+		}
+		if o.GetKind() != "" {
+			objects = append(objects, o)
+		}
+	}
+	if len(expected) == 0 || len(objects) == 0 {
+		t.Fatalf("%s expects %d things of %d objects", file, len(expected), len(objects))
+	}
+	return expected, objects
+}
+
+// run applies the objects of a file in order, checks what is expected, and takes them away again.
+func (b *bed) run(t *testing.T, file string) {
+	expected, objects := parse(t, file)
+	t.Cleanup(func() { b.remove(t, objects) })
+	for _, o := range objects {
+		self := o.GetKind() + "/" + o.GetName()
+		want := func(verb string) func(expectation) bool {
+			return func(e expectation) bool { return e.verb == verb && e.object == self }
+		}
+		if i := slices.IndexFunc(expected, want("problem")); i >= 0 {
+			b.webhook(t, o, expected[i])
+		}
+		err := b.c.Create(t.Context(), o, client.FieldValidation(metav1.FieldValidationStrict))
+		i := slices.IndexFunc(expected, want("refused"))
+		switch {
+		case i < 0 && err != nil:
+			t.Fatalf("%s is refused: %v", self, err)
+		case i >= 0 && err == nil:
+			t.Errorf("%s is accepted, want a refusal with %q", self, expected[i].text)
+		case i >= 0 && !strings.Contains(err.Error(), expected[i].text):
+			t.Errorf("%s is refused with %v, want %q", self, err, expected[i].text)
+		}
+	}
+	for _, e := range expected {
+		if e.verb != "refused" {
+			b.check(t, e)
+		}
+	}
+}
+
+// check waits until what is expected has come true.
+func (b *bed) check(t *testing.T, e expectation) {
+	t.Helper()
+	got := "nothing"
+	for end := time.Now().Add(patience); time.Now().Before(end); {
+		var met bool
+		if met, got = b.met(t.Context(), e); met {
+			return
+		}
+		select {
+		case <-t.Context().Done():
+			return
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	t.Errorf("want %s %s %s %q, got %s", e.verb, e.object, e.reason, e.text, got)
+}
+
+// met says whether the expectation is met, and what is there.
+func (b *bed) met(ctx context.Context, e expectation) (bool, string) {
+	first, name, _ := strings.Cut(e.object, "/")
+	if e.verb == "address" || e.verb == "pending" {
+		var s corev1.Service
+		if err := b.c.Get(ctx, client.ObjectKey{Namespace: first, Name: name}, &s); err != nil {
+			return false, err.Error()
+		}
+		var ips []string
+		for _, in := range s.Status.LoadBalancer.Ingress {
+			ips = append(ips, in.IP)
+		}
+		c := meta.FindStatusCondition(s.Status.Conditions, names.ConditionAddressAssigned)
+		got := strings.Join(ips, ", ")
+		if e.verb == "address" {
+			return c != nil && got == e.text && s.Annotations[names.AnnotationFromPool] != "", got + " " + condition(c)
+		}
+		return c != nil && len(ips) == 0 && c.Status == metav1.ConditionFalse && c.Reason == e.reason && strings.Contains(c.Message, e.text), got + " " + condition(c)
+	}
+	o := &unstructured.Unstructured{}
+	o.SetGroupVersionKind(v1beta1.GroupVersion.WithKind(first))
+	if err := b.c.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: name}, o); err != nil {
+		return false, err.Error()
+	}
+	c := valid(o)
+	if c == nil || c.ObservedGeneration != o.GetGeneration() {
+		return false, condition(c)
+	}
+	if e.verb == "valid" {
+		return c.Status == metav1.ConditionTrue, condition(c)
+	}
+	return c.Status == metav1.ConditionFalse && c.Reason == e.reason && strings.Contains(c.Message, e.text), condition(c)
+}
+
+// valid finds the condition gantry.dev/Valid of an object.
+func valid(o *unstructured.Unstructured) *metav1.Condition {
+	list, _, _ := unstructured.NestedSlice(o.Object, "status", "gantry", "conditions")
+	text, _ := json.Marshal(list)
+	var conditions []metav1.Condition
+	_ = json.Unmarshal(text, &conditions)
+	return meta.FindStatusCondition(conditions, names.ConditionValid)
+}
+
+func condition(c *metav1.Condition) string {
+	if c == nil {
+		return "without the condition"
+	}
+	return fmt.Sprintf("%s %s: %s", c.Status, c.Reason, c.Message)
+}
+
+// webhook asks the webhook about an object with a problem, before it is created.
+func (b *bed) webhook(t *testing.T, o *unstructured.Unstructured, e expectation) {
+	t.Helper()
+	raw, err := json.Marshal(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req := admission.Request{}
+	req.Operation, req.Namespace, req.Name = admissionv1.Create, o.GetNamespace(), o.GetName()
+	req.Kind = metav1.GroupVersionKind{Group: "metallb.io", Version: o.GroupVersionKind().Version, Kind: o.GetKind()}
+	req.Object.Raw = raw
+	r := b.validator.Handle(t.Context(), req)
+	said := strings.Join(r.Warnings, "; ")
+	if r.Result != nil {
+		said += r.Result.Message
+	}
+	dangling := snapshot.Problem{Reason: names.Reason(e.reason)}.Dangling()
+	if r.Allowed != dangling && e.reason != string(names.ReasonDuplicate) || !strings.Contains(said, e.text) {
+		t.Errorf("the webhook allows %s: %v, and says %q; want %q", e.object, r.Allowed, said, e.text)
+	}
+}
+
+// remove deletes the objects and waits until they are gone.
+func (b *bed) remove(t *testing.T, objects []*unstructured.Unstructured) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	for _, o := range slices.Backward(objects) {
+		if o.GetKind() == "Namespace" {
+			continue // nothing here would finish its deletion
+		}
+		if err := b.c.Delete(ctx, o); client.IgnoreNotFound(err) != nil {
+			t.Errorf("deleting %s/%s: %v", o.GetKind(), o.GetName(), err)
+		}
+		for !apierrors.IsNotFound(b.c.Get(ctx, client.ObjectKeyFromObject(o), o.DeepCopy())) && ctx.Err() == nil {
+		}
+	}
+}
+
+// TestVersionsOfBGPPeerAreOne writes a peer in each version and reads it in the other: nothing may be lost, whatever runs.
+func TestVersionsOfBGPPeerAreOne(t *testing.T) {
+	config := apiserver.Start(t)
+	scheme, err := configuration.NewScheme()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := client.New(config, client.Options{Scheme: scheme})
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := &v1beta1.BGPPeer{Spec: v1beta2.BGPPeerSpec{MyASN: 64512, PeerASN: 64513, PeerAddress: "192.0.2.1"}}
+	old.Namespace, old.Name = names.Namespace, "old"
+	if err := c.Create(t.Context(), old); err != nil {
+		t.Fatal(err)
+	}
+	var read v1beta2.BGPPeer
+	if err := c.Get(t.Context(), client.ObjectKeyFromObject(old), &read); err != nil {
+		t.Fatal(err)
+	}
+	if read.Spec.HoldTime != nil || read.Spec.KeepaliveTime != nil || read.Spec.PeerPort != 179 {
+		t.Errorf("a v1beta1 peer without timers reads in v1beta2 as %+v", read.Spec)
+	}
+	now := &v1beta2.BGPPeer{Spec: v1beta2.BGPPeerSpec{
+		MyASN: 64512, DynamicASN: v1beta2.DynamicASNExternal, Interface: "eth0", VRFName: "red", EnableGracefulRestart: true,
+		ConnectTime: &metav1.Duration{Duration: time.Second}, LocalASN: 7,
+	}}
+	now.Namespace, now.Name = names.Namespace, "new"
+	if err := c.Create(t.Context(), now); err != nil {
+		t.Fatal(err)
+	}
+	var back v1beta1.BGPPeer
+	if err := c.Get(t.Context(), client.ObjectKeyFromObject(now), &back); err != nil {
+		t.Fatal(err)
+	}
+	if back.Spec.DynamicASN != "external" || back.Spec.Interface != "eth0" || back.Spec.VRFName != "red" || !back.Spec.EnableGracefulRestart || back.Spec.LocalASN != 7 {
+		t.Errorf("a v1beta2 peer reads in v1beta1 as %+v", back.Spec)
+	}
+	change := client.RawPatch(types.MergePatchType, []byte(`{"spec":{"enableGracefulRestart":false}}`))
+	if err := c.Patch(t.Context(), &back, change); err == nil || !strings.Contains(err.Error(), "enableGracefulRestart cannot be changed: delete the BGPPeer") {
+		t.Errorf("a change of enableGracefulRestart gives %v", err)
+	}
+}
