@@ -62,6 +62,22 @@ const (
 	ReasonRawSocketDenied Reason = "RawSocketDenied"
 )
 
+// Reasons for which an address changes its holder.
+const (
+	// ReasonUnheld: the node took an address that nobody held.
+	ReasonUnheld Reason = "Unheld"
+	// ReasonHolderGone: the node took over from a holder that died or left.
+	ReasonHolderGone Reason = "HolderGone"
+	// ReasonHandedOver: the node took the address because its holder offered it.
+	ReasonHandedOver Reason = "HandedOver"
+	// ReasonSuperseded: the node stopped because another one holds the address by a later claim.
+	ReasonSuperseded Reason = "Superseded"
+	// ReasonNobodyServes: the node stopped because no node can serve the address any more.
+	ReasonNobodyServes Reason = "NobodyServes"
+	// ReasonNoTaker: the node cannot serve the address any more, and those that could did not take it.
+	ReasonNoTaker Reason = "NoTaker"
+)
+
 // Reasons of Problems: faults in configuration objects.
 const (
 	// ReasonValid: the object has no Problem.

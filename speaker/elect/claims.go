@@ -1,17 +1,20 @@
 package elect
 
 import (
-	"fmt"
+	"encoding/binary"
+	"maps"
+	"net/netip"
 	"slices"
+	"time"
 )
 
-// hash is a claim's part of the digest by which members notice that they know different claims.
+// hash is a claim's part of the digests by which members notice that they know different claims.
 func (c Claim) hash() uint64 {
-	if c.Released || !c.Address.IsValid() {
+	if c.Released || c.Epoch == 0 {
 		return 0
 	}
 	const prime = 0x9e3779b97f4a7c15
-	return (weight(c.Address, c.Holder) ^ c.Epoch*prime) + c.Nonce*prime
+	return mix((weight(c.Address, c.Holder) ^ c.Epoch*prime) + c.Nonce*prime)
 }
 
 // beats says whether c is right and d is not: the higher epoch is; then the holder of the higher rendezvous weight, which
@@ -30,30 +33,93 @@ func (c Claim) beats(d Claim) bool {
 	return c.Released && !d.Released
 }
 
-// record puts a claim in the place of the former.
-func (m *Machine) record(c Claim) {
-	m.digest ^= m.claims[c.Address].hash() ^ c.hash()
-	m.claims[c.Address] = c
+// bucket is a part of the claims, by address.
+type bucket struct {
+	addresses map[*address]struct{}
+	digest    uint64 // XOR of the hashes
+	encoded   []byte // the claims as they travel; nil when they changed
+}
+
+// bucketOf says in which bucket an address is, alike on all nodes.
+func bucketOf(a netip.Addr) int {
+	b := a.As16()
+	h := uint64(14695981039346656037)
+	for _, c := range b {
+		h = (h ^ uint64(c)) * 1099511628211
+	}
+	return int(mix(h) % buckets)
+}
+
+func (b *bucket) add(a *address) {
+	if b.addresses == nil {
+		b.addresses = map[*address]struct{}{}
+	}
+	b.addresses[a] = struct{}{}
+	b.encoded = nil
+}
+
+func (b *bucket) remove(a *address) {
+	delete(b.addresses, a)
+	b.encoded = nil
+}
+
+func (b *bucket) change(d uint64) {
+	b.digest ^= d
+	b.encoded = nil
+}
+
+// claims are those of the bucket, in order.
+func (b *bucket) claims() []Claim {
+	var out []Claim
+	for _, a := range sorted(b.addresses) {
+		if a.claim.Epoch > 0 {
+			out = append(out, a.claim)
+		}
+	}
+	return out
 }
 
 // merge takes in a claim that another member told of.
 func (m *Machine) merge(from string, c Claim) {
-	known, ok := m.claims[c.Address]
-	_, held := m.mine[c.Address]
-	switch {
-	case !ok || c.beats(known):
-		m.record(c)
-		if held {
-			m.stop(c.Address, fmt.Sprintf("node %s holds it, by a later claim", c.Holder))
-		}
-		m.evaluate(c.Address)
-	case held && known.beats(c) && m.members[from].Name != "":
-		// The other one is behind. If it answers for the address too, the segment has to learn again who is right.
-		m.sendClaims(from, []Claim{known})
-		if c.Holder != m.self && !c.Released && m.live(c) {
-			m.out.announce = append(m.out.announce, c.Address)
-		}
+	if c.Epoch == 0 {
+		return
 	}
+	a := m.at(c.Address)
+	known := a.claim
+	switch {
+	case c == known:
+	case c.beats(known):
+		m.accept(a, c)
+	case a.held && m.members[from].Name != "":
+		// The other one is behind. If it answers for the address too, the segment has to learn again who is right.
+		m.queue(kindClaims, from, known)
+		if c.Holder != m.self && m.live(c) {
+			m.hold(Announce{a.ip})
+		}
+	case from == c.Holder && from != "": // it does not know yet that it lost the address
+		m.queue(kindClaims, from, known)
+	}
+}
+
+// accept takes in a claim that is right by its epoch. One that nobody stands for any more, of a holder that is gone or
+// gave the address up, does not stop a holder: this one claims again, above it. So does this node when others
+// speak for it wrongly.
+func (m *Machine) accept(a *address, c Claim) {
+	switch {
+	case a.held && (c.Released || c.Holder == m.self || !m.live(c)):
+		m.record(a, c)
+		m.claim(a, c.Epoch+1)
+	case a.held:
+		m.stop(a, reasonSuperseded)
+		m.record(a, c)
+	case c.Holder == m.self && c.Nonce == m.nonce && !c.Released: // given up, and forgotten meanwhile
+		c.Released = true
+		m.record(a, c)
+		m.out.tell = append(m.out.tell, c)
+	default:
+		m.record(a, c)
+	}
+	m.evaluate(a)
 }
 
 // receive handles a message. What cannot be read, from a later version say, is ignored.
@@ -65,14 +131,11 @@ func (m *Machine) receive(from string, payload []byte) {
 	switch kind {
 	case kindBeacon:
 		m.heard(from, r)
+	case kindAck:
+		m.acknowledged(from, r)
 	case kindClaims:
-		answer := r.byte() == 1
 		for _, c := range r.claims() {
 			m.merge(from, c)
-		}
-		if answer && r.err == nil {
-			m.watch.told[from] = m.now
-			m.unfence()
 		}
 	case kindSuspect:
 		m.suspected(from, r)
@@ -80,8 +143,10 @@ func (m *Machine) receive(from string, payload []byte) {
 		m.offered(from, r.claims())
 	case kindRefuse:
 		m.refused(from, r.claims())
-	case kindRequest:
-		m.answerRequest(from)
+	case kindSync:
+		m.answerSync(from, r)
+	case kindDelta:
+		m.delta(from, r)
 	}
 }
 
@@ -91,7 +156,6 @@ func (m *Machine) receiveState(payload []byte) {
 	if kind != kindClaims {
 		return
 	}
-	r.byte()
 	claims := r.claims()
 	if r.err != nil {
 		return
@@ -100,35 +164,125 @@ func (m *Machine) receiveState(payload []byte) {
 		m.merge("", c)
 	}
 	m.synced = true
-	m.unfence()
 }
 
-// State encodes every claim, for a full exchange of state.
+// restore takes in what an earlier life of this process knew. It is no news of anybody alive.
+func (m *Machine) restore(claims []Claim) {
+	for _, c := range claims {
+		if a := m.at(c.Address); c.Epoch > 0 && !a.held && c.beats(a.claim) {
+			m.record(a, c)
+			m.evaluate(a)
+		}
+	}
+}
+
+// State encodes every claim, for a full exchange of state. What did not change since the last call is not encoded again.
 func (m *Machine) State() []byte {
-	return appendClaims(appendBool(header(kindClaims), true), m.sorted())
+	n, size := uint64(0), 0
+	for i := range m.parts {
+		p := &m.parts[i]
+		if p.encoded == nil {
+			p.encoded = []byte{}
+			for _, c := range p.claims() {
+				p.encoded = appendClaim(p.encoded, c)
+			}
+		}
+		size += len(p.encoded)
+	}
+	for _, a := range m.addresses {
+		if a.claim.Epoch > 0 {
+			n++
+		}
+	}
+	out := binary.AppendUvarint(append(make([]byte, 0, size+12), header(kindClaims)...), n)
+	for i := range m.parts {
+		out = append(out, m.parts[i].encoded...)
+	}
+	return out
 }
 
-func (m *Machine) sorted() []Claim {
-	out := make([]Claim, 0, len(m.claims))
-	for _, c := range m.claims {
-		out = append(out, c)
+// Claims are all claims that are known, sorted by address.
+func (m *Machine) Claims() []Claim {
+	var out []Claim
+	for _, a := range m.addresses {
+		if a.claim.Epoch > 0 {
+			out = append(out, a.claim)
+		}
 	}
 	slices.SortFunc(out, func(x, y Claim) int { return x.Address.Compare(y.Address) })
 	return out
 }
 
-// answerRequest sends every claim. An empty list is sent too: it says that there is nothing to know.
-func (m *Machine) answerRequest(to string) {
-	all := m.sorted()
-	if len(all) == 0 {
-		m.send(to, appendClaims(appendBool(header(kindClaims), true), nil))
+// exchange is a request to one member for what it knows and this node does not.
+type exchange struct {
+	to   string
+	sent time.Time
+	got  map[uint64]bool // buckets that were answered
+}
+
+// sync asks a member for the buckets that differ. Both know the same afterwards.
+func (m *Machine) sync(to string) {
+	m.requests++
+	b := binary.AppendUvarint(header(kindSync), m.requests)
+	for i := range m.parts {
+		b = binary.BigEndian.AppendUint32(b, uint32(m.parts[i].digest))
+	}
+	m.exchanges[m.requests] = exchange{to: to, sent: m.now, got: map[uint64]bool{}}
+	maps.DeleteFunc(m.exchanges, func(_ uint64, e exchange) bool { return m.now.Sub(e.sent) > m.timing.Settle })
+	m.send(to, b)
+}
+
+// answerSync sends every bucket that differs, whole; or, when none does, a delta that says so.
+func (m *Machine) answerSync(to string, r *reader) {
+	id := r.uint()
+	var differ []int
+	for i := range m.parts {
+		if r.uint32() != uint32(m.parts[i].digest) {
+			differ = append(differ, i)
+		}
+	}
+	if r.err != nil {
 		return
 	}
-	for chunk := range slices.Chunk(all, claimsPerMessage) {
-		m.send(to, appendClaims(appendBool(header(kindClaims), true), chunk))
+	prefix := binary.AppendUvarint(binary.AppendUvarint(header(kindDelta), id), uint64(len(differ)))
+	if len(differ) == 0 {
+		m.send(to, prefix)
+		return
+	}
+	for _, i := range differ {
+		m.send(to, appendClaims(binary.AppendUvarint(slices.Clone(prefix), uint64(i)), m.parts[i].claims()))
 	}
 }
 
-func (m *Machine) sendClaims(to string, claims []Claim) {
-	m.send(to, appendClaims(appendBool(header(kindClaims), false), claims))
+// delta takes in a bucket, and sends back what the other one lacks.
+func (m *Machine) delta(from string, r *reader) {
+	id, n := r.uint(), r.uint()
+	e, ok := m.exchanges[id]
+	if r.err != nil || !ok || e.to != from {
+		return
+	}
+	if n > 0 {
+		i := r.uint()
+		claims := r.claims()
+		if r.err != nil || i >= buckets {
+			return
+		}
+		theirs := map[netip.Addr]Claim{}
+		for _, c := range claims {
+			theirs[c.Address] = c
+			m.merge(from, c)
+		}
+		for _, c := range m.parts[i].claims() {
+			if t, ok := theirs[c.Address]; !ok || c.beats(t) {
+				m.queue(kindClaims, from, c)
+			}
+		}
+		e.got[i] = true
+	}
+	if uint64(len(e.got)) >= n {
+		delete(m.exchanges, id)
+		m.told[from] = m.now
+		m.revive(from) // whoever says that it is dead, it was asked and answered
+		m.vouched(id, e.sent)
+	}
 }

@@ -8,21 +8,33 @@ import (
 
 // The wire format. A message is a version byte, a kind byte and the body; integers are unsigned varints, strings and
 // addresses have a length byte in front. Members of other versions ignore what they cannot read.
-const wireVersion = 1
+const wireVersion = 2
 
 // The kinds of messages.
 const (
 	kindBeacon  = 1 // nonce, seq, digest, flags
-	kindClaims  = 2 // claims; flag: an answer to kindRequest
-	kindSuspect = 3 // node, nonce, flag: silent or heard again
-	kindOffer   = 4 // claims that the receiver is asked to make
-	kindRefuse  = 5 // claims that were offered and are refused
-	kindRequest = 6 // empty: send all claims
+	kindAck     = 2 // nonce and seq of the beacon, digest of who acknowledges
+	kindClaims  = 3 // claims
+	kindSuspect = 4 // node, nonce, flag: silent or heard again, milliseconds of silence
+	kindOffer   = 5 // claims that the receiver is asked to make
+	kindRefuse  = 6 // claims that were offered and are refused
+	kindSync    = 7 // ID, digests of all buckets: asks for a delta of each bucket that differs
+	kindDelta   = 8 // ID, how many deltas answer it, bucket, all claims of the bucket
+)
+
+// The flags of a beacon.
+const (
+	flagLeaving = 1 << iota
+	flagAck     // the receiver is asked to acknowledge it
 )
 
 // claimsPerMessage keeps a message within one datagram of an Ethernet segment: a claim takes up to about 36 bytes with
 // node names of 12 bytes, and memberlist adds encryption and headers. Longer names only fragment.
-const claimsPerMessage = 24
+const claimsPerMessage = 32
+
+// buckets is how many parts the claims are divided into to find where two members differ: their digests fill one
+// datagram, and 10,000 addresses make 40 claims in each.
+const buckets = 256
 
 // Claim says who holds an address. It is asserted by the holder alone.
 type Claim struct {
@@ -30,7 +42,7 @@ type Claim struct {
 	Holder  string
 	// Nonce is the life of the holder's process in which the claim was made.
 	Nonce uint64
-	// Epoch counts the holders of the address; the higher one is right.
+	// Epoch counts the holders of the address; the higher one is right. 0 is no claim.
 	Epoch uint64
 	// Released says that the holder gave the address up without a successor.
 	Released bool
@@ -96,6 +108,16 @@ func (r *reader) byte() byte {
 	}
 	v := r.b[0]
 	r.b = r.b[1:]
+	return v
+}
+
+func (r *reader) uint32() uint32 {
+	if len(r.b) < 4 {
+		r.fail()
+		return 0
+	}
+	v := binary.BigEndian.Uint32(r.b)
+	r.b = r.b[4:]
 	return v
 }
 

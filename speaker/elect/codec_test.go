@@ -36,11 +36,14 @@ func FuzzReceive(f *testing.F) {
 	claim := Claim{Address: netip.MustParseAddr("192.0.2.1"), Holder: "b", Nonce: 2, Epoch: 5}
 	f.Add([]byte(nil))
 	f.Add([]byte{wireVersion + 1, kindClaims, 1})
-	f.Add(appendClaims(appendBool(header(kindClaims), true), []Claim{claim}))
+	f.Add(appendClaims(header(kindClaims), []Claim{claim}))
+	f.Add(append(header(kindDelta), 1, 1, 7, 0))
+	f.Add(append(header(kindSync), make([]byte, 1+4*buckets)...))
+	f.Add([]byte{wireVersion, kindAck, 1, 1, 0})
 	f.Add(appendClaims(header(kindOffer), []Claim{claim}))
-	f.Add(append(appendString(header(kindSuspect), "b"), 2, 1))
+	f.Add(append(appendString(header(kindSuspect), "b"), 2, 1, 9))
 	f.Add([]byte{wireVersion, kindBeacon, 2, 1, 0, 0})
-	f.Add([]byte{wireVersion, kindClaims, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1})
+	f.Add([]byte{wireVersion, kindClaims, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1})
 	f.Fuzz(func(t *testing.T, payload []byte) {
 		m := New("a", 1, DefaultTiming(), epoch0)
 		m.Step(epoch0, Members{facts.MemberSet{Members: []facts.Member{{Name: "a", Nonce: 1}, {Name: "b", Nonce: 2}}, Synced: true}})
@@ -48,8 +51,8 @@ func FuzzReceive(f *testing.F) {
 		effects := m.Step(epoch0, Received{From: "b", Payload: payload})
 		effects = append(effects, m.Step(epoch0.Add(time.Millisecond), RemoteState{Payload: payload})...)
 		for _, e := range effects {
-			if h, ok := e.(Holding); ok && len(h.Claims) > 0 {
-				t.Errorf("holds %v", h.Claims)
+			if h, ok := e.(Hold); ok {
+				t.Errorf("holds %v", h.Claim)
 			}
 		}
 		if !bytes.Equal(before, payload) {

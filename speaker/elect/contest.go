@@ -2,82 +2,44 @@ package elect
 
 import (
 	"fmt"
-	"net/netip"
 	"slices"
 	"time"
 
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/speaker/facts"
+	"github.com/gantry-lb/gantry/speaker/intent"
+)
+
+// The Reasons of Notes, by their names here.
+const (
+	reasonUnheld       = names.ReasonUnheld
+	reasonHolderGone   = names.ReasonHolderGone
+	reasonHandedOver   = names.ReasonHandedOver
+	reasonSuperseded   = names.ReasonSuperseded
+	reasonNobodyServes = names.ReasonNobodyServes
+	reasonNoTaker      = names.ReasonNoTaker
 )
 
 // contest is an address that this node waits to take, or asks the wire about.
 type contest struct {
-	at      time.Time
+	target  string // the node that is to take the address, as far as this one can tell
 	probing bool
-	// answered counts how often the wire was not silent, first is when that began.
+	// answered counts how often the wire was not silent, first is when that began; pause is the next one's length.
 	answered int
 	first    time.Time
-	why      string
+	pause    time.Duration
+	reason   names.Reason
+	since    time.Time // the last sign of life of the former holder, if it is known
 }
 
-// evaluateAll looks at every address again.
-func (m *Machine) evaluateAll() {
-	for a := range m.bids {
-		m.evaluate(a)
+// endContest gives up the wish for an address.
+func (m *Machine) endContest(a *address) {
+	delete(m.unplaced, a)
+	if a.contest != nil {
+		a.contest = nil
+		m.rest(a)
+		m.count(a)
 	}
-	for a := range m.mine {
-		if _, ok := m.bids[a]; !ok {
-			m.evaluate(a)
-		}
-	}
-	for a := range m.contests {
-		if _, ok := m.bids[a]; !ok {
-			delete(m.contests, a)
-		}
-	}
-}
-
-// evaluate brings what this node does about an address in line with what it knows of it.
-func (m *Machine) evaluate(a netip.Addr) {
-	bid := m.bids[a]
-	able := bid.Eligible(m.self) && len(bid.Links) > 0
-	if _, held := m.mine[a]; held {
-		switch {
-		case len(bid.Candidates) == 0:
-			m.release(a, "nothing can serve it any more")
-		case !able || m.leaving:
-			m.beginMove(a)
-		default:
-			delete(m.moves, a)
-		}
-		return
-	}
-	c, known := m.claims[a]
-	if !able || m.leaving || !m.started || (known && m.live(c)) {
-		delete(m.contests, a)
-		return
-	}
-	if m.contests[a] != nil {
-		return
-	}
-	why := "nobody held it"
-	if known && !c.Released {
-		why = fmt.Sprintf("%s is gone", c.Holder)
-	}
-	m.contests[a] = &contest{at: m.now.Add(time.Duration(m.position(bid.Candidates)) * m.timing.Delta), why: why}
-}
-
-// position is this node's place among the candidates that could take the address now.
-func (m *Machine) position(candidates []string) int {
-	i := 0
-	for _, n := range candidates {
-		if n == m.self {
-			break
-		}
-		if m.alive(n) && !m.watch.leaving[n] {
-			i++
-		}
-	}
-	return i
 }
 
 // alive says whether the node is a member that is not given up for dead.
@@ -86,38 +48,25 @@ func (m *Machine) alive(n string) bool {
 	return ok && !m.watch.isDead(n, p.Nonce)
 }
 
-// live says whether the claim binds: its holder is alive, in the same life in which it made the claim.
-func (m *Machine) live(c Claim) bool {
-	if c.Released || !m.alive(c.Holder) {
-		return false
-	}
-	if c.Holder == m.self { // a claim of a former life of ours, or one whose address we gave up
-		_, held := m.mine[c.Address]
-		return held && c.Nonce == m.nonce
-	}
-	n := m.members[c.Holder].Nonce
-	return n == 0 || n == c.Nonce
+// question is what a Probe or an Ask under way is for: a contest's address, an address that this node holds, or a
+// node about which a gateway is asked; the zero value is for the fence.
+type question struct {
+	address *address
+	node    string
+	sent    time.Time
 }
 
-// due returns the addresses whose wait is over, sorted.
-func (m *Machine) due() []netip.Addr {
-	var out []netip.Addr
-	for a, c := range m.contests {
-		if !c.probing && !m.now.Before(c.at) {
-			out = append(out, a)
-		}
-	}
-	slices.SortFunc(out, netip.Addr.Compare)
-	return out
-}
-
-// probe asks the wire before the address is taken.
-func (m *Machine) probe(a netip.Addr) {
-	m.contests[a].probing = true
+func (m *Machine) question(q question) uint64 {
 	m.probeID++
-	m.probes[m.probeID] = a
-	m.out.effects = append(m.out.effects, Probe{
-		ID: m.probeID, Address: a, Links: m.bids[a].Links, Attempts: m.timing.ProbeAttempts, Interval: m.timing.ProbeInterval,
+	q.sent = m.now
+	m.questions[m.probeID] = q
+	return m.probeID
+}
+
+// probe asks the wire about the address.
+func (m *Machine) probe(a *address) {
+	m.effect(Probe{
+		ID: m.question(question{address: a}), Address: a.ip, Links: a.bid.Links, Attempts: m.timing.ProbeAttempts, Interval: m.timing.ProbeInterval,
 	})
 }
 
@@ -125,105 +74,194 @@ func (m *Machine) probe(a netip.Addr) {
 // answers, not its speaker (proxy ARP, or IPVS without strictARP).
 const strayAnswers = 3
 
+// maxPause bounds the time until the wire is asked again about an address that somebody answers for: so long may a holder
+// be dead that is neither a member nor claims anything.
+const maxPause = 2 * time.Second
+
 // probed takes in what the wire said.
 func (m *Machine) probed(r facts.ProbeResult) {
-	if node, ok := m.gateways[r.ID]; ok {
-		delete(m.gateways, r.ID)
-		if len(r.Answers) > 0 {
-			m.watch.reachable(node)
-			m.judge(node)
-		}
-		return
+	q, ok := m.questions[r.ID]
+	delete(m.questions, r.ID)
+	switch {
+	case !ok:
+	case q.address == nil:
+		m.asked(q, r)
+	case q.address.checking:
+		m.checked(q.address, r)
+	case q.address.contest != nil && q.address.contest.probing:
+		m.settle(q.address, r)
 	}
-	a, ok := m.probes[r.ID]
-	delete(m.probes, r.ID)
-	c := m.contests[a]
-	if !ok || c == nil {
-		return
-	}
+}
+
+// settle goes on with a contest after the wire was asked.
+func (m *Machine) settle(a *address, r facts.ProbeResult) {
+	c := a.contest
 	c.probing = false
 	switch {
 	case r.Unasked: // no link worked: that is no silence
-		c.at = m.now.Add(4 * m.timing.Retry)
+		m.wait(a, m.now.Add(4*m.timing.Retry))
+	case len(r.Answers) == 0 && m.outranked(a, r.Rivals): // it takes the address, or else this node asks again
+		m.wait(a, m.now.Add(m.timing.Delta))
 	case len(r.Answers) == 0:
-		m.take(a, m.claims[a].Epoch+1, c.why)
+		m.take(a, a.claim.Epoch+1, c.reason)
 	default:
 		m.answered(a, c, r.Answers[0])
 	}
 }
 
+// outranked says whether a node of a higher rendezvous weight asked the wire at the same time: of two that find it silent
+// only one may take the address.
+func (m *Machine) outranked(a *address, rivals []facts.MAC) bool {
+	return slices.ContainsFunc(rivals, func(mac facts.MAC) bool {
+		n, known := m.owner(mac)
+		return known && a.bid.Eligible(n) && weight(a.ip, n) > weight(a.ip, m.self)
+	})
+}
+
 // answered handles an address for which somebody answered though no live claim is known.
-func (m *Machine) answered(a netip.Addr, c *contest, mac facts.MAC) {
+func (m *Machine) answered(a *address, c *contest, mac facts.MAC) {
 	if c.answered++; c.answered == 1 {
 		c.first = m.now
 	}
-	c.at = m.now.Add(m.timing.Retry)
-	owner, member := m.owner(mac)
+	m.wait(a, m.now.Add(c.pause))
+	c.pause = min(2*c.pause, maxPause)
+	owner, known := m.owner(mac)
+	_, member := m.members[owner]
 	switch {
-	case !member:
-		c.at = m.now.Add(4 * m.timing.Retry)
+	case !known:
 		if c.answered == 1 {
-			m.note(NoteConflict, a, mac, fmt.Sprintf("a host that is no member (%s) answers for %s: take the address from that host or out of the pool", mac, a))
+			m.note(Note{Kind: NoteConflict, Address: a.ip, MAC: mac, Text: fmt.Sprintf("a host that is no member (%s) answers for %s: take the address from that host or out of the pool", mac, a.ip)})
 		}
-	case c.answered >= strayAnswers && m.watch.told[owner].After(c.first): // it was asked, and claims nothing
-		m.note(NoteStray, a, mac, fmt.Sprintf("node %s (%s) answers for %s without holding it: look for proxy ARP, or for kube-proxy in ipvs mode without strictARP", owner, mac, a))
-		m.take(a, m.claims[a].Epoch+1, c.why)
+	case !member: // it is out of reach of the gossip, not of the wire: it holds the address
+	case a.claim.Holder != owner && c.answered >= strayAnswers && m.told[owner].After(c.first): // it was asked, and claims nothing
+		m.note(Note{Kind: NoteStray, Address: a.ip, MAC: mac, Text: fmt.Sprintf("node %s (%s) answers for %s without holding it: look for proxy ARP, or for kube-proxy in ipvs mode without strictARP", owner, mac, a.ip)})
+		m.take(a, a.claim.Epoch+1, c.reason)
 	default: // its claim may be on the way
-		m.send(owner, header(kindRequest))
+		m.sync(owner)
 	}
 }
 
-// owner returns the member that has the Ethernet address.
+// owner returns the node that has the Ethernet address: a member, or one that was.
 func (m *Machine) owner(mac facts.MAC) (string, bool) {
-	for _, n := range m.ring {
-		if slices.Contains(m.members[n].MACs, mac) {
-			return n, true
-		}
-	}
-	return "", false
+	n, ok := m.macs[mac]
+	return n, ok
+}
+
+var sentences = map[names.Reason]string{
+	reasonUnheld:       "nobody held it",
+	reasonHolderGone:   "its holder is gone",
+	reasonHandedOver:   "it was handed over",
+	reasonSuperseded:   "another node holds it, by a later claim",
+	reasonNobodyServes: "nothing can serve it any more",
+	reasonNoTaker:      "this node cannot serve it and no other node takes it",
 }
 
 // take begins to hold the address.
-func (m *Machine) take(a netip.Addr, epoch uint64, why string) {
-	delete(m.contests, a)
-	c := Claim{Address: a, Holder: m.self, Nonce: m.nonce, Epoch: epoch}
+func (m *Machine) take(a *address, epoch uint64, reason names.Reason) {
+	n := Note{Kind: NoteTaken, Address: a.ip, Reason: reason,
+		Text: fmt.Sprintf("%s is held by node %s from now on: %s", a.ip, m.self, sentences[reason])}
+	if a.contest != nil && !a.contest.since.IsZero() && reason == reasonHolderGone {
+		n.Delay = m.now.Sub(a.contest.since)
+	}
+	m.endContest(a)
+	a.held = true
 	m.mine[a] = struct{}{}
-	m.record(c)
-	m.out.changed = true
+	m.fence.begin(m.now, len(m.mine))
+	m.claim(a, epoch)
+	m.hold(Hold{intent.Claim{Address: a.ip, Links: a.bid.Links}})
+	m.note(n)
+}
+
+// claim asserts that this node holds the address.
+func (m *Machine) claim(a *address, epoch uint64) {
+	c := Claim{Address: a.ip, Holder: m.self, Nonce: m.nonce, Epoch: epoch}
+	m.record(a, c)
 	m.out.tell = append(m.out.tell, c)
-	m.note(NoteTaken, a, facts.MAC{}, fmt.Sprintf("%s is held by node %s from now on: %s", a, m.self, why))
 }
 
 // release gives the address up without a successor. The epoch stays: a node that is cut off releases too, and must not
 // outdo the claim of whoever took over meanwhile.
-func (m *Machine) release(a netip.Addr, why string) {
-	m.stop(a, why)
-	c := m.claims[a]
+func (m *Machine) release(a *address, reason names.Reason) {
+	c := a.claim
 	c.Released = true
-	m.record(c)
+	m.stop(a, reason)
+	m.record(a, c)
 	m.out.tell = append(m.out.tell, c)
 }
 
 // stop ends the answering at once.
-func (m *Machine) stop(a netip.Addr, why string) {
+func (m *Machine) stop(a *address, reason names.Reason) {
+	if a.checking {
+		m.fence.unchecked--
+	}
+	a.held, a.checking = false, false
 	delete(m.mine, a)
-	delete(m.moves, a)
-	m.out.changed = true
-	m.note(NoteGiven, a, facts.MAC{}, fmt.Sprintf("%s is not held by node %s any more: %s", a, m.self, why))
+	m.endMove(a)
+	m.count(a)
+	m.hold(Drop{a.ip})
+	m.note(Note{Kind: NoteGiven, Address: a.ip, Reason: reason,
+		Text: fmt.Sprintf("%s is not held by node %s any more: %s", a.ip, m.self, sentences[reason])})
 }
 
+func (m *Machine) note(n Note) { m.effect(n) }
+
 // foreign handles another host's claim to an address that this node holds, seen on the wire. Two members that both hold
-// it have not heard each other: they exchange claims, and the epoch decides.
+// it have not heard each other: they exchange claims, and the epoch decides. Where the gossip between them is cut,
+// the wire is all there is: then the rendezvous weight decides, which both compute alike.
 func (m *Machine) foreign(f facts.ForeignClaim) {
-	if _, held := m.mine[f.Address]; !held {
+	a := m.addresses[f.Address]
+	if a == nil || !a.held {
 		return
 	}
-	owner, member := m.owner(f.MAC)
-	if !member {
-		m.out.effects = append(m.out.effects, Rejoin{}) // it may be a member that this one has lost
-		m.note(NoteConflict, f.Address, f.MAC, fmt.Sprintf("another host (%s) claims %s, which this node holds: take the address from that host or out of the pool", f.MAC, f.Address))
-		return
+	owner, known := m.owner(f.MAC)
+	_, member := m.members[owner]
+	switch {
+	case !known:
+		m.effect(Rejoin{}) // it may be a member that this one has lost
+		m.note(Note{Kind: NoteConflict, Address: f.Address, MAC: f.MAC, Text: fmt.Sprintf("another host (%s) claims %s, which this node holds: take the address from that host or out of the pool", f.MAC, f.Address)})
+	case m.fence.closed: // this node is the one that was away
+		m.yield(a)
+	case member && m.alive(owner):
+		m.queue(kindClaims, owner, a.claim)
+		m.sync(owner)
+	case a.bid.Eligible(owner) && weight(a.ip, owner) > weight(a.ip, m.self):
+		m.yield(a)
+	default:
+		m.effect(Rejoin{})
+		m.hold(Announce{a.ip})
 	}
-	m.sendClaims(owner, []Claim{m.claims[f.Address]})
-	m.send(owner, header(kindRequest))
 }
+
+// yield stops the answering for an address that somebody else answers for, whose claim did not reach this node. The
+// claim of this node stands as released: the other one's is not known here.
+func (m *Machine) yield(a *address) {
+	m.release(a, reasonSuperseded)
+	m.evaluate(a)
+}
+
+func (m *Machine) learnMACs() {
+	for _, n := range m.ring {
+		for _, mac := range m.members[n].MACs {
+			if n != m.self {
+				m.macs[mac] = n
+			}
+		}
+	}
+	if len(m.macs) > 64*len(m.ring)+4096 { // replaced cards of a lifetime: begin anew
+		m.macs = map[facts.MAC]string{}
+	}
+}
+
+// linksChanged says whether a held address is to be answered for on other links.
+func linksChanged(old, now intent.Bid) bool { return !slices.Equal(old.Links, now.Links) }
+
+// sorted returns the addresses of a set in order.
+func sorted(set map[*address]struct{}) []*address {
+	out := make([]*address, 0, len(set))
+	for a := range set {
+		out = append(out, a)
+	}
+	slices.SortFunc(out, func(x, y *address) int { return x.ip.Compare(y.ip) })
+	return out
+}
+

@@ -2,10 +2,11 @@
 // and the highest epoch is right, so that differing views of the cluster cost time and never safety. A node takes an
 // address only when no live Claim exists and the wire is silent; a live Claim is never contested. The package is
 // pure: time is an argument, messages and probes go out as effects and their outcomes come in as inputs. A Machine
-// belongs to one goroutine.
+// belongs to one goroutine. A step costs what it touches: nothing in it is in proportion to all addresses.
 package elect
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -30,11 +31,16 @@ type Timing struct {
 	Settle time.Duration
 	// Offer is how long a holder waits for the node that it offered an address to.
 	Offer time.Duration
-	// Retry is the pause after the wire was not silent.
+	// Retry is the first pause after the wire was not silent.
 	Retry time.Duration
-	// Lease bounds how long the engine may answer without the Machine having been stepped: a speaker that was paused
-	// does not answer before it has looked around.
+	// Lease bounds how long a holder may answer after its last beacon: not as long as others need to take over, which is
+	// Silence and the questions to the wire.
 	Lease time.Duration
+	// Trust bounds how long a holder may answer after the last thing that it sent and that was answered, Doubt is when it
+	// begins to ask the wire for a sign of life, and Recheck how often it does.
+	Trust, Doubt, Recheck time.Duration
+	// Pace is the interval between two rounds of a rebalance, Calm how long nobody may have come or gone before one.
+	Pace, Calm time.Duration
 }
 
 // DefaultTiming returns the durations of production. They add up to a takeover about 300 ms after a node died.
@@ -42,7 +48,9 @@ func DefaultTiming() Timing {
 	return Timing{
 		Beacon: 50 * time.Millisecond, Silence: 200 * time.Millisecond, Delta: 100 * time.Millisecond,
 		ProbeAttempts: 2, ProbeInterval: 30 * time.Millisecond,
-		Settle: time.Second, Offer: 150 * time.Millisecond, Retry: 250 * time.Millisecond, Lease: 400 * time.Millisecond,
+		Settle: time.Second, Offer: 150 * time.Millisecond, Retry: 250 * time.Millisecond,
+		Lease: 200 * time.Millisecond, Trust: 300 * time.Millisecond, Doubt: 200 * time.Millisecond, Recheck: 100 * time.Millisecond,
+		Pace: time.Second, Calm: 10 * time.Second,
 	}
 }
 
@@ -54,25 +62,34 @@ type Machine struct {
 	start  time.Time
 	now    time.Time // of the step under way
 
-	bids    map[netip.Addr]intent.Bid
-	claims  map[netip.Addr]Claim
-	mine    map[netip.Addr]struct{} // what this node answers for
+	addresses map[netip.Addr]*address
+	mine      map[*address]struct{}            // what this node answers for
+	holders   map[string]map[*address]struct{} // the claims by holder
+	unplaced  map[*address]struct{}            // contests to begin at the end of the step
+	waiting   line
+	parts     [buckets]bucket
+	digest    uint64 // XOR of those of the parts
+	groups    map[uint64]*group
+	echoes    map[*address]int // new claims, and how often they are still to be told again
+	swept     time.Time        // when a bucket was last looked at for what can be forgotten
+	sweep     int
+	balanced  time.Time // when a rebalance was last thought about
+	stirred   time.Time // when a member last came or went
+
 	members map[string]facts.Member
-	ring    []string // names of the members, sorted
-	// contests are the addresses that this node is about to take; moves those that it is about to hand over.
-	contests map[netip.Addr]*contest
-	moves    map[netip.Addr]*move
-	watch    watch
-	echoes   map[netip.Addr]int // new claims, and how often they are still to be told again
-	digest   uint64             // XOR of the hashes of all claims that are not released
+	ring    []string             // names of the members, sorted
+	others  []string             // the ring without this node
+	macs    map[facts.MAC]string // who has or had an Ethernet address
+	watch   watch
+	fence   fence
+	// told is when a member last told all that it knows because it was asked.
+	told      map[string]time.Time
+	requests  uint64
+	exchanges map[uint64]exchange
 
 	planned, synced, started, leaving, drained bool
-	// fenced is set after a pause, until another member has told what it knows.
-	fenced      bool
-	fencedUntil time.Time
-	probeID     uint64
-	probes      map[uint64]netip.Addr
-	gateways    map[uint64]string // gateway questions, by ID: the suspected node
+	probeID                                    uint64
+	questions                                  map[uint64]question
 
 	out turn
 }
@@ -81,23 +98,31 @@ type Machine struct {
 func New(self string, nonce uint64, timing Timing, now time.Time) *Machine {
 	m := &Machine{
 		self: self, nonce: nonce, timing: timing, start: now, now: now,
-		bids: map[netip.Addr]intent.Bid{}, claims: map[netip.Addr]Claim{}, mine: map[netip.Addr]struct{}{},
-		members: map[string]facts.Member{}, contests: map[netip.Addr]*contest{}, moves: map[netip.Addr]*move{},
-		echoes: map[netip.Addr]int{}, probes: map[uint64]netip.Addr{}, gateways: map[uint64]string{},
+		addresses: map[netip.Addr]*address{}, mine: map[*address]struct{}{}, holders: map[string]map[*address]struct{}{},
+		unplaced: map[*address]struct{}{}, groups: map[uint64]*group{}, echoes: map[*address]int{},
+		macs: map[facts.MAC]string{}, told: map[string]time.Time{}, exchanges: map[uint64]exchange{}, questions: map[uint64]question{},
+		swept: now, balanced: now, stirred: now, watch: newWatch(),
 	}
-	m.watch = newWatch()
 	m.setMembers(facts.MemberSet{})
 	return m
 }
 
-// Step takes in one fact and returns what has to be done, in order.
-func (m *Machine) Step(now time.Time, in Input) []Effect {
+// Step takes in facts that are there at one time, and returns what has to be done, in order.
+func (m *Machine) Step(now time.Time, inputs ...Input) []Effect {
 	m.out = turn{}
 	m.gap(now)
 	m.now = now
+	for _, in := range inputs {
+		m.admit(in)
+	}
+	m.tick()
+	return m.finish()
+}
+
+func (m *Machine) admit(in Input) {
 	switch in := in.(type) {
 	case Bids:
-		m.setBids(in.Bids)
+		m.setBids(in)
 	case Members:
 		m.setMembers(in.Set)
 	case Received:
@@ -108,12 +133,12 @@ func (m *Machine) Step(now time.Time, in Input) []Effect {
 		m.probed(in.Result)
 	case Foreign:
 		m.foreign(in.Claim)
+	case Restored:
+		m.restore(in.Claims)
 	case Leave:
 		m.leave()
 	case Tick:
 	}
-	m.tick()
-	return m.finish()
 }
 
 // tick does what is due.
@@ -121,12 +146,21 @@ func (m *Machine) tick() {
 	m.begin()
 	m.beacons()
 	m.watchOthers()
-	for _, a := range m.due() {
-		m.probe(a)
+	m.doubt()
+	m.place()
+	for len(m.waiting) > 0 && !m.now.Before(m.waiting[0].due) {
+		a := m.waiting[0]
+		m.rest(a)
+		switch {
+		case a.contest != nil:
+			a.contest.probing = true
+			m.probe(a)
+		case a.move != nil:
+			m.offerNext(a)
+		}
 	}
-	for _, a := range m.overdue() {
-		m.offerNext(a)
-	}
+	m.rebalance()
+	m.forget()
 	if m.leaving && !m.drained && len(m.mine) == 0 {
 		m.drained = true
 		m.out.drained = true
@@ -146,37 +180,10 @@ func (m *Machine) begin() {
 	}
 	if m.synced || !m.now.Before(m.start.Add(wait)) {
 		m.started = true
-		m.evaluateAll()
+		for _, a := range m.addresses {
+			m.evaluate(a)
+		}
 	}
-}
-
-// gap notices that the process did not run for longer than others wait for it: somebody may have taken over meanwhile.
-func (m *Machine) gap(now time.Time) {
-	if now.Sub(m.now) <= m.timing.Lease || len(m.ring) < 2 {
-		return
-	}
-	m.watch.forgive(now)
-	if len(m.mine) == 0 {
-		return
-	}
-	m.fenced, m.fencedUntil = true, now.Add(m.timing.Settle)
-	m.sendAll(header(kindRequest))
-}
-
-// unfence lets the node answer again: another member has told what it knows.
-func (m *Machine) unfence() {
-	if m.fenced {
-		m.fenced = false
-		m.out.changed = true
-	}
-}
-
-// Fence returns until when this node may answer, if it is not stepped again before.
-func (m *Machine) Fence(now time.Time) time.Time {
-	if m.fenced && now.Before(m.fencedUntil) {
-		return time.Time{}
-	}
-	return now.Add(m.timing.Lease)
 }
 
 // Next returns when the Machine wants to be stepped with Tick, at the latest.
@@ -189,17 +196,13 @@ func (m *Machine) Next() time.Time {
 	}
 	if len(m.ring) > 1 {
 		earlier(m.watch.lastBeacon.Add(m.timing.Beacon))
+		earlier(m.nextSilence())
 	}
 	if !m.started {
 		earlier(m.start.Add(m.timing.Settle))
 	}
-	for _, c := range m.contests {
-		if !c.probing {
-			earlier(c.at)
-		}
-	}
-	for _, v := range m.moves {
-		earlier(v.until)
+	if len(m.waiting) > 0 {
+		earlier(m.waiting[0].due)
 	}
 	return maxTime(next, m.now.Add(time.Millisecond))
 }
@@ -211,22 +214,29 @@ func maxTime(a, b time.Time) time.Time {
 	return a
 }
 
-// setBids takes in what may be held. A bid that is gone means that nobody can serve the address any more.
-func (m *Machine) setBids(bids []intent.Bid) {
+// setBids takes in what changed of what may be held. A bid that is gone means that nobody can serve the address any more.
+func (m *Machine) setBids(in Bids) {
 	m.planned = true
-	old := m.bids
-	m.bids = make(map[netip.Addr]intent.Bid, len(bids))
-	for _, b := range bids {
-		m.bids[b.Address] = b
-		if _, held := m.mine[b.Address]; held && !slices.Equal(old[b.Address].Links, b.Links) {
-			m.out.changed = true // the links to answer on are other ones
+	for _, ip := range in.Gone {
+		if a := m.addresses[ip]; a != nil {
+			a.bid, a.idle = intent.Bid{}, m.now
+			m.evaluate(a)
 		}
 	}
-	m.evaluateAll()
+	for _, b := range in.Changed {
+		a := m.at(b.Address)
+		old := a.bid
+		a.bid = b
+		if a.held && linksChanged(old, b) {
+			m.hold(Hold{intent.Claim{Address: a.ip, Links: b.Links}})
+		}
+		m.evaluate(a)
+	}
 }
 
 // setMembers takes in who is alive. This node always is.
 func (m *Machine) setMembers(set facts.MemberSet) {
+	old := m.members
 	m.members = map[string]facts.Member{m.self: {Name: m.self, Nonce: m.nonce}}
 	for _, p := range set.Members {
 		if p.Name != m.self {
@@ -238,18 +248,20 @@ func (m *Machine) setMembers(set facts.MemberSet) {
 		m.ring = append(m.ring, n)
 	}
 	slices.Sort(m.ring)
+	m.others = slices.DeleteFunc(slices.Clone(m.ring), func(n string) bool { return n == m.self })
 	m.watch.prune(m.members)
-	m.evaluateAll()
-}
-
-// leave begins to hand everything over.
-func (m *Machine) leave() {
-	m.leaving = true
-	m.beaconTo(m.others())
-	m.evaluateAll()
-}
-
-// others are the names of the other members.
-func (m *Machine) others() []string {
-	return slices.DeleteFunc(slices.Clone(m.ring), func(n string) bool { return n == m.self })
+	m.watch.to, m.watch.of = m.after(m.self, watchers), m.after(m.self, -watchers)
+	m.learnMACs()
+	for _, n := range m.ring {
+		if p, ok := old[n]; !ok || p.Nonce != m.members[n].Nonce {
+			m.stirred = m.now
+			m.review(n)
+		}
+	}
+	for _, n := range slices.Sorted(maps.Keys(old)) {
+		if _, ok := m.members[n]; !ok {
+			m.stirred = m.now
+			m.review(n)
+		}
+	}
 }

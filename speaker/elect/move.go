@@ -1,91 +1,110 @@
 package elect
 
-import (
-	"fmt"
-	"net/netip"
-	"slices"
-	"time"
-)
+import "slices"
 
 // move is an address that this node hands over: it answers until the target does.
 type move struct {
-	to    string
-	until time.Time
+	to string
 	// epoch is the last one offered; each attempt offers a higher one, so that a late answer to an earlier offer
 	// cannot be taken for the later holder.
 	epoch uint64
 	tried []string
+	// rebalance says that this node could go on: the move is given up when its target does not want it.
+	rebalance bool
 }
 
 // beginMove starts to hand the address over.
-func (m *Machine) beginMove(a netip.Addr) {
-	if v := m.moves[a]; v != nil && (v.to == "" || m.alive(v.to)) {
+func (m *Machine) beginMove(a *address) {
+	if v := a.move; v != nil && !v.rebalance && (v.to == "" || m.alive(v.to)) {
 		return
 	}
-	m.moves[a] = &move{epoch: m.claims[a].Epoch}
+	epoch := a.claim.Epoch
+	if a.move != nil {
+		epoch = a.move.epoch
+	}
+	a.move = &move{epoch: epoch}
 	m.offerNext(a)
 }
 
-// overdue returns the addresses whose offer was not answered in time, sorted.
-func (m *Machine) overdue() []netip.Addr {
-	var out []netip.Addr
-	for a, v := range m.moves {
-		if !m.now.Before(v.until) {
-			out = append(out, a)
-		}
+// endMove goes on holding the address, or has handed it over.
+func (m *Machine) endMove(a *address) {
+	if a.move != nil {
+		a.move = nil
+		m.rest(a)
 	}
-	slices.SortFunc(out, netip.Addr.Compare)
-	return out
+}
+
+// offer asks a node to take the address.
+func (m *Machine) offer(a *address, to string) {
+	v := a.move
+	v.epoch++
+	v.to = to
+	v.tried = append(v.tried, to)
+	m.wait(a, m.now.Add(m.timing.Offer))
+	m.queue(kindOffer, to, Claim{Address: a.ip, Holder: to, Epoch: v.epoch})
+	m.count(a) // the next address is placed as if this one had moved
 }
 
 // offerNext offers the address to the best candidate that was not tried yet. When all were, a node that cannot serve the
 // address gives it up; one that can, and only wants to leave, keeps it and tries again.
-func (m *Machine) offerNext(a netip.Addr) {
-	v := m.moves[a]
-	bid := m.bids[a]
-	for _, n := range bid.Candidates {
-		if n == m.self || slices.Contains(v.tried, n) || !m.alive(n) || m.watch.leaving[n] {
+func (m *Machine) offerNext(a *address) {
+	v := a.move
+	if v.rebalance {
+		m.endMove(a)
+		m.count(a)
+		return
+	}
+	for _, s := range m.standings(a, func(string) bool { return false }) {
+		if s.node == m.self || slices.Contains(v.tried, s.node) {
 			continue
 		}
-		v.epoch++
-		v.to, v.until = n, m.now.Add(m.timing.Offer)
-		v.tried = append(v.tried, n)
-		m.send(n, appendClaims(header(kindOffer), []Claim{{Address: a, Holder: n, Epoch: v.epoch}}))
+		m.offer(a, s.node)
 		return
 	}
-	if !bid.Eligible(m.self) || len(bid.Links) == 0 {
-		m.release(a, "this node cannot serve it and no other node takes it")
+	if !m.able(a) {
+		m.release(a, reasonNoTaker)
 		return
 	}
-	v.to, v.until, v.tried = "", m.now.Add(2*m.timing.Retry), nil
+	v.to, v.tried = "", nil
+	m.wait(a, m.now.Add(2*m.timing.Retry))
 }
 
 // offered takes what another holder hands over, if this node can serve it. The order of effects makes it answer before
 // the old holder hears of it and stops.
 func (m *Machine) offered(from string, claims []Claim) {
-	var refuse []Claim
 	for _, c := range claims {
-		bid := m.bids[c.Address]
-		known := m.claims[c.Address]
-		able := bid.Eligible(m.self) && len(bid.Links) > 0 && !m.leaving && m.started
+		a := m.at(c.Address)
+		able := m.able(a) && !m.leaving && m.started && !m.fence.closed
 		// An offer that was under way for long, by a cut cable say, may come from one who is no holder any more.
+		known := a.claim
 		stale := c.Epoch <= known.Epoch || (known.Holder != from && m.live(known))
-		if !able || stale || c.Holder != m.self {
-			refuse = append(refuse, c)
+		if !able || stale || a.held || c.Holder != m.self {
+			m.queue(kindRefuse, from, c)
 			continue
 		}
-		m.take(c.Address, c.Epoch, fmt.Sprintf("node %s handed it over", from))
-	}
-	if len(refuse) > 0 {
-		m.send(from, appendClaims(header(kindRefuse), refuse))
+		m.take(a, c.Epoch, reasonHandedOver)
 	}
 }
 
 // refused tries the next candidate.
 func (m *Machine) refused(from string, claims []Claim) {
 	for _, c := range claims {
-		if v := m.moves[c.Address]; v != nil && v.to == from && v.epoch == c.Epoch {
-			m.offerNext(c.Address)
+		a := m.addresses[c.Address]
+		if a != nil && a.move != nil && a.move.to == from && a.move.epoch == c.Epoch {
+			m.offerNext(a)
 		}
 	}
 }
+
+// leave begins to hand everything over.
+func (m *Machine) leave() {
+	m.leaving = true
+	m.beaconTo(m.others)
+	for _, a := range sorted(m.mine) {
+		m.evaluate(a)
+	}
+	for _, a := range m.addresses {
+		m.endContest(a)
+	}
+}
+

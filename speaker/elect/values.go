@@ -5,15 +5,21 @@ import (
 	"slices"
 	"time"
 
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// Input is a fact that the Machine is stepped with: Bids, Members, Received, RemoteState, Probed, Foreign, Leave or Tick.
+// Input is a fact that the Machine is stepped with: Bids, Members, Received, RemoteState, Probed, Foreign, Restored,
+// Leave or Tick.
 type Input interface{ input() }
 
-// Bids are all addresses that may be held now; they replace the former ones.
-type Bids struct{ Bids []intent.Bid }
+// Bids are what changed of the addresses that may be held. The first ones say that everything that exists is known.
+type Bids struct {
+	Changed []intent.Bid
+	// Gone are addresses that nobody can serve any more.
+	Gone []netip.Addr
+}
 
 // Members are all live members.
 type Members struct{ Set facts.MemberSet }
@@ -27,11 +33,14 @@ type Received struct {
 // RemoteState is the full state of another member.
 type RemoteState struct{ Payload []byte }
 
-// Probed is the outcome of a Probe or AskGateway.
+// Probed is the outcome of a Probe or Ask.
 type Probed struct{ Result facts.ProbeResult }
 
 // Foreign says that somebody else spoke for an address that this node holds.
 type Foreign struct{ Claim facts.ForeignClaim }
+
+// Restored are the claims that were known when an earlier life of this process ended, oldest knowledge of all.
+type Restored struct{ Claims []Claim }
 
 // Leave asks for every address to be handed over: the speaker is about to stop.
 type Leave struct{}
@@ -45,11 +54,21 @@ func (Received) input()    {}
 func (RemoteState) input() {}
 func (Probed) input()      {}
 func (Foreign) input()     {}
+func (Restored) input()    {}
 func (Leave) input()       {}
 func (Tick) input()        {}
 
-// Effect is what the Machine wants done: Send, Probe, AskGateway, Holding, Rejoin, Drained or Note.
+// Effect is what the Machine wants done: Hold, Drop, Announce, Send, Probe, Ask, Rejoin, Drained or Note.
 type Effect interface{ effect() }
+
+// Hold is an address to answer for from now on, or on other links than before.
+type Hold struct{ Claim intent.Claim }
+
+// Drop is an address not to answer for any more.
+type Drop struct{ Address netip.Addr }
+
+// Announce is an address to announce again though it was answered for before.
+type Announce struct{ Address netip.Addr }
 
 // Send is a message to one member, best effort.
 type Send struct {
@@ -66,18 +85,12 @@ type Probe struct {
 	Interval time.Duration
 }
 
-// AskGateway asks whether a default gateway answers, which tells a dead neighbour from a cut cable of one's own.
-type AskGateway struct {
+// Ask asks whether a default gateway or another node answers on the wire, which tells a dead neighbour from a cut cable
+// of one's own.
+type Ask struct {
 	ID       uint64
 	Attempts int
 	Interval time.Duration
-}
-
-// Holding is everything to answer for from now on. Announce lists addresses to announce again though they were
-// answered for before.
-type Holding struct {
-	Claims   []intent.Claim
-	Announce []netip.Addr
 }
 
 // Rejoin asks for the seeds to be contacted at once.
@@ -98,17 +111,24 @@ const (
 type Note struct {
 	Kind    string
 	Address netip.Addr
-	MAC     facts.MAC // of who answers, for NoteConflict and NoteStray
-	Text    string
+	// Reason is why, for NoteTaken and NoteGiven.
+	Reason names.Reason
+	MAC    facts.MAC // of who answers, for NoteConflict and NoteStray
+	Text   string
+	// Delay is the time from the last sign of life of the former holder until this node took the address; 0 when
+	// that is not known.
+	Delay time.Duration
 }
 
-func (Send) effect()       {}
-func (Probe) effect()      {}
-func (AskGateway) effect() {}
-func (Holding) effect()    {}
-func (Rejoin) effect()     {}
-func (Drained) effect()    {}
-func (Note) effect()       {}
+func (Hold) effect()     {}
+func (Drop) effect()     {}
+func (Announce) effect() {}
+func (Send) effect()     {}
+func (Probe) effect()    {}
+func (Ask) effect()      {}
+func (Rejoin) effect()   {}
+func (Drained) effect()  {}
+func (Note) effect()     {}
 
 // Holder says who holds an address, as far as this node knows.
 type Holder struct {
@@ -122,9 +142,9 @@ type Holder struct {
 // Holders lists the claims that are not released, sorted by address.
 func (m *Machine) Holders() []Holder {
 	var out []Holder
-	for a, c := range m.claims {
-		if !c.Released {
-			out = append(out, Holder{Address: a, Node: c.Holder, Epoch: c.Epoch, Live: m.live(c)})
+	for _, a := range m.addresses {
+		if c := a.claim; c.Epoch > 0 && !c.Released {
+			out = append(out, Holder{Address: a.ip, Node: c.Holder, Epoch: c.Epoch, Live: m.live(c)})
 		}
 	}
 	slices.SortFunc(out, func(x, y Holder) int { return x.Address.Compare(y.Address) })
@@ -133,29 +153,32 @@ func (m *Machine) Holders() []Holder {
 
 // turn gathers the effects of one step.
 type turn struct {
-	changed  bool // what is held, or on which links
-	announce []netip.Addr
-	tell     []Claim // claims that every member has to hear of
-	sends    []Send
-	effects  []Effect
-	drained  bool
+	holds   []Effect // Hold, Drop and Announce, in order
+	tell    []Claim  // claims that every member has to hear of
+	batches map[batch][]Claim
+	order   []batch // of the batches
+	sends   []Send
+	effects []Effect
+	drained bool
+}
+
+// batch is the kind and the receiver of claims that travel together.
+type batch struct {
+	kind byte
+	to   string
 }
 
 // finish puts the effects of a step in order: what is answered for comes before the messages that make another stop.
 func (m *Machine) finish() []Effect {
-	t := m.out
-	var out []Effect
-	if t.changed || len(t.announce) > 0 {
-		out = append(out, m.holding(t.announce))
-	}
+	t := &m.out
+	out := t.holds
 	for _, c := range t.tell {
-		m.echoes[c.Address] = echoes
+		m.echoes[m.at(c.Address)] = echoes
 	}
-	for chunk := range slices.Chunk(t.tell, claimsPerMessage) {
-		payload := appendBool(header(kindClaims), false)
-		payload = appendClaims(payload, chunk)
-		for _, n := range m.others() {
-			out = append(out, Send{To: n, Payload: payload})
+	m.sendAll(kindClaims, t.tell)
+	for _, b := range t.order {
+		for chunk := range slices.Chunk(t.batches[b], claimsPerMessage) {
+			m.send(b.to, appendClaims(header(b.kind), chunk))
 		}
 	}
 	for _, s := range t.sends {
@@ -170,42 +193,47 @@ func (m *Machine) finish() []Effect {
 
 // echoes is how often a new claim is told again, with the next beacons: a datagram that is lost must not leave the former
 // holder answering.
-const echoes = 3
+const echoes = 2
 
 // echo tells new claims again.
 func (m *Machine) echo() {
 	var again []Claim
 	for a, left := range m.echoes {
-		again = append(again, m.claims[a])
+		again = append(again, a.claim)
 		if m.echoes[a] = left - 1; left <= 1 {
 			delete(m.echoes, a)
 		}
 	}
 	slices.SortFunc(again, func(x, y Claim) int { return x.Address.Compare(y.Address) })
-	for chunk := range slices.Chunk(again, claimsPerMessage) {
-		m.sendAll(appendClaims(appendBool(header(kindClaims), false), chunk))
-	}
-}
-
-func (m *Machine) holding(announce []netip.Addr) Holding {
-	h := Holding{Announce: announce}
-	for a := range m.mine {
-		h.Claims = append(h.Claims, intent.Claim{Address: a, Links: m.bids[a].Links})
-	}
-	slices.SortFunc(h.Claims, func(x, y intent.Claim) int { return x.Address.Compare(y.Address) })
-	return h
+	m.sendAll(kindClaims, again)
 }
 
 func (m *Machine) send(to string, payload []byte) {
 	m.out.sends = append(m.out.sends, Send{To: to, Payload: payload})
 }
 
-func (m *Machine) sendAll(payload []byte) {
-	for _, n := range m.others() {
-		m.send(n, payload)
+// sendAll sends claims to every other member.
+func (m *Machine) sendAll(kind byte, claims []Claim) {
+	for chunk := range slices.Chunk(claims, claimsPerMessage) {
+		payload := appendClaims(header(kind), chunk)
+		for _, n := range m.others {
+			m.send(n, payload)
+		}
 	}
 }
 
-func (m *Machine) note(kind string, a netip.Addr, mac facts.MAC, text string) {
-	m.out.effects = append(m.out.effects, Note{Kind: kind, Address: a, MAC: mac, Text: text})
+// queue has a claim sent to one member, together with others of the same step.
+func (m *Machine) queue(kind byte, to string, c Claim) {
+	b := batch{kind, to}
+	if m.out.batches == nil {
+		m.out.batches = map[batch][]Claim{}
+	}
+	if len(m.out.batches[b]) == 0 {
+		m.out.order = append(m.out.order, b)
+	}
+	m.out.batches[b] = append(m.out.batches[b], c)
 }
+
+func (m *Machine) effect(e Effect) { m.out.effects = append(m.out.effects, e) }
+
+func (m *Machine) hold(e Effect) { m.out.holds = append(m.out.holds, e) }

@@ -15,20 +15,27 @@ const watchers = 2
 // retractions is how often a member repeats that a node is heard again, in case that the message is lost.
 const retractions = 5
 
+// ackEvery is how many beacons to one watcher come between two that it is asked to acknowledge. With a beacon each 50 ms
+// that makes 25 packets a second between a node and each of its watchers.
+const ackEvery = 4
+
 // watch is what this node knows of the others' liveness by beacons. The members form a ring by name; each sends beacons
 // to the next two, so that the cost grows with the nodes and not with their square.
 type watch struct {
 	seq        uint64
 	lastBeacon time.Time
-	heard      map[string]*heard
+	sent       [16]time.Time // when the last beacons went out, by sequence number
+	// to are the members that watch this one, of those that this one watches.
+	to, of []string
+	heard  map[string]*heard
 	// suspects holds, for each silent node, the witnesses and the life they speak of.
 	suspects map[string]map[string]uint64
 	dead     map[string]uint64 // node -> nonce of the life that ended
 	leaving  map[string]bool
 	// outside holds the silent nodes about which the gateway vouched that it is not we who are cut off.
 	outside map[string]bool
-	// told is when a member last sent all its claims because it was asked.
-	told map[string]time.Time
+	// signs are the last signs of life of silent nodes.
+	signs map[string]time.Time
 }
 
 // heard is what came from one member.
@@ -46,7 +53,7 @@ type heard struct {
 func newWatch() watch {
 	return watch{
 		heard: map[string]*heard{}, suspects: map[string]map[string]uint64{}, dead: map[string]uint64{},
-		leaving: map[string]bool{}, outside: map[string]bool{}, told: map[string]time.Time{},
+		leaving: map[string]bool{}, outside: map[string]bool{}, signs: map[string]time.Time{},
 	}
 }
 
@@ -55,7 +62,8 @@ func (w *watch) isDead(n string, nonce uint64) bool {
 	return ok && (nonce == 0 || d == nonce)
 }
 
-func (w *watch) reachable(n string) { w.outside[n] = true }
+// lastSign is when the node was last heard, zero when nobody said.
+func (w *watch) lastSign(n string) time.Time { return w.signs[n] }
 
 // forgive counts every silence from now on: it was this node that did not listen.
 func (w *watch) forgive(now time.Time) {
@@ -81,7 +89,6 @@ func (w *watch) prune(members map[string]facts.Member) {
 			delete(w.suspects, n)
 			delete(w.dead, n)
 			delete(w.outside, n)
-			delete(w.told, n)
 		}
 	}
 	for n, nonce := range w.dead {
@@ -92,12 +99,16 @@ func (w *watch) prune(members map[string]facts.Member) {
 	}
 }
 
-// after returns the k members that follow n on the ring, without n.
+// after returns the k members that follow n on the ring, without n; a negative k those that come before.
 func (m *Machine) after(n string, k int) []string {
 	i, _ := slices.BinarySearch(m.ring, n)
+	step, size := 1, len(m.ring)
+	if k < 0 {
+		step, k = size-1, -k
+	}
 	var out []string
-	for j := 1; j < len(m.ring) && len(out) < k; j++ {
-		out = append(out, m.ring[(i+j)%len(m.ring)])
+	for j := 1; j < size && len(out) < k; j++ {
+		out = append(out, m.ring[(i+j*step)%size])
 	}
 	return out
 }
@@ -109,51 +120,79 @@ func (m *Machine) beacons() {
 	}
 	m.watch.lastBeacon = m.now
 	m.echo()
-	m.beaconTo(m.after(m.self, watchers))
+	m.beaconTo(m.watch.to)
 }
 
 func (m *Machine) beaconTo(names []string) {
-	m.watch.seq++
-	b := header(kindBeacon)
-	b = binary.AppendUvarint(b, m.nonce)
-	b = binary.AppendUvarint(b, m.watch.seq)
-	b = binary.AppendUvarint(b, m.digest)
-	b = appendBool(b, m.leaving)
-	for _, n := range names {
-		m.send(n, b)
+	w := &m.watch
+	w.seq++
+	w.sent[w.seq%uint64(len(w.sent))] = m.now
+	for i, n := range names {
+		var flags byte
+		if m.leaving {
+			flags |= flagLeaving
+		}
+		if (w.seq+uint64(i)*ackEvery/watchers)%ackEvery == 0 {
+			flags |= flagAck
+		}
+		b := binary.AppendUvarint(header(kindBeacon), m.nonce)
+		b = binary.AppendUvarint(b, w.seq)
+		b = binary.AppendUvarint(b, m.digest)
+		m.send(n, append(b, flags))
 	}
 }
 
 // heard takes in a beacon.
 func (m *Machine) heard(from string, r *reader) {
-	nonce, seq, digest, leaving := r.uint(), r.uint(), r.uint(), r.byte() == 1
+	nonce, seq, digest, flags := r.uint(), r.uint(), r.uint(), r.byte()
 	if r.err != nil {
 		return
 	}
-	h := m.watch.heard[from]
+	w := &m.watch
+	h := w.heard[from]
 	if h == nil || h.nonce != nonce {
 		h = &heard{nonce: nonce}
-		m.watch.heard[from] = h
+		w.heard[from] = h
 	}
 	if seq <= h.seq { // late, or played back
 		return
 	}
 	h.seq, h.at = seq, m.now
-	if m.watch.leaving[from] != leaving {
-		m.watch.leaving[from] = leaving
-		m.evaluateAll()
-	}
+	w.leaving[from] = flags&flagLeaving != 0
 	if h.silent {
 		h.silent, h.told, h.again = false, m.now, retractions
-		m.tellSuspicion(from, nonce, false)
+		m.tellSuspicion(from, h)
 	}
-	if _, ok := m.watch.dead[from]; ok && len(m.watch.suspects[from]) == 0 {
-		delete(m.watch.dead, from)
+	if _, ok := w.dead[from]; ok && len(w.suspects[from]) == 0 {
+		m.revive(from)
+	}
+	if flags&flagAck != 0 {
+		b := binary.AppendUvarint(header(kindAck), nonce)
+		b = binary.AppendUvarint(b, seq)
+		m.send(from, binary.AppendUvarint(b, m.digest))
 	}
 	m.compare(from, h, digest)
 }
 
-// compare asks for all claims of a member that keeps knowing others than we do: a message was lost.
+// acknowledged takes in that a watcher heard a beacon. When that was long ago, and it knows other claims, this node first
+// learns which.
+func (m *Machine) acknowledged(from string, r *reader) {
+	nonce, seq, digest := r.uint(), r.uint(), r.uint()
+	w := &m.watch
+	if r.err != nil || nonce != m.nonce || seq > w.seq || w.seq-seq >= uint64(len(w.sent)) {
+		return
+	}
+	sent := w.sent[seq%uint64(len(w.sent))]
+	if digest != m.digest && sent.Sub(m.fence.confirmed) >= m.timing.Silence {
+		if h := w.heard[from]; h == nil || m.now.Sub(h.asked) >= m.timing.Recheck {
+			m.sync(from)
+		}
+		return
+	}
+	m.fence.confirm(sent)
+}
+
+// compare asks for the claims of a member that keeps knowing others than we do: a message was lost.
 func (m *Machine) compare(from string, h *heard, digest uint64) {
 	if digest == m.digest {
 		h.differs = time.Time{}
@@ -162,18 +201,18 @@ func (m *Machine) compare(from string, h *heard, digest uint64) {
 	if h.differs.IsZero() {
 		h.differs = m.now
 	}
-	if m.now.Sub(h.differs) >= m.timing.Silence && m.now.Sub(h.asked) >= m.timing.Settle {
+	if m.now.Sub(h.differs) >= 2*m.timing.Beacon && m.now.Sub(h.asked) >= m.timing.Silence {
 		h.asked = m.now
-		m.send(from, header(kindRequest))
-		m.answerRequest(from)
+		m.sync(from)
 	}
 }
 
 // watchOthers notices the silence of those whose beacons this node is to get.
 func (m *Machine) watchOthers() {
-	for _, n := range m.ring {
-		h := m.watch.heard[n]
-		if h == nil || n == m.self || !slices.Contains(m.after(n, watchers), m.self) {
+	w := &m.watch
+	for _, n := range w.of {
+		h := w.heard[n]
+		if h == nil {
 			continue
 		}
 		if !h.silent && m.now.Sub(h.at) >= m.timing.Silence {
@@ -184,30 +223,40 @@ func (m *Machine) watchOthers() {
 			continue
 		}
 		h.told = m.now // datagrams get lost: say it again
-		m.tellSuspicion(n, h.nonce, h.silent)
+		m.tellSuspicion(n, h)
 		switch {
 		case !h.silent:
 			h.again--
-		case !m.watch.outside[n]:
-			m.askGateway(n)
+		case !w.outside[n]: // it may be this node that is cut off
+			m.ask(question{node: n})
 		}
 	}
 }
 
-// askGateway finds out whether it is this node that is cut off.
-func (m *Machine) askGateway(about string) {
-	m.probeID++
-	m.gateways[m.probeID] = about
-	m.out.effects = append(m.out.effects, AskGateway{ID: m.probeID, Attempts: m.timing.ProbeAttempts, Interval: m.timing.ProbeInterval})
+// nextSilence is when a member that is watched will have been silent for too long.
+func (m *Machine) nextSilence() time.Time {
+	var next time.Time
+	for _, n := range m.watch.of {
+		if h := m.watch.heard[n]; h != nil && !h.silent {
+			if t := h.at.Add(m.timing.Silence); next.IsZero() || t.Before(next) {
+				next = t
+			}
+		}
+	}
+	return next
 }
 
 // tellSuspicion tells every member that a node fell silent, or is heard again.
-func (m *Machine) tellSuspicion(n string, nonce uint64, silent bool) {
-	m.witness(n, m.self, nonce, silent)
+func (m *Machine) tellSuspicion(n string, h *heard) {
+	if h.silent {
+		m.watch.signs[n] = h.at
+	}
+	m.witness(n, m.self, h.nonce, h.silent)
 	b := appendString(header(kindSuspect), n)
-	b = binary.AppendUvarint(b, nonce)
-	b = appendBool(b, silent)
-	for _, o := range m.others() {
+	b = binary.AppendUvarint(b, h.nonce)
+	b = appendBool(b, h.silent)
+	b = binary.AppendUvarint(b, uint64(m.now.Sub(h.at).Milliseconds()))
+	for _, o := range m.others {
 		if o != n {
 			m.send(o, b)
 		}
@@ -216,50 +265,79 @@ func (m *Machine) tellSuspicion(n string, nonce uint64, silent bool) {
 
 // suspected takes in what another member witnessed.
 func (m *Machine) suspected(from string, r *reader) {
-	n, nonce, silent := r.string(), r.uint(), r.byte() == 1
+	n, nonce, silent, age := r.string(), r.uint(), r.byte() == 1, r.uint()
 	p, ok := m.members[n]
-	if ok && r.err == nil && n != m.self && (p.Nonce == 0 || p.Nonce == nonce) { // not of a former life
-		m.witness(n, from, nonce, silent)
+	if !ok || r.err != nil || n == m.self || (p.Nonce != 0 && p.Nonce != nonce) { // of a former life
+		return
 	}
+	if _, known := m.watch.signs[n]; silent && !known && age < 60_000 {
+		m.watch.signs[n] = m.now.Add(-time.Duration(age) * time.Millisecond)
+	}
+	m.witness(n, from, nonce, silent)
 }
 
 func (m *Machine) witness(n, by string, nonce uint64, silent bool) {
+	w := &m.watch
 	if !silent {
-		delete(m.watch.suspects[n], by)
-		if len(m.watch.suspects[n]) == 0 {
-			delete(m.watch.dead, n)
-			delete(m.watch.outside, n)
-			m.evaluateAll()
+		delete(w.suspects[n], by)
+		if len(w.suspects[n]) == 0 {
+			m.revive(n)
 		}
 		return
 	}
-	if m.watch.suspects[n] == nil {
-		m.watch.suspects[n] = map[string]uint64{}
+	if w.suspects[n] == nil {
+		w.suspects[n] = map[string]uint64{}
 	}
-	m.watch.suspects[n][by] = nonce
+	w.suspects[n][by] = nonce
 	m.judge(n)
 }
 
-// judge decides whether a silent node is dead: two witnesses agree; or this node is one and the gateway answers it, and
-// there is no second watcher who still hears the node.
+// revive takes back that a node is dead.
+func (m *Machine) revive(n string) {
+	w := &m.watch
+	_, was := w.dead[n]
+	delete(w.suspects, n)
+	delete(w.dead, n)
+	delete(w.outside, n)
+	delete(w.signs, n)
+	if was {
+		m.review(n)
+	}
+}
+
+// review evaluates what a node holds: it died, or came to life.
+func (m *Machine) review(n string) {
+	for _, a := range sorted(m.holders[n]) {
+		m.evaluate(a)
+	}
+}
+
+// judge decides whether a silent node is dead: two witnesses agree about one life of it; or this node is one and the
+// gateway answers it, and there is no second watcher who still hears the node.
 func (m *Machine) judge(n string) {
-	by := m.watch.suspects[n]
+	w := &m.watch
+	by := w.suspects[n]
+	votes := map[uint64]int{}
+	for _, nonce := range by {
+		votes[nonce]++
+	}
 	nonce, own := by[m.self]
-	for w, v := range by {
-		if !own || w == m.self {
-			nonce = v
+	dead := false
+	for _, life := range slices.Sorted(maps.Keys(votes)) {
+		if votes[life] >= watchers {
+			nonce, dead = life, true
+			break
 		}
 	}
-	second := slices.ContainsFunc(m.after(n, watchers), func(w string) bool {
-		_, silent := by[w]
-		return w != m.self && !silent && len(m.watch.suspects[w]) == 0 && m.alive(w)
-	})
-	if len(by) < watchers && !(own && m.watch.outside[n] && !second) {
+	if !dead && own && w.outside[n] {
+		dead = !slices.ContainsFunc(m.after(n, watchers), func(o string) bool {
+			_, silent := by[o]
+			return o != m.self && !silent && len(w.suspects[o]) == 0 && m.alive(o)
+		})
+	}
+	if !dead || w.isDead(n, nonce) {
 		return
 	}
-	if m.watch.isDead(n, nonce) || len(by) == 0 {
-		return
-	}
-	m.watch.dead[n] = nonce
-	m.evaluateAll()
+	w.dead[n] = nonce
+	m.review(n)
 }

@@ -9,7 +9,7 @@ import (
 
 // suspicion is the message of a member that heard nothing from a node.
 func suspicion(node string, nonce uint64) []byte {
-	return appendBool(binary.AppendUvarint(appendString(header(kindSuspect), node), nonce), true)
+	return append(appendBool(binary.AppendUvarint(appendString(header(kindSuspect), node), nonce), true), 100)
 }
 
 func TestWitnessesOfADeath(t *testing.T) {

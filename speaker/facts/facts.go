@@ -101,6 +101,8 @@ type ProbeResult struct {
 	Address netip.Addr
 	// Answers are the Ethernet addresses that answered, each once; none of this node's own.
 	Answers []MAC
+	// Rivals are those that asked for the address at the same time in order to use it (RFC 5227 section 2.1.1), each once.
+	Rivals []MAC
 	// Unasked says that no link could carry the question: no answer is then no silence.
 	Unasked bool
 }
