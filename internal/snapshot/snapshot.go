@@ -91,6 +91,8 @@ type L2Ad struct {
 	Interfaces []string
 	// Preferences add up their weights for the nodes they match.
 	Preferences []Preference
+	// Rebalance says that a holder of too many addresses gives some away, at a slow pace.
+	Rebalance bool
 }
 
 // Preference is a soft wish for nodes.

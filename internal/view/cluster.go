@@ -24,11 +24,16 @@ func FromSlices(service Key, all []discoveryv1.EndpointSlice) Endpoints {
 			e.Serving = true
 			if p.NodeName != nil && *p.NodeName != "" {
 				e.Nodes = append(e.Nodes, *p.NodeName)
+				if c := p.Conditions; (c.Ready == nil || *c.Ready) && (c.Terminating == nil || !*c.Terminating) {
+					e.Ready = append(e.Ready, *p.NodeName)
+				}
 			}
 		}
 	}
 	slices.Sort(e.Nodes)
 	e.Nodes = slices.Compact(e.Nodes)
+	slices.Sort(e.Ready)
+	e.Ready = slices.Compact(e.Ready)
 	return e
 }
 

@@ -125,6 +125,17 @@ type Endpoints struct {
 	Serving bool
 	// Nodes are the names of the nodes with at least one endpoint that can serve, sorted.
 	Nodes []string
+	// Ready are the names of the nodes with at least one endpoint that is ready and does not terminate, sorted.
+	Ready []string
+}
+
+// Local returns the nodes that should announce a Service whose traffic stays on its node: those with ready endpoints. While
+// there are none, those where an endpoint still serves though it terminates.
+func (e Endpoints) Local() []string {
+	if len(e.Ready) > 0 {
+		return e.Ready
+	}
+	return e.Nodes
 }
 
 // On says whether an endpoint on the node can serve.

@@ -1,6 +1,8 @@
-// Package agent joins the speaker's parts. One goroutine, Run, owns the inputs, builds a Plan when they change, steps
-// the election with it, and hands what the election decides to the engines. It holds no policy and opens no socket;
-// what it needs of the engines is declared here in small interfaces, so that tests join it to an in-memory segment.
+// Package agent joins the speaker's parts. Two goroutines own the state: one plans, when the cluster or the links change;
+// the other, Run, steps the election with the plan and with what the wire and the other speakers say, and hands what the
+// election decides to the engines. So neither detection nor a takeover ever waits for planning. The package holds no
+// policy and opens no socket; what it needs of the engines is declared here in small interfaces, so that tests join it
+// to an in-memory segment.
 package agent
 
 import (
@@ -41,7 +43,7 @@ type Members interface {
 	RemoteStates() <-chan []byte
 }
 
-// Options are what an Agent is made of. All fields but Class and Observe are required.
+// Options are what an Agent is made of. All fields but Class, Observe and Restored are required.
 type Options struct {
 	// Self is the name of this node; Nonce tells this life of the process from others.
 	Self  string
@@ -72,33 +74,28 @@ type Status struct {
 	Notes []elect.Note
 }
 
-// Change is an edit of the agent's inputs; see the functions that make one.
-type Change func(*inputs)
-
 // Agent is the owner of this node's decisions. Make it with New; only Run touches its state.
 type Agent struct {
 	o       Options
 	changes chan []Change
+	usable  chan usable // the latest only
+	planned chan planned
 	leave   chan struct{}
 	drained chan struct{}
+	metrics metrics
 
-	in      inputs
+	links   facts.LinkSet
+	ports   ports
+	peers   map[string]netip.Addr // where members are or were, by name
+	asks    asks
 	machine *elect.Machine
 	plan    plan.Plan
-	claims  []intent.Claim
+	claims  map[netip.Addr]intent.Claim
 	notes   []elect.Note
-	// replan, restate and tell say what the end of a turn has to do.
-	replan, restate, tell bool
-	stated                time.Time // when the full state was last handed to Members
-}
-
-// inputs is the agent's copy of the cluster.
-type inputs struct {
-	plan   plan.Inputs
-	synced bool
-	links  facts.LinkSet
-	denied map[portID]string // why the port is closed for lack of permission
-	failed map[portID]bool   // the port could not be opened
+	// restate and tell say what the end of a turn has to do.
+	restate, tell bool
+	stated        time.Time // when the full state was last handed to Members
+	told          time.Time // when the last Status was handed to Observe
 }
 
 // New returns an Agent that does nothing before Run.
@@ -109,19 +106,19 @@ func New(o Options) *Agent {
 	return &Agent{
 		o:       o,
 		changes: make(chan []Change, 64),
+		usable:  make(chan usable, 1),
+		planned: make(chan planned),
 		leave:   make(chan struct{}, 1),
 		drained: make(chan struct{}),
-		in: inputs{
-			plan: plan.Inputs{
-				Self: o.Self, Class: o.Class,
-				Services: map[view.Key]view.Service{}, Endpoints: map[view.Key]view.Endpoints{}, Nodes: map[string]view.Node{},
-			},
-			denied: map[portID]string{}, failed: map[portID]bool{},
-		},
+		metrics: newMetrics(),
+		ports:   ports{denied: map[portID]string{}, failed: map[portID]bool{}},
+		peers:   map[string]netip.Addr{},
+		asks:    asks{open: map[uint64]*asking{}, of: map[uint64]uint64{}},
+		claims:  map[netip.Addr]intent.Claim{},
 	}
 }
 
-// Post hands changes to the agent, in order; all changes of one call are seen together. It waits while the agent is
+// Post hands changes to the agent, in order; all changes of one call are seen together. It waits while the planning is
 // busy, until ctx ends.
 func (a *Agent) Post(ctx context.Context, changes ...Change) {
 	select {
@@ -143,79 +140,77 @@ func (a *Agent) Drained() <-chan struct{} { return a.drained }
 
 // Run owns the agent's state until ctx ends. It answers for nothing afterwards.
 func (a *Agent) Run(ctx context.Context) error {
-	now := a.o.Now()
-	a.machine = elect.New(a.o.Self, a.o.Nonce, a.o.Timing, now)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		a.planLoop(ctx, plan.NewPlanner(plan.Inputs{
+			Self: a.o.Self, Class: a.o.Class,
+			Services: map[view.Key]view.Service{}, Endpoints: map[view.Key]view.Endpoints{}, Nodes: map[string]view.Node{},
+		}))
+	}()
+	defer func() { <-done }()
+	a.machine = elect.New(a.o.Self, a.o.Nonce, a.o.Timing, a.o.Now())
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	defer a.o.Layer2.Apply(nil)
 	for {
+		var in []elect.Input
 		select {
 		case <-ctx.Done():
 			return nil
-		case batch := <-a.changes:
-			a.edit(batch)
+		case p := <-a.planned:
+			a.plan, a.tell = p.plan, true
+			in = append(in, p.bids())
 		case links := <-a.o.Links:
 			a.setLinks(links)
 		case set := <-a.o.Members.Sets():
-			a.step(elect.Members{Set: set})
+			in = append(in, a.setMembers(set))
 		case m := <-a.o.Members.Messages():
-			a.step(elect.Received{From: m.From, Payload: m.Payload})
+			in = append(in, elect.Received{From: m.From, Payload: m.Payload})
 		case s := <-a.o.Members.RemoteStates():
-			a.step(elect.RemoteState{Payload: s})
+			in = append(in, elect.RemoteState{Payload: s})
 		case r := <-a.o.Layer2.Reports():
-			a.report(r)
+			in = a.report(in, r)
 		case <-a.leave:
 			a.o.Log.Info("handing over every address before the speaker stops", "held", len(a.claims))
-			a.step(elect.Leave{})
+			in = append(in, elect.Leave{})
 		case <-timer.C:
-			a.step(elect.Tick{})
 		}
+		a.step(a.waiting(in))
 		a.settle()
-		a.arm(timer)
+		timer.Reset(max(a.machine.Next().Sub(a.o.Now()), 0))
 	}
 }
 
-// arm sets the timer to the election's next deadline.
-func (a *Agent) arm(timer *time.Timer) {
-	next := a.machine.Next()
-	if next.IsZero() {
-		timer.Stop()
-		return
-	}
-	timer.Reset(max(next.Sub(a.o.Now()), 0))
-}
+// burst bounds how many messages and reports make one step.
+const burst = 512
 
-// edit applies a batch of changes and whatever else is waiting, so that a flood of events costs one Plan.
-func (a *Agent) edit(batch []Change) {
-	for {
-		for _, c := range batch {
-			c(&a.in)
-		}
-		a.replan = true
+// waiting adds what else is there already, so that a flood of messages costs one step.
+func (a *Agent) waiting(in []elect.Input) []elect.Input {
+	for range burst {
 		select {
-		case batch = <-a.changes:
+		case m := <-a.o.Members.Messages():
+			in = append(in, elect.Received{From: m.From, Payload: m.Payload})
+		case r := <-a.o.Layer2.Reports():
+			in = a.report(in, r)
 		default:
-			return
+			return in
 		}
 	}
+	return in
 }
 
-// settle ends a turn: it plans if an input changed, and tells the outside what is new.
+// settle ends a turn: it lets the engine answer, and tells the outside what is new.
 func (a *Agent) settle() {
-	if a.replan && a.in.synced {
-		a.replan = false
-		a.plan = plan.Build(a.in.usable())
-		a.step(elect.Bids{Bids: a.plan.Bids})
-		a.tell = true
-	}
 	now := a.o.Now()
 	a.o.Layer2.Renew(a.machine.Fence(now))
 	if a.restate && now.Sub(a.stated) >= stateInterval {
 		a.restate, a.stated = false, now
 		a.o.Members.SetState(a.machine.State())
 	}
-	if a.tell {
-		a.tell = false
+	// A Status costs time in proportion to the number of addresses: with 10,000 of them it is told ten times a second.
+	if a.tell && now.Sub(a.told) >= time.Duration(len(a.plan.Bids))*10*time.Microsecond {
+		a.tell, a.told = false, now
 		a.o.Observe(a.status())
 		a.notes = nil
 	}

@@ -7,17 +7,57 @@ import (
 
 	"github.com/gantry-lb/gantry/speaker/elect"
 	"github.com/gantry-lb/gantry/speaker/facts"
+	"github.com/gantry-lb/gantry/speaker/intent"
 	"github.com/gantry-lb/gantry/speaker/layer2"
 )
 
-// step feeds the election and performs its effects in order: the order matters in a planned move.
-func (a *Agent) step(in elect.Input) {
-	for _, e := range a.machine.Step(a.o.Now(), in) {
-		a.perform(e)
+// step feeds the election and performs its effects in order: the order matters in a planned move. What is answered for
+// is handed over before the first message goes out.
+func (a *Agent) step(in []elect.Input) {
+	var h holds
+	for _, e := range a.machine.Step(a.o.Now(), in...) {
+		switch e := e.(type) {
+		case elect.Hold:
+			a.claims[e.Claim.Address] = e.Claim
+			h.changed = true
+		case elect.Drop:
+			delete(a.claims, e.Address)
+			h.changed = true
+		case elect.Announce:
+			h.announce = append(h.announce, e.Address)
+		default:
+			a.apply(&h)
+			a.perform(e)
+		}
 	}
-	if _, tick := in.(elect.Tick); !tick {
-		a.restate = true
+	a.apply(&h)
+	a.restate = a.restate || len(in) > 0
+}
+
+// holds gathers what the engine has to be told.
+type holds struct {
+	changed  bool
+	announce []netip.Addr
+}
+
+// apply tells the engine what to answer for. The fence is renewed first: a holder that has just begun must answer at once.
+func (a *Agent) apply(h *holds) {
+	if !h.changed && len(h.announce) == 0 {
+		return
 	}
+	a.o.Layer2.Renew(a.machine.Fence(a.o.Now()))
+	if h.changed {
+		claims := make([]intent.Claim, 0, len(a.claims))
+		for _, c := range a.claims {
+			claims = append(claims, c)
+		}
+		a.o.Layer2.Apply(claims)
+		a.restate, a.tell = true, true
+	}
+	if len(h.announce) > 0 {
+		a.o.Layer2.Announce(h.announce)
+	}
+	*h = holds{}
 }
 
 func (a *Agent) perform(e elect.Effect) {
@@ -26,22 +66,15 @@ func (a *Agent) perform(e elect.Effect) {
 		a.o.Members.Send(e.To, e.Payload)
 	case elect.Probe:
 		a.o.Layer2.Probe(layer2.Probe{ID: e.ID, Address: e.Address, Links: e.Links, Attempts: e.Attempts, Interval: e.Interval})
-	case elect.AskGateway:
-		a.askGateway(e)
-	case elect.Holding:
-		// The fence is renewed first: a holder that has just begun must answer at once.
-		a.o.Layer2.Renew(a.machine.Fence(a.o.Now()))
-		a.o.Layer2.Apply(e.Claims)
-		if len(e.Announce) > 0 {
-			a.o.Layer2.Announce(e.Announce)
-		}
-		a.claims, a.restate, a.tell = e.Claims, true, true
+	case elect.Ask:
+		a.ask(e)
 	case elect.Rejoin:
 		a.o.Members.Rejoin()
 	case elect.Note:
 		a.notes = append(a.notes, e)
 		a.tell = true
-		a.o.Log.Info(e.Text, "address", e.Address, "reason", e.Kind)
+		a.metrics.count(e)
+		a.o.Log.Info(e.Text, "address", e.Address, "reason", reason(e))
 	case elect.Drained:
 		select {
 		case <-a.drained:
@@ -51,47 +84,111 @@ func (a *Agent) perform(e elect.Effect) {
 	}
 }
 
-// askGateway asks the first default gateway. Without one the answer is that nobody was asked.
-func (a *Agent) askGateway(e elect.AskGateway) {
-	for _, l := range a.in.usable().Links {
-		for _, g := range l.Gateways {
-			a.o.Layer2.Probe(layer2.Probe{
-				ID: e.ID, Address: g, Links: []int{l.Index}, Attempts: e.Attempts, Interval: e.Interval, Kind: layer2.Ask,
-			})
-			return
+func reason(n elect.Note) string {
+	if n.Reason != "" {
+		return string(n.Reason)
+	}
+	return n.Kind
+}
+
+// asks are the questions whether anybody answers on the wire. One question of the election is several on the wire.
+type asks struct {
+	last uint64
+	open map[uint64]*asking // by the election's ID
+	of   map[uint64]uint64  // the wire's ID -> the election's
+}
+
+type asking struct{ left int }
+
+// asksFrom keeps their IDs apart from those of the election's own questions.
+const asksFrom = 1 << 63
+
+// most bounds how many gateways, and how many other nodes, are asked.
+const most = 3
+
+// ask asks the default gateways, and nodes on the same segment. When there are none the answer is that nobody was asked.
+func (a *Agent) ask(e elect.Ask) {
+	var targets []layer2.Probe
+	for _, l := range a.links {
+		for _, g := range l.Gateways[:min(len(l.Gateways), most)] {
+			targets = append(targets, layer2.Probe{Address: g, Links: []int{l.Index}})
 		}
 	}
-	a.step(elect.Probed{Result: facts.ProbeResult{ID: e.ID, Unasked: true}})
+	gateways := min(len(targets), most)
+	targets = targets[:gateways]
+	for _, name := range slices.Sorted(maps.Keys(a.peers)) {
+		peer := a.peers[name]
+		for _, l := range a.links {
+			on := slices.ContainsFunc(l.Prefixes, func(p netip.Prefix) bool { return p.Contains(peer) })
+			if on && name != a.o.Self && len(targets) < gateways+most {
+				targets = append(targets, layer2.Probe{Address: peer, Links: []int{l.Index}})
+			}
+		}
+	}
+	if len(targets) == 0 {
+		a.step([]elect.Input{elect.Probed{Result: facts.ProbeResult{ID: e.ID, Unasked: true}}})
+		return
+	}
+	a.asks.open[e.ID] = &asking{left: len(targets)}
+	for _, p := range targets {
+		a.asks.last++
+		p.ID, p.Attempts, p.Interval, p.Kind = asksFrom+a.asks.last, e.Attempts, e.Interval, layer2.Ask
+		a.asks.of[p.ID] = e.ID
+		a.o.Layer2.Probe(p)
+	}
+}
+
+// answered turns the wire's answer to a part of a question into the election's: the first that came, or that there was none.
+func (a *Agent) answered(in []elect.Input, r facts.ProbeResult) []elect.Input {
+	id := a.asks.of[r.ID]
+	delete(a.asks.of, r.ID)
+	q := a.asks.open[id]
+	if q == nil {
+		return in
+	}
+	if q.left--; len(r.Answers) == 0 && q.left > 0 {
+		return in
+	}
+	delete(a.asks.open, id)
+	r.ID = id
+	return append(in, elect.Probed{Result: r})
 }
 
 // report takes in what the layer-2 engine found.
-func (a *Agent) report(r layer2.Report) {
+func (a *Agent) report(in []elect.Input, r layer2.Report) []elect.Input {
 	switch r := r.(type) {
 	case facts.ProbeResult:
-		a.step(elect.Probed{Result: r})
-	case facts.ForeignClaim:
-		a.step(elect.Foreign{Claim: r})
-	case layer2.PortFailed:
-		p := portID{r.Link.Index, r.Family}
-		a.in.failed[p] = true
-		if delete(a.in.denied, p); r.Denied() {
-			a.in.denied[p] = r.Err.Error()
+		if r.ID >= asksFrom {
+			return a.answered(in, r)
 		}
+		return append(in, elect.Probed{Result: r})
+	case facts.ForeignClaim:
+		return append(in, elect.Foreign{Claim: r})
+	case layer2.PortFailed:
+		a.ports.fail(r)
 		a.o.Log.Error("layer 2 is not usable on a link", "link", r.Link.Name, "family", r.Family.String(), "error", r.Err)
-		a.replan, a.tell = true, true
+		a.tell = true
+		a.plug()
 	case layer2.PortOpened:
-		delete(a.in.failed, portID{r.Link.Index, r.Family})
-		delete(a.in.denied, portID{r.Link.Index, r.Family})
-		a.replan, a.tell = true, true
+		a.ports.open(r)
+		a.tell = true
+		a.plug()
 	}
+	return in
+}
+
+// setMembers notes where the members are: they can be asked on the wire when the gossip is silent.
+func (a *Agent) setMembers(set facts.MemberSet) elect.Input {
+	for _, m := range set.Members {
+		a.peers[m.Name] = m.Address
+	}
+	return elect.Members{Set: set}
 }
 
 // setLinks takes in a new set of links and hands it to the engine.
 func (a *Agent) setLinks(links facts.LinkSet) {
-	a.in.links = links
-	// A link that is gone takes its faults with it; one that comes back is tried afresh.
-	maps.DeleteFunc(a.in.failed, func(p portID, _ bool) bool { _, ok := links.ByIndex(p.link); return !ok })
-	maps.DeleteFunc(a.in.denied, func(p portID, _ string) bool { _, ok := links.ByIndex(p.link); return !ok })
+	a.links = links
+	a.ports.prune(links)
 	macs := make([]facts.MAC, 0, len(links))
 	for _, l := range links {
 		macs = append(macs, l.MAC)
@@ -101,16 +198,28 @@ func (a *Agent) setLinks(links facts.LinkSet) {
 		a.o.Members.SetMACs(slices.Compact(macs))
 	}
 	a.o.Layer2.SetLinks(links)
-	a.replan = true
+	a.plug()
+}
+
+// plug hands the links to the planning, in the place of those that it did not take yet.
+func (a *Agent) plug() {
+	u := a.ports.usable(a.links)
+	for {
+		select {
+		case a.usable <- u:
+			return
+		default:
+		}
+		select {
+		case <-a.usable:
+		default:
+		}
+	}
 }
 
 func (a *Agent) status() Status {
-	held := make([]netip.Addr, 0, len(a.claims))
-	for _, c := range a.claims {
-		held = append(held, c.Address)
-	}
-	slices.SortFunc(held, netip.Addr.Compare)
+	held := slices.SortedFunc(maps.Keys(a.claims), netip.Addr.Compare)
 	s := Status{Plan: a.plan, Holders: a.machine.Holders(), Held: held, Notes: a.notes}
-	s.Denied, _ = a.in.refused()
+	s.Denied, _ = a.ports.refused(a.links)
 	return s
 }

@@ -59,6 +59,9 @@ type question struct {
 func (m *Machine) question(q question) uint64 {
 	m.probeID++
 	q.sent = m.now
+	if len(m.questions) > 1<<16 { // their answers were lost
+		clear(m.questions)
+	}
 	m.questions[m.probeID] = q
 	return m.probeID
 }
@@ -264,4 +267,3 @@ func sorted(set map[*address]struct{}) []*address {
 	slices.SortFunc(out, func(x, y *address) int { return x.ip.Compare(y.ip) })
 	return out
 }
-

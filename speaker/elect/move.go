@@ -107,4 +107,3 @@ func (m *Machine) leave() {
 		m.endContest(a)
 	}
 }
-

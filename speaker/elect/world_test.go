@@ -35,7 +35,7 @@ type world struct {
 	open        []*simQuestion
 	taken       int             // how often an address was taken
 	delays      []time.Duration // from the last sign of life to the takeover
-	trace       bool // print what changes
+	trace       bool            // print what changes
 }
 
 // simQuestion is a probe under way.

@@ -385,6 +385,7 @@ func (e *Engine) receive(r received) {
 	}
 	f := r.frame
 	e.hear(f.SenderIP, f.SenderMAC)
+	e.rival(f)
 	if slices.Contains(e.held[f.SenderIP].links, r.port.link) {
 		e.contradicted(f, r.port.link)
 	}

@@ -15,6 +15,7 @@ type question struct {
 	next    time.Time
 	carried bool // some link carried the question
 	answers []facts.MAC
+	rivals  []facts.MAC // who else asked in order to use the address
 }
 
 // ask begins a Probe.
@@ -56,7 +57,7 @@ func (e *Engine) askAgain(now time.Time) time.Time {
 			}
 		} else if len(q.answers) > 0 || !now.Before(q.next) {
 			e.forget(q)
-			e.report(facts.ProbeResult{ID: id, Address: q.Address, Answers: q.answers, Unasked: !q.carried})
+			e.report(facts.ProbeResult{ID: id, Address: q.Address, Answers: q.answers, Rivals: q.rivals, Unasked: !q.carried})
 			continue
 		}
 		if next.IsZero() || q.next.Before(next) {
@@ -93,6 +94,19 @@ func ownAddress(l facts.Link, a netip.Addr) netip.Addr {
 		}
 	}
 	return own
+}
+
+// rival takes a question of one who may want to use the address (RFC 5227 section 2.1.1, RFC 4862 section 5.4.3) as the
+// wish of another to have what this node asks for.
+func (e *Engine) rival(f Frame) {
+	if f.Operation != Request || !f.SenderIP.IsUnspecified() || e.askedFor[f.TargetIP] == 0 {
+		return
+	}
+	for _, q := range e.asking {
+		if q.Address == f.TargetIP && q.Kind == Acquire && !slices.Contains(q.rivals, f.SenderMAC) {
+			q.rivals = append(q.rivals, f.SenderMAC)
+		}
+	}
 }
 
 // hear takes a frame's sender as an answer to whoever asks for its address.

@@ -54,6 +54,8 @@ func (e *Engine) read(io Port, key portKey, generation uint64, own facts.MAC) {
 			e.frames <- r // an answer that is lost would give the address to two
 		} else if h, held := t.held[f.SenderIP]; held && slices.Contains(h.links, key.link) {
 			e.offer(r)
+		} else if _, asked := t.asked[f.TargetIP]; asked && f.Operation == Request && f.SenderIP.IsUnspecified() {
+			e.offer(r)
 		}
 		h, held := t.held[f.TargetIP]
 		if !held || f.Operation != Request || !slices.Contains(h.links, key.link) {

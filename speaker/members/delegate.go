@@ -23,6 +23,10 @@ func (d *delegate) NotifyMsg(b []byte) {
 		return
 	}
 	n := int(b[0])
+	if n == 0 {
+		(*Members)(d).greeted(string(b[1:]))
+		return
+	}
 	msg := Message{From: string(b[1 : 1+n]), Payload: slices.Clone(b[1+n:])}
 	for {
 		select {

@@ -64,7 +64,9 @@ type Members struct {
 	out      chan Message // From holds the receiver
 	rejoin   chan struct{}
 	update   chan struct{}
-	dropped  atomic.Uint64
+	// strangers are addresses that greeted and are no members.
+	strangers chan string
+	dropped   atomic.Uint64
 }
 
 // New opens the sockets. The speaker is alone until Run has reached a seed.
@@ -72,6 +74,7 @@ func New(o Options) (*Members, error) {
 	m := &Members{
 		o: o, sets: make(chan facts.MemberSet, 1), messages: make(chan Message, 4096), remote: make(chan []byte, 16),
 		nodes: map[string]memberlist.Node{}, out: make(chan Message, 4096), rejoin: make(chan struct{}, 1), update: make(chan struct{}, 1),
+		strangers: make(chan string, 1),
 	}
 	m.SetMACs(nil)
 	m.SetState(nil)
@@ -82,6 +85,7 @@ func New(o Options) (*Members, error) {
 	c.SecretKey = key[:]
 	c.Delegate, c.Events = (*delegate)(m), (*watcher)(m)
 	c.PushPullInterval = 10 * time.Second
+	c.TCPTimeout = 2 * time.Second
 	c.DeadNodeReclaimTime = time.Second // a node that was replaced under the same name has another address
 	c.HandoffQueueDepth = 8192
 	c.Logger = log.New(logWriter{o.Log}, "", 0)
@@ -162,6 +166,8 @@ func (m *Members) Run(ctx context.Context) error {
 	var parts sync.WaitGroup
 	parts.Go(func() { m.join(ctx) })
 	parts.Go(func() { m.updates(ctx) })
+	parts.Go(func() { m.greet(ctx) })
+	parts.Go(func() { m.meet(ctx) })
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
@@ -237,6 +243,60 @@ func (m *Members) join(ctx context.Context) {
 			return
 		case <-m.rejoin:
 		case <-time.After(wait):
+		}
+	}
+}
+
+// hellos is how often a datagram goes to each seed that is no member. Whoever gets one from a stranger joins it: so a
+// partition that heals is noticed at once, though an attempt to join a dead node takes seconds to fail.
+const hellos = 300 * time.Millisecond
+
+// greet sends hellos until ctx ends.
+func (m *Members) greet(ctx context.Context) {
+	t := time.NewTicker(hellos)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		hello := append([]byte{0}, m.self.String()...)
+		for _, s := range m.missing() {
+			if err := m.list.SendToAddress(memberlist.Address{Addr: s}, hello); err != nil {
+				m.o.Log.Debug("greeting", "seed", s, "error", err)
+			}
+		}
+	}
+}
+
+// greeted takes in a hello. Hellos of members are late.
+func (m *Members) greeted(address string) {
+	m.mu.Lock()
+	known := slices.ContainsFunc(slices.Collect(maps.Values(m.nodes)), func(n memberlist.Node) bool { return n.Address() == address })
+	m.mu.Unlock()
+	if known {
+		return
+	}
+	select {
+	case m.strangers <- address:
+	default:
+	}
+}
+
+// meet joins strangers, one after the other: they were heard a moment ago.
+func (m *Members) meet(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case s := <-m.strangers:
+			if n, err := m.list.Join([]string{s}); n > 0 {
+				m.synced.Store(true)
+				m.change(func() {})
+			} else if err != nil {
+				m.o.Log.Debug("joining", "stranger", s, "error", err)
+			}
 		}
 	}
 }

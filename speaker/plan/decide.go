@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -9,60 +10,132 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
-	"github.com/gantry-lb/gantry/speaker/elect"
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
 // decision is what the rules make of one Service.
 type decision struct {
-	// ads are the advertisements that cover the Service, wherever its nodes are.
-	ads []*snapshot.L2Ad
-	// scores holds every node that may announce, with its preference score.
-	scores map[string]int
-	// reason is this node's: ReasonNotHolder when it may announce.
-	reason names.Reason
+	verdict    Verdict
+	candidates *intent.Candidates
+	links      map[netip.Addr][]int
+	rebalance  bool
 }
 
 // decide applies the rules in order. The first that fails for the Service as a whole leaves it without candidates; the
 // rules about nodes are applied to each of them, and this node's outcome is the reason.
-func decide(in *Inputs, s *view.Service) decision {
-	if len(s.Assigned) == 0 {
-		return decision{reason: names.ReasonNoAddress}
-	}
-	pool := in.Snapshot.PoolFor(s.Assigned...)
-	if pool == nil {
-		return decision{reason: names.ReasonAddressOutsidePools}
-	}
-	d := decision{ads: adsFor(in.Snapshot, pool, s)}
-	if len(d.ads) == 0 {
-		d.reason = names.ReasonNoAdvertisement
+func (p *Planner) decide(s *view.Service) decision {
+	d := decision{verdict: Verdict{Service: s.Key, Addresses: s.Assigned}}
+	ads, reason := covers(&p.in, s)
+	d.verdict.Reason = reason
+	if len(ads) == 0 || reason != names.ReasonNotHolder {
 		return d
 	}
-	if s.SharingPresent && slices.ContainsFunc(d.ads, func(ad *snapshot.L2Ad) bool { return len(ad.ServiceSelectors) > 0 }) {
-		d.reason = names.ReasonSharedWithServiceSelector
-		return d
+	e := p.in.Endpoints[s.Key]
+	f := p.fieldFor(ads)
+	d.verdict.Reason = f.reason
+	local := e.Local()
+	if s.Local && f.reason == names.ReasonNotHolder && !slices.Contains(local, p.in.Self) {
+		d.verdict.Reason = names.ReasonNoLocalEndpoints
 	}
-	e := in.Endpoints[s.Key]
-	if !e.Serving {
-		d.reason = names.ReasonNoEndpoints
-		return d
+	if d.verdict.Reason == names.ReasonNotHolder {
+		d.links, d.verdict.Reason = p.reach(ads, s.Assigned)
 	}
-	d.scores = map[string]int{}
-	d.reason = names.ReasonNoAdvertisement
-	for name, n := range in.Nodes {
-		reason := decideNode(in, s, d.ads, &n)
-		if reason == names.ReasonNotHolder {
-			d.scores[name] = score(d.ads, &n)
-		}
-		if name == in.Self {
-			d.reason = reason
-		}
+	d.rebalance = slices.ContainsFunc(ads, func(ad *snapshot.L2Ad) bool { return ad.Rebalance })
+	self := d.verdict.Reason == names.ReasonNotHolder
+	d.candidates = f.candidates(p.in.Self, self)
+	if s.Local {
+		d.candidates = f.among(local, p.in.Self, self)
+	}
+	d.verdict.Eligible = self
+	if d.candidates != nil {
+		d.verdict.Candidates = len(d.candidates.Nodes)
 	}
 	return d
 }
 
-// decideNode says whether the node may announce the Service: ReasonNotHolder when it may.
-func decideNode(in *Inputs, s *view.Service, ads []*snapshot.L2Ad, n *view.Node) names.Reason {
+// covers returns the advertisements that cover the Service, wherever its nodes are; ReasonNotHolder when nothing that
+// concerns the Service as a whole speaks against it.
+func covers(in *Inputs, s *view.Service) ([]*snapshot.L2Ad, names.Reason) {
+	if len(s.Assigned) == 0 {
+		return nil, names.ReasonNoAddress
+	}
+	pool := in.Snapshot.PoolFor(s.Assigned...)
+	if pool == nil {
+		return nil, names.ReasonAddressOutsidePools
+	}
+	ads := adsFor(in.Snapshot, pool, s)
+	switch {
+	case len(ads) == 0:
+		return nil, names.ReasonNoAdvertisement
+	case s.SharingPresent && slices.ContainsFunc(ads, func(ad *snapshot.L2Ad) bool { return len(ad.ServiceSelectors) > 0 }):
+		return ads, names.ReasonSharedWithServiceSelector
+	case !in.Endpoints[s.Key].Serving:
+		return ads, names.ReasonNoEndpoints
+	}
+	return ads, names.ReasonNotHolder
+}
+
+// field is which nodes some advertisements admit, whatever the Service. Services with the same advertisements share it.
+type field struct {
+	scores map[string]int
+	reason names.Reason // this node's: ReasonNotHolder when it is admitted
+	// with and without are the Candidates with this node and without it.
+	with, without *intent.Candidates
+}
+
+// fieldFor returns the field of the advertisements.
+func (p *Planner) fieldFor(ads []*snapshot.L2Ad) *field {
+	key := ""
+	for _, ad := range ads {
+		key += ad.Name + "/"
+	}
+	f := p.fields[key]
+	if f != nil {
+		return f
+	}
+	f = &field{scores: map[string]int{}, reason: names.ReasonNoAdvertisement}
+	for name, n := range p.in.Nodes {
+		reason := decideNode(ads, &n)
+		if reason == names.ReasonNotHolder {
+			f.scores[name] = score(ads, &n)
+		}
+		if name == p.in.Self {
+			f.reason = reason
+		}
+	}
+	p.fields[key] = f
+	return f
+}
+
+// candidates are all nodes of the field; this node only when it could answer.
+func (f *field) candidates(self string, able bool) *intent.Candidates {
+	if able || f.reason != names.ReasonNotHolder {
+		if f.with == nil {
+			f.with = intent.NewCandidates(f.scores)
+		}
+		return f.with
+	}
+	if f.without == nil {
+		others := maps.Clone(f.scores)
+		delete(others, self)
+		f.without = intent.NewCandidates(others)
+	}
+	return f.without
+}
+
+// among are those nodes of the field that are in the list.
+func (f *field) among(nodes []string, self string, able bool) *intent.Candidates {
+	scores := map[string]int{}
+	for _, n := range nodes {
+		if score, ok := f.scores[n]; ok && (able || n != self) {
+			scores[n] = score
+		}
+	}
+	return intent.NewCandidates(scores)
+}
+
+// decideNode says whether the advertisements admit the node: ReasonNotHolder when they do.
+func decideNode(ads []*snapshot.L2Ad, n *view.Node) names.Reason {
 	switch {
 	case n.NetworkUnavailable:
 		return names.ReasonNodeNetworkUnavailable
@@ -72,22 +145,24 @@ func decideNode(in *Inputs, s *view.Service, ads []*snapshot.L2Ad, n *view.Node)
 		return names.ReasonNodeLeaving
 	case !slices.ContainsFunc(ads, func(ad *snapshot.L2Ad) bool { return matches(ad.NodeSelectors, n.Labels) }):
 		return names.ReasonNoAdvertisement
-	case s.Local && !in.Endpoints[s.Key].On(n.Name):
-		return names.ReasonNoLocalEndpoints
-	}
-	if n.Name != in.Self { // the links of other nodes are their own to judge
-		return names.ReasonNotHolder
-	}
-	for _, a := range s.Assigned {
-		if len(linksFor(in, ads, a)) > 0 {
-			continue
-		}
-		if in.Denied {
-			return names.ReasonRawSocketDenied
-		}
-		return names.ReasonNoLinks
 	}
 	return names.ReasonNotHolder
+}
+
+// reach returns this node's links for each of the addresses. The links of other nodes are their own to judge.
+func (p *Planner) reach(ads []*snapshot.L2Ad, addresses []netip.Addr) (map[netip.Addr][]int, names.Reason) {
+	out := make(map[netip.Addr][]int, len(addresses))
+	for _, a := range addresses {
+		out[a] = linksFor(&p.in, ads, a)
+		switch {
+		case len(out[a]) > 0:
+		case p.in.Denied:
+			return nil, names.ReasonRawSocketDenied
+		default:
+			return nil, names.ReasonNoLinks
+		}
+	}
+	return out, names.ReasonNotHolder
 }
 
 // adsFor returns the advertisements that cover the pool and select the Service.
@@ -163,23 +238,4 @@ func covering(in *Inputs, a netip.Addr) []int {
 		return on
 	}
 	return all
-}
-
-// bids orders the candidates of each address.
-func bids(in *Inputs, entries map[netip.Addr]*entry) []intent.Bid {
-	out := make([]intent.Bid, 0, len(entries))
-	for a, e := range entries {
-		nodes := make([]string, 0, len(e.candidates))
-		for n := range e.candidates {
-			nodes = append(nodes, n)
-		}
-		slices.Sort(nodes)
-		b := intent.Bid{Address: a, Candidates: elect.Order(a, nodes, func(n string) int { return e.candidates[n] })}
-		if b.Eligible(in.Self) {
-			b.Links = e.links
-		}
-		out = append(out, b)
-	}
-	slices.SortFunc(out, func(x, y intent.Bid) int { return x.Address.Compare(y.Address) })
-	return out
 }

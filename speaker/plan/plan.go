@@ -1,6 +1,8 @@
-// Package plan decides what this node should announce: Build turns the configuration, the Services, their endpoints,
-// the nodes and the links into Bids for the election and one Verdict a Service. It is pure and deterministic: the
-// same inputs in any order give the same Plan. It knows nothing of who holds an address; that is elect's.
+// Package plan decides what this node should announce: a Planner turns the configuration, the Services, their endpoints,
+// the nodes and the links into Bids for the election and one Verdict a Service. It is pure and deterministic: the same
+// inputs in any order give the same Plan. A change costs what it touches: one Service is decided anew when it or its
+// endpoints change, all of them only when the configuration, a node or a link does. It knows nothing of who holds an
+// address; that is elect's.
 package plan
 
 import (
@@ -33,7 +35,7 @@ type Inputs struct {
 	Denied bool
 }
 
-// Plan is what this node should announce now.
+// Plan is what this node should announce now. It is immutable.
 type Plan struct {
 	// Bids has one entry for each layer-2 address that some node may hold, sorted by address.
 	Bids []intent.Bid
@@ -53,60 +55,45 @@ type Verdict struct {
 	Reason     names.Reason
 }
 
-// entry gathers the Services of one address.
-type entry struct {
-	candidates map[string]int // node -> preference score
-	links      []int
+// Delta is what changed between two Plans.
+type Delta struct {
+	Changed []intent.Bid
+	// Gone are the addresses without a bid now, sorted.
+	Gone []netip.Addr
 }
 
-// Build makes the Plan.
+// Build makes the Plan of inputs that are all there at once.
 func Build(in Inputs) Plan {
-	var p Plan
-	keys := make([]view.Key, 0, len(in.Services))
-	for k := range in.Services {
-		keys = append(keys, k)
-	}
-	slices.SortFunc(keys, view.Key.Compare)
-
-	entries := map[netip.Addr]*entry{}
-	for _, k := range keys {
-		s := in.Services[k]
-		if !s.LoadBalancer || s.Class != in.Class {
-			continue
-		}
-		d := decide(&in, &s)
-		p.Verdicts = append(p.Verdicts, Verdict{
-			Service: k, Addresses: s.Assigned, Eligible: d.reason == names.ReasonNotHolder,
-			Candidates: len(d.scores), Reason: d.reason,
-		})
-		if len(d.scores) == 0 {
-			continue
-		}
-		for _, a := range s.Assigned {
-			entries[a] = join(entries[a], d, linksFor(&in, d.ads, a))
-		}
-	}
-	p.Bids = bids(&in, entries)
-	return p
+	p := NewPlanner(in)
+	p.Update()
+	return p.Plan()
 }
 
-// join adds a Service's candidates to those of the Services that share its address: a node has to be able to serve all
-// of them, because one node answers for the address. Where no node can, the first Service in order decides.
-func join(e *entry, d decision, links []int) *entry {
-	if e == nil {
-		return &entry{candidates: d.scores, links: links}
-	}
-	both := map[string]int{}
-	for n, score := range e.candidates {
-		if other, ok := d.scores[n]; ok {
-			both[n] = score + other
+// replace returns a sorted list with what changed in it put in, and what is gone taken out; the old list stays as it is.
+func replace[T any](old, changed []T, gone func(T) bool, compare func(x, y T) int) []T {
+	out := make([]T, 0, len(old)+len(changed))
+	i := 0
+	for _, o := range old {
+		for i < len(changed) && compare(changed[i], o) < 0 {
+			out = append(out, changed[i])
+			i++
+		}
+		switch {
+		case i < len(changed) && compare(changed[i], o) == 0:
+			out = append(out, changed[i])
+			i++
+		case !gone(o):
+			out = append(out, o)
 		}
 	}
-	if len(both) > 0 {
-		e.candidates = both
+	return append(out, changed[i:]...)
+}
+
+func sortedKeys(set map[view.Key]struct{}) []view.Key {
+	out := make([]view.Key, 0, len(set))
+	for k := range set {
+		out = append(out, k)
 	}
-	e.links = append(slices.Clone(e.links), links...)
-	slices.Sort(e.links)
-	e.links = slices.Compact(e.links)
-	return e
+	slices.SortFunc(out, view.Key.Compare)
+	return out
 }

@@ -100,7 +100,7 @@ func TestBuild(t *testing.T) {
 			var candidates []string
 			var links []int
 			if len(p.Bids) > 0 {
-				candidates, links = slices.Sorted(slices.Values(p.Bids[0].Candidates)), p.Bids[0].Links
+				candidates, links = p.Bids[0].Candidates.Nodes, p.Bids[0].Links
 			}
 			if !reflect.DeepEqual(candidates, tc.candidates) || !reflect.DeepEqual(links, tc.links) {
 				t.Errorf("the candidates are %v on links %v, want %v on %v", candidates, links, tc.candidates, tc.links)
@@ -116,22 +116,22 @@ func TestBuild(t *testing.T) {
 	}
 }
 
-func TestPreferredNodesComeFirst(t *testing.T) {
+func TestPreferencesAddUp(t *testing.T) {
 	in := inputs()
-	in.Snapshot.L2Ads[0].Preferences = []snapshot.Preference{{Weight: 10, Selector: only("c")[0]}, {Weight: 5, Selector: only("b")[0]}}
-	if got, want := Build(in).Bids[0].Candidates, []string{"c", "b", "a"}; !slices.Equal(got, want) {
-		t.Errorf("the order is %v, want %v", got, want)
+	in.Snapshot.L2Ads[0].Preferences = []snapshot.Preference{{Weight: 10, Selector: only("c")[0]}, {Weight: 5, Selector: only("b")[0]}, {Weight: 1, Selector: labels.Everything()}}
+	if got, want := Build(in).Bids[0].Candidates.Scores, []int{1, 6, 11}; !slices.Equal(got, want) {
+		t.Errorf("the scores of a, b and c are %v, want %v", got, want)
 	}
 }
 
-// TestEveryNodeSeesOneOrder: a bid's candidates do not depend on which node builds the plan, nor on any order of maps.
-func TestEveryNodeSeesOneOrder(t *testing.T) {
+// TestEveryNodeSeesTheSame: a bid's candidates do not depend on which node builds the plan, nor on any order of maps.
+func TestEveryNodeSeesTheSame(t *testing.T) {
 	want := Build(inputs()).Bids[0].Candidates
 	for _, self := range []string{"a", "b", "c"} {
 		in := inputs()
 		in.Self, in.Nodes = self, maps.Clone(in.Nodes)
-		if got := Build(in).Bids[0].Candidates; !slices.Equal(got, want) {
-			t.Errorf("node %s sees the order %v, node a %v", self, got, want)
+		if got := Build(in).Bids[0].Candidates; got.Key != want.Key || !slices.Equal(got.Nodes, want.Nodes) {
+			t.Errorf("node %s sees the candidates %v, node a %v", self, got, want)
 		}
 	}
 }
@@ -142,7 +142,7 @@ func TestOneNodeServesAllServicesOfAnAddress(t *testing.T) {
 	in.Services[other] = view.Service{Key: other, LoadBalancer: true, Assigned: []netip.Addr{address}, Local: true}
 	in.Endpoints[other] = view.Endpoints{Service: other, Serving: true, Nodes: []string{"c"}}
 	p := Build(in)
-	if len(p.Bids) != 1 || !slices.Equal(p.Bids[0].Candidates, []string{"c"}) {
+	if len(p.Bids) != 1 || !slices.Equal(p.Bids[0].Candidates.Nodes, []string{"c"}) {
 		t.Errorf("the bids are %v, want one with node c alone, which can serve both", p.Bids)
 	}
 }
