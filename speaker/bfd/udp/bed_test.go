@@ -1,0 +1,209 @@
+package udp_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/bfd"
+	"github.com/gantry-lb/gantry/speaker/bfd/session"
+	"github.com/gantry-lb/gantry/speaker/bfd/udp"
+	"github.com/gantry-lb/gantry/test/lab/router"
+)
+
+// The addresses of router.Bed.
+var (
+	router4 = netip.MustParseAddr("192.168.0.1")
+	router6 = netip.MustParseAddr("fd00:a8::1")
+	node4   = netip.MustParseAddr("192.168.0.11")
+	node6   = netip.MustParseAddr("fd00:a8::b")
+	far4    = netip.MustParseAddr("10.99.0.2")
+	far6    = netip.MustParseAddr("fd00:99::2")
+)
+
+// patience bounds every wait: a session that is not Up sends once a second, and the machine may be busy.
+const patience = 30 * time.Second
+
+// bed is a node with our engine and, on the same LAN, a router that is not ours.
+type bed struct {
+	*router.Bed
+	t      *testing.T
+	engine *bfd.Engine
+	stop   context.CancelFunc // ends the engine, as a planned stop of the speaker does
+	ended  chan error
+}
+
+// lay makes a bed with nothing but the engine.
+func lay(t *testing.T) *bed {
+	t.Helper()
+	for _, k := range []router.Kind{router.FRR, router.BIRD} {
+		if m := router.Missing(k); m != "" {
+			t.Skip(m)
+		}
+	}
+	b, err := router.NewBed(router.BedOptions{Nodes: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Close)
+	out := &bed{Bed: b, t: t}
+	out.start(1)
+	return out
+}
+
+// start runs an engine on the node.
+func (b *bed) start(seed uint64) {
+	engine, ended := bfd.New(udp.New(), time.Now, seed), make(chan error, 1)
+	ctx, stop := context.WithCancel(context.Background())
+	go func() { ended <- b.Host("node1").Do(func() error { return engine.Run(ctx) }) }()
+	b.engine, b.ended, b.stop = engine, ended, stop
+	b.t.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			b.t.Errorf("the engine ended with %v", err)
+		}
+		ended <- nil // for whoever else waits
+	})
+}
+
+// route starts a router on a host.
+func (b *bed) route(kind router.Kind, host, text string) *router.Router {
+	b.t.Helper()
+	r, err := router.Start(b.t.Context(), router.Config{Kind: kind, NetNS: b.Host(host), Text: text})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(r.Stop)
+	return r
+}
+
+// want waits for such an event of a peer; others, which may be older, are passed over.
+func (b *bed) want(sentence string, peer netip.Addr, match func(v bfd.Event) bool) bfd.Event {
+	b.t.Helper()
+	deadline := time.After(patience)
+	for {
+		select {
+		case v := <-b.engine.Events():
+			if v.Key.Peer == peer && match(v) {
+				return v
+			}
+		case <-deadline:
+			b.t.Fatalf("%s: no event within %s; %+v, discarded %v", sentence, patience, b.engine.Status(), b.engine.Discarded())
+		}
+	}
+}
+
+func isUp(v bfd.Event) bool { return v.Up }
+
+// quiet lets time pass in which every session has to stay Up.
+func (b *bed) quiet(sentence string, d time.Duration) {
+	b.t.Helper()
+	before := b.engine.Status()
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	<-timer.C
+	for i, s := range b.engine.Status() {
+		if s.State != session.Up || s.Downs != before[i].Downs {
+			b.t.Fatalf("%s: %s is %s and went down %d times, because %s", sentence, s.Key, s.State, s.Downs-before[i].Downs, s.Diagnostic)
+		}
+	}
+}
+
+// eventually waits until check succeeds.
+func (b *bed) eventually(what string, check func() error) {
+	b.t.Helper()
+	deadline := time.After(patience)
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		select {
+		case <-deadline:
+			b.t.Fatalf("waiting until %s: %v", what, err)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// frrPeer is what FRR says about a session, intervals in milliseconds.
+type frrPeer struct {
+	Peer             string `json:"peer"`
+	Multihop         bool   `json:"multihop"`
+	Status           string `json:"status"`
+	Diagnostic       string `json:"diagnostic"`
+	RemoteDiagnostic string `json:"remote-diagnostic"`
+	RemoteReceive    int    `json:"remote-receive-interval"`
+	RemoteTransmit   int    `json:"remote-transmit-interval"`
+	RemoteMultiplier int    `json:"remote-detect-multiplier"`
+	RemoteEcho       int    `json:"remote-echo-receive-interval"`
+}
+
+// frrPeers asks FRR.
+func (b *bed) frrPeers(r *router.Router) (map[string]frrPeer, error) {
+	out, err := r.Show(b.t.Context(), "show bfd peers json")
+	if err != nil {
+		return nil, err
+	}
+	var all []frrPeer
+	if err := json.Unmarshal(out, &all); err != nil {
+		return nil, fmt.Errorf("reading %s: %w", out, err)
+	}
+	peers := map[string]frrPeer{}
+	for _, p := range all {
+		peers[p.Peer] = p
+	}
+	return peers, nil
+}
+
+// frrShows waits until FRR says so about a peer.
+func (b *bed) frrShows(what string, r *router.Router, peer netip.Addr, check func(p frrPeer) bool) {
+	b.t.Helper()
+	b.eventually("FRR shows that "+what, func() error {
+		peers, err := b.frrPeers(r)
+		if err != nil {
+			return err
+		}
+		if p := peers[peer.String()]; !check(p) {
+			return fmt.Errorf("it shows %+v", p)
+		}
+		return nil
+	})
+}
+
+// allUp says what of n sessions is not Up, or not as asked for.
+func (b *bed) allUp(n int) error {
+	all := b.engine.Status()
+	if len(all) != n {
+		return fmt.Errorf("%d sessions, want %d", len(all), n)
+	}
+	for _, s := range all {
+		if s.State != session.Up || s.Fault != (bfd.Fault{}) {
+			return fmt.Errorf("%s is %s: %+v, discarded %v", s.Key, s.State, s.Fault, b.engine.Discarded())
+		}
+	}
+	return nil
+}
+
+// noPoll says which session has not heard the answer to its last change.
+func (b *bed) noPoll() error {
+	for _, s := range b.engine.Status() {
+		if s.Polling {
+			return fmt.Errorf("%s is polling", s.Key)
+		}
+	}
+	return nil
+}
+
+// status says what a session is when it is not as it should be.
+func (b *bed) status(peer netip.Addr, check func(s bfd.Status) bool) error {
+	for _, s := range b.engine.Status() {
+		if s.Peer == peer && !check(s) {
+			return fmt.Errorf("it is %+v", s)
+		}
+	}
+	return nil
+}
