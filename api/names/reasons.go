@@ -120,6 +120,8 @@ const (
 	ReasonEchoUnsupported Reason = "EchoUnsupported"
 	// ReasonBFDAuthentication: the neighbour authenticates its BFD packets, which is not supported.
 	ReasonBFDAuthentication Reason = "BFDAuthentication"
+	// ReasonBFDTTLTooLow: the neighbour's packets cross more routers than minimumTtl allows, or are not sent with a TTL of 255.
+	ReasonBFDTTLTooLow Reason = "BFDTTLTooLow"
 	// ReasonBFDPortInUse: another program on the node has the UDP port of BFD.
 	ReasonBFDPortInUse Reason = "BFDPortInUse"
 	// ReasonBFDUnsent: BFD packets cannot be sent, because the link is gone or there is no route.

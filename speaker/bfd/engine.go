@@ -143,9 +143,8 @@ func (e *Engine) receive() {
 		if why == session.Accepted {
 			why = l.step(e, session.Received{Packet: p}).Discard
 		}
-		if why == session.NotAuthenticated {
-			l.authenticated = true
-			l.record.tell(l.fault())
+		if l != nil {
+			l.heed(d, why)
 		}
 		e.counted.discard(why)
 	}

@@ -24,6 +24,8 @@ type live struct {
 	// neighbour are.
 	sendError, echoError error
 	authenticated        bool
+	// lowTTL is the TTL of the neighbour's last packet if that was too low, else 0.
+	lowTTL uint8
 }
 
 // step steps the machine, sends what it has to send and tells its changes.
@@ -37,15 +39,23 @@ func (l *live) step(e *Engine, in session.Input) session.Output {
 	if out.Echo {
 		l.sendEcho(e)
 	}
-	if _, received := in.(session.Received); received && out.Discard != session.NotAuthenticated {
-		l.record.count.input.Add(1)
-		l.authenticated = false
-	}
 	if c := out.Change; c != nil {
 		l.changed(e, Event{Key: l.key, Up: c.To == session.Up, Cause: c.Cause, Text: words(*c), At: now}, *c)
 	}
 	l.publish()
 	return out
+}
+
+// heed notes what a packet of the neighbour says beside its contents.
+func (l *live) heed(d Datagram, why session.Discard) {
+	l.authenticated, l.lowTTL = why == session.NotAuthenticated, 0
+	switch why {
+	case session.Accepted, session.AdministrativeStop:
+		l.record.count.input.Add(1)
+	case session.LowTTL:
+		l.lowTTL = d.TTL
+	}
+	l.record.tell(l.fault())
 }
 
 // sent counts a control packet, or keeps the error.
@@ -102,6 +112,8 @@ func (l *live) fault() Fault {
 		return Fault{names.ReasonBFDUnsent, fmt.Sprintf("BFD packets to %s are not sent: %v", l.key, l.sendError)}
 	case l.authenticated:
 		return Fault{names.ReasonBFDAuthentication, fmt.Sprintf("%s authenticates its BFD packets, which is not supported: turn authentication off there", l.key)}
+	case l.lowTTL != 0:
+		return Fault{names.ReasonBFDTTLTooLow, fmt.Sprintf("packets of %s arrive with a TTL of %d, less than minimumTtl %d: raise what the router sends with, or lower minimumTtl", l.key, l.lowTTL, l.profile.MinimumTTL)}
 	case l.echoError != nil:
 		return Fault{names.ReasonEchoUnsupported, fmt.Sprintf("echo mode does not work with %s: %v", l.key, l.echoError)}
 	case l.machine.View().EchoLost:

@@ -2,7 +2,7 @@ package bfd
 
 import "github.com/gantry-lb/gantry/speaker/bfd/session"
 
-// match finds the session that a datagram belongs to, by the discriminator where it has one and else by where it came from
+// match finds the session that a datagram belongs to, also of some that are not taken, by the discriminator where it has one and else by where it came from
 // (RFC 5880 section 6.3, RFC 5881 section 3, RFC 5883 section 4).
 func (e *Engine) match(d Datagram) (*live, session.Packet, session.Discard) {
 	if !d.Multihop && d.TTL != 255 { // it crossed a router, whatever it says (RFC 5881 section 5)
@@ -25,7 +25,7 @@ func (e *Engine) match(d Datagram) (*live, session.Packet, session.Discard) {
 	case found == nil:
 		return nil, p, session.UnknownSession
 	case d.Multihop && d.TTL < found.profile.MinimumTTL:
-		return nil, p, session.LowTTL
+		return found, p, session.LowTTL
 	}
 	return found, p, session.Accepted
 }

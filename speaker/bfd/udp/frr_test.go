@@ -84,7 +84,9 @@ func TestFRR(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.eventually("FRR's change is seen", func() error {
-		return b.status(router4, func(s bfd.Status) bool { return s.Detection == 480*time.Millisecond && s.Transmit == 100*time.Millisecond })
+		return b.status(router4, func(s bfd.Status) bool {
+			return s.Detection == 480*time.Millisecond && s.Transmit == 100*time.Millisecond
+		})
 	})
 	b.quiet("a change of FRR's intervals", 2*time.Second)
 
