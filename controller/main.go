@@ -21,7 +21,6 @@ import (
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1beta1"
-	"github.com/gantry-lb/gantry/controller/admission"
 	"github.com/gantry-lb/gantry/controller/reconcile"
 	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/internal/option"
@@ -31,7 +30,7 @@ import (
 type options struct {
 	option.Common
 	LeaderElect bool
-	Webhook     string
+	Webhook     webhookOptions
 }
 
 func main() {
@@ -56,14 +55,11 @@ func parse(args []string, lookup func(string) (string, bool)) (options, error) {
 	fs := pflag.NewFlagSet("controller", pflag.ContinueOnError)
 	o.Bind(fs, ":7472", ":8081")
 	fs.BoolVar(&o.LeaderElect, "leader-elect", true, "wait to be elected before giving addresses; needed with more than one controller")
-	fs.StringVar(&o.Webhook, "webhook", "disabled", "enabled or disabled: refuse at apply time what contradicts other objects")
+	o.Webhook.bind(fs)
 	if err := option.Parse(fs, args, lookup); err != nil {
 		return o, err
 	}
-	if o.Webhook != "enabled" && o.Webhook != "disabled" {
-		return o, option.Invalid("webhook", o.Webhook, "write enabled or disabled")
-	}
-	return o, o.Validate()
+	return o, errors.Join(o.Validate(), o.Webhook.validate())
 }
 
 // run serves until ctx ends.
@@ -85,6 +81,7 @@ func run(ctx context.Context, o options) error {
 	watched := configuration.ByObject(o.Namespace)
 	watched[&v1beta1.ConfigurationState{}] = cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
 	grace := 2 * time.Second
+	server, keeper := webhookServer(o, log)
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
 		Scheme:                        scheme,
 		Metrics:                       metricsserver.Options{BindAddress: o.MetricsBindAddress},
@@ -94,6 +91,7 @@ func run(ctx context.Context, o options) error {
 		LeaderElectionNamespace:       o.Namespace,
 		LeaderElectionReleaseOnCancel: true,
 		GracefulShutdownTimeout:       &grace,
+		WebhookServer:                 server,
 		Cache: cache.Options{
 			DefaultTransform: cache.TransformStripManagedFields(),
 			ByObject:         watched,
@@ -113,8 +111,8 @@ func run(ctx context.Context, o options) error {
 	if err := report.Setup(mgr); err != nil {
 		return err
 	}
-	if o.Webhook == "enabled" {
-		admission.Register(mgr.GetWebhookServer(), &admission.Validator{Reader: mgr.GetClient(), Namespace: o.Namespace, Now: time.Now})
+	if err := serveWebhook(mgr, o, keeper); err != nil {
+		return err
 	}
 	if err := probes(mgr, services); err != nil {
 		return err

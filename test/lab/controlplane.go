@@ -40,13 +40,19 @@ func (s *supervisor) controlPlane(ctx context.Context) error {
 	}
 	// The API server listens on loopback alone. What everybody else reaches, at the same port, is the relay, which can
 	// be stopped and slowed down.
-	api, err := start("kube-apiserver", "--etcd-servers=http://127.0.0.1:2379",
+	audit, err := s.audit()
+	if err != nil {
+		return err
+	}
+	api, err := start("kube-apiserver", append(audit, "--etcd-servers=http://127.0.0.1:2379",
 		"--bind-address=127.0.0.1", "--secure-port=6444", "--advertise-address="+apiHost,
 		"--tls-cert-file="+in("server.crt"), "--tls-private-key-file="+in("server.key"), "--token-auth-file="+in("tokens.csv"),
 		"--authorization-mode=RBAC", "--service-account-issuer=https://kubernetes.default.svc",
 		"--service-account-key-file="+in("sa.key"), "--service-account-signing-key-file="+in("sa.key"),
 		"--service-cluster-ip-range="+strings.Join(s.o.networks("10.96.0.0/16", "fd00:10:96::/112"), ","),
-		"--allow-privileged=true", "--profiling=false")
+		// The API server calls webhooks on the Pods themselves: no kube-proxy runs beside it.
+		"--enable-aggregator-routing=true",
+		"--allow-privileged=true", "--profiling=false")...)
 	if err != nil {
 		return err
 	}
@@ -69,6 +75,26 @@ func (s *supervisor) controlPlane(ctx context.Context) error {
 	_, err = start("kube-scheduler", "--kubeconfig="+in("kube-scheduler.kubeconfig"),
 		"--leader-elect=false", "--bind-address=127.0.0.1", "--profiling=false")
 	return err
+}
+
+// audit returns the API server's flags for its audit log.
+func (s *supervisor) audit() ([]string, error) {
+	if s.o.Audited == "" {
+		return nil, nil
+	}
+	policy := fmt.Sprintf(`apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived, ResponseStarted]
+omitManagedFields: true
+rules:
+- {level: Metadata, userGroups: ["system:serviceaccounts:%s"]}
+- {level: None}
+`, s.o.Audited)
+	path := filepath.Join(s.o.Dir, "audit.yaml")
+	if err := os.WriteFile(path, []byte(policy), 0o600); err != nil {
+		return nil, fmt.Errorf("writing the audit policy: %w", err)
+	}
+	return []string{"--audit-policy-file=" + path, "--audit-log-path=" + filepath.Join(s.logs(), "audit.log"), "--audit-log-mode=blocking-strict"}, nil
 }
 
 func get(ctx context.Context, c *http.Client, url string) error {

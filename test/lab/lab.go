@@ -49,6 +49,8 @@ type Options struct {
 	// Routers is how many routers are on the LAN, 1 or 2, each with a client of its own behind it. They forward, and speak
 	// a routing protocol once they are told to: see Lab.Router.
 	Routers int
+	// Audited is a namespace; what its service accounts do, and whether they may, is written to logs/audit.log.
+	Audited string
 	// Dir takes everything the lab writes; it must not exist, and is gone when the lab is.
 	Dir string
 	// BinDir holds Gantry's binaries; empty is right for a lab without Gantry.

@@ -1,0 +1,71 @@
+package main
+
+import (
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"strconv"
+	"time"
+
+	"github.com/spf13/pflag"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/webhook"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/controller/admission"
+	"github.com/gantry-lb/gantry/controller/certs"
+	"github.com/gantry-lb/gantry/internal/option"
+)
+
+// webhookOptions are the options of the webhook that refuses faulty objects.
+type webhookOptions struct {
+	Mode    string
+	Port    int
+	Service string
+	Secret  string
+	Config  string
+}
+
+// bind declares the flags.
+func (o *webhookOptions) bind(fs *pflag.FlagSet) {
+	fs.StringVar(&o.Mode, "webhook-mode", "disabled", "enabled or disabled: refuse at apply time what contradicts other objects; needs the objects of config/webhook")
+	fs.IntVar(&o.Port, "webhook-port", 9443, "port on which the webhook is served")
+	fs.StringVar(&o.Service, "webhook-service", names.WebhookService, "name of the Service by which the API server calls the webhook")
+	fs.StringVar(&o.Secret, "webhook-secret", names.WebhookSecret, "name of the Secret in which the webhook's certificate is made and renewed")
+	fs.StringVar(&o.Config, "webhook-config", names.WebhookConfiguration, "name of the ValidatingWebhookConfiguration that is told the certificate's CA")
+}
+
+// validate says which option has a value that cannot be used.
+func (o *webhookOptions) validate() error {
+	if o.Mode != "enabled" && o.Mode != "disabled" {
+		return option.Invalid("webhook-mode", o.Mode, "write enabled or disabled")
+	}
+	if o.Port < 1 || o.Port > 65535 {
+		return option.Invalid("webhook-port", strconv.Itoa(o.Port), "write a port, 1 to 65535")
+	}
+	for flag, name := range map[string]string{"webhook-service": o.Service, "webhook-secret": o.Secret, "webhook-config": o.Config} {
+		if name == "" {
+			return option.Invalid(flag, name, "write the name of the object")
+		}
+	}
+	return nil
+}
+
+// webhookServer makes the server and what keeps its certificate. It listens only once serveWebhook was called.
+func webhookServer(o options, log *slog.Logger) (webhook.Server, *certs.Keeper) {
+	w := o.Webhook
+	keeper := &certs.Keeper{
+		Objects: certs.Objects{Namespace: o.Namespace, Service: w.Service, Secret: w.Secret, Configuration: w.Config},
+		Now:     time.Now, Log: log,
+	}
+	return webhook.NewServer(webhook.Options{Port: w.Port, TLSOpts: []func(*tls.Config){keeper.TLS}}), keeper
+}
+
+// serveWebhook has every controller serve, whoever leads, and be ready only when the API server can call it.
+func serveWebhook(mgr ctrl.Manager, o options, keeper *certs.Keeper) error {
+	if o.Webhook.Mode != "enabled" {
+		return nil
+	}
+	admission.Register(mgr.GetWebhookServer(), &admission.Validator{Reader: mgr.GetClient(), Namespace: o.Namespace, Now: time.Now})
+	return errors.Join(keeper.Setup(mgr), mgr.AddReadyzCheck("webhook", keeper.Ready), mgr.AddReadyzCheck("webhook-port", mgr.GetWebhookServer().StartedChecker()))
+}
