@@ -14,6 +14,8 @@ import (
 
 	"github.com/go-logr/logr"
 	"github.com/spf13/pflag"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -78,34 +80,31 @@ func run(ctx context.Context, o options) error {
 	if err := option.AwaitKinds(ctx, config, log, configuration.Resources...); err != nil {
 		return err
 	}
-	watched := configuration.ByObject(o.Namespace)
-	watched[&v1beta1.ConfigurationState{}] = cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
-	grace := 2 * time.Second
 	server, keeper := webhookServer(o, log)
-	mgr, err := ctrl.NewManager(config, ctrl.Options{
-		Scheme:                        scheme,
-		Metrics:                       metricsserver.Options{BindAddress: o.MetricsBindAddress},
-		HealthProbeBindAddress:        o.HealthProbeBindAddress,
-		LeaderElection:                o.LeaderElect,
-		LeaderElectionID:              names.LeaderLease,
-		LeaderElectionNamespace:       o.Namespace,
-		LeaderElectionReleaseOnCancel: true,
-		GracefulShutdownTimeout:       &grace,
-		WebhookServer:                 server,
-		Cache: cache.Options{
-			DefaultTransform: cache.TransformStripManagedFields(),
-			ByObject:         watched,
-		},
-	})
+	mo := managerOptions(&o, scheme)
+	mo.WebhookServer = server
+	mgr, err := ctrl.NewManager(config, mo)
 	if err != nil {
 		return fmt.Errorf("setting up: %w", err)
 	}
-	services := &reconcile.Services{
-		Client: mgr.GetClient(), Events: mgr.GetEventRecorder(names.ControllerEvents), Log: log,
-		Namespace: o.Namespace, Class: o.LoadBalancerClass,
+	host, err := os.Hostname()
+	if err != nil {
+		return fmt.Errorf("asking for this machine's name: %w", err)
 	}
-	if err := services.Setup(mgr); err != nil {
+	events := mgr.GetEventRecorder(names.ControllerEvents)
+	services := reconcile.New(reconcile.Options{
+		API: &reconcile.Cluster{Client: mgr.GetClient(), Reader: mgr.GetAPIReader(), Namespace: o.Namespace},
+		Log: log,
+		Tell: func(s *corev1.Service, kind, reason, text string) {
+			events.Eventf(s, nil, kind, reason, "Allocate", "%s", text)
+		},
+		Namespace: o.Namespace, Class: o.LoadBalancerClass, Identity: fmt.Sprintf("%s/%d", host, os.Getpid()),
+	})
+	if err := services.Setup(ctx, mgr); err != nil {
 		return err
+	}
+	if err := mgr.Add(&reconcile.GossipKey{Client: mgr.GetClient(), Log: log, Namespace: o.Namespace}); err != nil {
+		return fmt.Errorf("setting up the gossip key: %w", err)
 	}
 	report := &reconcile.Configuration{Client: mgr.GetClient(), Log: log, Namespace: o.Namespace}
 	if err := report.Setup(mgr); err != nil {
@@ -118,6 +117,38 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	return mgr.Start(ctx)
+}
+
+// The times of the election. A leader that stops lets go, and the other asks at most 1.1 s later (client-go waits for the retry
+// period and up to 1.2 times as much again). After a crash it waits for the lease to run out. A pause that is longer than
+// the lease ends the leadership; that no address is given twice does not depend on these times.
+const (
+	leaseDuration = 10 * time.Second
+	renewDeadline = 7 * time.Second
+	retryPeriod   = 500 * time.Millisecond
+)
+
+// managerOptions are what the manager needs to know.
+func managerOptions(o *options, scheme *runtime.Scheme) ctrl.Options {
+	grace, lease, renew, retry, shared := 2*time.Second, leaseDuration, renewDeadline, retryPeriod, true
+	watched := configuration.ByObject(o.Namespace)
+	watched[&v1beta1.ConfigurationState{}] = cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
+	// Cached Services are read and never changed, so that no copy of them is needed.
+	watched[&corev1.Service{}] = cache.ByObject{Transform: reconcile.Compact, UnsafeDisableDeepCopy: &shared}
+	return ctrl.Options{
+		Scheme:                        scheme,
+		Metrics:                       metricsserver.Options{BindAddress: o.MetricsBindAddress},
+		HealthProbeBindAddress:        o.HealthProbeBindAddress,
+		LeaderElection:                o.LeaderElect,
+		LeaderElectionID:              names.LeaderLease,
+		LeaderElectionNamespace:       o.Namespace,
+		LeaderElectionReleaseOnCancel: true,
+		LeaseDuration:                 &lease,
+		RenewDeadline:                 &renew,
+		RetryPeriod:                   &retry,
+		GracefulShutdownTimeout:       &grace,
+		Cache:                         cache.Options{DefaultTransform: cache.TransformStripManagedFields(), ByObject: watched},
+	}
 }
 
 // probes serve liveness, and readiness: a leader is ready once it knows every address in use, another controller once it

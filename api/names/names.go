@@ -8,6 +8,8 @@ const (
 	Namespace = "metallb-system"
 	// LeaderLease is the Lease on which controllers elect their leader.
 	LeaderLease = "gantry-controller"
+	// AddressLedger is the object by which controllers keep each other from giving one address twice.
+	AddressLedger = "gantry-controller"
 	// GossipSecret holds the key with which speakers encrypt and authenticate gossip. The controller makes it.
 	GossipSecret = "gantry-gossip"
 	// GossipSecretKey is the entry of GossipSecret: 32 random bytes.

@@ -28,6 +28,8 @@ const (
 	ReasonFamilyMismatch Reason = "FamilyMismatch"
 	// ReasonNoClusterIP: the Service has no cluster IP, so that nothing could deliver packets for its address.
 	ReasonNoClusterIP Reason = "NoClusterIP"
+	// ReasonWriteFailed: the API server did not take what was to be written; it is tried again.
+	ReasonWriteFailed Reason = "WriteFailed"
 )
 
 // Reasons for what a speaker decides about a Service.

@@ -20,6 +20,7 @@ func AddToScheme(s *runtime.Scheme) error {
 	s.AddKnownTypes(GroupVersion,
 		&SpeakerStatus{}, &SpeakerStatusList{},
 		&BGPSession{}, &BGPSessionList{},
+		&AddressLedger{}, &AddressLedgerList{},
 	)
 	metav1.AddToGroupVersion(s, GroupVersion)
 	return nil

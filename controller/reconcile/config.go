@@ -2,41 +2,73 @@ package reconcile
 
 import (
 	"context"
-	"fmt"
+	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1beta1"
-	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-// configurationState is the configuration objects as last read, with what Build made of them.
+// configurationState is what Build made of the configuration objects as last read.
 type configurationState struct {
-	objects  snapshot.Objects
 	snapshot *snapshot.Snapshot
 	problems []snapshot.Problem
+	read     time.Time
 }
 
-// readConfiguration reads every configuration object from the cache. What an edit broke stays as it was in last.
-func readConfiguration(ctx context.Context, c client.Reader, namespace string, last *snapshot.Snapshot) (configurationState, error) {
-	o, err := configuration.Read(ctx, c, namespace)
+// configInterval is how long edits of the configuration gather: a manifest with many pools is one change.
+const configInterval = 50 * time.Millisecond
+
+// readConfiguration reads the pools and parses them. What an edit broke stays at its last good state.
+func (r *Services) readConfiguration(ctx context.Context) (configurationState, error) {
+	o, err := r.API.Pools(ctx)
 	if err != nil {
 		return configurationState{}, err
 	}
-	if o.Namespaces, err = configuration.Namespaces(ctx, c); err != nil {
-		return configurationState{}, err
+	o.Last = r.config.snapshot
+	c := configurationState{read: time.Now()}
+	c.snapshot, c.problems = snapshot.Build(o)
+	return c, nil
+}
+
+// reconfigure takes in a change of the configuration and has every Service looked at that it may concern.
+func (r *Services) reconfigure(ctx context.Context) {
+	if !r.inbox.takeConfig() {
+		return
 	}
-	o.Last = last
-	s, problems := snapshot.Build(o)
-	o.Last = nil
-	return configurationState{objects: o, snapshot: s, problems: problems}, nil
+	var err error
+	wait := time.Until(r.config.read.Add(configInterval))
+	config := r.config
+	if wait <= 0 {
+		config, err = r.readConfiguration(ctx)
+		wait = delay(1)
+	}
+	if err != nil || config.read == r.config.read {
+		if err != nil {
+			r.Log.Error("reading the pools", "error", err, "again", wait)
+		}
+		time.AfterFunc(wait, r.inbox.reconfigured)
+		return
+	}
+	old := r.config.snapshot
+	r.config = config
+	for _, p := range config.problems {
+		r.Log.Debug("configuration problem", "object", p.Object.Kind+"/"+p.Object.Name, "reason", p.Reason, "text", p.Text)
+	}
+	r.counters.stale = true
+	if reflect.DeepEqual(old.Pools, config.snapshot.Pools) {
+		return // a namespace, say, that no pool asks for
+	}
+	r.wakePending = true
+	r.inbox.addLater(r.ledger.Services()...)
 }
 
 // valid returns the condition that says whether an object has Problems.
@@ -61,45 +93,79 @@ func valid(o snapshot.Object, generation int64, problems []snapshot.Problem) met
 	return cond
 }
 
-// writeConfigStatus writes the counters and the conditions of the pools, where they are not what they should be. Every
-// pool is tried; the errors are joined by the caller's retry.
-func (r *Services) writeConfigStatus(ctx context.Context) error {
-	var first error
-	keep := func(err error) {
-		if err != nil && client.IgnoreNotFound(err) != nil && first == nil {
-			first = err
-		}
-	}
-	for i := range r.config.objects.Pools {
-		keep(r.writePoolStatus(ctx, r.config.objects.Pools[i].Name))
-	}
-	return first
+// countersInterval bounds how often the status of a pool is written.
+const countersInterval = time.Second
+
+// counters are the worker's side of the status of pools.
+type counters struct {
+	// stale says that the status of some pool may not be what it should.
+	stale bool
+	// last is when they were looked at; writing counts the writes under way since.
+	last    time.Time
+	due     bool // a timer runs
+	writing int
 }
 
-func (r *Services) writePoolStatus(ctx context.Context, name string) error {
-	var p v1beta1.IPAddressPool
-	if err := r.Client.Get(ctx, client.ObjectKey{Namespace: r.Namespace, Name: name}, &p); err != nil {
-		return fmt.Errorf("reading pool %q: %w", name, err)
+// count has the counters and the conditions of the pools written, where they are not what they should be.
+func (r *Services) count(ctx context.Context) {
+	c := &r.counters
+	c.stale = r.inbox.takeRecount() || c.stale
+	if !c.stale || c.writing > 0 {
+		return
 	}
-	parsed := r.config.snapshot.Pool(name)
-	if parsed == nil {
-		return nil
+	if wait := time.Until(c.last.Add(countersInterval)); wait > 0 {
+		if !c.due {
+			c.due = true
+			r.pokeAfter(wait)
+		}
+		return
 	}
-	before := p.DeepCopy()
+	o, err := r.API.Pools(ctx)
+	if err != nil {
+		r.Log.Error("reading the pools", "error", err, "again", countersInterval)
+	}
+	c.stale, c.due, c.last = err != nil, false, time.Now()
+	for i := range o.Pools {
+		r.countPool(&o.Pools[i])
+	}
+}
+
+func (r *Services) countPool(p *v1beta1.IPAddressPool) {
+	parsed := r.config.snapshot.Pool(p.Name)
+	if parsed == nil { // younger than what we know: it will be told
+		return
+	}
 	size4, size6 := parsed.Size()
 	used4, used6 := r.ledger.InUse(parsed)
-	p.Status.AssignedIPv4, p.Status.AssignedIPv6 = used4, used6
-	p.Status.AvailableIPv4, p.Status.AvailableIPv6 = size4-used4, size6-used6
-	p.Status.Gantry = setCondition(p.Status.Gantry, valid(snapshot.Object{Kind: "IPAddressPool", Namespace: p.Namespace, Name: name}, p.Generation, r.config.problems))
-	if equality.Semantic.DeepEqual(before.Status, p.Status) {
-		return nil
+	after := v1beta1.IPAddressPoolStatus{
+		AssignedIPv4: used4, AssignedIPv6: used6, AvailableIPv4: size4 - used4, AvailableIPv6: size6 - used6,
+		Gantry: setCondition(p.Status.Gantry, valid(snapshot.Object{Kind: "IPAddressPool", Namespace: p.Namespace, Name: p.Name}, p.Generation, r.config.problems)),
 	}
-	// The counters are required fields, so that the whole status is written: a merge patch would leave out what
-	// is zero on both sides.
-	if err := r.Client.Status().Update(ctx, &p); err != nil {
-		return fmt.Errorf("writing the status of pool %q: %w", name, err)
+	if equality.Semantic.DeepEqual(p.Status, after) {
+		return
 	}
-	return nil
+	p = p.DeepCopy()
+	p.Status = after
+	r.counters.writing++
+	r.start(&poolWrite{p})
+}
+
+// poolWrite writes the status of a pool.
+type poolWrite struct{ pool *v1beta1.IPAddressPool }
+
+// run implements task. A conflict means that the pool has just been edited; what is wrong then is looked at anew.
+func (w *poolWrite) run(ctx context.Context, api API) result {
+	err := api.UpdatePool(ctx, w.pool)
+	return func(_ context.Context, r *Services) {
+		r.counters.writing--
+		if err == nil || apierrors.IsNotFound(err) {
+			return
+		}
+		r.counters.stale = true
+		if !apierrors.IsConflict(err) {
+			r.Log.Error("writing the status of a pool", "pool", w.pool.Name, "error", err, "reason", names.ReasonWriteFailed, "again", countersInterval)
+		}
+	}
 }
 
 // setCondition returns a status with the condition in it; the time of the last transition changes with the status of

@@ -34,7 +34,7 @@ type Configuration struct {
 // Setup registers the reconciler. However many objects change, one look at all of them follows.
 func (r *Configuration) Setup(mgr ctrl.Manager) error {
 	whole := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []ctrl.Request {
-		return []ctrl.Request{{NamespacedName: configRequest}}
+		return []ctrl.Request{{NamespacedName: client.ObjectKey{Name: "configuration"}}}
 	})
 	b := ctrl.NewControllerManagedBy(mgr).Named("configuration").
 		Watches(&v1beta1.ConfigurationState{}, whole, builder.WithPredicates(named(names.ComponentController))).
@@ -48,6 +48,9 @@ func (r *Configuration) Setup(mgr ctrl.Manager) error {
 	}
 	return nil
 }
+
+// labelChanges passes the events that may change what a selector matches.
+func labelChanges() predicate.Predicate { return predicate.LabelChangedPredicate{} }
 
 // named passes events about objects of that name.
 func named(name string) predicate.Predicate {

@@ -1,256 +1,193 @@
-// Package reconcile joins the allocator to the API server. One worker, Services, owns the Ledger: it alone decides and
-// writes, one Service at a time, so that two Services cannot be given one address. It runs on the leader only, and
-// loads every address in use before it gives the first new one.
+// Package reconcile joins the allocator to the API server. One goroutine, the worker of Services, owns the Ledger and decides; what
+// it decided is written side by side by tasks. It runs on the leader only, and knows every address in use before it gives
+// the first new one. Two workers that run at once, by mistake or across a change of leaders, do not give one address twice: see
+// package fence for how.
+//
+// The order of one assignment: the Decision is committed to the Ledger; its Intent is written to the AddressLedger, one write for
+// all Services of a batch; the Service's status is written; the Intent is settled. An event tells the outcome. An address is
+// given up only for what proves that it is free: our own write to the Service, or an answer of the API server itself.
 package reconcile
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"log/slog"
-	"slices"
+	"strconv"
 	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/client-go/tools/events"
-	ctrl "sigs.k8s.io/controller-runtime"
-	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/event"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/controller/allocate"
+	"github.com/gantry-lb/gantry/controller/fence"
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// Services gives addresses to the Services of one class.
-type Services struct {
-	Client client.Client
-	Events events.EventRecorder
-	Log    *slog.Logger
+// Options are what a worker is made of.
+type Options struct {
+	API API
+	Log *slog.Logger
+	// Tell makes an event about a Service; kind is Normal or Warning.
+	Tell func(about *corev1.Service, kind, reason, text string)
 	// Namespace holds the configuration objects.
 	Namespace string
 	// Class is the load balancer class to serve; empty serves Services without a class.
 	Class string
+	// Identity names this process in the AddressLedger.
+	Identity string
+}
 
-	// wake carries requests from the worker to its own queue; see again.
-	wake chan event.GenericEvent
+// Services gives addresses to the Services of one class. The zero value is not usable; call New.
+type Services struct {
+	Options
+
+	inbox *inbox
+	// results of the tasks that ran; there is room for all that run at a time.
+	results chan result
 	// loaded is set once the Ledger holds every address in use.
 	loaded atomic.Bool
-	// countersStale asks for the pools' status to be written; the ticker in setup.go turns it into a request.
-	countersStale atomic.Bool
 
 	// The worker owns all that follows.
 	ledger *allocate.Ledger
-	config configurationState
+	// epoch counts how often the Ledger was built.
+	epoch   int
+	config  configurationState
+	records map[view.Key]*record
 	// pending are the Services that do not have what they ask for.
 	pending map[view.Key]struct{}
+	// wakePending asks for a look at all of them.
+	wakePending bool
+	// ready are tasks that wait for a place, sleeping ones that wait for their time.
+	ready    []task
+	sleeping []*write
+	inFlight int
+	journal  journal
+	counters counters
+	failures int // to load, in a row
 }
 
-// The requests that name no Service. A Service's request always has a namespace.
-var (
-	configRequest = client.ObjectKey{Name: "configuration"}
-	statusRequest = client.ObjectKey{Name: "status"}
-)
-
-// conflictDelay is how long a Service waits after its cached object proved to be old: about as long as the watch takes.
-const conflictDelay = 5 * time.Millisecond
-
-// Reconcile handles one request of the worker's queue.
-func (r *Services) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
-	if !r.loaded.Load() {
-		if err := r.load(ctx); err != nil {
-			return ctrl.Result{}, err
-		}
-		r.loaded.Store(true)
-		r.countersStale.Store(true)
-	}
-	var err error
-	switch req.NamespacedName {
-	case configRequest:
-		err = r.reconfigure(ctx)
-	case statusRequest:
-		err = r.writeConfigStatus(ctx)
-	default:
-		err = r.service(ctx, view.Key{Namespace: req.Namespace, Name: req.Name})
-	}
-	if apierrors.IsConflict(err) { // our cache was behind; the newer object is on its way, or here already
-		return ctrl.Result{RequeueAfter: conflictDelay}, nil
-	}
-	return ctrl.Result{}, err
+// record is what the worker remembers of a Service that is, or was, ours.
+type record struct {
+	uid types.UID
+	// version is the newest resourceVersion that the Service is known to have had. A cached object that is older is not looked
+	// at: the newer one is on its way.
+	version uint64
+	// busy says that a write waits or is under way; again, that there was news meanwhile.
+	busy, again bool
+	failures    int // in a row
+	// sharing is what its right to share an address hung on when it was last looked at.
+	sharing string
 }
 
-// load rebuilds the Ledger from the status of all Services. Of two that hold one address without a right to share it,
-// the older keeps it; the other is served anew.
-func (r *Services) load(ctx context.Context) error {
-	config, err := readConfiguration(ctx, r.Client, r.Namespace, r.config.snapshot)
-	if err != nil {
-		return err
+// batchSize bounds how many Services are looked at before results are taken in: some milliseconds of work.
+const batchSize = 64
+
+// New returns a worker that has not begun.
+func New(o Options) *Services {
+	return &Services{
+		Options: o, inbox: newInbox(), results: make(chan result, maxInFlight+2),
+		records: map[view.Key]*record{}, pending: map[view.Key]struct{}{},
 	}
-	var list corev1.ServiceList
-	if err := r.Client.List(ctx, &list); err != nil {
-		return fmt.Errorf("reading the addresses in use: %w", err)
-	}
-	r.config, r.ledger, r.pending = config, allocate.NewLedger(), map[view.Key]struct{}{}
-	views := make([]view.Service, 0, len(list.Items))
-	for i := range list.Items {
-		if v := view.FromService(&list.Items[i]); r.ours(&v) {
-			views = append(views, v)
+}
+
+// Loaded says whether the Ledger holds every address in use.
+func (r *Services) Loaded() bool { return r.loaded.Load() }
+
+// Run works until ctx ends, and then waits for what is under way.
+func (r *Services) Run(ctx context.Context) error {
+	r.inbox.begin()
+	r.inbox.poke()
+	for ctx.Err() == nil {
+		if !r.loaded.Load() {
+			r.reload(ctx)
 		}
-	}
-	slices.SortFunc(views, func(a, b view.Service) int {
-		if a.Created != b.Created {
-			return int(a.Created - b.Created)
+		if r.loaded.Load() {
+			r.step(ctx)
 		}
-		return a.Key.Compare(b.Key)
-	})
-	for i := range views {
-		r.claim(&views[i])
+		r.await(ctx)
 	}
-	r.Log.Info("the addresses in use are read", "services", len(views), "pools", len(config.snapshot.Pools))
+	for r.inFlight > 0 {
+		<-r.results
+		r.inFlight--
+	}
 	return nil
 }
 
-// claim records the addresses in a Service's status, as far as nobody else holds them.
-func (r *Services) claim(v *view.Service) {
-	free := slices.DeleteFunc(slices.Clone(v.Assigned), func(a netAddr) bool { return !r.ledger.Usable(a, v) })
-	if len(free) > 0 {
-		r.ledger.Commit(v, free, v.PoolRecorded)
+// step does what there is to do now.
+func (r *Services) step(ctx context.Context) {
+	r.reconfigure(ctx)
+	for _, l := range r.inbox.take(batchSize) {
+		r.look(ctx, l)
 	}
+	if r.wakePending {
+		r.wakePending = false
+		r.inbox.addLater(sorted(r.pending)...)
+	}
+	r.swap(ctx)
+	r.count(ctx)
+	r.dispatch(ctx)
 }
 
-// ours says whether the Service is ours to serve.
-func (r *Services) ours(v *view.Service) bool { return v.LoadBalancer && v.Class == r.Class }
-
-// reconfigure takes in a change of the configuration and looks at every Service that it may concern.
-func (r *Services) reconfigure(ctx context.Context) error {
-	config, err := readConfiguration(ctx, r.Client, r.Namespace, r.config.snapshot)
-	if err != nil {
-		return err
+// await waits until there is something to do, and takes in what has come of the tasks.
+func (r *Services) await(ctx context.Context) {
+	if !r.inbox.empty() && r.loaded.Load() {
+		r.inbox.poke()
 	}
-	r.config = config
-	for _, p := range config.problems {
-		r.Log.Debug("configuration problem", "object", p.Object.Kind+"/"+p.Object.Name, "reason", p.Reason, "text", p.Text)
+	select {
+	case <-ctx.Done():
+		return
+	case <-r.inbox.signal:
+	case f := <-r.results:
+		r.takeIn(ctx, f)
 	}
-	r.countersStale.Store(true)
-	r.again(ctx, r.ledger.Services()...)
-	r.wakePending(ctx)
-	return nil
-}
-
-// again puts Services into the worker's queue.
-func (r *Services) again(ctx context.Context, keys ...view.Key) {
-	for _, k := range keys {
-		o := &corev1.Service{}
-		o.Namespace, o.Name = k.Namespace, k.Name
+	for {
 		select {
-		case r.wake <- event.GenericEvent{Object: o}:
-		case <-ctx.Done():
+		case f := <-r.results:
+			r.takeIn(ctx, f)
+		default:
 			return
 		}
 	}
 }
 
-// wakePending looks again at the Services that wait for something.
-func (r *Services) wakePending(ctx context.Context) {
-	keys := make([]view.Key, 0, len(r.pending))
-	for k := range r.pending {
-		keys = append(keys, k)
-	}
-	slices.SortFunc(keys, view.Key.Compare)
-	r.again(ctx, keys...)
+func (r *Services) takeIn(ctx context.Context, f result) {
+	r.inFlight--
+	f(ctx, r)
 }
 
-// service brings one Service's status in line with what it is to hold.
-func (r *Services) service(ctx context.Context, k view.Key) error {
-	var s corev1.Service
-	err := r.Client.Get(ctx, client.ObjectKey{Namespace: k.Namespace, Name: k.Name}, &s)
-	if apierrors.IsNotFound(err) {
-		r.release(ctx, k, "the Service is gone")
-		return nil
-	}
+// pokeAfter has the worker look around after d.
+func (r *Services) pokeAfter(d time.Duration) { time.AfterFunc(d, r.inbox.poke) }
+
+// journal is the worker's side of the AddressLedger.
+type journal struct {
+	fence  *fence.Fence
+	object *v1alpha1.AddressLedger
+	// staged are writes whose Intents are to be in the object first.
+	staged []*write
+	// swapping says that a write of the object is under way.
+	swapping bool
+	// last is when the last one began; due is set while a timer runs for the next.
+	last     time.Time
+	due      bool
+	failures int // in a row
+}
+
+// versionOf reads a resourceVersion, which the API server counts up; 0 when it is no number, which compares with nothing.
+func versionOf(text string) uint64 {
+	n, err := strconv.ParseUint(text, 10, 64)
 	if err != nil {
-		return fmt.Errorf("reading Service %s: %w", k, err)
+		return 0
 	}
-	v := view.FromService(&s)
-	if !r.ours(&v) {
-		return r.dismiss(ctx, &s, &v)
-	}
-	if _, held := r.ledger.Held(k); !held {
-		r.claim(&v) // a status that came with the object, from a backup say, is a claim like any other
-	}
-	d := allocate.Decide(&v, r.ledger, r.config.snapshot)
-	return r.carryOut(ctx, &s, &v, d)
+	return n
 }
 
-// carryOut commits a Decision and writes it. The Ledger comes first: between the two nobody else is given the address.
-// If the write fails the next attempt finds it held by this Service and writes the same.
-func (r *Services) carryOut(ctx context.Context, s *corev1.Service, v *view.Service, d allocate.Decision) error {
-	before, _ := r.ledger.Held(v.Key)
-	pool := d.Pool
-	if p := r.config.snapshot.PoolFor(d.Addresses...); p != nil {
-		pool = p.Name
+// problem logs what went wrong with a Service and when it is tried again.
+func (r *Services) problem(k view.Key, err error, wait time.Duration) {
+	if errors.Is(err, context.Canceled) {
+		return
 	}
-	moved := !slices.Equal(before.Addresses, d.Addresses)
-	if moved && len(d.Addresses) > 0 && len(before.Addresses) > 0 {
-		// Make before break: the old addresses stay reserved until the new ones are written.
-		r.ledger.Commit(v, union(before.Addresses, d.Addresses), pool)
-	} else {
-		r.ledger.Commit(v, d.Addresses, pool)
-	}
-	if d.Reason == names.ReasonAssigned {
-		delete(r.pending, v.Key)
-	} else {
-		r.pending[v.Key] = struct{}{}
-	}
-	changed, err := r.write(ctx, s, d, pool)
-	if err != nil {
-		return err
-	}
-	r.ledger.Commit(v, d.Addresses, pool)
-	if moved {
-		r.countersStale.Store(true)
-		if len(before.Addresses) > 0 {
-			r.wakePending(ctx)
-		}
-	}
-	if changed {
-		r.tell(s, v, d)
-	}
-	return nil
-}
-
-func union(a, b []netAddr) []netAddr {
-	out := slices.Clone(a)
-	for _, x := range b {
-		if !slices.Contains(out, x) {
-			out = append(out, x)
-		}
-	}
-	return out
-}
-
-// release frees what a Service held and lets those that wait try again.
-func (r *Services) release(ctx context.Context, k view.Key, why string) {
-	delete(r.pending, k)
-	if freed := r.ledger.Release(k); len(freed) > 0 {
-		r.Log.Info("addresses released", "service", k.String(), "addresses", freed, "why", why)
-		r.countersStale.Store(true)
-		r.wakePending(ctx)
-	}
-}
-
-// dismiss takes our status from a Service that is no longer ours to serve. What we never gave is left alone.
-func (r *Services) dismiss(ctx context.Context, s *corev1.Service, v *view.Service) error {
-	_, held := r.ledger.Held(v.Key)
-	_, waiting := r.pending[v.Key]
-	if !held && !waiting && !marked(s) {
-		return nil
-	}
-	// A Service that went to another class is that class's to write; only what we wrote is taken back.
-	if err := r.clear(ctx, s); err != nil {
-		return err
-	}
-	r.release(ctx, v.Key, "the Service is no LoadBalancer of this class any more")
-	return nil
+	r.Log.Error("serving a Service", "service", k.String(), "error", err, "reason", names.ReasonWriteFailed, "again", wait)
 }

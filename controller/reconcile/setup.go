@@ -2,110 +2,106 @@ package reconcile
 
 import (
 	"context"
-	"crypto/rand"
 	"fmt"
-	"time"
+	"maps"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	ctrl "sigs.k8s.io/controller-runtime"
-	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"k8s.io/client-go/tools/cache"
+	ctrlcache "sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/controller"
-	"sigs.k8s.io/controller-runtime/pkg/event"
-	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
-	"sigs.k8s.io/controller-runtime/pkg/predicate"
-	"sigs.k8s.io/controller-runtime/pkg/source"
 
-	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/internal/configuration"
+	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// countersInterval bounds how often the counters in the pools' status are written.
-const countersInterval = time.Second
-
-// Setup registers the worker and everything it watches. Everything in it runs on the leader only.
-func (r *Services) Setup(mgr ctrl.Manager) error {
-	r.wake = make(chan event.GenericEvent)
-	toConfig := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []ctrl.Request {
-		return []ctrl.Request{{NamespacedName: configRequest}}
-	})
-	err := ctrl.NewControllerManagedBy(mgr).
-		Named("services").
-		For(&corev1.Service{}).
-		Watches(&v1beta1.IPAddressPool{}, toConfig).
-		WatchesMetadata(configuration.Metadata("Namespace"), toConfig, builder.WithPredicates(labelChanges())).
-		WatchesRawSource(source.Channel(r.wake, &handler.EnqueueRequestForObject{})).
-		WithOptions(controller.Options{MaxConcurrentReconciles: 1}).
-		Complete(r)
-	if err != nil {
-		return fmt.Errorf("setting up the Service worker: %w", err)
+// Setup has the worker run while mgr leads, with news from mgr's cache. The cache fills while the controller stands by, so that it
+// can begin at once when it leads.
+func (r *Services) Setup(ctx context.Context, mgr manager.Manager) error {
+	feeds := []struct {
+		object  client.Object
+		handler cache.ResourceEventHandler
+	}{
+		{&corev1.Service{}, r.serviceEvents()},
+		{&v1beta1.IPAddressPool{}, r.configEvents()},
+		{configuration.Metadata("Namespace"), r.configEvents()},
 	}
-	if err := mgr.Add(manager.RunnableFunc(r.tick)); err != nil {
-		return fmt.Errorf("setting up the pools' counters: %w", err)
+	for _, f := range feeds {
+		// The API server may be away: mgr waits for the cache when it starts.
+		informer, err := mgr.GetCache().GetInformer(ctx, f.object, ctrlcache.BlockUntilSynced(false))
+		if err != nil {
+			return fmt.Errorf("watching %T: %w", f.object, err)
+		}
+		if _, err := informer.AddEventHandler(f.handler); err != nil {
+			return fmt.Errorf("watching %T: %w", f.object, err)
+		}
 	}
-	if err := mgr.Add(manager.RunnableFunc(r.makeGossipKey)); err != nil {
-		return fmt.Errorf("setting up the gossip key: %w", err)
+	if err := mgr.Add(manager.RunnableFunc(r.Run)); err != nil {
+		return fmt.Errorf("setting up the worker: %w", err)
 	}
 	return nil
 }
 
-// Loaded says whether the Ledger holds every address in use.
-func (r *Services) Loaded() bool { return r.loaded.Load() }
-
-// labelChanges passes the events that may change which namespaces a selector matches.
-func labelChanges() predicate.Predicate {
-	return predicate.LabelChangedPredicate{}
-}
-
-// tick asks for the pools' status to be written when it is stale, at most once an interval.
-func (r *Services) tick(ctx context.Context) error {
-	t := time.NewTicker(countersInterval)
-	defer t.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-t.C:
+// serviceEvents tells the worker which Services changed.
+func (r *Services) serviceEvents() cache.ResourceEventHandler {
+	add := func(o any) {
+		if s, ok := o.(*corev1.Service); ok {
+			r.Changed(view.Key{Namespace: s.Namespace, Name: s.Name})
 		}
-		if !r.countersStale.Swap(false) {
-			continue
-		}
-		o := &corev1.Service{}
-		o.Name = statusRequest.Name
-		select {
-		case r.wake <- event.GenericEvent{Object: o}:
-		case <-ctx.Done():
-			return nil
-		}
+	}
+	return cache.ResourceEventHandlerFuncs{
+		AddFunc:    add,
+		UpdateFunc: func(_, o any) { add(o) },
+		DeleteFunc: func(o any) {
+			if unknown, ok := o.(cache.DeletedFinalStateUnknown); ok {
+				o = unknown.Obj
+			}
+			if s, ok := o.(*corev1.Service); ok {
+				r.Deleted(s)
+			}
+		},
 	}
 }
 
-// makeGossipKey creates the Secret with the speakers' gossip key unless it is there. It is never overwritten: speakers
-// with different keys do not hear each other.
-func (r *Services) makeGossipKey(ctx context.Context) error {
-	key := make([]byte, 32)
-	if _, err := rand.Read(key); err != nil {
-		return fmt.Errorf("making a gossip key: %w", err)
+// configEvents tells the worker that the configuration changed, or that somebody wrote a status that may not be right.
+func (r *Services) configEvents() cache.ResourceEventHandler {
+	change := func(any) { r.Reconfigured() }
+	return cache.ResourceEventHandlerFuncs{
+		AddFunc:    change,
+		DeleteFunc: change,
+		UpdateFunc: func(o, n any) {
+			before, ok1 := o.(client.Object)
+			after, ok2 := n.(client.Object)
+			if ok1 && ok2 && before.GetUID() == after.GetUID() && before.GetGeneration() == after.GetGeneration() && maps.Equal(before.GetLabels(), after.GetLabels()) {
+				r.inbox.recount()
+				return
+			}
+			change(n)
+		},
 	}
-	s := &corev1.Secret{Data: map[string][]byte{names.GossipSecretKey: key}, Type: corev1.SecretTypeOpaque}
-	s.Namespace, s.Name = r.Namespace, names.GossipSecret
-	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 10*time.Second) {
-		err := r.Client.Create(ctx, s.DeepCopy())
-		if err == nil {
-			r.Log.Info("gossip key made", "secret", r.Namespace+"/"+names.GossipSecret)
-			return nil
-		}
-		if apierrors.IsAlreadyExists(err) {
-			return nil
-		}
-		r.Log.Error("making the gossip key; speakers wait for it", "secret", r.Namespace+"/"+names.GossipSecret, "error", err)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(wait):
-		}
+}
+
+// Changed tells the worker that a Service is new or has changed. It may be called from any goroutine, as Deleted and Reconfigured
+// may.
+func (r *Services) Changed(k view.Key) { r.inbox.add(k) }
+
+// Deleted tells the worker that this very Service is gone.
+func (r *Services) Deleted(s *corev1.Service) {
+	r.inbox.deleted(view.Key{Namespace: s.Namespace, Name: s.Name}, s.UID)
+}
+
+// Reconfigured tells the worker that a configuration object or a namespace changed.
+func (r *Services) Reconfigured() { r.inbox.reconfigured() }
+
+// Compact is what the cache keeps of a Service: not who wrote which field, nor the copy of the manifest that kubectl leaves.
+// Nothing of it is ever written back, since a write carries differences alone.
+func Compact(o any) (any, error) {
+	if s, ok := o.(*corev1.Service); ok {
+		s.ManagedFields = nil
+		delete(s.Annotations, corev1.LastAppliedConfigAnnotation)
+		s.Spec.SessionAffinityConfig = nil
+		s.Spec.LoadBalancerSourceRanges = nil
 	}
+	return o, nil
 }

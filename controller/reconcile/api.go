@@ -1,0 +1,149 @@
+package reconcile
+
+import (
+	"context"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/internal/configuration"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// API is what the worker needs of the API server. What Cached and Pools return may be old, and must not be changed; what
+// Live and EachLive return was true when it was asked. An in-memory one is in package memory.
+type API interface {
+	// Cached returns a Service, nil when the cache has none.
+	Cached(context.Context, view.Key) (*corev1.Service, error)
+	// Live returns a Service, nil when there is none.
+	Live(context.Context, view.Key) (*corev1.Service, error)
+	// EachLive calls visit for every Service of one moment.
+	EachLive(ctx context.Context, visit func(*corev1.Service)) error
+	// Pools returns the pools, and the namespaces that they may select.
+	Pools(context.Context) (snapshot.Objects, error)
+	// PatchStatus writes the difference in status and annotations, and returns what the Service is then. It is refused as a
+	// conflict when the Service is not what it was before.
+	PatchStatus(ctx context.Context, before, after *corev1.Service) (*corev1.Service, error)
+	// UpdatePool writes the status of a pool.
+	UpdatePool(context.Context, *v1beta1.IPAddressPool) error
+	// Ledger returns the AddressLedger as it is, and makes an empty one when there is none.
+	Ledger(context.Context) (*v1alpha1.AddressLedger, error)
+	// SwapLedger writes the AddressLedger, and returns it as written. It is refused as a conflict when it is not the one that was
+	// read, and as not found when it is gone.
+	SwapLedger(context.Context, *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger, error)
+}
+
+// Cluster is the API of a real cluster.
+type Cluster struct {
+	// Client reads from the cache and writes to the API server.
+	Client client.Client
+	// Reader reads from the API server itself.
+	Reader client.Reader
+	// Namespace holds the configuration and the AddressLedger.
+	Namespace string
+}
+
+var _ API = (*Cluster)(nil)
+
+// pageSize bounds one answer of the API server; a page of Services is about a megabyte.
+const pageSize = 1000
+
+// Cached implements API.
+func (c *Cluster) Cached(ctx context.Context, k view.Key) (*corev1.Service, error) {
+	return service(ctx, c.Client, k)
+}
+
+// Live implements API.
+func (c *Cluster) Live(ctx context.Context, k view.Key) (*corev1.Service, error) {
+	return service(ctx, c.Reader, k)
+}
+
+func service(ctx context.Context, r client.Reader, k view.Key) (*corev1.Service, error) {
+	var s corev1.Service
+	err := r.Get(ctx, client.ObjectKey{Namespace: k.Namespace, Name: k.Name}, &s)
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading Service %s: %w", k, err)
+	}
+	return &s, nil
+}
+
+// EachLive implements API. The pages are of one moment, which the API server promises for a list that is continued.
+func (c *Cluster) EachLive(ctx context.Context, visit func(*corev1.Service)) error {
+	var next string
+	for {
+		var page corev1.ServiceList
+		if err := c.Reader.List(ctx, &page, client.Limit(pageSize), client.Continue(next)); err != nil {
+			return fmt.Errorf("reading all Services: %w", err)
+		}
+		for i := range page.Items {
+			visit(&page.Items[i])
+		}
+		if next = page.Continue; next == "" {
+			return nil
+		}
+	}
+}
+
+// Pools implements API.
+func (c *Cluster) Pools(ctx context.Context) (snapshot.Objects, error) {
+	var pools v1beta1.IPAddressPoolList
+	if err := c.Client.List(ctx, &pools, client.InNamespace(c.Namespace)); err != nil {
+		return snapshot.Objects{}, fmt.Errorf("reading the pools: %w", err)
+	}
+	namespaces, err := configuration.Namespaces(ctx, c.Client)
+	return snapshot.Objects{Pools: pools.Items, Namespaces: namespaces}, err
+}
+
+// PatchStatus implements API, through the status subresource, which carries annotations too.
+func (c *Cluster) PatchStatus(ctx context.Context, before, after *corev1.Service) (*corev1.Service, error) {
+	written := after.DeepCopy()
+	base := client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})
+	if err := c.Client.Status().Patch(ctx, written, base); err != nil {
+		return nil, fmt.Errorf("writing the status of Service %s/%s: %w", before.Namespace, before.Name, err)
+	}
+	return written, nil
+}
+
+// UpdatePool implements API. The counters are required fields, so that the whole status is written: a merge patch would leave
+// out what is zero on both sides.
+func (c *Cluster) UpdatePool(ctx context.Context, p *v1beta1.IPAddressPool) error {
+	if err := c.Client.Status().Update(ctx, p); err != nil {
+		return fmt.Errorf("writing the status of pool %q: %w", p.Name, err)
+	}
+	return nil
+}
+
+// Ledger implements API.
+func (c *Cluster) Ledger(ctx context.Context) (*v1alpha1.AddressLedger, error) {
+	l := &v1alpha1.AddressLedger{}
+	key := client.ObjectKey{Namespace: c.Namespace, Name: names.AddressLedger}
+	err := c.Reader.Get(ctx, key, l)
+	if apierrors.IsNotFound(err) {
+		l.Namespace, l.Name = key.Namespace, key.Name
+		if err = c.Client.Create(ctx, l); apierrors.IsAlreadyExists(err) { // another controller was faster
+			err = c.Reader.Get(ctx, key, l)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the AddressLedger %s: %w", key, err)
+	}
+	return l, nil
+}
+
+// SwapLedger implements API.
+func (c *Cluster) SwapLedger(ctx context.Context, l *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger, error) {
+	written := l.DeepCopy()
+	if err := c.Client.Update(ctx, written); err != nil {
+		return nil, fmt.Errorf("writing the AddressLedger: %w", err)
+	}
+	return written, nil
+}

@@ -1,0 +1,50 @@
+package reconcile
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"log/slog"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/names"
+)
+
+// GossipKey makes the Secret with the speakers' gossip key.
+type GossipKey struct {
+	Client    client.Client
+	Log       *slog.Logger
+	Namespace string
+}
+
+// Start creates the Secret unless it is there, and returns when it is. It is never overwritten: speakers with different keys
+// do not hear each other.
+func (g *GossipKey) Start(ctx context.Context) error {
+	key := make([]byte, 32)
+	if _, err := rand.Read(key); err != nil {
+		return fmt.Errorf("making a gossip key: %w", err)
+	}
+	s := &corev1.Secret{Data: map[string][]byte{names.GossipSecretKey: key}, Type: corev1.SecretTypeOpaque}
+	s.Namespace, s.Name = g.Namespace, names.GossipSecret
+	name := g.Namespace + "/" + names.GossipSecret
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 10*time.Second) {
+		err := g.Client.Create(ctx, s.DeepCopy())
+		if err == nil {
+			g.Log.Info("gossip key made", "secret", name)
+			return nil
+		}
+		if apierrors.IsAlreadyExists(err) {
+			return nil
+		}
+		g.Log.Error("making the gossip key; speakers wait for it", "secret", name, "error", err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+	}
+}

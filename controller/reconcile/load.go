@@ -1,0 +1,177 @@
+package reconcile
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/controller/allocate"
+	"github.com/gantry-lb/gantry/controller/fence"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// loadTimeout bounds one reading of everything.
+const loadTimeout = 2 * time.Minute
+
+// reload loads, and comes again later when that fails.
+func (r *Services) reload(ctx context.Context) {
+	err := r.load(ctx)
+	if err == nil {
+		r.failures = 0
+		r.loaded.Store(true)
+		r.counters.stale = true
+		return
+	}
+	r.failures++
+	r.Log.Error("reading the addresses in use; no address is given before that", "error", err, "again", delay(r.failures))
+	r.pokeAfter(delay(r.failures))
+}
+
+// load builds the Ledger anew: from the AddressLedger, and then from the status of all Services, both as the API server itself
+// has them. The order matters: what was settled before the one was read shows in the other. Of two Services that hold one
+// address without a right to share it, the older keeps it; the other is served anew.
+func (r *Services) load(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
+	defer cancel()
+	config, err := r.readConfiguration(ctx)
+	if err != nil {
+		return err
+	}
+	object, err := r.API.Ledger(ctx)
+	if err != nil {
+		return err
+	}
+	intents, err := intentsOf(object)
+	if err != nil {
+		return err
+	}
+	var views []view.Service
+	seen := map[view.Key]*record{}
+	versions := map[view.Key]string{}
+	open := fence.New(intents)
+	shown := map[view.Key]struct{}{} // the Services that the object shows
+	for _, i := range intents {
+		shown[i.Service] = struct{}{}
+	}
+	err = r.API.EachLive(ctx, func(s *corev1.Service) {
+		v := view.FromService(s)
+		if _, in := shown[v.Key]; in {
+			versions[v.Key] = s.ResourceVersion
+		}
+		if !r.ours(&v) {
+			if marked(s) {
+				r.inbox.addLater(v.Key)
+			}
+			return
+		}
+		seen[v.Key] = &record{uid: s.UID, version: versionOf(s.ResourceVersion)}
+		views = append(views, v)
+	})
+	if err != nil {
+		return err
+	}
+	left := open.Review(func(k view.Key) (string, bool) { v, ok := versions[k]; return v, ok })
+	r.config, r.ledger, r.epoch = config, allocate.NewLedger(), r.epoch+1
+	r.journal.fence, r.journal.object = open, object
+	r.adopt(seen)
+	r.claimAll(views, left)
+	r.Log.Info("the addresses in use are read", "services", len(views), "pools", len(config.snapshot.Pools), "intents", len(left))
+	return nil
+}
+
+// adopt takes over what was read of each Service. What waited for the AddressLedger is decided again; what is under way goes on,
+// since its Intent is among those that were read.
+func (r *Services) adopt(seen map[view.Key]*record) {
+	for _, w := range r.journal.staged {
+		r.records[w.v.Key].busy = false
+	}
+	r.journal.staged = nil
+	for k, old := range r.records {
+		switch now := seen[k]; {
+		case now != nil:
+			now.busy, now.again, now.failures = old.busy, old.again, old.failures
+			if old.uid == now.uid {
+				now.version = max(now.version, old.version)
+			}
+		case old.busy:
+			seen[k] = old
+		default:
+			delete(r.pending, k)
+		}
+	}
+	r.records = seen
+}
+
+// claimAll records what the Services hold: by their status, and by Intents that may still arrive. Those without an address are
+// looked at first.
+func (r *Services) claimAll(views []view.Service, left []fence.Intent) {
+	slices.SortFunc(views, func(a, b view.Service) int {
+		return cmp.Or(cmp.Compare(a.Created, b.Created), a.Key.Compare(b.Key))
+	})
+	intents := map[view.Key][]netip.Addr{}
+	for _, i := range left {
+		intents[i.Service] = i.Addresses
+	}
+	for i := range views {
+		v := &views[i]
+		v.Assigned = union(v.Assigned, intents[v.Key])
+		if len(v.Assigned) == 0 {
+			r.inbox.add(v.Key)
+			continue
+		}
+		r.claim(v)
+		r.inbox.addLater(v.Key)
+	}
+}
+
+// claim records the addresses in a Service's status, as far as nobody else holds them.
+func (r *Services) claim(v *view.Service) {
+	free := slices.DeleteFunc(slices.Clone(v.Assigned), func(a netip.Addr) bool { return !r.ledger.Usable(a, v) })
+	if len(free) > 0 {
+		r.ledger.Commit(v, free, v.PoolRecorded)
+	}
+}
+
+// intentsOf reads the AddressLedger. One that cannot be read stops everything: to ignore it could give an address twice.
+func intentsOf(l *v1alpha1.AddressLedger) ([]fence.Intent, error) {
+	var out []fence.Intent
+	for _, p := range l.Spec.Pending {
+		i := fence.Intent{Service: view.Key{Namespace: p.Namespace, Name: p.Name}, Base: p.Base}
+		for _, text := range p.Addresses {
+			a, err := netip.ParseAddr(text)
+			if err != nil {
+				return nil, fmt.Errorf("reading AddressLedger %s/%s: Service %s: %w; it is the controllers' alone to write: delete it, and it is made again",
+					l.Namespace, l.Name, i.Service, err)
+			}
+			i.Addresses = append(i.Addresses, a)
+		}
+		out = append(out, i)
+	}
+	return out, nil
+}
+
+// pendingOf is the reverse of intentsOf.
+func pendingOf(intents []fence.Intent) []v1alpha1.PendingAssignment {
+	var out []v1alpha1.PendingAssignment
+	for _, i := range intents {
+		p := v1alpha1.PendingAssignment{Namespace: i.Service.Namespace, Name: i.Service.Name, Base: i.Base}
+		for _, a := range i.Addresses {
+			p.Addresses = append(p.Addresses, a.String())
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+// ours says whether the Service is ours to serve.
+func (r *Services) ours(v *view.Service) bool { return v.LoadBalancer && v.Class == r.Class }
+
+// ledgerName is how the AddressLedger is called in messages.
+func (r *Services) ledgerName() string { return r.Namespace + "/" + names.AddressLedger }

@@ -1,0 +1,294 @@
+package reconcile
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/controller/allocate"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// look decides what becomes of one Service. One whose write is under way is looked at when that has ended.
+func (r *Services) look(ctx context.Context, l letter) {
+	rec := r.records[l.Key]
+	if rec != nil && rec.busy {
+		rec.again = true
+		return
+	}
+	s, err := r.API.Cached(ctx, l.Key)
+	if err != nil {
+		r.problem(l.Key, err, lastDelay)
+		r.lookAfter(l.Key, lastDelay)
+		return
+	}
+	switch {
+	case s == nil && rec == nil:
+		return
+	case s == nil && l.gone == rec.uid:
+		r.release(l.Key, "the Service is gone")
+		return
+	case s == nil:
+		r.confirm(l.Key, rec)
+		return
+	case rec != nil && versionOf(s.ResourceVersion) < rec.version:
+		return // the cache is behind; the event that it owes us brings us back
+	case rec != nil && rec.uid != s.UID:
+		r.release(l.Key, "the Service was made anew under the same name")
+		rec = nil
+	}
+	v := view.FromService(s)
+	if !r.ours(&v) {
+		r.dismiss(s, &v)
+		return
+	}
+	if rec == nil {
+		rec = &record{uid: s.UID, version: versionOf(s.ResourceVersion)}
+		r.records[l.Key] = rec
+	}
+	if now := sharing(&v); now != rec.sharing { // who waits to share with it may try again
+		rec.sharing, r.wakePending = now, r.wakePending || rec.sharing != ""
+	}
+	r.observe(&v)
+	r.carryOut(s, &v, allocate.Decide(&v, r.ledger, r.config.snapshot))
+}
+
+// sharing is what decides with whom a Service may share, in one text; empty when it wants to share with nobody.
+func sharing(v *view.Service) string {
+	if v.SharingKey == "" {
+		return ""
+	}
+	return fmt.Sprint(v.SharingKey, v.Ports, v.Local, v.Selector)
+}
+
+// lookAfter has a Service looked at after d.
+func (r *Services) lookAfter(k view.Key, d time.Duration) {
+	time.AfterFunc(d, func() { r.inbox.add(k) })
+}
+
+// confirm asks the API server itself about a Service before what it holds is given up.
+func (r *Services) confirm(k view.Key, rec *record) {
+	rec.busy = true
+	r.start(&confirm{key: k, epoch: r.epoch})
+}
+
+// confirmed takes in what the API server says. An answer from before the Ledger was built anew counts for nothing.
+func (r *Services) confirmed(c *confirm, now *corev1.Service, err error) {
+	rec := r.free(c.key)
+	switch {
+	case err != nil:
+		rec.failures++
+		r.problem(c.key, err, delay(rec.failures))
+		r.lookAfter(c.key, delay(rec.failures))
+		return
+	case c.epoch != r.epoch:
+		r.inbox.add(c.key)
+		return
+	case now == nil || now.UID != rec.uid:
+		r.release(c.key, "the Service is gone")
+		return
+	}
+	rec.failures = 0
+	rec.version = max(rec.version, versionOf(now.ResourceVersion))
+	if v := view.FromService(now); !r.ours(&v) && !marked(now) {
+		r.release(c.key, "the Service is no LoadBalancer of this class any more")
+	}
+}
+
+// free ends that a Service is busy; news that came meanwhile are looked at next.
+func (r *Services) free(k view.Key) *record {
+	rec := r.records[k]
+	rec.busy = false
+	if rec.again {
+		rec.again = false
+		r.inbox.add(k)
+	}
+	return rec
+}
+
+// observe takes in a status that says something else than the Ledger: it came with the object, from a backup say, or somebody
+// edited it. It is a claim like any other, as far as nobody else holds the addresses.
+func (r *Services) observe(v *view.Service) {
+	held, _ := r.ledger.Held(v.Key)
+	if len(v.Assigned) > 0 && !slices.Equal(v.Assigned, held.Addresses) {
+		r.claim(v)
+	}
+}
+
+// carryOut commits a Decision and has it written. The Ledger comes first: from then on nobody else is given the addresses. What the
+// Service had stays with it until the new is written: make before break.
+func (r *Services) carryOut(s *corev1.Service, v *view.Service, d allocate.Decision) {
+	if d.Reason == names.ReasonAssigned {
+		delete(r.pending, v.Key)
+	} else {
+		r.pending[v.Key] = struct{}{}
+	}
+	w := &write{v: *v, before: s, decision: d, pool: d.Pool, epoch: r.epoch}
+	if p := r.config.snapshot.PoolFor(d.Addresses...); p != nil {
+		w.pool = p.Name
+	}
+	w.held, _ = r.ledger.Held(v.Key)
+	w.after = desired(s, d, w.pool)
+	if same(s, w.after) {
+		r.commit(w)
+		return
+	}
+	r.ledger.Commit(v, union(w.held.Addresses, d.Addresses), w.pool)
+	r.records[v.Key].busy = true
+	if len(union(v.Assigned, d.Addresses)) > len(v.Assigned) {
+		r.journal.staged = append(r.journal.staged, w)
+		return
+	}
+	r.start(w)
+}
+
+// commit records that a Service holds what was decided, and nothing else.
+func (r *Services) commit(w *write) {
+	r.ledger.Commit(&w.v, w.decision.Addresses, w.pool)
+	if slices.Equal(w.held.Addresses, w.decision.Addresses) {
+		return
+	}
+	r.counters.stale = true
+	if slices.ContainsFunc(w.held.Addresses, func(a netip.Addr) bool { return !slices.Contains(w.decision.Addresses, a) }) {
+		r.wakePending = true
+	}
+}
+
+// wrote takes in what became of a write.
+func (r *Services) wrote(_ context.Context, w *write, o outcome, now *corev1.Service, err error) {
+	k, base := w.v.Key, w.before.ResourceVersion
+	rec := r.records[k]
+	if o == unknown { // it stays busy, and its Intent open, until it is known
+		w.doubt = true
+		rec.failures++
+		r.problem(k, err, delay(rec.failures))
+		r.startAfter(w, delay(rec.failures))
+		return
+	}
+	r.journal.fence.Settle(k, base)
+	r.free(k)
+	if w.dismissed {
+		r.dismissed(w, o, now, err)
+		return
+	}
+	switch o {
+	case landed:
+		rec.failures = 0
+		if n := versionOf(now.ResourceVersion); n >= rec.version {
+			rec.version = n
+			r.commit(w)
+		}
+		r.tell(w)
+	case refused: // somebody else wrote the Service: what it says now counts
+		if n := versionOf(now.ResourceVersion); n >= rec.version {
+			rec.version = n
+			r.revert(w, now)
+		}
+		r.inbox.add(k)
+	case gone:
+		if w.epoch == r.epoch {
+			r.release(k, "the Service is gone")
+		} else {
+			r.inbox.add(k)
+		}
+	case rejected:
+		rec.failures++
+		r.problem(k, err, delay(rec.failures))
+		if w.epoch == r.epoch {
+			r.revert(w, w.before)
+		}
+		r.lookAfter(k, delay(rec.failures))
+	}
+}
+
+// startAfter has a task run after d.
+func (r *Services) startAfter(w *write, d time.Duration) {
+	w.wake = time.Now().Add(d)
+	r.sleeping = append(r.sleeping, w)
+	r.pokeAfter(d)
+}
+
+// revert records that a Service holds what its status says, and nothing that was decided for it.
+func (r *Services) revert(w *write, now *corev1.Service) {
+	v := view.FromService(now)
+	before, _ := r.ledger.Held(v.Key)
+	r.ledger.Commit(&v, v.Assigned, v.PoolRecorded)
+	if len(before.Addresses) > len(v.Assigned) {
+		r.wakePending = true
+	}
+	r.pending[w.v.Key] = struct{}{}
+}
+
+// release frees what a Service held and lets those that wait try again.
+func (r *Services) release(k view.Key, why string) {
+	delete(r.pending, k)
+	delete(r.records, k)
+	r.journal.fence.Settle(k, "")
+	if freed := r.ledger.Release(k); len(freed) > 0 {
+		r.Log.Info("addresses released", "service", k.String(), "addresses", freed, "why", why)
+		r.counters.stale, r.wakePending = true, true
+	}
+}
+
+// dismiss takes our status from a Service that is not ours to serve. One of another class is that class's to write, so that only
+// what it held from us is taken back; one that never was ours is left alone.
+func (r *Services) dismiss(s *corev1.Service, v *view.Service) {
+	rec := r.records[v.Key]
+	if rec == nil && (v.LoadBalancer || !marked(s)) {
+		return
+	}
+	w := &write{v: *v, before: s, epoch: r.epoch, dismissed: true}
+	w.held, _ = r.ledger.Held(v.Key)
+	w.after = cleared(s, w.held.Addresses)
+	switch {
+	case rec == nil:
+		rec = &record{uid: s.UID, version: versionOf(s.ResourceVersion)}
+		r.records[v.Key] = rec
+	case same(s, w.after): // nothing to write that would prove that it is so
+		r.confirm(v.Key, rec)
+		return
+	}
+	rec.busy = true
+	r.start(w)
+}
+
+// dismissed takes in what became of a write that took our status from a Service.
+func (r *Services) dismissed(w *write, o outcome, now *corev1.Service, err error) {
+	k := w.v.Key
+	rec := r.records[k]
+	switch {
+	case w.epoch != r.epoch || o == refused:
+		if now != nil {
+			rec.version = max(rec.version, versionOf(now.ResourceVersion))
+		}
+		r.inbox.add(k)
+	case o == rejected:
+		rec.failures++
+		r.problem(k, err, delay(rec.failures))
+		r.lookAfter(k, delay(rec.failures))
+	default:
+		r.release(k, "the Service is no LoadBalancer of this class any more")
+	}
+}
+
+// sorted returns the keys in order.
+func sorted(keys map[view.Key]struct{}) []view.Key {
+	return slices.SortedFunc(maps.Keys(keys), view.Key.Compare)
+}
+
+// union returns the addresses of both, each once, those of a first.
+func union(a, b []netip.Addr) []netip.Addr {
+	out := slices.Clone(a)
+	for _, x := range b {
+		if !slices.Contains(out, x) {
+			out = append(out, x)
+		}
+	}
+	return out
+}

@@ -1,0 +1,244 @@
+package memory
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// ErrLost is the error of a request or an answer that was lost on the way.
+var ErrLost = errors.New("connection reset by peer")
+
+// Weather is what happens to one request on its way. The zero value is a request that arrives and is answered at once.
+type Weather struct {
+	// Out and Back are how long the request and its answer take. A request that is out arrives, even when its sender has gone.
+	Out, Back time.Duration
+	// Lost says that the request does not arrive; Unanswered, that it does, but the answer does not come back.
+	Lost, Unanswered bool
+}
+
+// Client is one controller's way to the Server, and its cache. It implements reconcile.API.
+type Client struct {
+	server *Server
+	// weather is asked once for every request that writes, and for every look at the watch.
+	weather func(what string) Weather
+
+	mu      sync.Mutex // guards all that follows
+	cache   map[view.Key]*corev1.Service
+	seen    int           // how many changes the cache has taken in
+	resumed chan struct{} // closed while the Client is not paused
+}
+
+// Listener is who is told of what the cache sees.
+type Listener interface {
+	Changed(view.Key)
+	Deleted(*corev1.Service)
+}
+
+// NewClient returns a Client whose cache is filled with what there is now.
+func NewClient(s *Server, weather func(what string) Weather) *Client {
+	if weather == nil {
+		weather = func(string) Weather { return Weather{} }
+	}
+	c := &Client{server: s, weather: weather, resumed: make(chan struct{})}
+	close(c.resumed)
+	c.cache, c.seen = s.all()
+	return c
+}
+
+// Watch feeds the cache and tells the listener, until ctx ends.
+func (c *Client) Watch(ctx context.Context, l Listener) {
+	for {
+		changes, more := c.server.since(c.seen)
+		for _, ch := range changes {
+			if c.wait(ctx, c.weather("watch").Back) != nil {
+				return
+			}
+			c.take(ch)
+			if ch.after == nil {
+				l.Deleted(ch.before)
+				continue
+			}
+			l.Changed(view.Key{Namespace: ch.after.Namespace, Name: ch.after.Name})
+		}
+		if len(changes) > 0 {
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-more:
+		}
+	}
+}
+
+func (c *Client) take(ch change) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.seen++
+	if ch.after == nil {
+		delete(c.cache, view.Key{Namespace: ch.before.Namespace, Name: ch.before.Name})
+		return
+	}
+	c.cache[view.Key{Namespace: ch.after.Namespace, Name: ch.after.Name}] = ch.after
+}
+
+// Pause stops everything that goes through this Client, as if its process were stopped; what is out already arrives. Resume undoes
+// it.
+func (c *Client) Pause() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case <-c.resumed:
+		c.resumed = make(chan struct{})
+	default:
+	}
+}
+
+// Resume undoes Pause.
+func (c *Client) Resume() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case <-c.resumed:
+	default:
+		close(c.resumed)
+	}
+}
+
+// wait lets d pass, and then the end of a pause.
+func (c *Client) wait(ctx context.Context, d time.Duration) error {
+	if d > 0 {
+		t := time.NewTimer(d)
+		defer t.Stop()
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-t.C:
+		}
+	}
+	c.mu.Lock()
+	resumed := c.resumed
+	c.mu.Unlock()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-resumed:
+		return nil
+	}
+}
+
+// send carries a request out and its answer back.
+func (c *Client) send(ctx context.Context, what string, do func() error) error {
+	if err := c.wait(ctx, 0); err != nil {
+		return err
+	}
+	w := c.weather(what)
+	answer := make(chan error, 1)
+	go func() { // whoever waits for it may go
+		if w.Out > 0 {
+			<-time.After(w.Out)
+		}
+		if w.Lost {
+			answer <- ErrLost
+			return
+		}
+		err := do()
+		if w.Unanswered {
+			err = ErrLost
+		}
+		answer <- err
+	}()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case err := <-answer:
+		if e := c.wait(ctx, w.Back); e != nil {
+			return e
+		}
+		return err
+	}
+}
+
+// Cached implements reconcile.API.
+func (c *Client) Cached(_ context.Context, k view.Key) (*corev1.Service, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.cache[k], nil
+}
+
+// Live implements reconcile.API.
+func (c *Client) Live(ctx context.Context, k view.Key) (*corev1.Service, error) {
+	now := make(chan *corev1.Service, 1)
+	if err := c.send(ctx, "read", func() error { now <- c.server.Service(k); return nil }); err != nil {
+		return nil, err
+	}
+	return <-now, nil
+}
+
+// EachLive implements reconcile.API.
+func (c *Client) EachLive(ctx context.Context, visit func(*corev1.Service)) error {
+	all := make(chan []*corev1.Service, 1)
+	if err := c.send(ctx, "read", func() error { all <- c.server.Services(); return nil }); err != nil {
+		return err
+	}
+	for _, s := range <-all {
+		visit(s)
+	}
+	return nil
+}
+
+// Pools implements reconcile.API.
+func (c *Client) Pools(context.Context) (snapshot.Objects, error) {
+	return c.server.allPools(), nil
+}
+
+// PatchStatus implements reconcile.API.
+func (c *Client) PatchStatus(ctx context.Context, before, after *corev1.Service) (*corev1.Service, error) {
+	now := make(chan *corev1.Service, 1)
+	err := c.send(ctx, "service", func() error {
+		s, err := c.server.patch(before, after)
+		now <- s
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return <-now, nil
+}
+
+// UpdatePool implements reconcile.API.
+func (c *Client) UpdatePool(ctx context.Context, p *v1beta1.IPAddressPool) error {
+	return c.send(ctx, "pool", func() error { return c.server.updatePool(p) })
+}
+
+// Ledger implements reconcile.API.
+func (c *Client) Ledger(ctx context.Context) (*v1alpha1.AddressLedger, error) {
+	now := make(chan *v1alpha1.AddressLedger, 1)
+	if err := c.send(ctx, "read", func() error { now <- c.server.readLedger(); return nil }); err != nil {
+		return nil, err
+	}
+	return <-now, nil
+}
+
+// SwapLedger implements reconcile.API.
+func (c *Client) SwapLedger(ctx context.Context, l *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger, error) {
+	now := make(chan *v1alpha1.AddressLedger, 1)
+	err := c.send(ctx, "ledger", func() error {
+		l, err := c.server.swap(l)
+		now <- l
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return <-now, nil
+}

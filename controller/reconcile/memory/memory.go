@@ -1,0 +1,281 @@
+// Package memory is an API server for tests of package reconcile, in the memory of the process: Services and the AddressLedger with
+// resourceVersions and conflicts as the real one has them, watched through caches that may lag. A Server is safe for
+// concurrent use; each Client is one controller's way to it, and can be made slow, faulty, or paused. It knows what the worker
+// needs and nothing else, and no rule of validation.
+package memory
+
+import (
+	"fmt"
+	"strconv"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// Server holds the objects. What it hands out must not be changed.
+type Server struct {
+	mu       sync.Mutex // guards all that follows
+	version  int64
+	services map[view.Key]*corev1.Service
+	pools    map[string]*v1beta1.IPAddressPool
+	ledger   *v1alpha1.AddressLedger
+	// changes are all that happened to Services, for the watches; moved is closed at the next, and made anew.
+	changes []change
+	moved   chan struct{}
+	// writes counts requests that changed something, by kind.
+	writes map[string]int
+	check  func(before, after *corev1.Service)
+}
+
+// change is what happened to one Service: after is nil when it was deleted.
+type change struct{ before, after *corev1.Service }
+
+// NewServer returns an empty one. check, unless nil, is called with each change of a Service while nothing else can change.
+func NewServer(check func(before, after *corev1.Service)) *Server {
+	if check == nil {
+		check = func(_, _ *corev1.Service) {}
+	}
+	return &Server{
+		services: map[view.Key]*corev1.Service{}, pools: map[string]*v1beta1.IPAddressPool{},
+		moved: make(chan struct{}), writes: map[string]int{}, check: check,
+	}
+}
+
+func (s *Server) next() string {
+	s.version++
+	return strconv.FormatInt(s.version, 10)
+}
+
+// put stores a Service and tells the watches.
+func (s *Server) put(k view.Key, now *corev1.Service) {
+	before := s.services[k]
+	if now == nil {
+		delete(s.services, k)
+	} else {
+		now.ResourceVersion = s.next()
+		s.services[k] = now
+	}
+	s.check(before, now)
+	s.changes = append(s.changes, change{before, now})
+	close(s.moved)
+	s.moved = make(chan struct{})
+}
+
+// Create adds a Service, or returns false when one of that name exists.
+func (s *Server) Create(o *corev1.Service) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k := view.Key{Namespace: o.Namespace, Name: o.Name}
+	if s.services[k] != nil {
+		return false
+	}
+	o = o.DeepCopy()
+	o.UID, o.Generation = types.UID("uid-"+s.next()), 1
+	o.CreationTimestamp = metav1.Unix(s.version, 0)
+	s.put(k, o)
+	return true
+}
+
+// Edit changes a Service as a user does, or returns false when there is none.
+func (s *Server) Edit(k view.Key, edit func(*corev1.Service)) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.services[k] == nil {
+		return false
+	}
+	o := s.services[k].DeepCopy()
+	edit(o)
+	o.Generation++
+	if o.Spec.Type != corev1.ServiceTypeLoadBalancer { // as the real one does
+		o.Status.LoadBalancer = corev1.LoadBalancerStatus{}
+		o.Spec.LoadBalancerClass = nil
+	}
+	s.put(k, o)
+	return true
+}
+
+// Delete removes a Service.
+func (s *Server) Delete(k view.Key) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.services[k] != nil {
+		s.put(k, nil)
+	}
+}
+
+// Service returns a Service, nil when there is none.
+func (s *Server) Service(k view.Key) *corev1.Service {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.services[k]
+}
+
+// Services returns all of them, in no order.
+func (s *Server) Services() []*corev1.Service {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]*corev1.Service, 0, len(s.services))
+	for _, o := range s.services {
+		out = append(out, o)
+	}
+	return out
+}
+
+// SetPool adds a pool or changes its spec; the workers have to be told.
+func (s *Server) SetPool(name string, spec v1beta1.IPAddressPoolSpec) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := &v1beta1.IPAddressPool{Spec: spec}
+	if old := s.pools[name]; old != nil {
+		p = old.DeepCopy()
+		p.Spec = spec
+	}
+	p.Namespace, p.Name, p.ResourceVersion = names.Namespace, name, s.next()
+	p.Generation++
+	s.pools[name] = p
+}
+
+// DeletePool removes a pool; the workers have to be told.
+func (s *Server) DeletePool(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.pools, name)
+}
+
+// Pool returns a pool, nil when there is none.
+func (s *Server) Pool(name string) *v1beta1.IPAddressPool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.pools[name]
+}
+
+// LoseLedger deletes the AddressLedger.
+func (s *Server) LoseLedger() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ledger = nil
+}
+
+// Ledger returns the AddressLedger, nil when there is none.
+func (s *Server) Ledger() *v1alpha1.AddressLedger {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ledger
+}
+
+// Writes returns how many requests changed something: "service", "ledger" and "pool".
+func (s *Server) Writes(kind string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.writes[kind]
+}
+
+func conflict(resource, name string) error {
+	return apierrors.NewConflict(schema.GroupResource{Resource: resource}, name, fmt.Errorf("the object has been modified"))
+}
+
+func missing(resource, name string) error {
+	return apierrors.NewNotFound(schema.GroupResource{Resource: resource}, name)
+}
+
+func (s *Server) patch(before, after *corev1.Service) (*corev1.Service, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k := view.Key{Namespace: before.Namespace, Name: before.Name}
+	switch now := s.services[k]; {
+	case now == nil:
+		return nil, missing("services", k.String())
+	case now.ResourceVersion != before.ResourceVersion:
+		return nil, conflict("services", k.String())
+	}
+	s.writes["service"]++
+	after = after.DeepCopy()
+	s.put(k, after)
+	return after, nil
+}
+
+func (s *Server) swap(l *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.ledger == nil:
+		return nil, missing("addressledgers", l.Name)
+	case s.ledger.ResourceVersion != l.ResourceVersion:
+		return nil, conflict("addressledgers", l.Name)
+	}
+	s.writes["ledger"]++
+	l = l.DeepCopy()
+	l.ResourceVersion = s.next()
+	s.ledger = l
+	return l, nil
+}
+
+func (s *Server) readLedger() *v1alpha1.AddressLedger {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ledger == nil {
+		s.ledger = &v1alpha1.AddressLedger{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: names.AddressLedger, ResourceVersion: s.next()}}
+	}
+	return s.ledger
+}
+
+func (s *Server) updatePool(p *v1beta1.IPAddressPool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch now := s.pools[p.Name]; {
+	case now == nil:
+		return missing("ipaddresspools", p.Name)
+	case now.ResourceVersion != p.ResourceVersion:
+		return conflict("ipaddresspools", p.Name)
+	}
+	s.writes["pool"]++
+	p = p.DeepCopy()
+	p.ResourceVersion = s.next()
+	s.pools[p.Name] = p
+	return nil
+}
+
+func (s *Server) allPools() snapshot.Objects {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var o snapshot.Objects
+	for _, p := range s.pools {
+		o.Pools = append(o.Pools, *p)
+	}
+	return o
+}
+
+// all returns the Services and how many changes led to them.
+func (s *Server) all() (map[view.Key]*corev1.Service, int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make(map[view.Key]*corev1.Service, len(s.services))
+	for k, o := range s.services {
+		out[k] = o
+	}
+	return out, len(s.changes)
+}
+
+// since returns what changed after the first n changes, and a channel that is closed when more has.
+func (s *Server) since(n int) ([]change, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.changes[n:], s.moved
+}
+
+// Forget lets go of the changes that all Clients have seen by now; it is for tests that measure memory before there are any.
+func (s *Server) Forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.changes = nil
+}

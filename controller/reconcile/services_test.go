@@ -1,0 +1,193 @@
+package reconcile
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/controller/reconcile/memory"
+)
+
+// TestOneWriteAndOneEventForEach counts what a crowd of Services costs.
+func TestOneWriteAndOneEventForEach(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const n = 2000
+		s := memory.NewServer(nil)
+		s.SetPool("p", pool("10.0.0.0/16"))
+		told := &recorder{}
+		c := run(t, s, func(what string) memory.Weather {
+			if what == "watch" {
+				return memory.Weather{}
+			}
+			return memory.Weather{Out: 2 * time.Millisecond, Back: 2 * time.Millisecond}
+		}, Options{Tell: told.tell})
+		defer c.end()
+		time.Sleep(time.Second)
+		for i := range n {
+			s.Create(balanced(fmt.Sprint("s", i)))
+			if i%2 == 0 { // 2,000 a second
+				time.Sleep(time.Millisecond)
+			}
+		}
+		time.Sleep(time.Second)
+		for i := range n {
+			name := fmt.Sprint("s", i)
+			want(t, s, name, fmt.Sprintf("10.0.%d.%d", i/256, i%256), names.ReasonAssigned)
+			if e := told.of(name); len(e) != 1 || !strings.HasPrefix(e[0], "Normal IPAllocated Assigned: ") {
+				t.Errorf("the events of %s are %q", name, e)
+			}
+		}
+		if w := s.Writes("service"); w != n {
+			t.Errorf("%d status writes for %d Services", w, n)
+		}
+		if w := s.Writes("ledger") + s.Writes("pool"); w > n/10 {
+			t.Errorf("%d writes of the AddressLedger and %d of the pool's status for %d Services", s.Writes("ledger"), s.Writes("pool"), n)
+		}
+		if p := s.Pool("p").Status; p.AssignedIPv4 != n || p.AvailableIPv4 != 65536-n {
+			t.Errorf("the pool's status is %+v", p)
+		}
+	})
+}
+
+func TestARestartWritesNothing(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := memory.NewServer(nil)
+		s.SetPool("p", pool("192.0.2.0/29"))
+		c := run(t, s, nil, Options{})
+		for _, name := range []string{"a", "b", "c"} {
+			s.Create(balanced(name))
+			synctest.Wait()
+		}
+		time.Sleep(3 * time.Second)
+		c.end()
+		s.Delete(key("a"))
+		s.Create(balanced("d"))
+		before := s.Writes("service")
+		told := &recorder{}
+		c = run(t, s, nil, Options{Tell: told.tell})
+		time.Sleep(3 * time.Second)
+		want(t, s, "b", "192.0.2.1", names.ReasonAssigned)
+		want(t, s, "c", "192.0.2.2", names.ReasonAssigned)
+		want(t, s, "d", "192.0.2.0", names.ReasonAssigned)
+		if w := s.Writes("service") - before; w != 1 || len(told.of("b"))+len(told.of("c")) != 0 {
+			t.Errorf("a restart wrote %d Services, and told %q of b", w, told.of("b"))
+		}
+		c.end()
+	})
+}
+
+func TestEditsOfAService(t *testing.T) {
+	edit := func(f func(*corev1.Service)) func(*memory.Server) {
+		return func(s *memory.Server) { s.Edit(key("a"), f) }
+	}
+	tests := map[string]struct {
+		do   func(*memory.Server)
+		want string
+		why  names.Reason
+		next string // what a Service that comes then gets
+	}{
+		"one that is no LoadBalancer any more loses all that we wrote": {
+			do: edit(func(o *corev1.Service) { o.Spec.Type = corev1.ServiceTypeClusterIP }), next: "192.0.2.0",
+		},
+		"one that went to another class loses all that we wrote": {
+			do: edit(func(o *corev1.Service) {
+				class := "example.com/other"
+				o.Spec.LoadBalancerClass = &class
+			}), next: "192.0.2.0",
+		},
+		"a status that somebody wiped is written again": {
+			do: edit(func(o *corev1.Service) { o.Status = corev1.ServiceStatus{} }), want: "192.0.2.0", why: names.ReasonAssigned, next: "192.0.2.1",
+		},
+		"a status that somebody edited is a claim": {
+			do: edit(func(o *corev1.Service) { o.Status.LoadBalancer.Ingress[0].IP = "192.0.2.3" }), want: "192.0.2.3", why: names.ReasonAssigned, next: "192.0.2.0",
+		},
+		"an address on wish is moved to, and the old one is free": {
+			do: edit(func(o *corev1.Service) {
+				o.Annotations = map[string]string{names.AnnotationLoadBalancerIPs: "192.0.2.3"}
+			}), want: "192.0.2.3", why: names.ReasonAssigned, next: "192.0.2.0",
+		},
+		"made anew under its name": {
+			do:   func(s *memory.Server) { s.Delete(key("a")); s.Create(balanced("a")) },
+			want: "192.0.2.0", why: names.ReasonAssigned, next: "192.0.2.1",
+		},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				s := memory.NewServer(nil)
+				s.SetPool("p", pool("192.0.2.0/30"))
+				c := run(t, s, nil, Options{})
+				defer c.end()
+				s.Create(balanced("a"))
+				time.Sleep(time.Second)
+				want(t, s, "a", "192.0.2.0", names.ReasonAssigned)
+				tc.do(s)
+				time.Sleep(time.Second)
+				want(t, s, "a", tc.want, tc.why)
+				if o := s.Service(key("a")); tc.want == "" && (marked(o) || len(o.Status.Conditions) > 0) {
+					t.Errorf("it still carries %v %v", o.Annotations, o.Status.Conditions)
+				}
+				s.Create(balanced("b"))
+				time.Sleep(time.Second)
+				want(t, s, "b", tc.next, names.ReasonAssigned)
+			})
+		})
+	}
+}
+
+func TestServicesOfAnotherClassAreNotTouched(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := memory.NewServer(nil)
+		s.SetPool("p", pool("192.0.2.0/30"))
+		class := "example.com/other"
+		other := balanced("other")
+		other.Spec.LoadBalancerClass = &class
+		other.Annotations = map[string]string{names.AnnotationFromPool: "theirs"}
+		other.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "198.51.100.1"}}
+		s.Create(other)
+		c := run(t, s, nil, Options{})
+		defer c.end()
+		time.Sleep(time.Second)
+		s.Edit(key("other"), func(o *corev1.Service) { o.Labels = map[string]string{"a": "b"} })
+		time.Sleep(time.Second)
+		if n := s.Writes("service"); n != 0 {
+			t.Errorf("a Service of another class was written %d times", n)
+		}
+	})
+}
+
+func TestWhoWaitsIsServedWhenThereIsRoom(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := memory.NewServer(nil)
+		told := &recorder{}
+		c := run(t, s, nil, Options{Tell: told.tell})
+		defer c.end()
+		s.Create(balanced("a"))
+		time.Sleep(time.Second)
+		want(t, s, "a", "", names.ReasonNoPools)
+		s.SetPool("p", pool("192.0.2.1/32"))
+		c.Reconfigured()
+		s.Create(balanced("b"))
+		time.Sleep(time.Second)
+		holder, waits := "a", "b"
+		if !address(s.Service(key("a"))).IsValid() {
+			holder, waits = "b", "a"
+		}
+		want(t, s, waits, "", names.ReasonPoolExhausted)
+		s.Delete(key(holder))
+		time.Sleep(time.Second)
+		want(t, s, waits, "192.0.2.1", names.ReasonAssigned)
+		s.SetPool("p", pool("192.0.2.9/32"))
+		c.Reconfigured()
+		time.Sleep(3 * time.Second)
+		want(t, s, waits, "192.0.2.1", names.ReasonAddressNotInPool)
+		if e := told.of("a"); !strings.HasPrefix(e[0], "Warning AllocationFailed NoPools: ") {
+			t.Errorf("the events of a are %q", e)
+		}
+	})
+}
