@@ -1,0 +1,85 @@
+package session_test
+
+import (
+	"encoding/hex"
+	"testing"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/bfd/session"
+)
+
+// valid is a packet as it is on the wire: Up, multiplier 3, discriminators 1 and 2, intervals 50, 100 and 0 ms.
+const valid = "20c00318" + "00000001" + "00000002" + "0000c350" + "000186a0" + "00000000"
+
+func bytes(t testing.TB, text string) []byte {
+	t.Helper()
+	b, err := hex.DecodeString(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func TestAPacketOnTheWire(t *testing.T) {
+	want := session.Packet{
+		State: session.Up, Multiplier: 3, Mine: 1, Yours: 2, DesiredTx: 50 * time.Millisecond, RequiredRx: 100 * time.Millisecond,
+	}
+	got, why := session.Parse(bytes(t, valid))
+	if why != session.Accepted || got != want {
+		t.Errorf("%s is read as %+v (%s), want %+v", valid, got, why, want)
+	}
+	if b := hex.EncodeToString(want.Append(nil)); b != valid {
+		t.Errorf("%+v is written as %s, want %s", want, b, valid)
+	}
+}
+
+// TestDiscardRules are those of RFC 5880 section 6.8.6 that need no session, in its order.
+func TestDiscardRules(t *testing.T) {
+	for sentence, tc := range map[string]struct {
+		edit func(b []byte) []byte
+		want session.Discard
+	}{
+		"nothing is wrong":                         {func(b []byte) []byte { return b }, session.Accepted},
+		"the datagram is longer than the packet":   {func(b []byte) []byte { return append(b, 1, 2, 3) }, session.Accepted},
+		"version 0":                                {func(b []byte) []byte { b[0] &= 0x1f; return b }, session.BadVersion},
+		"version 2":                                {func(b []byte) []byte { b[0] = 0x40; return b }, session.BadVersion},
+		"no bytes":                                 {func(b []byte) []byte { return nil }, session.BadLength},
+		"one byte is missing":                      {func(b []byte) []byte { return b[:23] }, session.BadLength},
+		"it says to be shorter":                    {func(b []byte) []byte { b[3] = 23; return b }, session.BadLength},
+		"it says to be longer":                     {func(b []byte) []byte { b[3] = 25; return b }, session.BadLength},
+		"authenticated without a section":          {func(b []byte) []byte { b[1] |= 4; return b }, session.BadLength},
+		"multiplier 0":                             {func(b []byte) []byte { b[2] = 0; return b }, session.ZeroMultiplier},
+		"multipoint":                               {func(b []byte) []byte { b[1] |= 1; return b }, session.Multipoint},
+		"no discriminator of its own":              {func(b []byte) []byte { b[7] = 0; return b }, session.ZeroDiscriminator},
+		"Up without ours":                          {func(b []byte) []byte { b[11] = 0; return b }, session.WrongState},
+		"Init without ours":                        {func(b []byte) []byte { b[11], b[1] = 0, 0x80; return b }, session.WrongState},
+		"Down without ours":                        {func(b []byte) []byte { b[11], b[1] = 0, 0x40; return b }, session.Accepted},
+		"AdminDown without ours":                   {func(b []byte) []byte { b[11], b[1] = 0, 0; return b }, session.Accepted},
+		"an unassigned diagnostic":                 {func(b []byte) []byte { b[0] |= 31; return b }, session.Accepted},
+		"authenticated, with the shortest section": {func(b []byte) []byte { b[1] |= 4; b[3] = 26; return append(b, 1, 2) }, session.Accepted},
+	} {
+		if _, why := session.Parse(tc.edit(bytes(t, valid))); why != tc.want {
+			t.Errorf("%s: %q, want %q", sentence, why, tc.want)
+		}
+	}
+}
+
+// FuzzParse holds that no bytes make the reader fail, and that what it takes is written and read as the same.
+func FuzzParse(f *testing.F) {
+	f.Add(bytes(f, valid))
+	f.Add(bytes(f, "20440318"+"00000001"+"00000000"+"000f4240"+"000f4240"+"0000c350"))
+	f.Add(bytes(f, "2046031c"+"00000001"+"00000000"+"000f4240"+"000f4240"+"00000000"+"01040178"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		p, why := session.Parse(b)
+		if why != session.Accepted {
+			return
+		}
+		if p.Authenticated {
+			return // never written
+		}
+		again, why := session.Parse(p.Append(nil))
+		if why != session.Accepted || again != p {
+			t.Fatalf("%x is read as %+v, and written and read again as %+v (%s)", b, p, again, why)
+		}
+	})
+}
