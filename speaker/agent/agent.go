@@ -25,6 +25,8 @@ type Layer2 interface {
 	Apply(claims []intent.Claim)
 	// Announce repeats the gratuitous burst of addresses that are answered for already.
 	Announce(addresses []netip.Addr)
+	// Defend says that a host that is no member claims an address that is answered for.
+	Defend(address netip.Addr)
 	SetLinks(links facts.LinkSet)
 	Probe(p layer2.Probe)
 	// Renew lets the engine answer until the given time.

@@ -103,12 +103,18 @@ func (m *Machine) settle(a *address, r facts.ProbeResult) {
 	switch {
 	case r.Unasked: // no link worked: that is no silence
 		m.wait(a, m.now.Add(4*m.timing.Retry))
-	case len(r.Answers) == 0 && m.outranked(a, r.Rivals): // it takes the address, or else this node asks again
-		m.wait(a, m.now.Add(m.timing.Delta))
-	case len(r.Answers) == 0:
-		m.take(a, a.claim.Epoch+1, c.reason)
-	default:
+	case len(r.Answers) > 0:
 		m.answered(a, c, r.Answers[0])
+	default:
+		if mac, found := m.stranger(r.Rivals); found { // it is about to use the address (RFC 5227 section 2.1.1)
+			m.answered(a, c, mac)
+			return
+		}
+		if m.outranked(a, r.Rivals) { // another node takes the address, or else this one asks again
+			m.wait(a, m.now.Add(m.timing.Delta))
+			return
+		}
+		m.take(a, a.claim.Epoch+1, c.reason)
 	}
 }
 
@@ -142,6 +148,16 @@ func (m *Machine) answered(a *address, c *contest, mac facts.MAC) {
 	default: // its claim may be on the way
 		m.sync(owner)
 	}
+}
+
+// stranger returns the first of the Ethernet addresses that no node has.
+func (m *Machine) stranger(macs []facts.MAC) (facts.MAC, bool) {
+	for _, mac := range macs {
+		if _, known := m.owner(mac); !known {
+			return mac, true
+		}
+	}
+	return facts.MAC{}, false
 }
 
 // owner returns the node that has the Ethernet address: a member, or one that was.

@@ -25,8 +25,16 @@ type Link struct {
 	Prefixes []netip.Prefix
 	// Gateways are the next hops of the default routes through this link, sorted.
 	Gateways []netip.Addr
+	// Routers are those of the gateways whose Ethernet addresses the kernel knows, sorted by address.
+	Routers []Neighbour
 	// Without4 and Without6 say that frames of IPv4, of IPv6, cannot be sent on this link.
 	Without4, Without6 bool
+}
+
+// Neighbour is another host on a link.
+type Neighbour struct {
+	Address netip.Addr
+	MAC     MAC
 }
 
 // Carries says whether an address can be answered for on the link.
@@ -101,7 +109,8 @@ type ProbeResult struct {
 	Address netip.Addr
 	// Answers are the Ethernet addresses that answered, each once; none of this node's own.
 	Answers []MAC
-	// Rivals are those that asked for the address at the same time in order to use it (RFC 5227 section 2.1.1), each once.
+	// Rivals are the Ethernet addresses of those who asked meanwhile whether they may use the address themselves
+	// (RFC 5227 section 2.1.1), each once; none of this node's own.
 	Rivals []MAC
 	// Unasked says that no link could carry the question: no answer is then no silence.
 	Unasked bool

@@ -117,6 +117,18 @@ func (b *bed) says(mac facts.MAC, a netip.Addr) layer2.Frame {
 	}
 }
 
+// news is the engine telling the client, and nobody else, about an address.
+func (b *bed) news(a netip.Addr) layer2.Frame {
+	f := layer2.Frame{
+		Destination: b.mac, Source: b.link.MAC, Operation: layer2.Request,
+		SenderMAC: b.link.MAC, SenderIP: a, TargetIP: b.clientIP,
+	}
+	if a.Is6() {
+		f.Operation, f.TargetMAC, f.Unsolicited = layer2.Reply, b.mac, true
+	}
+	return f
+}
+
 func (b *bed) send(f layer2.Frame) {
 	b.t.Helper()
 	if err := b.client.Write(f); err != nil {
@@ -299,6 +311,32 @@ var scenarios = map[string]func(b *bed){
 			Destination: layer2.Asked(b.clientIP), Source: b.link.MAC, Operation: layer2.Request,
 			SenderMAC: b.link.MAC, SenderIP: b.nodeIP.Addr(), TargetIP: b.clientIP,
 		})
+	},
+	"a host that asks for the same address for itself meanwhile is a rival": func(b *bed) {
+		b.engine.Probe(layer2.Probe{ID: 11, Address: b.held, Links: []int{b.link.Index}, Attempts: 2, Interval: 100 * time.Millisecond})
+		b.wantHeard("the engine asks", layer2.Frame{
+			Destination: layer2.Asked(b.held), Source: b.link.MAC, Operation: layer2.Request,
+			SenderMAC: b.link.MAC, SenderIP: b.nobody(), TargetIP: b.held,
+		})
+		rival := b.request(b.held)
+		rival.SenderIP = b.nobody()
+		b.send(rival)
+		r := report[facts.ProbeResult](b, "the probe ends")
+		if r.ID != 11 || r.Unasked || len(r.Answers) != 0 || !slices.Equal(r.Rivals, []facts.MAC{b.mac}) {
+			b.t.Fatalf("the result is %+v, want the client as a rival", r)
+		}
+	},
+	"a router of the link is told directly": func(b *bed) {
+		b.link.Routers = []facts.Neighbour{{Address: b.clientIP, MAC: b.mac}}
+		b.engine.SetLinks(facts.LinkSet{b.link})
+		b.hold(b.held)
+		b.wantHeard("the address is new", b.news(b.held))
+	},
+	"a defence announces the address": func(b *bed) {
+		b.take(b.held)
+		b.drain()
+		b.engine.Defend(b.held)
+		b.wantHeard("the address is defended", b.says(b.link.MAC, b.held))
 	},
 	"a stranger that speaks for a held address is reported": func(b *bed) {
 		b.take(b.held)

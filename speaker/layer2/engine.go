@@ -7,7 +7,6 @@ package layer2
 import (
 	"context"
 	"errors"
-	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -100,6 +99,7 @@ type Engine struct {
 	claims   chan []intent.Claim // holds the latest value only, as does links
 	links    chan facts.LinkSet
 	announce chan []netip.Addr
+	defend   chan netip.Addr
 	probe    chan Probe
 	reports  chan Report
 	fence    fence
@@ -115,24 +115,27 @@ type Engine struct {
 	ports   map[portKey]*port
 	present facts.LinkSet
 	asking  map[uint64]*question
-	// askedFor counts the questions about an address.
-	askedFor   map[netip.Addr]int
+	// askedFor are the questions about an address.
+	askedFor   map[netip.Addr][]*question
 	askedTable map[netip.Addr]struct{} // its addresses, as the table has them; never edited
+	// askResume is when the next questions may go out.
+	askResume time.Time
 	// askedNew says that the two differ.
 	askedNew bool
 	sched    *Schedule
 	frames   chan received
 	readers  sync.WaitGroup
 	foreign  map[foreignKey]time.Time
+	// foreignCleared is when those of long ago were last forgotten.
+	foreignCleared time.Time
+	defended       map[netip.Addr]time.Time
+	// neighbours are who asked for what; telling and tellingAgain are what they are to be told, in the order of time.
+	neighbours            *Neighbours
+	telling, tellingAgain []news
 	// generation counts the opened ports.
 	generation uint64
 	// woken says that something was scheduled since the last call of work.
 	woken bool
-}
-
-type foreignKey struct {
-	address netip.Addr
-	mac     facts.MAC
 }
 
 // Option changes what an Engine does beside answering.
@@ -147,9 +150,10 @@ func New(wire Wire, now func() time.Time, options ...Option) *Engine {
 	e := &Engine{
 		wire: wire, now: now,
 		claims: make(chan []intent.Claim, 1), links: make(chan facts.LinkSet, 1), announce: make(chan []netip.Addr, 16),
-		probe: make(chan Probe, 8192), reports: make(chan Report, 16384),
-		held: map[netip.Addr]holding{}, ports: map[portKey]*port{}, asking: map[uint64]*question{}, askedFor: map[netip.Addr]int{},
-		sched: NewSchedule(0), frames: make(chan received, 1024), foreign: map[foreignKey]time.Time{},
+		defend: make(chan netip.Addr, 256),
+		probe:  make(chan Probe, 8192), reports: make(chan Report, 16384),
+		held: map[netip.Addr]holding{}, ports: map[portKey]*port{}, asking: map[uint64]*question{}, askedFor: map[netip.Addr][]*question{},
+		sched: NewSchedule(0), frames: make(chan received, 1024), foreign: map[foreignKey]time.Time{}, defended: map[netip.Addr]time.Time{}, neighbours: NewNeighbours(),
 		fence: fence{base: now()},
 	}
 	for _, o := range options {
@@ -184,6 +188,16 @@ func (e *Engine) SetLinks(links facts.LinkSet) { latest(e.links, links) }
 func (e *Engine) Announce(addresses []netip.Addr) {
 	select {
 	case e.announce <- addresses:
+	default:
+		e.dropped.Add(1)
+	}
+}
+
+// Defend says that a host that has no right to it claims a held address: the address is announced once, unless that
+// was done lately. A request too many is dropped.
+func (e *Engine) Defend(a netip.Addr) {
+	select {
+	case e.defend <- a:
 	default:
 		e.dropped.Add(1)
 	}
@@ -239,6 +253,8 @@ func (e *Engine) Run(ctx context.Context) error {
 			for _, a := range addresses {
 				e.burst(a, e.held[a].links)
 			}
+		case a := <-e.defend:
+			e.contest(a)
 		case p := <-e.probe:
 			e.ask(p)
 			for range len(e.probe) {
@@ -274,6 +290,7 @@ func (e *Engine) work(now time.Time) time.Duration {
 		e.sendGratuitous(g)
 	}
 	earlier(at)
+	earlier(e.tell(now, batch-len(due)))
 	if e.woken { // a port failed meanwhile
 		return 0
 	}
@@ -293,6 +310,9 @@ func (e *Engine) hold(claims []intent.Claim) {
 	e.held = held
 	e.publish()
 	for a, h := range before {
+		if _, still := held[a]; !still {
+			delete(e.defended, a)
+		}
 		for _, l := range h.links {
 			if slices.Contains(held[a].links, l) {
 				continue
@@ -325,6 +345,11 @@ func (e *Engine) take(a netip.Addr, links []int) {
 		}
 	}
 	e.burst(a, links)
+	for _, index := range links {
+		if l, ok := e.present.ByIndex(index); ok {
+			e.tellNeighbours(a, l)
+		}
+	}
 }
 
 func (e *Engine) burst(a netip.Addr, links []int) {
@@ -366,13 +391,6 @@ func (e *Engine) sendGratuitous(g Gratuitous) {
 
 func (e *Engine) fenced() bool { return e.fence.closed(e.now()) }
 
-// foreignInterval bounds how often one host's claim to one address is reported.
-const (
-	foreignInterval = time.Second
-	// foreignLimit bounds how many such hosts are remembered, so that forged ones do not fill the memory.
-	foreignLimit = 4096
-)
-
 // receive handles what a reader passed on.
 func (e *Engine) receive(r received) {
 	p := e.ports[r.port]
@@ -384,27 +402,14 @@ func (e *Engine) receive(r received) {
 		return
 	}
 	f := r.frame
-	e.hear(f.SenderIP, f.SenderMAC)
-	e.rival(f)
-	if slices.Contains(e.held[f.SenderIP].links, r.port.link) {
-		e.contradicted(f, r.port.link)
-	}
-}
-
-// contradicted reports a frame whose sender speaks for a held address.
-func (e *Engine) contradicted(f Frame, link int) {
-	k, now := foreignKey{f.SenderIP, f.SenderMAC}, e.now()
-	last, known := e.foreign[k]
-	if known && now.Sub(last) < foreignInterval {
+	if f.Operation == Request && f.SenderIP.IsUnspecified() {
+		e.rival(f.TargetIP, f.SenderMAC)
 		return
 	}
-	if !known && len(e.foreign) >= foreignLimit {
-		maps.DeleteFunc(e.foreign, func(_ foreignKey, t time.Time) bool { return now.Sub(t) >= foreignInterval })
-		if len(e.foreign) >= foreignLimit {
-			e.dropped.Add(1)
-			return
-		}
+	e.hear(f.SenderIP, f.SenderMAC)
+	if slices.Contains(e.held[f.SenderIP].links, r.port.link) {
+		e.contradicted(f, r.port.link)
+	} else if f.Operation == Request {
+		e.neighbours.Asked(f.TargetIP, r.port.link, facts.Neighbour{Address: f.SenderIP, MAC: f.SenderMAC}, e.now())
 	}
-	e.foreign[k] = now
-	e.report(facts.ForeignClaim{Address: f.SenderIP, MAC: f.SenderMAC, Link: link})
 }

@@ -272,6 +272,80 @@ func TestManyProbesAtOnce(t *testing.T) {
 	})
 }
 
+// Questions are paced: thousands of addresses to take are no flood.
+func TestProbesArePaced(t *testing.T) {
+	simulate(t, func(s simulated) {
+		for i := range 1000 {
+			s.engine.Probe(layer2.Probe{ID: uint64(i), Address: netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), Links: []int{s.link.Index}, Attempts: 2, Interval: 30 * time.Millisecond})
+		}
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		within := map[time.Time]int{}
+		sent := 0
+		for _, f := range s.lan.Frames() {
+			within[f.At.Truncate(10*time.Millisecond)]++
+			sent++
+		}
+		if sent != 2000 {
+			t.Fatalf("%d questions, want two for each address", sent)
+		}
+		for at, n := range within {
+			if n > 200 { // two batches may share such a slot
+				t.Fatalf("%d questions within 10 ms at %v", n, at)
+			}
+		}
+	})
+}
+
+// A stranger's claim is met with one announcement in ten seconds (RFC 5227 section 2.4), and counted each time.
+func TestADefenceIsRateLimited(t *testing.T) {
+	simulate(t, func(s simulated) {
+		s.hold(held)
+		time.Sleep(10 * time.Second)
+		s.announced()
+		for range 25 { // for 25 s
+			s.engine.Defend(held)
+			s.engine.Defend(other)
+			time.Sleep(time.Second)
+		}
+		if n := s.announced(); n[held] != 6 || n[other] != 0 {
+			t.Fatalf("announcements: %v, want three of two forms for %s", n, held)
+		}
+		if n := s.engine.Counters()[held].Conflicts; n != 25 {
+			t.Fatalf("%d conflicts are counted, want 25", n)
+		}
+	})
+}
+
+// Who asked the former holder is told by the new one, twice, and not who asked long ago or for another address.
+func TestWhoAskedIsToldDirectly(t *testing.T) {
+	simulate(t, func(s simulated) {
+		late, elsewhere := s.request(held), s.request(other)
+		late.SenderIP, late.SenderMAC = netip.MustParseAddr("192.168.0.98"), facts.MAC{2, 0, 0, 0, 0, 0x62}
+		elsewhere.SenderIP, elsewhere.SenderMAC = netip.MustParseAddr("192.168.0.99"), facts.MAC{2, 0, 0, 0, 0, 0x63}
+		s.send(late)
+		time.Sleep(time.Hour)
+		s.send(s.request(held))
+		s.send(elsewhere)
+		synctest.Wait()
+		s.lan.Frames()
+		s.take(held)
+		time.Sleep(10 * time.Second)
+		told := map[facts.MAC]int{}
+		for _, f := range s.lan.Frames() {
+			if f.From == "node1" && f.Frame.Destination[0]&1 == 0 {
+				told[f.Frame.Destination]++
+				if f.Frame != s.news(held) {
+					t.Errorf("a neighbour is told %+v", f.Frame)
+				}
+			}
+		}
+		if len(told) != 1 || told[s.mac] != 2 {
+			t.Fatalf("told: %v, want the client twice", told)
+		}
+	})
+}
+
 func TestAnUnusableProbeDoesNotHarmThePort(t *testing.T) {
 	simulate(t, func(s simulated) {
 		s.engine.Probe(layer2.Probe{ID: 1, Links: []int{s.link.Index}, Attempts: 1, Interval: time.Millisecond})

@@ -24,6 +24,8 @@ type Frame struct {
 	SenderIP            netip.Addr
 	TargetMAC           facts.MAC
 	TargetIP            netip.Addr
+	// Unsolicited says that nobody asked for a Reply to one host. ARP does not tell.
+	Unsolicited bool
 }
 
 // DropReason says why a frame is not answered.

@@ -14,16 +14,20 @@ type holding struct {
 }
 
 // tally counts the frames of one address.
-type tally struct{ requests, answers, gratuitous atomic.Uint64 }
+type tally struct{ requests, answers, gratuitous, conflicts atomic.Uint64 }
 
 // Counters count the frames of one address since this node holds it.
-type Counters struct{ Requests, Answers, Gratuitous uint64 }
+type Counters struct {
+	Requests, Answers, Gratuitous uint64
+	// Conflicts are the claims of hosts that have no right to the address, at most one a second and host.
+	Conflicts uint64
+}
 
 // Counters returns the counters of every held address.
 func (e *Engine) Counters() map[netip.Addr]Counters {
 	out := map[netip.Addr]Counters{}
 	for a, h := range e.known.Load().held {
-		out[a] = Counters{h.tally.requests.Load(), h.tally.answers.Load(), h.tally.gratuitous.Load()}
+		out[a] = Counters{h.tally.requests.Load(), h.tally.answers.Load(), h.tally.gratuitous.Load(), h.tally.conflicts.Load()}
 	}
 	return out
 }
@@ -43,6 +47,7 @@ var (
 	requestsMetric   = prometheus.NewDesc("metallb_layer2_requests_received", "ARP requests and Neighbor Solicitations for a held address.", []string{"ip"}, nil)
 	answersMetric    = prometheus.NewDesc("metallb_layer2_responses_sent", "Answers to them.", []string{"ip"}, nil)
 	gratuitousMetric = prometheus.NewDesc("metallb_layer2_gratuitous_sent", "Announcements of a held address.", []string{"ip"}, nil)
+	conflictsMetric  = prometheus.NewDesc("gantry_layer2_conflicts_total", "Claims of other hosts to a held address, one a second and host.", []string{"ip"}, nil)
 	droppedMetric    = prometheus.NewDesc("gantry_layer2_dropped_total", "Frames not received, frames not sent and reports not taken, for lack of room.", nil, nil)
 )
 
@@ -50,7 +55,7 @@ var _ prometheus.Collector = (*Engine)(nil)
 
 // Describe is part of prometheus.Collector; register the Engine to export its metrics.
 func (e *Engine) Describe(c chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{requestsMetric, answersMetric, gratuitousMetric, droppedMetric} {
+	for _, d := range []*prometheus.Desc{requestsMetric, answersMetric, gratuitousMetric, conflictsMetric, droppedMetric} {
 		c <- d
 	}
 }
@@ -64,6 +69,7 @@ func (e *Engine) Collect(c chan<- prometheus.Metric) {
 		counter(requestsMetric, n.Requests, a.String())
 		counter(answersMetric, n.Answers, a.String())
 		counter(gratuitousMetric, n.Gratuitous, a.String())
+		counter(conflictsMetric, n.Conflicts, a.String())
 	}
 	counter(droppedMetric, e.Dropped())
 }

@@ -53,6 +53,9 @@ func (e *Engine) setLinks(links facts.LinkSet) {
 			for a := range e.held {
 				e.sched.Remove(a, key.link)
 			}
+			if !ok { // an index may come to mean another link
+				e.neighbours.Forget(key.link)
+			}
 			continue
 		}
 		p.link = l
@@ -98,6 +101,7 @@ func (e *Engine) open(p *port) {
 		if FamilyOf(a) == p.key.family && slices.Contains(h.links, p.link.Index) {
 			e.join(p, a)
 			e.sched.Start(a, p.link.Index, e.now())
+			e.tellNeighbours(a, p.link)
 		}
 	}
 }

@@ -15,18 +15,23 @@ type question struct {
 	next    time.Time
 	carried bool // some link carried the question
 	answers []facts.MAC
-	rivals  []facts.MAC // who else asked in order to use the address
+	rivals  []facts.MAC
+	joined  []Port // that let questions about the address in meanwhile
 }
+
+// askBatch is how many questions are asked each pace: a node that has thousands of addresses to take must not overrun
+// the segment.
+const askBatch = 100
 
 // ask begins a Probe.
 func (e *Engine) ask(p Probe) {
 	if q := e.asking[p.ID]; q != nil { // its result would be taken for this one's
 		e.forget(q)
 	}
-	e.asking[p.ID] = &question{Probe: p, next: e.now()}
-	if e.askedFor[p.Address]++; e.askedFor[p.Address] == 1 {
-		e.askedNew = true
-	}
+	q := &question{Probe: p, next: e.now()}
+	e.asking[p.ID] = q
+	e.askedFor[p.Address] = append(e.askedFor[p.Address], q)
+	e.askedNew = true
 	for _, l := range p.Links {
 		e.need(portKey{l, FamilyOf(p.Address)})
 	}
@@ -35,7 +40,11 @@ func (e *Engine) ask(p Probe) {
 // forget ends a question.
 func (e *Engine) forget(q *question) {
 	delete(e.asking, q.ID)
-	if e.askedFor[q.Address]--; e.askedFor[q.Address] <= 0 {
+	for _, io := range q.joined {
+		io.Leave(q.Address)
+	}
+	others := slices.DeleteFunc(e.askedFor[q.Address], func(o *question) bool { return o == q })
+	if e.askedFor[q.Address] = others; len(others) == 0 {
 		delete(e.askedFor, q.Address)
 		e.askedNew = true
 	}
@@ -48,14 +57,28 @@ func (e *Engine) askAgain(now time.Time) time.Time {
 		e.publishAsked()
 	}
 	var next time.Time
+	room := askBatch
+	if now.Before(e.askResume) {
+		room = 0
+	}
 	for id, q := range e.asking {
-		if !now.Before(q.next) && len(q.answers) == 0 && q.sent < q.Attempts {
+		due := !now.Before(q.next)
+		switch {
+		case due && len(q.answers) == 0 && q.sent < q.Attempts && room == 0:
+			if next.IsZero() || e.askResume.Before(next) {
+				next = e.askResume
+			}
+			continue
+		case due && len(q.answers) == 0 && q.sent < q.Attempts:
+			if room--; room == 0 {
+				e.askResume = now.Add(pace)
+			}
 			q.sent++
 			q.next = now.Add(q.Interval)
 			for _, l := range q.Links {
 				e.sendQuestion(q, l)
 			}
-		} else if len(q.answers) > 0 || !now.Before(q.next) {
+		case len(q.answers) > 0 || due:
 			e.forget(q)
 			e.report(facts.ProbeResult{ID: id, Address: q.Address, Answers: q.answers, Rivals: q.rivals, Unasked: !q.carried})
 			continue
@@ -71,6 +94,10 @@ func (e *Engine) sendQuestion(q *question, link int) {
 	p := e.ports[portKey{link, FamilyOf(q.Address)}]
 	if p == nil || p.io == nil || !q.Address.IsValid() {
 		return
+	}
+	// Others who want the address ask its group, too (RFC 4862 section 5.4.2).
+	if q.Kind == Acquire && !slices.Contains(q.joined, p.io) && p.io.Join(q.Address) == nil {
+		q.joined = append(q.joined, p.io)
 	}
 	f := Frame{
 		Destination: Asked(q.Address), Source: p.link.MAC, Operation: Request,
@@ -96,28 +123,25 @@ func ownAddress(l facts.Link, a netip.Addr) netip.Addr {
 	return own
 }
 
-// rival takes a question of one who may want to use the address (RFC 5227 section 2.1.1, RFC 4862 section 5.4.3) as the
-// wish of another to have what this node asks for.
-func (e *Engine) rival(f Frame) {
-	if f.Operation != Request || !f.SenderIP.IsUnspecified() || e.askedFor[f.TargetIP] == 0 {
-		return
-	}
-	for _, q := range e.asking {
-		if q.Address == f.TargetIP && q.Kind == Acquire && !slices.Contains(q.rivals, f.SenderMAC) {
-			q.rivals = append(q.rivals, f.SenderMAC)
-		}
-	}
-}
-
 // hear takes a frame's sender as an answer to whoever asks for its address.
 func (e *Engine) hear(a netip.Addr, mac facts.MAC) {
-	if e.askedFor[a] == 0 { // as for nearly every frame of a flood
-		return
-	}
-	for _, q := range e.asking {
-		if q.Address == a && !slices.Contains(q.answers, mac) {
+	for _, q := range e.askedFor[a] {
+		if !slices.Contains(q.answers, mac) && len(q.answers) < macsLimit {
 			q.answers = append(q.answers, mac)
 			e.woken = true
 		}
 	}
 }
+
+// rival takes note of a host that asks, as the questions here do, whether it may use an address (RFC 5227 section 2.1.1,
+// RFC 4862 section 5.4.3).
+func (e *Engine) rival(a netip.Addr, mac facts.MAC) {
+	for _, q := range e.askedFor[a] {
+		if q.Kind == Acquire && !slices.Contains(q.rivals, mac) && len(q.rivals) < macsLimit {
+			q.rivals = append(q.rivals, mac)
+		}
+	}
+}
+
+// macsLimit bounds how many hosts are told apart: one would do, but all members of the gossip may ask.
+const macsLimit = 256

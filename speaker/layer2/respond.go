@@ -44,21 +44,29 @@ func (e *Engine) publishAsked() {
 // read answers requests until the port fails, and passes on what else matters; the last thing it passes on is the error.
 func (e *Engine) read(io Port, key portKey, generation uint64, own facts.MAC) {
 	defer e.readers.Done()
+	var memory asks
 	err := io.Receive(func(f Frame) (Frame, bool) {
 		t := e.known.Load()
 		if slices.Contains(t.own, f.SenderMAC) {
 			return Frame{}, false
 		}
 		r := received{port: key, generation: generation, frame: f}
-		if _, asked := t.asked[f.SenderIP]; asked {
+		if t.concerns(f) {
 			e.frames <- r // an answer that is lost would give the address to two
 		} else if h, held := t.held[f.SenderIP]; held && slices.Contains(h.links, key.link) {
 			e.offer(r)
-		} else if _, asked := t.asked[f.TargetIP]; asked && f.Operation == Request && f.SenderIP.IsUnspecified() {
-			e.offer(r)
+		}
+		if f.Operation != Request {
+			return Frame{}, false
 		}
 		h, held := t.held[f.TargetIP]
-		if !held || f.Operation != Request || !slices.Contains(h.links, key.link) {
+		if !held || !slices.Contains(h.links, key.link) {
+			if f.SenderIP != f.TargetIP && sound(f) && memory.news(f, e.now()) {
+				select {
+				case e.frames <- r:
+				default: // it asks again
+				}
+			}
 			return Frame{}, false
 		}
 		h.tally.requests.Add(1)
@@ -70,6 +78,24 @@ func (e *Engine) read(io Port, key portKey, generation uint64, own facts.MAC) {
 		return answer, true
 	})
 	e.frames <- received{port: key, generation: generation, err: err}
+}
+
+// concerns says whether the frame matters to a question: its sender speaks for the address, or wants it too.
+func (t *table) concerns(f Frame) bool {
+	if len(t.asked) == 0 { // as nearly always
+		return false
+	}
+	a := f.SenderIP
+	if f.Operation == Request && a.IsUnspecified() {
+		a = f.TargetIP
+	}
+	_, asked := t.asked[a]
+	return asked
+}
+
+// sound says whether the frame's sender can be told something: it has addresses, and is one host.
+func sound(f Frame) bool {
+	return !f.SenderIP.IsUnspecified() && !f.SenderIP.IsMulticast() && f.SenderMAC != facts.MAC{} && f.SenderMAC[0]&1 == 0
 }
 
 // offer passes on what may be lost in a flood.

@@ -201,6 +201,10 @@ func (w *Watcher) Read() (facts.LinkSet, error) {
 			w.log.Warn("reading the addresses of a link", "link", a.Name, "error", err)
 		}
 		link.Gateways = gateways[a.Index]
+		link.Routers, err = routers(a.Index, link.Gateways)
+		if err != nil {
+			w.log.Warn("reading the Ethernet addresses of the gateways", "link", a.Name, "error", err)
+		}
 		set = append(set, link)
 	}
 	slices.SortFunc(set, func(x, y facts.Link) int { return x.Index - y.Index })
@@ -264,5 +268,22 @@ func gateways() (map[int][]netip.Addr, error) {
 		slices.SortFunc(hops, netip.Addr.Compare)
 		out[link] = slices.Compact(hops)
 	}
+	return out, err
+}
+
+// routers returns the gateways with the Ethernet addresses that the kernel knows.
+func routers(index int, gateways []netip.Addr) ([]facts.Neighbour, error) {
+	if len(gateways) == 0 {
+		return nil, nil
+	}
+	known, err := netlink.NeighList(index, netlink.FAMILY_ALL)
+	var out []facts.Neighbour
+	for _, n := range known {
+		ip, ok := netip.AddrFromSlice(n.IP)
+		if ok && len(n.HardwareAddr) == 6 && slices.Contains(gateways, ip.Unmap()) {
+			out = append(out, facts.Neighbour{Address: ip.Unmap(), MAC: facts.MAC(n.HardwareAddr)})
+		}
+	}
+	slices.SortFunc(out, func(x, y facts.Neighbour) int { return x.Address.Compare(y.Address) })
 	return out, err
 }

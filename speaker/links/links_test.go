@@ -116,6 +116,14 @@ func TestALinkIsFollowed(t *testing.T) {
 		return netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: gateway.AsSlice()})
 	})
 	b.want("it gets a gateway", func(s facts.LinkSet) bool { return len(s) == 1 && slices.Equal(s[0].Gateways, []netip.Addr{gateway}) })
+	mac := facts.MAC{2, 0, 0, 0, 0, 1}
+	b.edit("eth0", func(l netlink.Link) error {
+		return netlink.NeighAdd(&netlink.Neigh{LinkIndex: l.Attrs().Index, IP: gateway.AsSlice(), HardwareAddr: mac[:], State: netlink.NUD_PERMANENT})
+	})
+	b.node.Address("eth0", "192.168.0.12/24") // neighbours are no event
+	b.want("the gateway's Ethernet address is known", func(s facts.LinkSet) bool {
+		return len(s) == 1 && slices.Equal(s[0].Routers, []facts.Neighbour{{Address: gateway, MAC: mac}})
+	})
 	b.edit("eth0", netlink.LinkSetDown)
 	b.want("it goes down", are())
 	b.edit("eth0", netlink.LinkSetUp)

@@ -151,7 +151,7 @@ func (h *Host) Open(link facts.Link, family layer2.Family) (layer2.Port, error) 
 	if h.refuse != nil {
 		return nil, fmt.Errorf("opening a port on %q: %w", link.Name, h.refuse)
 	}
-	p := &port{host: h, link: link, family: family, groups: map[netip.Addr]bool{}, frames: make(chan layer2.Frame, queue), done: make(chan struct{})}
+	p := &port{host: h, link: link, family: family, groups: map[netip.Addr]int{}, frames: make(chan layer2.Frame, queue), done: make(chan struct{})}
 	h.ports = append(h.ports, p)
 	return p, nil
 }
@@ -190,7 +190,7 @@ type port struct {
 	host   *Host
 	link   facts.Link
 	family layer2.Family
-	groups map[netip.Addr]bool // the addresses whose groups are joined
+	groups map[netip.Addr]int // the addresses whose groups are joined, and how often
 	frames chan layer2.Frame
 	done   chan struct{} // closed by end
 	err    error         // set before done is closed
@@ -222,7 +222,7 @@ func (p *port) Write(f layer2.Frame) error { return p.host.lan.send(p, f) }
 func (p *port) Join(a netip.Addr) error {
 	p.host.lan.mu.Lock()
 	defer p.host.lan.mu.Unlock()
-	p.groups[a] = true
+	p.groups[a]++
 	return nil
 }
 
@@ -230,7 +230,9 @@ func (p *port) Join(a netip.Addr) error {
 func (p *port) Leave(a netip.Addr) {
 	p.host.lan.mu.Lock()
 	defer p.host.lan.mu.Unlock()
-	delete(p.groups, a)
+	if p.groups[a]--; p.groups[a] <= 0 {
+		delete(p.groups, a)
+	}
 }
 
 // accepts says whether the network card takes in what is sent to this Ethernet address.

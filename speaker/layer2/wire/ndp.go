@@ -82,6 +82,7 @@ func decodeNDP(b []byte) (layer2.Frame, bool) {
 		if m.TargetAddress.IsMulticast() || (m.Solicited && target.IsMulticast()) {
 			return layer2.Frame{}, false
 		}
+		f.Unsolicited = !m.Solicited && !target.IsMulticast()
 		if target.IsMulticast() {
 			target = m.TargetAddress // as it is in an announcement with ARP
 		}
@@ -151,7 +152,7 @@ func encodeNDP(b []byte, f layer2.Frame) ([]byte, error) {
 			target = allNodes
 		}
 		m = &ndp.NeighborAdvertisement{
-			Solicited: !target.IsMulticast(), Override: true, TargetAddress: source,
+			Solicited: !target.IsMulticast() && !f.Unsolicited, Override: true, TargetAddress: source,
 			Options: []ndp.Option{&ndp.LinkLayerAddress{Direction: ndp.Target, Addr: mac}},
 		}
 	}

@@ -39,6 +39,10 @@ func messages() map[string]layer2.Frame {
 			Destination: client6, Source: node6, Operation: layer2.Reply,
 			SenderMAC: node6, SenderIP: held6, TargetMAC: client6, TargetIP: asker6,
 		},
+		"a word to one host": {
+			Destination: client6, Source: node6, Operation: layer2.Reply,
+			SenderMAC: node6, SenderIP: held6, TargetMAC: client6, TargetIP: asker6, Unsolicited: true,
+		},
 		"an announcement": {
 			Destination: all, Source: node6, Operation: layer2.Reply,
 			SenderMAC: node6, SenderIP: held6, TargetMAC: all, TargetIP: held6,
@@ -84,7 +88,7 @@ func machine(t *testing.T, program []bpf.Instruction) *bpf.VM {
 
 func TestFlagsOfAdvertisements(t *testing.T) {
 	const solicitedFlag, overrideFlag = 0x40, 0x20 // RFC 4861 section 4.4
-	for name, want := range map[string]byte{"an answer": solicitedFlag | overrideFlag, "an announcement": overrideFlag} {
+	for name, want := range map[string]byte{"an answer": solicitedFlag | overrideFlag, "an announcement": overrideFlag, "a word to one host": overrideFlag} {
 		b := written(t, encodeNDP, messages()[name])
 		if got := b[icmp6+4]; got != want {
 			t.Errorf("%s has flags %#x, want %#x", name, got, want)
