@@ -43,6 +43,18 @@ const (
 	AnnotationFromPool = "metallb.io/ip-allocated-from-pool"
 )
 
+// Annotations of ours on Services.
+const (
+	// AnnotationFromPools is written beside AnnotationFromPool when the addresses are of more than one Pool: the names of all,
+	// separated by commas, in the order of the addresses.
+	AnnotationFromPools = "gantry.dev/ip-allocated-from-pools"
+	// AnnotationAddressCount asks for that many addresses of each family, 1 to 16.
+	AnnotationAddressCount = "gantry.dev/address-count"
+	// AnnotationRelease names addresses, separated by commas, that the Service wants to exchange for others. Those that
+	// it does not hold are passed over, so that the annotation may stay.
+	AnnotationRelease = "gantry.dev/release-address"
+)
+
 // Labels of ServiceL2Status, ServiceBGPStatus and ConfigurationState objects (metallb.io API).
 const (
 	LabelComponentType    = "metallb.io/component-type"

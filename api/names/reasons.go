@@ -20,6 +20,22 @@ const (
 	ReasonNoEligiblePool Reason = "NoEligiblePool"
 	// ReasonAddressInUse: the requested address is held by another Service that may not share it.
 	ReasonAddressInUse Reason = "AddressInUse"
+	// ReasonSharingKeyDiffers: the address is held under another sharing key.
+	ReasonSharingKeyDiffers Reason = "SharingKeyDiffers"
+	// ReasonPortConflict: a Service with the same sharing key uses one of the ports on the address.
+	ReasonPortConflict Reason = "PortConflict"
+	// ReasonTrafficPolicyConflict: the Services on the address would need their traffic handled differently.
+	ReasonTrafficPolicyConflict Reason = "TrafficPolicyConflict"
+	// ReasonQuotaExceeded: the namespace holds as many addresses of the pool as its quota allows.
+	ReasonQuotaExceeded Reason = "QuotaExceeded"
+	// ReasonAddressReserved: an AddressReservation keeps the address for another Service.
+	ReasonAddressReserved Reason = "AddressReserved"
+	// ReasonCoolingDown: the address was given back a short while ago and waits out the pool's cooldown.
+	ReasonCoolingDown Reason = "CoolingDown"
+	// ReasonQuarantined: a host on the segment that is not ours answered for the address.
+	ReasonQuarantined Reason = "Quarantined"
+	// ReasonProbing: the segment is being asked whether somebody uses the address already.
+	ReasonProbing Reason = "Probing"
 	// ReasonAddressNotInPool: the requested address belongs to no pool.
 	ReasonAddressNotInPool Reason = "AddressNotInPool"
 	// ReasonInvalidRequest: an annotation or field of the Service cannot be read.

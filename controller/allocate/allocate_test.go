@@ -254,13 +254,15 @@ func TestLedgerInvariants(t *testing.T) {
 			d := Decide(live[name], l, snap)
 			l.Commit(live[name], d.Addresses, d.Pool)
 		}
-		for a, keys := range l.addresses {
+		for held := range l.holders {
+			a := held.netip()
+			keys := l.Holders(a)
 			if !p.Contains(a) {
 				t.Fatalf("%s is held and not of the pool", a)
 			}
 			for i, k := range keys {
 				for _, o := range keys[i+1:] {
-					if !shareOf(live[k.Name]).compatible(shareOf(live[o.Name])) {
+					if reason, _ := shareOf(live[k.Name]).clash(shareOf(live[o.Name])); reason != "" {
 						t.Fatalf("%s is held by %s and %s, who may not share it", a, k, o)
 					}
 				}
@@ -269,7 +271,7 @@ func TestLedgerInvariants(t *testing.T) {
 		fresh := service("fresh")
 		d := Decide(fresh, l, snap)
 		for a := p.Ranges[0].First; a.Compare(p.Ranges[0].Last) <= 0; a = a.Next() {
-			if len(l.addresses[a]) == 0 && p.Contains(a) {
+			if len(l.Holders(a)) == 0 && p.Contains(a) {
 				if !slices.Equal(d.Addresses, []netip.Addr{a}) {
 					t.Fatalf("got %v, want the lowest free address %s", d.Addresses, a)
 				}
@@ -292,17 +294,5 @@ func TestServiceSelectorsAdmit(t *testing.T) {
 	web := service("s", func(s *view.Service) { s.Labels = map[string]string{"tier": "web"} })
 	if d := Decide(web, NewLedger(), snap); d.Reason != names.ReasonAssigned {
 		t.Errorf("a Service that a selector matches got %s: %s", d.Reason, d.Text)
-	}
-}
-
-// BenchmarkFill fills a pool of 65,536 addresses; the time for one address must not grow with those given before.
-func BenchmarkFill(b *testing.B) {
-	p := pool(b, "a", "10.0.0.0/16")
-	snap := &snapshot.Snapshot{Pools: []*snapshot.Pool{p}}
-	l := NewLedger()
-	for i := 0; b.Loop(); i++ {
-		s := service(fmt.Sprint(i % 65536))
-		d := Decide(s, l, snap)
-		l.Commit(s, d.Addresses, d.Pool)
 	}
 }

@@ -1,13 +1,8 @@
 package allocate
 
 import (
-	"cmp"
-	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
-
-	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/internal/snapshot"
@@ -15,246 +10,238 @@ import (
 )
 
 // Decision is what a Service is to hold, and why. Addresses equal to what it holds already mean that nothing changes;
-// no addresses mean that it holds none from now on.
+// no addresses mean that it holds none from now on. Addresses that take the place of others are to be held beside them until they are
+// written: see Ledger.Prepare.
 type Decision struct {
 	Addresses []netip.Addr
-	Pool      string
+	// Pool is the Pool of the first address.
+	Pool string
+	// Pools are the Pools of all addresses, in their order, each once; nil when Pool is the only one.
+	Pools []string
+	// Proposed are to be asked for on the segment before they are given, with ReasonProbing: see Ledger.Propose.
+	Proposed []netip.Addr
 	// Reason is ReasonAssigned when the Service has what it asks for. Any other Reason may come with addresses: those
 	// that it had and keeps.
 	Reason names.Reason
 	// Text is one sentence for people.
 	Text string
+	// Waiting says that the Service would take more than it has: look at it again when addresses become free or pools change.
+	Waiting bool
 }
 
 // decider is one call of Decide.
 type decider struct {
-	s        *view.Service
-	l        *Ledger
-	snap     *snapshot.Snapshot
-	held     Assignment
-	families []view.Family
+	s     *view.Service
+	l     *Ledger
+	m     *market
+	share *share
+	// held is what the Service holds and may go on holding as far as others and its families are concerned; kept is what of it this
+	// decision keeps.
+	held Assignment
+	kept []netip.Addr
+	// v4 and v6 say which families it is to have, count how many addresses of each.
+	v4, v6 bool
+	count  int
+	// picked are the addresses that this decision adds.
+	picked []pick
+	// full and over are the pools that had no address, and those that its namespace has its share of.
+	full, over []*source
+}
+
+// pick is an address that a decision adds.
+type pick struct {
+	a   address
+	src *source
 }
 
 // Decide says what the Service is to hold. An address once given is kept, whatever becomes of the pools, until the
 // Service itself asks for something else; where what it asks for cannot be had, it keeps what it has.
 func Decide(s *view.Service, l *Ledger, snap *snapshot.Snapshot) Decision {
-	d := decider{s: s, l: l, snap: snap, families: s.Families()}
-	d.held, _ = l.Held(s.Key)
-	if len(d.families) == 0 {
+	d := decider{s: s, l: l, m: l.follow(snap), share: shareOf(s), count: max(s.Count, 1)}
+	for _, a := range s.ClusterIPs {
+		f := view.FamilyOf(a)
+		d.v4, d.v6 = d.v4 || f == view.IPv4, d.v6 || f == view.IPv6
+	}
+	if !d.v4 && !d.v6 {
 		return Decision{Reason: names.ReasonNoClusterIP, Text: "the Service has no cluster IP, so nothing would deliver packets for its address: headless Services cannot be of type LoadBalancer"}
 	}
-	d.dropLost()
+	if held, ok := l.Held(s.Key); ok {
+		d.held = held
+		d.held.Addresses = slices.DeleteFunc(held.Addresses, d.lost)
+		d.kept = slices.Clone(d.held.Addresses)
+	}
 	switch {
 	case s.RequestFault != "":
 		return d.keep(names.ReasonInvalidRequest, "%s", s.RequestFault)
-	case s.FamilyPolicy == view.RequireDualStack && len(d.families) < 2:
+	case s.FamilyPolicy == view.RequireDualStack && !(d.v4 && d.v6):
 		return d.keep(names.ReasonFamilyMismatch, "ipFamilyPolicy is RequireDualStack, but the Service has cluster IPs of one family only")
 	case len(s.Requested) > 0:
 		return d.explicit()
-	case s.Pool != "":
+	}
+	d.kept = slices.DeleteFunc(d.kept, func(a netip.Addr) bool { return slices.Contains(s.Releasing, a) })
+	if s.Pool != "" {
 		return d.fromPool()
 	}
 	return d.automatic()
 }
 
-// dropLost takes from the Service what its own spec gave up: an address that its sharing rights no longer cover, and
-// addresses of a family that it no longer has.
-func (d *decider) dropLost() {
-	kept := slices.DeleteFunc(slices.Clone(d.held.Addresses), func(a netip.Addr) bool {
-		ok, _ := d.l.usable(a, d.s)
-		return !ok || !slices.Contains(d.families, view.FamilyOf(a))
-	})
-	d.held.Addresses = kept
+// lost says whether the Service's own spec gave the address up: its sharing rights no longer cover it, or it has no cluster IP of that
+// family any more.
+func (d *decider) lost(a netip.Addr) bool {
+	reason, _ := d.l.clash(addressOf(a), d.s.Key, d.share)
+	return reason != "" || !d.wants(view.FamilyOf(a))
 }
 
-// keep leaves the Service with what it has and says why it does not get what it asks for.
-func (d *decider) keep(r names.Reason, format string, args ...any) Decision {
-	text := fmt.Sprintf(format, args...)
-	if len(d.held.Addresses) > 0 {
-		text += fmt.Sprintf("; the Service keeps %s", join(d.held.Addresses))
+func (d *decider) wants(f view.Family) bool { return f == view.IPv4 && d.v4 || f == view.IPv6 && d.v6 }
+
+// fromPool serves a Service that names its pool. What it got from the pool of that name it keeps, also where the pool has changed since:
+// the pool's owner did that, not the Service's.
+func (d *decider) fromPool() Decision {
+	src := d.m.byName[d.s.Pool]
+	if d.held.Pool != d.s.Pool && src != nil {
+		d.kept = slices.DeleteFunc(d.kept, func(a netip.Addr) bool { return !src.pool.Contains(a) })
 	}
-	return Decision{Addresses: d.held.Addresses, Pool: d.held.Pool, Reason: r, Text: text}
+	switch {
+	case src == nil:
+		return d.keep(names.ReasonPoolNotFound, "no IPAddressPool %q exists: create it, or correct the annotation %s", d.s.Pool, names.AnnotationPool)
+	case !admits(src.pool, d.s):
+		return d.keep(names.ReasonPoolNotAllowed, "the serviceAllocation of pool %q does not admit this Service", src.pool.Name)
+	}
+	if !d.fill([]*source{src}, nil) {
+		return d.keep(d.short())
+	}
+	return d.settle()
 }
 
-func (d *decider) assigned(addresses []netip.Addr, pool string) Decision {
-	return Decision{
-		Addresses: addresses, Pool: pool, Reason: names.ReasonAssigned,
-		Text: fmt.Sprintf("assigned %s from pool %q", join(addresses), pool),
+// automatic serves a Service that leaves the choice to us.
+func (d *decider) automatic() Decision {
+	pinned, open := d.m.choice.of(d.s)
+	if d.fill(pinned, open) {
+		return d.settle()
 	}
-}
-
-func join(addresses []netip.Addr) string {
-	var out []string
-	for _, a := range addresses {
-		out = append(out, a.String())
+	switch {
+	case len(d.m.byName) == 0:
+		return d.keep(names.ReasonNoPools, "no IPAddressPool exists: create one")
+	case len(pinned)+len(open) == 0:
+		return d.keep(names.ReasonNoEligiblePool, "no pool is open to this Service: each has autoAssign false or a serviceAllocation for others; name one with the annotation %s", names.AnnotationPool)
 	}
-	return strings.Join(out, ", ")
+	return d.keep(d.short())
 }
 
 // explicit serves a Service that names its addresses.
 func (d *decider) explicit() Decision {
 	want := d.s.Requested
-	var families []view.Family
+	var v4, v6 int
 	for _, a := range want {
-		families = append(families, view.FamilyOf(a))
+		if a.Is4() {
+			v4++
+		} else {
+			v6++
+		}
+		if slices.Contains(d.s.Releasing, a) {
+			return d.keep(names.ReasonInvalidRequest, "the Service asks for %s, and with the annotation %s to be rid of it: take one of them out", a, names.AnnotationRelease)
+		}
 	}
-	slices.Sort(families)
-	if !slices.Equal(families, d.families) {
-		return d.keep(names.ReasonFamilyMismatch, "the requested %s is not of the same families as the Service's cluster IPs (%s)", join(want), join(d.s.ClusterIPs))
+	if (v4 > 0) != d.v4 || (v6 > 0) != d.v6 || v4 > d.count || v6 > d.count {
+		return d.keep(names.ReasonFamilyMismatch, "the requested %s is not of the same families as the Service's cluster IPs (%s), %d of each", join(want), join(d.s.ClusterIPs), d.count)
 	}
-	pool := d.snap.PoolFor(want...)
-	if pool == nil {
-		return d.keep(names.ReasonAddressNotInPool, "no pool contains the requested %s: ask for an address of a pool, or add it to one", join(want))
-	}
-	if d.s.Pool != "" && d.s.Pool != pool.Name {
-		return d.keep(names.ReasonInvalidRequest, "the requested %s belongs to pool %q, but the annotation %s asks for pool %q: take one of them out",
-			join(want), pool.Name, names.AnnotationPool, d.s.Pool)
-	}
-	if !admits(pool, d.s) {
-		return d.keep(names.ReasonPoolNotAllowed, "the serviceAllocation of pool %q does not admit this Service", pool.Name)
-	}
+	d.kept = nil
 	for _, a := range want {
-		if ok, who := d.l.usable(a, d.s); !ok {
-			return d.keep(names.ReasonAddressInUse, "the requested %s is held by Service %s, which may not share it", a, who)
+		if slices.Contains(d.held.Addresses, a) {
+			d.kept = append(d.kept, a)
 		}
+		src, reason, text := d.requested(a)
+		if reason != "" {
+			return d.keep(reason, "%s", text)
+		}
+		d.picked = append(d.picked, pick{addressOf(a), src})
 	}
-	return d.assigned(want, pool.Name)
+	d.picked = slices.DeleteFunc(d.picked, func(p pick) bool { return slices.Contains(d.held.Addresses, p.a.netip()) })
+	if wait, ok := d.probe(); ok {
+		return wait
+	}
+	return d.assigned(slices.Clone(want))
 }
 
-// fromPool serves a Service that names its pool.
-func (d *decider) fromPool() Decision {
-	pool := d.snap.Pool(d.s.Pool)
-	switch {
-	case pool == nil:
-		return d.keep(names.ReasonPoolNotFound, "no IPAddressPool %q exists: create it, or correct the annotation %s", d.s.Pool, names.AnnotationPool)
-	case !admits(pool, d.s):
-		return d.keep(names.ReasonPoolNotAllowed, "the serviceAllocation of pool %q does not admit this Service", pool.Name)
+// settle makes the Decision of what is kept and picked.
+func (d *decider) settle() Decision {
+	if wait, ok := d.probe(); ok {
+		return wait
 	}
-	if inside := d.within(pool); len(inside) > 0 {
-		d.held.Addresses = inside
-		return d.complete(pool)
+	out := d.assigned(d.arrange())
+	if reason, text := d.flaw(); reason != "" {
+		out.Reason, out.Text, out.Waiting = reason, text, true
+		return out
 	}
-	if got := d.take([]*snapshot.Pool{pool}); got.Reason == names.ReasonAssigned {
-		return got
+	n4, n6 := d.have(view.IPv4), d.have(view.IPv6)
+	if d.v4 && d.v6 && (n4 == 0 || n6 == 0) {
+		out.Waiting = d.s.FamilyPolicy != view.SingleStack
 	}
-	return d.keep(names.ReasonPoolExhausted, "pool %q has no free address for this Service: add addresses to it or free some", pool.Name)
-}
-
-// within returns what the Service holds from the pool, which it keeps: a move that was decided but not seen to be written
-// is decided again in the same way.
-func (d *decider) within(p *snapshot.Pool) []netip.Addr {
-	return slices.DeleteFunc(slices.Clone(d.held.Addresses), func(a netip.Addr) bool { return !p.Contains(a) })
-}
-
-// automatic serves a Service that leaves the choice to us.
-func (d *decider) automatic() Decision {
-	if len(d.held.Addresses) > 0 {
-		pool := d.snap.PoolFor(d.held.Addresses...)
-		if pool == nil {
-			return d.keep(names.ReasonAddressNotInPool, "no pool contains %s any more: put it back into a pool, or recreate the Service to move it", join(d.held.Addresses))
-		}
-		return d.complete(pool)
-	}
-	if d.snap == nil || len(d.snap.Pools) == 0 {
-		return d.keep(names.ReasonNoPools, "no IPAddressPool exists: create one")
-	}
-	pools := candidates(d.snap, d.s)
-	if len(pools) == 0 {
-		return d.keep(names.ReasonNoEligiblePool, "no pool is open to this Service: each has autoAssign false or a serviceAllocation for others; name one with the annotation %s", names.AnnotationPool)
-	}
-	return d.take(pools)
-}
-
-// complete keeps what the Service holds from the pool and adds the address of a family that it lacks, if it wants one.
-func (d *decider) complete(pool *snapshot.Pool) Decision {
-	have := d.held.Addresses
-	if len(d.families) == 2 && len(have) == 1 && d.s.FamilyPolicy != view.SingleStack {
-		missing := view.IPv4
-		if view.FamilyOf(have[0]) == view.IPv4 {
-			missing = view.IPv6
-		}
-		a, ok := d.l.first(pool, missing, d.s)
-		switch {
-		case ok:
-			return d.assigned(append(slices.Clone(have), a), pool.Name)
-		case d.s.FamilyPolicy == view.RequireDualStack:
-			return d.keep(names.ReasonPoolExhausted, "pool %q has no free address of the second family, which RequireDualStack needs", pool.Name)
-		}
-	}
-	return d.assigned(have, pool.Name)
-}
-
-// take gives the first free addresses of the first pool that has all that is wanted; where both families are preferred
-// but not required and no pool has both, one of the primary family, else one of the other.
-func (d *decider) take(pools []*snapshot.Pool) Decision {
-	tries := [][]view.Family{d.families}
-	if len(d.families) == 2 && d.s.FamilyPolicy != view.RequireDualStack {
-		other := view.IPv6
-		if d.s.PrimaryFamily == view.IPv6 {
-			other = view.IPv4
-		}
-		tries = append(tries, []view.Family{d.s.PrimaryFamily}, []view.Family{other})
-		if d.s.FamilyPolicy == view.SingleStack {
-			tries = tries[1:]
-		}
-	}
-	var tried []string
-	for _, families := range tries {
-		for _, p := range pools {
-			if got := d.firstOf(p, families); len(got) == len(families) {
-				return d.assigned(got, p.Name)
-			}
-			tried = append(tried, p.Name)
-		}
-	}
-	slices.Sort(tried)
-	return d.keep(names.ReasonPoolExhausted, "no free address of the needed family in the pools open to this Service (%s): add addresses or free some",
-		strings.Join(slices.Compact(tried), ", "))
-}
-
-func (d *decider) firstOf(p *snapshot.Pool, families []view.Family) []netip.Addr {
-	var out []netip.Addr
-	for _, f := range families {
-		a, ok := d.l.first(p, f, d.s)
-		if !ok {
-			return nil
-		}
-		out = append(out, a)
+	if (n4 > 0 && n4 < d.count) || (n6 > 0 && n6 < d.count) {
+		out.Reason, _, _ = d.short()
+		out.Text = "assigned " + join(out.Addresses) + ", fewer than the " + itoa(d.count) + " of each family that the annotation " + names.AnnotationAddressCount + " asks for: " + d.shortText()
+		out.Waiting = true
 	}
 	return out
 }
 
-// candidates are the pools tried when the Service names none: those pinned to it by priority and name, then the open
-// ones by name.
-func candidates(snap *snapshot.Snapshot, s *view.Service) []*snapshot.Pool {
-	var pinned, open []*snapshot.Pool
-	for _, p := range snap.Pools {
-		switch {
-		case !p.AutoAssign || !admits(p, s):
-		case p.Allocation != nil:
-			pinned = append(pinned, p)
-		default:
-			open = append(open, p)
+// probe says which of the picked addresses the segment has to be asked for first.
+func (d *decider) probe() (Decision, bool) {
+	asked := false
+	for _, p := range d.picked {
+		if p.src.pool.Probe != nil && len(d.l.holding(p.a)) == 0 && !d.l.silent(p.a, d.s.Key) {
+			asked = true
 		}
 	}
-	slices.SortStableFunc(pinned, func(x, y *snapshot.Pool) int { return cmp.Compare(rank(x), rank(y)) })
-	return append(pinned, open...)
+	if !asked {
+		return Decision{}, false
+	}
+	var proposed []netip.Addr
+	for _, p := range d.picked {
+		proposed = append(proposed, p.a.netip())
+	}
+	out := d.keep(names.ReasonProbing, "asking the segment whether somebody uses %s already", join(proposed))
+	out.Proposed = proposed
+	return out, true
 }
 
-// rank turns a priority into an order: lower is better, 0 and less are last.
-func rank(p *snapshot.Pool) uint {
-	return uint(p.Allocation.Priority) - 1
+// arrange lists what the Service is to hold: what it keeps stays in its place, another address of the same family takes the place of one
+// that goes, and what is new comes last, IPv4 first.
+func (d *decider) arrange() []netip.Addr {
+	picked := slices.Clone(d.picked)
+	slices.SortStableFunc(picked, func(x, y pick) int { return int(x.a.family()) - int(y.a.family()) })
+	out := make([]netip.Addr, 0, len(d.kept)+len(picked))
+	for _, a := range d.held.Addresses {
+		if slices.Contains(d.kept, a) {
+			out = append(out, a)
+			continue
+		}
+		i := slices.IndexFunc(picked, func(p pick) bool { return p.a.family() == view.FamilyOf(a) })
+		if i >= 0 {
+			out = append(out, picked[i].a.netip())
+			picked = slices.Delete(picked, i, i+1)
+		}
+	}
+	for _, p := range picked {
+		out = append(out, p.a.netip())
+	}
+	return out
 }
 
-// admits says whether the pool may serve the Service: its namespace and its labels both have to be admitted.
-func admits(p *snapshot.Pool, s *view.Service) bool {
-	a := p.Allocation
-	if a == nil {
-		return true
+// flaw says what the pools no longer allow of what is kept.
+func (d *decider) flaw() (names.Reason, string) {
+	for _, a := range d.kept {
+		src := d.m.covering(addressOf(a))
+		switch {
+		case src == nil:
+			return names.ReasonAddressNotInPool, "no pool contains " + a.String() + " any more; the Service keeps it: put it back into a pool, or exchange it with the annotation " + names.AnnotationRelease
+		case !src.pool.Contains(a):
+			return names.ReasonAddressNotInPool, "pool " + src.pool.Name + " excludes " + a.String() + " now; the Service keeps it: exchange it with the annotation " + names.AnnotationRelease
+		case d.s.Pool != "" && src.pool.Name != d.s.Pool:
+			return names.ReasonAddressNotInPool, "pool " + d.s.Pool + " no longer contains " + a.String() + "; the Service keeps it: put it back, or exchange it with the annotation " + names.AnnotationRelease
+		case !admits(src.pool, d.s):
+			return names.ReasonPoolNotAllowed, "the serviceAllocation of pool " + src.pool.Name + " no longer admits this Service; it keeps " + a.String() + ": exchange it with the annotation " + names.AnnotationRelease
+		}
 	}
-	if a.NamespacesRestricted && !slices.Contains(a.Namespaces, s.Key.Namespace) {
-		return false
-	}
-	return len(a.ServiceSelectors) == 0 ||
-		slices.ContainsFunc(a.ServiceSelectors, func(sel labels.Selector) bool { return sel.Matches(labels.Set(s.Labels)) })
+	return "", ""
 }

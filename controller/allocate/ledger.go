@@ -1,148 +1,193 @@
 // Package allocate decides which addresses a Service gets. Decide is pure: it looks at a Service, the Ledger and the
 // Snapshot, and changes none of them; Commit and Release are separate, small steps. The package reads no clock, logs
-// nothing and knows no API. A Ledger belongs to one goroutine.
+// nothing and knows no API: the owner of a Ledger tells it the time by Advance. A Ledger belongs to one goroutine.
 package allocate
 
 import (
-	"maps"
+	"hash/maphash"
 	"net/netip"
 	"slices"
+	"time"
 
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// Assignment is what a Service holds, with what decides whether others may share it.
+// Assignment is what a Service holds.
 type Assignment struct {
 	Service   view.Key
 	Addresses []netip.Addr
-	Pool      string
-	share     share
+	// Pool is the Pool of the first address as it was committed, whatever became of it since.
+	Pool string
 }
 
-// share is what two Services on one address are compared by.
-type share struct {
-	key      string
-	ports    []view.Port
-	local    bool
-	selector string
+// record is an Assignment as the Ledger keeps it: small, because there may be a million.
+type record struct {
+	key           view.Key
+	first, second address
+	share         *share
+	pool          uint32 // into Ledger.pools
+	n             uint32 // how many addresses; from the third on they are in Ledger.more
 }
 
-func shareOf(s *view.Service) share {
-	return share{key: s.SharingKey, ports: s.Ports, local: s.Local, selector: s.Selector}
-}
+// chunk is how many records are made at once: a list that doubles would take twice the memory while it grows.
+const chunk = 1024
 
-// compatible says whether two Services may hold one address: both name the same sharing key, no port is used twice, and
-// traffic for the address can be handled alike: both policies Cluster, or both Local with the same Pods behind them.
-func (a share) compatible(b share) bool {
-	if a.key == "" || a.key != b.key {
-		return false
-	}
-	if a.local != b.local || (a.local && a.selector != b.selector) {
-		return false
-	}
-	return !slices.ContainsFunc(a.ports, func(p view.Port) bool { return slices.Contains(b.ports, p) })
-}
-
-// Ledger says who holds which address. The zero value is not usable; call NewLedger.
+// Ledger says who holds which address, and which addresses wait for somebody or something. The zero value is not usable; call NewLedger.
 type Ledger struct {
-	services  map[view.Key]Assignment
-	addresses map[netip.Addr][]view.Key
-	// byKey holds the addresses in use under a sharing key.
-	byKey map[string]map[netip.Addr]struct{}
-	// next remembers for each Range the lowest address that may be free: everything below it is in use.
-	next map[cursor]netip.Addr
-}
+	now     time.Time
+	records [][]record
+	made    int
+	spare   []int32
+	more    map[int32][]address
+	count   int
+	pools   []string
+	poolIDs map[string]uint32
 
-// cursor names a walk through a Range.
-type cursor struct {
-	snapshot.Range
-	avoidBuggy bool
+	// ids finds a record by the hash of its Service; the rare Service whose hash another one has is in doubles.
+	seed    maphash.Seed
+	ids     map[uint64]int32
+	doubles map[view.Key]int32
+
+	// holders names the record that holds an address, or, below zero, the complement of an index of crowds.
+	holders     map[address]int32
+	crowds      [][]int32
+	spareCrowds []int32
+	// withheld are the addresses that wait, by address and by the Service that may have them.
+	withheld map[address][]Withheld
+	waiting  map[view.Key][]address
+	due      deadlines
+	// keeping are the reservations that take over what their Services held.
+	keeping map[view.Key]*snapshot.Reservation
+
+	market *market
 }
 
 // NewLedger returns an empty Ledger.
 func NewLedger() *Ledger {
 	return &Ledger{
-		services:  map[view.Key]Assignment{},
-		addresses: map[netip.Addr][]view.Key{},
-		byKey:     map[string]map[netip.Addr]struct{}{},
-		next:      map[cursor]netip.Addr{},
+		more: map[int32][]address{}, poolIDs: map[string]uint32{},
+		seed: maphash.MakeSeed(), ids: map[uint64]int32{}, doubles: map[view.Key]int32{},
+		holders: map[address]int32{}, withheld: map[address][]Withheld{}, waiting: map[view.Key][]address{},
 	}
 }
 
 // Held returns what the Service holds.
 func (l *Ledger) Held(k view.Key) (Assignment, bool) {
-	a, ok := l.services[k]
-	return a, ok
+	id, ok := l.find(k)
+	if !ok {
+		return Assignment{}, false
+	}
+	var room [2]address
+	r := l.record(id)
+	out := Assignment{Service: r.key, Pool: l.pools[r.pool], Addresses: make([]netip.Addr, 0, r.n)}
+	for _, a := range l.addresses(id, room[:0]) {
+		out.Addresses = append(out.Addresses, a.netip())
+	}
+	return out, true
 }
 
 // Holders returns the Services that hold the address, sorted.
-func (l *Ledger) Holders(a netip.Addr) []view.Key { return l.addresses[a] }
+func (l *Ledger) Holders(a netip.Addr) []view.Key {
+	var out []view.Key
+	for _, id := range l.holding(addressOf(a)) {
+		out = append(out, l.record(id).key)
+	}
+	slices.SortFunc(out, view.Key.Compare)
+	return out
+}
 
 // Commit records that the Service holds exactly these addresses now, in the place of what it held before.
 func (l *Ledger) Commit(s *view.Service, addresses []netip.Addr, pool string) {
-	l.Release(s.Key)
 	if len(addresses) == 0 {
+		l.Release(s.Key)
 		return
 	}
-	l.services[s.Key] = Assignment{Service: s.Key, Addresses: slices.Clone(addresses), Pool: pool, share: shareOf(s)}
+	var roomOld, roomNew [2]address
+	old, now := roomOld[:0], roomNew[:0]
 	for _, a := range addresses {
-		l.addresses[a] = append(l.addresses[a], s.Key)
-		slices.SortFunc(l.addresses[a], view.Key.Compare)
-		if s.SharingKey != "" {
-			if l.byKey[s.SharingKey] == nil {
-				l.byKey[s.SharingKey] = map[netip.Addr]struct{}{}
-			}
-			l.byKey[s.SharingKey][a] = struct{}{}
+		now = append(now, addressOf(a))
+	}
+	id, known := l.find(s.Key)
+	sh := shareOf(s)
+	if known {
+		old = l.addresses(id, old)
+		if r := l.record(id); slices.Equal(old, now) && l.pools[r.pool] == pool && r.share.equal(sh) {
+			return
+		}
+	} else {
+		id = l.open(s.Key)
+	}
+	l.reshare(id, old, sh)
+	for _, a := range old {
+		if !slices.Contains(now, a) {
+			l.vacate(id, a)
 		}
 	}
+	r := l.record(id)
+	r.pool = l.poolID(pool)
+	l.store(id, now)
+	for _, a := range now {
+		if !slices.Contains(old, a) {
+			l.occupy(id, a)
+		}
+	}
+	l.withdraw(s.Key)
 }
 
-// Release frees what the Service holds and returns the addresses that nobody holds any more.
+// Release frees what the Service holds and returns the addresses that nobody holds any more. An address whose Pool has a
+// cool-down, or that is reserved, is among them though it is not free yet.
 func (l *Ledger) Release(k view.Key) []netip.Addr {
-	held, ok := l.services[k]
+	l.withdraw(k)
+	id, ok := l.find(k)
 	if !ok {
 		return nil
 	}
-	delete(l.services, k)
+	var room [2]address
 	var freed []netip.Addr
-	for _, a := range held.Addresses {
-		l.addresses[a] = slices.DeleteFunc(l.addresses[a], func(o view.Key) bool { return o == k })
-		if len(l.addresses[a]) > 0 {
+	for _, a := range l.addresses(id, room[:0]) {
+		if !l.vacate(id, a) {
 			continue
 		}
-		delete(l.addresses, a)
-		delete(l.byKey[held.share.key], a)
-		freed = append(freed, a)
-		for c, at := range l.next {
-			if c.Contains(a) && a.Less(at) {
-				l.next[c] = a
-			}
+		freed = append(freed, a.netip())
+		if r := l.keeping[k]; r != nil && !r.Over(l.now) {
+			l.Withhold(Withheld{Address: a.netip(), Service: k, Reason: names.ReasonAddressReserved, Until: r.Expires, By: r.Name})
 		}
 	}
-	if len(l.byKey[held.share.key]) == 0 {
-		delete(l.byKey, held.share.key)
-	}
+	l.shut(id)
 	return freed
 }
 
 // Services returns every Service that holds something, sorted.
 func (l *Ledger) Services() []view.Key {
-	return slices.SortedFunc(maps.Keys(l.services), view.Key.Compare)
+	out := make([]view.Key, 0, l.count)
+	for _, c := range l.records {
+		for i := range c {
+			if c[i].n > 0 {
+				out = append(out, c[i].key)
+			}
+		}
+	}
+	slices.SortFunc(out, view.Key.Compare)
+	return out
 }
 
-// Usable says whether the Service may hold a: nobody else does, or all who do may share it with this Service.
+// Usable says whether the Service may hold a, as far as others are concerned: nobody else does, or all who do may share it with this Service.
 func (l *Ledger) Usable(a netip.Addr, s *view.Service) bool {
-	ok, _ := l.usable(a, s)
-	return ok
+	reason, _ := l.clash(addressOf(a), s.Key, shareOf(s))
+	return reason == ""
 }
 
 // InUse counts the different addresses in use that lie in the pool.
 func (l *Ledger) InUse(p *snapshot.Pool) (ipv4, ipv6 int64) {
-	for a := range l.addresses {
+	if src := l.market.named(p.Name); src != nil && src.v4.serves(p) {
+		return src.v4.inUse, src.v6.inUse
+	}
+	for a := range l.holders { // the Ledger has not met this version of the pool
 		switch {
-		case !p.Contains(a):
-		case a.Is4():
+		case !p.Covers(a.netip()):
+		case a.family() == view.IPv4:
 			ipv4++
 		default:
 			ipv6++
@@ -151,69 +196,129 @@ func (l *Ledger) InUse(p *snapshot.Pool) (ipv4, ipv6 int64) {
 	return ipv4, ipv6
 }
 
-// usable says whether the Service may hold a: nobody else does, or all others may share it with this Service. The
-// second result names one who may not.
-func (l *Ledger) usable(a netip.Addr, s *view.Service) (bool, view.Key) {
-	mine := shareOf(s)
-	for _, k := range l.addresses[a] {
-		if k != s.Key && !mine.compatible(l.services[k].share) {
-			return false, k
-		}
+// Usage is what the status of a Pool says, by family. Available is what a Service could be given now; more than fits counts as
+// math.MaxInt64.
+type Usage struct{ AssignedIPv4, AssignedIPv6, AvailableIPv4, AvailableIPv6 int64 }
+
+// Usage counts the addresses of a Pool of the Snapshot.
+func (l *Ledger) Usage(p *snapshot.Pool, snap *snapshot.Snapshot) Usage {
+	src := l.follow(snap).byName[p.Name]
+	if src == nil {
+		return Usage{}
 	}
-	return true, view.Key{}
+	v4, v6 := p.Size()
+	free := func(size int64, s *stock) int64 { return max(size-int64(min(s.space.taken, uint64(size))), 0) }
+	return Usage{src.v4.inUse, src.v6.inUse, free(v4, src.v4), free(v6, src.v6)}
 }
 
-// first returns the lowest address of the family in the pool that the Service may use, in the order of the pool's
-// entries.
-func (l *Ledger) first(p *snapshot.Pool, f view.Family, s *view.Service) (netip.Addr, bool) {
-	for _, r := range p.Ranges {
-		if view.FamilyOf(r.First) != f {
-			continue
-		}
-		a, ok := l.free(cursor{r, p.AvoidBuggy})
-		if b, shared := l.shared(p, r, s); shared && (!ok || b.Less(a)) {
-			a, ok = b, true
-		}
-		if ok {
-			return a, true
-		}
+// holding returns the records that hold the address. It must not be kept.
+func (l *Ledger) holding(a address) []int32 {
+	id, ok := l.holders[a]
+	switch {
+	case !ok:
+		return nil
+	case id < 0:
+		return l.crowds[^id]
 	}
-	return netip.Addr{}, false
+	return []int32{id}
 }
 
-// free returns the lowest address of the Range that nobody holds.
-func (l *Ledger) free(c cursor) (netip.Addr, bool) {
-	a, ok := l.next[c]
-	if !ok {
-		a = c.First
+// occupy enters the record as a holder of the address.
+func (l *Ledger) occupy(id int32, a address) {
+	other, held := l.holders[a]
+	switch {
+	case !held:
+		l.holders[a] = id
+	case other >= 0:
+		l.holders[a] = ^l.crowd(other, id)
+	default:
+		l.crowds[^other] = append(l.crowds[^other], id)
 	}
-	for a.IsValid() && a.Compare(c.Last) <= 0 {
-		if len(l.addresses[a]) == 0 && !(c.avoidBuggy && snapshot.Buggy(a)) {
-			l.next[c] = a
-			return a, true
-		}
-		if a == c.Last {
-			break
-		}
-		a = a.Next()
+	if len(l.withheld[a]) > 0 { // what was withheld for want of a holder has one now
+		l.forget(a, func(w Withheld) bool { return w.Reason == names.ReasonCoolingDown || w.Reason == names.ReasonProbing })
 	}
-	l.next[c] = a
-	return netip.Addr{}, false
+	st := l.market.stock(a)
+	if st == nil {
+		return
+	}
+	l.enter(st, a, id)
+	if at, ok := st.layout.position(a); ok && !held {
+		st.cursor = at + 1
+	}
 }
 
-// shared returns the lowest address of the Range that holders of the Service's sharing key would share with it.
-func (l *Ledger) shared(p *snapshot.Pool, r snapshot.Range, s *view.Service) (netip.Addr, bool) {
-	var best netip.Addr
-	if s.SharingKey == "" {
-		return best, false
+// enter counts a holder of an address in its stock.
+func (l *Ledger) enter(st *stock, a address, id int32) {
+	r := l.record(id)
+	holding := l.holding(a)
+	if holding[0] == id {
+		st.inUse++
 	}
-	for a := range l.byKey[s.SharingKey] {
-		if !r.Contains(a) || !p.Contains(a) || (best.IsValid() && !a.Less(best)) {
-			continue
-		}
-		if ok, _ := l.usable(a, s); ok {
-			best = a
+	if st.holdings != nil && l.firstOf(r.key.Namespace, holding) == id {
+		st.holdings[r.key.Namespace]++
+	}
+	if at, ok := st.layout.position(a); ok {
+		st.space.take(at)
+		st.shelve(at, r.share)
+	}
+}
+
+// firstOf returns the first of the records that is of the namespace, -1 when none is.
+func (l *Ledger) firstOf(namespace string, ids []int32) int32 {
+	for _, id := range ids {
+		if l.record(id).key.Namespace == namespace {
+			return id
 		}
 	}
-	return best, best.IsValid()
+	return -1
+}
+
+// vacate takes the record from the holders of the address, and says whether nobody holds it any more.
+func (l *Ledger) vacate(id int32, a address) bool {
+	rest := l.leave(id, a)
+	st := l.market.stock(a)
+	if st == nil {
+		return len(rest) == 0
+	}
+	r := l.record(id)
+	if ns := r.key.Namespace; st.holdings != nil && l.firstOf(ns, rest) < 0 {
+		if st.holdings[ns]--; st.holdings[ns] <= 0 {
+			delete(st.holdings, ns)
+		}
+	}
+	at, placed := st.layout.position(a)
+	if placed {
+		st.unshelve(at, r.share, len(rest) == 0)
+	}
+	if len(rest) > 0 {
+		return false
+	}
+	st.inUse--
+	if st.pool.Cooldown > 0 {
+		l.Withhold(Withheld{Address: a.netip(), Service: r.key, Reason: names.ReasonCoolingDown, Until: l.now.Add(st.pool.Cooldown)})
+	}
+	if placed && len(l.withheld[a]) == 0 {
+		st.space.free(at)
+	}
+	return true
+}
+
+// leave takes the record from the holders of the address and returns the others.
+func (l *Ledger) leave(id int32, a address) []int32 {
+	v, ok := l.holders[a]
+	switch {
+	case ok && v >= 0:
+		delete(l.holders, a)
+		return nil
+	case !ok:
+		return nil
+	}
+	rest := slices.DeleteFunc(l.crowds[^v], func(o int32) bool { return o == id })
+	l.crowds[^v] = rest
+	if len(rest) == 1 {
+		l.holders[a] = rest[0]
+		l.crowds[^v] = nil
+		l.spareCrowds = append(l.spareCrowds, ^v)
+	}
+	return rest
 }

@@ -5,10 +5,10 @@ import (
 	"math/big"
 )
 
-// Size counts the addresses of the pool by family, without those that it avoids. A family with more than fits counts
+// Size counts the addresses of the pool by family, without those that it avoids or excludes. A family with more than fits counts
 // as math.MaxInt64.
 func (p *Pool) Size() (ipv4, ipv6 int64) {
-	for _, r := range p.Ranges {
+	for _, r := range p.Free() {
 		n := r.size()
 		if r.First.Is4() {
 			if p.AvoidBuggy {

@@ -5,6 +5,8 @@ package snapshot
 
 import (
 	"net/netip"
+	"slices"
+	"time"
 
 	"k8s.io/apimachinery/pkg/labels"
 
@@ -21,6 +23,8 @@ type Snapshot struct {
 	// BGPAds and Peers are sorted by name.
 	BGPAds []*BGPAd
 	Peers  []*Peer
+	// Reservations are sorted by name.
+	Reservations []*Reservation
 }
 
 // Range is an inclusive range of addresses of one family, First <= Last.
@@ -42,6 +46,54 @@ type Pool struct {
 	AvoidBuggy bool
 	// Allocation is nil when spec.serviceAllocation is absent: the pool is open to all.
 	Allocation *Allocation
+	// Excluded are never given, though they lie in Ranges; a Service that holds one keeps it.
+	Excluded []Range
+	// Order says which free address is given next.
+	Order Order
+	// Cooldown is how long an address waits, after nobody holds it any more, before another Service may have it.
+	Cooldown time.Duration
+	// Quota is nil when namespaces may hold any number of addresses.
+	Quota *Quota
+	// Probe is nil when addresses are given without asking the segment.
+	Probe *Probe
+}
+
+// Order says which free address of a Pool is given next.
+type Order string
+
+// The orders of a Pool's addresses.
+const (
+	// Lowest gives the first free address, in the order of the Ranges. It is what an empty Order means.
+	Lowest Order = "Lowest"
+	// RoundRobin gives the first free address behind the one given last, and starts again at the end.
+	RoundRobin Order = "RoundRobin"
+	// Hash starts at a place that the name of the Service decides, so that it tends to get the same address again.
+	Hash Order = "Hash"
+)
+
+// Quota bounds how many addresses of each family the Services of one namespace may hold from a Pool.
+type Quota struct {
+	// PerNamespace holds for namespaces that Namespaces does not name; negative is no bound.
+	PerNamespace int
+	Namespaces   map[string]int
+}
+
+// Limit returns the bound for a namespace; ok is false when there is none.
+func (q *Quota) Limit(namespace string) (n int, ok bool) {
+	if q == nil {
+		return 0, false
+	}
+	n, named := q.Namespaces[namespace]
+	if !named {
+		n = q.PerNamespace
+	}
+	return n, n >= 0
+}
+
+// Probe asks the segment for an address before it is given.
+type Probe struct {
+	// Quarantine is how long an address is not given after somebody answered for it.
+	Quarantine time.Duration
 }
 
 // Allocation restricts and ranks the Services that a Pool serves.
@@ -56,17 +108,49 @@ type Allocation struct {
 	ServiceSelectors []labels.Selector
 }
 
-// Contains says whether the pool may give a: it lies in a Range and is not avoided.
+// Covers says whether a lies in a Range, excluded and avoided addresses included.
+func (p *Pool) Covers(a netip.Addr) bool { return within(p.Ranges, a) }
+
+// Contains says whether the pool may give a: it lies in a Range and is neither avoided nor excluded.
 func (p *Pool) Contains(a netip.Addr) bool {
-	if p.AvoidBuggy && Buggy(a) {
-		return false
-	}
-	for _, r := range p.Ranges {
+	return !(p.AvoidBuggy && Buggy(a)) && within(p.Ranges, a) && !within(p.Excluded, a)
+}
+
+func within(ranges []Range, a netip.Addr) bool {
+	for _, r := range ranges {
 		if r.Contains(a) {
 			return true
 		}
 	}
 	return false
+}
+
+// Free returns the Ranges in their order, without what is excluded. Addresses that AvoidBuggy passes over are still in it.
+func (p *Pool) Free() []Range {
+	if len(p.Excluded) == 0 {
+		return p.Ranges
+	}
+	cuts := slices.Clone(p.Excluded)
+	slices.SortFunc(cuts, func(x, y Range) int { return x.First.Compare(y.First) })
+	var out []Range
+	for _, r := range p.Ranges {
+		rest, left := r, true
+		for _, c := range cuts {
+			if !left || !rest.Contains(c.First) && !c.Contains(rest.First) {
+				continue
+			}
+			if rest.First.Less(c.First) {
+				out = append(out, Range{rest.First, c.First.Prev()})
+			}
+			if left = c.Last.Less(rest.Last); left {
+				rest.First = c.Last.Next()
+			}
+		}
+		if left {
+			out = append(out, rest)
+		}
+	}
+	return out
 }
 
 // Buggy says whether a is an IPv4 address that ends in .0 or .255, which some old routers and clients refuse.

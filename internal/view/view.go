@@ -94,6 +94,10 @@ type Service struct {
 	Pool string
 	// Requested are the addresses asked for by annotation or spec.loadBalancerIP, in the order given.
 	Requested []netip.Addr
+	// Count is how many addresses of each family it asks for; 0 counts as 1.
+	Count int
+	// Releasing are addresses that it wants to exchange for others, where it holds them.
+	Releasing []netip.Addr
 	// RequestFault says in one sentence why the Service's request cannot be read; empty when it can.
 	RequestFault string
 	// SharingKey allows Services with the same non-empty key to share an address.

@@ -1,0 +1,152 @@
+package allocate
+
+import (
+	"fmt"
+	"net/netip"
+	"runtime"
+	"testing"
+
+	"github.com/gantry-lb/gantry/internal/snapshot"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// named returns Services with IPv4 cluster IPs, or IPv6 ones, that differ in their names.
+func named(n int, cluster string) []view.Service {
+	out := make([]view.Service, n)
+	ip := []netip.Addr{netip.MustParseAddr(cluster)}
+	ports := []view.Port{{Protocol: "TCP", Number: 80}}
+	for i := range out {
+		out[i] = view.Service{
+			Key: view.Key{Namespace: "default", Name: fmt.Sprintf("service-%07d", i)}, LoadBalancer: true, ClusterIPs: ip,
+			PrimaryFamily: view.FamilyOf(ip[0]), FamilyPolicy: view.SingleStack, Ports: ports,
+		}
+	}
+	return out
+}
+
+// assign decides and commits.
+func assign(tb testing.TB, s *view.Service, l *Ledger, snap *snapshot.Snapshot) Decision {
+	d := Decide(s, l, snap)
+	if len(d.Addresses) == 0 {
+		tb.Fatalf("%s got nothing: %s", s.Key, d.Text)
+	}
+	l.Commit(s, d.Addresses, d.Pool)
+	return d
+}
+
+// BenchmarkAssign decides, commits and releases for one Service more at different fills. The time for one must not grow with the
+// fill, nor with pools that do not match.
+func BenchmarkAssign(b *testing.B) {
+	others := func(to *snapshot.Snapshot, n int) {
+		for i := range n {
+			p := pool(b, fmt.Sprintf("other-%04d", i), fmt.Sprintf("172.%d.%d.0/24", 16+i/256, i%256))
+			p.Allocation = &snapshot.Allocation{Namespaces: []string{fmt.Sprintf("team-%d", i)}, NamespacesRestricted: true}
+			to.Pools = append(to.Pools, p)
+		}
+	}
+	tests := []struct {
+		name, entry, cluster string
+		held, others         int
+		order                snapshot.Order
+	}{
+		{"a /8, empty", "10.0.0.0/8", "10.96.0.9", 0, 0, snapshot.Lowest},
+		{"a /8 with 1,000,000", "10.0.0.0/8", "10.96.0.9", 1_000_000, 0, snapshot.Lowest},
+		{"a /12, all but one held", "10.0.0.0/12", "10.96.0.9", 1<<20 - 1, 0, snapshot.Lowest},
+		{"a /12, all but one held, by hash", "10.0.0.0/12", "10.96.0.9", 1<<20 - 1, 0, snapshot.Hash},
+		{"an IPv6 /64 with 100,000", "fd00::/64", "fd01::1", 100_000, 0, snapshot.Lowest},
+		{"an IPv6 /64 with 100,000, by hash", "fd00::/64", "fd01::1", 100_000, 0, snapshot.Hash},
+		{"a /8 with 100,000 beside 1,000 pools for others", "10.0.0.0/8", "10.96.0.9", 100_000, 1000, snapshot.Lowest},
+	}
+	for _, tc := range tests {
+		b.Run(tc.name, func(b *testing.B) {
+			p := pool(b, "a", tc.entry)
+			p.Order = tc.order
+			snap := &snapshot.Snapshot{Pools: []*snapshot.Pool{p}}
+			others(snap, tc.others)
+			l := NewLedger()
+			all := named(tc.held+1, tc.cluster)
+			for i := range all[:tc.held] {
+				assign(b, &all[i], l, snap)
+			}
+			last := &all[tc.held]
+			b.ReportAllocs()
+			for b.Loop() {
+				assign(b, last, l, snap)
+				l.Release(last.Key)
+			}
+		})
+	}
+}
+
+// BenchmarkFill gives addresses to Services that are all new; what is measured is one of them.
+func BenchmarkFill(b *testing.B) {
+	tests := []struct {
+		name, entry, cluster string
+		n                    int
+	}{
+		{"1,000,000 of a /8", "10.0.0.0/8", "10.96.0.9", 1_000_000},
+		{"all of a /12", "10.0.0.0/12", "10.96.0.9", 1 << 20},
+		{"100,000 of an IPv6 /64", "fd00::/64", "fd01::1", 100_000},
+	}
+	for _, tc := range tests {
+		b.Run(tc.name, func(b *testing.B) {
+			snap := &snapshot.Snapshot{Pools: []*snapshot.Pool{pool(b, "a", tc.entry)}}
+			all := named(tc.n, tc.cluster)
+			runtime.GC()
+			b.ReportAllocs()
+			l := NewLedger()
+			i := 0
+			for b.Loop() {
+				if i == len(all) {
+					b.StopTimer()
+					l, i = NewLedger(), 0
+					b.StartTimer()
+				}
+				assign(b, &all[i], l, snap)
+				i++
+			}
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "assignments/s")
+		})
+	}
+}
+
+// TestAnAssignmentIsSmall measures what the Ledger keeps for each Service, names not included, since they are those of the Service.
+func TestAnAssignmentIsSmall(t *testing.T) {
+	tests := map[string]struct {
+		entry, cluster string
+		order          snapshot.Order
+	}{
+		"IPv4":          {"10.0.0.0/8", "10.96.0.9", snapshot.Lowest},
+		"IPv4 by hash":  {"10.0.0.0/8", "10.96.0.9", snapshot.Hash},
+		"IPv6":          {"fd00::/64", "fd01::1", snapshot.Lowest},
+		"IPv6, by hash": {"fd00::/64", "fd01::1", snapshot.Hash},
+	}
+	const n = 100_000
+	heap := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			p := pool(t, "a", tc.entry)
+			p.Order = tc.order
+			snap := &snapshot.Snapshot{Pools: []*snapshot.Pool{p}}
+			all := named(n, tc.cluster)
+			before := heap()
+			l := NewLedger()
+			for i := range all {
+				assign(t, &all[i], l, snap)
+			}
+			each := (heap() - before) / n
+			t.Logf("%d bytes for each assignment", each)
+			if each > 200 {
+				t.Errorf("an assignment takes %d bytes, want 200 at most", each)
+			}
+			runtime.KeepAlive(l)
+			runtime.KeepAlive(all)
+		})
+	}
+}

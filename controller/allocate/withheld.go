@@ -1,0 +1,255 @@
+package allocate
+
+import (
+	"cmp"
+	"container/heap"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// Withheld is an address that is not free though nobody holds it, or that will not be once nobody does.
+type Withheld struct {
+	Address netip.Addr
+	// Reason is ReasonAddressReserved, ReasonCoolingDown, ReasonQuarantined or ReasonProbing.
+	Reason names.Reason
+	// Service may have the address all the same; nobody may when it is quarantined.
+	Service view.Key
+	// Until is when the address is no longer withheld; zero is until somebody says so.
+	Until time.Time
+	// By is the AddressReservation, or who answered for the address on the segment.
+	By string
+	// Silent says of an address that is being probed that nobody answered for it.
+	Silent bool
+}
+
+// same says whether two entries are about the same thing, so that the newer takes the older's place.
+func (w Withheld) same(o Withheld) bool {
+	return w.Reason == o.Reason && (w.Reason != names.ReasonAddressReserved || w.By == o.By)
+}
+
+// deadline is when an entry may end. Entries that ended otherwise leave theirs behind, and it is passed over.
+type deadline struct {
+	at     time.Time
+	on     address
+	reason names.Reason
+	by     string
+}
+
+type deadlines []deadline
+
+func (d deadlines) Len() int           { return len(d) }
+func (d deadlines) Less(i, j int) bool { return d[i].at.Before(d[j].at) }
+func (d deadlines) Swap(i, j int)      { d[i], d[j] = d[j], d[i] }
+func (d *deadlines) Push(x any)        { *d = append(*d, x.(deadline)) }
+func (d *deadlines) Pop() any {
+	last := (*d)[len(*d)-1]
+	*d = (*d)[:len(*d)-1]
+	return last
+}
+
+// Advance tells the Ledger what time it is and ends what is over. It returns the addresses that became free, and when it has to be
+// called again at the latest; zero when nothing waits for the time. Time that goes backwards is ignored.
+func (l *Ledger) Advance(now time.Time) (freed []netip.Addr, next time.Time) {
+	if now.After(l.now) {
+		l.now = now
+	}
+	for len(l.due) > 0 && !l.due[0].at.After(l.now) {
+		d := heap.Pop(&l.due).(deadline)
+		over := func(w Withheld) bool {
+			return w.Reason == d.reason && w.By == d.by && !w.Until.IsZero() && !w.Until.After(l.now)
+		}
+		if l.drop(d.on, over) {
+			freed = append(freed, d.on.netip())
+		}
+	}
+	if len(l.due) > 0 {
+		next = l.due[0].at
+	}
+	return freed, next
+}
+
+// Withheld returns all that is withheld, sorted, so that it can be written down and given to Withhold after a restart.
+func (l *Ledger) Withheld() []Withheld {
+	var out []Withheld
+	for _, w := range l.withheld {
+		out = append(out, w...)
+	}
+	slices.SortFunc(out, func(x, y Withheld) int {
+		return cmp.Or(x.Address.Compare(y.Address), cmp.Compare(x.Reason, y.Reason), cmp.Compare(x.By, y.By))
+	})
+	return out
+}
+
+// Withhold keeps an address from everybody but the Service that is named, in the place of an older entry about the same thing. One that is over
+// already is ignored.
+func (l *Ledger) Withhold(w Withheld) {
+	a := addressOf(w.Address)
+	if !w.Until.IsZero() && !w.Until.After(l.now) {
+		return
+	}
+	if slices.Contains(l.withheld[a], w) {
+		return
+	}
+	l.forget(a, w.same)
+	l.withheld[a] = append(l.withheld[a], w)
+	if w.Service != (view.Key{}) && w.Reason != names.ReasonQuarantined {
+		l.waiting[w.Service] = append(l.waiting[w.Service], a)
+	}
+	if !w.Until.IsZero() {
+		heap.Push(&l.due, deadline{w.Until, a, w.Reason, w.By})
+	}
+	if st := l.market.stock(a); st != nil {
+		if at, ok := st.layout.position(a); ok {
+			st.space.take(at)
+		}
+	}
+}
+
+// forget takes the entries that match from an address, and leaves it as free as it was.
+func (l *Ledger) forget(a address, match func(Withheld) bool) {
+	rest := l.withheld[a][:0]
+	for _, w := range l.withheld[a] {
+		if !match(w) {
+			rest = append(rest, w)
+			continue
+		}
+		if w.Reason == names.ReasonQuarantined {
+			continue
+		}
+		if i := slices.Index(l.waiting[w.Service], a); i >= 0 {
+			l.waiting[w.Service] = slices.Delete(l.waiting[w.Service], i, i+1)
+		}
+		if len(l.waiting[w.Service]) == 0 {
+			delete(l.waiting, w.Service)
+		}
+	}
+	if l.withheld[a] = rest; len(rest) == 0 {
+		delete(l.withheld, a)
+	}
+}
+
+// drop takes the entries that match from an address, and says whether it became free.
+func (l *Ledger) drop(a address, match func(Withheld) bool) bool {
+	if len(l.withheld[a]) == 0 {
+		return false
+	}
+	l.forget(a, match)
+	if len(l.withheld[a]) > 0 || len(l.holding(a)) > 0 {
+		return false
+	}
+	if st := l.market.stock(a); st != nil {
+		if at, ok := st.layout.position(a); ok {
+			st.space.free(at)
+		}
+	}
+	return true
+}
+
+// Propose holds addresses for a Service until the segment has been asked for them, in the place of those proposed to it before.
+func (l *Ledger) Propose(k view.Key, addresses []netip.Addr) {
+	for _, a := range slices.Clone(l.waiting[k]) {
+		if !slices.Contains(addresses, a.netip()) {
+			l.drop(a, func(w Withheld) bool { return w.Reason == names.ReasonProbing && w.Service == k })
+		}
+	}
+	for _, a := range addresses {
+		if !slices.ContainsFunc(l.withheld[addressOf(a)], func(w Withheld) bool { return w.Reason == names.ReasonProbing && w.Service == k }) {
+			l.Withhold(Withheld{Address: a, Service: k, Reason: names.ReasonProbing})
+		}
+	}
+}
+
+// Prepare holds addresses for a Service that it is about to be given, so that it keeps what it has until they are written: make before
+// break. Commit or Release ends it; until then every decision for the Service prefers them.
+func (l *Ledger) Prepare(k view.Key, addresses []netip.Addr) {
+	held, _ := l.Held(k)
+	added := slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { return slices.Contains(held.Addresses, a) })
+	l.Propose(k, added)
+	for _, a := range added {
+		l.Silent(a)
+	}
+}
+
+// Proposed returns the addresses that wait for an answer from the segment, sorted, with the Services that they are for.
+func (l *Ledger) Proposed() []Withheld {
+	return slices.DeleteFunc(l.Withheld(), func(w Withheld) bool { return w.Reason != names.ReasonProbing || w.Silent })
+}
+
+// Silent records that nobody answered for a proposed address: the next decision gives it to the Service that it was proposed to.
+func (l *Ledger) Silent(a netip.Addr) {
+	for i, w := range l.withheld[addressOf(a)] {
+		if w.Reason == names.ReasonProbing {
+			l.withheld[addressOf(a)][i].Silent = true
+		}
+	}
+}
+
+// Answered records that somebody else uses a proposed address: it is quarantined, and the next decision gives another. A pool that no longer
+// probes quarantines for an hour.
+func (l *Ledger) Answered(a netip.Addr, by string) {
+	l.drop(addressOf(a), func(w Withheld) bool { return w.Reason == names.ReasonProbing })
+	d := time.Hour
+	if st := l.market.stock(addressOf(a)); st != nil && st.pool.Probe != nil {
+		d = st.pool.Probe.Quarantine
+	}
+	l.Withhold(Withheld{Address: a, Reason: names.ReasonQuarantined, Until: l.now.Add(d), By: by})
+}
+
+// withdraw drops what is proposed to the Service.
+func (l *Ledger) withdraw(k view.Key) {
+	if len(l.waiting[k]) > 0 {
+		l.Propose(k, nil)
+	}
+}
+
+// blocked returns the entry that keeps the address from the Service.
+func (l *Ledger) blocked(a address, k view.Key) (Withheld, bool) {
+	for _, w := range l.withheld[a] {
+		if w.Reason == names.ReasonQuarantined || w.Service != k {
+			return w, true
+		}
+	}
+	return Withheld{}, false
+}
+
+// silent says whether the segment was asked for the address on behalf of the Service, and nobody answered.
+func (l *Ledger) silent(a address, k view.Key) bool {
+	return slices.ContainsFunc(l.withheld[a], func(w Withheld) bool { return w.Reason == names.ReasonProbing && w.Service == k && w.Silent })
+}
+
+// reserve brings the reserved addresses in line with the Snapshot.
+func (l *Ledger) reserve(snap *snapshot.Snapshot) {
+	if snap == nil {
+		return
+	}
+	type entry struct {
+		a  address
+		by string
+	}
+	want := map[entry]bool{}
+	l.keeping = map[view.Key]*snapshot.Reservation{}
+	for _, r := range snap.Reservations {
+		if r.Over(l.now) {
+			continue
+		}
+		if r.Follows() {
+			l.keeping[r.Service] = r
+		}
+		for _, a := range r.Reserved() {
+			want[entry{addressOf(a), r.Name}] = true
+			l.Withhold(Withheld{Address: a, Service: r.Service, Reason: names.ReasonAddressReserved, Until: r.Expires, By: r.Name})
+		}
+	}
+	for a, all := range l.withheld {
+		for _, w := range slices.Clone(all) {
+			if w.Reason == names.ReasonAddressReserved && !want[entry{a, w.By}] {
+				l.drop(a, func(o Withheld) bool { return o == w })
+			}
+		}
+	}
+}
