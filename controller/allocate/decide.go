@@ -189,7 +189,7 @@ func (d *decider) settle() Decision {
 func (d *decider) probe() (Decision, bool) {
 	asked := false
 	for _, p := range d.picked {
-		if p.src.pool.Probe != nil && len(d.l.holding(p.a)) == 0 && !d.l.silent(p.a, d.s.Key) {
+		if p.src.pool.Probe != nil && !d.l.held(p.a) && !d.l.silent(p.a, d.s.Key) {
 			asked = true
 		}
 	}
@@ -208,6 +208,9 @@ func (d *decider) probe() (Decision, bool) {
 // arrange lists what the Service is to hold: what it keeps stays in its place, another address of the same family takes the place of one
 // that goes, and what is new comes last, IPv4 first.
 func (d *decider) arrange() []netip.Addr {
+	if len(d.held.Addresses) == 0 && len(d.picked) == 1 { // nearly always
+		return []netip.Addr{d.picked[0].a.netip()}
+	}
 	picked := slices.Clone(d.picked)
 	slices.SortStableFunc(picked, func(x, y pick) int { return int(x.a.family()) - int(y.a.family()) })
 	out := make([]netip.Addr, 0, len(d.kept)+len(picked))

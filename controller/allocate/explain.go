@@ -36,7 +36,7 @@ func (d *decider) requested(a netip.Addr) (*source, names.Reason, string) {
 	if reason, text := d.l.clash(at, d.s.Key, d.share); reason != "" {
 		return nil, reason, fmt.Sprintf("the requested %s %s", a, text)
 	}
-	if w, blocked := d.l.blocked(at, d.s.Key); blocked && len(d.l.holding(at)) == 0 {
+	if w, blocked := d.l.blocked(at, d.s.Key); blocked && !d.l.held(at) {
 		return nil, w.Reason, fmt.Sprintf("the requested %s %s", a, w.sentence())
 	}
 	if !d.affords(src.stock(at.family()), at) {
@@ -47,7 +47,8 @@ func (d *decider) requested(a netip.Addr) (*source, names.Reason, string) {
 
 // clash says why the Service may not hold the address beside those who do; the Reason is empty when it may.
 func (l *Ledger) clash(a address, k view.Key, sh *share) (names.Reason, string) {
-	for _, id := range l.holding(a) {
+	var room [1]int32
+	for _, id := range l.holders.of(a, &room) {
 		r := l.record(id)
 		if r.key == k {
 			continue
@@ -125,7 +126,7 @@ func (d *decider) origins(addresses []netip.Addr) (pool string, pools []string, 
 	case pools != nil:
 		room = append(append(room, " from the pools "...), strings.Join(pools, ", ")...)
 	default:
-		room = append(strconv.AppendQuote(append(room, " from pool "...), pool), ""...)
+		room = append(append(append(room, ` from pool "`...), pool...), '"')
 	}
 	return pool, pools, string(room)
 }

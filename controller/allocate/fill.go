@@ -30,10 +30,10 @@ func (d *decider) fill(pinned, open []*source) bool {
 
 // trim drops what is kept beyond the number that the Service asks for, the last first.
 func (d *decider) trim() {
-	n := map[view.Family]int{}
 	if len(d.kept) <= d.count {
 		return
 	}
+	n := map[view.Family]int{}
 	kept := d.kept[:0]
 	for _, a := range d.kept {
 		f := view.FamilyOf(a)
@@ -177,7 +177,8 @@ func (d *decider) affords(st *stock, a address) bool {
 		return true
 	}
 	ns := d.s.Key.Namespace
-	if a != (address{}) && d.l.firstOf(ns, d.l.holding(a)) >= 0 {
+	var room [1]int32
+	if a != (address{}) && d.l.firstOf(ns, d.l.holders.of(a, &room)) >= 0 {
 		return true
 	}
 	n := 1

@@ -41,19 +41,13 @@ type Ledger struct {
 	made    int
 	spare   []int32
 	more    map[int32][]address
-	count   int
 	pools   []string
 	poolIDs map[string]uint32
 
-	// ids finds a record by the hash of its Service; the rare Service whose hash another one has is in doubles.
+	// ids finds a record by its Service.
+	ids     table
 	seed    maphash.Seed
-	ids     map[uint64]int32
-	doubles map[view.Key]int32
-
-	// holders names the record that holds an address, or, below zero, the complement of an index of crowds.
-	holders     map[address]int32
-	crowds      [][]int32
-	spareCrowds []int32
+	holders holders
 	// withheld are the addresses that wait, by address and by the Service that may have them.
 	withheld map[address][]Withheld
 	waiting  map[view.Key][]address
@@ -66,11 +60,12 @@ type Ledger struct {
 
 // NewLedger returns an empty Ledger.
 func NewLedger() *Ledger {
-	return &Ledger{
-		more: map[int32][]address{}, poolIDs: map[string]uint32{},
-		seed: maphash.MakeSeed(), ids: map[uint64]int32{}, doubles: map[view.Key]int32{},
-		holders: map[address]int32{}, withheld: map[address][]Withheld{}, waiting: map[view.Key][]address{},
+	l := &Ledger{
+		more: map[int32][]address{}, poolIDs: map[string]uint32{}, seed: maphash.MakeSeed(),
+		withheld: map[address][]Withheld{}, waiting: map[view.Key][]address{},
 	}
+	l.holders.salt = maphash.String(l.seed, "salt")
+	return l
 }
 
 // Held returns what the Service holds.
@@ -90,8 +85,9 @@ func (l *Ledger) Held(k view.Key) (Assignment, bool) {
 
 // Holders returns the Services that hold the address, sorted.
 func (l *Ledger) Holders(a netip.Addr) []view.Key {
+	var room [1]int32
 	var out []view.Key
-	for _, id := range l.holding(addressOf(a)) {
+	for _, id := range l.holders.of(addressOf(a), &room) {
 		out = append(out, l.record(id).key)
 	}
 	slices.SortFunc(out, view.Key.Compare)
@@ -161,7 +157,7 @@ func (l *Ledger) Release(k view.Key) []netip.Addr {
 
 // Services returns every Service that holds something, sorted.
 func (l *Ledger) Services() []view.Key {
-	out := make([]view.Key, 0, l.count)
+	out := make([]view.Key, 0, l.ids.count)
 	for _, c := range l.records {
 		for i := range c {
 			if c[i].n > 0 {
@@ -184,9 +180,9 @@ func (l *Ledger) InUse(p *snapshot.Pool) (ipv4, ipv6 int64) {
 	if src := l.market.named(p.Name); src != nil && src.v4.serves(p) {
 		return src.v4.inUse, src.v6.inUse
 	}
-	for a := range l.holders { // the Ledger has not met this version of the pool
+	for i, a := range l.holders.keys { // the Ledger has not met this version of the pool
 		switch {
-		case !p.Covers(a.netip()):
+		case l.holders.who[i] == 0 || !p.Covers(a.netip()):
 		case a.family() == view.IPv4:
 			ipv4++
 		default:
@@ -211,56 +207,42 @@ func (l *Ledger) Usage(p *snapshot.Pool, snap *snapshot.Snapshot) Usage {
 	return Usage{src.v4.inUse, src.v6.inUse, free(v4, src.v4), free(v6, src.v6)}
 }
 
-// holding returns the records that hold the address. It must not be kept.
-func (l *Ledger) holding(a address) []int32 {
-	id, ok := l.holders[a]
-	switch {
-	case !ok:
-		return nil
-	case id < 0:
-		return l.crowds[^id]
-	}
-	return []int32{id}
+// held says whether anybody holds the address.
+func (l *Ledger) held(a address) bool {
+	_, ok := l.holders.find(a)
+	return ok
 }
 
 // occupy enters the record as a holder of the address.
 func (l *Ledger) occupy(id int32, a address) {
-	other, held := l.holders[a]
-	switch {
-	case !held:
-		l.holders[a] = id
-	case other >= 0:
-		l.holders[a] = ^l.crowd(other, id)
-	default:
-		l.crowds[^other] = append(l.crowds[^other], id)
-	}
-	if len(l.withheld[a]) > 0 { // what was withheld for want of a holder has one now
+	var room [1]int32
+	all := l.holders.join(a, id, &room)
+	if len(l.withheld) > 0 { // what was withheld for want of a holder has one now
 		l.forget(a, func(w Withheld) bool { return w.Reason == names.ReasonCoolingDown || w.Reason == names.ReasonProbing })
 	}
 	st := l.market.stock(a)
 	if st == nil {
 		return
 	}
-	l.enter(st, a, id)
-	if at, ok := st.layout.position(a); ok && !held {
+	if at, ok := l.enter(st, a, id, all); ok && len(all) == 1 {
 		st.cursor = at + 1
 	}
 }
 
-// enter counts a holder of an address in its stock.
-func (l *Ledger) enter(st *stock, a address, id int32) {
+// enter counts a holder of an address, one of all, in its stock, and returns the position of the address if it has one.
+func (l *Ledger) enter(st *stock, a address, id int32, all []int32) (at uint64, ok bool) {
 	r := l.record(id)
-	holding := l.holding(a)
-	if holding[0] == id {
+	if all[0] == id {
 		st.inUse++
 	}
-	if st.holdings != nil && l.firstOf(r.key.Namespace, holding) == id {
+	if st.holdings != nil && l.firstOf(r.key.Namespace, all) == id {
 		st.holdings[r.key.Namespace]++
 	}
-	if at, ok := st.layout.position(a); ok {
+	if at, ok = st.layout.position(a); ok {
 		st.space.take(at)
 		st.shelve(at, r.share)
 	}
+	return at, ok
 }
 
 // firstOf returns the first of the records that is of the namespace, -1 when none is.
@@ -275,7 +257,8 @@ func (l *Ledger) firstOf(namespace string, ids []int32) int32 {
 
 // vacate takes the record from the holders of the address, and says whether nobody holds it any more.
 func (l *Ledger) vacate(id int32, a address) bool {
-	rest := l.leave(id, a)
+	var room [1]int32
+	rest := l.holders.leave(a, id, &room)
 	st := l.market.stock(a)
 	if st == nil {
 		return len(rest) == 0
@@ -301,24 +284,4 @@ func (l *Ledger) vacate(id int32, a address) bool {
 		st.space.free(at)
 	}
 	return true
-}
-
-// leave takes the record from the holders of the address and returns the others.
-func (l *Ledger) leave(id int32, a address) []int32 {
-	v, ok := l.holders[a]
-	switch {
-	case ok && v >= 0:
-		delete(l.holders, a)
-		return nil
-	case !ok:
-		return nil
-	}
-	rest := slices.DeleteFunc(l.crowds[^v], func(o int32) bool { return o == id })
-	l.crowds[^v] = rest
-	if len(rest) == 1 {
-		l.holders[a] = rest[0]
-		l.crowds[^v] = nil
-		l.spareCrowds = append(l.spareCrowds, ^v)
-	}
-	return rest
 }

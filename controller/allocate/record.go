@@ -8,18 +8,18 @@ import (
 
 func (l *Ledger) record(id int32) *record { return &l.records[id/chunk][id%chunk] }
 
-// sum is the hash by which a record is found.
-func (l *Ledger) sum(k view.Key) uint64 {
-	return maphash.String(l.seed, k.Name) ^ maphash.String(l.seed, k.Namespace)*31
+// sum is the hash by which the record of a Service is found. It is the Ledger's own, so that nobody can choose names that collide.
+func (l *Ledger) sum(k view.Key) uint32 {
+	return uint32(maphash.String(l.seed, k.Name) + maphash.String(l.seed, k.Namespace)*31)
 }
 
 // find returns the record of the Service.
 func (l *Ledger) find(k view.Key) (int32, bool) {
-	if id, ok := l.ids[l.sum(k)]; !ok || l.record(id).key == k {
-		return id, ok
+	at, ok := l.ids.get(l.sum(k), func(id uint32) bool { return l.record(int32(id)).key == k })
+	if !ok {
+		return 0, false
 	}
-	id, ok := l.doubles[k]
-	return id, ok
+	return int32(l.ids.slots[at].number - 1), true
 }
 
 // open makes a record for a Service that has none.
@@ -34,36 +34,17 @@ func (l *Ledger) open(k view.Key) int32 {
 		l.made++
 	}
 	l.record(id).key = k
-	sum := l.sum(k)
-	if _, taken := l.ids[sum]; taken {
-		l.doubles[k] = id
-	} else {
-		l.ids[sum] = id
-	}
-	l.count++
+	l.ids.add(l.sum(k), uint32(id))
 	return id
 }
 
 // shut forgets a record that holds nothing any more.
 func (l *Ledger) shut(id int32) {
-	k := l.record(id).key
-	if _, double := l.doubles[k]; double {
-		delete(l.doubles, k)
-	} else {
-		sum := l.sum(k)
-		delete(l.ids, sum)
-		for o, other := range l.doubles { // one of the same hash moves up
-			if l.sum(o) == sum {
-				l.ids[sum] = other
-				delete(l.doubles, o)
-				break
-			}
-		}
-	}
+	at, _ := l.ids.get(l.sum(l.record(id).key), func(o uint32) bool { return int32(o) == id })
+	l.ids.remove(at)
 	delete(l.more, id)
 	*l.record(id) = record{}
 	l.spare = append(l.spare, id)
-	l.count--
 }
 
 // addresses appends what the record holds to the room.
@@ -112,29 +93,18 @@ func (l *Ledger) reshare(id int32, held []address, sh *share) {
 	if r.share.equal(sh) {
 		return
 	}
+	var room [1]int32
 	for _, a := range held {
 		st := l.market.stock(a)
 		if st == nil {
 			continue
 		}
 		if at, ok := st.layout.position(a); ok {
-			st.unshelve(at, r.share, len(l.holding(a)) == 1)
+			st.unshelve(at, r.share, len(l.holders.of(a, &room)) == 1)
 			st.shelve(at, sh)
 		}
 	}
 	r.share = sh
-}
-
-// crowd makes a list of two holders and returns its index.
-func (l *Ledger) crowd(a, b int32) int32 {
-	if n := len(l.spareCrowds); n > 0 {
-		i := l.spareCrowds[n-1]
-		l.spareCrowds = l.spareCrowds[:n-1]
-		l.crowds[i] = []int32{a, b}
-		return i
-	}
-	l.crowds = append(l.crowds, []int32{a, b})
-	return int32(len(l.crowds) - 1)
 }
 
 // poolID numbers the names of pools, so that a record has no string of its own.

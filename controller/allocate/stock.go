@@ -193,9 +193,10 @@ func (l *Ledger) fill(fresh map[*stock]bool) {
 			}
 		}
 	}
+	var room [1]int32
 	l.each(func(id int32, a address) {
 		if st := l.market.stock(a); fresh[st] {
-			l.enter(st, a, id)
+			l.enter(st, a, id, l.holders.of(a, &room))
 		}
 	})
 }

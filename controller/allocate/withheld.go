@@ -139,7 +139,7 @@ func (l *Ledger) drop(a address, match func(Withheld) bool) bool {
 		return false
 	}
 	l.forget(a, match)
-	if len(l.withheld[a]) > 0 || len(l.holding(a)) > 0 {
+	if len(l.withheld[a]) > 0 || l.held(a) {
 		return false
 	}
 	if st := l.market.stock(a); st != nil {

@@ -1,0 +1,70 @@
+package allocate
+
+// table finds small numbers by a hash. It keeps 32 bits of the hash beside the number and leaves it to the caller to say whether a
+// number that it comes upon is the one: what is looked for stands in the record already, and a map would hold it twice.
+// Slots are probed one after the other, at most three of four are full, and a removed entry is closed by moving up what follows.
+type table struct {
+	slots []slot
+	count int
+}
+
+// slot holds a number plus 1, so that its zero value is empty.
+type slot struct {
+	hash   uint32
+	number uint32
+}
+
+// get returns the place of the first entry with this hash that is accepted.
+func (t *table) get(hash uint32, accept func(number uint32) bool) (at int, ok bool) {
+	if len(t.slots) == 0 {
+		return 0, false
+	}
+	mask := len(t.slots) - 1
+	for at = int(hash) & mask; t.slots[at].number != 0; at = (at + 1) & mask {
+		if t.slots[at].hash == hash && accept(t.slots[at].number-1) {
+			return at, true
+		}
+	}
+	return at, false
+}
+
+// add enters a number; the caller knows that it is not there.
+func (t *table) add(hash, number uint32) {
+	if 4*(t.count+1) > 3*len(t.slots) {
+		t.grow()
+	}
+	t.place(slot{hash, number + 1})
+	t.count++
+}
+
+func (t *table) place(s slot) {
+	mask := len(t.slots) - 1
+	at := int(s.hash) & mask
+	for t.slots[at].number != 0 {
+		at = (at + 1) & mask
+	}
+	t.slots[at] = s
+}
+
+func (t *table) grow() {
+	old := t.slots
+	t.slots = make([]slot, max(2*len(old), 64))
+	for _, s := range old {
+		if s.number != 0 {
+			t.place(s)
+		}
+	}
+}
+
+// remove takes the entry at a place that get returned.
+func (t *table) remove(at int) {
+	mask := len(t.slots) - 1
+	t.count--
+	for next := (at + 1) & mask; t.slots[next].number != 0; next = (next + 1) & mask {
+		// An entry may move up unless that puts it before the place where its probing starts.
+		if home := int(t.slots[next].hash) & mask; (next-home)&mask >= (next-at)&mask {
+			t.slots[at], at = t.slots[next], next
+		}
+	}
+	t.slots[at] = slot{}
+}
