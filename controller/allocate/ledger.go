@@ -51,7 +51,8 @@ type Ledger struct {
 	// withheld are the addresses that wait, by address and by the Service that may have them.
 	withheld map[address][]Withheld
 	waiting  map[view.Key][]address
-	due      deadlines
+	// due is ordered by time.
+	due []deadline
 	// keeping are the reservations that take over what their Services held.
 	keeping map[view.Key]*snapshot.Reservation
 

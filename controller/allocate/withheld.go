@@ -2,9 +2,9 @@ package allocate
 
 import (
 	"cmp"
-	"container/heap"
 	"net/netip"
 	"slices"
+	"sort"
 	"time"
 
 	"github.com/gantry-lb/gantry/api/names"
@@ -40,16 +40,11 @@ type deadline struct {
 	by     string
 }
 
-type deadlines []deadline
-
-func (d deadlines) Len() int           { return len(d) }
-func (d deadlines) Less(i, j int) bool { return d[i].at.Before(d[j].at) }
-func (d deadlines) Swap(i, j int)      { d[i], d[j] = d[j], d[i] }
-func (d *deadlines) Push(x any)        { *d = append(*d, x.(deadline)) }
-func (d *deadlines) Pop() any {
-	last := (*d)[len(*d)-1]
-	*d = (*d)[:len(*d)-1]
-	return last
+// wait files a deadline behind those that end no later. Nearly all go to the end, because a pool's cool-downs end in the order in which they
+// begin.
+func (l *Ledger) wait(d deadline) {
+	i := sort.Search(len(l.due), func(i int) bool { return d.at.Before(l.due[i].at) })
+	l.due = slices.Insert(l.due, i, d)
 }
 
 // Advance tells the Ledger what time it is and ends what is over. It returns the addresses that became free, and when it has to be
@@ -59,7 +54,8 @@ func (l *Ledger) Advance(now time.Time) (freed []netip.Addr, next time.Time) {
 		l.now = now
 	}
 	for len(l.due) > 0 && !l.due[0].at.After(l.now) {
-		d := heap.Pop(&l.due).(deadline)
+		d := l.due[0]
+		l.due = l.due[1:]
 		over := func(w Withheld) bool {
 			return w.Reason == d.reason && w.By == d.by && !w.Until.IsZero() && !w.Until.After(l.now)
 		}
@@ -101,7 +97,7 @@ func (l *Ledger) Withhold(w Withheld) {
 		l.waiting[w.Service] = append(l.waiting[w.Service], a)
 	}
 	if !w.Until.IsZero() {
-		heap.Push(&l.due, deadline{w.Until, a, w.Reason, w.By})
+		l.wait(deadline{w.Until, a, w.Reason, w.By})
 	}
 	if st := l.market.stock(a); st != nil {
 		if at, ok := st.layout.position(a); ok {
