@@ -29,6 +29,9 @@ import (
 	"github.com/gantry-lb/gantry/internal/option"
 	"github.com/gantry-lb/gantry/internal/view"
 	"github.com/gantry-lb/gantry/speaker/agent"
+	"github.com/gantry-lb/gantry/speaker/bgp"
+	"github.com/gantry-lb/gantry/speaker/bgp/gobgp"
+	bgpwire "github.com/gantry-lb/gantry/speaker/bgp/wire"
 	"github.com/gantry-lb/gantry/speaker/elect"
 	"github.com/gantry-lb/gantry/speaker/layer2"
 	"github.com/gantry-lb/gantry/speaker/layer2/wire"
@@ -73,6 +76,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if err := metrics.Registry.Register(engine); err != nil {
 		return fmt.Errorf("registering the metrics of layer 2: %w", err)
 	}
+	routing := bgp.New(bgp.Options{Node: o.NodeName, Library: gobgp.New(log), Transport: bgpwire.Wire{}, Log: log})
 	writer := &reconcile.StatusWriter{
 		Client: mgr.GetClient(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEvents), Log: log,
 		Self: o.NodeName, Pod: o.PodName, Namespace: o.Namespace,
@@ -80,7 +84,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	writer.Init()
 	a := agent.New(agent.Options{
 		Self: o.NodeName, Nonce: gossip.nonce, Class: o.LoadBalancerClass, Timing: elect.DefaultTiming(),
-		Layer2: engine, Members: gossip, Links: watcher.Sets(), Now: time.Now, Log: log, Observe: writer.Observe,
+		Layer2: engine, BGP: routing, Members: gossip, Links: watcher.Sets(), Now: time.Now, Log: log, Observe: writer.Observe,
 	})
 	state := &reconcile.ConfigurationWriter{
 		Client: mgr.GetClient(), Cache: mgr.GetCache(), Log: log,
@@ -88,7 +92,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	}
 	state.Init()
 	feed.Agent, feed.Seeds, feed.Problems = a, gossip, state.Observe
-	for _, part := range []func(context.Context) error{engine.Run, a.Run, watcher.Run, gossip.Run, feed.Run, writer.Run, state.Run} {
+	for _, part := range []func(context.Context) error{engine.Run, routing.Run, a.Run, watcher.Run, gossip.Run, feed.Run, writer.Run, state.Run} {
 		g.Go(func() error { return part(parts) })
 	}
 	g.Go(func() error {
@@ -97,20 +101,23 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 			return nil
 		case <-ctx.Done():
 		}
-		handOver(a, log)
+		handOver(parts, a, routing, log)
 		stop()
 		return nil
 	})
 	return g.Wait()
 }
 
-// handOver waits until other nodes hold what this one held.
-func handOver(a *agent.Agent, log *slog.Logger) {
+// handOver waits until other nodes hold what this one held, and the routers know of its going.
+func handOver(ctx context.Context, a *agent.Agent, routing *bgp.Engine, log *slog.Logger) {
+	ctx, cancel := context.WithTimeout(ctx, drainTime)
+	defer cancel()
 	a.Leave()
+	routing.Stop(ctx)
 	select {
 	case <-a.Drained():
 		log.Info("every address is handed over")
-	case <-time.After(drainTime):
+	case <-ctx.Done():
 		log.Warn("stopping with addresses that no other node took", "waited", drainTime.String())
 	}
 }

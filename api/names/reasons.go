@@ -62,6 +62,8 @@ const (
 	ReasonAddressOutsidePools Reason = "AddressOutsidePools"
 	// ReasonNoAdvertisement: no advertisement selects the pool, the Service and this node.
 	ReasonNoAdvertisement Reason = "NoAdvertisement"
+	// ReasonNoPeers: no BGPPeer that the advertisements name selects this node and carries the address's family.
+	ReasonNoPeers Reason = "NoPeers"
 	// ReasonNoEndpoints: no endpoint of the Service can serve.
 	ReasonNoEndpoints Reason = "NoEndpoints"
 	// ReasonNoLocalEndpoints: externalTrafficPolicy is Local and no endpoint on this node can serve.

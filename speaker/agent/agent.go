@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/gantry-lb/gantry/internal/view"
+	"github.com/gantry-lb/gantry/speaker/bgp"
 	"github.com/gantry-lb/gantry/speaker/elect"
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/intent"
@@ -34,6 +35,11 @@ type Layer2 interface {
 	Reports() <-chan layer2.Report
 }
 
+// BGP keeps sessions with routers. Set hands over a value and returns at once.
+type BGP interface {
+	Set(d bgp.Desired)
+}
+
 // Members carries messages between the speakers. Every method returns at once.
 type Members interface {
 	Send(to string, payload []byte)
@@ -54,6 +60,7 @@ type Options struct {
 	Class   string
 	Timing  elect.Timing
 	Layer2  Layer2
+	BGP     BGP
 	Members Members
 	// Links delivers the usable links of the node.
 	Links <-chan facts.LinkSet

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 
+	"github.com/gantry-lb/gantry/speaker/bgp"
 	"github.com/gantry-lb/gantry/speaker/elect"
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/intent"
@@ -73,6 +74,7 @@ func (a *Agent) planLoop(ctx context.Context, p *plan.Planner) {
 		if in.synced {
 			next.add(p.Update())
 			next.plan = p.Plan()
+			a.o.BGP.Set(bgp.Desired{Peers: next.plan.Peers, Routes: next.plan.Routes, Leaving: next.plan.Leaving})
 			out = a.planned
 		}
 	}

@@ -37,7 +37,7 @@ type Desired struct {
 type Engine struct {
 	o       Options
 	desired chan Desired // holds the latest
-	stop    chan stopping
+	stop    chan chan struct{}
 	changed chan struct{}
 
 	mu     sync.Mutex // guards states
@@ -48,26 +48,10 @@ type Engine struct {
 	ended   sync.WaitGroup
 }
 
-// Intent says why an engine is stopped.
-type Intent uint8
-
-// The intents of a stop.
-const (
-	// Leave gives the routes up: first with GRACEFUL_SHUTDOWN, then by withdrawal, then the sessions end.
-	Leave Intent = iota
-	// Restart keeps the routes at every router that agreed to a graceful restart, and leaves the others.
-	Restart
-)
-
-type stopping struct {
-	intent Intent
-	done   chan struct{}
-}
-
 // New returns an Engine that does nothing before Run.
 func New(o Options) *Engine {
 	return &Engine{
-		o: o, desired: make(chan Desired, 1), stop: make(chan stopping), changed: make(chan struct{}, 1),
+		o: o, desired: make(chan Desired, 1), stop: make(chan chan struct{}), changed: make(chan struct{}, 1),
 		states: map[string]State{}, workers: map[string]*worker{},
 	}
 }
@@ -104,16 +88,18 @@ func (e *Engine) States() []State {
 	return out
 }
 
-// Stop ends every session as planned and returns when that is done, or ctx ends.
-func (e *Engine) Stop(ctx context.Context, why Intent) {
-	s := stopping{why, make(chan struct{})}
+// Stop ends every session as planned and returns when that is done, or ctx ends. A node that is leaving, and a router that
+// does not keep routes over a restart, lose their routes in good order: announced as going, withdrawn, and then the session
+// ends. Other routers keep them until the next speaker comes.
+func (e *Engine) Stop(ctx context.Context) {
+	done := make(chan struct{})
 	select {
-	case e.stop <- s:
+	case e.stop <- done:
 	case <-ctx.Done():
 		return
 	}
 	select {
-	case <-s.done:
+	case <-done:
 	case <-ctx.Done():
 	}
 }
@@ -131,25 +117,25 @@ func (e *Engine) Run(ctx context.Context) error {
 			if !stopped {
 				e.apply(ctx, d)
 			}
-		case s := <-e.stop:
+		case done := <-e.stop:
 			stopped = true
-			go e.end(s, e.workers)
+			go e.end(done, e.workers)
 			e.workers = map[string]*worker{}
 		}
 	}
 }
 
 // end stops all workers together.
-func (e *Engine) end(s stopping, workers map[string]*worker) {
+func (e *Engine) end(done chan struct{}, workers map[string]*worker) {
 	var wait sync.WaitGroup
 	for _, w := range workers {
 		wait.Go(func() {
-			w.tell(order{stop: true, intent: s.intent})
+			w.tell(order{stop: true})
 			<-w.done
 		})
 	}
 	wait.Wait()
-	close(s.done)
+	close(done)
 }
 
 // apply brings the workers in line with what is desired.

@@ -82,7 +82,7 @@ func (w *worker) stop(o order) {
 	case o.gone:
 		s.finish(fmt.Errorf("the peer was removed"), w.hard(frame.Cease(frame.CeaseDeconfigured, "")))
 		return
-	case o.intent == Restart && s.agreed.Graceful:
+	case !w.o.leaving && s.agreed.Graceful:
 		w.log.Info("the speaker restarts; the router keeps the routes", "router", w.state.Remote)
 		s.finish(fmt.Errorf("the speaker restarts"), nil)
 		return

@@ -18,9 +18,8 @@ type order struct {
 	peer    intent.Peer
 	routes  map[netip.Prefix]intent.Attributes
 	leaving bool
-	// stop ends the worker: as intent says, or because its peer is gone from the configuration.
+	// stop ends the worker because the speaker stops, or, when gone, because its peer is no longer configured.
 	stop, gone bool
-	intent     Intent
 }
 
 // worker is the owner of one peer: its session, its Speaker and the routes in it. All fields below orders belong to run.

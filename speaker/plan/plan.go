@@ -1,5 +1,5 @@
 // Package plan decides what this node should announce: a Planner turns the configuration, the Services, their endpoints,
-// the nodes and the links into Bids for the election and one Verdict a Service. It is pure and deterministic: the same
+// the nodes and the links into Bids for the election, Routes for the routers and a Verdict on each Service. It is pure and deterministic: the same
 // inputs in any order give the same Plan. A change costs what it touches: one Service is decided anew when it or its
 // endpoints change, all of them only when the configuration, a node or a link does. It knows nothing of who holds an
 // address; that is elect's.
@@ -41,6 +41,13 @@ type Plan struct {
 	Bids []intent.Bid
 	// Verdicts has one entry for each Service of our class, sorted by Service.
 	Verdicts []Verdict
+	// Peers are the routers that this node peers with, sorted by name; Routes what it announces to them, sorted by prefix.
+	Peers  []intent.Peer
+	Routes []intent.Route
+	// BGP has one entry for each Service of our class, sorted by Service.
+	BGP []BGPVerdict
+	// Leaving says that the node is to stop serving: it is excluded or drained. Its routes are still among Routes.
+	Leaving bool
 }
 
 // Verdict says whether this node may announce a Service by layer 2, and why not.

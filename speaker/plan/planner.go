@@ -22,6 +22,7 @@ type Planner struct {
 	fields   map[string]*field // by the advertisements; see fieldFor
 	dirty    map[view.Key]struct{}
 	all      bool // everything is to be decided anew
+	shares   map[view.Key]share
 }
 
 // NewPlanner returns a Planner that has decided nothing. It takes the inputs over: they may be edited through it alone.
@@ -37,7 +38,7 @@ func NewPlanner(in Inputs) *Planner {
 	}
 	return &Planner{
 		in: in, services: map[view.Key]decision{}, users: map[netip.Addr]map[view.Key]struct{}{},
-		fields: map[string]*field{}, dirty: map[view.Key]struct{}{}, all: true,
+		fields: map[string]*field{}, dirty: map[view.Key]struct{}{}, all: true, shares: map[view.Key]share{},
 	}
 }
 
@@ -117,7 +118,8 @@ const (
 
 // Update decides what changed since the last call.
 func (p *Planner) Update() Delta {
-	if p.all {
+	anew := p.all
+	if anew {
 		p.all = false
 		clear(p.fields)
 		for k := range p.services {
@@ -148,6 +150,7 @@ func (p *Planner) Update() Delta {
 		}
 		verdicts = append(verdicts, d.verdict)
 	}
+	p.route(anew)
 	clear(p.dirty)
 	p.plan.Verdicts = replace(p.plan.Verdicts, verdicts, func(v Verdict) bool { return gone[v.Service] },
 		func(x, y Verdict) int { return x.Service.Compare(y.Service) })

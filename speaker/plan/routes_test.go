@@ -1,0 +1,140 @@
+package plan
+
+import (
+	"net/netip"
+	"reflect"
+	"slices"
+	"testing"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+	"github.com/gantry-lb/gantry/internal/view"
+	"github.com/gantry-lb/gantry/speaker/intent"
+)
+
+// peered is inputs with two routers and an advertisement for all.
+func peered() Inputs {
+	in := inputs()
+	in.Snapshot.Peers = []*snapshot.Peer{
+		{Name: "tor1", MyASN: 64512, PeerASN: 65000, Address: netip.MustParseAddr("192.0.2.254"), Port: 179},
+		{Name: "tor2", MyASN: 64512, PeerASN: 65000, Address: netip.MustParseAddr("192.0.2.253"), Port: 179},
+	}
+	in.Snapshot.BGPAds = []*snapshot.BGPAd{{Name: "all", Pools: []string{"p"}, Length4: 32, Length6: 128}}
+	return in
+}
+
+// announce is the BGP verdict on the one Service.
+func announce(t *testing.T, in Inputs) BGPVerdict {
+	t.Helper()
+	p := Build(in)
+	if len(p.BGP) != 1 {
+		t.Fatalf("%d verdicts, want one: %+v", len(p.BGP), p.BGP)
+	}
+	return p.BGP[0]
+}
+
+func TestANodeAnnouncesByBGPUnlessThereIsAReason(t *testing.T) {
+	none := func(in *Inputs) {}
+	local := editService(func(s *view.Service) { s.Local = true })
+	for name, c := range map[string]struct {
+		edit func(*Inputs)
+		want names.Reason
+	}{
+		"all is right":                        {none, names.ReasonAnnounced},
+		"no address":                          {editService(func(s *view.Service) { s.Assigned = nil }), names.ReasonNoAddress},
+		"an address of no pool":               {editService(func(s *view.Service) { s.Assigned = []netip.Addr{netip.MustParseAddr("203.0.113.1")} }), names.ReasonAddressOutsidePools},
+		"an advertisement of another pool":    {func(in *Inputs) { in.Snapshot.BGPAds[0].Pools = []string{"other"} }, names.ReasonNoAdvertisement},
+		"an advertisement for other nodes":    {func(in *Inputs) { in.Snapshot.BGPAds[0].NodeSelectors = only("b") }, names.ReasonNoAdvertisement},
+		"an advertisement for other Services": {func(in *Inputs) { in.Snapshot.BGPAds[0].ServiceSelectors = only("b") }, names.ReasonNoAdvertisement},
+		"two values of localPref for one peer": {func(in *Inputs) {
+			in.Snapshot.BGPAds = append(in.Snapshot.BGPAds, &snapshot.BGPAd{Name: "more", Pools: []string{"p"}, Length4: 32, Length6: 128, LocalPref: 200, Peers: []string{"tor1"}})
+		}, names.ReasonConflictingAdvertisements},
+		"two values of localPref for two prefixes": {func(in *Inputs) {
+			in.Snapshot.BGPAds = append(in.Snapshot.BGPAds, &snapshot.BGPAd{Name: "more", Pools: []string{"p"}, Length4: 31, Length6: 128, LocalPref: 200})
+		}, names.ReasonAnnounced},
+		"two values of localPref for two peers": {func(in *Inputs) {
+			in.Snapshot.BGPAds[0].Peers = []string{"tor2"}
+			in.Snapshot.BGPAds = append(in.Snapshot.BGPAds, &snapshot.BGPAd{Name: "more", Pools: []string{"p"}, Length4: 32, Length6: 128, LocalPref: 200, Peers: []string{"tor1"}})
+		}, names.ReasonAnnounced},
+		"a node without network":                  {editNode("a", func(n *view.Node) { n.NetworkUnavailable = true }), names.ReasonNodeNetworkUnavailable},
+		"no endpoint that serves":                 {func(in *Inputs) { clear(in.Endpoints) }, names.ReasonNoEndpoints},
+		"Local, with an endpoint on another node": {local, names.ReasonNoLocalEndpoints},
+		"Local, with an endpoint on this node":    {func(in *Inputs) { local(in); in.Self = "b" }, names.ReasonAnnounced},
+		"no peer on this node": {func(in *Inputs) {
+			in.Snapshot.Peers[0].NodeSelectors, in.Snapshot.Peers[1].NodeSelectors = only("b"), only("c")
+		}, names.ReasonNoPeers},
+		"peers of another family": {func(in *Inputs) {
+			in.Snapshot.Peers[0].Address, in.Snapshot.Peers[1].Address = netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2")
+		}, names.ReasonNoPeers},
+		"a peer of another family that carries both": {func(in *Inputs) {
+			in.Snapshot.Peers[0].Address, in.Snapshot.Peers[0].DualStack = netip.MustParseAddr("2001:db8::1"), true
+		}, names.ReasonAnnounced},
+		"peers that are not there": {func(in *Inputs) { in.Snapshot.BGPAds[0].Peers = []string{"tor9"} }, names.ReasonNoPeers},
+		"a node that leaves, whose routes the engine takes back in good order": {editNode("a", func(n *view.Node) { n.Leaving = true }), names.ReasonAnnounced},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in := peered()
+			c.edit(&in)
+			v := announce(t, in)
+			if v.Reason != c.want {
+				t.Errorf("the reason is %s, want %s", v.Reason, c.want)
+			}
+			if announced := len(Build(in).Routes) > 0; announced != (c.want == names.ReasonAnnounced) || announced != (len(v.Peers) > 0) {
+				t.Errorf("reason %s, peers %v, routes %+v", v.Reason, v.Peers, Build(in).Routes)
+			}
+		})
+	}
+}
+
+func TestWhatTheRoutesAre(t *testing.T) {
+	prefix := func(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+	second := view.Key{Namespace: "default", Name: "zzz"}
+	for name, c := range map[string]struct {
+		edit func(*Inputs)
+		want []intent.Route
+	}{
+		"a host route for all peers": {func(*Inputs) {}, []intent.Route{{Prefix: prefix("192.0.2.1/32"), Peers: []string{"tor1", "tor2"}}}},
+		"an aggregate once for several Services": {func(in *Inputs) {
+			in.Snapshot.BGPAds[0].Length4 = 24
+			in.Services[second] = view.Service{Key: second, LoadBalancer: true, Assigned: []netip.Addr{address.Next()}}
+			in.Endpoints[second] = view.Endpoints{Service: second, Serving: true}
+		}, []intent.Route{{Prefix: prefix("192.0.2.0/24"), Peers: []string{"tor1", "tor2"}}}},
+		"an aggregate stays while one Service needs it": {func(in *Inputs) {
+			in.Snapshot.BGPAds[0].Length4 = 24
+			in.Services[second] = view.Service{Key: second, LoadBalancer: true, Assigned: []netip.Addr{address.Next()}}
+		}, []intent.Route{{Prefix: prefix("192.0.2.0/24"), Peers: []string{"tor1", "tor2"}}}},
+		"communities of several advertisements are united, for the peers of each": {func(in *Inputs) {
+			in.Snapshot.BGPAds[0].Communities = []snapshot.Community{{A: 64512, B: 2}}
+			in.Snapshot.BGPAds = append(in.Snapshot.BGPAds, &snapshot.BGPAd{
+				Name: "more", Pools: []string{"p"}, Length4: 32, Length6: 128, Peers: []string{"tor2"},
+				Communities: []snapshot.Community{{A: 64512, B: 1}, {A: 64512, B: 2}, {Large: true, A: 1, B: 2, C: 3}},
+			})
+		}, []intent.Route{
+			{Prefix: prefix("192.0.2.1/32"), Peers: []string{"tor1"}, Attributes: intent.Attributes{Communities: []uint32{64512<<16 | 2}}},
+			{Prefix: prefix("192.0.2.1/32"), Peers: []string{"tor2"}, Attributes: intent.Attributes{
+				Communities: []uint32{64512<<16 | 1, 64512<<16 | 2}, Large: [][3]uint32{{1, 2, 3}},
+			}},
+		}},
+		"an aggregate beside its host routes": {func(in *Inputs) {
+			in.Snapshot.BGPAds = append(in.Snapshot.BGPAds, &snapshot.BGPAd{Name: "agg", Pools: []string{"p"}, Length4: 24, Length6: 128, LocalPref: 50})
+		}, []intent.Route{
+			{Prefix: prefix("192.0.2.0/24"), Peers: []string{"tor1", "tor2"}, Attributes: intent.Attributes{LocalPref: 50}},
+			{Prefix: prefix("192.0.2.1/32"), Peers: []string{"tor1", "tor2"}},
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in := peered()
+			c.edit(&in)
+			got := Build(in).Routes
+			same := slices.EqualFunc(got, c.want, func(x, y intent.Route) bool {
+				return x.Prefix == y.Prefix && slices.Equal(x.Peers, y.Peers) && x.Attributes.Equal(y.Attributes)
+			})
+			if !same {
+				t.Errorf("the routes are\n%+v, want\n%+v", got, c.want)
+			}
+			if again := Build(in).Routes; !reflect.DeepEqual(again, got) {
+				t.Errorf("the same inputs gave\n%+v, and then\n%+v", got, again)
+			}
+		})
+	}
+}

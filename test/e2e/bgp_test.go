@@ -1,0 +1,155 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/gantry-lb/gantry/test/lab"
+	"github.com/gantry-lb/gantry/test/lab/router"
+	"github.com/gantry-lb/gantry/test/stage"
+)
+
+// torText is a top-of-rack router that takes part in AS 65000 and takes routes from three nodes in AS 64512.
+const torText = `router bgp 65000
+ bgp router-id 192.168.0.1
+ no bgp ebgp-requires-policy
+ bgp bestpath as-path multipath-relax
+ neighbor nodes peer-group
+ neighbor nodes remote-as 64512
+ neighbor 192.168.0.11 peer-group nodes
+ neighbor 192.168.0.12 peer-group nodes
+ neighbor 192.168.0.13 peer-group nodes
+ address-family ipv4 unicast
+  maximum-paths 8
+ exit-address-family
+`
+
+// peering is what a user applies for that router.
+const peering = `apiVersion: metallb.io/v1beta2
+kind: BGPPeer
+metadata: {name: tor, namespace: metallb-system}
+spec: {myASN: 64512, peerASN: 65000, peerAddress: 192.168.0.1}
+---
+apiVersion: metallb.io/v1beta1
+kind: IPAddressPool
+metadata: {name: routed, namespace: metallb-system}
+spec: {addresses: [198.51.100.0/24]}
+---
+apiVersion: metallb.io/v1beta1
+kind: BGPAdvertisement
+metadata: {name: routed, namespace: metallb-system}
+spec: {ipAddressPools: [routed]}
+`
+
+// TestBGP has a client behind a real router reach Services that no segment shares.
+func TestBGP(t *testing.T) {
+	if m := router.Missing(router.FRR); m != "" {
+		t.Skip(m)
+	}
+	ctx, s := start(t, lab.Options{Nodes: 3})
+	tor := s.Router("router", router.FRR)
+	must(t, tor.Start(ctx, torText))
+	must(t, s.Apply(ctx, peering))
+	must(t, s.Apply(ctx, stage.Echo("echo", "node3")))
+	address, err := s.Address(ctx, "default", "echo")
+	must(t, err)
+	vip := netip.PrefixFrom(address, 32)
+	all := []string{"192.168.0.11", "192.168.0.12", "192.168.0.13"}
+	hops(ctx, t, s, vip, all...)
+	target := address.String() + ":7000"
+	far := func(t *testing.T) *stage.Stream {
+		t.Helper()
+		stream, err := s.UDP(ctx, "far", target, 200)
+		must(t, err)
+		must(t, stream.AwaitAnswers(ctx, 50))
+		return stream
+	}
+
+	t.Run("a speaker that is told to stop loses no request", func(t *testing.T) {
+		stream := far(t)
+		must(t, s.Signal(ctx, "node1", "gantry-speaker", syscall.SIGTERM))
+		must(t, stream.AwaitAnswers(ctx, 400))
+		hops(ctx, t, s, vip, all...) // the next speaker is back
+		if o := stream.Stop(); o.Lost > 0 {
+			t.Errorf("%d of %d requests were lost", o.Lost, o.Sent)
+		}
+	})
+	t.Run("a node that is drained loses no request, and comes back when it may", func(t *testing.T) {
+		stream := far(t)
+		_, err := s.Kubectl(ctx, "", "annotate", "node", "node2", "gantry.dev/drain=maintenance")
+		must(t, err)
+		hops(ctx, t, s, vip, "192.168.0.11", "192.168.0.13")
+		must(t, stream.AwaitAnswers(ctx, 100))
+		_, err = s.Kubectl(ctx, "", "annotate", "node", "node2", "gantry.dev/drain-")
+		must(t, err)
+		hops(ctx, t, s, vip, all...)
+		if o := stream.Stop(); o.Lost > 0 {
+			t.Errorf("%d of %d requests were lost", o.Lost, o.Sent)
+		}
+	})
+	t.Run("with externalTrafficPolicy Local only the Pod's node is a next hop", func(t *testing.T) {
+		_, err := s.Kubectl(ctx, "", "patch", "service", "echo", "-p", `{"spec":{"externalTrafficPolicy":"Local"}}`)
+		must(t, err)
+		hops(ctx, t, s, vip, "192.168.0.13")
+		far(t).Stop()
+		_, err = s.Kubectl(ctx, "", "patch", "service", "echo", "-p", `{"spec":{"externalTrafficPolicy":"Cluster"}}`)
+		must(t, err)
+		hops(ctx, t, s, vip, all...)
+	})
+	t.Run("no edit of an advertisement resets a session", func(t *testing.T) {
+		before := ups(ctx, t, tor)
+		must(t, s.Apply(ctx, strings.Replace(peering, "{ipAddressPools: [routed]}", `{ipAddressPools: [routed], communities: ["64512:7"], aggregationLength: 24}`, 1)))
+		wide := netip.MustParsePrefix("198.51.100.0/24")
+		hops(ctx, t, s, wide, all...)
+		hops(ctx, t, s, vip)
+		must(t, s.Apply(ctx, peering))
+		hops(ctx, t, s, vip, all...)
+		if after := ups(ctx, t, tor); after != before {
+			t.Errorf("the sessions were established %s times before the edits and %s after", before, after)
+		}
+	})
+	t.Run("a Service that goes takes its route with it", func(t *testing.T) {
+		_, err := s.Kubectl(ctx, "", "delete", "service", "echo")
+		must(t, err)
+		hops(ctx, t, s, vip)
+	})
+}
+
+// hops waits until the router's kernel sends a prefix to exactly these nodes.
+func hops(ctx context.Context, t *testing.T, s *stage.Stage, p netip.Prefix, want ...string) {
+	t.Helper()
+	must(t, stage.Await(ctx, fmt.Sprintf("the router's kernel to send %s to %v", p, want), func(context.Context) error {
+		r, _, err := s.Host("router").RouteTo(p)
+		if err != nil {
+			return err
+		}
+		var got []string
+		for _, a := range r.Via {
+			got = append(got, a.String())
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, want) {
+			return fmt.Errorf("it sends it to %v", got)
+		}
+		return nil
+	}))
+}
+
+// ups returns how often the router has seen each session come up, as it prints it.
+func ups(ctx context.Context, t *testing.T, tor *lab.Router) string {
+	t.Helper()
+	out, err := tor.Show(ctx, "show bgp neighbors")
+	must(t, err)
+	var lines []string
+	for _, l := range strings.Split(string(out), "\n") {
+		if strings.Contains(l, "Connections established") {
+			lines = append(lines, strings.TrimSpace(l))
+		}
+	}
+	return strings.Join(lines, ", ")
+}
