@@ -189,20 +189,18 @@ func (s *session) outward() {
 			return
 		}
 		t := frame.TypeOf(m)
-		switch {
-		case t == frame.TypeNotification:
+		if t == frame.TypeNotification {
 			f := frame.DecodeNotification(frame.Body(m))
 			s.finish(fmt.Errorf("the library ended the session: %s", f.Words()), f)
 			return
-		case t == frame.TypeKeepalive && s.agreed.Keepalive == 0 && s.confirming():
-			continue
-		case t == frame.TypeUpdate && !s.agreed.Graceful && frame.EndOfRIB(m):
-			continue
 		}
-		s.tally.sent(t)
+		// Messages that come together go together. What is left out may be the last of them.
 		s.write.Lock()
 		_ = s.conn.SetWriteDeadline(time.Now().Add(patience))
-		_, err = s.out.Write(m)
+		if !s.needless(t, m) {
+			s.tally.sent(t)
+			_, err = s.out.Write(m)
+		}
 		if err == nil && r.Buffered() == 0 {
 			err = s.out.Flush()
 		}
@@ -212,6 +210,13 @@ func (s *session) outward() {
 			return
 		}
 	}
+}
+
+// needless says whether a message of the library is not for the router: keepalives of a session without a hold time, and
+// the End-of-RIB, which the library always sends, to a router that did not ask for it.
+func (s *session) needless(t frame.Type, m []byte) bool {
+	return t == frame.TypeKeepalive && s.agreed.Keepalive == 0 && s.confirming() ||
+		t == frame.TypeUpdate && !s.agreed.Graceful && frame.EndOfRIB(m)
 }
 
 // confirming says that the session is up, so that a KEEPALIVE is no longer the answer to an OPEN.

@@ -342,7 +342,7 @@ func (w *worker) established() {
 	w.state.Ups++
 	w.state.Families, w.state.ASN, w.state.Hold, w.state.Graceful = a.Families, a.Peer.ASN, a.Hold, a.Graceful
 	w.enter(Established)
-	w.log.Info("the session is established", "router", w.state.Remote, "asn", a.Peer.ASN, "families", a.Families, "routes", len(w.held))
+	w.log.Info("the session is established", "router", w.state.Remote, "asn", a.Peer.ASN, "families", fmt.Sprint(a.Families), "routes", len(w.held))
 }
 
 // over takes note of the end of the session and connects again: at once after a session that was stable.

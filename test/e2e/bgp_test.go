@@ -60,6 +60,14 @@ func TestBGP(t *testing.T) {
 	must(t, err)
 	vip := netip.PrefixFrom(address, 32)
 	all := []string{"192.168.0.11", "192.168.0.12", "192.168.0.13"}
+	t.Cleanup(func() {
+		if t.Failed() {
+			out, err := tor.Show(context.WithoutCancel(ctx), "show bgp ipv4 unicast "+vip.String())
+			t.Logf("the router knows (%v):\n%s", err, out)
+			out, err = tor.Show(context.WithoutCancel(ctx), "show bgp summary")
+			t.Logf("the router's sessions (%v):\n%s", err, out)
+		}
+	})
 	hops(ctx, t, s, vip, all...)
 	target := address.String() + ":7000"
 	far := func(t *testing.T) *stage.Stream {
