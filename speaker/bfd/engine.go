@@ -213,7 +213,8 @@ func (e *Engine) reconcile(sessions []Session) {
 func (e *Engine) want(s Session) *live {
 	l, running := e.live[s.Key]
 	if !running {
-		l = &live{key: s.Key, local: e.discriminator(), port: e.wire.Open(s.Key), secret: e.random.Uint64()}
+		l = &live{key: s.Key, local: e.discriminator(), secret: e.random.Uint64()}
+		l.port = e.wire.Open(s.Key, l.local)
 		l.machine = session.New(l.local, s.config(), e.random, e.now())
 		e.live[s.Key], e.byLocal[l.local] = l, l
 	}

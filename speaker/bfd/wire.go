@@ -16,8 +16,9 @@ var (
 // Wire is the network: UDP for control packets, the link itself for echo packets. The Engine's goroutine alone calls its
 // methods; none of them waits.
 type Wire interface {
-	// Open returns the Port of a session. What cannot be opened yet is tried again by Check and Send.
-	Open(k Key) Port
+	// Open returns the Port of a session with that discriminator of ours. What cannot be opened yet is tried again by
+	// Check and Send. A Wire may drop unseen what no open Port's neighbour can have meant for it.
+	Open(k Key, discriminator uint32) Port
 	// Ready delivers a value whenever there may be something to receive.
 	Ready() <-chan struct{}
 	// Receive takes the next datagram that arrived, if there is one.

@@ -76,7 +76,7 @@ type Host struct {
 var _ bfd.Wire = (*Host)(nil)
 
 // Open returns a port.
-func (h *Host) Open(k bfd.Key) bfd.Port {
+func (h *Host) Open(k bfd.Key, _ uint32) bfd.Port {
 	h.net.mu.Lock()
 	defer h.net.mu.Unlock()
 	h.ports++

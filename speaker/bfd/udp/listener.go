@@ -8,7 +8,6 @@ import (
 	"slices"
 	"syscall"
 
-	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-lb/gantry/speaker/bfd"
@@ -44,53 +43,47 @@ const (
 
 // listen makes sure that the place is listened at, on behalf of a port.
 func (w *Wire) listen(at place, user *port) error {
-	if l := w.listeners[at]; l != nil {
-		if at.vrf == "" {
-			l.users[user] = struct{}{}
-			return nil
-		}
-		i, err := index(at.vrf)
-		if err == nil && i == l.index {
-			l.users[user] = struct{}{}
-			return nil
-		}
-		l.close(w) // the device is another one, or none
-		delete(w.listeners, at)
-		if err != nil {
-			return err
-		}
-		l, err = w.openListener(at, l.users)
-		if err == nil {
-			l.users[user] = struct{}{}
-		}
-		return err
+	l := w.listeners[at]
+	if l == nil {
+		return w.openListener(at, map[*port]struct{}{user: {}})
 	}
-	_, err := w.openListener(at, map[*port]struct{}{user: {}})
-	return err
+	_, known := l.users[user]
+	l.users[user] = struct{}{}
+	if at.vrf != "" {
+		if i, err := index(at.vrf); err != nil || i != l.index { // the device is another one, or none
+			l.close(w)
+			delete(w.listeners, at)
+			return w.openListener(at, l.users)
+		}
+	}
+	if known {
+		return nil
+	}
+	return filter(l.fd, at, l.users)
 }
 
-func (w *Wire) openListener(at place, users map[*port]struct{}) (*listener, error) {
+func (w *Wire) openListener(at place, users map[*port]struct{}) error {
 	fd, err := unix.Socket(family(at.v6), unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("opening a socket for BFD: %w", err)
+		return fmt.Errorf("opening a socket for BFD: %w", err)
 	}
 	l := &listener{users: users}
-	if l.index, err = w.prepare(fd, at); err != nil {
+	if l.index, err = w.prepare(fd, l, at); err != nil {
 		_ = unix.Close(fd) // nothing was received
 		if errors.Is(err, unix.EADDRINUSE) {
 			err = fmt.Errorf("%w (UDP %d)", bfd.ErrPortInUse, at.port())
 		}
-		return nil, err
+		return err
 	}
 	if l.receiver, err = w.receive(fd, func(w *Wire, fd int) (bfd.Datagram, error) { return readUDP(w, fd, at) }); err != nil {
-		return nil, err
+		return err
 	}
 	w.listeners[at] = l
-	return l, nil
+	return nil
 }
 
 // prepare sets a listener's socket up and binds it. It returns the index of the VRF device.
-func (w *Wire) prepare(fd int, at place) (int, error) {
+func (w *Wire) prepare(fd int, l *listener, at place) (int, error) {
 	options := []option{
 		{unix.IPPROTO_IP, unix.IP_RECVTTL, 1, "IP_RECVTTL"},
 		{unix.IPPROTO_IP, unix.IP_PKTINFO, 1, "IP_PKTINFO"},
@@ -108,7 +101,7 @@ func (w *Wire) prepare(fd int, at place) (int, error) {
 		return 0, err
 	}
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer) // less only loses packets of a flood sooner
-	if err := filter(fd, at); err != nil {
+	if err := filter(fd, at, l.users); err != nil {
 		return 0, err
 	}
 	i := 0
@@ -145,66 +138,18 @@ func (w *Wire) share(fd int, at place) error {
 	return nil
 }
 
-// filter has the kernel drop what cannot be a packet, so that a flood of it takes no room from those that are: too short,
-// another version, or from beyond a router where there must be none (RFC 5881 section 5).
-func filter(fd int, at place) error {
-	const udpHeader, netOffset = 8, 0xfff00000 // SKF_NET_OFF: what follows counts from the IP header
-	program := []bpf.Instruction{
-		bpf.LoadExtension{Num: bpf.ExtLen},
-		bpf.JumpIf{Cond: bpf.JumpLessThan, Val: udpHeader + 24, SkipTrue: 6},
-		bpf.LoadAbsolute{Off: udpHeader, Size: 1},
-		bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 5},
-		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: 1, SkipTrue: 3},
-		bpf.LoadAbsolute{Off: netOffset + ttlOffset(at.v6), Size: 1},
-		bpf.JumpIf{Cond: bpf.JumpLessThan, Val: leastTTL(at.multihop), SkipTrue: 1},
-		bpf.RetConstant{Val: maxDatagram},
-		bpf.RetConstant{Val: 0},
-	}
-	return attach(fd, program)
-}
-
-// ttlOffset is where the TTL or hop limit is in the IP header.
-func ttlOffset(v6 bool) uint32 {
-	if v6 {
-		return 7
-	}
-	return 8
-}
-
-func leastTTL(multihop bool) uint32 {
-	if multihop {
-		return 1 // each session has its own
-	}
-	return 255
-}
-
-// attach gives a socket a filter.
-func attach(fd int, program []bpf.Instruction) error {
-	raw, err := bpf.Assemble(program)
-	if err != nil {
-		return fmt.Errorf("assembling the filter: %w", err)
-	}
-	code := make([]unix.SockFilter, len(raw))
-	for i, r := range raw {
-		code[i] = unix.SockFilter{Code: r.Op, Jt: r.Jt, Jf: r.Jf, K: r.K}
-	}
-	f := unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]}
-	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &f); err != nil {
-		return fmt.Errorf("attaching the filter: %w", err)
-	}
-	return nil
-}
-
 // leave ends a port's use of the place.
 func (w *Wire) leave(at place, user *port) {
 	l := w.listeners[at]
 	if l == nil {
 		return
 	}
-	if delete(l.users, user); len(l.users) == 0 {
-		l.close(w)
-		delete(w.listeners, at)
+	if delete(l.users, user); len(l.users) > 0 {
+		_ = filter(l.fd, at, l.users) // the former one lets more in, which the engine drops
+		return
 	}
+	l.close(w)
+	delete(w.listeners, at)
 }
 
 // receiver is a socket that is read. Its goroutine only waits for something to be there; the Wire's reads it.

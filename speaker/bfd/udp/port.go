@@ -13,12 +13,13 @@ import (
 
 // port is the sending socket of a session.
 type port struct {
-	wire   *Wire
-	key    bfd.Key
-	source uint16 // its source port, 0 before the first opening
-	fd     int    // -1 while it is not open
-	link   int    // the index of the device that it is bound to, 0 without one
-	echo   *echo  // nil while no echo packets are sent
+	wire          *Wire
+	key           bfd.Key
+	discriminator uint32
+	source        uint16 // its source port, 0 before the first opening
+	fd            int    // -1 while it is not open
+	link          int    // the index of the device that it is bound to, 0 without one
+	echo          *echo  // nil while no echo packets are sent
 }
 
 var _ bfd.Port = (*port)(nil)

@@ -54,8 +54,8 @@ func New() *Wire {
 }
 
 // Open returns the port of a session.
-func (w *Wire) Open(k bfd.Key) bfd.Port {
-	p := &port{wire: w, key: k, fd: -1}
+func (w *Wire) Open(k bfd.Key, discriminator uint32) bfd.Port {
+	p := &port{wire: w, key: k, discriminator: discriminator, fd: -1}
 	w.ports[p] = struct{}{}
 	return p
 }
