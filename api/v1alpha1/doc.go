@@ -20,6 +20,7 @@ func AddToScheme(s *runtime.Scheme) error {
 	s.AddKnownTypes(GroupVersion,
 		&SpeakerStatus{}, &SpeakerStatusList{},
 		&BGPSession{}, &BGPSessionList{},
+		&AddressReservation{}, &AddressReservationList{},
 		&AddressLedger{}, &AddressLedgerList{},
 	)
 	metav1.AddToGroupVersion(s, GroupVersion)

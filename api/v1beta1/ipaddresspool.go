@@ -27,6 +27,10 @@ type IPAddressPoolSpec struct {
 	// AllocateTo pins the pool to some Services and ranks it among the pools of a Service.
 	// +optional
 	AllocateTo *ServiceAllocation `json:"serviceAllocation,omitempty"`
+
+	// Gantry holds what only Gantry offers.
+	// +optional
+	Gantry *PoolExtension `json:"gantry,omitempty"`
 }
 
 // ServiceAllocation says which Services a pinned pool serves. The namespaces (by name or selector) and the Service

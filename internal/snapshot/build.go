@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/api/v1beta2"
 )
@@ -29,6 +30,7 @@ type Objects struct {
 	Peers             []v1beta2.BGPPeer
 	BFDProfiles       []v1beta1.BFDProfile
 	Communities       []v1beta1.Community
+	Reservations      []v1alpha1.AddressReservation
 	Namespaces        []Namespace
 	Nodes             []Node
 	// Secrets are those of type kubernetes.io/basic-auth.
@@ -70,6 +72,7 @@ func Build(o Objects) (*Snapshot, []Problem) {
 	}
 	s.BGPAds = b.bgpAds(o.BGPAdvertisements, &o, s.Pools, b.aliases(o.Communities))
 	s.Peers = b.peers(o.Peers, &o)
+	s.Reservations = b.reservations(o.Reservations, s.Pools)
 	slices.SortFunc(b.problems, func(x, y Problem) int {
 		return cmp.Or(cmp.Compare(x.Object.Kind, y.Object.Kind), cmp.Compare(x.Object.Name, y.Object.Name),
 			cmp.Compare(x.Field, y.Field), cmp.Compare(x.Text, y.Text))
@@ -109,6 +112,7 @@ func (b *builder) pools(in []v1beta1.IPAddressPool, namespaces []Namespace, last
 			taken = append(taken, e)
 			pool.Ranges = append(pool.Ranges, e.Range)
 		}
+		b.extend(o, pool, before, p.Spec.Gantry)
 		out = append(out, pool)
 	}
 	slices.SortFunc(out, func(x, y *Pool) int { return cmp.Compare(x.Name, y.Name) })

@@ -1,10 +1,7 @@
 package view
 
 import (
-	"fmt"
 	"net/netip"
-	"slices"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -40,7 +37,7 @@ func FromService(s *corev1.Service) Service {
 	v.status(s)
 	v.Pool, _ = annotation(s, names.AnnotationPool, names.AnnotationPoolOld)
 	v.SharingKey, v.SharingPresent = annotation(s, names.AnnotationSharing, names.AnnotationSharingOld)
-	v.Requested, v.RequestFault = requested(s)
+	v.request(s)
 	return v
 }
 
@@ -71,7 +68,7 @@ func (v *Service) status(s *corev1.Service) {
 			v.StatusMalformed = append(v.StatusMalformed, in.IP+in.Hostname)
 			continue
 		}
-		v.Assigned = append(v.Assigned, a)
+		v.Assigned = append(v.Assigned, a.Unmap())
 	}
 }
 
@@ -82,35 +79,4 @@ func annotation(s *corev1.Service, key, old string) (string, bool) {
 	}
 	v, ok := s.Annotations[old]
 	return v, ok
-}
-
-// requested reads the addresses that the Service asks for. The second result is a sentence when they cannot be read.
-func requested(s *corev1.Service) ([]netip.Addr, string) {
-	list, _ := annotation(s, names.AnnotationLoadBalancerIPs, names.AnnotationLoadBalancerIPsOld)
-	field := s.Spec.LoadBalancerIP
-	switch {
-	case list != "" && field != "":
-		return nil, fmt.Sprintf("both the annotation %s (%q) and spec.loadBalancerIP (%q) ask for addresses: keep one of them",
-			names.AnnotationLoadBalancerIPs, list, field)
-	case list == "" && field == "":
-		return nil, ""
-	}
-	source, text := "annotation "+names.AnnotationLoadBalancerIPs, list
-	if field != "" {
-		source, text = "spec.loadBalancerIP", field
-	}
-	var out []netip.Addr
-	for _, part := range strings.Split(text, ",") {
-		a, err := netip.ParseAddr(strings.TrimSpace(part))
-		if err != nil || a.Zone() != "" {
-			return nil, fmt.Sprintf("%s: %q is no address: write one IPv4 or IPv6 address, or one of each with a comma between",
-				source, strings.TrimSpace(part))
-		}
-		if slices.ContainsFunc(out, func(o netip.Addr) bool { return FamilyOf(o) == FamilyOf(a) }) {
-			return nil, fmt.Sprintf("%s: %q asks for two addresses of one family: write at most one IPv4 and one IPv6 address",
-				source, text)
-		}
-		out = append(out, a)
-	}
-	return out, ""
 }

@@ -3,6 +3,7 @@ package view
 import (
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -109,4 +110,64 @@ func TestWhichNodesAreLeaving(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestHowManyAndWhatIsExchanged(t *testing.T) {
+	tests := map[string]struct {
+		annotations map[string]string
+		count       int
+		releasing   []netip.Addr
+		wantFault   string
+	}{
+		"one of each family, when nothing is said": {count: 1},
+		"several":                {annotations: map[string]string{names.AnnotationAddressCount: " 3 "}, count: 3},
+		"none is a fault":        {annotations: map[string]string{names.AnnotationAddressCount: "0"}, count: 1, wantFault: `"0" is no number from 1 to 16`},
+		"too many are a fault":   {annotations: map[string]string{names.AnnotationAddressCount: "17"}, count: 1, wantFault: "from 1 to 16"},
+		"a word is a fault":      {annotations: map[string]string{names.AnnotationAddressCount: "two"}, count: 1, wantFault: `"two"`},
+		"addresses to exchange":  {annotations: map[string]string{names.AnnotationRelease: "192.0.2.1, ::ffff:192.0.2.2"}, count: 1, releasing: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")}},
+		"one of them unreadable": {annotations: map[string]string{names.AnnotationRelease: "192.0.2.1,"}, count: 1, wantFault: names.AnnotationRelease},
+		"one of them twice":      {annotations: map[string]string{names.AnnotationRelease: "192.0.2.1,192.0.2.1"}, count: 1, wantFault: "twice"},
+		"more requested than the number": {
+			annotations: map[string]string{names.AnnotationAddressCount: "2", names.AnnotationLoadBalancerIPs: "192.0.2.1,192.0.2.2,192.0.2.3"}, count: 2, wantFault: "more than 2",
+		},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			s := &corev1.Service{}
+			s.Annotations = tc.annotations
+			v := FromService(s)
+			if v.Count != tc.count || !slices.Equal(v.Releasing, tc.releasing) {
+				t.Errorf("got %d, exchanging %v; want %d, %v", v.Count, v.Releasing, tc.count, tc.releasing)
+			}
+			if (tc.wantFault == "") != (v.RequestFault == "") || !strings.Contains(v.RequestFault, tc.wantFault) {
+				t.Errorf("the fault is %q, want one with %q", v.RequestFault, tc.wantFault)
+			}
+		})
+	}
+}
+
+// FuzzAddresses holds that whatever is read is what was written: canonical, each once, and few enough.
+func FuzzAddresses(f *testing.F) {
+	for _, seed := range []string{"", ",", "192.0.2.1", " 192.0.2.1 , 2001:db8::1", "::ffff:192.0.2.1,192.0.2.1", "fe80::1%eth0", "1.2.3.4,x", strings.Repeat("::1,", 40)} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		out, fault := Addresses("list", text)
+		if (len(out) == 0) == (fault == "") {
+			t.Fatalf("%q gives %v and the fault %q: want one of the two", text, out, fault)
+		}
+		if len(out) > maxAddresses {
+			t.Fatalf("%d addresses are too many", len(out))
+		}
+		var texts []string
+		for _, a := range out {
+			if a.Zone() != "" || a.Is4In6() {
+				t.Fatalf("%s is not canonical", a)
+			}
+			texts = append(texts, a.String())
+		}
+		if again, fault := Addresses("list", strings.Join(texts, ",")); len(out) > 0 && (fault != "" || !slices.Equal(again, out)) {
+			t.Fatalf("%v reads back as %v, %s", out, again, fault)
+		}
+	})
 }

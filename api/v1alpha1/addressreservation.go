@@ -1,0 +1,81 @@
+package v1alpha1
+
+import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+// AddressReservationSpec keeps addresses for one Service, whether it exists or not. With addresses, these; with a pool, one of each family of
+// the pool, chosen at once; with neither, those that the Service holds, once it is gone.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.addresses) || !has(self.pool)",message="name addresses or a pool, not both"
+type AddressReservationSpec struct {
+	// Service is who the addresses are kept for.
+	Service ServiceReference `json:"service"`
+	// Addresses to keep.
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=32
+	// +kubebuilder:validation:items:MaxLength=45
+	// +kubebuilder:validation:items:XValidation:rule="isIP(self)",messageExpression="\"'\" + self + \"' is no address: write one such as 192.0.2.10 or 2001:db8::10\""
+	// +listType=set
+	// +optional
+	Addresses []string `json:"addresses,omitempty"`
+	// Pool is the name of an IPAddressPool.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	// +optional
+	Pool string `json:"pool,omitempty"`
+	// Expires is when the addresses are no longer kept; absent is never. A Service that holds one then goes on holding it.
+	// +optional
+	Expires *metav1.Time `json:"expires,omitempty"`
+}
+
+// ServiceReference names a Service.
+type ServiceReference struct {
+	// Namespace of the Service.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	Namespace string `json:"namespace"`
+	// Name of the Service.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	Name string `json:"name"`
+}
+
+// AddressReservationStatus says what is kept. It is the controller's to write.
+type AddressReservationStatus struct {
+	// Addresses that are kept.
+	// +kubebuilder:validation:MaxItems=32
+	// +optional
+	Addresses []string `json:"addresses,omitempty"`
+	// Conditions say whether the reservation can be kept.
+	// +listType=map
+	// +listMapKey=type
+	// +optional
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// AddressReservation keeps addresses for a Service across its deletion, or ahead of its creation.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:path=addressreservations,scope=Namespaced
+// +kubebuilder:printcolumn:name="For Namespace",type=string,JSONPath=`.spec.service.namespace`
+// +kubebuilder:printcolumn:name="For Service",type=string,JSONPath=`.spec.service.name`
+// +kubebuilder:printcolumn:name="Addresses",type=string,JSONPath=`.status.addresses`
+// +kubebuilder:printcolumn:name="Expires",type=string,JSONPath=`.spec.expires`
+type AddressReservation struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec AddressReservationSpec `json:"spec"`
+	// +optional
+	Status AddressReservationStatus `json:"status,omitempty"`
+}
+
+// AddressReservationList is a list of AddressReservations.
+//
+// +kubebuilder:object:root=true
+type AddressReservationList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+
+	Items []AddressReservation `json:"items"`
+}

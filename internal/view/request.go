@@ -1,0 +1,100 @@
+package view
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/gantry-lb/gantry/api/names"
+)
+
+// Bounds of what one Service may ask for: more would be a misprint.
+const (
+	maxCount     = 16
+	maxAddresses = 2 * maxCount
+)
+
+// request reads what the Service asks for. The first thing that cannot be read is the RequestFault, and nothing else is asked for then.
+func (v *Service) request(s *corev1.Service) {
+	v.Count, v.RequestFault = count(s)
+	if v.RequestFault == "" {
+		v.Requested, v.RequestFault = requested(s, v.Count)
+	}
+	if text := s.Annotations[names.AnnotationRelease]; text != "" && v.RequestFault == "" {
+		v.Releasing, v.RequestFault = Addresses("annotation "+names.AnnotationRelease, text)
+	}
+	if v.RequestFault != "" {
+		v.Requested, v.Releasing = nil, nil
+	}
+}
+
+// count reads how many addresses of each family the Service asks for.
+func count(s *corev1.Service) (int, string) {
+	text, ok := s.Annotations[names.AnnotationAddressCount]
+	if !ok {
+		return 1, ""
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(text))
+	if err != nil || n < 1 || n > maxCount {
+		return 1, fmt.Sprintf("annotation %s: %q is no number from 1 to %d", names.AnnotationAddressCount, text, maxCount)
+	}
+	return n, ""
+}
+
+// requested reads the addresses that the Service asks for, up to n of each family. The second result is a sentence when they cannot
+// be read.
+func requested(s *corev1.Service, n int) ([]netip.Addr, string) {
+	list, _ := annotation(s, names.AnnotationLoadBalancerIPs, names.AnnotationLoadBalancerIPsOld)
+	field := s.Spec.LoadBalancerIP
+	switch {
+	case list != "" && field != "":
+		return nil, fmt.Sprintf("both the annotation %s (%q) and spec.loadBalancerIP (%q) ask for addresses: keep one of them",
+			names.AnnotationLoadBalancerIPs, list, field)
+	case list == "" && field == "":
+		return nil, ""
+	}
+	source, text := "annotation "+names.AnnotationLoadBalancerIPs, list
+	if field != "" {
+		source, text = "spec.loadBalancerIP", field
+	}
+	out, fault := Addresses(source, text)
+	if fault != "" {
+		return nil, fault
+	}
+	families := map[Family]int{}
+	for _, a := range out {
+		if families[FamilyOf(a)]++; families[FamilyOf(a)] <= n {
+			continue
+		}
+		if n == 1 {
+			return nil, fmt.Sprintf("%s: %q asks for two addresses of one family: write at most one IPv4 and one IPv6 address, or say how many with the annotation %s",
+				source, text, names.AnnotationAddressCount)
+		}
+		return nil, fmt.Sprintf("%s: %q asks for more than %d addresses of one family, which the annotation %s asks for", source, text, n, names.AnnotationAddressCount)
+	}
+	return out, ""
+}
+
+// Addresses reads a list of addresses with commas between them; blanks around them are allowed. The second result is a sentence that begins with
+// the source when the list cannot be read. An IPv4 address in its IPv6 form is the IPv4 address.
+func Addresses(source, text string) ([]netip.Addr, string) {
+	var out []netip.Addr
+	for _, part := range strings.SplitN(text, ",", maxAddresses+1) {
+		part = strings.TrimSpace(part)
+		a, err := netip.ParseAddr(part)
+		switch {
+		case len(out) == maxAddresses:
+			return nil, fmt.Sprintf("%s: there are more than %d addresses", source, maxAddresses)
+		case err != nil || a.Zone() != "":
+			return nil, fmt.Sprintf("%s: %q is no address: write one IPv4 or IPv6 address, or one of each with a comma between", source, part)
+		case slices.Contains(out, a.Unmap()):
+			return nil, fmt.Sprintf("%s: %s stands there twice", source, a)
+		}
+		out = append(out, a.Unmap())
+	}
+	return out, ""
+}
