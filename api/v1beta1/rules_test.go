@@ -10,6 +10,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/test/apiserver"
@@ -22,6 +23,9 @@ func TestRulesOfTheAPIServer(t *testing.T) {
 	if err := v1beta1.AddToScheme(scheme); err != nil {
 		t.Fatal(err)
 	}
+	if err := v1alpha1.AddToScheme(scheme); err != nil {
+		t.Fatal(err)
+	}
 	c, err := client.New(apiserver.Start(t), client.Options{Scheme: scheme})
 	if err != nil {
 		t.Fatal(err)
@@ -30,6 +34,8 @@ func TestRulesOfTheAPIServer(t *testing.T) {
 	t.Run("what is accepted can be read", func(t *testing.T) { accepted(t, c) })
 	t.Run("advertisements", func(t *testing.T) { advertisements(t, c) })
 	t.Run("defaults and limits", func(t *testing.T) { limits(t, c) })
+	t.Run("what only Gantry offers", func(t *testing.T) { extensions(t, c) })
+	t.Run("reservations", func(t *testing.T) { reservations(t, c) })
 	t.Run("status", func(t *testing.T) { status(t, c) })
 }
 
