@@ -64,6 +64,11 @@ func parse(args []string, lookup func(string) (string, bool)) (options, error) {
 	return o, errors.Join(o.Validate(), o.Webhook.validate())
 }
 
+// scope is what of the configuration is read.
+func (o *options) scope() configuration.Scope {
+	return configuration.Scope{Namespace: o.Namespace, Layer2Alone: o.BGP == "disabled"}
+}
+
 // run serves until ctx ends.
 func run(ctx context.Context, o options) error {
 	log := o.Logger(os.Stderr)
@@ -106,7 +111,7 @@ func run(ctx context.Context, o options) error {
 	if err := mgr.Add(&reconcile.GossipKey{Client: mgr.GetClient(), Log: log, Namespace: o.Namespace}); err != nil {
 		return fmt.Errorf("setting up the gossip key: %w", err)
 	}
-	report := &reconcile.Configuration{Client: mgr.GetClient(), Log: log, Namespace: o.Namespace}
+	report := &reconcile.Configuration{Client: mgr.GetClient(), Log: log, Scope: o.scope()}
 	if err := report.Setup(mgr); err != nil {
 		return err
 	}
@@ -131,7 +136,7 @@ const (
 // managerOptions are what the manager needs to know.
 func managerOptions(o *options, scheme *runtime.Scheme) ctrl.Options {
 	grace, lease, renew, retry, shared := 2*time.Second, leaseDuration, renewDeadline, retryPeriod, true
-	watched := configuration.ByObject(o.Namespace)
+	watched := o.scope().ByObject()
 	watched[&v1beta1.ConfigurationState{}] = cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
 	// Cached Services are read and never changed, so that no copy of them is needed.
 	watched[&corev1.Service{}] = cache.ByObject{Transform: reconcile.Compact, UnsafeDisableDeepCopy: &shared}

@@ -66,6 +66,6 @@ func serveWebhook(mgr ctrl.Manager, o options, keeper *certs.Keeper) error {
 	if o.Webhook.Mode != "enabled" {
 		return nil
 	}
-	admission.Register(mgr.GetWebhookServer(), &admission.Validator{Reader: mgr.GetClient(), Namespace: o.Namespace, Now: time.Now})
+	admission.Register(mgr.GetWebhookServer(), &admission.Validator{Reader: mgr.GetClient(), Scope: o.scope(), Now: time.Now})
 	return errors.Join(keeper.Setup(mgr), mgr.AddReadyzCheck("webhook", keeper.Ready), mgr.AddReadyzCheck("webhook-port", mgr.GetWebhookServer().StartedChecker()))
 }

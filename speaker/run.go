@@ -61,7 +61,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	parts, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	g, parts := errgroup.WithContext(parts)
-	feed := &reconcile.Feed{Cache: mgr.GetCache(), Log: log, Self: o.NodeName, Namespace: o.Namespace}
+	feed := &reconcile.Feed{Cache: mgr.GetCache(), Log: log, Self: o.NodeName, Scope: o.scope()}
 	if err := probes(mgr, feed); err != nil {
 		return err
 	}
@@ -122,13 +122,18 @@ func handOver(ctx context.Context, a *agent.Agent, routing *bgp.Engine, log *slo
 	}
 }
 
+// scope is what of the configuration is read.
+func (o *options) scope() configuration.Scope {
+	return configuration.Scope{Namespace: o.Namespace, Layer2Alone: o.BGP == "disabled"}
+}
+
 // newManager returns a manager whose cache holds what a speaker looks at, and nothing else.
 func newManager(config *rest.Config, o options) (ctrl.Manager, error) {
 	scheme, err := configuration.NewScheme()
 	if err != nil {
 		return nil, err
 	}
-	watched := configuration.ByObject(o.Namespace)
+	watched := o.scope().ByObject()
 	speakers := labels.SelectorFromSet(labels.Set{names.LabelAppName: names.AppName, names.LabelComponent: names.ComponentSpeaker})
 	watched[&v1beta1.ServiceL2Status{}] = cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
 	watched[&v1beta1.ConfigurationState{}] = cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {

@@ -34,8 +34,8 @@ var Paths = []string{
 type Validator struct {
 	// Reader reads the objects that exist.
 	Reader client.Reader
-	// Namespace is the only one that configuration objects may be in.
-	Namespace string
+	// Scope is what is read. Its namespace is the only one that configuration objects may be in.
+	Scope configuration.Scope
 	// Now gives the time that a new object would be created at.
 	Now func() time.Time
 }
@@ -49,8 +49,8 @@ func Register(s webhook.Server, v *Validator) {
 
 // Handle implements admission.Handler.
 func (v *Validator) Handle(ctx context.Context, req admission.Request) admission.Response {
-	if req.Operation != admissionv1.Delete && req.Namespace != v.Namespace {
-		return admission.Denied(fmt.Sprintf("resource must be created in %s namespace: Gantry reads no other", v.Namespace))
+	if req.Operation != admissionv1.Delete && req.Namespace != v.Scope.Namespace {
+		return admission.Denied(fmt.Sprintf("resource must be created in %s namespace: Gantry reads no other", v.Scope.Namespace))
 	}
 	objects, err := v.read(ctx)
 	if err != nil {
@@ -68,7 +68,7 @@ func (v *Validator) Handle(ctx context.Context, req admission.Request) admission
 }
 
 func (v *Validator) read(ctx context.Context) (snapshot.Objects, error) {
-	o, err := configuration.Read(ctx, v.Reader, v.Namespace)
+	o, err := v.Scope.Read(ctx, v.Reader)
 	if err != nil {
 		return o, err
 	}

@@ -27,8 +27,8 @@ import (
 type Configuration struct {
 	Client client.Client
 	Log    *slog.Logger
-	// Namespace holds the configuration objects.
-	Namespace string
+	// Scope is what is read.
+	Scope configuration.Scope
 }
 
 // Setup registers the reconciler. However many objects change, one look at all of them follows.
@@ -40,7 +40,7 @@ func (r *Configuration) Setup(mgr ctrl.Manager) error {
 		Watches(&v1beta1.ConfigurationState{}, whole, builder.WithPredicates(named(names.ComponentController))).
 		WatchesMetadata(configuration.Metadata("Node"), whole, builder.WithPredicates(labelChanges())).
 		WatchesMetadata(configuration.Metadata("Namespace"), whole, builder.WithPredicates(labelChanges()))
-	for _, k := range configuration.Kinds() {
+	for _, k := range r.Scope.Kinds() {
 		b = b.Watches(k, whole)
 	}
 	if err := b.Complete(r); err != nil {
@@ -59,7 +59,7 @@ func named(name string) predicate.Predicate {
 
 // Reconcile looks at the whole configuration. Every object is tried; what failed is tried again.
 func (r *Configuration) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
-	o, err := configuration.Read(ctx, r.Client, r.Namespace)
+	o, err := r.Scope.Read(ctx, r.Client)
 	if err != nil {
 		return ctrl.Result{}, err
 	}
@@ -70,7 +70,7 @@ func (r *Configuration) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Res
 		return ctrl.Result{}, err
 	}
 	_, problems := snapshot.Build(o)
-	state := configuration.State{Component: names.ComponentController, Namespace: r.Namespace}
+	state := configuration.State{Component: names.ComponentController, Namespace: r.Scope.Namespace}
 	errs := []error{state.Write(ctx, r.Client, problems)}
 	for _, c := range conditioned(&o) {
 		errs = append(errs, r.write(ctx, c, problems))

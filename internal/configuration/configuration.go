@@ -40,23 +40,31 @@ func NewScheme() (*runtime.Scheme, error) {
 	return s, nil
 }
 
+// Scope is what is read: in which namespace, and whether it is about BGP too.
+type Scope struct {
+	Namespace string
+	// Layer2Alone leaves out the kinds of BGP, and with them the Secrets.
+	Layer2Alone bool
+}
+
 // Kinds are the kinds to watch: a change of any of them may change the configuration.
-func Kinds() []client.Object {
-	return []client.Object{
-		&v1beta1.IPAddressPool{}, &v1beta1.L2Advertisement{}, &v1beta1.BGPAdvertisement{}, &v1beta2.BGPPeer{},
-		&v1beta1.BFDProfile{}, &v1beta1.Community{}, &corev1.Secret{},
+func (s Scope) Kinds() []client.Object {
+	out := []client.Object{&v1beta1.IPAddressPool{}, &v1beta1.L2Advertisement{}}
+	if !s.Layer2Alone {
+		out = append(out, &v1beta1.BGPAdvertisement{}, &v1beta2.BGPPeer{}, &v1beta1.BFDProfile{}, &v1beta1.Community{}, &corev1.Secret{})
 	}
+	return out
 }
 
 // ByObject limits a cache to what Read looks at: one namespace, and of its Secrets those that may hold a password.
-func ByObject(namespace string) map[client.Object]cache.ByObject {
-	own := map[string]cache.Config{namespace: {}}
+func (s Scope) ByObject() map[client.Object]cache.ByObject {
+	own := map[string]cache.Config{s.Namespace: {}}
 	passwords := fields.OneTermEqualSelector("type", string(corev1.SecretTypeBasicAuth))
 	out := map[client.Object]cache.ByObject{}
-	for _, k := range Kinds() {
+	for _, k := range s.Kinds() {
 		out[k] = cache.ByObject{Namespaces: own}
 		if _, secret := k.(*corev1.Secret); secret {
-			out[k] = cache.ByObject{Namespaces: map[string]cache.Config{namespace: {FieldSelector: passwords}}, Transform: passwordAlone}
+			out[k] = cache.ByObject{Namespaces: map[string]cache.Config{s.Namespace: {FieldSelector: passwords}}, Transform: passwordAlone}
 		}
 	}
 	return out
@@ -75,8 +83,8 @@ func passwordAlone(o any) (any, error) {
 	return o, nil
 }
 
-// Read reads every configuration object of a namespace. Nodes and Namespaces are left to the caller.
-func Read(ctx context.Context, c client.Reader, namespace string) (snapshot.Objects, error) {
+// Read reads every configuration object of the scope. Nodes and Namespaces are left to the caller.
+func (s Scope) Read(ctx context.Context, c client.Reader) (snapshot.Objects, error) {
 	var (
 		pools       v1beta1.IPAddressPoolList
 		l2Ads       v1beta1.L2AdvertisementList
@@ -86,8 +94,12 @@ func Read(ctx context.Context, c client.Reader, namespace string) (snapshot.Obje
 		communities v1beta1.CommunityList
 		secrets     corev1.SecretList
 	)
-	for _, list := range []client.ObjectList{&pools, &l2Ads, &bgpAds, &peers, &profiles, &communities, &secrets} {
-		if err := c.List(ctx, list, client.InNamespace(namespace)); err != nil {
+	lists := []client.ObjectList{&pools, &l2Ads}
+	if !s.Layer2Alone {
+		lists = append(lists, &bgpAds, &peers, &profiles, &communities, &secrets)
+	}
+	for _, list := range lists {
+		if err := c.List(ctx, list, client.InNamespace(s.Namespace)); err != nil {
 			return snapshot.Objects{}, fmt.Errorf("reading the configuration: %w", err)
 		}
 	}
@@ -96,12 +108,12 @@ func Read(ctx context.Context, c client.Reader, namespace string) (snapshot.Obje
 		Peers: peers.Items, BFDProfiles: profiles.Items, Communities: communities.Items,
 	}
 	for i := range secrets.Items {
-		s := &secrets.Items[i]
-		if s.Type != corev1.SecretTypeBasicAuth {
+		secret := &secrets.Items[i]
+		if secret.Type != corev1.SecretTypeBasicAuth {
 			continue
 		}
-		password, set := s.Data[passwordEntry]
-		o.Secrets = append(o.Secrets, snapshot.Secret{Name: s.Name, Password: string(password), Set: set})
+		password, set := secret.Data[passwordEntry]
+		o.Secrets = append(o.Secrets, snapshot.Secret{Name: secret.Name, Password: string(password), Set: set})
 	}
 	return o, nil
 }

@@ -29,6 +29,7 @@ type Common struct {
 	MetricsBindAddress     string
 	HealthProbeBindAddress string
 	LogLevel               string
+	BGP                    string
 }
 
 // Bind declares the flags; metrics and health are the default addresses to listen on.
@@ -38,6 +39,7 @@ func (c *Common) Bind(fs *pflag.FlagSet, metrics, health string) {
 	fs.StringVar(&c.LoadBalancerClass, "load-balancer-class", "", "serve only Services with this spec.loadBalancerClass; empty serves those without one")
 	fs.StringVar(&c.MetricsBindAddress, "metrics-bind-address", metrics, "address:port of the metrics; 0 switches them off")
 	fs.StringVar(&c.HealthProbeBindAddress, "health-probe-bind-address", health, "address:port of /healthz and /readyz; 0 switches them off")
+	fs.StringVar(&c.BGP, "bgp", "enabled", "enabled or disabled: disabled announces by ARP and NDP alone, and reads no BGPPeer and no Secret of one")
 	fs.StringVar(&c.LogLevel, "log-level", "info", "all, debug, info, warn, error or none")
 }
 
@@ -48,6 +50,9 @@ func (c *Common) Validate() error {
 	}
 	if _, ok := levels[c.LogLevel]; !ok {
 		return Invalid("log-level", c.LogLevel, "write all, debug, info, warn, error or none")
+	}
+	if c.BGP != "enabled" && c.BGP != "disabled" {
+		return Invalid("bgp", c.BGP, "write enabled or disabled")
 	}
 	for _, l := range []struct{ flag, value string }{
 		{"metrics-bind-address", c.MetricsBindAddress}, {"health-probe-bind-address", c.HealthProbeBindAddress},

@@ -43,8 +43,8 @@ type Feed struct {
 	Log   *slog.Logger
 	// Self is this node's name: its own Pod is no seed.
 	Self string
-	// Namespace holds the configuration objects.
-	Namespace string
+	// Scope is what of the configuration is read.
+	Scope configuration.Scope
 	// Problems takes the Problems of the configuration each time it is read; nil is allowed.
 	Problems func([]snapshot.Problem)
 
@@ -85,7 +85,7 @@ func (f *Feed) Run(ctx context.Context) error {
 		{&corev1.Node{}, f.setNode, f.removeNode},
 		{&corev1.Pod{}, f.setPod, f.removePod},
 	}
-	for _, k := range configuration.Kinds() {
+	for _, k := range f.Scope.Kinds() {
 		watched = append(watched, watch{k, f.rebuild, f.rebuild})
 	}
 	var synced []toolscache.InformerSynced
@@ -265,7 +265,7 @@ func (f *Feed) rebuild(ctx context.Context, _ any) {
 	defer cancel()
 	f.building.Lock()
 	defer f.building.Unlock()
-	o, err := configuration.Read(read, f.Cache, f.Namespace)
+	o, err := f.Scope.Read(read, f.Cache)
 	if err != nil {
 		f.Log.Error("reading the configuration from the cache", "error", err)
 		return

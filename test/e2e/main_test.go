@@ -23,6 +23,14 @@ func TestMain(m *testing.M) {
 // start brings a lab with Gantry up for one test and its subtests.
 func start(t *testing.T, o lab.Options) (context.Context, *stage.Stage) {
 	t.Helper()
+	ctx, s := startBare(t, o)
+	must(t, s.Install(ctx))
+	return ctx, s
+}
+
+// startBare brings a lab up in which Gantry is not installed.
+func startBare(t *testing.T, o lab.Options) (context.Context, *stage.Stage) {
+	t.Helper()
 	if m := lab.Missing(); m != "" {
 		t.Skip(m)
 	}
@@ -44,7 +52,6 @@ func start(t *testing.T, o lab.Options) (context.Context, *stage.Stage) {
 		}
 		s.Close()
 	})
-	must(t, s.Install(ctx))
 	return ctx, s
 }
 

@@ -86,7 +86,7 @@ func TestManifests(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	b := &bed{c, &validate.Validator{Reader: c, Namespace: names.Namespace, Now: time.Now}}
+	b := &bed{c, &validate.Validator{Reader: c, Scope: configuration.Scope{Namespace: names.Namespace}, Now: time.Now}}
 	for _, file := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".yaml"), func(t *testing.T) { b.run(t, file) })
 	}

@@ -27,9 +27,11 @@ type Stage struct {
 	API client.WithWatch
 }
 
-// Start brings a lab up for the binaries in the repository's bin directory.
+// Start brings a lab up, for the binaries in the repository's bin directory unless others are named.
 func Start(ctx context.Context, o lab.Options) (*Stage, error) {
-	o.BinDir = filepath.Join(lab.Root(), "bin")
+	if o.BinDir == "" {
+		o.BinDir = filepath.Join(lab.Root(), "bin")
+	}
 	l, err := lab.Start(ctx, o)
 	if err != nil {
 		return nil, err
@@ -65,6 +67,11 @@ func (s *Stage) Install(ctx context.Context) error {
 	if _, err := s.Kubectl(ctx, "", "apply", "-k", filepath.Join(lab.Root(), "config", "default")); err != nil {
 		return err
 	}
+	return s.AwaitRollout(ctx)
+}
+
+// AwaitRollout waits until every Pod of Gantry's is ready, and of the latest version.
+func (s *Stage) AwaitRollout(ctx context.Context) error {
 	for _, w := range []string{"deployment/gantry-controller", "daemonset/gantry-speaker"} {
 		if _, err := s.Kubectl(ctx, "", "-n", names.Namespace, "rollout", "status", "--timeout=60s", w); err != nil {
 			return err
