@@ -55,10 +55,12 @@ func lay(t *testing.T) *bed {
 }
 
 // start runs an engine on the node.
-func (b *bed) start(seed uint64) {
+func (b *bed) start(seed uint64) { b.startOn("node1", seed) }
+
+func (b *bed) startOn(host string, seed uint64) {
 	engine, ended := bfd.New(udp.New(), time.Now, seed), make(chan error, 1)
 	ctx, stop := context.WithCancel(context.Background())
-	go func() { ended <- b.Host("node1").Do(func() error { return engine.Run(ctx) }) }()
+	go func() { ended <- b.Host(host).Do(func() error { return engine.Run(ctx) }) }()
 	b.engine, b.ended, b.stop = engine, ended, stop
 	b.t.Cleanup(func() {
 		stop()

@@ -1,10 +1,232 @@
 package udp
 
-import "github.com/gantry-lb/gantry/speaker/bfd"
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
 
-type echo struct{}
+	"github.com/vishvananda/netlink"
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-lb/gantry/speaker/bfd"
+)
+
+// echo sends packets to ourselves by way of the neighbour, whose forwarding plane returns them (RFC 5881 section 4). Both of
+// their addresses are ours, so that neither the kernel's routing would send them nor its input take them: they go out and
+// come in by a packet socket.
+type echo struct {
+	*receiver
+	path path
+}
+
+// path is what an echo packet needs to know. It is comparable.
+type path struct {
+	link      int
+	ours      netip.Addr
+	neighbour [8]byte // the hardware address, as a socket address takes it
+	length    uint8   // of the hardware address, in bytes
+}
 
 // SendEcho sends an echo packet.
-func (p *port) SendEcho([]byte) error { return bfd.ErrEchoUnsupported }
+func (p *port) SendEcho(payload []byte) error {
+	if p.echo == nil {
+		if err := p.openEcho(); err != nil {
+			return err
+		}
+	}
+	e := p.echo
+	to := &unix.SockaddrLinklayer{Protocol: etherType(e.path.ours.Is6()), Ifindex: e.path.link, Halen: e.path.length, Addr: e.path.neighbour}
+	if err := unix.Sendto(e.fd, encodeEcho(e.path.ours, p.source, payload), unix.MSG_DONTWAIT, to); err != nil {
+		p.closeEcho()
+		return fmt.Errorf("sending an echo packet by %s: %w", p.key, err)
+	}
+	return nil
+}
 
-func (p *port) closeEcho() {}
+// checkEcho closes the socket when the way to the neighbour has changed; the next packet opens it anew.
+func (p *port) checkEcho() {
+	if p.echo == nil {
+		return
+	}
+	if now, err := p.findPath(); err != nil || now != p.echo.path {
+		p.closeEcho()
+	}
+}
+
+func (p *port) closeEcho() {
+	if p.echo != nil {
+		p.echo.close(p.wire)
+		p.echo = nil
+	}
+}
+
+func (p *port) openEcho() error {
+	way, err := p.findPath()
+	if err != nil {
+		return err
+	}
+	v6 := way.ours.Is6()
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0) // nothing comes before it is bound
+	if err != nil {
+		return fmt.Errorf("opening a packet socket for echo packets (which needs NET_RAW): %w", err)
+	}
+	err = attach(fd, echoFilter(v6))
+	if err == nil {
+		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: etherType(v6), Ifindex: way.link})
+	}
+	if err != nil {
+		_ = unix.Close(fd) // nothing was sent
+		return fmt.Errorf("opening a packet socket for echo packets: %w", err)
+	}
+	r, err := p.wire.receive(fd, func(w *Wire, fd int) (bfd.Datagram, error) { return readEcho(w, fd, p.key) })
+	if err != nil {
+		return err
+	}
+	p.echo = &echo{r, way}
+	return nil
+}
+
+// findPath asks the kernel how packets reach the neighbour.
+func (p *port) findPath() (path, error) {
+	peer := p.key.Peer
+	if peer.IsLinkLocalUnicast() {
+		return path{}, fmt.Errorf("%w to link-local neighbours: no forwarding plane returns packets of link-local addresses", bfd.ErrEchoUnsupported)
+	}
+	o := &netlink.RouteGetOptions{Oif: p.device()}
+	if p.key.Local.IsValid() {
+		o.SrcAddr = p.key.Local.AsSlice()
+	}
+	routes, err := netlink.RouteGetWithOptions(peer.AsSlice(), o)
+	if err != nil || len(routes) == 0 {
+		return path{}, fmt.Errorf("looking for the way to %s: %w", peer, err)
+	}
+	r := routes[0]
+	if r.Gw != nil || r.LinkIndex == 0 {
+		return path{}, fmt.Errorf("%w to %s, which is on no link of this node", bfd.ErrEchoUnsupported, peer)
+	}
+	way := path{link: r.LinkIndex, ours: p.key.Local}
+	if !way.ours.IsValid() {
+		way.ours, _ = netip.AddrFromSlice(r.Src)
+		way.ours = way.ours.Unmap()
+	}
+	if !way.ours.IsValid() {
+		return path{}, fmt.Errorf("looking for the way to %s: the kernel names no address to send from", peer)
+	}
+	neighbours, err := netlink.NeighList(r.LinkIndex, family(peer.Is6()))
+	if err != nil {
+		return path{}, fmt.Errorf("looking for the hardware address of %s: %w", peer, err)
+	}
+	for _, n := range neighbours {
+		a, _ := netip.AddrFromSlice(n.IP)
+		if a.Unmap() == peer && len(n.HardwareAddr) > 0 && n.State&(netlink.NUD_FAILED|netlink.NUD_INCOMPLETE) == 0 {
+			way.length = uint8(copy(way.neighbour[:], n.HardwareAddr))
+			return way, nil
+		}
+	}
+	return path{}, fmt.Errorf("the hardware address of %s is not known yet", peer)
+}
+
+// etherType is the protocol in the byte order of the network, as packet sockets take it.
+func etherType(v6 bool) uint16 {
+	if v6 {
+		return binary.NativeEndian.Uint16([]byte{0x86, 0xdd})
+	}
+	return binary.NativeEndian.Uint16([]byte{0x08, 0x00})
+}
+
+const (
+	header4, header6 = 20, 40 // bytes; our packets have no options
+	echoTTL          = 255
+)
+
+// header returns the length of the IP header.
+func header(v6 bool) int {
+	if v6 {
+		return header6
+	}
+	return header4
+}
+
+// echoFilter passes UDP packets to the port of echo packets that come in by the link.
+func echoFilter(v6 bool) []bpf.Instruction {
+	first, mask, protocol := uint32(0x45), uint32(0xff), uint32(9) // version 4 and no options; where the protocol is
+	if v6 {
+		first, mask, protocol = 0x60, 0xf0, 6
+	}
+	return []bpf.Instruction{
+		bpf.LoadExtension{Num: bpf.ExtType},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.PACKET_OUTGOING, SkipTrue: 8},
+		bpf.LoadAbsolute{Off: 0, Size: 1},
+		bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: mask},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: first, SkipTrue: 5},
+		bpf.LoadAbsolute{Off: protocol, Size: 1},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_UDP, SkipTrue: 3},
+		bpf.LoadAbsolute{Off: uint32(header(v6)) + 2, Size: 2},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: echoPort, SkipTrue: 1},
+		bpf.RetConstant{Val: maxDatagram},
+		bpf.RetConstant{Val: 0},
+	}
+}
+
+// readEcho reads an IP packet that the filter passed. Whose it is, its payload says.
+func readEcho(w *Wire, fd int, k bfd.Key) (bfd.Datagram, error) {
+	n, _, err := unix.Recvfrom(fd, w.buffer, unix.MSG_DONTWAIT)
+	if err != nil {
+		return bfd.Datagram{}, err
+	}
+	head := header(k.Peer.Is6()) + udpHeader
+	if n < head {
+		return bfd.Datagram{}, errMalformed
+	}
+	return bfd.Datagram{From: k.Peer, VRF: k.VRF, Echo: true, Payload: w.buffer[head:n]}, nil
+}
+
+// encodeEcho makes the IP packet, from ourselves to ourselves.
+func encodeEcho(ours netip.Addr, source uint16, payload []byte) []byte {
+	const networkControl = 0xc0
+	size := udpHeader + len(payload)
+	address := ours.AsSlice()
+	var b []byte
+	if ours.Is6() {
+		b = binary.BigEndian.AppendUint32(b, 6<<28|networkControl<<20)
+		b = binary.BigEndian.AppendUint16(b, uint16(size))
+		b = append(b, unix.IPPROTO_UDP, echoTTL)
+	} else {
+		b = append(b, 0x45, networkControl)
+		b = binary.BigEndian.AppendUint16(b, uint16(header4+size))
+		b = append(b, 0, 0, 0, 0, echoTTL, unix.IPPROTO_UDP, 0, 0)
+	}
+	b = append(append(b, address...), address...)
+	if !ours.Is6() {
+		binary.BigEndian.PutUint16(b[10:], ^sum(b, 0))
+	}
+	head := len(b)
+	b = binary.BigEndian.AppendUint16(b, source)
+	b = binary.BigEndian.AppendUint16(b, echoPort)
+	b = binary.BigEndian.AppendUint16(b, uint16(size))
+	b = append(append(b, 0, 0), payload...)
+	// The pseudo-header: both addresses, the length and the protocol (RFC 768, RFC 8200 section 8.1).
+	check := ^sum(b[head:], sum(address, sum(address, uint16(size)+unix.IPPROTO_UDP)))
+	if check == 0 {
+		check = 0xffff // 0 says that there is none
+	}
+	binary.BigEndian.PutUint16(b[head+6:], check)
+	return b
+}
+
+// sum adds bytes to a checksum as the Internet does (RFC 1071).
+func sum(b []byte, to uint16) uint16 {
+	n := uint32(to)
+	for i := 0; i < len(b); i += 2 {
+		word := uint32(b[i]) << 8
+		if i+1 < len(b) {
+			word |= uint32(b[i+1])
+		}
+		n += word
+	}
+	for n > 0xffff {
+		n = n>>16 + n&0xffff
+	}
+	return uint16(n)
+}

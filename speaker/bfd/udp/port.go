@@ -38,6 +38,7 @@ func (p *port) device() string {
 
 // Check opens what is not open, and what is open on a link that has gone.
 func (p *port) Check() error {
+	p.checkEcho()
 	if d := p.device(); d != "" {
 		now, err := index(d)
 		if err != nil || now != p.link {
