@@ -42,7 +42,9 @@ func Start(t testing.TB) *rest.Config {
 		"--listen-peer-urls="+peerURL, "--initial-advertise-peer-urls="+peerURL, "--initial-cluster=default="+peerURL)
 	token, key := credentials(t, dir)
 	api := start(t, dir, filepath.Join(programs, "kube-apiserver"),
-		"--etcd-servers="+clientURL, "--bind-address=127.0.0.1", "--secure-port="+secure, "--cert-dir="+filepath.Join(dir, "certificates"),
+		"--etcd-servers="+clientURL, "--bind-address=127.0.0.1", "--secure-port="+secure,
+		// Otherwise it wants the machine's address, which one without a network does not have. This is nobody's.
+		"--advertise-address=192.0.2.1", "--cert-dir="+filepath.Join(dir, "certificates"),
 		"--token-auth-file="+filepath.Join(dir, "tokens.csv"), "--authorization-mode=RBAC",
 		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+key, "--service-account-signing-key-file="+key,
 		// Nobody reaches this server through a Service, and loopback is no address that could stand behind one.
