@@ -1,9 +1,13 @@
 package lab
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
@@ -23,7 +27,6 @@ type order struct {
 	Port   int           // for "block"
 	Delay  time.Duration // for "slow"
 	Filter string        // for "capture"
-	File   string        // for "capture"
 	Text   string        // for "router-start"
 	Names  []string      // for "router-kill"
 }
@@ -69,7 +72,9 @@ func (s *supervisor) obey(r *http.Request, w http.ResponseWriter, o order) error
 	case "unblock":
 		return s.unblock(o.Host)
 	case "capture":
-		return s.capture(o)
+		return s.capture(r.Context(), w, o)
+	case "capture-end":
+		return s.endCapture(o)
 	case "router-start", "router-stop", "router-kill", "router-restart":
 		return s.router(r.Context(), o)
 	case "status":
@@ -126,16 +131,54 @@ func (s *supervisor) nft(name, rules string) error {
 	return nil
 }
 
-// capture writes what passes a host's link to the LAN into a file until its program, "capture", is signalled.
-func (s *supervisor) capture(o order) error {
+// capture writes what passes a host's link to the LAN into a file of its own, until its program is signalled. The answer, one
+// word each, is the program's name and the file's; by then everything that passes is seen.
+func (s *supervisor) capture(ctx context.Context, w io.Writer, o order) error {
 	h := s.hosts[o.Host]
 	if h == nil {
 		return fmt.Errorf("no host %q is on the LAN", o.Host)
 	}
-	path := filepath.Join(s.o.Dir, "captures", o.File)
-	args := append([]string{"-i", lanLink, "-U", "-n", "-Z", "root", "-w", path}, strings.Fields(o.Filter)...)
-	_, err := s.procs.start(h.ns, s.logs(), o.Host+"/capture", "tcpdump", args...)
+	name := fmt.Sprintf("capture%d", s.captures.Add(1))
+	file := o.Host + "-" + name + ".pcap"
+	path := filepath.Join(s.o.Dir, "captures", file)
+	args := append([]string{"-i", lanLink, "-U", "--immediate-mode", "-n", "-Z", "root", "-w", path}, strings.Fields(o.Filter)...)
+	p, err := s.procs.start(h.ns, s.logs(), o.Host+"/"+name, "tcpdump", args...)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, stopTime)
+	defer cancel()
+	err = p.await(ctx, func(context.Context) error {
+		if text, _ := os.ReadFile(p.log); !strings.Contains(string(text), "listening on") {
+			return errors.New("it does not listen yet")
+		}
+		return nil
+	})
+	if err == nil {
+		fmt.Fprintln(w, name, file)
+	}
 	return err
+}
+
+// endCapture ends a capture and waits until its file is complete.
+func (s *supervisor) endCapture(o order) error {
+	p := s.procs.get(o.Host + "/" + o.Target)
+	if p == nil {
+		return fmt.Errorf("no capture %q runs on %s", o.Target, o.Host)
+	}
+	// Interrupted, it leaves unread what has come: so it is interrupted once it waits for more.
+	for deadline := time.Now().Add(stopTime); processState(p.cmd.Process.Pid) == "R" && time.Now().Before(deadline); {
+		<-time.After(time.Millisecond)
+	}
+	if err := s.procs.signal(p.name, syscall.SIGINT); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return err
+	}
+	select {
+	case <-p.done:
+		return nil
+	case <-time.After(stopTime):
+		return fmt.Errorf("the capture on %s did not end within %v", o.Host, stopTime)
+	}
 }
 
 func (s *supervisor) status(w http.ResponseWriter) {

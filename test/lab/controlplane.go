@@ -193,10 +193,24 @@ func (r *relay) start() error {
 			if err != nil {
 				return
 			}
-			go r.pass(c)
+			if r.take(l, c) {
+				go r.pass(c)
+			}
 		}
 	}()
 	return nil
+}
+
+// take notes a connection that l accepted, and says whether it may live: the relay may have been stopped meanwhile.
+func (r *relay) take(l net.Listener, c net.Conn) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.listener != l {
+		c.Close()
+		return false
+	}
+	r.conns[c] = struct{}{}
+	return true
 }
 
 // stop makes the API server vanish: connections break, new ones are refused.
@@ -221,20 +235,17 @@ func (r *relay) slow(d time.Duration) {
 }
 
 func (r *relay) pass(c net.Conn) {
-	defer c.Close()
+	defer func() {
+		c.Close()
+		r.mu.Lock()
+		delete(r.conns, c)
+		r.mu.Unlock()
+	}()
 	server, err := r.ns.Dial(context.Background(), "tcp", "127.0.0.1:6444")
 	if err != nil {
 		return
 	}
 	defer server.Close()
-	r.mu.Lock()
-	r.conns[c] = struct{}{}
-	r.mu.Unlock()
-	defer func() {
-		r.mu.Lock()
-		delete(r.conns, c)
-		r.mu.Unlock()
-	}()
 	go func() {
 		_, _ = io.Copy(c, server)
 		c.Close()

@@ -18,7 +18,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -100,6 +99,7 @@ type Lab struct {
 	ended chan struct{} // closed when the supervisor ended
 	api   net.Listener
 	log   *syncBuffer
+	life  io.Closer // its end is the lab's
 }
 
 // Missing says what this machine lacks for a lab, in one line with the package that brings it; empty when nothing.
@@ -152,35 +152,32 @@ func Start(ctx context.Context, o Options) (*Lab, error) {
 	return l, nil
 }
 
-// launch starts the supervisor. The thread that does waits for it, since the supervisor is told to end when that very
-// thread does.
+// launch starts the supervisor. It reads from a pipe that this process alone holds open: when that ends, with the process
+// or before, the lab does, and no moment is too early for it.
 func (l *Lab) launch() error {
 	text, err := json.Marshal(l.o)
 	if err != nil {
 		return err
 	}
+	lifeline, life, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("starting the lab's supervisor: %w", err)
+	}
+	defer lifeline.Close()
 	cmd := exec.Command("/proc/self/exe", supervisorArg, string(text))
 	cmd.Stdout, cmd.Stderr = l.o.Progress, l.log
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET,
-		Pdeathsig:  syscall.SIGTERM, Setpgid: true,
+	cmd.ExtraFiles = []*os.File{lifeline}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET, Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		life.Close()
+		return fmt.Errorf("starting the lab's supervisor: %w", err)
 	}
-	started := make(chan error)
+	l.life, l.pid = life, cmd.Process.Pid
 	go func() {
-		runtime.LockOSThread()
-		err := cmd.Start()
-		started <- err
-		if err != nil {
-			return
-		}
 		_ = cmd.Wait()
 		os.RemoveAll(l.o.Dir) // after a crash; otherwise the supervisor has done it
 		close(l.ended)
 	}()
-	if err := <-started; err != nil {
-		return fmt.Errorf("starting the lab's supervisor: %w", err)
-	}
-	l.pid = cmd.Process.Pid
 	return os.WriteFile(filepath.Join(l.o.Dir, "pid"), fmt.Append(nil, l.pid), 0o644)
 }
 
@@ -262,7 +259,10 @@ func (l *Lab) Close() {
 	if l.api != nil {
 		l.api.Close()
 	}
-	_ = syscall.Kill(l.pid, syscall.SIGTERM)
+	if l.life != nil {
+		l.life.Close()
+	}
+	_ = syscall.Kill(l.pid, syscall.SIGTERM) // for a lab that another process started
 	select {
 	case <-l.ended:
 	case <-time.After(stopTime):

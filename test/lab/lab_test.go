@@ -1,11 +1,13 @@
 package lab
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -17,6 +19,11 @@ import (
 
 func TestMain(m *testing.M) {
 	Reexec()
+	if len(os.Args) == 3 && os.Args[1] == "__abandon" {
+		_, err := Start(context.Background(), Options{Nodes: 1, Dir: os.Args[2], Progress: os.Stdout})
+		fmt.Println(err)
+		select {}
+	}
 	_ = Enter() // what it says is said again by each test that is skipped
 	os.Exit(m.Run())
 }
@@ -151,6 +158,28 @@ func TestLab(t *testing.T) {
 			t.Error("the API server did not come back:", err)
 		}
 	})
+	t.Run("healing a partition plugs no cut cable in", func(t *testing.T) {
+		act(l.CutCableSilently(ctx, "node1"))
+		act(l.Partition(ctx, []string{"node1", "client"}))
+		act(l.Heal(ctx))
+		if reached() == nil {
+			t.Error("the node whose cable is cut is reached")
+		}
+		act(l.PlugCable(ctx, "node1"))
+		eventually(t, "the node is reached", reached)
+	})
+	t.Run("the kernel of a killed node forgets", func(t *testing.T) {
+		act(l.Kill(ctx, "node1"))
+		for _, line := range [][]string{{"nft", "list", "ruleset"}, {"conntrack", "-L"}} {
+			if out := on(t, l, "node1", line...); strings.TrimSpace(out) != "" {
+				t.Errorf("%s on the killed node shows\n%s", strings.Join(line, " "), out)
+			}
+		}
+		act(l.Revive(ctx, "node1"))
+		eventually(t, "the node is reached", reached)
+	})
+	t.Run("captures see all from their start to their end, each in its file", func(t *testing.T) { captures(ctx, t, l) })
+	t.Run("orphans are buried", func(t *testing.T) { orphans(ctx, t, l) })
 	t.Run("routers route, and come back when they were killed", func(t *testing.T) { routes(ctx, t, l) })
 	t.Run("a host that is not there is named", func(t *testing.T) {
 		if err := l.CutCable(ctx, "node9"); err == nil || !strings.Contains(err.Error(), "node9") {
@@ -162,6 +191,92 @@ func TestLab(t *testing.T) {
 	if err := remains(dir); err != nil {
 		t.Error("after Close:", err)
 	}
+}
+
+// on runs a program on a host and returns what it prints.
+func on(t *testing.T, l *Lab, host string, line ...string) string {
+	t.Helper()
+	var out bytes.Buffer
+	cmd := exec.Command(line[0], line[1:]...)
+	cmd.Stdout = &out
+	if err := l.Host(host).Do(cmd.Run); err != nil {
+		t.Fatalf("%v on %s: %v", line, host, err)
+	}
+	return out.String()
+}
+
+func captures(ctx context.Context, t *testing.T, l *Lab) {
+	if _, err := exec.LookPath("tcpdump"); err != nil {
+		t.Skip("tcpdump is missing: apt-get install tcpdump")
+	}
+	// One of them sees nothing; both run on one host at one time.
+	const filter, nothing = "tcp[tcpflags] & (tcp-syn|tcp-ack) = tcp-syn and port 30080", "udp port 1"
+	path, end, err := l.Capture(ctx, "client", filter)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, endOther, err := l.Capture(ctx, "client", nothing)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := dial(ctx, l, "192.168.0.11:30080"); err != nil {
+		t.Fatal(err)
+	}
+	for _, stop := range []func() error{end, endOther} {
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for file, want := range map[string]int{path: 1, other: 0} {
+		out, err := exec.Command("tcpdump", "-n", "-r", file).Output()
+		if got := strings.Count(string(out), "\n"); err != nil || got != want {
+			t.Errorf("the capture %s has %d frames (%v), want %d:\n%s", filepath.Base(file), got, err, want, out)
+		}
+	}
+}
+
+// parent is a Pod whose process does not look after its child.
+const parent = `apiVersion: v1
+kind: Pod
+metadata: {name: parent}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers: [{name: main, image: lab/machine, command: [/bin/sh, -c, "sleep 0 & exec sleep 1000"]}]
+`
+
+func orphans(ctx context.Context, t *testing.T, l *Lab) {
+	if _, err := l.Kubectl(ctx, parent, "apply", "-f", "-"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Kubectl(ctx, "", "wait", "--for=condition=Ready", "pod/parent", "--timeout=30s"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Kubectl(ctx, "", "delete", "pod", "parent", "--now"); err != nil {
+		t.Fatal(err)
+	}
+	dead := func() int {
+		n := 0
+		files, _ := filepath.Glob("/proc/[0-9]*/status")
+		for _, f := range files {
+			text, _ := os.ReadFile(f)
+			if bytes.Contains(text, fmt.Appendf(nil, "\nPPid:\t%d\n", l.PID())) && bytes.Contains(text, []byte("\nState:\tZ")) {
+				n++
+			}
+		}
+		return n
+	}
+	eventually(t, "the Pod's child is an orphan", func() error {
+		if dead() == 0 {
+			return fmt.Errorf("no child of the supervisor is dead")
+		}
+		return nil
+	})
+	eventually(t, "no orphan is left", func() error {
+		if n := dead(); n > 0 {
+			return fmt.Errorf("%d are", n)
+		}
+		return nil
+	})
 }
 
 // routes has BIRD on a node tell FRR on the router a route, and looks at the router's kernel.
@@ -233,15 +348,50 @@ func TestNothingIsLeftOfALabWhoseStartIsGivenUp(t *testing.T) {
 	if m := Missing(); m != "" {
 		t.Skip(m)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
+	for name, text := range map[string]string{"at once": "", "on the way": "starting etcd"} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			dir := filepath.Join(t.TempDir(), "lab")
+			kube, err := BuildKube(ctx, os.Stderr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if text == "" {
+				cancel()
+			}
+			if _, err := Start(ctx, Options{Nodes: 1, Dir: dir, KubeDir: kube, Progress: cancelAt{text, cancel}}); err == nil {
+				t.Fatal("the lab came up although its start was given up")
+			}
+			if err := remains(dir); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestNothingIsLeftWhenTheProgramThatStartedALabIsKilled(t *testing.T) {
+	if m := Missing(); m != "" {
+		t.Skip(m)
+	}
 	dir := filepath.Join(t.TempDir(), "lab")
-	_, err := Start(ctx, Options{Nodes: 1, Dir: dir, Progress: cancelAt{"starting etcd", cancel}})
-	if err == nil {
-		t.Fatal("the lab came up although its start was given up")
+	cmd := exec.Command("/proc/self/exe", "__abandon", dir)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
 	}
-	if err := remains(dir); err != nil {
-		t.Error(err)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
 	}
+	for line := bufio.NewScanner(out); line.Scan() && !strings.Contains(line.Text(), "etcd"); {
+	}
+	if remains(dir) == nil {
+		t.Error("there was no lab that could be left")
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	eventually(t, "everything is gone", func() error { return remains(dir) })
 }
 
 // cancelAt gives up when the progress says a certain thing.

@@ -52,8 +52,11 @@ var levers = []lever{
 		d, err := time.ParseDuration(a[0])
 		return order{Op: "slow-api", Delay: d}, err
 	}},
-	{"capture HOST FILTER", "Write matching frames to captures/HOST.pcap until the lab ends or: lab signal HOST capture INT", 2, func(a []string) (order, error) {
-		return order{Op: "capture", Host: a[0], Filter: a[1], File: a[0] + ".pcap"}, nil
+	{"capture HOST FILTER", "Write matching frames to a file in captures; prints the capture's name and the file's", 2, func(a []string) (order, error) {
+		return order{Op: "capture", Host: a[0], Filter: a[1]}, nil
+	}},
+	{"capture-end HOST NAME", "End a capture", 2, func(a []string) (order, error) {
+		return order{Op: "capture-end", Host: a[0], Target: a[1]}, nil
 	}},
 }
 

@@ -3,6 +3,7 @@ package lab
 import (
 	"context"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -30,10 +31,11 @@ func (l *Lab) Partition(ctx context.Context, groups ...[]string) error {
 	return l.order(ctx, order{Op: "partition", Groups: groups})
 }
 
-// Heal undoes Partition.
+// Heal undoes Partition, and no cut.
 func (l *Lab) Heal(ctx context.Context) error { return l.order(ctx, order{Op: "heal"}) }
 
-// Kill is a power failure of a node: its cable is dead, and every process on it.
+// Kill is a power failure of a node: its cable is dead, and every process on it. Its kernel forgets rules, BlockPort's
+// among them, connections and neighbors.
 func (l *Lab) Kill(ctx context.Context, node string) error {
 	return l.order(ctx, order{Op: "kill", Host: node})
 }
@@ -70,12 +72,16 @@ func (l *Lab) UnblockPorts(ctx context.Context, host string) error {
 	return l.order(ctx, order{Op: "unblock", Host: host})
 }
 
-// Capture writes the frames of a host's link to the LAN that match the filter (as tcpdump has it) into a file until stop
-// is called, and returns the file's path.
+// Capture writes the frames of a host's link to the LAN that match the filter (as tcpdump has it) into a file of its own,
+// from before it returns until stop does, and returns the file's path. A host may have several captures at once.
 func (l *Lab) Capture(ctx context.Context, host, filter string) (path string, stop func() error, err error) {
-	file := host + ".pcap"
-	err = l.order(ctx, order{Op: "capture", Host: host, Filter: filter, File: file})
-	return filepath.Join(l.o.Dir, "captures", file), func() error { return l.Signal(ctx, host, "capture", syscall.SIGINT) }, err
+	answer, err := command(ctx, l.o.Dir, order{Op: "capture", Host: host, Filter: filter})
+	if err != nil {
+		return "", nil, err
+	}
+	name, file, _ := strings.Cut(strings.TrimSpace(answer), " ")
+	stop = func() error { return l.order(ctx, order{Op: "capture-end", Host: host, Target: name}) }
+	return filepath.Join(l.o.Dir, "captures", file), stop, nil
 }
 
 func (l *Lab) order(ctx context.Context, o order) error {

@@ -104,7 +104,7 @@ func (s *supervisor) join(name string, number int) error {
 	if err != nil {
 		return err
 	}
-	h := &host{name: name, ns: ns}
+	h := &host{name: name, ns: ns, bridge: lanBridge}
 	s.hosts[name] = h
 	if err := netns.Cable(s.fabric, port(name), ns, lanLink); err != nil {
 		return err
@@ -239,20 +239,31 @@ func (s *supervisor) cut(name string) error {
 	return s.fabric.Do(func() error { return netns.SetDown(port(name)) })
 }
 
-// cutSilently takes a host's port out of the bridge: the carrier stays, nothing passes.
-func (s *supervisor) cutSilently(name string) error { return s.replug(name, "") }
+// cutSilently takes a host's port out of its bridge: the carrier stays, nothing passes.
+func (s *supervisor) cutSilently(name string) error {
+	return s.rewire(name, func(h *host) { h.silent = true })
+}
 
-// plug undoes cut and cutSilently.
+// plug undoes cut and cutSilently. In a partition the host is in its part again.
 func (s *supervisor) plug(name string) error {
-	if err := s.replug(name, lanBridge); err != nil {
+	if err := s.rewire(name, func(h *host) { h.silent = false }); err != nil {
 		return err
 	}
 	return s.fabric.Do(func() error { return netns.SetUp(port(name)) })
 }
 
-func (s *supervisor) replug(name, bridge string) error {
-	if s.hosts[name] == nil {
+// rewire changes where a host is to be plugged in, and plugs it in there.
+func (s *supervisor) rewire(name string, change func(*host)) error {
+	h := s.hosts[name]
+	if h == nil {
 		return fmt.Errorf("no host %q is on the LAN", name)
+	}
+	s.cables.Lock()
+	defer s.cables.Unlock()
+	change(h)
+	bridge := h.bridge
+	if h.silent {
+		bridge = ""
 	}
 	return s.fabric.Do(func() error { return netns.Plug(port(name), bridge) })
 }
@@ -271,7 +282,7 @@ func (s *supervisor) partition(groups [][]string) error {
 			return err
 		}
 		for _, name := range group {
-			if err := s.replug(name, bridge); err != nil {
+			if err := s.rewire(name, func(h *host) { h.bridge = bridge }); err != nil {
 				return err
 			}
 		}
@@ -279,10 +290,10 @@ func (s *supervisor) partition(groups [][]string) error {
 	return nil
 }
 
-// heal undoes partition.
+// heal undoes partition. Cut cables stay cut.
 func (s *supervisor) heal() error {
 	for name := range s.hosts {
-		if err := s.replug(name, lanBridge); err != nil {
+		if err := s.rewire(name, func(h *host) { h.bridge = lanBridge }); err != nil {
 			return err
 		}
 	}

@@ -4,14 +4,18 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -55,6 +59,9 @@ type supervisor struct {
 	agents map[string]*running
 
 	routers routers
+	cables  sync.Mutex // guards where hosts are plugged in
+
+	captures atomic.Int32 // counts them
 }
 
 // running is the agent of a node that is up.
@@ -67,6 +74,10 @@ type running struct {
 func supervise(text string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
+	go func() {
+		follow(lifelineFD)
+		stop() // which ends ctx
+	}()
 	s := &supervisor{fabric: "/proc/1/ns/net", hosts: map[string]*host{}, agents: map[string]*running{}, ctx: ctx}
 	if err := json.Unmarshal([]byte(text), &s.o); err != nil {
 		return fmt.Errorf("reading the options: %w", err)
@@ -76,6 +87,7 @@ func supervise(text string) error {
 	if err := isolate(); err != nil {
 		return err
 	}
+	go s.reap()
 	if err := s.up(ctx); err != nil {
 		return err
 	}
@@ -93,6 +105,17 @@ func supervise(text string) error {
 	}
 	<-ctx.Done()
 	return nil // everything else ends with this process
+}
+
+// lifelineFD is the descriptor from which the supervisor reads until whoever started the lab ends.
+const lifelineFD = 3
+
+// follow returns when the other end of the lifeline is closed.
+func follow(fd uintptr) {
+	unix.CloseOnExec(int(fd))
+	f := os.NewFile(fd, "lifeline")
+	defer f.Close()
+	_, _ = io.Copy(io.Discard, f)
 }
 
 // end kills every other process of the lab and waits for them, so that nobody writes into the directory any more when it
@@ -219,7 +242,32 @@ func (s *supervisor) kill(name string) error {
 	}
 	r.agent.Kill()
 	r.cancel()
-	return s.procs.signal(name+"/kube-proxy", syscall.SIGKILL)
+	if err := s.procs.signal(name+"/kube-proxy", syscall.SIGKILL); err != nil {
+		return err
+	}
+	<-s.procs.get(name + "/kube-proxy").done
+	select {
+	case <-r.done: // before the node may come back
+	case <-time.After(stopTime):
+		return fmt.Errorf("the Pods of %s did not end within %v", name, stopTime)
+	}
+	if router := s.routers.on(name); router != nil {
+		_ = router.Kill()
+	}
+	return s.hosts[name].forget()
+}
+
+// forget empties the memory of a host's kernel, which a power failure leaves nothing of: rules, connections, neighbors.
+func (h *host) forget() error {
+	for _, line := range [][]string{{"nft", "flush", "ruleset"}, {"conntrack", "-F"}} {
+		cmd := exec.Command(line[0], line[1:]...)
+		var out strings.Builder
+		cmd.Stdout, cmd.Stderr = &out, &out
+		if err := h.ns.Do(cmd.Run); err != nil {
+			return fmt.Errorf("%s on %s: %w: %s", strings.Join(line, " "), h.name, err, strings.TrimSpace(out.String()))
+		}
+	}
+	return h.ns.Do(netns.ForgetNeighbors)
 }
 
 // revive switches a killed node on again.
@@ -244,4 +292,8 @@ type host struct {
 	ns        netns.Handle
 	addresses []netip.Addr   // on the LAN
 	pods      []netip.Prefix // of a node
+
+	// Guarded by the supervisor's cables:
+	bridge string // where its cable leads: the LAN, or a part of it
+	silent bool   // nothing passes its cable
 }

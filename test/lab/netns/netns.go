@@ -5,6 +5,7 @@ package netns
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -43,6 +44,8 @@ func New(name string) (Handle, error) {
 		return SetUp("lo")
 	})
 	if err != nil {
+		_ = unix.Unmount(string(h), unix.MNT_DETACH) // if it came that far
+		_ = os.Remove(string(h))
 		return "", fmt.Errorf("making namespace %q: %w", name, err)
 	}
 	return h, nil
@@ -69,6 +72,10 @@ func Unnamed() (h Handle, release func(), err error) {
 }
 
 func threadNamespace() string { return fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()) }
+
+// The main goroutine keeps the main thread, which cannot be thrown away: were it lent to Do, the process as a whole would
+// from then on seem to be in that namespace, in /proc/PID/ns for one.
+func init() { runtime.LockOSThread() }
 
 // onThread runs f on a thread of its own, which ends with it.
 func onThread(f func() error) error {
@@ -168,6 +175,23 @@ func onLink(link string, f func(netlink.Link) error) error {
 	}
 	if err := f(l); err != nil {
 		return fmt.Errorf("setting link %q: %w", link, err)
+	}
+	return nil
+}
+
+// ForgetNeighbors empties the tables of neighbors, of entries that the kernel learnt.
+func ForgetNeighbors() error {
+	list, err := netlink.NeighList(0, 0)
+	if err != nil {
+		return fmt.Errorf("reading the neighbors: %w", err)
+	}
+	for _, n := range list {
+		if n.State&(unix.NUD_NOARP|unix.NUD_PERMANENT) != 0 {
+			continue
+		}
+		if err := netlink.NeighDel(&n); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("forgetting neighbor %s: %w", n.IP, err)
+		}
 	}
 	return nil
 }

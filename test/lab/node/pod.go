@@ -122,23 +122,39 @@ func (p *pod) connect() error {
 		p.ns, p.ip, p.ips = a.c.NetNS, a.c.Addresses[0], a.c.Addresses
 		return nil
 	}
-	a.mu.Lock()
-	addresses := a.allocate()
-	a.mu.Unlock()
-	p.ip, p.ips = addresses[0], addresses
+	if len(p.ips) == 0 { // this may be another attempt
+		a.mu.Lock()
+		addresses, err := a.allocate()
+		a.mu.Unlock()
+		if err != nil {
+			return err
+		}
+		p.ip, p.ips = addresses[0], addresses
+	}
+	addresses := p.ips
 	sum := sha256.Sum256([]byte(p.object.UID))
 	id := hex.EncodeToString(sum[:5])
 	ns, err := netns.New("pod-" + id)
 	if err != nil {
 		return err
 	}
+	if err := p.plug(ns, id, addresses); err != nil {
+		_ = ns.Delete() // with its link: the next attempt makes both anew
+		return err
+	}
 	p.ns, p.own = ns, true
+	return nil
+}
+
+// plug joins the Pod's namespace to its node's.
+func (p *pod) plug(ns netns.Handle, id string, addresses []netip.Addr) error {
+	a := p.a
 	veth := "veth" + id
 	if err := netns.Cable(a.c.NetNS, veth, ns, "eth0"); err != nil {
 		return err
 	}
 	gateways := []netip.Addr{netip.MustParseAddr("169.254.1.1"), netip.MustParseAddr("fe80::1")}
-	err = a.c.NetNS.Do(func() error { return nodeSide(veth, gateways[:len(addresses)], addresses) })
+	err := a.c.NetNS.Do(func() error { return nodeSide(veth, gateways[:len(addresses)], addresses) })
 	if err != nil {
 		return err
 	}
@@ -183,7 +199,7 @@ func podSide(gateways, addresses []netip.Addr) error {
 }
 
 // allocate takes the next host number, the same in each family; one that was just freed is used last.
-func (a *Agent) allocate() []netip.Addr {
+func (a *Agent) allocate() ([]netip.Addr, error) {
 	for range 252 {
 		n := a.next
 		if a.next++; a.next > 253 {
@@ -198,9 +214,9 @@ func (a *Agent) allocate() []netip.Addr {
 		for _, p := range a.c.PodCIDRs[1:] {
 			out = append(out, host(p, n))
 		}
-		return out
+		return out, nil
 	}
-	panic("node: more Pods than addresses")
+	return nil, fmt.Errorf("no address of %s is free", a.c.PodCIDRs[0])
 }
 
 func host(p netip.Prefix, n int) netip.Addr {
