@@ -30,6 +30,10 @@ const (
 	ReasonQuotaExceeded Reason = "QuotaExceeded"
 	// ReasonAddressReserved: an AddressReservation keeps the address for another Service.
 	ReasonAddressReserved Reason = "AddressReserved"
+	// ReasonReserved: an AddressReservation keeps its addresses for its Service.
+	ReasonReserved Reason = "Reserved"
+	// ReasonExpired: an AddressReservation has come to its end.
+	ReasonExpired Reason = "Expired"
 	// ReasonCoolingDown: the address was given back a short while ago and waits out the pool's cooldown.
 	ReasonCoolingDown Reason = "CoolingDown"
 	// ReasonQuarantined: a host on the segment that is not ours answered for the address.

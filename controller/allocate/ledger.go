@@ -51,6 +51,8 @@ type Ledger struct {
 	// withheld are the addresses that wait, by address and by the Service that may have them.
 	withheld map[address][]Withheld
 	waiting  map[view.Key][]address
+	// reserved are the addresses that each reservation keeps.
+	reserved map[string]map[address]struct{}
 	// due is ordered by time.
 	due []deadline
 	// keeping are the reservations that take over what their Services held.
@@ -63,7 +65,7 @@ type Ledger struct {
 func NewLedger() *Ledger {
 	l := &Ledger{
 		more: map[int32][]address{}, poolIDs: map[string]uint32{}, seed: maphash.MakeSeed(),
-		withheld: map[address][]Withheld{}, waiting: map[view.Key][]address{},
+		withheld: map[address][]Withheld{}, waiting: map[view.Key][]address{}, reserved: map[string]map[address]struct{}{},
 	}
 	l.holders.salt = maphash.String(l.seed, "salt")
 	return l

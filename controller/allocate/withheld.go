@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/gantry-lb/gantry/api/names"
-	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
@@ -93,6 +92,12 @@ func (l *Ledger) Withhold(w Withheld) {
 	}
 	l.forget(a, w.same)
 	l.withheld[a] = append(l.withheld[a], w)
+	if w.Reason == names.ReasonAddressReserved {
+		if l.reserved[w.By] == nil {
+			l.reserved[w.By] = map[address]struct{}{}
+		}
+		l.reserved[w.By][a] = struct{}{}
+	}
 	if w.Service != (view.Key{}) && w.Reason != names.ReasonQuarantined {
 		l.waiting[w.Service] = append(l.waiting[w.Service], a)
 	}
@@ -114,13 +119,15 @@ func (l *Ledger) forget(a address, match func(Withheld) bool) {
 			rest = append(rest, w)
 			continue
 		}
-		if w.Reason == names.ReasonQuarantined {
-			continue
+		if w.Reason == names.ReasonAddressReserved {
+			if delete(l.reserved[w.By], a); len(l.reserved[w.By]) == 0 {
+				delete(l.reserved, w.By)
+			}
 		}
 		if i := slices.Index(l.waiting[w.Service], a); i >= 0 {
 			l.waiting[w.Service] = slices.Delete(l.waiting[w.Service], i, i+1)
 		}
-		if len(l.waiting[w.Service]) == 0 {
+		if w.Reason != names.ReasonQuarantined && len(l.waiting[w.Service]) == 0 {
 			delete(l.waiting, w.Service)
 		}
 	}
@@ -216,36 +223,4 @@ func (l *Ledger) blocked(a address, k view.Key) (Withheld, bool) {
 // silent says whether the segment was asked for the address on behalf of the Service, and nobody answered.
 func (l *Ledger) silent(a address, k view.Key) bool {
 	return slices.ContainsFunc(l.withheld[a], func(w Withheld) bool { return w.Reason == names.ReasonProbing && w.Service == k && w.Silent })
-}
-
-// reserve brings the reserved addresses in line with the Snapshot.
-func (l *Ledger) reserve(snap *snapshot.Snapshot) {
-	if snap == nil {
-		return
-	}
-	type entry struct {
-		a  address
-		by string
-	}
-	want := map[entry]bool{}
-	l.keeping = map[view.Key]*snapshot.Reservation{}
-	for _, r := range snap.Reservations {
-		if r.Over(l.now) {
-			continue
-		}
-		if r.Follows() {
-			l.keeping[r.Service] = r
-		}
-		for _, a := range r.Reserved() {
-			want[entry{addressOf(a), r.Name}] = true
-			l.Withhold(Withheld{Address: a, Service: r.Service, Reason: names.ReasonAddressReserved, Until: r.Expires, By: r.Name})
-		}
-	}
-	for a, all := range l.withheld {
-		for _, w := range slices.Clone(all) {
-			if w.Reason == names.ReasonAddressReserved && !want[entry{a, w.By}] {
-				l.drop(a, func(o Withheld) bool { return o == w })
-			}
-		}
-	}
 }
