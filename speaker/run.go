@@ -29,6 +29,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/option"
 	"github.com/gantry-lb/gantry/internal/view"
 	"github.com/gantry-lb/gantry/speaker/agent"
+	"github.com/gantry-lb/gantry/speaker/bfd"
+	"github.com/gantry-lb/gantry/speaker/bfd/udp"
 	"github.com/gantry-lb/gantry/speaker/bgp"
 	"github.com/gantry-lb/gantry/speaker/bgp/gobgp"
 	bgpwire "github.com/gantry-lb/gantry/speaker/bgp/wire"
@@ -76,7 +78,8 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if err := metrics.Registry.Register(engine); err != nil {
 		return fmt.Errorf("registering the metrics of layer 2: %w", err)
 	}
-	routing := bgp.New(bgp.Options{Node: o.NodeName, Library: gobgp.New(log), Transport: bgpwire.Wire{}, Log: log})
+	paths := bfd.New(udp.New(), time.Now, gossip.nonce)
+	routing := bgp.New(bgp.Options{Node: o.NodeName, Library: gobgp.New(log), Transport: bgpwire.Wire{}, BFD: paths, Log: log})
 	writer := &reconcile.StatusWriter{
 		Client: mgr.GetClient(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEvents), Log: log,
 		Self: o.NodeName, Pod: o.PodName, Namespace: o.Namespace,
@@ -92,7 +95,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	}
 	state.Init()
 	feed.Agent, feed.Seeds, feed.Problems = a, gossip, state.Observe
-	for _, part := range []func(context.Context) error{engine.Run, routing.Run, a.Run, watcher.Run, gossip.Run, feed.Run, writer.Run, state.Run} {
+	for _, part := range []func(context.Context) error{engine.Run, paths.Run, routing.Run, a.Run, watcher.Run, gossip.Run, feed.Run, writer.Run, state.Run} {
 		g.Go(func() error { return part(parts) })
 	}
 	g.Go(func() error {

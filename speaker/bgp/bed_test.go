@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/gantry-lb/gantry/speaker/bfd"
+	"github.com/gantry-lb/gantry/speaker/bfd/udp"
 	"github.com/gantry-lb/gantry/speaker/bgp"
 	"github.com/gantry-lb/gantry/speaker/bgp/gobgp"
 	"github.com/gantry-lb/gantry/speaker/bgp/wire"
@@ -27,6 +30,14 @@ func (n inside) Dial(ctx context.Context, t bgp.Target) (c bgp.Conn, err error) 
 		return err
 	})
 	return c, err
+}
+
+func (n inside) OnLink(a netip.Addr) (on bool) {
+	_ = n.Do(func() error {
+		on = wire.Wire{}.OnLink(a)
+		return nil
+	})
+	return on
 }
 
 // lay makes a bed, and skips the test where the machine lacks something.
@@ -65,16 +76,23 @@ type speaker struct {
 func speak(t *testing.T, host netns.Handle) *speaker {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
-	e := bgp.New(bgp.Options{Node: "node1", Library: gobgp.New(log), Transport: inside{host}, Log: log})
+	paths := bfd.New(udp.New(), time.Now, 1)
+	e := bgp.New(bgp.Options{Node: "node1", Library: gobgp.New(log), Transport: inside{host}, BFD: paths, Log: log})
 	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan struct{})
+	watching, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(watching)
+		if err := host.Do(func() error { return paths.Run(ctx) }); err != nil {
+			t.Errorf("the BFD engine ended: %v", err)
+		}
+	}()
 	go func() {
 		defer close(done)
 		if err := e.Run(ctx); err != nil {
 			t.Errorf("the engine ended: %v", err)
 		}
 	}()
-	kill := func() { cancel(); <-done }
+	kill := func() { cancel(); <-done; <-watching }
 	t.Cleanup(kill)
 	return &speaker{e, t, kill}
 }
@@ -158,8 +176,10 @@ func frrText(neighbour string, families ...string) string {
 // path is what FRR knows of a route, as far as tests look at it.
 type path struct {
 	Valid     bool
+	Stale     bool
+	Peer      struct{ RouterID string }
 	LocPrf    int
-	Med       *int
+	Med       *int `json:"metric"`
 	AsPath    struct{ String string }
 	Community struct{ String string }
 	Large     struct{ String string } `json:"largeCommunity"`
@@ -212,4 +232,19 @@ func goes(t *testing.T, r *router.Router, prefix string) {
 		}
 		return nil
 	})
+}
+
+// redirect has the router take BGP on port 1179 too.
+func redirect(t *testing.T, b *router.Bed) {
+	t.Helper()
+	err := b.Host("router").Do(func() error {
+		out, err := exec.Command("nft", "add table ip t; add chain ip t c { type nat hook prerouting priority -100; }; add rule ip t c tcp dport 1179 redirect to :179").CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }

@@ -57,6 +57,8 @@ type Agreed struct {
 // Transport makes the connections to routers. Package wire has the real one.
 type Transport interface {
 	Dial(ctx context.Context, t Target) (Conn, error)
+	// OnLink says whether an address is on a link of this node, one hop away.
+	OnLink(a netip.Addr) bool
 }
 
 // Target is where and how to connect.

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gantry-lb/gantry/speaker/bfd"
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
@@ -18,7 +19,9 @@ type Options struct {
 	Node      string
 	Library   Library
 	Transport Transport
-	Log       *slog.Logger
+	// BFD watches the paths to the peers that ask for it. The engine is the only one to Set its sessions.
+	BFD BFD
+	Log *slog.Logger
 }
 
 // Desired is what should be true.
@@ -44,8 +47,10 @@ type Engine struct {
 	states map[string]State
 
 	// What follows belongs to Run.
-	workers map[string]*worker
-	ended   sync.WaitGroup
+	workers  map[string]*worker
+	ended    sync.WaitGroup
+	watched  map[bfd.Key][]string // the peers of each path that BFD watches
+	sessions []bfd.Session        // as BFD has them
 }
 
 // New returns an Engine that does nothing before Run.
@@ -117,6 +122,8 @@ func (e *Engine) Run(ctx context.Context) error {
 			if !stopped {
 				e.apply(ctx, d)
 			}
+		case v := <-e.o.BFD.Events():
+			e.heard(v)
 		case done := <-e.stop:
 			stopped = true
 			go e.end(done, e.workers)
@@ -140,6 +147,7 @@ func (e *Engine) end(done chan struct{}, workers map[string]*worker) {
 
 // apply brings the workers in line with what is desired.
 func (e *Engine) apply(ctx context.Context, d Desired) {
+	e.watch(d.Peers)
 	routes := map[string]map[netip.Prefix]intent.Attributes{}
 	for _, p := range d.Peers {
 		routes[p.Name] = map[netip.Prefix]intent.Attributes{}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/gantry-lb/gantry/speaker/bfd"
 	"github.com/gantry-lb/gantry/speaker/bgp/frame"
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
@@ -28,6 +29,7 @@ type worker struct {
 	name   string
 	log    *slog.Logger
 	orders chan order // holds the latest
+	paths  chan bfd.Event
 	done   chan struct{}
 	tally  tally
 
@@ -92,7 +94,7 @@ const (
 
 func newWorker(e *Engine, name string) *worker {
 	w := &worker{
-		e: e, name: name, log: e.o.Log.With("peer", name), orders: make(chan order, 1), done: make(chan struct{}),
+		e: e, name: name, log: e.o.Log.With("peer", name), orders: make(chan order, 1), paths: make(chan bfd.Event, 16), done: make(chan struct{}),
 		held: map[netip.Prefix]Path{}, state: State{Peer: name, Phase: Idle, Since: now()}, restart: true,
 	}
 	w.state.tally = &w.tally
@@ -154,6 +156,8 @@ func (w *worker) run(ctx context.Context) {
 			w.established()
 		case <-ended:
 			w.over()
+		case v := <-w.paths:
+			w.onPath(v)
 		case <-w.drained.C:
 			w.phase = gone
 			w.sync()
@@ -191,6 +195,11 @@ func (w *worker) abort() {
 func (w *worker) take(o order, first bool) {
 	former := w.o
 	w.o = o
+	if o.peer.BFD == nil {
+		w.state.BFD = ""
+	} else if w.state.BFD == "" {
+		w.state.BFD = "Down"
+	}
 	if o.leaving != former.leaving {
 		w.leave(o.leaving)
 	}
@@ -280,11 +289,10 @@ func (w *worker) try(ctx context.Context, p intent.Peer, restarted bool) attempt
 // target says where and how to connect.
 func target(p *intent.Peer) Target {
 	t := Target{Remote: netip.AddrPortFrom(p.Address, p.Port), Source: p.Source, Device: p.Device, Password: p.Password, TTL: 255}
-	external := p.ASNs == intent.ASNExternal || (p.ASNs == intent.ASNGiven && p.PeerASN != p.LocalASN)
 	switch {
 	case p.Hops > 0:
 		t.MinTTL = 255 - (p.Hops - 1)
-	case external && !p.Multihop:
+	case p.External() && !p.Multihop:
 		t.TTL = 1
 	}
 	return t

@@ -51,6 +51,11 @@ type Peer struct {
 	BFD *BFD
 }
 
+// External says whether the router is of another autonomous system.
+func (p *Peer) External() bool {
+	return p.ASNs == ASNExternal || (p.ASNs == ASNGiven && p.PeerASN != p.LocalASN)
+}
+
 // ASNs says which numbers of a router are accepted when its number is not given.
 type ASNs uint8
 

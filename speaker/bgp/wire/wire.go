@@ -43,6 +43,20 @@ func (Wire) Dial(ctx context.Context, t bgp.Target) (bgp.Conn, error) {
 	return out, nil
 }
 
+// OnLink says whether a network of one of this node's links has the address.
+func (Wire) OnLink(a netip.Addr) bool {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return false
+	}
+	for _, own := range addrs {
+		if p, err := netip.ParsePrefix(own.String()); err == nil && p.Contains(a.WithZone("")) {
+			return true
+		}
+	}
+	return false
+}
+
 // explain adds what to do to the errors that a configuration causes.
 func explain(err error, t bgp.Target) error {
 	switch {
