@@ -150,6 +150,17 @@ func (b *inbox) take(n int) []letter {
 	return out
 }
 
+// back takes in again what was taken and not looked at.
+func (b *inbox) back(l letter) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if _, newer := b.gone[l.Key]; l.gone != "" && !newer {
+		b.gone[l.Key] = l.gone
+	}
+	b.changed.add(l.Key)
+	b.poke()
+}
+
 // takeConfig says whether the configuration changed since it was last asked.
 func (b *inbox) takeConfig() bool {
 	b.mu.Lock()

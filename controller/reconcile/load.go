@@ -71,7 +71,7 @@ func (r *Services) load(ctx context.Context) error {
 			}
 			return
 		}
-		seen[v.Key] = &record{uid: s.UID, version: versionOf(s.ResourceVersion)}
+		seen[v.Key] = &record{uid: s.UID, version: versionOf(s.ResourceVersion), loaded: versionOf(s.ResourceVersion)}
 		views = append(views, v)
 	})
 	if err != nil {
@@ -112,8 +112,14 @@ func (r *Services) adopt(seen map[view.Key]*record) {
 // claimAll records what the Services hold: by their status, and by Intents that may still arrive. Those without an address are
 // looked at first.
 func (r *Services) claimAll(views []view.Service, left []fence.Intent) {
+	suspect := func(k view.Key) int {
+		if _, is := r.suspects[k]; is {
+			return 1
+		}
+		return 0
+	}
 	slices.SortFunc(views, func(a, b view.Service) int {
-		return cmp.Or(cmp.Compare(a.Created, b.Created), a.Key.Compare(b.Key))
+		return cmp.Or(cmp.Compare(suspect(a.Key), suspect(b.Key)), cmp.Compare(a.Created, b.Created), a.Key.Compare(b.Key))
 	})
 	intents := map[view.Key][]netip.Addr{}
 	for _, i := range left {
@@ -129,6 +135,7 @@ func (r *Services) claimAll(views []view.Service, left []fence.Intent) {
 		r.claim(v)
 		r.inbox.addLater(v.Key)
 	}
+	clear(r.suspects)
 }
 
 // claim records the addresses in a Service's status, as far as nobody else holds them.

@@ -55,7 +55,10 @@ func (r *Services) look(ctx context.Context, l letter) {
 	if now := sharing(&v); now != rec.sharing { // who waits to share with it may try again
 		rec.sharing, r.wakePending = now, r.wakePending || rec.sharing != ""
 	}
-	r.observe(&v)
+	if !r.observe(&v, rec, versionOf(s.ResourceVersion)) {
+		r.doubted(l.Key)
+		return
+	}
 	r.carryOut(s, &v, allocate.Decide(&v, r.ledger, r.config.snapshot))
 }
 
@@ -112,13 +115,35 @@ func (r *Services) free(k view.Key) *record {
 	return rec
 }
 
-// observe takes in a status that says something else than the Ledger: it came with the object, from a backup say, or somebody
-// edited it. It is a claim like any other, as far as nobody else holds the addresses.
-func (r *Services) observe(v *view.Service) {
+// observe takes in a status that says something else than the Ledger: another controller gave it, it came with the object, from a
+// backup say, or somebody edited it. It is a claim like any other, as far as nobody else holds the addresses. It returns
+// false when the Ledger has another holder, and so may be wrong: it is built anew before anything is taken from anybody. What was
+// built knowing that very status is right.
+func (r *Services) observe(v *view.Service, rec *record, version uint64) bool {
+	if r.clashes(v) && version > rec.loaded {
+		return false
+	}
 	held, _ := r.ledger.Held(v.Key)
-	if len(v.Assigned) > 0 && !slices.Equal(v.Assigned, held.Addresses) {
+	// The pool's name counts where no pool has the addresses any more: it is only known from who wrote it.
+	if len(v.Assigned) > 0 && (!slices.Equal(v.Assigned, held.Addresses) || v.PoolRecorded != "" && v.PoolRecorded != held.Pool) {
 		r.claim(v)
 	}
+	return true
+}
+
+// clashes says whether the status has an address that is another's, as far as the Ledger knows.
+func (r *Services) clashes(v *view.Service) bool {
+	return slices.ContainsFunc(v.Assigned, func(a netip.Addr) bool { return !r.ledger.Usable(a, v) })
+}
+
+// doubted has the Ledger built anew. If the Service has no right to the address then either, it is the one that loses it: its own
+// edit broke the right to share.
+func (r *Services) doubted(k view.Key) {
+	r.Log.Info("a Service has an address that another has, as far as is known; reading everything again", "service", k.String())
+	r.suspects[k] = struct{}{}
+	r.inbox.add(k)
+	r.loaded.Store(false)
+	r.inbox.poke()
 }
 
 // carryOut commits a Decision and has it written. The Ledger comes first: from then on nobody else is given the addresses. What the
@@ -139,6 +164,11 @@ func (r *Services) carryOut(s *corev1.Service, v *view.Service, d allocate.Decis
 		r.commit(w)
 		return
 	}
+	if r.records[v.Key].contended(time.Now()) {
+		r.Log.Warn("somebody else writes this Service's status again and again; is another controller at work on it?", "service", v.Key.String(), "reason", names.ReasonWriteFailed)
+		r.lookAfter(v.Key, contendedDelay)
+		return
+	}
 	r.ledger.Commit(v, union(w.held.Addresses, d.Addresses), w.pool)
 	r.records[v.Key].busy = true
 	if len(union(v.Assigned, d.Addresses)) > len(v.Assigned) {
@@ -146,6 +176,23 @@ func (r *Services) carryOut(s *corev1.Service, v *view.Service, d allocate.Decis
 		return
 	}
 	r.start(w)
+}
+
+// A Service that has to be written more often than this is fought over: each side would undo the other's write within milliseconds,
+// and the API server would have to bear it.
+const (
+	contendedWrites = 20
+	contendedPeriod = 10 * time.Second
+	contendedDelay  = 2 * time.Second
+)
+
+// contended counts a write that is about to be made, and says whether it has to wait.
+func (r *record) contended(now time.Time) bool {
+	if now.Sub(r.since) > contendedPeriod {
+		r.since, r.writes = now, 0
+	}
+	r.writes++
+	return r.writes > contendedWrites
 }
 
 // commit records that a Service holds what was decided, and nothing else.
@@ -173,36 +220,33 @@ func (r *Services) wrote(_ context.Context, w *write, o outcome, now *corev1.Ser
 	}
 	r.journal.fence.Settle(k, base)
 	r.free(k)
-	if w.dismissed {
-		r.dismissed(w, o, now, err)
+	if now != nil {
+		rec.version = max(rec.version, versionOf(now.ResourceVersion))
+	}
+	if o == landed && !w.dismissed {
+		r.tell(w)
+	}
+	if w.epoch != r.epoch { // the Ledger was built anew meanwhile, and knows better
+		r.inbox.add(k)
 		return
 	}
 	switch o {
 	case landed:
 		rec.failures = 0
-		if n := versionOf(now.ResourceVersion); n >= rec.version {
-			rec.version = n
-			r.commit(w)
+		if w.dismissed {
+			r.release(k, "the Service is no LoadBalancer of this class any more")
+			return
 		}
-		r.tell(w)
-	case refused: // somebody else wrote the Service: what it says now counts
-		if n := versionOf(now.ResourceVersion); n >= rec.version {
-			rec.version = n
-			r.revert(w, now)
-		}
-		r.inbox.add(k)
+		r.commit(w)
 	case gone:
-		if w.epoch == r.epoch {
-			r.release(k, "the Service is gone")
-		} else {
-			r.inbox.add(k)
-		}
+		r.release(k, "the Service is gone")
+	case refused: // somebody else wrote the Service: what it says now counts
+		r.revert(w, now)
+		r.inbox.add(k)
 	case rejected:
 		rec.failures++
 		r.problem(k, err, delay(rec.failures))
-		if w.epoch == r.epoch {
-			r.revert(w, w.before)
-		}
+		r.revert(w, w.before)
 		r.lookAfter(k, delay(rec.failures))
 	}
 }
@@ -216,7 +260,14 @@ func (r *Services) startAfter(w *write, d time.Duration) {
 
 // revert records that a Service holds what its status says, and nothing that was decided for it.
 func (r *Services) revert(w *write, now *corev1.Service) {
+	if w.dismissed { // nothing was decided
+		return
+	}
 	v := view.FromService(now)
+	if r.clashes(&v) {
+		r.doubted(v.Key)
+		return
+	}
 	before, _ := r.ledger.Held(v.Key)
 	r.ledger.Commit(&v, v.Assigned, v.PoolRecorded)
 	if len(before.Addresses) > len(v.Assigned) {
@@ -256,25 +307,6 @@ func (r *Services) dismiss(s *corev1.Service, v *view.Service) {
 	}
 	rec.busy = true
 	r.start(w)
-}
-
-// dismissed takes in what became of a write that took our status from a Service.
-func (r *Services) dismissed(w *write, o outcome, now *corev1.Service, err error) {
-	k := w.v.Key
-	rec := r.records[k]
-	switch {
-	case w.epoch != r.epoch || o == refused:
-		if now != nil {
-			rec.version = max(rec.version, versionOf(now.ResourceVersion))
-		}
-		r.inbox.add(k)
-	case o == rejected:
-		rec.failures++
-		r.problem(k, err, delay(rec.failures))
-		r.lookAfter(k, delay(rec.failures))
-	default:
-		r.release(k, "the Service is no LoadBalancer of this class any more")
-	}
 }
 
 // sorted returns the keys in order.

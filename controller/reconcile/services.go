@@ -58,6 +58,8 @@ type Services struct {
 	records map[view.Key]*record
 	// pending are the Services that do not have what they ask for.
 	pending map[view.Key]struct{}
+	// suspects are Services with an address that another had, as far as was known: the last to claim it when the Ledger is built.
+	suspects map[view.Key]struct{}
 	// wakePending asks for a look at all of them.
 	wakePending bool
 	// ready are tasks that wait for a place, sleeping ones that wait for their time.
@@ -75,9 +77,14 @@ type record struct {
 	// version is the newest resourceVersion that the Service is known to have had. A cached object that is older is not looked
 	// at: the newer one is on its way.
 	version uint64
+	// loaded is the one with which the Ledger was built; 0 when it came later.
+	loaded uint64
 	// busy says that a write waits or is under way; again, that there was news meanwhile.
 	busy, again bool
 	failures    int // in a row
+	// writes counts those since.
+	writes int
+	since  time.Time
 	// sharing is what its right to share an address hung on when it was last looked at.
 	sharing string
 }
@@ -89,7 +96,7 @@ const batchSize = 64
 func New(o Options) *Services {
 	return &Services{
 		Options: o, inbox: newInbox(), results: make(chan result, maxInFlight+2),
-		records: map[view.Key]*record{}, pending: map[view.Key]struct{}{},
+		records: map[view.Key]*record{}, pending: map[view.Key]struct{}{}, suspects: map[view.Key]struct{}{},
 	}
 }
 
@@ -101,7 +108,7 @@ func (r *Services) Run(ctx context.Context) error {
 	r.inbox.begin()
 	r.inbox.poke()
 	for ctx.Err() == nil {
-		if !r.loaded.Load() {
+		if !r.loaded.Load() && !r.journal.swapping { // a swap under way belongs to the Ledger that is
 			r.reload(ctx)
 		}
 		if r.loaded.Load() {
@@ -120,7 +127,15 @@ func (r *Services) Run(ctx context.Context) error {
 func (r *Services) step(ctx context.Context) {
 	r.reconfigure(ctx)
 	for _, l := range r.inbox.take(batchSize) {
-		r.look(ctx, l)
+		if r.loaded.Load() {
+			r.look(ctx, l)
+		} else {
+			r.inbox.back(l)
+		}
+	}
+	if !r.loaded.Load() {
+		r.inbox.poke()
+		return
 	}
 	if r.wakePending {
 		r.wakePending = false
