@@ -45,19 +45,26 @@ func (d *decider) requested(a netip.Addr) (*source, names.Reason, string) {
 	return src, "", ""
 }
 
-// clash says why the Service may not hold the address beside those who do; the Reason is empty when it may.
+// clash says why the Service may not hold the address beside those who do; the Reason is empty when it may. Of several it names the
+// first by name, so that every controller says the same.
 func (l *Ledger) clash(a address, k view.Key, sh *share) (names.Reason, string) {
 	var room [1]int32
+	var first *record
+	var reason names.Reason
+	var why string
 	for _, id := range l.holders.of(a, &room) {
 		r := l.record(id)
-		if r.key == k {
+		if r.key == k || (first != nil && first.key.Compare(r.key) < 0) {
 			continue
 		}
-		if reason, text := sh.clash(r.share); reason != "" {
-			return reason, fmt.Sprintf("is held by Service %s, which may not share it: %s", r.key, text)
+		if found, text := sh.clash(r.share); found != "" {
+			first, reason, why = r, found, text
 		}
 	}
-	return "", ""
+	if first == nil {
+		return "", ""
+	}
+	return reason, fmt.Sprintf("is held by Service %s, which may not share it: %s", first.key, why)
 }
 
 // sentence says why the address cannot be had, as the end of a sentence.
