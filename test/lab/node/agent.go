@@ -230,6 +230,6 @@ func (a *Agent) Print(w io.Writer) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, p := range a.pods {
-		fmt.Fprintf(w, "  %s/%s %s\n", p.object.Namespace, p.object.Name, p.ip)
+		fmt.Fprintf(w, "  %s/%s %s\n", p.first.Namespace, p.first.Name, p.ip)
 	}
 }

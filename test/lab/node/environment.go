@@ -88,7 +88,7 @@ func (r *run) value(e corev1.EnvVar) (string, error) {
 
 // field returns a field of the Pod.
 func (r *run) field(path string) (string, error) {
-	o := r.p.object
+	o := r.p.first
 	if kind, key, ok := strings.Cut(strings.TrimSuffix(path, "']"), "['"); ok {
 		return map[string]map[string]string{"metadata.labels": o.Labels, "metadata.annotations": o.Annotations}[kind][key], nil
 	}

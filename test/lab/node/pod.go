@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -21,12 +22,13 @@ import (
 // pod is a Pod that runs here.
 type pod struct {
 	a      *Agent
+	first  *corev1.Pod // as first seen: its name and its specification are good for ever
 	object *corev1.Pod // as last seen; guarded by the agent's mutex
 	ns     netns.Handle
 	own    bool         // ns is the Pod's alone
 	ip     netip.Addr   // the first of ips
-	ips    []netip.Addr // one for each family
-	runs   []*run
+	ips    []netip.Addr // one for each family; set under the agent's mutex, before any container starts
+	runs   []*run       // one for each container
 	ctx    context.Context
 	cancel context.CancelFunc
 	change chan struct{} // asks for the status to be written
@@ -45,7 +47,10 @@ func (a *Agent) sync(ctx context.Context, o *corev1.Pod) {
 		a.background(func() { a.remove(ctx, o) })
 	case p == nil && (o.Status.Phase == corev1.PodSucceeded || o.Status.Phase == corev1.PodFailed):
 	case p == nil:
-		p = &pod{a: a, object: o, change: make(chan struct{}, 1)}
+		p = &pod{a: a, first: o, object: o, change: make(chan struct{}, 1)}
+		for i := range o.Spec.Containers {
+			p.runs = append(p.runs, newRun(p, &o.Spec.Containers[i]))
+		}
 		p.ctx, p.cancel = context.WithCancel(ctx)
 		a.pods[o.UID] = p
 		a.background(p.live)
@@ -56,6 +61,13 @@ func (a *Agent) sync(ctx context.Context, o *corev1.Pod) {
 		p.object = o
 		p.changed()
 	}
+}
+
+// latest is the Pod as last seen.
+func (p *pod) latest() *corev1.Pod {
+	p.a.mu.Lock()
+	defer p.a.mu.Unlock()
+	return p.object
 }
 
 func (a *Agent) background(f func()) {
@@ -81,13 +93,11 @@ func (a *Agent) forget(uid types.UID) {
 func (p *pod) live() {
 	defer p.clean()
 	if err := p.a.persist(p.ctx, func(context.Context) error { return p.connect() }); err != nil {
+		for _, r := range p.runs { // they have never begun
+			close(r.ended)
+		}
 		return
 	}
-	p.a.mu.Lock()
-	for i := range p.object.Spec.Containers {
-		p.runs = append(p.runs, newRun(p, &p.object.Spec.Containers[i]))
-	}
-	p.a.mu.Unlock()
 	for _, r := range p.runs {
 		p.a.background(r.loop)
 		p.a.background(r.probes)
@@ -118,21 +128,12 @@ func (p *pod) changed() {
 // connect gives the Pod a network namespace, an address and a route to its node.
 func (p *pod) connect() error {
 	a := p.a
-	if p.object.Spec.HostNetwork {
-		p.ns, p.ip, p.ips = a.c.NetNS, a.c.Addresses[0], a.c.Addresses
-		return nil
+	addresses, err := p.take()
+	if p.first.Spec.HostNetwork || err != nil {
+		p.ns = a.c.NetNS
+		return err
 	}
-	if len(p.ips) == 0 { // this may be another attempt
-		a.mu.Lock()
-		addresses, err := a.allocate()
-		a.mu.Unlock()
-		if err != nil {
-			return err
-		}
-		p.ip, p.ips = addresses[0], addresses
-	}
-	addresses := p.ips
-	sum := sha256.Sum256([]byte(p.object.UID))
+	sum := sha256.Sum256([]byte(p.first.UID))
 	id := hex.EncodeToString(sum[:5])
 	ns, err := netns.New("pod-" + id)
 	if err != nil {
@@ -144,6 +145,24 @@ func (p *pod) connect() error {
 	}
 	p.ns, p.own = ns, true
 	return nil
+}
+
+// take gives the Pod its addresses, once.
+func (p *pod) take() ([]netip.Addr, error) {
+	p.a.mu.Lock()
+	defer p.a.mu.Unlock()
+	if len(p.ips) > 0 { // this is another attempt
+		return p.ips, nil
+	}
+	addresses := p.a.c.Addresses
+	if !p.first.Spec.HostNetwork {
+		var err error
+		if addresses, err = p.a.allocate(); err != nil {
+			return nil, err
+		}
+	}
+	p.ip, p.ips = addresses[0], addresses
+	return addresses, nil
 }
 
 // plug joins the Pod's namespace to its node's.
@@ -229,7 +248,7 @@ func host(p netip.Prefix, n int) netip.Addr {
 // terminate ends the Pod in order, then tells the API server that it is gone.
 func (p *pod) terminate(ctx context.Context) {
 	grace := 30 * time.Second
-	if s := p.object.DeletionGracePeriodSeconds; s != nil {
+	if s := p.latest().DeletionGracePeriodSeconds; s != nil {
 		grace = time.Duration(*s) * time.Second
 	}
 	p.changed()
@@ -240,6 +259,7 @@ func (p *pod) terminate(ctx context.Context) {
 		case <-r.ended:
 		case <-deadline:
 			p.kill()
+			p.cancel() // for one that could not be connected until now
 			<-r.ended
 		case <-p.ctx.Done():
 		}
@@ -289,20 +309,20 @@ func (p *pod) clean() {
 	p.a.mu.Unlock()
 	if p.own {
 		if err := p.ns.Delete(); err != nil {
-			p.a.c.Log.Warn("cleaning up", "pod", p.object.Name, "error", err)
+			p.a.c.Log.Warn("cleaning up", "pod", p.first.Name, "error", err)
 		}
 	}
 	os.RemoveAll(p.dir())
 }
 
-func (p *pod) dir() string { return filepath.Join(p.a.c.RunDir, string(p.object.UID)) }
+func (p *pod) dir() string { return filepath.Join(p.a.c.RunDir, string(p.first.UID)) }
 
 // Signal sends a signal to the containers of the Pod whose name begins so; they are started again if it ends them.
 func (a *Agent) Signal(name string, s syscall.Signal) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, p := range a.pods {
-		if len(p.object.Name) >= len(name) && p.object.Name[:len(name)] == name {
+		if strings.HasPrefix(p.first.Name, name) {
 			p.signal(s, false)
 			return nil
 		}

@@ -93,10 +93,10 @@ func (r *run) note(err error) {
 func (r *run) once() error {
 	cmd, err := r.command()
 	if err != nil {
-		r.p.a.c.Log.Info("a container waits", "pod", r.p.object.Name, "reason", err)
+		r.p.a.c.Log.Info("a container waits", "pod", r.p.first.Name, "reason", err)
 		return errNotYet
 	}
-	name := strings.Join([]string{r.p.a.c.Name, r.p.object.Namespace, r.p.object.Name, r.spec.Name}, "_") + ".log"
+	name := strings.Join([]string{r.p.a.c.Name, r.p.first.Namespace, r.p.first.Name, r.spec.Name}, "_") + ".log"
 	out, err := os.OpenFile(filepath.Join(r.p.a.c.LogDir, name), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return fmt.Errorf("opening the log: %w", err)
@@ -157,7 +157,7 @@ func (r *run) command() (*exec.Cmd, error) {
 
 // facts are the responder's arguments: what it says of itself, and its ports.
 func (r *run) facts() []string {
-	out := []string{r.p.object.Name, r.p.a.c.Name}
+	out := []string{r.p.first.Name, r.p.a.c.Name}
 	for _, p := range r.spec.Ports {
 		out = append(out, strings.ToLower(string(p.Protocol))+"/"+strconv.Itoa(int(p.ContainerPort)))
 	}

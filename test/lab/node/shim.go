@@ -65,7 +65,7 @@ func (r *run) shim() (shim, error) {
 	if err := r.p.token(s.TokenDir); err != nil {
 		return shim{}, err
 	}
-	pod, own := r.p.object.Spec.SecurityContext, r.spec.SecurityContext
+	pod, own := r.p.first.Spec.SecurityContext, r.spec.SecurityContext
 	if pod != nil {
 		s.identity(pod.RunAsUser, pod.RunAsGroup)
 	}
@@ -116,7 +116,7 @@ func (p *pod) token(dir string) error {
 }
 
 func (p *pod) writeToken(dir string) error {
-	o := p.object
+	o := p.first
 	ctx, cancel := context.WithTimeout(p.ctx, 10*time.Second)
 	defer cancel()
 	seconds := int64(tokenLife / time.Second)

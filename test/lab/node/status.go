@@ -15,30 +15,26 @@ import (
 func goneOrOther(err error) bool { return apierrors.IsNotFound(err) || apierrors.IsConflict(err) }
 
 func (p *pod) annotatedUnready() bool {
-	p.a.mu.Lock()
-	defer p.a.mu.Unlock()
-	return p.object.Annotations[AnnotationUnready] == "true"
+	return p.latest().Annotations[AnnotationUnready] == "true"
 }
 
 // writeStatus reports the Pod as it is.
 func (p *pod) writeStatus(ctx context.Context) error {
 	status := p.status()
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": p.object.UID}, "status": status})
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": p.first.UID}, "status": status})
 	if err != nil {
 		return err
 	}
-	_, err = p.a.client.CoreV1().Pods(p.object.Namespace).Patch(ctx, p.object.Name, types.MergePatchType, patch, metav1.PatchOptions{}, "status")
+	_, err = p.a.client.CoreV1().Pods(p.first.Namespace).Patch(ctx, p.first.Name, types.MergePatchType, patch, metav1.PatchOptions{}, "status")
 	if err != nil && !goneOrOther(err) {
-		return fmt.Errorf("reporting Pod %s/%s: %w", p.object.Namespace, p.object.Name, err)
+		return fmt.Errorf("reporting Pod %s/%s: %w", p.first.Namespace, p.first.Name, err)
 	}
 	return nil
 }
 
 // status builds the Pod's status.
 func (p *pod) status() corev1.PodStatus {
-	p.a.mu.Lock()
-	o := p.object
-	p.a.mu.Unlock()
+	o := p.latest()
 	s := corev1.PodStatus{Phase: corev1.PodRunning, PodIP: p.ip.String(), HostIP: p.a.c.Addresses[0].String()}
 	for _, ip := range p.ips {
 		s.PodIPs = append(s.PodIPs, corev1.PodIP{IP: ip.String()})

@@ -24,11 +24,11 @@ type mount struct {
 func (r *run) mounts() ([]mount, error) {
 	var out []mount
 	for _, m := range r.spec.VolumeMounts {
-		i := slices.IndexFunc(r.p.object.Spec.Volumes, func(v corev1.Volume) bool { return v.Name == m.Name })
+		i := slices.IndexFunc(r.p.first.Spec.Volumes, func(v corev1.Volume) bool { return v.Name == m.Name })
 		if i < 0 || strings.HasPrefix(m.MountPath, filepath.Dir(tokenDir)) { // the account's token has a way of its own
 			continue
 		}
-		dir, err := r.p.volume(&r.p.object.Spec.Volumes[i])
+		dir, err := r.p.volume(&r.p.first.Spec.Volumes[i])
 		if err != nil {
 			return nil, err
 		}
@@ -69,7 +69,7 @@ func (p *pod) volume(v *corev1.Volume) (string, error) {
 }
 
 func (p *pod) configMap(ctx context.Context, name string, optional bool) (map[string][]byte, error) {
-	c, err := p.a.client.CoreV1().ConfigMaps(p.object.Namespace).Get(ctx, name, metav1.GetOptions{})
+	c, err := p.a.client.CoreV1().ConfigMaps(p.first.Namespace).Get(ctx, name, metav1.GetOptions{})
 	if optional && apierrors.IsNotFound(err) {
 		return nil, nil
 	}
@@ -87,7 +87,7 @@ func (p *pod) configMap(ctx context.Context, name string, optional bool) (map[st
 }
 
 func (p *pod) secret(ctx context.Context, name string, optional bool) (map[string][]byte, error) {
-	s, err := p.a.client.CoreV1().Secrets(p.object.Namespace).Get(ctx, name, metav1.GetOptions{})
+	s, err := p.a.client.CoreV1().Secrets(p.first.Namespace).Get(ctx, name, metav1.GetOptions{})
 	if optional && apierrors.IsNotFound(err) {
 		return nil, nil
 	}
