@@ -6,7 +6,7 @@ IMAGE ?= gantry-lb/gantry:v0.1.0
 OVERLAYS = default l2-only webhook prometheus
 
 .DEFAULT_GOAL := help
-.PHONY: help build deps test unit policy e2e race lint generate verify manifests chart demo bench image packages-tools clean
+.PHONY: help build deps test unit policy e2e race lint generate verify manifests chart demo bench soak image packages-tools clean
 
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ demo: deps build ## a cluster, a Service, a client, a dead node; KEEP=1 leaves i
 
 bench: deps build ## the figures of the README, beside this machine's own baseline
 	go run ./test/bench
+
+soak: deps ## ten minutes of BFD at 3 x 50 ms with every core busy; SOAK=1m makes it one
+	SOAK=$(or $(SOAK),10m) go test -count=1 -timeout=2h -v -run TestNoFalseDownUnderLoad ./speaker/bfd/udp
 
 image: packages-tools ## write dist/image.tar for docker load, podman load or kind load; needs no container engine
 	CGO_ENABLED=0 GOOS=linux go build -ldflags='-s -w' -o dist/image/ ./controller ./speaker

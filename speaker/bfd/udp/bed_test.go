@@ -209,3 +209,16 @@ func (b *bed) status(peer netip.Addr, check func(s bfd.Status) bool) error {
 	}
 	return nil
 }
+
+// drain returns the events that wait.
+func (b *bed) drain() []bfd.Event {
+	var out []bfd.Event
+	for {
+		select {
+		case v := <-b.engine.Events():
+			out = append(out, v)
+		case <-time.After(100 * time.Millisecond):
+			return out
+		}
+	}
+}

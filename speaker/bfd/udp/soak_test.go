@@ -1,0 +1,135 @@
+package udp_test
+
+import (
+	"os"
+	"os/exec"
+	"runtime"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-lb/gantry/test/lab/router"
+)
+
+// inSession is set in the environment of the process that soaks.
+const inSession = "SOAK_SESSION"
+
+// TestNoFalseDownUnderLoad keeps every core busy with other processes, as a node that works does, and holds that sessions of
+// 3 x 50 ms with FRR stay Up. SOAK says for how long; `make soak` does it for ten minutes. The sessions run in a process
+// of their own that the scheduler weighs as it does a Pod with a CPU request, against busy ones that it weighs as usual.
+func TestNoFalseDownUnderLoad(t *testing.T) {
+	if os.Getenv(inSession) != "" {
+		soak(t)
+		return
+	}
+	self := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
+	self.Env = append(os.Environ(), inSession+"=1")
+	self.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+	out, err := self.CombinedOutput()
+	t.Logf("%s", out)
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func soak(t *testing.T) {
+	last, strict := 5*time.Second, false
+	if s := os.Getenv("SOAK"); s != "" {
+		var err error
+		if last, err = time.ParseDuration(s); err != nil {
+			t.Fatalf("SOAK says how long to soak, like 10m: %v", err)
+		}
+		strict = true
+	}
+	// Where the kernel has no groups by session the weight stays as it is.
+	if err := os.WriteFile("/proc/self/autogroup", []byte("-20"), 0); err != nil {
+		t.Logf("the session's weight stays: %v", err)
+	}
+	b := lay(t)
+	r := b.route(router.FRR, "router", frrText)
+	b.engine.Set(both(fast()))
+	b.eventually("both are up", func() error { return b.allUp(2) })
+	keepBusy(t)
+	late := witness(t)
+	before := b.engine.Status()
+	timer := time.NewTimer(last)
+	defer timer.Stop()
+	<-timer.C
+	downs := uint64(0)
+	for i, s := range b.engine.Status() {
+		t.Logf("%s: %d packets in, %d out, down %d times in %s", s.Key, s.ControlIn-before[i].ControlIn, s.ControlOut-before[i].ControlOut, s.Downs-before[i].Downs, last)
+		downs += s.Downs - before[i].Downs
+	}
+	worst := time.Duration(late.Load())
+	t.Logf("a thread that only sleeps woke %s late at the worst", worst)
+	// A machine that lets everybody wait says nothing about the engine, unless somebody asks for the figure.
+	if downs > 0 && (strict || worst < 25*time.Millisecond) {
+		t.Errorf("%d false downs; the last events: %v", downs, b.drain())
+	}
+	b.frrShows("the session is up", r, node4, func(p frrPeer) bool { return p.Status == "up" })
+}
+
+// keepBusy starts a process for each core that never waits, in a session of its own, until the test ends.
+func keepBusy(t *testing.T) {
+	for range runtime.NumCPU() {
+		busy := exec.Command("/bin/sh", "-c", "while :; do :; done")
+		busy.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setsid: true}
+		if err := startOnThread(t, busy); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// startOnThread starts a process from a thread that stays until the test ends, since the process ends with it.
+func startOnThread(t *testing.T, c *exec.Cmd) error {
+	started, end := make(chan error), make(chan struct{})
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		runtime.LockOSThread()
+		err := c.Start()
+		if started <- err; err != nil {
+			return
+		}
+		<-end
+		_ = c.Process.Kill()
+		_ = c.Wait() // it says that it was killed
+	}()
+	err := <-started
+	t.Cleanup(func() {
+		close(end)
+		<-ended
+	})
+	return err
+}
+
+// witness returns how late, in nanoseconds, a thread that only sleeps was woken at the worst.
+func witness(t *testing.T) *atomic.Int64 {
+	worst, ended := &atomic.Int64{}, make(chan struct{})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		const nap = 10 * time.Millisecond
+		for {
+			select {
+			case <-ended:
+				return
+			default:
+			}
+			begun, spec := time.Now(), unix.NsecToTimespec(int64(nap))
+			_ = unix.Nanosleep(&spec, nil) // a signal only shortens it
+			if late := int64(time.Since(begun) - nap); late > worst.Load() {
+				worst.Store(late)
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		close(ended)
+		<-done
+	})
+	return worst
+}
