@@ -79,6 +79,9 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		return fmt.Errorf("registering the metrics of layer 2: %w", err)
 	}
 	paths := bfd.New(udp.New(), time.Now, gossip.nonce)
+	if err := metrics.Registry.Register(paths); err != nil {
+		return fmt.Errorf("registering the metrics of BFD: %w", err)
+	}
 	routing := bgp.New(bgp.Options{Node: o.NodeName, Library: gobgp.New(log), Transport: bgpwire.Wire{}, BFD: paths, Log: log})
 	writer := &reconcile.StatusWriter{
 		Client: mgr.GetClient(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEvents), Log: log,
