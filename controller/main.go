@@ -115,6 +115,12 @@ func run(ctx context.Context, o options) error {
 	if err := report.Setup(mgr); err != nil {
 		return err
 	}
+	announced := &reconcile.Announced{
+		Client: mgr.GetClient(), API: mgr.GetAPIReader(), Log: log, Scope: o.scope(), Class: o.LoadBalancerClass, Now: time.Now,
+	}
+	if err := announced.Setup(ctx, mgr); err != nil {
+		return err
+	}
 	if err := serveWebhook(mgr, o, keeper); err != nil {
 		return err
 	}
@@ -137,6 +143,9 @@ const (
 func managerOptions(o *options, scheme *runtime.Scheme) ctrl.Options {
 	grace, lease, renew, retry, shared := 2*time.Second, leaseDuration, renewDeadline, retryPeriod, true
 	watched := o.scope().ByObject()
+	for _, report := range o.scope().Reports() {
+		watched[report] = cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
+	}
 	watched[&v1beta1.ConfigurationState{}] = cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
 	// Cached Services are read and never changed, so that no copy of them is needed.
 	watched[&corev1.Service{}] = cache.ByObject{Transform: reconcile.Compact, UnsafeDisableDeepCopy: &shared}

@@ -56,6 +56,8 @@ const (
 const (
 	// ReasonAnnounced: this node holds the address and answers for it.
 	ReasonAnnounced Reason = "Announced"
+	// ReasonNotAnnounced: an advertisement fits and endpoints serve, but no speaker reports that it announces the Service.
+	ReasonNotAnnounced Reason = "NotAnnounced"
 	// ReasonNotHolder: another node holds the address.
 	ReasonNotHolder Reason = "NotHolder"
 	// ReasonNoAddress: the Service has no address yet.

@@ -56,6 +56,15 @@ func (s Scope) Kinds() []client.Object {
 	return out
 }
 
+// Reports are the kinds in which speakers report what they announce.
+func (s Scope) Reports() []client.Object {
+	out := []client.Object{&v1beta1.ServiceL2Status{}}
+	if !s.Layer2Alone {
+		out = append(out, &v1beta1.ServiceBGPStatus{})
+	}
+	return out
+}
+
 // ByObject limits a cache to what Read looks at: one namespace, and of its Secrets those that may hold a password.
 func (s Scope) ByObject() map[client.Object]cache.ByObject {
 	own := map[string]cache.Config{s.Namespace: {}}

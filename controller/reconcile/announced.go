@@ -1,0 +1,248 @@
+package reconcile
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	workers "sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/internal/configuration"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// Announced writes the condition gantry.dev/Announced on Services: True while a speaker reports that it announces them,
+// otherwise False with the reason. It speaks of the protocols, not of the nodes, so that a failover writes nothing.
+type Announced struct {
+	Client client.Client
+	// API reads what is not worth a cache: the endpoints of a Service that nobody announces.
+	API client.Reader
+	Log *slog.Logger
+	// Scope is where the speakers' reports and the configuration are, and whether BGP is among them.
+	Scope configuration.Scope
+	// Class is the load balancer class that is served.
+	Class string
+	// Now gives the time.
+	Now func() time.Time
+
+	mu sync.Mutex // guards all that follows
+	// missing are the Services that nobody announces, with the time since when.
+	missing map[client.ObjectKey]time.Time
+}
+
+const (
+	// announcePatience is how long speakers may take before it is said that nobody announces.
+	announcePatience = 5 * time.Second
+	// reportIndex finds the speakers' reports about a Service.
+	reportIndex = "service"
+	// unannouncedInterval is how often the reason is looked for anew while nobody announces.
+	unannouncedInterval = 30 * time.Second
+)
+
+// Setup registers the reconciler.
+func (r *Announced) Setup(ctx context.Context, mgr ctrl.Manager) error {
+	reported := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []ctrl.Request {
+		return []ctrl.Request{{NamespacedName: reportedService(o)}}
+	})
+	b := ctrl.NewControllerManagedBy(mgr).Named("announced").For(&corev1.Service{}).
+		WithOptions(workers.Options{MaxConcurrentReconciles: 4})
+	for _, report := range r.Scope.Reports() {
+		err := mgr.GetFieldIndexer().IndexField(ctx, report, reportIndex, func(o client.Object) []string {
+			return []string{reportedService(o).String()}
+		})
+		if err != nil {
+			return fmt.Errorf("indexing the speakers' reports: %w", err)
+		}
+		b = b.Watches(report, reported)
+	}
+	if err := b.Complete(r); err != nil {
+		return fmt.Errorf("setting up the condition %s: %w", names.ConditionAnnounced, err)
+	}
+	return nil
+}
+
+// reportedService names the Service that a speaker's report is about.
+func reportedService(o client.Object) client.ObjectKey {
+	l := o.GetLabels()
+	return client.ObjectKey{Namespace: l[names.LabelServiceNamespace], Name: l[names.LabelServiceName]}
+}
+
+// Reconcile brings one Service's condition in line with the reports.
+func (r *Announced) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
+	var s corev1.Service
+	if err := r.Client.Get(ctx, req.NamespacedName, &s); err != nil {
+		r.found(req.NamespacedName)
+		return ctrl.Result{}, client.IgnoreNotFound(err)
+	}
+	v := view.FromService(&s)
+	if !v.LoadBalancer || v.Class != r.Class || len(v.Assigned) == 0 {
+		r.found(req.NamespacedName)
+		return ctrl.Result{}, nil // the worker that gives addresses takes the condition away with them
+	}
+	protocols, err := r.protocols(ctx, req.NamespacedName)
+	if err != nil {
+		return ctrl.Result{}, err
+	}
+	c := metav1.Condition{Type: names.ConditionAnnounced, ObservedGeneration: s.Generation}
+	var again time.Duration
+	if len(protocols) > 0 {
+		r.found(req.NamespacedName)
+		c.Status, c.Reason = metav1.ConditionTrue, string(names.ReasonAnnounced)
+		c.Message = "announced by " + strings.Join(protocols, " and ")
+	} else {
+		if wait := r.patience(req.NamespacedName); wait > 0 {
+			return ctrl.Result{RequeueAfter: wait}, nil
+		}
+		reason, text, err := r.why(ctx, &s, &v)
+		if err != nil {
+			return ctrl.Result{}, err
+		}
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, string(reason), text
+		again = unannouncedInterval
+	}
+	return ctrl.Result{RequeueAfter: again}, r.write(ctx, &s, c)
+}
+
+// patience is how long to wait yet before it is said that nobody announces. A report that is replaced is gone for an instant.
+func (r *Announced) patience(key client.ObjectKey) time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	since, known := r.missing[key]
+	if !known {
+		since = r.Now()
+		if r.missing == nil {
+			r.missing = map[client.ObjectKey]time.Time{}
+		}
+		r.missing[key] = since
+	}
+	return announcePatience - r.Now().Sub(since)
+}
+
+// found forgets that a Service was not announced.
+func (r *Announced) found(key client.ObjectKey) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.missing, key)
+}
+
+// protocols lists by what the Service is announced.
+func (r *Announced) protocols(ctx context.Context, key client.ObjectKey) ([]string, error) {
+	var l2 v1beta1.ServiceL2StatusList
+	var bgp v1beta1.ServiceBGPStatusList
+	match := []client.ListOption{client.InNamespace(r.Scope.Namespace), client.MatchingFields{reportIndex: key.String()}}
+	lists := []client.ObjectList{&l2}
+	if !r.Scope.Layer2Alone {
+		lists = append(lists, &bgp)
+	}
+	for _, list := range lists {
+		if err := r.Client.List(ctx, list, match...); err != nil {
+			return nil, fmt.Errorf("reading the speakers' reports about Service %s: %w", key, err)
+		}
+	}
+	var out []string
+	if len(l2.Items) > 0 {
+		out = append(out, "layer 2")
+	}
+	if slices.ContainsFunc(bgp.Items, func(s v1beta1.ServiceBGPStatus) bool { return len(s.Status.Peers) > 0 }) {
+		out = append(out, "BGP")
+	}
+	return out, nil
+}
+
+// why says why nobody announces the Service, as far as it can be seen from here.
+func (r *Announced) why(ctx context.Context, s *corev1.Service, v *view.Service) (names.Reason, string, error) {
+	o, err := r.Scope.Read(ctx, r.Client)
+	if err != nil {
+		return "", "", err
+	}
+	if o.Nodes, err = configuration.Nodes(ctx, r.Client); err != nil {
+		return "", "", err
+	}
+	snap, _ := snapshot.Build(o)
+	if reason, text := unadvertised(snap, v, o.Nodes); reason != "" {
+		return reason, text, nil
+	}
+	var endpoints discoveryv1.EndpointSliceList
+	match := client.MatchingLabels{discoveryv1.LabelServiceName: s.Name}
+	if err := r.API.List(ctx, &endpoints, client.InNamespace(s.Namespace), match); err != nil {
+		return "", "", fmt.Errorf("reading the endpoints of Service %s: %w", v.Key, err)
+	}
+	e := view.FromSlices(v.Key, endpoints.Items)
+	if !e.Serving {
+		return names.ReasonNoEndpoints, "no endpoint of the Service can serve: check its selector and whether its Pods are ready", nil
+	}
+	return names.ReasonNotAnnounced, fmt.Sprintf("no speaker reports that it announces the Service: check that speakers run on the selected nodes (kubectl get pods,speakerstatuses -n %s) and what their logs say", r.Scope.Namespace), nil
+}
+
+// unadvertised says which selector keeps every node from announcing the Service; empty when an advertisement fits.
+func unadvertised(s *snapshot.Snapshot, v *view.Service, nodes []snapshot.Node) (names.Reason, string) {
+	var own []string
+	for _, a := range v.Assigned {
+		pool := s.PoolFor(a)
+		if pool == nil {
+			return names.ReasonAddressOutsidePools, fmt.Sprintf("the address %s is in no IPAddressPool any more: add it to one, or give it back", a)
+		}
+		own = append(own, pool.Name)
+	}
+	covered, onNode, excluded := false, false, false
+	look := func(pools []string, services, selectors []labels.Selector) {
+		if !slices.ContainsFunc(own, func(name string) bool { return slices.Contains(pools, name) }) || !snapshot.Matches(services, v.Labels) {
+			return
+		}
+		covered = true
+		for _, n := range nodes {
+			if !snapshot.Matches(selectors, n.Labels) {
+				continue
+			}
+			if _, out := n.Labels[names.LabelExcludeNode]; out {
+				excluded = true
+				continue
+			}
+			onNode = true
+		}
+	}
+	for _, ad := range s.L2Ads {
+		look(ad.Pools, ad.ServiceSelectors, ad.NodeSelectors)
+	}
+	for _, ad := range s.BGPAds {
+		look(ad.Pools, ad.ServiceSelectors, ad.NodeSelectors)
+	}
+	switch {
+	case !covered:
+		return names.ReasonNoAdvertisement, fmt.Sprintf("no L2Advertisement or BGPAdvertisement selects pool %q and this Service: create one", own[0])
+	case !onNode && excluded:
+		return names.ReasonNodeExcluded, "every node that the advertisements select has the label " + names.LabelExcludeNode + ": take it off one of them"
+	case !onNode:
+		return names.ReasonNoAdvertisement, "the nodeSelectors of the advertisements match no node: correct them, or label a node"
+	}
+	return "", ""
+}
+
+func (r *Announced) write(ctx context.Context, s *corev1.Service, c metav1.Condition) error {
+	after := s.DeepCopy()
+	if !meta.SetStatusCondition(&after.Status.Conditions, c) {
+		return nil
+	}
+	base := client.MergeFromWithOptions(s, client.MergeFromWithOptimisticLock{})
+	err := r.Client.Status().Patch(ctx, after, base)
+	if apierrors.IsConflict(err) || client.IgnoreNotFound(err) == nil {
+		return nil // the newer object brings its own request
+	}
+	return fmt.Errorf("writing the condition %s of Service %s/%s: %w", names.ConditionAnnounced, s.Namespace, s.Name, err)
+}
