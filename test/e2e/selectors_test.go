@@ -1,0 +1,261 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/test/lab"
+	"github.com/gantry-lb/gantry/test/stage"
+)
+
+// dualPool is a pool of both families, dualWeb a Service of both with three Pods behind it.
+const dualPool = `apiVersion: metallb.io/v1beta1
+kind: IPAddressPool
+metadata: {name: dual, namespace: metallb-system}
+spec:
+  addresses: [192.168.0.210-192.168.0.219, "fd00:192:168::210-fd00:192:168::219"]
+`
+
+const dualWeb = `apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 3
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      containers:
+      - name: web
+        image: web
+        ports: [{containerPort: 80}]
+---
+apiVersion: v1
+kind: Service
+metadata:
+  name: web
+  labels: {app: web}
+spec:
+  type: LoadBalancer
+  ipFamilyPolicy: RequireDualStack
+  selector: {app: web}
+  ports: [{port: 80}]
+`
+
+// l2 is an L2Advertisement with this spec.
+func l2(spec string) string {
+	text := "apiVersion: metallb.io/v1beta1\nkind: L2Advertisement\nmetadata: {name: ad, namespace: metallb-system}\nspec:\n"
+	for _, line := range strings.Split(strings.TrimSpace(spec), "\n") {
+		text += "  " + line + "\n"
+	}
+	return text
+}
+
+// TestSelectors edits, while it runs, everything that decides which node announces, and follows the answers of both
+// addresses of one Service.
+func TestSelectors(t *testing.T) {
+	ctx, s := start(t, lab.Options{Nodes: 3, Families: lab.DualStack})
+	kubectl := func(args ...string) {
+		t.Helper()
+		_, err := s.Kubectl(ctx, "", args...)
+		must(t, err)
+	}
+	for _, n := range []string{"node1", "node2", "node3"} {
+		kubectl("label", "node", n, "rack="+n)
+	}
+	must(t, s.Apply(ctx, dualPool))
+	must(t, s.Apply(ctx, dualWeb))
+	_, err := s.Address(ctx, "default", "web")
+	must(t, err)
+	must(t, tells(ctx, s, "web", "False", names.ReasonNoAdvertisement))
+
+	steps := []struct {
+		name, spec string
+		edit       func()
+		want       string // the node that holds, or a Reason when none does
+	}{
+		{name: "a node selector", spec: "nodeSelectors: [{matchLabels: {rack: node2}}]", want: "node2"},
+		{name: "another node selector", spec: "nodeSelectors: [{matchLabels: {rack: node3}}]", want: "node3"},
+		{name: "a selector that matches no node", spec: "nodeSelectors: [{matchLabels: {rack: nowhere}}]", want: string(names.ReasonNoAdvertisement)},
+		{name: "a label that makes it match", edit: func() { kubectl("label", "--overwrite", "node", "node1", "rack=nowhere") }, want: "node1"},
+		{name: "the label of the cluster's own that excludes a node", edit: func() { kubectl("label", "node", "node1", names.LabelExcludeNode+"=") }, want: string(names.ReasonNodeExcluded)},
+		{name: "that label taken off", edit: func() { kubectl("label", "node", "node1", names.LabelExcludeNode+"-") }, want: "node1"},
+		{name: "a network that is not available", edit: func() { unavailable(ctx, t, s, "node1", "True") }, want: string(names.ReasonNotAnnounced)},
+		{name: "and is again", edit: func() { unavailable(ctx, t, s, "node1", "False") }, want: "node1"},
+		{name: "an interface that is not there", spec: "interfaces: [eth77]", want: string(names.ReasonNotAnnounced)},
+		{name: "the interface that is", spec: "interfaces: [eth0, eth77]\nnodeSelectors: [{matchLabels: {rack: node2}}]", want: "node2"},
+		{name: "a Service selector that fits others", spec: "serviceSelectors: [{matchLabels: {app: other}}]", want: string(names.ReasonNoAdvertisement)},
+		{name: "a Service selector that fits, and a preferred node", spec: "serviceSelectors: [{matchLabels: {app: web}}]\npreferredNodeSelectors: [{weight: 10, preference: {matchLabels: {rack: node3}}}]", want: "node3"},
+		{name: "a pool by its label", spec: "ipAddressPoolSelectors: [{matchLabels: {zone: a}}]", want: string(names.ReasonNoAdvertisement)},
+		{name: "which it gets", edit: func() { kubectl("-n", names.Namespace, "label", "ipaddresspool", "dual", "zone=a") }, want: "node"},
+		{name: "no endpoint that serves", edit: func() { kubectl("scale", "deployment", "web", "--replicas=0") }, want: string(names.ReasonNoEndpoints)},
+		{name: "an endpoint again", edit: func() { kubectl("scale", "deployment", "web", "--replicas=3") }, want: "node"},
+	}
+	for _, step := range steps {
+		t.Run(step.name, func(t *testing.T) {
+			if step.spec != "" {
+				must(t, s.Apply(ctx, l2(step.spec)))
+			}
+			if step.edit != nil {
+				step.edit()
+			}
+			if !strings.HasPrefix(step.want, "node") {
+				must(t, tells(ctx, s, "web", "False", names.Reason(step.want)))
+				must(t, silent(ctx, s))
+				return
+			}
+			must(t, tells(ctx, s, "web", "True", names.ReasonAnnounced))
+			must(t, holds(ctx, s, "web", step.want))
+			for _, url := range []string{"http://192.168.0.210/", "http://[fd00:192:168::210]/"} {
+				_, err := s.AwaitFetch(ctx, "client", url)
+				must(t, err)
+			}
+		})
+	}
+	t.Run("a Service that shares its addresses shares their holders", func(t *testing.T) { sharing(ctx, t, s) })
+	t.Run("the state of the configuration is told by every component", func(t *testing.T) { states(ctx, t, s) })
+}
+
+// tells waits for the Service's condition.
+func tells(ctx context.Context, s *stage.Stage, service, status string, reason names.Reason) error {
+	return stage.Await(ctx, fmt.Sprintf("Announced=%s, %s on Service %s", status, reason, service), func(ctx context.Context) error {
+		svc, err := s.Service(ctx, "default", service)
+		if err != nil {
+			return err
+		}
+		c := meta.FindStatusCondition(svc.Status.Conditions, names.ConditionAnnounced)
+		if c == nil || string(c.Status) != status || c.Reason != string(reason) {
+			return fmt.Errorf("it is %+v", c)
+		}
+		return nil
+	})
+}
+
+// holds waits until every report about the Service names a node with this prefix, and there is one.
+func holds(ctx context.Context, s *stage.Stage, service, node string) error {
+	return stage.Await(ctx, service+" at "+node, func(ctx context.Context) error {
+		var list v1beta1.ServiceL2StatusList
+		if err := s.API.List(ctx, &list, client.InNamespace(names.Namespace), client.MatchingLabels{names.LabelServiceName: service}); err != nil {
+			return err
+		}
+		for i := range list.Items {
+			if !strings.HasPrefix(list.Items[i].Status.Node, node) {
+				return fmt.Errorf("it is at %s", list.Items[i].Status.Node)
+			}
+		}
+		if len(list.Items) == 0 {
+			return fmt.Errorf("it is nowhere")
+		}
+		return nil
+	})
+}
+
+// silent waits until neither address answers any more, from a client that has to ask who has it.
+func silent(ctx context.Context, s *stage.Stage) error {
+	return stage.Await(ctx, "silence", func(ctx context.Context) error {
+		if err := s.Host("client").Do(forget); err != nil {
+			return err
+		}
+		for _, url := range []string{"http://192.168.0.210/", "http://[fd00:192:168::210]/"} {
+			if _, err := s.Fetch(ctx, "client", url); err == nil {
+				return fmt.Errorf("%s answers", url)
+			}
+		}
+		return nil
+	})
+}
+
+// forget empties the neighbour cache of the namespace it runs in.
+func forget() error {
+	known, err := netlink.NeighList(0, netlink.FAMILY_ALL)
+	for i := range known {
+		_ = netlink.NeighDel(&known[i]) // one that is gone meanwhile is forgotten too
+	}
+	return err
+}
+
+// unavailable sets the condition NetworkUnavailable of a node.
+func unavailable(ctx context.Context, t *testing.T, s *stage.Stage, node, status string) {
+	t.Helper()
+	patch := fmt.Sprintf(`{"status":{"conditions":[{"type":"NetworkUnavailable","status":%q,"reason":"Test","message":"set by a test"}]}}`, status)
+	_, err := s.Kubectl(ctx, "", "patch", "node", node, "--subresource=status", "--type=strategic", "-p", patch)
+	must(t, err)
+}
+
+// sharing adds a Service of another class, which nobody may touch, and two that share an address.
+func sharing(ctx context.Context, t *testing.T, s *stage.Stage) {
+	service := func(name, protocol, more string) string {
+		return fmt.Sprintf(`apiVersion: v1
+kind: Service
+metadata:
+  name: %s
+  annotations: {metallb.io/allow-shared-ip: dns, metallb.io/loadBalancerIPs: 192.168.0.215}
+spec:
+  type: LoadBalancer
+  selector: {app: web}
+  ports: [{port: 53, protocol: %s, targetPort: 80}]
+%s---
+`, name, protocol, more)
+	}
+	must(t, s.Apply(ctx, service("dns-tcp", "TCP", "")+service("dns-udp", "UDP", "")+service("foreign", "TCP", "  loadBalancerClass: example.com/other\n")))
+	for _, name := range []string{"dns-tcp", "dns-udp"} {
+		a, err := s.Address(ctx, "default", name)
+		must(t, err)
+		if a.String() != "192.168.0.215" {
+			t.Errorf("%s got %s", name, a)
+		}
+		must(t, tells(ctx, s, name, "True", names.ReasonAnnounced))
+	}
+	first, err := s.Holder(ctx, "dns-tcp", "")
+	must(t, err)
+	if second, err := s.Holder(ctx, "dns-udp", ""); err != nil || first != second {
+		t.Errorf("one address is held by %s and by %s, %v", first, second, err)
+	}
+	if _, err := s.AwaitFetch(ctx, "client", "http://192.168.0.215:53/"); err != nil {
+		t.Error(err)
+	}
+	foreign, err := s.Service(ctx, "default", "foreign")
+	must(t, err)
+	if n := len(foreign.Status.LoadBalancer.Ingress) + len(foreign.Status.Conditions); n > 0 || foreign.Annotations["metallb.io/ip-allocated-from-pool"] != "" {
+		t.Errorf("a Service of another class was touched: %+v", foreign.Status)
+	}
+}
+
+// states breaks one object and expects the controller and each speaker to say so, and to take it back.
+func states(ctx context.Context, t *testing.T, s *stage.Stage) {
+	expect := func(result v1beta1.ConfigurationResult, text string) {
+		t.Helper()
+		must(t, stage.Await(ctx, string(result)+" from every component", func(ctx context.Context) error {
+			var list v1beta1.ConfigurationStateList
+			if err := s.API.List(ctx, &list, client.InNamespace(names.Namespace)); err != nil {
+				return err
+			}
+			if len(list.Items) != 4 {
+				return fmt.Errorf("%d ConfigurationStates, want those of the controller and three speakers", len(list.Items))
+			}
+			for _, c := range list.Items {
+				if c.Status.Result != result || !strings.Contains(c.Status.ErrorSummary, text) {
+					return fmt.Errorf("%s says %s %q", c.Name, c.Status.Result, c.Status.ErrorSummary)
+				}
+			}
+			return nil
+		}))
+	}
+	expect(v1beta1.ConfigurationValid, "")
+	must(t, s.Apply(ctx, strings.NewReplacer("name: dual", "name: second", "192.168.0.210-192.168.0.219, ", "192.168.0.230-192.168.0.220, ", "210-fd", "230-fd", "219\"", "239\"").Replace(dualPool)))
+	expect(v1beta1.ConfigurationInvalid, `configuration error: IPAddressPool metallb-system/second: spec.addresses[0]: the range "192.168.0.230-192.168.0.220" ends before it starts`)
+	_, err := s.Kubectl(ctx, "", "-n", names.Namespace, "delete", "configurationstate", "speaker-node2", "controller")
+	must(t, err)
+	expect(v1beta1.ConfigurationInvalid, "ends before it starts")
+	_, err = s.Kubectl(ctx, "", "-n", names.Namespace, "delete", "ipaddresspool", "second")
+	must(t, err)
+	expect(v1beta1.ConfigurationValid, "")
+}
