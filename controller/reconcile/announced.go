@@ -48,7 +48,7 @@ type Announced struct {
 
 const (
 	// announcePatience is how long speakers may take before it is said that nobody announces.
-	announcePatience = 5 * time.Second
+	announcePatience = 3 * time.Second
 	// reportIndex finds the speakers' reports about a Service.
 	reportIndex = "service"
 	// unannouncedInterval is how often the reason is looked for anew while nobody announces.

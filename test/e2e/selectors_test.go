@@ -21,7 +21,7 @@ const dualPool = `apiVersion: metallb.io/v1beta1
 kind: IPAddressPool
 metadata: {name: dual, namespace: metallb-system}
 spec:
-  addresses: [192.168.0.210-192.168.0.219, "fd00:192:168::210-fd00:192:168::219"]
+  addresses: [192.168.0.210-192.168.0.219, "fd00:a8::210-fd00:a8::219"]
 `
 
 const dualWeb = `apiVersion: apps/v1
@@ -114,7 +114,7 @@ func TestSelectors(t *testing.T) {
 			}
 			must(t, tells(ctx, s, "web", "True", names.ReasonAnnounced))
 			must(t, holds(ctx, s, "web", step.want))
-			for _, url := range []string{"http://192.168.0.210/", "http://[fd00:192:168::210]/"} {
+			for _, url := range []string{"http://192.168.0.210/", "http://[fd00:a8::210]/"} {
 				_, err := s.AwaitFetch(ctx, "client", url)
 				must(t, err)
 			}
@@ -164,7 +164,7 @@ func silent(ctx context.Context, s *stage.Stage) error {
 		if err := s.Host("client").Do(forget); err != nil {
 			return err
 		}
-		for _, url := range []string{"http://192.168.0.210/", "http://[fd00:192:168::210]/"} {
+		for _, url := range []string{"http://192.168.0.210/", "http://[fd00:a8::210]/"} {
 			if _, err := s.Fetch(ctx, "client", url); err == nil {
 				return fmt.Errorf("%s answers", url)
 			}
