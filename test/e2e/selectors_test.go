@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sync/errgroup"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -164,10 +165,13 @@ func silent(ctx context.Context, s *stage.Stage) error {
 		if err := s.Host("client").Do(forget); err != nil {
 			return err
 		}
-		for _, url := range []string{"http://192.168.0.210/", "http://[fd00:a8::210]/"} {
-			if _, err := s.Fetch(ctx, "client", url); err == nil {
-				return fmt.Errorf("%s answers", url)
-			}
+		var four, six error
+		g, ctx := errgroup.WithContext(ctx)
+		g.Go(func() error { _, four = s.Fetch(ctx, "client", "http://192.168.0.210/"); return nil })
+		g.Go(func() error { _, six = s.Fetch(ctx, "client", "http://[fd00:a8::210]/"); return nil })
+		_ = g.Wait()
+		if four == nil || six == nil {
+			return fmt.Errorf("an address answers: %v, %v", four, six)
 		}
 		return nil
 	})
