@@ -48,7 +48,7 @@ import (
 )
 
 // patience bounds the wait for what the controller is to write.
-const patience = 15 * time.Second
+const patience = 30 * time.Second
 
 // expectation is one line of a file's head.
 type expectation struct{ verb, object, reason, text string }
@@ -293,6 +293,38 @@ func (b *bed) remove(t *testing.T, objects []*unstructured.Unstructured) {
 			t.Errorf("deleting %s/%s: %v", o.GetKind(), o.GetName(), err)
 		}
 		for !apierrors.IsNotFound(b.c.Get(ctx, client.ObjectKeyFromObject(o), o.DeepCopy())) && ctx.Err() == nil {
+		}
+	}
+	pool := func(o *unstructured.Unstructured) bool { return o.GetKind() == "IPAddressPool" }
+	if slices.ContainsFunc(objects, pool) {
+		b.settle(ctx, t)
+	}
+}
+
+// settle waits until the controller knows that no pool is left: a Service of the next file must not find a pool of this one.
+// What the API server has taken, the controller's caches learn a moment later; a Service without wishes tells what it knows.
+func (b *bed) settle(ctx context.Context, t *testing.T) {
+	t.Helper()
+	for {
+		s := &corev1.Service{}
+		s.Namespace, s.GenerateName = "default", "settle-"
+		s.Spec.Type, s.Spec.Ports = corev1.ServiceTypeLoadBalancer, []corev1.ServicePort{{Port: 80}}
+		if err := b.c.Create(ctx, s); err != nil {
+			t.Fatalf("waiting for the controller: %v", err)
+		}
+		var c *metav1.Condition
+		for c == nil && ctx.Err() == nil {
+			_ = b.c.Get(ctx, client.ObjectKeyFromObject(s), s)
+			c = meta.FindStatusCondition(s.Status.Conditions, names.ConditionAddressAssigned)
+		}
+		if err := b.c.Delete(context.WithoutCancel(ctx), s); err != nil {
+			t.Errorf("deleting %s: %v", s.Name, err)
+		}
+		switch {
+		case ctx.Err() != nil:
+			t.Fatal("the controller did not take notice of the pools' deletion")
+		case c.Reason == string(names.ReasonNoPools):
+			return
 		}
 	}
 }
