@@ -206,6 +206,27 @@ func (p Problem) Dangling() bool {
 	return false
 }
 
+// PoolsOf returns the pool of each address, which they may have from different ones; nil when one has none. An address that its pool avoids or
+// excludes by now is still of it, and so is one that no pool covers any more, as long as the pool is there that it is recorded to come
+// from: whoever holds it keeps it.
+func (s *Snapshot) PoolsOf(recorded string, addrs ...netip.Addr) []*Pool {
+	if s == nil {
+		return nil
+	}
+	var out []*Pool
+	for _, a := range addrs {
+		i := slices.IndexFunc(s.Pools, func(p *Pool) bool { return p.Covers(a) })
+		if i < 0 {
+			i = slices.IndexFunc(s.Pools, func(p *Pool) bool { return p.Name == recorded })
+		}
+		if i < 0 {
+			return nil
+		}
+		out = append(out, s.Pools[i])
+	}
+	return out
+}
+
 // PoolFor returns the pool that contains every one of addrs, or nil.
 func (s *Snapshot) PoolFor(addrs ...netip.Addr) *Pool {
 	if s == nil || len(addrs) == 0 {

@@ -25,8 +25,11 @@ type decision struct {
 // rules about nodes are applied to each of them, and this node's outcome is the reason.
 func (p *Planner) decide(s *view.Service) decision {
 	d := decision{verdict: Verdict{Service: s.Key, Addresses: s.Assigned}}
-	ads, reason := covers(&p.in, s)
+	ads, of, reason := covers(&p.in, s)
 	d.verdict.Reason = reason
+	if of != nil { // an address whose own pool nothing announces is none of ours
+		d.verdict.Addresses = slices.DeleteFunc(slices.Clone(s.Assigned), func(a netip.Addr) bool { return len(of[a]) == 0 })
+	}
 	if len(ads) == 0 || reason != names.ReasonNotHolder {
 		return d
 	}
@@ -38,7 +41,7 @@ func (p *Planner) decide(s *view.Service) decision {
 		d.verdict.Reason = names.ReasonNoLocalEndpoints
 	}
 	if d.verdict.Reason == names.ReasonNotHolder {
-		d.links, d.verdict.Reason = p.reach(ads, s.Assigned)
+		d.links, d.verdict.Reason = p.reach(ads, of, d.verdict.Addresses)
 	}
 	d.rebalance = slices.ContainsFunc(ads, func(ad *snapshot.L2Ad) bool { return ad.Rebalance })
 	self := d.verdict.Reason == names.ReasonNotHolder
@@ -53,26 +56,32 @@ func (p *Planner) decide(s *view.Service) decision {
 	return d
 }
 
-// covers returns the advertisements that cover the Service, wherever its nodes are; ReasonNotHolder when nothing that
-// concerns the Service as a whole speaks against it.
-func covers(in *Inputs, s *view.Service) ([]*snapshot.L2Ad, names.Reason) {
+// covers returns the advertisements that cover the Service, wherever its nodes are, and those of each address where its addresses are of
+// more than one pool; ReasonNotHolder when nothing that concerns the Service as a whole speaks against it.
+func covers(in *Inputs, s *view.Service) (ads []*snapshot.L2Ad, of map[netip.Addr][]*snapshot.L2Ad, reason names.Reason) {
 	if len(s.Assigned) == 0 {
-		return nil, names.ReasonNoAddress
+		return nil, nil, names.ReasonNoAddress
 	}
-	pool := in.Snapshot.PoolFor(s.Assigned...)
-	if pool == nil {
-		return nil, names.ReasonAddressOutsidePools
+	pools := in.Snapshot.PoolsOf(s.PoolRecorded, s.Assigned...)
+	if pools == nil {
+		return nil, nil, names.ReasonAddressOutsidePools
 	}
-	ads := adsFor(in.Snapshot, pool, s)
+	ads = adsFor(in.Snapshot, pools, s)
+	if len(slices.Compact(slices.Clone(pools))) > 1 {
+		of = map[netip.Addr][]*snapshot.L2Ad{}
+		for i, a := range s.Assigned {
+			of[a] = adsFor(in.Snapshot, pools[i:i+1], s)
+		}
+	}
 	switch {
 	case len(ads) == 0:
-		return nil, names.ReasonNoAdvertisement
+		return nil, nil, names.ReasonNoAdvertisement
 	case s.SharingPresent && slices.ContainsFunc(ads, func(ad *snapshot.L2Ad) bool { return len(ad.ServiceSelectors) > 0 }):
-		return ads, names.ReasonSharedWithServiceSelector
+		return ads, of, names.ReasonSharedWithServiceSelector
 	case !in.Endpoints[s.Key].Serving:
-		return ads, names.ReasonNoEndpoints
+		return ads, of, names.ReasonNoEndpoints
 	}
-	return ads, names.ReasonNotHolder
+	return ads, of, names.ReasonNotHolder
 }
 
 // field is which nodes some advertisements admit, whatever the Service. Services with the same advertisements share it.
@@ -150,9 +159,12 @@ func decideNode(ads []*snapshot.L2Ad, n *view.Node) names.Reason {
 }
 
 // reach returns this node's links for each of the addresses. The links of other nodes are their own to judge.
-func (p *Planner) reach(ads []*snapshot.L2Ad, addresses []netip.Addr) (map[netip.Addr][]int, names.Reason) {
+func (p *Planner) reach(ads []*snapshot.L2Ad, of map[netip.Addr][]*snapshot.L2Ad, addresses []netip.Addr) (map[netip.Addr][]int, names.Reason) {
 	out := make(map[netip.Addr][]int, len(addresses))
 	for _, a := range addresses {
+		if of != nil {
+			ads = of[a]
+		}
 		out[a] = linksFor(&p.in, ads, a)
 		switch {
 		case len(out[a]) > 0:
@@ -165,15 +177,20 @@ func (p *Planner) reach(ads []*snapshot.L2Ad, addresses []netip.Addr) (map[netip
 	return out, names.ReasonNotHolder
 }
 
-// adsFor returns the advertisements that cover the pool and select the Service.
-func adsFor(s *snapshot.Snapshot, pool *snapshot.Pool, svc *view.Service) []*snapshot.L2Ad {
+// adsFor returns the advertisements that cover one of the pools and select the Service.
+func adsFor(s *snapshot.Snapshot, pools []*snapshot.Pool, svc *view.Service) []*snapshot.L2Ad {
 	var out []*snapshot.L2Ad
 	for _, ad := range s.L2Ads {
-		if slices.Contains(ad.Pools, pool.Name) && matches(ad.ServiceSelectors, svc.Labels) {
+		if announces(ad.Pools, pools) && matches(ad.ServiceSelectors, svc.Labels) {
 			out = append(out, ad)
 		}
 	}
 	return out
+}
+
+// announces says whether one of the pools is named.
+func announces(named []string, pools []*snapshot.Pool) bool {
+	return slices.ContainsFunc(pools, func(p *snapshot.Pool) bool { return slices.Contains(named, p.Name) })
 }
 
 // matches says whether any selector matches; an empty list matches everything.

@@ -28,13 +28,21 @@ const restartTime = 120 * time.Second
 // share is what one Service adds to the routes.
 type share struct {
 	verdict BGPVerdict
-	ads     []*snapshot.BGPAd
+	ads     []offer
 }
+
+// offer is an advertisement with those addresses of a Service that are of its pools.
+type offer struct {
+	ad        *snapshot.BGPAd
+	addresses []netip.Addr
+}
+
+func (o offer) equal(p offer) bool { return o.ad == p.ad && slices.Equal(o.addresses, p.addresses) }
 
 // same says whether both add the same.
 func (s share) same(o share) bool {
 	return s.verdict.Reason == o.verdict.Reason && slices.Equal(s.verdict.Peers, o.verdict.Peers) &&
-		slices.Equal(s.verdict.Addresses, o.verdict.Addresses) && slices.Equal(s.ads, o.ads)
+		slices.Equal(s.verdict.Addresses, o.verdict.Addresses) && slices.EqualFunc(s.ads, o.ads, offer.equal)
 }
 
 // route decides the Services that changed, and puts the routes together again when that changes any.
@@ -73,7 +81,7 @@ func (p *Planner) route(anew bool) {
 		func(x, y BGPVerdict) int { return x.Service.Compare(y.Service) })
 	t := table{}
 	for _, s := range p.shares {
-		t.add(p.plan.Peers, s.ads, s.verdict.Addresses)
+		t.add(p.plan.Peers, s.ads)
 	}
 	p.plan.Routes = t.routes()
 }
@@ -83,7 +91,7 @@ func (p *Planner) share(s *view.Service, self *view.Node) share {
 	ads, reason := routable(&p.in, s, self)
 	out := share{verdict: BGPVerdict{Service: s.Key, Addresses: s.Assigned, Reason: reason}, ads: ads}
 	if reason == names.ReasonAnnounced {
-		if out.verdict.Peers = (table{}).add(p.plan.Peers, ads, s.Assigned); len(out.verdict.Peers) == 0 {
+		if out.verdict.Peers = (table{}).add(p.plan.Peers, ads); len(out.verdict.Peers) == 0 {
 			out.verdict.Reason = names.ReasonNoPeers
 		}
 	}
@@ -92,25 +100,32 @@ func (p *Planner) share(s *view.Service, self *view.Node) share {
 
 // routable applies the rules in order and returns the advertisements that cover the Service on this node. A node that is
 // leaving still announces: how its routes go is the engine's to do in good order.
-func routable(in *Inputs, s *view.Service, self *view.Node) ([]*snapshot.BGPAd, names.Reason) {
+func routable(in *Inputs, s *view.Service, self *view.Node) ([]offer, names.Reason) {
 	if len(s.Assigned) == 0 {
 		return nil, names.ReasonNoAddress
 	}
-	pool := in.Snapshot.PoolFor(s.Assigned...)
-	if pool == nil {
+	pools := in.Snapshot.PoolsOf(s.PoolRecorded, s.Assigned...)
+	if pools == nil {
 		return nil, names.ReasonAddressOutsidePools
 	}
-	var ads []*snapshot.BGPAd // in the order of the Snapshot
+	var ads []offer // in the order of the Snapshot
 	for _, ad := range in.Snapshot.BGPAds {
-		if slices.Contains(ad.Pools, pool.Name) && matches(ad.NodeSelectors, self.Labels) && matches(ad.ServiceSelectors, s.Labels) {
-			ads = append(ads, ad)
+		if !announces(ad.Pools, pools) || !matches(ad.NodeSelectors, self.Labels) || !matches(ad.ServiceSelectors, s.Labels) {
+			continue
 		}
+		o := offer{ad: ad}
+		for i, a := range s.Assigned {
+			if slices.Contains(ad.Pools, pools[i].Name) {
+				o.addresses = append(o.addresses, a)
+			}
+		}
+		ads = append(ads, o)
 	}
 	e := in.Endpoints[s.Key]
 	switch {
 	case len(ads) == 0:
 		return nil, names.ReasonNoAdvertisement
-	case contradict(ads, s.Assigned):
+	case contradict(ads):
 		return nil, names.ReasonConflictingAdvertisements
 	case self.NetworkUnavailable:
 		return nil, names.ReasonNodeNetworkUnavailable
@@ -123,12 +138,15 @@ func routable(in *Inputs, s *view.Service, self *view.Node) ([]*snapshot.BGPAd, 
 }
 
 // contradict says whether two advertisements give one prefix of the Service different values of localPref at one peer.
-func contradict(ads []*snapshot.BGPAd, addresses []netip.Addr) bool {
-	for i, x := range ads {
-		for _, y := range ads[:i] {
+func contradict(ads []offer) bool {
+	for i, ox := range ads {
+		for _, oy := range ads[:i] {
+			x, y := ox.ad, oy.ad
 			share := len(x.Peers) == 0 || len(y.Peers) == 0 ||
 				slices.ContainsFunc(x.Peers, func(p string) bool { return slices.Contains(y.Peers, p) })
-			same := slices.ContainsFunc(addresses, func(a netip.Addr) bool { return prefix(x, a) == prefix(y, a) })
+			same := slices.ContainsFunc(ox.addresses, func(a netip.Addr) bool {
+				return slices.Contains(oy.addresses, a) && prefix(x, a) == prefix(y, a)
+			})
 			if share && same && x.LocalPref != y.LocalPref {
 				return true
 			}
@@ -155,15 +173,16 @@ type cell struct {
 }
 
 // add puts the routes of a Service into the table and returns the names of the peers that get one.
-func (t table) add(peers []intent.Peer, ads []*snapshot.BGPAd, addresses []netip.Addr) []string {
+func (t table) add(peers []intent.Peer, ads []offer) []string {
 	var to []string
 	for i := range peers {
 		p := &peers[i]
-		for _, ad := range ads {
+		for _, o := range ads {
+			ad := o.ad
 			if len(ad.Peers) > 0 && !slices.Contains(ad.Peers, p.Name) {
 				continue
 			}
-			for _, a := range addresses {
+			for _, a := range o.addresses {
 				if a.Is4() && !p.IPv4 || a.Is6() && !p.IPv6 {
 					continue
 				}

@@ -1,0 +1,58 @@
+package plan
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// TestAddressesOfTwoPools: each address is announced by what covers its own pool.
+func TestAddressesOfTwoPools(t *testing.T) {
+	six := netip.MustParseAddr("fd00:1::1")
+	in := peered()
+	in.Snapshot.Pools = append(in.Snapshot.Pools, &snapshot.Pool{Name: "six", Ranges: []snapshot.Range{{First: six, Last: six}}})
+	in.Snapshot.Peers[0].DualStack = true
+	editService(func(s *view.Service) { s.Assigned = append(s.Assigned, six) })(&in)
+
+	// The advertisements of both protocols cover the first pool alone.
+	p := Build(in)
+	if len(p.Bids) != 1 || p.Bids[0].Address != address || p.Verdicts[0].Reason != names.ReasonNotHolder {
+		t.Errorf("the bids are %+v, the verdict %+v; want one bid for %s", p.Bids, p.Verdicts[0], address)
+	}
+	if len(p.Routes) != 1 || p.Routes[0].Prefix.Addr() != address || p.BGP[0].Reason != names.ReasonAnnounced {
+		t.Errorf("the routes are %+v, the verdict %+v; want one for %s", p.Routes, p.BGP[0], address)
+	}
+	// Now the second is announced too, by an advertisement of its own.
+	in.Snapshot.L2Ads = append(in.Snapshot.L2Ads, &snapshot.L2Ad{Name: "six", Pools: []string{"six"}, Interfaces: []string{"eth1"}})
+	in.Snapshot.BGPAds = append(in.Snapshot.BGPAds, &snapshot.BGPAd{Name: "six", Pools: []string{"six"}, Length4: 32, Length6: 64})
+	p = Build(in)
+	if len(p.Bids) != 2 || !slices.Equal(p.Bids[0].Links, []int{2}) || !slices.Equal(p.Bids[1].Links, []int{3}) {
+		t.Errorf("the bids are %+v; want one for each address, on the links that its advertisement names", p.Bids)
+	}
+	if len(p.Routes) != 2 || p.Routes[0].Prefix != netip.PrefixFrom(address, 32) || p.Routes[1].Prefix != netip.MustParsePrefix("fd00:1::/64") {
+		t.Errorf("the routes are %+v; want one for each address, of the length that its advertisement says", p.Routes)
+	}
+}
+
+// TestAnAddressThatItsPoolLetGoIsAnnounced: the Service keeps it, so that packets for it have to arrive.
+func TestAnAddressThatItsPoolLetGoIsAnnounced(t *testing.T) {
+	for name, edit := range map[string]func(*Inputs){
+		"excluded by now": func(in *Inputs) { in.Snapshot.Pools[0].Excluded = in.Snapshot.Pools[0].Ranges },
+		"no longer in its pool": func(in *Inputs) {
+			in.Snapshot.Pools[0].Ranges = nil
+			editService(func(s *view.Service) { s.PoolRecorded = "p" })(in)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in := peered()
+			edit(&in)
+			if p := Build(in); len(p.Bids) != 1 || len(p.Routes) != 1 {
+				t.Errorf("it is not announced any more: %+v, %+v", p.Verdicts, p.BGP)
+			}
+		})
+	}
+}
