@@ -22,6 +22,7 @@ import (
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/controller/reconcile"
 	"github.com/gantry-lb/gantry/internal/configuration"
@@ -143,10 +144,11 @@ const (
 func managerOptions(o *options, scheme *runtime.Scheme) ctrl.Options {
 	grace, lease, renew, retry, shared := 2*time.Second, leaseDuration, renewDeadline, retryPeriod, true
 	watched := o.scope().ByObject()
+	own := cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
 	for _, report := range o.scope().Reports() {
-		watched[report] = cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
+		watched[report] = own
 	}
-	watched[&v1beta1.ConfigurationState{}] = cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
+	watched[&v1beta1.ConfigurationState{}], watched[&v1alpha1.AddressReservation{}] = own, own
 	// Cached Services are read and never changed, so that no copy of them is needed.
 	watched[&corev1.Service{}] = cache.ByObject{Transform: reconcile.Compact, UnsafeDisableDeepCopy: &shared}
 	return ctrl.Options{

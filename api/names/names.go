@@ -78,6 +78,8 @@ const (
 	ConditionAddressAssigned = "gantry.dev/AddressAssigned"
 	// ConditionAnnounced on a Service: some node announces its addresses.
 	ConditionAnnounced = "gantry.dev/Announced"
+	// ConditionReserved on an AddressReservation: its addresses are kept for its Service.
+	ConditionReserved = "gantry.dev/Reserved"
 	// ConditionValid on our kinds: the object is understood and every object that it names exists.
 	ConditionValid = "gantry.dev/Valid"
 	// ConditionPools and ConditionConfig on a ConfigurationState: the controller, or a speaker, understands everything.

@@ -36,7 +36,6 @@ func extensions(t *testing.T, c client.Client) {
 		"everything": {in: v1beta1.PoolExtension{
 			Exclude: []string{"192.0.2.0/30", "192.0.2.9 - 192.0.2.12", "192.0.2.255"}, Order: "Hash", Cooldown: duration(5 * time.Minute),
 			Quota: &v1beta1.PoolQuota{PerNamespace: &ten, Namespaces: []v1beta1.NamespaceQuota{{Namespace: "a", Addresses: 0}}},
-			Probe: &v1beta1.PoolProbe{Quarantine: duration(time.Hour)},
 		}},
 		"the longest list":          {in: v1beta1.PoolExtension{Exclude: many}},
 		"a list that is too long":   {in: v1beta1.PoolExtension{Exclude: append(many, "192.0.2.1")}, want: []string{"spec.gantry.exclude", "128"}},
@@ -48,7 +47,6 @@ func extensions(t *testing.T, c client.Client) {
 			in:   v1beta1.PoolExtension{Quota: &v1beta1.PoolQuota{Namespaces: []v1beta1.NamespaceQuota{{Namespace: "a"}, {Namespace: "a"}}}},
 			want: []string{"spec.gantry.quota.namespaces", "Duplicate"},
 		},
-		"a quarantine of no time": {in: v1beta1.PoolExtension{Probe: &v1beta1.PoolProbe{Quarantine: duration(0)}}, want: []string{"quarantine is between 1s and 8760h"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if tc.want != nil {

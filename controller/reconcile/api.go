@@ -25,13 +25,15 @@ type API interface {
 	Live(context.Context, view.Key) (*corev1.Service, error)
 	// EachLive calls visit for every Service of one moment.
 	EachLive(ctx context.Context, visit func(*corev1.Service)) error
-	// Pools returns the pools, and the namespaces that they may select.
+	// Pools returns the pools, the reservations, and the namespaces that they may select.
 	Pools(context.Context) (snapshot.Objects, error)
 	// PatchStatus writes the difference in status and annotations, and returns what the Service is then. It is refused as a
 	// conflict when the Service is not what it was before.
 	PatchStatus(ctx context.Context, before, after *corev1.Service) (*corev1.Service, error)
 	// UpdatePool writes the status of a pool.
 	UpdatePool(context.Context, *v1beta1.IPAddressPool) error
+	// UpdateReservation writes the status of a reservation.
+	UpdateReservation(context.Context, *v1alpha1.AddressReservation) error
 	// Ledger returns the AddressLedger as it is, and makes an empty one when there is none.
 	Ledger(context.Context) (*v1alpha1.AddressLedger, error)
 	// SwapLedger writes the AddressLedger, and returns it as written. It is refused as a conflict when it is not the one that was
@@ -99,8 +101,12 @@ func (c *Cluster) Pools(ctx context.Context) (snapshot.Objects, error) {
 	if err := c.Client.List(ctx, &pools, client.InNamespace(c.Namespace)); err != nil {
 		return snapshot.Objects{}, fmt.Errorf("reading the pools: %w", err)
 	}
+	var reservations v1alpha1.AddressReservationList
+	if err := c.Client.List(ctx, &reservations, client.InNamespace(c.Namespace)); err != nil {
+		return snapshot.Objects{}, fmt.Errorf("reading the reservations: %w", err)
+	}
 	namespaces, err := configuration.Namespaces(ctx, c.Client)
-	return snapshot.Objects{Pools: pools.Items, Namespaces: namespaces}, err
+	return snapshot.Objects{Pools: pools.Items, Reservations: reservations.Items, Namespaces: namespaces}, err
 }
 
 // PatchStatus implements API, through the status subresource, which carries annotations too.
@@ -118,6 +124,14 @@ func (c *Cluster) PatchStatus(ctx context.Context, before, after *corev1.Service
 func (c *Cluster) UpdatePool(ctx context.Context, p *v1beta1.IPAddressPool) error {
 	if err := c.Client.Status().Update(ctx, p); err != nil {
 		return fmt.Errorf("writing the status of pool %q: %w", p.Name, err)
+	}
+	return nil
+}
+
+// UpdateReservation implements API.
+func (c *Cluster) UpdateReservation(ctx context.Context, o *v1alpha1.AddressReservation) error {
+	if err := c.Client.Status().Update(ctx, o); err != nil {
+		return fmt.Errorf("writing the status of AddressReservation %q: %w", o.Name, err)
 	}
 	return nil
 }

@@ -64,7 +64,7 @@ func (r *Services) reconfigure(ctx context.Context) {
 		r.Log.Debug("configuration problem", "object", p.Object.Kind+"/"+p.Object.Name, "reason", p.Reason, "text", p.Text)
 	}
 	r.counters.stale = true
-	if reflect.DeepEqual(old.Pools, config.snapshot.Pools) {
+	if reflect.DeepEqual(old.Pools, config.snapshot.Pools) && reflect.DeepEqual(old.Reservations, config.snapshot.Reservations) {
 		return // a namespace, say, that no pool asks for
 	}
 	r.wakePending = true
@@ -128,6 +128,9 @@ func (r *Services) count(ctx context.Context) {
 	for i := range o.Pools {
 		r.countPool(&o.Pools[i])
 	}
+	for i := range o.Reservations {
+		r.keep(&o.Reservations[i])
+	}
 }
 
 func (r *Services) countPool(p *v1beta1.IPAddressPool) {
@@ -135,10 +138,9 @@ func (r *Services) countPool(p *v1beta1.IPAddressPool) {
 	if parsed == nil { // younger than what we know: it will be told
 		return
 	}
-	size4, size6 := parsed.Size()
-	used4, used6 := r.ledger.InUse(parsed)
+	u := r.ledger.Usage(parsed, r.config.snapshot)
 	after := v1beta1.IPAddressPoolStatus{
-		AssignedIPv4: used4, AssignedIPv6: used6, AvailableIPv4: size4 - used4, AvailableIPv6: size6 - used6,
+		AssignedIPv4: u.AssignedIPv4, AssignedIPv6: u.AssignedIPv6, AvailableIPv4: u.AvailableIPv4, AvailableIPv6: u.AvailableIPv6,
 		Gantry: setCondition(p.Status.Gantry, valid(snapshot.Object{Kind: "IPAddressPool", Namespace: p.Namespace, Name: p.Name}, p.Generation, r.config.problems)),
 	}
 	if equality.Semantic.DeepEqual(p.Status, after) {

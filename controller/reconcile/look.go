@@ -149,15 +149,12 @@ func (r *Services) doubted(k view.Key) {
 // carryOut commits a Decision and has it written. The Ledger comes first: from then on nobody else is given the addresses. What the
 // Service had stays with it until the new is written: make before break.
 func (r *Services) carryOut(s *corev1.Service, v *view.Service, d allocate.Decision) {
-	if d.Reason == names.ReasonAssigned {
+	if d.Reason == names.ReasonAssigned && !d.Waiting {
 		delete(r.pending, v.Key)
 	} else {
 		r.pending[v.Key] = struct{}{}
 	}
 	w := &write{v: *v, before: s, decision: d, pool: d.Pool, epoch: r.epoch}
-	if p := r.config.snapshot.PoolFor(d.Addresses...); p != nil {
-		w.pool = p.Name
-	}
 	w.held, _ = r.ledger.Held(v.Key)
 	w.after = desired(s, d, w.pool)
 	if same(s, w.after) {

@@ -60,6 +60,8 @@ type Services struct {
 	pending map[view.Key]struct{}
 	// suspects are Services with an address that another had, as far as was known: the last to claim it when the Ledger is built.
 	suspects map[view.Key]struct{}
+	// nextDeadline is when the worker is woken because something that is withheld ends.
+	nextDeadline time.Time
 	// wakePending asks for a look at all of them.
 	wakePending bool
 	// ready are tasks that wait for a place, sleeping ones that wait for their time.
@@ -125,6 +127,7 @@ func (r *Services) Run(ctx context.Context) error {
 
 // step does what there is to do now.
 func (r *Services) step(ctx context.Context) {
+	r.advance()
 	r.reconfigure(ctx)
 	for _, l := range r.inbox.take(batchSize) {
 		if r.loaded.Load() {
@@ -144,6 +147,7 @@ func (r *Services) step(ctx context.Context) {
 	r.swap(ctx)
 	r.count(ctx)
 	r.dispatch(ctx)
+	r.advance()
 }
 
 // await waits until there is something to do, and takes in what has come of the tasks.

@@ -11,6 +11,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 
+	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/internal/view"
@@ -25,6 +26,7 @@ func (r *Services) Setup(ctx context.Context, mgr manager.Manager) error {
 	}{
 		{&corev1.Service{}, r.serviceEvents()},
 		{&v1beta1.IPAddressPool{}, r.configEvents()},
+		{&v1alpha1.AddressReservation{}, r.configEvents()},
 		{configuration.Metadata("Namespace"), r.configEvents()},
 	}
 	for _, f := range feeds {

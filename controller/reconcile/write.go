@@ -3,6 +3,7 @@ package reconcile
 import (
 	"net/netip"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -28,6 +29,11 @@ func desired(s *corev1.Service, d allocate.Decision, pool string) *corev1.Servic
 		metav1.SetMetaDataAnnotation(&after.ObjectMeta, names.AnnotationFromPool, pool)
 	} else {
 		delete(after.Annotations, names.AnnotationFromPool)
+	}
+	if len(d.Pools) > 1 {
+		after.Annotations[names.AnnotationFromPools] = strings.Join(d.Pools, ",")
+	} else {
+		delete(after.Annotations, names.AnnotationFromPools)
 	}
 	c := metav1.Condition{
 		Type: names.ConditionAddressAssigned, Status: metav1.ConditionTrue, ObservedGeneration: s.Generation,
@@ -66,6 +72,7 @@ func cleared(s *corev1.Service, held []netip.Addr) *corev1.Service {
 		return err == nil && (slices.Contains(held, a) || s.Spec.Type != corev1.ServiceTypeLoadBalancer)
 	})
 	delete(after.Annotations, names.AnnotationFromPool)
+	delete(after.Annotations, names.AnnotationFromPools)
 	meta.RemoveStatusCondition(&after.Status.Conditions, names.ConditionAddressAssigned)
 	meta.RemoveStatusCondition(&after.Status.Conditions, names.ConditionAnnounced)
 	return after

@@ -141,7 +141,7 @@ func (p *Planner) Update() Delta {
 		}
 		d := p.decide(&s)
 		p.services[k] = d
-		for _, a := range s.Assigned {
+		for _, a := range d.verdict.Addresses {
 			if p.users[a] == nil {
 				p.users[a] = map[view.Key]struct{}{}
 			}

@@ -220,6 +220,11 @@ func (c *Client) UpdatePool(ctx context.Context, p *v1beta1.IPAddressPool) error
 	return c.send(ctx, "pool", func() error { return c.server.updatePool(p) })
 }
 
+// UpdateReservation implements reconcile.API.
+func (c *Client) UpdateReservation(ctx context.Context, o *v1alpha1.AddressReservation) error {
+	return c.send(ctx, "reservation", func() error { return c.server.updateReservation(o) })
+}
+
 // Ledger implements reconcile.API.
 func (c *Client) Ledger(ctx context.Context) (*v1alpha1.AddressLedger, error) {
 	now := make(chan *v1alpha1.AddressLedger, 1)

@@ -24,11 +24,12 @@ import (
 
 // Server holds the objects. What it hands out must not be changed.
 type Server struct {
-	mu       sync.Mutex // guards all that follows
-	version  int64
-	services map[view.Key]*corev1.Service
-	pools    map[string]*v1beta1.IPAddressPool
-	ledger   *v1alpha1.AddressLedger
+	mu           sync.Mutex // guards all that follows
+	version      int64
+	services     map[view.Key]*corev1.Service
+	pools        map[string]*v1beta1.IPAddressPool
+	reservations map[string]*v1alpha1.AddressReservation
+	ledger       *v1alpha1.AddressLedger
 	// changes are all that happened to Services, for the watches; moved is closed at the next, and made anew.
 	changes []change
 	moved   chan struct{}
@@ -47,7 +48,8 @@ func NewServer(check func(before, after *corev1.Service)) *Server {
 	}
 	return &Server{
 		services: map[view.Key]*corev1.Service{}, pools: map[string]*v1beta1.IPAddressPool{},
-		moved: make(chan struct{}), writes: map[string]int{}, check: check,
+		reservations: map[string]*v1alpha1.AddressReservation{},
+		moved:        make(chan struct{}), writes: map[string]int{}, check: check,
 	}
 }
 
@@ -152,6 +154,27 @@ func (s *Server) DeletePool(name string) {
 	delete(s.pools, name)
 }
 
+// SetReservation adds a reservation or changes its spec; the workers have to be told.
+func (s *Server) SetReservation(name string, spec v1alpha1.AddressReservationSpec) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := &v1alpha1.AddressReservation{Spec: spec}
+	if old := s.reservations[name]; old != nil {
+		p = old.DeepCopy()
+		p.Spec = spec
+	}
+	p.Namespace, p.Name, p.ResourceVersion = names.Namespace, name, s.next()
+	p.Generation++
+	s.reservations[name] = p
+}
+
+// Reservation returns a reservation, nil when there is none.
+func (s *Server) Reservation(name string) *v1alpha1.AddressReservation {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.reservations[name]
+}
+
 // Pool returns a pool, nil when there is none.
 func (s *Server) Pool(name string) *v1beta1.IPAddressPool {
 	s.mu.Lock()
@@ -245,12 +268,31 @@ func (s *Server) updatePool(p *v1beta1.IPAddressPool) error {
 	return nil
 }
 
+func (s *Server) updateReservation(p *v1alpha1.AddressReservation) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch now := s.reservations[p.Name]; {
+	case now == nil:
+		return missing("addressreservations", p.Name)
+	case now.ResourceVersion != p.ResourceVersion:
+		return conflict("addressreservations", p.Name)
+	}
+	s.writes["reservation"]++
+	p = p.DeepCopy()
+	p.ResourceVersion = s.next()
+	s.reservations[p.Name] = p
+	return nil
+}
+
 func (s *Server) allPools() snapshot.Objects {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var o snapshot.Objects
 	for _, p := range s.pools {
 		o.Pools = append(o.Pools, *p)
+	}
+	for _, p := range s.reservations {
+		o.Reservations = append(o.Reservations, *p)
 	}
 	return o
 }
