@@ -28,6 +28,7 @@ type options struct {
 	GossipBindPort    int
 	GossipKeyFile     string
 	layer2Options
+	bgpOptions
 }
 
 func main() {
@@ -65,10 +66,11 @@ func parse(args []string, lookup func(string) (string, bool)) (options, error) {
 	fs.IntVar(&o.GossipBindPort, "gossip-bind-port", 7946, "port on which speakers talk to each other, TCP and UDP, the same on all nodes")
 	fs.StringVar(&o.GossipKeyFile, "gossip-key-file", "", "file with the gossip key; empty takes the Secret that the controller makes")
 	o.layer2Options.bind(fs)
+	o.bgpOptions.bind(fs)
 	if err := option.Parse(fs, args, lookup); err != nil {
 		return o, err
 	}
-	if err := o.layer2Options.validate(); err != nil {
+	if err := errors.Join(o.layer2Options.validate(), o.bgpOptions.validate()); err != nil {
 		return o, err
 	}
 	if o.NodeName == "" {

@@ -24,16 +24,13 @@ import (
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/internal/option"
 	"github.com/gantry-lb/gantry/internal/view"
 	"github.com/gantry-lb/gantry/speaker/agent"
-	"github.com/gantry-lb/gantry/speaker/bfd"
-	"github.com/gantry-lb/gantry/speaker/bfd/udp"
 	"github.com/gantry-lb/gantry/speaker/bgp"
-	"github.com/gantry-lb/gantry/speaker/bgp/gobgp"
-	bgpwire "github.com/gantry-lb/gantry/speaker/bgp/wire"
 	"github.com/gantry-lb/gantry/speaker/elect"
 	"github.com/gantry-lb/gantry/speaker/layer2"
 	"github.com/gantry-lb/gantry/speaker/layer2/wire"
@@ -78,19 +75,20 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if err := metrics.Registry.Register(engine); err != nil {
 		return fmt.Errorf("registering the metrics of layer 2: %w", err)
 	}
-	paths := bfd.New(udp.New(), time.Now, gossip.nonce)
-	if err := metrics.Registry.Register(paths); err != nil {
-		return fmt.Errorf("registering the metrics of BFD: %w", err)
+	routing, err := newRouters(mgr, o, gossip.nonce, log)
+	if err != nil {
+		return err
 	}
-	routing := bgp.New(bgp.Options{Node: o.NodeName, Library: gobgp.New(log), Transport: bgpwire.Wire{}, BFD: paths, Log: log})
 	writer := &reconcile.StatusWriter{
 		Client: mgr.GetClient(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEvents), Log: log,
 		Self: o.NodeName, Pod: o.PodName, Namespace: o.Namespace,
 	}
 	writer.Init()
+	routing.status.Owner = writer.Owner
 	a := agent.New(agent.Options{
 		Self: o.NodeName, Nonce: gossip.nonce, Class: o.LoadBalancerClass, Timing: elect.DefaultTiming(),
-		Layer2: engine, BGP: routing, Members: gossip, Links: watcher.Sets(), Now: time.Now, Log: log, Observe: writer.Observe,
+		Layer2: engine, BGP: routing.engine, Members: gossip, Links: watcher.Sets(), Now: time.Now, Log: log,
+		Observe: routing.observe(writer.Observe),
 	})
 	state := &reconcile.ConfigurationWriter{
 		Client: mgr.GetClient(), Cache: mgr.GetCache(), Log: log,
@@ -98,7 +96,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	}
 	state.Init()
 	feed.Agent, feed.Seeds, feed.Problems = a, gossip, state.Observe
-	for _, part := range []func(context.Context) error{engine.Run, paths.Run, routing.Run, a.Run, watcher.Run, gossip.Run, feed.Run, writer.Run, state.Run} {
+	for _, part := range append(routing.runs(), engine.Run, a.Run, watcher.Run, gossip.Run, feed.Run, writer.Run, state.Run) {
 		g.Go(func() error { return part(parts) })
 	}
 	g.Go(func() error {
@@ -107,7 +105,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 			return nil
 		case <-ctx.Done():
 		}
-		handOver(parts, a, routing, log)
+		handOver(parts, a, routing.engine, log)
 		stop()
 		return nil
 	})
@@ -142,6 +140,10 @@ func newManager(config *rest.Config, o options) (ctrl.Manager, error) {
 	watched := o.scope().ByObject()
 	speakers := labels.SelectorFromSet(labels.Set{names.LabelAppName: names.AppName, names.LabelComponent: names.ComponentSpeaker})
 	watched[&v1beta1.ServiceL2Status{}] = cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
+	if !o.scope().Layer2Alone {
+		own := cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {LabelSelector: labels.SelectorFromSet(labels.Set{names.LabelNode: o.NodeName})}}}
+		watched[&v1beta1.ServiceBGPStatus{}], watched[&v1alpha1.BGPSession{}] = own, own
+	}
 	watched[&v1beta1.ConfigurationState{}] = cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {
 		FieldSelector: fields.OneTermEqualSelector("metadata.name", configuration.State{Component: names.ComponentSpeaker, Node: o.NodeName}.Name()),
 	}}}

@@ -62,6 +62,8 @@ const (
 	LabelNode             = "metallb.io/node"
 	LabelServiceName      = "metallb.io/service-name"
 	LabelServiceNamespace = "metallb.io/service-namespace"
+	// LabelPeer on a BGPSession is the name of its BGPPeer.
+	LabelPeer = "gantry.dev/peer"
 )
 
 // Labels and taints of Kubernetes that decide whether a node may announce.

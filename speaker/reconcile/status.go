@@ -176,7 +176,7 @@ func (w *StatusWriter) create(ctx context.Context, e status.Entry) error {
 	o.Labels = map[string]string{
 		names.LabelNode: e.Node, names.LabelServiceName: label(e.Service.Name), names.LabelServiceNamespace: e.Service.Namespace,
 	}
-	o.OwnerReferences = w.owner(ctx)
+	o.OwnerReferences = w.Owner(ctx)
 	if err := w.Client.Create(ctx, o); client.IgnoreAlreadyExists(err) != nil {
 		return fmt.Errorf("creating ServiceL2Status %q: %w", o.Name, err)
 	}
@@ -191,8 +191,8 @@ func (w *StatusWriter) create(ctx context.Context, e status.Entry) error {
 // label cuts a name to what a label's value may have; Service names are shorter in practice.
 func label(s string) string { return strings.TrimRight(s[:min(len(s), 63)], "-.") }
 
-// owner makes the objects vanish with the speaker's Pod, if the speaker runs in one.
-func (w *StatusWriter) owner(ctx context.Context) []metav1.OwnerReference {
+// Owner makes the objects vanish with the speaker's Pod, if the speaker runs in one.
+func (w *StatusWriter) Owner(ctx context.Context) []metav1.OwnerReference {
 	if w.Pod == "" {
 		return nil
 	}

@@ -78,6 +78,24 @@ func TestBGP(t *testing.T) {
 		return stream
 	}
 
+	t.Run("the API tells what is announced, and how the sessions are", func(t *testing.T) {
+		must(t, stage.Await(ctx, "the status objects", func(ctx context.Context) error {
+			announced, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "servicebgpstatuses", "-o", `jsonpath={range .items[*]}{.status.node} {.status.serviceName} {.status.peers}{"\n"}{end}`)
+			if err != nil {
+				return err
+			}
+			sessions, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions", "-o", `jsonpath={range .items[*]}{.status.node} {.status.peer} {.status.address} {.status.state} {.status.prefixes} {.status.families}{"\n"}{end}`)
+			if err != nil {
+				return err
+			}
+			for _, node := range []string{"node1", "node2", "node3"} {
+				if !strings.Contains(announced, node+` echo ["tor"]`) || !strings.Contains(sessions, node+` tor 192.168.0.1:179 Established 1 ["ipv4-unicast"]`) {
+					return fmt.Errorf("they are:\n%s%s", announced, sessions)
+				}
+			}
+			return nil
+		}))
+	})
 	t.Run("a speaker that is told to stop loses no request", func(t *testing.T) {
 		stream := far(t)
 		must(t, s.Signal(ctx, "node1", "gantry-speaker", syscall.SIGTERM))

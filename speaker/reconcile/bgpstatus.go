@@ -1,0 +1,228 @@
+package reconcile
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/events"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/internal/view"
+	"github.com/gantry-lb/gantry/speaker/agent"
+	"github.com/gantry-lb/gantry/speaker/bgp"
+	"github.com/gantry-lb/gantry/speaker/plan"
+	"github.com/gantry-lb/gantry/speaker/status"
+)
+
+// Sessions is what is seen of the sessions with routers; *bgp.Engine is one.
+type Sessions interface {
+	States() []bgp.State
+	Changed() <-chan struct{}
+}
+
+// BGPStatusWriter writes what this node announces to routers, ServiceBGPStatus objects, and how its sessions are, BGPSession
+// objects. Like StatusWriter it is behind by as much as the API server is slow.
+type BGPStatusWriter struct {
+	Client   client.Client
+	Events   events.EventRecorder
+	Sessions Sessions
+	Log      *slog.Logger
+	// Self is this node, Namespace where the objects go; Owner returns what they vanish with.
+	Self, Namespace string
+	Owner           func(ctx context.Context) []metav1.OwnerReference
+	// Limit is how many Services a node writes ServiceBGPStatus objects for; beyond it, it writes none.
+	Limit int
+
+	latest chan plan.Plan
+	told   bool // that there are too many
+}
+
+// settleTime gathers changes that come together, such as a session's way to being established.
+const settleTime = 200 * time.Millisecond
+
+// Init makes the writer ready to observe.
+func (w *BGPStatusWriter) Init() { w.latest = make(chan plan.Plan, 1) }
+
+// Observe takes the agent's Status and returns at once.
+func (w *BGPStatusWriter) Observe(s agent.Status) {
+	for {
+		select {
+		case w.latest <- s.Plan:
+			return
+		default:
+		}
+		select {
+		case <-w.latest:
+		default:
+		}
+	}
+}
+
+// Run writes until ctx ends.
+func (w *BGPStatusWriter) Run(ctx context.Context) error {
+	var p plan.Plan
+	var known bool // a Plan was seen: before it, nothing is known of what should not be there
+	timer := time.NewTimer(time.Hour)
+	timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case p = <-w.latest:
+			known = true
+			timer.Reset(settleTime)
+		case <-w.Sessions.Changed():
+			timer.Reset(settleTime)
+		case <-timer.C:
+			if !known {
+				continue
+			}
+			if err := w.write(ctx, p); err != nil && ctx.Err() == nil {
+				w.Log.Warn("writing the status of BGP; trying again", "error", err)
+				timer.Reset(retryDelay)
+			}
+		}
+	}
+}
+
+func (w *BGPStatusWriter) write(ctx context.Context, p plan.Plan) error {
+	if err := w.announcements(ctx, p); err != nil {
+		return err
+	}
+	return w.sessions(ctx)
+}
+
+// announcements brings the ServiceBGPStatus objects of this node in line with the Plan.
+func (w *BGPStatusWriter) announcements(ctx context.Context, p plan.Plan) error {
+	want := status.Announcements(p)
+	if len(want) > w.Limit {
+		if !w.told && w.Limit > 0 {
+			w.Log.Warn("this node announces more Services than it writes ServiceBGPStatus objects for; see --service-bgp-status", "services", len(want), "limit", w.Limit)
+		}
+		want, w.told = nil, true
+	} else {
+		w.told = false
+	}
+	var list v1beta1.ServiceBGPStatusList
+	if err := w.Client.List(ctx, &list, client.InNamespace(w.Namespace), client.MatchingLabels{names.LabelNode: w.Self}); err != nil {
+		return fmt.Errorf("listing ServiceBGPStatuses: %w", err)
+	}
+	var have []status.Announcement
+	for i := range list.Items {
+		s := &list.Items[i].Status
+		have = append(have, status.Announcement{Service: view.Key{Namespace: s.ServiceNamespace, Name: s.ServiceName}, Peers: s.Peers})
+	}
+	write, remove := status.DiffAnnouncements(want, have)
+	for _, a := range write {
+		created := !slices.ContainsFunc(have, func(h status.Announcement) bool { return h.Service == a.Service })
+		if err := w.announce(ctx, a); err != nil {
+			return err
+		}
+		if created {
+			w.tell(ctx, a)
+		}
+	}
+	for _, k := range remove {
+		o := &v1beta1.ServiceBGPStatus{}
+		o.Namespace, o.Name = w.Namespace, status.AnnouncementName(w.Self, k)
+		if err := w.Client.Delete(ctx, o); client.IgnoreNotFound(err) != nil {
+			return fmt.Errorf("removing ServiceBGPStatus %q: %w", o.Name, err)
+		}
+	}
+	return nil
+}
+
+func (w *BGPStatusWriter) announce(ctx context.Context, a status.Announcement) error {
+	o := &v1beta1.ServiceBGPStatus{}
+	o.Namespace, o.Name = w.Namespace, status.AnnouncementName(w.Self, a.Service)
+	o.Labels = map[string]string{
+		names.LabelNode: w.Self, names.LabelServiceName: label(a.Service.Name), names.LabelServiceNamespace: a.Service.Namespace,
+	}
+	o.OwnerReferences = w.Owner(ctx)
+	if err := w.Client.Create(ctx, o); client.IgnoreAlreadyExists(err) != nil {
+		return fmt.Errorf("creating ServiceBGPStatus %q: %w", o.Name, err)
+	}
+	base := client.MergeFrom(o.DeepCopy())
+	o.Status = v1beta1.ServiceBGPStatusStatus{Node: w.Self, ServiceName: a.Service.Name, ServiceNamespace: a.Service.Namespace, Peers: a.Peers}
+	if err := w.Client.Status().Patch(ctx, o, base); err != nil {
+		return fmt.Errorf("writing ServiceBGPStatus %q: %w", o.Name, err)
+	}
+	return nil
+}
+
+// tell writes the event that existing tools look for.
+func (w *BGPStatusWriter) tell(ctx context.Context, a status.Announcement) {
+	svc := &corev1.Service{}
+	if err := w.Client.Get(ctx, client.ObjectKey{Namespace: a.Service.Namespace, Name: a.Service.Name}, svc); err != nil {
+		return // the Service is gone: nobody is left to tell
+	}
+	w.Events.Eventf(svc, nil, corev1.EventTypeNormal, names.EventNodeAssigned, "Announce",
+		"announcing from node %q with protocol %q", w.Self, "bgp")
+}
+
+// sessions brings the BGPSession objects of this node in line with what is seen.
+func (w *BGPStatusWriter) sessions(ctx context.Context) error {
+	var list v1alpha1.BGPSessionList
+	if err := w.Client.List(ctx, &list, client.InNamespace(w.Namespace), client.MatchingLabels{names.LabelNode: w.Self}); err != nil {
+		return fmt.Errorf("listing BGPSessions: %w", err)
+	}
+	stale := map[string]*v1alpha1.BGPSession{}
+	for i := range list.Items {
+		stale[list.Items[i].Name] = &list.Items[i]
+	}
+	for _, s := range w.Sessions.States() {
+		name := status.SessionName(w.Self, s.Peer)
+		o := stale[name]
+		delete(stale, name)
+		if err := w.session(ctx, name, o, s); err != nil {
+			return err
+		}
+	}
+	for _, o := range stale {
+		if err := w.Client.Delete(ctx, o); client.IgnoreNotFound(err) != nil {
+			return fmt.Errorf("removing BGPSession %q: %w", o.Name, err)
+		}
+	}
+	return nil
+}
+
+func (w *BGPStatusWriter) session(ctx context.Context, name string, o *v1alpha1.BGPSession, s bgp.State) error {
+	if o == nil {
+		o = &v1alpha1.BGPSession{}
+		o.Namespace, o.Name = w.Namespace, name
+		o.Labels = map[string]string{names.LabelNode: w.Self, names.LabelPeer: label(s.Peer)}
+		o.OwnerReferences = w.Owner(ctx)
+		if err := w.Client.Create(ctx, o); client.IgnoreAlreadyExists(err) != nil {
+			return fmt.Errorf("creating BGPSession %q: %w", name, err)
+		}
+	}
+	o = o.DeepCopy()
+	base := client.MergeFrom(o.DeepCopy())
+	since := metav1.NewTime(s.Since.Truncate(time.Second))
+	want := v1alpha1.BGPSessionStatus{
+		Node: w.Self, Peer: s.Peer, Address: s.Remote.String(), State: string(s.Phase), Since: &since,
+		Prefixes: int32(s.Announced), BFD: s.BFD, LastError: s.LastError, Conditions: o.Status.Conditions, //nolint:gosec // far below
+	}
+	if s.Phase == bgp.Established {
+		for _, f := range s.Families {
+			want.Families = append(want.Families, f.String())
+		}
+	}
+	if apiequality.Semantic.DeepEqual(o.Status, want) {
+		return nil
+	}
+	o.Status = want
+	if err := w.Client.Status().Patch(ctx, o, base); err != nil {
+		return fmt.Errorf("writing BGPSession %q: %w", name, err)
+	}
+	return nil
+}

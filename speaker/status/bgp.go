@@ -1,0 +1,65 @@
+package status
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"slices"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/view"
+	"github.com/gantry-lb/gantry/speaker/plan"
+)
+
+// Announcement says that a node announces a Service to routers.
+type Announcement struct {
+	Service view.Key
+	// Peers are the names of the BGPPeers, sorted.
+	Peers []string
+}
+
+// AnnouncementName is the name of the object for a node and a Service.
+func AnnouncementName(node string, service view.Key) string {
+	return "bgp-" + digest(service.String()+"@"+node)
+}
+
+// SessionName is the name of the object for a node and a BGPPeer.
+func SessionName(node, peer string) string { return "session-" + digest(peer+"@"+node) }
+
+func digest(text string) string {
+	sum := sha256.Sum256([]byte(text))
+	return hex.EncodeToString(sum[:8])
+}
+
+// Announcements returns what the Plan announces by BGP, sorted by Service; none for a node that is leaving, whose routes
+// are going.
+func Announcements(p plan.Plan) []Announcement {
+	if p.Leaving {
+		return nil
+	}
+	var out []Announcement
+	for _, v := range p.BGP {
+		if v.Reason == names.ReasonAnnounced {
+			out = append(out, Announcement{v.Service, v.Peers})
+		}
+	}
+	return out
+}
+
+// DiffAnnouncements compares what should be written with what exists: what to write, and of which Services to remove it.
+func DiffAnnouncements(want, have []Announcement) (write []Announcement, remove []view.Key) {
+	existing := make(map[view.Key][]string, len(have))
+	for _, a := range have {
+		existing[a.Service] = a.Peers
+	}
+	for _, a := range want {
+		if peers, ok := existing[a.Service]; !ok || !slices.Equal(peers, a.Peers) {
+			write = append(write, a)
+		}
+		delete(existing, a.Service)
+	}
+	for k := range existing {
+		remove = append(remove, k)
+	}
+	slices.SortFunc(remove, view.Key.Compare)
+	return write, remove
+}
