@@ -81,6 +81,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	}
 	writer := &reconcile.StatusWriter{
 		Client: mgr.GetClient(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEvents), Log: log,
+		Skipped: watcher.Skipped, Announced: reconcile.NewAnnounced(o.NodeName),
 		Self: o.NodeName, Pod: o.PodName, Namespace: o.Namespace,
 	}
 	writer.Init()
@@ -90,6 +91,9 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		Layer2: engine, BGP: routing.engine, Members: gossip, Links: watcher.Sets(), Now: time.Now, Log: log,
 		Observe: routing.observe(writer.Observe),
 	})
+	if err := errors.Join(metrics.Registry.Register(a), metrics.Registry.Register(writer.Announced)); err != nil {
+		return fmt.Errorf("registering the metrics of the election and of what is announced: %w", err)
+	}
 	state := &reconcile.ConfigurationWriter{
 		Client: mgr.GetClient(), Cache: mgr.GetCache(), Log: log,
 		State: configuration.State{Component: names.ComponentSpeaker, Node: o.NodeName, Namespace: o.Namespace},

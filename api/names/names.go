@@ -82,6 +82,10 @@ const (
 	ConditionAnnounced = "gantry.dev/Announced"
 	// ConditionReserved on an AddressReservation: its addresses are kept for its Service.
 	ConditionReserved = "gantry.dev/Reserved"
+	// ConditionLayer2Usable on a SpeakerStatus: the node can answer for addresses on some link.
+	ConditionLayer2Usable = "gantry.dev/Layer2Usable"
+	// ConditionUncontested on a SpeakerStatus: no foreign host claims an address that the node holds.
+	ConditionUncontested = "gantry.dev/AddressesUncontested"
 	// ConditionValid on our kinds: the object is understood and every object that it names exists.
 	ConditionValid = "gantry.dev/Valid"
 	// ConditionPools and ConditionConfig on a ConfigurationState: the controller, or a speaker, understands everything.

@@ -88,6 +88,26 @@ const (
 	ReasonRawSocketDenied Reason = "RawSocketDenied"
 )
 
+// Reasons for what a speaker says of its node and links.
+const (
+	// ReasonUsable: there is a link on which addresses can be announced.
+	ReasonUsable Reason = "Usable"
+	// ReasonLinkExcluded: the name of the link is excluded by the configuration.
+	ReasonLinkExcluded Reason = "LinkExcluded"
+	// ReasonLinkDown: the link is down or has no carrier.
+	ReasonLinkDown Reason = "LinkDown"
+	// ReasonLinkMember: the link is a port of a bridge, bond or VRF, which speaks for it.
+	ReasonLinkMember Reason = "LinkMember"
+	// ReasonLinkNoEthernet: the link has no Ethernet address, no ARP or no broadcast.
+	ReasonLinkNoEthernet Reason = "LinkNoEthernet"
+	// ReasonPortFailed: a socket on the link could not be opened or failed; it is tried again.
+	ReasonPortFailed Reason = "PortFailed"
+	// ReasonUncontested: no foreign host claims an address that the node holds.
+	ReasonUncontested Reason = "Uncontested"
+	// ReasonForeignClaim: a host that is no node's claims an address that the node holds.
+	ReasonForeignClaim Reason = "ForeignClaim"
+)
+
 // Reasons for which an address changes its holder.
 const (
 	// ReasonUnheld: the node took an address that nobody held.

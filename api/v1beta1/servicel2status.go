@@ -22,6 +22,31 @@ type ServiceL2StatusStatus struct {
 	// Interfaces are the interfaces announced on; none means all.
 	// +optional
 	Interfaces []InterfaceInfo `json:"interfaces,omitempty"`
+	// Gantry holds what only Gantry reports.
+	// +optional
+	Gantry *ServiceL2StatusGantry `json:"gantry,omitempty"`
+}
+
+// ServiceL2StatusGantry says more of what the node announces.
+type ServiceL2StatusGantry struct {
+	// Addresses of the Service that the node answers for, sorted; another node may answer for the others.
+	// +listType=atomic
+	// +optional
+	Addresses []string `json:"addresses,omitempty"`
+	// Conflicts are hosts that are no node's and claim one of the addresses now.
+	// +listType=atomic
+	// +optional
+	Conflicts []AddressConflict `json:"conflicts,omitempty"`
+}
+
+// AddressConflict is another host's claim to an address.
+type AddressConflict struct {
+	// Address that the host claims.
+	Address string `json:"address"`
+	// MAC is the hardware address of the host.
+	MAC string `json:"mac"`
+	// Since is when its claim was first seen.
+	Since metav1.Time `json:"since"`
 }
 
 // InterfaceInfo names a network interface.

@@ -77,6 +77,12 @@ type Status struct {
 	Holders []elect.Holder
 	// Held are the addresses that this node answers for, sorted.
 	Held []netip.Addr
+	// Claims are the same with the links that each is answered for on.
+	Claims []intent.Claim
+	// Links are the node's usable links, marked with what cannot be sent on them.
+	Links facts.LinkSet
+	// Members are the names of the nodes whose speakers are alive, this one included, sorted.
+	Members []string
 	// Denied holds a sentence when raw sockets are refused on this node, empty otherwise.
 	Denied string
 	// Notes are what the election found worth telling since the last Status.
@@ -95,6 +101,7 @@ type Agent struct {
 
 	links   facts.LinkSet
 	ports   ports
+	members []string              // the live ones, by name
 	peers   map[string]netip.Addr // where members are or were, by name
 	asks    asks
 	machine *elect.Machine

@@ -182,8 +182,10 @@ func (a *Agent) report(in []elect.Input, r layer2.Report) []elect.Input {
 
 // setMembers notes where the members are: they can be asked on the wire when the gossip is silent.
 func (a *Agent) setMembers(set facts.MemberSet) elect.Input {
+	a.members, a.tell = make([]string, 0, len(set.Members)), true
 	for _, m := range set.Members {
 		a.peers[m.Name] = m.Address
+		a.members = append(a.members, m.Name)
 	}
 	return elect.Members{Set: set}
 }
@@ -201,6 +203,7 @@ func (a *Agent) setLinks(links facts.LinkSet) {
 		a.o.Members.SetMACs(slices.Compact(macs))
 	}
 	a.o.Layer2.SetLinks(links)
+	a.tell = true
 	a.plug()
 }
 
@@ -222,7 +225,10 @@ func (a *Agent) plug() {
 
 func (a *Agent) status() Status {
 	held := slices.SortedFunc(maps.Keys(a.claims), netip.Addr.Compare)
-	s := Status{Plan: a.plan, Holders: a.machine.Holders(), Held: held, Notes: a.notes}
+	s := Status{Plan: a.plan, Holders: a.machine.Holders(), Held: held, Notes: a.notes, Links: a.ports.mark(a.links), Members: a.members}
+	for _, ip := range held {
+		s.Claims = append(s.Claims, a.claims[ip])
+	}
 	s.Denied, _ = a.ports.refused(a.links)
 	return s
 }

@@ -40,11 +40,20 @@ func (p *ports) prune(links facts.LinkSet) {
 	maps.DeleteFunc(p.denied, func(id portID, _ string) bool { _, ok := links.ByIndex(id.link); return !ok })
 }
 
+// mark says of every link what cannot be sent on it.
+func (p *ports) mark(links facts.LinkSet) facts.LinkSet {
+	out := make(facts.LinkSet, 0, len(links))
+	for _, l := range links {
+		l.Without4, l.Without6 = p.failed[portID{l.Index, layer2.IPv4}], p.failed[portID{l.Index, layer2.IPv6}]
+		out = append(out, l)
+	}
+	return out
+}
+
 // usable returns the links on which frames can really be sent.
 func (p *ports) usable(links facts.LinkSet) usable {
 	var out usable
-	for _, l := range links {
-		l.Without4, l.Without6 = p.failed[portID{l.Index, layer2.IPv4}], p.failed[portID{l.Index, layer2.IPv6}]
+	for _, l := range p.mark(links) {
 		if !l.Without4 || !l.Without6 {
 			out.links = append(out.links, l)
 		}

@@ -51,7 +51,8 @@ type Skip string
 // The reasons to skip an interface, Used where there is none.
 const (
 	Used              Skip = ""
-	SkippedExcluded   Skip = "excluded"    // by its name
+	SkippedUsual      Skip = "usual"       // by a name that container networks and tunnels use
+	SkippedExcluded   Skip = "excluded"    // by another name
 	SkippedDown       Skip = "down"        // or without carrier
 	SkippedMember     Skip = "member"      // of a bridge, bond or VRF, which speaks for it
 	SkippedNoEthernet Skip = "no Ethernet" // or no ARP, or no broadcast

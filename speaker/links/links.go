@@ -47,7 +47,8 @@ type Watcher struct {
 	exclude  Exclude
 	patterns []string // as last read
 	excluded []*regexp.Regexp
-	told     string // what was last said to be wrong with them
+	usual    []*regexp.Regexp // DefaultExclude
+	told     string           // what was last said to be wrong with them
 	log      *slog.Logger
 	sets     chan facts.LinkSet
 	skipped  atomic.Pointer[[]facts.SkippedLink]
@@ -60,6 +61,7 @@ func New(exclude Exclude, log *slog.Logger) *Watcher {
 		exclude = func() ([]string, error) { return DefaultExclude, nil }
 	}
 	w := &Watcher{exclude: exclude, log: log, sets: make(chan facts.LinkSet, 1)}
+	w.usual, _ = compile(DefaultExclude) // a test holds that they can be read
 	w.skipped.Store(&[]facts.SkippedLink{})
 	return w
 }
@@ -77,9 +79,7 @@ func (w *Watcher) reread() {
 	}
 	if err != nil {
 		if w.excluded == nil {
-			patterns = DefaultExclude
-			compiled, _ = compile(patterns) // a test holds that they can be read
-			w.patterns, w.excluded = patterns, compiled
+			w.patterns, w.excluded = DefaultExclude, w.usual
 		}
 		if err.Error() != w.told {
 			w.told = err.Error()
@@ -217,7 +217,9 @@ func (w *Watcher) Read() (facts.LinkSet, error) {
 // broadcast, and no port of a bridge or bond, whose master speaks for it.
 func (w *Watcher) skip(a *netlink.LinkAttrs) facts.Skip {
 	switch {
-	case slices.ContainsFunc(w.excluded, func(re *regexp.Regexp) bool { return re.MatchString(a.Name) }):
+	case matches(w.excluded, a.Name) && matches(w.usual, a.Name):
+		return facts.SkippedUsual
+	case matches(w.excluded, a.Name):
 		return facts.SkippedExcluded
 	case a.Flags&net.FlagLoopback != 0, a.Flags&net.FlagBroadcast == 0, a.RawFlags&unix.IFF_NOARP != 0, len(a.HardwareAddr) != 6:
 		return facts.SkippedNoEthernet
@@ -227,6 +229,10 @@ func (w *Watcher) skip(a *netlink.LinkAttrs) facts.Skip {
 		return facts.SkippedDown
 	}
 	return facts.Used
+}
+
+func matches(expressions []*regexp.Regexp, name string) bool {
+	return slices.ContainsFunc(expressions, func(re *regexp.Regexp) bool { return re.MatchString(name) })
 }
 
 func prefixes(l netlink.Link) ([]netip.Prefix, error) {

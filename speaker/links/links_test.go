@@ -242,7 +242,7 @@ func TestWhatIsExcludedFollowsTheExpressions(t *testing.T) {
 	}
 	set(exclusion{patterns: []string{"^lo$", "^storage"}}, "eth0", "10.9.0.1/24")
 	b.want("one is excluded", are("eth0"))
-	if got, want := b.watcher.Skipped(), []facts.SkippedLink{{Name: "lo", Why: facts.SkippedExcluded}, {Name: "storage0", Why: facts.SkippedExcluded}}; !slices.Equal(got, want) {
+	if got, want := b.watcher.Skipped(), []facts.SkippedLink{{Name: "lo", Why: facts.SkippedUsual}, {Name: "storage0", Why: facts.SkippedExcluded}}; !slices.Equal(got, want) {
 		t.Errorf("skipped: %v, want %v", got, want)
 	}
 	for i, e := range []exclusion{{patterns: []string{"("}}, {err: errors.New("no such file")}} {
@@ -269,8 +269,8 @@ func TestWhyALinkIsSkipped(t *testing.T) {
 	})
 	b.want("two are usable", are("eth0", "br0"))
 	want := []facts.SkippedLink{
-		{Name: "down0", Why: facts.SkippedDown}, {Name: "lo", Why: facts.SkippedExcluded}, {Name: "noarp0", Why: facts.SkippedNoEthernet},
-		{Name: "port0", Why: facts.SkippedMember}, {Name: "veth12", Why: facts.SkippedExcluded},
+		{Name: "down0", Why: facts.SkippedDown}, {Name: "lo", Why: facts.SkippedUsual}, {Name: "noarp0", Why: facts.SkippedNoEthernet},
+		{Name: "port0", Why: facts.SkippedMember}, {Name: "veth12", Why: facts.SkippedUsual},
 	}
 	if got := b.watcher.Skipped(); !slices.Equal(got, want) {
 		t.Errorf("skipped: %v, want %v", got, want)

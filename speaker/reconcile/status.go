@@ -4,10 +4,12 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	toolscache "k8s.io/client-go/tools/cache"
@@ -16,30 +18,48 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/internal/view"
 	"github.com/gantry-lb/gantry/speaker/agent"
 	"github.com/gantry-lb/gantry/speaker/elect"
+	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/status"
 )
 
-// StatusWriter writes what this node announces: ServiceL2Status objects and events. It is behind the agent by as much as
-// the API server is slow, and always writes the latest.
+// StatusWriter writes what this node announces: ServiceL2Status objects, its SpeakerStatus and events. It is behind the
+// agent by as much as the API server is slow, and always writes the latest.
 type StatusWriter struct {
 	Client client.Client
 	Cache  cache.Cache
 	Events events.EventRecorder
 	Log    *slog.Logger
+	// Skipped returns the links that are left out, and why.
+	Skipped func() []facts.SkippedLink
+	// Announced is told what this node announces, for the metrics.
+	Announced *Announced
 	// Self is this node, Pod this speaker's Pod if there is one, Namespace where the objects go.
 	Self, Pod, Namespace string
 
 	latest chan agent.Status
 	// stale asks for another look: an object appeared, changed or vanished.
 	stale chan struct{}
+
+	// Run owns what follows.
+	conflicts status.Conflicts
+	told      string // what was last said about raw sockets
+	speaker   *v1alpha1.SpeakerStatusStatus
 }
 
-// retryDelay is the pause after a write that failed.
-const retryDelay = time.Second
+const (
+	// retryDelay is the pause after a write that failed.
+	retryDelay = time.Second
+	// lookAgain is how often is looked at what nobody tells: links that are left out, conflicts that are over.
+	lookAgain = 5 * time.Second
+	// inFlight bounds how many objects are written at once: a node that takes over thousands of addresses would need
+	// minutes one by one.
+	inFlight = 16
+)
 
 // Init makes the writer ready to observe.
 func (w *StatusWriter) Init() {
@@ -86,106 +106,160 @@ func (w *StatusWriter) Run(ctx context.Context) error {
 		return err
 	}
 	var s agent.Status
+	observed := false
 	retry := time.NewTimer(time.Hour)
 	retry.Stop()
-	told := ""
+	look := time.NewTicker(lookAgain)
+	defer look.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case s = <-w.latest:
+			observed = true
 			w.tell(ctx, s)
-			told = w.denied(ctx, s, told)
+			w.denied(ctx, s)
 		case <-w.stale:
 		case <-retry.C:
+		case now := <-look.C:
+			if !w.conflicts.Expire(now) && w.speaker != nil && slices.Equal(w.speaker.Links, status.Speaker(w.inputs(s)).Links) {
+				continue
+			}
 		}
-		if err := w.write(ctx, s); err != nil && ctx.Err() == nil {
+		if !observed {
+			continue
+		}
+		if err := w.write(ctx, w.inputs(s)); err != nil && ctx.Err() == nil {
 			w.Log.Warn("writing the status; trying again", "error", err)
 			retry.Reset(retryDelay)
 		}
 	}
 }
 
+func (w *StatusWriter) inputs(s agent.Status) status.Inputs {
+	return status.Inputs{
+		Self: w.Self, Plan: s.Plan, Claims: s.Claims, Links: s.Links, Skipped: w.Skipped(), Members: s.Members, Denied: s.Denied,
+		Conflicts: &w.conflicts,
+	}
+}
+
 // denied says on the node, once for each change, that layer 2 does not work on it.
-func (w *StatusWriter) denied(ctx context.Context, s agent.Status, told string) string {
-	if s.Denied != "" && s.Denied != told {
+func (w *StatusWriter) denied(ctx context.Context, s agent.Status) {
+	if s.Denied != "" && s.Denied != w.told {
 		node := &corev1.Node{}
 		if err := w.Client.Get(ctx, client.ObjectKey{Name: w.Self}, node); err == nil {
 			w.Events.Eventf(node, nil, corev1.EventTypeWarning, names.EventAnnounceFailed, "Announce",
 				"%s: node %q announces nothing by layer 2: %s", names.ReasonRawSocketDenied, w.Self, s.Denied)
 		}
 	}
-	return s.Denied
+	w.told = s.Denied
 }
 
-// tell writes an event on each Service whose address this node took.
+// tell writes an event on each Service whose address this node took, or that somebody else claims. A claim that goes on
+// is told once.
 func (w *StatusWriter) tell(ctx context.Context, s agent.Status) {
+	held := make(map[netip.Addr]bool, len(s.Held))
+	for _, a := range s.Held {
+		held[a] = true
+	}
+	w.conflicts.Keep(held)
+	if len(s.Notes) == 0 {
+		return
+	}
+	services := map[netip.Addr][]view.Key{}
+	for _, v := range s.Plan.Verdicts {
+		for _, a := range v.Addresses {
+			services[a] = append(services[a], v.Service)
+		}
+	}
 	for _, n := range s.Notes {
-		for _, v := range s.Plan.Verdicts {
-			if !slices.Contains(v.Addresses, n.Address) {
-				continue
-			}
-			svc := &corev1.Service{}
-			if err := w.Client.Get(ctx, client.ObjectKey{Namespace: v.Service.Namespace, Name: v.Service.Name}, svc); err != nil {
-				continue // the Service is gone: nobody is left to tell
-			}
-			switch n.Kind {
-			case elect.NoteTaken:
-				w.Events.Eventf(svc, nil, corev1.EventTypeNormal, names.EventNodeAssigned, "Announce",
-					"announcing from node %q with protocol %q: %s", w.Self, "layer2", n.Text)
-			case elect.NoteConflict, elect.NoteStray:
-				w.Events.Eventf(svc, nil, corev1.EventTypeWarning, names.EventAnnounceFailed, "Announce", "%s: %s", n.Kind, n.Text)
-			}
+		if n.Kind == elect.NoteConflict && held[n.Address] && !w.conflicts.Note(n.Address, n.MAC, time.Now()) {
+			continue
+		}
+		for _, k := range services[n.Address] {
+			w.event(ctx, k, n)
 		}
 	}
 }
 
-// write brings the ServiceL2Status objects in line with what this node holds.
-func (w *StatusWriter) write(ctx context.Context, s agent.Status) error {
-	var list v1beta1.ServiceL2StatusList
-	if err := w.Client.List(ctx, &list, client.InNamespace(w.Namespace)); err != nil {
-		return fmt.Errorf("listing ServiceL2Statuses: %w", err)
+func (w *StatusWriter) event(ctx context.Context, k view.Key, n elect.Note) {
+	svc := &corev1.Service{}
+	if err := w.Client.Get(ctx, client.ObjectKey{Namespace: k.Namespace, Name: k.Name}, svc); err != nil {
+		return // the Service is gone: nobody is left to tell
 	}
-	var have []status.Entry
-	for i := range list.Items {
-		l := list.Items[i].Labels
-		have = append(have, status.Entry{
-			Service: view.Key{Namespace: l[names.LabelServiceNamespace], Name: l[names.LabelServiceName]}, Node: l[names.LabelNode],
+	switch n.Kind {
+	case elect.NoteTaken:
+		w.Events.Eventf(svc, nil, corev1.EventTypeNormal, names.EventNodeAssigned, "Announce",
+			"announcing from node %q with protocol %q: %s", w.Self, protocolLayer2, n.Text)
+	case elect.NoteConflict, elect.NoteStray:
+		w.Events.Eventf(svc, nil, corev1.EventTypeWarning, names.EventAnnounceFailed, "Announce", "%s: %s", n.Kind, n.Text)
+	}
+}
+
+// write brings the objects in line with what this node holds.
+func (w *StatusWriter) write(ctx context.Context, in status.Inputs) error {
+	want := status.Build(in)
+	w.Announced.setLayer2(want)
+	have, err := w.written(ctx)
+	if err != nil {
+		return err
+	}
+	write, remove := status.Diff(w.Self, want, have)
+	g, each := errgroup.WithContext(ctx)
+	g.SetLimit(inFlight)
+	if len(write) > 0 {
+		owner := w.Owner(ctx)
+		for _, a := range write {
+			g.Go(func() error { return w.apply(each, a, owner) })
+		}
+	}
+	for _, name := range remove {
+		g.Go(func() error {
+			o := &v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Namespace: w.Namespace, Name: name}}
+			if err := w.Client.Delete(each, o); client.IgnoreNotFound(err) != nil {
+				return fmt.Errorf("removing ServiceL2Status %q: %w", name, err)
+			}
+			return nil
 		})
 	}
-	want := status.Build(w.Self, s.Plan, s.Held)
-	create, remove := status.Diff(w.Self, want, have, func(k view.Key) bool { return status.Whole(s.Plan, s.Held, k) })
-	for _, e := range create {
-		if err := w.create(ctx, e); err != nil {
-			return err
-		}
+	if err := g.Wait(); err != nil {
+		return err
 	}
-	for _, e := range remove {
-		o := &v1beta1.ServiceL2Status{}
-		o.Namespace, o.Name = w.Namespace, e.Name()
-		if err := w.Client.Delete(ctx, o); client.IgnoreNotFound(err) != nil {
-			return fmt.Errorf("removing ServiceL2Status %q: %w", o.Name, err)
-		}
-	}
-	return nil
+	return w.writeSpeaker(ctx, status.Speaker(in))
 }
 
-func (w *StatusWriter) create(ctx context.Context, e status.Entry) error {
-	o := &v1beta1.ServiceL2Status{}
-	o.Namespace, o.Name = w.Namespace, e.Name()
-	o.Labels = map[string]string{
-		names.LabelNode: e.Node, names.LabelServiceName: label(e.Service.Name), names.LabelServiceNamespace: e.Service.Namespace,
+// written returns every entry that exists.
+func (w *StatusWriter) written(ctx context.Context) ([]status.Written, error) {
+	var list v1beta1.ServiceL2StatusList
+	if err := w.Client.List(ctx, &list, client.InNamespace(w.Namespace), client.UnsafeDisableDeepCopy); err != nil {
+		return nil, fmt.Errorf("listing ServiceL2Statuses: %w", err)
 	}
-	o.OwnerReferences = w.Owner(ctx)
-	if err := w.Client.Create(ctx, o); client.IgnoreAlreadyExists(err) != nil {
-		return fmt.Errorf("creating ServiceL2Status %q: %w", o.Name, err)
+	out := make([]status.Written, 0, len(list.Items))
+	for i := range list.Items {
+		o := &list.Items[i]
+		// The labels are there before the status is, but cut what is long.
+		e := status.Entry{Service: view.Key{Namespace: o.Labels[names.LabelServiceNamespace], Name: o.Labels[names.LabelServiceName]}, Node: o.Labels[names.LabelNode]}
+		if o.Status.ServiceName != "" {
+			e = status.Entry{Service: view.Key{Namespace: o.Status.ServiceNamespace, Name: o.Status.ServiceName}, Node: o.Status.Node}
+		}
+		out = append(out, status.Written{Entry: e, Object: o.Name, Status: o.Status})
 	}
-	base := client.MergeFrom(o.DeepCopy())
-	o.Status.Node, o.Status.ServiceName, o.Status.ServiceNamespace = e.Node, e.Service.Name, e.Service.Namespace
-	if err := w.Client.Status().Patch(ctx, o, base); err != nil {
-		return fmt.Errorf("writing ServiceL2Status %q: %w", o.Name, err)
+	return out, nil
+}
+
+// apply writes an entry.
+func (w *StatusWriter) apply(ctx context.Context, a status.Held, owner []metav1.OwnerReference) error {
+	o := &v1beta1.ServiceL2Status{
+		TypeMeta: metav1.TypeMeta{APIVersion: v1beta1.GroupVersion.String(), Kind: "ServiceL2Status"},
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: w.Namespace, Name: a.Name(), OwnerReferences: owner,
+			Labels: map[string]string{
+				names.LabelNode: a.Node, names.LabelServiceName: label(a.Service.Name), names.LabelServiceNamespace: a.Service.Namespace,
+			},
+		},
+		Status: a.Object(),
 	}
-	return nil
+	return apply(ctx, w.Client, o)
 }
 
 // label cuts a name to what a label's value may have; Service names are shorter in practice.

@@ -1,6 +1,6 @@
 // Package status decides what a speaker writes about itself: Build turns the Plan and what is held into the
-// ServiceL2Status entries that this node stands for, and Stale names the entries of others that it has to remove. It is
-// pure; reconcile writes.
+// ServiceL2Status entries that this node stands for, Diff names those to write and to remove, and Speaker describes the
+// node. It is pure; reconcile writes.
 package status
 
 import (
@@ -8,8 +8,12 @@ import (
 	"encoding/hex"
 	"net/netip"
 	"slices"
+	"strings"
 
+	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/internal/view"
+	"github.com/gantry-lb/gantry/speaker/facts"
+	"github.com/gantry-lb/gantry/speaker/intent"
 	"github.com/gantry-lb/gantry/speaker/plan"
 )
 
@@ -30,52 +34,144 @@ func (e Entry) Compare(o Entry) int {
 	if c := e.Service.Compare(o.Service); c != 0 {
 		return c
 	}
-	switch {
-	case e.Node < o.Node:
-		return -1
-	case e.Node > o.Node:
-		return 1
-	}
-	return 0
+	return strings.Compare(e.Node, o.Node)
 }
 
-// Build returns the entries of this node, sorted: one for each Service of which it holds an address.
-func Build(self string, p plan.Plan, held []netip.Addr) []Entry {
-	var out []Entry
-	for _, v := range p.Verdicts {
-		if slices.ContainsFunc(v.Addresses, func(a netip.Addr) bool { return slices.Contains(held, a) }) {
-			out = append(out, Entry{Service: v.Service, Node: self})
-		}
+// Held is an Entry with what is to be said about it.
+type Held struct {
+	Entry
+	// Addresses are those of the Service that the node holds, sorted.
+	Addresses []netip.Addr
+	// Whole says that these are all of the Service's addresses.
+	Whole bool
+	// Interfaces are the names of the links that it is announced on, sorted; none when these are all of the node's.
+	Interfaces []string
+	Conflicts  []Conflict
+}
+
+// Inputs is what a speaker's status rests on.
+type Inputs struct {
+	// Self is the name of this node.
+	Self string
+	Plan plan.Plan
+	// Claims are what this node answers for.
+	Claims []intent.Claim
+	// Links are the usable links of the node, Skipped the others.
+	Links   facts.LinkSet
+	Skipped []facts.SkippedLink
+	// Members are the names of the nodes whose speakers are alive, this one included, sorted.
+	Members []string
+	// Denied says why raw sockets are refused; empty when they are not.
+	Denied string
+	// Conflicts are the claims of foreign hosts.
+	Conflicts *Conflicts
+}
+
+// Build returns what this node announces, sorted: one entry for each Service of which it holds an address.
+func Build(in Inputs) []Held {
+	held := make(map[netip.Addr][]int, len(in.Claims))
+	for _, c := range in.Claims {
+		held[c.Address] = c.Links
 	}
-	slices.SortFunc(out, Entry.Compare)
+	var out []Held
+	for _, v := range in.Plan.Verdicts {
+		a := Held{Entry: Entry{Service: v.Service, Node: in.Self}, Whole: true}
+		var links []int
+		for _, ip := range v.Addresses {
+			on, ok := held[ip]
+			if !ok {
+				a.Whole = false
+				continue
+			}
+			a.Addresses = append(a.Addresses, ip)
+			a.Conflicts = append(a.Conflicts, in.Conflicts.Of(ip)...)
+			links = append(links, on...)
+		}
+		if len(a.Addresses) == 0 {
+			continue
+		}
+		slices.SortFunc(a.Addresses, netip.Addr.Compare)
+		a.Interfaces = interfaces(in.Links, links)
+		out = append(out, a)
+	}
+	slices.SortFunc(out, func(x, y Held) int { return x.Compare(y.Entry) })
 	return out
 }
 
-// Diff compares what should be written with what exists. An existing entry goes when it is this node's and no longer
-// wanted, or another node's for a Service of which this node holds every address: the holder clears up after
-// a node that died.
-func Diff(self string, want, have []Entry, whole func(view.Key) bool) (create, remove []Entry) {
-	for _, e := range want {
-		if !slices.Contains(have, e) {
-			create = append(create, e)
+// interfaces returns the names of the links; none when they are all that there are.
+func interfaces(all facts.LinkSet, links []int) []string {
+	var out []string
+	for _, l := range all {
+		if slices.Contains(links, l.Index) {
+			out = append(out, l.Name)
 		}
 	}
-	for _, e := range have {
-		mine := e.Node == self
-		wanted := slices.ContainsFunc(want, func(w Entry) bool { return w.Service == e.Service })
-		if (mine && !slices.Contains(want, e)) || (!mine && wanted && whole(e.Service)) {
-			remove = append(remove, e)
-		}
+	if len(out) == len(all) {
+		return nil
 	}
-	return create, remove
+	slices.Sort(out)
+	return out
 }
 
-// Whole says whether this node holds every one of the Service's addresses.
-func Whole(p plan.Plan, held []netip.Addr, k view.Key) bool {
-	for _, v := range p.Verdicts {
-		if v.Service == k {
-			return !slices.ContainsFunc(v.Addresses, func(a netip.Addr) bool { return !slices.Contains(held, a) })
+// Object returns the status of the entry's object.
+func (a Held) Object() v1beta1.ServiceL2StatusStatus {
+	s := v1beta1.ServiceL2StatusStatus{
+		Node: a.Node, ServiceName: a.Service.Name, ServiceNamespace: a.Service.Namespace, Gantry: &v1beta1.ServiceL2StatusGantry{},
+	}
+	for _, name := range a.Interfaces {
+		s.Interfaces = append(s.Interfaces, v1beta1.InterfaceInfo{Name: name})
+	}
+	for _, ip := range a.Addresses {
+		s.Gantry.Addresses = append(s.Gantry.Addresses, ip.String())
+	}
+	for _, c := range a.Conflicts {
+		s.Gantry.Conflicts = append(s.Gantry.Conflicts, c.object())
+	}
+	return s
+}
+
+// Written is an entry's object as it is.
+type Written struct {
+	Entry
+	// Object is the name of the object.
+	Object string
+	Status v1beta1.ServiceL2StatusStatus
+}
+
+// Diff compares what should be written with what exists: it returns what to write, and the names of the objects to
+// remove. An object goes when it is this node's and no longer wanted or of another name, or another node's for a Service
+// of which this node holds every address: the holder clears up after a node that died.
+func Diff(self string, want []Held, have []Written) (write []Held, remove []string) {
+	wanted := make(map[view.Key]Held, len(want))
+	for _, a := range want {
+		wanted[a.Service] = a
+	}
+	same := make(map[view.Key]bool, len(have))
+	for _, w := range have {
+		a, ok := wanted[w.Service]
+		switch {
+		case w.Node == self && ok && w.Object == a.Name():
+			same[w.Service] = equal(w.Status, a.Object())
+		case w.Node == self, ok && a.Whole:
+			remove = append(remove, w.Object)
 		}
 	}
-	return false
+	for _, a := range want {
+		if !same[a.Service] {
+			write = append(write, a)
+		}
+	}
+	return write, remove
+}
+
+// equal compares what users see. Times are compared to the second, which is what the API keeps.
+func equal(x, y v1beta1.ServiceL2StatusStatus) bool {
+	if x.Node != y.Node || x.ServiceName != y.ServiceName || x.ServiceNamespace != y.ServiceNamespace ||
+		!slices.Equal(x.Interfaces, y.Interfaces) || (x.Gantry == nil) != (y.Gantry == nil) {
+		return false
+	}
+	return x.Gantry == nil || (slices.Equal(x.Gantry.Addresses, y.Gantry.Addresses) &&
+		slices.EqualFunc(x.Gantry.Conflicts, y.Gantry.Conflicts, func(a, b v1beta1.AddressConflict) bool {
+			return a.Address == b.Address && a.MAC == b.MAC && a.Since.Unix() == b.Since.Unix()
+		}))
 }

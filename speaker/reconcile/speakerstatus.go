@@ -1,0 +1,71 @@
+package reconcile
+
+import (
+	"context"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+)
+
+// writeSpeaker writes the node's SpeakerStatus if it changed.
+func (w *StatusWriter) writeSpeaker(ctx context.Context, s v1alpha1.SpeakerStatusStatus) error {
+	var former []metav1.Condition
+	if w.speaker != nil {
+		former = w.speaker.Conditions
+	}
+	conditions := make([]metav1.Condition, len(former))
+	copy(conditions, former)
+	for _, c := range s.Conditions { // the time of a condition is that of its last change
+		meta.SetStatusCondition(&conditions, c)
+	}
+	s.Conditions = conditions
+	if w.speaker != nil && equality.Semantic.DeepEqual(*w.speaker, s) {
+		return nil
+	}
+	o := &v1alpha1.SpeakerStatus{
+		TypeMeta:   metav1.TypeMeta{APIVersion: v1alpha1.GroupVersion.String(), Kind: "SpeakerStatus"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: w.Namespace, Name: w.Self},
+		Status:     s,
+	}
+	var node corev1.Node
+	if err := w.Client.Get(ctx, client.ObjectKey{Name: w.Self}, &node); err == nil {
+		// The object goes with the node; the speaker's Pod is replaced too often.
+		o.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: node.Name, UID: node.UID}}
+	}
+	if err := apply(ctx, w.Client, o); err != nil {
+		return err
+	}
+	w.speaker = &s
+	return nil
+}
+
+// apply writes an object and its status as the speaker's part of it (server-side apply).
+func apply(ctx context.Context, c client.Client, o client.Object) error {
+	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(o)
+	if err != nil {
+		return fmt.Errorf("encoding %T %q: %w", o, o.GetName(), err)
+	}
+	u := &unstructured.Unstructured{Object: content}
+	unstructured.RemoveNestedField(u.Object, "metadata", "creationTimestamp")
+	whole := u.DeepCopy()
+	unstructured.RemoveNestedField(u.Object, "status")
+	owner := client.FieldOwner(names.SpeakerEvents)
+	if err := c.Apply(ctx, client.ApplyConfigurationFromUnstructured(u), owner, client.ForceOwnership); err != nil {
+		return fmt.Errorf("writing %s %q: %w", o.GetObjectKind().GroupVersionKind().Kind, o.GetName(), err)
+	}
+	unstructured.RemoveNestedField(whole.Object, "metadata", "labels")
+	unstructured.RemoveNestedField(whole.Object, "metadata", "ownerReferences")
+	if err := c.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(whole), owner, client.ForceOwnership); err != nil {
+		return fmt.Errorf("writing the status of %s %q: %w", o.GetObjectKind().GroupVersionKind().Kind, o.GetName(), err)
+	}
+	return nil
+}

@@ -1,0 +1,94 @@
+package status
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/speaker/facts"
+)
+
+// skips are the words for why a link is left out.
+var skips = map[facts.Skip]names.Reason{
+	facts.SkippedExcluded:   names.ReasonLinkExcluded,
+	facts.SkippedDown:       names.ReasonLinkDown,
+	facts.SkippedMember:     names.ReasonLinkMember,
+	facts.SkippedNoEthernet: names.ReasonLinkNoEthernet,
+}
+
+// Speaker describes the node. Its conditions have no times yet: these depend on what was written before.
+func Speaker(in Inputs) v1alpha1.SpeakerStatusStatus {
+	return v1alpha1.SpeakerStatusStatus{
+		Node: in.Self, Held: int32(len(in.Claims)), Members: in.Members, Links: speakerLinks(in),
+		Conditions: []metav1.Condition{usable(in), uncontested(in)},
+	}
+}
+
+// speakerLinks lists the node's links but for those of container networks, which come and go with each Pod.
+func speakerLinks(in Inputs) []v1alpha1.SpeakerLink {
+	var out []v1alpha1.SpeakerLink
+	for _, l := range in.Links {
+		link := v1alpha1.SpeakerLink{Name: l.Name, Usable: !l.Without4 && !l.Without6, MAC: l.MAC.String()}
+		if !link.Usable {
+			link.Reason = string(names.ReasonPortFailed)
+			if in.Denied != "" {
+				link.Reason = string(names.ReasonRawSocketDenied)
+			}
+		}
+		out = append(out, link)
+	}
+	for _, s := range in.Skipped {
+		if why, ok := skips[s.Why]; ok {
+			out = append(out, v1alpha1.SpeakerLink{Name: s.Name, Reason: string(why)})
+		}
+	}
+	slices.SortFunc(out, func(x, y v1alpha1.SpeakerLink) int { return strings.Compare(x.Name, y.Name) })
+	return slices.CompactFunc(out, func(x, y v1alpha1.SpeakerLink) bool { return x.Name == y.Name }) // the two lists may be of two moments
+}
+
+func usable(in Inputs) metav1.Condition {
+	c := metav1.Condition{Type: names.ConditionLayer2Usable, Status: metav1.ConditionFalse}
+	n := 0
+	for _, l := range in.Links {
+		if !l.Without4 || !l.Without6 {
+			n++
+		}
+	}
+	switch {
+	case in.Denied != "":
+		c.Reason, c.Message = string(names.ReasonRawSocketDenied), in.Denied
+	case n == 0:
+		c.Reason, c.Message = string(names.ReasonNoLinks), "no link of this node is usable: see status.links for why"
+	default:
+		c.Status, c.Reason, c.Message = metav1.ConditionTrue, string(names.ReasonUsable), fmt.Sprintf("addresses can be announced on %d links", n)
+	}
+	return c
+}
+
+// contested is how many foreign claims a message names.
+const contested = 5
+
+func uncontested(in Inputs) metav1.Condition {
+	all := in.Conflicts.All()
+	if len(all) == 0 {
+		return metav1.Condition{
+			Type: names.ConditionUncontested, Status: metav1.ConditionTrue, Reason: string(names.ReasonUncontested),
+			Message: "no foreign host claims an address that this node holds",
+		}
+	}
+	var claims []string
+	for _, c := range all[:min(len(all), contested)] {
+		claims = append(claims, fmt.Sprintf("%s by %s", c.Address, c.MAC))
+	}
+	if len(all) > contested {
+		claims = append(claims, fmt.Sprintf("and %d more", len(all)-contested))
+	}
+	return metav1.Condition{
+		Type: names.ConditionUncontested, Status: metav1.ConditionFalse, Reason: string(names.ReasonForeignClaim),
+		Message: "foreign hosts claim addresses that this node holds: " + strings.Join(claims, ", ") + ": take the addresses from those hosts, or out of the pools",
+	}
+}
