@@ -7,6 +7,16 @@
 //	# problem KIND/NAME REASON: TEXT       the condition is False with REASON and TEXT
 //	# address NAMESPACE/NAME: A[, B]       the Service has these addresses, in this order
 //	# pending NAMESPACE/NAME REASON: TEXT  the Service has none, for this REASON and TEXT
+//	# keeps NAMESPACE/NAME REASON: TEXT    the Service has some, though not what it asks for, for this REASON and TEXT
+//	# from NAMESPACE/NAME: POOL[, POOL]    the annotations name these pools
+//	# counts POOL: A B C D                 the pool's status says: assigned and available, IPv4 and IPv6
+//	# reserved NAME: A[, B]                the AddressReservation keeps these addresses
+//	# unreserved NAME REASON: TEXT         the AddressReservation does not get what it asks for
+//
+// Such lines at the head of a later document begin a step: what stands before is carried out and checked first. In files with steps
+// the objects are applied, so that one may stand there again with an edit, and
+//
+//	# delete KIND/NAME                     deletes one that stands before.
 //
 // For each problem that is not a reference to what may yet come, the optional webhook has to refuse in the same words.
 package manifests
@@ -39,6 +49,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/api/v1beta2"
 	validate "github.com/gantry-lb/gantry/controller/admission"
@@ -54,7 +65,7 @@ const patience = 30 * time.Second
 type expectation struct{ verb, object, reason, text string }
 
 var (
-	headLine = regexp.MustCompile(`^# (valid|refused|problem|address|pending) (\S+?):?(?: ([A-Z]\w+))?(?:: ?(.*)| (\d\S.*))?$`)
+	headLine = regexp.MustCompile(`^# (valid|refused|problem|address|pending|keeps|from|counts|reserved|unreserved|delete) (\S+?):?(?: ([A-Z]\w+))?(?:: ?(.*)| (\d\S.*))?$`)
 	document = regexp.MustCompile(`(?m)^---\s*$`)
 )
 
@@ -127,15 +138,43 @@ func startController(t *testing.T, config *rest.Config) {
 	})
 }
 
-// parse reads a file: what is expected, and the objects.
-func parse(t *testing.T, file string) ([]expectation, []*unstructured.Unstructured) {
+// step is what is applied together, and what comes of it.
+type step struct {
+	expected []expectation
+	objects  []*unstructured.Unstructured
+}
+
+// parse reads a file.
+func parse(t *testing.T, file string) []step {
 	t.Helper()
 	text, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var expected []expectation
-	for _, line := range strings.Split(string(text), "\n") {
+	var steps []step
+	for _, doc := range document.Split(string(text), -1) {
+		if head := expectations(t, doc); len(head) > 0 {
+			steps = append(steps, step{expected: head})
+		}
+		if len(steps) == 0 {
+			t.Fatalf("%s does not say what it expects", file)
+		}
+		o := &unstructured.Unstructured{}
+		if err := yaml.Unmarshal([]byte(doc), &o.Object); err != nil {
+			t.Fatalf("reading %s: %v", file, err)
+		}
+		if o.GetKind() != "" {
+			s := &steps[len(steps)-1]
+			s.objects = append(s.objects, o)
+		}
+	}
+	return steps
+}
+
+// expectations reads the lines at the head of a document.
+func expectations(t *testing.T, doc string) (out []expectation) {
+	t.Helper()
+	for _, line := range strings.Split(strings.TrimLeft(doc, "\n"), "\n") {
 		if !strings.HasPrefix(line, "#") {
 			break
 		}
@@ -143,50 +182,68 @@ func parse(t *testing.T, file string) ([]expectation, []*unstructured.Unstructur
 		if m == nil {
 			t.Fatalf("the line %q is no expectation", line)
 		}
-		expected = append(expected, expectation{verb: m[1], object: m[2], reason: m[3], text: m[4] + m[5]})
+		out = append(out, expectation{verb: m[1], object: m[2], reason: m[3], text: m[4] + m[5]})
 	}
-	var objects []*unstructured.Unstructured
-	for _, doc := range document.Split(string(text), -1) {
-		o := &unstructured.Unstructured{}
-		if err := yaml.Unmarshal([]byte(doc), &o.Object); err != nil {
-			t.Fatalf("reading %s: %v", file, err)
-		}
-		if o.GetKind() != "" {
-			objects = append(objects, o)
-		}
-	}
-	if len(expected) == 0 || len(objects) == 0 {
-		t.Fatalf("%s expects %d things of %d objects", file, len(expected), len(objects))
-	}
-	return expected, objects
+	return out
 }
 
-// run applies the objects of a file in order, checks what is expected, and takes them away again.
+// run carries the steps of a file out, checks what is expected of each, and takes the objects away again.
 func (b *bed) run(t *testing.T, file string) {
-	expected, objects := parse(t, file)
-	t.Cleanup(func() { b.remove(t, objects) })
-	for _, o := range objects {
+	steps := parse(t, file)
+	var all []*unstructured.Unstructured
+	for _, s := range steps {
+		all = append(all, s.objects...)
+	}
+	t.Cleanup(func() { b.remove(t, all) })
+	write := func(o *unstructured.Unstructured) error {
+		return b.c.Create(t.Context(), o, client.FieldValidation(metav1.FieldValidationStrict))
+	}
+	if len(steps) > 1 {
+		write = func(o *unstructured.Unstructured) error {
+			return b.c.Apply(t.Context(), client.ApplyConfigurationFromUnstructured(o), client.FieldOwner("a-user"))
+		}
+	}
+	for _, s := range steps {
+		b.take(t, s, all, write)
+		for _, e := range s.expected {
+			if e.verb != "refused" && e.verb != "delete" {
+				b.check(t, e)
+			}
+		}
+	}
+}
+
+// take carries a step out.
+func (b *bed) take(t *testing.T, s step, all []*unstructured.Unstructured, write func(*unstructured.Unstructured) error) {
+	for _, e := range s.expected {
+		if e.verb != "delete" {
+			continue
+		}
+		i := slices.IndexFunc(all, func(o *unstructured.Unstructured) bool { return o.GetKind()+"/"+o.GetName() == e.object })
+		if i < 0 {
+			t.Fatalf("%s is to be deleted, and stands nowhere", e.object)
+		}
+		if err := b.c.Delete(t.Context(), all[i].DeepCopy()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, o := range s.objects {
 		self := o.GetKind() + "/" + o.GetName()
 		want := func(verb string) func(expectation) bool {
 			return func(e expectation) bool { return e.verb == verb && e.object == self }
 		}
-		if i := slices.IndexFunc(expected, want("problem")); i >= 0 {
-			b.webhook(t, o, expected[i])
+		if i := slices.IndexFunc(s.expected, want("problem")); i >= 0 {
+			b.webhook(t, o, s.expected[i])
 		}
-		err := b.c.Create(t.Context(), o, client.FieldValidation(metav1.FieldValidationStrict))
-		i := slices.IndexFunc(expected, want("refused"))
+		err := write(o.DeepCopy())
+		i := slices.IndexFunc(s.expected, want("refused"))
 		switch {
 		case i < 0 && err != nil:
 			t.Fatalf("%s is refused: %v", self, err)
 		case i >= 0 && err == nil:
-			t.Errorf("%s is accepted, want a refusal with %q", self, expected[i].text)
-		case i >= 0 && !strings.Contains(err.Error(), expected[i].text):
-			t.Errorf("%s is refused with %v, want %q", self, err, expected[i].text)
-		}
-	}
-	for _, e := range expected {
-		if e.verb != "refused" {
-			b.check(t, e)
+			t.Errorf("%s is accepted, want a refusal with %q", self, s.expected[i].text)
+		case i >= 0 && !strings.Contains(err.Error(), s.expected[i].text):
+			t.Errorf("%s is refused with %v, want %q", self, err, s.expected[i].text)
 		}
 	}
 }
@@ -212,7 +269,12 @@ func (b *bed) check(t *testing.T, e expectation) {
 // met says whether the expectation is met, and what is there.
 func (b *bed) met(ctx context.Context, e expectation) (bool, string) {
 	first, name, _ := strings.Cut(e.object, "/")
-	if e.verb == "address" || e.verb == "pending" {
+	switch e.verb {
+	case "reserved", "unreserved":
+		return b.reserved(ctx, e)
+	case "counts":
+		return b.counts(ctx, e)
+	case "address", "pending", "keeps", "from":
 		var s corev1.Service
 		if err := b.c.Get(ctx, client.ObjectKey{Namespace: first, Name: name}, &s); err != nil {
 			return false, err.Error()
@@ -221,12 +283,7 @@ func (b *bed) met(ctx context.Context, e expectation) (bool, string) {
 		for _, in := range s.Status.LoadBalancer.Ingress {
 			ips = append(ips, in.IP)
 		}
-		c := meta.FindStatusCondition(s.Status.Conditions, names.ConditionAddressAssigned)
-		got := strings.Join(ips, ", ")
-		if e.verb == "address" {
-			return c != nil && got == e.text && s.Annotations[names.AnnotationFromPool] != "", got + " " + condition(c)
-		}
-		return c != nil && len(ips) == 0 && c.Status == metav1.ConditionFalse && c.Reason == e.reason && strings.Contains(c.Message, e.text), got + " " + condition(c)
+		return served(&s, ips, e)
 	}
 	o := &unstructured.Unstructured{}
 	o.SetGroupVersionKind(v1beta1.GroupVersion.WithKind(first))
@@ -241,6 +298,53 @@ func (b *bed) met(ctx context.Context, e expectation) (bool, string) {
 		return c.Status == metav1.ConditionTrue, condition(c)
 	}
 	return c.Status == metav1.ConditionFalse && c.Reason == e.reason && strings.Contains(c.Message, e.text), condition(c)
+}
+
+// served says whether a Service with these addresses is as expected.
+func served(s *corev1.Service, ips []string, e expectation) (bool, string) {
+	c := meta.FindStatusCondition(s.Status.Conditions, names.ConditionAddressAssigned)
+	got := strings.Join(ips, ", ")
+	why := c != nil && c.Reason == e.reason && strings.Contains(c.Message, e.text)
+	switch e.verb {
+	case "address":
+		return c != nil && got == e.text && s.Annotations[names.AnnotationFromPool] != "", got + " " + condition(c)
+	case "from":
+		first, _, several := strings.Cut(e.text, ", ")
+		all, there := s.Annotations[names.AnnotationFromPools]
+		from := s.Annotations[names.AnnotationFromPool]
+		return from == first && there == several && (!several || strings.ReplaceAll(all, ",", ", ") == e.text), from + "; " + all
+	case "keeps":
+		return why && len(ips) > 0 && c.Status == metav1.ConditionTrue, got + " " + condition(c)
+	}
+	return why && len(ips) == 0 && c.Status == metav1.ConditionFalse, got + " " + condition(c)
+}
+
+// reserved says whether an AddressReservation is as expected.
+func (b *bed) reserved(ctx context.Context, e expectation) (bool, string) {
+	var r v1alpha1.AddressReservation
+	if err := b.c.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: e.object}, &r); err != nil {
+		return false, err.Error()
+	}
+	c := meta.FindStatusCondition(r.Status.Conditions, names.ConditionReserved)
+	got := strings.Join(r.Status.Addresses, ", ") + " " + condition(c)
+	if c == nil || c.ObservedGeneration != r.Generation {
+		return false, got
+	}
+	if e.verb == "reserved" {
+		return c.Status == metav1.ConditionTrue && strings.Join(r.Status.Addresses, ", ") == e.text, got
+	}
+	return c.Status == metav1.ConditionFalse && c.Reason == e.reason && strings.Contains(c.Message, e.text), got
+}
+
+// counts says whether the counters of a pool are as expected.
+func (b *bed) counts(ctx context.Context, e expectation) (bool, string) {
+	var p v1beta1.IPAddressPool
+	if err := b.c.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: e.object}, &p); err != nil {
+		return false, err.Error()
+	}
+	s := p.Status
+	got := fmt.Sprintln(s.AssignedIPv4, s.AvailableIPv4, s.AssignedIPv6, s.AvailableIPv6)
+	return strings.TrimSpace(got) == e.text, got
 }
 
 // valid finds the condition gantry.dev/Valid of an object.
