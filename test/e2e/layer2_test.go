@@ -27,8 +27,8 @@ import (
 	"github.com/gantry-lb/gantry/test/stage"
 )
 
-// dualPool has addresses of both families.
-var dualPool = strings.Replace(stage.Pool, "  - 192.168.0.201-192.168.0.233\n", "  - 192.168.0.201-192.168.0.233\n  - fd00:a8::200-fd00:a8::2ff\n", 1)
+// labPool has addresses of both families.
+var labPool = strings.Replace(stage.Pool, "  - 192.168.0.201-192.168.0.233\n", "  - 192.168.0.201-192.168.0.233\n  - fd00:a8::200-fd00:a8::2ff\n", 1)
 
 // dualEcho is stage.Echo with an address of each family.
 var dualEcho = strings.Replace(stage.Echo("echo", "node3"), "  type: LoadBalancer\n", "  type: LoadBalancer\n  ipFamilyPolicy: RequireDualStack\n", 1)
@@ -70,7 +70,7 @@ func listen(t *testing.T, s *stage.Stage, host string, f layer2.Family, hear fun
 // TestTheSegment holds what a user sees of layer 2 on a LAN with other hosts.
 func TestTheSegment(t *testing.T) {
 	ctx, s := start(t, lab.Options{Nodes: 3, Families: lab.DualStack})
-	must(t, s.Apply(ctx, dualPool))
+	must(t, s.Apply(ctx, labPool))
 	must(t, s.Apply(ctx, dualEcho))
 	_, err := s.Address(ctx, "default", "echo")
 	must(t, err)
