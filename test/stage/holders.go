@@ -1,0 +1,58 @@
+package stage
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+)
+
+// Addresses waits until the Service has n addresses and returns them.
+func (s *Stage) Addresses(ctx context.Context, namespace, name string, n int) ([]netip.Addr, error) {
+	var out []netip.Addr
+	err := Await(ctx, fmt.Sprintf("%d addresses of Service %s", n, name), func(ctx context.Context) error {
+		svc, err := s.Service(ctx, namespace, name)
+		if err != nil {
+			return err
+		}
+		if len(svc.Status.LoadBalancer.Ingress) != n {
+			return fmt.Errorf("it has %v: %v", svc.Status.LoadBalancer.Ingress, svc.Status.Conditions)
+		}
+		out = nil
+		for _, in := range svc.Status.LoadBalancer.Ingress {
+			a, err := netip.ParseAddr(in.IP)
+			if err != nil {
+				return err
+			}
+			out = append(out, a)
+		}
+		return nil
+	})
+	return out, err
+}
+
+// Holders waits until n nodes say that they announce the Service, and returns them sorted.
+func (s *Stage) Holders(ctx context.Context, service string, n int) ([]string, error) {
+	var out []string
+	err := Await(ctx, fmt.Sprintf("%d holders of Service %s", n, service), func(ctx context.Context) error {
+		var list v1beta1.ServiceL2StatusList
+		if err := s.API.List(ctx, &list, client.InNamespace(names.Namespace), client.MatchingLabels{names.LabelServiceName: service}); err != nil {
+			return err
+		}
+		out = nil
+		for _, o := range list.Items {
+			out = append(out, o.Status.Node)
+		}
+		slices.Sort(out)
+		if len(out) != n || out[0] == "" {
+			return fmt.Errorf("%v announce it", out)
+		}
+		return nil
+	})
+	return out, err
+}

@@ -1,0 +1,161 @@
+package stage
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+)
+
+// link is the name of a host's link to the LAN.
+const link = "eth0"
+
+// gossipPort is where the speakers talk to each other.
+const gossipPort = "7946"
+
+// BlockGossip has two groups of nodes not hear each other's gossip, while the LAN between them is whole. UnblockPorts on
+// each node undoes it. The addresses are those of the nodes' own links.
+func (s *Stage) BlockGossip(ctx context.Context, one, other []string) error {
+	for _, groups := range [][2][]string{{one, other}, {other, one}} {
+		far, err := s.addresses(ctx, groups[1])
+		if err != nil {
+			return err
+		}
+		rules := "add table inet lab\nadd chain inet lab in { type filter hook input priority -300; }\n" +
+			"add chain inet lab out { type filter hook output priority -300; }\n"
+		for _, proto := range []string{"tcp", "udp"} {
+			for _, port := range []string{"sport", "dport"} {
+				match := fmt.Sprintf("%s %s %s drop\n", proto, port, gossipPort)
+				rules += "add rule inet lab in ip saddr { " + strings.Join(far, ", ") + " } " + match +
+					"add rule inet lab out ip daddr { " + strings.Join(far, ", ") + " } " + match
+			}
+		}
+		for _, n := range groups[0] {
+			if err := s.execute(n, rules, "nft", "-f", "-"); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (s *Stage) addresses(ctx context.Context, nodes []string) ([]string, error) {
+	var out []string
+	for _, n := range nodes {
+		text, err := s.Kubectl(ctx, "", "get", "node", n, "-o", "jsonpath={.status.addresses[?(@.type=='InternalIP')].address}")
+		if err != nil {
+			return nil, err
+		}
+		for _, a := range strings.Fields(text) {
+			if ip, err := netip.ParseAddr(a); err == nil && ip.Is4() {
+				out = append(out, a)
+			}
+		}
+	}
+	return out, nil
+}
+
+// execute runs a program in a host's network namespace.
+func (s *Stage) execute(host, stdin, name string, args ...string) error {
+	cmd := exec.Command(name, args...)
+	cmd.Stdin = strings.NewReader(stdin)
+	var out strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := s.Host(host).Do(cmd.Run); err != nil {
+		return fmt.Errorf("%s on %s: %w: %s", name, host, err, out.String())
+	}
+	return nil
+}
+
+// AskAgain has a host ask the LAN for the addresses every 50 ms, because it forgets the answers, until ctx ends. Without a
+// stream that needs the answer nothing is asked.
+func (s *Stage) AskAgain(ctx context.Context, host string, addresses ...netip.Addr) {
+	go func() {
+		t := time.NewTicker(50 * time.Millisecond)
+		defer t.Stop()
+		for ctx.Err() == nil {
+			<-t.C
+			for _, a := range addresses {
+				// What is not there cannot be deleted: that is no fault.
+				_ = s.execute(host, "", "ip", "neigh", "del", a.String(), "dev", link)
+			}
+		}
+	}()
+}
+
+// Answer is a frame in which somebody says to have an address.
+type Answer struct {
+	At      time.Time
+	Address netip.Addr
+	MAC     string
+}
+
+// neighbours matches nothing but IPv4's and IPv6's questions and answers about neighbours.
+const neighbours = "arp or (icmp6 and (ip6[40] == 135 or ip6[40] == 136))"
+
+// CaptureAnswers captures what a host hears of its neighbours until stop is called, which returns who said to have one of
+// the addresses, in order.
+func (s *Stage) CaptureAnswers(ctx context.Context, host string) (stop func(addresses ...netip.Addr) ([]Answer, error), err error) {
+	path, end, err := s.Capture(ctx, host, neighbours)
+	if err != nil {
+		return nil, err
+	}
+	// tcpdump has written the file's header once it listens.
+	err = Await(ctx, "the capture to begin", func(context.Context) error {
+		if f, err := os.Stat(path); err != nil || f.Size() < 24 {
+			return errors.Join(err, errors.New("nothing is written yet"))
+		}
+		return nil
+	})
+	return func(addresses ...netip.Addr) ([]Answer, error) {
+		if err := end(); err != nil {
+			return nil, err
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return nil, err
+		}
+		return answers(b, addresses), nil
+	}, err
+}
+
+// answers reads a capture file (https://www.tcpdump.org/manpages/pcap-savefile.5.html).
+func answers(b []byte, addresses []netip.Addr) []Answer {
+	const fileHeader, recordHeader = 24, 16
+	var out []Answer
+	for b = b[min(fileHeader, len(b)):]; len(b) >= recordHeader; {
+		n := int(binary.LittleEndian.Uint32(b[8:]))
+		at := time.Unix(int64(binary.LittleEndian.Uint32(b)), 1000*int64(binary.LittleEndian.Uint32(b[4:])))
+		if len(b) < recordHeader+n {
+			break
+		}
+		a, ok := spoken(b[recordHeader : recordHeader+n])
+		for _, wanted := range addresses {
+			if ok && a.Address == wanted {
+				a.At = at
+				out = append(out, a)
+			}
+		}
+		b = b[recordHeader+n:]
+	}
+	return out
+}
+
+// spoken says whose address the sender of a frame says to have.
+func spoken(f []byte) (Answer, bool) {
+	switch {
+	case len(f) >= 42 && f[12] == 8 && f[13] == 6: // ARP: the sender's addresses, RFC 826
+		a, _ := netip.AddrFromSlice(f[28:32])
+		return Answer{Address: a, MAC: net.HardwareAddr(f[22:28]).String()}, true
+	case len(f) >= 78 && f[12] == 0x86 && f[13] == 0xdd && f[20] == 58 && f[54] == 136: // Neighbor Advertisement, RFC 4861 section 4.4
+		a, _ := netip.AddrFromSlice(f[62:78])
+		return Answer{Address: a, MAC: net.HardwareAddr(f[6:12]).String()}, true
+	}
+	return Answer{}, false
+}
