@@ -22,6 +22,25 @@ type L2AdvertisementSpec struct {
 	// PreferredNodeSelectors rank the nodes: the weights of those that match a node add up.
 	// +optional
 	PreferredNodeSelectors []WeightedNodeSelector `json:"preferredNodeSelectors,omitempty"`
+	// Gantry holds what only Gantry reads.
+	// +optional
+	Gantry *L2AdvertisementExtension `json:"gantry,omitempty"`
+}
+
+// The values of L2AdvertisementExtension.Rebalance.
+const (
+	RebalanceNever = "Never"
+	RebalancePaced = "Paced"
+)
+
+// L2AdvertisementExtension holds the fields of an L2Advertisement that only Gantry reads.
+type L2AdvertisementExtension struct {
+	// Rebalance says whether a node that holds more addresses than its share, or holds them though a preferred node could,
+	// gives some away while all is well: Never, which is the default, or Paced, a few a second once no speaker has come or
+	// gone for ten seconds. Either way a new address goes to a node that holds few.
+	// +kubebuilder:validation:Enum=Never;Paced
+	// +optional
+	Rebalance string `json:"rebalance,omitempty"`
 }
 
 // WeightedNodeSelector is a soft preference for nodes.

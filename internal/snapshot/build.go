@@ -213,6 +213,7 @@ func (b *builder) l2Ad(in *v1beta1.L2Advertisement, pools []*Pool) *L2Ad {
 	o := Object{Kind: "L2Advertisement", Namespace: in.Namespace, Name: in.Name}
 	ad := &L2Ad{
 		Name:             in.Name,
+		Rebalance:        in.Spec.Gantry != nil && in.Spec.Gantry.Rebalance == v1beta1.RebalancePaced,
 		Interfaces:       slices.Compact(slices.Sorted(slices.Values(in.Spec.Interfaces))),
 		NodeSelectors:    b.selectors(o, "spec.nodeSelectors", in.Spec.NodeSelectors),
 		ServiceSelectors: b.selectors(o, "spec.serviceSelectors", in.Spec.ServiceSelectors),

@@ -28,6 +28,7 @@ type world struct {
 	addresses []netip.Addr
 	scores    map[string]int
 	rebalance bool
+	siblings  int // so many addresses in a row are of one Service
 	// gossip and lan say in which part of a cut network a node is; parts of the same number hear each other. The
 	// gateway is in part 0 of the LAN.
 	gossip, lan map[string]int
@@ -187,8 +188,13 @@ func (w *world) bids() {
 			continue
 		}
 		var in Bids
-		for _, a := range w.addresses {
+		for i, a := range w.addresses {
 			b := intent.Bid{Address: a, Candidates: candidates, Rebalance: w.rebalance}
+			for j := i - i%max(w.siblings, 1); w.siblings > 0 && j < i-i%w.siblings+w.siblings; j++ {
+				if j != i {
+					b.Siblings = append(b.Siblings, w.addresses[j])
+				}
+			}
 			if n.able {
 				b.Links = []int{1}
 			}
