@@ -51,6 +51,8 @@ func (m *Machine) evaluate(a *address) {
 	switch {
 	case a.held && a.bid.Candidates == nil:
 		m.release(a, reasonNobodyServes)
+	case a.held && !able && a.bid.Grace && !m.leaving:
+		m.linger(a)
 	case a.held && !able:
 		m.beginMove(a)
 	case a.held:

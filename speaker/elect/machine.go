@@ -31,6 +31,9 @@ type Timing struct {
 	Settle time.Duration
 	// Offer is how long a holder waits for the node that it offered an address to.
 	Offer time.Duration
+	// Linger is how long a holder whose endpoints end keeps an address before it hands it over: kube-proxy writes its rules
+	// once a second.
+	Linger time.Duration
 	// Retry is the first pause after the wire was not silent.
 	Retry time.Duration
 	// Lease bounds how long a holder may answer after its last beacon: not as long as others need to take over, which is
@@ -48,7 +51,7 @@ func DefaultTiming() Timing {
 	return Timing{
 		Beacon: 50 * time.Millisecond, Silence: 200 * time.Millisecond, Delta: 100 * time.Millisecond,
 		ProbeAttempts: 2, ProbeInterval: 30 * time.Millisecond,
-		Settle: time.Second, Offer: 150 * time.Millisecond, Retry: 250 * time.Millisecond,
+		Settle: time.Second, Offer: 150 * time.Millisecond, Linger: 1200 * time.Millisecond, Retry: 250 * time.Millisecond,
 		Lease: 200 * time.Millisecond, Trust: 300 * time.Millisecond, Doubt: 200 * time.Millisecond, Recheck: 100 * time.Millisecond,
 		Pace: time.Second, Calm: 10 * time.Second,
 	}
@@ -228,7 +231,7 @@ func (m *Machine) setBids(in Bids) {
 		a := m.at(b.Address)
 		old := a.bid
 		a.bid = b
-		if a.held && linksChanged(old, b) {
+		if a.held && linksChanged(old, b) && len(b.Links) > 0 { // without any it answers where it did, until another one does
 			m.hold(Hold{intent.Claim{Address: a.ip, Links: b.Links}})
 		}
 		m.evaluate(a)

@@ -11,11 +11,22 @@ type move struct {
 	tried []string
 	// rebalance says that this node could go on: the move is given up when its target does not want it.
 	rebalance bool
+	// lingering says that nothing was offered yet, because this node can serve for a while.
+	lingering bool
+}
+
+// linger puts a move off: where the endpoints of a Service go from one node to another, the kube-proxy of the other may
+// need a second to learn of them, and those of this node still serve.
+func (m *Machine) linger(a *address) {
+	if a.move == nil || a.move.rebalance {
+		a.move = &move{epoch: a.claim.Epoch, lingering: true}
+		m.wait(a, m.now.Add(m.timing.Linger))
+	}
 }
 
 // beginMove starts to hand the address over.
 func (m *Machine) beginMove(a *address) {
-	if v := a.move; v != nil && !v.rebalance && (v.to == "" || m.alive(v.to)) {
+	if v := a.move; v != nil && !v.rebalance && !v.lingering && (v.to == "" || m.alive(v.to)) {
 		return
 	}
 	epoch := a.claim.Epoch
@@ -49,6 +60,7 @@ func (m *Machine) offer(a *address, to string) {
 // address gives it up; one that can, and only wants to leave, keeps it and tries again.
 func (m *Machine) offerNext(a *address) {
 	v := a.move
+	v.lingering = false
 	if v.rebalance {
 		m.endMove(a)
 		m.count(a)

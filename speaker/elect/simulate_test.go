@@ -8,7 +8,7 @@ import (
 )
 
 // seeds is how many worlds each property is tried in.
-const seeds = 30
+const seeds = 20
 
 // scenarios are what may happen to a few nodes. Each is tried in many worlds, with and without loss.
 var scenarios = map[string]func(w *world){
@@ -57,6 +57,19 @@ var scenarios = map[string]func(w *world){
 		w.run(2*time.Second, w.one(both))
 		if next := w.settle(time.Second, "exclusion"); next == old {
 			w.t.Errorf("%s keeps the address that it may not hold", old)
+		}
+	},
+	"a holder whose endpoints end lingers, and then hands over": func(w *world) {
+		old := w.settle(6*time.Second, "start")
+		w.nodes[old].able, w.nodes[old].grace = false, true
+		w.bids()
+		w.run(time.Second, w.unbroken())
+		if now := w.holders(w.addresses[0]); !slices.Contains(now, old) {
+			w.t.Errorf("after a second %v answer, want %s, whose successor may not be ready", now, old)
+		}
+		w.run(time.Second, w.unbroken())
+		if next := w.settle(time.Millisecond, "the end of the grace"); next == old {
+			w.t.Errorf("%s keeps the address", old)
 		}
 	},
 	"a partition heals to one holder within a second": func(w *world) {

@@ -83,6 +83,7 @@ type simNode struct {
 	timer   int
 	drained bool
 	able    bool
+	grace   bool
 }
 
 func newWorld(t testing.TB, seed int64, n, addresses int) *world {
@@ -195,6 +196,7 @@ func (w *world) bids() {
 					b.Siblings = append(b.Siblings, w.addresses[j])
 				}
 			}
+			b.Grace = n.grace
 			if n.able {
 				b.Links = []int{1}
 			}

@@ -56,6 +56,9 @@ type Bid struct {
 	// Links are the indexes of this node's links on which the address is answered for. Empty when this node is no
 	// candidate.
 	Links []int
+	// Grace says that this node is no candidate any more and can serve for a while still: its endpoints end, and others
+	// have begun elsewhere.
+	Grace bool
 	// Rebalance says that the holder may give the address to a node that holds too few, at a slow pace.
 	Rebalance bool
 }
@@ -66,7 +69,7 @@ func (b Bid) Eligible(self string) bool { return b.Candidates.Has(self) }
 // Same says whether two bids ask for the same.
 func (b Bid) Same(o Bid) bool {
 	same := b.Candidates == o.Candidates || (b.Candidates != nil && o.Candidates != nil && b.Candidates.Key == o.Candidates.Key)
-	return same && b.Address == o.Address && b.Rebalance == o.Rebalance && slices.Equal(b.Links, o.Links) && slices.Equal(b.Siblings, o.Siblings)
+	return same && b.Address == o.Address && b.Rebalance == o.Rebalance && b.Grace == o.Grace && slices.Equal(b.Links, o.Links) && slices.Equal(b.Siblings, o.Siblings)
 }
 
 // Claim is an address to be answered for on a set of links: what the layer-2 engine does.

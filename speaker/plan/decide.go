@@ -19,6 +19,8 @@ type decision struct {
 	candidates *intent.Candidates
 	links      map[netip.Addr][]int
 	rebalance  bool
+	// grace says that this node should not announce the Service, and could for a while.
+	grace bool
 }
 
 // decide applies the rules in order. The first that fails for the Service as a whole leaves it without candidates; the
@@ -39,6 +41,7 @@ func (p *Planner) decide(s *view.Service) decision {
 	local := e.Local()
 	if s.Local && f.reason == names.ReasonNotHolder && !slices.Contains(local, p.in.Self) {
 		d.verdict.Reason = names.ReasonNoLocalEndpoints
+		d.grace = e.On(p.in.Self)
 	}
 	if d.verdict.Reason == names.ReasonNotHolder {
 		d.links, d.verdict.Reason = p.reach(ads, of, d.verdict.Addresses)

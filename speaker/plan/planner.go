@@ -198,7 +198,7 @@ func (p *Planner) bid(touched map[netip.Addr]struct{}) Delta {
 // join puts the Services of an address together: a node has to be able to serve all of them, because one node answers
 // for the address. Where no node can, the first Service in order decides.
 func (p *Planner) join(a netip.Addr) (intent.Bid, bool) {
-	b := intent.Bid{Address: a}
+	b := intent.Bid{Address: a, Grace: true}
 	for _, k := range sortedKeys(p.users[a]) {
 		d := p.services[k]
 		if d.candidates == nil {
@@ -210,6 +210,7 @@ func (p *Planner) join(a netip.Addr) (intent.Bid, bool) {
 			b.Candidates = both
 		}
 		b.Rebalance = b.Rebalance || d.rebalance
+		b.Grace = b.Grace && (d.grace || d.verdict.Eligible)
 		b.Links = append(b.Links, d.links[a]...)
 		for _, o := range d.verdict.Addresses {
 			if o != a {
@@ -224,6 +225,8 @@ func (p *Planner) join(a netip.Addr) (intent.Bid, bool) {
 	b.Links = slices.Compact(b.Links)
 	if !b.Eligible(p.in.Self) || len(b.Links) == 0 {
 		b.Links = nil
+	} else {
+		b.Grace = false
 	}
 	slices.SortFunc(b.Siblings, netip.Addr.Compare)
 	b.Siblings = slices.Compact(b.Siblings)
