@@ -6,7 +6,7 @@ IMAGE ?= gantry-lb/gantry:v0.1.0
 OVERLAYS = default l2-only webhook prometheus
 
 .DEFAULT_GOAL := help
-.PHONY: help build deps test unit policy e2e race lint generate verify manifests chart demo bench soak image packages-tools clean
+.PHONY: help build deps test unit policy e2e model race lint generate verify manifests chart demo bench soak image packages-tools clean
 
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ policy: ## the rules of the repository
 
 e2e: deps build packages-tools ## the end-to-end tests alone
 	go test -count=1 -v ./test/e2e/...
+
+model: ## every order of events of three speakers that the model checker knows; takes a few minutes
+	GANTRY_MODEL_RUNS=0 go test -count=1 -timeout=60m -run TestModel -v ./speaker/elect
 
 race: ## the unit tests with the race detector
 	CGO_ENABLED=1 go test -race ./controller/... ./speaker/... ./internal/...

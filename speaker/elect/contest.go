@@ -240,7 +240,8 @@ func (m *Machine) foreign(f facts.ForeignClaim) {
 		m.note(Note{Kind: NoteConflict, Address: f.Address, MAC: f.MAC, Text: fmt.Sprintf("another host (%s) claims %s, which this node holds: take the address from that host or out of the pool", f.MAC, f.Address)})
 	case m.fence.closed: // this node is the one that was away
 		m.yield(a)
-	case member && m.alive(owner):
+	case member && (m.alive(owner) || m.now.Sub(a.disputed) > 2*maxPause): // who seemed dead may hear, this once
+		a.disputed = m.now
 		m.queue(kindClaims, owner, a.claim)
 		m.sync(owner)
 	case a.bid.Eligible(owner) && weight(a.ip, owner) > weight(a.ip, m.self):

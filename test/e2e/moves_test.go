@@ -79,6 +79,9 @@ func movesLoseNothing(t *testing.T, mode string) {
 		},
 	}
 	for name, c := range leaves {
+		if mode == lab.IPTables && name != "the exclude label" { // what makes a node leave is the same whatever carries the packets
+			continue
+		}
 		t.Run(name, func(t *testing.T) {
 			holder, err := s.Holder(ctx, "echo", "node4")
 			must(t, err)
@@ -102,7 +105,9 @@ func movesLoseNothing(t *testing.T, mode string) {
 		must(t, stream.AwaitAnswers(ctx, 250))
 		lossless(t, stream, "every speaker was replaced")
 	})
-	t.Run("a rebalance", func(t *testing.T) { rebalance(ctx, t, s, target, ad) })
+	if mode == lab.NFTables {
+		t.Run("a rebalance", func(t *testing.T) { rebalance(ctx, t, s, target, ad) })
+	}
 	t.Run("the endpoints of a Service with policy Local move", func(t *testing.T) { localMoves(ctx, t, s) })
 }
 

@@ -35,7 +35,7 @@ func Reexec() {
 }
 
 // goOn is how long a responder answers after it was told to end, as a server does that finishes its requests.
-const goOn = time.Second
+const goOn = 2 * time.Second
 
 // respond answers on each port until it is told to end. The arguments are the Pod's name, the node's, and the ports.
 func respond(args []string) {
