@@ -1,0 +1,163 @@
+package plan
+
+import (
+	"fmt"
+	"net/netip"
+	"reflect"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// TestAChangedPlanIsTheOneMadeAnew: whatever changed in whatever order, the Planner's Plan is what Build makes of the inputs
+// as they are now, and the Deltas lead from one to the next.
+func TestAChangedPlanIsTheOneMadeAnew(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		first := inputs()
+		p := NewPlanner(first)
+		bids := map[netip.Addr]bool{}
+		name := rapid.SampledFrom([]string{"web", "mail", "dns"})
+		node := rapid.SampledFrom([]string{"a", "b", "c", "d"})
+		for range rapid.IntRange(1, 12).Draw(t, "changes") {
+			key := view.Key{Namespace: "default", Name: name.Draw(t, "service")}
+			switch rapid.IntRange(0, 7).Draw(t, "change") {
+			case 0:
+				a := address
+				if rapid.Bool().Draw(t, "other address") {
+					a = address.Next()
+				}
+				p.SetService(view.Service{Key: key, LoadBalancer: true, Assigned: []netip.Addr{a}, Local: rapid.Bool().Draw(t, "local")})
+			case 1:
+				p.RemoveService(key)
+			case 2:
+				n := node.Draw(t, "endpoint")
+				p.SetEndpoints(view.Endpoints{Service: key, Serving: true, Nodes: []string{n}, Ready: []string{n}})
+			case 3:
+				p.SetEndpoints(view.Endpoints{Service: key})
+			case 4:
+				n := node.Draw(t, "node")
+				p.SetNode(view.Node{Name: n, Labels: map[string]string{"name": n}, Excluded: rapid.Bool().Draw(t, "excluded")})
+			case 5:
+				p.RemoveNode(node.Draw(t, "removed"))
+			case 6:
+				p.SetLinks(p.Inputs().Links[:rapid.IntRange(0, len(p.Inputs().Links)).Draw(t, "links")])
+			case 7:
+				s := *first.Snapshot
+				s.L2Ads = []*snapshot.L2Ad{{Name: "ad", Pools: []string{"p"}, NodeSelectors: only(node.Draw(t, "selected"))}}
+				p.SetSnapshot(&s)
+			}
+			d := p.Update()
+			for _, b := range d.Changed {
+				bids[b.Address] = true
+			}
+			for _, a := range d.Gone {
+				delete(bids, a)
+			}
+			if want := Build(p.Inputs()); !same(p.Plan(), want) {
+				t.Fatalf("the plan is %+v, made anew it is %+v", p.Plan(), want)
+			}
+			if len(bids) != len(p.Plan().Bids) {
+				t.Fatalf("the deltas lead to %d bids, the plan has %d", len(bids), len(p.Plan().Bids))
+			}
+		}
+	})
+}
+
+func same(x, y Plan) bool {
+	if len(x.Bids) != len(y.Bids) || len(x.Verdicts) != len(y.Verdicts) {
+		return false
+	}
+	for i := range x.Bids {
+		if !x.Bids[i].Same(y.Bids[i]) {
+			return false
+		}
+	}
+	for i := range x.Verdicts {
+		if !reflect.DeepEqual(x.Verdicts[i], y.Verdicts[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+// TestEndpointsThatEndHaveAGrace: once endpoints are ready elsewhere the node is no candidate, though those that end still
+// serve.
+func TestEndpointsThatEndHaveAGrace(t *testing.T) {
+	in := inputs()
+	editService(func(s *view.Service) { s.Local = true })(&in)
+	for _, c := range []struct {
+		nodes, ready []string
+		eligible     bool
+		grace        bool
+	}{
+		{[]string{"a"}, []string{"a"}, true, false},
+		{[]string{"a"}, nil, true, false}, // nowhere else to go
+		{[]string{"a", "b"}, []string{"b"}, false, true},
+		{[]string{"b"}, []string{"b"}, false, false},
+	} {
+		in.Endpoints[web] = view.Endpoints{Service: web, Serving: true, Nodes: c.nodes, Ready: c.ready}
+		p := Build(in)
+		b := p.Bids[0]
+		if b.Eligible("a") != c.eligible || b.Grace != c.grace {
+			t.Errorf("with endpoints on %v, ready ones on %v: eligible %v, grace %v", c.nodes, c.ready, b.Eligible("a"), b.Grace)
+		}
+		if want := names.ReasonNoLocalEndpoints; !c.eligible && p.Verdicts[0].Reason != want {
+			t.Errorf("the reason is %s, want %s", p.Verdicts[0].Reason, want)
+		}
+	}
+}
+
+// large is a cluster of 100 nodes with n Services.
+func large(n int) Inputs {
+	first := netip.MustParseAddr("10.0.0.0")
+	in := Inputs{
+		Self:      "node-000",
+		Snapshot:  &snapshot.Snapshot{Pools: []*snapshot.Pool{{Name: "p", Ranges: []snapshot.Range{{First: first, Last: netip.MustParseAddr("10.255.255.255")}}}}, L2Ads: []*snapshot.L2Ad{{Name: "ad", Pools: []string{"p"}}}},
+		Services:  map[view.Key]view.Service{},
+		Endpoints: map[view.Key]view.Endpoints{},
+		Nodes:     map[string]view.Node{},
+		Links:     inputs().Links,
+	}
+	for i := range 100 {
+		name := fmt.Sprintf("node-%03d", i)
+		in.Nodes[name] = view.Node{Name: name, Labels: map[string]string{"kubernetes.io/hostname": name}}
+	}
+	for i := range n {
+		k := view.Key{Namespace: "default", Name: fmt.Sprintf("service-%05d", i)}
+		first = first.Next()
+		in.Services[k] = view.Service{Key: k, LoadBalancer: true, Assigned: []netip.Addr{first}}
+		in.Endpoints[k] = view.Endpoints{Service: k, Serving: true, Nodes: []string{"node-001"}, Ready: []string{"node-001"}}
+	}
+	return in
+}
+
+// BenchmarkAChangeAmong10000Services plans one Service whose endpoints come and go, among 10,000 in a cluster of 100 nodes.
+func BenchmarkAChangeAmong10000Services(b *testing.B) {
+	p := NewPlanner(large(10000))
+	p.Update()
+	k := view.Key{Namespace: "default", Name: "service-05000"}
+	longest := time.Duration(0)
+	for i := 0; b.Loop(); i++ {
+		p.SetEndpoints(view.Endpoints{Service: k, Serving: i%2 == 1})
+		begun := time.Now()
+		if d := p.Update(); len(d.Changed)+len(d.Gone) != 1 {
+			b.Fatalf("the delta is %v", d)
+		}
+		longest = max(longest, time.Since(begun))
+	}
+	b.ReportMetric(float64(longest.Microseconds())/1000, "ms-longest")
+}
+
+// BenchmarkEverythingAmong10000Services plans all of them anew, as when a node comes.
+func BenchmarkEverythingAmong10000Services(b *testing.B) {
+	p := NewPlanner(large(10000))
+	for i := 0; b.Loop(); i++ {
+		p.SetNode(view.Node{Name: "node-new", Excluded: i%2 == 0})
+		p.Update()
+	}
+}
