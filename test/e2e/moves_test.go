@@ -201,6 +201,7 @@ func localMoves(ctx context.Context, t *testing.T, s *stage.Stage) {
 	must(t, s.Apply(ctx, local))
 	address, err := s.Address(ctx, "default", "local")
 	must(t, err)
+	steady(ctx, t, s, address.String()+":7000").Stop() // what is lost until it is served for the first time is another matter
 	stream := steady(ctx, t, s, address.String()+":7000")
 	for _, node := range []string{"node2", "node3"} {
 		must(t, s.Apply(ctx, strings.Replace(local, "nodeName: node1", "nodeName: "+node, 1)))
