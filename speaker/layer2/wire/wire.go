@@ -37,6 +37,16 @@ var filter = []bpf.Instruction{
 	bpf.RetConstant{Val: 0},
 }
 
+// arrivedOn passes on to a filter what arrived on a link itself. A packet socket on a link sees what arrives for the VLANs
+// and macvlans on top of it too: their segments are others, where the same address may be somebody else's by right.
+func arrivedOn(index int, filter []bpf.Instruction) []bpf.Instruction {
+	return append([]bpf.Instruction{
+		bpf.LoadExtension{Num: bpf.ExtInterfaceIndex},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: uint32(index), SkipTrue: 1},
+		bpf.RetConstant{Val: 0},
+	}, filter...)
+}
+
 // maxFrame is how much of a frame is read, in bytes.
 const maxFrame = 512
 
@@ -70,7 +80,7 @@ func (Wire) Open(l facts.Link, family layer2.Family) (layer2.Port, error) {
 
 // open opens the socket; nothing stays open after an error.
 func (p *port) open(l facts.Link) error {
-	fd, err := socket(p.protocol.filter)
+	fd, err := socket(arrivedOn(l.Index, p.protocol.filter))
 	if err != nil {
 		return err
 	}

@@ -113,6 +113,85 @@ func TestReceiveEnds(t *testing.T) {
 	}
 }
 
+// What arrives for a link on top of another is none of the lower one's business.
+func TestWhatIsForALinkOnTopIsNotHeardBelow(t *testing.T) {
+	room, peer := sandbox.New(t), sandbox.New(t)
+	room.Veth("eth0", peer, "eth0")
+	var lower, upper, far facts.Link
+	room.Do(func() (err error) {
+		if lower, err = linkOf("eth0"); err != nil {
+			return err
+		}
+		on := &netlink.Macvlan{LinkAttrs: netlink.LinkAttrs{Name: "top0", ParentIndex: lower.Index}, Mode: netlink.MACVLAN_MODE_BRIDGE}
+		if err = errors.Join(netlink.LinkAdd(on), netlink.LinkSetUp(on)); err == nil {
+			upper, err = linkOf("top0")
+		}
+		return err
+	})
+	peer.Do(func() (err error) {
+		far, err = linkOf("eth0")
+		return err
+	})
+	for _, f := range families {
+		t.Run(f.String(), func(t *testing.T) {
+			heard := map[string]chan facts.MAC{"eth0": make(chan facts.MAC, 16), "top0": make(chan facts.MAC, 16)}
+			for _, l := range []facts.Link{lower, upper} {
+				port, err := open(t, room, l, f)
+				if err != nil {
+					t.Fatal(err)
+				}
+				ended := make(chan error, 1)
+				go func() {
+					ended <- port.Receive(func(f layer2.Frame) (layer2.Frame, bool) {
+						if f.Source == far.MAC && f.Operation == layer2.Request { // not what the kernels say of themselves
+							heard[l.Name] <- f.Destination
+						}
+						return layer2.Frame{}, false
+					})
+				}()
+				defer func() {
+					_ = port.Close()
+					<-ended
+				}()
+			}
+			asker, err := open(t, peer, far, f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer asker.Close()
+			own, target := netip.MustParseAddr("192.168.0.100"), netip.MustParseAddr("192.168.0.201")
+			if f == layer2.IPv6 {
+				own, target = netip.MustParseAddr("fd00:a8::100"), netip.MustParseAddr("fd00:a8::201")
+			}
+			for _, to := range []facts.Link{upper, lower} {
+				q := layer2.Frame{Destination: to.MAC, Source: far.MAC, Operation: layer2.Request, SenderMAC: far.MAC, SenderIP: own, TargetIP: target}
+				if err := asker.Write(q); err != nil {
+					t.Fatal(err)
+				}
+				select {
+				case got := <-heard[to.Name]:
+					if got != to.MAC {
+						t.Errorf("%s hears what is for %s", to.Name, got)
+					}
+				case <-time.After(30 * time.Second):
+					t.Fatalf("%s hears nothing", to.Name)
+				}
+			}
+			if n := len(heard["eth0"]) + len(heard["top0"]); n > 0 {
+				t.Errorf("%d frames are heard twice", n)
+			}
+		})
+	}
+}
+
+func linkOf(name string) (facts.Link, error) {
+	ifi, err := net.InterfaceByName(name)
+	if err != nil {
+		return facts.Link{}, err
+	}
+	return facts.Link{Index: ifi.Index, Name: name, MAC: facts.MAC(ifi.HardwareAddr)}, nil
+}
+
 // read receives until an error comes.
 func read(p layer2.Port) <-chan error {
 	ended := make(chan error, 1)
