@@ -147,7 +147,7 @@ func (b *bed) answer(a netip.Addr) layer2.Frame {
 // wantHeard waits until the client hears the frame.
 func (b *bed) wantHeard(sentence string, want layer2.Frame) {
 	b.t.Helper()
-	timeout := time.After(3 * time.Second)
+	timeout := time.After(30 * time.Second)
 	for {
 		select {
 		case f := <-b.heard:
@@ -194,7 +194,7 @@ func (b *bed) drain() {
 // report waits for the next report of the kind.
 func report[T any](b *bed, sentence string) T {
 	b.t.Helper()
-	timeout := time.After(5 * time.Second)
+	timeout := time.After(30 * time.Second)
 	for {
 		select {
 		case r := <-b.engine.Reports():
@@ -269,7 +269,9 @@ var scenarios = map[string]func(b *bed){
 		b.send(b.request(b.held))
 		b.wantHeard("the address is held", b.answer(b.held))
 		b.engine.Apply(nil)
-		<-time.After(20 * time.Millisecond) // the engine takes it in
+		for len(b.engine.Counters()) > 0 { // until the engine has taken it in
+			<-time.After(5 * time.Millisecond)
+		}
 		b.send(b.request(b.held))
 		b.wantSilence("the address is given up", b.held)
 	},

@@ -35,7 +35,7 @@ func TestAMendedCableIsAnnouncedOn(t *testing.T) {
 						if len(set) == n {
 							return
 						}
-					case <-time.After(5 * time.Second):
+					case <-time.After(30 * time.Second):
 						t.Fatalf("%s: not noticed", sentence)
 					}
 				}

@@ -67,7 +67,7 @@ func (b *bed) want(sentence string, f func(facts.LinkSet) bool) facts.LinkSet {
 			if f(last) {
 				return last
 			}
-		case <-time.After(5 * time.Second):
+		case <-time.After(30 * time.Second):
 			b.t.Fatalf("%s: the last set is %+v", sentence, last)
 		}
 	}

@@ -80,9 +80,9 @@ func (l *listener) known(n int) (count int) {
 
 func (l *listener) await(sentence string, f func() bool) {
 	l.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !f(); {
+	for deadline := time.Now().Add(60 * time.Second); !f(); {
 		if time.Now().After(deadline) {
-			l.t.Fatalf("%s: not within 10 s", sentence)
+			l.t.Fatalf("%s: not within a minute", sentence)
 		}
 		<-time.After(20 * time.Millisecond)
 	}
