@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"runtime/debug"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -82,7 +83,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	writer := &reconcile.StatusWriter{
 		Client: mgr.GetClient(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEvents), Log: log,
 		Skipped: watcher.Skipped, Announced: reconcile.NewAnnounced(o.NodeName),
-		Self: o.NodeName, Pod: o.PodName, Namespace: o.Namespace,
+		Self: o.NodeName, Pod: o.PodName, Namespace: o.Namespace, Version: version(),
 	}
 	writer.Init()
 	routing.status.Owner = writer.Owner
@@ -114,6 +115,15 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		return nil
 	})
 	return g.Wait()
+}
+
+// version is the module's as the build knows it, with the revision where that was built from a repository.
+func version() string {
+	b, ok := debug.ReadBuildInfo()
+	if !ok {
+		return ""
+	}
+	return b.Main.Version
 }
 
 // handOver waits until other nodes hold what this one held, and the routers know of its going.

@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -38,8 +39,8 @@ type StatusWriter struct {
 	Skipped func() []facts.SkippedLink
 	// Announced is told what this node announces, for the metrics.
 	Announced *Announced
-	// Self is this node, Pod this speaker's Pod if there is one, Namespace where the objects go.
-	Self, Pod, Namespace string
+	// Self is this node, Pod this speaker's Pod if there is one, Namespace where the objects go, Version the speaker's.
+	Self, Pod, Namespace, Version string
 
 	latest chan agent.Status
 	// stale asks for another look: an object appeared, changed or vanished.
@@ -139,7 +140,7 @@ func (w *StatusWriter) Run(ctx context.Context) error {
 func (w *StatusWriter) inputs(s agent.Status) status.Inputs {
 	return status.Inputs{
 		Self: w.Self, Plan: s.Plan, Claims: s.Claims, Links: s.Links, Skipped: w.Skipped(), Members: s.Members, Denied: s.Denied,
-		Conflicts: &w.conflicts,
+		Conflicts: &w.conflicts, Version: w.Version,
 	}
 }
 
@@ -199,33 +200,30 @@ func (w *StatusWriter) event(ctx context.Context, k view.Key, n elect.Note) {
 // write brings the objects in line with what this node holds.
 func (w *StatusWriter) write(ctx context.Context, in status.Inputs) error {
 	want := status.Build(in)
-	w.Announced.setLayer2(want)
+	w.Announced.set(want, in.Plan)
 	have, err := w.written(ctx)
 	if err != nil {
 		return err
 	}
 	write, remove := status.Diff(w.Self, want, have)
-	g, each := errgroup.WithContext(ctx)
+	var g errgroup.Group // that goes on after an error: one object that is refused keeps no other from being written
 	g.SetLimit(inFlight)
 	if len(write) > 0 {
 		owner := w.Owner(ctx)
 		for _, a := range write {
-			g.Go(func() error { return w.apply(each, a, owner) })
+			g.Go(func() error { return w.apply(ctx, a, owner) })
 		}
 	}
 	for _, name := range remove {
 		g.Go(func() error {
 			o := &v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Namespace: w.Namespace, Name: name}}
-			if err := w.Client.Delete(each, o); client.IgnoreNotFound(err) != nil {
+			if err := w.Client.Delete(ctx, o); client.IgnoreNotFound(err) != nil {
 				return fmt.Errorf("removing ServiceL2Status %q: %w", name, err)
 			}
 			return nil
 		})
 	}
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	return w.writeSpeaker(ctx, status.Speaker(in))
+	return errors.Join(g.Wait(), w.writeSpeaker(ctx, status.Speaker(in)))
 }
 
 // written returns every entry that exists.

@@ -22,8 +22,12 @@ var skips = map[facts.Skip]names.Reason{
 
 // Speaker describes the node. Its conditions have no times yet: these depend on what was written before.
 func Speaker(in Inputs) v1alpha1.SpeakerStatusStatus {
+	routes := len(in.Plan.Routes)
+	if in.Plan.Leaving { // they are going
+		routes = 0
+	}
 	return v1alpha1.SpeakerStatusStatus{
-		Node: in.Self, Held: int32(len(in.Claims)), Members: in.Members, Links: speakerLinks(in),
+		Node: in.Self, Version: in.Version, Routes: int32(routes), Held: int32(len(in.Claims)), Members: in.Members, Links: speakerLinks(in),
 		Conditions: []metav1.Condition{usable(in), uncontested(in)},
 	}
 }

@@ -51,9 +51,9 @@ type Held struct {
 
 // Inputs is what a speaker's status rests on.
 type Inputs struct {
-	// Self is the name of this node.
-	Self string
-	Plan plan.Plan
+	// Self is the name of this node, Version that of the speaker.
+	Self, Version string
+	Plan          plan.Plan
 	// Claims are what this node answers for.
 	Claims []intent.Claim
 	// Links are the usable links of the node, Skipped the others.
