@@ -148,6 +148,8 @@ const (
 	ReasonUnknownSecret Reason = "UnknownSecret"
 	// ReasonInvalidCommunity: the value of a community cannot be read.
 	ReasonInvalidCommunity Reason = "InvalidCommunity"
+	// ReasonNodeLabel: a node lacks a label that a BGPPeer takes an AS number from, or the label has no such number.
+	ReasonNodeLabel Reason = "NodeLabel"
 	// ReasonInvalidTimer: the timers of a BGPPeer contradict each other or are out of range.
 	ReasonInvalidTimer Reason = "InvalidTimer"
 	// ReasonDuplicatePeer: two BGPPeers connect to one router in a way that it cannot tell apart.

@@ -47,6 +47,10 @@ type BGPAdvertisementSpec struct {
 	// +kubebuilder:validation:MaxItems=128
 	// +optional
 	ServiceSelectors []metav1.LabelSelector `json:"serviceSelectors,omitempty"`
+
+	// Gantry holds what only Gantry offers.
+	// +optional
+	Gantry *BGPAdvertisementExtension `json:"gantry,omitempty"`
 }
 
 // BGPAdvertisementStatus reports how the advertisement is understood.

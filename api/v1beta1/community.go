@@ -9,6 +9,10 @@ type CommunitySpec struct {
 	// +kubebuilder:validation:XValidation:rule="self.all(a, self.exists_one(b, a.name == b.name))",message="communities names one alias twice: take one of them out"
 	// +optional
 	Communities []CommunityAlias `json:"communities,omitempty"`
+
+	// Gantry holds what only Gantry offers.
+	// +optional
+	Gantry *CommunityExtension `json:"gantry,omitempty"`
 }
 
 // CommunityAlias gives a BGP community a name.

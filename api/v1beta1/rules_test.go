@@ -12,6 +12,7 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/api/v1beta2"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/test/apiserver"
 )
@@ -21,6 +22,9 @@ import (
 func TestRulesOfTheAPIServer(t *testing.T) {
 	scheme := runtime.NewScheme()
 	if err := v1beta1.AddToScheme(scheme); err != nil {
+		t.Fatal(err)
+	}
+	if err := v1beta2.AddToScheme(scheme); err != nil {
 		t.Fatal(err)
 	}
 	if err := v1alpha1.AddToScheme(scheme); err != nil {
@@ -35,6 +39,8 @@ func TestRulesOfTheAPIServer(t *testing.T) {
 	t.Run("advertisements", func(t *testing.T) { advertisements(t, c) })
 	t.Run("defaults and limits", func(t *testing.T) { limits(t, c) })
 	t.Run("what only Gantry offers", func(t *testing.T) { extensions(t, c) })
+	t.Run("peers", func(t *testing.T) { peers(t, c) })
+	t.Run("what only Gantry offers for BGP", func(t *testing.T) { bgpAdvertisements(t, c) })
 	t.Run("reservations", func(t *testing.T) { reservations(t, c) })
 	t.Run("status", func(t *testing.T) { status(t, c) })
 }

@@ -4,8 +4,10 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 // BGPPeerSpec says which router a node peers with, and how.
 //
-// +kubebuilder:validation:XValidation:rule="(has(self.peerASN) && self.peerASN > 0) != has(self.dynamicASN)",message="write either peerASN (the router's number, 1 to 4294967295) or dynamicASN (internal or external), not both and not neither"
-// +kubebuilder:validation:XValidation:rule="(has(self.peerAddress) && self.peerAddress.size() > 0) != (has(self.interface) && self.interface.size() > 0)",message="write either peerAddress (the router's address) or interface (unnumbered, over the link's own IPv6 addresses), not both and not neither"
+// +kubebuilder:validation:XValidation:rule="[has(self.peerASN) && self.peerASN > 0, has(self.dynamicASN), has(self.gantry) && has(self.gantry.peerASNLabel)].filter(x, x).size() == 1",message="write either peerASN (the router's number, 1 to 4294967295) or dynamicASN (internal or external), not both and not neither; gantry.peerASNLabel takes the place of both"
+// +kubebuilder:validation:XValidation:rule="[has(self.peerAddress) && self.peerAddress.size() > 0, has(self.interface) && self.interface.size() > 0, has(self.gantry) && has(self.gantry.defaultGateway)].filter(x, x).size() == 1",message="write either peerAddress (the router's address) or interface (unnumbered, over the link's own IPv6 addresses), not both and not neither; gantry.defaultGateway takes the place of both"
+// +kubebuilder:validation:XValidation:rule="!has(self.gantry) || !has(self.gantry.ttlSecurityHops) || !has(self.ebgpMultiHop) || !self.ebgpMultiHop",message="ebgpMultiHop and gantry.ttlSecurityHops exclude each other: take ebgpMultiHop out, since ttlSecurityHops says how far away the router may be"
+// +kubebuilder:validation:XValidation:rule="!has(self.gantry) || !has(self.gantry.passive) || !self.gantry.passive || !has(self.peerPort) || self.peerPort == 0 || self.peerPort == 179",message="peerPort is the port to connect to, and a passive peer does not connect: take peerPort out"
 // +kubebuilder:validation:XValidation:rule="!has(self.sourceAddress) || !has(self.peerAddress) || !isIP(self.sourceAddress) || !isIP(self.peerAddress) || ip(self.sourceAddress).family() == ip(self.peerAddress).family()",message="sourceAddress and peerAddress are of different families: write a source address of the peer's family, or leave it out"
 // +kubebuilder:validation:XValidation:rule="!has(self.password) || self.password.size() == 0 || !has(self.passwordSecret) || !has(self.passwordSecret.name) || self.passwordSecret.name.size() == 0",message="password and passwordSecret exclude each other: keep passwordSecret and take password out"
 // +kubebuilder:validation:XValidation:rule="!has(self.ebgpMultiHop) || !self.ebgpMultiHop || !((has(self.peerASN) && self.peerASN == self.myASN) || (has(self.dynamicASN) && self.dynamicASN == 'internal'))",message="ebgpMultiHop is for external peers, but peerASN is myASN: take ebgpMultiHop out, since internal sessions may cross hops anyway"
@@ -135,6 +137,10 @@ type BGPPeerSpec struct {
 	// +kubebuilder:default:=false
 	// +optional
 	DualStackAddressFamily bool `json:"dualStackAddressFamily,omitempty"`
+
+	// Gantry holds what only Gantry offers.
+	// +optional
+	Gantry *PeerExtension `json:"gantry,omitempty"`
 }
 
 // DynamicASN says which autonomous system numbers of a router are accepted.

@@ -1,10 +1,14 @@
 package snapshot
 
 import (
+	"fmt"
 	"net/netip"
+	"strconv"
 	"time"
 
 	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/gantry-lb/gantry/internal/view"
 )
 
 // Peer is a parsed BGPPeer with everything that it names resolved. The same value serves every node.
@@ -34,6 +38,15 @@ type Peer struct {
 	BFD *BFD
 	// VRF is the link that the session is bound to; empty for none.
 	VRF string
+	// Gateway is the family of the node's default gateway, which the peer is in place of Address; 0 when it is not.
+	Gateway view.Family
+	// MyASNLabel and PeerASNLabel are keys of node labels whose values go before MyASN, and take the place of PeerASN; empty
+	// for none.
+	MyASNLabel, PeerASNLabel string
+	// Hops is how many hops away the router may be (RFC 5082), 1 to 254; 0 does not look.
+	Hops uint8
+	// Passive waits for the router to connect.
+	Passive bool
 
 	GracefulRestart, MultiHop, DisableMP, DualStack bool
 }
@@ -75,6 +88,42 @@ type BGPAd struct {
 	ServiceSelectors []labels.Selector
 	// Peers are names of BGPPeers, sorted; empty means all.
 	Peers []string
+	// MED is sent when HasMED; Prepend is how often the own number is repeated, 0 to 16.
+	MED     uint32
+	HasMED  bool
+	Prepend uint8
+	// Extended are sorted, without repetition.
+	Extended []ExtendedCommunity
+	// Bandwidth is what each local endpoint adds to the link bandwidth, in megabits per second; 0 announces none.
+	Bandwidth int32
+}
+
+// ASNs returns the numbers for a node with these labels; an error says which label is missing or has no such number.
+func (p *Peer) ASNs(set map[string]string) (mine, peers uint32, err error) {
+	mine, peers = p.MyASN, p.PeerASN
+	if text, ok := set[p.MyASNLabel]; ok && p.MyASNLabel != "" {
+		if mine, err = asn(p.MyASNLabel, text); err != nil {
+			return 0, 0, err
+		}
+	}
+	if p.PeerASNLabel != "" {
+		text, ok := set[p.PeerASNLabel]
+		if !ok {
+			return 0, 0, fmt.Errorf("the node has no label %q, which gives the router's AS number: set it", p.PeerASNLabel)
+		}
+		if peers, err = asn(p.PeerASNLabel, text); err != nil {
+			return 0, 0, err
+		}
+	}
+	return mine, peers, nil
+}
+
+func asn(label, text string) (uint32, error) {
+	n, err := strconv.ParseUint(text, 10, 32)
+	if err != nil || n == 0 {
+		return 0, fmt.Errorf("the node's label %q is %q, which is no AS number: write 1 to 4294967295", label, text)
+	}
+	return uint32(n), nil
 }
 
 // Node is what Build needs to know of a node.

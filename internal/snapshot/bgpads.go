@@ -16,7 +16,8 @@ import (
 )
 
 // bgpAds parses the BGPAdvertisements, the oldest first: of two that contradict each other the older stands.
-func (b *builder) bgpAds(in []v1beta1.BGPAdvertisement, o *Objects, pools []*Pool, aliases map[string]Community) []*BGPAd {
+func (b *builder) bgpAds(in []v1beta1.BGPAdvertisement, o *Objects, pools []*Pool) []*BGPAd {
+	aliases, extended := b.aliases(o.Communities), b.extendedAliases(o.Communities)
 	in = slices.Clone(in)
 	slices.SortFunc(in, func(x, y v1beta1.BGPAdvertisement) int {
 		return cmp.Or(x.CreationTimestamp.Compare(y.CreationTimestamp.Time), cmp.Compare(x.Name, y.Name))
@@ -26,6 +27,7 @@ func (b *builder) bgpAds(in []v1beta1.BGPAdvertisement, o *Objects, pools []*Poo
 		object := Object{Kind: "BGPAdvertisement", Namespace: in[i].Namespace, Name: in[i].Name}
 		b.broken = false
 		ad := b.bgpAd(object, &in[i], o, pools, aliases)
+		b.extendAd(object, ad, in[i].Spec.Gantry, extended)
 		ad.Pools = slices.DeleteFunc(ad.Pools, func(name string) bool {
 			p := named(pools, name)
 			return !b.fits(object, ad, p) || !b.agrees(object, ad, out, o.Nodes, p)

@@ -70,7 +70,7 @@ func Build(o Objects) (*Snapshot, []Problem) {
 		}
 		s.L2Ads = append(s.L2Ads, ad)
 	}
-	s.BGPAds = b.bgpAds(o.BGPAdvertisements, &o, s.Pools, b.aliases(o.Communities))
+	s.BGPAds = b.bgpAds(o.BGPAdvertisements, &o, s.Pools)
 	s.Peers = b.peers(o.Peers, &o)
 	s.Reservations = b.reservations(o.Reservations, s.Pools)
 	slices.SortFunc(b.problems, func(x, y Problem) int {

@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/api/v1beta2"
+	"github.com/gantry-lb/gantry/internal/view"
 )
 
 // Defaults of a session (RFC 4271, section 10) and of BFD.
@@ -43,6 +45,7 @@ func (b *builder) peers(in []v1beta2.BGPPeer, o *Objects) []*Peer {
 		b.bfd(object, p, in[i].Spec.BFDProfile, profiles)
 		b.password(object, p, &in[i].Spec, o)
 		b.duplicateSelectors(object, "spec.nodeSelectors", in[i].Spec.NodeSelectors)
+		b.extendPeer(object, p, in[i].Spec.Gantry, o.Nodes)
 		if b.broken {
 			if p = o.Last.Peer(p.Name); p == nil {
 				continue
@@ -63,7 +66,7 @@ func (b *builder) peers(in []v1beta2.BGPPeer, o *Objects) []*Peer {
 
 // sameSession says whether a router cannot tell the sessions apart.
 func (p *Peer) sameSession(q *Peer) bool {
-	return p.Address == q.Address && p.Interface == q.Interface && p.Port == q.Port && p.VRF == q.VRF && p.Source == q.Source
+	return p.Address == q.Address && p.Gateway == q.Gateway && p.Interface == q.Interface && p.Port == q.Port && p.VRF == q.VRF && p.Source == q.Source
 }
 
 // target names the far end for people.
@@ -71,7 +74,37 @@ func (p *Peer) target() string {
 	if p.Address.IsValid() {
 		return netip.AddrPortFrom(p.Address, p.Port).String()
 	}
+	if p.Gateway != 0 {
+		return fmt.Sprintf("the default gateway of IPv%d", p.Gateway)
+	}
 	return "interface " + p.Interface
+}
+
+// extendPeer reads spec.gantry of a peer. A node whose label is missing does not peer, and the others do.
+func (b *builder) extendPeer(o Object, p *Peer, in *v1beta2.PeerExtension, nodes []Node) {
+	if in == nil {
+		return
+	}
+	p.Gateway = map[string]view.Family{"IPv4": view.IPv4, "IPv6": view.IPv6}[in.DefaultGateway]
+	p.MyASNLabel, p.PeerASNLabel, p.Passive = in.MyASNLabel, in.PeerASNLabel, in.Passive
+	if in.TTLSecurityHops != nil {
+		p.Hops = uint8(min(max(*in.TTLSecurityHops, 1), 254)) //nolint:gosec // bounded here
+	}
+	if p.MyASNLabel == "" && p.PeerASNLabel == "" {
+		return
+	}
+	bad, first, why := 0, "", error(nil)
+	for _, n := range nodes {
+		if _, _, err := p.ASNs(n.Labels); err != nil && Matches(p.NodeSelectors, n.Labels) {
+			bad++
+			if first == "" || n.Name < first {
+				first, why = n.Name, err
+			}
+		}
+	}
+	if bad > 0 {
+		b.problem(o, "spec.gantry", names.ReasonNodeLabel, "spec.gantry: %d of the selected nodes do not peer, node %q among them: %v", bad, first, why)
+	}
 }
 
 func (b *builder) peer(o Object, in *v1beta2.BGPPeerSpec) *Peer {

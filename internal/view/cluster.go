@@ -1,6 +1,7 @@
 package view
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -15,6 +16,7 @@ import (
 // ready (an absent condition counts as ready), or still serving while it terminates.
 func FromSlices(service Key, all []discoveryv1.EndpointSlice) Endpoints {
 	e := Endpoints{Service: service}
+	counts := map[string]map[discoveryv1.AddressType]int{}
 	for i := range all {
 		for j := range all[i].Endpoints {
 			p := &all[i].Endpoints[j]
@@ -23,15 +25,20 @@ func FromSlices(service Key, all []discoveryv1.EndpointSlice) Endpoints {
 			}
 			e.Serving = true
 			if p.NodeName != nil && *p.NodeName != "" {
-				e.Nodes = append(e.Nodes, *p.NodeName)
+				if counts[*p.NodeName] == nil {
+					counts[*p.NodeName] = map[discoveryv1.AddressType]int{}
+				}
+				counts[*p.NodeName][all[i].AddressType]++
 				if c := p.Conditions; (c.Ready == nil || *c.Ready) && (c.Terminating == nil || !*c.Terminating) {
 					e.Ready = append(e.Ready, *p.NodeName)
 				}
 			}
 		}
 	}
-	slices.Sort(e.Nodes)
-	e.Nodes = slices.Compact(e.Nodes)
+	e.Nodes = slices.Sorted(maps.Keys(counts))
+	for _, n := range e.Nodes {
+		e.Counts = append(e.Counts, slices.Max(slices.Collect(maps.Values(counts[n]))))
+	}
 	slices.Sort(e.Ready)
 	e.Ready = slices.Compact(e.Ready)
 	return e

@@ -129,6 +129,9 @@ type Endpoints struct {
 	Serving bool
 	// Nodes are the names of the nodes with at least one endpoint that can serve, sorted.
 	Nodes []string
+	// Counts is how many endpoints can serve on each of the Nodes, in their order; one that has addresses of both families
+	// counts once.
+	Counts []int
 	// Ready are the names of the nodes with at least one endpoint that is ready and does not terminate, sorted.
 	Ready []string
 }
@@ -140,6 +143,15 @@ func (e Endpoints) Local() []string {
 		return e.Ready
 	}
 	return e.Nodes
+}
+
+// Count returns how many endpoints on the node can serve.
+func (e Endpoints) Count(node string) int {
+	i, ok := slices.BinarySearch(e.Nodes, node)
+	if !ok || i >= len(e.Counts) {
+		return 0
+	}
+	return e.Counts[i]
 }
 
 // On says whether an endpoint on the node can serve.

@@ -3,6 +3,7 @@ package bgp
 import (
 	"fmt"
 	"maps"
+	"math"
 	"net/netip"
 	"slices"
 	"time"
@@ -59,6 +60,9 @@ func (w *worker) path(prefix netip.Prefix) (Path, bool) {
 		f = frame.IPv4
 	}
 	p := Path{Prefix: prefix, NextHop: nextHop(f, w.extends, w.v4, w.v6), Attributes: a}
+	if a.Bandwidth > 0 {
+		p.Extended = append(slices.Clone(p.Extended), linkBandwidth(w.o.peer.LocalASN, a.Bandwidth))
+	}
 	if w.phase == going {
 		p.LocalPref = 1 // the lowest that the library sends; 0 leaves it out
 		p.Communities = append(slices.Clone(p.Communities), gracefulShutdown)
@@ -66,6 +70,16 @@ func (w *worker) path(prefix netip.Prefix) (Path, bool) {
 		p.Communities = slices.Compact(p.Communities)
 	}
 	return p, p.NextHop.IsValid()
+}
+
+// linkBandwidth is the community of that name (draft-ietf-idr-link-bandwidth): a non-transitive one of an AS of two octets,
+// and bytes per second as a floating-point number.
+func linkBandwidth(asn uint32, bytes uint64) [8]byte {
+	if asn > 0xffff {
+		asn = 23456 // AS_TRANS, RFC 6793
+	}
+	bits := math.Float32bits(float32(bytes))
+	return [8]byte{0x40, 4, byte(asn >> 8), byte(asn), byte(bits >> 24), byte(bits >> 16), byte(bits >> 8), byte(bits)}
 }
 
 // stop ends the worker as planned.

@@ -96,10 +96,12 @@ type Attributes struct {
 	Communities []uint32
 	Large       [][3]uint32
 	Extended    [][8]byte
+	// Bandwidth of the link, in bytes per second, by which a router may weigh equal routes; 0 says nothing of it.
+	Bandwidth uint64
 }
 
 // Equal says whether two Attributes are the same.
 func (a Attributes) Equal(b Attributes) bool {
-	return a.LocalPref == b.LocalPref && a.MED == b.MED && a.HasMED == b.HasMED && a.Prepend == b.Prepend &&
+	return a.LocalPref == b.LocalPref && a.MED == b.MED && a.HasMED == b.HasMED && a.Prepend == b.Prepend && a.Bandwidth == b.Bandwidth &&
 		slices.Equal(a.Communities, b.Communities) && slices.Equal(a.Large, b.Large) && slices.Equal(a.Extended, b.Extended)
 }

@@ -29,6 +29,8 @@ const restartTime = 120 * time.Second
 type share struct {
 	verdict BGPVerdict
 	ads     []offer
+	// endpoints is how many serve on this node, where only these get the Service's traffic.
+	endpoints int
 }
 
 // offer is an advertisement with those addresses of a Service that are of its pools.
@@ -42,7 +44,7 @@ func (o offer) equal(p offer) bool { return o.ad == p.ad && slices.Equal(o.addre
 // same says whether both add the same.
 func (s share) same(o share) bool {
 	return s.verdict.Reason == o.verdict.Reason && slices.Equal(s.verdict.Peers, o.verdict.Peers) &&
-		slices.Equal(s.verdict.Addresses, o.verdict.Addresses) && slices.EqualFunc(s.ads, o.ads, offer.equal)
+		slices.Equal(s.verdict.Addresses, o.verdict.Addresses) && slices.EqualFunc(s.ads, o.ads, offer.equal) && s.endpoints == o.endpoints
 }
 
 // route decides the Services that changed, and puts the routes together again when that changes any.
@@ -53,7 +55,7 @@ func (p *Planner) route(anew bool) {
 		if p.in.Snapshot != nil && known {
 			for _, c := range p.in.Snapshot.Peers {
 				if matches(c.NodeSelectors, self.Labels) {
-					p.plan.Peers = append(p.plan.Peers, peer(c))
+					p.plan.Peers = append(p.plan.Peers, peer(c, &self, p.in.Links))
 				}
 			}
 		}
@@ -81,7 +83,7 @@ func (p *Planner) route(anew bool) {
 		func(x, y BGPVerdict) int { return x.Service.Compare(y.Service) })
 	t := table{}
 	for _, s := range p.shares {
-		t.add(p.plan.Peers, s.ads)
+		t.add(p.plan.Peers, &s)
 	}
 	p.plan.Routes = t.routes()
 }
@@ -90,8 +92,11 @@ func (p *Planner) route(anew bool) {
 func (p *Planner) share(s *view.Service, self *view.Node) share {
 	ads, reason := routable(&p.in, s, self)
 	out := share{verdict: BGPVerdict{Service: s.Key, Addresses: s.Assigned, Reason: reason}, ads: ads}
+	if s.Local {
+		out.endpoints = p.in.Endpoints[s.Key].Count(p.in.Self)
+	}
 	if reason == names.ReasonAnnounced {
-		if out.verdict.Peers = (table{}).add(p.plan.Peers, ads); len(out.verdict.Peers) == 0 {
+		if out.verdict.Peers = (table{}).add(p.plan.Peers, &out); len(out.verdict.Peers) == 0 {
 			out.verdict.Reason = names.ReasonNoPeers
 		}
 	}
@@ -173,11 +178,12 @@ type cell struct {
 }
 
 // add puts the routes of a Service into the table and returns the names of the peers that get one.
-func (t table) add(peers []intent.Peer, ads []offer) []string {
+func (t table) add(peers []intent.Peer, s *share) []string {
 	var to []string
+	weights := map[cell]uint64{} // of several advertisements the largest counts, of several Services the sum
 	for i := range peers {
 		p := &peers[i]
-		for _, o := range ads {
+		for _, o := range s.ads {
 			ad := o.ad
 			if len(ad.Peers) > 0 && !slices.Contains(ad.Peers, p.Name) {
 				continue
@@ -188,19 +194,34 @@ func (t table) add(peers []intent.Peer, ads []offer) []string {
 				}
 				c := cell{prefix(ad, a), p.Name}
 				t[c] = merge(t[c], ad)
+				if ad.Bandwidth > 0 && s.endpoints > 0 {
+					weights[c] = max(weights[c], uint64(ad.Bandwidth)*1e6/8*uint64(s.endpoints)) //nolint:gosec // neither is below 0
+				}
 				to = append(to, p.Name)
 			}
 		}
+	}
+	for c, w := range weights {
+		a := t[c]
+		a.Bandwidth += w
+		t[c] = a
 	}
 	slices.Sort(to)
 	return slices.Compact(to)
 }
 
-// merge adds what an advertisement says of a prefix. Communities are united; of different values of localPref, which only
-// aggregates over several Services can have by now, the highest counts.
+// merge adds what an advertisement says of a prefix to what others said. Communities are united; of different values of
+// localPref, which only aggregates over several Services can have by now, the highest counts, and of metrics the lowest: the
+// better one.
 func merge(a intent.Attributes, ad *snapshot.BGPAd) intent.Attributes {
-	a.LocalPref = max(a.LocalPref, ad.LocalPref)
-	standard, large := slices.Clone(a.Communities), slices.Clone(a.Large)
+	a.LocalPref, a.Prepend = max(a.LocalPref, ad.LocalPref), max(a.Prepend, ad.Prepend)
+	if ad.HasMED && (!a.HasMED || ad.MED < a.MED) {
+		a.MED, a.HasMED = ad.MED, true
+	}
+	if len(ad.Communities)+len(ad.Extended) == 0 {
+		return a
+	}
+	standard, large, extended := slices.Clone(a.Communities), slices.Clone(a.Large), slices.Clone(a.Extended)
 	for _, c := range ad.Communities {
 		if c.Large {
 			large = append(large, [3]uint32{c.A, c.B, c.C})
@@ -208,9 +229,13 @@ func merge(a intent.Attributes, ad *snapshot.BGPAd) intent.Attributes {
 			standard = append(standard, c.A<<16|c.B)
 		}
 	}
+	for _, c := range ad.Extended {
+		extended = append(extended, c)
+	}
 	slices.Sort(standard)
 	slices.SortFunc(large, func(x, y [3]uint32) int { return slices.Compare(x[:], y[:]) })
-	a.Communities, a.Large = slices.Compact(standard), slices.Compact(large)
+	slices.SortFunc(extended, func(x, y [8]byte) int { return slices.Compare(x[:], y[:]) })
+	a.Communities, a.Large, a.Extended = slices.Compact(standard), slices.Compact(large), slices.Compact(extended)
 	return a
 }
 
@@ -233,30 +258,6 @@ next:
 			}
 		}
 		out = append(out, intent.Route{Prefix: c.prefix, Peers: []string{c.peer}, Attributes: t[c]})
-	}
-	return out
-}
-
-// peer is a configured peer as this node peers with it.
-func peer(p *snapshot.Peer) intent.Peer {
-	out := intent.Peer{
-		Name: p.Name, Address: p.Address, Port: p.Port, Unnumbered: p.Interface != "", Device: cmp.Or(p.Interface, p.VRF), Source: p.Source,
-		LocalASN: cmp.Or(p.LocalASN, p.MyASN), PeerASN: p.PeerASN, RouterID: p.RouterID,
-		Hold: p.Hold, Keepalive: p.Keepalive, Connect: p.Connect, Password: p.Password, Multihop: p.MultiHop,
-		IPv4: p.DualStack || p.Address.Is4() || p.Interface != "", IPv6: p.DualStack || p.Address.Is6() || p.Interface != "",
-		NoMultiprotocol: p.DisableMP, GracefulRestart: p.GracefulRestart, RestartTime: restartTime,
-	}
-	switch p.Dynamic {
-	case snapshot.InternalASN:
-		out.ASNs = intent.ASNInternal
-	case snapshot.ExternalASN:
-		out.ASNs = intent.ASNExternal
-	}
-	if b := p.BFD; b != nil {
-		out.BFD = &intent.BFD{
-			Transmit: b.Transmit, Receive: b.Receive, Echo: b.EchoInterval, Multiplier: b.Multiplier,
-			EchoMode: b.Echo, Passive: b.Passive, MinTTL: b.MinimumTTL,
-		}
 	}
 	return out
 }

@@ -1,0 +1,66 @@
+package plan
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+
+	"github.com/gantry-lb/gantry/internal/snapshot"
+	"github.com/gantry-lb/gantry/internal/view"
+	"github.com/gantry-lb/gantry/speaker/facts"
+	"github.com/gantry-lb/gantry/speaker/intent"
+)
+
+// peer is a configured peer as a node peers with it. What the node lacks for it blocks the peer, and says so.
+func peer(p *snapshot.Peer, self *view.Node, links facts.LinkSet) intent.Peer {
+	mine, theirs, err := p.ASNs(self.Labels)
+	out := intent.Peer{
+		Name: p.Name, Address: p.Address, Port: p.Port, Unnumbered: p.Interface != "", Device: cmp.Or(p.Interface, p.VRF), Source: p.Source,
+		LocalASN: cmp.Or(p.LocalASN, mine), PeerASN: theirs, RouterID: p.RouterID,
+		Hold: p.Hold, Keepalive: p.Keepalive, Connect: p.Connect, Password: p.Password, Multihop: p.MultiHop,
+		IPv4: p.DualStack || p.Address.Is4() || p.Interface != "", IPv6: p.DualStack || p.Address.Is6() || p.Interface != "",
+		NoMultiprotocol: p.DisableMP, GracefulRestart: p.GracefulRestart, RestartTime: restartTime, Hops: p.Hops, Passive: p.Passive,
+	}
+	if err != nil {
+		out.Blocked = err.Error()
+	}
+	if p.Gateway != 0 {
+		out.IPv4, out.IPv6 = p.DualStack || p.Gateway == view.IPv4, p.DualStack || p.Gateway == view.IPv6
+		if out.Address = gateway(p.Gateway, links); !out.Address.IsValid() {
+			out.Blocked = fmt.Sprintf("this node has no default gateway of IPv%d: add a default route, or write peerAddress", p.Gateway)
+		}
+	}
+	switch p.Dynamic {
+	case snapshot.InternalASN:
+		out.ASNs = intent.ASNInternal
+	case snapshot.ExternalASN:
+		out.ASNs = intent.ASNExternal
+	}
+	if b := p.BFD; b != nil {
+		out.BFD = &intent.BFD{
+			Transmit: b.Transmit, Receive: b.Receive, Echo: b.EchoInterval, Multiplier: b.Multiplier,
+			EchoMode: b.Echo, Passive: b.Passive, MinTTL: b.MinimumTTL,
+		}
+	}
+	return out
+}
+
+// gateway returns the lowest of the node's default gateways of a family, with its link as zone where it needs one; invalid when
+// there is none.
+func gateway(f view.Family, links facts.LinkSet) netip.Addr {
+	var best netip.Addr
+	for _, l := range links {
+		for _, a := range l.Gateways {
+			if view.FamilyOf(a) != f {
+				continue
+			}
+			if a.IsLinkLocalUnicast() {
+				a = a.WithZone(l.Name)
+			}
+			if !best.IsValid() || a.Less(best) {
+				best = a
+			}
+		}
+	}
+	return best
+}
