@@ -165,6 +165,8 @@ func (s *session) lost(err error) {
 		s.finish(fmt.Errorf("nothing was heard of the router for %s, the hold time", s.agreed.Hold), &frame.Fault{Code: frame.CodeHold})
 	case errors.Is(err, io.EOF):
 		s.finish(errors.New("the router closed the connection without a word"), nil)
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		s.finish(errors.New("the router closed the connection in the middle of a message"), nil)
 	default:
 		s.finish(fmt.Errorf("the connection broke: %w", err), nil)
 	}
@@ -272,7 +274,7 @@ func opening(err error) error {
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return &frame.Fault{Code: frame.CodeHold, Text: fmt.Sprintf("it sent no OPEN within %s", openWait)}
-	case errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed):
+	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed):
 		return errors.New("the router closed the connection before its OPEN: is this node configured as a neighbour there?")
 	}
 	return err
