@@ -13,12 +13,14 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/pflag"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/gantry-lb/gantry/api/names"
@@ -112,7 +114,8 @@ func run(ctx context.Context, o options) error {
 	if err := mgr.Add(&reconcile.GossipKey{Client: mgr.GetClient(), Log: log, Namespace: o.Namespace}); err != nil {
 		return fmt.Errorf("setting up the gossip key: %w", err)
 	}
-	report := &reconcile.Configuration{Client: mgr.GetClient(), Log: log, Scope: o.scope()}
+	gauges := &configuration.Gauges{}
+	report := &reconcile.Configuration{Client: mgr.GetClient(), Log: log, Scope: o.scope(), Observe: gauges.Set}
 	if err := report.Setup(mgr); err != nil {
 		return err
 	}
@@ -121,6 +124,11 @@ func run(ctx context.Context, o options) error {
 	}
 	if err := announced.Setup(ctx, mgr); err != nil {
 		return err
+	}
+	if err := mgr.Add(&reconcile.Metrics{
+		Reader: mgr.GetClient(), Namespace: o.Namespace, Log: log, Registry: metrics.Registry, More: []prometheus.Collector{gauges},
+	}); err != nil {
+		return fmt.Errorf("setting up the metrics: %w", err)
 	}
 	if err := serveWebhook(mgr, o, keeper); err != nil {
 		return err

@@ -29,6 +29,7 @@ import (
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/internal/option"
+	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
 	"github.com/gantry-lb/gantry/speaker/agent"
 	"github.com/gantry-lb/gantry/speaker/bgp"
@@ -100,7 +101,11 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		State: configuration.State{Component: names.ComponentSpeaker, Node: o.NodeName, Namespace: o.Namespace},
 	}
 	state.Init()
-	feed.Agent, feed.Seeds, feed.Problems = a, gossip, state.Observe
+	gauges := &configuration.Gauges{}
+	if err := metrics.Registry.Register(gauges); err != nil {
+		return fmt.Errorf("registering the metrics of the configuration: %w", err)
+	}
+	feed.Agent, feed.Seeds, feed.Problems = a, gossip, func(p []snapshot.Problem) { gauges.Set(p); state.Observe(p) }
 	for _, part := range append(routing.runs(), engine.Run, a.Run, watcher.Run, gossip.Run, feed.Run, writer.Run, state.Run) {
 		g.Go(func() error { return part(parts) })
 	}

@@ -29,6 +29,8 @@ type Configuration struct {
 	Log    *slog.Logger
 	// Scope is what is read.
 	Scope configuration.Scope
+	// Observe is told the Problems of every look; nil for nobody.
+	Observe func([]snapshot.Problem)
 }
 
 // Setup registers the reconciler. However many objects change, one look at all of them follows.
@@ -70,6 +72,9 @@ func (r *Configuration) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Res
 		return ctrl.Result{}, err
 	}
 	_, problems := snapshot.Build(o)
+	if r.Observe != nil {
+		r.Observe(problems)
+	}
 	state := configuration.State{Component: names.ComponentController, Namespace: r.Scope.Namespace}
 	errs := []error{state.Write(ctx, r.Client, problems)}
 	for _, c := range conditioned(&o) {

@@ -1,0 +1,89 @@
+package reconcile
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/v1beta1"
+)
+
+// collectTime bounds the reading of the pools, which is from memory.
+const collectTime = 5 * time.Second
+
+// poolMetric describes a gauge with a value for each pool.
+func poolMetric(name, help string) *prometheus.Desc {
+	return prometheus.NewDesc("metallb_allocator_"+name, help, []string{"pool"}, nil)
+}
+
+// The metrics of pools. Despite their names they are no counters: the metallb.io API fixed them.
+var (
+	totalMetric     = poolMetric("addresses_total", "Addresses of the pool, both families together.")
+	totalIPv4Metric = poolMetric("ipv4_addresses_total", "IPv4 addresses of the pool.")
+	totalIPv6Metric = poolMetric("ipv6_addresses_total", "IPv6 addresses of the pool, 2^63-1 at most.")
+	usedMetric      = poolMetric("addresses_in_use_total", "Addresses of the pool that Services have, both families together.")
+	usedIPv4Metric  = poolMetric("ipv4_addresses_in_use_total", "IPv4 addresses of the pool that Services have.")
+	usedIPv6Metric  = poolMetric("ipv6_addresses_in_use_total", "IPv6 addresses of the pool that Services have.")
+)
+
+// Metrics export, while this controller leads, how full the pools are, as their status says, and what else is given to it.
+// Controllers that stand by export none of it, so that a pool is counted once.
+type Metrics struct {
+	Reader    client.Reader
+	Namespace string
+	Log       *slog.Logger
+	Registry  prometheus.Registerer
+	// More is exported beside.
+	More []prometheus.Collector
+
+	ctx context.Context // of Start: Collect is not given one
+}
+
+var _ prometheus.Collector = (*Metrics)(nil)
+
+// Start exports until ctx ends. A manager calls it once this controller leads.
+func (m *Metrics) Start(ctx context.Context) error {
+	m.ctx = ctx
+	for _, c := range append([]prometheus.Collector{m}, m.More...) {
+		if err := m.Registry.Register(c); err != nil {
+			return fmt.Errorf("registering the metrics: %w", err)
+		}
+		defer m.Registry.Unregister(c)
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// Describe is part of prometheus.Collector.
+func (m *Metrics) Describe(c chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{totalMetric, totalIPv4Metric, totalIPv6Metric, usedMetric, usedIPv4Metric, usedIPv6Metric} {
+		c <- d
+	}
+}
+
+// Collect is part of prometheus.Collector.
+func (m *Metrics) Collect(c chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(m.ctx, collectTime)
+	defer cancel()
+	var pools v1beta1.IPAddressPoolList
+	if err := m.Reader.List(ctx, &pools, client.InNamespace(m.Namespace)); err != nil {
+		m.Log.Error("reading the pools for their metrics", "error", err)
+		return
+	}
+	for i := range pools.Items {
+		s, name := pools.Items[i].Status, pools.Items[i].Name
+		// As numbers with a point: the sum of the families of a large pool is beyond an integer.
+		used4, used6 := float64(s.AssignedIPv4), float64(s.AssignedIPv6)
+		all4, all6 := used4+float64(s.AvailableIPv4), used6+float64(s.AvailableIPv6)
+		for desc, v := range map[*prometheus.Desc]float64{
+			totalMetric: all4 + all6, totalIPv4Metric: all4, totalIPv6Metric: all6,
+			usedMetric: used4 + used6, usedIPv4Metric: used4, usedIPv6Metric: used6,
+		} {
+			c <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, v, name)
+		}
+	}
+}
