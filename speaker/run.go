@@ -101,11 +101,11 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		State: configuration.State{Component: names.ComponentSpeaker, Node: o.NodeName, Namespace: o.Namespace},
 	}
 	state.Init()
-	gauges := &configuration.Gauges{}
-	if err := metrics.Registry.Register(gauges); err != nil {
-		return fmt.Errorf("registering the metrics of the configuration: %w", err)
+	problems, err := observed(state)
+	if err != nil {
+		return err
 	}
-	feed.Agent, feed.Seeds, feed.Problems = a, gossip, func(p []snapshot.Problem) { gauges.Set(p); state.Observe(p) }
+	feed.Agent, feed.Seeds, feed.Problems = a, gossip, problems
 	for _, part := range append(routing.runs(), engine.Run, a.Run, watcher.Run, gossip.Run, feed.Run, writer.Run, state.Run) {
 		g.Go(func() error { return part(parts) })
 	}
@@ -129,6 +129,15 @@ func version() string {
 		return ""
 	}
 	return b.Main.Version
+}
+
+// observed returns what the Problems of the configuration are told to: the ConfigurationState, and the metrics.
+func observed(state *reconcile.ConfigurationWriter) (func([]snapshot.Problem), error) {
+	gauges := &configuration.Gauges{}
+	if err := metrics.Registry.Register(gauges); err != nil {
+		return nil, fmt.Errorf("registering the metrics of the configuration: %w", err)
+	}
+	return func(p []snapshot.Problem) { gauges.Set(p); state.Observe(p) }, nil
 }
 
 // handOver waits until other nodes hold what this one held, and the routers know of its going.

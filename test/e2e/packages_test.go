@@ -31,6 +31,7 @@ func TestPackages(t *testing.T) {
 		must(t, s.AwaitRollout(ctx))
 		tryOut(ctx, t, s, "plain")
 		mayRead(ctx, t, s, "gantry-speaker", "secrets", "yes")
+		unserved(ctx, t, s)
 		kubectl(ctx, t, s, text, "delete", "-f", "-")
 		nothingIsLeft(ctx, t, s)
 	})
@@ -138,6 +139,14 @@ func tryOut(ctx context.Context, t *testing.T, s *stage.Stage, service string) {
 	kubectl(ctx, t, s, "", "expose", "deployment", "web", "--name", service, "--port=80", "--type=LoadBalancer")
 	answers(ctx, t, s, service)
 	kubectl(ctx, t, s, "", "delete", "service", service)
+}
+
+// unserved has a Service without Pods say why nobody announces it.
+func unserved(ctx context.Context, t *testing.T, s *stage.Stage) {
+	t.Helper()
+	kubectl(ctx, t, s, "", "create", "service", "loadbalancer", "unserved", "--tcp=80")
+	kubectl(ctx, t, s, "", "wait", "service/unserved", "--for=condition="+names.ConditionAnnounced+"=False", "--timeout=30s")
+	kubectl(ctx, t, s, "", "delete", "service", "unserved")
 }
 
 // answers checks that the Service has the first address of the pool and that a client reaches it there.

@@ -280,6 +280,9 @@ func (l *Lab) Kubeconfig() string { return filepath.Join(l.o.Dir, "kubeconfig") 
 // Dir is the lab's directory, with its logs and captures.
 func (l *Lab) Dir() string { return l.o.Dir }
 
+// KubeDir returns the directory of the control plane's programs and of kubectl.
+func (l *Lab) KubeDir() string { return l.o.KubeDir }
+
 // PID is the process that everything in the lab ends with.
 func (l *Lab) PID() int { return l.pid }
 

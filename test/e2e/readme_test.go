@@ -1,0 +1,130 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/gantry-lb/gantry/test/lab"
+	"github.com/gantry-lb/gantry/test/lab/router"
+	"github.com/gantry-lb/gantry/test/packages"
+	"github.com/gantry-lb/gantry/test/stage"
+)
+
+// block is a fenced piece of the README: its kind (sh, yaml, frr) and its text; name is the file that the prose before it
+// calls it.
+type block struct{ kind, text, name string }
+
+var fenced = regexp.MustCompile("(?ms)^```(\\w+)\n(.*?)^```$")
+
+var fileName = regexp.MustCompile("`([\\w-]+\\.yaml)`:\\s*$")
+
+// walkThrough returns the blocks of the README's section on real clusters, by the title of their part.
+func walkThrough(t *testing.T) map[string][]block {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(lab.Root(), "README.md"))
+	must(t, err)
+	_, section, found := strings.Cut(string(text), "\n## On a real cluster\n")
+	if !found {
+		t.Fatal("the README has no section on real clusters")
+	}
+	section, _, _ = strings.Cut(section, "\n## ")
+	blocks := map[string][]block{}
+	for _, part := range strings.Split(section, "\n### ")[1:] {
+		title, body, _ := strings.Cut(part, "\n")
+		for _, at := range fenced.FindAllStringSubmatchIndex(body, -1) {
+			b := block{kind: body[at[2]:at[3]], text: body[at[4]:at[5]]}
+			if m := fileName.FindStringSubmatch(body[:at[0]]); m != nil {
+				b.name = m[1]
+			}
+			blocks[title] = append(blocks[title], b)
+		}
+	}
+	return blocks
+}
+
+// walker does what a reader of the README does, in a clone, with the machines that the lab has.
+type walker struct {
+	*stage.Stage
+	dir string
+	env []string
+}
+
+func newWalker(t *testing.T, s *stage.Stage) *walker {
+	t.Helper()
+	dir := t.TempDir()
+	for _, name := range []string{"charts", "config"} {
+		must(t, os.Symlink(filepath.Join(lab.Root(), name), filepath.Join(dir, name)))
+	}
+	home := t.TempDir()
+	path := strings.Join([]string{s.KubeDir(), filepath.Join(lab.Root(), "bin"), os.Getenv("PATH")}, ":")
+	return &walker{s, dir, append(os.Environ(), "KUBECONFIG="+s.Kubeconfig(), "HOME="+home, "PATH="+path)}
+}
+
+// do follows a block: files are written, commands are typed in, a router is set up, and what a client fetches is fetched on
+// the host from.
+func (w *walker) do(ctx context.Context, t *testing.T, b block, from string) {
+	t.Helper()
+	switch url, fetches := strings.CutPrefix(strings.TrimSpace(b.text), "curl "); {
+	case b.kind == "yaml":
+		must(t, os.WriteFile(filepath.Join(w.dir, b.name), []byte(b.text), 0o600))
+	case b.kind == "frr":
+		must(t, w.Router("router", router.FRR).Start(ctx, b.text))
+	case b.kind != "sh":
+		t.Fatalf("nobody knows how to follow a block of the kind %q", b.kind)
+	case fetches:
+		_, err := w.AwaitFetch(ctx, from, url)
+		must(t, err)
+	default:
+		cmd := exec.CommandContext(ctx, "sh", "-eu")
+		cmd.Dir, cmd.Env, cmd.Stdin = w.dir, w.env, strings.NewReader(b.text)
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			must(t, fmt.Errorf("%s%w: %s", b.text, err, out))
+		}
+	}
+}
+
+// TestReadme follows the README's section on real clusters to the letter, once with Helm and once with kustomize.
+func TestReadme(t *testing.T) {
+	for _, m := range []string{packages.Missing(), router.Missing(router.FRR)} {
+		if m != "" {
+			t.Skip(m)
+		}
+	}
+	parts := walkThrough(t)
+	install, remove := parts["Install"], parts["Take it away"]
+	if len(install) != 3 || len(remove) != 2 {
+		t.Fatalf("%d ways to install and %d to take away, want Helm and kustomize, and the wait after both", len(install)-1, len(remove))
+	}
+	ctx, s := startBare(t, lab.Options{Nodes: 3})
+	w := newWalker(t, s)
+	for i, way := range []string{"Helm", "kustomize"} {
+		t.Run(way, func(t *testing.T) {
+			w.do(ctx, t, install[i], "")
+			w.do(ctx, t, install[2], "")
+			for _, part := range []struct{ title, from string }{
+				{"Addresses of the nodes' own network", "client"},
+				{"Addresses behind routers", "far"},
+				{"When something is wrong", "client"},
+			} {
+				blocks := parts[part.title]
+				if len(blocks) == 0 {
+					t.Fatalf("the README has nothing on %q", part.title)
+				}
+				for _, b := range blocks {
+					w.do(ctx, t, b, part.from)
+				}
+			}
+			kubectl(ctx, t, s, "", "delete", "service,deployment", "web", "--ignore-not-found")
+			kubectl(ctx, t, s, "", "delete", "service", "web-routed")
+			w.do(ctx, t, remove[i], "")
+		})
+	}
+	nothingIsLeft(ctx, t, s)
+}
