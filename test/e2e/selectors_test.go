@@ -17,8 +17,8 @@ import (
 	"github.com/gantry-lb/gantry/test/stage"
 )
 
-// dualPool is a pool of both families, dualWeb a Service of both with three Pods behind it.
-const dualPool = `apiVersion: metallb.io/v1beta1
+// selectedPool is a pool of both families, dualWeb a Service of both with three Pods behind it.
+const selectedPool = `apiVersion: metallb.io/v1beta1
 kind: IPAddressPool
 metadata: {name: dual, namespace: metallb-system}
 spec:
@@ -72,7 +72,7 @@ func TestSelectors(t *testing.T) {
 	for _, n := range []string{"node1", "node2", "node3"} {
 		kubectl("label", "node", n, "rack="+n)
 	}
-	must(t, s.Apply(ctx, dualPool))
+	must(t, s.Apply(ctx, selectedPool))
 	must(t, s.Apply(ctx, dualWeb))
 	_, err := s.Address(ctx, "default", "web")
 	must(t, err)
@@ -254,7 +254,7 @@ func states(ctx context.Context, t *testing.T, s *stage.Stage) {
 		}))
 	}
 	expect(v1beta1.ConfigurationValid, "")
-	must(t, s.Apply(ctx, strings.NewReplacer("name: dual", "name: second", "192.168.0.210-192.168.0.219, ", "192.168.0.230-192.168.0.220, ", "210-fd", "230-fd", "219\"", "239\"").Replace(dualPool)))
+	must(t, s.Apply(ctx, strings.NewReplacer("name: dual", "name: second", "192.168.0.210-192.168.0.219, ", "192.168.0.230-192.168.0.220, ", "210-fd", "230-fd", "219\"", "239\"").Replace(selectedPool)))
 	expect(v1beta1.ConfigurationInvalid, `configuration error: IPAddressPool metallb-system/second: spec.addresses[0]: the range "192.168.0.230-192.168.0.220" ends before it starts`)
 	_, err := s.Kubectl(ctx, "", "-n", names.Namespace, "delete", "configurationstate", "speaker-node2", "controller")
 	must(t, err)
