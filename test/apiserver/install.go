@@ -8,9 +8,11 @@ import (
 	"runtime"
 	"testing"
 
+	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/rest"
+	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
 
@@ -27,6 +29,7 @@ func crds() string {
 // too high is refused here, so that every test that starts one proves that the CRDs install.
 func install(ctx context.Context, t testing.TB, config *rest.Config, programs []*process) {
 	t.Helper()
+	ctrl.SetLogger(logr.Discard()) // tests that want a log give their parts one
 	c, err := client.New(config, client.Options{})
 	if err != nil {
 		t.Fatalf("making a client: %v", err)

@@ -108,6 +108,11 @@ apiVersion: metallb.io/v1beta1
 kind: BGPAdvertisement
 metadata: {name: everything, namespace: metallb-system}
 spec: {communities: [vpn-only]}
+---
+apiVersion: gantry.dev/v1alpha1
+kind: AddressReservation
+metadata: {name: later, namespace: metallb-system}
+spec: {service: {namespace: default, name: later}, addresses: [192.168.0.233]}
 `
 
 // unpackImage makes the container image as `make image` does and returns a directory with its programs.

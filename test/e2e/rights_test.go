@@ -63,11 +63,14 @@ func checkRights(t *testing.T, log string) {
 }
 
 // used says whether one of the deeds takes the right. What is watched is read by a list where the API server cannot send it in
-// the watch itself, and who may list may read each object.
+// the watch itself, and who may list may read each object. To apply what is not there takes the right to create it.
 func used(right deed, done map[deed]bool) bool {
 	verbs := []string{right.verb}
 	if right.verb == "get" || right.verb == "list" {
 		verbs = append(verbs, "list", "watch")
+	}
+	if right.verb == "create" {
+		verbs = append(verbs, "patch")
 	}
 	for _, v := range verbs {
 		d := right

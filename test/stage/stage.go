@@ -11,9 +11,11 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientscheme "k8s.io/client-go/kubernetes/scheme"
+	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/gantry-lb/gantry/api/names"
@@ -54,6 +56,7 @@ func On(l *lab.Lab) (*Stage, error) {
 			return nil, err
 		}
 	}
+	ctrl.SetLogger(logr.Discard()) // who starts a stage reads its own log
 	// The kinds of Gantry are not installed yet: what they are is known without asking.
 	api, err := client.NewWithWatch(config, client.Options{Scheme: scheme})
 	if err != nil {
