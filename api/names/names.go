@@ -10,6 +10,8 @@ const (
 	LeaderLease = "gantry-controller"
 	// AddressLedger is the object by which controllers keep each other from giving one address twice.
 	AddressLedger = "gantry-controller"
+	// WithheldLedger is the object that remembers which addresses cool down or are in quarantine.
+	WithheldLedger = "gantry-withheld"
 	// GossipSecret holds the key with which speakers encrypt and authenticate gossip. The controller makes it.
 	GossipSecret = "gantry-gossip"
 	// GossipSecretKey is the entry of GossipSecret: 32 random bytes.

@@ -13,6 +13,36 @@ type AddressLedgerSpec struct {
 	// +listType=atomic
 	// +optional
 	Pending []PendingAssignment `json:"pending,omitempty"`
+	// Withheld are addresses that nobody holds and that are not free all the same, sorted by address: those that cool down, and those
+	// in quarantine. Of too many the ones that end soonest are left out.
+	// +kubebuilder:validation:MaxItems=4096
+	// +listType=atomic
+	// +optional
+	Withheld []WithheldAddress `json:"withheld,omitempty"`
+}
+
+// WithheldAddress is an address that is not given.
+type WithheldAddress struct {
+	// Address that is not given.
+	// +kubebuilder:validation:MaxLength=45
+	Address string `json:"address"`
+	// Reason is CoolingDown or Quarantined.
+	// +kubebuilder:validation:MaxLength=63
+	Reason string `json:"reason"`
+	// Namespace and name of the Service that had the address before; it may have it again.
+	// +kubebuilder:validation:MaxLength=63
+	// +optional
+	Namespace string `json:"namespace,omitempty"`
+	// Name of that Service.
+	// +kubebuilder:validation:MaxLength=63
+	// +optional
+	Name string `json:"name,omitempty"`
+	// Until is when it ends.
+	Until metav1.Time `json:"until"`
+	// By is who answered for the address on the segment.
+	// +kubebuilder:validation:MaxLength=253
+	// +optional
+	By string `json:"by,omitempty"`
 }
 
 // PendingAssignment says that a status with these addresses may be on its way to a Service.
@@ -33,8 +63,9 @@ type PendingAssignment struct {
 	Addresses []string `json:"addresses"`
 }
 
-// AddressLedger is the fence between controllers that give addresses. There is one in the controllers' namespace; they make it
-// and make it again when it is deleted. It is theirs alone to write.
+// AddressLedger is what the controllers keep of addresses beyond the status of Services. There are two in their namespace: the one by which
+// they keep each other from giving one address twice, and one that remembers what is withheld. They make them, and make them again
+// when they are deleted; they are theirs alone to write.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:resource:path=addressledgers,scope=Namespaced

@@ -53,6 +53,8 @@ type Ledger struct {
 	waiting  map[view.Key][]address
 	// reserved are the addresses that each reservation keeps.
 	reserved map[string]map[address]struct{}
+	// lasting counts the changes of what has to be remembered.
+	lasting uint64
 	// due is ordered by time.
 	due []deadline
 	// keeping are the reservations that take over what their Services held.
@@ -194,6 +196,9 @@ func (l *Ledger) InUse(p *snapshot.Pool) (ipv4, ipv6 int64) {
 	}
 	return ipv4, ipv6
 }
+
+// Follow lays the Ledger out for a Snapshot, as every decision does too: from then on what is given back is treated as its pools say.
+func (l *Ledger) Follow(snap *snapshot.Snapshot) { l.follow(snap) }
 
 // Usage is what the status of a Pool says, by family. Available is what a Service could be given now; more than fits counts as
 // math.MaxInt64.

@@ -31,6 +31,11 @@ func (w Withheld) same(o Withheld) bool {
 	return w.Reason == o.Reason && (w.Reason != names.ReasonAddressReserved || w.By == o.By)
 }
 
+// lasts says whether the entry has to be remembered across a restart: the others are found again.
+func (w Withheld) lasts() bool {
+	return w.Reason == names.ReasonCoolingDown || w.Reason == names.ReasonQuarantined
+}
+
 // deadline is when an entry may end. Entries that ended otherwise leave theirs behind, and it is passed over.
 type deadline struct {
 	at     time.Time
@@ -68,7 +73,22 @@ func (l *Ledger) Advance(now time.Time) (freed []netip.Addr, next time.Time) {
 	return freed, next
 }
 
-// Withheld returns all that is withheld, sorted, so that it can be written down and given to Withhold after a restart.
+// Lasting counts the changes of what has to be remembered across a restart, so that it is asked for only when there is news.
+func (l *Ledger) Lasting() uint64 { return l.lasting }
+
+// Remember returns what has to be given to Withhold after a restart, sorted. Of more than limit those are left out that end soonest.
+func (l *Ledger) Remember(limit int) []Withheld {
+	all := slices.DeleteFunc(l.Withheld(), func(w Withheld) bool { return !w.lasts() })
+	if len(all) <= limit {
+		return all
+	}
+	slices.SortStableFunc(all, func(x, y Withheld) int { return y.Until.Compare(x.Until) })
+	all = all[:limit]
+	slices.SortFunc(all, func(x, y Withheld) int { return cmp.Or(x.Address.Compare(y.Address), cmp.Compare(x.Reason, y.Reason)) })
+	return all
+}
+
+// Withheld returns all that is withheld, sorted.
 func (l *Ledger) Withheld() []Withheld {
 	var out []Withheld
 	for _, w := range l.withheld {
@@ -92,6 +112,9 @@ func (l *Ledger) Withhold(w Withheld) {
 	}
 	l.forget(a, w.same)
 	l.withheld[a] = append(l.withheld[a], w)
+	if w.lasts() {
+		l.lasting++
+	}
 	if w.Reason == names.ReasonAddressReserved {
 		if l.reserved[w.By] == nil {
 			l.reserved[w.By] = map[address]struct{}{}
@@ -118,6 +141,9 @@ func (l *Ledger) forget(a address, match func(Withheld) bool) {
 		if !match(w) {
 			rest = append(rest, w)
 			continue
+		}
+		if w.lasts() {
+			l.lasting++
 		}
 		if w.Reason == names.ReasonAddressReserved {
 			if delete(l.reserved[w.By], a); len(l.reserved[w.By]) == 0 {

@@ -8,7 +8,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/internal/configuration"
@@ -34,8 +33,8 @@ type API interface {
 	UpdatePool(context.Context, *v1beta1.IPAddressPool) error
 	// UpdateReservation writes the status of a reservation.
 	UpdateReservation(context.Context, *v1alpha1.AddressReservation) error
-	// Ledger returns the AddressLedger as it is, and makes an empty one when there is none.
-	Ledger(context.Context) (*v1alpha1.AddressLedger, error)
+	// Ledger returns the AddressLedger of that name as it is, and makes an empty one when there is none.
+	Ledger(ctx context.Context, name string) (*v1alpha1.AddressLedger, error)
 	// SwapLedger writes the AddressLedger, and returns it as written. It is refused as a conflict when it is not the one that was
 	// read, and as not found when it is gone.
 	SwapLedger(context.Context, *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger, error)
@@ -137,9 +136,9 @@ func (c *Cluster) UpdateReservation(ctx context.Context, o *v1alpha1.AddressRese
 }
 
 // Ledger implements API.
-func (c *Cluster) Ledger(ctx context.Context) (*v1alpha1.AddressLedger, error) {
+func (c *Cluster) Ledger(ctx context.Context, name string) (*v1alpha1.AddressLedger, error) {
 	l := &v1alpha1.AddressLedger{}
-	key := client.ObjectKey{Namespace: c.Namespace, Name: names.AddressLedger}
+	key := client.ObjectKey{Namespace: c.Namespace, Name: name}
 	err := c.Reader.Get(ctx, key, l)
 	if apierrors.IsNotFound(err) {
 		l.Namespace, l.Name = key.Namespace, key.Name

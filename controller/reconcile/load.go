@@ -12,7 +12,6 @@ import (
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1alpha1"
-	"github.com/gantry-lb/gantry/controller/allocate"
 	"github.com/gantry-lb/gantry/controller/fence"
 	"github.com/gantry-lb/gantry/internal/view"
 )
@@ -44,7 +43,11 @@ func (r *Services) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	object, err := r.API.Ledger(ctx)
+	object, err := r.API.Ledger(ctx, names.AddressLedger)
+	if err != nil {
+		return err
+	}
+	memory, err := r.API.Ledger(ctx, names.WithheldLedger)
 	if err != nil {
 		return err
 	}
@@ -78,7 +81,9 @@ func (r *Services) load(ctx context.Context) error {
 		return err
 	}
 	left := open.Review(func(k view.Key) (string, bool) { v, ok := versions[k]; return v, ok })
-	r.config, r.ledger, r.epoch = config, allocate.NewLedger(), r.epoch+1
+	r.recall(memory)
+	r.config, r.epoch = config, r.epoch+1
+	r.ledger.Follow(config.snapshot)
 	r.journal.fence, r.journal.object = open, object
 	r.adopt(seen)
 	r.claimAll(views, left)

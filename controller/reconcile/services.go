@@ -69,6 +69,7 @@ type Services struct {
 	sleeping []*write
 	inFlight int
 	journal  journal
+	kept     keepsake
 	counters counters
 	failures int // to load, in a row
 }
@@ -145,6 +146,7 @@ func (r *Services) step(ctx context.Context) {
 		r.inbox.addLater(sorted(r.pending)...)
 	}
 	r.swap(ctx)
+	r.remember(ctx)
 	r.count(ctx)
 	r.dispatch(ctx)
 	r.advance()

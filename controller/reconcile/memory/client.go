@@ -226,9 +226,9 @@ func (c *Client) UpdateReservation(ctx context.Context, o *v1alpha1.AddressReser
 }
 
 // Ledger implements reconcile.API.
-func (c *Client) Ledger(ctx context.Context) (*v1alpha1.AddressLedger, error) {
+func (c *Client) Ledger(ctx context.Context, name string) (*v1alpha1.AddressLedger, error) {
 	now := make(chan *v1alpha1.AddressLedger, 1)
-	if err := c.send(ctx, "read", func() error { now <- c.server.readLedger(); return nil }); err != nil {
+	if err := c.send(ctx, "read", func() error { now <- c.server.readLedger(name); return nil }); err != nil {
 		return nil, err
 	}
 	return <-now, nil

@@ -29,7 +29,7 @@ type Server struct {
 	services     map[view.Key]*corev1.Service
 	pools        map[string]*v1beta1.IPAddressPool
 	reservations map[string]*v1alpha1.AddressReservation
-	ledger       *v1alpha1.AddressLedger
+	ledgers      map[string]*v1alpha1.AddressLedger
 	// changes are all that happened to Services, for the watches; moved is closed at the next, and made anew.
 	changes []change
 	moved   chan struct{}
@@ -48,8 +48,8 @@ func NewServer(check func(before, after *corev1.Service)) *Server {
 	}
 	return &Server{
 		services: map[view.Key]*corev1.Service{}, pools: map[string]*v1beta1.IPAddressPool{},
-		reservations: map[string]*v1alpha1.AddressReservation{},
-		moved:        make(chan struct{}), writes: map[string]int{}, check: check,
+		reservations: map[string]*v1alpha1.AddressReservation{}, ledgers: map[string]*v1alpha1.AddressLedger{},
+		moved: make(chan struct{}), writes: map[string]int{}, check: check,
 	}
 }
 
@@ -182,21 +182,30 @@ func (s *Server) Pool(name string) *v1beta1.IPAddressPool {
 	return s.pools[name]
 }
 
-// LoseLedger deletes the AddressLedger.
+// LoseLedger deletes the AddressLedgers.
 func (s *Server) LoseLedger() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.ledger = nil
+	clear(s.ledgers)
 }
 
-// Ledger returns the AddressLedger, nil when there is none.
-func (s *Server) Ledger() *v1alpha1.AddressLedger {
+// SetWithheld writes what is withheld as a stranger does.
+func (s *Server) SetWithheld(all ...v1alpha1.WithheldAddress) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.ledger
+	l := s.ledgers[names.WithheldLedger].DeepCopy()
+	l.Spec.Withheld, l.ResourceVersion = all, s.next()
+	s.ledgers[names.WithheldLedger] = l
 }
 
-// Writes returns how many requests changed something: "service", "ledger" and "pool".
+// Ledger returns the AddressLedger of that name, nil when there is none.
+func (s *Server) Ledger(name string) *v1alpha1.AddressLedger {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ledgers[name]
+}
+
+// Writes returns how many requests changed something: "service", "ledger", "withheld", "pool" and "reservation".
 func (s *Server) Writes(kind string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -231,25 +240,29 @@ func (s *Server) swap(l *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger, error
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case s.ledger == nil:
+	case s.ledgers[l.Name] == nil:
 		return nil, missing("addressledgers", l.Name)
-	case s.ledger.ResourceVersion != l.ResourceVersion:
+	case s.ledgers[l.Name].ResourceVersion != l.ResourceVersion:
 		return nil, conflict("addressledgers", l.Name)
 	}
-	s.writes["ledger"]++
+	what := "ledger"
+	if l.Name == names.WithheldLedger {
+		what = "withheld"
+	}
+	s.writes[what]++
 	l = l.DeepCopy()
 	l.ResourceVersion = s.next()
-	s.ledger = l
+	s.ledgers[l.Name] = l
 	return l, nil
 }
 
-func (s *Server) readLedger() *v1alpha1.AddressLedger {
+func (s *Server) readLedger(name string) *v1alpha1.AddressLedger {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ledger == nil {
-		s.ledger = &v1alpha1.AddressLedger{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: names.AddressLedger, ResourceVersion: s.next()}}
+	if s.ledgers[name] == nil {
+		s.ledgers[name] = &v1alpha1.AddressLedger{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: name, ResourceVersion: s.next()}}
 	}
-	return s.ledger
+	return s.ledgers[name]
 }
 
 func (s *Server) updatePool(p *v1beta1.IPAddressPool) error {
