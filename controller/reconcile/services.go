@@ -190,8 +190,9 @@ type journal struct {
 	staged []*write
 	// swapping says that a write of the object is under way.
 	swapping bool
-	// last is when the last one began; due is set while a timer runs for the next.
+	// last is when the last one began, spent until when as many were made as may be in the long run; due is set while a timer runs for the next.
 	last     time.Time
+	spent    time.Time
 	due      bool
 	failures int // in a row
 }

@@ -54,6 +54,31 @@ func TestOneWriteAndOneEventForEach(t *testing.T) {
 	})
 }
 
+// TestServicesOneAfterTheOtherDoNotWait creates each Service when the one before has its address, as a person does or a script: the
+// first few are served at once, and the AddressLedger is not written more often than it may.
+func TestServicesOneAfterTheOtherDoNotWait(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := memory.NewServer(nil)
+		s.SetPool("p", pool("10.0.0.0/24"))
+		c := run(t, s, nil, Options{})
+		defer c.end()
+		time.Sleep(time.Second)
+		begun := time.Now()
+		for i := range 100 {
+			s.Create(balanced(fmt.Sprint("s", i)))
+			for synctest.Wait(); !address(s.Service(key(fmt.Sprint("s", i)))).IsValid(); synctest.Wait() {
+				time.Sleep(time.Millisecond)
+			}
+			if i == swapBurst-1 && time.Since(begun) > 0 {
+				t.Errorf("the first %d Services took %s", swapBurst, time.Since(begun))
+			}
+		}
+		if w, most := s.Writes("ledger"), swapBurst+int(time.Since(begun)/swapInterval)+1; w > most {
+			t.Errorf("%d writes of the AddressLedger in %s, want at most %d", w, time.Since(begun), most)
+		}
+	})
+}
+
 func TestARestartWritesNothing(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		s := memory.NewServer(nil)

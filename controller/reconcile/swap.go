@@ -12,9 +12,13 @@ import (
 
 // Limits of the AddressLedger.
 const (
-	// swapInterval is how long the Services of a batch gather when more than one wait: it bounds the writes of the AddressLedger
-	// to ten a second, and adds a tenth of a second at most to an address that comes in a crowd.
-	swapInterval = 100 * time.Millisecond
+	// swapInterval is how long the Services of a batch gather when more than one wait, unless they are swapEnough before. It bounds
+	// the writes of the AddressLedger to five a second when few come, and to one for 32 Services when many do, and adds that
+	// much at most to an address that comes in a crowd.
+	swapInterval = 200 * time.Millisecond
+	swapEnough   = 32
+	// swapBurst is how often in a row a Service that comes alone need not wait.
+	swapBurst = 5
 	// swapBatch bounds the Services of one write.
 	swapBatch = 512
 	// maxOpen bounds the Intents that are not settled, and so the size of the object to about 1 MB.
@@ -28,14 +32,8 @@ func (r *Services) swap(ctx context.Context) {
 	if j.swapping || len(j.staged) == 0 || j.fence.Open() >= maxOpen {
 		return
 	}
-	wait := time.Until(j.last.Add(swapInterval))
-	if alone := len(j.staged) == 1 && r.inFlight+len(r.ready) == 0 && r.inbox.empty(); alone && j.failures == 0 {
-		wait = 0
-	}
-	if j.failures > 0 {
-		wait = time.Until(j.last.Add(delay(j.failures)))
-	}
-	if wait > 0 {
+	alone := len(j.staged) == 1 && r.inFlight+len(r.ready) == 0 && r.inbox.empty()
+	if wait := j.wait(time.Now(), alone); wait > 0 {
 		if !j.due {
 			j.due = true
 			r.pokeAfter(wait)
@@ -47,8 +45,28 @@ func (r *Services) swap(ctx context.Context) {
 	s := &swap{batch: j.staged[:n:n], object: j.object.DeepCopy()}
 	j.staged = j.staged[n:]
 	s.object.Spec.Writer, s.object.Spec.Pending = r.Identity, pendingOf(j.fence.Next(intents(s.batch)))
-	j.swapping, j.last = true, time.Now()
+	j.began(time.Now())
 	r.perform(ctx, s)
+}
+
+// wait is how long until the next swap is due.
+func (j *journal) wait(now time.Time, alone bool) time.Duration {
+	switch {
+	case j.failures > 0:
+		return j.last.Add(delay(j.failures)).Sub(now)
+	case len(j.staged) >= swapEnough, alone && j.spent.Sub(now) < swapBurst*swapInterval:
+		return 0
+	}
+	return j.last.Add(swapInterval).Sub(now)
+}
+
+// began records that a swap begins. Each spends an interval of those that a burst may.
+func (j *journal) began(now time.Time) {
+	j.swapping, j.last = true, now
+	if j.spent.Before(now) {
+		j.spent = now
+	}
+	j.spent = j.spent.Add(swapInterval)
 }
 
 // intents are those of the writes.

@@ -37,22 +37,42 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx); err != nil {
+	if err := run(ctx, os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context) error {
-	if err := responder(ctx); err != nil {
-		return err
-	}
+// parts are what can be measured alone, by name: bench crowds, say.
+var parts = []struct {
+	name    string
+	measure func(ctx context.Context, dir string) error
+}{
+	{"responder", func(ctx context.Context, _ string) error { return responder(ctx) }},
+	{"crowds", crowds},
+	{"moves", moves},
+}
+
+func run(ctx context.Context, chosen []string) error {
 	dir, err := os.MkdirTemp("", "gantry-bench")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	s, err := stage.Start(ctx, lab.Options{Nodes: 4, Dir: filepath.Join(dir, "lab"), Progress: os.Stderr})
+	for _, p := range parts {
+		if len(chosen) > 0 && !slices.Contains(chosen, p.name) {
+			continue
+		}
+		if err := p.measure(ctx, filepath.Join(dir, p.name)); err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
+	}
+	return nil
+}
+
+// moves measures single Services, and how their addresses move, on a lab of four nodes.
+func moves(ctx context.Context, dir string) error {
+	s, err := stage.Start(ctx, lab.Options{Nodes: 4, Dir: dir, Progress: os.Stderr})
 	if err != nil {
 		return err
 	}

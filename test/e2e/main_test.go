@@ -10,13 +10,17 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
+
 	"github.com/gantry-lb/gantry/test/lab"
 	"github.com/gantry-lb/gantry/test/stage"
 )
 
 func TestMain(m *testing.M) {
 	lab.Reexec()
-	_ = lab.Enter() // what it says is said again by each test that is skipped
+	ctrllog.SetLogger(logr.Discard()) // or client-go's complaints about an API server that a test stopped are mixed with the tests' own
+	_ = lab.Enter()                   // what it says is said again by each test that is skipped
 	os.Exit(m.Run())
 }
 

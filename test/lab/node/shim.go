@@ -24,6 +24,8 @@ const tokenDir = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 // shim says how a container that is no responder is started.
 type shim struct {
+	// Hostname is what the container takes its machine's name to be.
+	Hostname string
 	Path     string
 	Args     []string
 	Env      []string
@@ -54,6 +56,9 @@ func (r *run) shim() (shim, error) {
 	s := shim{
 		Args: expandAll(append(slices.Clone(r.spec.Command), r.spec.Args...), known),
 		Env:  env, TokenDir: filepath.Join(r.p.dir(), "token"),
+	}
+	if s.Hostname = r.p.first.Name; r.p.first.Spec.HostNetwork {
+		s.Hostname = c.Name
 	}
 	s.Path = s.Args[0]
 	if strings.HasPrefix(r.spec.Image, c.Image) {
@@ -151,8 +156,11 @@ func enter(text string) error {
 		return err
 	}
 	runtime.LockOSThread() // what follows counts for this thread, which becomes the container
-	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-		return fmt.Errorf("taking a mount namespace: %w", err)
+	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_NEWUTS); err != nil {
+		return fmt.Errorf("taking namespaces for mounts and the name: %w", err)
+	}
+	if err := unix.Sethostname([]byte(s.Hostname)); err != nil {
+		return fmt.Errorf("taking the name %q: %w", s.Hostname, err)
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("making the mounts private: %w", err)

@@ -1,0 +1,160 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/test/stage"
+)
+
+// turns measures how long a Service that comes as the leader ends waits for its address.
+func turns(ctx context.Context, s *stage.Stage) error {
+	for _, t := range []struct {
+		what string
+		sig  syscall.Signal
+		n    int
+	}{
+		{"a Service's address when it comes as the leader is told to stop", syscall.SIGTERM, 5},
+		{"a Service's address when it comes as the leader is killed", syscall.SIGKILL, 2},
+	} {
+		var waits []time.Duration
+		for i := range t.n {
+			d, err := turn(ctx, s, t.sig, fmt.Sprintf("turn-%d-%d", t.sig, i))
+			if err != nil {
+				return err
+			}
+			waits = append(waits, d)
+		}
+		figures(t.what, waits)
+	}
+	return nil
+}
+
+func turn(ctx context.Context, s *stage.Stage, sig syscall.Signal, name string) (time.Duration, error) {
+	if err := s.AwaitRollout(ctx); err != nil { // both are there
+		return 0, err
+	}
+	watching, end := context.WithCancel(ctx)
+	defer end()
+	c, err := s.Census(watching, "default")
+	if err != nil {
+		return 0, err
+	}
+	var l coordinationv1.Lease
+	if err := s.API.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: names.LeaderLease}, &l); err != nil {
+		return 0, err
+	}
+	pod, _, _ := strings.Cut(*l.Spec.HolderIdentity, "_")
+	if err := s.Signal(ctx, "node1", pod, sig); err != nil {
+		return 0, err
+	}
+	begun := time.Now()
+	if err := s.API.Create(ctx, stage.Plain("default", name, "")); err != nil {
+		return 0, err
+	}
+	given, err := c.Await(ctx, name)
+	if err != nil {
+		return 0, err
+	}
+	return given[0].Sub(begun), nil
+}
+
+// restart ends every controller, starts one, and measures from the start of its process until a Service that waits has its address.
+// The baseline is how long this program takes to list the same Services.
+func restart(ctx context.Context, s *stage.Stage, n int) error {
+	const deployment = "deployment/gantry-controller"
+	if _, err := s.Kubectl(ctx, "", "-n", names.Namespace, "scale", deployment, "--replicas=0"); err != nil {
+		return err
+	}
+	if _, err := s.Kubectl(ctx, "", "-n", names.Namespace, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=controller", "--timeout=30s"); err != nil {
+		return err
+	}
+	if err := s.API.Create(ctx, stage.Plain("default", "waits", "")); err != nil {
+		return err
+	}
+	watching, end := context.WithCancel(ctx)
+	defer end()
+	c, err := s.Census(watching, "default")
+	if err != nil {
+		return err
+	}
+	before, err := s.Writes(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := s.Kubectl(ctx, "", "-n", names.Namespace, "scale", deployment, "--replicas=1"); err != nil {
+		return err
+	}
+	given, err := c.Await(ctx, "waits")
+	if err != nil {
+		return err
+	}
+	begun, err := started(filepath.Join("bin", "controller"))
+	if err != nil {
+		return err
+	}
+	time.Sleep(3 * time.Second) // what it would write to others, it would write now
+	now, err := s.Writes(ctx)
+	if err != nil {
+		return err
+	}
+	figures(fmt.Sprintf("restart with %d Services: process start to the next address", n), []time.Duration{given[0].Sub(begun)})
+	listed := time.Now()
+	if err := s.API.List(ctx, &corev1.ServiceList{}); err != nil {
+		return err
+	}
+	figures("baseline: a list of the same Services", []time.Duration{time.Since(listed)})
+	fmt.Printf("  writes of Services since: %d, for the one that waited\n", now.Since(before)["services/status"])
+	return nil
+}
+
+// ticks is the unit of times in /proc (USER_HZ, which is the same on every architecture that Go knows).
+const ticks = 100
+
+// started is when the youngest process began whose program's path ends so.
+func started(program string) (time.Time, error) {
+	var info syscall.Sysinfo_t
+	if err := syscall.Sysinfo(&info); err != nil {
+		return time.Time{}, fmt.Errorf("asking when the machine started: %w", err)
+	}
+	uptime, err := os.ReadFile("/proc/uptime")
+	if err != nil {
+		return time.Time{}, err
+	}
+	var up float64
+	if _, err := fmt.Sscan(string(uptime), &up); err != nil {
+		return time.Time{}, fmt.Errorf("reading /proc/uptime: %w", err)
+	}
+	boot := time.Now().Add(-time.Duration(up * float64(time.Second)))
+	var youngest time.Time
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, d := range dirs {
+		exe, _ := os.Readlink(filepath.Join(d, "exe"))
+		text, err := os.ReadFile(filepath.Join(d, "stat"))
+		if err != nil || !strings.HasSuffix(exe, program) {
+			continue
+		}
+		fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+		var at int64
+		if _, err := fmt.Sscan(fields[19], &at); err != nil { // the 22nd, proc(5)
+			continue
+		}
+		if t := boot.Add(time.Duration(at) * time.Second / ticks); t.After(youngest) {
+			youngest = t
+		}
+	}
+	if youngest.IsZero() {
+		return youngest, fmt.Errorf("no process of %s runs", program)
+	}
+	return youngest, nil
+}
