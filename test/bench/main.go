@@ -13,9 +13,11 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/gantry-lb/gantry/test/lab"
 	"github.com/gantry-lb/gantry/test/stage"
@@ -31,6 +33,7 @@ const (
 
 func main() {
 	lab.Reexec()
+	ctrllog.SetLogger(logr.Discard())
 	if err := lab.Enter(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)

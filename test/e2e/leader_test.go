@@ -111,7 +111,7 @@ func counted(ctx context.Context, t *testing.T, s *stage.Stage, c *stage.Census)
 	must(t, err)
 	_, err = c.Await(ctx, called[0])
 	must(t, err)
-	must(t, stage.Await(ctx, "the event of the first Service", func(ctx context.Context) error { return told(ctx, s, called[:1]) }))
+	must(t, stage.Await(ctx, "the event of the first Service", func(ctx context.Context) error { return oneEvent(ctx, s, called[:1]) }))
 	begun := time.Now()
 	before, err := s.Writes(ctx)
 	must(t, err)
@@ -119,11 +119,11 @@ func counted(ctx context.Context, t *testing.T, s *stage.Stage, c *stage.Census)
 	must(t, err)
 	_, err = c.Await(ctx, called...)
 	must(t, err)
-	must(t, stage.Await(ctx, "an event for each", func(ctx context.Context) error { return told(ctx, s, called) }))
+	must(t, stage.Await(ctx, "an event for each", func(ctx context.Context) error { return oneEvent(ctx, s, called) }))
 	now, err := s.Writes(ctx)
 	must(t, err)
 	w := now.Since(before)
-	if w["services/status"] != n-1 {
+	if w["services/status"] < n-1 || w["services/status"] > 2*(n-1) { // one more for each says that nobody announces it
 		t.Errorf("%d status writes for %d Services", w["services/status"], n-1)
 	}
 	// Five a second and one for 32 Services of the ledger, with a burst of five; one a second of the pool.
@@ -133,8 +133,8 @@ func counted(ctx context.Context, t *testing.T, s *stage.Stage, c *stage.Census)
 	t.Logf("for %d Services: %v", n-1, w)
 }
 
-// told says whether each Service has exactly one event.
-func told(ctx context.Context, s *stage.Stage, called []string) error {
+// oneEvent says whether each Service has exactly one event.
+func oneEvent(ctx context.Context, s *stage.Stage, called []string) error {
 	var list corev1.EventList
 	if err := s.API.List(ctx, &list, client.InNamespace("default")); err != nil {
 		return err

@@ -18,11 +18,12 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// Plain is a Service of type LoadBalancer of a class; empty is none.
+// Plain is a Service of type LoadBalancer of a class; empty is none. It has no node port: there are fewer than 3,000 of them.
 func Plain(namespace, name, class string) *corev1.Service {
+	none := false
 	s := &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name},
-		Spec:       corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, Ports: []corev1.ServicePort{{Port: 80}}},
+		Spec:       corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, Ports: []corev1.ServicePort{{Port: 80}}, AllocateLoadBalancerNodePorts: &none},
 	}
 	if class != "" {
 		s.Spec.LoadBalancerClass = &class
