@@ -343,37 +343,3 @@ func TestGracefulRestart(t *testing.T) {
 	s.Stop(t.Context())
 	goes(t, frr, vip)
 }
-
-// TestBFD cuts the path to the router in a way that TCP notices late.
-func TestBFD(t *testing.T) {
-	b := lay(t, router.BedOptions{Nodes: 1})
-	text := frrText(plain+"\n neighbor 192.168.0.11 bfd\n neighbor 192.168.0.11 bfd profile fast") + "bfd\n profile fast\n  transmit-interval 50\n  receive-interval 50\n  detect-multiplier 3\n exit\nexit\n"
-	frr := start(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: text})
-	s := speak(t, b.Host("node1"))
-	p := tor()
-	p.BFD = &intent.BFD{Transmit: 50 * time.Millisecond, Receive: 50 * time.Millisecond, Echo: 50 * time.Millisecond, Multiplier: 3, MinTTL: 254}
-	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: routes(vip)})
-	s.established("tor")
-	arrives(t, frr, vip)
-	eventually(t, "BFD is up", func() error {
-		if st := s.state("tor"); st.BFD != "Up" {
-			return fmt.Errorf("it is %q", st.BFD)
-		}
-		return nil
-	})
-	if err := b.CutSilently("node1"); err != nil {
-		t.Fatal(err)
-	}
-	cut := time.Now()
-	goes(t, frr, vip)
-	t.Logf("the route went after %s", time.Since(cut))
-	s.fails("tor", "BFD")
-	if since := time.Since(cut); since > 5*time.Second {
-		t.Errorf("that took %s, no less than the hold time would", since)
-	}
-	if err := b.Plug("node1"); err != nil {
-		t.Fatal(err)
-	}
-	s.established("tor")
-	arrives(t, frr, vip)
-}
