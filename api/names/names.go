@@ -88,6 +88,8 @@ const (
 	ConditionLayer2Usable = "gantry.dev/Layer2Usable"
 	// ConditionUncontested on a SpeakerStatus: no foreign host claims an address that the node holds.
 	ConditionUncontested = "gantry.dev/AddressesUncontested"
+	// ConditionPathWatched on a BGPSession whose peer has a bfdProfile: BFD watches the path, as the profile asks.
+	ConditionPathWatched = "gantry.dev/PathWatched"
 	// ConditionValid on our kinds: the object is understood and every object that it names exists.
 	ConditionValid = "gantry.dev/Valid"
 	// ConditionPools and ConditionConfig on a ConfigurationState: the controller, or a speaker, understands everything.

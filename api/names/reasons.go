@@ -162,6 +162,10 @@ const (
 
 // Reasons for faults of BFD sessions.
 const (
+	// ReasonWatched: BFD watches the path, as its profile asks.
+	ReasonWatched Reason = "Watched"
+	// ReasonBFDDown: the BFD session is not Up, because nothing is heard of the router or it does not hear us.
+	ReasonBFDDown Reason = "BFDDown"
 	// ReasonInvalidBFD: an interval, the multiplier, the TTL or an address of a BFD session is outside of what is possible.
 	ReasonInvalidBFD Reason = "InvalidBFD"
 	// ReasonEchoUnsupported: echo packets are asked for where they cannot be sent, or the neighbour does not return them.

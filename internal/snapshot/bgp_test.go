@@ -118,6 +118,31 @@ func TestAPeerWaitsForWhatItNames(t *testing.T) {
 	}
 }
 
+func TestEchoModeWhereItCannotBeIsAProblemAndNoFault(t *testing.T) {
+	yes := true
+	profiles := []v1beta1.BFDProfile{{ObjectMeta: metav1.ObjectMeta{Name: "echo"}, Spec: v1beta1.BFDProfileSpec{EchoMode: &yes}}}
+	for name, tc := range map[string]struct {
+		spec v1beta2.BGPPeerSpec
+		want []names.Reason
+	}{
+		"a router on a link":    {spec: v1beta2.BGPPeerSpec{}},
+		"one behind others":     {spec: v1beta2.BGPPeerSpec{EBGPMultiHop: true}, want: []names.Reason{names.ReasonEchoUnsupported}},
+		"a link-local one":      {spec: v1beta2.BGPPeerSpec{PeerAddress: "fe80::1", Interface: "eth0"}, want: []names.Reason{names.ReasonEchoUnsupported}},
+		"an unnumbered session": {spec: v1beta2.BGPPeerSpec{Interface: "eth0"}, want: []names.Reason{names.ReasonEchoUnsupported}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tc.spec.BFDProfile = "echo"
+			s, problems := Build(Objects{Peers: []v1beta2.BGPPeer{newPeer("p", 0, tc.spec)}, BFDProfiles: profiles})
+			if got := reasons(problems, "BGPPeer"); !reflect.DeepEqual(got, tc.want) {
+				t.Errorf("the problems are %v, want %v", problems, tc.want)
+			}
+			if got := s.Peer("p"); got == nil || got.BFD == nil {
+				t.Errorf("the peer is %+v, want it with BFD", got)
+			}
+		})
+	}
+}
+
 func TestPeersThatARouterCannotTellApart(t *testing.T) {
 	tests := map[string]struct {
 		younger v1beta2.BGPPeerSpec

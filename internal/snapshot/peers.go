@@ -179,6 +179,11 @@ func (b *builder) bfd(o Object, p *Peer, name string, profiles map[string]*BFD) 
 	if p.BFD = profiles[name]; p.BFD == nil {
 		b.fault(o, "spec.bfdProfile", names.ReasonUnknownBFDProfile,
 			"spec.bfdProfile: no BFDProfile %q exists in namespace %q: create it, or correct the name", name, o.Namespace)
+		return
+	}
+	if far := p.Address.IsLinkLocalUnicast() || p.Interface != "" || p.MultiHop; far && p.BFD.Echo {
+		b.problem(o, "spec.bfdProfile", names.ReasonEchoUnsupported,
+			"spec.bfdProfile: the BFDProfile %q has echoMode, but echo packets come back neither from link-local neighbours nor over several hops, so that control packets alone watch the path: name a profile without echoMode", name)
 	}
 }
 

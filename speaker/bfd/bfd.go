@@ -114,17 +114,23 @@ func (s Session) Check() Fault {
 		return invalid("the source address %s and the neighbour %s are not of one family", s.Local, s.Peer)
 	case s.Multihop && s.Interface != "":
 		return invalid("a multihop session to %s is bound to the interface %s: routes choose the interface", s.Peer, s.Interface)
-	case s.EchoMode && s.Multihop:
-		return Fault{names.ReasonEchoUnsupported, "echo packets would not come back from beyond a router (RFC 5883 section 3): turn echo mode off for multihop peers"}
 	}
 	return Fault{}
 }
 
-// config is the part of the profile that the protocol acts by.
-func (p Profile) config() session.Config {
-	c := session.Config{Transmit: p.Transmit, Receive: p.Receive, Multiplier: p.Multiplier, Passive: p.Passive}
-	if p.EchoMode {
-		c.Echo = p.EchoInterval
+// echoFault says that the session runs without the echo packets that it is to send.
+func (s Session) echoFault() Fault {
+	if s.EchoMode && s.Multihop {
+		return Fault{names.ReasonEchoUnsupported, fmt.Sprintf("echo packets would not come back from %s, which is several hops away (RFC 5883 section 3), so that control packets alone watch the path: turn echoMode off in the profile, or use another", s.Peer)}
+	}
+	return Fault{}
+}
+
+// config is the part of the session that the protocol acts by.
+func (s Session) config() session.Config {
+	c := session.Config{Transmit: s.Transmit, Receive: s.Receive, Multiplier: s.Multiplier, Passive: s.Passive}
+	if s.EchoMode && s.echoFault() == (Fault{}) {
+		c.Echo = s.EchoInterval
 	}
 	return c
 }

@@ -37,7 +37,6 @@ func TestWhatCannotRunIsRefused(t *testing.T) {
 		"a multiplier of one":                    {key: bfd.Key{Peer: peer4}, edit: func(p *bfd.Profile) { p.Multiplier = 1 }, want: names.ReasonInvalidBFD},
 		"a TTL of zero":                          {key: bfd.Key{Peer: peer4}, edit: func(p *bfd.Profile) { p.MinimumTTL = 0 }, want: names.ReasonInvalidBFD},
 		"a TTL that multihop cannot arrive with": {key: bfd.Key{Peer: peer4}, edit: func(p *bfd.Profile) { p.MinimumTTL = 255 }, want: names.ReasonInvalidBFD},
-		"echo over several hops":                 {key: bfd.Key{Peer: peer4, Multihop: true}, edit: func(p *bfd.Profile) { p.EchoMode = true }, want: names.ReasonEchoUnsupported},
 	} {
 		s := bfd.Session{Key: tc.key, Profile: bfd.DefaultProfile()}
 		if tc.edit != nil {

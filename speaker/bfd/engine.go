@@ -28,6 +28,7 @@ type Engine struct {
 
 	desired chan []Session // holds the latest value only
 	events  chan Event
+	changed chan struct{}
 	idle    chan chan struct{}
 	records atomic.Pointer[[]*record] // of the desired sessions, in their order
 	counted counted
@@ -46,7 +47,7 @@ type Engine struct {
 func New(wire Wire, now func() time.Time, seed uint64) *Engine {
 	return &Engine{
 		wire: wire, now: now, random: rand.New(rand.NewPCG(seed, 0)),
-		desired: make(chan []Session, 1), events: make(chan Event), idle: make(chan chan struct{}),
+		desired: make(chan []Session, 1), events: make(chan Event), changed: make(chan struct{}, 1), idle: make(chan chan struct{}),
 		live: map[Key]*live{}, byLocal: map[uint32]*live{},
 	}
 }
@@ -70,6 +71,9 @@ func (e *Engine) Set(sessions []Session) {
 // Events delivers, in order, that sessions came Up and went Down. A session is Down when it is first Set. One that is
 // removed or stopped sends no event. Whoever does not read loses the oldest.
 func (e *Engine) Events() <-chan Event { return e.events }
+
+// Changed is ready to read after the Status of a session has changed in more than its Counters.
+func (e *Engine) Changed() <-chan struct{} { return e.changed }
 
 // Stop ends all sessions administratively and returns when the neighbours were told, which takes about 100 ms, or when ctx
 // ends. A later Set begins anew.
@@ -194,7 +198,7 @@ func (e *Engine) reconcile(sessions []Session) {
 		}
 		seen[s.Key] = true
 		if f := s.Check(); f != (Fault{}) {
-			records = append(records, refused(s, f))
+			records = append(records, e.refused(s, f))
 			continue
 		}
 		wanted[s.Key] = true
@@ -207,6 +211,7 @@ func (e *Engine) reconcile(sessions []Session) {
 		}
 	}
 	e.records.Store(&records)
+	poke(e.changed)
 }
 
 // want runs a session, which may be running already.
@@ -219,7 +224,7 @@ func (e *Engine) want(s Session) *live {
 		e.live[s.Key], e.byLocal[l.local] = l, l
 	}
 	if l.record == nil || !l.wanted {
-		l.record = &record{}
+		l.record = &record{changed: e.changed}
 	}
 	if l.profile != s.Profile {
 		l.profile = s.Profile

@@ -236,6 +236,42 @@ func TestEcho(t *testing.T) {
 	})
 }
 
+func TestEchoWhereItCannotBeLeavesControlPacketsToWatch(t *testing.T) {
+	simulate(t, func(p *pair) {
+		echo := fast()
+		echo.EchoMode = true
+		p.node.Set([]bfd.Session{p.toRouter(echo)})
+		p.router.Set([]bfd.Session{p.toNode(fast())})
+		p.want("the router takes no echo packets", bfd.Event{Up: true, Cause: session.CauseNeighbour})
+		synctest.Wait()
+		if s := p.status(); s.Fault.Reason != names.ReasonEchoUnsupported || s.EchoOut != 0 {
+			t.Errorf("fault %+v, %d echo packets sent; want that it takes none", s.Fault, s.EchoOut)
+		}
+	})
+	simulate(t, func(p *pair) {
+		here, there := p.toRouter(fast()), p.toNode(fast())
+		here.Multihop, there.Multihop, here.EchoMode = true, true, true
+		p.hosts[1].ReturnEchoes()
+		p.node.Set([]bfd.Session{here})
+		p.router.Set([]bfd.Session{there})
+		p.want("the router is several hops away", bfd.Event{Up: true, Cause: session.CauseNeighbour})
+		if s := p.status(); s.Fault.Reason != names.ReasonEchoUnsupported || s.EchoOut != 0 {
+			t.Errorf("fault %+v, %d echo packets sent; want that they would not return", s.Fault, s.EchoOut)
+		}
+		select {
+		case <-p.node.Changed():
+		default:
+			t.Error("nobody is told that there is something to see")
+		}
+		here.EchoMode = false
+		p.node.Set([]bfd.Session{here})
+		synctest.Wait()
+		if f := p.status().Fault; f != (bfd.Fault{}) {
+			t.Errorf("fault %+v is left", f)
+		}
+	})
+}
+
 func TestFaultsAreTold(t *testing.T) {
 	for reason, err := range map[names.Reason]error{
 		names.ReasonBFDPortInUse:    bfd.ErrPortInUse,

@@ -116,10 +116,12 @@ func (l *live) fault() Fault {
 		return Fault{names.ReasonBFDTTLTooLow, fmt.Sprintf("packets of %s arrive with a TTL of %d, less than minimumTtl %d: raise what the router sends with, or lower minimumTtl", l.key, l.lowTTL, l.profile.MinimumTTL)}
 	case l.echoError != nil:
 		return Fault{names.ReasonEchoUnsupported, fmt.Sprintf("echo mode does not work with %s: %v", l.key, l.echoError)}
+	case l.machine.View().EchoRefused:
+		return Fault{names.ReasonEchoUnsupported, fmt.Sprintf("%s takes no echo packets, so that control packets alone watch the path: turn echo mode on there too, or off here", l.key)}
 	case l.machine.View().EchoLost:
 		return Fault{names.ReasonEchoUnsupported, fmt.Sprintf("%s offers to return echo packets but does not: control packets alone watch the path", l.key)}
 	}
-	return Fault{}
+	return Session{l.key, l.profile}.echoFault()
 }
 
 // echoBytes is the length of an echo packet's payload: discriminator and secret.

@@ -29,14 +29,15 @@ type record struct {
 	view    atomic.Pointer[session.View]
 	fault   atomic.Pointer[Fault]
 	count   struct{ input, output, echoInput, echoOutput, up, down, told atomic.Uint64 }
+	changed chan<- struct{} // the Engine's
 }
 
 // refused is the record of a session that does not run.
-func refused(s Session, f Fault) *record {
-	r := &record{}
+func (e *Engine) refused(s Session, f Fault) *record {
+	r := &record{changed: e.changed}
 	r.profile.Store(&s)
-	r.view.Store(&session.View{State: session.Down})
-	r.fault.Store(&f)
+	r.see(session.View{State: session.Down})
+	r.tell(f)
 	return r
 }
 
@@ -44,6 +45,7 @@ func refused(s Session, f Fault) *record {
 func (r *record) see(v session.View) {
 	if old := r.view.Load(); old == nil || *old != v {
 		r.view.Store(&v)
+		poke(r.changed)
 	}
 }
 
@@ -51,6 +53,14 @@ func (r *record) see(v session.View) {
 func (r *record) tell(f Fault) {
 	if old := r.fault.Load(); old == nil || *old != f {
 		r.fault.Store(&f)
+		poke(r.changed)
+	}
+}
+
+func poke(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
 	}
 }
 

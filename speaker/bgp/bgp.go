@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/gantry-lb/gantry/speaker/bfd"
 	"github.com/gantry-lb/gantry/speaker/bgp/frame"
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
@@ -101,8 +102,10 @@ type State struct {
 	Hold time.Duration
 	// Graceful says that the router keeps our routes over a restart.
 	Graceful bool
-	// BFD is the state of the BFD session: "Up", "Down", "AdminDown", or empty without one.
-	BFD string
+	// BFD is the state of the BFD session: "Up", "Init", "Down", "AdminDown", or empty without one; Fault what keeps it from
+	// running as asked for.
+	BFD   string
+	Fault bfd.Fault
 	// LastError says in a sentence why the session ended, or could not begin, the last time; empty when it never did.
 	LastError string
 	Counts    Counts

@@ -43,21 +43,23 @@ type Engine struct {
 	stop    chan chan struct{}
 	changed chan struct{}
 
-	mu     sync.Mutex // guards states
+	mu     sync.Mutex // guards states and paths
 	states map[string]State
+	paths  map[string]bfd.Key // of the peers that BFD watches
 
 	// What follows belongs to Run.
 	workers  map[string]*worker
 	ended    sync.WaitGroup
 	watched  map[bfd.Key][]string // the peers of each path that BFD watches
 	sessions []bfd.Session        // as BFD has them
+	faults   map[bfd.Key]bfd.Fault
 }
 
 // New returns an Engine that does nothing before Run.
 func New(o Options) *Engine {
 	return &Engine{
 		o: o, desired: make(chan Desired, 1), stop: make(chan chan struct{}), changed: make(chan struct{}, 1),
-		states: map[string]State{}, workers: map[string]*worker{},
+		states: map[string]State{}, workers: map[string]*worker{}, faults: map[bfd.Key]bfd.Fault{},
 	}
 }
 
@@ -84,9 +86,13 @@ func (e *Engine) Changed() <-chan struct{} { return e.changed }
 func (e *Engine) States() []State {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	watched := e.o.BFD.Status()
 	out := make([]State, 0, len(e.states))
 	for _, s := range e.states {
 		s.Counts = s.tally.read()
+		if k, ok := e.paths[s.Peer]; ok {
+			s.BFD, s.Fault = see(watched, k)
+		}
 		out = append(out, s)
 	}
 	slices.SortFunc(out, func(x, y State) int { return cmp.Compare(x.Peer, y.Peer) })
@@ -124,6 +130,9 @@ func (e *Engine) Run(ctx context.Context) error {
 			}
 		case v := <-e.o.BFD.Events():
 			e.heard(v)
+		case <-e.o.BFD.Changed():
+			e.tell()
+			e.poke()
 		case done := <-e.stop:
 			stopped = true
 			go e.end(done, e.workers)

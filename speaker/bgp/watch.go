@@ -3,6 +3,7 @@ package bgp
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/gantry-lb/gantry/speaker/bfd"
@@ -14,12 +15,15 @@ import (
 type BFD interface {
 	Set(sessions []bfd.Session)
 	Events() <-chan bfd.Event
+	Status() []bfd.Status
+	Changed() <-chan struct{}
 }
 
 // watch has BFD watch the paths to the peers that ask for it. A session's end says something about the path alone: two
 // peers at one address share it.
 func (e *Engine) watch(peers []intent.Peer) {
 	e.watched = map[bfd.Key][]string{}
+	paths := map[string]bfd.Key{}
 	var sessions []bfd.Session
 	for i := range peers {
 		p := &peers[i]
@@ -31,7 +35,12 @@ func (e *Engine) watch(peers []intent.Peer) {
 			sessions = append(sessions, s)
 		}
 		e.watched[s.Key] = append(e.watched[s.Key], p.Name)
+		paths[p.Name] = s.Key
 	}
+	e.mu.Lock()
+	e.paths = paths
+	e.mu.Unlock()
+	e.poke()
 	if !slices.Equal(sessions, e.sessions) {
 		e.sessions = sessions
 		e.o.BFD.Set(sessions)
@@ -57,8 +66,35 @@ func (e *Engine) session(p *intent.Peer) bfd.Session {
 	return s
 }
 
+// see returns what BFD sees of a path; before it has looked, that is Down.
+func see(all []bfd.Status, k bfd.Key) (state string, fault bfd.Fault) {
+	for i := range all {
+		if all[i].Key == k {
+			return all[i].State.String(), all[i].Fault
+		}
+	}
+	return "Down", bfd.Fault{}
+}
+
+// tell logs what is new of the paths.
+func (e *Engine) tell() {
+	for _, s := range e.o.BFD.Status() {
+		if old, known := e.faults[s.Key]; s.Fault != old {
+			e.faults[s.Key] = s.Fault
+			switch {
+			case s.Fault != (bfd.Fault{}):
+				e.o.Log.Warn("BFD does not run as asked for", "peers", e.watched[s.Key], "reason", s.Fault.Reason, "text", s.Fault.Text)
+			case known:
+				e.o.Log.Info("BFD runs as asked for", "peers", e.watched[s.Key])
+			}
+		}
+	}
+	maps.DeleteFunc(e.faults, func(k bfd.Key, _ bfd.Fault) bool { return e.watched[k] == nil })
+}
+
 // heard passes an event on to the workers of its path.
 func (e *Engine) heard(v bfd.Event) {
+	e.o.Log.Info("BFD has news of a path", "router", v.Key.String(), "up", v.Up, "why", v.Text)
 	for _, name := range e.watched[v.Key] {
 		if w, ok := e.workers[name]; ok {
 			w.watched(v)
@@ -81,13 +117,9 @@ func (w *worker) watched(v bfd.Event) {
 	}
 }
 
-// onPath takes note of what became of the path. A path that failed ends the session at once, which takes the routes away on
+// onPath acts on what became of the path. A path that failed ends the session at once, which takes the routes away on
 // the router's side too, and tells it why (RFC 9384).
 func (w *worker) onPath(v bfd.Event) {
-	w.state.BFD = "Down"
-	if v.Up {
-		w.state.BFD = "Up"
-	}
 	if !v.Failed() || w.session == nil {
 		return
 	}

@@ -195,11 +195,6 @@ func (w *worker) abort() {
 func (w *worker) take(o order, first bool) {
 	former := w.o
 	w.o = o
-	if o.peer.BFD == nil {
-		w.state.BFD = ""
-	} else if w.state.BFD == "" {
-		w.state.BFD = "Down"
-	}
 	if o.leaving != former.leaving {
 		w.leave(o.leaving)
 	}

@@ -9,6 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -210,12 +211,17 @@ func (w *BGPStatusWriter) session(ctx context.Context, name string, o *v1alpha1.
 	since := metav1.NewTime(s.Since.Truncate(time.Second))
 	want := v1alpha1.BGPSessionStatus{
 		Node: w.Self, Peer: s.Peer, Address: s.Remote.String(), State: string(s.Phase), Since: &since,
-		Prefixes: int32(s.Announced), BFD: s.BFD, LastError: s.LastError, Conditions: o.Status.Conditions, //nolint:gosec // far below
+		Prefixes: int32(s.Announced), BFD: s.BFD, LastError: s.LastError, Conditions: slices.Clone(o.Status.Conditions), //nolint:gosec // far below
 	}
 	if s.Phase == bgp.Established {
 		for _, f := range s.Families {
 			want.Families = append(want.Families, f.String())
 		}
+	}
+	if c, watched := status.Watched(status.Path{Router: s.Remote.Addr(), State: s.BFD, Reason: s.Fault.Reason, Text: s.Fault.Text}); watched {
+		meta.SetStatusCondition(&want.Conditions, c)
+	} else {
+		meta.RemoveStatusCondition(&want.Conditions, names.ConditionPathWatched)
 	}
 	if apiequality.Semantic.DeepEqual(o.Status, want) {
 		return nil

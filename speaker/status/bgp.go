@@ -3,7 +3,11 @@ package status
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
+	"net/netip"
 	"slices"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/internal/view"
@@ -15,6 +19,35 @@ type Announcement struct {
 	Service view.Key
 	// Peers are the names of the BGPPeers, sorted.
 	Peers []string
+}
+
+// Path is what BFD sees of the path of a session.
+type Path struct {
+	Router netip.Addr
+	// State of the BFD session (RFC 5880 section 4.1) in words; empty without BFD.
+	State string
+	// Reason and Text say what keeps BFD from running as asked for; empty when nothing does.
+	Reason names.Reason
+	Text   string
+}
+
+// Watched is the condition that tells whether BFD watches a path; false without BFD.
+func Watched(p Path) (metav1.Condition, bool) {
+	if p.State == "" {
+		return metav1.Condition{}, false
+	}
+	c := metav1.Condition{
+		Type: names.ConditionPathWatched, Status: metav1.ConditionTrue,
+		Reason: string(names.ReasonWatched), Message: "BFD watches the path as its profile asks",
+	}
+	switch {
+	case p.Reason != "":
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, string(p.Reason), p.Text
+	case p.State != "Up":
+		c.Status, c.Reason = metav1.ConditionFalse, string(names.ReasonBFDDown)
+		c.Message = fmt.Sprintf("the BFD session with %s is %s: turn BFD on there, and look at the path and at what filters UDP 3784 and 4784", p.Router, p.State)
+	}
+	return c, true
 }
 
 // AnnouncementName is the name of the object for a node and a Service.

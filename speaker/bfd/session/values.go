@@ -85,8 +85,8 @@ type View struct {
 	Transmit, Detection time.Duration
 	// Polling says that a Poll Sequence is under way.
 	Polling bool
-	// EchoLost says that echo packets are sent and none ever returned.
-	EchoLost bool
+	// EchoLost says that echo packets are sent and none ever returned; EchoRefused that the neighbour takes none.
+	EchoLost, EchoRefused bool
 }
 
 // View returns what there is to see.
@@ -95,6 +95,7 @@ func (m *Machine) View() View {
 		State: m.state, RemoteState: m.remote.state, Diagnostic: m.diagnostic, RemoteDiagnostic: m.remote.diagnostic,
 		Since: m.since, Local: m.local, Remote: m.remote.discriminator,
 		Transmit: m.pace(), Polling: m.poll.active, EchoLost: m.echo.lost(),
+		EchoRefused: m.config.Echo > 0 && m.state == Up && m.remote.echoRx == 0,
 	}
 	if !m.heard.IsZero() {
 		v.Detection = m.detection()

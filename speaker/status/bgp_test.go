@@ -1,0 +1,41 @@
+package status_test
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/speaker/status"
+)
+
+func TestThePathOfASessionIsWatchedOrItIsSaidWhyNot(t *testing.T) {
+	router := netip.MustParseAddr("192.0.2.1")
+	for name, tc := range map[string]struct {
+		path   status.Path
+		none   bool
+		want   metav1.ConditionStatus
+		reason names.Reason
+		says   string
+	}{
+		"without BFD":               {none: true},
+		"it is":                     {path: status.Path{State: "Up"}, want: metav1.ConditionTrue, reason: names.ReasonWatched, says: "profile"},
+		"the router is silent":      {path: status.Path{State: "Down"}, want: metav1.ConditionFalse, reason: names.ReasonBFDDown, says: "192.0.2.1"},
+		"it is coming up":           {path: status.Path{State: "Init"}, want: metav1.ConditionFalse, reason: names.ReasonBFDDown, says: "Init"},
+		"something is wrong, in Up": {path: status.Path{State: "Up", Reason: names.ReasonEchoUnsupported, Text: "no echo"}, want: metav1.ConditionFalse, reason: names.ReasonEchoUnsupported, says: "no echo"},
+		"something is wrong":        {path: status.Path{State: "Down", Reason: names.ReasonBFDAuthentication, Text: "it authenticates"}, want: metav1.ConditionFalse, reason: names.ReasonBFDAuthentication, says: "it authenticates"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tc.path.Router = router
+			c, watched := status.Watched(tc.path)
+			if watched == tc.none {
+				t.Fatalf("watched: %t", watched)
+			}
+			if c.Status != tc.want || c.Reason != string(tc.reason) || !strings.Contains(c.Message, tc.says) {
+				t.Errorf("%+v, want %s because of %s", c, tc.want, tc.reason)
+			}
+		})
+	}
+}
