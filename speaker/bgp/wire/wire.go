@@ -62,7 +62,7 @@ func explain(err error, t bgp.Target) error {
 	switch {
 	case errors.Is(err, syscall.EADDRNOTAVAIL) && t.Source.IsValid():
 		return fmt.Errorf("connecting from %s: no interface of this node has that address: correct sourceAddress, or leave it out: %w", t.Source, err)
-	case errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, syscall.ETIMEDOUT):
+	case timedOut(err):
 		what := "is the router up, and does it allow this node?"
 		if t.Password != "" {
 			what += " Is the password the same on both sides?"
@@ -72,6 +72,13 @@ func explain(err error, t bgp.Target) error {
 		return fmt.Errorf("connecting to %s: refused: does BGP run there, with this node as a neighbour?", t.Remote)
 	}
 	return fmt.Errorf("connecting to %s: %w", t.Remote, err)
+}
+
+// timedOut says whether nobody answered: the net package tells that in one way or another, depending on who was first to
+// notice.
+func timedOut(err error) bool {
+	var n net.Error
+	return errors.As(err, &n) && n.Timeout()
 }
 
 // control sets what has to be there before the first packet.
