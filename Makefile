@@ -42,6 +42,13 @@ model: ## every order of events of three speakers that the model checker knows; 
 race: ## the unit tests with the race detector
 	CGO_ENABLED=1 go test -race ./controller/... ./speaker/... ./internal/...
 
+fuzz: ## every fuzz target for FUZZTIME, 30s unless given
+	@grep -rho --include='*_test.go' '^func Fuzz[A-Za-z0-9]*' -H api internal controller speaker test | sed 's/_test.go:func /_test.go /' | \
+	while read file target; do \
+		echo "$$target in $$(dirname $$file)"; \
+		go test -run='^$$' -fuzz="^$$target$$" -fuzztime=$${FUZZTIME:-30s} ./$$(dirname $$file) || exit 1; \
+	done
+
 lint: ## go vet and staticcheck
 	go vet ./...
 	$(TOOL) staticcheck ./...

@@ -11,6 +11,8 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/gantry-lb/gantry/internal/option"
+	"github.com/gantry-lb/gantry/speaker/layer2"
+	"github.com/gantry-lb/gantry/speaker/layer2/wire"
 	"github.com/gantry-lb/gantry/speaker/links"
 )
 
@@ -18,6 +20,7 @@ import (
 type layer2Options struct {
 	ExcludeInterfacesFile string
 	RefreshInterval       time.Duration
+	AnswerPing            bool
 }
 
 // minRefresh keeps thousands of addresses from being announced more often than switches forget.
@@ -25,6 +28,7 @@ const minRefresh = 10 * time.Second
 
 func (o *layer2Options) bind(fs *pflag.FlagSet) {
 	fs.StringVar(&o.ExcludeInterfacesFile, "exclude-interfaces-file", "/etc/gantry/excludel2.yaml", "file whose announcedInterfacesToExclude lists expressions of interfaces on which nothing is announced; read again when it changes, and the usual container interfaces are excluded while there is none")
+	fs.BoolVar(&o.AnswerPing, "layer2-answer-ping", false, "answer pings of held addresses; not for kube-proxy in ipvs mode, where the kernel does")
 	fs.DurationVar(&o.RefreshInterval, "layer2-refresh-interval", 0, "announce held addresses by ARP and NDP again this often, for networks that forget them; 0 is off, else at least 10s")
 }
 
@@ -33,6 +37,15 @@ func (o *layer2Options) validate() error {
 		return option.Invalid("layer2-refresh-interval", o.RefreshInterval.String(), "write 0, or 10s or more")
 	}
 	return nil
+}
+
+// engine returns what the options ask of the engine.
+func (o *layer2Options) engine(w wire.Wire) []layer2.Option {
+	out := []layer2.Option{layer2.Refresh(o.RefreshInterval)}
+	if o.AnswerPing {
+		out = append(out, layer2.AnswerPings(w))
+	}
+	return out
 }
 
 // exclusions is the file's content, in the format that users of this API know.

@@ -73,7 +73,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		return errors.Join(err, g.Wait())
 	}
 	watcher := links.New(excludeFrom(o.ExcludeInterfacesFile), log)
-	engine := layer2.New(wire.Wire{}, time.Now, layer2.Refresh(o.RefreshInterval))
+	engine := layer2.New(wire.Wire{}, time.Now, o.layer2Options.engine(wire.Wire{})...)
 	if err := metrics.Registry.Register(engine); err != nil {
 		return fmt.Errorf("registering the metrics of layer 2: %w", err)
 	}

@@ -40,13 +40,14 @@ var (
 // bed is an engine with one link, and a client's port on the same segment.
 type bed struct {
 	cast
-	t      testing.TB
-	engine *layer2.Engine
-	node   *sandbox.Room // nil on a segment in memory
-	link   facts.Link
-	client layer2.Port
-	mac    facts.MAC // of the client
-	heard  chan layer2.Frame
+	t          testing.TB
+	engine     *layer2.Engine
+	node       *sandbox.Room // nil on a segment in memory
+	clientRoom *sandbox.Room // the same
+	link       facts.Link
+	client     layer2.Port
+	mac        facts.MAC // of the client
+	heard      chan layer2.Frame
 }
 
 // start runs the engine and the client's reader until the test ends; run starts the engine's goroutine, which has to

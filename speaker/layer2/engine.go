@@ -134,6 +134,7 @@ type Engine struct {
 	telling, tellingAgain []news
 	// generation counts the opened ports.
 	generation uint64
+	pings      PingWire // nil unless pings are answered
 	// woken says that something was scheduled since the last call of work.
 	woken bool
 }
@@ -395,6 +396,13 @@ func (e *Engine) fenced() bool { return e.fence.closed(e.now()) }
 func (e *Engine) receive(r received) {
 	p := e.ports[r.port]
 	if p == nil || p.generation != r.generation {
+		return
+	}
+	if r.pings != nil {
+		if p.pings == r.pings {
+			e.closePings(p)
+			e.woken = true
+		}
 		return
 	}
 	if r.err != nil {

@@ -14,20 +14,22 @@ type holding struct {
 }
 
 // tally counts the frames of one address.
-type tally struct{ requests, answers, gratuitous, conflicts atomic.Uint64 }
+type tally struct{ requests, answers, gratuitous, conflicts, pings atomic.Uint64 }
 
 // Counters count the frames of one address since this node holds it.
 type Counters struct {
 	Requests, Answers, Gratuitous uint64
 	// Conflicts are the claims of hosts that have no right to the address, at most one a second and host.
 	Conflicts uint64
+	// Pings are those that were answered.
+	Pings uint64
 }
 
 // Counters returns the counters of every held address.
 func (e *Engine) Counters() map[netip.Addr]Counters {
 	out := map[netip.Addr]Counters{}
 	for a, h := range e.known.Load().held {
-		out[a] = Counters{h.tally.requests.Load(), h.tally.answers.Load(), h.tally.gratuitous.Load(), h.tally.conflicts.Load()}
+		out[a] = Counters{h.tally.requests.Load(), h.tally.answers.Load(), h.tally.gratuitous.Load(), h.tally.conflicts.Load(), h.tally.pings.Load()}
 	}
 	return out
 }
@@ -48,6 +50,7 @@ var (
 	answersMetric    = prometheus.NewDesc("metallb_layer2_responses_sent", "Answers to them.", []string{"ip"}, nil)
 	gratuitousMetric = prometheus.NewDesc("metallb_layer2_gratuitous_sent", "Announcements of a held address.", []string{"ip"}, nil)
 	conflictsMetric  = prometheus.NewDesc("gantry_layer2_conflicts_total", "Claims of other hosts to a held address, one a second and host.", []string{"ip"}, nil)
+	pingsMetric      = prometheus.NewDesc("gantry_layer2_pings_answered_total", "Pings of a held address that were answered.", []string{"ip"}, nil)
 	droppedMetric    = prometheus.NewDesc("gantry_layer2_dropped_total", "Frames not received, frames not sent and reports not taken, for lack of room.", nil, nil)
 )
 
@@ -55,7 +58,7 @@ var _ prometheus.Collector = (*Engine)(nil)
 
 // Describe is part of prometheus.Collector; register the Engine to export its metrics.
 func (e *Engine) Describe(c chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{requestsMetric, answersMetric, gratuitousMetric, conflictsMetric, droppedMetric} {
+	for _, d := range []*prometheus.Desc{requestsMetric, answersMetric, gratuitousMetric, conflictsMetric, pingsMetric, droppedMetric} {
 		c <- d
 	}
 }
@@ -70,6 +73,7 @@ func (e *Engine) Collect(c chan<- prometheus.Metric) {
 		counter(answersMetric, n.Answers, a.String())
 		counter(gratuitousMetric, n.Gratuitous, a.String())
 		counter(conflictsMetric, n.Conflicts, a.String())
+		counter(pingsMetric, n.Pings, a.String())
 	}
 	counter(droppedMetric, e.Dropped())
 }

@@ -39,8 +39,8 @@ func TestCounters(t *testing.T) {
 		r := prometheus.NewPedanticRegistry()
 		r.MustRegister(s.engine)
 		families, err := r.Gather()
-		if err != nil || len(families) != 5 {
-			t.Fatalf("%d metrics are exported (%v), want 5", len(families), err)
+		if err != nil || len(families) != 6 {
+			t.Fatalf("%d metrics are exported (%v), want 6", len(families), err)
 		}
 	})
 }

@@ -26,6 +26,10 @@ type port struct {
 	retryAt    time.Time
 	backoff    time.Duration
 	openedAt   time.Time
+
+	// pings answers pings, if that is wished and works; pingsAt is when it may be opened again.
+	pings   Pings
+	pingsAt time.Time
 }
 
 // received is what a reader read.
@@ -33,7 +37,9 @@ type received struct {
 	port       portKey
 	generation uint64
 	frame      Frame
-	err        error
+	// pings is what ended with err, if it is not the port.
+	pings Pings
+	err   error
 }
 
 const (
@@ -96,6 +102,8 @@ func (e *Engine) open(p *port) {
 	e.readers.Add(1)
 	go e.read(io, p.key, p.generation, p.link.MAC)
 	e.publish()
+	p.pingsAt = time.Time{}
+	e.openPings(p)
 	e.report(PortOpened{Link: p.link, Family: p.key.family})
 	for a, h := range e.held {
 		if FamilyOf(a) == p.key.family && slices.Contains(h.links, p.link.Index) {
@@ -133,6 +141,7 @@ func (e *Engine) fail(p *port, err error) {
 }
 
 func (e *Engine) close(p *port) {
+	e.closePings(p)
 	if p.io != nil {
 		e.lost.Add(p.io.Lost())
 		p.io.Close() // the reader ends; its last word is of an old generation
@@ -148,8 +157,14 @@ func (e *Engine) reopen(now time.Time) time.Time {
 		if p.io == nil && !now.Before(p.retryAt) {
 			e.open(p)
 		}
-		if p.io == nil && (next.IsZero() || p.retryAt.Before(next)) {
-			next = p.retryAt
+		at := p.retryAt
+		if p.io != nil && e.pings != nil {
+			if e.openPings(p); p.pings == nil {
+				at = p.pingsAt
+			}
+		}
+		if !at.IsZero() && (next.IsZero() || at.Before(next)) {
+			next = at
 		}
 	}
 	return next

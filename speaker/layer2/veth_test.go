@@ -19,10 +19,10 @@ import (
 )
 
 // onVeth makes a bed of two namespaces with a real cable between them.
-func onVeth(t testing.TB, c cast, options ...layer2.Option) *bed {
+func onVeth(t testing.TB, c cast) *bed {
 	node, client := sandbox.New(t), sandbox.New(t)
 	node.Veth("eth0", client, "eth0")
-	return between(t, c, end{node, "eth0"}, end{client, "eth0"}, options...)
+	return between(t, c, end{node, "eth0"}, end{client, "eth0"})
 }
 
 // end is a link in a namespace.
@@ -36,7 +36,7 @@ func between(t testing.TB, c cast, nodeEnd, clientEnd end, options ...layer2.Opt
 	node, client := nodeEnd.room, clientEnd.room
 	node.Address(nodeEnd.name, c.nodeIP.String())
 	client.Address(clientEnd.name, netip.PrefixFrom(c.clientIP, c.nodeIP.Bits()).String())
-	b := &bed{cast: c, t: t, node: node, engine: layer2.New(wire.Wire{}, time.Now, options...)}
+	b := &bed{cast: c, t: t, node: node, clientRoom: client, engine: layer2.New(wire.Wire{}, time.Now, options...)}
 	node.Do(func() (err error) {
 		b.link, err = linkOf(nodeEnd.name)
 		return err

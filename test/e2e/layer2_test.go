@@ -90,6 +90,7 @@ func TestTheSegment(t *testing.T) {
 	t.Run("a neighbour of IPv6 is checked on and stays", func(t *testing.T) { neighbourStays(ctx, t, s, six) })
 	t.Run("a foreign host claims the address", func(t *testing.T) { foreignHost(ctx, t, s, four) })
 	t.Run("a link flaps", func(t *testing.T) { linkFlaps(ctx, t, s, four) })
+	t.Run("pings are answered on wish", func(t *testing.T) { pingsAnswered(ctx, t, s, four, six) })
 	t.Run("links are excluded while the speakers run", func(t *testing.T) { linksExcluded(ctx, t, s, four) })
 }
 

@@ -111,8 +111,12 @@ func checksumRight(addresses, message []byte) bool { return checksum(addresses, 
 
 // checksum sums a message up with its pseudo-header (RFC 8200 section 8.1).
 func checksum(addresses, message []byte) uint16 {
-	sum := uint32(len(message)) + unix.IPPROTO_ICMPV6
-	for _, part := range [][]byte{addresses, message} {
+	return sumUp(uint32(len(message))+unix.IPPROTO_ICMPV6, addresses, message)
+}
+
+// sumUp is the one's complement sum of the Internet checksum (RFC 1071).
+func sumUp(sum uint32, parts ...[]byte) uint16 {
+	for _, part := range parts {
 		for ; len(part) > 1; part = part[2:] {
 			sum += uint32(part[0])<<8 | uint32(part[1])
 		}

@@ -1,0 +1,90 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/net/icmp"
+	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/test/stage"
+)
+
+// pingsAnswered has the speakers answer pings, which they do on wish alone, and the client's kernel ping both addresses.
+func pingsAnswered(ctx context.Context, t *testing.T, s *stage.Stage, addresses ...netip.Addr) {
+	for _, a := range addresses {
+		if n, heard := ping(t, s, a, 1, time.Second); n > 0 {
+			t.Errorf("without a wish %s answers pings: %v", a, heard)
+		}
+	}
+	_, err := s.Kubectl(ctx, "", "-n", names.Namespace, "set", "env", "daemonset/gantry-speaker", "GANTRY_LAYER2_ANSWER_PING=true")
+	must(t, err)
+	must(t, s.AwaitRollout(ctx))
+	for _, a := range addresses {
+		must(t, stage.Await(ctx, "an answer to a ping of "+a.String(), func(context.Context) error {
+			if n, heard := ping(t, s, a, 1, time.Second); n != 1 {
+				return fmt.Errorf("the client heard %v", heard)
+			}
+			return nil
+		}))
+		n, heard := ping(t, s, a, 5, 10*time.Second)
+		if n != 5 {
+			t.Errorf("%d of 5 pings of %s are answered: %v", n, a, heard)
+		}
+		holder := holderOf(ctx, t, s, a).Status.Node
+		body, err := s.Fetch(ctx, holder, "http://127.0.0.1:7473/metrics")
+		must(t, err)
+		if line := fmt.Sprintf(`gantry_layer2_pings_answered_total{ip="%s"} `, a); !strings.Contains(body, line) || strings.Contains(body, line+"0\n") {
+			t.Errorf("the metrics of %s count no ping of %s", holder, a)
+		}
+	}
+}
+
+// ping sends so many pings and counts the answers, and whatever else the client hears.
+func ping(t *testing.T, s *stage.Stage, a netip.Addr, times int, patience time.Duration) (answers int, heard map[string]int) {
+	t.Helper()
+	network, protocol, kind := "ip4:icmp", 1, icmp.Type(ipv4.ICMPTypeEcho)
+	if a.Is6() {
+		network, protocol, kind = "ip6:ipv6-icmp", 58, ipv6.ICMPTypeEchoRequest
+	}
+	var c *icmp.PacketConn
+	must(t, s.Host("client").Do(func() (err error) {
+		c, err = icmp.ListenPacket(network, "")
+		return err
+	}))
+	defer c.Close()
+	id := os.Getpid() & 0xffff
+	for seq := range times {
+		b, err := (&icmp.Message{Type: kind, Body: &icmp.Echo{ID: id, Seq: seq, Data: []byte("are you there?")}}).Marshal(nil)
+		must(t, err)
+		_, err = c.WriteTo(b, &net.IPAddr{IP: a.AsSlice()})
+		must(t, err)
+	}
+	heard = map[string]int{}
+	must(t, c.SetReadDeadline(time.Now().Add(patience)))
+	for in := make([]byte, 2048); answers < times; {
+		n, from, err := c.ReadFrom(in)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		}
+		must(t, err)
+		m, err := icmp.ParseMessage(protocol, in[:n])
+		if err != nil {
+			continue
+		}
+		heard[fmt.Sprintf("%v from %s", m.Type, from)]++
+		if e, ok := m.Body.(*icmp.Echo); ok && e.ID == id && from.String() == a.String() && (m.Type == ipv4.ICMPTypeEchoReply || m.Type == ipv6.ICMPTypeEchoReply) {
+			answers++
+		}
+	}
+	return answers, heard
+}
