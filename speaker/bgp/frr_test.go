@@ -249,8 +249,45 @@ func TestPasswordsChange(t *testing.T) {
 	p.Blocked = "the Secret is missing"
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: routes(vip, "198.51.100.2/32")})
 	arrives(t, frr, "198.51.100.2/32") // a missing Secret ends no session
+	p.Blocked, p.Password = "", "new"
+	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: routes(vip, "198.51.100.3/32")})
+	p.Password = "old" // the router was not told, and somebody takes it back
+	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: routes(vip, "198.51.100.3/32")})
+	arrives(t, frr, "198.51.100.3/32")
 	if st := s.state("tor"); st.Ups != 1 {
 		t.Errorf("the session was established %d times", st.Ups)
+	}
+	p.Password = "new"
+	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: routes(vip, "198.51.100.4/32")})
+	if err := frr.Configure(t.Context(), "router bgp 65000\n neighbor 192.168.0.11 password new\n"); err != nil {
+		t.Fatal(err)
+	}
+	arrives(t, frr, "198.51.100.4/32") // FRR itself resets the session for it
+}
+
+// TestANotificationLosesNoRoute changes what is in the OPEN, which resets the session: with RFC 8538 that takes no route away.
+func TestANotificationLosesNoRoute(t *testing.T) {
+	b := lay(t, router.BedOptions{Nodes: 1})
+	frr := start(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrText(plain, " bgp graceful-restart", " bgp graceful-restart notification")})
+	p := tor()
+	p.GracefulRestart, p.RestartTime = true, 120*time.Second
+	s := speak(t, b.Host("node1"))
+	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: routes(vip)})
+	s.established("tor")
+	arrives(t, frr, vip)
+	for i := range 3 {
+		p.Hold = time.Duration(60+i) * time.Second // is in the OPEN
+		s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: routes(vip)})
+		eventually(t, "the session is there again", func() error {
+			got := shown(t, frr, vip)
+			if len(got) == 0 {
+				t.Fatalf("reset %d took the route away", i)
+			}
+			if st := s.state("tor"); st.Ups != i+2 || st.Phase != bgp.Established || got[0].Stale {
+				return fmt.Errorf("%+v, %+v", st, got)
+			}
+			return nil
+		})
 	}
 }
 
