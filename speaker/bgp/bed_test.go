@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -26,10 +28,32 @@ type inside struct{ netns.Handle }
 
 func (n inside) Dial(ctx context.Context, t bgp.Target) (c bgp.Conn, err error) {
 	err = n.Do(func() (err error) {
+		if zone := t.Remote.Addr().Zone(); zone != "" { // the runtime remembers the links of another namespace by name
+			link, err := net.InterfaceByName(zone)
+			if err != nil {
+				return err
+			}
+			t.Remote = netip.AddrPortFrom(t.Remote.Addr().WithZone(strconv.Itoa(link.Index)), t.Remote.Port())
+		}
 		c, err = wire.Wire{}.Dial(ctx, t)
 		return err
 	})
 	return c, err
+}
+
+func (n inside) Listen(ctx context.Context, port uint16) (l bgp.Listener, err error) {
+	err = n.Do(func() (err error) {
+		l, err = wire.Wire{}.Listen(ctx, port)
+		return err
+	})
+	return l, err
+}
+
+func (n inside) Find(ctx context.Context, device string, tell func(netip.Addr, error)) {
+	_ = n.Do(func() error {
+		wire.Wire{}.Find(ctx, device, tell)
+		return nil
+	})
 }
 
 func (n inside) OnLink(a netip.Addr) (on bool) {

@@ -58,8 +58,22 @@ type Agreed struct {
 // Transport makes the connections to routers. Package wire has the real one.
 type Transport interface {
 	Dial(ctx context.Context, t Target) (Conn, error)
+	// Listen waits for routers to connect to a TCP port.
+	Listen(ctx context.Context, port uint16) (Listener, error)
+	// Find tells the link-local address of the router on a link, with the link as zone, again when that changes, and why there
+	// is none when the link cannot be used. It lets the router find this node in turn, and returns when ctx ends.
+	Find(ctx context.Context, device string, tell func(router netip.Addr, err error))
 	// OnLink says whether an address is on a link of this node, one hop away.
 	OnLink(a netip.Addr) bool
+}
+
+// Listener takes connections from routers.
+type Listener interface {
+	// Incoming delivers the connections.
+	Incoming() <-chan Conn
+	// SetPassword sets what a router at an address has to sign with; an empty one lets it connect without.
+	SetPassword(router netip.Addr, password string) error
+	Close()
 }
 
 // Target is where and how to connect.
@@ -78,6 +92,10 @@ type Conn interface {
 	net.Conn
 	// SetPassword changes the password of the connection without ending it.
 	SetPassword(password string) error
+	// SetTTL sets the TTL of our packets, and the least that the router's may arrive with.
+	SetTTL(ttl, least uint8) error
+	// Remote returns the router's address.
+	Remote() netip.Addr
 	// NextHops returns the addresses of this end for next hops, the connection's own among them; either may be invalid.
 	NextHops() (v4, v6 netip.Addr)
 }
@@ -120,6 +138,7 @@ type Phase string
 const (
 	Idle        Phase = "Idle"
 	Connect     Phase = "Connect"
+	Active      Phase = "Active" // waiting for the router to connect
 	OpenSent    Phase = "OpenSent"
 	Established Phase = "Established"
 )

@@ -77,7 +77,7 @@ func TestSessionsWithBIRD(t *testing.T) {
 			protocol: "neighbor NODE4 as 64512; multihop 3; source address 10.99.0.1; ipv4 { import all; export none; };",
 			peer:     func(p *intent.Peer) { p.Address, p.Multihop = netip.MustParseAddr("10.99.0.1"), true },
 		},
-		"a hold time": {protocol: "neighbor NODE4 as 64512; hold time 6; ipv4 { import all; export none; };", hold: 6 * time.Second},
+		"a hold time":  {protocol: "neighbor NODE4 as 64512; hold time 6; ipv4 { import all; export none; };", hold: 6 * time.Second},
 		"no hold time": {protocol: "neighbor NODE4 as 64512; hold time 0; ipv4 { import all; export none; };", peer: func(p *intent.Peer) { p.Hold = 0 }},
 		"attributes": {
 			protocol: "neighbor NODE4 as 64512; ipv4 { import all; export none; };",

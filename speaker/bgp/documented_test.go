@@ -14,7 +14,7 @@ func documented(t *testing.T, name string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := regexp.MustCompile("(?s)<!-- "+regexp.QuoteMeta(name)+" -->\n+```[a-z]*\n(.*?)\n```").FindSubmatch(text)
+	m := regexp.MustCompile("(?s)<!-- " + regexp.QuoteMeta(name) + " -->\n+```[a-z]*\n(.*?)\n```").FindSubmatch(text)
 	if m == nil {
 		t.Fatalf("docs/bgp.md has no configuration that is named %q", name)
 	}

@@ -48,6 +48,10 @@ type Engine struct {
 	paths  map[string]bfd.Key // of the peers that BFD watches
 
 	// What follows belongs to Run.
+	last     Desired // as it was told
+	routers  map[string]*router
+	found    chan sighting
+	door     door
 	workers  map[string]*worker
 	ended    sync.WaitGroup
 	watched  map[bfd.Key][]string // the peers of each path that BFD watches
@@ -60,6 +64,7 @@ func New(o Options) *Engine {
 	return &Engine{
 		o: o, desired: make(chan Desired, 1), stop: make(chan chan struct{}), changed: make(chan struct{}, 1),
 		states: map[string]State{}, workers: map[string]*worker{}, faults: map[bfd.Key]bfd.Fault{},
+		routers: map[string]*router{}, found: make(chan sighting),
 	}
 }
 
@@ -119,6 +124,7 @@ func (e *Engine) Stop(ctx context.Context) {
 // a router keeps the routes where graceful restart was agreed.
 func (e *Engine) Run(ctx context.Context) error {
 	defer e.ended.Wait()
+	defer e.door.close()
 	stopped := false
 	for {
 		select {
@@ -127,6 +133,16 @@ func (e *Engine) Run(ctx context.Context) error {
 		case d := <-e.desired:
 			if !stopped {
 				e.apply(ctx, d)
+			}
+		case s := <-e.found:
+			if e.sight(s); !stopped {
+				e.apply(ctx, e.last)
+			}
+		case c := <-e.door.incoming():
+			e.receive(c)
+		case <-e.door.retry():
+			if !stopped {
+				e.apply(ctx, e.last)
 			}
 		case v := <-e.o.BFD.Events():
 			e.heard(v)
@@ -156,6 +172,8 @@ func (e *Engine) end(done chan struct{}, workers map[string]*worker) {
 
 // apply brings the workers in line with what is desired.
 func (e *Engine) apply(ctx context.Context, d Desired) {
+	e.last = d
+	d.Peers = e.open(ctx, e.locate(ctx, d.Peers))
 	e.watch(d.Peers)
 	routes := map[string]map[netip.Prefix]intent.Attributes{}
 	for _, p := range d.Peers {

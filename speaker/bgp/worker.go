@@ -2,9 +2,11 @@ package bgp
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"slices"
 	"time"
@@ -30,6 +32,7 @@ type worker struct {
 	log    *slog.Logger
 	orders chan order // holds the latest
 	paths  chan bfd.Event
+	calls  chan Conn // of a router that connects to us
 	done   chan struct{}
 	tally  tally
 
@@ -94,7 +97,7 @@ const (
 
 func newWorker(e *Engine, name string) *worker {
 	w := &worker{
-		e: e, name: name, log: e.o.Log.With("peer", name), orders: make(chan order, 1), paths: make(chan bfd.Event, 16), done: make(chan struct{}),
+		e: e, name: name, log: e.o.Log.With("peer", name), orders: make(chan order, 1), paths: make(chan bfd.Event, 16), calls: make(chan Conn, 1), done: make(chan struct{}),
 		held: map[netip.Prefix]Path{}, state: State{Peer: name, Phase: Idle, Since: now()}, restart: true,
 	}
 	w.state.tally = &w.tally
@@ -158,6 +161,8 @@ func (w *worker) run(ctx context.Context) {
 			w.over()
 		case v := <-w.paths:
 			w.onPath(v)
+		case c := <-w.calls:
+			w.answer(c)
 		case <-w.drained.C:
 			w.phase = gone
 			w.sync()
@@ -175,6 +180,11 @@ func (w *worker) close() {
 	w.abort()
 	if w.speaker != nil {
 		w.speaker.Close()
+	}
+	select {
+	case c := <-w.calls:
+		c.Close()
+	default:
 	}
 	close(w.done)
 }
@@ -251,22 +261,53 @@ func (w *worker) connect() {
 	case p.Blocked != "":
 		w.fail(fmt.Errorf("%s", p.Blocked))
 		return
+	case p.Passive:
+		w.enter(Active)
+		return
 	}
+	w.enter(Connect)
+	w.begins(func(ctx context.Context) (Conn, error) { return w.e.o.Transport.Dial(ctx, target(&p)) })
+}
+
+// answer takes a connection that the router made. The one that lives goes on, unless the router keeps routes over a restart:
+// then a new connection says that it has restarted (RFC 4724 section 5).
+func (w *worker) answer(c Conn) {
+	p := w.o.peer
+	if w.session != nil && w.session.agreed.Graceful {
+		w.session.finish(errors.New("the router connected anew"), nil)
+		w.over()
+	}
+	if !p.Passive || p.Blocked != "" || w.session != nil || w.attempt != nil {
+		_, _ = c.Write(frame.Cease(frame.CeaseRejected, "").Encode())
+		go hangUp(c, true)
+		return
+	}
+	w.retry.Stop()
+	t := target(&p)
+	w.enter(Connect)
+	w.begins(func(context.Context) (Conn, error) { return c, c.SetTTL(t.TTL, t.MinTTL) })
+}
+
+// begins starts an attempt on the connection that get returns.
+func (w *worker) begins(get func(context.Context) (Conn, error)) {
+	p := w.o.peer
 	ctx, cancel := context.WithCancel(w.ctx)
 	out := make(chan attempt, 1)
 	w.attempt, w.cancel = out, cancel
-	w.enter(Connect)
 	restarted := w.restart
 	go func() {
 		defer cancel()
-		out <- w.try(ctx, p, restarted)
+		out <- w.try(ctx, p, restarted, get)
 	}()
 }
 
 // try connects and exchanges the OPENs. It runs beside the worker and touches nothing of it but the tally.
-func (w *worker) try(ctx context.Context, p intent.Peer, restarted bool) attempt {
-	c, err := w.e.o.Transport.Dial(ctx, target(&p))
+func (w *worker) try(ctx context.Context, p intent.Peer, restarted bool, get func(context.Context) (Conn, error)) attempt {
+	c, err := get(ctx)
 	if err != nil {
+		if c != nil {
+			c.Close()
+		}
 		return attempt{err: err}
 	}
 	stop := context.AfterFunc(ctx, func() { c.Close() })
@@ -334,6 +375,12 @@ func (w *worker) prepare(a attempt) error {
 	}
 	w.v4, w.v6 = a.conn.NextHops()
 	w.extends = a.agreed.ExtendedNextHop
+	if local, ok := a.conn.LocalAddr().(*net.TCPAddr); ok && w.o.peer.Unnumbered {
+		// The router knows this link's own address alone; others of this node may mean nothing to it.
+		if w.v6 = local.AddrPort().Addr(); w.extends {
+			w.v4 = netip.Addr{}
+		}
+	}
 	w.sync()
 	return nil
 }

@@ -98,13 +98,12 @@ func control(c syscall.RawConn, t bgp.Target) error {
 			set("setting the password", sign(s, t.Remote.Addr(), t.Password))
 		}
 		// Routers' traffic goes before other traffic: class selector 6 (RFC 4594 section 3.2).
+		if e := limit(s, t.Remote.Addr(), t.TTL, t.MinTTL); err == nil {
+			err = e
+		}
 		if t.Remote.Addr().Unmap().Is4() {
-			set("setting the TTL", unix.SetsockoptInt(s, unix.IPPROTO_IP, unix.IP_TTL, int(t.TTL)))
-			set("setting the least TTL", unix.SetsockoptInt(s, unix.IPPROTO_IP, unix.IP_MINTTL, int(t.MinTTL)))
 			set("setting the traffic class", unix.SetsockoptInt(s, unix.IPPROTO_IP, unix.IP_TOS, 0xc0))
 		} else {
-			set("setting the hop limit", unix.SetsockoptInt(s, unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, int(t.TTL)))
-			set("setting the least hop limit", unix.SetsockoptInt(s, unix.IPPROTO_IPV6, unix.IPV6_MINHOPCOUNT, int(t.MinTTL)))
 			set("setting the traffic class", unix.SetsockoptInt(s, unix.IPPROTO_IPV6, unix.IPV6_TCLASS, 0xc0))
 		}
 	})

@@ -1,0 +1,133 @@
+package bgp_test
+
+import (
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/bgp"
+	"github.com/gantry-lb/gantry/speaker/intent"
+	"github.com/gantry-lb/gantry/test/lab/netns"
+	"github.com/gantry-lb/gantry/test/lab/router"
+)
+
+// unnumbered is a peer that is found on a link.
+func unnumbered(device string) intent.Peer {
+	return intent.Peer{
+		Name: "tor", Unnumbered: true, Device: device, Port: 179, LocalASN: 64512, ASNs: intent.ASNExternal, Hold: 9 * time.Second, IPv4: true, IPv6: true,
+	}
+}
+
+// kernel returns how a host routes an address.
+func kernel(t *testing.T, h netns.Handle, address string) string {
+	t.Helper()
+	var out []byte
+	err := h.Do(func() (err error) {
+		out, err = exec.Command("ip", "route", "get", address).CombinedOutput()
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(out)
+}
+
+// TestUnnumbered has FRR and the speaker find each other by router advertisements alone, as the docs show.
+func TestUnnumbered(t *testing.T) {
+	b := lay(t, router.BedOptions{Nodes: 1})
+	frr := start(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: documented(t, "FRR, unnumbered")})
+	s := speak(t, b.Host("node1"))
+	p := unnumbered("eth0")
+	p.BFD = &intent.BFD{Transmit: 100 * time.Millisecond, Receive: 100 * time.Millisecond, Echo: 50 * time.Millisecond, Multiplier: 3, MinTTL: 254}
+	d := bgp.Desired{Peers: []intent.Peer{p}, Routes: routes(vip, "2001:db8::1/128")}
+	s.Set(d)
+	st := s.established("tor")
+	if a := st.Remote.Addr(); !a.IsLinkLocalUnicast() || a.Zone() != "eth0" || st.ASN != 65000 {
+		t.Errorf("the router is %s of AS %d", a, st.ASN)
+	}
+	for _, prefix := range []string{vip, "2001:db8::1/128"} {
+		if got := arrives(t, frr, prefix); !netip.MustParseAddr(got.NextHops[0].IP).IsLinkLocalUnicast() {
+			t.Errorf("the next hop of %s is %+v", prefix, got.NextHops)
+		}
+	}
+	for _, address := range []string{"198.51.100.1", "2001:db8::1"} {
+		eventually(t, "the router's kernel sends "+address+" to the node", func() error {
+			if out := kernel(t, b.Host("router"), address); !strings.Contains(out, "fe80::") || !strings.Contains(out, "dev eth0") {
+				return fmt.Errorf("it says %s", out)
+			}
+			return nil
+		})
+	}
+	eventually(t, "BFD is up", func() error {
+		if st := s.state("tor"); st.BFD != "Up" {
+			return fmt.Errorf("it is %q", st.BFD)
+		}
+		return nil
+	})
+	t.Run("no session is lost to an edit of something else", func(t *testing.T) {
+		d.Routes = append(d.Routes, routes("198.51.100.2/32")...)
+		s.Set(d)
+		arrives(t, frr, "198.51.100.2/32")
+		if st := s.state("tor"); st.Ups != 1 {
+			t.Errorf("%+v", st)
+		}
+	})
+	t.Run("what the link lacks is said", func(t *testing.T) {
+		s.Set(bgp.Desired{Peers: []intent.Peer{unnumbered("eth9")}, Routes: routes(vip)})
+		s.fails("tor", `this node has no link "eth9"`)
+		goes(t, frr, vip)
+		s.Set(d)
+		arrives(t, frr, vip)
+	})
+}
+
+// TestThePassiveSide has FRR connect to the speaker.
+func TestThePassiveSide(t *testing.T) {
+	b := lay(t, router.BedOptions{Nodes: 1})
+	frr := start(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrText(plain + "\n neighbor 192.168.0.11 timers connect 1\n neighbor 192.168.0.11 password s3cret")})
+	s := speak(t, b.Host("node1"))
+	p := tor()
+	p.Passive, p.Hops = true, 0
+	d := bgp.Desired{Peers: []intent.Peer{p}, Routes: routes(vip)}
+	s.Set(d) // without the password
+	eventually(t, "it waits for the router", func() error {
+		if st := s.state("tor"); st.Phase != bgp.Active {
+			return fmt.Errorf("%+v", st)
+		}
+		return nil
+	})
+	p.Password = "s3cret"
+	d.Peers = []intent.Peer{p}
+	s.Set(d)
+	s.established("tor")
+	arrives(t, frr, vip)
+	t.Run("strangers are hung up on", func(t *testing.T) {
+		c, err := b.Host("client").Dial(t.Context(), "tcp", "192.168.0.11:179")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		_ = c.SetReadDeadline(time.Now().Add(30 * time.Second))
+		if n, err := c.Read(make([]byte, 1)); err == nil || n > 0 {
+			t.Errorf("it got an answer")
+		}
+		if st := s.state("tor"); st.Phase != bgp.Established || st.Ups != 1 {
+			t.Errorf("the session suffered: %+v", st)
+		}
+	})
+	t.Run("the router comes back", func(t *testing.T) {
+		if _, err := frr.Show(t.Context(), "clear bgp 192.168.0.11"); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the second session", func() error {
+			if st := s.state("tor"); st.Ups < 2 || st.Phase != bgp.Established {
+				return fmt.Errorf("%+v", st)
+			}
+			return nil
+		})
+		arrives(t, frr, vip)
+	})
+}
