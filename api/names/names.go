@@ -103,6 +103,10 @@ const (
 	EventAllocationFailed   = "AllocationFailed"
 	EventLoadBalancerFailed = "LoadBalancerFailed"
 	EventClearAssignment    = "ClearAssignment"
-	EventNodeAssigned       = "nodeAssigned"
-	EventAnnounceFailed     = "announceFailed"
+	// EventAdditionalAssignFailed is told of a Service that prefers two families and got an address of one.
+	EventAdditionalAssignFailed = "AdditionalAssignFailed"
+	// EventDeprecatedAnnotation is told of a Service with an annotation in its older spelling.
+	EventDeprecatedAnnotation = "deprecatedAnnotation"
+	EventNodeAssigned         = "nodeAssigned"
+	EventAnnounceFailed       = "announceFailed"
 )

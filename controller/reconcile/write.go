@@ -82,23 +82,3 @@ func cleared(s *corev1.Service, held []netip.Addr) *corev1.Service {
 func same(before, after *corev1.Service) bool {
 	return equality.Semantic.DeepEqual(before.Status, after.Status) && equality.Semantic.DeepEqual(before.Annotations, after.Annotations)
 }
-
-// tell records the outcome of a write as an event and a line in the log. It is called when the status changed, so that nothing is
-// repeated on every pass.
-func (r *Services) tell(w *write) {
-	d := w.decision
-	kind, reason := eventOf(d)
-	r.Tell(w.before, kind, reason, string(d.Reason)+": "+d.Text)
-	r.Log.Info(d.Text, "service", w.v.Key.String(), "reason", d.Reason)
-}
-
-// eventOf returns the type of the event for a Decision, and its reason in the words of the metallb.io API.
-func eventOf(d allocate.Decision) (kind, reason string) {
-	switch {
-	case d.Reason == names.ReasonAssigned:
-		return corev1.EventTypeNormal, names.EventAllocated
-	case d.Reason == names.ReasonInvalidRequest:
-		return corev1.EventTypeWarning, names.EventLoadBalancerFailed
-	}
-	return corev1.EventTypeWarning, names.EventAllocationFailed
-}

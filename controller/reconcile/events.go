@@ -1,0 +1,69 @@
+package reconcile
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/controller/allocate"
+)
+
+// tell records the outcome of a write as events and a line in the log. It is called when the status changed, so that nothing is
+// repeated on every pass.
+func (r *Services) tell(w *write) {
+	d := w.decision
+	if lost := givenUp(w.before, w.after); lost != "" {
+		r.Tell(w.before, corev1.EventTypeNormal, names.EventClearAssignment, "given up: "+lost)
+	}
+	kind, reason := eventOf(d)
+	r.Tell(w.before, kind, reason, string(d.Reason)+": "+d.Text)
+	if d.Reason == names.ReasonAssigned && d.Waiting { // for a family that it would like to have too
+		r.Tell(w.before, corev1.EventTypeNormal, names.EventAdditionalAssignFailed,
+			"no pool that is open to the Service has a free address of the other family: it gets one when there is")
+	}
+	for _, m := range outdated(w.before) {
+		r.Tell(w.before, corev1.EventTypeWarning, names.EventDeprecatedAnnotation, m)
+	}
+	r.Log.Info(d.Text, "service", w.v.Key.String(), "reason", d.Reason)
+}
+
+// eventOf returns the type of the event for a Decision, and its reason in the words of the metallb.io API.
+func eventOf(d allocate.Decision) (kind, reason string) {
+	switch {
+	case d.Reason == names.ReasonAssigned:
+		return corev1.EventTypeNormal, names.EventAllocated
+	case d.Reason == names.ReasonInvalidRequest:
+		return corev1.EventTypeWarning, names.EventLoadBalancerFailed
+	}
+	return corev1.EventTypeWarning, names.EventAllocationFailed
+}
+
+// givenUp lists the addresses that a Service had before and has no more; empty when there are none.
+func givenUp(before, after *corev1.Service) string {
+	var lost []string
+	for _, in := range before.Status.LoadBalancer.Ingress {
+		still := func(x corev1.LoadBalancerIngress) bool { return x.IP == in.IP }
+		if in.IP != "" && !slices.ContainsFunc(after.Status.LoadBalancer.Ingress, still) {
+			lost = append(lost, in.IP)
+		}
+	}
+	return strings.Join(lost, ", ")
+}
+
+// outdated says of each annotation in its older spelling how it is spelled now.
+func outdated(s *corev1.Service) []string {
+	var said []string
+	for _, pair := range [][2]string{
+		{names.AnnotationPoolOld, names.AnnotationPool},
+		{names.AnnotationLoadBalancerIPsOld, names.AnnotationLoadBalancerIPs},
+		{names.AnnotationSharingOld, names.AnnotationSharing},
+	} {
+		if _, ok := s.Annotations[pair[0]]; ok {
+			said = append(said, fmt.Sprintf("the annotation %s is an older spelling: write %s", pair[0], pair[1]))
+		}
+	}
+	return said
+}

@@ -1,0 +1,56 @@
+package reconcile
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/controller/reconcile/memory"
+)
+
+// TestEventsInTheWordsOfTheAPI has Services do what users of this API filter events on.
+func TestEventsInTheWordsOfTheAPI(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := memory.NewServer(nil)
+		s.SetPool("p", pool("192.0.2.0/30"))
+		s.SetPool("q", pool("198.51.100.7"))
+		told := &recorder{}
+		c := run(t, s, nil, Options{Tell: told.tell})
+		defer c.end()
+		old := balanced("old")
+		old.Annotations = map[string]string{names.AnnotationPoolOld: "p"}
+		malformed := balanced("malformed")
+		malformed.Annotations = map[string]string{names.AnnotationLoadBalancerIPs: "192.0.2.x"}
+		both := balanced("both")
+		both.Spec.ClusterIPs = append(both.Spec.ClusterIPs, "fd00::1")
+		both.Spec.IPFamilies = append(both.Spec.IPFamilies, corev1.IPv6Protocol)
+		prefer := corev1.IPFamilyPolicyPreferDualStack
+		both.Spec.IPFamilyPolicy = &prefer
+		moving := balanced("moving")
+		for _, o := range []*corev1.Service{old, malformed, both, moving} {
+			s.Create(o)
+			time.Sleep(time.Second)
+		}
+		s.Edit(key("moving"), func(o *corev1.Service) {
+			o.Annotations[names.AnnotationPool] = "q"
+		})
+		time.Sleep(3 * time.Second)
+		for name, want := range map[string][]string{
+			"old":       {"Normal IPAllocated ", "Warning deprecatedAnnotation the annotation metallb.universe.tf/address-pool is an older spelling: write metallb.io/address-pool"},
+			"malformed": {"Warning LoadBalancerFailed "},
+			"both":      {"Normal IPAllocated ", "Normal AdditionalAssignFailed "},
+			"moving":    {"Normal IPAllocated ", "Normal ClearAssignment given up: 192.0.2.2", "Normal IPAllocated "},
+		} {
+			got := told.of(name)
+			for i := range max(len(got), len(want)) {
+				if i >= len(got) || i >= len(want) || !strings.HasPrefix(got[i], want[i]) {
+					t.Errorf("the events of %s are %q, want %q", name, got, want)
+					break
+				}
+			}
+		}
+	})
+}
