@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/pflag"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -100,12 +101,16 @@ func run(ctx context.Context, o options) error {
 		return fmt.Errorf("asking for this machine's name: %w", err)
 	}
 	events := mgr.GetEventRecorder(names.ControllerEvents)
+	announced := &reconcile.Announced{
+		Client: mgr.GetClient(), Log: log, Scope: o.scope(), Class: o.LoadBalancerClass, Now: time.Now,
+	}
 	services := reconcile.New(reconcile.Options{
 		API: &reconcile.Cluster{Client: mgr.GetClient(), Reader: mgr.GetAPIReader(), Namespace: o.Namespace},
 		Log: log,
 		Tell: func(s *corev1.Service, kind, reason, text string) {
 			events.Eventf(s, nil, kind, reason, "Allocate", "%s", text)
 		},
+		Forecast:  announced.Forecast,
 		Namespace: o.Namespace, Class: o.LoadBalancerClass, Identity: fmt.Sprintf("%s/%d", host, os.Getpid()),
 	})
 	if err := services.Setup(ctx, mgr); err != nil {
@@ -118,9 +123,6 @@ func run(ctx context.Context, o options) error {
 	report := &reconcile.Configuration{Client: mgr.GetClient(), Log: log, Scope: o.scope(), Observe: gauges.Set}
 	if err := report.Setup(mgr); err != nil {
 		return err
-	}
-	announced := &reconcile.Announced{
-		Client: mgr.GetClient(), API: mgr.GetAPIReader(), Log: log, Scope: o.scope(), Class: o.LoadBalancerClass, Now: time.Now,
 	}
 	if err := announced.Setup(ctx, mgr); err != nil {
 		return err
@@ -159,6 +161,7 @@ func managerOptions(o *options, scheme *runtime.Scheme) ctrl.Options {
 	watched[&v1beta1.ConfigurationState{}], watched[&v1alpha1.AddressReservation{}] = own, own
 	// Cached Services are read and never changed, so that no copy of them is needed.
 	watched[&corev1.Service{}] = cache.ByObject{Transform: reconcile.Compact, UnsafeDisableDeepCopy: &shared}
+	watched[&discoveryv1.EndpointSlice{}] = cache.ByObject{Transform: reconcile.CompactSlice, UnsafeDisableDeepCopy: &shared}
 	return ctrl.Options{
 		Scheme:                        scheme,
 		Metrics:                       metricsserver.Options{BindAddress: o.MetricsBindAddress},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -31,9 +32,7 @@ import (
 // otherwise False with the reason. It speaks of the protocols, not of the nodes, so that a failover writes nothing.
 type Announced struct {
 	Client client.Client
-	// API reads what is not worth a cache: the endpoints of a Service that nobody announces.
-	API client.Reader
-	Log *slog.Logger
+	Log    *slog.Logger
 	// Scope is where the speakers' reports and the configuration are, and whether BGP is among them.
 	Scope configuration.Scope
 	// Class is the load balancer class that is served.
@@ -44,13 +43,20 @@ type Announced struct {
 	mu sync.Mutex // guards all that follows
 	// missing are the Services that nobody announces, with the time since when.
 	missing map[client.ObjectKey]time.Time
+	// known is the configuration as last read, with the nodes; it counts until fresh.
+	known *snapshot.Snapshot
+	nodes []snapshot.Node
+	fresh time.Time
 }
 
 const (
 	// announcePatience is how long speakers may take before it is said that nobody announces.
 	announcePatience = 3 * time.Second
-	// reportIndex finds the speakers' reports about a Service.
+	// reportIndex finds the speakers' reports about a Service, and sliceIndex its EndpointSlices.
 	reportIndex = "service"
+	sliceIndex  = "endpoints"
+	// The configuration is read anew after this time at the earliest, and only so often that it takes a twentieth of a core at most.
+	freshTime, freshShare = 100 * time.Millisecond, 20
 	// unannouncedInterval is how often the reason is looked for anew while nobody announces.
 	unannouncedInterval = 30 * time.Second
 )
@@ -70,6 +76,12 @@ func (r *Announced) Setup(ctx context.Context, mgr ctrl.Manager) error {
 			return fmt.Errorf("indexing the speakers' reports: %w", err)
 		}
 		b = b.Watches(report, reported)
+	}
+	err := mgr.GetFieldIndexer().IndexField(ctx, &discoveryv1.EndpointSlice{}, sliceIndex, func(o client.Object) []string {
+		return []string{o.GetLabels()[discoveryv1.LabelServiceName]}
+	})
+	if err != nil {
+		return fmt.Errorf("indexing the endpoints: %w", err)
 	}
 	if err := b.Complete(r); err != nil {
 		return fmt.Errorf("setting up the condition %s: %w", names.ConditionAnnounced, err)
@@ -165,22 +177,62 @@ func (r *Announced) protocols(ctx context.Context, key client.ObjectKey) ([]stri
 	return out, nil
 }
 
+// Forecast is the condition of a Service that is about to have its first addresses, where it can be seen that nobody will announce
+// them. It is written together with the addresses, so that a Service that waits for an advertisement or for Pods costs one write
+// and not two. What was forecast and comes otherwise is put right like any other change.
+func (r *Announced) Forecast(ctx context.Context, s *corev1.Service, assigned []netip.Addr) (metav1.Condition, bool) {
+	var none metav1.Condition
+	if meta.FindStatusCondition(s.Status.Conditions, names.ConditionAnnounced) != nil {
+		return none, false
+	}
+	v := view.FromService(s)
+	v.Assigned = assigned
+	if protocols, err := r.protocols(ctx, client.ObjectKeyFromObject(s)); err != nil || len(protocols) > 0 {
+		return none, false
+	}
+	reason, text, err := r.why(ctx, s, &v)
+	if err != nil || reason == names.ReasonNotAnnounced {
+		return none, false
+	}
+	return metav1.Condition{
+		Type: names.ConditionAnnounced, Status: metav1.ConditionFalse, Reason: string(reason), Message: text, ObservedGeneration: s.Generation,
+	}, true
+}
+
+// configuration returns what is configured, and the nodes.
+func (r *Announced) configuration(ctx context.Context) (*snapshot.Snapshot, []snapshot.Node, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	begun := r.Now()
+	if begun.Before(r.fresh) {
+		return r.known, r.nodes, nil
+	}
+	o, err := r.Scope.Read(ctx, r.Client)
+	if err != nil {
+		return nil, nil, err
+	}
+	if o.Nodes, err = configuration.Nodes(ctx, r.Client); err != nil {
+		return nil, nil, err
+	}
+	r.known, _ = snapshot.Build(o)
+	r.nodes = o.Nodes
+	now := r.Now()
+	r.fresh = now.Add(max(freshTime, freshShare*now.Sub(begun)))
+	return r.known, r.nodes, nil
+}
+
 // why says why nobody announces the Service, as far as it can be seen from here.
 func (r *Announced) why(ctx context.Context, s *corev1.Service, v *view.Service) (names.Reason, string, error) {
-	o, err := r.Scope.Read(ctx, r.Client)
+	snap, nodes, err := r.configuration(ctx)
 	if err != nil {
 		return "", "", err
 	}
-	if o.Nodes, err = configuration.Nodes(ctx, r.Client); err != nil {
-		return "", "", err
-	}
-	snap, _ := snapshot.Build(o)
-	if reason, text := unadvertised(snap, v, o.Nodes); reason != "" {
+	if reason, text := unadvertised(snap, v, nodes); reason != "" {
 		return reason, text, nil
 	}
 	var endpoints discoveryv1.EndpointSliceList
-	match := client.MatchingLabels{discoveryv1.LabelServiceName: s.Name}
-	if err := r.API.List(ctx, &endpoints, client.InNamespace(s.Namespace), match); err != nil {
+	match := client.MatchingFields{sliceIndex: s.Name}
+	if err := r.Client.List(ctx, &endpoints, client.InNamespace(s.Namespace), match); err != nil {
 		return "", "", fmt.Errorf("reading the endpoints of Service %s: %w", v.Key, err)
 	}
 	e := view.FromSlices(v.Key, endpoints.Items)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/controller/allocate"
@@ -59,7 +60,7 @@ func (r *Services) look(ctx context.Context, l letter) {
 		r.doubted(l.Key)
 		return
 	}
-	r.carryOut(s, &v, allocate.Decide(&v, r.ledger, r.config.snapshot))
+	r.carryOut(ctx, s, &v, allocate.Decide(&v, r.ledger, r.config.snapshot))
 }
 
 // sharing is what decides with whom a Service may share, in one text; empty when it wants to share with nobody.
@@ -148,7 +149,7 @@ func (r *Services) doubted(k view.Key) {
 
 // carryOut commits a Decision and has it written. The Ledger comes first: from then on nobody else is given the addresses. What the
 // Service had stays with it until the new is written: make before break.
-func (r *Services) carryOut(s *corev1.Service, v *view.Service, d allocate.Decision) {
+func (r *Services) carryOut(ctx context.Context, s *corev1.Service, v *view.Service, d allocate.Decision) {
 	if d.Reason == names.ReasonAssigned && !d.Waiting {
 		delete(r.pending, v.Key)
 	} else {
@@ -165,6 +166,11 @@ func (r *Services) carryOut(s *corev1.Service, v *view.Service, d allocate.Decis
 		r.Log.Warn("somebody else writes this Service's status again and again; is another controller at work on it?", "service", v.Key.String(), "reason", names.ReasonWriteFailed)
 		r.lookAfter(v.Key, contendedDelay)
 		return
+	}
+	if len(d.Addresses) > 0 && r.Forecast != nil {
+		if c, sure := r.Forecast(ctx, s, d.Addresses); sure {
+			meta.SetStatusCondition(&w.after.Status.Conditions, c)
+		}
 	}
 	r.ledger.Commit(v, union(w.held.Addresses, d.Addresses), w.pool)
 	r.records[v.Key].busy = true

@@ -12,11 +12,13 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"strconv"
 	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/gantry-lb/gantry/api/names"
@@ -32,6 +34,8 @@ type Options struct {
 	Log *slog.Logger
 	// Tell makes an event about a Service; kind is Normal or Warning.
 	Tell func(about *corev1.Service, kind, reason, text string)
+	// Forecast says of a Service that is about to have its first addresses that nobody will announce them; nil never does.
+	Forecast func(ctx context.Context, s *corev1.Service, assigned []netip.Addr) (metav1.Condition, bool)
 	// Namespace holds the configuration objects.
 	Namespace string
 	// Class is the load balancer class to serve; empty serves Services without a class.

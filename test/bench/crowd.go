@@ -114,7 +114,7 @@ func crowd(ctx context.Context, s *stage.Stage, namespace, class string, n int) 
 	if f := c.Faults(); len(f) > 0 {
 		return g, fmt.Errorf("addresses of %s: %v", namespace, f)
 	}
-	time.Sleep(3 * time.Second) // the last events and the pool's status follow within a second
+	time.Sleep(5 * time.Second) // the last events and the pool's status follow within a second; what else is said of a Service, after three
 	now, err := s.Writes(ctx)
 	if err != nil {
 		return g, err
