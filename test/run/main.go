@@ -1,6 +1,7 @@
 // Command run runs the tests of the packages that its arguments name, prints what failed and what was skipped, and closes
 // with a line that counts them. Packages that bring up labs run one after the other, so that they do not slow each
-// other down. With CI=true a skipped test is a failure: nothing is left out unseen.
+// other down. With CI=true a skipped test is a failure, so that nothing is left out that could be installed; what this kernel
+// does not have, nobody can install, and is named.
 package main
 
 import (
@@ -10,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -54,9 +56,14 @@ func main() {
 	}
 	fmt.Printf("in %d s\n", int(time.Since(begun).Seconds()))
 	fmt.Printf("%d passed, %d failed, %d skipped\n", t.passed, t.failed+len(t.broken), len(t.skipped))
-	if t.failed+len(t.broken) > 0 || (os.Getenv("CI") == "true" && len(t.skipped) > 0) {
+	if t.failed+len(t.broken) > 0 || (os.Getenv("CI") == "true" && t.avoidable()) {
 		os.Exit(1)
 	}
+}
+
+// avoidable says whether a test was skipped for anything but the kernel.
+func (t *tally) avoidable() bool {
+	return slices.ContainsFunc(t.skipped, func(s string) bool { return !strings.Contains(s, "this kernel has no ") })
 }
 
 // wrapper returns the flags for an ordinary user. Where the kernel refuses, the tests that need root are skipped.
