@@ -62,3 +62,44 @@ func defined(n ast.Node) (string, bool) {
 	name, err := strconv.Unquote(lit.Value)
 	return name, err == nil
 }
+
+// TestReasonsAreExplained compares the Reasons with docs/reasons.md, which people look them up in.
+func TestReasonsAreExplained(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(root, "docs", "reasons.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := map[string]bool{}
+	for _, line := range strings.Split(string(text), "\n") {
+		if cells := strings.Split(line, "|"); len(cells) > 2 {
+			for _, m := range regexp.MustCompile("`([A-Z]\\w+)`").FindAllStringSubmatch(cells[1], -1) {
+				rows[m[1]] = true
+			}
+		}
+	}
+	reasons := map[string]bool{}
+	for _, f := range sources(t) {
+		if f.dir != "api/names" || f.test {
+			continue
+		}
+		ast.Inspect(f.ast, func(n ast.Node) bool {
+			v, ok := n.(*ast.ValueSpec)
+			if !ok || !strings.HasPrefix(v.Names[0].Name, "Reason") || len(v.Values) != 1 {
+				return true
+			}
+			if lit, ok := v.Values[0].(*ast.BasicLit); ok {
+				word, _ := strconv.Unquote(lit.Value)
+				reasons[word] = true
+				if !rows[word] {
+					t.Errorf("%s has no row in docs/reasons.md: say what it means and what to do", word)
+				}
+			}
+			return true
+		})
+	}
+	for word := range rows {
+		if !reasons[word] {
+			t.Errorf("docs/reasons.md explains %s, which is no Reason", word)
+		}
+	}
+}
