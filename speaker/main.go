@@ -27,6 +27,7 @@ type options struct {
 	GossipBindAddress string
 	GossipBindPort    int
 	GossipKeyFile     string
+	StateDir          string
 	layer2Options
 	bgpOptions
 }
@@ -65,6 +66,7 @@ func parse(args []string, lookup func(string) (string, bool)) (options, error) {
 	fs.StringVar(&o.GossipBindAddress, "gossip-bind-address", "", "address on which speakers talk to each other; empty takes the node's internal address")
 	fs.IntVar(&o.GossipBindPort, "gossip-bind-port", 7946, "port on which speakers talk to each other, TCP and UDP, the same on all nodes")
 	fs.StringVar(&o.GossipKeyFile, "gossip-key-file", "", "file with the gossip key; empty takes the Secret that the controller makes")
+	fs.StringVar(&o.StateDir, "state-dir", "/run/gantry", "directory on the node, emptied when it boots, in which the speaker keeps what a restart goes on from while the API server is away; empty keeps nothing")
 	o.layer2Options.bind(fs)
 	o.bgpOptions.bind(fs)
 	if err := option.Parse(fs, args, lookup); err != nil {

@@ -2,25 +2,21 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
-	"net/netip"
-	"os"
 	"runtime/debug"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
@@ -30,14 +26,13 @@ import (
 	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/internal/option"
 	"github.com/gantry-lb/gantry/internal/snapshot"
-	"github.com/gantry-lb/gantry/internal/view"
 	"github.com/gantry-lb/gantry/speaker/agent"
 	"github.com/gantry-lb/gantry/speaker/bgp"
 	"github.com/gantry-lb/gantry/speaker/elect"
 	"github.com/gantry-lb/gantry/speaker/layer2"
 	"github.com/gantry-lb/gantry/speaker/layer2/wire"
 	"github.com/gantry-lb/gantry/speaker/links"
-	"github.com/gantry-lb/gantry/speaker/members"
+	"github.com/gantry-lb/gantry/speaker/recall"
 	"github.com/gantry-lb/gantry/speaker/reconcile"
 )
 
@@ -48,9 +43,6 @@ const drainTime = 3 * time.Second
 func run(ctx context.Context, o options, log *slog.Logger) error {
 	config, err := o.RESTConfig()
 	if err != nil {
-		return err
-	}
-	if err := option.AwaitKinds(ctx, config, log, append(configuration.Resources, "servicel2statuses", "servicebgpstatuses")...); err != nil {
 		return err
 	}
 	mgr, err := newManager(config, o)
@@ -67,7 +59,8 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		return err
 	}
 	g.Go(func() error { return mgr.Start(parts) })
-	gossip, err := newMembers(ctx, mgr.GetAPIReader(), o, log)
+	store := recall.New(o.StateDir, log)
+	gossip, err := newMembers(ctx, mgr.GetAPIReader(), o, store.Load(o.NodeName), log)
 	if err != nil || ctx.Err() != nil {
 		stop()
 		return errors.Join(err, g.Wait())
@@ -91,7 +84,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	a := agent.New(agent.Options{
 		Self: o.NodeName, Nonce: gossip.nonce, Class: o.LoadBalancerClass, Timing: elect.DefaultTiming(),
 		Layer2: engine, BGP: routing.engine, Members: gossip, Links: watcher.Sets(), Now: time.Now, Log: log,
-		Observe: routing.observe(writer.Observe),
+		Observe: routing.observe(writer.Observe), Remember: gossip.remember(store), Remembered: gossip.memory(),
 	})
 	if err := errors.Join(metrics.Registry.Register(a), metrics.Registry.Register(writer.Announced)); err != nil {
 		return fmt.Errorf("registering the metrics of the election and of what is announced: %w", err)
@@ -106,17 +99,22 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		return err
 	}
 	feed.Agent, feed.Seeds, feed.Problems = a, gossip, problems
-	for _, part := range append(routing.runs(), engine.Run, a.Run, watcher.Run, gossip.Run, feed.Run, writer.Run, state.Run) {
+	for _, part := range append(routing.runs(), engine.Run, a.Run, watcher.Run, gossip.Run, store.Run) {
 		g.Go(func() error { return part(parts) })
 	}
+	// What rests on the API server begins once it serves our kinds. What was kept is served until then.
 	g.Go(func() error {
-		select {
-		case <-parts.Done(): // a part failed
-			return nil
-		case <-ctx.Done():
+		if err := awaitKinds(parts, config, log); err != nil || parts.Err() != nil {
+			return err
 		}
-		handOver(parts, a, routing.engine, log)
-		stop()
+		for _, part := range []func(context.Context) error{feed.Run, writer.Run, state.Run} {
+			g.Go(func() error { return part(parts) })
+		}
+		return gossip.confirm(parts)
+	})
+	g.Go(func() error {
+		defer stop()
+		handOver(ctx, parts, a, routing.engine, log)
 		return nil
 	})
 	return g.Wait()
@@ -140,16 +138,27 @@ func observed(state *reconcile.ConfigurationWriter) (func([]snapshot.Problem), e
 	return func(p []snapshot.Problem) { gauges.Set(p); state.Observe(p) }, nil
 }
 
-// handOver waits until other nodes hold what this one held, and the routers know of its going.
-func handOver(ctx context.Context, a *agent.Agent, routing *bgp.Engine, log *slog.Logger) {
-	ctx, cancel := context.WithTimeout(ctx, drainTime)
+// awaitKinds waits until the API server serves our kinds.
+func awaitKinds(ctx context.Context, config *rest.Config, log *slog.Logger) error {
+	return option.AwaitKinds(ctx, config, log, append(configuration.Resources, "servicel2statuses", "servicebgpstatuses")...)
+}
+
+// handOver waits until ctx ends, and then until other nodes hold what this one held, and the routers know of its going.
+// It returns at once when one of the parts failed.
+func handOver(ctx, parts context.Context, a *agent.Agent, routing *bgp.Engine, log *slog.Logger) {
+	select {
+	case <-parts.Done():
+		return
+	case <-ctx.Done():
+	}
+	parts, cancel := context.WithTimeout(parts, drainTime)
 	defer cancel()
 	a.Leave()
-	routing.Stop(ctx)
+	routing.Stop(parts)
 	select {
 	case <-a.Drained():
 		log.Info("every address is handed over")
-	case <-ctx.Done():
+	case <-parts.Done():
 		log.Warn("stopping with addresses that no other node took", "waited", drainTime.String())
 	}
 }
@@ -177,8 +186,10 @@ func newManager(config *rest.Config, o options) (ctrl.Manager, error) {
 	}}}
 	watched[&corev1.Pod{}] = cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {LabelSelector: speakers}}}
 	grace := time.Second
+	mapper := configuration.Mapper(scheme)
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
 		Scheme:                  scheme,
+		MapperProvider:          func(*rest.Config, *http.Client) (meta.RESTMapper, error) { return mapper, nil },
 		Metrics:                 metricsserver.Options{BindAddress: o.MetricsBindAddress},
 		HealthProbeBindAddress:  o.HealthProbeBindAddress,
 		GracefulShutdownTimeout: &grace,
@@ -191,91 +202,6 @@ func newManager(config *rest.Config, o options) (ctrl.Manager, error) {
 		return nil, fmt.Errorf("setting up: %w", err)
 	}
 	return mgr, nil
-}
-
-// node is this node's place among the speakers, with the nonce of this life.
-type node struct {
-	*members.Members
-	nonce uint64
-}
-
-// newMembers waits for what gossip needs, the key and an address, and opens its sockets.
-func newMembers(ctx context.Context, api client.Reader, o options, log *slog.Logger) (node, error) {
-	var random [8]byte
-	if _, err := rand.Read(random[:]); err != nil {
-		return node{}, fmt.Errorf("making a nonce: %w", err)
-	}
-	nonce := binary.BigEndian.Uint64(random[:])
-	var key []byte
-	var address netip.Addr
-	err := await(ctx, log, func() (err error) {
-		if key, err = gossipKey(ctx, api, o); err != nil {
-			return err
-		}
-		address, err = gossipAddress(ctx, api, o)
-		return err
-	})
-	if err != nil || ctx.Err() != nil {
-		return node{}, err
-	}
-	m, err := members.New(members.Options{
-		Name: o.NodeName, Nonce: nonce, BindAddress: address, BindPort: o.GossipBindPort, Key: key, Log: log,
-	})
-	return node{m, nonce}, err
-}
-
-// await tries again each half second until f succeeds or ctx ends; what is missing is said once.
-func await(ctx context.Context, log *slog.Logger, f func() error) error {
-	told := ""
-	for {
-		err := f()
-		if err == nil || ctx.Err() != nil {
-			return nil
-		}
-		if err.Error() != told {
-			told = err.Error()
-			log.Warn("waiting to talk to the other speakers", "reason", told)
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(500 * time.Millisecond):
-		}
-	}
-}
-
-func gossipKey(ctx context.Context, api client.Reader, o options) ([]byte, error) {
-	if o.GossipKeyFile != "" {
-		key, err := os.ReadFile(o.GossipKeyFile)
-		if err != nil {
-			return nil, fmt.Errorf("reading the gossip key (--gossip-key-file): %w", err)
-		}
-		if len(key) < 16 {
-			return nil, fmt.Errorf("the gossip key in %q (--gossip-key-file) has %d bytes: use 32 random bytes", o.GossipKeyFile, len(key))
-		}
-		return key, nil
-	}
-	var s corev1.Secret
-	if err := api.Get(ctx, client.ObjectKey{Namespace: o.Namespace, Name: names.GossipSecret}, &s); err != nil {
-		return nil, fmt.Errorf("reading the gossip key, which the controller makes: %w", err)
-	}
-	if len(s.Data[names.GossipSecretKey]) < 16 {
-		return nil, fmt.Errorf("the Secret %s/%s has no usable entry %q: delete it, and restart the controller to make a new one", o.Namespace, names.GossipSecret, names.GossipSecretKey)
-	}
-	return s.Data[names.GossipSecretKey], nil
-}
-
-func gossipAddress(ctx context.Context, api client.Reader, o options) (netip.Addr, error) {
-	if o.GossipBindAddress != "" {
-		return netip.ParseAddr(o.GossipBindAddress)
-	}
-	var n corev1.Node
-	if err := api.Get(ctx, client.ObjectKey{Name: o.NodeName}, &n); err != nil {
-		return netip.Addr{}, fmt.Errorf("reading the address of node %q (or give --gossip-bind-address): %w", o.NodeName, err)
-	}
-	if v := view.FromNode(&n); len(v.Addresses) > 0 {
-		return v.Addresses[0], nil
-	}
-	return netip.Addr{}, fmt.Errorf("node %q has no internal address: give --gossip-bind-address", o.NodeName)
 }
 
 // probes serve liveness, and readiness: a speaker is ready once it has read the cluster's state.

@@ -6,8 +6,11 @@ package configuration
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -38,6 +41,30 @@ func NewScheme() (*runtime.Scheme, error) {
 		}
 	}
 	return s, nil
+}
+
+// groups are those of the kinds that the binaries use; cluster are the kinds of them that are in no namespace.
+var (
+	groups  = []string{"", "discovery.k8s.io", "events.k8s.io", v1beta1.GroupVersion.Group, v1alpha1.GroupVersion.Group}
+	cluster = map[string]bool{"Node": true, "Namespace": true, "PersistentVolume": true, "ComponentStatus": true}
+)
+
+// Mapper says where the API server has the kinds of the scheme, without asking it: a speaker has to start while it is away.
+func Mapper(s *runtime.Scheme) meta.RESTMapper {
+	m := meta.NewDefaultRESTMapper(s.PrioritizedVersionsAllGroups())
+	for kind := range s.AllKnownTypes() {
+		if !slices.Contains(groups, kind.Group) || strings.HasSuffix(kind.Kind, "List") {
+			continue
+		}
+		scope := meta.RESTScope(meta.RESTScopeNamespace)
+		if cluster[kind.Kind] {
+			scope = meta.RESTScopeRoot
+		}
+		plural, singular := meta.UnsafeGuessKindToResource(kind)
+		m.AddSpecific(kind, plural, singular, scope)
+		m.AddSpecific(kind.GroupVersion().WithKind(kind.Kind+"List"), plural, singular, scope)
+	}
+	return m
 }
 
 // Scope is what is read: in which namespace, and whether it is about BGP too.

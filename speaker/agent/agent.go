@@ -51,7 +51,7 @@ type Members interface {
 	RemoteStates() <-chan []byte
 }
 
-// Options are what an Agent is made of. All fields but Class, Observe and Restored are required.
+// Options are what an Agent is made of. All fields but Class, Observe, Remember and Remembered are required.
 type Options struct {
 	// Self is the name of this node; Nonce tells this life of the process from others.
 	Self  string
@@ -69,6 +69,11 @@ type Options struct {
 	Log *slog.Logger
 	// Observe receives a Status after each change that a person may see. It must not block.
 	Observe func(Status)
+	// Remember receives what a later life of the process on the same boot of the node may go on from, once a second at
+	// most. It must not block.
+	Remember func(Memory)
+	// Remembered is what an earlier life knew.
+	Remembered *Memory
 }
 
 // Status is what the agent knows, for status objects, events and explanations.
@@ -107,6 +112,7 @@ type Agent struct {
 	machine *elect.Machine
 	plan    plan.Plan
 	claims  map[netip.Addr]intent.Claim
+	memory  memory
 	notes   []elect.Note
 	// restate and tell say what the end of a turn has to do.
 	restate, tell bool
@@ -169,6 +175,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	defer a.o.Layer2.Apply(nil)
+	a.recall(a.o.Remembered)
 	for {
 		var in []elect.Input
 		select {
@@ -176,6 +183,7 @@ func (a *Agent) Run(ctx context.Context) error {
 			return nil
 		case p := <-a.planned:
 			a.plan, a.tell = p.plan, true
+			a.supersede(p)
 			in = append(in, p.bids())
 		case links := <-a.o.Links:
 			a.setLinks(links)
@@ -192,7 +200,7 @@ func (a *Agent) Run(ctx context.Context) error {
 			in = append(in, elect.Leave{})
 		case <-timer.C:
 		}
-		a.step(a.waiting(in))
+		a.step(a.waiting(a.revive(in)))
 		a.settle()
 		timer.Reset(max(a.machine.Next().Sub(a.o.Now()), 0))
 	}
@@ -225,6 +233,10 @@ func (a *Agent) settle() {
 		a.o.Members.SetState(a.machine.State())
 	}
 	// A Status costs time in proportion to the number of addresses: with 10,000 of them it is told ten times a second.
+	a.remember(now)
+	if a.memory.earlier != nil { // nobody shall hear of a Plan without Services
+		return
+	}
 	if a.tell && now.Sub(a.told) >= time.Duration(len(a.plan.Bids))*10*time.Microsecond {
 		a.tell, a.told = false, now
 		a.o.Observe(a.status())

@@ -182,7 +182,7 @@ func (a *Agent) report(in []elect.Input, r layer2.Report) []elect.Input {
 
 // setMembers notes where the members are: they can be asked on the wire when the gossip is silent.
 func (a *Agent) setMembers(set facts.MemberSet) elect.Input {
-	a.members, a.tell = make([]string, 0, len(set.Members)), true
+	a.members, a.tell, a.memory.changed = make([]string, 0, len(set.Members)), true, true
 	for _, m := range set.Members {
 		a.peers[m.Name] = m.Address
 		a.members = append(a.members, m.Name)
@@ -210,6 +210,7 @@ func (a *Agent) setLinks(links facts.LinkSet) {
 // plug hands the links to the planning, in the place of those that it did not take yet.
 func (a *Agent) plug() {
 	u := a.ports.usable(a.links)
+	a.memory.stale = true
 	for {
 		select {
 		case a.usable <- u:

@@ -201,6 +201,9 @@ func (m *Machine) State() []byte {
 	return out
 }
 
+// Digest is another one whenever other claims are known.
+func (m *Machine) Digest() uint64 { return m.digest }
+
 // Claims are all claims that are known, sorted by address.
 func (m *Machine) Claims() []Claim {
 	var out []Claim

@@ -72,15 +72,6 @@ func TestHolder(t *testing.T) {
 			t.Errorf("after %s went on the address is at %s (%v), want it to stay at %s", old, still, err, holder)
 		}
 	})
-	t.Run("the API server may be away meanwhile", func(t *testing.T) {
-		stream := ask(ctx, t, s, target)
-		must(t, s.StopAPI(ctx))
-		must(t, s.CutCable(ctx, holder))
-		must(t, stream.AwaitAnswers(ctx, 200))
-		must(t, s.StartAPI(ctx))
-		must(t, s.PlugCable(ctx, holder))
-		stream.Stop()
-	})
 }
 
 func ask(ctx context.Context, t *testing.T, s *stage.Stage, target string) *stage.Stream {

@@ -89,6 +89,19 @@ func (s *Stage) AskAgain(ctx context.Context, host string, addresses ...netip.Ad
 	}()
 }
 
+// MAC is the Ethernet address of a host's link to the LAN, as an Answer has it.
+func (s *Stage) MAC(host string) (string, error) {
+	var i *net.Interface
+	err := s.Host(host).Do(func() (err error) {
+		i, err = net.InterfaceByName(link)
+		return err
+	})
+	if err != nil {
+		return "", fmt.Errorf("reading the Ethernet address of %s: %w", host, err)
+	}
+	return i.HardwareAddr.String(), nil
+}
+
 // Answer is a frame in which somebody says to have an address.
 type Answer struct {
 	At      time.Time

@@ -99,8 +99,11 @@ func (s *shim) identity(user, group *int64) {
 // tokenLife is the life of a service account token; it is renewed at half of it.
 const tokenLife = time.Hour
 
-// token writes the Pod's service account to dir and keeps the token fresh.
+// token writes the Pod's service account to dir, once, and keeps the token fresh.
 func (p *pod) token(dir string) error {
+	if _, err := os.Stat(filepath.Join(dir, "token")); err == nil {
+		return nil
+	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}

@@ -41,17 +41,29 @@ func (r *run) mounts() ([]mount, error) {
 // container sees until it is started again.
 func (p *pod) volume(v *corev1.Volume) (string, error) {
 	dir := filepath.Join(p.dir(), "volumes", v.Name)
-	ctx, cancel := context.WithTimeout(p.ctx, 10*time.Second)
+	wait := 10 * time.Second
+	_, err := os.Stat(dir)
+	mounted := err == nil // when the API server is away that stays
+	if mounted {
+		wait = 2 * time.Second
+	}
+	ctx, cancel := context.WithTimeout(p.ctx, wait)
 	defer cancel()
 	switch {
 	case v.ConfigMap != nil:
 		files, err := p.configMap(ctx, v.ConfigMap.Name, isTrue(v.ConfigMap.Optional))
+		if err != nil && mounted {
+			return dir, nil
+		}
 		if err != nil {
 			return "", err
 		}
 		return dir, writeFiles(dir, files, v.ConfigMap.Items)
 	case v.Secret != nil:
 		files, err := p.secret(ctx, v.Secret.SecretName, isTrue(v.Secret.Optional))
+		if err != nil && mounted {
+			return dir, nil
+		}
 		if err != nil {
 			return "", err
 		}

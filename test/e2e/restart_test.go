@@ -1,0 +1,101 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/test/lab"
+	"github.com/gantry-lb/gantry/test/stage"
+)
+
+// TestTheAPIServerAway has everything happen to the speakers while nobody can ask the API server: what is announced stays
+// announced, a dead holder is replaced, and speakers that are all started again go on where they were.
+func TestTheAPIServerAway(t *testing.T) {
+	ctx, s := start(t, lab.Options{Nodes: 4, Families: lab.DualStack})
+	must(t, s.Apply(ctx, both))
+	must(t, s.Apply(ctx, dual(stage.Echo("echo", "node4"))))
+	_, err := s.Kubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true")
+	must(t, err)
+	addresses, err := s.Addresses(ctx, "default", "echo", 2)
+	must(t, err)
+	_, err = s.Holders(ctx, "echo", 2)
+	must(t, err)
+
+	var holder string // of the first address
+	t.Run("every speaker is started again", func(t *testing.T) {
+		w := watch(ctx, t, s, addresses)
+		w.answered(ctx, t, 500) // the speakers keep what they know once a second
+		must(t, s.StopAPI(ctx))
+		w.answered(ctx, t, 200) // nothing is withdrawn because a watch was lost
+		for _, n := range []string{"node1", "node2", "node3", "node4"} {
+			must(t, s.Signal(ctx, n, "gantry-speaker", syscall.SIGKILL))
+		}
+		w.answered(ctx, t, 300)
+		settled := time.Now()
+		w.answered(ctx, t, 200)
+		for a, answers := range w.end(t) {
+			late := slices.DeleteFunc(answers, func(x stage.Answer) bool { return x.At.Before(settled) })
+			who := macs(late)
+			if len(who) != 1 {
+				t.Fatalf("after the restart %s is answered for by %v, want one node", a, who)
+			}
+			if a == addresses[0] {
+				holder = nodeOf(t, s, who[0])
+			}
+		}
+	})
+	t.Run("and a dead holder is replaced", func(t *testing.T) {
+		w := watch(ctx, t, s, addresses)
+		must(t, s.CutCable(ctx, holder))
+		w.answered(ctx, t, 300)
+		w.end(t)
+		must(t, s.PlugCable(ctx, holder))
+	})
+	t.Run("the API server comes back", func(t *testing.T) {
+		must(t, s.StartAPI(ctx))
+		must(t, stage.Await(ctx, "the Service's status to tell who holds it now", func(ctx context.Context) error {
+			now, err := s.Holders(ctx, "echo", 2)
+			if err == nil && slices.Contains(now, holder) { // it was cut off, and takes nothing back
+				err = fmt.Errorf("%v announce it, though %s gave it up", now, holder)
+			}
+			return err
+		}))
+		must(t, s.Apply(ctx, stage.Echo("later", "node4")))
+		address, err := s.Address(ctx, "default", "later")
+		must(t, err)
+		stream, err := s.UDP(ctx, "client", netip.AddrPortFrom(address, 7000).String(), 100)
+		must(t, err)
+		must(t, stream.AwaitAnswers(ctx, 50))
+		stream.Stop()
+		_, err = s.Kubectl(ctx, "", "delete", "service", "echo")
+		must(t, err)
+		must(t, stage.Await(ctx, "the addresses to be given up", func(context.Context) error {
+			out, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "servicel2statuses", "-l", names.LabelServiceName+"=echo", "-o", "name")
+			if err == nil && out != "" {
+				err = errors.New(out)
+			}
+			return err
+		}))
+	})
+}
+
+// nodeOf returns the node with the Ethernet address.
+func nodeOf(t *testing.T, s *stage.Stage, mac string) string {
+	t.Helper()
+	for _, n := range []string{"node1", "node2", "node3", "node4"} {
+		own, err := s.MAC(n)
+		must(t, err)
+		if own == mac {
+			return n
+		}
+	}
+	t.Fatalf("no node has the Ethernet address %s", mac)
+	return ""
+}
