@@ -118,11 +118,27 @@ func (w *BGPStatusWriter) announcements(ctx context.Context, p plan.Plan) error 
 		return fmt.Errorf("listing ServiceBGPStatuses: %w", err)
 	}
 	var have []status.Announcement
+	var strays []string // left by a former life under another name
 	for i := range list.Items {
 		s := &list.Items[i].Status
-		have = append(have, status.Announcement{Service: view.Key{Namespace: s.ServiceNamespace, Name: s.ServiceName}, Peers: s.Peers})
+		k := view.Key{Namespace: s.ServiceNamespace, Name: s.ServiceName}
+		if list.Items[i].Name != status.AnnouncementName(w.Self, k) {
+			strays = append(strays, list.Items[i].Name)
+			continue
+		}
+		have = append(have, status.Announcement{Service: k, Peers: s.Peers})
 	}
 	write, remove := status.DiffAnnouncements(want, have)
+	for _, k := range remove {
+		strays = append(strays, status.AnnouncementName(w.Self, k))
+	}
+	for _, name := range strays {
+		o := &v1beta1.ServiceBGPStatus{}
+		o.Namespace, o.Name = w.Namespace, name
+		if err := w.Client.Delete(ctx, o); client.IgnoreNotFound(err) != nil {
+			return fmt.Errorf("removing ServiceBGPStatus %q: %w", name, err)
+		}
+	}
 	for _, a := range write {
 		created := !slices.ContainsFunc(have, func(h status.Announcement) bool { return h.Service == a.Service })
 		if err := w.announce(ctx, a); err != nil {
@@ -130,13 +146,6 @@ func (w *BGPStatusWriter) announcements(ctx context.Context, p plan.Plan) error 
 		}
 		if created {
 			w.tell(ctx, a)
-		}
-	}
-	for _, k := range remove {
-		o := &v1beta1.ServiceBGPStatus{}
-		o.Namespace, o.Name = w.Namespace, status.AnnouncementName(w.Self, k)
-		if err := w.Client.Delete(ctx, o); client.IgnoreNotFound(err) != nil {
-			return fmt.Errorf("removing ServiceBGPStatus %q: %w", o.Name, err)
 		}
 	}
 	return nil

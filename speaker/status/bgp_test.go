@@ -2,12 +2,15 @@ package status_test
 
 import (
 	"net/netip"
+	"reflect"
 	"strings"
 	"testing"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/view"
+	"github.com/gantry-lb/gantry/speaker/plan"
 	"github.com/gantry-lb/gantry/speaker/status"
 )
 
@@ -37,5 +40,30 @@ func TestThePathOfASessionIsWatchedOrItIsSaidWhyNot(t *testing.T) {
 				t.Errorf("%+v, want %s because of %s", c, tc.want, tc.reason)
 			}
 		})
+	}
+}
+
+func TestAnnouncements(t *testing.T) {
+	key := func(name string) view.Key { return view.Key{Namespace: "default", Name: name} }
+	p := plan.Plan{BGP: []plan.BGPVerdict{
+		{Service: key("a"), Peers: []string{"tor1", "tor2"}, Reason: names.ReasonAnnounced},
+		{Service: key("b"), Reason: names.ReasonNoEndpoints},
+		{Service: key("c"), Peers: []string{"tor1"}, Reason: names.ReasonAnnounced},
+	}}
+	want := []status.Announcement{{key("a"), []string{"tor1", "tor2"}}, {key("c"), []string{"tor1"}}}
+	if got := status.Announcements(p); !reflect.DeepEqual(got, want) {
+		t.Errorf("they are %+v, want %+v", got, want)
+	}
+	p.Leaving = true
+	if got := status.Announcements(p); len(got) > 0 {
+		t.Errorf("a node that leaves announces %+v", got)
+	}
+	have := []status.Announcement{{key("a"), []string{"tor1"}}, {key("b"), []string{"tor1"}}, {key("c"), []string{"tor1"}}}
+	write, remove := status.DiffAnnouncements(want, have)
+	if !reflect.DeepEqual(write, want[:1]) || !reflect.DeepEqual(remove, []view.Key{key("b")}) {
+		t.Errorf("write %+v and remove %v", write, remove)
+	}
+	if status.AnnouncementName("n1", key("a")) == status.AnnouncementName("n2", key("a")) || status.SessionName("n", "a") == status.SessionName("a", "n") {
+		t.Error("two objects have one name")
 	}
 }

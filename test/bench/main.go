@@ -54,6 +54,8 @@ var parts = []struct {
 	{"responder", func(ctx context.Context, _ string) error { return responder(ctx) }},
 	{"crowds", crowds},
 	{"moves", moves},
+	{"routes", routes},
+	{"manyroutes", manyRoutes},
 }
 
 func run(ctx context.Context, chosen []string) error {

@@ -1,0 +1,190 @@
+package reconcile_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/internal/configuration"
+	"github.com/gantry-lb/gantry/speaker/agent"
+	"github.com/gantry-lb/gantry/speaker/bgp"
+	"github.com/gantry-lb/gantry/speaker/bgp/frame"
+	"github.com/gantry-lb/gantry/speaker/plan"
+	"github.com/gantry-lb/gantry/speaker/reconcile"
+	"github.com/gantry-lb/gantry/test/apiserver"
+)
+
+// ears are sessions that a test makes up.
+type ears struct {
+	mu      sync.Mutex // guards states
+	states  []bgp.State
+	changed chan struct{}
+}
+
+func (e *ears) Changed() <-chan struct{} { return e.changed }
+
+func (e *ears) States() []bgp.State {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Clone(e.states)
+}
+
+func (e *ears) set(states ...bgp.State) {
+	e.mu.Lock()
+	e.states = states
+	e.mu.Unlock()
+	e.changed <- struct{}{}
+}
+
+// TestWhatIsWrittenOfBGP has the writer follow Plans and sessions at a real API server.
+func TestWhatIsWrittenOfBGP(t *testing.T) {
+	config := apiserver.Start(t)
+	config.QPS = -1
+	scheme, err := configuration.NewScheme()
+	if err != nil {
+		t.Fatal(err)
+	}
+	mgr, err := ctrl.NewManager(config, ctrl.Options{Scheme: scheme, Metrics: metricsserver.Options{BindAddress: "0"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	api, err := client.New(config, client.Options{Scheme: scheme})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range []string{"web", "dns"} {
+		s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: k}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}}}
+		if err := api.Create(t.Context(), s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	e := &ears{changed: make(chan struct{}, 1)}
+	w := &reconcile.BGPStatusWriter{
+		Client: mgr.GetClient(), Events: mgr.GetEventRecorder(names.SpeakerEvents), Sessions: e, Log: slog.New(slog.DiscardHandler),
+		Self: self, Namespace: names.Namespace, Limit: 2, Owner: func(context.Context) []metav1.OwnerReference { return nil },
+	}
+	w.Init()
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 2)
+	go func() { ended <- mgr.Start(ctx) }()
+	go func() { ended <- w.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := errors.Join(<-ended, <-ended); err != nil {
+			t.Error(err)
+		}
+	})
+	stray := &v1beta1.ServiceBGPStatus{ObjectMeta: metav1.ObjectMeta{
+		Namespace: names.Namespace, Name: "bgp-of-a-former-life", Labels: map[string]string{names.LabelNode: self, names.LabelServiceName: "old", names.LabelServiceNamespace: "default"},
+	}}
+	foreign := &v1beta1.ServiceBGPStatus{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "bgp-of-another-node", Labels: map[string]string{names.LabelNode: other}}}
+	for _, o := range []*v1beta1.ServiceBGPStatus{stray, foreign} {
+		if err := api.Create(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	announced := func(want ...string) {
+		t.Helper()
+		follow(t, "the ServiceBGPStatuses", want, func() (out []string, err error) {
+			var list v1beta1.ServiceBGPStatusList
+			err = api.List(t.Context(), &list)
+			for _, o := range list.Items {
+				if o.Name != foreign.Name {
+					out = append(out, fmt.Sprintf("%s %s/%s %v, labels %s", o.Status.Node, o.Status.ServiceNamespace, o.Status.ServiceName, o.Status.Peers, o.Labels[names.LabelServiceName]))
+				}
+			}
+			return out, err
+		})
+	}
+	verdict := func(name string, peers ...string) plan.BGPVerdict {
+		v := plan.BGPVerdict{Service: web, Peers: peers, Reason: names.ReasonAnnounced}
+		if v.Service.Name = name; len(peers) == 0 {
+			v.Reason = names.ReasonNoEndpoints
+		}
+		return v
+	}
+	observe := func(v ...plan.BGPVerdict) { w.Observe(agent.Status{Plan: plan.Plan{BGP: v}}) }
+
+	observe(verdict("dns"), verdict("web", "tor1", "tor2"))
+	announced("node1 default/web [tor1 tor2], labels web")
+	observe(verdict("dns", "tor1"), verdict("web", "tor2"))
+	announced("node1 default/dns [tor1], labels dns", "node1 default/web [tor2], labels web")
+	observe(verdict("dns", "tor1"), verdict("third", "tor1"), verdict("web", "tor2"))
+	announced() // more than the limit
+	observe(verdict("web", "tor2"))
+	announced("node1 default/web [tor2], labels web")
+	w.Observe(agent.Status{Plan: plan.Plan{BGP: []plan.BGPVerdict{verdict("web", "tor2")}, Leaving: true}})
+	announced()
+	if err := api.Get(t.Context(), client.ObjectKeyFromObject(foreign), foreign); err != nil {
+		t.Errorf("the object of another node: %v", err)
+	}
+	follow(t, "the event that tools look for", []string{`announcing from node "node1" with protocol "bgp"`}, func() (out []string, err error) {
+		var list eventsv1.EventList
+		err = api.List(t.Context(), &list, client.InNamespace("default"))
+		for _, o := range list.Items {
+			if o.Regarding.Name == "web" && o.Reason == names.EventNodeAssigned {
+				out = append(out, o.Note)
+			}
+		}
+		return slices.Compact(out), err
+	})
+
+	sessions := func(want ...string) {
+		t.Helper()
+		follow(t, "the BGPSessions", want, func() (out []string, err error) {
+			var list v1alpha1.BGPSessionList
+			err = api.List(t.Context(), &list)
+			for _, o := range list.Items {
+				s := o.Status
+				out = append(out, strings.TrimSpace(fmt.Sprintf("%s %s %s %s %v %d %s", s.Node, s.Peer, s.Address, s.State, s.Families, s.Prefixes, s.LastError)))
+			}
+			return out, err
+		})
+	}
+	remote := netip.MustParseAddrPort("192.0.2.1:179")
+	up := bgp.State{Peer: "tor1", Remote: remote, Phase: bgp.Established, Since: time.Unix(1e9, 0), Families: []frame.Family{frame.IPv4}, Routes: 3, Announced: 3}
+	down := bgp.State{Peer: "tor2", Remote: remote, Phase: bgp.Idle, Since: time.Unix(1e9, 0), LastError: "connecting: refused"}
+	e.set(up, down)
+	sessions("node1 tor1 192.0.2.1:179 Established [ipv4-unicast] 3", "node1 tor2 192.0.2.1:179 Idle [] 0 connecting: refused")
+	up.Phase, up.Announced, up.LastError = bgp.Active, 0, "the router closed the connection"
+	e.set(up)
+	sessions("node1 tor1 192.0.2.1:179 Active [] 0 the router closed the connection")
+	e.set()
+	sessions()
+}
+
+// follow waits until what is read, sorted, is what is wanted.
+func follow(t *testing.T, what string, want []string, read func() ([]string, error)) {
+	t.Helper()
+	deadline := time.After(40 * time.Second)
+	for {
+		got, err := read()
+		slices.Sort(got)
+		if err == nil && slices.Equal(got, want) {
+			return
+		}
+		select {
+		case <-deadline:
+			t.Fatalf("waiting for %s: %v\n%s", what, err, cmp.Diff(want, got))
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}

@@ -1,0 +1,189 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/test/lab"
+	"github.com/gantry-lb/gantry/test/lab/router"
+	"github.com/gantry-lb/gantry/test/stage"
+)
+
+// unproxied keeps kube-proxy off: it is not what is measured, and takes minutes over so many.
+const unproxied = "service.kubernetes.io/service-proxy-name"
+
+// secondPeer is the other router.
+const secondPeer = `apiVersion: metallb.io/v1beta2
+kind: BGPPeer
+metadata: {name: tor2, namespace: metallb-system}
+spec: {myASN: 64512, peerASN: 65000, peerAddress: 192.168.0.2}
+`
+
+// manyRoutes measures a node that announces 10,000 addresses to two routers.
+func manyRoutes(ctx context.Context, dir string) error {
+	const many = 10000
+	if m := router.Missing(router.FRR); m != "" {
+		fmt.Println("many routes are not measured:", m)
+		return nil
+	}
+	s, err := stage.Start(ctx, lab.Options{Nodes: 1, Routers: 2, Dir: dir})
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	var tors []*lab.Router
+	for i, host := range []string{"router", "router2"} {
+		tor := s.Router(host, router.FRR)
+		if err := tor.Start(ctx, routerText(fmt.Sprintf("192.168.0.%d", i+1), 1, "")); err != nil {
+			return err
+		}
+		tors = append(tors, tor)
+	}
+	if err := s.Install(ctx); err != nil {
+		return err
+	}
+	if err := s.Apply(ctx, strings.Replace(routing, ", bfdProfile: PROFILE", "", 1)+"---\n"+secondPeer); err != nil {
+		return err
+	}
+	if err := fill(ctx, s, many); err != nil {
+		return err
+	}
+	begun := time.Now()
+	for _, tor := range tors {
+		if err := accepts(ctx, tor, many); err != nil {
+			return err
+		}
+	}
+	fmt.Printf("%-64s %d ms\n", fmt.Sprintf("%d routes at two routers, after the last Service", many), time.Since(begun).Milliseconds())
+	var took []time.Duration
+	for range 5 {
+		d, err := afresh(ctx, tors[0], many)
+		if err != nil {
+			return err
+		}
+		took = append(took, d)
+	}
+	figures(fmt.Sprintf("%d routes at FRR, from the start of the session", many), took)
+	if err := single(ctx, s, tors[0], many); err != nil {
+		return err
+	}
+	m, err := memory()
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%-64s %d MB\n", fmt.Sprintf("resident memory of the speaker with %d addresses and 2 peers", many), m>>20)
+	return nil
+}
+
+// fill creates n Services with an endpoint each.
+func fill(ctx context.Context, s *stage.Stage, n int) error {
+	var svcs []*corev1.Service
+	g, within := errgroup.WithContext(ctx)
+	g.SetLimit(connections)
+	ready, node, number, proto := true, "node1", int32(80), corev1.ProtocolTCP
+	for i := range n {
+		name := fmt.Sprintf("r%05d", i)
+		svc := stage.Plain("default", name, "")
+		svc.Labels = map[string]string{unproxied: "nobody"}
+		svcs = append(svcs, svc)
+		g.Go(func() error {
+			return s.API.Create(within, &discoveryv1.EndpointSlice{
+				ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: name, unproxied: "nobody"}},
+				AddressType: discoveryv1.AddressTypeIPv4, Ports: []discoveryv1.EndpointPort{{Port: &number, Protocol: &proto}},
+				Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.244.0.9"}, NodeName: &node, Conditions: discoveryv1.EndpointConditions{Ready: &ready}}},
+			})
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return fmt.Errorf("creating endpoints: %w", err)
+	}
+	_, err := s.Crowd(ctx, connections, svcs)
+	return err
+}
+
+// accepts waits until a router has so many routes of the node.
+func accepts(ctx context.Context, tor *lab.Router, n int) error {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
+	defer cancel()
+	for {
+		all, err := neighbours(ctx, tor)
+		if err != nil {
+			return err
+		}
+		got := all["192.168.0.11"].accepted()
+		if got == n {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the router has %d routes, not %d: %w", got, n, ctx.Err())
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// afresh resets the session at the router and measures from its return until every route is there.
+func afresh(ctx context.Context, tor *lab.Router, n int) (time.Duration, error) {
+	time.Sleep(12 * time.Second) // a session that was stable is tried again at once
+	before, err := neighbours(ctx, tor)
+	if err != nil {
+		return 0, err
+	}
+	if _, err := tor.Show(ctx, "clear bgp *"); err != nil {
+		return 0, err
+	}
+	cleared := time.Now()
+	var begun time.Time
+	for begun.IsZero() {
+		asked := time.Now() // the session may have started since: this is the longer time
+		all, err := neighbours(ctx, tor)
+		if err != nil {
+			return 0, err
+		}
+		if now := all["192.168.0.11"]; now.State == "Established" && now.Established > before["192.168.0.11"].Established {
+			begun = asked
+		}
+		if time.Since(cleared) > time.Minute {
+			return 0, fmt.Errorf("the session does not come back: %+v", all)
+		}
+	}
+	err = accepts(ctx, tor, n)
+	return time.Since(begun), err
+}
+
+// single changes one Service among n, and counts the UPDATEs.
+func single(ctx context.Context, s *stage.Stage, tor *lab.Router, n int) error {
+	var took []time.Duration
+	before, err := neighbours(ctx, tor)
+	if err != nil {
+		return err
+	}
+	const changes = 10
+	for i := range changes {
+		svc := stage.Plain("default", fmt.Sprintf("r%05d", i), "")
+		begun := time.Now()
+		if err := s.API.Delete(ctx, svc); client.IgnoreNotFound(err) != nil {
+			return err
+		}
+		if err := accepts(ctx, tor, n-i-1); err != nil {
+			return err
+		}
+		took = append(took, time.Since(begun))
+	}
+	after, err := neighbours(ctx, tor)
+	if err != nil {
+		return err
+	}
+	figures(fmt.Sprintf("one Service of %d deleted until FRR says that its route is gone", n), took)
+	fmt.Printf("%-64s %.1f UPDATEs each\n", fmt.Sprintf("%d single Services of %d deleted", changes, n),
+		float64(after["192.168.0.11"].Messages.UpdatesRecv-before["192.168.0.11"].Messages.UpdatesRecv)/changes)
+	return nil
+}

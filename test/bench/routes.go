@@ -1,0 +1,383 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/test/lab"
+	"github.com/gantry-lb/gantry/test/lab/router"
+	"github.com/gantry-lb/gantry/test/stage"
+)
+
+// routerText is an FRR that takes routes from the nodes of a lab, and watches them by BFD when a profile is given.
+func routerText(id string, nodes int, bfd string) string {
+	text := "bfd\n profile fast\n  transmit-interval 50\n  receive-interval 50\n  detect-multiplier 3\n exit\n profile plain\n exit\nexit\n" +
+		"router bgp 65000\n bgp router-id " + id + "\n no bgp ebgp-requires-policy\n"
+	for i := range nodes {
+		text += fmt.Sprintf(" neighbor 192.168.0.%d remote-as 64512\n", 11+i)
+		if bfd != "" {
+			text += fmt.Sprintf(" neighbor 192.168.0.%d bfd profile %s\n", 11+i, bfd)
+		}
+	}
+	return text + " address-family ipv4 unicast\n  maximum-paths 8\n exit-address-family\n"
+}
+
+// routing is what the cluster is told of the routers.
+const routing = `apiVersion: metallb.io/v1beta1
+kind: BFDProfile
+metadata: {name: fast, namespace: metallb-system}
+spec: {receiveInterval: 50, transmitInterval: 50, detectMultiplier: 3}
+---
+apiVersion: metallb.io/v1beta1
+kind: BFDProfile
+metadata: {name: plain, namespace: metallb-system}
+spec: {}
+---
+apiVersion: metallb.io/v1beta2
+kind: BGPPeer
+metadata: {name: tor, namespace: metallb-system}
+spec: {myASN: 64512, peerASN: 65000, peerAddress: 192.168.0.1, bfdProfile: PROFILE}
+---
+apiVersion: metallb.io/v1beta1
+kind: IPAddressPool
+metadata: {name: routed, namespace: metallb-system}
+spec: {addresses: [10.200.0.0/16]}
+---
+apiVersion: metallb.io/v1beta1
+kind: BGPAdvertisement
+metadata: {name: routed, namespace: metallb-system}
+spec: {ipAddressPools: [routed]}
+`
+
+// routes measures BGP with FRR on a lab of three nodes.
+func routes(ctx context.Context, dir string) error {
+	if m := router.Missing(router.FRR); m != "" {
+		fmt.Println("routes are not measured:", m)
+		return nil
+	}
+	s, err := stage.Start(ctx, lab.Options{Nodes: 3, Dir: dir})
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	tor := s.Router("router", router.FRR)
+	if err := tor.Start(ctx, routerText("192.168.0.1", 3, "fast")); err != nil {
+		return err
+	}
+	if err := s.Install(ctx); err != nil {
+		return err
+	}
+	if err := s.Apply(ctx, strings.Replace(routing, "PROFILE", "fast", 1)); err != nil {
+		return err
+	}
+	if err := s.Apply(ctx, stage.Echo("echo", "node3")); err != nil {
+		return err
+	}
+	address, err := s.Address(ctx, "default", "echo")
+	if err != nil {
+		return err
+	}
+	vip := netip.PrefixFrom(address, 32)
+	if err := hops(ctx, s, vip, 3); err != nil {
+		return err
+	}
+	for _, part := range []func() error{
+		func() error { return installed(ctx, s) },
+		func() error { return pulled(ctx, s, vip, "3 x 50 ms", 10) },
+		func() error { return planned(ctx, s, vip) },
+		func() error { return edited(ctx, s, tor) },
+		func() error {
+			if err := tor.Stop(ctx); err != nil {
+				return err
+			}
+			if err := tor.Start(ctx, routerText("192.168.0.1", 3, "plain")); err != nil {
+				return err
+			}
+			if err := s.Apply(ctx, strings.Replace(routing, "PROFILE", "plain", 1)); err != nil {
+				return err
+			}
+			if err := hops(ctx, s, vip, 3); err != nil {
+				return err
+			}
+			return pulled(ctx, s, vip, "the default profile", 3)
+		},
+	} {
+		if err := part(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// reach is how many next hops the router's kernel has for a prefix.
+func reach(s *stage.Stage, p netip.Prefix) (int, error) {
+	r, _, err := s.Host("router").RouteTo(p)
+	return len(r.Via), err
+}
+
+// hops waits until the router's kernel has that many next hops for a prefix.
+func hops(ctx context.Context, s *stage.Stage, p netip.Prefix, want int) error {
+	return stage.Await(ctx, fmt.Sprintf("%d next hops for %s", want, p), func(context.Context) error {
+		n, err := reach(s, p)
+		if err == nil && n != want {
+			err = fmt.Errorf("there are %d", n)
+		}
+		return err
+	})
+}
+
+// watch waits, looking each millisecond, until the router's kernel has that many next hops, and returns when that was.
+func watch(ctx context.Context, s *stage.Stage, p netip.Prefix, want func(int) bool) (time.Time, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for {
+		n, err := reach(s, p)
+		if err != nil {
+			return time.Time{}, err
+		}
+		if want(n) {
+			return time.Now(), nil
+		}
+		select {
+		case <-ctx.Done():
+			return time.Time{}, fmt.Errorf("%s has %d next hops at the router: %w", p, n, ctx.Err())
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+// installed measures from the creation of a Service with a running endpoint to the route in the router's kernel.
+func installed(ctx context.Context, s *stage.Stage) error {
+	var took []time.Duration
+	for i := range services {
+		svc := stage.Plain("default", fmt.Sprintf("routed-%d", i), "")
+		svc.Spec.Selector = map[string]string{"app": "echo"}
+		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 200, 9, byte(i)}), 32)
+		svc.Annotations = map[string]string{"metallb.io/loadBalancerIPs": p.Addr().String()}
+		begun := time.Now()
+		if err := s.API.Create(ctx, svc); err != nil {
+			return err
+		}
+		at, err := watch(ctx, s, p, func(n int) bool { return n > 0 })
+		if err != nil {
+			return err
+		}
+		took = append(took, at.Sub(begun))
+		if err := s.API.Delete(ctx, svc); err != nil {
+			return err
+		}
+		if _, err := watch(ctx, s, p, func(n int) bool { return n == 0 }); err != nil {
+			return err
+		}
+	}
+	figures("a Service's route in the router's kernel, from its creation", took)
+	return nil
+}
+
+// pulled cuts a node's cable again and again, and measures until it is no next hop at the router any more.
+func pulled(ctx context.Context, s *stage.Stage, vip netip.Prefix, profile string, times int) error {
+	var took []time.Duration
+	for range times {
+		time.Sleep(2 * time.Second) // BFD is up again, and has agreed on its intervals
+		begun := time.Now()
+		if err := s.CutCable(ctx, "node1"); err != nil {
+			return err
+		}
+		at, err := watch(ctx, s, vip, func(n int) bool { return n == 2 })
+		if err != nil {
+			return err
+		}
+		took = append(took, at.Sub(begun))
+		if err := s.PlugCable(ctx, "node1"); err != nil {
+			return err
+		}
+		if err := hops(ctx, s, vip, 3); err != nil {
+			return err
+		}
+	}
+	figures("next hop gone after a cut cable, BFD with "+profile, took)
+	return nil
+}
+
+// planned stops speakers and drains a node while a client behind the router asks, and counts what is lost.
+func planned(ctx context.Context, s *stage.Stage, vip netip.Prefix) error {
+	kubectl := func(args ...string) error {
+		_, err := s.Kubectl(ctx, "", args...)
+		return err
+	}
+	for what, do := range map[string]func() error{
+		"a speaker is told to stop (SIGTERM)": func() error {
+			if err := s.Signal(ctx, "node1", "gantry-speaker", syscall.SIGTERM); err != nil {
+				return err
+			}
+			time.Sleep(3 * time.Second)
+			return nil
+		},
+		"all speakers are rolled out anew": func() error {
+			if err := kubectl("-n", "metallb-system", "rollout", "restart", "daemonset/gantry-speaker"); err != nil {
+				return err
+			}
+			return s.AwaitRollout(ctx)
+		},
+		"a node is drained and comes back": func() error {
+			if err := kubectl("annotate", "node", "node2", "gantry.dev/drain=bench"); err != nil {
+				return err
+			}
+			if err := hops(ctx, s, vip, 2); err != nil {
+				return err
+			}
+			return kubectl("annotate", "node", "node2", "gantry.dev/drain-")
+		},
+	} {
+		lost, sent := 0, 0
+		for range stops {
+			stream, err := s.UDP(ctx, "far", vip.Addr().String()+":7000", rate)
+			if err != nil {
+				return err
+			}
+			if err := stream.AwaitAnswers(ctx, rate/2); err != nil {
+				return err
+			}
+			if err := do(); err != nil {
+				return err
+			}
+			if err := hops(ctx, s, vip, 3); err != nil {
+				return err
+			}
+			if err := stream.AwaitAnswers(ctx, stream.Answers()+rate/2); err != nil {
+				return err
+			}
+			o := stream.Stop()
+			lost, sent = lost+o.Lost, sent+o.Sent
+		}
+		fmt.Printf("%-64s %d of %d requests, %d times\n", "BGP: lost when "+what, lost, sent, stops)
+	}
+	return nil
+}
+
+// edited makes 1,000 random edits of Services and advertisements, and asks the router how often sessions began.
+func edited(ctx context.Context, s *stage.Stage, tor *lab.Router) error {
+	const edits = 1000
+	before, err := sessions(ctx, tor)
+	if err != nil {
+		return err
+	}
+	random := rand.New(rand.NewPCG(1, 2))
+	for i := range edits {
+		name := fmt.Sprintf("edited-%d", random.IntN(20))
+		switch random.IntN(3) {
+		case 0:
+			svc := stage.Plain("default", name, "")
+			svc.Spec.Selector = map[string]string{"app": "echo"}
+			if err := s.API.Create(ctx, svc); err != nil && !strings.Contains(err.Error(), "already exists") {
+				return err
+			}
+		case 1:
+			svc := stage.Plain("default", name, "")
+			if err := s.API.Delete(ctx, svc); err != nil && !strings.Contains(err.Error(), "not found") {
+				return err
+			}
+		default:
+			ad := fmt.Sprintf(`{"spec":{"localPref":%d,"aggregationLength":%d,"communities":["64512:%d"],"gantry":{"med":%d}}}`,
+				random.IntN(3)*100, 24+8*random.IntN(2), random.IntN(100), random.IntN(100))
+			if err := patchAd(ctx, s, ad); err != nil {
+				return fmt.Errorf("edit %d: %w", i, err)
+			}
+		}
+	}
+	if err := patchAd(ctx, s, `{"spec":{"localPref":0,"aggregationLength":32,"communities":null,"gantry":null}}`); err != nil {
+		return err
+	}
+	for _, name := range []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19} {
+		svc := stage.Plain("default", fmt.Sprintf("edited-%d", name), "")
+		if err := s.API.Delete(ctx, svc); err != nil && !strings.Contains(err.Error(), "not found") {
+			return err
+		}
+	}
+	time.Sleep(2 * time.Second)
+	after, err := sessions(ctx, tor)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%-64s %d of 3\n", fmt.Sprintf("sessions reset through %d random edits", edits), after-before)
+	return nil
+}
+
+// sessions is how often the router's sessions were established, all together.
+func sessions(ctx context.Context, tor *lab.Router) (int, error) {
+	all, err := neighbours(ctx, tor)
+	sum := 0
+	for _, n := range all {
+		sum += n.Established
+	}
+	return sum, err
+}
+
+// neighbour is what FRR knows of a node.
+type neighbour struct {
+	State       string                    `json:"bgpState"`
+	Established int                       `json:"connectionsEstablished"`
+	Messages    struct{ UpdatesRecv int } `json:"messageStats"`
+	Families    map[string]struct {
+		Accepted int `json:"acceptedPrefixCounter"`
+	} `json:"addressFamilyInfo"`
+}
+
+func (n neighbour) accepted() int { return n.Families["ipv4Unicast"].Accepted }
+
+func neighbours(ctx context.Context, tor *lab.Router) (map[string]neighbour, error) {
+	out, err := tor.Show(ctx, "show bgp neighbors json")
+	if err != nil {
+		return nil, err
+	}
+	all := map[string]neighbour{}
+	return all, json.Unmarshal(out, &all)
+}
+
+// memory returns the resident memory of the speakers in bytes, the largest.
+func memory() (int, error) {
+	most := 0
+	files, err := filepath.Glob("/proc/[0-9]*/status")
+	if err != nil {
+		return 0, err
+	}
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err != nil || !strings.HasPrefix(string(text), "Name:\tspeaker\n") {
+			continue
+		}
+		var kb int
+		if _, after, ok := strings.Cut(string(text), "VmRSS:"); ok {
+			if _, err := fmt.Sscan(after, &kb); err != nil {
+				return 0, fmt.Errorf("reading %s: %w", f, err)
+			}
+		}
+		most = max(most, kb<<10)
+	}
+	if most == 0 {
+		return 0, fmt.Errorf("no speaker is seen in /proc")
+	}
+	return most, nil
+}
+
+// patchAd edits the advertisement.
+func patchAd(ctx context.Context, s *stage.Stage, patch string) error {
+	ad := &v1beta1.BGPAdvertisement{}
+	ad.Namespace, ad.Name = "metallb-system", "routed"
+	if err := s.API.Patch(ctx, ad, client.RawPatch(types.MergePatchType, []byte(patch))); err != nil {
+		return fmt.Errorf("editing the advertisement: %w", err)
+	}
+	return nil
+}
