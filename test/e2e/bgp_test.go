@@ -149,8 +149,14 @@ func TestBGP(t *testing.T) {
 // hops waits until the router's kernel sends a prefix to exactly these nodes.
 func hops(ctx context.Context, t *testing.T, s *stage.Stage, p netip.Prefix, want ...string) {
 	t.Helper()
-	must(t, stage.Await(ctx, fmt.Sprintf("the router's kernel to send %s to %v", p, want), func(context.Context) error {
-		r, _, err := s.Host("router").RouteTo(p)
+	hopsAt(ctx, t, s, "router", p, want...)
+}
+
+// hopsAt waits until a router's kernel does.
+func hopsAt(ctx context.Context, t *testing.T, s *stage.Stage, at string, p netip.Prefix, want ...string) {
+	t.Helper()
+	must(t, stage.Await(ctx, fmt.Sprintf("the kernel of %s to send %s to %v", at, p, want), func(context.Context) error {
+		r, _, err := s.Host(at).RouteTo(p)
 		if err != nil {
 			return err
 		}

@@ -1,0 +1,191 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gantry-lb/gantry/test/lab"
+	"github.com/gantry-lb/gantry/test/lab/router"
+	"github.com/gantry-lb/gantry/test/stage"
+)
+
+// watching is what a user adds for BFD: profiles, and a BGPPeer for each router that names one.
+const watching = `apiVersion: metallb.io/v1beta1
+kind: BFDProfile
+metadata: {name: fast, namespace: metallb-system}
+spec: {receiveInterval: 200, transmitInterval: 200, detectMultiplier: 3}
+---
+apiVersion: metallb.io/v1beta1
+kind: BFDProfile
+metadata: {name: other, namespace: metallb-system}
+spec: {receiveInterval: 200, transmitInterval: 200, echoMode: true}
+---
+apiVersion: metallb.io/v1beta2
+kind: BGPPeer
+metadata: {name: tor, namespace: metallb-system}
+spec: {myASN: 64512, peerASN: 65000, peerAddress: 192.168.0.1, bfdProfile: fast}
+---
+apiVersion: metallb.io/v1beta2
+kind: BGPPeer
+metadata: {name: spine, namespace: metallb-system}
+spec: {myASN: 64512, peerASN: 65000, peerAddress: 192.168.0.2, bfdProfile: fast}
+`
+
+// torWatches is FRR's side: the nodes of torText are watched with a profile.
+const torWatches = `router bgp 65000
+ neighbor nodes bfd
+ neighbor nodes bfd profile node
+ neighbor nodes timers connect 1
+bfd
+ profile node
+  receive-interval 200
+  transmit-interval 200
+  detect-multiplier 3
+ exit
+exit
+`
+
+// spineText is BIRD's side.
+const spineText = `router id 192.168.0.2;
+protocol device { scan time 1; }
+protocol kernel { merge paths on; ipv4 { export all; import none; }; }
+protocol bfd { interface "eth0" { min rx interval 200 ms; min tx interval 200 ms; multiplier 3; }; }
+template bgp node { local as 65000; bfd on; error wait time 1, 5; ipv4 { import all; export none; }; }
+protocol bgp node1 from node { neighbor 192.168.0.11 as 64512; }
+protocol bgp node2 from node { neighbor 192.168.0.12 as 64512; }
+`
+
+// TestBFD has FRR and BIRD watch the nodes of a cluster, and the nodes them, as the BFDProfile asks.
+func TestBFD(t *testing.T) {
+	for _, k := range []router.Kind{router.FRR, router.BIRD} {
+		if m := router.Missing(k); m != "" {
+			t.Skip(m)
+		}
+	}
+	ctx, s := start(t, lab.Options{Nodes: 2, Routers: 2})
+	tor, spine := s.Router("router", router.FRR), s.Router("router2", router.BIRD)
+	must(t, tor.Start(ctx, torText+torWatches))
+	must(t, spine.Start(ctx, spineText))
+	_, routed, _ := strings.Cut(peering, "---\n") // without its peer
+	must(t, s.Apply(ctx, watching+"---\n"+routed))
+	must(t, s.Apply(ctx, stage.Echo("echo", "node2")))
+	address, err := s.Address(ctx, "default", "echo")
+	must(t, err)
+	vip := netip.PrefixFrom(address, 32)
+	both := []string{"192.168.0.11", "192.168.0.12"}
+	t.Cleanup(func() {
+		if t.Failed() {
+			out, err := tor.Show(context.WithoutCancel(ctx), "show bfd peers")
+			t.Logf("FRR shows (%v):\n%s", err, out)
+			out, err = spine.Show(context.WithoutCancel(ctx), "show bfd sessions")
+			t.Logf("BIRD shows (%v):\n%s", err, out)
+			t.Logf("the API says:\n%s", sessions(context.WithoutCancel(ctx), t, s))
+		}
+	})
+	all := func(t *testing.T, hops ...string) {
+		t.Helper()
+		hopsAt(ctx, t, s, "router", vip, hops...)
+		hopsAt(ctx, t, s, "router2", vip, hops...)
+	}
+	all(t, both...)
+	paths(ctx, t, s, "node1 spine Up Watched", "node1 tor Up Watched", "node2 spine Up Watched", "node2 tor Up Watched")
+
+	t.Run("a cable that is cut takes the routes away on both sides", func(t *testing.T) {
+		must(t, s.CutCableSilently(ctx, "node1"))
+		cut := time.Now()
+		all(t, "192.168.0.12")
+		if took := time.Since(cut); took > 30*time.Second {
+			t.Errorf("that took %s: the hold time is 90 s", took)
+		}
+		must(t, s.PlugCable(ctx, "node1"))
+		all(t, both...)
+	})
+	t.Run("a changed profile is negotiated while the sessions go on", func(t *testing.T) {
+		paths(ctx, t, s, "node1 spine Up Watched", "node1 tor Up Watched", "node2 spine Up Watched", "node2 tor Up Watched")
+		before := ups(ctx, t, tor)
+		must(t, s.Apply(ctx, strings.Replace(watching, "receiveInterval: 200, transmitInterval: 200, detectMultiplier: 3", "receiveInterval: 400, transmitInterval: 500, detectMultiplier: 5", 1)))
+		must(t, stage.Await(ctx, "FRR to see the new intervals", func(ctx context.Context) error {
+			return tell(ctx, tor, func(p bfdPeer) bool {
+				return p.Status == "up" && p.Receive == 400 && p.Transmit == 500 && p.Multiplier == 5
+			})
+		}))
+		must(t, s.Apply(ctx, watching))
+		must(t, stage.Await(ctx, "FRR to see the old intervals again", func(ctx context.Context) error {
+			return tell(ctx, tor, func(p bfdPeer) bool {
+				return p.Status == "up" && p.Receive == 200 && p.Transmit == 200 && p.Multiplier == 3
+			})
+		}))
+		if after := ups(ctx, t, tor); after != before {
+			t.Errorf("the sessions were established %s times before the edits and %s after", before, after)
+		}
+	})
+	t.Run("what does not work is said on the objects", func(t *testing.T) {
+		must(t, s.Apply(ctx, strings.ReplaceAll(watching, "bfdProfile: fast", "bfdProfile: other")))
+		// The tor's kernel returns echo packets; BIRD takes none.
+		paths(ctx, t, s, "node1 spine Up EchoUnsupported", "node1 tor Up Watched", "node2 spine Up EchoUnsupported", "node2 tor Up Watched")
+		must(t, s.Apply(ctx, strings.ReplaceAll(watching, "bfdProfile: fast", "ebgpMultiHop: true, bfdProfile: other")))
+		must(t, stage.Await(ctx, "the BGPPeer to say that echo does not work over several hops", func(ctx context.Context) error {
+			out, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "bgppeer", "tor", "-o", "jsonpath={.status.gantry.conditions[*].reason}")
+			if err == nil && !strings.Contains(out, "EchoUnsupported") {
+				err = fmt.Errorf("it says %q", out)
+			}
+			return err
+		}))
+		must(t, s.Apply(ctx, watching))
+		paths(ctx, t, s, "node1 spine Up Watched", "node1 tor Up Watched", "node2 spine Up Watched", "node2 tor Up Watched")
+	})
+}
+
+// bfdPeer is what FRR knows of the far side of a path.
+type bfdPeer struct {
+	Peer, Status string
+	Receive      int `json:"remote-receive-interval"`
+	Transmit     int `json:"remote-transmit-interval"`
+	Multiplier   int `json:"remote-detect-multiplier"`
+}
+
+// tell says which of FRR's paths to the two nodes is not as wanted.
+func tell(ctx context.Context, tor *lab.Router, want func(bfdPeer) bool) error {
+	out, err := tor.Show(ctx, "show bfd peers json")
+	if err != nil {
+		return err
+	}
+	var peers []bfdPeer
+	if err := json.Unmarshal(out, &peers); err != nil {
+		return err
+	}
+	for _, p := range peers {
+		if p.Peer != "192.168.0.13" && !want(p) {
+			return fmt.Errorf("it shows %+v", p)
+		}
+	}
+	return nil
+}
+
+// sessions are the BGPSessions in lines, sorted: node, peer, BFD's state and why it is watched or not.
+func sessions(ctx context.Context, t *testing.T, s *stage.Stage) string {
+	t.Helper()
+	out, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions", "--sort-by={.status.peer}", "-o",
+		`jsonpath={range .items[*]}{.status.node} {.status.peer} {.status.bfd} {.status.conditions[?(@.type=="gantry.dev/PathWatched")].reason}{"\n"}{end}`)
+	must(t, err)
+	return out
+}
+
+// paths waits until the BGPSessions say these things.
+func paths(ctx context.Context, t *testing.T, s *stage.Stage, want ...string) {
+	t.Helper()
+	must(t, stage.Await(ctx, "the BGPSessions to say what BFD sees", func(ctx context.Context) error {
+		out := sessions(ctx, t, s)
+		for _, line := range want {
+			if !strings.Contains(out, line+"\n") {
+				return fmt.Errorf("%q is not among\n%s", line, out)
+			}
+		}
+		return nil
+	}))
+}
