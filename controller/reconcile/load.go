@@ -55,7 +55,7 @@ func (r *Services) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var views []view.Service
+	var claimants []claimant
 	seen := map[view.Key]*record{}
 	versions := map[view.Key]string{}
 	open := fence.New(intents)
@@ -75,7 +75,7 @@ func (r *Services) load(ctx context.Context) error {
 			return
 		}
 		seen[v.Key] = &record{uid: s.UID, version: versionOf(s.ResourceVersion), loaded: versionOf(s.ResourceVersion)}
-		views = append(views, v)
+		claimants = append(claimants, claimantOf(&v))
 	})
 	if err != nil {
 		return err
@@ -86,8 +86,8 @@ func (r *Services) load(ctx context.Context) error {
 	r.ledger.Follow(config.snapshot)
 	r.journal.fence, r.journal.object = open, object
 	r.adopt(seen)
-	r.claimAll(views, left)
-	r.Log.Info("the addresses in use are read", "services", len(views), "pools", len(config.snapshot.Pools), "intents", len(left))
+	r.claimAll(claimants, left)
+	r.Log.Info("the addresses in use are read", "services", len(claimants), "pools", len(config.snapshot.Pools), "intents", len(left))
 	return nil
 }
 
@@ -114,31 +114,60 @@ func (r *Services) adopt(seen map[view.Key]*record) {
 	r.records = seen
 }
 
+// claimant is a Service as far as it has to be known when the Ledger is built: small, because all are there at once.
+type claimant struct {
+	view.Key
+	created  int64
+	assigned []netip.Addr
+	pool     string
+	// shares is what its right to share hangs on; nil when it shares with nobody.
+	shares *view.Service
+}
+
+func claimantOf(v *view.Service) claimant {
+	c := claimant{Key: view.Key{Namespace: shared(v.Key.Namespace), Name: v.Key.Name}, created: v.Created, assigned: v.Assigned, pool: shared(v.PoolRecorded)}
+	if v.SharingKey != "" {
+		c.shares = &view.Service{SharingKey: v.SharingKey, Ports: v.Ports, Local: v.Local, Selector: v.Selector}
+	}
+	return c
+}
+
+// service is the claimant as a Service that claims what it has.
+func (c *claimant) service() view.Service {
+	var v view.Service
+	if c.shares != nil {
+		v = *c.shares
+	}
+	v.Key, v.Created, v.Assigned, v.PoolRecorded = c.Key, c.created, c.assigned, c.pool
+	return v
+}
+
 // claimAll records what the Services hold: by their status, and by Intents that may still arrive. Those without an address are
 // looked at first.
-func (r *Services) claimAll(views []view.Service, left []fence.Intent) {
+func (r *Services) claimAll(all []claimant, left []fence.Intent) {
 	suspect := func(k view.Key) int {
 		if _, is := r.suspects[k]; is {
 			return 1
 		}
 		return 0
 	}
-	slices.SortFunc(views, func(a, b view.Service) int {
-		return cmp.Or(cmp.Compare(suspect(a.Key), suspect(b.Key)), cmp.Compare(a.Created, b.Created), a.Key.Compare(b.Key))
+	slices.SortFunc(all, func(a, b claimant) int {
+		return cmp.Or(cmp.Compare(suspect(a.Key), suspect(b.Key)), cmp.Compare(a.created, b.created), a.Key.Compare(b.Key))
 	})
 	intents := map[view.Key][]netip.Addr{}
 	for _, i := range left {
 		intents[i.Service] = i.Addresses
 	}
-	for i := range views {
-		v := &views[i]
-		v.Assigned = union(v.Assigned, intents[v.Key])
-		if len(v.Assigned) == 0 {
-			r.inbox.add(v.Key)
+	for i := range all {
+		c := &all[i]
+		c.assigned = union(c.assigned, intents[c.Key])
+		if len(c.assigned) == 0 {
+			r.inbox.add(c.Key)
 			continue
 		}
-		r.claim(v)
-		r.inbox.addLater(v.Key)
+		v := c.service()
+		r.claim(&v)
+		r.inbox.addLater(c.Key)
 	}
 	clear(r.suspects)
 }

@@ -4,11 +4,8 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"slices"
 
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/cache"
 	ctrlcache "sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -98,35 +95,3 @@ func (r *Services) Deleted(s *corev1.Service) {
 
 // Reconfigured tells the worker that a configuration object or a namespace changed.
 func (r *Services) Reconfigured() { r.inbox.reconfigured() }
-
-// Compact is what the cache keeps of a Service: not who wrote which field, nor the copy of the manifest that kubectl leaves.
-// Nothing of it is ever written back, since a write carries differences alone.
-func Compact(o any) (any, error) {
-	if s, ok := o.(*corev1.Service); ok {
-		s.ManagedFields = nil
-		delete(s.Annotations, corev1.LastAppliedConfigAnnotation)
-		s.Spec.SessionAffinityConfig = nil
-		s.Spec.LoadBalancerSourceRanges = nil
-	}
-	return o, nil
-}
-
-// CompactSlice is what the cache keeps of an EndpointSlice: to which Service it belongs, and one endpoint that can serve, if any can.
-func CompactSlice(o any) (any, error) {
-	if s, ok := o.(*discoveryv1.EndpointSlice); ok {
-		service := s.Labels[discoveryv1.LabelServiceName]
-		s.ObjectMeta = metav1.ObjectMeta{Namespace: s.Namespace, Name: s.Name, UID: s.UID, ResourceVersion: s.ResourceVersion}
-		s.Labels = map[string]string{discoveryv1.LabelServiceName: service}
-		s.Ports = nil
-		able := slices.IndexFunc(s.Endpoints, func(e discoveryv1.Endpoint) bool {
-			return view.FromSlices(view.Key{}, []discoveryv1.EndpointSlice{{Endpoints: []discoveryv1.Endpoint{e}}}).Serving
-		})
-		if able < 0 {
-			s.Endpoints = nil
-		} else {
-			e := s.Endpoints[able]
-			s.Endpoints = []discoveryv1.Endpoint{{Addresses: e.Addresses[:1:1], Conditions: e.Conditions}}
-		}
-	}
-	return o, nil
-}

@@ -13,10 +13,10 @@ import (
 // Limits of the AddressLedger.
 const (
 	// swapInterval is how long the Services of a batch gather when more than one wait, unless they are swapEnough before. It bounds
-	// the writes of the AddressLedger to five a second when few come, and to one for 32 Services when many do, and adds that
+	// the writes of the AddressLedger to five a second when few come, and to one for 14 Services when many do, and adds that
 	// much at most to an address that comes in a crowd.
 	swapInterval = 200 * time.Millisecond
-	swapEnough   = 32
+	swapEnough   = 14
 	// swapBurst is how often in a row a Service that comes alone need not wait.
 	swapBurst = 5
 	// swapBatch bounds the Services of one write.

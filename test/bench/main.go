@@ -40,7 +40,11 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, os.Args[1:]); err != nil {
+	work := run
+	if len(os.Args) == 3 && inside[os.Args[1]] != nil {
+		work = func(ctx context.Context, args []string) error { return inside[args[0]](ctx, args[1]) }
+	}
+	if err := work(ctx, os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -52,6 +56,7 @@ var parts = []struct {
 	measure func(ctx context.Context, dir string) error
 }{
 	{"responder", func(ctx context.Context, _ string) error { return responder(ctx) }},
+	{"scale", scale},
 	{"crowds", crowds},
 	{"moves", moves},
 	{"routes", routes},

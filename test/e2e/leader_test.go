@@ -154,8 +154,8 @@ func counted(ctx context.Context, t *testing.T, s *stage.Stage, c *stage.Census)
 	if w["services/status"] != n-1 {
 		t.Errorf("%d status writes for %d Services", w["services/status"], n-1)
 	}
-	// Five a second and one for 32 Services of the ledger, with a burst of five; one a second of the pool.
-	if most := 6*(int(time.Since(begun).Seconds())+1) + n/32 + 5; w["addressledgers"]+w["ipaddresspools/status"] > most {
+	// Five a second and one for 14 Services of the ledger, with a burst of five; one a second of the pool.
+	if most := 6*(int(time.Since(begun).Seconds())+1) + n/14 + 5; w["addressledgers"]+w["ipaddresspools/status"] > most {
 		t.Errorf("%d writes of the ledger and %d of the pool for %d Services, want at most %d", w["addressledgers"], w["ipaddresspools/status"], n-1, most)
 	}
 	t.Logf("for %d Services: %v", n-1, w)

@@ -1,0 +1,253 @@
+package main
+
+import (
+	"context"
+	"encoding/gob"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/controller/reconcile"
+	"github.com/gantry-lb/gantry/controller/reconcile/memory"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// How large a cluster the controller is started in.
+const (
+	manyServices = 100000
+	manyPools    = 1000
+	// fillArg and startArg start this program again, so that the memory is that of one controller alone: the first gives addresses
+	// to all Services and writes them into a file, the second begins with them.
+	fillArg, startArg = "scale-fill", "scale-start"
+)
+
+// inside are the parts of scale, by the argument.
+var inside = map[string]func(ctx context.Context, file string) error{fillArg: fill, startArg: restarted}
+
+// scale has the real worker start among 100,000 Services and 1,000 pools, over an API in memory.
+func scale(ctx context.Context, dir string) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	for _, arg := range []string{fillArg, startArg} {
+		cmd := exec.CommandContext(ctx, self, arg, dir)
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+		cmd.Env = append(os.Environ(), "GOGC=50") // as the controller sets it
+		if err := cmd.Run(); err != nil {
+			return fmt.Errorf("%s: %w", arg, err)
+		}
+	}
+	return nil
+}
+
+// copying is an API whose list makes new objects, as one that is read from a connection does, with the parts that caches leave out.
+type copying struct{ *memory.Client }
+
+// EachLive implements reconcile.API.
+func (c copying) EachLive(ctx context.Context, visit func(*corev1.Service)) error {
+	return c.Client.EachLive(ctx, func(s *corev1.Service) { visit(whole(s)) })
+}
+
+func whole(s *corev1.Service) *corev1.Service {
+	o := s.DeepCopy()
+	o.ManagedFields = []metav1.ManagedFieldsEntry{{FieldsV1: &metav1.FieldsV1{Raw: make([]byte, 2048)}}}
+	return o
+}
+
+// cached is a Service as the controller's cache has it.
+func cached(s *corev1.Service) *corev1.Service {
+	o, _ := reconcile.Compact(s)
+	return o.(*corev1.Service)
+}
+
+// worker is a controller at work on a Server.
+type worker struct {
+	*reconcile.Services
+	stop  context.CancelFunc
+	ended chan struct{}
+}
+
+func begin(ctx context.Context, s *memory.Server) *worker {
+	client := memory.NewClient(s, nil)
+	w := &worker{ended: make(chan struct{}), Services: reconcile.New(reconcile.Options{
+		API: copying{client}, Log: slog.New(slog.DiscardHandler), Tell: func(*corev1.Service, string, string, string) {}, Namespace: names.Namespace,
+	})}
+	ctx, w.stop = context.WithCancel(ctx)
+	go client.Watch(ctx, w)
+	go func() {
+		defer close(w.ended)
+		_ = w.Run(ctx)
+	}()
+	return w
+}
+
+// until waits for something that comes.
+func until(ctx context.Context, what string, done func() bool) (time.Duration, error) {
+	for begun := time.Now(); ; {
+		if done() {
+			return time.Since(begun), nil
+		}
+		select {
+		case <-ctx.Done():
+			return 0, fmt.Errorf("waiting for %s: %w", what, ctx.Err())
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+// world is a Server with the pools.
+func world() *memory.Server {
+	s := memory.NewServer(nil)
+	for i := range manyPools {
+		s.SetPool(fmt.Sprintf("pool-%04d", i), v1beta1.IPAddressPoolSpec{Addresses: []string{fmt.Sprintf("10.%d.%d.0/24", i/256, i%256)}})
+	}
+	return s
+}
+
+// fill measures how long 100,000 Services that are all there at once wait, and writes them into the file.
+func fill(ctx context.Context, file string) error {
+	s := world()
+	for i := range manyServices {
+		s.Create(cached(typical(i)))
+	}
+	w := begin(ctx, s)
+	given, err := until(ctx, "all addresses", func() bool { return s.Writes("service") >= manyServices })
+	if err != nil {
+		return err
+	}
+	w.stop()
+	<-w.ended
+	fmt.Printf("%-64s %.1f s, %d writes of the AddressLedger\n", fmt.Sprintf("%d Services and %d pools in memory: an address for each", manyServices, manyPools), given.Seconds(), s.Writes("ledger"))
+	f, err := os.Create(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	out := gob.NewEncoder(f)
+	for _, o := range s.Services() {
+		b, err := o.Marshal()
+		if err != nil {
+			return fmt.Errorf("writing a Service: %w", err)
+		}
+		if err := out.Encode(b); err != nil {
+			return fmt.Errorf("writing a Service: %w", err)
+		}
+	}
+	return f.Close()
+}
+
+// filled is a Server with the Services of the file, as the cache of a controller has them.
+func filled(file string) (*memory.Server, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	s := world()
+	for in := gob.NewDecoder(f); ; {
+		var b []byte
+		err := in.Decode(&b)
+		if errors.Is(err, io.EOF) {
+			s.Forget()
+			return s, nil
+		}
+		var o corev1.Service
+		if err := errors.Join(err, o.Unmarshal(b)); err != nil {
+			return nil, fmt.Errorf("reading a Service: %w", err)
+		}
+		s.Create(cached(&o))
+	}
+}
+
+// restarted measures a start among the Services of the file.
+func restarted(ctx context.Context, file string) error {
+	s, err := filled(file)
+	if err != nil {
+		return err
+	}
+	begun := time.Now()
+	for _, o := range s.Services() {
+		_ = view.FromService(whole(o))
+	}
+	reading := time.Since(begun)
+	debug.FreeOSMemory()
+	if err := os.WriteFile("/proc/self/clear_refs", []byte("5"), 0); err != nil { // from here on the peak counts
+		return fmt.Errorf("forgetting the peak of memory: %w", err)
+	}
+	alone := status("VmRSS")
+	begun = time.Now()
+	w := begin(ctx, s)
+	if _, err := until(ctx, "the start", w.Loaded); err != nil {
+		return err
+	}
+	loaded := time.Since(begun)
+	more := cached(typical(manyServices))
+	s.Create(more)
+	k := view.Key{Namespace: more.Namespace, Name: more.Name}
+	if _, err := until(ctx, "an address", func() bool { return len(s.Service(k).Status.LoadBalancer.Ingress) > 0 }); err != nil {
+		return err
+	}
+	next := time.Since(begun)
+	time.Sleep(5 * time.Second) // every Service is looked at
+	fmt.Printf("%-64s ready after %.2f s, the next address after %.2f s, %d MB at most (VmHWM), %d writes of Services, for the new one\n",
+		fmt.Sprintf("start among %d Services and %d pools in memory", manyServices, manyPools), loaded.Seconds(), next.Seconds(), status("VmHWM")>>10, s.Writes("service"))
+	fmt.Printf("%-64s %.2f s, %d MB (VmRSS)\n", "baseline: to copy and read the same Services once; these alone", reading.Seconds(), alone>>10)
+	w.stop()
+	<-w.ended
+	return nil
+}
+
+// typical is a Service as Helm charts make them, all of it.
+func typical(i int) *corev1.Service {
+	app := fmt.Sprintf("application-%06d", i)
+	policy := corev1.IPFamilyPolicySingleStack
+	internal := corev1.ServiceInternalTrafficPolicyCluster
+	s := &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: fmt.Sprintf("team-%03d", i%500), Name: app,
+			Labels: map[string]string{
+				"app.kubernetes.io/name": app, "app.kubernetes.io/instance": app, "app.kubernetes.io/managed-by": "Helm", "helm.sh/chart": app + "-1.2.3",
+			},
+			Annotations: map[string]string{"meta.helm.sh/release-name": app, "meta.helm.sh/release-namespace": fmt.Sprintf("team-%03d", i%500)},
+		},
+		Spec: corev1.ServiceSpec{
+			Type: corev1.ServiceTypeLoadBalancer, ClusterIP: fmt.Sprintf("10.%d.%d.%d", 96+i>>16, i>>8&255, i&255), IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol},
+			IPFamilyPolicy: &policy, InternalTrafficPolicy: &internal, ExternalTrafficPolicy: corev1.ServiceExternalTrafficPolicyCluster,
+			Selector:        map[string]string{"app.kubernetes.io/name": app, "app.kubernetes.io/instance": app},
+			SessionAffinity: corev1.ServiceAffinityNone,
+			Ports: []corev1.ServicePort{
+				{Name: "http", Protocol: corev1.ProtocolTCP, Port: 80, TargetPort: intstr.FromString("http"), NodePort: 30000},
+				{Name: "https", Protocol: corev1.ProtocolTCP, Port: 443, TargetPort: intstr.FromString("https"), NodePort: 30001},
+			},
+		},
+	}
+	s.Spec.ClusterIPs = []string{s.Spec.ClusterIP}
+	return s
+}
+
+// status is a line of /proc/self/status, in kB.
+func status(name string) int {
+	text, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return 0
+	}
+	_, rest, _ := strings.Cut(string(text), "\n"+name+":")
+	var n int
+	if _, err := fmt.Sscan(rest, &n); err != nil {
+		return 0
+	}
+	return n
+}
