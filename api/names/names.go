@@ -107,6 +107,10 @@ const (
 	EventAdditionalAssignFailed = "AdditionalAssignFailed"
 	// EventDeprecatedAnnotation is told of a Service with an annotation in its older spelling.
 	EventDeprecatedAnnotation = "deprecatedAnnotation"
-	EventNodeAssigned         = "nodeAssigned"
-	EventAnnounceFailed       = "announceFailed"
+	// EventNotEnoughClusterIPs is told of a Service that requires two families and has cluster IPs of one, EventNoClusterIPs of one
+	// that has none.
+	EventNotEnoughClusterIPs = "not enough clusterips"
+	EventNoClusterIPs        = "noclusterIPsIPFamily"
+	EventNodeAssigned        = "nodeAssigned"
+	EventAnnounceFailed      = "announceFailed"
 )

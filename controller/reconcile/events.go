@@ -9,6 +9,7 @@ import (
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/controller/allocate"
+	"github.com/gantry-lb/gantry/internal/view"
 )
 
 // tell records the outcome of a write as events and a line in the log. It is called when the status changed, so that nothing is
@@ -18,7 +19,7 @@ func (r *Services) tell(w *write) {
 	if lost := givenUp(w.before, w.after); lost != "" {
 		r.Tell(w.before, corev1.EventTypeNormal, names.EventClearAssignment, "given up: "+lost)
 	}
-	kind, reason := eventOf(d)
+	kind, reason := eventOf(&w.v, d)
 	r.Tell(w.before, kind, reason, string(d.Reason)+": "+d.Text)
 	if d.Reason == names.ReasonAssigned && d.Waiting { // for a family that it would like to have too
 		r.Tell(w.before, corev1.EventTypeNormal, names.EventAdditionalAssignFailed,
@@ -31,8 +32,12 @@ func (r *Services) tell(w *write) {
 }
 
 // eventOf returns the type of the event for a Decision, and its reason in the words of the metallb.io API.
-func eventOf(d allocate.Decision) (kind, reason string) {
+func eventOf(v *view.Service, d allocate.Decision) (kind, reason string) {
 	switch {
+	case d.Reason == names.ReasonNoClusterIP:
+		return corev1.EventTypeWarning, names.EventNoClusterIPs
+	case d.Reason == names.ReasonFamilyMismatch && v.FamilyPolicy == view.RequireDualStack && len(v.Families()) < 2:
+		return corev1.EventTypeWarning, names.EventNotEnoughClusterIPs
 	case d.Reason == names.ReasonAssigned:
 		return corev1.EventTypeNormal, names.EventAllocated
 	case d.Reason == names.ReasonInvalidRequest:

@@ -30,7 +30,11 @@ func TestEventsInTheWordsOfTheAPI(t *testing.T) {
 		prefer := corev1.IPFamilyPolicyPreferDualStack
 		both.Spec.IPFamilyPolicy = &prefer
 		moving := balanced("moving")
-		for _, o := range []*corev1.Service{old, malformed, both, moving} {
+		require, headless := corev1.IPFamilyPolicyRequireDualStack, balanced("headless")
+		headless.Spec.ClusterIPs, headless.Spec.ClusterIP = []string{"None"}, "None"
+		single := balanced("single")
+		single.Spec.IPFamilyPolicy = &require
+		for _, o := range []*corev1.Service{old, malformed, both, moving, headless, single} {
 			s.Create(o)
 			time.Sleep(time.Second)
 		}
@@ -42,6 +46,8 @@ func TestEventsInTheWordsOfTheAPI(t *testing.T) {
 			"old":       {"Normal IPAllocated ", "Warning deprecatedAnnotation the annotation metallb.universe.tf/address-pool is an older spelling: write metallb.io/address-pool"},
 			"malformed": {"Warning LoadBalancerFailed "},
 			"both":      {"Normal IPAllocated ", "Normal AdditionalAssignFailed "},
+			"headless":  {"Warning noclusterIPsIPFamily NoClusterIP: "},
+			"single":    {"Warning not enough clusterips FamilyMismatch: "},
 			"moving":    {"Normal IPAllocated ", "Normal ClearAssignment given up: 192.0.2.2", "Normal IPAllocated "},
 		} {
 			got := told.of(name)

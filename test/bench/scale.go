@@ -20,7 +20,7 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/controller/reconcile"
-	"github.com/gantry-lb/gantry/controller/reconcile/memory"
+	server "github.com/gantry-lb/gantry/controller/reconcile/memory"
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
@@ -34,7 +34,7 @@ const (
 )
 
 // inside are the parts of scale, by the argument.
-var inside = map[string]func(ctx context.Context, file string) error{fillArg: fill, startArg: restarted}
+var inside = map[string]func(ctx context.Context, file string) error{fillArg: fillAll, startArg: restarted}
 
 // scale has the real worker start among 100,000 Services and 1,000 pools, over an API in memory.
 func scale(ctx context.Context, dir string) error {
@@ -54,7 +54,7 @@ func scale(ctx context.Context, dir string) error {
 }
 
 // copying is an API whose list makes new objects, as one that is read from a connection does, with the parts that caches leave out.
-type copying struct{ *memory.Client }
+type copying struct{ *server.Client }
 
 // EachLive implements reconcile.API.
 func (c copying) EachLive(ctx context.Context, visit func(*corev1.Service)) error {
@@ -80,8 +80,8 @@ type worker struct {
 	ended chan struct{}
 }
 
-func begin(ctx context.Context, s *memory.Server) *worker {
-	client := memory.NewClient(s, nil)
+func begin(ctx context.Context, s *server.Server) *worker {
+	client := server.NewClient(s, nil)
 	w := &worker{ended: make(chan struct{}), Services: reconcile.New(reconcile.Options{
 		API: copying{client}, Log: slog.New(slog.DiscardHandler), Tell: func(*corev1.Service, string, string, string) {}, Namespace: names.Namespace,
 	})}
@@ -109,16 +109,16 @@ func until(ctx context.Context, what string, done func() bool) (time.Duration, e
 }
 
 // world is a Server with the pools.
-func world() *memory.Server {
-	s := memory.NewServer(nil)
+func world() *server.Server {
+	s := server.NewServer(nil)
 	for i := range manyPools {
 		s.SetPool(fmt.Sprintf("pool-%04d", i), v1beta1.IPAddressPoolSpec{Addresses: []string{fmt.Sprintf("10.%d.%d.0/24", i/256, i%256)}})
 	}
 	return s
 }
 
-// fill measures how long 100,000 Services that are all there at once wait, and writes them into the file.
-func fill(ctx context.Context, file string) error {
+// fillAll measures how long 100,000 Services that are all there at once wait, and writes them into the file.
+func fillAll(ctx context.Context, file string) error {
 	s := world()
 	for i := range manyServices {
 		s.Create(cached(typical(i)))
@@ -150,7 +150,7 @@ func fill(ctx context.Context, file string) error {
 }
 
 // filled is a Server with the Services of the file, as the cache of a controller has them.
-func filled(file string) (*memory.Server, error) {
+func filled(file string) (*server.Server, error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return nil, err
