@@ -103,3 +103,24 @@ func TestReasonsAreExplained(t *testing.T) {
 		}
 	}
 }
+
+// TestDependenciesHaveAReason looks for each module that go.mod requires directly in the table of CONTRIBUTING.md.
+func TestDependenciesHaveAReason(t *testing.T) {
+	mod, err := os.ReadFile(filepath.Join(root, "go.mod"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(root, "CONTRIBUTING.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	direct := regexp.MustCompile(`(?m)^\t(\S+) v\S+$`).FindAllStringSubmatch(string(mod), -1)
+	if len(direct) == 0 {
+		t.Fatal("go.mod requires nothing: this test looks in the wrong place")
+	}
+	for _, m := range direct {
+		if !strings.Contains(string(text), "`"+m[1]+"`") {
+			t.Errorf("go.mod requires %s, and CONTRIBUTING.md does not say why", m[1])
+		}
+	}
+}
