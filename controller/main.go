@@ -166,7 +166,7 @@ func managerOptions(o *options, scheme *runtime.Scheme) ctrl.Options {
 	for _, report := range o.scope().Reports() {
 		watched[report] = own
 	}
-	watched[&v1beta1.ConfigurationState{}], watched[&v1alpha1.AddressReservation{}] = own, own
+	watched[&v1beta1.ConfigurationState{}], watched[&v1alpha1.AddressReservation{}], watched[&v1alpha1.AddressProbe{}] = own, own, own
 	// Cached Services are read and never changed, so that no copy of them is needed.
 	watched[&corev1.Service{}] = cache.ByObject{Transform: reconcile.Compact, UnsafeDisableDeepCopy: &shared}
 	watched[&discoveryv1.EndpointSlice{}] = cache.ByObject{Transform: reconcile.CompactSlice, UnsafeDisableDeepCopy: &shared}

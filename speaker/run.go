@@ -81,10 +81,11 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	}
 	writer.Init()
 	routing.status.Owner = writer.Owner
+	prober := newProber(mgr, o, log)
 	a := agent.New(agent.Options{
 		Self: o.NodeName, Nonce: gossip.nonce, Class: o.LoadBalancerClass, Timing: elect.DefaultTiming(),
 		Layer2: engine, BGP: routing.engine, Members: gossip, Links: watcher.Sets(), Now: time.Now, Log: log,
-		Observe: routing.observe(writer.Observe), Remember: gossip.remember(store), Remembered: gossip.memory(),
+		Observe: routing.observe(writer.Observe), Surveyed: prober.Observe, Remember: gossip.remember(store), Remembered: gossip.memory(),
 	})
 	if err := errors.Join(metrics.Registry.Register(a), metrics.Registry.Register(writer.Announced)); err != nil {
 		return fmt.Errorf("registering the metrics of the election and of what is announced: %w", err)
@@ -98,7 +99,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	feed.Agent, feed.Seeds, feed.Problems = a, gossip, problems
+	feed.Agent, feed.Seeds, feed.Problems, prober.Agent = a, gossip, problems, a
 	for _, part := range append(routing.runs(), engine.Run, a.Run, watcher.Run, gossip.Run, store.Run) {
 		g.Go(func() error { return part(parts) })
 	}
@@ -107,7 +108,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		if err := awaitKinds(parts, config, log); err != nil || parts.Err() != nil {
 			return err
 		}
-		for _, part := range []func(context.Context) error{feed.Run, writer.Run, state.Run} {
+		for _, part := range []func(context.Context) error{feed.Run, writer.Run, state.Run, prober.Run} {
 			g.Go(func() error { return part(parts) })
 		}
 		return gossip.confirm(parts)
@@ -136,6 +137,13 @@ func observed(state *reconcile.ConfigurationWriter) (func([]snapshot.Problem), e
 		return nil, fmt.Errorf("registering the metrics of the configuration: %w", err)
 	}
 	return func(p []snapshot.Problem) { gauges.Set(p); state.Observe(p) }, nil
+}
+
+// newProber returns what asks the segment for addresses on behalf of the controller; its Agent is set before it runs.
+func newProber(mgr ctrl.Manager, o options, log *slog.Logger) *reconcile.ProbeWriter {
+	w := &reconcile.ProbeWriter{Client: mgr.GetClient(), Cache: mgr.GetCache(), Log: log, Self: o.NodeName, Namespace: o.Namespace}
+	w.Init()
+	return w
 }
 
 // awaitKinds waits until the API server serves our kinds.
@@ -176,6 +184,7 @@ func newManager(config *rest.Config, o options) (ctrl.Manager, error) {
 	}
 	watched := o.scope().ByObject()
 	speakers := labels.SelectorFromSet(labels.Set{names.LabelAppName: names.AppName, names.LabelComponent: names.ComponentSpeaker})
+	watched[&v1alpha1.AddressProbe{}] = cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
 	watched[&v1beta1.ServiceL2Status{}] = cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
 	if !o.scope().Layer2Alone {
 		own := cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {LabelSelector: labels.SelectorFromSet(labels.Set{names.LabelNode: o.NodeName})}}}

@@ -22,6 +22,7 @@ func AddToScheme(s *runtime.Scheme) error {
 		&BGPSession{}, &BGPSessionList{},
 		&AddressReservation{}, &AddressReservationList{},
 		&AddressLedger{}, &AddressLedgerList{},
+		&AddressProbe{}, &AddressProbeList{},
 	)
 	metav1.AddToGroupVersion(s, GroupVersion)
 	return nil

@@ -36,8 +36,10 @@ func extensions(t *testing.T, c client.Client) {
 		"everything": {in: v1beta1.PoolExtension{
 			Exclude: []string{"192.0.2.0/30", "192.0.2.9 - 192.0.2.12", "192.0.2.255"}, Order: "Hash", Cooldown: duration(5 * time.Minute),
 			Quota: &v1beta1.PoolQuota{PerNamespace: &ten, Namespaces: []v1beta1.NamespaceQuota{{Namespace: "a", Addresses: 0}}},
+			Probe: &v1beta1.PoolProbe{Quarantine: duration(time.Hour)},
 		}},
 		"the longest list":          {in: v1beta1.PoolExtension{Exclude: many}},
+		"a quarantine of no time":   {in: v1beta1.PoolExtension{Probe: &v1beta1.PoolProbe{Quarantine: duration(0)}}, want: []string{"quarantine is between 1s and 8760h"}},
 		"a list that is too long":   {in: v1beta1.PoolExtension{Exclude: append(many, "192.0.2.1")}, want: []string{"spec.gantry.exclude", "128"}},
 		"an exclusion that is none": {in: v1beta1.PoolExtension{Exclude: []string{"gateway"}}, want: []string{"'gateway' is no CIDR"}},
 		"another order":             {in: v1beta1.PoolExtension{Order: "Random"}, want: []string{"spec.gantry.order", "RoundRobin"}},

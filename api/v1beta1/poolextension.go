@@ -29,6 +29,11 @@ type PoolExtension struct {
 	// Quota bounds how many addresses of the pool the Services of one namespace may hold, whether they ask for them or not.
 	// +optional
 	Quota *PoolQuota `json:"quota,omitempty"`
+
+	// Probe has a speaker ask its segment for an address (ARP, or Neighbor Solicitation) before the address is given to a Service that does not
+	// have it. One that somebody answers for is put into quarantine, and another is tried.
+	// +optional
+	Probe *PoolProbe `json:"probe,omitempty"`
 }
 
 // PoolQuota bounds the addresses of each family that a namespace may hold. An address that Services of one namespace share counts once.
@@ -54,4 +59,13 @@ type NamespaceQuota struct {
 	// Addresses of each family that it may hold.
 	// +kubebuilder:validation:Minimum=0
 	Addresses int32 `json:"addresses"`
+}
+
+// PoolProbe says what follows when somebody answers.
+type PoolProbe struct {
+	// Quarantine is how long an address is not given after somebody answered for it.
+	// +kubebuilder:default="1h"
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s') && duration(self) <= duration('8760h')",message="quarantine is between 1s and 8760h"
+	// +optional
+	Quarantine *metav1.Duration `json:"quarantine,omitempty"`
 }

@@ -55,6 +55,8 @@ type Ledger struct {
 	reserved map[string]map[address]struct{}
 	// lasting counts the changes of what has to be remembered.
 	lasting uint64
+	// probing counts the entries with ReasonProbing.
+	probing int
 	// due is ordered by time.
 	due []deadline
 	// keeping are the reservations that take over what their Services held.

@@ -112,6 +112,9 @@ func (l *Ledger) Withhold(w Withheld) {
 	}
 	l.forget(a, w.same)
 	l.withheld[a] = append(l.withheld[a], w)
+	if w.Reason == names.ReasonProbing {
+		l.probing++
+	}
 	if w.lasts() {
 		l.lasting++
 	}
@@ -141,6 +144,9 @@ func (l *Ledger) forget(a address, match func(Withheld) bool) {
 		if !match(w) {
 			rest = append(rest, w)
 			continue
+		}
+		if w.Reason == names.ReasonProbing {
+			l.probing--
 		}
 		if w.lasts() {
 			l.lasting++
@@ -208,6 +214,9 @@ func (l *Ledger) Prepare(k view.Key, addresses []netip.Addr) {
 func (l *Ledger) Proposed() []Withheld {
 	return slices.DeleteFunc(l.Withheld(), func(w Withheld) bool { return w.Reason != names.ReasonProbing || w.Silent })
 }
+
+// Probing says whether any address waits for an answer from the segment, or for the write that follows it.
+func (l *Ledger) Probing() bool { return l.probing > 0 }
 
 // Silent records that nobody answered for a proposed address: the next decision gives it to the Service that it was proposed to.
 func (l *Ledger) Silent(a netip.Addr) {

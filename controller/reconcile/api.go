@@ -33,6 +33,12 @@ type API interface {
 	UpdatePool(context.Context, *v1beta1.IPAddressPool) error
 	// UpdateReservation writes the status of a reservation.
 	UpdateReservation(context.Context, *v1alpha1.AddressReservation) error
+	// Probes returns the AddressProbes as the cache has them.
+	Probes(context.Context) ([]v1alpha1.AddressProbe, error)
+	// CreateProbe creates an AddressProbe in the place of one that has its name, and returns it.
+	CreateProbe(context.Context, *v1alpha1.AddressProbe) (*v1alpha1.AddressProbe, error)
+	// DeleteProbe deletes the AddressProbe of that name, if there is one.
+	DeleteProbe(ctx context.Context, name string) error
 	// Ledger returns the AddressLedger of that name as it is, and makes an empty one when there is none.
 	Ledger(ctx context.Context, name string) (*v1alpha1.AddressLedger, error)
 	// SwapLedger writes the AddressLedger, and returns it as written. It is refused as a conflict when it is not the one that was
@@ -131,6 +137,41 @@ func (c *Cluster) UpdatePool(ctx context.Context, p *v1beta1.IPAddressPool) erro
 func (c *Cluster) UpdateReservation(ctx context.Context, o *v1alpha1.AddressReservation) error {
 	if err := c.Client.Status().Update(ctx, o); err != nil {
 		return fmt.Errorf("writing the status of AddressReservation %q: %w", o.Name, err)
+	}
+	return nil
+}
+
+// Probes implements API.
+func (c *Cluster) Probes(ctx context.Context) ([]v1alpha1.AddressProbe, error) {
+	var list v1alpha1.AddressProbeList
+	if err := c.Client.List(ctx, &list, client.InNamespace(c.Namespace)); err != nil {
+		return nil, fmt.Errorf("reading the AddressProbes: %w", err)
+	}
+	return list.Items, nil
+}
+
+// CreateProbe implements API.
+func (c *Cluster) CreateProbe(ctx context.Context, p *v1alpha1.AddressProbe) (*v1alpha1.AddressProbe, error) {
+	p = p.DeepCopy()
+	p.Namespace = c.Namespace
+	err := c.Client.Create(ctx, p)
+	if apierrors.IsAlreadyExists(err) { // from another life: what it says is old
+		if err = c.DeleteProbe(ctx, p.Name); err == nil {
+			err = c.Client.Create(ctx, p)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("asking the speakers for %s by AddressProbe %q: %w", p.Spec.Address, p.Name, err)
+	}
+	return p, nil
+}
+
+// DeleteProbe implements API.
+func (c *Cluster) DeleteProbe(ctx context.Context, name string) error {
+	p := &v1alpha1.AddressProbe{}
+	p.Namespace, p.Name = c.Namespace, name
+	if err := c.Client.Delete(ctx, p); client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("deleting AddressProbe %q: %w", name, err)
 	}
 	return nil
 }

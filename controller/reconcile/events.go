@@ -19,6 +19,10 @@ func (r *Services) tell(w *write) {
 	if lost := givenUp(w.before, w.after); lost != "" {
 		r.Tell(w.before, corev1.EventTypeNormal, names.EventClearAssignment, "given up: "+lost)
 	}
+	if d.Reason == names.ReasonProbing { // the outcome is told
+		r.Log.Info(d.Text, "service", w.v.Key.String(), "reason", d.Reason)
+		return
+	}
 	kind, reason := eventOf(&w.v, d)
 	r.Tell(w.before, kind, reason, string(d.Reason)+": "+d.Text)
 	if d.Reason == names.ReasonAssigned && d.Waiting { // for a family that it would like to have too

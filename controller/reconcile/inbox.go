@@ -23,6 +23,8 @@ type inbox struct {
 	gone map[view.Key]types.UID
 	// config says that the configuration changed, status that somebody wrote the status of a configuration object.
 	config, status bool
+	// answers says that AddressProbes changed.
+	answers bool
 }
 
 // queue is a list of Services without doubles.
@@ -119,6 +121,23 @@ func (b *inbox) recount() {
 	defer b.mu.Unlock()
 	b.status = true
 	b.poke()
+}
+
+// answered takes in that AddressProbes changed.
+func (b *inbox) answered() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.answers = true
+	b.poke()
+}
+
+// takeAnswers says whether AddressProbes changed since it was last asked.
+func (b *inbox) takeAnswers() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	a := b.answers
+	b.answers = false
+	return a
 }
 
 // takeRecount says whether the status of a configuration object was written since it was last asked.

@@ -87,6 +87,7 @@ func (r *Services) load(ctx context.Context) error {
 	r.journal.fence, r.journal.object = open, object
 	r.adopt(seen)
 	r.claimAll(claimants, left)
+	r.inbox.answered()
 	r.Log.Info("the addresses in use are read", "services", len(claimants), "pools", len(config.snapshot.Pools), "intents", len(left))
 	return nil
 }

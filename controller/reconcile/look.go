@@ -158,6 +158,9 @@ func (r *Services) carryOut(ctx context.Context, s *corev1.Service, v *view.Serv
 	w := &write{v: *v, before: s, decision: d, pool: d.Pool, epoch: r.epoch}
 	w.held, _ = r.ledger.Held(v.Key)
 	w.after = desired(s, d, w.pool)
+	if len(d.Proposed) > 0 {
+		r.ledger.Propose(v.Key, d.Proposed)
+	}
 	if same(s, w.after) {
 		r.commit(w)
 		return
@@ -172,7 +175,9 @@ func (r *Services) carryOut(ctx context.Context, s *corev1.Service, v *view.Serv
 			meta.SetStatusCondition(&w.after.Status.Conditions, c)
 		}
 	}
-	r.ledger.Commit(v, union(w.held.Addresses, d.Addresses), w.pool)
+	if len(d.Proposed) == 0 {
+		r.ledger.Commit(v, union(w.held.Addresses, d.Addresses), w.pool)
+	}
 	r.records[v.Key].busy = true
 	if len(union(v.Assigned, d.Addresses)) > len(v.Assigned) {
 		r.journal.staged = append(r.journal.staged, w)
@@ -200,6 +205,9 @@ func (r *record) contended(now time.Time) bool {
 
 // commit records that a Service holds what was decided, and nothing else.
 func (r *Services) commit(w *write) {
+	if len(w.decision.Proposed) > 0 { // nothing is given yet
+		return
+	}
 	r.ledger.Commit(&w.v, w.decision.Addresses, w.pool)
 	if slices.Equal(w.held.Addresses, w.decision.Addresses) {
 		return

@@ -74,6 +74,7 @@ type Services struct {
 	inFlight int
 	journal  journal
 	kept     keepsake
+	probes   probes
 	counters counters
 	failures int // to load, in a row
 }
@@ -103,7 +104,7 @@ const batchSize = 64
 func New(o Options) *Services {
 	return &Services{
 		Options: o, inbox: newInbox(), results: make(chan result, maxInFlight+2),
-		records: map[view.Key]*record{}, pending: map[view.Key]struct{}{}, suspects: map[view.Key]struct{}{},
+		probes: probes{}, records: map[view.Key]*record{}, pending: map[view.Key]struct{}{}, suspects: map[view.Key]struct{}{},
 	}
 }
 
@@ -149,6 +150,7 @@ func (r *Services) step(ctx context.Context) {
 		r.wakePending = false
 		r.inbox.addLater(sorted(r.pending)...)
 	}
+	r.probe(ctx)
 	r.swap(ctx)
 	r.remember(ctx)
 	r.count(ctx)

@@ -27,6 +27,7 @@ func (r *Services) Setup(ctx context.Context, mgr manager.Manager) error {
 		{&corev1.Service{}, r.serviceEvents()},
 		{&v1beta1.IPAddressPool{}, r.configEvents()},
 		{&v1alpha1.AddressReservation{}, r.configEvents()},
+		{&v1alpha1.AddressProbe{}, r.probeEvents()},
 		{configuration.Metadata("Namespace"), r.configEvents()},
 	}
 	for _, f := range feeds {
@@ -66,6 +67,12 @@ func (r *Services) serviceEvents() cache.ResourceEventHandler {
 	}
 }
 
+// probeEvents tells the worker that a speaker may have said something about an address.
+func (r *Services) probeEvents() cache.ResourceEventHandler {
+	poke := func(any) { r.Answered() }
+	return cache.ResourceEventHandlerFuncs{AddFunc: poke, UpdateFunc: func(_, o any) { poke(o) }, DeleteFunc: poke}
+}
+
 // configEvents tells the worker that the configuration changed, or that somebody wrote a status that may not be right.
 func (r *Services) configEvents() cache.ResourceEventHandler {
 	change := func(any) { r.Reconfigured() }
@@ -92,6 +99,9 @@ func (r *Services) Changed(k view.Key) { r.inbox.add(k) }
 func (r *Services) Deleted(s *corev1.Service) {
 	r.inbox.deleted(view.Key{Namespace: s.Namespace, Name: s.Name}, s.UID)
 }
+
+// Answered tells the worker that AddressProbes changed.
+func (r *Services) Answered() { r.inbox.answered() }
 
 // Reconfigured tells the worker that a configuration object or a namespace changed.
 func (r *Services) Reconfigured() { r.inbox.reconfigured() }

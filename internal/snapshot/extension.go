@@ -5,12 +5,17 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/internal/view"
 )
+
+// defaultQuarantine is what the CRD writes where a probe says nothing: long enough for a person to look, short enough that an address is not
+// lost for a notebook that visited.
+const defaultQuarantine = time.Hour
 
 // extend reads spec.gantry of a pool.
 func (b *builder) extend(o Object, pool, before *Pool, in *v1beta1.PoolExtension) {
@@ -28,6 +33,12 @@ func (b *builder) extend(o Object, pool, before *Pool, in *v1beta1.PoolExtension
 		}
 		for _, n := range in.Quota.Namespaces {
 			pool.Quota.Namespaces[n.Namespace] = int(n.Addresses)
+		}
+	}
+	if in.Probe != nil {
+		pool.Probe = &Probe{Quarantine: defaultQuarantine}
+		if in.Probe.Quarantine != nil {
+			pool.Probe.Quarantine = in.Probe.Quarantine.Duration
 		}
 	}
 	b.broken = false

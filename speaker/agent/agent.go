@@ -19,6 +19,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/layer2"
 	"github.com/gantry-lb/gantry/speaker/members"
 	"github.com/gantry-lb/gantry/speaker/plan"
+	"github.com/gantry-lb/gantry/speaker/survey"
 )
 
 // Layer2 answers for addresses and asks the wire. Every method hands over a value and returns at once.
@@ -51,7 +52,7 @@ type Members interface {
 	RemoteStates() <-chan []byte
 }
 
-// Options are what an Agent is made of. All fields but Class, Observe, Remember and Remembered are required.
+// Options are what an Agent is made of. All fields but Class, Observe, Surveyed, Remember and Remembered are required.
 type Options struct {
 	// Self is the name of this node; Nonce tells this life of the process from others.
 	Self  string
@@ -67,6 +68,8 @@ type Options struct {
 	// Now reads the clock.
 	Now func() time.Time
 	Log *slog.Logger
+	// Surveyed receives what was found about a question of Survey. It must not block.
+	Surveyed func(survey.Answer)
 	// Observe receives a Status after each change that a person may see. It must not block.
 	Observe func(Status)
 	// Remember receives what a later life of the process on the same boot of the node may go on from, once a second at
@@ -99,10 +102,12 @@ type Agent struct {
 	o       Options
 	changes chan []Change
 	usable  chan usable // the latest only
-	planned chan planned
-	leave   chan struct{}
-	drained chan struct{}
-	metrics metrics
+	// questions are those of Survey, the latest only.
+	questions chan []survey.Question
+	planned   chan planned
+	leave     chan struct{}
+	drained   chan struct{}
+	metrics   metrics
 
 	links   facts.LinkSet
 	ports   ports
@@ -111,6 +116,7 @@ type Agent struct {
 	asks    asks
 	machine *elect.Machine
 	plan    plan.Plan
+	surveys surveys
 	claims  map[netip.Addr]intent.Claim
 	memory  memory
 	notes   []elect.Note
@@ -125,18 +131,22 @@ func New(o Options) *Agent {
 	if o.Observe == nil {
 		o.Observe = func(Status) {}
 	}
+	if o.Surveyed == nil {
+		o.Surveyed = func(survey.Answer) {}
+	}
 	return &Agent{
-		o:       o,
-		changes: make(chan []Change, 64),
-		usable:  make(chan usable, 1),
-		planned: make(chan planned),
-		leave:   make(chan struct{}, 1),
-		drained: make(chan struct{}),
-		metrics: newMetrics(),
-		ports:   ports{denied: map[portID]string{}, failed: map[portID]bool{}},
-		peers:   map[string]netip.Addr{},
-		asks:    asks{open: map[uint64]*asking{}, of: map[uint64]uint64{}},
-		claims:  map[netip.Addr]intent.Claim{},
+		o:         o,
+		changes:   make(chan []Change, 64),
+		usable:    make(chan usable, 1),
+		questions: make(chan []survey.Question, 1),
+		planned:   make(chan planned),
+		leave:     make(chan struct{}, 1),
+		drained:   make(chan struct{}),
+		metrics:   newMetrics(),
+		ports:     ports{denied: map[portID]string{}, failed: map[portID]bool{}},
+		peers:     map[string]netip.Addr{},
+		asks:      asks{open: map[uint64]*asking{}, of: map[uint64]uint64{}},
+		claims:    map[netip.Addr]intent.Claim{},
 	}
 }
 
@@ -182,7 +192,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case p := <-a.planned:
-			a.plan, a.tell = p.plan, true
+			a.plan, a.tell, a.surveys.config = p.plan, true, p.config
 			a.supersede(p)
 			in = append(in, p.bids())
 		case links := <-a.o.Links:
@@ -198,11 +208,14 @@ func (a *Agent) Run(ctx context.Context) error {
 		case <-a.leave:
 			a.o.Log.Info("handing over every address before the speaker stops", "held", len(a.claims))
 			in = append(in, elect.Leave{})
+		case q := <-a.questions:
+			a.surveys.desk.Set(q, a.world(), a.o.Now())
 		case <-timer.C:
 		}
 		a.step(a.waiting(a.revive(in)))
+		a.survey()
 		a.settle()
-		timer.Reset(max(a.machine.Next().Sub(a.o.Now()), 0))
+		timer.Reset(max(a.next().Sub(a.o.Now()), 0))
 	}
 }
 

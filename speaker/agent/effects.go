@@ -164,6 +164,11 @@ func (a *Agent) report(in []elect.Input, r layer2.Report) []elect.Input {
 		if r.ID >= asksFrom {
 			return a.answered(in, r)
 		}
+		if r.ID >= surveysFrom {
+			r.ID -= surveysFrom
+			a.surveys.desk.Found(r, a.world(), a.o.Now())
+			return in
+		}
 		return append(in, elect.Probed{Result: r})
 	case facts.ForeignClaim:
 		return append(in, elect.Foreign{Claim: r})
@@ -182,6 +187,7 @@ func (a *Agent) report(in []elect.Input, r layer2.Report) []elect.Input {
 
 // setMembers notes where the members are: they can be asked on the wire when the gossip is silent.
 func (a *Agent) setMembers(set facts.MemberSet) elect.Input {
+	a.surveys.members = set
 	a.members, a.tell, a.memory.changed = make([]string, 0, len(set.Members)), true, true
 	for _, m := range set.Members {
 		a.peers[m.Name] = m.Address

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 
+	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/speaker/bgp"
 	"github.com/gantry-lb/gantry/speaker/elect"
 	"github.com/gantry-lb/gantry/speaker/facts"
@@ -20,6 +21,7 @@ type usable struct {
 // planned is what the planning found since it was last taken.
 type planned struct {
 	plan    plan.Plan
+	config  *snapshot.Snapshot
 	changed map[netip.Addr]intent.Bid
 	gone    map[netip.Addr]struct{}
 }
@@ -73,7 +75,7 @@ func (a *Agent) planLoop(ctx context.Context, p *plan.Planner) {
 		}
 		if in.synced {
 			next.add(p.Update())
-			next.plan = p.Plan()
+			next.plan, next.config = p.Plan(), p.Inputs().Snapshot
 			a.o.BGP.Set(bgp.Desired{Peers: next.plan.Peers, Routes: next.plan.Routes, Leaving: next.plan.Leaving})
 			out = a.planned
 		}

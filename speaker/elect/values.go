@@ -151,6 +151,12 @@ func (m *Machine) Holders() []Holder {
 	return out
 }
 
+// Claimed says whether some node has a claim to the address that is not released.
+func (m *Machine) Claimed(ip netip.Addr) bool {
+	a := m.addresses[ip]
+	return a != nil && a.claim.Epoch > 0 && !a.claim.Released
+}
+
 // turn gathers the effects of one step.
 type turn struct {
 	holds   []Effect // Hold, Drop and Announce, in order

@@ -38,6 +38,11 @@ func (d deed) String() string {
 var rarely = map[string]string{
 	"patch events":   "an event that is repeated",
 	"update secrets": "the webhook's certificate grows old",
+
+	"update addressreservations/status": "somebody reserves an address",
+	"create addressprobes":              "a pool asks the segment",
+	"delete addressprobes":              "a pool asks the segment",
+	"patch addressprobes/status":        "a pool asks the segment",
 }
 
 // checkRights reads the audit log of a run that installed every package. What was refused is a right that is missing; what

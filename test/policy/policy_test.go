@@ -87,7 +87,7 @@ func under(dir string, places ...string) bool {
 }
 
 // decisions are the packages that decide and do nothing else.
-var decisions = []string{"controller/allocate", "controller/fence", "speaker/plan", "speaker/elect", "speaker/status", "speaker/bfd/session"}
+var decisions = []string{"controller/allocate", "controller/fence", "speaker/plan", "speaker/elect", "speaker/survey", "speaker/status", "speaker/bfd/session"}
 
 // effects are the packages that touch the world, each by one library.
 var effects = []string{"speaker/layer2", "speaker/links", "speaker/members", "speaker/bfd", "speaker/bgp"}

@@ -225,6 +225,25 @@ func (c *Client) UpdateReservation(ctx context.Context, o *v1alpha1.AddressReser
 	return c.send(ctx, "reservation", func() error { return c.server.updateReservation(o) })
 }
 
+// Probes implements reconcile.API.
+func (c *Client) Probes(context.Context) ([]v1alpha1.AddressProbe, error) {
+	return c.server.AllProbes(), nil
+}
+
+// CreateProbe implements reconcile.API.
+func (c *Client) CreateProbe(ctx context.Context, p *v1alpha1.AddressProbe) (*v1alpha1.AddressProbe, error) {
+	now := make(chan *v1alpha1.AddressProbe, 1)
+	if err := c.send(ctx, "probe", func() error { now <- c.server.createProbe(p); return nil }); err != nil {
+		return nil, err
+	}
+	return <-now, nil
+}
+
+// DeleteProbe implements reconcile.API.
+func (c *Client) DeleteProbe(ctx context.Context, name string) error {
+	return c.send(ctx, "probe", func() error { c.server.deleteProbe(name); return nil })
+}
+
 // Ledger implements reconcile.API.
 func (c *Client) Ledger(ctx context.Context, name string) (*v1alpha1.AddressLedger, error) {
 	now := make(chan *v1alpha1.AddressLedger, 1)

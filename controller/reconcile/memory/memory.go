@@ -30,6 +30,7 @@ type Server struct {
 	pools        map[string]*v1beta1.IPAddressPool
 	reservations map[string]*v1alpha1.AddressReservation
 	ledgers      map[string]*v1alpha1.AddressLedger
+	probes       map[string]*v1alpha1.AddressProbe
 	// changes are all that happened to Services, for the watches; moved is closed at the next, and made anew.
 	changes []change
 	moved   chan struct{}
@@ -49,7 +50,8 @@ func NewServer(check func(before, after *corev1.Service)) *Server {
 	return &Server{
 		services: map[view.Key]*corev1.Service{}, pools: map[string]*v1beta1.IPAddressPool{},
 		reservations: map[string]*v1alpha1.AddressReservation{}, ledgers: map[string]*v1alpha1.AddressLedger{},
-		moved: make(chan struct{}), writes: map[string]int{}, check: check,
+		probes: map[string]*v1alpha1.AddressProbe{},
+		moved:  make(chan struct{}), writes: map[string]int{}, check: check,
 	}
 }
 

@@ -1,0 +1,53 @@
+package memory
+
+import (
+	"cmp"
+	"slices"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+)
+
+// AllProbes returns the AddressProbes, sorted by name.
+func (s *Server) AllProbes() []v1alpha1.AddressProbe {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]v1alpha1.AddressProbe, 0, len(s.probes))
+	for _, p := range s.probes {
+		out = append(out, *p)
+	}
+	slices.SortFunc(out, func(x, y v1alpha1.AddressProbe) int { return cmp.Compare(x.Name, y.Name) })
+	return out
+}
+
+// AnswerProbe writes what a speaker found, or returns false when nobody asks; the workers have to be told.
+func (s *Server) AnswerProbe(name, outcome, by string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.probes[name] == nil {
+		return false
+	}
+	p := s.probes[name].DeepCopy()
+	p.Status = v1alpha1.AddressProbeStatus{Outcome: outcome, By: by, Node: "node"}
+	s.probes[name] = p
+	return true
+}
+
+func (s *Server) createProbe(p *v1alpha1.AddressProbe) *v1alpha1.AddressProbe {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.writes["probe"]++
+	p = p.DeepCopy()
+	p.Namespace, p.UID, p.ResourceVersion = names.Namespace, types.UID("uid-"+s.next()), s.next()
+	s.probes[p.Name] = p
+	return p
+}
+
+func (s *Server) deleteProbe(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.writes["probe"]++
+	delete(s.probes, name)
+}
