@@ -1,0 +1,107 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	eventsv1 "k8s.io/api/events/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/test/stage"
+)
+
+// asking has addresses that other hosts use: the router 192.168.0.240 and fd00:a8::400, and node2 192.168.0.241.
+const asking = `apiVersion: metallb.io/v1beta1
+kind: IPAddressPool
+metadata:
+  name: asking
+  namespace: metallb-system
+spec:
+  autoAssign: false
+  addresses:
+  - 192.168.0.240-192.168.0.243
+  - fd00:a8::400-fd00:a8::403
+  gantry:
+    probe:
+      quarantine: 1h
+---
+apiVersion: metallb.io/v1beta1
+kind: L2Advertisement
+metadata:
+  name: asking
+  namespace: metallb-system
+spec:
+  ipAddressPools:
+  - asking
+`
+
+// probed has an address that somebody uses passed over, whoever that is, and the next one given and announced.
+func probed(ctx context.Context, t *testing.T, s *stage.Stage) {
+	for _, add := range []struct{ host, address string }{{"router", "192.168.0.240/24"}, {"router", "fd00:a8::400/64"}, {"node2", "192.168.0.241/24"}} {
+		must(t, s.Host(add.host).Do(exec.Command("ip", "address", "add", add.address, "dev", "eth0", "nodad").Run))
+	}
+	must(t, s.Apply(ctx, asking))
+	web := strings.ReplaceAll(dualEcho, "name: echo", "name: asked")
+	web = strings.Replace(web, "kind: Service\nmetadata:\n", "kind: Service\nmetadata:\n  annotations:\n    metallb.io/address-pool: asking\n", 1)
+	must(t, s.Apply(ctx, web))
+	got, err := s.Addresses(ctx, "default", "asked", 2)
+	must(t, err)
+	if want := []netip.Addr{netip.MustParseAddr("192.168.0.242"), netip.MustParseAddr("fd00:a8::401")}; !slices.Equal(got, want) {
+		t.Errorf("the Service has %v, want %v: the others are in use", got, want)
+	}
+	for _, a := range got {
+		ask(ctx, t, s, netip.AddrPortFrom(a, 7000).String()).Stop()
+	}
+	must(t, stage.Await(ctx, "the events that name who answered", func(ctx context.Context) error {
+		return quarantined(ctx, s, "192.168.0.240", "192.168.0.241", "fd00:a8::400")
+	}))
+	must(t, stage.Await(ctx, "the questions to be closed", func(ctx context.Context) error {
+		var open v1alpha1.AddressProbeList
+		if err := s.API.List(ctx, &open); err != nil {
+			return err
+		}
+		if len(open.Items) > 0 {
+			return fmt.Errorf("%d AddressProbes are left", len(open.Items))
+		}
+		return nil
+	}))
+
+	// Who asks for such an address is told.
+	must(t, s.Apply(ctx, strings.Replace(stage.Echo("named", "node3"), "kind: Service\nmetadata:\n", "kind: Service\nmetadata:\n  annotations:\n    metallb.io/loadBalancerIPs: 192.168.0.240\n", 1)))
+	must(t, stage.Await(ctx, "the reason", func(ctx context.Context) error {
+		svc, err := s.Service(ctx, "default", "named")
+		if err != nil {
+			return err
+		}
+		c := meta.FindStatusCondition(svc.Status.Conditions, names.ConditionAddressAssigned)
+		if c == nil || c.Reason != string(names.ReasonQuarantined) || !strings.Contains(c.Message, "answered for it on the segment") {
+			return fmt.Errorf("the condition is %v", c)
+		}
+		return nil
+	}))
+}
+
+// quarantined says whether an event tells of each address.
+func quarantined(ctx context.Context, s *stage.Stage, addresses ...string) error {
+	var events eventsv1.EventList
+	if err := s.API.List(ctx, &events, client.InNamespace("default")); err != nil {
+		return err
+	}
+	for _, a := range addresses {
+		told := func(e eventsv1.Event) bool {
+			return strings.HasPrefix(e.Note, string(names.ReasonQuarantined)) && strings.Contains(e.Note, "answered for "+a+" ")
+		}
+		if !slices.ContainsFunc(events.Items, told) {
+			return fmt.Errorf("no event tells of %s", a)
+		}
+	}
+	return nil
+}
