@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -129,12 +130,15 @@ func TestNobodyAnswersPingsUnasked(t *testing.T) {
 
 // brokenPings fails at opening as often as it is told, then opens what ends at once, and then works.
 type brokenPings struct {
+	mu          sync.Mutex // guards what follows
 	refuse, end int
 	opened      []time.Time
 	closed      int
 }
 
 func (b *brokenPings) OpenPings(facts.Link, layer2.Family) (layer2.Pings, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.opened = append(b.opened, time.Now())
 	if b.refuse--; b.refuse >= 0 {
 		return nil, errors.New("no buffers")
@@ -157,6 +161,8 @@ func (p *endingPings) Serve(func(netip.Addr) bool) error {
 }
 
 func (p *endingPings) Close() error {
+	p.owner.mu.Lock()
+	defer p.owner.mu.Unlock()
 	p.owner.closed++
 	select {
 	case <-p.done:
@@ -173,6 +179,7 @@ func TestPingsThatFailCostNothingElse(t *testing.T) {
 		begun := time.Now()
 		s.take(held)
 		time.Sleep(time.Minute)
+		broken.mu.Lock()
 		var at []time.Duration
 		for _, o := range broken.opened {
 			at = append(at, o.Sub(begun).Round(time.Second))
@@ -181,12 +188,15 @@ func TestPingsThatFailCostNothingElse(t *testing.T) {
 		if !slices.Equal(at, want) || broken.closed != 2 {
 			t.Errorf("opened after %v and closed %d times, want %v and 2", at, broken.closed, want)
 		}
+		broken.mu.Unlock()
 		if n := len(s.engine.Reports()); n != 0 {
 			t.Errorf("%d reports", n)
 		}
 		s.send(s.request(held))
 		s.wantHeard("the port works", s.answer(held))
 	}, layer2.AnswerPings(broken))
+	broken.mu.Lock()
+	defer broken.mu.Unlock()
 	if broken.closed != 3 {
 		t.Errorf("closed %d times, want 3 at the end", broken.closed)
 	}
