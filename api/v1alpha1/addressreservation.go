@@ -13,7 +13,7 @@ type AddressReservationSpec struct {
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=32
 	// +kubebuilder:validation:items:MaxLength=45
-	// +kubebuilder:validation:items:XValidation:rule="isIP(self)",messageExpression="\"'\" + self + \"' is no address: write one such as 192.0.2.10 or 2001:db8::10\""
+	// +kubebuilder:validation:items:XValidation:rule="isIP(self)",message="the entry is no address: write one such as 192.0.2.10 or 2001:db8::10",messageExpression="\"'\" + self + \"' is no address: write one such as 192.0.2.10 or 2001:db8::10\""
 	// +listType=set
 	// +optional
 	Addresses []string `json:"addresses,omitempty"`

@@ -47,10 +47,10 @@ type ExtendedCommunityAlias struct {
 	// Name of the alias, as gantry.extendedCommunities of BGPAdvertisements writes it; unique over all Community objects.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
-	// +kubebuilder:validation:XValidation:rule="!self.contains(':')",messageExpression="\"the alias name '\" + self + \"' contains ':', which only values have: write a name without it\""
+	// +kubebuilder:validation:XValidation:rule="!self.contains(':')",message="the alias name contains ':', which only values have: write a name without it",messageExpression="\"the alias name '\" + self + \"' contains ':', which only values have: write a name without it\""
 	Name string `json:"name"`
 	// Value is "rt:A:N", "soo:A:N" or eight bytes in hexadecimal digits after "0x".
 	// +kubebuilder:validation:MaxLength=64
-	// +kubebuilder:validation:XValidation:rule="self.matches('^(rt|soo):([0-9]{1,10}|[0-9.]{7,15}):[0-9]{1,10}$|^0x[0-9a-fA-F]{16}$')",messageExpression="\"invalid extended community value: '\" + self + \"': write rt:A:N or soo:A:N, such as rt:64512:100, or eight bytes such as 0x0002fc0000000064\""
+	// +kubebuilder:validation:XValidation:rule="self.matches('^(rt|soo):([0-9]{1,10}|[0-9.]{7,15}):[0-9]{1,10}$|^0x[0-9a-fA-F]{16}$')",message="invalid extended community value: write rt:A:N or soo:A:N, such as rt:64512:100, or eight bytes such as 0x0002fc0000000064",messageExpression="\"invalid extended community value: '\" + self + \"': write rt:A:N or soo:A:N, such as rt:64512:100, or eight bytes such as 0x0002fc0000000064\""
 	Value string `json:"value"`
 }

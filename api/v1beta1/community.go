@@ -6,7 +6,8 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 type CommunitySpec struct {
 	// Communities are the aliases.
 	// +kubebuilder:validation:MaxItems=128
-	// +kubebuilder:validation:XValidation:rule="self.all(a, self.exists_one(b, a.name == b.name))",message="communities names one alias twice: take one of them out"
+	// +kubebuilder:validation:XValidation:rule="self.all(a, !has(a.name) || self.exists_one(b, has(b.name) && a.name == b.name))",message="communities names one alias twice: take one of them out"
+	// +kubebuilder:validation:items:XValidation:rule="has(self.name) && has(self.value)",message="an alias needs both name and value: write name: vpn and value: 64512:100, or take it out"
 	// +optional
 	Communities []CommunityAlias `json:"communities,omitempty"`
 
@@ -20,12 +21,12 @@ type CommunityAlias struct {
 	// Name of the alias, as BGPAdvertisements write it; unique over all Community objects.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
-	// +kubebuilder:validation:XValidation:rule="!self.contains(':')",messageExpression="\"the alias name '\" + self + \"' contains ':', which only values have: write a name without it\""
+	// +kubebuilder:validation:XValidation:rule="!self.contains(':')",message="the alias name contains ':', which only values have: write a name without it",messageExpression="\"the alias name '\" + self + \"' contains ':', which only values have: write a name without it\""
 	// +optional
 	Name string `json:"name,omitempty"`
 	// Value is "A:B" (RFC 1997) or "large:A:B:C" (RFC 8092).
 	// +kubebuilder:validation:MaxLength=64
-	// +kubebuilder:validation:XValidation:rule="(self.matches('^[0-9]{1,5}:[0-9]{1,5}$') && self.split(':').all(n, int(n) <= 65535)) || (self.matches('^large:[0-9]{1,10}:[0-9]{1,10}:[0-9]{1,10}$') && self.substring(6).split(':').all(n, int(n) <= 4294967295))",messageExpression="\"invalid community value: '\" + self + \"': write A:B with both at most 65535, or large:A:B:C with each at most 4294967295\""
+	// +kubebuilder:validation:XValidation:rule="(self.matches('^[0-9]{1,5}:[0-9]{1,5}$') && self.split(':').all(n, int(n) <= 65535)) || (self.matches('^large:[0-9]{1,10}:[0-9]{1,10}:[0-9]{1,10}$') && self.substring(6).split(':').all(n, int(n) <= 4294967295))",message="invalid community value: write A:B with both at most 65535, or large:A:B:C with each at most 4294967295",messageExpression="\"invalid community value: '\" + self + \"': write A:B with both at most 65535, or large:A:B:C with each at most 4294967295\""
 	// +optional
 	Value string `json:"value,omitempty"`
 }

@@ -69,6 +69,11 @@ func refused(t *testing.T, c client.Client, o client.Object, want ...string) {
 			t.Errorf("it was refused with %v, want %q in it", err, w)
 		}
 	}
+	for _, w := range []string{"type conversion error", "no such key", "failed rule"} {
+		if strings.Contains(err.Error(), w) {
+			t.Errorf("it was refused with %v, which is a rule and no sentence", err)
+		}
+	}
 }
 
 func addresses(t *testing.T, c client.Client) {
@@ -99,6 +104,7 @@ func addresses(t *testing.T, c client.Client) {
 		"no entry":                             {[]string{}, []string{"addresses is empty: write at least one"}},
 		"no list":                              {nil, []string{"spec.addresses"}},
 		"an entry that is far too long":        {[]string{strings.Repeat("1", 97)}, []string{"spec.addresses[0]", "96"}},
+		"a line break after a CIDR":            {[]string{"10.0.0.0/24\n"}, []string{"the entry " + form}},
 		"a text that would break a message":    {[]string{`1"2'3\4`}, []string{form}},
 	}
 	for name, tc := range cases {

@@ -8,10 +8,10 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // +kubebuilder:validation:XValidation:rule="[has(self.peerAddress) && self.peerAddress.size() > 0, has(self.interface) && self.interface.size() > 0, has(self.gantry) && has(self.gantry.defaultGateway)].filter(x, x).size() == 1",message="write either peerAddress (the router's address) or interface (unnumbered, over the link's own IPv6 addresses), not both and not neither; gantry.defaultGateway takes the place of both"
 // +kubebuilder:validation:XValidation:rule="!has(self.gantry) || !has(self.gantry.ttlSecurityHops) || !has(self.ebgpMultiHop) || !self.ebgpMultiHop",message="ebgpMultiHop and gantry.ttlSecurityHops exclude each other: take ebgpMultiHop out, since ttlSecurityHops says how far away the router may be"
 // +kubebuilder:validation:XValidation:rule="!has(self.gantry) || !has(self.gantry.passive) || !self.gantry.passive || !has(self.peerPort) || self.peerPort == 0 || self.peerPort == 179",message="peerPort is the port to connect to, and a passive peer does not connect: take peerPort out"
-// +kubebuilder:validation:XValidation:rule="!has(self.sourceAddress) || !has(self.peerAddress) || !isIP(self.sourceAddress) || !isIP(self.peerAddress) || ip(self.sourceAddress).family() == ip(self.peerAddress).family()",message="sourceAddress and peerAddress are of different families: write a source address of the peer's family, or leave it out"
+// +kubebuilder:validation:XValidation:rule="!has(self.sourceAddress) || !has(self.peerAddress) || !isIP(self.sourceAddress) || !isIP(self.peerAddress) || ip(self.sourceAddress).family() == ip(self.peerAddress).family()",message="sourceAddress and peerAddress are of different families: write a source address of the peer's family, or leave it out",messageExpression="\"sourceAddress '\" + self.sourceAddress + \"' and peerAddress '\" + self.peerAddress + \"' are of different families: write a source address of the peer's family, or leave it out\""
 // +kubebuilder:validation:XValidation:rule="!has(self.password) || self.password.size() == 0 || !has(self.passwordSecret) || !has(self.passwordSecret.name) || self.passwordSecret.name.size() == 0",message="password and passwordSecret exclude each other: keep passwordSecret and take password out"
 // +kubebuilder:validation:XValidation:rule="!has(self.ebgpMultiHop) || !self.ebgpMultiHop || !((has(self.peerASN) && self.peerASN == self.myASN) || (has(self.dynamicASN) && self.dynamicASN == 'internal'))",message="ebgpMultiHop is for external peers, but peerASN is myASN: take ebgpMultiHop out, since internal sessions may cross hops anyway"
-// +kubebuilder:validation:XValidation:rule="!has(self.holdTime) || !has(self.keepaliveTime) || duration(self.keepaliveTime) <= duration(self.holdTime)",message="keepaliveTime is longer than holdTime: write a keepaliveTime of at most the holdTime, best a third of it"
+// +kubebuilder:validation:XValidation:rule="!has(self.holdTime) || !has(self.keepaliveTime) || !self.holdTime.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$|^0$') || !self.keepaliveTime.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$|^0$') || duration(self.keepaliveTime) <= duration(self.holdTime)",message="keepaliveTime is longer than holdTime: write a keepaliveTime of at most the holdTime, best a third of it",messageExpression="\"keepaliveTime '\" + self.keepaliveTime + \"' is longer than holdTime '\" + self.holdTime + \"': write a keepaliveTime of at most the holdTime, best a third of it\""
 // +kubebuilder:validation:XValidation:rule="!has(self.localASN) || self.localASN != self.myASN",message="localASN is myASN: take localASN out, or write the number that the router is to see instead"
 type BGPPeerSpec struct {
 	// MyASN is the autonomous system number of the node's end of the session.
@@ -42,19 +42,19 @@ type BGPPeerSpec struct {
 
 	// PeerAddress is the router's address; exactly one of it and interface is set.
 	// +kubebuilder:validation:MaxLength=64
-	// +kubebuilder:validation:XValidation:rule="self == '' || isIP(self)",messageExpression="\"peerAddress '\" + self + \"' is no IP address: write one such as 192.0.2.1 or 2001:db8::1, without a mask or a zone\""
+	// +kubebuilder:validation:XValidation:rule="self == '' || isIP(self)",message="peerAddress is no IP address: write one such as 192.0.2.1 or 2001:db8::1, without a mask or a zone",messageExpression="\"peerAddress '\" + self + \"' is no IP address: write one such as 192.0.2.1 or 2001:db8::1, without a mask or a zone\""
 	// +optional
 	PeerAddress string `json:"peerAddress,omitempty"`
 
 	// Interface is the link to an unnumbered peer, found by its router advertisements.
 	// +kubebuilder:validation:MaxLength=15
-	// +kubebuilder:validation:XValidation:rule="self == '' || self.matches('^[^/ ]+$')",messageExpression="\"interface '\" + self + \"' is no interface name: write one such as eth0\""
+	// +kubebuilder:validation:XValidation:rule="self == '' || self.matches('^[^/ ]+$')",message="interface is no interface name: write one such as eth0",messageExpression="\"interface '\" + self + \"' is no interface name: write one such as eth0\""
 	// +optional
 	Interface string `json:"interface,omitempty"`
 
 	// SourceAddress is the node's address that the session starts from.
 	// +kubebuilder:validation:MaxLength=64
-	// +kubebuilder:validation:XValidation:rule="self == '' || isIP(self)",messageExpression="\"sourceAddress '\" + self + \"' is no IP address: write one of the node's own, such as 192.0.2.10\""
+	// +kubebuilder:validation:XValidation:rule="self == '' || isIP(self)",message="sourceAddress is no IP address: write one of the node's own, such as 192.0.2.10",messageExpression="\"sourceAddress '\" + self + \"' is no IP address: write one of the node's own, such as 192.0.2.10\""
 	// +optional
 	SourceAddress string `json:"sourceAddress,omitempty"`
 
@@ -70,28 +70,28 @@ type BGPPeerSpec struct {
 	// the keepaliveTime, or 90s.
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:MaxLength=32
-	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$|^0$')",messageExpression="\"holdTime '\" + self + \"' is no duration: write one such as 90s or 1m30s\""
-	// +kubebuilder:validation:XValidation:rule="!self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') || duration(self) < duration('1s') || (duration(self) >= duration('3s') && duration(self) < duration('65536s'))",messageExpression="\"holdTime '\" + self + \"' is out of range: write 0s (never) or 3s to 65535s\""
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$|^0$')",message="holdTime is no duration: write one such as 90s or 1m30s",messageExpression="\"holdTime '\" + self + \"' is no duration: write one such as 90s or 1m30s\""
+	// +kubebuilder:validation:XValidation:rule="!self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') || duration(self) < duration('1s') || (duration(self) >= duration('3s') && duration(self) < duration('65536s'))",message="holdTime is out of range: write 0s (never) or 3s to 65535s",messageExpression="\"holdTime '\" + self + \"' is out of range: write 0s (never) or 3s to 65535s\""
 	// +optional
 	HoldTime *metav1.Duration `json:"holdTime,omitempty"`
 
 	// KeepaliveTime between two keepalives. Unset: a third of the hold time.
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:MaxLength=32
-	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$|^0$')",messageExpression="\"keepaliveTime '\" + self + \"' is no duration: write one such as 30s\""
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$|^0$')",message="keepaliveTime is no duration: write one such as 30s",messageExpression="\"keepaliveTime '\" + self + \"' is no duration: write one such as 30s\""
 	// +optional
 	KeepaliveTime *metav1.Duration `json:"keepaliveTime,omitempty"`
 
 	// ConnectTime between two attempts to connect: whole seconds, 1s to 65535s.
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:MaxLength=32
-	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') && duration(self).getMilliseconds() % 1000 == 0 && duration(self).getSeconds() >= 1 && duration(self).getSeconds() <= 65535",messageExpression="\"connectTime '\" + self + \"' is out of range: write whole seconds, 1s to 65535s\""
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') && duration(self).getMilliseconds() % 1000 == 0 && duration(self).getSeconds() >= 1 && duration(self).getSeconds() <= 65535",message="connectTime is out of range: write whole seconds, 1s to 65535s",messageExpression="\"connectTime '\" + self + \"' is out of range: write whole seconds, 1s to 65535s\""
 	// +optional
 	ConnectTime *metav1.Duration `json:"connectTime,omitempty"`
 
 	// RouterID of the node's end, in the form of an IPv4 address (RFC 6286).
 	// +kubebuilder:validation:MaxLength=64
-	// +kubebuilder:validation:XValidation:rule="self == '' || (isIP(self) && ip(self).family() == 4 && self != '0.0.0.0')",messageExpression="\"routerID '\" + self + \"' is no router ID: write one in the form of an IPv4 address other than 0.0.0.0, such as 192.0.2.10\""
+	// +kubebuilder:validation:XValidation:rule="self == '' || (isIP(self) && ip(self).family() == 4 && self != '0.0.0.0')",message="routerID is no router ID: write one in the form of an IPv4 address other than 0.0.0.0, such as 192.0.2.10",messageExpression="\"routerID '\" + self + \"' is no router ID: write one in the form of an IPv4 address other than 0.0.0.0, such as 192.0.2.10\""
 	// +optional
 	RouterID string `json:"routerID,omitempty"`
 

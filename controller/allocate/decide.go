@@ -105,7 +105,7 @@ func (d *decider) fromPool() Decision {
 	case src == nil:
 		return d.keep(names.ReasonPoolNotFound, "no IPAddressPool %q exists: create it, or correct the annotation %s", d.s.Pool, names.AnnotationPool)
 	case !admits(src.pool, d.s):
-		return d.keep(names.ReasonPoolNotAllowed, "the serviceAllocation of pool %q does not admit this Service", src.pool.Name)
+		return d.keep(names.ReasonPoolNotAllowed, notAdmitted, src.pool.Name)
 	}
 	if !d.fill([]*source{src}, nil) {
 		return d.keep(d.short())

@@ -12,6 +12,9 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
+// notAdmitted says that a pool is for others.
+const notAdmitted = "the serviceAllocation of pool %q does not admit this Service: ask for another pool or address, or add the namespace or the labels of the Service to it"
+
 // requested says which pool gives an address that the Service asks for, or why it cannot have it. An address that it holds already is
 // judged by its pool alone.
 func (d *decider) requested(a netip.Addr) (*source, names.Reason, string) {
@@ -19,7 +22,7 @@ func (d *decider) requested(a netip.Addr) (*source, names.Reason, string) {
 	src := d.m.gives(at)
 	if src == nil {
 		if outer := d.m.covering(at); outer != nil {
-			return nil, names.ReasonAddressNotInPool, fmt.Sprintf("pool %q excludes the requested %s: ask for another address", outer.pool.Name, a)
+			return nil, names.ReasonAddressNotInPool, fmt.Sprintf("pool %q excludes the requested %s, by gantry.exclude or avoidBuggyIPs: ask for another address", outer.pool.Name, a)
 		}
 		return nil, names.ReasonAddressNotInPool, fmt.Sprintf("no pool contains the requested %s: ask for an address of a pool, or add it to one", a)
 	}
@@ -28,7 +31,7 @@ func (d *decider) requested(a netip.Addr) (*source, names.Reason, string) {
 			a, src.pool.Name, names.AnnotationPool, d.s.Pool)
 	}
 	if !admits(src.pool, d.s) {
-		return nil, names.ReasonPoolNotAllowed, fmt.Sprintf("the serviceAllocation of pool %q does not admit this Service", src.pool.Name)
+		return nil, names.ReasonPoolNotAllowed, fmt.Sprintf(notAdmitted, src.pool.Name)
 	}
 	if slices.Contains(d.held.Addresses, a) {
 		return src, "", ""

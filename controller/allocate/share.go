@@ -42,24 +42,27 @@ func (a *share) equal(b *share) bool {
 	return a.circle == b.circle && a.local == b.local && slices.Equal(a.ports, b.ports)
 }
 
+// shareable says what to do about a missing key.
+const shareable = "ask for another address, or give both the annotation " + names.AnnotationSharing + " with one value"
+
 // clash says why two Services may not hold one address; the Reason is empty when they may. Both have to name the same sharing key, use no port
 // twice, and have their traffic handled alike: by Pods on any node, or by the same Pods on the node where it arrives.
 func (a *share) clash(b *share) (names.Reason, string) {
 	switch {
 	case a == nil:
-		return names.ReasonAddressInUse, "this Service has no sharing key"
+		return names.ReasonAddressInUse, "this Service has no sharing key: " + shareable
 	case b == nil:
-		return names.ReasonAddressInUse, "that Service has no sharing key"
+		return names.ReasonAddressInUse, "that Service has no sharing key: " + shareable
 	case a.key != b.key:
-		return names.ReasonSharingKeyDiffers, fmt.Sprintf("its sharing key is %q, not %q", b.key, a.key)
+		return names.ReasonSharingKeyDiffers, fmt.Sprintf("its sharing key is %q, not %q: ask for another address, or write the same key", b.key, a.key)
 	case a.backend != b.backend && a.local && b.local:
-		return names.ReasonTrafficPolicyConflict, "both have externalTrafficPolicy Local and their selectors differ"
+		return names.ReasonTrafficPolicyConflict, "both have externalTrafficPolicy Local and their selectors differ: ask for another address, or select the same Pods"
 	case a.backend != b.backend:
-		return names.ReasonTrafficPolicyConflict, "one has externalTrafficPolicy Local and the other Cluster"
+		return names.ReasonTrafficPolicyConflict, "one has externalTrafficPolicy Local and the other Cluster: ask for another address, or give both the same policy"
 	}
 	for _, p := range a.ports {
 		if slices.Contains(b.ports, p) {
-			return names.ReasonPortConflict, fmt.Sprintf("both use %s/%d", p.Protocol, p.Number)
+			return names.ReasonPortConflict, fmt.Sprintf("both use %s/%d: ask for another address, or use another port", p.Protocol, p.Number)
 		}
 	}
 	return "", ""

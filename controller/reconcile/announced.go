@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -214,6 +215,7 @@ func (r *Announced) configuration(ctx context.Context) (*snapshot.Snapshot, []sn
 	if o.Nodes, err = configuration.Nodes(ctx, r.Client); err != nil {
 		return nil, nil, err
 	}
+	o.Last = r.known // what an edit broke is announced on, as it last was
 	r.known, _ = snapshot.Build(o)
 	r.nodes = o.Nodes
 	now := r.Now()
@@ -246,11 +248,13 @@ func (r *Announced) why(ctx context.Context, s *corev1.Service, v *view.Service)
 func unadvertised(s *snapshot.Snapshot, v *view.Service, nodes []snapshot.Node) (names.Reason, string) {
 	var own []string
 	for _, a := range v.Assigned {
-		pool := s.PoolFor(a)
-		if pool == nil {
+		pools := s.PoolsOf(v.PoolRecorded, a)
+		if pools == nil {
 			return names.ReasonAddressOutsidePools, fmt.Sprintf("the address %s is in no IPAddressPool any more: add it to one, or give it back", a)
 		}
-		own = append(own, pool.Name)
+		if !slices.Contains(own, pools[0].Name) {
+			own = append(own, pools[0].Name)
+		}
 	}
 	covered, onNode, excluded := false, false, false
 	look := func(pools []string, services, selectors []labels.Selector) {
@@ -277,13 +281,22 @@ func unadvertised(s *snapshot.Snapshot, v *view.Service, nodes []snapshot.Node) 
 	}
 	switch {
 	case !covered:
-		return names.ReasonNoAdvertisement, fmt.Sprintf("no L2Advertisement or BGPAdvertisement selects pool %q and this Service: create one", own[0])
+		return names.ReasonNoAdvertisement, fmt.Sprintf("no L2Advertisement or BGPAdvertisement selects pool %s and this Service: create one", quoted(own))
 	case !onNode && excluded:
 		return names.ReasonNodeExcluded, "every node that the advertisements select has the label " + names.LabelExcludeNode + ": take it off one of them"
 	case !onNode:
 		return names.ReasonNoAdvertisement, "the nodeSelectors of the advertisements match no node: correct them, or label a node"
 	}
 	return "", ""
+}
+
+// quoted lists pools for people.
+func quoted(pools []string) string {
+	out := make([]string, len(pools))
+	for i, p := range pools {
+		out[i] = strconv.Quote(p)
+	}
+	return strings.Join(out, " or ")
 }
 
 func (r *Announced) write(ctx context.Context, s *corev1.Service, c metav1.Condition) error {

@@ -41,6 +41,7 @@ func desired(s *corev1.Service, d allocate.Decision, pool string) *corev1.Servic
 	}
 	if len(d.Addresses) == 0 {
 		c.Status = metav1.ConditionFalse
+		meta.RemoveStatusCondition(&after.Status.Conditions, names.ConditionAnnounced) // there is nothing to announce
 	}
 	meta.SetStatusCondition(&after.Status.Conditions, c)
 	return after

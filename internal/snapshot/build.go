@@ -201,7 +201,7 @@ func (b *builder) selectors(o Object, field string, in []metav1.LabelSelector) [
 	for i := range in {
 		s, err := metav1.LabelSelectorAsSelector(&in[i])
 		if err != nil {
-			b.fault(o, field, names.ReasonInvalidSelector, "%s[%d]: %v", field, i, err)
+			b.fault(o, field, names.ReasonInvalidSelector, "%s[%d]: %v: write matchLabels, or matchExpressions with the operator In or NotIn and values, or Exists or DoesNotExist without", field, i, err)
 			s = labels.Nothing()
 		}
 		out = append(out, s)

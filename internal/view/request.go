@@ -92,7 +92,7 @@ func Addresses(source, text string) ([]netip.Addr, string) {
 		case err != nil || a.Zone() != "":
 			return nil, fmt.Sprintf("%s: %q is no address: write one IPv4 or IPv6 address, or one of each with a comma between", source, part)
 		case slices.Contains(out, a.Unmap()):
-			return nil, fmt.Sprintf("%s: %s stands there twice", source, a)
+			return nil, fmt.Sprintf("%s: %s stands there twice: take one out", source, a)
 		}
 		out = append(out, a.Unmap())
 	}

@@ -8,6 +8,7 @@
 //	# address NAMESPACE/NAME: A[, B]       the Service has these addresses, in this order
 //	# pending NAMESPACE/NAME REASON: TEXT  the Service has none, for this REASON and TEXT
 //	# keeps NAMESPACE/NAME REASON: TEXT    the Service has some, though not what it asks for, for this REASON and TEXT
+//	# silent NAMESPACE/NAME REASON: TEXT   nobody announces the Service, for this REASON and TEXT; without them nothing is said of it
 //	# from NAMESPACE/NAME: POOL[, POOL]    the annotations name these pools
 //	# counts POOL: A B C D                 the pool's status says: assigned and available, IPv4 and IPv6
 //	# reserved NAME: A[, B]                the AddressReservation keeps these addresses
@@ -65,7 +66,7 @@ const patience = 30 * time.Second
 type expectation struct{ verb, object, reason, text string }
 
 var (
-	headLine = regexp.MustCompile(`^# (valid|refused|problem|address|pending|keeps|from|counts|reserved|unreserved|delete) (\S+?):?(?: ([A-Z]\w+))?(?:: ?(.*)| (\d\S.*))?$`)
+	headLine = regexp.MustCompile(`^# (valid|refused|problem|address|pending|keeps|silent|from|counts|reserved|unreserved|delete) (\S+?):?(?: ([A-Z]\w+))?(?:: ?(.*)| (\d\S.*))?$`)
 	document = regexp.MustCompile(`(?m)^---\s*$`)
 )
 
@@ -274,7 +275,7 @@ func (b *bed) met(ctx context.Context, e expectation) (bool, string) {
 		return b.reserved(ctx, e)
 	case "counts":
 		return b.counts(ctx, e)
-	case "address", "pending", "keeps", "from":
+	case "address", "pending", "keeps", "silent", "from":
 		var s corev1.Service
 		if err := b.c.Get(ctx, client.ObjectKey{Namespace: first, Name: name}, &s); err != nil {
 			return false, err.Error()
@@ -313,6 +314,12 @@ func served(s *corev1.Service, ips []string, e expectation) (bool, string) {
 		all, there := s.Annotations[names.AnnotationFromPools]
 		from := s.Annotations[names.AnnotationFromPool]
 		return from == first && there == several && (!several || strings.ReplaceAll(all, ",", ", ") == e.text), from + "; " + all
+	case "silent":
+		c := meta.FindStatusCondition(s.Status.Conditions, names.ConditionAnnounced)
+		if e.reason == "" {
+			return c == nil, condition(c)
+		}
+		return c != nil && c.Status == metav1.ConditionFalse && c.Reason == e.reason && strings.Contains(c.Message, e.text), condition(c)
 	case "keeps":
 		return why && len(ips) > 0 && c.Status == metav1.ConditionTrue, got + " " + condition(c)
 	}
