@@ -2,10 +2,13 @@ package reconcile
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/gantry-lb/gantry/api/v1alpha1"
@@ -116,12 +119,46 @@ func (c *Cluster) Pools(ctx context.Context) (snapshot.Objects, error) {
 
 // PatchStatus implements API, through the status subresource, which carries annotations too.
 func (c *Cluster) PatchStatus(ctx context.Context, before, after *corev1.Service) (*corev1.Service, error) {
-	written := after.DeepCopy()
-	base := client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})
-	if err := c.Client.Status().Patch(ctx, written, base); err != nil {
+	patch, err := difference(before, after)
+	if err != nil {
+		return nil, fmt.Errorf("writing down the status of Service %s/%s: %w", before.Namespace, before.Name, err)
+	}
+	written := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: before.Namespace, Name: before.Name}}
+	if err := c.Client.Status().Patch(ctx, written, client.RawPatch(types.MergePatchType, patch)); err != nil {
 		return nil, fmt.Errorf("writing the status of Service %s/%s: %w", before.Namespace, before.Name, err)
 	}
 	return written, nil
+}
+
+// difference is the merge patch (RFC 7386) that makes the one Service the other, in status and annotations. What the cache does not keep of a
+// Service is not in it: each annotation stands for itself, since to leave out the last that is known would take all others too.
+func difference(before, after *corev1.Service) ([]byte, error) {
+	b, a := &corev1.Service{Status: before.Status}, &corev1.Service{Status: after.Status}
+	status, err := client.MergeFrom(b).Data(a)
+	if err != nil {
+		return nil, err
+	}
+	patch := map[string]any{}
+	if err := json.Unmarshal(status, &patch); err != nil {
+		return nil, err
+	}
+	metadata := map[string]any{"resourceVersion": before.ResourceVersion}
+	annotations := map[string]any{}
+	for k, v := range after.Annotations {
+		if old, same := before.Annotations[k]; !same || old != v {
+			annotations[k] = v
+		}
+	}
+	for k := range before.Annotations {
+		if _, still := after.Annotations[k]; !still {
+			annotations[k] = nil
+		}
+	}
+	if len(annotations) > 0 {
+		metadata["annotations"] = annotations
+	}
+	patch["metadata"] = metadata
+	return json.Marshal(patch)
 }
 
 // UpdatePool implements API. The counters are required fields, so that the whole status is written: a merge patch would leave

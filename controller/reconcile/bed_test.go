@@ -88,6 +88,14 @@ func balanced(name string) *corev1.Service {
 
 func key(name string) view.Key { return view.Key{Namespace: "default", Name: name} }
 
+func addressesOf(texts ...string) []netip.Addr {
+	var out []netip.Addr
+	for _, text := range texts {
+		out = append(out, netip.MustParseAddr(text))
+	}
+	return out
+}
+
 // address is the first in the Service's status; not valid when it has none.
 func address(s *corev1.Service) netip.Addr {
 	if s == nil || len(s.Status.LoadBalancer.Ingress) == 0 {

@@ -44,6 +44,9 @@ func (r *Services) look(ctx context.Context, l letter) {
 		r.release(l.Key, "the Service was made anew under the same name")
 		rec = nil
 	}
+	if rec != nil && rec.refused == s.ResourceVersion && time.Now().Before(rec.retry) {
+		return // a timer runs
+	}
 	v := view.FromService(s)
 	if !r.ours(&v) {
 		r.dismiss(s, &v)
@@ -256,6 +259,7 @@ func (r *Services) wrote(_ context.Context, w *write, o outcome, now *corev1.Ser
 		r.inbox.add(k)
 	case rejected:
 		rec.failures++
+		rec.refused, rec.retry = base, time.Now().Add(delay(rec.failures))
 		r.problem(k, err, delay(rec.failures))
 		r.revert(w, w.before)
 		r.lookAfter(k, delay(rec.failures))

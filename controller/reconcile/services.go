@@ -90,6 +90,9 @@ type record struct {
 	// busy says that a write waits or is under way; again, that there was news meanwhile.
 	busy, again bool
 	failures    int // in a row
+	// What the API server refused is not tried again before retry, unless the Service has another resourceVersion than refused by then.
+	refused string
+	retry   time.Time
 	// writes counts those since.
 	writes int
 	since  time.Time

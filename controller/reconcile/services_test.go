@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -8,6 +9,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/controller/reconcile/memory"
@@ -213,6 +216,46 @@ func TestWhoWaitsIsServedWhenThereIsRoom(t *testing.T) {
 		want(t, s, waits, "192.0.2.1", names.ReasonAddressNotInPool)
 		if e := told.of("a"); !strings.HasPrefix(e[0], "Warning AllocationFailed NoPools: ") {
 			t.Errorf("the events of a are %q", e)
+		}
+	})
+}
+
+// TestAWriteThatIsRefusedHoldsUpNobody has the API server refuse what is written of one Service, as somebody's admission webhook may: the others
+// are served as if it were not there, it is tried again less and less often, and it is served once it is allowed.
+func TestAWriteThatIsRefusedHoldsUpNobody(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := memory.NewServer(nil)
+		s.SetPool("p", pool("192.0.2.0/28"))
+		s.Refuse(func(o *corev1.Service) error {
+			if o.Name == "refused" {
+				return apierrors.NewForbidden(schema.GroupResource{Resource: "services"}, o.Name, errors.New("no"))
+			}
+			return nil
+		})
+		told := &recorder{}
+		c := run(t, s, nil, Options{Tell: told.tell})
+		defer c.end()
+		s.Create(balanced("refused"))
+		time.Sleep(time.Second)
+		for i := range 15 {
+			name := fmt.Sprint("s", i)
+			s.Create(balanced(name))
+			time.Sleep(time.Second)
+			if !address(s.Service(key(name))).IsValid() {
+				t.Errorf("Service %s has no address after a second", name)
+			}
+		}
+		time.Sleep(10 * time.Minute)
+		if n := s.Refused(); n > 40 {
+			t.Errorf("what is refused was tried %d times in 10 minutes", n)
+		}
+		if e := told.of("refused"); len(e) > 0 {
+			t.Errorf("it was told %q", e)
+		}
+		s.Refuse(nil)
+		time.Sleep(lastDelay + time.Second)
+		if !address(s.Service(key("refused"))).IsValid() {
+			t.Error("it is not served when it is allowed")
 		}
 	})
 }

@@ -2,8 +2,10 @@ package reconcile
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"reflect"
 	"slices"
 	"sync"
 	"testing"
@@ -46,6 +48,13 @@ func mayShare(a, b *corev1.Service) bool {
 	return k != "" && k == b.Annotations[names.AnnotationSharing] && a.Spec.Ports[0].Port != b.Spec.Ports[0].Port
 }
 
+// wishes are a Service's annotations without ours.
+func wishes(s *corev1.Service) map[string]string {
+	out := maps.Clone(s.Annotations)
+	delete(out, names.AnnotationFromPool)
+	return out
+}
+
 // check is told of every change of a Service.
 func (o *oracle) check(before, after *corev1.Service) {
 	o.mu.Lock()
@@ -58,7 +67,7 @@ func (o *oracle) check(before, after *corev1.Service) {
 	}
 	k := view.Key{Namespace: after.Namespace, Name: after.Name}
 	o.held[k] = after
-	if before != nil && before.Generation != after.Generation {
+	if before != nil && (!reflect.DeepEqual(before.Spec, after.Spec) || !maps.Equal(wishes(before), wishes(after))) {
 		o.edited[k] = true // until it is made anew: a controller may come to know of it late
 		return
 	}

@@ -37,6 +37,9 @@ type Server struct {
 	// writes counts requests that changed something, by kind.
 	writes map[string]int
 	check  func(before, after *corev1.Service)
+	// refuse, unless nil, says why a write of a Service's status is not wanted; refused counts those.
+	refuse  func(*corev1.Service) error
+	refused int
 }
 
 // change is what happened to one Service: after is nil when it was deleted.
@@ -84,10 +87,24 @@ func (s *Server) Create(o *corev1.Service) bool {
 		return false
 	}
 	o = o.DeepCopy()
-	o.UID, o.Generation = types.UID("uid-"+s.next()), 1
+	o.UID = types.UID("uid-" + s.next()) // and no generation: the API server counts none for Services
 	o.CreationTimestamp = metav1.Unix(s.version, 0)
 	s.put(k, o)
 	return true
+}
+
+// Refuse has writes of a Service's status refused as somebody's admission webhook or quota does; nil allows all.
+func (s *Server) Refuse(why func(*corev1.Service) error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refuse = why
+}
+
+// Refused returns how many writes were refused so.
+func (s *Server) Refused() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.refused
 }
 
 // Edit changes a Service as a user does, or returns false when there is none.
@@ -99,7 +116,6 @@ func (s *Server) Edit(k view.Key, edit func(*corev1.Service)) bool {
 	}
 	o := s.services[k].DeepCopy()
 	edit(o)
-	o.Generation++
 	if o.Spec.Type != corev1.ServiceTypeLoadBalancer { // as the real one does
 		o.Status.LoadBalancer = corev1.LoadBalancerStatus{}
 		o.Spec.LoadBalancerClass = nil
@@ -231,6 +247,12 @@ func (s *Server) patch(before, after *corev1.Service) (*corev1.Service, error) {
 		return nil, missing("services", k.String())
 	case now.ResourceVersion != before.ResourceVersion:
 		return nil, conflict("services", k.String())
+	}
+	if s.refuse != nil {
+		if err := s.refuse(after); err != nil {
+			s.refused++
+			return nil, err
+		}
 	}
 	s.writes["service"]++
 	after = after.DeepCopy()
