@@ -179,7 +179,7 @@ func TestTheDocumentedBIRD(t *testing.T) {
 	})
 	t.Run("a node that leaves says so first, then withdraws, and then ends the session", func(t *testing.T) {
 		s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: routes(vip), Leaving: true})
-		birdHas(t, bird, "show route all for "+vip, "BGP.community: (65535,0)")
+		birdHas(t, bird, "show route all for "+vip, "BGP.community: (65535,0)", "BGP.local_pref: 0\n")
 		birdHas(t, bird, "show route", "!"+vip)
 		s.Stop(t.Context())
 		birdHas(t, bird, "show protocols all node1", "Last error:", "Received: ")

@@ -1,22 +1,17 @@
 package bgp_test
 
 import (
-	"os"
-	"regexp"
-	"strings"
 	"testing"
+
+	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// documented returns the configuration of that name from docs/bgp.md, so that what people copy from there is what the tests run.
+// documented returns the configuration of that name from docs/bgp.md.
 func documented(t *testing.T, name string) string {
 	t.Helper()
-	text, err := os.ReadFile("../../docs/bgp.md")
+	text, err := router.Documented("../../docs/bgp.md", name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := regexp.MustCompile("(?s)<!-- " + regexp.QuoteMeta(name) + " -->\n+```[a-z]*\n(.*?)\n```").FindSubmatch(text)
-	if m == nil {
-		t.Fatalf("docs/bgp.md has no configuration that is named %q", name)
-	}
-	return strings.TrimRight(string(m[1]), "\n") + "\n"
+	return text
 }

@@ -135,6 +135,7 @@ func (w *worker) leave(yes bool) {
 	w.phase = staying
 	w.drained.Stop()
 	if yes {
+		w.log.Info("the node is leaving: its routes are announced as going, and withdrawn then", "routes", len(w.held))
 		w.phase = going
 		w.drained.Reset(goingTime)
 	}

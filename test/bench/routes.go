@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -191,7 +192,7 @@ func pulled(ctx context.Context, s *stage.Stage, vip netip.Prefix, profile strin
 	var took []time.Duration
 	for range times {
 		time.Sleep(2 * time.Second) // BFD is up again, and has agreed on its intervals
-		begun := time.Now()
+		begun := noCarrier(ctx, s)
 		if err := s.CutCable(ctx, "node1"); err != nil {
 			return err
 		}
@@ -199,7 +200,7 @@ func pulled(ctx context.Context, s *stage.Stage, vip netip.Prefix, profile strin
 		if err != nil {
 			return err
 		}
-		took = append(took, at.Sub(begun))
+		took = append(took, at.Sub(<-begun))
 		if err := s.PlugCable(ctx, "node1"); err != nil {
 			return err
 		}
@@ -209,6 +210,27 @@ func pulled(ctx context.Context, s *stage.Stage, vip netip.Prefix, profile strin
 	}
 	figures("next hop gone after a cut cable, BFD with "+profile, took)
 	return nil
+}
+
+// noCarrier tells when the first node's link lost its carrier, seen from there: the order to cut the cable takes a while itself.
+func noCarrier(ctx context.Context, s *stage.Stage) <-chan time.Time {
+	out := make(chan time.Time, 1)
+	go func() {
+		for ctx.Err() == nil {
+			var up bool
+			err := s.Host("node1").Do(func() error {
+				link, err := net.InterfaceByName("eth0")
+				up = err == nil && link.Flags&net.FlagRunning != 0
+				return err
+			})
+			if err != nil || !up {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+		out <- time.Now()
+	}()
+	return out
 }
 
 // planned stops speakers and drains a node while a client behind the router asks, and counts what is lost.

@@ -1,0 +1,21 @@
+package router
+
+import (
+	"fmt"
+	"os"
+	"regexp"
+)
+
+// Documented returns a configuration from a file of the docs, so that what people copy from there is what the tests run: the first
+// block after a comment with that name.
+func Documented(file, name string) (string, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return "", fmt.Errorf("reading the docs: %w", err)
+	}
+	m := regexp.MustCompile("(?s)<!-- " + regexp.QuoteMeta(name) + " -->\n+```[a-z]*\n(.*?\n)```").FindSubmatch(text)
+	if m == nil {
+		return "", fmt.Errorf("%s has no configuration that is named %q", file, name)
+	}
+	return string(m[1]), nil
+}
