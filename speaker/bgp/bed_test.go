@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -94,13 +95,37 @@ func start(t *testing.T, c router.Config) *router.Router {
 type speaker struct {
 	*bgp.Engine
 	t    *testing.T
-	kill func() // as a process dies
+	kill func() // as a process that is told to end
+	die  func() // as one that is killed: nobody is told
+}
+
+// mortal is the BFD transport of a speaker that may die.
+type mortal struct {
+	bfd.Wire
+	dead atomic.Bool
+}
+
+type mortalPort struct {
+	bfd.Port
+	of *mortal
+}
+
+func (m *mortal) Open(k bfd.Key, discriminator uint32) bfd.Port {
+	return mortalPort{m.Wire.Open(k, discriminator), m}
+}
+
+func (p mortalPort) Send(packet []byte) error {
+	if p.of.dead.Load() {
+		return nil
+	}
+	return p.Port.Send(packet)
 }
 
 func speak(t *testing.T, host netns.Handle) *speaker {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
-	paths := bfd.New(udp.New(), time.Now, 1)
+	transport := &mortal{Wire: udp.New()}
+	paths := bfd.New(transport, time.Now, 1)
 	e := bgp.New(bgp.Options{Node: "node1", Library: gobgp.New(log), Transport: inside{host}, BFD: paths, Log: log})
 	ctx, cancel := context.WithCancel(t.Context())
 	watching, done := make(chan struct{}), make(chan struct{})
@@ -118,7 +143,7 @@ func speak(t *testing.T, host netns.Handle) *speaker {
 	}()
 	kill := func() { cancel(); <-done; <-watching }
 	t.Cleanup(kill)
-	return &speaker{e, t, kill}
+	return &speaker{e, t, kill, func() { transport.dead.Store(true); kill() }}
 }
 
 // state returns what is seen of a peer.

@@ -4,11 +4,13 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/speaker/bgp"
 	"github.com/gantry-lb/gantry/speaker/intent"
 	"github.com/gantry-lb/gantry/test/lab/router"
@@ -89,12 +91,13 @@ var pathCases = map[string]pathCase{
 // TestBFD cuts the path to a router silently, which TCP notices when the hold time is over: by then the route has long gone
 // from the router's kernel, and the session has ended here, with BFD as the reason. All that comes back by itself.
 func TestBFD(t *testing.T) {
-	names := slices.Sorted(maps.Keys(pathCases))
-	b := lay(t, router.BedOptions{Nodes: len(names), Routers: 2})
+	t.Parallel()
+	cases := slices.Sorted(maps.Keys(pathCases))
+	b := lay(t, router.BedOptions{Nodes: len(cases), Routers: 2})
 	frr, bird := []string{""}, []string{birdFast}
 	var families []string
 	hosts := map[string]host{}
-	for i, name := range names {
+	for i, name := range cases {
 		h := host{i, fmt.Sprintf("192.168.0.%d", 11+i), fmt.Sprintf("fd00:a8::%x", 11+i)}
 		hosts[name] = h
 		c := pathCases[name]
@@ -105,7 +108,7 @@ func TestBFD(t *testing.T) {
 	}
 	start(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrText(strings.Join(frr, "\n "), families...) + frrFast})
 	start(t, router.Config{Kind: router.BIRD, NetNS: b.Host("router2"), Text: strings.Join(bird, "\n")})
-	for _, name := range names {
+	for _, name := range cases {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			cutAndMend(t, b, pathCases[name], hosts[name])
@@ -197,9 +200,47 @@ func (s *speaker) path(want string) error {
 	return nil
 }
 
+// TestBFDFollowsTheAddressesOfTheNode begins before the node has an address on the router's link: an internal router seems to
+// be several hops away then.
+func TestBFDFollowsTheAddressesOfTheNode(t *testing.T) {
+	t.Parallel()
+	b := lay(t, router.BedOptions{Nodes: 1})
+	start(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrText("neighbor 192.168.0.11 remote-as 65000\n neighbor 192.168.0.11 bfd profile fast") + frrFast})
+	address := func(op string) {
+		t.Helper()
+		err := b.Host("node1").Do(func() error {
+			if out, err := exec.Command("ip", "address", op, "192.168.0.11/24", "dev", "eth0").CombinedOutput(); err != nil {
+				return fmt.Errorf("%w: %s", err, out)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	address("del")
+	s := speak(t, b.Host("node1"))
+	p := tor()
+	p.LocalASN, p.BFD, p.Connect = 65000, fast(), time.Second
+	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: routes(vip)})
+	eventually(t, "what BFD lacks is said", func() error {
+		if st := s.state("tor"); st.BFD != "Down" || st.Fault.Reason != names.ReasonBFDUnsent {
+			return fmt.Errorf("BFD is %s, the fault %+v", st.BFD, st.Fault)
+		}
+		return nil
+	})
+	address("add")
+	s.established("tor")
+	eventually(t, "BFD is up", func() error { return s.path("Up") })
+	if f := s.state("tor").Fault; f.Reason != "" {
+		t.Errorf("the fault %+v is left", f)
+	}
+}
+
 // TestBFDAndGracefulRestart checks that routers keep the routes of a speaker that restarts though BFD goes with it, and that a
 // path that BFD loses is no restart.
 func TestBFDAndGracefulRestart(t *testing.T) {
+	t.Parallel()
 	b := lay(t, router.BedOptions{Nodes: 2, Routers: 2})
 	frr := frrText("neighbor 192.168.0.11 remote-as 64512\n neighbor 192.168.0.11 bfd profile fast", " bgp graceful-restart", " neighbor 192.168.0.11 bfd check-control-plane-failure")
 	start(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frr + frrFast})
@@ -233,7 +274,7 @@ func TestBFDAndGracefulRestart(t *testing.T) {
 			}
 			s := speak(t, b.Host(node))
 			up(s)
-			for _, end := range []func(){func() { s.Stop(t.Context()); s.kill() }, func() { s.kill() }} {
+			for _, end := range []func(){func() { s.Stop(t.Context()); s.kill() }, func() { s.kill() }, func() { s.die() }} {
 				end()
 				look := time.NewTicker(10 * time.Millisecond)
 				for range 100 { // longer than BFD needs

@@ -45,7 +45,7 @@ type Engine struct {
 
 	mu     sync.Mutex // guards states and paths
 	states map[string]State
-	paths  map[string]bfd.Key // of the peers that BFD watches
+	paths  paths
 
 	// What follows belongs to Run.
 	last     Desired // as it was told
@@ -95,7 +95,7 @@ func (e *Engine) States() []State {
 	out := make([]State, 0, len(e.states))
 	for _, s := range e.states {
 		s.Counts = s.tally.read()
-		if k, ok := e.paths[s.Peer]; ok {
+		if k, ok := e.paths.keys[s.Peer]; ok {
 			s.BFD, s.Fault = see(watched, k)
 		}
 		out = append(out, s)
@@ -126,6 +126,8 @@ func (e *Engine) Run(ctx context.Context) error {
 	defer e.ended.Wait()
 	defer e.door.close()
 	stopped := false
+	look := time.NewTicker(lookTime)
+	defer look.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -149,6 +151,8 @@ func (e *Engine) Run(ctx context.Context) error {
 		case <-e.o.BFD.Changed():
 			e.tell()
 			e.poke()
+		case <-look.C:
+			e.watch(e.paths.peers)
 		case done := <-e.stop:
 			stopped = true
 			go e.end(done, e.workers)

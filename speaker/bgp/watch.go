@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/gantry-lb/gantry/speaker/bfd"
 	"github.com/gantry-lb/gantry/speaker/bgp/frame"
@@ -19,11 +20,20 @@ type BFD interface {
 	Changed() <-chan struct{}
 }
 
+// lookTime is how often it is looked whether an internal router is on a link of this node: addresses come and go.
+const lookTime = 5 * time.Second
+
+// paths are what BFD watches: keys by the peers' names, which are made of peers.
+type paths struct {
+	peers []intent.Peer
+	keys  map[string]bfd.Key
+}
+
 // watch has BFD watch the paths to the peers that ask for it. A session's end says something about the path alone: two
 // peers at one address share it.
 func (e *Engine) watch(peers []intent.Peer) {
 	e.watched = map[bfd.Key][]string{}
-	paths := map[string]bfd.Key{}
+	keys := map[string]bfd.Key{}
 	var sessions []bfd.Session
 	for i := range peers {
 		p := &peers[i]
@@ -35,12 +45,15 @@ func (e *Engine) watch(peers []intent.Peer) {
 			sessions = append(sessions, s)
 		}
 		e.watched[s.Key] = append(e.watched[s.Key], p.Name)
-		paths[p.Name] = s.Key
+		keys[p.Name] = s.Key
 	}
 	e.mu.Lock()
-	e.paths = paths
+	changed := !maps.Equal(e.paths.keys, keys)
+	e.paths = paths{peers, keys}
 	e.mu.Unlock()
-	e.poke()
+	if changed {
+		e.poke()
+	}
 	if !slices.Equal(sessions, e.sessions) {
 		e.sessions = sessions
 		e.o.BFD.Set(sessions)
