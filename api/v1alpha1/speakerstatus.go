@@ -40,6 +40,9 @@ type SpeakerLink struct {
 	// Reason, in one word, why it is not usable.
 	// +optional
 	Reason string `json:"reason,omitempty"`
+	// Message says what failed, in a sentence.
+	// +optional
+	Message string `json:"message,omitempty"`
 	// MAC is the hardware address that answers carry.
 	// +optional
 	MAC string `json:"mac,omitempty"`

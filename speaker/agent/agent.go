@@ -89,6 +89,8 @@ type Status struct {
 	Claims []intent.Claim
 	// Links are the node's usable links, marked with what cannot be sent on them.
 	Links facts.LinkSet
+	// Faults say what cannot be sent on a link and why, by its index.
+	Faults map[int]string
 	// Members are the names of the nodes whose speakers are alive, this one included, sorted.
 	Members []string
 	// Denied holds a sentence when raw sockets are refused on this node, empty otherwise.
@@ -143,7 +145,7 @@ func New(o Options) *Agent {
 		leave:     make(chan struct{}, 1),
 		drained:   make(chan struct{}),
 		metrics:   newMetrics(),
-		ports:     ports{denied: map[portID]string{}, failed: map[portID]bool{}},
+		ports:     ports{denied: map[portID]string{}, failed: map[portID]string{}},
 		peers:     map[string]netip.Addr{},
 		asks:      asks{open: map[uint64]*asking{}, of: map[uint64]uint64{}},
 		claims:    map[netip.Addr]intent.Claim{},

@@ -232,7 +232,7 @@ func (a *Agent) plug() {
 
 func (a *Agent) status() Status {
 	held := slices.SortedFunc(maps.Keys(a.claims), netip.Addr.Compare)
-	s := Status{Plan: a.plan, Holders: a.machine.Holders(), Held: held, Notes: a.notes, Links: a.ports.mark(a.links), Members: a.members}
+	s := Status{Plan: a.plan, Holders: a.machine.Holders(), Held: held, Notes: a.notes, Links: a.ports.mark(a.links), Faults: a.ports.faults(), Members: a.members}
 	for _, ip := range held {
 		s.Claims = append(s.Claims, a.claims[ip])
 	}

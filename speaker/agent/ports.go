@@ -17,12 +17,12 @@ type portID struct {
 // ports is what the layer-2 engine said of its ports.
 type ports struct {
 	denied map[portID]string // why the port is closed for lack of permission
-	failed map[portID]bool   // the port could not be opened
+	failed map[portID]string // why the port could not be opened
 }
 
 func (p *ports) fail(r layer2.PortFailed) {
 	id := portID{r.Link.Index, r.Family}
-	p.failed[id] = true
+	p.failed[id] = r.Err.Error()
 	if delete(p.denied, id); r.Denied() {
 		p.denied[id] = r.Err.Error()
 	}
@@ -36,7 +36,7 @@ func (p *ports) open(r layer2.PortOpened) {
 
 // prune forgets the faults of links that are gone; one that comes back is tried afresh.
 func (p *ports) prune(links facts.LinkSet) {
-	maps.DeleteFunc(p.failed, func(id portID, _ bool) bool { _, ok := links.ByIndex(id.link); return !ok })
+	maps.DeleteFunc(p.failed, func(id portID, _ string) bool { _, ok := links.ByIndex(id.link); return !ok })
 	maps.DeleteFunc(p.denied, func(id portID, _ string) bool { _, ok := links.ByIndex(id.link); return !ok })
 }
 
@@ -44,8 +44,26 @@ func (p *ports) prune(links facts.LinkSet) {
 func (p *ports) mark(links facts.LinkSet) facts.LinkSet {
 	out := make(facts.LinkSet, 0, len(links))
 	for _, l := range links {
-		l.Without4, l.Without6 = p.failed[portID{l.Index, layer2.IPv4}], p.failed[portID{l.Index, layer2.IPv6}]
+		_, l.Without4 = p.failed[portID{l.Index, layer2.IPv4}]
+		_, l.Without6 = p.failed[portID{l.Index, layer2.IPv6}]
 		out = append(out, l)
+	}
+	return out
+}
+
+// faults says what is wrong with links, by their index.
+func (p *ports) faults() map[int]string {
+	out := map[int]string{}
+	for _, f := range []layer2.Family{layer2.IPv4, layer2.IPv6} {
+		for id, text := range p.failed {
+			if id.family != f {
+				continue
+			}
+			if out[id.link] != "" {
+				text = out[id.link] + "; " + text
+			}
+			out[id.link] = text
+		}
 	}
 	return out
 }

@@ -139,7 +139,7 @@ func (w *StatusWriter) Run(ctx context.Context) error {
 
 func (w *StatusWriter) inputs(s agent.Status) status.Inputs {
 	return status.Inputs{
-		Self: w.Self, Plan: s.Plan, Claims: s.Claims, Links: s.Links, Skipped: w.Skipped(), Members: s.Members, Denied: s.Denied,
+		Self: w.Self, Plan: s.Plan, Claims: s.Claims, Links: s.Links, Skipped: w.Skipped(), Members: s.Members, Faults: s.Faults, Denied: s.Denied,
 		Conflicts: &w.conflicts, Version: w.Version,
 	}
 }

@@ -38,7 +38,7 @@ func speakerLinks(in Inputs) []v1alpha1.SpeakerLink {
 	for _, l := range in.Links {
 		link := v1alpha1.SpeakerLink{Name: l.Name, Usable: !l.Without4 && !l.Without6, MAC: l.MAC.String()}
 		if !link.Usable {
-			link.Reason = string(names.ReasonPortFailed)
+			link.Reason, link.Message = string(names.ReasonPortFailed), in.Faults[l.Index]
 			if in.Denied != "" {
 				link.Reason = string(names.ReasonRawSocketDenied)
 			}

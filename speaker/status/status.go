@@ -59,6 +59,8 @@ type Inputs struct {
 	// Links are the usable links of the node, Skipped the others.
 	Links   facts.LinkSet
 	Skipped []facts.SkippedLink
+	// Faults say what cannot be sent on a link and why, by its index.
+	Faults map[int]string
 	// Members are the names of the nodes whose speakers are alive, this one included, sorted.
 	Members []string
 	// Denied says why raw sockets are refused; empty when they are not.

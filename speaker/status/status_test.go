@@ -157,6 +157,7 @@ func TestSpeaker(t *testing.T) {
 	in := inputs(intent.Claim{Address: four, Links: []int{2}})
 	in.Links = slices.Clone(links)
 	in.Links[1].Without6 = true
+	in.Faults = map[int]string{3: "opening NDP socket on \"eth1\": no buffers"}
 	in.Skipped = []facts.SkippedLink{
 		{Name: "br-port", Why: facts.SkippedMember}, {Name: "eth2", Why: facts.SkippedDown}, {Name: "storage0", Why: facts.SkippedExcluded},
 		{Name: "tap0", Why: facts.SkippedNoEthernet}, {Name: "veth1", Why: facts.SkippedUsual}, {Name: "eth0", Why: facts.SkippedDown},
@@ -164,9 +165,9 @@ func TestSpeaker(t *testing.T) {
 	s := Speaker(in)
 	var lines []string
 	for _, l := range s.Links {
-		lines = append(lines, fmt.Sprint(l.Name, " ", l.Usable, " ", l.Reason))
+		lines = append(lines, strings.TrimSpace(fmt.Sprint(l.Name, " ", l.Usable, " ", l.Reason, " ", l.Message)))
 	}
-	want := []string{"br-port false LinkMember", "eth0 true ", "eth1 false PortFailed", "eth2 false LinkDown", "storage0 false LinkExcluded", "tap0 false LinkNoEthernet"}
+	want := []string{"br-port false LinkMember", "eth0 true", "eth1 false PortFailed opening NDP socket on \"eth1\": no buffers", "eth2 false LinkDown", "storage0 false LinkExcluded", "tap0 false LinkNoEthernet"}
 	if diff := cmp.Diff(want, lines); diff != "" || s.Held != 1 || !slices.Equal(s.Members, []string{"a", "b"}) {
 		t.Errorf("held %d, members %v, links (-want +got)\n%s", s.Held, s.Members, diff)
 	}
