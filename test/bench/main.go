@@ -55,6 +55,7 @@ var parts = []struct {
 	name    string
 	measure func(ctx context.Context, dir string) error
 }{
+	{"addresses", addresses},
 	{"responder", func(ctx context.Context, _ string) error { return responder(ctx) }},
 	{"scale", scale},
 	{"crowds", crowds},
