@@ -76,24 +76,32 @@ func Build(in Inputs) Plan {
 	return p.Plan()
 }
 
-// replace returns a sorted list with what changed in it put in, and what is gone taken out; the old list stays as it is.
-func replace[T any](old, changed []T, gone func(T) bool, compare func(x, y T) int) []T {
+// replace returns a sorted list with what changed in it put in, and what is gone taken out; the old list stays as it is. All
+// three are sorted. What lies between is copied in pieces, so that one change in a long list costs little.
+func replace[T any](old, changed, gone []T, compare func(x, y T) int) []T {
 	out := make([]T, 0, len(old)+len(changed))
-	i := 0
-	for _, o := range old {
-		for i < len(changed) && compare(changed[i], o) < 0 {
-			out = append(out, changed[i])
+	for len(changed)+len(gone) > 0 {
+		var e T
+		removed := len(changed) == 0 || (len(gone) > 0 && compare(gone[0], changed[0]) < 0)
+		if removed {
+			e, gone = gone[0], gone[1:]
+		} else {
+			e, changed = changed[0], changed[1:]
+		}
+		i, found := 0, len(old) > 0 && compare(old[0], e) == 0 // as where everything changed
+		if !found {
+			i, found = slices.BinarySearchFunc(old, e, compare)
+		}
+		out = append(out, old[:i]...)
+		if !removed {
+			out = append(out, e)
+		}
+		if found {
 			i++
 		}
-		switch {
-		case i < len(changed) && compare(changed[i], o) == 0:
-			out = append(out, changed[i])
-			i++
-		case !gone(o):
-			out = append(out, o)
-		}
+		old = old[i:]
 	}
-	return append(out, changed[i:]...)
+	return append(out, old...)
 }
 
 func sortedKeys(set map[view.Key]struct{}) []view.Key {

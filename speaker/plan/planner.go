@@ -130,13 +130,12 @@ func (p *Planner) Update() Delta {
 		}
 	}
 	touched := map[netip.Addr]struct{}{}
-	gone := map[view.Key]bool{}
-	var verdicts []Verdict
+	var verdicts, gone []Verdict
 	for _, k := range sortedKeys(p.dirty) {
 		p.forget(k, touched)
 		s, ok := p.in.Services[k]
 		if !ok || !s.LoadBalancer || s.Class != p.in.Class {
-			gone[k] = true
+			gone = append(gone, Verdict{Service: k})
 			continue
 		}
 		d := p.decide(&s)
@@ -152,7 +151,7 @@ func (p *Planner) Update() Delta {
 	}
 	p.route(anew)
 	clear(p.dirty)
-	p.plan.Verdicts = replace(p.plan.Verdicts, verdicts, func(v Verdict) bool { return gone[v.Service] },
+	p.plan.Verdicts = replace(p.plan.Verdicts, verdicts, gone,
 		func(x, y Verdict) int { return x.Service.Compare(y.Service) })
 	return p.bid(touched)
 }
@@ -176,7 +175,7 @@ func (p *Planner) forget(k view.Key, touched map[netip.Addr]struct{}) {
 // bid makes the bids of the addresses anew.
 func (p *Planner) bid(touched map[netip.Addr]struct{}) Delta {
 	var d Delta
-	gone := map[netip.Addr]bool{}
+	var gone []intent.Bid
 	byAddress := func(x, y intent.Bid) int { return x.Address.Compare(y.Address) }
 	for _, a := range slices.SortedFunc(maps.Keys(touched), netip.Addr.Compare) {
 		i, had := slices.BinarySearchFunc(p.plan.Bids, intent.Bid{Address: a}, byAddress)
@@ -186,11 +185,11 @@ func (p *Planner) bid(touched map[netip.Addr]struct{}) Delta {
 			d.Changed = append(d.Changed, b)
 		case !ok && had:
 			d.Gone = append(d.Gone, a)
-			gone[a] = true
+			gone = append(gone, intent.Bid{Address: a})
 		}
 	}
 	if len(d.Changed)+len(d.Gone) > 0 {
-		p.plan.Bids = replace(p.plan.Bids, d.Changed, func(b intent.Bid) bool { return gone[b.Address] }, byAddress)
+		p.plan.Bids = replace(p.plan.Bids, d.Changed, gone, byAddress)
 	}
 	return d
 }

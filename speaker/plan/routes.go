@@ -61,13 +61,14 @@ func (p *Planner) route(anew bool) {
 		}
 		p.plan.Leaving = self.Leaving || self.Excluded
 	}
-	var verdicts []BGPVerdict
-	gone := map[view.Key]bool{}
+	var verdicts, gone []BGPVerdict
 	for _, k := range sortedKeys(p.dirty) {
 		old, had := p.shares[k]
 		s, ok := p.in.Services[k]
 		if ok = ok && known && s.LoadBalancer && s.Class == p.in.Class; !ok {
-			gone[k] = had
+			if had {
+				gone = append(gone, BGPVerdict{Service: k})
+			}
 			delete(p.shares, k)
 			continue
 		}
@@ -79,7 +80,7 @@ func (p *Planner) route(anew bool) {
 	if !anew && len(verdicts)+len(gone) == 0 {
 		return
 	}
-	p.plan.BGP = replace(p.plan.BGP, verdicts, func(v BGPVerdict) bool { return gone[v.Service] },
+	p.plan.BGP = replace(p.plan.BGP, verdicts, gone,
 		func(x, y BGPVerdict) int { return x.Service.Compare(y.Service) })
 	t := table{}
 	for _, s := range p.shares {
