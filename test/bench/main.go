@@ -26,7 +26,7 @@ import (
 // How often each thing is measured.
 const (
 	services = 30
-	cuts     = 10
+	cuts     = 20
 	stops    = 3
 	rate     = 500 // requests a second
 )
@@ -62,6 +62,8 @@ var parts = []struct {
 	{"moves", moves},
 	{"routes", routes},
 	{"manyroutes", manyRoutes},
+	{"spread", spread},
+	{"planning", func(context.Context, string) error { return planning() }},
 }
 
 func run(ctx context.Context, chosen []string) error {
@@ -181,7 +183,7 @@ func one(ctx context.Context, s *stage.Stage, name string, mine bool) (time.Dura
 	return 0, fmt.Errorf("no address for Service %s: %w", name, context.Cause(ctx))
 }
 
-// failover cuts the holder's cable again and again while a client asks. The baseline is the longest wait of the same client
+// failover cuts the holder's cable again and again while a client asks, every other time so that nobody loses the carrier. The baseline is the longest wait of the same client
 // when nothing happens.
 func failover(ctx context.Context, s *stage.Stage, target string) error {
 	var waits, calm []time.Duration
@@ -189,7 +191,11 @@ func failover(ctx context.Context, s *stage.Stage, target string) error {
 	if err != nil {
 		return err
 	}
-	for range cuts {
+	for i := range cuts {
+		cut := s.CutCable
+		if i%2 == 1 {
+			cut = s.CutCableSilently
+		}
 		stream, err := s.UDP(ctx, "client", target, rate)
 		if err != nil {
 			return err
@@ -205,7 +211,7 @@ func failover(ctx context.Context, s *stage.Stage, target string) error {
 			return err
 		}
 		old := holder
-		if err := s.CutCable(ctx, old); err != nil {
+		if err := cut(ctx, old); err != nil {
 			return err
 		}
 		if holder, err = s.Holder(ctx, "echo", old); err != nil {
@@ -239,36 +245,62 @@ func rejoined(ctx context.Context, s *stage.Stage) error {
 	return nil
 }
 
-// handover tells the holder's speaker to stop while a client asks, and counts what is lost.
+// departure is a way for a holder to go that is planned, and its undoing.
+type departure struct {
+	what        string
+	leave, back func(ctx context.Context, s *stage.Stage, node string) error
+}
+
+var departures = []departure{
+	{"the holder's speaker is told to stop (SIGTERM)", func(ctx context.Context, s *stage.Stage, node string) error {
+		return s.Signal(ctx, node, "gantry-speaker", syscall.SIGTERM)
+	}, func(ctx context.Context, s *stage.Stage, _ string) error { return rejoined(ctx, s) }},
+	{"the holder's node is drained (gantry.dev/drain)", func(ctx context.Context, s *stage.Stage, node string) error {
+		_, err := s.Kubectl(ctx, "", "annotate", "node", node, "gantry.dev/drain=")
+		return err
+	}, func(ctx context.Context, s *stage.Stage, node string) error {
+		_, err := s.Kubectl(ctx, "", "annotate", "node", node, "gantry.dev/drain-")
+		return err
+	}},
+}
+
+// handover has the holder go in each planned way while a client asks, and counts what is lost.
 func handover(ctx context.Context, s *stage.Stage, target string) error {
-	lost, sent := 0, 0
-	for range stops {
-		holder, err := s.Holder(ctx, "echo", "")
-		if err != nil {
-			return err
+	for _, d := range departures {
+		lost, sent := 0, 0
+		for range stops {
+			o, err := d.once(ctx, s, target)
+			if err != nil {
+				return err
+			}
+			lost, sent = lost+o.Lost, sent+o.Sent
 		}
-		stream, err := s.UDP(ctx, "client", target, rate)
-		if err != nil {
-			return err
-		}
-		if err := stream.AwaitAnswers(ctx, rate/2); err != nil {
-			return err
-		}
-		if err := s.Signal(ctx, holder, "gantry-speaker", syscall.SIGTERM); err != nil {
-			return err
-		}
-		if _, err := s.Holder(ctx, "echo", holder); err != nil {
-			return err
-		}
-		if err := stream.AwaitAnswers(ctx, rate); err != nil {
-			return err
-		}
-		o := stream.Stop()
-		lost, sent = lost+o.Lost, sent+o.Sent
-		if err := rejoined(ctx, s); err != nil {
-			return err
-		}
+		fmt.Printf("%-64s %d of %d requests, %d times\n", "lost when "+d.what, lost, sent, stops)
 	}
-	fmt.Printf("%-64s %d of %d requests, %d times\n", "lost when the holder's speaker is told to stop (SIGTERM)", lost, sent, stops)
 	return nil
+}
+
+// once has the holder go once, and come back.
+func (d departure) once(ctx context.Context, s *stage.Stage, target string) (stage.Outcome, error) {
+	holder, err := s.Holder(ctx, "echo", "")
+	if err != nil {
+		return stage.Outcome{}, err
+	}
+	stream, err := s.UDP(ctx, "client", target, rate)
+	if err != nil {
+		return stage.Outcome{}, err
+	}
+	if err := stream.AwaitAnswers(ctx, rate/2); err != nil {
+		return stage.Outcome{}, err
+	}
+	if err := d.leave(ctx, s, holder); err != nil {
+		return stage.Outcome{}, err
+	}
+	if _, err := s.Holder(ctx, "echo", holder); err != nil {
+		return stage.Outcome{}, err
+	}
+	if err := stream.AwaitAnswers(ctx, rate); err != nil {
+		return stage.Outcome{}, err
+	}
+	return stream.Stop(), d.back(ctx, s, holder)
 }

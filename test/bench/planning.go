@@ -1,0 +1,68 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/gantry-lb/gantry/internal/snapshot"
+	"github.com/gantry-lb/gantry/internal/view"
+	"github.com/gantry-lb/gantry/speaker/plan"
+)
+
+// What is planned, and how often.
+const (
+	plannedServices = 10000
+	plannedNodes    = 100
+	plannedChanges  = 2000
+	plannedAnew     = 20
+)
+
+// planning measures what the speaker of a large cluster makes of a change of one Service, and of one that concerns all of
+// them. It needs no lab.
+func planning() error {
+	first := netip.MustParseAddr("10.0.0.0")
+	p := plan.NewPlanner(plan.Inputs{Self: "node-000", Snapshot: &snapshot.Snapshot{
+		Pools: []*snapshot.Pool{{Name: "p", Ranges: []snapshot.Range{{First: first, Last: netip.MustParseAddr("10.255.255.255")}}}},
+		L2Ads: []*snapshot.L2Ad{{Name: "ad", Pools: []string{"p"}}},
+	}})
+	for i := range plannedNodes {
+		p.SetNode(view.Node{Name: fmt.Sprintf("node-%03d", i)})
+	}
+	key := func(i int) view.Key { return view.Key{Namespace: "default", Name: fmt.Sprintf("service-%05d", i)} }
+	endpoints := func(i int) view.Endpoints {
+		return view.Endpoints{Service: key(i), Serving: true, Nodes: []string{"node-001"}, Ready: []string{"node-001"}}
+	}
+	a := first
+	for i := range plannedServices {
+		a = a.Next()
+		p.SetService(view.Service{Key: key(i), LoadBalancer: true, Assigned: []netip.Addr{a}})
+		p.SetEndpoints(endpoints(i))
+	}
+	if got := len(p.Update().Changed); got != plannedServices {
+		return fmt.Errorf("%d addresses are planned, want %d", got, plannedServices)
+	}
+	var one, all []time.Duration
+	for i := range plannedChanges {
+		k := i * 7 % plannedServices
+		if i%2 == 1 { // what went comes back
+			p.SetEndpoints(endpoints((i - 1) * 7 % plannedServices))
+		} else {
+			p.SetEndpoints(view.Endpoints{Service: key(k)})
+		}
+		begun := time.Now()
+		if d := p.Update(); len(d.Changed)+len(d.Gone) != 1 {
+			return fmt.Errorf("a change of one Service changed %d addresses", len(d.Changed)+len(d.Gone))
+		}
+		one = append(one, time.Since(begun))
+	}
+	for i := range plannedAnew {
+		p.SetNode(view.Node{Name: "node-new", Excluded: i%2 == 0})
+		begun := time.Now()
+		p.Update()
+		all = append(all, time.Since(begun))
+	}
+	figures(fmt.Sprintf("planning a change of one of %d Services", plannedServices), one)
+	figures("planning all of them anew, as when a node comes", all)
+	return nil
+}
