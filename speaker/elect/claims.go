@@ -285,6 +285,7 @@ func (m *Machine) delta(from string, r *reader) {
 	if uint64(len(e.got)) >= n {
 		delete(m.exchanges, id)
 		m.told[from] = m.now
+		m.stirs(from)
 		m.revive(from) // whoever says that it is dead, it was asked and answered
 		m.vouched(id, e.sent)
 	}

@@ -15,7 +15,7 @@ const (
 	kindBeacon  = 1 // nonce, seq, digest, flags
 	kindAck     = 2 // nonce and seq of the beacon, digest of who acknowledges
 	kindClaims  = 3 // claims
-	kindSuspect = 4 // node, nonce, flag: silent or heard again, milliseconds of silence
+	kindSuspect = 4 // node, nonce, what is said of it, milliseconds of silence
 	kindOffer   = 5 // claims that the receiver is asked to make
 	kindRefuse  = 6 // claims that were offered and are refused
 	kindSync    = 7 // ID, digests of all buckets: asks for a delta of each bucket that differs

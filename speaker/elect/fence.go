@@ -163,8 +163,11 @@ func (m *Machine) asked(q question, r facts.ProbeResult) {
 		return
 	}
 	if q.node != "" {
-		m.watch.outside[q.node] = true
-		m.judge(q.node)
+		if h := m.watch.heard[q.node]; h != nil && h.silent && !m.watch.vouches(q.node, m.self) {
+			m.watch.vouch(q.node, m.self)
+			h.told = m.now
+			m.tellSuspicion(q.node, h)
+		}
 		return
 	}
 	f := &m.fence

@@ -81,6 +81,8 @@ type Machine struct {
 
 	members map[string]facts.Member
 	ring    []string             // names of the members, sorted
+	circle  []string             // the same in the order in which they watch each other
+	places  map[string]int       // in the circle
 	others  []string             // the ring without this node
 	macs    map[facts.MAC]string // who has or had an Ethernet address
 	watch   watch
@@ -253,13 +255,19 @@ func (m *Machine) setMembers(set facts.MemberSet) {
 	}
 	slices.Sort(m.ring)
 	m.others = slices.DeleteFunc(slices.Clone(m.ring), func(n string) bool { return n == m.self })
+	m.closeCircle()
 	m.watch.prune(m.members)
 	m.watch.to, m.watch.of = m.after(m.self, watchers), m.after(m.self, -watchers)
 	m.learnMACs()
+	m.adopt()
+	mine := sorted(m.mine)
 	for _, n := range m.ring {
 		if p, ok := old[n]; !ok || p.Nonce != m.members[n].Nonce {
 			m.stirred = m.now
 			m.review(n)
+			for _, a := range mine { // it may hold the same, from the other side of a cut that healed
+				m.queue(kindClaims, n, a.claim)
+			}
 		}
 	}
 	for _, n := range slices.Sorted(maps.Keys(old)) {

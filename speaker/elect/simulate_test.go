@@ -174,7 +174,7 @@ func TestSimulatedSpeakers(t *testing.T) {
 
 func TestDetectionIn100Nodes(t *testing.T) {
 	var all []time.Duration
-	for seed := range int64(3) {
+	for seed := range int64(2) {
 		w := newWorld(t, seed, 100, 300)
 		w.loss = 0.01
 		w.startAll()
@@ -199,4 +199,31 @@ func TestDetectionIn100Nodes(t *testing.T) {
 		t.Errorf("the 99th percentile of %d takeovers is %v, want 600 ms at most", len(all), p99)
 	}
 	t.Logf("%d takeovers: median %v, 99th percentile %v, longest %v", len(all), all[len(all)/2], all[len(all)*99/100], all[len(all)-1])
+}
+
+// TestTwoHundredNodes has a large cluster go through a cut, deaths and a return.
+func TestTwoHundredNodes(t *testing.T) {
+	w := newWorld(t, 1, 200, 60)
+	w.loss = 0.01
+	w.startAll()
+	w.settle(3*time.Second, "start")
+	w.split(1, w.names[:70]...)
+	w.run(6*time.Second, nil)
+	w.heal()
+	w.settle(time.Second, "healing")
+	dead := w.names[20:25]
+	for _, n := range dead {
+		w.stop(n)
+	}
+	w.run(time.Second, nil)
+	w.settle(time.Millisecond, "five deaths at once")
+	for _, n := range dead {
+		w.start(n)
+	}
+	taken := w.taken
+	w.run(time.Second, nil)
+	w.settle(time.Millisecond, "their return")
+	if w.taken != taken {
+		t.Errorf("%d addresses moved because nodes came back", w.taken-taken)
+	}
 }

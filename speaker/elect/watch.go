@@ -1,8 +1,10 @@
 package elect
 
 import (
+	"cmp"
 	"encoding/binary"
 	"maps"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -32,8 +34,10 @@ type watch struct {
 	suspects map[string]map[string]uint64
 	dead     map[string]uint64 // node -> nonce of the life that ended
 	leaving  map[string]bool
-	// outside holds the silent nodes about which the gateway vouched that it is not we who are cut off.
-	outside map[string]bool
+	// outside holds, for each silent node, the witnesses for whom a gateway vouched that it is not they who are cut off.
+	outside map[string]map[string]bool
+	// adopted are the nodes whose watchers are dead and which this one asks in their place.
+	adopted []string
 	// signs are the last signs of life of silent nodes.
 	signs map[string]time.Time
 }
@@ -53,7 +57,7 @@ type heard struct {
 func newWatch() watch {
 	return watch{
 		heard: map[string]*heard{}, suspects: map[string]map[string]uint64{}, dead: map[string]uint64{},
-		leaving: map[string]bool{}, outside: map[string]bool{}, signs: map[string]time.Time{},
+		leaving: map[string]bool{}, outside: map[string]map[string]bool{}, signs: map[string]time.Time{},
 	}
 }
 
@@ -85,6 +89,7 @@ func (w *watch) prune(members map[string]facts.Member) {
 	}
 	for n, by := range w.suspects { // who left cannot take back what it witnessed
 		maps.DeleteFunc(by, func(w string, _ uint64) bool { _, ok := members[w]; return !ok })
+		maps.DeleteFunc(w.outside[n], func(w string, _ bool) bool { _, ok := members[w]; return !ok })
 		if len(by) == 0 {
 			delete(w.suspects, n)
 			delete(w.dead, n)
@@ -99,18 +104,78 @@ func (w *watch) prune(members map[string]facts.Member) {
 	}
 }
 
-// after returns the k members that follow n on the ring, without n; a negative k those that come before.
+// closeCircle orders the members by a hash of their names: those of one rack, which may die together, often have names that
+// follow each other.
+func (m *Machine) closeCircle() {
+	m.circle, m.places = slices.Clone(m.ring), make(map[string]int, len(m.ring))
+	hash := func(n string) uint64 { return weight(netip.IPv6Unspecified(), n) }
+	slices.SortFunc(m.circle, func(x, y string) int { return cmp.Or(cmp.Compare(hash(x), hash(y)), cmp.Compare(x, y)) })
+	for i, n := range m.circle {
+		m.places[n] = i
+	}
+}
+
+// after returns the k members that follow n in the circle, without n; a negative k those that come before.
 func (m *Machine) after(n string, k int) []string {
-	i, _ := slices.BinarySearch(m.ring, n)
-	step, size := 1, len(m.ring)
+	i := m.places[n]
+	step, size := 1, len(m.circle)
 	if k < 0 {
 		step, k = size-1, -k
 	}
 	var out []string
 	for j := 1; j < size && len(out) < k; j++ {
-		out = append(out, m.ring[(i+j*step)%size])
+		out = append(out, m.circle[(i+j*step)%size])
 	}
 	return out
+}
+
+// adopt finds the nodes whose watchers are all dead and which this node watches in their place: it is among the next living
+// ones. They do not know it, and are asked.
+func (m *Machine) adopt() {
+	w := &m.watch
+	w.adopted = nil
+	if len(w.dead) < watchers {
+		return
+	}
+	for _, n := range m.circle {
+		if n == m.self || !m.alive(n) || slices.ContainsFunc(m.after(n, watchers), m.alive) {
+			continue
+		}
+		living := slices.DeleteFunc(m.after(n, len(m.circle)), func(o string) bool { return !m.alive(o) })
+		if !slices.Contains(living[:min(len(living), watchers)], m.self) {
+			continue
+		}
+		w.adopted = append(w.adopted, n)
+		if w.heard[n] == nil || w.heard[n].nonce != m.members[n].Nonce {
+			w.heard[n] = &heard{nonce: m.members[n].Nonce}
+		}
+		if !slices.Contains(w.of, n) { // it had no reason to say anything until now
+			w.heard[n].at = m.now
+		}
+	}
+}
+
+// examine asks the adopted nodes for what they know, which any living node answers.
+func (m *Machine) examine() {
+	for _, n := range m.watch.adopted {
+		if h := m.watch.heard[n]; h != nil && m.now.Sub(h.asked) >= m.timing.Beacon {
+			h.asked = m.now
+			m.sync(n)
+		}
+	}
+}
+
+// stirs takes in that a node answered.
+func (m *Machine) stirs(n string) {
+	h := m.watch.heard[n]
+	if h == nil {
+		return
+	}
+	h.at = m.now
+	if h.silent {
+		h.silent, h.told, h.again = false, m.now, retractions
+		m.tellSuspicion(n, h)
+	}
 }
 
 // beacons sends this node's beacon to its watchers when it is due.
@@ -157,12 +222,9 @@ func (m *Machine) heard(from string, r *reader) {
 	if seq <= h.seq { // late, or played back
 		return
 	}
-	h.seq, h.at = seq, m.now
+	h.seq = seq
 	w.leaving[from] = flags&flagLeaving != 0
-	if h.silent {
-		h.silent, h.told, h.again = false, m.now, retractions
-		m.tellSuspicion(from, h)
-	}
+	m.stirs(from)
 	if _, ok := w.dead[from]; ok && len(w.suspects[from]) == 0 {
 		m.revive(from)
 	}
@@ -210,7 +272,8 @@ func (m *Machine) compare(from string, h *heard, digest uint64) {
 // watchOthers notices the silence of those whose beacons this node is to get.
 func (m *Machine) watchOthers() {
 	w := &m.watch
-	for _, n := range w.of {
+	m.examine()
+	for _, n := range slices.Concat(w.of, w.adopted) {
 		h := w.heard[n]
 		if h == nil {
 			continue
@@ -227,7 +290,7 @@ func (m *Machine) watchOthers() {
 		switch {
 		case !h.silent:
 			h.again--
-		case !w.outside[n]: // it may be this node that is cut off
+		case !w.vouches(n, m.self): // it may be this node that is cut off
 			m.ask(question{node: n})
 		}
 	}
@@ -254,7 +317,7 @@ func (m *Machine) tellSuspicion(n string, h *heard) {
 	m.witness(n, m.self, h.nonce, h.silent)
 	b := appendString(header(kindSuspect), n)
 	b = binary.AppendUvarint(b, h.nonce)
-	b = appendBool(b, h.silent)
+	b = append(b, m.watch.testimony(n, m.self, h))
 	b = binary.AppendUvarint(b, uint64(m.now.Sub(h.at).Milliseconds()))
 	for _, o := range m.others {
 		if o != n {
@@ -265,13 +328,17 @@ func (m *Machine) tellSuspicion(n string, h *heard) {
 
 // suspected takes in what another member witnessed.
 func (m *Machine) suspected(from string, r *reader) {
-	n, nonce, silent, age := r.string(), r.uint(), r.byte() == 1, r.uint()
+	n, nonce, said, age := r.string(), r.uint(), r.byte(), r.uint()
+	silent := said != stirring
 	p, ok := m.members[n]
 	if !ok || r.err != nil || n == m.self || (p.Nonce != 0 && p.Nonce != nonce) { // of a former life
 		return
 	}
 	if _, known := m.watch.signs[n]; silent && !known && age < 60_000 {
 		m.watch.signs[n] = m.now.Add(-time.Duration(age) * time.Millisecond)
+	}
+	if said == silentOutside {
+		m.watch.vouch(n, from)
 	}
 	m.witness(n, from, nonce, silent)
 }
@@ -280,6 +347,7 @@ func (m *Machine) witness(n, by string, nonce uint64, silent bool) {
 	w := &m.watch
 	if !silent {
 		delete(w.suspects[n], by)
+		delete(w.outside[n], by)
 		if len(w.suspects[n]) == 0 {
 			m.revive(n)
 		}
@@ -301,6 +369,7 @@ func (m *Machine) revive(n string) {
 	delete(w.outside, n)
 	delete(w.signs, n)
 	if was {
+		m.adopt()
 		m.review(n)
 	}
 }
@@ -312,8 +381,8 @@ func (m *Machine) review(n string) {
 	}
 }
 
-// judge decides whether a silent node is dead: two witnesses agree about one life of it; or this node is one and the
-// gateway answers it, and there is no second watcher who still hears the node.
+// judge decides whether a silent node is dead: two witnesses agree about one life of it; or there is one, a gateway answers
+// it, and no second watcher lives who still hears the node.
 func (m *Machine) judge(n string) {
 	w := &m.watch
 	by := w.suspects[n]
@@ -321,23 +390,51 @@ func (m *Machine) judge(n string) {
 	for _, nonce := range by {
 		votes[nonce]++
 	}
-	nonce, own := by[m.self]
-	dead := false
-	for _, life := range slices.Sorted(maps.Keys(votes)) {
-		if votes[life] >= watchers {
-			nonce, dead = life, true
-			break
+	for _, witness := range slices.Sorted(maps.Keys(by)) {
+		nonce := by[witness]
+		if votes[nonce] < watchers && !(w.vouches(n, witness) && m.alone(n, witness)) {
+			continue
 		}
-	}
-	if !dead && own && w.outside[n] {
-		dead = !slices.ContainsFunc(m.after(n, watchers), func(o string) bool {
-			_, silent := by[o]
-			return o != m.self && !silent && len(w.suspects[o]) == 0 && m.alive(o)
-		})
-	}
-	if !dead || w.isDead(n, nonce) {
+		if !w.isDead(n, nonce) {
+			w.dead[n] = nonce
+			m.adopt()
+			m.review(n)
+		}
 		return
 	}
-	w.dead[n] = nonce
-	m.review(n)
+}
+
+// alone says that no watcher of the node but the witness lives and hears it.
+func (m *Machine) alone(n, witness string) bool {
+	w := &m.watch
+	return !slices.ContainsFunc(m.after(n, watchers), func(o string) bool {
+		_, silent := w.suspects[n][o]
+		return o != witness && !silent && len(w.suspects[o]) == 0 && m.alive(o)
+	})
+}
+
+// What a suspicion says of the node.
+const (
+	stirring      = 0 // it is heard again
+	silentHere    = 1
+	silentOutside = 2 // and a gateway answers the witness
+)
+
+func (w *watch) testimony(n, by string, h *heard) byte {
+	switch {
+	case !h.silent:
+		return stirring
+	case w.vouches(n, by):
+		return silentOutside
+	}
+	return silentHere
+}
+
+func (w *watch) vouches(n, by string) bool { return w.outside[n][by] }
+
+func (w *watch) vouch(n, by string) {
+	if w.outside[n] == nil {
+		w.outside[n] = map[string]bool{}
+	}
+	w.outside[n][by] = true
 }

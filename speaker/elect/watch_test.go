@@ -8,8 +8,8 @@ import (
 )
 
 // suspicion is the message of a member that heard nothing from a node.
-func suspicion(node string, nonce uint64) []byte {
-	return append(appendBool(binary.AppendUvarint(appendString(header(kindSuspect), node), nonce), true), 100)
+func suspicion(node string, nonce uint64, said byte) []byte {
+	return append(binary.AppendUvarint(appendString(header(kindSuspect), node), nonce), said, 100)
 }
 
 func TestWitnessesOfADeath(t *testing.T) {
@@ -27,10 +27,51 @@ func TestWitnessesOfADeath(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			m := New("a", 1, DefaultTiming(), epoch0)
 			m.Step(epoch0, Members{facts.MemberSet{Members: all, Synced: true}})
-			m.Step(epoch0, Received{From: "b", Payload: suspicion("d", c.nonces[0])})
-			m.Step(epoch0, Received{From: "c", Payload: suspicion("d", c.nonces[1])})
+			m.Step(epoch0, Received{From: "b", Payload: suspicion("d", c.nonces[0], silentHere)})
+			m.Step(epoch0, Received{From: "c", Payload: suspicion("d", c.nonces[1], silentHere)})
 			m.Step(epoch0, Members{facts.MemberSet{Members: c.after, Synced: true}})
 			if got := !m.alive("d"); got != c.dead {
+				t.Errorf("dead: %v, want %v", got, c.dead)
+			}
+		})
+	}
+}
+
+// TestOneWitness: the word of one counts when a gateway answers it, and the node's other watcher is dead.
+func TestOneWitness(t *testing.T) {
+	var all []facts.Member
+	for i, n := range []string{"a", "b", "c", "d", "e", "f"} {
+		all = append(all, facts.Member{Name: n, Nonce: uint64(i + 1)})
+	}
+	for name, c := range map[string]struct {
+		said            byte
+		otherDies, dead bool
+	}{
+		"the other watcher hears the node":                   {silentOutside, false, false},
+		"the witness may be cut off":                         {silentHere, true, false},
+		"a gateway answers it and the other watcher is dead": {silentOutside, true, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := New("a", 1, DefaultTiming(), epoch0)
+			m.Step(epoch0, Members{facts.MemberSet{Members: all, Synced: true}})
+			var d, first, second string // d is watched by the other two, and none of them is this node
+			for _, n := range m.circle {
+				if w := m.after(n, watchers); n != "a" && w[0] != "a" && w[1] != "a" {
+					d, first, second = n, w[0], w[1]
+				}
+			}
+			say := func(from, of string, said byte) {
+				m.Step(epoch0, Received{From: from, Payload: suspicion(of, m.members[of].Nonce, said)})
+			}
+			if c.otherDies {
+				for _, w := range all[1:] {
+					if w.Name != second {
+						say(w.Name, second, silentHere)
+					}
+				}
+			}
+			say(first, d, c.said)
+			if got := !m.alive(d); got != c.dead {
 				t.Errorf("dead: %v, want %v", got, c.dead)
 			}
 		})

@@ -90,7 +90,7 @@ func holders(ctx context.Context, s *stage.Stage, not string) (map[string]string
 		}
 		out = map[string]string{}
 		for _, o := range list.Items {
-			if o.Status.Node != not || not == "" {
+			if o.Status.Node != "" && o.Status.Node != not {
 				out[o.Labels[names.LabelServiceName]] = o.Status.Node
 			}
 		}
