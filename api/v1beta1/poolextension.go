@@ -22,7 +22,9 @@ type PoolExtension struct {
 
 	// Cooldown is how long an address waits, after its last Service gave it back, before another Service may have it. A Service of the same
 	// namespace and name may have it at once.
-	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('0s') && duration(self) <= duration('8760h')",message="cooldown is between 0s and 8760h"
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$|^0$') && duration(self) >= duration('0s') && duration(self) <= duration('8760h')",message="cooldown is between 0s and 8760h: write one such as 10m or 24h"
 	// +optional
 	Cooldown *metav1.Duration `json:"cooldown,omitempty"`
 
@@ -65,7 +67,9 @@ type NamespaceQuota struct {
 type PoolProbe struct {
 	// Quarantine is how long an address is not given after somebody answered for it.
 	// +kubebuilder:default="1h"
-	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s') && duration(self) <= duration('8760h')",message="quarantine is between 1s and 8760h"
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$|^0$') && duration(self) >= duration('1s') && duration(self) <= duration('8760h')",message="quarantine is between 1s and 8760h: write one such as 10m or 24h"
 	// +optional
 	Quarantine *metav1.Duration `json:"quarantine,omitempty"`
 }

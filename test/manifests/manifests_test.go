@@ -245,6 +245,8 @@ func (b *bed) take(t *testing.T, s step, all []*unstructured.Unstructured, write
 			t.Errorf("%s is accepted, want a refusal with %q", self, s.expected[i].text)
 		case i >= 0 && !strings.Contains(err.Error(), s.expected[i].text):
 			t.Errorf("%s is refused with %v, want %q", self, err, s.expected[i].text)
+		case i >= 0 && strings.Contains(err.Error(), "evaluating rule"):
+			t.Errorf("%s is refused with %v, which is a rule and no sentence", self, err)
 		}
 	}
 }
