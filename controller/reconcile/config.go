@@ -4,7 +4,6 @@ import (
 	"context"
 	"reflect"
 	"slices"
-	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
@@ -88,7 +88,7 @@ func valid(o snapshot.Object, generation int64, problems []snapshot.Problem) met
 		texts = append(texts, p.Text)
 	}
 	if len(texts) > 0 {
-		cond.Message = strings.Join(texts, "; ")
+		cond.Message = configuration.Summary(texts, "; ", "they show when these are gone")
 	}
 	return cond
 }

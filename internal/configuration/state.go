@@ -60,7 +60,7 @@ func Errors(problems []snapshot.Problem) []string {
 	return out
 }
 
-// summaryLimit bounds errorSummary, in bytes: the rest is counted, not listed.
+// summaryLimit bounds a Summary, in bytes, some words for what is left out aside. The API server takes 32768 in a condition.
 const summaryLimit = 4096
 
 // Status returns what the State is to say about Problems, given what it said before.
@@ -71,22 +71,26 @@ func (s State) Status(before v1beta1.ConfigurationStateStatus, problems []snapsh
 		Type: s.conditionType(), Status: metav1.ConditionTrue, Reason: string(names.ReasonReconciled), Message: "the whole configuration is understood",
 	}
 	if len(texts) > 0 {
-		after.Result, after.ErrorSummary = v1beta1.ConfigurationInvalid, summary(texts)
+		after.Result, after.ErrorSummary = v1beta1.ConfigurationInvalid, Summary(texts, "\n", "see the conditions of the objects")
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, string(names.ReasonConfigurationError), after.ErrorSummary
 	}
 	meta.SetStatusCondition(&after.Conditions, c)
 	return after
 }
 
-func summary(texts []string) string {
+// Summary joins texts to one that a status can hold. The first is in it, cut short if need be; those that do not fit are counted, not listed,
+// and then says what to do about them.
+func Summary(texts []string, separator, then string) string {
 	var b strings.Builder
 	for i, t := range texts {
-		if b.Len()+len(t) > summaryLimit {
-			fmt.Fprintf(&b, "\nand %d more: see the conditions of the objects", len(texts)-i)
+		if i == 0 && len(t) > summaryLimit {
+			t = strings.ToValidUTF8(t[:summaryLimit], "") + "…"
+		} else if b.Len()+len(t) > summaryLimit {
+			fmt.Fprintf(&b, "%sand %d more: %s", separator, len(texts)-i, then)
 			break
 		}
 		if i > 0 {
-			b.WriteByte('\n')
+			b.WriteString(separator)
 		}
 		b.WriteString(t)
 	}
