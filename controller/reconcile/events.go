@@ -17,14 +17,14 @@ import (
 func (r *Services) tell(w *write) {
 	d := w.decision
 	if lost := givenUp(w.before, w.after); lost != "" {
-		r.Tell(w.before, corev1.EventTypeNormal, names.EventClearAssignment, "given up: "+lost)
+		r.Tell(w.before, corev1.EventTypeNormal, names.EventClearAssignment, note("given up: "+lost))
 	}
 	if d.Reason == names.ReasonProbing { // the outcome is told
 		r.Log.Info(d.Text, "service", w.v.Key.String(), "reason", d.Reason)
 		return
 	}
 	kind, reason := eventOf(&w.v, d)
-	r.Tell(w.before, kind, reason, string(d.Reason)+": "+d.Text)
+	r.Tell(w.before, kind, reason, note(string(d.Reason)+": "+d.Text))
 	if d.Reason == names.ReasonAssigned && d.Waiting { // for a family that it would like to have too
 		r.Tell(w.before, corev1.EventTypeNormal, names.EventAdditionalAssignFailed,
 			"no pool that is open to the Service has a free address of the other family: it gets one when there is")
@@ -33,6 +33,18 @@ func (r *Services) tell(w *write) {
 		r.Tell(w.before, corev1.EventTypeWarning, names.EventDeprecatedAnnotation, m)
 	}
 	r.Log.Info(d.Text, "service", w.v.Key.String(), "reason", d.Reason)
+}
+
+// noteLimit is how many bytes the API server takes in the note of an event.
+const noteLimit = 1024
+
+// note cuts a text short that an event cannot hold; the condition has all of it.
+func note(text string) string {
+	const more = "…"
+	if len(text) <= noteLimit {
+		return text
+	}
+	return strings.ToValidUTF8(text[:noteLimit-len(more)], "") + more
 }
 
 // eventOf returns the type of the event for a Decision, and its reason in the words of the metallb.io API.

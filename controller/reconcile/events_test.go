@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -57,6 +58,25 @@ func TestEventsInTheWordsOfTheAPI(t *testing.T) {
 					break
 				}
 			}
+		}
+	})
+}
+
+// TestAnEventIsNotRefusedForItsLength quotes what is longer than an event.
+func TestAnEventIsNotRefusedForItsLength(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := memory.NewServer(nil)
+		s.SetPool("p", pool("192.0.2.0/30"))
+		told := &recorder{}
+		c := run(t, s, nil, Options{Tell: told.tell})
+		defer c.end()
+		o := balanced("long")
+		o.Annotations = map[string]string{names.AnnotationLoadBalancerIPs: strings.Repeat("é", 2000)}
+		s.Create(o)
+		time.Sleep(time.Second)
+		got := told.of("long")
+		if len(got) != 1 || !strings.HasPrefix(got[0], "Warning LoadBalancerFailed InvalidRequest: ") || len(got[0]) > len("Warning LoadBalancerFailed ")+noteLimit || !utf8.ValidString(got[0]) {
+			t.Errorf("the events are %.200q, want one that the API server takes", got)
 		}
 	})
 }
