@@ -75,8 +75,9 @@ demo: deps build ## a cluster, a Service, a client, a dead node; KEEP=1 leaves i
 bench: deps build ## the figures of the README, beside this machine's own baseline
 	go run ./test/bench
 
-soak: deps ## ten minutes of BFD at 3 x 50 ms with every core busy; SOAK=1m makes it one
+soak: deps build ## with every core busy, ten minutes of BFD at 3 x 50 ms and ten of a cluster in which nobody may seem dead; SOAK=1m makes it one each
 	SOAK=$(or $(SOAK),10m) go test -count=1 -timeout=2h -v -run TestNoFalseDownUnderLoad ./speaker/bfd/udp
+	SOAK=$(or $(SOAK),10m) go test -count=1 -timeout=2h -v -run TestNoFalseTakeover ./test/e2e
 
 image: packages-tools ## write dist/image.tar for docker load, podman load or kind load; needs no container engine
 	CGO_ENABLED=0 GOOS=linux go build -ldflags='-s -w' -o dist/image/ ./controller ./speaker

@@ -43,7 +43,7 @@ func startBare(t *testing.T, o lab.Options) (context.Context, *stage.Stage) {
 			t.Skip("bin/" + b + " is not built: make build")
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute+soakTime(t))
 	t.Cleanup(cancel)
 	o.Dir, o.Progress = filepath.Join(t.TempDir(), "lab"), os.Stderr
 	s, err := stage.Start(ctx, o)

@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
+
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/gantry-lb/gantry/test/lab"
 	"github.com/gantry-lb/gantry/test/stage"
@@ -21,9 +24,19 @@ func TestMovesLoseNothing(t *testing.T) {
 }
 
 func movesLoseNothing(t *testing.T, mode string) {
-	ctx, s := start(t, lab.Options{Nodes: 4, ProxyMode: mode})
-	must(t, s.Apply(ctx, stage.Pool))
-	must(t, s.Apply(ctx, stage.Echo("echo", "node4")))
+	options, pool := lab.Options{Nodes: 4, ProxyMode: mode}, stage.Pool
+	if mode == lab.IPTables { // one is tried with IPv4, the other with IPv6
+		options.Families, pool = lab.DualStack, both
+	}
+	ctx, s := start(t, options)
+	must(t, s.Apply(ctx, pool))
+	family := func(manifests string) string {
+		if mode == lab.IPTables {
+			manifests = strings.Replace(manifests, "  type: LoadBalancer\n", "  type: LoadBalancer\n  ipFamilies: [IPv6]\n", 1)
+		}
+		return manifests
+	}
+	must(t, s.Apply(ctx, family(stage.Echo("echo", "node4"))))
 	kubectl := func(args ...string) {
 		t.Helper()
 		_, err := s.Kubectl(ctx, "", args...)
@@ -33,7 +46,7 @@ func movesLoseNothing(t *testing.T, mode string) {
 	kubectl("label", "node", "node1", "node2", "node3", "holds=yes")
 	address, err := s.Address(ctx, "default", "echo")
 	must(t, err)
-	target := address.String() + ":7000"
+	target := netip.AddrPortFrom(address, 7000).String()
 
 	ad := func(extra string) {
 		t.Helper()
@@ -54,6 +67,10 @@ func movesLoseNothing(t *testing.T, mode string) {
 				kubectl("taint", "node", n, "node.kubernetes.io/out-of-service=nodeshutdown:NoSchedule")
 			},
 			func(n string) { kubectl("taint", "node", n, "node.kubernetes.io/out-of-service-") },
+		},
+		"a shutdown of the kubelet": {
+			func(n string) { must(t, s.Ready(ctx, n, corev1.ConditionFalse, "node is shutting down")) },
+			func(n string) { must(t, s.Ready(ctx, n, corev1.ConditionTrue, "")) },
 		},
 		"the drain annotation": {
 			func(n string) { kubectl("annotate", "node", n, "gantry.dev/drain=") },
@@ -108,7 +125,7 @@ func movesLoseNothing(t *testing.T, mode string) {
 	if mode == lab.NFTables {
 		t.Run("a rebalance", func(t *testing.T) { rebalance(ctx, t, s, target, ad) })
 	}
-	t.Run("the endpoints of a Service with policy Local move", func(t *testing.T) { localMoves(ctx, t, s) })
+	t.Run("the endpoints of a Service with policy Local move", func(t *testing.T) { localMoves(ctx, t, s, family(local)) })
 }
 
 func steady(ctx context.Context, t *testing.T, s *stage.Stage, target string) *stage.Stream {
@@ -197,12 +214,13 @@ spec:
 
 // localMoves replaces the only Pod of a Service by one on another node; the old one serves for two seconds after it was told
 // to stop.
-func localMoves(ctx context.Context, t *testing.T, s *stage.Stage) {
+func localMoves(ctx context.Context, t *testing.T, s *stage.Stage, local string) {
 	must(t, s.Apply(ctx, local))
 	address, err := s.Address(ctx, "default", "local")
 	must(t, err)
-	steady(ctx, t, s, address.String()+":7000").Stop() // what is lost until it is served for the first time is another matter
-	stream := steady(ctx, t, s, address.String()+":7000")
+	target := netip.AddrPortFrom(address, 7000).String()
+	steady(ctx, t, s, target).Stop() // what is lost until it is served for the first time is another matter
+	stream := steady(ctx, t, s, target)
 	for _, node := range []string{"node2", "node3"} {
 		must(t, s.Apply(ctx, strings.Replace(local, "nodeName: node1", "nodeName: "+node, 1)))
 		must(t, stage.Await(ctx, "the address to follow the Pod to "+node, func(ctx context.Context) error {

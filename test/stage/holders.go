@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 
+	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/gantry-lb/gantry/api/names"
@@ -55,4 +56,20 @@ func (s *Stage) Holders(ctx context.Context, service string, n int) ([]string, e
 		return nil
 	})
 	return out, err
+}
+
+// Ready has a node say whether it is ready, and why not, in its kubelet's place.
+func (s *Stage) Ready(ctx context.Context, node string, status corev1.ConditionStatus, message string) error {
+	return Await(ctx, "the condition of "+node, func(ctx context.Context) error {
+		var n corev1.Node
+		if err := s.API.Get(ctx, client.ObjectKey{Name: node}, &n); err != nil {
+			return err
+		}
+		for i := range n.Status.Conditions {
+			if c := &n.Status.Conditions[i]; c.Type == corev1.NodeReady {
+				c.Status, c.Reason, c.Message = status, "Lab", message
+			}
+		}
+		return s.API.Status().Update(ctx, &n)
+	})
 }
