@@ -1,6 +1,9 @@
 package plan
 
 import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
 	"net/netip"
 	"reflect"
 	"strings"
@@ -93,5 +96,79 @@ func TestAttributesOfSeveralAdvertisementsAreMerged(t *testing.T) {
 	editService(func(s *view.Service) { s.Local = false })(&in)
 	if got := Build(in).Routes[0].Bandwidth; got != 0 {
 		t.Errorf("a Service whose traffic is spread over all endpoints has the bandwidth %d", got)
+	}
+}
+
+// TestRoutesFollowEveryChange makes random changes one after another, and compares with what a Planner makes of the end alone.
+func TestRoutesFollowEveryChange(t *testing.T) {
+	random := rand.New(rand.NewPCG(3, 4))
+	in := peered()
+	in.Snapshot.Pools[0].Ranges = []snapshot.Range{{First: netip.MustParseAddr("192.0.2.0"), Last: netip.MustParseAddr("192.0.2.255")}}
+	p := NewPlanner(in)
+	for step := range 2000 {
+		k := view.Key{Namespace: "default", Name: fmt.Sprint(random.IntN(12))}
+		switch random.IntN(6) {
+		case 0:
+			p.RemoveService(k)
+		case 1:
+			e := view.Endpoints{Service: k, Serving: random.IntN(3) > 0}
+			if e.Serving {
+				e.Nodes, e.Counts = []string{"a"}, []int{1 + random.IntN(3)}
+			}
+			p.SetEndpoints(e)
+		case 2:
+			if random.IntN(10) > 0 {
+				continue
+			}
+			s := *p.Inputs().Snapshot
+			s.BGPAds = nil
+			for i := range random.IntN(4) {
+				s.BGPAds = append(s.BGPAds, &snapshot.BGPAd{
+					Name: fmt.Sprint(i), Pools: []string{"p"}, Length4: 24 + 4*random.IntN(3), Length6: 128, MED: uint32(random.IntN(3)), HasMED: true,
+					Bandwidth: int32(random.IntN(2) * 8), Communities: []snapshot.Community{{A: 1, B: uint32(i)}},
+				})
+			}
+			s.Peers = in.Snapshot.Peers[:random.IntN(3)]
+			p.SetSnapshot(&s)
+		default:
+			p.SetService(view.Service{
+				Key: k, LoadBalancer: random.IntN(8) > 0, Local: random.IntN(2) == 0,
+				Assigned: []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, byte(random.IntN(40))})},
+			})
+		}
+		p.Update()
+		now := p.Inputs()
+		now.Services, now.Endpoints, now.Nodes = maps.Clone(now.Services), maps.Clone(now.Endpoints), maps.Clone(now.Nodes)
+		want, got := Build(now), p.Plan()
+		if len(want.Routes)+len(got.Routes) > 0 && !reflect.DeepEqual(got.Routes, want.Routes) {
+			t.Fatalf("after step %d the routes are\n%+v, want\n%+v", step, got.Routes, want.Routes)
+		}
+		if len(want.BGP)+len(got.BGP) > 0 && !reflect.DeepEqual(got.BGP, want.BGP) {
+			t.Fatalf("after step %d the verdicts are\n%+v, want\n%+v", step, got.BGP, want.BGP)
+		}
+	}
+}
+
+// BenchmarkOneServiceOfMany is a change of one Service among 10,000 that are announced.
+func BenchmarkOneServiceOfMany(b *testing.B) {
+	in := peered()
+	in.Snapshot.Pools[0].Ranges = []snapshot.Range{{First: netip.MustParseAddr("10.0.0.0"), Last: netip.MustParseAddr("10.0.255.255")}}
+	svc := func(i int) view.Service {
+		k := view.Key{Namespace: "default", Name: fmt.Sprintf("s%05d", i)}
+		return view.Service{Key: k, LoadBalancer: true, Assigned: []netip.Addr{netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})}}
+	}
+	for i := range 10000 {
+		s := svc(i)
+		in.Services[s.Key] = s
+		in.Endpoints[s.Key] = view.Endpoints{Service: s.Key, Serving: true, Nodes: []string{"a"}, Counts: []int{1}}
+	}
+	p := NewPlanner(in)
+	p.Update()
+	for i := 0; b.Loop(); i++ {
+		s := svc(i % 10000)
+		p.RemoveService(s.Key)
+		p.Update()
+		p.SetService(s)
+		p.Update()
 	}
 }

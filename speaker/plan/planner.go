@@ -22,7 +22,9 @@ type Planner struct {
 	fields   map[string]*field // by the advertisements; see fieldFor
 	dirty    map[view.Key]struct{}
 	all      bool // everything is to be decided anew
+	// shares are what each Service adds to the routes, prefixes which Services add to each.
 	shares   map[view.Key]share
+	prefixes map[netip.Prefix]map[view.Key]struct{}
 }
 
 // NewPlanner returns a Planner that has decided nothing. It takes the inputs over: they may be edited through it alone.
@@ -39,6 +41,7 @@ func NewPlanner(in Inputs) *Planner {
 	return &Planner{
 		in: in, services: map[view.Key]decision{}, users: map[netip.Addr]map[view.Key]struct{}{},
 		fields: map[string]*field{}, dirty: map[view.Key]struct{}{}, all: true, shares: map[view.Key]share{},
+		prefixes: map[netip.Prefix]map[view.Key]struct{}{},
 	}
 }
 

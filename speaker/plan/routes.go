@@ -1,8 +1,6 @@
 package plan
 
 import (
-	"cmp"
-	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -47,7 +45,7 @@ func (s share) same(o share) bool {
 		slices.Equal(s.verdict.Addresses, o.verdict.Addresses) && slices.EqualFunc(s.ads, o.ads, offer.equal) && s.endpoints == o.endpoints
 }
 
-// route decides the Services that changed, and puts the routes together again when that changes any.
+// route decides the Services that changed, and makes the routes anew that this touches.
 func (p *Planner) route(anew bool) {
 	self, known := p.in.Nodes[p.in.Self]
 	if anew {
@@ -62,31 +60,91 @@ func (p *Planner) route(anew bool) {
 		p.plan.Leaving = self.Leaving || self.Excluded
 	}
 	var verdicts, gone []BGPVerdict
+	touched := map[netip.Prefix]struct{}{}
 	for _, k := range sortedKeys(p.dirty) {
 		old, had := p.shares[k]
 		s, ok := p.in.Services[k]
-		if ok = ok && known && s.LoadBalancer && s.Class == p.in.Class; !ok {
+		if !ok || !known || !s.LoadBalancer || s.Class != p.in.Class {
 			if had {
 				gone = append(gone, BGPVerdict{Service: k})
+				p.take(k, old, touched)
 			}
-			delete(p.shares, k)
 			continue
 		}
 		if now := p.share(&s, &self); !had || !now.same(old) {
-			p.shares[k] = now
+			p.take(k, old, touched)
+			p.give(k, now, touched)
 			verdicts = append(verdicts, now.verdict)
 		}
 	}
-	if !anew && len(verdicts)+len(gone) == 0 {
+	if anew {
+		for prefix := range p.prefixes {
+			touched[prefix] = struct{}{}
+		}
+	}
+	if len(verdicts)+len(gone) > 0 {
+		p.plan.BGP = replace(p.plan.BGP, verdicts, gone, func(x, y BGPVerdict) int { return x.Service.Compare(y.Service) })
+	}
+	p.rebuild(touched)
+}
+
+// take forgets what a Service adds to the routes, and notes the prefixes that this touches.
+func (p *Planner) take(k view.Key, s share, touched map[netip.Prefix]struct{}) {
+	delete(p.shares, k)
+	s.each(func(prefix netip.Prefix) {
+		delete(p.prefixes[prefix], k)
+		if len(p.prefixes[prefix]) == 0 {
+			delete(p.prefixes, prefix)
+		}
+		touched[prefix] = struct{}{}
+	})
+}
+
+// give takes note of what a Service adds.
+func (p *Planner) give(k view.Key, s share, touched map[netip.Prefix]struct{}) {
+	p.shares[k] = s
+	s.each(func(prefix netip.Prefix) {
+		if p.prefixes[prefix] == nil {
+			p.prefixes[prefix] = map[view.Key]struct{}{}
+		}
+		p.prefixes[prefix][k] = struct{}{}
+		touched[prefix] = struct{}{}
+	})
+}
+
+// each tells the prefixes that the advertisements announce for the Service; one may come several times.
+func (s *share) each(tell func(netip.Prefix)) {
+	for _, o := range s.ads {
+		for _, a := range o.addresses {
+			tell(prefix(o.ad, a))
+		}
+	}
+}
+
+// rebuild makes the routes of the touched prefixes anew; all others stay as they are.
+func (p *Planner) rebuild(touched map[netip.Prefix]struct{}) {
+	if len(touched) == 0 {
 		return
 	}
-	p.plan.BGP = replace(p.plan.BGP, verdicts, gone,
-		func(x, y BGPVerdict) int { return x.Service.Compare(y.Service) })
 	t := table{}
-	for _, s := range p.shares {
-		t.add(p.plan.Peers, &s)
+	for prefix := range touched {
+		for k := range p.prefixes[prefix] {
+			s := p.shares[k]
+			t.add(p.plan.Peers, &s, prefix)
+		}
 	}
-	p.plan.Routes = t.routes()
+	fresh := t.routes()
+	out := make([]intent.Route, 0, len(p.plan.Routes)+len(fresh))
+	for _, r := range p.plan.Routes {
+		if _, ok := touched[r.Prefix]; ok {
+			continue
+		}
+		for len(fresh) > 0 && fresh[0].Prefix.Compare(r.Prefix) < 0 {
+			out, fresh = append(out, fresh[0]), fresh[1:]
+		}
+		out = append(out, r)
+	}
+	p.plan.Routes = append(out, fresh...)
 }
 
 // share decides one Service.
@@ -97,7 +155,7 @@ func (p *Planner) share(s *view.Service, self *view.Node) share {
 		out.endpoints = p.in.Endpoints[s.Key].Count(p.in.Self)
 	}
 	if reason == names.ReasonAnnounced {
-		if out.verdict.Peers = (table{}).add(p.plan.Peers, &out); len(out.verdict.Peers) == 0 {
+		if out.verdict.Peers = (table{}).add(p.plan.Peers, &out, netip.Prefix{}); len(out.verdict.Peers) == 0 {
 			out.verdict.Reason = names.ReasonNoPeers
 		}
 	}
@@ -168,97 +226,4 @@ func prefix(ad *snapshot.BGPAd, a netip.Addr) netip.Prefix {
 		bits = ad.Length6
 	}
 	return netip.PrefixFrom(a, bits).Masked()
-}
-
-// table gathers what several Services and advertisements say of a prefix, for each peer.
-type table map[cell]intent.Attributes
-
-type cell struct {
-	prefix netip.Prefix
-	peer   string
-}
-
-// add puts the routes of a Service into the table and returns the names of the peers that get one.
-func (t table) add(peers []intent.Peer, s *share) []string {
-	var to []string
-	weights := map[cell]uint64{} // of several advertisements the largest counts, of several Services the sum
-	for i := range peers {
-		p := &peers[i]
-		for _, o := range s.ads {
-			ad := o.ad
-			if len(ad.Peers) > 0 && !slices.Contains(ad.Peers, p.Name) {
-				continue
-			}
-			for _, a := range o.addresses {
-				if a.Is4() && !p.IPv4 || a.Is6() && !p.IPv6 {
-					continue
-				}
-				c := cell{prefix(ad, a), p.Name}
-				t[c] = merge(t[c], ad)
-				if ad.Bandwidth > 0 && s.endpoints > 0 {
-					weights[c] = max(weights[c], uint64(ad.Bandwidth)*1e6/8*uint64(s.endpoints)) //nolint:gosec // neither is below 0
-				}
-				to = append(to, p.Name)
-			}
-		}
-	}
-	for c, w := range weights {
-		a := t[c]
-		a.Bandwidth += w
-		t[c] = a
-	}
-	slices.Sort(to)
-	return slices.Compact(to)
-}
-
-// merge adds what an advertisement says of a prefix to what others said. Communities are united; of different values of
-// localPref, which only aggregates over several Services can have by now, the highest counts, and of metrics the lowest: the
-// better one.
-func merge(a intent.Attributes, ad *snapshot.BGPAd) intent.Attributes {
-	a.LocalPref, a.Prepend = max(a.LocalPref, ad.LocalPref), max(a.Prepend, ad.Prepend)
-	if ad.HasMED && (!a.HasMED || ad.MED < a.MED) {
-		a.MED, a.HasMED = ad.MED, true
-	}
-	if len(ad.Communities)+len(ad.Extended) == 0 {
-		return a
-	}
-	standard, large, extended := slices.Clone(a.Communities), slices.Clone(a.Large), slices.Clone(a.Extended)
-	for _, c := range ad.Communities {
-		if c.Large {
-			large = append(large, [3]uint32{c.A, c.B, c.C})
-		} else {
-			standard = append(standard, c.A<<16|c.B)
-		}
-	}
-	for _, c := range ad.Extended {
-		extended = append(extended, c)
-	}
-	slices.Sort(standard)
-	slices.SortFunc(large, func(x, y [3]uint32) int { return slices.Compare(x[:], y[:]) })
-	slices.SortFunc(extended, func(x, y [8]byte) int { return slices.Compare(x[:], y[:]) })
-	a.Communities, a.Large, a.Extended = slices.Compact(standard), slices.Compact(large), slices.Compact(extended)
-	return a
-}
-
-// routes returns the table as routes, sorted: peers that get the same are named together.
-func (t table) routes() []intent.Route {
-	cells := slices.SortedFunc(maps.Keys(t), func(x, y cell) int {
-		return cmp.Or(x.prefix.Compare(y.prefix), cmp.Compare(x.peer, y.peer))
-	})
-	var out []intent.Route
-	first := 0 // of the routes of this prefix
-next:
-	for _, c := range cells {
-		if len(out) > 0 && out[len(out)-1].Prefix != c.prefix {
-			first = len(out)
-		}
-		for i := first; i < len(out); i++ {
-			if out[i].Attributes.Equal(t[c]) {
-				out[i].Peers = append(out[i].Peers, c.peer)
-				continue next
-			}
-		}
-		out = append(out, intent.Route{Prefix: c.prefix, Peers: []string{c.peer}, Attributes: t[c]})
-	}
-	return out
 }
