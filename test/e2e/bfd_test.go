@@ -69,7 +69,7 @@ func TestBFD(t *testing.T) {
 	}
 	ctx, s := start(t, lab.Options{Nodes: 2, Routers: 2})
 	tor, spine := s.Router("router", router.FRR), s.Router("router2", router.BIRD)
-	must(t, tor.Start(ctx, torText+torWatches))
+	must(t, tor.Start(ctx, torText(t)+torWatches))
 	must(t, spine.Start(ctx, spineText))
 	_, routed, _ := strings.Cut(peering, "---\n") // without its peer
 	must(t, s.Apply(ctx, watching+"---\n"+routed))

@@ -2,8 +2,10 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -14,22 +16,15 @@ import (
 	"github.com/gantry-lb/gantry/test/stage"
 )
 
-// torText is a top-of-rack router that takes part in AS 65000 and takes routes from three nodes in AS 64512.
-const torText = `router bgp 65000
- bgp router-id 192.168.0.1
- no bgp ebgp-requires-policy
- bgp bestpath as-path multipath-relax
- neighbor nodes peer-group
- neighbor nodes remote-as 64512
- neighbor 192.168.0.11 peer-group nodes
- neighbor 192.168.0.12 peer-group nodes
- neighbor 192.168.0.13 peer-group nodes
- address-family ipv4 unicast
-  maximum-paths 8
- exit-address-family
-`
+// torText is the FRR of the docs: a top-of-rack router in AS 65000 that takes routes from three nodes in AS 64512.
+func torText(t *testing.T) string {
+	t.Helper()
+	text, err := router.Documented(filepath.Join(lab.Root(), "docs", "bgp.md"), "FRR")
+	must(t, err)
+	return text
+}
 
-// peering is what a user applies for that router.
+// peering is what a user applies for the FRR of the docs.
 const peering = `apiVersion: metallb.io/v1beta2
 kind: BGPPeer
 metadata: {name: tor, namespace: metallb-system}
@@ -46,6 +41,24 @@ metadata: {name: routed, namespace: metallb-system}
 spec: {ipAddressPools: [routed]}
 `
 
+// racks is a BGPPeer that names no router: each node finds its own.
+const racks = `apiVersion: metallb.io/v1beta2
+kind: BGPPeer
+metadata: {name: racks, namespace: metallb-system}
+spec:
+  myASN: 64512
+  enableGracefulRestart: true
+  passwordSecret: {name: router}
+  gantry: {defaultGateway: IPv4, peerASNLabel: example.com/asn}
+`
+
+const secret = `apiVersion: v1
+kind: Secret
+metadata: {name: router, namespace: metallb-system}
+type: kubernetes.io/basic-auth
+stringData: {username: "", password: s3cret}
+`
+
 // TestBGP has a client behind a real router reach Services that no segment shares.
 func TestBGP(t *testing.T) {
 	if m := router.Missing(router.FRR); m != "" {
@@ -53,7 +66,7 @@ func TestBGP(t *testing.T) {
 	}
 	ctx, s := start(t, lab.Options{Nodes: 3})
 	tor := s.Router("router", router.FRR)
-	must(t, tor.Start(ctx, torText))
+	must(t, tor.Start(ctx, torText(t)))
 	must(t, s.Apply(ctx, peering))
 	must(t, s.Apply(ctx, stage.Echo("echo", "node3")))
 	address, err := s.Address(ctx, "default", "echo")
@@ -139,6 +152,58 @@ func TestBGP(t *testing.T) {
 			t.Errorf("the sessions were established %s times before the edits and %s after", before, after)
 		}
 	})
+	t.Run("one BGPPeer for every rack: the node's gateway, its label's number, and a password from a Secret", func(t *testing.T) {
+		_, err := s.Kubectl(ctx, "", "-n", "metallb-system", "delete", "bgppeer", "tor")
+		must(t, err)
+		hops(ctx, t, s, vip)
+		must(t, tor.Configure(ctx, "router bgp 65000\n neighbor nodes password s3cret\n"))
+		must(t, s.Apply(ctx, racks))
+		must(t, stage.Await(ctx, "the Problem that the Secret is missing", func(ctx context.Context) error {
+			out, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "bgppeer", "racks", "-o", "jsonpath={.status.gantry.conditions}")
+			if err == nil && !strings.Contains(out, "no Secret") {
+				err = fmt.Errorf("the conditions are %s", out)
+			}
+			return err
+		}))
+		hops(ctx, t, s, vip)
+		must(t, s.Apply(ctx, secret))
+		for _, node := range []string{"node1", "node2"} {
+			_, err := s.Kubectl(ctx, "", "label", "node", node, "example.com/asn=65000")
+			must(t, err)
+		}
+		hops(ctx, t, s, vip, all[:2]...)
+		must(t, stage.Await(ctx, "the session of the node without the label to say so", func(ctx context.Context) error {
+			out, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions", "-l", "metallb.io/node=node3", "-o", "jsonpath={.items[*].status.lastError}")
+			if err == nil && !strings.Contains(out, `no label "example.com/asn"`) {
+				err = fmt.Errorf("it says %q", out)
+			}
+			return err
+		}))
+		_, err = s.Kubectl(ctx, "", "label", "node", "node3", "example.com/asn=65000")
+		must(t, err)
+		hops(ctx, t, s, vip, all...)
+	})
+	t.Run("with graceful restart a speaker that restarts leaves its routes where they are", func(t *testing.T) {
+		stream := far(t)
+		begun := restarts(ctx, t, s, "node1")
+		must(t, s.Signal(ctx, "node1", "gantry-speaker", syscall.SIGTERM))
+		must(t, stage.Await(ctx, "the next speaker and its session", func(ctx context.Context) error {
+			r, _, err := s.Host("router").RouteTo(vip)
+			if err != nil {
+				return err
+			}
+			if len(r.Via) != 3 {
+				t.Fatalf("the routes of the speaker went: %v", r.Via)
+			}
+			if restarts(ctx, t, s, "node1") == begun {
+				return fmt.Errorf("it was established %d times, as before", begun)
+			}
+			return nil
+		}))
+		if o := stream.Stop(); o.Lost > 0 {
+			t.Errorf("%d of %d requests were lost", o.Lost, o.Sent)
+		}
+	})
 	t.Run("a Service that goes takes its route with it", func(t *testing.T) {
 		_, err := s.Kubectl(ctx, "", "delete", "service", "echo")
 		must(t, err)
@@ -170,6 +235,17 @@ func hopsAt(ctx context.Context, t *testing.T, s *stage.Stage, at string, p neti
 		}
 		return nil
 	}))
+}
+
+// restarts is how often the router has seen the session with a node come up.
+func restarts(ctx context.Context, t *testing.T, s *stage.Stage, node string) int {
+	t.Helper()
+	address := map[string]string{"node1": "192.168.0.11", "node2": "192.168.0.12", "node3": "192.168.0.13"}[node]
+	out, err := s.Router("router", router.FRR).Show(ctx, "show bgp neighbors "+address+" json")
+	must(t, err)
+	var all map[string]struct{ ConnectionsEstablished int }
+	must(t, json.Unmarshal(out, &all))
+	return all[address].ConnectionsEstablished
 }
 
 // ups returns how often the router has seen each session come up, as it prints it.
