@@ -90,6 +90,7 @@ func TestTheSegment(t *testing.T) {
 		t.Fatalf("the Service has %v, want an address of each family", svc.Status.LoadBalancer.Ingress)
 	}
 	t.Run("a neighbour of IPv6 is checked on and stays", func(t *testing.T) { neighbourStays(ctx, t, s, six) })
+	t.Run("an address that somebody uses is not given", func(t *testing.T) { probed(ctx, t, s) })
 	t.Run("a foreign host claims the address", func(t *testing.T) { foreignHost(ctx, t, s, four) })
 	t.Run("a link flaps", func(t *testing.T) { linkFlaps(ctx, t, s, four) })
 	t.Run("a client that hears no announcement follows a move", func(t *testing.T) { deafClient(ctx, t, s, four) })
