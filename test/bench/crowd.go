@@ -22,6 +22,9 @@ const (
 	ownClass    = "example.com/bench" // nobody serves it but this program
 )
 
+// sizes are how many Services come at once.
+var sizes = []int{2000, 8000}
+
 // roomyPool holds a crowd. It has no advertisement: what is measured is the controller.
 const roomyPool = `apiVersion: metallb.io/v1beta1
 kind: IPAddressPool
@@ -45,7 +48,7 @@ func crowds(ctx context.Context, dir string) error {
 	if err := turns(ctx, s); err != nil {
 		return err
 	}
-	for _, n := range []int{2000, 8000} {
+	for _, n := range sizes {
 		b, err := baseline(ctx, s, n)
 		if err != nil {
 			return err
@@ -56,6 +59,7 @@ func crowds(ctx context.Context, dir string) error {
 		}
 		fmt.Printf("%-64s %s\n", fmt.Sprintf("%d Services over %d connections: creation to address", n, connections), g)
 		fmt.Printf("%-64s %s\n", "baseline: a status written by who watches, 32 at a time", b)
+		fmt.Printf("  processor time for each Service: %s\n  and in the baseline: %s\n", g.cpu, b.cpu)
 		fmt.Printf("  writes for each Service: %.3f of its status, %.3f events, %.3f others (AddressLedger %d, pools %d)\n",
 			g.each("services/status"), g.each("events"), g.each("addressledgers")+g.each("ipaddresspools/status"),
 			g.writes["addressledgers"], g.writes["ipaddresspools/status"])
@@ -70,6 +74,7 @@ type gathering struct {
 	creation       time.Duration // from the first creation to the last
 	last           time.Duration // from the last creation to the last address
 	writes         stage.Writes
+	cpu            string
 }
 
 // String is the line of the figures.
@@ -103,6 +108,7 @@ func crowd(ctx context.Context, s *stage.Stage, namespace, class string, n int) 
 	if err != nil {
 		return g, err
 	}
+	usedBefore := used(s.PID())
 	created, err := s.Crowd(ctx, connections, services)
 	if err != nil {
 		return g, err
@@ -119,7 +125,7 @@ func crowd(ctx context.Context, s *stage.Stage, namespace, class string, n int) 
 	if err != nil {
 		return g, err
 	}
-	g.writes = now.Since(before)
+	g.writes, g.cpu = now.Since(before), used(s.PID()).since(usedBefore, n)
 	g.times(created, given)
 	return g, nil
 }
