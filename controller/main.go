@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"syscall"
 	"time"
 
@@ -116,7 +117,7 @@ func run(ctx context.Context, o options) error {
 		API: &reconcile.Cluster{Client: mgr.GetClient(), Reader: mgr.GetAPIReader(), Namespace: o.Namespace},
 		Log: log,
 		Tell: func(s *corev1.Service, kind, reason, text string) {
-			events.Eventf(s, nil, kind, reason, "Allocate", "%s", text)
+			events.Eventf(s, nil, kind, reason, action(text), "%s", text)
 		},
 		Forecast:  announced.Forecast,
 		Namespace: o.Namespace, Class: o.LoadBalancerClass, Identity: fmt.Sprintf("%s/%d", host, os.Getpid()),
@@ -147,6 +148,15 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	return mgr.Start(ctx)
+}
+
+// action is what tells events of one reason about one Service apart: Kubernetes counts those that have the same action as one, with the text of the first.
+// It is the word with which the text begins, if it begins with one.
+func action(text string) string {
+	if word, _, ok := strings.Cut(text, ": "); ok && !strings.Contains(word, " ") {
+		return word
+	}
+	return "Allocate"
 }
 
 // The times of the election. A leader that stops lets go, and the other asks at most 1.1 s later (client-go waits for the retry

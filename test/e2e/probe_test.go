@@ -60,7 +60,7 @@ func probed(ctx context.Context, t *testing.T, s *stage.Stage) {
 	for _, a := range got {
 		ask(ctx, t, s, netip.AddrPortFrom(a, 7000).String()).Stop()
 	}
-	must(t, stage.Await(ctx, "the events that name who answered", func(ctx context.Context) error {
+	must(t, stage.Await(ctx, "what tells who answered", func(ctx context.Context) error {
 		return quarantined(ctx, s, "192.168.0.240", "192.168.0.241", "fd00:a8::400")
 	}))
 	must(t, stage.Await(ctx, "the questions to be closed", func(ctx context.Context) error {
@@ -89,18 +89,29 @@ func probed(ctx context.Context, t *testing.T, s *stage.Stage) {
 	}))
 }
 
-// quarantined says whether an event tells of each address.
+// quarantined says whether an event tells of one of the addresses, since Kubernetes shows the first of several alike, and the AddressLedger of all.
 func quarantined(ctx context.Context, s *stage.Stage, addresses ...string) error {
 	var events eventsv1.EventList
 	if err := s.API.List(ctx, &events, client.InNamespace("default")); err != nil {
 		return err
 	}
+	told := func(e eventsv1.Event) bool {
+		return strings.HasPrefix(e.Note, string(names.ReasonQuarantined)) &&
+			slices.ContainsFunc(addresses, func(a string) bool { return strings.Contains(e.Note, "answered for "+a+" ") })
+	}
+	if !slices.ContainsFunc(events.Items, told) {
+		return fmt.Errorf("no event tells of a quarantine")
+	}
+	var ledger v1alpha1.AddressLedger
+	if err := s.API.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: names.WithheldLedger}, &ledger); err != nil {
+		return err
+	}
 	for _, a := range addresses {
-		told := func(e eventsv1.Event) bool {
-			return strings.HasPrefix(e.Note, string(names.ReasonQuarantined)) && strings.Contains(e.Note, "answered for "+a+" ")
+		remembered := func(w v1alpha1.WithheldAddress) bool {
+			return w.Address == a && w.Reason == string(names.ReasonQuarantined) && w.By != ""
 		}
-		if !slices.ContainsFunc(events.Items, told) {
-			return fmt.Errorf("no event tells of %s", a)
+		if !slices.ContainsFunc(ledger.Spec.Withheld, remembered) {
+			return fmt.Errorf("the AddressLedger does not tell of %s: %v", a, ledger.Spec.Withheld)
 		}
 	}
 	return nil
