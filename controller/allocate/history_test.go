@@ -1,0 +1,243 @@
+package allocate
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// TestRandomHistories has Services, pools and reservations come, change and go, time pass, and the controller restart. After each step a slow oracle,
+// which looks at every address by itself, says what has to hold: no address twice, none taken by what others do, none lost, and the next
+// one the lowest that is free.
+func TestRandomHistories(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		h := &history{T: rt, world: newWorld(t)}
+		h.draw("0")
+		for range rapid.IntRange(5, 40).Draw(rt, "steps") {
+			h.step()
+			h.check()
+		}
+	})
+}
+
+// history is a world with what drives it.
+type history struct {
+	*rapid.T
+	world *world
+}
+
+func (h *history) one(label string, of ...string) string {
+	return rapid.SampledFrom(of).Draw(h.T, label)
+}
+
+// ranges are what a pool may have been edited to; they never overlap across pools.
+var ranges = map[string][][]string{
+	"0": {{"192.0.2.0/29"}, {"192.0.2.2-192.0.2.12"}, {"192.0.2.4/30", "fd00:1::/126"}, {"192.0.2.0/28", "fd00:1::/125"}},
+	"1": {{"198.51.100.254-198.51.101.3"}, {"fd00:2::-fd00:2::5"}, {"198.51.101.0/29", "fd00:2::/127"}},
+}
+
+// draw edits the pools, those that are named or any.
+func (h *history) draw(pools ...string) {
+	var out []*snapshot.Pool
+	for _, name := range pools {
+		all := ranges[name]
+		p := pool(h.world.T, name, all[rapid.IntRange(0, len(all)-1).Draw(h.T, "ranges")]...)
+		p.Order = snapshot.Order(h.one("order", "", "Lowest", "RoundRobin", "Hash"))
+		p.AutoAssign = h.one("auto", "yes", "yes", "yes", "no") == "yes"
+		p.AvoidBuggy = h.one("avoid", "no", "yes") == "yes"
+		switch h.one("more", "none", "none", "cooldown", "quota", "exclude", "pinned", "others") {
+		case "cooldown":
+			p.Cooldown = time.Minute
+		case "quota":
+			quota(2, map[string]int{"b": 1})(p)
+		case "exclude":
+			excluding(h.world.T, "192.0.2.4/31", "198.51.101.1", "fd00:1::2")(p)
+		case "pinned":
+			pinned(1, "a")(p)
+		case "others":
+			pinned(2, "nobody")(p)
+		}
+		out = append(out, p)
+	}
+	h.world.configure(out...)
+}
+
+// step does one thing and has the Services that it does not concern served again: they must keep what they have.
+func (h *history) step() {
+	w := h.world
+	name := h.one("service", "a1", "a2", "a3", "a4", "b1", "b2", "b3", "b4")
+	before := map[string][]netip.Addr{}
+	for n, as := range w.written {
+		before[n] = slices.Clone(as)
+	}
+	mine := ""
+	switch what := h.one("what", "serve", "serve", "serve", "edit", "delete", "pools", "restart", "later", "reserve"); what {
+	case "serve", "edit":
+		mine = name
+		h.serve(name, what == "edit")
+	case "delete":
+		mine = name
+		if w.services[name] != nil {
+			w.delete(name)
+		}
+	case "pools":
+		h.draw([][]string{{"0", "1"}, {"0"}, {"1"}, {}}[rapid.IntRange(0, 3).Draw(h.T, "pools")]...)
+	case "restart":
+		w.restart()
+	case "later":
+		w.later(40 * time.Second)
+	case "reserve":
+		h.reserve()
+	}
+	for _, n := range []string{"a1", "a2", "a3", "a4", "b1", "b2", "b3", "b4"} {
+		if n == mine || w.services[n] == nil {
+			continue
+		}
+		from, _ := w.l.Held(w.services[n].Key)
+		w.serve(n)
+		for _, a := range before[n] {
+			if !slices.Contains(w.written[n], a) && !h.moves(w.services[n], a, from.Pool) {
+				h.Fatalf("%s had %v, and has %v without asking", n, before[n], w.written[n])
+			}
+		}
+	}
+}
+
+// moves says whether a Service still waits to be rid of an address, by a wish of its own.
+func (h *history) moves(s *view.Service, a netip.Addr, from string) bool {
+	return len(s.Requested) > 0 && !slices.Contains(s.Requested, a) || slices.Contains(s.Releasing, a) || s.Pool != "" && s.Pool != from
+}
+
+// serve makes a Service, or edits it.
+func (h *history) serve(name string, edit bool) {
+	var edits []func(*view.Service)
+	if h.world.services[name] == nil {
+		edits = append(edits, in(name[:1]), several(rapid.IntRange(1, 2).Draw(h.T, "count")))
+		switch h.one("families", "4", "4", "6", "prefer", "require") {
+		case "6":
+			edits = append(edits, single6)
+		case "prefer":
+			edits = append(edits, dual(view.PreferDualStack))
+		case "require":
+			edits = append(edits, dual(view.RequireDualStack))
+		}
+		if k := h.one("key", "", "", "k", "m"); k != "" {
+			edits = append(edits, shares(k, rapid.SampledFrom([]uint16{80, 443, 8080}).Draw(h.T, "port")))
+		}
+	}
+	if edit {
+		switch h.one("edit", "address", "pool", "no pool", "release", "release nothing") {
+		case "address":
+			edits = append(edits, asks(h.one("asked", "192.0.2.5", "192.0.2.6", "198.51.101.1")))
+		case "pool":
+			edits = append(edits, asks(), wants(h.one("pool", "0", "1", "2")))
+		case "no pool":
+			edits = append(edits, asks(), wants(""))
+		case "release":
+			held := h.world.written[name]
+			edits = append(edits, asks(), func(s *view.Service) { s.Releasing = held[:min(len(held), 1)] })
+		case "release nothing":
+			edits = append(edits, releases())
+		}
+	}
+	h.world.serve(name, edits...)
+}
+
+func (h *history) reserve() {
+	r := &snapshot.Reservation{Name: "r", Service: view.Key{Namespace: "a", Name: "a1"}}
+	switch h.one("reservation", "none", "address", "pool", "follows") {
+	case "none":
+		h.world.reserve()
+		return
+	case "address":
+		r.Addresses = addrs("192.0.2.3", "fd00:2::1")
+	case "pool":
+		r.Pool = "0"
+	}
+	if h.one("expires", "no", "yes") == "yes" {
+		r.Expires = h.world.now.Add(time.Minute)
+	}
+	h.world.reserve(r)
+}
+
+// check is the oracle.
+func (h *history) check() {
+	w := h.world
+	w.l.Follow(w.snap)
+	holders := map[netip.Addr][]*view.Service{}
+	for n, as := range w.written {
+		for _, a := range as {
+			for _, o := range holders[a] {
+				if reason, _ := shareOf(w.services[n]).clash(shareOf(o)); reason != "" {
+					h.Fatalf("%s is held by %s and %s, who may not share it (%s)", a, n, o.Key, reason)
+				}
+			}
+			holders[a] = append(holders[a], w.services[n])
+		}
+	}
+	withheld := map[netip.Addr]bool{}
+	for _, x := range w.l.Withheld() {
+		withheld[x.Address] = true
+		if x.Reason == names.ReasonProbing && len(holders[x.Address]) == 0 {
+			h.Fatalf("%s is kept for a write of %s that is over", x.Address, x.Service)
+		}
+	}
+	for _, p := range w.snap.Pools {
+		var want Usage
+		var lowest netip.Addr
+		for _, r := range p.Ranges {
+			for a := r.First; a.Compare(r.Last) <= 0; a = a.Next() {
+				held, free := len(holders[a]) > 0, p.Contains(a) && len(holders[a]) == 0 && !withheld[a]
+				if free && a.Is4() && !lowest.IsValid() {
+					lowest = a
+				}
+				want.AssignedIPv4 += count(held && a.Is4())
+				want.AssignedIPv6 += count(held && a.Is6())
+				want.AvailableIPv4 += count(free && a.Is4())
+				want.AvailableIPv6 += count(free && a.Is6())
+			}
+		}
+		if got := w.l.Usage(p, w.snap); got != want {
+			h.Fatalf("pool %s counts %+v, and the oracle %+v", p.Name, got, want)
+		}
+		h.next(p, lowest)
+	}
+}
+
+func count(is bool) int64 {
+	if is {
+		return 1
+	}
+	return 0
+}
+
+// next checks what a new Service that names the pool would get.
+func (h *history) next(p *snapshot.Pool, lowest netip.Addr) {
+	s := service("fresh", in("z"), wants(p.Name))
+	d := Decide(s, h.world.l, h.world.snap)
+	switch {
+	case !admits(p, s):
+		if d.Reason != names.ReasonPoolNotAllowed {
+			h.Fatalf("a Service that pool %s does not admit gets %s", p.Name, d.Reason)
+		}
+	case !lowest.IsValid():
+		if len(d.Addresses) > 0 {
+			h.Fatalf("got %v from pool %s, which is full", d.Addresses, p.Name)
+		}
+	case len(d.Addresses) != 1 || !p.Contains(d.Addresses[0]) || len(h.world.l.Holders(d.Addresses[0])) > 0:
+		h.Fatalf("pool %s has %s free, and gives %v: %s", p.Name, lowest, d.Addresses, d.Text)
+	case (p.Order == "" || p.Order == snapshot.Lowest) && d.Addresses[0] != lowest:
+		h.Fatalf("pool %s gives %v, and %s is the lowest", p.Name, d.Addresses, lowest)
+	}
+	if got := fmt.Sprint(Decide(s, h.world.l, h.world.snap)); got != fmt.Sprint(d) {
+		h.Fatalf("the same question has two answers: %v, %v", d, got)
+	}
+}
