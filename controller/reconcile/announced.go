@@ -56,9 +56,11 @@ const (
 	// reportIndex finds the speakers' reports about a Service, and sliceIndex its EndpointSlices.
 	reportIndex = "service"
 	sliceIndex  = "endpoints"
-	// The configuration is read anew after this time at the earliest, and only so often that it takes a twentieth of a core at most.
-	freshTime, freshShare = 100 * time.Millisecond, 20
-	// unannouncedInterval is how often the reason is looked for anew while nobody announces.
+	// The configuration is read anew after this time at the earliest, and only so often that it takes a twentieth of a core at most; but
+	// the first time waits for caches to fill, and is no measure.
+	freshTime, freshShare, freshLimit = 100 * time.Millisecond, 20, 3 * time.Second
+	// unannouncedInterval is how often the reason is looked for anew while nobody announces; more often in the beginning, when a manifest
+	// is still being applied.
 	unannouncedInterval = 30 * time.Second
 )
 
@@ -119,7 +121,8 @@ func (r *Announced) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resul
 		c.Status, c.Reason = metav1.ConditionTrue, string(names.ReasonAnnounced)
 		c.Message = "announced by " + strings.Join(protocols, " and ")
 	} else {
-		if wait := r.patience(req.NamespacedName); wait > 0 {
+		wait := r.patience(req.NamespacedName)
+		if wait > 0 {
 			return ctrl.Result{RequeueAfter: wait}, nil
 		}
 		reason, text, err := r.why(ctx, &s, &v)
@@ -127,7 +130,7 @@ func (r *Announced) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resul
 			return ctrl.Result{}, err
 		}
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, string(reason), text
-		again = unannouncedInterval
+		again = min(announcePatience-wait, unannouncedInterval)
 	}
 	return ctrl.Result{RequeueAfter: again}, r.write(ctx, &s, c)
 }
@@ -192,7 +195,7 @@ func (r *Announced) Forecast(ctx context.Context, s *corev1.Service, assigned []
 		return none, false
 	}
 	reason, text, err := r.why(ctx, s, &v)
-	if err != nil || reason == names.ReasonNotAnnounced {
+	if err != nil || reason == names.ReasonNotAnnounced || reason == names.ReasonAddressOutsidePools { // the pool is newer than what was read
 		return none, false
 	}
 	return metav1.Condition{
@@ -219,7 +222,7 @@ func (r *Announced) configuration(ctx context.Context) (*snapshot.Snapshot, []sn
 	r.known, _ = snapshot.Build(o)
 	r.nodes = o.Nodes
 	now := r.Now()
-	r.fresh = now.Add(max(freshTime, freshShare*now.Sub(begun)))
+	r.fresh = now.Add(min(max(freshTime, freshShare*now.Sub(begun)), freshLimit))
 	return r.known, r.nodes, nil
 }
 
@@ -241,7 +244,36 @@ func (r *Announced) why(ctx context.Context, s *corev1.Service, v *view.Service)
 	if !e.Serving {
 		return names.ReasonNoEndpoints, "no endpoint of the Service can serve: check its selector and whether its Pods are ready", nil
 	}
-	return names.ReasonNotAnnounced, fmt.Sprintf("no speaker reports that it announces the Service: check that speakers run on the selected nodes (kubectl get pods,speakerstatuses -n %s) and what their logs say", r.Scope.Namespace), nil
+	text := fmt.Sprintf("no speaker reports that it announces the Service: check that speakers run on the selected nodes (kubectl get pods,speakerstatuses -n %s), that no NetworkUnavailable is among the conditions of those nodes", r.Scope.Namespace)
+	if links := onlyOn(snap, v); len(links) > 0 {
+		text += ", that one of the interfaces " + strings.Join(links, ", ") + " is there and usable (the links of the SpeakerStatus), spelled exactly so"
+	}
+	return names.ReasonNotAnnounced, text + ", and what the speakers' logs say", nil
+}
+
+// onlyOn returns the interfaces that the advertisements limit the Service to; none when one of them does not.
+func onlyOn(s *snapshot.Snapshot, v *view.Service) []string {
+	var links []string
+	pools := s.PoolsOf(v.PoolRecorded, v.Assigned...)
+	selects := func(names []string, services []labels.Selector) bool {
+		return snapshot.Matches(services, v.Labels) && slices.ContainsFunc(pools, func(p *snapshot.Pool) bool { return slices.Contains(names, p.Name) })
+	}
+	for _, ad := range s.BGPAds {
+		if selects(ad.Pools, ad.ServiceSelectors) {
+			return nil
+		}
+	}
+	for _, ad := range s.L2Ads {
+		if !selects(ad.Pools, ad.ServiceSelectors) {
+			continue
+		}
+		if len(ad.Interfaces) == 0 {
+			return nil
+		}
+		links = append(links, ad.Interfaces...)
+	}
+	slices.Sort(links)
+	return slices.Compact(links)
 }
 
 // unadvertised says which selector keeps every node from announcing the Service; empty when an advertisement fits.
@@ -257,9 +289,9 @@ func unadvertised(s *snapshot.Snapshot, v *view.Service, nodes []snapshot.Node) 
 		}
 	}
 	covered, onNode, excluded := false, false, false
-	look := func(pools []string, services, selectors []labels.Selector) {
+	look := func(pools []string, services, selectors []labels.Selector) (selected bool) {
 		if !slices.ContainsFunc(own, func(name string) bool { return slices.Contains(pools, name) }) || !snapshot.Matches(services, v.Labels) {
-			return
+			return false
 		}
 		covered = true
 		for _, n := range nodes {
@@ -272,12 +304,15 @@ func unadvertised(s *snapshot.Snapshot, v *view.Service, nodes []snapshot.Node) 
 			}
 			onNode = true
 		}
+		return true
 	}
+	heard := false // by anybody
 	for _, ad := range s.L2Ads {
-		look(ad.Pools, ad.ServiceSelectors, ad.NodeSelectors)
+		heard = look(ad.Pools, ad.ServiceSelectors, ad.NodeSelectors) || heard
 	}
 	for _, ad := range s.BGPAds {
-		look(ad.Pools, ad.ServiceSelectors, ad.NodeSelectors)
+		to := slices.ContainsFunc(s.Peers, func(p *snapshot.Peer) bool { return len(ad.Peers) == 0 || slices.Contains(ad.Peers, p.Name) })
+		heard = look(ad.Pools, ad.ServiceSelectors, ad.NodeSelectors) && to || heard
 	}
 	switch {
 	case !covered:
@@ -286,6 +321,8 @@ func unadvertised(s *snapshot.Snapshot, v *view.Service, nodes []snapshot.Node) 
 		return names.ReasonNodeExcluded, "every node that the advertisements select has the label " + names.LabelExcludeNode + ": take it off one of them"
 	case !onNode:
 		return names.ReasonNoAdvertisement, "the nodeSelectors of the advertisements match no node: correct them, or label a node"
+	case !heard:
+		return names.ReasonNoPeers, "the BGPAdvertisements that select the Service have no BGPPeer to announce it to: create one, or correct their spec.peers"
 	}
 	return "", ""
 }
