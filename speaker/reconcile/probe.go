@@ -52,8 +52,8 @@ func (w *ProbeWriter) Observe(a survey.Answer) {
 	}
 }
 
-// Run works until ctx ends.
-func (w *ProbeWriter) Run(ctx context.Context) error {
+// watch has the writer look at the objects whenever one changes.
+func (w *ProbeWriter) watch(ctx context.Context) error {
 	informer, err := w.Cache.GetInformer(ctx, &v1alpha1.AddressProbe{})
 	if err != nil {
 		return fmt.Errorf("watching AddressProbes: %w", err)
@@ -68,6 +68,28 @@ func (w *ProbeWriter) Run(ctx context.Context) error {
 		AddFunc: poke, UpdateFunc: func(_, o any) { poke(o) }, DeleteFunc: poke,
 	}); err != nil {
 		return fmt.Errorf("watching AddressProbes: %w", err)
+	}
+	return nil
+}
+
+// kindDelay is how long it waits for a kind that the API server does not serve: everything else goes on without it.
+const kindDelay = 10 * time.Second
+
+// Run works until ctx ends.
+func (w *ProbeWriter) Run(ctx context.Context) error {
+	for told := false; ; told = true {
+		err := w.watch(ctx)
+		if err == nil {
+			break
+		}
+		if !told && ctx.Err() == nil {
+			w.Log.Error("this node asks the segment for no addresses until that works; are the CRDs of this version installed?", "error", err, "again", kindDelay)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(kindDelay):
+		}
 	}
 	for {
 		select {
