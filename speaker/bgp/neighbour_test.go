@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -130,4 +131,42 @@ func TestThePassiveSide(t *testing.T) {
 		})
 		arrives(t, frr, vip)
 	})
+}
+
+// TestSeveralPeersAtOneAddress has a node peer twice with one router, as two autonomous systems from two addresses of its own.
+func TestSeveralPeersAtOneAddress(t *testing.T) {
+	b := lay(t, router.BedOptions{Nodes: 1})
+	err := b.Host("node1").Do(func() error { return netns.AddAddress("eth0", netip.MustParsePrefix("192.168.0.71/24")) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	frr := start(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrText(plain + "\n neighbor 192.168.0.71 remote-as 64513")})
+	first, second := tor(), tor()
+	first.Source = netip.MustParseAddr("192.168.0.11")
+	second.Name, second.Source, second.LocalASN, second.RouterID = "again", netip.MustParseAddr("192.168.0.71"), 64513, netip.MustParseAddr("10.0.0.71")
+	d := bgp.Desired{Peers: []intent.Peer{first, second}, Routes: routes(vip)}
+	d.Routes[0].Peers = []string{"again", "tor"}
+	s := speak(t, b.Host("node1"))
+	s.Set(d)
+	s.established("tor")
+	s.established("again")
+	paths := func(want ...string) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("the router has paths through %v", want), func() error {
+			var got []string
+			for _, p := range shown(t, frr, vip) {
+				got = append(got, p.AsPath.String+" via "+p.NextHops[0].IP)
+			}
+			if slices.Sort(got); !slices.Equal(got, want) {
+				return fmt.Errorf("it has %v", got)
+			}
+			return nil
+		})
+	}
+	paths("64512 via 192.168.0.11", "64513 via 192.168.0.71")
+	s.Set(bgp.Desired{Peers: []intent.Peer{first}, Routes: routes(vip)})
+	paths("64512 via 192.168.0.11")
+	if st := s.state("tor"); st.Ups != 1 {
+		t.Errorf("the session of the peer that stays: %+v", st)
+	}
 }
