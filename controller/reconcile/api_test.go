@@ -36,6 +36,7 @@ func TestWritesOnARealAPIServer(t *testing.T) {
 	api := &Cluster{Client: direct, Reader: direct, Namespace: names.Namespace}
 	t.Run("a Service", func(t *testing.T) { writesOfAService(ctx, t, direct, api) })
 	t.Run("the AddressLedger", func(t *testing.T) { writesOfTheLedger(ctx, t, direct, api) })
+	t.Run("two controllers at once", func(t *testing.T) { twoAtOnce(ctx, t, config, direct) })
 }
 
 func writesOfAService(ctx context.Context, t *testing.T, direct client.Client, api *Cluster) {
