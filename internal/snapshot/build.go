@@ -129,6 +129,10 @@ func (b *builder) ranges(o Object, entries []string, taken []owned) []owned {
 			b.fault(o, field, names.ReasonInvalidAddress, "%s: %v", field, err)
 			continue
 		}
+		if what := unserved(r); what != "" {
+			b.fault(o, field, names.ReasonInvalidAddress, "%s: %q has %s: write addresses of the nodes' network, or that routers lead to it", field, text, what)
+			continue
+		}
 		t, clash := overlapping(taken, r)
 		if !clash {
 			t, clash = overlapping(out, r)
@@ -162,7 +166,7 @@ type owned struct {
 
 func overlapping(taken []owned, r Range) (owned, bool) {
 	for _, t := range taken {
-		if t.First.BitLen() == r.First.BitLen() && t.First.Compare(r.Last) <= 0 && r.First.Compare(t.Last) <= 0 {
+		if t.overlaps(r) {
 			return t, true
 		}
 	}

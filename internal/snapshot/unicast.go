@@ -1,0 +1,38 @@
+package snapshot
+
+import "net/netip"
+
+// neverServed are addresses that no client can reach a Service at, with what they are for (RFC 6890, RFC 1122 section 3.2.1.3,
+// RFC 4291 sections 2.5 and 2.7).
+var neverServed = []struct {
+	Range
+	what string
+}{
+	{prefix("0.0.0.0/8"), "addresses of \"this host\""},
+	{prefix("127.0.0.0/8"), "loopback addresses"},
+	{prefix("224.0.0.0/4"), "multicast addresses"},
+	{prefix("255.255.255.255/32"), "the broadcast address"},
+	{prefix("::/127"), "the unspecified and the loopback address"},
+	{prefix("fe80::/10"), "link-local addresses, which mean nothing without a link"},
+	{prefix("ff00::/8"), "multicast addresses"},
+}
+
+func prefix(text string) Range {
+	p := netip.MustParsePrefix(text)
+	return Range{p.Addr(), lastOf(p)}
+}
+
+// unserved says which addresses of r cannot be a Service's; empty when all can.
+func unserved(r Range) string {
+	for _, n := range neverServed {
+		if n.overlaps(r) {
+			return n.what
+		}
+	}
+	return ""
+}
+
+// overlaps says whether both have an address in common.
+func (r Range) overlaps(o Range) bool {
+	return r.First.BitLen() == o.First.BitLen() && r.First.Compare(o.Last) <= 0 && o.First.Compare(r.Last) <= 0
+}
