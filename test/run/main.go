@@ -43,11 +43,8 @@ func main() {
 		fmt.Fprintln(os.Stderr, "run:", err)
 		os.Exit(1)
 	}
-	for _, group := range packages {
-		if len(group) > 0 {
-			t.run(group)
-		}
-	}
+	t.run(packages[0])
+	t.run(packages[1], "-p=1")
 	for _, s := range t.skipped {
 		fmt.Println("skipped:", s)
 	}
@@ -82,29 +79,29 @@ func wrapper() []string {
 // list returns the packages in two groups: those without a lab, and those that may bring one up.
 func list(patterns []string) ([2][]string, error) {
 	var groups [2][]string
-	cmd := exec.Command("go", append([]string{"list"}, patterns...)...)
+	const line = `{{.ImportPath}} {{join .TestImports " "}} {{join .XTestImports " "}}`
+	cmd := exec.Command("go", append([]string{"list", "-f", line}, patterns...)...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
 		return groups, fmt.Errorf("listing the packages: %w", err)
 	}
-	for _, p := range strings.Fields(string(out)) {
+	for l := range strings.Lines(string(out)) {
 		i := 0
-		if strings.Contains(p, "/test/lab") || strings.Contains(p, "/test/e2e") {
+		if strings.Contains(l, "/test/lab") || strings.Contains(l, "/test/e2e") {
 			i = 1
 		}
-		groups[i] = append(groups[i], p)
+		groups[i] = append(groups[i], strings.Fields(l)[0])
 	}
 	return groups, nil
 }
 
 // run runs one group.
-func (t *tally) run(packages []string) {
-	args := append([]string{"test", "-json", "-count=1", "-timeout=15m"}, t.wrapper...)
-	if strings.Contains(packages[0], "/test/") {
-		args = append(args, "-p=1")
+func (t *tally) run(packages []string, flags ...string) {
+	if len(packages) == 0 {
+		return
 	}
-	args = append(args, packages...)
+	args := slices.Concat([]string{"test", "-json", "-count=1", "-timeout=20m"}, flags, t.wrapper, packages)
 	cmd := exec.Command("go", args...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
