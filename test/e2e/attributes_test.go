@@ -1,0 +1,222 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/gantry-lb/gantry/test/lab"
+	"github.com/gantry-lb/gantry/test/lab/router"
+	"github.com/gantry-lb/gantry/test/stage"
+)
+
+// attributed is a Service of both families with two endpoints on node1 and one on node2, and two advertisements for its pool:
+// one with everything that a route can carry, and one for whole networks.
+const attributed = `apiVersion: metallb.io/v1beta2
+kind: BGPPeer
+metadata: {name: tor, namespace: metallb-system}
+spec: {myASN: 64512, peerASN: 65000, peerAddress: 192.168.0.1, dualStackAddressFamily: true}
+---
+apiVersion: metallb.io/v1beta2
+kind: BGPPeer
+metadata: {name: spine, namespace: metallb-system}
+spec: {myASN: 64512, peerASN: 65000, peerAddress: 192.168.0.2, dualStackAddressFamily: true}
+---
+apiVersion: metallb.io/v1beta1
+kind: IPAddressPool
+metadata: {name: routed, namespace: metallb-system}
+spec: {addresses: [198.51.100.0/24, "2001:db8:99::/64"]}
+---
+apiVersion: metallb.io/v1beta1
+kind: Community
+metadata: {name: ours, namespace: metallb-system}
+spec:
+  communities: [{name: far, value: "64512:7"}, {name: big, value: "large:64512:1:4294967295"}]
+---
+apiVersion: metallb.io/v1beta1
+kind: BGPAdvertisement
+metadata: {name: each, namespace: metallb-system}
+spec:
+  ipAddressPools: [routed]
+  communities: [far, big, "65535:65281"]
+  gantry: {med: 42, asPathPrepend: 2, extendedCommunities: ["rt:64512:100"], linkBandwidthPerEndpoint: 1000}
+---
+apiVersion: metallb.io/v1beta1
+kind: BGPAdvertisement
+metadata: {name: wide, namespace: metallb-system}
+spec: {ipAddressPools: [routed], aggregationLength: 26, aggregationLengthV6: 80, communities: ["64512:8"]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  type: LoadBalancer
+  externalTrafficPolicy: Local
+  ipFamilyPolicy: RequireDualStack
+  selector: {part: web}
+  ports: [{port: 7000, protocol: UDP}]
+`
+
+// attributedPod is an endpoint of it.
+const attributedPod = `---
+apiVersion: v1
+kind: Pod
+metadata: {name: %s, labels: {part: web}}
+spec:
+  nodeName: %s
+  terminationGracePeriodSeconds: 1
+  containers: [{name: echo, image: echo, ports: [{containerPort: 7000, protocol: UDP}]}]
+`
+
+const (
+	attributedFRR = `router bgp 65000
+ bgp router-id 192.168.0.1
+ no bgp ebgp-requires-policy
+ neighbor 192.168.0.11 remote-as 64512
+ neighbor 192.168.0.12 remote-as 64512
+ address-family ipv4 unicast
+  maximum-paths 8
+ exit-address-family
+ address-family ipv6 unicast
+  neighbor 192.168.0.11 activate
+  neighbor 192.168.0.12 activate
+  maximum-paths 8
+ exit-address-family
+`
+	attributedBIRD = `router id 192.168.0.2;
+protocol device {}
+protocol kernel { merge paths on; ipv4 { export all; import none; }; }
+protocol kernel { merge paths on; ipv6 { export all; import none; }; }
+template bgp node { local as 65000; ipv4 { import all; export none; }; ipv6 { import all; export none; }; }
+protocol bgp node1 from node { neighbor 192.168.0.11 as 64512; }
+protocol bgp node2 from node { neighbor 192.168.0.12 as 64512; }
+`
+)
+
+// TestAdvertisementsReachRouters follows every attribute from the objects that a user writes to FRR and BIRD, in both families.
+func TestAdvertisementsReachRouters(t *testing.T) {
+	for _, k := range []router.Kind{router.FRR, router.BIRD} {
+		if m := router.Missing(k); m != "" {
+			t.Skip(m)
+		}
+	}
+	ctx, s := start(t, lab.Options{Nodes: 2, Routers: 2, Families: lab.DualStack})
+	tor, spine := s.Router("router", router.FRR), s.Router("router2", router.BIRD)
+	must(t, tor.Start(ctx, attributedFRR))
+	must(t, spine.Start(ctx, attributedBIRD))
+	must(t, s.Apply(ctx, attributed+fmt.Sprintf(attributedPod, "a", "node1")+fmt.Sprintf(attributedPod, "b", "node1")+fmt.Sprintf(attributedPod, "c", "node2")))
+	first, err := s.Address(ctx, "default", "web")
+	must(t, err)
+	svc, err := s.Service(ctx, "default", "web")
+	must(t, err)
+	addresses := []netip.Addr{first, netip.MustParseAddr(svc.Status.LoadBalancer.Ingress[1].IP)}
+	t.Cleanup(func() {
+		if t.Failed() {
+			out, err := tor.Show(context.WithoutCancel(ctx), "show bgp ipv4 unicast "+first.String())
+			t.Logf("FRR shows (%v):\n%s", err, out)
+			out, err = spine.Show(context.WithoutCancel(ctx), "show route all")
+			t.Logf("BIRD shows (%v):\n%s", err, out)
+		}
+	})
+	carried := carriage{
+		path: "64512 64512 64512", med: 42, community: "64512:7 no-export", large: "64512:1:4294967295",
+		extended: map[string]string{"192.168.0.11": "LB:64512:250000000 (2.000 Gbps)", "192.168.0.12": "LB:64512:125000000 (1.000 Gbps)"},
+	}
+	wide := carriage{path: "64512", community: "64512:8"}
+	for _, a := range addresses {
+		family, bits := "ipv4", 26
+		if a.Is6() {
+			family, bits = "ipv6", 80
+		}
+		host, network := netip.PrefixFrom(a, a.BitLen()), netip.PrefixFrom(a, bits).Masked()
+		t.Run(family, func(t *testing.T) {
+			carries(ctx, t, tor, host, carried)
+			carries(ctx, t, tor, network, wide)
+			must(t, stage.Await(ctx, "BIRD to show the same", func(ctx context.Context) error {
+				out, err := spine.Show(ctx, "show route all "+host.String())
+				if err != nil {
+					return err
+				}
+				for _, part := range []string{
+					"BGP.as_path: 64512 64512 64512", "BGP.med: 42", "BGP.community: (64512,7) (65535,65281)", "BGP.large_community: (64512, 1, 4294967295)",
+					"(rt, 64512, 100)", "(unknown 0x4004, 64512, 1299082024)", "(unknown 0x4004, 64512, 1290693416)", // 2.5e8 and 1.25e8 as IEEE floats
+				} {
+					if !strings.Contains(string(out), part) {
+						return fmt.Errorf("%s is not in\n%s", part, out)
+					}
+				}
+				if out, err = spine.Show(ctx, "show route all "+network.String()); err == nil && !strings.Contains(string(out), "BGP.community: (64512,8)") {
+					err = fmt.Errorf("the network is\n%s", out)
+				}
+				return err
+			}))
+		})
+	}
+	t.Run("edits reset nothing", func(t *testing.T) {
+		before := ups(ctx, t, tor)
+		_, err := s.Kubectl(ctx, "", "delete", "pod", "b")
+		must(t, err)
+		carried.extended["192.168.0.11"] = carried.extended["192.168.0.12"]
+		carries(ctx, t, tor, netip.PrefixFrom(first, 32), carried)
+		_, err = s.Kubectl(ctx, "", "-n", "metallb-system", "delete", "bgpadvertisement", "wide")
+		must(t, err)
+		hops(ctx, t, s, netip.PrefixFrom(first, 26).Masked())
+		_, err = s.Kubectl(ctx, "", "-n", "metallb-system", "patch", "bgpadvertisement", "each", "--type=merge", "-p", `{"spec":{"communities":null,"gantry":null}}`)
+		must(t, err)
+		carries(ctx, t, tor, netip.PrefixFrom(first, 32), carriage{path: "64512"})
+		if after := ups(ctx, t, tor); after != before {
+			t.Errorf("the sessions were established %s times before the edits and %s after", before, after)
+		}
+	})
+}
+
+// carriage is what a route carries.
+type carriage struct {
+	path, community, large string
+	med                    int
+	extended               map[string]string // link bandwidth, by the node
+}
+
+// carries waits until FRR has the prefix from both nodes, with what it is to carry.
+func carries(ctx context.Context, t *testing.T, tor *lab.Router, p netip.Prefix, want carriage) {
+	t.Helper()
+	family := "ipv4"
+	if p.Addr().Is6() {
+		family = "ipv6"
+	}
+	must(t, stage.Await(ctx, "FRR to show "+p.String()+" with its attributes", func(ctx context.Context) error {
+		out, err := tor.Show(ctx, fmt.Sprintf("show bgp %s unicast %s json", family, p))
+		if err != nil {
+			return err
+		}
+		var shown struct {
+			Paths []struct {
+				Path      struct{ String string } `json:"aspath"`
+				Community struct{ String string }
+				Large     struct{ String string } `json:"largeCommunity"`
+				Extended  struct{ String string } `json:"extendedCommunity"`
+				Metric    int
+				Peer      struct{ PeerID string }
+			}
+		}
+		if err := json.Unmarshal(out, &shown); err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		if len(shown.Paths) != 2 {
+			return fmt.Errorf("there are %d paths, not 2", len(shown.Paths))
+		}
+		for _, got := range shown.Paths {
+			if got.Path.String != want.path || got.Community.String != want.community || got.Large.String != want.large || got.Metric != want.med {
+				return fmt.Errorf("it shows %+v, not %+v", got, want)
+			}
+			bandwidth := want.extended[got.Peer.PeerID]
+			if bandwidth == "" && got.Extended.String != "" || bandwidth != "" && got.Extended.String != "LB:"+strings.TrimPrefix(bandwidth, "LB:")+" RT:64512:100" && got.Extended.String != "RT:64512:100 "+bandwidth {
+				return fmt.Errorf("it shows the extended communities %q from %s, not %q", got.Extended.String, got.Peer.PeerID, bandwidth)
+			}
+		}
+		return nil
+	}))
+}
