@@ -152,6 +152,7 @@ func cutAndMend(t *testing.T, b *router.Bed, c pathCase, h host) {
 			return nil
 		})
 		eventually(t, "the router's kernel has the route", installed(true))
+		ups := s.state("tor").Ups
 		begun := time.Now()
 		if err := b.CutSilently(node); err != nil {
 			t.Fatal(err)
@@ -164,7 +165,9 @@ func cutAndMend(t *testing.T, b *router.Bed, c pathCase, h host) {
 			}
 			return nil
 		})
-		if took := time.Since(begun); took > 8*time.Second {
+		// Where the processors are busy, BFD may have been down at the very moment of the cut, and a new session under way: nobody
+		// watches that one yet.
+		if took := time.Since(begun); took > 8*time.Second && s.state("tor").Ups == ups {
 			t.Errorf("that took %s, no less than the hold time would", took)
 		}
 		if err := b.Plug(node); err != nil {
