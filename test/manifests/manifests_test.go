@@ -60,7 +60,7 @@ import (
 )
 
 // patience bounds the wait for what the controller is to write.
-const patience = 30 * time.Second
+const patience = time.Minute
 
 // expectation is one line of a file's head.
 type expectation struct{ verb, object, reason, text string }
