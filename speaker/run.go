@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
@@ -194,6 +195,8 @@ func newManager(config *rest.Config, o options) (ctrl.Manager, error) {
 		FieldSelector: fields.OneTermEqualSelector("metadata.name", configuration.State{Component: names.ComponentSpeaker, Node: o.NodeName}.Name()),
 	}}}
 	watched[&corev1.Pod{}] = cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {LabelSelector: speakers}}}
+	watched[&corev1.Service{}] = cache.ByObject{Transform: reconcile.CompactService}
+	watched[&discoveryv1.EndpointSlice{}] = cache.ByObject{Transform: reconcile.CompactSlice}
 	grace := time.Second
 	mapper := configuration.Mapper(scheme)
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
