@@ -6,6 +6,9 @@ import (
 	"strings"
 	"testing"
 
+	"k8s.io/apimachinery/pkg/api/meta"
+
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/test/lab"
 	"github.com/gantry-lb/gantry/test/stage"
 )
@@ -15,8 +18,7 @@ import (
 func TestRestartKeepsAddresses(t *testing.T) {
 	ctx, s := start(t, lab.Options{Nodes: 1})
 	must(t, s.Apply(ctx, strings.Replace(stage.Pool, "192.168.0.201-192.168.0.233", "192.168.0.201-192.168.0.203", 1)))
-	names := []string{"first", "second", "third", "waits"}
-	for _, name := range names {
+	for _, name := range []string{"first", "second", "third", "waits"} {
 		must(t, s.Apply(ctx, fmt.Sprintf("apiVersion: v1\nkind: Service\nmetadata: {name: %s}\nspec: {type: LoadBalancer, ports: [{port: 80}]}\n", name)))
 		if name == "waits" {
 			continue
@@ -54,8 +56,8 @@ func shrink(ctx context.Context, t *testing.T, s *stage.Stage) {
 		if in := svc.Status.LoadBalancer.Ingress; len(in) != 1 || in[0].IP != "192.168.0.202" {
 			t.Fatalf("an edit of the pool took the Service's address: %v", in)
 		}
-		if c := svc.Status.Conditions; len(c) != 1 || c[0].Reason != "AddressNotInPool" || c[0].Status != "True" {
-			return fmt.Errorf("the conditions are %v", c)
+		if c := meta.FindStatusCondition(svc.Status.Conditions, names.ConditionAddressAssigned); c == nil || c.Reason != "AddressNotInPool" || c.Status != "True" {
+			return fmt.Errorf("the conditions are %v", svc.Status.Conditions)
 		}
 		return nil
 	}))
