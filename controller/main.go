@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -41,16 +40,10 @@ type options struct {
 	Webhook     webhookOptions
 }
 
-// garbagePercent is how much garbage may lie beside what is in use before it is collected. Nearly all that is in use are cached
-// Services, which change seldom, so that half of what is usual costs little and keeps a large cluster's controller small.
-const garbagePercent = 50
-
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if _, set := os.LookupEnv("GOGC"); !set {
-		debug.SetGCPercent(garbagePercent)
-	}
+	option.CollectOften()
 	o, err := parse(os.Args[1:], option.Environment)
 	if errors.Is(err, pflag.ErrHelp) {
 		return

@@ -35,6 +35,7 @@ type options struct {
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	option.CollectOften()
 	o, err := parse(os.Args[1:], option.Environment)
 	if errors.Is(err, pflag.ErrHelp) {
 		return

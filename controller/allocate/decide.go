@@ -200,7 +200,7 @@ func (d *decider) probe() (Decision, bool) {
 	for _, p := range d.picked {
 		proposed = append(proposed, p.a.netip())
 	}
-	out := d.keep(names.ReasonProbing, "asking the segment whether somebody uses %s already", join(proposed))
+	out := d.keep(names.ReasonProbing, "asking the segment whether somebody uses %s already; the answer is up to a speaker with a link there", join(proposed))
 	out.Proposed = proposed
 	return out, true
 }
