@@ -103,15 +103,15 @@ func run(ctx context.Context, o options) error {
 		return fmt.Errorf("asking for this machine's name: %w", err)
 	}
 	events := mgr.GetEventRecorder(names.ControllerEvents)
+	tell := func(s *corev1.Service, kind, reason, text string) {
+		events.Eventf(s, nil, kind, reason, action(text), "%s", text)
+	}
 	announced := &reconcile.Announced{
-		Client: mgr.GetClient(), Log: log, Scope: o.scope(), Class: o.LoadBalancerClass, Now: time.Now,
+		Client: mgr.GetClient(), Log: log, Scope: o.scope(), Class: o.LoadBalancerClass, Now: time.Now, Tell: tell,
 	}
 	services := reconcile.New(reconcile.Options{
 		API: &reconcile.Cluster{Client: mgr.GetClient(), Reader: mgr.GetAPIReader(), Namespace: o.Namespace},
-		Log: log,
-		Tell: func(s *corev1.Service, kind, reason, text string) {
-			events.Eventf(s, nil, kind, reason, action(text), "%s", text)
-		},
+		Log: log, Tell: tell,
 		Forecast:  announced.Forecast,
 		Namespace: o.Namespace, Class: o.LoadBalancerClass, Identity: fmt.Sprintf("%s/%d", host, os.Getpid()),
 	})

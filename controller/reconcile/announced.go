@@ -40,6 +40,8 @@ type Announced struct {
 	Class string
 	// Now gives the time.
 	Now func() time.Time
+	// Tell makes an event about a Service; kind is Normal or Warning.
+	Tell func(about *corev1.Service, kind, reason, text string)
 
 	mu sync.Mutex // guards all that follows
 	// missing are the Services that nobody announces, with the time since when.
@@ -337,12 +339,15 @@ func quoted(pools []string) string {
 }
 
 func (r *Announced) write(ctx context.Context, s *corev1.Service, c metav1.Condition) error {
-	after := s.DeepCopy()
+	after, before := s.DeepCopy(), meta.FindStatusCondition(s.Status.Conditions, c.Type)
 	if !meta.SetStatusCondition(&after.Status.Conditions, c) {
 		return nil
 	}
 	base := client.MergeFromWithOptions(s, client.MergeFromWithOptimisticLock{})
 	err := r.Client.Status().Patch(ctx, after, base)
+	if err == nil && c.Status == metav1.ConditionFalse && (before == nil || before.Reason != c.Reason) {
+		r.Tell(s, corev1.EventTypeWarning, names.EventAnnounceFailed, note(c.Reason+": "+c.Message))
+	}
 	if apierrors.IsConflict(err) || client.IgnoreNotFound(err) == nil {
 		return nil // the newer object brings its own request
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
+	eventsv1 "k8s.io/api/events/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -125,9 +126,9 @@ func TestSelectors(t *testing.T) {
 	t.Run("the state of the configuration is told by every component", func(t *testing.T) { states(ctx, t, s) })
 }
 
-// tells waits for the Service's condition.
+// tells waits for the Service's condition, and for the event beside it when nobody announces the Service.
 func tells(ctx context.Context, s *stage.Stage, service, status string, reason names.Reason) error {
-	return stage.Await(ctx, fmt.Sprintf("Announced=%s, %s on Service %s", status, reason, service), func(ctx context.Context) error {
+	err := stage.Await(ctx, fmt.Sprintf("Announced=%s, %s on Service %s", status, reason, service), func(ctx context.Context) error {
 		svc, err := s.Service(ctx, "default", service)
 		if err != nil {
 			return err
@@ -137,6 +138,21 @@ func tells(ctx context.Context, s *stage.Stage, service, status string, reason n
 			return fmt.Errorf("it is %+v", c)
 		}
 		return nil
+	})
+	if err != nil || status != "False" {
+		return err
+	}
+	return stage.Await(ctx, fmt.Sprintf("the event %s for %s on Service %s", names.EventAnnounceFailed, reason, service), func(ctx context.Context) error {
+		var events eventsv1.EventList
+		if err := s.API.List(ctx, &events, client.InNamespace("default")); err != nil {
+			return err
+		}
+		for _, e := range events.Items {
+			if e.Regarding.Name == service && e.Reason == names.EventAnnounceFailed && strings.HasPrefix(e.Note, string(reason)+": ") {
+				return nil
+			}
+		}
+		return fmt.Errorf("there is none among %d", len(events.Items))
 	})
 }
 
