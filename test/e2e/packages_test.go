@@ -32,6 +32,8 @@ func TestPackages(t *testing.T) {
 		tryOut(ctx, t, s, "plain")
 		mayRead(ctx, t, s, "gantry-speaker", "secrets", "yes")
 		unserved(ctx, t, s)
+		kubectl(ctx, t, s, "", "-n", names.Namespace, "delete", "bgppeer", "router")
+		kubectl(ctx, t, s, "", "-n", names.Namespace, "wait", "bgpsessions", "--all", "--for=delete", "--timeout=30s")
 		kubectl(ctx, t, s, text, "delete", "-f", "-")
 		nothingIsLeft(ctx, t, s)
 	})
