@@ -94,7 +94,7 @@ func valid(o snapshot.Object, generation int64, problems []snapshot.Problem) met
 }
 
 // countersInterval bounds how often the status of a pool is written.
-const countersInterval = time.Second
+const countersInterval = 2 * time.Second
 
 // counters are the worker's side of the status of pools.
 type counters struct {

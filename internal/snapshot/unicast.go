@@ -22,10 +22,10 @@ func prefix(text string) Range {
 	return Range{p.Addr(), lastOf(p)}
 }
 
-// unserved says which addresses of r cannot be a Service's; empty when all can.
+// unserved says what the addresses of r are when none can be a Service's; empty when some can: who writes 0.0.0.0/0 means those.
 func unserved(r Range) string {
 	for _, n := range neverServed {
-		if n.overlaps(r) {
+		if n.Contains(r.First) && n.Contains(r.Last) {
 			return n.what
 		}
 	}
