@@ -4,7 +4,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"unique"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -32,12 +31,12 @@ func Compact(o any) (any, error) {
 	}
 	old := s.ObjectMeta
 	s.ObjectMeta = metav1.ObjectMeta{
-		Namespace: shared(old.Namespace), Name: old.Name, UID: old.UID, ResourceVersion: old.ResourceVersion, Generation: old.Generation,
+		Namespace: view.Share(old.Namespace), Name: old.Name, UID: old.UID, ResourceVersion: old.ResourceVersion, Generation: old.Generation,
 		CreationTimestamp: old.CreationTimestamp, DeletionTimestamp: old.DeletionTimestamp,
 	}
 	for k, v := range old.Annotations {
 		if slices.Contains(domains, domain(k)) {
-			metav1.SetMetaDataAnnotation(&s.ObjectMeta, shared(k), v)
+			metav1.SetMetaDataAnnotation(&s.ObjectMeta, view.Share(k), v)
 		}
 	}
 	spec := s.Spec
@@ -48,18 +47,18 @@ func Compact(o any) (any, error) {
 	if len(old.Labels) > 0 {
 		s.Labels = make(map[string]string, len(old.Labels))
 		for k, v := range old.Labels {
-			s.Labels[shared(k)] = v
+			s.Labels[view.Share(k)] = v
 		}
 	}
 	if from, ok := s.Annotations[names.AnnotationFromPool]; ok {
-		s.Annotations[names.AnnotationFromPool] = shared(from)
+		s.Annotations[names.AnnotationFromPool] = view.Share(from)
 	}
 	if s.Spec.ClusterIPs = spec.ClusterIPs; len(spec.ClusterIPs) == 0 {
 		s.Spec.ClusterIP = spec.ClusterIP
 	}
 	s.Spec.LoadBalancerIP = spec.LoadBalancerIP
 	s.Spec.IPFamilies = spec.IPFamilies
-	s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicy(shared(string(spec.ExternalTrafficPolicy)))
+	s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicy(view.Share(string(spec.ExternalTrafficPolicy)))
 	if p := spec.IPFamilyPolicy; p != nil && *p != corev1.IPFamilyPolicySingleStack { // absent means the same
 		s.Spec.IPFamilyPolicy = p
 	}
@@ -71,13 +70,10 @@ func Compact(o any) (any, error) {
 	}
 	for i := range s.Status.Conditions {
 		c := &s.Status.Conditions[i]
-		c.Type, c.Status, c.Reason = shared(c.Type), metav1.ConditionStatus(shared(string(c.Status))), shared(c.Reason)
+		c.Type, c.Status, c.Reason = view.Share(c.Type), metav1.ConditionStatus(view.Share(string(c.Status))), view.Share(c.Reason)
 	}
 	return s, nil
 }
-
-// shared returns the text in memory that all who have the same share.
-func shared(text string) string { return unique.Make(text).Value() }
 
 // CompactSlice is what the cache keeps of an EndpointSlice: to which Service it belongs, and one endpoint that can serve, if any can.
 func CompactSlice(o any) (any, error) {

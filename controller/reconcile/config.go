@@ -148,16 +148,24 @@ func (r *Services) countPool(p *v1beta1.IPAddressPool) {
 	}
 	p = p.DeepCopy()
 	p.Status = after
-	r.counters.writing++
-	r.start(&poolWrite{p})
+	r.writeStatus(&statusWrite{"a pool", "pool", p.Name, func(ctx context.Context, api API) error { return api.UpdatePool(ctx, p) }})
 }
 
-// poolWrite writes the status of a pool.
-type poolWrite struct{ pool *v1beta1.IPAddressPool }
+// statusWrite writes the status of one of the configuration's objects.
+type statusWrite struct {
+	what, key, name string // of the object, for the log: an article and a noun, the key of the name, the name
+	update          func(ctx context.Context, api API) error
+}
 
-// run implements task. A conflict means that the pool has just been edited; what is wrong then is looked at anew.
-func (w *poolWrite) run(ctx context.Context, api API) result {
-	err := api.UpdatePool(ctx, w.pool)
+// writeStatus starts it.
+func (r *Services) writeStatus(w *statusWrite) {
+	r.counters.writing++
+	r.start(w)
+}
+
+// run implements task. A conflict means that the object has just been edited; what is wrong then is looked at anew.
+func (w *statusWrite) run(ctx context.Context, api API) result {
+	err := w.update(ctx, api)
 	return func(_ context.Context, r *Services) {
 		r.counters.writing--
 		if err == nil || apierrors.IsNotFound(err) {
@@ -165,7 +173,7 @@ func (w *poolWrite) run(ctx context.Context, api API) result {
 		}
 		r.counters.stale = true
 		if !apierrors.IsConflict(err) {
-			r.Log.Error("writing the status of a pool", "pool", w.pool.Name, "error", err, "reason", names.ReasonWriteFailed, "again", countersInterval)
+			r.Log.Error("writing the status of "+w.what, w.key, w.name, "error", err, "reason", names.ReasonWriteFailed, "again", countersInterval)
 		}
 	}
 }

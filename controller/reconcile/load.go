@@ -126,7 +126,7 @@ type claimant struct {
 }
 
 func claimantOf(v *view.Service) claimant {
-	c := claimant{Key: view.Key{Namespace: shared(v.Key.Namespace), Name: v.Key.Name}, created: v.Created, assigned: v.Assigned, pool: shared(v.PoolRecorded)}
+	c := claimant{Key: view.Key{Namespace: view.Share(v.Key.Namespace), Name: v.Key.Name}, created: v.Created, assigned: v.Assigned, pool: view.Share(v.PoolRecorded)}
 	if v.SharingKey != "" {
 		c.shares = &view.Service{SharingKey: v.SharingKey, Ports: v.Ports, Local: v.Local, Selector: v.Selector}
 	}

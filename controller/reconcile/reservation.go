@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/equality"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -55,24 +54,5 @@ func (r *Services) keep(o *v1alpha1.AddressReservation) {
 	}
 	o = o.DeepCopy()
 	o.Status = after
-	r.counters.writing++
-	r.start(&reservationWrite{o})
-}
-
-// reservationWrite writes the status of a reservation.
-type reservationWrite struct{ reservation *v1alpha1.AddressReservation }
-
-// run implements task. A conflict means that the object has just been edited; what is wrong then is looked at anew.
-func (w *reservationWrite) run(ctx context.Context, api API) result {
-	err := api.UpdateReservation(ctx, w.reservation)
-	return func(_ context.Context, r *Services) {
-		r.counters.writing--
-		if err == nil || apierrors.IsNotFound(err) {
-			return
-		}
-		r.counters.stale = true
-		if !apierrors.IsConflict(err) {
-			r.Log.Error("writing the status of an AddressReservation", "reservation", w.reservation.Name, "error", err, "reason", names.ReasonWriteFailed, "again", countersInterval)
-		}
-	}
+	r.writeStatus(&statusWrite{"an AddressReservation", "reservation", o.Name, func(ctx context.Context, api API) error { return api.UpdateReservation(ctx, o) }})
 }

@@ -11,9 +11,6 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// defaultHold is the hold time of peers that set none (RFC 4271 section 10).
-const defaultHold = 90 * time.Second
-
 // families returns those that the peer is to carry.
 func families(p *intent.Peer) []frame.Family {
 	var out []frame.Family

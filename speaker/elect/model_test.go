@@ -107,12 +107,11 @@ type modelMessage struct {
 }
 
 type modelQuestion struct {
-	node, due      int
-	id             uint64
-	address        netip.Addr // not valid: asks for the gateway
-	frames         []int
-	heard, rivals  []facts.MAC
-	attempts, life int
+	node, due     int
+	id            uint64
+	address       netip.Addr // not valid: asks for the gateway
+	frames        []int
+	heard, rivals []facts.MAC
 }
 
 var modelAddresses = []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")}

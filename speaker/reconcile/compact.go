@@ -3,13 +3,13 @@ package reconcile
 import (
 	"maps"
 	"slices"
-	"unique"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/view"
 )
 
 // CompactService is what the cache keeps of a Service: what its View is made of, and what an event names. A speaker writes no
@@ -21,7 +21,7 @@ func CompactService(o any) (any, error) {
 	}
 	c := &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: shared(s.Namespace), Name: s.Name, UID: s.UID, ResourceVersion: s.ResourceVersion, Generation: s.Generation,
+			Namespace: view.Share(s.Namespace), Name: s.Name, UID: s.UID, ResourceVersion: s.ResourceVersion, Generation: s.Generation,
 			CreationTimestamp: s.CreationTimestamp, DeletionTimestamp: s.DeletionTimestamp,
 		},
 		Spec: corev1.ServiceSpec{Type: s.Spec.Type, LoadBalancerClass: s.Spec.LoadBalancerClass},
@@ -32,13 +32,13 @@ func CompactService(o any) (any, error) {
 	c.Labels, c.Annotations = maps.Clone(s.Labels), maps.Clone(s.Annotations)
 	delete(c.Annotations, corev1.LastAppliedConfigAnnotation)
 	if from, ok := c.Annotations[names.AnnotationFromPool]; ok {
-		c.Annotations[names.AnnotationFromPool] = shared(from)
+		c.Annotations[names.AnnotationFromPool] = view.Share(from)
 	}
 	c.Spec.ClusterIP, c.Spec.ClusterIPs = s.Spec.ClusterIP, s.Spec.ClusterIPs
 	c.Spec.LoadBalancerIP, c.Spec.IPFamilies, c.Spec.IPFamilyPolicy = s.Spec.LoadBalancerIP, s.Spec.IPFamilies, s.Spec.IPFamilyPolicy
 	c.Spec.ExternalTrafficPolicy, c.Spec.Selector = s.Spec.ExternalTrafficPolicy, s.Spec.Selector
 	for _, p := range s.Spec.Ports {
-		c.Spec.Ports = append(c.Spec.Ports, corev1.ServicePort{Protocol: corev1.Protocol(shared(string(p.Protocol))), Port: p.Port})
+		c.Spec.Ports = append(c.Spec.Ports, corev1.ServicePort{Protocol: corev1.Protocol(view.Share(string(p.Protocol))), Port: p.Port})
 	}
 	c.Status.LoadBalancer = s.Status.LoadBalancer
 	return c, nil
@@ -53,7 +53,7 @@ func CompactSlice(o any) (any, error) {
 	}
 	c := &discoveryv1.EndpointSlice{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: shared(s.Namespace), Name: s.Name, UID: s.UID, ResourceVersion: s.ResourceVersion,
+			Namespace: view.Share(s.Namespace), Name: s.Name, UID: s.UID, ResourceVersion: s.ResourceVersion,
 			Labels: map[string]string{discoveryv1.LabelServiceName: s.Labels[discoveryv1.LabelServiceName]},
 		},
 		AddressType: s.AddressType,
@@ -61,13 +61,10 @@ func CompactSlice(o any) (any, error) {
 	for _, e := range s.Endpoints {
 		kept := discoveryv1.Endpoint{Addresses: slices.Clone(e.Addresses[:min(1, len(e.Addresses))]), Conditions: e.Conditions}
 		if e.NodeName != nil {
-			n := shared(*e.NodeName)
+			n := view.Share(*e.NodeName)
 			kept.NodeName = &n
 		}
 		c.Endpoints = append(c.Endpoints, kept)
 	}
 	return c, nil
 }
-
-// shared returns the text in memory that all who have the same share.
-func shared(text string) string { return unique.Make(text).Value() }

@@ -290,34 +290,27 @@ func (s *Server) readLedger(name string) *v1alpha1.AddressLedger {
 }
 
 func (s *Server) updatePool(p *v1beta1.IPAddressPool) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch now := s.pools[p.Name]; {
-	case now == nil:
-		return missing("ipaddresspools", p.Name)
-	case now.ResourceVersion != p.ResourceVersion:
-		return conflict("ipaddresspools", p.Name)
-	}
-	s.writes["pool"]++
-	p = p.DeepCopy()
-	p.ResourceVersion = s.next()
-	s.pools[p.Name] = p
-	return nil
+	return update(s, s.pools, "pool", "ipaddresspools", p.DeepCopy())
 }
 
 func (s *Server) updateReservation(p *v1alpha1.AddressReservation) error {
+	return update(s, s.reservations, "reservation", "addressreservations", p.DeepCopy())
+}
+
+// update replaces an object among all of its kind, unless it is gone or another than it was; writes counts it.
+func update[O metav1.Object](s *Server, all map[string]O, what, resource string, o O) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch now := s.reservations[p.Name]; {
-	case now == nil:
-		return missing("addressreservations", p.Name)
-	case now.ResourceVersion != p.ResourceVersion:
-		return conflict("addressreservations", p.Name)
+	now, exists := all[o.GetName()]
+	switch {
+	case !exists:
+		return missing(resource, o.GetName())
+	case now.GetResourceVersion() != o.GetResourceVersion():
+		return conflict(resource, o.GetName())
 	}
-	s.writes["reservation"]++
-	p = p.DeepCopy()
-	p.ResourceVersion = s.next()
-	s.reservations[p.Name] = p
+	s.writes[what]++
+	o.SetResourceVersion(s.next())
+	all[o.GetName()] = o
 	return nil
 }
 
