@@ -248,6 +248,10 @@ func (b *bed) take(t *testing.T, s step, all []*unstructured.Unstructured, write
 		case i >= 0 && strings.Contains(err.Error(), "evaluating rule"):
 			t.Errorf("%s is refused with %v, which is a rule and no sentence", self, err)
 		}
+		given := func(e expectation) bool { return e.verb == "address" && e.object == o.GetNamespace()+"/"+o.GetName() }
+		if i := slices.IndexFunc(s.expected, given); i >= 0 && o.GetKind() == "Service" {
+			b.precede(t, s.expected[i])
+		}
 	}
 }
 
@@ -411,34 +415,6 @@ func (b *bed) remove(t *testing.T, objects []*unstructured.Unstructured) {
 	pool := func(o *unstructured.Unstructured) bool { return o.GetKind() == "IPAddressPool" }
 	if slices.ContainsFunc(objects, pool) {
 		b.settle(ctx, t)
-	}
-}
-
-// settle waits until the controller knows that no pool is left: a Service of the next file must not find a pool of this one.
-// What the API server has taken, the controller's caches learn a moment later; a Service without wishes tells what it knows.
-func (b *bed) settle(ctx context.Context, t *testing.T) {
-	t.Helper()
-	for {
-		s := &corev1.Service{}
-		s.Namespace, s.GenerateName = "default", "settle-"
-		s.Spec.Type, s.Spec.Ports = corev1.ServiceTypeLoadBalancer, []corev1.ServicePort{{Port: 80}}
-		if err := b.c.Create(ctx, s); err != nil {
-			t.Fatalf("waiting for the controller: %v", err)
-		}
-		var c *metav1.Condition
-		for c == nil && ctx.Err() == nil {
-			_ = b.c.Get(ctx, client.ObjectKeyFromObject(s), s)
-			c = meta.FindStatusCondition(s.Status.Conditions, names.ConditionAddressAssigned)
-		}
-		if err := b.c.Delete(context.WithoutCancel(ctx), s); err != nil {
-			t.Errorf("deleting %s: %v", s.Name, err)
-		}
-		switch {
-		case ctx.Err() != nil:
-			t.Fatal("the controller did not take notice of the pools' deletion")
-		case c.Reason == string(names.ReasonNoPools):
-			return
-		}
 	}
 }
 
