@@ -91,16 +91,19 @@ func run(ctx context.Context, o options) error {
 	if err := option.AwaitKinds(ctx, config, log, configuration.Resources...); err != nil {
 		return err
 	}
-	server, keeper := webhookServer(o, log)
-	mo := managerOptions(&o, scheme)
-	mo.WebhookServer = server
-	mgr, err := ctrl.NewManager(config, mo)
-	if err != nil {
-		return fmt.Errorf("setting up: %w", err)
-	}
 	host, err := os.Hostname()
 	if err != nil {
 		return fmt.Errorf("asking for this machine's name: %w", err)
+	}
+	server, keeper := webhookServer(o, log)
+	mo := managerOptions(&o, scheme)
+	mo.WebhookServer = server
+	if mo.LeaderElectionResourceLockInterface, err = lease(config, scheme, host, o.Namespace); err != nil {
+		return err
+	}
+	mgr, err := ctrl.NewManager(config, mo)
+	if err != nil {
+		return fmt.Errorf("setting up: %w", err)
 	}
 	events := mgr.GetEventRecorder(names.ControllerEvents)
 	tell := func(s *corev1.Service, kind, reason, text string) {
@@ -152,18 +155,9 @@ func action(text string) string {
 	return "Allocate"
 }
 
-// The times of the election. A leader that stops lets go, and the other asks at most 1.1 s later (client-go waits for the retry
-// period and up to 1.2 times as much again). After a crash it waits for the lease to run out. A pause that is longer than
-// the lease ends the leadership; that no address is given twice does not depend on these times.
-const (
-	leaseDuration = 10 * time.Second
-	renewDeadline = 7 * time.Second
-	retryPeriod   = 500 * time.Millisecond
-)
-
 // managerOptions are what the manager needs to know.
 func managerOptions(o *options, scheme *runtime.Scheme) ctrl.Options {
-	grace, lease, renew, retry, shared := 2*time.Second, leaseDuration, renewDeadline, retryPeriod, true
+	grace, duration, renew, retry, shared := 2*time.Second, leaseDuration, renewDeadline, retryPeriod, true
 	watched := o.scope().ByObject()
 	own := cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
 	for _, report := range o.scope().Reports() {
@@ -181,7 +175,7 @@ func managerOptions(o *options, scheme *runtime.Scheme) ctrl.Options {
 		LeaderElectionID:              names.LeaderLease,
 		LeaderElectionNamespace:       o.Namespace,
 		LeaderElectionReleaseOnCancel: true,
-		LeaseDuration:                 &lease,
+		LeaseDuration:                 &duration,
 		RenewDeadline:                 &renew,
 		RetryPeriod:                   &retry,
 		GracefulShutdownTimeout:       &grace,
