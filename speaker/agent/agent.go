@@ -247,16 +247,21 @@ func (a *Agent) settle() {
 		a.restate, a.stated = false, now
 		a.o.Members.SetState(a.machine.State())
 	}
-	// A Status costs time in proportion to the number of addresses: with 10,000 of them it is told ten times a second.
 	a.remember(now)
 	if a.memory.earlier != nil { // nobody shall hear of a Plan without Services
 		return
 	}
-	if a.tell && now.Sub(a.told) >= time.Duration(len(a.plan.Bids))*10*time.Microsecond {
+	if a.tell && now.Sub(a.told) >= a.tellInterval() {
 		a.tell, a.told = false, now
 		a.o.Observe(a.status())
 		a.notes = nil
 	}
+}
+
+// tellInterval bounds how often a Status is told, which costs time in proportion to the number of Services: with 10,000 of them ten
+// times a second.
+func (a *Agent) tellInterval() time.Duration {
+	return time.Duration(max(len(a.plan.Bids), len(a.plan.Verdicts), len(a.plan.BGP))) * 10 * time.Microsecond
 }
 
 // stateInterval bounds how often the full state is encoded for push/pull, which costs time in proportion to the number
