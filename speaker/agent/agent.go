@@ -261,7 +261,7 @@ func (a *Agent) settle() {
 // tellInterval bounds how often a Status is told, which costs time in proportion to the number of Services: with 10,000 of them ten
 // times a second.
 func (a *Agent) tellInterval() time.Duration {
-	return time.Duration(max(len(a.plan.Bids), len(a.plan.Verdicts), len(a.plan.BGP))) * 10 * time.Microsecond
+	return time.Duration(max(a.plan.Bids.Len(), a.plan.Verdicts.Len(), a.plan.BGP.Len())) * 10 * time.Microsecond
 }
 
 // stateInterval bounds how often the full state is encoded for push/pull, which costs time in proportion to the number

@@ -71,7 +71,7 @@ func (a *Agent) perform(e elect.Effect) {
 	case elect.Rejoin:
 		a.o.Members.Rejoin()
 	case elect.Note:
-		if e.Kind == elect.NoteConflict { // the engine passes over what is not held
+		if e.Foreign() { // the engine passes over what is not held
 			a.o.Layer2.Defend(e.Address)
 		}
 		a.notes = append(a.notes, e)

@@ -89,7 +89,7 @@ func (a *Agent) remember(now time.Time) {
 		return
 	}
 	m.at, m.changed, m.digest = now, false, digest
-	out := Memory{Bids: a.plan.Bids, Claims: a.machine.Claims()}
+	out := Memory{Bids: a.plan.Bids.Slice(), Claims: a.machine.Claims()}
 	for name, address := range a.peers {
 		if name != a.o.Self && address.IsValid() {
 			out.Peers = append(out.Peers, address)

@@ -132,22 +132,29 @@ func (m *Machine) answered(a *address, c *contest, mac facts.MAC) {
 	if c.answered++; c.answered == 1 {
 		c.first = m.now
 	}
-	m.wait(a, m.now.Add(c.pause))
+	m.wait(a, m.now.Add(m.uneven(a, c)))
 	c.pause = min(2*c.pause, maxPause)
 	owner, known := m.owner(mac)
 	_, member := m.members[owner]
 	switch {
 	case !known:
-		if c.answered == 1 {
+		if c.answered == 2 { // not at once: it may be a node that this one has not heard of yet
 			m.note(Note{Kind: NoteConflict, Address: a.ip, MAC: mac, Text: fmt.Sprintf("a host that is no member (%s) answers for %s: take the address from that host or out of the pool", mac, a.ip)})
 		}
 	case !member: // it is out of reach of the gossip, not of the wire: it holds the address
 	case a.claim.Holder != owner && c.answered >= strayAnswers && m.told[owner].After(c.first): // it was asked, and claims nothing
-		m.note(Note{Kind: NoteStray, Address: a.ip, MAC: mac, Text: fmt.Sprintf("node %s (%s) answers for %s without holding it: look for proxy ARP, or for kube-proxy in ipvs mode without strictARP", owner, mac, a.ip)})
+		m.note(stray(a, owner, mac))
 		m.take(a, a.claim.Epoch+1, c.reason)
 	default: // its claim may be on the way
 		m.sync(owner)
 	}
+}
+
+// uneven is between half of the contest's pause and the whole: two that do not know each other, such as the speakers of two
+// clusters on one segment, would ask at the same times for ever, and each find the other asking.
+func (m *Machine) uneven(a *address, c *contest) time.Duration {
+	h := mix(weight(a.ip, m.self) ^ m.nonce + uint64(c.answered)) //nolint:gosec // it counts up from 1
+	return c.pause/2 + time.Duration(h%uint64(c.pause/2))         //nolint:gosec // neither is below 0
 }
 
 // stranger returns the first of the Ethernet addresses that no node has.
@@ -225,8 +232,9 @@ func (m *Machine) stop(a *address, reason names.Reason) {
 func (m *Machine) note(n Note) { m.effect(n) }
 
 // foreign handles another host's claim to an address that this node holds, seen on the wire. Two members that both hold
-// it have not heard each other: they exchange claims, and the epoch decides. Where the gossip between them is cut,
-// the wire is all there is: then the rendezvous weight decides, which both compute alike.
+// it have not heard each other: they exchange claims, and the epoch decides. A member that goes on though it knows the
+// claim is not its speaker, but its kernel. Where the gossip between them is cut, the wire is all there is: then
+// the rendezvous weight decides, which both compute alike.
 func (m *Machine) foreign(f facts.ForeignClaim) {
 	a := m.addresses[f.Address]
 	if a == nil || !a.held {
@@ -237,19 +245,40 @@ func (m *Machine) foreign(f facts.ForeignClaim) {
 	switch {
 	case !known:
 		m.effect(Rejoin{}) // it may be a member that this one has lost
-		m.note(Note{Kind: NoteConflict, Address: f.Address, MAC: f.MAC, Text: fmt.Sprintf("another host (%s) claims %s, which this node holds: take the address from that host or out of the pool", f.MAC, f.Address)})
+		m.note(contested(a, f.MAC))
 	case m.fence.closed: // this node is the one that was away
 		m.yield(a)
-	case member && (m.alive(owner) || m.now.Sub(a.disputed) > 2*maxPause): // who seemed dead may hear, this once
+	case member && m.now.Sub(a.disputed) > 2*maxPause: // who seemed dead may hear, this once
 		a.disputed = m.now
-		m.queue(kindClaims, owner, a.claim)
-		m.sync(owner)
+		m.argue(a, owner)
+	case member && m.alive(owner):
+		if m.now.Sub(a.disputed) < maxPause/4 || !m.told[owner].After(a.disputed) {
+			m.argue(a, owner)
+			return
+		}
+		m.note(stray(a, owner, f.MAC))
+	case !member && !a.bid.Eligible(owner): // it was a node once
+		m.note(contested(a, f.MAC))
 	case a.bid.Eligible(owner) && weight(a.ip, owner) > weight(a.ip, m.self):
 		m.yield(a)
 	default:
 		m.effect(Rejoin{})
 		m.hold(Announce{a.ip})
 	}
+}
+
+// argue tells a member what this node knows of the address, and asks it for what it knows.
+func (m *Machine) argue(a *address, with string) {
+	m.queue(kindClaims, with, a.claim)
+	m.sync(with)
+}
+
+func contested(a *address, mac facts.MAC) Note {
+	return Note{Kind: NoteConflict, Address: a.ip, MAC: mac, Text: fmt.Sprintf("another host (%s) claims %s, which this node holds: take the address from that host or out of the pool", mac, a.ip)}
+}
+
+func stray(a *address, node string, mac facts.MAC) Note {
+	return Note{Kind: NoteStray, Address: a.ip, MAC: mac, Text: fmt.Sprintf("node %s (%s) answers for %s without holding it: look for the address on one of its interfaces, for proxy ARP, and for kube-proxy in ipvs mode without strictARP", node, mac, a.ip)}
 }
 
 // yield stops the answering for an address that somebody else answers for, whose claim did not reach this node. The

@@ -133,6 +133,9 @@ func (m *Machine) ask(q question) {
 	m.effect(Ask{ID: m.question(q), Attempts: m.timing.ProbeAttempts, Interval: m.timing.ProbeInterval})
 }
 
+// perQuestion is how much longer the wire may take for each address that it is asked about: the questions are paced.
+const perQuestion = time.Millisecond
+
 // reopen asks the members what they know; when none of them says, the wire is asked for every address.
 func (m *Machine) reopen() {
 	f := &m.fence
@@ -147,7 +150,7 @@ func (m *Machine) reopen() {
 	case f.wire && f.unchecked <= 0:
 		m.openFence()
 		f.lonely = m.now.Sub(f.confirmed) >= m.timing.Trust
-	case f.wire && m.now.Sub(f.wired) < 2*m.timing.Settle:
+	case f.wire && m.now.Sub(f.wired) < 2*m.timing.Settle+time.Duration(len(m.mine))*perQuestion:
 	case m.now.Sub(f.since) >= m.timing.Doubt:
 		f.wire, f.wired, f.unchecked = true, m.now, len(m.mine)
 		for _, a := range sorted(m.mine) {

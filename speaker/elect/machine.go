@@ -160,7 +160,7 @@ func (m *Machine) tick() {
 		case a.contest != nil:
 			a.contest.probing = true
 			m.probe(a)
-			m.wait(a, m.now.Add(2*m.timing.Settle)) // in case that no answer comes, not even that there was none
+			m.wait(a, m.now.Add(10*m.timing.Settle)) // in case that no answer comes, not even that there was none
 		case a.move != nil:
 			m.offerNext(a)
 		}

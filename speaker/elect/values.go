@@ -120,6 +120,9 @@ type Note struct {
 	Delay time.Duration
 }
 
+// Foreign says that the Note tells of somebody else who answers for the address.
+func (n Note) Foreign() bool { return n.Kind == NoteConflict || n.Kind == NoteStray }
+
 func (Hold) effect()     {}
 func (Drop) effect()     {}
 func (Announce) effect() {}

@@ -36,6 +36,7 @@ type world struct {
 	open        []*simQuestion
 	taken       int             // how often an address was taken
 	delays      []time.Duration // from the last sign of life to the takeover
+	notes       map[string]int  // by kind
 	trace       bool            // print what changes
 }
 
@@ -89,7 +90,7 @@ type simNode struct {
 func newWorld(t testing.TB, seed int64, n, addresses int) *world {
 	w := &world{
 		t: t, rnd: rand.New(rand.NewSource(seed)), now: time.Unix(1000, 0), nodes: map[string]*simNode{},
-		gossip: map[string]int{}, lan: map[string]int{}, delay: 3 * time.Millisecond,
+		gossip: map[string]int{}, lan: map[string]int{}, delay: 3 * time.Millisecond, notes: map[string]int{},
 	}
 	a := netip.MustParseAddr("192.0.2.1")
 	for range addresses {
@@ -327,6 +328,7 @@ func (w *world) perform(n *simNode, e Effect) {
 	case Drained:
 		n.drained = true
 	case Note:
+		w.notes[e.Kind]++
 		if e.Kind == NoteTaken {
 			w.taken++
 			if e.Delay > 0 {

@@ -100,7 +100,7 @@ type Engine struct {
 	links    chan facts.LinkSet
 	announce chan []netip.Addr
 	defend   chan netip.Addr
-	probe    chan Probe
+	probes   *inquiries
 	reports  chan Report
 	fence    fence
 
@@ -115,6 +115,8 @@ type Engine struct {
 	ports   map[portKey]*port
 	present facts.LinkSet
 	asking  map[uint64]*question
+	// askOrder has the same, the oldest first, and some that are over.
+	askOrder []*question
 	// askedFor are the questions about an address.
 	askedFor   map[netip.Addr][]*question
 	askedTable map[netip.Addr]struct{} // its addresses, as the table has them; never edited
@@ -152,7 +154,7 @@ func New(wire Wire, now func() time.Time, options ...Option) *Engine {
 		wire: wire, now: now,
 		claims: make(chan []intent.Claim, 1), links: make(chan facts.LinkSet, 1), announce: make(chan []netip.Addr, 16),
 		defend: make(chan netip.Addr, 256),
-		probe:  make(chan Probe, 8192), reports: make(chan Report, 16384),
+		probes: newInquiries(), reports: make(chan Report, 16384),
 		held: map[netip.Addr]holding{}, ports: map[portKey]*port{}, asking: map[uint64]*question{}, askedFor: map[netip.Addr][]*question{},
 		sched: NewSchedule(0), frames: make(chan received, 1024), foreign: map[foreignKey]time.Time{}, defended: map[netip.Addr]time.Time{}, neighbours: NewNeighbours(),
 		fence: fence{base: now()},
@@ -204,15 +206,8 @@ func (e *Engine) Defend(a netip.Addr) {
 	}
 }
 
-// Probe asks the wire; the result comes as a report. When more questions wait than the engine takes, the result says at
-// once that nobody was asked.
-func (e *Engine) Probe(p Probe) {
-	select {
-	case e.probe <- p:
-	default:
-		e.report(facts.ProbeResult{ID: p.ID, Address: p.Address, Unasked: true})
-	}
-}
+// Probe asks the wire; the result comes as a report. Many questions at once are paced, in the order in which they come.
+func (e *Engine) Probe(p Probe) { e.probes.add(p) }
 
 // Renew lets the engine answer until t. Before the first call it is silent.
 func (e *Engine) Renew(t time.Time) { e.fence.renew(t) }
@@ -256,10 +251,9 @@ func (e *Engine) Run(ctx context.Context) error {
 			}
 		case a := <-e.defend:
 			e.contest(a)
-		case p := <-e.probe:
-			e.ask(p)
-			for range len(e.probe) {
-				e.ask(<-e.probe)
+		case <-e.probes.wake:
+			for _, p := range e.probes.take() {
+				e.ask(p)
 			}
 		case r := <-e.frames:
 			e.woken = false

@@ -3,6 +3,7 @@ package layer2
 import (
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/gantry-lb/gantry/speaker/facts"
@@ -13,10 +14,39 @@ type question struct {
 	Probe
 	sent    int
 	next    time.Time
+	over    bool // it is to be taken off the list
 	carried bool // some link carried the question
 	answers []facts.MAC
 	rivals  []facts.MAC
 	joined  []Port // that let questions about the address in meanwhile
+}
+
+// inquiries are the Probes that Run has yet to begin. Nothing limits them but who asks: a node may have to take every
+// address of another one that died.
+type inquiries struct {
+	wake chan struct{} // holds a value when there are some
+	mu   sync.Mutex    // guards all
+	all  []Probe
+}
+
+func newInquiries() *inquiries { return &inquiries{wake: make(chan struct{}, 1)} }
+
+func (i *inquiries) add(p Probe) {
+	i.mu.Lock()
+	i.all = append(i.all, p)
+	i.mu.Unlock()
+	select {
+	case i.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (i *inquiries) take() []Probe {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	all := i.all
+	i.all = nil
+	return all
 }
 
 // askBatch is how many questions are asked each pace: a node that has thousands of addresses to take must not overrun
@@ -30,6 +60,7 @@ func (e *Engine) ask(p Probe) {
 	}
 	q := &question{Probe: p, next: e.now()}
 	e.asking[p.ID] = q
+	e.askOrder = append(e.askOrder, q)
 	e.askedFor[p.Address] = append(e.askedFor[p.Address], q)
 	e.askedNew = true
 	for _, l := range p.Links {
@@ -40,6 +71,7 @@ func (e *Engine) ask(p Probe) {
 // forget ends a question.
 func (e *Engine) forget(q *question) {
 	delete(e.asking, q.ID)
+	q.over = true
 	for _, io := range q.joined {
 		io.Leave(q.Address)
 	}
@@ -61,32 +93,36 @@ func (e *Engine) askAgain(now time.Time) time.Time {
 	if now.Before(e.askResume) {
 		room = 0
 	}
-	for id, q := range e.asking {
-		due := !now.Before(q.next)
-		switch {
-		case due && len(q.answers) == 0 && q.sent < q.Attempts && room == 0:
-			if next.IsZero() || e.askResume.Before(next) {
-				next = e.askResume
-			}
+	for _, q := range e.askOrder { // the oldest first, so that what was begun comes to its end
+		if q.over {
 			continue
-		case due && len(q.answers) == 0 && q.sent < q.Attempts:
-			if room--; room == 0 {
-				e.askResume = now.Add(pace)
+		}
+		due, at := !now.Before(q.next), q.next
+		switch more := due && len(q.answers) == 0 && q.sent < q.Attempts; {
+		case more && q.Kind == Acquire && room == 0:
+			at = e.askResume
+		case more:
+			if q.Kind == Acquire { // whether a neighbour lives must not wait behind what is to be taken
+				if room--; room == 0 {
+					e.askResume = now.Add(pace)
+				}
 			}
 			q.sent++
 			q.next = now.Add(q.Interval)
+			at = q.next
 			for _, l := range q.Links {
 				e.sendQuestion(q, l)
 			}
 		case len(q.answers) > 0 || due:
 			e.forget(q)
-			e.report(facts.ProbeResult{ID: id, Address: q.Address, Answers: q.answers, Rivals: q.rivals, Unasked: !q.carried})
+			e.report(facts.ProbeResult{ID: q.ID, Address: q.Address, Answers: q.answers, Rivals: q.rivals, Unasked: !q.carried})
 			continue
 		}
-		if next.IsZero() || q.next.Before(next) {
-			next = q.next
+		if next.IsZero() || at.Before(next) {
+			next = at
 		}
 	}
+	e.askOrder = slices.DeleteFunc(e.askOrder, func(q *question) bool { return q.over })
 	return next
 }
 

@@ -38,14 +38,14 @@ type Inputs struct {
 // Plan is what this node should announce now. It is immutable.
 type Plan struct {
 	// Bids has one entry for each layer-2 address that some node may hold, sorted by address.
-	Bids []intent.Bid
+	Bids List[intent.Bid]
 	// Verdicts has one entry for each Service of our class, sorted by Service.
-	Verdicts []Verdict
+	Verdicts List[Verdict]
 	// Peers are the routers that this node peers with, sorted by name; Routes what it announces to them, sorted by prefix.
 	Peers  []intent.Peer
 	Routes []intent.Route
 	// BGP has one entry for each Service of our class, sorted by Service.
-	BGP []BGPVerdict
+	BGP List[BGPVerdict]
 	// Leaving says that the node is to stop serving: it is excluded or drained. Its routes are still among Routes.
 	Leaving bool
 }

@@ -99,15 +99,15 @@ func TestBuild(t *testing.T) {
 			p := Build(in)
 			var candidates []string
 			var links []int
-			if len(p.Bids) > 0 {
-				candidates, links = p.Bids[0].Candidates.Nodes, p.Bids[0].Links
+			if p.Bids.Len() > 0 {
+				candidates, links = p.Bids.Slice()[0].Candidates.Nodes, p.Bids.Slice()[0].Links
 			}
 			if !reflect.DeepEqual(candidates, tc.candidates) || !reflect.DeepEqual(links, tc.links) {
 				t.Errorf("the candidates are %v on links %v, want %v on %v", candidates, links, tc.candidates, tc.links)
 			}
 			var reason names.Reason
-			if len(p.Verdicts) > 0 {
-				reason = p.Verdicts[0].Reason
+			if p.Verdicts.Len() > 0 {
+				reason = p.Verdicts.Slice()[0].Reason
 			}
 			if reason != tc.reason {
 				t.Errorf("the reason is %q, want %q", reason, tc.reason)
@@ -119,18 +119,18 @@ func TestBuild(t *testing.T) {
 func TestPreferencesAddUp(t *testing.T) {
 	in := inputs()
 	in.Snapshot.L2Ads[0].Preferences = []snapshot.Preference{{Weight: 10, Selector: only("c")[0]}, {Weight: 5, Selector: only("b")[0]}, {Weight: 1, Selector: labels.Everything()}}
-	if got, want := Build(in).Bids[0].Candidates.Scores, []int{1, 6, 11}; !slices.Equal(got, want) {
+	if got, want := Build(in).Bids.Slice()[0].Candidates.Scores, []int{1, 6, 11}; !slices.Equal(got, want) {
 		t.Errorf("the scores of a, b and c are %v, want %v", got, want)
 	}
 }
 
 // TestEveryNodeSeesTheSame: a bid's candidates do not depend on which node builds the plan, nor on any order of maps.
 func TestEveryNodeSeesTheSame(t *testing.T) {
-	want := Build(inputs()).Bids[0].Candidates
+	want := Build(inputs()).Bids.Slice()[0].Candidates
 	for _, self := range []string{"a", "b", "c"} {
 		in := inputs()
 		in.Self, in.Nodes = self, maps.Clone(in.Nodes)
-		if got := Build(in).Bids[0].Candidates; got.Key != want.Key || !slices.Equal(got.Nodes, want.Nodes) {
+		if got := Build(in).Bids.Slice()[0].Candidates; got.Key != want.Key || !slices.Equal(got.Nodes, want.Nodes) {
 			t.Errorf("node %s sees the candidates %v, node a %v", self, got, want)
 		}
 	}
@@ -142,7 +142,7 @@ func TestOneNodeServesAllServicesOfAnAddress(t *testing.T) {
 	in.Services[other] = view.Service{Key: other, LoadBalancer: true, Assigned: []netip.Addr{address}, Local: true}
 	in.Endpoints[other] = view.Endpoints{Service: other, Serving: true, Nodes: []string{"c"}}
 	p := Build(in)
-	if len(p.Bids) != 1 || !slices.Equal(p.Bids[0].Candidates.Nodes, []string{"c"}) {
+	if p.Bids.Len() != 1 || !slices.Equal(p.Bids.Slice()[0].Candidates.Nodes, []string{"c"}) {
 		t.Errorf("the bids are %v, want one with node c alone, which can serve both", p.Bids)
 	}
 }

@@ -154,8 +154,7 @@ func (p *Planner) Update() Delta {
 	}
 	p.route(anew)
 	clear(p.dirty)
-	p.plan.Verdicts = replace(p.plan.Verdicts, verdicts, gone,
-		func(x, y Verdict) int { return x.Service.Compare(y.Service) })
+	p.plan.Verdicts = p.plan.Verdicts.edit(verdicts, gone, func(x, y Verdict) int { return x.Service.Compare(y.Service) })
 	return p.bid(touched)
 }
 
@@ -181,19 +180,17 @@ func (p *Planner) bid(touched map[netip.Addr]struct{}) Delta {
 	var gone []intent.Bid
 	byAddress := func(x, y intent.Bid) int { return x.Address.Compare(y.Address) }
 	for _, a := range slices.SortedFunc(maps.Keys(touched), netip.Addr.Compare) {
-		i, had := slices.BinarySearchFunc(p.plan.Bids, intent.Bid{Address: a}, byAddress)
+		old, had := p.plan.Bids.find(intent.Bid{Address: a}, byAddress)
 		b, ok := p.join(a)
 		switch {
-		case ok && (!had || !b.Same(p.plan.Bids[i])):
+		case ok && (!had || !b.Same(old)):
 			d.Changed = append(d.Changed, b)
 		case !ok && had:
 			d.Gone = append(d.Gone, a)
 			gone = append(gone, intent.Bid{Address: a})
 		}
 	}
-	if len(d.Changed)+len(d.Gone) > 0 {
-		p.plan.Bids = replace(p.plan.Bids, d.Changed, gone, byAddress)
-	}
+	p.plan.Bids = p.plan.Bids.edit(d.Changed, gone, byAddress)
 	return d
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
+	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
 // TestAChangedPlanIsTheOneMadeAnew: whatever changed in whatever order, the Planner's Plan is what Build makes of the inputs
@@ -61,28 +63,15 @@ func TestAChangedPlanIsTheOneMadeAnew(t *testing.T) {
 			if want := Build(p.Inputs()); !same(p.Plan(), want) {
 				t.Fatalf("the plan is %+v, made anew it is %+v", p.Plan(), want)
 			}
-			if len(bids) != len(p.Plan().Bids) {
-				t.Fatalf("the deltas lead to %d bids, the plan has %d", len(bids), len(p.Plan().Bids))
+			if len(bids) != p.Plan().Bids.Len() {
+				t.Fatalf("the deltas lead to %d bids, the plan has %d", len(bids), p.Plan().Bids.Len())
 			}
 		}
 	})
 }
 
 func same(x, y Plan) bool {
-	if len(x.Bids) != len(y.Bids) || len(x.Verdicts) != len(y.Verdicts) {
-		return false
-	}
-	for i := range x.Bids {
-		if !x.Bids[i].Same(y.Bids[i]) {
-			return false
-		}
-	}
-	for i := range x.Verdicts {
-		if !reflect.DeepEqual(x.Verdicts[i], y.Verdicts[i]) {
-			return false
-		}
-	}
-	return true
+	return slices.EqualFunc(x.Bids.Slice(), y.Bids.Slice(), intent.Bid.Same) && reflect.DeepEqual(x.Verdicts.Slice(), y.Verdicts.Slice())
 }
 
 // TestEndpointsThatEndHaveAGrace: once endpoints are ready elsewhere the node is no candidate, though those that end still
@@ -102,12 +91,12 @@ func TestEndpointsThatEndHaveAGrace(t *testing.T) {
 	} {
 		in.Endpoints[web] = view.Endpoints{Service: web, Serving: true, Nodes: c.nodes, Ready: c.ready}
 		p := Build(in)
-		b := p.Bids[0]
+		b := p.Bids.Slice()[0]
 		if b.Eligible("a") != c.eligible || b.Grace != c.grace {
 			t.Errorf("with endpoints on %v, ready ones on %v: eligible %v, grace %v", c.nodes, c.ready, b.Eligible("a"), b.Grace)
 		}
-		if want := names.ReasonNoLocalEndpoints; !c.eligible && p.Verdicts[0].Reason != want {
-			t.Errorf("the reason is %s, want %s", p.Verdicts[0].Reason, want)
+		if want := names.ReasonNoLocalEndpoints; !c.eligible && p.Verdicts.Slice()[0].Reason != want {
+			t.Errorf("the reason is %s, want %s", p.Verdicts.Slice()[0].Reason, want)
 		}
 	}
 }

@@ -20,17 +20,17 @@ func TestAddressesOfTwoPools(t *testing.T) {
 
 	// The advertisements of both protocols cover the first pool alone.
 	p := Build(in)
-	if len(p.Bids) != 1 || p.Bids[0].Address != address || p.Verdicts[0].Reason != names.ReasonNotHolder {
-		t.Errorf("the bids are %+v, the verdict %+v; want one bid for %s", p.Bids, p.Verdicts[0], address)
+	if p.Bids.Len() != 1 || p.Bids.Slice()[0].Address != address || p.Verdicts.Slice()[0].Reason != names.ReasonNotHolder {
+		t.Errorf("the bids are %+v, the verdict %+v; want one bid for %s", p.Bids, p.Verdicts.Slice()[0], address)
 	}
-	if len(p.Routes) != 1 || p.Routes[0].Prefix.Addr() != address || p.BGP[0].Reason != names.ReasonAnnounced {
-		t.Errorf("the routes are %+v, the verdict %+v; want one for %s", p.Routes, p.BGP[0], address)
+	if len(p.Routes) != 1 || p.Routes[0].Prefix.Addr() != address || p.BGP.Slice()[0].Reason != names.ReasonAnnounced {
+		t.Errorf("the routes are %+v, the verdict %+v; want one for %s", p.Routes, p.BGP.Slice()[0], address)
 	}
 	// Now the second is announced too, by an advertisement of its own.
 	in.Snapshot.L2Ads = append(in.Snapshot.L2Ads, &snapshot.L2Ad{Name: "six", Pools: []string{"six"}, Interfaces: []string{"eth1"}})
 	in.Snapshot.BGPAds = append(in.Snapshot.BGPAds, &snapshot.BGPAd{Name: "six", Pools: []string{"six"}, Length4: 32, Length6: 64})
 	p = Build(in)
-	if len(p.Bids) != 2 || !slices.Equal(p.Bids[0].Links, []int{2}) || !slices.Equal(p.Bids[1].Links, []int{3}) {
+	if p.Bids.Len() != 2 || !slices.Equal(p.Bids.Slice()[0].Links, []int{2}) || !slices.Equal(p.Bids.Slice()[1].Links, []int{3}) {
 		t.Errorf("the bids are %+v; want one for each address, on the links that its advertisement names", p.Bids)
 	}
 	if len(p.Routes) != 2 || p.Routes[0].Prefix != netip.PrefixFrom(address, 32) || p.Routes[1].Prefix != netip.MustParsePrefix("fd00:1::/64") {
@@ -50,7 +50,7 @@ func TestAnAddressThatItsPoolLetGoIsAnnounced(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			in := peered()
 			edit(&in)
-			if p := Build(in); len(p.Bids) != 1 || len(p.Routes) != 1 {
+			if p := Build(in); p.Bids.Len() != 1 || len(p.Routes) != 1 {
 				t.Errorf("it is not announced any more: %+v, %+v", p.Verdicts, p.BGP)
 			}
 		})

@@ -82,9 +82,7 @@ func (p *Planner) route(anew bool) {
 			touched[prefix] = struct{}{}
 		}
 	}
-	if len(verdicts)+len(gone) > 0 {
-		p.plan.BGP = replace(p.plan.BGP, verdicts, gone, func(x, y BGPVerdict) int { return x.Service.Compare(y.Service) })
-	}
+	p.plan.BGP = p.plan.BGP.edit(verdicts, gone, func(x, y BGPVerdict) int { return x.Service.Compare(y.Service) })
 	p.rebuild(touched)
 }
 

@@ -27,10 +27,10 @@ func peered() Inputs {
 func announce(t *testing.T, in Inputs) BGPVerdict {
 	t.Helper()
 	p := Build(in)
-	if len(p.BGP) != 1 {
-		t.Fatalf("%d verdicts, want one: %+v", len(p.BGP), p.BGP)
+	if p.BGP.Len() != 1 {
+		t.Fatalf("%d verdicts, want one: %+v", p.BGP.Len(), p.BGP)
 	}
-	return p.BGP[0]
+	return p.BGP.Slice()[0]
 }
 
 func TestANodeAnnouncesByBGPUnlessThereIsAReason(t *testing.T) {

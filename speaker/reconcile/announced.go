@@ -48,7 +48,7 @@ func (a *Announced) set(held []status.Held, p plan.Plan) {
 			all = append(all, announced{h.Service, protocolLayer2, ip})
 		}
 	}
-	for _, v := range p.BGP {
+	for v := range p.BGP.All() {
 		if v.Reason != names.ReasonAnnounced || p.Leaving {
 			continue
 		}

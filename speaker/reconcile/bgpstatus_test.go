@@ -121,7 +121,7 @@ func TestWhatIsWrittenOfBGP(t *testing.T) {
 		}
 		return v
 	}
-	observe := func(v ...plan.BGPVerdict) { w.Observe(agent.Status{Plan: plan.Plan{BGP: v}}) }
+	observe := func(v ...plan.BGPVerdict) { w.Observe(agent.Status{Plan: plan.Plan{BGP: plan.NewList(v...)}}) }
 
 	observe(verdict("dns"), verdict("web", "tor1", "tor2"))
 	announced("node1 default/web [tor1 tor2], labels web")
@@ -131,7 +131,7 @@ func TestWhatIsWrittenOfBGP(t *testing.T) {
 	announced() // more than the limit
 	observe(verdict("web", "tor2"))
 	announced("node1 default/web [tor2], labels web")
-	w.Observe(agent.Status{Plan: plan.Plan{BGP: []plan.BGPVerdict{verdict("web", "tor2")}, Leaving: true}})
+	w.Observe(agent.Status{Plan: plan.Plan{BGP: plan.NewList(verdict("web", "tor2")), Leaving: true}})
 	announced()
 	if err := api.Get(t.Context(), client.ObjectKeyFromObject(foreign), foreign); err != nil {
 		t.Errorf("the object of another node: %v", err)

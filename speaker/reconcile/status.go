@@ -168,13 +168,13 @@ func (w *StatusWriter) tell(ctx context.Context, s agent.Status) {
 		return
 	}
 	services := map[netip.Addr][]view.Key{}
-	for _, v := range s.Plan.Verdicts {
+	for v := range s.Plan.Verdicts.All() {
 		for _, a := range v.Addresses {
 			services[a] = append(services[a], v.Service)
 		}
 	}
 	for _, n := range s.Notes {
-		if n.Kind == elect.NoteConflict && held[n.Address] && !w.conflicts.Note(n.Address, n.MAC, time.Now()) {
+		if n.Foreign() && held[n.Address] && !w.conflicts.Note(n.Address, n.MAC, time.Now()) {
 			continue
 		}
 		for _, k := range services[n.Address] {

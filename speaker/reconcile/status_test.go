@@ -98,7 +98,7 @@ func newDesk(t *testing.T) *desk {
 		d.create(s)
 	}
 	d.state = agent.Status{Links: twoEths, Members: []string{self, other}}
-	d.state.Plan.Verdicts = []plan.Verdict{{Service: dns, Addresses: []netip.Addr{four}}, {Service: web, Addresses: []netip.Addr{four, six}}}
+	d.state.Plan.Verdicts = plan.NewList(plan.Verdict{Service: dns, Addresses: []netip.Addr{four}}, plan.Verdict{Service: web, Addresses: []netip.Addr{four, six}})
 	return d
 }
 
@@ -277,7 +277,7 @@ func TestWhatASpeakerSaysOfItself(t *testing.T) {
 	d.conflicts(both)
 
 	d.state.Plan.Routes = []intent.Route{{Prefix: netip.MustParsePrefix("192.168.0.201/32")}}
-	d.state.Plan.BGP = []plan.BGPVerdict{{Service: dns, Addresses: []netip.Addr{four}, Reason: names.ReasonAnnounced}, {Service: web, Addresses: []netip.Addr{six}, Reason: names.ReasonNoPeers}}
+	d.state.Plan.BGP = plan.NewList(plan.BGPVerdict{Service: dns, Addresses: []netip.Addr{four}, Reason: names.ReasonAnnounced}, plan.BGPVerdict{Service: web, Addresses: []netip.Addr{six}, Reason: names.ReasonNoPeers})
 	d.observe(both[:1])
 	d.wantEntries("one address is given up", dnsEntry, "default/web on node1 labelled default/web@node1 192.168.0.201")
 	d.wantSpeaker("one is left, and a route", func(s v1alpha1.SpeakerStatusStatus) bool { return s.Held == 1 && s.Routes == 1 })

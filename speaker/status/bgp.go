@@ -70,7 +70,7 @@ func Announcements(p plan.Plan) []Announcement {
 		return nil
 	}
 	var out []Announcement
-	for _, v := range p.BGP {
+	for v := range p.BGP.All() {
 		if v.Reason == names.ReasonAnnounced {
 			out = append(out, Announcement{v.Service, v.Peers})
 		}

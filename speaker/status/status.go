@@ -76,7 +76,7 @@ func Build(in Inputs) []Held {
 		held[c.Address] = c.Links
 	}
 	var out []Held
-	for _, v := range in.Plan.Verdicts {
+	for v := range in.Plan.Verdicts.All() {
 		a := Held{Entry: Entry{Service: v.Service, Node: in.Self}, Whole: true}
 		var links []int
 		for _, ip := range v.Addresses {

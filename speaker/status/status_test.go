@@ -32,9 +32,9 @@ var (
 func inputs(claims ...intent.Claim) Inputs {
 	return Inputs{
 		Self: "a", Links: links, Members: []string{"a", "b"}, Claims: claims,
-		Plan: plan.Plan{Verdicts: []plan.Verdict{
-			{Service: web, Addresses: []netip.Addr{six, four}}, {Service: dns, Addresses: []netip.Addr{four}},
-		}},
+		Plan: plan.Plan{Verdicts: plan.NewList(
+			plan.Verdict{Service: web, Addresses: []netip.Addr{six, four}}, plan.Verdict{Service: dns, Addresses: []netip.Addr{four}},
+		)},
 	}
 }
 

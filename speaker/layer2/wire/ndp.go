@@ -71,8 +71,13 @@ func decodeNDP(b []byte) (layer2.Frame, bool) {
 	switch m := m.(type) {
 	case *ndp.NeighborSolicitation:
 		mac, given := linkLayer(m.Options, ndp.Source)
-		if m.TargetAddress.IsMulticast() || source.IsMulticast() || source.Is4In6() || (source.IsUnspecified() && given) {
+		if m.TargetAddress.IsMulticast() || source.IsMulticast() || source.Is4In6() {
 			return layer2.Frame{}, false
+		}
+		if source.IsUnspecified() { // who has no address asks the group, and does not say where it is
+			if group, err := ndp.SolicitedNodeMulticast(m.TargetAddress); err != nil || given || target != group {
+				return layer2.Frame{}, false
+			}
 		}
 		if given {
 			f.SenderMAC = mac

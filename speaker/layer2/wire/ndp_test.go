@@ -101,16 +101,21 @@ func TestDecodeNDPRefuses(t *testing.T) {
 		of   string
 		edit func(b []byte) []byte
 	}{
-		"nothing":                              {"a question", func([]byte) []byte { return nil }},
-		"a frame cut short":                    {"a question", func(b []byte) []byte { return b[:len(b)-1] }},
-		"a packet from another link":           {"a question", func(b []byte) []byte { b[ip6Hops] = 254; return b }},
-		"a wrong checksum":                     {"a question", func(b []byte) []byte { b[icmp6+2]++; return b }},
-		"another code":                         {"an answer", func(b []byte) []byte { b[icmp6Code] = 1; return sum(b) }},
-		"another type":                         {"an answer", func(b []byte) []byte { b[icmp6] = 128; return sum(b) }},
-		"a multicast target":                   {"a question", func(b []byte) []byte { b[icmp6+8] = 0xff; return sum(b) }},
-		"an announced multicast target":        {"an announcement", func(b []byte) []byte { b[icmp6+8] = 0xff; return sum(b) }},
-		"an answer to nobody asking":           {"an announcement", func(b []byte) []byte { b[icmp6+4] = 0x60; return sum(b) }},
-		"an option from who has no address":    {"a question", func(b []byte) []byte { clear(b[ip6Source:ip6Target]); return sum(b) }},
+		"nothing":                           {"a question", func([]byte) []byte { return nil }},
+		"a frame cut short":                 {"a question", func(b []byte) []byte { return b[:len(b)-1] }},
+		"a packet from another link":        {"a question", func(b []byte) []byte { b[ip6Hops] = 254; return b }},
+		"a wrong checksum":                  {"a question", func(b []byte) []byte { b[icmp6+2]++; return b }},
+		"another code":                      {"an answer", func(b []byte) []byte { b[icmp6Code] = 1; return sum(b) }},
+		"another type":                      {"an answer", func(b []byte) []byte { b[icmp6] = 128; return sum(b) }},
+		"a multicast target":                {"a question", func(b []byte) []byte { b[icmp6+8] = 0xff; return sum(b) }},
+		"an announced multicast target":     {"an announcement", func(b []byte) []byte { b[icmp6+8] = 0xff; return sum(b) }},
+		"an answer to nobody asking":        {"an announcement", func(b []byte) []byte { b[icmp6+4] = 0x60; return sum(b) }},
+		"an option from who has no address": {"a question", func(b []byte) []byte { clear(b[ip6Source:ip6Target]); return sum(b) }},
+		"a question of who has no address, to one host": {"a question of who has no address yet", func(b []byte) []byte {
+			to := held6.As16()
+			copy(b[ip6Target:], to[:])
+			return sum(b)
+		}},
 		"an option of no length":               {"a question", func(b []byte) []byte { b[icmp6Min+1] = 0; return sum(b) }},
 		"a length beyond the frame":            {"a question", func(b []byte) []byte { b[ip6Length] = 1; return b }},
 		"a question from a group of receivers": {"a question", func(b []byte) []byte { b[ip6Source] = 0xff; return sum(b) }},
