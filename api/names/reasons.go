@@ -104,7 +104,8 @@ const (
 	ReasonPortFailed Reason = "PortFailed"
 	// ReasonUncontested: no foreign host claims an address that the node holds.
 	ReasonUncontested Reason = "Uncontested"
-	// ReasonForeignClaim: a host that is no node's claims an address that the node holds.
+	// ReasonForeignClaim: a host that is no node's claims an address that the node holds. A Service's condition Announced is True
+	// with this reason.
 	ReasonForeignClaim Reason = "ForeignClaim"
 )
 

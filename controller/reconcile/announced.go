@@ -29,8 +29,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// Announced writes the condition gantry.dev/Announced on Services: True while a speaker reports that it announces them,
-// otherwise False with the reason. It speaks of the protocols, not of the nodes, so that a failover writes nothing.
+// Announced writes the condition gantry.dev/Announced on Services: True while a speaker reports that it announces them (with
+// another reason while a foreign host claims an address, too), otherwise False with the reason. It speaks of the protocols, not of the nodes, so that a failover writes nothing.
 type Announced struct {
 	Client client.Client
 	Log    *slog.Logger
@@ -112,16 +112,16 @@ func (r *Announced) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resul
 		r.found(req.NamespacedName)
 		return ctrl.Result{}, nil // the worker that gives addresses takes the condition away with them
 	}
-	protocols, err := r.protocols(ctx, req.NamespacedName)
+	reported, err := r.reports(ctx, req.NamespacedName)
 	if err != nil {
 		return ctrl.Result{}, err
 	}
 	c := metav1.Condition{Type: names.ConditionAnnounced, ObservedGeneration: s.Generation}
 	var again time.Duration
-	if len(protocols) > 0 {
+	if reported.announced() {
 		r.found(req.NamespacedName)
-		c.Status, c.Reason = metav1.ConditionTrue, string(names.ReasonAnnounced)
-		c.Message = "announced by " + strings.Join(protocols, " and ")
+		reason, text := reported.tell()
+		c.Status, c.Reason, c.Message = metav1.ConditionTrue, string(reason), text
 	} else {
 		wait := r.patience(req.NamespacedName)
 		if wait > 0 {
@@ -159,8 +159,8 @@ func (r *Announced) found(key client.ObjectKey) {
 	delete(r.missing, key)
 }
 
-// protocols lists by what the Service is announced.
-func (r *Announced) protocols(ctx context.Context, key client.ObjectKey) ([]string, error) {
+// reports reads what the speakers say of the Service.
+func (r *Announced) reports(ctx context.Context, key client.ObjectKey) (reports, error) {
 	var l2 v1beta1.ServiceL2StatusList
 	var bgp v1beta1.ServiceBGPStatusList
 	match := []client.ListOption{client.InNamespace(r.Scope.Namespace), client.MatchingFields{reportIndex: key.String()}}
@@ -170,17 +170,10 @@ func (r *Announced) protocols(ctx context.Context, key client.ObjectKey) ([]stri
 	}
 	for _, list := range lists {
 		if err := r.Client.List(ctx, list, match...); err != nil {
-			return nil, fmt.Errorf("reading the speakers' reports about Service %s: %w", key, err)
+			return reports{}, fmt.Errorf("reading the speakers' reports about Service %s: %w", key, err)
 		}
 	}
-	var out []string
-	if len(l2.Items) > 0 {
-		out = append(out, "layer 2")
-	}
-	if slices.ContainsFunc(bgp.Items, func(s v1beta1.ServiceBGPStatus) bool { return len(s.Status.Peers) > 0 }) {
-		out = append(out, "BGP")
-	}
-	return out, nil
+	return reports{l2.Items, bgp.Items}, nil
 }
 
 // Forecast is the condition of a Service that is about to have its first addresses, where it can be seen that nobody will announce
@@ -193,7 +186,7 @@ func (r *Announced) Forecast(ctx context.Context, s *corev1.Service, assigned []
 	}
 	v := view.FromService(s)
 	v.Assigned = assigned
-	if protocols, err := r.protocols(ctx, client.ObjectKeyFromObject(s)); err != nil || len(protocols) > 0 {
+	if reported, err := r.reports(ctx, client.ObjectKeyFromObject(s)); err != nil || reported.announced() {
 		return none, false
 	}
 	reason, text, err := r.why(ctx, s, &v)
