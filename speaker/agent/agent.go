@@ -29,6 +29,9 @@ type Layer2 interface {
 	Announce(addresses []netip.Addr)
 	// Defend says that a host that is no member claims an address that is answered for.
 	Defend(address netip.Addr)
+	// Overhear says on which links the node may come to answer for addresses, as far as that changed, and which are out of
+	// the question now.
+	Overhear(changed []intent.Claim, gone []netip.Addr)
 	SetLinks(links facts.LinkSet)
 	Probe(p layer2.Probe)
 	// Renew lets the engine answer until the given time.

@@ -15,6 +15,7 @@ import (
 // is handed over before the first message goes out.
 func (a *Agent) step(in []elect.Input) {
 	var h holds
+	a.overhear(in)
 	for _, e := range a.machine.Step(a.o.Now(), in...) {
 		switch e := e.(type) {
 		case elect.Hold:
@@ -32,6 +33,25 @@ func (a *Agent) step(in []elect.Input) {
 	}
 	a.apply(&h)
 	a.restate = a.restate || len(in) > 0
+}
+
+// overhear tells the engine for what the node is a candidate.
+func (a *Agent) overhear(in []elect.Input) {
+	for _, i := range in {
+		bids, ok := i.(elect.Bids)
+		if !ok {
+			continue
+		}
+		candidate, gone := make([]intent.Claim, 0, len(bids.Changed)), slices.Clone(bids.Gone)
+		for _, b := range bids.Changed {
+			if b.Eligible(a.o.Self) && len(b.Links) > 0 {
+				candidate = append(candidate, intent.Claim{Address: b.Address, Links: b.Links})
+			} else {
+				gone = append(gone, b.Address)
+			}
+		}
+		a.o.Layer2.Overhear(candidate, gone)
+	}
 }
 
 // holds gathers what the engine has to be told.

@@ -103,6 +103,8 @@ type Engine struct {
 	probes   *inquiries
 	reports  chan Report
 	fence    fence
+	// overhearing is what Run has yet to let in.
+	overhearing overhearing
 
 	dropped atomic.Uint64
 	// lost is what the ports lost that are closed.
@@ -134,6 +136,9 @@ type Engine struct {
 	// neighbours are who asked for what; telling and tellingAgain are what they are to be told, in the order of time.
 	neighbours            *Neighbours
 	telling, tellingAgain []news
+	tellResume            time.Time // when the next may be told
+	// overheard are the addresses of IPv6 that this node may come to hold, with the links.
+	overheard map[netip.Addr][]int
 	// generation counts the opened ports.
 	generation uint64
 	pings      PingWire // nil unless pings are answered
@@ -157,7 +162,7 @@ func New(wire Wire, now func() time.Time, options ...Option) *Engine {
 		probes: newInquiries(), reports: make(chan Report, 16384),
 		held: map[netip.Addr]holding{}, ports: map[portKey]*port{}, asking: map[uint64]*question{}, askedFor: map[netip.Addr][]*question{},
 		sched: NewSchedule(0), frames: make(chan received, 1024), foreign: map[foreignKey]time.Time{}, defended: map[netip.Addr]time.Time{}, neighbours: NewNeighbours(),
-		fence: fence{base: now()},
+		fence: fence{base: now()}, overhearing: newOverhearing(), overheard: map[netip.Addr][]int{},
 	}
 	for _, o := range options {
 		o(e)
@@ -251,6 +256,8 @@ func (e *Engine) Run(ctx context.Context) error {
 			}
 		case a := <-e.defend:
 			e.contest(a)
+		case <-e.overhearing.wake:
+			e.overhear()
 		case <-e.probes.wake:
 			for _, p := range e.probes.take() {
 				e.ask(p)
@@ -285,7 +292,7 @@ func (e *Engine) work(now time.Time) time.Duration {
 		e.sendGratuitous(g)
 	}
 	earlier(at)
-	earlier(e.tell(now, batch-len(due)))
+	earlier(e.tell(now))
 	if e.woken { // a port failed meanwhile
 		return 0
 	}

@@ -317,35 +317,6 @@ func TestADefenceIsRateLimited(t *testing.T) {
 	})
 }
 
-// Who asked the former holder is told by the new one, twice, and not who asked long ago or for another address.
-func TestWhoAskedIsToldDirectly(t *testing.T) {
-	simulate(t, func(s simulated) {
-		late, elsewhere := s.request(held), s.request(other)
-		late.SenderIP, late.SenderMAC = netip.MustParseAddr("192.168.0.98"), facts.MAC{2, 0, 0, 0, 0, 0x62}
-		elsewhere.SenderIP, elsewhere.SenderMAC = netip.MustParseAddr("192.168.0.99"), facts.MAC{2, 0, 0, 0, 0, 0x63}
-		s.send(late)
-		time.Sleep(time.Hour)
-		s.send(s.request(held))
-		s.send(elsewhere)
-		synctest.Wait()
-		s.lan.Frames()
-		s.take(held)
-		time.Sleep(10 * time.Second)
-		told := map[facts.MAC]int{}
-		for _, f := range s.lan.Frames() {
-			if f.From == "node1" && f.Frame.Destination[0]&1 == 0 {
-				told[f.Frame.Destination]++
-				if f.Frame != s.news(held) {
-					t.Errorf("a neighbour is told %+v", f.Frame)
-				}
-			}
-		}
-		if len(told) != 1 || told[s.mac] != 2 {
-			t.Fatalf("told: %v, want the client twice", told)
-		}
-	})
-}
-
 func TestAnUnusableProbeDoesNotHarmThePort(t *testing.T) {
 	simulate(t, func(s simulated) {
 		s.engine.Probe(layer2.Probe{ID: 1, Links: []int{s.link.Index}, Attempts: 1, Interval: time.Millisecond})

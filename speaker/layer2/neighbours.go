@@ -98,9 +98,16 @@ func (e *Engine) tellNeighbours(a netip.Addr, l facts.Link) {
 	}
 }
 
-// tell tells at most room neighbours what is due, and returns when the next is.
-func (e *Engine) tell(now time.Time, room int) time.Time {
+// tellBatch is how many neighbours are told each pace, beside the announcements to everybody.
+const tellBatch = 50
+
+// tell tells the neighbours what is due, tellBatch of them each pace, and returns when the next is.
+func (e *Engine) tell(now time.Time) time.Time {
+	if now.Before(e.tellResume) {
+		return e.tellResume
+	}
 	var next time.Time
+	room := tellBatch
 	for _, queue := range []*[]news{&e.telling, &e.tellingAgain} { // each in the order of time
 		for len(*queue) > 0 && !(*queue)[0].at.After(now) && room > 0 {
 			e.sendNews((*queue)[0])
@@ -111,12 +118,14 @@ func (e *Engine) tell(now time.Time, room int) time.Time {
 			*queue = nil // the memory behind it
 			continue
 		}
-		at := (*queue)[0].at
-		if !at.After(now) {
-			at = now.Add(pace)
-		}
-		if next.IsZero() || at.Before(next) {
+		if at := (*queue)[0].at; next.IsZero() || at.Before(next) {
 			next = at
+		}
+	}
+	if room == 0 {
+		e.tellResume = now.Add(pace)
+		if next.Before(e.tellResume) && !next.IsZero() {
+			next = e.tellResume
 		}
 	}
 	return next

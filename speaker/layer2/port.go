@@ -74,11 +74,16 @@ func (e *Engine) setLinks(links facts.LinkSet) {
 			e.need(portKey{l, FamilyOf(a)})
 		}
 	}
+	for _, on := range e.overheard {
+		for _, l := range on {
+			e.need(portKey{l, IPv6})
+		}
+	}
 	e.publish()
 }
 
-// need opens the port if there is such a link. Ports for IPv6 are opened when an address asks for one, since their
-// filter looks at every IPv6 packet of the link; they stay until the link goes.
+// need opens the port if there is such a link. Ports for IPv6 are opened when an address asks for one that the node holds
+// or may come to hold, since their filter looks at every IPv6 packet of the link; they stay until the link goes.
 func (e *Engine) need(key portKey) {
 	l, ok := e.present.ByIndex(key.link)
 	if !ok || e.ports[key] != nil {
@@ -104,6 +109,7 @@ func (e *Engine) open(p *port) {
 	e.publish()
 	p.pingsAt = time.Time{}
 	e.openPings(p)
+	e.rejoin(p)
 	e.report(PortOpened{Link: p.link, Family: p.key.family})
 	for a, h := range e.held {
 		if FamilyOf(a) == p.key.family && slices.Contains(h.links, p.link.Index) {

@@ -59,14 +59,15 @@ func (e *Engine) read(io Port, key portKey, generation uint64, own facts.MAC) {
 		if f.Operation != Request {
 			return Frame{}, false
 		}
+		// Who asks is remembered by the holder, too: it may have the address again one day.
+		if f.SenderIP != f.TargetIP && sound(f) && memory.news(f, e.now()) {
+			select {
+			case e.frames <- r:
+			default: // it asks again
+			}
+		}
 		h, held := t.held[f.TargetIP]
 		if !held || !slices.Contains(h.links, key.link) {
-			if f.SenderIP != f.TargetIP && sound(f) && memory.news(f, e.now()) {
-				select {
-				case e.frames <- r:
-				default: // it asks again
-				}
-			}
 			return Frame{}, false
 		}
 		h.tally.requests.Add(1)
