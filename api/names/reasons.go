@@ -159,6 +159,8 @@ const (
 	ReasonAggregationLength Reason = "AggregationLength"
 	// ReasonConflictingAdvertisements: two advertisements give one prefix different values of localPref.
 	ReasonConflictingAdvertisements Reason = "ConflictingAdvertisements"
+	// ReasonTooManyCommunities: the advertisements of a Service have more communities together than a route can carry.
+	ReasonTooManyCommunities Reason = "TooManyCommunities"
 )
 
 // Reasons for faults of BFD sessions.

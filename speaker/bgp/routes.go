@@ -69,7 +69,7 @@ func (w *worker) path(prefix netip.Prefix) (Path, bool) {
 		slices.Sort(p.Communities)
 		p.Communities = slices.Compact(p.Communities)
 	}
-	return p, p.NextHop.IsValid()
+	return p, p.NextHop.IsValid() && !p.Overloaded() // the library would not survive that
 }
 
 // linkBandwidth is the community of that name (draft-ietf-idr-link-bandwidth): a non-transitive one of an AS of two octets,

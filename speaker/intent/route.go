@@ -100,6 +100,18 @@ type Attributes struct {
 	Bandwidth uint64
 }
 
+// maxCommunities is how many bytes of communities a route may have. A message has at most 4096 (RFC 4271 section 4.1), and all
+// else that an UPDATE can have needs less than the rest.
+const maxCommunities = 3500
+
+// FewCommunities are never too many, of whatever kind.
+const FewCommunities = maxCommunities / 12
+
+// Overloaded says whether the route has more communities than a message can carry.
+func (a Attributes) Overloaded() bool {
+	return 4*len(a.Communities)+8*len(a.Extended)+12*len(a.Large) > maxCommunities
+}
+
 // Equal says whether two Attributes are the same.
 func (a Attributes) Equal(b Attributes) bool {
 	return a.LocalPref == b.LocalPref && a.MED == b.MED && a.HasMED == b.HasMED && a.Prepend == b.Prepend && a.Bandwidth == b.Bandwidth &&

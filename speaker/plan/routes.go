@@ -189,6 +189,8 @@ func routable(in *Inputs, s *view.Service, self *view.Node) ([]offer, names.Reas
 		return nil, names.ReasonNoAdvertisement
 	case contradict(ads):
 		return nil, names.ReasonConflictingAdvertisements
+	case overloaded(ads):
+		return nil, names.ReasonTooManyCommunities
 	case self.NetworkUnavailable:
 		return nil, names.ReasonNodeNetworkUnavailable
 	case !e.Serving:

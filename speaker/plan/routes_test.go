@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"fmt"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -49,6 +50,17 @@ func TestANodeAnnouncesByBGPUnlessThereIsAReason(t *testing.T) {
 		"two values of localPref for one peer": {func(in *Inputs) {
 			in.Snapshot.BGPAds = append(in.Snapshot.BGPAds, &snapshot.BGPAd{Name: "more", Pools: []string{"p"}, Length4: 32, Length6: 128, LocalPref: 200, Peers: []string{"tor1"}})
 		}, names.ReasonConflictingAdvertisements},
+		"more communities than a route can carry": {func(in *Inputs) { in.Snapshot.BGPAds = append(in.Snapshot.BGPAds, talkative(32, 6)...) }, names.ReasonTooManyCommunities},
+		"as many for two prefixes": {func(in *Inputs) {
+			in.Snapshot.BGPAds = append(append(in.Snapshot.BGPAds, talkative(32, 3)...), talkative(31, 3)...)
+		}, names.ReasonAnnounced},
+		"as many for two peers": {func(in *Inputs) {
+			ads := talkative(32, 6)
+			for i, ad := range ads {
+				ad.Peers = []string{[]string{"tor1", "tor2"}[i%2]}
+			}
+			in.Snapshot.BGPAds = append(in.Snapshot.BGPAds, ads...)
+		}, names.ReasonAnnounced},
 		"two values of localPref for two prefixes": {func(in *Inputs) {
 			in.Snapshot.BGPAds = append(in.Snapshot.BGPAds, &snapshot.BGPAd{Name: "more", Pools: []string{"p"}, Length4: 31, Length6: 128, LocalPref: 200})
 		}, names.ReasonAnnounced},
@@ -84,6 +96,19 @@ func TestANodeAnnouncesByBGPUnlessThereIsAReason(t *testing.T) {
 			}
 		})
 	}
+}
+
+// talkative are advertisements with as many large communities each as one may have.
+func talkative(length, count int) []*snapshot.BGPAd {
+	var out []*snapshot.BGPAd
+	for i := range count {
+		ad := &snapshot.BGPAd{Name: fmt.Sprint(length, i), Pools: []string{"p"}, Length4: length, Length6: 128}
+		for j := range 63 {
+			ad.Communities = append(ad.Communities, snapshot.Community{Large: true, A: 64512, B: uint32(i), C: uint32(j)})
+		}
+		out = append(out, ad)
+	}
+	return out
 }
 
 func TestWhatTheRoutesAre(t *testing.T) {
