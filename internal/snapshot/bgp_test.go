@@ -97,6 +97,12 @@ func TestAPeerWaitsForWhatItNames(t *testing.T) {
 		"a password that is too long":         {spec: secret, o: Objects{Secrets: []Secret{{Name: "key", Set: true, Password: strings.Repeat("x", 81)}}}, reason: names.ReasonUnknownSecret},
 		"a Secret with a password":            {spec: secret, o: Objects{Secrets: []Secret{{Name: "key", Set: true, Password: "s"}}}, served: true},
 		"a BFDProfile that is not there":      {spec: v1beta2.BGPPeerSpec{BFDProfile: "fast"}, reason: names.ReasonUnknownBFDProfile},
+		"a password whose bytes are too many": {spec: v1beta2.BGPPeerSpec{Password: strings.Repeat("é", 41)}, reason: names.ReasonUnknownSecret},
+		"no host's address":                   {spec: v1beta2.BGPPeerSpec{PeerAddress: "0.0.0.0"}, reason: names.ReasonInvalidAddress},
+		"an address of many hosts":            {spec: v1beta2.BGPPeerSpec{PeerAddress: "ff02::5"}, reason: names.ReasonInvalidAddress},
+		"no host's source address":            {spec: v1beta2.BGPPeerSpec{SourceAddress: "0.0.0.0"}, reason: names.ReasonInvalidAddress},
+		"an address of every link":            {spec: v1beta2.BGPPeerSpec{PeerAddress: "fe80::1"}, reason: names.ReasonInvalidAddress},
+		"an address of one link":              {spec: v1beta2.BGPPeerSpec{PeerAddress: "fe80::1", VRFName: "eth0"}, served: true},
 		"a keepalive beyond the default hold": {spec: v1beta2.BGPPeerSpec{HoldTime: seconds(3), KeepaliveTime: seconds(4)}, reason: names.ReasonInvalidTimer},
 	}
 	for name, tc := range tests {

@@ -24,6 +24,7 @@ const (
 	defaultMultiplier = 3
 	defaultEcho       = 50
 	defaultMinimumTTL = 254
+	maxPassword       = 80 // bytes, the kernel's limit
 )
 
 // peers parses the BGPPeers, the oldest first. One that names what does not exist is left as it last was.
@@ -117,6 +118,10 @@ func (b *builder) peer(o Object, in *v1beta2.BGPPeerSpec) *Peer {
 		Source:        b.address(o, "spec.sourceAddress", in.SourceAddress),
 		RouterID:      b.address(o, "spec.routerID", in.RouterID),
 	}
+	b.reachable(o, p)
+	if len(in.Password) > maxPassword {
+		b.fault(o, "spec.password", names.ReasonUnknownSecret, "spec.password: it is longer than the %d bytes that TCP MD5 takes: shorten it", maxPassword)
+	}
 	if p.Port == 0 {
 		p.Port = defaultPort
 	}
@@ -134,6 +139,19 @@ func (b *builder) peer(o Object, in *v1beta2.BGPPeerSpec) *Peer {
 		b.fault(o, "spec.keepaliveTime", names.ReasonInvalidTimer, "spec.keepaliveTime: %s is longer than the holdTime of %s: write at most the holdTime, best a third of it", p.Keepalive, p.Hold)
 	}
 	return p
+}
+
+// reachable refuses addresses that no router can have, or that say too little of where it is.
+func (b *builder) reachable(o Object, p *Peer) {
+	for field, a := range map[string]netip.Addr{"spec.peerAddress": p.Address, "spec.sourceAddress": p.Source} {
+		if a.IsUnspecified() || a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
+			b.fault(o, field, names.ReasonInvalidAddress, "%s: %s is the address of no host: write one such as 192.0.2.1", field, a)
+		}
+	}
+	if p.Address.Is6() && p.Address.IsLinkLocalUnicast() && p.VRF == "" && p.Interface == "" {
+		b.fault(o, "spec.peerAddress", names.ReasonInvalidAddress,
+			"spec.peerAddress: %s is link-local, and the same on every link: write the link as vrf, or interface in place of peerAddress, which finds the router on a link", p.Address)
+	}
 }
 
 // timers fills in what is not set: a hold time of three keepalives, a keepalive of a third of the hold time.
@@ -202,8 +220,8 @@ func (b *builder) password(o Object, p *Peer, in *v1beta2.BGPPeerSpec, objects *
 			"%s: no Secret %q of type kubernetes.io/basic-auth exists in namespace %q: create it with the entry \"password\", or correct the name", field, name, o.Namespace)
 	case !objects.Secrets[i].Set || objects.Secrets[i].Password == "":
 		b.fault(o, field, names.ReasonUnknownSecret, "%s: the Secret %q has no entry \"password\", or an empty one: add it", field, name)
-	case len(objects.Secrets[i].Password) > 80:
-		b.fault(o, field, names.ReasonUnknownSecret, "%s: the password in Secret %q is longer than the 80 bytes that TCP MD5 takes: shorten it", field, name)
+	case len(objects.Secrets[i].Password) > maxPassword:
+		b.fault(o, field, names.ReasonUnknownSecret, "%s: the password in Secret %q is longer than the %d bytes that TCP MD5 takes: shorten it", field, name, maxPassword)
 	default:
 		p.Password = objects.Secrets[i].Password
 	}

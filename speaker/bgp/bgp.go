@@ -94,8 +94,9 @@ type Conn interface {
 	SetPassword(password string) error
 	// SetTTL sets the TTL of our packets, and the least that the router's may arrive with.
 	SetTTL(ttl, least uint8) error
-	// Remote returns the router's address.
+	// Remote returns the router's address, Local ours.
 	Remote() netip.Addr
+	Local() netip.Addr
 	// NextHops returns the addresses of this end for next hops, the connection's own among them; either may be invalid.
 	NextHops() (v4, v6 netip.Addr)
 }

@@ -99,7 +99,7 @@ func TestSessionsWithBIRD(t *testing.T) {
 		at[name] = strings.NewReplacer("NODE4", fmt.Sprintf("192.168.0.%d", 11+i), "NODE6", fmt.Sprintf("fd00:a8::%x", 11+i))
 		text += fmt.Sprintf("protocol bgp node%d { local as 65000; %s }\n", i+1, at[name].Replace(cases[name].protocol))
 		if cases[name].only6 {
-			forgetIPv4(t, b.Host(fmt.Sprintf("node%d", i+1)), fmt.Sprintf("192.168.0.%d/24", 11+i))
+			forget(t, b.Host(fmt.Sprintf("node%d", i+1)), fmt.Sprintf("192.168.0.%d/24", 11+i))
 		}
 	}
 	bird := start(t, router.Config{Kind: router.BIRD, NetNS: b.Host("router"), Text: text})
@@ -131,8 +131,8 @@ func TestSessionsWithBIRD(t *testing.T) {
 	}
 }
 
-// forgetIPv4 takes the IPv4 address off a node.
-func forgetIPv4(t *testing.T, h netns.Handle, address string) {
+// forget takes an address off a node.
+func forget(t *testing.T, h netns.Handle, address string) {
 	t.Helper()
 	err := h.Do(func() error {
 		out, err := exec.Command("ip", "address", "del", address, "dev", "eth0").CombinedOutput()

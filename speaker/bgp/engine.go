@@ -177,7 +177,7 @@ func (e *Engine) end(done chan struct{}, workers map[string]*worker) {
 // apply brings the workers in line with what is desired.
 func (e *Engine) apply(ctx context.Context, d Desired) {
 	e.last = d
-	d.Peers = e.open(ctx, e.locate(ctx, d.Peers))
+	d.Peers = e.open(ctx, e.locate(ctx, e.stay(d.Peers)))
 	e.watch(d.Peers)
 	routes := map[string]map[netip.Prefix]intent.Attributes{}
 	for _, p := range d.Peers {
@@ -224,7 +224,9 @@ func (e *Engine) observe(s State) {
 // forget drops the State of a peer that is no more, unless another worker has taken the name over.
 func (e *Engine) forget(w *worker) {
 	e.mu.Lock()
-	delete(e.states, w.name)
+	if e.states[w.name].tally == &w.tally {
+		delete(e.states, w.name)
+	}
 	e.mu.Unlock()
 	e.poke()
 }

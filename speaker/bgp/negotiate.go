@@ -83,17 +83,23 @@ func agree(p *intent.Peer, self, peer frame.Open) (Agreed, error) {
 		return a, &frame.Fault{Code: frame.CodeOpen, Subcode: 7, Text: fmt.Sprintf("it carries %v and we %v: activate a common address family for this neighbour on the router", theirs, families(p))}
 	}
 	a.Hold = time.Duration(min(self.Hold, peer.Hold)) * time.Second
-	if a.Hold > 0 {
-		a.Keepalive = a.Hold / 3
-		if p.Keepalive > 0 && p.Keepalive < a.Keepalive {
-			a.Keepalive = p.Keepalive
-		}
-		a.Keepalive = max(a.Keepalive.Truncate(time.Second), time.Second)
-	}
+	a.Keepalive = keepalive(p, a.Hold)
 	a.ExtendedNextHop = self.ExtendedNextHop && peer.ExtendedNextHop
 	a.Graceful = self.Graceful != nil && peer.Graceful != nil
 	a.Notification = a.Graceful && peer.Graceful.Notification
 	return a, nil
+}
+
+// keepalive returns the interval between our keepalives under a hold time: a third of it, or less where the peer asks for less.
+func keepalive(p *intent.Peer, hold time.Duration) time.Duration {
+	if hold == 0 {
+		return 0
+	}
+	out := hold / 3
+	if p.Keepalive > 0 && p.Keepalive < out {
+		out = p.Keepalive
+	}
+	return max(out.Truncate(time.Second), time.Second)
 }
 
 func asnFault(p *intent.Peer, got uint32) *frame.Fault {

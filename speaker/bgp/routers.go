@@ -191,7 +191,7 @@ func (e *Engine) receive(c Conn) {
 		if r := e.routers[p.Device]; p.Unnumbered && r != nil {
 			address = r.address
 		}
-		if !p.Passive || address.WithZone("") != c.Remote().WithZone("") {
+		if !p.Passive || address.WithZone("") != c.Remote().WithZone("") || p.Source.IsValid() && p.Source != c.Local() {
 			continue
 		}
 		if w, ok := e.workers[p.Name]; ok {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/gantry-lb/gantry/speaker/bgp/frame"
@@ -24,9 +25,11 @@ type session struct {
 	up, ended chan struct{}
 	why       error
 
-	once  sync.Once
-	write sync.Mutex // guards out
-	out   *bufio.Writer
+	once     sync.Once
+	write    sync.Mutex // guards out
+	out      *bufio.Writer
+	pace     chan time.Duration // holds the latest interval between keepalives
+	answered bool               // of outward: the library's answer to the OPEN has passed
 }
 
 // tally counts messages in both directions.
@@ -67,11 +70,79 @@ const (
 func relay(conn Conn, lib net.Conn, a Agreed, t *tally) *session {
 	s := &session{
 		conn: conn, lib: lib, agreed: a, tally: t,
-		up: make(chan struct{}), ended: make(chan struct{}), out: bufio.NewWriterSize(conn, 1<<16),
+		up: make(chan struct{}), ended: make(chan struct{}), out: bufio.NewWriterSize(conn, 1<<16), pace: make(chan time.Duration, 1),
+	}
+	if k, ok := conn.(interface {
+		SetKeepAliveConfig(net.KeepAliveConfig) error
+	}); ok && a.Hold == 0 {
+		_ = k.SetKeepAliveConfig(probes) // without it, a router that was switched off and on again would never be missed
 	}
 	go s.inward()
 	go s.outward()
+	go s.pulse()
 	return s
+}
+
+// probes are TCP's own, for a session without a hold time.
+var probes = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 4}
+
+// pulse sends our keepalives. The library would keep to the interval that the session began with.
+func (s *session) pulse() {
+	select {
+	case <-s.up:
+	case <-s.ended:
+		return
+	}
+	every, timer := s.agreed.Keepalive, time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		var due <-chan time.Time
+		if every > 0 {
+			timer.Reset(every)
+			due = timer.C
+		}
+		select {
+		case <-s.ended:
+			return
+		case every = <-s.pace:
+		case <-due:
+			if err := s.send(frame.TypeKeepalive, frame.Keepalive(), true); err != nil {
+				return
+			}
+		}
+	}
+}
+
+// keep changes the interval between our keepalives.
+func (s *session) keep(every time.Duration) {
+	select {
+	case <-s.pace:
+	default:
+	}
+	s.pace <- every
+}
+
+// send gives the router a message, at once or with the next; an error ends the session.
+func (s *session) send(t frame.Type, m []byte, flush bool) error {
+	patience := writeTime
+	if s.agreed.Hold > 0 {
+		patience = s.agreed.Hold
+	}
+	s.write.Lock()
+	_ = s.conn.SetWriteDeadline(time.Now().Add(patience))
+	var err error
+	if m != nil {
+		s.tally.sent(t)
+		_, err = s.out.Write(m)
+	}
+	if err == nil && flush {
+		err = s.out.Flush()
+	}
+	s.write.Unlock()
+	if err != nil {
+		s.finish(fmt.Errorf("sending %s to the router: %w", t, err), nil)
+	}
+	return err
 }
 
 // finish ends the session, telling the router when there is something to tell.
@@ -128,7 +199,7 @@ func (s *session) inward() {
 			s.broke(&frame.Fault{Code: frame.CodeFSM, Text: "it sent a second OPEN"})
 			return
 		case frame.TypeNotification:
-			s.finish(fmt.Errorf("the router ended the session: %s", frame.DecodeNotification(frame.Body(m)).Words()), nil)
+			s.finish(notice{"the router ended the session", frame.DecodeNotification(frame.Body(m)), s.agreed.Self}, nil)
 			return
 		case frame.TypeUpdate:
 			if !confirmed {
@@ -180,10 +251,6 @@ func (s *session) broke(f *frame.Fault) {
 // outward takes the library's messages to the router.
 func (s *session) outward() {
 	r, buf := bufio.NewReaderSize(s.lib, 1<<16), make([]byte, frame.MaxLen)
-	patience := writeTime
-	if s.agreed.Hold > 0 {
-		patience = s.agreed.Hold
-	}
 	for {
 		m, err := frame.Read(r, buf)
 		if err != nil {
@@ -197,38 +264,23 @@ func (s *session) outward() {
 			return
 		}
 		// Messages that come together go together. What is left out may be the last of them.
-		s.write.Lock()
-		_ = s.conn.SetWriteDeadline(time.Now().Add(patience))
-		if !s.needless(t, m) {
-			s.tally.sent(t)
-			_, err = s.out.Write(m)
+		if s.needless(t, m) {
+			m = nil
 		}
-		if err == nil && r.Buffered() == 0 {
-			err = s.out.Flush()
-		}
-		s.write.Unlock()
-		if err != nil {
-			s.finish(fmt.Errorf("sending %s to the router: %w", t, err), nil)
+		if s.send(t, m, r.Buffered() == 0) != nil {
 			return
 		}
 	}
 }
 
-// needless says whether a message of the library is not for the router: keepalives of a session without a hold time, and
+// needless says whether a message of the library is not for the router: keepalives after the first, which answers the OPEN, and
 // the End-of-RIB, which the library always sends, to a router that did not ask for it.
 func (s *session) needless(t frame.Type, m []byte) bool {
-	return t == frame.TypeKeepalive && s.agreed.Keepalive == 0 && s.confirming() ||
-		t == frame.TypeUpdate && !s.agreed.Graceful && frame.EndOfRIB(m)
-}
-
-// confirming says that the session is up, so that a KEEPALIVE is no longer the answer to an OPEN.
-func (s *session) confirming() bool {
-	select {
-	case <-s.up:
-		return true
-	default:
+	if t == frame.TypeKeepalive && !s.answered {
+		s.answered = true
 		return false
 	}
+	return t == frame.TypeKeepalive || t == frame.TypeUpdate && !s.agreed.Graceful && frame.EndOfRIB(m)
 }
 
 // poke tells the library that the router is there: without a hold time no message may come for days.
@@ -252,7 +304,7 @@ func handshake(c Conn, t *tally, self frame.Open, check func(peer frame.Open) (A
 	t.received(frame.TypeOf(m))
 	switch frame.TypeOf(m) {
 	case frame.TypeNotification:
-		return Agreed{}, fmt.Errorf("the router refused the session: %s", frame.DecodeNotification(frame.Body(m)).Words())
+		return Agreed{}, notice{"the router refused the session", frame.DecodeNotification(frame.Body(m)), self}
 	case frame.TypeOpen:
 	default:
 		return Agreed{}, refuse(c, t, &frame.Fault{Code: frame.CodeFSM, Subcode: 1, Text: fmt.Sprintf("it began with %s, not with an OPEN", frame.TypeOf(m))})
@@ -274,7 +326,7 @@ func opening(err error) error {
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return &frame.Fault{Code: frame.CodeHold, Text: fmt.Sprintf("it sent no OPEN within %s", openWait)}
-	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed):
+	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.ECONNRESET):
 		return errors.New("the router closed the connection before its OPEN: is this node configured as a neighbour there?")
 	}
 	return err

@@ -60,7 +60,7 @@ func (e *Engine) watch(peers []intent.Peer) {
 	}
 }
 
-// session is the BFD session of a peer. An internal peer is a single hop away when it is on a link of this node.
+// session is the BFD session of a peer. One that may be some hops away is a single hop away when it is on a link of this node.
 func (e *Engine) session(p *intent.Peer) bfd.Session {
 	s := bfd.Session{
 		Key: bfd.Key{Peer: p.Address.WithZone(""), Local: p.Source},
@@ -69,7 +69,7 @@ func (e *Engine) session(p *intent.Peer) bfd.Session {
 			EchoInterval: p.BFD.Echo, Passive: p.BFD.Passive, MinimumTTL: p.BFD.MinTTL,
 		},
 	}
-	s.Multihop = p.Multihop || !p.External() && !e.o.Transport.OnLink(p.Address)
+	s.Multihop = p.Multihop || (!p.External() || p.Hops > 1) && !e.o.Transport.OnLink(p.Address)
 	switch {
 	case p.Address.IsLinkLocalUnicast() || p.Unnumbered:
 		s.Interface = cmp.Or(p.Address.Zone(), p.Device)

@@ -50,6 +50,7 @@ type worker struct {
 	attempt  <-chan attempt // of an attempt that is under way
 	cancel   context.CancelFunc
 	failures int
+	refused  *notice // the last that the router told, since the last session that it confirmed
 	retry    *time.Timer
 	phase    leavePhase
 	drained  *time.Timer
@@ -211,20 +212,21 @@ func (w *worker) take(o order, first bool) {
 	switch {
 	case first:
 		w.retry.Reset(0) // the first attempt is made at once
-	case !sameSession(&former.peer, &o.peer):
+	case !w.outlives(&former.peer, &o.peer):
 		w.log.Info("the peer's configuration changed; connecting anew")
 		w.abort()
 		if w.session != nil {
 			w.session.finish(fmt.Errorf("the peer's configuration changed"), frame.Cease(frame.CeaseChange, ""))
 			w.over()
 		}
-		w.failures = 0
+		w.failures, w.refused = 0, nil
 		w.retry.Reset(0)
 	case former.peer.Password != o.peer.Password && o.peer.Blocked == "":
 		w.rekey()
 	case former.peer.Blocked != "" && o.peer.Blocked == "" && w.session == nil:
 		w.retry.Reset(0)
 	}
+	w.retime(&former.peer)
 	w.sync()
 }
 
@@ -388,7 +390,7 @@ func (w *worker) prepare(a attempt) error {
 // established tells of a session that the router has confirmed.
 func (w *worker) established() {
 	a := w.session.agreed
-	w.restart = false
+	w.restart, w.refused = false, nil
 	w.state.Ups++
 	w.state.Families, w.state.ASN, w.state.Hold, w.state.Graceful = a.Families, a.Peer.ASN, a.Hold, a.Graceful
 	w.enter(Established)
@@ -407,6 +409,7 @@ func (w *worker) over() {
 
 // fail takes note of why there is no session, and arranges for the next attempt.
 func (w *worker) fail(err error) {
+	err = w.recall(err)
 	if text := err.Error(); text != w.state.LastError || w.state.Phase == Established {
 		w.log.Warn("no session", "router", w.state.Remote, "error", text)
 		w.state.LastError = text

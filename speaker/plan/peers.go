@@ -19,7 +19,10 @@ func peer(p *snapshot.Peer, self *view.Node, links facts.LinkSet) intent.Peer {
 		LocalASN: cmp.Or(p.LocalASN, mine), PeerASN: theirs, RouterID: p.RouterID,
 		Hold: p.Hold, Keepalive: p.Keepalive, Connect: p.Connect, Password: p.Password, Multihop: p.MultiHop,
 		IPv4: p.DualStack || p.Address.Is4() || p.Interface != "", IPv6: p.DualStack || p.Address.Is6() || p.Interface != "",
-		NoMultiprotocol: p.DisableMP, GracefulRestart: p.GracefulRestart, RestartTime: restartTime, Hops: p.Hops, Passive: p.Passive,
+		GracefulRestart: p.GracefulRestart, RestartTime: restartTime, Hops: p.Hops, Passive: p.Passive,
+	}
+	if p.Address.Is6() && p.Address.IsLinkLocalUnicast() {
+		out.Address = p.Address.WithZone(p.VRF)
 	}
 	if err != nil {
 		out.Blocked = err.Error()
@@ -30,6 +33,8 @@ func peer(p *snapshot.Peer, self *view.Node, links facts.LinkSet) intent.Peer {
 			out.Blocked = fmt.Sprintf("this node has no default gateway of IPv%d: add a default route, or write peerAddress", p.Gateway)
 		}
 	}
+	// Without the capability a session carries IPv4 alone, over IPv4. Where that is not what is asked for, it stays.
+	out.NoMultiprotocol = p.DisableMP && out.IPv4 && !out.IPv6
 	switch p.Dynamic {
 	case snapshot.InternalASN:
 		out.ASNs = intent.ASNInternal

@@ -71,6 +71,31 @@ func TestOnePeerServesEveryRack(t *testing.T) {
 	}
 }
 
+func TestAPeerLeavesMultiprotocolOutOnlyWhereItMay(t *testing.T) {
+	for name, c := range map[string]struct {
+		peer snapshot.Peer
+		want bool
+	}{
+		"IPv4":                {snapshot.Peer{Address: netip.MustParseAddr("192.0.2.254"), DisableMP: true}, true},
+		"not asked to":        {snapshot.Peer{Address: netip.MustParseAddr("192.0.2.254")}, false},
+		"IPv6":                {snapshot.Peer{Address: netip.MustParseAddr("2001:db8::1"), DisableMP: true}, false},
+		"both":                {snapshot.Peer{Address: netip.MustParseAddr("192.0.2.254"), DisableMP: true, DualStack: true}, false},
+		"a router on a link":  {snapshot.Peer{Address: netip.MustParseAddr("fe80::1"), VRF: "eth1", DisableMP: true}, false},
+		"an unnumbered one":   {snapshot.Peer{Interface: "eth1", DisableMP: true}, false},
+		"the default gateway": {snapshot.Peer{Gateway: view.IPv4, DisableMP: true}, true},
+	} {
+		in := peered()
+		in.Snapshot.Peers = []*snapshot.Peer{&c.peer}
+		p := Build(in).Peers[0]
+		if p.NoMultiprotocol != c.want {
+			t.Errorf("%s: it is left out: %t, want %t", name, p.NoMultiprotocol, c.want)
+		}
+		if p.Address.IsLinkLocalUnicast() && p.Address.Zone() != "eth1" {
+			t.Errorf("%s: the router is %s, want it on eth1", name, p.Address)
+		}
+	}
+}
+
 func TestAttributesOfSeveralAdvertisementsAreMerged(t *testing.T) {
 	in := peered()
 	in.Snapshot.Peers = in.Snapshot.Peers[:1]

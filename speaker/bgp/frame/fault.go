@@ -2,6 +2,7 @@ package frame
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"strings"
 	"unicode/utf8"
@@ -19,6 +20,7 @@ const (
 
 // The subcodes of a Cease (RFC 4486, RFC 8538, RFC 9384) that are sent or asked for here.
 const (
+	CeaseMaxPrefix    uint8 = 1
 	CeaseShutdown     uint8 = 2
 	CeaseDeconfigured uint8 = 3
 	CeaseReset        uint8 = 4
@@ -51,7 +53,7 @@ var subcodes = map[[2]uint8]string{
 	{CodeUpdate, 3}: "missing well-known attribute", {CodeUpdate, 4}: "attribute flags error", {CodeUpdate, 5}: "attribute length error",
 	{CodeUpdate, 6}: "invalid ORIGIN", {CodeUpdate, 8}: "invalid NEXT_HOP", {CodeUpdate, 9}: "optional attribute error",
 	{CodeUpdate, 10}: "invalid network field", {CodeUpdate, 11}: "malformed AS_PATH",
-	{CodeCease, 1}: "maximum number of prefixes reached", {CodeCease, CeaseShutdown}: "administrative shutdown",
+	{CodeCease, CeaseMaxPrefix}: "maximum number of prefixes reached", {CodeCease, CeaseShutdown}: "administrative shutdown",
 	{CodeCease, CeaseDeconfigured}: "peer de-configured", {CodeCease, CeaseReset}: "administrative reset",
 	{CodeCease, CeaseRejected}: "connection rejected", {CodeCease, CeaseChange}: "other configuration change",
 	{CodeCease, CeaseCollision}: "connection collision resolution", {CodeCease, 8}: "out of resources",
@@ -72,7 +74,15 @@ func (f *Fault) Words() string {
 	if c := f.communication(); c != "" {
 		out += fmt.Sprintf(" (%q)", c)
 	}
-	return out
+	return out + f.limit()
+}
+
+// limit says which maximum of prefixes was reached, where the router tells: AFI, SAFI and the number (RFC 4486 section 4).
+func (f *Fault) limit() string {
+	if f.Code != CodeCease || f.Subcode != CeaseMaxPrefix || len(f.Data) < 7 {
+		return ""
+	}
+	return fmt.Sprintf(", %d of %s", binary.BigEndian.Uint32(f.Data[3:]), Family(binary.BigEndian.Uint16(f.Data)))
 }
 
 // Error says what was wrong.

@@ -41,6 +41,7 @@ func TestWhatIsNoOPENIsRefusedInWords(t *testing.T) {
 		"too short":                    {"04fc", CodeHeader, 2, "too short"},
 		"another version":              {"03fc00005a0a00000100", CodeOpen, 1, "version 3"},
 		"a hold time of a second":      {"04fc0000010a00000100", CodeOpen, 6, "hold time of 1 s"},
+		"the AS number 0":              {"040000005a0a00000100", CodeOpen, 2, "AS number is 0"},
 		"no identifier":                {"04fc00005a0000000000", CodeOpen, 3, "0.0.0.0"},
 		"a length beyond the end":      {"04fc00005a0a00000105", CodeOpen, 0, "length of its optional parameters"},
 		"a parameter that is cut off":  {"04fc00005a0a000001020205", CodeOpen, 0, "cut off"},

@@ -168,6 +168,9 @@ func DecodeOpen(body []byte) (Open, error) {
 		}
 		params = params[1+wide+l:]
 	}
+	if o.ASN == 0 {
+		return o, &Fault{Code: CodeOpen, Subcode: 2, Text: "its AS number is 0, which nobody may have (RFC 7607)"}
+	}
 	if o.Hold == 1 || o.Hold == 2 {
 		return o, &Fault{Code: CodeOpen, Subcode: 6, Text: fmt.Sprintf("it asks for a hold time of %d s: 0, or 3 and more, is allowed", o.Hold)}
 	}

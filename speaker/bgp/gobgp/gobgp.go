@@ -29,7 +29,7 @@ import (
 const loopback = "127.0.0.1"
 
 // libraryHold is the hold time that a Speaker believes in, in seconds: the relay watches the router's silence itself, and
-// the library takes a hold time of 0 for a write deadline that has passed.
+// the library takes a hold time of 0 for a write deadline that has passed. The relay sends the keepalives, too.
 const libraryHold = 65535
 
 // Library makes Speakers.
@@ -205,13 +205,9 @@ func (s *Speaker) neighbour(ctx context.Context, a bgp.Agreed) error {
 		return fmt.Errorf("making a key: %w", err)
 	}
 	s.key = hex.EncodeToString(random[:])
-	keepalive := uint64(a.Keepalive / time.Second)
-	if keepalive == 0 {
-		keepalive = libraryHold / 3 // the relay drops them
-	}
 	p := &api.Peer{
 		Conf:            &api.PeerConf{NeighborAddress: loopback, LocalAsn: s.asn, PeerAsn: a.Peer.ASN, AuthPassword: s.key},
-		Timers:          &api.Timers{Config: &api.TimersConfig{HoldTime: libraryHold, KeepaliveInterval: keepalive}},
+		Timers:          &api.Timers{Config: &api.TimersConfig{HoldTime: libraryHold, KeepaliveInterval: libraryHold / 3}},
 		Transport:       &api.Transport{PassiveMode: true},
 		GracefulRestart: &api.GracefulRestart{Enabled: true, RestartTime: 1},
 	}

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -44,6 +45,9 @@ func listenFault(err error, port uint16) error {
 	return fmt.Errorf("listening on TCP port %d: %w", port, err)
 }
 
+// acceptPause is the time after a connection could not be taken.
+const acceptPause = 100 * time.Millisecond
+
 // listener is the sockets of both families.
 type listener struct {
 	sockets  []*net.TCPListener
@@ -57,6 +61,11 @@ func (l *listener) serve(s *net.TCPListener) {
 		if err != nil {
 			if errors.Is(err, net.ErrClosed) {
 				return
+			}
+			select { // out of file descriptors, perhaps
+			case <-l.done:
+				return
+			case <-time.After(acceptPause):
 			}
 			continue
 		}
@@ -111,6 +120,9 @@ func (l *listener) Close() {
 
 // Remote returns the router's address.
 func (c *conn) Remote() netip.Addr { return c.remote }
+
+// Local returns the address of this end.
+func (c *conn) Local() netip.Addr { return c.LocalAddr().(*net.TCPAddr).AddrPort().Addr().Unmap() }
 
 // SetTTL sets the TTL of our packets and the least of the router's.
 func (c *conn) SetTTL(ttl, least uint8) error {

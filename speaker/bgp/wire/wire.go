@@ -62,10 +62,14 @@ func explain(err error, t bgp.Target) error {
 	switch {
 	case errors.Is(err, syscall.EADDRNOTAVAIL) && t.Source.IsValid():
 		return fmt.Errorf("connecting from %s: no interface of this node has that address: correct sourceAddress, or leave it out: %w", t.Source, err)
+	case unreached(err) && t.TTL == 1 && !(Wire{}).OnLink(t.Remote.Addr()):
+		return fmt.Errorf("connecting to %s: no interface of this node has a network with that address, and an external router is taken to be on a link: write ebgpMultiHop: true if it is not: %w", t.Remote, err)
 	case timedOut(err):
 		what := "is the router up, and does it allow this node?"
 		if t.Password != "" {
 			what += " Is the password the same on both sides?"
+		} else {
+			what += " Does it ask for a password?"
 		}
 		return fmt.Errorf("connecting to %s: no answer within %s: %s", t.Remote, dialTime, what)
 	case errors.Is(err, syscall.ECONNREFUSED):
@@ -79,6 +83,11 @@ func explain(err error, t bgp.Target) error {
 func timedOut(err error) bool {
 	var n net.Error
 	return errors.As(err, &n) && n.Timeout()
+}
+
+// unreached says whether no packet has come back from the router itself.
+func unreached(err error) bool {
+	return timedOut(err) || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.ENETUNREACH)
 }
 
 // control sets what has to be there before the first packet.
