@@ -11,13 +11,13 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
@@ -55,8 +55,8 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	parts, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	g, parts := errgroup.WithContext(parts)
-	feed := &reconcile.Feed{Cache: mgr.GetCache(), Log: log, Self: o.NodeName, Scope: o.scope()}
-	if err := probes(mgr, feed); err != nil {
+	feed, err := newFeed(mgr, config, o, log)
+	if err != nil {
 		return err
 	}
 	g.Go(func() error { return mgr.Start(parts) })
@@ -77,11 +77,11 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	}
 	writer := &reconcile.StatusWriter{
 		Client: mgr.GetClient(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEvents), Log: log,
-		Skipped: watcher.Skipped, Announced: reconcile.NewAnnounced(o.NodeName),
+		Service: feed.Service, Skipped: watcher.Skipped, Announced: reconcile.NewAnnounced(o.NodeName),
 		Self: o.NodeName, Pod: o.PodName, Namespace: o.Namespace, Version: version(),
 	}
 	writer.Init()
-	routing.status.Owner = writer.Owner
+	routing.status.Owner, routing.status.Service = writer.Owner, feed.Service
 	prober := newProber(mgr, o, log)
 	a := agent.New(agent.Options{
 		Self: o.NodeName, Nonce: gossip.nonce, Class: o.LoadBalancerClass, Timing: elect.DefaultTiming(),
@@ -140,6 +140,16 @@ func observed(state *reconcile.ConfigurationWriter) (func([]snapshot.Problem), e
 	return func(p []snapshot.Problem) { gauges.Set(p); state.Observe(p) }, nil
 }
 
+// newFeed returns what watches the cluster, with the probes that ask it; its Agent, Seeds and Problems are set before it runs.
+func newFeed(mgr ctrl.Manager, config *rest.Config, o options, log *slog.Logger) (*reconcile.Feed, error) {
+	source, err := client.NewWithWatch(config, client.Options{HTTPClient: mgr.GetHTTPClient(), Scheme: mgr.GetScheme(), Mapper: mgr.GetRESTMapper()})
+	if err != nil {
+		return nil, fmt.Errorf("setting up the reading of Services: %w", err)
+	}
+	feed := &reconcile.Feed{Cache: mgr.GetCache(), Source: source, Log: log, Self: o.NodeName, Scope: o.scope()}
+	return feed, probes(mgr, feed)
+}
+
 // newProber returns what asks the segment for addresses on behalf of the controller; its Agent is set before it runs.
 func newProber(mgr ctrl.Manager, o options, log *slog.Logger) *reconcile.ProbeWriter {
 	w := &reconcile.ProbeWriter{Client: mgr.GetClient(), Cache: mgr.GetCache(), Log: log, Self: o.NodeName, Namespace: o.Namespace}
@@ -195,8 +205,6 @@ func newManager(config *rest.Config, o options) (ctrl.Manager, error) {
 		FieldSelector: fields.OneTermEqualSelector("metadata.name", configuration.State{Component: names.ComponentSpeaker, Node: o.NodeName}.Name()),
 	}}}
 	watched[&corev1.Pod{}] = cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {LabelSelector: speakers}}}
-	watched[&corev1.Service{}] = cache.ByObject{Transform: reconcile.CompactService}
-	watched[&discoveryv1.EndpointSlice{}] = cache.ByObject{Transform: reconcile.CompactSlice}
 	grace := time.Second
 	mapper := configuration.Mapper(scheme)
 	mgr, err := ctrl.NewManager(config, ctrl.Options{

@@ -12,26 +12,77 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-// FromSlices projects all EndpointSlices of one Service together. An endpoint can serve when it has an address and is
-// ready (an absent condition counts as ready), or still serving while it terminates.
+// Slice is what is known of one EndpointSlice. Its endpoints that cannot serve are left out.
+type Slice struct {
+	// Service is empty in its name when the slice belongs to none.
+	Service Key
+	Name    string
+	// Type of the addresses. An endpoint that has addresses of two types is in two slices.
+	Type   discoveryv1.AddressType
+	Places []Place
+}
+
+// Place is where endpoints can serve.
+type Place struct {
+	// Node is empty for endpoints of which that is not known.
+	Node string
+	// Count is how many endpoints can serve there.
+	Count int
+	// Ready says that one of them is ready and does not terminate.
+	Ready bool
+}
+
+// FromSlice projects an EndpointSlice. An endpoint can serve when it has an address and is ready (an absent condition counts as
+// ready), or still serving while it terminates.
+func FromSlice(s *discoveryv1.EndpointSlice) Slice {
+	out := Slice{Service: Key{Namespace: Share(s.Namespace), Name: s.Labels[discoveryv1.LabelServiceName]}, Name: s.Name, Type: discoveryv1.AddressType(Share(string(s.AddressType)))}
+	for i := range s.Endpoints {
+		e := &s.Endpoints[i]
+		if len(e.Addresses) == 0 || !canServe(e.Conditions) {
+			continue
+		}
+		node := ""
+		if e.NodeName != nil {
+			node = *e.NodeName
+		}
+		j := slices.IndexFunc(out.Places, func(p Place) bool { return p.Node == node })
+		if j < 0 {
+			j = len(out.Places)
+			out.Places = append(out.Places, Place{Node: Share(node)})
+		}
+		out.Places[j].Count++
+		if c := e.Conditions; (c.Ready == nil || *c.Ready) && (c.Terminating == nil || !*c.Terminating) {
+			out.Places[j].Ready = true
+		}
+	}
+	return out
+}
+
+// FromSlices projects all EndpointSlices of one Service together.
 func FromSlices(service Key, all []discoveryv1.EndpointSlice) Endpoints {
+	views := make([]Slice, 0, len(all))
+	for i := range all {
+		views = append(views, FromSlice(&all[i]))
+	}
+	return Join(service, views)
+}
+
+// Join puts all Slices of one Service together.
+func Join(service Key, all []Slice) Endpoints {
 	e := Endpoints{Service: service}
 	counts := map[string]map[discoveryv1.AddressType]int{}
-	for i := range all {
-		for j := range all[i].Endpoints {
-			p := &all[i].Endpoints[j]
-			if len(p.Addresses) == 0 || !canServe(p.Conditions) {
+	for _, s := range all {
+		for _, p := range s.Places {
+			e.Serving = true
+			if p.Node == "" {
 				continue
 			}
-			e.Serving = true
-			if p.NodeName != nil && *p.NodeName != "" {
-				if counts[*p.NodeName] == nil {
-					counts[*p.NodeName] = map[discoveryv1.AddressType]int{}
-				}
-				counts[*p.NodeName][all[i].AddressType]++
-				if c := p.Conditions; (c.Ready == nil || *c.Ready) && (c.Terminating == nil || !*c.Terminating) {
-					e.Ready = append(e.Ready, *p.NodeName)
-				}
+			if counts[p.Node] == nil {
+				counts[p.Node] = map[discoveryv1.AddressType]int{}
+			}
+			counts[p.Node][s.Type] += p.Count
+			if p.Ready {
+				e.Ready = append(e.Ready, p.Node)
 			}
 		}
 	}

@@ -75,7 +75,7 @@ func (a *Agent) planLoop(ctx context.Context, p *plan.Planner) {
 		}
 		if in.synced {
 			next.add(p.Update())
-			next.plan, next.config = p.Plan(), p.Inputs().Snapshot
+			next.plan, next.config = p.Plan(), p.Snapshot()
 			a.o.BGP.Set(bgp.Desired{Peers: next.plan.Peers, Routes: next.plan.Routes, Leaving: next.plan.Leaving})
 			out = a.planned
 		}

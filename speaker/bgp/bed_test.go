@@ -204,10 +204,10 @@ func tor() intent.Peer {
 	}
 }
 
-func routes(prefixes ...string) []intent.Route {
-	var out []intent.Route
+func routes(prefixes ...string) []*intent.Route {
+	var out []*intent.Route
 	for _, p := range prefixes {
-		out = append(out, intent.Route{Prefix: netip.MustParsePrefix(p), Peers: []string{"tor"}})
+		out = append(out, &intent.Route{Prefix: netip.MustParsePrefix(p), Peers: []string{"tor"}})
 	}
 	return out
 }

@@ -25,7 +25,7 @@ type Library interface {
 type Speaker interface {
 	// Set announces routes, each in the place of what was announced for its prefix before.
 	Set(paths []Path) error
-	// Withdraw takes prefixes back; those that were never set are passed over.
+	// Withdraw takes prefixes back that were set.
 	Withdraw(prefixes []netip.Prefix) error
 	// Open returns a connection on which the Speaker is a router's peer, after the OPENs: what is read from it are
 	// the messages after our OPEN, what is written to it the router's messages after its OPEN.

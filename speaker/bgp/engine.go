@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
-	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -28,8 +27,8 @@ type Options struct {
 type Desired struct {
 	// Peers have distinct names.
 	Peers []intent.Peer
-	// Routes have distinct prefixes for each peer.
-	Routes []intent.Route
+	// Routes have distinct prefixes for each peer. They are shared with former values, and must not be changed.
+	Routes []*intent.Route
 	// Leaving says that the node is about to stop serving: every route is first announced as going (RFC 8326), and then
 	// withdrawn.
 	Leaving bool
@@ -179,14 +178,14 @@ func (e *Engine) apply(ctx context.Context, d Desired) {
 	e.last = d
 	d.Peers = e.open(ctx, e.locate(ctx, e.stay(d.Peers)))
 	e.watch(d.Peers)
-	routes := map[string]map[netip.Prefix]intent.Attributes{}
+	routes := map[string][]*intent.Route{}
 	for _, p := range d.Peers {
-		routes[p.Name] = map[netip.Prefix]intent.Attributes{}
+		routes[p.Name] = nil
 	}
-	for i := range d.Routes {
-		for _, p := range d.Routes[i].Peers {
-			if m, ok := routes[p]; ok {
-				m[d.Routes[i].Prefix] = d.Routes[i].Attributes
+	for _, r := range d.Routes {
+		for _, p := range r.Peers {
+			if of, ok := routes[p]; ok {
+				routes[p] = append(of, r)
 			}
 		}
 	}
@@ -201,8 +200,17 @@ func (e *Engine) apply(ctx context.Context, d Desired) {
 		if !ok {
 			w = e.hire(ctx, p)
 		}
-		w.tell(order{peer: p, routes: routes[p.Name], leaving: d.Leaving})
+		w.tell(order{peer: p, routes: sorted(routes[p.Name]), leaving: d.Leaving})
 	}
+}
+
+// sorted returns routes in the order of their prefixes, as those of a Plan are already.
+func sorted(routes []*intent.Route) []*intent.Route {
+	order := func(x, y *intent.Route) int { return x.Prefix.Compare(y.Prefix) }
+	if !slices.IsSortedFunc(routes, order) {
+		slices.SortFunc(routes, order)
+	}
+	return slices.Clip(routes)
 }
 
 // hire starts the worker of a new peer.

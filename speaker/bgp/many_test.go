@@ -48,7 +48,7 @@ func TestAChangeCostsWhatItTouches(t *testing.T) {
 	p := tor()
 	d := bgp.Desired{Peers: []intent.Peer{p}}
 	for i := range many {
-		d.Routes = append(d.Routes, intent.Route{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), 32), Peers: []string{"tor"}})
+		d.Routes = append(d.Routes, &intent.Route{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), 32), Peers: []string{"tor"}})
 	}
 	s.Set(d)
 	st := s.established("tor")
@@ -72,7 +72,7 @@ func TestAChangeCostsWhatItTouches(t *testing.T) {
 	t.Logf("that took %s", time.Since(begun))
 	p.Connect, p.Keepalive = time.Minute, 7*time.Second
 	d.Peers = []intent.Peer{p}
-	d.Routes = append([]intent.Route{{Prefix: netip.MustParsePrefix(vip), Peers: []string{"tor"}}}, d.Routes...)
+	d.Routes = append([]*intent.Route{{Prefix: netip.MustParsePrefix(vip), Peers: []string{"tor"}}}, d.Routes...)
 	s.Set(d)
 	arrives(t, frr, vip)
 	if _, after := accepted(t, frr); after != before+2 {

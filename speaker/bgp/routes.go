@@ -2,14 +2,40 @@ package bgp
 
 import (
 	"fmt"
-	"maps"
 	"math"
 	"net/netip"
 	"slices"
 	"time"
 
 	"github.com/gantry-lb/gantry/speaker/bgp/frame"
+	"github.com/gantry-lb/gantry/speaker/intent"
 )
+
+// terms are what a prefix is announced with. They are immutable.
+type terms struct {
+	nextHop netip.Addr
+	intent.Attributes
+}
+
+func (t *terms) same(p *Path) bool { return t.nextHop == p.NextHop && t.Attributes.Equal(p.Attributes) }
+
+// mostShared bounds how many terms are looked through: nearly all routes of a peer have the same.
+const mostShared = 16
+
+// termsOf returns the terms of a path, those of another one where they are the same.
+func (w *worker) termsOf(p *Path) *terms {
+	for _, t := range w.shared {
+		if t.same(p) {
+			return t
+		}
+	}
+	t := &terms{p.NextHop, p.Attributes}
+	if len(w.shared) == mostShared {
+		w.shared = slices.Delete(w.shared, 0, 1)
+	}
+	w.shared = append(w.shared, t)
+	return t
+}
 
 // sync brings the Speaker's routes in line with what is desired. A route that cannot be announced harms no other.
 func (w *worker) sync() {
@@ -18,16 +44,18 @@ func (w *worker) sync() {
 		return
 	}
 	var set []Path
-	for _, prefix := range slices.SortedFunc(maps.Keys(w.o.routes), netip.Prefix.Compare) {
-		p, ok := w.path(prefix)
-		if old, held := w.held[prefix]; !ok || held && old.NextHop == p.NextHop && old.Attributes.Equal(p.Attributes) {
-			continue
-		}
-		set = append(set, p)
-	}
 	var withdraw []netip.Prefix
+	for _, r := range w.o.routes {
+		p, ok := w.path(r)
+		switch old, held := w.held[r.Prefix]; {
+		case !ok && held:
+			withdraw = append(withdraw, r.Prefix)
+		case ok && (!held || !old.same(&p)):
+			set = append(set, p)
+		}
+	}
 	for prefix := range w.held {
-		if _, ok := w.path(prefix); !ok {
+		if _, wanted := slices.BinarySearchFunc(w.o.routes, prefix, func(r *intent.Route, p netip.Prefix) int { return r.Prefix.Compare(p) }); !wanted {
 			withdraw = append(withdraw, prefix)
 		}
 	}
@@ -41,8 +69,8 @@ func (w *worker) sync() {
 	if err := w.speaker.Set(set); err != nil {
 		w.log.Error("announcing routes", "error", err)
 	}
-	for _, p := range set {
-		w.held[p.Prefix] = p
+	for i := range set {
+		w.held[set[i].Prefix] = w.termsOf(&set[i])
 	}
 }
 
@@ -50,11 +78,11 @@ func (w *worker) sync() {
 const gracefulShutdown = 0xffff0000
 
 // path is a route as the peer gets it now; false when it gets none.
-func (w *worker) path(prefix netip.Prefix) (Path, bool) {
-	a, ok := w.o.routes[prefix]
-	if !ok || w.phase == gone {
+func (w *worker) path(r *intent.Route) (Path, bool) {
+	if w.phase == gone {
 		return Path{}, false
 	}
+	prefix, a := r.Prefix, r.Attributes
 	f := frame.IPv6
 	if prefix.Addr().Is4() {
 		f = frame.IPv4

@@ -19,7 +19,7 @@ import (
 // order is what the engine tells a worker.
 type order struct {
 	peer    intent.Peer
-	routes  map[netip.Prefix]intent.Attributes
+	routes  []*intent.Route // sorted by prefix
 	leaving bool
 	// stop ends the worker because the speaker stops, or, when gone, because its peer is no longer configured.
 	stop, gone bool
@@ -40,8 +40,9 @@ type worker struct {
 	o       order // the latest
 	state   State
 	speaker Speaker
-	made    identity              // what speaker was made with
-	held    map[netip.Prefix]Path // what speaker announces
+	made    identity                // what speaker was made with
+	held    map[netip.Prefix]*terms // what speaker announces
+	shared  []*terms                // the latest, so that prefixes with the same terms share them
 	session *session
 	up      <-chan struct{} // of session, nil once it was seen
 	v4, v6  netip.Addr      // next hops of the session
@@ -99,7 +100,7 @@ const (
 func newWorker(e *Engine, name string) *worker {
 	w := &worker{
 		e: e, name: name, log: e.o.Log.With("peer", name), orders: make(chan order, 1), paths: make(chan bfd.Event, 16), calls: make(chan Conn, 1), done: make(chan struct{}),
-		held: map[netip.Prefix]Path{}, state: State{Peer: name, Phase: Idle, Since: now()}, restart: true,
+		held: map[netip.Prefix]*terms{}, state: State{Peer: name, Phase: Idle, Since: now()}, restart: true,
 	}
 	w.state.tally = &w.tally
 	return w

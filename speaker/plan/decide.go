@@ -13,9 +13,9 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// decision is what the rules make of one Service.
+// decision is what the rules make of a Service that some node may hold.
 type decision struct {
-	verdict    Verdict
+	verdict    *Verdict
 	candidates *intent.Candidates
 	links      map[netip.Addr][]int
 	rebalance  bool
@@ -24,64 +24,70 @@ type decision struct {
 }
 
 // decide applies the rules in order. The first that fails for the Service as a whole leaves it without candidates; the
-// rules about nodes are applied to each of them, and this node's outcome is the reason.
-func (p *Planner) decide(s *view.Service) decision {
-	d := decision{verdict: Verdict{Service: s.Key, Addresses: s.Assigned}}
-	ads, of, reason := covers(&p.in, s)
-	d.verdict.Reason = reason
+// rules about nodes are applied to each of them, and this node's outcome is the reason. The decision is nil without candidates.
+func (p *Planner) decide(k view.Key, r *record) (*Verdict, *decision) {
+	s := r.of
+	v := &Verdict{Service: k, Addresses: s.assigned}
+	ads, of, reason := covers(&p.in, r)
+	v.Reason = reason
 	if of != nil { // an address whose own pool nothing announces is none of ours
-		d.verdict.Addresses = slices.DeleteFunc(slices.Clone(s.Assigned), func(a netip.Addr) bool { return len(of[a]) == 0 })
+		v.Addresses = slices.DeleteFunc(slices.Clone(s.assigned), func(a netip.Addr) bool { return len(of[a]) == 0 })
 	}
 	if len(ads) == 0 || reason != names.ReasonNotHolder {
-		return d
+		return v, nil
 	}
-	e := p.in.Endpoints[s.Key]
+	d := &decision{}
 	f := p.fieldFor(ads)
-	d.verdict.Reason = f.reason
-	local := e.Local()
-	if s.Local && f.reason == names.ReasonNotHolder && !slices.Contains(local, p.in.Self) {
-		d.verdict.Reason = names.ReasonNoLocalEndpoints
-		d.grace = e.On(p.in.Self)
+	v.Reason = f.reason
+	var local []string
+	if s.local {
+		e := r.endpoints.view(k)
+		if local = e.Local(); f.reason == names.ReasonNotHolder && !slices.Contains(local, p.in.Self) {
+			v.Reason = names.ReasonNoLocalEndpoints
+			d.grace = e.On(p.in.Self)
+		}
 	}
-	if d.verdict.Reason == names.ReasonNotHolder {
-		d.links, d.verdict.Reason = p.reach(ads, of, d.verdict.Addresses)
+	if v.Reason == names.ReasonNotHolder {
+		d.links, v.Reason = p.reach(ads, of, v.Addresses)
 	}
 	d.rebalance = slices.ContainsFunc(ads, func(ad *snapshot.L2Ad) bool { return ad.Rebalance })
-	self := d.verdict.Reason == names.ReasonNotHolder
-	d.candidates = f.candidates(p.in.Self, self)
-	if s.Local {
-		d.candidates = f.among(local, p.in.Self, self)
+	v.Eligible = v.Reason == names.ReasonNotHolder
+	if s.local {
+		d.candidates = f.among(local, p.in.Self, v.Eligible)
+	} else {
+		d.candidates = f.candidates(p.in.Self, v.Eligible)
 	}
-	d.verdict.Eligible = self
-	if d.candidates != nil {
-		d.verdict.Candidates = len(d.candidates.Nodes)
+	if d.candidates == nil {
+		return v, nil
 	}
-	return d
+	v.Candidates = len(d.candidates.Nodes)
+	return v, d
 }
 
 // covers returns the advertisements that cover the Service, wherever its nodes are, and those of each address where its addresses are of
 // more than one pool; ReasonNotHolder when nothing that concerns the Service as a whole speaks against it.
-func covers(in *Inputs, s *view.Service) (ads []*snapshot.L2Ad, of map[netip.Addr][]*snapshot.L2Ad, reason names.Reason) {
-	if len(s.Assigned) == 0 {
+func covers(in *Inputs, r *record) (ads []*snapshot.L2Ad, of map[netip.Addr][]*snapshot.L2Ad, reason names.Reason) {
+	s := r.of
+	if len(s.assigned) == 0 {
 		return nil, nil, names.ReasonNoAddress
 	}
-	pools := in.Snapshot.PoolsOf(s.PoolRecorded, s.Assigned...)
+	pools := in.Snapshot.PoolsOf(s.pool, s.assigned...)
 	if pools == nil {
 		return nil, nil, names.ReasonAddressOutsidePools
 	}
 	ads = adsFor(in.Snapshot, pools, s)
 	if len(slices.Compact(slices.Clone(pools))) > 1 {
 		of = map[netip.Addr][]*snapshot.L2Ad{}
-		for i, a := range s.Assigned {
+		for i, a := range s.assigned {
 			of[a] = adsFor(in.Snapshot, pools[i:i+1], s)
 		}
 	}
 	switch {
 	case len(ads) == 0:
 		return nil, nil, names.ReasonNoAdvertisement
-	case s.SharingPresent && slices.ContainsFunc(ads, func(ad *snapshot.L2Ad) bool { return len(ad.ServiceSelectors) > 0 }):
+	case s.sharing && slices.ContainsFunc(ads, func(ad *snapshot.L2Ad) bool { return len(ad.ServiceSelectors) > 0 }):
 		return ads, of, names.ReasonSharedWithServiceSelector
-	case !in.Endpoints[s.Key].Serving:
+	case !r.endpoints.serving:
 		return ads, of, names.ReasonNoEndpoints
 	}
 	return ads, of, names.ReasonNotHolder
@@ -155,7 +161,7 @@ func decideNode(ads []*snapshot.L2Ad, n *view.Node) names.Reason {
 		return names.ReasonNodeExcluded
 	case n.Leaving:
 		return names.ReasonNodeLeaving
-	case !slices.ContainsFunc(ads, func(ad *snapshot.L2Ad) bool { return matches(ad.NodeSelectors, n.Labels) }):
+	case !slices.ContainsFunc(ads, func(ad *snapshot.L2Ad) bool { return matches(ad.NodeSelectors, labels.Set(n.Labels)) }):
 		return names.ReasonNoAdvertisement
 	}
 	return names.ReasonNotHolder
@@ -181,10 +187,10 @@ func (p *Planner) reach(ads []*snapshot.L2Ad, of map[netip.Addr][]*snapshot.L2Ad
 }
 
 // adsFor returns the advertisements that cover one of the pools and select the Service.
-func adsFor(s *snapshot.Snapshot, pools []*snapshot.Pool, svc *view.Service) []*snapshot.L2Ad {
+func adsFor(s *snapshot.Snapshot, pools []*snapshot.Pool, svc *service) []*snapshot.L2Ad {
 	var out []*snapshot.L2Ad
 	for _, ad := range s.L2Ads {
-		if announces(ad.Pools, pools) && matches(ad.ServiceSelectors, svc.Labels) {
+		if announces(ad.Pools, pools) && matches(ad.ServiceSelectors, svc.labels) {
 			out = append(out, ad)
 		}
 	}
@@ -197,16 +203,16 @@ func announces(named []string, pools []*snapshot.Pool) bool {
 }
 
 // matches says whether any selector matches; an empty list matches everything.
-func matches(selectors []labels.Selector, set map[string]string) bool {
+func matches(selectors []labels.Selector, set labels.Labels) bool {
 	return len(selectors) == 0 ||
-		slices.ContainsFunc(selectors, func(s labels.Selector) bool { return s.Matches(labels.Set(set)) })
+		slices.ContainsFunc(selectors, func(s labels.Selector) bool { return s.Matches(set) })
 }
 
 // score sums the weights of the preferences that match the node, over the advertisements that admit it.
 func score(ads []*snapshot.L2Ad, n *view.Node) int {
 	sum := 0
 	for _, ad := range ads {
-		if !matches(ad.NodeSelectors, n.Labels) {
+		if !matches(ad.NodeSelectors, labels.Set(n.Labels)) {
 			continue
 		}
 		for _, p := range ad.Preferences {
@@ -225,7 +231,7 @@ func linksFor(in *Inputs, ads []*snapshot.L2Ad, a netip.Addr) []int {
 	self := in.Nodes[in.Self]
 	var out []int
 	for _, ad := range ads {
-		if !matches(ad.NodeSelectors, self.Labels) {
+		if !matches(ad.NodeSelectors, labels.Set(self.Labels)) {
 			continue
 		}
 		if len(ad.Interfaces) == 0 {

@@ -35,17 +35,17 @@ type Inputs struct {
 	Denied bool
 }
 
-// Plan is what this node should announce now. It is immutable.
+// Plan is what this node should announce now. It is immutable, and what its lists point to with it: Plans share what did not change.
 type Plan struct {
 	// Bids has one entry for each layer-2 address that some node may hold, sorted by address.
 	Bids List[intent.Bid]
 	// Verdicts has one entry for each Service of our class, sorted by Service.
-	Verdicts List[Verdict]
+	Verdicts List[*Verdict]
 	// Peers are the routers that this node peers with, sorted by name; Routes what it announces to them, sorted by prefix.
 	Peers  []intent.Peer
-	Routes []intent.Route
+	Routes []*intent.Route
 	// BGP has one entry for each Service of our class, sorted by Service.
-	BGP List[BGPVerdict]
+	BGP List[*BGPVerdict]
 	// Leaving says that the node is to stop serving: it is excluded or drained. Its routes are still among Routes.
 	Leaving bool
 }
@@ -60,6 +60,10 @@ type Verdict struct {
 	// Candidates is how many nodes may hold the addresses.
 	Candidates int
 	Reason     names.Reason
+}
+
+func (v *Verdict) same(o *Verdict) bool {
+	return v.Eligible == o.Eligible && v.Candidates == o.Candidates && v.Reason == o.Reason && slices.Equal(v.Addresses, o.Addresses)
 }
 
 // Delta is what changed between two Plans.

@@ -14,67 +14,102 @@ import (
 
 // Planner keeps a Plan in step with its inputs. It belongs to one goroutine; the Plans that it gives are immutable.
 type Planner struct {
-	in   Inputs
+	in   Inputs // without Services and Endpoints: these are in records
 	plan Plan
-	// services are the decisions as they stand, users the Services of each address.
-	services map[view.Key]decision
-	users    map[netip.Addr]map[view.Key]struct{}
-	fields   map[string]*field // by the advertisements; see fieldFor
-	dirty    map[view.Key]struct{}
-	all      bool // everything is to be decided anew
-	// shares are what each Service adds to the routes, prefixes which Services add to each.
-	shares   map[view.Key]share
-	prefixes map[netip.Prefix]map[view.Key]struct{}
+	// records are what is known and decided of each Service; users are the Services of each address that may be held by layer 2.
+	records map[view.Key]*record
+	users   map[netip.Addr]sharers
+	fields  map[string]*field // by the advertisements; see fieldFor
+	dirty   map[view.Key]struct{}
+	all     bool // everything is to be decided anew
+	// prefixes are the Services that add to each.
+	prefixes map[netip.Prefix]sharers
+	peers    lists // of the names of peers
 }
 
-// NewPlanner returns a Planner that has decided nothing. It takes the inputs over: they may be edited through it alone.
+// NewPlanner returns a Planner that has decided nothing.
 func NewPlanner(in Inputs) *Planner {
-	if in.Services == nil {
-		in.Services = map[view.Key]view.Service{}
+	p := &Planner{
+		in: in, records: map[view.Key]*record{}, users: map[netip.Addr]sharers{}, fields: map[string]*field{},
+		dirty: map[view.Key]struct{}{}, all: true, prefixes: map[netip.Prefix]sharers{},
 	}
-	if in.Endpoints == nil {
-		in.Endpoints = map[view.Key]view.Endpoints{}
+	p.in.Services, p.in.Endpoints = nil, nil
+	if p.in.Nodes = maps.Clone(in.Nodes); p.in.Nodes == nil {
+		p.in.Nodes = map[string]view.Node{}
 	}
-	if in.Nodes == nil {
-		in.Nodes = map[string]view.Node{}
+	for _, s := range in.Services {
+		p.SetService(s)
 	}
-	return &Planner{
-		in: in, services: map[view.Key]decision{}, users: map[netip.Addr]map[view.Key]struct{}{},
-		fields: map[string]*field{}, dirty: map[view.Key]struct{}{}, all: true, shares: map[view.Key]share{},
-		prefixes: map[netip.Prefix]map[view.Key]struct{}{},
+	for _, e := range in.Endpoints {
+		p.SetEndpoints(e)
 	}
+	return p
 }
 
 // Plan returns the Plan as of the last Update.
 func (p *Planner) Plan() Plan { return p.plan }
 
-// Inputs returns what the Plan rests on. It must not be edited.
-func (p *Planner) Inputs() Inputs { return p.in }
+// Snapshot returns the configuration that the Plan rests on.
+func (p *Planner) Snapshot() *snapshot.Snapshot { return p.in.Snapshot }
 
-// SetService puts a Service in the place of its former View.
+// Inputs returns what the Plan rests on: of the Services those of our class, and what the rules look at of them. It costs time
+// in proportion to their number.
+func (p *Planner) Inputs() Inputs {
+	out := p.in
+	out.Nodes, out.Services, out.Endpoints = maps.Clone(p.in.Nodes), map[view.Key]view.Service{}, map[view.Key]view.Endpoints{}
+	for k, r := range p.records {
+		if r.of != nil {
+			out.Services[k] = r.of.view(k, p.in.Class)
+		}
+		if r.endpoints.serving {
+			out.Endpoints[k] = r.endpoints.view(k)
+		}
+	}
+	return out
+}
+
+// SetService puts a Service in the place of its former View. One that is not ours is forgotten.
 func (p *Planner) SetService(s view.Service) {
-	if old, ok := p.in.Services[s.Key]; ok && reflect.DeepEqual(old, s) {
+	if !s.LoadBalancer || s.Class != p.in.Class {
+		p.RemoveService(s.Key)
 		return
 	}
-	p.in.Services[s.Key] = s
+	r, now := p.record(s.Key), newService(&s)
+	if r.of != nil && r.of.same(now) {
+		return
+	}
+	r.of = now
 	p.dirty[s.Key] = struct{}{}
+}
+
+// record returns that of a Service, a new one if there is none.
+func (p *Planner) record(k view.Key) *record {
+	r := p.records[k]
+	if r == nil {
+		r = &record{}
+		p.records[k] = r
+	}
+	return r
 }
 
 // RemoveService forgets a Service.
 func (p *Planner) RemoveService(k view.Key) {
-	delete(p.in.Services, k)
-	p.dirty[k] = struct{}{}
+	if r := p.records[k]; r != nil && r.of != nil {
+		r.of = nil
+		p.dirty[k] = struct{}{}
+	}
 }
 
 // SetEndpoints puts the endpoints of a Service in the place of its former ones; none at all are forgotten.
 func (p *Planner) SetEndpoints(e view.Endpoints) {
-	if reflect.DeepEqual(p.in.Endpoints[e.Service], e) {
+	if p.records[e.Service] == nil && !e.Serving {
 		return
 	}
-	p.in.Endpoints[e.Service] = e
-	if !e.Serving {
-		delete(p.in.Endpoints, e.Service)
+	r, now := p.record(e.Service), newEndpoints(&e)
+	if r.endpoints.same(now) {
+		return
 	}
+	r.endpoints = now
 	p.dirty[e.Service] = struct{}{}
 }
 
@@ -125,53 +160,65 @@ func (p *Planner) Update() Delta {
 	if anew {
 		p.all = false
 		clear(p.fields)
-		for k := range p.services {
-			p.dirty[k] = struct{}{}
-		}
-		for k := range p.in.Services {
+		p.peers = nil
+		for k := range p.records {
 			p.dirty[k] = struct{}{}
 		}
 	}
 	touched := map[netip.Addr]struct{}{}
-	var verdicts, gone []Verdict
-	for _, k := range sortedKeys(p.dirty) {
-		p.forget(k, touched)
-		s, ok := p.in.Services[k]
-		if !ok || !s.LoadBalancer || s.Class != p.in.Class {
-			gone = append(gone, Verdict{Service: k})
+	var verdicts, gone []*Verdict
+	order := sortedKeys(p.dirty)
+	for _, k := range order {
+		r := p.records[k]
+		if r == nil {
 			continue
 		}
-		d := p.decide(&s)
-		p.services[k] = d
-		for _, a := range d.verdict.Addresses {
-			if p.users[a] == nil {
-				p.users[a] = map[view.Key]struct{}{}
+		p.forget(k, r, touched)
+		if r.of == nil {
+			if r.verdict != nil {
+				gone = append(gone, r.verdict)
+				r.verdict = nil
 			}
-			p.users[a][k] = struct{}{}
+			continue
+		}
+		v, d := p.decide(k, r)
+		if r.verdict == nil || !r.verdict.same(v) {
+			r.verdict = v
+			verdicts = append(verdicts, v)
+		}
+		if d == nil {
+			continue
+		}
+		d.verdict = r.verdict
+		r.decision = d
+		for _, a := range r.verdict.Addresses {
+			p.users[a] = p.users[a].with(k)
 			touched[a] = struct{}{}
 		}
-		verdicts = append(verdicts, d.verdict)
 	}
-	p.route(anew)
+	p.route(order, anew)
+	for _, k := range order {
+		if r := p.records[k]; r != nil && r.of == nil && !r.endpoints.serving {
+			delete(p.records, k)
+		}
+	}
 	clear(p.dirty)
-	p.plan.Verdicts = p.plan.Verdicts.edit(verdicts, gone, func(x, y Verdict) int { return x.Service.Compare(y.Service) })
+	p.plan.Verdicts = p.plan.Verdicts.edit(verdicts, gone, func(x, y *Verdict) int { return x.Service.Compare(y.Service) })
 	return p.bid(touched)
 }
 
 // forget takes a Service off its addresses.
-func (p *Planner) forget(k view.Key, touched map[netip.Addr]struct{}) {
-	d, ok := p.services[k]
-	if !ok {
+func (p *Planner) forget(k view.Key, r *record, touched map[netip.Addr]struct{}) {
+	if r.decision == nil {
 		return
 	}
-	delete(p.services, k)
-	for _, a := range d.verdict.Addresses {
-		delete(p.users[a], k)
-		if len(p.users[a]) == 0 {
+	for _, a := range r.decision.verdict.Addresses {
+		if p.users[a] = p.users[a].without(k); len(p.users[a]) == 0 {
 			delete(p.users, a)
 		}
 		touched[a] = struct{}{}
 	}
+	r.decision = nil
 }
 
 // bid makes the bids of the addresses anew.
@@ -198,11 +245,8 @@ func (p *Planner) bid(touched map[netip.Addr]struct{}) Delta {
 // for the address. Where no node can, the first Service in order decides.
 func (p *Planner) join(a netip.Addr) (intent.Bid, bool) {
 	b := intent.Bid{Address: a, Grace: true}
-	for _, k := range sortedKeys(p.users[a]) {
-		d := p.services[k]
-		if d.candidates == nil {
-			continue
-		}
+	for _, k := range p.users[a] {
+		d := p.records[k].decision
 		if b.Candidates == nil {
 			b.Candidates = d.candidates
 		} else if both := common(b.Candidates, d.candidates); both != nil {

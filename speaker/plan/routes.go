@@ -5,6 +5,8 @@ import (
 	"slices"
 	"time"
 
+	"k8s.io/apimachinery/pkg/labels"
+
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
@@ -25,7 +27,7 @@ const restartTime = 120 * time.Second
 
 // share is what one Service adds to the routes.
 type share struct {
-	verdict BGPVerdict
+	verdict *BGPVerdict
 	ads     []offer
 	// endpoints is how many serve on this node, where only these get the Service's traffic.
 	endpoints int
@@ -40,40 +42,46 @@ type offer struct {
 func (o offer) equal(p offer) bool { return o.ad == p.ad && slices.Equal(o.addresses, p.addresses) }
 
 // same says whether both add the same.
-func (s share) same(o share) bool {
+func (s *share) same(o *share) bool {
 	return s.verdict.Reason == o.verdict.Reason && slices.Equal(s.verdict.Peers, o.verdict.Peers) &&
 		slices.Equal(s.verdict.Addresses, o.verdict.Addresses) && slices.EqualFunc(s.ads, o.ads, offer.equal) && s.endpoints == o.endpoints
 }
 
-// route decides the Services that changed, and makes the routes anew that this touches.
-func (p *Planner) route(anew bool) {
+// route decides the Services that changed, in order, and makes the routes anew that this touches.
+func (p *Planner) route(changed []view.Key, anew bool) {
 	self, known := p.in.Nodes[p.in.Self]
 	if anew {
 		p.plan.Peers = nil
 		if p.in.Snapshot != nil && known {
 			for _, c := range p.in.Snapshot.Peers {
-				if matches(c.NodeSelectors, self.Labels) {
+				if matches(c.NodeSelectors, labels.Set(self.Labels)) {
 					p.plan.Peers = append(p.plan.Peers, peer(c, &self, p.in.Links))
 				}
 			}
 		}
 		p.plan.Leaving = self.Leaving || self.Excluded
 	}
-	var verdicts, gone []BGPVerdict
+	var verdicts, gone []*BGPVerdict
 	touched := map[netip.Prefix]struct{}{}
-	for _, k := range sortedKeys(p.dirty) {
-		old, had := p.shares[k]
-		s, ok := p.in.Services[k]
-		if !ok || !known || !s.LoadBalancer || s.Class != p.in.Class {
-			if had {
-				gone = append(gone, BGPVerdict{Service: k})
-				p.take(k, old, touched)
+	for _, k := range changed {
+		r := p.records[k]
+		if r == nil {
+			continue
+		}
+		if r.of == nil || !known {
+			if r.share != nil {
+				gone = append(gone, r.share.verdict)
+				p.take(k, r.share, touched)
+				r.share = nil
 			}
 			continue
 		}
-		if now := p.share(&s, &self); !had || !now.same(old) {
-			p.take(k, old, touched)
+		if now := p.share(k, r, &self); r.share == nil || !now.same(r.share) {
+			if r.share != nil {
+				p.take(k, r.share, touched)
+			}
 			p.give(k, now, touched)
+			r.share = now
 			verdicts = append(verdicts, now.verdict)
 		}
 	}
@@ -82,16 +90,14 @@ func (p *Planner) route(anew bool) {
 			touched[prefix] = struct{}{}
 		}
 	}
-	p.plan.BGP = p.plan.BGP.edit(verdicts, gone, func(x, y BGPVerdict) int { return x.Service.Compare(y.Service) })
+	p.plan.BGP = p.plan.BGP.edit(verdicts, gone, func(x, y *BGPVerdict) int { return x.Service.Compare(y.Service) })
 	p.rebuild(touched)
 }
 
 // take forgets what a Service adds to the routes, and notes the prefixes that this touches.
-func (p *Planner) take(k view.Key, s share, touched map[netip.Prefix]struct{}) {
-	delete(p.shares, k)
+func (p *Planner) take(k view.Key, s *share, touched map[netip.Prefix]struct{}) {
 	s.each(func(prefix netip.Prefix) {
-		delete(p.prefixes[prefix], k)
-		if len(p.prefixes[prefix]) == 0 {
+		if p.prefixes[prefix] = p.prefixes[prefix].without(k); len(p.prefixes[prefix]) == 0 {
 			delete(p.prefixes, prefix)
 		}
 		touched[prefix] = struct{}{}
@@ -99,13 +105,9 @@ func (p *Planner) take(k view.Key, s share, touched map[netip.Prefix]struct{}) {
 }
 
 // give takes note of what a Service adds.
-func (p *Planner) give(k view.Key, s share, touched map[netip.Prefix]struct{}) {
-	p.shares[k] = s
+func (p *Planner) give(k view.Key, s *share, touched map[netip.Prefix]struct{}) {
 	s.each(func(prefix netip.Prefix) {
-		if p.prefixes[prefix] == nil {
-			p.prefixes[prefix] = map[view.Key]struct{}{}
-		}
-		p.prefixes[prefix][k] = struct{}{}
+		p.prefixes[prefix] = p.prefixes[prefix].with(k)
 		touched[prefix] = struct{}{}
 	})
 }
@@ -126,13 +128,12 @@ func (p *Planner) rebuild(touched map[netip.Prefix]struct{}) {
 	}
 	t := table{}
 	for prefix := range touched {
-		for k := range p.prefixes[prefix] {
-			s := p.shares[k]
-			t.add(p.plan.Peers, &s, prefix)
+		for _, k := range p.prefixes[prefix] {
+			t.add(p.plan.Peers, p.records[k].share, prefix)
 		}
 	}
-	fresh := t.routes()
-	out := make([]intent.Route, 0, len(p.plan.Routes)+len(fresh))
+	fresh := t.routes(&p.peers)
+	out := make([]*intent.Route, 0, len(p.plan.Routes)+len(fresh))
 	for _, r := range p.plan.Routes {
 		if _, ok := touched[r.Prefix]; ok {
 			continue
@@ -146,14 +147,14 @@ func (p *Planner) rebuild(touched map[netip.Prefix]struct{}) {
 }
 
 // share decides one Service.
-func (p *Planner) share(s *view.Service, self *view.Node) share {
-	ads, reason := routable(&p.in, s, self)
-	out := share{verdict: BGPVerdict{Service: s.Key, Addresses: s.Assigned, Reason: reason}, ads: ads}
-	if s.Local {
-		out.endpoints = p.in.Endpoints[s.Key].Count(p.in.Self)
+func (p *Planner) share(k view.Key, r *record, self *view.Node) *share {
+	ads, reason := routable(&p.in, r, self)
+	out := &share{verdict: &BGPVerdict{Service: k, Addresses: r.of.assigned, Reason: reason}, ads: ads}
+	if here, ok := r.endpoints.at(p.in.Self); ok && r.of.local {
+		out.endpoints = int(here.count)
 	}
 	if reason == names.ReasonAnnounced {
-		if out.verdict.Peers = (table{}).add(p.plan.Peers, &out, netip.Prefix{}); len(out.verdict.Peers) == 0 {
+		if out.verdict.Peers = p.peers.of((table{}).add(p.plan.Peers, out, netip.Prefix{})); len(out.verdict.Peers) == 0 {
 			out.verdict.Reason = names.ReasonNoPeers
 		}
 	}
@@ -162,28 +163,32 @@ func (p *Planner) share(s *view.Service, self *view.Node) share {
 
 // routable applies the rules in order and returns the advertisements that cover the Service on this node. A node that is
 // leaving still announces: how its routes go is the engine's to do in good order.
-func routable(in *Inputs, s *view.Service, self *view.Node) ([]offer, names.Reason) {
-	if len(s.Assigned) == 0 {
+func routable(in *Inputs, r *record, self *view.Node) ([]offer, names.Reason) {
+	s := r.of
+	if len(s.assigned) == 0 {
 		return nil, names.ReasonNoAddress
 	}
-	pools := in.Snapshot.PoolsOf(s.PoolRecorded, s.Assigned...)
+	pools := in.Snapshot.PoolsOf(s.pool, s.assigned...)
 	if pools == nil {
 		return nil, names.ReasonAddressOutsidePools
 	}
 	var ads []offer // in the order of the Snapshot
 	for _, ad := range in.Snapshot.BGPAds {
-		if !announces(ad.Pools, pools) || !matches(ad.NodeSelectors, self.Labels) || !matches(ad.ServiceSelectors, s.Labels) {
+		if !announces(ad.Pools, pools) || !matches(ad.NodeSelectors, labels.Set(self.Labels)) || !matches(ad.ServiceSelectors, s.labels) {
 			continue
 		}
-		o := offer{ad: ad}
-		for i, a := range s.Assigned {
-			if slices.Contains(ad.Pools, pools[i].Name) {
-				o.addresses = append(o.addresses, a)
+		o := offer{ad: ad, addresses: s.assigned}
+		if slices.ContainsFunc(pools, func(p *snapshot.Pool) bool { return !slices.Contains(ad.Pools, p.Name) }) {
+			o.addresses = nil
+			for i, a := range s.assigned {
+				if slices.Contains(ad.Pools, pools[i].Name) {
+					o.addresses = append(o.addresses, a)
+				}
 			}
 		}
 		ads = append(ads, o)
 	}
-	e := in.Endpoints[s.Key]
+	_, here := r.endpoints.at(in.Self)
 	switch {
 	case len(ads) == 0:
 		return nil, names.ReasonNoAdvertisement
@@ -193,9 +198,9 @@ func routable(in *Inputs, s *view.Service, self *view.Node) ([]offer, names.Reas
 		return nil, names.ReasonTooManyCommunities
 	case self.NetworkUnavailable:
 		return nil, names.ReasonNodeNetworkUnavailable
-	case !e.Serving:
+	case !r.endpoints.serving:
 		return nil, names.ReasonNoEndpoints
-	case s.Local && !e.On(in.Self):
+	case s.local && !here:
 		return nil, names.ReasonNoLocalEndpoints
 	}
 	return ads, names.ReasonAnnounced

@@ -31,7 +31,7 @@ func announce(t *testing.T, in Inputs) BGPVerdict {
 	if p.BGP.Len() != 1 {
 		t.Fatalf("%d verdicts, want one: %+v", p.BGP.Len(), p.BGP)
 	}
-	return p.BGP.Slice()[0]
+	return *p.BGP.Slice()[0]
 }
 
 func TestANodeAnnouncesByBGPUnlessThereIsAReason(t *testing.T) {
@@ -116,25 +116,25 @@ func TestWhatTheRoutesAre(t *testing.T) {
 	second := view.Key{Namespace: "default", Name: "zzz"}
 	for name, c := range map[string]struct {
 		edit func(*Inputs)
-		want []intent.Route
+		want []*intent.Route
 	}{
-		"a host route for all peers": {func(*Inputs) {}, []intent.Route{{Prefix: prefix("192.0.2.1/32"), Peers: []string{"tor1", "tor2"}}}},
+		"a host route for all peers": {func(*Inputs) {}, []*intent.Route{{Prefix: prefix("192.0.2.1/32"), Peers: []string{"tor1", "tor2"}}}},
 		"an aggregate once for several Services": {func(in *Inputs) {
 			in.Snapshot.BGPAds[0].Length4 = 24
 			in.Services[second] = view.Service{Key: second, LoadBalancer: true, Assigned: []netip.Addr{address.Next()}}
 			in.Endpoints[second] = view.Endpoints{Service: second, Serving: true}
-		}, []intent.Route{{Prefix: prefix("192.0.2.0/24"), Peers: []string{"tor1", "tor2"}}}},
+		}, []*intent.Route{{Prefix: prefix("192.0.2.0/24"), Peers: []string{"tor1", "tor2"}}}},
 		"an aggregate stays while one Service needs it": {func(in *Inputs) {
 			in.Snapshot.BGPAds[0].Length4 = 24
 			in.Services[second] = view.Service{Key: second, LoadBalancer: true, Assigned: []netip.Addr{address.Next()}}
-		}, []intent.Route{{Prefix: prefix("192.0.2.0/24"), Peers: []string{"tor1", "tor2"}}}},
+		}, []*intent.Route{{Prefix: prefix("192.0.2.0/24"), Peers: []string{"tor1", "tor2"}}}},
 		"communities of several advertisements are united, for the peers of each": {func(in *Inputs) {
 			in.Snapshot.BGPAds[0].Communities = []snapshot.Community{{A: 64512, B: 2}}
 			in.Snapshot.BGPAds = append(in.Snapshot.BGPAds, &snapshot.BGPAd{
 				Name: "more", Pools: []string{"p"}, Length4: 32, Length6: 128, Peers: []string{"tor2"},
 				Communities: []snapshot.Community{{A: 64512, B: 1}, {A: 64512, B: 2}, {Large: true, A: 1, B: 2, C: 3}},
 			})
-		}, []intent.Route{
+		}, []*intent.Route{
 			{Prefix: prefix("192.0.2.1/32"), Peers: []string{"tor1"}, Attributes: intent.Attributes{Communities: []uint32{64512<<16 | 2}}},
 			{Prefix: prefix("192.0.2.1/32"), Peers: []string{"tor2"}, Attributes: intent.Attributes{
 				Communities: []uint32{64512<<16 | 1, 64512<<16 | 2}, Large: [][3]uint32{{1, 2, 3}},
@@ -142,7 +142,7 @@ func TestWhatTheRoutesAre(t *testing.T) {
 		}},
 		"an aggregate beside its host routes": {func(in *Inputs) {
 			in.Snapshot.BGPAds = append(in.Snapshot.BGPAds, &snapshot.BGPAd{Name: "agg", Pools: []string{"p"}, Length4: 24, Length6: 128, LocalPref: 50})
-		}, []intent.Route{
+		}, []*intent.Route{
 			{Prefix: prefix("192.0.2.0/24"), Peers: []string{"tor1", "tor2"}, Attributes: intent.Attributes{LocalPref: 50}},
 			{Prefix: prefix("192.0.2.1/32"), Peers: []string{"tor1", "tor2"}},
 		}},
@@ -151,7 +151,7 @@ func TestWhatTheRoutesAre(t *testing.T) {
 			in := peered()
 			c.edit(&in)
 			got := Build(in).Routes
-			same := slices.EqualFunc(got, c.want, func(x, y intent.Route) bool {
+			same := slices.EqualFunc(got, c.want, func(x, y *intent.Route) bool {
 				return x.Prefix == y.Prefix && slices.Equal(x.Peers, y.Peers) && x.Attributes.Equal(y.Attributes)
 			})
 			if !same {

@@ -85,24 +85,27 @@ func merge(a intent.Attributes, ad *snapshot.BGPAd) intent.Attributes {
 }
 
 // routes returns the table as routes, sorted: peers that get the same are named together.
-func (t table) routes() []intent.Route {
+func (t table) routes(peers *lists) []*intent.Route {
 	cells := slices.SortedFunc(maps.Keys(t), func(x, y cell) int {
 		return cmp.Or(x.prefix.Compare(y.prefix), cmp.Compare(x.peer, y.peer))
 	})
-	var out []intent.Route
+	var out []*intent.Route
 	first := 0 // of the routes of this prefix
 next:
 	for _, c := range cells {
 		if len(out) > 0 && out[len(out)-1].Prefix != c.prefix {
 			first = len(out)
 		}
-		for i := first; i < len(out); i++ {
-			if out[i].Attributes.Equal(t[c]) {
-				out[i].Peers = append(out[i].Peers, c.peer)
+		for _, r := range out[first:] {
+			if r.Attributes.Equal(t[c]) {
+				r.Peers = append(r.Peers, c.peer)
 				continue next
 			}
 		}
-		out = append(out, intent.Route{Prefix: c.prefix, Peers: []string{c.peer}, Attributes: t[c]})
+		out = append(out, &intent.Route{Prefix: c.prefix, Peers: []string{c.peer}, Attributes: t[c]})
+	}
+	for _, r := range out {
+		r.Peers = peers.of(r.Peers)
 	}
 	return out
 }

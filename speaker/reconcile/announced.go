@@ -21,14 +21,13 @@ const (
 // Announced is the metric that says what the node announces. Register it; its zero value announces nothing.
 type Announced struct {
 	node string
-	all  atomic.Pointer[[]announced]
+	now  atomic.Pointer[announcing]
 }
 
-// announced is one address of a Service, by one protocol.
-type announced struct {
-	service  view.Key
-	protocol string
-	address  netip.Addr
+// announcing is what is announced by either protocol. It is immutable.
+type announcing struct {
+	held     []status.Held
+	verdicts plan.List[*plan.BGPVerdict]
 }
 
 // NewAnnounced returns the metric of a node.
@@ -42,21 +41,11 @@ var announcedMetric = prometheus.NewDesc("metallb_speaker_announced", "Addresses
 
 // set takes what is held by layer 2, and from the Plan what is announced to routers: nothing by a node that is leaving.
 func (a *Announced) set(held []status.Held, p plan.Plan) {
-	var all []announced
-	for _, h := range held {
-		for _, ip := range h.Addresses {
-			all = append(all, announced{h.Service, protocolLayer2, ip})
-		}
+	now := &announcing{held: held}
+	if !p.Leaving {
+		now.verdicts = p.BGP
 	}
-	for v := range p.BGP.All() {
-		if v.Reason != names.ReasonAnnounced || p.Leaving {
-			continue
-		}
-		for _, ip := range v.Addresses {
-			all = append(all, announced{v.Service, protocolBGP, ip})
-		}
-	}
-	a.all.Store(&all)
+	a.now.Store(now)
 }
 
 // Describe is part of prometheus.Collector.
@@ -64,11 +53,21 @@ func (a *Announced) Describe(c chan<- *prometheus.Desc) { c <- announcedMetric }
 
 // Collect is the other part.
 func (a *Announced) Collect(c chan<- prometheus.Metric) {
-	all := a.all.Load()
-	if all == nil {
+	now := a.now.Load()
+	if now == nil {
 		return
 	}
-	for _, x := range *all {
-		c <- prometheus.MustNewConstMetric(announcedMetric, prometheus.GaugeValue, 1, x.service.String(), x.protocol, a.node, x.address.String())
+	tell := func(service view.Key, protocol string, addresses []netip.Addr) {
+		for _, ip := range addresses {
+			c <- prometheus.MustNewConstMetric(announcedMetric, prometheus.GaugeValue, 1, service.String(), protocol, a.node, ip.String())
+		}
+	}
+	for _, h := range now.held {
+		tell(h.Service, protocolLayer2, h.Addresses)
+	}
+	for v := range now.verdicts.All() {
+		if v.Reason == names.ReasonAnnounced {
+			tell(v.Service, protocolBGP, v.Addresses)
+		}
 	}
 }

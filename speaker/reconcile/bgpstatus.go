@@ -37,6 +37,8 @@ type BGPStatusWriter struct {
 	Events   events.EventRecorder
 	Sessions Sessions
 	Log      *slog.Logger
+	// Service returns what an event about a Service names, nil when there is no such Service.
+	Service func(view.Key) *corev1.Service
 	// Self is this node, Namespace where the objects go; Owner returns what they vanish with.
 	Self, Namespace string
 	Owner           func(ctx context.Context) []metav1.OwnerReference
@@ -145,7 +147,7 @@ func (w *BGPStatusWriter) announcements(ctx context.Context, p plan.Plan) error 
 			return err
 		}
 		if created {
-			w.tell(ctx, a)
+			w.tell(a)
 		}
 	}
 	return nil
@@ -170,9 +172,9 @@ func (w *BGPStatusWriter) announce(ctx context.Context, a status.Announcement) e
 }
 
 // tell writes the event that existing tools look for.
-func (w *BGPStatusWriter) tell(ctx context.Context, a status.Announcement) {
-	svc := &corev1.Service{}
-	if err := w.Client.Get(ctx, client.ObjectKey{Namespace: a.Service.Namespace, Name: a.Service.Name}, svc); err != nil {
+func (w *BGPStatusWriter) tell(a status.Announcement) {
+	svc := w.Service(a.Service)
+	if svc == nil {
 		return // the Service is gone: nobody is left to tell
 	}
 	w.Events.Eventf(svc, nil, corev1.EventTypeNormal, names.EventNodeAssigned, "Announce",

@@ -80,6 +80,7 @@ func TestWhatIsWrittenOfBGP(t *testing.T) {
 	w := &reconcile.BGPStatusWriter{
 		Client: mgr.GetClient(), Events: mgr.GetEventRecorder(names.SpeakerEvents), Sessions: e, Log: slog.New(slog.DiscardHandler),
 		Self: self, Namespace: names.Namespace, Limit: 2, Owner: func(context.Context) []metav1.OwnerReference { return nil },
+		Service: reference(t, api),
 	}
 	w.Init()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -114,14 +115,14 @@ func TestWhatIsWrittenOfBGP(t *testing.T) {
 			return out, err
 		})
 	}
-	verdict := func(name string, peers ...string) plan.BGPVerdict {
-		v := plan.BGPVerdict{Service: web, Peers: peers, Reason: names.ReasonAnnounced}
+	verdict := func(name string, peers ...string) *plan.BGPVerdict {
+		v := &plan.BGPVerdict{Service: web, Peers: peers, Reason: names.ReasonAnnounced}
 		if v.Service.Name = name; len(peers) == 0 {
 			v.Reason = names.ReasonNoEndpoints
 		}
 		return v
 	}
-	observe := func(v ...plan.BGPVerdict) { w.Observe(agent.Status{Plan: plan.Plan{BGP: plan.NewList(v...)}}) }
+	observe := func(v ...*plan.BGPVerdict) { w.Observe(agent.Status{Plan: plan.Plan{BGP: plan.NewList(v...)}}) }
 
 	observe(verdict("dns"), verdict("web", "tor1", "tor2"))
 	announced("node1 default/web [tor1 tor2], labels web")

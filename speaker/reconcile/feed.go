@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -15,6 +16,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/types"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -35,12 +37,14 @@ type Seeder interface {
 	SetSeeds(addresses []string)
 }
 
-// Feed watches the cluster for one agent.
+// Feed watches the cluster for one agent. Of Services and EndpointSlices it keeps no objects.
 type Feed struct {
 	Cache cache.Cache
-	Agent Poster
-	Seeds Seeder
-	Log   *slog.Logger
+	// Source reads the Services and EndpointSlices.
+	Source client.WithWatch
+	Agent  Poster
+	Seeds  Seeder
+	Log    *slog.Logger
 	// Self is this node's name: its own Pod is no seed.
 	Self string
 	// Scope is what of the configuration is read.
@@ -55,12 +59,19 @@ type Feed struct {
 	building sync.Mutex
 	last     *snapshot.Snapshot
 
-	mu     sync.Mutex // guards all that follows; informers call from goroutines of their own
-	slices map[view.Key]map[string]*discoveryv1.EndpointSlice
-	pods   map[string]seed
-	nodes  map[string][]string
-	labels map[string]map[string]string // of nodes
+	// slices belong to the goroutine that follows the EndpointSlices; those of each Service are sorted by name.
+	slices map[view.Key][]view.Slice
+
+	mu       sync.Mutex             // guards all that follows; informers call from goroutines of their own
+	services map[view.Key]types.UID // those of type LoadBalancer
+	pods     map[string]seed
+	nodes    map[string][]string
+	labels   map[string]map[string]string // of nodes
 }
+
+// calm is how long after the start the memory is given back that only the start needed: what was read is several times what is
+// kept of it, and the runtime would hold on to the rest for minutes.
+const calm = 5 * time.Second
 
 // watch is a kind with what to do about its objects.
 type watch struct {
@@ -77,11 +88,11 @@ type seed struct {
 
 // Run registers the handlers and tells the agent once everything that exists has been posted. It returns when ctx ends.
 func (f *Feed) Run(ctx context.Context) error {
-	f.slices = map[view.Key]map[string]*discoveryv1.EndpointSlice{}
-	f.pods, f.nodes, f.labels = map[string]seed{}, map[string][]string{}, map[string]map[string]string{}
+	f.slices = map[view.Key][]view.Slice{}
+	f.mu.Lock()
+	f.services, f.pods, f.nodes, f.labels = map[view.Key]types.UID{}, map[string]seed{}, map[string][]string{}, map[string]map[string]string{}
+	f.mu.Unlock()
 	watched := []watch{
-		{&corev1.Service{}, f.setService, f.removeService},
-		{&discoveryv1.EndpointSlice{}, f.setSlice, f.removeSlice},
 		{&corev1.Node{}, f.setNode, f.removeNode},
 		{&corev1.Pod{}, f.setPod, f.removePod},
 	}
@@ -104,7 +115,16 @@ func (f *Feed) Run(ctx context.Context) error {
 		}
 		synced = append(synced, reg.HasSynced)
 	}
-	if !toolscache.WaitForCacheSync(ctx.Done(), synced...) {
+	services, endpoints := f.serviceMirror(ctx), f.sliceMirror(ctx)
+	var following sync.WaitGroup
+	defer following.Wait()
+	following.Go(func() {
+		services.follow(ctx, f.Source, &corev1.Service{}, func() client.ObjectList { return &corev1.ServiceList{} })
+	})
+	following.Go(func() {
+		endpoints.follow(ctx, f.Source, &discoveryv1.EndpointSlice{}, func() client.ObjectList { return &discoveryv1.EndpointSliceList{} })
+	})
+	if !toolscache.WaitForCacheSync(ctx.Done(), append(synced, services.synced, endpoints.synced)...) {
 		return nil
 	}
 	f.complete.Store(true)
@@ -112,7 +132,12 @@ func (f *Feed) Run(ctx context.Context) error {
 	f.Agent.Post(ctx, agent.Synced())
 	f.synced.Store(true)
 	f.Log.Info("the cluster's state is read")
-	<-ctx.Done()
+	select {
+	case <-time.After(calm):
+		debug.FreeOSMemory()
+		<-ctx.Done()
+	case <-ctx.Done():
+	}
 	return nil
 }
 
@@ -125,52 +150,6 @@ func last(o any) any {
 		return gone.Obj
 	}
 	return o
-}
-
-func (f *Feed) setService(ctx context.Context, o any) {
-	if s, ok := o.(*corev1.Service); ok {
-		f.Agent.Post(ctx, agent.SetService(view.FromService(s)))
-	}
-}
-
-func (f *Feed) removeService(ctx context.Context, o any) {
-	if s, ok := o.(*corev1.Service); ok {
-		f.Agent.Post(ctx, agent.RemoveService(view.Key{Namespace: s.Namespace, Name: s.Name}))
-	}
-}
-
-func (f *Feed) setSlice(ctx context.Context, o any) {
-	if s, ok := o.(*discoveryv1.EndpointSlice); ok {
-		f.changeSlice(ctx, s, func(m map[string]*discoveryv1.EndpointSlice) { m[s.Name] = s })
-	}
-}
-
-func (f *Feed) removeSlice(ctx context.Context, o any) {
-	if s, ok := o.(*discoveryv1.EndpointSlice); ok {
-		f.changeSlice(ctx, s, func(m map[string]*discoveryv1.EndpointSlice) { delete(m, s.Name) })
-	}
-}
-
-// changeSlice edits the slices of one Service and posts the endpoints of all of them together.
-func (f *Feed) changeSlice(ctx context.Context, s *discoveryv1.EndpointSlice, edit func(map[string]*discoveryv1.EndpointSlice)) {
-	key := view.Key{Namespace: s.Namespace, Name: s.Labels[discoveryv1.LabelServiceName]}
-	if key.Name == "" {
-		return
-	}
-	f.mu.Lock()
-	if f.slices[key] == nil {
-		f.slices[key] = map[string]*discoveryv1.EndpointSlice{}
-	}
-	edit(f.slices[key])
-	var all []discoveryv1.EndpointSlice
-	for _, name := range slices.Sorted(maps.Keys(f.slices[key])) {
-		all = append(all, *f.slices[key][name])
-	}
-	if len(all) == 0 {
-		delete(f.slices, key)
-	}
-	f.mu.Unlock()
-	f.Agent.Post(ctx, agent.SetEndpoints(view.FromSlices(key, all)))
 }
 
 func (f *Feed) setNode(ctx context.Context, o any) {

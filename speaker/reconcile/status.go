@@ -35,6 +35,8 @@ type StatusWriter struct {
 	Cache  cache.Cache
 	Events events.EventRecorder
 	Log    *slog.Logger
+	// Service returns what an event about a Service names, nil when there is no such Service.
+	Service func(view.Key) *corev1.Service
 	// Skipped returns the links that are left out, and why.
 	Skipped func() []facts.SkippedLink
 	// Announced is told what this node announces, for the metrics.
@@ -118,7 +120,7 @@ func (w *StatusWriter) Run(ctx context.Context) error {
 			return nil
 		case s = <-w.latest:
 			observed = true
-			w.tell(ctx, s)
+			w.tell(s)
 			w.denied(ctx, s)
 		case <-w.stale:
 		case <-retry.C:
@@ -158,7 +160,7 @@ func (w *StatusWriter) denied(ctx context.Context, s agent.Status) {
 
 // tell writes an event on each Service whose address this node took, or that somebody else claims. A claim that goes on
 // is told once.
-func (w *StatusWriter) tell(ctx context.Context, s agent.Status) {
+func (w *StatusWriter) tell(s agent.Status) {
 	held := make(map[netip.Addr]bool, len(s.Held))
 	for _, a := range s.Held {
 		held[a] = true
@@ -178,14 +180,14 @@ func (w *StatusWriter) tell(ctx context.Context, s agent.Status) {
 			continue
 		}
 		for _, k := range services[n.Address] {
-			w.event(ctx, k, n)
+			w.event(k, n)
 		}
 	}
 }
 
-func (w *StatusWriter) event(ctx context.Context, k view.Key, n elect.Note) {
-	svc := &corev1.Service{}
-	if err := w.Client.Get(ctx, client.ObjectKey{Namespace: k.Namespace, Name: k.Name}, svc); err != nil {
+func (w *StatusWriter) event(k view.Key, n elect.Note) {
+	svc := w.Service(k)
+	if svc == nil {
 		return // the Service is gone: nobody is left to tell
 	}
 	switch n.Kind {

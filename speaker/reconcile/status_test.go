@@ -77,7 +77,7 @@ func newDesk(t *testing.T) *desk {
 	d.writer = &reconcile.StatusWriter{
 		Client: mgr.GetClient(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEvents), Log: log,
 		Skipped:   func() []facts.SkippedLink { return []facts.SkippedLink{{Name: "storage0", Why: facts.SkippedExcluded}} },
-		Announced: reconcile.NewAnnounced(self), Self: self, Namespace: names.Namespace, Version: "v1.2.3",
+		Announced: reconcile.NewAnnounced(self), Self: self, Namespace: names.Namespace, Version: "v1.2.3", Service: reference(t, d.api),
 	}
 	d.writer.Init()
 	d.metric.MustRegister(d.writer.Announced)
@@ -98,8 +98,19 @@ func newDesk(t *testing.T) *desk {
 		d.create(s)
 	}
 	d.state = agent.Status{Links: twoEths, Members: []string{self, other}}
-	d.state.Plan.Verdicts = plan.NewList(plan.Verdict{Service: dns, Addresses: []netip.Addr{four}}, plan.Verdict{Service: web, Addresses: []netip.Addr{four, six}})
+	d.state.Plan.Verdicts = plan.NewList(&plan.Verdict{Service: dns, Addresses: []netip.Addr{four}}, &plan.Verdict{Service: web, Addresses: []netip.Addr{four, six}})
 	return d
+}
+
+// reference finds what events name.
+func reference(t *testing.T, api client.Reader) func(view.Key) *corev1.Service {
+	return func(k view.Key) *corev1.Service {
+		s := &corev1.Service{}
+		if err := api.Get(t.Context(), client.ObjectKey{Namespace: k.Namespace, Name: k.Name}, s); err != nil {
+			return nil
+		}
+		return s
+	}
 }
 
 func (d *desk) create(o client.Object) {
@@ -276,8 +287,8 @@ func TestWhatASpeakerSaysOfItself(t *testing.T) {
 	d.others(both)
 	d.conflicts(both)
 
-	d.state.Plan.Routes = []intent.Route{{Prefix: netip.MustParsePrefix("192.168.0.201/32")}}
-	d.state.Plan.BGP = plan.NewList(plan.BGPVerdict{Service: dns, Addresses: []netip.Addr{four}, Reason: names.ReasonAnnounced}, plan.BGPVerdict{Service: web, Addresses: []netip.Addr{six}, Reason: names.ReasonNoPeers})
+	d.state.Plan.Routes = []*intent.Route{{Prefix: netip.MustParsePrefix("192.168.0.201/32")}}
+	d.state.Plan.BGP = plan.NewList(&plan.BGPVerdict{Service: dns, Addresses: []netip.Addr{four}, Reason: names.ReasonAnnounced}, &plan.BGPVerdict{Service: web, Addresses: []netip.Addr{six}, Reason: names.ReasonNoPeers})
 	d.observe(both[:1])
 	d.wantEntries("one address is given up", dnsEntry, "default/web on node1 labelled default/web@node1 192.168.0.201")
 	d.wantSpeaker("one is left, and a route", func(s v1alpha1.SpeakerStatusStatus) bool { return s.Held == 1 && s.Routes == 1 })

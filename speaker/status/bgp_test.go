@@ -46,9 +46,9 @@ func TestThePathOfASessionIsWatchedOrItIsSaidWhyNot(t *testing.T) {
 func TestAnnouncements(t *testing.T) {
 	key := func(name string) view.Key { return view.Key{Namespace: "default", Name: name} }
 	p := plan.Plan{BGP: plan.NewList(
-		plan.BGPVerdict{Service: key("a"), Peers: []string{"tor1", "tor2"}, Reason: names.ReasonAnnounced},
-		plan.BGPVerdict{Service: key("b"), Reason: names.ReasonNoEndpoints},
-		plan.BGPVerdict{Service: key("c"), Peers: []string{"tor1"}, Reason: names.ReasonAnnounced},
+		&plan.BGPVerdict{Service: key("a"), Peers: []string{"tor1", "tor2"}, Reason: names.ReasonAnnounced},
+		&plan.BGPVerdict{Service: key("b"), Reason: names.ReasonNoEndpoints},
+		&plan.BGPVerdict{Service: key("c"), Peers: []string{"tor1"}, Reason: names.ReasonAnnounced},
 	)}
 	want := []status.Announcement{{key("a"), []string{"tor1", "tor2"}}, {key("c"), []string{"tor1"}}}
 	if got := status.Announcements(p); !reflect.DeepEqual(got, want) {

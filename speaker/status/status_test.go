@@ -33,7 +33,7 @@ func inputs(claims ...intent.Claim) Inputs {
 	return Inputs{
 		Self: "a", Links: links, Members: []string{"a", "b"}, Claims: claims,
 		Plan: plan.Plan{Verdicts: plan.NewList(
-			plan.Verdict{Service: web, Addresses: []netip.Addr{six, four}}, plan.Verdict{Service: dns, Addresses: []netip.Addr{four}},
+			&plan.Verdict{Service: web, Addresses: []netip.Addr{six, four}}, &plan.Verdict{Service: dns, Addresses: []netip.Addr{four}},
 		)},
 	}
 }

@@ -49,10 +49,10 @@ type Speaker struct {
 	server  *server.BgpServer
 	asn     uint32
 	port    int
-	// held are the paths in the server's table, with the family's attributes ready for a withdrawal.
-	held map[netip.Prefix]bool
-	peer bool // a neighbour is configured
-	key  string
+	// refused are the prefixes that could not be announced: they are not in the server's table.
+	refused map[netip.Prefix]bool
+	peer    bool // a neighbour is configured
+	key     string
 }
 
 // NewSpeaker returns a Speaker with an empty table.
@@ -76,7 +76,7 @@ func (l *Library) NewSpeaker(asn uint32, routerID netip.Addr) (bgp.Speaker, erro
 			Asn: asn, RouterId: routerID.String(), ListenPort: int32(port), ListenAddresses: []string{loopback},
 		}})
 		if err == nil {
-			return &Speaker{library: l, server: s, asn: asn, port: port, held: map[netip.Prefix]bool{}}, nil
+			return &Speaker{library: l, server: s, asn: asn, port: port, refused: map[netip.Prefix]bool{}}, nil
 		}
 	}
 	l.idle = append(l.idle, s)
@@ -110,9 +110,10 @@ func (s *Speaker) Set(paths []bgp.Path) error {
 		}
 		if err != nil {
 			faults = append(faults, fmt.Errorf("announcing %s: %w", paths[i].Prefix, err))
+			s.refused[paths[i].Prefix] = true
 			continue
 		}
-		s.held[paths[i].Prefix] = true
+		delete(s.refused, paths[i].Prefix)
 	}
 	return errors.Join(faults...)
 }
@@ -121,7 +122,8 @@ func (s *Speaker) Set(paths []bgp.Path) error {
 func (s *Speaker) Withdraw(prefixes []netip.Prefix) error {
 	var faults []error
 	for _, p := range prefixes {
-		if !s.held[p] {
+		if s.refused[p] {
+			delete(s.refused, p)
 			continue
 		}
 		w, err := withdrawal(p)
@@ -132,7 +134,6 @@ func (s *Speaker) Withdraw(prefixes []netip.Prefix) error {
 			faults = append(faults, fmt.Errorf("withdrawing %s: %w", p, err))
 			continue
 		}
-		delete(s.held, p)
 	}
 	return errors.Join(faults...)
 }
