@@ -1,7 +1,7 @@
 // Package bgp keeps sessions with routers and announces routes on them. An Engine is told what should be true, the peers
-// and the routes; one goroutine a peer makes it so: it connects to the router, relays between it and a Library, which
-// speaks the protocol, and tells what it sees. What the router sends is taken in no further than the relay: its routes are
-// dropped there. A peer that misbehaves harms its own session alone.
+// and the routes; one goroutine a peer makes it so: it connects to the router, keeps a Table of what it should know, relays between
+// it and a Library, which makes messages of that, and tells what it sees. What the router sends is taken in no further than the
+// relay: its routes are dropped there. A peer that misbehaves harms its own session alone.
 package bgp
 
 import (
@@ -12,33 +12,14 @@ import (
 
 	"github.com/gantry-lb/gantry/speaker/bfd"
 	"github.com/gantry-lb/gantry/speaker/bgp/frame"
-	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// Library makes Speakers. Package gobgp has the real one.
+// Library makes the messages about routes. Package gobgp has the real one.
 type Library interface {
-	// NewSpeaker returns a Speaker with its own table of routes.
-	NewSpeaker(asn uint32, routerID netip.Addr) (Speaker, error)
-}
-
-// Speaker holds the routes for one peer and speaks BGP with it. It is used by one goroutine at a time.
-type Speaker interface {
-	// Set announces routes, each in the place of what was announced for its prefix before.
-	Set(paths []Path) error
-	// Withdraw takes prefixes back that were set.
-	Withdraw(prefixes []netip.Prefix) error
-	// Open returns a connection on which the Speaker is a router's peer, after the OPENs: what is read from it are
-	// the messages after our OPEN, what is written to it the router's messages after its OPEN.
-	Open(ctx context.Context, s Agreed) (net.Conn, error)
-	// Close ends the Speaker.
-	Close()
-}
-
-// Path is a route as one peer gets it.
-type Path struct {
-	Prefix  netip.Prefix
-	NextHop netip.Addr
-	intent.Attributes
+	// Open returns a connection on which the Library is a router's peer with the number asn, after the OPENs: what is read
+	// from it are the messages after our OPEN, what is written to it the router's messages after its OPEN. It follows the
+	// Table until the connection is closed.
+	Open(s Agreed, asn uint32, t *Table) net.Conn
 }
 
 // Agreed is what the OPENs of both sides came to.

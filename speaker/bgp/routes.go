@@ -11,93 +11,38 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// terms are what a prefix is announced with. They are immutable.
-type terms struct {
-	nextHop netip.Addr
-	intent.Attributes
-}
-
-func (t *terms) same(p *Path) bool { return t.nextHop == p.NextHop && t.Attributes.Equal(p.Attributes) }
-
-// mostShared bounds how many terms are looked through: nearly all routes of a peer have the same.
-const mostShared = 16
-
-// termsOf returns the terms of a path, those of another one where they are the same.
-func (w *worker) termsOf(p *Path) *terms {
-	for _, t := range w.shared {
-		if t.same(p) {
-			return t
-		}
-	}
-	t := &terms{p.NextHop, p.Attributes}
-	if len(w.shared) == mostShared {
-		w.shared = slices.Delete(w.shared, 0, 1)
-	}
-	w.shared = append(w.shared, t)
-	return t
-}
-
-// sync brings the Speaker's routes in line with what is desired. A route that cannot be announced harms no other.
+// sync brings the Table in line with what is desired.
 func (w *worker) sync() {
 	w.state.Routes = len(w.o.routes)
-	if w.speaker == nil {
-		return
-	}
-	var set []Path
-	var withdraw []netip.Prefix
-	for _, r := range w.o.routes {
-		p, ok := w.path(r)
-		switch old, held := w.held[r.Prefix]; {
-		case !ok && held:
-			withdraw = append(withdraw, r.Prefix)
-		case ok && (!held || !old.same(&p)):
-			set = append(set, p)
+	w.table.Replace(func(yield func(netip.Prefix, Terms) bool) {
+		for _, r := range w.o.routes {
+			if t, ok := w.terms(r); ok && !yield(r.Prefix, t) {
+				return
+			}
 		}
-	}
-	for prefix := range w.held {
-		if _, wanted := slices.BinarySearchFunc(w.o.routes, prefix, func(r *intent.Route, p netip.Prefix) int { return r.Prefix.Compare(p) }); !wanted {
-			withdraw = append(withdraw, prefix)
-		}
-	}
-	slices.SortFunc(withdraw, netip.Prefix.Compare)
-	if err := w.speaker.Withdraw(withdraw); err != nil {
-		w.log.Error("withdrawing routes", "error", err)
-	}
-	for _, p := range withdraw {
-		delete(w.held, p)
-	}
-	if err := w.speaker.Set(set); err != nil {
-		w.log.Error("announcing routes", "error", err)
-	}
-	for i := range set {
-		w.held[set[i].Prefix] = w.termsOf(&set[i])
-	}
+	})
 }
 
 // gracefulShutdown is the community of routes that are about to go (RFC 8326 section 3).
 const gracefulShutdown = 0xffff0000
 
-// path is a route as the peer gets it now; false when it gets none.
-func (w *worker) path(r *intent.Route) (Path, bool) {
+// terms are those that the peer gets a route with now; false when it gets none, as before its first session, or when no message
+// has room for it.
+func (w *worker) terms(r *intent.Route) (Terms, bool) {
 	if w.phase == gone {
-		return Path{}, false
+		return Terms{}, false
 	}
-	prefix, a := r.Prefix, r.Attributes
-	f := frame.IPv6
-	if prefix.Addr().Is4() {
-		f = frame.IPv4
-	}
-	p := Path{Prefix: prefix, NextHop: nextHop(f, w.extends, w.v4, w.v6), Attributes: a}
-	if a.Bandwidth > 0 {
-		p.Extended = append(slices.Clone(p.Extended), linkBandwidth(w.o.peer.LocalASN, a.Bandwidth))
+	t := Terms{NextHop: nextHop(familyOf(r.Prefix), w.extends, w.v4, w.v6), Attributes: r.Attributes}
+	if t.Bandwidth > 0 {
+		t.Extended = append(slices.Clone(t.Extended), linkBandwidth(w.o.peer.LocalASN, t.Bandwidth))
 	}
 	if w.phase == going {
-		p.LocalPref = 1 // the lowest that the library sends; 0 leaves it out
-		p.Communities = append(slices.Clone(p.Communities), gracefulShutdown)
-		slices.Sort(p.Communities)
-		p.Communities = slices.Compact(p.Communities)
+		t.LocalPref = 1 // the lowest: 0 stands for none
+		t.Communities = append(slices.Clone(t.Communities), gracefulShutdown)
+		slices.Sort(t.Communities)
+		t.Communities = slices.Compact(t.Communities)
 	}
-	return p, p.NextHop.IsValid() && !p.Overloaded() // the library would not survive that
+	return t, t.NextHop.IsValid() && !r.Overloaded()
 }
 
 // linkBandwidth is the community of that name (draft-ietf-idr-link-bandwidth): a non-transitive one of an AS of two octets,
@@ -129,7 +74,7 @@ func (w *worker) stop(o order) {
 		s.finish(fmt.Errorf("the speaker restarts"), nil)
 		return
 	}
-	w.log.Info("taking the routes back before the session ends", "router", w.state.Remote, "routes", len(w.held))
+	w.log.Info("taking the routes back before the session ends", "router", w.state.Remote, "routes", w.table.Len())
 	for _, step := range []struct {
 		phase leavePhase
 		wait  time.Duration
@@ -163,7 +108,7 @@ func (w *worker) leave(yes bool) {
 	w.phase = staying
 	w.drained.Stop()
 	if yes {
-		w.log.Info("the node is leaving: its routes are announced as going, and withdrawn then", "routes", len(w.held))
+		w.log.Info("the node is leaving: its routes are announced as going, and withdrawn then", "routes", w.table.Len())
 		w.phase = going
 		w.drained.Reset(goingTime)
 	}

@@ -18,18 +18,17 @@ import (
 // fault of any side ends it; it is told once, on ended.
 type session struct {
 	conn   Conn     // to the router
-	lib    net.Conn // to the Speaker
+	lib    net.Conn // to the Library
 	agreed Agreed
 	tally  *tally
 	// up and ended are closed when the router has confirmed the session, and when it is over; why is set before ended.
 	up, ended chan struct{}
 	why       error
 
-	once     sync.Once
-	write    sync.Mutex // guards out
-	out      *bufio.Writer
-	pace     chan time.Duration // holds the latest interval between keepalives
-	answered bool               // of outward: the library's answer to the OPEN has passed
+	once  sync.Once
+	write sync.Mutex // guards out
+	out   *bufio.Writer
+	pace  chan time.Duration // holds the latest interval between keepalives
 }
 
 // tally counts messages in both directions.
@@ -86,7 +85,7 @@ func relay(conn Conn, lib net.Conn, a Agreed, t *tally) *session {
 // probes are TCP's own, for a session without a hold time.
 var probes = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 4}
 
-// pulse sends our keepalives. The library would keep to the interval that the session began with.
+// pulse sends our keepalives after the first, which is the library's answer to the router's OPEN.
 func (s *session) pulse() {
 	select {
 	case <-s.up:
@@ -130,11 +129,8 @@ func (s *session) send(t frame.Type, m []byte, flush bool) error {
 	}
 	s.write.Lock()
 	_ = s.conn.SetWriteDeadline(time.Now().Add(patience))
-	var err error
-	if m != nil {
-		s.tally.sent(t)
-		_, err = s.out.Write(m)
-	}
+	s.tally.sent(t)
+	_, err := s.out.Write(m)
 	if err == nil && flush {
 		err = s.out.Flush()
 	}
@@ -263,28 +259,12 @@ func (s *session) outward() {
 			s.finish(fmt.Errorf("the library ended the session: %s", f.Words()), f)
 			return
 		}
-		// Messages that come together go together. What is left out may be the last of them.
-		if s.needless(t, m) {
-			m = nil
-		}
+		// Messages that come together go together.
 		if s.send(t, m, r.Buffered() == 0) != nil {
 			return
 		}
 	}
 }
-
-// needless says whether a message of the library is not for the router: keepalives after the first, which answers the OPEN, and
-// the End-of-RIB, which the library always sends, to a router that did not ask for it.
-func (s *session) needless(t frame.Type, m []byte) bool {
-	if t == frame.TypeKeepalive && !s.answered {
-		s.answered = true
-		return false
-	}
-	return t == frame.TypeKeepalive || t == frame.TypeUpdate && !s.agreed.Graceful && frame.EndOfRIB(m)
-}
-
-// poke tells the library that the router is there: without a hold time no message may come for days.
-func (s *session) poke() { _, _ = s.lib.Write(frame.Keepalive()) }
 
 // openWait is how long the router may take for its OPEN. RFC 4271 section 8.2.2 suggests four minutes; a router that is silent
 // after accepting the connection is either overloaded or not one.

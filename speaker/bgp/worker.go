@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/gantry-lb/gantry/speaker/bfd"
@@ -25,7 +24,7 @@ type order struct {
 	stop, gone bool
 }
 
-// worker is the owner of one peer: its session, its Speaker and the routes in it. All fields below orders belong to run.
+// worker is the owner of one peer: its session, and the Table of its routes. All fields below orders belong to run.
 type worker struct {
 	e      *Engine
 	name   string
@@ -39,10 +38,7 @@ type worker struct {
 	ctx     context.Context
 	o       order // the latest
 	state   State
-	speaker Speaker
-	made    identity                // what speaker was made with
-	held    map[netip.Prefix]*terms // what speaker announces
-	shared  []*terms                // the latest, so that prefixes with the same terms share them
+	table   *Table // what the router should know
 	session *session
 	up      <-chan struct{} // of session, nil once it was seen
 	v4, v6  netip.Addr      // next hops of the session
@@ -56,12 +52,6 @@ type worker struct {
 	phase    leavePhase
 	drained  *time.Timer
 	restart  bool // no session was established in this life of the process yet
-}
-
-// identity is what a Speaker cannot change.
-type identity struct {
-	asn uint32
-	id  netip.Addr
 }
 
 // attempt is the outcome of connecting.
@@ -93,14 +83,12 @@ const (
 	longestPause = 10 * time.Second
 	// stable is how long a session has to live for its end to count as the first failure.
 	stable = 10 * time.Second
-	// pokeInterval is well below the hold time that the library believes in.
-	pokeInterval = time.Hour
 )
 
 func newWorker(e *Engine, name string) *worker {
 	w := &worker{
 		e: e, name: name, log: e.o.Log.With("peer", name), orders: make(chan order, 1), paths: make(chan bfd.Event, 16), calls: make(chan Conn, 1), done: make(chan struct{}),
-		held: map[netip.Prefix]*terms{}, state: State{Peer: name, Phase: Idle, Since: now()}, restart: true,
+		table: NewTable(), state: State{Peer: name, Phase: Idle, Since: now()}, restart: true,
 	}
 	w.state.tally = &w.tally
 	return w
@@ -129,8 +117,6 @@ func (w *worker) run(ctx context.Context) {
 	w.retry, w.drained = time.NewTimer(time.Hour), time.NewTimer(time.Hour)
 	w.retry.Stop()
 	w.drained.Stop()
-	poke := time.NewTicker(pokeInterval)
-	defer poke.Stop()
 	defer w.close()
 	first := true
 	for {
@@ -168,10 +154,6 @@ func (w *worker) run(ctx context.Context) {
 		case <-w.drained.C:
 			w.phase = gone
 			w.sync()
-		case <-poke.C:
-			if w.session != nil {
-				w.session.poke()
-			}
 		}
 		w.report()
 	}
@@ -180,9 +162,6 @@ func (w *worker) run(ctx context.Context) {
 // close ends what is left.
 func (w *worker) close() {
 	w.abort()
-	if w.speaker != nil {
-		w.speaker.Close()
-	}
 	select {
 	case c := <-w.calls:
 		c.Close()
@@ -343,39 +322,15 @@ func (w *worker) begin(a attempt) {
 		w.fail(a.err)
 		return
 	}
-	if err := w.prepare(a); err != nil {
-		f := frame.Cease(frame.CeaseReset, "")
-		_, _ = a.conn.Write(f.Encode())
-		go hangUp(a.conn, true)
-		w.fail(err)
-		return
-	}
-	lib, err := w.speaker.Open(w.ctx, a.agreed)
-	if err != nil {
-		a.conn.Close()
-		w.fail(err)
-		return
-	}
+	w.prepare(a)
+	lib := w.e.o.Library.Open(a.agreed, w.o.peer.LocalASN, w.table)
 	w.session = relay(a.conn, lib, a.agreed, &w.tally)
 	w.up = w.session.up
 	w.enter(OpenSent)
 }
 
-// prepare makes the Speaker what the session needs: its identity, and routes with the session's next hops.
-func (w *worker) prepare(a attempt) error {
-	want := identity{w.o.peer.LocalASN, a.agreed.Self.ID}
-	if w.speaker == nil || w.made != want {
-		if w.speaker != nil {
-			w.speaker.Close()
-			w.speaker = nil
-		}
-		s, err := w.e.o.Library.NewSpeaker(want.asn, want.id)
-		if err != nil {
-			return err
-		}
-		w.speaker, w.made = s, want
-		clear(w.held)
-	}
+// prepare gives the routes the session's next hops.
+func (w *worker) prepare(a attempt) {
 	w.v4, w.v6 = a.conn.NextHops()
 	w.extends = a.agreed.ExtendedNextHop
 	if local, ok := a.conn.LocalAddr().(*net.TCPAddr); ok && w.o.peer.Unnumbered {
@@ -385,7 +340,6 @@ func (w *worker) prepare(a attempt) error {
 		}
 	}
 	w.sync()
-	return nil
 }
 
 // established tells of a session that the router has confirmed.
@@ -395,7 +349,7 @@ func (w *worker) established() {
 	w.state.Ups++
 	w.state.Families, w.state.ASN, w.state.Hold, w.state.Graceful = a.Families, a.Peer.ASN, a.Hold, a.Graceful
 	w.enter(Established)
-	w.log.Info("the session is established", "router", w.state.Remote, "asn", a.Peer.ASN, "families", fmt.Sprint(a.Families), "routes", len(w.held))
+	w.log.Info("the session is established", "router", w.state.Remote, "asn", a.Peer.ASN, "families", fmt.Sprint(a.Families), "routes", w.table.Len())
 }
 
 // over takes note of the end of the session and connects again: at once after a session that was stable.
@@ -444,11 +398,7 @@ func (w *worker) report() {
 	w.state.Remote = netip.AddrPortFrom(w.o.peer.Address, w.o.peer.Port)
 	w.state.Announced = 0
 	if w.state.Phase == Established {
-		for p := range w.held {
-			if slices.Contains(w.state.Families, familyOf(p)) {
-				w.state.Announced++
-			}
-		}
+		w.state.Announced = w.table.Len(w.state.Families...)
 	}
 	w.e.observe(w.state)
 }

@@ -98,23 +98,3 @@ func message(t Type, body []byte) []byte {
 
 // Keepalive returns a KEEPALIVE.
 func Keepalive() []byte { return message(TypeKeepalive, nil) }
-
-// EndOfRIB says whether an UPDATE is the marker that ends the first routes of a family (RFC 4724 section 2): one without
-// routes, for IPv4, or one with nothing but an MP_UNREACH_NLRI without routes.
-func EndOfRIB(message []byte) bool {
-	b := Body(message)
-	if bytes.Equal(b, []byte{0, 0, 0, 0}) {
-		return true
-	}
-	if len(b) < 4 || b[0]|b[1] != 0 || int(binary.BigEndian.Uint16(b[2:])) != len(b)-4 {
-		return false
-	}
-	const mpUnreach, extended = 15, 0x10
-	switch a := b[4:]; {
-	case len(a) == 6 && a[0]&extended == 0:
-		return a[1] == mpUnreach && a[2] == 3
-	case len(a) == 7 && a[0]&extended != 0:
-		return a[1] == mpUnreach && a[2] == 0 && a[3] == 3
-	}
-	return false
-}

@@ -96,24 +96,6 @@ func TestFaultsAreToldInWords(t *testing.T) {
 	}
 }
 
-func TestTheEndOfTheFirstRoutes(t *testing.T) {
-	update := func(body ...byte) []byte { return message(TypeUpdate, body) }
-	for name, c := range map[string]struct {
-		in   []byte
-		want bool
-	}{
-		"of IPv4":                     {update(0, 0, 0, 0), true},
-		"of IPv6":                     {update(0, 0, 0, 6, 0x80, 15, 3, 0, 2, 1), true},
-		"of IPv6, with a long length": {update(0, 0, 0, 7, 0x90, 15, 0, 3, 0, 2, 1), true},
-		"a withdrawal of IPv4":        {update(0, 4, 24, 192, 0, 2, 0, 0), false},
-		"a withdrawal of IPv6":        {update(0, 0, 0, 8, 0x80, 15, 5, 0, 2, 1, 8, 32), false},
-	} {
-		if got := EndOfRIB(c.in); got != c.want {
-			t.Errorf("%s: %v", name, got)
-		}
-	}
-}
-
 // FuzzRead reads whatever bytes as a router's messages: it may not fail otherwise than by an error, read beyond a message, or give one
 // that its type does not allow.
 func FuzzRead(f *testing.F) {
@@ -143,8 +125,6 @@ func FuzzRead(f *testing.F) {
 				}
 			case TypeNotification:
 				_ = DecodeNotification(Body(m)).Words()
-			case TypeUpdate:
-				_ = EndOfRIB(m)
 			}
 		}
 	})

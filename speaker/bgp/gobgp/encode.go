@@ -1,114 +1,217 @@
 package gobgp
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
+	"slices"
 
-	api "github.com/osrg/gobgp/v3/api"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
+	packet "github.com/osrg/gobgp/v3/pkg/packet/bgp"
 
 	"github.com/gantry-lb/gantry/speaker/bgp"
 	"github.com/gantry-lb/gantry/speaker/bgp/frame"
 )
 
-func family(f frame.Family) *api.Family {
-	if f == frame.IPv6 {
-		return &api.Family{Afi: api.Family_AFI_IP6, Safi: api.Family_SAFI_UNICAST}
-	}
-	return &api.Family{Afi: api.Family_AFI_IP, Safi: api.Family_SAFI_UNICAST}
+// encoder makes the UPDATEs of one session.
+type encoder struct {
+	asn uint32 // our number, as the router sees it
+	// external says that the router is of another autonomous system, wide that it knows AS numbers of four octets.
+	external, wide bool
+	families       []frame.Family
 }
 
-func familyOf(p netip.Prefix) *api.Family {
-	if p.Addr().Is6() {
-		return family(frame.IPv6)
-	}
-	return family(frame.IPv4)
+func newEncoder(a bgp.Agreed, asn uint32) *encoder {
+	return &encoder{asn: asn, external: a.Peer.ASN != asn, wide: a.Peer.FourOctet, families: a.Families}
 }
 
-// encode turns a path into the library's terms.
-func (s *Speaker) encode(p *bgp.Path) (*api.Path, error) {
-	nlri := &api.IPAddressPrefix{Prefix: p.Prefix.Addr().String(), PrefixLen: uint32(p.Prefix.Bits())}
-	attrs := []proto.Message{&api.OriginAttribute{Origin: 0}} // IGP
-	if !p.NextHop.IsValid() {
-		return nil, fmt.Errorf("the session has no next hop for it")
-	}
-	if p.Prefix.Addr().Is4() && p.NextHop.Is4() {
-		attrs = append(attrs, &api.NextHopAttribute{NextHop: p.NextHop.String()})
-	} else {
-		n, err := anypb.New(nlri)
-		if err != nil {
-			return nil, err
-		}
-		attrs = append(attrs, &api.MpReachNLRIAttribute{
-			Family: familyOf(p.Prefix), NextHops: []string{p.NextHop.WithZone("").String()}, Nlris: []*anypb.Any{n},
-		})
-	}
-	if p.Prepend > 0 {
-		again := make([]uint32, p.Prepend)
-		for i := range again {
-			again[i] = s.asn
-		}
-		attrs = append(attrs, &api.AsPathAttribute{Segments: []*api.AsSegment{{Type: api.AsSegment_AS_SEQUENCE, Numbers: again}}})
-	}
-	if p.HasMED {
-		attrs = append(attrs, &api.MultiExitDiscAttribute{Med: p.MED})
-	}
-	if p.LocalPref > 0 {
-		attrs = append(attrs, &api.LocalPrefAttribute{LocalPref: p.LocalPref})
-	}
-	if len(p.Communities) > 0 {
-		attrs = append(attrs, &api.CommunitiesAttribute{Communities: p.Communities})
-	}
-	if len(p.Large) > 0 {
-		l := &api.LargeCommunitiesAttribute{}
-		for _, c := range p.Large {
-			l.Communities = append(l.Communities, &api.LargeCommunity{GlobalAdmin: c[0], LocalData1: c[1], LocalData2: c[2]})
-		}
-		attrs = append(attrs, l)
-	}
-	if len(p.Extended) > 0 {
-		e := &api.ExtendedCommunitiesAttribute{}
-		for _, c := range p.Extended {
-			u, err := anypb.New(&api.UnknownExtended{Type: uint32(c[0]), Value: c[1:]})
-			if err != nil {
-				return nil, err
-			}
-			e.Communities = append(e.Communities, u)
-		}
-		attrs = append(attrs, e)
-	}
-	return assemble(p.Prefix, nlri, attrs)
+const (
+	// defaultPref is the local preference of routes that none is asked for (as routers have it, too).
+	defaultPref = 100
+	// asTrans stands for a number of four octets where two are all that the router knows (RFC 6793).
+	asTrans = 23456
+	// room is what of a message is left for the withdrawn routes, the attributes and the routes together.
+	room = frame.MaxLen - 19 - 4
+)
+
+// group are routes that go together in an UPDATE.
+type group struct {
+	terms    *bgp.Terms // nil for those that are withdrawn
+	family   frame.Family
+	prefixes []netip.Prefix
 }
 
-// withdrawal is the path that takes a prefix back; the library wants the mandatory attributes even so.
-func withdrawal(p netip.Prefix) (*api.Path, error) {
-	nlri := &api.IPAddressPrefix{Prefix: p.Addr().String(), PrefixLen: uint32(p.Bits())}
-	attrs := []proto.Message{&api.OriginAttribute{Origin: 0}}
-	if p.Addr().Is4() {
-		attrs = append(attrs, &api.NextHopAttribute{NextHop: "0.0.0.0"})
-	} else {
-		n, err := anypb.New(nlri)
-		if err != nil {
-			return nil, err
-		}
-		attrs = append(attrs, &api.MpReachNLRIAttribute{Family: familyOf(p), NextHops: []string{"::"}, Nlris: []*anypb.Any{n}})
+// updates tells the UPDATEs that the changes need: what is withdrawn first, then the routes, those with the same terms together.
+// A route that fits into no message is told as a fault. It stops at the first error of tell.
+func (e *encoder) updates(changes []bgp.Change, tell func(message []byte, fault error) error) error {
+	slices.SortFunc(changes, func(x, y bgp.Change) int { return x.Prefix.Compare(y.Prefix) })
+	type kind struct {
+		terms  *bgp.Terms
+		family frame.Family
 	}
-	return assemble(p, nlri, attrs)
+	index := map[kind]int{}
+	var groups []group
+	for _, c := range changes {
+		f := frame.IPv6
+		if c.Prefix.Addr().Is4() {
+			f = frame.IPv4
+		}
+		if !slices.Contains(e.families, f) {
+			continue
+		}
+		k := kind{c.Terms, f}
+		i, ok := index[k]
+		if !ok {
+			i = len(groups)
+			index[k] = i
+			groups = append(groups, group{terms: c.Terms, family: f})
+		}
+		groups[i].prefixes = append(groups[i].prefixes, c.Prefix)
+	}
+	slices.SortStableFunc(groups, func(x, y group) int { return cmp.Compare(order(x), order(y)) })
+	for _, g := range groups {
+		if err := e.group(g, tell); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-func assemble(p netip.Prefix, nlri proto.Message, attrs []proto.Message) (*api.Path, error) {
-	out := &api.Path{Family: familyOf(p)}
-	var err error
-	if out.Nlri, err = anypb.New(nlri); err != nil {
-		return nil, err
+func order(g group) int {
+	if g.terms == nil {
+		return 0
 	}
-	for _, m := range attrs {
-		a, err := anypb.New(m)
-		if err != nil {
-			return nil, err
+	return 1
+}
+
+// group tells the UPDATEs of a group.
+func (e *encoder) group(g group, tell func([]byte, error) error) error {
+	var attributes []packet.PathAttributeInterface
+	taken := 0
+	if g.terms != nil {
+		attributes = e.attributes(g.terms)
+	}
+	for _, a := range attributes {
+		taken += a.Len()
+	}
+	for len(g.prefixes) > 0 {
+		left, n := room-taken-mpHeader, 0
+		for n < len(g.prefixes) && left >= size(g.prefixes[n]) {
+			left -= size(g.prefixes[n])
+			n++
 		}
-		out.Pattrs = append(out.Pattrs, a)
+		if n == 0 {
+			fault := fmt.Errorf("the attributes of %s take %d octets, more than an UPDATE has room for", g.prefixes[0], taken)
+			return tell(nil, fault)
+		}
+		m, err := e.message(g, attributes, g.prefixes[:n])
+		if err = tell(m, err); err != nil {
+			return err
+		}
+		g.prefixes = g.prefixes[n:]
 	}
-	return out, nil
+	return nil
+}
+
+// mpHeader is what a multiprotocol attribute takes at most beside its routes (RFC 4760 section 3).
+const mpHeader = 4 + 2 + 1 + 1 + 16 + 1
+
+// size is what a prefix takes in a message: its length, and the octets that are not zero by it (RFC 4271 section 4.3).
+func size(p netip.Prefix) int { return 1 + (p.Bits()+7)/8 }
+
+// message is the UPDATE about some prefixes of a group.
+func (e *encoder) message(g group, attributes []packet.PathAttributeInterface, prefixes []netip.Prefix) ([]byte, error) {
+	var withdrawn, plain []*packet.IPAddrPrefix
+	var multi []packet.AddrPrefixInterface
+	classic := g.family == frame.IPv4 && (g.terms == nil || g.terms.NextHop.Is4())
+	for _, p := range prefixes {
+		switch length, text := uint8(p.Bits()), p.Addr().String(); {
+		case classic && g.terms == nil:
+			withdrawn = append(withdrawn, packet.NewIPAddrPrefix(length, text))
+		case classic:
+			plain = append(plain, packet.NewIPAddrPrefix(length, text))
+		case g.family == frame.IPv4:
+			multi = append(multi, packet.NewIPAddrPrefix(length, text))
+		default:
+			multi = append(multi, packet.NewIPv6AddrPrefix(length, text))
+		}
+	}
+	switch {
+	case classic && g.terms != nil:
+		attributes = append(slices.Clip(attributes), packet.NewPathAttributeNextHop(g.terms.NextHop.String()))
+	case !classic && g.terms != nil:
+		attributes = append(slices.Clip(attributes), packet.NewPathAttributeMpReachNLRI(g.terms.NextHop.WithZone("").String(), multi))
+	case !classic:
+		attributes = []packet.PathAttributeInterface{packet.NewPathAttributeMpUnreachNLRI(multi)}
+	}
+	slices.SortFunc(attributes, func(x, y packet.PathAttributeInterface) int { return cmp.Compare(x.GetType(), y.GetType()) })
+	m, err := packet.NewBGPUpdateMessage(withdrawn, attributes, plain).Serialize()
+	if err != nil {
+		return nil, fmt.Errorf("making the UPDATE for %s: %w", prefixes[0], err)
+	}
+	return m, nil
+}
+
+// attributes are those of routes with some terms, but their next hop.
+func (e *encoder) attributes(t *bgp.Terms) []packet.PathAttributeInterface {
+	out := append([]packet.PathAttributeInterface{packet.NewPathAttributeOrigin(0)}, e.path(t)...) // IGP
+	if t.HasMED {
+		out = append(out, packet.NewPathAttributeMultiExitDisc(t.MED))
+	}
+	if !e.external {
+		out = append(out, packet.NewPathAttributeLocalPref(cmp.Or(t.LocalPref, defaultPref)))
+	}
+	if len(t.Communities) > 0 {
+		out = append(out, packet.NewPathAttributeCommunities(t.Communities))
+	}
+	if len(t.Extended) > 0 {
+		var octets []byte
+		for _, c := range t.Extended {
+			octets = append(octets, c[:]...)
+		}
+		flags := packet.BGP_ATTR_FLAG_OPTIONAL | packet.BGP_ATTR_FLAG_TRANSITIVE
+		out = append(out, packet.NewPathAttributeUnknown(flags, packet.BGP_ATTR_TYPE_EXTENDED_COMMUNITIES, octets))
+	}
+	if len(t.Large) > 0 {
+		var large []*packet.LargeCommunity
+		for _, c := range t.Large {
+			large = append(large, packet.NewLargeCommunity(c[0], c[1], c[2]))
+		}
+		out = append(out, packet.NewPathAttributeLargeCommunities(large))
+	}
+	return out
+}
+
+// path is the AS path: our number as often as is due and asked for, where the router is external; among ourselves only as
+// often as asked for.
+func (e *encoder) path(t *bgp.Terms) []packet.PathAttributeInterface {
+	times := int(t.Prepend)
+	if e.external {
+		times++
+	}
+	if times == 0 {
+		return []packet.PathAttributeInterface{packet.NewPathAttributeAsPath(nil)}
+	}
+	const sequence = packet.BGP_ASPATH_ATTR_TYPE_SEQ
+	wide := packet.NewAs4PathParam(sequence, slices.Repeat([]uint32{e.asn}, times))
+	if e.wide {
+		return []packet.PathAttributeInterface{packet.NewPathAttributeAsPath([]packet.AsPathParamInterface{wide})}
+	}
+	number, large := uint16(asTrans), e.asn > 0xffff
+	if !large {
+		number = uint16(e.asn)
+	}
+	narrow := packet.NewAsPathParam(sequence, slices.Repeat([]uint16{number}, times))
+	out := []packet.PathAttributeInterface{packet.NewPathAttributeAsPath([]packet.AsPathParamInterface{narrow})}
+	if large {
+		out = append(out, packet.NewPathAttributeAs4Path([]*packet.As4PathParam{wide}))
+	}
+	return out
+}
+
+func endOfRIB(f frame.Family) ([]byte, error) {
+	family := packet.RF_IPv6_UC
+	if f == frame.IPv4 {
+		family = packet.RF_IPv4_UC
+	}
+	return packet.NewEndOfRib(family).Serialize()
 }
