@@ -6,7 +6,7 @@ package v1beta2
 // +kubebuilder:validation:XValidation:rule="!has(self.peerASNLabel) || self.peerASNLabel.size() > 0",message="peerASNLabel is empty: write the key of a node label, or take it out"
 type PeerExtension struct {
 	// DefaultGateway, IPv4 or IPv6, peers each node with its own default gateway of that family, in place of peerAddress: one
-	// BGPPeer serves every rack. With several gateways it is the lowest address.
+	// BGPPeer serves every rack. Of several gateways it is the one of the lowest metric, of those the lowest address.
 	// +kubebuilder:validation:Enum=IPv4;IPv6
 	// +optional
 	DefaultGateway string `json:"defaultGateway,omitempty"`

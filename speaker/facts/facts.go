@@ -25,6 +25,9 @@ type Link struct {
 	Prefixes []netip.Prefix
 	// Gateways are the next hops of the default routes through this link, sorted.
 	Gateways []netip.Addr
+	// Preferred are those of the Gateways whose routes have the lowest metric of all of the node's default routes of the
+	// family: the others wait for these to go.
+	Preferred []netip.Addr
 	// Routers are those of the gateways whose Ethernet addresses the kernel knows, sorted by address.
 	Routers []Neighbour
 	// Without4 and Without6 say that frames of IPv4, of IPv6, cannot be sent on this link.

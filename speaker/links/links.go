@@ -200,7 +200,7 @@ func (w *Watcher) Read() (facts.LinkSet, error) {
 		if err != nil {
 			w.log.Warn("reading the addresses of a link", "link", a.Name, "error", err)
 		}
-		link.Gateways = gateways[a.Index]
+		link.Gateways, link.Preferred = gateways.all[a.Index], gateways.preferred[a.Index]
 		link.Routers, err = routers(a.Index, link.Gateways)
 		if err != nil {
 			w.log.Warn("reading the Ethernet addresses of the gateways", "link", a.Name, "error", err)
@@ -250,12 +250,27 @@ func prefixes(l netlink.Link) ([]netip.Prefix, error) {
 	return out, err
 }
 
-// gateways returns the next hops of the default routes by link index, those of routes with several next hops included.
-func gateways() (map[int][]netip.Addr, error) {
-	out := map[int][]netip.Addr{}
-	add := func(link int, gw net.IP) {
-		if ip, ok := netip.AddrFromSlice(gw); ok {
-			out[link] = append(out[link], ip.Unmap())
+// hops are the next hops of default routes by link index, sorted.
+type hops struct{ all, preferred map[int][]netip.Addr }
+
+// gateways returns the next hops of the default routes, those of routes with several next hops included.
+func gateways() (hops, error) {
+	out := hops{map[int][]netip.Addr{}, map[int][]netip.Addr{}}
+	type hop struct {
+		link, metric int
+		address      netip.Addr
+	}
+	var found []hop
+	best := map[bool]int{} // metric, of IPv4 and of the other
+	add := func(link, metric int, gw net.IP) {
+		ip, ok := netip.AddrFromSlice(gw)
+		if !ok {
+			return
+		}
+		ip = ip.Unmap()
+		found = append(found, hop{link, metric, ip})
+		if least, any := best[ip.Is4()]; !any || metric < least {
+			best[ip.Is4()] = metric
 		}
 	}
 	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
@@ -265,14 +280,22 @@ func gateways() (map[int][]netip.Addr, error) {
 				continue
 			}
 		}
-		add(r.LinkIndex, r.Gw)
-		for _, hop := range r.MultiPath {
-			add(hop.LinkIndex, hop.Gw)
+		add(r.LinkIndex, r.Priority, r.Gw)
+		for _, h := range r.MultiPath {
+			add(h.LinkIndex, r.Priority, h.Gw)
 		}
 	}
-	for link, hops := range out {
-		slices.SortFunc(hops, netip.Addr.Compare)
-		out[link] = slices.Compact(hops)
+	slices.SortFunc(found, func(x, y hop) int { return x.address.Compare(y.address) })
+	for _, h := range found {
+		out.all[h.link] = append(out.all[h.link], h.address)
+		if h.metric == best[h.address.Is4()] {
+			out.preferred[h.link] = append(out.preferred[h.link], h.address)
+		}
+	}
+	for _, m := range []map[int][]netip.Addr{out.all, out.preferred} {
+		for link, list := range m {
+			m[link] = slices.Compact(list)
+		}
 	}
 	return out, err
 }

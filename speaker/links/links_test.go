@@ -157,11 +157,19 @@ func TestEveryNextHopIsAGateway(t *testing.T) {
 	})
 	b.want("both links have their gateway", func(s facts.LinkSet) bool {
 		for _, l := range s {
-			if !slices.Equal(l.Gateways, []netip.Addr{hops[l.Name]}) {
+			if !slices.Equal(l.Gateways, []netip.Addr{hops[l.Name]}) || !slices.Equal(l.Preferred, l.Gateways) {
 				return false
 			}
 		}
 		return len(s) == 2
+	})
+	// A backup is a gateway, too, but not a preferred one.
+	backup := netip.MustParseAddr("10.1.0.99")
+	b.edit("eth0", func(l netlink.Link) error {
+		return netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: backup.AsSlice(), Priority: 100})
+	})
+	b.want("the backup is known as one", func(s facts.LinkSet) bool {
+		return len(s) == 2 && slices.Equal(s[0].Gateways, []netip.Addr{hops["eth0"], backup}) && slices.Equal(s[0].Preferred, []netip.Addr{hops["eth0"]})
 	})
 }
 

@@ -50,12 +50,12 @@ func peer(p *snapshot.Peer, self *view.Node, links facts.LinkSet) intent.Peer {
 	return out
 }
 
-// gateway returns the lowest of the node's default gateways of a family, with its link as zone where it needs one; invalid when
+// gateway returns the lowest of the node's preferred default gateways of a family, with its link as zone where it needs one; invalid when
 // there is none.
 func gateway(f view.Family, links facts.LinkSet) netip.Addr {
 	var best netip.Addr
 	for _, l := range links {
-		for _, a := range l.Gateways {
+		for _, a := range l.Preferred {
 			if view.FamilyOf(a) != f {
 				continue
 			}

@@ -54,8 +54,9 @@ func TestOnePeerServesEveryRack(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			in := peered()
-			in.Links[0].Gateways = []netip.Addr{netip.MustParseAddr("192.0.2.254")}
-			in.Links[1].Gateways = []netip.Addr{netip.MustParseAddr("192.0.2.253"), netip.MustParseAddr("fe80::1")}
+			in.Links[0].Preferred = []netip.Addr{netip.MustParseAddr("192.0.2.254")}
+			in.Links[1].Gateways = []netip.Addr{netip.MustParseAddr("192.0.2.252")} // a backup
+			in.Links[1].Preferred = []netip.Addr{netip.MustParseAddr("192.0.2.253"), netip.MustParseAddr("fe80::1")}
 			p := &snapshot.Peer{Name: "gateway", MyASN: 64512, PeerASN: 65000, Port: 179}
 			in.Snapshot.Peers = []*snapshot.Peer{p}
 			c.edit(&in, p)
