@@ -1,13 +1,19 @@
 package bgp_test
 
 import (
+	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/gantry-lb/gantry/speaker/bgp"
+	"github.com/gantry-lb/gantry/speaker/bgp/frame"
 	"github.com/gantry-lb/gantry/speaker/intent"
 	"github.com/gantry-lb/gantry/test/lab/netns"
 	"github.com/gantry-lb/gantry/test/lab/router"
@@ -186,4 +192,104 @@ func TestARouteThatIsTooLongHarmsNoOther(t *testing.T) {
 	rs[1].Large = rs[1].Large[:1]
 	s.Set(bgp.Desired{Peers: []intent.Peer{tor()}, Routes: rs})
 	arrives(t, frr, "198.51.100.2/32")
+}
+
+// TestARouterThatCannotBeToldForTheMoment is what a default route that is replaced looks like: the session with the gateway goes on.
+func TestARouterThatCannotBeToldForTheMoment(t *testing.T) {
+	b := lay(t, router.BedOptions{Nodes: 1})
+	frr := start(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrText(plain+"\n neighbor 192.168.0.11 bfd profile fast") + frrFast})
+	s := speak(t, b.Host("node1"))
+	p, lost := tor(), tor()
+	p.BFD = fast()
+	lost.Address, lost.Blocked = netip.Addr{}, "no default gateway"
+	s.Set(bgp.Desired{Peers: []intent.Peer{lost}, Routes: routes(vip)})
+	s.fails("tor", "no default gateway")
+	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: routes(vip)})
+	s.established("tor")
+	ups := s.settled("tor").Ups
+	s.Set(bgp.Desired{Peers: []intent.Peer{lost}, Routes: routes(vip, "198.51.100.2/32")})
+	arrives(t, frr, "198.51.100.2/32")
+	s.Set(bgp.Desired{Peers: []intent.Peer{lost}, Routes: routes(vip, "198.51.100.3/32")})
+	arrives(t, frr, "198.51.100.3/32")
+	if st := s.state("tor"); st.Ups != ups || st.Phase != bgp.Established || st.BFD != "Up" {
+		t.Errorf("the session did not outlive that: %+v", st)
+	}
+	if err := frr.Configure(t.Context(), "router bgp 65000\n no neighbor 192.168.0.11\n"); err != nil {
+		t.Fatal(err)
+	}
+	s.fails("tor", "no default gateway")
+}
+
+// TestARouterThatComesBackIsMissedWithoutAHoldTime has a router forget its connection without a word, as one that is switched off
+// and on: without a hold time and with nothing to send, nobody but TCP can tell.
+func TestARouterThatComesBackIsMissedWithoutAHoldTime(t *testing.T) {
+	t.Parallel()
+	b := lay(t, router.BedOptions{Nodes: 1})
+	forgets, forgotten := make(chan struct{}), make(chan struct{})
+	quiet := make(chan net.Conn)
+	var again atomic.Bool
+	bad := loose(t, b.Host("router"), 2001, func(c net.Conn) {
+		if welcome(c, 0) != nil || again.Swap(true) {
+			<-t.Context().Done()
+			return
+		}
+		for range 2 { // our KEEPALIVE and UPDATE; what is not confirmed would be sent again, and find out at once
+			if _, err := frame.Read(c, make([]byte, frame.MaxLen)); err != nil {
+				t.Error(err)
+			}
+		}
+		_, _ = c.Write(frame.Keepalive())
+		for waiting := true; waiting; {
+			select {
+			case quiet <- c:
+			case <-forgets:
+				waiting = false
+			}
+		}
+		_ = c.(*net.TCPConn).SetLinger(0)
+		c.Close()
+		close(forgotten)
+	})
+	s := speak(t, b.Host("node1"))
+	p := tor()
+	p.Hold, p.Port = 0, bad.port
+	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: routes(vip)})
+	eventually(t, "the router has confirmed the route", func() error {
+		if st := s.state("tor"); st.Counts.Received.Keepalives < 2 {
+			return fmt.Errorf("%+v", st)
+		}
+		return nil
+	})
+	eventually(t, "nothing of the connection is under way", func() error { return unconfirmed(<-quiet) })
+	if err := b.CutSilently("node1"); err != nil {
+		t.Fatal(err)
+	}
+	close(forgets)
+	<-forgotten
+	if err := b.Plug("node1"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "there is another session", func() error {
+		if st := s.state("tor"); st.Ups < 2 || st.Phase != bgp.Established {
+			return fmt.Errorf("%+v", st)
+		}
+		return nil
+	})
+}
+
+// unconfirmed says that the other side has not confirmed all that was written to a connection.
+func unconfirmed(c net.Conn) error {
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	left := 0
+	var fault error
+	if err := raw.Control(func(fd uintptr) { left, fault = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }); err != nil || fault != nil {
+		return errors.Join(err, fault)
+	}
+	if left > 0 {
+		return fmt.Errorf("%d bytes are", left)
+	}
+	return nil
 }
