@@ -18,8 +18,10 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/internal/view"
 	"github.com/gantry-lb/gantry/speaker/agent"
+	"github.com/gantry-lb/gantry/speaker/bgp"
 	"github.com/gantry-lb/gantry/speaker/members"
 	"github.com/gantry-lb/gantry/speaker/recall"
 )
@@ -93,12 +95,16 @@ func (n *node) ask(ctx context.Context, f func(context.Context) error) error {
 // unreachable says that an error is no answer of the API server.
 func unreachable(err error) bool { return apierrors.ReasonForError(err) == metav1.StatusReasonUnknown }
 
-// memory is what an earlier life knew, nil for nothing.
-func (n *node) memory() *agent.Memory {
+// memory is what an earlier life knew, nil for nothing. A speaker that has nothing to do with routers leaves what they were told.
+func (n *node) memory(scope configuration.Scope) *agent.Memory {
 	if n.kept == nil {
 		return nil
 	}
-	return &n.kept.Memory
+	m := n.kept.Memory
+	if scope.Layer2Alone {
+		m.BGP = bgp.Desired{}
+	}
+	return &m
 }
 
 // remember has what the agent knows kept, with what this node is.

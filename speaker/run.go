@@ -86,7 +86,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	a := agent.New(agent.Options{
 		Self: o.NodeName, Nonce: gossip.nonce, Class: o.LoadBalancerClass, Timing: elect.DefaultTiming(),
 		Layer2: engine, BGP: routing.engine, Members: gossip, Links: watcher.Sets(), Now: time.Now, Log: log,
-		Observe: routing.observe(writer.Observe), Surveyed: prober.Observe, Remember: gossip.remember(store), Remembered: gossip.memory(),
+		Observe: routing.observe(writer.Observe), Surveyed: prober.Observe, Remember: gossip.remember(store), Remembered: gossip.memory(o.scope()),
 	})
 	if err := errors.Join(metrics.Registry.Register(a), metrics.Registry.Register(writer.Announced)); err != nil {
 		return fmt.Errorf("registering the metrics of the election and of what is announced: %w", err)

@@ -88,6 +88,8 @@ const (
 	ConditionLayer2Usable = "gantry.dev/Layer2Usable"
 	// ConditionUncontested on a SpeakerStatus: no foreign host claims an address that the node holds.
 	ConditionUncontested = "gantry.dev/AddressesUncontested"
+	// ConditionEstablished on a BGPSession: the session with the router is established.
+	ConditionEstablished = "gantry.dev/Established"
 	// ConditionPathWatched on a BGPSession whose peer has a bfdProfile: BFD watches the path, as the profile asks.
 	ConditionPathWatched = "gantry.dev/PathWatched"
 	// ConditionValid on our kinds: the object is understood and every object that it names exists.

@@ -68,7 +68,7 @@ const (
 	ReasonAddressOutsidePools Reason = "AddressOutsidePools"
 	// ReasonNoAdvertisement: no advertisement selects the pool, the Service and this node.
 	ReasonNoAdvertisement Reason = "NoAdvertisement"
-	// ReasonNoPeers: no BGPPeer that the advertisements name selects this node and carries the address's family.
+	// ReasonNoPeers: no BGPPeer that the advertisements name selects this node, carries the address's family, and can be peered with.
 	ReasonNoPeers Reason = "NoPeers"
 	// ReasonNoEndpoints: no endpoint of the Service can serve.
 	ReasonNoEndpoints Reason = "NoEndpoints"
@@ -153,7 +153,7 @@ const (
 	ReasonNodeLabel Reason = "NodeLabel"
 	// ReasonInvalidTimer: the timers of a BGPPeer contradict each other or are out of range.
 	ReasonInvalidTimer Reason = "InvalidTimer"
-	// ReasonDuplicatePeer: two BGPPeers connect to one router in a way that it cannot tell apart.
+	// ReasonDuplicatePeer: two BGPPeers connect to one router in a way that it cannot tell apart; the older one does.
 	ReasonDuplicatePeer Reason = "DuplicatePeer"
 	// ReasonAggregationLength: an advertisement aggregates over more addresses than a pool has.
 	ReasonAggregationLength Reason = "AggregationLength"
@@ -161,6 +161,20 @@ const (
 	ReasonConflictingAdvertisements Reason = "ConflictingAdvertisements"
 	// ReasonTooManyCommunities: the advertisements of a Service have more communities together than a route can carry.
 	ReasonTooManyCommunities Reason = "TooManyCommunities"
+)
+
+// Reasons for what a speaker says of its sessions with routers; beside these, what keeps a BGPPeer from every node.
+const (
+	// ReasonEstablished: the session with the router is established.
+	ReasonEstablished Reason = "Established"
+	// ReasonNoSession: the router was not reached, refused the session or ended it, or has not answered yet.
+	ReasonNoSession Reason = "NoSession"
+	// ReasonNoGateway: the BGPPeer asks for the node's default gateway, and the node has none of that family.
+	ReasonNoGateway Reason = "NoGateway"
+	// ReasonNoRouter: the router of an unnumbered BGPPeer is not heard on the link, or the link cannot be used.
+	ReasonNoRouter Reason = "NoRouter"
+	// ReasonPortUnavailable: the speaker cannot wait for routers on TCP port 179, as a passive BGPPeer asks.
+	ReasonPortUnavailable Reason = "PortUnavailable"
 )
 
 // Reasons for faults of BFD sessions.
@@ -171,6 +185,8 @@ const (
 	ReasonBFDDown Reason = "BFDDown"
 	// ReasonInvalidBFD: an interval, the multiplier, the TTL or an address of a BFD session is outside of what is possible.
 	ReasonInvalidBFD Reason = "InvalidBFD"
+	// ReasonConflictingBFD: two BGPPeers to one address ask for different BFD, and there is one BFD session to it.
+	ReasonConflictingBFD Reason = "ConflictingBFD"
 	// ReasonEchoUnsupported: echo packets are asked for where they cannot be sent, or the neighbour does not return them.
 	ReasonEchoUnsupported Reason = "EchoUnsupported"
 	// ReasonBFDAuthentication: the neighbour authenticates its BFD packets, which is not supported.

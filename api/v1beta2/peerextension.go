@@ -29,8 +29,8 @@ type PeerExtension struct {
 	// +optional
 	TTLSecurityHops *int32 `json:"ttlSecurityHops,omitempty"`
 
-	// Passive waits for the router to connect to TCP port 179 of the node, and never connects itself. The speaker needs the
-	// capability NET_BIND_SERVICE for it.
+	// Passive waits for the router to connect to TCP port 179 of the node, and never connects itself. The port is open as
+	// long as some BGPPeer waits; the speaker needs the capability NET_BIND_SERVICE for it.
 	// +optional
 	Passive bool `json:"passive,omitempty"`
 }

@@ -14,6 +14,10 @@ import (
 // Peer is a parsed BGPPeer with everything that it names resolved. The same value serves every node.
 type Peer struct {
 	Name string
+	// Fault is why no node may peer, nil where they may. Beyond the name and the nodes nothing of a faulty Peer means anything.
+	Fault *Problem
+	// Repeats are the names of older peers with which a router would take this one for the same: on their nodes it stays away.
+	Repeats []string
 	// MyASN is the node's autonomous system, LocalASN what the router sees in its place; 0 means MyASN.
 	MyASN, LocalASN uint32
 	// PeerASN is the router's autonomous system; 0 when Dynamic says which are accepted.

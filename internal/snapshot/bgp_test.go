@@ -109,16 +109,22 @@ func TestAPeerWaitsForWhatItNames(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			tc.o.Peers = []v1beta2.BGPPeer{newPeer("p", 0, tc.spec), newPeer("sound", 0, v1beta2.BGPPeerSpec{PeerAddress: "192.0.2.2"})}
 			s, problems := Build(tc.o)
-			if (s.Peer("p") != nil) != tc.served || s.Peer("sound") == nil {
-				t.Errorf("served: %v, the sound peer %v", s.Peer("p"), s.Peer("sound"))
+			p, sound := s.Peer("p"), s.Peer("sound")
+			if p == nil || sound == nil || sound.Fault != nil || (p.Fault == nil) != tc.served || p.Fault != nil && p.Fault.Reason != tc.reason {
+				t.Errorf("the peer is %+v, the sound one %+v", p, sound)
 			}
 			if got := reasons(problems, "BGPPeer"); !tc.served && !reflect.DeepEqual(got, []names.Reason{tc.reason}) {
 				t.Errorf("the problems are %v, want %s", got, tc.reason)
 			}
 			// What was served before goes on as it was.
 			tc.o.Last = &Snapshot{Peers: []*Peer{{Name: "p", Password: "old"}}}
-			if s, _ := Build(tc.o); !tc.served && (s.Peer("p") == nil || s.Peer("p").Password != "old") {
+			if s, _ := Build(tc.o); !tc.served && (s.Peer("p").Fault != nil || s.Peer("p").Password != "old") {
 				t.Error("the last good state of the peer was lost")
+			}
+			// What was faulty before was no good state.
+			tc.o.Last = s
+			if s, _ := Build(tc.o); (s.Peer("p").Fault == nil) != tc.served {
+				t.Errorf("after a second look the peer is %+v", s.Peer("p"))
 			}
 		})
 	}
@@ -166,8 +172,47 @@ func TestPeersThatARouterCannotTellApart(t *testing.T) {
 			if got := reasons(problems, "BGPPeer"); !reflect.DeepEqual(got, tc.want) {
 				t.Errorf("the problems are %v, want %v", problems, tc.want)
 			}
-			if len(s.Peers) != 2 {
-				t.Error("a peer was dropped")
+			if len(s.Peers) != 2 || len(s.Peer("older").Repeats) > 0 {
+				t.Errorf("the peers are %+v", s.Peers)
+			}
+			if got := s.Peer("younger").Repeats; (len(got) > 0) != (tc.younger.PeerPort == 0 && tc.younger.SourceAddress == "") {
+				t.Errorf("the younger repeats %v", got)
+			}
+		})
+	}
+}
+
+func TestTheOlderPeerSaysHowBFDWatches(t *testing.T) {
+	profile := func(name string, interval uint32) v1beta1.BFDProfile {
+		return v1beta1.BFDProfile{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1beta1.BFDProfileSpec{TransmitInterval: &interval}}
+	}
+	for name, tc := range map[string]struct {
+		younger v1beta2.BGPPeerSpec
+		want    []names.Reason
+		runs    time.Duration
+	}{
+		"another profile":                   {younger: v1beta2.BGPPeerSpec{BFDProfile: "slow"}, want: []names.Reason{names.ReasonConflictingBFD}, runs: 50 * time.Millisecond},
+		"a profile that says the same":      {younger: v1beta2.BGPPeerSpec{BFDProfile: "fast too"}, runs: 50 * time.Millisecond},
+		"another profile to another router": {younger: v1beta2.BGPPeerSpec{PeerAddress: "192.0.2.2", BFDProfile: "slow"}, runs: 900 * time.Millisecond},
+		"from another address":              {younger: v1beta2.BGPPeerSpec{SourceAddress: "192.0.2.9", BFDProfile: "slow"}, runs: 900 * time.Millisecond},
+		"no BFD":                            {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tc.younger.PeerPort = 1179 // a session that the router can tell apart
+			s, problems := Build(Objects{
+				Peers: []v1beta2.BGPPeer{
+					newPeer("a younger", 0, tc.younger), newPeer("older", time.Hour, v1beta2.BGPPeerSpec{BFDProfile: "fast"}),
+				},
+				BFDProfiles: []v1beta1.BFDProfile{profile("fast", 50), profile("fast too", 50), profile("slow", 900)},
+			})
+			if got := reasons(problems, "BGPPeer"); !reflect.DeepEqual(got, tc.want) {
+				t.Errorf("the problems are %v, want %v", problems, tc.want)
+			}
+			if b := s.Peer("a younger").BFD; (b == nil) != (tc.runs == 0) || b != nil && b.Transmit != tc.runs {
+				t.Errorf("the younger peer has %+v, want packets every %s", b, tc.runs)
+			}
+			if b := s.Peer("older").BFD; b.Transmit != 50*time.Millisecond {
+				t.Errorf("the older peer has %+v", b)
 			}
 		})
 	}

@@ -44,12 +44,16 @@ type builder struct {
 	problems []Problem
 	// broken says that the object at hand cannot be served as it stands; partly, that some of its pools can.
 	broken, partly bool
+	// cause is the first of the Problems that broke it.
+	cause Problem
 }
 
 // fault is a Problem for which the object keeps its last good state.
 func (b *builder) fault(o Object, field string, reason names.Reason, format string, args ...any) {
-	b.broken = true
 	b.problem(o, field, reason, format, args...)
+	if !b.broken {
+		b.broken, b.cause = true, b.problems[len(b.problems)-1]
+	}
 }
 
 func (b *builder) problem(o Object, field string, reason names.Reason, format string, args ...any) {

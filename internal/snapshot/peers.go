@@ -27,7 +27,7 @@ const (
 	maxPassword       = 80 // bytes, the kernel's limit
 )
 
-// peers parses the BGPPeers, the oldest first. One that names what does not exist is left as it last was.
+// peers parses the BGPPeers, the oldest first. One that is broken is left as it last was; one that never was sound says why.
 func (b *builder) peers(in []v1beta2.BGPPeer, o *Objects) []*Peer {
 	in = slices.Clone(in)
 	slices.SortFunc(in, func(x, y v1beta2.BGPPeer) int {
@@ -48,21 +48,65 @@ func (b *builder) peers(in []v1beta2.BGPPeer, o *Objects) []*Peer {
 		b.duplicateSelectors(object, "spec.nodeSelectors", in[i].Spec.NodeSelectors)
 		b.extendPeer(object, p, in[i].Spec.Gantry, o.Nodes)
 		if b.broken {
-			if p = o.Last.Peer(p.Name); p == nil {
+			last := o.Last.Peer(p.Name)
+			if last == nil || last.Fault != nil {
+				cause := b.cause
+				p.Fault = &cause
+				out = append(out, p)
 				continue
 			}
+			p = last
 		}
-		for _, older := range out {
-			if older.sameSession(p) && shareNode(older.NodeSelectors, p.NodeSelectors, o.Nodes) {
-				b.problem(object, "spec.peerAddress", names.ReasonDuplicatePeer,
-					"spec.peerAddress: BGPPeer %q already connects to %s from the same nodes and source; the router will refuse one of the sessions: delete one, or give it another sourceAddress, peerPort or nodeSelectors",
-					older.Name, p.target())
-			}
-		}
-		out = append(out, p)
+		out = append(out, b.repeat(object, b.watch(object, p, out, o.Nodes), out, o.Nodes))
 	}
 	slices.SortFunc(out, func(x, y *Peer) int { return cmp.Compare(x.Name, y.Name) })
 	return out
+}
+
+// repeat notes the older peers whose session a router could not tell from this one's, and would end for it.
+func (b *builder) repeat(o Object, p *Peer, older []*Peer, nodes []Node) *Peer {
+	out := *p
+	out.Repeats = nil
+	for _, q := range older {
+		if q.Fault != nil || !q.sameSession(p) {
+			continue
+		}
+		out.Repeats = append(out.Repeats, q.Name)
+		if shareNode(q.NodeSelectors, p.NodeSelectors, nodes) {
+			b.problem(o, "spec.peerAddress", names.ReasonDuplicatePeer,
+				"spec.peerAddress: BGPPeer %q already connects to %s from the same nodes and source, and the router could not tell the sessions apart, so that this one is not tried there: delete one, or give it another sourceAddress, peerPort or nodeSelectors",
+				q.Name, p.target())
+		}
+	}
+	return &out
+}
+
+// watch has the older of two peers say how BFD watches the path that both share: there is one BFD session to an address.
+func (b *builder) watch(o Object, p *Peer, older []*Peer, nodes []Node) *Peer {
+	for _, q := range older {
+		if p.BFD == nil || q.BFD == nil || q.Fault != nil || !q.samePath(p) || q.sameSession(p) || p.BFD.same(q.BFD) || !shareNode(q.NodeSelectors, p.NodeSelectors, nodes) {
+			continue
+		}
+		b.problem(o, "spec.bfdProfile", names.ReasonConflictingBFD,
+			"spec.bfdProfile: one BFD session watches the path to %s, and BGPPeer %q, which is older, has it run as BFDProfile %q says, not %q: name the same profile in both, or give one another sourceAddress",
+			p.target(), q.Name, q.BFD.Profile, p.BFD.Profile)
+		shared := *p
+		shared.BFD = q.BFD
+		return &shared
+	}
+	return p
+}
+
+// samePath says whether one BFD session watches the paths of both.
+func (p *Peer) samePath(q *Peer) bool {
+	return p.Address == q.Address && p.Gateway == q.Gateway && p.Interface == q.Interface && p.VRF == q.VRF && p.Source == q.Source && p.MultiHop == q.MultiHop
+}
+
+// same says whether two profiles ask for the same.
+func (f *BFD) same(g *BFD) bool {
+	x, y := *f, *g
+	x.Profile, y.Profile = "", ""
+	return x == y
 }
 
 // sameSession says whether a router cannot tell the sessions apart.

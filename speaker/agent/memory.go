@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/gantry-lb/gantry/speaker/bgp"
 	"github.com/gantry-lb/gantry/speaker/elect"
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/intent"
@@ -18,6 +19,8 @@ type Memory struct {
 	Claims []elect.Claim
 	// Peers are where the other speakers were, sorted.
 	Peers []netip.Addr
+	// BGP is what routers were told.
+	BGP bgp.Desired
 }
 
 const (
@@ -31,6 +34,7 @@ const (
 type memory struct {
 	// earlier are the bids of an earlier life, as long as there is no Plan of this one.
 	earlier []intent.Bid
+	awaits  bool      // there is a Memory of an earlier life, and no Plan yet
 	stale   bool      // the election has to hear of them, or of other links
 	since   time.Time // when the agent began
 	planned bool      // there is a Plan
@@ -44,7 +48,7 @@ func (a *Agent) recall(m *Memory) {
 	if m == nil {
 		return
 	}
-	a.memory.earlier, a.memory.stale, a.memory.since = m.Bids, true, a.o.Now()
+	a.memory.earlier, a.memory.awaits, a.memory.stale, a.memory.since = m.Bids, true, true, a.o.Now()
 	a.step([]elect.Input{elect.Restored{Claims: m.Claims}})
 }
 
@@ -78,7 +82,15 @@ func (a *Agent) supersede(p planned) {
 			}
 		}
 	}
-	a.memory.planned, a.memory.changed, a.memory.earlier = true, true, nil
+	a.memory.planned, a.memory.changed, a.memory.awaits, a.memory.earlier = true, true, false, nil
+}
+
+// resume is ready to read when routers are to be told what an earlier life told them; nil when it told them nothing.
+func (a *Agent) resume() <-chan time.Time {
+	if m := a.o.Remembered; m == nil || len(m.BGP.Peers) == 0 {
+		return nil
+	}
+	return time.After(forbear)
 }
 
 // remember hands the Memory over when it changed.
@@ -89,7 +101,7 @@ func (a *Agent) remember(now time.Time) {
 		return
 	}
 	m.at, m.changed, m.digest = now, false, digest
-	out := Memory{Bids: a.plan.Bids.Slice(), Claims: a.machine.Claims()}
+	out := Memory{Bids: a.plan.Bids.Slice(), Claims: a.machine.Claims(), BGP: desired(a.plan)}
 	for name, address := range a.peers {
 		if name != a.o.Self && address.IsValid() {
 			out.Peers = append(out.Peers, address)

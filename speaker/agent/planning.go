@@ -57,12 +57,19 @@ func (a *Agent) planLoop(ctx context.Context, p *plan.Planner) {
 	}
 	next := fresh()
 	var out chan planned // nil while there is nothing to tell
+	resume := a.resume()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case out <- next:
 			next, out = fresh(), nil
+			continue
+		case <-resume:
+			if !in.synced {
+				a.o.Log.Warn("no plan yet: going on with the routes that an earlier speaker of this node announced", "routes", len(a.o.Remembered.BGP.Routes))
+				a.o.BGP.Set(a.o.Remembered.BGP)
+			}
 			continue
 		case batch := <-a.changes:
 			in.edit(batch)
@@ -76,10 +83,15 @@ func (a *Agent) planLoop(ctx context.Context, p *plan.Planner) {
 		if in.synced {
 			next.add(p.Update())
 			next.plan, next.config = p.Plan(), p.Snapshot()
-			a.o.BGP.Set(bgp.Desired{Peers: next.plan.Peers, Routes: next.plan.Routes, Leaving: next.plan.Leaving})
+			a.o.BGP.Set(desired(next.plan))
 			out = a.planned
 		}
 	}
+}
+
+// desired is what a Plan has for routers.
+func desired(p plan.Plan) bgp.Desired {
+	return bgp.Desired{Peers: p.Peers, Routes: p.Routes, Leaving: p.Leaving}
 }
 
 // planning is what Changes edit.

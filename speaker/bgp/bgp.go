@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/speaker/bfd"
 	"github.com/gantry-lb/gantry/speaker/bgp/frame"
 )
@@ -106,6 +107,8 @@ type State struct {
 	// running as asked for.
 	BFD   string
 	Fault bfd.Fault
+	// Reason is why no session is tried; empty while one is.
+	Reason names.Reason
 	// LastError says in a sentence why the session ended, or could not begin, the last time; empty when it never did.
 	LastError string
 	Counts    Counts

@@ -201,7 +201,7 @@ func TestARouterThatCannotBeToldForTheMoment(t *testing.T) {
 	s := speak(t, b.Host("node1"))
 	p, lost := tor(), tor()
 	p.BFD = fast()
-	lost.Address, lost.Blocked = netip.Addr{}, "no default gateway"
+	lost.Address, lost.Blocked = netip.Addr{}, intent.Block{Reason: "NoGateway", Text: "no default gateway"}
 	s.Set(bgp.Desired{Peers: []intent.Peer{lost}, Routes: routes(vip)})
 	s.fails("tor", "no default gateway")
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: routes(vip)})

@@ -96,6 +96,9 @@ func (e *Engine) States() []State {
 		s.Counts = s.tally.read()
 		if k, ok := e.paths.keys[s.Peer]; ok {
 			s.BFD, s.Fault = see(watched, k)
+			if f, ok := e.paths.faults[s.Peer]; ok {
+				s.Fault = f
+			}
 		}
 		out = append(out, s)
 	}
@@ -233,7 +236,9 @@ func (e *Engine) observe(s State) {
 func (e *Engine) forget(w *worker) {
 	e.mu.Lock()
 	if e.states[w.name].tally == &w.tally {
-		delete(e.states, w.name)
+		if e.states[w.name].tally == &w.tally {
+			delete(e.states, w.name)
+		}
 	}
 	e.mu.Unlock()
 	e.poke()

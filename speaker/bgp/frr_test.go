@@ -246,10 +246,10 @@ func TestPasswordsChange(t *testing.T) {
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: routes(vip)})
 	s.established("tor")
 	arrives(t, frr, vip)
-	p.Blocked = "the Secret is missing"
+	p.Blocked = intent.Block{Reason: "UnknownSecret", Text: "the Secret is missing"}
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: routes(vip, "198.51.100.2/32")})
 	arrives(t, frr, "198.51.100.2/32") // a missing Secret ends no session
-	p.Blocked, p.Password = "", "new"
+	p.Blocked, p.Password = intent.Block{}, "new"
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: routes(vip, "198.51.100.3/32")})
 	p.Password = "old" // the router was not told, and somebody takes it back
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: routes(vip, "198.51.100.3/32")})
@@ -302,15 +302,23 @@ func TestFRRSaysWhyItRefuses(t *testing.T) {
 	p.PeerASN, p.LocalASN = 65000, 64513
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: routes(vip)})
 	s.fails("tor", "bad peer AS")
-	p.LocalASN, p.Blocked = 64512, "no password"
+	p.LocalASN, p.Blocked = 64512, intent.Block{Reason: "UnknownSecret", Text: "no password"}
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: routes(vip)})
 	s.fails("tor", "no password")
-	p.Blocked, p.Source = "", netip.MustParseAddr("192.0.2.99")
+	if st := s.state("tor"); st.Reason != "UnknownSecret" {
+		t.Errorf("the reason is %q", st.Reason)
+	}
+	p.Blocked, p.Source = intent.Block{}, netip.MustParseAddr("192.0.2.99")
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: routes(vip)})
 	s.fails("tor", "no interface of this node has that address")
-	p.Source = netip.Addr{}
+	p.Source, p.Device = netip.Addr{}, "blue"
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: routes(vip)})
-	s.established("tor")
+	s.fails("tor", `this node has no link or VRF "blue"`)
+	p.Device = ""
+	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: routes(vip)})
+	if st := s.established("tor"); st.Reason != "" {
+		t.Errorf("the reason is still %q", st.Reason)
+	}
 	if err := frr.Configure(t.Context(), "router bgp 65000\n neighbor 192.168.0.11 shutdown message maintenance\n"); err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/speaker/bgp"
 	"github.com/gantry-lb/gantry/speaker/intent"
 	"github.com/gantry-lb/gantry/test/lab/netns"
@@ -79,6 +80,9 @@ func TestUnnumbered(t *testing.T) {
 	t.Run("what the link lacks is said", func(t *testing.T) {
 		s.Set(bgp.Desired{Peers: []intent.Peer{unnumbered("eth9")}, Routes: routes(vip)})
 		s.fails("tor", `this node has no link "eth9"`)
+		if st := s.state("tor"); st.Reason != names.ReasonNoRouter {
+			t.Errorf("the reason is %q", st.Reason)
+		}
 		goes(t, frr, vip)
 		s.Set(d)
 		arrives(t, frr, vip)
@@ -93,7 +97,16 @@ func TestThePassiveSide(t *testing.T) {
 	p := tor()
 	p.Passive, p.Hops = true, 0
 	d := bgp.Desired{Peers: []intent.Peer{p}, Routes: routes(vip)}
+	other, err := b.Host("node1").Listen("tcp", ":179")
+	if err != nil {
+		t.Fatal(err)
+	}
 	s.Set(d) // without the password
+	s.fails("tor", "another program on this node, a BGP daemon perhaps, has the port")
+	if st := s.state("tor"); st.Reason != names.ReasonPortUnavailable {
+		t.Errorf("the reason is %q", st.Reason)
+	}
+	other.Close()
 	eventually(t, "it waits for the router", func() error {
 		if st := s.state("tor"); st.Phase != bgp.Active {
 			return fmt.Errorf("%+v", st)
@@ -169,4 +182,18 @@ func TestSeveralPeersAtOneAddress(t *testing.T) {
 	if st := s.state("tor"); st.Ups != 1 {
 		t.Errorf("the session of the peer that stays: %+v", st)
 	}
+	t.Run("one BFD session watches both", func(t *testing.T) {
+		second.Source, first.BFD = first.Source, fast()
+		slow := *first.BFD
+		slow.Transmit = time.Second
+		second.BFD, second.Port = &slow, 1179
+		s.Set(bgp.Desired{Peers: []intent.Peer{first, second}, Routes: routes(vip)})
+		eventually(t, "the other peer says that its profile does not count", func() error {
+			a, b := s.state("tor").Fault, s.state("again").Fault
+			if a.Reason == names.ReasonConflictingBFD || b.Reason != names.ReasonConflictingBFD || !strings.Contains(b.Text, `the BGPPeer "tor" asks`) {
+				return fmt.Errorf("they say %+v and %+v", a, b)
+			}
+			return nil
+		})
+	})
 }

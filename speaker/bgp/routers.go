@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
@@ -52,11 +53,14 @@ func (e *Engine) locate(ctx context.Context, peers []intent.Peer) []intent.Peer 
 			r = e.find(ctx, p.Device)
 		}
 		switch p.Address = r.address; {
-		case r.address.IsValid() || p.Blocked != "":
+		case r.address.IsValid() || p.Blocked != (intent.Block{}):
 		case r.fault != nil:
-			p.Blocked = r.fault.Error()
+			p.Blocked = intent.Block{Reason: string(names.ReasonNoRouter), Text: r.fault.Error()}
 		default:
-			p.Blocked = fmt.Sprintf("no router has advertised itself on %s yet: configure this node as an unnumbered neighbour there, or have the router send router advertisements", p.Device)
+			p.Blocked = intent.Block{
+				Reason: string(names.ReasonNoRouter),
+				Text:   fmt.Sprintf("no router has advertised itself on %s yet: configure this node as an unnumbered neighbour there, or have the router send router advertisements", p.Device),
+			}
 		}
 	}
 	return peers
@@ -116,8 +120,8 @@ func (e *Engine) open(ctx context.Context, peers []intent.Peer) []intent.Peer {
 	}
 	peers = slices.Clone(peers)
 	for i := range peers {
-		if peers[i].Passive && peers[i].Blocked == "" {
-			peers[i].Blocked = err.Error()
+		if peers[i].Passive && peers[i].Blocked == (intent.Block{}) {
+			peers[i].Blocked = intent.Block{Reason: string(names.ReasonPortUnavailable), Text: err.Error()}
 		}
 	}
 	return peers

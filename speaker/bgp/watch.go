@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/speaker/bfd"
 	"github.com/gantry-lb/gantry/speaker/bgp/frame"
 	"github.com/gantry-lb/gantry/speaker/intent"
@@ -23,17 +24,19 @@ type BFD interface {
 // lookTime is how often it is looked whether an internal router is on a link of this node: addresses come and go.
 const lookTime = 5 * time.Second
 
-// paths are what BFD watches: keys by the peers' names, which are made of peers.
+// paths are what BFD watches: keys by the peers' names, which are made of peers, and what is wrong with their profiles.
 type paths struct {
-	peers []intent.Peer
-	keys  map[string]bfd.Key
+	peers  []intent.Peer
+	keys   map[string]bfd.Key
+	faults map[string]bfd.Fault
 }
 
 // watch has BFD watch the paths to the peers that ask for it. A session's end says something about the path alone: two
 // peers at one address share it.
 func (e *Engine) watch(peers []intent.Peer) {
 	e.watched = map[bfd.Key][]string{}
-	keys := map[string]bfd.Key{}
+	keys, faults := map[string]bfd.Key{}, map[string]bfd.Fault{}
+	first := map[bfd.Key]bfd.Session{}
 	var sessions []bfd.Session
 	for i := range peers {
 		p := &peers[i]
@@ -41,15 +44,18 @@ func (e *Engine) watch(peers []intent.Peer) {
 			continue
 		}
 		s := e.session(p)
-		if e.watched[s.Key] == nil {
-			sessions = append(sessions, s)
+		if f, shared := first[s.Key]; !shared {
+			first[s.Key], sessions = s, append(sessions, s)
+		} else if f != s {
+			faults[p.Name] = bfd.Fault{Reason: names.ReasonConflictingBFD, Text: fmt.Sprintf(
+				"BFD watches the path to %s as the BGPPeer %q asks, and this one asks for something else: name the same bfdProfile in both, or give one another sourceAddress", s.Peer, e.watched[s.Key][0])}
 		}
 		e.watched[s.Key] = append(e.watched[s.Key], p.Name)
 		keys[p.Name] = s.Key
 	}
 	e.mu.Lock()
-	changed := !maps.Equal(e.paths.keys, keys)
-	e.paths = paths{peers, keys}
+	changed := !maps.Equal(e.paths.keys, keys) || !maps.Equal(e.paths.faults, faults)
+	e.paths = paths{peers, keys, faults}
 	e.mu.Unlock()
 	if changed {
 		e.poke()

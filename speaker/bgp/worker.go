@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/speaker/bfd"
 	"github.com/gantry-lb/gantry/speaker/bgp/frame"
 	"github.com/gantry-lb/gantry/speaker/intent"
@@ -201,9 +202,11 @@ func (w *worker) take(o order, first bool) {
 		}
 		w.failures, w.refused = 0, nil
 		w.retry.Reset(0)
-	case former.peer.Password != o.peer.Password && o.peer.Blocked == "":
+	case former.peer.Password != o.peer.Password && o.peer.Blocked == (intent.Block{}):
 		w.rekey()
-	case former.peer.Blocked != "" && o.peer.Blocked == "" && w.session == nil:
+	case former.peer.Blocked != o.peer.Blocked && w.session == nil:
+		w.abort()
+		w.failures = 0
 		w.retry.Reset(0)
 	}
 	w.retime(&former.peer)
@@ -214,7 +217,7 @@ func (w *worker) take(o order, first bool) {
 func sameSession(a, b *intent.Peer) bool {
 	x, y := *a, *b
 	for _, p := range []*intent.Peer{&x, &y} {
-		p.Password, p.Blocked, p.BFD, p.Connect, p.Keepalive = "", "", nil, 0, 0
+		p.Password, p.Blocked, p.BFD, p.Connect, p.Keepalive = "", intent.Block{}, nil, 0, 0
 	}
 	return x == y
 }
@@ -240,8 +243,8 @@ func (w *worker) connect() {
 	switch {
 	case w.session != nil || w.attempt != nil:
 		return
-	case p.Blocked != "":
-		w.fail(fmt.Errorf("%s", p.Blocked))
+	case p.Blocked != (intent.Block{}):
+		w.fail(errors.New(p.Blocked.Text))
 		return
 	case p.Passive:
 		w.enter(Active)
@@ -259,7 +262,7 @@ func (w *worker) answer(c Conn) {
 		w.session.finish(errors.New("the router connected anew"), nil)
 		w.over()
 	}
-	if !p.Passive || p.Blocked != "" || w.session != nil || w.attempt != nil {
+	if !p.Passive || p.Blocked != (intent.Block{}) || w.session != nil || w.attempt != nil {
 		_, _ = c.Write(frame.Cease(frame.CeaseRejected, "").Encode())
 		go hangUp(c, true)
 		return
@@ -396,8 +399,9 @@ func (w *worker) enter(p Phase) {
 // report hands the State to the engine when it has changed.
 func (w *worker) report() {
 	w.state.Remote = netip.AddrPortFrom(w.o.peer.Address, w.o.peer.Port)
-	w.state.Announced = 0
+	w.state.Announced, w.state.Reason = 0, names.Reason(w.o.peer.Blocked.Reason)
 	if w.state.Phase == Established {
+		w.state.Reason = ""
 		w.state.Announced = w.table.Len(w.state.Families...)
 	}
 	w.e.observe(w.state)

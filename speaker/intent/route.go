@@ -30,10 +30,10 @@ type Peer struct {
 	// Hold is the hold time in whole seconds, 0 or 3 s to 65535 s; Keepalive the interval between keepalives, 0 for a third
 	// of the negotiated hold time; Connect the longest pause between two attempts.
 	Hold, Keepalive, Connect time.Duration
-	// Password of TCP MD5 (RFC 2385), at most 80 bytes; empty for none.
-	Password string
-	// Hold back: no session is tried while Blocked has a sentence that says why, such as a missing Secret.
-	Blocked string
+	// Password of TCP MD5 (RFC 2385), at most 80 bytes; empty for none. It is never written anywhere.
+	Password string `json:"-"`
+	// Blocked says why no session is tried, such as a missing Secret; its zero value does not.
+	Blocked Block
 	// Multihop lets an external router be several hops away. Hops, when not 0, demands by TTL that it is at most so many away
 	// (GTSM, RFC 5082).
 	Multihop bool
@@ -50,6 +50,9 @@ type Peer struct {
 	// BFD is nil when no BFD session watches the router.
 	BFD *BFD
 }
+
+// Block is why no session is tried: a Reason of api/names, and a sentence that says what to do.
+type Block struct{ Reason, Text string }
 
 // External says whether the router is of another autonomous system.
 func (p *Peer) External() bool {

@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"net/netip"
 
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
 	"github.com/gantry-lb/gantry/speaker/facts"
@@ -24,14 +27,17 @@ func peer(p *snapshot.Peer, self *view.Node, links facts.LinkSet) intent.Peer {
 	if p.Address.Is6() && p.Address.IsLinkLocalUnicast() {
 		out.Address = p.Address.WithZone(p.VRF)
 	}
-	if err != nil {
-		out.Blocked = err.Error()
-	}
 	if p.Gateway != 0 {
 		out.IPv4, out.IPv6 = p.DualStack || p.Gateway == view.IPv4, p.DualStack || p.Gateway == view.IPv6
 		if out.Address = gateway(p.Gateway, links); !out.Address.IsValid() {
-			out.Blocked = fmt.Sprintf("this node has no default gateway of IPv%d: add a default route, or write peerAddress", p.Gateway)
+			out.Blocked = block(names.ReasonNoGateway, fmt.Sprintf("this node has no default gateway of IPv%d: add a default route, or write peerAddress", p.Gateway))
 		}
+	}
+	if err != nil {
+		out.Blocked = block(names.ReasonNodeLabel, err.Error())
+	}
+	if p.Fault != nil {
+		out.Blocked = block(p.Fault.Reason, p.Fault.Text)
 	}
 	// Without the capability a session carries IPv4 alone, over IPv4. Where that is not what is asked for, it stays.
 	out.NoMultiprotocol = p.DisableMP && out.IPv4 && !out.IPv6
@@ -41,13 +47,33 @@ func peer(p *snapshot.Peer, self *view.Node, links facts.LinkSet) intent.Peer {
 	case snapshot.ExternalASN:
 		out.ASNs = intent.ASNExternal
 	}
-	if b := p.BFD; b != nil {
+	if b := p.BFD; b != nil && out.Blocked == (intent.Block{}) {
 		out.BFD = &intent.BFD{
 			Transmit: b.Transmit, Receive: b.Receive, Echo: b.EchoInterval, Multiplier: b.Multiplier,
 			EchoMode: b.Echo, Passive: b.Passive, MinTTL: b.MinimumTTL,
 		}
 	}
 	return out
+}
+
+// repeats returns the name of an older peer with which the router would take this one for the same on a node; empty when there is none.
+func repeats(p *snapshot.Peer, s *snapshot.Snapshot, self *view.Node) string {
+	for _, name := range p.Repeats {
+		if q := s.Peer(name); q != nil && q.Fault == nil && matches(q.NodeSelectors, labels.Set(self.Labels)) {
+			return name
+		}
+	}
+	return ""
+}
+
+func block(r names.Reason, text string) intent.Block {
+	return intent.Block{Reason: string(r), Text: text}
+}
+
+// hopeless says whether no session can be with a peer as things are. A default gateway may be gone for an instant, and sessions
+// outlive that.
+func hopeless(p *intent.Peer) bool {
+	return p.Blocked != (intent.Block{}) && p.Blocked.Reason != string(names.ReasonNoGateway)
 }
 
 // gateway returns the lowest of the node's preferred default gateways of a family, with its link as zone where it needs one; invalid when

@@ -9,6 +9,9 @@ import (
 	"strings"
 	"testing"
 
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
 	"github.com/gantry-lb/gantry/speaker/intent"
@@ -18,7 +21,8 @@ func TestOnePeerServesEveryRack(t *testing.T) {
 	for name, c := range map[string]struct {
 		edit    func(in *Inputs, p *snapshot.Peer)
 		want    intent.Peer // address, numbers and families
-		blocked string
+		blocked names.Reason
+		says    string
 	}{
 		"its gateway": {
 			edit: func(in *Inputs, p *snapshot.Peer) { p.Gateway = view.IPv4 },
@@ -35,7 +39,7 @@ func TestOnePeerServesEveryRack(t *testing.T) {
 		"no gateway": {
 			edit:    func(in *Inputs, p *snapshot.Peer) { p.Gateway, in.Links = view.IPv4, nil },
 			want:    intent.Peer{LocalASN: 64512, PeerASN: 65000, IPv4: true},
-			blocked: "no default gateway of IPv4",
+			blocked: names.ReasonNoGateway, says: "no default gateway of IPv4",
 		},
 		"its labels' numbers": {
 			edit: func(in *Inputs, p *snapshot.Peer) {
@@ -49,7 +53,15 @@ func TestOnePeerServesEveryRack(t *testing.T) {
 				p.Address, p.PeerASNLabel = netip.MustParseAddr("192.0.2.254"), "theirs"
 			},
 			want:    intent.Peer{Address: netip.MustParseAddr("192.0.2.254"), IPv4: true},
-			blocked: `no label "theirs"`,
+			blocked: names.ReasonNodeLabel, says: `no label "theirs"`,
+		},
+		"a fault in the object": {
+			edit: func(in *Inputs, p *snapshot.Peer) {
+				p.Fault = &snapshot.Problem{Reason: names.ReasonUnknownSecret, Text: "no Secret exists"}
+				p.BFD = &snapshot.BFD{}
+			},
+			want:    intent.Peer{LocalASN: 64512, PeerASN: 65000},
+			blocked: names.ReasonUnknownSecret, says: "no Secret exists",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -60,13 +72,20 @@ func TestOnePeerServesEveryRack(t *testing.T) {
 			p := &snapshot.Peer{Name: "gateway", MyASN: 64512, PeerASN: 65000, Port: 179}
 			in.Snapshot.Peers = []*snapshot.Peer{p}
 			c.edit(&in, p)
-			got := Build(in).Peers
+			plan := Build(in)
+			got := plan.Peers
 			if len(got) != 1 {
 				t.Fatalf("the peers are %+v", got)
 			}
 			seen := intent.Peer{Address: got[0].Address, LocalASN: got[0].LocalASN, PeerASN: got[0].PeerASN, IPv4: got[0].IPv4, IPv6: got[0].IPv6}
-			if seen != c.want || (got[0].Blocked == "") != (c.blocked == "") || !strings.Contains(got[0].Blocked, c.blocked) {
-				t.Errorf("the peer is %+v, blocked %q; want %+v, blocked for %q", seen, got[0].Blocked, c.want, c.blocked)
+			if b := got[0].Blocked; seen != c.want || b.Reason != string(c.blocked) || !strings.Contains(b.Text, c.says) {
+				t.Errorf("the peer is %+v, blocked %q; want %+v, blocked for %s", seen, b, c.want, c.blocked)
+			}
+			if c.blocked == "" || c.blocked == names.ReasonNoGateway { // which may be there again in an instant
+				return
+			}
+			if v := plan.BGP.Slice()[0]; got[0].BFD != nil || len(plan.Routes) > 0 || v.Reason != names.ReasonNoPeers {
+				t.Errorf("a node that cannot peer has %+v and the verdict %+v", plan, v)
 			}
 		})
 	}
@@ -122,6 +141,31 @@ func TestAttributesOfSeveralAdvertisementsAreMerged(t *testing.T) {
 	editService(func(s *view.Service) { s.Local = false })(&in)
 	if got := Build(in).Routes[0].Bandwidth; got != 0 {
 		t.Errorf("a Service whose traffic is spread over all endpoints has the bandwidth %d", got)
+	}
+}
+
+// TestOneSessionToOneRouter has two peers that the router cannot tell apart; the older is on some nodes alone.
+func TestOneSessionToOneRouter(t *testing.T) {
+	in := peered()
+	older, younger := in.Snapshot.Peers[1], in.Snapshot.Peers[0]
+	younger.Repeats, younger.BFD = []string{older.Name}, &snapshot.BFD{}
+	older.NodeSelectors = []labels.Selector{labels.SelectorFromSet(labels.Set{"rack": "1"})}
+	if p := Build(in); p.Peers[0].Blocked.Reason != "" || p.Peers[0].BFD == nil {
+		t.Errorf("where the older does not peer the younger is %+v", p.Peers[0])
+	}
+	self := in.Nodes["a"]
+	self.Labels = map[string]string{"rack": "1"}
+	in.Nodes["a"] = self
+	p := Build(in)
+	if b := p.Peers[0].Blocked; b.Reason != string(names.ReasonDuplicatePeer) || p.Peers[0].BFD != nil || p.Peers[1].Blocked.Reason != "" {
+		t.Errorf("the peers are %+v", p.Peers)
+	}
+	if len(p.Routes) != 1 || len(p.Routes[0].Peers) != 1 || p.Routes[0].Peers[0] != older.Name {
+		t.Errorf("the routes are %+v", p.Routes)
+	}
+	older.Fault = &snapshot.Problem{Reason: names.ReasonUnknownSecret}
+	if p := Build(in); p.Peers[0].Blocked.Reason != "" {
+		t.Errorf("while the older is faulty the younger is %+v", p.Peers[0])
 	}
 }
 

@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -54,9 +55,14 @@ func (p *Planner) route(changed []view.Key, anew bool) {
 		p.plan.Peers = nil
 		if p.in.Snapshot != nil && known {
 			for _, c := range p.in.Snapshot.Peers {
-				if matches(c.NodeSelectors, labels.Set(self.Labels)) {
-					p.plan.Peers = append(p.plan.Peers, peer(c, &self, p.in.Links))
+				if !matches(c.NodeSelectors, labels.Set(self.Labels)) {
+					continue
 				}
+				q := peer(c, &self, p.in.Links)
+				if other := repeats(c, p.in.Snapshot, &self); other != "" && !hopeless(&q) {
+					q.Blocked, q.BFD = block(names.ReasonDuplicatePeer, fmt.Sprintf("the BGPPeer %q, which is older, connects this node to the same router: delete one of them", other)), nil
+				}
+				p.plan.Peers = append(p.plan.Peers, q)
 			}
 		}
 		p.plan.Leaving = self.Leaving || self.Excluded

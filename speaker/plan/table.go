@@ -25,6 +25,9 @@ func (t table) add(peers []intent.Peer, s *share, only netip.Prefix) []string {
 	weights := map[cell]uint64{} // of several advertisements the largest counts, of several Services the sum
 	for i := range peers {
 		p := &peers[i]
+		if hopeless(p) {
+			continue
+		}
 		for _, o := range s.ads {
 			ad := o.ad
 			if len(ad.Peers) > 0 && !slices.Contains(ad.Peers, p.Name) {

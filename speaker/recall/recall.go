@@ -1,6 +1,7 @@
 // Package recall keeps what a speaker knows in a file of its node, so that one which is started again while the API server
 // is away goes on from there. The file is good for one boot of the node: it is written where a boot empties it, and
-// it names the boot. It is a cache and no more: without it, or when it cannot be read, a speaker waits for the API server.
+// it names the boot. It is a cache and no more: without it, or when it cannot be read, a speaker waits for the API server. Passwords
+// of sessions with routers are not in it.
 package recall
 
 import (
@@ -140,6 +141,10 @@ type content struct {
 	Claims     []elect.Claim
 	Candidates []map[string]int // node -> score
 	Bids       []bid
+	// Routers and Routes are for BGP; Leaving says that the routes were on their way out.
+	Routers []peer   `json:",omitempty"`
+	Routes  []bundle `json:",omitempty"`
+	Leaving bool     `json:",omitempty"`
 }
 
 // bid is an intent.Bid whose candidates are among those of the content: thousands of addresses share them.
@@ -153,6 +158,8 @@ type bid struct {
 
 func encode(s State, boot string) ([]byte, error) {
 	c := content{Version: version, Boot: boot, Node: s.Node, Address: s.Address, Key: s.Key, Peers: s.Peers, Claims: s.Claims}
+	c.Routers, c.Routes = pack(s.BGP)
+	c.Leaving = s.BGP.Leaving
 	known := map[uint64]int{}
 	for _, b := range s.Bids {
 		i, ok := known[b.Candidates.Key]
@@ -201,6 +208,11 @@ func parse(text []byte, boot string) (State, error) {
 			return State{}, fmt.Errorf("a claim of %s has no address", x.Holder)
 		}
 	}
+	var err error
+	if s.BGP, err = unpack(c.Routers, c.Routes); err != nil {
+		return State{}, err
+	}
+	s.BGP.Leaving = c.Leaving
 	var candidates []*intent.Candidates
 	for _, scores := range c.Candidates {
 		candidates = append(candidates, intent.NewCandidates(scores))

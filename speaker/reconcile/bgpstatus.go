@@ -221,9 +221,13 @@ func (w *BGPStatusWriter) session(ctx context.Context, name string, o *v1alpha1.
 	base := client.MergeFrom(o.DeepCopy())
 	since := metav1.NewTime(s.Since.Truncate(time.Second))
 	want := v1alpha1.BGPSessionStatus{
-		Node: w.Self, Peer: s.Peer, Address: s.Remote.String(), State: string(s.Phase), Since: &since,
+		Node: w.Self, Peer: s.Peer, State: string(s.Phase), Since: &since,
 		Prefixes: int32(s.Announced), BFD: s.BFD, LastError: s.LastError, Conditions: slices.Clone(o.Status.Conditions), //nolint:gosec // far below
 	}
+	if s.Remote.IsValid() {
+		want.Address = s.Remote.String()
+	}
+	meta.SetStatusCondition(&want.Conditions, status.Established(status.Session{Established: s.Phase == bgp.Established, Reason: s.Reason, Text: s.LastError}))
 	if s.Phase == bgp.Established {
 		for _, f := range s.Families {
 			want.Families = append(want.Families, f.String())

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -155,7 +156,8 @@ func TestWhatIsWrittenOfBGP(t *testing.T) {
 			err = api.List(t.Context(), &list)
 			for _, o := range list.Items {
 				s := o.Status
-				out = append(out, strings.TrimSpace(fmt.Sprintf("%s %s %s %s %v %d %s", s.Node, s.Peer, s.Address, s.State, s.Families, s.Prefixes, s.LastError)))
+				why := meta.FindStatusCondition(s.Conditions, names.ConditionEstablished)
+				out = append(out, strings.TrimSpace(fmt.Sprintf("%s %s %s %s %s %v %d %s", s.Node, s.Peer, s.Address, s.State, why.Reason, s.Families, s.Prefixes, s.LastError)))
 			}
 			return out, err
 		})
@@ -164,10 +166,12 @@ func TestWhatIsWrittenOfBGP(t *testing.T) {
 	up := bgp.State{Peer: "tor1", Remote: remote, Phase: bgp.Established, Since: time.Unix(1e9, 0), Families: []frame.Family{frame.IPv4}, Routes: 3, Announced: 3}
 	down := bgp.State{Peer: "tor2", Remote: remote, Phase: bgp.Idle, Since: time.Unix(1e9, 0), LastError: "connecting: refused"}
 	e.set(up, down)
-	sessions("node1 tor1 192.0.2.1:179 Established [ipv4-unicast] 3", "node1 tor2 192.0.2.1:179 Idle [] 0 connecting: refused")
+	sessions("node1 tor1 192.0.2.1:179 Established Established [ipv4-unicast] 3", "node1 tor2 192.0.2.1:179 Idle NoSession [] 0 connecting: refused")
 	up.Phase, up.Announced, up.LastError = bgp.Active, 0, "the router closed the connection"
 	e.set(up)
-	sessions("node1 tor1 192.0.2.1:179 Active [] 0 the router closed the connection")
+	blocked := bgp.State{Peer: "tor2", Phase: bgp.Idle, Since: time.Unix(1e9, 0), Reason: names.ReasonUnknownSecret, LastError: "no Secret"}
+	e.set(up, blocked)
+	sessions("node1 tor1 192.0.2.1:179 Active NoSession [] 0 the router closed the connection", "node1 tor2  Idle UnknownSecret [] 0 no Secret")
 	e.set()
 	sessions()
 }

@@ -31,6 +31,28 @@ type Path struct {
 	Text   string
 }
 
+// Session is what is seen of a session.
+type Session struct {
+	Established bool
+	// Reason is why none is tried, empty while one is; Text is why there was none the last time.
+	Reason names.Reason
+	Text   string
+}
+
+// Established is the condition that tells whether a session is established.
+func Established(s Session) metav1.Condition {
+	c := metav1.Condition{Type: names.ConditionEstablished, Status: metav1.ConditionFalse, Reason: string(names.ReasonNoSession), Message: s.Text}
+	switch {
+	case s.Established:
+		c.Status, c.Reason, c.Message = metav1.ConditionTrue, string(names.ReasonEstablished), "the session is established"
+	case s.Reason != "":
+		c.Reason = string(s.Reason)
+	case s.Text == "":
+		c.Message = "the router has not answered yet"
+	}
+	return c
+}
+
 // Watched is the condition that tells whether BFD watches a path; false without BFD.
 func Watched(p Path) (metav1.Condition, bool) {
 	if p.State == "" {

@@ -43,6 +43,26 @@ func TestThePathOfASessionIsWatchedOrItIsSaidWhyNot(t *testing.T) {
 	}
 }
 
+func TestASessionIsEstablishedOrItIsSaidWhyNot(t *testing.T) {
+	for name, tc := range map[string]struct {
+		session status.Session
+		want    metav1.ConditionStatus
+		reason  names.Reason
+		says    string
+	}{
+		"it is":         {session: status.Session{Established: true, Text: "it ended once"}, want: metav1.ConditionTrue, reason: names.ReasonEstablished, says: "is established"},
+		"it ended":      {session: status.Session{Text: "the router closed it"}, want: metav1.ConditionFalse, reason: names.ReasonNoSession, says: "the router closed it"},
+		"it begins":     {want: metav1.ConditionFalse, reason: names.ReasonNoSession, says: "not answered yet"},
+		"none is tried": {session: status.Session{Reason: names.ReasonNoGateway, Text: "no gateway"}, want: metav1.ConditionFalse, reason: names.ReasonNoGateway, says: "no gateway"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if c := status.Established(tc.session); c.Status != tc.want || c.Reason != string(tc.reason) || !strings.Contains(c.Message, tc.says) {
+				t.Errorf("%+v, want %s because of %s", c, tc.want, tc.reason)
+			}
+		})
+	}
+}
+
 func TestAnnouncements(t *testing.T) {
 	key := func(name string) view.Key { return view.Key{Namespace: "default", Name: name} }
 	p := plan.Plan{BGP: plan.NewList(

@@ -72,6 +72,9 @@ func manyRoutes(ctx context.Context, dir string) error {
 		took = append(took, d)
 	}
 	figures(fmt.Sprintf("%d routes at FRR, from the start of the session", many), took)
+	if err := updates(ctx, s, many); err != nil {
+		return err
+	}
 	if err := single(ctx, s, tors[0], many); err != nil {
 		return err
 	}

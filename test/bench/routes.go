@@ -112,7 +112,7 @@ func routes(ctx context.Context, dir string) error {
 			if err := hops(ctx, s, vip, 3); err != nil {
 				return err
 			}
-			return pulled(ctx, s, vip, "the default profile", 3)
+			return pulled(ctx, s, vip, "the default profile", 10)
 		},
 	} {
 		if err := part(); err != nil {

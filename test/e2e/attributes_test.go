@@ -13,7 +13,7 @@ import (
 	"github.com/gantry-lb/gantry/test/stage"
 )
 
-// attributed is a Service of both families with two endpoints on node1 and one on node2, and two advertisements for its pool:
+// attributed is a Service of both families with three endpoints on node1 and one on node2, and two advertisements for its pool:
 // one with everything that a route can carry, and one for whole networks.
 const attributed = `apiVersion: metallb.io/v1beta2
 kind: BGPPeer
@@ -71,22 +71,7 @@ spec:
   containers: [{name: echo, image: echo, ports: [{containerPort: 7000, protocol: UDP}]}]
 `
 
-const (
-	attributedFRR = `router bgp 65000
- bgp router-id 192.168.0.1
- no bgp ebgp-requires-policy
- neighbor 192.168.0.11 remote-as 64512
- neighbor 192.168.0.12 remote-as 64512
- address-family ipv4 unicast
-  maximum-paths 8
- exit-address-family
- address-family ipv6 unicast
-  neighbor 192.168.0.11 activate
-  neighbor 192.168.0.12 activate
-  maximum-paths 8
- exit-address-family
-`
-	attributedBIRD = `router id 192.168.0.2;
+const attributedBIRD = `router id 192.168.0.2;
 protocol device {}
 protocol kernel { merge paths on; ipv4 { export all; import none; }; }
 protocol kernel { merge paths on; ipv6 { export all; import none; }; }
@@ -94,7 +79,6 @@ template bgp node { local as 65000; ipv4 { import all; export none; }; ipv6 { im
 protocol bgp node1 from node { neighbor 192.168.0.11 as 64512; }
 protocol bgp node2 from node { neighbor 192.168.0.12 as 64512; }
 `
-)
 
 // TestAdvertisementsReachRouters follows every attribute from the objects that a user writes to FRR and BIRD, in both families.
 func TestAdvertisementsReachRouters(t *testing.T) {
@@ -105,9 +89,9 @@ func TestAdvertisementsReachRouters(t *testing.T) {
 	}
 	ctx, s := start(t, lab.Options{Nodes: 2, Routers: 2, Families: lab.DualStack})
 	tor, spine := s.Router("router", router.FRR), s.Router("router2", router.BIRD)
-	must(t, tor.Start(ctx, attributedFRR))
+	must(t, tor.Start(ctx, torText(t)))
 	must(t, spine.Start(ctx, attributedBIRD))
-	must(t, s.Apply(ctx, attributed+fmt.Sprintf(attributedPod, "a", "node1")+fmt.Sprintf(attributedPod, "b", "node1")+fmt.Sprintf(attributedPod, "c", "node2")))
+	must(t, s.Apply(ctx, attributed+fmt.Sprintf(attributedPod, "a", "node1")+fmt.Sprintf(attributedPod, "b", "node1")+fmt.Sprintf(attributedPod, "d", "node1")+fmt.Sprintf(attributedPod, "c", "node2")))
 	first, err := s.Address(ctx, "default", "web")
 	must(t, err)
 	svc, err := s.Service(ctx, "default", "web")
@@ -123,7 +107,7 @@ func TestAdvertisementsReachRouters(t *testing.T) {
 	})
 	carried := carriage{
 		path: "64512 64512 64512", med: 42, community: "64512:7 no-export", large: "64512:1:4294967295",
-		extended: map[string]string{"192.168.0.11": "LB:64512:250000000 (2.000 Gbps)", "192.168.0.12": "LB:64512:125000000 (1.000 Gbps)"},
+		extended: map[string]string{"192.168.0.11": "LB:64512:375000000 (3.000 Gbps)", "192.168.0.12": "LB:64512:125000000 (1.000 Gbps)"},
 	}
 	wide := carriage{path: "64512", community: "64512:8"}
 	for _, a := range addresses {
@@ -135,6 +119,7 @@ func TestAdvertisementsReachRouters(t *testing.T) {
 		t.Run(family, func(t *testing.T) {
 			carries(ctx, t, tor, host, carried)
 			carries(ctx, t, tor, network, wide)
+			weighs(ctx, t, s, host, 3)
 			must(t, stage.Await(ctx, "BIRD to show the same", func(ctx context.Context) error {
 				out, err := spine.Show(ctx, "show route all "+host.String())
 				if err != nil {
@@ -142,7 +127,7 @@ func TestAdvertisementsReachRouters(t *testing.T) {
 				}
 				for _, part := range []string{
 					"BGP.as_path: 64512 64512 64512", "BGP.med: 42", "BGP.community: (64512,7) (65535,65281)", "BGP.large_community: (64512, 1, 4294967295)",
-					"(rt, 64512, 100)", "(unknown 0x4004, 64512, 1299082024)", "(unknown 0x4004, 64512, 1290693416)", // 2.5e8 and 1.25e8 as IEEE floats
+					"(rt, 64512, 100)", "(unknown 0x4004, 64512, 1303564382)", "(unknown 0x4004, 64512, 1290693416)", // 3.75e8 and 1.25e8 as IEEE floats
 				} {
 					if !strings.Contains(string(out), part) {
 						return fmt.Errorf("%s is not in\n%s", part, out)
@@ -157,10 +142,11 @@ func TestAdvertisementsReachRouters(t *testing.T) {
 	}
 	t.Run("edits reset nothing", func(t *testing.T) {
 		before := ups(ctx, t, tor)
-		_, err := s.Kubectl(ctx, "", "delete", "pod", "b")
+		_, err := s.Kubectl(ctx, "", "delete", "pod", "b", "d")
 		must(t, err)
 		carried.extended["192.168.0.11"] = carried.extended["192.168.0.12"]
 		carries(ctx, t, tor, netip.PrefixFrom(first, 32), carried)
+		weighs(ctx, t, s, netip.PrefixFrom(first, 32), 1)
 		_, err = s.Kubectl(ctx, "", "-n", "metallb-system", "delete", "bgpadvertisement", "wide")
 		must(t, err)
 		hops(ctx, t, s, netip.PrefixFrom(first, 26).Masked())
@@ -171,6 +157,18 @@ func TestAdvertisementsReachRouters(t *testing.T) {
 			t.Errorf("the sessions were established %s times before the edits and %s after", before, after)
 		}
 	})
+}
+
+// weighs waits until the router's kernel sends node1 so many times the traffic of node2.
+func weighs(ctx context.Context, t *testing.T, s *stage.Stage, p netip.Prefix, ratio int) {
+	t.Helper()
+	must(t, stage.Await(ctx, fmt.Sprintf("node1 to get %d times what node2 gets for %s", ratio, p), func(context.Context) error {
+		r, _, err := s.Host("router").RouteTo(p)
+		if err == nil && (len(r.Weights) != 2 || r.Weights[0] != ratio*r.Weights[1]) {
+			err = fmt.Errorf("%v have the weights %v", r.Via, r.Weights)
+		}
+		return err
+	}))
 }
 
 // carriage is what a route carries.

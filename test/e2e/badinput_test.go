@@ -135,7 +135,7 @@ func noRawSocket(ctx context.Context, t *testing.T, s *stage.Stage) {
 		}
 		return err
 	}))
-	patch(`["NET_RAW"]`)
+	patch(`["NET_RAW", "NET_BIND_SERVICE"]`)
 	_, err := s.AwaitFetch(ctx, "client", "http://192.168.0.201:9097/")
 	must(t, err)
 }

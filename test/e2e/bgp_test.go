@@ -165,6 +165,7 @@ func TestBGP(t *testing.T) {
 			}
 			return err
 		}))
+		established(ctx, t, s, "node1 racks UnknownSecret", "node2 racks UnknownSecret", "node3 racks UnknownSecret")
 		hops(ctx, t, s, vip)
 		must(t, s.Apply(ctx, secret))
 		for _, node := range []string{"node1", "node2"} {
@@ -172,6 +173,7 @@ func TestBGP(t *testing.T) {
 			must(t, err)
 		}
 		hops(ctx, t, s, vip, all[:2]...)
+		established(ctx, t, s, "node1 racks Established", "node2 racks Established", "node3 racks NodeLabel")
 		must(t, stage.Await(ctx, "the session of the node without the label to say so", func(ctx context.Context) error {
 			out, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions", "-l", "metallb.io/node=node3", "-o", "jsonpath={.items[*].status.lastError}")
 			if err == nil && !strings.Contains(out, `no label "example.com/asn"`) {
@@ -204,11 +206,39 @@ func TestBGP(t *testing.T) {
 			t.Errorf("%d of %d requests were lost", o.Lost, o.Sent)
 		}
 	})
+	t.Run("the router connects to the nodes", func(t *testing.T) {
+		must(t, tor.Configure(ctx, "router bgp 65000\n neighbor nodes timers connect 1\n"))
+		begun := map[string]int{"node1": restarts(ctx, t, s, "node1"), "node2": restarts(ctx, t, s, "node2"), "node3": restarts(ctx, t, s, "node3")}
+		must(t, s.Apply(ctx, strings.Replace(racks, "defaultGateway:", "passive: true, defaultGateway:", 1)))
+		must(t, stage.Await(ctx, "the router's own sessions", func(ctx context.Context) error {
+			for node, n := range begun {
+				if restarts(ctx, t, s, node) == n {
+					return fmt.Errorf("the session with %s is the one that the node began", node)
+				}
+			}
+			return nil
+		}))
+		hops(ctx, t, s, vip, all...)
+		established(ctx, t, s, "node1 racks Established", "node2 racks Established", "node3 racks Established")
+	})
 	t.Run("a Service that goes takes its route with it", func(t *testing.T) {
 		_, err := s.Kubectl(ctx, "", "delete", "service", "echo")
 		must(t, err)
 		hops(ctx, t, s, vip)
 	})
+}
+
+// established waits until the BGPSessions, a node and a peer each, have these Reasons in their condition.
+func established(ctx context.Context, t *testing.T, s *stage.Stage, want ...string) {
+	t.Helper()
+	must(t, stage.Await(ctx, "the BGPSessions to say how they are", func(ctx context.Context) error {
+		out, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions", "--sort-by={.status.node}", "-o",
+			`jsonpath={range .items[*]}{.status.node} {.status.peer} {.status.conditions[?(@.type=="gantry.dev/Established")].reason}{"\n"}{end}`)
+		if err == nil && out != strings.Join(want, "\n")+"\n" {
+			err = fmt.Errorf("they say\n%s", out)
+		}
+		return err
+	}))
 }
 
 // hops waits until the router's kernel sends a prefix to exactly these nodes.

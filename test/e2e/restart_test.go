@@ -6,14 +6,27 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/test/lab"
+	"github.com/gantry-lb/gantry/test/lab/router"
 	"github.com/gantry-lb/gantry/test/stage"
 )
+
+// torRestarts has the nodes announce to the router, too, which keeps their routes while they restart.
+const torRestarts = `apiVersion: metallb.io/v1beta2
+kind: BGPPeer
+metadata: {name: tor, namespace: metallb-system}
+spec: {myASN: 64512, peerASN: 65000, peerAddress: 192.168.0.1, enableGracefulRestart: true}
+---
+apiVersion: metallb.io/v1beta1
+kind: BGPAdvertisement
+metadata: {name: all, namespace: metallb-system}
+`
 
 // TestTheAPIServerAway has everything happen to the speakers while nobody can ask the API server: what is announced stays
 // announced, a dead holder is replaced, and speakers that are all started again go on where they were.
@@ -27,6 +40,11 @@ func TestTheAPIServerAway(t *testing.T) {
 	must(t, err)
 	_, err = s.Holders(ctx, "echo", 2)
 	must(t, err)
+	tor := s.Router("router", router.FRR)
+	must(t, tor.Start(ctx, torText(t)))
+	must(t, s.Apply(ctx, torRestarts))
+	vip, nodes := netip.PrefixFrom(addresses[0], addresses[0].BitLen()), []string{"node1", "node2", "node3"}
+	hops(ctx, t, s, vip, "192.168.0.11", "192.168.0.12", "192.168.0.13")
 
 	var holder string // of the first address
 	t.Run("every speaker is started again", func(t *testing.T) {
@@ -34,6 +52,13 @@ func TestTheAPIServerAway(t *testing.T) {
 		w.answered(ctx, t, 500) // the speakers keep what they know once a second
 		must(t, s.StopAPI(ctx))
 		w.answered(ctx, t, 200) // nothing is withdrawn because a watch was lost
+		far, err := s.UDP(ctx, "far", netip.AddrPortFrom(addresses[0], 7000).String(), 200)
+		must(t, err)
+		must(t, far.AwaitAnswers(ctx, 50))
+		begun := map[string]int{}
+		for _, n := range nodes {
+			begun[n] = restarts(ctx, t, s, n)
+		}
 		for _, n := range []string{"node1", "node2", "node3", "node4"} {
 			must(t, s.Signal(ctx, n, "gantry-speaker", syscall.SIGKILL))
 		}
@@ -49,6 +74,22 @@ func TestTheAPIServerAway(t *testing.T) {
 			if a == addresses[0] {
 				holder = nodeOf(t, s, who[0])
 			}
+		}
+		must(t, stage.Await(ctx, "the sessions with the router to be there again", func(ctx context.Context) error {
+			for _, n := range nodes {
+				if restarts(ctx, t, s, n) == begun[n] {
+					return fmt.Errorf("not that of %s", n)
+				}
+			}
+			out, err := tor.Show(ctx, "show bgp ipv4 unicast "+vip.String())
+			if err == nil && strings.Contains(string(out), "stale") {
+				err = fmt.Errorf("a route is stale:\n%s", out)
+			}
+			return err
+		}))
+		hops(ctx, t, s, vip, "192.168.0.11", "192.168.0.12", "192.168.0.13")
+		if o := far.Stop(); o.Lost > 0 {
+			t.Errorf("%d of %d requests through the router were lost", o.Lost, o.Sent)
 		}
 	})
 	t.Run("and a dead holder is replaced", func(t *testing.T) {

@@ -60,6 +60,8 @@ func (Wire) OnLink(a netip.Addr) bool {
 // explain adds what to do to the errors that a configuration causes.
 func explain(err error, t bgp.Target) error {
 	switch {
+	case errors.Is(err, syscall.ENODEV) && t.Device != "":
+		return fmt.Errorf("connecting to %s: this node has no link or VRF %q: create it, which for a VRF takes a kernel that has them, or correct the BGPPeer: %w", t.Remote, t.Device, err)
 	case errors.Is(err, syscall.EADDRNOTAVAIL) && t.Source.IsValid():
 		return fmt.Errorf("connecting from %s: no interface of this node has that address: correct sourceAddress, or leave it out: %w", t.Source, err)
 	case unreached(err) && t.TTL == 1 && !(Wire{}).OnLink(t.Remote.Addr()):

@@ -14,6 +14,8 @@ type Route struct {
 	Prefix netip.Prefix
 	// Via are the next hops, sorted; several are equal in cost. A route to the link itself, or to nowhere, has none.
 	Via []netip.Addr
+	// Weights are those of Via, in its order: of so many parts of the traffic each gets its own, 1 to 256.
+	Weights []int
 	// Protocol is who set it: 2 the kernel, 3 or 4 an administrator, 12 BIRD, 186 BGP of FRR, 196 static routes of FRR.
 	Protocol int
 }
@@ -53,6 +55,7 @@ func route(r netlink.Route, family int) Route {
 	if len(hops) == 0 {
 		hops = []*netlink.NexthopInfo{{Gw: r.Gw, Via: r.Via}}
 	}
+	weights := map[netip.Addr]int{}
 	for _, hop := range hops {
 		gw := hop.Gw
 		if v, ok := hop.Via.(*netlink.Via); ok { // an IPv4 route over an IPv6 next hop
@@ -60,9 +63,13 @@ func route(r netlink.Route, family int) Route {
 		}
 		if a, ok := netip.AddrFromSlice(gw); ok {
 			o.Via = append(o.Via, a.Unmap())
+			weights[a.Unmap()] = hop.Hops + 1
 		}
 	}
 	slices.SortFunc(o.Via, netip.Addr.Compare)
+	for _, a := range o.Via {
+		o.Weights = append(o.Weights, weights[a])
+	}
 	return o
 }
 

@@ -1,0 +1,95 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"time"
+
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/speaker/bgp/frame"
+	"github.com/gantry-lb/gantry/test/stage"
+)
+
+// updates takes the endpoint of a Service of many away and gives it back, and measures from the moment that a watch shows it until
+// the router gets the UPDATE.
+func updates(ctx context.Context, s *stage.Stage, many int) error {
+	const name = "r05000"
+	heard, stop, err := listen(s)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	w, err := s.API.Watch(ctx, &discoveryv1.EndpointSliceList{}, client.InNamespace("default"), client.MatchingFields{"metadata.name": name})
+	if err != nil {
+		return fmt.Errorf("watching the endpoints: %w", err)
+	}
+	defer w.Stop()
+	<-w.ResultChan() // as it is
+	var took []time.Duration
+	for i := range services {
+		slice := &discoveryv1.EndpointSlice{}
+		slice.Namespace, slice.Name = "default", name
+		select {
+		case <-heard: // a second one of the change before
+		default:
+		}
+		patch := fmt.Sprintf(`[{"op":"replace","path":"/endpoints/0/conditions/ready","value":%t}]`, i%2 == 1)
+		if err := s.API.Patch(ctx, slice, client.RawPatch(types.JSONPatchType, []byte(patch))); err != nil {
+			return fmt.Errorf("changing the endpoints: %w", err)
+		}
+		if _, ok := <-w.ResultChan(); !ok {
+			return fmt.Errorf("the watch of the endpoints ended")
+		}
+		seen := time.Now()
+		select {
+		case at := <-heard:
+			took = append(took, max(at.Sub(seen), 0))
+		case <-time.After(time.Minute):
+			return fmt.Errorf("the router got no UPDATE after change %d", i)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	figures(fmt.Sprintf("an endpoint of one Service of %d, from the watch event to the UPDATE", many), took)
+	return nil
+}
+
+// listen tells when the router gets an UPDATE of the first node.
+func listen(s *stage.Stage) (<-chan time.Time, func(), error) {
+	c, err := s.Host("router").ListenPacket("ip4:tcp", "0.0.0.0")
+	if err != nil {
+		return nil, nil, fmt.Errorf("listening at the router: %w", err)
+	}
+	out := make(chan time.Time, 1)
+	go func() {
+		b := make([]byte, 1<<16)
+		for {
+			n, from, err := c.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			if a, ok := from.(*net.IPAddr); ok && a.String() == "192.168.0.11" && isUpdate(b[:n]) {
+				select {
+				case out <- time.Now():
+				default: // a second one of the same change
+				}
+			}
+		}
+	}()
+	return out, func() { c.Close() }, nil
+}
+
+// isUpdate says whether a TCP segment begins with an UPDATE of BGP.
+func isUpdate(segment []byte) bool {
+	if len(segment) < 20 {
+		return false
+	}
+	offset := int(segment[12]>>4) * 4
+	if len(segment) < offset+len(frame.Keepalive()) {
+		return false
+	}
+	return frame.TypeOf(segment[offset:]) == frame.TypeUpdate
+}
