@@ -19,6 +19,9 @@ type address struct {
 	move    *move
 	// checking says that the wire is asked whether this node is still the holder; see fence.go.
 	checking bool
+	// rumour is a higher claim than this node's, of a holder that seems not to live, since when it is known; see claims.go.
+	rumour      Claim
+	rumourSince time.Time
 	// disputed is when another member was last told that this node holds the address, because it seemed to hold it too.
 	disputed time.Time
 	// due is when the contest or the move wants to go on; slot is the place in the waiting line, -1 outside of it.

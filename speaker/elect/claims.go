@@ -102,13 +102,15 @@ func (m *Machine) merge(from string, c Claim) {
 }
 
 // accept takes in a claim that is right by its epoch. One that nobody stands for any more, of a holder that is gone or
-// gave the address up, does not stop a holder: this one claims again, above it. So does this node when others
-// speak for it wrongly.
+// gave the address up, does not stop a holder: this one claims again, above it, after a while if it may be wrong about
+// who is gone. So does this node when others speak for it wrongly.
 func (m *Machine) accept(a *address, c Claim) {
 	switch {
-	case a.held && (c.Released || c.Holder == m.self || !m.live(c)):
-		m.record(a, c)
-		m.claim(a, c.Epoch+1)
+	case a.held && (c.Released || c.Holder == m.self):
+		m.outdo(a, c)
+	case a.held && !m.live(c):
+		m.hearsay(a, c)
+		return
 	case a.held:
 		m.stop(a, reasonSuperseded)
 		m.record(a, c)
@@ -120,6 +122,61 @@ func (m *Machine) accept(a *address, c Claim) {
 		m.record(a, c)
 	}
 	m.evaluate(a)
+}
+
+// outdo claims a held address again, above a claim that nobody stands for.
+func (m *Machine) outdo(a *address, c Claim) {
+	m.forgetRumour(a)
+	m.record(a, c)
+	m.claim(a, c.Epoch+1)
+}
+
+// hearsayTime is how long a claim above this node's, of a holder that seems not to live, is let stand. Where a cut heals the
+// claims of the other side arrive before its nodes are members again, which takes some rounds of gossip.
+const hearsayTime = 500 * time.Millisecond
+
+// hearsay takes note of such a claim. Whoever made it wins if it turns out to live; until then this node goes on.
+func (m *Machine) hearsay(a *address, c Claim) {
+	if a.rumour.Epoch == 0 {
+		a.rumourSince = m.now
+		m.rumours[a] = struct{}{}
+		if a.move == nil {
+			m.wait(a, m.now.Add(hearsayTime))
+		}
+	}
+	if c.beats(a.rumour) {
+		a.rumour = c
+	}
+	m.resolve(a)
+}
+
+// resolve ends a rumour when its holder lives, or its time is over.
+func (m *Machine) resolve(a *address) {
+	c := a.rumour
+	switch {
+	case m.live(c):
+		m.accept(a, c)
+	case m.now.Sub(a.rumourSince) >= hearsayTime || a.move != nil:
+		m.outdo(a, c)
+	}
+}
+
+// overrule ends a rumour that stands in the way.
+func (m *Machine) overrule(a *address) {
+	if a.rumour.Epoch > 0 {
+		m.outdo(a, a.rumour)
+	}
+}
+
+func (m *Machine) forgetRumour(a *address) {
+	if a.rumour.Epoch == 0 {
+		return
+	}
+	a.rumour = Claim{}
+	delete(m.rumours, a)
+	if a.move == nil {
+		m.rest(a)
+	}
 }
 
 // receive handles a message. What cannot be read, from a later version say, is ignored.

@@ -220,6 +220,7 @@ func (m *Machine) stop(a *address, reason names.Reason) {
 	if a.checking {
 		m.fence.unchecked--
 	}
+	m.forgetRumour(a)
 	a.held, a.checking = false, false
 	delete(m.mine, a)
 	m.endMove(a)

@@ -80,3 +80,46 @@ func TestANodeThatWasRemoved(t *testing.T) {
 		t.Errorf("the address moved from %s to %s", holder, now)
 	}
 }
+
+// TestAClaimOfWhoSeemsGone is higher than the holder's, and comes before its own holder is a member again, or never is.
+func TestAClaimOfWhoSeemsGone(t *testing.T) {
+	for name, lives := range map[string]bool{"it lives": true, "it is gone": false} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, 1, 3, 1)
+			w.startAll()
+			holder := w.settle(6*time.Second, "start")
+			w.gossip["other"] = 1
+			w.nodes["other"] = &simNode{name: "other", mac: facts.MAC{2, 0, 0, 0, 1, 1}, able: true}
+			w.names = append(w.names, "other")
+			w.on("other")
+			w.bids()
+			w.members()
+			w.run(2*time.Second, nil) // it asks the wire, where the holder answers
+			claim := Claim{Address: w.addresses[0], Holder: "other", Nonce: w.nodes["other"].nonce, Epoch: 7}
+			w.step(w.nodes[holder], RemoteState{appendClaims(header(kindClaims), []Claim{claim})})
+			w.run(hearsayTime/2, w.one(0))
+			if !lives {
+				w.nodes["other"].m = nil
+				w.run(hearsayTime, w.one(0))
+				if now := w.settle(time.Millisecond, "the end of the rumour"); now != holder {
+					t.Errorf("%s holds the address, want %s to go on", now, holder)
+				}
+				if c := w.nodes[holder].m.addresses[w.addresses[0]].claim; c.Epoch <= claim.Epoch {
+					t.Errorf("the holder's claim has epoch %d, which is not above %d", c.Epoch, claim.Epoch)
+				}
+				return
+			}
+			m := w.nodes["other"].m
+			m.out = turn{}
+			m.take(m.at(claim.Address), claim.Epoch, reasonUnheld)
+			for _, e := range m.finish() {
+				w.perform(w.nodes["other"], e)
+			}
+			w.gossip["other"] = 0
+			w.members()
+			if now := w.settle(100*time.Millisecond, "the cut is over"); now != "other" {
+				t.Errorf("%s holds the address, want the one whose claim is higher", now)
+			}
+		})
+	}
+}

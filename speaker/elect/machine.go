@@ -74,7 +74,8 @@ type Machine struct {
 	digest    uint64 // XOR of those of the parts
 	groups    map[uint64]*group
 	echoes    map[*address]int // new claims, and how often they are still to be told again
-	swept     time.Time        // when a bucket was last looked at for what can be forgotten
+	rumours   map[*address]struct{}
+	swept     time.Time // when a bucket was last looked at for what can be forgotten
 	sweep     int
 	balanced  time.Time // when a rebalance was last thought about
 	stirred   time.Time // when a member last came or went
@@ -104,7 +105,7 @@ func New(self string, nonce uint64, timing Timing, now time.Time) *Machine {
 	m := &Machine{
 		self: self, nonce: nonce, timing: timing, start: now, now: now,
 		addresses: map[netip.Addr]*address{}, mine: map[*address]struct{}{}, holders: map[string]map[*address]struct{}{},
-		unplaced: map[*address]struct{}{}, groups: map[uint64]*group{}, echoes: map[*address]int{},
+		unplaced: map[*address]struct{}{}, groups: map[uint64]*group{}, echoes: map[*address]int{}, rumours: map[*address]struct{}{},
 		macs: map[facts.MAC]string{}, told: map[string]time.Time{}, exchanges: map[uint64]exchange{}, questions: map[uint64]question{},
 		swept: now, balanced: now, stirred: now, watch: newWatch(),
 	}
@@ -163,6 +164,8 @@ func (m *Machine) tick() {
 			m.wait(a, m.now.Add(10*m.timing.Settle)) // in case that no answer comes, not even that there was none
 		case a.move != nil:
 			m.offerNext(a)
+		case a.rumour.Epoch > 0:
+			m.resolve(a)
 		}
 	}
 	m.rebalance()
@@ -275,5 +278,8 @@ func (m *Machine) setMembers(set facts.MemberSet) {
 			m.stirred = m.now
 			m.review(n)
 		}
+	}
+	for _, a := range sorted(m.rumours) {
+		m.resolve(a)
 	}
 }

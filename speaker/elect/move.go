@@ -19,6 +19,7 @@ type move struct {
 // need a second to learn of them, and those of this node still serve.
 func (m *Machine) linger(a *address) {
 	if a.move == nil || a.move.rebalance {
+		m.overrule(a)
 		a.move = &move{epoch: a.claim.Epoch, lingering: true}
 		m.wait(a, m.now.Add(m.timing.Linger))
 	}
@@ -29,6 +30,7 @@ func (m *Machine) beginMove(a *address) {
 	if v := a.move; v != nil && !v.rebalance && !v.lingering && (v.to == "" || m.alive(v.to)) {
 		return
 	}
+	m.overrule(a)
 	epoch := a.claim.Epoch
 	if a.move != nil {
 		epoch = a.move.epoch
@@ -48,7 +50,7 @@ func (m *Machine) endMove(a *address) {
 // offer asks a node to take the address.
 func (m *Machine) offer(a *address, to string) {
 	v := a.move
-	v.epoch++
+	v.epoch = max(v.epoch, a.claim.Epoch) + 1
 	v.to = to
 	v.tried = append(v.tried, to)
 	m.wait(a, m.now.Add(m.timing.Offer))

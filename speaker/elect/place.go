@@ -208,7 +208,7 @@ func (m *Machine) relieve(g *group, list []*address) {
 		if n := countOf(all); !over && g.load[m.self] <= limit(g.total, n) {
 			return
 		}
-		if to := all[0]; to.node != m.self && !to.full {
+		if to := all[0]; to.node != m.self && !to.full && a.rumour.Epoch == 0 {
 			batch--
 			a.move = &move{epoch: a.claim.Epoch, rebalance: true}
 			m.offer(a, to.node)

@@ -17,7 +17,7 @@ func (m *Machine) print(w io.Writer) {
 		if a == nil {
 			continue
 		}
-		fmt.Fprint(w, a.claim, a.held, a.checking, a.owner, since(a.due), a.slot >= 0)
+		fmt.Fprint(w, a.claim, a.held, a.checking, a.owner, since(a.due), a.slot >= 0, a.rumour, since(a.rumourSince))
 		if c := a.contest; c != nil {
 			fmt.Fprint(w, c.target, c.probing, c.answered, c.pause, c.reason)
 		}

@@ -76,8 +76,16 @@ var scenarios = map[string]func(w *world){
 		old := w.settle(6*time.Second, "start")
 		w.split(1, old)
 		w.run(10*time.Second, w.one(both))
+		var next string // where the others, and the gateway, are
+		for _, n := range w.holders(w.addresses[0]) {
+			if n != old {
+				next = n
+			}
+		}
 		w.heal()
-		w.settle(time.Second, "healing")
+		if now := w.settle(time.Second, "healing"); now != next && w.loss == 0 {
+			w.t.Errorf("%s took the address from %s, which lived and had followed it", now, next)
+		}
 		w.run(5*time.Second, w.one(both))
 	},
 	"a short cut heals to one holder": func(w *world) {

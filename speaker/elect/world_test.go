@@ -227,14 +227,15 @@ func (w *world) block(part int, names ...string) {
 	w.at(5*time.Second, w.members)
 }
 
-// heal joins all again; the gossip notices a while later and exchanges its states.
+// heal joins all again; the gossip notices a while later and exchanges its states. Who was given up for dead is a member
+// again once it has heard of that and denied it.
 func (w *world) heal() {
 	w.gossip, w.lan = map[string]int{}, map[string]int{}
-	w.at(400*time.Millisecond, func() {
-		w.members()
+	w.at(time.Duration(50+w.rnd.Intn(350))*time.Millisecond, func() {
 		for i, name := range w.names {
 			w.exchange(name, w.names[(i+1)%len(w.names)])
 		}
+		w.at(time.Duration(w.rnd.Intn(300))*time.Millisecond, w.members)
 	})
 }
 
