@@ -63,6 +63,7 @@ var parts = []struct {
 	{"routes", routes},
 	{"manyroutes", manyRoutes},
 	{"spread", spread},
+	{"takeover", func(ctx context.Context, _ string) error { return takeover(ctx) }},
 	{"planning", func(context.Context, string) error { return planning() }},
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -73,8 +74,10 @@ func planning() error {
 		p.Update()
 		all = append(all, time.Since(begun))
 	}
-	figures(fmt.Sprintf("planning a change of one of %d Services", plannedServices), one)
-	figures("the same by the processor's time: the rest is other work of the machine", busy)
+	slices.Sort(one)
+	slices.Sort(busy)
+	fmt.Printf("%-64s median %.0f, longest %.0f us; by the processor's time %.0f and %.0f us (n=%d)\n", fmt.Sprintf("planning a change of one of %d Services", plannedServices),
+		micro(one[len(one)/2]), micro(one[len(one)-1]), micro(busy[len(busy)/2]), micro(busy[len(busy)-1]), len(one))
 	figures("planning all of them anew, as when a node comes", all)
 	return nil
 }
