@@ -213,6 +213,7 @@ func (c *cluster) speak(ctx context.Context, host netns.Handle, l facts.Link, pa
 // silence announces nothing to routers.
 type silence struct{}
 
+// Set does nothing.
 func (silence) Set(bgp.Desired) {}
 
 // listen notes who announces what first.
