@@ -3,10 +3,18 @@ package agent
 import (
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
+	"github.com/gantry-lb/gantry/speaker/plan"
 )
 
 // Change is an edit of what the plan rests on; see the functions that make one.
 type Change func(*planning)
+
+// Edit makes changes to a Planner, as an Agent does to its own, and says whether one of them was Synced.
+func Edit(p *plan.Planner, changes ...Change) (synced bool) {
+	in := planning{Planner: p}
+	in.edit(changes)
+	return in.synced
+}
 
 // SetService puts a Service in the place of its former View.
 func SetService(s view.Service) Change {

@@ -181,19 +181,12 @@ func (e *Engine) apply(ctx context.Context, d Desired) {
 	e.last = d
 	d.Peers = e.open(ctx, e.locate(ctx, e.stay(d.Peers)))
 	e.watch(d.Peers)
-	routes := map[string][]*intent.Route{}
+	named := map[string]bool{}
 	for _, p := range d.Peers {
-		routes[p.Name] = nil
-	}
-	for _, r := range d.Routes {
-		for _, p := range r.Peers {
-			if of, ok := routes[p]; ok {
-				routes[p] = append(of, r)
-			}
-		}
+		named[p.Name] = true
 	}
 	for name, w := range e.workers {
-		if _, ok := routes[name]; !ok {
+		if !named[name] {
 			w.tell(order{stop: true, gone: true})
 			delete(e.workers, name)
 		}
@@ -203,17 +196,8 @@ func (e *Engine) apply(ctx context.Context, d Desired) {
 		if !ok {
 			w = e.hire(ctx, p)
 		}
-		w.tell(order{peer: p, routes: sorted(routes[p.Name]), leaving: d.Leaving})
+		w.tell(order{peer: p, routes: d.Routes, leaving: d.Leaving})
 	}
-}
-
-// sorted returns routes in the order of their prefixes, as those of a Plan are already.
-func sorted(routes []*intent.Route) []*intent.Route {
-	order := func(x, y *intent.Route) int { return x.Prefix.Compare(y.Prefix) }
-	if !slices.IsSortedFunc(routes, order) {
-		slices.SortFunc(routes, order)
-	}
-	return slices.Clip(routes)
 }
 
 // hire starts the worker of a new peer.

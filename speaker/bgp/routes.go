@@ -13,9 +13,17 @@ import (
 
 // sync brings the Table in line with what is desired.
 func (w *worker) sync() {
-	w.state.Routes = len(w.o.routes)
+	w.state.Routes = 0
+	for _, r := range w.o.routes {
+		if slices.Contains(r.Peers, w.name) {
+			w.state.Routes++
+		}
+	}
 	w.table.Replace(func(yield func(netip.Prefix, Terms) bool) {
 		for _, r := range w.o.routes {
+			if !slices.Contains(r.Peers, w.name) {
+				continue
+			}
 			if t, ok := w.terms(r); ok && !yield(r.Prefix, t) {
 				return
 			}

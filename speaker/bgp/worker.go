@@ -19,7 +19,7 @@ import (
 // order is what the engine tells a worker.
 type order struct {
 	peer    intent.Peer
-	routes  []*intent.Route // sorted by prefix
+	routes  []*intent.Route // of all peers
 	leaving bool
 	// stop ends the worker because the speaker stops, or, when gone, because its peer is no longer configured.
 	stop, gone bool

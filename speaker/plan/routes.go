@@ -2,6 +2,7 @@ package plan
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -132,13 +133,15 @@ func (p *Planner) rebuild(touched map[netip.Prefix]struct{}) {
 	if len(touched) == 0 {
 		return
 	}
-	t := table{}
-	for prefix := range touched {
+	var fresh []*intent.Route
+	t := table{} // of one prefix at a time: one of all would be large
+	for _, prefix := range slices.SortedFunc(maps.Keys(touched), netip.Prefix.Compare) {
+		clear(t)
 		for _, k := range p.prefixes[prefix] {
 			t.add(p.plan.Peers, p.records[k].share, prefix)
 		}
+		fresh = append(fresh, t.routes(&p.peers)...)
 	}
-	fresh := t.routes(&p.peers)
 	out := make([]*intent.Route, 0, len(p.plan.Routes)+len(fresh))
 	for _, r := range p.plan.Routes {
 		if _, ok := touched[r.Prefix]; ok {

@@ -7,8 +7,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -366,32 +364,6 @@ func neighbours(ctx context.Context, tor *lab.Router) (map[string]neighbour, err
 	}
 	all := map[string]neighbour{}
 	return all, json.Unmarshal(out, &all)
-}
-
-// memory returns the resident memory of the speakers in bytes, the largest.
-func memory() (int, error) {
-	most := 0
-	files, err := filepath.Glob("/proc/[0-9]*/status")
-	if err != nil {
-		return 0, err
-	}
-	for _, f := range files {
-		text, err := os.ReadFile(f)
-		if err != nil || !strings.HasPrefix(string(text), "Name:\tspeaker\n") {
-			continue
-		}
-		var kb int
-		if _, after, ok := strings.Cut(string(text), "VmRSS:"); ok {
-			if _, err := fmt.Sscan(after, &kb); err != nil {
-				return 0, fmt.Errorf("reading %s: %w", f, err)
-			}
-		}
-		most = max(most, kb<<10)
-	}
-	if most == 0 {
-		return 0, fmt.Errorf("no speaker is seen in /proc")
-	}
-	return most, nil
 }
 
 // patchAd edits the advertisement.
