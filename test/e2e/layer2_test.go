@@ -6,9 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"os/exec"
-	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -16,6 +15,7 @@ import (
 
 	eventsv1 "k8s.io/api/events/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/gantry-lb/gantry/api/names"
@@ -93,7 +93,9 @@ func TestTheSegment(t *testing.T) {
 	t.Run("an address that somebody uses is not given", func(t *testing.T) { probed(ctx, t, s) })
 	t.Run("a foreign host claims the address", func(t *testing.T) { foreignHost(ctx, t, s, four) })
 	t.Run("a link flaps", func(t *testing.T) { linkFlaps(ctx, t, s, four) })
-	t.Run("a client that hears no announcement follows a move", func(t *testing.T) { deafClient(ctx, t, s, four) })
+	t.Run("a link is renamed", func(t *testing.T) { linkRenamed(ctx, t, s, four, six) })
+	t.Run("a client that hears no announcement follows a move", func(t *testing.T) { deafClient(ctx, t, s, four, six) })
+	t.Run("the holder is another, and nothing is told of the foreign host", func(t *testing.T) { must(t, tells(ctx, s, "echo", "True", names.ReasonAnnounced)) })
 	t.Run("pings are answered on wish", func(t *testing.T) { pingsAnswered(ctx, t, s, four, six) })
 	t.Run("links are excluded while the speakers run", func(t *testing.T) { linksExcluded(ctx, t, s, four) })
 }
@@ -163,6 +165,28 @@ func neighbourStays(ctx context.Context, t *testing.T, s *stage.Stage, six netip
 		}
 		return nil
 	}))
+	for metric, least := range map[string]int{
+		"metallb_layer2_requests_received": int(checks.Load()), "metallb_layer2_responses_sent": int(answers.Load()), "metallb_layer2_gratuitous_sent": 1,
+	} {
+		if n := metricOf(ctx, t, s, holder, fmt.Sprintf(`%s{ip="%s"}`, metric, six)); n < float64(least) {
+			t.Errorf("%s counts %v as %s, want %d at least", holder, n, metric, least)
+		}
+	}
+}
+
+// metricOf is what the speaker of the node gives as the value of one metric with its labels; 0 if there is none.
+func metricOf(ctx context.Context, t *testing.T, s *stage.Stage, node, metric string) float64 {
+	t.Helper()
+	body, err := s.AwaitFetch(ctx, node, "http://127.0.0.1:7473/metrics")
+	must(t, err)
+	for line := range strings.Lines(body) {
+		if text, ok := strings.CutPrefix(line, metric+" "); ok {
+			v, err := strconv.ParseFloat(strings.TrimSpace(text), 64)
+			must(t, err)
+			return v
+		}
+	}
+	return 0
 }
 
 // foreignHost has the router claim the address for a while.
@@ -239,6 +263,14 @@ func told(ctx context.Context, s *stage.Stage, node string, a netip.Addr, mac fa
 	if !meta.IsStatusConditionFalse(speaker.Status.Conditions, names.ConditionUncontested) {
 		return fmt.Errorf("the conditions of the speaker are %v", speaker.Status.Conditions)
 	}
+	svc, err := s.Service(ctx, "default", "echo")
+	if err != nil {
+		return err
+	}
+	c := meta.FindStatusCondition(svc.Status.Conditions, names.ConditionAnnounced)
+	if c == nil || c.Status != metav1.ConditionTrue || c.Reason != string(names.ReasonForeignClaim) || !strings.Contains(c.Message, fmt.Sprintf("%s (%s)", a, mac)) {
+		return fmt.Errorf("the condition of the Service is %+v", c)
+	}
 	body, err := s.Fetch(ctx, node, "http://127.0.0.1:7473/metrics")
 	if err != nil {
 		return err
@@ -252,79 +284,19 @@ func told(ctx context.Context, s *stage.Stage, node string, a netip.Addr, mac fa
 	return nil
 }
 
-// linkFlaps pulls the holder's cable again and again, and plugs it in at once.
-func linkFlaps(ctx context.Context, t *testing.T, s *stage.Stage, four netip.Addr) {
-	target := netip.AddrPortFrom(four, 7000).String()
-	for range 5 {
-		holder := holderOf(ctx, t, s, four).Status.Node
-		must(t, s.CutCable(ctx, holder))
-		must(t, s.PlugCable(ctx, holder))
-	}
-	ask(ctx, t, s, target).Stop()
-	var macs []facts.MAC
-	for _, host := range []string{"node1", "node2", "node3"} {
-		macs = append(macs, listen(t, s, host, layer2.IPv4, func(layer2.Frame) {}).link.MAC)
-	}
-	// Whoever holds it now, one node answers.
-	answered := make([]atomic.Int64, len(macs))
-	asker := listen(t, s, "client", layer2.IPv4, func(f layer2.Frame) {
-		for i, mac := range macs {
-			if f.Operation == layer2.Reply && f.SenderIP == four && f.SenderMAC == mac && f.Destination[0]&1 == 0 {
-				answered[i].Add(1)
-			}
-		}
-	})
-	const questions = 5
-	must(t, stage.Await(ctx, "one node that answers", func(ctx context.Context) error {
-		for i := range answered {
-			answered[i].Store(0)
-		}
-		for range questions {
-			if err := asker.Write(layer2.Frame{
-				Destination: layer2.Everybody(four), Source: asker.link.MAC, Operation: layer2.Request,
-				SenderMAC: asker.link.MAC, SenderIP: clientIP, TargetIP: four,
-			}); err != nil {
-				return err
-			}
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(500 * time.Millisecond): // for all of them
-		}
-		nodes, sum := 0, int64(0)
-		for i := range answered {
-			n := answered[i].Load()
-			if sum += n; n > 0 {
-				nodes++
-			}
-		}
-		if nodes != 1 || sum != questions {
-			return fmt.Errorf("%d nodes give %d answers to %d questions", nodes, sum, questions)
-		}
-		return nil
-	}))
-}
-
-// clientIP is the client's address.
-var clientIP = netip.MustParseAddr("192.168.0.100")
-
-// deafClient is a client in a network that keeps announcements to everybody from it. It asked for the address before, so
+// deafClient is a client in a network that keeps announcements to everybody from it. It asked for the addresses before, so
 // that the next holder tells it alone: it need not find out by itself, which takes half a minute.
-func deafClient(ctx context.Context, t *testing.T, s *stage.Stage, four netip.Addr) {
+func deafClient(ctx context.Context, t *testing.T, s *stage.Stage, four, six netip.Addr) {
 	rules := func(text string) {
 		cmd := exec.Command("nft", "-f", "-")
 		cmd.Stdin = strings.NewReader(text)
 		must(t, s.Host("client").Do(cmd.Run))
 	}
-	rules(fmt.Sprintf("add table arp deaf\nadd chain arp deaf in { type filter hook input priority 0; }\n"+
-		"add rule arp deaf in arp saddr ip %s meta pkttype broadcast drop\n", four))
-	defer rules("delete table arp deaf\n")
-	var found atomic.Int64
-	listen(t, s, "router", layer2.IPv4, func(f layer2.Frame) {
-		if f.Operation == layer2.Request && f.SenderIP == clientIP && f.TargetIP == four {
-			found.Add(1)
-		}
-	})
+	rules("add table arp deaf\nadd chain arp deaf in { type filter hook input priority 0; }\n" +
+		fmt.Sprintf("add rule arp deaf in arp saddr ip %s meta pkttype broadcast drop\n", four) +
+		"add table ip6 deaf\nadd chain ip6 deaf in { type filter hook input priority 0; }\n" +
+		"add rule ip6 deaf in icmpv6 type nd-neighbor-advert ip6 daddr ff02::1 drop\n")
+	defer rules("delete table arp deaf\ndelete table ip6 deaf\n")
 	const backend = "node3" // which has to stay
 	label := func(value string) {
 		_, err := s.Kubectl(ctx, "", "label", "node", backend, "node.kubernetes.io/exclude-from-external-load-balancers"+value)
@@ -332,96 +304,62 @@ func deafClient(ctx context.Context, t *testing.T, s *stage.Stage, four netip.Ad
 	}
 	label("=true")
 	defer label("-")
+	for _, a := range []netip.Addr{four, six} {
+		unaided(ctx, t, s, a, backend)
+	}
+}
+
+// unaided cuts the holder off, and sees that the client does not have to ask who is the next one.
+func unaided(ctx context.Context, t *testing.T, s *stage.Stage, a netip.Addr, backend string) {
+	var questions atomic.Int64
+	var asker atomic.Pointer[facts.MAC]
+	heard := listen(t, s, "router", layer2.FamilyOf(a), func(f layer2.Frame) {
+		if mac := asker.Load(); mac != nil && f.Operation == layer2.Request && f.SenderMAC == *mac && f.TargetIP == a {
+			questions.Add(1)
+		}
+	})
+	must(t, heard.Join(a))
+	client := listen(t, s, "client", layer2.FamilyOf(a), func(layer2.Frame) {})
+	asker.Store(&client.link.MAC)
 	var old string
 	must(t, stage.Await(ctx, "a holder without the backend", func(context.Context) error {
-		if old = holderOf(ctx, t, s, four).Status.Node; old == backend {
+		if old = holderOf(ctx, t, s, a).Status.Node; old == backend {
 			return errors.New("it is " + old + " still")
 		}
 		return nil
 	}))
-	stream := ask(ctx, t, s, netip.AddrPortFrom(four, 7000).String())
-	found.Store(0)
+	_ = s.Host("client").Do(exec.Command("ip", "neigh", "del", a.String(), "dev", "eth0").Run) // if it is known, it is asked for anew
+	stream := ask(ctx, t, s, netip.AddrPortFrom(a, 7000).String())
+	must(t, stage.Await(ctx, "the client's question", func(context.Context) error {
+		if questions.Load() == 0 {
+			return errors.New("there was none")
+		}
+		return nil
+	}))
+	questions.Store(0)
 	must(t, s.CutCable(ctx, old))
 	defer func() {
 		must(t, s.PlugCable(ctx, old))
 		must(t, s.AwaitRollout(ctx))
 	}()
 	must(t, stream.AwaitAnswers(ctx, 200))
-	if n := found.Load(); n > 0 {
-		t.Errorf("the client had to ask %d times who has the address", n)
+	if n := questions.Load(); n > 0 {
+		t.Errorf("the client had to ask %d times who has %s", n, a)
 	}
 	o := stream.Stop()
 	t.Logf("the client waited for %s", o.Gap)
 	must(t, stage.Await(ctx, "metrics of the new holder", func(ctx context.Context) error {
-		now := holderOf(ctx, t, s, four).Status.Node
-		body, err := s.Fetch(ctx, now, "http://127.0.0.1:7473/metrics")
-		if err != nil {
-			return err
-		}
-		for _, want := range []string{`gantry_speaker_moves_total{event="Taken",reason="HolderGone"} `, "gantry_speaker_takeover_seconds_count "} {
-			if !strings.Contains(body, want) || strings.Contains(body, want+"0\n") {
-				return fmt.Errorf("%s does not count %s", now, want)
+		now := holderOf(ctx, t, s, a).Status.Node
+		for _, metric := range []string{`gantry_speaker_moves_total{event="Taken",reason="HolderGone"}`, "gantry_speaker_takeover_seconds_count"} {
+			if metricOf(ctx, t, s, now, metric) == 0 {
+				return fmt.Errorf("%s does not count %s", now, metric)
 			}
+		}
+		n := metricOf(ctx, t, s, now, "gantry_speaker_takeover_seconds_count")
+		each := time.Duration(metricOf(ctx, t, s, now, "gantry_speaker_takeover_seconds_sum") / n * float64(time.Second))
+		if each < 50*time.Millisecond || each > max(2*o.Gap, 10*time.Second) { // a beacon comes each 50 ms
+			return fmt.Errorf("each of %v takeovers took %v, it says, and the client waited for %v", n, each, o.Gap)
 		}
 		return nil
 	}))
-}
-
-// linksExcluded edits what the ConfigMap of excluded interfaces says, in the place of the kubelet, which brings an edit into
-// the running container.
-func linksExcluded(ctx context.Context, t *testing.T, s *stage.Stage, four netip.Addr) {
-	volumes := excludeVolumes(t, s)
-	edit := func(text string) {
-		for _, dir := range volumes {
-			must(t, os.WriteFile(filepath.Join(dir, "excludel2.yaml"), []byte(text), 0o644))
-		}
-	}
-	links := func(want string) {
-		must(t, stage.Await(ctx, "links that are "+want, func(ctx context.Context) error {
-			for _, node := range []string{"node1", "node2", "node3"} {
-				var speaker v1alpha1.SpeakerStatus
-				if err := s.API.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: node}, &speaker); err != nil {
-					return err
-				}
-				got := ""
-				for _, l := range speaker.Status.Links {
-					if l.Name == "eth0" {
-						got = fmt.Sprint(l.Usable, " ", l.Reason)
-					}
-				}
-				if got != want {
-					return fmt.Errorf("%s says %q of eth0", node, got)
-				}
-			}
-			return nil
-		}))
-	}
-	links("true ")
-	edit("announcedInterfacesToExclude: [\"^lo$\", \"^veth.*\", \"^eth0$\"]\n")
-	links("false " + string(names.ReasonLinkExcluded))
-	must(t, stage.Await(ctx, "no holder", func(ctx context.Context) error {
-		var list v1beta1.ServiceL2StatusList
-		if err := s.API.List(ctx, &list, client.InNamespace(names.Namespace)); err != nil {
-			return err
-		}
-		if len(list.Items) > 0 {
-			return fmt.Errorf("%d entries", len(list.Items))
-		}
-		return nil
-	}))
-	edit("announcedInterfacesToExclude: [\"^lo$\", \"^veth.*\"]\n")
-	links("true ")
-	holderOf(ctx, t, s, four)
-	ask(ctx, t, s, netip.AddrPortFrom(four, 7000).String()).Stop()
-}
-
-// excludeVolumes finds where the lab keeps the speakers' volume.
-func excludeVolumes(t *testing.T, s *stage.Stage) []string {
-	t.Helper()
-	out, err := filepath.Glob(fmt.Sprintf("/proc/%d/root/run/lab-pods/*/volumes/exclude", s.PID()))
-	must(t, err)
-	if len(out) < 3 {
-		t.Fatalf("the speakers' volumes are %v", out)
-	}
-	return out
 }

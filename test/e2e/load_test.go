@@ -68,14 +68,9 @@ func TestNoFalseTakeover(t *testing.T) {
 func taken(ctx context.Context, t *testing.T, s *stage.Stage) map[string]int {
 	t.Helper()
 	out := map[string]int{}
-	for _, node := range []string{"node1", "node2", "node3", "node4"} {
-		body, err := s.AwaitFetch(ctx, node, "http://127.0.0.1:7473/metrics")
-		must(t, err)
-		for line := range strings.Lines(body) {
-			var n int
-			var reason string
-			line = strings.NewReplacer(`"`, " ", "}", " ").Replace(line)
-			if _, err := fmt.Sscanf(line, "gantry_speaker_moves_total{event= Taken ,reason= %s   %d", &reason, &n); err == nil {
+	for _, counts := range moves(ctx, t, s) {
+		for what, n := range counts {
+			if reason, ok := strings.CutPrefix(what, "Taken "); ok {
 				out[reason] += n
 			}
 		}

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"strings"
 	"testing"
 	"time"
 
@@ -21,14 +20,27 @@ import (
 
 // pingsAnswered has the speakers answer pings, which they do on wish alone, and the client's kernel ping both addresses.
 func pingsAnswered(ctx context.Context, t *testing.T, s *stage.Stage, addresses ...netip.Addr) {
+	notPinged(t, s, addresses...)
+	_, err := s.Kubectl(ctx, "", "-n", names.Namespace, "set", "env", "daemonset/gantry-speaker", answerPing)
+	must(t, err)
+	must(t, s.AwaitRollout(ctx))
+	pinged(ctx, t, s, addresses...)
+}
+
+// answerPing is the wish.
+const answerPing = "GANTRY_LAYER2_ANSWER_PING=true"
+
+func notPinged(t *testing.T, s *stage.Stage, addresses ...netip.Addr) {
+	t.Helper()
 	for _, a := range addresses {
 		if n, heard := ping(t, s, a, 1, time.Second); n > 0 {
 			t.Errorf("without a wish %s answers pings: %v", a, heard)
 		}
 	}
-	_, err := s.Kubectl(ctx, "", "-n", names.Namespace, "set", "env", "daemonset/gantry-speaker", "GANTRY_LAYER2_ANSWER_PING=true")
-	must(t, err)
-	must(t, s.AwaitRollout(ctx))
+}
+
+func pinged(ctx context.Context, t *testing.T, s *stage.Stage, addresses ...netip.Addr) {
+	t.Helper()
 	for _, a := range addresses {
 		must(t, stage.Await(ctx, "an answer to a ping of "+a.String(), func(context.Context) error {
 			if n, heard := ping(t, s, a, 1, time.Second); n != 1 {
@@ -41,9 +53,7 @@ func pingsAnswered(ctx context.Context, t *testing.T, s *stage.Stage, addresses 
 			t.Errorf("%d of 5 pings of %s are answered: %v", n, a, heard)
 		}
 		holder := holderOf(ctx, t, s, a).Status.Node
-		body, err := s.Fetch(ctx, holder, "http://127.0.0.1:7473/metrics")
-		must(t, err)
-		if line := fmt.Sprintf(`gantry_layer2_pings_answered_total{ip="%s"} `, a); !strings.Contains(body, line) || strings.Contains(body, line+"0\n") {
+		if metricOf(ctx, t, s, holder, fmt.Sprintf(`gantry_layer2_pings_answered_total{ip="%s"}`, a)) == 0 {
 			t.Errorf("the metrics of %s count no ping of %s", holder, a)
 		}
 	}

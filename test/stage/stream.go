@@ -18,6 +18,7 @@ type Stream struct {
 	sent    int
 	answers []time.Time
 	got     map[int]bool
+	faults  []Failure
 }
 
 // Outcome is what a Stream saw.
@@ -25,6 +26,14 @@ type Outcome struct {
 	Sent, Lost int
 	// Gap is the longest time without an answer.
 	Gap time.Duration
+	// Failures are those of connections.
+	Failures []Failure
+}
+
+// Failure is a question by a connection that was not answered.
+type Failure struct {
+	Begun, Ended time.Time
+	Err          error
 }
 
 func newStream(ctx context.Context) (*Stream, context.Context) {
@@ -41,11 +50,17 @@ func (s *Stream) Stop() Outcome {
 	<-s.done
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	o := Outcome{Sent: s.sent, Lost: s.sent - len(s.got)}
+	o := Outcome{Sent: s.sent, Lost: s.sent - len(s.got), Failures: s.faults}
 	for i := 1; i < len(s.answers); i++ {
 		o.Gap = max(o.Gap, s.answers[i].Sub(s.answers[i-1]))
 	}
 	return o
+}
+
+func (s *Stream) failed(f Failure) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.faults = append(s.faults, f)
 }
 
 func (s *Stream) answered(seq int) {

@@ -1,0 +1,101 @@
+package stage
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// errRepeated says that the first packet of a connection was not answered.
+var errRepeated = errors.New("the connection was asked for more than once")
+
+// TCP asks by a line on a connection of its own, rate a second. A question is lost, too, if its connection came about only
+// because the kernel asked for it again a second later, which a person would notice.
+func (s *Stage) TCP(ctx context.Context, host, address string, rate int) *Stream {
+	st, ctx := newStream(ctx)
+	go func() {
+		defer close(st.done)
+		var running sync.WaitGroup
+		defer running.Wait()
+		t := time.NewTicker(time.Second / time.Duration(rate))
+		defer t.Stop()
+		for ctx.Err() == nil {
+			<-t.C
+			st.mu.Lock()
+			st.sent++
+			seq := st.sent
+			st.mu.Unlock()
+			running.Go(func() {
+				begun := time.Now()
+				if err := s.converse(context.WithoutCancel(ctx), host, address, seq); err != nil {
+					st.failed(Failure{Begun: begun, Ended: time.Now(), Err: err})
+					return
+				}
+				st.answered(seq)
+			})
+		}
+	}()
+	return st
+}
+
+// connecting bounds how long a connection may take, with a packet that is sent again after a second and after three.
+const connecting = 5 * time.Second
+
+// converse asks once.
+func (s *Stage) converse(ctx context.Context, host, address string, seq int) error {
+	ctx, cancel := context.WithTimeout(ctx, connecting)
+	defer cancel()
+	c, err := s.Host(host).Dial(ctx, "tcp", address)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if err := atOnce(c); err != nil {
+		return err
+	}
+	deadline, _ := ctx.Deadline()
+	if err := c.SetDeadline(deadline); err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintf(c, "question %d\n", seq); err != nil {
+		return err
+	}
+	for lines := bufio.NewReader(c); ; {
+		line, err := lines.ReadString('\n')
+		if errors.Is(err, io.EOF) {
+			return fmt.Errorf("the answer ends: %w", io.ErrUnexpectedEOF)
+		}
+		if err != nil || strings.HasPrefix(line, "line: ") {
+			return err
+		}
+	}
+}
+
+// atOnce says whether a connection came about without its first packet being sent again.
+func atOnce(c net.Conn) error {
+	tcp, ok := c.(syscall.Conn)
+	if !ok {
+		return fmt.Errorf("%T has no socket", c)
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var info *unix.TCPInfo
+	if failed := raw.Control(func(fd uintptr) { info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO) }); failed != nil || err != nil {
+		return errors.Join(failed, err)
+	}
+	if info.Total_retrans > 0 {
+		return errRepeated
+	}
+	return nil
+}
