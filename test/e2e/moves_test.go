@@ -251,9 +251,8 @@ func torn(failures []stage.Failure, moves int) (n int) {
 
 // rebalance makes one node hold everything, and then lets the others have their share.
 func rebalance(ctx context.Context, t *testing.T, s *stage.Stage, addresses []netip.Addr, ad func(string)) {
-	for i := range 5 {
-		name := fmt.Sprintf("more%d", i)
-		must(t, s.Apply(ctx, echoing(name)))
+	must(t, s.Apply(ctx, echoing("more0")+"---\n"+echoing("more1")))
+	for _, name := range []string{"more0", "more1"} {
 		more, err := s.Addresses(ctx, "default", name, 2)
 		must(t, err)
 		addresses = append(addresses, more...)
@@ -285,7 +284,7 @@ func rebalance(ctx context.Context, t *testing.T, s *stage.Stage, addresses []ne
 		}
 		return nil
 	})
-	f := steady(ctx, t, s, 50, addresses...)
+	f := steady(ctx, t, s, 100, addresses...)
 	ad("  gantry: {rebalance: Paced}\n")
 	most := (len(addresses)*11 + 29) / 30 // ceil(1.1 x share) of three nodes
 	spread("an even spread", func(held map[string]int) error {
