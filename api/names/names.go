@@ -90,6 +90,8 @@ const (
 	ConditionUncontested = "gantry.dev/AddressesUncontested"
 	// ConditionEstablished on a BGPSession: the session with the router is established.
 	ConditionEstablished = "gantry.dev/Established"
+	// ConditionRoutesAnnounced on a BGPSession that is established: the router gets every route that it should.
+	ConditionRoutesAnnounced = "gantry.dev/RoutesAnnounced"
 	// ConditionPathWatched on a BGPSession whose peer has a bfdProfile: BFD watches the path, as the profile asks.
 	ConditionPathWatched = "gantry.dev/PathWatched"
 	// ConditionValid on our kinds: the object is understood and every object that it names exists.

@@ -175,6 +175,10 @@ const (
 	ReasonNoRouter Reason = "NoRouter"
 	// ReasonPortUnavailable: the speaker cannot wait for routers on TCP port 179, as a passive BGPPeer asks.
 	ReasonPortUnavailable Reason = "PortUnavailable"
+	// ReasonFamilyNotCarried: the router does not take routes of a family on a session that should carry both.
+	ReasonFamilyNotCarried Reason = "FamilyNotCarried"
+	// ReasonNoNextHop: the node has no address on the session's link that routes of a family could have as next hop.
+	ReasonNoNextHop Reason = "NoNextHop"
 )
 
 // Reasons for faults of BFD sessions.

@@ -109,11 +109,19 @@ type State struct {
 	Fault bfd.Fault
 	// Reason is why no session is tried; empty while one is.
 	Reason names.Reason
+	// Withheld is why an established session does not carry all Routes; its zero value says that it does.
+	Withheld Withheld
 	// LastError says in a sentence why the session ended, or could not begin, the last time; empty when it never did.
 	LastError string
 	Counts    Counts
 
 	tally *tally // that Counts are read from
+}
+
+// Withheld is why a route is not announced that should be: a Reason, and a sentence that says what to do.
+type Withheld struct {
+	Reason names.Reason
+	Text   string
 }
 
 // Phase is how far a session has come.

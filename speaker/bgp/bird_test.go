@@ -186,3 +186,42 @@ func TestTheDocumentedBIRD(t *testing.T) {
 		birdHas(t, bird, "show route", "!"+vip)
 	})
 }
+
+// TestBIRDWithALargeNumber is a router whose own AS number has four octets. It dials one node, which waits for it, and goes and comes back.
+func TestBIRDWithALargeNumber(t *testing.T) {
+	t.Parallel()
+	const number = 4200000000
+	b := lay(t, router.BedOptions{Nodes: 2})
+	text := "router id 192.168.0.1;\nprotocol device {}\n"
+	for i, mine := range []uint32{64512, number} {
+		text += fmt.Sprintf("protocol bgp node%d { local as %d; neighbor 192.168.0.%d as %d; connect delay time 1; connect retry time 1; ipv4 { import all; export none; }; }\n", i+1, uint32(number), 11+i, mine)
+	}
+	bird := start(t, router.Config{Kind: router.BIRD, NetNS: b.Host("router"), Text: text})
+	calls, waits := speak(t, b.Host("node1")), speak(t, b.Host("node2"))
+	p := tor()
+	p.PeerASN, p.Connect = number, time.Second
+	calls.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: routes(vip)})
+	p.LocalASN, p.Passive = number, true
+	waits.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: routes("198.51.100.2/32")})
+	both := func() {
+		t.Helper()
+		birdHas(t, bird, "show route all for "+vip, "BGP.as_path: 64512\n")
+		birdHas(t, bird, "show route all for 198.51.100.2/32", "BGP.local_pref: 100")
+	}
+	both()
+	if err := bird.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []*speaker{calls, waits} {
+		eventually(t, "the session has ended", func() error {
+			if st := s.state("tor"); st.Phase == bgp.Established {
+				return fmt.Errorf("%+v", st)
+			}
+			return nil
+		})
+	}
+	if err := bird.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	both()
+}

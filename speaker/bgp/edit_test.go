@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/speaker/bgp"
 	"github.com/gantry-lb/gantry/speaker/bgp/frame"
 	"github.com/gantry-lb/gantry/speaker/intent"
@@ -186,7 +187,7 @@ func TestARouteThatIsTooLongHarmsNoOther(t *testing.T) {
 	if got := shown(t, frr, "198.51.100.2/32"); len(got) > 0 {
 		t.Errorf("the router has %+v", got)
 	}
-	if st := s.state("tor"); st.Ups != 1 || st.Routes != 3 || st.Announced != 2 {
+	if st := s.state("tor"); st.Ups != 1 || st.Routes != 3 || st.Announced != 2 || st.Withheld.Reason != names.ReasonTooManyCommunities {
 		t.Errorf("the session is %+v", st)
 	}
 	rs[1].Large = rs[1].Large[:1]
@@ -275,6 +276,38 @@ func TestARouterThatComesBackIsMissedWithoutAHoldTime(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestARouteThatTheSessionCannotCarryHasAReason asks for both families of a router that carries one, and then has no address for the
+// other.
+func TestARouteThatTheSessionCannotCarryHasAReason(t *testing.T) {
+	t.Parallel()
+	b := lay(t, router.BedOptions{Nodes: 1})
+	frr := start(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrText(plain)})
+	s := speak(t, b.Host("node1"))
+	p := tor()
+	p.IPv6 = true
+	says := func(want names.Reason, text string) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("the session says %q", want), func() error {
+			if st := s.state("tor"); st.Phase != bgp.Established || st.Withheld.Reason != want || !strings.Contains(st.Withheld.Text, text) {
+				return fmt.Errorf("%+v", st)
+			}
+			return nil
+		})
+	}
+	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: routes(vip, "2001:db8::1/128")})
+	says(names.ReasonFamilyNotCarried, "2001:db8::1/128: it takes no routes of ipv6-unicast")
+	arrives(t, frr, vip)
+	if err := b.Host("node1").Do(func() error { return netns.Sysctl("net/ipv6/conf/eth0/disable_ipv6", "1") }); err != nil {
+		t.Fatal(err)
+	}
+	if err := frr.Configure(t.Context(), "router bgp 65000\n"+fmt.Sprintf(onIPv6, "192.168.0.11")+"\n"); err != nil {
+		t.Fatal(err)
+	}
+	says(names.ReasonNoNextHop, "2001:db8::1/128")
+	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: routes(vip)})
+	says("", "")
 }
 
 // unconfirmed says that the other side has not confirmed all that was written to a connection.

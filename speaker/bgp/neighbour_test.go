@@ -197,3 +197,29 @@ func TestSeveralPeersAtOneAddress(t *testing.T) {
 		})
 	})
 }
+
+// TestTwoPassivePeersOfOneRouter has a router dial two addresses of a node: each is another BGPPeer's.
+func TestTwoPassivePeersOfOneRouter(t *testing.T) {
+	t.Parallel()
+	b := lay(t, router.BedOptions{Nodes: 1})
+	err := b.Host("node1").Do(func() error { return netns.AddAddress("eth0", netip.MustParsePrefix("192.168.0.71/24")) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	frr := start(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrText(plain + "\n neighbor 192.168.0.71 remote-as 64513\n neighbor 192.168.0.71 timers connect 1\n neighbor 192.168.0.11 timers connect 1")})
+	first, second := tor(), tor()
+	first.Source, first.Passive = netip.MustParseAddr("192.168.0.11"), true
+	second.Name, second.Source, second.LocalASN, second.Passive = "again", netip.MustParseAddr("192.168.0.71"), 64513, true
+	d := bgp.Desired{Peers: []intent.Peer{first, second}, Routes: routes(vip)}
+	d.Routes[0].Peers = []string{"again", "tor"}
+	s := speak(t, b.Host("node1"))
+	s.Set(d)
+	s.established("tor")
+	s.established("again")
+	eventually(t, "the router has both paths", func() error {
+		if got := shown(t, frr, vip); len(got) != 2 {
+			return fmt.Errorf("it has %+v", got)
+		}
+		return nil
+	})
+}

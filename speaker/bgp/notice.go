@@ -35,6 +35,8 @@ func (n notice) advice() string {
 		return fmt.Sprintf("activate the address families of this peer, %v, for this neighbour there", n.self.Families)
 	case [2]uint8{frame.CodeCease, frame.CeaseMaxPrefix}:
 		return "raise the limit for this neighbour there, or announce fewer prefixes by a shorter aggregationLength"
+	case [2]uint8{frame.CodeCease, frame.CeaseCollision}:
+		return "it has another session with this node: of a second BGPPeer with its address, or one that it has not noticed the end of yet"
 	case [2]uint8{frame.CodeCease, frame.CeaseDeconfigured}, [2]uint8{frame.CodeCease, frame.CeaseRejected}:
 		return "is this node configured as a neighbour there, and not refused by a limit or a former fault?"
 	}

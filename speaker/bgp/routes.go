@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/speaker/bgp/frame"
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
@@ -51,6 +52,33 @@ func (w *worker) terms(r *intent.Route) (Terms, bool) {
 		t.Communities = slices.Compact(t.Communities)
 	}
 	return t, t.NextHop.IsValid() && !r.Overloaded()
+}
+
+// withheld is why the first of the routes that the session does not carry is not announced. Of a node that leaves, none has to be.
+func (w *worker) withheld() Withheld {
+	if w.phase != staying || w.state.Announced >= w.state.Routes {
+		return Withheld{}
+	}
+	for _, r := range w.o.routes {
+		if !slices.Contains(r.Peers, w.name) {
+			continue
+		}
+		f := familyOf(r.Prefix)
+		if !slices.Contains(w.state.Families, f) {
+			return Withheld{names.ReasonFamilyNotCarried, fmt.Sprintf(
+				"the router does not get %s: it takes no routes of %s on this session: activate that address family for this neighbour there", r.Prefix, f)}
+		}
+		switch t, ok := w.terms(r); {
+		case ok:
+		case !t.NextHop.IsValid():
+			return Withheld{names.ReasonNoNextHop, fmt.Sprintf(
+				"the router does not get %s: the link of this session has no address for a next hop of %s: give the node one there, or take dualStackAddressFamily out", r.Prefix, f)}
+		default:
+			return Withheld{names.ReasonTooManyCommunities, fmt.Sprintf(
+				"the router does not get %s: it has more communities than a message can carry: take some out of its BGPAdvertisements", r.Prefix)}
+		}
+	}
+	return Withheld{}
 }
 
 // linkBandwidth is the community of that name (draft-ietf-idr-link-bandwidth): a non-transitive one of an AS of two octets,

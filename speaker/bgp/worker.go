@@ -399,10 +399,11 @@ func (w *worker) enter(p Phase) {
 // report hands the State to the engine when it has changed.
 func (w *worker) report() {
 	w.state.Remote = netip.AddrPortFrom(w.o.peer.Address, w.o.peer.Port)
-	w.state.Announced, w.state.Reason = 0, names.Reason(w.o.peer.Blocked.Reason)
+	w.state.Announced, w.state.Reason, w.state.Withheld = 0, names.Reason(w.o.peer.Blocked.Reason), Withheld{}
 	if w.state.Phase == Established {
 		w.state.Reason = ""
 		w.state.Announced = w.table.Len(w.state.Families...)
+		w.state.Withheld = w.withheld()
 	}
 	w.e.observe(w.state)
 }

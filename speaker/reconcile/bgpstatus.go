@@ -227,7 +227,15 @@ func (w *BGPStatusWriter) session(ctx context.Context, name string, o *v1alpha1.
 	if s.Remote.IsValid() {
 		want.Address = s.Remote.String()
 	}
-	meta.SetStatusCondition(&want.Conditions, status.Established(status.Session{Established: s.Phase == bgp.Established, Reason: s.Reason, Text: s.LastError}))
+	seen := status.Session{
+		Established: s.Phase == bgp.Established, Reason: s.Reason, Text: s.LastError, Withheld: s.Withheld.Reason, WithheldText: s.Withheld.Text,
+	}
+	meta.SetStatusCondition(&want.Conditions, status.Established(seen))
+	if c, told := status.Told(seen); told {
+		meta.SetStatusCondition(&want.Conditions, c)
+	} else {
+		meta.RemoveStatusCondition(&want.Conditions, names.ConditionRoutesAnnounced)
+	}
 	if s.Phase == bgp.Established {
 		for _, f := range s.Families {
 			want.Families = append(want.Families, f.String())

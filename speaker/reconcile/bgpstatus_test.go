@@ -156,8 +156,13 @@ func TestWhatIsWrittenOfBGP(t *testing.T) {
 			err = api.List(t.Context(), &list)
 			for _, o := range list.Items {
 				s := o.Status
-				why := meta.FindStatusCondition(s.Conditions, names.ConditionEstablished)
-				out = append(out, strings.TrimSpace(fmt.Sprintf("%s %s %s %s %s %v %d %s", s.Node, s.Peer, s.Address, s.State, why.Reason, s.Families, s.Prefixes, s.LastError)))
+				var why []string
+				for _, kind := range []string{names.ConditionEstablished, names.ConditionRoutesAnnounced} {
+					if c := meta.FindStatusCondition(s.Conditions, kind); c != nil { // the status is written after the object
+						why = append(why, c.Reason)
+					}
+				}
+				out = append(out, strings.TrimSpace(fmt.Sprintf("%s %s %s %s %s %v %d %s", s.Node, s.Peer, s.Address, s.State, strings.Join(why, " "), s.Families, s.Prefixes, s.LastError)))
 			}
 			return out, err
 		})
@@ -166,7 +171,11 @@ func TestWhatIsWrittenOfBGP(t *testing.T) {
 	up := bgp.State{Peer: "tor1", Remote: remote, Phase: bgp.Established, Since: time.Unix(1e9, 0), Families: []frame.Family{frame.IPv4}, Routes: 3, Announced: 3}
 	down := bgp.State{Peer: "tor2", Remote: remote, Phase: bgp.Idle, Since: time.Unix(1e9, 0), LastError: "connecting: refused"}
 	e.set(up, down)
-	sessions("node1 tor1 192.0.2.1:179 Established Established [ipv4-unicast] 3", "node1 tor2 192.0.2.1:179 Idle NoSession [] 0 connecting: refused")
+	sessions("node1 tor1 192.0.2.1:179 Established Established Announced [ipv4-unicast] 3", "node1 tor2 192.0.2.1:179 Idle NoSession [] 0 connecting: refused")
+	up.Announced, up.Withheld = 2, bgp.Withheld{Reason: names.ReasonNoNextHop, Text: "no next hop"}
+	e.set(up, down)
+	sessions("node1 tor1 192.0.2.1:179 Established Established NoNextHop [ipv4-unicast] 2", "node1 tor2 192.0.2.1:179 Idle NoSession [] 0 connecting: refused")
+	up.Withheld = bgp.Withheld{}
 	up.Phase, up.Announced, up.LastError = bgp.Active, 0, "the router closed the connection"
 	e.set(up)
 	blocked := bgp.State{Peer: "tor2", Phase: bgp.Idle, Since: time.Unix(1e9, 0), Reason: names.ReasonUnknownSecret, LastError: "no Secret"}

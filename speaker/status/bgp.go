@@ -37,6 +37,24 @@ type Session struct {
 	// Reason is why none is tried, empty while one is; Text is why there was none the last time.
 	Reason names.Reason
 	Text   string
+	// Withheld is why an established session does not carry all routes, empty when it does; WithheldText says what to do.
+	Withheld     names.Reason
+	WithheldText string
+}
+
+// Told is the condition that tells whether a router gets every route that it should; false without a session.
+func Told(s Session) (metav1.Condition, bool) {
+	if !s.Established {
+		return metav1.Condition{}, false
+	}
+	c := metav1.Condition{
+		Type: names.ConditionRoutesAnnounced, Status: metav1.ConditionTrue,
+		Reason: string(names.ReasonAnnounced), Message: "the router gets every route that it should",
+	}
+	if s.Withheld != "" {
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, string(s.Withheld), s.WithheldText
+	}
+	return c, true
 }
 
 // Established is the condition that tells whether a session is established.

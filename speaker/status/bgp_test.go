@@ -63,6 +63,26 @@ func TestASessionIsEstablishedOrItIsSaidWhyNot(t *testing.T) {
 	}
 }
 
+func TestARouterGetsEveryRouteOrItIsSaidWhyNot(t *testing.T) {
+	for name, c := range map[string]struct {
+		s      status.Session
+		told   bool
+		is     metav1.ConditionStatus
+		reason names.Reason
+	}{
+		"no session":             {s: status.Session{Withheld: names.ReasonNoNextHop}},
+		"every route":            {s: status.Session{Established: true, Text: "it ended once"}, told: true, is: metav1.ConditionTrue, reason: names.ReasonAnnounced},
+		"a family less":          {s: status.Session{Established: true, Withheld: names.ReasonFamilyNotCarried, WithheldText: "activate it"}, told: true, is: metav1.ConditionFalse, reason: names.ReasonFamilyNotCarried},
+		"a route less":           {s: status.Session{Established: true, Withheld: names.ReasonTooManyCommunities, WithheldText: "fewer"}, told: true, is: metav1.ConditionFalse, reason: names.ReasonTooManyCommunities},
+		"nothing to go by there": {s: status.Session{Established: true, Withheld: names.ReasonNoNextHop, WithheldText: "an address"}, told: true, is: metav1.ConditionFalse, reason: names.ReasonNoNextHop},
+	} {
+		got, told := status.Told(c.s)
+		if told != c.told || got.Status != c.is || got.Reason != string(c.reason) || c.s.WithheldText != "" && got.Message != c.s.WithheldText {
+			t.Errorf("%s: it says %+v, %t", name, got, told)
+		}
+	}
+}
+
 func TestAnnouncements(t *testing.T) {
 	key := func(name string) view.Key { return view.Key{Namespace: "default", Name: name} }
 	p := plan.Plan{BGP: plan.NewList(
