@@ -194,8 +194,8 @@ func (w *StatusWriter) event(k view.Key, n elect.Note) {
 	case elect.NoteTaken:
 		w.Events.Eventf(svc, nil, corev1.EventTypeNormal, names.EventNodeAssigned, "Announce",
 			"announcing from node %q with protocol %q: %s", w.Self, protocolLayer2, n.Text)
-	case elect.NoteConflict, elect.NoteStray:
-		w.Events.Eventf(svc, nil, corev1.EventTypeWarning, names.EventAnnounceFailed, "Announce", "%s: %s", n.Kind, n.Text)
+	case elect.NoteConflict, elect.NoteStray: // the action keeps them apart: of several events alike only the first is shown
+		w.Events.Eventf(svc, nil, corev1.EventTypeWarning, names.EventAnnounceFailed, n.Kind, "%s: %s", n.Kind, n.Text)
 	}
 }
 

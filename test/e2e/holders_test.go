@@ -130,9 +130,12 @@ func TestOneHolder(t *testing.T) {
 		must(t, s.Heal(ctx))
 		w.answered(ctx, t, 150)
 		for a, answers := range w.end(t) {
-			late := slices.DeleteFunc(answers, func(x stage.Answer) bool { return x.At.Before(healed.Add(time.Second)) })
+			i := slices.IndexFunc(answers, func(x stage.Answer) bool { return x.At.After(healed) })
+			late := slices.DeleteFunc(slices.Clone(answers), func(x stage.Answer) bool { return x.At.Before(healed.Add(time.Second)) })
 			if who := macs(late); len(who) != 1 {
 				t.Errorf("a second after the LAN was whole again %s was answered for by %v, want one node", a, who)
+			} else if i > 0 && who[0] != answers[i-1].MAC {
+				t.Errorf("%s was answered for by %s while the LAN was cut, and by %s afterwards, though both lived", a, answers[i-1].MAC, who[0])
 			}
 		}
 	})

@@ -92,6 +92,8 @@ func TestTheSegment(t *testing.T) {
 	t.Run("a neighbour of IPv6 is checked on and stays", func(t *testing.T) { neighbourStays(ctx, t, s, six) })
 	t.Run("an address that somebody uses is not given", func(t *testing.T) { probed(ctx, t, s) })
 	t.Run("a foreign host claims the address", func(t *testing.T) { foreignHost(ctx, t, s, four) })
+	t.Run("a host tries whether it may have the address", func(t *testing.T) { duplicate(ctx, t, s, six) })
+	t.Run("the holder's link gets another Ethernet address", func(t *testing.T) { otherMAC(ctx, t, s, four) })
 	t.Run("a link flaps", func(t *testing.T) { linkFlaps(ctx, t, s, four) })
 	t.Run("a link is renamed", func(t *testing.T) { linkRenamed(ctx, t, s, four, six) })
 	t.Run("a client that hears no announcement follows a move", func(t *testing.T) { deafClient(ctx, t, s, four, six) })
