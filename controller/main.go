@@ -43,7 +43,7 @@ type options struct {
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	option.CollectOften()
+	option.CollectOften(50)
 	o, err := parse(os.Args[1:], option.Environment)
 	if errors.Is(err, pflag.ErrHelp) {
 		return

@@ -6,15 +6,13 @@ import (
 	"runtime/debug"
 )
 
-// garbagePercent is how much garbage may lie beside what is in use before it is collected. Nearly all that is in use are cached
-// objects, which change seldom, so that half of what is usual costs little and keeps both programs small in a large cluster.
-const garbagePercent = 50
-
-// CollectOften sets that, where the environment variable GOGC sets nothing. The runtime keeps no profile of memory, which nothing
-// reads: that alone takes more than a megabyte. It is to be called first.
-func CollectOften() {
+// CollectOften sets how much garbage may lie beside what is in use before it is collected, in percent, where the environment variable
+// GOGC does not. Nearly all that is in use changes seldom, so that less than what is usual costs little and keeps a program
+// small in a large cluster. The runtime keeps no profile of memory, which nothing reads: that alone takes more than a megabyte. It is to
+// be called first.
+func CollectOften(percent int) {
 	runtime.MemProfileRate = 0
 	if _, set := os.LookupEnv("GOGC"); !set {
-		debug.SetGCPercent(garbagePercent)
+		debug.SetGCPercent(percent)
 	}
 }

@@ -253,14 +253,8 @@ func (s *session) outward() {
 			s.finish(fmt.Errorf("the library ended the session: %w", err), frame.Cease(frame.CeaseReset, ""))
 			return
 		}
-		t := frame.TypeOf(m)
-		if t == frame.TypeNotification {
-			f := frame.DecodeNotification(frame.Body(m))
-			s.finish(fmt.Errorf("the library ended the session: %s", f.Words()), f)
-			return
-		}
 		// Messages that come together go together.
-		if s.send(t, m, r.Buffered() == 0) != nil {
+		if s.send(frame.TypeOf(m), m, r.Buffered() == 0) != nil {
 			return
 		}
 	}

@@ -104,11 +104,9 @@ func (t *Table) Len(families ...frame.Family) int {
 func (t *Table) Follow() *Changes {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	c := &Changes{of: t, some: make(chan struct{}, 1), prefixes: map[netip.Prefix]struct{}{}}
-	t.changes = c
-	c.again(frame.IPv4)
-	c.again(frame.IPv6)
-	return c
+	t.changes = &Changes{of: t, some: make(chan struct{}, 1), prefixes: map[netip.Prefix]struct{}{}, again: []frame.Family{frame.IPv4, frame.IPv6}}
+	t.changes.wake()
+	return t.changes
 }
 
 // Changes are what became of a Table since they were last taken.
@@ -116,6 +114,7 @@ type Changes struct {
 	of       *Table
 	some     chan struct{}
 	prefixes map[netip.Prefix]struct{}
+	again    []frame.Family // of which every route is to be told
 }
 
 // Some is ready to read when there may be changes to take.
@@ -125,11 +124,20 @@ func (c *Changes) Some() <-chan struct{} { return c.some }
 func (c *Changes) Take() []Change {
 	c.of.mu.Lock()
 	defer c.of.mu.Unlock()
-	out := make([]Change, 0, len(c.prefixes))
+	out := make([]Change, 0, len(c.prefixes)+len(c.again)*len(c.of.routes)/2)
 	for p := range c.prefixes {
-		out = append(out, Change{p, c.of.routes[p]})
+		if t := c.of.routes[p]; t == nil || !slices.Contains(c.again, familyOf(p)) {
+			out = append(out, Change{p, t})
+		}
 	}
-	c.prefixes = map[netip.Prefix]struct{}{} // a map never shrinks
+	if len(c.again) > 0 {
+		for p, t := range c.of.routes {
+			if slices.Contains(c.again, familyOf(p)) {
+				out = append(out, Change{p, t})
+			}
+		}
+	}
+	c.again, c.prefixes = nil, map[netip.Prefix]struct{}{} // a map never shrinks
 	return out
 }
 
@@ -137,22 +145,20 @@ func (c *Changes) Take() []Change {
 func (c *Changes) Again(f frame.Family) {
 	c.of.mu.Lock()
 	defer c.of.mu.Unlock()
-	c.again(f)
-}
-
-func (c *Changes) again(f frame.Family) {
-	for p := range c.of.routes {
-		if familyOf(p) == f {
-			c.note(p)
-		}
+	if !slices.Contains(c.again, f) {
+		c.again = append(c.again, f)
 	}
+	c.wake()
 }
 
 func (c *Changes) note(p netip.Prefix) {
-	if c == nil {
-		return
+	if c != nil {
+		c.prefixes[p] = struct{}{}
+		c.wake()
 	}
-	c.prefixes[p] = struct{}{}
+}
+
+func (c *Changes) wake() {
 	select {
 	case c.some <- struct{}{}:
 	default:

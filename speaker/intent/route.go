@@ -88,7 +88,7 @@ type Route struct {
 
 // Attributes are what a Route says beyond its prefix. The zero value is a plain route.
 type Attributes struct {
-	// LocalPref for internal peers (RFC 4271 section 5.1.5); 0 leaves it at the library's 100.
+	// LocalPref for internal peers (RFC 4271 section 5.1.5); 0 leaves it at 100.
 	LocalPref uint32
 	// MED is the metric (RFC 4271 section 5.1.4), sent when HasMED.
 	MED    uint32

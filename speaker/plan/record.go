@@ -67,7 +67,7 @@ func newTags(set map[string]string) tags {
 	}
 	out := make(tags, 0, len(set))
 	for k, v := range set {
-		out = append(out, tag{view.Share(k), view.Share(v)})
+		out = append(out, tag{view.Share(k), v}) // many share the keys, few the values
 	}
 	slices.SortFunc(out, func(x, y tag) int { return strings.Compare(x.key, y.key) })
 	return out

@@ -106,12 +106,12 @@ func (w *BGPStatusWriter) write(ctx context.Context, p plan.Plan) error {
 
 // announcements brings the ServiceBGPStatus objects of this node in line with the Plan.
 func (w *BGPStatusWriter) announcements(ctx context.Context, p plan.Plan) error {
-	want := status.Announcements(p)
-	if len(want) > w.Limit {
+	want, all := status.Announcements(p, w.Limit)
+	if all > w.Limit {
 		if !w.told && w.Limit > 0 {
-			w.Log.Warn("this node announces more Services than it writes ServiceBGPStatus objects for; see --service-bgp-status", "services", len(want), "limit", w.Limit)
+			w.Log.Warn("this node announces more Services than it writes ServiceBGPStatus objects for; see --service-bgp-status", "services", all, "limit", w.Limit)
 		}
-		want, w.told = nil, true
+		w.told = true
 	} else {
 		w.told = false
 	}

@@ -103,19 +103,26 @@ func digest(text string) string {
 	return hex.EncodeToString(sum[:8])
 }
 
-// Announcements returns what the Plan announces by BGP, sorted by Service; none for a node that is leaving, whose routes
-// are going.
-func Announcements(p plan.Plan) []Announcement {
+// Announcements returns what the Plan announces by BGP, sorted by Service, and how many these are: none for a node that is leaving,
+// whose routes are going. Where there are more than the limit only their number is returned.
+func Announcements(p plan.Plan, limit int) (out []Announcement, all int) {
 	if p.Leaving {
-		return nil
+		return nil, 0
 	}
-	var out []Announcement
+	for v := range p.BGP.All() {
+		if v.Reason == names.ReasonAnnounced {
+			all++
+		}
+	}
+	if all > limit {
+		return nil, all
+	}
 	for v := range p.BGP.All() {
 		if v.Reason == names.ReasonAnnounced {
 			out = append(out, Announcement{v.Service, v.Peers})
 		}
 	}
-	return out
+	return out, all
 }
 
 // DiffAnnouncements compares what should be written with what exists: what to write, and of which Services to remove it.

@@ -91,11 +91,14 @@ func TestAnnouncements(t *testing.T) {
 		&plan.BGPVerdict{Service: key("c"), Peers: []string{"tor1"}, Reason: names.ReasonAnnounced},
 	)}
 	want := []status.Announcement{{key("a"), []string{"tor1", "tor2"}}, {key("c"), []string{"tor1"}}}
-	if got := status.Announcements(p); !reflect.DeepEqual(got, want) {
+	if got, all := status.Announcements(p, 2); all != 2 || !reflect.DeepEqual(got, want) {
 		t.Errorf("they are %+v, want %+v", got, want)
 	}
+	if got, all := status.Announcements(p, 1); all != 2 || got != nil {
+		t.Errorf("above the limit they are %+v of %d", got, all)
+	}
 	p.Leaving = true
-	if got := status.Announcements(p); len(got) > 0 {
+	if got, all := status.Announcements(p, 2); len(got)+all > 0 {
 		t.Errorf("a node that leaves announces %+v", got)
 	}
 	have := []status.Announcement{{key("a"), []string{"tor1"}}, {key("b"), []string{"tor1"}}, {key("c"), []string{"tor1"}}}

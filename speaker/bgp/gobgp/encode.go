@@ -33,81 +33,68 @@ const (
 	room = frame.MaxLen - 19 - 4
 )
 
-// group are routes that go together in an UPDATE.
-type group struct {
-	terms    *bgp.Terms // nil for those that are withdrawn
-	family   frame.Family
-	prefixes []netip.Prefix
-}
-
 // updates tells the UPDATEs that the changes need: what is withdrawn first, then the routes, those with the same terms together.
-// A route that fits into no message is told as a fault. It stops at the first error of tell.
+// A route that fits into no message is told as a fault. It stops at the first error of tell, and puts the changes in order.
 func (e *encoder) updates(changes []bgp.Change, tell func(message []byte, fault error) error) error {
+	changes = slices.DeleteFunc(changes, func(c bgp.Change) bool { return !slices.Contains(e.families, family(c.Prefix)) })
 	slices.SortFunc(changes, func(x, y bgp.Change) int { return x.Prefix.Compare(y.Prefix) })
-	type kind struct {
-		terms  *bgp.Terms
-		family frame.Family
-	}
-	index := map[kind]int{}
-	var groups []group
+	index := map[*bgp.Terms]int{nil: 0} // what is withdrawn has no terms
 	for _, c := range changes {
-		f := frame.IPv6
-		if c.Prefix.Addr().Is4() {
-			f = frame.IPv4
+		if _, ok := index[c.Terms]; !ok {
+			index[c.Terms] = len(index)
 		}
-		if !slices.Contains(e.families, f) {
-			continue
-		}
-		k := kind{c.Terms, f}
-		i, ok := index[k]
-		if !ok {
-			i = len(groups)
-			index[k] = i
-			groups = append(groups, group{terms: c.Terms, family: f})
-		}
-		groups[i].prefixes = append(groups[i].prefixes, c.Prefix)
 	}
-	slices.SortStableFunc(groups, func(x, y group) int { return cmp.Compare(order(x), order(y)) })
-	for _, g := range groups {
-		if err := e.group(g, tell); err != nil {
+	together := func(x, y bgp.Change) int {
+		return cmp.Or(cmp.Compare(index[x.Terms], index[y.Terms]), cmp.Compare(family(x.Prefix), family(y.Prefix)))
+	}
+	if !slices.IsSortedFunc(changes, together) { // nearly always all have the same terms
+		slices.SortStableFunc(changes, together)
+	}
+	for len(changes) > 0 {
+		first := changes[0]
+		n := slices.IndexFunc(changes, func(c bgp.Change) bool { return c.Terms != first.Terms || family(c.Prefix) != family(first.Prefix) })
+		if n < 0 {
+			n = len(changes)
+		}
+		if err := e.group(changes[:n], tell); err != nil {
 			return err
 		}
+		changes = changes[n:]
 	}
 	return nil
 }
 
-func order(g group) int {
-	if g.terms == nil {
-		return 0
+func family(p netip.Prefix) frame.Family {
+	if p.Addr().Is4() {
+		return frame.IPv4
 	}
-	return 1
+	return frame.IPv6
 }
 
-// group tells the UPDATEs of a group.
-func (e *encoder) group(g group, tell func([]byte, error) error) error {
+// group tells the UPDATEs of changes of one family to the same terms.
+func (e *encoder) group(g []bgp.Change, tell func([]byte, error) error) error {
 	var attributes []packet.PathAttributeInterface
 	taken := 0
-	if g.terms != nil {
-		attributes = e.attributes(g.terms)
+	if g[0].Terms != nil {
+		attributes = e.attributes(g[0].Terms)
 	}
 	for _, a := range attributes {
 		taken += a.Len()
 	}
-	for len(g.prefixes) > 0 {
+	for len(g) > 0 {
 		left, n := room-taken-mpHeader, 0
-		for n < len(g.prefixes) && left >= size(g.prefixes[n]) {
-			left -= size(g.prefixes[n])
+		for n < len(g) && left >= size(g[n].Prefix) {
+			left -= size(g[n].Prefix)
 			n++
 		}
 		if n == 0 {
-			fault := fmt.Errorf("the attributes of %s take %d octets, more than an UPDATE has room for", g.prefixes[0], taken)
-			return tell(nil, fault)
+			return tell(nil, fmt.Errorf("the attributes of %s take %d octets, more than an UPDATE has room for", g[0].Prefix, taken))
 		}
-		m, err := e.message(g, attributes, g.prefixes[:n])
+		m, err := e.message(g[:n], attributes)
 		if err = tell(m, err); err != nil {
 			return err
 		}
-		g.prefixes = g.prefixes[n:]
+		g = g[n:]
 	}
 	return nil
 }
@@ -118,35 +105,36 @@ const mpHeader = 4 + 2 + 1 + 1 + 16 + 1
 // size is what a prefix takes in a message: its length, and the octets that are not zero by it (RFC 4271 section 4.3).
 func size(p netip.Prefix) int { return 1 + (p.Bits()+7)/8 }
 
-// message is the UPDATE about some prefixes of a group.
-func (e *encoder) message(g group, attributes []packet.PathAttributeInterface, prefixes []netip.Prefix) ([]byte, error) {
+// message is the UPDATE about some changes of a group.
+func (e *encoder) message(g []bgp.Change, attributes []packet.PathAttributeInterface) ([]byte, error) {
 	var withdrawn, plain []*packet.IPAddrPrefix
 	var multi []packet.AddrPrefixInterface
-	classic := g.family == frame.IPv4 && (g.terms == nil || g.terms.NextHop.Is4())
-	for _, p := range prefixes {
-		switch length, text := uint8(p.Bits()), p.Addr().String(); {
-		case classic && g.terms == nil:
+	of, terms := family(g[0].Prefix), g[0].Terms
+	classic := of == frame.IPv4 && (terms == nil || terms.NextHop.Is4())
+	for _, c := range g {
+		switch length, text := uint8(c.Prefix.Bits()), c.Prefix.Addr().String(); {
+		case classic && terms == nil:
 			withdrawn = append(withdrawn, packet.NewIPAddrPrefix(length, text))
 		case classic:
 			plain = append(plain, packet.NewIPAddrPrefix(length, text))
-		case g.family == frame.IPv4:
+		case of == frame.IPv4:
 			multi = append(multi, packet.NewIPAddrPrefix(length, text))
 		default:
 			multi = append(multi, packet.NewIPv6AddrPrefix(length, text))
 		}
 	}
 	switch {
-	case classic && g.terms != nil:
-		attributes = append(slices.Clip(attributes), packet.NewPathAttributeNextHop(g.terms.NextHop.String()))
-	case !classic && g.terms != nil:
-		attributes = append(slices.Clip(attributes), packet.NewPathAttributeMpReachNLRI(g.terms.NextHop.WithZone("").String(), multi))
+	case classic && terms != nil:
+		attributes = append(slices.Clip(attributes), packet.NewPathAttributeNextHop(terms.NextHop.String()))
+	case !classic && terms != nil:
+		attributes = append(slices.Clip(attributes), packet.NewPathAttributeMpReachNLRI(terms.NextHop.WithZone("").String(), multi))
 	case !classic:
 		attributes = []packet.PathAttributeInterface{packet.NewPathAttributeMpUnreachNLRI(multi)}
 	}
 	slices.SortFunc(attributes, func(x, y packet.PathAttributeInterface) int { return cmp.Compare(x.GetType(), y.GetType()) })
 	m, err := packet.NewBGPUpdateMessage(withdrawn, attributes, plain).Serialize()
 	if err != nil {
-		return nil, fmt.Errorf("making the UPDATE for %s: %w", prefixes[0], err)
+		return nil, fmt.Errorf("making the UPDATE for %s: %w", g[0].Prefix, err)
 	}
 	return m, nil
 }
