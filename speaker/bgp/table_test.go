@@ -1,0 +1,153 @@
+package bgp_test
+
+import (
+	"iter"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"runtime"
+	"slices"
+	"testing"
+
+	"github.com/gantry-lb/gantry/speaker/bgp"
+	"github.com/gantry-lb/gantry/speaker/bgp/frame"
+	"github.com/gantry-lb/gantry/speaker/intent"
+)
+
+// hosts are n prefixes of both families.
+func hosts(n int) []netip.Prefix {
+	var out []netip.Prefix
+	for i := range n {
+		a := netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})
+		if i%2 == 1 {
+			a = netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 14: byte(i >> 8), 15: byte(i)})
+		}
+		out = append(out, netip.PrefixFrom(a, a.BitLen()))
+	}
+	return out
+}
+
+// all are the prefixes with terms that differ by a number.
+func all(prefixes map[netip.Prefix]uint32) iter.Seq2[netip.Prefix, bgp.Terms] {
+	return func(yield func(netip.Prefix, bgp.Terms) bool) {
+		for p, n := range prefixes {
+			if !yield(p, bgp.Terms{NextHop: netip.MustParseAddr("10.0.0.1"), Attributes: intent.Attributes{MED: n}}) {
+				return
+			}
+		}
+	}
+}
+
+// TestWhoFollowsATableKnowsWhatItHas changes the table at random while somebody follows it in another goroutine.
+func TestWhoFollowsATableKnowsWhatItHas(t *testing.T) {
+	random, prefixes := rand.New(rand.NewPCG(3, 4)), hosts(60)
+	table := bgp.NewTable()
+	has := map[netip.Prefix]uint32{}
+	edit := func() {
+		for range random.IntN(8) {
+			p := prefixes[random.IntN(len(prefixes))]
+			if delete(has, p); random.IntN(3) > 0 {
+				has[p] = uint32(random.IntN(40)) //nolint:gosec // small
+			}
+		}
+		table.Replace(all(has))
+	}
+	for range 20 {
+		changes := table.Follow()
+		stop, told := make(chan struct{}), make(chan map[netip.Prefix]uint32)
+		go func() {
+			knows := map[netip.Prefix]uint32{}
+			take := func() {
+				for _, c := range changes.Take() {
+					if delete(knows, c.Prefix); c.Terms != nil {
+						knows[c.Prefix] = c.Terms.MED
+					}
+				}
+			}
+			for {
+				select {
+				case <-changes.Some():
+					take()
+				case <-stop:
+					take()
+					told <- knows
+					return
+				}
+			}
+		}()
+		for range 30 {
+			edit()
+		}
+		close(stop)
+		if knows := <-told; !maps.Equal(knows, has) {
+			t.Fatalf("who follows knows %v, the table has %v", knows, has)
+		}
+	}
+}
+
+func TestWhatIsToldOnceMore(t *testing.T) {
+	prefixes, table := hosts(4), bgp.NewTable()
+	has := map[netip.Prefix]uint32{prefixes[0]: 1, prefixes[1]: 1, prefixes[2]: 1}
+	table.Replace(all(has))
+	former := table.Follow()
+	changes := table.Follow()
+	told := func(c *bgp.Changes) (out []netip.Prefix) {
+		for _, change := range c.Take() {
+			out = append(out, change.Prefix)
+		}
+		slices.SortFunc(out, netip.Prefix.Compare)
+		return out
+	}
+	want := func(what string, got []netip.Prefix, want ...netip.Prefix) {
+		t.Helper()
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: told are %v, want %v", what, got, want)
+		}
+	}
+	want("at first", told(changes), prefixes[0], prefixes[2], prefixes[1])
+	want("nothing new", told(changes))
+	table.Replace(all(has))
+	want("the same again", told(changes))
+	changes.Again(frame.IPv4)
+	delete(has, prefixes[0])
+	has[prefixes[3]] = 2
+	table.Replace(all(has))
+	want("a family once more, with what changed", told(changes), prefixes[0], prefixes[2], prefixes[3])
+	told(former)
+	table.Replace(all(map[netip.Prefix]uint32{}))
+	want("nothing to who followed before", told(former))
+	want("all are gone", told(changes), prefixes[2], prefixes[1], prefixes[3])
+	if n := table.Len(); n != 0 {
+		t.Errorf("%d are left", n)
+	}
+}
+
+// TestARouteTakesLittleMemory counts what 10,000 routes leave behind for one peer.
+func TestARouteTakesLittleMemory(t *testing.T) {
+	const many, most = 10000, 120
+	has := map[netip.Prefix]uint32{}
+	for _, p := range hosts(many) {
+		has[p] = 7
+	}
+	heap := func() uint64 {
+		runtime.GC()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := heap()
+	table := bgp.NewTable()
+	changes := table.Follow()
+	table.Replace(all(has))
+	if n := len(changes.Take()); n != many {
+		t.Fatalf("%d routes are told", n)
+	}
+	each := (int(heap()) - int(before)) / many //nolint:gosec // far below
+	t.Logf("%d bytes for each route", each)
+	if each > most {
+		t.Errorf("a route takes %d bytes, more than %d", each, most)
+	}
+	runtime.KeepAlive(table)
+	runtime.KeepAlive(has)
+}
