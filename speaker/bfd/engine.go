@@ -53,7 +53,8 @@ func New(wire Wire, now func() time.Time, seed uint64) *Engine {
 }
 
 // Set makes the engine run exactly these sessions, of two with one Key the first. A session that stays goes on, with its new
-// Profile negotiated while it is Up; one that is left out is ended administratively, and its neighbour told.
+// Profile negotiated while it is Up; one that is left out is ended administratively, and its neighbour told. Nobody edits the
+// sessions afterwards.
 func (e *Engine) Set(sessions []Session) {
 	for {
 		select {

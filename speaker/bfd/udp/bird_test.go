@@ -3,6 +3,7 @@ package udp_test
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -113,6 +114,7 @@ func TestBIRDOverTwoHops(t *testing.T) {
 	b.eventually("the TTL is found too low", func() error {
 		return b.status(far4, func(s bfd.Status) bool { return s.Fault.Reason == names.ReasonBFDTTLTooLow })
 	})
+	sessions = slices.Clone(sessions) // the engine has the others
 	for i := range sessions {
 		sessions[i].MinimumTTL = 63 // BIRD sends with 64
 	}

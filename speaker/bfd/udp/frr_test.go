@@ -1,6 +1,7 @@
 package udp_test
 
 import (
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -173,6 +174,7 @@ func TestFRROverTwoHops(t *testing.T) {
 	}
 	b.engine.Set(sessions)
 	b.eventually("both are up", func() error { return b.allUp(2) })
+	sessions = slices.Clone(sessions) // the engine has the others
 	for i := range sessions {
 		sessions[i].MinimumTTL = 1
 	}
