@@ -47,6 +47,7 @@ type BGPSessionStatus struct {
 // +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.status.node`
 // +kubebuilder:printcolumn:name="Peer",type=string,JSONPath=`.status.peer`
 // +kubebuilder:printcolumn:name="State",type=string,JSONPath=`.status.state`
+// +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="gantry.dev/Established")].reason`
 // +kubebuilder:printcolumn:name="Since",type=date,JSONPath=`.status.since`
 // +kubebuilder:printcolumn:name="Prefixes",type=integer,JSONPath=`.status.prefixes`
 // +kubebuilder:printcolumn:name="BFD",type=string,JSONPath=`.status.bfd`

@@ -166,6 +166,11 @@ func TestBGP(t *testing.T) {
 			return err
 		}))
 		established(ctx, t, s, "node1 racks UnknownSecret", "node2 racks UnknownSecret", "node3 racks UnknownSecret")
+		table, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions")
+		must(t, err)
+		if n := strings.Count(table, "UnknownSecret"); n != 3 {
+			t.Errorf("kubectl shows the reason %d times, not for 3 sessions:\n%s", n, table)
+		}
 		hops(ctx, t, s, vip)
 		must(t, s.Apply(ctx, secret))
 		for _, node := range []string{"node1", "node2"} {
