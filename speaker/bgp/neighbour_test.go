@@ -114,7 +114,10 @@ func TestThePassiveSide(t *testing.T) {
 		return nil
 	})
 	p.Password = "s3cret"
-	d.Peers = []intent.Peer{p}
+	twin := p // which is not to have the router's connection
+	twin.Name, twin.Password, twin.Blocked = "again", "other", intent.Block{Reason: "DuplicatePeer", Text: "the other one is older"}
+	d.Peers = []intent.Peer{twin, p, twin}
+	d.Peers[2].Name = "yet again"
 	s.Set(d)
 	s.established("tor")
 	arrives(t, frr, vip)

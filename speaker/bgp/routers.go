@@ -143,7 +143,7 @@ func (d *door) prepare(ctx context.Context, t Transport, peers []intent.Peer) er
 	}
 	want := map[netip.Addr]string{}
 	for i := range peers {
-		if p := &peers[i]; p.Passive && p.Address.IsValid() {
+		if p := &peers[i]; p.Passive && p.Address.IsValid() && p.Blocked == (intent.Block{}) {
 			want[p.Address] = p.Password
 		}
 	}
@@ -195,7 +195,7 @@ func (e *Engine) receive(c Conn) {
 		if r := e.routers[p.Device]; p.Unnumbered && r != nil {
 			address = r.address
 		}
-		if !p.Passive || address.WithZone("") != c.Remote().WithZone("") || p.Source.IsValid() && p.Source != c.Local() {
+		if !p.Passive || p.Blocked != (intent.Block{}) || address.WithZone("") != c.Remote().WithZone("") || p.Source.IsValid() && p.Source != c.Local() {
 			continue
 		}
 		if w, ok := e.workers[p.Name]; ok {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"k8s.io/apimachinery/pkg/labels"
 
@@ -56,11 +57,14 @@ func peer(p *snapshot.Peer, self *view.Node, links facts.LinkSet) intent.Peer {
 	return out
 }
 
-// repeats returns the name of an older peer with which the router would take this one for the same on a node; empty when there is none.
-func repeats(p *snapshot.Peer, s *snapshot.Snapshot, self *view.Node) string {
-	for _, name := range p.Repeats {
-		if q := s.Peer(name); q != nil && q.Fault == nil && matches(q.NodeSelectors, labels.Set(self.Labels)) {
-			return name
+// repeats returns the name of a peer with which the router would take this one for the same on a node: of an older one, or, where this
+// one is the default gateway, of one that names its address. It is empty when there is none.
+func repeats(p *snapshot.Peer, router netip.Addr, s *snapshot.Snapshot, self *view.Node) string {
+	for _, q := range s.Peers {
+		same := slices.Contains(p.Repeats, q.Name) ||
+			p.Gateway != 0 && q.Address.IsValid() && q.Address == router.WithZone("") && q.Port == p.Port && q.VRF == p.VRF && q.Source == p.Source
+		if same && q.Fault == nil && matches(q.NodeSelectors, labels.Set(self.Labels)) {
+			return q.Name
 		}
 	}
 	return ""

@@ -163,6 +163,14 @@ func TestOneSessionToOneRouter(t *testing.T) {
 	if len(p.Routes) != 1 || len(p.Routes[0].Peers) != 1 || p.Routes[0].Peers[0] != older.Name {
 		t.Errorf("the routes are %+v", p.Routes)
 	}
+	older.Repeats, older.Gateway, younger.Repeats = nil, view.IPv4, nil
+	for i := range in.Links {
+		in.Links[i].Preferred = []netip.Addr{younger.Address}
+	}
+	if p := Build(in); p.Peers[1].Blocked.Reason != string(names.ReasonDuplicatePeer) || p.Peers[0].Blocked.Reason != "" {
+		t.Errorf("where the default gateway is the router of another peer, they are %+v", p.Peers)
+	}
+	older.Gateway, younger.Repeats = 0, []string{older.Name}
 	older.Fault = &snapshot.Problem{Reason: names.ReasonUnknownSecret}
 	if p := Build(in); p.Peers[0].Blocked.Reason != "" {
 		t.Errorf("while the older is faulty the younger is %+v", p.Peers[0])

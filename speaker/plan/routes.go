@@ -60,8 +60,8 @@ func (p *Planner) route(changed []view.Key, anew bool) {
 					continue
 				}
 				q := peer(c, &self, p.in.Links)
-				if other := repeats(c, p.in.Snapshot, &self); other != "" && !hopeless(&q) {
-					q.Blocked, q.BFD = block(names.ReasonDuplicatePeer, fmt.Sprintf("the BGPPeer %q, which is older, connects this node to the same router: delete one of them", other)), nil
+				if other := repeats(c, q.Address, p.in.Snapshot, &self); other != "" && !hopeless(&q) {
+					q.Blocked, q.BFD = block(names.ReasonDuplicatePeer, fmt.Sprintf("the BGPPeer %q connects this node to the same router already: delete one of them, or give one another sourceAddress or peerPort", other)), nil
 				}
 				p.plan.Peers = append(p.plan.Peers, q)
 			}
