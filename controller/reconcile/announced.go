@@ -305,9 +305,14 @@ func unadvertised(s *snapshot.Snapshot, v *view.Service, nodes []snapshot.Node) 
 	for _, ad := range s.L2Ads {
 		heard = look(ad.Pools, ad.ServiceSelectors, ad.NodeSelectors) || heard
 	}
+	routedAlone := !covered
+	var ads []*snapshot.BGPAd // that select it
 	for _, ad := range s.BGPAds {
 		to := slices.ContainsFunc(s.Peers, func(p *snapshot.Peer) bool { return len(ad.Peers) == 0 || slices.Contains(ad.Peers, p.Name) })
-		heard = look(ad.Pools, ad.ServiceSelectors, ad.NodeSelectors) && to || heard
+		if look(ad.Pools, ad.ServiceSelectors, ad.NodeSelectors) {
+			ads = append(ads, ad)
+			heard = heard || to
+		}
 	}
 	switch {
 	case !covered:
@@ -318,6 +323,8 @@ func unadvertised(s *snapshot.Snapshot, v *view.Service, nodes []snapshot.Node) 
 		return names.ReasonNoAdvertisement, "the nodeSelectors of the advertisements match no node: correct them, or label a node"
 	case !heard:
 		return names.ReasonNoPeers, "the BGPAdvertisements that select the Service have no BGPPeer to announce it to: create one, or correct their spec.peers"
+	case routedAlone:
+		return snapshot.Together(ads, v.Assigned, nodes)
 	}
 	return "", ""
 }

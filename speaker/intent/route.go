@@ -103,9 +103,8 @@ type Attributes struct {
 	Bandwidth uint64
 }
 
-// maxCommunities is how many bytes of communities a route may have. A message has at most 4096 (RFC 4271 section 4.1), and all
-// else that an UPDATE can have needs less than the rest.
-const maxCommunities = 3500
+// maxCommunities is how many bytes of communities a route may have, as in package snapshot.
+const maxCommunities = 3800
 
 // FewCommunities are never too many, of whatever kind.
 const FewCommunities = maxCommunities / 12

@@ -111,6 +111,15 @@ func talkative(length, count int) []*snapshot.BGPAd {
 	return out
 }
 
+// TestTheControllerKnowsTheSameLimit holds the limit of the speakers against the one that a Service's condition is told by.
+func TestTheControllerKnowsTheSameLimit(t *testing.T) {
+	few := intent.Attributes{Communities: make([]uint32, snapshot.MaxCommunities/4)}
+	many := intent.Attributes{Communities: make([]uint32, snapshot.MaxCommunities/4+1)}
+	if few.Overloaded() || !many.Overloaded() {
+		t.Errorf("%d bytes are too many: %t; 4 more: %t", snapshot.MaxCommunities, few.Overloaded(), many.Overloaded())
+	}
+}
+
 func TestWhatTheRoutesAre(t *testing.T) {
 	prefix := func(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 	second := view.Key{Namespace: "default", Name: "zzz"}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/test/lab"
 	"github.com/gantry-lb/gantry/test/lab/router"
 	"github.com/gantry-lb/gantry/test/stage"
@@ -157,7 +158,23 @@ func TestAdvertisementsReachRouters(t *testing.T) {
 			t.Errorf("the sessions were established %s times before the edits and %s after", before, after)
 		}
 	})
+	t.Run("advertisements that contradict each other announce nothing, and the Service says so", func(t *testing.T) {
+		must(t, s.Apply(ctx, contradicting))
+		hops(ctx, t, s, netip.PrefixFrom(first, 32))
+		must(t, tells(ctx, s, "web", "False", names.ReasonConflictingAdvertisements))
+		_, err := s.Kubectl(ctx, "", "-n", "metallb-system", "delete", "bgpadvertisement", "other")
+		must(t, err)
+		carries(ctx, t, tor, netip.PrefixFrom(first, 32), carriage{path: "64512"})
+		must(t, tells(ctx, s, "web", "True", names.ReasonAnnounced))
+	})
 }
+
+// contradicting is an advertisement for the same prefixes, and for chosen Services, so that the pool alone does not show it.
+const contradicting = `apiVersion: metallb.io/v1beta1
+kind: BGPAdvertisement
+metadata: {name: other, namespace: metallb-system}
+spec: {ipAddressPools: [routed], localPref: 200, serviceSelectors: [{}]}
+`
 
 // weighs waits until the router's kernel sends node1 so many times the traffic of node2.
 func weighs(ctx context.Context, t *testing.T, s *stage.Stage, p netip.Prefix, ratio int) {
