@@ -119,6 +119,7 @@ type asks struct {
 	last uint64
 	open map[uint64]*asking // by the election's ID
 	of   map[uint64]uint64  // the wire's ID -> the election's
+	turn int                // which of the other nodes was asked first
 }
 
 type asking struct{ left int }
@@ -139,11 +140,11 @@ func (a *Agent) ask(e elect.Ask) {
 	}
 	gateways := min(len(targets), most)
 	targets = targets[:gateways]
-	for _, name := range slices.Sorted(maps.Keys(a.peers)) {
+	for _, name := range a.inTurn() {
 		peer := a.peers[name]
 		for _, l := range a.links {
 			on := slices.ContainsFunc(l.Prefixes, func(p netip.Prefix) bool { return p.Contains(peer) })
-			if on && name != a.o.Self && len(targets) < gateways+most {
+			if on && len(targets) < gateways+most {
 				targets = append(targets, layer2.Probe{Address: peer, Links: []int{l.Index}})
 			}
 		}
@@ -159,6 +160,26 @@ func (a *Agent) ask(e elect.Ask) {
 		a.asks.of[p.ID] = e.ID
 		a.o.Layer2.Probe(p)
 	}
+}
+
+// inTurn lists the other nodes in the order in which they are asked: members first, since of those that were members many may
+// be gone, and others first each time, since some may be dead.
+func (a *Agent) inTurn() []string {
+	var live, gone []string
+	for _, name := range slices.Sorted(maps.Keys(a.peers)) {
+		switch {
+		case name == a.o.Self:
+		case slices.Contains(a.members, name):
+			live = append(live, name)
+		default:
+			gone = append(gone, name)
+		}
+	}
+	if len(live) > 0 {
+		a.asks.turn = (a.asks.turn + 1) % len(live)
+		live = slices.Concat(live[a.asks.turn:], live[:a.asks.turn])
+	}
+	return append(live, gone...)
 }
 
 // answered turns the wire's answer to a part of a question into the election's: the first that came, or that there was none.
