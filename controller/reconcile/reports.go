@@ -37,7 +37,7 @@ func (r reports) tell() (names.Reason, string) {
 	if len(contested) == 0 {
 		return names.ReasonAnnounced, text
 	}
-	return names.ReasonForeignClaim, fmt.Sprintf("%s, and a host that is no node claims %s: clients may reach that one; find it, or take the address out of the pool",
+	return names.ReasonForeignClaim, fmt.Sprintf("%s, and a host that does not hold it claims %s: clients may reach that one; find it, or take the address out of the pool",
 		text, strings.Join(contested, ", and "))
 }
 

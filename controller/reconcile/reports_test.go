@@ -35,7 +35,7 @@ func TestWhatReportsTell(t *testing.T) {
 			reports{l2: []v1beta1.ServiceL2Status{reported()}, bgp: []v1beta1.ServiceBGPStatus{peers}}, names.ReasonAnnounced, "announced by layer 2 and BGP"},
 		"a foreign host": {
 			reports{l2: []v1beta1.ServiceL2Status{reported(claimed("192.168.0.201", "02:00:00:00:00:99", 7))}},
-			names.ReasonForeignClaim, "announced by layer 2, and a host that is no node claims 192.168.0.201 (02:00:00:00:00:99): "},
+			names.ReasonForeignClaim, "announced by layer 2, and a host that does not hold it claims 192.168.0.201 (02:00:00:00:00:99): "},
 		"of many the one that claimed first, for each address, whoever reports it": {
 			reports{l2: []v1beta1.ServiceL2Status{
 				reported(claimed("fd00::1", "02:00:00:00:00:01", 9), claimed("fd00::1", "02:00:00:00:00:02", 8)),

@@ -93,6 +93,7 @@ func TestTheSegment(t *testing.T) {
 	t.Run("an address that somebody uses is not given", func(t *testing.T) { probed(ctx, t, s) })
 	t.Run("a foreign host claims the address", func(t *testing.T) { foreignHost(ctx, t, s, four) })
 	t.Run("a host tries whether it may have the address", func(t *testing.T) { duplicate(ctx, t, s, six) })
+	t.Run("the kernel of another node speaks for the address", func(t *testing.T) { strayKernel(ctx, t, s, four) })
 	t.Run("the holder's link gets another Ethernet address", func(t *testing.T) { otherMAC(ctx, t, s, four) })
 	t.Run("a link flaps", func(t *testing.T) { linkFlaps(ctx, t, s, four) })
 	t.Run("a link is renamed", func(t *testing.T) { linkRenamed(ctx, t, s, four, six) })

@@ -6,12 +6,16 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"sync/atomic"
 	"testing"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+	eventsv1 "k8s.io/api/events/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/layer2"
 	"github.com/gantry-lb/gantry/test/lab/netns"
@@ -52,6 +56,39 @@ func duplicate(ctx context.Context, t *testing.T, s *stage.Stage, six netip.Addr
 			return errors.Join(err, fmt.Errorf("its addresses are %v", all))
 		})
 	}))
+}
+
+// strayKernel has a node without a claim speak for the address, as kube-proxy in ipvs mode without strictARP makes its kernel do.
+func strayKernel(ctx context.Context, t *testing.T, s *stage.Stage, four netip.Addr) {
+	holder := holderOf(ctx, t, s, four).Status.Node
+	stray := "node1"
+	if stray == holder {
+		stray = "node2"
+	}
+	node := listen(t, s, stray, layer2.IPv4, func(layer2.Frame) {})
+	all := layer2.Everybody(four)
+	must(t, stage.Await(ctx, "an event that names the node", func(ctx context.Context) error {
+		if err := node.Write(layer2.Frame{
+			Destination: all, Source: node.link.MAC, Operation: layer2.Request,
+			SenderMAC: node.link.MAC, SenderIP: four, TargetMAC: all, TargetIP: four,
+		}); err != nil {
+			return err
+		}
+		var events eventsv1.EventList
+		if err := s.API.List(ctx, &events, client.InNamespace("default")); err != nil {
+			return err
+		}
+		for _, e := range events.Items {
+			if e.Reason == names.EventAnnounceFailed && strings.Contains(e.Note, "node "+stray+" ("+node.link.MAC.String()+")") {
+				return nil
+			}
+		}
+		return fmt.Errorf("none of %d events does", len(events.Items))
+	}))
+	if now := holderOf(ctx, t, s, four).Status.Node; now != holder {
+		t.Errorf("the holder changed from %s to %s", holder, now)
+	}
+	ask(ctx, t, s, netip.AddrPortFrom(four, 7000).String()).Stop()
 }
 
 // otherMAC changes the Ethernet address of the holder's link, as a bond does when it loses a port.
