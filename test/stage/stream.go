@@ -116,16 +116,7 @@ func (s *Stage) UDP(ctx context.Context, host, address string, rate int) (*Strea
 	go func() {
 		defer close(st.done)
 		defer c.Close()
-		t := time.NewTicker(time.Second / time.Duration(rate))
-		defer t.Stop()
-		for ctx.Err() == nil {
-			<-t.C
-			st.mu.Lock()
-			st.sent++
-			seq := st.sent
-			st.mu.Unlock()
-			fmt.Fprint(c, seq)
-		}
+		st.ask(ctx, rate, func(seq int) { fmt.Fprint(c, seq) })
 		time.Sleep(lateness)
 	}()
 	return st, nil
@@ -133,25 +124,35 @@ func (s *Stage) UDP(ctx context.Context, host, address string, rate int) (*Strea
 
 // HTTP asks by a request on a connection of its own, rate a second.
 func (s *Stage) HTTP(ctx context.Context, host, url string, rate int) *Stream {
+	return each(ctx, rate, func(ctx context.Context, st *Stream, seq int) {
+		if _, err := s.Fetch(ctx, host, url); err == nil {
+			st.answered(seq)
+		}
+	})
+}
+
+// each has every question asked beside the others, so that none waits for the answer to another. A question that was begun is ended.
+func each(ctx context.Context, rate int, question func(ctx context.Context, st *Stream, seq int)) *Stream {
 	st, ctx := newStream(ctx)
 	go func() {
 		defer close(st.done)
 		var running sync.WaitGroup
 		defer running.Wait()
-		t := time.NewTicker(time.Second / time.Duration(rate))
-		defer t.Stop()
-		for ctx.Err() == nil {
-			<-t.C
-			st.mu.Lock()
-			st.sent++
-			seq := st.sent
-			st.mu.Unlock()
-			running.Go(func() {
-				if _, err := s.Fetch(context.WithoutCancel(ctx), host, url); err == nil {
-					st.answered(seq)
-				}
-			})
-		}
+		st.ask(ctx, rate, func(seq int) { running.Go(func() { question(context.WithoutCancel(ctx), st, seq) }) })
 	}()
 	return st
+}
+
+// ask counts the questions and has each put, rate a second, until ctx ends.
+func (s *Stream) ask(ctx context.Context, rate int, put func(seq int)) {
+	t := time.NewTicker(time.Second / time.Duration(rate))
+	defer t.Stop()
+	for ctx.Err() == nil {
+		<-t.C
+		s.mu.Lock()
+		s.sent++
+		seq := s.sent
+		s.mu.Unlock()
+		put(seq)
+	}
 }

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -21,30 +20,14 @@ var errRepeated = errors.New("the connection was asked for more than once")
 // TCP asks by a line on a connection of its own, rate a second. A question is lost, too, if its connection came about only
 // because the kernel asked for it again a second later, which a person would notice.
 func (s *Stage) TCP(ctx context.Context, host, address string, rate int) *Stream {
-	st, ctx := newStream(ctx)
-	go func() {
-		defer close(st.done)
-		var running sync.WaitGroup
-		defer running.Wait()
-		t := time.NewTicker(time.Second / time.Duration(rate))
-		defer t.Stop()
-		for ctx.Err() == nil {
-			<-t.C
-			st.mu.Lock()
-			st.sent++
-			seq := st.sent
-			st.mu.Unlock()
-			running.Go(func() {
-				begun := time.Now()
-				if err := s.converse(context.WithoutCancel(ctx), host, address, seq); err != nil {
-					st.failed(Failure{Begun: begun, Ended: time.Now(), Err: err})
-					return
-				}
-				st.answered(seq)
-			})
+	return each(ctx, rate, func(ctx context.Context, st *Stream, seq int) {
+		begun := time.Now()
+		if err := s.converse(ctx, host, address, seq); err != nil {
+			st.failed(Failure{Begun: begun, Ended: time.Now(), Err: err})
+			return
 		}
-	}()
-	return st
+		st.answered(seq)
+	})
 }
 
 // connecting bounds how long a connection may take, with a packet that is sent again after a second and after three.
