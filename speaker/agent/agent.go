@@ -251,7 +251,7 @@ func (a *Agent) settle() {
 		a.o.Members.SetState(a.machine.State())
 	}
 	a.remember(now)
-	if a.memory.awaits { // nobody shall hear of a Plan without Services
+	if a.o.Remembered != nil && !a.memory.planned { // nobody shall hear of a Plan without Services
 		return
 	}
 	if a.tell && now.Sub(a.told) >= a.tellInterval() {

@@ -34,7 +34,6 @@ const (
 type memory struct {
 	// earlier are the bids of an earlier life, as long as there is no Plan of this one.
 	earlier []intent.Bid
-	awaits  bool      // there is a Memory of an earlier life, and no Plan yet
 	stale   bool      // the election has to hear of them, or of other links
 	since   time.Time // when the agent began
 	planned bool      // there is a Plan
@@ -48,7 +47,7 @@ func (a *Agent) recall(m *Memory) {
 	if m == nil {
 		return
 	}
-	a.memory.earlier, a.memory.awaits, a.memory.stale, a.memory.since = m.Bids, true, true, a.o.Now()
+	a.memory.earlier, a.memory.stale, a.memory.since = m.Bids, true, a.o.Now()
 	a.step([]elect.Input{elect.Restored{Claims: m.Claims}})
 }
 
@@ -82,7 +81,7 @@ func (a *Agent) supersede(p planned) {
 			}
 		}
 	}
-	a.memory.planned, a.memory.changed, a.memory.awaits, a.memory.earlier = true, true, false, nil
+	a.memory.planned, a.memory.changed, a.memory.earlier = true, true, nil
 }
 
 // resume is ready to read when routers are to be told what an earlier life told them; nil when it told them nothing.
