@@ -37,7 +37,7 @@ func (w *worker) recall(err error) error {
 		w.refused = &n
 		return err
 	}
-	if w.refused == nil || w.o.peer.Blocked != (intent.Block{}) {
+	if w.refused == nil || w.o.peer.Blocked.Any() {
 		return err
 	}
 	return fmt.Errorf("%w (before that, %w)", err, *w.refused)

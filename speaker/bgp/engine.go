@@ -220,9 +220,7 @@ func (e *Engine) observe(s State) {
 func (e *Engine) forget(w *worker) {
 	e.mu.Lock()
 	if e.states[w.name].tally == &w.tally {
-		if e.states[w.name].tally == &w.tally {
-			delete(e.states, w.name)
-		}
+		delete(e.states, w.name)
 	}
 	e.mu.Unlock()
 	e.poke()

@@ -53,7 +53,7 @@ func (e *Engine) locate(ctx context.Context, peers []intent.Peer) []intent.Peer 
 			r = e.find(ctx, p.Device)
 		}
 		switch p.Address = r.address; {
-		case r.address.IsValid() || p.Blocked != (intent.Block{}):
+		case r.address.IsValid() || p.Blocked.Any():
 		case r.fault != nil:
 			p.Blocked = intent.Block{Reason: string(names.ReasonNoRouter), Text: r.fault.Error()}
 		default:
@@ -120,7 +120,7 @@ func (e *Engine) open(ctx context.Context, peers []intent.Peer) []intent.Peer {
 	}
 	peers = slices.Clone(peers)
 	for i := range peers {
-		if peers[i].Passive && peers[i].Blocked == (intent.Block{}) {
+		if peers[i].Passive && !peers[i].Blocked.Any() {
 			peers[i].Blocked = intent.Block{Reason: string(names.ReasonPortUnavailable), Text: err.Error()}
 		}
 	}
@@ -143,7 +143,7 @@ func (d *door) prepare(ctx context.Context, t Transport, peers []intent.Peer) er
 	}
 	want := map[netip.Addr]string{}
 	for i := range peers {
-		if p := &peers[i]; p.Passive && p.Address.IsValid() && p.Blocked == (intent.Block{}) {
+		if p := &peers[i]; p.Passive && p.Address.IsValid() && !p.Blocked.Any() {
 			want[p.Address] = p.Password
 		}
 	}
@@ -195,7 +195,7 @@ func (e *Engine) receive(c Conn) {
 		if r := e.routers[p.Device]; p.Unnumbered && r != nil {
 			address = r.address
 		}
-		if !p.Passive || p.Blocked != (intent.Block{}) || address.WithZone("") != c.Remote().WithZone("") || p.Source.IsValid() && p.Source != c.Local() {
+		if !p.Passive || p.Blocked.Any() || address.WithZone("") != c.Remote().WithZone("") || p.Source.IsValid() && p.Source != c.Local() {
 			continue
 		}
 		if w, ok := e.workers[p.Name]; ok {

@@ -2,6 +2,7 @@ package bgp
 
 import (
 	"fmt"
+	"iter"
 	"math"
 	"net/netip"
 	"slices"
@@ -15,21 +16,27 @@ import (
 // sync brings the Table in line with what is desired.
 func (w *worker) sync() {
 	w.state.Routes = 0
-	for _, r := range w.o.routes {
-		if slices.Contains(r.Peers, w.name) {
-			w.state.Routes++
-		}
+	for range w.mine() {
+		w.state.Routes++
 	}
 	w.table.Replace(func(yield func(netip.Prefix, Terms) bool) {
-		for _, r := range w.o.routes {
-			if !slices.Contains(r.Peers, w.name) {
-				continue
-			}
+		for r := range w.mine() {
 			if t, ok := w.terms(r); ok && !yield(r.Prefix, t) {
 				return
 			}
 		}
 	})
+}
+
+// mine are the routes that are for this peer.
+func (w *worker) mine() iter.Seq[*intent.Route] {
+	return func(yield func(*intent.Route) bool) {
+		for _, r := range w.o.routes {
+			if slices.Contains(r.Peers, w.name) && !yield(r) {
+				return
+			}
+		}
+	}
 }
 
 // gracefulShutdown is the community of routes that are about to go (RFC 8326 section 3).
@@ -41,7 +48,7 @@ func (w *worker) terms(r *intent.Route) (Terms, bool) {
 	if w.phase == gone {
 		return Terms{}, false
 	}
-	t := Terms{NextHop: nextHop(familyOf(r.Prefix), w.extends, w.v4, w.v6), Attributes: r.Attributes}
+	t := Terms{NextHop: nextHop(frame.FamilyOf(r.Prefix), w.extends, w.v4, w.v6), Attributes: r.Attributes}
 	if t.Bandwidth > 0 {
 		t.Extended = append(slices.Clone(t.Extended), linkBandwidth(w.o.peer.LocalASN, t.Bandwidth))
 	}
@@ -59,11 +66,8 @@ func (w *worker) withheld() Withheld {
 	if w.phase != staying || w.state.Announced >= w.state.Routes {
 		return Withheld{}
 	}
-	for _, r := range w.o.routes {
-		if !slices.Contains(r.Peers, w.name) {
-			continue
-		}
-		f := familyOf(r.Prefix)
+	for r := range w.mine() {
+		f := frame.FamilyOf(r.Prefix)
 		if !slices.Contains(w.state.Families, f) {
 			return Withheld{names.ReasonFamilyNotCarried, fmt.Sprintf(
 				"the router does not get %s: it takes no routes of %s on this session: activate that address family for this neighbour there", r.Prefix, f)}
@@ -84,11 +88,8 @@ func (w *worker) withheld() Withheld {
 // linkBandwidth is the community of that name (draft-ietf-idr-link-bandwidth): a non-transitive one of an AS of two octets,
 // and bytes per second as a floating-point number.
 func linkBandwidth(asn uint32, bytes uint64) [8]byte {
-	if asn > 0xffff {
-		asn = 23456 // AS_TRANS, RFC 6793
-	}
-	bits := math.Float32bits(float32(bytes))
-	return [8]byte{0x40, 4, byte(asn >> 8), byte(asn), byte(bits >> 24), byte(bits >> 16), byte(bits >> 8), byte(bits)}
+	as, bits := frame.Narrow(asn), math.Float32bits(float32(bytes))
+	return [8]byte{0x40, 4, byte(as >> 8), byte(as), byte(bits >> 24), byte(bits >> 16), byte(bits >> 8), byte(bits)}
 }
 
 // stop ends the worker as planned.

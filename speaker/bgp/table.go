@@ -93,7 +93,7 @@ func (t *Table) Len(families ...frame.Family) int {
 	}
 	n := 0
 	for p := range t.routes {
-		if slices.Contains(families, familyOf(p)) {
+		if slices.Contains(families, frame.FamilyOf(p)) {
 			n++
 		}
 	}
@@ -126,13 +126,13 @@ func (c *Changes) Take() []Change {
 	defer c.of.mu.Unlock()
 	out := make([]Change, 0, len(c.prefixes)+len(c.again)*len(c.of.routes)/2)
 	for p := range c.prefixes {
-		if t := c.of.routes[p]; t == nil || !slices.Contains(c.again, familyOf(p)) {
+		if t := c.of.routes[p]; t == nil || !slices.Contains(c.again, frame.FamilyOf(p)) {
 			out = append(out, Change{p, t})
 		}
 	}
 	if len(c.again) > 0 {
 		for p, t := range c.of.routes {
-			if slices.Contains(c.again, familyOf(p)) {
+			if slices.Contains(c.again, frame.FamilyOf(p)) {
 				out = append(out, Change{p, t})
 			}
 		}

@@ -202,7 +202,7 @@ func (w *worker) take(o order, first bool) {
 		}
 		w.failures, w.refused = 0, nil
 		w.retry.Reset(0)
-	case former.peer.Password != o.peer.Password && o.peer.Blocked == (intent.Block{}):
+	case former.peer.Password != o.peer.Password && !o.peer.Blocked.Any():
 		w.rekey()
 	case former.peer.Blocked != o.peer.Blocked && w.session == nil:
 		w.abort()
@@ -243,7 +243,7 @@ func (w *worker) connect() {
 	switch {
 	case w.session != nil || w.attempt != nil:
 		return
-	case p.Blocked != (intent.Block{}):
+	case p.Blocked.Any():
 		w.fail(errors.New(p.Blocked.Text))
 		return
 	case p.Passive:
@@ -262,7 +262,7 @@ func (w *worker) answer(c Conn) {
 		w.session.finish(errors.New("the router connected anew"), nil)
 		w.over()
 	}
-	if !p.Passive || p.Blocked != (intent.Block{}) || w.session != nil || w.attempt != nil {
+	if !p.Passive || p.Blocked.Any() || w.session != nil || w.attempt != nil {
 		_, _ = c.Write(frame.Cease(frame.CeaseRejected, "").Encode())
 		go hangUp(c, true)
 		return
@@ -406,11 +406,4 @@ func (w *worker) report() {
 		w.state.Withheld = w.withheld()
 	}
 	w.e.observe(w.state)
-}
-
-func familyOf(p netip.Prefix) frame.Family {
-	if p.Addr().Is4() {
-		return frame.IPv4
-	}
-	return frame.IPv6
 }

@@ -54,6 +54,9 @@ type Peer struct {
 // Block is why no session is tried: a Reason of api/names, and a sentence that says what to do.
 type Block struct{ Reason, Text string }
 
+// Any says whether there is something that blocks.
+func (b Block) Any() bool { return b != Block{} }
+
 // External says whether the router is of another autonomous system.
 func (p *Peer) External() bool {
 	return p.ASNs == ASNExternal || (p.ASNs == ASNGiven && p.PeerASN != p.LocalASN)

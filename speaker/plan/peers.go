@@ -48,7 +48,7 @@ func peer(p *snapshot.Peer, self *view.Node, links facts.LinkSet) intent.Peer {
 	case snapshot.ExternalASN:
 		out.ASNs = intent.ASNExternal
 	}
-	if b := p.BFD; b != nil && out.Blocked == (intent.Block{}) {
+	if b := p.BFD; b != nil && !out.Blocked.Any() {
 		out.BFD = &intent.BFD{
 			Transmit: b.Transmit, Receive: b.Receive, Echo: b.EchoInterval, Multiplier: b.Multiplier,
 			EchoMode: b.Echo, Passive: b.Passive, MinTTL: b.MinimumTTL,
@@ -77,7 +77,7 @@ func block(r names.Reason, text string) intent.Block {
 // hopeless says whether no session can be with a peer as things are. A default gateway may be gone for an instant, and sessions
 // outlive that.
 func hopeless(p *intent.Peer) bool {
-	return p.Blocked != (intent.Block{}) && p.Blocked.Reason != string(names.ReasonNoGateway)
+	return p.Blocked.Any() && p.Blocked.Reason != string(names.ReasonNoGateway)
 }
 
 // gateway returns the lowest of the node's preferred default gateways of a family, with its link as zone where it needs one; invalid when

@@ -50,11 +50,11 @@ func unpack(peers []peer, bundles []bundle) (bgp.Desired, error) {
 	var d bgp.Desired
 	known := map[string]bool{}
 	for _, p := range peers {
-		if known[p.Name] || p.Name == "" || p.Blocked == (intent.Block{}) && (p.Port == 0 || p.LocalASN == 0 || !p.Address.IsValid() && !p.Unnumbered) {
+		if known[p.Name] || p.Name == "" || !p.Blocked.Any() && (p.Port == 0 || p.LocalASN == 0 || !p.Address.IsValid() && !p.Unnumbered) {
 			return d, fmt.Errorf("the entry of BGPPeer %q is broken", p.Name)
 		}
 		known[p.Name] = true
-		if p.Password = ""; p.Signed && p.Blocked == (intent.Block{}) {
+		if p.Password = ""; p.Signed && !p.Blocked.Any() {
 			p.Blocked = intent.Block{
 				Reason: string(names.ReasonUnknownSecret), Text: "the speaker was started while the API server is away, and passwords are not kept on the node: the session waits for the API server",
 			}

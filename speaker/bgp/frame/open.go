@@ -15,6 +15,14 @@ const (
 	IPv6 Family = 2
 )
 
+// FamilyOf returns the family of a prefix.
+func FamilyOf(p netip.Prefix) Family {
+	if p.Addr().Is4() {
+		return IPv4
+	}
+	return IPv6
+}
+
 // String returns the name of the family.
 func (f Family) String() string {
 	switch f {
@@ -60,6 +68,14 @@ type Open struct {
 // asTrans stands for an AS number that does not fit into two octets (RFC 6793 section 9).
 const asTrans = 23456
 
+// Narrow returns an AS number in two octets, or what stands for it where it does not fit.
+func Narrow(asn uint32) uint16 {
+	if asn > 0xffff {
+		return asTrans
+	}
+	return uint16(asn)
+}
+
 // The capability codes that are understood.
 const (
 	capMultiprotocol   = 1
@@ -95,11 +111,7 @@ func (o *Open) Encode() []byte {
 	}
 	body := make([]byte, 10, 10+len(params))
 	body[0] = 4
-	as := uint16(asTrans)
-	if o.ASN <= 0xffff {
-		as = uint16(o.ASN)
-	}
-	binary.BigEndian.PutUint16(body[1:], as)
+	binary.BigEndian.PutUint16(body[1:], Narrow(o.ASN))
 	binary.BigEndian.PutUint16(body[3:], o.Hold)
 	id := o.ID.As4()
 	copy(body[5:], id[:])

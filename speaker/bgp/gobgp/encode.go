@@ -27,8 +27,6 @@ func newEncoder(a bgp.Agreed, asn uint32) *encoder {
 const (
 	// defaultPref is the local preference of routes that none is asked for (as routers have it, too).
 	defaultPref = 100
-	// asTrans stands for a number of four octets where two are all that the router knows (RFC 6793).
-	asTrans = 23456
 	// room is what of a message is left for the withdrawn routes, the attributes and the routes together.
 	room = frame.MaxLen - 19 - 4
 )
@@ -36,7 +34,7 @@ const (
 // updates tells the UPDATEs that the changes need: what is withdrawn first, then the routes, those with the same terms together.
 // A route that fits into no message is told as a fault. It stops at the first error of tell, and puts the changes in order.
 func (e *encoder) updates(changes []bgp.Change, tell func(message []byte, fault error) error) error {
-	changes = slices.DeleteFunc(changes, func(c bgp.Change) bool { return !slices.Contains(e.families, family(c.Prefix)) })
+	changes = slices.DeleteFunc(changes, func(c bgp.Change) bool { return !slices.Contains(e.families, frame.FamilyOf(c.Prefix)) })
 	slices.SortFunc(changes, func(x, y bgp.Change) int { return x.Prefix.Compare(y.Prefix) })
 	index := map[*bgp.Terms]int{nil: 0} // what is withdrawn has no terms
 	for _, c := range changes {
@@ -45,14 +43,16 @@ func (e *encoder) updates(changes []bgp.Change, tell func(message []byte, fault 
 		}
 	}
 	together := func(x, y bgp.Change) int {
-		return cmp.Or(cmp.Compare(index[x.Terms], index[y.Terms]), cmp.Compare(family(x.Prefix), family(y.Prefix)))
+		return cmp.Or(cmp.Compare(index[x.Terms], index[y.Terms]), cmp.Compare(frame.FamilyOf(x.Prefix), frame.FamilyOf(y.Prefix)))
 	}
 	if !slices.IsSortedFunc(changes, together) { // nearly always all have the same terms
 		slices.SortStableFunc(changes, together)
 	}
 	for len(changes) > 0 {
 		first := changes[0]
-		n := slices.IndexFunc(changes, func(c bgp.Change) bool { return c.Terms != first.Terms || family(c.Prefix) != family(first.Prefix) })
+		n := slices.IndexFunc(changes, func(c bgp.Change) bool {
+			return c.Terms != first.Terms || frame.FamilyOf(c.Prefix) != frame.FamilyOf(first.Prefix)
+		})
 		if n < 0 {
 			n = len(changes)
 		}
@@ -62,13 +62,6 @@ func (e *encoder) updates(changes []bgp.Change, tell func(message []byte, fault 
 		changes = changes[n:]
 	}
 	return nil
-}
-
-func family(p netip.Prefix) frame.Family {
-	if p.Addr().Is4() {
-		return frame.IPv4
-	}
-	return frame.IPv6
 }
 
 // group tells the UPDATEs of changes of one family to the same terms.
@@ -109,7 +102,7 @@ func size(p netip.Prefix) int { return 1 + (p.Bits()+7)/8 }
 func (e *encoder) message(g []bgp.Change, attributes []packet.PathAttributeInterface) ([]byte, error) {
 	var withdrawn, plain []*packet.IPAddrPrefix
 	var multi []packet.AddrPrefixInterface
-	of, terms := family(g[0].Prefix), g[0].Terms
+	of, terms := frame.FamilyOf(g[0].Prefix), g[0].Terms
 	classic := of == frame.IPv4 && (terms == nil || terms.NextHop.Is4())
 	for _, c := range g {
 		switch length, text := uint8(c.Prefix.Bits()), c.Prefix.Addr().String(); {
@@ -184,13 +177,9 @@ func (e *encoder) path(t *bgp.Terms) []packet.PathAttributeInterface {
 	if e.wide {
 		return []packet.PathAttributeInterface{packet.NewPathAttributeAsPath([]packet.AsPathParamInterface{wide})}
 	}
-	number, large := uint16(asTrans), e.asn > 0xffff
-	if !large {
-		number = uint16(e.asn)
-	}
-	narrow := packet.NewAsPathParam(sequence, slices.Repeat([]uint16{number}, times))
+	narrow := packet.NewAsPathParam(sequence, slices.Repeat([]uint16{frame.Narrow(e.asn)}, times))
 	out := []packet.PathAttributeInterface{packet.NewPathAttributeAsPath([]packet.AsPathParamInterface{narrow})}
-	if large {
+	if e.asn > 0xffff { // the router passes on what it cannot read (RFC 6793 section 4.2.2)
 		out = append(out, packet.NewPathAttributeAs4Path([]*packet.As4PathParam{wide}))
 	}
 	return out
