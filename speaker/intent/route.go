@@ -19,25 +19,29 @@ type Peer struct {
 	// Device is the link, or VRF, that the session is bound to; empty binds to none.
 	Device string
 	// Source is the node's address that the session starts from; invalid leaves it to the kernel.
-	Source netip.Addr
+	Source netip.Addr `json:"Source"`
 	// LocalASN is the number that the router sees.
 	LocalASN uint32
 	// PeerASN is the router's number; 0 accepts what ASNs says.
 	PeerASN uint32
-	ASNs    ASNs
+	ASNs    ASNs `json:"ASNs"`
 	// RouterID of this end, an IPv4 address; invalid derives it from the session's address or this node's name.
 	RouterID netip.Addr
-	// Hold is the hold time in whole seconds, 0 or 3 s to 65535 s; Keepalive the interval between keepalives, 0 for a third
-	// of the negotiated hold time; Connect the longest pause between two attempts.
-	Hold, Keepalive, Connect time.Duration
+	// Hold is the hold time offered to the router, in whole seconds: 0, or 3 s to 65535 s
+	// (RFC 4271 section 4.2).
+	Hold time.Duration `json:"Hold"`
+	// Keepalive is the interval between keepalives; 0 is a third of the negotiated hold time.
+	Keepalive time.Duration `json:"Keepalive"`
+	// Connect is the longest pause between two attempts to connect.
+	Connect time.Duration `json:"Connect"`
 	// Password of TCP MD5 (RFC 2385), at most 80 bytes; empty for none. It is never written anywhere.
 	Password string `json:"-"`
 	// Blocked says why no session is tried, such as a missing Secret; its zero value does not.
 	Blocked Block
-	// Multihop lets an external router be several hops away. Hops, when not 0, demands by TTL that it is at most so many away
-	// (GTSM, RFC 5082).
+	// Multihop lets an external router be several hops away.
 	Multihop bool
-	Hops     uint8
+	// Hops, when not 0, is the largest number of hops to the router, checked by TTL (GTSM, RFC 5082).
+	Hops uint8 `json:"Hops"`
 	// IPv4 and IPv6 say whose routes the session carries.
 	IPv4, IPv6 bool
 	// NoMultiprotocol leaves the multiprotocol capability out (RFC 4760).
@@ -74,9 +78,12 @@ const (
 
 // BFD holds the parameters of a BFD session (RFC 5880).
 type BFD struct {
-	Transmit, Receive, Echo time.Duration
-	Multiplier              uint8
-	EchoMode, Passive       bool
+	Transmit time.Duration `json:"Transmit"`
+	Receive  time.Duration `json:"Receive"`
+	Echo     time.Duration `json:"Echo"`
+
+	Multiplier        uint8
+	EchoMode, Passive bool
 	// MinTTL of packets received over several hops.
 	MinTTL uint8
 }
@@ -97,11 +104,11 @@ type Attributes struct {
 	MED    uint32
 	HasMED bool
 	// Prepend is how often the own number is repeated in the AS path, 0 to 16, beyond the one time that is due.
-	Prepend uint8
+	Prepend uint8 `json:"Prepend"`
 	// Communities, sorted: standard (RFC 1997), large (RFC 8092), extended as they stand on the wire (RFC 4360).
 	Communities []uint32
-	Large       [][3]uint32
-	Extended    [][8]byte
+	Large       [][3]uint32 `json:"Large"`
+	Extended    [][8]byte   `json:"Extended"`
 	// Bandwidth of the link, in bytes per second, by which a router may weigh equal routes; 0 says nothing of it.
 	Bandwidth uint64
 }
