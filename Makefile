@@ -38,7 +38,7 @@ e2e: deps build packages-tools ## the end-to-end tests alone
 	go test -count=1 -v ./test/e2e/...
 
 model: ## every order of events of three speakers that the model checker knows; takes a few minutes
-	GANTRY_MODEL_RUNS=0 go test -count=1 -timeout=60m -run TestModel -v ./speaker/elect
+	GANTRY_MODEL_RUNS=0 go test -count=1 -timeout=60m -run TestModelScenarios -v ./speaker/elect
 
 race: ## the unit tests with the race detector
 	CGO_ENABLED=1 go test -race ./controller/... ./speaker/... ./internal/...

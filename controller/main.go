@@ -43,8 +43,8 @@ type options struct {
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	option.CollectOften(50)
-	o, err := parse(os.Args[1:], option.Environment)
+	option.LimitGarbage(50)
+	o, err := parse(os.Args[1:], option.LookupEnvironment)
 	if errors.Is(err, pflag.ErrHelp) {
 		return
 	}
@@ -61,26 +61,26 @@ func main() {
 func parse(args []string, lookup func(string) (string, bool)) (options, error) {
 	var o options
 	fs := pflag.NewFlagSet("controller", pflag.ContinueOnError)
-	o.Bind(fs, ":7472", ":8081")
+	o.DeclareFlags(fs, ":7472", ":8081")
 	fs.BoolVar(&o.LeaderElect, "leader-elect", true, "wait to be elected before giving addresses; needed with more than one controller")
 	o.Webhook.bind(fs)
-	if err := option.Parse(fs, args, lookup); err != nil {
+	if err := option.ParseFlags(fs, args, lookup); err != nil {
 		return o, err
 	}
-	return o, errors.Join(o.Validate(), o.Webhook.validate())
+	return o, errors.Join(o.ValidateValues(), o.Webhook.validate())
 }
 
 // scope is what of the configuration is read.
 func (o *options) scope() configuration.Scope {
-	return configuration.Scope{Namespace: o.Namespace, Layer2Alone: o.BGP == "disabled"}
+	return configuration.Scope{Namespace: o.Namespace, Layer2Only: o.BGP == "disabled"}
 }
 
 // run serves until ctx ends.
 func run(ctx context.Context, o options) error {
-	log := o.Logger(os.Stderr)
+	log := o.NewLogger(os.Stderr)
 	ctrl.SetLogger(logr.FromSlogHandler(log.Handler()))
 	klog.SetSlogLogger(log)
-	config, err := o.RESTConfig()
+	config, err := o.LoadRESTConfig()
 	if err != nil {
 		return err
 	}
@@ -88,7 +88,7 @@ func run(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	if err := option.AwaitKinds(ctx, config, log, configuration.Resources...); err != nil {
+	if err := option.AwaitResources(ctx, config, log, configuration.RequiredResources...); err != nil {
 		return err
 	}
 	host, err := os.Hostname()
@@ -105,7 +105,7 @@ func run(ctx context.Context, o options) error {
 	if err != nil {
 		return fmt.Errorf("setting up: %w", err)
 	}
-	events := mgr.GetEventRecorder(names.ControllerEvents)
+	events := mgr.GetEventRecorder(names.ControllerEventSource)
 	tell := func(s *corev1.Service, kind, reason, text string) {
 		events.Eventf(s, nil, kind, reason, action(text), "%s", text)
 	}
@@ -124,8 +124,8 @@ func run(ctx context.Context, o options) error {
 	if err := mgr.Add(&reconcile.GossipKey{Client: mgr.GetClient(), Log: log, Namespace: o.Namespace}); err != nil {
 		return fmt.Errorf("setting up the gossip key: %w", err)
 	}
-	gauges := &configuration.Gauges{}
-	report := &reconcile.Configuration{Client: mgr.GetClient(), Log: log, Scope: o.scope(), Observe: gauges.Set}
+	gauges := &configuration.LoadMetrics{}
+	report := &reconcile.Configuration{Client: mgr.GetClient(), Log: log, Scope: o.scope(), Observe: gauges.RecordProblems}
 	if err := report.Setup(mgr); err != nil {
 		return err
 	}
@@ -158,9 +158,9 @@ func action(text string) string {
 // managerOptions are what the manager needs to know.
 func managerOptions(o *options, scheme *runtime.Scheme) ctrl.Options {
 	grace, duration, renew, retry, shared := 2*time.Second, leaseDuration, renewDeadline, retryPeriod, true
-	watched := o.scope().ByObject()
+	watched := o.scope().CacheByObject()
 	own := cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
-	for _, report := range o.scope().Reports() {
+	for _, report := range o.scope().StatusKinds() {
 		watched[report] = own
 	}
 	watched[&v1beta1.ConfigurationState{}], watched[&v1alpha1.AddressReservation{}], watched[&v1alpha1.AddressProbe{}] = own, own, own

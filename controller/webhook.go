@@ -38,14 +38,14 @@ func (o *webhookOptions) bind(fs *pflag.FlagSet) {
 // validate says which option has a value that cannot be used.
 func (o *webhookOptions) validate() error {
 	if o.Mode != "enabled" && o.Mode != "disabled" {
-		return option.Invalid("webhook-mode", o.Mode, "write enabled or disabled")
+		return option.InvalidOptionError("webhook-mode", o.Mode, "write enabled or disabled")
 	}
 	if o.Port < 1 || o.Port > 65535 {
-		return option.Invalid("webhook-port", strconv.Itoa(o.Port), "write a port, 1 to 65535")
+		return option.InvalidOptionError("webhook-port", strconv.Itoa(o.Port), "write a port, 1 to 65535")
 	}
 	for flag, name := range map[string]string{"webhook-service": o.Service, "webhook-secret": o.Secret, "webhook-config": o.Config} {
 		if name == "" {
-			return option.Invalid(flag, name, "write the name of the object")
+			return option.InvalidOptionError(flag, name, "write the name of the object")
 		}
 	}
 	return nil
@@ -58,7 +58,7 @@ func webhookServer(o options, log *slog.Logger) (webhook.Server, *certs.Keeper) 
 		Objects: certs.Objects{Namespace: o.Namespace, Service: w.Service, Secret: w.Secret, Configuration: w.Config},
 		Now:     time.Now, Log: log,
 	}
-	return webhook.NewServer(webhook.Options{Port: w.Port, TLSOpts: []func(*tls.Config){keeper.TLS}}), keeper
+	return webhook.NewServer(webhook.Options{Port: w.Port, TLSOpts: []func(*tls.Config){keeper.ConfigureTLS}}), keeper
 }
 
 // serveWebhook has every controller serve, whoever leads, and be ready only when the API server can call it.
@@ -66,6 +66,6 @@ func serveWebhook(mgr ctrl.Manager, o options, keeper *certs.Keeper) error {
 	if o.Webhook.Mode != "enabled" {
 		return nil
 	}
-	admission.Register(mgr.GetWebhookServer(), &admission.Validator{Reader: mgr.GetClient(), Scope: o.scope(), Now: time.Now})
-	return errors.Join(keeper.Setup(mgr), mgr.AddReadyzCheck("webhook", keeper.Ready), mgr.AddReadyzCheck("webhook-port", mgr.GetWebhookServer().StartedChecker()))
+	admission.RegisterHandlers(mgr.GetWebhookServer(), &admission.Validator{Reader: mgr.GetClient(), Scope: o.scope(), Now: time.Now})
+	return errors.Join(keeper.RegisterController(mgr), mgr.AddReadyzCheck("webhook", keeper.CheckReady), mgr.AddReadyzCheck("webhook-port", mgr.GetWebhookServer().StartedChecker()))
 }

@@ -22,59 +22,59 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 	"github.com/gantry-lb/gantry/speaker/agent"
 	"github.com/gantry-lb/gantry/speaker/bgp"
+	"github.com/gantry-lb/gantry/speaker/checkpoint"
 	"github.com/gantry-lb/gantry/speaker/members"
-	"github.com/gantry-lb/gantry/speaker/recall"
 )
 
-// node is this node's place among the speakers, with the nonce of this life.
-type node struct {
+// gossipNode is this node's place among the speakers, with the nonce of this life.
+type gossipNode struct {
 	*members.Members
 	nonce uint64
-	// own is what a later life has to know to take this place again; kept is what an earlier life knew, if anything.
-	own  recall.State
-	kept *recall.State
-	// key reads the key from where it really is; trusted says that the kept one is used meanwhile.
-	key     func(context.Context) ([]byte, error)
-	trusted bool
-	log     *slog.Logger
+	// ownState is what a later life has to know to take this place again; kept is what an earlier life knew, if anything.
+	ownState   checkpoint.NodeState
+	savedState *checkpoint.NodeState
+	// readKey reads the key from where it really is; trusted says that the kept one is used meanwhile.
+	readKey       func(context.Context) ([]byte, error)
+	keyUnverified bool
+	log           *slog.Logger
 }
 
-// patience bounds a question to the API server whose answer was kept.
-const patience = time.Second
+// apiTimeout bounds a question to the API server whose answer was kept.
+const apiTimeout = time.Second
 
-// newMembers waits for what gossip needs, the key and an address, and opens its sockets. When the API server cannot be
+// openGossip waits for what gossip needs, the key and an address, and opens its sockets. When the API server cannot be
 // reached, what was kept is used.
-func newMembers(ctx context.Context, api client.Reader, o options, kept *recall.State, log *slog.Logger) (node, error) {
+func openGossip(ctx context.Context, api client.Reader, o options, kept *checkpoint.NodeState, log *slog.Logger) (gossipNode, error) {
 	var random [8]byte
 	if _, err := rand.Read(random[:]); err != nil {
-		return node{}, fmt.Errorf("making a nonce: %w", err)
+		return gossipNode{}, fmt.Errorf("making a nonce: %w", err)
 	}
-	n := node{nonce: binary.BigEndian.Uint64(random[:]), own: recall.State{Node: o.NodeName}, kept: kept, log: log}
-	n.key = func(ctx context.Context) ([]byte, error) { return gossipKey(ctx, api, o) }
-	err := await(ctx, log, func() error {
-		err := n.ask(ctx, func(ctx context.Context) (err error) {
-			if n.own.Key, err = n.key(ctx); err != nil {
+	n := gossipNode{nonce: binary.BigEndian.Uint64(random[:]), ownState: checkpoint.NodeState{Node: o.NodeName}, savedState: kept, log: log}
+	n.readKey = func(ctx context.Context) ([]byte, error) { return readGossipKey(ctx, api, o) }
+	err := retryUntilDone(ctx, log, func() error {
+		err := n.queryAPI(ctx, func(ctx context.Context) (err error) {
+			if n.ownState.Key, err = n.readKey(ctx); err != nil {
 				return err
 			}
-			n.own.Address, err = gossipAddress(ctx, api, o)
+			n.ownState.Address, err = findGossipAddress(ctx, api, o)
 			return err
 		})
-		if err != nil && kept != nil && unreachable(err) {
+		if err != nil && kept != nil && isUnreachable(err) {
 			log.Warn("the API server cannot be reached: going on from what an earlier speaker of this node knew", "reason", err.Error(), "addresses", len(kept.Bids))
-			n.own.Key, n.own.Address, n.trusted = kept.Key, kept.Address, true
+			n.ownState.Key, n.ownState.Address, n.keyUnverified = kept.Key, kept.Address, true
 			return nil
 		}
 		return err
 	})
 	if err != nil || ctx.Err() != nil {
-		return node{}, err
+		return gossipNode{}, err
 	}
 	n.Members, err = members.New(members.Options{
-		Name: o.NodeName, Nonce: n.nonce, BindAddress: n.own.Address, BindPort: o.GossipBindPort, Key: n.own.Key, Log: log,
+		Name: o.NodeName, Nonce: n.nonce, BindAddress: n.ownState.Address, BindPort: o.GossipBindPort, Key: n.ownState.Key, Log: log,
 	})
 	if kept != nil && err == nil {
 		var seeds []string
-		for _, p := range kept.Peers {
+		for _, p := range kept.MemberAddresses {
 			seeds = append(seeds, p.String())
 		}
 		n.SetSeeds(seeds)
@@ -82,62 +82,64 @@ func newMembers(ctx context.Context, api client.Reader, o options, kept *recall.
 	return n, err
 }
 
-// ask calls f, and waits the less for it when the answer was kept.
-func (n *node) ask(ctx context.Context, f func(context.Context) error) error {
-	if n.kept != nil {
+// queryAPI calls f, and waits the less for it when the answer was kept.
+func (n *gossipNode) queryAPI(ctx context.Context, f func(context.Context) error) error {
+	if n.savedState != nil {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, patience)
+		ctx, cancel = context.WithTimeout(ctx, apiTimeout)
 		defer cancel()
 	}
 	return f(ctx)
 }
 
-// unreachable says that an error is no answer of the API server.
-func unreachable(err error) bool { return apierrors.ReasonForError(err) == metav1.StatusReasonUnknown }
+// isUnreachable says that an error is no answer of the API server.
+func isUnreachable(err error) bool {
+	return apierrors.ReasonForError(err) == metav1.StatusReasonUnknown
+}
 
-// memory is what an earlier life knew, nil for nothing. A speaker that has nothing to do with routers leaves what they were told.
-func (n *node) memory(scope configuration.Scope) *agent.Memory {
-	if n.kept == nil {
+// restoredCheckpoint is what an earlier life knew, nil for nothing. A speaker that has nothing to do with routers leaves what they were told.
+func (n *gossipNode) restoredCheckpoint(scope configuration.Scope) *agent.Checkpoint {
+	if n.savedState == nil {
 		return nil
 	}
-	m := n.kept.Memory
-	if scope.Layer2Alone {
+	m := n.savedState.Checkpoint
+	if scope.Layer2Only {
 		m.BGP = bgp.Desired{}
 	}
 	return &m
 }
 
-// remember has what the agent knows kept, with what this node is.
-func (n *node) remember(store *recall.Store) func(agent.Memory) {
-	return func(m agent.Memory) {
-		s := n.own
-		s.Memory = m
-		store.Keep(s)
+// checkpointSaver has what the agent knows kept, with what this node is.
+func (n *gossipNode) checkpointSaver(store *checkpoint.Store) func(agent.Checkpoint) {
+	return func(m agent.Checkpoint) {
+		s := n.ownState
+		s.Checkpoint = m
+		store.SaveState(s)
 	}
 }
 
-// errOtherKey ends a speaker that talks with a key which is not in use any more: the next one reads the new key.
-var errOtherKey = errors.New("the gossip key was changed while the API server could not be reached: starting again with the new one")
+// errKeyChanged ends a speaker that talks with a key which is not in use any more: the next one reads the new key.
+var errKeyChanged = errors.New("the gossip key was changed while the API server could not be reached: starting again with the new one")
 
-// confirm compares a key that was kept with the real one, once that can be read.
-func (n *node) confirm(ctx context.Context) error {
-	if !n.trusted {
+// verifyKey compares a key that was kept with the real one, once that can be read.
+func (n *gossipNode) verifyKey(ctx context.Context) error {
+	if !n.keyUnverified {
 		return nil
 	}
 	same := true
-	err := await(ctx, n.log, func() error {
-		key, err := n.key(ctx)
-		same = err != nil || bytes.Equal(key, n.own.Key)
+	err := retryUntilDone(ctx, n.log, func() error {
+		key, err := n.readKey(ctx)
+		same = err != nil || bytes.Equal(key, n.ownState.Key)
 		return err
 	})
 	if err == nil && !same {
-		err = errOtherKey
+		err = errKeyChanged
 	}
 	return err
 }
 
-// await tries again each half second until f succeeds or ctx ends; what is missing is said once.
-func await(ctx context.Context, log *slog.Logger, f func() error) error {
+// retryUntilDone tries again each half second until f succeeds or ctx ends; what is missing is said once.
+func retryUntilDone(ctx context.Context, log *slog.Logger, f func() error) error {
 	told := ""
 	for {
 		err := f()
@@ -155,7 +157,7 @@ func await(ctx context.Context, log *slog.Logger, f func() error) error {
 	}
 }
 
-func gossipKey(ctx context.Context, api client.Reader, o options) ([]byte, error) {
+func readGossipKey(ctx context.Context, api client.Reader, o options) ([]byte, error) {
 	if o.GossipKeyFile != "" {
 		key, err := os.ReadFile(o.GossipKeyFile)
 		if err != nil {
@@ -176,7 +178,7 @@ func gossipKey(ctx context.Context, api client.Reader, o options) ([]byte, error
 	return s.Data[names.GossipSecretKey], nil
 }
 
-func gossipAddress(ctx context.Context, api client.Reader, o options) (netip.Addr, error) {
+func findGossipAddress(ctx context.Context, api client.Reader, o options) (netip.Addr, error) {
 	if o.GossipBindAddress != "" {
 		return netip.ParseAddr(o.GossipBindAddress)
 	}
@@ -184,8 +186,8 @@ func gossipAddress(ctx context.Context, api client.Reader, o options) (netip.Add
 	if err := api.Get(ctx, client.ObjectKey{Name: o.NodeName}, &n); err != nil {
 		return netip.Addr{}, fmt.Errorf("reading the address of node %q (or give --gossip-bind-address): %w", o.NodeName, err)
 	}
-	if v := view.FromNode(&n); len(v.Addresses) > 0 {
-		return v.Addresses[0], nil
+	if v := view.FromNode(&n); len(v.InternalAddresses) > 0 {
+		return v.InternalAddresses[0], nil
 	}
 	return netip.Addr{}, fmt.Errorf("node %q has no internal address: give --gossip-bind-address", o.NodeName)
 }

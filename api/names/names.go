@@ -28,9 +28,9 @@ const (
 	// LabelAppName and LabelComponent are the recommended labels on our Pods.
 	LabelAppName   = "app.kubernetes.io/name"
 	LabelComponent = "app.kubernetes.io/component"
-	// ControllerEvents and SpeakerEvents are the components that events come from.
-	ControllerEvents = "gantry-controller"
-	SpeakerEvents    = "gantry-speaker"
+	// ControllerEventSource and SpeakerEventSource are the components that events come from.
+	ControllerEventSource = "gantry-controller"
+	SpeakerEventSource    = "gantry-speaker"
 )
 
 // Annotations of the metallb.io API. Each key that is read has an older spelling, honoured when the newer is absent.
@@ -96,9 +96,9 @@ const (
 	ConditionPathWatched = "gantry.dev/PathWatched"
 	// ConditionValid on our kinds: the object is understood and every object that it names exists.
 	ConditionValid = "gantry.dev/Valid"
-	// ConditionPools and ConditionConfig on a ConfigurationState: the controller, or a speaker, understands everything.
-	ConditionPools  = "poolReconcilerValid"
-	ConditionConfig = "configReconcilerValid"
+	// ConditionPoolsValid and ConditionConfigurationValid on a ConfigurationState: the controller, or a speaker, understands everything.
+	ConditionPoolsValid         = "poolReconcilerValid"
+	ConditionConfigurationValid = "configReconcilerValid"
 )
 
 // Event reasons that the metallb.io API fixes; users filter on them.

@@ -14,14 +14,14 @@ import (
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-// extended is a pool with this under spec.gantry.
-func extended(e v1beta1.PoolExtension) *v1beta1.IPAddressPool {
-	p := pool("192.0.2.0/24")
+// poolWithExtension is a pool with this under spec.gantry.
+func poolWithExtension(e v1beta1.PoolExtension) *v1beta1.IPAddressPool {
+	p := newPool("192.0.2.0/24")
 	p.Spec.Gantry = &e
 	return p
 }
 
-func extensions(t *testing.T, c client.Client) {
+func testPoolExtensionRules(t *testing.T, c client.Client) {
 	ten, less := int32(10), int32(-1)
 	duration := func(d time.Duration) *metav1.Duration { return &metav1.Duration{Duration: d} }
 	var many []string
@@ -52,10 +52,10 @@ func extensions(t *testing.T, c client.Client) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			if tc.want != nil {
-				refused(t, c, extended(tc.in), tc.want...)
+				wantRefused(t, c, poolWithExtension(tc.in), tc.want...)
 				return
 			}
-			p := extended(tc.in)
+			p := poolWithExtension(tc.in)
 			if err := c.Create(context.Background(), p); err != nil {
 				t.Fatal(err)
 			}
@@ -66,7 +66,7 @@ func extensions(t *testing.T, c client.Client) {
 	}
 }
 
-func reservations(t *testing.T, c client.Client) {
+func testReservationRules(t *testing.T, c client.Client) {
 	in := func(edit func(*v1alpha1.AddressReservationSpec)) *v1alpha1.AddressReservation {
 		r := &v1alpha1.AddressReservation{Spec: v1alpha1.AddressReservationSpec{Service: v1alpha1.ServiceReference{Namespace: "shop", Name: "web"}}}
 		r.Namespace, r.GenerateName = names.Namespace, "r-"
@@ -89,7 +89,7 @@ func reservations(t *testing.T, c client.Client) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			if tc.want != nil {
-				refused(t, c, in(tc.edit), tc.want...)
+				wantRefused(t, c, in(tc.edit), tc.want...)
 				return
 			}
 			if err := c.Create(context.Background(), in(tc.edit)); err != nil {

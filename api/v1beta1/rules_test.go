@@ -17,9 +17,9 @@ import (
 	"github.com/gantry-lb/gantry/test/apiserver"
 )
 
-// TestRulesOfTheAPIServer applies objects to a real API server, since the rules are expressions that only it evaluates. One
+// TestCRDValidationRules applies objects to a real API server, since the rules are expressions that only it evaluates. One
 // server serves all tables: it takes seconds to start.
-func TestRulesOfTheAPIServer(t *testing.T) {
+func TestCRDValidationRules(t *testing.T) {
 	scheme := runtime.NewScheme()
 	if err := v1beta1.AddToScheme(scheme); err != nil {
 		t.Fatal(err)
@@ -34,31 +34,31 @@ func TestRulesOfTheAPIServer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Run("addresses", func(t *testing.T) { addresses(t, c) })
-	t.Run("what is accepted can be read", func(t *testing.T) { accepted(t, c) })
-	t.Run("advertisements", func(t *testing.T) { advertisements(t, c) })
-	t.Run("defaults and limits", func(t *testing.T) { limits(t, c) })
-	t.Run("what only Gantry offers", func(t *testing.T) { extensions(t, c) })
-	t.Run("peers", func(t *testing.T) { peers(t, c) })
-	t.Run("what only Gantry offers for BGP", func(t *testing.T) { bgpAdvertisements(t, c) })
-	t.Run("reservations", func(t *testing.T) { reservations(t, c) })
-	t.Run("status", func(t *testing.T) { status(t, c) })
+	t.Run("addresses", func(t *testing.T) { testAddressRules(t, c) })
+	t.Run("what is accepted can be read", func(t *testing.T) { testAcceptedEntries(t, c) })
+	t.Run("advertisements", func(t *testing.T) { testL2AdvertisementRules(t, c) })
+	t.Run("defaults and limits", func(t *testing.T) { testDefaultsAndLimits(t, c) })
+	t.Run("what only Gantry offers", func(t *testing.T) { testPoolExtensionRules(t, c) })
+	t.Run("peers", func(t *testing.T) { testPeerRules(t, c) })
+	t.Run("what only Gantry offers for BGP", func(t *testing.T) { testBGPAdvertisementRules(t, c) })
+	t.Run("reservations", func(t *testing.T) { testReservationRules(t, c) })
+	t.Run("status", func(t *testing.T) { testStatusRules(t, c) })
 }
 
-func pool(entries ...string) *v1beta1.IPAddressPool {
+func newPool(entries ...string) *v1beta1.IPAddressPool {
 	p := &v1beta1.IPAddressPool{Spec: v1beta1.IPAddressPoolSpec{Addresses: entries}}
 	p.Namespace, p.GenerateName = names.Namespace, "pool-"
 	return p
 }
 
-func advertisement(spec v1beta1.L2AdvertisementSpec) *v1beta1.L2Advertisement {
+func newL2Advertisement(spec v1beta1.L2AdvertisementSpec) *v1beta1.L2Advertisement {
 	a := &v1beta1.L2Advertisement{Spec: spec}
 	a.Namespace, a.GenerateName = names.Namespace, "ad-"
 	return a
 }
 
-// refused checks that the object is refused with each of the texts.
-func refused(t *testing.T, c client.Client, o client.Object, want ...string) {
+// wantRefused checks that the object is refused with each of the texts.
+func wantRefused(t *testing.T, c client.Client, o client.Object, want ...string) {
 	t.Helper()
 	err := c.Create(context.Background(), o)
 	if err == nil {
@@ -76,7 +76,7 @@ func refused(t *testing.T, c client.Client, o client.Object, want ...string) {
 	}
 }
 
-func addresses(t *testing.T, c client.Client) {
+func testAddressRules(t *testing.T, c client.Client) {
 	const form, mixed = "is no CIDR, range or address: write 192.0.2.0/24", "mixes IPv4 and IPv6: write an entry for each family"
 	cases := map[string]struct {
 		entries []string
@@ -108,7 +108,7 @@ func addresses(t *testing.T, c client.Client) {
 		"a text that would break a message":    {[]string{`1"2'3\4`}, []string{form}},
 	}
 	for name, tc := range cases {
-		t.Run(name, func(t *testing.T) { refused(t, c, pool(tc.entries...), tc.want...) })
+		t.Run(name, func(t *testing.T) { wantRefused(t, c, newPool(tc.entries...), tc.want...) })
 	}
 }
 
@@ -130,11 +130,11 @@ var sound = map[string]string{
 	"an IPv6 address, written whole": "2001:0db8:0000:0000:0000:0000:0000:0001",
 }
 
-// accepted also holds the rules and the parser together: what the API server lets in, the controller reads.
-func accepted(t *testing.T, c client.Client) {
+// testAcceptedEntries also holds the rules and the parser together: what the API server lets in, the controller reads.
+func testAcceptedEntries(t *testing.T, c client.Client) {
 	for name, entry := range sound {
 		t.Run(name, func(t *testing.T) {
-			p := pool(entry)
+			p := newPool(entry)
 			if err := c.Create(context.Background(), p); err != nil {
 				t.Fatal(err)
 			}
@@ -145,7 +145,7 @@ func accepted(t *testing.T, c client.Client) {
 		})
 	}
 	t.Run("a range that ends before it starts is let in, and the controller says so", func(t *testing.T) {
-		p := pool("192.0.2.9-192.0.2.1")
+		p := newPool("192.0.2.9-192.0.2.1")
 		if err := c.Create(context.Background(), p); err != nil {
 			t.Fatal(err)
 		}
@@ -156,7 +156,7 @@ func accepted(t *testing.T, c client.Client) {
 	})
 }
 
-func advertisements(t *testing.T, c client.Client) {
+func testL2AdvertisementRules(t *testing.T, c client.Client) {
 	weight := func(w int32) v1beta1.L2AdvertisementSpec {
 		return v1beta1.L2AdvertisementSpec{PreferredNodeSelectors: []v1beta1.WeightedNodeSelector{{Weight: w}}}
 	}
@@ -172,21 +172,21 @@ func advertisements(t *testing.T, c client.Client) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if err := c.Create(context.Background(), advertisement(spec)); err != nil {
+			if err := c.Create(context.Background(), newL2Advertisement(spec)); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 	t.Run("a weight of nothing", func(t *testing.T) {
-		refused(t, c, advertisement(weight(0)), "spec.preferredNodeSelectors[0].weight", "greater than or equal to 1")
+		wantRefused(t, c, newL2Advertisement(weight(0)), "spec.preferredNodeSelectors[0].weight", "greater than or equal to 1")
 	})
 	t.Run("a weight above 100", func(t *testing.T) {
-		refused(t, c, advertisement(weight(101)), "spec.preferredNodeSelectors[0].weight", "less than or equal to 100")
+		wantRefused(t, c, newL2Advertisement(weight(101)), "spec.preferredNodeSelectors[0].weight", "less than or equal to 100")
 	})
 }
 
-func limits(t *testing.T, c client.Client) {
-	p := pool("192.0.2.0/24")
+func testDefaultsAndLimits(t *testing.T, c client.Client) {
+	p := newPool("192.0.2.0/24")
 	if err := c.Create(context.Background(), p); err != nil {
 		t.Fatal(err)
 	}
@@ -198,16 +198,16 @@ func limits(t *testing.T, c client.Client) {
 		many = append(many, "2001:0db8:0000:0000:0000:0000:0000:0001-2001:0db8:0000:0000:0000:0000:0000:ffff")
 	}
 	// The API server ends rules that cost too much while it evaluates them; the longest list has to stay below that.
-	if err := c.Create(context.Background(), pool(many...)); err != nil {
+	if err := c.Create(context.Background(), newPool(many...)); err != nil {
 		t.Errorf("the longest list is refused: %v", err)
 	}
-	refused(t, c, pool(append(many, "192.0.2.1")...), "spec.addresses", "512")
+	wantRefused(t, c, newPool(append(many, "192.0.2.1")...), "spec.addresses", "512")
 }
 
-// status checks that the counters go through the subresource alone, as users of it expect.
-func status(t *testing.T, c client.Client) {
+// testStatusRules checks that the counters go through the subresource alone, as users of it expect.
+func testStatusRules(t *testing.T, c client.Client) {
 	ctx := context.Background()
-	p := pool("192.0.2.0/24")
+	p := newPool("192.0.2.0/24")
 	p.Status.AssignedIPv4 = 7
 	if err := c.Create(ctx, p); err != nil {
 		t.Fatal(err)

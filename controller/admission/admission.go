@@ -24,8 +24,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-// Paths are where the webhook server answers for each kind.
-var Paths = []string{
+// WebhookPaths are where the webhook server answers for each kind.
+var WebhookPaths = []string{
 	"/validate-metallb-io-v1beta1-ipaddresspool", "/validate-metallb-io-v1beta1-l2advertisement", "/validate-metallb-io-v1beta1-bgpadvertisement",
 	"/validate-metallb-io-v1beta2-bgppeer", "/validate-metallb-io-v1beta1-bfdprofile", "/validate-metallb-io-v1beta1-community",
 }
@@ -40,9 +40,9 @@ type Validator struct {
 	Now func() time.Time
 }
 
-// Register has the server answer with v.
-func Register(s webhook.Server, v *Validator) {
-	for _, path := range Paths {
+// RegisterHandlers has the server answer with v.
+func RegisterHandlers(s webhook.Server, v *Validator) {
+	for _, path := range WebhookPaths {
 		s.Register(path, &webhook.Admission{Handler: v})
 	}
 }
@@ -52,37 +52,37 @@ func (v *Validator) Handle(ctx context.Context, req admission.Request) admission
 	if req.Operation != admissionv1.Delete && req.Namespace != v.Scope.Namespace {
 		return admission.Denied(fmt.Sprintf("resource must be created in %s namespace: Gantry reads no other", v.Scope.Namespace))
 	}
-	objects, err := v.read(ctx)
+	objects, err := v.readObjects(ctx)
 	if err != nil {
 		return admission.Errored(500, err)
 	}
 	_, before := snapshot.Build(objects)
 	if req.Operation == admissionv1.Delete {
-		return remove(req.Kind.Kind, req.Name, &objects)
+		return decideDelete(req.Kind.Kind, req.Name, &objects)
 	}
-	if err := v.put(req, &objects); err != nil {
+	if err := v.insertObject(req, &objects); err != nil {
 		return admission.Errored(400, err)
 	}
 	_, after := snapshot.Build(objects)
-	return answer(snapshot.Object{Kind: req.Kind.Kind, Namespace: req.Namespace, Name: req.Name}, before, after)
+	return decideResponse(snapshot.ObjectReference{Kind: req.Kind.Kind, Namespace: req.Namespace, Name: req.Name}, before, after)
 }
 
-func (v *Validator) read(ctx context.Context) (snapshot.Objects, error) {
-	o, err := v.Scope.Read(ctx, v.Reader)
+func (v *Validator) readObjects(ctx context.Context) (snapshot.Objects, error) {
+	o, err := v.Scope.ReadObjects(ctx, v.Reader)
 	if err != nil {
 		return o, err
 	}
-	o.Nodes, err = configuration.Nodes(ctx, v.Reader)
+	o.Nodes, err = configuration.ReadNodes(ctx, v.Reader)
 	return o, err
 }
 
-// answer refuses what is newly wrong, on this object or by it on another, and warns of what is not there yet.
-func answer(self snapshot.Object, before, after []snapshot.Problem) admission.Response {
+// decideResponse refuses what is newly wrong, on this object or by it on another, and warns of what is not there yet.
+func decideResponse(self snapshot.ObjectReference, before, after []snapshot.Problem) admission.Response {
 	var refused, warnings []string
 	for _, p := range after {
 		switch {
 		case slices.Contains(before, p):
-		case p.Dangling():
+		case p.IsDanglingReference():
 			if p.Object == self {
 				warnings = append(warnings, p.Text)
 			}
@@ -99,42 +99,42 @@ func answer(self snapshot.Object, before, after []snapshot.Problem) admission.Re
 	return response.WithWarnings(warnings...)
 }
 
-// remove refuses to take a BFDProfile from the peers that use it. Everything else may be deleted: what it leaves behind is
+// decideDelete refuses to take a BFDProfile from the peers that use it. Everything else may be deleted: what it leaves behind is
 // reported.
-func remove(kind, name string, o *snapshot.Objects) admission.Response {
+func decideDelete(kind, name string, o *snapshot.Objects) admission.Response {
 	if kind != "BFDProfile" {
 		return admission.Allowed("")
 	}
-	for i := range o.Peers {
-		if o.Peers[i].Spec.BFDProfile == name {
-			return admission.Denied(fmt.Sprintf("failed to delete BFDProfile %q: BGPPeer %q uses it; take spec.bfdProfile out there first", name, o.Peers[i].Name))
+	for i := range o.BGPPeers {
+		if o.BGPPeers[i].Spec.BFDProfile == name {
+			return admission.Denied(fmt.Sprintf("failed to delete BFDProfile %q: BGPPeer %q uses it; take spec.bfdProfile out there first", name, o.BGPPeers[i].Name))
 		}
 	}
 	return admission.Allowed("")
 }
 
-// put places the object of the request among the others, as if it were admitted.
-func (v *Validator) put(req admission.Request, o *snapshot.Objects) error {
+// insertObject places the object of the request among the others, as if it were admitted.
+func (v *Validator) insertObject(req admission.Request, o *snapshot.Objects) error {
 	now := metav1.NewTime(v.Now())
 	switch req.Kind.Kind {
 	case "IPAddressPool":
-		return place(req, &o.Pools, now, func(p *v1beta1.IPAddressPool) *metav1.ObjectMeta { return &p.ObjectMeta })
+		return replaceOrAppend(req, &o.Pools, now, func(p *v1beta1.IPAddressPool) *metav1.ObjectMeta { return &p.ObjectMeta })
 	case "L2Advertisement":
-		return place(req, &o.L2Advertisements, now, func(p *v1beta1.L2Advertisement) *metav1.ObjectMeta { return &p.ObjectMeta })
+		return replaceOrAppend(req, &o.L2Advertisements, now, func(p *v1beta1.L2Advertisement) *metav1.ObjectMeta { return &p.ObjectMeta })
 	case "BGPAdvertisement":
-		return place(req, &o.BGPAdvertisements, now, func(p *v1beta1.BGPAdvertisement) *metav1.ObjectMeta { return &p.ObjectMeta })
+		return replaceOrAppend(req, &o.BGPAdvertisements, now, func(p *v1beta1.BGPAdvertisement) *metav1.ObjectMeta { return &p.ObjectMeta })
 	case "BGPPeer":
-		return place(req, &o.Peers, now, func(p *v1beta2.BGPPeer) *metav1.ObjectMeta { return &p.ObjectMeta })
+		return replaceOrAppend(req, &o.BGPPeers, now, func(p *v1beta2.BGPPeer) *metav1.ObjectMeta { return &p.ObjectMeta })
 	case "BFDProfile":
-		return place(req, &o.BFDProfiles, now, func(p *v1beta1.BFDProfile) *metav1.ObjectMeta { return &p.ObjectMeta })
+		return replaceOrAppend(req, &o.BFDProfiles, now, func(p *v1beta1.BFDProfile) *metav1.ObjectMeta { return &p.ObjectMeta })
 	case "Community":
-		return place(req, &o.Communities, now, func(p *v1beta1.Community) *metav1.ObjectMeta { return &p.ObjectMeta })
+		return replaceOrAppend(req, &o.Communities, now, func(p *v1beta1.Community) *metav1.ObjectMeta { return &p.ObjectMeta })
 	}
 	return fmt.Errorf("the webhook knows no kind %q: correct the ValidatingWebhookConfiguration %q", req.Kind.Kind, names.WebhookConfiguration)
 }
 
-// place decodes the object into list, in the place of the one of its name. A new object counts as the youngest.
-func place[T any](req admission.Request, list *[]T, now metav1.Time, metaOf func(*T) *metav1.ObjectMeta) error {
+// replaceOrAppend decodes the object into list, in the place of the one of its name. A new object counts as the youngest.
+func replaceOrAppend[T any](req admission.Request, list *[]T, now metav1.Time, metaOf func(*T) *metav1.ObjectMeta) error {
 	var o T
 	if err := json.Unmarshal(req.Object.Raw, &o); err != nil {
 		return fmt.Errorf("reading the %s: %w", req.Kind.Kind, err)

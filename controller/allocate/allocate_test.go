@@ -40,7 +40,7 @@ func pool(t testing.TB, name string, entries ...string) *snapshot.Pool {
 // service is a Service with IPv4 cluster IPs, changed by the edits.
 func service(name string, edits ...func(*view.Service)) *view.Service {
 	s := &view.Service{
-		Key: view.Key{Namespace: "default", Name: name}, LoadBalancer: true, ClusterIPs: addrs("10.96.0.9"),
+		Key: view.ObjectKey{Namespace: "default", Name: name}, IsLoadBalancer: true, ClusterIPs: addrs("10.96.0.9"),
 		PrimaryFamily: view.IPv4, FamilyPolicy: view.SingleStack, Ports: []view.Port{{Protocol: "TCP", Number: 80}},
 	}
 	for _, e := range edits {
@@ -53,10 +53,10 @@ func dual(policy view.FamilyPolicy) func(*view.Service) {
 	return func(s *view.Service) { s.ClusterIPs, s.FamilyPolicy = addrs("10.96.0.9", "fd00::9"), policy }
 }
 
-func wants(pool string) func(*view.Service) { return func(s *view.Service) { s.Pool = pool } }
+func wants(pool string) func(*view.Service) { return func(s *view.Service) { s.RequestedPool = pool } }
 
 func asks(texts ...string) func(*view.Service) {
-	return func(s *view.Service) { s.Requested = addrs(texts...) }
+	return func(s *view.Service) { s.RequestedAddresses = addrs(texts...) }
 }
 
 func shares(key string, port uint16) func(*view.Service) {
@@ -73,9 +73,9 @@ func TestDecide(t *testing.T) {
 	}
 	pinned := func(t *testing.T, name string, priority int, namespace string, entry string) *snapshot.Pool {
 		p := pool(t, name, entry)
-		p.Allocation = &snapshot.Allocation{Priority: priority}
+		p.ServiceAllocation = &snapshot.ServiceAllocation{Priority: priority}
 		if namespace != "" {
-			p.Allocation.Namespaces, p.Allocation.NamespacesRestricted = []string{namespace}, true
+			p.ServiceAllocation.Namespaces, p.ServiceAllocation.NamespacesRestricted = []string{namespace}, true
 		}
 		return p
 	}
@@ -100,7 +100,7 @@ func TestDecide(t *testing.T) {
 		"addresses that end in 0 and 255 are passed over where the pool says so": {
 			pools: func(t *testing.T) []*snapshot.Pool {
 				p := pool(t, "a", "192.0.2.255-192.0.3.4")
-				p.AvoidBuggy = true
+				p.AvoidBuggyIPs = true
 				return []*snapshot.Pool{p}
 			},
 			service: service("s"), want: "192.0.3.1", wantReason: names.ReasonAssigned,
@@ -233,7 +233,7 @@ func TestAnAddressOnceGivenStays(t *testing.T) {
 func TestLedgerInvariants(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		p := &snapshot.Pool{Name: "a", AutoAssign: true, Ranges: []snapshot.Range{{First: netip.MustParseAddr("192.0.2.250"), Last: netip.MustParseAddr("192.0.3.9")}}}
-		p.AvoidBuggy = rapid.Bool().Draw(t, "avoid")
+		p.AvoidBuggyIPs = rapid.Bool().Draw(t, "avoid")
 		snap := &snapshot.Snapshot{Pools: []*snapshot.Pool{p}}
 		l := NewLedger()
 		live := map[string]*view.Service{}
@@ -260,7 +260,7 @@ func TestLedgerInvariants(t *testing.T) {
 			}
 			a := held.netip()
 			keys := l.Holders(a)
-			if !p.Contains(a) {
+			if !p.CanAssign(a) {
 				t.Fatalf("%s is held and not of the pool", a)
 			}
 			for i, k := range keys {
@@ -274,7 +274,7 @@ func TestLedgerInvariants(t *testing.T) {
 		fresh := service("fresh")
 		d := Decide(fresh, l, snap)
 		for a := p.Ranges[0].First; a.Compare(p.Ranges[0].Last) <= 0; a = a.Next() {
-			if len(l.Holders(a)) == 0 && p.Contains(a) {
+			if len(l.Holders(a)) == 0 && p.CanAssign(a) {
 				if !slices.Equal(d.Addresses, []netip.Addr{a}) {
 					t.Fatalf("got %v, want the lowest free address %s", d.Addresses, a)
 				}
@@ -289,7 +289,7 @@ func TestLedgerInvariants(t *testing.T) {
 
 func TestServiceSelectorsAdmit(t *testing.T) {
 	p := pool(t, "a", "192.0.2.1")
-	p.Allocation = &snapshot.Allocation{ServiceSelectors: []labels.Selector{labels.SelectorFromSet(labels.Set{"tier": "web"})}}
+	p.ServiceAllocation = &snapshot.ServiceAllocation{ServiceSelectors: []labels.Selector{labels.SelectorFromSet(labels.Set{"tier": "web"})}}
 	snap := &snapshot.Snapshot{Pools: []*snapshot.Pool{p}}
 	if d := Decide(service("s"), NewLedger(), snap); d.Reason != names.ReasonNoEligiblePool {
 		t.Errorf("a Service that no selector matches got %s", d.Reason)

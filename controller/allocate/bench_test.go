@@ -17,7 +17,7 @@ func named(n int, cluster string) []view.Service {
 	ports := []view.Port{{Protocol: "TCP", Number: 80}}
 	for i := range out {
 		out[i] = view.Service{
-			Key: view.Key{Namespace: "default", Name: fmt.Sprintf("service-%07d", i)}, LoadBalancer: true, ClusterIPs: ip,
+			Key: view.ObjectKey{Namespace: "default", Name: fmt.Sprintf("service-%07d", i)}, IsLoadBalancer: true, ClusterIPs: ip,
 			PrimaryFamily: view.FamilyOf(ip[0]), FamilyPolicy: view.SingleStack, Ports: ports,
 		}
 	}
@@ -40,22 +40,22 @@ func BenchmarkAssign(b *testing.B) {
 	others := func(to *snapshot.Snapshot, n int) {
 		for i := range n {
 			p := pool(b, fmt.Sprintf("other-%04d", i), fmt.Sprintf("172.%d.%d.0/24", 16+i/256, i%256))
-			p.Allocation = &snapshot.Allocation{Namespaces: []string{fmt.Sprintf("team-%d", i)}, NamespacesRestricted: true}
+			p.ServiceAllocation = &snapshot.ServiceAllocation{Namespaces: []string{fmt.Sprintf("team-%d", i)}, NamespacesRestricted: true}
 			to.Pools = append(to.Pools, p)
 		}
 	}
 	tests := []struct {
 		name, entry, cluster string
 		held, others         int
-		order                snapshot.Order
+		order                snapshot.AssignmentOrder
 	}{
-		{"a /8, empty", "10.0.0.0/8", "10.96.0.9", 0, 0, snapshot.Lowest},
-		{"a /8 with 1,000,000", "10.0.0.0/8", "10.96.0.9", 1_000_000, 0, snapshot.Lowest},
-		{"a /12, all but one held", "10.0.0.0/12", "10.96.0.9", 1<<20 - 1, 0, snapshot.Lowest},
-		{"a /12, all but one held, by hash", "10.0.0.0/12", "10.96.0.9", 1<<20 - 1, 0, snapshot.Hash},
-		{"an IPv6 /64 with 100,000", "fd00::/64", "fd01::1", 100_000, 0, snapshot.Lowest},
-		{"an IPv6 /64 with 100,000, by hash", "fd00::/64", "fd01::1", 100_000, 0, snapshot.Hash},
-		{"a /8 with 100,000 beside 1,000 pools for others", "10.0.0.0/8", "10.96.0.9", 100_000, 1000, snapshot.Lowest},
+		{"a /8, empty", "10.0.0.0/8", "10.96.0.9", 0, 0, snapshot.OrderLowest},
+		{"a /8 with 1,000,000", "10.0.0.0/8", "10.96.0.9", 1_000_000, 0, snapshot.OrderLowest},
+		{"a /12, all but one held", "10.0.0.0/12", "10.96.0.9", 1<<20 - 1, 0, snapshot.OrderLowest},
+		{"a /12, all but one held, by hash", "10.0.0.0/12", "10.96.0.9", 1<<20 - 1, 0, snapshot.OrderHash},
+		{"an IPv6 /64 with 100,000", "fd00::/64", "fd01::1", 100_000, 0, snapshot.OrderLowest},
+		{"an IPv6 /64 with 100,000, by hash", "fd00::/64", "fd01::1", 100_000, 0, snapshot.OrderHash},
+		{"a /8 with 100,000 beside 1,000 pools for others", "10.0.0.0/8", "10.96.0.9", 100_000, 1000, snapshot.OrderLowest},
 	}
 	for _, tc := range tests {
 		b.Run(tc.name, func(b *testing.B) {
@@ -114,12 +114,12 @@ func BenchmarkFill(b *testing.B) {
 func TestAnAssignmentIsSmall(t *testing.T) {
 	tests := map[string]struct {
 		entry, cluster string
-		order          snapshot.Order
+		order          snapshot.AssignmentOrder
 	}{
-		"IPv4":          {"10.0.0.0/8", "10.96.0.9", snapshot.Lowest},
-		"IPv4 by hash":  {"10.0.0.0/8", "10.96.0.9", snapshot.Hash},
-		"IPv6":          {"fd00::/64", "fd01::1", snapshot.Lowest},
-		"IPv6, by hash": {"fd00::/64", "fd01::1", snapshot.Hash},
+		"IPv4":          {"10.0.0.0/8", "10.96.0.9", snapshot.OrderLowest},
+		"IPv4 by hash":  {"10.0.0.0/8", "10.96.0.9", snapshot.OrderHash},
+		"IPv6":          {"fd00::/64", "fd01::1", snapshot.OrderLowest},
+		"IPv6, by hash": {"fd00::/64", "fd01::1", snapshot.OrderHash},
 	}
 	const n = 100_000
 	heap := func() uint64 {

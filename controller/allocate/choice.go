@@ -31,7 +31,7 @@ type label struct{ key, value string }
 
 // add files a pool. It is called for pools in the order that decides between equals.
 func (c *choice) add(src *source) {
-	a := src.pool.Allocation
+	a := src.pool.ServiceAllocation
 	switch {
 	case !src.pool.AutoAssign:
 	case a == nil:
@@ -57,7 +57,7 @@ func (c *choice) add(src *source) {
 // file files a pool that admits Services of all namespaces by their labels.
 func (c *choice) file(src *source) {
 	var keys []label
-	for _, s := range src.pool.Allocation.ServiceSelectors {
+	for _, s := range src.pool.ServiceAllocation.ServiceSelectors {
 		needed, possible := needs(s)
 		if !possible {
 			continue
@@ -133,12 +133,12 @@ func bySource(x, y *source) int {
 
 // rank turns a priority into an order: lower is better, 0 is last. What is less than 0 counts as 0, since the contract leaves it open.
 func rank(p *snapshot.Pool) uint {
-	return uint(max(p.Allocation.Priority, 0)) - 1
+	return uint(max(p.ServiceAllocation.Priority, 0)) - 1
 }
 
 // admits says whether the pool may serve the Service: its namespace and its labels both have to be admitted.
 func admits(p *snapshot.Pool, s *view.Service) bool {
-	a := p.Allocation
+	a := p.ServiceAllocation
 	if a == nil {
 		return true
 	}

@@ -57,7 +57,7 @@ type pick struct {
 // Decide says what the Service is to hold. An address once given is kept, whatever becomes of the pools, until the
 // Service itself asks for something else; where what it asks for cannot be had, it keeps what it has.
 func Decide(s *view.Service, l *Ledger, snap *snapshot.Snapshot) Decision {
-	d := decider{s: s, l: l, m: l.follow(snap), share: shareOf(s), count: max(s.Count, 1)}
+	d := decider{s: s, l: l, m: l.follow(snap), share: shareOf(s), count: max(s.AddressCount, 1)}
 	for _, a := range s.ClusterIPs {
 		f := view.FamilyOf(a)
 		d.v4, d.v6 = d.v4 || f == view.IPv4, d.v6 || f == view.IPv6
@@ -75,11 +75,11 @@ func Decide(s *view.Service, l *Ledger, snap *snapshot.Snapshot) Decision {
 		return d.keep(names.ReasonInvalidRequest, "%s", s.RequestFault)
 	case s.FamilyPolicy == view.RequireDualStack && !(d.v4 && d.v6):
 		return d.keep(names.ReasonFamilyMismatch, "ipFamilyPolicy is RequireDualStack, but the Service has cluster IPs of one family only")
-	case len(s.Requested) > 0:
+	case len(s.RequestedAddresses) > 0:
 		return d.explicit()
 	}
-	d.kept = slices.DeleteFunc(d.kept, func(a netip.Addr) bool { return slices.Contains(s.Releasing, a) })
-	if s.Pool != "" {
+	d.kept = slices.DeleteFunc(d.kept, func(a netip.Addr) bool { return slices.Contains(s.AddressesToRelease, a) })
+	if s.RequestedPool != "" {
 		return d.fromPool()
 	}
 	return d.automatic()
@@ -97,13 +97,13 @@ func (d *decider) wants(f view.Family) bool { return f == view.IPv4 && d.v4 || f
 // fromPool serves a Service that names its pool. What it got from the pool of that name it keeps, also where the pool has changed since:
 // the pool's owner did that, not the Service's.
 func (d *decider) fromPool() Decision {
-	src := d.m.byName[d.s.Pool]
-	if d.held.Pool != d.s.Pool && src != nil {
-		d.kept = slices.DeleteFunc(d.kept, func(a netip.Addr) bool { return !src.pool.Contains(a) })
+	src := d.m.byName[d.s.RequestedPool]
+	if d.held.Pool != d.s.RequestedPool && src != nil {
+		d.kept = slices.DeleteFunc(d.kept, func(a netip.Addr) bool { return !src.pool.CanAssign(a) })
 	}
 	switch {
 	case src == nil:
-		return d.keep(names.ReasonPoolNotFound, "no IPAddressPool %q exists: create it, or correct the annotation %s", d.s.Pool, names.AnnotationPool)
+		return d.keep(names.ReasonPoolNotFound, "no IPAddressPool %q exists: create it, or correct the annotation %s", d.s.RequestedPool, names.AnnotationPool)
 	case !admits(src.pool, d.s):
 		return d.keep(names.ReasonPoolNotAllowed, notAdmitted, src.pool.Name)
 	}
@@ -130,7 +130,7 @@ func (d *decider) automatic() Decision {
 
 // explicit serves a Service that names its addresses.
 func (d *decider) explicit() Decision {
-	want := d.s.Requested
+	want := d.s.RequestedAddresses
 	var v4, v6 int
 	for _, a := range want {
 		if a.Is4() {
@@ -138,7 +138,7 @@ func (d *decider) explicit() Decision {
 		} else {
 			v6++
 		}
-		if slices.Contains(d.s.Releasing, a) {
+		if slices.Contains(d.s.AddressesToRelease, a) {
 			return d.keep(names.ReasonInvalidRequest, "the Service asks for %s, and with the annotation %s to be rid of it: take one of them out", a, names.AnnotationRelease)
 		}
 	}
@@ -238,10 +238,10 @@ func (d *decider) flaw() (names.Reason, string) {
 		switch {
 		case src == nil:
 			return names.ReasonAddressNotInPool, "no pool contains " + a.String() + " any more; the Service keeps it: put it back into a pool, or exchange it with the annotation " + names.AnnotationRelease
-		case !src.pool.Contains(a):
+		case !src.pool.CanAssign(a):
 			return names.ReasonAddressNotInPool, "pool " + src.pool.Name + " excludes " + a.String() + " now; the Service keeps it: exchange it with the annotation " + names.AnnotationRelease
-		case d.s.Pool != "" && src.pool.Name != d.s.Pool:
-			return names.ReasonAddressNotInPool, "pool " + d.s.Pool + " no longer contains " + a.String() + "; the Service keeps it: put it back, or exchange it with the annotation " + names.AnnotationRelease
+		case d.s.RequestedPool != "" && src.pool.Name != d.s.RequestedPool:
+			return names.ReasonAddressNotInPool, "pool " + d.s.RequestedPool + " no longer contains " + a.String() + "; the Service keeps it: put it back, or exchange it with the annotation " + names.AnnotationRelease
 		case !admits(src.pool, d.s):
 			return names.ReasonPoolNotAllowed, "the serviceAllocation of pool " + src.pool.Name + " no longer admits this Service; it keeps " + a.String() + ": exchange it with the annotation " + names.AnnotationRelease
 		}

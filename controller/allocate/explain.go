@@ -26,9 +26,9 @@ func (d *decider) requested(a netip.Addr) (*source, names.Reason, string) {
 		}
 		return nil, names.ReasonAddressNotInPool, fmt.Sprintf("no pool contains the requested %s: ask for an address of a pool, or add it to one", a)
 	}
-	if d.s.Pool != "" && d.s.Pool != src.pool.Name {
+	if d.s.RequestedPool != "" && d.s.RequestedPool != src.pool.Name {
 		return nil, names.ReasonInvalidRequest, fmt.Sprintf("the requested %s belongs to pool %q, but the annotation %s asks for pool %q: take one of them out",
-			a, src.pool.Name, names.AnnotationPool, d.s.Pool)
+			a, src.pool.Name, names.AnnotationPool, d.s.RequestedPool)
 	}
 	if !admits(src.pool, d.s) {
 		return nil, names.ReasonPoolNotAllowed, fmt.Sprintf(notAdmitted, src.pool.Name)
@@ -50,7 +50,7 @@ func (d *decider) requested(a netip.Addr) (*source, names.Reason, string) {
 
 // clash says why the Service may not hold the address beside those who do; the Reason is empty when it may. Of several it names the
 // first by name, so that every controller says the same.
-func (l *Ledger) clash(a address, k view.Key, sh *share) (names.Reason, string) {
+func (l *Ledger) clash(a address, k view.ObjectKey, sh *share) (names.Reason, string) {
 	var room [1]int32
 	var first *record
 	var reason names.Reason
@@ -115,7 +115,7 @@ func (d *decider) origins(addresses []netip.Addr) (pool string, pools []string, 
 	room = append(room, "assigned "...)
 	for i, a := range addresses {
 		name := d.held.Pool
-		if src := d.m.covering(addressOf(a)); src != nil && !(name != "" && name == d.s.Pool && slices.Contains(d.kept, a)) {
+		if src := d.m.covering(addressOf(a)); src != nil && !(name != "" && name == d.s.RequestedPool && slices.Contains(d.kept, a)) {
 			name = src.pool.Name
 		}
 		switch {

@@ -13,7 +13,7 @@ import (
 // What waits for the Service comes before everything else.
 func (d *decider) fill(pinned, open []*source) bool {
 	d.trim()
-	named := d.s.Pool != ""
+	named := d.s.RequestedPool != ""
 	for _, f := range [...]view.Family{view.IPv4, view.IPv6} {
 		for d.wants(f) && d.have(f) < d.count && d.reclaim(f, named) {
 		}
@@ -98,7 +98,7 @@ func (d *decider) one(f view.Family, pinned, open []*source) bool {
 	}
 	own := func(src *source) bool {
 		return slices.ContainsFunc(d.picked, func(p pick) bool { return p.src == src }) ||
-			slices.ContainsFunc(d.kept, src.pool.Contains)
+			slices.ContainsFunc(d.kept, src.pool.CanAssign)
 	}
 	if len(d.picked)+len(d.kept) > 0 {
 		for _, from := range [...][]*source{pinned, open} {
@@ -142,7 +142,7 @@ func (d *decider) reclaim(f view.Family, named bool) bool {
 			continue
 		}
 		src := d.m.gives(a)
-		if src == nil || !admits(src.pool, d.s) || named && src.pool.Name != d.s.Pool {
+		if src == nil || !admits(src.pool, d.s) || named && src.pool.Name != d.s.RequestedPool {
 			continue
 		}
 		reason, _ := d.l.clash(a, d.s.Key, d.share)
@@ -164,11 +164,11 @@ func (d *decider) barred(a address) bool {
 	if slices.ContainsFunc(d.picked, func(p pick) bool { return p.a == a }) {
 		return true
 	}
-	if len(d.kept)+len(d.s.Releasing) == 0 {
+	if len(d.kept)+len(d.s.AddressesToRelease) == 0 {
 		return false
 	}
 	n := a.netip()
-	return slices.Contains(d.kept, n) || slices.Contains(d.s.Releasing, n)
+	return slices.Contains(d.kept, n) || slices.Contains(d.s.AddressesToRelease, n)
 }
 
 // affords says whether the namespace may have the address, or one that nobody of it holds when it is the zero address.
@@ -197,7 +197,7 @@ func (d *decider) choose(src *source, f view.Family) bool {
 	if d.share != nil {
 		if on := st.shelves[d.share.circle]; on != nil {
 			at, shared := on.first(d.share.ports)
-			if a := st.at(at, shared); shared && !d.barred(a) && d.affords(st, a) && (!ok || at < free || st.pool.Order != snapshot.Lowest && st.pool.Order != "") {
+			if a := st.at(at, shared); shared && !d.barred(a) && d.affords(st, a) && (!ok || at < free || st.pool.Order != snapshot.OrderLowest && st.pool.Order != "") {
 				d.picked = append(d.picked, pick{a, src})
 				return true
 			}
@@ -219,7 +219,7 @@ func (d *decider) choose(src *source, f view.Family) bool {
 func (d *decider) free(st *stock) (uint64, bool) {
 	from := st.start(d.s.Key)
 	at, ok := st.next(from)
-	for range len(d.picked) + len(d.s.Releasing) {
+	for range len(d.picked) + len(d.s.AddressesToRelease) {
 		if !ok || !d.barred(st.layout.address(at)) {
 			break
 		}

@@ -50,12 +50,12 @@ func (h *history) draw(pools ...string) {
 	for _, name := range pools {
 		all := ranges[name]
 		p := pool(h.world.T, name, all[rapid.IntRange(0, len(all)-1).Draw(h.T, "ranges")]...)
-		p.Order = snapshot.Order(h.one("order", "", "Lowest", "RoundRobin", "Hash"))
+		p.Order = snapshot.AssignmentOrder(h.one("order", "", "Lowest", "RoundRobin", "Hash"))
 		p.AutoAssign = h.one("auto", "yes", "yes", "yes", "no") == "yes"
-		p.AvoidBuggy = h.one("avoid", "no", "yes") == "yes"
+		p.AvoidBuggyIPs = h.one("avoid", "no", "yes") == "yes"
 		switch h.one("more", "none", "none", "cooldown", "quota", "exclude", "pinned", "others") {
 		case "cooldown":
-			p.Cooldown = time.Minute
+			p.CooldownDelay = time.Minute
 		case "quota":
 			quota(2, map[string]int{"b": 1})(p)
 		case "exclude":
@@ -113,7 +113,7 @@ func (h *history) step() {
 
 // moves says whether a Service still waits to be rid of an address, by a wish of its own.
 func (h *history) moves(s *view.Service, a netip.Addr, from string) bool {
-	return len(s.Requested) > 0 && !slices.Contains(s.Requested, a) || slices.Contains(s.Releasing, a) || s.Pool != "" && s.Pool != from
+	return len(s.RequestedAddresses) > 0 && !slices.Contains(s.RequestedAddresses, a) || slices.Contains(s.AddressesToRelease, a) || s.RequestedPool != "" && s.RequestedPool != from
 }
 
 // serve makes a Service, or edits it.
@@ -143,7 +143,7 @@ func (h *history) serve(name string, edit bool) {
 			edits = append(edits, asks(), wants(""))
 		case "release":
 			held := h.world.written[name]
-			edits = append(edits, asks(), func(s *view.Service) { s.Releasing = held[:min(len(held), 1)] })
+			edits = append(edits, asks(), func(s *view.Service) { s.AddressesToRelease = held[:min(len(held), 1)] })
 		case "release nothing":
 			edits = append(edits, releases())
 		}
@@ -152,7 +152,7 @@ func (h *history) serve(name string, edit bool) {
 }
 
 func (h *history) reserve() {
-	r := &snapshot.Reservation{Name: "r", Service: view.Key{Namespace: "a", Name: "a1"}}
+	r := &snapshot.Reservation{Name: "r", Service: view.ObjectKey{Namespace: "a", Name: "a1"}}
 	switch h.one("reservation", "none", "address", "pool", "follows") {
 	case "none":
 		h.world.reserve()
@@ -163,7 +163,7 @@ func (h *history) reserve() {
 		r.Pool = "0"
 	}
 	if h.one("expires", "no", "yes") == "yes" {
-		r.Expires = h.world.now.Add(time.Minute)
+		r.ExpiresAt = h.world.now.Add(time.Minute)
 	}
 	h.world.reserve(r)
 }
@@ -195,7 +195,7 @@ func (h *history) check() {
 		var lowest netip.Addr
 		for _, r := range p.Ranges {
 			for a := r.First; a.Compare(r.Last) <= 0; a = a.Next() {
-				held, free := len(holders[a]) > 0, p.Contains(a) && len(holders[a]) == 0 && !withheld[a]
+				held, free := len(holders[a]) > 0, p.CanAssign(a) && len(holders[a]) == 0 && !withheld[a]
 				if free && a.Is4() && !lowest.IsValid() {
 					lowest = a
 				}
@@ -232,9 +232,9 @@ func (h *history) next(p *snapshot.Pool, lowest netip.Addr) {
 		if len(d.Addresses) > 0 {
 			h.Fatalf("got %v from pool %s, which is full", d.Addresses, p.Name)
 		}
-	case len(d.Addresses) != 1 || !p.Contains(d.Addresses[0]) || len(h.world.l.Holders(d.Addresses[0])) > 0:
+	case len(d.Addresses) != 1 || !p.CanAssign(d.Addresses[0]) || len(h.world.l.Holders(d.Addresses[0])) > 0:
 		h.Fatalf("pool %s has %s free, and gives %v: %s", p.Name, lowest, d.Addresses, d.Text)
-	case (p.Order == "" || p.Order == snapshot.Lowest) && d.Addresses[0] != lowest:
+	case (p.Order == "" || p.Order == snapshot.OrderLowest) && d.Addresses[0] != lowest:
 		h.Fatalf("pool %s gives %v, and %s is the lowest", p.Name, d.Addresses, lowest)
 	}
 	if got := fmt.Sprint(Decide(s, h.world.l, h.world.snap)); got != fmt.Sprint(d) {

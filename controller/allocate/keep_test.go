@@ -26,13 +26,13 @@ func TestNoEditOfAPoolMovesAnAddress(t *testing.T) {
 		"deleted, another is there":             {after: []*snapshot.Pool{p("b", "198.51.100.0/24")}, reason: names.ReasonAddressNotInPool},
 		"renamed":                               {after: []*snapshot.Pool{p("b", "192.0.2.0/24")}, reason: names.ReasonAssigned, words: `"b"`},
 		"grown, with lower addresses":           {after: []*snapshot.Pool{p("a", "192.0.0.0/16")}, reason: names.ReasonAssigned},
-		"avoids .0 and .255":                    {after: []*snapshot.Pool{p("a", "192.0.2.0/24", func(p *snapshot.Pool) { p.AvoidBuggy = true })}, reason: names.ReasonAddressNotInPool, words: "excludes"},
+		"avoids .0 and .255":                    {after: []*snapshot.Pool{p("a", "192.0.2.0/24", func(p *snapshot.Pool) { p.AvoidBuggyIPs = true })}, reason: names.ReasonAddressNotInPool, words: "excludes"},
 		"excludes the address":                  {after: []*snapshot.Pool{p("a", "192.0.2.0/24", excluding(t, "192.0.2.0/28"))}, reason: names.ReasonAddressNotInPool, words: "excludes"},
 		"for another namespace":                 {after: []*snapshot.Pool{p("a", "192.0.2.0/24", pinned(1, "other"))}, reason: names.ReasonPoolNotAllowed, words: "no longer admits"},
 		"for other labels":                      {after: []*snapshot.Pool{p("a", "192.0.2.0/24", selecting("tier=db"))}, reason: names.ReasonPoolNotAllowed},
 		"no longer unasked":                     {after: []*snapshot.Pool{p("a", "192.0.2.0/24", closed)}, reason: names.ReasonAssigned},
 		"beside a better one":                   {after: []*snapshot.Pool{p("0", "198.51.100.0/24", pinned(1)), p("a", "192.0.2.0/24")}, reason: names.ReasonAssigned},
-		"in another order":                      {after: []*snapshot.Pool{p("a", "192.0.2.0/24", ordered(snapshot.Hash))}, reason: names.ReasonAssigned},
+		"in another order":                      {after: []*snapshot.Pool{p("a", "192.0.2.0/24", ordered(snapshot.OrderHash))}, reason: names.ReasonAssigned},
 		"a quota that is exceeded":              {after: []*snapshot.Pool{p("a", "192.0.2.0/24", quota(0, nil))}, reason: names.ReasonAssigned},
 		"named, and shrunk":                     {edits: []func(*view.Service){wants("a")}, after: []*snapshot.Pool{p("a", "192.0.2.128/25")}, reason: names.ReasonAddressNotInPool},
 		"named, and made again elsewhere":       {edits: []func(*view.Service){wants("a")}, after: []*snapshot.Pool{p("a", "198.51.100.0/24")}, reason: names.ReasonAddressNotInPool},
@@ -81,7 +81,7 @@ func TestAnOldAddressStaysUntilTheNewOneIsWritten(t *testing.T) {
 	w := newWorld(t, pool(t, "a", "192.0.2.0/30"))
 	w.serve("s")
 	s := w.services["s"]
-	s.Releasing = addrs("192.0.2.0")
+	s.AddressesToRelease = addrs("192.0.2.0")
 	d := Decide(s, w.l, w.snap)
 	w.want(d, "192.0.2.1", names.ReasonAssigned)
 	w.l.Prepare(s.Key, d.Addresses) // and the write fails
@@ -91,7 +91,7 @@ func TestAnOldAddressStaysUntilTheNewOneIsWritten(t *testing.T) {
 	}
 	w.want(Decide(s, w.l, w.snap), "192.0.2.1", names.ReasonAssigned)
 	// The Service thinks better of it: the new address is free again.
-	s.Releasing = nil
+	s.AddressesToRelease = nil
 	w.want(w.serve("s"), "192.0.2.0", names.ReasonAssigned)
 	w.want(w.serve("third"), "192.0.2.1", names.ReasonAssigned)
 }
@@ -178,10 +178,10 @@ func TestCooldown(t *testing.T) {
 }
 
 func TestReservations(t *testing.T) {
-	web := view.Key{Namespace: "default", Name: "web"}
+	web := view.ObjectKey{Namespace: "default", Name: "web"}
 	t.Run("by address", func(t *testing.T) {
 		w := newWorld(t, with(pool(t, "a", "192.0.2.0/30"), closed), pool(t, "b", "198.51.100.0/30"))
-		r := &snapshot.Reservation{Name: "r", Service: web, Addresses: addrs("192.0.2.0", "198.51.100.0"), Expires: w.now.Add(time.Hour)}
+		r := &snapshot.Reservation{Name: "r", Service: web, Addresses: addrs("192.0.2.0", "198.51.100.0"), ExpiresAt: w.now.Add(time.Hour)}
 		if d := w.reserve(r); d.Reason != names.ReasonReserved {
 			t.Errorf("the reservation is %s: %s", d.Reason, d.Text)
 		}
@@ -243,7 +243,7 @@ func TestReservations(t *testing.T) {
 	})
 	t.Run("what the status says is kept from the start", func(t *testing.T) {
 		w := newWorld(t, pool(t, "a", "192.0.2.0/30"))
-		w.snap.Reservations = []*snapshot.Reservation{{Name: "r", Service: web, Kept: addrs("192.0.2.0")}}
+		w.snap.Reservations = []*snapshot.Reservation{{Name: "r", Service: web, KeptAddresses: addrs("192.0.2.0")}}
 		w.want(w.serve("other"), "192.0.2.1", names.ReasonAssigned)
 	})
 }

@@ -72,8 +72,8 @@ type span struct {
 }
 
 func newLayout(p *snapshot.Pool, f view.Family) layout {
-	l := layout{avoids: p.AvoidBuggy && f == view.IPv4}
-	for _, r := range p.Free() {
+	l := layout{avoids: p.AvoidBuggyIPs && f == view.IPv4}
+	for _, r := range p.AssignableRanges() {
 		if view.FamilyOf(r.First) != f {
 			continue
 		}

@@ -16,7 +16,7 @@ import (
 
 // Assignment is what a Service holds.
 type Assignment struct {
-	Service   view.Key
+	Service   view.ObjectKey
 	Addresses []netip.Addr
 	// Pool is the Pool of the first address as it was committed, whatever became of it since.
 	Pool string
@@ -24,7 +24,7 @@ type Assignment struct {
 
 // record is an Assignment as the Ledger keeps it: small, because there may be a million.
 type record struct {
-	key           view.Key
+	key           view.ObjectKey
 	first, second address
 	share         *share
 	pool          uint32 // into Ledger.pools
@@ -50,7 +50,7 @@ type Ledger struct {
 	holders holders
 	// withheld are the addresses that wait, by address and by the Service that may have them.
 	withheld map[address][]Withheld
-	waiting  map[view.Key][]address
+	waiting  map[view.ObjectKey][]address
 	// reserved are the addresses that each reservation keeps.
 	reserved map[string]map[address]struct{}
 	// lasting counts the changes of what has to be remembered.
@@ -60,7 +60,7 @@ type Ledger struct {
 	// due is ordered by time.
 	due []deadline
 	// keeping are the reservations that take over what their Services held.
-	keeping map[view.Key]*snapshot.Reservation
+	keeping map[view.ObjectKey]*snapshot.Reservation
 
 	market *market
 }
@@ -69,14 +69,14 @@ type Ledger struct {
 func NewLedger() *Ledger {
 	l := &Ledger{
 		more: map[int32][]address{}, poolIDs: map[string]uint32{}, seed: maphash.MakeSeed(),
-		withheld: map[address][]Withheld{}, waiting: map[view.Key][]address{}, reserved: map[string]map[address]struct{}{},
+		withheld: map[address][]Withheld{}, waiting: map[view.ObjectKey][]address{}, reserved: map[string]map[address]struct{}{},
 	}
 	l.holders.salt = maphash.String(l.seed, "salt")
 	return l
 }
 
 // Held returns what the Service holds.
-func (l *Ledger) Held(k view.Key) (Assignment, bool) {
+func (l *Ledger) Held(k view.ObjectKey) (Assignment, bool) {
 	id, ok := l.find(k)
 	if !ok {
 		return Assignment{}, false
@@ -91,13 +91,13 @@ func (l *Ledger) Held(k view.Key) (Assignment, bool) {
 }
 
 // Holders returns the Services that hold the address, sorted.
-func (l *Ledger) Holders(a netip.Addr) []view.Key {
+func (l *Ledger) Holders(a netip.Addr) []view.ObjectKey {
 	var room [1]int32
-	var out []view.Key
+	var out []view.ObjectKey
 	for _, id := range l.holders.of(addressOf(a), &room) {
 		out = append(out, l.record(id).key)
 	}
-	slices.SortFunc(out, view.Key.Compare)
+	slices.SortFunc(out, view.ObjectKey.Compare)
 	return out
 }
 
@@ -141,7 +141,7 @@ func (l *Ledger) Commit(s *view.Service, addresses []netip.Addr, pool string) {
 
 // Release frees what the Service holds and returns the addresses that nobody holds any more. An address whose Pool has a
 // cool-down, or that is reserved, is among them though it is not free yet.
-func (l *Ledger) Release(k view.Key) []netip.Addr {
+func (l *Ledger) Release(k view.ObjectKey) []netip.Addr {
 	l.withdraw(k)
 	id, ok := l.find(k)
 	if !ok {
@@ -154,8 +154,8 @@ func (l *Ledger) Release(k view.Key) []netip.Addr {
 			continue
 		}
 		freed = append(freed, a.netip())
-		if r := l.keeping[k]; r != nil && !r.Over(l.now) {
-			l.Withhold(Withheld{Address: a.netip(), Service: k, Reason: names.ReasonAddressReserved, Until: r.Expires, By: r.Name})
+		if r := l.keeping[k]; r != nil && !r.HasExpired(l.now) {
+			l.Withhold(Withheld{Address: a.netip(), Service: k, Reason: names.ReasonAddressReserved, Until: r.ExpiresAt, By: r.Name})
 		}
 	}
 	l.shut(id)
@@ -163,8 +163,8 @@ func (l *Ledger) Release(k view.Key) []netip.Addr {
 }
 
 // Services returns every Service that holds something, sorted.
-func (l *Ledger) Services() []view.Key {
-	out := make([]view.Key, 0, l.ids.count)
+func (l *Ledger) Services() []view.ObjectKey {
+	out := make([]view.ObjectKey, 0, l.ids.count)
 	for _, c := range l.records {
 		for i := range c {
 			if c[i].n > 0 {
@@ -172,7 +172,7 @@ func (l *Ledger) Services() []view.Key {
 			}
 		}
 	}
-	slices.SortFunc(out, view.Key.Compare)
+	slices.SortFunc(out, view.ObjectKey.Compare)
 	return out
 }
 
@@ -189,7 +189,7 @@ func (l *Ledger) InUse(p *snapshot.Pool) (ipv4, ipv6 int64) {
 	}
 	for i, a := range l.holders.keys { // the Ledger has not met this version of the pool
 		switch {
-		case l.holders.who[i] == 0 || !p.Covers(a.netip()):
+		case l.holders.who[i] == 0 || !p.CoversAddress(a.netip()):
 		case a.family() == view.IPv4:
 			ipv4++
 		default:
@@ -212,7 +212,7 @@ func (l *Ledger) Usage(p *snapshot.Pool, snap *snapshot.Snapshot) Usage {
 	if src == nil {
 		return Usage{}
 	}
-	v4, v6 := p.Size()
+	v4, v6 := p.CountAddresses()
 	free := func(size int64, s *stock) int64 { return max(size-int64(min(s.space.taken, uint64(size))), 0) }
 	return Usage{src.v4.inUse, src.v6.inUse, free(v4, src.v4), free(v6, src.v6)}
 }
@@ -287,8 +287,8 @@ func (l *Ledger) vacate(id int32, a address) bool {
 		return false
 	}
 	st.inUse--
-	if st.pool.Cooldown > 0 {
-		l.Withhold(Withheld{Address: a.netip(), Service: r.key, Reason: names.ReasonCoolingDown, Until: l.now.Add(st.pool.Cooldown)})
+	if st.pool.CooldownDelay > 0 {
+		l.Withhold(Withheld{Address: a.netip(), Service: r.key, Reason: names.ReasonCoolingDown, Until: l.now.Add(st.pool.CooldownDelay)})
 	}
 	if placed && len(l.withheld[a]) == 0 {
 		st.space.free(at)

@@ -9,12 +9,12 @@ import (
 func (l *Ledger) record(id int32) *record { return &l.records[id/chunk][id%chunk] }
 
 // sum is the hash by which the record of a Service is found. It is the Ledger's own, so that nobody can choose names that collide.
-func (l *Ledger) sum(k view.Key) uint32 {
+func (l *Ledger) sum(k view.ObjectKey) uint32 {
 	return uint32(maphash.String(l.seed, k.Name) + maphash.String(l.seed, k.Namespace)*31)
 }
 
 // find returns the record of the Service.
-func (l *Ledger) find(k view.Key) (int32, bool) {
+func (l *Ledger) find(k view.ObjectKey) (int32, bool) {
 	at, ok := l.ids.get(l.sum(k), func(id uint32) bool { return l.record(int32(id)).key == k })
 	if !ok {
 		return 0, false
@@ -23,7 +23,7 @@ func (l *Ledger) find(k view.Key) (int32, bool) {
 }
 
 // open makes a record for a Service that has none.
-func (l *Ledger) open(k view.Key) int32 {
+func (l *Ledger) open(k view.ObjectKey) int32 {
 	var id int32
 	if n := len(l.spare); n > 0 {
 		id, l.spare = l.spare[n-1], l.spare[:n-1]

@@ -17,7 +17,7 @@ func DecideReservation(r *snapshot.Reservation, l *Ledger, snap *snapshot.Snapsh
 	held, _ := l.Held(r.Service)
 	kept := l.keptBy(r.Name)
 	switch {
-	case r.Over(l.now):
+	case r.HasExpired(l.now):
 		return Decision{Reason: names.ReasonExpired, Text: "the reservation has expired: what nobody held is free"}
 	case len(r.Addresses) > 0:
 		for _, a := range r.Addresses {
@@ -28,20 +28,20 @@ func DecideReservation(r *snapshot.Reservation, l *Ledger, snap *snapshot.Snapsh
 			}
 		}
 		return reserved(r, r.Addresses)
-	case r.Follows() && len(held.Addresses) > 0:
+	case r.FollowsService() && len(held.Addresses) > 0:
 		return reserved(r, held.Addresses)
 	case len(kept) > 0:
 		return reserved(r, kept)
-	case r.Follows():
+	case r.FollowsService():
 		return Decision{Reason: names.ReasonNoAddress, Text: fmt.Sprintf("Service %s holds no address yet that could be kept", r.Service)}
 	}
 	src := m.byName[r.Pool]
 	if src == nil {
 		return Decision{Reason: names.ReasonPoolNotFound, Text: fmt.Sprintf("no IPAddressPool %q exists: create it, or correct the name", r.Pool)}
 	}
-	s := &view.Service{Key: r.Service, Pool: r.Pool}
+	s := &view.Service{Key: r.Service, RequestedPool: r.Pool}
 	d := decider{s: s, l: l, m: m, v4: src.v4.layout.size > 0, v6: src.v6.layout.size > 0, count: 1, held: held}
-	d.kept = slices.DeleteFunc(slices.Clone(held.Addresses), func(a netip.Addr) bool { return !src.pool.Contains(a) })
+	d.kept = slices.DeleteFunc(slices.Clone(held.Addresses), func(a netip.Addr) bool { return !src.pool.CanAssign(a) })
 	for _, f := range [...]view.Family{view.IPv4, view.IPv6} {
 		if d.wants(f) && d.have(f) == 0 && !d.choose(src, f) {
 			reason, _, text := d.short()
@@ -63,7 +63,7 @@ func (l *Ledger) Keep(r *snapshot.Reservation, addresses []netip.Addr) {
 		}
 	}
 	for _, a := range addresses {
-		l.Withhold(Withheld{Address: a, Service: r.Service, Reason: names.ReasonAddressReserved, Until: r.Expires, By: r.Name})
+		l.Withhold(Withheld{Address: a, Service: r.Service, Reason: names.ReasonAddressReserved, Until: r.ExpiresAt, By: r.Name})
 	}
 }
 
@@ -81,14 +81,14 @@ func (l *Ledger) keptBy(name string) []netip.Addr {
 // it exists: its status, which the Snapshot knows it by, may lag behind.
 func (l *Ledger) reserve(snap *snapshot.Snapshot) {
 	there := map[string]bool{}
-	l.keeping = map[view.Key]*snapshot.Reservation{}
+	l.keeping = map[view.ObjectKey]*snapshot.Reservation{}
 	if snap != nil {
 		for _, r := range snap.Reservations {
-			if r.Over(l.now) {
+			if r.HasExpired(l.now) {
 				continue
 			}
 			there[r.Name] = true
-			if r.Follows() {
+			if r.FollowsService() {
 				l.keeping[r.Service] = r
 			}
 			kept := l.keptBy(r.Name)
@@ -96,7 +96,7 @@ func (l *Ledger) reserve(snap *snapshot.Snapshot) {
 			case len(r.Addresses) > 0:
 				kept = r.Addresses
 			case len(kept) == 0:
-				kept = r.Kept
+				kept = r.KeptAddresses
 			}
 			l.Keep(r, kept)
 		}

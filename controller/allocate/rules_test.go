@@ -186,7 +186,7 @@ func TestOrders(t *testing.T) {
 		check(t, take(w, "e"), "192.0.2.10")
 	})
 	t.Run("round robin", func(t *testing.T) {
-		w := newWorld(t, with(pool(t, "a", "192.0.2.0/30"), ordered(snapshot.RoundRobin)))
+		w := newWorld(t, with(pool(t, "a", "192.0.2.0/30"), ordered(snapshot.OrderRoundRobin)))
 		check(t, take(w, "a", "b"), "192.0.2.0", "192.0.2.1")
 		w.delete("a")
 		w.delete("b")
@@ -199,9 +199,9 @@ func TestOrders(t *testing.T) {
 				w.serve("other-" + itoa(i))
 			}
 		}
-		first := newWorld(t, with(pool(t, "a", "10.0.0.0/16"), ordered(snapshot.Hash)))
+		first := newWorld(t, with(pool(t, "a", "10.0.0.0/16"), ordered(snapshot.OrderHash)))
 		a := take(first, "web", "api")
-		second := newWorld(t, with(pool(t, "a", "10.0.0.0/16"), ordered(snapshot.Hash)))
+		second := newWorld(t, with(pool(t, "a", "10.0.0.0/16"), ordered(snapshot.OrderHash)))
 		fill(second)
 		check(t, take(second, "api", "web"), a[1], a[0])
 		second.delete("web")
@@ -209,7 +209,7 @@ func TestOrders(t *testing.T) {
 		check(t, take(second, "web"), a[0])
 	})
 	t.Run("hash, to the last address", func(t *testing.T) {
-		w := newWorld(t, with(pool(t, "a", "192.0.2.0/29"), ordered(snapshot.Hash)))
+		w := newWorld(t, with(pool(t, "a", "192.0.2.0/29"), ordered(snapshot.OrderHash)))
 		got := take(w, "a", "b", "c", "d", "e", "f", "g", "h")
 		slices.Sort(got)
 		check(t, got, "192.0.2.0", "192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4", "192.0.2.5", "192.0.2.6", "192.0.2.7")

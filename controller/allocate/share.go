@@ -28,9 +28,9 @@ func shareOf(s *view.Service) *share {
 	if s.SharingKey == "" {
 		return nil
 	}
-	out := &share{circle: circle{key: s.SharingKey}, ports: s.Ports, local: s.Local}
-	if s.Local {
-		out.backend = s.Selector
+	out := &share{circle: circle{key: s.SharingKey}, ports: s.Ports, local: s.LocalTrafficPolicy}
+	if s.LocalTrafficPolicy {
+		out.backend = s.PodSelector
 	}
 	return out
 }

@@ -35,22 +35,22 @@ func newStock(p *snapshot.Pool, f view.Family) *stock {
 // serves says whether the stock of one version of a Pool may serve another: what it counts by is the same.
 func (s *stock) serves(p *snapshot.Pool) bool {
 	o := s.pool
-	return o == p || slices.Equal(o.Ranges, p.Ranges) && slices.Equal(o.Excluded, p.Excluded) &&
-		o.AvoidBuggy == p.AvoidBuggy && (o.Quota == nil) == (p.Quota == nil)
+	return o == p || slices.Equal(o.Ranges, p.Ranges) && slices.Equal(o.ExcludedRanges, p.ExcludedRanges) &&
+		o.AvoidBuggyIPs == p.AvoidBuggyIPs && (o.Quota == nil) == (p.Quota == nil)
 }
 
 // within says whether the namespace may hold n more addresses.
 func (s *stock) within(namespace string, n int) bool {
-	limit, ok := s.pool.Quota.Limit(namespace)
+	limit, ok := s.pool.Quota.LimitForNamespace(namespace)
 	return !ok || s.holdings[namespace]+n <= limit
 }
 
 // start is where the search for a free address begins.
-func (s *stock) start(k view.Key) uint64 {
+func (s *stock) start(k view.ObjectKey) uint64 {
 	switch {
-	case s.pool.Order == snapshot.RoundRobin:
+	case s.pool.Order == snapshot.OrderRoundRobin:
 		return s.cursor
-	case s.pool.Order == snapshot.Hash && s.layout.size > 0:
+	case s.pool.Order == snapshot.OrderHash && s.layout.size > 0:
 		return hash(k) % s.layout.size
 	}
 	return 0
@@ -95,7 +95,7 @@ func (s *stock) unshelve(at uint64, sh *share, alone bool) {
 
 // hash is FNV-1a (64 bits) over the name of a Service, with a final mix so that its upper and lower bits are alike good: it must be
 // the same in every process and version, because addresses are found again by it.
-func hash(k view.Key) uint64 {
+func hash(k view.ObjectKey) uint64 {
 	h := uint64(14695981039346656037)
 	step := func(c byte) { h = (h ^ uint64(c)) * 1099511628211 }
 	for i := range len(k.Namespace) {
@@ -231,7 +231,7 @@ func (m *market) stock(a address) *stock {
 // gives returns the source that may give the address, nil when no Pool may.
 func (m *market) gives(a address) *source {
 	src := m.covering(a)
-	if src == nil || !src.pool.Contains(a.netip()) {
+	if src == nil || !src.pool.CanAssign(a.netip()) {
 		return nil
 	}
 	return src

@@ -17,7 +17,7 @@ type Withheld struct {
 	// Reason is ReasonAddressReserved, ReasonCoolingDown, ReasonQuarantined or ReasonProbing.
 	Reason names.Reason
 	// Service may have the address all the same; nobody may when it is quarantined.
-	Service view.Key
+	Service view.ObjectKey
 	// Until is when the address is no longer withheld; zero is until somebody says so.
 	Until time.Time
 	// By is the AddressReservation, or who answered for the address on the segment.
@@ -124,7 +124,7 @@ func (l *Ledger) Withhold(w Withheld) {
 		}
 		l.reserved[w.By][a] = struct{}{}
 	}
-	if w.Service != (view.Key{}) && w.Reason != names.ReasonQuarantined {
+	if w.Service != (view.ObjectKey{}) && w.Reason != names.ReasonQuarantined {
 		l.waiting[w.Service] = append(l.waiting[w.Service], a)
 	}
 	if !w.Until.IsZero() {
@@ -186,7 +186,7 @@ func (l *Ledger) drop(a address, match func(Withheld) bool) bool {
 }
 
 // Propose holds addresses for a Service until the segment has been asked for them, in the place of those proposed to it before.
-func (l *Ledger) Propose(k view.Key, addresses []netip.Addr) {
+func (l *Ledger) Propose(k view.ObjectKey, addresses []netip.Addr) {
 	for _, a := range slices.Clone(l.waiting[k]) {
 		if !slices.Contains(addresses, a.netip()) {
 			l.drop(a, func(w Withheld) bool { return w.Reason == names.ReasonProbing && w.Service == k })
@@ -201,7 +201,7 @@ func (l *Ledger) Propose(k view.Key, addresses []netip.Addr) {
 
 // Prepare holds addresses for a Service that it is about to be given, so that it keeps what it has until they are written: make before
 // break. Commit or Release ends it; until then every decision for the Service prefers them.
-func (l *Ledger) Prepare(k view.Key, addresses []netip.Addr) {
+func (l *Ledger) Prepare(k view.ObjectKey, addresses []netip.Addr) {
 	held, _ := l.Held(k)
 	added := slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { return slices.Contains(held.Addresses, a) })
 	l.Propose(k, added)
@@ -233,20 +233,20 @@ func (l *Ledger) Answered(a netip.Addr, by string) {
 	l.drop(addressOf(a), func(w Withheld) bool { return w.Reason == names.ReasonProbing })
 	d := time.Hour
 	if st := l.market.stock(addressOf(a)); st != nil && st.pool.Probe != nil {
-		d = st.pool.Probe.Quarantine
+		d = st.pool.Probe.QuarantineDelay
 	}
 	l.Withhold(Withheld{Address: a, Reason: names.ReasonQuarantined, Until: l.now.Add(d), By: by})
 }
 
 // withdraw drops what is proposed to the Service.
-func (l *Ledger) withdraw(k view.Key) {
+func (l *Ledger) withdraw(k view.ObjectKey) {
 	if len(l.waiting[k]) > 0 {
 		l.Propose(k, nil)
 	}
 }
 
 // blocked returns the entry that keeps the address from the Service.
-func (l *Ledger) blocked(a address, k view.Key) (Withheld, bool) {
+func (l *Ledger) blocked(a address, k view.ObjectKey) (Withheld, bool) {
 	for _, w := range l.withheld[a] {
 		if w.Reason == names.ReasonQuarantined || w.Service != k {
 			return w, true
@@ -256,6 +256,6 @@ func (l *Ledger) blocked(a address, k view.Key) (Withheld, bool) {
 }
 
 // silent says whether the segment was asked for the address on behalf of the Service, and nobody answered.
-func (l *Ledger) silent(a address, k view.Key) bool {
+func (l *Ledger) silent(a address, k view.ObjectKey) bool {
 	return slices.ContainsFunc(l.withheld[a], func(w Withheld) bool { return w.Reason == names.ReasonProbing && w.Service == k && w.Silent })
 }

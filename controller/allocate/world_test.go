@@ -142,7 +142,7 @@ func in(namespace string) func(*view.Service) {
 }
 
 func local(selector string) func(*view.Service) {
-	return func(s *view.Service) { s.Local, s.Selector = true, selector }
+	return func(s *view.Service) { s.LocalTrafficPolicy, s.PodSelector = true, selector }
 }
 
 func single6(s *view.Service) {
@@ -155,10 +155,10 @@ func labelled(key, value string) func(*view.Service) {
 	return func(s *view.Service) { s.Labels = map[string]string{key: value} }
 }
 
-func several(n int) func(*view.Service) { return func(s *view.Service) { s.Count = n } }
+func several(n int) func(*view.Service) { return func(s *view.Service) { s.AddressCount = n } }
 
 func releases(texts ...string) func(*view.Service) {
-	return func(s *view.Service) { s.Releasing = addrs(texts...) }
+	return func(s *view.Service) { s.AddressesToRelease = addrs(texts...) }
 }
 
 // with returns the pool after the edits.
@@ -173,42 +173,44 @@ func closed(p *snapshot.Pool) { p.AutoAssign = false }
 
 func pinned(priority int, namespaces ...string) func(*snapshot.Pool) {
 	return func(p *snapshot.Pool) {
-		p.Allocation = &snapshot.Allocation{Priority: priority, Namespaces: namespaces, NamespacesRestricted: len(namespaces) > 0}
+		p.ServiceAllocation = &snapshot.ServiceAllocation{Priority: priority, Namespaces: namespaces, NamespacesRestricted: len(namespaces) > 0}
 	}
 }
 
 // nobody is what namespaceSelectors make of a pool when they match no namespace.
-func nobody(p *snapshot.Pool) { p.Allocation = &snapshot.Allocation{NamespacesRestricted: true} }
+func nobody(p *snapshot.Pool) {
+	p.ServiceAllocation = &snapshot.ServiceAllocation{NamespacesRestricted: true}
+}
 
 func selecting(texts ...string) func(*snapshot.Pool) {
 	return func(p *snapshot.Pool) {
-		if p.Allocation == nil {
-			p.Allocation = &snapshot.Allocation{}
+		if p.ServiceAllocation == nil {
+			p.ServiceAllocation = &snapshot.ServiceAllocation{}
 		}
 		for _, t := range texts {
 			s, err := labels.Parse(t)
 			if err != nil {
 				panic(err)
 			}
-			p.Allocation.ServiceSelectors = append(p.Allocation.ServiceSelectors, s)
+			p.ServiceAllocation.ServiceSelectors = append(p.ServiceAllocation.ServiceSelectors, s)
 		}
 	}
 }
 
 func excluding(t testing.TB, entries ...string) func(*snapshot.Pool) {
-	return func(p *snapshot.Pool) { p.Excluded = pool(t, "", entries...).Ranges }
+	return func(p *snapshot.Pool) { p.ExcludedRanges = pool(t, "", entries...).Ranges }
 }
 
-func ordered(o snapshot.Order) func(*snapshot.Pool) {
+func ordered(o snapshot.AssignmentOrder) func(*snapshot.Pool) {
 	return func(p *snapshot.Pool) { p.Order = o }
 }
 
 func cooling(d time.Duration) func(*snapshot.Pool) {
-	return func(p *snapshot.Pool) { p.Cooldown = d }
+	return func(p *snapshot.Pool) { p.CooldownDelay = d }
 }
 
 func quota(n int, namespaces map[string]int) func(*snapshot.Pool) {
-	return func(p *snapshot.Pool) { p.Quota = &snapshot.Quota{PerNamespace: n, Namespaces: namespaces} }
+	return func(p *snapshot.Pool) { p.Quota = &snapshot.Quota{PerNamespace: n, LimitByNamespace: namespaces} }
 }
 
-func probing(p *snapshot.Pool) { p.Probe = &snapshot.Probe{Quarantine: time.Hour} }
+func probing(p *snapshot.Pool) { p.Probe = &snapshot.ProbeSettings{QuarantineDelay: time.Hour} }

@@ -23,99 +23,99 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// The entries of the Secret beside those of the type kubernetes.io/tls. caCert holds the CA that signs first, then those
+// The entries of the Secret beside those of the type kubernetes.io/tls. caCertEntry holds the CA that signs first, then those
 // that it replaced and that have not ended.
 const (
-	caCert = "ca.crt"
-	caKey  = "ca.key"
+	caCertEntry = "ca.crt"
+	caKeyEntry  = "ca.key"
 )
 
 const (
-	// caLife is long, since replacing a CA means that everybody has to learn the new one.
-	caLife = 10 * 365 * 24 * time.Hour
-	// certLife is short enough that the renewal is exercised in the life of a cluster.
-	certLife = 90 * 24 * time.Hour
-	// skew is how far the clocks of the control plane may be behind.
-	skew = time.Hour
+	// caLifetime is long, since replacing a CA means that everybody has to learn the new one.
+	caLifetime = 10 * 365 * 24 * time.Hour
+	// certificateLifetime is short enough that the renewal is exercised in the life of a cluster.
+	certificateLifetime = 90 * 24 * time.Hour
+	// clockSkew is how far the clocks of the control plane may be behind.
+	clockSkew = time.Hour
 )
 
-// State is what the Secret says, parsed.
-type State struct {
-	// Bundle is the PEM text of the CAs that are to be trusted.
-	Bundle []byte
+// CertificateState is what the Secret says, parsed.
+type CertificateState struct {
+	// CABundle is the PEM text of the CAs that are to be trusted.
+	CABundle []byte
 	// Certificate is what the webhook serves with.
 	Certificate tls.Certificate
-	// Renewal is when Renew has something to do next.
-	Renewal time.Time
+	// RenewAt is when Renew has something to do next.
+	RenewAt time.Time
 }
 
-// Renew returns the data that the Secret is to have at the time now for a certificate that holds for the names, and what it
+// RenewSecretData returns the data that the Secret is to have at the time now for a certificate that holds for the names, and what it
 // means. The data is old itself when there is nothing to do; what is missing, damaged, for other names or past two thirds of its
 // life is made anew. The error is that of the source of random numbers.
-func Renew(now time.Time, old map[string][]byte, names []string) (map[string][]byte, State, error) {
+func RenewSecretData(now time.Time, old map[string][]byte, names []string) (map[string][]byte, CertificateState, error) {
 	data := old
-	ca, err := readCA(now, data)
+	ca, err := parseCA(now, data)
 	if err != nil {
-		fresh, err := newCA(now)
+		fresh, err := createCA(now)
 		if err != nil {
-			return nil, State{}, err
+			return nil, CertificateState{}, err
 		}
-		data = map[string][]byte{caCert: append(bytes.Clone(fresh.certPEM), alive(now, old[caCert])...), caKey: fresh.keyPEM}
+		data = map[string][]byte{caCertEntry: append(bytes.Clone(fresh.certPEM), unexpiredCertificates(now, old[caCertEntry])...), caKeyEntry: fresh.keyPEM}
 		ca = fresh
 	}
-	state, err := readState(now, data, ca.cert, names)
+	state, err := parseServingCertificate(now, data, ca.cert, names)
 	if err == nil {
 		return data, state, nil
 	}
-	cert, err := newCertificate(now, ca, names)
+	cert, err := createServingCertificate(now, ca, names)
 	if err != nil {
-		return nil, State{}, err
+		return nil, CertificateState{}, err
 	}
 	data = map[string][]byte{
-		caCert: data[caCert], caKey: data[caKey],
+		caCertEntry: data[caCertEntry], caKeyEntry: data[caKeyEntry],
 		corev1.TLSCertKey: cert.certPEM, corev1.TLSPrivateKeyKey: cert.keyPEM,
 	}
-	state, err = readState(now, data, ca.cert, names)
+	state, err = parseServingCertificate(now, data, ca.cert, names)
 	return data, state, err
 }
 
-// renewal is when two thirds of a certificate's life are over.
-func renewal(c *x509.Certificate) time.Time {
+// renewalTime is when two thirds of a certificate's life are over.
+func renewalTime(c *x509.Certificate) time.Time {
 	return c.NotBefore.Add(c.NotAfter.Sub(c.NotBefore) * 2 / 3)
 }
 
-// errRenew says that a certificate is sound but old.
-var errRenew = errors.New("two thirds of its life are over")
+// errRenewalDue says that a certificate is sound but old.
+var errRenewalDue = errors.New("two thirds of its life are over")
 
-// pair is a certificate and its key.
-type pair struct {
+// keyPair is a certificate and its key.
+type keyPair struct {
 	cert            *x509.Certificate
 	key             crypto.Signer
 	certPEM, keyPEM []byte
 }
 
-// readCA returns the CA that signs, unless it has to be replaced.
-func readCA(now time.Time, data map[string][]byte) (*pair, error) {
-	first, _ := pem.Decode(data[caCert])
+// parseCA returns the CA that signs, unless it has to be replaced.
+func parseCA(now time.Time, data map[string][]byte) (*keyPair, error) {
+	first, _ := pem.Decode(data[caCertEntry])
 	if first == nil {
-		return nil, fmt.Errorf("%s holds no certificate", caCert)
+		return nil, fmt.Errorf("%s holds no certificate", caCertEntry)
 	}
-	whole, err := tls.X509KeyPair(pem.EncodeToMemory(first), data[caKey])
+	whole, err := tls.X509KeyPair(pem.EncodeToMemory(first), data[caKeyEntry])
 	if err != nil {
 		return nil, fmt.Errorf("reading the CA: %w", err)
 	}
 	key, ok := whole.PrivateKey.(crypto.Signer)
 	if !ok || !whole.Leaf.IsCA {
-		return nil, fmt.Errorf("%s holds no CA", caCert)
+		return nil, fmt.Errorf("%s holds no CA", caCertEntry)
 	}
-	if now.After(renewal(whole.Leaf)) {
-		return nil, errRenew
+	if now.After(renewalTime(whole.Leaf)) {
+		return nil, errRenewalDue
 	}
-	return &pair{cert: whole.Leaf, key: key}, nil
+	return &keyPair{cert: whole.Leaf, key: key}, nil
 }
 
-// alive returns the certificates of a bundle that have not ended.
-func alive(now time.Time, bundle []byte) []byte {
+// unexpiredCertificates returns the certificates of a bundle that have not ended.
+func unexpiredCertificates(now time.Time, bundle []byte) []byte {
 	var out []byte
 	for rest := bundle; ; {
 		var block *pem.Block
@@ -128,49 +128,49 @@ func alive(now time.Time, bundle []byte) []byte {
 	}
 }
 
-// readState reads the serving certificate, unless it has to be replaced.
-func readState(now time.Time, data map[string][]byte, ca *x509.Certificate, names []string) (State, error) {
+// parseServingCertificate reads the serving certificate, unless it has to be replaced.
+func parseServingCertificate(now time.Time, data map[string][]byte, ca *x509.Certificate, names []string) (CertificateState, error) {
 	c, err := tls.X509KeyPair(data[corev1.TLSCertKey], data[corev1.TLSPrivateKeyKey])
 	if err != nil {
-		return State{}, fmt.Errorf("reading the certificate: %w", err)
+		return CertificateState{}, fmt.Errorf("reading the certificate: %w", err)
 	}
 	if err := c.Leaf.CheckSignatureFrom(ca); err != nil {
-		return State{}, fmt.Errorf("checking who signed the certificate: %w", err)
+		return CertificateState{}, fmt.Errorf("checking who signed the certificate: %w", err)
 	}
 	for _, n := range names {
 		if !slices.Contains(c.Leaf.DNSNames, n) {
-			return State{}, fmt.Errorf("the certificate does not hold for %s", n)
+			return CertificateState{}, fmt.Errorf("the certificate does not hold for %s", n)
 		}
 	}
-	next := renewal(c.Leaf)
+	next := renewalTime(c.Leaf)
 	if now.After(next) {
-		return State{}, errRenew
+		return CertificateState{}, errRenewalDue
 	}
-	if r := renewal(ca); r.Before(next) {
+	if r := renewalTime(ca); r.Before(next) {
 		next = r
 	}
-	return State{Bundle: alive(now, data[caCert]), Certificate: c, Renewal: next}, nil
+	return CertificateState{CABundle: unexpiredCertificates(now, data[caCertEntry]), Certificate: c, RenewAt: next}, nil
 }
 
-func newCA(now time.Time) (*pair, error) {
-	return sign(nil, &x509.Certificate{
+func createCA(now time.Time) (*keyPair, error) {
+	return signCertificate(nil, &x509.Certificate{
 		Subject:   pkix.Name{CommonName: "gantry webhook CA"},
-		NotBefore: now.Add(-skew), NotAfter: now.Add(caLife),
+		NotBefore: now.Add(-clockSkew), NotAfter: now.Add(caLifetime),
 		IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true, KeyUsage: x509.KeyUsageCertSign,
 	})
 }
 
-func newCertificate(now time.Time, ca *pair, names []string) (*pair, error) {
-	return sign(ca, &x509.Certificate{
+func createServingCertificate(now time.Time, ca *keyPair, names []string) (*keyPair, error) {
+	return signCertificate(ca, &x509.Certificate{
 		Subject:   pkix.Name{CommonName: names[0]},
-		NotBefore: now.Add(-skew), NotAfter: now.Add(certLife),
+		NotBefore: now.Add(-clockSkew), NotAfter: now.Add(certificateLifetime),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 		DNSNames: names,
 	})
 }
 
-// sign makes a key and a certificate for it, signed by the CA; without one, by itself.
-func sign(ca *pair, template *x509.Certificate) (*pair, error) {
+// signCertificate makes a key and a certificate for it, signed by the CA; without one, by itself.
+func signCertificate(ca *keyPair, template *x509.Certificate) (*keyPair, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("making a key: %w", err)
@@ -195,7 +195,7 @@ func sign(ca *pair, template *x509.Certificate) (*pair, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encoding the key: %w", err)
 	}
-	return &pair{
+	return &keyPair{
 		cert: cert, key: key,
 		certPEM: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
 		keyPEM:  pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}),

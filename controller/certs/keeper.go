@@ -34,8 +34,8 @@ type Objects struct {
 	Configuration string
 }
 
-// limit limits a cache to the objects, which is also all that the rights allow.
-func (o Objects) limit(c *cluster.Options) {
+// limitCache limits a cache to the objects, which is also all that the rights allow.
+func (o Objects) limitCache(c *cluster.Options) {
 	named := func(name string) fields.Selector { return fields.OneTermEqualSelector("metadata.name", name) }
 	c.Cache.ByObject = map[client.Object]cache.ByObject{
 		&corev1.Secret{}: {Namespaces: map[string]cache.Config{o.Namespace: {FieldSelector: named(o.Secret)}}},
@@ -49,14 +49,14 @@ type Keeper struct {
 	Now func() time.Time
 	Log *slog.Logger
 
-	client  client.Client
-	serving atomic.Pointer[tls.Certificate] // nil until the API server trusts it
+	client            client.Client
+	servedCertificate atomic.Pointer[tls.Certificate] // nil until the API server trusts it
 }
 
-// Setup registers the worker. It runs once at the start, on every change of the objects, and when a certificate is to be renewed.
-func (k *Keeper) Setup(mgr ctrl.Manager) error {
+// RegisterController registers the worker. It runs once at the start, on every change of the objects, and when a certificate is to be renewed.
+func (k *Keeper) RegisterController(mgr ctrl.Manager) error {
 	// A cache of its own: what else is read of Secrets is limited in another way.
-	own, err := cluster.New(mgr.GetConfig(), k.limit, func(c *cluster.Options) { c.Scheme = mgr.GetScheme() })
+	own, err := cluster.New(mgr.GetConfig(), k.limitCache, func(c *cluster.Options) { c.Scheme = mgr.GetScheme() })
 	if err != nil {
 		return fmt.Errorf("setting up the webhook's certificate: %w", err)
 	}
@@ -85,39 +85,39 @@ func (k *Keeper) Setup(mgr ctrl.Manager) error {
 
 // Reconcile implements reconcile.Reconciler.
 func (k *Keeper) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
-	state, err := k.keep(ctx)
+	state, err := k.updateSecret(ctx)
 	if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
 		return ctrl.Result{RequeueAfter: 100 * time.Millisecond}, nil // another controller was faster: take what it made
 	}
 	if err == nil {
-		err = k.trust(ctx, state.Bundle)
+		err = k.updateWebhookConfiguration(ctx, state.CABundle)
 	}
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	if k.serving.Swap(&state.Certificate) == nil {
+	if k.servedCertificate.Swap(&state.Certificate) == nil {
 		k.Log.Info("the webhook serves", "until", state.Certificate.Leaf.NotAfter)
 	}
-	return ctrl.Result{RequeueAfter: max(time.Second, state.Renewal.Sub(k.Now())+time.Second)}, nil
+	return ctrl.Result{RequeueAfter: max(time.Second, state.RenewAt.Sub(k.Now())+time.Second)}, nil
 }
 
-// names are those by which the API server calls the webhook.
-func (k *Keeper) names() []string {
+// serverNames are those by which the API server calls the webhook.
+func (k *Keeper) serverNames() []string {
 	host := k.Service + "." + k.Namespace + ".svc"
 	return []string{host, k.Service + "." + k.Namespace, host + ".cluster.local"}
 }
 
-// keep brings the Secret up to date.
-func (k *Keeper) keep(ctx context.Context) (State, error) {
+// updateSecret brings the Secret up to date.
+func (k *Keeper) updateSecret(ctx context.Context) (CertificateState, error) {
 	var s corev1.Secret
 	err := k.client.Get(ctx, client.ObjectKey{Namespace: k.Namespace, Name: k.Secret}, &s)
 	missing := apierrors.IsNotFound(err)
 	if err != nil && !missing {
-		return State{}, fmt.Errorf("reading the Secret %s: %w", k.Secret, err)
+		return CertificateState{}, fmt.Errorf("reading the Secret %s: %w", k.Secret, err)
 	}
-	data, state, err := Renew(k.Now(), s.Data, k.names())
+	data, state, err := RenewSecretData(k.Now(), s.Data, k.serverNames())
 	if err != nil {
-		return State{}, fmt.Errorf("making the webhook's certificate: %w", err)
+		return CertificateState{}, fmt.Errorf("making the webhook's certificate: %w", err)
 	}
 	switch {
 	case missing:
@@ -132,14 +132,14 @@ func (k *Keeper) keep(ctx context.Context) (State, error) {
 		return state, nil
 	}
 	if err != nil {
-		return State{}, fmt.Errorf("writing the Secret %s: %w", k.Secret, err)
+		return CertificateState{}, fmt.Errorf("writing the Secret %s: %w", k.Secret, err)
 	}
 	k.Log.Info("webhook certificate made", "secret", k.Namespace+"/"+k.Secret, "until", state.Certificate.Leaf.NotAfter)
 	return state, nil
 }
 
-// trust has the API server trust the CAs of the bundle.
-func (k *Keeper) trust(ctx context.Context, bundle []byte) error {
+// updateWebhookConfiguration has the API server trust the CAs of the bundle.
+func (k *Keeper) updateWebhookConfiguration(ctx context.Context, bundle []byte) error {
 	var c admissionv1.ValidatingWebhookConfiguration
 	err := k.client.Get(ctx, client.ObjectKey{Name: k.Configuration}, &c)
 	if apierrors.IsNotFound(err) {
@@ -164,25 +164,25 @@ func (k *Keeper) trust(ctx context.Context, bundle []byte) error {
 	return nil
 }
 
-// errNotYet is what a caller is told before there is a certificate.
-var errNotYet = errors.New("the webhook has no certificate that the API server trusts yet")
+// errNoCertificate is what a caller is told before there is a certificate.
+var errNoCertificate = errors.New("the webhook has no certificate that the API server trusts yet")
 
-// TLS has a server serve with the certificate of the moment.
-func (k *Keeper) TLS(c *tls.Config) {
+// ConfigureTLS has a server serve with the certificate of the moment.
+func (k *Keeper) ConfigureTLS(c *tls.Config) {
 	c.MinVersion = tls.VersionTLS13
 	c.NextProtos = []string{"http/1.1"} // one caller, few requests: HTTP/2 only adds what can be abused
 	c.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-		if cert := k.serving.Load(); cert != nil {
+		if cert := k.servedCertificate.Load(); cert != nil {
 			return cert, nil
 		}
-		return nil, errNotYet
+		return nil, errNoCertificate
 	}
 }
 
-// Ready says whether the webhook can be called; it is a readiness check.
-func (k *Keeper) Ready(*http.Request) error {
-	if k.serving.Load() == nil {
-		return errNotYet
+// CheckReady says whether the webhook can be called; it is a readiness check.
+func (k *Keeper) CheckReady(*http.Request) error {
+	if k.servedCertificate.Load() == nil {
+		return errNoCertificate
 	}
 	return nil
 }

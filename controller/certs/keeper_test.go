@@ -28,7 +28,7 @@ import (
 	"github.com/gantry-lb/gantry/test/apiserver"
 )
 
-var objects = certs.Objects{
+var webhookObjects = certs.Objects{
 	Namespace: names.Namespace, Service: names.WebhookService, Secret: names.WebhookSecret, Configuration: names.WebhookConfiguration,
 }
 
@@ -43,8 +43,8 @@ func startKeeper(t *testing.T, rc *rest.Config, now func() time.Time) *certs.Kee
 	if err != nil {
 		t.Fatal(err)
 	}
-	k := &certs.Keeper{Objects: objects, Now: now, Log: slog.New(slog.DiscardHandler)}
-	if err := k.Setup(mgr); err != nil {
+	k := &certs.Keeper{Objects: webhookObjects, Now: now, Log: slog.New(slog.DiscardHandler)}
+	if err := k.RegisterController(mgr); err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
@@ -59,10 +59,10 @@ func startKeeper(t *testing.T, rc *rest.Config, now func() time.Time) *certs.Kee
 	return k
 }
 
-// served returns the certificate that the Keeper's server shows.
-func served(k *certs.Keeper) (*x509.Certificate, error) {
+// servedCertificate returns the certificate that the Keeper's server shows.
+func servedCertificate(k *certs.Keeper) (*x509.Certificate, error) {
 	var c tls.Config
-	k.TLS(&c)
+	k.ConfigureTLS(&c)
 	cert, err := c.GetCertificate(nil)
 	if err != nil {
 		return nil, err
@@ -70,8 +70,8 @@ func served(k *certs.Keeper) (*x509.Certificate, error) {
 	return cert.Leaf, nil
 }
 
-// await calls check until it returns nil.
-func await(t *testing.T, what string, check func() error) {
+// awaitNoError calls check until it returns nil.
+func awaitNoError(t *testing.T, what string, check func() error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
@@ -88,18 +88,18 @@ func await(t *testing.T, what string, check func() error) {
 	}
 }
 
-// agreed returns nil when every Keeper serves one certificate, other than not, that a client which trusts what the
+// agreedCertificate returns nil when every Keeper serves one certificate, other than not, that a client which trusts what the
 // configuration says accepts for every webhook.
-func agreed(ctx context.Context, api client.Client, now time.Time, not *x509.Certificate, keepers ...*certs.Keeper) (*x509.Certificate, error) {
-	first, err := served(keepers[0])
+func agreedCertificate(ctx context.Context, api client.Client, now time.Time, unwanted *x509.Certificate, keepers ...*certs.Keeper) (*x509.Certificate, error) {
+	first, err := servedCertificate(keepers[0])
 	if err != nil {
 		return nil, err
 	}
-	if not != nil && first.Equal(not) {
+	if unwanted != nil && first.Equal(unwanted) {
 		return nil, errors.New("the certificate is the old one")
 	}
 	for _, k := range keepers[1:] {
-		if other, err := served(k); err != nil || !other.Equal(first) {
+		if other, err := servedCertificate(k); err != nil || !other.Equal(first) {
 			return nil, fmt.Errorf("two controllers serve different certificates (%v)", err)
 		}
 	}
@@ -118,7 +118,7 @@ func agreed(ctx context.Context, api client.Client, now time.Time, not *x509.Cer
 	return first, nil
 }
 
-func configuration() *admissionv1.ValidatingWebhookConfiguration {
+func newWebhookConfiguration() *admissionv1.ValidatingWebhookConfiguration {
 	c := &admissionv1.ValidatingWebhookConfiguration{}
 	c.Name = names.WebhookConfiguration
 	none := admissionv1.SideEffectClassNone
@@ -143,30 +143,30 @@ func TestTwoControllersServeOneCertificate(t *testing.T) {
 	}
 	var later atomic.Int64
 	now := func() time.Time { return time.Now().Add(time.Duration(later.Load())) }
-	if err := api.Create(ctx, configuration()); err != nil {
+	if err := api.Create(ctx, newWebhookConfiguration()); err != nil {
 		t.Fatal(err)
 	}
 	a, b := startKeeper(t, rc, now), startKeeper(t, rc, now)
 	var cert *x509.Certificate
-	settle := func(what string, not *x509.Certificate) {
+	awaitAgreement := func(what string, not *x509.Certificate) {
 		t.Helper()
-		await(t, what, func() (err error) {
-			c, err := agreed(ctx, api, now(), not, a, b)
+		awaitNoError(t, what, func() (err error) {
+			c, err := agreedCertificate(ctx, api, now(), not, a, b)
 			if err == nil {
 				cert = c
 			}
 			return err
 		})
-		if err := errors.Join(a.Ready(nil), b.Ready(nil)); err != nil {
+		if err := errors.Join(a.CheckReady(nil), b.CheckReady(nil)); err != nil {
 			t.Errorf("after %s: %v", what, err)
 		}
 	}
-	settle("the first certificate", nil)
+	awaitAgreement("the first certificate", nil)
 
 	if err := api.Delete(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: names.WebhookSecret}}); err != nil {
 		t.Fatal(err)
 	}
-	settle("a certificate after the Secret was deleted", cert)
+	awaitAgreement("a certificate after the Secret was deleted", cert)
 
 	var c admissionv1.ValidatingWebhookConfiguration
 	if err := api.Get(ctx, client.ObjectKey{Name: names.WebhookConfiguration}, &c); err != nil {
@@ -176,12 +176,12 @@ func TestTwoControllersServeOneCertificate(t *testing.T) {
 	if err := api.Update(ctx, &c); err != nil {
 		t.Fatal(err)
 	}
-	settle("the CA after it was taken out of a webhook", nil)
+	awaitAgreement("the CA after it was taken out of a webhook", nil)
 
-	if err := errors.Join(api.Delete(ctx, configuration()), api.Create(ctx, configuration())); err != nil {
+	if err := errors.Join(api.Delete(ctx, newWebhookConfiguration()), api.Create(ctx, newWebhookConfiguration())); err != nil {
 		t.Fatal(err)
 	}
-	settle("the CA in a new configuration", nil)
+	awaitAgreement("the CA in a new configuration", nil)
 
 	later.Store(int64(70 * 24 * time.Hour))
 	// The renewal is due by a timer that is weeks away; any event shows that the clock has moved on.
@@ -194,7 +194,7 @@ func TestTwoControllersServeOneCertificate(t *testing.T) {
 	if err := api.Patch(ctx, &s, client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"labels":{"touched":"true"}}}`))); err != nil {
 		t.Fatal(err)
 	}
-	settle("a new certificate after 70 days", cert)
+	awaitAgreement("a new certificate after 70 days", cert)
 	if err := api.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: names.WebhookSecret}, &s); err != nil || !bytes.Equal(s.Data["ca.crt"], before) {
 		t.Errorf("with the certificate the CA changed (%v)", err)
 	}

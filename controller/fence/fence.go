@@ -28,7 +28,7 @@ import (
 
 // Intent says that a status with these addresses may be on its way to a Service.
 type Intent struct {
-	Service view.Key
+	Service view.ObjectKey
 	// Base is the resourceVersion of the Service on which the status is written.
 	Base string
 	// Addresses are all that the Service may come to have by a write on the Base.
@@ -38,20 +38,20 @@ type Intent struct {
 // Fence is what one controller knows of the object: the Intents that it has to go on showing. The zero value is not usable; call
 // New.
 type Fence struct {
-	open map[view.Key]Intent
+	open map[view.ObjectKey]Intent
 }
 
 // New returns the Fence for an object that shows these Intents. It is called when the object has been read; settled ones are
 // then taken out with Review.
 func New(intents []Intent) *Fence {
-	f := &Fence{open: make(map[view.Key]Intent, len(intents))}
+	f := &Fence{open: make(map[view.ObjectKey]Intent, len(intents))}
 	f.Wrote(intents)
 	return f
 }
 
 // Review leaves out what is settled, given the resourceVersion of each Service read after the object, with false for a
 // Service that does not exist. What stays may still arrive, and is returned, sorted by Service.
-func (f *Fence) Review(version func(view.Key) (string, bool)) []Intent {
+func (f *Fence) Review(version func(view.ObjectKey) (string, bool)) []Intent {
 	for k, i := range f.open {
 		if now, exists := version(k); !exists || now != i.Base {
 			delete(f.open, k)
@@ -96,7 +96,7 @@ func (f *Fence) Wrote(batch []Intent) {
 
 // Settle records that no write to the Service on this base is under way any more, or on any base when base is empty: the Service
 // is gone.
-func (f *Fence) Settle(k view.Key, base string) {
+func (f *Fence) Settle(k view.ObjectKey, base string) {
 	if i, ok := f.open[k]; ok && (base == "" || i.Base == base) {
 		delete(f.open, k)
 	}

@@ -11,7 +11,7 @@ import (
 )
 
 func intent(name, base string, addresses ...string) Intent {
-	i := Intent{Service: view.Key{Namespace: "default", Name: name}, Base: base}
+	i := Intent{Service: view.ObjectKey{Namespace: "default", Name: name}, Base: base}
 	for _, a := range addresses {
 		i.Addresses = append(i.Addresses, netip.MustParseAddr(a))
 	}
@@ -28,19 +28,19 @@ func same(t *testing.T, what string, got []Intent, want ...Intent) {
 func TestAnIntentStaysUntilItIsSettled(t *testing.T) {
 	f := New([]Intent{intent("arrived", "1", "192.0.2.1"), intent("deleted", "2", "192.0.2.2"), intent("under-way", "3", "192.0.2.3")})
 	versions := map[string]string{"arrived": "9", "under-way": "3"}
-	left := f.Review(func(k view.Key) (string, bool) { v, ok := versions[k.Name]; return v, ok })
+	left := f.Review(func(k view.ObjectKey) (string, bool) { v, ok := versions[k.Name]; return v, ok })
 	same(t, "after reading the Services", left, intent("under-way", "3", "192.0.2.3"))
 
 	batch := []Intent{intent("new", "7", "192.0.2.1")}
 	same(t, "the next object", f.Next(batch), intent("new", "7", "192.0.2.1"), intent("under-way", "3", "192.0.2.3"))
 	same(t, "before it is written", f.Next(nil), intent("under-way", "3", "192.0.2.3"))
 	f.Wrote(batch)
-	f.Settle(view.Key{Namespace: "default", Name: "new"}, "6")
+	f.Settle(view.ObjectKey{Namespace: "default", Name: "new"}, "6")
 	if f.Open() != 2 {
 		t.Error("an Intent on another base was settled too")
 	}
-	f.Settle(view.Key{Namespace: "default", Name: "new"}, "7")
-	f.Settle(view.Key{Namespace: "default", Name: "under-way"}, "")
+	f.Settle(view.ObjectKey{Namespace: "default", Name: "new"}, "7")
+	f.Settle(view.ObjectKey{Namespace: "default", Name: "under-way"}, "")
 	same(t, "when all is settled", f.Next(nil))
 }
 

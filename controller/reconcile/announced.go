@@ -73,7 +73,7 @@ func (r *Announced) Setup(ctx context.Context, mgr ctrl.Manager) error {
 	})
 	b := ctrl.NewControllerManagedBy(mgr).Named("announced").For(&corev1.Service{}).
 		WithOptions(workers.Options{MaxConcurrentReconciles: 4})
-	for _, report := range r.Scope.Reports() {
+	for _, report := range r.Scope.StatusKinds() {
 		err := mgr.GetFieldIndexer().IndexField(ctx, report, reportIndex, func(o client.Object) []string {
 			return []string{reportedService(o).String()}
 		})
@@ -108,7 +108,7 @@ func (r *Announced) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resul
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
 	v := view.FromService(&s)
-	if !v.LoadBalancer || v.Class != r.Class || len(v.Assigned) == 0 {
+	if !v.IsLoadBalancer || v.Class != r.Class || len(v.AssignedAddresses) == 0 {
 		r.found(req.NamespacedName)
 		return ctrl.Result{}, nil // the worker that gives addresses takes the condition away with them
 	}
@@ -165,7 +165,7 @@ func (r *Announced) reports(ctx context.Context, key client.ObjectKey) (reports,
 	var bgp v1beta1.ServiceBGPStatusList
 	match := []client.ListOption{client.InNamespace(r.Scope.Namespace), client.MatchingFields{reportIndex: key.String()}}
 	lists := []client.ObjectList{&l2}
-	if !r.Scope.Layer2Alone {
+	if !r.Scope.Layer2Only {
 		lists = append(lists, &bgp)
 	}
 	for _, list := range lists {
@@ -185,7 +185,7 @@ func (r *Announced) Forecast(ctx context.Context, s *corev1.Service, assigned []
 		return none, false
 	}
 	v := view.FromService(s)
-	v.Assigned = assigned
+	v.AssignedAddresses = assigned
 	if reported, err := r.reports(ctx, client.ObjectKeyFromObject(s)); err != nil || reported.announced() {
 		return none, false
 	}
@@ -206,14 +206,14 @@ func (r *Announced) configuration(ctx context.Context) (*snapshot.Snapshot, []sn
 	if begun.Before(r.fresh) {
 		return r.known, r.nodes, nil
 	}
-	o, err := r.Scope.Read(ctx, r.Client)
+	o, err := r.Scope.ReadObjects(ctx, r.Client)
 	if err != nil {
 		return nil, nil, err
 	}
-	if o.Nodes, err = configuration.Nodes(ctx, r.Client); err != nil {
+	if o.Nodes, err = configuration.ReadNodes(ctx, r.Client); err != nil {
 		return nil, nil, err
 	}
-	o.Last = r.known // what an edit broke is announced on, as it last was
+	o.Previous = r.known // what an edit broke is announced on, as it last was
 	r.known, _ = snapshot.Build(o)
 	r.nodes = o.Nodes
 	now := r.Now()
@@ -235,8 +235,8 @@ func (r *Announced) why(ctx context.Context, s *corev1.Service, v *view.Service)
 	if err := r.Client.List(ctx, &endpoints, client.InNamespace(s.Namespace), match); err != nil {
 		return "", "", fmt.Errorf("reading the endpoints of Service %s: %w", v.Key, err)
 	}
-	e := view.FromSlices(v.Key, endpoints.Items)
-	if !e.Serving {
+	e := view.FromEndpointSlices(v.Key, endpoints.Items)
+	if !e.AnyServing {
 		return names.ReasonNoEndpoints, "no endpoint of the Service can serve: check its selector and whether its Pods are ready", nil
 	}
 	text := fmt.Sprintf("no speaker reports that it announces the Service: check that speakers run on the selected nodes (kubectl get pods,speakerstatuses -n %s), that no NetworkUnavailable is among the conditions of those nodes", r.Scope.Namespace)
@@ -249,16 +249,16 @@ func (r *Announced) why(ctx context.Context, s *corev1.Service, v *view.Service)
 // onlyOn returns the interfaces that the advertisements limit the Service to; none when one of them does not.
 func onlyOn(s *snapshot.Snapshot, v *view.Service) []string {
 	var links []string
-	pools := s.PoolsOf(v.PoolRecorded, v.Assigned...)
+	pools := s.PoolsOfAddresses(v.RecordedPool, v.AssignedAddresses...)
 	selects := func(names []string, services []labels.Selector) bool {
-		return snapshot.Matches(services, v.Labels) && slices.ContainsFunc(pools, func(p *snapshot.Pool) bool { return slices.Contains(names, p.Name) })
+		return snapshot.SelectorsMatch(services, v.Labels) && slices.ContainsFunc(pools, func(p *snapshot.Pool) bool { return slices.Contains(names, p.Name) })
 	}
-	for _, ad := range s.BGPAds {
+	for _, ad := range s.BGPAdvertisements {
 		if selects(ad.Pools, ad.ServiceSelectors) {
 			return nil
 		}
 	}
-	for _, ad := range s.L2Ads {
+	for _, ad := range s.L2Advertisements {
 		if !selects(ad.Pools, ad.ServiceSelectors) {
 			continue
 		}
@@ -274,8 +274,8 @@ func onlyOn(s *snapshot.Snapshot, v *view.Service) []string {
 // unadvertised says which selector keeps every node from announcing the Service; empty when an advertisement fits.
 func unadvertised(s *snapshot.Snapshot, v *view.Service, nodes []snapshot.Node) (names.Reason, string) {
 	var own []string
-	for _, a := range v.Assigned {
-		pools := s.PoolsOf(v.PoolRecorded, a)
+	for _, a := range v.AssignedAddresses {
+		pools := s.PoolsOfAddresses(v.RecordedPool, a)
 		if pools == nil {
 			return names.ReasonAddressOutsidePools, fmt.Sprintf("the address %s is in no IPAddressPool any more: add it to one, or give it back", a)
 		}
@@ -285,12 +285,12 @@ func unadvertised(s *snapshot.Snapshot, v *view.Service, nodes []snapshot.Node) 
 	}
 	covered, onNode, excluded := false, false, false
 	look := func(pools []string, services, selectors []labels.Selector) (selected bool) {
-		if !slices.ContainsFunc(own, func(name string) bool { return slices.Contains(pools, name) }) || !snapshot.Matches(services, v.Labels) {
+		if !slices.ContainsFunc(own, func(name string) bool { return slices.Contains(pools, name) }) || !snapshot.SelectorsMatch(services, v.Labels) {
 			return false
 		}
 		covered = true
 		for _, n := range nodes {
-			if !snapshot.Matches(selectors, n.Labels) {
+			if !snapshot.SelectorsMatch(selectors, n.Labels) {
 				continue
 			}
 			if _, out := n.Labels[names.LabelExcludeNode]; out {
@@ -302,12 +302,12 @@ func unadvertised(s *snapshot.Snapshot, v *view.Service, nodes []snapshot.Node) 
 		return true
 	}
 	heard := false // by anybody
-	for _, ad := range s.L2Ads {
+	for _, ad := range s.L2Advertisements {
 		heard = look(ad.Pools, ad.ServiceSelectors, ad.NodeSelectors) || heard
 	}
 	routedAlone := !covered
-	var ads []*snapshot.BGPAd // that select it
-	for _, ad := range s.BGPAds {
+	var ads []*snapshot.BGPAdvertisement // that select it
+	for _, ad := range s.BGPAdvertisements {
 		to := slices.ContainsFunc(s.Peers, func(p *snapshot.Peer) bool { return len(ad.Peers) == 0 || slices.Contains(ad.Peers, p.Name) })
 		if look(ad.Pools, ad.ServiceSelectors, ad.NodeSelectors) {
 			ads = append(ads, ad)
@@ -324,7 +324,7 @@ func unadvertised(s *snapshot.Snapshot, v *view.Service, nodes []snapshot.Node) 
 	case !heard:
 		return names.ReasonNoPeers, "the BGPAdvertisements that select the Service have no BGPPeer to announce it to: create one, or correct their spec.peers"
 	case routedAlone:
-		return snapshot.Together(ads, v.Assigned, nodes)
+		return snapshot.FindAdvertisementConflict(ads, v.AssignedAddresses, nodes)
 	}
 	return "", ""
 }

@@ -22,9 +22,9 @@ import (
 // Live and EachLive return was true when it was asked. An in-memory one is in package memory.
 type API interface {
 	// Cached returns a Service, nil when the cache has none.
-	Cached(context.Context, view.Key) (*corev1.Service, error)
+	Cached(context.Context, view.ObjectKey) (*corev1.Service, error)
 	// Live returns a Service, nil when there is none.
-	Live(context.Context, view.Key) (*corev1.Service, error)
+	Live(context.Context, view.ObjectKey) (*corev1.Service, error)
 	// EachLive calls visit for every Service of one moment.
 	EachLive(ctx context.Context, visit func(*corev1.Service)) error
 	// Pools returns the pools, the reservations, and the namespaces that they may select.
@@ -65,16 +65,16 @@ var _ API = (*Cluster)(nil)
 const pageSize = 1000
 
 // Cached implements API.
-func (c *Cluster) Cached(ctx context.Context, k view.Key) (*corev1.Service, error) {
+func (c *Cluster) Cached(ctx context.Context, k view.ObjectKey) (*corev1.Service, error) {
 	return service(ctx, c.Client, k)
 }
 
 // Live implements API.
-func (c *Cluster) Live(ctx context.Context, k view.Key) (*corev1.Service, error) {
+func (c *Cluster) Live(ctx context.Context, k view.ObjectKey) (*corev1.Service, error) {
 	return service(ctx, c.Reader, k)
 }
 
-func service(ctx context.Context, r client.Reader, k view.Key) (*corev1.Service, error) {
+func service(ctx context.Context, r client.Reader, k view.ObjectKey) (*corev1.Service, error) {
 	var s corev1.Service
 	err := r.Get(ctx, client.ObjectKey{Namespace: k.Namespace, Name: k.Name}, &s)
 	if apierrors.IsNotFound(err) {
@@ -113,7 +113,7 @@ func (c *Cluster) Pools(ctx context.Context) (snapshot.Objects, error) {
 	if err := c.Client.List(ctx, &reservations, client.InNamespace(c.Namespace)); err != nil {
 		return snapshot.Objects{}, fmt.Errorf("reading the reservations: %w", err)
 	}
-	namespaces, err := configuration.Namespaces(ctx, c.Client)
+	namespaces, err := configuration.ReadNamespaces(ctx, c.Client)
 	return snapshot.Objects{Pools: pools.Items, Reservations: reservations.Items, Namespaces: namespaces}, err
 }
 

@@ -86,7 +86,7 @@ func balanced(name string) *corev1.Service {
 	}
 }
 
-func key(name string) view.Key { return view.Key{Namespace: "default", Name: name} }
+func key(name string) view.ObjectKey { return view.ObjectKey{Namespace: "default", Name: name} }
 
 func addressesOf(texts ...string) []netip.Addr {
 	var out []netip.Addr

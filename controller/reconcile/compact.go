@@ -31,12 +31,12 @@ func Compact(o any) (any, error) {
 	}
 	old := s.ObjectMeta
 	s.ObjectMeta = metav1.ObjectMeta{
-		Namespace: view.Share(old.Namespace), Name: old.Name, UID: old.UID, ResourceVersion: old.ResourceVersion, Generation: old.Generation,
+		Namespace: view.Intern(old.Namespace), Name: old.Name, UID: old.UID, ResourceVersion: old.ResourceVersion, Generation: old.Generation,
 		CreationTimestamp: old.CreationTimestamp, DeletionTimestamp: old.DeletionTimestamp,
 	}
 	for k, v := range old.Annotations {
 		if slices.Contains(domains, domain(k)) {
-			metav1.SetMetaDataAnnotation(&s.ObjectMeta, view.Share(k), v)
+			metav1.SetMetaDataAnnotation(&s.ObjectMeta, view.Intern(k), v)
 		}
 	}
 	spec := s.Spec
@@ -47,22 +47,22 @@ func Compact(o any) (any, error) {
 	if len(old.Labels) > 0 {
 		s.Labels = make(map[string]string, len(old.Labels))
 		for k, v := range old.Labels {
-			s.Labels[view.Share(k)] = v
+			s.Labels[view.Intern(k)] = v
 		}
 	}
 	if from, ok := s.Annotations[names.AnnotationFromPool]; ok {
-		s.Annotations[names.AnnotationFromPool] = view.Share(from)
+		s.Annotations[names.AnnotationFromPool] = view.Intern(from)
 	}
 	if s.Spec.ClusterIPs = spec.ClusterIPs; len(spec.ClusterIPs) == 0 {
 		s.Spec.ClusterIP = spec.ClusterIP
 	}
 	s.Spec.LoadBalancerIP = spec.LoadBalancerIP
 	s.Spec.IPFamilies = spec.IPFamilies
-	s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicy(view.Share(string(spec.ExternalTrafficPolicy)))
+	s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicy(view.Intern(string(spec.ExternalTrafficPolicy)))
 	if p := spec.IPFamilyPolicy; p != nil && *p != corev1.IPFamilyPolicySingleStack { // absent means the same
 		s.Spec.IPFamilyPolicy = p
 	}
-	if v := view.FromService(s); v.SharingPresent { // the rest of them share with nobody
+	if v := view.FromService(s); v.HasSharingAnnotation { // the rest of them share with nobody
 		s.Spec.Selector = maps.Clone(spec.Selector)
 		for _, p := range spec.Ports {
 			s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Protocol: p.Protocol, Port: p.Port})
@@ -70,7 +70,7 @@ func Compact(o any) (any, error) {
 	}
 	for i := range s.Status.Conditions {
 		c := &s.Status.Conditions[i]
-		c.Type, c.Status, c.Reason = view.Share(c.Type), metav1.ConditionStatus(view.Share(string(c.Status))), view.Share(c.Reason)
+		c.Type, c.Status, c.Reason = view.Intern(c.Type), metav1.ConditionStatus(view.Intern(string(c.Status))), view.Intern(c.Reason)
 	}
 	return s, nil
 }
@@ -83,7 +83,7 @@ func CompactSlice(o any) (any, error) {
 		s.Labels = map[string]string{discoveryv1.LabelServiceName: service}
 		s.Ports = nil
 		able := slices.IndexFunc(s.Endpoints, func(e discoveryv1.Endpoint) bool {
-			return view.FromSlices(view.Key{}, []discoveryv1.EndpointSlice{{Endpoints: []discoveryv1.Endpoint{e}}}).Serving
+			return view.FromEndpointSlices(view.ObjectKey{}, []discoveryv1.EndpointSlice{{Endpoints: []discoveryv1.Endpoint{e}}}).AnyServing
 		})
 		if able < 0 {
 			s.Endpoints = nil

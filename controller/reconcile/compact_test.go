@@ -57,8 +57,8 @@ func TestTheCacheKeepsWhatDecidesAndWhatIsWritten(t *testing.T) {
 				t.Fatal(err)
 			}
 			want, got := view.FromService(whole), view.FromService(o)
-			if !want.SharingPresent { // then nothing hangs on these
-				want.Ports, want.Selector = nil, ""
+			if !want.HasSharingAnnotation { // then nothing hangs on these
+				want.Ports, want.PodSelector = nil, ""
 			}
 			if d := cmp.Diff(want, got, cmp.Comparer(func(a, b fmt.Stringer) bool { return a.String() == b.String() })); d != "" {
 				t.Errorf("what is seen has changed (-whole +kept):\n%s", d)

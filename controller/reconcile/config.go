@@ -33,7 +33,7 @@ func (r *Services) readConfiguration(ctx context.Context) (configurationState, e
 	if err != nil {
 		return configurationState{}, err
 	}
-	o.Last = r.config.snapshot
+	o.Previous = r.config.snapshot
 	c := configurationState{read: time.Now()}
 	c.snapshot, c.problems = snapshot.Build(o)
 	return c, nil
@@ -72,7 +72,7 @@ func (r *Services) reconfigure(ctx context.Context) {
 }
 
 // valid returns the condition that says whether an object has Problems.
-func valid(o snapshot.Object, generation int64, problems []snapshot.Problem) metav1.Condition {
+func valid(o snapshot.ObjectReference, generation int64, problems []snapshot.Problem) metav1.Condition {
 	cond := metav1.Condition{
 		Type: names.ConditionValid, Status: metav1.ConditionTrue, ObservedGeneration: generation,
 		Reason: string(names.ReasonValid), Message: "the object is understood as it stands",
@@ -88,7 +88,7 @@ func valid(o snapshot.Object, generation int64, problems []snapshot.Problem) met
 		texts = append(texts, p.Text)
 	}
 	if len(texts) > 0 {
-		cond.Message = configuration.Summary(texts, "; ", "they show when these are gone")
+		cond.Message = configuration.SummarizeTexts(texts, "; ", "they show when these are gone")
 	}
 	return cond
 }
@@ -134,14 +134,14 @@ func (r *Services) count(ctx context.Context) {
 }
 
 func (r *Services) countPool(p *v1beta1.IPAddressPool) {
-	parsed := r.config.snapshot.Pool(p.Name)
+	parsed := r.config.snapshot.PoolByName(p.Name)
 	if parsed == nil { // younger than what we know: it will be told
 		return
 	}
 	u := r.ledger.Usage(parsed, r.config.snapshot)
 	after := v1beta1.IPAddressPoolStatus{
 		AssignedIPv4: u.AssignedIPv4, AssignedIPv6: u.AssignedIPv6, AvailableIPv4: u.AvailableIPv4, AvailableIPv6: u.AvailableIPv6,
-		Gantry: setCondition(p.Status.Gantry, valid(snapshot.Object{Kind: "IPAddressPool", Namespace: p.Namespace, Name: p.Name}, p.Generation, r.config.problems)),
+		Gantry: setCondition(p.Status.Gantry, valid(snapshot.ObjectReference{Kind: "IPAddressPool", Namespace: p.Namespace, Name: p.Name}, p.Generation, r.config.problems)),
 	}
 	if equality.Semantic.DeepEqual(p.Status, after) {
 		return

@@ -40,9 +40,9 @@ func (r *Configuration) Setup(mgr ctrl.Manager) error {
 	})
 	b := ctrl.NewControllerManagedBy(mgr).Named("configuration").
 		Watches(&v1beta1.ConfigurationState{}, whole, builder.WithPredicates(named(names.ComponentController))).
-		WatchesMetadata(configuration.Metadata("Node"), whole, builder.WithPredicates(labelChanges())).
-		WatchesMetadata(configuration.Metadata("Namespace"), whole, builder.WithPredicates(labelChanges()))
-	for _, k := range r.Scope.Kinds() {
+		WatchesMetadata(configuration.NewMetadataObject("Node"), whole, builder.WithPredicates(labelChanges())).
+		WatchesMetadata(configuration.NewMetadataObject("Namespace"), whole, builder.WithPredicates(labelChanges()))
+	for _, k := range r.Scope.WatchedKinds() {
 		b = b.Watches(k, whole)
 	}
 	if err := b.Complete(r); err != nil {
@@ -61,13 +61,13 @@ func named(name string) predicate.Predicate {
 
 // Reconcile looks at the whole configuration. Every object is tried; what failed is tried again.
 func (r *Configuration) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
-	o, err := r.Scope.Read(ctx, r.Client)
+	o, err := r.Scope.ReadObjects(ctx, r.Client)
 	if err != nil {
 		return ctrl.Result{}, err
 	}
 	var errNodes, errNamespaces error
-	o.Nodes, errNodes = configuration.Nodes(ctx, r.Client)
-	o.Namespaces, errNamespaces = configuration.Namespaces(ctx, r.Client)
+	o.Nodes, errNodes = configuration.ReadNodes(ctx, r.Client)
+	o.Namespaces, errNamespaces = configuration.ReadNamespaces(ctx, r.Client)
 	if err := errors.Join(errNodes, errNamespaces); err != nil {
 		return ctrl.Result{}, err
 	}
@@ -75,8 +75,8 @@ func (r *Configuration) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Res
 	if r.Observe != nil {
 		r.Observe(problems)
 	}
-	state := configuration.State{Component: names.ComponentController, Namespace: r.Scope.Namespace}
-	errs := []error{state.Write(ctx, r.Client, problems)}
+	state := configuration.StateWriter{Component: names.ComponentController, Namespace: r.Scope.Namespace}
+	errs := []error{state.WriteState(ctx, r.Client, problems)}
 	for _, c := range conditioned(&o) {
 		errs = append(errs, r.write(ctx, c, problems))
 	}
@@ -109,8 +109,8 @@ func conditioned(o *snapshot.Objects) []object {
 		x := o.Communities[i].DeepCopy()
 		out = append(out, object{x, "Community", func() *[]metav1.Condition { return ours(&x.Status.Gantry) }})
 	}
-	for i := range o.Peers {
-		x := o.Peers[i].DeepCopy()
+	for i := range o.BGPPeers {
+		x := o.BGPPeers[i].DeepCopy()
 		out = append(out, object{x, "BGPPeer", func() *[]metav1.Condition {
 			if x.Status.Gantry == nil {
 				x.Status.Gantry = &v1beta2.ObjectStatus{}
@@ -134,7 +134,7 @@ func (r *Configuration) write(ctx context.Context, o object, problems []snapshot
 	if !ok {
 		return fmt.Errorf("copying %s %q: it is no object", o.kind, o.GetName())
 	}
-	c := valid(snapshot.Object{Kind: o.kind, Namespace: o.GetNamespace(), Name: o.GetName()}, o.GetGeneration(), problems)
+	c := valid(snapshot.ObjectReference{Kind: o.kind, Namespace: o.GetNamespace(), Name: o.GetName()}, o.GetGeneration(), problems)
 	if !meta.SetStatusCondition(o.conditions(), c) || equality.Semantic.DeepEqual(before, o.Object) {
 		return nil
 	}

@@ -52,7 +52,7 @@ func eventOf(v *view.Service, d allocate.Decision) (kind, reason string) {
 	switch {
 	case d.Reason == names.ReasonNoClusterIP:
 		return corev1.EventTypeWarning, names.EventNoClusterIPs
-	case d.Reason == names.ReasonFamilyMismatch && v.FamilyPolicy == view.RequireDualStack && len(v.Families()) < 2:
+	case d.Reason == names.ReasonFamilyMismatch && v.FamilyPolicy == view.RequireDualStack && len(v.ClusterIPFamilies()) < 2:
 		return corev1.EventTypeWarning, names.EventNotEnoughClusterIPs
 	case d.Reason == names.ReasonAssigned:
 		return corev1.EventTypeNormal, names.EventAllocated

@@ -20,7 +20,7 @@ type inbox struct {
 	// that a new Service does not wait behind all the others.
 	changed, later queue
 	// gone are the UIDs of Services that the cache saw deleted and that were not taken yet.
-	gone map[view.Key]types.UID
+	gone map[view.ObjectKey]types.UID
 	// config says that the configuration changed, status that somebody wrote the status of a configuration object.
 	config, status bool
 	// answers says that AddressProbes changed.
@@ -29,22 +29,22 @@ type inbox struct {
 
 // queue is a list of Services without doubles.
 type queue struct {
-	keys []view.Key
-	has  map[view.Key]struct{}
+	keys []view.ObjectKey
+	has  map[view.ObjectKey]struct{}
 }
 
-func (q *queue) add(k view.Key) {
+func (q *queue) add(k view.ObjectKey) {
 	if _, double := q.has[k]; double {
 		return
 	}
 	if q.has == nil {
-		q.has = map[view.Key]struct{}{}
+		q.has = map[view.ObjectKey]struct{}{}
 	}
 	q.has[k] = struct{}{}
 	q.keys = append(q.keys, k)
 }
 
-func (q *queue) take(n int) []view.Key {
+func (q *queue) take(n int) []view.ObjectKey {
 	n = min(n, len(q.keys))
 	out := q.keys[:n:n]
 	q.keys = q.keys[n:]
@@ -55,7 +55,7 @@ func (q *queue) take(n int) []view.Key {
 }
 
 func newInbox() *inbox {
-	return &inbox{signal: make(chan struct{}, 1), gone: map[view.Key]types.UID{}}
+	return &inbox{signal: make(chan struct{}, 1), gone: map[view.ObjectKey]types.UID{}}
 }
 
 func (b *inbox) begin() {
@@ -73,7 +73,7 @@ func (b *inbox) poke() {
 }
 
 // add takes in Services that changed.
-func (b *inbox) add(keys ...view.Key) {
+func (b *inbox) add(keys ...view.ObjectKey) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !b.open {
@@ -86,7 +86,7 @@ func (b *inbox) add(keys ...view.Key) {
 }
 
 // addLater takes in Services that something else may concern.
-func (b *inbox) addLater(keys ...view.Key) {
+func (b *inbox) addLater(keys ...view.ObjectKey) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, k := range keys {
@@ -96,7 +96,7 @@ func (b *inbox) addLater(keys ...view.Key) {
 }
 
 // deleted takes in a Service that the cache saw deleted: this very one, whatever comes under its name.
-func (b *inbox) deleted(k view.Key, uid types.UID) {
+func (b *inbox) deleted(k view.ObjectKey, uid types.UID) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !b.open {
@@ -151,7 +151,7 @@ func (b *inbox) takeRecount() bool {
 
 // letter is a Service to look at; gone is the UID under which it was seen to be deleted, if it was.
 type letter struct {
-	view.Key
+	view.ObjectKey
 	gone types.UID
 }
 
@@ -173,10 +173,10 @@ func (b *inbox) take(n int) []letter {
 func (b *inbox) back(l letter) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if _, newer := b.gone[l.Key]; l.gone != "" && !newer {
-		b.gone[l.Key] = l.gone
+	if _, newer := b.gone[l.ObjectKey]; l.gone != "" && !newer {
+		b.gone[l.ObjectKey] = l.gone
 	}
-	b.changed.add(l.Key)
+	b.changed.add(l.ObjectKey)
 	b.poke()
 }
 

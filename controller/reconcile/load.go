@@ -56,10 +56,10 @@ func (r *Services) load(ctx context.Context) error {
 		return err
 	}
 	var claimants []claimant
-	seen := map[view.Key]*record{}
-	versions := map[view.Key]string{}
+	seen := map[view.ObjectKey]*record{}
+	versions := map[view.ObjectKey]string{}
 	open := fence.New(intents)
-	shown := map[view.Key]struct{}{} // the Services that the object shows
+	shown := map[view.ObjectKey]struct{}{} // the Services that the object shows
 	for _, i := range intents {
 		shown[i.Service] = struct{}{}
 	}
@@ -80,7 +80,7 @@ func (r *Services) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	left := open.Review(func(k view.Key) (string, bool) { v, ok := versions[k]; return v, ok })
+	left := open.Review(func(k view.ObjectKey) (string, bool) { v, ok := versions[k]; return v, ok })
 	r.recall(memory)
 	r.config, r.epoch = config, r.epoch+1
 	r.ledger.Follow(config.snapshot)
@@ -94,7 +94,7 @@ func (r *Services) load(ctx context.Context) error {
 
 // adopt takes over what was read of each Service. What waited for the AddressLedger is decided again; what is under way goes on,
 // since its Intent is among those that were read.
-func (r *Services) adopt(seen map[view.Key]*record) {
+func (r *Services) adopt(seen map[view.ObjectKey]*record) {
 	for _, w := range r.journal.staged {
 		r.records[w.v.Key].busy = false
 	}
@@ -117,7 +117,7 @@ func (r *Services) adopt(seen map[view.Key]*record) {
 
 // claimant is a Service as far as it has to be known when the Ledger is built: small, because all are there at once.
 type claimant struct {
-	view.Key
+	view.ObjectKey
 	created  int64
 	assigned []netip.Addr
 	pool     string
@@ -126,9 +126,9 @@ type claimant struct {
 }
 
 func claimantOf(v *view.Service) claimant {
-	c := claimant{Key: view.Key{Namespace: view.Share(v.Key.Namespace), Name: v.Key.Name}, created: v.Created, assigned: v.Assigned, pool: view.Share(v.PoolRecorded)}
+	c := claimant{ObjectKey: view.ObjectKey{Namespace: view.Intern(v.Key.Namespace), Name: v.Key.Name}, created: v.CreatedUnix, assigned: v.AssignedAddresses, pool: view.Intern(v.RecordedPool)}
 	if v.SharingKey != "" {
-		c.shares = &view.Service{SharingKey: v.SharingKey, Ports: v.Ports, Local: v.Local, Selector: v.Selector}
+		c.shares = &view.Service{SharingKey: v.SharingKey, Ports: v.Ports, LocalTrafficPolicy: v.LocalTrafficPolicy, PodSelector: v.PodSelector}
 	}
 	return c
 }
@@ -139,45 +139,45 @@ func (c *claimant) service() view.Service {
 	if c.shares != nil {
 		v = *c.shares
 	}
-	v.Key, v.Created, v.Assigned, v.PoolRecorded = c.Key, c.created, c.assigned, c.pool
+	v.Key, v.CreatedUnix, v.AssignedAddresses, v.RecordedPool = c.ObjectKey, c.created, c.assigned, c.pool
 	return v
 }
 
 // claimAll records what the Services hold: by their status, and by Intents that may still arrive. Those without an address are
 // looked at first.
 func (r *Services) claimAll(all []claimant, left []fence.Intent) {
-	suspect := func(k view.Key) int {
+	suspect := func(k view.ObjectKey) int {
 		if _, is := r.suspects[k]; is {
 			return 1
 		}
 		return 0
 	}
 	slices.SortFunc(all, func(a, b claimant) int {
-		return cmp.Or(cmp.Compare(suspect(a.Key), suspect(b.Key)), cmp.Compare(a.created, b.created), a.Key.Compare(b.Key))
+		return cmp.Or(cmp.Compare(suspect(a.ObjectKey), suspect(b.ObjectKey)), cmp.Compare(a.created, b.created), a.ObjectKey.Compare(b.ObjectKey))
 	})
-	intents := map[view.Key][]netip.Addr{}
+	intents := map[view.ObjectKey][]netip.Addr{}
 	for _, i := range left {
 		intents[i.Service] = i.Addresses
 	}
 	for i := range all {
 		c := &all[i]
-		c.assigned = union(c.assigned, intents[c.Key])
+		c.assigned = union(c.assigned, intents[c.ObjectKey])
 		if len(c.assigned) == 0 {
-			r.inbox.add(c.Key)
+			r.inbox.add(c.ObjectKey)
 			continue
 		}
 		v := c.service()
 		r.claim(&v)
-		r.inbox.addLater(c.Key)
+		r.inbox.addLater(c.ObjectKey)
 	}
 	clear(r.suspects)
 }
 
 // claim records the addresses in a Service's status, as far as nobody else holds them.
 func (r *Services) claim(v *view.Service) {
-	free := slices.DeleteFunc(slices.Clone(v.Assigned), func(a netip.Addr) bool { return !r.ledger.Usable(a, v) })
+	free := slices.DeleteFunc(slices.Clone(v.AssignedAddresses), func(a netip.Addr) bool { return !r.ledger.Usable(a, v) })
 	if len(free) > 0 {
-		r.ledger.Commit(v, free, v.PoolRecorded)
+		r.ledger.Commit(v, free, v.RecordedPool)
 	}
 }
 
@@ -185,7 +185,7 @@ func (r *Services) claim(v *view.Service) {
 func intentsOf(l *v1alpha1.AddressLedger) ([]fence.Intent, error) {
 	var out []fence.Intent
 	for _, p := range l.Spec.Pending {
-		i := fence.Intent{Service: view.Key{Namespace: p.Namespace, Name: p.Name}, Base: p.Base}
+		i := fence.Intent{Service: view.ObjectKey{Namespace: p.Namespace, Name: p.Name}, Base: p.Base}
 		for _, text := range p.Addresses {
 			a, err := netip.ParseAddr(text)
 			if err != nil {
@@ -213,7 +213,7 @@ func pendingOf(intents []fence.Intent) []v1alpha1.PendingAssignment {
 }
 
 // ours says whether the Service is ours to serve.
-func (r *Services) ours(v *view.Service) bool { return v.LoadBalancer && v.Class == r.Class }
+func (r *Services) ours(v *view.Service) bool { return v.IsLoadBalancer && v.Class == r.Class }
 
 // ledgerName is how the AddressLedger is called in messages.
 func (r *Services) ledgerName() string { return r.Namespace + "/" + names.AddressLedger }

@@ -18,30 +18,30 @@ import (
 
 // look decides what becomes of one Service. One whose write is under way is looked at when that has ended.
 func (r *Services) look(ctx context.Context, l letter) {
-	rec := r.records[l.Key]
+	rec := r.records[l.ObjectKey]
 	if rec != nil && rec.busy {
 		rec.again = true
 		return
 	}
-	s, err := r.API.Cached(ctx, l.Key)
+	s, err := r.API.Cached(ctx, l.ObjectKey)
 	if err != nil {
-		r.problem(l.Key, err, lastDelay)
-		r.lookAfter(l.Key, lastDelay)
+		r.problem(l.ObjectKey, err, lastDelay)
+		r.lookAfter(l.ObjectKey, lastDelay)
 		return
 	}
 	switch {
 	case s == nil && rec == nil:
 		return
 	case s == nil && l.gone == rec.uid:
-		r.release(l.Key, "the Service is gone")
+		r.release(l.ObjectKey, "the Service is gone")
 		return
 	case s == nil:
-		r.confirm(l.Key, rec)
+		r.confirm(l.ObjectKey, rec)
 		return
 	case rec != nil && versionOf(s.ResourceVersion) < rec.version:
 		return // the cache is behind; the event that it owes us brings us back
 	case rec != nil && rec.uid != s.UID:
-		r.release(l.Key, "the Service was made anew under the same name")
+		r.release(l.ObjectKey, "the Service was made anew under the same name")
 		rec = nil
 	}
 	if rec != nil && rec.refused == s.ResourceVersion && time.Now().Before(rec.retry) {
@@ -54,13 +54,13 @@ func (r *Services) look(ctx context.Context, l letter) {
 	}
 	if rec == nil {
 		rec = &record{uid: s.UID, version: versionOf(s.ResourceVersion)}
-		r.records[l.Key] = rec
+		r.records[l.ObjectKey] = rec
 	}
 	if now := sharing(&v); now != rec.sharing { // who waits to share with it may try again
 		rec.sharing, r.wakePending = now, r.wakePending || rec.sharing != ""
 	}
 	if !r.observe(&v, rec, versionOf(s.ResourceVersion)) {
-		r.doubted(l.Key)
+		r.doubted(l.ObjectKey)
 		return
 	}
 	r.carryOut(ctx, s, &v, allocate.Decide(&v, r.ledger, r.config.snapshot))
@@ -71,16 +71,16 @@ func sharing(v *view.Service) string {
 	if v.SharingKey == "" {
 		return ""
 	}
-	return fmt.Sprint(v.SharingKey, v.Ports, v.Local, v.Selector)
+	return fmt.Sprint(v.SharingKey, v.Ports, v.LocalTrafficPolicy, v.PodSelector)
 }
 
 // lookAfter has a Service looked at after d.
-func (r *Services) lookAfter(k view.Key, d time.Duration) {
+func (r *Services) lookAfter(k view.ObjectKey, d time.Duration) {
 	time.AfterFunc(d, func() { r.inbox.add(k) })
 }
 
 // confirm asks the API server itself about a Service before what it holds is given up.
-func (r *Services) confirm(k view.Key, rec *record) {
+func (r *Services) confirm(k view.ObjectKey, rec *record) {
 	rec.busy = true
 	r.start(&confirm{key: k, epoch: r.epoch})
 }
@@ -109,7 +109,7 @@ func (r *Services) confirmed(c *confirm, now *corev1.Service, err error) {
 }
 
 // free ends that a Service is busy; news that came meanwhile are looked at next.
-func (r *Services) free(k view.Key) *record {
+func (r *Services) free(k view.ObjectKey) *record {
 	rec := r.records[k]
 	rec.busy = false
 	if rec.again {
@@ -129,7 +129,7 @@ func (r *Services) observe(v *view.Service, rec *record, version uint64) bool {
 	}
 	held, _ := r.ledger.Held(v.Key)
 	// The pool's name counts where no pool has the addresses any more: it is only known from who wrote it.
-	if len(v.Assigned) > 0 && (!slices.Equal(v.Assigned, held.Addresses) || v.PoolRecorded != "" && v.PoolRecorded != held.Pool) {
+	if len(v.AssignedAddresses) > 0 && (!slices.Equal(v.AssignedAddresses, held.Addresses) || v.RecordedPool != "" && v.RecordedPool != held.Pool) {
 		r.claim(v)
 	}
 	return true
@@ -137,12 +137,12 @@ func (r *Services) observe(v *view.Service, rec *record, version uint64) bool {
 
 // clashes says whether the status has an address that is another's, as far as the Ledger knows.
 func (r *Services) clashes(v *view.Service) bool {
-	return slices.ContainsFunc(v.Assigned, func(a netip.Addr) bool { return !r.ledger.Usable(a, v) })
+	return slices.ContainsFunc(v.AssignedAddresses, func(a netip.Addr) bool { return !r.ledger.Usable(a, v) })
 }
 
 // doubted has the Ledger built anew. If the Service has no right to the address then either, it is the one that loses it: its own
 // edit broke the right to share.
-func (r *Services) doubted(k view.Key) {
+func (r *Services) doubted(k view.ObjectKey) {
 	r.Log.Info("a Service has an address that another has, as far as is known; reading everything again", "service", k.String())
 	r.suspects[k] = struct{}{}
 	r.inbox.add(k)
@@ -182,7 +182,7 @@ func (r *Services) carryOut(ctx context.Context, s *corev1.Service, v *view.Serv
 		r.ledger.Commit(v, union(w.held.Addresses, d.Addresses), w.pool)
 	}
 	r.records[v.Key].busy = true
-	if len(union(v.Assigned, d.Addresses)) > len(v.Assigned) {
+	if len(union(v.AssignedAddresses, d.Addresses)) > len(v.AssignedAddresses) {
 		r.journal.staged = append(r.journal.staged, w)
 		return
 	}
@@ -284,15 +284,15 @@ func (r *Services) revert(w *write, now *corev1.Service) {
 		return
 	}
 	before, _ := r.ledger.Held(v.Key)
-	r.ledger.Commit(&v, v.Assigned, v.PoolRecorded)
-	if len(before.Addresses) > len(v.Assigned) {
+	r.ledger.Commit(&v, v.AssignedAddresses, v.RecordedPool)
+	if len(before.Addresses) > len(v.AssignedAddresses) {
 		r.wakePending = true
 	}
 	r.pending[w.v.Key] = struct{}{}
 }
 
 // release frees what a Service held and lets those that wait try again.
-func (r *Services) release(k view.Key, why string) {
+func (r *Services) release(k view.ObjectKey, why string) {
 	delete(r.pending, k)
 	delete(r.records, k)
 	r.journal.fence.Settle(k, "")
@@ -306,7 +306,7 @@ func (r *Services) release(k view.Key, why string) {
 // what it held from us is taken back; one that never was ours is left alone.
 func (r *Services) dismiss(s *corev1.Service, v *view.Service) {
 	rec := r.records[v.Key]
-	if rec == nil && (v.LoadBalancer || !marked(s)) {
+	if rec == nil && (v.IsLoadBalancer || !marked(s)) {
 		return
 	}
 	w := &write{v: *v, before: s, epoch: r.epoch, dismissed: true}
@@ -325,8 +325,8 @@ func (r *Services) dismiss(s *corev1.Service, v *view.Service) {
 }
 
 // sorted returns the keys in order.
-func sorted(keys map[view.Key]struct{}) []view.Key {
-	return slices.SortedFunc(maps.Keys(keys), view.Key.Compare)
+func sorted(keys map[view.ObjectKey]struct{}) []view.ObjectKey {
+	return slices.SortedFunc(maps.Keys(keys), view.ObjectKey.Compare)
 }
 
 // union returns the addresses of both, each once, those of a first.

@@ -30,7 +30,7 @@ func TestMetricsTellFamiliesApart(t *testing.T) {
 	pool.Status.AssignedIPv4, pool.Status.AssignedIPv6, pool.Status.AvailableIPv6 = 4, 1, 1<<63-2
 	other := pool.DeepCopy()
 	other.Namespace = "elsewhere"
-	registry, gauges := prometheus.NewPedanticRegistry(), &configuration.Gauges{}
+	registry, gauges := prometheus.NewPedanticRegistry(), &configuration.LoadMetrics{}
 	m := &Metrics{
 		Reader: fake.NewClientBuilder().WithScheme(scheme).WithObjects(pool, other).Build(), Namespace: names.Namespace,
 		Log: slog.New(slog.DiscardHandler), Registry: registry, More: []prometheus.Collector{gauges},
@@ -67,11 +67,11 @@ func TestMetricsTellFamiliesApart(t *testing.T) {
 	scrape(`metallb_allocator_ipv4_addresses_total{pool="dual"} 4`, `metallb_allocator_ipv4_addresses_in_use_total{pool="dual"} 4`,
 		`metallb_allocator_ipv6_addresses_in_use_total{pool="dual"} 1`, `metallb_allocator_addresses_in_use_total{pool="dual"} 5`,
 		"metallb_k8s_client_config_loaded_bool 0", "metallb_k8s_client_config_stale_bool 0")
-	gauges.Set([]snapshot.Problem{{Reason: names.ReasonUnknownPool}})
+	gauges.RecordProblems([]snapshot.Problem{{Reason: names.ReasonUnknownPool}})
 	scrape("metallb_k8s_client_config_loaded_bool 1", "metallb_k8s_client_config_stale_bool 0")
-	gauges.Set([]snapshot.Problem{{Reason: names.ReasonOverlap}})
+	gauges.RecordProblems([]snapshot.Problem{{Reason: names.ReasonOverlap}})
 	scrape("metallb_k8s_client_config_stale_bool 1")
-	gauges.Set(nil)
+	gauges.RecordProblems(nil)
 	scrape("metallb_k8s_client_config_stale_bool 0")
 	stop()
 	if err := <-done; err != nil {

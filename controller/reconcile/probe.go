@@ -24,7 +24,7 @@ type probes map[netip.Addr]*probe
 
 // probe is an address that is asked for.
 type probe struct {
-	service view.Key
+	service view.ObjectKey
 	// uid is that of the object; what another of its name says is old.
 	uid types.UID
 	// busy says that a write of the object is under way.
@@ -74,12 +74,12 @@ func (r *Services) probe(ctx context.Context) {
 }
 
 // question is the AddressProbe for an address.
-func (r *Services) question(a netip.Addr, k view.Key) *v1alpha1.AddressProbe {
+func (r *Services) question(a netip.Addr, k view.ObjectKey) *v1alpha1.AddressProbe {
 	p := &v1alpha1.AddressProbe{Spec: v1alpha1.AddressProbeSpec{
 		Address: a.String(), Service: v1alpha1.ServiceReference{Namespace: k.Namespace, Name: k.Name},
 	}}
 	p.Name = probeName(a)
-	if pool := r.config.snapshot.PoolFor(a); pool != nil {
+	if pool := r.config.snapshot.PoolContaining(a); pool != nil {
 		p.Spec.Pool = pool.Name
 	}
 	return p
@@ -124,7 +124,7 @@ func (r *Services) quarantine(ctx context.Context, a netip.Addr, o *v1alpha1.Add
 	r.ledger.Answered(a, o.Status.By)
 	r.Log.Warn("somebody on the segment uses an address of a pool; it is in quarantine", "address", a, "pool", o.Spec.Pool, "by", o.Status.By,
 		"node", o.Status.Node, "reason", names.ReasonQuarantined)
-	about := view.Key{Namespace: o.Spec.Service.Namespace, Name: o.Spec.Service.Name}
+	about := view.ObjectKey{Namespace: o.Spec.Service.Namespace, Name: o.Spec.Service.Name}
 	if s, err := r.API.Cached(ctx, about); err == nil && s != nil {
 		r.Tell(s, corev1.EventTypeWarning, names.EventAllocationFailed, string(names.ReasonQuarantined)+": "+o.Status.By+" answered for "+
 			a.String()+" on the segment of node "+o.Status.Node+"; another address is tried")

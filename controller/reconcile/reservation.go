@@ -47,7 +47,7 @@ func (r *Services) keep(o *v1alpha1.AddressReservation) {
 		cond.Status = metav1.ConditionFalse
 	}
 	meta.SetStatusCondition(&after.Conditions, cond)
-	about := snapshot.Object{Kind: "AddressReservation", Namespace: o.Namespace, Name: o.Name}
+	about := snapshot.ObjectReference{Kind: "AddressReservation", Namespace: o.Namespace, Name: o.Name}
 	meta.SetStatusCondition(&after.Conditions, valid(about, o.Generation, r.config.problems))
 	if equality.Semantic.DeepEqual(o.Status, after) {
 		return

@@ -59,11 +59,11 @@ type Services struct {
 	// epoch counts how often the Ledger was built.
 	epoch   int
 	config  configurationState
-	records map[view.Key]*record
+	records map[view.ObjectKey]*record
 	// pending are the Services that do not have what they ask for.
-	pending map[view.Key]struct{}
+	pending map[view.ObjectKey]struct{}
 	// suspects are Services with an address that another had, as far as was known: the last to claim it when the Ledger is built.
-	suspects map[view.Key]struct{}
+	suspects map[view.ObjectKey]struct{}
 	// nextDeadline is when the worker is woken because something that is withheld ends.
 	nextDeadline time.Time
 	// wakePending asks for a look at all of them.
@@ -107,7 +107,7 @@ const batchSize = 64
 func New(o Options) *Services {
 	return &Services{
 		Options: o, inbox: newInbox(), results: make(chan result, maxInFlight+2),
-		probes: probes{}, records: map[view.Key]*record{}, pending: map[view.Key]struct{}{}, suspects: map[view.Key]struct{}{},
+		probes: probes{}, records: map[view.ObjectKey]*record{}, pending: map[view.ObjectKey]struct{}{}, suspects: map[view.ObjectKey]struct{}{},
 	}
 }
 
@@ -216,7 +216,7 @@ func versionOf(text string) uint64 {
 }
 
 // problem logs what went wrong with a Service and when it is tried again.
-func (r *Services) problem(k view.Key, err error, wait time.Duration) {
+func (r *Services) problem(k view.ObjectKey, err error, wait time.Duration) {
 	if errors.Is(err, context.Canceled) {
 		return
 	}

@@ -28,7 +28,7 @@ func (r *Services) Setup(ctx context.Context, mgr manager.Manager) error {
 		{&v1beta1.IPAddressPool{}, r.configEvents()},
 		{&v1alpha1.AddressReservation{}, r.configEvents()},
 		{&v1alpha1.AddressProbe{}, r.probeEvents()},
-		{configuration.Metadata("Namespace"), r.configEvents()},
+		{configuration.NewMetadataObject("Namespace"), r.configEvents()},
 	}
 	for _, f := range feeds {
 		// The API server may be away: mgr waits for the cache when it starts.
@@ -50,7 +50,7 @@ func (r *Services) Setup(ctx context.Context, mgr manager.Manager) error {
 func (r *Services) serviceEvents() cache.ResourceEventHandler {
 	add := func(o any) {
 		if s, ok := o.(*corev1.Service); ok {
-			r.Changed(view.Key{Namespace: s.Namespace, Name: s.Name})
+			r.Changed(view.ObjectKey{Namespace: s.Namespace, Name: s.Name})
 		}
 	}
 	return cache.ResourceEventHandlerFuncs{
@@ -93,11 +93,11 @@ func (r *Services) configEvents() cache.ResourceEventHandler {
 
 // Changed tells the worker that a Service is new or has changed. It may be called from any goroutine, as Deleted and Reconfigured
 // may.
-func (r *Services) Changed(k view.Key) { r.inbox.add(k) }
+func (r *Services) Changed(k view.ObjectKey) { r.inbox.add(k) }
 
 // Deleted tells the worker that this very Service is gone.
 func (r *Services) Deleted(s *corev1.Service) {
-	r.inbox.deleted(view.Key{Namespace: s.Namespace, Name: s.Name}, s.UID)
+	r.inbox.deleted(view.ObjectKey{Namespace: s.Namespace, Name: s.Name}, s.UID)
 }
 
 // Answered tells the worker that AddressProbes changed.

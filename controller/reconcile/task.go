@@ -159,7 +159,7 @@ func (w *write) result(o outcome, now *corev1.Service, err error) result {
 // confirm asks the API server itself whether a Service that the cache does not show, or shows as not ours, is really so, before
 // its addresses are given to another.
 type confirm struct {
-	key   view.Key
+	key   view.ObjectKey
 	epoch int
 }
 

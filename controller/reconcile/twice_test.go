@@ -23,13 +23,13 @@ import (
 // oracle watches every change on the server, slowly and without help from the code that it judges.
 type oracle struct {
 	mu     sync.Mutex // guards all that follows
-	held   map[view.Key]*corev1.Service
-	edited map[view.Key]bool // the user gave a reason to move
+	held   map[view.ObjectKey]*corev1.Service
+	edited map[view.ObjectKey]bool // the user gave a reason to move
 	faults []string
 }
 
 func newOracle() *oracle {
-	return &oracle{held: map[view.Key]*corev1.Service{}, edited: map[view.Key]bool{}}
+	return &oracle{held: map[view.ObjectKey]*corev1.Service{}, edited: map[view.ObjectKey]bool{}}
 }
 
 func addresses(s *corev1.Service) []netip.Addr {
@@ -60,12 +60,12 @@ func (o *oracle) check(before, after *corev1.Service) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if after == nil {
-		k := view.Key{Namespace: before.Namespace, Name: before.Name}
+		k := view.ObjectKey{Namespace: before.Namespace, Name: before.Name}
 		delete(o.held, k)
 		delete(o.edited, k)
 		return
 	}
-	k := view.Key{Namespace: after.Namespace, Name: after.Name}
+	k := view.ObjectKey{Namespace: after.Namespace, Name: after.Name}
 	o.held[k] = after
 	if before != nil && (!reflect.DeepEqual(before.Spec, after.Spec) || !maps.Equal(wishes(before), wishes(after))) {
 		o.edited[k] = true // until it is made anew: a controller may come to know of it late

@@ -45,7 +45,7 @@ func (r *Services) recall(object *v1alpha1.AddressLedger) {
 			continue
 		}
 		r.ledger.Withhold(allocate.Withheld{
-			Address: a, Reason: names.Reason(w.Reason), Service: view.Key{Namespace: w.Namespace, Name: w.Name}, Until: w.Until.Time, By: w.By,
+			Address: a, Reason: names.Reason(w.Reason), Service: view.ObjectKey{Namespace: w.Namespace, Name: w.Name}, Until: w.Until.Time, By: w.By,
 		})
 	}
 	r.kept.object, r.kept.written = object, r.ledger.Lasting()

@@ -24,8 +24,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-// Resources are the resources of metallb.io/v1beta1 that have to be installed before anything can be read.
-var Resources = []string{"ipaddresspools", "l2advertisements", "bgpadvertisements", "bgppeers", "bfdprofiles", "communities", "configurationstates"}
+// RequiredResources are the resources of metallb.io/v1beta1 that have to be installed before anything can be read.
+var RequiredResources = []string{"ipaddresspools", "l2advertisements", "bgpadvertisements", "bgppeers", "bfdprofiles", "communities", "configurationstates"}
 
 // passwordEntry is where a Secret of type kubernetes.io/basic-auth has its password.
 const passwordEntry = corev1.BasicAuthPasswordKey
@@ -45,19 +45,19 @@ func NewScheme() (*runtime.Scheme, error) {
 
 // groups are those of the kinds that the binaries use; cluster are the kinds of them that are in no namespace.
 var (
-	groups  = []string{"", "discovery.k8s.io", "events.k8s.io", v1beta1.GroupVersion.Group, v1alpha1.GroupVersion.Group}
-	cluster = map[string]bool{"Node": true, "Namespace": true, "PersistentVolume": true, "ComponentStatus": true}
+	usedGroups         = []string{"", "discovery.k8s.io", "events.k8s.io", v1beta1.GroupVersion.Group, v1alpha1.GroupVersion.Group}
+	clusterScopedKinds = map[string]bool{"Node": true, "Namespace": true, "PersistentVolume": true, "ComponentStatus": true}
 )
 
-// Mapper says where the API server has the kinds of the scheme, without asking it: a speaker has to start while it is away.
-func Mapper(s *runtime.Scheme) meta.RESTMapper {
+// NewRESTMapper says where the API server has the kinds of the scheme, without asking it: a speaker has to start while it is away.
+func NewRESTMapper(s *runtime.Scheme) meta.RESTMapper {
 	m := meta.NewDefaultRESTMapper(s.PrioritizedVersionsAllGroups())
 	for kind := range s.AllKnownTypes() {
-		if !slices.Contains(groups, kind.Group) || strings.HasSuffix(kind.Kind, "List") {
+		if !slices.Contains(usedGroups, kind.Group) || strings.HasSuffix(kind.Kind, "List") {
 			continue
 		}
 		scope := meta.RESTScope(meta.RESTScopeNamespace)
-		if cluster[kind.Kind] {
+		if clusterScopedKinds[kind.Kind] {
 			scope = meta.RESTScopeRoot
 		}
 		plural, singular := meta.UnsafeGuessKindToResource(kind)
@@ -70,44 +70,44 @@ func Mapper(s *runtime.Scheme) meta.RESTMapper {
 // Scope is what is read: in which namespace, and whether it is about BGP too.
 type Scope struct {
 	Namespace string
-	// Layer2Alone leaves out the kinds of BGP, and with them the Secrets.
-	Layer2Alone bool
+	// Layer2Only leaves out the kinds of BGP, and with them the Secrets.
+	Layer2Only bool
 }
 
-// Kinds are the kinds to watch: a change of any of them may change the configuration.
-func (s Scope) Kinds() []client.Object {
+// WatchedKinds are the kinds to watch: a change of any of them may change the configuration.
+func (s Scope) WatchedKinds() []client.Object {
 	out := []client.Object{&v1beta1.IPAddressPool{}, &v1beta1.L2Advertisement{}}
-	if !s.Layer2Alone {
+	if !s.Layer2Only {
 		out = append(out, &v1beta1.BGPAdvertisement{}, &v1beta2.BGPPeer{}, &v1beta1.BFDProfile{}, &v1beta1.Community{}, &corev1.Secret{})
 	}
 	return out
 }
 
-// Reports are the kinds in which speakers report what they announce.
-func (s Scope) Reports() []client.Object {
+// StatusKinds are the kinds in which speakers report what they announce.
+func (s Scope) StatusKinds() []client.Object {
 	out := []client.Object{&v1beta1.ServiceL2Status{}}
-	if !s.Layer2Alone {
+	if !s.Layer2Only {
 		out = append(out, &v1beta1.ServiceBGPStatus{})
 	}
 	return out
 }
 
-// ByObject limits a cache to what Read looks at: one namespace, and of its Secrets those that may hold a password.
-func (s Scope) ByObject() map[client.Object]cache.ByObject {
+// CacheByObject limits a cache to what Read looks at: one namespace, and of its Secrets those that may hold a password.
+func (s Scope) CacheByObject() map[client.Object]cache.ByObject {
 	own := map[string]cache.Config{s.Namespace: {}}
 	passwords := fields.OneTermEqualSelector("type", string(corev1.SecretTypeBasicAuth))
 	out := map[client.Object]cache.ByObject{}
-	for _, k := range s.Kinds() {
+	for _, k := range s.WatchedKinds() {
 		out[k] = cache.ByObject{Namespaces: own}
 		if _, secret := k.(*corev1.Secret); secret {
-			out[k] = cache.ByObject{Namespaces: map[string]cache.Config{s.Namespace: {FieldSelector: passwords}}, Transform: passwordAlone}
+			out[k] = cache.ByObject{Namespaces: map[string]cache.Config{s.Namespace: {FieldSelector: passwords}}, Transform: keepOnlyPassword}
 		}
 	}
 	return out
 }
 
-// passwordAlone drops from a Secret what is not the password, so that it does not lie in memory.
-func passwordAlone(o any) (any, error) {
+// keepOnlyPassword drops from a Secret what is not the password, so that it does not lie in memory.
+func keepOnlyPassword(o any) (any, error) {
 	if s, ok := o.(*corev1.Secret); ok {
 		s.ManagedFields, s.Annotations = nil, nil
 		password, set := s.Data[passwordEntry]
@@ -119,8 +119,8 @@ func passwordAlone(o any) (any, error) {
 	return o, nil
 }
 
-// Read reads every configuration object of the scope. Nodes and Namespaces are left to the caller.
-func (s Scope) Read(ctx context.Context, c client.Reader) (snapshot.Objects, error) {
+// ReadObjects reads every configuration object of the scope. Nodes and Namespaces are left to the caller.
+func (s Scope) ReadObjects(ctx context.Context, c client.Reader) (snapshot.Objects, error) {
 	var (
 		pools       v1beta1.IPAddressPoolList
 		l2Ads       v1beta1.L2AdvertisementList
@@ -131,7 +131,7 @@ func (s Scope) Read(ctx context.Context, c client.Reader) (snapshot.Objects, err
 		secrets     corev1.SecretList
 	)
 	lists := []client.ObjectList{&pools, &l2Ads}
-	if !s.Layer2Alone {
+	if !s.Layer2Only {
 		lists = append(lists, &bgpAds, &peers, &profiles, &communities, &secrets)
 	}
 	for _, list := range lists {
@@ -141,7 +141,7 @@ func (s Scope) Read(ctx context.Context, c client.Reader) (snapshot.Objects, err
 	}
 	o := snapshot.Objects{
 		Pools: pools.Items, L2Advertisements: l2Ads.Items, BGPAdvertisements: bgpAds.Items,
-		Peers: peers.Items, BFDProfiles: profiles.Items, Communities: communities.Items,
+		BGPPeers: peers.Items, BFDProfiles: profiles.Items, Communities: communities.Items,
 	}
 	for i := range secrets.Items {
 		secret := &secrets.Items[i]
@@ -149,14 +149,14 @@ func (s Scope) Read(ctx context.Context, c client.Reader) (snapshot.Objects, err
 			continue
 		}
 		password, set := secret.Data[passwordEntry]
-		o.Secrets = append(o.Secrets, snapshot.Secret{Name: secret.Name, Password: string(password), Set: set})
+		o.Secrets = append(o.Secrets, snapshot.Secret{Name: secret.Name, Password: string(password), HasPassword: set})
 	}
 	return o, nil
 }
 
-// Nodes reads the labels of all nodes, Namespaces those of all namespaces, both from the metadata alone.
-func Nodes(ctx context.Context, c client.Reader) ([]snapshot.Node, error) {
-	list, err := metadata(ctx, c, "NodeList")
+// ReadNodes reads the labels of all nodes, Namespaces those of all namespaces, both from the metadata alone.
+func ReadNodes(ctx context.Context, c client.Reader) ([]snapshot.Node, error) {
+	list, err := listMetadata(ctx, c, "NodeList")
 	var out []snapshot.Node
 	for i := range list.Items {
 		out = append(out, snapshot.Node{Name: list.Items[i].Name, Labels: list.Items[i].Labels})
@@ -164,9 +164,9 @@ func Nodes(ctx context.Context, c client.Reader) ([]snapshot.Node, error) {
 	return out, err
 }
 
-// Namespaces reads the labels of all namespaces.
-func Namespaces(ctx context.Context, c client.Reader) ([]snapshot.Namespace, error) {
-	list, err := metadata(ctx, c, "NamespaceList")
+// ReadNamespaces reads the labels of all namespaces.
+func ReadNamespaces(ctx context.Context, c client.Reader) ([]snapshot.Namespace, error) {
+	list, err := listMetadata(ctx, c, "NamespaceList")
 	var out []snapshot.Namespace
 	for i := range list.Items {
 		out = append(out, snapshot.Namespace{Name: list.Items[i].Name, Labels: list.Items[i].Labels})
@@ -174,7 +174,7 @@ func Namespaces(ctx context.Context, c client.Reader) ([]snapshot.Namespace, err
 	return out, err
 }
 
-func metadata(ctx context.Context, c client.Reader, kind string) (*metav1.PartialObjectMetadataList, error) {
+func listMetadata(ctx context.Context, c client.Reader, kind string) (*metav1.PartialObjectMetadataList, error) {
 	list := &metav1.PartialObjectMetadataList{}
 	list.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind(kind))
 	if err := c.List(ctx, list); err != nil {
@@ -183,8 +183,8 @@ func metadata(ctx context.Context, c client.Reader, kind string) (*metav1.Partia
 	return list, nil
 }
 
-// Metadata returns the object by which a cache of a core kind's metadata alone is watched.
-func Metadata(kind string) *metav1.PartialObjectMetadata {
+// NewMetadataObject returns the object by which a cache of a core kind's metadata alone is watched.
+func NewMetadataObject(kind string) *metav1.PartialObjectMetadata {
 	o := &metav1.PartialObjectMetadata{}
 	o.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind(kind))
 	return o

@@ -10,13 +10,13 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// TestMapperAgreesWithTheCRDs compares what the Mapper says with what is installed.
-func TestMapperAgreesWithTheCRDs(t *testing.T) {
+// TestRESTMapperMatchesTheCRDs compares what the Mapper says with what is installed.
+func TestRESTMapperMatchesTheCRDs(t *testing.T) {
 	s, err := NewScheme()
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := Mapper(s)
+	m := NewRESTMapper(s)
 	files, err := filepath.Glob("../../config/crd/bases/*.yaml")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("there are no CRDs: %v", err)

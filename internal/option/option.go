@@ -18,8 +18,8 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-// Off is the value that switches an address to listen on off.
-const Off = "0"
+// ListenOff is the value that switches an address to listen on off.
+const ListenOff = "0"
 
 // Common are the options that both binaries have.
 type Common struct {
@@ -32,8 +32,8 @@ type Common struct {
 	BGP                    string
 }
 
-// Bind declares the flags; metrics and health are the default addresses to listen on.
-func (c *Common) Bind(fs *pflag.FlagSet, metrics, health string) {
+// DeclareFlags declares the flags; metrics and health are the default addresses to listen on.
+func (c *Common) DeclareFlags(fs *pflag.FlagSet, metrics, health string) {
 	fs.StringVar(&c.Kubeconfig, "kubeconfig", "", "path of a kubeconfig; empty uses the Pod's service account")
 	fs.StringVar(&c.Namespace, "namespace", names.Namespace, "namespace of Gantry's own objects and of its configuration")
 	fs.StringVar(&c.LoadBalancerClass, "load-balancer-class", "", "serve only Services with this spec.loadBalancerClass; empty serves those without one")
@@ -43,38 +43,38 @@ func (c *Common) Bind(fs *pflag.FlagSet, metrics, health string) {
 	fs.StringVar(&c.LogLevel, "log-level", "info", "all, debug, info, warn, error or none")
 }
 
-// Validate says which option has a value that cannot be used.
-func (c *Common) Validate() error {
+// ValidateValues says which option has a value that cannot be used.
+func (c *Common) ValidateValues() error {
 	if c.Namespace == "" {
-		return Invalid("namespace", c.Namespace, "name the namespace that holds the IPAddressPools")
+		return InvalidOptionError("namespace", c.Namespace, "name the namespace that holds the IPAddressPools")
 	}
-	if _, ok := levels[c.LogLevel]; !ok {
-		return Invalid("log-level", c.LogLevel, "write all, debug, info, warn, error or none")
+	if _, ok := logLevelByName[c.LogLevel]; !ok {
+		return InvalidOptionError("log-level", c.LogLevel, "write all, debug, info, warn, error or none")
 	}
 	if c.BGP != "enabled" && c.BGP != "disabled" {
-		return Invalid("bgp", c.BGP, "write enabled or disabled")
+		return InvalidOptionError("bgp", c.BGP, "write enabled or disabled")
 	}
 	for _, l := range []struct{ flag, value string }{
 		{"metrics-bind-address", c.MetricsBindAddress}, {"health-probe-bind-address", c.HealthProbeBindAddress},
 	} {
-		if _, _, err := net.SplitHostPort(l.value); l.value != Off && err != nil {
-			return Invalid(l.flag, l.value, "write ADDRESS:PORT, :PORT or 0")
+		if _, _, err := net.SplitHostPort(l.value); l.value != ListenOff && err != nil {
+			return InvalidOptionError(l.flag, l.value, "write ADDRESS:PORT, :PORT or 0")
 		}
 	}
 	return nil
 }
 
-// Invalid is the error for an option whose value cannot be used.
-func Invalid(flag, value, hint string) error {
-	return fmt.Errorf("--%s (or %s): %q cannot be used: %s", flag, variable(flag), value, hint)
+// InvalidOptionError is the error for an option whose value cannot be used.
+func InvalidOptionError(flag, value, hint string) error {
+	return fmt.Errorf("--%s (or %s): %q cannot be used: %s", flag, environmentVariable(flag), value, hint)
 }
 
-func variable(flag string) string {
+func environmentVariable(flag string) string {
 	return "GANTRY_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
 }
 
-// Parse reads the arguments, then the environment for the flags that were not given.
-func Parse(fs *pflag.FlagSet, args []string, lookup func(string) (string, bool)) error {
+// ParseFlags reads the arguments, then the environment for the flags that were not given.
+func ParseFlags(fs *pflag.FlagSet, args []string, lookup func(string) (string, bool)) error {
 	fs.SortFlags = false
 	if err := fs.Parse(args); err != nil {
 		return err
@@ -84,30 +84,30 @@ func Parse(fs *pflag.FlagSet, args []string, lookup func(string) (string, bool))
 	}
 	var failed error
 	fs.VisitAll(func(f *pflag.Flag) {
-		value, ok := lookup(variable(f.Name))
+		value, ok := lookup(environmentVariable(f.Name))
 		if f.Changed || !ok || failed != nil {
 			return
 		}
 		if err := fs.Set(f.Name, value); err != nil {
-			failed = Invalid(f.Name, value, "write a "+f.Value.Type())
+			failed = InvalidOptionError(f.Name, value, "write a "+f.Value.Type())
 		}
 	})
 	return failed
 }
 
-// levels are the log levels by name. The lowest shows everything, the highest nothing.
-var levels = map[string]slog.Level{
+// logLevelByName are the log levels by name. The lowest shows everything, the highest nothing.
+var logLevelByName = map[string]slog.Level{
 	"all": -100, "debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError, "none": 100,
 }
 
-// Logger returns a logger that writes lines of JSON from the level upward.
-func (c *Common) Logger(w io.Writer) *slog.Logger {
-	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: levels[c.LogLevel]}))
+// NewLogger returns a logger that writes lines of JSON from the level upward.
+func (c *Common) NewLogger(w io.Writer) *slog.Logger {
+	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: logLevelByName[c.LogLevel]}))
 }
 
-// RESTConfig returns how to reach the API server. The client does not throttle itself: the API server's own priority and
+// LoadRESTConfig returns how to reach the API server. The client does not throttle itself: the API server's own priority and
 // fairness does that better, and an address should not wait for a token.
-func (c *Common) RESTConfig() (*rest.Config, error) {
+func (c *Common) LoadRESTConfig() (*rest.Config, error) {
 	config, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
 	if err != nil {
 		return nil, fmt.Errorf("reading how to reach the API server (--kubeconfig %q, or the Pod's service account): %w", c.Kubeconfig, err)
@@ -116,5 +116,5 @@ func (c *Common) RESTConfig() (*rest.Config, error) {
 	return config, nil
 }
 
-// Environment looks a variable up in the process's environment.
-func Environment(name string) (string, bool) { return os.LookupEnv(name) }
+// LookupEnvironment looks a variable up in the process's environment.
+func LookupEnvironment(name string) (string, bool) { return os.LookupEnv(name) }

@@ -30,7 +30,7 @@ func newPeer(name string, age time.Duration, spec v1beta2.BGPPeerSpec) v1beta2.B
 	return p
 }
 
-func newBGPAd(name string, age time.Duration, spec v1beta1.BGPAdvertisementSpec) v1beta1.BGPAdvertisement {
+func newBGPAdvertisement(name string, age time.Duration, spec v1beta1.BGPAdvertisementSpec) v1beta1.BGPAdvertisement {
 	ad := v1beta1.BGPAdvertisement{Spec: spec}
 	ad.Name, ad.Namespace = name, "metallb-system"
 	ad.CreationTimestamp = metav1.NewTime(time.Unix(1_000_000, 0).Add(-age))
@@ -41,14 +41,14 @@ func seconds(n int) *metav1.Duration {
 	return &metav1.Duration{Duration: time.Duration(n) * time.Second}
 }
 
-func length(n int32) *int32 { return &n }
+func lengthPointer(n int32) *int32 { return &n }
 
-func on(key, value string) []metav1.LabelSelector {
+func selectorFor(key, value string) []metav1.LabelSelector {
 	return []metav1.LabelSelector{{MatchLabels: map[string]string{key: value}}}
 }
 
-// reasons lists the Reasons of Problems about one kind.
-func reasons(problems []Problem, kind string) []names.Reason {
+// reasonsOfKind lists the Reasons of Problems about one kind.
+func reasonsOfKind(problems []Problem, kind string) []names.Reason {
 	var out []names.Reason
 	for _, p := range problems {
 		if p.Object.Kind == kind {
@@ -58,7 +58,7 @@ func reasons(problems []Problem, kind string) []names.Reason {
 	return out
 }
 
-func TestTimersFillEachOtherIn(t *testing.T) {
+func TestMissingTimersAreDerived(t *testing.T) {
 	tests := map[string]struct {
 		spec            v1beta2.BGPPeerSpec
 		hold, keepalive time.Duration
@@ -72,18 +72,18 @@ func TestTimersFillEachOtherIn(t *testing.T) {
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			s, problems := Build(Objects{Peers: []v1beta2.BGPPeer{newPeer("p", 0, tc.spec)}})
+			s, problems := Build(Objects{BGPPeers: []v1beta2.BGPPeer{newPeer("p", 0, tc.spec)}})
 			if len(problems) > 0 {
 				t.Fatal(problems)
 			}
-			if p := s.Peer("p"); p.Hold != tc.hold || p.Keepalive != tc.keepalive || p.Port != 179 {
-				t.Errorf("hold %s, keepalive %s, port %d; want %s, %s, 179", p.Hold, p.Keepalive, p.Port, tc.hold, tc.keepalive)
+			if p := s.PeerByName("p"); p.HoldTime != tc.hold || p.KeepaliveInterval != tc.keepalive || p.Port != 179 {
+				t.Errorf("hold %s, keepalive %s, port %d; want %s, %s, 179", p.HoldTime, p.KeepaliveInterval, p.Port, tc.hold, tc.keepalive)
 			}
 		})
 	}
 }
 
-func TestAPeerWaitsForWhatItNames(t *testing.T) {
+func TestPeerWithMissingReferenceIsNotServed(t *testing.T) {
 	secret := v1beta2.BGPPeerSpec{PasswordSecret: v1beta2.SecretReference{Name: "key"}}
 	tests := map[string]struct {
 		spec   v1beta2.BGPPeerSpec
@@ -93,9 +93,9 @@ func TestAPeerWaitsForWhatItNames(t *testing.T) {
 	}{
 		"a Secret that is not there":          {spec: secret, reason: names.ReasonUnknownSecret},
 		"a Secret without the entry":          {spec: secret, o: Objects{Secrets: []Secret{{Name: "key"}}}, reason: names.ReasonUnknownSecret},
-		"a Secret with an empty password":     {spec: secret, o: Objects{Secrets: []Secret{{Name: "key", Set: true}}}, reason: names.ReasonUnknownSecret},
-		"a password that is too long":         {spec: secret, o: Objects{Secrets: []Secret{{Name: "key", Set: true, Password: strings.Repeat("x", 81)}}}, reason: names.ReasonUnknownSecret},
-		"a Secret with a password":            {spec: secret, o: Objects{Secrets: []Secret{{Name: "key", Set: true, Password: "s"}}}, served: true},
+		"a Secret with an empty password":     {spec: secret, o: Objects{Secrets: []Secret{{Name: "key", HasPassword: true}}}, reason: names.ReasonUnknownSecret},
+		"a password that is too long":         {spec: secret, o: Objects{Secrets: []Secret{{Name: "key", HasPassword: true, Password: strings.Repeat("x", 81)}}}, reason: names.ReasonUnknownSecret},
+		"a Secret with a password":            {spec: secret, o: Objects{Secrets: []Secret{{Name: "key", HasPassword: true, Password: "s"}}}, served: true},
 		"a BFDProfile that is not there":      {spec: v1beta2.BGPPeerSpec{BFDProfile: "fast"}, reason: names.ReasonUnknownBFDProfile},
 		"a password whose bytes are too many": {spec: v1beta2.BGPPeerSpec{Password: strings.Repeat("é", 41)}, reason: names.ReasonUnknownSecret},
 		"no host's address":                   {spec: v1beta2.BGPPeerSpec{PeerAddress: "0.0.0.0"}, reason: names.ReasonInvalidAddress},
@@ -107,30 +107,30 @@ func TestAPeerWaitsForWhatItNames(t *testing.T) {
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			tc.o.Peers = []v1beta2.BGPPeer{newPeer("p", 0, tc.spec), newPeer("sound", 0, v1beta2.BGPPeerSpec{PeerAddress: "192.0.2.2"})}
+			tc.o.BGPPeers = []v1beta2.BGPPeer{newPeer("p", 0, tc.spec), newPeer("sound", 0, v1beta2.BGPPeerSpec{PeerAddress: "192.0.2.2"})}
 			s, problems := Build(tc.o)
-			p, sound := s.Peer("p"), s.Peer("sound")
+			p, sound := s.PeerByName("p"), s.PeerByName("sound")
 			if p == nil || sound == nil || sound.Fault != nil || (p.Fault == nil) != tc.served || p.Fault != nil && p.Fault.Reason != tc.reason {
 				t.Errorf("the peer is %+v, the sound one %+v", p, sound)
 			}
-			if got := reasons(problems, "BGPPeer"); !tc.served && !reflect.DeepEqual(got, []names.Reason{tc.reason}) {
+			if got := reasonsOfKind(problems, "BGPPeer"); !tc.served && !reflect.DeepEqual(got, []names.Reason{tc.reason}) {
 				t.Errorf("the problems are %v, want %s", got, tc.reason)
 			}
 			// What was served before goes on as it was.
-			tc.o.Last = &Snapshot{Peers: []*Peer{{Name: "p", Password: "old"}}}
-			if s, _ := Build(tc.o); !tc.served && (s.Peer("p").Fault != nil || s.Peer("p").Password != "old") {
+			tc.o.Previous = &Snapshot{Peers: []*Peer{{Name: "p", Password: "old"}}}
+			if s, _ := Build(tc.o); !tc.served && (s.PeerByName("p").Fault != nil || s.PeerByName("p").Password != "old") {
 				t.Error("the last good state of the peer was lost")
 			}
 			// What was faulty before was no good state.
-			tc.o.Last = s
-			if s, _ := Build(tc.o); (s.Peer("p").Fault == nil) != tc.served {
-				t.Errorf("after a second look the peer is %+v", s.Peer("p"))
+			tc.o.Previous = s
+			if s, _ := Build(tc.o); (s.PeerByName("p").Fault == nil) != tc.served {
+				t.Errorf("after a second look the peer is %+v", s.PeerByName("p"))
 			}
 		})
 	}
 }
 
-func TestEchoModeWhereItCannotBeIsAProblemAndNoFault(t *testing.T) {
+func TestUnsupportedEchoModeIsReportedAndThePeerServed(t *testing.T) {
 	yes := true
 	profiles := []v1beta1.BFDProfile{{ObjectMeta: metav1.ObjectMeta{Name: "echo"}, Spec: v1beta1.BFDProfileSpec{EchoMode: &yes}}}
 	for name, tc := range map[string]struct {
@@ -144,18 +144,18 @@ func TestEchoModeWhereItCannotBeIsAProblemAndNoFault(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			tc.spec.BFDProfile = "echo"
-			s, problems := Build(Objects{Peers: []v1beta2.BGPPeer{newPeer("p", 0, tc.spec)}, BFDProfiles: profiles})
-			if got := reasons(problems, "BGPPeer"); !reflect.DeepEqual(got, tc.want) {
+			s, problems := Build(Objects{BGPPeers: []v1beta2.BGPPeer{newPeer("p", 0, tc.spec)}, BFDProfiles: profiles})
+			if got := reasonsOfKind(problems, "BGPPeer"); !reflect.DeepEqual(got, tc.want) {
 				t.Errorf("the problems are %v, want %v", problems, tc.want)
 			}
-			if got := s.Peer("p"); got == nil || got.BFD == nil {
+			if got := s.PeerByName("p"); got == nil || got.BFD == nil {
 				t.Errorf("the peer is %+v, want it with BFD", got)
 			}
 		})
 	}
 }
 
-func TestPeersThatARouterCannotTellApart(t *testing.T) {
+func TestPeersWithTheSameSessionAreReported(t *testing.T) {
 	tests := map[string]struct {
 		younger v1beta2.BGPPeerSpec
 		nodes   []Node
@@ -164,25 +164,25 @@ func TestPeersThatARouterCannotTellApart(t *testing.T) {
 		"the same address":            {want: []names.Reason{names.ReasonDuplicatePeer}},
 		"another port":                {younger: v1beta2.BGPPeerSpec{PeerPort: 1179}},
 		"another source":              {younger: v1beta2.BGPPeerSpec{SourceAddress: "192.0.2.9"}},
-		"nodes that have none common": {younger: v1beta2.BGPPeerSpec{NodeSelectors: on("rack", "b")}, nodes: []Node{{Name: "n", Labels: map[string]string{"rack": "a"}}}},
+		"nodes that have none common": {younger: v1beta2.BGPPeerSpec{NodeSelectors: selectorFor("rack", "b")}, nodes: []Node{{Name: "n", Labels: map[string]string{"rack": "a"}}}},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			s, problems := Build(Objects{Peers: []v1beta2.BGPPeer{newPeer("younger", 0, tc.younger), newPeer("older", time.Hour, v1beta2.BGPPeerSpec{})}, Nodes: tc.nodes})
-			if got := reasons(problems, "BGPPeer"); !reflect.DeepEqual(got, tc.want) {
+			s, problems := Build(Objects{BGPPeers: []v1beta2.BGPPeer{newPeer("younger", 0, tc.younger), newPeer("older", time.Hour, v1beta2.BGPPeerSpec{})}, Nodes: tc.nodes})
+			if got := reasonsOfKind(problems, "BGPPeer"); !reflect.DeepEqual(got, tc.want) {
 				t.Errorf("the problems are %v, want %v", problems, tc.want)
 			}
-			if len(s.Peers) != 2 || len(s.Peer("older").Repeats) > 0 {
+			if len(s.Peers) != 2 || len(s.PeerByName("older").DuplicateOf) > 0 {
 				t.Errorf("the peers are %+v", s.Peers)
 			}
-			if got := s.Peer("younger").Repeats; (len(got) > 0) != (tc.younger.PeerPort == 0 && tc.younger.SourceAddress == "") {
+			if got := s.PeerByName("younger").DuplicateOf; (len(got) > 0) != (tc.younger.PeerPort == 0 && tc.younger.SourceAddress == "") {
 				t.Errorf("the younger repeats %v", got)
 			}
 		})
 	}
 }
 
-func TestTheOlderPeerSaysHowBFDWatches(t *testing.T) {
+func TestOlderPeerDecidesTheBFDProfile(t *testing.T) {
 	profile := func(name string, interval uint32) v1beta1.BFDProfile {
 		return v1beta1.BFDProfile{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1beta1.BFDProfileSpec{TransmitInterval: &interval}}
 	}
@@ -200,18 +200,18 @@ func TestTheOlderPeerSaysHowBFDWatches(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			tc.younger.PeerPort = 1179 // a session that the router can tell apart
 			s, problems := Build(Objects{
-				Peers: []v1beta2.BGPPeer{
+				BGPPeers: []v1beta2.BGPPeer{
 					newPeer("a younger", 0, tc.younger), newPeer("older", time.Hour, v1beta2.BGPPeerSpec{BFDProfile: "fast"}),
 				},
 				BFDProfiles: []v1beta1.BFDProfile{profile("fast", 50), profile("fast too", 50), profile("slow", 900)},
 			})
-			if got := reasons(problems, "BGPPeer"); !reflect.DeepEqual(got, tc.want) {
+			if got := reasonsOfKind(problems, "BGPPeer"); !reflect.DeepEqual(got, tc.want) {
 				t.Errorf("the problems are %v, want %v", problems, tc.want)
 			}
-			if b := s.Peer("a younger").BFD; (b == nil) != (tc.runs == 0) || b != nil && b.Transmit != tc.runs {
+			if b := s.PeerByName("a younger").BFD; (b == nil) != (tc.runs == 0) || b != nil && b.TransmitInterval != tc.runs {
 				t.Errorf("the younger peer has %+v, want packets every %s", b, tc.runs)
 			}
-			if b := s.Peer("older").BFD; b.Transmit != 50*time.Millisecond {
+			if b := s.PeerByName("older").BFD; b.TransmitInterval != 50*time.Millisecond {
 				t.Errorf("the older peer has %+v", b)
 			}
 		})
@@ -224,18 +224,18 @@ func TestAggregatesStayWithinTheirPools(t *testing.T) {
 		spec  v1beta1.BGPAdvertisementSpec
 		want  string // in the Problem; empty for none
 	}{
-		"as long as the entry":           {entry: "1.1.1.0/28", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: length(28)}},
-		"shorter than the entry":         {entry: "1.1.1.0/28", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: length(26)}, want: "invalid aggregation length 26: prefix 28 in this pool is more specific than the aggregation length for addresses 1.1.1.0/28"},
-		"a range counts by its widest":   {entry: "3.3.3.2-3.3.3.254", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: length(26)}},
-		"shorter than a range's widest":  {entry: "3.3.3.2-3.3.3.254", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: length(25)}, want: "invalid aggregation length 25: prefix 26"},
-		"IPv6":                           {entry: "2001:db8::/64", spec: v1beta1.BGPAdvertisementSpec{AggregationLengthV6: length(48)}, want: "spec.aggregationLengthV6: invalid aggregation length 48: prefix 64"},
-		"the length of the other family": {entry: "2001:db8::/64", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: length(8)}},
+		"as long as the entry":           {entry: "1.1.1.0/28", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: lengthPointer(28)}},
+		"shorter than the entry":         {entry: "1.1.1.0/28", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: lengthPointer(26)}, want: "invalid aggregation length 26: prefix 28 in this pool is more specific than the aggregation length for addresses 1.1.1.0/28"},
+		"a range counts by its widest":   {entry: "3.3.3.2-3.3.3.254", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: lengthPointer(26)}},
+		"shorter than a range's widest":  {entry: "3.3.3.2-3.3.3.254", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: lengthPointer(25)}, want: "invalid aggregation length 25: prefix 26"},
+		"IPv6":                           {entry: "2001:db8::/64", spec: v1beta1.BGPAdvertisementSpec{AggregationLengthV6: lengthPointer(48)}, want: "spec.aggregationLengthV6: invalid aggregation length 48: prefix 64"},
+		"the length of the other family": {entry: "2001:db8::/64", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: lengthPointer(8)}},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			s, problems := Build(Objects{
 				Pools:             []v1beta1.IPAddressPool{newPool("p", 0, tc.entry), newPool("sound", 0, "10.0.0.0/8", "fd00::/8")},
-				BGPAdvertisements: []v1beta1.BGPAdvertisement{newBGPAd("ad", 0, tc.spec)},
+				BGPAdvertisements: []v1beta1.BGPAdvertisement{newBGPAdvertisement("ad", 0, tc.spec)},
 			})
 			covered := []string{"p", "sound"}
 			if tc.want != "" {
@@ -246,47 +246,47 @@ func TestAggregatesStayWithinTheirPools(t *testing.T) {
 			} else if len(problems) > 0 {
 				t.Error(problems)
 			}
-			if got := s.BGPAds[0].Pools; !reflect.DeepEqual(got, covered) {
+			if got := s.BGPAdvertisements[0].Pools; !reflect.DeepEqual(got, covered) {
 				t.Errorf("it covers %v, want %v", got, covered)
 			}
 		})
 	}
 }
 
-func TestContradictingAdvertisements(t *testing.T) {
+func TestConflictingLocalPrefIsReported(t *testing.T) {
 	tests := map[string]struct {
 		younger v1beta1.BGPAdvertisementSpec
 		clash   bool
 	}{
 		"another localPref":                   {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200}, clash: true},
 		"the same localPref":                  {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 100}},
-		"other prefixes":                      {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200, AggregationLength: length(24)}},
+		"other prefixes":                      {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200, AggregationLength: lengthPointer(24)}},
 		"other peers":                         {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200, Peers: []string{"b"}}},
-		"other nodes":                         {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200, NodeSelectors: on("rack", "b")}},
-		"some Services alone, told elsewhere": {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200, ServiceSelectors: on("app", "x")}},
+		"other nodes":                         {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200, NodeSelectors: selectorFor("rack", "b")}},
+		"some Services alone, told elsewhere": {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200, ServiceSelectors: selectorFor("app", "x")}},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			s, problems := Build(Objects{
-				Pools: []v1beta1.IPAddressPool{newPool("p", 0, "192.0.2.0/24")},
-				Peers: []v1beta2.BGPPeer{newPeer("a", 0, v1beta2.BGPPeerSpec{}), newPeer("b", 0, v1beta2.BGPPeerSpec{PeerAddress: "192.0.2.2"})},
-				Nodes: []Node{{Name: "n", Labels: map[string]string{"rack": "a"}}},
+				Pools:    []v1beta1.IPAddressPool{newPool("p", 0, "192.0.2.0/24")},
+				BGPPeers: []v1beta2.BGPPeer{newPeer("a", 0, v1beta2.BGPPeerSpec{}), newPeer("b", 0, v1beta2.BGPPeerSpec{PeerAddress: "192.0.2.2"})},
+				Nodes:    []Node{{Name: "n", Labels: map[string]string{"rack": "a"}}},
 				BGPAdvertisements: []v1beta1.BGPAdvertisement{
-					newBGPAd("younger", 0, tc.younger),
-					newBGPAd("older", time.Hour, v1beta1.BGPAdvertisementSpec{LocalPref: 100, Peers: []string{"a"}}),
+					newBGPAdvertisement("younger", 0, tc.younger),
+					newBGPAdvertisement("older", time.Hour, v1beta1.BGPAdvertisementSpec{LocalPref: 100, Peers: []string{"a"}}),
 				},
 			})
-			if got := reasons(problems, "BGPAdvertisement"); (len(got) > 0) != tc.clash || tc.clash && got[0] != names.ReasonConflictingAdvertisements {
+			if got := reasonsOfKind(problems, "BGPAdvertisement"); (len(got) > 0) != tc.clash || tc.clash && got[0] != names.ReasonConflictingAdvertisements {
 				t.Errorf("the problems are %v", problems)
 			}
-			if n := len(s.bgpAd("younger").Pools); (n == 0) != tc.clash || len(s.bgpAd("older").Pools) != 1 {
-				t.Errorf("the younger covers %d pools, the older %d", n, len(s.bgpAd("older").Pools))
+			if n := len(s.bgpAdvertisementByName("younger").Pools); (n == 0) != tc.clash || len(s.bgpAdvertisementByName("older").Pools) != 1 {
+				t.Errorf("the younger covers %d pools, the older %d", n, len(s.bgpAdvertisementByName("older").Pools))
 			}
 		})
 	}
 }
 
-func TestAliasesOfCommunities(t *testing.T) {
+func TestCommunityAliases(t *testing.T) {
 	community := func(name string, age time.Duration, aliases ...v1beta1.CommunityAlias) v1beta1.Community {
 		c := v1beta1.Community{Spec: v1beta1.CommunitySpec{Communities: aliases}}
 		c.Name, c.Namespace, c.CreationTimestamp = name, "metallb-system", metav1.NewTime(time.Unix(1_000_000, 0).Add(-age))
@@ -298,26 +298,26 @@ func TestAliasesOfCommunities(t *testing.T) {
 			community("older", time.Hour, v1beta1.CommunityAlias{Name: "vpn", Value: "64512:7"}, v1beta1.CommunityAlias{Name: "l", Value: "large:1:2:3"}),
 		},
 		BGPAdvertisements: []v1beta1.BGPAdvertisement{
-			newBGPAd("good", 0, v1beta1.BGPAdvertisementSpec{Communities: []string{"l", "vpn", "65535:65281", "64512:7"}}),
-			newBGPAd("bad", 0, v1beta1.BGPAdvertisementSpec{Communities: []string{"nobody"}}),
+			newBGPAdvertisement("good", 0, v1beta1.BGPAdvertisementSpec{Communities: []string{"l", "vpn", "65535:65281", "64512:7"}}),
+			newBGPAdvertisement("bad", 0, v1beta1.BGPAdvertisementSpec{Communities: []string{"nobody"}}),
 		},
 	}
 	s, problems := Build(o)
 	want := []Community{{A: 64512, B: 7}, {A: 65535, B: 65281}, {Large: true, A: 1, B: 2, C: 3}}
-	if got := s.bgpAd("good").Communities; !reflect.DeepEqual(got, want) {
+	if got := s.bgpAdvertisementByName("good").Communities; !reflect.DeepEqual(got, want) {
 		t.Errorf("the communities are %v, want %v", got, want)
 	}
-	if s.bgpAd("bad") != nil {
+	if s.bgpAdvertisementByName("bad") != nil {
 		t.Error("an advertisement whose community is unknown was served without it")
 	}
-	if got := reasons(problems, "Community"); !reflect.DeepEqual(got, []names.Reason{names.ReasonDuplicate}) {
+	if got := reasonsOfKind(problems, "Community"); !reflect.DeepEqual(got, []names.Reason{names.ReasonDuplicate}) {
 		t.Errorf("the problems of the aliases are %v", problems)
 	}
-	if got := reasons(problems, "BGPAdvertisement"); !reflect.DeepEqual(got, []names.Reason{names.ReasonUnknownCommunity}) {
+	if got := reasonsOfKind(problems, "BGPAdvertisement"); !reflect.DeepEqual(got, []names.Reason{names.ReasonUnknownCommunity}) {
 		t.Errorf("the problems of the advertisements are %v", problems)
 	}
-	o.Last, o.Communities = s, nil
-	if s, _ := Build(o); s.bgpAd("good") == nil || !reflect.DeepEqual(s.bgpAd("good").Communities, want) {
+	o.Previous, o.Communities = s, nil
+	if s, _ := Build(o); s.bgpAdvertisementByName("good") == nil || !reflect.DeepEqual(s.bgpAdvertisementByName("good").Communities, want) {
 		t.Error("the last good state of the advertisement was lost with its aliases")
 	}
 }
@@ -343,45 +343,45 @@ func TestParseCommunity(t *testing.T) {
 func TestABrokenEditKeepsTheLastGoodState(t *testing.T) {
 	o := Objects{
 		Pools: []v1beta1.IPAddressPool{newPool("a", time.Hour, "192.0.2.0/28"), newPool("b", 0, "198.51.100.0/28")},
-		L2Advertisements: []v1beta1.L2Advertisement{newAd("ad", v1beta1.L2AdvertisementSpec{
-			IPAddressPools: []string{"a"}, NodeSelectors: on("rack", "a"),
+		L2Advertisements: []v1beta1.L2Advertisement{newL2Advertisement("ad", v1beta1.L2AdvertisementSpec{
+			IPAddressPools: []string{"a"}, NodeSelectors: selectorFor("rack", "a"),
 		})},
 	}
 	good, problems := Build(o)
 	if len(problems) > 0 {
 		t.Fatal(problems)
 	}
-	o.Last = good
+	o.Previous = good
 	o.Pools = []v1beta1.IPAddressPool{newPool("a", time.Hour, "192.0.2.9-192.0.2.1"), newPool("b", 0, "198.51.100.0/24")}
 	o.L2Advertisements[0].Spec.NodeSelectors = []metav1.LabelSelector{{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "rack", Operator: "Is"}}}}
 	s, problems := Build(o)
 	if len(problems) != 2 {
 		t.Errorf("the problems are %v, want one of the pool and one of the advertisement", problems)
 	}
-	if got := s.Pool("a").Ranges; !reflect.DeepEqual(got, good.Pool("a").Ranges) {
+	if got := s.PoolByName("a").Ranges; !reflect.DeepEqual(got, good.PoolByName("a").Ranges) {
 		t.Errorf("the broken pool has %v", got)
 	}
-	if got := s.Pool("b").Ranges[0].String(); got != "198.51.100.0/24" {
+	if got := s.PoolByName("b").Ranges[0].String(); got != "198.51.100.0/24" {
 		t.Errorf("the sound edit of the other pool gave %s", got)
 	}
-	if !reflect.DeepEqual(s.L2Ads[0], good.L2Ads[0]) {
-		t.Errorf("the broken advertisement became %+v", s.L2Ads[0])
+	if !reflect.DeepEqual(s.L2Advertisements[0], good.L2Advertisements[0]) {
+		t.Errorf("the broken advertisement became %+v", s.L2Advertisements[0])
 	}
 }
 
 func TestTheOrderOfBGPObjectsDoesNotMatter(t *testing.T) {
 	o := Objects{
-		Pools: []v1beta1.IPAddressPool{newPool("a", 0, "192.0.2.0/28"), newPool("b", 0, "198.51.100.0/24")},
-		Peers: []v1beta2.BGPPeer{newPeer("x", 0, v1beta2.BGPPeerSpec{}), newPeer("y", 0, v1beta2.BGPPeerSpec{}), newPeer("z", 0, v1beta2.BGPPeerSpec{BFDProfile: "no"})},
+		Pools:    []v1beta1.IPAddressPool{newPool("a", 0, "192.0.2.0/28"), newPool("b", 0, "198.51.100.0/24")},
+		BGPPeers: []v1beta2.BGPPeer{newPeer("x", 0, v1beta2.BGPPeerSpec{}), newPeer("y", 0, v1beta2.BGPPeerSpec{}), newPeer("z", 0, v1beta2.BGPPeerSpec{BFDProfile: "no"})},
 		BGPAdvertisements: []v1beta1.BGPAdvertisement{
-			newBGPAd("one", 0, v1beta1.BGPAdvertisementSpec{LocalPref: 1}), newBGPAd("two", 0, v1beta1.BGPAdvertisementSpec{LocalPref: 2}),
-			newBGPAd("three", 0, v1beta1.BGPAdvertisementSpec{AggregationLength: length(26), Communities: []string{"1:2", "alias"}}),
+			newBGPAdvertisement("one", 0, v1beta1.BGPAdvertisementSpec{LocalPref: 1}), newBGPAdvertisement("two", 0, v1beta1.BGPAdvertisementSpec{LocalPref: 2}),
+			newBGPAdvertisement("three", 0, v1beta1.BGPAdvertisementSpec{AggregationLength: lengthPointer(26), Communities: []string{"1:2", "alias"}}),
 		},
 		Communities: []v1beta1.Community{{Spec: v1beta1.CommunitySpec{Communities: []v1beta1.CommunityAlias{{Name: "alias", Value: "1:3"}}}}},
 	}
 	wantSnapshot, wantProblems := Build(o)
 	for range 20 {
-		rand.Shuffle(len(o.Peers), func(i, j int) { o.Peers[i], o.Peers[j] = o.Peers[j], o.Peers[i] })
+		rand.Shuffle(len(o.BGPPeers), func(i, j int) { o.BGPPeers[i], o.BGPPeers[j] = o.BGPPeers[j], o.BGPPeers[i] })
 		rand.Shuffle(len(o.BGPAdvertisements), func(i, j int) {
 			o.BGPAdvertisements[i], o.BGPAdvertisements[j] = o.BGPAdvertisements[j], o.BGPAdvertisements[i]
 		})

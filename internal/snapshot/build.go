@@ -27,7 +27,7 @@ type Objects struct {
 	Pools             []v1beta1.IPAddressPool
 	L2Advertisements  []v1beta1.L2Advertisement
 	BGPAdvertisements []v1beta1.BGPAdvertisement
-	Peers             []v1beta2.BGPPeer
+	BGPPeers          []v1beta2.BGPPeer
 	BFDProfiles       []v1beta1.BFDProfile
 	Communities       []v1beta1.Community
 	Reservations      []v1alpha1.AddressReservation
@@ -35,48 +35,48 @@ type Objects struct {
 	Nodes             []Node
 	// Secrets are those of type kubernetes.io/basic-auth.
 	Secrets []Secret
-	// Last is the Snapshot before this one, nil at the start: what it has of an object that an edit broke stays in force.
-	Last *Snapshot
+	// Previous is the Snapshot before this one, nil at the start: what it has of an object that an edit broke stays in force.
+	Previous *Snapshot
 }
 
 // builder collects the Problems of one Build.
 type builder struct {
 	problems []Problem
 	// broken says that the object at hand cannot be served as it stands; partly, that some of its pools can.
-	broken, partly bool
-	// cause is the first of the Problems that broke it.
-	cause Problem
+	broken, partlyServed bool
+	// firstFault is the first of the Problems that broke it.
+	firstFault Problem
 }
 
-// fault is a Problem for which the object keeps its last good state.
-func (b *builder) fault(o Object, field string, reason names.Reason, format string, args ...any) {
-	b.problem(o, field, reason, format, args...)
+// reportFault is a Problem for which the object keeps its last good state.
+func (b *builder) reportFault(o ObjectReference, field string, reason names.Reason, format string, args ...any) {
+	b.reportProblem(o, field, reason, format, args...)
 	if !b.broken {
-		b.broken, b.cause = true, b.problems[len(b.problems)-1]
+		b.broken, b.firstFault = true, b.problems[len(b.problems)-1]
 	}
 }
 
-func (b *builder) problem(o Object, field string, reason names.Reason, format string, args ...any) {
+func (b *builder) reportProblem(o ObjectReference, field string, reason names.Reason, format string, args ...any) {
 	b.problems = append(b.problems, Problem{Object: o, Field: field, Reason: reason, Text: fmt.Sprintf(format, args...)})
 }
 
 // Build parses the objects. Everything sound is in the Snapshot; what is not is named by a Problem.
 func Build(o Objects) (*Snapshot, []Problem) {
 	var b builder
-	s := &Snapshot{Pools: b.pools(o.Pools, o.Namespaces, o.Last)}
-	ads := slices.Clone(o.L2Advertisements)
-	slices.SortFunc(ads, func(x, y v1beta1.L2Advertisement) int { return cmp.Compare(x.Name, y.Name) })
-	for i := range ads {
+	s := &Snapshot{Pools: b.parsePools(o.Pools, o.Namespaces, o.Previous)}
+	advertisements := slices.Clone(o.L2Advertisements)
+	slices.SortFunc(advertisements, func(x, y v1beta1.L2Advertisement) int { return cmp.Compare(x.Name, y.Name) })
+	for i := range advertisements {
 		b.broken = false
-		ad := b.l2Ad(&ads[i], s.Pools)
-		if last := o.Last.l2Ad(ad.Name); b.broken && last != nil {
+		ad := b.parseL2Advertisement(&advertisements[i], s.Pools)
+		if last := o.Previous.l2AdvertisementByName(ad.Name); b.broken && last != nil {
 			ad = last
 		}
-		s.L2Ads = append(s.L2Ads, ad)
+		s.L2Advertisements = append(s.L2Advertisements, ad)
 	}
-	s.BGPAds = b.bgpAds(o.BGPAdvertisements, &o, s.Pools)
-	s.Peers = b.peers(o.Peers, &o)
-	s.Reservations = b.reservations(o.Reservations, s.Pools)
+	s.BGPAdvertisements = b.parseBGPAdvertisements(o.BGPAdvertisements, &o, s.Pools)
+	s.Peers = b.parsePeers(o.BGPPeers, &o)
+	s.Reservations = b.parseReservations(o.Reservations, s.Pools)
 	slices.SortFunc(b.problems, func(x, y Problem) int {
 		return cmp.Or(cmp.Compare(x.Object.Kind, y.Object.Kind), cmp.Compare(x.Object.Name, y.Object.Name),
 			cmp.Compare(x.Field, y.Field), cmp.Compare(x.Text, y.Text))
@@ -84,113 +84,113 @@ func Build(o Objects) (*Snapshot, []Problem) {
 	return s, b.problems
 }
 
-// pools parses the pools, the oldest first: of two entries that overlap, the one that was there first keeps its
+// parsePools parses the pools, the oldest first: of two entries that overlap, the one that was there first keeps its
 // addresses, and the later entry alone is left out. A pool that an edit broke keeps the entries that it had.
-func (b *builder) pools(in []v1beta1.IPAddressPool, namespaces []Namespace, last *Snapshot) []*Pool {
+func (b *builder) parsePools(in []v1beta1.IPAddressPool, namespaces []Namespace, last *Snapshot) []*Pool {
 	in = slices.Clone(in)
 	slices.SortFunc(in, func(x, y v1beta1.IPAddressPool) int {
 		return cmp.Or(x.CreationTimestamp.Compare(y.CreationTimestamp.Time), cmp.Compare(x.Name, y.Name))
 	})
-	var taken []owned
+	var takenRanges []poolRange
 	var out []*Pool
 	for i := range in {
 		p := &in[i]
-		o := Object{Kind: "IPAddressPool", Namespace: p.Namespace, Name: p.Name}
+		o := ObjectReference{Kind: "IPAddressPool", Namespace: p.Namespace, Name: p.Name}
 		b.broken = false
 		pool := &Pool{
 			Name: p.Name, Labels: p.Labels,
-			AutoAssign: p.Spec.AutoAssign == nil || *p.Spec.AutoAssign,
-			AvoidBuggy: p.Spec.AvoidBuggyIPs,
-			Allocation: b.allocation(o, p.Spec.AllocateTo, namespaces),
+			AutoAssign:        p.Spec.AutoAssign == nil || *p.Spec.AutoAssign,
+			AvoidBuggyIPs:     p.Spec.AvoidBuggyIPs,
+			ServiceAllocation: b.parseServiceAllocation(o, p.Spec.AllocateTo, namespaces),
 		}
-		before := last.Pool(p.Name)
+		before := last.PoolByName(p.Name)
 		if b.broken && before != nil {
-			pool.Allocation = before.Allocation
+			pool.ServiceAllocation = before.ServiceAllocation
 		}
 		b.broken = false
-		entries := b.ranges(o, p.Spec.Addresses, taken)
+		entries := b.parseRanges(o, p.Spec.Addresses, takenRanges)
 		if b.broken && before != nil {
-			entries = before.free(taken)
+			entries = before.rangesWithoutOverlap(takenRanges)
 		}
 		for _, e := range entries {
-			taken = append(taken, e)
+			takenRanges = append(takenRanges, e)
 			pool.Ranges = append(pool.Ranges, e.Range)
 		}
-		b.extend(o, pool, before, p.Spec.Gantry)
+		b.parsePoolExtension(o, pool, before, p.Spec.Gantry)
 		out = append(out, pool)
 	}
 	slices.SortFunc(out, func(x, y *Pool) int { return cmp.Compare(x.Name, y.Name) })
 	return out
 }
 
-// ranges parses the entries of one pool and leaves out those that cannot be read or overlap what is taken.
-func (b *builder) ranges(o Object, entries []string, taken []owned) []owned {
-	var out []owned
+// parseRanges parses the entries of one pool and leaves out those that cannot be read or overlap what is taken.
+func (b *builder) parseRanges(o ObjectReference, entries []string, takenRanges []poolRange) []poolRange {
+	var out []poolRange
 	for j, text := range entries {
 		field := fmt.Sprintf("spec.addresses[%d]", j)
 		r, err := ParseRange(text)
 		if err != nil {
-			b.fault(o, field, names.ReasonInvalidAddress, "%s: %v", field, err)
+			b.reportFault(o, field, names.ReasonInvalidAddress, "%s: %v", field, err)
 			continue
 		}
-		if what := unserved(r); what != "" {
-			b.fault(o, field, names.ReasonInvalidAddress, "%s: %q has %s: write addresses of the nodes' network, or that routers lead to it", field, text, what)
+		if what := unservablePurpose(r); what != "" {
+			b.reportFault(o, field, names.ReasonInvalidAddress, "%s: %q has %s: write addresses of the nodes' network, or that routers lead to it", field, text, what)
 			continue
 		}
-		t, clash := overlapping(taken, r)
+		t, clash := findOverlap(takenRanges, r)
 		if !clash {
-			t, clash = overlapping(out, r)
+			t, clash = findOverlap(out, r)
 		}
 		if clash {
-			b.fault(o, field, names.ReasonOverlap, "%s: %q overlaps with already defined CIDR or range %q of pool %q: take one of them out",
-				field, text, t.text, t.pool)
+			b.reportFault(o, field, names.ReasonOverlap, "%s: %q overlaps with already defined CIDR or range %q of pool %q: take one of them out",
+				field, text, t.text, t.poolName)
 			continue
 		}
-		out = append(out, owned{r, o.Name, text})
+		out = append(out, poolRange{r, o.Name, text})
 	}
 	return out
 }
 
-// free returns the entries that the pool had, without those that overlap what is taken.
-func (p *Pool) free(taken []owned) []owned {
-	var out []owned
+// rangesWithoutOverlap returns the entries that the pool had, without those that overlap what is taken.
+func (p *Pool) rangesWithoutOverlap(takenRanges []poolRange) []poolRange {
+	var out []poolRange
 	for _, r := range p.Ranges {
-		if _, clash := overlapping(taken, r); !clash {
-			out = append(out, owned{r, p.Name, r.String()})
+		if _, clash := findOverlap(takenRanges, r); !clash {
+			out = append(out, poolRange{r, p.Name, r.String()})
 		}
 	}
 	return out
 }
 
-// owned is a Range with where it was written.
-type owned struct {
+// poolRange is a Range with where it was written.
+type poolRange struct {
 	Range
-	pool, text string
+	poolName, text string
 }
 
-func overlapping(taken []owned, r Range) (owned, bool) {
-	for _, t := range taken {
+func findOverlap(takenRanges []poolRange, r Range) (poolRange, bool) {
+	for _, t := range takenRanges {
 		if t.overlaps(r) {
 			return t, true
 		}
 	}
-	return owned{}, false
+	return poolRange{}, false
 }
 
-func (b *builder) allocation(o Object, in *v1beta1.ServiceAllocation, namespaces []Namespace) *Allocation {
+func (b *builder) parseServiceAllocation(o ObjectReference, in *v1beta1.ServiceAllocation, namespaces []Namespace) *ServiceAllocation {
 	if in == nil {
 		return nil
 	}
-	a := &Allocation{Priority: in.Priority}
+	a := &ServiceAllocation{Priority: in.Priority}
 	a.NamespacesRestricted = len(in.Namespaces)+len(in.NamespaceSelectors) > 0
 	for _, n := range in.Namespaces {
 		if slices.Contains(a.Namespaces, n) {
-			b.problem(o, "spec.serviceAllocation.namespaces", names.ReasonDuplicate, "spec.serviceAllocation.namespaces lists %q twice: take one out", n)
+			b.reportProblem(o, "spec.serviceAllocation.namespaces", names.ReasonDuplicate, "spec.serviceAllocation.namespaces lists %q twice: take one out", n)
 			continue
 		}
 		a.Namespaces = append(a.Namespaces, n)
 	}
-	for _, s := range b.selectors(o, "spec.serviceAllocation.namespaceSelectors", in.NamespaceSelectors) {
+	for _, s := range b.parseSelectors(o, "spec.serviceAllocation.namespaceSelectors", in.NamespaceSelectors) {
 		for _, n := range namespaces {
 			if s.Matches(labels.Set(n.Labels)) {
 				a.Namespaces = append(a.Namespaces, n.Name)
@@ -199,17 +199,17 @@ func (b *builder) allocation(o Object, in *v1beta1.ServiceAllocation, namespaces
 	}
 	slices.Sort(a.Namespaces)
 	a.Namespaces = slices.Compact(a.Namespaces)
-	a.ServiceSelectors = b.selectors(o, "spec.serviceAllocation.serviceSelectors", in.ServiceSelectors)
+	a.ServiceSelectors = b.parseSelectors(o, "spec.serviceAllocation.serviceSelectors", in.ServiceSelectors)
 	return a
 }
 
-// selectors parses label selectors. One that cannot be read matches nothing: it must not widen what the object selects.
-func (b *builder) selectors(o Object, field string, in []metav1.LabelSelector) []labels.Selector {
+// parseSelectors parses label selectors. One that cannot be read matches nothing: it must not widen what the object selects.
+func (b *builder) parseSelectors(o ObjectReference, field string, in []metav1.LabelSelector) []labels.Selector {
 	var out []labels.Selector
 	for i := range in {
 		s, err := metav1.LabelSelectorAsSelector(&in[i])
 		if err != nil {
-			b.fault(o, field, names.ReasonInvalidSelector, "%s[%d]: %v: write matchLabels, or matchExpressions with the operator In or NotIn and values, or Exists or DoesNotExist without", field, i, err)
+			b.reportFault(o, field, names.ReasonInvalidSelector, "%s[%d]: %v: write matchLabels, or matchExpressions with the operator In or NotIn and values, or Exists or DoesNotExist without", field, i, err)
 			s = labels.Nothing()
 		}
 		out = append(out, s)
@@ -217,31 +217,31 @@ func (b *builder) selectors(o Object, field string, in []metav1.LabelSelector) [
 	return out
 }
 
-func (b *builder) l2Ad(in *v1beta1.L2Advertisement, pools []*Pool) *L2Ad {
-	o := Object{Kind: "L2Advertisement", Namespace: in.Namespace, Name: in.Name}
-	ad := &L2Ad{
+func (b *builder) parseL2Advertisement(in *v1beta1.L2Advertisement, pools []*Pool) *L2Advertisement {
+	o := ObjectReference{Kind: "L2Advertisement", Namespace: in.Namespace, Name: in.Name}
+	ad := &L2Advertisement{
 		Name:             in.Name,
 		Rebalance:        in.Spec.Gantry != nil && in.Spec.Gantry.Rebalance == v1beta1.RebalancePaced,
 		Interfaces:       slices.Compact(slices.Sorted(slices.Values(in.Spec.Interfaces))),
-		NodeSelectors:    b.selectors(o, "spec.nodeSelectors", in.Spec.NodeSelectors),
-		ServiceSelectors: b.selectors(o, "spec.serviceSelectors", in.Spec.ServiceSelectors),
-		Pools:            b.attached(o, in.Spec.IPAddressPools, in.Spec.IPAddressPoolSelectors, pools),
+		NodeSelectors:    b.parseSelectors(o, "spec.nodeSelectors", in.Spec.NodeSelectors),
+		ServiceSelectors: b.parseSelectors(o, "spec.serviceSelectors", in.Spec.ServiceSelectors),
+		Pools:            b.resolvePools(o, in.Spec.IPAddressPools, in.Spec.IPAddressPoolSelectors, pools),
 	}
-	b.duplicates(o, "spec.ipAddressPools", in.Spec.IPAddressPools)
-	b.duplicateSelectors(o, "spec.nodeSelectors", in.Spec.NodeSelectors)
+	b.reportDuplicates(o, "spec.ipAddressPools", in.Spec.IPAddressPools)
+	b.reportDuplicateSelectors(o, "spec.nodeSelectors", in.Spec.NodeSelectors)
 	for i := range in.Spec.PreferredNodeSelectors {
 		w := &in.Spec.PreferredNodeSelectors[i]
-		for _, s := range b.selectors(o, fmt.Sprintf("spec.preferredNodeSelectors[%d].preference", i), []metav1.LabelSelector{w.Preference}) {
+		for _, s := range b.parseSelectors(o, fmt.Sprintf("spec.preferredNodeSelectors[%d].preference", i), []metav1.LabelSelector{w.Preference}) {
 			ad.Preferences = append(ad.Preferences, Preference{Weight: int(w.Weight), Selector: s})
 		}
 	}
 	return ad
 }
 
-// attached resolves the pools of an advertisement: by name and by selector; neither means all.
-func (b *builder) attached(o Object, wanted []string, selectors []metav1.LabelSelector, pools []*Pool) []string {
+// resolvePools resolves the pools of an advertisement: by name and by selector; neither means all.
+func (b *builder) resolvePools(o ObjectReference, wanted []string, selectors []metav1.LabelSelector, pools []*Pool) []string {
 	all := len(wanted) == 0 && len(selectors) == 0
-	parsed := b.selectors(o, "spec.ipAddressPoolSelectors", selectors)
+	parsed := b.parseSelectors(o, "spec.ipAddressPoolSelectors", selectors)
 	var out []string
 	for _, p := range pools {
 		selected := slices.ContainsFunc(parsed, func(s labels.Selector) bool { return s.Matches(labels.Set(p.Labels)) })
@@ -252,7 +252,7 @@ func (b *builder) attached(o Object, wanted []string, selectors []metav1.LabelSe
 	for i, n := range wanted {
 		if !slices.ContainsFunc(pools, func(p *Pool) bool { return p.Name == n }) {
 			field := fmt.Sprintf("spec.ipAddressPools[%d]", i)
-			b.problem(o, field, names.ReasonUnknownPool, "%s: no IPAddressPool %q exists in namespace %q: create it, or correct the name", field, n, o.Namespace)
+			b.reportProblem(o, field, names.ReasonUnknownPool, "%s: no IPAddressPool %q exists in namespace %q: create it, or correct the name", field, n, o.Namespace)
 		}
 	}
 	return out
@@ -262,7 +262,7 @@ func (b *builder) attached(o Object, wanted []string, selectors []metav1.LabelSe
 // around the ends are allowed), or a single address. The error quotes the text and says what to write.
 func ParseRange(text string) (Range, error) {
 	if first, last, ok := strings.Cut(text, "-"); ok {
-		return parseEnds(text, strings.TrimSpace(first), strings.TrimSpace(last))
+		return parseRangeEnds(text, strings.TrimSpace(first), strings.TrimSpace(last))
 	}
 	if a, err := netip.ParseAddr(text); err == nil && a.Zone() == "" {
 		return Range{a.Unmap(), a.Unmap()}, nil
@@ -271,10 +271,10 @@ func ParseRange(text string) (Range, error) {
 	if err != nil || p.Addr().Is4In6() {
 		return Range{}, fmt.Errorf("%q is no CIDR, range or address: write 192.0.2.0/24, 192.0.2.10-192.0.2.20 or 192.0.2.10, without blanks", text)
 	}
-	return Range{p.Masked().Addr(), lastOf(p)}, nil
+	return Range{p.Masked().Addr(), lastAddress(p)}, nil
 }
 
-func parseEnds(text, first, last string) (Range, error) {
+func parseRangeEnds(text, first, last string) (Range, error) {
 	a, errA := netip.ParseAddr(first)
 	z, errZ := netip.ParseAddr(last)
 	switch {
@@ -290,8 +290,8 @@ func parseEnds(text, first, last string) (Range, error) {
 	return Range{a, z}, nil
 }
 
-// lastOf returns the highest address of p.
-func lastOf(p netip.Prefix) netip.Addr {
+// lastAddress returns the highest address of p.
+func lastAddress(p netip.Prefix) netip.Addr {
 	b := p.Addr().AsSlice()
 	for i := range b {
 		keep := min(max(p.Bits()-8*i, 0), 8)

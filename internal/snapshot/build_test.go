@@ -52,7 +52,7 @@ func newPool(name string, age time.Duration, entries ...string) v1beta1.IPAddres
 	return p
 }
 
-func newAd(name string, spec v1beta1.L2AdvertisementSpec) v1beta1.L2Advertisement {
+func newL2Advertisement(name string, spec v1beta1.L2AdvertisementSpec) v1beta1.L2Advertisement {
 	ad := v1beta1.L2Advertisement{Spec: spec}
 	ad.Name, ad.Namespace = name, "metallb-system"
 	return ad
@@ -63,10 +63,10 @@ func TestABadEntryHarmsOnlyItself(t *testing.T) {
 		newPool("young", 0, "192.0.2.4-192.0.2.9", "nonsense", "198.51.100.1"),
 		newPool("old", time.Hour, "192.0.2.0/29"),
 	}})
-	if n := len(s.Pool("young").Ranges); n != 1 {
+	if n := len(s.PoolByName("young").Ranges); n != 1 {
 		t.Errorf("the younger pool has %d entries, want the sound one alone", n)
 	}
-	if len(s.Pool("old").Ranges) != 1 {
+	if len(s.PoolByName("old").Ranges) != 1 {
 		t.Error("the older pool lost its entry to a younger one")
 	}
 	var reasons []names.Reason
@@ -100,10 +100,10 @@ func TestAdvertisementsAttachToPools(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s, problems := Build(Objects{
 				Pools:            []v1beta1.IPAddressPool{newPool("b", 0, "192.0.2.1"), newPool("a", 0, "192.0.2.2")},
-				L2Advertisements: []v1beta1.L2Advertisement{newAd("ad", tc.spec)},
+				L2Advertisements: []v1beta1.L2Advertisement{newL2Advertisement("ad", tc.spec)},
 			})
-			if !reflect.DeepEqual(s.L2Ads[0].Pools, tc.want) {
-				t.Errorf("it covers %v, want %v", s.L2Ads[0].Pools, tc.want)
+			if !reflect.DeepEqual(s.L2Advertisements[0].Pools, tc.want) {
+				t.Errorf("it covers %v, want %v", s.L2Advertisements[0].Pools, tc.want)
 			}
 			var got names.Reason
 			if len(problems) > 0 {
@@ -121,7 +121,7 @@ func TestTheOrderOfObjectsDoesNotMatter(t *testing.T) {
 		Pools: []v1beta1.IPAddressPool{
 			newPool("a", 0, "192.0.2.0/28", "x"), newPool("b", time.Minute, "192.0.2.8/29"), newPool("c", 0, "192.0.2.12", "198.51.100.0/24"),
 		},
-		L2Advertisements: []v1beta1.L2Advertisement{newAd("one", v1beta1.L2AdvertisementSpec{}), newAd("two", v1beta1.L2AdvertisementSpec{IPAddressPools: []string{"no", "c"}})},
+		L2Advertisements: []v1beta1.L2Advertisement{newL2Advertisement("one", v1beta1.L2AdvertisementSpec{}), newL2Advertisement("two", v1beta1.L2AdvertisementSpec{IPAddressPools: []string{"no", "c"}})},
 	}
 	wantSnapshot, wantProblems := Build(o)
 	for range 20 {
@@ -152,7 +152,7 @@ func TestPoolSize(t *testing.T) {
 			p := newPool("a", 0, tc.entries...)
 			p.Spec.AvoidBuggyIPs = tc.avoid
 			s, _ := Build(Objects{Pools: []v1beta1.IPAddressPool{p}})
-			if v4, v6 := s.Pool("a").Size(); v4 != tc.ipv4 || v6 != tc.ipv6 {
+			if v4, v6 := s.PoolByName("a").CountAddresses(); v4 != tc.ipv4 || v6 != tc.ipv6 {
 				t.Errorf("got %d and %d addresses, want %d and %d", v4, v6, tc.ipv4, tc.ipv6)
 			}
 		})

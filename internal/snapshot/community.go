@@ -60,24 +60,24 @@ func ParseCommunity(text string) (Community, error) {
 	return c, nil
 }
 
-// aliases resolves names of communities. Of two Community objects with one name the older keeps it.
-func (b *builder) aliases(in []v1beta1.Community) map[string]Community {
+// parseCommunityAliases resolves names of communities. Of two Community objects with one name the older keeps it.
+func (b *builder) parseCommunityAliases(in []v1beta1.Community) map[string]Community {
 	in = slices.Clone(in)
 	slices.SortFunc(in, func(x, y v1beta1.Community) int {
 		return cmp.Or(x.CreationTimestamp.Compare(y.CreationTimestamp.Time), cmp.Compare(x.Name, y.Name))
 	})
 	out, from := map[string]Community{}, map[string]string{}
 	for i := range in {
-		o := Object{Kind: "Community", Namespace: in[i].Namespace, Name: in[i].Name}
+		o := ObjectReference{Kind: "Community", Namespace: in[i].Namespace, Name: in[i].Name}
 		for j, a := range in[i].Spec.Communities {
 			field := fmt.Sprintf("spec.communities[%d]", j)
 			c, err := ParseCommunity(a.Value)
 			if err != nil {
-				b.problem(o, field, names.ReasonInvalidCommunity, "%s.value: %v", field, err)
+				b.reportProblem(o, field, names.ReasonInvalidCommunity, "%s.value: %v", field, err)
 				continue
 			}
 			if other, taken := from[a.Name]; taken {
-				b.problem(o, field, names.ReasonDuplicate, "%s: the alias %q is duplicate: Community %q has it already; give one of them another name", field, a.Name, other)
+				b.reportProblem(o, field, names.ReasonDuplicate, "%s: the alias %q is duplicate: Community %q has it already; give one of them another name", field, a.Name, other)
 				continue
 			}
 			out[a.Name], from[a.Name] = c, in[i].Name

@@ -30,7 +30,7 @@ func FuzzParseRange(f *testing.F) {
 			t.Fatalf("%q gives %s to %s", text, r.First, r.Last)
 		}
 		p := &Pool{Ranges: []Range{r}}
-		v4, v6 := p.Size()
+		v4, v6 := p.CountAddresses()
 		if v4 < 0 || v6 < 0 || (v4 > 0) != r.First.Is4() || (v6 > 0) != r.First.Is6() {
 			t.Fatalf("%q counts %d and %d addresses", text, v4, v6)
 		}

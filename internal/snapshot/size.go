@@ -5,32 +5,32 @@ import (
 	"math/big"
 )
 
-// Size counts the addresses of the pool by family, without those that it avoids or excludes. A family with more than fits counts
+// CountAddresses counts the addresses of the pool by family, without those that it avoids or excludes. A family with more than fits counts
 // as math.MaxInt64.
-func (p *Pool) Size() (ipv4, ipv6 int64) {
-	for _, r := range p.Free() {
-		n := r.size()
+func (p *Pool) CountAddresses() (ipv4, ipv6 int64) {
+	for _, r := range p.AssignableRanges() {
+		n := r.addressCount()
 		if r.First.Is4() {
-			if p.AvoidBuggy {
-				n -= r.buggy()
+			if p.AvoidBuggyIPs {
+				n -= r.buggyAddressCount()
 			}
-			ipv4 = add(ipv4, n)
+			ipv4 = addSaturating(ipv4, n)
 			continue
 		}
-		ipv6 = add(ipv6, n)
+		ipv6 = addSaturating(ipv6, n)
 	}
 	return ipv4, ipv6
 }
 
-func add(a, b int64) int64 {
+func addSaturating(a, b int64) int64 {
 	if a > math.MaxInt64-b {
 		return math.MaxInt64
 	}
 	return a + b
 }
 
-// size counts the addresses of the Range.
-func (r Range) size() int64 {
+// addressCount counts the addresses of the Range.
+func (r Range) addressCount() int64 {
 	first := new(big.Int).SetBytes(r.First.AsSlice())
 	n := new(big.Int).SetBytes(r.Last.AsSlice())
 	n.Sub(n, first).Add(n, big.NewInt(1))
@@ -40,8 +40,8 @@ func (r Range) size() int64 {
 	return n.Int64()
 }
 
-// buggy counts the addresses of an IPv4 Range that end in .0 or .255.
-func (r Range) buggy() int64 {
+// buggyAddressCount counts the addresses of an IPv4 Range that end in .0 or .255.
+func (r Range) buggyAddressCount() int64 {
 	first, last := r.First.As4(), r.Last.As4()
 	lo := int64(first[0])<<24 | int64(first[1])<<16 | int64(first[2])<<8 | int64(first[3])
 	hi := int64(last[0])<<24 | int64(last[1])<<16 | int64(last[2])<<8 | int64(last[3])

@@ -18,11 +18,11 @@ type Snapshot struct {
 	// Pools by the order in which automatic allocation tries them is the business of package allocate; here
 	// they are sorted by name.
 	Pools []*Pool
-	// L2Ads are sorted by name.
-	L2Ads []*L2Ad
-	// BGPAds and Peers are sorted by name.
-	BGPAds []*BGPAd
-	Peers  []*Peer
+	// L2Advertisements are sorted by name.
+	L2Advertisements []*L2Advertisement
+	// BGPAdvertisements and Peers are sorted by name.
+	BGPAdvertisements []*BGPAdvertisement
+	Peers             []*Peer
 	// Reservations are sorted by name.
 	Reservations []*Reservation
 }
@@ -42,62 +42,62 @@ type Pool struct {
 	// Ranges are in the order of spec.addresses.
 	Ranges     []Range
 	AutoAssign bool
-	// AvoidBuggy skips IPv4 addresses that end in .0 or .255.
-	AvoidBuggy bool
-	// Allocation is nil when spec.serviceAllocation is absent: the pool is open to all.
-	Allocation *Allocation
-	// Excluded are never given, though they lie in Ranges; a Service that holds one keeps it.
-	Excluded []Range
+	// AvoidBuggyIPs skips IPv4 addresses that end in .0 or .255.
+	AvoidBuggyIPs bool
+	// ServiceAllocation is nil when spec.serviceAllocation is absent: the pool is open to all.
+	ServiceAllocation *ServiceAllocation
+	// ExcludedRanges are never given, though they lie in Ranges; a Service that holds one keeps it.
+	ExcludedRanges []Range
 	// Order says which free address is given next.
-	Order Order
-	// Cooldown is how long an address waits, after nobody holds it any more, before another Service may have it.
-	Cooldown time.Duration
+	Order AssignmentOrder
+	// CooldownDelay is how long an address waits, after nobody holds it any more, before another Service may have it.
+	CooldownDelay time.Duration
 	// Quota is nil when namespaces may hold any number of addresses.
 	Quota *Quota
 	// Probe is nil when addresses are given without asking the segment.
-	Probe *Probe
+	Probe *ProbeSettings
 }
 
-// Order says which free address of a Pool is given next.
-type Order string
+// AssignmentOrder says which free address of a Pool is given next.
+type AssignmentOrder string
 
 // The orders of a Pool's addresses.
 const (
-	// Lowest gives the first free address, in the order of the Ranges. It is what an empty Order means.
-	Lowest Order = "Lowest"
-	// RoundRobin gives the first free address behind the one given last, and starts again at the end.
-	RoundRobin Order = "RoundRobin"
-	// Hash starts at a place that the name of the Service decides, so that it tends to get the same address again.
-	Hash Order = "Hash"
+	// OrderLowest gives the first free address, in the order of the Ranges. It is what an empty Order means.
+	OrderLowest AssignmentOrder = "Lowest"
+	// OrderRoundRobin gives the first free address behind the one given last, and starts again at the end.
+	OrderRoundRobin AssignmentOrder = "RoundRobin"
+	// OrderHash starts at a place that the name of the Service decides, so that it tends to get the same address again.
+	OrderHash AssignmentOrder = "Hash"
 )
 
 // Quota bounds how many addresses of each family the Services of one namespace may hold from a Pool.
 type Quota struct {
 	// PerNamespace holds for namespaces that Namespaces does not name; negative is no bound.
-	PerNamespace int
-	Namespaces   map[string]int
+	PerNamespace     int
+	LimitByNamespace map[string]int
 }
 
-// Limit returns the bound for a namespace; ok is false when there is none.
-func (q *Quota) Limit(namespace string) (n int, ok bool) {
+// LimitForNamespace returns the bound for a namespace; ok is false when there is none.
+func (q *Quota) LimitForNamespace(namespace string) (n int, ok bool) {
 	if q == nil {
 		return 0, false
 	}
-	n, named := q.Namespaces[namespace]
+	n, named := q.LimitByNamespace[namespace]
 	if !named {
 		n = q.PerNamespace
 	}
 	return n, n >= 0
 }
 
-// Probe asks the segment for an address before it is given.
-type Probe struct {
-	// Quarantine is how long an address is not given after somebody answered for it.
-	Quarantine time.Duration
+// ProbeSettings asks the segment for an address before it is given.
+type ProbeSettings struct {
+	// QuarantineDelay is how long an address is not given after somebody answered for it.
+	QuarantineDelay time.Duration
 }
 
-// Allocation restricts and ranks the Services that a Pool serves.
-type Allocation struct {
+// ServiceAllocation restricts and ranks the Services that a Pool serves.
+type ServiceAllocation struct {
 	// Priority: lower is preferred, 0 is the least preferred.
 	Priority int
 	// Namespaces are the admitted namespaces, by name and by selector, sorted; empty together with
@@ -108,15 +108,15 @@ type Allocation struct {
 	ServiceSelectors []labels.Selector
 }
 
-// Covers says whether a lies in a Range, excluded and avoided addresses included.
-func (p *Pool) Covers(a netip.Addr) bool { return within(p.Ranges, a) }
+// CoversAddress says whether a lies in a Range, excluded and avoided addresses included.
+func (p *Pool) CoversAddress(a netip.Addr) bool { return rangesContain(p.Ranges, a) }
 
-// Contains says whether the pool may give a: it lies in a Range and is neither avoided nor excluded.
-func (p *Pool) Contains(a netip.Addr) bool {
-	return !(p.AvoidBuggy && Buggy(a)) && within(p.Ranges, a) && !within(p.Excluded, a)
+// CanAssign says whether the pool may give a: it lies in a Range and is neither avoided nor excluded.
+func (p *Pool) CanAssign(a netip.Addr) bool {
+	return !(p.AvoidBuggyIPs && IsBuggyIPv4(a)) && rangesContain(p.Ranges, a) && !rangesContain(p.ExcludedRanges, a)
 }
 
-func within(ranges []Range, a netip.Addr) bool {
+func rangesContain(ranges []Range, a netip.Addr) bool {
 	for _, r := range ranges {
 		if r.Contains(a) {
 			return true
@@ -125,12 +125,12 @@ func within(ranges []Range, a netip.Addr) bool {
 	return false
 }
 
-// Free returns the Ranges in their order, without what is excluded. Addresses that AvoidBuggy passes over are still in it.
-func (p *Pool) Free() []Range {
-	if len(p.Excluded) == 0 {
+// AssignableRanges returns the Ranges in their order, without what is excluded. Addresses that AvoidBuggyIPs passes over are still in it.
+func (p *Pool) AssignableRanges() []Range {
+	if len(p.ExcludedRanges) == 0 {
 		return p.Ranges
 	}
-	cuts := slices.Clone(p.Excluded)
+	cuts := slices.Clone(p.ExcludedRanges)
 	slices.SortFunc(cuts, func(x, y Range) int { return x.First.Compare(y.First) })
 	var out []Range
 	for _, r := range p.Ranges {
@@ -153,8 +153,8 @@ func (p *Pool) Free() []Range {
 	return out
 }
 
-// Buggy says whether a is an IPv4 address that ends in .0 or .255, which some old routers and clients refuse.
-func Buggy(a netip.Addr) bool {
+// IsBuggyIPv4 says whether a is an IPv4 address that ends in .0 or .255, which some old routers and clients refuse.
+func IsBuggyIPv4(a netip.Addr) bool {
 	if !a.Is4() {
 		return false
 	}
@@ -162,8 +162,8 @@ func Buggy(a netip.Addr) bool {
 	return last == 0 || last == 255
 }
 
-// L2Ad is a parsed L2Advertisement. The same value serves every node: selectors are kept, not resolved.
-type L2Ad struct {
+// L2Advertisement is a parsed L2Advertisement. The same value serves every node: selectors are kept, not resolved.
+type L2Advertisement struct {
 	Name string
 	// Pools are the names of the pools it covers, resolved from names and selectors, sorted.
 	Pools []string
@@ -185,20 +185,20 @@ type Preference struct {
 	Selector labels.Selector
 }
 
-// Object names a configuration object that a Problem is about.
-type Object struct{ Kind, Namespace, Name string }
+// ObjectReference names a configuration object that a Problem is about.
+type ObjectReference struct{ Kind, Namespace, Name string }
 
 // Problem is a fault in a configuration object. It is a value for people, not a Go error.
 type Problem struct {
-	Object Object
+	Object ObjectReference
 	Field  string // such as "spec.addresses[2]"
 	Reason names.Reason
 	// Text is one sentence: what is wrong, with the offending text, and what to do.
 	Text string
 }
 
-// Dangling says whether the Problem is a reference to an object that may be yet to come.
-func (p Problem) Dangling() bool {
+// IsDanglingReference says whether the Problem is a reference to an object that may be yet to come.
+func (p Problem) IsDanglingReference() bool {
 	switch p.Reason {
 	case names.ReasonUnknownPool, names.ReasonUnknownPeer, names.ReasonUnknownCommunity, names.ReasonUnknownBFDProfile, names.ReasonUnknownSecret:
 		return true
@@ -206,16 +206,16 @@ func (p Problem) Dangling() bool {
 	return false
 }
 
-// PoolsOf returns the pool of each address, which they may have from different ones; nil when one has none. An address that its pool avoids or
+// PoolsOfAddresses returns the pool of each address, which they may have from different ones; nil when one has none. An address that its pool avoids or
 // excludes by now is still of it, and so is one that no pool covers any more, as long as the pool is there that it is recorded to come
 // from: whoever holds it keeps it.
-func (s *Snapshot) PoolsOf(recorded string, addrs ...netip.Addr) []*Pool {
+func (s *Snapshot) PoolsOfAddresses(recorded string, addrs ...netip.Addr) []*Pool {
 	if s == nil {
 		return nil
 	}
 	var out []*Pool
 	for _, a := range addrs {
-		i := slices.IndexFunc(s.Pools, func(p *Pool) bool { return p.Covers(a) })
+		i := slices.IndexFunc(s.Pools, func(p *Pool) bool { return p.CoversAddress(a) })
 		if i < 0 {
 			i = slices.IndexFunc(s.Pools, func(p *Pool) bool { return p.Name == recorded })
 		}
@@ -227,15 +227,15 @@ func (s *Snapshot) PoolsOf(recorded string, addrs ...netip.Addr) []*Pool {
 	return out
 }
 
-// PoolFor returns the pool that contains every one of addrs, or nil.
-func (s *Snapshot) PoolFor(addrs ...netip.Addr) *Pool {
+// PoolContaining returns the pool that contains every one of addrs, or nil.
+func (s *Snapshot) PoolContaining(addrs ...netip.Addr) *Pool {
 	if s == nil || len(addrs) == 0 {
 		return nil
 	}
 next:
 	for _, p := range s.Pools {
 		for _, a := range addrs {
-			if !p.Contains(a) {
+			if !p.CanAssign(a) {
 				continue next
 			}
 		}
@@ -244,8 +244,8 @@ next:
 	return nil
 }
 
-// Pool returns the pool of that name, or nil.
-func (s *Snapshot) Pool(name string) *Pool {
+// PoolByName returns the pool of that name, or nil.
+func (s *Snapshot) PoolByName(name string) *Pool {
 	if s == nil {
 		return nil
 	}

@@ -14,41 +14,41 @@ import (
 
 // Bounds of what one Service may ask for: more would be a misprint.
 const (
-	maxCount     = 16
-	maxAddresses = 2 * maxCount
+	maxAddressCount    = 16
+	maxListedAddresses = 2 * maxAddressCount
 )
 
-// request reads what the Service asks for. The first thing that cannot be read is the RequestFault, and nothing else is asked for then.
-func (v *Service) request(s *corev1.Service) {
-	v.Count, v.RequestFault = count(s)
+// readRequest reads what the Service asks for. The first thing that cannot be read is the RequestFault, and nothing else is asked for then.
+func (v *Service) readRequest(s *corev1.Service) {
+	v.AddressCount, v.RequestFault = readAddressCount(s)
 	if v.RequestFault == "" {
-		v.Requested, v.RequestFault = requested(s, v.Count)
+		v.RequestedAddresses, v.RequestFault = readRequestedAddresses(s, v.AddressCount)
 	}
 	if text := s.Annotations[names.AnnotationRelease]; text != "" && v.RequestFault == "" {
-		v.Releasing, v.RequestFault = Addresses("annotation "+names.AnnotationRelease, text)
+		v.AddressesToRelease, v.RequestFault = ParseAddressList("annotation "+names.AnnotationRelease, text)
 	}
 	if v.RequestFault != "" {
-		v.Requested, v.Releasing = nil, nil
+		v.RequestedAddresses, v.AddressesToRelease = nil, nil
 	}
 }
 
-// count reads how many addresses of each family the Service asks for.
-func count(s *corev1.Service) (int, string) {
+// readAddressCount reads how many addresses of each family the Service asks for.
+func readAddressCount(s *corev1.Service) (int, string) {
 	text, ok := s.Annotations[names.AnnotationAddressCount]
 	if !ok {
 		return 1, ""
 	}
 	n, err := strconv.Atoi(strings.TrimSpace(text))
-	if err != nil || n < 1 || n > maxCount {
-		return 1, fmt.Sprintf("annotation %s: %q is no number from 1 to %d", names.AnnotationAddressCount, text, maxCount)
+	if err != nil || n < 1 || n > maxAddressCount {
+		return 1, fmt.Sprintf("annotation %s: %q is no number from 1 to %d", names.AnnotationAddressCount, text, maxAddressCount)
 	}
 	return n, ""
 }
 
-// requested reads the addresses that the Service asks for, up to n of each family. The second result is a sentence when they cannot
+// readRequestedAddresses reads the addresses that the Service asks for, up to n of each family. The second result is a sentence when they cannot
 // be read.
-func requested(s *corev1.Service, n int) ([]netip.Addr, string) {
-	list, _ := annotation(s, names.AnnotationLoadBalancerIPs, names.AnnotationLoadBalancerIPsOld)
+func readRequestedAddresses(s *corev1.Service, n int) ([]netip.Addr, string) {
+	list, _ := readAnnotation(s, names.AnnotationLoadBalancerIPs, names.AnnotationLoadBalancerIPsOld)
 	field := s.Spec.LoadBalancerIP
 	switch {
 	case list != "" && field != "":
@@ -61,7 +61,7 @@ func requested(s *corev1.Service, n int) ([]netip.Addr, string) {
 	if field != "" {
 		source, text = "spec.loadBalancerIP", field
 	}
-	out, fault := Addresses(source, text)
+	out, fault := ParseAddressList(source, text)
 	if fault != "" {
 		return nil, fault
 	}
@@ -79,16 +79,16 @@ func requested(s *corev1.Service, n int) ([]netip.Addr, string) {
 	return out, ""
 }
 
-// Addresses reads a list of addresses with commas between them; blanks around them are allowed. The second result is a sentence that begins with
+// ParseAddressList reads a list of addresses with commas between them; blanks around them are allowed. The second result is a sentence that begins with
 // the source when the list cannot be read. An IPv4 address in its IPv6 form is the IPv4 address.
-func Addresses(source, text string) ([]netip.Addr, string) {
+func ParseAddressList(source, text string) ([]netip.Addr, string) {
 	var out []netip.Addr
-	for _, part := range strings.SplitN(text, ",", maxAddresses+1) {
+	for _, part := range strings.SplitN(text, ",", maxListedAddresses+1) {
 		part = strings.TrimSpace(part)
 		a, err := netip.ParseAddr(part)
 		switch {
-		case len(out) == maxAddresses:
-			return nil, fmt.Sprintf("%s: there are more than %d addresses", source, maxAddresses)
+		case len(out) == maxListedAddresses:
+			return nil, fmt.Sprintf("%s: there are more than %d addresses", source, maxListedAddresses)
 		case err != nil || a.Zone() != "":
 			return nil, fmt.Sprintf("%s: %q is no address: write one IPv4 or IPv6 address, or one of each with a comma between", source, part)
 		case slices.Contains(out, a.Unmap()):

@@ -12,17 +12,17 @@ import (
 // FromService projects a Service.
 func FromService(s *corev1.Service) Service {
 	v := Service{
-		Key:          Key{Namespace: s.Namespace, Name: s.Name},
-		UID:          string(s.UID),
-		Labels:       s.Labels,
-		LoadBalancer: s.Spec.Type == corev1.ServiceTypeLoadBalancer,
-		FamilyPolicy: SingleStack,
-		Local:        s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal,
-		Selector:     labels.Set(s.Spec.Selector).String(),
-		PoolRecorded: s.Annotations[names.AnnotationFromPool],
-		Deleting:     s.DeletionTimestamp != nil,
-		Created:      s.CreationTimestamp.Unix(),
-		Generation:   s.Generation,
+		Key:                ObjectKey{Namespace: s.Namespace, Name: s.Name},
+		UID:                string(s.UID),
+		Labels:             s.Labels,
+		IsLoadBalancer:     s.Spec.Type == corev1.ServiceTypeLoadBalancer,
+		FamilyPolicy:       SingleStack,
+		LocalTrafficPolicy: s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal,
+		PodSelector:        labels.Set(s.Spec.Selector).String(),
+		RecordedPool:       s.Annotations[names.AnnotationFromPool],
+		IsDeleting:         s.DeletionTimestamp != nil,
+		CreatedUnix:        s.CreationTimestamp.Unix(),
+		Generation:         s.Generation,
 	}
 	if s.Spec.LoadBalancerClass != nil {
 		v.Class = *s.Spec.LoadBalancerClass
@@ -33,15 +33,15 @@ func FromService(s *corev1.Service) Service {
 	for _, p := range s.Spec.Ports {
 		v.Ports = append(v.Ports, Port{Protocol: string(p.Protocol), Number: uint16(p.Port)})
 	}
-	v.clusterIPs(s)
-	v.status(s)
-	v.Pool, _ = annotation(s, names.AnnotationPool, names.AnnotationPoolOld)
-	v.SharingKey, v.SharingPresent = annotation(s, names.AnnotationSharing, names.AnnotationSharingOld)
-	v.request(s)
+	v.readClusterIPs(s)
+	v.readStatus(s)
+	v.RequestedPool, _ = readAnnotation(s, names.AnnotationPool, names.AnnotationPoolOld)
+	v.SharingKey, v.HasSharingAnnotation = readAnnotation(s, names.AnnotationSharing, names.AnnotationSharingOld)
+	v.readRequest(s)
 	return v
 }
 
-func (v *Service) clusterIPs(s *corev1.Service) {
+func (v *Service) readClusterIPs(s *corev1.Service) {
 	texts := s.Spec.ClusterIPs
 	if len(texts) == 0 && s.Spec.ClusterIP != "" {
 		texts = []string{s.Spec.ClusterIP}
@@ -61,19 +61,19 @@ func (v *Service) clusterIPs(s *corev1.Service) {
 	}
 }
 
-func (v *Service) status(s *corev1.Service) {
+func (v *Service) readStatus(s *corev1.Service) {
 	for _, in := range s.Status.LoadBalancer.Ingress {
 		a, err := netip.ParseAddr(in.IP)
 		if err != nil {
-			v.StatusMalformed = append(v.StatusMalformed, in.IP+in.Hostname)
+			v.MalformedIngress = append(v.MalformedIngress, in.IP+in.Hostname)
 			continue
 		}
-		v.Assigned = append(v.Assigned, a.Unmap())
+		v.AssignedAddresses = append(v.AssignedAddresses, a.Unmap())
 	}
 }
 
-// annotation returns the value under key, or under its older spelling when key itself is absent.
-func annotation(s *corev1.Service, key, old string) (string, bool) {
+// readAnnotation returns the value under key, or under its older spelling when key itself is absent.
+func readAnnotation(s *corev1.Service, key, old string) (string, bool) {
 	if v, ok := s.Annotations[key]; ok {
 		return v, true
 	}

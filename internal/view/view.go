@@ -8,21 +8,21 @@ import (
 	"slices"
 )
 
-// Key names a namespaced object.
-type Key struct{ Namespace, Name string }
+// ObjectKey names a namespaced object.
+type ObjectKey struct{ Namespace, Name string }
 
 // String returns "namespace/name".
-func (k Key) String() string { return k.Namespace + "/" + k.Name }
+func (k ObjectKey) String() string { return k.Namespace + "/" + k.Name }
 
 // Compare orders Keys by namespace, then name.
-func (k Key) Compare(o Key) int {
-	if c := cmpString(k.Namespace, o.Namespace); c != 0 {
+func (k ObjectKey) Compare(o ObjectKey) int {
+	if c := compareStrings(k.Namespace, o.Namespace); c != 0 {
 		return c
 	}
-	return cmpString(k.Name, o.Name)
+	return compareStrings(k.Name, o.Name)
 }
 
-func cmpString(a, b string) int {
+func compareStrings(a, b string) int {
 	switch {
 	case a < b:
 		return -1
@@ -67,53 +67,53 @@ type Port struct {
 
 // Service is what a decision may know of a Service.
 type Service struct {
-	Key    Key
+	Key    ObjectKey
 	UID    string
 	Labels map[string]string
-	// LoadBalancer says that spec.type is LoadBalancer and the object is not about to vanish from our class.
-	LoadBalancer bool
+	// IsLoadBalancer says that spec.type is IsLoadBalancer and the object is not about to vanish from our class.
+	IsLoadBalancer bool
 	// Class is spec.loadBalancerClass; empty when absent.
 	Class string
-	// ClusterIPs are the valid addresses of spec.clusterIPs; empty for a headless Service.
+	// ClusterIPs are the valid addresses of spec.readClusterIPs; empty for a headless Service.
 	ClusterIPs []netip.Addr
 	// PrimaryFamily is the family of spec.ipFamilies[0], or of the first cluster IP.
 	PrimaryFamily Family
 	FamilyPolicy  FamilyPolicy
 	Ports         []Port
-	// Local is true for externalTrafficPolicy Local.
-	Local bool
-	// Selector is spec.selector in canonical text ("a=b,c=d"), empty when the Service has none.
-	Selector string
-	// Assigned are the addresses in status.loadBalancer.ingress, in the order of the status.
-	Assigned []netip.Addr
-	// StatusMalformed holds ingress entries that are no addresses (a hostname, say).
-	StatusMalformed []string
-	// PoolRecorded is the pool that the status was written with (names.AnnotationFromPool).
-	PoolRecorded string
-	// Pool is the pool asked for by annotation, empty when none.
-	Pool string
-	// Requested are the addresses asked for by annotation or spec.loadBalancerIP, in the order given.
-	Requested []netip.Addr
-	// Count is how many addresses of each family it asks for; 0 counts as 1.
-	Count int
-	// Releasing are addresses that it wants to exchange for others, where it holds them.
-	Releasing []netip.Addr
+	// LocalTrafficPolicy is true for externalTrafficPolicy Local.
+	LocalTrafficPolicy bool
+	// PodSelector is spec.selector in canonical text ("a=b,c=d"), empty when the Service has none.
+	PodSelector string
+	// AssignedAddresses are the addresses in status.loadBalancer.ingress, in the order of the status.
+	AssignedAddresses []netip.Addr
+	// MalformedIngress holds ingress entries that are no addresses (a hostname, say).
+	MalformedIngress []string
+	// RecordedPool is the pool that the status was written with (names.AnnotationFromPool).
+	RecordedPool string
+	// RequestedPool is the pool asked for by annotation, empty when none.
+	RequestedPool string
+	// RequestedAddresses are the addresses asked for by annotation or spec.loadBalancerIP, in the order given.
+	RequestedAddresses []netip.Addr
+	// AddressCount is how many addresses of each family it asks for; 0 counts as 1.
+	AddressCount int
+	// AddressesToRelease are addresses that it wants to exchange for others, where it holds them.
+	AddressesToRelease []netip.Addr
 	// RequestFault says in one sentence why the Service's request cannot be read; empty when it can.
 	RequestFault string
 	// SharingKey allows Services with the same non-empty key to share an address.
 	SharingKey string
-	// SharingPresent says that the sharing annotation exists, even with an empty value.
-	SharingPresent bool
-	// Created is the creation time in seconds since 1970: of two Services that claim one address the older keeps it.
-	Created int64
+	// HasSharingAnnotation says that the sharing annotation exists, even with an empty value.
+	HasSharingAnnotation bool
+	// CreatedUnix is the creation time in seconds since 1970: of two Services that claim one address the older keeps it.
+	CreatedUnix int64
 	// Generation counts the edits of the spec, for conditions.
 	Generation int64
-	// Deleting says that the object has a deletion timestamp.
-	Deleting bool
+	// IsDeleting says that the object has a deletion timestamp.
+	IsDeleting bool
 }
 
-// Families returns the families of the Service's cluster IPs, sorted, each once.
-func (s *Service) Families() []Family {
+// ClusterIPFamilies returns the families of the Service's cluster IPs, sorted, each once.
+func (s *Service) ClusterIPFamilies() []Family {
 	var out []Family
 	for _, a := range s.ClusterIPs {
 		out = append(out, FamilyOf(a))
@@ -124,39 +124,39 @@ func (s *Service) Families() []Family {
 
 // Endpoints is what is known of the endpoints of one Service, all its slices together.
 type Endpoints struct {
-	Service Key
-	// Serving says that at least one endpoint anywhere can serve: ready, or serving while it terminates.
-	Serving bool
-	// Nodes are the names of the nodes with at least one endpoint that can serve, sorted.
-	Nodes []string
-	// Counts is how many endpoints can serve on each of the Nodes, in their order; one that has addresses of both families
+	Service ObjectKey
+	// AnyServing says that at least one endpoint anywhere can serve: ready, or serving while it terminates.
+	AnyServing bool
+	// ServingNodes are the names of the nodes with at least one endpoint that can serve, sorted.
+	ServingNodes []string
+	// ServingCounts is how many endpoints can serve on each of the Nodes, in their order; one that has addresses of both families
 	// counts once.
-	Counts []int
-	// Ready are the names of the nodes with at least one endpoint that is ready and does not terminate, sorted.
-	Ready []string
+	ServingCounts []int
+	// ReadyNodes are the names of the nodes with at least one endpoint that is ready and does not terminate, sorted.
+	ReadyNodes []string
 }
 
-// Local returns the nodes that should announce a Service whose traffic stays on its node: those with ready endpoints. While
+// NodesForLocalTraffic returns the nodes that should announce a Service whose traffic stays on its node: those with ready endpoints. While
 // there are none, those where an endpoint still serves though it terminates.
-func (e Endpoints) Local() []string {
-	if len(e.Ready) > 0 {
-		return e.Ready
+func (e Endpoints) NodesForLocalTraffic() []string {
+	if len(e.ReadyNodes) > 0 {
+		return e.ReadyNodes
 	}
-	return e.Nodes
+	return e.ServingNodes
 }
 
-// Count returns how many endpoints on the node can serve.
-func (e Endpoints) Count(node string) int {
-	i, ok := slices.BinarySearch(e.Nodes, node)
-	if !ok || i >= len(e.Counts) {
+// CountOnNode returns how many endpoints on the node can serve.
+func (e Endpoints) CountOnNode(node string) int {
+	i, ok := slices.BinarySearch(e.ServingNodes, node)
+	if !ok || i >= len(e.ServingCounts) {
 		return 0
 	}
-	return e.Counts[i]
+	return e.ServingCounts[i]
 }
 
-// On says whether an endpoint on the node can serve.
-func (e Endpoints) On(node string) bool {
-	_, ok := slices.BinarySearch(e.Nodes, node)
+// CanServeOn says whether an endpoint on the node can serve.
+func (e Endpoints) CanServeOn(node string) bool {
+	_, ok := slices.BinarySearch(e.ServingNodes, node)
 	return ok
 }
 
@@ -164,8 +164,8 @@ func (e Endpoints) On(node string) bool {
 type Node struct {
 	Name   string
 	Labels map[string]string
-	// Addresses are the node's internal addresses.
-	Addresses []netip.Addr
+	// InternalAddresses are the node's internal addresses.
+	InternalAddresses []netip.Addr
 	// Excluded says that the node has the label that excludes it from external load balancers.
 	Excluded bool
 	// NetworkUnavailable says that the condition of that name is True.

@@ -13,7 +13,7 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-func TestWhatAServiceAsksFor(t *testing.T) {
+func TestRequestedAddresses(t *testing.T) {
 	tests := map[string]struct {
 		annotations map[string]string
 		field       string
@@ -36,7 +36,7 @@ func TestWhatAServiceAsksFor(t *testing.T) {
 			s.Annotations, s.Spec.LoadBalancerIP = tc.annotations, tc.field
 			v := FromService(s)
 			var got []string
-			for _, a := range v.Requested {
+			for _, a := range v.RequestedAddresses {
 				got = append(got, a.String())
 			}
 			if !reflect.DeepEqual(got, tc.want) || (tc.wantFault == "") != (v.RequestFault == "") || !strings.Contains(v.RequestFault, tc.wantFault) {
@@ -48,19 +48,19 @@ func TestWhatAServiceAsksFor(t *testing.T) {
 
 func TestHeadlessServicesHaveNoClusterIP(t *testing.T) {
 	s := &corev1.Service{Spec: corev1.ServiceSpec{ClusterIP: "None", ClusterIPs: []string{"None"}}}
-	if v := FromService(s); len(v.ClusterIPs) != 0 || len(v.Families()) != 0 {
+	if v := FromService(s); len(v.ClusterIPs) != 0 || len(v.ClusterIPFamilies()) != 0 {
 		t.Errorf("a headless Service has the cluster IPs %v", v.ClusterIPs)
 	}
 }
 
-func TestWhichEndpointsCanServe(t *testing.T) {
+func TestServingEndpoints(t *testing.T) {
 	yes, no := true, false
 	node := func(n string) *string { return &n }
 	endpoint := func(n string, c discoveryv1.EndpointConditions) discoveryv1.Endpoint {
 		return discoveryv1.Endpoint{Addresses: []string{"10.0.0.1"}, NodeName: node(n), Conditions: c}
 	}
-	key := Key{"default", "s"}
-	e := FromSlices(key, []discoveryv1.EndpointSlice{
+	key := ObjectKey{"default", "s"}
+	e := FromEndpointSlices(key, []discoveryv1.EndpointSlice{
 		{Endpoints: []discoveryv1.Endpoint{
 			endpoint("unknown", discoveryv1.EndpointConditions{}),
 			endpoint("ready", discoveryv1.EndpointConditions{Ready: &yes}),
@@ -71,15 +71,15 @@ func TestWhichEndpointsCanServe(t *testing.T) {
 			{NodeName: node("without-address"), Conditions: discoveryv1.EndpointConditions{Ready: &yes}},
 		}},
 	})
-	if want := []string{"ready", "terminating", "unknown"}; !e.Serving || !reflect.DeepEqual(e.Nodes, want) {
-		t.Errorf("endpoints can serve on %v, want %v", e.Nodes, want)
+	if want := []string{"ready", "terminating", "unknown"}; !e.AnyServing || !reflect.DeepEqual(e.ServingNodes, want) {
+		t.Errorf("endpoints can serve on %v, want %v", e.ServingNodes, want)
 	}
-	if !e.On("ready") || e.On("unready") {
+	if !e.CanServeOn("ready") || e.CanServeOn("unready") {
 		t.Error("On does not agree with Nodes")
 	}
 }
 
-func TestWhichNodesAreLeaving(t *testing.T) {
+func TestNodeExclusionAndLeaving(t *testing.T) {
 	tests := map[string]struct {
 		edit                           func(*corev1.Node)
 		excluded, unavailable, leaving bool
@@ -105,14 +105,14 @@ func TestWhichNodesAreLeaving(t *testing.T) {
 			if v.Excluded != tc.excluded || v.NetworkUnavailable != tc.unavailable || v.Leaving != tc.leaving {
 				t.Errorf("got %+v", v)
 			}
-			if want := []netip.Addr{netip.MustParseAddr("192.0.2.1")}; !reflect.DeepEqual(v.Addresses, want) {
-				t.Errorf("its addresses are %v, want %v", v.Addresses, want)
+			if want := []netip.Addr{netip.MustParseAddr("192.0.2.1")}; !reflect.DeepEqual(v.InternalAddresses, want) {
+				t.Errorf("its addresses are %v, want %v", v.InternalAddresses, want)
 			}
 		})
 	}
 }
 
-func TestHowManyAndWhatIsExchanged(t *testing.T) {
+func TestAddressCountAndReleaseAnnotations(t *testing.T) {
 	tests := map[string]struct {
 		annotations map[string]string
 		count       int
@@ -136,8 +136,8 @@ func TestHowManyAndWhatIsExchanged(t *testing.T) {
 			s := &corev1.Service{}
 			s.Annotations = tc.annotations
 			v := FromService(s)
-			if v.Count != tc.count || !slices.Equal(v.Releasing, tc.releasing) {
-				t.Errorf("got %d, exchanging %v; want %d, %v", v.Count, v.Releasing, tc.count, tc.releasing)
+			if v.AddressCount != tc.count || !slices.Equal(v.AddressesToRelease, tc.releasing) {
+				t.Errorf("got %d, exchanging %v; want %d, %v", v.AddressCount, v.AddressesToRelease, tc.count, tc.releasing)
 			}
 			if (tc.wantFault == "") != (v.RequestFault == "") || !strings.Contains(v.RequestFault, tc.wantFault) {
 				t.Errorf("the fault is %q, want one with %q", v.RequestFault, tc.wantFault)
@@ -146,17 +146,17 @@ func TestHowManyAndWhatIsExchanged(t *testing.T) {
 	}
 }
 
-// FuzzAddresses holds that whatever is read is what was written: canonical, each once, and few enough.
-func FuzzAddresses(f *testing.F) {
+// FuzzParseAddressList holds that whatever is read is what was written: canonical, each once, and few enough.
+func FuzzParseAddressList(f *testing.F) {
 	for _, seed := range []string{"", ",", "192.0.2.1", " 192.0.2.1 , 2001:db8::1", "::ffff:192.0.2.1,192.0.2.1", "fe80::1%eth0", "1.2.3.4,x", strings.Repeat("::1,", 40)} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		out, fault := Addresses("list", text)
+		out, fault := ParseAddressList("list", text)
 		if (len(out) == 0) == (fault == "") {
 			t.Fatalf("%q gives %v and the fault %q: want one of the two", text, out, fault)
 		}
-		if len(out) > maxAddresses {
+		if len(out) > maxListedAddresses {
 			t.Fatalf("%d addresses are too many", len(out))
 		}
 		var texts []string
@@ -166,7 +166,7 @@ func FuzzAddresses(f *testing.F) {
 			}
 			texts = append(texts, a.String())
 		}
-		if again, fault := Addresses("list", strings.Join(texts, ",")); len(out) > 0 && (fault != "" || !slices.Equal(again, out)) {
+		if again, fault := ParseAddressList("list", strings.Join(texts, ",")); len(out) > 0 && (fault != "" || !slices.Equal(again, out)) {
 			t.Fatalf("%v reads back as %v, %s", out, again, fault)
 		}
 	})

@@ -12,52 +12,52 @@ import (
 	"github.com/gantry-lb/gantry/speaker/plan"
 )
 
-// usable is what the planning needs to know of the links.
-type usable struct {
-	links  facts.LinkSet
-	denied plan.Denial
+// usableLinks is what the planning needs to know of the links.
+type usableLinks struct {
+	links      facts.LinkSet
+	rawSockets plan.RawSockets
 }
 
-// planned is what the planning found since it was last taken.
-type planned struct {
-	plan    plan.Plan
-	config  *snapshot.Snapshot
-	changed map[netip.Addr]intent.Bid
-	gone    map[netip.Addr]struct{}
+// planUpdate is what the planning found since it was last taken.
+type planUpdate struct {
+	plan          plan.Plan
+	snapshot      *snapshot.Snapshot
+	changedBids   map[netip.Addr]intent.Bid
+	goneAddresses map[netip.Addr]struct{}
 }
 
-// add puts a later Delta on top.
-func (p *planned) add(d plan.Delta) {
+// mergeDelta puts a later Delta on top.
+func (p *planUpdate) mergeDelta(d plan.Delta) {
 	for _, b := range d.Changed {
-		p.changed[b.Address] = b
-		delete(p.gone, b.Address)
+		p.changedBids[b.Address] = b
+		delete(p.goneAddresses, b.Address)
 	}
 	for _, a := range d.Gone {
-		p.gone[a] = struct{}{}
-		delete(p.changed, a)
+		p.goneAddresses[a] = struct{}{}
+		delete(p.changedBids, a)
 	}
 }
 
-func (p planned) bids() elect.Bids {
-	var out elect.Bids
-	for _, b := range p.changed {
-		out.Changed = append(out.Changed, b)
+func (p planUpdate) electionInput() elect.BidsChanged {
+	var out elect.BidsChanged
+	for _, b := range p.changedBids {
+		out.Bids = append(out.Bids, b)
 	}
-	for a := range p.gone {
-		out.Gone = append(out.Gone, a)
+	for a := range p.goneAddresses {
+		out.GoneAddresses = append(out.GoneAddresses, a)
 	}
 	return out
 }
 
-// planLoop owns the Planner. What Run has not taken yet is kept, and what comes later is put on top of it.
-func (a *Agent) planLoop(ctx context.Context, p *plan.Planner) {
-	in := planning{Planner: p}
-	fresh := func() planned {
-		return planned{changed: map[netip.Addr]intent.Bid{}, gone: map[netip.Addr]struct{}{}}
+// runPlanner owns the Planner. What Run has not taken yet is kept, and what comes later is put on top of it.
+func (a *Agent) runPlanner(ctx context.Context, p *plan.Planner) {
+	in := planEditor{Planner: p}
+	fresh := func() planUpdate {
+		return planUpdate{changedBids: map[netip.Addr]intent.Bid{}, goneAddresses: map[netip.Addr]struct{}{}}
 	}
 	next := fresh()
-	var out chan planned // nil while there is nothing to tell
-	resume := a.resume()
+	var out chan planUpdate // nil while there is nothing to tell
+	resume := a.restoreRoutesTimer()
 	for {
 		select {
 		case <-ctx.Done():
@@ -67,40 +67,40 @@ func (a *Agent) planLoop(ctx context.Context, p *plan.Planner) {
 			continue
 		case <-resume:
 			if !in.synced {
-				a.o.Log.Warn("no plan yet: going on with the routes that an earlier speaker of this node announced", "routes", len(a.o.Remembered.BGP.Routes))
-				a.o.BGP.Set(a.o.Remembered.BGP)
+				a.options.Log.Warn("no plan yet: going on with the routes that an earlier speaker of this node announced", "routes", len(a.options.RestoreFrom.BGP.Routes))
+				a.options.BGP.Set(a.options.RestoreFrom.BGP)
 			}
 			continue
-		case batch := <-a.changes:
-			in.edit(batch)
-			for range len(a.changes) { // a flood of events costs one Plan
-				in.edit(<-a.changes)
+		case batch := <-a.changeBatches:
+			in.applyChanges(batch)
+			for range len(a.changeBatches) { // a flood of events costs one Plan
+				in.applyChanges(<-a.changeBatches)
 			}
-		case u := <-a.usable:
+		case u := <-a.usableLinks:
 			p.SetLinks(u.links)
-			p.SetDenied(u.denied)
+			p.SetRawSockets(u.rawSockets)
 		}
 		if in.synced {
-			next.add(p.Update())
-			next.plan, next.config = p.Plan(), p.Snapshot()
-			a.o.BGP.Set(desired(next.plan))
-			out = a.planned
+			next.mergeDelta(p.Update())
+			next.plan, next.snapshot = p.Plan(), p.Snapshot()
+			a.options.BGP.Set(desiredBGP(next.plan))
+			out = a.planUpdates
 		}
 	}
 }
 
-// desired is what a Plan has for routers.
-func desired(p plan.Plan) bgp.Desired {
+// desiredBGP is what a Plan has for routers.
+func desiredBGP(p plan.Plan) bgp.Desired {
 	return bgp.Desired{Peers: p.Peers, Routes: p.Routes, Leaving: p.Leaving}
 }
 
-// planning is what Changes edit.
-type planning struct {
+// planEditor is what Changes edit.
+type planEditor struct {
 	*plan.Planner
 	synced bool
 }
 
-func (in *planning) edit(batch []Change) {
+func (in *planEditor) applyChanges(batch []Change) {
 	for _, c := range batch {
 		c(in)
 	}

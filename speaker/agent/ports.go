@@ -14,48 +14,48 @@ type portID struct {
 	family layer2.Family
 }
 
-// ports is what the layer-2 engine said of its ports.
-type ports struct {
-	denied map[portID]string // why the port is closed for lack of permission
-	failed map[portID]string // why the port could not be opened
+// portStates is what the layer-2 engine said of its ports.
+type portStates struct {
+	deniedByPort map[portID]string // why the port is closed for lack of permission
+	failedByPort map[portID]string // why the port could not be opened
 }
 
-func (p *ports) fail(r layer2.PortFailed) {
+func (p *portStates) recordFailure(r layer2.PortFailed) {
 	id := portID{r.Link.Index, r.Family}
-	p.failed[id] = r.Err.Error()
-	if delete(p.denied, id); r.Denied() {
-		p.denied[id] = r.Err.Error()
+	p.failedByPort[id] = r.Err.Error()
+	if delete(p.deniedByPort, id); r.IsPermissionDenied() {
+		p.deniedByPort[id] = r.Err.Error()
 	}
 }
 
-func (p *ports) open(r layer2.PortOpened) {
+func (p *portStates) recordOpened(r layer2.PortOpened) {
 	id := portID{r.Link.Index, r.Family}
-	delete(p.failed, id)
-	delete(p.denied, id)
+	delete(p.failedByPort, id)
+	delete(p.deniedByPort, id)
 }
 
-// prune forgets the faults of links that are gone; one that comes back is tried afresh.
-func (p *ports) prune(links facts.LinkSet) {
-	maps.DeleteFunc(p.failed, func(id portID, _ string) bool { _, ok := links.ByIndex(id.link); return !ok })
-	maps.DeleteFunc(p.denied, func(id portID, _ string) bool { _, ok := links.ByIndex(id.link); return !ok })
+// pruneLinks forgets the faults of links that are gone; one that comes back is tried afresh.
+func (p *portStates) pruneLinks(links facts.LinkSet) {
+	maps.DeleteFunc(p.failedByPort, func(id portID, _ string) bool { _, ok := links.FindByIndex(id.link); return !ok })
+	maps.DeleteFunc(p.deniedByPort, func(id portID, _ string) bool { _, ok := links.FindByIndex(id.link); return !ok })
 }
 
-// mark says of every link what cannot be sent on it.
-func (p *ports) mark(links facts.LinkSet) facts.LinkSet {
+// markLinks says of every link what cannot be sent on it.
+func (p *portStates) markLinks(links facts.LinkSet) facts.LinkSet {
 	out := make(facts.LinkSet, 0, len(links))
 	for _, l := range links {
-		_, l.Without4 = p.failed[portID{l.Index, layer2.IPv4}]
-		_, l.Without6 = p.failed[portID{l.Index, layer2.IPv6}]
+		_, l.NoIPv4 = p.failedByPort[portID{l.Index, layer2.IPv4}]
+		_, l.NoIPv6 = p.failedByPort[portID{l.Index, layer2.IPv6}]
 		out = append(out, l)
 	}
 	return out
 }
 
-// faults says what is wrong with links, by their index.
-func (p *ports) faults() map[int]string {
+// faultsByLink says what is wrong with links, by their index.
+func (p *portStates) faultsByLink() map[int]string {
 	out := map[int]string{}
 	for _, f := range []layer2.Family{layer2.IPv4, layer2.IPv6} {
-		for id, text := range p.failed {
+		for id, text := range p.failedByPort {
 			if id.family != f {
 				continue
 			}
@@ -68,25 +68,25 @@ func (p *ports) faults() map[int]string {
 	return out
 }
 
-// usable returns the links on which frames can really be sent.
-func (p *ports) usable(links facts.LinkSet) usable {
-	var out usable
-	for _, l := range p.mark(links) {
-		if !l.Without4 || !l.Without6 {
+// usableLinks returns the links on which frames can really be sent.
+func (p *portStates) usableLinks(links facts.LinkSet) usableLinks {
+	var out usableLinks
+	for _, l := range p.markLinks(links) {
+		if !l.NoIPv4 || !l.NoIPv6 {
 			out.links = append(out.links, l)
 		}
 	}
-	_, denied := p.refused(links)
-	out.denied = plan.Denial(denied)
+	_, denied := p.deniedEverywhere(links)
+	out.rawSockets = plan.RawSockets(denied)
 	return out
 }
 
-// refused says whether raw sockets are refused for a whole family on every link, and why.
-func (p *ports) refused(links facts.LinkSet) (why string, all bool) {
+// deniedEverywhere says whether raw sockets are refused for a whole family on every link, and why.
+func (p *portStates) deniedEverywhere(links facts.LinkSet) (why string, all bool) {
 	for _, f := range []layer2.Family{layer2.IPv4, layer2.IPv6} {
 		n := 0
 		for _, l := range links {
-			if text, ok := p.denied[portID{l.Index, f}]; ok {
+			if text, ok := p.deniedByPort[portID{l.Index, f}]; ok {
 				n++
 				if why == "" || text < why {
 					why = text

@@ -29,7 +29,7 @@ type Key struct {
 
 // String names the session for logs.
 func (k Key) String() string {
-	s := k.Label()
+	s := k.PeerLabel()
 	if k.VRF != "" {
 		s += " in VRF " + k.VRF
 	}
@@ -39,8 +39,8 @@ func (k Key) String() string {
 	return s
 }
 
-// Label is the peer as metrics name it: its address, with the link where it is link-local.
-func (k Key) Label() string {
+// PeerLabel is the peer as metrics name it: its address, with the link where it is link-local.
+func (k Key) PeerLabel() string {
 	if k.Peer.IsLinkLocalUnicast() && k.Interface != "" {
 		return k.Peer.WithZone(k.Interface).String()
 	}
@@ -50,11 +50,11 @@ func (k Key) Label() string {
 // Profile is how a session runs. DefaultProfile has the defaults; the zero value is not valid. The intervals are rounded
 // down to whole microseconds on the wire.
 type Profile struct {
-	// Receive and Transmit are the intervals at which packets may come and are to be sent while the session is Up, from
+	// ReceiveInterval and Transmit are the intervals at which packets may come and are to be sent while the session is Up, from
 	// 10 ms to 60 s. The slower side decides.
-	Receive, Transmit time.Duration
-	// Multiplier is how many intervals without a packet make the neighbour give the path up, 2 to 255.
-	Multiplier uint8
+	ReceiveInterval, TransmitInterval time.Duration
+	// DetectMultiplier is how many intervals without a packet make the neighbour give the path up, 2 to 255.
+	DetectMultiplier uint8
 	// EchoMode also sends packets through the neighbour's forwarding plane, every EchoInterval (10 ms to 60 s).
 	EchoMode     bool
 	EchoInterval time.Duration
@@ -68,7 +68,7 @@ type Profile struct {
 // DefaultProfile returns what a profile without any field means: a path is given up after 900 ms.
 func DefaultProfile() Profile {
 	return Profile{
-		Receive: 300 * time.Millisecond, Transmit: 300 * time.Millisecond, Multiplier: 3,
+		ReceiveInterval: 300 * time.Millisecond, TransmitInterval: 300 * time.Millisecond, DetectMultiplier: 3,
 		EchoInterval: 50 * time.Millisecond, MinimumTTL: 254,
 	}
 }
@@ -91,19 +91,19 @@ type Fault struct {
 	Text   string
 }
 
-// Check returns the Fault that keeps the session from being run, or none.
-func (s Session) Check() Fault {
+// Validate returns the Fault that keeps the session from being run, or none.
+func (s Session) Validate() Fault {
 	invalid := func(format string, args ...any) Fault {
 		return Fault{names.ReasonInvalidBFD, fmt.Sprintf(format, args...)}
 	}
-	for name, d := range map[string]time.Duration{"receive interval": s.Receive, "transmit interval": s.Transmit, "echo interval": s.EchoInterval} {
+	for name, d := range map[string]time.Duration{"receive interval": s.ReceiveInterval, "transmit interval": s.TransmitInterval, "echo interval": s.EchoInterval} {
 		if d < minInterval || d > maxInterval {
 			return invalid("the %s is %s; it has to be from %s to %s", name, d, minInterval, maxInterval)
 		}
 	}
 	switch {
-	case s.Multiplier < 2:
-		return invalid("the detect multiplier is %d; it has to be from 2 to 255", s.Multiplier)
+	case s.DetectMultiplier < 2:
+		return invalid("the detect multiplier is %d; it has to be from 2 to 255", s.DetectMultiplier)
 	case s.MinimumTTL < 1 || s.MinimumTTL > 254:
 		return invalid("the minimum TTL is %d; it has to be from 1 to 254", s.MinimumTTL)
 	case !s.Peer.IsValid() || s.Peer.IsUnspecified() || s.Peer.IsMulticast() || s.Peer.Zone() != "" || s.Peer.Is4In6():
@@ -126,11 +126,11 @@ func (s Session) echoFault() Fault {
 	return Fault{}
 }
 
-// config is the part of the session that the protocol acts by.
-func (s Session) config() session.Config {
-	c := session.Config{Transmit: s.Transmit, Receive: s.Receive, Multiplier: s.Multiplier, Passive: s.Passive}
+// machineConfig is the part of the session that the protocol acts by.
+func (s Session) machineConfig() session.Config {
+	c := session.Config{DesiredMinTxInterval: s.TransmitInterval, RequiredMinRxInterval: s.ReceiveInterval, DetectMultiplier: s.DetectMultiplier, Passive: s.Passive}
 	if s.EchoMode && s.echoFault() == (Fault{}) {
-		c.Echo = s.EchoInterval
+		c.EchoInterval = s.EchoInterval
 	}
 	return c
 }
@@ -145,8 +145,8 @@ type Event struct {
 	At    time.Time
 }
 
-// Failed says that the path is lost and routes through it have to go. An end that an administrator asked for, here or there,
+// IsPathFailure says that the path is lost and routes through it have to go. An end that an administrator asked for, here or there,
 // says nothing about the path (RFC 5882 section 3.2).
-func (e Event) Failed() bool {
+func (e Event) IsPathFailure() bool {
 	return !e.Up && e.Cause != session.CauseNeighbourAdminDown && e.Cause != session.CauseStopped
 }

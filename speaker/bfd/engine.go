@@ -10,45 +10,45 @@ import (
 )
 
 const (
-	// checkInterval is how often lost sockets are opened again for sessions that do not send.
-	checkInterval = time.Second
-	// perRound is how many datagrams are taken before what is due is looked at: more than a receive buffer holds, so that
+	// socketCheckInterval is how often lost sockets are opened again for sessions that do not send.
+	socketCheckInterval = time.Second
+	// datagramsPerRound is how many datagrams are taken before what is due is looked at: more than a receive buffer holds, so that
 	// nothing that arrived in time counts as late, and few enough that a flood does not stop the clock.
-	perRound = 4096
-	// eventQueue is how many events wait for a reader; more drop the oldest.
-	eventQueue = 4096
+	datagramsPerRound = 4096
+	// maxQueuedEvents is how many events wait for a reader; more drop the oldest.
+	maxQueuedEvents = 4096
 )
 
 // Engine runs sessions. Make it with New; its methods may be called from any goroutine and return at once, but for Run
 // and Stop.
 type Engine struct {
-	wire   Wire
-	now    func() time.Time
-	random *rand.Rand
+	transport Transport
+	now       func() time.Time
+	random    *rand.Rand
 
-	desired chan []Session // holds the latest value only
-	events  chan Event
-	changed chan struct{}
-	idle    chan chan struct{}
-	records atomic.Pointer[[]*record] // of the desired sessions, in their order
-	counted counted
+	desired      chan []Session // holds the latest value only
+	events       chan Event
+	changed      chan struct{}
+	stopRequests chan chan struct{}
+	records      atomic.Pointer[[]*sessionRecord] // of the desired sessions, in their order
+	discards     discardCounters
 
 	// Run owns all that follows.
-	live      map[Key]*live
-	byLocal   map[uint32]*live // by our discriminator
-	queue     []Event
-	waiting   []chan struct{} // of Stop
-	nextCheck time.Time
-	buffer    []byte
+	sessionsByKey           map[Key]*runningSession
+	sessionsByDiscriminator map[uint32]*runningSession // by our discriminator
+	queuedEvents            []Event
+	stopWaiters             []chan struct{} // of Stop
+	nextSocketCheck         time.Time
+	sendBuffer              []byte
 }
 
 // New returns an Engine without sessions. The seed makes discriminators and jitter differ between speakers and lives of a
 // speaker.
-func New(wire Wire, now func() time.Time, seed uint64) *Engine {
+func New(wire Transport, now func() time.Time, seed uint64) *Engine {
 	return &Engine{
-		wire: wire, now: now, random: rand.New(rand.NewPCG(seed, 0)),
-		desired: make(chan []Session, 1), events: make(chan Event), changed: make(chan struct{}, 1), idle: make(chan chan struct{}),
-		live: map[Key]*live{}, byLocal: map[uint32]*live{},
+		transport: wire, now: now, random: rand.New(rand.NewPCG(seed, 0)),
+		desired: make(chan []Session, 1), events: make(chan Event), changed: make(chan struct{}, 1), stopRequests: make(chan chan struct{}),
+		sessionsByKey: map[Key]*runningSession{}, sessionsByDiscriminator: map[uint32]*runningSession{},
 	}
 }
 
@@ -82,7 +82,7 @@ func (e *Engine) Stop(ctx context.Context) error {
 	e.Set(nil)
 	done := make(chan struct{})
 	select {
-	case e.idle <- done:
+	case e.stopRequests <- done:
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -96,47 +96,47 @@ func (e *Engine) Stop(ctx context.Context) error {
 
 // Run serves until ctx ends. Then it tells the neighbours like Stop, closes the Wire and returns.
 func (e *Engine) Run(ctx context.Context) error {
-	defer e.wire.Close()
+	defer e.transport.Close()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	ending := ctx.Done()
 	for {
 		var events chan Event
 		var head Event
-		if len(e.queue) > 0 {
-			events, head = e.events, e.queue[0]
+		if len(e.queuedEvents) > 0 {
+			events, head = e.events, e.queuedEvents[0]
 		}
 		select {
 		case <-ending:
 			ending = nil
-			e.reconcile(nil)
+			e.reconcileSessions(nil)
 		case sessions := <-e.desired:
 			if ending != nil {
-				e.reconcile(sessions)
+				e.reconcileSessions(sessions)
 			}
-		case done := <-e.idle:
-			e.waiting = append(e.waiting, done)
+		case done := <-e.stopRequests:
+			e.stopWaiters = append(e.stopWaiters, done)
 		case events <- head:
-			e.queue = e.queue[1:]
-		case <-e.wire.Ready():
+			e.queuedEvents = e.queuedEvents[1:]
+		case <-e.transport.Ready():
 		case <-timer.C:
 		}
 		if len(e.desired) > 0 && ending != nil {
-			e.reconcile(<-e.desired)
+			e.reconcileSessions(<-e.desired)
 		}
-		e.receive()
-		next := e.work()
-		if len(e.live) == 0 && ending == nil {
+		e.receiveDatagrams()
+		next := e.processTimers()
+		if len(e.sessionsByKey) == 0 && ending == nil {
 			return nil
 		}
 		timer.Reset(next)
 	}
 }
 
-// receive takes in what arrived. It comes before work: what waited in a socket while this process did not run was in time.
-func (e *Engine) receive() {
-	for range perRound {
-		d, ok := e.wire.Receive()
+// receiveDatagrams takes in what arrived. It comes before work: what waited in a socket while this process did not run was in time.
+func (e *Engine) receiveDatagrams() {
+	for range datagramsPerRound {
+		d, ok := e.transport.Receive()
 		if !ok {
 			return
 		}
@@ -144,119 +144,119 @@ func (e *Engine) receive() {
 			e.receiveEcho(d)
 			continue
 		}
-		l, p, why := e.match(d)
+		l, p, why := e.matchSession(d)
 		if why == session.Accepted {
-			why = l.step(e, session.Received{Packet: p}).Discard
+			why = l.stepMachine(e, session.Received{Packet: p}).Discard
 		}
 		if l != nil {
-			l.heed(d, why)
+			l.recordDatagram(d, why)
 		}
-		e.counted.discard(why)
+		e.discards.countDiscard(why)
 	}
 }
 
-// work does what is due and returns how long it may wait until the next call.
-func (e *Engine) work() time.Duration {
+// processTimers does what is due and returns how long it may wait until the next call.
+func (e *Engine) processTimers() time.Duration {
 	now := e.now()
-	check := !now.Before(e.nextCheck)
+	check := !now.Before(e.nextSocketCheck)
 	if check {
-		e.nextCheck = now.Add(checkInterval)
+		e.nextSocketCheck = now.Add(socketCheckInterval)
 	}
-	next := e.nextCheck
-	for k, l := range e.live {
+	next := e.nextSocketCheck
+	for k, l := range e.sessionsByKey {
 		if check {
-			l.check()
+			l.ensureOpen()
 		}
-		if at := l.machine.Next(); !at.IsZero() && !now.Before(at) {
-			l.step(e, session.Tick{})
+		if at := l.machine.NextTick(); !at.IsZero() && !now.Before(at) {
+			l.stepMachine(e, session.Tick{})
 		}
-		if l.machine.Stopped() && !l.wanted {
-			l.port.Close()
-			delete(e.live, k)
-			delete(e.byLocal, l.local)
+		if l.machine.IsStopped() && !l.wanted {
+			l.sender.Close()
+			delete(e.sessionsByKey, k)
+			delete(e.sessionsByDiscriminator, l.discriminator)
 			continue
 		}
-		if at := l.machine.Next(); !at.IsZero() && at.Before(next) {
+		if at := l.machine.NextTick(); !at.IsZero() && at.Before(next) {
 			next = at
 		}
 	}
-	if len(e.live) == 0 {
-		for _, done := range e.waiting {
+	if len(e.sessionsByKey) == 0 {
+		for _, done := range e.stopWaiters {
 			close(done)
 		}
-		e.waiting = nil
+		e.stopWaiters = nil
 	}
 	return max(next.Sub(e.now()), 0)
 }
 
-// reconcile makes the sessions those that are desired.
-func (e *Engine) reconcile(sessions []Session) {
+// reconcileSessions makes the sessions those that are desired.
+func (e *Engine) reconcileSessions(sessions []Session) {
 	seen, wanted := make(map[Key]bool, len(sessions)), make(map[Key]bool, len(sessions))
-	records := make([]*record, 0, len(sessions))
+	records := make([]*sessionRecord, 0, len(sessions))
 	for _, s := range sessions {
 		if seen[s.Key] {
 			continue
 		}
 		seen[s.Key] = true
-		if f := s.Check(); f != (Fault{}) {
-			records = append(records, e.refused(s, f))
+		if f := s.Validate(); f != (Fault{}) {
+			records = append(records, e.newInvalidRecord(s, f))
 			continue
 		}
 		wanted[s.Key] = true
-		records = append(records, e.want(s).record)
+		records = append(records, e.ensureSession(s).record)
 	}
-	for k, l := range e.live {
+	for k, l := range e.sessionsByKey {
 		if !wanted[k] && l.wanted {
 			l.wanted = false
-			l.step(e, session.Stop{})
+			l.stepMachine(e, session.Stop{})
 		}
 	}
 	e.records.Store(&records)
-	poke(e.changed)
+	notifyChanged(e.changed)
 }
 
-// want runs a session, which may be running already.
-func (e *Engine) want(s Session) *live {
-	l, running := e.live[s.Key]
+// ensureSession runs a session, which may be running already.
+func (e *Engine) ensureSession(s Session) *runningSession {
+	l, running := e.sessionsByKey[s.Key]
 	if !running {
-		l = &live{key: s.Key, local: e.discriminator(), secret: e.random.Uint64()}
-		l.port = e.wire.Open(s.Key, l.local)
-		l.machine = session.New(l.local, s.config(), e.random, e.now())
-		e.live[s.Key], e.byLocal[l.local] = l, l
+		l = &runningSession{key: s.Key, discriminator: e.newDiscriminator(), echoSecret: e.random.Uint64()}
+		l.sender = e.transport.OpenSender(s.Key, l.discriminator)
+		l.machine = session.New(l.discriminator, s.machineConfig(), e.random, e.now())
+		e.sessionsByKey[s.Key], e.sessionsByDiscriminator[l.discriminator] = l, l
 	}
 	if l.record == nil || !l.wanted {
-		l.record = &record{changed: e.changed}
+		l.record = &sessionRecord{changed: e.changed}
 	}
 	if l.profile != s.Profile {
 		l.profile = s.Profile
 		if running {
-			l.step(e, session.Configure{Config: s.config()})
+			l.stepMachine(e, session.Configure{Config: s.machineConfig()})
 		}
 	}
-	l.record.profile.Store(&s)
+	l.record.session.Store(&s)
 	if !l.wanted && running {
-		l.step(e, session.Start{})
+		l.stepMachine(e, session.Start{})
 	}
 	l.wanted = true
-	l.check()
-	l.publish()
+	l.ensureOpen()
+	l.publishState()
 	return l
 }
 
-// discriminator returns one that is not in use: random, since after a restart the old ones may still be on their way.
-func (e *Engine) discriminator() uint32 {
+// newDiscriminator returns one that is not in use: random, since after a restart the old ones may still be on their way.
+func (e *Engine) newDiscriminator() uint32 {
 	for {
 		d := e.random.Uint32()
-		if _, used := e.byLocal[d]; d != 0 && !used {
+		if _, used := e.sessionsByDiscriminator[d]; d != 0 && !used {
 			return d
 		}
 	}
 }
 
-// queued adds an event.
-func (e *Engine) queued(v Event) {
-	if len(e.queue) == eventQueue {
-		e.queue = e.queue[1:]
+// queueEvent adds an event.
+func (e *Engine) queueEvent(v Event) {
+	if len(e.queuedEvents) == maxQueuedEvents {
+		e.queuedEvents = e.queuedEvents[1:]
 	}
-	e.queue = append(e.queue, v)
+	e.queuedEvents = append(e.queuedEvents, v)
 }

@@ -2,9 +2,9 @@ package bfd
 
 import "github.com/gantry-lb/gantry/speaker/bfd/session"
 
-// match finds the session that a datagram belongs to, also of some that are not taken, by the discriminator where it has one and else by where it came from
+// matchSession finds the session that a datagram belongs to, also of some that are not taken, by the discriminator where it has one and else by where it came from
 // (RFC 5880 section 6.3, RFC 5881 section 3, RFC 5883 section 4).
-func (e *Engine) match(d Datagram) (*live, session.Packet, session.Discard) {
+func (e *Engine) matchSession(d Datagram) (*runningSession, session.Packet, session.DiscardReason) {
 	if !d.Multihop && d.TTL != 255 { // it crossed a router, whatever it says (RFC 5881 section 5)
 		return nil, session.Packet{}, session.LowTTL
 	}
@@ -12,14 +12,14 @@ func (e *Engine) match(d Datagram) (*live, session.Packet, session.Discard) {
 	if why != session.Accepted {
 		return nil, p, why
 	}
-	var found *live
-	if p.Yours != 0 {
+	var found *runningSession
+	if p.YourDiscriminator != 0 {
 		// A packet that knows the discriminator has to come from the neighbour all the same.
-		if l := e.byLocal[p.Yours]; l != nil && l.key.fits(d) {
+		if l := e.sessionsByDiscriminator[p.YourDiscriminator]; l != nil && l.key.matchesDatagram(d) {
 			found = l
 		}
 	} else {
-		found = e.bySource(d)
+		found = e.findBySource(d)
 	}
 	switch {
 	case found == nil:
@@ -30,24 +30,24 @@ func (e *Engine) match(d Datagram) (*live, session.Packet, session.Discard) {
 	return found, p, session.Accepted
 }
 
-// bySource finds the session by addresses; of several, the one that says more about where it is.
-func (e *Engine) bySource(d Datagram) *live {
-	var found *live
-	for k, l := range e.live {
-		if k.fits(d) && (found == nil || k.exactness() > found.key.exactness()) {
+// findBySource finds the session by addresses; of several, the one that says more about where it is.
+func (e *Engine) findBySource(d Datagram) *runningSession {
+	var found *runningSession
+	for k, l := range e.sessionsByKey {
+		if k.matchesDatagram(d) && (found == nil || k.specificity() > found.key.specificity()) {
 			found = l
 		}
 	}
 	return found
 }
 
-// fits says whether a datagram may belong to the session.
-func (k Key) fits(d Datagram) bool {
+// matchesDatagram says whether a datagram may belong to the session.
+func (k Key) matchesDatagram(d Datagram) bool {
 	return k.Peer == d.From && k.Multihop == d.Multihop && k.VRF == d.VRF &&
 		(k.Interface == "" || k.Interface == d.Interface) && (!k.Local.IsValid() || k.Local == d.To)
 }
 
-func (k Key) exactness() int {
+func (k Key) specificity() int {
 	n := 0
 	if k.Interface != "" {
 		n++

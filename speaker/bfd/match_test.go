@@ -11,7 +11,7 @@ import (
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/speaker/bfd"
-	"github.com/gantry-lb/gantry/speaker/bfd/cable"
+	"github.com/gantry-lb/gantry/speaker/bfd/bfdtest"
 	"github.com/gantry-lb/gantry/speaker/bfd/session"
 )
 
@@ -21,32 +21,32 @@ func TestHostileDatagrams(t *testing.T) {
 	stranger := netip.MustParseAddr("192.0.2.66")
 	for sentence, tc := range map[string]struct {
 		forge func(d *bfd.Datagram, p *session.Packet)
-		want  session.Discard
+		want  session.DiscardReason
 	}{
 		"from beyond a router":          {func(d *bfd.Datagram, _ *session.Packet) { d.TTL = 254 }, session.LowTTL},
 		"from a stranger":               {func(d *bfd.Datagram, _ *session.Packet) { d.From = stranger }, session.UnknownSession},
-		"from a stranger, beginning":    {func(d *bfd.Datagram, p *session.Packet) { d.From, p.Yours = stranger, 0 }, session.UnknownSession},
+		"from a stranger, beginning":    {func(d *bfd.Datagram, p *session.Packet) { d.From, p.YourDiscriminator = stranger, 0 }, session.UnknownSession},
 		"on another link":               {func(d *bfd.Datagram, _ *session.Packet) { d.Interface = "eth9" }, session.UnknownSession},
 		"in a VRF":                      {func(d *bfd.Datagram, _ *session.Packet) { d.VRF = "red" }, session.UnknownSession},
 		"to the port of multihop":       {func(d *bfd.Datagram, _ *session.Packet) { d.Multihop = true }, session.UnknownSession},
 		"to another of our addresses":   {func(d *bfd.Datagram, _ *session.Packet) { d.To = stranger }, session.UnknownSession},
-		"with a wrong discriminator":    {func(_ *bfd.Datagram, p *session.Packet) { p.Yours++ }, session.UnknownSession},
+		"with a wrong discriminator":    {func(_ *bfd.Datagram, p *session.Packet) { p.YourDiscriminator++ }, session.UnknownSession},
 		"as an echo packet":             {func(d *bfd.Datagram, _ *session.Packet) { d.Echo = true }, session.UnknownSession},
 		"an echo packet, cut off":       {func(d *bfd.Datagram, _ *session.Packet) { d.Echo, d.Payload = true, []byte{1} }, session.BadLength},
 		"bytes that are no BFD":         {func(d *bfd.Datagram, _ *session.Packet) { d.Payload = []byte("GET / HTTP/1.1\r\nHost: localhost\r\n") }, session.BadVersion},
-		"Up without our discriminator":  {func(_ *bfd.Datagram, p *session.Packet) { p.Yours, p.State = 0, session.Up }, session.WrongState},
-		"without its own discriminator": {func(_ *bfd.Datagram, p *session.Packet) { p.Mine = 0 }, session.ZeroDiscriminator},
+		"Up without our discriminator":  {func(_ *bfd.Datagram, p *session.Packet) { p.YourDiscriminator, p.State = 0, session.Up }, session.WrongState},
+		"without its own discriminator": {func(_ *bfd.Datagram, p *session.Packet) { p.MyDiscriminator = 0 }, session.ZeroDiscriminator},
 	} {
-		simulate(t, func(p *pair) {
-			s := p.toRouter(fast())
+		simulatePair(t, func(p *enginePair) {
+			s := p.sessionToRouter(fastProfile())
 			s.Interface, s.Local = "eth0", nodeAddress
-			o := p.toNode(fast())
+			o := p.sessionToNode(fastProfile())
 			o.Interface = "eth0"
 			p.node.Set([]bfd.Session{s})
 			p.router.Set([]bfd.Session{o})
-			p.want("both sides are set", bfd.Event{Up: true, Cause: session.CauseNeighbour})
-			before := p.node.Discarded()[tc.want]
-			packet := session.Packet{State: session.Down, Multiplier: 3, Mine: 5, Yours: p.status().Local, DesiredTx: time.Second, RequiredRx: time.Second}
+			p.waitForEvent("both sides are set", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
+			before := p.node.DiscardedPackets()[tc.want]
+			packet := session.Packet{State: session.Down, DetectMultiplier: 3, MyDiscriminator: 5, YourDiscriminator: p.nodeStatus().LocalDiscriminator, DesiredMinTxInterval: time.Second, RequiredMinRxInterval: time.Second}
 			d := bfd.Datagram{From: routerAddress, To: nodeAddress, Interface: "eth0", TTL: 255}
 			if tc.forge(&d, &packet); d.Payload == nil {
 				d.Payload = packet.Append(nil)
@@ -54,45 +54,45 @@ func TestHostileDatagrams(t *testing.T) {
 			for range 10000 {
 				p.hosts[0].Inject(d)
 			}
-			p.quiet(sentence, time.Second)
-			if n := p.node.Discarded()[tc.want] - before; n == 0 {
-				t.Errorf("%s: nothing was discarded as %q: %v", sentence, tc.want, p.node.Discarded())
+			p.expectNoEvent(sentence, time.Second)
+			if n := p.node.DiscardedPackets()[tc.want] - before; n == 0 {
+				t.Errorf("%s: nothing was discarded as %q: %v", sentence, tc.want, p.node.DiscardedPackets())
 			}
 		})
 	}
 }
 
-// TestALowTTLOverSeveralHops is told in words, since the profile decides it.
-func TestALowTTLOverSeveralHops(t *testing.T) {
-	simulate(t, func(p *pair) {
-		s := p.toRouter(fast())
+// TestLowTTLOverMultihopIsReported is told in words, since the profile decides it.
+func TestLowTTLOverMultihopIsReported(t *testing.T) {
+	simulatePair(t, func(p *enginePair) {
+		s := p.sessionToRouter(fastProfile())
 		s.Multihop = true
 		p.node.Set([]bfd.Session{s})
 		synctest.Wait()
-		packet := session.Packet{State: session.Down, Multiplier: 3, Mine: 5, DesiredTx: time.Second, RequiredRx: time.Second}
+		packet := session.Packet{State: session.Down, DetectMultiplier: 3, MyDiscriminator: 5, DesiredMinTxInterval: time.Second, RequiredMinRxInterval: time.Second}
 		d := bfd.Datagram{From: routerAddress, To: nodeAddress, Multihop: true, TTL: 253, Payload: packet.Append(nil)}
 		p.hosts[0].Inject(d)
 		synctest.Wait()
-		if s := p.status(); s.Fault.Reason != names.ReasonBFDTTLTooLow || s.State != session.Down {
+		if s := p.nodeStatus(); s.Fault.Reason != names.ReasonBFDTTLTooLow || s.State != session.Down {
 			t.Errorf("a packet with TTL 253: %s, %+v", s.State, s.Fault)
 		}
 		d.TTL = 254
 		p.hosts[0].Inject(d)
 		synctest.Wait()
-		if s := p.status(); s.Fault != (bfd.Fault{}) || s.State != session.Init {
+		if s := p.nodeStatus(); s.Fault != (bfd.Fault{}) || s.State != session.Init {
 			t.Errorf("a packet with TTL 254: %s, %+v", s.State, s.Fault)
 		}
 	})
 }
 
-// TestSessionsToOnePeer are told apart by what their keys say more.
-func TestSessionsToOnePeer(t *testing.T) {
-	simulate(t, func(p *pair) {
-		plain, bound := p.toRouter(fast()), p.toRouter(fast())
+// TestSessionsToOnePeerAreDistinguished are told apart by what their keys say more.
+func TestSessionsToOnePeerAreDistinguished(t *testing.T) {
+	simulatePair(t, func(p *enginePair) {
+		plain, bound := p.sessionToRouter(fastProfile()), p.sessionToRouter(fastProfile())
 		bound.Interface = "eth1"
 		p.node.Set([]bfd.Session{plain, bound})
 		synctest.Wait()
-		packet := session.Packet{State: session.Down, Multiplier: 3, Mine: 5, DesiredTx: time.Second, RequiredRx: time.Second}
+		packet := session.Packet{State: session.Down, DetectMultiplier: 3, MyDiscriminator: 5, DesiredMinTxInterval: time.Second, RequiredMinRxInterval: time.Second}
 		p.hosts[0].Inject(bfd.Datagram{From: routerAddress, To: nodeAddress, Interface: "eth1", TTL: 255, Payload: packet.Append(nil)})
 		synctest.Wait()
 		if all := p.node.Status(); all[0].State != session.Down || all[1].State != session.Init {
@@ -103,17 +103,17 @@ func TestSessionsToOnePeer(t *testing.T) {
 
 func TestMetrics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		e := bfd.New(cable.New().Host(nodeAddress), time.Now, 1)
+		e := bfd.New(bfdtest.New().AddHost(nodeAddress), time.Now, 1)
 		ctx, cancel := context.WithCancel(context.Background())
 		ended := make(chan error)
 		go func() { ended <- e.Run(ctx) }()
 		linkLocal := netip.MustParseAddr("fe80::1")
 		e.Set([]bfd.Session{
-			{Key: bfd.Key{Peer: linkLocal, Interface: "eth0"}, Profile: fast()},
-			{Key: bfd.Key{Peer: linkLocal, Interface: "eth1"}, Profile: fast()},
-			{Key: bfd.Key{Peer: routerAddress}, Profile: fast()},
-			{Key: bfd.Key{Peer: routerAddress, Local: nodeAddress}, Profile: fast()},
-			{Key: bfd.Key{Peer: routerAddress, VRF: "red"}, Profile: fast()},
+			{Key: bfd.Key{Peer: linkLocal, Interface: "eth0"}, Profile: fastProfile()},
+			{Key: bfd.Key{Peer: linkLocal, Interface: "eth1"}, Profile: fastProfile()},
+			{Key: bfd.Key{Peer: routerAddress}, Profile: fastProfile()},
+			{Key: bfd.Key{Peer: routerAddress, Local: nodeAddress}, Profile: fastProfile()},
+			{Key: bfd.Key{Peer: routerAddress, VRF: "red"}, Profile: fastProfile()},
 		})
 		synctest.Wait()
 		r := prometheus.NewPedanticRegistry()

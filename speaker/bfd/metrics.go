@@ -8,25 +8,25 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bfd/session"
 )
 
-// counted counts what belongs to no session.
-type counted struct {
-	discarded [len(session.Discards)]atomic.Uint64
+// discardCounters counts what belongs to no session.
+type discardCounters struct {
+	byReason [len(session.DiscardReasons)]atomic.Uint64
 }
 
-// discard counts a packet that was not taken.
-func (c *counted) discard(why session.Discard) {
-	for i, d := range session.Discards {
+// countDiscard counts a packet that was not taken.
+func (c *discardCounters) countDiscard(why session.DiscardReason) {
+	for i, d := range session.DiscardReasons {
 		if d == why {
-			c.discarded[i].Add(1)
+			c.byReason[i].Add(1)
 		}
 	}
 }
 
-// Discarded returns how many packets were not taken, by rule.
-func (e *Engine) Discarded() map[session.Discard]uint64 {
-	out := map[session.Discard]uint64{}
-	for i, d := range session.Discards {
-		if n := e.counted.discarded[i].Load(); n > 0 {
+// DiscardedPackets returns how many packets were not taken, by rule.
+func (e *Engine) DiscardedPackets() map[session.DiscardReason]uint64 {
+	out := map[session.DiscardReason]uint64{}
+	for i, d := range session.DiscardReasons {
+		if n := e.discards.byReason[i].Load(); n > 0 {
 			out[d] = n
 		}
 	}
@@ -37,15 +37,15 @@ func (e *Engine) Discarded() map[session.Discard]uint64 {
 var (
 	sessionLabels = []string{"peer", "vrf"}
 
-	upMetric         = prometheus.NewDesc("metallb_bfd_session_up", "1 while the BFD session is Up.", sessionLabels, nil)
-	inputMetric      = prometheus.NewDesc("metallb_bfd_control_packet_input", "Control packets received.", sessionLabels, nil)
-	outputMetric     = prometheus.NewDesc("metallb_bfd_control_packet_output", "Control packets sent.", sessionLabels, nil)
-	echoInputMetric  = prometheus.NewDesc("metallb_bfd_echo_packet_input", "Echo packets that came back.", sessionLabels, nil)
-	echoOutputMetric = prometheus.NewDesc("metallb_bfd_echo_packet_output", "Echo packets sent.", sessionLabels, nil)
-	upsMetric        = prometheus.NewDesc("metallb_bfd_session_up_events", "How often the session came Up.", sessionLabels, nil)
-	downsMetric      = prometheus.NewDesc("metallb_bfd_session_down_events", "How often it left the state Up.", sessionLabels, nil)
-	toldMetric       = prometheus.NewDesc("metallb_bfd_zebra_notifications", "Changes that were told to the routing engine.", sessionLabels, nil)
-	discardedMetric  = prometheus.NewDesc("gantry_bfd_discarded_packets_total", "Packets that were not taken, by the rule of RFC 5880 section 6.8.6 and its like.", []string{"reason"}, nil)
+	upMetric            = prometheus.NewDesc("metallb_bfd_session_up", "1 while the BFD session is Up.", sessionLabels, nil)
+	inputMetric         = prometheus.NewDesc("metallb_bfd_control_packet_input", "Control packets received.", sessionLabels, nil)
+	outputMetric        = prometheus.NewDesc("metallb_bfd_control_packet_output", "Control packets sent.", sessionLabels, nil)
+	echoInputMetric     = prometheus.NewDesc("metallb_bfd_echo_packet_input", "Echo packets that came back.", sessionLabels, nil)
+	echoOutputMetric    = prometheus.NewDesc("metallb_bfd_echo_packet_output", "Echo packets sent.", sessionLabels, nil)
+	upEventsMetric      = prometheus.NewDesc("metallb_bfd_session_up_events", "How often the session came Up.", sessionLabels, nil)
+	downEventsMetric    = prometheus.NewDesc("metallb_bfd_session_down_events", "How often it left the state Up.", sessionLabels, nil)
+	notificationsMetric = prometheus.NewDesc("metallb_bfd_zebra_notifications", "Changes that were told to the routing engine.", sessionLabels, nil)
+	discardedMetric     = prometheus.NewDesc("gantry_bfd_discarded_packets_total", "Packets that were not taken, by the rule of RFC 5880 section 6.8.6 and its like.", []string{"reason"}, nil)
 )
 
 var _ prometheus.Collector = (*Engine)(nil)
@@ -53,7 +53,7 @@ var _ prometheus.Collector = (*Engine)(nil)
 // Describe is part of prometheus.Collector; register the Engine to export its metrics.
 func (e *Engine) Describe(c chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		upMetric, inputMetric, outputMetric, echoInputMetric, echoOutputMetric, upsMetric, downsMetric, toldMetric, discardedMetric,
+		upMetric, inputMetric, outputMetric, echoInputMetric, echoOutputMetric, upEventsMetric, downEventsMetric, notificationsMetric, discardedMetric,
 	} {
 		c <- d
 	}
@@ -65,13 +65,13 @@ func (e *Engine) Collect(c chan<- prometheus.Metric) {
 	sums := map[labels]*Counters{}
 	up := map[labels]float64{}
 	for _, s := range e.Status() {
-		at := labels{s.Label(), s.VRF}
+		at := labels{s.PeerLabel(), s.VRF}
 		n, another := sums[at]
 		if !another {
 			n, up[at] = &Counters{}, 1
 			sums[at] = n
 		}
-		n.add(s.Counters)
+		n.addCounters(s.Counters)
 		if s.State != session.Up { // several sessions to one peer are up when all are
 			up[at] = 0
 		}
@@ -79,25 +79,25 @@ func (e *Engine) Collect(c chan<- prometheus.Metric) {
 	for at, n := range sums {
 		c <- prometheus.MustNewConstMetric(upMetric, prometheus.GaugeValue, up[at], at.peer, at.vrf)
 		for d, v := range map[*prometheus.Desc]uint64{
-			inputMetric: n.ControlIn, outputMetric: n.ControlOut, echoInputMetric: n.EchoIn, echoOutputMetric: n.EchoOut,
-			upsMetric: n.Ups, downsMetric: n.Downs, toldMetric: n.Events,
+			inputMetric: n.ControlReceived, outputMetric: n.ControlSent, echoInputMetric: n.EchoReturned, echoOutputMetric: n.EchoSent,
+			upEventsMetric: n.UpEvents, downEventsMetric: n.DownEvents, notificationsMetric: n.ReportedEvents,
 		} {
 			c <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), at.peer, at.vrf)
 		}
 	}
-	for i, d := range session.Discards {
-		n := float64(e.counted.discarded[i].Load())
+	for i, d := range session.DiscardReasons {
+		n := float64(e.discards.byReason[i].Load())
 		c <- prometheus.MustNewConstMetric(discardedMetric, prometheus.CounterValue, n, string(d))
 	}
 }
 
-// add sums counters.
-func (n *Counters) add(m Counters) {
-	n.ControlIn += m.ControlIn
-	n.ControlOut += m.ControlOut
-	n.EchoIn += m.EchoIn
-	n.EchoOut += m.EchoOut
-	n.Ups += m.Ups
-	n.Downs += m.Downs
-	n.Events += m.Events
+// addCounters sums counters.
+func (n *Counters) addCounters(m Counters) {
+	n.ControlReceived += m.ControlReceived
+	n.ControlSent += m.ControlSent
+	n.EchoReturned += m.EchoReturned
+	n.EchoSent += m.EchoSent
+	n.UpEvents += m.UpEvents
+	n.DownEvents += m.DownEvents
+	n.ReportedEvents += m.ReportedEvents
 }

@@ -17,47 +17,47 @@ type Status struct {
 
 // Counters count what happened to a session since it was first Set.
 type Counters struct {
-	// ControlIn counts the packets that were taken, ControlOut those that were sent; EchoIn and EchoOut likewise.
-	ControlIn, ControlOut, EchoIn, EchoOut uint64
-	// Ups and Downs count how often the session came Up and left it, Events how many of these were told.
-	Ups, Downs, Events uint64
+	// ControlReceived counts the packets that were taken, ControlSent those that were sent; EchoReturned and EchoSent likewise.
+	ControlReceived, ControlSent, EchoReturned, EchoSent uint64
+	// UpEvents and Downs count how often the session came Up and left it, Events how many of these were told.
+	UpEvents, DownEvents, ReportedEvents uint64
 }
 
-// record is what others may read of a session while it runs.
-type record struct {
-	profile atomic.Pointer[Session]
-	view    atomic.Pointer[session.View]
-	fault   atomic.Pointer[Fault]
-	count   struct{ input, output, echoInput, echoOutput, up, down, told atomic.Uint64 }
-	changed chan<- struct{} // the Engine's
+// sessionRecord is what others may read of a session while it runs.
+type sessionRecord struct {
+	session  atomic.Pointer[Session]
+	view     atomic.Pointer[session.View]
+	fault    atomic.Pointer[Fault]
+	counters struct{ controlReceived, controlSent, echoReturned, echoSent, upEvents, downEvents, reportedEvents atomic.Uint64 }
+	changed  chan<- struct{} // the Engine's
 }
 
-// refused is the record of a session that does not run.
-func (e *Engine) refused(s Session, f Fault) *record {
-	r := &record{changed: e.changed}
-	r.profile.Store(&s)
-	r.see(session.View{State: session.Down})
-	r.tell(f)
+// newInvalidRecord is the record of a session that does not run.
+func (e *Engine) newInvalidRecord(s Session, f Fault) *sessionRecord {
+	r := &sessionRecord{changed: e.changed}
+	r.session.Store(&s)
+	r.setView(session.View{State: session.Down})
+	r.setFault(f)
 	return r
 }
 
-// see publishes a view; nothing is allocated while nothing changes.
-func (r *record) see(v session.View) {
+// setView publishes a view; nothing is allocated while nothing changes.
+func (r *sessionRecord) setView(v session.View) {
 	if old := r.view.Load(); old == nil || *old != v {
 		r.view.Store(&v)
-		poke(r.changed)
+		notifyChanged(r.changed)
 	}
 }
 
-// tell publishes a fault.
-func (r *record) tell(f Fault) {
+// setFault publishes a fault.
+func (r *sessionRecord) setFault(f Fault) {
 	if old := r.fault.Load(); old == nil || *old != f {
 		r.fault.Store(&f)
-		poke(r.changed)
+		notifyChanged(r.changed)
 	}
 }
 
-func poke(c chan<- struct{}) {
+func notifyChanged(c chan<- struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:
@@ -72,12 +72,12 @@ func (e *Engine) Status() []Status {
 	}
 	out := make([]Status, 0, len(*records))
 	for _, r := range *records {
-		c := &r.count
+		c := &r.counters
 		out = append(out, Status{
-			Session: *r.profile.Load(), View: *r.view.Load(), Fault: *r.fault.Load(),
+			Session: *r.session.Load(), View: *r.view.Load(), Fault: *r.fault.Load(),
 			Counters: Counters{
-				ControlIn: c.input.Load(), ControlOut: c.output.Load(), EchoIn: c.echoInput.Load(), EchoOut: c.echoOutput.Load(),
-				Ups: c.up.Load(), Downs: c.down.Load(), Events: c.told.Load(),
+				ControlReceived: c.controlReceived.Load(), ControlSent: c.controlSent.Load(), EchoReturned: c.echoReturned.Load(), EchoSent: c.echoSent.Load(),
+				UpEvents: c.upEvents.Load(), DownEvents: c.downEvents.Load(), ReportedEvents: c.reportedEvents.Load(),
 			},
 		})
 	}

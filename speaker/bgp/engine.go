@@ -14,10 +14,10 @@ import (
 
 // Options are what an Engine is made of. All fields are required.
 type Options struct {
-	// Node is this node's name, of which a router ID is made where nothing else gives one.
-	Node      string
-	Library   Library
-	Transport Transport
+	// NodeName is this node's name, of which a router ID is made where nothing else gives one.
+	NodeName     string
+	UpdateSource UpdateSource
+	Transport    Transport
 	// BFD watches the paths to the peers that ask for it. The engine is the only one to Set its sessions.
 	BFD BFD
 	Log *slog.Logger
@@ -37,33 +37,33 @@ type Desired struct {
 // Engine keeps the sessions and routes that it is told to. Make it with New; Set, States and Stop may be called by any
 // goroutine.
 type Engine struct {
-	o       Options
-	desired chan Desired // holds the latest
-	stop    chan chan struct{}
-	changed chan struct{}
+	options      Options
+	desired      chan Desired // holds the latest
+	stopRequests chan chan struct{}
+	changed      chan struct{}
 
-	mu     sync.Mutex // guards states and paths
-	states map[string]State
-	paths  paths
+	mu           sync.Mutex // guards states and paths
+	statusByPeer map[string]Status
+	bfdPaths     bfdPaths
 
 	// What follows belongs to Run.
-	last     Desired // as it was told
-	routers  map[string]*router
-	found    chan sighting
-	door     door
-	workers  map[string]*worker
-	ended    sync.WaitGroup
-	watched  map[bfd.Key][]string // the peers of each path that BFD watches
-	sessions []bfd.Session        // as BFD has them
-	faults   map[bfd.Key]bfd.Fault
+	lastDesired      Desired // as it was told
+	searchesByDevice map[string]*routerSearch
+	discoveries      chan discovery
+	passive          passiveListener
+	workersByPeer    map[string]*worker
+	goroutines       sync.WaitGroup
+	peersByPath      map[bfd.Key][]string // the peers of each path that BFD watches
+	bfdSessions      []bfd.Session        // as BFD has them
+	faultsByPath     map[bfd.Key]bfd.Fault
 }
 
 // New returns an Engine that does nothing before Run.
 func New(o Options) *Engine {
 	return &Engine{
-		o: o, desired: make(chan Desired, 1), stop: make(chan chan struct{}), changed: make(chan struct{}, 1),
-		states: map[string]State{}, workers: map[string]*worker{}, faults: map[bfd.Key]bfd.Fault{},
-		routers: map[string]*router{}, found: make(chan sighting),
+		options: o, desired: make(chan Desired, 1), stopRequests: make(chan chan struct{}), changed: make(chan struct{}, 1),
+		statusByPeer: map[string]Status{}, workersByPeer: map[string]*worker{}, faultsByPath: map[bfd.Key]bfd.Fault{},
+		searchesByDevice: map[string]*routerSearch{}, discoveries: make(chan discovery),
 	}
 }
 
@@ -86,23 +86,23 @@ func (e *Engine) Set(d Desired) {
 // Changed is ready to read after the State of a session has changed in more than its Counts.
 func (e *Engine) Changed() <-chan struct{} { return e.changed }
 
-// States returns what is seen of each session, sorted by peer.
-func (e *Engine) States() []State {
+// Status returns what is seen of each session, sorted by peer.
+func (e *Engine) Status() []Status {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	watched := e.o.BFD.Status()
-	out := make([]State, 0, len(e.states))
-	for _, s := range e.states {
-		s.Counts = s.tally.read()
-		if k, ok := e.paths.keys[s.Peer]; ok {
-			s.BFD, s.Fault = see(watched, k)
-			if f, ok := e.paths.faults[s.Peer]; ok {
-				s.Fault = f
+	watched := e.options.BFD.Status()
+	out := make([]Status, 0, len(e.statusByPeer))
+	for _, s := range e.statusByPeer {
+		s.Messages = s.counter.counts()
+		if k, ok := e.bfdPaths.keyByPeer[s.Peer]; ok {
+			s.BFDState, s.BFDFault = bfdState(watched, k)
+			if f, ok := e.bfdPaths.faultByPeer[s.Peer]; ok {
+				s.BFDFault = f
 			}
 		}
 		out = append(out, s)
 	}
-	slices.SortFunc(out, func(x, y State) int { return cmp.Compare(x.Peer, y.Peer) })
+	slices.SortFunc(out, func(x, y Status) int { return cmp.Compare(x.Peer, y.Peer) })
 	return out
 }
 
@@ -112,7 +112,7 @@ func (e *Engine) States() []State {
 func (e *Engine) Stop(ctx context.Context) {
 	done := make(chan struct{})
 	select {
-	case e.stop <- done:
+	case e.stopRequests <- done:
 	case <-ctx.Done():
 		return
 	}
@@ -125,10 +125,10 @@ func (e *Engine) Stop(ctx context.Context) {
 // Run keeps the sessions until ctx ends. Sessions that Stop did not end break off like those of a process that dies, so that
 // a router keeps the routes where graceful restart was agreed.
 func (e *Engine) Run(ctx context.Context) error {
-	defer e.ended.Wait()
-	defer e.door.close()
+	defer e.goroutines.Wait()
+	defer e.passive.close()
 	stopped := false
-	look := time.NewTicker(lookTime)
+	look := time.NewTicker(linkCheckInterval)
 	defer look.Stop()
 	for {
 		select {
@@ -136,39 +136,39 @@ func (e *Engine) Run(ctx context.Context) error {
 			return nil
 		case d := <-e.desired:
 			if !stopped {
-				e.apply(ctx, d)
+				e.applyDesired(ctx, d)
 			}
-		case s := <-e.found:
-			if e.sight(s); !stopped {
-				e.apply(ctx, e.last)
+		case s := <-e.discoveries:
+			if e.recordDiscovery(s); !stopped {
+				e.applyDesired(ctx, e.lastDesired)
 			}
-		case c := <-e.door.incoming():
-			e.receive(c)
-		case <-e.door.retry():
+		case c := <-e.passive.connections():
+			e.assignConnection(c)
+		case <-e.passive.retryDue():
 			if !stopped {
-				e.apply(ctx, e.last)
+				e.applyDesired(ctx, e.lastDesired)
 			}
-		case v := <-e.o.BFD.Events():
-			e.heard(v)
-		case <-e.o.BFD.Changed():
-			e.tell()
-			e.poke()
+		case v := <-e.options.BFD.Events():
+			e.forwardBFDEvent(v)
+		case <-e.options.BFD.Changed():
+			e.logBFDFaults()
+			e.notifyChanged()
 		case <-look.C:
-			e.watch(e.paths.peers)
-		case done := <-e.stop:
+			e.updateBFDSessions(e.bfdPaths.peers)
+		case done := <-e.stopRequests:
 			stopped = true
-			go e.end(done, e.workers)
-			e.workers = map[string]*worker{}
+			go e.stopWorkers(done, e.workersByPeer)
+			e.workersByPeer = map[string]*worker{}
 		}
 	}
 }
 
-// end stops all workers together.
-func (e *Engine) end(done chan struct{}, workers map[string]*worker) {
+// stopWorkers stops all workers together.
+func (e *Engine) stopWorkers(done chan struct{}, workers map[string]*worker) {
 	var wait sync.WaitGroup
 	for _, w := range workers {
 		wait.Go(func() {
-			w.tell(order{stop: true})
+			w.sendOrder(workerOrder{stop: true})
 			<-w.done
 		})
 	}
@@ -176,62 +176,62 @@ func (e *Engine) end(done chan struct{}, workers map[string]*worker) {
 	close(done)
 }
 
-// apply brings the workers in line with what is desired.
-func (e *Engine) apply(ctx context.Context, d Desired) {
-	e.last = d
-	d.Peers = e.open(ctx, e.locate(ctx, e.stay(d.Peers)))
-	e.watch(d.Peers)
+// applyDesired brings the workers in line with what is desired.
+func (e *Engine) applyDesired(ctx context.Context, d Desired) {
+	e.lastDesired = d
+	d.Peers = e.listenForPassivePeers(ctx, e.resolveUnnumbered(ctx, e.keepKnownAddresses(d.Peers)))
+	e.updateBFDSessions(d.Peers)
 	named := map[string]bool{}
 	for _, p := range d.Peers {
 		named[p.Name] = true
 	}
-	for name, w := range e.workers {
+	for name, w := range e.workersByPeer {
 		if !named[name] {
-			w.tell(order{stop: true, gone: true})
-			delete(e.workers, name)
+			w.sendOrder(workerOrder{stop: true, removed: true})
+			delete(e.workersByPeer, name)
 		}
 	}
 	for _, p := range d.Peers {
-		w, ok := e.workers[p.Name]
+		w, ok := e.workersByPeer[p.Name]
 		if !ok {
-			w = e.hire(ctx, p)
+			w = e.startWorker(ctx, p)
 		}
-		w.tell(order{peer: p, routes: d.Routes, leaving: d.Leaving})
+		w.sendOrder(workerOrder{peer: p, allRoutes: d.Routes, leaving: d.Leaving})
 	}
 }
 
-// hire starts the worker of a new peer.
-func (e *Engine) hire(ctx context.Context, p intent.Peer) *worker {
+// startWorker starts the worker of a new peer.
+func (e *Engine) startWorker(ctx context.Context, p intent.Peer) *worker {
 	w := newWorker(e, p.Name)
-	e.workers[p.Name] = w
-	e.ended.Go(func() { w.run(ctx) })
+	e.workersByPeer[p.Name] = w
+	e.goroutines.Go(func() { w.run(ctx) })
 	return w
 }
 
-// observe takes what a worker sees.
-func (e *Engine) observe(s State) {
+// recordStatus takes what a worker sees.
+func (e *Engine) recordStatus(s Status) {
 	e.mu.Lock()
-	e.states[s.Peer] = s
+	e.statusByPeer[s.Peer] = s
 	e.mu.Unlock()
-	e.poke()
+	e.notifyChanged()
 }
 
-// forget drops the State of a peer that is no more, unless another worker has taken the name over.
-func (e *Engine) forget(w *worker) {
+// removeStatus drops the State of a peer that is no more, unless another worker has taken the name over.
+func (e *Engine) removeStatus(w *worker) {
 	e.mu.Lock()
-	if e.states[w.name].tally == &w.tally {
-		delete(e.states, w.name)
+	if e.statusByPeer[w.name].counter == &w.counter {
+		delete(e.statusByPeer, w.name)
 	}
 	e.mu.Unlock()
-	e.poke()
+	e.notifyChanged()
 }
 
-func (e *Engine) poke() {
+func (e *Engine) notifyChanged() {
 	select {
 	case e.changed <- struct{}{}:
 	default:
 	}
 }
 
-// now is the clock of the sessions, whose timers are the kernel's and the runtime's in any case.
-func now() time.Time { return time.Now() }
+// currentTime is the clock of the sessions, whose timers are the kernel's and the runtime's in any case.
+func currentTime() time.Time { return time.Now() }

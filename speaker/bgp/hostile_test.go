@@ -15,28 +15,28 @@ import (
 	"time"
 
 	"github.com/gantry-lb/gantry/speaker/bgp"
-	"github.com/gantry-lb/gantry/speaker/bgp/frame"
+	"github.com/gantry-lb/gantry/speaker/bgp/message"
 	"github.com/gantry-lb/gantry/speaker/intent"
 	"github.com/gantry-lb/gantry/test/lab/netns"
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// rogue is a router that behaves badly. It counts the connections that it got.
-type rogue struct {
-	port    uint16
-	hits    atomic.Int32
-	behave  func(c net.Conn)
-	listens net.Listener
+// hostileRouter is a router that behaves badly. It counts the connections that it got.
+type hostileRouter struct {
+	port        uint16
+	connections atomic.Int32
+	behave      func(c net.Conn)
+	listener    net.Listener
 }
 
-// loose starts a rogue on the router of the bed.
-func loose(t *testing.T, h netns.Handle, port uint16, behave func(c net.Conn)) *rogue {
+// startHostileRouter starts a rogue on the router of the bed.
+func startHostileRouter(t *testing.T, h netns.Handle, port uint16, behave func(c net.Conn)) *hostileRouter {
 	t.Helper()
 	l, err := h.Listen("tcp", fmt.Sprintf("192.168.0.1:%d", port))
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rogue{port: port, behave: behave, listens: l}
+	r := &hostileRouter{port: port, behave: behave, listener: l}
 	t.Cleanup(func() { l.Close() })
 	go func() {
 		for {
@@ -44,7 +44,7 @@ func loose(t *testing.T, h netns.Handle, port uint16, behave func(c net.Conn)) *
 			if err != nil {
 				return
 			}
-			r.hits.Add(1)
+			r.connections.Add(1)
 			go func() {
 				defer c.Close()
 				behave(c)
@@ -54,19 +54,19 @@ func loose(t *testing.T, h netns.Handle, port uint16, behave func(c net.Conn)) *
 	return r
 }
 
-// welcome answers the speaker's OPEN and KEEPALIVE as a router would, and goes on with keepalives in the background when asked.
-func welcome(c net.Conn, hold uint16) error {
-	buf := make([]byte, frame.MaxLen)
-	if _, err := frame.Read(c, buf); err != nil {
+// sendOpenAndKeepalive answers the speaker's OPEN and KEEPALIVE as a router would, and goes on with keepalives in the background when asked.
+func sendOpenAndKeepalive(c net.Conn, hold uint16) error {
+	buf := make([]byte, message.MaxLength)
+	if _, err := message.Read(c, buf); err != nil {
 		return err
 	}
-	o := frame.Open{ASN: 65000, Hold: hold, ID: netip.MustParseAddr("192.0.2.66"), Families: []frame.Family{frame.IPv4}, FourOctet: true, Refresh: true}
-	_, err := c.Write(append(o.Encode(), frame.Keepalive()...))
+	o := message.Open{ASN: 65000, HoldSeconds: hold, RouterID: netip.MustParseAddr("192.0.2.66"), Families: []message.Family{message.IPv4}, FourOctetASN: true, RouteRefresh: true}
+	_, err := c.Write(append(o.Encode(), message.EncodeKeepalive()...))
 	return err
 }
 
-// update is an UPDATE with count routes of 24 bits, from a number on; each message is as long as may be.
-func update(from, count int) []byte {
+// makeUpdate is an UPDATE with count routes of 24 bits, from a number on; each message is as long as may be.
+func makeUpdate(from, count int) []byte {
 	attrs := []byte{0x40, 1, 1, 0, 0x40, 2, 6, 2, 1, 0, 0, 0xfd, 0xe8, 0x40, 3, 4, 192, 168, 0, 1}
 	var nlri []byte
 	for i := from; i < from+count; i++ {
@@ -74,15 +74,15 @@ func update(from, count int) []byte {
 	}
 	body := append([]byte{0, 0, 0, byte(len(attrs))}, attrs...)
 	body = append(body, nlri...)
-	out := append(bytes.Repeat([]byte{0xff}, 16), 0, 0, byte(frame.TypeUpdate))
+	out := append(bytes.Repeat([]byte{0xff}, 16), 0, 0, byte(message.TypeUpdate))
 	binary.BigEndian.PutUint16(out[16:], uint16(19+len(body)))
 	return append(out, body...)
 }
 
-// TestHostileRoutersHarmOnlyTheirOwnSessions has one speaker peer with every kind of bad router at once, and with a good one.
-func TestHostileRoutersHarmOnlyTheirOwnSessions(t *testing.T) {
-	b := lay(t, router.BedOptions{Nodes: 1})
-	frr := start(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrText(plain)})
+// TestHostileRoutersAffectOnlyTheirSessions has one speaker peer with every kind of bad router at once, and with a good one.
+func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
+	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour)})
 	flooded := make(chan error, 1)
 	const messages = 4000 // of 900 routes each
 	behaviours := map[string]struct {
@@ -95,53 +95,53 @@ func TestHostileRoutersHarmOnlyTheirOwnSessions(t *testing.T) {
 		}, "does not begin like a message of BGP"},
 		"hangs up":     {func(net.Conn) {}, "closed the connection"},
 		"silent":       {func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }, "it sent no OPEN within"},
-		"silent later": {func(c net.Conn) { _ = welcome(c, 3); _, _ = io.Copy(io.Discard, c) }, "nothing was heard of the router for 3s, the hold time"},
+		"silent later": {func(c net.Conn) { _ = sendOpenAndKeepalive(c, 3); _, _ = io.Copy(io.Discard, c) }, "nothing was heard of the router for 3s, the hold time"},
 		"garbage later": {func(c net.Conn) {
-			_ = welcome(c, 90)
+			_ = sendOpenAndKeepalive(c, 90)
 			_, _ = c.Write(make([]byte, 5000))
 			_, _ = io.Copy(io.Discard, c)
 		}, "does not begin like a message of BGP"},
 		"a long message": {func(c net.Conn) {
-			_ = welcome(c, 90)
-			m := update(0, 1)
+			_ = sendOpenAndKeepalive(c, 90)
+			m := makeUpdate(0, 1)
 			m[16], m[17] = 0xff, 0xff
 			_, _ = c.Write(m)
 			_, _ = io.Copy(io.Discard, c)
 		}, "it sent an UPDATE of 65535 bytes"},
 		"a second OPEN": {func(c net.Conn) {
-			_ = welcome(c, 90)
-			o := frame.Open{ASN: 65000, ID: netip.MustParseAddr("192.0.2.66")}
+			_ = sendOpenAndKeepalive(c, 90)
+			o := message.Open{ASN: 65000, RouterID: netip.MustParseAddr("192.0.2.66")}
 			_, _ = c.Write(o.Encode())
 			_, _ = io.Copy(io.Discard, c)
 		}, "it sent a second OPEN"},
-		"half an OPEN": {func(c net.Conn) { _, _ = c.Write(frame.Keepalive()[:7]) }, "closed the connection"},
+		"half an OPEN": {func(c net.Conn) { _, _ = c.Write(message.EncodeKeepalive()[:7]) }, "closed the connection"},
 		"a bad OPEN": {func(c net.Conn) {
-			o := frame.Open{ASN: 65000, Hold: 2, ID: netip.MustParseAddr("192.0.2.66")}
+			o := message.Open{ASN: 65000, HoldSeconds: 2, RouterID: netip.MustParseAddr("192.0.2.66")}
 			_, _ = c.Write(o.Encode())
 			_, _ = io.Copy(io.Discard, c)
 		}, "it asks for a hold time of 2 s"},
-		"never reads": {func(c net.Conn) { _ = welcome(c, 0); <-t.Context().Done() }, ""},
+		"never reads": {func(c net.Conn) { _ = sendOpenAndKeepalive(c, 0); <-t.Context().Done() }, ""},
 		"floods": {func(c net.Conn) {
-			if err := welcome(c, 0); err != nil {
+			if err := sendOpenAndKeepalive(c, 0); err != nil {
 				return
 			}
 			go func() { _, _ = io.Copy(io.Discard, c) }()
 			var err error
 			for i := 0; i < messages && err == nil; i++ {
-				_, err = c.Write(update(i*900, 900))
+				_, err = c.Write(makeUpdate(i*900, 900))
 			}
 			flooded <- err
 			<-t.Context().Done()
 		}, ""},
 	}
-	s := speak(t, b.Host("node1"))
-	d := bgp.Desired{Peers: []intent.Peer{tor()}, Routes: routes(vip)}
-	rogues := map[string]*rogue{}
+	s := startSpeaker(t, b.Host("node1"))
+	d := bgp.Desired{Peers: []intent.Peer{torPeer()}, Routes: newRoutes(servicePrefix)}
+	rogues := map[string]*hostileRouter{}
 	port := uint16(2000)
 	for name, bad := range behaviours {
 		port++
-		rogues[name] = loose(t, b.Host("router"), port, bad.behave)
-		p := tor()
+		rogues[name] = startHostileRouter(t, b.Host("router"), port, bad.behave)
+		p := torPeer()
 		p.Name, p.Port = name, port
 		d.Peers = append(d.Peers, p)
 		d.Routes[0].Peers = append(d.Routes[0].Peers, name)
@@ -150,15 +150,15 @@ func TestHostileRoutersHarmOnlyTheirOwnSessions(t *testing.T) {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	s.Set(d)
-	s.established("tor")
-	arrives(t, frr, vip)
+	s.waitEstablished("tor")
+	waitForRoute(t, frr, servicePrefix)
 	for name, bad := range behaviours {
 		if bad.want == "" {
 			continue
 		}
 		eventually(t, "the router that is "+name+" is found out", func() error {
-			if st := s.state(name); !strings.Contains(st.LastError, bad.want) {
-				return fmt.Errorf("it is %s: %q", st.Phase, st.LastError)
+			if st := s.status(name); !strings.Contains(st.LastError, bad.want) {
+				return fmt.Errorf("it is %s: %q", st.State, st.LastError)
 			}
 			return nil
 		})
@@ -172,8 +172,8 @@ func TestHostileRoutersHarmOnlyTheirOwnSessions(t *testing.T) {
 		t.Error("the flood was not taken in")
 	}
 	eventually(t, "every message of the flood is counted", func() error {
-		if st := s.state("floods"); st.Counts.Received.Updates < messages || st.Phase != bgp.Established {
-			return fmt.Errorf("%d are, and the session is %s: %s", st.Counts.Received.Updates, st.Phase, st.LastError)
+		if st := s.status("floods"); st.Messages.Received.Updates < messages || st.State != bgp.Established {
+			return fmt.Errorf("%d are, and the session is %s: %s", st.Messages.Received.Updates, st.State, st.LastError)
 		}
 		return nil
 	})
@@ -182,24 +182,24 @@ func TestHostileRoutersHarmOnlyTheirOwnSessions(t *testing.T) {
 	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 30<<20 {
 		t.Errorf("the heap grew by %d bytes over %d routes that nobody asked for", grown, messages*900)
 	}
-	if n := rogues["hangs up"].hits.Load(); n < 3 || n > 40 {
+	if n := rogues["hangs up"].connections.Load(); n < 3 || n > 40 {
 		t.Errorf("the router that hangs up was called %d times, want a few, with longer and longer pauses", n)
 	}
-	if st := s.state("tor"); st.Phase != bgp.Established || st.Ups != 1 {
+	if st := s.status("tor"); st.State != bgp.Established || st.EstablishedCount != 1 {
 		t.Errorf("the good router's session suffered: %+v", st)
 	}
-	d.Routes = append(d.Routes, routes("198.51.100.2/32")...)
+	d.Routes = append(d.Routes, newRoutes("198.51.100.2/32")...)
 	s.Set(d)
-	arrives(t, frr, "198.51.100.2/32")
+	waitForRoute(t, frr, "198.51.100.2/32")
 }
 
-// TestTheFirstAttemptIsMadeAtOnce has the router lose its BGP daemon and get it back: the speaker is there again long before a timer
+// TestSessionReconnectsAtOnce has the router lose its BGP daemon and get it back: the speaker is there again long before a timer
 // of minutes would have it try.
-func TestTheFirstAttemptIsMadeAtOnce(t *testing.T) {
-	b := lay(t, router.BedOptions{Nodes: 1})
+func TestSessionReconnectsAtOnce(t *testing.T) {
+	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
 	hung := make(chan net.Conn, 16)
-	bad := loose(t, b.Host("router"), 2001, func(c net.Conn) {
-		if welcome(c, 90) == nil {
+	bad := startHostileRouter(t, b.Host("router"), 2001, func(c net.Conn) {
+		if sendOpenAndKeepalive(c, 90) == nil {
 			hung <- c
 		}
 		_, err := io.Copy(io.Discard, c)
@@ -207,19 +207,19 @@ func TestTheFirstAttemptIsMadeAtOnce(t *testing.T) {
 			return
 		}
 	})
-	s := speak(t, b.Host("node1"))
-	p := tor()
+	s := startSpeaker(t, b.Host("node1"))
+	p := torPeer()
 	p.Port = bad.port
-	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: routes(vip)})
+	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
 	for i := range 3 {
 		c := <-hung
 		eventually(t, "the session is up", func() error {
-			if st := s.state("tor"); st.Ups != i+1 {
+			if st := s.status("tor"); st.EstablishedCount != i+1 {
 				return fmt.Errorf("%+v", st)
 			}
 			return nil
 		})
 		c.Close()
 	}
-	s.established("tor")
+	s.waitEstablished("tor")
 }

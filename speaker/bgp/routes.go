@@ -9,29 +9,29 @@ import (
 	"time"
 
 	"github.com/gantry-lb/gantry/api/names"
-	"github.com/gantry-lb/gantry/speaker/bgp/frame"
+	"github.com/gantry-lb/gantry/speaker/bgp/message"
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// sync brings the Table in line with what is desired.
-func (w *worker) sync() {
-	w.state.Routes = 0
-	for range w.mine() {
-		w.state.Routes++
+// updateTable brings the Table in line with what is desired.
+func (w *worker) updateTable() {
+	w.status.WantedRoutes = 0
+	for range w.peerRoutes() {
+		w.status.WantedRoutes++
 	}
-	w.table.Replace(func(yield func(netip.Prefix, Terms) bool) {
-		for r := range w.mine() {
-			if t, ok := w.terms(r); ok && !yield(r.Prefix, t) {
+	w.table.Replace(func(yield func(netip.Prefix, PathAttributes) bool) {
+		for r := range w.peerRoutes() {
+			if t, ok := w.pathAttributes(r); ok && !yield(r.Prefix, t) {
 				return
 			}
 		}
 	})
 }
 
-// mine are the routes that are for this peer.
-func (w *worker) mine() iter.Seq[*intent.Route] {
+// peerRoutes are the routes that are for this peer.
+func (w *worker) peerRoutes() iter.Seq[*intent.Route] {
 	return func(yield func(*intent.Route) bool) {
-		for _, r := range w.o.routes {
+		for _, r := range w.order.allRoutes {
 			if slices.Contains(r.Peers, w.name) && !yield(r) {
 				return
 			}
@@ -39,40 +39,40 @@ func (w *worker) mine() iter.Seq[*intent.Route] {
 	}
 }
 
-// gracefulShutdown is the community of routes that are about to go (RFC 8326 section 3).
-const gracefulShutdown = 0xffff0000
+// gracefulShutdownCommunity is the community of routes that are about to go (RFC 8326 section 3).
+const gracefulShutdownCommunity = 0xffff0000
 
-// terms are those that the peer gets a route with now; false when it gets none, as before its first session, or when no message
+// pathAttributes are those that the peer gets a route with now; false when it gets none, as before its first session, or when no message
 // has room for it.
-func (w *worker) terms(r *intent.Route) (Terms, bool) {
-	if w.phase == gone {
-		return Terms{}, false
+func (w *worker) pathAttributes(r *intent.Route) (PathAttributes, bool) {
+	if w.shutdown == routesWithdrawn {
+		return PathAttributes{}, false
 	}
-	t := Terms{NextHop: nextHop(frame.FamilyOf(r.Prefix), w.extends, w.v4, w.v6), Attributes: r.Attributes}
+	t := PathAttributes{NextHop: chooseNextHop(message.FamilyOf(r.Prefix), w.extendedNextHop, w.nextHop4, w.nextHop6), Attributes: r.Attributes}
 	if t.Bandwidth > 0 {
-		t.Extended = append(slices.Clone(t.Extended), linkBandwidth(w.o.peer.LocalASN, t.Bandwidth))
+		t.ExtendedCommunities = append(slices.Clone(t.ExtendedCommunities), linkBandwidthCommunity(w.order.peer.LocalASN, t.Bandwidth))
 	}
-	if w.phase == going {
+	if w.shutdown == shutdownAnnounced {
 		t.LocalPref = 1 // the lowest: 0 stands for none
-		t.Communities = append(slices.Clone(t.Communities), gracefulShutdown)
+		t.Communities = append(slices.Clone(t.Communities), gracefulShutdownCommunity)
 		slices.Sort(t.Communities)
 		t.Communities = slices.Compact(t.Communities)
 	}
-	return t, t.NextHop.IsValid() && !r.Overloaded()
+	return t, t.NextHop.IsValid() && !r.HasTooManyCommunities()
 }
 
-// withheld is why the first of the routes that the session does not carry is not announced. Of a node that leaves, none has to be.
-func (w *worker) withheld() Withheld {
-	if w.phase != staying || w.state.Announced >= w.state.Routes {
+// findWithheld is why the first of the routes that the session does not carry is not announced. Of a node that leaves, none has to be.
+func (w *worker) findWithheld() Withheld {
+	if w.shutdown != noShutdown || w.status.AnnouncedRoutes >= w.status.WantedRoutes {
 		return Withheld{}
 	}
-	for r := range w.mine() {
-		f := frame.FamilyOf(r.Prefix)
-		if !slices.Contains(w.state.Families, f) {
+	for r := range w.peerRoutes() {
+		f := message.FamilyOf(r.Prefix)
+		if !slices.Contains(w.status.Families, f) {
 			return Withheld{names.ReasonFamilyNotCarried, fmt.Sprintf(
 				"the router does not get %s: it takes no routes of %s on this session: activate that address family for this neighbour there", r.Prefix, f)}
 		}
-		switch t, ok := w.terms(r); {
+		switch t, ok := w.pathAttributes(r); {
 		case ok:
 		case !t.NextHop.IsValid():
 			return Withheld{names.ReasonNoNextHop, fmt.Sprintf(
@@ -85,42 +85,42 @@ func (w *worker) withheld() Withheld {
 	return Withheld{}
 }
 
-// linkBandwidth is the community of that name (draft-ietf-idr-link-bandwidth): a non-transitive one of an AS of two octets,
+// linkBandwidthCommunity is the community of that name (draft-ietf-idr-link-bandwidth): a non-transitive one of an AS of two octets,
 // and bytes per second as a floating-point number.
-func linkBandwidth(asn uint32, bytes uint64) [8]byte {
-	as, bits := frame.Narrow(asn), math.Float32bits(float32(bytes))
+func linkBandwidthCommunity(asn uint32, bytes uint64) [8]byte {
+	as, bits := message.TwoOctetASN(asn), math.Float32bits(float32(bytes))
 	return [8]byte{0x40, 4, byte(as >> 8), byte(as), byte(bits >> 24), byte(bits >> 16), byte(bits >> 8), byte(bits)}
 }
 
-// stop ends the worker as planned.
-func (w *worker) stop(o order) {
-	w.abort()
-	if o.gone {
-		defer w.e.forget(w)
+// stopSession ends the worker as planned.
+func (w *worker) stopSession(o workerOrder) {
+	w.abortAttempt()
+	if o.removed {
+		defer w.engine.removeStatus(w)
 	}
 	s := w.session
 	if s == nil {
 		return
 	}
 	switch {
-	case o.gone:
-		s.finish(fmt.Errorf("the peer was removed"), w.hard(frame.Cease(frame.CeaseDeconfigured, "")))
+	case o.removed:
+		s.terminate(fmt.Errorf("the peer was removed"), w.hardReset(message.NewCease(message.CeaseDeconfigured, "")))
 		return
-	case !w.o.leaving && s.agreed.Graceful:
-		w.log.Info("the speaker restarts; the router keeps the routes", "router", w.state.Remote)
-		s.finish(fmt.Errorf("the speaker restarts"), nil)
+	case !w.order.leaving && s.negotiated.GracefulRestart:
+		w.log.Info("the speaker restarts; the router keeps the routes", "router", w.status.Remote)
+		s.terminate(fmt.Errorf("the speaker restarts"), nil)
 		return
 	}
-	w.log.Info("taking the routes back before the session ends", "router", w.state.Remote, "routes", w.table.Len())
+	w.log.Info("taking the routes back before the session ends", "router", w.status.Remote, "routes", w.table.Len())
 	for _, step := range []struct {
-		phase leavePhase
+		phase shutdownPhase
 		wait  time.Duration
-	}{{going, goingTime}, {gone, goneTime}} {
-		if w.phase >= step.phase {
+	}{{shutdownAnnounced, gracefulShutdownDelay}, {routesWithdrawn, withdrawDelay}} {
+		if w.shutdown >= step.phase {
 			continue
 		}
-		w.phase = step.phase
-		w.sync()
+		w.shutdown = step.phase
+		w.updateTable()
 		select {
 		case <-time.After(step.wait):
 		case <-s.ended:
@@ -129,24 +129,24 @@ func (w *worker) stop(o order) {
 			return
 		}
 	}
-	s.finish(fmt.Errorf("the speaker stops"), w.hard(frame.Cease(frame.CeaseShutdown, "the speaker stops")))
+	s.terminate(fmt.Errorf("the speaker stops"), w.hardReset(message.NewCease(message.CeaseShutdown, "the speaker stops")))
 }
 
-// hard turns a Cease into one after which the router keeps no routes, where it would.
-func (w *worker) hard(f *frame.Fault) *frame.Fault {
-	if w.session.agreed.Notification {
-		return f.Hard()
+// hardReset turns a Cease into one after which the router keeps no routes, where it would.
+func (w *worker) hardReset(f *message.Notification) *message.Notification {
+	if w.session.negotiated.GracefulNotification {
+		return f.AsHardReset()
 	}
 	return f
 }
 
-// leave begins the going of a leaving node's routes, or takes it back.
-func (w *worker) leave(yes bool) {
-	w.phase = staying
-	w.drained.Stop()
+// setLeaving begins the going of a leaving node's routes, or takes it back.
+func (w *worker) setLeaving(yes bool) {
+	w.shutdown = noShutdown
+	w.shutdownTimer.Stop()
 	if yes {
 		w.log.Info("the node is leaving: its routes are announced as going, and withdrawn then", "routes", w.table.Len())
-		w.phase = going
-		w.drained.Reset(goingTime)
+		w.shutdown = shutdownAnnounced
+		w.shutdownTimer.Reset(gracefulShutdownDelay)
 	}
 }

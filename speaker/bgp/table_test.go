@@ -10,12 +10,12 @@ import (
 	"testing"
 
 	"github.com/gantry-lb/gantry/speaker/bgp"
-	"github.com/gantry-lb/gantry/speaker/bgp/frame"
+	"github.com/gantry-lb/gantry/speaker/bgp/message"
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// hosts are n prefixes of both families.
-func hosts(n int) []netip.Prefix {
+// hostPrefixes are n prefixes of both families.
+func hostPrefixes(n int) []netip.Prefix {
 	var out []netip.Prefix
 	for i := range n {
 		a := netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})
@@ -27,20 +27,20 @@ func hosts(n int) []netip.Prefix {
 	return out
 }
 
-// all are the prefixes with terms that differ by a number.
-func all(prefixes map[netip.Prefix]uint32) iter.Seq2[netip.Prefix, bgp.Terms] {
-	return func(yield func(netip.Prefix, bgp.Terms) bool) {
+// routesWithMED are the prefixes with terms that differ by a number.
+func routesWithMED(prefixes map[netip.Prefix]uint32) iter.Seq2[netip.Prefix, bgp.PathAttributes] {
+	return func(yield func(netip.Prefix, bgp.PathAttributes) bool) {
 		for p, n := range prefixes {
-			if !yield(p, bgp.Terms{NextHop: netip.MustParseAddr("10.0.0.1"), Attributes: intent.Attributes{MED: n}}) {
+			if !yield(p, bgp.PathAttributes{NextHop: netip.MustParseAddr("10.0.0.1"), Attributes: intent.Attributes{MED: n}}) {
 				return
 			}
 		}
 	}
 }
 
-// TestWhoFollowsATableKnowsWhatItHas changes the table at random while somebody follows it in another goroutine.
-func TestWhoFollowsATableKnowsWhatItHas(t *testing.T) {
-	random, prefixes := rand.New(rand.NewPCG(3, 4)), hosts(60)
+// TestChangesReflectTable changes the table at random while somebody follows it in another goroutine.
+func TestChangesReflectTable(t *testing.T) {
+	random, prefixes := rand.New(rand.NewPCG(3, 4)), hostPrefixes(60)
 	table := bgp.NewTable()
 	has := map[netip.Prefix]uint32{}
 	edit := func() {
@@ -50,23 +50,23 @@ func TestWhoFollowsATableKnowsWhatItHas(t *testing.T) {
 				has[p] = uint32(random.IntN(40)) //nolint:gosec // small
 			}
 		}
-		table.Replace(all(has))
+		table.Replace(routesWithMED(has))
 	}
 	for range 20 {
-		changes := table.Follow()
+		changes := table.Subscribe()
 		stop, told := make(chan struct{}), make(chan map[netip.Prefix]uint32)
 		go func() {
 			knows := map[netip.Prefix]uint32{}
 			take := func() {
-				for _, c := range changes.Take() {
-					if delete(knows, c.Prefix); c.Terms != nil {
-						knows[c.Prefix] = c.Terms.MED
+				for _, c := range changes.TakePending() {
+					if delete(knows, c.Prefix); c.Attributes != nil {
+						knows[c.Prefix] = c.Attributes.MED
 					}
 				}
 			}
 			for {
 				select {
-				case <-changes.Some():
+				case <-changes.Ready():
 					take()
 				case <-stop:
 					take()
@@ -85,14 +85,14 @@ func TestWhoFollowsATableKnowsWhatItHas(t *testing.T) {
 	}
 }
 
-func TestWhatIsToldOnceMore(t *testing.T) {
-	prefixes, table := hosts(4), bgp.NewTable()
+func TestChangesResendFamily(t *testing.T) {
+	prefixes, table := hostPrefixes(4), bgp.NewTable()
 	has := map[netip.Prefix]uint32{prefixes[0]: 1, prefixes[1]: 1, prefixes[2]: 1}
-	table.Replace(all(has))
-	former := table.Follow()
-	changes := table.Follow()
+	table.Replace(routesWithMED(has))
+	former := table.Subscribe()
+	changes := table.Subscribe()
 	told := func(c *bgp.Changes) (out []netip.Prefix) {
-		for _, change := range c.Take() {
+		for _, change := range c.TakePending() {
 			out = append(out, change.Prefix)
 		}
 		slices.SortFunc(out, netip.Prefix.Compare)
@@ -106,15 +106,15 @@ func TestWhatIsToldOnceMore(t *testing.T) {
 	}
 	want("at first", told(changes), prefixes[0], prefixes[2], prefixes[1])
 	want("nothing new", told(changes))
-	table.Replace(all(has))
+	table.Replace(routesWithMED(has))
 	want("the same again", told(changes))
-	changes.Again(frame.IPv4)
+	changes.ResendFamily(message.IPv4)
 	delete(has, prefixes[0])
 	has[prefixes[3]] = 2
-	table.Replace(all(has))
+	table.Replace(routesWithMED(has))
 	want("a family once more, with what changed", told(changes), prefixes[0], prefixes[2], prefixes[3])
 	told(former)
-	table.Replace(all(map[netip.Prefix]uint32{}))
+	table.Replace(routesWithMED(map[netip.Prefix]uint32{}))
 	want("nothing to who followed before", told(former))
 	want("all are gone", told(changes), prefixes[2], prefixes[1], prefixes[3])
 	if n := table.Len(); n != 0 {
@@ -122,11 +122,11 @@ func TestWhatIsToldOnceMore(t *testing.T) {
 	}
 }
 
-// TestARouteTakesLittleMemory counts what 10,000 routes leave behind for one peer.
-func TestARouteTakesLittleMemory(t *testing.T) {
+// TestTableUsesLittleMemoryPerRoute counts what 10,000 routes leave behind for one peer.
+func TestTableUsesLittleMemoryPerRoute(t *testing.T) {
 	const many, most = 10000, 120
 	has := map[netip.Prefix]uint32{}
-	for _, p := range hosts(many) {
+	for _, p := range hostPrefixes(many) {
 		has[p] = 7
 	}
 	heap := func() uint64 {
@@ -138,9 +138,9 @@ func TestARouteTakesLittleMemory(t *testing.T) {
 	}
 	before := heap()
 	table := bgp.NewTable()
-	changes := table.Follow()
-	table.Replace(all(has))
-	if n := len(changes.Take()); n != many {
+	changes := table.Subscribe()
+	table.Replace(routesWithMED(has))
+	if n := len(changes.TakePending()); n != many {
 		t.Fatalf("%d routes are told", n)
 	}
 	each := (int(heap()) - int(before)) / many //nolint:gosec // far below

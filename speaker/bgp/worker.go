@@ -12,91 +12,91 @@ import (
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/speaker/bfd"
-	"github.com/gantry-lb/gantry/speaker/bgp/frame"
+	"github.com/gantry-lb/gantry/speaker/bgp/message"
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// order is what the engine tells a worker.
-type order struct {
-	peer    intent.Peer
-	routes  []*intent.Route // of all peers
-	leaving bool
+// workerOrder is what the engine tells a worker.
+type workerOrder struct {
+	peer      intent.Peer
+	allRoutes []*intent.Route // of all peers
+	leaving   bool
 	// stop ends the worker because the speaker stops, or, when gone, because its peer is no longer configured.
-	stop, gone bool
+	stop, removed bool
 }
 
 // worker is the owner of one peer: its session, and the Table of its routes. All fields below orders belong to run.
 type worker struct {
-	e      *Engine
-	name   string
-	log    *slog.Logger
-	orders chan order // holds the latest
-	paths  chan bfd.Event
-	calls  chan Conn // of a router that connects to us
-	done   chan struct{}
-	tally  tally
+	engine    *Engine
+	name      string
+	log       *slog.Logger
+	orders    chan workerOrder // holds the latest
+	bfdEvents chan bfd.Event
+	incoming  chan Conn // of a router that connects to us
+	done      chan struct{}
+	counter   messageCounter
 
-	ctx     context.Context
-	o       order // the latest
-	state   State
-	table   *Table // what the router should know
-	session *session
-	up      <-chan struct{} // of session, nil once it was seen
-	v4, v6  netip.Addr      // next hops of the session
-	extends bool            // the session's IPv4 routes may have IPv6 next hops
+	ctx                context.Context
+	order              workerOrder // the latest
+	status             Status
+	table              *Table // what the router should know
+	session            *session
+	confirmed          <-chan struct{} // of session, nil once it was seen
+	nextHop4, nextHop6 netip.Addr      // next hops of the session
+	extendedNextHop    bool            // the session's IPv4 routes may have IPv6 next hops
 
-	attempt  <-chan attempt // of an attempt that is under way
-	cancel   context.CancelFunc
-	failures int
-	refused  *notice // the last that the router told, since the last session that it confirmed
-	retry    *time.Timer
-	phase    leavePhase
-	drained  *time.Timer
-	restart  bool // no session was established in this life of the process yet
+	attemptDone      <-chan attemptResult // of an attempt that is under way
+	cancelAttempt    context.CancelFunc
+	failures         int
+	lastNotification *receivedNotification // the last that the router told, since the last session that it confirmed
+	retryTimer       *time.Timer
+	shutdown         shutdownPhase
+	shutdownTimer    *time.Timer
+	restarting       bool // no session was established in this life of the process yet
 }
 
-// attempt is the outcome of connecting.
-type attempt struct {
-	conn   Conn
-	agreed Agreed
-	err    error
+// attemptResult is the outcome of connecting.
+type attemptResult struct {
+	conn       Conn
+	negotiated Negotiated
+	err        error
 }
 
-// leavePhase is how far the routes of a leaving node have gone.
-type leavePhase uint8
+// shutdownPhase is how far the routes of a leaving node have gone.
+type shutdownPhase uint8
 
 const (
-	staying leavePhase = iota
-	going              // announced with GRACEFUL_SHUTDOWN
-	gone               // withdrawn
+	noShutdown        shutdownPhase = iota
+	shutdownAnnounced               // announced with GRACEFUL_SHUTDOWN
+	routesWithdrawn                 // withdrawn
 )
 
 // Times of a worker.
 const (
-	// goingTime is how long routes are announced as going before they go: the router's other paths are installed
+	// gracefulShutdownDelay is how long routes are announced as going before they go: the router's other paths are installed
 	// meanwhile (RFC 8326 section 4.1 asks for the time of convergence).
-	goingTime = 500 * time.Millisecond
-	// goneTime is how long a session lives on after its routes are withdrawn: the router has read that by then.
-	goneTime = 100 * time.Millisecond
-	// firstPause is the pause after the first failure; it doubles with each.
-	firstPause = 250 * time.Millisecond
-	// longestPause applies where connectTime is not set.
-	longestPause = 10 * time.Second
-	// stable is how long a session has to live for its end to count as the first failure.
-	stable = 10 * time.Second
+	gracefulShutdownDelay = 500 * time.Millisecond
+	// withdrawDelay is how long a session lives on after its routes are withdrawn: the router has read that by then.
+	withdrawDelay = 100 * time.Millisecond
+	// firstRetryDelay is the pause after the first failure; it doubles with each.
+	firstRetryDelay = 250 * time.Millisecond
+	// maxRetryDelay applies where connectTime is not set.
+	maxRetryDelay = 10 * time.Second
+	// stableInterval is how long a session has to live for its end to count as the first failure.
+	stableInterval = 10 * time.Second
 )
 
 func newWorker(e *Engine, name string) *worker {
 	w := &worker{
-		e: e, name: name, log: e.o.Log.With("peer", name), orders: make(chan order, 1), paths: make(chan bfd.Event, 16), calls: make(chan Conn, 1), done: make(chan struct{}),
-		table: NewTable(), state: State{Peer: name, Phase: Idle, Since: now()}, restart: true,
+		engine: e, name: name, log: e.options.Log.With("peer", name), orders: make(chan workerOrder, 1), bfdEvents: make(chan bfd.Event, 16), incoming: make(chan Conn, 1), done: make(chan struct{}),
+		table: NewTable(), status: Status{Peer: name, State: Idle, Since: currentTime()}, restarting: true,
 	}
-	w.state.tally = &w.tally
+	w.status.counter = &w.counter
 	return w
 }
 
-// tell hands over an order; only the latest counts, and nothing comes after a stop.
-func (w *worker) tell(o order) {
+// sendOrder hands over an order; only the latest counts, and nothing comes after a stop.
+func (w *worker) sendOrder(o workerOrder) {
 	for {
 		select {
 		case w.orders <- o:
@@ -115,10 +115,10 @@ func (w *worker) tell(o order) {
 // run owns the peer until it is told to stop or ctx ends.
 func (w *worker) run(ctx context.Context) {
 	w.ctx = ctx
-	w.retry, w.drained = time.NewTimer(time.Hour), time.NewTimer(time.Hour)
-	w.retry.Stop()
-	w.drained.Stop()
-	defer w.close()
+	w.retryTimer, w.shutdownTimer = time.NewTimer(time.Hour), time.NewTimer(time.Hour)
+	w.retryTimer.Stop()
+	w.shutdownTimer.Stop()
+	defer w.cleanUp()
 	first := true
 	for {
 		var ended <-chan struct{}
@@ -128,282 +128,282 @@ func (w *worker) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			if w.session != nil {
-				w.session.finish(ctx.Err(), nil)
+				w.session.terminate(ctx.Err(), nil)
 			}
 			return
 		case o := <-w.orders:
 			if o.stop {
-				w.stop(o)
+				w.stopSession(o)
 				return
 			}
-			w.take(o, first)
+			w.applyOrder(o, first)
 			first = false
-		case <-w.retry.C:
-			w.connect()
-		case a := <-w.attempt:
-			w.attempt = nil
-			w.begin(a)
-		case <-w.up:
-			w.up = nil
-			w.established()
+		case <-w.retryTimer.C:
+			w.connectToRouter()
+		case a := <-w.attemptDone:
+			w.attemptDone = nil
+			w.startSession(a)
+		case <-w.confirmed:
+			w.confirmed = nil
+			w.recordEstablished()
 		case <-ended:
-			w.over()
-		case v := <-w.paths:
-			w.onPath(v)
-		case c := <-w.calls:
-			w.answer(c)
-		case <-w.drained.C:
-			w.phase = gone
-			w.sync()
+			w.endSession()
+		case v := <-w.bfdEvents:
+			w.handleBFDEvent(v)
+		case c := <-w.incoming:
+			w.acceptConnection(c)
+		case <-w.shutdownTimer.C:
+			w.shutdown = routesWithdrawn
+			w.updateTable()
 		}
-		w.report()
+		w.reportStatus()
 	}
 }
 
-// close ends what is left.
-func (w *worker) close() {
-	w.abort()
+// cleanUp ends what is left.
+func (w *worker) cleanUp() {
+	w.abortAttempt()
 	select {
-	case c := <-w.calls:
+	case c := <-w.incoming:
 		c.Close()
 	default:
 	}
 	close(w.done)
 }
 
-// abort gives an attempt up.
-func (w *worker) abort() {
-	if w.attempt == nil {
+// abortAttempt gives an attempt up.
+func (w *worker) abortAttempt() {
+	if w.attemptDone == nil {
 		return
 	}
-	w.cancel()
-	if a := <-w.attempt; a.conn != nil {
+	w.cancelAttempt()
+	if a := <-w.attemptDone; a.conn != nil {
 		a.conn.Close()
 	}
-	w.attempt = nil
+	w.attemptDone = nil
 }
 
-// take follows an order. Only a change of what is in the OPEN, or of the connection itself, ends the session.
-func (w *worker) take(o order, first bool) {
-	former := w.o
-	w.o = o
+// applyOrder follows an order. Only a change of what is in the OPEN, or of the connection itself, ends the session.
+func (w *worker) applyOrder(o workerOrder, first bool) {
+	former := w.order
+	w.order = o
 	if o.leaving != former.leaving {
-		w.leave(o.leaving)
+		w.setLeaving(o.leaving)
 	}
 	switch {
 	case first:
-		w.retry.Reset(0) // the first attempt is made at once
-	case !w.outlives(&former.peer, &o.peer):
+		w.retryTimer.Reset(0) // the first attempt is made at once
+	case !w.canKeepSession(&former.peer, &o.peer):
 		w.log.Info("the peer's configuration changed; connecting anew")
-		w.abort()
+		w.abortAttempt()
 		if w.session != nil {
-			w.session.finish(fmt.Errorf("the peer's configuration changed"), frame.Cease(frame.CeaseChange, ""))
-			w.over()
+			w.session.terminate(fmt.Errorf("the peer's configuration changed"), message.NewCease(message.CeaseConfigChange, ""))
+			w.endSession()
 		}
-		w.failures, w.refused = 0, nil
-		w.retry.Reset(0)
-	case former.peer.Password != o.peer.Password && !o.peer.Blocked.Any():
-		w.rekey()
+		w.failures, w.lastNotification = 0, nil
+		w.retryTimer.Reset(0)
+	case former.peer.Password != o.peer.Password && !o.peer.Blocked.IsSet():
+		w.changePassword()
 	case former.peer.Blocked != o.peer.Blocked && w.session == nil:
-		w.abort()
+		w.abortAttempt()
 		w.failures = 0
-		w.retry.Reset(0)
+		w.retryTimer.Reset(0)
 	}
-	w.retime(&former.peer)
-	w.sync()
+	w.applyTimers(&former.peer)
+	w.updateTable()
 }
 
-// sameSession says whether a session goes on under another configuration of its peer.
-func sameSession(a, b *intent.Peer) bool {
+// isSameSession says whether a session goes on under another configuration of its peer.
+func isSameSession(a, b *intent.Peer) bool {
 	x, y := *a, *b
 	for _, p := range []*intent.Peer{&x, &y} {
-		p.Password, p.Blocked, p.BFD, p.Connect, p.Keepalive = "", intent.Block{}, nil, 0, 0
+		p.Password, p.Blocked, p.BFD, p.ConnectTime, p.KeepaliveTime = "", intent.BlockReason{}, nil, 0, 0
 	}
 	return x == y
 }
 
-// rekey gives a living connection its new password; an attempt under way begins again.
-func (w *worker) rekey() {
+// changePassword gives a living connection its new password; an attempt under way begins again.
+func (w *worker) changePassword() {
 	if w.session == nil {
-		w.abort()
+		w.abortAttempt()
 		w.failures = 0
-		w.retry.Reset(0)
+		w.retryTimer.Reset(0)
 		return
 	}
-	if err := w.session.conn.SetPassword(w.o.peer.Password); err != nil {
-		w.session.finish(err, frame.Cease(frame.CeaseReset, "new password"))
+	if err := w.session.conn.SetPassword(w.order.peer.Password); err != nil {
+		w.session.terminate(err, message.NewCease(message.CeaseReset, "new password"))
 		return
 	}
-	w.log.Info("the password of the session changed; change it on the router before the hold time ends", "hold", w.session.agreed.Hold)
+	w.log.Info("the password of the session changed; change it on the router before the hold time ends", "hold", w.session.negotiated.HoldTime)
 }
 
-// connect starts an attempt, unless there is a session, an attempt, or a reason not to.
-func (w *worker) connect() {
-	p := w.o.peer
+// connectToRouter starts an attempt, unless there is a session, an attempt, or a reason not to.
+func (w *worker) connectToRouter() {
+	p := w.order.peer
 	switch {
-	case w.session != nil || w.attempt != nil:
+	case w.session != nil || w.attemptDone != nil:
 		return
-	case p.Blocked.Any():
-		w.fail(errors.New(p.Blocked.Text))
+	case p.Blocked.IsSet():
+		w.recordFailure(errors.New(p.Blocked.Text))
 		return
 	case p.Passive:
-		w.enter(Active)
+		w.enterState(Active)
 		return
 	}
-	w.enter(Connect)
-	w.begins(func(ctx context.Context) (Conn, error) { return w.e.o.Transport.Dial(ctx, target(&p)) })
+	w.enterState(Connect)
+	w.startAttempt(func(ctx context.Context) (Conn, error) { return w.engine.options.Transport.Dial(ctx, dialOptions(&p)) })
 }
 
-// answer takes a connection that the router made. The one that lives goes on, unless the router keeps routes over a restart:
+// acceptConnection takes a connection that the router made. The one that lives goes on, unless the router keeps routes over a restart:
 // then a new connection says that it has restarted (RFC 4724 section 5).
-func (w *worker) answer(c Conn) {
-	p := w.o.peer
-	if w.session != nil && w.session.agreed.Graceful {
-		w.session.finish(errors.New("the router connected anew"), nil)
-		w.over()
+func (w *worker) acceptConnection(c Conn) {
+	p := w.order.peer
+	if w.session != nil && w.session.negotiated.GracefulRestart {
+		w.session.terminate(errors.New("the router connected anew"), nil)
+		w.endSession()
 	}
-	if !p.Passive || p.Blocked.Any() || w.session != nil || w.attempt != nil {
-		_, _ = c.Write(frame.Cease(frame.CeaseRejected, "").Encode())
-		go hangUp(c, true)
+	if !p.Passive || p.Blocked.IsSet() || w.session != nil || w.attemptDone != nil {
+		_, _ = c.Write(message.NewCease(message.CeaseRejected, "").Encode())
+		go closeConnection(c, true)
 		return
 	}
-	w.retry.Stop()
-	t := target(&p)
-	w.enter(Connect)
-	w.begins(func(context.Context) (Conn, error) { return c, c.SetTTL(t.TTL, t.MinTTL) })
+	w.retryTimer.Stop()
+	t := dialOptions(&p)
+	w.enterState(Connect)
+	w.startAttempt(func(context.Context) (Conn, error) { return c, c.SetTTL(t.TTL, t.MinTTL) })
 }
 
-// begins starts an attempt on the connection that get returns.
-func (w *worker) begins(get func(context.Context) (Conn, error)) {
-	p := w.o.peer
+// startAttempt starts an attempt on the connection that get returns.
+func (w *worker) startAttempt(get func(context.Context) (Conn, error)) {
+	p := w.order.peer
 	ctx, cancel := context.WithCancel(w.ctx)
-	out := make(chan attempt, 1)
-	w.attempt, w.cancel = out, cancel
-	restarted := w.restart
+	out := make(chan attemptResult, 1)
+	w.attemptDone, w.cancelAttempt = out, cancel
+	restarted := w.restarting
 	go func() {
 		defer cancel()
-		out <- w.try(ctx, p, restarted, get)
+		out <- w.attemptSession(ctx, p, restarted, get)
 	}()
 }
 
-// try connects and exchanges the OPENs. It runs beside the worker and touches nothing of it but the tally.
-func (w *worker) try(ctx context.Context, p intent.Peer, restarted bool, get func(context.Context) (Conn, error)) attempt {
+// attemptSession connects and exchanges the OPENs. It runs beside the worker and touches nothing of it but the tally.
+func (w *worker) attemptSession(ctx context.Context, p intent.Peer, restarted bool, get func(context.Context) (Conn, error)) attemptResult {
 	c, err := get(ctx)
 	if err != nil {
 		if c != nil {
 			c.Close()
 		}
-		return attempt{err: err}
+		return attemptResult{err: err}
 	}
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
 	v4, _ := c.NextHops()
-	self := open(&p, routerID(p.RouterID, v4, w.e.o.Node), restarted)
-	a, err := handshake(c, &w.tally, self, func(peer frame.Open) (Agreed, error) { return agree(&p, self, peer) })
+	self := buildOpen(&p, chooseRouterID(p.RouterID, v4, w.engine.options.NodeName), restarted)
+	a, err := exchangeOpens(c, &w.counter, self, func(peer message.Open) (Negotiated, error) { return negotiate(&p, self, peer) })
 	if err != nil {
-		go hangUp(c, true)
-		return attempt{err: err}
+		go closeConnection(c, true)
+		return attemptResult{err: err}
 	}
-	return attempt{conn: c, agreed: a}
+	return attemptResult{conn: c, negotiated: a}
 }
 
-// target says where and how to connect.
-func target(p *intent.Peer) Target {
-	t := Target{Remote: netip.AddrPortFrom(p.Address, p.Port), Source: p.Source, Device: p.Device, Password: p.Password, TTL: 255}
+// dialOptions says where and how to connect.
+func dialOptions(p *intent.Peer) DialOptions {
+	t := DialOptions{Remote: netip.AddrPortFrom(p.Address, p.Port), Source: p.SourceAddress, Device: p.Device, Password: p.Password, TTL: 255}
 	switch {
-	case p.Hops > 0:
-		t.MinTTL = 255 - (p.Hops - 1)
-	case p.External() && !p.Multihop:
+	case p.MaxHops > 0:
+		t.MinTTL = 255 - (p.MaxHops - 1)
+	case p.IsExternal() && !p.Multihop:
 		t.TTL = 1
 	}
 	return t
 }
 
-// begin starts the session that an attempt led to.
-func (w *worker) begin(a attempt) {
+// startSession starts the session that an attempt led to.
+func (w *worker) startSession(a attemptResult) {
 	if a.err != nil {
-		w.fail(a.err)
+		w.recordFailure(a.err)
 		return
 	}
-	w.prepare(a)
-	lib := w.e.o.Library.Open(a.agreed, w.o.peer.LocalASN, w.table)
-	w.session = relay(a.conn, lib, a.agreed, &w.tally)
-	w.up = w.session.up
-	w.enter(OpenSent)
+	w.setNextHops(a)
+	lib := w.engine.options.UpdateSource.OpenConnection(a.negotiated, w.order.peer.LocalASN, w.table)
+	w.session = startRelay(a.conn, lib, a.negotiated, &w.counter)
+	w.confirmed = w.session.confirmed
+	w.enterState(OpenSent)
 }
 
-// prepare gives the routes the session's next hops.
-func (w *worker) prepare(a attempt) {
-	w.v4, w.v6 = a.conn.NextHops()
-	w.extends = a.agreed.ExtendedNextHop
-	if local, ok := a.conn.LocalAddr().(*net.TCPAddr); ok && w.o.peer.Unnumbered {
+// setNextHops gives the routes the session's next hops.
+func (w *worker) setNextHops(a attemptResult) {
+	w.nextHop4, w.nextHop6 = a.conn.NextHops()
+	w.extendedNextHop = a.negotiated.ExtendedNextHop
+	if local, ok := a.conn.LocalAddr().(*net.TCPAddr); ok && w.order.peer.Unnumbered {
 		// The router knows this link's own address alone; others of this node may mean nothing to it.
-		if w.v6 = local.AddrPort().Addr(); w.extends {
-			w.v4 = netip.Addr{}
+		if w.nextHop6 = local.AddrPort().Addr(); w.extendedNextHop {
+			w.nextHop4 = netip.Addr{}
 		}
 	}
-	w.sync()
+	w.updateTable()
 }
 
-// established tells of a session that the router has confirmed.
-func (w *worker) established() {
-	a := w.session.agreed
-	w.restart, w.refused = false, nil
-	w.state.Ups++
-	w.state.Families, w.state.ASN, w.state.Hold, w.state.Graceful = a.Families, a.Peer.ASN, a.Hold, a.Graceful
-	w.enter(Established)
-	w.log.Info("the session is established", "router", w.state.Remote, "asn", a.Peer.ASN, "families", fmt.Sprint(a.Families), "routes", w.table.Len())
+// recordEstablished tells of a session that the router has confirmed.
+func (w *worker) recordEstablished() {
+	a := w.session.negotiated
+	w.restarting, w.lastNotification = false, nil
+	w.status.EstablishedCount++
+	w.status.Families, w.status.ASN, w.status.HoldTime, w.status.GracefulRestart = a.Families, a.RemoteOpen.ASN, a.HoldTime, a.GracefulRestart
+	w.enterState(Established)
+	w.log.Info("the session is established", "router", w.status.Remote, "asn", a.RemoteOpen.ASN, "families", fmt.Sprint(a.Families), "routes", w.table.Len())
 }
 
-// over takes note of the end of the session and connects again: at once after a session that was stable.
-func (w *worker) over() {
-	if w.state.Phase == Established && now().Sub(w.state.Since) >= stable {
+// endSession takes note of the end of the session and connects again: at once after a session that was stable.
+func (w *worker) endSession() {
+	if w.status.State == Established && currentTime().Sub(w.status.Since) >= stableInterval {
 		w.failures = -1
 	}
-	err := w.session.why
-	w.session, w.up = nil, nil
-	w.fail(err)
+	err := w.session.endReason
+	w.session, w.confirmed = nil, nil
+	w.recordFailure(err)
 }
 
-// fail takes note of why there is no session, and arranges for the next attempt.
-func (w *worker) fail(err error) {
-	err = w.recall(err)
-	if text := err.Error(); text != w.state.LastError || w.state.Phase == Established {
-		w.log.Warn("no session", "router", w.state.Remote, "error", text)
-		w.state.LastError = text
+// recordFailure takes note of why there is no session, and arranges for the next attempt.
+func (w *worker) recordFailure(err error) {
+	err = w.addLastNotification(err)
+	if text := err.Error(); text != w.status.LastError || w.status.State == Established {
+		w.log.Warn("no session", "router", w.status.Remote, "error", text)
+		w.status.LastError = text
 	}
-	w.enter(Idle)
-	w.retry.Reset(pause(w.failures, w.o.peer.Connect))
+	w.enterState(Idle)
+	w.retryTimer.Reset(retryDelay(w.failures, w.order.peer.ConnectTime))
 	w.failures++
 }
 
-// pause returns the time before the next attempt after that many failures: doubling, up to the longest, with a quarter of
+// retryDelay returns the time before the next attempt after that many failures: doubling, up to the longest, with a quarter of
 // jitter, so that the nodes of a rack do not come back as one.
-func pause(failures int, longest time.Duration) time.Duration {
+func retryDelay(failures int, longest time.Duration) time.Duration {
 	if failures < 0 {
 		return 0
 	}
 	if longest == 0 {
-		longest = longestPause
+		longest = maxRetryDelay
 	}
-	d := min(firstPause<<min(failures, 20), longest)
+	d := min(firstRetryDelay<<min(failures, 20), longest)
 	return d - time.Duration(rand.Int64N(int64(d)/4+1))
 }
 
-func (w *worker) enter(p Phase) {
-	if w.state.Phase != p {
-		w.state.Phase, w.state.Since = p, now()
+func (w *worker) enterState(p State) {
+	if w.status.State != p {
+		w.status.State, w.status.Since = p, currentTime()
 	}
 }
 
-// report hands the State to the engine when it has changed.
-func (w *worker) report() {
-	w.state.Remote = netip.AddrPortFrom(w.o.peer.Address, w.o.peer.Port)
-	w.state.Announced, w.state.Reason, w.state.Withheld = 0, names.Reason(w.o.peer.Blocked.Reason), Withheld{}
-	if w.state.Phase == Established {
-		w.state.Reason = ""
-		w.state.Announced = w.table.Len(w.state.Families...)
-		w.state.Withheld = w.withheld()
+// reportStatus hands the State to the engine when it has changed.
+func (w *worker) reportStatus() {
+	w.status.Remote = netip.AddrPortFrom(w.order.peer.Address, w.order.peer.Port)
+	w.status.AnnouncedRoutes, w.status.Reason, w.status.Withheld = 0, names.Reason(w.order.peer.Blocked.Reason), Withheld{}
+	if w.status.State == Established {
+		w.status.Reason = ""
+		w.status.AnnouncedRoutes = w.table.Len(w.status.Families...)
+		w.status.Withheld = w.findWithheld()
 	}
-	w.e.observe(w.state)
+	w.engine.recordStatus(w.status)
 }

@@ -24,17 +24,17 @@ const (
 
 // The flags of a beacon.
 const (
-	flagLeaving = 1 << iota
-	flagAck     // the receiver is asked to acknowledge it
+	flagLeaving      = 1 << iota
+	flagAckRequested // the receiver is asked to acknowledge it
 )
 
 // claimsPerMessage keeps a message within one datagram of an Ethernet segment: a claim takes up to about 36 bytes with
 // node names of 12 bytes, and memberlist adds encryption and headers. Longer names only fragment.
 const claimsPerMessage = 32
 
-// buckets is how many parts the claims are divided into to find where two members differ: their digests fill one
+// bucketCount is how many parts the claims are divided into to find where two members differ: their digests fill one
 // datagram, and 10,000 addresses make 40 claims in each.
-const buckets = 256
+const bucketCount = 256
 
 // Claim says who holds an address. It is asserted by the holder alone.
 type Claim struct {
@@ -48,10 +48,10 @@ type Claim struct {
 	Released bool
 }
 
-// errMessage is the error for bytes that are no message.
-var errMessage = errors.New("elect: malformed message")
+// errMalformedMessage is the error for bytes that are no message.
+var errMalformedMessage = errors.New("elect: malformed message")
 
-func header(kind byte) []byte { return []byte{wireVersion, kind} }
+func messageHeader(kind byte) []byte { return []byte{wireVersion, kind} }
 
 func appendString(b []byte, s string) []byte {
 	if len(s) > 255 {
@@ -83,72 +83,72 @@ func appendClaims(b []byte, claims []Claim) []byte {
 	return b
 }
 
-// reader reads a message; after the first fault everything it returns is zero.
-type reader struct {
-	b   []byte
-	err error
+// messageReader reads a message; after the first fault everything it returns is zero.
+type messageReader struct {
+	unread []byte
+	err    error
 }
 
-func (r *reader) fail() { r.b, r.err = nil, errMessage }
+func (r *messageReader) markMalformed() { r.unread, r.err = nil, errMalformedMessage }
 
-func (r *reader) uint() uint64 {
-	v, n := binary.Uvarint(r.b)
+func (r *messageReader) readUvarint() uint64 {
+	v, n := binary.Uvarint(r.unread)
 	if n <= 0 {
-		r.fail()
+		r.markMalformed()
 		return 0
 	}
-	r.b = r.b[n:]
+	r.unread = r.unread[n:]
 	return v
 }
 
-func (r *reader) byte() byte {
-	if len(r.b) == 0 {
-		r.fail()
+func (r *messageReader) readByte() byte {
+	if len(r.unread) == 0 {
+		r.markMalformed()
 		return 0
 	}
-	v := r.b[0]
-	r.b = r.b[1:]
+	v := r.unread[0]
+	r.unread = r.unread[1:]
 	return v
 }
 
-func (r *reader) uint32() uint32 {
-	if len(r.b) < 4 {
-		r.fail()
+func (r *messageReader) readUint32() uint32 {
+	if len(r.unread) < 4 {
+		r.markMalformed()
 		return 0
 	}
-	v := binary.BigEndian.Uint32(r.b)
-	r.b = r.b[4:]
+	v := binary.BigEndian.Uint32(r.unread)
+	r.unread = r.unread[4:]
 	return v
 }
 
-func (r *reader) string() string {
-	n := int(r.byte())
-	if n > len(r.b) {
-		r.fail()
+func (r *messageReader) readString() string {
+	n := int(r.readByte())
+	if n > len(r.unread) {
+		r.markMalformed()
 		return ""
 	}
-	s := string(r.b[:n])
-	r.b = r.b[n:]
+	s := string(r.unread[:n])
+	r.unread = r.unread[n:]
 	return s
 }
 
-func (r *reader) claim() Claim {
+func (r *messageReader) readClaim() Claim {
 	var c Claim
-	a, ok := netip.AddrFromSlice([]byte(r.string()))
-	c.Address, c.Holder = a, r.string()
-	c.Nonce, c.Epoch = r.uint(), r.uint()
-	c.Released = r.byte() == 1
+	a, ok := netip.AddrFromSlice([]byte(r.readString()))
+	c.Address, c.Holder = a, r.readString()
+	c.Nonce, c.Epoch = r.readUvarint(), r.readUvarint()
+	c.Released = r.readByte() == 1
 	if !ok {
-		r.fail()
+		r.markMalformed()
 	}
 	return c
 }
 
-func (r *reader) claims() []Claim {
-	n := r.uint()
+func (r *messageReader) readClaims() []Claim {
+	n := r.readUvarint()
 	var out []Claim
 	for range n {
-		c := r.claim()
+		c := r.readClaim()
 		if r.err != nil {
 			return nil
 		}
@@ -157,10 +157,10 @@ func (r *reader) claims() []Claim {
 	return out
 }
 
-// open checks the header and returns the kind and a reader of the body.
-func open(payload []byte) (byte, *reader) {
+// openMessage checks the header and returns the kind and a reader of the body.
+func openMessage(payload []byte) (byte, *messageReader) {
 	if len(payload) < 2 || payload[0] != wireVersion {
-		return 0, &reader{err: errMessage}
+		return 0, &messageReader{err: errMalformedMessage}
 	}
-	return payload[1], &reader{b: payload[2:]}
+	return payload[1], &messageReader{unread: payload[2:]}
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-var epoch0 = time.Unix(1_000_000, 0)
+var testStart = time.Unix(1_000_000, 0)
 
 func TestClaimsSurviveTheWire(t *testing.T) {
 	tests := map[string][]Claim{
@@ -22,8 +22,8 @@ func TestClaimsSurviveTheWire(t *testing.T) {
 	}
 	for name, claims := range tests {
 		t.Run(name, func(t *testing.T) {
-			kind, r := open(appendClaims(header(kindOffer), claims))
-			if got := r.claims(); kind != kindOffer || r.err != nil || !reflect.DeepEqual(got, claims) {
+			kind, r := openMessage(appendClaims(messageHeader(kindOffer), claims))
+			if got := r.readClaims(); kind != kindOffer || r.err != nil || !reflect.DeepEqual(got, claims) {
 				t.Errorf("read kind %d, %v, error %v; written %v", kind, got, r.err, claims)
 			}
 		})
@@ -36,23 +36,23 @@ func FuzzReceive(f *testing.F) {
 	claim := Claim{Address: netip.MustParseAddr("192.0.2.1"), Holder: "b", Nonce: 2, Epoch: 5}
 	f.Add([]byte(nil))
 	f.Add([]byte{wireVersion + 1, kindClaims, 1})
-	f.Add(appendClaims(header(kindClaims), []Claim{claim}))
-	f.Add(append(header(kindDelta), 1, 1, 7, 0))
-	f.Add(append(header(kindSync), make([]byte, 1+4*buckets)...))
+	f.Add(appendClaims(messageHeader(kindClaims), []Claim{claim}))
+	f.Add(append(messageHeader(kindDelta), 1, 1, 7, 0))
+	f.Add(append(messageHeader(kindSync), make([]byte, 1+4*bucketCount)...))
 	f.Add([]byte{wireVersion, kindAck, 1, 1, 0})
-	f.Add(appendClaims(header(kindOffer), []Claim{claim}))
-	f.Add(append(appendString(header(kindSuspect), "b"), 2, 1, 9))
+	f.Add(appendClaims(messageHeader(kindOffer), []Claim{claim}))
+	f.Add(append(appendString(messageHeader(kindSuspect), "b"), 2, 1, 9))
 	f.Add([]byte{wireVersion, kindBeacon, 2, 1, 0, 0})
 	f.Add([]byte{wireVersion, kindClaims, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1})
 	f.Fuzz(func(t *testing.T, payload []byte) {
-		m := New("a", 1, DefaultTiming(), epoch0)
-		m.Step(epoch0, Members{facts.MemberSet{Members: []facts.Member{{Name: "a", Nonce: 1}, {Name: "b", Nonce: 2}}, Synced: true}})
+		m := New("a", 1, DefaultTiming(), testStart)
+		m.Step(testStart, MembersChanged{facts.MemberSet{Members: []facts.Member{{Name: "a", Nonce: 1}, {Name: "b", Nonce: 2}}, Synced: true}})
 		before := bytes.Clone(payload)
-		effects := m.Step(epoch0, Received{From: "b", Payload: payload})
-		effects = append(effects, m.Step(epoch0.Add(time.Millisecond), RemoteState{Payload: payload})...)
+		effects := m.Step(testStart, MessageReceived{From: "b", Payload: payload})
+		effects = append(effects, m.Step(testStart.Add(time.Millisecond), RemoteStateReceived{Payload: payload})...)
 		for _, e := range effects {
-			if h, ok := e.(Hold); ok {
-				t.Errorf("holds %v", h.Claim)
+			if h, ok := e.(HoldAddress); ok {
+				t.Errorf("holds %v", h.Binding)
 			}
 		}
 		if !bytes.Equal(before, payload) {

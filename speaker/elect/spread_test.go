@@ -6,15 +6,15 @@ import (
 	"time"
 )
 
-// spread checks that no node holds more than the tenth above its share that the README promises.
-func (w *world) spread(what string, nodes int) {
+// wantEvenSpread checks that no node holds more than the tenth above its share that the README promises.
+func (w *harness) wantEvenSpread(what string, nodes int) {
 	w.t.Helper()
-	held := w.byNode()
+	held := w.addressesByNode()
 	total := 0
 	for _, a := range held {
 		total += len(a)
 	}
-	most := limit(len(w.addresses), nodes)
+	most := maxPerNode(len(w.addresses), nodes)
 	for n, a := range held {
 		if len(a) > most {
 			w.t.Errorf("%s: %s holds %d of %d addresses over %d nodes, want %d at most", what, n, len(a), total, nodes, most)
@@ -29,52 +29,52 @@ func TestAddressesAreSpreadEvenly(t *testing.T) {
 	for _, c := range []struct{ nodes, addresses int }{{3, 5}, {4, 40}, {10, 100}, {20, 400}, {50, 1000}} {
 		t.Run(fmt.Sprintf("%d addresses over %d nodes", c.addresses, c.nodes), func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, int64(c.nodes), c.nodes, c.addresses)
+			w := newHarness(t, int64(c.nodes), c.nodes, c.addresses)
 			w.rebalance = true
 			w.startAll()
-			w.settle(6*time.Second, "start")
-			w.spread("placed", c.nodes)
+			w.wantOneHolderEach(6*time.Second, "start")
+			w.wantEvenSpread("placed", c.nodes)
 
-			lost := w.names[c.nodes/2]
-			before := w.byNode()
-			w.stop(lost)
-			w.run(4*time.Second, nil) // less than a rebalance waits
-			w.spread("after a loss", c.nodes-1)
-			after := w.byNode()
+			lost := w.nodeNames[c.nodes/2]
+			before := w.addressesByNode()
+			w.killSpeaker(lost)
+			w.runFor(4*time.Second, nil) // less than a rebalance waits
+			w.wantEvenSpread("after a loss", c.nodes-1)
+			after := w.addressesByNode()
 			for n, held := range before {
 				for _, a := range held {
-					if n != lost && w.holders(a)[0] != n {
+					if n != lost && w.answeringNodes(a)[0] != n {
 						t.Errorf("%s died and %s moved away from %s", lost, a, n)
 					}
 				}
 			}
-			w.run(6*time.Second, nil)
-			w.start(lost)
-			w.run(5*time.Second, w.unbroken())
-			if got := len(w.byNode()[lost]); got > 0 {
+			w.runFor(6*time.Second, nil)
+			w.startSpeaker(lost)
+			w.runFor(5*time.Second, w.alwaysAnswered())
+			if got := len(w.addressesByNode()[lost]); got > 0 {
 				t.Errorf("%s came back and took %d addresses at once", lost, got)
 			}
-			taken := w.taken
-			w.run(time.Duration(20+c.addresses/c.nodes)*time.Second, w.unbroken())
-			w.spread("after a rebalance", c.nodes)
+			taken := w.takeCount
+			w.runFor(time.Duration(20+c.addresses/c.nodes)*time.Second, w.alwaysAnswered())
+			w.wantEvenSpread("after a rebalance", c.nodes)
 			over := 0
 			for _, a := range after {
-				over += max(len(a)-limit(c.addresses, c.nodes), 0)
+				over += max(len(a)-maxPerNode(c.addresses, c.nodes), 0)
 			}
-			if moved := w.taken - taken; moved > over {
+			if moved := w.takeCount - taken; moved > over {
 				t.Errorf("the rebalance moved %d addresses where %d were too many on their nodes", moved, over)
 			}
-			taken = w.taken
-			w.run(30*time.Second, nil)
-			if w.taken != taken {
-				t.Errorf("%d addresses moved after the rebalance was over", w.taken-taken)
+			taken = w.takeCount
+			w.runFor(30*time.Second, nil)
+			if w.takeCount != taken {
+				t.Errorf("%d addresses moved after the rebalance was over", w.takeCount-taken)
 			}
 		})
 	}
 }
 
-// unbroken returns a check that fails when an address is not answered for.
-func (w *world) unbroken() func() {
+// alwaysAnswered returns a check that fails when an address is not answered for.
+func (w *harness) alwaysAnswered() func() {
 	next := w.now
 	return func() {
 		if w.now.Before(next) { // it is dear for many addresses
@@ -82,65 +82,65 @@ func (w *world) unbroken() func() {
 		}
 		next = w.now.Add(7 * time.Millisecond)
 		for _, a := range w.addresses {
-			if len(w.holders(a)) == 0 {
+			if len(w.answeringNodes(a)) == 0 {
 				w.t.Fatalf("nobody answers for %s", a)
 			}
 		}
 	}
 }
 
-func TestPreferredNodesHold(t *testing.T) {
-	w := newWorld(t, 1, 6, 40)
-	w.scores = map[string]int{"n002": 10, "n003": 10, "n005": 3}
+func TestPreferredNodesHoldTheAddresses(t *testing.T) {
+	w := newHarness(t, 1, 6, 40)
+	w.scoresByNode = map[string]int{"n002": 10, "n003": 10, "n005": 3}
 	w.rebalance = true
 	w.startAll()
-	w.settle(6*time.Second, "start")
+	w.wantOneHolderEach(6*time.Second, "start")
 	only := func(when string, names ...string) {
 		t.Helper()
-		w.spread(when, len(names))
-		for n, held := range w.byNode() {
-			if w.scores[n] != w.scores[names[0]] {
+		w.wantEvenSpread(when, len(names))
+		for n, held := range w.addressesByNode() {
+			if w.scoresByNode[n] != w.scoresByNode[names[0]] {
 				t.Errorf("%s: %s holds %d addresses, want %v to hold them", when, n, len(held), names)
 			}
 		}
 	}
 	only("both preferred nodes live", "n002", "n003")
-	w.stop("n002")
-	w.run(time.Second, nil)
+	w.killSpeaker("n002")
+	w.runFor(time.Second, nil)
 	only("one preferred node lives", "n003")
-	w.stop("n003")
-	w.run(time.Second, nil)
+	w.killSpeaker("n003")
+	w.runFor(time.Second, nil)
 	only("none of the most preferred lives", "n005")
-	w.run(6*time.Second, nil)
-	w.start("n002")
-	w.start("n003")
-	w.run(60*time.Second, w.unbroken())
+	w.runFor(6*time.Second, nil)
+	w.startSpeaker("n002")
+	w.startSpeaker("n003")
+	w.runFor(60*time.Second, w.alwaysAnswered())
 	only("they are back", "n002", "n003")
 }
 
-func TestWithoutRebalanceHoldersStay(t *testing.T) {
-	w := newWorld(t, 2, 4, 20)
+func TestWithoutRebalanceHoldersKeepTheirAddresses(t *testing.T) {
+	w := newHarness(t, 2, 4, 20)
 	w.startAll()
-	w.settle(6*time.Second, "start")
-	w.stop("n001")
-	w.run(7*time.Second, nil)
-	w.start("n001")
-	taken := w.taken
-	w.run(time.Minute, w.unbroken())
-	if w.taken != taken || len(w.byNode()["n001"]) > 0 {
-		t.Errorf("%d addresses moved though no rebalance is asked for", w.taken-taken)
+	w.wantOneHolderEach(6*time.Second, "start")
+	w.killSpeaker("n001")
+	w.runFor(7*time.Second, nil)
+	w.startSpeaker("n001")
+	taken := w.takeCount
+	w.runFor(time.Minute, w.alwaysAnswered())
+	if w.takeCount != taken || len(w.addressesByNode()["n001"]) > 0 {
+		t.Errorf("%d addresses moved though no rebalance is asked for", w.takeCount-taken)
 	}
 }
 
 // TestSiblingsHaveDifferentHolders: the addresses of one Service are not all lost with one node.
 func TestSiblingsHaveDifferentHolders(t *testing.T) {
 	for seed := range int64(20) {
-		w := newWorld(t, seed, 4, 8)
-		w.siblings = 2
+		w := newHarness(t, seed, 4, 8)
+		w.siblingCount = 2
 		w.startAll()
-		w.settle(6*time.Second, "start")
+		w.wantOneHolderEach(6*time.Second, "start")
 		for i := 0; i < len(w.addresses); i += 2 {
-			if x, y := w.holders(w.addresses[i]), w.holders(w.addresses[i+1]); x[0] == y[0] {
+			if x, y := w.answeringNodes(w.addresses[i]), w.answeringNodes(w.addresses[i+1]); x[0] == y[0] {
 				t.Errorf("seed %d: %s holds both addresses of one Service", seed, x[0])
 			}
 		}
@@ -149,10 +149,10 @@ func TestSiblingsHaveDifferentHolders(t *testing.T) {
 
 // TestTheFirstSpeakerOfAClusterDoesNotTakeEverything: when all start within a second, each finds its share.
 func TestTheFirstSpeakerOfAClusterDoesNotTakeEverything(t *testing.T) {
-	w := newWorld(t, 3, 4, 40)
-	for i, n := range w.names {
-		w.at(time.Duration(i)*300*time.Millisecond, func() { w.start(n) })
+	w := newHarness(t, 3, 4, 40)
+	for i, n := range w.nodeNames {
+		w.schedule(time.Duration(i)*300*time.Millisecond, func() { w.startSpeaker(n) })
 	}
-	w.settle(8*time.Second, "start")
-	w.spread("started one after the other", 4)
+	w.wantOneHolderEach(8*time.Second, "start")
+	w.wantEvenSpread("started one after the other", 4)
 }

@@ -25,13 +25,13 @@ type Link struct {
 	Prefixes []netip.Prefix
 	// Gateways are the next hops of the default routes through this link, sorted.
 	Gateways []netip.Addr
-	// Preferred are those of the Gateways whose routes have the lowest metric of all of the node's default routes of the
+	// PreferredGateways are those of the Gateways whose routes have the lowest metric of all of the node's default routes of the
 	// family: the others wait for these to go.
-	Preferred []netip.Addr
-	// Routers are those of the gateways whose Ethernet addresses the kernel knows, sorted by address.
-	Routers []Neighbour
-	// Without4 and Without6 say that frames of IPv4, of IPv6, cannot be sent on this link.
-	Without4, Without6 bool
+	PreferredGateways []netip.Addr
+	// ResolvedGateways are those of the gateways whose Ethernet addresses the kernel knows, sorted by address.
+	ResolvedGateways []Neighbour
+	// NoIPv4 and Without6 say that frames of IPv4, of IPv6, cannot be sent on this link.
+	NoIPv4, NoIPv6 bool
 }
 
 // Neighbour is another host on a link.
@@ -40,38 +40,38 @@ type Neighbour struct {
 	MAC     MAC
 }
 
-// Carries says whether an address can be answered for on the link.
-func (l Link) Carries(a netip.Addr) bool {
+// CanCarry says whether an address can be answered for on the link.
+func (l Link) CanCarry(a netip.Addr) bool {
 	if a.Is4() {
-		return !l.Without4
+		return !l.NoIPv4
 	}
-	return !l.Without6
+	return !l.NoIPv6
 }
 
-// Skip says why a network interface is no Link.
-type Skip string
+// SkipReason says why a network interface is no Link.
+type SkipReason string
 
 // The reasons to skip an interface, Used where there is none.
 const (
-	Used              Skip = ""
-	SkippedUsual      Skip = "usual"       // by a name that container networks and tunnels use
-	SkippedExcluded   Skip = "excluded"    // by another name
-	SkippedDown       Skip = "down"        // or without carrier
-	SkippedMember     Skip = "member"      // of a bridge, bond or VRF, which speaks for it
-	SkippedNoEthernet Skip = "no Ethernet" // or no ARP, or no broadcast
+	NotSkipped        SkipReason = ""
+	SkippedUsual      SkipReason = "usual"       // by a name that container networks and tunnels use
+	SkippedExcluded   SkipReason = "excluded"    // by another name
+	SkippedDown       SkipReason = "down"        // or without carrier
+	SkippedMember     SkipReason = "member"      // of a bridge, bond or VRF, which speaks for it
+	SkippedNoEthernet SkipReason = "no Ethernet" // or no ARP, or no broadcast
 )
 
 // SkippedLink is a network interface that is no Link.
 type SkippedLink struct {
-	Name string
-	Why  Skip
+	Name   string
+	Reason SkipReason
 }
 
 // LinkSet is all usable links, sorted by index.
 type LinkSet []Link
 
-// ByIndex returns the link of that index.
-func (s LinkSet) ByIndex(index int) (Link, bool) {
+// FindByIndex returns the link of that index.
+func (s LinkSet) FindByIndex(index int) (Link, bool) {
 	for _, l := range s {
 		if l.Index == index {
 			return l, true
@@ -97,8 +97,8 @@ type MemberSet struct {
 	Synced bool
 }
 
-// Has says whether a member of that name is alive.
-func (s MemberSet) Has(name string) bool {
+// HasMember says whether a member of that name is alive.
+func (s MemberSet) HasMember(name string) bool {
 	for _, m := range s.Members {
 		if m.Name == name {
 			return true
@@ -113,15 +113,15 @@ type ProbeResult struct {
 	Address netip.Addr
 	// Answers are the Ethernet addresses that answered, each once; none of this node's own.
 	Answers []MAC
-	// Rivals are the Ethernet addresses of those who asked meanwhile whether they may use the address themselves
+	// RivalProbers are the Ethernet addresses of those who asked meanwhile whether they may use the address themselves
 	// (RFC 5227 section 2.1.1), each once; none of this node's own.
-	Rivals []MAC
-	// Unasked says that no link could carry the question: no answer is then no silence.
-	Unasked bool
+	RivalProbers []MAC
+	// NotSent says that no link could carry the question: no answer is then no silence.
+	NotSent bool
 }
 
-// ForeignClaim says that a host other than this node spoke for an address that this node answers for.
-type ForeignClaim struct {
+// Conflict says that a host other than this node spoke for an address that this node answers for.
+type Conflict struct {
 	Address netip.Addr
 	MAC     MAC
 	Link    int

@@ -36,8 +36,8 @@ func NewCandidates(scores map[string]int) *Candidates {
 	return c
 }
 
-// Has says whether the node, by name, is a candidate.
-func (c *Candidates) Has(node string) bool {
+// HasNode says whether the node, by name, is a candidate.
+func (c *Candidates) HasNode(node string) bool {
 	if c == nil {
 		return false
 	}
@@ -56,24 +56,24 @@ type Bid struct {
 	// Links are the indexes of this node's links on which the address is answered for. Empty when this node is no
 	// candidate.
 	Links []int
-	// Grace says that this node is no candidate any more and can serve for a while still: its endpoints end, and others
+	// InGrace says that this node is no candidate any more and can serve for a while still: its endpoints end, and others
 	// have begun elsewhere.
-	Grace bool
-	// Rebalance says that the holder may give the address to a node that holds too few, at a slow pace.
-	Rebalance bool
+	InGrace bool
+	// MayRebalance says that the holder may give the address to a node that holds too few, at a slow pace.
+	MayRebalance bool
 }
 
-// Eligible says whether this node, by name, may hold the address.
-func (b Bid) Eligible(self string) bool { return b.Candidates.Has(self) }
+// IsEligible says whether this node, by name, may hold the address.
+func (b Bid) IsEligible(self string) bool { return b.Candidates.HasNode(self) }
 
-// Same says whether two bids ask for the same.
-func (b Bid) Same(o Bid) bool {
+// Equal says whether two bids ask for the same.
+func (b Bid) Equal(o Bid) bool {
 	same := b.Candidates == o.Candidates || (b.Candidates != nil && o.Candidates != nil && b.Candidates.Key == o.Candidates.Key)
-	return same && b.Address == o.Address && b.Rebalance == o.Rebalance && b.Grace == o.Grace && slices.Equal(b.Links, o.Links) && slices.Equal(b.Siblings, o.Siblings)
+	return same && b.Address == o.Address && b.MayRebalance == o.MayRebalance && b.InGrace == o.InGrace && slices.Equal(b.Links, o.Links) && slices.Equal(b.Siblings, o.Siblings)
 }
 
-// Claim is an address to be answered for on a set of links: what the layer-2 engine does.
-type Claim struct {
+// Binding is an address to be answered for on a set of links: what the layer-2 engine does.
+type Binding struct {
 	Address netip.Addr
 	// Links are link indexes, sorted.
 	Links []int

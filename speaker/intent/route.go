@@ -18,30 +18,30 @@ type Peer struct {
 	Unnumbered bool
 	// Device is the link, or VRF, that the session is bound to; empty binds to none.
 	Device string
-	// Source is the node's address that the session starts from; invalid leaves it to the kernel.
-	Source netip.Addr `json:"Source"`
+	// SourceAddress is the node's address that the session starts from; invalid leaves it to the kernel.
+	SourceAddress netip.Addr `json:"Source"`
 	// LocalASN is the number that the router sees.
 	LocalASN uint32
 	// PeerASN is the router's number; 0 accepts what ASNs says.
-	PeerASN uint32
-	ASNs    ASNs `json:"ASNs"`
+	PeerASN    uint32
+	DynamicASN DynamicASN `json:"ASNs"`
 	// RouterID of this end, an IPv4 address; invalid derives it from the session's address or this node's name.
 	RouterID netip.Addr
-	// Hold is the hold time offered to the router, in whole seconds: 0, or 3 s to 65535 s
+	// HoldTime is the hold time offered to the router, in whole seconds: 0, or 3 s to 65535 s
 	// (RFC 4271 section 4.2).
-	Hold time.Duration `json:"Hold"`
-	// Keepalive is the interval between keepalives; 0 is a third of the negotiated hold time.
-	Keepalive time.Duration `json:"Keepalive"`
-	// Connect is the longest pause between two attempts to connect.
-	Connect time.Duration `json:"Connect"`
+	HoldTime time.Duration `json:"Hold"`
+	// KeepaliveTime is the interval between keepalives; 0 is a third of the negotiated hold time.
+	KeepaliveTime time.Duration `json:"Keepalive"`
+	// ConnectTime is the longest pause between two attempts to connect.
+	ConnectTime time.Duration `json:"Connect"`
 	// Password of TCP MD5 (RFC 2385), at most 80 bytes; empty for none. It is never written anywhere.
 	Password string `json:"-"`
 	// Blocked says why no session is tried, such as a missing Secret; its zero value does not.
-	Blocked Block
+	Blocked BlockReason
 	// Multihop lets an external router be several hops away.
 	Multihop bool
-	// Hops, when not 0, is the largest number of hops to the router, checked by TTL (GTSM, RFC 5082).
-	Hops uint8 `json:"Hops"`
+	// MaxHops, when not 0, is the largest number of hops to the router, checked by TTL (GTSM, RFC 5082).
+	MaxHops uint8 `json:"Hops"`
 	// IPv4 and IPv6 say whose routes the session carries.
 	IPv4, IPv6 bool
 	// NoMultiprotocol leaves the multiprotocol capability out (RFC 4760).
@@ -55,32 +55,32 @@ type Peer struct {
 	BFD *BFD
 }
 
-// Block is why no session is tried: a Reason of api/names, and a sentence that says what to do.
-type Block struct{ Reason, Text string }
+// BlockReason is why no session is tried: a Reason of api/names, and a sentence that says what to do.
+type BlockReason struct{ Reason, Text string }
 
-// Any says whether there is something that blocks.
-func (b Block) Any() bool { return b != Block{} }
+// IsSet says whether there is something that blocks.
+func (b BlockReason) IsSet() bool { return b != BlockReason{} }
 
-// External says whether the router is of another autonomous system.
-func (p *Peer) External() bool {
-	return p.ASNs == ASNExternal || (p.ASNs == ASNGiven && p.PeerASN != p.LocalASN)
+// IsExternal says whether the router is of another autonomous system.
+func (p *Peer) IsExternal() bool {
+	return p.DynamicASN == ASNExternal || (p.DynamicASN == ASNGiven && p.PeerASN != p.LocalASN)
 }
 
-// ASNs says which numbers of a router are accepted when its number is not given.
-type ASNs uint8
+// DynamicASN says which numbers of a router are accepted when its number is not given.
+type DynamicASN uint8
 
 // The values of ASNs.
 const (
-	ASNGiven    ASNs = iota // PeerASN alone
-	ASNInternal             // the local number
-	ASNExternal             // any but the local number
+	ASNGiven    DynamicASN = iota // PeerASN alone
+	ASNInternal                   // the local number
+	ASNExternal                   // any but the local number
 )
 
 // BFD holds the parameters of a BFD session (RFC 5880).
 type BFD struct {
-	Transmit time.Duration `json:"Transmit"`
-	Receive  time.Duration `json:"Receive"`
-	Echo     time.Duration `json:"Echo"`
+	TransmitInterval time.Duration `json:"Transmit"`
+	ReceiveInterval  time.Duration `json:"Receive"`
+	EchoInterval     time.Duration `json:"Echo"`
 
 	Multiplier        uint8
 	EchoMode, Passive bool
@@ -103,29 +103,29 @@ type Attributes struct {
 	// MED is the metric (RFC 4271 section 5.1.4), sent when HasMED.
 	MED    uint32
 	HasMED bool
-	// Prepend is how often the own number is repeated in the AS path, 0 to 16, beyond the one time that is due.
-	Prepend uint8 `json:"Prepend"`
+	// PrependCount is how often the own number is repeated in the AS path, 0 to 16, beyond the one time that is due.
+	PrependCount uint8 `json:"Prepend"`
 	// Communities, sorted: standard (RFC 1997), large (RFC 8092), extended as they stand on the wire (RFC 4360).
-	Communities []uint32
-	Large       [][3]uint32 `json:"Large"`
-	Extended    [][8]byte   `json:"Extended"`
+	Communities         []uint32
+	LargeCommunities    [][3]uint32 `json:"Large"`
+	ExtendedCommunities [][8]byte   `json:"Extended"`
 	// Bandwidth of the link, in bytes per second, by which a router may weigh equal routes; 0 says nothing of it.
 	Bandwidth uint64
 }
 
-// maxCommunities is how many bytes of communities a route may have, as in package snapshot.
-const maxCommunities = 3800
+// maxCommunityBytes is how many bytes of communities a route may have, as in package snapshot.
+const maxCommunityBytes = 3800
 
-// FewCommunities are never too many, of whatever kind.
-const FewCommunities = maxCommunities / 12
+// SafeCommunityCount are never too many, of whatever kind.
+const SafeCommunityCount = maxCommunityBytes / 12
 
-// Overloaded says whether the route has more communities than a message can carry.
-func (a Attributes) Overloaded() bool {
-	return 4*len(a.Communities)+8*len(a.Extended)+12*len(a.Large) > maxCommunities
+// HasTooManyCommunities says whether the route has more communities than a message can carry.
+func (a Attributes) HasTooManyCommunities() bool {
+	return 4*len(a.Communities)+8*len(a.ExtendedCommunities)+12*len(a.LargeCommunities) > maxCommunityBytes
 }
 
 // Equal says whether two Attributes are the same.
 func (a Attributes) Equal(b Attributes) bool {
-	return a.LocalPref == b.LocalPref && a.MED == b.MED && a.HasMED == b.HasMED && a.Prepend == b.Prepend && a.Bandwidth == b.Bandwidth &&
-		slices.Equal(a.Communities, b.Communities) && slices.Equal(a.Large, b.Large) && slices.Equal(a.Extended, b.Extended)
+	return a.LocalPref == b.LocalPref && a.MED == b.MED && a.HasMED == b.HasMED && a.PrependCount == b.PrependCount && a.Bandwidth == b.Bandwidth &&
+		slices.Equal(a.Communities, b.Communities) && slices.Equal(a.LargeCommunities, b.LargeCommunities) && slices.Equal(a.ExtendedCommunities, b.ExtendedCommunities)
 }

@@ -29,7 +29,7 @@ var (
 
 // Wire opens ports on links.
 type Wire interface {
-	Open(l facts.Link, f Family) (Port, error)
+	OpenPort(l facts.Link, f Family) (Port, error)
 }
 
 // Port sends and receives frames of one family on one link.
@@ -39,26 +39,26 @@ type Port interface {
 	Receive(handle func(Frame) (answer Frame, ok bool)) error
 	// Write sends a frame. It never waits: it answers ErrNotSent instead. Any time but during another Write.
 	Write(f Frame) error
-	// Join lets questions about an IPv6 address in, which go to a group; Leave keeps them out again. For IPv4 there
+	// JoinGroup lets questions about an IPv6 address in, which go to a group; Leave keeps them out again. For IPv4 there
 	// is nothing to join.
-	Join(a netip.Addr) error
-	Leave(a netip.Addr)
-	// Lost counts frames that came or were answered when there was no room. Any goroutine may call it.
-	Lost() uint64
+	JoinGroup(a netip.Addr) error
+	LeaveGroup(a netip.Addr)
+	// LostFrames counts frames that came or were answered when there was no room. Any goroutine may call it.
+	LostFrames() uint64
 	// Close ends Receive, and waits for nobody.
 	Close() error
 }
 
-// Kind says how the wire is asked.
-type Kind uint8
+// ProbeKind says how the wire is asked.
+type ProbeKind uint8
 
 // The kinds of Probes.
 const (
-	// Acquire asks as one who may want to use the address: the sender's address is 0.0.0.0, so that nobody learns
+	// AcquireProbe asks as one who may want to use the address: the sender's address is 0.0.0.0, so that nobody learns
 	// anything wrong from the question (RFC 5227 section 2.1.1).
-	Acquire Kind = iota
-	// Ask asks as an ordinary neighbour, by the link's own address; hosts that ignore an Acquire answer this.
-	Ask
+	AcquireProbe ProbeKind = iota
+	// LivenessProbe asks as an ordinary neighbour, by the link's own address; hosts that ignore an Acquire answer this.
+	LivenessProbe
 )
 
 // Probe asks the wire who answers for an address. Attempts frames are sent on each link, Interval apart, and the result
@@ -69,7 +69,7 @@ type Probe struct {
 	Links    []int
 	Attempts int
 	Interval time.Duration
-	Kind     Kind
+	Kind     ProbeKind
 }
 
 // Report is what the engine found: facts.ProbeResult, facts.ForeignClaim, PortFailed or PortOpened.
@@ -82,8 +82,8 @@ type PortFailed struct {
 	Err    error
 }
 
-// Denied says that the reason is lack of permission.
-func (p PortFailed) Denied() bool { return errors.Is(p.Err, ErrDenied) }
+// IsPermissionDenied says that the reason is lack of permission.
+func (p PortFailed) IsPermissionDenied() bool { return errors.Is(p.Err, ErrDenied) }
 
 // PortOpened says that a link is usable for a family now.
 type PortOpened struct {
@@ -96,83 +96,85 @@ type Engine struct {
 	wire Wire
 	now  func() time.Time
 
-	claims   chan []intent.Claim // holds the latest value only, as does links
-	links    chan facts.LinkSet
-	announce chan []netip.Addr
-	defend   chan netip.Addr
-	probes   *inquiries
-	reports  chan Report
-	fence    fence
-	// overhearing is what Run has yet to let in.
-	overhearing overhearing
+	bindings         chan []intent.Binding // holds the latest value only, as does links
+	linkSets         chan facts.LinkSet
+	announceRequests chan []netip.Addr
+	defendRequests   chan netip.Addr
+	probeInbox       *probeInbox
+	reports          chan Report
+	sendDeadline     sendDeadline
+	// candidacyUpdates is what Run has yet to let in.
+	candidacyUpdates candidacyUpdates
 
 	dropped atomic.Uint64
-	// lost is what the ports lost that are closed.
-	lost atomic.Uint64
-	// known is what the readers of the ports, which answer by themselves, and the metrics see of what follows.
-	known atomic.Pointer[table]
+	// lostByClosedPorts is what the ports lost that are closed.
+	lostByClosedPorts atomic.Uint64
+	// responderTable is what the readers of the ports, which answer by themselves, and the metrics see of what follows.
+	responderTable atomic.Pointer[responderTable]
 
 	// Run owns all that follows.
-	held    map[netip.Addr]holding // never edited, only replaced; in the table
-	ports   map[portKey]*port
-	present facts.LinkSet
-	asking  map[uint64]*question
-	// askOrder has the same, the oldest first, and some that are over.
-	askOrder []*question
-	// askedFor are the questions about an address.
-	askedFor   map[netip.Addr][]*question
-	askedTable map[netip.Addr]struct{} // its addresses, as the table has them; never edited
-	// askResume is when the next questions may go out.
-	askResume time.Time
-	// askedNew says that the two differ.
-	askedNew bool
-	sched    *Schedule
-	frames   chan received
-	readers  sync.WaitGroup
-	foreign  map[foreignKey]time.Time
-	// foreignCleared is when those of long ago were last forgotten.
-	foreignCleared time.Time
-	defended       map[netip.Addr]time.Time
-	// neighbours are who asked for what; telling and tellingAgain are what they are to be told, in the order of time.
-	neighbours            *Neighbours
-	telling, tellingAgain []news
-	tellResume            time.Time // when the next may be told
-	// overheard are the addresses of IPv6 that this node may come to hold, with the links.
-	overheard map[netip.Addr][]int
-	// generation counts the opened ports.
-	generation uint64
-	pings      PingWire // nil unless pings are answered
-	// woken says that something was scheduled since the last call of work.
-	woken bool
+	holdings     map[netip.Addr]holding // never edited, only replaced; in the table
+	ports        map[portKey]*port
+	presentLinks facts.LinkSet
+	probeByID    map[uint64]*runningProbe
+	// probesByAge has the same, the oldest first, and some that are over.
+	probesByAge []*runningProbe
+	// probesByAddress are the questions about an address.
+	probesByAddress map[netip.Addr][]*runningProbe
+	probedAddresses map[netip.Addr]struct{} // its addresses, as the table has them; never edited
+	// nextProbeBatchAt is when the next questions may go out.
+	nextProbeBatchAt time.Time
+	// probedAddressesChanged says that the two differ.
+	probedAddressesChanged bool
+	schedule               *Schedule
+	readerEvents           chan readerEvent
+	readers                sync.WaitGroup
+	conflictReportedAt     map[conflictKey]time.Time
+	// conflictsClearedAt is when those of long ago were last forgotten.
+	conflictsClearedAt time.Time
+	defendedAt         map[netip.Addr]time.Time
+	// askers are who asked for what; telling and repeatedNotices are what they are to be told, in the order of time.
+	askers                        *AskerCache
+	firstNotices, repeatedNotices []unicastNotice
+	nextNoticeBatchAt             time.Time // when the next may be told
+	// candidateLinksByAddress are the addresses of IPv6 that this node may come to hold, with the links.
+	candidateLinksByAddress map[netip.Addr][]int
+	// lastGeneration counts the opened ports.
+	lastGeneration uint64
+	pingWire       PingWire // nil unless pings are answered
+	// workNeeded says that something was scheduled since the last call of work.
+	workNeeded bool
 }
 
 // Option changes what an Engine does beside answering.
 type Option func(*Engine)
 
-// Refresh has every held address announced again each d after its burst, for networks whose switches forget too soon. The
+// WithRefreshInterval has every held address announced again each d after its burst, for networks whose switches forget too soon. The
 // announcements of thousands of addresses are spread and paced. 0 is off.
-func Refresh(d time.Duration) Option { return func(e *Engine) { e.sched = NewSchedule(d) } }
+func WithRefreshInterval(d time.Duration) Option {
+	return func(e *Engine) { e.schedule = NewSchedule(d) }
+}
 
 // New returns an Engine that answers for nothing.
 func New(wire Wire, now func() time.Time, options ...Option) *Engine {
 	e := &Engine{
 		wire: wire, now: now,
-		claims: make(chan []intent.Claim, 1), links: make(chan facts.LinkSet, 1), announce: make(chan []netip.Addr, 16),
-		defend: make(chan netip.Addr, 256),
-		probes: newInquiries(), reports: make(chan Report, 16384),
-		held: map[netip.Addr]holding{}, ports: map[portKey]*port{}, asking: map[uint64]*question{}, askedFor: map[netip.Addr][]*question{},
-		sched: NewSchedule(0), frames: make(chan received, 1024), foreign: map[foreignKey]time.Time{}, defended: map[netip.Addr]time.Time{}, neighbours: NewNeighbours(),
-		fence: fence{base: now()}, overhearing: newOverhearing(), overheard: map[netip.Addr][]int{},
+		bindings: make(chan []intent.Binding, 1), linkSets: make(chan facts.LinkSet, 1), announceRequests: make(chan []netip.Addr, 16),
+		defendRequests: make(chan netip.Addr, 256),
+		probeInbox:     newProbeInbox(), reports: make(chan Report, 16384),
+		holdings: map[netip.Addr]holding{}, ports: map[portKey]*port{}, probeByID: map[uint64]*runningProbe{}, probesByAddress: map[netip.Addr][]*runningProbe{},
+		schedule: NewSchedule(0), readerEvents: make(chan readerEvent, 1024), conflictReportedAt: map[conflictKey]time.Time{}, defendedAt: map[netip.Addr]time.Time{}, askers: NewAskerCache(),
+		sendDeadline: sendDeadline{reference: now()}, candidacyUpdates: newCandidacyUpdates(), candidateLinksByAddress: map[netip.Addr][]int{},
 	}
 	for _, o := range options {
 		o(e)
 	}
-	e.publish()
+	e.publishTable()
 	return e
 }
 
-// latest puts v in the place of a value that was not taken yet.
-func latest[T any](c chan T, v T) {
+// putLatest puts v in the place of a value that was not taken yet.
+func putLatest[T any](c chan T, v T) {
 	for {
 		select {
 		case c <- v:
@@ -186,41 +188,41 @@ func latest[T any](c chan T, v T) {
 	}
 }
 
-// Apply makes the engine answer for exactly these claims.
-func (e *Engine) Apply(claims []intent.Claim) { latest(e.claims, claims) }
+// ApplyBindings makes the engine answer for exactly these claims.
+func (e *Engine) ApplyBindings(claims []intent.Binding) { putLatest(e.bindings, claims) }
 
 // SetLinks tells which links there are.
-func (e *Engine) SetLinks(links facts.LinkSet) { latest(e.links, links) }
+func (e *Engine) SetLinks(links facts.LinkSet) { putLatest(e.linkSets, links) }
 
-// Announce repeats the gratuitous burst of held addresses. A request too many is dropped: a burst is under way then.
-func (e *Engine) Announce(addresses []netip.Addr) {
+// RepeatAnnouncements repeats the gratuitous burst of held addresses. A request too many is dropped: a burst is under way then.
+func (e *Engine) RepeatAnnouncements(addresses []netip.Addr) {
 	select {
-	case e.announce <- addresses:
+	case e.announceRequests <- addresses:
 	default:
 		e.dropped.Add(1)
 	}
 }
 
-// Defend says that a host that has no right to it claims a held address: the address is announced once, unless that
+// DefendAddress says that a host that has no right to it claims a held address: the address is announced once, unless that
 // was done lately. A request too many is dropped.
-func (e *Engine) Defend(a netip.Addr) {
+func (e *Engine) DefendAddress(a netip.Addr) {
 	select {
-	case e.defend <- a:
+	case e.defendRequests <- a:
 	default:
 		e.dropped.Add(1)
 	}
 }
 
-// Probe asks the wire; the result comes as a report. Many questions at once are paced, in the order in which they come.
-func (e *Engine) Probe(p Probe) { e.probes.add(p) }
+// SendProbe asks the wire; the result comes as a report. Many questions at once are paced, in the order in which they come.
+func (e *Engine) SendProbe(p Probe) { e.probeInbox.enqueue(p) }
 
-// Renew lets the engine answer until t. Before the first call it is silent.
-func (e *Engine) Renew(t time.Time) { e.fence.renew(t) }
+// SetSendDeadline lets the engine answer until t. Before the first call it is silent.
+func (e *Engine) SetSendDeadline(t time.Time) { e.sendDeadline.extendTo(t) }
 
 // Reports delivers what the engine finds. When nobody takes them the oldest are dropped.
 func (e *Engine) Reports() <-chan Report { return e.reports }
 
-func (e *Engine) report(r Report) {
+func (e *Engine) sendReport(r Report) {
 	for {
 		select {
 		case e.reports <- r:
@@ -239,89 +241,89 @@ func (e *Engine) report(r Report) {
 func (e *Engine) Run(ctx context.Context) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
-	defer e.closeAll()
+	defer e.closeAllPorts()
 	for {
 		// A frame, of which there may be a flood, is looked at without a look at what else is due.
-		e.woken = true
+		e.workNeeded = true
 		select {
 		case <-ctx.Done():
 			return nil
-		case claims := <-e.claims:
-			e.hold(claims)
-		case links := <-e.links:
-			e.setLinks(links)
-		case addresses := <-e.announce:
+		case claims := <-e.bindings:
+			e.updateHoldings(claims)
+		case links := <-e.linkSets:
+			e.applyLinks(links)
+		case addresses := <-e.announceRequests:
 			for _, a := range addresses {
-				e.burst(a, e.held[a].links)
+				e.startBurst(a, e.holdings[a].links)
 			}
-		case a := <-e.defend:
-			e.contest(a)
-		case <-e.overhearing.wake:
-			e.overhear()
-		case <-e.probes.wake:
-			for _, p := range e.probes.take() {
-				e.ask(p)
+		case a := <-e.defendRequests:
+			e.announceDefence(a)
+		case <-e.candidacyUpdates.wake:
+			e.applyCandidacies()
+		case <-e.probeInbox.wake:
+			for _, p := range e.probeInbox.takePending() {
+				e.beginProbe(p)
 			}
-		case r := <-e.frames:
-			e.woken = false
-			e.receive(r)
-			for range len(e.frames) {
-				e.receive(<-e.frames)
+		case r := <-e.readerEvents:
+			e.workNeeded = false
+			e.handleReaderEvent(r)
+			for range len(e.readerEvents) {
+				e.handleReaderEvent(<-e.readerEvents)
 			}
 		case <-timer.C:
 		}
-		if e.woken {
-			timer.Reset(e.work(e.now()))
+		if e.workNeeded {
+			timer.Reset(e.runDueWork(e.now()))
 		}
 	}
 }
 
-// work does what is due and returns how long it may wait until the next call.
-func (e *Engine) work(now time.Time) time.Duration {
+// runDueWork does what is due and returns how long it may wait until the next call.
+func (e *Engine) runDueWork(now time.Time) time.Duration {
 	next := now.Add(time.Minute)
 	earlier := func(t time.Time) {
 		if !t.IsZero() && t.Before(next) {
 			next = t
 		}
 	}
-	e.woken = false
-	earlier(e.reopen(now)) // first, since it begins bursts
-	earlier(e.askAgain(now))
-	due, at := e.sched.Advance(now)
+	e.workNeeded = false
+	earlier(e.reopenPorts(now)) // first, since it begins bursts
+	earlier(e.advanceProbes(now))
+	due, at := e.schedule.Advance(now)
 	for _, g := range due {
-		e.sendGratuitous(g)
+		e.sendAnnouncement(g)
 	}
 	earlier(at)
-	earlier(e.tell(now))
-	if e.woken { // a port failed meanwhile
+	earlier(e.sendDueNotices(now))
+	if e.workNeeded { // a port failed meanwhile
 		return 0
 	}
 	return max(next.Sub(now), 0)
 }
 
-// hold takes in what to answer for; each address that is new on a link is announced on it.
-func (e *Engine) hold(claims []intent.Claim) {
-	before, held := e.held, make(map[netip.Addr]holding, len(claims))
+// updateHoldings takes in what to answer for; each address that is new on a link is announced on it.
+func (e *Engine) updateHoldings(claims []intent.Binding) {
+	before, held := e.holdings, make(map[netip.Addr]holding, len(claims))
 	for _, c := range claims {
-		h := holding{c.Links, before[c.Address].tally}
-		if h.tally == nil {
-			h.tally = &tally{}
+		h := holding{c.Links, before[c.Address].counters}
+		if h.counters == nil {
+			h.counters = &atomicCounters{}
 		}
 		held[c.Address] = h
 	}
-	e.held = held
-	e.publish()
+	e.holdings = held
+	e.publishTable()
 	for a, h := range before {
 		if _, still := held[a]; !still {
-			delete(e.defended, a)
+			delete(e.defendedAt, a)
 		}
 		for _, l := range h.links {
 			if slices.Contains(held[a].links, l) {
 				continue
 			}
-			e.sched.Remove(a, l)
-			if p := e.ports[portKey{l, FamilyOf(a)}]; p != nil && p.io != nil {
-				p.io.Leave(a)
+			e.schedule.Remove(a, l)
+			if p := e.ports[portKey{l, FamilyOf(a)}]; p != nil && p.socket != nil {
+				p.socket.LeaveGroup(a)
 			}
 		}
 	}
@@ -332,93 +334,93 @@ func (e *Engine) hold(claims []intent.Claim) {
 				added = append(added, l)
 			}
 		}
-		e.take(a, added)
+		e.startAnswering(a, added)
 	}
 }
 
-// take begins to answer for an address on links where it was not answered for.
-func (e *Engine) take(a netip.Addr, links []int) {
+// startAnswering begins to answer for an address on links where it was not answered for.
+func (e *Engine) startAnswering(a netip.Addr, links []int) {
 	for _, l := range links {
 		key := portKey{l, FamilyOf(a)}
 		if p := e.ports[key]; p != nil {
-			e.join(p, a)
+			e.joinGroup(p, a)
 		} else {
-			e.need(key)
+			e.ensurePort(key)
 		}
 	}
-	e.burst(a, links)
+	e.startBurst(a, links)
 	for _, index := range links {
-		if l, ok := e.present.ByIndex(index); ok {
-			e.tellNeighbours(a, l)
+		if l, ok := e.presentLinks.FindByIndex(index); ok {
+			e.scheduleNotices(a, l)
 		}
 	}
 }
 
-func (e *Engine) burst(a netip.Addr, links []int) {
+func (e *Engine) startBurst(a netip.Addr, links []int) {
 	for _, l := range links {
 		if e.ports[portKey{l, FamilyOf(a)}] != nil {
-			e.sched.Start(a, l, e.now())
+			e.schedule.StartBurst(a, l, e.now())
 		}
 	}
 }
 
-// announcements are the forms of an announcement. For IPv4 they are two: a request, which is what RFC 5227 section 3 asks
+// announcementOperations are the forms of an announcement. For IPv4 they are two: a request, which is what RFC 5227 section 3 asks
 // for, and a reply, since some hosts update their cache on one of them alone. For IPv6 it is the unsolicited
 // Neighbor Advertisement (RFC 4861 section 7.2.6).
-func announcements(f Family) []Operation {
+func announcementOperations(f Family) []Operation {
 	if f == IPv6 {
 		return []Operation{Reply}
 	}
 	return []Operation{Request, Reply}
 }
 
-// sendGratuitous announces an address on a link.
-func (e *Engine) sendGratuitous(g Gratuitous) {
+// sendAnnouncement announces an address on a link.
+func (e *Engine) sendAnnouncement(g Announcement) {
 	key := portKey{g.Link, FamilyOf(g.Address)}
 	p := e.ports[key]
-	h := e.held[g.Address]
-	if p == nil || !slices.Contains(h.links, g.Link) || e.fenced() {
+	h := e.holdings[g.Address]
+	if p == nil || !slices.Contains(h.links, g.Link) || e.isPastSendDeadline() {
 		return
 	}
-	all := Everybody(g.Address)
-	for _, op := range announcements(key.family) {
-		if e.write(p, Frame{
+	all := AnnouncementMAC(g.Address)
+	for _, op := range announcementOperations(key.family) {
+		if e.writeFrame(p, Frame{
 			Destination: all, Source: p.link.MAC, Operation: op,
 			SenderMAC: p.link.MAC, SenderIP: g.Address, TargetMAC: all, TargetIP: g.Address,
 		}) {
-			h.tally.gratuitous.Add(1)
+			h.counters.gratuitous.Add(1)
 		}
 	}
 }
 
-func (e *Engine) fenced() bool { return e.fence.closed(e.now()) }
+func (e *Engine) isPastSendDeadline() bool { return e.sendDeadline.isPast(e.now()) }
 
-// receive handles what a reader passed on.
-func (e *Engine) receive(r received) {
+// handleReaderEvent handles what a reader passed on.
+func (e *Engine) handleReaderEvent(r readerEvent) {
 	p := e.ports[r.port]
 	if p == nil || p.generation != r.generation {
 		return
 	}
-	if r.pings != nil {
-		if p.pings == r.pings {
-			e.closePings(p)
-			e.woken = true
+	if r.pingResponder != nil {
+		if p.pingResponder == r.pingResponder {
+			e.closePingResponder(p)
+			e.workNeeded = true
 		}
 		return
 	}
 	if r.err != nil {
-		e.fail(p, r.err)
+		e.failPort(p, r.err)
 		return
 	}
 	f := r.frame
 	if f.Operation == Request && f.SenderIP.IsUnspecified() {
-		e.rival(f.TargetIP, f.SenderMAC)
+		e.recordRival(f.TargetIP, f.SenderMAC)
 		return
 	}
-	e.hear(f.SenderIP, f.SenderMAC)
-	if slices.Contains(e.held[f.SenderIP].links, r.port.link) {
-		e.contradicted(f, r.port.link)
+	e.recordAnswer(f.SenderIP, f.SenderMAC)
+	if slices.Contains(e.holdings[f.SenderIP].links, r.port.link) {
+		e.reportConflict(f, r.port.link)
 	} else if f.Operation == Request {
-		e.neighbours.Asked(f.TargetIP, r.port.link, facts.Neighbour{Address: f.SenderIP, MAC: f.SenderMAC}, e.now())
+		e.askers.RecordRequest(f.TargetIP, r.port.link, facts.Neighbour{Address: f.SenderIP, MAC: f.SenderMAC}, e.now())
 	}
 }

@@ -11,51 +11,51 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/intent"
 	"github.com/gantry-lb/gantry/speaker/layer2"
-	"github.com/gantry-lb/gantry/speaker/layer2/segment"
+	"github.com/gantry-lb/gantry/speaker/layer2/layer2test"
 )
 
-// simulated is a bed on a segment in memory.
-type simulated struct {
-	*bed
-	lan  *segment.LAN
-	node *segment.Host
+// simulation is a bed on a segment in memory.
+type simulation struct {
+	*harness
+	lan      *layer2test.LAN
+	nodeHost *layer2test.Host
 }
 
-// simulate runs f in a bubble, with IPv4.
-func simulate(t *testing.T, f func(s simulated)) { simulateCast(t, cast4, f) }
+// simulateIPv4 runs f in a bubble, with IPv4.
+func simulateIPv4(t *testing.T, f func(s simulation)) { simulateWith(t, addresses4, f) }
 
-func simulateCast(t *testing.T, c cast, f func(s simulated), options ...layer2.Option) {
+func simulateWith(t *testing.T, c testAddresses, f func(s simulation), options ...layer2.Option) {
 	synctest.Test(t, func(t *testing.T) {
-		lan := segment.New()
-		node := lan.Host("node1")
+		lan := layer2test.New()
+		node := lan.AddHost("node1")
 		mac := facts.MAC{2, 0, 0, 0, 0, 0x64}
-		client, err := lan.Host("client").Open(facts.Link{Index: 1, Name: "eth0", MAC: mac}, layer2.FamilyOf(c.held))
+		client, err := lan.AddHost("client").OpenPort(facts.Link{Index: 1, Name: "eth0", MAC: mac}, layer2.FamilyOf(c.held))
 		if err != nil {
 			t.Fatal(err)
 		}
-		b := &bed{
-			cast: c, t: t, client: client, mac: mac, engine: layer2.New(node, time.Now, options...),
+		b := &harness{
+			testAddresses: c, t: t, clientPort: client, clientMAC: mac, engine: layer2.New(node, time.Now, options...),
 			link: facts.Link{Index: 2, Name: "eth0", MAC: facts.MAC{2, 0, 0, 0, 0, 0x0b}},
 		}
-		b.start(b.engine.Run)
-		f(simulated{bed: b, lan: lan, node: node})
+		b.startEngine(b.engine.Run)
+		f(simulation{harness: b, lan: lan, nodeHost: node})
 	})
 }
 
-func TestScenariosOnASegment(t *testing.T) {
-	for family, c := range families {
+func TestScenariosInMemory(t *testing.T) {
+	for family, c := range addressesByFamily {
 		for name, scenario := range scenarios {
 			t.Run(family+": "+name, func(t *testing.T) {
-				simulateCast(t, c, func(s simulated) { scenario(s.bed) })
+				simulateWith(t, c, func(s simulation) { scenario(s.harness) })
 			})
 		}
 	}
 }
 
-// announced counts the announcements of each address since the last call.
-func (s simulated) announced() map[netip.Addr]int {
+// takeAnnouncementCounts counts the announcements of each address since the last call.
+func (s simulation) takeAnnouncementCounts() map[netip.Addr]int {
 	n := map[netip.Addr]int{}
-	for _, f := range s.lan.Frames() {
+	for _, f := range s.lan.TakeSentFrames() {
 		if f.From == "node1" && f.Frame.SenderIP == f.Frame.TargetIP {
 			n[f.Frame.SenderIP]++
 		}
@@ -63,47 +63,47 @@ func (s simulated) announced() map[netip.Addr]int {
 	return n
 }
 
-func TestBursts(t *testing.T) {
+func TestAnnouncementBursts(t *testing.T) {
 	const burst = 14 // seven rounds in two forms
 	settle := func() { time.Sleep(10 * time.Second); synctest.Wait() }
 	tests := map[string]struct {
-		do   func(s simulated)
+		do   func(s simulation)
 		want int
 	}{
-		"the same claims again announce nothing": {func(s simulated) { s.hold(held) }, 0},
-		"a link that went away and comes back is announced on": {func(s simulated) {
+		"the same claims again announce nothing": {func(s simulation) { s.holdAddresses(held) }, 0},
+		"a link that went away and comes back is announced on": {func(s simulation) {
 			s.engine.SetLinks(nil)
 			synctest.Wait()
 			s.engine.SetLinks(facts.LinkSet{s.link})
 		}, burst},
-		"a new Ethernet address is announced": {func(s simulated) {
+		"a new Ethernet address is announced": {func(s simulation) {
 			s.link.MAC[5]++
 			s.engine.SetLinks(facts.LinkSet{s.link})
 		}, burst},
-		"a new subnet on the link announces nothing": {func(s simulated) {
+		"a new subnet on the link announces nothing": {func(s simulation) {
 			s.link.Prefixes = nil
 			s.engine.SetLinks(facts.LinkSet{s.link})
 		}, 0},
-		"a port that broke is opened again and announced on": {func(s simulated) { s.node.Break(layer2.ErrLinkGone) }, burst},
-		"on request": {func(s simulated) { s.engine.Announce([]netip.Addr{held}) }, burst},
-		"an address that is not held is not announced on request": {func(s simulated) { s.engine.Announce([]netip.Addr{other}) }, 0},
-		"an address given up and taken again": {func(s simulated) {
-			s.engine.Apply(nil)
+		"a port that broke is opened again and announced on": {func(s simulation) { s.nodeHost.FailPorts(layer2.ErrLinkGone) }, burst},
+		"on request": {func(s simulation) { s.engine.RepeatAnnouncements([]netip.Addr{held}) }, burst},
+		"an address that is not held is not announced on request": {func(s simulation) { s.engine.RepeatAnnouncements([]netip.Addr{other}) }, 0},
+		"an address given up and taken again": {func(s simulation) {
+			s.engine.ApplyBindings(nil)
 			synctest.Wait()
-			s.hold(held)
+			s.holdAddresses(held)
 		}, burst},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			simulate(t, func(s simulated) {
-				s.hold(held)
+			simulateIPv4(t, func(s simulation) {
+				s.holdAddresses(held)
 				settle()
-				if n := s.announced()[held]; n != burst {
+				if n := s.takeAnnouncementCounts()[held]; n != burst {
 					t.Fatalf("a new address is announced %d times, want %d", n, burst)
 				}
 				tt.do(s)
 				settle()
-				if n := s.announced(); n[held] != tt.want || n[other] != 0 {
+				if n := s.takeAnnouncementCounts(); n[held] != tt.want || n[other] != 0 {
 					t.Fatalf("announcements: %v, want %d of %s", n, tt.want, held)
 				}
 			})
@@ -111,24 +111,24 @@ func TestBursts(t *testing.T) {
 	}
 }
 
-func TestHeldAddressesAreRefreshedOnWish(t *testing.T) {
+func TestRefreshInterval(t *testing.T) {
 	for name, tt := range map[string]struct {
 		options []layer2.Option
 		want    int
 	}{
 		"no wish":               {nil, 0},
-		"each two minutes":      {[]layer2.Option{layer2.Refresh(2 * time.Minute)}, 10},
-		"never":                 {[]layer2.Option{layer2.Refresh(0)}, 0},
-		"each minute and 40 s ": {[]layer2.Option{layer2.Refresh(100 * time.Second)}, 12},
+		"each two minutes":      {[]layer2.Option{layer2.WithRefreshInterval(2 * time.Minute)}, 10},
+		"never":                 {[]layer2.Option{layer2.WithRefreshInterval(0)}, 0},
+		"each minute and 40 s ": {[]layer2.Option{layer2.WithRefreshInterval(100 * time.Second)}, 12},
 	} {
 		t.Run(name, func(t *testing.T) {
-			simulateCast(t, cast4, func(s simulated) {
-				s.hold(held)
+			simulateWith(t, addresses4, func(s simulation) {
+				s.holdAddresses(held)
 				time.Sleep(150 * time.Second)
-				s.announced()
-				s.hold(held)
+				s.takeAnnouncementCounts()
+				s.holdAddresses(held)
 				time.Sleep(10 * time.Minute)
-				if n := s.announced()[held]; n != tt.want {
+				if n := s.takeAnnouncementCounts()[held]; n != tt.want {
 					t.Fatalf("in ten minutes %d refreshing frames of two forms, want %d", n, tt.want)
 				}
 			}, tt.options...)
@@ -136,28 +136,28 @@ func TestHeldAddressesAreRefreshedOnWish(t *testing.T) {
 	}
 }
 
-func TestManyAddressesAreAnnouncedAtAPace(t *testing.T) {
-	simulate(t, func(s simulated) {
+func TestAnnouncementsOfManyAddressesArePaced(t *testing.T) {
+	simulateIPv4(t, func(s simulation) {
 		var claims []netip.Addr
 		for i := range 1000 {
 			claims = append(claims, netip.AddrFrom4([4]byte{10, 0, byte(i / 250), byte(i % 250)}))
 		}
-		s.hold(claims...)
+		s.holdAddresses(claims...)
 		time.Sleep(300 * time.Millisecond)
 		synctest.Wait()
-		if n := len(s.announced()); n != len(claims) {
+		if n := len(s.takeAnnouncementCounts()); n != len(claims) {
 			t.Fatalf("%d of %d addresses are announced in 0.3 s", n, len(claims))
 		}
 	})
 }
 
-func TestRefusedPortIsReportedOnceAndHeals(t *testing.T) {
-	simulate(t, func(s simulated) {
-		s.node.Refuse(layer2.ErrDenied)
+func TestDeniedPortIsReportedOnceAndRetried(t *testing.T) {
+	simulateIPv4(t, func(s simulation) {
+		s.nodeHost.SetOpenError(layer2.ErrDenied)
 		s.engine.SetLinks(nil)
 		synctest.Wait()
 		s.engine.SetLinks(facts.LinkSet{s.link})
-		if r := report[layer2.PortFailed](s.bed, "the refusal is reported"); !r.Denied() || r.Link.Name != "eth0" {
+		if r := awaitReport[layer2.PortFailed](s.harness, "the refusal is reported"); !r.IsPermissionDenied() || r.Link.Name != "eth0" {
 			t.Fatalf("the report is %+v, want that raw sockets are denied on eth0", r)
 		}
 		time.Sleep(time.Minute)
@@ -165,21 +165,21 @@ func TestRefusedPortIsReportedOnceAndHeals(t *testing.T) {
 		if n := len(s.engine.Reports()); n != 0 {
 			t.Fatalf("the same refusal is reported %d times more", n)
 		}
-		s.hold(held)
-		s.node.Refuse(nil)
+		s.holdAddresses(held)
+		s.nodeHost.SetOpenError(nil)
 		time.Sleep(10 * time.Second)
-		report[layer2.PortOpened](s.bed, "the port is opened later")
-		s.send(s.request(held))
-		s.wantHeard("the port works", s.answer(held))
+		awaitReport[layer2.PortOpened](s.harness, "the port is opened later")
+		s.sendFrame(s.requestFor(held))
+		s.wantHeard("the port works", s.replyFor(held))
 	})
 }
 
-func TestAFlappingPortIsTriedEverMoreSlowly(t *testing.T) {
-	simulate(t, func(s simulated) {
+func TestFlappingPortIsRetriedMoreAndMoreSlowly(t *testing.T) {
+	simulateIPv4(t, func(s simulation) {
 		deadline := time.Now().Add(10 * time.Minute)
 		opened := 0
 		for time.Now().Before(deadline) {
-			s.node.Break(layer2.ErrLinkGone)
+			s.nodeHost.FailPorts(layer2.ErrLinkGone)
 			time.Sleep(time.Second)
 			for len(s.engine.Reports()) > 0 {
 				if _, ok := (<-s.engine.Reports()).(layer2.PortOpened); ok {
@@ -193,16 +193,16 @@ func TestAFlappingPortIsTriedEverMoreSlowly(t *testing.T) {
 	})
 }
 
-func TestStrangersAreReportedOnceASecond(t *testing.T) {
-	simulate(t, func(s simulated) {
-		s.take(held)
+func TestConflictIsReportedOncePerSecond(t *testing.T) {
+	simulateIPv4(t, func(s simulation) {
+		s.holdNewAddress(held)
 		for range 50 { // for 5 s
-			s.send(s.says(stranger, held))
+			s.sendFrame(s.gratuitousReply(foreignMAC, held))
 			time.Sleep(100 * time.Millisecond)
 		}
 		n := 0
 		for len(s.engine.Reports()) > 0 {
-			if _, ok := (<-s.engine.Reports()).(facts.ForeignClaim); ok {
+			if _, ok := (<-s.engine.Reports()).(facts.Conflict); ok {
 				n++
 			}
 		}
@@ -212,11 +212,11 @@ func TestStrangersAreReportedOnceASecond(t *testing.T) {
 	})
 }
 
-func TestAFloodOfForgedStrangersIsBounded(t *testing.T) {
-	simulate(t, func(s simulated) {
-		s.take(held)
+func TestFloodOfForgedConflictsIsBounded(t *testing.T) {
+	simulateIPv4(t, func(s simulation) {
+		s.holdNewAddress(held)
 		for i := range 20000 {
-			s.send(s.says(facts.MAC{2, 0xee, 0, byte(i >> 16), byte(i >> 8), byte(i)}, held))
+			s.sendFrame(s.gratuitousReply(facts.MAC{2, 0xee, 0, byte(i >> 16), byte(i >> 8), byte(i)}, held))
 			if i%500 == 0 {
 				synctest.Wait()
 			}
@@ -225,27 +225,27 @@ func TestAFloodOfForgedStrangersIsBounded(t *testing.T) {
 		if n := len(s.engine.Reports()); n > 4097 {
 			t.Fatalf("%d reports wait", n)
 		}
-		s.drain()
-		s.send(s.request(held))
-		s.wantHeard("the address is answered for still", s.answer(held))
+		s.discardHeardFrames()
+		s.sendFrame(s.requestFor(held))
+		s.wantHeard("the address is answered for still", s.replyFor(held))
 	})
 }
 
-func TestAClaimIsKeptToItsLinks(t *testing.T) {
-	simulate(t, func(s simulated) {
+func TestAddressIsAnsweredOnItsLinksOnly(t *testing.T) {
+	simulateIPv4(t, func(s simulation) {
 		second := s.link
 		second.Index, second.MAC = 3, facts.MAC{2, 0, 0, 0, 0, 0x0c}
 		s.engine.SetLinks(facts.LinkSet{s.link, second})
-		s.engine.Renew(time.Now().Add(time.Hour))
-		s.engine.Apply([]intent.Claim{{Address: held, Links: []int{second.Index}}})
+		s.engine.SetSendDeadline(time.Now().Add(time.Hour))
+		s.engine.ApplyBindings([]intent.Binding{{Address: held, Links: []int{second.Index}}})
 		time.Sleep(10 * time.Second)
-		s.drain()
-		s.send(s.request(held))
+		s.discardHeardFrames()
+		s.sendFrame(s.requestFor(held))
 		time.Sleep(time.Second)
-		if n := len(s.heard); n != 1 {
+		if n := len(s.heardFrames); n != 1 {
 			t.Fatalf("%d answers, want one", n)
 		}
-		if f := <-s.heard; f.SenderMAC != second.MAC {
+		if f := <-s.heardFrames; f.SenderMAC != second.MAC {
 			t.Fatalf("the answer is of %s, want the claim's link %s", f.SenderMAC, second.MAC)
 		}
 		if n := len(s.engine.Reports()); n != 1 { // the second port
@@ -255,15 +255,15 @@ func TestAClaimIsKeptToItsLinks(t *testing.T) {
 }
 
 func TestManyProbesAtOnce(t *testing.T) {
-	simulate(t, func(s simulated) {
+	simulateIPv4(t, func(s simulation) {
 		const n = 6000
 		for i := range n {
 			a := netip.AddrFrom4([4]byte{10, 1, byte(i / 250), byte(i % 250)})
-			s.engine.Probe(layer2.Probe{ID: uint64(i), Address: a, Links: []int{s.link.Index}, Attempts: 2, Interval: 30 * time.Millisecond})
+			s.engine.SendProbe(layer2.Probe{ID: uint64(i), Address: a, Links: []int{s.link.Index}, Attempts: 2, Interval: 30 * time.Millisecond})
 		}
 		seen := map[uint64]bool{}
 		for range n {
-			r := report[facts.ProbeResult](s.bed, fmt.Sprintf("probe %d of %d ends", len(seen)+1, n))
+			r := awaitReport[facts.ProbeResult](s.harness, fmt.Sprintf("probe %d of %d ends", len(seen)+1, n))
 			seen[r.ID] = true
 		}
 		if len(seen) != n {
@@ -274,15 +274,15 @@ func TestManyProbesAtOnce(t *testing.T) {
 
 // Questions are paced: thousands of addresses to take are no flood.
 func TestProbesArePaced(t *testing.T) {
-	simulate(t, func(s simulated) {
+	simulateIPv4(t, func(s simulation) {
 		for i := range 1000 {
-			s.engine.Probe(layer2.Probe{ID: uint64(i), Address: netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), Links: []int{s.link.Index}, Attempts: 2, Interval: 30 * time.Millisecond})
+			s.engine.SendProbe(layer2.Probe{ID: uint64(i), Address: netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), Links: []int{s.link.Index}, Attempts: 2, Interval: 30 * time.Millisecond})
 		}
 		time.Sleep(5 * time.Second)
 		synctest.Wait()
 		within := map[time.Time]int{}
 		sent := 0
-		for _, f := range s.lan.Frames() {
+		for _, f := range s.lan.TakeSentFrames() {
 			within[f.At.Truncate(10*time.Millisecond)]++
 			sent++
 		}
@@ -298,17 +298,17 @@ func TestProbesArePaced(t *testing.T) {
 }
 
 // A stranger's claim is met with one announcement in ten seconds (RFC 5227 section 2.4), and counted each time.
-func TestADefenceIsRateLimited(t *testing.T) {
-	simulate(t, func(s simulated) {
-		s.hold(held)
+func TestDefenceIsRateLimited(t *testing.T) {
+	simulateIPv4(t, func(s simulation) {
+		s.holdAddresses(held)
 		time.Sleep(10 * time.Second)
-		s.announced()
+		s.takeAnnouncementCounts()
 		for range 25 { // for 25 s
-			s.engine.Defend(held)
-			s.engine.Defend(other)
+			s.engine.DefendAddress(held)
+			s.engine.DefendAddress(other)
 			time.Sleep(time.Second)
 		}
-		if n := s.announced(); n[held] != 6 || n[other] != 0 {
+		if n := s.takeAnnouncementCounts(); n[held] != 6 || n[other] != 0 {
 			t.Fatalf("announcements: %v, want three of two forms for %s", n, held)
 		}
 		if n := s.engine.Counters()[held].Conflicts; n != 25 {
@@ -317,19 +317,19 @@ func TestADefenceIsRateLimited(t *testing.T) {
 	})
 }
 
-func TestAnUnusableProbeDoesNotHarmThePort(t *testing.T) {
-	simulate(t, func(s simulated) {
-		s.engine.Probe(layer2.Probe{ID: 1, Links: []int{s.link.Index}, Attempts: 1, Interval: time.Millisecond})
-		if r := report[facts.ProbeResult](s.bed, "the probe ends"); !r.Unasked {
+func TestInvalidProbeDoesNotHarmThePort(t *testing.T) {
+	simulateIPv4(t, func(s simulation) {
+		s.engine.SendProbe(layer2.Probe{ID: 1, Links: []int{s.link.Index}, Attempts: 1, Interval: time.Millisecond})
+		if r := awaitReport[facts.ProbeResult](s.harness, "the probe ends"); !r.NotSent {
 			t.Fatalf("the result is %+v, want that nobody was asked", r)
 		}
-		s.take(held)
-		s.send(s.request(held))
-		s.wantHeard("the port works", s.answer(held))
+		s.holdNewAddress(held)
+		s.sendFrame(s.requestFor(held))
+		s.wantHeard("the port works", s.replyFor(held))
 	})
 }
 
-func TestPortFailedTellsDenialApart(t *testing.T) {
+func TestPortFailedIsPermissionDenied(t *testing.T) {
 	for name, tt := range map[string]struct {
 		err  error
 		want bool
@@ -337,7 +337,7 @@ func TestPortFailedTellsDenialApart(t *testing.T) {
 		"denied":  {fmt.Errorf("opening: %w", layer2.ErrDenied), true},
 		"another": {errors.New("no buffers"), false},
 	} {
-		if got := (layer2.PortFailed{Err: tt.err}).Denied(); got != tt.want {
+		if got := (layer2.PortFailed{Err: tt.err}).IsPermissionDenied(); got != tt.want {
 			t.Errorf("%s: Denied() = %v", name, got)
 		}
 	}

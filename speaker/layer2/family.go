@@ -33,32 +33,32 @@ func FamilyOf(a netip.Addr) Family {
 }
 
 var (
-	// broadcast is the Ethernet address of everybody.
-	broadcast = facts.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+	// broadcastMAC is the Ethernet address of everybody.
+	broadcastMAC = facts.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 	// allNodesMAC is that of every IPv6 host, ff02::1 (RFC 2464 section 7).
 	allNodesMAC = facts.MAC{0x33, 0x33, 0, 0, 0, 1}
 )
 
-// Everybody returns the Ethernet address to which news about an address go.
-func Everybody(a netip.Addr) facts.MAC {
+// AnnouncementMAC returns the Ethernet address to which news about an address go.
+func AnnouncementMAC(a netip.Addr) facts.MAC {
 	if a.Is6() {
 		return allNodesMAC
 	}
-	return broadcast
+	return broadcastMAC
 }
 
-// Asked returns the Ethernet address to which questions about an address go: everybody's, or for IPv6 that of the
+// RequestMAC returns the Ethernet address to which questions about an address go: everybody's, or for IPv6 that of the
 // solicited-node group (RFC 4291 section 2.7.1), which hosts whose addresses end alike share.
-func Asked(a netip.Addr) facts.MAC {
+func RequestMAC(a netip.Addr) facts.MAC {
 	if !a.Is6() {
-		return broadcast
+		return broadcastMAC
 	}
 	b := a.As16()
 	return facts.MAC{0x33, 0x33, 0xff, b[13], b[14], b[15]}
 }
 
-// unspecified is the address of who has none yet.
-func unspecified(f Family) netip.Addr {
+// unspecifiedAddress is the address of who has none yet.
+func unspecifiedAddress(f Family) netip.Addr {
 	if f == IPv6 {
 		return netip.IPv6Unspecified()
 	}

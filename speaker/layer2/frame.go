@@ -40,15 +40,15 @@ const (
 	DropBadSender  DropReason = "BadSender"
 )
 
-// Answer returns the reply to a frame whose target is an address that the node with this Ethernet address holds. A probe,
+// BuildReply returns the reply to a frame whose target is an address that the node with this Ethernet address holds. A probe,
 // whose sender has no address yet, is answered too: that is how its sender learns that the address is taken
 // (RFC 5227 section 2.1.1; RFC 4862 section 5.4.3). For IPv6 that answer goes to all, since the sender cannot be
 // addressed yet (RFC 4861 section 7.2.4).
-func Answer(f Frame, own facts.MAC) (Frame, DropReason) {
+func BuildReply(f Frame, own facts.MAC) (Frame, DropReason) {
 	switch {
 	case f.Operation != Request:
 		return Frame{}, DropNoRequest
-	case f.Destination != Asked(f.TargetIP) && f.Destination != own:
+	case f.Destination != RequestMAC(f.TargetIP) && f.Destination != own:
 		return Frame{}, DropNotForUs
 	case f.SenderIP == f.TargetIP: // an announcement, no question
 		return Frame{}, DropGratuitous

@@ -8,10 +8,10 @@ import (
 	"github.com/gantry-lb/gantry/speaker/layer2"
 )
 
-func TestAnswer(t *testing.T) {
+func TestBuildReply(t *testing.T) {
 	own, client := facts.MAC{2, 0, 0, 0, 0, 0x0b}, facts.MAC{2, 0, 0, 0, 0, 0x64}
 	request := layer2.Frame{
-		Destination: everybody, Source: client, Operation: layer2.Request,
+		Destination: ethernetBroadcast, Source: client, Operation: layer2.Request,
 		SenderMAC: client, SenderIP: clientIP, TargetIP: held,
 	}
 	reply := layer2.Frame{
@@ -28,21 +28,21 @@ func TestAnswer(t *testing.T) {
 		"a broadcast request":                         {func(*layer2.Frame) {}, reply, layer2.Answered},
 		"a request to our MAC":                        {func(f *layer2.Frame) { f.Destination = own }, reply, layer2.Answered},
 		"a probe without sender address":              {func(f *layer2.Frame) { f.SenderIP = netip.IPv4Unspecified() }, probeReply, layer2.Answered},
-		"a request to another host's MAC":             {func(f *layer2.Frame) { f.Destination = stranger }, layer2.Frame{}, layer2.DropNotForUs},
+		"a request to another host's MAC":             {func(f *layer2.Frame) { f.Destination = foreignMAC }, layer2.Frame{}, layer2.DropNotForUs},
 		"a request to a group":                        {func(f *layer2.Frame) { f.Destination = facts.MAC{1, 0, 0x5e} }, layer2.Frame{}, layer2.DropNotForUs},
 		"a reply":                                     {func(f *layer2.Frame) { f.Operation = layer2.Reply }, layer2.Frame{}, layer2.DropNoRequest},
 		"an unknown operation":                        {func(f *layer2.Frame) { f.Operation = 9 }, layer2.Frame{}, layer2.DropNoRequest},
 		"an announcement of our address":              {func(f *layer2.Frame) { f.SenderIP = held }, layer2.Frame{}, layer2.DropGratuitous},
-		"a sender that calls itself everybody":        {func(f *layer2.Frame) { f.SenderMAC = everybody }, layer2.Frame{}, layer2.DropBadSender},
+		"a sender that calls itself everybody":        {func(f *layer2.Frame) { f.SenderMAC = ethernetBroadcast }, layer2.Frame{}, layer2.DropBadSender},
 		"a sender that calls itself a group":          {func(f *layer2.Frame) { f.SenderMAC = facts.MAC{1} }, layer2.Frame{}, layer2.DropBadSender},
 		"a sender without Ethernet address":           {func(f *layer2.Frame) { f.SenderMAC = facts.MAC{} }, layer2.Frame{}, layer2.DropBadSender},
-		"a target MAC from an old cache is no matter": {func(f *layer2.Frame) { f.TargetMAC = stranger }, reply, layer2.Answered},
+		"a target MAC from an old cache is no matter": {func(f *layer2.Frame) { f.TargetMAC = foreignMAC }, reply, layer2.Answered},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			f := request
 			tt.edit(&f)
-			got, why := layer2.Answer(f, own)
+			got, why := layer2.BuildReply(f, own)
 			if why != tt.why || got != tt.want {
 				t.Errorf("Answer = %+v, %q; want %+v, %q", got, why, tt.want, tt.why)
 			}
@@ -50,8 +50,8 @@ func TestAnswer(t *testing.T) {
 	}
 }
 
-// FuzzAnswer holds that an answer goes to one host, says the truth, and is never itself a question.
-func FuzzAnswer(f *testing.F) {
+// FuzzBuildReply holds that an answer goes to one host, says the truth, and is never itself a question.
+func FuzzBuildReply(f *testing.F) {
 	f.Add(uint16(1), []byte("\xff\xff\xff\xff\xff\xff\x02\x00\x00\x00\x00\x01\xc0\xa8\x00\x64"))
 	f.Add(uint16(2), make([]byte, 16))
 	f.Fuzz(func(t *testing.T, op uint16, b []byte) {
@@ -63,7 +63,7 @@ func FuzzAnswer(f *testing.F) {
 			Destination: facts.MAC(b[:6]), Operation: layer2.Operation(op), SenderMAC: facts.MAC(b[6:12]),
 			SenderIP: netip.AddrFrom4([4]byte(b[12:16])), TargetIP: held,
 		}
-		out, why := layer2.Answer(in, own)
+		out, why := layer2.BuildReply(in, own)
 		if why != layer2.Answered {
 			if out != (layer2.Frame{}) {
 				t.Fatalf("a frame beside the reason %q: %+v", why, out)
@@ -74,17 +74,17 @@ func FuzzAnswer(f *testing.F) {
 			out.SenderIP != held || out.TargetIP != in.SenderIP || out.Operation != layer2.Reply {
 			t.Fatalf("Answer(%+v) = %+v", in, out)
 		}
-		if _, why := layer2.Answer(out, out.Destination); why == layer2.Answered {
+		if _, why := layer2.BuildReply(out, out.Destination); why == layer2.Answered {
 			t.Fatalf("the answer %+v is answered in turn", out)
 		}
 	})
 }
 
-func BenchmarkAnswer(b *testing.B) {
+func BenchmarkBuildReply(b *testing.B) {
 	own := facts.MAC{2, 0, 0, 0, 0, 0x0b}
-	f := layer2.Frame{Destination: everybody, Operation: layer2.Request, SenderMAC: stranger, SenderIP: clientIP, TargetIP: held}
+	f := layer2.Frame{Destination: ethernetBroadcast, Operation: layer2.Request, SenderMAC: foreignMAC, SenderIP: clientIP, TargetIP: held}
 	b.ReportAllocs()
 	for b.Loop() {
-		layer2.Answer(f, own)
+		layer2.BuildReply(f, own)
 	}
 }

@@ -9,12 +9,12 @@ import (
 
 // holding is a held address. Its tally lives as long as the address is held.
 type holding struct {
-	links []int
-	tally *tally
+	links    []int
+	counters *atomicCounters
 }
 
-// tally counts the frames of one address.
-type tally struct{ requests, answers, gratuitous, conflicts, pings atomic.Uint64 }
+// atomicCounters counts the frames of one address.
+type atomicCounters struct{ requests, answers, gratuitous, conflicts, pings atomic.Uint64 }
 
 // Counters count the frames of one address since this node holds it.
 type Counters struct {
@@ -28,17 +28,17 @@ type Counters struct {
 // Counters returns the counters of every held address.
 func (e *Engine) Counters() map[netip.Addr]Counters {
 	out := map[netip.Addr]Counters{}
-	for a, h := range e.known.Load().held {
-		out[a] = Counters{h.tally.requests.Load(), h.tally.answers.Load(), h.tally.gratuitous.Load(), h.tally.conflicts.Load(), h.tally.pings.Load()}
+	for a, h := range e.responderTable.Load().holdings {
+		out[a] = Counters{h.counters.requests.Load(), h.counters.answers.Load(), h.counters.gratuitous.Load(), h.counters.conflicts.Load(), h.counters.pings.Load()}
 	}
 	return out
 }
 
-// Dropped counts what was given up for lack of room: frames not received, frames not sent, and reports that nobody took.
-func (e *Engine) Dropped() uint64 {
-	n := e.dropped.Load() + e.lost.Load()
-	for _, p := range e.known.Load().open {
-		n += p.Lost()
+// DroppedCount counts what was given up for lack of room: frames not received, frames not sent, and reports that nobody took.
+func (e *Engine) DroppedCount() uint64 {
+	n := e.dropped.Load() + e.lostByClosedPorts.Load()
+	for _, p := range e.responderTable.Load().openPorts {
+		n += p.LostFrames()
 	}
 	return n
 }
@@ -75,5 +75,5 @@ func (e *Engine) Collect(c chan<- prometheus.Metric) {
 		counter(conflictsMetric, n.Conflicts, a.String())
 		counter(pingsMetric, n.Pings, a.String())
 	}
-	counter(droppedMetric, e.Dropped())
+	counter(droppedMetric, e.DroppedCount())
 }

@@ -13,24 +13,24 @@ import (
 )
 
 func TestCounters(t *testing.T) {
-	simulate(t, func(s simulated) {
+	simulateIPv4(t, func(s simulation) {
 		if n := s.engine.Counters(); len(n) != 0 {
 			t.Fatalf("counters before anything is held: %v", n)
 		}
-		s.hold(held, other)
+		s.holdAddresses(held, other)
 		time.Sleep(10 * time.Second)
 		for range 3 {
-			s.send(s.request(held))
+			s.sendFrame(s.requestFor(held))
 		}
 		synctest.Wait()
-		s.engine.Renew(time.Time{})
-		s.send(s.request(held))
+		s.engine.SetSendDeadline(time.Time{})
+		s.sendFrame(s.requestFor(held))
 		synctest.Wait()
 		want := map[netip.Addr]layer2.Counters{held: {Requests: 4, Answers: 3, Gratuitous: 14}, other: {Gratuitous: 14}}
 		if got := s.engine.Counters(); !maps.Equal(got, want) {
 			t.Fatalf("counters %v, want %v", got, want)
 		}
-		s.hold(held)
+		s.holdAddresses(held)
 		synctest.Wait()
 		delete(want, other)
 		if got := s.engine.Counters(); !maps.Equal(got, want) {

@@ -15,9 +15,9 @@ import (
 
 var epoch = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// play calls Advance when it asks for it, until the end, and returns when each announcement was due, in milliseconds.
-func play(t *testing.T, s *layer2.Schedule, from, to time.Time) map[layer2.Gratuitous][]int64 {
-	out := map[layer2.Gratuitous][]int64{}
+// runSchedule calls Advance when it asks for it, until the end, and returns when each announcement was due, in milliseconds.
+func runSchedule(t *testing.T, s *layer2.Schedule, from, to time.Time) map[layer2.Announcement][]int64 {
+	out := map[layer2.Announcement][]int64{}
 	for now := from; !now.After(to); {
 		due, next := s.Advance(now)
 		for _, g := range due {
@@ -36,35 +36,35 @@ func play(t *testing.T, s *layer2.Schedule, from, to time.Time) map[layer2.Gratu
 
 func TestSchedule(t *testing.T) {
 	burst := []int64{0, 100, 300, 1100, 2200, 3300, 4400}
-	a, b := layer2.Gratuitous{Address: held, Link: 2}, layer2.Gratuitous{Address: held, Link: 3}
+	a, b := layer2.Announcement{Address: held, Link: 2}, layer2.Announcement{Address: held, Link: 3}
 	tests := map[string]struct {
 		do   func(s *layer2.Schedule)
 		to   time.Duration
-		want map[layer2.Gratuitous][]int64
+		want map[layer2.Announcement][]int64
 	}{
 		"nothing is due before the first start": {func(*layer2.Schedule) {}, time.Hour, nil},
-		"a burst":                               {func(s *layer2.Schedule) { s.Start(held, 2, epoch) }, 10 * time.Second, map[layer2.Gratuitous][]int64{a: burst}},
+		"a burst":                               {func(s *layer2.Schedule) { s.StartBurst(held, 2, epoch) }, 10 * time.Second, map[layer2.Announcement][]int64{a: burst}},
 		"a burst on each of two links": {func(s *layer2.Schedule) {
-			s.Start(held, 2, epoch)
-			s.Start(held, 3, epoch)
-		}, 10 * time.Second, map[layer2.Gratuitous][]int64{a: burst, b: burst}},
-		"nothing is repeated after the burst unless that is asked for": {func(s *layer2.Schedule) { s.Start(held, 2, epoch) }, time.Hour, map[layer2.Gratuitous][]int64{a: burst}},
+			s.StartBurst(held, 2, epoch)
+			s.StartBurst(held, 3, epoch)
+		}, 10 * time.Second, map[layer2.Announcement][]int64{a: burst, b: burst}},
+		"nothing is repeated after the burst unless that is asked for": {func(s *layer2.Schedule) { s.StartBurst(held, 2, epoch) }, time.Hour, map[layer2.Announcement][]int64{a: burst}},
 		"started twice is one burst": {func(s *layer2.Schedule) {
-			s.Start(held, 2, epoch)
-			s.Start(held, 2, epoch)
-		}, 10 * time.Second, map[layer2.Gratuitous][]int64{a: burst}},
+			s.StartBurst(held, 2, epoch)
+			s.StartBurst(held, 2, epoch)
+		}, 10 * time.Second, map[layer2.Announcement][]int64{a: burst}},
 		"removed from one of its links": {func(s *layer2.Schedule) {
-			s.Start(held, 2, epoch)
-			s.Start(held, 3, epoch)
+			s.StartBurst(held, 2, epoch)
+			s.StartBurst(held, 3, epoch)
 			s.Remove(held, 2)
 			s.Remove(other, 2)
-		}, 10 * time.Second, map[layer2.Gratuitous][]int64{b: burst}},
+		}, 10 * time.Second, map[layer2.Announcement][]int64{b: burst}},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			s := layer2.NewSchedule(0)
 			tt.do(s)
-			if got := play(t, s, epoch, epoch.Add(tt.to)); !maps.EqualFunc(got, tt.want, slices.Equal) {
+			if got := runSchedule(t, s, epoch, epoch.Add(tt.to)); !maps.EqualFunc(got, tt.want, slices.Equal) {
 				t.Errorf("due at %v ms, want %v", got, tt.want)
 			}
 		})
@@ -76,12 +76,12 @@ func TestRefreshesAreSpread(t *testing.T) {
 	const n, every = 1000, 2 * time.Minute
 	s := layer2.NewSchedule(every)
 	for i := range n {
-		s.Start(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 2, epoch)
+		s.StartBurst(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 2, epoch)
 	}
 	burst := epoch.Add(10 * time.Second)
-	play(t, s, epoch, burst)
+	runSchedule(t, s, epoch, burst)
 	seconds := map[int64]int{}
-	for _, at := range play(t, s, burst, burst.Add(5*every)) {
+	for _, at := range runSchedule(t, s, burst, burst.Add(5*every)) {
 		if len(at) < 4 || len(at) > 5 {
 			t.Fatalf("an address is refreshed %d times in %v, want each %v", len(at), 5*every, every)
 		}
@@ -100,17 +100,17 @@ func TestRefreshesAreSpread(t *testing.T) {
 }
 
 // A burst of a few addresses among many that repeat goes out first: theirs is the news.
-func TestANewAddressOvertakesRepetitions(t *testing.T) {
+func TestNewAddressIsAnnouncedBeforeRepetitions(t *testing.T) {
 	s := layer2.NewSchedule(0)
 	for i := range 5000 {
-		s.Start(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 2, epoch)
+		s.StartBurst(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 2, epoch)
 	}
 	late := epoch.Add(1500 * time.Millisecond)
-	play(t, s, epoch, late)
-	s.Start(held, 2, late)
+	runSchedule(t, s, epoch, late)
+	s.StartBurst(held, 2, late)
 	for wait := late; ; {
 		due, next := s.Advance(wait)
-		if i := slices.Index(due, layer2.Gratuitous{Address: held, Link: 2}); i >= 0 {
+		if i := slices.Index(due, layer2.Announcement{Address: held, Link: 2}); i >= 0 {
 			if wait.Sub(late) > 20*time.Millisecond {
 				t.Fatalf("the new address is announced after %v", wait.Sub(late))
 			}
@@ -125,18 +125,18 @@ func TestANewAddressOvertakesRepetitions(t *testing.T) {
 func TestScheduleProperties(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		s, now := layer2.NewSchedule(2*time.Minute), epoch
-		scheduled := map[layer2.Gratuitous]time.Time{} // -> last started
-		last := map[layer2.Gratuitous]time.Time{}
-		sent := map[layer2.Gratuitous]bool{}
+		scheduled := map[layer2.Announcement]time.Time{} // -> last started
+		last := map[layer2.Announcement]time.Time{}
+		sent := map[layer2.Announcement]bool{}
 		for range rapid.IntRange(1, 60).Draw(rt, "steps") {
 			for range rapid.IntRange(0, 80).Draw(rt, "starts") {
-				g := layer2.Gratuitous{Address: netip.AddrFrom4([4]byte{10, 0, 0, rapid.Byte().Draw(rt, "a")}), Link: rapid.IntRange(1, 2).Draw(rt, "link")}
+				g := layer2.Announcement{Address: netip.AddrFrom4([4]byte{10, 0, 0, rapid.Byte().Draw(rt, "a")}), Link: rapid.IntRange(1, 2).Draw(rt, "link")}
 				if rapid.IntRange(0, 9).Draw(rt, "remove") == 0 {
 					s.Remove(g.Address, g.Link)
 					delete(scheduled, g)
 					delete(sent, g)
 				} else {
-					s.Start(g.Address, g.Link, now)
+					s.StartBurst(g.Address, g.Link, now)
 					scheduled[g] = now
 					delete(sent, g)
 				}
@@ -176,7 +176,7 @@ func TestScheduleProperties(t *testing.T) {
 			}
 			now = now.Add(min(next.Sub(now), 10*time.Millisecond))
 		}
-		for _, g := range slices.SortedFunc(maps.Keys(scheduled), func(x, y layer2.Gratuitous) int { return cmp.Compare(x.Link, y.Link) }) {
+		for _, g := range slices.SortedFunc(maps.Keys(scheduled), func(x, y layer2.Announcement) int { return cmp.Compare(x.Link, y.Link) }) {
 			if !sent[g] {
 				rt.Fatalf("%v was never announced", g)
 			}
@@ -187,7 +187,7 @@ func TestScheduleProperties(t *testing.T) {
 func BenchmarkSchedule(b *testing.B) {
 	s := layer2.NewSchedule(2 * time.Minute)
 	for i := range 10000 {
-		s.Start(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 2, epoch)
+		s.StartBurst(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 2, epoch)
 	}
 	now := epoch
 	b.ReportAllocs()

@@ -22,75 +22,75 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-// DefaultExclude matches the interfaces of container networks and tunnels, which lead to no segment of clients.
-var DefaultExclude = []string{
+// DefaultExcludePatterns matches the interfaces of container networks and tunnels, which lead to no segment of clients.
+var DefaultExcludePatterns = []string{
 	"^docker.*", "^cbr.*", "^dummy.*", "^virbr.*", "^lxcbr.*", "^veth.*", "^lo$", "^cali.*", "^tunl.*", "^flannel.*",
 	"^kube-ipvs.*", "^cni.*", "^nodelocaldns.*", "^lxc.*",
 }
 
 const (
-	// coalesce is how long events are gathered: an interface that comes up sends several.
-	coalesce = 5 * time.Millisecond
-	// resync is how often the interfaces and the expressions are read without any event.
-	resync = 5 * time.Second
-	// again is the pause after the interfaces could not be read.
-	again = time.Second
-	// resubscribe is the pause after netlink failed.
-	resubscribe = time.Second
+	// coalesceDelay is how long events are gathered: an interface that comes up sends several.
+	coalesceDelay = 5 * time.Millisecond
+	// resyncInterval is how often the interfaces and the expressions are read without any event.
+	resyncInterval = 5 * time.Second
+	// readRetryDelay is the pause after the interfaces could not be read.
+	readRetryDelay = time.Second
+	// resubscribeDelay is the pause after netlink failed.
+	resubscribeDelay = time.Second
 )
 
-// Exclude returns the expressions of the interfaces to leave out. It is called again and again, so that an edit counts.
-type Exclude func() ([]string, error)
+// ExcludePatternsFunc returns the expressions of the interfaces to leave out. It is called again and again, so that an edit counts.
+type ExcludePatternsFunc func() ([]string, error)
 
 // Watcher delivers the usable links of the process's network namespace.
 type Watcher struct {
-	exclude  Exclude
-	patterns []string // as last read
-	excluded []*regexp.Regexp
-	usual    []*regexp.Regexp // DefaultExclude
-	told     string           // what was last said to be wrong with them
-	log      *slog.Logger
-	sets     chan facts.LinkSet
-	skipped  atomic.Pointer[[]facts.SkippedLink]
+	readPatterns       ExcludePatternsFunc
+	patterns           []string // as last read
+	excludeExpressions []*regexp.Regexp
+	defaultExpressions []*regexp.Regexp // DefaultExcludePatterns
+	loggedError        string           // what was last said to be wrong with them
+	log                *slog.Logger
+	linkSets           chan facts.LinkSet
+	skippedLinks       atomic.Pointer[[]facts.SkippedLink]
 }
 
-// New returns a Watcher that leaves out the interfaces whose names match one of the expressions. While these cannot be
-// read, the last ones that could count, at first DefaultExclude; a nil function is DefaultExclude.
-func New(exclude Exclude, log *slog.Logger) *Watcher {
+// NewWatcher returns a Watcher that leaves out the interfaces whose names match one of the expressions. While these cannot be
+// read, the last ones that could count, at first DefaultExcludePatterns; a nil function is DefaultExcludePatterns.
+func NewWatcher(exclude ExcludePatternsFunc, log *slog.Logger) *Watcher {
 	if exclude == nil {
-		exclude = func() ([]string, error) { return DefaultExclude, nil }
+		exclude = func() ([]string, error) { return DefaultExcludePatterns, nil }
 	}
-	w := &Watcher{exclude: exclude, log: log, sets: make(chan facts.LinkSet, 1)}
-	w.usual, _ = compile(DefaultExclude) // a test holds that they can be read
-	w.skipped.Store(&[]facts.SkippedLink{})
+	w := &Watcher{readPatterns: exclude, log: log, linkSets: make(chan facts.LinkSet, 1)}
+	w.defaultExpressions, _ = compilePatterns(DefaultExcludePatterns) // a test holds that they can be read
+	w.skippedLinks.Store(&[]facts.SkippedLink{})
 	return w
 }
 
-// reread takes in what the expressions are now.
-func (w *Watcher) reread() {
-	patterns, err := w.exclude()
-	if err == nil && w.excluded != nil && slices.Equal(patterns, w.patterns) {
-		w.told = ""
+// reloadPatterns takes in what the expressions are now.
+func (w *Watcher) reloadPatterns() {
+	patterns, err := w.readPatterns()
+	if err == nil && w.excludeExpressions != nil && slices.Equal(patterns, w.patterns) {
+		w.loggedError = ""
 		return
 	}
 	var compiled []*regexp.Regexp
 	if err == nil {
-		compiled, err = compile(patterns)
+		compiled, err = compilePatterns(patterns)
 	}
 	if err != nil {
-		if w.excluded == nil {
-			w.patterns, w.excluded = DefaultExclude, w.usual
+		if w.excludeExpressions == nil {
+			w.patterns, w.excludeExpressions = DefaultExcludePatterns, w.defaultExpressions
 		}
-		if err.Error() != w.told {
-			w.told = err.Error()
+		if err.Error() != w.loggedError {
+			w.loggedError = err.Error()
 			w.log.Error("reading which interfaces to exclude; the former expressions count", "error", err)
 		}
 		return
 	}
-	w.patterns, w.excluded, w.told = slices.Clone(patterns), compiled, ""
+	w.patterns, w.excludeExpressions, w.loggedError = slices.Clone(patterns), compiled, ""
 }
 
-func compile(patterns []string) ([]*regexp.Regexp, error) {
+func compilePatterns(patterns []string) ([]*regexp.Regexp, error) {
 	out := []*regexp.Regexp{}
 	for _, p := range patterns {
 		re, err := regexp.Compile(p)
@@ -102,11 +102,11 @@ func compile(patterns []string) ([]*regexp.Regexp, error) {
 	return out, nil
 }
 
-// Skipped returns the interfaces that were left out when the links were last read, sorted by name.
-func (w *Watcher) Skipped() []facts.SkippedLink { return *w.skipped.Load() }
+// SkippedLinks returns the interfaces that were left out when the links were last read, sorted by name.
+func (w *Watcher) SkippedLinks() []facts.SkippedLink { return *w.skippedLinks.Load() }
 
-// Sets delivers the links now and after each change; a set that nobody took yet is replaced by a later one.
-func (w *Watcher) Sets() <-chan facts.LinkSet { return w.sets }
+// LinkSets delivers the links now and after each change; a set that nobody took yet is replaced by a later one.
+func (w *Watcher) LinkSets() <-chan facts.LinkSet { return w.linkSets }
 
 // Run watches until ctx ends. When netlink fails, for lack of buffer say, it subscribes anew.
 func (w *Watcher) Run(ctx context.Context) error {
@@ -115,18 +115,18 @@ func (w *Watcher) Run(ctx context.Context) error {
 		if !first {
 			select {
 			case <-ctx.Done():
-			case <-time.After(resubscribe):
+			case <-time.After(resubscribeDelay):
 			}
 		}
-		if err := w.watch(ctx, &last); err != nil {
+		if err := w.watchEvents(ctx, &last); err != nil {
 			w.log.Warn("watching the network interfaces; trying again", "error", err)
 		}
 	}
 	return nil
 }
 
-// watch subscribes and delivers sets until netlink fails or ctx ends.
-func (w *Watcher) watch(ctx context.Context, last *facts.LinkSet) error {
+// watchEvents subscribes and delivers sets until netlink fails or ctx ends.
+func (w *Watcher) watchEvents(ctx context.Context, last *facts.LinkSet) error {
 	e, err := subscribe()
 	if err != nil {
 		return err
@@ -134,7 +134,7 @@ func (w *Watcher) watch(ctx context.Context, last *facts.LinkSet) error {
 	defer e.close()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	something := e.something
+	something := e.changed
 	for {
 		select {
 		case <-ctx.Done():
@@ -144,64 +144,64 @@ func (w *Watcher) watch(ctx context.Context, last *facts.LinkSet) error {
 		case <-something:
 			// What follows is gathered, but for no longer than this, however many events there are.
 			something = nil
-			timer.Reset(coalesce)
+			timer.Reset(coalesceDelay)
 		case <-timer.C:
-			something = e.something
-			timer.Reset(w.deliver(last))
+			something = e.changed
+			timer.Reset(w.deliverLinks(last))
 		}
 	}
 }
 
-// deliver reads the links and passes them on if they are not what they were. It returns when to read them again.
-func (w *Watcher) deliver(last *facts.LinkSet) time.Duration {
-	set, err := w.Read()
+// deliverLinks reads the links and passes them on if they are not what they were. It returns when to read them again.
+func (w *Watcher) deliverLinks(last *facts.LinkSet) time.Duration {
+	set, err := w.ReadLinks()
 	if err != nil {
 		w.log.Warn("reading the network interfaces", "error", err)
-		return again
+		return readRetryDelay
 	}
 	if *last != nil && reflect.DeepEqual(*last, set) {
-		return resync
+		return resyncInterval
 	}
 	*last = set
 	for {
 		select {
-		case w.sets <- set:
-			return resync
+		case w.linkSets <- set:
+			return resyncInterval
 		default:
 		}
 		select {
-		case <-w.sets:
+		case <-w.linkSets:
 		default:
 		}
 	}
 }
 
-// Read returns the usable links. An interface whose addresses cannot be read is delivered without any. Only one goroutine
+// ReadLinks returns the usable links. An interface whose addresses cannot be read is delivered without any. Only one goroutine
 // may call it, and none while Run does.
-func (w *Watcher) Read() (facts.LinkSet, error) {
+func (w *Watcher) ReadLinks() (facts.LinkSet, error) {
 	all, err := netlink.LinkList()
 	if err != nil {
 		return nil, fmt.Errorf("listing links: %w", err)
 	}
-	gateways, err := gateways()
+	gateways, err := readDefaultGateways()
 	if err != nil {
 		w.log.Warn("reading the default routes", "error", err)
 	}
-	w.reread()
+	w.reloadPatterns()
 	set, skipped := facts.LinkSet{}, []facts.SkippedLink{}
 	for _, l := range all {
 		a := l.Attrs()
-		if why := w.skip(a); why != facts.Used {
-			skipped = append(skipped, facts.SkippedLink{Name: a.Name, Why: why})
+		if why := w.skipReason(a); why != facts.NotSkipped {
+			skipped = append(skipped, facts.SkippedLink{Name: a.Name, Reason: why})
 			continue
 		}
 		link := facts.Link{Index: a.Index, Name: a.Name, MAC: facts.MAC(a.HardwareAddr)}
-		link.Prefixes, err = prefixes(l)
+		link.Prefixes, err = linkPrefixes(l)
 		if err != nil {
 			w.log.Warn("reading the addresses of a link", "link", a.Name, "error", err)
 		}
-		link.Gateways, link.Preferred = gateways.all[a.Index], gateways.preferred[a.Index]
-		link.Routers, err = routers(a.Index, link.Gateways)
+		link.Gateways, link.PreferredGateways = gateways.allByLink[a.Index], gateways.preferredByLink[a.Index]
+		link.ResolvedGateways, err = readRouters(a.Index, link.Gateways)
 		if err != nil {
 			w.log.Warn("reading the Ethernet addresses of the gateways", "link", a.Name, "error", err)
 		}
@@ -209,17 +209,17 @@ func (w *Watcher) Read() (facts.LinkSet, error) {
 	}
 	slices.SortFunc(set, func(x, y facts.Link) int { return x.Index - y.Index })
 	slices.SortFunc(skipped, func(x, y facts.SkippedLink) int { return strings.Compare(x.Name, y.Name) })
-	w.skipped.Store(&skipped)
+	w.skippedLinks.Store(&skipped)
 	return set, nil
 }
 
-// skip says why an interface is left out. Addresses are announced on one that is up, with carrier, Ethernet, able to
+// skipReason says why an interface is left out. Addresses are announced on one that is up, with carrier, Ethernet, able to
 // broadcast, and no port of a bridge or bond, whose master speaks for it.
-func (w *Watcher) skip(a *netlink.LinkAttrs) facts.Skip {
+func (w *Watcher) skipReason(a *netlink.LinkAttrs) facts.SkipReason {
 	switch {
-	case matches(w.excluded, a.Name) && matches(w.usual, a.Name):
+	case matchesAny(w.excludeExpressions, a.Name) && matchesAny(w.defaultExpressions, a.Name):
 		return facts.SkippedUsual
-	case matches(w.excluded, a.Name):
+	case matchesAny(w.excludeExpressions, a.Name):
 		return facts.SkippedExcluded
 	case a.Flags&net.FlagLoopback != 0, a.Flags&net.FlagBroadcast == 0, a.RawFlags&unix.IFF_NOARP != 0, len(a.HardwareAddr) != 6:
 		return facts.SkippedNoEthernet
@@ -228,14 +228,14 @@ func (w *Watcher) skip(a *netlink.LinkAttrs) facts.Skip {
 	case a.Flags&net.FlagUp == 0, a.RawFlags&unix.IFF_LOWER_UP == 0:
 		return facts.SkippedDown
 	}
-	return facts.Used
+	return facts.NotSkipped
 }
 
-func matches(expressions []*regexp.Regexp, name string) bool {
+func matchesAny(expressions []*regexp.Regexp, name string) bool {
 	return slices.ContainsFunc(expressions, func(re *regexp.Regexp) bool { return re.MatchString(name) })
 }
 
-func prefixes(l netlink.Link) ([]netip.Prefix, error) {
+func linkPrefixes(l netlink.Link) ([]netip.Prefix, error) {
 	addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
 	var out []netip.Prefix
 	for _, a := range addrs {
@@ -250,12 +250,12 @@ func prefixes(l netlink.Link) ([]netip.Prefix, error) {
 	return out, err
 }
 
-// hops are the next hops of default routes by link index, sorted.
-type hops struct{ all, preferred map[int][]netip.Addr }
+// defaultGateways are the next hops of default routes by link index, sorted.
+type defaultGateways struct{ allByLink, preferredByLink map[int][]netip.Addr }
 
-// gateways returns the next hops of the default routes, those of routes with several next hops included.
-func gateways() (hops, error) {
-	out := hops{map[int][]netip.Addr{}, map[int][]netip.Addr{}}
+// readDefaultGateways returns the next hops of the default routes, those of routes with several next hops included.
+func readDefaultGateways() (defaultGateways, error) {
+	out := defaultGateways{map[int][]netip.Addr{}, map[int][]netip.Addr{}}
 	type hop struct {
 		link, metric int
 		address      netip.Addr
@@ -287,12 +287,12 @@ func gateways() (hops, error) {
 	}
 	slices.SortFunc(found, func(x, y hop) int { return x.address.Compare(y.address) })
 	for _, h := range found {
-		out.all[h.link] = append(out.all[h.link], h.address)
+		out.allByLink[h.link] = append(out.allByLink[h.link], h.address)
 		if h.metric == best[h.address.Is4()] {
-			out.preferred[h.link] = append(out.preferred[h.link], h.address)
+			out.preferredByLink[h.link] = append(out.preferredByLink[h.link], h.address)
 		}
 	}
-	for _, m := range []map[int][]netip.Addr{out.all, out.preferred} {
+	for _, m := range []map[int][]netip.Addr{out.allByLink, out.preferredByLink} {
 		for link, list := range m {
 			m[link] = slices.Compact(list)
 		}
@@ -300,8 +300,8 @@ func gateways() (hops, error) {
 	return out, err
 }
 
-// routers returns the gateways with the Ethernet addresses that the kernel knows.
-func routers(index int, gateways []netip.Addr) ([]facts.Neighbour, error) {
+// readRouters returns the gateways with the Ethernet addresses that the kernel knows.
+func readRouters(index int, gateways []netip.Addr) ([]facts.Neighbour, error) {
 	if len(gateways) == 0 {
 		return nil, nil
 	}

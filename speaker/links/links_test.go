@@ -18,13 +18,13 @@ import (
 
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/links"
-	"github.com/gantry-lb/gantry/speaker/links/sandbox"
+	"github.com/gantry-lb/gantry/speaker/links/netnstest"
 )
 
-// bed is a watcher in a namespace of its own, whose eth0 leads to another.
-type bed struct {
+// harness is a watcher in a namespace of its own, whose eth0 leads to another.
+type harness struct {
 	t          *testing.T
-	node, peer *sandbox.Room
+	node, peer *netnstest.Namespace
 	watcher    *links.Watcher
 	patterns   atomic.Pointer[exclusion]
 }
@@ -35,15 +35,15 @@ type exclusion struct {
 	err      error
 }
 
-func (b *bed) exclude() ([]string, error) {
+func (b *harness) readPatterns() ([]string, error) {
 	e := b.patterns.Load()
 	return e.patterns, e.err
 }
 
-func newBed(t *testing.T) *bed {
-	b := &bed{t: t, node: sandbox.New(t), peer: sandbox.New(t)}
-	b.patterns.Store(&exclusion{patterns: links.DefaultExclude})
-	w := links.New(b.exclude, slog.New(slog.DiscardHandler))
+func newHarness(t *testing.T) *harness {
+	b := &harness{t: t, node: netnstest.New(t), peer: netnstest.New(t)}
+	b.patterns.Store(&exclusion{patterns: links.DefaultExcludePatterns})
+	w := links.NewWatcher(b.readPatterns, slog.New(slog.DiscardHandler))
 	b.watcher = w
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -57,13 +57,13 @@ func newBed(t *testing.T) *bed {
 	return b
 }
 
-// want waits until a set fulfils f.
-func (b *bed) want(sentence string, f func(facts.LinkSet) bool) facts.LinkSet {
+// awaitLinks waits until a set fulfils f.
+func (b *harness) awaitLinks(sentence string, f func(facts.LinkSet) bool) facts.LinkSet {
 	b.t.Helper()
 	var last facts.LinkSet
 	for {
 		select {
-		case last = <-b.watcher.Sets():
+		case last = <-b.watcher.LinkSets():
 			if f(last) {
 				return last
 			}
@@ -73,10 +73,10 @@ func (b *bed) want(sentence string, f func(facts.LinkSet) bool) facts.LinkSet {
 	}
 }
 
-// edit changes a link of the node.
-func (b *bed) edit(name string, f func(netlink.Link) error) {
+// changeLink changes a link of the node.
+func (b *harness) changeLink(name string, f func(netlink.Link) error) {
 	b.t.Helper()
-	b.node.Do(func() error {
+	b.node.MustRun(func() error {
 		l, err := netlink.LinkByName(name)
 		if err != nil {
 			return err
@@ -85,7 +85,7 @@ func (b *bed) edit(name string, f func(netlink.Link) error) {
 	})
 }
 
-func names(s facts.LinkSet) []string {
+func linkNames(s facts.LinkSet) []string {
 	var out []string
 	for _, l := range s {
 		out = append(out, l.Name)
@@ -93,58 +93,58 @@ func names(s facts.LinkSet) []string {
 	return out
 }
 
-func are(want ...string) func(facts.LinkSet) bool {
-	return func(s facts.LinkSet) bool { return slices.Equal(names(s), want) }
+func haveNames(want ...string) func(facts.LinkSet) bool {
+	return func(s facts.LinkSet) bool { return slices.Equal(linkNames(s), want) }
 }
 
-func TestALinkIsFollowed(t *testing.T) {
-	b := newBed(t)
-	b.want("no link is there at first", are())
-	b.node.Veth("eth0", b.peer, "eth0")
-	s := b.want("a link is added", are("eth0"))
+func TestLinkChangesAreDelivered(t *testing.T) {
+	b := newHarness(t)
+	b.awaitLinks("no link is there at first", haveNames())
+	b.node.AddVeth("eth0", b.peer, "eth0")
+	s := b.awaitLinks("a link is added", haveNames("eth0"))
 	if s[0].MAC == (facts.MAC{}) || s[0].Index == 0 {
 		t.Fatalf("the link is %+v, want its index and Ethernet address", s[0])
 	}
-	b.node.Address("eth0", "192.168.0.11/24")
+	b.node.AddAddress("eth0", "192.168.0.11/24")
 	prefix := netip.MustParsePrefix("192.168.0.11/24")
-	b.want("it gets an address", func(s facts.LinkSet) bool { return len(s) == 1 && slices.Contains(s[0].Prefixes, prefix) })
-	b.node.Address("eth0", "fd00:a8::11/64")
+	b.awaitLinks("it gets an address", func(s facts.LinkSet) bool { return len(s) == 1 && slices.Contains(s[0].Prefixes, prefix) })
+	b.node.AddAddress("eth0", "fd00:a8::11/64")
 	six := netip.MustParsePrefix("fd00:a8::11/64")
-	b.want("it gets an IPv6 address", func(s facts.LinkSet) bool { return len(s) == 1 && slices.Contains(s[0].Prefixes, six) })
+	b.awaitLinks("it gets an IPv6 address", func(s facts.LinkSet) bool { return len(s) == 1 && slices.Contains(s[0].Prefixes, six) })
 	gateway := netip.MustParseAddr("192.168.0.1")
-	b.edit("eth0", func(l netlink.Link) error {
+	b.changeLink("eth0", func(l netlink.Link) error {
 		return netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: gateway.AsSlice()})
 	})
-	b.want("it gets a gateway", func(s facts.LinkSet) bool { return len(s) == 1 && slices.Equal(s[0].Gateways, []netip.Addr{gateway}) })
+	b.awaitLinks("it gets a gateway", func(s facts.LinkSet) bool { return len(s) == 1 && slices.Equal(s[0].Gateways, []netip.Addr{gateway}) })
 	mac := facts.MAC{2, 0, 0, 0, 0, 1}
-	b.edit("eth0", func(l netlink.Link) error {
+	b.changeLink("eth0", func(l netlink.Link) error {
 		return netlink.NeighAdd(&netlink.Neigh{LinkIndex: l.Attrs().Index, IP: gateway.AsSlice(), HardwareAddr: mac[:], State: netlink.NUD_PERMANENT})
 	})
-	b.node.Address("eth0", "192.168.0.12/24") // neighbours are no event
-	b.want("the gateway's Ethernet address is known", func(s facts.LinkSet) bool {
-		return len(s) == 1 && slices.Equal(s[0].Routers, []facts.Neighbour{{Address: gateway, MAC: mac}})
+	b.node.AddAddress("eth0", "192.168.0.12/24") // neighbours are no event
+	b.awaitLinks("the gateway's Ethernet address is known", func(s facts.LinkSet) bool {
+		return len(s) == 1 && slices.Equal(s[0].ResolvedGateways, []facts.Neighbour{{Address: gateway, MAC: mac}})
 	})
-	b.edit("eth0", netlink.LinkSetDown)
-	b.want("it goes down", are())
-	b.edit("eth0", netlink.LinkSetUp)
-	b.want("it comes up", are("eth0"))
-	b.edit("eth0", func(l netlink.Link) error {
+	b.changeLink("eth0", netlink.LinkSetDown)
+	b.awaitLinks("it goes down", haveNames())
+	b.changeLink("eth0", netlink.LinkSetUp)
+	b.awaitLinks("it comes up", haveNames("eth0"))
+	b.changeLink("eth0", func(l netlink.Link) error {
 		return netlink.LinkSetHardwareAddr(l, []byte{2, 0, 0, 0, 0, 0x77})
 	})
-	b.want("its Ethernet address changes", func(s facts.LinkSet) bool { return len(s) == 1 && s[0].MAC[5] == 0x77 })
-	b.edit("eth0", netlink.LinkDel)
-	b.want("it is deleted", are())
+	b.awaitLinks("its Ethernet address changes", func(s facts.LinkSet) bool { return len(s) == 1 && s[0].MAC[5] == 0x77 })
+	b.changeLink("eth0", netlink.LinkDel)
+	b.awaitLinks("it is deleted", haveNames())
 }
 
 // A default route with several next hops names a gateway on each of their links.
-func TestEveryNextHopIsAGateway(t *testing.T) {
-	b := newBed(t)
+func TestNextHopsOfDefaultRoutesAreGateways(t *testing.T) {
+	b := newHarness(t)
 	hops := map[string]netip.Addr{"eth0": netip.MustParseAddr("10.1.0.1"), "eth1": netip.MustParseAddr("10.2.0.1")}
-	b.node.Veth("eth0", b.peer, "eth0")
-	b.node.Veth("eth1", b.peer, "eth1")
-	b.node.Address("eth0", "10.1.0.11/24")
-	b.node.Address("eth1", "10.2.0.11/24")
-	b.node.Do(func() error {
+	b.node.AddVeth("eth0", b.peer, "eth0")
+	b.node.AddVeth("eth1", b.peer, "eth1")
+	b.node.AddAddress("eth0", "10.1.0.11/24")
+	b.node.AddAddress("eth1", "10.2.0.11/24")
+	b.node.MustRun(func() error {
 		r := &netlink.Route{Dst: &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}}
 		for _, name := range []string{"eth0", "eth1"} {
 			l, err := netlink.LinkByName(name)
@@ -155,9 +155,9 @@ func TestEveryNextHopIsAGateway(t *testing.T) {
 		}
 		return netlink.RouteAdd(r)
 	})
-	b.want("both links have their gateway", func(s facts.LinkSet) bool {
+	b.awaitLinks("both links have their gateway", func(s facts.LinkSet) bool {
 		for _, l := range s {
-			if !slices.Equal(l.Gateways, []netip.Addr{hops[l.Name]}) || !slices.Equal(l.Preferred, l.Gateways) {
+			if !slices.Equal(l.Gateways, []netip.Addr{hops[l.Name]}) || !slices.Equal(l.PreferredGateways, l.Gateways) {
 				return false
 			}
 		}
@@ -165,31 +165,31 @@ func TestEveryNextHopIsAGateway(t *testing.T) {
 	})
 	// A backup is a gateway, too, but not a preferred one.
 	backup := netip.MustParseAddr("10.1.0.99")
-	b.edit("eth0", func(l netlink.Link) error {
+	b.changeLink("eth0", func(l netlink.Link) error {
 		return netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: backup.AsSlice(), Priority: 100})
 	})
-	b.want("the backup is known as one", func(s facts.LinkSet) bool {
-		return len(s) == 2 && slices.Equal(s[0].Gateways, []netip.Addr{hops["eth0"], backup}) && slices.Equal(s[0].Preferred, []netip.Addr{hops["eth0"]})
+	b.awaitLinks("the backup is known as one", func(s facts.LinkSet) bool {
+		return len(s) == 2 && slices.Equal(s[0].Gateways, []netip.Addr{hops["eth0"], backup}) && slices.Equal(s[0].PreferredGateways, []netip.Addr{hops["eth0"]})
 	})
 }
 
-func TestACutCableTakesTheLinkAway(t *testing.T) {
-	b := newBed(t)
-	b.node.Veth("eth0", b.peer, "eth0")
-	b.want("the cable is whole", are("eth0"))
-	b.peer.Do(func() error {
+func TestLinkWithoutCarrierIsNotUsable(t *testing.T) {
+	b := newHarness(t)
+	b.node.AddVeth("eth0", b.peer, "eth0")
+	b.awaitLinks("the cable is whole", haveNames("eth0"))
+	b.peer.MustRun(func() error {
 		l, err := netlink.LinkByName("eth0")
 		return errors.Join(err, netlink.LinkSetDown(l))
 	})
-	b.want("the other end is down", are())
+	b.awaitLinks("the other end is down", haveNames())
 }
 
-func TestWhichLinksAreUsable(t *testing.T) {
-	b := newBed(t)
+func TestUsableLinks(t *testing.T) {
+	b := newHarness(t)
 	for _, name := range []string{"eth0", "port0", "noarp0", "veth12", "cali12", "lxc12", "vet0"} {
-		b.node.Veth(name, b.peer, name)
+		b.node.AddVeth(name, b.peer, name)
 	}
-	b.node.Do(func() error {
+	b.node.MustRun(func() error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = "br0"
 		bridge := &netlink.Bridge{LinkAttrs: attrs}
@@ -200,8 +200,8 @@ func TestWhichLinksAreUsable(t *testing.T) {
 		}
 		return errors.Join(netlink.LinkSetMaster(port, bridge), netlink.LinkSetARPOff(noarp), netlink.LinkSetUp(bridge))
 	})
-	b.want("bridge ports, links without ARP, excluded names and the loopback are left out", func(s facts.LinkSet) bool {
-		got := names(s)
+	b.awaitLinks("bridge ports, links without ARP, excluded names and the loopback are left out", func(s facts.LinkSet) bool {
+		got := linkNames(s)
 		slices.Sort(got)
 		return slices.Equal(got, []string{"br0", "eth0", "vet0"})
 	})
@@ -209,10 +209,10 @@ func TestWhichLinksAreUsable(t *testing.T) {
 
 // Another route than the default is no news, however often it changes; and a stream of events does not keep what
 // happened from being told.
-func TestAStreamOfEventsDoesNotStarve(t *testing.T) {
-	b := newBed(t)
-	b.node.Veth("eth0", b.peer, "eth0")
-	b.want("the link is there", are("eth0"))
+func TestAddressIsDeliveredDuringAStreamOfEvents(t *testing.T) {
+	b := newHarness(t)
+	b.node.AddVeth("eth0", b.peer, "eth0")
+	b.awaitLinks("the link is there", haveNames("eth0"))
 	stop := make(chan struct{})
 	churned := make(chan struct{})
 	go func() {
@@ -230,8 +230,8 @@ func TestAStreamOfEventsDoesNotStarve(t *testing.T) {
 			return err
 		})
 	}()
-	b.node.Address("eth0", "192.168.0.11/24")
-	b.want("the address is told amid the events", func(s facts.LinkSet) bool {
+	b.node.AddAddress("eth0", "192.168.0.11/24")
+	b.awaitLinks("the address is told amid the events", func(s facts.LinkSet) bool {
 		return len(s) == 1 && slices.Contains(s[0].Prefixes, netip.MustParsePrefix("192.168.0.11/24"))
 	})
 	close(stop)
@@ -239,59 +239,59 @@ func TestAStreamOfEventsDoesNotStarve(t *testing.T) {
 }
 
 // The expressions are read again while the watcher runs; ones that cannot be read change nothing.
-func TestWhatIsExcludedFollowsTheExpressions(t *testing.T) {
-	b := newBed(t)
-	b.node.Veth("eth0", b.peer, "eth0")
-	b.node.Veth("storage0", b.peer, "storage0")
-	b.want("both are used", are("eth0", "storage0"))
+func TestExcludePatternsAreReloaded(t *testing.T) {
+	b := newHarness(t)
+	b.node.AddVeth("eth0", b.peer, "eth0")
+	b.node.AddVeth("storage0", b.peer, "storage0")
+	b.awaitLinks("both are used", haveNames("eth0", "storage0"))
 	set := func(e exclusion, link, address string) { // an event, so that nobody waits for the next look
 		b.patterns.Store(&e)
-		b.node.Address(link, address)
+		b.node.AddAddress(link, address)
 	}
 	set(exclusion{patterns: []string{"^lo$", "^storage"}}, "eth0", "10.9.0.1/24")
-	b.want("one is excluded", are("eth0"))
-	if got, want := b.watcher.Skipped(), []facts.SkippedLink{{Name: "lo", Why: facts.SkippedUsual}, {Name: "storage0", Why: facts.SkippedExcluded}}; !slices.Equal(got, want) {
+	b.awaitLinks("one is excluded", haveNames("eth0"))
+	if got, want := b.watcher.SkippedLinks(), []facts.SkippedLink{{Name: "lo", Reason: facts.SkippedUsual}, {Name: "storage0", Reason: facts.SkippedExcluded}}; !slices.Equal(got, want) {
 		t.Errorf("skipped: %v, want %v", got, want)
 	}
 	for i, e := range []exclusion{{patterns: []string{"("}}, {err: errors.New("no such file")}} {
 		set(e, "eth0", fmt.Sprintf("10.9.%d.1/24", i+1))
-		b.want("the former expressions count", func(s facts.LinkSet) bool { return are("eth0")(s) && len(s[0].Prefixes) >= i+2 })
+		b.awaitLinks("the former expressions count", func(s facts.LinkSet) bool { return haveNames("eth0")(s) && len(s[0].Prefixes) >= i+2 })
 	}
 	set(exclusion{patterns: []string{"^lo$"}}, "eth0", "10.9.9.1/24")
-	b.want("it is used again", are("eth0", "storage0"))
+	b.awaitLinks("it is used again", haveNames("eth0", "storage0"))
 }
 
-func TestWhyALinkIsSkipped(t *testing.T) {
-	b := newBed(t)
+func TestSkippedLinksHaveTheirReason(t *testing.T) {
+	b := newHarness(t)
 	for _, name := range []string{"eth0", "port0", "noarp0", "veth12", "down0"} {
-		b.node.Veth(name, b.peer, name)
+		b.node.AddVeth(name, b.peer, name)
 	}
-	b.edit("noarp0", netlink.LinkSetARPOff)
-	b.edit("down0", netlink.LinkSetDown)
-	b.node.Do(func() error {
+	b.changeLink("noarp0", netlink.LinkSetARPOff)
+	b.changeLink("down0", netlink.LinkSetDown)
+	b.node.MustRun(func() error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = "br0"
 		bridge := &netlink.Bridge{LinkAttrs: attrs}
 		port, err := netlink.LinkByName("port0")
 		return errors.Join(err, netlink.LinkAdd(bridge), netlink.LinkSetMaster(port, bridge), netlink.LinkSetUp(bridge))
 	})
-	b.want("two are usable", are("eth0", "br0"))
+	b.awaitLinks("two are usable", haveNames("eth0", "br0"))
 	want := []facts.SkippedLink{
-		{Name: "down0", Why: facts.SkippedDown}, {Name: "lo", Why: facts.SkippedUsual}, {Name: "noarp0", Why: facts.SkippedNoEthernet},
-		{Name: "port0", Why: facts.SkippedMember}, {Name: "veth12", Why: facts.SkippedUsual},
+		{Name: "down0", Reason: facts.SkippedDown}, {Name: "lo", Reason: facts.SkippedUsual}, {Name: "noarp0", Reason: facts.SkippedNoEthernet},
+		{Name: "port0", Reason: facts.SkippedMember}, {Name: "veth12", Reason: facts.SkippedUsual},
 	}
-	if got := b.watcher.Skipped(); !slices.Equal(got, want) {
+	if got := b.watcher.SkippedLinks(); !slices.Equal(got, want) {
 		t.Errorf("skipped: %v, want %v", got, want)
 	}
 }
 
 // A link that is renamed is the same link under another name, and one that is stacked on another is a link of its own.
-func TestLinksOfEveryKindAreFollowed(t *testing.T) {
-	b := newBed(t)
-	b.node.Veth("eth0", b.peer, "eth0")
-	index := b.want("a link is added", are("eth0"))[0].Index
-	b.edit("eth0", func(l netlink.Link) error { return netlink.LinkSetName(l, "lan0") })
-	if s := b.want("it is renamed", are("lan0")); s[0].Index != index {
+func TestRenamedAndStackedLinksAreDelivered(t *testing.T) {
+	b := newHarness(t)
+	b.node.AddVeth("eth0", b.peer, "eth0")
+	index := b.awaitLinks("a link is added", haveNames("eth0"))[0].Index
+	b.changeLink("eth0", func(l netlink.Link) error { return netlink.LinkSetName(l, "lan0") })
+	if s := b.awaitLinks("it is renamed", haveNames("lan0")); s[0].Index != index {
 		t.Errorf("the index is %d, want %d still", s[0].Index, index)
 	}
 	stacked := map[string]func(parent int) netlink.Link{
@@ -311,7 +311,7 @@ func TestLinksOfEveryKindAreFollowed(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			l := link(index)
 			var refused error
-			b.node.Do(func() error {
+			b.node.MustRun(func() error {
 				refused = netlink.LinkAdd(l)
 				return nil
 			})
@@ -324,22 +324,22 @@ func TestLinksOfEveryKindAreFollowed(t *testing.T) {
 			want := []string{"lan0", "stacked0"}
 			if kind == "bond" {
 				want = []string{"stacked0"} // which speaks for its member
-				b.node.Do(func() error {
+				b.node.MustRun(func() error {
 					member, err := netlink.LinkByIndex(index)
 					return errors.Join(err, netlink.LinkSetDown(member), netlink.LinkSetMaster(member, l), netlink.LinkSetUp(member))
 				})
 			}
-			b.edit("stacked0", netlink.LinkSetUp)
-			b.want("the link on top is used", are(want...))
-			b.edit("stacked0", netlink.LinkDel)
-			b.edit("lan0", netlink.LinkSetUp)
-			b.want("it is gone", are("lan0"))
+			b.changeLink("stacked0", netlink.LinkSetUp)
+			b.awaitLinks("the link on top is used", haveNames(want...))
+			b.changeLink("stacked0", netlink.LinkDel)
+			b.changeLink("lan0", netlink.LinkSetUp)
+			b.awaitLinks("it is gone", haveNames("lan0"))
 		})
 	}
 }
 
-func TestTheDefaultExpressionsCanBeRead(t *testing.T) {
-	for _, p := range links.DefaultExclude {
+func TestDefaultExcludePatternsCompile(t *testing.T) {
+	for _, p := range links.DefaultExcludePatterns {
 		if _, err := regexp.Compile(p); err != nil {
 			t.Error(err)
 		}

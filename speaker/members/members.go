@@ -46,34 +46,34 @@ type Message struct {
 
 // Members is this node's place among the speakers. Make it with New.
 type Members struct {
-	o    Options
-	list *memberlist.Memberlist
-	self netip.AddrPort
+	options    Options
+	memberlist *memberlist.Memberlist
+	address    netip.AddrPort
 
-	mu    sync.Mutex // guards nodes; held while a set is delivered, so that a later one is never overtaken
-	nodes map[string]memberlist.Node
-	meta  atomic.Pointer[[]byte]
+	mu          sync.Mutex // guards nodes; held while a set is delivered, so that a later one is never overtaken
+	nodesByName map[string]memberlist.Node
+	metadata    atomic.Pointer[[]byte]
 	// state is what is served in a full exchange.
 	state  atomic.Pointer[[]byte]
 	seeds  atomic.Pointer[[]string]
 	synced atomic.Bool
 
-	sets     chan facts.MemberSet
-	messages chan Message
-	remote   chan []byte
-	out      chan Message // From holds the receiver
-	rejoin   chan struct{}
-	update   chan struct{}
+	memberSets      chan facts.MemberSet
+	messages        chan Message
+	remoteStates    chan []byte
+	outgoing        chan Message // From holds the receiver
+	rejoinRequests  chan struct{}
+	metadataChanges chan struct{}
 	// strangers are addresses that greeted and are no members.
-	strangers chan string
-	dropped   atomic.Uint64
+	strangers    chan string
+	droppedCount atomic.Uint64
 }
 
 // New opens the sockets. The speaker is alone until Run has reached a seed.
 func New(o Options) (*Members, error) {
 	m := &Members{
-		o: o, sets: make(chan facts.MemberSet, 1), messages: make(chan Message, 4096), remote: make(chan []byte, 16),
-		nodes: map[string]memberlist.Node{}, out: make(chan Message, 4096), rejoin: make(chan struct{}, 1), update: make(chan struct{}, 1),
+		options: o, memberSets: make(chan facts.MemberSet, 1), messages: make(chan Message, 4096), remoteStates: make(chan []byte, 16),
+		nodesByName: map[string]memberlist.Node{}, outgoing: make(chan Message, 4096), rejoinRequests: make(chan struct{}, 1), metadataChanges: make(chan struct{}, 1),
 		strangers: make(chan string, 1),
 	}
 	m.SetMACs(nil)
@@ -83,7 +83,7 @@ func New(o Options) (*Members, error) {
 	c := memberlist.DefaultLANConfig()
 	c.Name, c.BindAddr, c.BindPort, c.AdvertisePort = o.Name, o.BindAddress.String(), o.BindPort, o.BindPort
 	c.SecretKey = key[:]
-	c.Delegate, c.Events = (*delegate)(m), (*watcher)(m)
+	c.Delegate, c.Events = (*messageDelegate)(m), (*eventDelegate)(m)
 	c.PushPullInterval = 10 * time.Second
 	c.TCPTimeout = 2 * time.Second
 	c.DeadNodeReclaimTime = time.Second // a node that was replaced under the same name has another address
@@ -94,10 +94,10 @@ func New(o Options) (*Members, error) {
 		return nil, fmt.Errorf("opening the gossip sockets on %s (--gossip-bind-address, --gossip-bind-port): %w",
 			net.JoinHostPort(c.BindAddr, strconv.Itoa(o.BindPort)), err)
 	}
-	m.list = list
+	m.memberlist = list
 	n := list.LocalNode()
 	a, _ := netip.AddrFromSlice(n.Addr)
-	m.self = netip.AddrPortFrom(a.Unmap(), n.Port)
+	m.address = netip.AddrPortFrom(a.Unmap(), n.Port)
 	return m, nil
 }
 
@@ -111,16 +111,16 @@ func (w logWriter) Write(b []byte) (int, error) {
 }
 
 // Address is where this member speaks.
-func (m *Members) Address() netip.AddrPort { return m.self }
+func (m *Members) Address() netip.AddrPort { return m.address }
 
-// Sets delivers who is alive, now and after each change; the latest only.
-func (m *Members) Sets() <-chan facts.MemberSet { return m.sets }
+// MemberSets delivers who is alive, now and after each change; the latest only.
+func (m *Members) MemberSets() <-chan facts.MemberSet { return m.memberSets }
 
 // Messages delivers the messages of others, in no certain order.
 func (m *Members) Messages() <-chan Message { return m.messages }
 
 // RemoteStates delivers the full states of others.
-func (m *Members) RemoteStates() <-chan []byte { return m.remote }
+func (m *Members) RemoteStates() <-chan []byte { return m.remoteStates }
 
 // SetState sets what is served in a full exchange.
 func (m *Members) SetState(state []byte) { m.state.Store(&state) }
@@ -129,131 +129,131 @@ func (m *Members) SetState(state []byte) { m.state.Store(&state) }
 func (m *Members) SetSeeds(addresses []string) { m.seeds.Store(&addresses) }
 
 // Rejoin contacts the seeds that are no members at once.
-func (m *Members) Rejoin() { poke(m.rejoin) }
+func (m *Members) Rejoin() { wakeUp(m.rejoinRequests) }
 
-func poke(c chan struct{}) {
+func wakeUp(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:
 	}
 }
 
-// metaMACs is how many Ethernet addresses fit into what memberlist carries about a node (512 bytes).
-const metaMACs = 64
+// maxMetadataMACs is how many Ethernet addresses fit into what memberlist carries about a node (512 bytes).
+const maxMetadataMACs = 64
 
 // SetMACs tells the others the Ethernet addresses of this node.
 func (m *Members) SetMACs(macs []facts.MAC) {
-	b := binary.BigEndian.AppendUint64(nil, m.o.Nonce)
-	for _, mac := range macs[:min(len(macs), metaMACs)] {
+	b := binary.BigEndian.AppendUint64(nil, m.options.Nonce)
+	for _, mac := range macs[:min(len(macs), maxMetadataMACs)] {
 		b = append(b, mac[:]...)
 	}
-	if old := m.meta.Swap(&b); old != nil && !slices.Equal(*old, b) {
-		poke(m.update)
+	if old := m.metadata.Swap(&b); old != nil && !slices.Equal(*old, b) {
+		wakeUp(m.metadataChanges)
 	}
 }
 
-// Send sends a message to one member, best effort.
-func (m *Members) Send(to string, payload []byte) {
+// SendMessage sends a message to one member, best effort.
+func (m *Members) SendMessage(to string, payload []byte) {
 	select {
-	case m.out <- Message{From: to, Payload: payload}:
+	case m.outgoing <- Message{From: to, Payload: payload}:
 	default:
-		m.dropped.Add(1)
+		m.droppedCount.Add(1)
 	}
 }
 
 // Run joins and keeps joined until ctx ends; then it leaves, so that the others know at once.
 func (m *Members) Run(ctx context.Context) error {
 	var parts sync.WaitGroup
-	parts.Go(func() { m.join(ctx) })
-	parts.Go(func() { m.updates(ctx) })
-	parts.Go(func() { m.greet(ctx) })
-	parts.Go(func() { m.meet(ctx) })
+	parts.Go(func() { m.joinSeeds(ctx) })
+	parts.Go(func() { m.publishMetadata(ctx) })
+	parts.Go(func() { m.greetSeeds(ctx) })
+	parts.Go(func() { m.joinStrangers(ctx) })
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
-		case msg := <-m.out:
-			m.transmit(msg)
+		case msg := <-m.outgoing:
+			m.transmitMessage(msg)
 		}
 	}
 	parts.Wait()
-	if err := m.list.Leave(500 * time.Millisecond); err != nil {
-		m.o.Log.Debug("leaving the gossip", "error", err)
+	if err := m.memberlist.Leave(500 * time.Millisecond); err != nil {
+		m.options.Log.Debug("leaving the gossip", "error", err)
 	}
-	if err := m.list.Shutdown(); err != nil {
+	if err := m.memberlist.Shutdown(); err != nil {
 		return fmt.Errorf("closing the gossip sockets: %w", err)
 	}
 	return nil
 }
 
-// updates tells the others when this node's Ethernet addresses changed. It is apart from the messages: memberlist waits
+// publishMetadata tells the others when this node's Ethernet addresses changed. It is apart from the messages: memberlist waits
 // for somebody to hear it.
-func (m *Members) updates(ctx context.Context) {
+func (m *Members) publishMetadata(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-m.update:
+		case <-m.metadataChanges:
 		}
-		if err := m.list.UpdateNode(time.Second); err != nil {
-			m.o.Log.Debug("telling the others about this node", "error", err)
+		if err := m.memberlist.UpdateNode(time.Second); err != nil {
+			m.options.Log.Debug("telling the others about this node", "error", err)
 		}
 	}
 }
 
-// transmit puts the name of this node before the payload and sends it.
-func (m *Members) transmit(msg Message) {
+// transmitMessage puts the name of this node before the payload and sends it.
+func (m *Members) transmitMessage(msg Message) {
 	m.mu.Lock()
-	n, ok := m.nodes[msg.From]
+	n, ok := m.nodesByName[msg.From]
 	m.mu.Unlock()
 	if !ok {
 		return
 	}
-	b := append([]byte{byte(len(m.o.Name))}, m.o.Name...)
-	if err := m.list.SendBestEffort(&n, append(b, msg.Payload...)); err != nil {
-		m.o.Log.Debug("sending", "to", msg.From, "error", err)
+	b := append([]byte{byte(len(m.options.Name))}, m.options.Name...)
+	if err := m.memberlist.SendBestEffort(&n, append(b, msg.Payload...)); err != nil {
+		m.options.Log.Debug("sending", "to", msg.From, "error", err)
 	}
 }
 
 const (
-	// lonely is how often the seeds are tried while no other member is known, joined how often otherwise: a healed
+	// aloneJoinInterval is how often the seeds are tried while no other member is known, joined how often otherwise: a healed
 	// partition is found by it.
-	lonely = 500 * time.Millisecond
-	joined = 5 * time.Second
+	aloneJoinInterval = 500 * time.Millisecond
+	joinInterval      = 5 * time.Second
 )
 
-// join contacts the seeds that are no members, again and again.
-func (m *Members) join(ctx context.Context) {
+// joinSeeds contacts the seeds that are no members, again and again.
+func (m *Members) joinSeeds(ctx context.Context) {
 	for {
-		if missing := m.missing(); len(missing) > 0 {
-			if n, err := m.list.Join(missing); n > 0 {
+		if missing := m.missingSeeds(); len(missing) > 0 {
+			if n, err := m.memberlist.Join(missing); n > 0 {
 				m.synced.Store(true)
-				m.change(func() {})
+				m.changeMembers(func() {})
 			} else if err != nil {
-				m.o.Log.Debug("joining", "seeds", missing, "error", err)
+				m.options.Log.Debug("joining", "seeds", missing, "error", err)
 			}
 		}
-		wait := joined
+		wait := joinInterval
 		m.mu.Lock()
-		if len(m.nodes) < 2 {
-			wait = lonely
+		if len(m.nodesByName) < 2 {
+			wait = aloneJoinInterval
 		}
 		m.mu.Unlock()
 		select {
 		case <-ctx.Done():
 			return
-		case <-m.rejoin:
+		case <-m.rejoinRequests:
 		case <-time.After(wait):
 		}
 	}
 }
 
-// hellos is how often a datagram goes to each seed that is no member. Whoever gets one from a stranger joins it: so a
+// greetingInterval is how often a datagram goes to each seed that is no member. Whoever gets one from a stranger joins it: so a
 // partition that heals is noticed at once, though an attempt to join a dead node takes seconds to fail.
-const hellos = 300 * time.Millisecond
+const greetingInterval = 300 * time.Millisecond
 
-// greet sends hellos until ctx ends.
-func (m *Members) greet(ctx context.Context) {
-	t := time.NewTicker(hellos)
+// greetSeeds sends hellos until ctx ends.
+func (m *Members) greetSeeds(ctx context.Context) {
+	t := time.NewTicker(greetingInterval)
 	defer t.Stop()
 	for {
 		select {
@@ -261,19 +261,19 @@ func (m *Members) greet(ctx context.Context) {
 			return
 		case <-t.C:
 		}
-		hello := append([]byte{0}, m.self.String()...)
-		for _, s := range m.missing() {
-			if err := m.list.SendToAddress(memberlist.Address{Addr: s}, hello); err != nil {
-				m.o.Log.Debug("greeting", "seed", s, "error", err)
+		hello := append([]byte{0}, m.address.String()...)
+		for _, s := range m.missingSeeds() {
+			if err := m.memberlist.SendToAddress(memberlist.Address{Addr: s}, hello); err != nil {
+				m.options.Log.Debug("greeting", "seed", s, "error", err)
 			}
 		}
 	}
 }
 
-// greeted takes in a hello. Hellos of members are late.
-func (m *Members) greeted(address string) {
+// handleGreeting takes in a hello. Hellos of members are late.
+func (m *Members) handleGreeting(address string) {
 	m.mu.Lock()
-	known := slices.ContainsFunc(slices.Collect(maps.Values(m.nodes)), func(n memberlist.Node) bool { return n.Address() == address })
+	known := slices.ContainsFunc(slices.Collect(maps.Values(m.nodesByName)), func(n memberlist.Node) bool { return n.Address() == address })
 	m.mu.Unlock()
 	if known {
 		return
@@ -284,28 +284,28 @@ func (m *Members) greeted(address string) {
 	}
 }
 
-// meet joins strangers, one after the other: they were heard a moment ago.
-func (m *Members) meet(ctx context.Context) {
+// joinStrangers joins strangers, one after the other: they were heard a moment ago.
+func (m *Members) joinStrangers(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case s := <-m.strangers:
-			if n, err := m.list.Join([]string{s}); n > 0 {
+			if n, err := m.memberlist.Join([]string{s}); n > 0 {
 				m.synced.Store(true)
-				m.change(func() {})
+				m.changeMembers(func() {})
 			} else if err != nil {
-				m.o.Log.Debug("joining", "stranger", s, "error", err)
+				m.options.Log.Debug("joining", "stranger", s, "error", err)
 			}
 		}
 	}
 }
 
-// missing returns the seeds that are no members, with ports.
-func (m *Members) missing() []string {
+// missingSeeds returns the seeds that are no members, with ports.
+func (m *Members) missingSeeds() []string {
 	known := map[string]bool{m.Address().String(): true}
 	m.mu.Lock()
-	for _, n := range m.nodes {
+	for _, n := range m.nodesByName {
 		known[n.Address()] = true
 	}
 	m.mu.Unlock()
@@ -321,30 +321,30 @@ func (m *Members) missing() []string {
 	return out
 }
 
-// change edits the members and delivers them as they are then.
-func (m *Members) change(edit func()) {
+// changeMembers edits the members and delivers them as they are then.
+func (m *Members) changeMembers(edit func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	edit()
 	set := facts.MemberSet{Synced: m.synced.Load()}
-	for _, name := range slices.Sorted(maps.Keys(m.nodes)) {
-		n := m.nodes[name]
-		set.Members = append(set.Members, member(&n))
+	for _, name := range slices.Sorted(maps.Keys(m.nodesByName)) {
+		n := m.nodesByName[name]
+		set.Members = append(set.Members, memberOfNode(&n))
 	}
 	for {
 		select {
-		case m.sets <- set:
+		case m.memberSets <- set:
 			return
 		default:
 		}
 		select {
-		case <-m.sets:
+		case <-m.memberSets:
 		default:
 		}
 	}
 }
 
-func member(n *memberlist.Node) facts.Member {
+func memberOfNode(n *memberlist.Node) facts.Member {
 	a, _ := netip.AddrFromSlice(n.Addr)
 	out := facts.Member{Name: n.Name, Address: a.Unmap()}
 	if len(n.Meta) < 8 {

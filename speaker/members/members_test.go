@@ -10,11 +10,11 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-// patience bounds every wait of these tests.
-const patience = 20 * time.Second
+// testTimeout bounds every wait of these tests.
+const testTimeout = 20 * time.Second
 
-// join starts a member on loopback that knows the others' addresses.
-func join(t *testing.T, name string, key string, seeds ...string) (*Members, context.CancelFunc) {
+// startMember starts a member on loopback that knows the others' addresses.
+func startMember(t *testing.T, name string, key string, seeds ...string) (*Members, context.CancelFunc) {
 	t.Helper()
 	m, err := New(Options{
 		Name: name, Nonce: uint64(name[0]), BindAddress: netip.MustParseAddr("127.0.0.1"), Key: []byte(key), Log: slog.New(slog.DiscardHandler),
@@ -37,13 +37,13 @@ func join(t *testing.T, name string, key string, seeds ...string) (*Members, con
 	return m, stop
 }
 
-// await takes sets until one satisfies the check.
-func await(t *testing.T, m *Members, what string, check func(facts.MemberSet) bool) {
+// awaitMembers takes sets until one satisfies the check.
+func awaitMembers(t *testing.T, m *Members, what string, check func(facts.MemberSet) bool) {
 	t.Helper()
-	deadline := time.After(patience)
+	deadline := time.After(testTimeout)
 	for {
 		select {
-		case set := <-m.Sets():
+		case set := <-m.MemberSets():
 			if check(set) {
 				return
 			}
@@ -54,13 +54,13 @@ func await(t *testing.T, m *Members, what string, check func(facts.MemberSet) bo
 }
 
 func TestSpeakersFindEachOtherAndTalk(t *testing.T) {
-	a, _ := join(t, "a", "a key that all of them have")
+	a, _ := startMember(t, "a", "a key that all of them have")
 	seed := a.Address().String()
-	b, _ := join(t, "b", "a key that all of them have", seed)
-	c, stopC := join(t, "c", "a key that all of them have", seed)
+	b, _ := startMember(t, "b", "a key that all of them have", seed)
+	c, stopC := startMember(t, "c", "a key that all of them have", seed)
 	all := func(set facts.MemberSet) bool {
 		for _, n := range []string{"a", "b", "c"} {
-			if !set.Has(n) {
+			if !set.HasMember(n) {
 				return false
 			}
 		}
@@ -72,7 +72,7 @@ func TestSpeakersFindEachOtherAndTalk(t *testing.T) {
 		return true
 	}
 	for _, m := range []*Members{a, b, c} {
-		await(t, m, "all three with their nonces and Ethernet addresses", all)
+		awaitMembers(t, m, "all three with their nonces and Ethernet addresses", all)
 	}
 
 	select {
@@ -80,35 +80,35 @@ func TestSpeakersFindEachOtherAndTalk(t *testing.T) {
 		if string(state) != "state of a" && string(state) != "state of c" {
 			t.Errorf("b was told the state %q", state)
 		}
-	case <-time.After(patience):
+	case <-time.After(testTimeout):
 		t.Error("b was not told the state of anybody when it joined")
 	}
 
-	b.Send("c", []byte("hello"))
+	b.SendMessage("c", []byte("hello"))
 	select {
 	case msg := <-c.Messages():
 		if msg.From != "b" || string(msg.Payload) != "hello" {
 			t.Errorf("c got %q from %q, want hello from b", msg.Payload, msg.From)
 		}
-	case <-time.After(patience):
+	case <-time.After(testTimeout):
 		t.Error("the message did not arrive")
 	}
 
 	stopC()
-	await(t, a, "c to have left", func(set facts.MemberSet) bool { return !set.Has("c") && set.Has("b") })
+	awaitMembers(t, a, "c to have left", func(set facts.MemberSet) bool { return !set.HasMember("c") && set.HasMember("b") })
 }
 
-func TestAnotherKeyIsNotHeard(t *testing.T) {
-	a, _ := join(t, "a", "the right key of 16 bytes or more")
-	b, _ := join(t, "b", "another key of 16 bytes or more", a.Address().String())
+func TestASpeakerWithAnotherKeyIsNoMember(t *testing.T) {
+	a, _ := startMember(t, "a", "the right key of 16 bytes or more")
+	b, _ := startMember(t, "b", "another key of 16 bytes or more", a.Address().String())
 	b.Rejoin()
-	c, _ := join(t, "c", "the right key of 16 bytes or more", a.Address().String())
-	await(t, c, "a and c to be together", func(set facts.MemberSet) bool { return set.Has("a") && set.Has("c") })
-	await(t, a, "a to know c and not b", func(set facts.MemberSet) bool { return set.Has("c") && !set.Has("b") })
+	c, _ := startMember(t, "c", "the right key of 16 bytes or more", a.Address().String())
+	awaitMembers(t, c, "a and c to be together", func(set facts.MemberSet) bool { return set.HasMember("a") && set.HasMember("c") })
+	awaitMembers(t, a, "a to know c and not b", func(set facts.MemberSet) bool { return set.HasMember("c") && !set.HasMember("b") })
 }
 
-func TestAPortInUseIsNamed(t *testing.T) {
-	a, _ := join(t, "a", "any key of 16 bytes or more")
+func TestAPortInUseIsAnError(t *testing.T) {
+	a, _ := startMember(t, "a", "any key of 16 bytes or more")
 	_, err := New(Options{
 		Name: "b", BindAddress: netip.MustParseAddr("127.0.0.1"), BindPort: int(a.Address().Port()), Key: []byte("x"), Log: slog.New(slog.DiscardHandler),
 	})

@@ -13,8 +13,8 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// decision is what the rules make of a Service that some node may hold.
-type decision struct {
+// layer2Decision is what the rules make of a Service that some node may hold.
+type layer2Decision struct {
 	verdict    *Verdict
 	candidates *intent.Candidates
 	links      map[netip.Addr][]int
@@ -23,12 +23,12 @@ type decision struct {
 	grace bool
 }
 
-// decide applies the rules in order. The first that fails for the Service as a whole leaves it without candidates; the
+// decideLayer2 applies the rules in order. The first that fails for the Service as a whole leaves it without candidates; the
 // rules about nodes are applied to each of them, and this node's outcome is the reason. The decision is nil without candidates.
-func (p *Planner) decide(k view.Key, r *record) (*Verdict, *decision) {
-	s := r.of
+func (p *Planner) decideLayer2(k view.ObjectKey, r *serviceRecord) (*Verdict, *layer2Decision) {
+	s := r.service
 	v := &Verdict{Service: k, Addresses: s.assigned}
-	ads, of, reason := covers(&p.in, r)
+	ads, of, reason := coveringL2Ads(&p.inputs, r)
 	v.Reason = reason
 	if of != nil { // an address whose own pool nothing announces is none of ours
 		v.Addresses = slices.DeleteFunc(slices.Clone(s.assigned), func(a netip.Addr) bool { return len(of[a]) == 0 })
@@ -36,26 +36,26 @@ func (p *Planner) decide(k view.Key, r *record) (*Verdict, *decision) {
 	if len(ads) == 0 || reason != names.ReasonNotHolder {
 		return v, nil
 	}
-	d := &decision{}
-	f := p.fieldFor(ads)
+	d := &layer2Decision{}
+	f := p.admittedNodesFor(ads)
 	v.Reason = f.reason
 	var local []string
-	if s.local {
-		e := r.endpoints.view(k)
-		if local = e.Local(); f.reason == names.ReasonNotHolder && !slices.Contains(local, p.in.Self) {
+	if s.isLocalTraffic {
+		e := r.endpoints.toView(k)
+		if local = e.NodesForLocalTraffic(); f.reason == names.ReasonNotHolder && !slices.Contains(local, p.inputs.Self) {
 			v.Reason = names.ReasonNoLocalEndpoints
-			d.grace = e.On(p.in.Self)
+			d.grace = e.CanServeOn(p.inputs.Self)
 		}
 	}
 	if v.Reason == names.ReasonNotHolder {
-		d.links, v.Reason = p.reach(ads, of, v.Addresses)
+		d.links, v.Reason = p.linksByAddress(ads, of, v.Addresses)
 	}
-	d.rebalance = slices.ContainsFunc(ads, func(ad *snapshot.L2Ad) bool { return ad.Rebalance })
+	d.rebalance = slices.ContainsFunc(ads, func(ad *snapshot.L2Advertisement) bool { return ad.Rebalance })
 	v.Eligible = v.Reason == names.ReasonNotHolder
-	if s.local {
-		d.candidates = f.among(local, p.in.Self, v.Eligible)
+	if s.isLocalTraffic {
+		d.candidates = f.candidatesAmong(local, p.inputs.Self, v.Eligible)
 	} else {
-		d.candidates = f.candidates(p.in.Self, v.Eligible)
+		d.candidates = f.allCandidates(p.inputs.Self, v.Eligible)
 	}
 	if d.candidates == nil {
 		return v, nil
@@ -64,96 +64,96 @@ func (p *Planner) decide(k view.Key, r *record) (*Verdict, *decision) {
 	return v, d
 }
 
-// covers returns the advertisements that cover the Service, wherever its nodes are, and those of each address where its addresses are of
+// coveringL2Ads returns the advertisements that cover the Service, wherever its nodes are, and those of each address where its addresses are of
 // more than one pool; ReasonNotHolder when nothing that concerns the Service as a whole speaks against it.
-func covers(in *Inputs, r *record) (ads []*snapshot.L2Ad, of map[netip.Addr][]*snapshot.L2Ad, reason names.Reason) {
-	s := r.of
+func coveringL2Ads(in *Inputs, r *serviceRecord) (ads []*snapshot.L2Advertisement, of map[netip.Addr][]*snapshot.L2Advertisement, reason names.Reason) {
+	s := r.service
 	if len(s.assigned) == 0 {
 		return nil, nil, names.ReasonNoAddress
 	}
-	pools := in.Snapshot.PoolsOf(s.pool, s.assigned...)
+	pools := in.Snapshot.PoolsOfAddresses(s.recordedPool, s.assigned...)
 	if pools == nil {
 		return nil, nil, names.ReasonAddressOutsidePools
 	}
-	ads = adsFor(in.Snapshot, pools, s)
+	ads = selectL2Ads(in.Snapshot, pools, s)
 	if len(slices.Compact(slices.Clone(pools))) > 1 {
-		of = map[netip.Addr][]*snapshot.L2Ad{}
+		of = map[netip.Addr][]*snapshot.L2Advertisement{}
 		for i, a := range s.assigned {
-			of[a] = adsFor(in.Snapshot, pools[i:i+1], s)
+			of[a] = selectL2Ads(in.Snapshot, pools[i:i+1], s)
 		}
 	}
 	switch {
 	case len(ads) == 0:
 		return nil, nil, names.ReasonNoAdvertisement
-	case s.sharing && slices.ContainsFunc(ads, func(ad *snapshot.L2Ad) bool { return len(ad.ServiceSelectors) > 0 }):
+	case s.hasSharingKey && slices.ContainsFunc(ads, func(ad *snapshot.L2Advertisement) bool { return len(ad.ServiceSelectors) > 0 }):
 		return ads, of, names.ReasonSharedWithServiceSelector
-	case !r.endpoints.serving:
+	case !r.endpoints.isServing:
 		return ads, of, names.ReasonNoEndpoints
 	}
 	return ads, of, names.ReasonNotHolder
 }
 
-// field is which nodes some advertisements admit, whatever the Service. Services with the same advertisements share it.
-type field struct {
-	scores map[string]int
-	reason names.Reason // this node's: ReasonNotHolder when it is admitted
-	// with and without are the Candidates with this node and without it.
-	with, without *intent.Candidates
+// admittedNodes is which nodes some advertisements admit, whatever the Service. Services with the same advertisements share it.
+type admittedNodes struct {
+	scoreByNode map[string]int
+	reason      names.Reason // this node's: ReasonNotHolder when it is admitted
+	// withSelf and without are the Candidates with this node and without it.
+	withSelf, withoutSelf *intent.Candidates
 }
 
-// fieldFor returns the field of the advertisements.
-func (p *Planner) fieldFor(ads []*snapshot.L2Ad) *field {
+// admittedNodesFor returns the field of the advertisements.
+func (p *Planner) admittedNodesFor(ads []*snapshot.L2Advertisement) *admittedNodes {
 	key := ""
 	for _, ad := range ads {
 		key += ad.Name + "/"
 	}
-	f := p.fields[key]
+	f := p.admittedNodesByAds[key]
 	if f != nil {
 		return f
 	}
-	f = &field{scores: map[string]int{}, reason: names.ReasonNoAdvertisement}
-	for name, n := range p.in.Nodes {
-		reason := decideNode(ads, &n)
+	f = &admittedNodes{scoreByNode: map[string]int{}, reason: names.ReasonNoAdvertisement}
+	for name, n := range p.inputs.Nodes {
+		reason := nodeReason(ads, &n)
 		if reason == names.ReasonNotHolder {
-			f.scores[name] = score(ads, &n)
+			f.scoreByNode[name] = preferenceScore(ads, &n)
 		}
-		if name == p.in.Self {
+		if name == p.inputs.Self {
 			f.reason = reason
 		}
 	}
-	p.fields[key] = f
+	p.admittedNodesByAds[key] = f
 	return f
 }
 
-// candidates are all nodes of the field; this node only when it could answer.
-func (f *field) candidates(self string, able bool) *intent.Candidates {
+// allCandidates are all nodes of the field; this node only when it could answer.
+func (f *admittedNodes) allCandidates(self string, able bool) *intent.Candidates {
 	if able || f.reason != names.ReasonNotHolder {
-		if f.with == nil {
-			f.with = intent.NewCandidates(f.scores)
+		if f.withSelf == nil {
+			f.withSelf = intent.NewCandidates(f.scoreByNode)
 		}
-		return f.with
+		return f.withSelf
 	}
-	if f.without == nil {
-		others := maps.Clone(f.scores)
+	if f.withoutSelf == nil {
+		others := maps.Clone(f.scoreByNode)
 		delete(others, self)
-		f.without = intent.NewCandidates(others)
+		f.withoutSelf = intent.NewCandidates(others)
 	}
-	return f.without
+	return f.withoutSelf
 }
 
-// among are those nodes of the field that are in the list.
-func (f *field) among(nodes []string, self string, able bool) *intent.Candidates {
+// candidatesAmong are those nodes of the field that are in the list.
+func (f *admittedNodes) candidatesAmong(nodes []string, self string, able bool) *intent.Candidates {
 	scores := map[string]int{}
 	for _, n := range nodes {
-		if score, ok := f.scores[n]; ok && (able || n != self) {
+		if score, ok := f.scoreByNode[n]; ok && (able || n != self) {
 			scores[n] = score
 		}
 	}
 	return intent.NewCandidates(scores)
 }
 
-// decideNode says whether the advertisements admit the node: ReasonNotHolder when they do.
-func decideNode(ads []*snapshot.L2Ad, n *view.Node) names.Reason {
+// nodeReason says whether the advertisements admit the node: ReasonNotHolder when they do.
+func nodeReason(ads []*snapshot.L2Advertisement, n *view.Node) names.Reason {
 	switch {
 	case n.NetworkUnavailable:
 		return names.ReasonNodeNetworkUnavailable
@@ -161,23 +161,23 @@ func decideNode(ads []*snapshot.L2Ad, n *view.Node) names.Reason {
 		return names.ReasonNodeExcluded
 	case n.Leaving:
 		return names.ReasonNodeLeaving
-	case !slices.ContainsFunc(ads, func(ad *snapshot.L2Ad) bool { return matches(ad.NodeSelectors, labels.Set(n.Labels)) }):
+	case !slices.ContainsFunc(ads, func(ad *snapshot.L2Advertisement) bool { return matchesAny(ad.NodeSelectors, labels.Set(n.Labels)) }):
 		return names.ReasonNoAdvertisement
 	}
 	return names.ReasonNotHolder
 }
 
-// reach returns this node's links for each of the addresses. The links of other nodes are their own to judge.
-func (p *Planner) reach(ads []*snapshot.L2Ad, of map[netip.Addr][]*snapshot.L2Ad, addresses []netip.Addr) (map[netip.Addr][]int, names.Reason) {
+// linksByAddress returns this node's links for each of the addresses. The links of other nodes are their own to judge.
+func (p *Planner) linksByAddress(ads []*snapshot.L2Advertisement, of map[netip.Addr][]*snapshot.L2Advertisement, addresses []netip.Addr) (map[netip.Addr][]int, names.Reason) {
 	out := make(map[netip.Addr][]int, len(addresses))
 	for _, a := range addresses {
 		if of != nil {
 			ads = of[a]
 		}
-		out[a] = linksFor(&p.in, ads, a)
+		out[a] = answeringLinks(&p.inputs, ads, a)
 		switch {
 		case len(out[a]) > 0:
-		case p.in.Denied:
+		case p.inputs.RawSocketsDenied:
 			return nil, names.ReasonRawSocketDenied
 		default:
 			return nil, names.ReasonNoLinks
@@ -186,33 +186,33 @@ func (p *Planner) reach(ads []*snapshot.L2Ad, of map[netip.Addr][]*snapshot.L2Ad
 	return out, names.ReasonNotHolder
 }
 
-// adsFor returns the advertisements that cover one of the pools and select the Service.
-func adsFor(s *snapshot.Snapshot, pools []*snapshot.Pool, svc *service) []*snapshot.L2Ad {
-	var out []*snapshot.L2Ad
-	for _, ad := range s.L2Ads {
-		if announces(ad.Pools, pools) && matches(ad.ServiceSelectors, svc.labels) {
+// selectL2Ads returns the advertisements that cover one of the pools and select the Service.
+func selectL2Ads(s *snapshot.Snapshot, pools []*snapshot.Pool, svc *serviceFacts) []*snapshot.L2Advertisement {
+	var out []*snapshot.L2Advertisement
+	for _, ad := range s.L2Advertisements {
+		if namesAnyPool(ad.Pools, pools) && matchesAny(ad.ServiceSelectors, svc.labels) {
 			out = append(out, ad)
 		}
 	}
 	return out
 }
 
-// announces says whether one of the pools is named.
-func announces(named []string, pools []*snapshot.Pool) bool {
+// namesAnyPool says whether one of the pools is named.
+func namesAnyPool(named []string, pools []*snapshot.Pool) bool {
 	return slices.ContainsFunc(pools, func(p *snapshot.Pool) bool { return slices.Contains(named, p.Name) })
 }
 
-// matches says whether any selector matches; an empty list matches everything.
-func matches(selectors []labels.Selector, set labels.Labels) bool {
+// matchesAny says whether any selector matches; an empty list matches everything.
+func matchesAny(selectors []labels.Selector, set labels.Labels) bool {
 	return len(selectors) == 0 ||
 		slices.ContainsFunc(selectors, func(s labels.Selector) bool { return s.Matches(set) })
 }
 
-// score sums the weights of the preferences that match the node, over the advertisements that admit it.
-func score(ads []*snapshot.L2Ad, n *view.Node) int {
+// preferenceScore sums the weights of the preferences that match the node, over the advertisements that admit it.
+func preferenceScore(ads []*snapshot.L2Advertisement, n *view.Node) int {
 	sum := 0
 	for _, ad := range ads {
-		if !matches(ad.NodeSelectors, labels.Set(n.Labels)) {
+		if !matchesAny(ad.NodeSelectors, labels.Set(n.Labels)) {
 			continue
 		}
 		for _, p := range ad.Preferences {
@@ -224,22 +224,22 @@ func score(ads []*snapshot.L2Ad, n *view.Node) int {
 	return sum
 }
 
-// linksFor returns the indexes of this node's links for the address: those that the advertisements for this node name.
+// answeringLinks returns the indexes of this node's links for the address: those that the advertisements for this node name.
 // When one of them names none, the links whose subnet covers the address, or every usable link if none does: an
 // address outside the node's subnets may still be routed to the segment.
-func linksFor(in *Inputs, ads []*snapshot.L2Ad, a netip.Addr) []int {
+func answeringLinks(in *Inputs, ads []*snapshot.L2Advertisement, a netip.Addr) []int {
 	self := in.Nodes[in.Self]
 	var out []int
 	for _, ad := range ads {
-		if !matches(ad.NodeSelectors, labels.Set(self.Labels)) {
+		if !matchesAny(ad.NodeSelectors, labels.Set(self.Labels)) {
 			continue
 		}
 		if len(ad.Interfaces) == 0 {
-			out = append(out, covering(in, a)...)
+			out = append(out, linksCovering(in, a)...)
 			continue
 		}
 		for _, l := range in.Links {
-			if l.Carries(a) && slices.Contains(ad.Interfaces, l.Name) {
+			if l.CanCarry(a) && slices.Contains(ad.Interfaces, l.Name) {
 				out = append(out, l.Index)
 			}
 		}
@@ -248,11 +248,11 @@ func linksFor(in *Inputs, ads []*snapshot.L2Ad, a netip.Addr) []int {
 	return slices.Compact(out)
 }
 
-// covering returns the links whose subnet covers a, or all links.
-func covering(in *Inputs, a netip.Addr) []int {
+// linksCovering returns the links whose subnet covers a, or all links.
+func linksCovering(in *Inputs, a netip.Addr) []int {
 	var on, all []int
 	for _, l := range in.Links {
-		if !l.Carries(a) {
+		if !l.CanCarry(a) {
 			continue
 		}
 		all = append(all, l.Index)

@@ -5,9 +5,9 @@ import (
 	"slices"
 )
 
-// List is an immutable sorted list. An edited one shares with the former what did not change, so that an edit of a long list
+// SortedList is an immutable sorted list. An edited one shares with the former what did not change, so that an edit of a long list
 // costs little and leaves little behind. The zero value is empty.
-type List[T any] struct {
+type SortedList[T any] struct {
 	parts  [][]T // none of them empty
 	length int
 }
@@ -16,16 +16,16 @@ type List[T any] struct {
 // neighbour when both together have half.
 const partSize = 128
 
-// NewList returns a List of elements that are in order.
-func NewList[T any](sorted ...T) List[T] {
-	return List[T]{parts: slices.Collect(slices.Chunk(sorted, partSize)), length: len(sorted)}
+// NewSortedList returns a List of elements that are in order.
+func NewSortedList[T any](sorted ...T) SortedList[T] {
+	return SortedList[T]{parts: slices.Collect(slices.Chunk(sorted, partSize)), length: len(sorted)}
 }
 
 // Len is the number of elements.
-func (l List[T]) Len() int { return l.length }
+func (l SortedList[T]) Len() int { return l.length }
 
 // All returns the elements in order.
-func (l List[T]) All() iter.Seq[T] {
+func (l SortedList[T]) All() iter.Seq[T] {
 	return func(yield func(T) bool) {
 		for _, part := range l.parts {
 			for _, e := range part {
@@ -38,12 +38,12 @@ func (l List[T]) All() iter.Seq[T] {
 }
 
 // Slice returns the elements in a slice of the caller's own.
-func (l List[T]) Slice() []T {
+func (l SortedList[T]) Slice() []T {
 	return slices.AppendSeq(make([]T, 0, l.length), l.All())
 }
 
-// find returns the element that compares as equal to e.
-func (l List[T]) find(e T, compare func(x, y T) int) (T, bool) {
+// lookup returns the element that compares as equal to e.
+func (l SortedList[T]) lookup(e T, compare func(x, y T) int) (T, bool) {
 	i, found := slices.BinarySearchFunc(l.parts, e, func(part []T, e T) int { return compare(part[0], e) })
 	if !found {
 		i--
@@ -57,14 +57,14 @@ func (l List[T]) find(e T, compare func(x, y T) int) (T, bool) {
 	return none, false
 }
 
-// edit returns the list with what changed in it put in, and what is gone taken out. Both are sorted.
-func (l List[T]) edit(changed, gone []T, compare func(x, y T) int) List[T] {
+// withEdits returns the list with what changed in it put in, and what is gone taken out. Both are sorted.
+func (l SortedList[T]) withEdits(changed, gone []T, compare func(x, y T) int) SortedList[T] {
 	if len(changed)+len(gone) == 0 {
 		return l
 	}
-	out := List[T]{parts: make([][]T, 0, len(l.parts)+len(changed)/partSize+1)}
+	out := SortedList[T]{parts: make([][]T, 0, len(l.parts)+len(changed)/partSize+1)}
 	if len(l.parts) == 0 {
-		out.append(changed)
+		out.appendPart(changed)
 		return out
 	}
 	for i, part := range l.parts {
@@ -75,16 +75,16 @@ func (l List[T]) edit(changed, gone []T, compare func(x, y T) int) List[T] {
 			without, _ = slices.BinarySearchFunc(gone, next, compare)
 		}
 		if of+without > 0 {
-			part = replace(part, changed[:of], gone[:without], compare)
+			part = mergeEdits(part, changed[:of], gone[:without], compare)
 			changed, gone = changed[of:], gone[without:]
 		}
-		out.append(part)
+		out.appendPart(part)
 	}
 	return out
 }
 
-// append adds a part, which may be empty, too long or too short, at the end of a list that is being made.
-func (l *List[T]) append(part []T) {
+// appendPart adds a part, which may be empty, too long or too short, at the end of a list that is being made.
+func (l *SortedList[T]) appendPart(part []T) {
 	l.length += len(part)
 	last := len(l.parts) - 1
 	switch {

@@ -7,11 +7,11 @@ import (
 	"testing"
 )
 
-// TestList edits a List at random, beside a plain slice.
-func TestList(t *testing.T) {
+// TestSortedList edits a List at random, beside a plain slice.
+func TestSortedList(t *testing.T) {
 	for seed := range int64(20) {
 		r := rand.New(rand.NewSource(seed))
-		var list List[int]
+		var list SortedList[int]
 		var want []int
 		span := 1 << (2 + r.Intn(14))
 		for step := range 60 {
@@ -37,7 +37,7 @@ func TestList(t *testing.T) {
 				want = append(want, e)
 			}
 			slices.Sort(want)
-			list = list.edit(keys(add), keys(drop), cmp.Compare[int])
+			list = list.withEdits(sortedElements(add), sortedElements(drop), cmp.Compare[int])
 			if got := list.Slice(); !slices.Equal(got, want) || list.Len() != len(want) {
 				t.Fatalf("with seed %d, step %d leads to %v (%d), want %v", seed, step, got, list.Len(), want)
 			}
@@ -46,7 +46,7 @@ func TestList(t *testing.T) {
 			}
 			for range 20 {
 				e := r.Intn(span)
-				got, found := list.find(e, cmp.Compare[int])
+				got, found := list.lookup(e, cmp.Compare[int])
 				if found != slices.Contains(want, e) || (found && got != e) {
 					t.Fatalf("with seed %d, step %d finds %d for %d: %v", seed, step, got, e, found)
 				}
@@ -58,7 +58,7 @@ func TestList(t *testing.T) {
 	}
 }
 
-func keys(set map[int]bool) []int {
+func sortedElements(set map[int]bool) []int {
 	var out []int
 	for e := range set {
 		out = append(out, e)

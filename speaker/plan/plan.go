@@ -24,35 +24,35 @@ type Inputs struct {
 	Class string
 	// Snapshot is the configuration; nil counts as empty.
 	Snapshot *snapshot.Snapshot
-	Services map[view.Key]view.Service
+	Services map[view.ObjectKey]view.Service
 	// Endpoints of each Service; an absent entry counts as no endpoints.
-	Endpoints map[view.Key]view.Endpoints
+	Endpoints map[view.ObjectKey]view.Endpoints
 	// Nodes are all nodes of the cluster by name.
 	Nodes map[string]view.Node
 	// Links are the links of this node on which frames can be sent.
 	Links facts.LinkSet
-	// Denied says that this node's links are unusable because raw sockets are refused.
-	Denied bool
+	// RawSocketsDenied says that this node's links are unusable because raw sockets are refused.
+	RawSocketsDenied bool
 }
 
 // Plan is what this node should announce now. It is immutable, and what its lists point to with it: Plans share what did not change.
 type Plan struct {
 	// Bids has one entry for each layer-2 address that some node may hold, sorted by address.
-	Bids List[intent.Bid]
+	Bids SortedList[intent.Bid]
 	// Verdicts has one entry for each Service of our class, sorted by Service.
-	Verdicts List[*Verdict]
+	Verdicts SortedList[*Verdict]
 	// Peers are the routers that this node peers with, sorted by name; Routes what it announces to them, sorted by prefix.
 	Peers  []intent.Peer
 	Routes []*intent.Route
 	// BGP has one entry for each Service of our class, sorted by Service.
-	BGP List[*BGPVerdict]
+	BGP SortedList[*BGPVerdict]
 	// Leaving says that the node is to stop serving: it is excluded or drained. Its routes are still among Routes.
 	Leaving bool
 }
 
 // Verdict says whether this node may announce a Service by layer 2, and why not.
 type Verdict struct {
-	Service   view.Key
+	Service   view.ObjectKey
 	Addresses []netip.Addr
 	// Eligible says that this node takes part in the election. Reason is then ReasonNotHolder, to be replaced by
 	// ReasonAnnounced for the holder.
@@ -62,7 +62,7 @@ type Verdict struct {
 	Reason     names.Reason
 }
 
-func (v *Verdict) same(o *Verdict) bool {
+func (v *Verdict) equal(o *Verdict) bool {
 	return v.Eligible == o.Eligible && v.Candidates == o.Candidates && v.Reason == o.Reason && slices.Equal(v.Addresses, o.Addresses)
 }
 
@@ -80,9 +80,9 @@ func Build(in Inputs) Plan {
 	return p.Plan()
 }
 
-// replace returns a sorted list with what changed in it put in, and what is gone taken out; the old list stays as it is. All
+// mergeEdits returns a sorted list with what changed in it put in, and what is gone taken out; the old list stays as it is. All
 // three are sorted. What lies between is copied in pieces, so that one change in a long list costs little.
-func replace[T any](old, changed, gone []T, compare func(x, y T) int) []T {
+func mergeEdits[T any](old, changed, gone []T, compare func(x, y T) int) []T {
 	out := make([]T, 0, len(old)+len(changed))
 	for len(changed)+len(gone) > 0 {
 		var e T
@@ -108,11 +108,11 @@ func replace[T any](old, changed, gone []T, compare func(x, y T) int) []T {
 	return append(out, old...)
 }
 
-func sortedKeys(set map[view.Key]struct{}) []view.Key {
-	out := make([]view.Key, 0, len(set))
+func sortedServices(set map[view.ObjectKey]struct{}) []view.ObjectKey {
+	out := make([]view.ObjectKey, 0, len(set))
 	for k := range set {
 		out = append(out, k)
 	}
-	slices.SortFunc(out, view.Key.Compare)
+	slices.SortFunc(out, view.ObjectKey.Compare)
 	return out
 }

@@ -17,17 +17,17 @@ import (
 
 var (
 	address = netip.MustParseAddr("192.0.2.1")
-	web     = view.Key{Namespace: "default", Name: "web"}
+	web     = view.ObjectKey{Namespace: "default", Name: "web"}
 )
 
-// inputs is a cluster of three nodes with one Service that everything is right with, seen from node a.
-func inputs() Inputs {
+// exampleInputs is a cluster of three nodes with one Service that everything is right with, seen from node a.
+func exampleInputs() Inputs {
 	pool := &snapshot.Pool{Name: "p", Ranges: []snapshot.Range{{First: address, Last: address.Next()}}}
 	in := Inputs{
 		Self:      "a",
-		Snapshot:  &snapshot.Snapshot{Pools: []*snapshot.Pool{pool}, L2Ads: []*snapshot.L2Ad{{Name: "ad", Pools: []string{"p"}}}},
-		Services:  map[view.Key]view.Service{web: {Key: web, LoadBalancer: true, Assigned: []netip.Addr{address}}},
-		Endpoints: map[view.Key]view.Endpoints{web: {Service: web, Serving: true, Nodes: []string{"b"}}},
+		Snapshot:  &snapshot.Snapshot{Pools: []*snapshot.Pool{pool}, L2Advertisements: []*snapshot.L2Advertisement{{Name: "ad", Pools: []string{"p"}}}},
+		Services:  map[view.ObjectKey]view.Service{web: {Key: web, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{address}}},
+		Endpoints: map[view.ObjectKey]view.Endpoints{web: {Service: web, AnyServing: true, ServingNodes: []string{"b"}}},
 		Nodes:     map[string]view.Node{},
 		Links: facts.LinkSet{
 			{Index: 2, Name: "eth0", Prefixes: []netip.Prefix{netip.MustParsePrefix("192.0.2.10/24")}},
@@ -56,15 +56,15 @@ func editNode(name string, f func(*view.Node)) func(*Inputs) {
 	}
 }
 
-func editAd(f func(*snapshot.L2Ad)) func(*Inputs) {
-	return func(in *Inputs) { f(in.Snapshot.L2Ads[0]) }
+func editAd(f func(*snapshot.L2Advertisement)) func(*Inputs) {
+	return func(in *Inputs) { f(in.Snapshot.L2Advertisements[0]) }
 }
 
-func only(name string) []labels.Selector {
+func selectName(name string) []labels.Selector {
 	return []labels.Selector{labels.SelectorFromSet(labels.Set{"name": name})}
 }
 
-func TestBuild(t *testing.T) {
+func TestBidAndReason(t *testing.T) {
 	tests := map[string]struct {
 		edit       func(*Inputs)
 		candidates []string // sorted; nil when there is no bid
@@ -73,28 +73,28 @@ func TestBuild(t *testing.T) {
 	}{
 		"every node may hold the address":                {edit: func(*Inputs) {}, candidates: []string{"a", "b", "c"}, links: []int{2}, reason: names.ReasonNotHolder},
 		"a Service of another class is none of ours":     {edit: editService(func(s *view.Service) { s.Class = "other" })},
-		"without an address":                             {edit: editService(func(s *view.Service) { s.Assigned = nil }), reason: names.ReasonNoAddress},
-		"an address of no pool":                          {edit: editService(func(s *view.Service) { s.Assigned = []netip.Addr{netip.MustParseAddr("203.0.113.1")} }), reason: names.ReasonAddressOutsidePools},
-		"no advertisement":                               {edit: func(in *Inputs) { in.Snapshot.L2Ads = nil }, reason: names.ReasonNoAdvertisement},
-		"an advertisement for other Services":            {edit: editAd(func(ad *snapshot.L2Ad) { ad.ServiceSelectors = only("other") }), reason: names.ReasonNoAdvertisement},
+		"without an address":                             {edit: editService(func(s *view.Service) { s.AssignedAddresses = nil }), reason: names.ReasonNoAddress},
+		"an address of no pool":                          {edit: editService(func(s *view.Service) { s.AssignedAddresses = []netip.Addr{netip.MustParseAddr("203.0.113.1")} }), reason: names.ReasonAddressOutsidePools},
+		"no advertisement":                               {edit: func(in *Inputs) { in.Snapshot.L2Advertisements = nil }, reason: names.ReasonNoAdvertisement},
+		"an advertisement for other Services":            {edit: editAd(func(ad *snapshot.L2Advertisement) { ad.ServiceSelectors = selectName("other") }), reason: names.ReasonNoAdvertisement},
 		"no endpoints":                                   {edit: func(in *Inputs) { in.Endpoints = nil }, reason: names.ReasonNoEndpoints},
-		"policy Local keeps to the nodes with endpoints": {edit: editService(func(s *view.Service) { s.Local = true }), candidates: []string{"b"}, reason: names.ReasonNoLocalEndpoints},
-		"a node selector keeps to its nodes":             {edit: editAd(func(ad *snapshot.L2Ad) { ad.NodeSelectors = only("c") }), candidates: []string{"c"}, reason: names.ReasonNoAdvertisement},
+		"policy Local keeps to the nodes with endpoints": {edit: editService(func(s *view.Service) { s.LocalTrafficPolicy = true }), candidates: []string{"b"}, reason: names.ReasonNoLocalEndpoints},
+		"a node selector keeps to its nodes":             {edit: editAd(func(ad *snapshot.L2Advertisement) { ad.NodeSelectors = selectName("c") }), candidates: []string{"c"}, reason: names.ReasonNoAdvertisement},
 		"an excluded node":                               {edit: editNode("a", func(n *view.Node) { n.Excluded = true }), candidates: []string{"b", "c"}, reason: names.ReasonNodeExcluded},
 		"a leaving node":                                 {edit: editNode("b", func(n *view.Node) { n.Leaving = true }), candidates: []string{"a", "c"}, links: []int{2}, reason: names.ReasonNotHolder},
 		"a node without network":                         {edit: editNode("a", func(n *view.Node) { n.NetworkUnavailable = true }), candidates: []string{"b", "c"}, reason: names.ReasonNodeNetworkUnavailable},
-		"named links":                                    {edit: editAd(func(ad *snapshot.L2Ad) { ad.Interfaces = []string{"eth1"} }), candidates: []string{"a", "b", "c"}, links: []int{3}, reason: names.ReasonNotHolder},
-		"named links that this node does not have":       {edit: editAd(func(ad *snapshot.L2Ad) { ad.Interfaces = []string{"eth9"} }), candidates: []string{"b", "c"}, reason: names.ReasonNoLinks},
+		"named links":                                    {edit: editAd(func(ad *snapshot.L2Advertisement) { ad.Interfaces = []string{"eth1"} }), candidates: []string{"a", "b", "c"}, links: []int{3}, reason: names.ReasonNotHolder},
+		"named links that this node does not have":       {edit: editAd(func(ad *snapshot.L2Advertisement) { ad.Interfaces = []string{"eth9"} }), candidates: []string{"b", "c"}, reason: names.ReasonNoLinks},
 		"no link's subnet covers the address":            {edit: func(in *Inputs) { in.Links[0].Prefixes = nil }, candidates: []string{"a", "b", "c"}, links: []int{2, 3}, reason: names.ReasonNotHolder},
-		"raw sockets are refused":                        {edit: func(in *Inputs) { in.Links, in.Denied = nil, true }, candidates: []string{"b", "c"}, reason: names.ReasonRawSocketDenied},
+		"raw sockets are refused":                        {edit: func(in *Inputs) { in.Links, in.RawSocketsDenied = nil, true }, candidates: []string{"b", "c"}, reason: names.ReasonRawSocketDenied},
 		"a shared address and a service selector": {edit: func(in *Inputs) {
-			editService(func(s *view.Service) { s.SharingPresent, s.Labels = true, map[string]string{"name": "x"} })(in)
-			editAd(func(ad *snapshot.L2Ad) { ad.ServiceSelectors = only("x") })(in)
+			editService(func(s *view.Service) { s.HasSharingAnnotation, s.Labels = true, map[string]string{"name": "x"} })(in)
+			editAd(func(ad *snapshot.L2Advertisement) { ad.ServiceSelectors = selectName("x") })(in)
 		}, reason: names.ReasonSharedWithServiceSelector},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			in := inputs()
+			in := exampleInputs()
 			tc.edit(&in)
 			p := Build(in)
 			var candidates []string
@@ -117,18 +117,18 @@ func TestBuild(t *testing.T) {
 }
 
 func TestPreferencesAddUp(t *testing.T) {
-	in := inputs()
-	in.Snapshot.L2Ads[0].Preferences = []snapshot.Preference{{Weight: 10, Selector: only("c")[0]}, {Weight: 5, Selector: only("b")[0]}, {Weight: 1, Selector: labels.Everything()}}
+	in := exampleInputs()
+	in.Snapshot.L2Advertisements[0].Preferences = []snapshot.Preference{{Weight: 10, Selector: selectName("c")[0]}, {Weight: 5, Selector: selectName("b")[0]}, {Weight: 1, Selector: labels.Everything()}}
 	if got, want := Build(in).Bids.Slice()[0].Candidates.Scores, []int{1, 6, 11}; !slices.Equal(got, want) {
 		t.Errorf("the scores of a, b and c are %v, want %v", got, want)
 	}
 }
 
-// TestEveryNodeSeesTheSame: a bid's candidates do not depend on which node builds the plan, nor on any order of maps.
-func TestEveryNodeSeesTheSame(t *testing.T) {
-	want := Build(inputs()).Bids.Slice()[0].Candidates
+// TestCandidatesAreTheSameOnEveryNode: a bid's candidates do not depend on which node builds the plan, nor on any order of maps.
+func TestCandidatesAreTheSameOnEveryNode(t *testing.T) {
+	want := Build(exampleInputs()).Bids.Slice()[0].Candidates
 	for _, self := range []string{"a", "b", "c"} {
-		in := inputs()
+		in := exampleInputs()
 		in.Self, in.Nodes = self, maps.Clone(in.Nodes)
 		if got := Build(in).Bids.Slice()[0].Candidates; got.Key != want.Key || !slices.Equal(got.Nodes, want.Nodes) {
 			t.Errorf("node %s sees the candidates %v, node a %v", self, got, want)
@@ -137,10 +137,10 @@ func TestEveryNodeSeesTheSame(t *testing.T) {
 }
 
 func TestOneNodeServesAllServicesOfAnAddress(t *testing.T) {
-	in := inputs()
-	other := view.Key{Namespace: "default", Name: "other"}
-	in.Services[other] = view.Service{Key: other, LoadBalancer: true, Assigned: []netip.Addr{address}, Local: true}
-	in.Endpoints[other] = view.Endpoints{Service: other, Serving: true, Nodes: []string{"c"}}
+	in := exampleInputs()
+	other := view.ObjectKey{Namespace: "default", Name: "other"}
+	in.Services[other] = view.Service{Key: other, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{address}, LocalTrafficPolicy: true}
+	in.Endpoints[other] = view.Endpoints{Service: other, AnyServing: true, ServingNodes: []string{"c"}}
 	p := Build(in)
 	if p.Bids.Len() != 1 || !slices.Equal(p.Bids.Slice()[0].Candidates.Nodes, []string{"c"}) {
 		t.Errorf("the bids are %v, want one with node c alone, which can serve both", p.Bids)

@@ -14,28 +14,28 @@ import (
 
 // Planner keeps a Plan in step with its inputs. It belongs to one goroutine; the Plans that it gives are immutable.
 type Planner struct {
-	in   Inputs // without Services and Endpoints: these are in records
-	plan Plan
-	// records are what is known and decided of each Service; users are the Services of each address that may be held by layer 2.
-	records map[view.Key]*record
-	users   map[netip.Addr]sharers
-	fields  map[string]*field // by the advertisements; see fieldFor
-	dirty   map[view.Key]struct{}
-	all     bool // everything is to be decided anew
-	// prefixes are the Services that add to each.
-	prefixes map[netip.Prefix]sharers
-	peers    lists // of the names of peers
+	inputs Inputs // without Services and Endpoints: these are in records
+	plan   Plan
+	// recordByService are what is known and decided of each Service; users are the Services of each address that may be held by layer 2.
+	recordByService    map[view.ObjectKey]*serviceRecord
+	servicesByAddress  map[netip.Addr]serviceList
+	admittedNodesByAds map[string]*admittedNodes // by the advertisements; see admittedNodesFor
+	changedServices    map[view.ObjectKey]struct{}
+	replanAll          bool // everything is to be decided anew
+	// servicesByPrefix are the Services that add to each.
+	servicesByPrefix map[netip.Prefix]serviceList
+	peerNameLists    nameListCache // of the names of peers
 }
 
 // NewPlanner returns a Planner that has decided nothing.
 func NewPlanner(in Inputs) *Planner {
 	p := &Planner{
-		in: in, records: map[view.Key]*record{}, users: map[netip.Addr]sharers{}, fields: map[string]*field{},
-		dirty: map[view.Key]struct{}{}, all: true, prefixes: map[netip.Prefix]sharers{},
+		inputs: in, recordByService: map[view.ObjectKey]*serviceRecord{}, servicesByAddress: map[netip.Addr]serviceList{}, admittedNodesByAds: map[string]*admittedNodes{},
+		changedServices: map[view.ObjectKey]struct{}{}, replanAll: true, servicesByPrefix: map[netip.Prefix]serviceList{},
 	}
-	p.in.Services, p.in.Endpoints = nil, nil
-	if p.in.Nodes = maps.Clone(in.Nodes); p.in.Nodes == nil {
-		p.in.Nodes = map[string]view.Node{}
+	p.inputs.Services, p.inputs.Endpoints = nil, nil
+	if p.inputs.Nodes = maps.Clone(in.Nodes); p.inputs.Nodes == nil {
+		p.inputs.Nodes = map[string]view.Node{}
 	}
 	for _, s := range in.Services {
 		p.SetService(s)
@@ -50,19 +50,19 @@ func NewPlanner(in Inputs) *Planner {
 func (p *Planner) Plan() Plan { return p.plan }
 
 // Snapshot returns the configuration that the Plan rests on.
-func (p *Planner) Snapshot() *snapshot.Snapshot { return p.in.Snapshot }
+func (p *Planner) Snapshot() *snapshot.Snapshot { return p.inputs.Snapshot }
 
 // Inputs returns what the Plan rests on: of the Services those of our class, and what the rules look at of them. It costs time
 // in proportion to their number.
 func (p *Planner) Inputs() Inputs {
-	out := p.in
-	out.Nodes, out.Services, out.Endpoints = maps.Clone(p.in.Nodes), map[view.Key]view.Service{}, map[view.Key]view.Endpoints{}
-	for k, r := range p.records {
-		if r.of != nil {
-			out.Services[k] = r.of.view(k, p.in.Class)
+	out := p.inputs
+	out.Nodes, out.Services, out.Endpoints = maps.Clone(p.inputs.Nodes), map[view.ObjectKey]view.Service{}, map[view.ObjectKey]view.Endpoints{}
+	for k, r := range p.recordByService {
+		if r.service != nil {
+			out.Services[k] = r.service.toView(k, p.inputs.Class)
 		}
-		if r.endpoints.serving {
-			out.Endpoints[k] = r.endpoints.view(k)
+		if r.endpoints.isServing {
+			out.Endpoints[k] = r.endpoints.toView(k)
 		}
 	}
 	return out
@@ -70,119 +70,119 @@ func (p *Planner) Inputs() Inputs {
 
 // SetService puts a Service in the place of its former View. One that is not ours is forgotten.
 func (p *Planner) SetService(s view.Service) {
-	if !s.LoadBalancer || s.Class != p.in.Class {
+	if !s.IsLoadBalancer || s.Class != p.inputs.Class {
 		p.RemoveService(s.Key)
 		return
 	}
-	r, now := p.record(s.Key), newService(&s)
-	if r.of != nil && r.of.same(now) {
+	r, now := p.ensureRecord(s.Key), newServiceFacts(&s)
+	if r.service != nil && r.service.equal(now) {
 		return
 	}
-	r.of = now
-	p.dirty[s.Key] = struct{}{}
+	r.service = now
+	p.changedServices[s.Key] = struct{}{}
 }
 
-// record returns that of a Service, a new one if there is none.
-func (p *Planner) record(k view.Key) *record {
-	r := p.records[k]
+// ensureRecord returns that of a Service, a new one if there is none.
+func (p *Planner) ensureRecord(k view.ObjectKey) *serviceRecord {
+	r := p.recordByService[k]
 	if r == nil {
-		r = &record{}
-		p.records[k] = r
+		r = &serviceRecord{}
+		p.recordByService[k] = r
 	}
 	return r
 }
 
 // RemoveService forgets a Service.
-func (p *Planner) RemoveService(k view.Key) {
-	if r := p.records[k]; r != nil && r.of != nil {
-		r.of = nil
-		p.dirty[k] = struct{}{}
+func (p *Planner) RemoveService(k view.ObjectKey) {
+	if r := p.recordByService[k]; r != nil && r.service != nil {
+		r.service = nil
+		p.changedServices[k] = struct{}{}
 	}
 }
 
 // SetEndpoints puts the endpoints of a Service in the place of its former ones; none at all are forgotten.
 func (p *Planner) SetEndpoints(e view.Endpoints) {
-	if p.records[e.Service] == nil && !e.Serving {
+	if p.recordByService[e.Service] == nil && !e.AnyServing {
 		return
 	}
-	r, now := p.record(e.Service), newEndpoints(&e)
-	if r.endpoints.same(now) {
+	r, now := p.ensureRecord(e.Service), newEndpointFacts(&e)
+	if r.endpoints.equal(now) {
 		return
 	}
 	r.endpoints = now
-	p.dirty[e.Service] = struct{}{}
+	p.changedServices[e.Service] = struct{}{}
 }
 
 // SetNode puts a node in the place of its former View.
 func (p *Planner) SetNode(n view.Node) {
-	if old, ok := p.in.Nodes[n.Name]; ok && reflect.DeepEqual(old, n) { // as for each heartbeat
+	if old, ok := p.inputs.Nodes[n.Name]; ok && reflect.DeepEqual(old, n) { // as for each heartbeat
 		return
 	}
-	p.in.Nodes[n.Name] = n
-	p.all = true
+	p.inputs.Nodes[n.Name] = n
+	p.replanAll = true
 }
 
 // RemoveNode forgets a node.
 func (p *Planner) RemoveNode(name string) {
-	delete(p.in.Nodes, name)
-	p.all = true
+	delete(p.inputs.Nodes, name)
+	p.replanAll = true
 }
 
 // SetSnapshot puts a new configuration in the place of the former.
-func (p *Planner) SetSnapshot(s *snapshot.Snapshot) { p.in.Snapshot, p.all = s, true }
+func (p *Planner) SetSnapshot(s *snapshot.Snapshot) { p.inputs.Snapshot, p.replanAll = s, true }
 
 // SetLinks puts the links on which frames can be sent in the place of the former ones.
 func (p *Planner) SetLinks(links facts.LinkSet) {
-	if !reflect.DeepEqual(p.in.Links, links) {
-		p.in.Links, p.all = links, true
+	if !reflect.DeepEqual(p.inputs.Links, links) {
+		p.inputs.Links, p.replanAll = links, true
 	}
 }
 
-// SetDenied says that raw sockets are refused, or are not.
-func (p *Planner) SetDenied(d Denial) {
-	if denied := d == Refused; p.in.Denied != denied {
-		p.in.Denied, p.all = denied, true
+// SetRawSockets says that raw sockets are refused, or are not.
+func (p *Planner) SetRawSockets(d RawSockets) {
+	if denied := d == RawSocketsDenied; p.inputs.RawSocketsDenied != denied {
+		p.inputs.RawSocketsDenied, p.replanAll = denied, true
 	}
 }
 
-// Denial says whether raw sockets are refused on this node.
-type Denial bool
+// RawSockets says whether raw sockets are refused on this node.
+type RawSockets bool
 
 // The values of a Denial.
 const (
-	Granted Denial = false
-	Refused Denial = true
+	RawSocketsPermitted RawSockets = false
+	RawSocketsDenied    RawSockets = true
 )
 
 // Update decides what changed since the last call.
 func (p *Planner) Update() Delta {
-	anew := p.all
+	anew := p.replanAll
 	if anew {
-		p.all = false
-		clear(p.fields)
-		p.peers = nil
-		for k := range p.records {
-			p.dirty[k] = struct{}{}
+		p.replanAll = false
+		clear(p.admittedNodesByAds)
+		p.peerNameLists = nil
+		for k := range p.recordByService {
+			p.changedServices[k] = struct{}{}
 		}
 	}
 	touched := map[netip.Addr]struct{}{}
 	var verdicts, gone []*Verdict
-	order := sortedKeys(p.dirty)
+	order := sortedServices(p.changedServices)
 	for _, k := range order {
-		r := p.records[k]
+		r := p.recordByService[k]
 		if r == nil {
 			continue
 		}
-		p.forget(k, r, touched)
-		if r.of == nil {
+		p.withdrawFromAddresses(k, r, touched)
+		if r.service == nil {
 			if r.verdict != nil {
 				gone = append(gone, r.verdict)
 				r.verdict = nil
 			}
 			continue
 		}
-		v, d := p.decide(k, r)
-		if r.verdict == nil || !r.verdict.same(v) {
+		v, d := p.decideLayer2(k, r)
+		if r.verdict == nil || !r.verdict.equal(v) {
 			r.verdict = v
 			verdicts = append(verdicts, v)
 		}
@@ -192,68 +192,68 @@ func (p *Planner) Update() Delta {
 		d.verdict = r.verdict
 		r.decision = d
 		for _, a := range r.verdict.Addresses {
-			p.users[a] = p.users[a].with(k)
+			p.servicesByAddress[a] = p.servicesByAddress[a].withService(k)
 			touched[a] = struct{}{}
 		}
 	}
-	p.route(order, anew)
+	p.updateRoutes(order, anew)
 	for _, k := range order {
-		if r := p.records[k]; r != nil && r.of == nil && !r.endpoints.serving {
-			delete(p.records, k)
+		if r := p.recordByService[k]; r != nil && r.service == nil && !r.endpoints.isServing {
+			delete(p.recordByService, k)
 		}
 	}
-	clear(p.dirty)
-	p.plan.Verdicts = p.plan.Verdicts.edit(verdicts, gone, func(x, y *Verdict) int { return x.Service.Compare(y.Service) })
-	return p.bid(touched)
+	clear(p.changedServices)
+	p.plan.Verdicts = p.plan.Verdicts.withEdits(verdicts, gone, func(x, y *Verdict) int { return x.Service.Compare(y.Service) })
+	return p.updateBids(touched)
 }
 
-// forget takes a Service off its addresses.
-func (p *Planner) forget(k view.Key, r *record, touched map[netip.Addr]struct{}) {
+// withdrawFromAddresses takes a Service off its addresses.
+func (p *Planner) withdrawFromAddresses(k view.ObjectKey, r *serviceRecord, touched map[netip.Addr]struct{}) {
 	if r.decision == nil {
 		return
 	}
 	for _, a := range r.decision.verdict.Addresses {
-		if p.users[a] = p.users[a].without(k); len(p.users[a]) == 0 {
-			delete(p.users, a)
+		if p.servicesByAddress[a] = p.servicesByAddress[a].withoutService(k); len(p.servicesByAddress[a]) == 0 {
+			delete(p.servicesByAddress, a)
 		}
 		touched[a] = struct{}{}
 	}
 	r.decision = nil
 }
 
-// bid makes the bids of the addresses anew.
-func (p *Planner) bid(touched map[netip.Addr]struct{}) Delta {
+// updateBids makes the bids of the addresses anew.
+func (p *Planner) updateBids(touched map[netip.Addr]struct{}) Delta {
 	var d Delta
 	var gone []intent.Bid
 	byAddress := func(x, y intent.Bid) int { return x.Address.Compare(y.Address) }
 	for _, a := range slices.SortedFunc(maps.Keys(touched), netip.Addr.Compare) {
-		old, had := p.plan.Bids.find(intent.Bid{Address: a}, byAddress)
-		b, ok := p.join(a)
+		old, had := p.plan.Bids.lookup(intent.Bid{Address: a}, byAddress)
+		b, ok := p.combinedBid(a)
 		switch {
-		case ok && (!had || !b.Same(old)):
+		case ok && (!had || !b.Equal(old)):
 			d.Changed = append(d.Changed, b)
 		case !ok && had:
 			d.Gone = append(d.Gone, a)
 			gone = append(gone, intent.Bid{Address: a})
 		}
 	}
-	p.plan.Bids = p.plan.Bids.edit(d.Changed, gone, byAddress)
+	p.plan.Bids = p.plan.Bids.withEdits(d.Changed, gone, byAddress)
 	return d
 }
 
-// join puts the Services of an address together: a node has to be able to serve all of them, because one node answers
+// combinedBid puts the Services of an address together: a node has to be able to serve all of them, because one node answers
 // for the address. Where no node can, the first Service in order decides.
-func (p *Planner) join(a netip.Addr) (intent.Bid, bool) {
-	b := intent.Bid{Address: a, Grace: true}
-	for _, k := range p.users[a] {
-		d := p.records[k].decision
+func (p *Planner) combinedBid(a netip.Addr) (intent.Bid, bool) {
+	b := intent.Bid{Address: a, InGrace: true}
+	for _, k := range p.servicesByAddress[a] {
+		d := p.recordByService[k].decision
 		if b.Candidates == nil {
 			b.Candidates = d.candidates
-		} else if both := common(b.Candidates, d.candidates); both != nil {
+		} else if both := commonCandidates(b.Candidates, d.candidates); both != nil {
 			b.Candidates = both
 		}
-		b.Rebalance = b.Rebalance || d.rebalance
-		b.Grace = b.Grace && (d.grace || d.verdict.Eligible)
+		b.MayRebalance = b.MayRebalance || d.rebalance
+		b.InGrace = b.InGrace && (d.grace || d.verdict.Eligible)
 		b.Links = append(b.Links, d.links[a]...)
 		for _, o := range d.verdict.Addresses {
 			if o != a {
@@ -266,18 +266,18 @@ func (p *Planner) join(a netip.Addr) (intent.Bid, bool) {
 	}
 	slices.Sort(b.Links)
 	b.Links = slices.Compact(b.Links)
-	if !b.Eligible(p.in.Self) || len(b.Links) == 0 {
+	if !b.IsEligible(p.inputs.Self) || len(b.Links) == 0 {
 		b.Links = nil
 	} else {
-		b.Grace = false
+		b.InGrace = false
 	}
 	slices.SortFunc(b.Siblings, netip.Addr.Compare)
 	b.Siblings = slices.Compact(b.Siblings)
 	return b, true
 }
 
-// common returns the nodes of both, with the sums of their scores.
-func common(x, y *intent.Candidates) *intent.Candidates {
+// commonCandidates returns the nodes of both, with the sums of their scores.
+func commonCandidates(x, y *intent.Candidates) *intent.Candidates {
 	if x == y {
 		return x
 	}

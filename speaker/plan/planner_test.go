@@ -16,29 +16,29 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// TestAChangedPlanIsTheOneMadeAnew: whatever changed in whatever order, the Planner's Plan is what Build makes of the inputs
+// TestIncrementalPlanEqualsRebuiltPlan: whatever changed in whatever order, the Planner's Plan is what Build makes of the inputs
 // as they are now, and the Deltas lead from one to the next.
-func TestAChangedPlanIsTheOneMadeAnew(t *testing.T) {
+func TestIncrementalPlanEqualsRebuiltPlan(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		first := inputs()
+		first := exampleInputs()
 		p := NewPlanner(first)
 		bids := map[netip.Addr]bool{}
 		name := rapid.SampledFrom([]string{"web", "mail", "dns"})
 		node := rapid.SampledFrom([]string{"a", "b", "c", "d"})
 		for range rapid.IntRange(1, 12).Draw(t, "changes") {
-			key := view.Key{Namespace: "default", Name: name.Draw(t, "service")}
+			key := view.ObjectKey{Namespace: "default", Name: name.Draw(t, "service")}
 			switch rapid.IntRange(0, 7).Draw(t, "change") {
 			case 0:
 				a := address
 				if rapid.Bool().Draw(t, "other address") {
 					a = address.Next()
 				}
-				p.SetService(view.Service{Key: key, LoadBalancer: true, Assigned: []netip.Addr{a}, Local: rapid.Bool().Draw(t, "local")})
+				p.SetService(view.Service{Key: key, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{a}, LocalTrafficPolicy: rapid.Bool().Draw(t, "local")})
 			case 1:
 				p.RemoveService(key)
 			case 2:
 				n := node.Draw(t, "endpoint")
-				p.SetEndpoints(view.Endpoints{Service: key, Serving: true, Nodes: []string{n}, Ready: []string{n}})
+				p.SetEndpoints(view.Endpoints{Service: key, AnyServing: true, ServingNodes: []string{n}, ReadyNodes: []string{n}})
 			case 3:
 				p.SetEndpoints(view.Endpoints{Service: key})
 			case 4:
@@ -50,7 +50,7 @@ func TestAChangedPlanIsTheOneMadeAnew(t *testing.T) {
 				p.SetLinks(p.Inputs().Links[:rapid.IntRange(0, len(p.Inputs().Links)).Draw(t, "links")])
 			case 7:
 				s := *first.Snapshot
-				s.L2Ads = []*snapshot.L2Ad{{Name: "ad", Pools: []string{"p"}, NodeSelectors: only(node.Draw(t, "selected"))}}
+				s.L2Advertisements = []*snapshot.L2Advertisement{{Name: "ad", Pools: []string{"p"}, NodeSelectors: selectName(node.Draw(t, "selected"))}}
 				p.SetSnapshot(&s)
 			}
 			d := p.Update()
@@ -60,7 +60,7 @@ func TestAChangedPlanIsTheOneMadeAnew(t *testing.T) {
 			for _, a := range d.Gone {
 				delete(bids, a)
 			}
-			if want := Build(p.Inputs()); !same(p.Plan(), want) {
+			if want := Build(p.Inputs()); !equalPlans(p.Plan(), want) {
 				t.Fatalf("the plan is %+v, made anew it is %+v", p.Plan(), want)
 			}
 			if len(bids) != p.Plan().Bids.Len() {
@@ -70,15 +70,15 @@ func TestAChangedPlanIsTheOneMadeAnew(t *testing.T) {
 	})
 }
 
-func same(x, y Plan) bool {
-	return slices.EqualFunc(x.Bids.Slice(), y.Bids.Slice(), intent.Bid.Same) && reflect.DeepEqual(x.Verdicts.Slice(), y.Verdicts.Slice())
+func equalPlans(x, y Plan) bool {
+	return slices.EqualFunc(x.Bids.Slice(), y.Bids.Slice(), intent.Bid.Equal) && reflect.DeepEqual(x.Verdicts.Slice(), y.Verdicts.Slice())
 }
 
-// TestEndpointsThatEndHaveAGrace: once endpoints are ready elsewhere the node is no candidate, though those that end still
+// TestTerminatingEndpointsHaveAGrace: once endpoints are ready elsewhere the node is no candidate, though those that end still
 // serve.
-func TestEndpointsThatEndHaveAGrace(t *testing.T) {
-	in := inputs()
-	editService(func(s *view.Service) { s.Local = true })(&in)
+func TestTerminatingEndpointsHaveAGrace(t *testing.T) {
+	in := exampleInputs()
+	editService(func(s *view.Service) { s.LocalTrafficPolicy = true })(&in)
 	for _, c := range []struct {
 		nodes, ready []string
 		eligible     bool
@@ -89,11 +89,11 @@ func TestEndpointsThatEndHaveAGrace(t *testing.T) {
 		{[]string{"a", "b"}, []string{"b"}, false, true},
 		{[]string{"b"}, []string{"b"}, false, false},
 	} {
-		in.Endpoints[web] = view.Endpoints{Service: web, Serving: true, Nodes: c.nodes, Ready: c.ready}
+		in.Endpoints[web] = view.Endpoints{Service: web, AnyServing: true, ServingNodes: c.nodes, ReadyNodes: c.ready}
 		p := Build(in)
 		b := p.Bids.Slice()[0]
-		if b.Eligible("a") != c.eligible || b.Grace != c.grace {
-			t.Errorf("with endpoints on %v, ready ones on %v: eligible %v, grace %v", c.nodes, c.ready, b.Eligible("a"), b.Grace)
+		if b.IsEligible("a") != c.eligible || b.InGrace != c.grace {
+			t.Errorf("with endpoints on %v, ready ones on %v: eligible %v, grace %v", c.nodes, c.ready, b.IsEligible("a"), b.InGrace)
 		}
 		if want := names.ReasonNoLocalEndpoints; !c.eligible && p.Verdicts.Slice()[0].Reason != want {
 			t.Errorf("the reason is %s, want %s", p.Verdicts.Slice()[0].Reason, want)
@@ -101,38 +101,38 @@ func TestEndpointsThatEndHaveAGrace(t *testing.T) {
 	}
 }
 
-// large is a cluster of 100 nodes with n Services.
-func large(n int) Inputs {
+// largeInputs is a cluster of 100 nodes with n Services.
+func largeInputs(n int) Inputs {
 	first := netip.MustParseAddr("10.0.0.0")
 	in := Inputs{
 		Self:      "node-000",
-		Snapshot:  &snapshot.Snapshot{Pools: []*snapshot.Pool{{Name: "p", Ranges: []snapshot.Range{{First: first, Last: netip.MustParseAddr("10.255.255.255")}}}}, L2Ads: []*snapshot.L2Ad{{Name: "ad", Pools: []string{"p"}}}},
-		Services:  map[view.Key]view.Service{},
-		Endpoints: map[view.Key]view.Endpoints{},
+		Snapshot:  &snapshot.Snapshot{Pools: []*snapshot.Pool{{Name: "p", Ranges: []snapshot.Range{{First: first, Last: netip.MustParseAddr("10.255.255.255")}}}}, L2Advertisements: []*snapshot.L2Advertisement{{Name: "ad", Pools: []string{"p"}}}},
+		Services:  map[view.ObjectKey]view.Service{},
+		Endpoints: map[view.ObjectKey]view.Endpoints{},
 		Nodes:     map[string]view.Node{},
-		Links:     inputs().Links,
+		Links:     exampleInputs().Links,
 	}
 	for i := range 100 {
 		name := fmt.Sprintf("node-%03d", i)
 		in.Nodes[name] = view.Node{Name: name, Labels: map[string]string{"kubernetes.io/hostname": name}}
 	}
 	for i := range n {
-		k := view.Key{Namespace: "default", Name: fmt.Sprintf("service-%05d", i)}
+		k := view.ObjectKey{Namespace: "default", Name: fmt.Sprintf("service-%05d", i)}
 		first = first.Next()
-		in.Services[k] = view.Service{Key: k, LoadBalancer: true, Assigned: []netip.Addr{first}}
-		in.Endpoints[k] = view.Endpoints{Service: k, Serving: true, Nodes: []string{"node-001"}, Ready: []string{"node-001"}}
+		in.Services[k] = view.Service{Key: k, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{first}}
+		in.Endpoints[k] = view.Endpoints{Service: k, AnyServing: true, ServingNodes: []string{"node-001"}, ReadyNodes: []string{"node-001"}}
 	}
 	return in
 }
 
-// BenchmarkAChangeAmong10000Services plans one Service whose endpoints come and go, among 10,000 in a cluster of 100 nodes.
-func BenchmarkAChangeAmong10000Services(b *testing.B) {
-	p := NewPlanner(large(10000))
+// BenchmarkChangeOfOneServiceAmong10000 plans one Service whose endpoints come and go, among 10,000 in a cluster of 100 nodes.
+func BenchmarkChangeOfOneServiceAmong10000(b *testing.B) {
+	p := NewPlanner(largeInputs(10000))
 	p.Update()
-	k := view.Key{Namespace: "default", Name: "service-05000"}
+	k := view.ObjectKey{Namespace: "default", Name: "service-05000"}
 	longest := time.Duration(0)
 	for i := 0; b.Loop(); i++ {
-		p.SetEndpoints(view.Endpoints{Service: k, Serving: i%2 == 1})
+		p.SetEndpoints(view.Endpoints{Service: k, AnyServing: i%2 == 1})
 		begun := time.Now()
 		if d := p.Update(); len(d.Changed)+len(d.Gone) != 1 {
 			b.Fatalf("the delta is %v", d)
@@ -142,9 +142,9 @@ func BenchmarkAChangeAmong10000Services(b *testing.B) {
 	b.ReportMetric(float64(longest.Microseconds())/1000, "ms-longest")
 }
 
-// BenchmarkEverythingAmong10000Services plans all of them anew, as when a node comes.
-func BenchmarkEverythingAmong10000Services(b *testing.B) {
-	p := NewPlanner(large(10000))
+// BenchmarkReplanOf10000Services plans all of them anew, as when a node comes.
+func BenchmarkReplanOf10000Services(b *testing.B) {
+	p := NewPlanner(largeInputs(10000))
 	for i := 0; b.Loop(); i++ {
 		p.SetNode(view.Node{Name: "node-new", Excluded: i%2 == 0})
 		p.Update()

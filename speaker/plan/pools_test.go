@@ -10,13 +10,13 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// TestAddressesOfTwoPools: each address is announced by what covers its own pool.
-func TestAddressesOfTwoPools(t *testing.T) {
+// TestAddressesOfTwoPoolsAreAnnouncedByTheirOwnAds: each address is announced by what covers its own pool.
+func TestAddressesOfTwoPoolsAreAnnouncedByTheirOwnAds(t *testing.T) {
 	six := netip.MustParseAddr("fd00:1::1")
-	in := peered()
+	in := inputsWithPeers()
 	in.Snapshot.Pools = append(in.Snapshot.Pools, &snapshot.Pool{Name: "six", Ranges: []snapshot.Range{{First: six, Last: six}}})
 	in.Snapshot.Peers[0].DualStack = true
-	editService(func(s *view.Service) { s.Assigned = append(s.Assigned, six) })(&in)
+	editService(func(s *view.Service) { s.AssignedAddresses = append(s.AssignedAddresses, six) })(&in)
 
 	// The advertisements of both protocols cover the first pool alone.
 	p := Build(in)
@@ -27,8 +27,8 @@ func TestAddressesOfTwoPools(t *testing.T) {
 		t.Errorf("the routes are %+v, the verdict %+v; want one for %s", p.Routes, p.BGP.Slice()[0], address)
 	}
 	// Now the second is announced too, by an advertisement of its own.
-	in.Snapshot.L2Ads = append(in.Snapshot.L2Ads, &snapshot.L2Ad{Name: "six", Pools: []string{"six"}, Interfaces: []string{"eth1"}})
-	in.Snapshot.BGPAds = append(in.Snapshot.BGPAds, &snapshot.BGPAd{Name: "six", Pools: []string{"six"}, Length4: 32, Length6: 64})
+	in.Snapshot.L2Advertisements = append(in.Snapshot.L2Advertisements, &snapshot.L2Advertisement{Name: "six", Pools: []string{"six"}, Interfaces: []string{"eth1"}})
+	in.Snapshot.BGPAdvertisements = append(in.Snapshot.BGPAdvertisements, &snapshot.BGPAdvertisement{Name: "six", Pools: []string{"six"}, PrefixLengthIPv4: 32, PrefixLengthIPv6: 64})
 	p = Build(in)
 	if p.Bids.Len() != 2 || !slices.Equal(p.Bids.Slice()[0].Links, []int{2}) || !slices.Equal(p.Bids.Slice()[1].Links, []int{3}) {
 		t.Errorf("the bids are %+v; want one for each address, on the links that its advertisement names", p.Bids)
@@ -38,17 +38,17 @@ func TestAddressesOfTwoPools(t *testing.T) {
 	}
 }
 
-// TestAnAddressThatItsPoolLetGoIsAnnounced: the Service keeps it, so that packets for it have to arrive.
-func TestAnAddressThatItsPoolLetGoIsAnnounced(t *testing.T) {
+// TestAddressRemovedFromItsPoolIsStillAnnounced: the Service keeps it, so that packets for it have to arrive.
+func TestAddressRemovedFromItsPoolIsStillAnnounced(t *testing.T) {
 	for name, edit := range map[string]func(*Inputs){
-		"excluded by now": func(in *Inputs) { in.Snapshot.Pools[0].Excluded = in.Snapshot.Pools[0].Ranges },
+		"excluded by now": func(in *Inputs) { in.Snapshot.Pools[0].ExcludedRanges = in.Snapshot.Pools[0].Ranges },
 		"no longer in its pool": func(in *Inputs) {
 			in.Snapshot.Pools[0].Ranges = nil
-			editService(func(s *view.Service) { s.PoolRecorded = "p" })(in)
+			editService(func(s *view.Service) { s.RecordedPool = "p" })(in)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			in := peered()
+			in := inputsWithPeers()
 			edit(&in)
 			if p := Build(in); p.Bids.Len() != 1 || len(p.Routes) != 1 {
 				t.Errorf("it is not announced any more: %+v, %+v", p.Verdicts, p.BGP)

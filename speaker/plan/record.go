@@ -10,40 +10,40 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// record is all that the Planner keeps of one Service. There are tens of thousands in a large cluster, on every node: it holds
+// serviceRecord is all that the Planner keeps of one Service. There are tens of thousands in a large cluster, on every node: it holds
 // what the rules look at and nothing else.
-type record struct {
-	// of is the Service; nil as long as only its endpoints are known, or when it is none of ours.
-	of        *service
-	endpoints endpoints
+type serviceRecord struct {
+	// service is the Service; nil as long as only its endpoints are known, or when it is none of ours.
+	service   *serviceFacts
+	endpoints endpointFacts
 	// verdict is the one in the Plan; decision is nil where no node may hold the addresses by layer 2.
 	verdict  *Verdict
-	decision *decision
-	// share is nil where the Service is not decided.
-	share *share
+	decision *layer2Decision
+	// contribution is nil where the Service is not decided.
+	contribution *contribution
 }
 
-// service is what the rules look at of a Service of ours.
-type service struct {
-	labels   tags
-	pool     string // as recorded
-	assigned []netip.Addr
-	// local says that traffic stays on its node, sharing that it has the annotation by which addresses are shared.
-	local, sharing bool
+// serviceFacts is what the rules look at of a Service of ours.
+type serviceFacts struct {
+	labels       labelList
+	recordedPool string // as recorded
+	assigned     []netip.Addr
+	// isLocalTraffic says that traffic stays on its node, sharing that it has the annotation by which addresses are shared.
+	isLocalTraffic, hasSharingKey bool
 }
 
-func newService(s *view.Service) *service {
-	return &service{labels: newTags(s.Labels), pool: view.Share(s.PoolRecorded), assigned: slices.Clip(s.Assigned), local: s.Local, sharing: s.SharingPresent}
+func newServiceFacts(s *view.Service) *serviceFacts {
+	return &serviceFacts{labels: newLabelList(s.Labels), recordedPool: view.Intern(s.RecordedPool), assigned: slices.Clip(s.AssignedAddresses), isLocalTraffic: s.LocalTrafficPolicy, hasSharingKey: s.HasSharingAnnotation}
 }
 
-func (s *service) same(o *service) bool {
-	return s.pool == o.pool && s.local == o.local && s.sharing == o.sharing && slices.Equal(s.assigned, o.assigned) && slices.Equal(s.labels, o.labels)
+func (s *serviceFacts) equal(o *serviceFacts) bool {
+	return s.recordedPool == o.recordedPool && s.isLocalTraffic == o.isLocalTraffic && s.hasSharingKey == o.hasSharingKey && slices.Equal(s.assigned, o.assigned) && slices.Equal(s.labels, o.labels)
 }
 
-// view returns what is known of the Service.
-func (s *service) view(k view.Key, class string) view.Service {
+// toView returns what is known of the Service.
+func (s *serviceFacts) toView(k view.ObjectKey, class string) view.Service {
 	out := view.Service{
-		Key: k, LoadBalancer: true, Class: class, PoolRecorded: s.pool, Assigned: s.assigned, Local: s.local, SharingPresent: s.sharing,
+		Key: k, IsLoadBalancer: true, Class: class, RecordedPool: s.recordedPool, AssignedAddresses: s.assigned, LocalTrafficPolicy: s.isLocalTraffic, HasSharingAnnotation: s.hasSharingKey,
 	}
 	if len(s.labels) > 0 {
 		out.Labels = map[string]string{}
@@ -54,126 +54,126 @@ func (s *service) view(k view.Key, class string) view.Service {
 	return out
 }
 
-// tags are labels, sorted by key: a map of Go's takes ten times as much for the few that a Service has.
-type tags []tag
+// labelList are labels, sorted by key: a map of Go's takes ten times as much for the few that a Service has.
+type labelList []label
 
-type tag struct{ key, value string }
+type label struct{ key, value string }
 
-var _ labels.Labels = tags(nil)
+var _ labels.Labels = labelList(nil)
 
-func newTags(set map[string]string) tags {
+func newLabelList(set map[string]string) labelList {
 	if len(set) == 0 {
 		return nil
 	}
-	out := make(tags, 0, len(set))
+	out := make(labelList, 0, len(set))
 	for k, v := range set {
-		out = append(out, tag{view.Share(k), v}) // many share the keys, few the values
+		out = append(out, label{view.Intern(k), v}) // many share the keys, few the values
 	}
-	slices.SortFunc(out, func(x, y tag) int { return strings.Compare(x.key, y.key) })
+	slices.SortFunc(out, func(x, y label) int { return strings.Compare(x.key, y.key) })
 	return out
 }
 
 // Has is part of labels.Labels.
-func (t tags) Has(key string) bool { _, ok := t.Lookup(key); return ok }
+func (t labelList) Has(key string) bool { _, ok := t.Lookup(key); return ok }
 
 // Get is part of labels.Labels.
-func (t tags) Get(key string) string { v, _ := t.Lookup(key); return v }
+func (t labelList) Get(key string) string { v, _ := t.Lookup(key); return v }
 
 // Lookup is part of labels.Labels.
-func (t tags) Lookup(key string) (string, bool) {
-	i, ok := slices.BinarySearchFunc(t, key, func(e tag, key string) int { return strings.Compare(e.key, key) })
+func (t labelList) Lookup(key string) (string, bool) {
+	i, ok := slices.BinarySearchFunc(t, key, func(e label, key string) int { return strings.Compare(e.key, key) })
 	if !ok {
 		return "", false
 	}
 	return t[i].value, true
 }
 
-// endpoints are those of one Service.
-type endpoints struct {
-	serving bool // one at least can serve, wherever it is
-	places  []place
+// endpointFacts are those of one Service.
+type endpointFacts struct {
+	isServing bool // one at least can serve, wherever it is
+	nodes     []nodeEndpoints
 }
 
-// place is a node with endpoints that can serve.
-type place struct {
-	node  string
-	count int32
-	ready bool // one of them is ready and does not terminate
+// nodeEndpoints is a node with endpoints that can serve.
+type nodeEndpoints struct {
+	node     string
+	count    int32
+	hasReady bool // one of them is ready and does not terminate
 }
 
-func newEndpoints(e *view.Endpoints) endpoints {
-	out := endpoints{serving: e.Serving}
-	if !e.Serving || len(e.Nodes) == 0 {
+func newEndpointFacts(e *view.Endpoints) endpointFacts {
+	out := endpointFacts{isServing: e.AnyServing}
+	if !e.AnyServing || len(e.ServingNodes) == 0 {
 		return out
 	}
-	out.places = make([]place, 0, len(e.Nodes))
-	for _, n := range e.Nodes {
-		_, ready := slices.BinarySearch(e.Ready, n)
-		out.places = append(out.places, place{n, int32(e.Count(n)), ready}) //nolint:gosec // a Service has at most some thousands
+	out.nodes = make([]nodeEndpoints, 0, len(e.ServingNodes))
+	for _, n := range e.ServingNodes {
+		_, ready := slices.BinarySearch(e.ReadyNodes, n)
+		out.nodes = append(out.nodes, nodeEndpoints{n, int32(e.CountOnNode(n)), ready}) //nolint:gosec // a Service has at most some thousands
 	}
 	return out
 }
 
-func (e endpoints) same(o endpoints) bool {
-	return e.serving == o.serving && slices.Equal(e.places, o.places)
+func (e endpointFacts) equal(o endpointFacts) bool {
+	return e.isServing == o.isServing && slices.Equal(e.nodes, o.nodes)
 }
 
-// view returns what is known of the endpoints.
-func (e endpoints) view(k view.Key) view.Endpoints {
-	out := view.Endpoints{Service: k, Serving: e.serving}
-	for _, p := range e.places {
-		out.Nodes, out.Counts = append(out.Nodes, p.node), append(out.Counts, int(p.count))
-		if p.ready {
-			out.Ready = append(out.Ready, p.node)
+// toView returns what is known of the endpoints.
+func (e endpointFacts) toView(k view.ObjectKey) view.Endpoints {
+	out := view.Endpoints{Service: k, AnyServing: e.isServing}
+	for _, p := range e.nodes {
+		out.ServingNodes, out.ServingCounts = append(out.ServingNodes, p.node), append(out.ServingCounts, int(p.count))
+		if p.hasReady {
+			out.ReadyNodes = append(out.ReadyNodes, p.node)
 		}
 	}
 	return out
 }
 
-// at returns the place on a node.
-func (e endpoints) at(node string) (place, bool) {
-	i, ok := slices.BinarySearchFunc(e.places, node, func(p place, node string) int { return strings.Compare(p.node, node) })
+// onNode returns the place on a node.
+func (e endpointFacts) onNode(node string) (nodeEndpoints, bool) {
+	i, ok := slices.BinarySearchFunc(e.nodes, node, func(p nodeEndpoints, node string) int { return strings.Compare(p.node, node) })
 	if !ok {
-		return place{}, false
+		return nodeEndpoints{}, false
 	}
-	return e.places[i], true
+	return e.nodes[i], true
 }
 
-// sharers are the Services of one address or prefix, sorted. Nearly always it is one.
-type sharers []view.Key
+// serviceList are the Services of one address or prefix, sorted. Nearly always it is one.
+type serviceList []view.ObjectKey
 
-func (s sharers) with(k view.Key) sharers {
-	i, found := slices.BinarySearchFunc(s, k, view.Key.Compare)
+func (s serviceList) withService(k view.ObjectKey) serviceList {
+	i, found := slices.BinarySearchFunc(s, k, view.ObjectKey.Compare)
 	if found {
 		return s
 	}
 	if s == nil {
-		return sharers{k}
+		return serviceList{k}
 	}
 	return slices.Insert(s, i, k)
 }
 
-func (s sharers) without(k view.Key) sharers {
-	i, found := slices.BinarySearchFunc(s, k, view.Key.Compare)
+func (s serviceList) withoutService(k view.ObjectKey) serviceList {
+	i, found := slices.BinarySearchFunc(s, k, view.ObjectKey.Compare)
 	if !found {
 		return s
 	}
 	return slices.Delete(s, i, i+1)
 }
 
-// lists gives lists of names that are the same one place in memory: nearly all routes go to the same peers.
-type lists [][]string
+// nameListCache gives lists of names that are the same one place in memory: nearly all routes go to the same peers.
+type nameListCache [][]string
 
-// mostLists bounds how many are remembered.
-const mostLists = 16
+// nameListCacheLimit bounds how many are remembered.
+const nameListCacheLimit = 16
 
-func (l *lists) of(list []string) []string {
+func (l *nameListCache) intern(list []string) []string {
 	for _, known := range *l {
 		if slices.Equal(known, list) {
 			return known
 		}
 	}
-	if len(*l) < mostLists {
+	if len(*l) < nameListCacheLimit {
 		*l = append(*l, list)
 	}
 	return list

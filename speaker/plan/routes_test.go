@@ -13,19 +13,19 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// peered is inputs with two routers and an advertisement for all.
-func peered() Inputs {
-	in := inputs()
+// inputsWithPeers is inputs with two routers and an advertisement for all.
+func inputsWithPeers() Inputs {
+	in := exampleInputs()
 	in.Snapshot.Peers = []*snapshot.Peer{
 		{Name: "tor1", MyASN: 64512, PeerASN: 65000, Address: netip.MustParseAddr("192.0.2.254"), Port: 179},
 		{Name: "tor2", MyASN: 64512, PeerASN: 65000, Address: netip.MustParseAddr("192.0.2.253"), Port: 179},
 	}
-	in.Snapshot.BGPAds = []*snapshot.BGPAd{{Name: "all", Pools: []string{"p"}, Length4: 32, Length6: 128}}
+	in.Snapshot.BGPAdvertisements = []*snapshot.BGPAdvertisement{{Name: "all", Pools: []string{"p"}, PrefixLengthIPv4: 32, PrefixLengthIPv6: 128}}
 	return in
 }
 
-// announce is the BGP verdict on the one Service.
-func announce(t *testing.T, in Inputs) BGPVerdict {
+// bgpVerdict is the BGP verdict on the one Service.
+func bgpVerdict(t *testing.T, in Inputs) BGPVerdict {
 	t.Helper()
 	p := Build(in)
 	if p.BGP.Len() != 1 {
@@ -34,46 +34,48 @@ func announce(t *testing.T, in Inputs) BGPVerdict {
 	return *p.BGP.Slice()[0]
 }
 
-func TestANodeAnnouncesByBGPUnlessThereIsAReason(t *testing.T) {
+func TestBGPVerdictReasons(t *testing.T) {
 	none := func(in *Inputs) {}
-	local := editService(func(s *view.Service) { s.Local = true })
+	local := editService(func(s *view.Service) { s.LocalTrafficPolicy = true })
 	for name, c := range map[string]struct {
 		edit func(*Inputs)
 		want names.Reason
 	}{
 		"all is right":                        {none, names.ReasonAnnounced},
-		"no address":                          {editService(func(s *view.Service) { s.Assigned = nil }), names.ReasonNoAddress},
-		"an address of no pool":               {editService(func(s *view.Service) { s.Assigned = []netip.Addr{netip.MustParseAddr("203.0.113.1")} }), names.ReasonAddressOutsidePools},
-		"an advertisement of another pool":    {func(in *Inputs) { in.Snapshot.BGPAds[0].Pools = []string{"other"} }, names.ReasonNoAdvertisement},
-		"an advertisement for other nodes":    {func(in *Inputs) { in.Snapshot.BGPAds[0].NodeSelectors = only("b") }, names.ReasonNoAdvertisement},
-		"an advertisement for other Services": {func(in *Inputs) { in.Snapshot.BGPAds[0].ServiceSelectors = only("b") }, names.ReasonNoAdvertisement},
+		"no address":                          {editService(func(s *view.Service) { s.AssignedAddresses = nil }), names.ReasonNoAddress},
+		"an address of no pool":               {editService(func(s *view.Service) { s.AssignedAddresses = []netip.Addr{netip.MustParseAddr("203.0.113.1")} }), names.ReasonAddressOutsidePools},
+		"an advertisement of another pool":    {func(in *Inputs) { in.Snapshot.BGPAdvertisements[0].Pools = []string{"other"} }, names.ReasonNoAdvertisement},
+		"an advertisement for other nodes":    {func(in *Inputs) { in.Snapshot.BGPAdvertisements[0].NodeSelectors = selectName("b") }, names.ReasonNoAdvertisement},
+		"an advertisement for other Services": {func(in *Inputs) { in.Snapshot.BGPAdvertisements[0].ServiceSelectors = selectName("b") }, names.ReasonNoAdvertisement},
 		"two values of localPref for one peer": {func(in *Inputs) {
-			in.Snapshot.BGPAds = append(in.Snapshot.BGPAds, &snapshot.BGPAd{Name: "more", Pools: []string{"p"}, Length4: 32, Length6: 128, LocalPref: 200, Peers: []string{"tor1"}})
+			in.Snapshot.BGPAdvertisements = append(in.Snapshot.BGPAdvertisements, &snapshot.BGPAdvertisement{Name: "more", Pools: []string{"p"}, PrefixLengthIPv4: 32, PrefixLengthIPv6: 128, LocalPref: 200, Peers: []string{"tor1"}})
 		}, names.ReasonConflictingAdvertisements},
-		"more communities than a route can carry": {func(in *Inputs) { in.Snapshot.BGPAds = append(in.Snapshot.BGPAds, talkative(32, 6)...) }, names.ReasonTooManyCommunities},
+		"more communities than a route can carry": {func(in *Inputs) {
+			in.Snapshot.BGPAdvertisements = append(in.Snapshot.BGPAdvertisements, adsWithManyCommunities(32, 6)...)
+		}, names.ReasonTooManyCommunities},
 		"as many for two prefixes": {func(in *Inputs) {
-			in.Snapshot.BGPAds = append(append(in.Snapshot.BGPAds, talkative(32, 3)...), talkative(31, 3)...)
+			in.Snapshot.BGPAdvertisements = append(append(in.Snapshot.BGPAdvertisements, adsWithManyCommunities(32, 3)...), adsWithManyCommunities(31, 3)...)
 		}, names.ReasonAnnounced},
 		"as many for two peers": {func(in *Inputs) {
-			ads := talkative(32, 6)
+			ads := adsWithManyCommunities(32, 6)
 			for i, ad := range ads {
 				ad.Peers = []string{[]string{"tor1", "tor2"}[i%2]}
 			}
-			in.Snapshot.BGPAds = append(in.Snapshot.BGPAds, ads...)
+			in.Snapshot.BGPAdvertisements = append(in.Snapshot.BGPAdvertisements, ads...)
 		}, names.ReasonAnnounced},
 		"two values of localPref for two prefixes": {func(in *Inputs) {
-			in.Snapshot.BGPAds = append(in.Snapshot.BGPAds, &snapshot.BGPAd{Name: "more", Pools: []string{"p"}, Length4: 31, Length6: 128, LocalPref: 200})
+			in.Snapshot.BGPAdvertisements = append(in.Snapshot.BGPAdvertisements, &snapshot.BGPAdvertisement{Name: "more", Pools: []string{"p"}, PrefixLengthIPv4: 31, PrefixLengthIPv6: 128, LocalPref: 200})
 		}, names.ReasonAnnounced},
 		"two values of localPref for two peers": {func(in *Inputs) {
-			in.Snapshot.BGPAds[0].Peers = []string{"tor2"}
-			in.Snapshot.BGPAds = append(in.Snapshot.BGPAds, &snapshot.BGPAd{Name: "more", Pools: []string{"p"}, Length4: 32, Length6: 128, LocalPref: 200, Peers: []string{"tor1"}})
+			in.Snapshot.BGPAdvertisements[0].Peers = []string{"tor2"}
+			in.Snapshot.BGPAdvertisements = append(in.Snapshot.BGPAdvertisements, &snapshot.BGPAdvertisement{Name: "more", Pools: []string{"p"}, PrefixLengthIPv4: 32, PrefixLengthIPv6: 128, LocalPref: 200, Peers: []string{"tor1"}})
 		}, names.ReasonAnnounced},
 		"a node without network":                  {editNode("a", func(n *view.Node) { n.NetworkUnavailable = true }), names.ReasonNodeNetworkUnavailable},
 		"no endpoint that serves":                 {func(in *Inputs) { clear(in.Endpoints) }, names.ReasonNoEndpoints},
 		"Local, with an endpoint on another node": {local, names.ReasonNoLocalEndpoints},
 		"Local, with an endpoint on this node":    {func(in *Inputs) { local(in); in.Self = "b" }, names.ReasonAnnounced},
 		"no peer on this node": {func(in *Inputs) {
-			in.Snapshot.Peers[0].NodeSelectors, in.Snapshot.Peers[1].NodeSelectors = only("b"), only("c")
+			in.Snapshot.Peers[0].NodeSelectors, in.Snapshot.Peers[1].NodeSelectors = selectName("b"), selectName("c")
 		}, names.ReasonNoPeers},
 		"peers of another family": {func(in *Inputs) {
 			in.Snapshot.Peers[0].Address, in.Snapshot.Peers[1].Address = netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2")
@@ -81,13 +83,13 @@ func TestANodeAnnouncesByBGPUnlessThereIsAReason(t *testing.T) {
 		"a peer of another family that carries both": {func(in *Inputs) {
 			in.Snapshot.Peers[0].Address, in.Snapshot.Peers[0].DualStack = netip.MustParseAddr("2001:db8::1"), true
 		}, names.ReasonAnnounced},
-		"peers that are not there": {func(in *Inputs) { in.Snapshot.BGPAds[0].Peers = []string{"tor9"} }, names.ReasonNoPeers},
+		"peers that are not there": {func(in *Inputs) { in.Snapshot.BGPAdvertisements[0].Peers = []string{"tor9"} }, names.ReasonNoPeers},
 		"a node that leaves, whose routes the engine takes back in good order": {editNode("a", func(n *view.Node) { n.Leaving = true }), names.ReasonAnnounced},
 	} {
 		t.Run(name, func(t *testing.T) {
-			in := peered()
+			in := inputsWithPeers()
 			c.edit(&in)
-			v := announce(t, in)
+			v := bgpVerdict(t, in)
 			if v.Reason != c.want {
 				t.Errorf("the reason is %s, want %s", v.Reason, c.want)
 			}
@@ -98,11 +100,11 @@ func TestANodeAnnouncesByBGPUnlessThereIsAReason(t *testing.T) {
 	}
 }
 
-// talkative are advertisements with as many large communities each as one may have.
-func talkative(length, count int) []*snapshot.BGPAd {
-	var out []*snapshot.BGPAd
+// adsWithManyCommunities are advertisements with as many large communities each as one may have.
+func adsWithManyCommunities(length, count int) []*snapshot.BGPAdvertisement {
+	var out []*snapshot.BGPAdvertisement
 	for i := range count {
-		ad := &snapshot.BGPAd{Name: fmt.Sprint(length, i), Pools: []string{"p"}, Length4: length, Length6: 128}
+		ad := &snapshot.BGPAdvertisement{Name: fmt.Sprint(length, i), Pools: []string{"p"}, PrefixLengthIPv4: length, PrefixLengthIPv6: 128}
 		for j := range 63 {
 			ad.Communities = append(ad.Communities, snapshot.Community{Large: true, A: 64512, B: uint32(i), C: uint32(j)})
 		}
@@ -111,53 +113,53 @@ func talkative(length, count int) []*snapshot.BGPAd {
 	return out
 }
 
-// TestTheControllerKnowsTheSameLimit holds the limit of the speakers against the one that a Service's condition is told by.
-func TestTheControllerKnowsTheSameLimit(t *testing.T) {
-	few := intent.Attributes{Communities: make([]uint32, snapshot.MaxCommunities/4)}
-	many := intent.Attributes{Communities: make([]uint32, snapshot.MaxCommunities/4+1)}
-	if few.Overloaded() || !many.Overloaded() {
-		t.Errorf("%d bytes are too many: %t; 4 more: %t", snapshot.MaxCommunities, few.Overloaded(), many.Overloaded())
+// TestCommunityLimitEqualsTheControllers holds the limit of the speakers against the one that a Service's condition is told by.
+func TestCommunityLimitEqualsTheControllers(t *testing.T) {
+	few := intent.Attributes{Communities: make([]uint32, snapshot.MaxCommunityBytes/4)}
+	many := intent.Attributes{Communities: make([]uint32, snapshot.MaxCommunityBytes/4+1)}
+	if few.HasTooManyCommunities() || !many.HasTooManyCommunities() {
+		t.Errorf("%d bytes are too many: %t; 4 more: %t", snapshot.MaxCommunityBytes, few.HasTooManyCommunities(), many.HasTooManyCommunities())
 	}
 }
 
-func TestWhatTheRoutesAre(t *testing.T) {
+func TestRoutes(t *testing.T) {
 	prefix := func(s string) netip.Prefix { return netip.MustParsePrefix(s) }
-	second := view.Key{Namespace: "default", Name: "zzz"}
+	second := view.ObjectKey{Namespace: "default", Name: "zzz"}
 	for name, c := range map[string]struct {
 		edit func(*Inputs)
 		want []*intent.Route
 	}{
 		"a host route for all peers": {func(*Inputs) {}, []*intent.Route{{Prefix: prefix("192.0.2.1/32"), Peers: []string{"tor1", "tor2"}}}},
 		"an aggregate once for several Services": {func(in *Inputs) {
-			in.Snapshot.BGPAds[0].Length4 = 24
-			in.Services[second] = view.Service{Key: second, LoadBalancer: true, Assigned: []netip.Addr{address.Next()}}
-			in.Endpoints[second] = view.Endpoints{Service: second, Serving: true}
+			in.Snapshot.BGPAdvertisements[0].PrefixLengthIPv4 = 24
+			in.Services[second] = view.Service{Key: second, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{address.Next()}}
+			in.Endpoints[second] = view.Endpoints{Service: second, AnyServing: true}
 		}, []*intent.Route{{Prefix: prefix("192.0.2.0/24"), Peers: []string{"tor1", "tor2"}}}},
 		"an aggregate stays while one Service needs it": {func(in *Inputs) {
-			in.Snapshot.BGPAds[0].Length4 = 24
-			in.Services[second] = view.Service{Key: second, LoadBalancer: true, Assigned: []netip.Addr{address.Next()}}
+			in.Snapshot.BGPAdvertisements[0].PrefixLengthIPv4 = 24
+			in.Services[second] = view.Service{Key: second, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{address.Next()}}
 		}, []*intent.Route{{Prefix: prefix("192.0.2.0/24"), Peers: []string{"tor1", "tor2"}}}},
 		"communities of several advertisements are united, for the peers of each": {func(in *Inputs) {
-			in.Snapshot.BGPAds[0].Communities = []snapshot.Community{{A: 64512, B: 2}}
-			in.Snapshot.BGPAds = append(in.Snapshot.BGPAds, &snapshot.BGPAd{
-				Name: "more", Pools: []string{"p"}, Length4: 32, Length6: 128, Peers: []string{"tor2"},
+			in.Snapshot.BGPAdvertisements[0].Communities = []snapshot.Community{{A: 64512, B: 2}}
+			in.Snapshot.BGPAdvertisements = append(in.Snapshot.BGPAdvertisements, &snapshot.BGPAdvertisement{
+				Name: "more", Pools: []string{"p"}, PrefixLengthIPv4: 32, PrefixLengthIPv6: 128, Peers: []string{"tor2"},
 				Communities: []snapshot.Community{{A: 64512, B: 1}, {A: 64512, B: 2}, {Large: true, A: 1, B: 2, C: 3}},
 			})
 		}, []*intent.Route{
 			{Prefix: prefix("192.0.2.1/32"), Peers: []string{"tor1"}, Attributes: intent.Attributes{Communities: []uint32{64512<<16 | 2}}},
 			{Prefix: prefix("192.0.2.1/32"), Peers: []string{"tor2"}, Attributes: intent.Attributes{
-				Communities: []uint32{64512<<16 | 1, 64512<<16 | 2}, Large: [][3]uint32{{1, 2, 3}},
+				Communities: []uint32{64512<<16 | 1, 64512<<16 | 2}, LargeCommunities: [][3]uint32{{1, 2, 3}},
 			}},
 		}},
 		"an aggregate beside its host routes": {func(in *Inputs) {
-			in.Snapshot.BGPAds = append(in.Snapshot.BGPAds, &snapshot.BGPAd{Name: "agg", Pools: []string{"p"}, Length4: 24, Length6: 128, LocalPref: 50})
+			in.Snapshot.BGPAdvertisements = append(in.Snapshot.BGPAdvertisements, &snapshot.BGPAdvertisement{Name: "agg", Pools: []string{"p"}, PrefixLengthIPv4: 24, PrefixLengthIPv6: 128, LocalPref: 50})
 		}, []*intent.Route{
 			{Prefix: prefix("192.0.2.0/24"), Peers: []string{"tor1", "tor2"}, Attributes: intent.Attributes{LocalPref: 50}},
 			{Prefix: prefix("192.0.2.1/32"), Peers: []string{"tor1", "tor2"}},
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			in := peered()
+			in := inputsWithPeers()
 			c.edit(&in)
 			got := Build(in).Routes
 			same := slices.EqualFunc(got, c.want, func(x, y *intent.Route) bool {

@@ -10,22 +10,22 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// table gathers what several Services and advertisements say of a prefix, for each peer.
-type table map[cell]intent.Attributes
+// routeTable gathers what several Services and advertisements say of a prefix, for each peer.
+type routeTable map[routeKey]intent.Attributes
 
-type cell struct {
-	prefix netip.Prefix
-	peer   string
+type routeKey struct {
+	prefix   netip.Prefix
+	peerName string
 }
 
-// add puts the routes of a Service into the table, those of one prefix alone if it is valid, and returns the names of the peers that
+// addContribution puts the routes of a Service into the table, those of one prefix alone if it is valid, and returns the names of the peers that
 // get one.
-func (t table) add(peers []intent.Peer, s *share, only netip.Prefix) []string {
+func (t routeTable) addContribution(peers []intent.Peer, s *contribution, only netip.Prefix) []string {
 	var to []string
-	weights := map[cell]uint64{} // of several advertisements the largest counts, of several Services the sum
+	weights := map[routeKey]uint64{} // of several advertisements the largest counts, of several Services the sum
 	for i := range peers {
 		p := &peers[i]
-		if hopeless(p) {
+		if isUnusable(p) {
 			continue
 		}
 		for _, o := range s.ads {
@@ -37,13 +37,13 @@ func (t table) add(peers []intent.Peer, s *share, only netip.Prefix) []string {
 				if a.Is4() && !p.IPv4 || a.Is6() && !p.IPv6 {
 					continue
 				}
-				c := cell{prefix(ad, a), p.Name}
+				c := routeKey{announcedPrefix(ad, a), p.Name}
 				if only.IsValid() && c.prefix != only {
 					continue
 				}
-				t[c] = merge(t[c], ad)
-				if ad.Bandwidth > 0 && s.endpoints > 0 {
-					weights[c] = max(weights[c], uint64(ad.Bandwidth)*1e6/8*uint64(s.endpoints)) //nolint:gosec // neither is below 0
+				t[c] = mergeAdvertisement(t[c], ad)
+				if ad.LinkBandwidthPerEndpoint > 0 && s.localEndpoints > 0 {
+					weights[c] = max(weights[c], uint64(ad.LinkBandwidthPerEndpoint)*1e6/8*uint64(s.localEndpoints)) //nolint:gosec // neither is below 0
 				}
 				to = append(to, p.Name)
 			}
@@ -58,18 +58,18 @@ func (t table) add(peers []intent.Peer, s *share, only netip.Prefix) []string {
 	return slices.Compact(to)
 }
 
-// merge adds what an advertisement says of a prefix to what others said. Communities are united; of different values of
+// mergeAdvertisement adds what an advertisement says of a prefix to what others said. Communities are united; of different values of
 // localPref, which only aggregates over several Services can have by now, the highest counts, and of metrics the lowest: the
 // better one.
-func merge(a intent.Attributes, ad *snapshot.BGPAd) intent.Attributes {
-	a.LocalPref, a.Prepend = max(a.LocalPref, ad.LocalPref), max(a.Prepend, ad.Prepend)
+func mergeAdvertisement(a intent.Attributes, ad *snapshot.BGPAdvertisement) intent.Attributes {
+	a.LocalPref, a.PrependCount = max(a.LocalPref, ad.LocalPref), max(a.PrependCount, ad.ASPathPrepend)
 	if ad.HasMED && (!a.HasMED || ad.MED < a.MED) {
 		a.MED, a.HasMED = ad.MED, true
 	}
-	if len(ad.Communities)+len(ad.Extended) == 0 {
+	if len(ad.Communities)+len(ad.ExtendedCommunities) == 0 {
 		return a
 	}
-	standard, large, extended := slices.Clone(a.Communities), slices.Clone(a.Large), slices.Clone(a.Extended)
+	standard, large, extended := slices.Clone(a.Communities), slices.Clone(a.LargeCommunities), slices.Clone(a.ExtendedCommunities)
 	for _, c := range ad.Communities {
 		if c.Large {
 			large = append(large, [3]uint32{c.A, c.B, c.C})
@@ -77,20 +77,20 @@ func merge(a intent.Attributes, ad *snapshot.BGPAd) intent.Attributes {
 			standard = append(standard, c.A<<16|c.B)
 		}
 	}
-	for _, c := range ad.Extended {
+	for _, c := range ad.ExtendedCommunities {
 		extended = append(extended, c)
 	}
 	slices.Sort(standard)
 	slices.SortFunc(large, func(x, y [3]uint32) int { return slices.Compare(x[:], y[:]) })
 	slices.SortFunc(extended, func(x, y [8]byte) int { return slices.Compare(x[:], y[:]) })
-	a.Communities, a.Large, a.Extended = slices.Compact(standard), slices.Compact(large), slices.Compact(extended)
+	a.Communities, a.LargeCommunities, a.ExtendedCommunities = slices.Compact(standard), slices.Compact(large), slices.Compact(extended)
 	return a
 }
 
-// routes returns the table as routes, sorted: peers that get the same are named together.
-func (t table) routes(peers *lists) []*intent.Route {
-	cells := slices.SortedFunc(maps.Keys(t), func(x, y cell) int {
-		return cmp.Or(x.prefix.Compare(y.prefix), cmp.Compare(x.peer, y.peer))
+// sortedRoutes returns the table as routes, sorted: peers that get the same are named together.
+func (t routeTable) sortedRoutes(peers *nameListCache) []*intent.Route {
+	cells := slices.SortedFunc(maps.Keys(t), func(x, y routeKey) int {
+		return cmp.Or(x.prefix.Compare(y.prefix), cmp.Compare(x.peerName, y.peerName))
 	})
 	var out []*intent.Route
 	first := 0 // of the routes of this prefix
@@ -101,14 +101,14 @@ next:
 		}
 		for _, r := range out[first:] {
 			if r.Attributes.Equal(t[c]) {
-				r.Peers = append(r.Peers, c.peer)
+				r.Peers = append(r.Peers, c.peerName)
 				continue next
 			}
 		}
-		out = append(out, &intent.Route{Prefix: c.prefix, Peers: []string{c.peer}, Attributes: t[c]})
+		out = append(out, &intent.Route{Prefix: c.prefix, Peers: []string{c.peerName}, Attributes: t[c]})
 	}
 	for _, r := range out {
-		r.Peers = peers.of(r.Peers)
+		r.Peers = peers.intern(r.Peers)
 	}
 	return out
 }

@@ -18,46 +18,46 @@ const (
 	protocolBGP    = "bgp"
 )
 
-// Announced is the metric that says what the node announces. Register it; its zero value announces nothing.
-type Announced struct {
-	node string
-	now  atomic.Pointer[announcing]
+// AnnouncedMetrics is the metric that says what the node announces. Register it; its zero value announces nothing.
+type AnnouncedMetrics struct {
+	node    string
+	current atomic.Pointer[announcedServices]
 }
 
-// announcing is what is announced by either protocol. It is immutable.
-type announcing struct {
-	held     []status.Held
-	verdicts plan.List[*plan.BGPVerdict]
+// announcedServices is what is announced by either protocol. It is immutable.
+type announcedServices struct {
+	held        []status.HeldService
+	bgpVerdicts plan.SortedList[*plan.BGPVerdict]
 }
 
-// NewAnnounced returns the metric of a node.
-func NewAnnounced(node string) *Announced { return &Announced{node: node} }
+// NewAnnouncedMetrics returns the metric of a node.
+func NewAnnouncedMetrics(node string) *AnnouncedMetrics { return &AnnouncedMetrics{node: node} }
 
-var _ prometheus.Collector = (*Announced)(nil)
+var _ prometheus.Collector = (*AnnouncedMetrics)(nil)
 
 // The name and the labels are those that dashboards for this API know.
 var announcedMetric = prometheus.NewDesc("metallb_speaker_announced", "Addresses of Services that this node announces.",
 	[]string{"service", "protocol", "node", "ip"}, nil)
 
-// set takes what is held by layer 2, and from the Plan what is announced to routers: nothing by a node that is leaving.
-func (a *Announced) set(held []status.Held, p plan.Plan) {
-	now := &announcing{held: held}
+// setAnnounced takes what is held by layer 2, and from the Plan what is announced to routers: nothing by a node that is leaving.
+func (a *AnnouncedMetrics) setAnnounced(held []status.HeldService, p plan.Plan) {
+	now := &announcedServices{held: held}
 	if !p.Leaving {
-		now.verdicts = p.BGP
+		now.bgpVerdicts = p.BGP
 	}
-	a.now.Store(now)
+	a.current.Store(now)
 }
 
 // Describe is part of prometheus.Collector.
-func (a *Announced) Describe(c chan<- *prometheus.Desc) { c <- announcedMetric }
+func (a *AnnouncedMetrics) Describe(c chan<- *prometheus.Desc) { c <- announcedMetric }
 
 // Collect is the other part.
-func (a *Announced) Collect(c chan<- prometheus.Metric) {
-	now := a.now.Load()
+func (a *AnnouncedMetrics) Collect(c chan<- prometheus.Metric) {
+	now := a.current.Load()
 	if now == nil {
 		return
 	}
-	tell := func(service view.Key, protocol string, addresses []netip.Addr) {
+	tell := func(service view.ObjectKey, protocol string, addresses []netip.Addr) {
 		for _, ip := range addresses {
 			c <- prometheus.MustNewConstMetric(announcedMetric, prometheus.GaugeValue, 1, service.String(), protocol, a.node, ip.String())
 		}
@@ -65,7 +65,7 @@ func (a *Announced) Collect(c chan<- prometheus.Metric) {
 	for _, h := range now.held {
 		tell(h.Service, protocolLayer2, h.Addresses)
 	}
-	for v := range now.verdicts.All() {
+	for v := range now.bgpVerdicts.All() {
 		if v.Reason == names.ReasonAnnounced {
 			tell(v.Service, protocolBGP, v.Addresses)
 		}

@@ -24,9 +24,9 @@ import (
 	"github.com/gantry-lb/gantry/speaker/status"
 )
 
-// Sessions is what is seen of the sessions with routers; *bgp.Engine is one.
-type Sessions interface {
-	States() []bgp.State
+// SessionSource is what is seen of the sessions with routers; *bgp.Engine is one.
+type SessionSource interface {
+	Status() []bgp.Status
 	Changed() <-chan struct{}
 }
 
@@ -35,36 +35,36 @@ type Sessions interface {
 type BGPStatusWriter struct {
 	Client   client.Client
 	Events   events.EventRecorder
-	Sessions Sessions
+	Sessions SessionSource
 	Log      *slog.Logger
-	// Service returns what an event about a Service names, nil when there is no such Service.
-	Service func(view.Key) *corev1.Service
+	// ServiceReference returns what an event about a Service names, nil when there is no such Service.
+	ServiceReference func(view.ObjectKey) *corev1.Service
 	// Self is this node, Namespace where the objects go; Owner returns what they vanish with.
 	Self, Namespace string
-	Owner           func(ctx context.Context) []metav1.OwnerReference
+	PodOwner        func(ctx context.Context) []metav1.OwnerReference
 	// Limit is how many Services a node writes ServiceBGPStatus objects for; beyond it, it writes none.
 	Limit int
 
-	latest chan plan.Plan
-	told   bool // that there are too many
+	latestPlan    chan plan.Plan
+	isLimitLogged bool // that there are too many
 }
 
-// settleTime gathers changes that come together, such as a session's way to being established.
-const settleTime = 200 * time.Millisecond
+// coalesceDelay gathers changes that come together, such as a session's way to being established.
+const coalesceDelay = 200 * time.Millisecond
 
 // Init makes the writer ready to observe.
-func (w *BGPStatusWriter) Init() { w.latest = make(chan plan.Plan, 1) }
+func (w *BGPStatusWriter) Init() { w.latestPlan = make(chan plan.Plan, 1) }
 
 // Observe takes the agent's Status and returns at once.
 func (w *BGPStatusWriter) Observe(s agent.Status) {
 	for {
 		select {
-		case w.latest <- s.Plan:
+		case w.latestPlan <- s.Plan:
 			return
 		default:
 		}
 		select {
-		case <-w.latest:
+		case <-w.latestPlan:
 		default:
 		}
 	}
@@ -80,40 +80,40 @@ func (w *BGPStatusWriter) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case p = <-w.latest:
+		case p = <-w.latestPlan:
 			known = true
-			timer.Reset(settleTime)
+			timer.Reset(coalesceDelay)
 		case <-w.Sessions.Changed():
-			timer.Reset(settleTime)
+			timer.Reset(coalesceDelay)
 		case <-timer.C:
 			if !known {
 				continue
 			}
-			if err := w.write(ctx, p); err != nil && ctx.Err() == nil {
+			if err := w.writeStatus(ctx, p); err != nil && ctx.Err() == nil {
 				w.Log.Warn("writing the status of BGP; trying again", "error", err)
-				timer.Reset(retryDelay)
+				timer.Reset(writeRetryDelay)
 			}
 		}
 	}
 }
 
-func (w *BGPStatusWriter) write(ctx context.Context, p plan.Plan) error {
-	if err := w.announcements(ctx, p); err != nil {
+func (w *BGPStatusWriter) writeStatus(ctx context.Context, p plan.Plan) error {
+	if err := w.writeAnnouncements(ctx, p); err != nil {
 		return err
 	}
-	return w.sessions(ctx)
+	return w.writeSessions(ctx)
 }
 
-// announcements brings the ServiceBGPStatus objects of this node in line with the Plan.
-func (w *BGPStatusWriter) announcements(ctx context.Context, p plan.Plan) error {
+// writeAnnouncements brings the ServiceBGPStatus objects of this node in line with the Plan.
+func (w *BGPStatusWriter) writeAnnouncements(ctx context.Context, p plan.Plan) error {
 	want, all := status.Announcements(p, w.Limit)
 	if all > w.Limit {
-		if !w.told && w.Limit > 0 {
+		if !w.isLimitLogged && w.Limit > 0 {
 			w.Log.Warn("this node announces more Services than it writes ServiceBGPStatus objects for; see --service-bgp-status", "services", all, "limit", w.Limit)
 		}
-		w.told = true
+		w.isLimitLogged = true
 	} else {
-		w.told = false
+		w.isLimitLogged = false
 	}
 	var list v1beta1.ServiceBGPStatusList
 	if err := w.Client.List(ctx, &list, client.InNamespace(w.Namespace), client.MatchingLabels{names.LabelNode: w.Self}); err != nil {
@@ -123,7 +123,7 @@ func (w *BGPStatusWriter) announcements(ctx context.Context, p plan.Plan) error 
 	var strays []string // left by a former life under another name
 	for i := range list.Items {
 		s := &list.Items[i].Status
-		k := view.Key{Namespace: s.ServiceNamespace, Name: s.ServiceName}
+		k := view.ObjectKey{Namespace: s.ServiceNamespace, Name: s.ServiceName}
 		if list.Items[i].Name != status.AnnouncementName(w.Self, k) {
 			strays = append(strays, list.Items[i].Name)
 			continue
@@ -143,23 +143,23 @@ func (w *BGPStatusWriter) announcements(ctx context.Context, p plan.Plan) error 
 	}
 	for _, a := range write {
 		created := !slices.ContainsFunc(have, func(h status.Announcement) bool { return h.Service == a.Service })
-		if err := w.announce(ctx, a); err != nil {
+		if err := w.writeAnnouncement(ctx, a); err != nil {
 			return err
 		}
 		if created {
-			w.tell(a)
+			w.sendAnnouncedEvent(a)
 		}
 	}
 	return nil
 }
 
-func (w *BGPStatusWriter) announce(ctx context.Context, a status.Announcement) error {
+func (w *BGPStatusWriter) writeAnnouncement(ctx context.Context, a status.Announcement) error {
 	o := &v1beta1.ServiceBGPStatus{}
 	o.Namespace, o.Name = w.Namespace, status.AnnouncementName(w.Self, a.Service)
 	o.Labels = map[string]string{
-		names.LabelNode: w.Self, names.LabelServiceName: label(a.Service.Name), names.LabelServiceNamespace: a.Service.Namespace,
+		names.LabelNode: w.Self, names.LabelServiceName: truncateLabel(a.Service.Name), names.LabelServiceNamespace: a.Service.Namespace,
 	}
-	o.OwnerReferences = w.Owner(ctx)
+	o.OwnerReferences = w.PodOwner(ctx)
 	if err := w.Client.Create(ctx, o); client.IgnoreAlreadyExists(err) != nil {
 		return fmt.Errorf("creating ServiceBGPStatus %q: %w", o.Name, err)
 	}
@@ -171,9 +171,9 @@ func (w *BGPStatusWriter) announce(ctx context.Context, a status.Announcement) e
 	return nil
 }
 
-// tell writes the event that existing tools look for.
-func (w *BGPStatusWriter) tell(a status.Announcement) {
-	svc := w.Service(a.Service)
+// sendAnnouncedEvent writes the event that existing tools look for.
+func (w *BGPStatusWriter) sendAnnouncedEvent(a status.Announcement) {
+	svc := w.ServiceReference(a.Service)
 	if svc == nil {
 		return // the Service is gone: nobody is left to tell
 	}
@@ -181,8 +181,8 @@ func (w *BGPStatusWriter) tell(a status.Announcement) {
 		"announcing from node %q with protocol %q", w.Self, "bgp")
 }
 
-// sessions brings the BGPSession objects of this node in line with what is seen.
-func (w *BGPStatusWriter) sessions(ctx context.Context) error {
+// writeSessions brings the BGPSession objects of this node in line with what is seen.
+func (w *BGPStatusWriter) writeSessions(ctx context.Context) error {
 	var list v1alpha1.BGPSessionList
 	if err := w.Client.List(ctx, &list, client.InNamespace(w.Namespace), client.MatchingLabels{names.LabelNode: w.Self}); err != nil {
 		return fmt.Errorf("listing BGPSessions: %w", err)
@@ -191,11 +191,11 @@ func (w *BGPStatusWriter) sessions(ctx context.Context) error {
 	for i := range list.Items {
 		stale[list.Items[i].Name] = &list.Items[i]
 	}
-	for _, s := range w.Sessions.States() {
+	for _, s := range w.Sessions.Status() {
 		name := status.SessionName(w.Self, s.Peer)
 		o := stale[name]
 		delete(stale, name)
-		if err := w.session(ctx, name, o, s); err != nil {
+		if err := w.writeSession(ctx, name, o, s); err != nil {
 			return err
 		}
 	}
@@ -207,12 +207,12 @@ func (w *BGPStatusWriter) sessions(ctx context.Context) error {
 	return nil
 }
 
-func (w *BGPStatusWriter) session(ctx context.Context, name string, o *v1alpha1.BGPSession, s bgp.State) error {
+func (w *BGPStatusWriter) writeSession(ctx context.Context, name string, o *v1alpha1.BGPSession, s bgp.Status) error {
 	if o == nil {
 		o = &v1alpha1.BGPSession{}
 		o.Namespace, o.Name = w.Namespace, name
-		o.Labels = map[string]string{names.LabelNode: w.Self, names.LabelPeer: label(s.Peer)}
-		o.OwnerReferences = w.Owner(ctx)
+		o.Labels = map[string]string{names.LabelNode: w.Self, names.LabelPeer: truncateLabel(s.Peer)}
+		o.OwnerReferences = w.PodOwner(ctx)
 		if err := w.Client.Create(ctx, o); client.IgnoreAlreadyExists(err) != nil {
 			return fmt.Errorf("creating BGPSession %q: %w", name, err)
 		}
@@ -221,27 +221,27 @@ func (w *BGPStatusWriter) session(ctx context.Context, name string, o *v1alpha1.
 	base := client.MergeFrom(o.DeepCopy())
 	since := metav1.NewTime(s.Since.Truncate(time.Second))
 	want := v1alpha1.BGPSessionStatus{
-		Node: w.Self, Peer: s.Peer, State: string(s.Phase), Since: &since,
-		Prefixes: int32(s.Announced), BFD: s.BFD, LastError: s.LastError, Conditions: slices.Clone(o.Status.Conditions), //nolint:gosec // far below
+		Node: w.Self, Peer: s.Peer, State: string(s.State), Since: &since,
+		Prefixes: int32(s.AnnouncedRoutes), BFD: s.BFDState, LastError: s.LastError, Conditions: slices.Clone(o.Status.Conditions), //nolint:gosec // far below
 	}
 	if s.Remote.IsValid() {
 		want.Address = s.Remote.String()
 	}
-	seen := status.Session{
-		Established: s.Phase == bgp.Established, Reason: s.Reason, Text: s.LastError, Withheld: s.Withheld.Reason, WithheldText: s.Withheld.Text,
+	seen := status.SessionState{
+		Established: s.State == bgp.Established, Reason: s.Reason, Text: s.LastError, WithheldReason: s.Withheld.Reason, WithheldText: s.Withheld.Text,
 	}
-	meta.SetStatusCondition(&want.Conditions, status.Established(seen))
-	if c, told := status.Told(seen); told {
+	meta.SetStatusCondition(&want.Conditions, status.EstablishedCondition(seen))
+	if c, told := status.RoutesAnnouncedCondition(seen); told {
 		meta.SetStatusCondition(&want.Conditions, c)
 	} else {
 		meta.RemoveStatusCondition(&want.Conditions, names.ConditionRoutesAnnounced)
 	}
-	if s.Phase == bgp.Established {
+	if s.State == bgp.Established {
 		for _, f := range s.Families {
 			want.Families = append(want.Families, f.String())
 		}
 	}
-	if c, watched := status.Watched(status.Path{Router: s.Remote.Addr(), State: s.BFD, Reason: s.Fault.Reason, Text: s.Fault.Text}); watched {
+	if c, watched := status.PathWatchedCondition(status.BFDPath{Router: s.Remote.Addr(), State: s.BFDState, Reason: s.BFDFault.Reason, Text: s.BFDFault.Text}); watched {
 		meta.SetStatusCondition(&want.Conditions, c)
 	} else {
 		meta.RemoveStatusCondition(&want.Conditions, names.ConditionPathWatched)

@@ -27,36 +27,36 @@ import (
 	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/speaker/agent"
 	"github.com/gantry-lb/gantry/speaker/bgp"
-	"github.com/gantry-lb/gantry/speaker/bgp/frame"
+	"github.com/gantry-lb/gantry/speaker/bgp/message"
 	"github.com/gantry-lb/gantry/speaker/plan"
 	"github.com/gantry-lb/gantry/speaker/reconcile"
 	"github.com/gantry-lb/gantry/test/apiserver"
 )
 
-// ears are sessions that a test makes up.
-type ears struct {
+// fakeSessions are sessions that a test makes up.
+type fakeSessions struct {
 	mu      sync.Mutex // guards states
-	states  []bgp.State
+	states  []bgp.Status
 	changed chan struct{}
 }
 
-func (e *ears) Changed() <-chan struct{} { return e.changed }
+func (e *fakeSessions) Changed() <-chan struct{} { return e.changed }
 
-func (e *ears) States() []bgp.State {
+func (e *fakeSessions) Status() []bgp.Status {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return slices.Clone(e.states)
 }
 
-func (e *ears) set(states ...bgp.State) {
+func (e *fakeSessions) setStates(states ...bgp.Status) {
 	e.mu.Lock()
 	e.states = states
 	e.mu.Unlock()
 	e.changed <- struct{}{}
 }
 
-// TestWhatIsWrittenOfBGP has the writer follow Plans and sessions at a real API server.
-func TestWhatIsWrittenOfBGP(t *testing.T) {
+// TestBGPStatusObjectsFollowTheAgent has the writer follow Plans and sessions at a real API server.
+func TestBGPStatusObjectsFollowTheAgent(t *testing.T) {
 	config := apiserver.Start(t)
 	config.QPS = -1
 	scheme, err := configuration.NewScheme()
@@ -77,11 +77,11 @@ func TestWhatIsWrittenOfBGP(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	e := &ears{changed: make(chan struct{}, 1)}
+	e := &fakeSessions{changed: make(chan struct{}, 1)}
 	w := &reconcile.BGPStatusWriter{
-		Client: mgr.GetClient(), Events: mgr.GetEventRecorder(names.SpeakerEvents), Sessions: e, Log: slog.New(slog.DiscardHandler),
-		Self: self, Namespace: names.Namespace, Limit: 2, Owner: func(context.Context) []metav1.OwnerReference { return nil },
-		Service: reference(t, api),
+		Client: mgr.GetClient(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Sessions: e, Log: slog.New(slog.DiscardHandler),
+		Self: selfNode, Namespace: names.Namespace, Limit: 2, PodOwner: func(context.Context) []metav1.OwnerReference { return nil },
+		ServiceReference: serviceReference(t, api),
 	}
 	w.Init()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -95,9 +95,9 @@ func TestWhatIsWrittenOfBGP(t *testing.T) {
 		}
 	})
 	stray := &v1beta1.ServiceBGPStatus{ObjectMeta: metav1.ObjectMeta{
-		Namespace: names.Namespace, Name: "bgp-of-a-former-life", Labels: map[string]string{names.LabelNode: self, names.LabelServiceName: "old", names.LabelServiceNamespace: "default"},
+		Namespace: names.Namespace, Name: "bgp-of-a-former-life", Labels: map[string]string{names.LabelNode: selfNode, names.LabelServiceName: "old", names.LabelServiceNamespace: "default"},
 	}}
-	foreign := &v1beta1.ServiceBGPStatus{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "bgp-of-another-node", Labels: map[string]string{names.LabelNode: other}}}
+	foreign := &v1beta1.ServiceBGPStatus{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "bgp-of-another-node", Labels: map[string]string{names.LabelNode: otherNode}}}
 	for _, o := range []*v1beta1.ServiceBGPStatus{stray, foreign} {
 		if err := api.Create(t.Context(), o); err != nil {
 			t.Fatal(err)
@@ -105,7 +105,7 @@ func TestWhatIsWrittenOfBGP(t *testing.T) {
 	}
 	announced := func(want ...string) {
 		t.Helper()
-		follow(t, "the ServiceBGPStatuses", want, func() (out []string, err error) {
+		awaitLines(t, "the ServiceBGPStatuses", want, func() (out []string, err error) {
 			var list v1beta1.ServiceBGPStatusList
 			err = api.List(t.Context(), &list)
 			for _, o := range list.Items {
@@ -123,7 +123,7 @@ func TestWhatIsWrittenOfBGP(t *testing.T) {
 		}
 		return v
 	}
-	observe := func(v ...*plan.BGPVerdict) { w.Observe(agent.Status{Plan: plan.Plan{BGP: plan.NewList(v...)}}) }
+	observe := func(v ...*plan.BGPVerdict) { w.Observe(agent.Status{Plan: plan.Plan{BGP: plan.NewSortedList(v...)}}) }
 
 	observe(verdict("dns"), verdict("web", "tor1", "tor2"))
 	announced("node1 default/web [tor1 tor2], labels web")
@@ -133,12 +133,12 @@ func TestWhatIsWrittenOfBGP(t *testing.T) {
 	announced() // more than the limit
 	observe(verdict("web", "tor2"))
 	announced("node1 default/web [tor2], labels web")
-	w.Observe(agent.Status{Plan: plan.Plan{BGP: plan.NewList(verdict("web", "tor2")), Leaving: true}})
+	w.Observe(agent.Status{Plan: plan.Plan{BGP: plan.NewSortedList(verdict("web", "tor2")), Leaving: true}})
 	announced()
 	if err := api.Get(t.Context(), client.ObjectKeyFromObject(foreign), foreign); err != nil {
 		t.Errorf("the object of another node: %v", err)
 	}
-	follow(t, "the event that tools look for", []string{`announcing from node "node1" with protocol "bgp"`}, func() (out []string, err error) {
+	awaitLines(t, "the event that tools look for", []string{`announcing from node "node1" with protocol "bgp"`}, func() (out []string, err error) {
 		var list eventsv1.EventList
 		err = api.List(t.Context(), &list, client.InNamespace("default"))
 		for _, o := range list.Items {
@@ -151,7 +151,7 @@ func TestWhatIsWrittenOfBGP(t *testing.T) {
 
 	sessions := func(want ...string) {
 		t.Helper()
-		follow(t, "the BGPSessions", want, func() (out []string, err error) {
+		awaitLines(t, "the BGPSessions", want, func() (out []string, err error) {
 			var list v1alpha1.BGPSessionList
 			err = api.List(t.Context(), &list)
 			for _, o := range list.Items {
@@ -168,25 +168,25 @@ func TestWhatIsWrittenOfBGP(t *testing.T) {
 		})
 	}
 	remote := netip.MustParseAddrPort("192.0.2.1:179")
-	up := bgp.State{Peer: "tor1", Remote: remote, Phase: bgp.Established, Since: time.Unix(1e9, 0), Families: []frame.Family{frame.IPv4}, Routes: 3, Announced: 3}
-	down := bgp.State{Peer: "tor2", Remote: remote, Phase: bgp.Idle, Since: time.Unix(1e9, 0), LastError: "connecting: refused"}
-	e.set(up, down)
+	up := bgp.Status{Peer: "tor1", Remote: remote, State: bgp.Established, Since: time.Unix(1e9, 0), Families: []message.Family{message.IPv4}, WantedRoutes: 3, AnnouncedRoutes: 3}
+	down := bgp.Status{Peer: "tor2", Remote: remote, State: bgp.Idle, Since: time.Unix(1e9, 0), LastError: "connecting: refused"}
+	e.setStates(up, down)
 	sessions("node1 tor1 192.0.2.1:179 Established Established Announced [ipv4-unicast] 3", "node1 tor2 192.0.2.1:179 Idle NoSession [] 0 connecting: refused")
-	up.Announced, up.Withheld = 2, bgp.Withheld{Reason: names.ReasonNoNextHop, Text: "no next hop"}
-	e.set(up, down)
+	up.AnnouncedRoutes, up.Withheld = 2, bgp.Withheld{Reason: names.ReasonNoNextHop, Text: "no next hop"}
+	e.setStates(up, down)
 	sessions("node1 tor1 192.0.2.1:179 Established Established NoNextHop [ipv4-unicast] 2", "node1 tor2 192.0.2.1:179 Idle NoSession [] 0 connecting: refused")
 	up.Withheld = bgp.Withheld{}
-	up.Phase, up.Announced, up.LastError = bgp.Active, 0, "the router closed the connection"
-	e.set(up)
-	blocked := bgp.State{Peer: "tor2", Phase: bgp.Idle, Since: time.Unix(1e9, 0), Reason: names.ReasonUnknownSecret, LastError: "no Secret"}
-	e.set(up, blocked)
+	up.State, up.AnnouncedRoutes, up.LastError = bgp.Active, 0, "the router closed the connection"
+	e.setStates(up)
+	blocked := bgp.Status{Peer: "tor2", State: bgp.Idle, Since: time.Unix(1e9, 0), Reason: names.ReasonUnknownSecret, LastError: "no Secret"}
+	e.setStates(up, blocked)
 	sessions("node1 tor1 192.0.2.1:179 Active NoSession [] 0 the router closed the connection", "node1 tor2  Idle UnknownSecret [] 0 no Secret")
-	e.set()
+	e.setStates()
 	sessions()
 }
 
-// follow waits until what is read, sorted, is what is wanted.
-func follow(t *testing.T, what string, want []string, read func() ([]string, error)) {
+// awaitLines waits until what is read, sorted, is what is wanted.
+func awaitLines(t *testing.T, what string, want []string, read func() ([]string, error)) {
 	t.Helper()
 	deadline := time.After(40 * time.Second)
 	for {

@@ -27,77 +27,77 @@ import (
 	"github.com/gantry-lb/gantry/speaker/agent"
 )
 
-// Poster takes changes; *agent.Agent is one.
-type Poster interface {
-	Post(ctx context.Context, changes ...agent.Change)
+// ChangePoster takes changes; *agent.Agent is one.
+type ChangePoster interface {
+	PostChanges(ctx context.Context, changes ...agent.Change)
 }
 
-// Seeder takes the addresses at which other speakers may be found; *members.Members is one.
-type Seeder interface {
+// SeedSetter takes the addresses at which other speakers may be found; *members.Members is one.
+type SeedSetter interface {
 	SetSeeds(addresses []string)
 }
 
-// Feed watches the cluster for one agent. Of Services and EndpointSlices it keeps no objects.
-type Feed struct {
+// ClusterFeed watches the cluster for one agent. Of Services and EndpointSlices it keeps no objects.
+type ClusterFeed struct {
 	Cache cache.Cache
 	// Source reads the Services and EndpointSlices.
 	Source client.WithWatch
-	Agent  Poster
-	Seeds  Seeder
+	Agent  ChangePoster
+	Seeds  SeedSetter
 	Log    *slog.Logger
 	// Self is this node's name: its own Pod is no seed.
 	Self string
 	// Scope is what of the configuration is read.
 	Scope configuration.Scope
-	// Problems takes the Problems of the configuration each time it is read; nil is allowed.
-	Problems func([]snapshot.Problem)
+	// ObserveProblems takes the Problems of the configuration each time it is read; nil is allowed.
+	ObserveProblems func([]snapshot.Problem)
 
-	synced atomic.Bool
-	// complete says that everything that exists has been seen, so that the configuration may be read.
-	complete atomic.Bool
-	// building guards last: the Snapshot before, whose sound parts outlive a broken edit.
-	building sync.Mutex
-	last     *snapshot.Snapshot
+	isSynced atomic.Bool
+	// isComplete says that everything that exists has been seen, so that the configuration may be read.
+	isComplete atomic.Bool
+	// buildMutex guards last: the Snapshot before, whose sound parts outlive a broken edit.
+	buildMutex   sync.Mutex
+	lastSnapshot *snapshot.Snapshot
 
-	// slices belong to the goroutine that follows the EndpointSlices; those of each Service are sorted by name.
-	slices map[view.Key][]view.Slice
+	// slicesByService belong to the goroutine that follows the EndpointSlices; those of each Service are sorted by name.
+	slicesByService map[view.ObjectKey][]view.EndpointSlice
 
-	mu       sync.Mutex             // guards all that follows; informers call from goroutines of their own
-	services map[view.Key]types.UID // those of type LoadBalancer
-	pods     map[string]seed
-	nodes    map[string][]string
-	labels   map[string]map[string]string // of nodes
+	mu              sync.Mutex                   // guards all that follows; informers call from goroutines of their own
+	uidByService    map[view.ObjectKey]types.UID // those of type LoadBalancer
+	addressesByPod  map[string]podAddresses
+	addressesByNode map[string][]string
+	labelsByNode    map[string]map[string]string // of nodes
 }
 
-// calm is how long after the start the memory is given back that only the start needed: what was read is several times what is
+// freeMemoryDelay is how long after the start the memory is given back that only the start needed: what was read is several times what is
 // kept of it, and the runtime would hold on to the rest for minutes.
-const calm = 5 * time.Second
+const freeMemoryDelay = 5 * time.Second
 
-// watch is a kind with what to do about its objects.
-type watch struct {
-	object  client.Object
-	set     func(ctx context.Context, o any)
-	removed func(ctx context.Context, o any)
+// watchedKind is a kind with what to do about its objects.
+type watchedKind struct {
+	object client.Object
+	set    func(ctx context.Context, o any)
+	remove func(ctx context.Context, o any)
 }
 
-// seed is where a speaker's Pod can be reached.
-type seed struct {
+// podAddresses is where a speaker's Pod can be reached.
+type podAddresses struct {
 	node      string
 	addresses []string
 }
 
 // Run registers the handlers and tells the agent once everything that exists has been posted. It returns when ctx ends.
-func (f *Feed) Run(ctx context.Context) error {
-	f.slices = map[view.Key][]view.Slice{}
+func (f *ClusterFeed) Run(ctx context.Context) error {
+	f.slicesByService = map[view.ObjectKey][]view.EndpointSlice{}
 	f.mu.Lock()
-	f.services, f.pods, f.nodes, f.labels = map[view.Key]types.UID{}, map[string]seed{}, map[string][]string{}, map[string]map[string]string{}
+	f.uidByService, f.addressesByPod, f.addressesByNode, f.labelsByNode = map[view.ObjectKey]types.UID{}, map[string]podAddresses{}, map[string][]string{}, map[string]map[string]string{}
 	f.mu.Unlock()
-	watched := []watch{
+	watched := []watchedKind{
 		{&corev1.Node{}, f.setNode, f.removeNode},
 		{&corev1.Pod{}, f.setPod, f.removePod},
 	}
-	for _, k := range f.Scope.Kinds() {
-		watched = append(watched, watch{k, f.rebuild, f.rebuild})
+	for _, k := range f.Scope.WatchedKinds() {
+		watched = append(watched, watchedKind{k, f.rebuildSnapshot, f.rebuildSnapshot})
 	}
 	var synced []toolscache.InformerSynced
 	for _, w := range watched {
@@ -108,7 +108,7 @@ func (f *Feed) Run(ctx context.Context) error {
 		reg, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
 			AddFunc:    func(o any) { w.set(ctx, o) },
 			UpdateFunc: func(_, o any) { w.set(ctx, o) },
-			DeleteFunc: func(o any) { w.removed(ctx, last(o)) },
+			DeleteFunc: func(o any) { w.remove(ctx, lastKnownState(o)) },
 		})
 		if err != nil {
 			return fmt.Errorf("watching %T: %w", w.object, err)
@@ -119,21 +119,21 @@ func (f *Feed) Run(ctx context.Context) error {
 	var following sync.WaitGroup
 	defer following.Wait()
 	following.Go(func() {
-		services.follow(ctx, f.Source, &corev1.Service{}, func() client.ObjectList { return &corev1.ServiceList{} })
+		services.followObjects(ctx, f.Source, &corev1.Service{}, func() client.ObjectList { return &corev1.ServiceList{} })
 	})
 	following.Go(func() {
-		endpoints.follow(ctx, f.Source, &discoveryv1.EndpointSlice{}, func() client.ObjectList { return &discoveryv1.EndpointSliceList{} })
+		endpoints.followObjects(ctx, f.Source, &discoveryv1.EndpointSlice{}, func() client.ObjectList { return &discoveryv1.EndpointSliceList{} })
 	})
-	if !toolscache.WaitForCacheSync(ctx.Done(), append(synced, services.synced, endpoints.synced)...) {
+	if !toolscache.WaitForCacheSync(ctx.Done(), append(synced, services.hasSynced, endpoints.hasSynced)...) {
 		return nil
 	}
-	f.complete.Store(true)
-	f.rebuild(ctx, nil)
-	f.Agent.Post(ctx, agent.Synced())
-	f.synced.Store(true)
+	f.isComplete.Store(true)
+	f.rebuildSnapshot(ctx, nil)
+	f.Agent.PostChanges(ctx, agent.MarkSynced())
+	f.isSynced.Store(true)
 	f.Log.Info("the cluster's state is read")
 	select {
-	case <-time.After(calm):
+	case <-time.After(freeMemoryDelay):
 		debug.FreeOSMemory()
 		<-ctx.Done()
 	case <-ctx.Done():
@@ -141,89 +141,89 @@ func (f *Feed) Run(ctx context.Context) error {
 	return nil
 }
 
-// Synced says whether everything that exists has been posted once.
-func (f *Feed) Synced() bool { return f.synced.Load() }
+// HasSynced says whether everything that exists has been posted once.
+func (f *ClusterFeed) HasSynced() bool { return f.isSynced.Load() }
 
-// last unwraps the last known state of an object whose deletion was not seen itself.
-func last(o any) any {
+// lastKnownState unwraps the last known state of an object whose deletion was not seen itself.
+func lastKnownState(o any) any {
 	if gone, ok := o.(toolscache.DeletedFinalStateUnknown); ok {
 		return gone.Obj
 	}
 	return o
 }
 
-func (f *Feed) setNode(ctx context.Context, o any) {
+func (f *ClusterFeed) setNode(ctx context.Context, o any) {
 	n, ok := o.(*corev1.Node)
 	if !ok {
 		return
 	}
 	v := view.FromNode(n)
 	f.mu.Lock()
-	f.nodes[n.Name] = nil
-	for _, a := range v.Addresses {
-		f.nodes[n.Name] = append(f.nodes[n.Name], a.String())
+	f.addressesByNode[n.Name] = nil
+	for _, a := range v.InternalAddresses {
+		f.addressesByNode[n.Name] = append(f.addressesByNode[n.Name], a.String())
 	}
-	before, known := f.labels[n.Name]
-	f.labels[n.Name] = n.Labels
+	before, known := f.labelsByNode[n.Name]
+	f.labelsByNode[n.Name] = n.Labels
 	f.mu.Unlock()
-	f.seed()
-	f.Agent.Post(ctx, agent.SetNode(v))
+	f.updateSeeds()
+	f.Agent.PostChanges(ctx, agent.SetNode(v))
 	if !known || !maps.Equal(before, n.Labels) {
-		f.rebuild(ctx, nil)
+		f.rebuildSnapshot(ctx, nil)
 	}
 }
 
-func (f *Feed) removeNode(ctx context.Context, o any) {
+func (f *ClusterFeed) removeNode(ctx context.Context, o any) {
 	n, ok := o.(*corev1.Node)
 	if !ok {
 		return
 	}
 	f.mu.Lock()
-	delete(f.nodes, n.Name)
-	delete(f.labels, n.Name)
+	delete(f.addressesByNode, n.Name)
+	delete(f.labelsByNode, n.Name)
 	f.mu.Unlock()
-	f.seed()
-	f.Agent.Post(ctx, agent.RemoveNode(n.Name))
+	f.updateSeeds()
+	f.Agent.PostChanges(ctx, agent.RemoveNode(n.Name))
 }
 
-func (f *Feed) setPod(_ context.Context, o any) {
+func (f *ClusterFeed) setPod(_ context.Context, o any) {
 	p, ok := o.(*corev1.Pod)
 	if !ok {
 		return
 	}
-	s := seed{node: p.Spec.NodeName}
+	s := podAddresses{node: p.Spec.NodeName}
 	for _, ip := range p.Status.PodIPs {
 		s.addresses = append(s.addresses, ip.IP)
 	}
 	f.mu.Lock()
-	f.pods[p.Name] = s
+	f.addressesByPod[p.Name] = s
 	f.mu.Unlock()
-	f.seed()
+	f.updateSeeds()
 }
 
-func (f *Feed) removePod(_ context.Context, o any) {
+func (f *ClusterFeed) removePod(_ context.Context, o any) {
 	p, ok := o.(*corev1.Pod)
 	if !ok {
 		return
 	}
 	f.mu.Lock()
-	delete(f.pods, p.Name)
+	delete(f.addressesByPod, p.Name)
 	f.mu.Unlock()
-	f.seed()
+	f.updateSeeds()
 }
 
-// seed hands over where other speakers may be: their Pods, or, when there are none but perhaps our own, the nodes
+// updateSeeds hands over where other speakers may be: their Pods, or, when there are none but perhaps our own, the nodes
 // themselves, so that speakers that run as plain processes find each other too.
-func (f *Feed) seed() {
+func (f *ClusterFeed) updateSeeds() {
 	f.mu.Lock()
 	var out []string
-	for _, p := range f.pods {
+	for _, p := range f.addressesByPod {
 		if p.node != f.Self {
 			out = append(out, p.addresses...)
 		}
 	}
 	if len(out) == 0 {
-		for name, addresses := range f.nodes {
+		for name, addresses := range f.addressesByNode {
 			if name != f.Self {
 				out = append(out, addresses...)
 			}
@@ -234,31 +234,31 @@ func (f *Feed) seed() {
 	f.Seeds.SetSeeds(slices.Compact(out))
 }
 
-// rebuild reads the configuration objects from the cache and posts the Snapshot of them. What it reads is not complete
+// rebuildSnapshot reads the configuration objects from the cache and posts the Snapshot of them. What it reads is not complete
 // before everything has been seen once.
-func (f *Feed) rebuild(ctx context.Context, _ any) {
-	if !f.complete.Load() {
+func (f *ClusterFeed) rebuildSnapshot(ctx context.Context, _ any) {
+	if !f.isComplete.Load() {
 		return
 	}
 	read, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	f.building.Lock()
-	defer f.building.Unlock()
-	o, err := f.Scope.Read(read, f.Cache)
+	f.buildMutex.Lock()
+	defer f.buildMutex.Unlock()
+	o, err := f.Scope.ReadObjects(read, f.Cache)
 	if err != nil {
 		f.Log.Error("reading the configuration from the cache", "error", err)
 		return
 	}
 	f.mu.Lock()
-	for name, set := range f.labels {
+	for name, set := range f.labelsByNode {
 		o.Nodes = append(o.Nodes, snapshot.Node{Name: name, Labels: set})
 	}
 	f.mu.Unlock()
-	o.Last = f.last
+	o.Previous = f.lastSnapshot
 	s, problems := snapshot.Build(o)
-	f.last = s
-	f.Agent.Post(ctx, agent.SetSnapshot(s))
-	if f.Problems != nil {
-		f.Problems(problems)
+	f.lastSnapshot = s
+	f.Agent.PostChanges(ctx, agent.SetSnapshot(s))
+	if f.ObserveProblems != nil {
+		f.ObserveProblems(problems)
 	}
 }

@@ -11,24 +11,24 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// mirror follows all objects of a kind and keeps none of them: each is reduced to what is needed of it, as soon as it is read, and
+// objectMirror follows all objects of a kind and keeps none of them: each is reduced to what is needed of it, as soon as it is read, and
 // handed on. A cache would hold every object a second time, beside what was made of it; of 10,000 Services that is most of the
 // memory that a speaker would use. It is a reflector's store; one goroutine, the reflector's, calls what it hands on to.
-type mirror[T any] struct {
+type objectMirror[T any] struct {
 	// reduce returns what is needed of an object.
 	reduce func(o any) (T, bool)
-	// added, changed and removed tell of one; replaced tells all that there are now.
-	added, changed, removed func(T)
-	replaced                func([]T)
-	// done is closed when all that existed has been told.
-	done chan struct{}
-	told bool // done is closed
+	// onAdd, changed and removed tell of one; replaced tells all that there are now.
+	onAdd, onUpdate, onDelete func(T)
+	onReplace                 func([]T)
+	// synced is closed when all that existed has been told.
+	synced         chan struct{}
+	isSyncedClosed bool // done is closed
 }
 
-var _ toolscache.TransformingStore = (*mirror[int])(nil)
+var _ toolscache.TransformingStore = (*objectMirror[int])(nil)
 
-// follow keeps the mirror in step until ctx ends. The list says of which kind.
-func (m *mirror[T]) follow(ctx context.Context, source client.WithWatch, kind client.Object, list func() client.ObjectList) {
+// followObjects keeps the mirror in step until ctx ends. The list says of which kind.
+func (m *objectMirror[T]) followObjects(ctx context.Context, source client.WithWatch, kind client.Object, list func() client.ObjectList) {
 	lw := &toolscache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			l := list()
@@ -41,10 +41,10 @@ func (m *mirror[T]) follow(ctx context.Context, source client.WithWatch, kind cl
 	toolscache.NewReflectorWithOptions(lw, kind, m, toolscache.ReflectorOptions{Name: fmt.Sprintf("mirror of %T", kind)}).RunWithContext(ctx)
 }
 
-// synced says whether all that existed has been told.
-func (m *mirror[T]) synced() bool {
+// hasSynced says whether all that existed has been told.
+func (m *objectMirror[T]) hasSynced() bool {
 	select {
-	case <-m.done:
+	case <-m.synced:
 		return true
 	default:
 		return false
@@ -52,7 +52,7 @@ func (m *mirror[T]) synced() bool {
 }
 
 // Transformer lets the reflector reduce what it gathers before Replace.
-func (m *mirror[T]) Transformer() toolscache.TransformFunc {
+func (m *objectMirror[T]) Transformer() toolscache.TransformFunc {
 	return func(o any) (any, error) {
 		v, ok := m.reduce(o)
 		if !ok {
@@ -63,15 +63,15 @@ func (m *mirror[T]) Transformer() toolscache.TransformFunc {
 }
 
 // Add is part of toolscache.ReflectorStore.
-func (m *mirror[T]) Add(o any) error { return m.tell(o, m.added) }
+func (m *objectMirror[T]) Add(o any) error { return m.reduceAndPass(o, m.onAdd) }
 
 // Update is part of toolscache.ReflectorStore.
-func (m *mirror[T]) Update(o any) error { return m.tell(o, m.changed) }
+func (m *objectMirror[T]) Update(o any) error { return m.reduceAndPass(o, m.onUpdate) }
 
 // Delete is part of toolscache.ReflectorStore.
-func (m *mirror[T]) Delete(o any) error { return m.tell(o, m.removed) }
+func (m *objectMirror[T]) Delete(o any) error { return m.reduceAndPass(o, m.onDelete) }
 
-func (m *mirror[T]) tell(o any, hand func(T)) error {
+func (m *objectMirror[T]) reduceAndPass(o any, hand func(T)) error {
 	v, ok := m.reduce(o)
 	if !ok {
 		return fmt.Errorf("a %T is none of this kind", o)
@@ -81,7 +81,7 @@ func (m *mirror[T]) tell(o any, hand func(T)) error {
 }
 
 // Replace is part of toolscache.ReflectorStore: what a stream gathered is reduced already, what a list has is not.
-func (m *mirror[T]) Replace(all []any, _ string) error {
+func (m *objectMirror[T]) Replace(all []any, _ string) error {
 	out := make([]T, 0, len(all))
 	for i, o := range all {
 		v, reduced := o.(T)
@@ -93,13 +93,13 @@ func (m *mirror[T]) Replace(all []any, _ string) error {
 		}
 		out, all[i] = append(out, v), nil
 	}
-	m.replaced(out)
-	if !m.told {
-		m.told = true
-		close(m.done)
+	m.onReplace(out)
+	if !m.isSyncedClosed {
+		m.isSyncedClosed = true
+		close(m.synced)
 	}
 	return nil
 }
 
 // Resync is part of toolscache.ReflectorStore. Nothing is told twice.
-func (m *mirror[T]) Resync() error { return nil }
+func (m *objectMirror[T]) Resync() error { return nil }

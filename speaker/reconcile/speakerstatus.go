@@ -16,11 +16,11 @@ import (
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 )
 
-// writeSpeaker writes the node's SpeakerStatus if it changed.
-func (w *StatusWriter) writeSpeaker(ctx context.Context, s v1alpha1.SpeakerStatusStatus) error {
+// writeSpeakerStatus writes the node's SpeakerStatus if it changed.
+func (w *StatusWriter) writeSpeakerStatus(ctx context.Context, s v1alpha1.SpeakerStatusStatus) error {
 	var former []metav1.Condition
-	if w.speaker != nil {
-		former = w.speaker.Conditions
+	if w.writtenSpeaker != nil {
+		former = w.writtenSpeaker.Conditions
 	}
 	conditions := make([]metav1.Condition, len(former))
 	copy(conditions, former)
@@ -28,7 +28,7 @@ func (w *StatusWriter) writeSpeaker(ctx context.Context, s v1alpha1.SpeakerStatu
 		meta.SetStatusCondition(&conditions, c)
 	}
 	s.Conditions = conditions
-	if w.speaker != nil && equality.Semantic.DeepEqual(*w.speaker, s) {
+	if w.writtenSpeaker != nil && equality.Semantic.DeepEqual(*w.writtenSpeaker, s) {
 		return nil
 	}
 	o := &v1alpha1.SpeakerStatus{
@@ -41,15 +41,15 @@ func (w *StatusWriter) writeSpeaker(ctx context.Context, s v1alpha1.SpeakerStatu
 		// The object goes with the node; the speaker's Pod is replaced too often.
 		o.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: node.Name, UID: node.UID}}
 	}
-	if err := apply(ctx, w.Client, o); err != nil {
+	if err := applyObject(ctx, w.Client, o); err != nil {
 		return err
 	}
-	w.speaker = &s
+	w.writtenSpeaker = &s
 	return nil
 }
 
-// apply writes an object and its status as the speaker's part of it (server-side apply).
-func apply(ctx context.Context, c client.Client, o client.Object) error {
+// applyObject writes an object and its status as the speaker's part of it (server-side apply).
+func applyObject(ctx context.Context, c client.Client, o client.Object) error {
 	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(o)
 	if err != nil {
 		return fmt.Errorf("encoding %T %q: %w", o, o.GetName(), err)
@@ -58,7 +58,7 @@ func apply(ctx context.Context, c client.Client, o client.Object) error {
 	unstructured.RemoveNestedField(u.Object, "metadata", "creationTimestamp")
 	whole := u.DeepCopy()
 	unstructured.RemoveNestedField(u.Object, "status")
-	owner := client.FieldOwner(names.SpeakerEvents)
+	owner := client.FieldOwner(names.SpeakerEventSource)
 	if err := c.Apply(ctx, client.ApplyConfigurationFromUnstructured(u), owner, client.ForceOwnership); err != nil {
 		return fmt.Errorf("writing %s %q: %w", o.GetObjectKind().GroupVersionKind().Kind, o.GetName(), err)
 	}

@@ -35,49 +35,49 @@ type StatusWriter struct {
 	Cache  cache.Cache
 	Events events.EventRecorder
 	Log    *slog.Logger
-	// Service returns what an event about a Service names, nil when there is no such Service.
-	Service func(view.Key) *corev1.Service
-	// Skipped returns the links that are left out, and why.
-	Skipped func() []facts.SkippedLink
-	// Announced is told what this node announces, for the metrics.
-	Announced *Announced
+	// ServiceReference returns what an event about a Service names, nil when there is no such Service.
+	ServiceReference func(view.ObjectKey) *corev1.Service
+	// SkippedLinks returns the links that are left out, and why.
+	SkippedLinks func() []facts.SkippedLink
+	// Metrics is told what this node announces, for the metrics.
+	Metrics *AnnouncedMetrics
 	// Self is this node, Pod this speaker's Pod if there is one, Namespace where the objects go, Version the speaker's.
 	Self, Pod, Namespace, Version string
 
-	latest chan agent.Status
-	// stale asks for another look: an object appeared, changed or vanished.
-	stale chan struct{}
+	latestStatus chan agent.Status
+	// entriesChanged asks for another look: an object appeared, changed or vanished.
+	entriesChanged chan struct{}
 
 	// Run owns what follows.
-	conflicts status.Conflicts
-	told      string // what was last said about raw sockets
-	speaker   *v1alpha1.SpeakerStatusStatus
+	conflicts      status.Conflicts
+	reportedDenial string // what was last said about raw sockets
+	writtenSpeaker *v1alpha1.SpeakerStatusStatus
 }
 
 const (
-	// retryDelay is the pause after a write that failed.
-	retryDelay = time.Second
-	// lookAgain is how often is looked at what nobody tells: links that are left out, conflicts that are over.
-	lookAgain = 5 * time.Second
-	// inFlight bounds how many objects are written at once: a node that takes over thousands of addresses would need
+	// writeRetryDelay is the pause after a write that failed.
+	writeRetryDelay = time.Second
+	// recheckInterval is how often is looked at what nobody tells: links that are left out, conflicts that are over.
+	recheckInterval = 5 * time.Second
+	// concurrentWritesLimit bounds how many objects are written at once: a node that takes over thousands of addresses would need
 	// minutes one by one.
-	inFlight = 16
+	concurrentWritesLimit = 16
 )
 
 // Init makes the writer ready to observe.
 func (w *StatusWriter) Init() {
-	w.latest, w.stale = make(chan agent.Status, 1), make(chan struct{}, 1)
+	w.latestStatus, w.entriesChanged = make(chan agent.Status, 1), make(chan struct{}, 1)
 }
 
-// watch asks for another look whenever an object changes: another speaker may have removed ours on old knowledge.
-func (w *StatusWriter) watch(ctx context.Context) error {
+// watchEntries asks for another look whenever an object changes: another speaker may have removed ours on old knowledge.
+func (w *StatusWriter) watchEntries(ctx context.Context) error {
 	informer, err := w.Cache.GetInformer(ctx, &v1beta1.ServiceL2Status{})
 	if err != nil {
 		return fmt.Errorf("watching ServiceL2Statuses: %w", err)
 	}
 	poke := func(any) {
 		select {
-		case w.stale <- struct{}{}:
+		case w.entriesChanged <- struct{}{}:
 		default:
 		}
 	}
@@ -91,13 +91,13 @@ func (w *StatusWriter) watch(ctx context.Context) error {
 func (w *StatusWriter) Observe(s agent.Status) {
 	for {
 		select {
-		case w.latest <- s:
+		case w.latestStatus <- s:
 			return
 		default:
 		}
 		select {
-		case old := <-w.latest:
-			s.Notes = append(slices.Clone(old.Notes), s.Notes...)
+		case old := <-w.latestStatus:
+			s.Events = append(slices.Clone(old.Events), s.Events...)
 		default:
 		}
 	}
@@ -105,115 +105,115 @@ func (w *StatusWriter) Observe(s agent.Status) {
 
 // Run writes until ctx ends.
 func (w *StatusWriter) Run(ctx context.Context) error {
-	if err := w.watch(ctx); err != nil {
+	if err := w.watchEntries(ctx); err != nil {
 		return err
 	}
 	var s agent.Status
 	observed := false
 	retry := time.NewTimer(time.Hour)
 	retry.Stop()
-	look := time.NewTicker(lookAgain)
+	look := time.NewTicker(recheckInterval)
 	defer look.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case s = <-w.latest:
+		case s = <-w.latestStatus:
 			observed = true
-			w.tell(s)
-			w.denied(ctx, s)
-		case <-w.stale:
+			w.reportElectionEvents(s)
+			w.reportDenial(ctx, s)
+		case <-w.entriesChanged:
 		case <-retry.C:
 		case now := <-look.C:
-			if !w.conflicts.Expire(now) && w.speaker != nil && slices.Equal(w.speaker.Links, status.Speaker(w.inputs(s)).Links) {
+			if !w.conflicts.ForgetExpired(now) && w.writtenSpeaker != nil && slices.Equal(w.writtenSpeaker.Links, status.BuildSpeakerStatus(w.statusInputs(s)).Links) {
 				continue
 			}
 		}
 		if !observed {
 			continue
 		}
-		if err := w.write(ctx, w.inputs(s)); err != nil && ctx.Err() == nil {
+		if err := w.writeStatus(ctx, w.statusInputs(s)); err != nil && ctx.Err() == nil {
 			w.Log.Warn("writing the status; trying again", "error", err)
-			retry.Reset(retryDelay)
+			retry.Reset(writeRetryDelay)
 		}
 	}
 }
 
-func (w *StatusWriter) inputs(s agent.Status) status.Inputs {
+func (w *StatusWriter) statusInputs(s agent.Status) status.Inputs {
 	return status.Inputs{
-		Self: w.Self, Plan: s.Plan, Claims: s.Claims, Links: s.Links, Skipped: w.Skipped(), Members: s.Members, Faults: s.Faults, Denied: s.Denied,
+		Self: w.Self, Plan: s.Plan, Bindings: s.Bindings, Links: s.Links, SkippedLinks: w.SkippedLinks(), MemberNames: s.MemberNames, FaultsByLink: s.FaultsByLink, RawSocketsDenied: s.RawSocketsDenied,
 		Conflicts: &w.conflicts, Version: w.Version,
 	}
 }
 
-// denied says on the node, once for each change, that layer 2 does not work on it.
-func (w *StatusWriter) denied(ctx context.Context, s agent.Status) {
-	if s.Denied != "" && s.Denied != w.told {
+// reportDenial says on the node, once for each change, that layer 2 does not work on it.
+func (w *StatusWriter) reportDenial(ctx context.Context, s agent.Status) {
+	if s.RawSocketsDenied != "" && s.RawSocketsDenied != w.reportedDenial {
 		node := &corev1.Node{}
 		if err := w.Client.Get(ctx, client.ObjectKey{Name: w.Self}, node); err == nil {
 			w.Events.Eventf(node, nil, corev1.EventTypeWarning, names.EventAnnounceFailed, "Announce",
-				"%s: node %q announces nothing by layer 2: %s", names.ReasonRawSocketDenied, w.Self, s.Denied)
+				"%s: node %q announces nothing by layer 2: %s", names.ReasonRawSocketDenied, w.Self, s.RawSocketsDenied)
 		}
 	}
-	w.told = s.Denied
+	w.reportedDenial = s.RawSocketsDenied
 }
 
-// tell writes an event on each Service whose address this node took, or that somebody else claims. A claim that goes on
+// reportElectionEvents writes an event on each Service whose address this node took, or that somebody else claims. A claim that goes on
 // is told once.
-func (w *StatusWriter) tell(s agent.Status) {
-	held := make(map[netip.Addr]bool, len(s.Held))
-	for _, a := range s.Held {
+func (w *StatusWriter) reportElectionEvents(s agent.Status) {
+	held := make(map[netip.Addr]bool, len(s.HeldAddresses))
+	for _, a := range s.HeldAddresses {
 		held[a] = true
 	}
-	w.conflicts.Keep(held)
-	if len(s.Notes) == 0 {
+	w.conflicts.KeepAddresses(held)
+	if len(s.Events) == 0 {
 		return
 	}
-	services := map[netip.Addr][]view.Key{}
+	services := map[netip.Addr][]view.ObjectKey{}
 	for v := range s.Plan.Verdicts.All() {
 		for _, a := range v.Addresses {
 			services[a] = append(services[a], v.Service)
 		}
 	}
-	for _, n := range s.Notes {
-		if n.Foreign() && held[n.Address] && !w.conflicts.Note(n.Address, n.MAC, time.Now()) {
+	for _, n := range s.Events {
+		if n.IsForeignAnswer() && held[n.Address] && !w.conflicts.RecordConflict(n.Address, n.ForeignMAC, time.Now()) {
 			continue
 		}
 		for _, k := range services[n.Address] {
-			w.event(k, n)
+			w.sendKubernetesEvent(k, n)
 		}
 	}
 }
 
-func (w *StatusWriter) event(k view.Key, n elect.Note) {
-	svc := w.Service(k)
+func (w *StatusWriter) sendKubernetesEvent(k view.ObjectKey, n elect.Event) {
+	svc := w.ServiceReference(k)
 	if svc == nil {
 		return // the Service is gone: nobody is left to tell
 	}
 	switch n.Kind {
-	case elect.NoteTaken:
+	case elect.EventTaken:
 		w.Events.Eventf(svc, nil, corev1.EventTypeNormal, names.EventNodeAssigned, "Announce",
 			"announcing from node %q with protocol %q: %s", w.Self, protocolLayer2, n.Text)
-	case elect.NoteConflict, elect.NoteStray: // the action keeps them apart: of several events alike only the first is shown
+	case elect.EventConflict, elect.EventStrayAnswer: // the action keeps them apart: of several events alike only the first is shown
 		w.Events.Eventf(svc, nil, corev1.EventTypeWarning, names.EventAnnounceFailed, n.Kind, "%s: %s", n.Kind, n.Text)
 	}
 }
 
-// write brings the objects in line with what this node holds.
-func (w *StatusWriter) write(ctx context.Context, in status.Inputs) error {
-	want := status.Build(in)
-	w.Announced.set(want, in.Plan)
-	have, err := w.written(ctx)
+// writeStatus brings the objects in line with what this node holds.
+func (w *StatusWriter) writeStatus(ctx context.Context, in status.Inputs) error {
+	want := status.BuildHeldServices(in)
+	w.Metrics.setAnnounced(want, in.Plan)
+	have, err := w.listEntries(ctx)
 	if err != nil {
 		return err
 	}
-	write, remove := status.Diff(w.Self, want, have)
+	write, remove := status.DiffEntries(w.Self, want, have)
 	var g errgroup.Group // that goes on after an error: one object that is refused keeps no other from being written
-	g.SetLimit(inFlight)
+	g.SetLimit(concurrentWritesLimit)
 	if len(write) > 0 {
-		owner := w.Owner(ctx)
+		owner := w.PodOwner(ctx)
 		for _, a := range write {
-			g.Go(func() error { return w.apply(ctx, a, owner) })
+			g.Go(func() error { return w.writeEntry(ctx, a, owner) })
 		}
 	}
 	for _, name := range remove {
@@ -225,48 +225,48 @@ func (w *StatusWriter) write(ctx context.Context, in status.Inputs) error {
 			return nil
 		})
 	}
-	return errors.Join(g.Wait(), w.writeSpeaker(ctx, status.Speaker(in)))
+	return errors.Join(g.Wait(), w.writeSpeakerStatus(ctx, status.BuildSpeakerStatus(in)))
 }
 
-// written returns every entry that exists.
-func (w *StatusWriter) written(ctx context.Context) ([]status.Written, error) {
+// listEntries returns every entry that exists.
+func (w *StatusWriter) listEntries(ctx context.Context) ([]status.WrittenEntry, error) {
 	var list v1beta1.ServiceL2StatusList
 	if err := w.Client.List(ctx, &list, client.InNamespace(w.Namespace), client.UnsafeDisableDeepCopy); err != nil {
 		return nil, fmt.Errorf("listing ServiceL2Statuses: %w", err)
 	}
-	out := make([]status.Written, 0, len(list.Items))
+	out := make([]status.WrittenEntry, 0, len(list.Items))
 	for i := range list.Items {
 		o := &list.Items[i]
 		// The labels are there before the status is, but cut what is long.
-		e := status.Entry{Service: view.Key{Namespace: o.Labels[names.LabelServiceNamespace], Name: o.Labels[names.LabelServiceName]}, Node: o.Labels[names.LabelNode]}
+		e := status.Entry{Service: view.ObjectKey{Namespace: o.Labels[names.LabelServiceNamespace], Name: o.Labels[names.LabelServiceName]}, Node: o.Labels[names.LabelNode]}
 		if o.Status.ServiceName != "" {
-			e = status.Entry{Service: view.Key{Namespace: o.Status.ServiceNamespace, Name: o.Status.ServiceName}, Node: o.Status.Node}
+			e = status.Entry{Service: view.ObjectKey{Namespace: o.Status.ServiceNamespace, Name: o.Status.ServiceName}, Node: o.Status.Node}
 		}
-		out = append(out, status.Written{Entry: e, Object: o.Name, Status: o.Status})
+		out = append(out, status.WrittenEntry{Entry: e, ActualName: o.Name, Status: o.Status})
 	}
 	return out, nil
 }
 
-// apply writes an entry.
-func (w *StatusWriter) apply(ctx context.Context, a status.Held, owner []metav1.OwnerReference) error {
+// writeEntry writes an entry.
+func (w *StatusWriter) writeEntry(ctx context.Context, a status.HeldService, owner []metav1.OwnerReference) error {
 	o := &v1beta1.ServiceL2Status{
 		TypeMeta: metav1.TypeMeta{APIVersion: v1beta1.GroupVersion.String(), Kind: "ServiceL2Status"},
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: w.Namespace, Name: a.Name(), OwnerReferences: owner,
+			Namespace: w.Namespace, Name: a.ObjectName(), OwnerReferences: owner,
 			Labels: map[string]string{
-				names.LabelNode: a.Node, names.LabelServiceName: label(a.Service.Name), names.LabelServiceNamespace: a.Service.Namespace,
+				names.LabelNode: a.Node, names.LabelServiceName: truncateLabel(a.Service.Name), names.LabelServiceNamespace: a.Service.Namespace,
 			},
 		},
-		Status: a.Object(),
+		Status: a.ToAPI(),
 	}
-	return apply(ctx, w.Client, o)
+	return applyObject(ctx, w.Client, o)
 }
 
-// label cuts a name to what a label's value may have; Service names are shorter in practice.
-func label(s string) string { return strings.TrimRight(s[:min(len(s), 63)], "-.") }
+// truncateLabel cuts a name to what a label's value may have; Service names are shorter in practice.
+func truncateLabel(s string) string { return strings.TrimRight(s[:min(len(s), 63)], "-.") }
 
-// Owner makes the objects vanish with the speaker's Pod, if the speaker runs in one.
-func (w *StatusWriter) Owner(ctx context.Context) []metav1.OwnerReference {
+// PodOwner makes the objects vanish with the speaker's Pod, if the speaker runs in one.
+func (w *StatusWriter) PodOwner(ctx context.Context) []metav1.OwnerReference {
 	if w.Pod == "" {
 		return nil
 	}

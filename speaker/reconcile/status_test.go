@@ -37,28 +37,28 @@ import (
 	"github.com/gantry-lb/gantry/test/apiserver"
 )
 
-const self, other = "node1", "node2"
+const selfNode, otherNode = "node1", "node2"
 
 var (
-	four    = netip.MustParseAddr("192.168.0.201")
-	six     = netip.MustParseAddr("fd00:a8::201")
-	web     = view.Key{Namespace: "default", Name: "web"}
-	dns     = view.Key{Namespace: "default", Name: "dns"}
-	rogue   = facts.MAC{2, 0, 0, 0, 0, 0x99}
-	allOf   = []int{2, 3}
-	twoEths = facts.LinkSet{{Index: 2, Name: "eth0", MAC: facts.MAC{2, 0, 0, 0, 0, 2}}, {Index: 3, Name: "eth1", MAC: facts.MAC{2, 0, 0, 0, 0, 3}}}
+	heldIPv4   = netip.MustParseAddr("192.168.0.201")
+	heldIPv6   = netip.MustParseAddr("fd00:a8::201")
+	web        = view.ObjectKey{Namespace: "default", Name: "web"}
+	dns        = view.ObjectKey{Namespace: "default", Name: "dns"}
+	foreignMAC = facts.MAC{2, 0, 0, 0, 0, 0x99}
+	bothLinks  = []int{2, 3}
+	twoLinks   = facts.LinkSet{{Index: 2, Name: "eth0", MAC: facts.MAC{2, 0, 0, 0, 0, 2}}, {Index: 3, Name: "eth1", MAC: facts.MAC{2, 0, 0, 0, 0, 3}}}
 )
 
-// desk is a StatusWriter at a real API server.
-type desk struct {
-	t      *testing.T
-	api    client.Client
-	writer *reconcile.StatusWriter
-	metric *prometheus.Registry
-	state  agent.Status // as last observed
+// harness is a StatusWriter at a real API server.
+type harness struct {
+	t         *testing.T
+	apiClient client.Client
+	writer    *reconcile.StatusWriter
+	metrics   *prometheus.Registry
+	state     agent.Status // as last observed
 }
 
-func newDesk(t *testing.T) *desk {
+func newHarness(t *testing.T) *harness {
 	config := apiserver.Start(t)
 	config.QPS = -1
 	scheme, err := configuration.NewScheme()
@@ -69,18 +69,20 @@ func newDesk(t *testing.T) *desk {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &desk{t: t, metric: prometheus.NewRegistry()}
-	if d.api, err = client.New(config, client.Options{Scheme: scheme}); err != nil {
+	d := &harness{t: t, metrics: prometheus.NewRegistry()}
+	if d.apiClient, err = client.New(config, client.Options{Scheme: scheme}); err != nil {
 		t.Fatal(err)
 	}
 	log := slog.New(slog.DiscardHandler)
 	d.writer = &reconcile.StatusWriter{
-		Client: mgr.GetClient(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEvents), Log: log,
-		Skipped:   func() []facts.SkippedLink { return []facts.SkippedLink{{Name: "storage0", Why: facts.SkippedExcluded}} },
-		Announced: reconcile.NewAnnounced(self), Self: self, Namespace: names.Namespace, Version: "v1.2.3", Service: reference(t, d.api),
+		Client: mgr.GetClient(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Log: log,
+		SkippedLinks: func() []facts.SkippedLink {
+			return []facts.SkippedLink{{Name: "storage0", Reason: facts.SkippedExcluded}}
+		},
+		Metrics: reconcile.NewAnnouncedMetrics(selfNode), Self: selfNode, Namespace: names.Namespace, Version: "v1.2.3", ServiceReference: serviceReference(t, d.apiClient),
 	}
 	d.writer.Init()
-	d.metric.MustRegister(d.writer.Announced)
+	d.metrics.MustRegister(d.writer.Metrics)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 2)
 	go func() { ended <- mgr.Start(ctx) }()
@@ -91,20 +93,20 @@ func newDesk(t *testing.T) *desk {
 			t.Error(err)
 		}
 	})
-	d.create(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: self}})
-	for _, k := range []view.Key{web, dns} {
+	d.createObject(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: selfNode}})
+	for _, k := range []view.ObjectKey{web, dns} {
 		s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: k.Namespace, Name: k.Name}}
 		s.Spec.Ports = []corev1.ServicePort{{Port: 80}}
-		d.create(s)
+		d.createObject(s)
 	}
-	d.state = agent.Status{Links: twoEths, Members: []string{self, other}}
-	d.state.Plan.Verdicts = plan.NewList(&plan.Verdict{Service: dns, Addresses: []netip.Addr{four}}, &plan.Verdict{Service: web, Addresses: []netip.Addr{four, six}})
+	d.state = agent.Status{Links: twoLinks, MemberNames: []string{selfNode, otherNode}}
+	d.state.Plan.Verdicts = plan.NewSortedList(&plan.Verdict{Service: dns, Addresses: []netip.Addr{heldIPv4}}, &plan.Verdict{Service: web, Addresses: []netip.Addr{heldIPv4, heldIPv6}})
 	return d
 }
 
-// reference finds what events name.
-func reference(t *testing.T, api client.Reader) func(view.Key) *corev1.Service {
-	return func(k view.Key) *corev1.Service {
+// serviceReference finds what events name.
+func serviceReference(t *testing.T, api client.Reader) func(view.ObjectKey) *corev1.Service {
+	return func(k view.ObjectKey) *corev1.Service {
 		s := &corev1.Service{}
 		if err := api.Get(t.Context(), client.ObjectKey{Namespace: k.Namespace, Name: k.Name}, s); err != nil {
 			return nil
@@ -113,26 +115,26 @@ func reference(t *testing.T, api client.Reader) func(view.Key) *corev1.Service {
 	}
 }
 
-func (d *desk) create(o client.Object) {
+func (d *harness) createObject(o client.Object) {
 	d.t.Helper()
-	if err := d.api.Create(d.t.Context(), o); err != nil {
+	if err := d.apiClient.Create(d.t.Context(), o); err != nil {
 		d.t.Fatal(err)
 	}
 }
 
-// observe has the writer see the claims, and notes that are said once.
-func (d *desk) observe(claims []intent.Claim, notes ...elect.Note) {
-	d.state.Claims, d.state.Held = claims, nil
+// observeBindings has the writer see the claims, and notes that are said once.
+func (d *harness) observeBindings(claims []intent.Binding, notes ...elect.Event) {
+	d.state.Bindings, d.state.HeldAddresses = claims, nil
 	for _, c := range claims {
-		d.state.Held = append(d.state.Held, c.Address)
+		d.state.HeldAddresses = append(d.state.HeldAddresses, c.Address)
 	}
 	s := d.state
-	s.Notes = notes
+	s.Events = notes
 	d.writer.Observe(s)
 }
 
-// await calls check until it returns nil.
-func (d *desk) await(what string, check func() error) {
+// awaitCheck calls check until it returns nil.
+func (d *harness) awaitCheck(what string, check func() error) {
 	d.t.Helper()
 	ctx, cancel := context.WithTimeout(d.t.Context(), time.Minute)
 	defer cancel()
@@ -149,10 +151,10 @@ func (d *desk) await(what string, check func() error) {
 	}
 }
 
-// entries is a line for each ServiceL2Status, sorted.
-func (d *desk) entries() (lines []string, versions map[string]string, err error) {
+// listEntries is a line for each ServiceL2Status, sorted.
+func (d *harness) listEntries() (lines []string, versions map[string]string, err error) {
 	var list v1beta1.ServiceL2StatusList
-	if err := d.api.List(d.t.Context(), &list, client.InNamespace(names.Namespace)); err != nil {
+	if err := d.apiClient.List(d.t.Context(), &list, client.InNamespace(names.Namespace)); err != nil {
 		return nil, nil, err
 	}
 	versions = map[string]string{}
@@ -176,10 +178,10 @@ func (d *desk) entries() (lines []string, versions map[string]string, err error)
 	return lines, versions, nil
 }
 
-func (d *desk) wantEntries(what string, want ...string) {
+func (d *harness) wantEntries(what string, want ...string) {
 	d.t.Helper()
-	d.await(what, func() error {
-		got, _, err := d.entries()
+	d.awaitCheck(what, func() error {
+		got, _, err := d.listEntries()
 		if diff := cmp.Diff(want, got); err == nil && diff != "" {
 			err = fmt.Errorf("the entries are (-want +got)\n%s", diff)
 		}
@@ -188,11 +190,11 @@ func (d *desk) wantEntries(what string, want ...string) {
 }
 
 // wantSpeaker waits until the node's SpeakerStatus is as check wants it.
-func (d *desk) wantSpeaker(what string, check func(s v1alpha1.SpeakerStatusStatus) bool) {
+func (d *harness) wantSpeaker(what string, check func(s v1alpha1.SpeakerStatusStatus) bool) {
 	d.t.Helper()
-	d.await(what, func() error {
+	d.awaitCheck(what, func() error {
 		var s v1alpha1.SpeakerStatus
-		err := d.api.Get(d.t.Context(), client.ObjectKey{Namespace: names.Namespace, Name: self}, &s)
+		err := d.apiClient.Get(d.t.Context(), client.ObjectKey{Namespace: names.Namespace, Name: selfNode}, &s)
 		if err == nil && !check(s.Status) {
 			err = fmt.Errorf("the SpeakerStatus is %+v", s.Status)
 		}
@@ -200,10 +202,10 @@ func (d *desk) wantSpeaker(what string, check func(s v1alpha1.SpeakerStatusStatu
 	})
 }
 
-// events are how often each sentence was said under a reason.
-func (d *desk) events(reason string) (map[string]int, error) {
+// countEvents are how often each sentence was said under a reason.
+func (d *harness) countEvents(reason string) (map[string]int, error) {
 	var list eventsv1.EventList
-	if err := d.api.List(d.t.Context(), &list); err != nil {
+	if err := d.apiClient.List(d.t.Context(), &list); err != nil {
 		return nil, err
 	}
 	out := map[string]int{}
@@ -220,10 +222,10 @@ func (d *desk) events(reason string) (map[string]int, error) {
 	return out, nil
 }
 
-func (d *desk) wantEvents(what, reason string, want map[string]int) {
+func (d *harness) wantEvents(what, reason string, want map[string]int) {
 	d.t.Helper()
-	d.await(what, func() error {
-		got, err := d.events(reason)
+	d.awaitCheck(what, func() error {
+		got, err := d.countEvents(reason)
 		if diff := cmp.Diff(want, got); err == nil && diff != "" {
 			err = fmt.Errorf("the events %s are (-want +got)\n%s", reason, diff)
 		}
@@ -231,10 +233,10 @@ func (d *desk) wantEvents(what, reason string, want map[string]int) {
 	})
 }
 
-// metrics is a line for each announced address, sorted.
-func (d *desk) metrics() (lines []string) {
+// metricLines is a line for each announced address, sorted.
+func (d *harness) metricLines() (lines []string) {
 	d.t.Helper()
-	all, err := d.metric.Gather()
+	all, err := d.metrics.Gather()
 	if err != nil {
 		d.t.Fatal(err)
 	}
@@ -257,51 +259,51 @@ const (
 )
 
 // What a speaker says of itself follows what it holds, and is written when it changes and at no other time.
-func TestWhatASpeakerSaysOfItself(t *testing.T) {
-	d := newDesk(t)
-	both := []intent.Claim{{Address: four, Links: allOf}, {Address: six, Links: allOf}}
-	d.observe(both, elect.Note{Kind: elect.NoteTaken, Address: six, Reason: names.ReasonUnheld, Text: "taken"})
+func TestStatusObjectsFollowTheAgent(t *testing.T) {
+	d := newHarness(t)
+	both := []intent.Binding{{Address: heldIPv4, Links: bothLinks}, {Address: heldIPv6, Links: bothLinks}}
+	d.observeBindings(both, elect.Event{Kind: elect.EventTaken, Address: heldIPv6, Reason: names.ReasonUnheld, Text: "taken"})
 	d.wantEntries("two addresses are held", dnsEntry, webEntry)
 	d.wantEvents("one of them was taken now", names.EventNodeAssigned,
 		map[string]int{`Service web: announcing from node "node1" with protocol "layer2": taken`: 1})
 	d.wantSpeaker("the speaker is described", func(s v1alpha1.SpeakerStatusStatus) bool {
-		return s.Node == self && s.Version == "v1.2.3" && s.Held == 2 && slices.Equal(s.Members, []string{self, other}) && len(s.Links) == 3 &&
+		return s.Node == selfNode && s.Version == "v1.2.3" && s.Held == 2 && slices.Equal(s.Members, []string{selfNode, otherNode}) && len(s.Links) == 3 &&
 			s.Links[2].Name == "storage0" && s.Links[2].Reason == string(names.ReasonLinkExcluded) &&
 			meta.IsStatusConditionTrue(s.Conditions, names.ConditionLayer2Usable) && meta.IsStatusConditionTrue(s.Conditions, names.ConditionUncontested)
 	})
 
-	_, before, err := d.entries()
+	_, before, err := d.listEntries()
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.observe(both)
-	d.state.Members = []string{self} // the end of what is written for the former
-	d.observe(both)
-	d.wantSpeaker("a member is gone", func(s v1alpha1.SpeakerStatusStatus) bool { return slices.Equal(s.Members, []string{self}) })
-	if _, after, err := d.entries(); err != nil || !cmp.Equal(before, after) {
+	d.observeBindings(both)
+	d.state.MemberNames = []string{selfNode} // the end of what is written for the former
+	d.observeBindings(both)
+	d.wantSpeaker("a member is gone", func(s v1alpha1.SpeakerStatusStatus) bool { return slices.Equal(s.Members, []string{selfNode}) })
+	if _, after, err := d.listEntries(); err != nil || !cmp.Equal(before, after) {
 		t.Errorf("entries are written again without a change: %v, %v (%v)", before, after, err)
 	}
 	d.wantEvents("nothing new is told", names.EventNodeAssigned,
 		map[string]int{`Service web: announcing from node "node1" with protocol "layer2": taken`: 1})
 
-	d.others(both)
-	d.conflicts(both)
+	d.checkWritesOfOthers(both)
+	d.checkConflicts(both)
 
 	d.state.Plan.Routes = []*intent.Route{{Prefix: netip.MustParsePrefix("192.168.0.201/32")}}
-	d.state.Plan.BGP = plan.NewList(&plan.BGPVerdict{Service: dns, Addresses: []netip.Addr{four}, Reason: names.ReasonAnnounced}, &plan.BGPVerdict{Service: web, Addresses: []netip.Addr{six}, Reason: names.ReasonNoPeers})
-	d.observe(both[:1])
+	d.state.Plan.BGP = plan.NewSortedList(&plan.BGPVerdict{Service: dns, Addresses: []netip.Addr{heldIPv4}, Reason: names.ReasonAnnounced}, &plan.BGPVerdict{Service: web, Addresses: []netip.Addr{heldIPv6}, Reason: names.ReasonNoPeers})
+	d.observeBindings(both[:1])
 	d.wantEntries("one address is given up", dnsEntry, "default/web on node1 labelled default/web@node1 192.168.0.201")
 	d.wantSpeaker("one is left, and a route", func(s v1alpha1.SpeakerStatusStatus) bool { return s.Held == 1 && s.Routes == 1 })
 	const metric = "metallb_speaker_announced ip=192.168.0.201 node=node1 protocol="
-	if diff := cmp.Diff([]string{metric + "bgp service=default/dns", metric + "layer2 service=default/dns", metric + "layer2 service=default/web"}, d.metrics()); diff != "" {
+	if diff := cmp.Diff([]string{metric + "bgp service=default/dns", metric + "layer2 service=default/dns", metric + "layer2 service=default/web"}, d.metricLines()); diff != "" {
 		t.Errorf("the metrics are (-want +got)\n%s", diff)
 	}
-	d.observe([]intent.Claim{{Address: four, Links: []int{3}}})
+	d.observeBindings([]intent.Binding{{Address: heldIPv4, Links: []int{3}}})
 	d.wantEntries("on one link alone", strings.Replace(dnsEntry, " 192", " eth1 192", 1), "default/web on node1 labelled default/web@node1 eth1 192.168.0.201")
 
-	d.state.Denied = "raw sockets are not permitted"
-	d.observe(nil)
-	d.observe(nil)
+	d.state.RawSocketsDenied = "raw sockets are not permitted"
+	d.observeBindings(nil)
+	d.observeBindings(nil)
 	d.wantEntries("nothing is held")
 	d.wantSpeaker("layer 2 does not work", func(s v1alpha1.SpeakerStatusStatus) bool {
 		c := meta.FindStatusCondition(s.Conditions, names.ConditionLayer2Usable)
@@ -313,55 +315,55 @@ func TestWhatASpeakerSaysOfItself(t *testing.T) {
 	})
 }
 
-// others plays what others do to the objects.
-func (d *desk) others(both []intent.Claim) {
+// checkWritesOfOthers plays what others do to the objects.
+func (d *harness) checkWritesOfOthers(both []intent.Binding) {
 	d.t.Helper()
 	t := d.t
 	for name, status := range map[string]v1beta1.ServiceL2StatusStatus{
-		status.Entry{Service: dns, Node: other}.Name(): {Node: other, ServiceNamespace: "default", ServiceName: "dns"},
-		"l2-x7f2k": {Node: self, ServiceNamespace: "default", ServiceName: "web"},
-		"l2-other": {Node: other, ServiceNamespace: "default", ServiceName: "elsewhere"},
+		status.Entry{Service: dns, Node: otherNode}.ObjectName(): {Node: otherNode, ServiceNamespace: "default", ServiceName: "dns"},
+		"l2-x7f2k": {Node: selfNode, ServiceNamespace: "default", ServiceName: "web"},
+		"l2-other": {Node: otherNode, ServiceNamespace: "default", ServiceName: "elsewhere"},
 	} {
 		o := &v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: name, Labels: map[string]string{
 			names.LabelNode: status.Node, names.LabelServiceName: status.ServiceName, names.LabelServiceNamespace: status.ServiceNamespace,
 		}}}
-		d.create(o)
+		d.createObject(o)
 		o.Status = status
-		if err := d.api.Status().Update(t.Context(), o); err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) { // removed already
+		if err := d.apiClient.Status().Update(t.Context(), o); err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) { // removed already
 			t.Fatal(err)
 		}
 	}
 	const elsewhere = "default/elsewhere on node2 labelled default/elsewhere@node2"
 	d.wantEntries("a dead node's entry and a second one of ours go, another node's stays", dnsEntry, elsewhere, webEntry)
-	mine := &v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: status.Entry{Service: web, Node: self}.Name()}}
-	if err := d.api.Delete(t.Context(), mine); err != nil {
+	mine := &v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: status.Entry{Service: web, Node: selfNode}.ObjectName()}}
+	if err := d.apiClient.Delete(t.Context(), mine); err != nil {
 		t.Fatal(err)
 	}
 	d.wantEntries("an entry that somebody deleted comes back", dnsEntry, elsewhere, webEntry)
-	if err := d.api.Delete(t.Context(), &v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "l2-other"}}); err != nil {
+	if err := d.apiClient.Delete(t.Context(), &v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "l2-other"}}); err != nil {
 		t.Fatal(err)
 	}
 	d.wantEntries("the other node's is gone", dnsEntry, webEntry)
 }
 
-// conflicts plays a foreign host that claims an address.
-func (d *desk) conflicts(both []intent.Claim) {
+// checkConflicts plays a foreign host that claims an address.
+func (d *harness) checkConflicts(both []intent.Binding) {
 	d.t.Helper()
-	claim := elect.Note{Kind: elect.NoteConflict, Address: four, MAC: rogue, Text: "another host"}
+	claim := elect.Event{Kind: elect.EventConflict, Address: heldIPv4, ForeignMAC: foreignMAC, Text: "another host"}
 	for range 5 {
-		d.observe(both, claim)
+		d.observeBindings(both, claim)
 	}
 	const but = " but 192.168.0.201 by 02:00:00:00:00:99"
 	d.wantEntries("a foreign host is named", dnsEntry+but, webEntry+but)
 	d.wantSpeaker("a foreign host is named", func(s v1alpha1.SpeakerStatusStatus) bool {
 		c := meta.FindStatusCondition(s.Conditions, names.ConditionUncontested)
-		return c != nil && c.Status == metav1.ConditionFalse && c.Reason == string(names.ReasonForeignClaim) && strings.Contains(c.Message, rogue.String())
+		return c != nil && c.Status == metav1.ConditionFalse && c.Reason == string(names.ReasonForeignClaim) && strings.Contains(c.Message, foreignMAC.String())
 	})
 	d.wantEvents("it is told once", names.EventAnnounceFailed, map[string]int{
 		`Service web: Conflict: another host`: 1, `Service dns: Conflict: another host`: 1,
 	})
-	d.observe(both[1:]) // the address is given up, and taken again
+	d.observeBindings(both[1:]) // the address is given up, and taken again
 	d.wantEntries("no conflict over what is not held", "default/web on node1 labelled default/web@node1 fd00:a8::201")
-	d.observe(both)
+	d.observeBindings(both)
 	d.wantEntries("the conflict is over", dnsEntry, webEntry)
 }

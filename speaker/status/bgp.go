@@ -16,13 +16,13 @@ import (
 
 // Announcement says that a node announces a Service to routers.
 type Announcement struct {
-	Service view.Key
+	Service view.ObjectKey
 	// Peers are the names of the BGPPeers, sorted.
 	Peers []string
 }
 
-// Path is what BFD sees of the path of a session.
-type Path struct {
+// BFDPath is what BFD sees of the path of a session.
+type BFDPath struct {
 	Router netip.Addr
 	// State of the BFD session (RFC 5880 section 4.1) in words; empty without BFD.
 	State string
@@ -31,19 +31,19 @@ type Path struct {
 	Text   string
 }
 
-// Session is what is seen of a session.
-type Session struct {
+// SessionState is what is seen of a session.
+type SessionState struct {
 	Established bool
 	// Reason is why none is tried, empty while one is; Text is why there was none the last time.
 	Reason names.Reason
 	Text   string
-	// Withheld is why an established session does not carry all routes, empty when it does; WithheldText says what to do.
-	Withheld     names.Reason
-	WithheldText string
+	// WithheldReason is why an established session does not carry all routes, empty when it does; WithheldText says what to do.
+	WithheldReason names.Reason
+	WithheldText   string
 }
 
-// Told is the condition that tells whether a router gets every route that it should; false without a session.
-func Told(s Session) (metav1.Condition, bool) {
+// RoutesAnnouncedCondition is the condition that tells whether a router gets every route that it should; false without a session.
+func RoutesAnnouncedCondition(s SessionState) (metav1.Condition, bool) {
 	if !s.Established {
 		return metav1.Condition{}, false
 	}
@@ -51,14 +51,14 @@ func Told(s Session) (metav1.Condition, bool) {
 		Type: names.ConditionRoutesAnnounced, Status: metav1.ConditionTrue,
 		Reason: string(names.ReasonAnnounced), Message: "the router gets every route that it should",
 	}
-	if s.Withheld != "" {
-		c.Status, c.Reason, c.Message = metav1.ConditionFalse, string(s.Withheld), s.WithheldText
+	if s.WithheldReason != "" {
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, string(s.WithheldReason), s.WithheldText
 	}
 	return c, true
 }
 
-// Established is the condition that tells whether a session is established.
-func Established(s Session) metav1.Condition {
+// EstablishedCondition is the condition that tells whether a session is established.
+func EstablishedCondition(s SessionState) metav1.Condition {
 	c := metav1.Condition{Type: names.ConditionEstablished, Status: metav1.ConditionFalse, Reason: string(names.ReasonNoSession), Message: s.Text}
 	switch {
 	case s.Established:
@@ -71,8 +71,8 @@ func Established(s Session) metav1.Condition {
 	return c
 }
 
-// Watched is the condition that tells whether BFD watches a path; false without BFD.
-func Watched(p Path) (metav1.Condition, bool) {
+// PathWatchedCondition is the condition that tells whether BFD watches a path; false without BFD.
+func PathWatchedCondition(p BFDPath) (metav1.Condition, bool) {
 	if p.State == "" {
 		return metav1.Condition{}, false
 	}
@@ -91,14 +91,14 @@ func Watched(p Path) (metav1.Condition, bool) {
 }
 
 // AnnouncementName is the name of the object for a node and a Service.
-func AnnouncementName(node string, service view.Key) string {
-	return "bgp-" + digest(service.String()+"@"+node)
+func AnnouncementName(node string, service view.ObjectKey) string {
+	return "bgp-" + shortDigest(service.String()+"@"+node)
 }
 
 // SessionName is the name of the object for a node and a BGPPeer.
-func SessionName(node, peer string) string { return "session-" + digest(peer+"@"+node) }
+func SessionName(node, peer string) string { return "session-" + shortDigest(peer+"@"+node) }
 
-func digest(text string) string {
+func shortDigest(text string) string {
 	sum := sha256.Sum256([]byte(text))
 	return hex.EncodeToString(sum[:8])
 }
@@ -126,8 +126,8 @@ func Announcements(p plan.Plan, limit int) (out []Announcement, all int) {
 }
 
 // DiffAnnouncements compares what should be written with what exists: what to write, and of which Services to remove it.
-func DiffAnnouncements(want, have []Announcement) (write []Announcement, remove []view.Key) {
-	existing := make(map[view.Key][]string, len(have))
+func DiffAnnouncements(want, have []Announcement) (write []Announcement, remove []view.ObjectKey) {
+	existing := make(map[view.ObjectKey][]string, len(have))
 	for _, a := range have {
 		existing[a.Service] = a.Peers
 	}
@@ -140,6 +140,6 @@ func DiffAnnouncements(want, have []Announcement) (write []Announcement, remove 
 	for k := range existing {
 		remove = append(remove, k)
 	}
-	slices.SortFunc(remove, view.Key.Compare)
+	slices.SortFunc(remove, view.ObjectKey.Compare)
 	return write, remove
 }

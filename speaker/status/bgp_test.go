@@ -14,25 +14,25 @@ import (
 	"github.com/gantry-lb/gantry/speaker/status"
 )
 
-func TestThePathOfASessionIsWatchedOrItIsSaidWhyNot(t *testing.T) {
+func TestPathWatchedCondition(t *testing.T) {
 	router := netip.MustParseAddr("192.0.2.1")
 	for name, tc := range map[string]struct {
-		path   status.Path
+		path   status.BFDPath
 		none   bool
 		want   metav1.ConditionStatus
 		reason names.Reason
 		says   string
 	}{
 		"without BFD":               {none: true},
-		"it is":                     {path: status.Path{State: "Up"}, want: metav1.ConditionTrue, reason: names.ReasonWatched, says: "profile"},
-		"the router is silent":      {path: status.Path{State: "Down"}, want: metav1.ConditionFalse, reason: names.ReasonBFDDown, says: "192.0.2.1"},
-		"it is coming up":           {path: status.Path{State: "Init"}, want: metav1.ConditionFalse, reason: names.ReasonBFDDown, says: "Init"},
-		"something is wrong, in Up": {path: status.Path{State: "Up", Reason: names.ReasonEchoUnsupported, Text: "no echo"}, want: metav1.ConditionFalse, reason: names.ReasonEchoUnsupported, says: "no echo"},
-		"something is wrong":        {path: status.Path{State: "Down", Reason: names.ReasonBFDAuthentication, Text: "it authenticates"}, want: metav1.ConditionFalse, reason: names.ReasonBFDAuthentication, says: "it authenticates"},
+		"it is":                     {path: status.BFDPath{State: "Up"}, want: metav1.ConditionTrue, reason: names.ReasonWatched, says: "profile"},
+		"the router is silent":      {path: status.BFDPath{State: "Down"}, want: metav1.ConditionFalse, reason: names.ReasonBFDDown, says: "192.0.2.1"},
+		"it is coming up":           {path: status.BFDPath{State: "Init"}, want: metav1.ConditionFalse, reason: names.ReasonBFDDown, says: "Init"},
+		"something is wrong, in Up": {path: status.BFDPath{State: "Up", Reason: names.ReasonEchoUnsupported, Text: "no echo"}, want: metav1.ConditionFalse, reason: names.ReasonEchoUnsupported, says: "no echo"},
+		"something is wrong":        {path: status.BFDPath{State: "Down", Reason: names.ReasonBFDAuthentication, Text: "it authenticates"}, want: metav1.ConditionFalse, reason: names.ReasonBFDAuthentication, says: "it authenticates"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tc.path.Router = router
-			c, watched := status.Watched(tc.path)
+			c, watched := status.PathWatchedCondition(tc.path)
 			if watched == tc.none {
 				t.Fatalf("watched: %t", watched)
 			}
@@ -43,40 +43,40 @@ func TestThePathOfASessionIsWatchedOrItIsSaidWhyNot(t *testing.T) {
 	}
 }
 
-func TestASessionIsEstablishedOrItIsSaidWhyNot(t *testing.T) {
+func TestEstablishedCondition(t *testing.T) {
 	for name, tc := range map[string]struct {
-		session status.Session
+		session status.SessionState
 		want    metav1.ConditionStatus
 		reason  names.Reason
 		says    string
 	}{
-		"it is":         {session: status.Session{Established: true, Text: "it ended once"}, want: metav1.ConditionTrue, reason: names.ReasonEstablished, says: "is established"},
-		"it ended":      {session: status.Session{Text: "the router closed it"}, want: metav1.ConditionFalse, reason: names.ReasonNoSession, says: "the router closed it"},
+		"it is":         {session: status.SessionState{Established: true, Text: "it ended once"}, want: metav1.ConditionTrue, reason: names.ReasonEstablished, says: "is established"},
+		"it ended":      {session: status.SessionState{Text: "the router closed it"}, want: metav1.ConditionFalse, reason: names.ReasonNoSession, says: "the router closed it"},
 		"it begins":     {want: metav1.ConditionFalse, reason: names.ReasonNoSession, says: "not answered yet"},
-		"none is tried": {session: status.Session{Reason: names.ReasonNoGateway, Text: "no gateway"}, want: metav1.ConditionFalse, reason: names.ReasonNoGateway, says: "no gateway"},
+		"none is tried": {session: status.SessionState{Reason: names.ReasonNoGateway, Text: "no gateway"}, want: metav1.ConditionFalse, reason: names.ReasonNoGateway, says: "no gateway"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if c := status.Established(tc.session); c.Status != tc.want || c.Reason != string(tc.reason) || !strings.Contains(c.Message, tc.says) {
+			if c := status.EstablishedCondition(tc.session); c.Status != tc.want || c.Reason != string(tc.reason) || !strings.Contains(c.Message, tc.says) {
 				t.Errorf("%+v, want %s because of %s", c, tc.want, tc.reason)
 			}
 		})
 	}
 }
 
-func TestARouterGetsEveryRouteOrItIsSaidWhyNot(t *testing.T) {
+func TestRoutesAnnouncedCondition(t *testing.T) {
 	for name, c := range map[string]struct {
-		s      status.Session
+		s      status.SessionState
 		told   bool
 		is     metav1.ConditionStatus
 		reason names.Reason
 	}{
-		"no session":             {s: status.Session{Withheld: names.ReasonNoNextHop}},
-		"every route":            {s: status.Session{Established: true, Text: "it ended once"}, told: true, is: metav1.ConditionTrue, reason: names.ReasonAnnounced},
-		"a family less":          {s: status.Session{Established: true, Withheld: names.ReasonFamilyNotCarried, WithheldText: "activate it"}, told: true, is: metav1.ConditionFalse, reason: names.ReasonFamilyNotCarried},
-		"a route less":           {s: status.Session{Established: true, Withheld: names.ReasonTooManyCommunities, WithheldText: "fewer"}, told: true, is: metav1.ConditionFalse, reason: names.ReasonTooManyCommunities},
-		"nothing to go by there": {s: status.Session{Established: true, Withheld: names.ReasonNoNextHop, WithheldText: "an address"}, told: true, is: metav1.ConditionFalse, reason: names.ReasonNoNextHop},
+		"no session":             {s: status.SessionState{WithheldReason: names.ReasonNoNextHop}},
+		"every route":            {s: status.SessionState{Established: true, Text: "it ended once"}, told: true, is: metav1.ConditionTrue, reason: names.ReasonAnnounced},
+		"a family less":          {s: status.SessionState{Established: true, WithheldReason: names.ReasonFamilyNotCarried, WithheldText: "activate it"}, told: true, is: metav1.ConditionFalse, reason: names.ReasonFamilyNotCarried},
+		"a route less":           {s: status.SessionState{Established: true, WithheldReason: names.ReasonTooManyCommunities, WithheldText: "fewer"}, told: true, is: metav1.ConditionFalse, reason: names.ReasonTooManyCommunities},
+		"nothing to go by there": {s: status.SessionState{Established: true, WithheldReason: names.ReasonNoNextHop, WithheldText: "an address"}, told: true, is: metav1.ConditionFalse, reason: names.ReasonNoNextHop},
 	} {
-		got, told := status.Told(c.s)
+		got, told := status.RoutesAnnouncedCondition(c.s)
 		if told != c.told || got.Status != c.is || got.Reason != string(c.reason) || c.s.WithheldText != "" && got.Message != c.s.WithheldText {
 			t.Errorf("%s: it says %+v, %t", name, got, told)
 		}
@@ -84,8 +84,8 @@ func TestARouterGetsEveryRouteOrItIsSaidWhyNot(t *testing.T) {
 }
 
 func TestAnnouncements(t *testing.T) {
-	key := func(name string) view.Key { return view.Key{Namespace: "default", Name: name} }
-	p := plan.Plan{BGP: plan.NewList(
+	key := func(name string) view.ObjectKey { return view.ObjectKey{Namespace: "default", Name: name} }
+	p := plan.Plan{BGP: plan.NewSortedList(
 		&plan.BGPVerdict{Service: key("a"), Peers: []string{"tor1", "tor2"}, Reason: names.ReasonAnnounced},
 		&plan.BGPVerdict{Service: key("b"), Reason: names.ReasonNoEndpoints},
 		&plan.BGPVerdict{Service: key("c"), Peers: []string{"tor1"}, Reason: names.ReasonAnnounced},
@@ -103,7 +103,7 @@ func TestAnnouncements(t *testing.T) {
 	}
 	have := []status.Announcement{{key("a"), []string{"tor1"}}, {key("b"), []string{"tor1"}}, {key("c"), []string{"tor1"}}}
 	write, remove := status.DiffAnnouncements(want, have)
-	if !reflect.DeepEqual(write, want[:1]) || !reflect.DeepEqual(remove, []view.Key{key("b")}) {
+	if !reflect.DeepEqual(write, want[:1]) || !reflect.DeepEqual(remove, []view.ObjectKey{key("b")}) {
 		t.Errorf("write %+v and remove %v", write, remove)
 	}
 	if status.AnnouncementName("n1", key("a")) == status.AnnouncementName("n2", key("a")) || status.SessionName("n", "a") == status.SessionName("a", "n") {

@@ -18,68 +18,68 @@ type Conflict struct {
 	Since   time.Time
 }
 
-func (c Conflict) object() v1beta1.AddressConflict {
+func (c Conflict) toAPI() v1beta1.AddressConflict {
 	return v1beta1.AddressConflict{Address: c.Address.String(), MAC: c.MAC.String(), Since: metav1.NewTime(c.Since.Truncate(time.Second).UTC())}
 }
 
 const (
-	// conflictOver is how long a host is silent before its claim counts as withdrawn: longer than the time after which
+	// conflictTimeout is how long a host is silent before its claim counts as withdrawn: longer than the time after which
 	// hosts ask for what they want to reach.
-	conflictOver = time.Minute
-	// conflictsLimit bounds how many are told apart, so that a forger does not fill the status.
-	conflictsLimit = 16
+	conflictTimeout = time.Minute
+	// conflictsPerAddressLimit bounds how many are told apart, so that a forger does not fill the status.
+	conflictsPerAddressLimit = 16
 )
 
 // Conflicts turns single claims into what is the case. The zero value has none.
 type Conflicts struct {
-	open []conflict // by address, then time
+	openConflicts []openConflict // by address, then time
 }
 
-type conflict struct {
+type openConflict struct {
 	Conflict
-	last time.Time
+	lastSeen time.Time
 }
 
-// Note takes in a claim. It says whether that is news.
-func (c *Conflicts) Note(a netip.Addr, mac facts.MAC, now time.Time) (isNew bool) {
+// RecordConflict takes in a claim. It says whether that is news.
+func (c *Conflicts) RecordConflict(a netip.Addr, mac facts.MAC, now time.Time) (isNew bool) {
 	of := 0
-	for i := range c.open {
-		k := &c.open[i]
+	for i := range c.openConflicts {
+		k := &c.openConflicts[i]
 		if k.Address != a {
 			continue
 		}
 		if of++; k.MAC == mac {
-			k.last = now
+			k.lastSeen = now
 			return false
 		}
 	}
-	if of >= conflictsLimit {
+	if of >= conflictsPerAddressLimit {
 		return false
 	}
-	c.open = append(c.open, conflict{Conflict{a, mac, now}, now})
-	slices.SortStableFunc(c.open, func(x, y conflict) int { return x.Address.Compare(y.Address) })
+	c.openConflicts = append(c.openConflicts, openConflict{Conflict{a, mac, now}, now})
+	slices.SortStableFunc(c.openConflicts, func(x, y openConflict) int { return x.Address.Compare(y.Address) })
 	return true
 }
 
-// Expire forgets the claims that are over, and says whether there was one.
-func (c *Conflicts) Expire(now time.Time) bool {
-	n := len(c.open)
-	c.open = slices.DeleteFunc(c.open, func(k conflict) bool { return now.Sub(k.last) >= conflictOver })
-	return len(c.open) < n
+// ForgetExpired forgets the claims that are over, and says whether there was one.
+func (c *Conflicts) ForgetExpired(now time.Time) bool {
+	n := len(c.openConflicts)
+	c.openConflicts = slices.DeleteFunc(c.openConflicts, func(k openConflict) bool { return now.Sub(k.lastSeen) >= conflictTimeout })
+	return len(c.openConflicts) < n
 }
 
-// Keep forgets the claims to addresses that this node does not hold.
-func (c *Conflicts) Keep(held map[netip.Addr]bool) {
-	c.open = slices.DeleteFunc(c.open, func(k conflict) bool { return !held[k.Address] })
+// KeepAddresses forgets the claims to addresses that this node does not hold.
+func (c *Conflicts) KeepAddresses(held map[netip.Addr]bool) {
+	c.openConflicts = slices.DeleteFunc(c.openConflicts, func(k openConflict) bool { return !held[k.Address] })
 }
 
-// Of returns the claims to an address, the oldest first.
-func (c *Conflicts) Of(a netip.Addr) []Conflict {
+// OfAddress returns the claims to an address, the oldest first.
+func (c *Conflicts) OfAddress(a netip.Addr) []Conflict {
 	if c == nil {
 		return nil
 	}
 	var out []Conflict
-	for _, k := range c.open {
+	for _, k := range c.openConflicts {
 		if k.Address == a {
 			out = append(out, k.Conflict)
 		}
@@ -92,8 +92,8 @@ func (c *Conflicts) All() []Conflict {
 	if c == nil {
 		return nil
 	}
-	out := make([]Conflict, 0, len(c.open))
-	for _, k := range c.open {
+	out := make([]Conflict, 0, len(c.openConflicts))
+	for _, k := range c.openConflicts {
 		out = append(out, k.Conflict)
 	}
 	return out

@@ -12,23 +12,23 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-// skips are the words for why a link is left out.
-var skips = map[facts.Skip]names.Reason{
+// reasonBySkip are the words for why a link is left out.
+var reasonBySkip = map[facts.SkipReason]names.Reason{
 	facts.SkippedExcluded:   names.ReasonLinkExcluded,
 	facts.SkippedDown:       names.ReasonLinkDown,
 	facts.SkippedMember:     names.ReasonLinkMember,
 	facts.SkippedNoEthernet: names.ReasonLinkNoEthernet,
 }
 
-// Speaker describes the node. Its conditions have no times yet: these depend on what was written before.
-func Speaker(in Inputs) v1alpha1.SpeakerStatusStatus {
+// BuildSpeakerStatus describes the node. Its conditions have no times yet: these depend on what was written before.
+func BuildSpeakerStatus(in Inputs) v1alpha1.SpeakerStatusStatus {
 	routes := len(in.Plan.Routes)
 	if in.Plan.Leaving { // they are going
 		routes = 0
 	}
 	return v1alpha1.SpeakerStatusStatus{
-		Node: in.Self, Version: in.Version, Routes: int32(routes), Held: int32(len(in.Claims)), Members: in.Members, Links: speakerLinks(in),
-		Conditions: []metav1.Condition{usable(in), uncontested(in)},
+		Node: in.Self, Version: in.Version, Routes: int32(routes), Held: int32(len(in.Bindings)), Members: in.MemberNames, Links: speakerLinks(in),
+		Conditions: []metav1.Condition{layer2UsableCondition(in), uncontestedCondition(in)},
 	}
 }
 
@@ -36,17 +36,17 @@ func Speaker(in Inputs) v1alpha1.SpeakerStatusStatus {
 func speakerLinks(in Inputs) []v1alpha1.SpeakerLink {
 	var out []v1alpha1.SpeakerLink
 	for _, l := range in.Links {
-		link := v1alpha1.SpeakerLink{Name: l.Name, Usable: !l.Without4 && !l.Without6, MAC: l.MAC.String()}
+		link := v1alpha1.SpeakerLink{Name: l.Name, Usable: !l.NoIPv4 && !l.NoIPv6, MAC: l.MAC.String()}
 		if !link.Usable {
-			link.Reason, link.Message = string(names.ReasonPortFailed), in.Faults[l.Index]
-			if in.Denied != "" {
+			link.Reason, link.Message = string(names.ReasonPortFailed), in.FaultsByLink[l.Index]
+			if in.RawSocketsDenied != "" {
 				link.Reason = string(names.ReasonRawSocketDenied)
 			}
 		}
 		out = append(out, link)
 	}
-	for _, s := range in.Skipped {
-		if why, ok := skips[s.Why]; ok {
+	for _, s := range in.SkippedLinks {
+		if why, ok := reasonBySkip[s.Reason]; ok {
 			out = append(out, v1alpha1.SpeakerLink{Name: s.Name, Reason: string(why)})
 		}
 	}
@@ -54,17 +54,17 @@ func speakerLinks(in Inputs) []v1alpha1.SpeakerLink {
 	return slices.CompactFunc(out, func(x, y v1alpha1.SpeakerLink) bool { return x.Name == y.Name }) // the two lists may be of two moments
 }
 
-func usable(in Inputs) metav1.Condition {
+func layer2UsableCondition(in Inputs) metav1.Condition {
 	c := metav1.Condition{Type: names.ConditionLayer2Usable, Status: metav1.ConditionFalse}
 	n := 0
 	for _, l := range in.Links {
-		if !l.Without4 || !l.Without6 {
+		if !l.NoIPv4 || !l.NoIPv6 {
 			n++
 		}
 	}
 	switch {
-	case in.Denied != "":
-		c.Reason, c.Message = string(names.ReasonRawSocketDenied), in.Denied
+	case in.RawSocketsDenied != "":
+		c.Reason, c.Message = string(names.ReasonRawSocketDenied), in.RawSocketsDenied
 	case n == 0:
 		c.Reason, c.Message = string(names.ReasonNoLinks), "no link of this node is usable: see status.links for why"
 	default:
@@ -73,10 +73,10 @@ func usable(in Inputs) metav1.Condition {
 	return c
 }
 
-// contested is how many foreign claims a message names.
-const contested = 5
+// namedConflictsLimit is how many foreign claims a message names.
+const namedConflictsLimit = 5
 
-func uncontested(in Inputs) metav1.Condition {
+func uncontestedCondition(in Inputs) metav1.Condition {
 	all := in.Conflicts.All()
 	if len(all) == 0 {
 		return metav1.Condition{
@@ -85,11 +85,11 @@ func uncontested(in Inputs) metav1.Condition {
 		}
 	}
 	var claims []string
-	for _, c := range all[:min(len(all), contested)] {
+	for _, c := range all[:min(len(all), namedConflictsLimit)] {
 		claims = append(claims, fmt.Sprintf("%s by %s", c.Address, c.MAC))
 	}
-	if len(all) > contested {
-		claims = append(claims, fmt.Sprintf("and %d more", len(all)-contested))
+	if len(all) > namedConflictsLimit {
+		claims = append(claims, fmt.Sprintf("and %d more", len(all)-namedConflictsLimit))
 	}
 	return metav1.Condition{
 		Type: names.ConditionUncontested, Status: metav1.ConditionFalse, Reason: string(names.ReasonForeignClaim),

@@ -19,12 +19,12 @@ import (
 
 // Entry says that a node announces a Service by layer 2.
 type Entry struct {
-	Service view.Key
+	Service view.ObjectKey
 	Node    string
 }
 
-// Name is the name of the entry's object: the same for the same node and Service, whoever writes it.
-func (e Entry) Name() string {
+// ObjectName is the name of the entry's object: the same for the same node and Service, whoever writes it.
+func (e Entry) ObjectName() string {
 	sum := sha256.Sum256([]byte(e.Service.String() + "@" + e.Node))
 	return "l2-" + hex.EncodeToString(sum[:8])
 }
@@ -37,13 +37,13 @@ func (e Entry) Compare(o Entry) int {
 	return strings.Compare(e.Node, o.Node)
 }
 
-// Held is an Entry with what is to be said about it.
-type Held struct {
+// HeldService is an Entry with what is to be said about it.
+type HeldService struct {
 	Entry
 	// Addresses are those of the Service that the node holds, sorted.
 	Addresses []netip.Addr
-	// Whole says that these are all of the Service's addresses.
-	Whole bool
+	// IsComplete says that these are all of the Service's addresses.
+	IsComplete bool
 	// Interfaces are the names of the links that it is announced on, sorted; none when these are all of the node's.
 	Interfaces []string
 	Conflicts  []Conflict
@@ -54,54 +54,54 @@ type Inputs struct {
 	// Self is the name of this node, Version that of the speaker.
 	Self, Version string
 	Plan          plan.Plan
-	// Claims are what this node answers for.
-	Claims []intent.Claim
+	// Bindings are what this node answers for.
+	Bindings []intent.Binding
 	// Links are the usable links of the node, Skipped the others.
-	Links   facts.LinkSet
-	Skipped []facts.SkippedLink
-	// Faults say what cannot be sent on a link and why, by its index.
-	Faults map[int]string
-	// Members are the names of the nodes whose speakers are alive, this one included, sorted.
-	Members []string
-	// Denied says why raw sockets are refused; empty when they are not.
-	Denied string
+	Links        facts.LinkSet
+	SkippedLinks []facts.SkippedLink
+	// FaultsByLink say what cannot be sent on a link and why, by its index.
+	FaultsByLink map[int]string
+	// MemberNames are the names of the nodes whose speakers are alive, this one included, sorted.
+	MemberNames []string
+	// RawSocketsDenied says why raw sockets are refused; empty when they are not.
+	RawSocketsDenied string
 	// Conflicts are the claims of foreign hosts.
 	Conflicts *Conflicts
 }
 
-// Build returns what this node announces, sorted: one entry for each Service of which it holds an address.
-func Build(in Inputs) []Held {
-	held := make(map[netip.Addr][]int, len(in.Claims))
-	for _, c := range in.Claims {
+// BuildHeldServices returns what this node announces, sorted: one entry for each Service of which it holds an address.
+func BuildHeldServices(in Inputs) []HeldService {
+	held := make(map[netip.Addr][]int, len(in.Bindings))
+	for _, c := range in.Bindings {
 		held[c.Address] = c.Links
 	}
-	var out []Held
+	var out []HeldService
 	for v := range in.Plan.Verdicts.All() {
-		a := Held{Entry: Entry{Service: v.Service, Node: in.Self}, Whole: true}
+		a := HeldService{Entry: Entry{Service: v.Service, Node: in.Self}, IsComplete: true}
 		var links []int
 		for _, ip := range v.Addresses {
 			on, ok := held[ip]
 			if !ok {
-				a.Whole = false
+				a.IsComplete = false
 				continue
 			}
 			a.Addresses = append(a.Addresses, ip)
-			a.Conflicts = append(a.Conflicts, in.Conflicts.Of(ip)...)
+			a.Conflicts = append(a.Conflicts, in.Conflicts.OfAddress(ip)...)
 			links = append(links, on...)
 		}
 		if len(a.Addresses) == 0 {
 			continue
 		}
 		slices.SortFunc(a.Addresses, netip.Addr.Compare)
-		a.Interfaces = interfaces(in.Links, links)
+		a.Interfaces = interfaceNames(in.Links, links)
 		out = append(out, a)
 	}
-	slices.SortFunc(out, func(x, y Held) int { return x.Compare(y.Entry) })
+	slices.SortFunc(out, func(x, y HeldService) int { return x.Compare(y.Entry) })
 	return out
 }
 
-// interfaces returns the names of the links; none when they are all that there are.
-func interfaces(all facts.LinkSet, links []int) []string {
+// interfaceNames returns the names of the links; none when they are all that there are.
+func interfaceNames(all facts.LinkSet, links []int) []string {
 	var out []string
 	for _, l := range all {
 		if slices.Contains(links, l.Index) {
@@ -115,8 +115,8 @@ func interfaces(all facts.LinkSet, links []int) []string {
 	return out
 }
 
-// Object returns the status of the entry's object.
-func (a Held) Object() v1beta1.ServiceL2StatusStatus {
+// ToAPI returns the status of the entry's object.
+func (a HeldService) ToAPI() v1beta1.ServiceL2StatusStatus {
 	s := v1beta1.ServiceL2StatusStatus{
 		Node: a.Node, ServiceName: a.Service.Name, ServiceNamespace: a.Service.Namespace, Gantry: &v1beta1.ServiceL2StatusGantry{},
 	}
@@ -127,35 +127,35 @@ func (a Held) Object() v1beta1.ServiceL2StatusStatus {
 		s.Gantry.Addresses = append(s.Gantry.Addresses, ip.String())
 	}
 	for _, c := range a.Conflicts {
-		s.Gantry.Conflicts = append(s.Gantry.Conflicts, c.object())
+		s.Gantry.Conflicts = append(s.Gantry.Conflicts, c.toAPI())
 	}
 	return s
 }
 
-// Written is an entry's object as it is.
-type Written struct {
+// WrittenEntry is an entry's object as it is.
+type WrittenEntry struct {
 	Entry
-	// Object is the name of the object.
-	Object string
-	Status v1beta1.ServiceL2StatusStatus
+	// ActualName is the name of the object.
+	ActualName string
+	Status     v1beta1.ServiceL2StatusStatus
 }
 
-// Diff compares what should be written with what exists: it returns what to write, and the names of the objects to
+// DiffEntries compares what should be written with what exists: it returns what to write, and the names of the objects to
 // remove. An object goes when it is this node's and no longer wanted or of another name, or another node's for a Service
 // of which this node holds every address: the holder clears up after a node that died.
-func Diff(self string, want []Held, have []Written) (write []Held, remove []string) {
-	wanted := make(map[view.Key]Held, len(want))
+func DiffEntries(self string, want []HeldService, have []WrittenEntry) (write []HeldService, remove []string) {
+	wanted := make(map[view.ObjectKey]HeldService, len(want))
 	for _, a := range want {
 		wanted[a.Service] = a
 	}
-	same := make(map[view.Key]bool, len(have))
+	same := make(map[view.ObjectKey]bool, len(have))
 	for _, w := range have {
 		a, ok := wanted[w.Service]
 		switch {
-		case w.Node == self && ok && w.Object == a.Name():
-			same[w.Service] = equal(w.Status, a.Object())
-		case w.Node == self, ok && a.Whole:
-			remove = append(remove, w.Object)
+		case w.Node == self && ok && w.ActualName == a.ObjectName():
+			same[w.Service] = equalStatus(w.Status, a.ToAPI())
+		case w.Node == self, ok && a.IsComplete:
+			remove = append(remove, w.ActualName)
 		}
 	}
 	for _, a := range want {
@@ -166,8 +166,8 @@ func Diff(self string, want []Held, have []Written) (write []Held, remove []stri
 	return write, remove
 }
 
-// equal compares what users see. Times are compared to the second, which is what the API keeps.
-func equal(x, y v1beta1.ServiceL2StatusStatus) bool {
+// equalStatus compares what users see. Times are compared to the second, which is what the API keeps.
+func equalStatus(x, y v1beta1.ServiceL2StatusStatus) bool {
 	if x.Node != y.Node || x.ServiceName != y.ServiceName || x.ServiceNamespace != y.ServiceNamespace ||
 		!slices.Equal(x.Interfaces, y.Interfaces) || (x.Gantry == nil) != (y.Gantry == nil) {
 		return false

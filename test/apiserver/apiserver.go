@@ -26,22 +26,22 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// patience is how long the API server may take to be ready; a busy machine with two cores needs a few seconds.
-const patience = 90 * time.Second
+// startTimeout is how long the API server may take to be ready; a busy machine with two cores needs a few seconds.
+const startTimeout = 90 * time.Second
 
 // Start runs an API server for the test and returns how to reach it, with all rights.
 func Start(t testing.TB) *rest.Config {
 	t.Helper()
-	programs := find(t)
+	programs := findPrograms(t)
 	dir := t.TempDir()
 	client, peer, secure := freePort(t), freePort(t), freePort(t)
 	clientURL, peerURL := "http://127.0.0.1:"+client, "http://127.0.0.1:"+peer
-	etcd := start(t, dir, filepath.Join(programs, "etcd"),
+	etcd := startProgram(t, dir, filepath.Join(programs, "etcd"),
 		"--data-dir="+filepath.Join(dir, "etcd"), "--unsafe-no-fsync", "--log-level=warn",
 		"--listen-client-urls="+clientURL, "--advertise-client-urls="+clientURL,
 		"--listen-peer-urls="+peerURL, "--initial-advertise-peer-urls="+peerURL, "--initial-cluster=default="+peerURL)
-	token, key := credentials(t, dir)
-	api := start(t, dir, filepath.Join(programs, "kube-apiserver"),
+	token, key := writeCredentials(t, dir)
+	api := startProgram(t, dir, filepath.Join(programs, "kube-apiserver"),
 		"--etcd-servers="+clientURL, "--bind-address=127.0.0.1", "--secure-port="+secure,
 		// Otherwise it wants the machine's address, which one without a network does not have. This is nobody's.
 		"--advertise-address=192.0.2.1", "--cert-dir="+filepath.Join(dir, "certificates"),
@@ -53,21 +53,21 @@ func Start(t testing.TB) *rest.Config {
 		Host: "https://127.0.0.1:" + secure, BearerToken: token, QPS: -1,
 		TLSClientConfig: rest.TLSClientConfig{CAFile: filepath.Join(dir, "certificates", "apiserver.crt")},
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
 	defer cancel()
-	await(ctx, t, []*process{etcd, api}, func() error {
+	awaitSuccess(ctx, t, []*process{etcd, api}, func() error {
 		c, err := kubernetes.NewForConfig(config) // fails until the server has made its certificate
 		if err != nil {
 			return err
 		}
 		return c.Discovery().RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
 	})
-	install(ctx, t, config, []*process{etcd, api})
+	installCRDs(ctx, t, config, []*process{etcd, api})
 	return config
 }
 
-// find returns the directory with etcd and kube-apiserver, or skips the test.
-func find(t testing.TB) string {
+// findPrograms returns the directory with etcd and kube-apiserver, or skips the test.
+func findPrograms(t testing.TB) string {
 	t.Helper()
 	var places []string
 	for _, v := range []string{"LAB_KUBE", "KUBEBUILDER_ASSETS"} {
@@ -81,7 +81,7 @@ func find(t testing.TB) string {
 		places = append(places, built...)
 	}
 	for _, dir := range places {
-		if executable(filepath.Join(dir, "etcd")) && executable(filepath.Join(dir, "kube-apiserver")) {
+		if isExecutable(filepath.Join(dir, "etcd")) && isExecutable(filepath.Join(dir, "kube-apiserver")) {
 			return dir
 		}
 	}
@@ -89,7 +89,7 @@ func find(t testing.TB) string {
 	return ""
 }
 
-func executable(path string) bool {
+func isExecutable(path string) bool {
 	s, err := os.Stat(path)
 	return err == nil && s.Mode().IsRegular() && s.Mode()&0o111 != 0
 }
@@ -106,8 +106,8 @@ func freePort(t testing.TB) string {
 	return port
 }
 
-// credentials writes the administrator's token and the key of service accounts, and returns the token and the key's path.
-func credentials(t testing.TB, dir string) (token, key string) {
+// writeCredentials writes the administrator's token and the key of service accounts, and returns the token and the key's path.
+func writeCredentials(t testing.TB, dir string) (token, key string) {
 	t.Helper()
 	var b [16]byte
 	if _, err := rand.Read(b[:]); err != nil {
@@ -137,9 +137,9 @@ type process struct {
 	err       error         // set before done is closed
 }
 
-// start runs a program, its output in a log. The kernel kills it when the thread that started it ends, so that a test
+// startProgram runs a program, its output in a log. The kernel kills it when the thread that started it ends, so that a test
 // that panics leaves nothing behind; hence the goroutine that keeps its thread.
-func start(t testing.TB, dir, path string, args ...string) *process {
+func startProgram(t testing.TB, dir, path string, args ...string) *process {
 	t.Helper()
 	p := &process{name: filepath.Base(path), log: filepath.Join(dir, filepath.Base(path)+".log"), done: make(chan struct{})}
 	out, err := os.Create(p.log)
@@ -171,8 +171,8 @@ func start(t testing.TB, dir, path string, args ...string) *process {
 	return p
 }
 
-// await calls check until it succeeds, and fails the test when a program ends first or ctx does.
-func await(ctx context.Context, t testing.TB, programs []*process, check func() error) {
+// awaitSuccess calls check until it succeeds, and fails the test when a program ends first or ctx does.
+func awaitSuccess(ctx context.Context, t testing.TB, programs []*process, check func() error) {
 	t.Helper()
 	for {
 		err := check()
@@ -182,7 +182,7 @@ func await(ctx context.Context, t testing.TB, programs []*process, check func() 
 		for _, p := range programs {
 			select {
 			case <-p.done:
-				t.Fatalf("%s ended: %v\n%s", p.name, p.err, tail(p.log))
+				t.Fatalf("%s ended: %v\n%s", p.name, p.err, readLogEnd(p.log))
 			default:
 			}
 		}
@@ -190,7 +190,7 @@ func await(ctx context.Context, t testing.TB, programs []*process, check func() 
 		case <-ctx.Done():
 			var logs strings.Builder
 			for _, p := range programs {
-				fmt.Fprintf(&logs, "%s:\n%s\n", p.name, tail(p.log))
+				fmt.Fprintf(&logs, "%s:\n%s\n", p.name, readLogEnd(p.log))
 			}
 			t.Fatalf("waiting for the API server: %v\n%s", err, &logs)
 		case <-time.After(50 * time.Millisecond):
@@ -198,8 +198,8 @@ func await(ctx context.Context, t testing.TB, programs []*process, check func() 
 	}
 }
 
-// tail returns the end of a log.
-func tail(path string) string {
+// readLogEnd returns the end of a log.
+func readLogEnd(path string) string {
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return err.Error()

@@ -19,24 +19,24 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-// crds is where the generated CRDs are, from this file's place in the repository.
-func crds() string {
+// crdDirectory is where the generated CRDs are, from this file's place in the repository.
+func crdDirectory() string {
 	_, file, _, _ := runtime.Caller(0)
 	return filepath.Join(filepath.Dir(file), "..", "..", "config", "crd", "bases")
 }
 
-// install creates the CRDs and the namespace, and waits until the kinds are served. A rule whose cost the API server finds
+// installCRDs creates the CRDs and the namespace, and waits until the kinds are served. A rule whose cost the API server finds
 // too high is refused here, so that every test that starts one proves that the CRDs install.
-func install(ctx context.Context, t testing.TB, config *rest.Config, programs []*process) {
+func installCRDs(ctx context.Context, t testing.TB, config *rest.Config, programs []*process) {
 	t.Helper()
 	ctrl.SetLogger(logr.Discard()) // tests that want a log give their parts one
 	c, err := client.New(config, client.Options{})
 	if err != nil {
 		t.Fatalf("making a client: %v", err)
 	}
-	files, err := filepath.Glob(filepath.Join(crds(), "*.yaml"))
+	files, err := filepath.Glob(filepath.Join(crdDirectory(), "*.yaml"))
 	if err != nil || len(files) == 0 {
-		t.Fatalf("no CRD in %s: %v; run `make generate`", crds(), err)
+		t.Fatalf("no CRD in %s: %v; run `make generate`", crdDirectory(), err)
 	}
 	for _, file := range files {
 		text, err := os.ReadFile(file)
@@ -50,11 +50,11 @@ func install(ctx context.Context, t testing.TB, config *rest.Config, programs []
 		if err := c.Create(ctx, crd); err != nil {
 			t.Fatalf("installing %s: %v", filepath.Base(file), err)
 		}
-		await(ctx, t, programs, func() error {
+		awaitSuccess(ctx, t, programs, func() error {
 			if err := c.Get(ctx, client.ObjectKeyFromObject(crd), crd); err != nil {
 				return err
 			}
-			return established(crd)
+			return checkEstablished(crd)
 		})
 	}
 	ns := &corev1.Namespace{}
@@ -64,8 +64,8 @@ func install(ctx context.Context, t testing.TB, config *rest.Config, programs []
 	}
 }
 
-// established returns nil once the API server serves the kind.
-func established(crd *unstructured.Unstructured) error {
+// checkEstablished returns nil once the API server serves the kind.
+func checkEstablished(crd *unstructured.Unstructured) error {
 	conditions, _, err := unstructured.NestedSlice(crd.Object, "status", "conditions")
 	if err != nil {
 		return err

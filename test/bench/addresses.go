@@ -15,40 +15,40 @@ import (
 
 // A rate is measured for enough of the processor's time, a batch at a time.
 const (
-	enough = time.Second
-	batch  = 1000
+	measureInterval = time.Second
+	batchSize       = 1000
 )
 
-// addresses measures the allocator alone, on one core and by the processor's time, so that what else runs on the machine counts less: each of a
+// measureAllocator measures the allocator alone, on one core and by the processor's time, so that what else runs on the machine counts less: each of a
 // batch of new Services is decided and recorded, at different fills; that they go again is not measured. The baseline is a map of Go's from
 // address to name into which as many entries are put: what any record of addresses has to do.
-func addresses(_ context.Context, _ string) error {
+func measureAllocator(_ context.Context, _ string) error {
 	runtime.GOMAXPROCS(1)
 	defer runtime.GOMAXPROCS(runtime.NumCPU())
 	cases := []struct {
 		name, entry, cluster string
 		held, others         int
-		order                snapshot.Order
+		order                snapshot.AssignmentOrder
 	}{
-		{"empty /8", "10.0.0.0/8", "10.96.0.9", 0, 0, snapshot.Lowest},
-		{"/8 with 1,000,000", "10.0.0.0/8", "10.96.0.9", 1_000_000, 0, snapshot.Lowest},
-		{"/8 with 1,000,000, round robin", "10.0.0.0/8", "10.96.0.9", 1_000_000, 0, snapshot.RoundRobin},
-		{"/8 with 1,000,000, by hash", "10.0.0.0/8", "10.96.0.9", 1_000_000, 0, snapshot.Hash},
-		{"/12, all but 1,000 held", "10.0.0.0/12", "10.96.0.9", 1<<20 - batch, 0, snapshot.Lowest},
-		{"/8 with 100,000, beside 1,000 pools for others", "10.0.0.0/8", "10.96.0.9", 100_000, 1000, snapshot.Lowest},
-		{"IPv6 /64 with 100,000", "fd00::/64", "fd01::1", 100_000, 0, snapshot.Lowest},
-		{"IPv6 /64 with 100,000, by hash", "fd00::/64", "fd01::1", 100_000, 0, snapshot.Hash},
+		{"empty /8", "10.0.0.0/8", "10.96.0.9", 0, 0, snapshot.OrderLowest},
+		{"/8 with 1,000,000", "10.0.0.0/8", "10.96.0.9", 1_000_000, 0, snapshot.OrderLowest},
+		{"/8 with 1,000,000, round robin", "10.0.0.0/8", "10.96.0.9", 1_000_000, 0, snapshot.OrderRoundRobin},
+		{"/8 with 1,000,000, by hash", "10.0.0.0/8", "10.96.0.9", 1_000_000, 0, snapshot.OrderHash},
+		{"/12, all but 1,000 held", "10.0.0.0/12", "10.96.0.9", 1<<20 - batchSize, 0, snapshot.OrderLowest},
+		{"/8 with 100,000, beside 1,000 pools for others", "10.0.0.0/8", "10.96.0.9", 100_000, 1000, snapshot.OrderLowest},
+		{"IPv6 /64 with 100,000", "fd00::/64", "fd01::1", 100_000, 0, snapshot.OrderLowest},
+		{"IPv6 /64 with 100,000, by hash", "fd00::/64", "fd01::1", 100_000, 0, snapshot.OrderHash},
 	}
 	for _, c := range cases {
-		snap, err := pools(c.entry, c.order, c.others)
+		snap, err := newPoolSnapshot(c.entry, c.order, c.others)
 		if err != nil {
 			return err
 		}
-		all := named(c.held+batch, c.cluster)
+		all := newServices(c.held+batchSize, c.cluster)
 		before := heapInUse()
 		l := allocate.NewLedger()
 		for i := range all[:c.held] {
-			if err := give(l, &all[i], snap); err != nil {
+			if err := assignAddress(l, &all[i], snap); err != nil {
 				return err
 			}
 		}
@@ -58,9 +58,9 @@ func addresses(_ context.Context, _ string) error {
 		}
 		fresh := all[c.held:]
 		var failed error
-		ours := rateOf(func() {
+		ours := measureRate(func() {
 			for i := range fresh {
-				if err := give(l, &fresh[i], snap); err != nil {
+				if err := assignAddress(l, &fresh[i], snap); err != nil {
 					failed = err
 				}
 			}
@@ -72,8 +72,8 @@ func addresses(_ context.Context, _ string) error {
 		if failed != nil {
 			return failed
 		}
-		own, first := plainMap(all[:c.held])
-		theirs := rateOf(func() {
+		own, first := newBaselineMap(all[:c.held])
+		theirs := measureRate(func() {
 			a := first
 			for i := range fresh {
 				own[a] = fresh[i].Key.Name
@@ -92,8 +92,8 @@ func addresses(_ context.Context, _ string) error {
 	return nil
 }
 
-// pools returns a pool with the entry, beside others that admit other namespaces.
-func pools(entry string, order snapshot.Order, others int) (*snapshot.Snapshot, error) {
+// newPoolSnapshot returns a pool with the entry, beside others that admit other namespaces.
+func newPoolSnapshot(entry string, order snapshot.AssignmentOrder, others int) (*snapshot.Snapshot, error) {
 	r, err := snapshot.ParseRange(entry)
 	if err != nil {
 		return nil, err
@@ -106,26 +106,26 @@ func pools(entry string, order snapshot.Order, others int) (*snapshot.Snapshot, 
 		}
 		out.Pools = append(out.Pools, &snapshot.Pool{
 			Name: fmt.Sprintf("other-%04d", i), AutoAssign: true, Ranges: []snapshot.Range{r},
-			Allocation: &snapshot.Allocation{Namespaces: []string{fmt.Sprint("team-", i)}, NamespacesRestricted: true},
+			ServiceAllocation: &snapshot.ServiceAllocation{Namespaces: []string{fmt.Sprint("team-", i)}, NamespacesRestricted: true},
 		})
 	}
 	return out, nil
 }
 
-// named returns Services that differ in their names.
-func named(n int, cluster string) []view.Service {
-	ip := []netip.Addr{netip.MustParseAddr(cluster)}
+// newServices returns Services that differ in their names.
+func newServices(n int, clusterIP string) []view.Service {
+	ip := []netip.Addr{netip.MustParseAddr(clusterIP)}
 	out := make([]view.Service, n)
 	for i := range out {
 		out[i] = view.Service{
-			Key: view.Key{Namespace: "default", Name: fmt.Sprintf("service-%07d", i)}, LoadBalancer: true, ClusterIPs: ip,
+			Key: view.ObjectKey{Namespace: "default", Name: fmt.Sprintf("service-%07d", i)}, IsLoadBalancer: true, ClusterIPs: ip,
 			PrimaryFamily: view.FamilyOf(ip[0]), FamilyPolicy: view.SingleStack, Ports: []view.Port{{Protocol: "TCP", Number: 80}},
 		}
 	}
 	return out
 }
 
-func give(l *allocate.Ledger, s *view.Service, snap *snapshot.Snapshot) error {
+func assignAddress(l *allocate.Ledger, s *view.Service, snap *snapshot.Snapshot) error {
 	d := allocate.Decide(s, l, snap)
 	if len(d.Addresses) == 0 {
 		return fmt.Errorf("%s got nothing: %s", s.Key, d.Text)
@@ -134,8 +134,8 @@ func give(l *allocate.Ledger, s *view.Service, snap *snapshot.Snapshot) error {
 	return nil
 }
 
-// plainMap returns a map with an entry for each Service, and the first address that is not in it.
-func plainMap(all []view.Service) (map[netip.Addr]string, netip.Addr) {
+// newBaselineMap returns a map with an entry for each Service, and the first address that is not in it.
+func newBaselineMap(all []view.Service) (map[netip.Addr]string, netip.Addr) {
 	out := map[netip.Addr]string{}
 	a := netip.MustParseAddr("10.0.0.0")
 	for i := range all {
@@ -145,16 +145,16 @@ func plainMap(all []view.Service) (map[netip.Addr]string, netip.Addr) {
 	return out, a
 }
 
-// rateOf returns how many things do does in a second of the processor's time; undo makes room again and is not counted.
-func rateOf(do, undo func()) float64 {
+// measureRate returns how many things do does in a second of the processor's time; undo makes room again and is not counted.
+func measureRate(do, undo func()) float64 {
 	n, spent := 0, time.Duration(0)
 	do() // where memory is taken for good
 	undo()
-	for spent < enough {
+	for spent < measureInterval {
 		start := processorTime()
 		do()
 		spent += processorTime() - start
-		n += batch
+		n += batchSize
 		undo()
 	}
 	return float64(n) / spent.Seconds()

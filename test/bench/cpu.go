@@ -9,11 +9,11 @@ import (
 	"time"
 )
 
-// usage is the processor time that each program of a lab has used.
-type usage map[string]time.Duration
+// cpuUsage is the processor time that each program of a lab has used.
+type cpuUsage map[string]time.Duration
 
-// used reads what the programs below a process have used so far, by name. Those that ended are not counted.
-func used(root int) usage {
+// readCPUUsage reads what the programs below a process have used so far, by name. Those that ended are not counted.
+func readCPUUsage(root int) cpuUsage {
 	type process struct {
 		parent int
 		name   string
@@ -33,9 +33,9 @@ func used(root int) usage {
 		user, _ := strconv.Atoi(fields[11])
 		system, _ := strconv.Atoi(fields[12])
 		pid, _ := strconv.Atoi(filepath.Base(d))
-		all[pid] = process{parent, filepath.Base(name), time.Duration(user+system) * time.Second / ticks}
+		all[pid] = process{parent, filepath.Base(name), time.Duration(user+system) * time.Second / clockTicksPerSecond}
 	}
-	out := usage{}
+	out := cpuUsage{}
 	for pid, p := range all {
 		for up := pid; up > 1; up = all[up].parent {
 			if up == root {
@@ -47,8 +47,8 @@ func used(root int) usage {
 	return out
 }
 
-// since lists what was used after an earlier reading, for each of n, where it is worth a word.
-func (u usage) since(before usage, n int) string {
+// describeSince lists what was used after an earlier reading, for each of n, where it is worth a word.
+func (u cpuUsage) describeSince(before cpuUsage, n int) string {
 	var out []string
 	for _, name := range []string{"kube-apiserver", "etcd", "controller", "speaker", "kube-proxy", "kube-controller-manager"} {
 		out = append(out, fmt.Sprintf("%s %.2f", name, float64((u[name]-before[name]).Microseconds())/1000/float64(n)))

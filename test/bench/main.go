@@ -19,30 +19,30 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
+	"github.com/gantry-lb/gantry/test/cluster"
 	"github.com/gantry-lb/gantry/test/lab"
-	"github.com/gantry-lb/gantry/test/stage"
 )
 
 // How often each thing is measured.
 const (
-	services = 30
-	cuts     = 20
-	stops    = 3
-	rate     = 500 // requests a second
+	sampleCount       = 30
+	cutCount          = 20
+	stopCount         = 3
+	requestsPerSecond = 500 // requests a second
 )
 
 func main() {
 	lab.Reexec()
 	ctrllog.SetLogger(logr.Discard())
-	if err := lab.Enter(); err != nil {
+	if err := lab.EnterUserNamespace(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	work := run
-	if len(os.Args) == 3 && inside[os.Args[1]] != nil {
-		work = func(ctx context.Context, args []string) error { return inside[args[0]](ctx, args[1]) }
+	work := runBenchmarks
+	if len(os.Args) == 3 && childSteps[os.Args[1]] != nil {
+		work = func(ctx context.Context, args []string) error { return childSteps[args[0]](ctx, args[1]) }
 	}
 	if err := work(ctx, os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -50,30 +50,30 @@ func main() {
 	}
 }
 
-// parts are what can be measured alone, by name: bench crowds, say.
-var parts = []struct {
+// benchmarks are what can be measured alone, by name: bench crowds, say.
+var benchmarks = []struct {
 	name    string
 	measure func(ctx context.Context, dir string) error
 }{
-	{"addresses", addresses},
-	{"responder", func(ctx context.Context, _ string) error { return responder(ctx) }},
-	{"scale", scale},
-	{"crowds", crowds},
-	{"moves", moves},
-	{"routes", routes},
-	{"manyroutes", manyRoutes},
-	{"spread", spread},
-	{"takeover", func(ctx context.Context, _ string) error { return takeover(ctx) }},
-	{"planning", func(context.Context, string) error { return planning() }},
+	{"addresses", measureAllocator},
+	{"responder", func(ctx context.Context, _ string) error { return measureResponder(ctx) }},
+	{"scale", measureScale},
+	{"crowds", measureBulkCreation},
+	{"moves", measureMoves},
+	{"routes", measureRoutes},
+	{"manyroutes", measureManyRoutes},
+	{"spread", measureSpread},
+	{"takeover", func(ctx context.Context, _ string) error { return measureTakeover(ctx) }},
+	{"planning", func(context.Context, string) error { return measurePlanning() }},
 }
 
-func run(ctx context.Context, chosen []string) error {
+func runBenchmarks(ctx context.Context, chosen []string) error {
 	dir, err := os.MkdirTemp("", "gantry-bench")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	for _, p := range parts {
+	for _, p := range benchmarks {
 		if len(chosen) > 0 && !slices.Contains(chosen, p.name) {
 			continue
 		}
@@ -84,40 +84,40 @@ func run(ctx context.Context, chosen []string) error {
 	return nil
 }
 
-// moves measures single Services, and how their addresses move, on a lab of four nodes.
-func moves(ctx context.Context, dir string) error {
-	s, err := stage.Start(ctx, lab.Options{Nodes: 4, Dir: dir, Progress: os.Stderr})
+// measureMoves measures single Services, and how their addresses move, on a lab of four nodes.
+func measureMoves(ctx context.Context, dir string) error {
+	s, err := cluster.Start(ctx, lab.Options{Nodes: 4, Dir: dir, Progress: os.Stderr})
 	if err != nil {
 		return err
 	}
 	defer s.Close()
-	if err := s.Install(ctx); err != nil {
+	if err := s.InstallGantry(ctx); err != nil {
 		return err
 	}
-	if err := s.Apply(ctx, stage.Pool); err != nil {
+	if err := s.Apply(ctx, cluster.PoolManifest); err != nil {
 		return err
 	}
-	if err := allocation(ctx, s); err != nil {
+	if err := measureAssignment(ctx, s); err != nil {
 		return err
 	}
-	if err := s.Apply(ctx, stage.Echo("echo", "node4")); err != nil {
+	if err := s.Apply(ctx, cluster.EchoManifest("echo", "node4")); err != nil {
 		return err
 	}
 	if _, err := s.Kubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true"); err != nil {
 		return err
 	}
-	address, err := s.Address(ctx, "default", "echo")
+	address, err := s.AwaitAddress(ctx, "default", "echo")
 	if err != nil {
 		return err
 	}
-	if err := failover(ctx, s, address.String()+":7000"); err != nil {
+	if err := measureFailover(ctx, s, address.String()+":7000"); err != nil {
 		return err
 	}
-	return handover(ctx, s, address.String()+":7000")
+	return measureHandover(ctx, s, address.String()+":7000")
 }
 
-// figures prints the smallest, the middle and the largest value.
-func figures(what string, v []time.Duration) time.Duration {
+// printDurations prints the smallest, the middle and the largest value.
+func printDurations(what string, v []time.Duration) time.Duration {
 	slices.Sort(v)
 	m := v[len(v)/2]
 	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
@@ -125,13 +125,13 @@ func figures(what string, v []time.Duration) time.Duration {
 	return m
 }
 
-// allocation measures from the creation of a Service until a watch shows its address. The baseline is what the API server
+// measureAssignment measures from the creation of a Service until a watch shows its address. The baseline is what the API server
 // takes from the same creation until a watch shows a status that this program writes itself.
-func allocation(ctx context.Context, s *stage.Stage) error {
+func measureAssignment(ctx context.Context, s *cluster.Cluster) error {
 	var given, own []time.Duration
-	for i := range services {
+	for i := range sampleCount {
 		for _, mine := range []bool{true, false} {
-			d, err := one(ctx, s, fmt.Sprintf("bench-%d-%t", i, mine), mine)
+			d, err := measureOneService(ctx, s, fmt.Sprintf("bench-%d-%t", i, mine), mine)
 			if err != nil {
 				return err
 			}
@@ -142,15 +142,15 @@ func allocation(ctx context.Context, s *stage.Stage) error {
 			}
 		}
 	}
-	a := figures("a Service's address, from its creation", given)
-	b := figures("baseline: creation, and a status written at once, in a watch", own)
+	a := printDurations("a Service's address, from its creation", given)
+	b := printDurations("baseline: creation, and a status written at once, in a watch", own)
 	fmt.Printf("  ratio of the medians %.2f\n", float64(a)/float64(b))
 	return nil
 }
 
-// one creates a Service, waits for its address in a watch, and deletes it. A Service of another class is given its status
+// measureOneService creates a Service, waits for its address in a watch, and deletes it. A Service of another class is given its status
 // by this program.
-func one(ctx context.Context, s *stage.Stage, name string, mine bool) (time.Duration, error) {
+func measureOneService(ctx context.Context, s *cluster.Cluster, name string, mine bool) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	w, err := s.API.Watch(ctx, &corev1.ServiceList{}, client.InNamespace("default"), client.MatchingFields{"metadata.name": name})
@@ -184,58 +184,58 @@ func one(ctx context.Context, s *stage.Stage, name string, mine bool) (time.Dura
 	return 0, fmt.Errorf("no address for Service %s: %w", name, context.Cause(ctx))
 }
 
-// failover cuts the holder's cable again and again while a client asks, every other time so that nobody loses the carrier. The baseline is the longest wait of the same client
+// measureFailover cuts the holder's cable again and again while a client asks, every other time so that nobody loses the carrier. The baseline is the longest wait of the same client
 // when nothing happens.
-func failover(ctx context.Context, s *stage.Stage, target string) error {
+func measureFailover(ctx context.Context, s *cluster.Cluster, target string) error {
 	var waits, calm []time.Duration
-	holder, err := s.Holder(ctx, "echo", "node4")
+	holder, err := s.AwaitHolder(ctx, "echo", "node4")
 	if err != nil {
 		return err
 	}
-	for i := range cuts {
+	for i := range cutCount {
 		cut := s.CutCable
 		if i%2 == 1 {
 			cut = s.CutCableSilently
 		}
-		stream, err := s.UDP(ctx, "client", target, rate)
+		stream, err := s.StreamUDP(ctx, "client", target, requestsPerSecond)
 		if err != nil {
 			return err
 		}
-		if err := stream.AwaitAnswers(ctx, rate); err != nil {
+		if err := stream.AwaitAnswers(ctx, requestsPerSecond); err != nil {
 			return err
 		}
-		calm = append(calm, stream.Stop().Gap)
-		if stream, err = s.UDP(ctx, "client", target, rate); err != nil {
+		calm = append(calm, stream.Stop().LongestGap)
+		if stream, err = s.StreamUDP(ctx, "client", target, requestsPerSecond); err != nil {
 			return err
 		}
-		if err := stream.AwaitAnswers(ctx, rate/5); err != nil {
+		if err := stream.AwaitAnswers(ctx, requestsPerSecond/5); err != nil {
 			return err
 		}
 		old := holder
 		if err := cut(ctx, old); err != nil {
 			return err
 		}
-		if holder, err = s.Holder(ctx, "echo", old); err != nil {
+		if holder, err = s.AwaitHolder(ctx, "echo", old); err != nil {
 			return err
 		}
-		if err := stream.AwaitAnswers(ctx, rate); err != nil {
+		if err := stream.AwaitAnswers(ctx, requestsPerSecond); err != nil {
 			return err
 		}
-		waits = append(waits, stream.Stop().Gap)
+		waits = append(waits, stream.Stop().LongestGap)
 		if err := s.PlugCable(ctx, old); err != nil {
 			return err
 		}
-		if err := rejoined(ctx, s); err != nil {
+		if err := awaitRejoined(ctx, s); err != nil {
 			return err
 		}
 	}
-	figures("without answers after the holder's cable was cut", waits)
-	figures("baseline: longest wait of the same client when nothing happens", calm)
+	printDurations("without answers after the holder's cable was cut", waits)
+	printDurations("baseline: longest wait of the same client when nothing happens", calm)
 	return nil
 }
 
-// rejoined waits until every speaker is ready again, and a little longer for the gossip to know it.
-func rejoined(ctx context.Context, s *stage.Stage) error {
+// awaitRejoined waits until every speaker is ready again, and a little longer for the gossip to know it.
+func awaitRejoined(ctx context.Context, s *cluster.Cluster) error {
 	if _, err := s.Kubectl(ctx, "", "-n", "metallb-system", "rollout", "status", "--timeout=60s", "daemonset/gantry-speaker"); err != nil {
 		return err
 	}
@@ -246,62 +246,62 @@ func rejoined(ctx context.Context, s *stage.Stage) error {
 	return nil
 }
 
-// departure is a way for a holder to go that is planned, and its undoing.
-type departure struct {
-	what        string
-	leave, back func(ctx context.Context, s *stage.Stage, node string) error
+// plannedDeparture is a way for a holder to go that is planned, and its undoing.
+type plannedDeparture struct {
+	description    string
+	leave, restore func(ctx context.Context, s *cluster.Cluster, node string) error
 }
 
-var departures = []departure{
-	{"the holder's speaker is told to stop (SIGTERM)", func(ctx context.Context, s *stage.Stage, node string) error {
-		return s.Signal(ctx, node, "gantry-speaker", syscall.SIGTERM)
-	}, func(ctx context.Context, s *stage.Stage, _ string) error { return rejoined(ctx, s) }},
-	{"the holder's node is drained (gantry.dev/drain)", func(ctx context.Context, s *stage.Stage, node string) error {
+var plannedDepartures = []plannedDeparture{
+	{"the holder's speaker is told to stop (SIGTERM)", func(ctx context.Context, s *cluster.Cluster, node string) error {
+		return s.SignalProgram(ctx, node, "gantry-speaker", syscall.SIGTERM)
+	}, func(ctx context.Context, s *cluster.Cluster, _ string) error { return awaitRejoined(ctx, s) }},
+	{"the holder's node is drained (gantry.dev/drain)", func(ctx context.Context, s *cluster.Cluster, node string) error {
 		_, err := s.Kubectl(ctx, "", "annotate", "node", node, "gantry.dev/drain=")
 		return err
-	}, func(ctx context.Context, s *stage.Stage, node string) error {
+	}, func(ctx context.Context, s *cluster.Cluster, node string) error {
 		_, err := s.Kubectl(ctx, "", "annotate", "node", node, "gantry.dev/drain-")
 		return err
 	}},
 }
 
-// handover has the holder go in each planned way while a client asks, and counts what is lost.
-func handover(ctx context.Context, s *stage.Stage, target string) error {
-	for _, d := range departures {
+// measureHandover has the holder go in each planned way while a client asks, and counts what is lost.
+func measureHandover(ctx context.Context, s *cluster.Cluster, target string) error {
+	for _, d := range plannedDepartures {
 		lost, sent := 0, 0
-		for range stops {
-			o, err := d.once(ctx, s, target)
+		for range stopCount {
+			o, err := d.measureOnce(ctx, s, target)
 			if err != nil {
 				return err
 			}
 			lost, sent = lost+o.Lost, sent+o.Sent
 		}
-		fmt.Printf("%-64s %d of %d requests, %d times\n", "lost when "+d.what, lost, sent, stops)
+		fmt.Printf("%-64s %d of %d requests, %d times\n", "lost when "+d.description, lost, sent, stopCount)
 	}
 	return nil
 }
 
-// once has the holder go once, and come back.
-func (d departure) once(ctx context.Context, s *stage.Stage, target string) (stage.Outcome, error) {
-	holder, err := s.Holder(ctx, "echo", "")
+// measureOnce has the holder go once, and come back.
+func (d plannedDeparture) measureOnce(ctx context.Context, s *cluster.Cluster, target string) (cluster.StreamResult, error) {
+	holder, err := s.AwaitHolder(ctx, "echo", "")
 	if err != nil {
-		return stage.Outcome{}, err
+		return cluster.StreamResult{}, err
 	}
-	stream, err := s.UDP(ctx, "client", target, rate)
+	stream, err := s.StreamUDP(ctx, "client", target, requestsPerSecond)
 	if err != nil {
-		return stage.Outcome{}, err
+		return cluster.StreamResult{}, err
 	}
-	if err := stream.AwaitAnswers(ctx, rate/2); err != nil {
-		return stage.Outcome{}, err
+	if err := stream.AwaitAnswers(ctx, requestsPerSecond/2); err != nil {
+		return cluster.StreamResult{}, err
 	}
 	if err := d.leave(ctx, s, holder); err != nil {
-		return stage.Outcome{}, err
+		return cluster.StreamResult{}, err
 	}
-	if _, err := s.Holder(ctx, "echo", holder); err != nil {
-		return stage.Outcome{}, err
+	if _, err := s.AwaitHolder(ctx, "echo", holder); err != nil {
+		return cluster.StreamResult{}, err
 	}
-	if err := stream.AwaitAnswers(ctx, rate); err != nil {
-		return stage.Outcome{}, err
+	if err := stream.AwaitAnswers(ctx, requestsPerSecond); err != nil {
+		return cluster.StreamResult{}, err
 	}
-	return stream.Stop(), d.back(ctx, s, holder)
+	return stream.Stop(), d.restore(ctx, s, holder)
 }

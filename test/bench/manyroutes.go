@@ -12,29 +12,29 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/gantry-lb/gantry/test/cluster"
 	"github.com/gantry-lb/gantry/test/lab"
 	"github.com/gantry-lb/gantry/test/lab/router"
-	"github.com/gantry-lb/gantry/test/stage"
 )
 
-// unproxied keeps kube-proxy off: it is not what is measured, and takes minutes over so many.
-const unproxied = "service.kubernetes.io/service-proxy-name"
+// noProxyLabel keeps kube-proxy off: it is not what is measured, and takes minutes over so many.
+const noProxyLabel = "service.kubernetes.io/service-proxy-name"
 
-// secondPeer is the other router.
-const secondPeer = `apiVersion: metallb.io/v1beta2
+// secondPeerManifest is the other router.
+const secondPeerManifest = `apiVersion: metallb.io/v1beta2
 kind: BGPPeer
 metadata: {name: tor2, namespace: metallb-system}
 spec: {myASN: 64512, peerASN: 65000, peerAddress: 192.168.0.2}
 `
 
-// manyRoutes measures a node that announces 10,000 addresses to two routers.
-func manyRoutes(ctx context.Context, dir string) error {
+// measureManyRoutes measures a node that announces 10,000 addresses to two routers.
+func measureManyRoutes(ctx context.Context, dir string) error {
 	const many = 10000
-	if m := router.Missing(router.FRR); m != "" {
+	if m := router.MissingPrerequisite(router.FRR); m != "" {
 		fmt.Println("many routes are not measured:", m)
 		return nil
 	}
-	s, err := stage.Start(ctx, lab.Options{Nodes: 1, Routers: 2, Dir: dir})
+	s, err := cluster.Start(ctx, lab.Options{Nodes: 1, Routers: 2, Dir: dir})
 	if err != nil {
 		return err
 	}
@@ -42,50 +42,50 @@ func manyRoutes(ctx context.Context, dir string) error {
 	var tors []*lab.Router
 	for i, host := range []string{"router", "router2"} {
 		tor := s.Router(host, router.FRR)
-		if err := tor.Start(ctx, routerText(fmt.Sprintf("192.168.0.%d", i+1), 1, "")); err != nil {
+		if err := tor.Start(ctx, frrConfig(fmt.Sprintf("192.168.0.%d", i+1), 1, "")); err != nil {
 			return err
 		}
 		tors = append(tors, tor)
 	}
-	if err := s.Install(ctx); err != nil {
+	if err := s.InstallGantry(ctx); err != nil {
 		return err
 	}
-	if err := s.Apply(ctx, strings.Replace(routing, ", bfdProfile: PROFILE", "", 1)+"---\n"+secondPeer); err != nil {
+	if err := s.Apply(ctx, strings.Replace(routingManifest, ", bfdProfile: PROFILE", "", 1)+"---\n"+secondPeerManifest); err != nil {
 		return err
 	}
-	if err := fill(ctx, s, many); err != nil {
+	if err := createServicesWithEndpoints(ctx, s, many); err != nil {
 		return err
 	}
 	begun := time.Now()
 	for _, tor := range tors {
-		if err := accepts(ctx, tor, many); err != nil {
+		if err := awaitAcceptedRoutes(ctx, tor, many); err != nil {
 			return err
 		}
 	}
 	fmt.Printf("%-64s %d ms\n", fmt.Sprintf("%d routes at two routers, after the last Service", many), time.Since(begun).Milliseconds())
 	var took []time.Duration
 	for range 5 {
-		d, err := afresh(ctx, tors[0], many)
+		d, err := measureSessionReset(ctx, tors[0], many)
 		if err != nil {
 			return err
 		}
 		took = append(took, d)
 	}
-	figures(fmt.Sprintf("%d routes at FRR, from the start of the session", many), took)
-	if err := updates(ctx, s, many); err != nil {
+	printDurations(fmt.Sprintf("%d routes at FRR, from the start of the session", many), took)
+	if err := measureUpdates(ctx, s, many); err != nil {
 		return err
 	}
-	if err := single(ctx, s, tors[0], many); err != nil {
+	if err := measureSingleChanges(ctx, s, tors[0], many); err != nil {
 		return err
 	}
-	if err := slim(fmt.Sprintf("resident memory of the speaker with %d addresses and 2 peers", many)); err != nil {
+	if err := checkSpeakerMemory(fmt.Sprintf("resident memory of the speaker with %d addresses and 2 peers", many)); err != nil {
 		return err
 	}
-	return anew(ctx, s, tors, many-10)
+	return measureSpeakerRestart(ctx, s, tors, many-10)
 }
 
-// anew starts the speaker again, and measures until both routers have its routes, and what that leaves it with.
-func anew(ctx context.Context, s *stage.Stage, tors []*lab.Router, many int) error {
+// measureSpeakerRestart starts the speaker again, and measures until both routers have its routes, and what that leaves it with.
+func measureSpeakerRestart(ctx context.Context, s *cluster.Cluster, tors []*lab.Router, many int) error {
 	const namespace, set = "metallb-system", "daemonset/gantry-speaker"
 	begun := time.Now()
 	for _, args := range [][]string{{"rollout", "restart", set, "-n", namespace}, {"rollout", "status", set, "-n", namespace, "--timeout=120s"}} {
@@ -94,7 +94,7 @@ func anew(ctx context.Context, s *stage.Stage, tors []*lab.Router, many int) err
 		}
 	}
 	for _, tor := range tors {
-		if err := accepts(ctx, tor, many); err != nil {
+		if err := awaitAcceptedRoutes(ctx, tor, many); err != nil {
 			return err
 		}
 	}
@@ -104,23 +104,23 @@ func anew(ctx context.Context, s *stage.Stage, tors []*lab.Router, many int) err
 		return ctx.Err()
 	case <-time.After(10 * time.Second):
 	}
-	return slim("resident memory of a speaker that has just started")
+	return checkSpeakerMemory("resident memory of a speaker that has just started")
 }
 
-// fill creates n Services with an endpoint each.
-func fill(ctx context.Context, s *stage.Stage, n int) error {
+// createServicesWithEndpoints creates n Services with an endpoint each.
+func createServicesWithEndpoints(ctx context.Context, s *cluster.Cluster, n int) error {
 	var svcs []*corev1.Service
 	g, within := errgroup.WithContext(ctx)
-	g.SetLimit(connections)
+	g.SetLimit(clientConnections)
 	ready, node, number, proto := true, "node1", int32(80), corev1.ProtocolTCP
 	for i := range n {
 		name := fmt.Sprintf("r%05d", i)
-		svc := stage.Plain("default", name, "")
-		svc.Labels = map[string]string{unproxied: "nobody"}
+		svc := cluster.NewService("default", name, "")
+		svc.Labels = map[string]string{noProxyLabel: "nobody"}
 		svcs = append(svcs, svc)
 		g.Go(func() error {
 			return s.API.Create(within, &discoveryv1.EndpointSlice{
-				ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: name, unproxied: "nobody"}},
+				ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: name, noProxyLabel: "nobody"}},
 				AddressType: discoveryv1.AddressTypeIPv4, Ports: []discoveryv1.EndpointPort{{Port: &number, Protocol: &proto}},
 				Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.244.0.9"}, NodeName: &node, Conditions: discoveryv1.EndpointConditions{Ready: &ready}}},
 			})
@@ -129,20 +129,20 @@ func fill(ctx context.Context, s *stage.Stage, n int) error {
 	if err := g.Wait(); err != nil {
 		return fmt.Errorf("creating endpoints: %w", err)
 	}
-	_, err := s.Crowd(ctx, connections, svcs)
+	_, err := s.CreateServices(ctx, clientConnections, svcs)
 	return err
 }
 
-// accepts waits until a router has so many routes of the node.
-func accepts(ctx context.Context, tor *lab.Router, n int) error {
+// awaitAcceptedRoutes waits until a router has so many routes of the node.
+func awaitAcceptedRoutes(ctx context.Context, tor *lab.Router, n int) error {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
 	for {
-		all, err := neighbours(ctx, tor)
+		all, err := readNeighbors(ctx, tor)
 		if err != nil {
 			return err
 		}
-		got := all["192.168.0.11"].accepted()
+		got := all["192.168.0.11"].acceptedRoutes()
 		if got == n {
 			return nil
 		}
@@ -154,10 +154,10 @@ func accepts(ctx context.Context, tor *lab.Router, n int) error {
 	}
 }
 
-// afresh resets the session at the router and measures from its return until every route is there.
-func afresh(ctx context.Context, tor *lab.Router, n int) (time.Duration, error) {
+// measureSessionReset resets the session at the router and measures from its return until every route is there.
+func measureSessionReset(ctx context.Context, tor *lab.Router, n int) (time.Duration, error) {
 	time.Sleep(12 * time.Second) // a session that was stable is tried again at once
-	before, err := neighbours(ctx, tor)
+	before, err := readNeighbors(ctx, tor)
 	if err != nil {
 		return 0, err
 	}
@@ -168,7 +168,7 @@ func afresh(ctx context.Context, tor *lab.Router, n int) (time.Duration, error) 
 	var begun time.Time
 	for begun.IsZero() {
 		asked := time.Now() // the session may have started since: this is the longer time
-		all, err := neighbours(ctx, tor)
+		all, err := readNeighbors(ctx, tor)
 		if err != nil {
 			return 0, err
 		}
@@ -179,34 +179,34 @@ func afresh(ctx context.Context, tor *lab.Router, n int) (time.Duration, error) 
 			return 0, fmt.Errorf("the session does not come back: %+v", all)
 		}
 	}
-	err = accepts(ctx, tor, n)
+	err = awaitAcceptedRoutes(ctx, tor, n)
 	return time.Since(begun), err
 }
 
-// single changes one Service among n, and counts the UPDATEs.
-func single(ctx context.Context, s *stage.Stage, tor *lab.Router, n int) error {
+// measureSingleChanges changes one Service among n, and counts the UPDATEs.
+func measureSingleChanges(ctx context.Context, s *cluster.Cluster, tor *lab.Router, n int) error {
 	var took []time.Duration
-	before, err := neighbours(ctx, tor)
+	before, err := readNeighbors(ctx, tor)
 	if err != nil {
 		return err
 	}
 	const changes = 10
 	for i := range changes {
-		svc := stage.Plain("default", fmt.Sprintf("r%05d", i), "")
+		svc := cluster.NewService("default", fmt.Sprintf("r%05d", i), "")
 		begun := time.Now()
 		if err := s.API.Delete(ctx, svc); client.IgnoreNotFound(err) != nil {
 			return err
 		}
-		if err := accepts(ctx, tor, n-i-1); err != nil {
+		if err := awaitAcceptedRoutes(ctx, tor, n-i-1); err != nil {
 			return err
 		}
 		took = append(took, time.Since(begun))
 	}
-	after, err := neighbours(ctx, tor)
+	after, err := readNeighbors(ctx, tor)
 	if err != nil {
 		return err
 	}
-	figures(fmt.Sprintf("one Service of %d deleted until FRR says that its route is gone", n), took)
+	printDurations(fmt.Sprintf("one Service of %d deleted until FRR says that its route is gone", n), took)
 	fmt.Printf("%-64s %.1f UPDATEs each\n", fmt.Sprintf("%d single Services of %d deleted", changes, n),
 		float64(after["192.168.0.11"].Messages.UpdatesRecv-before["192.168.0.11"].Messages.UpdatesRecv)/changes)
 	return nil

@@ -18,11 +18,11 @@ const (
 	plannedServices = 10000
 	plannedNodes    = 100
 	plannedChanges  = 2000
-	plannedAnew     = 20
+	fullPlans       = 20
 )
 
-// processor is the time that the calling thread has had a processor. The main goroutine has a thread of its own.
-func processor() time.Duration {
+// threadTime is the time that the calling thread has had a processor. The main goroutine has a thread of its own.
+func threadTime() time.Duration {
 	var t unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t); err != nil {
 		return 0
@@ -30,25 +30,27 @@ func processor() time.Duration {
 	return time.Duration(t.Nano())
 }
 
-// planning measures what the speaker of a large cluster makes of a change of one Service, and of one that concerns all of
+// measurePlanning measures what the speaker of a large cluster makes of a change of one Service, and of one that concerns all of
 // them. It needs no lab.
-func planning() error {
+func measurePlanning() error {
 	first := netip.MustParseAddr("10.0.0.0")
 	p := plan.NewPlanner(plan.Inputs{Self: "node-000", Snapshot: &snapshot.Snapshot{
-		Pools: []*snapshot.Pool{{Name: "p", Ranges: []snapshot.Range{{First: first, Last: netip.MustParseAddr("10.255.255.255")}}}},
-		L2Ads: []*snapshot.L2Ad{{Name: "ad", Pools: []string{"p"}}},
+		Pools:            []*snapshot.Pool{{Name: "p", Ranges: []snapshot.Range{{First: first, Last: netip.MustParseAddr("10.255.255.255")}}}},
+		L2Advertisements: []*snapshot.L2Advertisement{{Name: "ad", Pools: []string{"p"}}},
 	}})
 	for i := range plannedNodes {
 		p.SetNode(view.Node{Name: fmt.Sprintf("node-%03d", i)})
 	}
-	key := func(i int) view.Key { return view.Key{Namespace: "default", Name: fmt.Sprintf("service-%05d", i)} }
+	key := func(i int) view.ObjectKey {
+		return view.ObjectKey{Namespace: "default", Name: fmt.Sprintf("service-%05d", i)}
+	}
 	endpoints := func(i int) view.Endpoints {
-		return view.Endpoints{Service: key(i), Serving: true, Nodes: []string{"node-001"}, Ready: []string{"node-001"}}
+		return view.Endpoints{Service: key(i), AnyServing: true, ServingNodes: []string{"node-001"}, ReadyNodes: []string{"node-001"}}
 	}
 	a := first
 	for i := range plannedServices {
 		a = a.Next()
-		p.SetService(view.Service{Key: key(i), LoadBalancer: true, Assigned: []netip.Addr{a}})
+		p.SetService(view.Service{Key: key(i), IsLoadBalancer: true, AssignedAddresses: []netip.Addr{a}})
 		p.SetEndpoints(endpoints(i))
 	}
 	if got := len(p.Update().Changed); got != plannedServices {
@@ -62,13 +64,13 @@ func planning() error {
 		} else {
 			p.SetEndpoints(view.Endpoints{Service: key(k)})
 		}
-		worked, begun := processor(), time.Now()
+		worked, begun := threadTime(), time.Now()
 		if d := p.Update(); len(d.Changed)+len(d.Gone) != 1 {
 			return fmt.Errorf("a change of one Service changed %d addresses", len(d.Changed)+len(d.Gone))
 		}
-		one, busy = append(one, time.Since(begun)), append(busy, processor()-worked)
+		one, busy = append(one, time.Since(begun)), append(busy, threadTime()-worked)
 	}
-	for i := range plannedAnew {
+	for i := range fullPlans {
 		p.SetNode(view.Node{Name: "node-new", Excluded: i%2 == 0})
 		begun := time.Now()
 		p.Update()
@@ -77,7 +79,7 @@ func planning() error {
 	slices.Sort(one)
 	slices.Sort(busy)
 	fmt.Printf("%-64s median %.0f, longest %.0f us; by the processor's time %.0f and %.0f us (n=%d)\n", fmt.Sprintf("planning a change of one of %d Services", plannedServices),
-		micro(one[len(one)/2]), micro(one[len(one)-1]), micro(busy[len(busy)/2]), micro(busy[len(busy)-1]), len(one))
-	figures("planning all of them anew, as when a node comes", all)
+		inMicroseconds(one[len(one)/2]), inMicroseconds(one[len(one)-1]), inMicroseconds(busy[len(busy)/2]), inMicroseconds(busy[len(busy)-1]), len(one))
+	printDurations("planning all of them anew, as when a node comes", all)
 	return nil
 }

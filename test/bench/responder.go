@@ -11,53 +11,53 @@ import (
 
 // What the responder is asked.
 const (
-	heldAddresses = 10000
-	questions     = 50000 // a second
-	floodTime     = 5 * time.Second
+	heldAddresses    = 10000
+	queriesPerSecond = 50000 // a second
+	floodInterval    = 5 * time.Second
 )
 
-// responder floods the speaker's engine with questions, and beside it the kernel, which holds the same addresses itself.
+// measureResponder floods the speaker's engine with questions, and beside it the kernel, which holds the same addresses itself.
 // What nobody answers tells what asking costs alone.
-func responder(ctx context.Context) error {
+func measureResponder(ctx context.Context) error {
 	for _, f := range []layer2.Family{layer2.IPv4, layer2.IPv6} {
 		var alone time.Duration
 		for _, who := range []string{"nobody", "kernel", "speaker"} {
-			o, err := flooded(ctx, f, who)
+			o, err := runFlood(ctx, f, who)
 			if err != nil {
 				return fmt.Errorf("flooding %s with %s: %w", who, f, err)
 			}
 			if who == "nobody" {
-				alone = o.Busy
+				alone = o.ProcessorTime
 				continue
 			}
-			each := float64((o.Busy - alone).Nanoseconds()) / 1000 / float64(o.Sent)
+			each := float64((o.ProcessorTime - alone).Nanoseconds()) / 1000 / float64(o.Sent)
 			fmt.Printf("%-64s answered %d of %d, median %.1f, 99%% %.1f us, %.2f us of CPU each (asker lost %d)\n",
-				fmt.Sprintf("%s, %d addresses, %d questions a second: the %s", f, heldAddresses, questions, who),
-				o.Answered, o.Sent, micro(o.Latency(0.5)), micro(o.Latency(0.99)), each, o.Lost)
+				fmt.Sprintf("%s, %d addresses, %d questions a second: the %s", f, heldAddresses, queriesPerSecond, who),
+				o.Answered, o.Sent, inMicroseconds(o.LatencyQuantile(0.5)), inMicroseconds(o.LatencyQuantile(0.99)), each, o.Lost)
 		}
 	}
 	return nil
 }
 
-func micro(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 }
+func inMicroseconds(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 }
 
-func flooded(ctx context.Context, f layer2.Family, who string) (flood.Outcome, error) {
-	c, err := flood.New(flood.Options{Family: f, Addresses: heldAddresses, Rate: questions, For: floodTime})
+func runFlood(ctx context.Context, f layer2.Family, who string) (flood.Outcome, error) {
+	c, err := flood.New(flood.Options{Family: f, Addresses: heldAddresses, QueriesPerSecond: queriesPerSecond, Duration: floodInterval})
 	if err != nil {
 		return flood.Outcome{}, err
 	}
 	defer c.Close()
 	switch who {
 	case "kernel":
-		err = c.Kernel()
+		err = c.AssignToKernel()
 	case "speaker":
 		var stop func()
-		if stop, err = c.Engine(ctx); err == nil {
+		if stop, err = c.StartResponder(ctx); err == nil {
 			defer stop()
 		}
 	}
 	if err != nil {
 		return flood.Outcome{}, err
 	}
-	return c.Ask(ctx)
+	return c.SendQueries(ctx)
 }

@@ -14,11 +14,11 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/gantry-lb/gantry/api/names"
-	"github.com/gantry-lb/gantry/test/stage"
+	"github.com/gantry-lb/gantry/test/cluster"
 )
 
-// turns measures how long a Service that comes as the leader ends waits for its address.
-func turns(ctx context.Context, s *stage.Stage) error {
+// measureLeaderChanges measures how long a Service that comes as the leader ends waits for its address.
+func measureLeaderChanges(ctx context.Context, s *cluster.Cluster) error {
 	for _, t := range []struct {
 		what string
 		sig  syscall.Signal
@@ -29,24 +29,24 @@ func turns(ctx context.Context, s *stage.Stage) error {
 	} {
 		var waits []time.Duration
 		for i := range t.n {
-			d, err := turn(ctx, s, t.sig, fmt.Sprintf("turn-%d-%d", t.sig, i))
+			d, err := measureLeaderChange(ctx, s, t.sig, fmt.Sprintf("turn-%d-%d", t.sig, i))
 			if err != nil {
 				return err
 			}
 			waits = append(waits, d)
 		}
-		figures(t.what, waits)
+		printDurations(t.what, waits)
 	}
 	return nil
 }
 
-func turn(ctx context.Context, s *stage.Stage, sig syscall.Signal, name string) (time.Duration, error) {
+func measureLeaderChange(ctx context.Context, s *cluster.Cluster, sig syscall.Signal, name string) (time.Duration, error) {
 	if err := s.AwaitRollout(ctx); err != nil { // both are there
 		return 0, err
 	}
 	watching, end := context.WithCancel(ctx)
 	defer end()
-	c, err := s.Census(watching, "default")
+	c, err := s.RecordAddresses(watching, "default")
 	if err != nil {
 		return 0, err
 	}
@@ -55,23 +55,23 @@ func turn(ctx context.Context, s *stage.Stage, sig syscall.Signal, name string) 
 		return 0, err
 	}
 	pod, _, _ := strings.Cut(*l.Spec.HolderIdentity, "_")
-	if err := s.Signal(ctx, "node1", pod, sig); err != nil {
+	if err := s.SignalProgram(ctx, "node1", pod, sig); err != nil {
 		return 0, err
 	}
 	begun := time.Now()
-	if err := s.API.Create(ctx, stage.Plain("default", name, "")); err != nil {
+	if err := s.API.Create(ctx, cluster.NewService("default", name, "")); err != nil {
 		return 0, err
 	}
-	given, err := c.Await(ctx, name)
+	given, err := c.AwaitAddresses(ctx, name)
 	if err != nil {
 		return 0, err
 	}
 	return given[0].Sub(begun), nil
 }
 
-// restart ends every controller, starts one, and measures from the start of its process until a Service that waits has its address.
+// measureControllerRestart ends every controller, starts one, and measures from the start of its process until a Service that waits has its address.
 // The baseline is how long this program takes to list the same Services.
-func restart(ctx context.Context, s *stage.Stage, n int) error {
+func measureControllerRestart(ctx context.Context, s *cluster.Cluster, n int) error {
 	const deployment = "deployment/gantry-controller"
 	if _, err := s.Kubectl(ctx, "", "-n", names.Namespace, "scale", deployment, "--replicas=0"); err != nil {
 		return err
@@ -79,50 +79,50 @@ func restart(ctx context.Context, s *stage.Stage, n int) error {
 	if _, err := s.Kubectl(ctx, "", "-n", names.Namespace, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=controller", "--timeout=30s"); err != nil {
 		return err
 	}
-	if err := s.API.Create(ctx, stage.Plain("default", "waits", "")); err != nil {
+	if err := s.API.Create(ctx, cluster.NewService("default", "waits", "")); err != nil {
 		return err
 	}
 	watching, end := context.WithCancel(ctx)
 	defer end()
-	c, err := s.Census(watching, "default")
+	c, err := s.RecordAddresses(watching, "default")
 	if err != nil {
 		return err
 	}
-	before, err := s.Writes(ctx)
+	before, err := s.CountWrites(ctx)
 	if err != nil {
 		return err
 	}
 	if _, err := s.Kubectl(ctx, "", "-n", names.Namespace, "scale", deployment, "--replicas=1"); err != nil {
 		return err
 	}
-	given, err := c.Await(ctx, "waits")
+	given, err := c.AwaitAddresses(ctx, "waits")
 	if err != nil {
 		return err
 	}
-	begun, err := started(filepath.Join("bin", "controller"))
+	begun, err := processStart(filepath.Join("bin", "controller"))
 	if err != nil {
 		return err
 	}
 	time.Sleep(3 * time.Second) // what it would write to others, it would write now
-	now, err := s.Writes(ctx)
+	now, err := s.CountWrites(ctx)
 	if err != nil {
 		return err
 	}
-	figures(fmt.Sprintf("restart with %d Services: process start to the next address", n), []time.Duration{given[0].Sub(begun)})
+	printDurations(fmt.Sprintf("restart with %d Services: process start to the next address", n), []time.Duration{given[0].Sub(begun)})
 	listed := time.Now()
 	if err := s.API.List(ctx, &corev1.ServiceList{}); err != nil {
 		return err
 	}
-	figures("baseline: a list of the same Services", []time.Duration{time.Since(listed)})
+	printDurations("baseline: a list of the same Services", []time.Duration{time.Since(listed)})
 	fmt.Printf("  writes of Services since: %d, for the one that waited\n", now.Since(before)["services/status"])
 	return nil
 }
 
-// ticks is the unit of times in /proc (USER_HZ, which is the same on every architecture that Go knows).
-const ticks = 100
+// clockTicksPerSecond is the unit of times in /proc (USER_HZ, which is the same on every architecture that Go knows).
+const clockTicksPerSecond = 100
 
-// started is when the youngest process began whose program's path ends so.
-func started(program string) (time.Time, error) {
+// processStart is when the youngest process began whose program's path ends so.
+func processStart(program string) (time.Time, error) {
 	var info syscall.Sysinfo_t
 	if err := syscall.Sysinfo(&info); err != nil {
 		return time.Time{}, fmt.Errorf("asking when the machine started: %w", err)
@@ -149,7 +149,7 @@ func started(program string) (time.Time, error) {
 		if _, err := fmt.Sscan(fields[19], &at); err != nil { // the 22nd, proc(5)
 			continue
 		}
-		if t := boot.Add(time.Duration(at) * time.Second / ticks); t.After(youngest) {
+		if t := boot.Add(time.Duration(at) * time.Second / clockTicksPerSecond); t.After(youngest) {
 			youngest = t
 		}
 	}

@@ -15,13 +15,13 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/test/cluster"
 	"github.com/gantry-lb/gantry/test/lab"
 	"github.com/gantry-lb/gantry/test/lab/router"
-	"github.com/gantry-lb/gantry/test/stage"
 )
 
-// routerText is an FRR that takes routes from the nodes of a lab, and watches them by BFD when a profile is given.
-func routerText(id string, nodes int, bfd string) string {
+// frrConfig is an FRR that takes routes from the nodes of a lab, and watches them by BFD when a profile is given.
+func frrConfig(id string, nodes int, bfd string) string {
 	text := "bfd\n profile fast\n  transmit-interval 50\n  receive-interval 50\n  detect-multiplier 3\n exit\n profile plain\n exit\nexit\n" +
 		"router bgp 65000\n bgp router-id " + id + "\n no bgp ebgp-requires-policy\n"
 	for i := range nodes {
@@ -33,8 +33,8 @@ func routerText(id string, nodes int, bfd string) string {
 	return text + " address-family ipv4 unicast\n  maximum-paths 8\n exit-address-family\n"
 }
 
-// routing is what the cluster is told of the routers.
-const routing = `apiVersion: metallb.io/v1beta1
+// routingManifest is what the cluster is told of the routers.
+const routingManifest = `apiVersion: metallb.io/v1beta1
 kind: BFDProfile
 metadata: {name: fast, namespace: metallb-system}
 spec: {receiveInterval: 50, transmitInterval: 50, detectMultiplier: 3}
@@ -60,57 +60,57 @@ metadata: {name: routed, namespace: metallb-system}
 spec: {ipAddressPools: [routed]}
 `
 
-// routes measures BGP with FRR on a lab of three nodes.
-func routes(ctx context.Context, dir string) error {
-	if m := router.Missing(router.FRR); m != "" {
+// measureRoutes measures BGP with FRR on a lab of three nodes.
+func measureRoutes(ctx context.Context, dir string) error {
+	if m := router.MissingPrerequisite(router.FRR); m != "" {
 		fmt.Println("routes are not measured:", m)
 		return nil
 	}
-	s, err := stage.Start(ctx, lab.Options{Nodes: 3, Dir: dir})
+	s, err := cluster.Start(ctx, lab.Options{Nodes: 3, Dir: dir})
 	if err != nil {
 		return err
 	}
 	defer s.Close()
 	tor := s.Router("router", router.FRR)
-	if err := tor.Start(ctx, routerText("192.168.0.1", 3, "fast")); err != nil {
+	if err := tor.Start(ctx, frrConfig("192.168.0.1", 3, "fast")); err != nil {
 		return err
 	}
-	if err := s.Install(ctx); err != nil {
+	if err := s.InstallGantry(ctx); err != nil {
 		return err
 	}
-	if err := s.Apply(ctx, strings.Replace(routing, "PROFILE", "fast", 1)); err != nil {
+	if err := s.Apply(ctx, strings.Replace(routingManifest, "PROFILE", "fast", 1)); err != nil {
 		return err
 	}
-	if err := s.Apply(ctx, stage.Echo("echo", "node3")); err != nil {
+	if err := s.Apply(ctx, cluster.EchoManifest("echo", "node3")); err != nil {
 		return err
 	}
-	address, err := s.Address(ctx, "default", "echo")
+	address, err := s.AwaitAddress(ctx, "default", "echo")
 	if err != nil {
 		return err
 	}
 	vip := netip.PrefixFrom(address, 32)
-	if err := hops(ctx, s, vip, 3); err != nil {
+	if err := awaitNextHops(ctx, s, vip, 3); err != nil {
 		return err
 	}
 	for _, part := range []func() error{
-		func() error { return installed(ctx, s) },
-		func() error { return pulled(ctx, s, vip, "3 x 50 ms", 10) },
-		func() error { return planned(ctx, s, vip) },
-		func() error { return edited(ctx, s, tor) },
+		func() error { return measureRouteInstallation(ctx, s) },
+		func() error { return measureCableCuts(ctx, s, vip, "3 x 50 ms", 10) },
+		func() error { return measurePlannedLoss(ctx, s, vip) },
+		func() error { return measureEdits(ctx, s, tor) },
 		func() error {
 			if err := tor.Stop(ctx); err != nil {
 				return err
 			}
-			if err := tor.Start(ctx, routerText("192.168.0.1", 3, "plain")); err != nil {
+			if err := tor.Start(ctx, frrConfig("192.168.0.1", 3, "plain")); err != nil {
 				return err
 			}
-			if err := s.Apply(ctx, strings.Replace(routing, "PROFILE", "plain", 1)); err != nil {
+			if err := s.Apply(ctx, strings.Replace(routingManifest, "PROFILE", "plain", 1)); err != nil {
 				return err
 			}
-			if err := hops(ctx, s, vip, 3); err != nil {
+			if err := awaitNextHops(ctx, s, vip, 3); err != nil {
 				return err
 			}
-			return pulled(ctx, s, vip, "the default profile", 10)
+			return measureCableCuts(ctx, s, vip, "the default profile", 10)
 		},
 	} {
 		if err := part(); err != nil {
@@ -120,16 +120,16 @@ func routes(ctx context.Context, dir string) error {
 	return nil
 }
 
-// reach is how many next hops the router's kernel has for a prefix.
-func reach(s *stage.Stage, p netip.Prefix) (int, error) {
+// countNextHops is how many next hops the router's kernel has for a prefix.
+func countNextHops(s *cluster.Cluster, p netip.Prefix) (int, error) {
 	r, _, err := s.Host("router").RouteTo(p)
-	return len(r.Via), err
+	return len(r.NextHops), err
 }
 
-// hops waits until the router's kernel has that many next hops for a prefix.
-func hops(ctx context.Context, s *stage.Stage, p netip.Prefix, want int) error {
-	return stage.Await(ctx, fmt.Sprintf("%d next hops for %s", want, p), func(context.Context) error {
-		n, err := reach(s, p)
+// awaitNextHops waits until the router's kernel has that many next hops for a prefix.
+func awaitNextHops(ctx context.Context, s *cluster.Cluster, p netip.Prefix, want int) error {
+	return cluster.Await(ctx, fmt.Sprintf("%d next hops for %s", want, p), func(context.Context) error {
+		n, err := countNextHops(s, p)
 		if err == nil && n != want {
 			err = fmt.Errorf("there are %d", n)
 		}
@@ -137,12 +137,12 @@ func hops(ctx context.Context, s *stage.Stage, p netip.Prefix, want int) error {
 	})
 }
 
-// watch waits, looking each millisecond, until the router's kernel has that many next hops, and returns when that was.
-func watch(ctx context.Context, s *stage.Stage, p netip.Prefix, want func(int) bool) (time.Time, error) {
+// watchNextHops waits, looking each millisecond, until the router's kernel has that many next hops, and returns when that was.
+func watchNextHops(ctx context.Context, s *cluster.Cluster, p netip.Prefix, want func(int) bool) (time.Time, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for {
-		n, err := reach(s, p)
+		n, err := countNextHops(s, p)
 		if err != nil {
 			return time.Time{}, err
 		}
@@ -157,11 +157,11 @@ func watch(ctx context.Context, s *stage.Stage, p netip.Prefix, want func(int) b
 	}
 }
 
-// installed measures from the creation of a Service with a running endpoint to the route in the router's kernel.
-func installed(ctx context.Context, s *stage.Stage) error {
+// measureRouteInstallation measures from the creation of a Service with a running endpoint to the route in the router's kernel.
+func measureRouteInstallation(ctx context.Context, s *cluster.Cluster) error {
 	var took []time.Duration
-	for i := range services {
-		svc := stage.Plain("default", fmt.Sprintf("routed-%d", i), "")
+	for i := range sampleCount {
+		svc := cluster.NewService("default", fmt.Sprintf("routed-%d", i), "")
 		svc.Spec.Selector = map[string]string{"app": "echo"}
 		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 200, 9, byte(i)}), 32)
 		svc.Annotations = map[string]string{"metallb.io/loadBalancerIPs": p.Addr().String()}
@@ -169,7 +169,7 @@ func installed(ctx context.Context, s *stage.Stage) error {
 		if err := s.API.Create(ctx, svc); err != nil {
 			return err
 		}
-		at, err := watch(ctx, s, p, func(n int) bool { return n > 0 })
+		at, err := watchNextHops(ctx, s, p, func(n int) bool { return n > 0 })
 		if err != nil {
 			return err
 		}
@@ -177,24 +177,24 @@ func installed(ctx context.Context, s *stage.Stage) error {
 		if err := s.API.Delete(ctx, svc); err != nil {
 			return err
 		}
-		if _, err := watch(ctx, s, p, func(n int) bool { return n == 0 }); err != nil {
+		if _, err := watchNextHops(ctx, s, p, func(n int) bool { return n == 0 }); err != nil {
 			return err
 		}
 	}
-	figures("a Service's route in the router's kernel, from its creation", took)
+	printDurations("a Service's route in the router's kernel, from its creation", took)
 	return nil
 }
 
-// pulled cuts a node's cable again and again, and measures until it is no next hop at the router any more.
-func pulled(ctx context.Context, s *stage.Stage, vip netip.Prefix, profile string, times int) error {
+// measureCableCuts cuts a node's cable again and again, and measures until it is no next hop at the router any more.
+func measureCableCuts(ctx context.Context, s *cluster.Cluster, vip netip.Prefix, profile string, times int) error {
 	var took []time.Duration
 	for range times {
 		time.Sleep(2 * time.Second) // BFD is up again, and has agreed on its intervals
-		begun := noCarrier(ctx, s)
+		begun := watchCarrierLoss(ctx, s)
 		if err := s.CutCable(ctx, "node1"); err != nil {
 			return err
 		}
-		at, err := watch(ctx, s, vip, func(n int) bool { return n == 2 })
+		at, err := watchNextHops(ctx, s, vip, func(n int) bool { return n == 2 })
 		if err != nil {
 			return err
 		}
@@ -202,16 +202,16 @@ func pulled(ctx context.Context, s *stage.Stage, vip netip.Prefix, profile strin
 		if err := s.PlugCable(ctx, "node1"); err != nil {
 			return err
 		}
-		if err := hops(ctx, s, vip, 3); err != nil {
+		if err := awaitNextHops(ctx, s, vip, 3); err != nil {
 			return err
 		}
 	}
-	figures("next hop gone after a cut cable, BFD with "+profile, took)
+	printDurations("next hop gone after a cut cable, BFD with "+profile, took)
 	return nil
 }
 
-// noCarrier tells when the first node's link lost its carrier, seen from there: the order to cut the cable takes a while itself.
-func noCarrier(ctx context.Context, s *stage.Stage) <-chan time.Time {
+// watchCarrierLoss tells when the first node's link lost its carrier, seen from there: the order to cut the cable takes a while itself.
+func watchCarrierLoss(ctx context.Context, s *cluster.Cluster) <-chan time.Time {
 	out := make(chan time.Time, 1)
 	go func() {
 		for ctx.Err() == nil {
@@ -231,15 +231,15 @@ func noCarrier(ctx context.Context, s *stage.Stage) <-chan time.Time {
 	return out
 }
 
-// planned stops speakers and drains a node while a client behind the router asks, and counts what is lost.
-func planned(ctx context.Context, s *stage.Stage, vip netip.Prefix) error {
+// measurePlannedLoss stops speakers and drains a node while a client behind the router asks, and counts what is lost.
+func measurePlannedLoss(ctx context.Context, s *cluster.Cluster, vip netip.Prefix) error {
 	kubectl := func(args ...string) error {
 		_, err := s.Kubectl(ctx, "", args...)
 		return err
 	}
 	for what, do := range map[string]func() error{
 		"a speaker is told to stop (SIGTERM)": func() error {
-			if err := s.Signal(ctx, "node1", "gantry-speaker", syscall.SIGTERM); err != nil {
+			if err := s.SignalProgram(ctx, "node1", "gantry-speaker", syscall.SIGTERM); err != nil {
 				return err
 			}
 			time.Sleep(3 * time.Second)
@@ -255,42 +255,42 @@ func planned(ctx context.Context, s *stage.Stage, vip netip.Prefix) error {
 			if err := kubectl("annotate", "node", "node2", "gantry.dev/drain=bench"); err != nil {
 				return err
 			}
-			if err := hops(ctx, s, vip, 2); err != nil {
+			if err := awaitNextHops(ctx, s, vip, 2); err != nil {
 				return err
 			}
 			return kubectl("annotate", "node", "node2", "gantry.dev/drain-")
 		},
 	} {
 		lost, sent := 0, 0
-		for range stops {
-			stream, err := s.UDP(ctx, "far", vip.Addr().String()+":7000", rate)
+		for range stopCount {
+			stream, err := s.StreamUDP(ctx, "far", vip.Addr().String()+":7000", requestsPerSecond)
 			if err != nil {
 				return err
 			}
-			if err := stream.AwaitAnswers(ctx, rate/2); err != nil {
+			if err := stream.AwaitAnswers(ctx, requestsPerSecond/2); err != nil {
 				return err
 			}
 			if err := do(); err != nil {
 				return err
 			}
-			if err := hops(ctx, s, vip, 3); err != nil {
+			if err := awaitNextHops(ctx, s, vip, 3); err != nil {
 				return err
 			}
-			if err := stream.AwaitAnswers(ctx, stream.Answers()+rate/2); err != nil {
+			if err := stream.AwaitAnswers(ctx, stream.AnswerCount()+requestsPerSecond/2); err != nil {
 				return err
 			}
 			o := stream.Stop()
 			lost, sent = lost+o.Lost, sent+o.Sent
 		}
-		fmt.Printf("%-64s %d of %d requests, %d times\n", "BGP: lost when "+what, lost, sent, stops)
+		fmt.Printf("%-64s %d of %d requests, %d times\n", "BGP: lost when "+what, lost, sent, stopCount)
 	}
 	return nil
 }
 
-// edited makes 1,000 random edits of Services and advertisements, and asks the router how often sessions began.
-func edited(ctx context.Context, s *stage.Stage, tor *lab.Router) error {
+// measureEdits makes 1,000 random edits of Services and advertisements, and asks the router how often sessions began.
+func measureEdits(ctx context.Context, s *cluster.Cluster, tor *lab.Router) error {
 	const edits = 1000
-	before, err := sessions(ctx, tor)
+	before, err := countEstablishedSessions(ctx, tor)
 	if err != nil {
 		return err
 	}
@@ -299,35 +299,35 @@ func edited(ctx context.Context, s *stage.Stage, tor *lab.Router) error {
 		name := fmt.Sprintf("edited-%d", random.IntN(20))
 		switch random.IntN(3) {
 		case 0:
-			svc := stage.Plain("default", name, "")
+			svc := cluster.NewService("default", name, "")
 			svc.Spec.Selector = map[string]string{"app": "echo"}
 			if err := s.API.Create(ctx, svc); err != nil && !strings.Contains(err.Error(), "already exists") {
 				return err
 			}
 		case 1:
-			svc := stage.Plain("default", name, "")
+			svc := cluster.NewService("default", name, "")
 			if err := s.API.Delete(ctx, svc); err != nil && !strings.Contains(err.Error(), "not found") {
 				return err
 			}
 		default:
 			ad := fmt.Sprintf(`{"spec":{"localPref":%d,"aggregationLength":%d,"communities":["64512:%d"],"gantry":{"med":%d}}}`,
 				random.IntN(3)*100, 24+8*random.IntN(2), random.IntN(100), random.IntN(100))
-			if err := patchAd(ctx, s, ad); err != nil {
+			if err := patchAdvertisement(ctx, s, ad); err != nil {
 				return fmt.Errorf("edit %d: %w", i, err)
 			}
 		}
 	}
-	if err := patchAd(ctx, s, `{"spec":{"localPref":0,"aggregationLength":32,"communities":null,"gantry":null}}`); err != nil {
+	if err := patchAdvertisement(ctx, s, `{"spec":{"localPref":0,"aggregationLength":32,"communities":null,"gantry":null}}`); err != nil {
 		return err
 	}
 	for _, name := range []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19} {
-		svc := stage.Plain("default", fmt.Sprintf("edited-%d", name), "")
+		svc := cluster.NewService("default", fmt.Sprintf("edited-%d", name), "")
 		if err := s.API.Delete(ctx, svc); err != nil && !strings.Contains(err.Error(), "not found") {
 			return err
 		}
 	}
 	time.Sleep(2 * time.Second)
-	after, err := sessions(ctx, tor)
+	after, err := countEstablishedSessions(ctx, tor)
 	if err != nil {
 		return err
 	}
@@ -335,9 +335,9 @@ func edited(ctx context.Context, s *stage.Stage, tor *lab.Router) error {
 	return nil
 }
 
-// sessions is how often the router's sessions were established, all together.
-func sessions(ctx context.Context, tor *lab.Router) (int, error) {
-	all, err := neighbours(ctx, tor)
+// countEstablishedSessions is how often the router's sessions were established, all together.
+func countEstablishedSessions(ctx context.Context, tor *lab.Router) (int, error) {
+	all, err := readNeighbors(ctx, tor)
 	sum := 0
 	for _, n := range all {
 		sum += n.Established
@@ -345,8 +345,8 @@ func sessions(ctx context.Context, tor *lab.Router) (int, error) {
 	return sum, err
 }
 
-// neighbour is what FRR knows of a node.
-type neighbour struct {
+// frrNeighbor is what FRR knows of a node.
+type frrNeighbor struct {
 	State       string                    `json:"bgpState"`
 	Established int                       `json:"connectionsEstablished"`
 	Messages    struct{ UpdatesRecv int } `json:"messageStats"`
@@ -355,19 +355,19 @@ type neighbour struct {
 	} `json:"addressFamilyInfo"`
 }
 
-func (n neighbour) accepted() int { return n.Families["ipv4Unicast"].Accepted }
+func (n frrNeighbor) acceptedRoutes() int { return n.Families["ipv4Unicast"].Accepted }
 
-func neighbours(ctx context.Context, tor *lab.Router) (map[string]neighbour, error) {
+func readNeighbors(ctx context.Context, tor *lab.Router) (map[string]frrNeighbor, error) {
 	out, err := tor.Show(ctx, "show bgp neighbors json")
 	if err != nil {
 		return nil, err
 	}
-	all := map[string]neighbour{}
+	all := map[string]frrNeighbor{}
 	return all, json.Unmarshal(out, &all)
 }
 
-// patchAd edits the advertisement.
-func patchAd(ctx context.Context, s *stage.Stage, patch string) error {
+// patchAdvertisement edits the advertisement.
+func patchAdvertisement(ctx context.Context, s *cluster.Cluster, patch string) error {
 	ad := &v1beta1.BGPAdvertisement{}
 	ad.Namespace, ad.Name = "metallb-system", "routed"
 	if err := s.API.Patch(ctx, ad, client.RawPatch(types.MergePatchType, []byte(patch))); err != nil {

@@ -26,18 +26,18 @@ import (
 
 // How large a cluster the controller is started in.
 const (
-	manyServices = 100000
-	manyPools    = 1000
+	scaleServices = 100000
+	scalePools    = 1000
 	// fillArg and startArg start this program again, so that the memory is that of one controller alone: the first gives addresses
 	// to all Services and writes them into a file, the second begins with them.
 	fillArg, startArg = "scale-fill", "scale-start"
 )
 
-// inside are the parts of scale, by the argument.
-var inside = map[string]func(ctx context.Context, file string) error{fillArg: fillAll, startArg: restarted}
+// childSteps are the parts of scale, by the argument.
+var childSteps = map[string]func(ctx context.Context, file string) error{fillArg: measureFill, startArg: measureStart}
 
-// scale has the real worker start among 100,000 Services and 1,000 pools, over an API in memory.
-func scale(ctx context.Context, dir string) error {
+// measureScale has the real worker start among 100,000 Services and 1,000 pools, over an API in memory.
+func measureScale(ctx context.Context, dir string) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -53,37 +53,37 @@ func scale(ctx context.Context, dir string) error {
 	return nil
 }
 
-// copying is an API whose list makes new objects, as one that is read from a connection does, with the parts that caches leave out.
-type copying struct{ *server.Client }
+// copyingAPI is an API whose list makes new objects, as one that is read from a connection does, with the parts that caches leave out.
+type copyingAPI struct{ *server.Client }
 
 // EachLive implements reconcile.API.
-func (c copying) EachLive(ctx context.Context, visit func(*corev1.Service)) error {
-	return c.Client.EachLive(ctx, func(s *corev1.Service) { visit(whole(s)) })
+func (c copyingAPI) EachLive(ctx context.Context, visit func(*corev1.Service)) error {
+	return c.Client.EachLive(ctx, func(s *corev1.Service) { visit(withManagedFields(s)) })
 }
 
-func whole(s *corev1.Service) *corev1.Service {
+func withManagedFields(s *corev1.Service) *corev1.Service {
 	o := s.DeepCopy()
 	o.ManagedFields = []metav1.ManagedFieldsEntry{{FieldsV1: &metav1.FieldsV1{Raw: make([]byte, 2048)}}}
 	return o
 }
 
-// cached is a Service as the controller's cache has it.
-func cached(s *corev1.Service) *corev1.Service {
+// compactService is a Service as the controller's cache has it.
+func compactService(s *corev1.Service) *corev1.Service {
 	o, _ := reconcile.Compact(s)
 	return o.(*corev1.Service)
 }
 
-// worker is a controller at work on a Server.
-type worker struct {
+// runningWorker is a controller at work on a Server.
+type runningWorker struct {
 	*reconcile.Services
 	stop  context.CancelFunc
 	ended chan struct{}
 }
 
-func begin(ctx context.Context, s *server.Server) *worker {
+func startWorker(ctx context.Context, s *server.Server) *runningWorker {
 	client := server.NewClient(s, nil)
-	w := &worker{ended: make(chan struct{}), Services: reconcile.New(reconcile.Options{
-		API: copying{client}, Log: slog.New(slog.DiscardHandler), Tell: func(*corev1.Service, string, string, string) {}, Namespace: names.Namespace,
+	w := &runningWorker{ended: make(chan struct{}), Services: reconcile.New(reconcile.Options{
+		API: copyingAPI{client}, Log: slog.New(slog.DiscardHandler), Tell: func(*corev1.Service, string, string, string) {}, Namespace: names.Namespace,
 	})}
 	ctx, w.stop = context.WithCancel(ctx)
 	go client.Watch(ctx, w)
@@ -94,8 +94,8 @@ func begin(ctx context.Context, s *server.Server) *worker {
 	return w
 }
 
-// until waits for something that comes.
-func until(ctx context.Context, what string, done func() bool) (time.Duration, error) {
+// awaitTrue waits for something that comes.
+func awaitTrue(ctx context.Context, what string, done func() bool) (time.Duration, error) {
 	for begun := time.Now(); ; {
 		if done() {
 			return time.Since(begun), nil
@@ -108,29 +108,29 @@ func until(ctx context.Context, what string, done func() bool) (time.Duration, e
 	}
 }
 
-// world is a Server with the pools.
-func world() *server.Server {
+// newServerWithPools is a Server with the pools.
+func newServerWithPools() *server.Server {
 	s := server.NewServer(nil)
-	for i := range manyPools {
+	for i := range scalePools {
 		s.SetPool(fmt.Sprintf("pool-%04d", i), v1beta1.IPAddressPoolSpec{Addresses: []string{fmt.Sprintf("10.%d.%d.0/24", i/256, i%256)}})
 	}
 	return s
 }
 
-// fillAll measures how long 100,000 Services that are all there at once wait, and writes them into the file.
-func fillAll(ctx context.Context, file string) error {
-	s := world()
-	for i := range manyServices {
-		s.Create(cached(typical(i)))
+// measureFill measures how long 100,000 Services that are all there at once wait, and writes them into the file.
+func measureFill(ctx context.Context, file string) error {
+	s := newServerWithPools()
+	for i := range scaleServices {
+		s.Create(compactService(newTypicalService(i)))
 	}
-	w := begin(ctx, s)
-	given, err := until(ctx, "all addresses", func() bool { return s.Writes("service") >= manyServices })
+	w := startWorker(ctx, s)
+	given, err := awaitTrue(ctx, "all addresses", func() bool { return s.Writes("service") >= scaleServices })
 	if err != nil {
 		return err
 	}
 	w.stop()
 	<-w.ended
-	fmt.Printf("%-64s %.1f s, %d writes of the AddressLedger\n", fmt.Sprintf("%d Services and %d pools in memory: an address for each", manyServices, manyPools), given.Seconds(), s.Writes("ledger"))
+	fmt.Printf("%-64s %.1f s, %d writes of the AddressLedger\n", fmt.Sprintf("%d Services and %d pools in memory: an address for each", scaleServices, scalePools), given.Seconds(), s.Writes("ledger"))
 	f, err := os.Create(file)
 	if err != nil {
 		return err
@@ -149,14 +149,14 @@ func fillAll(ctx context.Context, file string) error {
 	return f.Close()
 }
 
-// filled is a Server with the Services of the file, as the cache of a controller has them.
-func filled(file string) (*server.Server, error) {
+// loadServer is a Server with the Services of the file, as the cache of a controller has them.
+func loadServer(file string) (*server.Server, error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	s := world()
+	s := newServerWithPools()
 	for in := gob.NewDecoder(f); ; {
 		var b []byte
 		err := in.Decode(&b)
@@ -168,50 +168,50 @@ func filled(file string) (*server.Server, error) {
 		if err := errors.Join(err, o.Unmarshal(b)); err != nil {
 			return nil, fmt.Errorf("reading a Service: %w", err)
 		}
-		s.Create(cached(&o))
+		s.Create(compactService(&o))
 	}
 }
 
-// restarted measures a start among the Services of the file.
-func restarted(ctx context.Context, file string) error {
-	s, err := filled(file)
+// measureStart measures a start among the Services of the file.
+func measureStart(ctx context.Context, file string) error {
+	s, err := loadServer(file)
 	if err != nil {
 		return err
 	}
 	begun := time.Now()
 	for _, o := range s.Services() {
-		_ = view.FromService(whole(o))
+		_ = view.FromService(withManagedFields(o))
 	}
 	reading := time.Since(begun)
 	debug.FreeOSMemory()
 	if err := os.WriteFile("/proc/self/clear_refs", []byte("5"), 0); err != nil { // from here on the peak counts
 		return fmt.Errorf("forgetting the peak of memory: %w", err)
 	}
-	alone := status("VmRSS")
+	alone := readProcessStatus("VmRSS")
 	begun = time.Now()
-	w := begin(ctx, s)
-	if _, err := until(ctx, "the start", w.Loaded); err != nil {
+	w := startWorker(ctx, s)
+	if _, err := awaitTrue(ctx, "the start", w.Loaded); err != nil {
 		return err
 	}
 	loaded := time.Since(begun)
-	more := cached(typical(manyServices))
+	more := compactService(newTypicalService(scaleServices))
 	s.Create(more)
-	k := view.Key{Namespace: more.Namespace, Name: more.Name}
-	if _, err := until(ctx, "an address", func() bool { return len(s.Service(k).Status.LoadBalancer.Ingress) > 0 }); err != nil {
+	k := view.ObjectKey{Namespace: more.Namespace, Name: more.Name}
+	if _, err := awaitTrue(ctx, "an address", func() bool { return len(s.Service(k).Status.LoadBalancer.Ingress) > 0 }); err != nil {
 		return err
 	}
 	next := time.Since(begun)
 	time.Sleep(5 * time.Second) // every Service is looked at
 	fmt.Printf("%-64s ready after %.2f s, the next address after %.2f s, %d MB at most (VmHWM), %d writes of Services, for the new one\n",
-		fmt.Sprintf("start among %d Services and %d pools in memory", manyServices, manyPools), loaded.Seconds(), next.Seconds(), status("VmHWM")>>10, s.Writes("service"))
+		fmt.Sprintf("start among %d Services and %d pools in memory", scaleServices, scalePools), loaded.Seconds(), next.Seconds(), readProcessStatus("VmHWM")>>10, s.Writes("service"))
 	fmt.Printf("%-64s %.2f s, %d MB (VmRSS)\n", "baseline: to copy and read the same Services once; these alone", reading.Seconds(), alone>>10)
 	w.stop()
 	<-w.ended
 	return nil
 }
 
-// typical is a Service as Helm charts make them, all of it.
-func typical(i int) *corev1.Service {
+// newTypicalService is a Service as Helm charts make them, all of it.
+func newTypicalService(i int) *corev1.Service {
 	app := fmt.Sprintf("application-%06d", i)
 	policy := corev1.IPFamilyPolicySingleStack
 	internal := corev1.ServiceInternalTrafficPolicyCluster
@@ -238,8 +238,8 @@ func typical(i int) *corev1.Service {
 	return s
 }
 
-// status is a line of /proc/self/status, in kB.
-func status(name string) int {
+// readProcessStatus is a line of /proc/self/status, in kB.
+func readProcessStatus(name string) int {
 	text, err := os.ReadFile("/proc/self/status")
 	if err != nil {
 		return 0

@@ -11,14 +11,14 @@ import (
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/test/cluster"
 	"github.com/gantry-lb/gantry/test/lab"
-	"github.com/gantry-lb/gantry/test/stage"
 )
 
 // spreadServices is how many addresses are spread over the nodes.
 const spreadServices = 90
 
-const spreadPool = `apiVersion: metallb.io/v1beta1
+const spreadManifest = `apiVersion: metallb.io/v1beta1
 kind: IPAddressPool
 metadata: {name: spread, namespace: metallb-system}
 spec: {addresses: [192.168.0.101-192.168.0.233]}
@@ -28,20 +28,20 @@ kind: L2Advertisement
 metadata: {name: spread, namespace: metallb-system}
 `
 
-// spread measures how evenly addresses are held by three of four nodes, and what moves when one of them dies.
-func spread(ctx context.Context, dir string) error {
-	s, err := stage.Start(ctx, lab.Options{Nodes: 4, Dir: dir})
+// measureSpread measures how evenly addresses are held by three of four nodes, and what moves when one of them dies.
+func measureSpread(ctx context.Context, dir string) error {
+	s, err := cluster.Start(ctx, lab.Options{Nodes: 4, Dir: dir})
 	if err != nil {
 		return err
 	}
 	defer s.Close()
-	if err := s.Install(ctx); err != nil {
+	if err := s.InstallGantry(ctx); err != nil {
 		return err
 	}
 	if _, err := s.Kubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true"); err != nil {
 		return err
 	}
-	docs := []string{spreadPool, stage.Echo("echo", "node4")}
+	docs := []string{spreadManifest, cluster.EchoManifest("echo", "node4")}
 	for i := range spreadServices {
 		docs = append(docs, fmt.Sprintf("apiVersion: v1\nkind: Service\nmetadata: {name: spread-%02d}\n"+
 			"spec: {type: LoadBalancer, selector: {app: echo}, ports: [{port: 7000, protocol: UDP}]}\n", i))
@@ -49,7 +49,7 @@ func spread(ctx context.Context, dir string) error {
 	if err := s.Apply(ctx, strings.Join(docs, "---\n")); err != nil {
 		return err
 	}
-	before, err := holders(ctx, s, "")
+	before, err := awaitAllHolders(ctx, s, "")
 	if err != nil {
 		return err
 	}
@@ -62,10 +62,10 @@ func spread(ctx context.Context, dir string) error {
 		fmt.Printf("%-64s most %d, mean %.1f, ratio %.3f\n", what, most, float64(len(held))/float64(len(each)), float64(most*len(each))/float64(len(held)))
 	}
 	tell(fmt.Sprintf("%d addresses on 3 nodes", len(before)), before)
-	if err := s.Kill(ctx, "node1"); err != nil {
+	if err := s.KillNode(ctx, "node1"); err != nil {
 		return err
 	}
-	after, err := holders(ctx, s, "node1")
+	after, err := awaitAllHolders(ctx, s, "node1")
 	if err != nil {
 		return err
 	}
@@ -80,10 +80,10 @@ func spread(ctx context.Context, dir string) error {
 	return nil
 }
 
-// holders waits until each Service has a holder other than the node named.
-func holders(ctx context.Context, s *stage.Stage, not string) (map[string]string, error) {
+// awaitAllHolders waits until each Service has a holder other than the node named.
+func awaitAllHolders(ctx context.Context, s *cluster.Cluster, not string) (map[string]string, error) {
 	var out map[string]string
-	err := stage.Await(ctx, "a holder of each Service", func(ctx context.Context) error {
+	err := cluster.Await(ctx, "a holder of each Service", func(ctx context.Context) error {
 		var list v1beta1.ServiceL2StatusList
 		if err := s.API.List(ctx, &list, client.InNamespace(names.Namespace)); err != nil {
 			return err

@@ -18,107 +18,107 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/layer2"
 	"github.com/gantry-lb/gantry/speaker/layer2/wire"
-	"github.com/gantry-lb/gantry/speaker/members/hall"
+	"github.com/gantry-lb/gantry/speaker/members/memberstest"
 	"github.com/gantry-lb/gantry/test/lab/netns"
 )
 
 // takeoverNodes is how many nodes have speakers.
 const takeoverNodes = 4
 
-// takeover measures how long the segment hears nothing of the addresses of a node that is cut off, of which there are many:
+// measureTakeover measures how long the segment hears nothing of the addresses of a node that is cut off, of which there are many:
 // agents and engines with real sockets, on virtual cables; only their gossip is in memory.
-func takeover(ctx context.Context) error {
+func measureTakeover(ctx context.Context) error {
 	for _, c := range []struct {
 		addresses int
 		alone     bool
 	}{{1000, false}, {10000, true}} {
-		if err := cutOff(ctx, c.addresses, c.alone); err != nil {
+		if err := measureCutOff(ctx, c.addresses, c.alone); err != nil {
 			return fmt.Errorf("with %d addresses: %w", c.addresses, err)
 		}
 	}
 	return nil
 }
 
-// cluster is speakers on a segment, and somebody who listens.
-type cluster struct {
-	hall    *hall.Hall
-	fabric  netns.Handle
-	agents  []*agent.Agent
-	members []*hall.Member
-	macs    []facts.MAC
-	release []func()
+// takeoverHarness is speakers on a segment, and somebody who listens.
+type takeoverHarness struct {
+	gossip       *memberstest.Gossip
+	fabric       netns.Handle
+	agents       []*agent.Agent
+	members      []*memberstest.Member
+	macs         []facts.MAC
+	releaseFuncs []func()
 
-	mu    sync.Mutex // guards heard: when who first announced an address, since it was last emptied
-	heard map[netip.Addr]map[facts.MAC]time.Time
+	mu         sync.Mutex // guards heard: when who first announced an address, since it was last emptied
+	firstHeard map[netip.Addr]map[facts.MAC]time.Time
 }
 
-// cutOff has the nodes hold addresses, the first of them all if it is to do so alone, and cuts the first off.
-func cutOff(ctx context.Context, addresses int, alone bool) error {
+// measureCutOff has the nodes hold addresses, the first of them all if it is to do so alone, and cuts the first off.
+func measureCutOff(ctx context.Context, addresses int, alone bool) error {
 	ctx, cancel := context.WithCancel(ctx)
-	c := &cluster{hall: hall.New(), heard: map[netip.Addr]map[facts.MAC]time.Time{}}
+	c := &takeoverHarness{gossip: memberstest.New(), firstHeard: map[netip.Addr]map[facts.MAC]time.Time{}}
 	var parts sync.WaitGroup
 	defer func() {
 		cancel()
 		parts.Wait()
-		for _, f := range c.release {
+		for _, f := range c.releaseFuncs {
 			f()
 		}
 	}()
-	if err := c.build(ctx, &parts); err != nil {
+	if err := c.buildSegment(ctx, &parts); err != nil {
 		return err
 	}
 	// The first speaker met nobody when it came, and takes nothing before it has waited for others.
-	if err := wait(ctx, 6*elect.DefaultTiming().Settle); err != nil {
+	if err := waitFor(ctx, 6*elect.DefaultTiming().StartupDelay); err != nil {
 		return err
 	}
-	all := c.plan(ctx, addresses, alone)
-	if err := c.await(ctx, all, func(facts.MAC) bool { return true }); err != nil {
+	all := c.setUpServices(ctx, addresses, alone)
+	if err := c.awaitAnnouncements(ctx, all, func(facts.MAC) bool { return true }); err != nil {
 		return fmt.Errorf("waiting for every address to be announced: %w", err)
 	}
 	if alone {
 		for i := range takeoverNodes {
 			for _, a := range c.agents {
-				a.Post(ctx, agent.SetNode(view.Node{Name: nodeName(i)}))
+				a.PostChanges(ctx, agent.SetNode(view.Node{Name: nodeName(i)}))
 			}
 		}
 	}
-	if err := wait(ctx, 6*time.Second+time.Duration(addresses)*time.Millisecond); err != nil { // until the bursts are over
+	if err := waitFor(ctx, 6*time.Second+time.Duration(addresses)*time.Millisecond); err != nil { // until the bursts are over
 		return err
 	}
 	dead := c.macs[0]
 	lost := map[netip.Addr]bool{}
 	c.mu.Lock()
 	for a := range all {
-		if last := latest(c.heard[a]); last == dead {
+		if last := lastAnnouncer(c.firstHeard[a]); last == dead {
 			lost[a] = true
 		}
 	}
-	c.heard = map[netip.Addr]map[facts.MAC]time.Time{}
+	c.firstHeard = map[netip.Addr]map[facts.MAC]time.Time{}
 	c.mu.Unlock()
 	begun := time.Now()
-	if err := c.fabric.Do(func() error { return netns.Plug("p0", "") }); err != nil {
+	if err := c.fabric.Do(func() error { return netns.SetBridge("p0", "") }); err != nil {
 		return err
 	}
-	c.members[0].Cut()
-	if err := c.await(ctx, lost, func(m facts.MAC) bool { return m != dead }); err != nil {
+	c.members[0].Disconnect()
+	if err := c.awaitAnnouncements(ctx, lost, func(m facts.MAC) bool { return m != dead }); err != nil {
 		return fmt.Errorf("waiting for the addresses of the dead node: %w", err)
 	}
 	var waits []time.Duration
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for a := range lost {
-		for _, at := range c.heard[a] {
+		for _, at := range c.firstHeard[a] {
 			waits = append(waits, at.Sub(begun))
 		}
 	}
-	figures(fmt.Sprintf("announced anew: %d of %d addresses on %d nodes", len(lost), addresses, takeoverNodes), waits)
-	if others := len(c.heard) - len(lost); others > 0 {
+	printDurations(fmt.Sprintf("announced anew: %d of %d addresses on %d nodes", len(lost), addresses, takeoverNodes), waits)
+	if others := len(c.firstHeard) - len(lost); others > 0 {
 		fmt.Printf("  %d addresses moved that the dead node did not hold\n", others)
 	}
 	return nil
 }
 
-func wait(ctx context.Context, d time.Duration) error {
+func waitFor(ctx context.Context, d time.Duration) error {
 	select {
 	case <-ctx.Done():
 		return context.Cause(ctx)
@@ -129,8 +129,8 @@ func wait(ctx context.Context, d time.Duration) error {
 
 func nodeName(i int) string { return fmt.Sprintf("node%d", i) }
 
-// latest is who announced an address last.
-func latest(by map[facts.MAC]time.Time) facts.MAC {
+// lastAnnouncer is who announced an address last.
+func lastAnnouncer(by map[facts.MAC]time.Time) facts.MAC {
 	var who facts.MAC
 	var at time.Time
 	for m, t := range by {
@@ -141,12 +141,12 @@ func latest(by map[facts.MAC]time.Time) facts.MAC {
 	return who
 }
 
-// build makes the segment and starts the speakers.
-func (c *cluster) build(ctx context.Context, parts *sync.WaitGroup) error {
+// buildSegment makes the segment and starts the speakers.
+func (c *takeoverHarness) buildSegment(ctx context.Context, parts *sync.WaitGroup) error {
 	room := func() (netns.Handle, error) {
-		h, release, err := netns.Unnamed()
+		h, release, err := netns.NewUnnamed()
 		if err == nil {
-			c.release = append(c.release, release)
+			c.releaseFuncs = append(c.releaseFuncs, release)
 		}
 		return h, err
 	}
@@ -154,7 +154,7 @@ func (c *cluster) build(ctx context.Context, parts *sync.WaitGroup) error {
 	if c.fabric, err = room(); err != nil {
 		return err
 	}
-	if err := c.fabric.Do(func() error { return netns.Bridge("lan") }); err != nil {
+	if err := c.fabric.Do(func() error { return netns.AddBridge("lan") }); err != nil {
 		return err
 	}
 	for i := range takeoverNodes + 1 { // the last one is who listens
@@ -162,25 +162,25 @@ func (c *cluster) build(ctx context.Context, parts *sync.WaitGroup) error {
 		if err != nil {
 			return err
 		}
-		l, err := c.plug(host, i)
+		l, err := c.connectHost(host, i)
 		if err != nil {
 			return err
 		}
 		if i == takeoverNodes {
-			return c.listen(ctx, host, l, parts)
+			return c.startListener(ctx, host, l, parts)
 		}
-		c.speak(ctx, host, l, parts)
+		c.startSpeaker(ctx, host, l, parts)
 	}
 	return nil
 }
 
-// plug lays a host's cable to the segment.
-func (c *cluster) plug(host netns.Handle, i int) (facts.Link, error) {
+// connectHost lays a host's cable to the segment.
+func (c *takeoverHarness) connectHost(host netns.Handle, i int) (facts.Link, error) {
 	port := fmt.Sprintf("p%d", i)
 	own := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, 255, byte(1 + i)}), 16)
 	l := facts.Link{Name: "eth0", Prefixes: []netip.Prefix{own}}
-	err := errors.Join(netns.Cable(c.fabric, port, host, l.Name), c.fabric.Do(func() error {
-		return errors.Join(netns.Plug(port, "lan"), netns.SetUp(port))
+	err := errors.Join(netns.AddCable(c.fabric, port, host, l.Name), c.fabric.Do(func() error {
+		return errors.Join(netns.SetBridge(port, "lan"), netns.SetUp(port))
 	}), host.Do(func() error {
 		if err := errors.Join(netns.SetUp(l.Name), netns.AddAddress(l.Name, own)); err != nil {
 			return err
@@ -194,15 +194,15 @@ func (c *cluster) plug(host netns.Handle, i int) (facts.Link, error) {
 	return l, err
 }
 
-// speak starts a speaker without what ties it to an API server.
-func (c *cluster) speak(ctx context.Context, host netns.Handle, l facts.Link, parts *sync.WaitGroup) {
+// startSpeaker starts a speaker without what ties it to an API server.
+func (c *takeoverHarness) startSpeaker(ctx context.Context, host netns.Handle, l facts.Link, parts *sync.WaitGroup) {
 	name := nodeName(len(c.agents))
-	member := c.hall.Join(name, l.Prefixes[0].Addr(), uint64(len(c.agents)+1))
+	member := c.gossip.Join(name, l.Prefixes[0].Addr(), uint64(len(c.agents)+1))
 	engine := layer2.New(wire.Wire{}, time.Now)
 	links := make(chan facts.LinkSet, 1)
 	links <- facts.LinkSet{l}
 	a := agent.New(agent.Options{
-		Self: name, Nonce: uint64(len(c.agents) + 1), Timing: elect.DefaultTiming(), Layer2: engine, BGP: silence{}, Members: member,
+		Self: name, Nonce: uint64(len(c.agents) + 1), Timing: elect.DefaultTiming(), Layer2: engine, BGP: noBGP{}, Members: member,
 		Links: links, Now: time.Now, Log: slog.New(slog.DiscardHandler),
 	})
 	c.agents, c.members, c.macs = append(c.agents, a), append(c.members, member), append(c.macs, l.MAC)
@@ -210,17 +210,17 @@ func (c *cluster) speak(ctx context.Context, host netns.Handle, l facts.Link, pa
 	parts.Go(func() { _ = a.Run(ctx) })
 }
 
-// silence announces nothing to routers.
-type silence struct{}
+// noBGP announces nothing to routers.
+type noBGP struct{}
 
 // Set does nothing.
-func (silence) Set(bgp.Desired) {}
+func (noBGP) Set(bgp.Desired) {}
 
-// listen notes who announces what first.
-func (c *cluster) listen(ctx context.Context, host netns.Handle, l facts.Link, parts *sync.WaitGroup) error {
+// startListener notes who announces what first.
+func (c *takeoverHarness) startListener(ctx context.Context, host netns.Handle, l facts.Link, parts *sync.WaitGroup) error {
 	var port layer2.Port
 	if err := host.Do(func() (err error) {
-		port, err = wire.Wire{}.Open(l, layer2.IPv4)
+		port, err = wire.Wire{}.OpenPort(l, layer2.IPv4)
 		return err
 	}); err != nil {
 		return err
@@ -233,11 +233,11 @@ func (c *cluster) listen(ctx context.Context, host netns.Handle, l facts.Link, p
 		_ = port.Receive(func(f layer2.Frame) (layer2.Frame, bool) {
 			if f.SenderIP == f.TargetIP {
 				c.mu.Lock()
-				if c.heard[f.SenderIP] == nil {
-					c.heard[f.SenderIP] = map[facts.MAC]time.Time{}
+				if c.firstHeard[f.SenderIP] == nil {
+					c.firstHeard[f.SenderIP] = map[facts.MAC]time.Time{}
 				}
-				if c.heard[f.SenderIP][f.SenderMAC].IsZero() {
-					c.heard[f.SenderIP][f.SenderMAC] = time.Now()
+				if c.firstHeard[f.SenderIP][f.SenderMAC].IsZero() {
+					c.firstHeard[f.SenderIP][f.SenderMAC] = time.Now()
 				}
 				c.mu.Unlock()
 			}
@@ -247,41 +247,41 @@ func (c *cluster) listen(ctx context.Context, host netns.Handle, l facts.Link, p
 	return nil
 }
 
-// plan tells every speaker of a Service for each address, and returns the addresses. To be alone, the first node is the only
+// setUpServices tells every speaker of a Service for each address, and returns the addresses. To be alone, the first node is the only
 // one that is not excluded.
-func (c *cluster) plan(ctx context.Context, addresses int, alone bool) map[netip.Addr]bool {
+func (c *takeoverHarness) setUpServices(ctx context.Context, addresses int, alone bool) map[netip.Addr]bool {
 	first := netip.MustParseAddr("10.1.0.1")
 	all := map[netip.Addr]bool{}
 	changes := []agent.Change{agent.SetSnapshot(&snapshot.Snapshot{
-		Pools: []*snapshot.Pool{{Name: "p", Ranges: []snapshot.Range{{First: first, Last: netip.MustParseAddr("10.1.254.255")}}}},
-		L2Ads: []*snapshot.L2Ad{{Name: "ad", Pools: []string{"p"}}},
+		Pools:            []*snapshot.Pool{{Name: "p", Ranges: []snapshot.Range{{First: first, Last: netip.MustParseAddr("10.1.254.255")}}}},
+		L2Advertisements: []*snapshot.L2Advertisement{{Name: "ad", Pools: []string{"p"}}},
 	})}
 	for i := range takeoverNodes {
 		changes = append(changes, agent.SetNode(view.Node{Name: nodeName(i), Excluded: alone && i > 0}))
 	}
 	a := first
 	for i := range addresses {
-		k := view.Key{Namespace: "default", Name: fmt.Sprintf("service-%05d", i)}
-		changes = append(changes, agent.SetService(view.Service{Key: k, LoadBalancer: true, Assigned: []netip.Addr{a}}),
-			agent.SetEndpoints(view.Endpoints{Service: k, Serving: true, Nodes: []string{nodeName(1)}, Ready: []string{nodeName(1)}}))
+		k := view.ObjectKey{Namespace: "default", Name: fmt.Sprintf("service-%05d", i)}
+		changes = append(changes, agent.SetService(view.Service{Key: k, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{a}}),
+			agent.SetEndpoints(view.Endpoints{Service: k, AnyServing: true, ServingNodes: []string{nodeName(1)}, ReadyNodes: []string{nodeName(1)}}))
 		all[a] = true
 		a = a.Next()
 	}
 	for _, s := range c.agents {
-		s.Post(ctx, append(changes, agent.Synced())...)
+		s.PostChanges(ctx, append(changes, agent.MarkSynced())...)
 	}
 	return all
 }
 
-// await waits until each address was announced by one of whom who says true.
-func (c *cluster) await(ctx context.Context, addresses map[netip.Addr]bool, who func(facts.MAC) bool) error {
+// awaitAnnouncements waits until each address was announced by one of whom who says true.
+func (c *takeoverHarness) awaitAnnouncements(ctx context.Context, addresses map[netip.Addr]bool, who func(facts.MAC) bool) error {
 	missing := func() int {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		n := 0
 		for a := range addresses {
 			found := false
-			for m := range c.heard[a] {
+			for m := range c.firstHeard[a] {
 				found = found || who(m)
 			}
 			if !found {

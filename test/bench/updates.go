@@ -10,15 +10,15 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/gantry-lb/gantry/speaker/bgp/frame"
-	"github.com/gantry-lb/gantry/test/stage"
+	"github.com/gantry-lb/gantry/speaker/bgp/message"
+	"github.com/gantry-lb/gantry/test/cluster"
 )
 
-// updates takes the endpoint of a Service of many away and gives it back, and measures from the moment that a watch shows it until
+// measureUpdates takes the endpoint of a Service of many away and gives it back, and measures from the moment that a watch shows it until
 // the router gets the UPDATE.
-func updates(ctx context.Context, s *stage.Stage, many int) error {
+func measureUpdates(ctx context.Context, s *cluster.Cluster, many int) error {
 	const name = "r05000"
-	heard, stop, err := listen(s)
+	heard, stop, err := listenForUpdates(s)
 	if err != nil {
 		return err
 	}
@@ -30,7 +30,7 @@ func updates(ctx context.Context, s *stage.Stage, many int) error {
 	defer w.Stop()
 	<-w.ResultChan() // as it is
 	var took []time.Duration
-	for i := range services {
+	for i := range sampleCount {
 		slice := &discoveryv1.EndpointSlice{}
 		slice.Namespace, slice.Name = "default", name
 		select {
@@ -53,12 +53,12 @@ func updates(ctx context.Context, s *stage.Stage, many int) error {
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	figures(fmt.Sprintf("an endpoint of one Service of %d, from the watch event to the UPDATE", many), took)
+	printDurations(fmt.Sprintf("an endpoint of one Service of %d, from the watch event to the UPDATE", many), took)
 	return nil
 }
 
-// listen tells when the router gets an UPDATE of the first node.
-func listen(s *stage.Stage) (<-chan time.Time, func(), error) {
+// listenForUpdates tells when the router gets an UPDATE of the first node.
+func listenForUpdates(s *cluster.Cluster) (<-chan time.Time, func(), error) {
 	c, err := s.Host("router").ListenPacket("ip4:tcp", "0.0.0.0")
 	if err != nil {
 		return nil, nil, fmt.Errorf("listening at the router: %w", err)
@@ -88,8 +88,8 @@ func isUpdate(segment []byte) bool {
 		return false
 	}
 	offset := int(segment[12]>>4) * 4
-	if len(segment) < offset+len(frame.Keepalive()) {
+	if len(segment) < offset+len(message.EncodeKeepalive()) {
 		return false
 	}
-	return frame.TypeOf(segment[offset:]) == frame.TypeUpdate
+	return message.TypeOf(segment[offset:]) == message.TypeUpdate
 }

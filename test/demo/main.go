@@ -14,29 +14,29 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/gantry-lb/gantry/test/cluster"
 	"github.com/gantry-lb/gantry/test/lab"
-	"github.com/gantry-lb/gantry/test/stage"
 )
 
 func main() {
-	if err := lab.Enter(); err != nil {
+	if err := lab.EnterUserNamespace(); err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(1)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx); err != nil {
+	if err := runDemo(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(1)
 	}
 }
 
-func say(format string, args ...any) { fmt.Printf("\n== "+format+"\n", args...) }
+func printHeading(format string, args ...any) { fmt.Printf("\n== "+format+"\n", args...) }
 
-func run(ctx context.Context) error {
+func runDemo(ctx context.Context) error {
 	dir := lab.Directory("demo")
-	say("bringing up a cluster of 3 nodes, a client and a router")
-	up := exec.CommandContext(ctx, filepath.Join(lab.Root(), "bin", "lab"), "up", "--nodes", "3", "--name", "demo")
+	printHeading("bringing up a cluster of 3 nodes, a client and a router")
+	up := exec.CommandContext(ctx, filepath.Join(lab.RepositoryRoot(), "bin", "lab"), "up", "--nodes", "3", "--name", "demo")
 	up.Stdout, up.Stderr = os.Stdout, os.Stderr
 	up.Cancel = func() error { return up.Process.Signal(syscall.SIGTERM) }
 	if err := up.Run(); err != nil {
@@ -52,22 +52,22 @@ func run(ctx context.Context) error {
 			l.Close()
 		}
 	}()
-	s, err := stage.On(l)
+	s, err := cluster.Connect(l)
 	if err != nil {
 		return err
 	}
-	say("installing Gantry: kubectl apply -k config/default")
-	if err := s.Install(ctx); err != nil {
+	printHeading("installing Gantry: kubectl apply -k config/default")
+	if err := s.InstallGantry(ctx); err != nil {
 		return err
 	}
-	if err := show(ctx, s, "-n", "metallb-system", "get", "pods", "-o", "wide"); err != nil {
+	if err := runAndPrintKubectl(ctx, s, "-n", "metallb-system", "get", "pods", "-o", "wide"); err != nil {
 		return err
 	}
-	say("applying a pool, an advertisement and a Service")
-	if err := s.Apply(ctx, stage.Pool+"---\n"+stage.Dashboard); err != nil {
+	printHeading("applying a pool, an advertisement and a Service")
+	if err := s.Apply(ctx, cluster.PoolManifest+"---\n"+cluster.DashboardManifest); err != nil {
 		return err
 	}
-	address, err := s.Address(ctx, "tekton-pipelines", "tekton-dashboard")
+	address, err := s.AwaitAddress(ctx, "tekton-pipelines", "tekton-dashboard")
 	if err != nil {
 		return err
 	}
@@ -76,19 +76,19 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := show(ctx, s, "-n", "tekton-pipelines", "get", "svc"); err != nil {
+	if err := runAndPrintKubectl(ctx, s, "-n", "tekton-pipelines", "get", "svc"); err != nil {
 		return err
 	}
-	say("a client on the LAN fetches %s", url)
+	printHeading("a client on the LAN fetches %s", url)
 	fmt.Print(body)
-	if err := failover(ctx, s, url); err != nil {
+	if err := demonstrateFailover(ctx, s, url); err != nil {
 		return err
 	}
 	if os.Getenv("KEEP") == "" {
 		return nil
 	}
 	keep = true
-	say("the cluster stays up; go on with:\n" +
+	printHeading("the cluster stays up; go on with:\n" +
 		"export KUBECONFIG=" + s.Kubeconfig() + "\n" +
 		"bin/lab --name demo kubectl get svc,ipaddresspools,servicel2statuses -A\n" +
 		"bin/lab --name demo shell client curl -s " + url + "\n" +
@@ -96,21 +96,21 @@ func run(ctx context.Context) error {
 	return nil
 }
 
-// failover kills the holder's node while the client keeps asking.
-func failover(ctx context.Context, s *stage.Stage, url string) error {
-	holder, err := s.Holder(ctx, "tekton-dashboard", "")
+// demonstrateFailover kills the holder's node while the client keeps asking.
+func demonstrateFailover(ctx context.Context, s *cluster.Cluster, url string) error {
+	holder, err := s.AwaitHolder(ctx, "tekton-dashboard", "")
 	if err != nil {
 		return err
 	}
-	say("%s holds the address; the client asks 50 times a second; now the power of %s fails", holder, holder)
-	stream := s.HTTP(ctx, "client", url, 50)
+	printHeading("%s holds the address; the client asks 50 times a second; now the power of %s fails", holder, holder)
+	stream := s.StreamHTTP(ctx, "client", url, 50)
 	if err := stream.AwaitAnswers(ctx, 25); err != nil {
 		return err
 	}
-	if err := s.Kill(ctx, holder); err != nil {
+	if err := s.KillNode(ctx, holder); err != nil {
 		return err
 	}
-	next, err := s.Holder(ctx, "tekton-dashboard", holder)
+	next, err := s.AwaitHolder(ctx, "tekton-dashboard", holder)
 	if err != nil {
 		return err
 	}
@@ -118,14 +118,14 @@ func failover(ctx context.Context, s *stage.Stage, url string) error {
 		return err
 	}
 	o := stream.Stop()
-	say("%s took over; the longest the client waited for an answer was %d ms", next, o.Gap/time.Millisecond)
+	printHeading("%s took over; the longest the client waited for an answer was %d ms", next, o.LongestGap/time.Millisecond)
 	fmt.Printf("%d of %d requests were answered. (Requests that kube-proxy sends to the Pod on the dead node are lost until\n"+
 		"Kubernetes notices, whoever holds the address.)\n", o.Sent-o.Lost, o.Sent)
 	return nil
 }
 
-// show runs kubectl and prints the command and what it says.
-func show(ctx context.Context, s *stage.Stage, args ...string) error {
+// runAndPrintKubectl runs kubectl and prints the command and what it says.
+func runAndPrintKubectl(ctx context.Context, s *cluster.Cluster, args ...string) error {
 	fmt.Println("$ kubectl", strings.Join(args, " "))
 	out, err := s.Kubectl(ctx, "", args...)
 	fmt.Print(out)

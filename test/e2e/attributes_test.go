@@ -9,14 +9,14 @@ import (
 	"testing"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/test/cluster"
 	"github.com/gantry-lb/gantry/test/lab"
 	"github.com/gantry-lb/gantry/test/lab/router"
-	"github.com/gantry-lb/gantry/test/stage"
 )
 
-// attributed is a Service of both families with three endpoints on node1 and one on node2, and two advertisements for its pool:
+// attributedManifest is a Service of both families with three endpoints on node1 and one on node2, and two advertisements for its pool:
 // one with everything that a route can carry, and one for whole networks.
-const attributed = `apiVersion: metallb.io/v1beta2
+const attributedManifest = `apiVersion: metallb.io/v1beta2
 kind: BGPPeer
 metadata: {name: tor, namespace: metallb-system}
 spec: {myASN: 64512, peerASN: 65000, peerAddress: 192.168.0.1, dualStackAddressFamily: true}
@@ -61,8 +61,8 @@ spec:
   ports: [{port: 7000, protocol: UDP}]
 `
 
-// attributedPod is an endpoint of it.
-const attributedPod = `---
+// attributedPodManifest is an endpoint of it.
+const attributedPodManifest = `---
 apiVersion: v1
 kind: Pod
 metadata: {name: %s, labels: {part: web}}
@@ -72,7 +72,7 @@ spec:
   containers: [{name: echo, image: echo, ports: [{containerPort: 7000, protocol: UDP}]}]
 `
 
-const attributedBIRD = `router id 192.168.0.2;
+const attributedBIRDConfig = `router id 192.168.0.2;
 protocol device {}
 protocol kernel { merge paths on; ipv4 { export all; import none; }; }
 protocol kernel { merge paths on; ipv6 { export all; import none; }; }
@@ -81,21 +81,21 @@ protocol bgp node1 from node { neighbor 192.168.0.11 as 64512; }
 protocol bgp node2 from node { neighbor 192.168.0.12 as 64512; }
 `
 
-// TestAdvertisementsReachRouters follows every attribute from the objects that a user writes to FRR and BIRD, in both families.
-func TestAdvertisementsReachRouters(t *testing.T) {
+// TestRouteAttributesReachRouters follows every attribute from the objects that a user writes to FRR and BIRD, in both families.
+func TestRouteAttributesReachRouters(t *testing.T) {
 	for _, k := range []router.Kind{router.FRR, router.BIRD} {
-		if m := router.Missing(k); m != "" {
+		if m := router.MissingPrerequisite(k); m != "" {
 			t.Skip(m)
 		}
 	}
-	ctx, s := start(t, lab.Options{Nodes: 2, Routers: 2, Families: lab.DualStack})
+	ctx, s := startCluster(t, lab.Options{Nodes: 2, Routers: 2, Families: lab.DualStack})
 	tor, spine := s.Router("router", router.FRR), s.Router("router2", router.BIRD)
-	must(t, tor.Start(ctx, torText(t)))
-	must(t, spine.Start(ctx, attributedBIRD))
-	must(t, s.Apply(ctx, attributed+fmt.Sprintf(attributedPod, "a", "node1")+fmt.Sprintf(attributedPod, "b", "node1")+fmt.Sprintf(attributedPod, "d", "node1")+fmt.Sprintf(attributedPod, "c", "node2")))
-	first, err := s.Address(ctx, "default", "web")
+	must(t, tor.Start(ctx, documentedFRRConfig(t)))
+	must(t, spine.Start(ctx, attributedBIRDConfig))
+	must(t, s.Apply(ctx, attributedManifest+fmt.Sprintf(attributedPodManifest, "a", "node1")+fmt.Sprintf(attributedPodManifest, "b", "node1")+fmt.Sprintf(attributedPodManifest, "d", "node1")+fmt.Sprintf(attributedPodManifest, "c", "node2")))
+	first, err := s.AwaitAddress(ctx, "default", "web")
 	must(t, err)
-	svc, err := s.Service(ctx, "default", "web")
+	svc, err := s.GetService(ctx, "default", "web")
 	must(t, err)
 	addresses := []netip.Addr{first, netip.MustParseAddr(svc.Status.LoadBalancer.Ingress[1].IP)}
 	t.Cleanup(func() {
@@ -106,11 +106,11 @@ func TestAdvertisementsReachRouters(t *testing.T) {
 			t.Logf("BIRD shows (%v):\n%s", err, out)
 		}
 	})
-	carried := carriage{
+	carried := routeAttributes{
 		path: "64512 64512 64512", med: 42, community: "64512:7 no-export", large: "64512:1:4294967295",
 		extended: map[string]string{"192.168.0.11": "LB:64512:375000000 (3.000 Gbps)", "192.168.0.12": "LB:64512:125000000 (1.000 Gbps)"},
 	}
-	wide := carriage{path: "64512", community: "64512:8"}
+	wide := routeAttributes{path: "64512", community: "64512:8"}
 	for _, a := range addresses {
 		family, bits := "ipv4", 26
 		if a.Is6() {
@@ -118,10 +118,10 @@ func TestAdvertisementsReachRouters(t *testing.T) {
 		}
 		host, network := netip.PrefixFrom(a, a.BitLen()), netip.PrefixFrom(a, bits).Masked()
 		t.Run(family, func(t *testing.T) {
-			carries(ctx, t, tor, host, carried)
-			carries(ctx, t, tor, network, wide)
-			weighs(ctx, t, s, host, 3)
-			must(t, stage.Await(ctx, "BIRD to show the same", func(ctx context.Context) error {
+			awaitAttributes(ctx, t, tor, host, carried)
+			awaitAttributes(ctx, t, tor, network, wide)
+			awaitWeights(ctx, t, s, host, 3)
+			must(t, cluster.Await(ctx, "BIRD to show the same", func(ctx context.Context) error {
 				out, err := spine.Show(ctx, "show route all "+host.String())
 				if err != nil {
 					return err
@@ -142,67 +142,67 @@ func TestAdvertisementsReachRouters(t *testing.T) {
 		})
 	}
 	t.Run("edits reset nothing", func(t *testing.T) {
-		before := ups(ctx, t, tor)
+		before := describeSessionStarts(ctx, t, tor)
 		_, err := s.Kubectl(ctx, "", "delete", "pod", "b", "d")
 		must(t, err)
 		carried.extended["192.168.0.11"] = carried.extended["192.168.0.12"]
-		carries(ctx, t, tor, netip.PrefixFrom(first, 32), carried)
-		weighs(ctx, t, s, netip.PrefixFrom(first, 32), 1)
+		awaitAttributes(ctx, t, tor, netip.PrefixFrom(first, 32), carried)
+		awaitWeights(ctx, t, s, netip.PrefixFrom(first, 32), 1)
 		_, err = s.Kubectl(ctx, "", "-n", "metallb-system", "delete", "bgpadvertisement", "wide")
 		must(t, err)
-		hops(ctx, t, s, netip.PrefixFrom(first, 26).Masked())
+		awaitNextHops(ctx, t, s, netip.PrefixFrom(first, 26).Masked())
 		_, err = s.Kubectl(ctx, "", "-n", "metallb-system", "patch", "bgpadvertisement", "each", "--type=merge", "-p", `{"spec":{"communities":null,"gantry":null}}`)
 		must(t, err)
-		carries(ctx, t, tor, netip.PrefixFrom(first, 32), carriage{path: "64512"})
-		if after := ups(ctx, t, tor); after != before {
+		awaitAttributes(ctx, t, tor, netip.PrefixFrom(first, 32), routeAttributes{path: "64512"})
+		if after := describeSessionStarts(ctx, t, tor); after != before {
 			t.Errorf("the sessions were established %s times before the edits and %s after", before, after)
 		}
 	})
 	t.Run("advertisements that contradict each other announce nothing, and the Service says so", func(t *testing.T) {
-		must(t, s.Apply(ctx, contradicting))
-		hops(ctx, t, s, netip.PrefixFrom(first, 32))
-		must(t, tells(ctx, s, "web", "False", names.ReasonConflictingAdvertisements))
+		must(t, s.Apply(ctx, conflictingAdvertisement))
+		awaitNextHops(ctx, t, s, netip.PrefixFrom(first, 32))
+		must(t, awaitAnnouncedCondition(ctx, s, "web", "False", names.ReasonConflictingAdvertisements))
 		_, err := s.Kubectl(ctx, "", "-n", "metallb-system", "delete", "bgpadvertisement", "other")
 		must(t, err)
-		carries(ctx, t, tor, netip.PrefixFrom(first, 32), carriage{path: "64512"})
-		must(t, tells(ctx, s, "web", "True", names.ReasonAnnounced))
+		awaitAttributes(ctx, t, tor, netip.PrefixFrom(first, 32), routeAttributes{path: "64512"})
+		must(t, awaitAnnouncedCondition(ctx, s, "web", "True", names.ReasonAnnounced))
 	})
 }
 
-// contradicting is an advertisement for the same prefixes, and for chosen Services, so that the pool alone does not show it.
-const contradicting = `apiVersion: metallb.io/v1beta1
+// conflictingAdvertisement is an advertisement for the same prefixes, and for chosen Services, so that the pool alone does not show it.
+const conflictingAdvertisement = `apiVersion: metallb.io/v1beta1
 kind: BGPAdvertisement
 metadata: {name: other, namespace: metallb-system}
 spec: {ipAddressPools: [routed], localPref: 200, serviceSelectors: [{}]}
 `
 
-// weighs waits until the router's kernel sends node1 so many times the traffic of node2.
-func weighs(ctx context.Context, t *testing.T, s *stage.Stage, p netip.Prefix, ratio int) {
+// awaitWeights waits until the router's kernel sends node1 so many times the traffic of node2.
+func awaitWeights(ctx context.Context, t *testing.T, s *cluster.Cluster, p netip.Prefix, ratio int) {
 	t.Helper()
-	must(t, stage.Await(ctx, fmt.Sprintf("node1 to get %d times what node2 gets for %s", ratio, p), func(context.Context) error {
+	must(t, cluster.Await(ctx, fmt.Sprintf("node1 to get %d times what node2 gets for %s", ratio, p), func(context.Context) error {
 		r, _, err := s.Host("router").RouteTo(p)
 		if err == nil && (len(r.Weights) != 2 || r.Weights[0] != ratio*r.Weights[1]) {
-			err = fmt.Errorf("%v have the weights %v", r.Via, r.Weights)
+			err = fmt.Errorf("%v have the weights %v", r.NextHops, r.Weights)
 		}
 		return err
 	}))
 }
 
-// carriage is what a route carries.
-type carriage struct {
+// routeAttributes is what a route carries.
+type routeAttributes struct {
 	path, community, large string
 	med                    int
 	extended               map[string]string // link bandwidth, by the node
 }
 
-// carries waits until FRR has the prefix from both nodes, with what it is to carry.
-func carries(ctx context.Context, t *testing.T, tor *lab.Router, p netip.Prefix, want carriage) {
+// awaitAttributes waits until FRR has the prefix from both nodes, with what it is to carry.
+func awaitAttributes(ctx context.Context, t *testing.T, tor *lab.Router, p netip.Prefix, want routeAttributes) {
 	t.Helper()
 	family := "ipv4"
 	if p.Addr().Is6() {
 		family = "ipv6"
 	}
-	must(t, stage.Await(ctx, "FRR to show "+p.String()+" with its attributes", func(ctx context.Context) error {
+	must(t, cluster.Await(ctx, "FRR to show "+p.String()+" with its attributes", func(ctx context.Context) error {
 		out, err := tor.Show(ctx, fmt.Sprintf("show bgp %s unicast %s json", family, p))
 		if err != nil {
 			return err

@@ -11,22 +11,22 @@ import (
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/test/cluster"
 	"github.com/gantry-lb/gantry/test/lab"
-	"github.com/gantry-lb/gantry/test/stage"
 )
 
 // TestBadInput gives wrong input of each kind, looks where a user would for what is wrong, and puts it right without a
 // restart.
 func TestBadInput(t *testing.T) {
-	ctx, s := start(t, lab.Options{Nodes: 2})
-	t.Run("a malformed range is refused with the text", func(t *testing.T) { malformed(ctx, t, s) })
-	t.Run("a Service without a pool says so and heals", func(t *testing.T) { noPool(ctx, t, s) })
-	t.Run("an advertisement for an unknown pool says so and heals", func(t *testing.T) { unknownPool(ctx, t, s) })
-	t.Run("a full pool says so and heals when an address is free", func(t *testing.T) { fullPool(ctx, t, s) })
-	t.Run("a speaker without NET_RAW says so and heals", func(t *testing.T) { noRawSocket(ctx, t, s) })
+	ctx, s := startCluster(t, lab.Options{Nodes: 2})
+	t.Run("a malformed range is refused with the text", func(t *testing.T) { testMalformedRange(ctx, t, s) })
+	t.Run("a Service without a pool says so and heals", func(t *testing.T) { testNoPool(ctx, t, s) })
+	t.Run("an advertisement for an unknown pool says so and heals", func(t *testing.T) { testUnknownPool(ctx, t, s) })
+	t.Run("a full pool says so and heals when an address is free", func(t *testing.T) { testFullPool(ctx, t, s) })
+	t.Run("a speaker without NET_RAW says so and heals", func(t *testing.T) { testNoRawSocket(ctx, t, s) })
 }
 
-func malformed(ctx context.Context, t *testing.T, s *stage.Stage) {
+func testMalformedRange(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	for bad, want := range map[string]string{
 		"192.168.0.201-192.168.0":      "'192.168.0.201-192.168.0' is no CIDR, range or address",
 		" 10.0.0.0/8":                  "' 10.0.0.0/8' is no CIDR, range or address",
@@ -34,7 +34,7 @@ func malformed(ctx context.Context, t *testing.T, s *stage.Stage) {
 		"192.168.0.1-fe80::1":          "mixes IPv4 and IPv6",
 		"192.168.0.201 to 192.168.0.9": "is no CIDR, range or address",
 	} {
-		err := s.Apply(ctx, strings.Replace(stage.Pool, "192.168.0.201-192.168.0.233", fmt.Sprintf("%q", bad), 1))
+		err := s.Apply(ctx, strings.Replace(cluster.PoolManifest, "192.168.0.201-192.168.0.233", fmt.Sprintf("%q", bad), 1))
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("the entry %q gave %v, want a refusal with %q", bad, err, want)
 		}
@@ -43,11 +43,11 @@ func malformed(ctx context.Context, t *testing.T, s *stage.Stage) {
 	must(t, err)
 }
 
-// condition waits until the Service has the condition AddressAssigned with the reason.
-func condition(ctx context.Context, t *testing.T, s *stage.Stage, name string, reason names.Reason) {
+// awaitAssignedReason waits until the Service has the condition AddressAssigned with the reason.
+func awaitAssignedReason(ctx context.Context, t *testing.T, s *cluster.Cluster, name string, reason names.Reason) {
 	t.Helper()
-	must(t, stage.Await(ctx, "the reason "+string(reason), func(ctx context.Context) error {
-		svc, err := s.Service(ctx, "tekton-pipelines", name)
+	must(t, cluster.Await(ctx, "the reason "+string(reason), func(ctx context.Context) error {
+		svc, err := s.GetService(ctx, "tekton-pipelines", name)
 		if err != nil {
 			return err
 		}
@@ -59,27 +59,27 @@ func condition(ctx context.Context, t *testing.T, s *stage.Stage, name string, r
 	}))
 }
 
-func noPool(ctx context.Context, t *testing.T, s *stage.Stage) {
-	must(t, s.Apply(ctx, stage.Dashboard))
-	condition(ctx, t, s, "tekton-dashboard", names.ReasonNoPools)
-	must(t, stage.Await(ctx, "an event", func(ctx context.Context) error {
+func testNoPool(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+	must(t, s.Apply(ctx, cluster.DashboardManifest))
+	awaitAssignedReason(ctx, t, s, "tekton-dashboard", names.ReasonNoPools)
+	must(t, cluster.Await(ctx, "an event", func(ctx context.Context) error {
 		out, err := s.Kubectl(ctx, "", "-n", "tekton-pipelines", "get", "events", "--field-selector", "reason=AllocationFailed", "-o", "wide")
 		if err == nil && !strings.Contains(out, "NoPools") {
 			err = fmt.Errorf("events: %s", out)
 		}
 		return err
 	}))
-	pool, _, _ := strings.Cut(stage.Pool, "---")
+	pool, _, _ := strings.Cut(cluster.PoolManifest, "---")
 	must(t, s.Apply(ctx, pool))
-	condition(ctx, t, s, "tekton-dashboard", names.ReasonAssigned)
+	awaitAssignedReason(ctx, t, s, "tekton-dashboard", names.ReasonAssigned)
 }
 
-func unknownPool(ctx context.Context, t *testing.T, s *stage.Stage) {
-	_, ad, _ := strings.Cut(stage.Pool, "---")
+func testUnknownPool(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+	_, ad, _ := strings.Cut(cluster.PoolManifest, "---")
 	must(t, s.Apply(ctx, strings.Replace(ad, "- first-pool", "- frist-pool", 1)))
 	valid := func(reason names.Reason, text string) {
 		t.Helper()
-		must(t, stage.Await(ctx, "the advertisement's condition", func(ctx context.Context) error {
+		must(t, cluster.Await(ctx, "the advertisement's condition", func(ctx context.Context) error {
 			var o v1beta1.L2Advertisement
 			if err := s.API.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: "example"}, &o); err != nil {
 				return err
@@ -100,16 +100,16 @@ func unknownPool(ctx context.Context, t *testing.T, s *stage.Stage) {
 	must(t, err)
 }
 
-func fullPool(ctx context.Context, t *testing.T, s *stage.Stage) {
-	must(t, s.Apply(ctx, strings.Replace(stage.Pool, "192.168.0.201-192.168.0.233", "192.168.0.201", 1)))
-	second := strings.ReplaceAll(stage.Dashboard[strings.LastIndex(stage.Dashboard, "---"):], "  name: tekton-dashboard", "  name: second")
+func testFullPool(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+	must(t, s.Apply(ctx, strings.Replace(cluster.PoolManifest, "192.168.0.201-192.168.0.233", "192.168.0.201", 1)))
+	second := strings.ReplaceAll(cluster.DashboardManifest[strings.LastIndex(cluster.DashboardManifest, "---"):], "  name: tekton-dashboard", "  name: second")
 	must(t, s.Apply(ctx, second))
-	condition(ctx, t, s, "second", names.ReasonPoolExhausted)
-	condition(ctx, t, s, "tekton-dashboard", names.ReasonAssigned)
+	awaitAssignedReason(ctx, t, s, "second", names.ReasonPoolExhausted)
+	awaitAssignedReason(ctx, t, s, "tekton-dashboard", names.ReasonAssigned)
 	_, err := s.Kubectl(ctx, "", "-n", "tekton-pipelines", "patch", "svc", "tekton-dashboard", "-p", `{"spec":{"type":"ClusterIP"}}`)
 	must(t, err)
-	condition(ctx, t, s, "second", names.ReasonAssigned)
-	first, err := s.Service(ctx, "tekton-pipelines", "tekton-dashboard")
+	awaitAssignedReason(ctx, t, s, "second", names.ReasonAssigned)
+	first, err := s.GetService(ctx, "tekton-pipelines", "tekton-dashboard")
 	must(t, err)
 	if len(first.Status.LoadBalancer.Ingress) > 0 {
 		t.Errorf("a ClusterIP Service keeps the address %v", first.Status.LoadBalancer.Ingress)
@@ -118,7 +118,7 @@ func fullPool(ctx context.Context, t *testing.T, s *stage.Stage) {
 	must(t, err)
 }
 
-func noRawSocket(ctx context.Context, t *testing.T, s *stage.Stage) {
+func testNoRawSocket(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	patch := func(caps string) {
 		t.Helper()
 		_, err := s.Kubectl(ctx, "", "-n", names.Namespace, "patch", "daemonset", "gantry-speaker", "-p",
@@ -128,7 +128,7 @@ func noRawSocket(ctx context.Context, t *testing.T, s *stage.Stage) {
 		must(t, err)
 	}
 	patch("[]")
-	must(t, stage.Await(ctx, "an event on the node", func(ctx context.Context) error {
+	must(t, cluster.Await(ctx, "an event on the node", func(ctx context.Context) error {
 		out, err := s.Kubectl(ctx, "", "get", "events", "-A", "--field-selector", "reason=announceFailed", "-o", "wide")
 		if err == nil && !strings.Contains(out, "RawSocketDenied") {
 			err = fmt.Errorf("events: %s", out)

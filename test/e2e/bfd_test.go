@@ -9,13 +9,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gantry-lb/gantry/test/cluster"
 	"github.com/gantry-lb/gantry/test/lab"
 	"github.com/gantry-lb/gantry/test/lab/router"
-	"github.com/gantry-lb/gantry/test/stage"
 )
 
-// watching is what a user adds for BFD: profiles, and a BGPPeer for each router that names one.
-const watching = `apiVersion: metallb.io/v1beta1
+// bfdManifest is what a user adds for BFD: profiles, and a BGPPeer for each router that names one.
+const bfdManifest = `apiVersion: metallb.io/v1beta1
 kind: BFDProfile
 metadata: {name: fast, namespace: metallb-system}
 spec: {receiveInterval: 200, transmitInterval: 200, detectMultiplier: 3}
@@ -36,8 +36,8 @@ metadata: {name: spine, namespace: metallb-system}
 spec: {myASN: 64512, peerASN: 65000, peerAddress: 192.168.0.2, bfdProfile: fast}
 `
 
-// torWatches is FRR's side: the nodes of torText are watched with a profile.
-const torWatches = `router bgp 65000
+// frrBFDConfig is FRR's side: the nodes of documentedFRRConfig are watched with a profile.
+const frrBFDConfig = `router bgp 65000
  neighbor nodes bfd
  neighbor nodes bfd profile node
  neighbor nodes timers connect 1
@@ -50,8 +50,8 @@ bfd
 exit
 `
 
-// spineText is BIRD's side.
-const spineText = `router id 192.168.0.2;
+// birdBFDConfig is BIRD's side.
+const birdBFDConfig = `router id 192.168.0.2;
 protocol device { scan time 1; }
 protocol kernel { merge paths on; ipv4 { export all; import none; }; }
 protocol bfd { interface "eth0" { min rx interval 200 ms; min tx interval 200 ms; multiplier 3; }; }
@@ -63,18 +63,18 @@ protocol bgp node2 from node { neighbor 192.168.0.12 as 64512; }
 // TestBFD has FRR and BIRD watch the nodes of a cluster, and the nodes them, as the BFDProfile asks.
 func TestBFD(t *testing.T) {
 	for _, k := range []router.Kind{router.FRR, router.BIRD} {
-		if m := router.Missing(k); m != "" {
+		if m := router.MissingPrerequisite(k); m != "" {
 			t.Skip(m)
 		}
 	}
-	ctx, s := start(t, lab.Options{Nodes: 2, Routers: 2})
+	ctx, s := startCluster(t, lab.Options{Nodes: 2, Routers: 2})
 	tor, spine := s.Router("router", router.FRR), s.Router("router2", router.BIRD)
-	must(t, tor.Start(ctx, torText(t)+torWatches))
-	must(t, spine.Start(ctx, spineText))
-	_, routed, _ := strings.Cut(peering, "---\n") // without its peer
-	must(t, s.Apply(ctx, watching+"---\n"+routed))
-	must(t, s.Apply(ctx, stage.Echo("echo", "node2")))
-	address, err := s.Address(ctx, "default", "echo")
+	must(t, tor.Start(ctx, documentedFRRConfig(t)+frrBFDConfig))
+	must(t, spine.Start(ctx, birdBFDConfig))
+	_, routed, _ := strings.Cut(peeringManifest, "---\n") // without its peer
+	must(t, s.Apply(ctx, bfdManifest+"---\n"+routed))
+	must(t, s.Apply(ctx, cluster.EchoManifest("echo", "node2")))
+	address, err := s.AwaitAddress(ctx, "default", "echo")
 	must(t, err)
 	vip := netip.PrefixFrom(address, 32)
 	both := []string{"192.168.0.11", "192.168.0.12"}
@@ -84,16 +84,16 @@ func TestBFD(t *testing.T) {
 			t.Logf("FRR shows (%v):\n%s", err, out)
 			out, err = spine.Show(context.WithoutCancel(ctx), "show bfd sessions")
 			t.Logf("BIRD shows (%v):\n%s", err, out)
-			t.Logf("the API says:\n%s", sessions(context.WithoutCancel(ctx), t, s))
+			t.Logf("the API says:\n%s", describeSessions(context.WithoutCancel(ctx), t, s))
 		}
 	})
 	all := func(t *testing.T, hops ...string) {
 		t.Helper()
-		hopsAt(ctx, t, s, "router", vip, hops...)
-		hopsAt(ctx, t, s, "router2", vip, hops...)
+		awaitNextHopsAt(ctx, t, s, "router", vip, hops...)
+		awaitNextHopsAt(ctx, t, s, "router2", vip, hops...)
 	}
 	all(t, both...)
-	paths(ctx, t, s, "node1 spine Up Watched", "node1 tor Up Watched", "node2 spine Up Watched", "node2 tor Up Watched")
+	awaitSessionLines(ctx, t, s, "node1 spine Up Watched", "node1 tor Up Watched", "node2 spine Up Watched", "node2 tor Up Watched")
 
 	t.Run("a cable that is cut takes the routes away on both sides", func(t *testing.T) {
 		must(t, s.CutCableSilently(ctx, "node1"))
@@ -106,38 +106,38 @@ func TestBFD(t *testing.T) {
 		all(t, both...)
 	})
 	t.Run("a changed profile is negotiated while the sessions go on", func(t *testing.T) {
-		paths(ctx, t, s, "node1 spine Up Watched", "node1 tor Up Watched", "node2 spine Up Watched", "node2 tor Up Watched")
-		before := ups(ctx, t, tor)
-		must(t, s.Apply(ctx, strings.Replace(watching, "receiveInterval: 200, transmitInterval: 200, detectMultiplier: 3", "receiveInterval: 400, transmitInterval: 500, detectMultiplier: 5", 1)))
-		must(t, stage.Await(ctx, "FRR to see the new intervals", func(ctx context.Context) error {
-			return tell(ctx, tor, func(p bfdPeer) bool {
+		awaitSessionLines(ctx, t, s, "node1 spine Up Watched", "node1 tor Up Watched", "node2 spine Up Watched", "node2 tor Up Watched")
+		before := describeSessionStarts(ctx, t, tor)
+		must(t, s.Apply(ctx, strings.Replace(bfdManifest, "receiveInterval: 200, transmitInterval: 200, detectMultiplier: 3", "receiveInterval: 400, transmitInterval: 500, detectMultiplier: 5", 1)))
+		must(t, cluster.Await(ctx, "FRR to see the new intervals", func(ctx context.Context) error {
+			return checkBFDPeers(ctx, tor, func(p bfdPeer) bool {
 				return p.Status == "up" && p.Receive == 400 && p.Transmit == 500 && p.Multiplier == 5
 			})
 		}))
-		must(t, s.Apply(ctx, watching))
-		must(t, stage.Await(ctx, "FRR to see the old intervals again", func(ctx context.Context) error {
-			return tell(ctx, tor, func(p bfdPeer) bool {
+		must(t, s.Apply(ctx, bfdManifest))
+		must(t, cluster.Await(ctx, "FRR to see the old intervals again", func(ctx context.Context) error {
+			return checkBFDPeers(ctx, tor, func(p bfdPeer) bool {
 				return p.Status == "up" && p.Receive == 200 && p.Transmit == 200 && p.Multiplier == 3
 			})
 		}))
-		if after := ups(ctx, t, tor); after != before {
+		if after := describeSessionStarts(ctx, t, tor); after != before {
 			t.Errorf("the sessions were established %s times before the edits and %s after", before, after)
 		}
 	})
 	t.Run("what does not work is said on the objects", func(t *testing.T) {
-		must(t, s.Apply(ctx, strings.ReplaceAll(watching, "bfdProfile: fast", "bfdProfile: other")))
+		must(t, s.Apply(ctx, strings.ReplaceAll(bfdManifest, "bfdProfile: fast", "bfdProfile: other")))
 		// The tor's kernel returns echo packets; BIRD takes none.
-		paths(ctx, t, s, "node1 spine Up EchoUnsupported", "node1 tor Up Watched", "node2 spine Up EchoUnsupported", "node2 tor Up Watched")
-		must(t, s.Apply(ctx, strings.ReplaceAll(watching, "bfdProfile: fast", "ebgpMultiHop: true, bfdProfile: other")))
-		must(t, stage.Await(ctx, "the BGPPeer to say that echo does not work over several hops", func(ctx context.Context) error {
+		awaitSessionLines(ctx, t, s, "node1 spine Up EchoUnsupported", "node1 tor Up Watched", "node2 spine Up EchoUnsupported", "node2 tor Up Watched")
+		must(t, s.Apply(ctx, strings.ReplaceAll(bfdManifest, "bfdProfile: fast", "ebgpMultiHop: true, bfdProfile: other")))
+		must(t, cluster.Await(ctx, "the BGPPeer to say that echo does not work over several hops", func(ctx context.Context) error {
 			out, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "bgppeer", "tor", "-o", "jsonpath={.status.gantry.conditions[*].reason}")
 			if err == nil && !strings.Contains(out, "EchoUnsupported") {
 				err = fmt.Errorf("it says %q", out)
 			}
 			return err
 		}))
-		must(t, s.Apply(ctx, watching))
-		paths(ctx, t, s, "node1 spine Up Watched", "node1 tor Up Watched", "node2 spine Up Watched", "node2 tor Up Watched")
+		must(t, s.Apply(ctx, bfdManifest))
+		awaitSessionLines(ctx, t, s, "node1 spine Up Watched", "node1 tor Up Watched", "node2 spine Up Watched", "node2 tor Up Watched")
 	})
 }
 
@@ -149,8 +149,8 @@ type bfdPeer struct {
 	Multiplier   int `json:"remote-detect-multiplier"`
 }
 
-// tell says which of FRR's paths to the two nodes is not as wanted.
-func tell(ctx context.Context, tor *lab.Router, want func(bfdPeer) bool) error {
+// checkBFDPeers says which of FRR's paths to the two nodes is not as wanted.
+func checkBFDPeers(ctx context.Context, tor *lab.Router, want func(bfdPeer) bool) error {
 	out, err := tor.Show(ctx, "show bfd peers json")
 	if err != nil {
 		return err
@@ -167,8 +167,8 @@ func tell(ctx context.Context, tor *lab.Router, want func(bfdPeer) bool) error {
 	return nil
 }
 
-// sessions are the BGPSessions in lines, sorted: node, peer, BFD's state and why it is watched or not.
-func sessions(ctx context.Context, t *testing.T, s *stage.Stage) string {
+// describeSessions are the BGPSessions in lines, sorted: node, peer, BFD's state and why it is watched or not.
+func describeSessions(ctx context.Context, t *testing.T, s *cluster.Cluster) string {
 	t.Helper()
 	out, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions", "--sort-by={.status.peer}", "-o",
 		`jsonpath={range .items[*]}{.status.node} {.status.peer} {.status.bfd} {.status.conditions[?(@.type=="gantry.dev/PathWatched")].reason}{"\n"}{end}`)
@@ -176,11 +176,11 @@ func sessions(ctx context.Context, t *testing.T, s *stage.Stage) string {
 	return out
 }
 
-// paths waits until the BGPSessions say these things.
-func paths(ctx context.Context, t *testing.T, s *stage.Stage, want ...string) {
+// awaitSessionLines waits until the BGPSessions say these things.
+func awaitSessionLines(ctx context.Context, t *testing.T, s *cluster.Cluster, want ...string) {
 	t.Helper()
-	must(t, stage.Await(ctx, "the BGPSessions to say what BFD sees", func(ctx context.Context) error {
-		out := sessions(ctx, t, s)
+	must(t, cluster.Await(ctx, "the BGPSessions to say what BFD sees", func(ctx context.Context) error {
+		out := describeSessions(ctx, t, s)
 		for _, line := range want {
 			if !strings.Contains(out, line+"\n") {
 				return fmt.Errorf("%q is not among\n%s", line, out)

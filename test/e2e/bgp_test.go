@@ -11,21 +11,21 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/gantry-lb/gantry/test/cluster"
 	"github.com/gantry-lb/gantry/test/lab"
 	"github.com/gantry-lb/gantry/test/lab/router"
-	"github.com/gantry-lb/gantry/test/stage"
 )
 
-// torText is the FRR of the docs: a top-of-rack router in AS 65000 that takes routes from three nodes in AS 64512.
-func torText(t *testing.T) string {
+// documentedFRRConfig is the FRR of the docs: a top-of-rack router in AS 65000 that takes routes from three nodes in AS 64512.
+func documentedFRRConfig(t *testing.T) string {
 	t.Helper()
-	text, err := router.Documented(filepath.Join(lab.Root(), "docs", "bgp.md"), "FRR")
+	text, err := router.DocumentedConfig(filepath.Join(lab.RepositoryRoot(), "docs", "bgp.md"), "FRR")
 	must(t, err)
 	return text
 }
 
-// peering is what a user applies for the FRR of the docs.
-const peering = `apiVersion: metallb.io/v1beta2
+// peeringManifest is what a user applies for the FRR of the docs.
+const peeringManifest = `apiVersion: metallb.io/v1beta2
 kind: BGPPeer
 metadata: {name: tor, namespace: metallb-system}
 spec: {myASN: 64512, peerASN: 65000, peerAddress: 192.168.0.1}
@@ -41,8 +41,8 @@ metadata: {name: routed, namespace: metallb-system}
 spec: {ipAddressPools: [routed]}
 `
 
-// racks is a BGPPeer that names no router: each node finds its own.
-const racks = `apiVersion: metallb.io/v1beta2
+// racksManifest is a BGPPeer that names no router: each node finds its own.
+const racksManifest = `apiVersion: metallb.io/v1beta2
 kind: BGPPeer
 metadata: {name: racks, namespace: metallb-system}
 spec:
@@ -52,7 +52,7 @@ spec:
   gantry: {defaultGateway: IPv4, peerASNLabel: example.com/asn}
 `
 
-const secret = `apiVersion: v1
+const secretManifest = `apiVersion: v1
 kind: Secret
 metadata: {name: router, namespace: metallb-system}
 type: kubernetes.io/basic-auth
@@ -61,15 +61,15 @@ stringData: {username: "", password: s3cret}
 
 // TestBGP has a client behind a real router reach Services that no segment shares.
 func TestBGP(t *testing.T) {
-	if m := router.Missing(router.FRR); m != "" {
+	if m := router.MissingPrerequisite(router.FRR); m != "" {
 		t.Skip(m)
 	}
-	ctx, s := start(t, lab.Options{Nodes: 3})
+	ctx, s := startCluster(t, lab.Options{Nodes: 3})
 	tor := s.Router("router", router.FRR)
-	must(t, tor.Start(ctx, torText(t)))
-	must(t, s.Apply(ctx, peering))
-	must(t, s.Apply(ctx, stage.Echo("echo", "node3")))
-	address, err := s.Address(ctx, "default", "echo")
+	must(t, tor.Start(ctx, documentedFRRConfig(t)))
+	must(t, s.Apply(ctx, peeringManifest))
+	must(t, s.Apply(ctx, cluster.EchoManifest("echo", "node3")))
+	address, err := s.AwaitAddress(ctx, "default", "echo")
 	must(t, err)
 	vip := netip.PrefixFrom(address, 32)
 	all := []string{"192.168.0.11", "192.168.0.12", "192.168.0.13"}
@@ -81,18 +81,18 @@ func TestBGP(t *testing.T) {
 			t.Logf("the router's sessions (%v):\n%s", err, out)
 		}
 	})
-	hops(ctx, t, s, vip, all...)
+	awaitNextHops(ctx, t, s, vip, all...)
 	target := address.String() + ":7000"
-	far := func(t *testing.T) *stage.Stream {
+	far := func(t *testing.T) *cluster.Stream {
 		t.Helper()
-		stream, err := s.UDP(ctx, "far", target, 200)
+		stream, err := s.StreamUDP(ctx, "far", target, 200)
 		must(t, err)
 		must(t, stream.AwaitAnswers(ctx, 50))
 		return stream
 	}
 
 	t.Run("the API tells what is announced, and how the sessions are", func(t *testing.T) {
-		must(t, stage.Await(ctx, "the status objects", func(ctx context.Context) error {
+		must(t, cluster.Await(ctx, "the status objects", func(ctx context.Context) error {
 			announced, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "servicebgpstatuses", "-o", `jsonpath={range .items[*]}{.status.node} {.status.serviceName} {.status.peers}{"\n"}{end}`)
 			if err != nil {
 				return err
@@ -111,9 +111,9 @@ func TestBGP(t *testing.T) {
 	})
 	t.Run("a speaker that is told to stop loses no request", func(t *testing.T) {
 		stream := far(t)
-		must(t, s.Signal(ctx, "node1", "gantry-speaker", syscall.SIGTERM))
+		must(t, s.SignalProgram(ctx, "node1", "gantry-speaker", syscall.SIGTERM))
 		must(t, stream.AwaitAnswers(ctx, 400))
-		hops(ctx, t, s, vip, all...) // the next speaker is back
+		awaitNextHops(ctx, t, s, vip, all...) // the next speaker is back
 		if o := stream.Stop(); o.Lost > 0 {
 			t.Errorf("%d of %d requests were lost", o.Lost, o.Sent)
 		}
@@ -122,11 +122,11 @@ func TestBGP(t *testing.T) {
 		stream := far(t)
 		_, err := s.Kubectl(ctx, "", "annotate", "node", "node2", "gantry.dev/drain=maintenance")
 		must(t, err)
-		hops(ctx, t, s, vip, "192.168.0.11", "192.168.0.13")
+		awaitNextHops(ctx, t, s, vip, "192.168.0.11", "192.168.0.13")
 		must(t, stream.AwaitAnswers(ctx, 100))
 		_, err = s.Kubectl(ctx, "", "annotate", "node", "node2", "gantry.dev/drain-")
 		must(t, err)
-		hops(ctx, t, s, vip, all...)
+		awaitNextHops(ctx, t, s, vip, all...)
 		if o := stream.Stop(); o.Lost > 0 {
 			t.Errorf("%d of %d requests were lost", o.Lost, o.Sent)
 		}
@@ -134,52 +134,52 @@ func TestBGP(t *testing.T) {
 	t.Run("with externalTrafficPolicy Local only the Pod's node is a next hop", func(t *testing.T) {
 		_, err := s.Kubectl(ctx, "", "patch", "service", "echo", "-p", `{"spec":{"externalTrafficPolicy":"Local"}}`)
 		must(t, err)
-		hops(ctx, t, s, vip, "192.168.0.13")
+		awaitNextHops(ctx, t, s, vip, "192.168.0.13")
 		far(t).Stop()
 		_, err = s.Kubectl(ctx, "", "patch", "service", "echo", "-p", `{"spec":{"externalTrafficPolicy":"Cluster"}}`)
 		must(t, err)
-		hops(ctx, t, s, vip, all...)
+		awaitNextHops(ctx, t, s, vip, all...)
 	})
 	t.Run("no edit of an advertisement resets a session", func(t *testing.T) {
-		before := ups(ctx, t, tor)
-		must(t, s.Apply(ctx, strings.Replace(peering, "{ipAddressPools: [routed]}", `{ipAddressPools: [routed], communities: ["64512:7"], aggregationLength: 24}`, 1)))
+		before := describeSessionStarts(ctx, t, tor)
+		must(t, s.Apply(ctx, strings.Replace(peeringManifest, "{ipAddressPools: [routed]}", `{ipAddressPools: [routed], communities: ["64512:7"], aggregationLength: 24}`, 1)))
 		wide := netip.MustParsePrefix("198.51.100.0/24")
-		hops(ctx, t, s, wide, all...)
-		hops(ctx, t, s, vip)
-		must(t, s.Apply(ctx, peering))
-		hops(ctx, t, s, vip, all...)
-		if after := ups(ctx, t, tor); after != before {
+		awaitNextHops(ctx, t, s, wide, all...)
+		awaitNextHops(ctx, t, s, vip)
+		must(t, s.Apply(ctx, peeringManifest))
+		awaitNextHops(ctx, t, s, vip, all...)
+		if after := describeSessionStarts(ctx, t, tor); after != before {
 			t.Errorf("the sessions were established %s times before the edits and %s after", before, after)
 		}
 	})
 	t.Run("one BGPPeer for every rack: the node's gateway, its label's number, and a password from a Secret", func(t *testing.T) {
 		_, err := s.Kubectl(ctx, "", "-n", "metallb-system", "delete", "bgppeer", "tor")
 		must(t, err)
-		hops(ctx, t, s, vip)
+		awaitNextHops(ctx, t, s, vip)
 		must(t, tor.Configure(ctx, "router bgp 65000\n neighbor nodes password s3cret\n"))
-		must(t, s.Apply(ctx, racks))
-		must(t, stage.Await(ctx, "the Problem that the Secret is missing", func(ctx context.Context) error {
+		must(t, s.Apply(ctx, racksManifest))
+		must(t, cluster.Await(ctx, "the Problem that the Secret is missing", func(ctx context.Context) error {
 			out, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "bgppeer", "racks", "-o", "jsonpath={.status.gantry.conditions}")
 			if err == nil && !strings.Contains(out, "no Secret") {
 				err = fmt.Errorf("the conditions are %s", out)
 			}
 			return err
 		}))
-		established(ctx, t, s, "node1 racks UnknownSecret", "node2 racks UnknownSecret", "node3 racks UnknownSecret")
+		awaitSessionReasons(ctx, t, s, "node1 racks UnknownSecret", "node2 racks UnknownSecret", "node3 racks UnknownSecret")
 		table, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions")
 		must(t, err)
 		if n := strings.Count(table, "UnknownSecret"); n != 3 {
 			t.Errorf("kubectl shows the reason %d times, not for 3 sessions:\n%s", n, table)
 		}
-		hops(ctx, t, s, vip)
-		must(t, s.Apply(ctx, secret))
+		awaitNextHops(ctx, t, s, vip)
+		must(t, s.Apply(ctx, secretManifest))
 		for _, node := range []string{"node1", "node2"} {
 			_, err := s.Kubectl(ctx, "", "label", "node", node, "example.com/asn=65000")
 			must(t, err)
 		}
-		hops(ctx, t, s, vip, all[:2]...)
-		established(ctx, t, s, "node1 racks Established", "node2 racks Established", "node3 racks NodeLabel")
-		must(t, stage.Await(ctx, "the session of the node without the label to say so", func(ctx context.Context) error {
+		awaitNextHops(ctx, t, s, vip, all[:2]...)
+		awaitSessionReasons(ctx, t, s, "node1 racks Established", "node2 racks Established", "node3 racks NodeLabel")
+		must(t, cluster.Await(ctx, "the session of the node without the label to say so", func(ctx context.Context) error {
 			out, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions", "-l", "metallb.io/node=node3", "-o", "jsonpath={.items[*].status.lastError}")
 			if err == nil && !strings.Contains(out, `no label "example.com/asn"`) {
 				err = fmt.Errorf("it says %q", out)
@@ -188,21 +188,21 @@ func TestBGP(t *testing.T) {
 		}))
 		_, err = s.Kubectl(ctx, "", "label", "node", "node3", "example.com/asn=65000")
 		must(t, err)
-		hops(ctx, t, s, vip, all...)
+		awaitNextHops(ctx, t, s, vip, all...)
 	})
 	t.Run("with graceful restart a speaker that restarts leaves its routes where they are", func(t *testing.T) {
 		stream := far(t)
-		begun := restarts(ctx, t, s, "node1")
-		must(t, s.Signal(ctx, "node1", "gantry-speaker", syscall.SIGTERM))
-		must(t, stage.Await(ctx, "the next speaker and its session", func(ctx context.Context) error {
+		begun := countSessionStarts(ctx, t, s, "node1")
+		must(t, s.SignalProgram(ctx, "node1", "gantry-speaker", syscall.SIGTERM))
+		must(t, cluster.Await(ctx, "the next speaker and its session", func(ctx context.Context) error {
 			r, _, err := s.Host("router").RouteTo(vip)
 			if err != nil {
 				return err
 			}
-			if len(r.Via) != 3 {
-				t.Fatalf("the routes of the speaker went: %v", r.Via)
+			if len(r.NextHops) != 3 {
+				t.Fatalf("the routes of the speaker went: %v", r.NextHops)
 			}
-			if restarts(ctx, t, s, "node1") == begun {
+			if countSessionStarts(ctx, t, s, "node1") == begun {
 				return fmt.Errorf("it was established %d times, as before", begun)
 			}
 			return nil
@@ -213,30 +213,30 @@ func TestBGP(t *testing.T) {
 	})
 	t.Run("the router connects to the nodes", func(t *testing.T) {
 		must(t, tor.Configure(ctx, "router bgp 65000\n neighbor nodes timers connect 1\n"))
-		begun := map[string]int{"node1": restarts(ctx, t, s, "node1"), "node2": restarts(ctx, t, s, "node2"), "node3": restarts(ctx, t, s, "node3")}
-		must(t, s.Apply(ctx, strings.Replace(racks, "defaultGateway:", "passive: true, defaultGateway:", 1)))
-		must(t, stage.Await(ctx, "the router's own sessions", func(ctx context.Context) error {
+		begun := map[string]int{"node1": countSessionStarts(ctx, t, s, "node1"), "node2": countSessionStarts(ctx, t, s, "node2"), "node3": countSessionStarts(ctx, t, s, "node3")}
+		must(t, s.Apply(ctx, strings.Replace(racksManifest, "defaultGateway:", "passive: true, defaultGateway:", 1)))
+		must(t, cluster.Await(ctx, "the router's own sessions", func(ctx context.Context) error {
 			for node, n := range begun {
-				if restarts(ctx, t, s, node) == n {
+				if countSessionStarts(ctx, t, s, node) == n {
 					return fmt.Errorf("the session with %s is the one that the node began", node)
 				}
 			}
 			return nil
 		}))
-		hops(ctx, t, s, vip, all...)
-		established(ctx, t, s, "node1 racks Established", "node2 racks Established", "node3 racks Established")
+		awaitNextHops(ctx, t, s, vip, all...)
+		awaitSessionReasons(ctx, t, s, "node1 racks Established", "node2 racks Established", "node3 racks Established")
 	})
 	t.Run("a Service that goes takes its route with it", func(t *testing.T) {
 		_, err := s.Kubectl(ctx, "", "delete", "service", "echo")
 		must(t, err)
-		hops(ctx, t, s, vip)
+		awaitNextHops(ctx, t, s, vip)
 	})
 }
 
-// established waits until the BGPSessions, a node and a peer each, have these Reasons in their condition.
-func established(ctx context.Context, t *testing.T, s *stage.Stage, want ...string) {
+// awaitSessionReasons waits until the BGPSessions, a node and a peer each, have these Reasons in their condition.
+func awaitSessionReasons(ctx context.Context, t *testing.T, s *cluster.Cluster, want ...string) {
 	t.Helper()
-	must(t, stage.Await(ctx, "the BGPSessions to say how they are", func(ctx context.Context) error {
+	must(t, cluster.Await(ctx, "the BGPSessions to say how they are", func(ctx context.Context) error {
 		out, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions", "--sort-by={.status.node}", "-o",
 			`jsonpath={range .items[*]}{.status.node} {.status.peer} {.status.conditions[?(@.type=="gantry.dev/Established")].reason}{"\n"}{end}`)
 		if err == nil && out != strings.Join(want, "\n")+"\n" {
@@ -246,22 +246,22 @@ func established(ctx context.Context, t *testing.T, s *stage.Stage, want ...stri
 	}))
 }
 
-// hops waits until the router's kernel sends a prefix to exactly these nodes.
-func hops(ctx context.Context, t *testing.T, s *stage.Stage, p netip.Prefix, want ...string) {
+// awaitNextHops waits until the router's kernel sends a prefix to exactly these nodes.
+func awaitNextHops(ctx context.Context, t *testing.T, s *cluster.Cluster, p netip.Prefix, want ...string) {
 	t.Helper()
-	hopsAt(ctx, t, s, "router", p, want...)
+	awaitNextHopsAt(ctx, t, s, "router", p, want...)
 }
 
-// hopsAt waits until a router's kernel does.
-func hopsAt(ctx context.Context, t *testing.T, s *stage.Stage, at string, p netip.Prefix, want ...string) {
+// awaitNextHopsAt waits until a router's kernel does.
+func awaitNextHopsAt(ctx context.Context, t *testing.T, s *cluster.Cluster, at string, p netip.Prefix, want ...string) {
 	t.Helper()
-	must(t, stage.Await(ctx, fmt.Sprintf("the kernel of %s to send %s to %v", at, p, want), func(context.Context) error {
+	must(t, cluster.Await(ctx, fmt.Sprintf("the kernel of %s to send %s to %v", at, p, want), func(context.Context) error {
 		r, _, err := s.Host(at).RouteTo(p)
 		if err != nil {
 			return err
 		}
 		var got []string
-		for _, a := range r.Via {
+		for _, a := range r.NextHops {
 			got = append(got, a.String())
 		}
 		slices.Sort(got)
@@ -272,8 +272,8 @@ func hopsAt(ctx context.Context, t *testing.T, s *stage.Stage, at string, p neti
 	}))
 }
 
-// restarts is how often the router has seen the session with a node come up.
-func restarts(ctx context.Context, t *testing.T, s *stage.Stage, node string) int {
+// countSessionStarts is how often the router has seen the session with a node come up.
+func countSessionStarts(ctx context.Context, t *testing.T, s *cluster.Cluster, node string) int {
 	t.Helper()
 	address := map[string]string{"node1": "192.168.0.11", "node2": "192.168.0.12", "node3": "192.168.0.13"}[node]
 	out, err := s.Router("router", router.FRR).Show(ctx, "show bgp neighbors "+address+" json")
@@ -283,8 +283,8 @@ func restarts(ctx context.Context, t *testing.T, s *stage.Stage, node string) in
 	return all[address].ConnectionsEstablished
 }
 
-// ups returns how often the router has seen each session come up, as it prints it.
-func ups(ctx context.Context, t *testing.T, tor *lab.Router) string {
+// describeSessionStarts returns how often the router has seen each session come up, as it prints it.
+func describeSessionStarts(ctx context.Context, t *testing.T, tor *lab.Router) string {
 	t.Helper()
 	out, err := tor.Show(ctx, "show bgp neighbors")
 	must(t, err)

@@ -9,21 +9,21 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/test/cluster"
 	"github.com/gantry-lb/gantry/test/lab"
-	"github.com/gantry-lb/gantry/test/stage"
 )
 
 // TestRestartKeepsAddresses ends all controllers at once while a Service waits for an address, and lets one pass by:
 // nobody's address may move, and whoever waited is served when there is room.
 func TestRestartKeepsAddresses(t *testing.T) {
-	ctx, s := start(t, lab.Options{Nodes: 1})
-	must(t, s.Apply(ctx, strings.Replace(stage.Pool, "192.168.0.201-192.168.0.233", "192.168.0.201-192.168.0.203", 1)))
+	ctx, s := startCluster(t, lab.Options{Nodes: 1})
+	must(t, s.Apply(ctx, strings.Replace(cluster.PoolManifest, "192.168.0.201-192.168.0.233", "192.168.0.201-192.168.0.203", 1)))
 	for _, name := range []string{"first", "second", "third", "waits"} {
 		must(t, s.Apply(ctx, fmt.Sprintf("apiVersion: v1\nkind: Service\nmetadata: {name: %s}\nspec: {type: LoadBalancer, ports: [{port: 80}]}\n", name)))
 		if name == "waits" {
 			continue
 		}
-		_, err := s.Address(ctx, "default", name)
+		_, err := s.AwaitAddress(ctx, "default", name)
 		must(t, err)
 	}
 	// The first address is free again when the new controllers start, and lower than that of the others.
@@ -36,20 +36,20 @@ func TestRestartKeepsAddresses(t *testing.T) {
 	_, err = s.Kubectl(ctx, "", "-n", "metallb-system", "scale", "deployment", "gantry-controller", "--replicas=2")
 	must(t, err)
 	for name, want := range map[string]string{"waits": "192.168.0.201", "second": "192.168.0.202", "third": "192.168.0.203"} {
-		got, err := s.Address(ctx, "default", name)
+		got, err := s.AwaitAddress(ctx, "default", name)
 		must(t, err)
 		if got.String() != want {
 			t.Errorf("after the restart Service %s has %s, want %s", name, got, want)
 		}
 	}
-	shrink(ctx, t, s)
+	testShrunkPool(ctx, t, s)
 }
 
-// shrink takes the addresses out of the pool: the Services keep them and say so.
-func shrink(ctx context.Context, t *testing.T, s *stage.Stage) {
-	must(t, s.Apply(ctx, strings.Replace(stage.Pool, "192.168.0.201-192.168.0.233", "192.168.0.240", 1)))
-	must(t, stage.Await(ctx, "the condition of a Service whose pool shrank", func(ctx context.Context) error {
-		svc, err := s.Service(ctx, "default", "second")
+// testShrunkPool takes the addresses out of the pool: the Services keep them and say so.
+func testShrunkPool(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+	must(t, s.Apply(ctx, strings.Replace(cluster.PoolManifest, "192.168.0.201-192.168.0.233", "192.168.0.240", 1)))
+	must(t, cluster.Await(ctx, "the condition of a Service whose pool shrank", func(ctx context.Context) error {
+		svc, err := s.GetService(ctx, "default", "second")
 		if err != nil {
 			return err
 		}

@@ -7,22 +7,22 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/gantry-lb/gantry/test/cluster"
 	"github.com/gantry-lb/gantry/test/lab"
-	"github.com/gantry-lb/gantry/test/stage"
 )
 
-// TestDashboard follows a user's first steps: a pool, an advertisement, a Service; its address, its NodePort, the Service
+// TestFirstService follows a user's first steps: a pool, an advertisement, a Service; its address, its NodePort, the Service
 // without NodePorts, and an ExternalName Service beside it.
-func TestDashboard(t *testing.T) {
+func TestFirstService(t *testing.T) {
 	for _, mode := range []string{lab.NFTables, lab.IPTables} {
 		t.Run(mode, func(t *testing.T) {
-			ctx, s := start(t, lab.Options{Nodes: 3, ProxyMode: mode})
-			must(t, s.Apply(ctx, stage.Pool))
-			must(t, s.Apply(ctx, stage.Dashboard))
-			must(t, s.Apply(ctx, externalName))
-			dashboard(ctx, t, s)
-			withoutNodePorts(ctx, t, s)
-			other, err := s.Service(ctx, "default", "backend-service")
+			ctx, s := startCluster(t, lab.Options{Nodes: 3, ProxyMode: mode})
+			must(t, s.Apply(ctx, cluster.PoolManifest))
+			must(t, s.Apply(ctx, cluster.DashboardManifest))
+			must(t, s.Apply(ctx, externalNameManifest))
+			checkDashboard(ctx, t, s)
+			testWithoutNodePorts(ctx, t, s)
+			other, err := s.GetService(ctx, "default", "backend-service")
 			must(t, err)
 			if len(other.Status.LoadBalancer.Ingress)+len(other.Status.Conditions)+len(other.Annotations) > 1 {
 				t.Errorf("the ExternalName Service was touched: %v %v", other.Annotations, other.Status)
@@ -31,7 +31,7 @@ func TestDashboard(t *testing.T) {
 	}
 }
 
-const externalName = `apiVersion: v1
+const externalNameManifest = `apiVersion: v1
 kind: Service
 metadata:
   name: backend-service
@@ -41,13 +41,13 @@ spec:
   externalName: backend-service.example.svc.cluster.local
 `
 
-func dashboard(ctx context.Context, t *testing.T, s *stage.Stage) {
-	address, err := s.Address(ctx, "tekton-pipelines", "tekton-dashboard")
+func checkDashboard(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+	address, err := s.AwaitAddress(ctx, "tekton-pipelines", "tekton-dashboard")
 	must(t, err)
 	if want := netip.MustParseAddr("192.168.0.201"); address != want {
 		t.Fatalf("the first Service got %s, want the pool's first address %s", address, want)
 	}
-	svc, err := s.Service(ctx, "tekton-pipelines", "tekton-dashboard")
+	svc, err := s.GetService(ctx, "tekton-pipelines", "tekton-dashboard")
 	must(t, err)
 	in := svc.Status.LoadBalancer.Ingress[0]
 	if in.IPMode == nil || *in.IPMode != "VIP" {
@@ -73,17 +73,17 @@ func dashboard(ctx context.Context, t *testing.T, s *stage.Stage) {
 	}
 }
 
-// withoutNodePorts deletes the Service and applies it again with allocateLoadBalancerNodePorts: false.
-func withoutNodePorts(ctx context.Context, t *testing.T, s *stage.Stage) {
+// testWithoutNodePorts deletes the Service and applies it again with allocateLoadBalancerNodePorts: false.
+func testWithoutNodePorts(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	_, err := s.Kubectl(ctx, "", "-n", "tekton-pipelines", "delete", "svc", "tekton-dashboard")
 	must(t, err)
-	must(t, s.Apply(ctx, strings.Replace(stage.Dashboard, "  type: LoadBalancer", "  allocateLoadBalancerNodePorts: false\n  type: LoadBalancer", 1)))
-	address, err := s.Address(ctx, "tekton-pipelines", "tekton-dashboard")
+	must(t, s.Apply(ctx, strings.Replace(cluster.DashboardManifest, "  type: LoadBalancer", "  allocateLoadBalancerNodePorts: false\n  type: LoadBalancer", 1)))
+	address, err := s.AwaitAddress(ctx, "tekton-pipelines", "tekton-dashboard")
 	must(t, err)
 	if address.String() != "192.168.0.201" {
 		t.Errorf("the Service that was made anew got %s, want 192.168.0.201, which is free again", address)
 	}
-	svc, err := s.Service(ctx, "tekton-pipelines", "tekton-dashboard")
+	svc, err := s.GetService(ctx, "tekton-pipelines", "tekton-dashboard")
 	must(t, err)
 	if p := svc.Spec.Ports[0].NodePort; p != 0 {
 		t.Errorf("the Service has the NodePort %d, want none", p)

@@ -7,29 +7,29 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/gantry-lb/gantry/test/cluster"
 	"github.com/gantry-lb/gantry/test/lab"
-	"github.com/gantry-lb/gantry/test/stage"
 )
 
-// TestHolder follows one address through planned and unplanned moves, with a client that asks 200 times a second and a
+// TestHolderMoves follows one address through planned and unplanned moves, with a client that asks 200 times a second and a
 // backend that stays where it is.
-func TestHolder(t *testing.T) {
-	ctx, s := start(t, lab.Options{Nodes: 4})
-	must(t, s.Apply(ctx, stage.Pool))
-	must(t, s.Apply(ctx, stage.Echo("echo", "node4")))
-	address, err := s.Address(ctx, "default", "echo")
+func TestHolderMoves(t *testing.T) {
+	ctx, s := startCluster(t, lab.Options{Nodes: 4})
+	must(t, s.Apply(ctx, cluster.PoolManifest))
+	must(t, s.Apply(ctx, cluster.EchoManifest("echo", "node4")))
+	address, err := s.AwaitAddress(ctx, "default", "echo")
 	must(t, err)
 	// The backend's node is not to hold the address: its death would be the backend's too.
 	_, err = s.Kubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true")
 	must(t, err)
-	holder, err := s.Holder(ctx, "echo", "node4")
+	holder, err := s.AwaitHolder(ctx, "echo", "node4")
 	must(t, err)
 	target := address.String() + ":7000"
 
 	t.Run("a speaker that is told to stop loses no request", func(t *testing.T) {
-		stream := ask(ctx, t, s, target)
-		must(t, s.Signal(ctx, holder, "gantry-speaker", syscall.SIGTERM))
-		next, err := s.Holder(ctx, "echo", holder)
+		stream := startUDPStream(ctx, t, s, target)
+		must(t, s.SignalProgram(ctx, holder, "gantry-speaker", syscall.SIGTERM))
+		next, err := s.AwaitHolder(ctx, "echo", holder)
 		must(t, err)
 		must(t, stream.AwaitAnswers(ctx, 200))
 		if o := stream.Stop(); o.Lost > 0 {
@@ -38,66 +38,66 @@ func TestHolder(t *testing.T) {
 		holder = next
 	})
 	t.Run("a cut cable moves the address, and it does not come back", func(t *testing.T) {
-		stream := ask(ctx, t, s, target)
+		stream := startUDPStream(ctx, t, s, target)
 		old := holder
 		must(t, s.CutCable(ctx, old))
-		holder = moved(ctx, t, s, old)
+		holder = awaitNewHolder(ctx, t, s, old)
 		must(t, stream.AwaitAnswers(ctx, 200))
 		must(t, s.PlugCable(ctx, old))
 		must(t, stream.AwaitAnswers(ctx, 400))
 		stream.Stop()
-		if still, err := s.Holder(ctx, "echo", ""); err != nil || still != holder {
+		if still, err := s.AwaitHolder(ctx, "echo", ""); err != nil || still != holder {
 			t.Errorf("after %s came back the address is at %s (%v), want it to stay at %s", old, still, err, holder)
 		}
 	})
 	t.Run("a dead node moves the address", func(t *testing.T) {
-		stream := ask(ctx, t, s, target)
+		stream := startUDPStream(ctx, t, s, target)
 		old := holder
-		must(t, s.Kill(ctx, old))
-		holder = moved(ctx, t, s, old)
+		must(t, s.KillNode(ctx, old))
+		holder = awaitNewHolder(ctx, t, s, old)
 		must(t, stream.AwaitAnswers(ctx, 200))
 		stream.Stop()
-		must(t, s.Revive(ctx, old))
+		must(t, s.ReviveNode(ctx, old))
 	})
 	t.Run("a stopped process that goes on does not answer any more", func(t *testing.T) {
-		stream := ask(ctx, t, s, target)
+		stream := startUDPStream(ctx, t, s, target)
 		old := holder
-		must(t, s.Signal(ctx, old, "gantry-speaker", syscall.SIGSTOP))
-		holder = moved(ctx, t, s, old)
+		must(t, s.SignalProgram(ctx, old, "gantry-speaker", syscall.SIGSTOP))
+		holder = awaitNewHolder(ctx, t, s, old)
 		must(t, stream.AwaitAnswers(ctx, 200))
-		must(t, s.Signal(ctx, old, "gantry-speaker", syscall.SIGCONT))
+		must(t, s.SignalProgram(ctx, old, "gantry-speaker", syscall.SIGCONT))
 		must(t, stream.AwaitAnswers(ctx, 200))
 		stream.Stop()
-		if still, err := s.Holder(ctx, "echo", ""); err != nil || still != holder {
+		if still, err := s.AwaitHolder(ctx, "echo", ""); err != nil || still != holder {
 			t.Errorf("after %s went on the address is at %s (%v), want it to stay at %s", old, still, err, holder)
 		}
 	})
 }
 
-func ask(ctx context.Context, t *testing.T, s *stage.Stage, target string) *stage.Stream {
+func startUDPStream(ctx context.Context, t *testing.T, s *cluster.Cluster, target string) *cluster.Stream {
 	t.Helper()
-	stream, err := s.UDP(ctx, "client", target, 200)
+	stream, err := s.StreamUDP(ctx, "client", target, 200)
 	must(t, err)
 	must(t, stream.AwaitAnswers(ctx, 50))
 	return stream
 }
 
-func moved(ctx context.Context, t *testing.T, s *stage.Stage, old string) string {
+func awaitNewHolder(ctx context.Context, t *testing.T, s *cluster.Cluster, old string) string {
 	t.Helper()
-	next, err := s.Holder(ctx, "echo", old)
+	next, err := s.AwaitHolder(ctx, "echo", old)
 	must(t, err)
 	return next
 }
 
-// TestLocal checks externalTrafficPolicy Local: the address follows the Pod, and the Pod sees the client's own address.
-func TestLocal(t *testing.T) {
-	ctx, s := start(t, lab.Options{Nodes: 3})
-	must(t, s.Apply(ctx, stage.Pool))
-	local := strings.Replace(stage.Dashboard, "  type: LoadBalancer", "  externalTrafficPolicy: Local\n  type: LoadBalancer", 1)
+// TestLocalTrafficPolicy checks externalTrafficPolicy Local: the address follows the Pod, and the Pod sees the client's own address.
+func TestLocalTrafficPolicy(t *testing.T) {
+	ctx, s := startCluster(t, lab.Options{Nodes: 3})
+	must(t, s.Apply(ctx, cluster.PoolManifest))
+	local := strings.Replace(cluster.DashboardManifest, "  type: LoadBalancer", "  externalTrafficPolicy: Local\n  type: LoadBalancer", 1)
 	must(t, s.Apply(ctx, strings.Replace(local, "replicas: 3", "replicas: 1", 1)))
 	body, err := s.AwaitFetch(ctx, "client", "http://192.168.0.201:9097/")
 	must(t, err)
-	holder, err := s.Holder(ctx, "tekton-dashboard", "")
+	holder, err := s.AwaitHolder(ctx, "tekton-dashboard", "")
 	must(t, err)
 	for _, want := range []string{"node: " + holder + "\n", "peer: 192.168.0.100:"} {
 		if !strings.Contains(body, want) {
@@ -108,9 +108,9 @@ func TestLocal(t *testing.T) {
 	must(t, err)
 	_, err = s.Kubectl(ctx, "", "-n", "tekton-pipelines", "delete", "pod", "--all", "--grace-period=1")
 	must(t, err)
-	next, err := s.Holder(ctx, "tekton-dashboard", holder)
+	next, err := s.AwaitHolder(ctx, "tekton-dashboard", holder)
 	must(t, err)
-	must(t, stage.Await(ctx, "the answer of the Pod's new node", func(ctx context.Context) error {
+	must(t, cluster.Await(ctx, "the answer of the Pod's new node", func(ctx context.Context) error {
 		body, err := s.Fetch(ctx, "client", "http://192.168.0.201:9097/")
 		if err == nil && !strings.Contains(body, "node: "+next+"\n") {
 			err = fmt.Errorf("answered: %s", body)

@@ -9,62 +9,62 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gantry-lb/gantry/test/cluster"
 	"github.com/gantry-lb/gantry/test/lab"
-	"github.com/gantry-lb/gantry/test/stage"
 )
 
-// both is a pool of both families with its advertisement, and dual makes a Service ask for both.
-var both = strings.Replace(stage.Pool, "  - 192.168.0.201-192.168.0.233\n", "  - 192.168.0.201-192.168.0.233\n  - fd00:a8::201-fd00:a8::233\n", 1)
+// dualStackPool is a pool of both families with its advertisement, and dual makes a Service ask for both.
+var dualStackPool = strings.Replace(cluster.PoolManifest, "  - 192.168.0.201-192.168.0.233\n", "  - 192.168.0.201-192.168.0.233\n  - fd00:a8::201-fd00:a8::233\n", 1)
 
-func dual(echo string) string {
+func requireDualStack(echo string) string {
 	return strings.Replace(echo, "  type: LoadBalancer\n", "  type: LoadBalancer\n  ipFamilyPolicy: RequireDualStack\n", 1)
 }
 
-// watched is a Service whose addresses a client asks for all the time, and whose answers on the wire are captured.
-type watched struct {
-	s         *stage.Stage
-	addresses []netip.Addr
-	stop      context.CancelFunc
-	captured  func(...netip.Addr) ([]stage.Answer, error)
-	streams   []*stage.Stream
+// watchedService is a Service whose addresses a client asks for all the time, and whose answers on the wire are captured.
+type watchedService struct {
+	cluster        *cluster.Cluster
+	addresses      []netip.Addr
+	stopForgetting context.CancelFunc
+	endCapture     func(...netip.Addr) ([]cluster.NeighborAnswer, error)
+	streams        []*cluster.Stream
 }
 
-// watch begins to ask from the client; the neighbours are forgotten again and again, so that somebody has to answer.
-func watch(ctx context.Context, t *testing.T, s *stage.Stage, addresses []netip.Addr) *watched {
+// watchService begins to ask from the client; the neighbours are forgotten again and again, so that somebody has to answer.
+func watchService(ctx context.Context, t *testing.T, s *cluster.Cluster, addresses []netip.Addr) *watchedService {
 	t.Helper()
-	w := &watched{s: s, addresses: addresses}
+	w := &watchedService{cluster: s, addresses: addresses}
 	var err error
-	w.captured, err = s.CaptureAnswers(ctx, "client")
+	w.endCapture, err = s.CaptureNeighborAnswers(ctx, "client")
 	must(t, err)
 	for _, a := range addresses {
-		stream, err := s.UDP(ctx, "client", netip.AddrPortFrom(a, 7000).String(), 100)
+		stream, err := s.StreamUDP(ctx, "client", netip.AddrPortFrom(a, 7000).String(), 100)
 		must(t, err)
 		must(t, stream.AwaitAnswers(ctx, 20))
 		w.streams = append(w.streams, stream)
 	}
-	ctx, w.stop = context.WithCancel(ctx)
-	s.AskAgain(ctx, "client", addresses...)
+	ctx, w.stopForgetting = context.WithCancel(ctx)
+	s.ForgetNeighborsRepeatedly(ctx, "client", addresses...)
 	return w
 }
 
-// answered waits for n more answers of each stream.
-func (w *watched) answered(ctx context.Context, t *testing.T, n int) {
+// awaitAnswers waits for n more answers of each stream.
+func (w *watchedService) awaitAnswers(ctx context.Context, t *testing.T, n int) {
 	t.Helper()
 	for _, s := range w.streams {
 		must(t, s.AwaitAnswers(ctx, n))
 	}
 }
 
-// end returns who answered on the wire for each address, in order.
-func (w *watched) end(t *testing.T) map[netip.Addr][]stage.Answer {
+// stopAndCollect returns who answered on the wire for each address, in order.
+func (w *watchedService) stopAndCollect(t *testing.T) map[netip.Addr][]cluster.NeighborAnswer {
 	t.Helper()
-	w.stop()
+	w.stopForgetting()
 	for _, s := range w.streams {
 		s.Stop()
 	}
-	all, err := w.captured(w.addresses...)
+	all, err := w.endCapture(w.addresses...)
 	must(t, err)
-	out := map[netip.Addr][]stage.Answer{}
+	out := map[netip.Addr][]cluster.NeighborAnswer{}
 	for _, a := range all {
 		out[a.Address] = append(out[a.Address], a)
 	}
@@ -76,8 +76,8 @@ func (w *watched) end(t *testing.T) map[netip.Addr][]stage.Answer {
 	return out
 }
 
-// macs are the Ethernet addresses that answered, each once, by their last answer.
-func macs(answers []stage.Answer) []string {
+// answeringMACs are the Ethernet addresses that answered, each once, by their last answer.
+func answeringMACs(answers []cluster.NeighborAnswer) []string {
 	var out []string
 	for _, a := range answers {
 		out = append(slices.DeleteFunc(out, func(m string) bool { return m == a.MAC }), a.MAC)
@@ -85,35 +85,35 @@ func macs(answers []stage.Answer) []string {
 	return out
 }
 
-// TestOneHolder has the network between the nodes fail in ways that make speakers believe that others are dead. What the
+// TestOneNodeAnswers has the network between the nodes fail in ways that make speakers believe that others are dead. What the
 // client sees on the wire has to come from one holder.
-func TestOneHolder(t *testing.T) {
-	ctx, s := start(t, lab.Options{Nodes: 4, Families: lab.DualStack})
-	must(t, s.Apply(ctx, both))
-	must(t, s.Apply(ctx, dual(stage.Echo("echo", "node4"))))
+func TestOneNodeAnswers(t *testing.T) {
+	ctx, s := startCluster(t, lab.Options{Nodes: 4, Families: lab.DualStack})
+	must(t, s.Apply(ctx, dualStackPool))
+	must(t, s.Apply(ctx, requireDualStack(cluster.EchoManifest("echo", "node4"))))
 	_, err := s.Kubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true")
 	must(t, err)
-	addresses, err := s.Addresses(ctx, "default", "echo", 2)
+	addresses, err := s.AwaitAddresses(ctx, "default", "echo", 2)
 	must(t, err)
 	// The addresses of one Service have different holders where there is a choice.
 	awaitHolders := func() []string {
 		t.Helper()
-		h, err := s.Holders(ctx, "echo", 2)
+		h, err := s.AwaitHolders(ctx, "echo", 2)
 		must(t, err)
 		return h
 	}
 	holders := awaitHolders()
 
 	t.Run("gossip is blocked between two halves and the LAN is whole", func(t *testing.T) {
-		w := watch(ctx, t, s, addresses)
+		w := watchService(ctx, t, s, addresses)
 		must(t, s.BlockGossip(ctx, []string{"node1", "node2"}, []string{"node3", "node4"}))
-		w.answered(ctx, t, 500) // about 10 s: longer than the gossip takes to give the others up
+		w.awaitAnswers(ctx, t, 500) // about 10 s: longer than the gossip takes to give the others up
 		for _, n := range []string{"node1", "node2", "node3", "node4"} {
 			must(t, s.UnblockPorts(ctx, n))
 		}
-		w.answered(ctx, t, 100)
-		for a, answers := range w.end(t) {
-			if who := macs(answers); len(who) != 1 {
+		w.awaitAnswers(ctx, t, 100)
+		for a, answers := range w.stopAndCollect(t) {
+			if who := answeringMACs(answers); len(who) != 1 {
 				t.Errorf("%s was answered for by %v, want one node", a, who)
 			}
 		}
@@ -123,16 +123,16 @@ func TestOneHolder(t *testing.T) {
 	})
 	t.Run("the LAN is cut and heals to one holder", func(t *testing.T) {
 		holder := holders[0]
-		w := watch(ctx, t, s, addresses)
+		w := watchService(ctx, t, s, addresses)
 		must(t, s.Partition(ctx, []string{holder}))
-		w.answered(ctx, t, 400)
+		w.awaitAnswers(ctx, t, 400)
 		healed := time.Now()
-		must(t, s.Heal(ctx))
-		w.answered(ctx, t, 150)
-		for a, answers := range w.end(t) {
-			i := slices.IndexFunc(answers, func(x stage.Answer) bool { return x.At.After(healed) })
-			late := slices.DeleteFunc(slices.Clone(answers), func(x stage.Answer) bool { return x.At.Before(healed.Add(time.Second)) })
-			if who := macs(late); len(who) != 1 {
+		must(t, s.HealPartition(ctx))
+		w.awaitAnswers(ctx, t, 150)
+		for a, answers := range w.stopAndCollect(t) {
+			i := slices.IndexFunc(answers, func(x cluster.NeighborAnswer) bool { return x.At.After(healed) })
+			late := slices.DeleteFunc(slices.Clone(answers), func(x cluster.NeighborAnswer) bool { return x.At.Before(healed.Add(time.Second)) })
+			if who := answeringMACs(late); len(who) != 1 {
 				t.Errorf("a second after the LAN was whole again %s was answered for by %v, want one node", a, who)
 			} else if i > 0 && who[0] != answers[i-1].MAC {
 				t.Errorf("%s was answered for by %s while the LAN was cut, and by %s afterwards, though both lived", a, answers[i-1].MAC, who[0])
@@ -141,13 +141,13 @@ func TestOneHolder(t *testing.T) {
 	})
 	t.Run("a paused holder yields without another answer", func(t *testing.T) {
 		holder := awaitHolders()[0]
-		w := watch(ctx, t, s, addresses)
-		must(t, s.Signal(ctx, holder, "gantry-speaker", syscall.SIGSTOP))
-		w.answered(ctx, t, 100)
-		must(t, s.Signal(ctx, holder, "gantry-speaker", syscall.SIGCONT))
-		w.answered(ctx, t, 100)
-		for a, answers := range w.end(t) {
-			order := slices.CompactFunc(answers, func(x, y stage.Answer) bool { return x.MAC == y.MAC })
+		w := watchService(ctx, t, s, addresses)
+		must(t, s.SignalProgram(ctx, holder, "gantry-speaker", syscall.SIGSTOP))
+		w.awaitAnswers(ctx, t, 100)
+		must(t, s.SignalProgram(ctx, holder, "gantry-speaker", syscall.SIGCONT))
+		w.awaitAnswers(ctx, t, 100)
+		for a, answers := range w.stopAndCollect(t) {
+			order := slices.CompactFunc(answers, func(x, y cluster.NeighborAnswer) bool { return x.MAC == y.MAC })
 			if len(order) > 2 {
 				t.Errorf("%s was answered for by %v in turn, want the former holder and then its successor", a, order)
 			}
@@ -155,14 +155,14 @@ func TestOneHolder(t *testing.T) {
 	})
 	t.Run("a pause of 100 ms changes nothing", func(t *testing.T) {
 		before := awaitHolders()
-		w := watch(ctx, t, s, addresses)
+		w := watchService(ctx, t, s, addresses)
 		for range 10 {
-			must(t, s.Signal(ctx, before[0], "gantry-speaker", syscall.SIGSTOP))
+			must(t, s.SignalProgram(ctx, before[0], "gantry-speaker", syscall.SIGSTOP))
 			<-time.After(80 * time.Millisecond) // and what the order takes to arrive
-			must(t, s.Signal(ctx, before[0], "gantry-speaker", syscall.SIGCONT))
-			w.answered(ctx, t, 30)
+			must(t, s.SignalProgram(ctx, before[0], "gantry-speaker", syscall.SIGCONT))
+			w.awaitAnswers(ctx, t, 30)
 		}
-		w.end(t)
+		w.stopAndCollect(t)
 		if now := awaitHolders(); !slices.Equal(now, before) {
 			t.Errorf("short pauses moved the addresses from %v to %v", before, now)
 		}

@@ -23,23 +23,23 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/gantry-lb/gantry/test/stage"
+	"github.com/gantry-lb/gantry/test/cluster"
 )
 
-// ingress puts a real nginx behind the Service of an ingress controller, and asks it as browsers do.
-func ingress(ctx context.Context, t *testing.T, s *stage.Stage) {
+// testIngress puts a real nginx behind the Service of an ingress controller, and asks it as browsers do.
+func testIngress(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	if _, err := os.Stat("/usr/sbin/nginx"); err != nil {
 		t.Skip("nginx is missing: apt-get install nginx-light")
 	}
-	must(t, s.Apply(ctx, strings.Replace(stage.Dashboard, "type: LoadBalancer", "type: ClusterIP", 1)))
-	must(t, s.Apply(ctx, manual(t, "004-ingress.yaml")))
-	kubectl := room(ctx, t, s, "ingress-nginx")
-	roots := certificate(ctx, t, s, "tekton.k8s.local")
+	must(t, s.Apply(ctx, strings.Replace(cluster.DashboardManifest, "type: LoadBalancer", "type: ClusterIP", 1)))
+	must(t, s.Apply(ctx, readManual(t, "004-ingress.yaml")))
+	kubectl := newNamespace(ctx, t, s, "ingress-nginx")
+	roots := createCertificate(ctx, t, s, "tekton.k8s.local")
 	must(t, s.API.Create(ctx, &corev1.ConfigMap{
-		ObjectMeta: object("ingress-nginx", "ingress-nginx-controller"), Data: map[string]string{"nginx.conf": rendered(ctx, t, s)},
+		ObjectMeta: objectMeta("ingress-nginx", "ingress-nginx-controller"), Data: map[string]string{"nginx.conf": nginxConfig(ctx, t, s)},
 	}))
-	kubectl(manual(t, "004-ingress-controller.yaml"), "apply", "-f", "-")
-	address, err := s.Address(ctx, "ingress-nginx", "ingress-nginx-controller")
+	kubectl(readManual(t, "004-ingress-controller.yaml"), "apply", "-f", "-")
+	address, err := s.AwaitAddress(ctx, "ingress-nginx", "ingress-nginx-controller")
 	must(t, err)
 
 	name := "tekton.k8s.local"
@@ -63,7 +63,7 @@ func ingress(ctx context.Context, t *testing.T, s *stage.Stage) {
 	}
 	for scheme, port := range map[string]string{"http": "80", "https": "443"} {
 		var body string
-		must(t, stage.Await(ctx, scheme+" through the ingress controller", func(context.Context) (err error) {
+		must(t, cluster.Await(ctx, scheme+" through the ingress controller", func(context.Context) (err error) {
 			body, err = visit(scheme, port)
 			return err
 		}))
@@ -79,9 +79,9 @@ func ingress(ctx context.Context, t *testing.T, s *stage.Stage) {
 	}
 }
 
-// rendered is the configuration that an ingress controller makes of the Ingresses: here for nginx, with what the answers
+// nginxConfig is the configuration that an ingress controller makes of the Ingresses: here for nginx, with what the answers
 // are checked for.
-func rendered(ctx context.Context, t *testing.T, s *stage.Stage) string {
+func nginxConfig(ctx context.Context, t *testing.T, s *cluster.Cluster) string {
 	t.Helper()
 	var list networkingv1.IngressList
 	must(t, s.API.List(ctx, &list))
@@ -90,7 +90,7 @@ func rendered(ctx context.Context, t *testing.T, s *stage.Stage) string {
 		for _, rule := range i.Spec.Rules {
 			fmt.Fprintf(&servers, "server {\n  listen 80;\n  listen 443 ssl;\n  server_name %s;\n", rule.Host)
 			for _, p := range rule.HTTP.Paths {
-				svc, err := s.Service(ctx, i.Namespace, p.Backend.Service.Name)
+				svc, err := s.GetService(ctx, i.Namespace, p.Backend.Service.Name)
 				must(t, err)
 				fmt.Fprintf(&servers, "  location %s { proxy_pass http://%s:%d; proxy_set_header Host $host; add_header X-Client $remote_addr; }\n",
 					p.Path, svc.Spec.ClusterIP, p.Backend.Service.Port.Number)
@@ -116,13 +116,13 @@ http {
 ` + servers.String() + "}\n"
 }
 
-func object(namespace, name string) (m metav1.ObjectMeta) {
+func objectMeta(namespace, name string) (m metav1.ObjectMeta) {
 	m.Namespace, m.Name = namespace, name
 	return m
 }
 
-// certificate makes one for the name, puts it into a Secret, and returns what a client has to trust.
-func certificate(ctx context.Context, t *testing.T, s *stage.Stage, name string) *x509.CertPool {
+// createCertificate makes one for the name, puts it into a Secret, and returns what a client has to trust.
+func createCertificate(ctx context.Context, t *testing.T, s *cluster.Cluster, name string) *x509.CertPool {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(t, err)
@@ -136,7 +136,7 @@ func certificate(ctx context.Context, t *testing.T, s *stage.Stage, name string)
 	must(t, err)
 	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 	must(t, client.IgnoreAlreadyExists(s.API.Create(ctx, &corev1.Secret{
-		ObjectMeta: object("ingress-nginx", "certificate"), Type: corev1.SecretTypeTLS,
+		ObjectMeta: objectMeta("ingress-nginx", "certificate"), Type: corev1.SecretTypeTLS,
 		Data: map[string][]byte{corev1.TLSCertKey: text, corev1.TLSPrivateKeyKey: pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: keyDER})},
 	})))
 	pool := x509.NewCertPool()

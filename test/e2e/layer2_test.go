@@ -24,34 +24,34 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/layer2"
 	"github.com/gantry-lb/gantry/speaker/layer2/wire"
+	"github.com/gantry-lb/gantry/test/cluster"
 	"github.com/gantry-lb/gantry/test/lab"
 	"github.com/gantry-lb/gantry/test/lab/netns"
-	"github.com/gantry-lb/gantry/test/stage"
 )
 
-// labPool has addresses of both families.
-var labPool = strings.Replace(stage.Pool, "  - 192.168.0.201-192.168.0.233\n", "  - 192.168.0.201-192.168.0.233\n  - fd00:a8::200-fd00:a8::2ff\n", 1)
+// dualStackLabPool has addresses of both families.
+var dualStackLabPool = strings.Replace(cluster.PoolManifest, "  - 192.168.0.201-192.168.0.233\n", "  - 192.168.0.201-192.168.0.233\n  - fd00:a8::200-fd00:a8::2ff\n", 1)
 
-// dualEcho is stage.Echo with an address of each family.
-var dualEcho = strings.Replace(stage.Echo("echo", "node3"), "  type: LoadBalancer\n", "  type: LoadBalancer\n  ipFamilyPolicy: RequireDualStack\n", 1)
+// dualStackEcho is stage.Echo with an address of each family.
+var dualStackEcho = strings.Replace(cluster.EchoManifest("echo", "node3"), "  type: LoadBalancer\n", "  type: LoadBalancer\n  ipFamilyPolicy: RequireDualStack\n", 1)
 
-// ear hears, and says, what passes on a host's link.
-type ear struct {
+// frameListener hears, and says, what passes on a host's link.
+type frameListener struct {
 	layer2.Port
 	link facts.Link
 }
 
-// listen opens an ear; hear is called for each frame.
-func listen(t *testing.T, s *stage.Stage, host string, f layer2.Family, hear func(layer2.Frame)) ear {
+// listenForFrames opens an ear; hear is called for each frame.
+func listenForFrames(t *testing.T, s *cluster.Cluster, host string, f layer2.Family, hear func(layer2.Frame)) frameListener {
 	t.Helper()
-	var e ear
+	var e frameListener
 	must(t, s.Host(host).Do(func() error {
 		i, err := net.InterfaceByName("eth0")
 		if err != nil {
 			return err
 		}
 		e.link = facts.Link{Index: i.Index, Name: i.Name, MAC: facts.MAC(i.HardwareAddr)}
-		e.Port, err = wire.Wire{}.Open(e.link, f)
+		e.Port, err = wire.Wire{}.OpenPort(e.link, f)
 		return err
 	}))
 	ended := make(chan struct{})
@@ -69,14 +69,14 @@ func listen(t *testing.T, s *stage.Stage, host string, f layer2.Family, hear fun
 	return e
 }
 
-// TestTheSegment holds what a user sees of layer 2 on a LAN with other hosts.
-func TestTheSegment(t *testing.T) {
-	ctx, s := start(t, lab.Options{Nodes: 3, Families: lab.DualStack})
-	must(t, s.Apply(ctx, labPool))
-	must(t, s.Apply(ctx, dualEcho))
-	_, err := s.Address(ctx, "default", "echo")
+// TestLayer2OnSharedLAN holds what a user sees of layer 2 on a LAN with other hosts.
+func TestLayer2OnSharedLAN(t *testing.T) {
+	ctx, s := startCluster(t, lab.Options{Nodes: 3, Families: lab.DualStack})
+	must(t, s.Apply(ctx, dualStackLabPool))
+	must(t, s.Apply(ctx, dualStackEcho))
+	_, err := s.AwaitAddress(ctx, "default", "echo")
 	must(t, err)
-	svc, err := s.Service(ctx, "default", "echo")
+	svc, err := s.GetService(ctx, "default", "echo")
 	must(t, err)
 	var four, six netip.Addr
 	for _, in := range svc.Status.LoadBalancer.Ingress {
@@ -89,25 +89,25 @@ func TestTheSegment(t *testing.T) {
 	if !four.IsValid() || !six.IsValid() {
 		t.Fatalf("the Service has %v, want an address of each family", svc.Status.LoadBalancer.Ingress)
 	}
-	t.Run("a neighbour of IPv6 is checked on and stays", func(t *testing.T) { neighbourStays(ctx, t, s, six) })
-	t.Run("an address that somebody uses is not given", func(t *testing.T) { probed(ctx, t, s) })
-	t.Run("a foreign host claims the address", func(t *testing.T) { foreignHost(ctx, t, s, four) })
-	t.Run("a host tries whether it may have the address", func(t *testing.T) { duplicate(ctx, t, s, six) })
-	t.Run("the kernel of another node speaks for the address", func(t *testing.T) { strayKernel(ctx, t, s, four) })
-	t.Run("the holder's link gets another Ethernet address", func(t *testing.T) { otherMAC(ctx, t, s, four) })
-	t.Run("a link flaps", func(t *testing.T) { linkFlaps(ctx, t, s, four) })
-	t.Run("a link is renamed", func(t *testing.T) { linkRenamed(ctx, t, s, four, six) })
-	t.Run("a client that hears no announcement follows a move", func(t *testing.T) { deafClient(ctx, t, s, four, six) })
-	t.Run("the holder is another, and nothing is told of the foreign host", func(t *testing.T) { must(t, tells(ctx, s, "echo", "True", names.ReasonAnnounced)) })
-	t.Run("pings are answered on wish", func(t *testing.T) { pingsAnswered(ctx, t, s, four, six) })
-	t.Run("links are excluded while the speakers run", func(t *testing.T) { linksExcluded(ctx, t, s, four) })
+	t.Run("a neighbour of IPv6 is checked on and stays", func(t *testing.T) { testIPv6NeighborStays(ctx, t, s, six) })
+	t.Run("an address that somebody uses is not given", func(t *testing.T) { testAddressProbe(ctx, t, s) })
+	t.Run("a foreign host claims the address", func(t *testing.T) { testForeignHost(ctx, t, s, four) })
+	t.Run("a host tries whether it may have the address", func(t *testing.T) { testDuplicateAddressDetection(ctx, t, s, six) })
+	t.Run("the kernel of another node speaks for the address", func(t *testing.T) { testOtherNodeAnswers(ctx, t, s, four) })
+	t.Run("the holder's link gets another Ethernet address", func(t *testing.T) { testChangedMAC(ctx, t, s, four) })
+	t.Run("a link flaps", func(t *testing.T) { testLinkFlaps(ctx, t, s, four) })
+	t.Run("a link is renamed", func(t *testing.T) { testLinkRenamed(ctx, t, s, four, six) })
+	t.Run("a client that hears no announcement follows a move", func(t *testing.T) { testClientWithoutBroadcasts(ctx, t, s, four, six) })
+	t.Run("the holder is another, and nothing is told of the foreign host", func(t *testing.T) { must(t, awaitAnnouncedCondition(ctx, s, "echo", "True", names.ReasonAnnounced)) })
+	t.Run("pings are answered on wish", func(t *testing.T) { testPings(ctx, t, s, four, six) })
+	t.Run("links are excluded while the speakers run", func(t *testing.T) { testLinksExcluded(ctx, t, s, four) })
 }
 
-// holderOf waits until exactly one node says that it answers for the address.
-func holderOf(ctx context.Context, t *testing.T, s *stage.Stage, a netip.Addr) v1beta1.ServiceL2Status {
+// awaitHolderOf waits until exactly one node says that it answers for the address.
+func awaitHolderOf(ctx context.Context, t *testing.T, s *cluster.Cluster, a netip.Addr) v1beta1.ServiceL2Status {
 	t.Helper()
 	var holder v1beta1.ServiceL2Status
-	must(t, stage.Await(ctx, "a holder of "+a.String(), func(ctx context.Context) error {
+	must(t, cluster.Await(ctx, "a holder of "+a.String(), func(ctx context.Context) error {
 		var list v1beta1.ServiceL2StatusList
 		if err := s.API.List(ctx, &list, client.InNamespace(names.Namespace)); err != nil {
 			return err
@@ -127,33 +127,33 @@ func holderOf(ctx context.Context, t *testing.T, s *stage.Stage, a netip.Addr) v
 	return holder
 }
 
-// neighbourStays has the client's kernel check again and again whether the holder is still there (RFC 4861 section
+// testIPv6NeighborStays has the client's kernel check again and again whether the holder is still there (RFC 4861 section
 // 7.3), by questions to the holder alone, while it asks the Service.
-func neighbourStays(ctx context.Context, t *testing.T, s *stage.Stage, six netip.Addr) {
+func testIPv6NeighborStays(ctx context.Context, t *testing.T, s *cluster.Cluster, six netip.Addr) {
 	must(t, s.Host("client").Do(func() error {
 		for key, value := range map[string]string{"base_reachable_time_ms": "300", "delay_first_probe_time": "1", "gc_stale_time": "1"} {
-			if err := netns.Sysctl("net/ipv6/neigh/eth0/"+key, value); err != nil {
+			if err := netns.SetSysctl("net/ipv6/neigh/eth0/"+key, value); err != nil {
 				return err
 			}
 		}
 		return nil
 	}))
-	holder := holderOf(ctx, t, s, six).Status.Node
+	holder := awaitHolderOf(ctx, t, s, six).Status.Node
 	var checks, answers atomic.Int64
-	var client ear
-	asked := listen(t, s, holder, layer2.IPv6, func(f layer2.Frame) {
+	var client frameListener
+	asked := listenForFrames(t, s, holder, layer2.IPv6, func(f layer2.Frame) {
 		if f.Operation == layer2.Request && f.TargetIP == six && f.Destination[0]&1 == 0 {
 			checks.Add(1)
 		}
 	})
-	client = listen(t, s, "client", layer2.IPv6, func(f layer2.Frame) {
+	client = listenForFrames(t, s, "client", layer2.IPv6, func(f layer2.Frame) {
 		if f.Operation == layer2.Reply && f.SenderIP == six && f.SenderMAC == asked.link.MAC && f.Destination[0]&1 == 0 && !f.Unsolicited {
 			answers.Add(1)
 		}
 	})
-	stream, err := s.UDP(ctx, "client", netip.AddrPortFrom(six, 7000).String(), 200)
+	stream, err := s.StreamUDP(ctx, "client", netip.AddrPortFrom(six, 7000).String(), 200)
 	must(t, err)
-	must(t, stage.Await(ctx, "three checks on the neighbour", func(context.Context) error {
+	must(t, cluster.Await(ctx, "three checks on the neighbour", func(context.Context) error {
 		if n := checks.Load(); n < 3 {
 			return fmt.Errorf("the client's kernel checked %d times", n)
 		}
@@ -162,7 +162,7 @@ func neighbourStays(ctx context.Context, t *testing.T, s *stage.Stage, six netip
 	if o := stream.Stop(); o.Lost > 0 || o.Sent == 0 {
 		t.Errorf("%d of %d requests are lost", o.Lost, o.Sent)
 	}
-	must(t, stage.Await(ctx, "an answer to each check", func(context.Context) error {
+	must(t, cluster.Await(ctx, "an answer to each check", func(context.Context) error {
 		if n, of := answers.Load(), checks.Load(); n < of {
 			return fmt.Errorf("%d checks, %d answers to the client %s", of, n, client.link.MAC)
 		}
@@ -171,14 +171,14 @@ func neighbourStays(ctx context.Context, t *testing.T, s *stage.Stage, six netip
 	for metric, least := range map[string]int{
 		"metallb_layer2_requests_received": int(checks.Load()), "metallb_layer2_responses_sent": int(answers.Load()), "metallb_layer2_gratuitous_sent": 1,
 	} {
-		if n := metricOf(ctx, t, s, holder, fmt.Sprintf(`%s{ip="%s"}`, metric, six)); n < float64(least) {
+		if n := readMetric(ctx, t, s, holder, fmt.Sprintf(`%s{ip="%s"}`, metric, six)); n < float64(least) {
 			t.Errorf("%s counts %v as %s, want %d at least", holder, n, metric, least)
 		}
 	}
 }
 
-// metricOf is what the speaker of the node gives as the value of one metric with its labels; 0 if there is none.
-func metricOf(ctx context.Context, t *testing.T, s *stage.Stage, node, metric string) float64 {
+// readMetric is what the speaker of the node gives as the value of one metric with its labels; 0 if there is none.
+func readMetric(ctx context.Context, t *testing.T, s *cluster.Cluster, node, metric string) float64 {
 	t.Helper()
 	body, err := s.AwaitFetch(ctx, node, "http://127.0.0.1:7473/metrics")
 	must(t, err)
@@ -192,12 +192,12 @@ func metricOf(ctx context.Context, t *testing.T, s *stage.Stage, node, metric st
 	return 0
 }
 
-// foreignHost has the router claim the address for a while.
-func foreignHost(ctx context.Context, t *testing.T, s *stage.Stage, four netip.Addr) {
-	before := holderOf(ctx, t, s, four)
+// testForeignHost has the router claim the address for a while.
+func testForeignHost(ctx context.Context, t *testing.T, s *cluster.Cluster, four netip.Addr) {
+	before := awaitHolderOf(ctx, t, s, four)
 	var claimed, defended atomic.Bool
-	holder := listen(t, s, before.Status.Node, layer2.IPv4, func(layer2.Frame) {})
-	listen(t, s, "client", layer2.IPv4, func(f layer2.Frame) {
+	holder := listenForFrames(t, s, before.Status.Node, layer2.IPv4, func(layer2.Frame) {})
+	listenForFrames(t, s, "client", layer2.IPv4, func(f layer2.Frame) {
 		if claimed.Load() && f.SenderIP == four && f.TargetIP == four && f.SenderMAC == holder.link.MAC {
 			defended.Store(true)
 		}
@@ -207,34 +207,34 @@ func foreignHost(ctx context.Context, t *testing.T, s *stage.Stage, four netip.A
 	case <-ctx.Done():
 	case <-time.After(5 * time.Second):
 	}
-	rogue := listen(t, s, "router", layer2.IPv4, func(layer2.Frame) {})
-	all := layer2.Everybody(four)
+	rogue := listenForFrames(t, s, "router", layer2.IPv4, func(layer2.Frame) {})
+	all := layer2.AnnouncementMAC(four)
 	claim := layer2.Frame{
 		Destination: all, Source: rogue.link.MAC, Operation: layer2.Reply,
 		SenderMAC: rogue.link.MAC, SenderIP: four, TargetMAC: all, TargetIP: four,
 	}
 	claimed.Store(true)
-	must(t, stage.Await(ctx, "what tells of the foreign host", func(ctx context.Context) error {
+	must(t, cluster.Await(ctx, "what tells of the foreign host", func(ctx context.Context) error {
 		if err := rogue.Write(claim); err != nil {
 			return err
 		}
-		return told(ctx, s, before.Status.Node, four, rogue.link.MAC)
+		return checkConflictReported(ctx, s, before.Status.Node, four, rogue.link.MAC)
 	}))
-	must(t, stage.Await(ctx, "a defence of the address (RFC 5227 section 2.4)", func(context.Context) error {
+	must(t, cluster.Await(ctx, "a defence of the address (RFC 5227 section 2.4)", func(context.Context) error {
 		if !defended.Load() {
 			return errors.New("the client heard none")
 		}
 		return nil
 	}))
-	if after := holderOf(ctx, t, s, four); after.Status.Node != before.Status.Node {
+	if after := awaitHolderOf(ctx, t, s, four); after.Status.Node != before.Status.Node {
 		t.Errorf("the holder changed from %s to %s", before.Status.Node, after.Status.Node)
 	}
-	stream := ask(ctx, t, s, netip.AddrPortFrom(four, 7000).String()) // the client was told the truth
+	stream := startUDPStream(ctx, t, s, netip.AddrPortFrom(four, 7000).String()) // the client was told the truth
 	stream.Stop()
 }
 
-// told says whether the event, the entry, the condition and the metric tell of a foreign host.
-func told(ctx context.Context, s *stage.Stage, node string, a netip.Addr, mac facts.MAC) error {
+// checkConflictReported says whether the event, the entry, the condition and the metric tell of a foreign host.
+func checkConflictReported(ctx context.Context, s *cluster.Cluster, node string, a netip.Addr, mac facts.MAC) error {
 	var events eventsv1.EventList
 	if err := s.API.List(ctx, &events, client.InNamespace("default")); err != nil {
 		return err
@@ -266,7 +266,7 @@ func told(ctx context.Context, s *stage.Stage, node string, a netip.Addr, mac fa
 	if !meta.IsStatusConditionFalse(speaker.Status.Conditions, names.ConditionUncontested) {
 		return fmt.Errorf("the conditions of the speaker are %v", speaker.Status.Conditions)
 	}
-	svc, err := s.Service(ctx, "default", "echo")
+	svc, err := s.GetService(ctx, "default", "echo")
 	if err != nil {
 		return err
 	}
@@ -287,9 +287,9 @@ func told(ctx context.Context, s *stage.Stage, node string, a netip.Addr, mac fa
 	return nil
 }
 
-// deafClient is a client in a network that keeps announcements to everybody from it. It asked for the addresses before, so
+// testClientWithoutBroadcasts is a client in a network that keeps announcements to everybody from it. It asked for the addresses before, so
 // that the next holder tells it alone: it need not find out by itself, which takes half a minute.
-func deafClient(ctx context.Context, t *testing.T, s *stage.Stage, four, six netip.Addr) {
+func testClientWithoutBroadcasts(ctx context.Context, t *testing.T, s *cluster.Cluster, four, six netip.Addr) {
 	rules := func(text string) {
 		cmd := exec.Command("nft", "-f", "-")
 		cmd.Stdin = strings.NewReader(text)
@@ -308,32 +308,32 @@ func deafClient(ctx context.Context, t *testing.T, s *stage.Stage, four, six net
 	label("=true")
 	defer label("-")
 	for _, a := range []netip.Addr{four, six} {
-		unaided(ctx, t, s, a, backend)
+		checkClientNeedNotAsk(ctx, t, s, a, backend)
 	}
 }
 
-// unaided cuts the holder off, and sees that the client does not have to ask who is the next one.
-func unaided(ctx context.Context, t *testing.T, s *stage.Stage, a netip.Addr, backend string) {
+// checkClientNeedNotAsk cuts the holder off, and sees that the client does not have to ask who is the next one.
+func checkClientNeedNotAsk(ctx context.Context, t *testing.T, s *cluster.Cluster, a netip.Addr, backend string) {
 	var questions atomic.Int64
 	var asker atomic.Pointer[facts.MAC]
-	heard := listen(t, s, "router", layer2.FamilyOf(a), func(f layer2.Frame) {
+	heard := listenForFrames(t, s, "router", layer2.FamilyOf(a), func(f layer2.Frame) {
 		if mac := asker.Load(); mac != nil && f.Operation == layer2.Request && f.SenderMAC == *mac && f.TargetIP == a {
 			questions.Add(1)
 		}
 	})
-	must(t, heard.Join(a))
-	client := listen(t, s, "client", layer2.FamilyOf(a), func(layer2.Frame) {})
+	must(t, heard.JoinGroup(a))
+	client := listenForFrames(t, s, "client", layer2.FamilyOf(a), func(layer2.Frame) {})
 	asker.Store(&client.link.MAC)
 	var old string
-	must(t, stage.Await(ctx, "a holder without the backend", func(context.Context) error {
-		if old = holderOf(ctx, t, s, a).Status.Node; old == backend {
+	must(t, cluster.Await(ctx, "a holder without the backend", func(context.Context) error {
+		if old = awaitHolderOf(ctx, t, s, a).Status.Node; old == backend {
 			return errors.New("it is " + old + " still")
 		}
 		return nil
 	}))
 	_ = s.Host("client").Do(exec.Command("ip", "neigh", "del", a.String(), "dev", "eth0").Run) // if it is known, it is asked for anew
-	stream := ask(ctx, t, s, netip.AddrPortFrom(a, 7000).String())
-	must(t, stage.Await(ctx, "the client's question", func(context.Context) error {
+	stream := startUDPStream(ctx, t, s, netip.AddrPortFrom(a, 7000).String())
+	must(t, cluster.Await(ctx, "the client's question", func(context.Context) error {
 		if questions.Load() == 0 {
 			return errors.New("there was none")
 		}
@@ -350,18 +350,18 @@ func unaided(ctx context.Context, t *testing.T, s *stage.Stage, a netip.Addr, ba
 		t.Errorf("the client had to ask %d times who has %s", n, a)
 	}
 	o := stream.Stop()
-	t.Logf("the client waited for %s", o.Gap)
-	must(t, stage.Await(ctx, "metrics of the new holder", func(ctx context.Context) error {
-		now := holderOf(ctx, t, s, a).Status.Node
+	t.Logf("the client waited for %s", o.LongestGap)
+	must(t, cluster.Await(ctx, "metrics of the new holder", func(ctx context.Context) error {
+		now := awaitHolderOf(ctx, t, s, a).Status.Node
 		for _, metric := range []string{`gantry_speaker_moves_total{event="Taken",reason="HolderGone"}`, "gantry_speaker_takeover_seconds_count"} {
-			if metricOf(ctx, t, s, now, metric) == 0 {
+			if readMetric(ctx, t, s, now, metric) == 0 {
 				return fmt.Errorf("%s does not count %s", now, metric)
 			}
 		}
-		n := metricOf(ctx, t, s, now, "gantry_speaker_takeover_seconds_count")
-		each := time.Duration(metricOf(ctx, t, s, now, "gantry_speaker_takeover_seconds_sum") / n * float64(time.Second))
-		if each < 50*time.Millisecond || each > max(2*o.Gap, 10*time.Second) { // a beacon comes each 50 ms
-			return fmt.Errorf("each of %v takeovers took %v, it says, and the client waited for %v", n, each, o.Gap)
+		n := readMetric(ctx, t, s, now, "gantry_speaker_takeover_seconds_count")
+		each := time.Duration(readMetric(ctx, t, s, now, "gantry_speaker_takeover_seconds_sum") / n * float64(time.Second))
+		if each < 50*time.Millisecond || each > max(2*o.LongestGap, 10*time.Second) { // a beacon comes each 50 ms
+			return fmt.Errorf("each of %v takeovers took %v, it says, and the client waited for %v", n, each, o.LongestGap)
 		}
 		return nil
 	}))

@@ -20,25 +20,25 @@ import (
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/layer2"
-	"github.com/gantry-lb/gantry/test/stage"
+	"github.com/gantry-lb/gantry/test/cluster"
 )
 
-// linkFlaps pulls the holder's cable again and again, and plugs it in at once.
-func linkFlaps(ctx context.Context, t *testing.T, s *stage.Stage, four netip.Addr) {
+// testLinkFlaps pulls the holder's cable again and again, and plugs it in at once.
+func testLinkFlaps(ctx context.Context, t *testing.T, s *cluster.Cluster, four netip.Addr) {
 	target := netip.AddrPortFrom(four, 7000).String()
 	for range 5 {
-		holder := holderOf(ctx, t, s, four).Status.Node
+		holder := awaitHolderOf(ctx, t, s, four).Status.Node
 		must(t, s.CutCable(ctx, holder))
 		must(t, s.PlugCable(ctx, holder))
 	}
-	ask(ctx, t, s, target).Stop()
+	startUDPStream(ctx, t, s, target).Stop()
 	var macs []facts.MAC
 	for _, host := range []string{"node1", "node2", "node3"} {
-		macs = append(macs, listen(t, s, host, layer2.IPv4, func(layer2.Frame) {}).link.MAC)
+		macs = append(macs, listenForFrames(t, s, host, layer2.IPv4, func(layer2.Frame) {}).link.MAC)
 	}
 	// Whoever holds it now, one node answers.
 	answered := make([]atomic.Int64, len(macs))
-	asker := listen(t, s, "client", layer2.IPv4, func(f layer2.Frame) {
+	asker := listenForFrames(t, s, "client", layer2.IPv4, func(f layer2.Frame) {
 		for i, mac := range macs {
 			if f.Operation == layer2.Reply && f.SenderIP == four && f.SenderMAC == mac && f.Destination[0]&1 == 0 {
 				answered[i].Add(1)
@@ -46,13 +46,13 @@ func linkFlaps(ctx context.Context, t *testing.T, s *stage.Stage, four netip.Add
 		}
 	})
 	const questions = 5
-	must(t, stage.Await(ctx, "one node that answers", func(ctx context.Context) error {
+	must(t, cluster.Await(ctx, "one node that answers", func(ctx context.Context) error {
 		for i := range answered {
 			answered[i].Store(0)
 		}
 		for range questions {
 			if err := asker.Write(layer2.Frame{
-				Destination: layer2.Everybody(four), Source: asker.link.MAC, Operation: layer2.Request,
+				Destination: layer2.AnnouncementMAC(four), Source: asker.link.MAC, Operation: layer2.Request,
 				SenderMAC: asker.link.MAC, SenderIP: clientIP, TargetIP: four,
 			}); err != nil {
 				return err
@@ -79,17 +79,17 @@ func linkFlaps(ctx context.Context, t *testing.T, s *stage.Stage, four netip.Add
 // clientIP is the client's address.
 var clientIP = netip.MustParseAddr("192.168.0.100")
 
-// linkRenamed gives the holders' links another name while a client asks; the link and its addresses stay what they are.
-func linkRenamed(ctx context.Context, t *testing.T, s *stage.Stage, addresses ...netip.Addr) {
-	var streams []*stage.Stream
+// testLinkRenamed gives the holders' links another name while a client asks; the link and its addresses stay what they are.
+func testLinkRenamed(ctx context.Context, t *testing.T, s *cluster.Cluster, addresses ...netip.Addr) {
+	var streams []*cluster.Stream
 	for _, a := range addresses {
-		streams = append(streams, ask(ctx, t, s, netip.AddrPortFrom(a, 7000).String()))
+		streams = append(streams, startUDPStream(ctx, t, s, netip.AddrPortFrom(a, 7000).String()))
 	}
 	rename := func(from, to string) {
 		for _, node := range []string{"node1", "node2", "node3"} {
 			must(t, s.Host(node).Do(exec.Command("ip", "link", "set", from, "name", to).Run))
 		}
-		must(t, stage.Await(ctx, "links named "+to, func(ctx context.Context) error {
+		must(t, cluster.Await(ctx, "links named "+to, func(ctx context.Context) error {
 			for _, node := range []string{"node1", "node2", "node3"} {
 				var speaker v1alpha1.SpeakerStatus
 				if err := s.API.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: node}, &speaker); err != nil {
@@ -115,17 +115,17 @@ func linkRenamed(ctx context.Context, t *testing.T, s *stage.Stage, addresses ..
 	}
 }
 
-// linksExcluded edits what the ConfigMap of excluded interfaces says, in the place of the kubelet, which brings an edit into
+// testLinksExcluded edits what the ConfigMap of excluded interfaces says, in the place of the kubelet, which brings an edit into
 // the running container.
-func linksExcluded(ctx context.Context, t *testing.T, s *stage.Stage, four netip.Addr) {
-	volumes := excludeVolumes(t, s)
+func testLinksExcluded(ctx context.Context, t *testing.T, s *cluster.Cluster, four netip.Addr) {
+	volumes := findExcludeVolumes(t, s)
 	edit := func(text string) {
 		for _, dir := range volumes {
 			must(t, os.WriteFile(filepath.Join(dir, "excludel2.yaml"), []byte(text), 0o644))
 		}
 	}
 	links := func(want string) {
-		must(t, stage.Await(ctx, "links that are "+want, func(ctx context.Context) error {
+		must(t, cluster.Await(ctx, "links that are "+want, func(ctx context.Context) error {
 			for _, node := range []string{"node1", "node2", "node3"} {
 				var speaker v1alpha1.SpeakerStatus
 				if err := s.API.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: node}, &speaker); err != nil {
@@ -147,7 +147,7 @@ func linksExcluded(ctx context.Context, t *testing.T, s *stage.Stage, four netip
 	links("true ")
 	edit("announcedInterfacesToExclude: [\"^lo$\", \"^veth.*\", \"^eth0$\"]\n")
 	links("false " + string(names.ReasonLinkExcluded))
-	must(t, stage.Await(ctx, "no holder", func(ctx context.Context) error {
+	must(t, cluster.Await(ctx, "no holder", func(ctx context.Context) error {
 		var list v1beta1.ServiceL2StatusList
 		if err := s.API.List(ctx, &list, client.InNamespace(names.Namespace)); err != nil {
 			return err
@@ -159,14 +159,14 @@ func linksExcluded(ctx context.Context, t *testing.T, s *stage.Stage, four netip
 	}))
 	edit("announcedInterfacesToExclude: [\"^lo$\", \"^veth.*\"]\n")
 	links("true ")
-	holderOf(ctx, t, s, four)
-	ask(ctx, t, s, netip.AddrPortFrom(four, 7000).String()).Stop()
+	awaitHolderOf(ctx, t, s, four)
+	startUDPStream(ctx, t, s, netip.AddrPortFrom(four, 7000).String()).Stop()
 }
 
-// excludeVolumes finds where the lab keeps the speakers' volume.
-func excludeVolumes(t *testing.T, s *stage.Stage) []string {
+// findExcludeVolumes finds where the lab keeps the speakers' volume.
+func findExcludeVolumes(t *testing.T, s *cluster.Cluster) []string {
 	t.Helper()
-	out, err := filepath.Glob(fmt.Sprintf("/proc/%d/root/run/lab-pods/*/volumes/exclude", s.PID()))
+	out, err := filepath.Glob(fmt.Sprintf("/proc/%d/root/run/lab-pods/*/volumes/exclude", s.SupervisorPID()))
 	must(t, err)
 	if len(out) < 3 {
 		t.Fatalf("the speakers' volumes are %v", out)

@@ -10,12 +10,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gantry-lb/gantry/test/cluster"
 	"github.com/gantry-lb/gantry/test/lab"
-	"github.com/gantry-lb/gantry/test/stage"
 )
 
-// soakTime is how long the processors are kept busy; make soak does it for ten minutes.
-func soakTime(t *testing.T) time.Duration {
+// readSoakInterval is how long the processors are kept busy; make soak does it for ten minutes.
+func readSoakInterval(t *testing.T) time.Duration {
 	t.Helper()
 	s := os.Getenv("SOAK")
 	if s == "" {
@@ -30,21 +30,21 @@ func soakTime(t *testing.T) time.Duration {
 
 // TestNoFalseTakeover keeps every processor busy: no living holder may be taken for dead.
 func TestNoFalseTakeover(t *testing.T) {
-	ctx, s := start(t, lab.Options{Nodes: 4})
-	must(t, s.Apply(ctx, stage.Pool))
+	ctx, s := startCluster(t, lab.Options{Nodes: 4})
+	must(t, s.Apply(ctx, cluster.PoolManifest))
 	const services = 8
 	for i := range services {
-		must(t, s.Apply(ctx, stage.Echo(fmt.Sprintf("echo%d", i), "node4")))
+		must(t, s.Apply(ctx, cluster.EchoManifest(fmt.Sprintf("echo%d", i), "node4")))
 	}
 	for i := range services {
-		_, err := s.Holder(ctx, fmt.Sprintf("echo%d", i), "")
+		_, err := s.AwaitHolder(ctx, fmt.Sprintf("echo%d", i), "")
 		must(t, err)
 	}
-	before := taken(ctx, t, s)
+	before := countTakeovers(ctx, t, s)
 	if before["Unheld"] < services {
 		t.Fatalf("the metrics say that addresses were taken so often: %v, want %d that nobody held", before, services)
 	}
-	busy, rest := context.WithTimeout(ctx, soakTime(t))
+	busy, rest := context.WithTimeout(ctx, readSoakInterval(t))
 	defer rest()
 	var spinning []*exec.Cmd
 	for range runtime.NumCPU() {
@@ -55,20 +55,20 @@ func TestNoFalseTakeover(t *testing.T) {
 	for _, cmd := range spinning {
 		_ = cmd.Wait() // it is killed when the time is over
 	}
-	after := taken(ctx, t, s)
+	after := countTakeovers(ctx, t, s)
 	for reason, n := range after {
 		if n != before[reason] {
 			t.Errorf("%d addresses were taken for the reason %s though nobody died", n-before[reason], reason)
 		}
 	}
-	t.Logf("no takeover in %v with %d processors busy", soakTime(t), runtime.NumCPU())
+	t.Logf("no takeover in %v with %d processors busy", readSoakInterval(t), runtime.NumCPU())
 }
 
-// taken counts from the speakers' metrics how often addresses were taken, by reason.
-func taken(ctx context.Context, t *testing.T, s *stage.Stage) map[string]int {
+// countTakeovers counts from the speakers' metrics how often addresses were taken, by reason.
+func countTakeovers(ctx context.Context, t *testing.T, s *cluster.Cluster) map[string]int {
 	t.Helper()
 	out := map[string]int{}
-	for _, counts := range moves(ctx, t, s) {
+	for _, counts := range readMoveCounts(ctx, t, s) {
 		for what, n := range counts {
 			if reason, ok := strings.CutPrefix(what, "Taken "); ok {
 				out[reason] += n

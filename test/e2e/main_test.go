@@ -13,40 +13,40 @@ import (
 	"github.com/go-logr/logr"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
+	"github.com/gantry-lb/gantry/test/cluster"
 	"github.com/gantry-lb/gantry/test/lab"
-	"github.com/gantry-lb/gantry/test/stage"
 )
 
 func TestMain(m *testing.M) {
 	lab.Reexec()
 	ctrllog.SetLogger(logr.Discard()) // or client-go's complaints about an API server that a test stopped are mixed with the tests' own
-	_ = lab.Enter()                   // what it says is said again by each test that is skipped
+	_ = lab.EnterUserNamespace()      // what it says is said again by each test that is skipped
 	os.Exit(m.Run())
 }
 
-// start brings a lab with Gantry up for one test and its subtests.
-func start(t *testing.T, o lab.Options) (context.Context, *stage.Stage) {
+// startCluster brings a lab with Gantry up for one test and its subtests.
+func startCluster(t *testing.T, o lab.Options) (context.Context, *cluster.Cluster) {
 	t.Helper()
-	ctx, s := startBare(t, o)
-	must(t, s.Install(ctx))
+	ctx, s := startClusterWithoutGantry(t, o)
+	must(t, s.InstallGantry(ctx))
 	return ctx, s
 }
 
-// startBare brings a lab up in which Gantry is not installed.
-func startBare(t *testing.T, o lab.Options) (context.Context, *stage.Stage) {
+// startClusterWithoutGantry brings a lab up in which Gantry is not installed.
+func startClusterWithoutGantry(t *testing.T, o lab.Options) (context.Context, *cluster.Cluster) {
 	t.Helper()
-	if m := lab.Missing(); m != "" {
+	if m := lab.MissingPrerequisite(); m != "" {
 		t.Skip(m)
 	}
 	for _, b := range []string{"controller", "speaker"} {
-		if _, err := os.Stat(filepath.Join(lab.Root(), "bin", b)); err != nil {
+		if _, err := os.Stat(filepath.Join(lab.RepositoryRoot(), "bin", b)); err != nil {
 			t.Skip("bin/" + b + " is not built: make build")
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute+soakTime(t))
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute+readSoakInterval(t))
 	t.Cleanup(cancel)
 	o.Dir, o.Progress = filepath.Join(t.TempDir(), "lab"), os.Stderr
-	s, err := stage.Start(ctx, o)
+	s, err := cluster.Start(ctx, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +60,7 @@ func startBare(t *testing.T, o lab.Options) (context.Context, *stage.Stage) {
 }
 
 // keepLogs copies the logs of a lab whose test failed to where a person finds them.
-func keepLogs(t *testing.T, s *stage.Stage) {
+func keepLogs(t *testing.T, s *cluster.Cluster) {
 	to := filepath.Join(os.TempDir(), fmt.Sprintf("gantry-e2e-%s-%d", filepath.Base(t.Name()), os.Getpid()))
 	if err := os.CopyFS(to, os.DirFS(filepath.Join(s.Dir(), "logs"))); err == nil {
 		t.Log("the lab's logs are in", to)

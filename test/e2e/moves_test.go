@@ -18,30 +18,30 @@ import (
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/test/cluster"
 	"github.com/gantry-lb/gantry/test/lab"
-	"github.com/gantry-lb/gantry/test/stage"
 )
 
 // TestMovesLoseNothing moves the addresses of a Service for each reason that a person or Kubernetes may have, while a client asks
 // both of them, 500 times a second by datagrams and 50 times by connections: no question may be lost.
 func TestMovesLoseNothing(t *testing.T) {
 	for _, mode := range []string{lab.NFTables, lab.IPTables} {
-		t.Run(mode, func(t *testing.T) { movesLoseNothing(t, mode) })
+		t.Run(mode, func(t *testing.T) { testMovesLoseNothing(t, mode) })
 	}
 }
 
-// echoing is a Service of both families, by UDP and TCP on the same port, whose only Pod runs on node4.
-func echoing(name string) string {
-	return dual(strings.NewReplacer(
+// echoManifest is a Service of both families, by UDP and TCP on the same port, whose only Pod runs on node4.
+func echoManifest(name string) string {
+	return requireDualStack(strings.NewReplacer(
 		"    - {containerPort: 7000, protocol: UDP}\n", "    - {containerPort: 7000, protocol: UDP}\n    - {containerPort: 7000, protocol: TCP}\n",
 		"  - {port: 7000, protocol: UDP}\n", "  - {name: datagrams, port: 7000, protocol: UDP}\n  - {name: connections, port: 7000, protocol: TCP}\n",
-	).Replace(stage.Echo(name, "node4")))
+	).Replace(cluster.EchoManifest(name, "node4")))
 }
 
-func movesLoseNothing(t *testing.T, mode string) {
-	ctx, s := start(t, lab.Options{Nodes: 4, ProxyMode: mode, Families: lab.DualStack})
-	must(t, s.Apply(ctx, both))
-	must(t, s.Apply(ctx, echoing("echo")))
+func testMovesLoseNothing(t *testing.T, mode string) {
+	ctx, s := startCluster(t, lab.Options{Nodes: 4, ProxyMode: mode, Families: lab.DualStack})
+	must(t, s.Apply(ctx, dualStackPool))
+	must(t, s.Apply(ctx, echoManifest("echo")))
 	kubectl := func(args ...string) {
 		t.Helper()
 		_, err := s.Kubectl(ctx, "", args...)
@@ -49,12 +49,12 @@ func movesLoseNothing(t *testing.T, mode string) {
 	}
 	kubectl("label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true")
 	kubectl("label", "node", "node1", "node2", "node3", "holds=yes")
-	addresses, err := s.Addresses(ctx, "default", "echo", 2)
+	addresses, err := s.AwaitAddresses(ctx, "default", "echo", 2)
 	must(t, err)
 
 	ad := func(extra string) {
 		t.Helper()
-		_, doc, _ := strings.Cut(stage.Pool, "---")
+		_, doc, _ := strings.Cut(cluster.PoolManifest, "---")
 		must(t, s.Apply(ctx, doc+extra))
 	}
 	leaves := map[string]struct{ leave, back func(node string) }{
@@ -73,8 +73,8 @@ func movesLoseNothing(t *testing.T, mode string) {
 			func(n string) { kubectl("taint", "node", n, "node.kubernetes.io/out-of-service-") },
 		},
 		"a shutdown of the kubelet": {
-			func(n string) { must(t, s.Ready(ctx, n, corev1.ConditionFalse, "node is shutting down")) },
-			func(n string) { must(t, s.Ready(ctx, n, corev1.ConditionTrue, "")) },
+			func(n string) { must(t, s.SetNodeReady(ctx, n, corev1.ConditionFalse, "node is shutting down")) },
+			func(n string) { must(t, s.SetNodeReady(ctx, n, corev1.ConditionTrue, "")) },
 		},
 		"the drain annotation": {
 			func(n string) { kubectl("annotate", "node", n, "gantry.dev/drain=") },
@@ -102,48 +102,48 @@ func movesLoseNothing(t *testing.T, mode string) {
 	for name, c := range leaves {
 		t.Run(name, func(t *testing.T) {
 			holders := awaitHolders(ctx, t, s, addresses, nil)
-			before := moves(ctx, t, s)
-			f := steady(ctx, t, s, 500, addresses...)
+			before := readMoveCounts(ctx, t, s)
+			f := startRequestStreams(ctx, t, s, 500, addresses...)
 			leaving := slices.Compact(slices.Sorted(maps.Values(holders)))
 			for _, n := range leaving { // both holders at once, unless they are one
 				c.leave(n)
 			}
 			next := awaitHolders(ctx, t, s, addresses, leaving)
-			f.goOn(ctx, t)
-			handedOver(ctx, t, s, before, leaving)
+			f.awaitMoreAnswers(ctx, t)
+			checkHandedOver(ctx, t, s, before, leaving)
 			for _, n := range leaving {
 				c.back(n)
 			}
-			f.goOn(ctx, t)
-			f.lossless(t, 1, fmt.Sprintf("%v handed over to %v", holders, next))
+			f.awaitMoreAnswers(ctx, t)
+			f.checkLossless(t, 1, fmt.Sprintf("%v handed over to %v", holders, next))
 			if still := awaitHolders(ctx, t, s, addresses, nil); !maps.Equal(still, next) {
 				t.Errorf("%v are back, and the addresses went from %v to %v", leaving, next, still)
 			}
 		})
 	}
-	notPinged(t, s, addresses...)
+	wantNoPingAnswer(t, s, addresses...)
 	t.Run("a rollout of the speakers", func(t *testing.T) {
-		f := steady(ctx, t, s, 500, addresses...)
-		kubectl("-n", "metallb-system", "set", "env", "daemonset/gantry-speaker", answerPing)
+		f := startRequestStreams(ctx, t, s, 500, addresses...)
+		kubectl("-n", "metallb-system", "set", "env", "daemonset/gantry-speaker", answerPingSetting)
 		kubectl("-n", "metallb-system", "rollout", "status", "--timeout=60s", "daemonset/gantry-speaker")
-		f.goOn(ctx, t)
-		f.lossless(t, 4, "every speaker was replaced")
+		f.awaitMoreAnswers(ctx, t)
+		f.checkLossless(t, 4, "every speaker was replaced")
 	})
-	t.Run("which answer pings now", func(t *testing.T) { pinged(ctx, t, s, addresses...) })
-	t.Run("the endpoints of a Service with policy Local move", func(t *testing.T) { localMoves(ctx, t, s) })
-	t.Run("a rebalance", func(t *testing.T) { rebalance(ctx, t, s, addresses, ad) }) // once nobody has come or gone for ten seconds
-	if mode == lab.IPTables {                                                        // TestTheSegment has it with nftables
-		t.Run("a link flaps", func(t *testing.T) { linkFlaps(ctx, t, s, addresses[0]) })
+	t.Run("which answer pings now", func(t *testing.T) { wantPingAnswers(ctx, t, s, addresses...) })
+	t.Run("the endpoints of a Service with policy Local move", func(t *testing.T) { testLocalMoves(ctx, t, s) })
+	t.Run("a rebalance", func(t *testing.T) { testRebalance(ctx, t, s, addresses, ad) }) // once nobody has come or gone for ten seconds
+	if mode == lab.IPTables {                                                            // TestLayer2OnSharedLAN has it with nftables
+		t.Run("a link flaps", func(t *testing.T) { testLinkFlaps(ctx, t, s, addresses[0]) })
 	}
 }
 
 // awaitHolders waits until each address has one holder, none of them among those named, and returns them by address.
-func awaitHolders(ctx context.Context, t *testing.T, s *stage.Stage, addresses []netip.Addr, not []string) map[netip.Addr]string {
+func awaitHolders(ctx context.Context, t *testing.T, s *cluster.Cluster, addresses []netip.Addr, not []string) map[netip.Addr]string {
 	t.Helper()
 	out := map[netip.Addr]string{}
 	for _, a := range addresses {
-		must(t, stage.Await(ctx, "another holder of "+a.String(), func(context.Context) error {
-			if out[a] = holderOf(ctx, t, s, a).Status.Node; slices.Contains(not, out[a]) {
+		must(t, cluster.Await(ctx, "another holder of "+a.String(), func(context.Context) error {
+			if out[a] = awaitHolderOf(ctx, t, s, a).Status.Node; slices.Contains(not, out[a]) {
 				return fmt.Errorf("it is %s", out[a])
 			}
 			return nil
@@ -152,8 +152,8 @@ func awaitHolders(ctx context.Context, t *testing.T, s *stage.Stage, addresses [
 	return out
 }
 
-// moves are how often each node took or gave an address up, by event and reason.
-func moves(ctx context.Context, t *testing.T, s *stage.Stage) map[string]map[string]int {
+// readMoveCounts are how often each node took or gave an address up, by event and reason.
+func readMoveCounts(ctx context.Context, t *testing.T, s *cluster.Cluster) map[string]map[string]int {
 	t.Helper()
 	out := map[string]map[string]int{}
 	for _, node := range []string{"node1", "node2", "node3", "node4"} {
@@ -172,12 +172,12 @@ func moves(ctx context.Context, t *testing.T, s *stage.Stage) map[string]map[str
 	return out
 }
 
-// handedOver checks that the moves since before are counted as what they are: the addresses were handed over, and nobody was taken
+// checkHandedOver checks that the moves since before are counted as what they are: the addresses were handed over, and nobody was taken
 // for dead. Those who left may have been started again.
-func handedOver(ctx context.Context, t *testing.T, s *stage.Stage, before map[string]map[string]int, left []string) {
+func checkHandedOver(ctx context.Context, t *testing.T, s *cluster.Cluster, before map[string]map[string]int, left []string) {
 	t.Helper()
 	handed := 0
-	for node, now := range moves(ctx, t, s) {
+	for node, now := range readMoveCounts(ctx, t, s) {
 		if slices.Contains(left, node) {
 			continue
 		}
@@ -193,25 +193,25 @@ func handedOver(ctx context.Context, t *testing.T, s *stage.Stage, before map[st
 	}
 }
 
-// flows are a client's questions to addresses: of each, by datagrams and by connections.
-type flows map[string]*stage.Stream
+// requestStreams are a client's questions to addresses: of each, by datagrams and by connections.
+type requestStreams map[string]*cluster.Stream
 
-// steady begins to ask each of the addresses, rate times a second by datagrams, and a tenth of that by connections.
-func steady(ctx context.Context, t *testing.T, s *stage.Stage, rate int, addresses ...netip.Addr) flows {
+// startRequestStreams begins to ask each of the addresses, rate times a second by datagrams, and a tenth of that by connections.
+func startRequestStreams(ctx context.Context, t *testing.T, s *cluster.Cluster, rate int, addresses ...netip.Addr) requestStreams {
 	t.Helper()
-	f := flows{}
+	f := requestStreams{}
 	for _, a := range addresses {
 		target := netip.AddrPortFrom(a, 7000).String()
-		udp, err := s.UDP(ctx, "client", target, rate)
+		udp, err := s.StreamUDP(ctx, "client", target, rate)
 		must(t, err)
-		f["by UDP of "+target], f["by TCP of "+target] = udp, s.TCP(ctx, "client", target, rate/10)
+		f["by UDP of "+target], f["by TCP of "+target] = udp, s.StreamTCP(ctx, "client", target, rate/10)
 	}
-	f.goOn(ctx, t)
+	f.awaitMoreAnswers(ctx, t)
 	return f
 }
 
-// goOn waits until each flow has about half a second's answers more.
-func (f flows) goOn(ctx context.Context, t *testing.T) {
+// awaitMoreAnswers waits until each flow has about half a second's answers more.
+func (f requestStreams) awaitMoreAnswers(ctx context.Context, t *testing.T) {
 	t.Helper()
 	var more errgroup.Group
 	for how, stream := range f {
@@ -224,12 +224,12 @@ func (f flows) goOn(ctx context.Context, t *testing.T) {
 	must(t, more.Wait())
 }
 
-// lossless checks that no question was lost while each address moved so often.
-func (f flows) lossless(t *testing.T, moves int, when string) {
+// checkLossless checks that no question was lost while each address moved so often.
+func (f requestStreams) checkLossless(t *testing.T, moves int, when string) {
 	t.Helper()
 	for how, stream := range f {
 		o := stream.Stop()
-		n := torn(o.Failures, moves)
+		n := countTornConnections(o.Failures, moves)
 		if o.Lost > n {
 			t.Errorf("%d of %d questions %s were lost when %s: %v", o.Lost-n, o.Sent, how, when, o.Failures)
 		}
@@ -239,57 +239,57 @@ func (f flows) lossless(t *testing.T, moves int, when string) {
 	}
 }
 
-// torn counts the connections that ended because their address moved while they were under way: kube-proxy on the former holder
+// countTornConnections counts the connections that ended because their address moved while they were under way: kube-proxy on the former holder
 // knew them, and on the next one it does not. All that a move tears were under way at one instant; what else failed is lost.
-func torn(failures []stage.Failure, moves int) (n int) {
-	left := slices.DeleteFunc(slices.Clone(failures), func(f stage.Failure) bool {
+func countTornConnections(failures []cluster.Failure, moves int) (n int) {
+	left := slices.DeleteFunc(slices.Clone(failures), func(f cluster.Failure) bool {
 		return !errors.Is(f.Err, syscall.ECONNRESET) && !errors.Is(f.Err, syscall.EPIPE)
 	})
-	slices.SortFunc(left, func(x, y stage.Failure) int { return x.Ended.Compare(y.Ended) })
+	slices.SortFunc(left, func(x, y cluster.Failure) int { return x.EndedAt.Compare(y.EndedAt) })
 	for all := len(left); moves > 0 && len(left) > 0; moves-- {
-		instant := left[0].Ended
-		left = slices.DeleteFunc(left, func(f stage.Failure) bool { return !f.Begun.After(instant) })
+		instant := left[0].EndedAt
+		left = slices.DeleteFunc(left, func(f cluster.Failure) bool { return !f.StartedAt.After(instant) })
 		n = all - len(left)
 	}
 	return n
 }
 
-// TestTorn: what is excused is what one instant of each move explains, and nothing else.
-func TestTorn(t *testing.T) {
+// TestTornConnectionsAreCounted: what is excused is what one instant of each move explains, and nothing else.
+func TestTornConnectionsAreCounted(t *testing.T) {
 	at := func(ms int) time.Time { return time.Unix(0, 0).Add(time.Duration(ms) * time.Millisecond) }
-	reset := func(begun, ended int) stage.Failure {
-		return stage.Failure{Begun: at(begun), Ended: at(ended), Err: fmt.Errorf("reading: %w", syscall.ECONNRESET)}
+	reset := func(begun, ended int) cluster.Failure {
+		return cluster.Failure{StartedAt: at(begun), EndedAt: at(ended), Err: fmt.Errorf("reading: %w", syscall.ECONNRESET)}
 	}
 	for name, tt := range map[string]struct {
-		failures []stage.Failure
+		failures []cluster.Failure
 		moves    int
 		want     int
 	}{
 		"none":                          {nil, 1, 0},
-		"two at one instant":            {[]stage.Failure{reset(0, 5), reset(3, 9)}, 1, 2},
-		"two one after the other":       {[]stage.Failure{reset(0, 5), reset(6, 9)}, 1, 1},
-		"each at a move":                {[]stage.Failure{reset(6, 9), reset(0, 5)}, 2, 2},
-		"an address that did not move":  {[]stage.Failure{reset(0, 5)}, 0, 0},
-		"a connection that was refused": {[]stage.Failure{{Begun: at(0), Ended: at(5), Err: syscall.ECONNREFUSED}}, 1, 0},
-		"silence":                       {[]stage.Failure{{Begun: at(0), Ended: at(5000), Err: context.DeadlineExceeded}}, 1, 0},
+		"two at one instant":            {[]cluster.Failure{reset(0, 5), reset(3, 9)}, 1, 2},
+		"two one after the other":       {[]cluster.Failure{reset(0, 5), reset(6, 9)}, 1, 1},
+		"each at a move":                {[]cluster.Failure{reset(6, 9), reset(0, 5)}, 2, 2},
+		"an address that did not move":  {[]cluster.Failure{reset(0, 5)}, 0, 0},
+		"a connection that was refused": {[]cluster.Failure{{StartedAt: at(0), EndedAt: at(5), Err: syscall.ECONNREFUSED}}, 1, 0},
+		"silence":                       {[]cluster.Failure{{StartedAt: at(0), EndedAt: at(5000), Err: context.DeadlineExceeded}}, 1, 0},
 	} {
-		if got := torn(tt.failures, tt.moves); got != tt.want {
+		if got := countTornConnections(tt.failures, tt.moves); got != tt.want {
 			t.Errorf("%s: %d are excused, want %d", name, got, tt.want)
 		}
 	}
 }
 
-// rebalance makes one node hold everything, and then lets the others have their share.
-func rebalance(ctx context.Context, t *testing.T, s *stage.Stage, addresses []netip.Addr, ad func(string)) {
-	must(t, s.Apply(ctx, echoing("more0")+"---\n"+echoing("more1")))
+// testRebalance makes one node hold everything, and then lets the others have their share.
+func testRebalance(ctx context.Context, t *testing.T, s *cluster.Cluster, addresses []netip.Addr, ad func(string)) {
+	must(t, s.Apply(ctx, echoManifest("more0")+"---\n"+echoManifest("more1")))
 	for _, name := range []string{"more0", "more1"} {
-		more, err := s.Addresses(ctx, "default", name, 2)
+		more, err := s.AwaitAddresses(ctx, "default", name, 2)
 		must(t, err)
 		addresses = append(addresses, more...)
 	}
 	spread := func(what string, check func(held map[string]int) error) {
 		t.Helper()
-		must(t, stage.Await(ctx, what, func(ctx context.Context) error {
+		must(t, cluster.Await(ctx, what, func(ctx context.Context) error {
 			var list v1beta1.ServiceL2StatusList
 			if err := s.API.List(ctx, &list, client.InNamespace(names.Namespace)); err != nil {
 				return err
@@ -314,7 +314,7 @@ func rebalance(ctx context.Context, t *testing.T, s *stage.Stage, addresses []ne
 		}
 		return nil
 	})
-	f := steady(ctx, t, s, 100, addresses...)
+	f := startRequestStreams(ctx, t, s, 100, addresses...)
 	ad("  gantry: {rebalance: Paced}\n")
 	most := (len(addresses)*11 + 29) / 30 // ceil(1.1 x share) of three nodes
 	spread("an even spread", func(held map[string]int) error {
@@ -325,10 +325,10 @@ func rebalance(ctx context.Context, t *testing.T, s *stage.Stage, addresses []ne
 		}
 		return nil
 	})
-	f.lossless(t, 1, "addresses were rebalanced")
+	f.checkLossless(t, 1, "addresses were rebalanced")
 }
 
-const local = `apiVersion: apps/v1
+const localManifest = `apiVersion: apps/v1
 kind: Deployment
 metadata: {name: local}
 spec:
@@ -358,32 +358,32 @@ spec:
   - {name: connections, port: 7000, protocol: TCP}
 `
 
-// localMoves replaces the only Pod of a Service by one on another node; the old one serves for two seconds after it was told
+// testLocalMoves replaces the only Pod of a Service by one on another node; the old one serves for two seconds after it was told
 // to stop.
-func localMoves(ctx context.Context, t *testing.T, s *stage.Stage) {
-	local := dual(local)
+func testLocalMoves(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+	local := requireDualStack(localManifest)
 	must(t, s.Apply(ctx, local))
-	addresses, err := s.Addresses(ctx, "default", "local", 2)
+	addresses, err := s.AwaitAddresses(ctx, "default", "local", 2)
 	must(t, err)
-	for _, stream := range steady(ctx, t, s, 500, addresses...) {
+	for _, stream := range startRequestStreams(ctx, t, s, 500, addresses...) {
 		stream.Stop() // what is lost until it is served for the first time is another matter
 	}
-	f := steady(ctx, t, s, 500, addresses...)
+	f := startRequestStreams(ctx, t, s, 500, addresses...)
 	for _, node := range []string{"node2", "node3"} {
 		must(t, s.Apply(ctx, strings.Replace(local, "nodeName: node1", "nodeName: "+node, 1)))
 		for _, a := range addresses {
-			must(t, stage.Await(ctx, a.String()+" to follow the Pod to "+node, func(context.Context) error {
-				if h := holderOf(ctx, t, s, a).Status.Node; h != node {
+			must(t, cluster.Await(ctx, a.String()+" to follow the Pod to "+node, func(context.Context) error {
+				if h := awaitHolderOf(ctx, t, s, a).Status.Node; h != node {
 					return fmt.Errorf("%s holds it", h)
 				}
 				return nil
 			}))
 		}
 		for range 5 { // until the old Pod is gone
-			f.goOn(ctx, t)
+			f.awaitMoreAnswers(ctx, t)
 		}
 	}
-	f.lossless(t, 2, "the Pod moved from node to node")
+	f.checkLossless(t, 2, "the Pod moved from node to node")
 	_, err = s.Kubectl(ctx, "", "delete", "--wait=false", "deployment/local", "service/local")
 	must(t, err)
 }

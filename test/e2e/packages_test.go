@@ -9,53 +9,53 @@ import (
 	"testing"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/test/cluster"
 	"github.com/gantry-lb/gantry/test/lab"
 	"github.com/gantry-lb/gantry/test/packages"
-	"github.com/gantry-lb/gantry/test/stage"
 )
 
-// TestPackages installs Gantry in each of the ways that the README names, from the programs in the container image, tries
+// TestInstallationPackages installs Gantry in each of the ways that the README names, from the programs in the container image, tries
 // it, and takes it away again. At the end it looks at what the service accounts did: nothing was refused, and no right was
 // unused.
-func TestPackages(t *testing.T) {
-	if m := packages.Missing(); m != "" {
+func TestInstallationPackages(t *testing.T) {
+	if m := packages.MissingProgram(); m != "" {
 		t.Skip(m)
 	}
-	ctx, s := startBare(t, lab.Options{Nodes: 2, BinDir: unpackImage(t), Audited: names.Namespace})
-	must(t, s.Apply(ctx, monitoringKinds))
-	must(t, s.Apply(ctx, backend))
+	ctx, s := startClusterWithoutGantry(t, lab.Options{Nodes: 2, BinDir: unpackImage(t), AuditNamespace: names.Namespace})
+	must(t, s.Apply(ctx, monitoringCRDs))
+	must(t, s.Apply(ctx, backendManifest))
 	t.Run("dist/gantry.yaml", func(t *testing.T) {
-		text, err := packages.Kustomize(ctx, "default")
+		text, err := packages.RenderKustomize(ctx, "default")
 		must(t, err)
 		must(t, s.Apply(ctx, text))
 		must(t, s.AwaitRollout(ctx))
-		tryOut(ctx, t, s, "plain")
-		mayRead(ctx, t, s, "gantry-speaker", "secrets", "yes")
-		unserved(ctx, t, s)
-		kubectl(ctx, t, s, "", "-n", names.Namespace, "delete", "bgppeer", "router")
-		kubectl(ctx, t, s, "", "-n", names.Namespace, "wait", "bgpsessions", "--all", "--for=delete", "--timeout=30s")
-		kubectl(ctx, t, s, text, "delete", "-f", "-")
-		nothingIsLeft(ctx, t, s)
+		checkFirstService(ctx, t, s, "plain")
+		checkMayList(ctx, t, s, "gantry-speaker", "secrets", "yes")
+		checkNoEndpointsReported(ctx, t, s)
+		runKubectl(ctx, t, s, "", "-n", names.Namespace, "delete", "bgppeer", "router")
+		runKubectl(ctx, t, s, "", "-n", names.Namespace, "wait", "bgpsessions", "--all", "--for=delete", "--timeout=30s")
+		runKubectl(ctx, t, s, text, "delete", "-f", "-")
+		checkNothingIsLeft(ctx, t, s)
 	})
-	for overlay, check := range map[string]func(context.Context, *testing.T, *stage.Stage){
-		"l2-only": layer2Only, "prometheus": scraped, "webhook": refused,
+	for overlay, check := range map[string]func(context.Context, *testing.T, *cluster.Cluster){
+		"l2-only": checkLayer2Only, "prometheus": checkMetricsEndpoints, "webhook": checkWebhookRefusals,
 	} {
 		t.Run("config/"+overlay, func(t *testing.T) {
-			dir := filepath.Join(lab.Root(), "config", overlay)
-			kubectl(ctx, t, s, "", "apply", "-k", dir)
+			dir := filepath.Join(lab.RepositoryRoot(), "config", overlay)
+			runKubectl(ctx, t, s, "", "apply", "-k", dir)
 			must(t, s.AwaitRollout(ctx))
-			tryOut(ctx, t, s, overlay)
+			checkFirstService(ctx, t, s, overlay)
 			check(ctx, t, s)
-			kubectl(ctx, t, s, "", "delete", "-k", dir)
-			nothingIsLeft(ctx, t, s)
+			runKubectl(ctx, t, s, "", "delete", "-k", dir)
+			checkNothingIsLeft(ctx, t, s)
 		})
 	}
-	t.Run("charts/gantry", func(t *testing.T) { chart(ctx, t, s) })
-	checkRights(t, filepath.Join(s.Dir(), "logs", "audit.log"))
+	t.Run("charts/gantry", func(t *testing.T) { testHelmChart(ctx, t, s) })
+	checkRightsAreUsed(t, filepath.Join(s.Dir(), "logs", "audit.log"))
 }
 
-// backend answers for every Service of this test.
-const backend = `apiVersion: apps/v1
+// backendManifest answers for every Service of this test.
+const backendManifest = `apiVersion: apps/v1
 kind: Deployment
 metadata: {name: web}
 spec:
@@ -68,8 +68,8 @@ spec:
       - {name: web, image: web, ports: [{containerPort: 80}]}
 `
 
-// monitoringKinds stand in for the Prometheus operator's: the API server takes any object of them.
-const monitoringKinds = `apiVersion: apiextensions.k8s.io/v1
+// monitoringCRDs stand in for the Prometheus operator's: the API server takes any object of them.
+const monitoringCRDs = `apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition
 metadata: {name: servicemonitors.monitoring.coreos.com}
 spec:
@@ -90,8 +90,8 @@ spec:
   - {name: v1, served: true, storage: true, schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}}
 `
 
-// everyKind is an object of each kind that users write beside the pool and its advertisement.
-const everyKind = `apiVersion: metallb.io/v1beta1
+// everyKindManifest is an object of each kind that users write beside the pool and its advertisement.
+const everyKindManifest = `apiVersion: metallb.io/v1beta1
 kind: Community
 metadata: {name: communities, namespace: metallb-system}
 spec: {communities: [{name: vpn-only, value: "1234:1"}]}
@@ -120,7 +120,7 @@ spec: {service: {namespace: default, name: later}, addresses: [192.168.0.233]}
 // unpackImage makes the container image as `make image` does and returns a directory with its programs.
 func unpackImage(t *testing.T) string {
 	t.Helper()
-	bin, dir := filepath.Join(lab.Root(), "bin"), t.TempDir()
+	bin, dir := filepath.Join(lab.RepositoryRoot(), "bin"), t.TempDir()
 	archive := filepath.Join(dir, "image.tar")
 	out, err := exec.Command(filepath.Join(bin, "image"), "-bin", bin, "-o", archive).CombinedOutput()
 	if err != nil {
@@ -128,38 +128,38 @@ func unpackImage(t *testing.T) string {
 	}
 	img, err := packages.ReadImage(archive)
 	must(t, err)
-	must(t, img.Unpack(filepath.Join(dir, "root")))
+	must(t, img.WriteFiles(filepath.Join(dir, "root")))
 	return filepath.Join(dir, "root")
 }
 
-func kubectl(ctx context.Context, t *testing.T, s *stage.Stage, stdin string, args ...string) string {
+func runKubectl(ctx context.Context, t *testing.T, s *cluster.Cluster, stdin string, args ...string) string {
 	t.Helper()
 	out, err := s.Kubectl(ctx, stdin, args...)
 	must(t, err)
 	return out
 }
 
-// tryOut does what everybody does first: a pool, an advertisement, a Service; then a client fetches from its address.
-func tryOut(ctx context.Context, t *testing.T, s *stage.Stage, service string) {
+// checkFirstService does what everybody does first: a pool, an advertisement, a Service; then a client fetches from its address.
+func checkFirstService(ctx context.Context, t *testing.T, s *cluster.Cluster, service string) {
 	t.Helper()
-	must(t, s.Apply(ctx, stage.Pool+"---\n"+everyKind))
-	kubectl(ctx, t, s, "", "expose", "deployment", "web", "--name", service, "--port=80", "--type=LoadBalancer")
-	answers(ctx, t, s, service)
-	kubectl(ctx, t, s, "", "delete", "service", service)
+	must(t, s.Apply(ctx, cluster.PoolManifest+"---\n"+everyKindManifest))
+	runKubectl(ctx, t, s, "", "expose", "deployment", "web", "--name", service, "--port=80", "--type=LoadBalancer")
+	checkFirstAddress(ctx, t, s, service)
+	runKubectl(ctx, t, s, "", "delete", "service", service)
 }
 
-// unserved has a Service without Pods say why nobody announces it.
-func unserved(ctx context.Context, t *testing.T, s *stage.Stage) {
+// checkNoEndpointsReported has a Service without Pods say why nobody announces it.
+func checkNoEndpointsReported(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	t.Helper()
-	kubectl(ctx, t, s, "", "create", "service", "loadbalancer", "unserved", "--tcp=80")
-	kubectl(ctx, t, s, "", "wait", "service/unserved", "--for=condition="+names.ConditionAnnounced+"=False", "--timeout=30s")
-	kubectl(ctx, t, s, "", "delete", "service", "unserved")
+	runKubectl(ctx, t, s, "", "create", "service", "loadbalancer", "unserved", "--tcp=80")
+	runKubectl(ctx, t, s, "", "wait", "service/unserved", "--for=condition="+names.ConditionAnnounced+"=False", "--timeout=30s")
+	runKubectl(ctx, t, s, "", "delete", "service", "unserved")
 }
 
-// answers checks that the Service has the first address of the pool and that a client reaches it there.
-func answers(ctx context.Context, t *testing.T, s *stage.Stage, service string) {
+// checkFirstAddress checks that the Service has the first address of the pool and that a client reaches it there.
+func checkFirstAddress(ctx context.Context, t *testing.T, s *cluster.Cluster, service string) {
 	t.Helper()
-	a, err := s.Address(ctx, "default", service)
+	a, err := s.AwaitAddress(ctx, "default", service)
 	must(t, err)
 	if a.String() != "192.168.0.201" {
 		t.Errorf("the first Service has the address %v, want the first of the pool, 192.168.0.201", a)
@@ -168,10 +168,10 @@ func answers(ctx context.Context, t *testing.T, s *stage.Stage, service string) 
 	must(t, err)
 }
 
-// nothingIsLeft checks that the installation went without a trace.
-func nothingIsLeft(ctx context.Context, t *testing.T, s *stage.Stage) {
+// checkNothingIsLeft checks that the installation went without a trace.
+func checkNothingIsLeft(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	t.Helper()
-	out := kubectl(ctx, t, s, "", "get", "-o", "name", "namespaces,customresourcedefinitions,clusterroles,clusterrolebindings,validatingwebhookconfigurations")
+	out := runKubectl(ctx, t, s, "", "get", "-o", "name", "namespaces,customresourcedefinitions,clusterroles,clusterrolebindings,validatingwebhookconfigurations")
 	for _, line := range strings.Fields(out) {
 		if strings.Contains(line, "gantry") || strings.Contains(line, "metallb") {
 			t.Errorf("after the uninstallation %s is left", line)
@@ -179,8 +179,8 @@ func nothingIsLeft(ctx context.Context, t *testing.T, s *stage.Stage) {
 	}
 }
 
-// mayRead checks whether a service account may list a resource in Gantry's namespace.
-func mayRead(ctx context.Context, t *testing.T, s *stage.Stage, account, resource, want string) {
+// checkMayList checks whether a service account may list a resource in Gantry's namespace.
+func checkMayList(ctx context.Context, t *testing.T, s *cluster.Cluster, account, resource, want string) {
 	t.Helper()
 	out, _ := s.Kubectl(ctx, "", "auth", "can-i", "list", resource, "-n", names.Namespace, "--as=system:serviceaccount:"+names.Namespace+":"+account)
 	if strings.TrimSpace(out) != want {
@@ -188,16 +188,16 @@ func mayRead(ctx context.Context, t *testing.T, s *stage.Stage, account, resourc
 	}
 }
 
-func layer2Only(ctx context.Context, t *testing.T, s *stage.Stage) {
-	mayRead(ctx, t, s, "gantry-speaker", "secrets", "no")
-	mayRead(ctx, t, s, "gantry-controller", "secrets", "no")
+func checkLayer2Only(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+	checkMayList(ctx, t, s, "gantry-speaker", "secrets", "no")
+	checkMayList(ctx, t, s, "gantry-controller", "secrets", "no")
 }
 
-// scraped fetches the metrics where the ServiceMonitors send Prometheus: from each endpoint of the Services that they select.
-func scraped(ctx context.Context, t *testing.T, s *stage.Stage) {
+// checkMetricsEndpoints fetches the metrics where the ServiceMonitors send Prometheus: from each endpoint of the Services that they select.
+func checkMetricsEndpoints(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	for component, port := range map[string]string{"controller": "7472", "speaker": "7473"} {
-		kubectl(ctx, t, s, "", "-n", names.Namespace, "get", "servicemonitor", "gantry-"+component)
-		out := kubectl(ctx, t, s, "", "-n", names.Namespace, "get", "endpointslices", "-l", "app.kubernetes.io/component="+component,
+		runKubectl(ctx, t, s, "", "-n", names.Namespace, "get", "servicemonitor", "gantry-"+component)
+		out := runKubectl(ctx, t, s, "", "-n", names.Namespace, "get", "endpointslices", "-l", "app.kubernetes.io/component="+component,
 			"-o", `jsonpath={range .items[*].endpoints[*]}{.addresses[0]}{"\n"}{end}`)
 		endpoints := strings.Fields(out)
 		if len(endpoints) != 2 {
@@ -216,12 +216,12 @@ func scraped(ctx context.Context, t *testing.T, s *stage.Stage) {
 			t.Errorf("%d of the component %s say that they have a configuration, want %d", loaded, component, want)
 		}
 	}
-	kubectl(ctx, t, s, "", "-n", names.Namespace, "get", "prometheusrule", "gantry")
+	runKubectl(ctx, t, s, "", "-n", names.Namespace, "get", "prometheusrule", "gantry")
 }
 
-// refused applies what contradicts an object that is there.
-func refused(ctx context.Context, t *testing.T, s *stage.Stage) {
-	overlapping := strings.Replace(strings.Split(stage.Pool, "---")[0], "first-pool", "second-pool", 1)
+// checkWebhookRefusals applies what contradicts an object that is there.
+func checkWebhookRefusals(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+	overlapping := strings.Replace(strings.Split(cluster.PoolManifest, "---")[0], "first-pool", "second-pool", 1)
 	err := s.Apply(ctx, overlapping)
 	if err == nil || !strings.Contains(err.Error(), "denied the request") || !strings.Contains(err.Error(), "first-pool") {
 		t.Errorf("a pool that overlaps another gave %v, want a refusal that names the other", err)
@@ -236,11 +236,11 @@ func refused(ctx context.Context, t *testing.T, s *stage.Stage) {
 	}
 }
 
-// chart installs, upgrades and uninstalls with Helm itself.
-func chart(ctx context.Context, t *testing.T, s *stage.Stage) {
+// testHelmChart installs, upgrades and uninstalls with Helm itself.
+func testHelmChart(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	helm := func(args ...string) string {
 		t.Helper()
-		cmd := exec.CommandContext(ctx, filepath.Join(lab.Root(), "bin", "helm"), append(args, "--namespace", names.Namespace)...)
+		cmd := exec.CommandContext(ctx, filepath.Join(lab.RepositoryRoot(), "bin", "helm"), append(args, "--namespace", names.Namespace)...)
 		cmd.Env = append(os.Environ(), "KUBECONFIG="+s.Kubeconfig(), "HELM_CACHE_HOME="+t.TempDir(), "HELM_CONFIG_HOME="+t.TempDir(), "HELM_DATA_HOME="+t.TempDir())
 		out, err := cmd.CombinedOutput()
 		if err != nil {
@@ -248,29 +248,29 @@ func chart(ctx context.Context, t *testing.T, s *stage.Stage) {
 		}
 		return string(out)
 	}
-	dir := filepath.Join(lab.Root(), "charts", "gantry")
+	dir := filepath.Join(lab.RepositoryRoot(), "charts", "gantry")
 	if out := helm("install", "gantry", dir, "--create-namespace"); !strings.Contains(out, "rollout status deployment/gantry-controller") {
 		t.Errorf("the notes do not say how to go on:\n%s", out)
 	}
 	must(t, s.AwaitRollout(ctx))
-	tryOut(ctx, t, s, "first")
-	kubectl(ctx, t, s, "", "expose", "deployment", "web", "--name", "kept", "--port=80", "--type=LoadBalancer")
-	answers(ctx, t, s, "kept")
+	checkFirstService(ctx, t, s, "first")
+	runKubectl(ctx, t, s, "", "expose", "deployment", "web", "--name", "kept", "--port=80", "--type=LoadBalancer")
+	checkFirstAddress(ctx, t, s, "kept")
 	helm("upgrade", "gantry", dir, "--set", "webhook.enabled=true,prometheus.enabled=true,logLevel=debug")
 	must(t, s.AwaitRollout(ctx))
-	answers(ctx, t, s, "kept")
-	refused(ctx, t, s)
-	kubectl(ctx, t, s, "", "delete", "service", "kept")
+	checkFirstAddress(ctx, t, s, "kept")
+	checkWebhookRefusals(ctx, t, s)
+	runKubectl(ctx, t, s, "", "delete", "service", "kept")
 	helm("uninstall", "gantry")
-	if out := kubectl(ctx, t, s, "", "-n", names.Namespace, "get", "ipaddresspools", "-o", "name"); !strings.Contains(out, "first-pool") {
+	if out := runKubectl(ctx, t, s, "", "-n", names.Namespace, "get", "ipaddresspools", "-o", "name"); !strings.Contains(out, "first-pool") {
 		t.Errorf("uninstalling the release took the pools away; left are %q", out)
 	}
-	kinds := strings.Fields(kubectl(ctx, t, s, "", "get", "customresourcedefinitions", "-o", "name"))
+	kinds := strings.Fields(runKubectl(ctx, t, s, "", "get", "customresourcedefinitions", "-o", "name"))
 	for i, k := range kinds {
 		if strings.HasSuffix(k, ".metallb.io") || strings.HasSuffix(k, ".gantry.dev") {
-			kubectl(ctx, t, s, "", "delete", kinds[i])
+			runKubectl(ctx, t, s, "", "delete", kinds[i])
 		}
 	}
-	kubectl(ctx, t, s, "", "delete", "namespace", names.Namespace)
-	nothingIsLeft(ctx, t, s)
+	runKubectl(ctx, t, s, "", "delete", "namespace", names.Namespace)
+	checkNothingIsLeft(ctx, t, s)
 }

@@ -15,52 +15,52 @@ import (
 	"golang.org/x/net/ipv6"
 
 	"github.com/gantry-lb/gantry/api/names"
-	"github.com/gantry-lb/gantry/test/stage"
+	"github.com/gantry-lb/gantry/test/cluster"
 )
 
-// pingsAnswered has the speakers answer pings, which they do on wish alone, and the client's kernel ping both addresses.
-func pingsAnswered(ctx context.Context, t *testing.T, s *stage.Stage, addresses ...netip.Addr) {
-	notPinged(t, s, addresses...)
-	_, err := s.Kubectl(ctx, "", "-n", names.Namespace, "set", "env", "daemonset/gantry-speaker", answerPing)
+// testPings has the speakers answer pings, which they do on wish alone, and the client's kernel ping both addresses.
+func testPings(ctx context.Context, t *testing.T, s *cluster.Cluster, addresses ...netip.Addr) {
+	wantNoPingAnswer(t, s, addresses...)
+	_, err := s.Kubectl(ctx, "", "-n", names.Namespace, "set", "env", "daemonset/gantry-speaker", answerPingSetting)
 	must(t, err)
 	must(t, s.AwaitRollout(ctx))
-	pinged(ctx, t, s, addresses...)
+	wantPingAnswers(ctx, t, s, addresses...)
 }
 
-// answerPing is the wish.
-const answerPing = "GANTRY_LAYER2_ANSWER_PING=true"
+// answerPingSetting is the wish.
+const answerPingSetting = "GANTRY_LAYER2_ANSWER_PING=true"
 
-func notPinged(t *testing.T, s *stage.Stage, addresses ...netip.Addr) {
+func wantNoPingAnswer(t *testing.T, s *cluster.Cluster, addresses ...netip.Addr) {
 	t.Helper()
 	for _, a := range addresses {
-		if n, heard := ping(t, s, a, 1, time.Second); n > 0 {
+		if n, heard := sendPings(t, s, a, 1, time.Second); n > 0 {
 			t.Errorf("without a wish %s answers pings: %v", a, heard)
 		}
 	}
 }
 
-func pinged(ctx context.Context, t *testing.T, s *stage.Stage, addresses ...netip.Addr) {
+func wantPingAnswers(ctx context.Context, t *testing.T, s *cluster.Cluster, addresses ...netip.Addr) {
 	t.Helper()
 	for _, a := range addresses {
-		must(t, stage.Await(ctx, "an answer to a ping of "+a.String(), func(context.Context) error {
-			if n, heard := ping(t, s, a, 1, time.Second); n != 1 {
+		must(t, cluster.Await(ctx, "an answer to a ping of "+a.String(), func(context.Context) error {
+			if n, heard := sendPings(t, s, a, 1, time.Second); n != 1 {
 				return fmt.Errorf("the client heard %v", heard)
 			}
 			return nil
 		}))
-		n, heard := ping(t, s, a, 5, 10*time.Second)
+		n, heard := sendPings(t, s, a, 5, 10*time.Second)
 		if n != 5 {
 			t.Errorf("%d of 5 pings of %s are answered: %v", n, a, heard)
 		}
-		holder := holderOf(ctx, t, s, a).Status.Node
-		if metricOf(ctx, t, s, holder, fmt.Sprintf(`gantry_layer2_pings_answered_total{ip="%s"}`, a)) == 0 {
+		holder := awaitHolderOf(ctx, t, s, a).Status.Node
+		if readMetric(ctx, t, s, holder, fmt.Sprintf(`gantry_layer2_pings_answered_total{ip="%s"}`, a)) == 0 {
 			t.Errorf("the metrics of %s count no ping of %s", holder, a)
 		}
 	}
 }
 
-// ping sends so many pings and counts the answers, and whatever else the client hears.
-func ping(t *testing.T, s *stage.Stage, a netip.Addr, times int, patience time.Duration) (answers int, heard map[string]int) {
+// sendPings sends so many pings and counts the answers, and whatever else the client hears.
+func sendPings(t *testing.T, s *cluster.Cluster, a netip.Addr, times int, timeout time.Duration) (answers int, heard map[string]int) {
 	t.Helper()
 	network, protocol, kind := "ip4:icmp", 1, icmp.Type(ipv4.ICMPTypeEcho)
 	if a.Is6() {
@@ -80,7 +80,7 @@ func ping(t *testing.T, s *stage.Stage, a netip.Addr, times int, patience time.D
 		must(t, err)
 	}
 	heard = map[string]int{}
-	must(t, c.SetReadDeadline(time.Now().Add(patience)))
+	must(t, c.SetReadDeadline(time.Now().Add(timeout)))
 	for in := make([]byte, 2048); answers < times; {
 		n, from, err := c.ReadFrom(in)
 		if errors.Is(err, os.ErrDeadlineExceeded) {

@@ -15,11 +15,11 @@ import (
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1alpha1"
-	"github.com/gantry-lb/gantry/test/stage"
+	"github.com/gantry-lb/gantry/test/cluster"
 )
 
-// asking has addresses that other hosts use: the router 192.168.0.240 and fd00:a8::400, and node2 192.168.0.241.
-const asking = `apiVersion: metallb.io/v1beta1
+// probingPoolManifest has addresses that other hosts use: the router 192.168.0.240 and fd00:a8::400, and node2 192.168.0.241.
+const probingPoolManifest = `apiVersion: metallb.io/v1beta1
 kind: IPAddressPool
 metadata:
   name: asking
@@ -43,27 +43,27 @@ spec:
   - asking
 `
 
-// probed has an address that somebody uses passed over, whoever that is, and the next one given and announced.
-func probed(ctx context.Context, t *testing.T, s *stage.Stage) {
+// testAddressProbe has an address that somebody uses passed over, whoever that is, and the next one given and announced.
+func testAddressProbe(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	for _, add := range []struct{ host, address string }{{"router", "192.168.0.240/24"}, {"router", "fd00:a8::400/64"}, {"node2", "192.168.0.241/24"}} {
 		must(t, s.Host(add.host).Do(exec.Command("ip", "address", "add", add.address, "dev", "eth0", "nodad").Run))
 	}
-	must(t, s.Apply(ctx, asking))
-	web := strings.ReplaceAll(dualEcho, "name: echo", "name: asked")
+	must(t, s.Apply(ctx, probingPoolManifest))
+	web := strings.ReplaceAll(dualStackEcho, "name: echo", "name: asked")
 	web = strings.Replace(web, "kind: Service\nmetadata:\n", "kind: Service\nmetadata:\n  annotations:\n    metallb.io/address-pool: asking\n", 1)
 	must(t, s.Apply(ctx, web))
-	got, err := s.Addresses(ctx, "default", "asked", 2)
+	got, err := s.AwaitAddresses(ctx, "default", "asked", 2)
 	must(t, err)
 	if want := []netip.Addr{netip.MustParseAddr("192.168.0.242"), netip.MustParseAddr("fd00:a8::401")}; !slices.Equal(got, want) {
 		t.Errorf("the Service has %v, want %v: the others are in use", got, want)
 	}
 	for _, a := range got {
-		ask(ctx, t, s, netip.AddrPortFrom(a, 7000).String()).Stop()
+		startUDPStream(ctx, t, s, netip.AddrPortFrom(a, 7000).String()).Stop()
 	}
-	must(t, stage.Await(ctx, "what tells who answered", func(ctx context.Context) error {
-		return quarantined(ctx, s, "192.168.0.240", "192.168.0.241", "fd00:a8::400")
+	must(t, cluster.Await(ctx, "what tells who answered", func(ctx context.Context) error {
+		return checkQuarantineReported(ctx, s, "192.168.0.240", "192.168.0.241", "fd00:a8::400")
 	}))
-	must(t, stage.Await(ctx, "the questions to be closed", func(ctx context.Context) error {
+	must(t, cluster.Await(ctx, "the questions to be closed", func(ctx context.Context) error {
 		var open v1alpha1.AddressProbeList
 		if err := s.API.List(ctx, &open); err != nil {
 			return err
@@ -75,9 +75,9 @@ func probed(ctx context.Context, t *testing.T, s *stage.Stage) {
 	}))
 
 	// Who asks for such an address is told.
-	must(t, s.Apply(ctx, strings.Replace(stage.Echo("named", "node3"), "kind: Service\nmetadata:\n", "kind: Service\nmetadata:\n  annotations:\n    metallb.io/loadBalancerIPs: 192.168.0.240\n", 1)))
-	must(t, stage.Await(ctx, "the reason", func(ctx context.Context) error {
-		svc, err := s.Service(ctx, "default", "named")
+	must(t, s.Apply(ctx, strings.Replace(cluster.EchoManifest("named", "node3"), "kind: Service\nmetadata:\n", "kind: Service\nmetadata:\n  annotations:\n    metallb.io/loadBalancerIPs: 192.168.0.240\n", 1)))
+	must(t, cluster.Await(ctx, "the reason", func(ctx context.Context) error {
+		svc, err := s.GetService(ctx, "default", "named")
 		if err != nil {
 			return err
 		}
@@ -89,8 +89,8 @@ func probed(ctx context.Context, t *testing.T, s *stage.Stage) {
 	}))
 }
 
-// quarantined says whether an event tells of one of the addresses, since Kubernetes shows the first of several alike, and the AddressLedger of all.
-func quarantined(ctx context.Context, s *stage.Stage, addresses ...string) error {
+// checkQuarantineReported says whether an event tells of one of the addresses, since Kubernetes shows the first of several alike, and the AddressLedger of all.
+func checkQuarantineReported(ctx context.Context, s *cluster.Cluster, addresses ...string) error {
 	var events eventsv1.EventList
 	if err := s.API.List(ctx, &events, client.InNamespace("default")); err != nil {
 		return err

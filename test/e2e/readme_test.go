@@ -10,36 +10,36 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/gantry-lb/gantry/test/cluster"
 	"github.com/gantry-lb/gantry/test/lab"
 	"github.com/gantry-lb/gantry/test/lab/router"
 	"github.com/gantry-lb/gantry/test/packages"
-	"github.com/gantry-lb/gantry/test/stage"
 )
 
-// block is a fenced piece of the README: its kind (sh, yaml, frr) and its text; name is the file that the prose before it
+// readmeBlock is a fenced piece of the README: its kind (sh, yaml, frr) and its text; name is the file that the prose before it
 // calls it.
-type block struct{ kind, text, name string }
+type readmeBlock struct{ kind, text, name string }
 
-var fenced = regexp.MustCompile("(?ms)^```(\\w+)\n(.*?)^```$")
+var fencedBlockPattern = regexp.MustCompile("(?ms)^```(\\w+)\n(.*?)^```$")
 
-var fileName = regexp.MustCompile("`([\\w-]+\\.yaml)`:\\s*$")
+var fileNamePattern = regexp.MustCompile("`([\\w-]+\\.yaml)`:\\s*$")
 
-// walkThrough returns the blocks of the README's section on real clusters, by the title of their part.
-func walkThrough(t *testing.T) map[string][]block {
+// readClusterSection returns the blocks of the README's section on real clusters, by the title of their part.
+func readClusterSection(t *testing.T) map[string][]readmeBlock {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(lab.Root(), "README.md"))
+	text, err := os.ReadFile(filepath.Join(lab.RepositoryRoot(), "README.md"))
 	must(t, err)
 	_, section, found := strings.Cut(string(text), "\n## On a real cluster\n")
 	if !found {
 		t.Fatal("the README has no section on real clusters")
 	}
 	section, _, _ = strings.Cut(section, "\n## ")
-	blocks := map[string][]block{}
+	blocks := map[string][]readmeBlock{}
 	for _, part := range strings.Split(section, "\n### ")[1:] {
 		title, body, _ := strings.Cut(part, "\n")
-		for _, at := range fenced.FindAllStringSubmatchIndex(body, -1) {
-			b := block{kind: body[at[2]:at[3]], text: body[at[4]:at[5]]}
-			if m := fileName.FindStringSubmatch(body[:at[0]]); m != nil {
+		for _, at := range fencedBlockPattern.FindAllStringSubmatchIndex(body, -1) {
+			b := readmeBlock{kind: body[at[2]:at[3]], text: body[at[4]:at[5]]}
+			if m := fileNamePattern.FindStringSubmatch(body[:at[0]]); m != nil {
 				b.name = m[1]
 			}
 			blocks[title] = append(blocks[title], b)
@@ -48,27 +48,27 @@ func walkThrough(t *testing.T) map[string][]block {
 	return blocks
 }
 
-// walker does what a reader of the README does, in a clone, with the machines that the lab has.
-type walker struct {
-	*stage.Stage
+// reader does what a reader of the README does, in a clone, with the machines that the lab has.
+type reader struct {
+	*cluster.Cluster
 	dir string
 	env []string
 }
 
-func newWalker(t *testing.T, s *stage.Stage) *walker {
+func newReader(t *testing.T, s *cluster.Cluster) *reader {
 	t.Helper()
 	dir := t.TempDir()
 	for _, name := range []string{"charts", "config"} {
-		must(t, os.Symlink(filepath.Join(lab.Root(), name), filepath.Join(dir, name)))
+		must(t, os.Symlink(filepath.Join(lab.RepositoryRoot(), name), filepath.Join(dir, name)))
 	}
 	home := t.TempDir()
-	path := strings.Join([]string{s.KubeDir(), filepath.Join(lab.Root(), "bin"), os.Getenv("PATH")}, ":")
-	return &walker{s, dir, append(os.Environ(), "KUBECONFIG="+s.Kubeconfig(), "HOME="+home, "PATH="+path)}
+	path := strings.Join([]string{s.KubeDir(), filepath.Join(lab.RepositoryRoot(), "bin"), os.Getenv("PATH")}, ":")
+	return &reader{s, dir, append(os.Environ(), "KUBECONFIG="+s.Kubeconfig(), "HOME="+home, "PATH="+path)}
 }
 
-// do follows a block: files are written, commands are typed in, a router is set up, and what a client fetches is fetched on
+// follow follows a block: files are written, commands are typed in, a router is set up, and what a client fetches is fetched on
 // the host from.
-func (w *walker) do(ctx context.Context, t *testing.T, b block, from string) {
+func (w *reader) follow(ctx context.Context, t *testing.T, b readmeBlock, from string) {
 	t.Helper()
 	switch url, fetches := strings.CutPrefix(strings.TrimSpace(b.text), "curl "); {
 	case b.kind == "yaml":
@@ -90,24 +90,24 @@ func (w *walker) do(ctx context.Context, t *testing.T, b block, from string) {
 	}
 }
 
-// TestReadme follows the README's section on real clusters to the letter, once with Helm and once with kustomize.
-func TestReadme(t *testing.T) {
-	for _, m := range []string{packages.Missing(), router.Missing(router.FRR)} {
+// TestReadmeOnRealCluster follows the README's section on real clusters to the letter, once with Helm and once with kustomize.
+func TestReadmeOnRealCluster(t *testing.T) {
+	for _, m := range []string{packages.MissingProgram(), router.MissingPrerequisite(router.FRR)} {
 		if m != "" {
 			t.Skip(m)
 		}
 	}
-	parts := walkThrough(t)
+	parts := readClusterSection(t)
 	install, remove := parts["Install"], parts["Take it away"]
 	if len(install) != 3 || len(remove) != 2 {
 		t.Fatalf("%d ways to install and %d to take away, want Helm and kustomize, and the wait after both", len(install)-1, len(remove))
 	}
-	ctx, s := startBare(t, lab.Options{Nodes: 3})
-	w := newWalker(t, s)
+	ctx, s := startClusterWithoutGantry(t, lab.Options{Nodes: 3})
+	w := newReader(t, s)
 	for i, way := range []string{"Helm", "kustomize"} {
 		t.Run(way, func(t *testing.T) {
-			w.do(ctx, t, install[i], "")
-			w.do(ctx, t, install[2], "")
+			w.follow(ctx, t, install[i], "")
+			w.follow(ctx, t, install[2], "")
 			for _, part := range []struct{ title, from string }{
 				{"Addresses of the nodes' own network", "client"},
 				{"Addresses behind routers", "far"},
@@ -118,13 +118,13 @@ func TestReadme(t *testing.T) {
 					t.Fatalf("the README has nothing on %q", part.title)
 				}
 				for _, b := range blocks {
-					w.do(ctx, t, b, part.from)
+					w.follow(ctx, t, b, part.from)
 				}
 			}
-			kubectl(ctx, t, s, "", "delete", "service,deployment", "web", "--ignore-not-found")
-			kubectl(ctx, t, s, "", "delete", "service", "web-routed")
-			w.do(ctx, t, remove[i], "")
+			runKubectl(ctx, t, s, "", "delete", "service,deployment", "web", "--ignore-not-found")
+			runKubectl(ctx, t, s, "", "delete", "service", "web-routed")
+			w.follow(ctx, t, remove[i], "")
 		})
 	}
-	nothingIsLeft(ctx, t, s)
+	checkNothingIsLeft(ctx, t, s)
 }

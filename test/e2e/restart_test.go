@@ -12,13 +12,13 @@ import (
 	"time"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/test/cluster"
 	"github.com/gantry-lb/gantry/test/lab"
 	"github.com/gantry-lb/gantry/test/lab/router"
-	"github.com/gantry-lb/gantry/test/stage"
 )
 
-// torRestarts has the nodes announce to the router, too, which keeps their routes while they restart.
-const torRestarts = `apiVersion: metallb.io/v1beta2
+// gracefulRestartManifest has the nodes announce to the router, too, which keeps their routes while they restart.
+const gracefulRestartManifest = `apiVersion: metallb.io/v1beta2
 kind: BGPPeer
 metadata: {name: tor, namespace: metallb-system}
 spec: {myASN: 64512, peerASN: 65000, peerAddress: 192.168.0.1, enableGracefulRestart: true}
@@ -28,56 +28,56 @@ kind: BGPAdvertisement
 metadata: {name: all, namespace: metallb-system}
 `
 
-// TestTheAPIServerAway has everything happen to the speakers while nobody can ask the API server: what is announced stays
+// TestAPIServerUnreachable has everything happen to the speakers while nobody can ask the API server: what is announced stays
 // announced, a dead holder is replaced, and speakers that are all started again go on where they were.
-func TestTheAPIServerAway(t *testing.T) {
-	ctx, s := start(t, lab.Options{Nodes: 4, Families: lab.DualStack})
-	must(t, s.Apply(ctx, both))
-	must(t, s.Apply(ctx, dual(stage.Echo("echo", "node4"))))
+func TestAPIServerUnreachable(t *testing.T) {
+	ctx, s := startCluster(t, lab.Options{Nodes: 4, Families: lab.DualStack})
+	must(t, s.Apply(ctx, dualStackPool))
+	must(t, s.Apply(ctx, requireDualStack(cluster.EchoManifest("echo", "node4"))))
 	_, err := s.Kubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true")
 	must(t, err)
-	addresses, err := s.Addresses(ctx, "default", "echo", 2)
+	addresses, err := s.AwaitAddresses(ctx, "default", "echo", 2)
 	must(t, err)
-	_, err = s.Holders(ctx, "echo", 2)
+	_, err = s.AwaitHolders(ctx, "echo", 2)
 	must(t, err)
 	tor := s.Router("router", router.FRR)
-	must(t, tor.Start(ctx, torText(t)))
-	must(t, s.Apply(ctx, torRestarts))
+	must(t, tor.Start(ctx, documentedFRRConfig(t)))
+	must(t, s.Apply(ctx, gracefulRestartManifest))
 	vip, nodes := netip.PrefixFrom(addresses[0], addresses[0].BitLen()), []string{"node1", "node2", "node3"}
-	hops(ctx, t, s, vip, "192.168.0.11", "192.168.0.12", "192.168.0.13")
+	awaitNextHops(ctx, t, s, vip, "192.168.0.11", "192.168.0.12", "192.168.0.13")
 
 	var holder string // of the first address
 	t.Run("every speaker is started again", func(t *testing.T) {
-		w := watch(ctx, t, s, addresses)
-		w.answered(ctx, t, 500) // the speakers keep what they know once a second
+		w := watchService(ctx, t, s, addresses)
+		w.awaitAnswers(ctx, t, 500) // the speakers keep what they know once a second
 		must(t, s.StopAPI(ctx))
-		w.answered(ctx, t, 200) // nothing is withdrawn because a watch was lost
-		far, err := s.UDP(ctx, "far", netip.AddrPortFrom(addresses[0], 7000).String(), 200)
+		w.awaitAnswers(ctx, t, 200) // nothing is withdrawn because a watch was lost
+		far, err := s.StreamUDP(ctx, "far", netip.AddrPortFrom(addresses[0], 7000).String(), 200)
 		must(t, err)
 		must(t, far.AwaitAnswers(ctx, 50))
 		begun := map[string]int{}
 		for _, n := range nodes {
-			begun[n] = restarts(ctx, t, s, n)
+			begun[n] = countSessionStarts(ctx, t, s, n)
 		}
 		for _, n := range []string{"node1", "node2", "node3", "node4"} {
-			must(t, s.Signal(ctx, n, "gantry-speaker", syscall.SIGKILL))
+			must(t, s.SignalProgram(ctx, n, "gantry-speaker", syscall.SIGKILL))
 		}
-		w.answered(ctx, t, 300)
+		w.awaitAnswers(ctx, t, 300)
 		settled := time.Now()
-		w.answered(ctx, t, 200)
-		for a, answers := range w.end(t) {
-			late := slices.DeleteFunc(answers, func(x stage.Answer) bool { return x.At.Before(settled) })
-			who := macs(late)
+		w.awaitAnswers(ctx, t, 200)
+		for a, answers := range w.stopAndCollect(t) {
+			late := slices.DeleteFunc(answers, func(x cluster.NeighborAnswer) bool { return x.At.Before(settled) })
+			who := answeringMACs(late)
 			if len(who) != 1 {
 				t.Fatalf("after the restart %s is answered for by %v, want one node", a, who)
 			}
 			if a == addresses[0] {
-				holder = nodeOf(t, s, who[0])
+				holder = nodeWithMAC(t, s, who[0])
 			}
 		}
-		must(t, stage.Await(ctx, "the sessions with the router to be there again", func(ctx context.Context) error {
+		must(t, cluster.Await(ctx, "the sessions with the router to be there again", func(ctx context.Context) error {
 			for _, n := range nodes {
-				if restarts(ctx, t, s, n) == begun[n] {
+				if countSessionStarts(ctx, t, s, n) == begun[n] {
 					return fmt.Errorf("not that of %s", n)
 				}
 			}
@@ -87,31 +87,31 @@ func TestTheAPIServerAway(t *testing.T) {
 			}
 			return err
 		}))
-		hops(ctx, t, s, vip, "192.168.0.11", "192.168.0.12", "192.168.0.13")
+		awaitNextHops(ctx, t, s, vip, "192.168.0.11", "192.168.0.12", "192.168.0.13")
 		if o := far.Stop(); o.Lost > 0 {
 			t.Errorf("%d of %d requests through the router were lost", o.Lost, o.Sent)
 		}
 	})
 	t.Run("and a dead holder is replaced", func(t *testing.T) {
-		w := watch(ctx, t, s, addresses)
+		w := watchService(ctx, t, s, addresses)
 		must(t, s.CutCable(ctx, holder))
-		w.answered(ctx, t, 300)
-		w.end(t)
+		w.awaitAnswers(ctx, t, 300)
+		w.stopAndCollect(t)
 		must(t, s.PlugCable(ctx, holder))
 	})
 	t.Run("the API server comes back", func(t *testing.T) {
 		must(t, s.StartAPI(ctx))
-		must(t, stage.Await(ctx, "the Service's status to tell who holds it now", func(ctx context.Context) error {
-			now, err := s.Holders(ctx, "echo", 2)
+		must(t, cluster.Await(ctx, "the Service's status to tell who holds it now", func(ctx context.Context) error {
+			now, err := s.AwaitHolders(ctx, "echo", 2)
 			if err == nil && slices.Contains(now, holder) { // it was cut off, and takes nothing back
 				err = fmt.Errorf("%v announce it, though %s gave it up", now, holder)
 			}
 			return err
 		}))
-		must(t, s.Apply(ctx, stage.Echo("later", "node4")))
-		address, err := s.Address(ctx, "default", "later")
+		must(t, s.Apply(ctx, cluster.EchoManifest("later", "node4")))
+		address, err := s.AwaitAddress(ctx, "default", "later")
 		must(t, err)
-		stream, err := s.UDP(ctx, "client", netip.AddrPortFrom(address, 7000).String(), 100)
+		stream, err := s.StreamUDP(ctx, "client", netip.AddrPortFrom(address, 7000).String(), 100)
 		must(t, err)
 		// kube-proxy asks the API server again once a minute after it was away for long.
 		for range 3 {
@@ -123,7 +123,7 @@ func TestTheAPIServerAway(t *testing.T) {
 		stream.Stop()
 		_, err = s.Kubectl(ctx, "", "delete", "service", "echo")
 		must(t, err)
-		must(t, stage.Await(ctx, "the addresses to be given up", func(context.Context) error {
+		must(t, cluster.Await(ctx, "the addresses to be given up", func(context.Context) error {
 			out, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "servicel2statuses", "-l", names.LabelServiceName+"=echo", "-o", "name")
 			if err == nil && out != "" {
 				err = errors.New(out)
@@ -133,11 +133,11 @@ func TestTheAPIServerAway(t *testing.T) {
 	})
 }
 
-// nodeOf returns the node with the Ethernet address.
-func nodeOf(t *testing.T, s *stage.Stage, mac string) string {
+// nodeWithMAC returns the node with the Ethernet address.
+func nodeWithMAC(t *testing.T, s *cluster.Cluster, mac string) string {
 	t.Helper()
 	for _, n := range []string{"node1", "node2", "node3", "node4"} {
-		own, err := s.MAC(n)
+		own, err := s.HostMAC(n)
 		must(t, err)
 		if own == mac {
 			return n

@@ -14,19 +14,19 @@ import (
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/test/cluster"
 	"github.com/gantry-lb/gantry/test/lab"
-	"github.com/gantry-lb/gantry/test/stage"
 )
 
-// selectedPool is a pool of both families, dualWeb a Service of both with three Pods behind it.
-const selectedPool = `apiVersion: metallb.io/v1beta1
+// selectedPoolManifest is a pool of both families, dualStackWebManifest a Service of both with three Pods behind it.
+const selectedPoolManifest = `apiVersion: metallb.io/v1beta1
 kind: IPAddressPool
 metadata: {name: dual, namespace: metallb-system}
 spec:
   addresses: [192.168.0.210-192.168.0.219, "fd00:a8::210-fd00:a8::219"]
 `
 
-const dualWeb = `apiVersion: apps/v1
+const dualStackWebManifest = `apiVersion: apps/v1
 kind: Deployment
 metadata: {name: web}
 spec:
@@ -52,8 +52,8 @@ spec:
   ports: [{port: 80}]
 `
 
-// l2 is an L2Advertisement with this spec.
-func l2(spec string) string {
+// l2AdvertisementManifest is an L2Advertisement with this spec.
+func l2AdvertisementManifest(spec string) string {
 	text := "apiVersion: metallb.io/v1beta1\nkind: L2Advertisement\nmetadata: {name: ad, namespace: metallb-system}\nspec:\n"
 	for _, line := range strings.Split(strings.TrimSpace(spec), "\n") {
 		text += "  " + line + "\n"
@@ -61,10 +61,10 @@ func l2(spec string) string {
 	return text
 }
 
-// TestSelectors edits, while it runs, everything that decides which node announces, and follows the answers of both
+// TestSelectorEdits edits, while it runs, everything that decides which node announces, and follows the answers of both
 // addresses of one Service.
-func TestSelectors(t *testing.T) {
-	ctx, s := start(t, lab.Options{Nodes: 3, Families: lab.DualStack})
+func TestSelectorEdits(t *testing.T) {
+	ctx, s := startCluster(t, lab.Options{Nodes: 3, Families: lab.DualStack})
 	kubectl := func(args ...string) {
 		t.Helper()
 		_, err := s.Kubectl(ctx, "", args...)
@@ -73,11 +73,11 @@ func TestSelectors(t *testing.T) {
 	for _, n := range []string{"node1", "node2", "node3"} {
 		kubectl("label", "node", n, "rack="+n)
 	}
-	must(t, s.Apply(ctx, selectedPool))
-	must(t, s.Apply(ctx, dualWeb))
-	_, err := s.Address(ctx, "default", "web")
+	must(t, s.Apply(ctx, selectedPoolManifest))
+	must(t, s.Apply(ctx, dualStackWebManifest))
+	_, err := s.AwaitAddress(ctx, "default", "web")
 	must(t, err)
-	must(t, tells(ctx, s, "web", "False", names.ReasonNoAdvertisement))
+	must(t, awaitAnnouncedCondition(ctx, s, "web", "False", names.ReasonNoAdvertisement))
 
 	steps := []struct {
 		name, spec string
@@ -90,8 +90,8 @@ func TestSelectors(t *testing.T) {
 		{name: "a label that makes it match", edit: func() { kubectl("label", "--overwrite", "node", "node1", "rack=nowhere") }, want: "node1"},
 		{name: "the label of the cluster's own that excludes a node", edit: func() { kubectl("label", "node", "node1", names.LabelExcludeNode+"=") }, want: string(names.ReasonNodeExcluded)},
 		{name: "that label taken off", edit: func() { kubectl("label", "node", "node1", names.LabelExcludeNode+"-") }, want: "node1"},
-		{name: "a network that is not available", edit: func() { unavailable(ctx, t, s, "node1", "True") }, want: string(names.ReasonNotAnnounced)},
-		{name: "and is again", edit: func() { unavailable(ctx, t, s, "node1", "False") }, want: "node1"},
+		{name: "a network that is not available", edit: func() { setNetworkUnavailable(ctx, t, s, "node1", "True") }, want: string(names.ReasonNotAnnounced)},
+		{name: "and is again", edit: func() { setNetworkUnavailable(ctx, t, s, "node1", "False") }, want: "node1"},
 		{name: "an interface that is not there", spec: "interfaces: [eth77]", want: string(names.ReasonNotAnnounced)},
 		{name: "the interface that is", spec: "interfaces: [eth0, eth77]\nnodeSelectors: [{matchLabels: {rack: node2}}]", want: "node2"},
 		{name: "a Service selector that fits others", spec: "serviceSelectors: [{matchLabels: {app: other}}]", want: string(names.ReasonNoAdvertisement)},
@@ -104,33 +104,33 @@ func TestSelectors(t *testing.T) {
 	for _, step := range steps {
 		t.Run(step.name, func(t *testing.T) {
 			if step.spec != "" {
-				must(t, s.Apply(ctx, l2(step.spec)))
+				must(t, s.Apply(ctx, l2AdvertisementManifest(step.spec)))
 			}
 			if step.edit != nil {
 				step.edit()
 			}
 			if !strings.HasPrefix(step.want, "node") {
-				must(t, tells(ctx, s, "web", "False", names.Reason(step.want)))
-				must(t, warned(ctx, s, "web", names.Reason(step.want)))
-				must(t, silent(ctx, s))
+				must(t, awaitAnnouncedCondition(ctx, s, "web", "False", names.Reason(step.want)))
+				must(t, awaitWarningEvent(ctx, s, "web", names.Reason(step.want)))
+				must(t, awaitNoAnswer(ctx, s))
 				return
 			}
-			must(t, tells(ctx, s, "web", "True", names.ReasonAnnounced))
-			must(t, holds(ctx, s, "web", step.want))
+			must(t, awaitAnnouncedCondition(ctx, s, "web", "True", names.ReasonAnnounced))
+			must(t, awaitHolderPrefix(ctx, s, "web", step.want))
 			for _, url := range []string{"http://192.168.0.210/", "http://[fd00:a8::210]/"} {
 				_, err := s.AwaitFetch(ctx, "client", url)
 				must(t, err)
 			}
 		})
 	}
-	t.Run("a Service that shares its addresses shares their holders", func(t *testing.T) { sharing(ctx, t, s) })
-	t.Run("the state of the configuration is told by every component", func(t *testing.T) { states(ctx, t, s) })
+	t.Run("a Service that shares its addresses shares their holders", func(t *testing.T) { testSharedAddress(ctx, t, s) })
+	t.Run("the state of the configuration is told by every component", func(t *testing.T) { testConfigurationStates(ctx, t, s) })
 }
 
-// tells waits for the Service's condition.
-func tells(ctx context.Context, s *stage.Stage, service, status string, reason names.Reason) error {
-	return stage.Await(ctx, fmt.Sprintf("Announced=%s, %s on Service %s", status, reason, service), func(ctx context.Context) error {
-		svc, err := s.Service(ctx, "default", service)
+// awaitAnnouncedCondition waits for the Service's condition.
+func awaitAnnouncedCondition(ctx context.Context, s *cluster.Cluster, service, status string, reason names.Reason) error {
+	return cluster.Await(ctx, fmt.Sprintf("Announced=%s, %s on Service %s", status, reason, service), func(ctx context.Context) error {
+		svc, err := s.GetService(ctx, "default", service)
 		if err != nil {
 			return err
 		}
@@ -142,9 +142,9 @@ func tells(ctx context.Context, s *stage.Stage, service, status string, reason n
 	})
 }
 
-// warned waits for the event that nobody announces the Service any more.
-func warned(ctx context.Context, s *stage.Stage, service string, reason names.Reason) error {
-	return stage.Await(ctx, fmt.Sprintf("the event %s for %s on Service %s", names.EventAnnounceFailed, reason, service), func(ctx context.Context) error {
+// awaitWarningEvent waits for the event that nobody announces the Service any more.
+func awaitWarningEvent(ctx context.Context, s *cluster.Cluster, service string, reason names.Reason) error {
+	return cluster.Await(ctx, fmt.Sprintf("the event %s for %s on Service %s", names.EventAnnounceFailed, reason, service), func(ctx context.Context) error {
 		var events eventsv1.EventList
 		if err := s.API.List(ctx, &events, client.InNamespace("default")); err != nil {
 			return err
@@ -158,9 +158,9 @@ func warned(ctx context.Context, s *stage.Stage, service string, reason names.Re
 	})
 }
 
-// holds waits until every report about the Service names a node with this prefix, and there is one.
-func holds(ctx context.Context, s *stage.Stage, service, node string) error {
-	return stage.Await(ctx, service+" at "+node, func(ctx context.Context) error {
+// awaitHolderPrefix waits until every report about the Service names a node with this prefix, and there is one.
+func awaitHolderPrefix(ctx context.Context, s *cluster.Cluster, service, node string) error {
+	return cluster.Await(ctx, service+" at "+node, func(ctx context.Context) error {
 		var list v1beta1.ServiceL2StatusList
 		if err := s.API.List(ctx, &list, client.InNamespace(names.Namespace), client.MatchingLabels{names.LabelServiceName: service}); err != nil {
 			return err
@@ -177,10 +177,10 @@ func holds(ctx context.Context, s *stage.Stage, service, node string) error {
 	})
 }
 
-// silent waits until neither address answers any more, from a client that has to ask who has it.
-func silent(ctx context.Context, s *stage.Stage) error {
-	return stage.Await(ctx, "silence", func(ctx context.Context) error {
-		if err := s.Host("client").Do(forget); err != nil {
+// awaitNoAnswer waits until neither address answers any more, from a client that has to ask who has it.
+func awaitNoAnswer(ctx context.Context, s *cluster.Cluster) error {
+	return cluster.Await(ctx, "silence", func(ctx context.Context) error {
+		if err := s.Host("client").Do(flushNeighbors); err != nil {
 			return err
 		}
 		var four, six error
@@ -195,8 +195,8 @@ func silent(ctx context.Context, s *stage.Stage) error {
 	})
 }
 
-// forget empties the neighbour cache of the namespace it runs in.
-func forget() error {
+// flushNeighbors empties the neighbour cache of the namespace it runs in.
+func flushNeighbors() error {
 	known, err := netlink.NeighList(0, netlink.FAMILY_ALL)
 	for i := range known {
 		_ = netlink.NeighDel(&known[i]) // one that is gone meanwhile is forgotten too
@@ -204,16 +204,16 @@ func forget() error {
 	return err
 }
 
-// unavailable sets the condition NetworkUnavailable of a node.
-func unavailable(ctx context.Context, t *testing.T, s *stage.Stage, node, status string) {
+// setNetworkUnavailable sets the condition NetworkUnavailable of a node.
+func setNetworkUnavailable(ctx context.Context, t *testing.T, s *cluster.Cluster, node, status string) {
 	t.Helper()
 	patch := fmt.Sprintf(`{"status":{"conditions":[{"type":"NetworkUnavailable","status":%q,"reason":"Test","message":"set by a test"}]}}`, status)
 	_, err := s.Kubectl(ctx, "", "patch", "node", node, "--subresource=status", "--type=strategic", "-p", patch)
 	must(t, err)
 }
 
-// sharing adds a Service of another class, which nobody may touch, and two that share an address.
-func sharing(ctx context.Context, t *testing.T, s *stage.Stage) {
+// testSharedAddress adds a Service of another class, which nobody may touch, and two that share an address.
+func testSharedAddress(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	service := func(name, protocol, more string) string {
 		return fmt.Sprintf(`apiVersion: v1
 kind: Service
@@ -229,33 +229,33 @@ spec:
 	}
 	must(t, s.Apply(ctx, service("dns-tcp", "TCP", "")+service("dns-udp", "UDP", "")+service("foreign", "TCP", "  loadBalancerClass: example.com/other\n")))
 	for _, name := range []string{"dns-tcp", "dns-udp"} {
-		a, err := s.Address(ctx, "default", name)
+		a, err := s.AwaitAddress(ctx, "default", name)
 		must(t, err)
 		if a.String() != "192.168.0.215" {
 			t.Errorf("%s got %s", name, a)
 		}
-		must(t, tells(ctx, s, name, "True", names.ReasonAnnounced))
+		must(t, awaitAnnouncedCondition(ctx, s, name, "True", names.ReasonAnnounced))
 	}
-	first, err := s.Holder(ctx, "dns-tcp", "")
+	first, err := s.AwaitHolder(ctx, "dns-tcp", "")
 	must(t, err)
-	if second, err := s.Holder(ctx, "dns-udp", ""); err != nil || first != second {
+	if second, err := s.AwaitHolder(ctx, "dns-udp", ""); err != nil || first != second {
 		t.Errorf("one address is held by %s and by %s, %v", first, second, err)
 	}
 	if _, err := s.AwaitFetch(ctx, "client", "http://192.168.0.215:53/"); err != nil {
 		t.Error(err)
 	}
-	foreign, err := s.Service(ctx, "default", "foreign")
+	foreign, err := s.GetService(ctx, "default", "foreign")
 	must(t, err)
 	if n := len(foreign.Status.LoadBalancer.Ingress) + len(foreign.Status.Conditions); n > 0 || foreign.Annotations["metallb.io/ip-allocated-from-pool"] != "" {
 		t.Errorf("a Service of another class was touched: %+v", foreign.Status)
 	}
 }
 
-// states breaks one object and expects the controller and each speaker to say so, and to take it back.
-func states(ctx context.Context, t *testing.T, s *stage.Stage) {
+// testConfigurationStates breaks one object and expects the controller and each speaker to say so, and to take it back.
+func testConfigurationStates(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	expect := func(result v1beta1.ConfigurationResult, text string) {
 		t.Helper()
-		must(t, stage.Await(ctx, string(result)+" from every component", func(ctx context.Context) error {
+		must(t, cluster.Await(ctx, string(result)+" from every component", func(ctx context.Context) error {
 			var list v1beta1.ConfigurationStateList
 			if err := s.API.List(ctx, &list, client.InNamespace(names.Namespace)); err != nil {
 				return err
@@ -272,7 +272,7 @@ func states(ctx context.Context, t *testing.T, s *stage.Stage) {
 		}))
 	}
 	expect(v1beta1.ConfigurationValid, "")
-	must(t, s.Apply(ctx, strings.NewReplacer("name: dual", "name: second", "192.168.0.210-192.168.0.219, ", "192.168.0.230-192.168.0.220, ", "210-fd", "230-fd", "219\"", "239\"").Replace(selectedPool)))
+	must(t, s.Apply(ctx, strings.NewReplacer("name: dual", "name: second", "192.168.0.210-192.168.0.219, ", "192.168.0.230-192.168.0.220, ", "210-fd", "230-fd", "219\"", "239\"").Replace(selectedPoolManifest)))
 	expect(v1beta1.ConfigurationInvalid, `configuration error: IPAddressPool metallb-system/second: spec.addresses[0]: the range "192.168.0.230-192.168.0.220" ends before it starts`)
 	_, err := s.Kubectl(ctx, "", "-n", names.Namespace, "delete", "configurationstate", "speaker-node2", "controller")
 	must(t, err)

@@ -7,14 +7,14 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/gantry-lb/gantry/test/stage"
+	"github.com/gantry-lb/gantry/test/cluster"
 )
 
-// types walks a Service through every type. Each time it is no LoadBalancer, nothing of ours is left on it and its address
+// testServiceTypes walks a Service through every type. Each time it is no LoadBalancer, nothing of ours is left on it and its address
 // is free for another; each time it is one again, it is reached.
-func types(ctx context.Context, t *testing.T, s *stage.Stage) {
-	kubectl := room(ctx, t, s, "types")
-	kubectl(manual(t, "002-webapp.yaml"), "apply", "-f", "-")
+func testServiceTypes(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+	kubectl := newNamespace(ctx, t, s, "types")
+	kubectl(readManual(t, "002-webapp.yaml"), "apply", "-f", "-")
 	const balancer = `{"spec":{"type":"LoadBalancer","externalName":null,"clusterIP":"","clusterIPs":null}}`
 	for _, change := range []struct {
 		to    corev1.ServiceType
@@ -27,7 +27,7 @@ func types(ctx context.Context, t *testing.T, s *stage.Stage) {
 	} {
 		t.Run(string(change.to), func(t *testing.T) {
 			kubectl("", "patch", "service", "webapp", "--type=merge", "-p", `{"spec":{"type":"LoadBalancer"}}`)
-			address, err := s.Address(ctx, "types", "webapp")
+			address, err := s.AwaitAddress(ctx, "types", "webapp")
 			must(t, err)
 			url := fmt.Sprintf("http://%s:8080/", address)
 			_, err = s.AwaitFetch(ctx, "client", url)
@@ -36,16 +36,16 @@ func types(ctx context.Context, t *testing.T, s *stage.Stage) {
 				kubectl("", "patch", "service", "webapp", "--type=merge", "-p", `{"spec":{"type":"ExternalName","externalName":"example.com","clusterIP":null,"clusterIPs":null}}`)
 			}
 			kubectl("", "patch", "service", "webapp", "--type=merge", "-p", change.patch)
-			awaitSilence(ctx, t, s, serviceName{"types", "webapp"}, url)
-			must(t, stage.Await(ctx, "a Service that carries nothing of ours", func(ctx context.Context) error {
-				svc, err := s.Service(ctx, "types", "webapp")
+			awaitUnannounced(ctx, t, s, serviceKey{"types", "webapp"}, url)
+			must(t, cluster.Await(ctx, "a Service that carries nothing of ours", func(ctx context.Context) error {
+				svc, err := s.GetService(ctx, "types", "webapp")
 				if err != nil {
 					return err
 				}
-				return touched(svc)
+				return checkUntouched(svc)
 			}))
-			kubectl(fmt.Sprintf(other, address), "apply", "-f", "-")
-			got, err := s.Address(ctx, "types", "other")
+			kubectl(fmt.Sprintf(otherServiceManifest, address), "apply", "-f", "-")
+			got, err := s.AwaitAddress(ctx, "types", "other")
 			must(t, err)
 			if got != address {
 				t.Errorf("another Service that asks for %s got %s", address, got)
@@ -54,14 +54,14 @@ func types(ctx context.Context, t *testing.T, s *stage.Stage) {
 			if change.to == "headless" {
 				kubectl("", "patch", "service", "webapp", "--type=merge", "-p", `{"spec":{"type":"ExternalName","externalName":"example.com","clusterIP":null,"clusterIPs":null}}`)
 				kubectl("", "patch", "service", "webapp", "--type=merge", "-p", balancer)
-				_, err = s.Address(ctx, "types", "webapp")
+				_, err = s.AwaitAddress(ctx, "types", "webapp")
 				must(t, err)
 			}
 		})
 	}
 }
 
-const other = `apiVersion: v1
+const otherServiceManifest = `apiVersion: v1
 kind: Service
 metadata:
   name: other

@@ -27,10 +27,10 @@ import (
 
 // Options say what is asked.
 type Options struct {
-	Family    layer2.Family
-	Addresses int // how many there are, each asked for in turn
-	Rate      int // questions a second
-	For       time.Duration
+	Family           layer2.Family
+	Addresses        int // how many there are, each asked for in turn
+	QueriesPerSecond int // questions a second
+	Duration         time.Duration
 }
 
 // Outcome is what came of it.
@@ -38,50 +38,50 @@ type Outcome struct {
 	Sent, Answered int
 	// Latencies are the times from question to answer, sorted.
 	Latencies []time.Duration
-	// Busy is how long processors worked meanwhile, for who asks and who answers.
-	Busy time.Duration
+	// ProcessorTime is how long processors worked meanwhile, for who asks and who answers.
+	ProcessorTime time.Duration
 	// Lost is how many frames the asking side had no room for: it then says nothing about who answers.
 	Lost uint64
 }
 
-// Latency returns a quantile of the latencies, between 0 and 1.
-func (o Outcome) Latency(q float64) time.Duration {
+// LatencyQuantile returns a quantile of the latencies, between 0 and 1.
+func (o Outcome) LatencyQuantile(q float64) time.Duration {
 	if len(o.Latencies) == 0 {
 		return 0
 	}
 	return o.Latencies[min(int(q*float64(len(o.Latencies))), len(o.Latencies)-1)]
 }
 
-// Cable is the two namespaces and what joins them.
-type Cable struct {
-	o            Options
-	node, client netns.Handle
-	link, asker  facts.Link
-	release      []func()
+// Harness is the two namespaces and what joins them.
+type Harness struct {
+	options              Options
+	node, client         netns.Handle
+	nodeLink, clientLink facts.Link
+	releaseFuncs         []func()
 }
 
 const linkName = "eth0"
 
 // New lays a cable. Close it.
-func New(o Options) (*Cable, error) {
-	c := &Cable{o: o}
+func New(o Options) (*Harness, error) {
+	c := &Harness{options: o}
 	for _, h := range []*netns.Handle{&c.node, &c.client} {
-		ns, release, err := netns.Unnamed()
+		ns, release, err := netns.NewUnnamed()
 		if err != nil {
 			c.Close()
 			return nil, err
 		}
 		*h = ns
-		c.release = append(c.release, release)
+		c.releaseFuncs = append(c.releaseFuncs, release)
 	}
-	err := netns.Cable(c.node, linkName, c.client, linkName)
+	err := netns.AddCable(c.node, linkName, c.client, linkName)
 	for _, end := range []struct {
 		ns   netns.Handle
 		link *facts.Link
 		own  string
-	}{{c.node, &c.link, "10.20.255.1/16"}, {c.client, &c.asker, "10.20.255.2/16"}} {
+	}{{c.node, &c.nodeLink, "10.20.255.1/16"}, {c.client, &c.clientLink, "10.20.255.2/16"}} {
 		if err == nil {
-			err = end.ns.Do(func() error { return plug(end.link, netip.MustParsePrefix(end.own)) })
+			err = end.ns.Do(func() error { return configureLink(end.link, netip.MustParsePrefix(end.own)) })
 		}
 	}
 	if err != nil {
@@ -91,8 +91,8 @@ func New(o Options) (*Cable, error) {
 	return c, nil
 }
 
-// plug brings an end of the cable up and says what it is.
-func plug(l *facts.Link, own netip.Prefix) error {
+// configureLink brings an end of the cable up and says what it is.
+func configureLink(l *facts.Link, own netip.Prefix) error {
 	if err := netns.AddAddress(linkName, own); err != nil {
 		return err
 	}
@@ -107,22 +107,22 @@ func plug(l *facts.Link, own netip.Prefix) error {
 }
 
 // Close removes the namespaces.
-func (c *Cable) Close() {
-	for _, f := range c.release {
+func (c *Harness) Close() {
+	for _, f := range c.releaseFuncs {
 		f()
 	}
 }
 
-// address returns the i-th address that is asked for.
-func (c *Cable) address(i int) netip.Addr {
-	if c.o.Family == layer2.IPv6 {
+// addressAt returns the i-th address that is asked for.
+func (c *Harness) addressAt(i int) netip.Addr {
+	if c.options.Family == layer2.IPv6 {
 		return netip.AddrFrom16([16]byte{0xfd, 0, 0xa8, 14: byte(i >> 8), 15: byte(i)})
 	}
 	return netip.AddrFrom4([4]byte{10, 20, byte(i >> 8), byte(i)})
 }
 
-// Engine has the speaker's engine answer until stop is called. It has announced every address once then.
-func (c *Cable) Engine(ctx context.Context) (stop func(), err error) {
+// StartResponder has the speaker's engine answer until stop is called. It has announced every address once then.
+func (c *Harness) StartResponder(ctx context.Context) (stop func(), err error) {
 	e := layer2.New(wire.Wire{}, time.Now)
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan error, 1)
@@ -131,13 +131,13 @@ func (c *Cable) Engine(ctx context.Context) (stop func(), err error) {
 		cancel()
 		<-ended
 	}
-	e.SetLinks(facts.LinkSet{c.link})
-	e.Renew(time.Now().Add(time.Hour))
-	claims := make([]intent.Claim, c.o.Addresses)
+	e.SetLinks(facts.LinkSet{c.nodeLink})
+	e.SetSendDeadline(time.Now().Add(time.Hour))
+	claims := make([]intent.Binding, c.options.Addresses)
 	for i := range claims {
-		claims[i] = intent.Claim{Address: c.address(i), Links: []int{c.link.Index}}
+		claims[i] = intent.Binding{Address: c.addressAt(i), Links: []int{c.nodeLink.Index}}
 	}
-	e.Apply(claims)
+	e.ApplyBindings(claims)
 	for waiting := time.After(30 * time.Second); ; {
 		announced := 0
 		for _, n := range e.Counters() {
@@ -159,53 +159,53 @@ func (c *Cable) Engine(ctx context.Context) (stop func(), err error) {
 	}
 }
 
-// Kernel has the kernel of the node answer: it holds the addresses itself.
-func (c *Cable) Kernel() error {
+// AssignToKernel has the kernel of the node answer: it holds the addresses itself.
+func (c *Harness) AssignToKernel() error {
 	return c.node.Do(func() error {
 		l, err := netlink.LinkByName("lo")
 		if err != nil {
 			return err
 		}
-		if c.o.Family == layer2.IPv6 {
+		if c.options.Family == layer2.IPv6 {
 			if l, err = netlink.LinkByName(linkName); err != nil {
 				return err
 			}
 		}
-		bits := c.address(0).BitLen()
-		for i := range c.o.Addresses {
-			a := &netlink.Addr{IPNet: &net.IPNet{IP: c.address(i).AsSlice(), Mask: net.CIDRMask(bits, bits)}}
-			if c.o.Family == layer2.IPv6 {
+		bits := c.addressAt(0).BitLen()
+		for i := range c.options.Addresses {
+			a := &netlink.Addr{IPNet: &net.IPNet{IP: c.addressAt(i).AsSlice(), Mask: net.CIDRMask(bits, bits)}}
+			if c.options.Family == layer2.IPv6 {
 				a.Flags = 0x02 // IFA_F_NODAD
 			}
 			if err := netlink.AddrAdd(l, a); err != nil {
-				return fmt.Errorf("giving the kernel %s: %w", c.address(i), err)
+				return fmt.Errorf("giving the kernel %s: %w", c.addressAt(i), err)
 			}
 		}
 		return nil
 	})
 }
 
-// grace is how long after the last question answers are waited for.
-const grace = 300 * time.Millisecond
+// lateAnswerTimeout is how long after the last question answers are waited for.
+const lateAnswerTimeout = 300 * time.Millisecond
 
-// Ask asks for all addresses in turn.
-func (c *Cable) Ask(ctx context.Context) (Outcome, error) {
+// SendQueries asks for all addresses in turn.
+func (c *Harness) SendQueries(ctx context.Context) (Outcome, error) {
 	var port layer2.Port
 	err := c.client.Do(func() (err error) {
-		port, err = wire.Wire{}.Open(c.asker, c.o.Family)
+		port, err = wire.Wire{}.OpenPort(c.clientLink, c.options.Family)
 		return err
 	})
 	if err != nil {
 		return Outcome{}, err
 	}
-	asked := make([]atomic.Int64, c.o.Addresses) // when, in nanoseconds since begun; 0 is not, or answered
+	asked := make([]atomic.Int64, c.options.Addresses) // when, in nanoseconds since begun; 0 is not, or answered
 	begun := time.Now()
 	var o Outcome
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		_ = port.Receive(func(f layer2.Frame) (layer2.Frame, bool) {
-			if i := c.index(f.SenderIP); i < len(asked) && f.Operation == layer2.Reply && f.Destination == c.asker.MAC {
+			if i := c.indexOf(f.SenderIP); i < len(asked) && f.Operation == layer2.Reply && f.Destination == c.clientLink.MAC {
 				if at := asked[i].Swap(0); at > 0 {
 					o.Answered++
 					o.Latencies = append(o.Latencies, time.Since(begun)-time.Duration(at))
@@ -214,13 +214,13 @@ func (c *Cable) Ask(ctx context.Context) (Outcome, error) {
 			return layer2.Frame{}, false
 		})
 	}()
-	before, err := busy()
+	before, err := readProcessorTime()
 	if err == nil {
-		o.Sent, err = c.send(ctx, port, begun, asked)
+		o.Sent, err = c.sendAtRate(ctx, port, begun, asked)
 	}
-	after, err2 := busy()
-	time.Sleep(grace)
-	o.Busy, o.Lost = after-before, port.Lost()
+	after, err2 := readProcessorTime()
+	time.Sleep(lateAnswerTimeout)
+	o.ProcessorTime, o.Lost = after-before, port.LostFrames()
 	port.Close()
 	<-done
 	slices.Sort(o.Latencies)
@@ -230,35 +230,35 @@ func (c *Cable) Ask(ctx context.Context) (Outcome, error) {
 	return o, err
 }
 
-func (c *Cable) index(a netip.Addr) int {
+func (c *Harness) indexOf(a netip.Addr) int {
 	b := a.AsSlice()
 	return int(b[len(b)-2])<<8 | int(b[len(b)-1])
 }
 
-// send sends at a steady rate, the questions of a millisecond together.
-func (c *Cable) send(ctx context.Context, port layer2.Port, begun time.Time, asked []atomic.Int64) (int, error) {
-	frames := make([]layer2.Frame, c.o.Addresses)
+// sendAtRate sends at a steady rate, the questions of a millisecond together.
+func (c *Harness) sendAtRate(ctx context.Context, port layer2.Port, begun time.Time, asked []atomic.Int64) (int, error) {
+	frames := make([]layer2.Frame, c.options.Addresses)
 	for i := range frames {
-		a := c.address(i)
+		a := c.addressAt(i)
 		own := netip.MustParseAddr("10.20.255.2")
 		if a.Is6() {
 			own = netip.MustParseAddr("fd00:a8::ffff:2")
 		}
 		frames[i] = layer2.Frame{
-			Destination: layer2.Asked(a), Source: c.asker.MAC, Operation: layer2.Request,
-			SenderMAC: c.asker.MAC, SenderIP: own, TargetIP: a,
+			Destination: layer2.RequestMAC(a), Source: c.clientLink.MAC, Operation: layer2.Request,
+			SenderMAC: c.clientLink.MAC, SenderIP: own, TargetIP: a,
 		}
 	}
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	sent, total := 0, int(float64(c.o.Rate)*c.o.For.Seconds())
+	sent, total := 0, int(float64(c.options.QueriesPerSecond)*c.options.Duration.Seconds())
 	for sent < total {
 		select {
 		case <-ctx.Done():
 			return sent, ctx.Err()
 		case <-tick.C:
 		}
-		for due := min(int(time.Since(begun).Seconds()*float64(c.o.Rate)), total); sent < due; sent++ {
+		for due := min(int(time.Since(begun).Seconds()*float64(c.options.QueriesPerSecond)), total); sent < due; sent++ {
 			i := sent % len(frames)
 			asked[i].Store(int64(time.Since(begun)))
 			if err := port.Write(frames[i]); err != nil {
@@ -269,9 +269,9 @@ func (c *Cable) send(ctx context.Context, port layer2.Port, begun time.Time, ask
 	return sent, nil
 }
 
-// busy is how long this program has kept processors busy, the kernel's network work on its behalf included: that is done
+// readProcessorTime is how long this program has kept processors busy, the kernel's network work on its behalf included: that is done
 // in the sender's time, or by the kernel's own threads when there is too much of it.
-func busy() (time.Duration, error) {
+func readProcessorTime() (time.Duration, error) {
 	var r unix.Rusage
 	if err := unix.Getrusage(unix.RUSAGE_SELF, &r); err != nil {
 		return 0, fmt.Errorf("reading the time used: %w", err)

@@ -10,10 +10,10 @@ import (
 )
 
 // Every question about any of 10,000 addresses is answered, at 50,000 a second.
-func TestEveryQuestionIsAnswered(t *testing.T) {
+func TestEveryQueryIsAnswered(t *testing.T) {
 	for _, f := range []layer2.Family{layer2.IPv4, layer2.IPv6} {
 		t.Run(f.String(), func(t *testing.T) {
-			c, err := New(Options{Family: f, Addresses: 10000, Rate: 50000, For: time.Second})
+			c, err := New(Options{Family: f, Addresses: 10000, QueriesPerSecond: 50000, Duration: time.Second})
 			if errors.Is(err, os.ErrPermission) {
 				t.Skipf("making a network namespace needs root: %v", err)
 			}
@@ -21,12 +21,12 @@ func TestEveryQuestionIsAnswered(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer c.Close()
-			stop, err := c.Engine(t.Context())
+			stop, err := c.StartResponder(t.Context())
 			defer stop()
 			if err != nil {
 				t.Fatal(err)
 			}
-			o, err := c.Ask(t.Context())
+			o, err := c.SendQueries(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}

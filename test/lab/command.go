@@ -19,11 +19,11 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/netns"
 )
 
-// holdArg makes the program hold a lab in the background.
-const holdArg = "__hold"
+// holderArg makes the program hold a lab in the background.
+const holderArg = "__hold"
 
-// Command is the program bin/lab.
-func Command() {
+// RunCommandLine is the program bin/lab.
+func RunCommandLine() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	root := &cobra.Command{Use: "lab", Short: "A Kubernetes cluster in network namespaces of this machine", SilenceUsage: true, SilenceErrors: true, TraverseChildren: true}
@@ -32,7 +32,7 @@ func Command() {
 	dir := func() string { return Directory(name) }
 	root.AddCommand(upCommand(dir), holdCommand(dir), downCommand(dir), shellCommand(dir), kubectlCommand(dir))
 	root.AddCommand(&cobra.Command{Use: "status", Short: "Show the nodes and their Pods", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
-		return printOrder(c, dir(), order{Op: "status"})
+		return sendAndPrint(c, dir(), controlRequest{Op: "status"})
 	}})
 	root.AddCommand(&cobra.Command{Use: "kubeconfig", Short: "Print the path of the kubeconfig", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
 		_, err := fmt.Fprintln(c.OutOrStdout(), filepath.Join(dir(), "kubeconfig"))
@@ -43,12 +43,12 @@ func Command() {
 		fmt.Fprintln(c.OutOrStdout(), path)
 		return err
 	}})
-	for _, l := range append(leverCommands(dir), routerCommands(dir)...) {
+	for _, l := range append(newFaultCommands(dir), routerCommands(dir)...) {
 		root.AddCommand(l)
 	}
 	for _, c := range root.Commands() { // those that are about a lab that runs
-		if c.Name() != "up" && c.Name() != holdArg && c.Name() != "build-kube" && c.Name() != "kubeconfig" {
-			c.PreRunE = func(*cobra.Command, []string) error { return join(dir()) }
+		if c.Name() != "up" && c.Name() != holderArg && c.Name() != "build-kube" && c.Name() != "kubeconfig" {
+			c.PreRunE = func(*cobra.Command, []string) error { return joinNamespaces(dir()) }
 		}
 	}
 	root.AddCommand(insideCommand())
@@ -66,8 +66,8 @@ func Directory(name string) string {
 	return filepath.Join(os.TempDir(), "gantry-"+name)
 }
 
-func printOrder(c *cobra.Command, dir string, o order) error {
-	text, err := command(c.Context(), dir, o)
+func sendAndPrint(c *cobra.Command, dir string, o controlRequest) error {
+	text, err := sendRequest(c.Context(), dir, o)
 	if err != nil {
 		return err
 	}
@@ -75,24 +75,24 @@ func printOrder(c *cobra.Command, dir string, o order) error {
 	return err
 }
 
-func options(c *cobra.Command, o *Options) {
+func addOptionFlags(c *cobra.Command, o *Options) {
 	c.Flags().IntVar(&o.Nodes, "nodes", 3, "number of nodes, 1 to 20")
 	c.Flags().IntVar(&o.Routers, "routers", 1, "number of routers, 1 or 2")
 	c.Flags().StringVar(&o.ProxyMode, "proxy-mode", NFTables, "kube-proxy's mode: nftables or iptables")
 	c.Flags().StringVar(&o.Families, "families", IPv4Only, "ipv4 or dual")
-	c.Flags().StringVar(&o.BinDir, "bin-dir", filepath.Join(Root(), "bin"), "directory of Gantry's binaries")
+	c.Flags().StringVar(&o.BinDir, "bin-dir", filepath.Join(RepositoryRoot(), "bin"), "directory of Gantry's binaries")
 }
 
 // upCommand starts a holder in the background and waits until the lab is up.
 func upCommand(dir func() string) *cobra.Command {
 	var o Options
 	c := &cobra.Command{Use: "up", Short: "Bring a lab up", Args: cobra.NoArgs}
-	options(c, &o)
+	addOptionFlags(c, &o)
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		if err := Clear(dir()); err != nil {
+		if err := RemoveStaleLab(dir()); err != nil {
 			return err
 		}
-		if err := Enter(); err != nil {
+		if err := EnterUserNamespace(); err != nil {
 			return err
 		}
 		kube, err := BuildKube(c.Context(), c.ErrOrStderr())
@@ -103,7 +103,7 @@ func upCommand(dir func() string) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		hold := exec.Command("/proc/self/exe", holdArg, "--nodes", strconv.Itoa(o.Nodes), "--routers", strconv.Itoa(o.Routers), "--proxy-mode", o.ProxyMode,
+		hold := exec.Command("/proc/self/exe", holderArg, "--nodes", strconv.Itoa(o.Nodes), "--routers", strconv.Itoa(o.Routers), "--proxy-mode", o.ProxyMode,
 			"--families", o.Families, "--bin-dir", o.BinDir)
 		hold.Env = append(os.Environ(), "LAB_DIR="+dir(), "LAB_KUBE="+kube)
 		hold.Stdout, hold.Stderr = w, w
@@ -137,15 +137,15 @@ func upCommand(dir func() string) *cobra.Command {
 func insideCommand() *cobra.Command {
 	c := &cobra.Command{Use: "inside PROGRAM [ARGS...]", Short: "Run a program where an ordinary user may start labs", Args: cobra.MinimumNArgs(1)}
 	c.DisableFlagParsing = true
-	c.RunE = func(_ *cobra.Command, args []string) error { return inside(args) }
+	c.RunE = func(_ *cobra.Command, args []string) error { return runInside(args) }
 	return c
 }
 
 // holdCommand holds a lab until it is told to end.
 func holdCommand(dir func() string) *cobra.Command {
 	o := Options{Progress: os.Stdout}
-	c := &cobra.Command{Use: holdArg, Hidden: true, Args: cobra.NoArgs}
-	options(c, &o)
+	c := &cobra.Command{Use: holderArg, Hidden: true, Args: cobra.NoArgs}
+	addOptionFlags(c, &o)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		o.Dir = dir()
 		if _, err := os.Stat(o.BinDir); err != nil {
@@ -177,19 +177,19 @@ func holdCommand(dir func() string) *cobra.Command {
 	return c
 }
 
-// Clear removes what a crashed lab left in dir; it is an error when a lab runs there.
-func Clear(dir string) error {
+// RemoveStaleLab removes what a crashed lab left in dir; it is an error when a lab runs there.
+func RemoveStaleLab(dir string) error {
 	if _, err := os.Stat(dir); err != nil {
 		return nil
 	}
-	if alive(dir) {
+	if isRunning(dir) {
 		return fmt.Errorf("a lab runs in %s already: bin/lab down takes it away", dir)
 	}
 	return os.RemoveAll(dir)
 }
 
-func pid(dir, file string) int {
-	b, err := os.ReadFile(filepath.Join(dir, file))
+func readPID(dir, fileName string) int {
+	b, err := os.ReadFile(filepath.Join(dir, fileName))
 	if err != nil {
 		return 0
 	}
@@ -197,27 +197,27 @@ func pid(dir, file string) int {
 	return n
 }
 
-// alive says whether the supervisor of the lab in dir lives: its process, and no other that has the same number now.
-func alive(dir string) bool {
-	n := pid(dir, "pid")
+// isRunning says whether the supervisor of the lab in dir lives: its process, and no other that has the same number now.
+func isRunning(dir string) bool {
+	n := readPID(dir, "pid")
 	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", n))
 	return n != 0 && err == nil && strings.Contains(string(line), supervisorArg)
 }
 
 func downCommand(dir func() string) *cobra.Command {
 	return &cobra.Command{Use: "down", Short: "Take the lab away", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
-		if alive(dir()) {
-			_ = syscall.Kill(pid(dir(), "pid"), syscall.SIGTERM)
+		if isRunning(dir()) {
+			_ = syscall.Kill(readPID(dir(), "pid"), syscall.SIGTERM)
 		}
-		for deadline := time.Now().Add(stopTime); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		for deadline := time.Now().Add(stopTimeout); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 			if _, err := os.Stat(dir()); err != nil {
 				return nil
 			}
-			if !alive(dir()) {
+			if !isRunning(dir()) {
 				return os.RemoveAll(dir())
 			}
 		}
-		_ = syscall.Kill(pid(dir(), "pid"), syscall.SIGKILL)
+		_ = syscall.Kill(readPID(dir(), "pid"), syscall.SIGKILL)
 		return os.RemoveAll(dir())
 	}}
 }
@@ -227,10 +227,10 @@ func shellCommand(dir func() string) *cobra.Command {
 	c := &cobra.Command{Use: "shell HOST [COMMAND...]", Short: "Run a shell or a command on node1..., client, cp, router or far", Args: cobra.MinimumNArgs(1)}
 	c.Flags().SetInterspersed(false)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		if !alive(dir()) {
+		if !isRunning(dir()) {
 			return fmt.Errorf("no lab runs in %s: bin/lab up brings one up", dir())
 		}
-		ns := netns.Handle(fmt.Sprintf("/proc/%d/root%s/%s", pid(dir(), "pid"), netns.Dir, args[0]))
+		ns := netns.Handle(fmt.Sprintf("/proc/%d/root%s/%s", readPID(dir(), "pid"), netns.Dir, args[0]))
 		if _, err := os.Stat(string(ns)); err != nil {
 			return fmt.Errorf("the lab has no host %q", args[0])
 		}

@@ -21,18 +21,18 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/netns"
 )
 
-// controlPlane starts etcd, the API server behind its relay, the controller manager and the scheduler.
-func (s *supervisor) controlPlane(ctx context.Context) error {
-	cred := filepath.Join(s.o.Dir, "credentials")
+// startControlPlane starts etcd, the API server behind its relay, the controller manager and the scheduler.
+func (s *supervisor) startControlPlane(ctx context.Context) error {
+	cred := filepath.Join(s.options.Dir, "credentials")
 	if err := writeCredentials(cred); err != nil {
 		return err
 	}
-	ns := s.hosts["cp"].ns
+	ns := s.hostByName["cp"].namespace
 	in := func(name string) string { return filepath.Join(cred, name) }
 	start := func(name string, args ...string) (*process, error) {
-		return s.procs.start(ns, s.logs(), name, filepath.Join(s.o.KubeDir, name), args...)
+		return s.programs.startProgram(ns, s.logDir(), name, filepath.Join(s.options.KubeDir, name), args...)
 	}
-	if _, err := start("etcd", "--data-dir="+filepath.Join(s.o.Dir, "etcd"), "--unsafe-no-fsync", "--log-level=warn",
+	if _, err := start("etcd", "--data-dir="+filepath.Join(s.options.Dir, "etcd"), "--unsafe-no-fsync", "--log-level=warn",
 		"--listen-client-urls=http://127.0.0.1:2379", "--advertise-client-urls=http://127.0.0.1:2379",
 		"--listen-peer-urls=http://127.0.0.1:2380", "--initial-advertise-peer-urls=http://127.0.0.1:2380",
 		"--initial-cluster=default=http://127.0.0.1:2380"); err != nil {
@@ -40,7 +40,7 @@ func (s *supervisor) controlPlane(ctx context.Context) error {
 	}
 	// The API server listens on loopback alone. What everybody else reaches, at the same port, is the relay, which can
 	// be stopped and slowed down.
-	audit, err := s.audit()
+	audit, err := s.auditFlags()
 	if err != nil {
 		return err
 	}
@@ -49,7 +49,7 @@ func (s *supervisor) controlPlane(ctx context.Context) error {
 		"--tls-cert-file="+in("server.crt"), "--tls-private-key-file="+in("server.key"), "--token-auth-file="+in("tokens.csv"),
 		"--authorization-mode=RBAC", "--service-account-issuer=https://kubernetes.default.svc",
 		"--service-account-key-file="+in("sa.key"), "--service-account-signing-key-file="+in("sa.key"),
-		"--service-cluster-ip-range="+strings.Join(s.o.networks("10.96.0.0/16", "fd00:10:96::/112"), ","),
+		"--service-cluster-ip-range="+strings.Join(s.options.selectNetworks("10.96.0.0/16", "fd00:10:96::/112"), ","),
 		// The API server calls webhooks on the Pods themselves: no kube-proxy runs beside it.
 		"--enable-aggregator-routing=true",
 		"--allow-privileged=true", "--profiling=false")...)
@@ -59,7 +59,7 @@ func (s *supervisor) controlPlane(ctx context.Context) error {
 	client := http.Client{Transport: &http.Transport{
 		DialContext: ns.Dial, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, // readiness alone, on loopback
 	}, Timeout: 2 * time.Second}
-	err = api.await(ctx, func(ctx context.Context) error { return get(ctx, &client, "https://127.0.0.1:6444/readyz") })
+	err = api.awaitSuccess(ctx, func(ctx context.Context) error { return checkStatusOK(ctx, &client, "https://127.0.0.1:6444/readyz") })
 	if err != nil {
 		return err
 	}
@@ -77,9 +77,9 @@ func (s *supervisor) controlPlane(ctx context.Context) error {
 	return err
 }
 
-// audit returns the API server's flags for its audit log.
-func (s *supervisor) audit() ([]string, error) {
-	if s.o.Audited == "" {
+// auditFlags returns the API server's flags for its audit log.
+func (s *supervisor) auditFlags() ([]string, error) {
+	if s.options.AuditNamespace == "" {
 		return nil, nil
 	}
 	policy := fmt.Sprintf(`apiVersion: audit.k8s.io/v1
@@ -89,15 +89,15 @@ omitManagedFields: true
 rules:
 - {level: Metadata, userGroups: ["system:serviceaccounts:%s"]}
 - {level: None}
-`, s.o.Audited)
-	path := filepath.Join(s.o.Dir, "audit.yaml")
+`, s.options.AuditNamespace)
+	path := filepath.Join(s.options.Dir, "audit.yaml")
 	if err := os.WriteFile(path, []byte(policy), 0o600); err != nil {
 		return nil, fmt.Errorf("writing the audit policy: %w", err)
 	}
-	return []string{"--audit-policy-file=" + path, "--audit-log-path=" + filepath.Join(s.logs(), "audit.log"), "--audit-log-mode=blocking-strict"}, nil
+	return []string{"--audit-policy-file=" + path, "--audit-log-path=" + filepath.Join(s.logDir(), "audit.log"), "--audit-log-mode=blocking-strict"}, nil
 }
 
-func get(ctx context.Context, c *http.Client, url string) error {
+func checkStatusOK(ctx context.Context, c *http.Client, url string) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
@@ -124,29 +124,29 @@ bindAddress: %s
 clientConnection: {kubeconfig: %s}
 conntrack: {maxPerCore: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
 %s: {minSyncPeriod: 50ms}
-`, s.o.ProxyMode, strings.Join(s.o.networks("10.244.0.0/16", "fd00:10:244::/48"), ","), h.name, h.addresses[0],
-		filepath.Join(s.o.Dir, "credentials", "kube-proxy.kubeconfig"), s.o.ProxyMode)
-	path := filepath.Join(s.o.Dir, h.name+"-kube-proxy.yaml")
+`, s.options.ProxyMode, strings.Join(s.options.selectNetworks("10.244.0.0/16", "fd00:10:244::/48"), ","), h.name, h.addresses[0],
+		filepath.Join(s.options.Dir, "credentials", "kube-proxy.kubeconfig"), s.options.ProxyMode)
+	path := filepath.Join(s.options.Dir, h.name+"-kube-proxy.yaml")
 	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
 		return err
 	}
-	_, err := s.procs.start(h.ns, s.logs(), h.name+"/kube-proxy", filepath.Join(s.o.KubeDir, "kube-proxy"), "--config="+path)
+	_, err := s.programs.startProgram(h.namespace, s.logDir(), h.name+"/kube-proxy", filepath.Join(s.options.KubeDir, "kube-proxy"), "--config="+path)
 	return err
 }
 
 // awaitNode waits until the node is Ready and the API server can be reached from it.
 func (s *supervisor) awaitNode(ctx context.Context, name string) error {
-	config, err := clientcmd.BuildConfigFromFlags("", filepath.Join(s.o.Dir, "credentials", "admin.kubeconfig"))
+	config, err := clientcmd.BuildConfigFromFlags("", filepath.Join(s.options.Dir, "credentials", "admin.kubeconfig"))
 	if err != nil {
 		return err
 	}
-	config.Dial = s.hosts["cp"].ns.Dial
+	config.Dial = s.hostByName["cp"].namespace.Dial
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		return err
 	}
-	proxy := s.procs.get(name + "/kube-proxy")
-	return proxy.await(ctx, func(ctx context.Context) error {
+	proxy := s.programs.find(name + "/kube-proxy")
+	return proxy.awaitSuccess(ctx, func(ctx context.Context) error {
 		n, err := client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
 		if err != nil {
 			return err
@@ -158,7 +158,7 @@ func (s *supervisor) awaitNode(ctx context.Context, name string) error {
 		}
 		short, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
-		c, err := s.hosts[name].ns.Dial(short, "tcp", "10.96.0.1:443")
+		c, err := s.hostByName[name].namespace.Dial(short, "tcp", "10.96.0.1:443")
 		if err != nil {
 			return fmt.Errorf("the API server is not reached at its cluster IP: %w", err)
 		}
@@ -170,10 +170,10 @@ func (s *supervisor) awaitNode(ctx context.Context, name string) error {
 type relay struct {
 	ns netns.Handle
 
-	mu       sync.Mutex // guards all that follows
-	listener net.Listener
-	conns    map[net.Conn]struct{}
-	delay    time.Duration
+	mu          sync.Mutex // guards all that follows
+	listener    net.Listener
+	connections map[net.Conn]struct{}
+	delay       time.Duration
 }
 
 func (r *relay) start() error {
@@ -186,30 +186,30 @@ func (r *relay) start() error {
 	if err != nil {
 		return fmt.Errorf("listening for the API server's clients: %w", err)
 	}
-	r.listener, r.conns = l, map[net.Conn]struct{}{}
+	r.listener, r.connections = l, map[net.Conn]struct{}{}
 	go func() {
 		for {
 			c, err := l.Accept()
 			if err != nil {
 				return
 			}
-			if r.take(l, c) {
-				go r.pass(c)
+			if r.trackConnection(l, c) {
+				go r.relayConnection(c)
 			}
 		}
 	}()
 	return nil
 }
 
-// take notes a connection that l accepted, and says whether it may live: the relay may have been stopped meanwhile.
-func (r *relay) take(l net.Listener, c net.Conn) bool {
+// trackConnection notes a connection that l accepted, and says whether it may live: the relay may have been stopped meanwhile.
+func (r *relay) trackConnection(l net.Listener, c net.Conn) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.listener != l {
 		c.Close()
 		return false
 	}
-	r.conns[c] = struct{}{}
+	r.connections[c] = struct{}{}
 	return true
 }
 
@@ -222,23 +222,23 @@ func (r *relay) stop() {
 	}
 	r.listener.Close()
 	r.listener = nil
-	for c := range r.conns {
+	for c := range r.connections {
 		c.Close()
 	}
 }
 
-// slow delays whatever clients send by d.
-func (r *relay) slow(d time.Duration) {
+// setDelay delays whatever clients send by d.
+func (r *relay) setDelay(d time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.delay = d
 }
 
-func (r *relay) pass(c net.Conn) {
+func (r *relay) relayConnection(c net.Conn) {
 	defer func() {
 		c.Close()
 		r.mu.Lock()
-		delete(r.conns, c)
+		delete(r.connections, c)
 		r.mu.Unlock()
 	}()
 	server, err := r.ns.Dial(context.Background(), "tcp", "127.0.0.1:6444")

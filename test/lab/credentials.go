@@ -21,8 +21,8 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 )
 
-// users are those who talk to the API server, with their groups.
-var users = []struct{ name, user, group string }{
+// apiUsers are those who talk to the API server, with their groups.
+var apiUsers = []struct{ name, user, group string }{
 	{"admin", "admin", "system:masters"},
 	{"node", "lab-node", "system:masters"},
 	{"kube-controller-manager", "system:kube-controller-manager", ""},
@@ -47,7 +47,7 @@ func writeCredentials(dir string) error {
 		return err
 	}
 	var tokens strings.Builder
-	for _, u := range users {
+	for _, u := range apiUsers {
 		var b [16]byte
 		if _, err := rand.Read(b[:]); err != nil {
 			return err

@@ -19,18 +19,18 @@ import (
 // kubeVersion is the version of Kubernetes that the lab runs.
 const kubeVersion = "v1.37.0"
 
-// programs are what the control plane binary is called by.
-var programs = []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubectl"}
+// controlPlanePrograms are what the control plane binary is called by.
+var controlPlanePrograms = []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubectl"}
 
-// Root returns the root of the repository, from this file's place in it.
-func Root() string {
+// RepositoryRoot returns the root of the repository, from this file's place in it.
+func RepositoryRoot() string {
 	_, file, _, _ := runtime.Caller(0)
 	return filepath.Join(filepath.Dir(file), "..", "..")
 }
 
-// complete says whether every program is in the directory; the usual bundles for tests lack most of them.
-func complete(dir string) bool {
-	for _, p := range programs {
+// hasAllPrograms says whether every program is in the directory; the usual bundles for tests lack most of them.
+func hasAllPrograms(dir string) bool {
+	for _, p := range controlPlanePrograms {
 		if _, err := os.Stat(filepath.Join(dir, p)); err != nil {
 			return false
 		}
@@ -43,11 +43,11 @@ func complete(dir string) bool {
 // says so.
 func BuildKube(ctx context.Context, progress io.Writer) (string, error) {
 	for _, v := range []string{"LAB_KUBE", "KUBEBUILDER_ASSETS"} {
-		if dir := os.Getenv(v); dir != "" && complete(dir) {
+		if dir := os.Getenv(v); dir != "" && hasAllPrograms(dir) {
 			return dir, nil
 		}
 	}
-	source := filepath.Join(Root(), "test", "lab", "kube")
+	source := filepath.Join(RepositoryRoot(), "test", "lab", "kube")
 	sum := sha256.New()
 	for _, f := range []string{"go.mod", "go.sum", "main.go"} {
 		b, err := os.ReadFile(filepath.Join(source, f))
@@ -72,14 +72,14 @@ func BuildKube(ctx context.Context, progress io.Writer) (string, error) {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		return "", fmt.Errorf("locking the control plane's build: %w", err)
 	}
-	if complete(dir) {
+	if hasAllPrograms(dir) {
 		return dir, nil
 	}
-	return dir, compile(ctx, source, dir, progress)
+	return dir, compilePrograms(ctx, source, dir, progress)
 }
 
-// compile builds the binary and links the programs' names to it.
-func compile(ctx context.Context, source, dir string, progress io.Writer) error {
+// compilePrograms builds the binary and links the programs' names to it.
+func compilePrograms(ctx context.Context, source, dir string, progress io.Writer) error {
 	fmt.Fprintf(progress, "compiling Kubernetes %s and etcd from their modules, once: about 5 minutes on 2 cores\n", kubeVersion)
 	v := strings.Split(strings.TrimPrefix(kubeVersion, "v"), ".")
 	const pkg = "k8s.io/component-base/version."
@@ -102,7 +102,7 @@ func compile(ctx context.Context, source, dir string, progress io.Writer) error 
 			continue
 		case err := <-done:
 			if err != nil {
-				return fmt.Errorf("compiling the control plane: %w\n%s", err, tail(out.String(), 20))
+				return fmt.Errorf("compiling the control plane: %w\n%s", err, lastLines(out.String(), 20))
 			}
 		}
 		break
@@ -110,7 +110,7 @@ func compile(ctx context.Context, source, dir string, progress io.Writer) error 
 	if err := os.Rename(filepath.Join(dir, "kube.new"), filepath.Join(dir, "kube")); err != nil {
 		return err
 	}
-	for _, p := range programs {
+	for _, p := range controlPlanePrograms {
 		if err := os.Symlink("kube", filepath.Join(dir, p)); err != nil && !os.IsExist(err) {
 			return err
 		}
@@ -118,8 +118,8 @@ func compile(ctx context.Context, source, dir string, progress io.Writer) error 
 	return nil
 }
 
-// tail returns the last n lines.
-func tail(text string, n int) string {
+// lastLines returns the last n lines.
+func lastLines(text string, n int) string {
 	lines := strings.Split(strings.TrimRight(text, "\n"), "\n")
 	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }

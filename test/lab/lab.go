@@ -48,8 +48,8 @@ type Options struct {
 	// Routers is how many routers are on the LAN, 1 or 2, each with a client of its own behind it. They forward, and speak
 	// a routing protocol once they are told to: see Lab.Router.
 	Routers int
-	// Audited is a namespace; what its service accounts do, and whether they may, is written to logs/audit.log.
-	Audited string
+	// AuditNamespace is a namespace; what its service accounts do, and whether they may, is written to logs/audit.log.
+	AuditNamespace string
 	// Dir takes everything the lab writes; it must not exist, and is gone when the lab is.
 	Dir string
 	// BinDir holds Gantry's binaries; empty is right for a lab without Gantry.
@@ -61,7 +61,7 @@ type Options struct {
 }
 
 // Defaults fills in what is not set.
-func (o *Options) defaults() error {
+func (o *Options) setDefaults() error {
 	if o.Nodes == 0 {
 		o.Nodes = 3
 	}
@@ -94,18 +94,18 @@ func (o *Options) defaults() error {
 
 // Lab is a lab that runs.
 type Lab struct {
-	o     Options
-	pid   int
-	ended chan struct{} // closed when the supervisor ended
-	api   net.Listener
-	log   *syncBuffer
-	life  io.Closer // its end is the lab's
+	options     Options
+	pid         int
+	ended       chan struct{} // closed when the supervisor ended
+	apiListener net.Listener
+	output      *outputTail
+	lifeline    io.Closer // its end is the lab's
 }
 
-// Missing says what this machine lacks for a lab, in one line with the package that brings it; empty when nothing.
-func Missing() string {
+// MissingPrerequisite says what this machine lacks for a lab, in one line with the package that brings it; empty when nothing.
+func MissingPrerequisite() string {
 	if os.Geteuid() != 0 {
-		if why := refusal(); why != "" {
+		if why := userNamespaceRefusal(); why != "" {
 			return why
 		}
 		return "an ordinary user needs a user namespace: the program has to call lab.Enter"
@@ -120,10 +120,10 @@ func Missing() string {
 
 // Start brings a lab up. When ctx ends before it is, everything is taken away again.
 func Start(ctx context.Context, o Options) (*Lab, error) {
-	if err := o.defaults(); err != nil {
+	if err := o.setDefaults(); err != nil {
 		return nil, err
 	}
-	if m := Missing(); m != "" {
+	if m := MissingPrerequisite(); m != "" {
 		return nil, fmt.Errorf("starting a lab: %s", m)
 	}
 	if o.KubeDir == "" {
@@ -136,26 +136,26 @@ func Start(ctx context.Context, o Options) (*Lab, error) {
 	if err := os.Mkdir(o.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("making the lab's directory: %w", err)
 	}
-	l := &Lab{o: o, ended: make(chan struct{}), log: &syncBuffer{}}
-	if err := l.launch(); err != nil {
+	l := &Lab{options: o, ended: make(chan struct{}), output: &outputTail{}}
+	if err := l.startSupervisor(); err != nil {
 		os.RemoveAll(o.Dir)
 		return nil, err
 	}
-	if err := l.await(ctx); err != nil {
+	if err := l.awaitReady(ctx); err != nil {
 		l.Close()
 		return nil, err
 	}
-	if err := l.publish(); err != nil {
+	if err := l.publishAPIServer(); err != nil {
 		l.Close()
 		return nil, err
 	}
 	return l, nil
 }
 
-// launch starts the supervisor. It reads from a pipe that this process alone holds open: when that ends, with the process
+// startSupervisor starts the supervisor. It reads from a pipe that this process alone holds open: when that ends, with the process
 // or before, the lab does, and no moment is too early for it.
-func (l *Lab) launch() error {
-	text, err := json.Marshal(l.o)
+func (l *Lab) startSupervisor() error {
+	text, err := json.Marshal(l.options)
 	if err != nil {
 		return err
 	}
@@ -165,31 +165,31 @@ func (l *Lab) launch() error {
 	}
 	defer lifeline.Close()
 	cmd := exec.Command("/proc/self/exe", supervisorArg, string(text))
-	cmd.Stdout, cmd.Stderr = l.o.Progress, l.log
+	cmd.Stdout, cmd.Stderr = l.options.Progress, l.output
 	cmd.ExtraFiles = []*os.File{lifeline}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET, Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		life.Close()
 		return fmt.Errorf("starting the lab's supervisor: %w", err)
 	}
-	l.life, l.pid = life, cmd.Process.Pid
+	l.lifeline, l.pid = life, cmd.Process.Pid
 	go func() {
 		_ = cmd.Wait()
-		os.RemoveAll(l.o.Dir) // after a crash; otherwise the supervisor has done it
+		os.RemoveAll(l.options.Dir) // after a crash; otherwise the supervisor has done it
 		close(l.ended)
 	}()
-	return os.WriteFile(filepath.Join(l.o.Dir, "pid"), fmt.Append(nil, l.pid), 0o644)
+	return os.WriteFile(filepath.Join(l.options.Dir, "pid"), fmt.Append(nil, l.pid), 0o644)
 }
 
-// await waits until the supervisor says that the lab is up.
-func (l *Lab) await(ctx context.Context) error {
+// awaitReady waits until the supervisor says that the lab is up.
+func (l *Lab) awaitReady(ctx context.Context) error {
 	for {
-		if _, err := os.Stat(filepath.Join(l.o.Dir, "ready")); err == nil {
+		if _, err := os.Stat(filepath.Join(l.options.Dir, "ready")); err == nil {
 			return nil
 		}
 		select {
 		case <-l.ended:
-			return fmt.Errorf("the lab did not come up: %s", strings.TrimSpace(l.log.String()))
+			return fmt.Errorf("the lab did not come up: %s", strings.TrimSpace(l.output.String()))
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(20 * time.Millisecond):
@@ -197,13 +197,13 @@ func (l *Lab) await(ctx context.Context) error {
 	}
 }
 
-// publish makes the API server reachable on this machine's loopback.
-func (l *Lab) publish() error {
+// publishAPIServer makes the API server reachable on this machine's loopback.
+func (l *Lab) publishAPIServer() error {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return fmt.Errorf("publishing the API server: %w", err)
 	}
-	l.api = listener
+	l.apiListener = listener
 	cp := l.Host("cp")
 	go func() {
 		for {
@@ -226,7 +226,7 @@ func (l *Lab) publish() error {
 			}()
 		}
 	}()
-	cred := filepath.Join(l.o.Dir, "credentials")
+	cred := filepath.Join(l.options.Dir, "credentials")
 	admin, err := clientcmd.BuildConfigFromFlags("", filepath.Join(cred, "admin.kubeconfig"))
 	if err != nil {
 		return err
@@ -236,16 +236,16 @@ func (l *Lab) publish() error {
 
 // Attach returns the lab that runs in dir, brought up by another process.
 func Attach(ctx context.Context, dir string) (*Lab, error) {
-	if !alive(dir) {
+	if !isRunning(dir) {
 		return nil, fmt.Errorf("no lab runs in %s", dir)
 	}
 	kube, err := BuildKube(ctx, io.Discard)
 	if err != nil {
 		return nil, err
 	}
-	l := &Lab{o: Options{Dir: dir, KubeDir: kube}, pid: pid(dir, "pid"), ended: make(chan struct{})}
+	l := &Lab{options: Options{Dir: dir, KubeDir: kube}, pid: readPID(dir, "pid"), ended: make(chan struct{})}
 	go func() {
-		for alive(dir) {
+		for isRunning(dir) {
 			time.Sleep(50 * time.Millisecond) // another process's child cannot be waited for
 		}
 		os.RemoveAll(dir)
@@ -256,16 +256,16 @@ func Attach(ctx context.Context, dir string) (*Lab, error) {
 
 // Close takes the lab away.
 func (l *Lab) Close() {
-	if l.api != nil {
-		l.api.Close()
+	if l.apiListener != nil {
+		l.apiListener.Close()
 	}
-	if l.life != nil {
-		l.life.Close()
+	if l.lifeline != nil {
+		l.lifeline.Close()
 	}
 	_ = syscall.Kill(l.pid, syscall.SIGTERM) // for a lab that another process started
 	select {
 	case <-l.ended:
-	case <-time.After(stopTime):
+	case <-time.After(stopTimeout):
 		_ = syscall.Kill(l.pid, syscall.SIGKILL)
 		<-l.ended
 	}
@@ -275,19 +275,19 @@ func (l *Lab) Close() {
 func (l *Lab) Ended() <-chan struct{} { return l.ended }
 
 // Kubeconfig is the path of a kubeconfig for an administrator, usable from this machine.
-func (l *Lab) Kubeconfig() string { return filepath.Join(l.o.Dir, "kubeconfig") }
+func (l *Lab) Kubeconfig() string { return filepath.Join(l.options.Dir, "kubeconfig") }
 
 // Dir is the lab's directory, with its logs and captures.
-func (l *Lab) Dir() string { return l.o.Dir }
+func (l *Lab) Dir() string { return l.options.Dir }
 
 // KubeDir returns the directory of the control plane's programs and of kubectl.
-func (l *Lab) KubeDir() string { return l.o.KubeDir }
+func (l *Lab) KubeDir() string { return l.options.KubeDir }
 
-// PID is the process that everything in the lab ends with.
-func (l *Lab) PID() int { return l.pid }
+// SupervisorPID is the process that everything in the lab ends with.
+func (l *Lab) SupervisorPID() int { return l.pid }
 
-// REST returns a client's configuration for an administrator.
-func (l *Lab) REST() (*rest.Config, error) {
+// RESTConfig returns a client's configuration for an administrator.
+func (l *Lab) RESTConfig() (*rest.Config, error) {
 	c, err := clientcmd.BuildConfigFromFlags("", l.Kubeconfig())
 	if err != nil {
 		return nil, fmt.Errorf("reading the lab's kubeconfig: %w", err)
@@ -304,7 +304,7 @@ func (l *Lab) Host(name string) netns.Handle {
 
 // Kubectl runs kubectl as an administrator and returns what it prints; the error tells what it said.
 func (l *Lab) Kubectl(ctx context.Context, stdin string, args ...string) (string, error) {
-	return Kubectl(ctx, l.o.KubeDir, l.Kubeconfig(), stdin, args...)
+	return Kubectl(ctx, l.options.KubeDir, l.Kubeconfig(), stdin, args...)
 }
 
 // Kubectl runs the kubectl of a directory of programs.
@@ -320,8 +320,8 @@ func Kubectl(ctx context.Context, dir, kubeconfig, stdin string, args ...string)
 	return out.String(), nil
 }
 
-// command sends an order to the supervisor of the lab in dir and returns its answer.
-func command(ctx context.Context, dir string, o order) (string, error) {
+// sendRequest sends an order to the supervisor of the lab in dir and returns its answer.
+func sendRequest(ctx context.Context, dir string, o controlRequest) (string, error) {
 	body, err := json.Marshal(o)
 	if err != nil {
 		return "", err

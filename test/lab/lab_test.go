@@ -24,14 +24,14 @@ func TestMain(m *testing.M) {
 		fmt.Println(err)
 		select {}
 	}
-	_ = Enter() // what it says is said again by each test that is skipped
+	_ = EnterUserNamespace() // what it says is said again by each test that is skipped
 	os.Exit(m.Run())
 }
 
-// bring starts a lab of two nodes without Gantry.
-func bring(t *testing.T) (context.Context, *Lab) {
+// startTestLab starts a lab of two nodes without Gantry.
+func startTestLab(t *testing.T) (context.Context, *Lab) {
 	t.Helper()
-	if m := Missing(); m != "" {
+	if m := MissingPrerequisite(); m != "" {
 		t.Skip(m)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
@@ -61,8 +61,8 @@ func eventually(t *testing.T, what string, check func() error) {
 	}
 }
 
-// remains tells what is left of a lab: its directory, its mounts as this process sees them, and processes that name it.
-func remains(dir string) error {
+// checkNothingRemains tells what is left of a lab: its directory, its mounts as this process sees them, and processes that name it.
+func checkNothingRemains(dir string) error {
 	if _, err := os.Stat(dir); err == nil {
 		return fmt.Errorf("the directory %s is there", dir)
 	}
@@ -78,8 +78,8 @@ func remains(dir string) error {
 	return nil
 }
 
-// dial says whether a connection from the client comes about.
-func dial(ctx context.Context, l *Lab, address string) error {
+// dialFromClient says whether a connection from the client comes about.
+func dialFromClient(ctx context.Context, l *Lab, address string) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	c, err := l.Host("client").Dial(ctx, "tcp", address)
@@ -89,14 +89,14 @@ func dial(ctx context.Context, l *Lab, address string) error {
 	return c.Close()
 }
 
-func refused(err error) error {
+func wantUnreachable(err error) error {
 	if err == nil {
 		return fmt.Errorf("it is still reached")
 	}
 	return nil
 }
 
-const echo = `apiVersion: apps/v1
+const echoManifest = `apiVersion: apps/v1
 kind: Deployment
 metadata: {name: echo}
 spec:
@@ -116,12 +116,12 @@ spec:
   ports: [{port: 80, targetPort: 8080, nodePort: 30080}]
 `
 
-func TestLab(t *testing.T) {
-	ctx, l := bring(t)
-	if _, err := l.Kubectl(ctx, echo, "apply", "-f", "-"); err != nil {
+func TestFaultsAndRecovery(t *testing.T) {
+	ctx, l := startTestLab(t)
+	if _, err := l.Kubectl(ctx, echoManifest, "apply", "-f", "-"); err != nil {
 		t.Fatal(err)
 	}
-	reached := func() error { return dial(ctx, l, "192.168.0.11:30080") }
+	reached := func() error { return dialFromClient(ctx, l, "192.168.0.11:30080") }
 	eventually(t, "the client reaches the Service at its NodePort", reached)
 
 	act := func(err error) {
@@ -136,32 +136,32 @@ func TestLab(t *testing.T) {
 		"a silently cut cable separates a node": {
 			func() error { return l.CutCableSilently(ctx, "node1") }, func() error { return l.PlugCable(ctx, "node1") }},
 		"a partition separates a node": {
-			func() error { return l.Partition(ctx, []string{"node1"}) }, func() error { return l.Heal(ctx) }},
+			func() error { return l.Partition(ctx, []string{"node1"}) }, func() error { return l.HealPartition(ctx) }},
 		"a killed node does not answer, and comes back": {
-			func() error { return l.Kill(ctx, "node1") }, func() error { return l.Revive(ctx, "node1") }},
+			func() error { return l.KillNode(ctx, "node1") }, func() error { return l.ReviveNode(ctx, "node1") }},
 	}
 	for name, c := range levers {
 		t.Run(name, func(t *testing.T) {
 			act(c.pull())
-			eventually(t, "the node is not reached", func() error { return refused(reached()) })
+			eventually(t, "the node is not reached", func() error { return wantUnreachable(reached()) })
 			act(c.release())
 			eventually(t, "the node is reached", reached)
 		})
 	}
 	t.Run("a stopped API server refuses, and comes back", func(t *testing.T) {
 		act(l.StopAPI(ctx))
-		if dial(ctx, l, apiAddress) == nil {
+		if dialFromClient(ctx, l, apiAddress) == nil {
 			t.Error("the API server is reached although it is stopped")
 		}
 		act(l.StartAPI(ctx))
-		if err := dial(ctx, l, apiAddress); err != nil {
+		if err := dialFromClient(ctx, l, apiAddress); err != nil {
 			t.Error("the API server did not come back:", err)
 		}
 	})
 	t.Run("healing a partition plugs no cut cable in", func(t *testing.T) {
 		act(l.CutCableSilently(ctx, "node1"))
 		act(l.Partition(ctx, []string{"node1", "client"}))
-		act(l.Heal(ctx))
+		act(l.HealPartition(ctx))
 		if reached() == nil {
 			t.Error("the node whose cable is cut is reached")
 		}
@@ -169,18 +169,18 @@ func TestLab(t *testing.T) {
 		eventually(t, "the node is reached", reached)
 	})
 	t.Run("the kernel of a killed node forgets", func(t *testing.T) {
-		act(l.Kill(ctx, "node1"))
+		act(l.KillNode(ctx, "node1"))
 		for _, line := range [][]string{{"nft", "list", "ruleset"}, {"conntrack", "-L"}} {
-			if out := on(t, l, "node1", line...); strings.TrimSpace(out) != "" {
+			if out := runOnHost(t, l, "node1", line...); strings.TrimSpace(out) != "" {
 				t.Errorf("%s on the killed node shows\n%s", strings.Join(line, " "), out)
 			}
 		}
-		act(l.Revive(ctx, "node1"))
+		act(l.ReviveNode(ctx, "node1"))
 		eventually(t, "the node is reached", reached)
 	})
-	t.Run("captures see all from their start to their end, each in its file", func(t *testing.T) { captures(ctx, t, l) })
-	t.Run("orphans are buried", func(t *testing.T) { orphans(ctx, t, l) })
-	t.Run("routers route, and come back when they were killed", func(t *testing.T) { routes(ctx, t, l) })
+	t.Run("captures see all from their start to their end, each in its file", func(t *testing.T) { testCaptures(ctx, t, l) })
+	t.Run("orphans are buried", func(t *testing.T) { testOrphans(ctx, t, l) })
+	t.Run("routers route, and come back when they were killed", func(t *testing.T) { testRouting(ctx, t, l) })
 	t.Run("a host that is not there is named", func(t *testing.T) {
 		if err := l.CutCable(ctx, "node9"); err == nil || !strings.Contains(err.Error(), "node9") {
 			t.Errorf("got %v, want an error that names node9", err)
@@ -188,13 +188,13 @@ func TestLab(t *testing.T) {
 	})
 	dir := l.Dir()
 	l.Close()
-	if err := remains(dir); err != nil {
+	if err := checkNothingRemains(dir); err != nil {
 		t.Error("after Close:", err)
 	}
 }
 
-// on runs a program on a host and returns what it prints.
-func on(t *testing.T, l *Lab, host string, line ...string) string {
+// runOnHost runs a program on a host and returns what it prints.
+func runOnHost(t *testing.T, l *Lab, host string, line ...string) string {
 	t.Helper()
 	var out bytes.Buffer
 	cmd := exec.Command(line[0], line[1:]...)
@@ -205,21 +205,21 @@ func on(t *testing.T, l *Lab, host string, line ...string) string {
 	return out.String()
 }
 
-func captures(ctx context.Context, t *testing.T, l *Lab) {
+func testCaptures(ctx context.Context, t *testing.T, l *Lab) {
 	if _, err := exec.LookPath("tcpdump"); err != nil {
 		t.Skip("tcpdump is missing: apt-get install tcpdump")
 	}
 	// One of them sees nothing; both run on one host at one time.
 	const filter, nothing = "tcp[tcpflags] & (tcp-syn|tcp-ack) = tcp-syn and port 30080", "udp port 1"
-	path, end, err := l.Capture(ctx, "client", filter)
+	path, end, err := l.StartCapture(ctx, "client", filter)
 	if err != nil {
 		t.Fatal(err)
 	}
-	other, endOther, err := l.Capture(ctx, "client", nothing)
+	other, endOther, err := l.StartCapture(ctx, "client", nothing)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := dial(ctx, l, "192.168.0.11:30080"); err != nil {
+	if err := dialFromClient(ctx, l, "192.168.0.11:30080"); err != nil {
 		t.Fatal(err)
 	}
 	for _, stop := range []func() error{end, endOther} {
@@ -235,8 +235,8 @@ func captures(ctx context.Context, t *testing.T, l *Lab) {
 	}
 }
 
-// parent is a Pod whose process does not look after its child.
-const parent = `apiVersion: v1
+// parentPod is a Pod whose process does not look after its child.
+const parentPod = `apiVersion: v1
 kind: Pod
 metadata: {name: parent}
 spec:
@@ -244,8 +244,8 @@ spec:
   containers: [{name: main, image: lab/machine, command: [/bin/sh, -c, "sleep 0 & exec sleep 1000"]}]
 `
 
-func orphans(ctx context.Context, t *testing.T, l *Lab) {
-	if _, err := l.Kubectl(ctx, parent, "apply", "-f", "-"); err != nil {
+func testOrphans(ctx context.Context, t *testing.T, l *Lab) {
+	if _, err := l.Kubectl(ctx, parentPod, "apply", "-f", "-"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := l.Kubectl(ctx, "", "wait", "--for=condition=Ready", "pod/parent", "--timeout=30s"); err != nil {
@@ -259,7 +259,7 @@ func orphans(ctx context.Context, t *testing.T, l *Lab) {
 		files, _ := filepath.Glob("/proc/[0-9]*/status")
 		for _, f := range files {
 			text, _ := os.ReadFile(f)
-			if bytes.Contains(text, fmt.Appendf(nil, "\nPPid:\t%d\n", l.PID())) && bytes.Contains(text, []byte("\nState:\tZ")) {
+			if bytes.Contains(text, fmt.Appendf(nil, "\nPPid:\t%d\n", l.SupervisorPID())) && bytes.Contains(text, []byte("\nState:\tZ")) {
 				n++
 			}
 		}
@@ -279,10 +279,10 @@ func orphans(ctx context.Context, t *testing.T, l *Lab) {
 	})
 }
 
-// routes has BIRD on a node tell FRR on the router a route, and looks at the router's kernel.
-func routes(ctx context.Context, t *testing.T, l *Lab) {
+// testRouting has BIRD on a node tell FRR on the router a route, and looks at the router's kernel.
+func testRouting(ctx context.Context, t *testing.T, l *Lab) {
 	for _, k := range []router.Kind{router.FRR, router.BIRD} {
-		if m := router.Missing(k); m != "" {
+		if m := router.MissingPrerequisite(k); m != "" {
 			t.Skip(m)
 		}
 	}
@@ -333,19 +333,19 @@ func routes(ctx context.Context, t *testing.T, l *Lab) {
 	}
 }
 
-func TestNothingIsLeftWhenTheSupervisorIsKilled(t *testing.T) {
-	_, l := bring(t)
-	if err := syscall.Kill(l.PID(), syscall.SIGKILL); err != nil {
+func TestKilledSupervisorLeavesNothing(t *testing.T) {
+	_, l := startTestLab(t)
+	if err := syscall.Kill(l.SupervisorPID(), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	<-l.Ended()
-	if err := remains(l.Dir()); err != nil {
+	if err := checkNothingRemains(l.Dir()); err != nil {
 		t.Error(err)
 	}
 }
 
-func TestNothingIsLeftOfALabWhoseStartIsGivenUp(t *testing.T) {
-	if m := Missing(); m != "" {
+func TestCancelledStartLeavesNothing(t *testing.T) {
+	if m := MissingPrerequisite(); m != "" {
 		t.Skip(m)
 	}
 	for name, text := range map[string]string{"at once": "", "on the way": "starting etcd"} {
@@ -359,18 +359,18 @@ func TestNothingIsLeftOfALabWhoseStartIsGivenUp(t *testing.T) {
 			if text == "" {
 				cancel()
 			}
-			if _, err := Start(ctx, Options{Nodes: 1, Dir: dir, KubeDir: kube, Progress: cancelAt{text, cancel}}); err == nil {
+			if _, err := Start(ctx, Options{Nodes: 1, Dir: dir, KubeDir: kube, Progress: cancelOnText{text, cancel}}); err == nil {
 				t.Fatal("the lab came up although its start was given up")
 			}
-			if err := remains(dir); err != nil {
+			if err := checkNothingRemains(dir); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 }
 
-func TestNothingIsLeftWhenTheProgramThatStartedALabIsKilled(t *testing.T) {
-	if m := Missing(); m != "" {
+func TestKilledProgramLeavesNothing(t *testing.T) {
+	if m := MissingPrerequisite(); m != "" {
 		t.Skip(m)
 	}
 	dir := filepath.Join(t.TempDir(), "lab")
@@ -384,23 +384,23 @@ func TestNothingIsLeftWhenTheProgramThatStartedALabIsKilled(t *testing.T) {
 	}
 	for line := bufio.NewScanner(out); line.Scan() && !strings.Contains(line.Text(), "etcd"); {
 	}
-	if remains(dir) == nil {
+	if checkNothingRemains(dir) == nil {
 		t.Error("there was no lab that could be left")
 	}
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	eventually(t, "everything is gone", func() error { return remains(dir) })
+	eventually(t, "everything is gone", func() error { return checkNothingRemains(dir) })
 }
 
-// cancelAt gives up when the progress says a certain thing.
-type cancelAt struct {
+// cancelOnText gives up when the progress says a certain thing.
+type cancelOnText struct {
 	text   string
 	cancel func()
 }
 
-func (c cancelAt) Write(b []byte) (int, error) {
+func (c cancelOnText) Write(b []byte) (int, error) {
 	if strings.Contains(string(b), c.text) {
 		c.cancel()
 	}

@@ -10,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// reap takes note of processes whose parents ended before them, which is the duty of process 1. A process that is the
+// reapOrphans takes note of processes whose parents ended before them, which is the duty of process 1. A process that is the
 // supervisor's own child is waited for elsewhere, at once: what is dead at two looks in a row is nobody else's.
-func (s *supervisor) reap() {
+func (s *supervisor) reapOrphans() {
 	seen := map[int]bool{}
 	for {
 		select {
@@ -20,7 +20,7 @@ func (s *supervisor) reap() {
 			return
 		case <-time.After(reapInterval):
 		}
-		dead := zombies()
+		dead := orphanedZombies()
 		for pid := range dead {
 			if seen[pid] {
 				_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
@@ -33,8 +33,8 @@ func (s *supervisor) reap() {
 // reapInterval is how often orphans are looked for: dead ones cost nothing but their entry.
 const reapInterval = 2 * time.Second
 
-// zombies are the children of process 1 that have ended.
-func zombies() map[int]bool {
+// orphanedZombies are the children of process 1 that have ended.
+func orphanedZombies() map[int]bool {
 	out := map[int]bool{}
 	entries, _ := os.ReadDir("/proc")
 	for _, e := range entries {

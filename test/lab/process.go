@@ -24,12 +24,12 @@ type process struct {
 
 // processes are all programs that run, by name.
 type processes struct {
-	mu sync.Mutex
-	m  map[string]*process
+	mu     sync.Mutex
+	byName map[string]*process
 }
 
-// start runs a program inside a namespace, its output in a log.
-func (ps *processes) start(ns netns.Handle, logDir, name, path string, args ...string) (*process, error) {
+// startProgram runs a program inside a namespace, its output in a log.
+func (ps *processes) startProgram(ns netns.Handle, logDir, name, path string, args ...string) (*process, error) {
 	p := &process{name: name, log: filepath.Join(logDir, filepath.Base(filepath.Dir("/"+name))+"-"+filepath.Base(name)+".log"), done: make(chan struct{})}
 	out, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
@@ -48,18 +48,18 @@ func (ps *processes) start(ns netns.Handle, logDir, name, path string, args ...s
 	}()
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	if ps.m == nil {
-		ps.m = map[string]*process{}
+	if ps.byName == nil {
+		ps.byName = map[string]*process{}
 	}
-	ps.m[name] = p
+	ps.byName[name] = p
 	return p, nil
 }
 
-// signal sends a signal to the program of that name.
-func (ps *processes) signal(name string, s syscall.Signal) error {
+// sendSignal sends a signal to the program of that name.
+func (ps *processes) sendSignal(name string, s syscall.Signal) error {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	p := ps.m[name]
+	p := ps.byName[name]
 	if p == nil {
 		return fmt.Errorf("no program %q runs in this lab", name)
 	}
@@ -69,15 +69,15 @@ func (ps *processes) signal(name string, s syscall.Signal) error {
 	return nil
 }
 
-// get returns the program of that name.
-func (ps *processes) get(name string) *process {
+// find returns the program of that name.
+func (ps *processes) find(name string) *process {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	return ps.m[name]
+	return ps.byName[name]
 }
 
-// await calls check until it succeeds, the program ends, or ctx does. The error tells the end of the log.
-func (p *process) await(ctx context.Context, check func(context.Context) error) error {
+// awaitSuccess calls check until it succeeds, the program ends, or ctx does. The error tells the end of the log.
+func (p *process) awaitSuccess(ctx context.Context, check func(context.Context) error) error {
 	var last error
 	for {
 		if last = check(ctx); last == nil {
@@ -91,6 +91,6 @@ func (p *process) await(ctx context.Context, check func(context.Context) error) 
 			continue
 		}
 		text, _ := os.ReadFile(p.log)
-		return fmt.Errorf("waiting for %s: %w; the end of %s:\n%s", p.name, last, p.log, tail(string(text), 15))
+		return fmt.Errorf("waiting for %s: %w; the end of %s:\n%s", p.name, last, p.log, lastLines(string(text), 15))
 	}
 }

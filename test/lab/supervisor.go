@@ -37,7 +37,7 @@ func Reexec() {
 	if len(os.Args) < 3 || os.Args[1] != supervisorArg {
 		return
 	}
-	if err := supervise(os.Args[2]); err != nil {
+	if err := runSupervisor(os.Args[2]); err != nil {
 		fmt.Fprintln(os.Stderr, "lab:", err)
 		os.Exit(1)
 	}
@@ -47,60 +47,60 @@ func Reexec() {
 // supervisor is process 1 of a lab: when it dies, whatever the reason, the kernel ends every process of the lab and takes
 // its namespaces and mounts away.
 type supervisor struct {
-	o      Options
-	log    *slog.Logger
-	procs  processes
-	fabric netns.Handle
-	hosts  map[string]*host
-	relay  relay
-	ctx    context.Context
+	options    Options
+	log        *slog.Logger
+	programs   processes
+	fabric     netns.Handle
+	hostByName map[string]*host
+	relay      relay
+	ctx        context.Context
 
-	mu     sync.Mutex // guards agents
-	agents map[string]*running
+	mu          sync.Mutex // guards agents
+	agentByNode map[string]*runningAgent
 
-	routers routers
-	cables  sync.Mutex // guards where hosts are plugged in
+	routers    runningRouters
+	cableMutex sync.Mutex // guards where hosts are plugged in
 
-	captures atomic.Int32 // counts them
+	captureCount atomic.Int32 // counts them
 }
 
-// running is the agent of a node that is up.
-type running struct {
+// runningAgent is the agent of a node that is up.
+type runningAgent struct {
 	agent  *node.Agent
 	cancel context.CancelFunc
 	done   chan struct{}
 }
 
-func supervise(text string) error {
+func runSupervisor(text string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	go func() {
-		follow(lifelineFD)
+		awaitLifelineEnd(lifelineFD)
 		stop() // which ends ctx
 	}()
-	s := &supervisor{fabric: "/proc/1/ns/net", hosts: map[string]*host{}, agents: map[string]*running{}, ctx: ctx}
-	if err := json.Unmarshal([]byte(text), &s.o); err != nil {
+	s := &supervisor{fabric: "/proc/1/ns/net", hostByName: map[string]*host{}, agentByNode: map[string]*runningAgent{}, ctx: ctx}
+	if err := json.Unmarshal([]byte(text), &s.options); err != nil {
 		return fmt.Errorf("reading the options: %w", err)
 	}
-	defer s.end() // also when the program that started the lab was killed
+	defer s.shutDown() // also when the program that started the lab was killed
 	s.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
-	if err := isolate(); err != nil {
+	if err := isolateMounts(); err != nil {
 		return err
 	}
-	go s.reap()
-	if err := s.up(ctx); err != nil {
+	go s.reapOrphans()
+	if err := s.startLab(ctx); err != nil {
 		return err
 	}
-	control, err := net.Listen("unix", filepath.Join(s.o.Dir, "control"))
+	control, err := net.Listen("unix", filepath.Join(s.options.Dir, "control"))
 	if err != nil {
 		return fmt.Errorf("opening the control socket: %w", err)
 	}
-	server := &http.Server{Handler: http.HandlerFunc(s.serve), ReadHeaderTimeout: time.Second}
+	server := &http.Server{Handler: http.HandlerFunc(s.serveControl), ReadHeaderTimeout: time.Second}
 	go func() { _ = server.Serve(control) }()
-	if err := os.WriteFile(filepath.Join(s.o.Dir, "ready"), nil, 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(s.options.Dir, "ready"), nil, 0o644); err != nil {
 		return err
 	}
-	if err := endProgress(); err != nil {
+	if err := closeProgress(); err != nil {
 		return err
 	}
 	<-ctx.Done()
@@ -110,28 +110,28 @@ func supervise(text string) error {
 // lifelineFD is the descriptor from which the supervisor reads until whoever started the lab ends.
 const lifelineFD = 3
 
-// follow returns when the other end of the lifeline is closed.
-func follow(fd uintptr) {
+// awaitLifelineEnd returns when the other end of the lifeline is closed.
+func awaitLifelineEnd(fd uintptr) {
 	unix.CloseOnExec(int(fd))
 	f := os.NewFile(fd, "lifeline")
 	defer f.Close()
 	_, _ = io.Copy(io.Discard, f)
 }
 
-// end kills every other process of the lab and waits for them, so that nobody writes into the directory any more when it
+// shutDown kills every other process of the lab and waits for them, so that nobody writes into the directory any more when it
 // is removed, and nothing runs any more when it is gone.
-func (s *supervisor) end() {
+func (s *supervisor) shutDown() {
 	// From process 1 this meets every process of its namespace. Again and again, as an agent may have started one since.
-	for deadline := time.Now().Add(stopTime / 2); time.Now().Before(deadline) && unix.Kill(-1, unix.SIGKILL) == nil; {
+	for deadline := time.Now().Add(stopTimeout / 2); time.Now().Before(deadline) && unix.Kill(-1, unix.SIGKILL) == nil; {
 		if n, _ := unix.Wait4(-1, nil, unix.WNOHANG, nil); n <= 0 {
 			<-time.After(time.Millisecond)
 		}
 	}
-	os.RemoveAll(s.o.Dir)
+	os.RemoveAll(s.options.Dir)
 }
 
-// endProgress closes the standard output, so that whoever reads the progress learns that there is no more.
-func endProgress() error {
+// closeProgress closes the standard output, so that whoever reads the progress learns that there is no more.
+func closeProgress() error {
 	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
 	if err != nil {
 		return err
@@ -139,8 +139,8 @@ func endProgress() error {
 	return unix.Dup2(int(null.Fd()), 1)
 }
 
-// isolate gives the supervisor mounts of its own.
-func isolate() error {
+// isolateMounts gives the supervisor mounts of its own.
+func isolateMounts() error {
 	mounts := []struct {
 		source, target, kind string
 		flags                uintptr
@@ -157,67 +157,67 @@ func isolate() error {
 	return nil
 }
 
-// up builds the network, starts the control plane and the nodes, and waits until they are ready.
-func (s *supervisor) up(ctx context.Context) error {
-	short, cancel := context.WithTimeout(ctx, startTime)
+// startLab builds the network, starts the control plane and the nodes, and waits until they are ready.
+func (s *supervisor) startLab(ctx context.Context) error {
+	short, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	for _, d := range []string{s.logs(), filepath.Join(s.o.Dir, "captures"), "/run/lab-bin", "/run/lab-pods", routersDir} {
+	for _, d := range []string{s.logDir(), filepath.Join(s.options.Dir, "captures"), "/run/lab-bin", "/run/lab-pods", routerDirectory} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return err
 		}
 	}
-	if s.o.BinDir != "" {
+	if s.options.BinDir != "" {
 		// Containers that are not root have to reach the binaries, wherever they are.
-		if err := unix.Mount(s.o.BinDir, "/run/lab-bin", "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("mounting %s in the lab: %w", s.o.BinDir, err)
+		if err := unix.Mount(s.options.BinDir, "/run/lab-bin", "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("mounting %s in the lab: %w", s.options.BinDir, err)
 		}
 	}
 	fmt.Println("laying cables")
-	if err := s.wire(); err != nil {
+	if err := s.buildNetwork(); err != nil {
 		return err
 	}
 	fmt.Println("starting etcd and the API server")
-	if err := s.controlPlane(short); err != nil {
+	if err := s.startControlPlane(short); err != nil {
 		return err
 	}
-	fmt.Printf("starting %d nodes with kube-proxy in %s mode\n", s.o.Nodes, s.o.ProxyMode)
+	fmt.Printf("starting %d nodes with kube-proxy in %s mode\n", s.options.Nodes, s.options.ProxyMode)
 	g, short := errgroup.WithContext(short)
-	for i := 1; i <= s.o.Nodes; i++ {
+	for i := 1; i <= s.options.Nodes; i++ {
 		g.Go(func() error { return s.startNode(short, nodeName(i)) })
 	}
 	return g.Wait()
 }
 
-// startTime bounds the start of a lab, and stopTime the wait for a node's processes to end.
+// startTimeout bounds the start of a lab, and stopTimeout the wait for a node's processes to end.
 const (
-	startTime = 2 * time.Minute
-	stopTime  = 10 * time.Second
+	startTimeout = 2 * time.Minute
+	stopTimeout  = 10 * time.Second
 )
 
-func (s *supervisor) logs() string { return filepath.Join(s.o.Dir, "logs") }
+func (s *supervisor) logDir() string { return filepath.Join(s.options.Dir, "logs") }
 
 // startNode runs kube-proxy and the agent of a node and waits until the node is registered.
 func (s *supervisor) startNode(ctx context.Context, name string) error {
-	h := s.hosts[name]
+	h := s.hostByName[name]
 	if err := s.startProxy(h); err != nil {
 		return err
 	}
-	rest, err := clientcmd.BuildConfigFromFlags("", filepath.Join(s.o.Dir, "credentials", "node.kubeconfig"))
+	rest, err := clientcmd.BuildConfigFromFlags("", filepath.Join(s.options.Dir, "credentials", "node.kubeconfig"))
 	if err != nil {
 		return err
 	}
-	rest.QPS, rest.Dial = -1, h.ns.Dial
+	rest.QPS, rest.Dial = -1, h.namespace.Dial
 	agent, err := node.New(node.Config{
-		Name: name, NetNS: h.ns, Addresses: h.addresses, PodCIDRs: h.pods, REST: rest,
-		BinDir: "/run/lab-bin", Image: "gantry-lb/gantry", Self: "/proc/self/exe", LogDir: s.logs(), RunDir: "/run/lab-pods", Log: s.log,
+		Name: name, NetNS: h.namespace, Addresses: h.addresses, PodCIDRs: h.podNetworks, REST: rest,
+		BinDir: "/run/lab-bin", Image: "gantry-lb/gantry", SelfPath: "/proc/self/exe", LogDir: s.logDir(), RunDir: "/run/lab-pods", Log: s.log,
 	})
 	if err != nil {
 		return err
 	}
 	life, cancel := context.WithCancel(s.ctx)
-	r := &running{agent: agent, cancel: cancel, done: make(chan struct{})}
+	r := &runningAgent{agent: agent, cancel: cancel, done: make(chan struct{})}
 	s.mu.Lock()
-	s.agents[name] = r
+	s.agentByNode[name] = r
 	s.mu.Unlock()
 	go func() {
 		defer close(r.done)
@@ -228,72 +228,72 @@ func (s *supervisor) startNode(ctx context.Context, name string) error {
 	return s.awaitNode(ctx, name)
 }
 
-// kill is a power failure of a node.
-func (s *supervisor) kill(name string) error {
+// killNode is a power failure of a node.
+func (s *supervisor) killNode(name string) error {
 	s.mu.Lock()
-	r := s.agents[name]
-	delete(s.agents, name)
+	r := s.agentByNode[name]
+	delete(s.agentByNode, name)
 	s.mu.Unlock()
 	if r == nil {
 		return fmt.Errorf("no node %q is up", name)
 	}
-	if err := s.cut(name); err != nil {
+	if err := s.cutCable(name); err != nil {
 		return err
 	}
-	r.agent.Kill()
+	r.agent.KillPods()
 	r.cancel()
-	if err := s.procs.signal(name+"/kube-proxy", syscall.SIGKILL); err != nil {
+	if err := s.programs.sendSignal(name+"/kube-proxy", syscall.SIGKILL); err != nil {
 		return err
 	}
-	<-s.procs.get(name + "/kube-proxy").done
+	<-s.programs.find(name + "/kube-proxy").done
 	select {
 	case <-r.done: // before the node may come back
-	case <-time.After(stopTime):
-		return fmt.Errorf("the Pods of %s did not end within %v", name, stopTime)
+	case <-time.After(stopTimeout):
+		return fmt.Errorf("the Pods of %s did not end within %v", name, stopTimeout)
 	}
-	if router := s.routers.on(name); router != nil {
+	if router := s.routers.find(name); router != nil {
 		_ = router.Kill()
 	}
-	return s.hosts[name].forget()
+	return s.hostByName[name].clearKernelState()
 }
 
-// forget empties the memory of a host's kernel, which a power failure leaves nothing of: rules, connections, neighbors.
-func (h *host) forget() error {
+// clearKernelState empties the memory of a host's kernel, which a power failure leaves nothing of: rules, connections, neighbors.
+func (h *host) clearKernelState() error {
 	for _, line := range [][]string{{"nft", "flush", "ruleset"}, {"conntrack", "-F"}} {
 		cmd := exec.Command(line[0], line[1:]...)
 		var out strings.Builder
 		cmd.Stdout, cmd.Stderr = &out, &out
-		if err := h.ns.Do(cmd.Run); err != nil {
+		if err := h.namespace.Do(cmd.Run); err != nil {
 			return fmt.Errorf("%s on %s: %w: %s", strings.Join(line, " "), h.name, err, strings.TrimSpace(out.String()))
 		}
 	}
-	return h.ns.Do(netns.ForgetNeighbors)
+	return h.namespace.Do(netns.FlushNeighbors)
 }
 
-// revive switches a killed node on again.
-func (s *supervisor) revive(ctx context.Context, name string) error {
+// reviveNode switches a killed node on again.
+func (s *supervisor) reviveNode(ctx context.Context, name string) error {
 	s.mu.Lock()
-	_, up := s.agents[name]
+	_, up := s.agentByNode[name]
 	s.mu.Unlock()
-	if s.hosts[name] == nil || up {
+	if s.hostByName[name] == nil || up {
 		return fmt.Errorf("node %q is not down", name)
 	}
-	if err := s.plug(name); err != nil {
+	if err := s.plugCable(name); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, startTime)
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	return s.startNode(ctx, name)
 }
 
 // host is one machine on the LAN.
 type host struct {
-	name      string
-	ns        netns.Handle
-	addresses []netip.Addr   // on the LAN
-	pods      []netip.Prefix // of a node
+	name        string
+	namespace   netns.Handle
+	addresses   []netip.Addr   // on the LAN
+	podNetworks []netip.Prefix // of a node
 
 	// Guarded by the supervisor's cables:
-	bridge string // where its cable leads: the LAN, or a part of it
-	silent bool   // nothing passes its cable
+	currentBridge string // where its cable leads: the LAN, or a part of it
+	isSilent      bool   // nothing passes its cable
 }

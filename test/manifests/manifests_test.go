@@ -59,20 +59,20 @@ import (
 	"github.com/gantry-lb/gantry/test/apiserver"
 )
 
-// patience bounds the wait for what the controller is to write.
-const patience = time.Minute
+// awaitTimeout bounds the wait for what the controller is to write.
+const awaitTimeout = time.Minute
 
 // expectation is one line of a file's head.
-type expectation struct{ verb, object, reason, text string }
+type expectation struct{ kind, object, reason, text string }
 
 var (
-	headLine = regexp.MustCompile(`^# (valid|refused|problem|address|pending|keeps|silent|from|counts|reserved|unreserved|delete) (\S+?):?(?: ([A-Z]\w+))?(?:: ?(.*)| (\d\S.*))?$`)
-	document = regexp.MustCompile(`(?m)^---\s*$`)
+	expectationPattern = regexp.MustCompile(`^# (valid|refused|problem|address|pending|keeps|silent|from|counts|reserved|unreserved|delete) (\S+?):?(?: ([A-Z]\w+))?(?:: ?(.*)| (\d\S.*))?$`)
+	documentSeparator  = regexp.MustCompile(`(?m)^---\s*$`)
 )
 
-// bed is what every file runs on.
-type bed struct {
-	c         client.Client
+// harness is what every file runs on.
+type harness struct {
+	apiClient client.Client
 	validator *validate.Validator
 }
 
@@ -98,9 +98,9 @@ func TestManifests(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	b := &bed{c, &validate.Validator{Reader: c, Scope: configuration.Scope{Namespace: names.Namespace}, Now: time.Now}}
+	b := &harness{c, &validate.Validator{Reader: c, Scope: configuration.Scope{Namespace: names.Namespace}, Now: time.Now}}
 	for _, file := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".yaml"), func(t *testing.T) { b.run(t, file) })
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".yaml"), func(t *testing.T) { b.runFile(t, file) })
 	}
 }
 
@@ -141,21 +141,21 @@ func startController(t *testing.T, config *rest.Config) {
 
 // step is what is applied together, and what comes of it.
 type step struct {
-	expected []expectation
-	objects  []*unstructured.Unstructured
+	expectations []expectation
+	objects      []*unstructured.Unstructured
 }
 
-// parse reads a file.
-func parse(t *testing.T, file string) []step {
+// parseFile reads a file.
+func parseFile(t *testing.T, file string) []step {
 	t.Helper()
 	text, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var steps []step
-	for _, doc := range document.Split(string(text), -1) {
-		if head := expectations(t, doc); len(head) > 0 {
-			steps = append(steps, step{expected: head})
+	for _, doc := range documentSeparator.Split(string(text), -1) {
+		if head := parseExpectations(t, doc); len(head) > 0 {
+			steps = append(steps, step{expectations: head})
 		}
 		if len(steps) == 0 {
 			t.Fatalf("%s does not say what it expects", file)
@@ -172,96 +172,96 @@ func parse(t *testing.T, file string) []step {
 	return steps
 }
 
-// expectations reads the lines at the head of a document.
-func expectations(t *testing.T, doc string) (out []expectation) {
+// parseExpectations reads the lines at the head of a document.
+func parseExpectations(t *testing.T, doc string) (out []expectation) {
 	t.Helper()
 	for _, line := range strings.Split(strings.TrimLeft(doc, "\n"), "\n") {
 		if !strings.HasPrefix(line, "#") {
 			break
 		}
-		m := headLine.FindStringSubmatch(line)
+		m := expectationPattern.FindStringSubmatch(line)
 		if m == nil {
 			t.Fatalf("the line %q is no expectation", line)
 		}
-		out = append(out, expectation{verb: m[1], object: m[2], reason: m[3], text: m[4] + m[5]})
+		out = append(out, expectation{kind: m[1], object: m[2], reason: m[3], text: m[4] + m[5]})
 	}
 	return out
 }
 
-// run carries the steps of a file out, checks what is expected of each, and takes the objects away again.
-func (b *bed) run(t *testing.T, file string) {
-	steps := parse(t, file)
+// runFile carries the steps of a file out, checks what is expected of each, and takes the objects away again.
+func (b *harness) runFile(t *testing.T, file string) {
+	steps := parseFile(t, file)
 	var all []*unstructured.Unstructured
 	for _, s := range steps {
 		all = append(all, s.objects...)
 	}
-	t.Cleanup(func() { b.remove(t, all) })
+	t.Cleanup(func() { b.removeObjects(t, all) })
 	write := func(o *unstructured.Unstructured) error {
-		return b.c.Create(t.Context(), o, client.FieldValidation(metav1.FieldValidationStrict))
+		return b.apiClient.Create(t.Context(), o, client.FieldValidation(metav1.FieldValidationStrict))
 	}
 	if len(steps) > 1 {
 		write = func(o *unstructured.Unstructured) error {
-			return b.c.Apply(t.Context(), client.ApplyConfigurationFromUnstructured(o), client.FieldOwner("a-user"))
+			return b.apiClient.Apply(t.Context(), client.ApplyConfigurationFromUnstructured(o), client.FieldOwner("a-user"))
 		}
 	}
 	for _, s := range steps {
-		b.take(t, s, all, write)
-		for _, e := range s.expected {
-			if e.verb != "refused" && e.verb != "delete" {
-				b.check(t, e)
+		b.applyStep(t, s, all, write)
+		for _, e := range s.expectations {
+			if e.kind != "refused" && e.kind != "delete" {
+				b.awaitExpectation(t, e)
 			}
 		}
 	}
 }
 
-// take carries a step out.
-func (b *bed) take(t *testing.T, s step, all []*unstructured.Unstructured, write func(*unstructured.Unstructured) error) {
-	for _, e := range s.expected {
-		if e.verb != "delete" {
+// applyStep carries a step out.
+func (b *harness) applyStep(t *testing.T, s step, all []*unstructured.Unstructured, write func(*unstructured.Unstructured) error) {
+	for _, e := range s.expectations {
+		if e.kind != "delete" {
 			continue
 		}
 		i := slices.IndexFunc(all, func(o *unstructured.Unstructured) bool { return o.GetKind()+"/"+o.GetName() == e.object })
 		if i < 0 {
 			t.Fatalf("%s is to be deleted, and stands nowhere", e.object)
 		}
-		if err := b.c.Delete(t.Context(), all[i].DeepCopy()); err != nil {
+		if err := b.apiClient.Delete(t.Context(), all[i].DeepCopy()); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for _, o := range s.objects {
 		self := o.GetKind() + "/" + o.GetName()
 		want := func(verb string) func(expectation) bool {
-			return func(e expectation) bool { return e.verb == verb && e.object == self }
+			return func(e expectation) bool { return e.kind == verb && e.object == self }
 		}
-		if i := slices.IndexFunc(s.expected, want("problem")); i >= 0 {
-			b.webhook(t, o, s.expected[i])
+		if i := slices.IndexFunc(s.expectations, want("problem")); i >= 0 {
+			b.checkWebhook(t, o, s.expectations[i])
 		}
 		err := write(o.DeepCopy())
-		i := slices.IndexFunc(s.expected, want("refused"))
+		i := slices.IndexFunc(s.expectations, want("refused"))
 		switch {
 		case i < 0 && err != nil:
 			t.Fatalf("%s is refused: %v", self, err)
 		case i >= 0 && err == nil:
-			t.Errorf("%s is accepted, want a refusal with %q", self, s.expected[i].text)
-		case i >= 0 && !strings.Contains(err.Error(), s.expected[i].text):
-			t.Errorf("%s is refused with %v, want %q", self, err, s.expected[i].text)
+			t.Errorf("%s is accepted, want a refusal with %q", self, s.expectations[i].text)
+		case i >= 0 && !strings.Contains(err.Error(), s.expectations[i].text):
+			t.Errorf("%s is refused with %v, want %q", self, err, s.expectations[i].text)
 		case i >= 0 && strings.Contains(err.Error(), "evaluating rule"):
 			t.Errorf("%s is refused with %v, which is a rule and no sentence", self, err)
 		}
-		given := func(e expectation) bool { return e.verb == "address" && e.object == o.GetNamespace()+"/"+o.GetName() }
-		if i := slices.IndexFunc(s.expected, given); i >= 0 && o.GetKind() == "Service" {
-			b.precede(t, s.expected[i])
+		given := func(e expectation) bool { return e.kind == "address" && e.object == o.GetNamespace()+"/"+o.GetName() }
+		if i := slices.IndexFunc(s.expectations, given); i >= 0 && o.GetKind() == "Service" {
+			b.awaitBeforeNext(t, s.expectations[i])
 		}
 	}
 }
 
-// check waits until what is expected has come true.
-func (b *bed) check(t *testing.T, e expectation) {
+// awaitExpectation waits until what is expected has come true.
+func (b *harness) awaitExpectation(t *testing.T, e expectation) {
 	t.Helper()
 	got := "nothing"
-	for end := time.Now().Add(patience); time.Now().Before(end); {
+	for end := time.Now().Add(awaitTimeout); time.Now().Before(end); {
 		var met bool
-		if met, got = b.met(t.Context(), e); met {
+		if met, got = b.isMet(t.Context(), e); met {
 			return
 		}
 		select {
@@ -270,51 +270,51 @@ func (b *bed) check(t *testing.T, e expectation) {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
-	t.Errorf("want %s %s %s %q, got %s", e.verb, e.object, e.reason, e.text, got)
+	t.Errorf("want %s %s %s %q, got %s", e.kind, e.object, e.reason, e.text, got)
 }
 
-// met says whether the expectation is met, and what is there.
-func (b *bed) met(ctx context.Context, e expectation) (bool, string) {
+// isMet says whether the expectation is met, and what is there.
+func (b *harness) isMet(ctx context.Context, e expectation) (bool, string) {
 	first, name, _ := strings.Cut(e.object, "/")
-	switch e.verb {
+	switch e.kind {
 	case "reserved", "unreserved":
-		return b.reserved(ctx, e)
+		return b.isReservationAsExpected(ctx, e)
 	case "counts":
-		return b.counts(ctx, e)
+		return b.arePoolCountsAsExpected(ctx, e)
 	case "address", "pending", "keeps", "silent", "from":
 		var s corev1.Service
-		if err := b.c.Get(ctx, client.ObjectKey{Namespace: first, Name: name}, &s); err != nil {
+		if err := b.apiClient.Get(ctx, client.ObjectKey{Namespace: first, Name: name}, &s); err != nil {
 			return false, err.Error()
 		}
 		var ips []string
 		for _, in := range s.Status.LoadBalancer.Ingress {
 			ips = append(ips, in.IP)
 		}
-		return served(&s, ips, e)
+		return isServiceAsExpected(&s, ips, e)
 	}
 	o := &unstructured.Unstructured{}
 	o.SetGroupVersionKind(v1beta1.GroupVersion.WithKind(first))
-	if err := b.c.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: name}, o); err != nil {
+	if err := b.apiClient.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: name}, o); err != nil {
 		return false, err.Error()
 	}
-	c := valid(o)
+	c := validCondition(o)
 	if c == nil || c.ObservedGeneration != o.GetGeneration() {
-		return false, condition(c)
+		return false, describeCondition(c)
 	}
-	if e.verb == "valid" {
-		return c.Status == metav1.ConditionTrue, condition(c)
+	if e.kind == "valid" {
+		return c.Status == metav1.ConditionTrue, describeCondition(c)
 	}
-	return c.Status == metav1.ConditionFalse && c.Reason == e.reason && strings.Contains(c.Message, e.text), condition(c)
+	return c.Status == metav1.ConditionFalse && c.Reason == e.reason && strings.Contains(c.Message, e.text), describeCondition(c)
 }
 
-// served says whether a Service with these addresses is as expected.
-func served(s *corev1.Service, ips []string, e expectation) (bool, string) {
+// isServiceAsExpected says whether a Service with these addresses is as expected.
+func isServiceAsExpected(s *corev1.Service, ips []string, e expectation) (bool, string) {
 	c := meta.FindStatusCondition(s.Status.Conditions, names.ConditionAddressAssigned)
 	got := strings.Join(ips, ", ")
 	why := c != nil && c.Reason == e.reason && strings.Contains(c.Message, e.text)
-	switch e.verb {
+	switch e.kind {
 	case "address":
-		return c != nil && got == e.text && s.Annotations[names.AnnotationFromPool] != "", got + " " + condition(c)
+		return c != nil && got == e.text && s.Annotations[names.AnnotationFromPool] != "", got + " " + describeCondition(c)
 	case "from":
 		first, _, several := strings.Cut(e.text, ", ")
 		all, there := s.Annotations[names.AnnotationFromPools]
@@ -323,36 +323,36 @@ func served(s *corev1.Service, ips []string, e expectation) (bool, string) {
 	case "silent":
 		c := meta.FindStatusCondition(s.Status.Conditions, names.ConditionAnnounced)
 		if e.reason == "" {
-			return c == nil, condition(c)
+			return c == nil, describeCondition(c)
 		}
-		return c != nil && c.Status == metav1.ConditionFalse && c.Reason == e.reason && strings.Contains(c.Message, e.text), condition(c)
+		return c != nil && c.Status == metav1.ConditionFalse && c.Reason == e.reason && strings.Contains(c.Message, e.text), describeCondition(c)
 	case "keeps":
-		return why && len(ips) > 0 && c.Status == metav1.ConditionTrue, got + " " + condition(c)
+		return why && len(ips) > 0 && c.Status == metav1.ConditionTrue, got + " " + describeCondition(c)
 	}
-	return why && len(ips) == 0 && c.Status == metav1.ConditionFalse, got + " " + condition(c)
+	return why && len(ips) == 0 && c.Status == metav1.ConditionFalse, got + " " + describeCondition(c)
 }
 
-// reserved says whether an AddressReservation is as expected.
-func (b *bed) reserved(ctx context.Context, e expectation) (bool, string) {
+// isReservationAsExpected says whether an AddressReservation is as expected.
+func (b *harness) isReservationAsExpected(ctx context.Context, e expectation) (bool, string) {
 	var r v1alpha1.AddressReservation
-	if err := b.c.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: e.object}, &r); err != nil {
+	if err := b.apiClient.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: e.object}, &r); err != nil {
 		return false, err.Error()
 	}
 	c := meta.FindStatusCondition(r.Status.Conditions, names.ConditionReserved)
-	got := strings.Join(r.Status.Addresses, ", ") + " " + condition(c)
+	got := strings.Join(r.Status.Addresses, ", ") + " " + describeCondition(c)
 	if c == nil || c.ObservedGeneration != r.Generation {
 		return false, got
 	}
-	if e.verb == "reserved" {
+	if e.kind == "reserved" {
 		return c.Status == metav1.ConditionTrue && strings.Join(r.Status.Addresses, ", ") == e.text, got
 	}
 	return c.Status == metav1.ConditionFalse && c.Reason == e.reason && strings.Contains(c.Message, e.text), got
 }
 
-// counts says whether the counters of a pool are as expected.
-func (b *bed) counts(ctx context.Context, e expectation) (bool, string) {
+// arePoolCountsAsExpected says whether the counters of a pool are as expected.
+func (b *harness) arePoolCountsAsExpected(ctx context.Context, e expectation) (bool, string) {
 	var p v1beta1.IPAddressPool
-	if err := b.c.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: e.object}, &p); err != nil {
+	if err := b.apiClient.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: e.object}, &p); err != nil {
 		return false, err.Error()
 	}
 	s := p.Status
@@ -360,8 +360,8 @@ func (b *bed) counts(ctx context.Context, e expectation) (bool, string) {
 	return strings.TrimSpace(got) == e.text, got
 }
 
-// valid finds the condition gantry.dev/Valid of an object.
-func valid(o *unstructured.Unstructured) *metav1.Condition {
+// validCondition finds the condition gantry.dev/Valid of an object.
+func validCondition(o *unstructured.Unstructured) *metav1.Condition {
 	list, _, _ := unstructured.NestedSlice(o.Object, "status", "gantry", "conditions")
 	text, _ := json.Marshal(list)
 	var conditions []metav1.Condition
@@ -369,15 +369,15 @@ func valid(o *unstructured.Unstructured) *metav1.Condition {
 	return meta.FindStatusCondition(conditions, names.ConditionValid)
 }
 
-func condition(c *metav1.Condition) string {
+func describeCondition(c *metav1.Condition) string {
 	if c == nil {
 		return "without the condition"
 	}
 	return fmt.Sprintf("%s %s: %s", c.Status, c.Reason, c.Message)
 }
 
-// webhook asks the webhook about an object with a problem, before it is created.
-func (b *bed) webhook(t *testing.T, o *unstructured.Unstructured, e expectation) {
+// checkWebhook asks the webhook about an object with a problem, before it is created.
+func (b *harness) checkWebhook(t *testing.T, o *unstructured.Unstructured, e expectation) {
 	t.Helper()
 	raw, err := json.Marshal(o)
 	if err != nil {
@@ -392,34 +392,34 @@ func (b *bed) webhook(t *testing.T, o *unstructured.Unstructured, e expectation)
 	if r.Result != nil {
 		said += r.Result.Message
 	}
-	dangling := snapshot.Problem{Reason: names.Reason(e.reason)}.Dangling()
+	dangling := snapshot.Problem{Reason: names.Reason(e.reason)}.IsDanglingReference()
 	if r.Allowed != dangling && e.reason != string(names.ReasonDuplicate) || !strings.Contains(said, e.text) {
 		t.Errorf("the webhook allows %s: %v, and says %q; want %q", e.object, r.Allowed, said, e.text)
 	}
 }
 
-// remove deletes the objects and waits until they are gone.
-func (b *bed) remove(t *testing.T, objects []*unstructured.Unstructured) {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+// removeObjects deletes the objects and waits until they are gone.
+func (b *harness) removeObjects(t *testing.T, objects []*unstructured.Unstructured) {
+	ctx, cancel := context.WithTimeout(context.Background(), awaitTimeout)
 	defer cancel()
 	for _, o := range slices.Backward(objects) {
 		if o.GetKind() == "Namespace" {
 			continue // nothing here would finish its deletion
 		}
-		if err := b.c.Delete(ctx, o); client.IgnoreNotFound(err) != nil {
+		if err := b.apiClient.Delete(ctx, o); client.IgnoreNotFound(err) != nil {
 			t.Errorf("deleting %s/%s: %v", o.GetKind(), o.GetName(), err)
 		}
-		for !apierrors.IsNotFound(b.c.Get(ctx, client.ObjectKeyFromObject(o), o.DeepCopy())) && ctx.Err() == nil {
+		for !apierrors.IsNotFound(b.apiClient.Get(ctx, client.ObjectKeyFromObject(o), o.DeepCopy())) && ctx.Err() == nil {
 		}
 	}
 	pool := func(o *unstructured.Unstructured) bool { return o.GetKind() == "IPAddressPool" }
 	if slices.ContainsFunc(objects, pool) {
-		b.settle(ctx, t)
+		b.awaitNoPools(ctx, t)
 	}
 }
 
-// TestVersionsOfBGPPeerAreOne writes a peer in each version and reads it in the other: nothing may be lost, whatever runs.
-func TestVersionsOfBGPPeerAreOne(t *testing.T) {
+// TestBGPPeerVersionsConvert writes a peer in each version and reads it in the other: nothing may be lost, whatever runs.
+func TestBGPPeerVersionsConvert(t *testing.T) {
 	config := apiserver.Start(t)
 	scheme, err := configuration.NewScheme()
 	if err != nil {

@@ -13,13 +13,13 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-// precede waits a moment for what a Service is to get before the next object comes: of two that want the same, the one that stands
+// awaitBeforeNext waits a moment for what a Service is to get before the next object comes: of two that want the same, the one that stands
 // first in the file is to be the first, also where the controller learns of its pool between the two. Where it takes the next
 // object, check waits for it later.
-func (b *bed) precede(t *testing.T, e expectation) {
+func (b *harness) awaitBeforeNext(t *testing.T, e expectation) {
 	t.Helper()
 	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {
-		if met, _ := b.met(t.Context(), e); met {
+		if met, _ := b.isMet(t.Context(), e); met {
 			return
 		}
 		select {
@@ -30,23 +30,23 @@ func (b *bed) precede(t *testing.T, e expectation) {
 	}
 }
 
-// settle waits until the controller knows that no pool is left: a Service of the next file must not find a pool of this one.
+// awaitNoPools waits until the controller knows that no pool is left: a Service of the next file must not find a pool of this one.
 // What the API server has taken, the controller's caches learn a moment later; a Service without wishes tells what it knows.
-func (b *bed) settle(ctx context.Context, t *testing.T) {
+func (b *harness) awaitNoPools(ctx context.Context, t *testing.T) {
 	t.Helper()
 	for {
 		s := &corev1.Service{}
 		s.Namespace, s.GenerateName = "default", "settle-"
 		s.Spec.Type, s.Spec.Ports = corev1.ServiceTypeLoadBalancer, []corev1.ServicePort{{Port: 80}}
-		if err := b.c.Create(ctx, s); err != nil {
+		if err := b.apiClient.Create(ctx, s); err != nil {
 			t.Fatalf("waiting for the controller: %v", err)
 		}
 		var c *metav1.Condition
 		for c == nil && ctx.Err() == nil {
-			_ = b.c.Get(ctx, client.ObjectKeyFromObject(s), s)
+			_ = b.apiClient.Get(ctx, client.ObjectKeyFromObject(s), s)
 			c = meta.FindStatusCondition(s.Status.Conditions, names.ConditionAddressAssigned)
 		}
-		if err := b.c.Delete(context.WithoutCancel(ctx), s); err != nil {
+		if err := b.apiClient.Delete(context.WithoutCancel(ctx), s); err != nil {
 			t.Errorf("deleting %s: %v", s.Name, err)
 		}
 		switch {

@@ -92,8 +92,8 @@ func readTar(r io.Reader) (map[string]File, error) {
 	}
 }
 
-// Unpack writes the image's files below a directory.
-func (i *Image) Unpack(dir string) error {
+// WriteFiles writes the image's files below a directory.
+func (i *Image) WriteFiles(dir string) error {
 	for name, f := range i.Files {
 		path := filepath.Join(dir, filepath.FromSlash(name))
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {

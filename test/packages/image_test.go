@@ -16,7 +16,7 @@ import (
 // makeImage runs what `make image` runs, on the programs of bin/.
 func makeImage(t *testing.T, out string) {
 	t.Helper()
-	bin := filepath.Join(Root(), "bin")
+	bin := filepath.Join(RepositoryRoot(), "bin")
 	for _, p := range []string{"image", "controller", "speaker"} {
 		if _, err := os.Stat(filepath.Join(bin, p)); err != nil {
 			t.Skip("bin/" + p + " is not built: make build packages-tools")
@@ -28,7 +28,7 @@ func makeImage(t *testing.T, out string) {
 	}
 }
 
-func TestImageHoldsStaticProgramsAlone(t *testing.T) {
+func TestImageHoldsOnlyStaticPrograms(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "image.tar")
 	makeImage(t, out)
 	img, err := ReadImage(out)
@@ -67,7 +67,7 @@ func TestImageHoldsStaticProgramsAlone(t *testing.T) {
 	}
 }
 
-func TestImageDependsOnItsProgramsAlone(t *testing.T) {
+func TestImageIsReproducible(t *testing.T) {
 	dir := t.TempDir()
 	var archives [2][]byte
 	for i, name := range []string{"a.tar", "b.tar"} {

@@ -23,36 +23,36 @@ var Overlays = map[string]string{
 	"prometheus": "prometheus: {enabled: true}",
 }
 
-// Root is the root of the repository, from this file's place in it.
-func Root() string {
+// RepositoryRoot is the root of the repository, from this file's place in it.
+func RepositoryRoot() string {
 	_, file, _, _ := runtime.Caller(0)
 	return filepath.Join(filepath.Dir(file), "..", "..")
 }
 
-// Missing says which program is not built and how to build it; it is empty when all are there.
-func Missing() string {
+// MissingProgram says which program is not built and how to build it; it is empty when all are there.
+func MissingProgram() string {
 	for _, p := range []string{"helm", "kustomize"} {
-		if _, err := os.Stat(filepath.Join(Root(), "bin", p)); err != nil {
+		if _, err := os.Stat(filepath.Join(RepositoryRoot(), "bin", p)); err != nil {
 			return "bin/" + p + " is not built: make bin/" + p
 		}
 	}
 	return ""
 }
 
-// Kustomize returns the manifests of config/<overlay>.
-func Kustomize(ctx context.Context, overlay string) (string, error) {
-	return run(ctx, "", "kustomize", "build", filepath.Join(Root(), "config", overlay))
+// RenderKustomize returns the manifests of config/<overlay>.
+func RenderKustomize(ctx context.Context, overlay string) (string, error) {
+	return runProgram(ctx, "", "kustomize", "build", filepath.Join(RepositoryRoot(), "config", overlay))
 }
 
-// Helm returns the manifests of the chart, installed as release gantry in the namespace with the values, which are YAML.
-func Helm(ctx context.Context, namespace, values string, args ...string) (string, error) {
-	all := append([]string{"template", "gantry", filepath.Join(Root(), "charts", "gantry"), "--namespace", namespace, "--values", "-"}, args...)
-	return run(ctx, values, "helm", all...)
+// RenderHelm returns the manifests of the chart, installed as release gantry in the namespace with the values, which are YAML.
+func RenderHelm(ctx context.Context, namespace, values string, args ...string) (string, error) {
+	all := append([]string{"template", "gantry", filepath.Join(RepositoryRoot(), "charts", "gantry"), "--namespace", namespace, "--values", "-"}, args...)
+	return runProgram(ctx, values, "helm", all...)
 }
 
-// run runs one of the programs; its error has what the program said.
-func run(ctx context.Context, input, program string, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, filepath.Join(Root(), "bin", program), args...)
+// runProgram runs one of the programs; its error has what the program said.
+func runProgram(ctx context.Context, input, program string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, filepath.Join(RepositoryRoot(), "bin", program), args...)
 	var out, problems bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader([]byte(input)), &out, &problems
 	if err := cmd.Run(); err != nil {
@@ -61,8 +61,8 @@ func run(ctx context.Context, input, program string, args ...string) (string, er
 	return out.String(), nil
 }
 
-// Objects splits manifests into objects, in their order.
-func Objects(manifests string) ([]*unstructured.Unstructured, error) {
+// SplitObjects splits manifests into objects, in their order.
+func SplitObjects(manifests string) ([]*unstructured.Unstructured, error) {
 	var out []*unstructured.Unstructured
 	for i, doc := range bytes.Split([]byte("\n"+manifests), []byte("\n---\n")) {
 		o := &unstructured.Unstructured{}

@@ -12,17 +12,17 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 )
 
-func need(t *testing.T) {
+func requirePrograms(t *testing.T) {
 	t.Helper()
-	if m := Missing(); m != "" {
+	if m := MissingProgram(); m != "" {
 		t.Skip(m)
 	}
 }
 
-// byName returns objects by what identifies them.
-func byName(t *testing.T, manifests string) map[string]map[string]any {
+// indexByName returns objects by what identifies them.
+func indexByName(t *testing.T, manifests string) map[string]map[string]any {
 	t.Helper()
-	objects, err := Objects(manifests)
+	objects, err := SplitObjects(manifests)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,22 +56,22 @@ func sortVariables(o *unstructured.Unstructured) {
 	}
 }
 
-func TestChartRendersWhatKustomizeDoes(t *testing.T) {
-	need(t)
+func TestChartMatchesKustomize(t *testing.T) {
+	requirePrograms(t)
 	for overlay, values := range Overlays {
 		t.Run(overlay, func(t *testing.T) {
-			text, err := Kustomize(t.Context(), overlay)
+			text, err := RenderKustomize(t.Context(), overlay)
 			if err != nil {
 				t.Fatal(err)
 			}
-			want := byName(t, text)
+			want := indexByName(t, text)
 			// Helm stores its release in the namespace, which therefore has to be there before the chart is rendered.
 			delete(want, "v1 Namespace  metallb-system")
-			text, err = Helm(t.Context(), "metallb-system", values)
+			text, err = RenderHelm(t.Context(), "metallb-system", values)
 			if err != nil {
 				t.Fatal(err)
 			}
-			got := byName(t, text)
+			got := indexByName(t, text)
 			for _, o := range got {
 				unstructured.RemoveNestedField(o, "metadata", "annotations", "helm.sh/resource-policy") // means something to Helm alone
 			}
@@ -82,9 +82,9 @@ func TestChartRendersWhatKustomizeDoes(t *testing.T) {
 	}
 }
 
-func TestChartFollowsItsNamespace(t *testing.T) {
-	need(t)
-	text, err := Helm(t.Context(), "elsewhere", "{webhook: {enabled: true}, prometheus: {enabled: true}}")
+func TestChartUsesItsNamespace(t *testing.T) {
+	requirePrograms(t)
+	text, err := RenderHelm(t.Context(), "elsewhere", "{webhook: {enabled: true}, prometheus: {enabled: true}}")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,8 +93,8 @@ func TestChartFollowsItsNamespace(t *testing.T) {
 	}
 }
 
-func TestEveryValueActs(t *testing.T) {
-	need(t)
+func TestEveryValueHasAnEffect(t *testing.T) {
+	requirePrograms(t)
 	for values, want := range map[string]string{
 		`image: {repository: registry.example/gantry, tag: v9}`:       `image: "registry.example/gantry:v9"`,
 		`image: {digest: "sha256:` + strings.Repeat("ab", 32) + `"}`:  `image: "gantry-lb/gantry@sha256:abab`,
@@ -123,7 +123,7 @@ func TestEveryValueActs(t *testing.T) {
 		`prometheus: {enabled: true, interval: 17s}`:                  `interval: 17s`,
 		`prometheus: {enabled: true, labels: {release: prom}}`:        `release: prom`,
 	} {
-		text, err := Helm(t.Context(), "metallb-system", values)
+		text, err := RenderHelm(t.Context(), "metallb-system", values)
 		if err != nil {
 			t.Errorf("%s: %v", values, err)
 		} else if !strings.Contains(text, want) {
@@ -140,7 +140,7 @@ func TestEveryValueActs(t *testing.T) {
 		`{controller: {resources: null}, speaker: {resources: null}}`:       "resources: {requests",
 		`{controller: {nodeSelector: null}, speaker: {nodeSelector: null}}`: "kubernetes.io/os: linux",
 	} {
-		text, err := Helm(t.Context(), "metallb-system", values)
+		text, err := RenderHelm(t.Context(), "metallb-system", values)
 		if err != nil {
 			t.Errorf("%s: %v", values, err)
 		} else if strings.Contains(text, gone) {
@@ -150,7 +150,7 @@ func TestEveryValueActs(t *testing.T) {
 }
 
 func TestWrongValuesAreRefused(t *testing.T) {
-	need(t)
+	requirePrograms(t)
 	for values, want := range map[string][]string{
 		`frrk8s: {enabled: true}`:                      {"frrk8s", "not allowed"},
 		`speaker: {frr: {enabled: true}}`:              {"/speaker", "frr", "not allowed"},
@@ -168,7 +168,7 @@ func TestWrongValuesAreRefused(t *testing.T) {
 		`speaker: {resources: {request: {cpu: 1}}}`:    {"/speaker/resources", "request", "not allowed"},
 		`speaker: {nodeSelector: {zone: 1}}`:           {"/speaker/nodeSelector/zone", "want string"},
 	} {
-		_, err := Helm(t.Context(), "metallb-system", values)
+		_, err := RenderHelm(t.Context(), "metallb-system", values)
 		if err == nil {
 			t.Errorf("%s: it is rendered, want a refusal", values)
 			continue
@@ -181,13 +181,13 @@ func TestWrongValuesAreRefused(t *testing.T) {
 	}
 }
 
-// TestEveryKindIsInstalled finds a CRD that was generated and is not applied.
-func TestEveryKindIsInstalled(t *testing.T) {
-	text, err := os.ReadFile(filepath.Join(Root(), "config", "crd", "kustomization.yaml"))
+// TestEveryCRDIsInstalled finds a CRD that was generated and is not applied.
+func TestEveryCRDIsInstalled(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(RepositoryRoot(), "config", "crd", "kustomization.yaml"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	files, err := filepath.Glob(filepath.Join(Root(), "config", "crd", "bases", "*.yaml"))
+	files, err := filepath.Glob(filepath.Join(RepositoryRoot(), "config", "crd", "bases", "*.yaml"))
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no CRD is there: %v", err)
 	}

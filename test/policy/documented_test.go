@@ -11,10 +11,10 @@ import (
 	"testing"
 )
 
-// TestFlagsAreInTheReadme compares the flags of controller and speaker with the README's tables: a flag that nobody can read
+// TestFlagsAreInReadme compares the flags of controller and speaker with the README's tables: a flag that nobody can read
 // about, and a row about a flag that is gone, are both faults.
-func TestFlagsAreInTheReadme(t *testing.T) {
-	text, err := os.ReadFile(filepath.Join(root, "README.md"))
+func TestFlagsAreInReadme(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(repositoryRoot, "README.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -23,13 +23,13 @@ func TestFlagsAreInTheReadme(t *testing.T) {
 		rows[m[1]] = true
 	}
 	flags := map[string]bool{}
-	for _, f := range sources(t) {
+	for _, f := range parseSources(t) {
 		tier := strings.HasPrefix(f.dir, "controller") || strings.HasPrefix(f.dir, "speaker") || f.dir == "internal/option"
-		if f.test || !tier {
+		if f.isTest || !tier {
 			continue
 		}
 		ast.Inspect(f.ast, func(n ast.Node) bool {
-			if name, ok := defined(n); ok {
+			if name, ok := definedFlag(n); ok {
 				flags[name] = true
 				if !rows[name] {
 					t.Errorf("%s defines --%s, which is in no table of the README", f.path, name)
@@ -45,8 +45,8 @@ func TestFlagsAreInTheReadme(t *testing.T) {
 	}
 }
 
-// defined returns the name of the flag that a call like fs.StringVar(&x, "name", ...) defines.
-func defined(n ast.Node) (string, bool) {
+// definedFlag returns the name of the flag that a call like fs.StringVar(&x, "name", ...) defines.
+func definedFlag(n ast.Node) (string, bool) {
 	call, ok := n.(*ast.CallExpr)
 	if !ok || len(call.Args) != 4 {
 		return "", false
@@ -63,9 +63,9 @@ func defined(n ast.Node) (string, bool) {
 	return name, err == nil
 }
 
-// TestReasonsAreExplained compares the Reasons with docs/reasons.md, which people look them up in.
-func TestReasonsAreExplained(t *testing.T) {
-	text, err := os.ReadFile(filepath.Join(root, "docs", "reasons.md"))
+// TestReasonsAreDocumented compares the Reasons with docs/reasons.md, which people look them up in.
+func TestReasonsAreDocumented(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(repositoryRoot, "docs", "reasons.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,8 +78,8 @@ func TestReasonsAreExplained(t *testing.T) {
 		}
 	}
 	reasons := map[string]bool{}
-	for _, f := range sources(t) {
-		if f.dir != "api/names" || f.test {
+	for _, f := range parseSources(t) {
+		if f.dir != "api/names" || f.isTest {
 			continue
 		}
 		ast.Inspect(f.ast, func(n ast.Node) bool {
@@ -106,11 +106,11 @@ func TestReasonsAreExplained(t *testing.T) {
 
 // TestDependenciesHaveAReason looks for each module that go.mod requires directly in the table of CONTRIBUTING.md.
 func TestDependenciesHaveAReason(t *testing.T) {
-	mod, err := os.ReadFile(filepath.Join(root, "go.mod"))
+	mod, err := os.ReadFile(filepath.Join(repositoryRoot, "go.mod"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	text, err := os.ReadFile(filepath.Join(root, "CONTRIBUTING.md"))
+	text, err := os.ReadFile(filepath.Join(repositoryRoot, "CONTRIBUTING.md"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,30 +14,30 @@ import (
 	"testing"
 )
 
-const module = "github.com/gantry-lb/gantry/"
+const modulePath = "github.com/gantry-lb/gantry/"
 
-// root is the root of the repository.
-const root = "../.."
+// repositoryRoot is the root of the repository.
+const repositoryRoot = "../.."
 
-// file is a parsed source file.
-type file struct {
-	path string // relative to the root
-	dir  string
-	ast  *ast.File
-	set  *token.FileSet
-	test bool
-	size int // lines
+// sourceFile is a parsed source file.
+type sourceFile struct {
+	path      string // relative to the root
+	dir       string
+	ast       *ast.File
+	fileSet   *token.FileSet
+	isTest    bool
+	lineCount int // lines
 }
 
-// sources parses every Go file of the main module that is not generated.
-func sources(t *testing.T) []file {
+// parseSources parses every Go file of the main module that is not generated.
+func parseSources(t *testing.T) []sourceFile {
 	t.Helper()
-	var out []file
-	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+	var out []sourceFile
+	err := filepath.WalkDir(repositoryRoot, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		rel, _ := filepath.Rel(root, path)
+		rel, _ := filepath.Rel(repositoryRoot, path)
 		if d.IsDir() && (strings.HasPrefix(d.Name(), ".") && rel != "." || rel == "test/lab/kube" || rel == "tools" || rel == "bin") {
 			return filepath.SkipDir
 		}
@@ -53,9 +53,9 @@ func sources(t *testing.T) []file {
 		if err != nil {
 			return err
 		}
-		out = append(out, file{
-			path: rel, dir: filepath.Dir(rel), ast: parsed, set: set,
-			test: strings.HasSuffix(rel, "_test.go"), size: strings.Count(string(text), "\n"),
+		out = append(out, sourceFile{
+			path: rel, dir: filepath.Dir(rel), ast: parsed, fileSet: set,
+			isTest: strings.HasSuffix(rel, "_test.go"), lineCount: strings.Count(string(text), "\n"),
 		})
 		return nil
 	})
@@ -65,7 +65,7 @@ func sources(t *testing.T) []file {
 	return out
 }
 
-func (f *file) imports() []string {
+func (f *sourceFile) importPaths() []string {
 	var out []string
 	for _, i := range f.ast.Imports {
 		p, _ := strconv.Unquote(i.Path.Value)
@@ -74,10 +74,10 @@ func (f *file) imports() []string {
 	return out
 }
 
-func (f *file) line(p token.Pos) int { return f.set.Position(p).Line }
+func (f *sourceFile) lineOf(p token.Pos) int { return f.fileSet.Position(p).Line }
 
-// under says whether the directory is one of the places, or below one.
-func under(dir string, places ...string) bool {
+// isUnder says whether the directory is one of the places, or below one.
+func isUnder(dir string, places ...string) bool {
 	for _, p := range places {
 		if dir == p || strings.HasPrefix(dir, p+"/") {
 			return true
@@ -86,39 +86,39 @@ func under(dir string, places ...string) bool {
 	return false
 }
 
-// decisions are the packages that decide and do nothing else.
-var decisions = []string{"controller/allocate", "controller/fence", "speaker/plan", "speaker/elect", "speaker/survey", "speaker/status", "speaker/bfd/session"}
+// decisionPackages are the packages that decide and do nothing else.
+var decisionPackages = []string{"controller/allocate", "controller/fence", "speaker/plan", "speaker/elect", "speaker/probing", "speaker/status", "speaker/bfd/session"}
 
-// effects are the packages that touch the world, each by one library.
-var effects = []string{"speaker/layer2", "speaker/links", "speaker/members", "speaker/bfd", "speaker/bgp"}
+// effectPackages are the packages that touch the world, each by one library.
+var effectPackages = []string{"speaker/layer2", "speaker/links", "speaker/members", "speaker/bfd", "speaker/bgp"}
 
-// imports lists what may not be imported where, and why.
-var imports = []struct {
+// importRules lists what may not be imported where, and why.
+var importRules = []struct {
 	places  []string
 	not     []string
 	because string
 }{
-	{[]string{"api/names"}, []string{module, "k8s.io/", "sigs.k8s.io/"}, "names are words, which every tier may use"},
-	{[]string{"api", "internal/view", "internal/snapshot"}, []string{"k8s.io/client-go", "sigs.k8s.io/controller-runtime", "log", module + "controller", module + "speaker"}, "values know no client and no log"},
-	{[]string{"speaker/intent", "speaker/facts"}, []string{"k8s.io/", "sigs.k8s.io/", module}, "engines share these and stay free of Kubernetes"},
-	{decisions, []string{"context", "log", "os", "net/http", "k8s.io/api/", "k8s.io/client-go", "sigs.k8s.io/", "github.com/prometheus"}, "a decision is a function of its arguments"},
-	{effects, []string{"k8s.io/", "sigs.k8s.io/", module + "internal", module + "speaker/plan", module + "speaker/elect", module + "api/v1beta1"}, "an engine does what it is told and knows no Kubernetes"},
+	{[]string{"api/names"}, []string{modulePath, "k8s.io/", "sigs.k8s.io/"}, "names are words, which every tier may use"},
+	{[]string{"api", "internal/view", "internal/snapshot"}, []string{"k8s.io/client-go", "sigs.k8s.io/controller-runtime", "log", modulePath + "controller", modulePath + "speaker"}, "values know no client and no log"},
+	{[]string{"speaker/intent", "speaker/facts"}, []string{"k8s.io/", "sigs.k8s.io/", modulePath}, "engines share these and stay free of Kubernetes"},
+	{decisionPackages, []string{"context", "log", "os", "net/http", "k8s.io/api/", "k8s.io/client-go", "sigs.k8s.io/", "github.com/prometheus"}, "a decision is a function of its arguments"},
+	{effectPackages, []string{"k8s.io/", "sigs.k8s.io/", modulePath + "internal", modulePath + "speaker/plan", modulePath + "speaker/elect", modulePath + "api/v1beta1"}, "an engine does what it is told and knows no Kubernetes"},
 	{[]string{"speaker/agent"}, []string{"k8s.io/client-go", "sigs.k8s.io/controller-runtime"}, "the agent is tested without an API server"},
-	{[]string{"controller"}, []string{module + "speaker"}, "the binaries share values alone"},
-	{[]string{"speaker"}, []string{module + "controller"}, "the binaries share values alone"},
-	{[]string{"api", "internal", "controller", "speaker"}, []string{module + "test"}, "the product does not depend on its tests"},
+	{[]string{"controller"}, []string{modulePath + "speaker"}, "the binaries share values alone"},
+	{[]string{"speaker"}, []string{modulePath + "controller"}, "the binaries share values alone"},
+	{[]string{"api", "internal", "controller", "speaker"}, []string{modulePath + "test"}, "the product does not depend on its tests"},
 }
 
 func TestImportsPointOneWay(t *testing.T) {
-	for _, f := range sources(t) {
-		if f.test {
+	for _, f := range parseSources(t) {
+		if f.isTest {
 			continue
 		}
-		for _, rule := range imports {
-			if !under(f.dir, rule.places...) {
+		for _, rule := range importRules {
+			if !isUnder(f.dir, rule.places...) {
 				continue
 			}
-			for _, p := range f.imports() {
+			for _, p := range f.importPaths() {
 				for _, not := range rule.not {
 					if p == strings.TrimSuffix(not, "/") || strings.HasPrefix(p, strings.TrimSuffix(not, "/")+"/") {
 						t.Errorf("%s imports %s: %s", f.path, p, rule.because)
@@ -131,23 +131,23 @@ func TestImportsPointOneWay(t *testing.T) {
 
 // The sizes that nothing may exceed. What does not fit has more than one purpose.
 const (
-	maxFile       = 500
-	maxFunction   = 80
-	maxParameters = 5
+	maxFileLines     = 500
+	maxFunctionLines = 80
+	maxParameters    = 5
 )
 
 func TestNothingGrowsTooLarge(t *testing.T) {
-	for _, f := range sources(t) {
-		if f.size > maxFile {
-			t.Errorf("%s has %d lines, more than %d: split it by purpose", f.path, f.size, maxFile)
+	for _, f := range parseSources(t) {
+		if f.lineCount > maxFileLines {
+			t.Errorf("%s has %d lines, more than %d: split it by purpose", f.path, f.lineCount, maxFileLines)
 		}
 		for _, d := range f.ast.Decls {
 			fn, ok := d.(*ast.FuncDecl)
 			if !ok || fn.Body == nil {
 				continue
 			}
-			if n := f.line(fn.End()) - f.line(fn.Pos()) + 1; n > maxFunction && !f.test {
-				t.Errorf("%s:%d: %s has %d lines, more than %d", f.path, f.line(fn.Pos()), fn.Name, n, maxFunction)
+			if n := f.lineOf(fn.End()) - f.lineOf(fn.Pos()) + 1; n > maxFunctionLines && !f.isTest {
+				t.Errorf("%s:%d: %s has %d lines, more than %d", f.path, f.lineOf(fn.Pos()), fn.Name, n, maxFunctionLines)
 			}
 			n := 0
 			for i, p := range fn.Type.Params.List {
@@ -160,20 +160,20 @@ func TestNothingGrowsTooLarge(t *testing.T) {
 				n += max(len(p.Names), 1)
 			}
 			if n > maxParameters {
-				t.Errorf("%s:%d: %s has %d parameters, more than %d: give it a struct", f.path, f.line(fn.Pos()), fn.Name, n, maxParameters)
+				t.Errorf("%s:%d: %s has %d parameters, more than %d: give it a struct", f.path, f.lineOf(fn.Pos()), fn.Name, n, maxParameters)
 			}
 		}
 	}
 }
 
-// calls lists what may not be called where, and why.
-var calls = []struct {
+// callRules lists what may not be called where, and why.
+var callRules = []struct {
 	call    string
 	places  []string // empty: everywhere outside of test/ and tests
 	but     []string // files that may
 	because string
 }{
-	{"time.Now", decisions, nil, "time is an argument"},
+	{"time.Now", decisionPackages, nil, "time is an argument"},
 	{"time.Sleep", nil, nil, "a wait has to end when its context does"},
 	{"os.Exit", nil, []string{"controller/main.go", "speaker/main.go"}, "a program ends in main alone"},
 	{"context.Background", nil, []string{"controller/main.go", "speaker/main.go"}, "a context comes from the caller"},
@@ -183,8 +183,8 @@ var calls = []struct {
 }
 
 func TestForbiddenCalls(t *testing.T) {
-	for _, f := range sources(t) {
-		if f.test || under(f.dir, "test", "speaker/links/sandbox") { // the sandbox is for tests
+	for _, f := range parseSources(t) {
+		if f.isTest || isUnder(f.dir, "test", "speaker/links/netnstest") { // for tests only
 			continue
 		}
 		ast.Inspect(f.ast, func(n ast.Node) bool {
@@ -196,20 +196,20 @@ func TestForbiddenCalls(t *testing.T) {
 			if !ok {
 				return true
 			}
-			for _, c := range calls {
-				if x.Name+"."+sel.Sel.Name != c.call || (c.places != nil && !under(f.dir, c.places...)) || under(f.path, c.but...) {
+			for _, c := range callRules {
+				if x.Name+"."+sel.Sel.Name != c.call || (c.places != nil && !isUnder(f.dir, c.places...)) || isUnder(f.path, c.but...) {
 					continue
 				}
-				t.Errorf("%s:%d: %s: %s", f.path, f.line(n.Pos()), c.call, c.because)
+				t.Errorf("%s:%d: %s: %s", f.path, f.lineOf(n.Pos()), c.call, c.because)
 			}
 			return true
 		})
 	}
 }
 
-func TestEveryPackageSaysWhatItIs(t *testing.T) {
+func TestEveryPackageHasOneComment(t *testing.T) {
 	comments := map[string]int{}
-	for _, f := range sources(t) {
+	for _, f := range parseSources(t) {
 		if strings.HasSuffix(f.ast.Name.Name, "_test") {
 			continue
 		}
@@ -229,22 +229,22 @@ func TestEveryPackageSaysWhatItIs(t *testing.T) {
 	}
 }
 
-func TestExportedNamesAreExplained(t *testing.T) {
-	for _, f := range sources(t) {
-		if f.test {
+func TestExportedNamesHaveComments(t *testing.T) {
+	for _, f := range parseSources(t) {
+		if f.isTest {
 			continue
 		}
 		for _, d := range f.ast.Decls {
 			switch d := d.(type) {
 			case *ast.FuncDecl:
 				if d.Name.IsExported() && d.Doc == nil {
-					t.Errorf("%s:%d: %s has no comment", f.path, f.line(d.Pos()), d.Name)
+					t.Errorf("%s:%d: %s has no comment", f.path, f.lineOf(d.Pos()), d.Name)
 				}
 			case *ast.GenDecl:
 				for _, s := range d.Specs {
 					ts, ok := s.(*ast.TypeSpec)
 					if ok && ts.Name.IsExported() && d.Doc == nil && ts.Doc == nil {
-						t.Errorf("%s:%d: type %s has no comment", f.path, f.line(ts.Pos()), ts.Name)
+						t.Errorf("%s:%d: type %s has no comment", f.path, f.lineOf(ts.Pos()), ts.Name)
 					}
 				}
 			}
@@ -252,12 +252,12 @@ func TestExportedNamesAreExplained(t *testing.T) {
 	}
 }
 
-// prefixes are those of the words that only api/names may spell.
-var prefixes = []string{"metallb.io/", "metallb.universe.tf/", "gantry.dev/"}
+// publicPrefixes are those of the words that only api/names may spell.
+var publicPrefixes = []string{"metallb.io/", "metallb.universe.tf/", "gantry.dev/"}
 
-func TestWordsForOthersStandInNames(t *testing.T) {
-	for _, f := range sources(t) {
-		if f.test || under(f.dir, "api/names", "test") || f.path == "internal/option/kinds.go" { // an API group, no annotation
+func TestPublicWordsAreDeclaredInNames(t *testing.T) {
+	for _, f := range parseSources(t) {
+		if f.isTest || isUnder(f.dir, "api/names", "test") || f.path == "internal/option/resources.go" { // an API group, no annotation
 			continue
 		}
 		ast.Inspect(f.ast, func(n ast.Node) bool {
@@ -266,9 +266,9 @@ func TestWordsForOthersStandInNames(t *testing.T) {
 				return true
 			}
 			text, _ := strconv.Unquote(lit.Value)
-			for _, p := range prefixes {
+			for _, p := range publicPrefixes {
 				if strings.HasPrefix(text, p) {
-					t.Errorf("%s:%d: %q: words that others see stand in api/names", f.path, f.line(lit.Pos()), text)
+					t.Errorf("%s:%d: %q: words that others see stand in api/names", f.path, f.lineOf(lit.Pos()), text)
 				}
 			}
 			return true
@@ -277,7 +277,7 @@ func TestWordsForOthersStandInNames(t *testing.T) {
 }
 
 func TestModuleHasNoReplace(t *testing.T) {
-	text, err := os.ReadFile(filepath.Join(root, "go.mod"))
+	text, err := os.ReadFile(filepath.Join(repositoryRoot, "go.mod"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,36 +17,36 @@ import (
 	"github.com/gantry-lb/gantry/api/v1beta1"
 )
 
-// delegated are methods whose parameters are laid down by the interface of a library. The list may only shrink, or grow with
+// libraryMethods are methods whose parameters are laid down by the interface of a library. The list may only shrink, or grow with
 // a library.
-var delegated = map[string]bool{
+var libraryMethods = map[string]bool{
 	"speaker/members/delegate.go LocalState":       true, // memberlist.Delegate
 	"speaker/members/delegate.go MergeRemoteState": true, // memberlist.Delegate
 }
 
-func TestExportedFunctionsTakeNoSwitches(t *testing.T) {
-	for _, f := range sources(t) {
-		if f.test || under(f.dir, "test") {
+func TestExportedFunctionsTakeNoBool(t *testing.T) {
+	for _, f := range parseSources(t) {
+		if f.isTest || isUnder(f.dir, "test") {
 			continue
 		}
 		for _, d := range f.ast.Decls {
 			fn, ok := d.(*ast.FuncDecl)
-			if !ok || !fn.Name.IsExported() || delegated[f.path+" "+fn.Name.Name] {
+			if !ok || !fn.Name.IsExported() || libraryMethods[f.path+" "+fn.Name.Name] {
 				continue
 			}
 			for _, p := range fn.Type.Params.List {
 				if id, ok := p.Type.(*ast.Ident); ok && id.Name == "bool" {
-					t.Errorf("%s:%d: %s takes a bool: true says nothing where it is called; make two functions, or a named type", f.path, f.line(p.Pos()), fn.Name)
+					t.Errorf("%s:%d: %s takes a bool: true says nothing where it is called; make two functions, or a named type", f.path, f.lineOf(p.Pos()), fn.Name)
 				}
 			}
 		}
 	}
 }
 
-func TestEveryReasonIsExplained(t *testing.T) {
+func TestEveryReasonHasComment(t *testing.T) {
 	seen := map[string]string{} // word -> the constant that has it
-	for _, f := range sources(t) {
-		if f.test || !under(f.dir, "api/names") {
+	for _, f := range parseSources(t) {
+		if f.isTest || !isUnder(f.dir, "api/names") {
 			continue
 		}
 		for _, d := range f.ast.Decls {
@@ -55,7 +55,7 @@ func TestEveryReasonIsExplained(t *testing.T) {
 				continue
 			}
 			for _, s := range g.Specs {
-				explained(t, f, s.(*ast.ValueSpec), seen)
+				checkReason(t, f, s.(*ast.ValueSpec), seen)
 			}
 		}
 	}
@@ -64,12 +64,12 @@ func TestEveryReasonIsExplained(t *testing.T) {
 	}
 }
 
-// explained checks one constant; those that are no Reason pass.
-func explained(t *testing.T, f file, v *ast.ValueSpec, seen map[string]string) {
+// checkReason checks one constant; those that are no Reason pass.
+func checkReason(t *testing.T, f sourceFile, v *ast.ValueSpec, seen map[string]string) {
 	if id, ok := v.Type.(*ast.Ident); !ok || id.Name != "Reason" {
 		return
 	}
-	name, at := v.Names[0].Name, f.line(v.Pos())
+	name, at := v.Names[0].Name, f.lineOf(v.Pos())
 	if !strings.HasPrefix(v.Doc.Text(), name+": ") {
 		t.Errorf("%s:%d: %s needs a comment %q: a Reason is what users look up", f.path, at, name, name+": when it is given")
 	}
@@ -84,16 +84,16 @@ func explained(t *testing.T, f file, v *ast.ValueSpec, seen map[string]string) {
 	seen[lit.Value] = name
 }
 
-// marks are what is left in a comment by somebody who meant to come back.
-var marks = []string{"TO" + "DO", "FIX" + "ME", "XX" + "X"}
+// unfinishedMarks are what is left in a comment by somebody who meant to come back.
+var unfinishedMarks = []string{"TO" + "DO", "FIX" + "ME", "XX" + "X"}
 
-func TestNothingIsPutOff(t *testing.T) {
-	for _, f := range sources(t) {
+func TestNoUnfinishedWork(t *testing.T) {
+	for _, f := range parseSources(t) {
 		for _, group := range f.ast.Comments {
 			for _, c := range group.List {
-				for _, m := range marks {
+				for _, m := range unfinishedMarks {
 					if strings.Contains(c.Text, m) {
-						t.Errorf("%s:%d: %s: do it, or say in SCOPE.md or the README that it is not there", f.path, f.line(c.Pos()), m)
+						t.Errorf("%s:%d: %s: do it, or say in SCOPE.md or the README that it is not there", f.path, f.lineOf(c.Pos()), m)
 					}
 				}
 			}
@@ -101,8 +101,8 @@ func TestNothingIsPutOff(t *testing.T) {
 	}
 }
 
-// TestManifestsAreExact decodes what users copy and install strictly: the API server drops a misspelt field in silence.
-func TestManifestsAreExact(t *testing.T) {
+// TestManifestsHaveNoUnknownField decodes what users copy and install strictly: the API server drops a misspelt field in silence.
+func TestManifestsHaveNoUnknownField(t *testing.T) {
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{clientscheme.AddToScheme, v1beta1.AddToScheme} {
 		if err := add(scheme); err != nil {
@@ -112,7 +112,7 @@ func TestManifestsAreExact(t *testing.T) {
 	decoder := serializer.NewCodecFactory(scheme, serializer.EnableStrict).UniversalDeserializer()
 	n := 0
 	for _, dir := range []string{"samples", "default", "rbac", "components/webhook", "components/l2-only"} {
-		files, err := filepath.Glob(filepath.Join(root, "config", dir, "*.yaml"))
+		files, err := filepath.Glob(filepath.Join(repositoryRoot, "config", dir, "*.yaml"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -124,7 +124,7 @@ func TestManifestsAreExact(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for i, doc := range documents(t, text) {
+			for i, doc := range splitDocuments(t, text) {
 				n++
 				if _, _, err := decoder.Decode(doc, nil, nil); err != nil {
 					t.Errorf("%s, document %d: %v", path, i+1, err)
@@ -137,8 +137,8 @@ func TestManifestsAreExact(t *testing.T) {
 	}
 }
 
-// documents splits a file, and turns each document into JSON, which resolves anchors.
-func documents(t *testing.T, text []byte) [][]byte {
+// splitDocuments splits a file, and turns each document into JSON, which resolves anchors.
+func splitDocuments(t *testing.T, text []byte) [][]byte {
 	t.Helper()
 	var out [][]byte
 	for _, doc := range bytes.Split(text, []byte("\n---\n")) {

@@ -16,55 +16,55 @@ import (
 	"time"
 )
 
-// event is a line of go test -json.
-type event struct {
+// testEvent is a line of go test -json.
+type testEvent struct {
 	Action, Package, Test, Output string
 	Elapsed                       float64
 }
 
-// tally counts outcomes and keeps the output of each test until it is known whether it matters.
-type tally struct {
+// testTally counts outcomes and keeps the output of each test until it is known whether it matters.
+type testTally struct {
 	passed, failed int
 	skipped        []string
-	output         map[string]*strings.Builder
-	broken         []string // packages that failed without a test of theirs failing
-	failedIn       map[string]bool
-	wrapper        []string // flags that have the tests run where an ordinary user may start labs
+	outputByTest   map[string]*strings.Builder
+	brokenPackages []string // packages that failed without a test of theirs failing
+	failedPackages map[string]bool
+	wrapperFlags   []string // flags that have the tests run where an ordinary user may start labs
 }
 
 func main() {
-	t := tally{output: map[string]*strings.Builder{}, failedIn: map[string]bool{}}
+	t := testTally{outputByTest: map[string]*strings.Builder{}, failedPackages: map[string]bool{}}
 	begun := time.Now()
 	if os.Geteuid() != 0 {
-		t.wrapper = wrapper()
+		t.wrapperFlags = wrapperFlags()
 	}
-	packages, err := list(os.Args[1:])
+	packages, err := listPackages(os.Args[1:])
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "run:", err)
 		os.Exit(1)
 	}
-	t.run(packages[0])
-	t.run(packages[1], "-p=1")
+	t.runTests(packages[0])
+	t.runTests(packages[1], "-p=1")
 	for _, s := range t.skipped {
 		fmt.Println("skipped:", s)
 	}
-	for _, p := range t.broken {
+	for _, p := range t.brokenPackages {
 		fmt.Println("failed without a test:", p)
 	}
 	fmt.Printf("in %d s\n", int(time.Since(begun).Seconds()))
-	fmt.Printf("%d passed, %d failed, %d skipped\n", t.passed, t.failed+len(t.broken), len(t.skipped))
-	if t.failed+len(t.broken) > 0 || (os.Getenv("CI") == "true" && t.avoidable()) {
+	fmt.Printf("%d passed, %d failed, %d skipped\n", t.passed, t.failed+len(t.brokenPackages), len(t.skipped))
+	if t.failed+len(t.brokenPackages) > 0 || (os.Getenv("CI") == "true" && t.hasAvoidableSkip()) {
 		os.Exit(1)
 	}
 }
 
-// avoidable says whether a test was skipped for anything but the kernel.
-func (t *tally) avoidable() bool {
+// hasAvoidableSkip says whether a test was skipped for anything but the kernel.
+func (t *testTally) hasAvoidableSkip() bool {
 	return slices.ContainsFunc(t.skipped, func(s string) bool { return !strings.Contains(s, "this kernel has no ") })
 }
 
-// wrapper returns the flags for an ordinary user. Where the kernel refuses, the tests that need root are skipped.
-func wrapper() []string {
+// wrapperFlags returns the flags for an ordinary user. Where the kernel refuses, the tests that need root are skipped.
+func wrapperFlags() []string {
 	tool, err := filepath.Abs("bin/lab")
 	if err == nil {
 		err = exec.Command(tool, "inside", "/bin/true").Run()
@@ -76,8 +76,8 @@ func wrapper() []string {
 	return []string{"-exec", tool + " inside"}
 }
 
-// list returns the packages in two groups: those without a lab, and those that may bring one up.
-func list(patterns []string) ([2][]string, error) {
+// listPackages returns the packages in two groups: those without a lab, and those that may bring one up.
+func listPackages(patterns []string) ([2][]string, error) {
 	var groups [2][]string
 	const line = `{{.ImportPath}} {{join .TestImports " "}} {{join .XTestImports " "}}`
 	cmd := exec.Command("go", append([]string{"list", "-f", line}, patterns...)...)
@@ -96,12 +96,12 @@ func list(patterns []string) ([2][]string, error) {
 	return groups, nil
 }
 
-// run runs one group.
-func (t *tally) run(packages []string, flags ...string) {
+// runTests runs one group.
+func (t *testTally) runTests(packages []string, flags ...string) {
 	if len(packages) == 0 {
 		return
 	}
-	args := slices.Concat([]string{"test", "-json", "-count=1", "-timeout=20m"}, flags, t.wrapper, packages)
+	args := slices.Concat([]string{"test", "-json", "-count=1", "-timeout=20m"}, flags, t.wrapperFlags, packages)
 	cmd := exec.Command("go", args...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
@@ -115,66 +115,66 @@ func (t *tally) run(packages []string, flags ...string) {
 	lines := bufio.NewScanner(out)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
-		var e event
+		var e testEvent
 		if json.Unmarshal(lines.Bytes(), &e) != nil {
 			fmt.Println(lines.Text()) // what the compiler says
 			continue
 		}
-		t.take(e)
+		t.countEvent(e)
 	}
 	// Outcomes are in the events; what ends go test before there are any is in none.
-	if err := cmd.Wait(); err != nil && t.failed+len(t.broken) == 0 {
-		t.broken = append(t.broken, fmt.Sprintf("go test: %v", err))
+	if err := cmd.Wait(); err != nil && t.failed+len(t.brokenPackages) == 0 {
+		t.brokenPackages = append(t.brokenPackages, fmt.Sprintf("go test: %v", err))
 	}
 }
 
-// take counts an event.
-func (t *tally) take(e event) {
+// countEvent counts an event.
+func (t *testTally) countEvent(e testEvent) {
 	name := e.Package + " " + e.Test
 	switch e.Action {
 	case "output", "build-output":
-		if t.output[name] == nil {
-			t.output[name] = &strings.Builder{}
+		if t.outputByTest[name] == nil {
+			t.outputByTest[name] = &strings.Builder{}
 		}
-		t.output[name].WriteString(e.Output)
+		t.outputByTest[name].WriteString(e.Output)
 	case "pass":
 		if e.Test == "" {
 			fmt.Printf("ok   %s (%.1f s)\n", e.Package, e.Elapsed)
 			break
 		}
 		t.passed++
-		delete(t.output, name)
+		delete(t.outputByTest, name)
 	case "skip":
 		if e.Test == "" {
 			break // a package without tests
 		}
-		t.skipped = append(t.skipped, name+": "+reason(t.output[name]))
+		t.skipped = append(t.skipped, name+": "+skipReason(t.outputByTest[name]))
 	case "fail":
 		if e.Test != "" {
 			t.failed++
-			t.failedIn[e.Package] = true
-		} else if !t.failedIn[e.Package] {
-			t.broken = append(t.broken, e.Package)
+			t.failedPackages[e.Package] = true
+		} else if !t.failedPackages[e.Package] {
+			t.brokenPackages = append(t.brokenPackages, e.Package)
 		}
 		fmt.Printf("FAIL %s\n", name)
-		if b := t.output[name]; b != nil {
+		if b := t.outputByTest[name]; b != nil {
 			fmt.Println(b.String())
 		}
 	case "build-fail":
-		fmt.Println(text(t.output[name]))
+		fmt.Println(builderText(t.outputByTest[name]))
 	}
 }
 
-func text(b *strings.Builder) string {
+func builderText(b *strings.Builder) string {
 	if b == nil {
 		return ""
 	}
 	return b.String()
 }
 
-// reason is the line in which a skipped test said why.
-func reason(b *strings.Builder) string {
-	for _, l := range strings.Split(text(b), "\n") {
+// skipReason is the line in which a skipped test said why.
+func skipReason(b *strings.Builder) string {
+	for _, l := range strings.Split(builderText(b), "\n") {
 		if l = strings.TrimSpace(l); l != "" && !strings.HasPrefix(l, "===") && !strings.HasPrefix(l, "---") {
 			return l
 		}

@@ -32,14 +32,14 @@ type Client struct {
 	weather func(what string) Weather
 
 	mu      sync.Mutex // guards all that follows
-	cache   map[view.Key]*corev1.Service
+	cache   map[view.ObjectKey]*corev1.Service
 	seen    int           // how many changes the cache has taken in
 	resumed chan struct{} // closed while the Client is not paused
 }
 
 // Listener is who is told of what the cache sees.
 type Listener interface {
-	Changed(view.Key)
+	Changed(view.ObjectKey)
 	Deleted(*corev1.Service)
 }
 
@@ -67,7 +67,7 @@ func (c *Client) Watch(ctx context.Context, l Listener) {
 				l.Deleted(ch.before)
 				continue
 			}
-			l.Changed(view.Key{Namespace: ch.after.Namespace, Name: ch.after.Name})
+			l.Changed(view.ObjectKey{Namespace: ch.after.Namespace, Name: ch.after.Name})
 		}
 		if len(changes) > 0 {
 			continue
@@ -85,10 +85,10 @@ func (c *Client) take(ch change) {
 	defer c.mu.Unlock()
 	c.seen++
 	if ch.after == nil {
-		delete(c.cache, view.Key{Namespace: ch.before.Namespace, Name: ch.before.Name})
+		delete(c.cache, view.ObjectKey{Namespace: ch.before.Namespace, Name: ch.before.Name})
 		return
 	}
-	c.cache[view.Key{Namespace: ch.after.Namespace, Name: ch.after.Name}] = ch.after
+	c.cache[view.ObjectKey{Namespace: ch.after.Namespace, Name: ch.after.Name}] = ch.after
 }
 
 // Pause stops everything that goes through this Client, as if its process were stopped; what is out already arrives. Resume undoes
@@ -169,14 +169,14 @@ func (c *Client) send(ctx context.Context, what string, do func() error) error {
 }
 
 // Cached implements reconcile.API.
-func (c *Client) Cached(_ context.Context, k view.Key) (*corev1.Service, error) {
+func (c *Client) Cached(_ context.Context, k view.ObjectKey) (*corev1.Service, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.cache[k], nil
 }
 
 // Live implements reconcile.API.
-func (c *Client) Live(ctx context.Context, k view.Key) (*corev1.Service, error) {
+func (c *Client) Live(ctx context.Context, k view.ObjectKey) (*corev1.Service, error) {
 	now := make(chan *corev1.Service, 1)
 	if err := c.send(ctx, "read", func() error { now <- c.server.Service(k); return nil }); err != nil {
 		return nil, err

@@ -26,7 +26,7 @@ import (
 type Server struct {
 	mu           sync.Mutex // guards all that follows
 	version      int64
-	services     map[view.Key]*corev1.Service
+	services     map[view.ObjectKey]*corev1.Service
 	pools        map[string]*v1beta1.IPAddressPool
 	reservations map[string]*v1alpha1.AddressReservation
 	ledgers      map[string]*v1alpha1.AddressLedger
@@ -51,7 +51,7 @@ func NewServer(check func(before, after *corev1.Service)) *Server {
 		check = func(_, _ *corev1.Service) {}
 	}
 	return &Server{
-		services: map[view.Key]*corev1.Service{}, pools: map[string]*v1beta1.IPAddressPool{},
+		services: map[view.ObjectKey]*corev1.Service{}, pools: map[string]*v1beta1.IPAddressPool{},
 		reservations: map[string]*v1alpha1.AddressReservation{}, ledgers: map[string]*v1alpha1.AddressLedger{},
 		probes: map[string]*v1alpha1.AddressProbe{},
 		moved:  make(chan struct{}), writes: map[string]int{}, check: check,
@@ -64,7 +64,7 @@ func (s *Server) next() string {
 }
 
 // put stores a Service and tells the watches.
-func (s *Server) put(k view.Key, now *corev1.Service) {
+func (s *Server) put(k view.ObjectKey, now *corev1.Service) {
 	before := s.services[k]
 	if now == nil {
 		delete(s.services, k)
@@ -82,7 +82,7 @@ func (s *Server) put(k view.Key, now *corev1.Service) {
 func (s *Server) Create(o *corev1.Service) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	k := view.Key{Namespace: o.Namespace, Name: o.Name}
+	k := view.ObjectKey{Namespace: o.Namespace, Name: o.Name}
 	if s.services[k] != nil {
 		return false
 	}
@@ -108,7 +108,7 @@ func (s *Server) Refused() int {
 }
 
 // Edit changes a Service as a user does, or returns false when there is none.
-func (s *Server) Edit(k view.Key, edit func(*corev1.Service)) bool {
+func (s *Server) Edit(k view.ObjectKey, edit func(*corev1.Service)) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.services[k] == nil {
@@ -125,7 +125,7 @@ func (s *Server) Edit(k view.Key, edit func(*corev1.Service)) bool {
 }
 
 // Delete removes a Service.
-func (s *Server) Delete(k view.Key) {
+func (s *Server) Delete(k view.ObjectKey) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.services[k] != nil {
@@ -134,7 +134,7 @@ func (s *Server) Delete(k view.Key) {
 }
 
 // Service returns a Service, nil when there is none.
-func (s *Server) Service(k view.Key) *corev1.Service {
+func (s *Server) Service(k view.ObjectKey) *corev1.Service {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.services[k]
@@ -241,7 +241,7 @@ func missing(resource, name string) error {
 func (s *Server) patch(before, after *corev1.Service) (*corev1.Service, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	k := view.Key{Namespace: before.Namespace, Name: before.Name}
+	k := view.ObjectKey{Namespace: before.Namespace, Name: before.Name}
 	switch now := s.services[k]; {
 	case now == nil:
 		return nil, missing("services", k.String())
@@ -328,10 +328,10 @@ func (s *Server) allPools() snapshot.Objects {
 }
 
 // all returns the Services and how many changes led to them.
-func (s *Server) all() (map[view.Key]*corev1.Service, int) {
+func (s *Server) all() (map[view.ObjectKey]*corev1.Service, int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	out := make(map[view.Key]*corev1.Service, len(s.services))
+	out := make(map[view.ObjectKey]*corev1.Service, len(s.services))
 	for k, o := range s.services {
 		out[k] = o
 	}

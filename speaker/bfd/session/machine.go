@@ -11,141 +11,141 @@ import (
 
 // Config is what may be chosen of a session. It may change while the session is Up.
 type Config struct {
-	// Transmit and Receive are the Desired Min TX and Required Min RX Intervals while Up, from 10 ms to 60 s.
-	Transmit, Receive time.Duration
-	// Multiplier is how many of our intervals the neighbour waits for a packet, 2 to 255.
-	Multiplier uint8
+	// DesiredMinTxInterval and Receive are the Desired Min TX and Required Min RX Intervals while Up, from 10 ms to 60 s.
+	DesiredMinTxInterval, RequiredMinRxInterval time.Duration
+	// DetectMultiplier is how many of our intervals the neighbour waits for a packet, 2 to 255.
+	DetectMultiplier uint8
 	// Passive waits for the neighbour's first packet (RFC 5880 section 6.1).
 	Passive bool
-	// Echo is how often echo packets are sent while the neighbour takes them, and how often they may be sent to us; 0
+	// EchoInterval is how often echo packets are sent while the neighbour takes them, and how often they may be sent to us; 0
 	// means neither (RFC 5880 section 6.4).
-	Echo time.Duration
+	EchoInterval time.Duration
 }
 
 const (
-	// slow is the least interval of a session that is not Up (RFC 5880 section 6.8.3).
-	slow = time.Second
-	// farewells is how many packets tell the neighbour of an administrative end: one or two may be lost.
-	farewells = 3
-	// farewellSpacing is the most that lies between them, so that a planned stop does not wait for a slow session.
-	farewellSpacing = 50 * time.Millisecond
+	// slowTxInterval is the least interval of a session that is not Up (RFC 5880 section 6.8.3).
+	slowTxInterval = time.Second
+	// adminDownPackets is how many packets tell the neighbour of an administrative end: one or two may be lost.
+	adminDownPackets = 3
+	// adminDownInterval is the most that lies between them, so that a planned stop does not wait for a slow session.
+	adminDownInterval = 50 * time.Millisecond
 )
 
 // Machine is a session. Make it with New.
 type Machine struct {
-	config Config
-	random *rand.Rand
-	local  uint32
-	now    time.Time // of the step under way
-	out    Output
+	config        Config
+	random        *rand.Rand
+	discriminator uint32
+	now           time.Time // of the step under way
+	output        Output
 
 	state      State
 	diagnostic Diagnostic
-	since      time.Time
-	remote     remote
-	heard      time.Time // of the last packet, zero when the Detection Time has passed without one
+	stateSince time.Time
+	remote     remoteState
+	lastHeard  time.Time // of the last packet, zero when the Detection Time has passed without one
 
-	// tx and rx are what we tell (bfd.DesiredMinTxInterval, bfd.RequiredMinRxInterval), usedTx and usedRx what we
+	// desiredMinTxInterval and rx are what we tell (bfd.DesiredMinTxInterval, bfd.RequiredMinRxInterval), usedTxInterval and usedRxInterval what we
 	// act by. They differ while a Poll Sequence is under way (RFC 5880 section 6.8.3).
-	tx, rx, usedTx, usedRx time.Duration
-	poll                   poll
+	desiredMinTxInterval, requiredMinRxInterval, usedTxInterval, usedRxInterval time.Duration
+	poll                                                                        pollSequence
 
-	sent     Packet    // the last one, without P and F; its zero value is no packet's
-	sentAt   time.Time // of the last periodic one
-	nextSend time.Time // zero when there is none
-	paced    time.Duration
-	left     int // of the farewells
-	echo     echo
+	lastSent       Packet    // the last one, without P and F; its zero value is no packet's
+	lastPeriodicAt time.Time // of the last periodic one
+	nextSendAt     time.Time // zero when there is none
+	lastTxInterval time.Duration
+	adminDownLeft  int // of the farewells
+	echo           echoFunction
 }
 
-// remote is what the neighbour's last packet said.
-type remote struct {
-	discriminator                 uint32
-	state                         State
-	diagnostic                    Diagnostic
-	demand                        bool
-	multiplier                    uint8
-	desiredTx, requiredRx, echoRx time.Duration
+// remoteState is what the neighbour's last packet said.
+type remoteState struct {
+	discriminator                                                          uint32
+	state                                                                  State
+	diagnostic                                                             Diagnostic
+	demand                                                                 bool
+	detectMultiplier                                                       uint8
+	desiredMinTxInterval, requiredMinRxInterval, requiredMinEchoRxInterval time.Duration
 }
 
-// unknown is what is known of a neighbour that was not heard (RFC 5880 section 6.8.1).
-var unknown = remote{state: Down, requiredRx: time.Microsecond}
+// unknownRemote is what is known of a neighbour that was not heard (RFC 5880 section 6.8.1).
+var unknownRemote = remoteState{state: Down, requiredMinRxInterval: time.Microsecond}
 
-// poll is the state of Poll Sequences (RFC 5880 section 6.5).
-type poll struct {
+// pollSequence is the state of Poll Sequences (RFC 5880 section 6.5).
+type pollSequence struct {
 	active bool
-	// asked says that a packet of this sequence was sent: no Final before that can end it.
-	asked bool
-	// again says that something changed since the sequence began, so that another has to follow.
-	again bool
+	// pollSent says that a packet of this sequence was sent: no Final before that can end it.
+	pollSent bool
+	// anotherNeeded says that something changed since the sequence began, so that another has to follow.
+	anotherNeeded bool
 }
 
 // New returns a session in the state Down that has not sent anything; its first packet is due at once. The discriminator
 // is not 0 and unique among the sessions of the system.
 func New(discriminator uint32, c Config, random *rand.Rand, now time.Time) *Machine {
-	m := &Machine{config: c, random: random, local: discriminator, now: now, since: now, state: Down}
-	m.remote = unknown
-	m.retime()
-	m.nextSend = now
+	m := &Machine{config: c, random: random, discriminator: discriminator, now: now, stateSince: now, state: Down}
+	m.remote = unknownRemote
+	m.updateIntervals()
+	m.nextSendAt = now
 	return m
 }
 
 // Step takes in one fact and returns what follows from it. A packet that was waiting to be read has to be stepped before
 // the Tick that follows it, since only a Tick lets the Detection Time expire.
 func (m *Machine) Step(now time.Time, in Input) Output {
-	m.now, m.out = now, Output{}
+	m.now, m.output = now, Output{}
 	switch in := in.(type) {
 	case Received:
-		m.receive(in.Packet)
+		m.receivePacket(in.Packet)
 	case Configure:
 		m.config = in.Config
 	case Stop:
-		m.stop()
+		m.shutDown()
 	case Start:
-		m.start()
+		m.restartSession()
 	case EchoReturned:
-		m.echo.returned(now)
+		m.echo.recordReturn(now)
 	case Tick:
-		m.expire()
+		m.expireDetection()
 	}
-	m.retime()
-	m.transmit()
-	m.echoes()
-	return m.out
+	m.updateIntervals()
+	m.transmitDue()
+	m.sendDueEcho()
+	return m.output
 }
 
-// receive applies RFC 5880 section 6.8.6 from the point where the session is known.
-func (m *Machine) receive(p Packet) {
+// receivePacket applies RFC 5880 section 6.8.6 from the point where the session is known.
+func (m *Machine) receivePacket(p Packet) {
 	if p.Authenticated {
-		m.out.Discard = NotAuthenticated
+		m.output.Discard = NotAuthenticated
 		return
 	}
-	m.remote = remote{
-		discriminator: p.Mine, state: p.State, diagnostic: p.Diagnostic, demand: p.Demand, multiplier: p.Multiplier,
-		desiredTx: p.DesiredTx, requiredRx: p.RequiredRx, echoRx: p.RequiredEchoRx,
+	m.remote = remoteState{
+		discriminator: p.MyDiscriminator, state: p.State, diagnostic: p.Diagnostic, demand: p.Demand, detectMultiplier: p.DetectMultiplier,
+		desiredMinTxInterval: p.DesiredMinTxInterval, requiredMinRxInterval: p.RequiredMinRxInterval, requiredMinEchoRxInterval: p.RequiredMinEchoRxInterval,
 	}
-	if p.Final && m.poll.active && m.poll.asked {
-		m.poll = poll{active: m.poll.again}
+	if p.Final && m.poll.active && m.poll.pollSent {
+		m.poll = pollSequence{active: m.poll.anotherNeeded}
 	}
 	if m.state == AdminDown {
-		m.out.Discard = AdministrativeStop
+		m.output.Discard = StoppedSession
 		return
 	}
-	m.heard = m.now
-	m.follow(p)
+	m.lastHeard = m.now
+	m.updateState(p)
 	if p.Poll {
-		m.retime() // the answer carries what the change of state brings (section 6.8.3)
-		final := m.packet()
-		m.sent, final.Final = final, true
-		m.out.Send = append(m.out.Send, final)
+		m.updateIntervals() // the answer carries what the change of state brings (section 6.8.3)
+		final := m.currentPacket()
+		m.lastSent, final.Final = final, true
+		m.output.Packets = append(m.output.Packets, final)
 	}
 }
 
-// follow is the state machine of RFC 5880 section 6.8.6.
-func (m *Machine) follow(p Packet) {
+// updateState is the state machine of RFC 5880 section 6.8.6.
+func (m *Machine) updateState(p Packet) {
 	if p.State == AdminDown {
 		if m.state != Down {
-			m.enter(Down, NeighbourDown, CauseNeighbourAdminDown)
+			m.enterState(Down, NeighbourDown, CauseNeighbourAdminDown)
 		}
 		return
 	}
@@ -153,112 +153,112 @@ func (m *Machine) follow(p Packet) {
 	case Down:
 		switch p.State {
 		case Down:
-			m.enter(Init, m.diagnostic, CauseNeighbour)
+			m.enterState(Init, m.diagnostic, CauseNeighbourAnswers)
 		case Init:
-			m.enter(Up, NoDiagnostic, CauseNeighbour)
+			m.enterState(Up, NoDiagnostic, CauseNeighbourAnswers)
 		}
 	case Init:
 		if p.State == Init || p.State == Up {
-			m.enter(Up, NoDiagnostic, CauseNeighbour)
+			m.enterState(Up, NoDiagnostic, CauseNeighbourAnswers)
 		}
 	case Up:
 		if p.State == Down {
-			m.enter(Down, NeighbourDown, CauseNeighbourDown)
+			m.enterState(Down, NeighbourDown, CauseNeighbourDown)
 		}
 	}
 }
 
-// enter changes the state.
-func (m *Machine) enter(s State, d Diagnostic, c Cause) {
-	m.out.Change = &Change{From: m.state, To: s, Cause: c, Remote: m.remote.diagnostic}
-	m.state, m.diagnostic, m.since = s, d, m.now
-	m.echo = echo{}
+// enterState changes the state.
+func (m *Machine) enterState(s State, d Diagnostic, c Cause) {
+	m.output.Change = &Change{From: m.state, To: s, Cause: c, RemoteDiagnostic: m.remote.diagnostic}
+	m.state, m.diagnostic, m.stateSince = s, d, m.now
+	m.echo = echoFunction{}
 }
 
-// expire acts when the Detection Time has passed without a packet, or the echo's (RFC 5880 sections 6.8.4 and 6.8.5).
-func (m *Machine) expire() {
-	if at := m.deadline(); !at.IsZero() && !m.now.Before(at) {
-		m.heard = time.Time{}
+// expireDetection acts when the Detection Time has passed without a packet, or the echo's (RFC 5880 sections 6.8.4 and 6.8.5).
+func (m *Machine) expireDetection() {
+	if at := m.detectionDeadline(); !at.IsZero() && !m.now.Before(at) {
+		m.lastHeard = time.Time{}
 		if m.state == Init || m.state == Up {
-			m.enter(Down, DetectionExpired, CauseDetectionExpired)
+			m.enterState(Down, DetectionExpired, CauseDetectionExpired)
 		}
 		// Section 6.8.1: the discriminator is forgotten. So is the rest: who comes back says it anew.
-		m.remote, m.poll = unknown, poll{}
+		m.remote, m.poll = unknownRemote, pollSequence{}
 	}
-	if at := m.echo.deadline(m.config.Multiplier); !at.IsZero() && !m.now.Before(at) && m.state == Up {
-		m.enter(Down, EchoFailed, CauseEchoFailed)
+	if at := m.echo.detectionDeadline(m.config.DetectMultiplier); !at.IsZero() && !m.now.Before(at) && m.state == Up {
+		m.enterState(Down, EchoFailed, CauseEchoFailed)
 	}
 }
 
-// detection returns the Detection Time (RFC 5880 section 6.8.4), or 0 while nothing is known of the neighbour.
-func (m *Machine) detection() time.Duration {
-	return time.Duration(m.remote.multiplier) * max(m.usedRx, m.remote.desiredTx)
+// detectionTime returns the Detection Time (RFC 5880 section 6.8.4), or 0 while nothing is known of the neighbour.
+func (m *Machine) detectionTime() time.Duration {
+	return time.Duration(m.remote.detectMultiplier) * max(m.usedRxInterval, m.remote.desiredMinTxInterval)
 }
 
-// deadline returns when the Detection Time expires, zero if it does not run.
-func (m *Machine) deadline() time.Time {
-	if m.heard.IsZero() {
+// detectionDeadline returns when the Detection Time expires, zero if it does not run.
+func (m *Machine) detectionDeadline() time.Time {
+	if m.lastHeard.IsZero() {
 		return time.Time{}
 	}
-	return m.heard.Add(m.detection())
+	return m.lastHeard.Add(m.detectionTime())
 }
 
-// retime applies a change of the intervals (RFC 5880 section 6.8.3).
-func (m *Machine) retime() {
-	tx, rx := m.config.Transmit, m.config.Receive
+// updateIntervals applies a change of the intervals (RFC 5880 section 6.8.3).
+func (m *Machine) updateIntervals() {
+	tx, rx := m.config.DesiredMinTxInterval, m.config.RequiredMinRxInterval
 	if m.state != Up {
-		tx = max(tx, slow)
+		tx = max(tx, slowTxInterval)
 	}
-	if tx != m.tx || rx != m.rx {
-		m.tx, m.rx = tx, rx
+	if tx != m.desiredMinTxInterval || rx != m.requiredMinRxInterval {
+		m.desiredMinTxInterval, m.requiredMinRxInterval = tx, rx
 		switch {
 		case m.remote.discriminator == 0 || m.state == AdminDown: // nobody to ask
 		case m.poll.active:
-			m.poll.again = true
+			m.poll.anotherNeeded = true
 		default:
-			m.poll = poll{active: true}
+			m.poll = pollSequence{active: true}
 		}
 	}
 	// Until the neighbour has answered, it may not know: we go on sending as often as it expects, and waiting as long
 	// as it may take.
 	unsure := m.state == Up && m.poll.active
-	if !unsure || m.tx < m.usedTx {
-		m.usedTx = m.tx
+	if !unsure || m.desiredMinTxInterval < m.usedTxInterval {
+		m.usedTxInterval = m.desiredMinTxInterval
 	}
-	if !unsure || m.rx > m.usedRx {
-		m.usedRx = m.rx
+	if !unsure || m.requiredMinRxInterval > m.usedRxInterval {
+		m.usedRxInterval = m.requiredMinRxInterval
 	}
 }
 
-// stop begins the administrative end (RFC 5880 section 6.8.16).
-func (m *Machine) stop() {
+// shutDown begins the administrative end (RFC 5880 section 6.8.16).
+func (m *Machine) shutDown() {
 	if m.state == AdminDown {
 		return
 	}
-	m.left = 0
+	m.adminDownLeft = 0
 	if m.remote.discriminator != 0 {
-		m.left = farewells
+		m.adminDownLeft = adminDownPackets
 	}
-	m.poll, m.heard = poll{}, time.Time{}
-	m.enter(AdminDown, AdministrativelyDown, CauseStopped)
+	m.poll, m.lastHeard = pollSequence{}, time.Time{}
+	m.enterState(AdminDown, AdministrativelyDown, CauseStopped)
 }
 
-// start begins anew. What is known of the neighbour may be old.
-func (m *Machine) start() {
+// restartSession begins anew. What is known of the neighbour may be old.
+func (m *Machine) restartSession() {
 	if m.state != AdminDown {
 		return
 	}
-	m.remote = unknown
-	m.enter(Down, NoDiagnostic, CauseStarted)
+	m.remote = unknownRemote
+	m.enterState(Down, NoDiagnostic, CauseStarted)
 }
 
-// Stopped says that the session has ended and the neighbour was told.
-func (m *Machine) Stopped() bool { return m.state == AdminDown && m.left == 0 }
+// IsStopped says that the session has ended and the neighbour was told.
+func (m *Machine) IsStopped() bool { return m.state == AdminDown && m.adminDownLeft == 0 }
 
-// Next returns when the Machine wants to be stepped with Tick, at the latest; zero is never.
-func (m *Machine) Next() time.Time {
-	next := m.nextSend
-	for _, t := range [...]time.Time{m.deadline(), m.echo.next, m.echo.deadline(m.config.Multiplier)} {
+// NextTick returns when the Machine wants to be stepped with Tick, at the latest; zero is never.
+func (m *Machine) NextTick() time.Time {
+	next := m.nextSendAt
+	for _, t := range [...]time.Time{m.detectionDeadline(), m.echo.nextAt, m.echo.detectionDeadline(m.config.DetectMultiplier)} {
 		if !t.IsZero() && (next.IsZero() || t.Before(next)) {
 			next = t
 		}

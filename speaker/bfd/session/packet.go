@@ -49,27 +49,27 @@ type Packet struct {
 	State      State
 	// Poll asks for a packet with Final set, at once; no packet has both (section 6.5).
 	Poll, Final bool
-	// Independent is the C bit: the sender's BFD goes on without its control plane. Ours never does.
-	Independent bool
+	// ControlPlaneIndependent is the C bit: the sender's BFD goes on without its control plane. Ours never does.
+	ControlPlaneIndependent bool
 	// Authenticated is the A bit. The section that it announces is not kept.
 	Authenticated bool
 	// Demand is the D bit: the sender wants no periodic packets while both sides are Up.
 	Demand bool
-	// Multiplier is how many intervals may pass without a packet; 0 is not valid.
-	Multiplier uint8
-	// Mine is the sender's discriminator, never 0; Yours the one that it knows of the receiver, or 0.
-	Mine, Yours uint32
+	// DetectMultiplier is how many intervals may pass without a packet; 0 is not valid.
+	DetectMultiplier uint8
+	// MyDiscriminator is the sender's discriminator, never 0; Yours the one that it knows of the receiver, or 0.
+	MyDiscriminator, YourDiscriminator uint32
 	// The intervals are multiples of 1 µs up to about 71 minutes: how often the sender wants to send, how often it can
-	// receive, and how often it can receive echo packets. 0 in RequiredRx asks for no periodic packets, in
-	// RequiredEchoRx for no echo.
-	DesiredTx, RequiredRx, RequiredEchoRx time.Duration
+	// receive, and how often it can receive echo packets. 0 in RequiredMinRxInterval asks for no periodic packets, in
+	// RequiredMinEchoRxInterval for no echo.
+	DesiredMinTxInterval, RequiredMinRxInterval, RequiredMinEchoRxInterval time.Duration
 }
 
 const (
-	version = 1
-	// length is that of a packet without an authentication section, lengthAuthenticated the least with one, in bytes.
-	length              = 24
-	lengthAuthenticated = 26
+	protocolVersion = 1
+	// packetLength is that of a packet without an authentication section, minAuthenticatedLength the least with one, in bytes.
+	packetLength           = 24
+	minAuthenticatedLength = 26
 )
 
 // The flags in the second byte.
@@ -82,83 +82,83 @@ const (
 	flagMultipoint    = 1 << 0
 )
 
-// Discard says why a received packet was not taken, and is empty for one that was. It is a word of metrics too.
-type Discard string
+// DiscardReason says why a received packet was not taken, and is empty for one that was. It is a word of metrics too.
+type DiscardReason string
 
 // The discard rules of RFC 5880 section 6.8.6, and those of the transports: the TTL of RFC 5881 section 5 and of RFC 5883,
 // packets that belong to no session.
 const (
-	Accepted           Discard = ""
-	BadVersion         Discard = "version"
-	BadLength          Discard = "length"
-	ZeroMultiplier     Discard = "multiplier"
-	Multipoint         Discard = "multipoint"
-	ZeroDiscriminator  Discard = "my_discriminator"
-	UnknownSession     Discard = "session"
-	WrongState         Discard = "state"
-	NotAuthenticated   Discard = "authentication"
-	LowTTL             Discard = "ttl"
-	AdministrativeStop Discard = "admin_down"
+	Accepted          DiscardReason = ""
+	BadVersion        DiscardReason = "version"
+	BadLength         DiscardReason = "length"
+	ZeroMultiplier    DiscardReason = "multiplier"
+	Multipoint        DiscardReason = "multipoint"
+	ZeroDiscriminator DiscardReason = "my_discriminator"
+	UnknownSession    DiscardReason = "session"
+	WrongState        DiscardReason = "state"
+	NotAuthenticated  DiscardReason = "authentication"
+	LowTTL            DiscardReason = "ttl"
+	StoppedSession    DiscardReason = "admin_down"
 )
 
-// Discards are all of them but Accepted.
-var Discards = [...]Discard{
-	BadVersion, BadLength, ZeroMultiplier, Multipoint, ZeroDiscriminator, UnknownSession, WrongState, NotAuthenticated, LowTTL, AdministrativeStop,
+// DiscardReasons are all of them but Accepted.
+var DiscardReasons = [...]DiscardReason{
+	BadVersion, BadLength, ZeroMultiplier, Multipoint, ZeroDiscriminator, UnknownSession, WrongState, NotAuthenticated, LowTTL, StoppedSession,
 }
 
 // Parse reads the payload of a datagram by the rules of RFC 5880 section 6.8.6 that need no session. Bytes after the packet's
 // own length are passed over.
-func Parse(b []byte) (Packet, Discard) {
-	if len(b) < length {
+func Parse(b []byte) (Packet, DiscardReason) {
+	if len(b) < packetLength {
 		return Packet{}, BadLength
 	}
 	flags := b[1]
-	least := length
+	least := packetLength
 	if flags&flagAuthenticated != 0 {
-		least = lengthAuthenticated
+		least = minAuthenticatedLength
 	}
 	p := Packet{
 		Diagnostic: Diagnostic(b[0] & 0x1f), State: State(flags >> 6),
-		Poll: flags&flagPoll != 0, Final: flags&flagFinal != 0, Independent: flags&flagIndependent != 0,
+		Poll: flags&flagPoll != 0, Final: flags&flagFinal != 0, ControlPlaneIndependent: flags&flagIndependent != 0,
 		Authenticated: flags&flagAuthenticated != 0, Demand: flags&flagDemand != 0,
-		Multiplier: b[2], Mine: binary.BigEndian.Uint32(b[4:]), Yours: binary.BigEndian.Uint32(b[8:]),
-		DesiredTx: interval(b[12:]), RequiredRx: interval(b[16:]), RequiredEchoRx: interval(b[20:]),
+		DetectMultiplier: b[2], MyDiscriminator: binary.BigEndian.Uint32(b[4:]), YourDiscriminator: binary.BigEndian.Uint32(b[8:]),
+		DesiredMinTxInterval: decodeInterval(b[12:]), RequiredMinRxInterval: decodeInterval(b[16:]), RequiredMinEchoRxInterval: decodeInterval(b[20:]),
 	}
 	switch {
-	case b[0]>>5 != version:
+	case b[0]>>5 != protocolVersion:
 		return Packet{}, BadVersion
 	case int(b[3]) < least || int(b[3]) > len(b):
 		return Packet{}, BadLength
-	case p.Multiplier == 0:
+	case p.DetectMultiplier == 0:
 		return Packet{}, ZeroMultiplier
 	case flags&flagMultipoint != 0:
 		return Packet{}, Multipoint
-	case p.Mine == 0:
+	case p.MyDiscriminator == 0:
 		return Packet{}, ZeroDiscriminator
-	case p.Yours == 0 && p.State != Down && p.State != AdminDown:
+	case p.YourDiscriminator == 0 && p.State != Down && p.State != AdminDown:
 		return Packet{}, WrongState
 	}
 	return p, Accepted
 }
 
-func interval(b []byte) time.Duration {
+func decodeInterval(b []byte) time.Duration {
 	return time.Duration(binary.BigEndian.Uint32(b)) * time.Microsecond
 }
 
 // Append appends the packet's bytes. The A bit is never sent, since nothing is authenticated.
 func (p Packet) Append(b []byte) []byte {
 	flags := byte(p.State) << 6
-	flags |= flag(p.Poll, flagPoll) | flag(p.Final, flagFinal) | flag(p.Independent, flagIndependent) | flag(p.Demand, flagDemand)
-	b = append(b, version<<5|byte(p.Diagnostic)&0x1f, flags, p.Multiplier, length)
-	b = binary.BigEndian.AppendUint32(b, p.Mine)
-	b = binary.BigEndian.AppendUint32(b, p.Yours)
-	for _, d := range [...]time.Duration{p.DesiredTx, p.RequiredRx, p.RequiredEchoRx} {
+	flags |= flagBit(p.Poll, flagPoll) | flagBit(p.Final, flagFinal) | flagBit(p.ControlPlaneIndependent, flagIndependent) | flagBit(p.Demand, flagDemand)
+	b = append(b, protocolVersion<<5|byte(p.Diagnostic)&0x1f, flags, p.DetectMultiplier, packetLength)
+	b = binary.BigEndian.AppendUint32(b, p.MyDiscriminator)
+	b = binary.BigEndian.AppendUint32(b, p.YourDiscriminator)
+	for _, d := range [...]time.Duration{p.DesiredMinTxInterval, p.RequiredMinRxInterval, p.RequiredMinEchoRxInterval} {
 		b = binary.BigEndian.AppendUint32(b, uint32(d/time.Microsecond))
 	}
 	return b
 }
 
-func flag(set bool, bit byte) byte {
+func flagBit(set bool, bit byte) byte {
 	if set {
 		return bit
 	}

@@ -8,10 +8,10 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bfd/session"
 )
 
-// valid is a packet as it is on the wire: Up, multiplier 3, discriminators 1 and 2, intervals 50, 100 and 0 ms.
-const valid = "20c00318" + "00000001" + "00000002" + "0000c350" + "000186a0" + "00000000"
+// validPacket is a packet as it is on the wire: Up, multiplier 3, discriminators 1 and 2, intervals 50, 100 and 0 ms.
+const validPacket = "20c00318" + "00000001" + "00000002" + "0000c350" + "000186a0" + "00000000"
 
-func bytes(t testing.TB, text string) []byte {
+func decodeHex(t testing.TB, text string) []byte {
 	t.Helper()
 	b, err := hex.DecodeString(text)
 	if err != nil {
@@ -20,16 +20,16 @@ func bytes(t testing.TB, text string) []byte {
 	return b
 }
 
-func TestAPacketOnTheWire(t *testing.T) {
+func TestPacketEncoding(t *testing.T) {
 	want := session.Packet{
-		State: session.Up, Multiplier: 3, Mine: 1, Yours: 2, DesiredTx: 50 * time.Millisecond, RequiredRx: 100 * time.Millisecond,
+		State: session.Up, DetectMultiplier: 3, MyDiscriminator: 1, YourDiscriminator: 2, DesiredMinTxInterval: 50 * time.Millisecond, RequiredMinRxInterval: 100 * time.Millisecond,
 	}
-	got, why := session.Parse(bytes(t, valid))
+	got, why := session.Parse(decodeHex(t, validPacket))
 	if why != session.Accepted || got != want {
-		t.Errorf("%s is read as %+v (%s), want %+v", valid, got, why, want)
+		t.Errorf("%s is read as %+v (%s), want %+v", validPacket, got, why, want)
 	}
-	if b := hex.EncodeToString(want.Append(nil)); b != valid {
-		t.Errorf("%+v is written as %s, want %s", want, b, valid)
+	if b := hex.EncodeToString(want.Append(nil)); b != validPacket {
+		t.Errorf("%+v is written as %s, want %s", want, b, validPacket)
 	}
 }
 
@@ -37,7 +37,7 @@ func TestAPacketOnTheWire(t *testing.T) {
 func TestDiscardRules(t *testing.T) {
 	for sentence, tc := range map[string]struct {
 		edit func(b []byte) []byte
-		want session.Discard
+		want session.DiscardReason
 	}{
 		"nothing is wrong":                         {func(b []byte) []byte { return b }, session.Accepted},
 		"the datagram is longer than the packet":   {func(b []byte) []byte { return append(b, 1, 2, 3) }, session.Accepted},
@@ -58,7 +58,7 @@ func TestDiscardRules(t *testing.T) {
 		"an unassigned diagnostic":                 {func(b []byte) []byte { b[0] |= 31; return b }, session.Accepted},
 		"authenticated, with the shortest section": {func(b []byte) []byte { b[1] |= 4; b[3] = 26; return append(b, 1, 2) }, session.Accepted},
 	} {
-		if _, why := session.Parse(tc.edit(bytes(t, valid))); why != tc.want {
+		if _, why := session.Parse(tc.edit(decodeHex(t, validPacket))); why != tc.want {
 			t.Errorf("%s: %q, want %q", sentence, why, tc.want)
 		}
 	}
@@ -66,9 +66,9 @@ func TestDiscardRules(t *testing.T) {
 
 // FuzzParse holds that no bytes make the reader fail, and that what it takes is written and read as the same.
 func FuzzParse(f *testing.F) {
-	f.Add(bytes(f, valid))
-	f.Add(bytes(f, "20440318"+"00000001"+"00000000"+"000f4240"+"000f4240"+"0000c350"))
-	f.Add(bytes(f, "2046031c"+"00000001"+"00000000"+"000f4240"+"000f4240"+"00000000"+"01040178"))
+	f.Add(decodeHex(f, validPacket))
+	f.Add(decodeHex(f, "20440318"+"00000001"+"00000000"+"000f4240"+"000f4240"+"0000c350"))
+	f.Add(decodeHex(f, "2046031c"+"00000001"+"00000000"+"000f4240"+"000f4240"+"00000000"+"01040178"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		p, why := session.Parse(b)
 		if why != session.Accepted {

@@ -2,27 +2,27 @@ package session
 
 import "time"
 
-// packet is what there is to tell now.
-func (m *Machine) packet() Packet {
+// currentPacket is what there is to tell now.
+func (m *Machine) currentPacket() Packet {
 	p := Packet{
-		Diagnostic: m.diagnostic, State: m.state, Multiplier: m.config.Multiplier,
-		Mine: m.local, Yours: m.remote.discriminator, DesiredTx: m.tx, RequiredRx: m.rx,
+		Diagnostic: m.diagnostic, State: m.state, DetectMultiplier: m.config.DetectMultiplier,
+		MyDiscriminator: m.discriminator, YourDiscriminator: m.remote.discriminator, DesiredMinTxInterval: m.desiredMinTxInterval, RequiredMinRxInterval: m.requiredMinRxInterval,
 	}
-	if m.config.Echo > 0 {
-		p.RequiredEchoRx = m.config.Echo
+	if m.config.EchoInterval > 0 {
+		p.RequiredMinEchoRxInterval = m.config.EchoInterval
 	}
 	return p
 }
 
-// may says whether anything may be sent, and whether again and again (RFC 5880 section 6.8.7).
-func (m *Machine) may() (once, periodic bool) {
+// canSend says whether anything may be sent, and whether again and again (RFC 5880 section 6.8.7).
+func (m *Machine) canSend() (once, periodic bool) {
 	r := m.remote
 	switch {
 	case m.state == AdminDown:
-		return m.left > 0, m.left > 0
+		return m.adminDownLeft > 0, m.adminDownLeft > 0
 	case m.config.Passive && r.discriminator == 0:
 		return false, false
-	case r.requiredRx == 0:
+	case r.requiredMinRxInterval == 0:
 		return true, false
 	case r.demand && m.state == Up && r.state == Up && !m.poll.active:
 		return true, false
@@ -30,48 +30,48 @@ func (m *Machine) may() (once, periodic bool) {
 	return true, true
 }
 
-// pace returns the interval of periodic packets before jitter (RFC 5880 section 6.8.2).
-func (m *Machine) pace() time.Duration {
+// transmitInterval returns the interval of periodic packets before jitter (RFC 5880 section 6.8.2).
+func (m *Machine) transmitInterval() time.Duration {
 	if m.state == AdminDown {
-		return farewellSpacing
+		return adminDownInterval
 	}
-	return max(m.usedTx, m.remote.requiredRx)
+	return max(m.usedTxInterval, m.remote.requiredMinRxInterval)
 }
 
-// jitter shortens an interval by up to a quarter, so that sessions do not fall into step (RFC 5880 section 6.8.7). The
+// withJitter shortens an interval by up to a quarter, so that sessions do not fall into step (RFC 5880 section 6.8.7). The
 // multiplier is never 1 here, for which the section asks more.
-func (m *Machine) jitter(d time.Duration) time.Duration {
+func (m *Machine) withJitter(d time.Duration) time.Duration {
 	return d - time.Duration(m.random.Int64N(int64(d)/4+1))
 }
 
-// transmit sends what is due: the periodic packet, or one before its time because it has something new to tell.
-func (m *Machine) transmit() {
-	once, periodic := m.may()
-	pace := m.pace()
+// transmitDue sends what is due: the periodic packet, or one before its time because it has something new to tell.
+func (m *Machine) transmitDue() {
+	once, periodic := m.canSend()
+	pace := m.transmitInterval()
 	switch {
 	case !periodic:
-		m.nextSend = time.Time{}
-	case m.nextSend.IsZero():
-		m.nextSend = m.now
-	case pace != m.paced && !m.sentAt.IsZero(): // the new interval counts from the last packet
-		m.nextSend = m.sentAt.Add(m.jitter(pace))
+		m.nextSendAt = time.Time{}
+	case m.nextSendAt.IsZero():
+		m.nextSendAt = m.now
+	case pace != m.lastTxInterval && !m.lastPeriodicAt.IsZero(): // the new interval counts from the last packet
+		m.nextSendAt = m.lastPeriodicAt.Add(m.withJitter(pace))
 	}
-	m.paced = pace
-	p := m.packet()
-	due := periodic && !m.now.Before(m.nextSend)
-	if !due && (!once || p == m.sent) {
+	m.lastTxInterval = pace
+	p := m.currentPacket()
+	due := periodic && !m.now.Before(m.nextSendAt)
+	if !due && (!once || p == m.lastSent) {
 		return
 	}
-	m.sent = p
+	m.lastSent = p
 	if m.state == AdminDown {
-		m.left--
+		m.adminDownLeft--
 	}
 	if m.poll.active {
-		p.Poll, m.poll.asked = true, true
+		p.Poll, m.poll.pollSent = true, true
 	}
-	m.out.Send = append(m.out.Send, p)
-	m.sentAt = m.now
-	if m.nextSend = m.now.Add(m.jitter(pace)); !periodic || m.state == AdminDown && m.left == 0 {
-		m.nextSend = time.Time{}
+	m.output.Packets = append(m.output.Packets, p)
+	m.lastPeriodicAt = m.now
+	if m.nextSendAt = m.now.Add(m.withJitter(pace)); !periodic || m.state == AdminDown && m.adminDownLeft == 0 {
+		m.nextSendAt = time.Time{}
 	}
 }

@@ -3,7 +3,7 @@ package session
 import "time"
 
 // Input is a fact that a Machine is stepped with: Received, Configure, Start, Stop, EchoReturned or Tick.
-type Input interface{ input() }
+type Input interface{ isInput() }
 
 // Received is a packet that Parse accepted and that belongs to this session.
 type Received struct{ Packet Packet }
@@ -23,23 +23,23 @@ type EchoReturned struct{}
 // Tick is the passing of time.
 type Tick struct{}
 
-func (Received) input()     {}
-func (Configure) input()    {}
-func (Stop) input()         {}
-func (Start) input()        {}
-func (EchoReturned) input() {}
-func (Tick) input()         {}
+func (Received) isInput()     {}
+func (Configure) isInput()    {}
+func (Stop) isInput()         {}
+func (Start) isInput()        {}
+func (EchoReturned) isInput() {}
+func (Tick) isInput()         {}
 
 // Output is what follows from a step.
 type Output struct {
-	// Send are packets to send, in order.
-	Send []Packet
-	// Echo asks for one echo packet.
-	Echo bool
+	// Packets are packets to send, in order.
+	Packets []Packet
+	// SendEcho asks for one echo packet.
+	SendEcho bool
 	// Change is the change of state, nil if there was none.
 	Change *Change
 	// Discard says why the packet was not taken.
-	Discard Discard
+	Discard DiscardReason
 }
 
 // Cause says what made a session change its state.
@@ -47,7 +47,7 @@ type Cause uint8
 
 // The causes.
 const (
-	CauseNeighbour          Cause = iota // the neighbour goes the way to Up with us
+	CauseNeighbourAnswers   Cause = iota // the neighbour goes the way to Up with us
 	CauseDetectionExpired                // nothing was heard for the Detection Time
 	CauseEchoFailed                      // no echo packet returned any more
 	CauseNeighbourDown                   // the neighbour says that the path failed, or began anew
@@ -68,8 +68,8 @@ func (c Cause) String() string {
 type Change struct {
 	From, To State
 	Cause    Cause
-	// Remote is the diagnostic of the neighbour's last packet.
-	Remote Diagnostic
+	// RemoteDiagnostic is the diagnostic of the neighbour's last packet.
+	RemoteDiagnostic Diagnostic
 }
 
 // View is a Machine as a person sees it.
@@ -78,11 +78,11 @@ type View struct {
 	Diagnostic, RemoteDiagnostic Diagnostic
 	// Since is when the session entered its State.
 	Since time.Time
-	// Local and Remote are the discriminators; Remote is 0 while the neighbour is not heard.
-	Local, Remote uint32
-	// Transmit is the interval at which we send, before jitter; Detection how long we wait for a packet, 0 while none
+	// LocalDiscriminator and Remote are the discriminators; Remote is 0 while the neighbour is not heard.
+	LocalDiscriminator, RemoteDiscriminator uint32
+	// UsedTransmitInterval is the interval at which we send, before jitter; Detection how long we wait for a packet, 0 while none
 	// was heard.
-	Transmit, Detection time.Duration
+	UsedTransmitInterval, DetectionTime time.Duration
 	// Polling says that a Poll Sequence is under way.
 	Polling bool
 	// EchoLost says that echo packets are sent and none ever returned; EchoRefused that the neighbour takes none.
@@ -93,12 +93,12 @@ type View struct {
 func (m *Machine) View() View {
 	v := View{
 		State: m.state, RemoteState: m.remote.state, Diagnostic: m.diagnostic, RemoteDiagnostic: m.remote.diagnostic,
-		Since: m.since, Local: m.local, Remote: m.remote.discriminator,
-		Transmit: m.pace(), Polling: m.poll.active, EchoLost: m.echo.lost(),
-		EchoRefused: m.config.Echo > 0 && m.state == Up && m.remote.echoRx == 0,
+		Since: m.stateSince, LocalDiscriminator: m.discriminator, RemoteDiscriminator: m.remote.discriminator,
+		UsedTransmitInterval: m.transmitInterval(), Polling: m.poll.active, EchoLost: m.echo.isLost(),
+		EchoRefused: m.config.EchoInterval > 0 && m.state == Up && m.remote.requiredMinEchoRxInterval == 0,
 	}
-	if !m.heard.IsZero() {
-		v.Detection = m.detection()
+	if !m.lastHeard.IsZero() {
+		v.DetectionTime = m.detectionTime()
 	}
 	return v
 }

@@ -14,10 +14,10 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// birdText is a router that watches a node over both families, with link-local addresses too; birdFarText watches it over
+// birdConfig is a router that watches a node over both families, with link-local addresses too; birdMultihopConfig watches it over
 // two hops.
 const (
-	birdText = `router id 192.168.0.1;
+	birdConfig = `router id 192.168.0.1;
 protocol device {}
 protocol bfd {
   interface "eth0" {
@@ -30,7 +30,7 @@ protocol bfd {
   neighbor fd00:a8::b dev "eth0";
 }
 `
-	birdFarText = `router id 10.99.0.2;
+	birdMultihopConfig = `router id 10.99.0.2;
 protocol device {}
 protocol bfd {
   multihop {
@@ -44,8 +44,8 @@ protocol bfd {
 `
 )
 
-// birdShows waits until BIRD says so about a peer.
-func (b *bed) birdShows(what string, r *router.Router, peer netip.Addr, state string) {
+// waitForBIRD waits until BIRD says so about a peer.
+func (b *harness) waitForBIRD(what string, r *router.Router, peer netip.Addr, state string) {
 	b.t.Helper()
 	b.eventually("BIRD shows that "+what, func() error {
 		out, err := r.Show(b.t.Context(), "show bfd sessions")
@@ -61,66 +61,66 @@ func (b *bed) birdShows(what string, r *router.Router, peer netip.Addr, state st
 	})
 }
 
-func TestBIRD(t *testing.T) {
+func TestSessionsWithBIRD(t *testing.T) {
 	t.Parallel()
-	b := lay(t)
-	r := b.route(router.BIRD, "router", birdText)
-	b.engine.Set(both(fast()))
-	b.eventually("both are up", func() error { return b.allUp(2) })
-	b.birdShows("IPv4 is up", r, node4, "Up")
-	b.birdShows("IPv6 is up", r, node6, "Up")
+	b := newHarness(t)
+	r := b.startRouter(router.BIRD, "router", birdConfig)
+	b.engine.Set(sessionsToRouter(fastProfile()))
+	b.eventually("both are up", func() error { return b.checkAllUp(2) })
+	b.waitForBIRD("IPv4 is up", r, nodeIPv4, "Up")
+	b.waitForBIRD("IPv6 is up", r, nodeIPv6, "Up")
 
-	slower := fast()
-	slower.Transmit, slower.Receive, slower.Multiplier = 300*time.Millisecond, 300*time.Millisecond, 4
-	b.engine.Set(both(slower))
-	b.quiet("a change of intervals", 2*time.Second)
-	b.eventually("the poll sequences end", b.noPoll)
-	if err := r.Configure(t.Context(), strings.ReplaceAll(birdText, "50 ms", "100 ms")); err != nil {
+	slower := fastProfile()
+	slower.TransmitInterval, slower.ReceiveInterval, slower.DetectMultiplier = 300*time.Millisecond, 300*time.Millisecond, 4
+	b.engine.Set(sessionsToRouter(slower))
+	b.expectAllUp("a change of intervals", 2*time.Second)
+	b.eventually("the poll sequences end", b.checkNoPoll)
+	if err := r.Configure(t.Context(), strings.ReplaceAll(birdConfig, "50 ms", "100 ms")); err != nil {
 		t.Fatal(err)
 	}
-	b.engine.Set(both(fast()))
+	b.engine.Set(sessionsToRouter(fastProfile()))
 	b.eventually("both changes are seen", func() error {
-		return b.status(router4, func(s bfd.Status) bool {
-			return s.Detection == 300*time.Millisecond && s.Transmit == 100*time.Millisecond
+		return b.checkStatus(routerIPv4, func(s bfd.Status) bool {
+			return s.DetectionTime == 300*time.Millisecond && s.UsedTransmitInterval == 100*time.Millisecond
 		})
 	})
-	b.quiet("a change of BIRD's intervals", 2*time.Second)
+	b.expectAllUp("a change of BIRD's intervals", 2*time.Second)
 
 	if err := r.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	b.want("BIRD is killed", router4, func(v bfd.Event) bool { return v.Cause == session.CauseDetectionExpired && v.Failed() })
+	b.waitForEvent("BIRD is killed", routerIPv4, func(v bfd.Event) bool { return v.Cause == session.CauseDetectionExpired && v.IsPathFailure() })
 	if err := r.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	b.eventually("both come back", func() error { return b.allUp(2) })
+	b.eventually("both come back", func() error { return b.checkAllUp(2) })
 
 	b.stop()
-	b.birdShows("the speaker has stopped", r, node4, "Down")
-	b.birdShows("the speaker has stopped", r, node6, "Down")
+	b.waitForBIRD("the speaker has stopped", r, nodeIPv4, "Down")
+	b.waitForBIRD("the speaker has stopped", r, nodeIPv6, "Down")
 }
 
-func TestBIRDOverTwoHops(t *testing.T) {
+func TestMultihopSessionsWithBIRD(t *testing.T) {
 	t.Parallel()
-	b := lay(t)
-	r := b.route(router.BIRD, "far", birdFarText)
-	passive := fast()
+	b := newHarness(t)
+	r := b.startRouter(router.BIRD, "far", birdMultihopConfig)
+	passive := fastProfile()
 	passive.Passive = true
 	sessions := []bfd.Session{
-		{Key: bfd.Key{Peer: far4, Local: node4, Multihop: true}, Profile: passive},
-		{Key: bfd.Key{Peer: far6, Local: node6, Multihop: true}, Profile: passive},
+		{Key: bfd.Key{Peer: farIPv4, Local: nodeIPv4, Multihop: true}, Profile: passive},
+		{Key: bfd.Key{Peer: farIPv6, Local: nodeIPv6, Multihop: true}, Profile: passive},
 	}
 	b.engine.Set(sessions)
 	b.eventually("the TTL is found too low", func() error {
-		return b.status(far4, func(s bfd.Status) bool { return s.Fault.Reason == names.ReasonBFDTTLTooLow })
+		return b.checkStatus(farIPv4, func(s bfd.Status) bool { return s.Fault.Reason == names.ReasonBFDTTLTooLow })
 	})
 	sessions = slices.Clone(sessions) // the engine has the others
 	for i := range sessions {
 		sessions[i].MinimumTTL = 63 // BIRD sends with 64
 	}
 	b.engine.Set(sessions)
-	b.eventually("both are up, though we wait for BIRD to begin", func() error { return b.allUp(2) })
-	b.birdShows("IPv4 is up", r, node4, "Up")
-	b.birdShows("IPv6 is up", r, node6, "Up")
-	b.quiet("the path is fine", time.Second)
+	b.eventually("both are up, though we wait for BIRD to begin", func() error { return b.checkAllUp(2) })
+	b.waitForBIRD("IPv4 is up", r, nodeIPv4, "Up")
+	b.waitForBIRD("IPv6 is up", r, nodeIPv6, "Up")
+	b.expectAllUp("the path is fine", time.Second)
 }

@@ -9,8 +9,8 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bfd"
 )
 
-// annotate takes in what the kernel says about a datagram beside it.
-func (w *Wire) annotate(d *bfd.Datagram, m unix.SocketControlMessage) {
+// addControlMessage takes in what the kernel says about a datagram beside it.
+func (w *Transport) addControlMessage(d *bfd.Datagram, m unix.SocketControlMessage) {
 	is := func(level, kind int32, least int) bool {
 		return m.Header.Level == level && m.Header.Type == kind && len(m.Data) >= least
 	}
@@ -18,10 +18,10 @@ func (w *Wire) annotate(d *bfd.Datagram, m unix.SocketControlMessage) {
 	case is(unix.IPPROTO_IP, unix.IP_TTL, 4), is(unix.IPPROTO_IPV6, unix.IPV6_HOPLIMIT, 4):
 		d.TTL = uint8(binary.NativeEndian.Uint32(m.Data))
 	case is(unix.IPPROTO_IP, unix.IP_PKTINFO, unix.SizeofInet4Pktinfo): // struct in_pktinfo: link, local, destination
-		d.Interface = w.name(int(binary.NativeEndian.Uint32(m.Data)))
+		d.Interface = w.linkName(int(binary.NativeEndian.Uint32(m.Data)))
 		d.To = netip.AddrFrom4([4]byte(m.Data[8:12]))
 	case is(unix.IPPROTO_IPV6, unix.IPV6_PKTINFO, unix.SizeofInet6Pktinfo): // struct in6_pktinfo: destination, link
 		d.To = netip.AddrFrom16([16]byte(m.Data[:16]))
-		d.Interface = w.name(int(binary.NativeEndian.Uint32(m.Data[16:])))
+		d.Interface = w.linkName(int(binary.NativeEndian.Uint32(m.Data[16:])))
 	}
 }

@@ -12,32 +12,32 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bfd"
 )
 
-// echo sends packets to ourselves by way of the neighbour, whose forwarding plane returns them (RFC 5881 section 4). Both of
+// echoSocket sends packets to ourselves by way of the neighbour, whose forwarding plane returns them (RFC 5881 section 4). Both of
 // their addresses are ours, so that neither the kernel's routing would send them nor its input take them: they go out and
 // come in by a packet socket.
-type echo struct {
+type echoSocket struct {
 	*receiver
-	path path
+	path echoPath
 }
 
-// path is what an echo packet needs to know. It is comparable.
-type path struct {
-	link      int
-	ours      netip.Addr
-	neighbour [8]byte // the hardware address, as a socket address takes it
-	length    uint8   // of the hardware address, in bytes
+// echoPath is what an echo packet needs to know. It is comparable.
+type echoPath struct {
+	linkIndex       int
+	localAddress    netip.Addr
+	hardwareAddress [8]byte // the hardware address, as a socket address takes it
+	hardwareLength  uint8   // of the hardware address, in bytes
 }
 
 // SendEcho sends an echo packet.
-func (p *port) SendEcho(payload []byte) error {
+func (p *sender) SendEcho(payload []byte) error {
 	if p.echo == nil {
 		if err := p.openEcho(); err != nil {
 			return err
 		}
 	}
 	e := p.echo
-	to := &unix.SockaddrLinklayer{Protocol: etherType(e.path.ours.Is6()), Ifindex: e.path.link, Halen: e.path.length, Addr: e.path.neighbour}
-	if err := unix.Sendto(e.fd, encodeEcho(e.path.ours, p.source, payload), unix.MSG_DONTWAIT, to); err != nil {
+	to := &unix.SockaddrLinklayer{Protocol: etherType(e.path.localAddress.Is6()), Ifindex: e.path.linkIndex, Halen: e.path.hardwareLength, Addr: e.path.hardwareAddress}
+	if err := unix.Sendto(e.fd, encodeEcho(e.path.localAddress, p.sourcePort, payload), unix.MSG_DONTWAIT, to); err != nil {
 		p.closeEcho()
 		return fmt.Errorf("sending an echo packet by %s: %w", p.key, err)
 	}
@@ -45,86 +45,86 @@ func (p *port) SendEcho(payload []byte) error {
 }
 
 // checkEcho closes the socket when the way to the neighbour has changed; the next packet opens it anew.
-func (p *port) checkEcho() {
+func (p *sender) checkEcho() {
 	if p.echo == nil {
 		return
 	}
-	if now, err := p.findPath(); err != nil || now != p.echo.path {
+	if now, err := p.findEchoPath(); err != nil || now != p.echo.path {
 		p.closeEcho()
 	}
 }
 
-func (p *port) closeEcho() {
+func (p *sender) closeEcho() {
 	if p.echo != nil {
-		p.echo.close(p.wire)
+		p.echo.close(p.transport)
 		p.echo = nil
 	}
 }
 
-func (p *port) openEcho() error {
-	way, err := p.findPath()
+func (p *sender) openEcho() error {
+	way, err := p.findEchoPath()
 	if err != nil {
 		return err
 	}
-	v6 := way.ours.Is6()
+	v6 := way.localAddress.Is6()
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0) // nothing comes before it is bound
 	if err != nil {
 		return fmt.Errorf("opening a packet socket for echo packets (which needs NET_RAW): %w", err)
 	}
-	err = attach(fd, echoFilter(v6))
+	err = attachFilter(fd, echoFilter(v6))
 	if err == nil {
-		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: etherType(v6), Ifindex: way.link})
+		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: etherType(v6), Ifindex: way.linkIndex})
 	}
 	if err != nil {
 		_ = unix.Close(fd) // nothing was sent
 		return fmt.Errorf("opening a packet socket for echo packets: %w", err)
 	}
-	r, err := p.wire.receive(fd, func(w *Wire, fd int) (bfd.Datagram, error) { return readEcho(w, fd, p.key) })
+	r, err := p.transport.startReceiver(fd, func(w *Transport, fd int) (bfd.Datagram, error) { return readEcho(w, fd, p.key) })
 	if err != nil {
 		return err
 	}
-	p.echo = &echo{r, way}
+	p.echo = &echoSocket{r, way}
 	return nil
 }
 
-// findPath asks the kernel how packets reach the neighbour.
-func (p *port) findPath() (path, error) {
+// findEchoPath asks the kernel how packets reach the neighbour.
+func (p *sender) findEchoPath() (echoPath, error) {
 	peer := p.key.Peer
 	if peer.IsLinkLocalUnicast() {
-		return path{}, fmt.Errorf("%w to link-local neighbours: no forwarding plane returns packets of link-local addresses", bfd.ErrEchoUnsupported)
+		return echoPath{}, fmt.Errorf("%w to link-local neighbours: no forwarding plane returns packets of link-local addresses", bfd.ErrEchoUnsupported)
 	}
-	o := &netlink.RouteGetOptions{Oif: p.device()}
+	o := &netlink.RouteGetOptions{Oif: p.boundDevice()}
 	if p.key.Local.IsValid() {
 		o.SrcAddr = p.key.Local.AsSlice()
 	}
 	routes, err := netlink.RouteGetWithOptions(peer.AsSlice(), o)
 	if err != nil || len(routes) == 0 {
-		return path{}, fmt.Errorf("looking for the way to %s: %w", peer, err)
+		return echoPath{}, fmt.Errorf("looking for the way to %s: %w", peer, err)
 	}
 	r := routes[0]
 	if r.Gw != nil || r.LinkIndex == 0 {
-		return path{}, fmt.Errorf("%w to %s, which is on no link of this node", bfd.ErrEchoUnsupported, peer)
+		return echoPath{}, fmt.Errorf("%w to %s, which is on no link of this node", bfd.ErrEchoUnsupported, peer)
 	}
-	way := path{link: r.LinkIndex, ours: p.key.Local}
-	if !way.ours.IsValid() {
-		way.ours, _ = netip.AddrFromSlice(r.Src)
-		way.ours = way.ours.Unmap()
+	way := echoPath{linkIndex: r.LinkIndex, localAddress: p.key.Local}
+	if !way.localAddress.IsValid() {
+		way.localAddress, _ = netip.AddrFromSlice(r.Src)
+		way.localAddress = way.localAddress.Unmap()
 	}
-	if !way.ours.IsValid() {
-		return path{}, fmt.Errorf("looking for the way to %s: the kernel names no address to send from", peer)
+	if !way.localAddress.IsValid() {
+		return echoPath{}, fmt.Errorf("looking for the way to %s: the kernel names no address to send from", peer)
 	}
-	neighbours, err := netlink.NeighList(r.LinkIndex, family(peer.Is6()))
+	neighbours, err := netlink.NeighList(r.LinkIndex, addressFamily(peer.Is6()))
 	if err != nil {
-		return path{}, fmt.Errorf("looking for the hardware address of %s: %w", peer, err)
+		return echoPath{}, fmt.Errorf("looking for the hardware address of %s: %w", peer, err)
 	}
 	for _, n := range neighbours {
 		a, _ := netip.AddrFromSlice(n.IP)
 		if a.Unmap() == peer && len(n.HardwareAddr) > 0 && n.State&(netlink.NUD_FAILED|netlink.NUD_INCOMPLETE) == 0 {
-			way.length = uint8(copy(way.neighbour[:], n.HardwareAddr))
+			way.hardwareLength = uint8(copy(way.hardwareAddress[:], n.HardwareAddr))
 			return way, nil
 		}
 	}
-	return path{}, fmt.Errorf("the hardware address of %s is not known yet", peer)
+	return echoPath{}, fmt.Errorf("the hardware address of %s is not known yet", peer)
 }
 
 // etherType is the protocol in the byte order of the network, as packet sockets take it.
@@ -136,16 +136,16 @@ func etherType(v6 bool) uint16 {
 }
 
 const (
-	header4, header6 = 20, 40 // bytes; our packets have no options
-	echoTTL          = 255
+	ipv4HeaderLength, ipv6HeaderLength = 20, 40 // bytes; our packets have no options
+	echoTTL                            = 255
 )
 
-// header returns the length of the IP header.
-func header(v6 bool) int {
+// ipHeaderLength returns the length of the IP header.
+func ipHeaderLength(v6 bool) int {
 	if v6 {
-		return header6
+		return ipv6HeaderLength
 	}
-	return header4
+	return ipv4HeaderLength
 }
 
 // echoFilter passes UDP packets to the port of echo packets that come in by the link.
@@ -162,7 +162,7 @@ func echoFilter(v6 bool) []bpf.Instruction {
 		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: first, SkipTrue: 5},
 		bpf.LoadAbsolute{Off: protocol, Size: 1},
 		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_UDP, SkipTrue: 3},
-		bpf.LoadAbsolute{Off: uint32(header(v6)) + 2, Size: 2},
+		bpf.LoadAbsolute{Off: uint32(ipHeaderLength(v6)) + 2, Size: 2},
 		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: echoPort, SkipTrue: 1},
 		bpf.RetConstant{Val: maxDatagram},
 		bpf.RetConstant{Val: 0},
@@ -170,12 +170,12 @@ func echoFilter(v6 bool) []bpf.Instruction {
 }
 
 // readEcho reads an IP packet that the filter passed. Whose it is, its payload says.
-func readEcho(w *Wire, fd int, k bfd.Key) (bfd.Datagram, error) {
+func readEcho(w *Transport, fd int, k bfd.Key) (bfd.Datagram, error) {
 	n, _, err := unix.Recvfrom(fd, w.buffer, unix.MSG_DONTWAIT)
 	if err != nil {
 		return bfd.Datagram{}, err
 	}
-	head := header(k.Peer.Is6()) + udpHeader
+	head := ipHeaderLength(k.Peer.Is6()) + udpHeaderLength
 	if n < head {
 		return bfd.Datagram{}, errMalformed
 	}
@@ -185,7 +185,7 @@ func readEcho(w *Wire, fd int, k bfd.Key) (bfd.Datagram, error) {
 // encodeEcho makes the IP packet, from ourselves to ourselves.
 func encodeEcho(ours netip.Addr, source uint16, payload []byte) []byte {
 	const networkControl = 0xc0
-	size := udpHeader + len(payload)
+	size := udpHeaderLength + len(payload)
 	address := ours.AsSlice()
 	var b []byte
 	if ours.Is6() {
@@ -194,12 +194,12 @@ func encodeEcho(ours netip.Addr, source uint16, payload []byte) []byte {
 		b = append(b, unix.IPPROTO_UDP, echoTTL)
 	} else {
 		b = append(b, 0x45, networkControl)
-		b = binary.BigEndian.AppendUint16(b, uint16(header4+size))
+		b = binary.BigEndian.AppendUint16(b, uint16(ipv4HeaderLength+size))
 		b = append(b, 0, 0, 0, 0, echoTTL, unix.IPPROTO_UDP, 0, 0)
 	}
 	b = append(append(b, address...), address...)
 	if !ours.Is6() {
-		binary.BigEndian.PutUint16(b[10:], ^sum(b, 0))
+		binary.BigEndian.PutUint16(b[10:], ^addToChecksum(b, 0))
 	}
 	head := len(b)
 	b = binary.BigEndian.AppendUint16(b, source)
@@ -207,7 +207,7 @@ func encodeEcho(ours netip.Addr, source uint16, payload []byte) []byte {
 	b = binary.BigEndian.AppendUint16(b, uint16(size))
 	b = append(append(b, 0, 0), payload...)
 	// The pseudo-header: both addresses, the length and the protocol (RFC 768, RFC 8200 section 8.1).
-	check := ^sum(b[head:], sum(address, sum(address, uint16(size)+unix.IPPROTO_UDP)))
+	check := ^addToChecksum(b[head:], addToChecksum(address, addToChecksum(address, uint16(size)+unix.IPPROTO_UDP)))
 	if check == 0 {
 		check = 0xffff // 0 says that there is none
 	}
@@ -215,8 +215,8 @@ func encodeEcho(ours netip.Addr, source uint16, payload []byte) []byte {
 	return b
 }
 
-// sum adds bytes to a checksum as the Internet does (RFC 1071).
-func sum(b []byte, to uint16) uint16 {
+// addToChecksum adds bytes to a checksum as the Internet does (RFC 1071).
+func addToChecksum(b []byte, to uint16) uint16 {
 	n := uint32(to)
 	for i := 0; i < len(b); i += 2 {
 		word := uint32(b[i]) << 8

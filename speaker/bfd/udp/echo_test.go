@@ -12,9 +12,9 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// frrText4 is a router with the default intervals, and frrEcho what makes it send echo packets itself and take ours.
+// frrSlowConfig is a router with the default intervals, and frrEchoConfig what makes it send echo packets itself and take ours.
 const (
-	frrText4 = `bfd
+	frrSlowConfig = `bfd
  profile node
   receive-interval 300
   transmit-interval 300
@@ -24,7 +24,7 @@ const (
  exit
 exit
 `
-	frrEcho = `bfd
+	frrEchoConfig = `bfd
  profile node
   echo-mode
   echo transmit-interval 50
@@ -36,18 +36,18 @@ exit
 
 func TestEchoWithFRR(t *testing.T) {
 	t.Parallel()
-	b := lay(t)
-	r := b.route(router.FRR, "router", frrText4)
+	b := newHarness(t)
+	r := b.startRouter(router.FRR, "router", frrSlowConfig)
 	// FRR takes this, and warns that its echo packets over IPv6 are of a kind of its own.
-	if err := r.Configure(t.Context(), frrEcho); err != nil && !strings.Contains(err.Error(), "works correctly for IPv4") {
+	if err := r.Configure(t.Context(), frrEchoConfig); err != nil && !strings.Contains(err.Error(), "works correctly for IPv4") {
 		t.Fatal(err)
 	}
 	p := bfd.DefaultProfile()
 	p.EchoMode = true
-	b.engine.Set([]bfd.Session{{Key: bfd.Key{Peer: router4}, Profile: p}})
-	b.want("the router is there", router4, isUp)
+	b.engine.Set([]bfd.Session{{Key: bfd.Key{Peer: routerIPv4}, Profile: p}})
+	b.waitForEvent("the router is there", routerIPv4, isUp)
 	b.eventually("its kernel returns our echo packets", func() error {
-		return b.status(router4, func(s bfd.Status) bool { return s.EchoIn > 20 && s.Fault == (bfd.Fault{}) })
+		return b.checkStatus(routerIPv4, func(s bfd.Status) bool { return s.EchoReturned > 20 && s.Fault == (bfd.Fault{}) })
 	})
 	b.eventually("the node's kernel returns FRR's", func() error {
 		out, err := r.Show(t.Context(), "show bfd peers counters json")
@@ -56,36 +56,36 @@ func TestEchoWithFRR(t *testing.T) {
 		}
 		return err
 	})
-	before := b.engine.Status()[0].Downs
-	if err := b.Host("router").Do(func() error { return netns.Sysctl("net/ipv4/ip_forward", "0") }); err != nil {
+	before := b.engine.Status()[0].DownEvents
+	if err := b.Host("router").Do(func() error { return netns.SetSysctl("net/ipv4/ip_forward", "0") }); err != nil {
 		t.Fatal(err)
 	}
-	b.want("its forwarding plane fails, bfdd does not", router4, func(v bfd.Event) bool { return v.Cause == session.CauseEchoFailed && v.Failed() })
-	b.want("control packets bring it up again", router4, isUp)
+	b.waitForEvent("its forwarding plane fails, bfdd does not", routerIPv4, func(v bfd.Event) bool { return v.Cause == session.CauseEchoFailed && v.IsPathFailure() })
+	b.waitForEvent("control packets bring it up again", routerIPv4, isUp)
 	b.eventually("that echo packets do not return is told", func() error {
-		return b.status(router4, func(s bfd.Status) bool {
-			return s.Fault.Reason == names.ReasonEchoUnsupported && s.State == session.Up && s.Downs == before+1
+		return b.checkStatus(routerIPv4, func(s bfd.Status) bool {
+			return s.Fault.Reason == names.ReasonEchoUnsupported && s.State == session.Up && s.DownEvents == before+1
 		})
 	})
-	if err := b.Host("router").Do(func() error { return netns.Sysctl("net/ipv4/ip_forward", "1") }); err != nil {
+	if err := b.Host("router").Do(func() error { return netns.SetSysctl("net/ipv4/ip_forward", "1") }); err != nil {
 		t.Fatal(err)
 	}
-	b.eventually("it forwards again", func() error { return b.allUp(1) })
+	b.eventually("it forwards again", func() error { return b.checkAllUp(1) })
 }
 
 func TestEchoOverIPv6(t *testing.T) {
 	t.Parallel()
-	b := lay(t)
-	other := &bed{Bed: b.Bed, t: t}
-	other.startOn("router", 2)
-	p := fast()
+	b := newHarness(t)
+	other := &harness{Harness: b.Harness, t: t}
+	other.startEngineOn("router", 2)
+	p := fastProfile()
 	p.EchoMode = true
-	b.engine.Set([]bfd.Session{{Key: bfd.Key{Peer: router6}, Profile: p}})
-	other.engine.Set([]bfd.Session{{Key: bfd.Key{Peer: node6}, Profile: p}})
-	b.eventually("it is up", func() error { return b.allUp(1) })
+	b.engine.Set([]bfd.Session{{Key: bfd.Key{Peer: routerIPv6}, Profile: p}})
+	other.engine.Set([]bfd.Session{{Key: bfd.Key{Peer: nodeIPv6}, Profile: p}})
+	b.eventually("it is up", func() error { return b.checkAllUp(1) })
 	for name, e := range map[string]*bfd.Engine{"node": b.engine, "router": other.engine} {
 		b.eventually("the kernel across returns the echo packets of the "+name, func() error {
-			if s := e.Status()[0]; s.EchoIn < 20 || s.Fault != (bfd.Fault{}) {
+			if s := e.Status()[0]; s.EchoReturned < 20 || s.Fault != (bfd.Fault{}) {
 				return fmt.Errorf("it is %+v", s)
 			}
 			return nil

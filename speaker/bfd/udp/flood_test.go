@@ -13,8 +13,8 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bfd/session"
 )
 
-// flood sends to the node what is no valid packet of its sessions, until ctx ends.
-func flood(ctx context.Context) error {
+// sendFlood sends to the node what is no valid packet of its sessions, until ctx ends.
+func sendFlood(ctx context.Context) error {
 	c, err := net.ListenPacket("udp4", ":0")
 	if err != nil {
 		return err
@@ -22,20 +22,20 @@ func flood(ctx context.Context) error {
 	defer c.Close()
 	p := ipv4.NewPacketConn(c)
 	random := rand.New(rand.NewPCG(7, 7))
-	to := net.UDPAddrFromAddrPort(netip.AddrPortFrom(node4, 3784))
+	to := net.UDPAddrFromAddrPort(netip.AddrPortFrom(nodeIPv4, 3784))
 	for i := 0; ctx.Err() == nil; i++ {
 		if err := p.SetTTL(255 - i/100%2); err != nil {
 			return err
 		}
-		if _, err := c.WriteTo(garbage(random, i), to); err != nil && !errors.Is(err, syscall.ENOBUFS) && !errors.Is(err, syscall.ECONNREFUSED) {
+		if _, err := c.WriteTo(randomDatagram(random, i), to); err != nil && !errors.Is(err, syscall.ENOBUFS) && !errors.Is(err, syscall.ECONNREFUSED) {
 			return err
 		}
 	}
 	return nil
 }
 
-// garbage is random bytes, a packet with random fields, or one that has everything but the state that it may have.
-func garbage(random *rand.Rand, i int) []byte {
+// randomDatagram is random bytes, a packet with random fields, or one that has everything but the state that it may have.
+func randomDatagram(random *rand.Rand, i int) []byte {
 	switch i % 3 {
 	case 0:
 		b := make([]byte, random.IntN(200))
@@ -45,8 +45,8 @@ func garbage(random *rand.Rand, i int) []byte {
 		return b
 	case 1:
 		return session.Packet{
-			State: session.State(random.IntN(4)), Multiplier: uint8(random.IntN(256)), Mine: random.Uint32(), Yours: random.Uint32(),
+			State: session.State(random.IntN(4)), DetectMultiplier: uint8(random.IntN(256)), MyDiscriminator: random.Uint32(), YourDiscriminator: random.Uint32(),
 		}.Append(nil)
 	}
-	return session.Packet{State: session.Up, Multiplier: 3, Mine: random.Uint32()}.Append(nil)
+	return session.Packet{State: session.Up, DetectMultiplier: 3, MyDiscriminator: random.Uint32()}.Append(nil)
 }

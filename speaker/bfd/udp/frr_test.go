@@ -11,9 +11,9 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// frrText is a router that watches a node over both families, and the far one that watches it over two hops.
+// frrConfig is a router that watches a node over both families, and the far one that watches it over two hops.
 const (
-	frrText = `bfd
+	frrConfig = `bfd
  profile node
   receive-interval 50
   transmit-interval 50
@@ -27,7 +27,7 @@ const (
  exit
 exit
 `
-	frrFarText = `bfd
+	frrMultihopConfig = `bfd
  peer 192.168.0.11 multihop local-address 10.99.0.2
   receive-interval 100
   transmit-interval 100
@@ -42,92 +42,92 @@ exit
 `
 )
 
-// fast is 3 x 50 ms.
-func fast() bfd.Profile {
+// fastProfile is 3 x 50 ms.
+func fastProfile() bfd.Profile {
 	p := bfd.DefaultProfile()
-	p.Receive, p.Transmit = 50*time.Millisecond, 50*time.Millisecond
+	p.ReceiveInterval, p.TransmitInterval = 50*time.Millisecond, 50*time.Millisecond
 	return p
 }
 
-// both are sessions to the router over IPv4 and IPv6.
-func both(p bfd.Profile) []bfd.Session {
+// sessionsToRouter are sessions to the router over IPv4 and IPv6.
+func sessionsToRouter(p bfd.Profile) []bfd.Session {
 	return []bfd.Session{
-		{Key: bfd.Key{Peer: router4, Local: node4, Interface: "eth0"}, Profile: p},
-		{Key: bfd.Key{Peer: router6}, Profile: p},
+		{Key: bfd.Key{Peer: routerIPv4, Local: nodeIPv4, Interface: "eth0"}, Profile: p},
+		{Key: bfd.Key{Peer: routerIPv6}, Profile: p},
 	}
 }
 
-func TestFRR(t *testing.T) {
+func TestSessionsWithFRR(t *testing.T) {
 	t.Parallel()
-	b := lay(t)
-	r := b.route(router.FRR, "router", frrText)
-	b.engine.Set(both(fast()))
-	b.want("the router is there", router4, isUp)
-	b.eventually("IPv6 is up too", func() error { return b.allUp(2) })
-	for _, peer := range []string{node4.String(), node6.String()} {
+	b := newHarness(t)
+	r := b.startRouter(router.FRR, "router", frrConfig)
+	b.engine.Set(sessionsToRouter(fastProfile()))
+	b.waitForEvent("the router is there", routerIPv4, isUp)
+	b.eventually("IPv6 is up too", func() error { return b.checkAllUp(2) })
+	for _, peer := range []string{nodeIPv4.String(), nodeIPv6.String()} {
 		peers, err := b.frrPeers(r)
 		if p := peers[peer]; err != nil || p.Status != "up" || p.RemoteTransmit != 50 || p.RemoteReceive != 50 || p.RemoteMultiplier != 3 {
 			t.Errorf("FRR shows %+v (%v), want up with 3 x 50 ms", p, err)
 		}
 	}
 
-	slower := fast()
-	slower.Transmit, slower.Receive, slower.Multiplier = 200*time.Millisecond, 400*time.Millisecond, 5
-	b.engine.Set(both(slower))
-	b.frrShows("the intervals changed", r, node4, func(p frrPeer) bool {
+	slower := fastProfile()
+	slower.TransmitInterval, slower.ReceiveInterval, slower.DetectMultiplier = 200*time.Millisecond, 400*time.Millisecond, 5
+	b.engine.Set(sessionsToRouter(slower))
+	b.waitForFRR("the intervals changed", r, nodeIPv4, func(p frrPeer) bool {
 		return p.Status == "up" && p.RemoteTransmit == 200 && p.RemoteReceive == 400 && p.RemoteMultiplier == 5
 	})
-	b.quiet("a change of intervals", 2*time.Second)
-	b.engine.Set(both(fast()))
-	b.frrShows("they changed back", r, node6, func(p frrPeer) bool { return p.Status == "up" && p.RemoteTransmit == 50 })
-	b.eventually("the poll sequences end", func() error { return b.noPoll() })
+	b.expectAllUp("a change of intervals", 2*time.Second)
+	b.engine.Set(sessionsToRouter(fastProfile()))
+	b.waitForFRR("they changed back", r, nodeIPv6, func(p frrPeer) bool { return p.Status == "up" && p.RemoteTransmit == 50 })
+	b.eventually("the poll sequences end", func() error { return b.checkNoPoll() })
 	if err := r.Configure(t.Context(), "bfd\n profile node\n receive-interval 100\n transmit-interval 120\n detect-multiplier 4\n"); err != nil {
 		t.Fatal(err)
 	}
 	b.eventually("FRR's change is seen", func() error {
-		return b.status(router4, func(s bfd.Status) bool {
-			return s.Detection == 480*time.Millisecond && s.Transmit == 100*time.Millisecond
+		return b.checkStatus(routerIPv4, func(s bfd.Status) bool {
+			return s.DetectionTime == 480*time.Millisecond && s.UsedTransmitInterval == 100*time.Millisecond
 		})
 	})
-	b.quiet("a change of FRR's intervals", 2*time.Second)
+	b.expectAllUp("a change of FRR's intervals", 2*time.Second)
 
 	killed := time.Now()
 	if err := r.Kill("bfdd"); err != nil {
 		t.Fatal(err)
 	}
-	v := b.want("bfdd is killed", router4, func(v bfd.Event) bool { return !v.Up && v.Cause == session.CauseDetectionExpired && v.Failed() })
+	v := b.waitForEvent("bfdd is killed", routerIPv4, func(v bfd.Event) bool { return !v.Up && v.Cause == session.CauseDetectionExpired && v.IsPathFailure() })
 	t.Logf("noticed %s after the kill began, with a detection time of 480 ms", v.At.Sub(killed))
 	if err := r.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	b.eventually("both come back", func() error { return b.allUp(2) })
+	b.eventually("both come back", func() error { return b.checkAllUp(2) })
 }
 
-func TestFRRSeesThatTheNodeIsGone(t *testing.T) {
+func TestFRRDetectsCutNode(t *testing.T) {
 	t.Parallel()
-	b := lay(t)
-	r := b.route(router.FRR, "router", frrText)
-	b.engine.Set(both(fast()))
-	b.eventually("both are up", func() error { return b.allUp(2) })
-	if err := b.CutSilently("node1"); err != nil {
+	b := newHarness(t)
+	r := b.startRouter(router.FRR, "router", frrConfig)
+	b.engine.Set(sessionsToRouter(fastProfile()))
+	b.eventually("both are up", func() error { return b.checkAllUp(2) })
+	if err := b.CutCableSilently("node1"); err != nil {
 		t.Fatal(err)
 	}
-	b.frrShows("the path is lost", r, node4, func(p frrPeer) bool { return p.Status == "down" && p.Diagnostic == "control detection time expired" })
-	b.want("we see it too", router4, func(v bfd.Event) bool { return !v.Up && v.Failed() })
-	if err := b.Plug("node1"); err != nil {
+	b.waitForFRR("the path is lost", r, nodeIPv4, func(p frrPeer) bool { return p.Status == "down" && p.Diagnostic == "control detection time expired" })
+	b.waitForEvent("we see it too", routerIPv4, func(v bfd.Event) bool { return !v.Up && v.IsPathFailure() })
+	if err := b.PlugCable("node1"); err != nil {
 		t.Fatal(err)
 	}
-	b.eventually("both are up again", func() error { return b.allUp(2) })
+	b.eventually("both are up again", func() error { return b.checkAllUp(2) })
 }
 
-func TestFRRSeesAPlannedStop(t *testing.T) {
+func TestPlannedStopIsSignalledToFRR(t *testing.T) {
 	t.Parallel()
-	b := lay(t)
-	r := b.route(router.FRR, "router", frrText)
-	b.engine.Set(both(fast()))
-	b.eventually("both are up", func() error { return b.allUp(2) })
-	b.engine.Set(both(fast())[:1])
-	b.frrShows("one session was removed on purpose", r, node6, func(p frrPeer) bool {
+	b := newHarness(t)
+	r := b.startRouter(router.FRR, "router", frrConfig)
+	b.engine.Set(sessionsToRouter(fastProfile()))
+	b.eventually("both are up", func() error { return b.checkAllUp(2) })
+	b.engine.Set(sessionsToRouter(fastProfile())[:1])
+	b.waitForFRR("one session was removed on purpose", r, nodeIPv6, func(p frrPeer) bool {
 		return p.Status == "down" && p.RemoteDiagnostic == "administratively down"
 	})
 	b.stop()
@@ -135,74 +135,74 @@ func TestFRRSeesAPlannedStop(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.ended <- nil
-	b.frrShows("the speaker stopped on purpose", r, node4, func(p frrPeer) bool {
+	b.waitForFRR("the speaker stopped on purpose", r, nodeIPv4, func(p frrPeer) bool {
 		return p.Status == "down" && p.RemoteDiagnostic == "administratively down"
 	})
-	b.start(2)
-	b.engine.Set(both(fast()))
-	b.eventually("a new speaker brings both up", func() error { return b.allUp(2) })
+	b.startEngine(2)
+	b.engine.Set(sessionsToRouter(fastProfile()))
+	b.eventually("a new speaker brings both up", func() error { return b.checkAllUp(2) })
 }
 
-func TestFRRIsShutDownOnPurpose(t *testing.T) {
+func TestFRRAdminDownIsNoPathFailure(t *testing.T) {
 	t.Parallel()
-	b := lay(t)
-	r := b.route(router.FRR, "router", frrText)
-	b.engine.Set(both(fast())[:1])
-	b.want("the router is there", router4, isUp)
+	b := newHarness(t)
+	r := b.startRouter(router.FRR, "router", frrConfig)
+	b.engine.Set(sessionsToRouter(fastProfile())[:1])
+	b.waitForEvent("the router is there", routerIPv4, isUp)
 	const peer = "bfd\n peer 192.168.0.11 local-address 192.168.0.1 interface eth0\n "
 	if err := r.Configure(t.Context(), peer+"shutdown\n"); err != nil {
 		t.Fatal(err)
 	}
-	b.want("its administrator shuts the session down", router4, func(v bfd.Event) bool {
-		return !v.Up && v.Cause == session.CauseNeighbourAdminDown && !v.Failed()
+	b.waitForEvent("its administrator shuts the session down", routerIPv4, func(v bfd.Event) bool {
+		return !v.Up && v.Cause == session.CauseNeighbourAdminDown && !v.IsPathFailure()
 	})
 	if err := r.Configure(t.Context(), peer+"no shutdown\n"); err != nil {
 		t.Fatal(err)
 	}
-	b.want("and brings it back", router4, isUp)
+	b.waitForEvent("and brings it back", routerIPv4, isUp)
 }
 
-func TestFRROverTwoHops(t *testing.T) {
+func TestMultihopSessionsWithFRR(t *testing.T) {
 	t.Parallel()
-	b := lay(t)
-	r := b.route(router.FRR, "far", frrFarText)
-	p := fast()
+	b := newHarness(t)
+	r := b.startRouter(router.FRR, "far", frrMultihopConfig)
+	p := fastProfile()
 	p.MinimumTTL = 254 // one router between
 	sessions := []bfd.Session{
-		{Key: bfd.Key{Peer: far4, Multihop: true}, Profile: p},
-		{Key: bfd.Key{Peer: far6, Local: node6, Multihop: true}, Profile: p},
+		{Key: bfd.Key{Peer: farIPv4, Multihop: true}, Profile: p},
+		{Key: bfd.Key{Peer: farIPv6, Local: nodeIPv6, Multihop: true}, Profile: p},
 	}
 	b.engine.Set(sessions)
-	b.eventually("both are up", func() error { return b.allUp(2) })
+	b.eventually("both are up", func() error { return b.checkAllUp(2) })
 	sessions = slices.Clone(sessions) // the engine has the others
 	for i := range sessions {
 		sessions[i].MinimumTTL = 1
 	}
 	b.engine.Set(sessions)
-	b.quiet("any TTL will do", time.Second)
-	if err := b.CutSilently("router"); err != nil {
+	b.expectAllUp("any TTL will do", time.Second)
+	if err := b.CutCableSilently("router"); err != nil {
 		t.Fatal(err)
 	}
-	b.want("the router between is gone", far4, func(v bfd.Event) bool { return v.Failed() })
-	if err := b.Plug("router"); err != nil {
+	b.waitForEvent("the router between is gone", farIPv4, func(v bfd.Event) bool { return v.IsPathFailure() })
+	if err := b.PlugCable("router"); err != nil {
 		t.Fatal(err)
 	}
-	b.eventually("both are up again", func() error { return b.allUp(2) })
-	b.frrShows("it is multihop", r, node6, func(p frrPeer) bool { return p.Multihop && p.Status == "up" })
+	b.eventually("both are up again", func() error { return b.checkAllUp(2) })
+	b.waitForFRR("it is multihop", r, nodeIPv6, func(p frrPeer) bool { return p.Multihop && p.Status == "up" })
 }
 
-func TestAStoppedProcessIsNoticedAndReturns(t *testing.T) {
+func TestHungRouterProcessIsDetected(t *testing.T) {
 	t.Parallel()
-	b := lay(t)
-	r := b.route(router.FRR, "router", frrText)
-	b.engine.Set(both(fast())[:1])
-	b.want("the router is there", router4, isUp)
+	b := newHarness(t)
+	r := b.startRouter(router.FRR, "router", frrConfig)
+	b.engine.Set(sessionsToRouter(fastProfile())[:1])
+	b.waitForEvent("the router is there", routerIPv4, isUp)
 	if err := r.Signal(syscall.SIGSTOP, "bfdd"); err != nil {
 		t.Fatal(err)
 	}
-	b.want("bfdd hangs", router4, func(v bfd.Event) bool { return v.Failed() })
+	b.waitForEvent("bfdd hangs", routerIPv4, func(v bfd.Event) bool { return v.IsPathFailure() })
 	if err := r.Signal(syscall.SIGCONT, "bfdd"); err != nil {
 		t.Fatal(err)
 	}
-	b.want("bfdd goes on", router4, isUp)
+	b.waitForEvent("bfdd goes on", routerIPv4, isUp)
 }

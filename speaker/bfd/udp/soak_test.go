@@ -14,19 +14,19 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// inSession is set in the environment of the process that soaks.
-const inSession = "SOAK_SESSION"
+// soakSessionVariable is set in the environment of the process that soaks.
+const soakSessionVariable = "SOAK_SESSION"
 
 // TestNoFalseDownUnderLoad keeps every core busy with other processes, as a node that works does, and holds that sessions of
 // 3 x 50 ms with FRR stay Up. SOAK says for how long; `make soak` does it for ten minutes. The sessions run in a process
 // of their own that the scheduler weighs as it does a Pod with a CPU request, against busy ones that it weighs as usual.
 func TestNoFalseDownUnderLoad(t *testing.T) {
-	if os.Getenv(inSession) != "" {
-		soak(t)
+	if os.Getenv(soakSessionVariable) != "" {
+		runSoak(t)
 		return
 	}
 	self := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
-	self.Env = append(os.Environ(), inSession+"=1")
+	self.Env = append(os.Environ(), soakSessionVariable+"=1")
 	self.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
 	out, err := self.CombinedOutput()
 	t.Logf("%s", out)
@@ -35,7 +35,7 @@ func TestNoFalseDownUnderLoad(t *testing.T) {
 	}
 }
 
-func soak(t *testing.T) {
+func runSoak(t *testing.T) {
 	last, strict := 5*time.Second, false
 	if s := os.Getenv("SOAK"); s != "" {
 		var err error
@@ -48,28 +48,28 @@ func soak(t *testing.T) {
 	if err := os.WriteFile("/proc/self/autogroup", []byte("-20"), 0); err != nil {
 		t.Logf("the session's weight stays: %v", err)
 	}
-	b := lay(t)
-	r := b.route(router.FRR, "router", frrText)
-	b.engine.Set(both(fast()))
-	b.eventually("both are up", func() error { return b.allUp(2) })
+	b := newHarness(t)
+	r := b.startRouter(router.FRR, "router", frrConfig)
+	b.engine.Set(sessionsToRouter(fastProfile()))
+	b.eventually("both are up", func() error { return b.checkAllUp(2) })
 	keepBusy(t)
-	late := witness(t)
+	late := measureWakeupDelay(t)
 	before := b.engine.Status()
 	timer := time.NewTimer(last)
 	defer timer.Stop()
 	<-timer.C
 	downs := uint64(0)
 	for i, s := range b.engine.Status() {
-		t.Logf("%s: %d packets in, %d out, down %d times in %s", s.Key, s.ControlIn-before[i].ControlIn, s.ControlOut-before[i].ControlOut, s.Downs-before[i].Downs, last)
-		downs += s.Downs - before[i].Downs
+		t.Logf("%s: %d packets in, %d out, down %d times in %s", s.Key, s.ControlReceived-before[i].ControlReceived, s.ControlSent-before[i].ControlSent, s.DownEvents-before[i].DownEvents, last)
+		downs += s.DownEvents - before[i].DownEvents
 	}
 	worst := time.Duration(late.Load())
 	t.Logf("a thread that only sleeps woke %s late at the worst", worst)
 	// A machine that lets everybody wait says nothing about the engine, unless somebody asks for the figure.
 	if downs > 0 && (strict || worst < 25*time.Millisecond) {
-		t.Errorf("%d false downs; the last events: %v", downs, b.drain())
+		t.Errorf("%d false downs; the last events: %v", downs, b.pendingEvents())
 	}
-	b.frrShows("the session is up", r, node4, func(p frrPeer) bool { return p.Status == "up" })
+	b.waitForFRR("the session is up", r, nodeIPv4, func(p frrPeer) bool { return p.Status == "up" })
 }
 
 // keepBusy starts a process for each core that never waits, in a session of its own, until the test ends.
@@ -106,8 +106,8 @@ func startOnThread(t *testing.T, c *exec.Cmd) error {
 	return err
 }
 
-// witness returns how late, in nanoseconds, a thread that only sleeps was woken at the worst.
-func witness(t *testing.T) *atomic.Int64 {
+// measureWakeupDelay returns how late, in nanoseconds, a thread that only sleeps was woken at the worst.
+func measureWakeupDelay(t *testing.T) *atomic.Int64 {
 	worst, ended := &atomic.Int64{}, make(chan struct{})
 	done := make(chan struct{})
 	go func() {

@@ -9,41 +9,41 @@ import (
 	packet "github.com/osrg/gobgp/v3/pkg/packet/bgp"
 
 	"github.com/gantry-lb/gantry/speaker/bgp"
-	"github.com/gantry-lb/gantry/speaker/bgp/frame"
+	"github.com/gantry-lb/gantry/speaker/bgp/message"
 )
 
 // encoder makes the UPDATEs of one session.
 type encoder struct {
 	asn uint32 // our number, as the router sees it
-	// external says that the router is of another autonomous system, wide that it knows AS numbers of four octets.
-	external, wide bool
-	families       []frame.Family
+	// isExternal says that the router is of another autonomous system, wide that it knows AS numbers of four octets.
+	isExternal, fourOctetASN bool
+	families                 []message.Family
 }
 
-func newEncoder(a bgp.Agreed, asn uint32) *encoder {
-	return &encoder{asn: asn, external: a.Peer.ASN != asn, wide: a.Peer.FourOctet, families: a.Families}
+func newEncoder(a bgp.Negotiated, asn uint32) *encoder {
+	return &encoder{asn: asn, isExternal: a.RemoteOpen.ASN != asn, fourOctetASN: a.RemoteOpen.FourOctetASN, families: a.Families}
 }
 
 const (
-	// defaultPref is the local preference of routes that none is asked for (as routers have it, too).
-	defaultPref = 100
-	// room is what of a message is left for the withdrawn routes, the attributes and the routes together.
-	room = frame.MaxLen - 19 - 4
+	// defaultLocalPref is the local preference of routes that none is asked for (as routers have it, too).
+	defaultLocalPref = 100
+	// updateCapacity is what of a message is left for the withdrawn routes, the attributes and the routes together.
+	updateCapacity = message.MaxLength - 19 - 4
 )
 
-// updates tells the UPDATEs that the changes need: what is withdrawn first, then the routes, those with the same terms together.
+// encodeUpdates tells the UPDATEs that the changes need: what is withdrawn first, then the routes, those with the same terms together.
 // A route that fits into no message is told as a fault. It stops at the first error of tell, and puts the changes in order.
-func (e *encoder) updates(changes []bgp.Change, tell func(message []byte, fault error) error) error {
-	changes = slices.DeleteFunc(changes, func(c bgp.Change) bool { return !slices.Contains(e.families, frame.FamilyOf(c.Prefix)) })
+func (e *encoder) encodeUpdates(changes []bgp.Change, tell func(message []byte, fault error) error) error {
+	changes = slices.DeleteFunc(changes, func(c bgp.Change) bool { return !slices.Contains(e.families, message.FamilyOf(c.Prefix)) })
 	slices.SortFunc(changes, func(x, y bgp.Change) int { return x.Prefix.Compare(y.Prefix) })
-	index := map[*bgp.Terms]int{nil: 0} // what is withdrawn has no terms
+	index := map[*bgp.PathAttributes]int{nil: 0} // what is withdrawn has no terms
 	for _, c := range changes {
-		if _, ok := index[c.Terms]; !ok {
-			index[c.Terms] = len(index)
+		if _, ok := index[c.Attributes]; !ok {
+			index[c.Attributes] = len(index)
 		}
 	}
 	together := func(x, y bgp.Change) int {
-		return cmp.Or(cmp.Compare(index[x.Terms], index[y.Terms]), cmp.Compare(frame.FamilyOf(x.Prefix), frame.FamilyOf(y.Prefix)))
+		return cmp.Or(cmp.Compare(index[x.Attributes], index[y.Attributes]), cmp.Compare(message.FamilyOf(x.Prefix), message.FamilyOf(y.Prefix)))
 	}
 	if !slices.IsSortedFunc(changes, together) { // nearly always all have the same terms
 		slices.SortStableFunc(changes, together)
@@ -51,12 +51,12 @@ func (e *encoder) updates(changes []bgp.Change, tell func(message []byte, fault 
 	for len(changes) > 0 {
 		first := changes[0]
 		n := slices.IndexFunc(changes, func(c bgp.Change) bool {
-			return c.Terms != first.Terms || frame.FamilyOf(c.Prefix) != frame.FamilyOf(first.Prefix)
+			return c.Attributes != first.Attributes || message.FamilyOf(c.Prefix) != message.FamilyOf(first.Prefix)
 		})
 		if n < 0 {
 			n = len(changes)
 		}
-		if err := e.group(changes[:n], tell); err != nil {
+		if err := e.encodeGroup(changes[:n], tell); err != nil {
 			return err
 		}
 		changes = changes[n:]
@@ -64,26 +64,26 @@ func (e *encoder) updates(changes []bgp.Change, tell func(message []byte, fault 
 	return nil
 }
 
-// group tells the UPDATEs of changes of one family to the same terms.
-func (e *encoder) group(g []bgp.Change, tell func([]byte, error) error) error {
+// encodeGroup tells the UPDATEs of changes of one family to the same terms.
+func (e *encoder) encodeGroup(g []bgp.Change, tell func([]byte, error) error) error {
 	var attributes []packet.PathAttributeInterface
 	taken := 0
-	if g[0].Terms != nil {
-		attributes = e.attributes(g[0].Terms)
+	if g[0].Attributes != nil {
+		attributes = e.encodeAttributes(g[0].Attributes)
 	}
 	for _, a := range attributes {
 		taken += a.Len()
 	}
 	for len(g) > 0 {
-		left, n := room-taken-mpHeader, 0
-		for n < len(g) && left >= size(g[n].Prefix) {
-			left -= size(g[n].Prefix)
+		left, n := updateCapacity-taken-mpHeaderLength, 0
+		for n < len(g) && left >= encodedLength(g[n].Prefix) {
+			left -= encodedLength(g[n].Prefix)
 			n++
 		}
 		if n == 0 {
 			return tell(nil, fmt.Errorf("the attributes of %s take %d octets, more than an UPDATE has room for", g[0].Prefix, taken))
 		}
-		m, err := e.message(g[:n], attributes)
+		m, err := e.encodeUpdate(g[:n], attributes)
 		if err = tell(m, err); err != nil {
 			return err
 		}
@@ -92,25 +92,25 @@ func (e *encoder) group(g []bgp.Change, tell func([]byte, error) error) error {
 	return nil
 }
 
-// mpHeader is what a multiprotocol attribute takes at most beside its routes (RFC 4760 section 3).
-const mpHeader = 4 + 2 + 1 + 1 + 16 + 1
+// mpHeaderLength is what a multiprotocol attribute takes at most beside its routes (RFC 4760 section 3).
+const mpHeaderLength = 4 + 2 + 1 + 1 + 16 + 1
 
-// size is what a prefix takes in a message: its length, and the octets that are not zero by it (RFC 4271 section 4.3).
-func size(p netip.Prefix) int { return 1 + (p.Bits()+7)/8 }
+// encodedLength is what a prefix takes in a message: its length, and the octets that are not zero by it (RFC 4271 section 4.3).
+func encodedLength(p netip.Prefix) int { return 1 + (p.Bits()+7)/8 }
 
-// message is the UPDATE about some changes of a group.
-func (e *encoder) message(g []bgp.Change, attributes []packet.PathAttributeInterface) ([]byte, error) {
+// encodeUpdate is the UPDATE about some changes of a group.
+func (e *encoder) encodeUpdate(g []bgp.Change, attributes []packet.PathAttributeInterface) ([]byte, error) {
 	var withdrawn, plain []*packet.IPAddrPrefix
 	var multi []packet.AddrPrefixInterface
-	of, terms := frame.FamilyOf(g[0].Prefix), g[0].Terms
-	classic := of == frame.IPv4 && (terms == nil || terms.NextHop.Is4())
+	of, terms := message.FamilyOf(g[0].Prefix), g[0].Attributes
+	classic := of == message.IPv4 && (terms == nil || terms.NextHop.Is4())
 	for _, c := range g {
 		switch length, text := uint8(c.Prefix.Bits()), c.Prefix.Addr().String(); {
 		case classic && terms == nil:
 			withdrawn = append(withdrawn, packet.NewIPAddrPrefix(length, text))
 		case classic:
 			plain = append(plain, packet.NewIPAddrPrefix(length, text))
-		case of == frame.IPv4:
+		case of == message.IPv4:
 			multi = append(multi, packet.NewIPAddrPrefix(length, text))
 		default:
 			multi = append(multi, packet.NewIPv6AddrPrefix(length, text))
@@ -132,29 +132,29 @@ func (e *encoder) message(g []bgp.Change, attributes []packet.PathAttributeInter
 	return m, nil
 }
 
-// attributes are those of routes with some terms, but their next hop.
-func (e *encoder) attributes(t *bgp.Terms) []packet.PathAttributeInterface {
-	out := append([]packet.PathAttributeInterface{packet.NewPathAttributeOrigin(0)}, e.path(t)...) // IGP
+// encodeAttributes are those of routes with some terms, but their next hop.
+func (e *encoder) encodeAttributes(t *bgp.PathAttributes) []packet.PathAttributeInterface {
+	out := append([]packet.PathAttributeInterface{packet.NewPathAttributeOrigin(0)}, e.encodeASPath(t)...) // IGP
 	if t.HasMED {
 		out = append(out, packet.NewPathAttributeMultiExitDisc(t.MED))
 	}
-	if !e.external {
-		out = append(out, packet.NewPathAttributeLocalPref(cmp.Or(t.LocalPref, defaultPref)))
+	if !e.isExternal {
+		out = append(out, packet.NewPathAttributeLocalPref(cmp.Or(t.LocalPref, defaultLocalPref)))
 	}
 	if len(t.Communities) > 0 {
 		out = append(out, packet.NewPathAttributeCommunities(t.Communities))
 	}
-	if len(t.Extended) > 0 {
+	if len(t.ExtendedCommunities) > 0 {
 		var octets []byte
-		for _, c := range t.Extended {
+		for _, c := range t.ExtendedCommunities {
 			octets = append(octets, c[:]...)
 		}
 		flags := packet.BGP_ATTR_FLAG_OPTIONAL | packet.BGP_ATTR_FLAG_TRANSITIVE
 		out = append(out, packet.NewPathAttributeUnknown(flags, packet.BGP_ATTR_TYPE_EXTENDED_COMMUNITIES, octets))
 	}
-	if len(t.Large) > 0 {
+	if len(t.LargeCommunities) > 0 {
 		var large []*packet.LargeCommunity
-		for _, c := range t.Large {
+		for _, c := range t.LargeCommunities {
 			large = append(large, packet.NewLargeCommunity(c[0], c[1], c[2]))
 		}
 		out = append(out, packet.NewPathAttributeLargeCommunities(large))
@@ -162,11 +162,11 @@ func (e *encoder) attributes(t *bgp.Terms) []packet.PathAttributeInterface {
 	return out
 }
 
-// path is the AS path: our number as often as is due and asked for, where the router is external; among ourselves only as
+// encodeASPath is the AS path: our number as often as is due and asked for, where the router is external; among ourselves only as
 // often as asked for.
-func (e *encoder) path(t *bgp.Terms) []packet.PathAttributeInterface {
-	times := int(t.Prepend)
-	if e.external {
+func (e *encoder) encodeASPath(t *bgp.PathAttributes) []packet.PathAttributeInterface {
+	times := int(t.PrependCount)
+	if e.isExternal {
 		times++
 	}
 	if times == 0 {
@@ -174,10 +174,10 @@ func (e *encoder) path(t *bgp.Terms) []packet.PathAttributeInterface {
 	}
 	const sequence = packet.BGP_ASPATH_ATTR_TYPE_SEQ
 	wide := packet.NewAs4PathParam(sequence, slices.Repeat([]uint32{e.asn}, times))
-	if e.wide {
+	if e.fourOctetASN {
 		return []packet.PathAttributeInterface{packet.NewPathAttributeAsPath([]packet.AsPathParamInterface{wide})}
 	}
-	narrow := packet.NewAsPathParam(sequence, slices.Repeat([]uint16{frame.Narrow(e.asn)}, times))
+	narrow := packet.NewAsPathParam(sequence, slices.Repeat([]uint16{message.TwoOctetASN(e.asn)}, times))
 	out := []packet.PathAttributeInterface{packet.NewPathAttributeAsPath([]packet.AsPathParamInterface{narrow})}
 	if e.asn > 0xffff { // the router passes on what it cannot read (RFC 6793 section 4.2.2)
 		out = append(out, packet.NewPathAttributeAs4Path([]*packet.As4PathParam{wide}))
@@ -185,9 +185,9 @@ func (e *encoder) path(t *bgp.Terms) []packet.PathAttributeInterface {
 	return out
 }
 
-func endOfRIB(f frame.Family) ([]byte, error) {
+func encodeEndOfRIB(f message.Family) ([]byte, error) {
 	family := packet.RF_IPv6_UC
-	if f == frame.IPv4 {
+	if f == message.IPv4 {
 		family = packet.RF_IPv4_UC
 	}
 	return packet.NewEndOfRib(family).Serialize()

@@ -11,29 +11,29 @@ import (
 	packet "github.com/osrg/gobgp/v3/pkg/packet/bgp"
 
 	"github.com/gantry-lb/gantry/speaker/bgp"
-	"github.com/gantry-lb/gantry/speaker/bgp/frame"
+	"github.com/gantry-lb/gantry/speaker/bgp/message"
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// session is what the OPENs came to with a router of a number.
-func session(asn uint32, edit func(*bgp.Agreed)) bgp.Agreed {
-	a := bgp.Agreed{Peer: frame.Open{ASN: asn, FourOctet: true}, Families: []frame.Family{frame.IPv4, frame.IPv6}}
+// negotiatedWith is what the OPENs came to with a router of a number.
+func negotiatedWith(asn uint32, edit func(*bgp.Negotiated)) bgp.Negotiated {
+	a := bgp.Negotiated{RemoteOpen: message.Open{ASN: asn, FourOctetASN: true}, Families: []message.Family{message.IPv4, message.IPv6}}
 	if edit != nil {
 		edit(&a)
 	}
 	return a
 }
 
-// read makes the UPDATEs of changes, and returns for each prefix its attributes as a router reads them, "withdrawn" where it is.
-func read(t *testing.T, e *encoder, changes []bgp.Change) (routes map[string]string, messages int) {
+// decodeRoutes makes the UPDATEs of changes, and returns for each prefix its attributes as a router reads them, "withdrawn" where it is.
+func decodeRoutes(t *testing.T, e *encoder, changes []bgp.Change) (routes map[string]string, messages int) {
 	t.Helper()
 	routes = map[string]string{}
-	err := e.updates(changes, func(m []byte, fault error) error {
+	err := e.encodeUpdates(changes, func(m []byte, fault error) error {
 		if fault != nil {
 			return fault
 		}
 		messages++
-		if len(m) > frame.MaxLen {
+		if len(m) > message.MaxLength {
 			t.Fatalf("a message has %d octets", len(m))
 		}
 		parsed, err := packet.ParseBGPMessage(m, &packet.MarshallingOption{})
@@ -77,40 +77,40 @@ func read(t *testing.T, e *encoder, changes []bgp.Change) (routes map[string]str
 	return routes, messages
 }
 
-func TestWhatARouterReads(t *testing.T) {
+func TestUpdatesDecodeAsExpected(t *testing.T) {
 	v4, v6, hop4, hop6 := netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("2001:db8::/64"), netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fe80::1%eth0")
 	const large = 4200000000
 	for name, tc := range map[string]struct {
 		asn, router uint32
-		edit        func(*bgp.Agreed)
+		edit        func(*bgp.Negotiated)
 		prefix      netip.Prefix
-		terms       bgp.Terms
+		terms       bgp.PathAttributes
 		want        string
 	}{
-		"an external router gets our number once": {64512, 65000, nil, v4, bgp.Terms{NextHop: hop4}, "{Origin: i} {AsPath: 64512} {Nexthop: 10.0.0.1}"},
+		"an external router gets our number once": {64512, 65000, nil, v4, bgp.PathAttributes{NextHop: hop4}, "{Origin: i} {AsPath: 64512} {Nexthop: 10.0.0.1}"},
 		"and no local preference": {
-			64512, 65000, nil, v4, bgp.Terms{NextHop: hop4, Attributes: intent.Attributes{LocalPref: 7, MED: 0, HasMED: true, Prepend: 2}},
+			64512, 65000, nil, v4, bgp.PathAttributes{NextHop: hop4, Attributes: intent.Attributes{LocalPref: 7, MED: 0, HasMED: true, PrependCount: 2}},
 			"{Origin: i} {AsPath: 64512 64512 64512} {Nexthop: 10.0.0.1} {Med: 0}",
 		},
-		"an internal one gets a local preference and no path": {64512, 64512, nil, v4, bgp.Terms{NextHop: hop4}, "{Origin: i} {AsPath: } {Nexthop: 10.0.0.1} {LocalPref: 100}"},
-		"the one that is asked for":                           {64512, 64512, nil, v4, bgp.Terms{NextHop: hop4, Attributes: intent.Attributes{LocalPref: 7}}, "{Origin: i} {AsPath: } {Nexthop: 10.0.0.1} {LocalPref: 7}"},
-		"IPv6 by way of a link":                               {64512, 65000, nil, v6, bgp.Terms{NextHop: hop6}, "{Origin: i} {AsPath: 64512} via fe80::1"},
-		"IPv4 by way of IPv6":                                 {64512, 65000, nil, v4, bgp.Terms{NextHop: hop6}, "{Origin: i} {AsPath: 64512} via fe80::1"},
-		"a large number":                                      {large, 65000, nil, v4, bgp.Terms{NextHop: hop4}, "{Origin: i} {AsPath: 4200000000} {Nexthop: 10.0.0.1}"},
+		"an internal one gets a local preference and no path": {64512, 64512, nil, v4, bgp.PathAttributes{NextHop: hop4}, "{Origin: i} {AsPath: } {Nexthop: 10.0.0.1} {LocalPref: 100}"},
+		"the one that is asked for":                           {64512, 64512, nil, v4, bgp.PathAttributes{NextHop: hop4, Attributes: intent.Attributes{LocalPref: 7}}, "{Origin: i} {AsPath: } {Nexthop: 10.0.0.1} {LocalPref: 7}"},
+		"IPv6 by way of a link":                               {64512, 65000, nil, v6, bgp.PathAttributes{NextHop: hop6}, "{Origin: i} {AsPath: 64512} via fe80::1"},
+		"IPv4 by way of IPv6":                                 {64512, 65000, nil, v4, bgp.PathAttributes{NextHop: hop6}, "{Origin: i} {AsPath: 64512} via fe80::1"},
+		"a large number":                                      {large, 65000, nil, v4, bgp.PathAttributes{NextHop: hop4}, "{Origin: i} {AsPath: 4200000000} {Nexthop: 10.0.0.1}"},
 		"a large number for a router that knows small ones": {
-			large, 65000, func(a *bgp.Agreed) { a.Peer.FourOctet = false }, v4, bgp.Terms{NextHop: hop4}, "{Origin: i} {AsPath: 23456} {Nexthop: 10.0.0.1} 4200000000",
+			large, 65000, func(a *bgp.Negotiated) { a.RemoteOpen.FourOctetASN = false }, v4, bgp.PathAttributes{NextHop: hop4}, "{Origin: i} {AsPath: 23456} {Nexthop: 10.0.0.1} 4200000000",
 		},
-		"a small number for such a router": {64512, 65000, func(a *bgp.Agreed) { a.Peer.FourOctet = false }, v4, bgp.Terms{NextHop: hop4}, "{Origin: i} {AsPath: 64512} {Nexthop: 10.0.0.1}"},
+		"a small number for such a router": {64512, 65000, func(a *bgp.Negotiated) { a.RemoteOpen.FourOctetASN = false }, v4, bgp.PathAttributes{NextHop: hop4}, "{Origin: i} {AsPath: 64512} {Nexthop: 10.0.0.1}"},
 		"every community": {
 			64512, 65000, nil, v4,
-			bgp.Terms{NextHop: hop4, Attributes: intent.Attributes{Communities: []uint32{1<<16 | 2}, Large: [][3]uint32{{1, 2, 3}}, Extended: [][8]byte{{0, 2, 0, 1, 0, 0, 0, 2}}}},
+			bgp.PathAttributes{NextHop: hop4, Attributes: intent.Attributes{Communities: []uint32{1<<16 | 2}, LargeCommunities: [][3]uint32{{1, 2, 3}}, ExtendedCommunities: [][8]byte{{0, 2, 0, 1, 0, 0, 0, 2}}}},
 			"{Origin: i} {AsPath: 64512} {Nexthop: 10.0.0.1} {Communities: 1:2} {Extcomms: [1:2]} {LargeCommunity: [ 1:2:3]}",
 		},
-		"a family that is not carried": {64512, 65000, func(a *bgp.Agreed) { a.Families = a.Families[:1] }, v6, bgp.Terms{NextHop: hop6}, ""},
+		"a family that is not carried": {64512, 65000, func(a *bgp.Negotiated) { a.Families = a.Families[:1] }, v6, bgp.PathAttributes{NextHop: hop6}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			e := newEncoder(session(tc.router, tc.edit), tc.asn)
-			got, _ := read(t, e, []bgp.Change{{Prefix: tc.prefix, Terms: &tc.terms}})
+			e := newEncoder(negotiatedWith(tc.router, tc.edit), tc.asn)
+			got, _ := decodeRoutes(t, e, []bgp.Change{{Prefix: tc.prefix, Attributes: &tc.terms}})
 			if got[tc.prefix.String()] != tc.want {
 				t.Errorf("it reads %q, want %q", got[tc.prefix.String()], tc.want)
 			}
@@ -118,16 +118,16 @@ func TestWhatARouterReads(t *testing.T) {
 	}
 }
 
-// TestEveryRouteArrivesInFewMessages: whatever changes, a router that reads the messages knows the same in the end, and what is the same goes
+// TestUpdatesAreComplete: whatever changes, a router that reads the messages knows the same in the end, and what is the same goes
 // together.
-func TestEveryRouteArrivesInFewMessages(t *testing.T) {
+func TestUpdatesAreComplete(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
-	e := newEncoder(session(65000, nil), 64512)
-	many := &bgp.Terms{NextHop: netip.MustParseAddr("10.0.0.1")}
+	e := newEncoder(negotiatedWith(65000, nil), 64512)
+	many := &bgp.PathAttributes{NextHop: netip.MustParseAddr("10.0.0.1")}
 	for i := range 900 {
 		many.Communities = append(many.Communities, uint32(i)) //nolint:gosec // small
 	}
-	terms := []*bgp.Terms{nil, {NextHop: netip.MustParseAddr("10.0.0.1")}, {NextHop: netip.MustParseAddr("2001:db8::1")}, many}
+	terms := []*bgp.PathAttributes{nil, {NextHop: netip.MustParseAddr("10.0.0.1")}, {NextHop: netip.MustParseAddr("2001:db8::1")}, many}
 	var changes []bgp.Change
 	want, octets := map[string]string{}, 0
 	for i := range 10000 {
@@ -135,36 +135,36 @@ func TestEveryRouteArrivesInFewMessages(t *testing.T) {
 		if i%3 == 0 {
 			a = netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 14: byte(i >> 8), 15: byte(i)})
 		}
-		c := bgp.Change{Prefix: netip.PrefixFrom(a, a.BitLen()), Terms: terms[random.IntN(3)]}
+		c := bgp.Change{Prefix: netip.PrefixFrom(a, a.BitLen()), Attributes: terms[random.IntN(3)]}
 		if i < 300 {
-			c.Terms = many
+			c.Attributes = many
 		}
-		if a.Is6() && c.Terms != nil && c.Terms.NextHop.Is4() {
-			c.Terms = terms[2]
+		if a.Is6() && c.Attributes != nil && c.Attributes.NextHop.Is4() {
+			c.Attributes = terms[2]
 		}
 		changes = append(changes, c)
-		want[c.Prefix.String()] = fmt.Sprint(c.Terms == nil, c.Terms == many)
-		octets += size(c.Prefix)
+		want[c.Prefix.String()] = fmt.Sprint(c.Attributes == nil, c.Attributes == many)
+		octets += encodedLength(c.Prefix)
 	}
 	random.Shuffle(len(changes), func(i, j int) { changes[i], changes[j] = changes[j], changes[i] })
-	got, messages := read(t, e, slices.Clone(changes))
+	got, messages := decodeRoutes(t, e, slices.Clone(changes))
 	for p, w := range want {
 		if is := fmt.Sprint(got[p] == "withdrawn", strings.Contains(got[p], "Communities")); got[p] == "" || is != w {
 			t.Fatalf("%s reads %.60q, want %s", p, got[p], w)
 		}
 	}
-	if most := octets/(frame.MaxLen-100) + 5 + 300*17/(room-3700-mpHeader) + 1; messages > most {
+	if most := octets/(message.MaxLength-100) + 5 + 300*17/(updateCapacity-3700-mpHeaderLength) + 1; messages > most {
 		t.Errorf("%d routes take %d messages, want %d at most", len(changes), messages, most)
 	}
 }
 
-func TestARouteThatFitsIntoNoMessageHarmsNoOther(t *testing.T) {
-	vast := &bgp.Terms{NextHop: netip.MustParseAddr("10.0.0.1"), Attributes: intent.Attributes{Communities: make([]uint32, 1020)}}
-	good := &bgp.Terms{NextHop: netip.MustParseAddr("10.0.0.1")}
+func TestOversizedRouteDoesNotAffectOthers(t *testing.T) {
+	vast := &bgp.PathAttributes{NextHop: netip.MustParseAddr("10.0.0.1"), Attributes: intent.Attributes{Communities: make([]uint32, 1020)}}
+	good := &bgp.PathAttributes{NextHop: netip.MustParseAddr("10.0.0.1")}
 	var messages int
 	var faults []error
-	err := newEncoder(session(65000, nil), 64512).updates([]bgp.Change{
-		{Prefix: netip.MustParsePrefix("192.0.2.1/32"), Terms: vast}, {Prefix: netip.MustParsePrefix("192.0.2.2/32"), Terms: good},
+	err := newEncoder(negotiatedWith(65000, nil), 64512).encodeUpdates([]bgp.Change{
+		{Prefix: netip.MustParsePrefix("192.0.2.1/32"), Attributes: vast}, {Prefix: netip.MustParsePrefix("192.0.2.2/32"), Attributes: good},
 	}, func(m []byte, fault error) error {
 		if fault != nil {
 			faults = append(faults, fault)

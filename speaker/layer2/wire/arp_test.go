@@ -13,10 +13,10 @@ import (
 	"github.com/gantry-lb/gantry/speaker/layer2"
 )
 
-var addresses = cmpopts.EquateComparable(netip.Addr{})
+var equateAddresses = cmpopts.EquateComparable(netip.Addr{})
 
-// reference decodes with the library.
-func reference(b []byte) (layer2.Frame, bool) {
+// decodeWithLibrary decodes with the library.
+func decodeWithLibrary(b []byte) (layer2.Frame, bool) {
 	var e ethernet.Frame
 	var a arp.Packet
 	if e.UnmarshalBinary(b) != nil || e.EtherType != ethernet.EtherTypeARP || e.VLAN != nil || a.UnmarshalBinary(e.Payload) != nil {
@@ -32,7 +32,7 @@ func reference(b []byte) (layer2.Frame, bool) {
 	}, true
 }
 
-func example() layer2.Frame {
+func exampleARPFrame() layer2.Frame {
 	return layer2.Frame{
 		Destination: facts.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, Source: facts.MAC{2, 0, 0, 0, 0, 1}, Operation: layer2.Request,
 		SenderMAC: facts.MAC{2, 0, 0, 0, 0, 1}, SenderIP: netip.MustParseAddr("192.168.0.100"),
@@ -40,62 +40,62 @@ func example() layer2.Frame {
 	}
 }
 
-// written encodes with a function that must not fail.
-func written(t testing.TB, encode func([]byte, layer2.Frame) ([]byte, error), f layer2.Frame) []byte {
+// encodeFrame encodes with a function that must not fail.
+func encodeFrame(t testing.TB, encode func([]byte, layer2.Frame) ([]byte, error), f layer2.Frame) []byte {
 	t.Helper()
-	b, err := encode(make([]byte, 0, maxFrame), f)
+	b, err := encode(make([]byte, 0, maxFrameLength), f)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return b
 }
 
-func TestTheLibraryReadsWhatIsWritten(t *testing.T) {
-	f := example()
-	b := written(t, encodeARP, f)
-	for name, decode := range map[string]func([]byte) (layer2.Frame, bool){"library": reference, "own": decodeARP} {
+func TestARPFrameIsReadByTheLibrary(t *testing.T) {
+	f := exampleARPFrame()
+	b := encodeFrame(t, encodeARP, f)
+	for name, decode := range map[string]func([]byte) (layer2.Frame, bool){"library": decodeWithLibrary, "own": decodeARP} {
 		got, ok := decode(b)
-		if diff := cmp.Diff(f, got, addresses); !ok || diff != "" {
+		if diff := cmp.Diff(f, got, equateAddresses); !ok || diff != "" {
 			t.Errorf("%s: ok=%v (-want +got)\n%s", name, ok, diff)
 		}
 	}
 }
 
-func TestDecodeRefuses(t *testing.T) {
+func TestDecodeARPRefuses(t *testing.T) {
 	tests := map[string]func(b []byte) []byte{
 		"nothing":                   func([]byte) []byte { return nil },
-		"a frame cut short":         func(b []byte) []byte { return b[:arpFrame-1] },
-		"another EtherType":         func(b []byte) []byte { b[etherType+1] = 0; return b },
-		"another hardware":          func(b []byte) []byte { b[arpHardware+1] = 6; return b },
-		"another protocol":          func(b []byte) []byte { b[arpHardware+2] = 0x86; return b },
-		"another length of address": func(b []byte) []byte { b[arpLengths] = 8; return b },
+		"a frame cut short":         func(b []byte) []byte { return b[:arpFrameLength-1] },
+		"another EtherType":         func(b []byte) []byte { b[etherTypeOffset+1] = 0; return b },
+		"another hardware":          func(b []byte) []byte { b[arpTypesOffset+1] = 6; return b },
+		"another protocol":          func(b []byte) []byte { b[arpTypesOffset+2] = 0x86; return b },
+		"another length of address": func(b []byte) []byte { b[arpLengthsOffset] = 8; return b },
 	}
 	for name, edit := range tests {
 		t.Run(name, func(t *testing.T) {
-			if f, ok := decodeARP(edit(written(t, encodeARP, example()))); ok {
+			if f, ok := decodeARP(edit(encodeFrame(t, encodeARP, exampleARPFrame()))); ok {
 				t.Errorf("decoded as %+v", f)
 			}
 		})
 	}
 }
 
-// FuzzDecode holds that the library agrees on whatever is taken for a frame, and that it is written as it was read.
-func FuzzDecode(f *testing.F) {
+// FuzzDecodeARP holds that the library agrees on whatever is taken for a frame, and that it is written as it was read.
+func FuzzDecodeARP(f *testing.F) {
 	f.Add([]byte{})
-	f.Add(written(f, encodeARP, example()))
-	f.Fuzz(holdsForARP)
+	f.Add(encodeFrame(f, encodeARP, exampleARPFrame()))
+	f.Fuzz(checkARPFrame)
 }
 
-func holdsForARP(t *testing.T, b []byte) {
+func checkARPFrame(t *testing.T, b []byte) {
 	got, ok := decodeARP(b)
 	if !ok {
 		return
 	}
-	want, ok := reference(b)
+	want, ok := decodeWithLibrary(b)
 	if !ok || got != want {
-		t.Fatalf("the library says ok=%v (-library +own)\n%s", ok, cmp.Diff(want, got, addresses))
+		t.Fatalf("the library says ok=%v (-library +own)\n%s", ok, cmp.Diff(want, got, equateAddresses))
 	}
-	if again := written(t, encodeARP, got); string(again) != string(b[:arpFrame]) {
+	if again := encodeFrame(t, encodeARP, got); string(again) != string(b[:arpFrameLength]) {
 		t.Fatalf("written as %x, read from %x", again, b)
 	}
 }

@@ -14,20 +14,20 @@ import (
 
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/layer2"
-	"github.com/gantry-lb/gantry/speaker/links/sandbox"
+	"github.com/gantry-lb/gantry/speaker/links/netnstest"
 )
 
-// listener is a port for IPv6 on a link that leads to a switch that snoops on MLD.
-type listener struct {
-	t          *testing.T
-	node, peer *sandbox.Room
-	port       layer2.Port
+// harness is a port for IPv6 on a link that leads to a switch that snoops on MLD.
+type harness struct {
+	t                              *testing.T
+	nodeNamespace, switchNamespace *netnstest.Namespace
+	port                           layer2.Port
 }
 
-func listen(t *testing.T) *listener {
-	l := &listener{t: t, node: sandbox.New(t), peer: sandbox.New(t)}
-	l.node.Veth("eth0", l.peer, "port0")
-	l.peer.Do(func() error {
+func newHarness(t *testing.T) *harness {
+	l := &harness{t: t, nodeNamespace: netnstest.New(t), switchNamespace: netnstest.New(t)}
+	l.nodeNamespace.AddVeth("eth0", l.switchNamespace, "port0")
+	l.switchNamespace.MustRun(func() error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = "br0"
 		on := true
@@ -36,11 +36,11 @@ func listen(t *testing.T) *listener {
 		return errors.Join(err, netlink.LinkAdd(bridge), netlink.LinkSetMaster(port, bridge), netlink.LinkSetUp(bridge))
 	})
 	var link facts.Link
-	l.node.Do(func() error {
+	l.nodeNamespace.MustRun(func() error {
 		ifi, err := net.InterfaceByName("eth0")
 		if err == nil {
 			link = facts.Link{Index: ifi.Index, Name: "eth0", MAC: facts.MAC(ifi.HardwareAddr)}
-			l.port, err = Wire{}.Open(link, layer2.IPv6)
+			l.port, err = Wire{}.OpenPort(link, layer2.IPv6)
 		}
 		return err
 	})
@@ -55,14 +55,14 @@ func listen(t *testing.T) *listener {
 	return l
 }
 
-func numbered(i int) netip.Addr {
+func numberedAddress(i int) netip.Addr {
 	return netip.AddrFrom16([16]byte{0xfd, 0, 0xa8, 14: byte(i >> 8), 15: byte(i)})
 }
 
-// known says how many of the first n groups the switch knows.
-func (l *listener) known(n int) (count int) {
+// countKnownGroups says how many of the first n groups the switch knows.
+func (l *harness) countKnownGroups(n int) (count int) {
 	l.t.Helper()
-	l.peer.Do(func() error {
+	l.switchNamespace.MustRun(func() error {
 		request := nl.NewNetlinkRequest(unix.RTM_GETMDB, unix.NLM_F_DUMP)
 		request.AddRawData([]byte{unix.AF_BRIDGE, 0, 0, 0, 0, 0, 0, 0}) // struct br_port_msg
 		messages, err := request.Execute(unix.NETLINK_ROUTE, unix.RTM_GETMDB)
@@ -78,7 +78,7 @@ func (l *listener) known(n int) (count int) {
 	return count
 }
 
-func (l *listener) await(sentence string, f func() bool) {
+func (l *harness) awaitCondition(sentence string, f func() bool) {
 	l.t.Helper()
 	for deadline := time.Now().Add(60 * time.Second); !f(); {
 		if time.Now().After(deadline) {
@@ -88,9 +88,9 @@ func (l *listener) await(sentence string, f func() bool) {
 	}
 }
 
-// takesAll says whether the card takes every multicast packet in.
-func (l *listener) takesAll() (all bool) {
-	l.node.Do(func() error {
+// isAllMulticast says whether the card takes every multicast packet in.
+func (l *harness) isAllMulticast() (all bool) {
+	l.nodeNamespace.MustRun(func() error {
 		ifi, err := net.InterfaceByName("eth0")
 		if err != nil {
 			return err
@@ -113,54 +113,54 @@ func (l *listener) takesAll() (all bool) {
 }
 
 // More groups than the kernel is asked for are all known to a switch that snoops; the card is asked for all then.
-func TestASwitchKnowsEveryGroup(t *testing.T) {
-	l := listen(t)
-	const few, many = kernelGroups / 2, 3 * kernelGroups
+func TestSnoopingSwitchKnowsEveryGroup(t *testing.T) {
+	l := newHarness(t)
+	const few, many = kernelGroupsLimit / 2, 3 * kernelGroupsLimit
 	for i := range few {
-		if err := l.port.Join(numbered(i)); err != nil {
+		if err := l.port.JoinGroup(numberedAddress(i)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if l.takesAll() {
+	if l.isAllMulticast() {
 		t.Errorf("with %d groups the card takes in every multicast packet", few)
 	}
 	for i := few; i < many; i++ {
-		if err := l.port.Join(numbered(i)); err != nil {
+		if err := l.port.JoinGroup(numberedAddress(i)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if !l.takesAll() {
+	if !l.isAllMulticast() {
 		t.Errorf("with %d groups the card does not take in every multicast packet", many)
 	}
-	l.await("the switch knows every group", func() bool { return l.known(many) == many })
-	for i := kernelGroups; i < many; i++ {
-		l.port.Leave(numbered(i))
+	l.awaitCondition("the switch knows every group", func() bool { return l.countKnownGroups(many) == many })
+	for i := kernelGroupsLimit; i < many; i++ {
+		l.port.LeaveGroup(numberedAddress(i))
 	}
-	if l.takesAll() {
+	if l.isAllMulticast() {
 		t.Error("the card takes in every multicast packet when few groups are left")
 	}
-	if n := l.known(kernelGroups); n != kernelGroups {
-		t.Errorf("the switch knows %d of the %d groups that are left", n, kernelGroups)
+	if n := l.countKnownGroups(kernelGroupsLimit); n != kernelGroupsLimit {
+		t.Errorf("the switch knows %d of the %d groups that are left", n, kernelGroupsLimit)
 	}
 }
 
 // A switch that was restarted asks, and learns everything anew.
-func TestAQueryIsAnswered(t *testing.T) {
-	l := listen(t)
-	const many = kernelGroups + 100
+func TestMLDQueryIsAnswered(t *testing.T) {
+	l := newHarness(t)
+	const many = kernelGroupsLimit + 100
 	for i := range many {
-		if err := l.port.Join(numbered(i)); err != nil {
+		if err := l.port.JoinGroup(numberedAddress(i)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	l.await("the switch knows every group", func() bool { return l.known(many) == many })
+	l.awaitCondition("the switch knows every group", func() bool { return l.countKnownGroups(many) == many })
 	var querier int
-	l.peer.Do(func() (err error) { // flushes what the switch knows
+	l.switchNamespace.MustRun(func() (err error) { // flushes what the switch knows
 		p, err := netlink.LinkByName("port0")
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(netlink.LinkSetNoMaster(p), l.forget(p)); err != nil {
+		if err := errors.Join(netlink.LinkSetNoMaster(p), l.replugPort(p)); err != nil {
 			return err
 		}
 		querier, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
@@ -168,52 +168,52 @@ func TestAQueryIsAnswered(t *testing.T) {
 	})
 	defer unix.Close(querier)
 	// Past the two reports of a change, and asked again and again, as a querier does.
-	l.await("the switch knows every group again", func() bool {
-		l.peer.Do(func() error {
+	l.awaitCondition("the switch knows every group again", func() bool {
+		l.switchNamespace.MustRun(func() error {
 			p, err := net.InterfaceByName("port0")
 			if err != nil {
 				return err
 			}
-			return unix.Sendto(querier, query(facts.MAC(p.HardwareAddr)), 0, &unix.SockaddrLinklayer{Ifindex: p.Index, Protocol: swap(unix.ETH_P_IPV6)})
+			return unix.Sendto(querier, buildMLDQuery(facts.MAC(p.HardwareAddr)), 0, &unix.SockaddrLinklayer{Ifindex: p.Index, Protocol: networkByteOrder(unix.ETH_P_IPV6)})
 		})
-		return l.known(many) == many
+		return l.countKnownGroups(many) == many
 	})
 }
 
-// forget plugs the port in again: the switch has forgotten what it knew of it.
-func (l *listener) forget(port netlink.Link) error {
+// replugPort plugs the port in again: the switch has forgotten what it knew of it.
+func (l *harness) replugPort(port netlink.Link) error {
 	b, err := netlink.LinkByName("br0")
 	return errors.Join(err, netlink.LinkSetMaster(port, b))
 }
 
-// query is a General Query (RFC 3810 section 5.1), made of a report.
-func query(mac facts.MAC) []byte {
-	b := encodeReport(mac, netip.MustParseAddr("fe80::1"), isExclude, []netip.Addr{netip.IPv6Unspecified()})
-	b[mld], b[mld+2], b[mld+3] = mldQuery, 0, 0
-	clear(b[mld+4:])
-	b[mld+5] = 10 // the longest time to answer, in milliseconds
-	all := allNodes.As16()
-	copy(b[ip6Target:], all[:])
+// buildMLDQuery is a General Query (RFC 3810 section 5.1), made of a report.
+func buildMLDQuery(mac facts.MAC) []byte {
+	b := encodeMLDReport(mac, netip.MustParseAddr("fe80::1"), modeIsExclude, []netip.Addr{netip.IPv6Unspecified()})
+	b[mldOffset], b[mldOffset+2], b[mldOffset+3] = typeMLDQuery, 0, 0
+	clear(b[mldOffset+4:])
+	b[mldOffset+5] = 10 // the longest time to answer, in milliseconds
+	all := allNodesGroup.As16()
+	copy(b[ip6DestinationOffset:], all[:])
 	copy(b[0:6], []byte{0x33, 0x33, 0, 0, 0, 1})
-	sum := ^checksum(b[ip6Source:icmp6], b[mld:])
-	b[mld+2], b[mld+3] = byte(sum>>8), byte(sum)
+	sum := ^icmpv6Checksum(b[ip6SourceOffset:icmp6Offset], b[mldOffset:])
+	b[mldOffset+2], b[mldOffset+3] = byte(sum>>8), byte(sum)
 	return b
 }
 
 // What is no report of ours alone is let through by the filter.
-func TestTheFilterLetsQueriesIn(t *testing.T) {
-	vm := machine(t, ndpFilter)
-	report := encodeReport(node6, held6, isExclude, []netip.Addr{held6})
-	if !checksumRight(report[ip6Source:icmp6], report[mld:]) {
+func TestFilterPassesMLDQueries(t *testing.T) {
+	vm := newFilterVM(t, ndpFilter)
+	report := encodeMLDReport(nodeMAC, held6, modeIsExclude, []netip.Addr{held6})
+	if !isICMPv6ChecksumValid(report[ip6SourceOffset:icmp6Offset], report[mldOffset:]) {
 		t.Error("the checksum of a report is wrong")
 	}
 	for name, tt := range map[string]struct {
 		frame []byte
 		want  bool
-	}{"a query": {query(client6), true}, "a report": {report, false}} {
+	}{"a query": {buildMLDQuery(clientMAC), true}, "a report": {report, false}} {
 		n, err := vm.Run(tt.frame)
-		if err != nil || (n > 0) != tt.want || isQuery(tt.frame) != tt.want {
-			t.Errorf("%s: %d bytes are let in (%v), a query: %v", name, n, err, isQuery(tt.frame))
+		if err != nil || (n > 0) != tt.want || isMLDQuery(tt.frame) != tt.want {
+			t.Errorf("%s: %d bytes are let in (%v), a query: %v", name, n, err, isMLDQuery(tt.frame))
 		}
 	}
 }

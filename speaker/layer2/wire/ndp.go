@@ -16,17 +16,17 @@ import (
 
 // The layout of ICMPv6 over IPv6 over Ethernet (RFC 8200 section 3), in bytes from the start of the frame.
 const (
-	ip6Header  = 14
-	ip6Length  = 18 // of what follows the header
-	ip6Next    = 20
-	ip6Hops    = 21
-	ip6Source  = 22
-	ip6Target  = 38
-	icmp6      = 54
-	icmp6Code  = 55
-	icmp6Min   = icmp6 + 24 // a solicitation without options
-	solicited  = 135        // Neighbor Solicitation (RFC 4861 section 4.3)
-	advertised = 136        // Neighbor Advertisement (section 4.4)
+	ip6Offset                 = 14
+	ip6LengthOffset           = 18 // of what follows the header
+	ip6NextHeaderOffset       = 20
+	ip6HopLimitOffset         = 21
+	ip6SourceOffset           = 22
+	ip6DestinationOffset      = 38
+	icmp6Offset               = 54
+	icmp6CodeOffset           = 55
+	ndpMinFrameLength         = icmp6Offset + 24 // a solicitation without options
+	typeNeighborSolicitation  = 135              // Neighbor Solicitation (RFC 4861 section 4.3)
+	typeNeighborAdvertisement = 136              // Neighbor Advertisement (section 4.4)
 )
 
 // ndpFilter passes Neighbor Solicitations and Advertisements that are not behind an extension header, none of which a
@@ -35,42 +35,42 @@ const (
 var ndpFilter = []bpf.Instruction{
 	bpf.LoadExtension{Num: bpf.ExtType},
 	bpf.JumpIf{Cond: bpf.JumpGreaterThan, Val: unix.PACKET_MULTICAST, SkipTrue: 13},
-	bpf.LoadAbsolute{Off: etherType, Size: 2},
+	bpf.LoadAbsolute{Off: etherTypeOffset, Size: 2},
 	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.ETH_P_IPV6, SkipTrue: 11},
-	bpf.LoadAbsolute{Off: ip6Next, Size: 1},
+	bpf.LoadAbsolute{Off: ip6NextHeaderOffset, Size: 1},
 	bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.IPPROTO_ICMPV6, SkipFalse: 3},
-	bpf.LoadAbsolute{Off: icmp6, Size: 1},
-	bpf.JumpIf{Cond: bpf.JumpEqual, Val: solicited, SkipTrue: 6},
-	bpf.JumpIf{Cond: bpf.JumpEqual, Val: advertised, SkipTrue: 5, SkipFalse: 6},
+	bpf.LoadAbsolute{Off: icmp6Offset, Size: 1},
+	bpf.JumpIf{Cond: bpf.JumpEqual, Val: typeNeighborSolicitation, SkipTrue: 6},
+	bpf.JumpIf{Cond: bpf.JumpEqual, Val: typeNeighborAdvertisement, SkipTrue: 5, SkipFalse: 6},
 	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_HOPOPTS, SkipTrue: 5},
-	bpf.LoadAbsolute{Off: hopByHop, Size: 1},
+	bpf.LoadAbsolute{Off: hopByHopOffset, Size: 1},
 	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_ICMPV6, SkipTrue: 3},
-	bpf.LoadAbsolute{Off: mld, Size: 1},
-	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: mldQuery, SkipTrue: 1},
-	bpf.RetConstant{Val: maxFrame},
+	bpf.LoadAbsolute{Off: mldOffset, Size: 1},
+	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: typeMLDQuery, SkipTrue: 1},
+	bpf.RetConstant{Val: maxFrameLength},
 	bpf.RetConstant{Val: 0},
 }
 
 // decodeNDP reads an Ethernet frame with a Neighbor Solicitation or Advertisement in it that is valid by RFC 4861
 // sections 7.1.1 and 7.1.2.
 func decodeNDP(b []byte) (layer2.Frame, bool) {
-	if len(b) < icmp6Min || binary.BigEndian.Uint16(b[etherType:]) != unix.ETH_P_IPV6 || b[ip6Header]>>4 != 6 ||
-		b[ip6Next] != unix.IPPROTO_ICMPV6 || b[ip6Hops] != ndp.HopLimit || b[icmp6Code] != 0 {
+	if len(b) < ndpMinFrameLength || binary.BigEndian.Uint16(b[etherTypeOffset:]) != unix.ETH_P_IPV6 || b[ip6Offset]>>4 != 6 ||
+		b[ip6NextHeaderOffset] != unix.IPPROTO_ICMPV6 || b[ip6HopLimitOffset] != ndp.HopLimit || b[icmp6CodeOffset] != 0 {
 		return layer2.Frame{}, false
 	}
-	end := icmp6 + int(binary.BigEndian.Uint16(b[ip6Length:]))
-	if end < icmp6Min || end > len(b) || !checksumRight(b[ip6Source:icmp6], b[icmp6:end]) {
+	end := icmp6Offset + int(binary.BigEndian.Uint16(b[ip6LengthOffset:]))
+	if end < ndpMinFrameLength || end > len(b) || !isICMPv6ChecksumValid(b[ip6SourceOffset:icmp6Offset], b[icmp6Offset:end]) {
 		return layer2.Frame{}, false
 	}
-	m, err := ndp.ParseMessage(b[icmp6:end])
+	m, err := ndp.ParseMessage(b[icmp6Offset:end])
 	if err != nil {
 		return layer2.Frame{}, false
 	}
-	source, target := netip.AddrFrom16([16]byte(b[ip6Source:ip6Target])), netip.AddrFrom16([16]byte(b[ip6Target:icmp6]))
+	source, target := netip.AddrFrom16([16]byte(b[ip6SourceOffset:ip6DestinationOffset])), netip.AddrFrom16([16]byte(b[ip6DestinationOffset:icmp6Offset]))
 	f := layer2.Frame{Destination: facts.MAC(b[0:6]), Source: facts.MAC(b[6:12]), SenderMAC: facts.MAC(b[6:12])}
 	switch m := m.(type) {
 	case *ndp.NeighborSolicitation:
-		mac, given := linkLayer(m.Options, ndp.Source)
+		mac, given := linkLayerOption(m.Options, ndp.Source)
 		if m.TargetAddress.IsMulticast() || source.IsMulticast() || source.Is4In6() {
 			return layer2.Frame{}, false
 		}
@@ -91,7 +91,7 @@ func decodeNDP(b []byte) (layer2.Frame, bool) {
 		if target.IsMulticast() {
 			target = m.TargetAddress // as it is in an announcement with ARP
 		}
-		if mac, given := linkLayer(m.Options, ndp.Target); given {
+		if mac, given := linkLayerOption(m.Options, ndp.Target); given {
 			f.SenderMAC = mac
 		}
 		f.Operation, f.SenderIP, f.TargetMAC, f.TargetIP = layer2.Reply, m.TargetAddress, f.Destination, target
@@ -101,8 +101,8 @@ func decodeNDP(b []byte) (layer2.Frame, bool) {
 	return f, true
 }
 
-// linkLayer returns the Ethernet address among the options.
-func linkLayer(options []ndp.Option, d ndp.Direction) (facts.MAC, bool) {
+// linkLayerOption returns the Ethernet address among the options.
+func linkLayerOption(options []ndp.Option, d ndp.Direction) (facts.MAC, bool) {
 	for _, o := range options {
 		if l, ok := o.(*ndp.LinkLayerAddress); ok && l.Direction == d && len(l.Addr) == 6 {
 			return facts.MAC(l.Addr), true
@@ -111,16 +111,18 @@ func linkLayer(options []ndp.Option, d ndp.Direction) (facts.MAC, bool) {
 	return facts.MAC{}, false
 }
 
-// checksumRight says whether the ICMPv6 checksum is. A packet socket sees packets before the kernel has looked at it.
-func checksumRight(addresses, message []byte) bool { return checksum(addresses, message) == 0xffff }
-
-// checksum sums a message up with its pseudo-header (RFC 8200 section 8.1).
-func checksum(addresses, message []byte) uint16 {
-	return sumUp(uint32(len(message))+unix.IPPROTO_ICMPV6, addresses, message)
+// isICMPv6ChecksumValid says whether the ICMPv6 checksum is. A packet socket sees packets before the kernel has looked at it.
+func isICMPv6ChecksumValid(addresses, message []byte) bool {
+	return icmpv6Checksum(addresses, message) == 0xffff
 }
 
-// sumUp is the one's complement sum of the Internet checksum (RFC 1071).
-func sumUp(sum uint32, parts ...[]byte) uint16 {
+// icmpv6Checksum sums a message up with its pseudo-header (RFC 8200 section 8.1).
+func icmpv6Checksum(addresses, message []byte) uint16 {
+	return onesComplementSum(uint32(len(message))+unix.IPPROTO_ICMPV6, addresses, message)
+}
+
+// onesComplementSum is the one's complement sum of the Internet checksum (RFC 1071).
+func onesComplementSum(sum uint32, parts ...[]byte) uint16 {
 	for _, part := range parts {
 		for ; len(part) > 1; part = part[2:] {
 			sum += uint32(part[0])<<8 | uint32(part[1])
@@ -135,7 +137,7 @@ func sumUp(sum uint32, parts ...[]byte) uint16 {
 	return uint16(sum)
 }
 
-var allNodes = netip.MustParseAddr("ff02::1")
+var allNodesGroup = netip.MustParseAddr("ff02::1")
 
 // encodeNDP writes the frame into b, whose capacity suffices, and returns what was written. An advertisement comes from
 // the address that it is about, and always overrides what its hearer knew.
@@ -158,7 +160,7 @@ func encodeNDP(b []byte, f layer2.Frame) ([]byte, error) {
 		m = s
 	} else {
 		if target == source {
-			target = allNodes
+			target = allNodesGroup
 		}
 		m = &ndp.NeighborAdvertisement{
 			Solicited: !target.IsMulticast() && !f.Unsolicited, Override: true, TargetAddress: source,
@@ -169,19 +171,19 @@ func encodeNDP(b []byte, f layer2.Frame) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if icmp6+len(payload) > cap(b) {
+	if icmp6Offset+len(payload) > cap(b) {
 		return nil, fmt.Errorf("a message of %d bytes is too long", len(payload))
 	}
-	b = b[:icmp6+len(payload)]
+	b = b[:icmp6Offset+len(payload)]
 	copy(b[0:6], f.Destination[:])
 	copy(b[6:12], f.Source[:])
-	binary.BigEndian.PutUint16(b[etherType:], unix.ETH_P_IPV6)
-	binary.BigEndian.PutUint32(b[ip6Header:], 6<<28)
-	binary.BigEndian.PutUint16(b[ip6Length:], uint16(len(payload)))
-	b[ip6Next], b[ip6Hops] = unix.IPPROTO_ICMPV6, ndp.HopLimit
+	binary.BigEndian.PutUint16(b[etherTypeOffset:], unix.ETH_P_IPV6)
+	binary.BigEndian.PutUint32(b[ip6Offset:], 6<<28)
+	binary.BigEndian.PutUint16(b[ip6LengthOffset:], uint16(len(payload)))
+	b[ip6NextHeaderOffset], b[ip6HopLimitOffset] = unix.IPPROTO_ICMPV6, ndp.HopLimit
 	s, t := source.As16(), target.As16()
-	copy(b[ip6Source:], s[:])
-	copy(b[ip6Target:], t[:])
-	copy(b[icmp6:], payload)
+	copy(b[ip6SourceOffset:], s[:])
+	copy(b[ip6DestinationOffset:], t[:])
+	copy(b[icmp6Offset:], payload)
 	return b, nil
 }

@@ -18,10 +18,10 @@ var (
 	asker4 = netip.MustParseAddr("192.168.0.100")
 )
 
-// echo returns an Ethernet frame with an echo request, padded as a short one is on the wire.
-func echo(t testing.TB, f layer2.Family, data string) []byte {
+// echoRequest returns an Ethernet frame with an echo request, padded as a short one is on the wire.
+func echoRequest(t testing.TB, f layer2.Family, data string) []byte {
 	t.Helper()
-	head := append(append(append([]byte{}, node6[:]...), client6[:]...), 0x08, 0x00)
+	head := append(append(append([]byte{}, nodeMAC[:]...), clientMAC[:]...), 0x08, 0x00)
 	if f == layer2.IPv6 {
 		ip := make([]byte, 40)
 		ip[0], ip[6], ip[7] = 0x60, unix.IPPROTO_ICMPV6, 9
@@ -45,32 +45,32 @@ func echo(t testing.TB, f layer2.Family, data string) []byte {
 	ip[0], ip[2], ip[3], ip[6], ip[8], ip[9] = 0x45, byte(n>>8), byte(n), 0x40, 9, unix.IPPROTO_ICMP
 	copy(ip[12:], asker4.AsSlice())
 	copy(ip[16:], held4.AsSlice())
-	sum := ^sumUp(0, ip)
+	sum := ^onesComplementSum(0, ip)
 	ip[10], ip[11] = byte(sum>>8), byte(sum)
 	return append(append(append(head, ip...), m...), make([]byte, max(0, 46-n))...)
 }
 
-// pong are the families with what is theirs.
-var pong = map[layer2.Family]struct {
+// pingCaseByFamily are the families with what is theirs.
+var pingCaseByFamily = map[layer2.Family]struct {
 	answer      func([]byte, func(netip.Addr) bool) ([]byte, bool)
 	held, asker netip.Addr
 	body        int
 	reply       byte
 }{
-	layer2.IPv4: {answerPing4, held4, asker4, icmp4, 0},
-	layer2.IPv6: {answerPing6, held6, asker6, icmp6, echoReply6},
+	layer2.IPv4: {buildPingReply4, held4, asker4, icmp4Offset, 0},
+	layer2.IPv6: {buildPingReply6, held6, asker6, icmp6Offset, typeEchoReply6},
 }
 
-func TestAnswersToPings(t *testing.T) {
-	for f, tt := range pong {
+func TestPingReplies(t *testing.T) {
+	for f, tt := range pingCaseByFamily {
 		is := func(a netip.Addr) bool { return a == tt.held }
 		for _, data := range []string{"", "x", "are you there?", string(bytes.Repeat([]byte{0xff}, 1400))} {
-			request := echo(t, f, data)
-			program := pingFilter
+			request := echoRequest(t, f, data)
+			program := pingFilter4
 			if f == layer2.IPv6 {
-				program = ping6Filter
+				program = pingFilter6
 			}
-			if n, err := machine(t, program).Run(request); err != nil || n == 0 {
+			if n, err := newFilterVM(t, program).Run(request); err != nil || n == 0 {
 				t.Errorf("%s: the filter passes %d bytes (%v)", f, n, err)
 			}
 			answer, ok := tt.answer(bytes.Clone(request), is)
@@ -80,13 +80,13 @@ func TestAnswersToPings(t *testing.T) {
 			if !bytes.Equal(answer[0:6], request[6:12]) || !bytes.Equal(answer[6:12], request[0:6]) {
 				t.Errorf("%s: the answer goes from %x to %x", f, answer[6:12], answer[0:6])
 			}
-			if got := answer[tt.body+echoMin:]; string(got) != data || answer[tt.body] != tt.reply {
+			if got := answer[tt.body+echoMinLength:]; string(got) != data || answer[tt.body] != tt.reply {
 				t.Errorf("%s: the answer is of type %d and says %q", f, answer[tt.body], got)
 			}
-			if sound := sumUp(0, answer[ip4Header:icmp4]) == 0xffff && sumUp(0, answer[icmp4:]) == 0xffff; f == layer2.IPv4 && !sound {
+			if sound := onesComplementSum(0, answer[ip4Offset:icmp4Offset]) == 0xffff && onesComplementSum(0, answer[icmp4Offset:]) == 0xffff; f == layer2.IPv4 && !sound {
 				t.Error("IPv4: the checksums are wrong")
 			}
-			if f == layer2.IPv6 && !checksumRight(answer[ip6Source:icmp6], answer[icmp6:]) {
+			if f == layer2.IPv6 && !isICMPv6ChecksumValid(answer[ip6SourceOffset:icmp6Offset], answer[icmp6Offset:]) {
 				t.Error("IPv6: the checksum is wrong")
 			}
 			if _, ok := tt.answer(bytes.Clone(request), func(netip.Addr) bool { return false }); ok {
@@ -99,50 +99,52 @@ func TestAnswersToPings(t *testing.T) {
 	}
 }
 
-func TestPingsThatAreNotAnswered(t *testing.T) {
+func TestInvalidPingsAreNotAnswered(t *testing.T) {
 	tests := map[string]func(b []byte, v4 bool){
 		"a wrong checksum":          func(b []byte, v4 bool) { b[len(b)-30] ^= 1 },
 		"a sender that is a group":  func(b []byte, v4 bool) { b[6] |= 1 },
-		"another code":              func(b []byte, v4 bool) { b[body(v4)+1] = 1 },
-		"another type":              func(b []byte, v4 bool) { b[body(v4)] = 13 },
-		"another protocol":          func(b []byte, v4 bool) { b[map[bool]int{true: ip4Protocol, false: ip6Next}[v4]] = 17 },
-		"a length beyond the frame": func(b []byte, v4 bool) { b[map[bool]int{true: ip4Length, false: ip6Length}[v4]] = 0x7f },
-		"a length of nothing":       func(b []byte, v4 bool) { clear(b[map[bool]int{true: ip4Length, false: ip6Length}[v4]:][:2]) },
+		"another code":              func(b []byte, v4 bool) { b[icmpOffset(v4)+1] = 1 },
+		"another type":              func(b []byte, v4 bool) { b[icmpOffset(v4)] = 13 },
+		"another protocol":          func(b []byte, v4 bool) { b[map[bool]int{true: ip4ProtocolOffset, false: ip6NextHeaderOffset}[v4]] = 17 },
+		"a length beyond the frame": func(b []byte, v4 bool) { b[map[bool]int{true: ip4LengthOffset, false: ip6LengthOffset}[v4]] = 0x7f },
+		"a length of nothing": func(b []byte, v4 bool) {
+			clear(b[map[bool]int{true: ip4LengthOffset, false: ip6LengthOffset}[v4]:][:2])
+		},
 	}
 	for name, edit := range tests {
-		for f, tt := range pong {
-			b := echo(t, f, "are you there? are you there? are you there?")
+		for f, tt := range pingCaseByFamily {
+			b := echoRequest(t, f, "are you there? are you there? are you there?")
 			edit(b, f == layer2.IPv4)
 			if answer, ok := tt.answer(b, func(netip.Addr) bool { return true }); ok {
 				t.Errorf("%s, %s: answered with %x", name, f, answer)
 			}
 		}
 	}
-	piece := echo(t, layer2.IPv4, "")
-	piece[ip4Fragment] = 0x20
-	if n, err := machine(t, pingFilter).Run(piece); n != 0 || err != nil {
+	piece := echoRequest(t, layer2.IPv4, "")
+	piece[ip4FragmentOffset] = 0x20
+	if n, err := newFilterVM(t, pingFilter4).Run(piece); n != 0 || err != nil {
 		t.Errorf("the filter passes a piece of a ping (%v)", err)
 	}
 }
 
-func body(v4 bool) int {
+func icmpOffset(v4 bool) int {
 	if v4 {
-		return icmp4
+		return icmp4Offset
 	}
-	return icmp6
+	return icmp6Offset
 }
 
 // FuzzPing holds that what is answered is a sound ping, and that the answer is one too, to who asked.
 func FuzzPing(f *testing.F) {
 	f.Add([]byte{})
-	for family := range pong {
-		f.Add(echo(f, family, "are you there?"))
+	for family := range pingCaseByFamily {
+		f.Add(echoRequest(f, family, "are you there?"))
 	}
-	f.Fuzz(holdsForPing)
+	f.Fuzz(checkPingFrame)
 }
 
-func holdsForPing(t *testing.T, b []byte) {
-	for family, tt := range pong {
+func checkPingFrame(t *testing.T, b []byte) {
+	for family, tt := range pingCaseByFamily {
 		var asked netip.Addr
 		answer, ok := tt.answer(bytes.Clone(b), func(a netip.Addr) bool { asked = a; return true })
 		if !ok {
@@ -151,9 +153,9 @@ func holdsForPing(t *testing.T, b []byte) {
 		if len(answer) > len(b) || !bytes.Equal(answer[0:6], b[6:12]) || answer[0]&1 != 0 || answer[tt.body] != tt.reply {
 			t.Fatalf("%x is answered with %x", b, answer)
 		}
-		from := answer[ip4Source:ip4Target]
+		from := answer[ip4SourceOffset:ip4DestinationOffset]
 		if family == layer2.IPv6 {
-			from = answer[ip6Source:ip6Target]
+			from = answer[ip6SourceOffset:ip6DestinationOffset]
 		}
 		if !bytes.Equal(from, asked.AsSlice()) {
 			t.Fatalf("%s is asked, and %x answers", asked, from)

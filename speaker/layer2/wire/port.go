@@ -17,24 +17,24 @@ import (
 
 // port is one socket. One goroutine calls Receive; the others' methods belong to the port's owner.
 type port struct {
-	link     string
-	protocol protocol
-	family   layer2.Family
-	file     *os.File
-	raw      syscall.RawConn
-	groups   *groups // nil for IPv4
+	linkName    string
+	protocol    protocol
+	family      layer2.Family
+	file        *os.File
+	rawConn     syscall.RawConn
+	memberships *groupMemberships // nil for IPv4
 
 	mu        sync.Mutex // guards what follows; nothing takes it for a frame
 	receiving bool
 	closed    bool
-	ring      *ring // Receive's while it runs; then of who holds mu
+	ring      *receiveRing // Receive's while it runs; then of who holds mu
 
-	// Write's: writeOnce is kept so that no closure is made for a frame, and passes what follows to and fro.
-	writeOnce func(fd uintptr) bool
-	out       []byte
-	writeErr  error
+	// Write's: writeFunc is kept so that no closure is made for a frame, and passes what follows to and fro.
+	writeFunc   func(fd uintptr) bool
+	writeBuffer []byte
+	writeError  error
 
-	lost atomic.Uint64
+	lostFrames atomic.Uint64
 }
 
 // Receive hands every frame to handle, and sends what handle answers, until the port fails or is closed.
@@ -42,13 +42,13 @@ func (p *port) Receive(handle func(layer2.Frame) (layer2.Frame, bool)) error {
 	p.mu.Lock()
 	if p.closed {
 		p.mu.Unlock()
-		return fmt.Errorf("reading %s on %q: %w", p.protocol.name, p.link, os.ErrClosed)
+		return fmt.Errorf("reading %s on %q: %w", p.protocol.name, p.linkName, os.ErrClosed)
 	}
 	p.receiving = true
 	p.mu.Unlock()
 	r := &receiver{port: p, handle: handle}
-	r.batch.init()
-	err := p.raw.Read(r.drain)
+	r.batch.linkVectors()
+	err := p.rawConn.Read(r.drainRing)
 	if err == nil || r.err != nil {
 		err = r.err
 	}
@@ -56,32 +56,32 @@ func (p *port) Receive(handle func(layer2.Frame) (layer2.Frame, bool)) error {
 	defer p.mu.Unlock()
 	p.receiving = false
 	if p.closed {
-		p.ring.unmap()
+		p.ring.unmapMemory()
 	}
-	return fmt.Errorf("reading %s on %q: %w", p.protocol.name, p.link, classify(err))
+	return fmt.Errorf("reading %s on %q: %w", p.protocol.name, p.linkName, classifyError(err))
 }
 
 // receiver is a running Receive.
 type receiver struct {
 	*port
 	handle func(layer2.Frame) (layer2.Frame, bool)
-	batch  batch
+	batch  sendBatch
 	err    error
 }
 
-// drain handles what is in the ring; false asks to be called again when there is more. Answers are sent together when the
+// drainRing handles what is in the ring; false asks to be called again when there is more. Answers are sent together when the
 // ring is empty or the batch full: under load one system call serves many requests.
-func (r *receiver) drain(fd uintptr) bool {
+func (r *receiver) drainRing(fd uintptr) bool {
 	for {
-		b := r.ring.frame()
+		b := r.ring.nextFrame()
 		if b == nil {
 			break
 		}
 		f, ok := r.protocol.decode(b)
-		if !ok && r.groups != nil && isQuery(b) {
-			r.groups.queried()
+		if !ok && r.memberships != nil && isMLDQuery(b) {
+			r.memberships.answerQuery()
 		}
-		r.ring.release()
+		r.ring.releaseFrame()
 		if !ok {
 			continue
 		}
@@ -89,14 +89,14 @@ func (r *receiver) drain(fd uintptr) bool {
 		if !ok || layer2.FamilyOf(answer.SenderIP) != r.family {
 			continue
 		}
-		if err := r.batch.add(r.protocol.encode, answer); err == nil && r.batch.n < len(r.batch.messages) {
+		if err := r.batch.addFrame(r.protocol.encode, answer); err == nil && r.batch.count < len(r.batch.messages) {
 			continue
 		}
-		if r.flush(fd); r.err != nil {
+		if r.flushBatch(fd); r.err != nil {
 			return true
 		}
 	}
-	if r.flush(fd); r.err != nil {
+	if r.flushBatch(fd); r.err != nil {
 		return true
 	}
 	// An empty ring is also what a link that went down leaves behind.
@@ -108,27 +108,27 @@ func (r *receiver) drain(fd uintptr) bool {
 	return r.err != nil
 }
 
-// patience is how long answers wait for room in the send buffer, in milliseconds. The ring takes requests in meanwhile.
-const patience = 10
+// sendBufferTimeout is how long answers wait for room in the send buffer, in milliseconds. The ring takes requests in meanwhile.
+const sendBufferTimeout = 10
 
-// flush sends the batch. What finds no room is lost: its asker asks again.
-func (r *receiver) flush(fd uintptr) {
-	for waited := false; r.batch.n > 0; {
-		sent, err := r.batch.send(fd)
+// flushBatch sends the batch. What finds no room is lost: its asker asks again.
+func (r *receiver) flushBatch(fd uintptr) {
+	for waited := false; r.batch.count > 0; {
+		sent, err := r.batch.sendFrames(fd)
 		if err == nil {
-			r.batch.drop(sent)
+			r.batch.dropFrames(sent)
 			continue
 		}
 		switch {
 		case errors.Is(err, unix.EINTR):
-		case errors.Is(classify(err), layer2.ErrNotSent) && !waited:
+		case errors.Is(classifyError(err), layer2.ErrNotSent) && !waited:
 			waited = true
-			_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, patience)
-		case errors.Is(classify(err), layer2.ErrNotSent):
-			r.lost.Add(uint64(r.batch.n))
-			r.batch.n = 0
+			_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, sendBufferTimeout)
+		case errors.Is(classifyError(err), layer2.ErrNotSent):
+			r.lostFrames.Add(uint64(r.batch.count))
+			r.batch.count = 0
 		default:
-			r.err, r.batch.n = err, 0
+			r.err, r.batch.count = err, 0
 		}
 	}
 }
@@ -136,125 +136,125 @@ func (r *receiver) flush(fd uintptr) {
 // batchSize is how many answers go out with one system call.
 const batchSize = 32
 
-// batch is frames to be sent together (sendmmsg).
-type batch struct {
-	n        int
-	messages [batchSize]message
-	parts    [batchSize]unix.Iovec
-	frames   [batchSize][maxFrame]byte
+// sendBatch is frames to be sent together (sendmmsg).
+type sendBatch struct {
+	count    int
+	messages [batchSize]mmsghdr
+	vectors  [batchSize]unix.Iovec
+	frames   [batchSize][maxFrameLength]byte
 }
 
-// message is the kernel's struct mmsghdr.
-type message struct {
+// mmsghdr is the kernel's struct mmsghdr.
+type mmsghdr struct {
 	header unix.Msghdr
 	length uint32
 }
 
-func (b *batch) init() {
+func (b *sendBatch) linkVectors() {
 	for i := range b.messages {
-		b.parts[i].Base = &b.frames[i][0]
-		b.messages[i].header.Iov = &b.parts[i]
+		b.vectors[i].Base = &b.frames[i][0]
+		b.messages[i].header.Iov = &b.vectors[i]
 		b.messages[i].header.SetIovlen(1)
 	}
 }
 
-func (b *batch) add(encode func([]byte, layer2.Frame) ([]byte, error), f layer2.Frame) error {
-	out, err := encode(b.frames[b.n][:0], f)
+func (b *sendBatch) addFrame(encode func([]byte, layer2.Frame) ([]byte, error), f layer2.Frame) error {
+	out, err := encode(b.frames[b.count][:0], f)
 	if err != nil {
 		return err
 	}
-	b.parts[b.n].SetLen(len(out))
-	b.n++
+	b.vectors[b.count].SetLen(len(out))
+	b.count++
 	return nil
 }
 
-// send sends as many as the kernel takes.
-func (b *batch) send(fd uintptr) (int, error) {
-	n, _, code := unix.Syscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&b.messages[0])), uintptr(b.n), 0, 0, 0)
+// sendFrames sends as many as the kernel takes.
+func (b *sendBatch) sendFrames(fd uintptr) (int, error) {
+	n, _, code := unix.Syscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&b.messages[0])), uintptr(b.count), 0, 0, 0)
 	if code != 0 {
 		return 0, code
 	}
 	return int(n), nil
 }
 
-// drop forgets the first n frames.
-func (b *batch) drop(n int) {
-	for i := n; i < b.n; i++ {
-		length := b.parts[i].Len
+// dropFrames forgets the first n frames.
+func (b *sendBatch) dropFrames(n int) {
+	for i := n; i < b.count; i++ {
+		length := b.vectors[i].Len
 		copy(b.frames[i-n][:length], b.frames[i][:length])
-		b.parts[i-n].Len = length
+		b.vectors[i-n].Len = length
 	}
-	b.n -= n
+	b.count -= n
 }
 
 // Write sends a frame, or answers ErrNotSent when it would have to wait.
 func (p *port) Write(f layer2.Frame) error {
 	if layer2.FamilyOf(f.SenderIP) != p.family || layer2.FamilyOf(f.TargetIP) != p.family {
-		return fmt.Errorf("sending %s on %q: %w: %s and %s are not both %s", p.protocol.name, p.link, layer2.ErrNotSent, f.SenderIP, f.TargetIP, p.family)
+		return fmt.Errorf("sending %s on %q: %w: %s and %s are not both %s", p.protocol.name, p.linkName, layer2.ErrNotSent, f.SenderIP, f.TargetIP, p.family)
 	}
-	b, err := p.protocol.encode(p.out[:0], f)
+	b, err := p.protocol.encode(p.writeBuffer[:0], f)
 	if err != nil {
-		return fmt.Errorf("encoding %s for %q: %w: %w", p.protocol.name, p.link, layer2.ErrNotSent, err)
+		return fmt.Errorf("encoding %s for %q: %w: %w", p.protocol.name, p.linkName, layer2.ErrNotSent, err)
 	}
-	p.out = b
-	if err = p.raw.Write(p.writeOnce); err == nil {
-		err = p.writeErr
+	p.writeBuffer = b
+	if err = p.rawConn.Write(p.writeFunc); err == nil {
+		err = p.writeError
 	}
 	if err != nil {
-		return fmt.Errorf("sending %s on %q: %w", p.protocol.name, p.link, classify(err))
+		return fmt.Errorf("sending %s on %q: %w", p.protocol.name, p.linkName, classifyError(err))
 	}
 	return nil
 }
 
-func (p *port) send(fd uintptr) bool {
-	_, p.writeErr = unix.Write(int(fd), p.out)
+func (p *port) writeOnce(fd uintptr) bool {
+	_, p.writeError = unix.Write(int(fd), p.writeBuffer)
 	return true
 }
 
-// tell sends a report to the switches; one that is lost is followed by another.
-func (p *port) tell(b []byte) {
-	_ = p.raw.Write(func(fd uintptr) bool {
+// writeReport sends a report to the switches; one that is lost is followed by another.
+func (p *port) writeReport(b []byte) {
+	_ = p.rawConn.Write(func(fd uintptr) bool {
 		_, _ = unix.Write(int(fd), b)
 		return true
 	})
 }
 
-// Join lets questions about an IPv6 address in.
-func (p *port) Join(a netip.Addr) error {
-	if p.groups == nil {
+// JoinGroup lets questions about an IPv6 address in.
+func (p *port) JoinGroup(a netip.Addr) error {
+	if p.memberships == nil {
 		return nil
 	}
-	return p.groups.join(a)
+	return p.memberships.joinGroupOf(a)
 }
 
-// Leave keeps them out again.
-func (p *port) Leave(a netip.Addr) {
-	if p.groups != nil {
-		p.groups.leave(a)
+// LeaveGroup keeps them out again.
+func (p *port) LeaveGroup(a netip.Addr) {
+	if p.memberships != nil {
+		p.memberships.leaveGroupOf(a)
 	}
 }
 
-// Lost counts the frames that found the ring full, and the answers that found no room. Any goroutine may call it.
-func (p *port) Lost() uint64 {
-	_ = p.raw.Control(func(fd uintptr) { // a closed port has lost what it has lost
+// LostFrames counts the frames that found the ring full, and the answers that found no room. Any goroutine may call it.
+func (p *port) LostFrames() uint64 {
+	_ = p.rawConn.Control(func(fd uintptr) { // a closed port has lost what it has lost
 		// Reading the kernel's counters sets them back.
 		if s, err := unix.GetsockoptTpacketStats(int(fd), unix.SOL_PACKET, unix.PACKET_STATISTICS); err == nil {
-			p.lost.Add(uint64(s.Drops))
+			p.lostFrames.Add(uint64(s.Drops))
 		}
 	})
-	return p.lost.Load()
+	return p.lostFrames.Load()
 }
 
 // Close ends Receive, and waits for nobody.
 func (p *port) Close() error {
-	if p.groups != nil {
-		p.groups.close()
+	if p.memberships != nil {
+		p.memberships.closeMemberships()
 	}
 	err := p.file.Close()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.closed && !p.receiving && p.ring != nil {
-		p.ring.unmap()
+		p.ring.unmapMemory()
 	}
 	p.closed = true
 	return err

@@ -21,25 +21,25 @@ type Wire struct{}
 
 var _ layer2.Wire = Wire{}
 
-// filter passes ARP requests and replies for IPv4 over Ethernet and drops the rest in the kernel, as it drops what is
+// arpFilter passes ARP requests and replies for IPv4 over Ethernet and drops the rest in the kernel, as it drops what is
 // not for this host: frames that it sent itself, and those of a VLAN that it has no link for, which the kernel marks
 // as another host's.
-var filter = []bpf.Instruction{
+var arpFilter = []bpf.Instruction{
 	bpf.LoadExtension{Num: bpf.ExtType},
 	bpf.JumpIf{Cond: bpf.JumpGreaterThan, Val: unix.PACKET_MULTICAST, SkipTrue: 7},
-	bpf.LoadAbsolute{Off: etherType, Size: 2},
+	bpf.LoadAbsolute{Off: etherTypeOffset, Size: 2},
 	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.ETH_P_ARP, SkipTrue: 5},
-	bpf.LoadAbsolute{Off: arpHardware, Size: 4},
-	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: ethernetIPv4, SkipTrue: 3},
-	bpf.LoadAbsolute{Off: arpOp, Size: 2},
+	bpf.LoadAbsolute{Off: arpTypesOffset, Size: 4},
+	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: arpTypesEthernetIPv4, SkipTrue: 3},
+	bpf.LoadAbsolute{Off: arpOperationOffset, Size: 2},
 	bpf.JumpIf{Cond: bpf.JumpGreaterThan, Val: uint32(layer2.Reply), SkipTrue: 1},
-	bpf.RetConstant{Val: maxFrame},
+	bpf.RetConstant{Val: maxFrameLength},
 	bpf.RetConstant{Val: 0},
 }
 
-// arrivedOn passes on to a filter what arrived on a link itself. A packet socket on a link sees what arrives for the VLANs
+// filterForLink passes on to a filter what arrived on a link itself. A packet socket on a link sees what arrives for the VLANs
 // and macvlans on top of it too: their segments are others, where the same address may be somebody else's by right.
-func arrivedOn(index int, filter []bpf.Instruction) []bpf.Instruction {
+func filterForLink(index int, filter []bpf.Instruction) []bpf.Instruction {
 	return append([]bpf.Instruction{
 		bpf.LoadExtension{Num: bpf.ExtInterfaceIndex},
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: uint32(index), SkipTrue: 1},
@@ -47,15 +47,15 @@ func arrivedOn(index int, filter []bpf.Instruction) []bpf.Instruction {
 	}, filter...)
 }
 
-// maxFrame is how much of a frame is read, in bytes.
-const maxFrame = 512
+// maxFrameLength is how much of a frame is read, in bytes.
+const maxFrameLength = 512
 
 // protocol is what differs between the families.
 type protocol struct {
 	name      string
 	etherType uint16
-	slot      int // bytes of a frame's place in the ring
-	slots     int // of them
+	slotSize  int // bytes of a frame's place in the ring
+	slotCount int // of them
 	filter    []bpf.Instruction
 	decode    func(b []byte) (layer2.Frame, bool)
 	encode    func(b []byte, f layer2.Frame) ([]byte, error)
@@ -63,38 +63,38 @@ type protocol struct {
 
 func protocolOf(f layer2.Family) protocol {
 	if f == layer2.IPv6 {
-		return protocol{"NDP", unix.ETH_P_IPV6, ndpSlot, ndpSlots, ndpFilter, decodeNDP, encodeNDP}
+		return protocol{"NDP", unix.ETH_P_IPV6, ndpSlotSize, ndpSlotCount, ndpFilter, decodeNDP, encodeNDP}
 	}
-	return protocol{"ARP", unix.ETH_P_ARP, arpSlot, arpSlots, filter, decodeARP, encodeARP}
+	return protocol{"ARP", unix.ETH_P_ARP, arpSlotSize, arpSlotCount, arpFilter, decodeARP, encodeARP}
 }
 
-// Open opens a socket on the link.
-func (Wire) Open(l facts.Link, family layer2.Family) (layer2.Port, error) {
-	p := &port{link: l.Name, protocol: protocolOf(family), family: family, out: make([]byte, 0, maxFrame)}
-	p.writeOnce = p.send
-	if err := p.open(l); err != nil {
-		return nil, fmt.Errorf("opening %s socket on %q: %w", p.protocol.name, l.Name, classify(err))
+// OpenPort opens a socket on the link.
+func (Wire) OpenPort(l facts.Link, family layer2.Family) (layer2.Port, error) {
+	p := &port{linkName: l.Name, protocol: protocolOf(family), family: family, writeBuffer: make([]byte, 0, maxFrameLength)}
+	p.writeFunc = p.writeOnce
+	if err := p.openSocket(l); err != nil {
+		return nil, fmt.Errorf("opening %s socket on %q: %w", p.protocol.name, l.Name, classifyError(err))
 	}
 	return p, nil
 }
 
-// open opens the socket; nothing stays open after an error.
-func (p *port) open(l facts.Link) error {
-	fd, err := socket(arrivedOn(l.Index, p.protocol.filter))
+// openSocket opens the socket; nothing stays open after an error.
+func (p *port) openSocket(l facts.Link) error {
+	fd, err := openPacketSocket(filterForLink(l.Index, p.protocol.filter))
 	if err != nil {
 		return err
 	}
 	p.file = os.NewFile(uintptr(fd), p.protocol.name)
-	p.ring, err = newRing(fd, p.protocol.slot, p.protocol.slots)
+	p.ring, err = newReceiveRing(fd, p.protocol.slotSize, p.protocol.slotCount)
 	if err == nil {
 		// The filter and the ring are there before the socket is bound, so that no other frame is ever queued.
-		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: swap(p.protocol.etherType), Ifindex: l.Index})
+		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: networkByteOrder(p.protocol.etherType), Ifindex: l.Index})
 	}
 	if err == nil {
-		p.raw, err = p.file.SyscallConn()
+		p.rawConn, err = p.file.SyscallConn()
 	}
 	if err == nil && p.family == layer2.IPv6 {
-		p.groups, err = newGroups(l, p.raw.Control, p.tell)
+		p.memberships, err = newGroupMemberships(l, p.rawConn.Control, p.writeReport)
 	}
 	if err != nil {
 		_ = p.Close() // nothing was sent yet
@@ -102,8 +102,8 @@ func (p *port) open(l facts.Link) error {
 	return err
 }
 
-// socket makes a packet socket that is bound to no link, and so sees nothing, with a filter.
-func socket(filter []bpf.Instruction) (int, error) {
+// openPacketSocket makes a packet socket that is bound to no link, and so sees nothing, with a filter.
+func openPacketSocket(filter []bpf.Instruction) (int, error) {
 	program, err := bpf.Assemble(filter)
 	if err != nil {
 		return -1, fmt.Errorf("assembling the filter: %w", err)
@@ -124,15 +124,15 @@ func socket(filter []bpf.Instruction) (int, error) {
 	return fd, nil
 }
 
-// swap turns a number into network byte order, on a machine of either order.
-func swap(v uint16) uint16 {
+// networkByteOrder turns a number into network byte order, on a machine of either order.
+func networkByteOrder(v uint16) uint16 {
 	var b [2]byte
 	binary.BigEndian.PutUint16(b[:], v)
 	return binary.NativeEndian.Uint16(b[:])
 }
 
-// classify gives an error the name by which the engine knows it.
-func classify(err error) error {
+// classifyError gives an error the name by which the engine knows it.
+func classifyError(err error) error {
 	switch {
 	case errors.Is(err, os.ErrPermission):
 		return layer2.ErrDenied

@@ -16,16 +16,16 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/layer2"
 	"github.com/gantry-lb/gantry/speaker/layer2/wire"
-	"github.com/gantry-lb/gantry/speaker/links/sandbox"
+	"github.com/gantry-lb/gantry/speaker/links/netnstest"
 )
 
 var families = []layer2.Family{layer2.IPv4, layer2.IPv6}
 
-// cable makes a namespace whose eth0 leads to another.
-func cable(t *testing.T) (room *sandbox.Room, link facts.Link) {
-	room, peer := sandbox.New(t), sandbox.New(t)
-	room.Veth("eth0", peer, "eth0")
-	room.Do(func() error {
+// newCable makes a namespace whose eth0 leads to another.
+func newCable(t *testing.T) (room *netnstest.Namespace, link facts.Link) {
+	room, peer := netnstest.New(t), netnstest.New(t)
+	room.AddVeth("eth0", peer, "eth0")
+	room.MustRun(func() error {
 		ifi, err := net.InterfaceByName("eth0")
 		if err == nil {
 			link = facts.Link{Index: ifi.Index, Name: "eth0", MAC: facts.MAC(ifi.HardwareAddr)}
@@ -35,20 +35,20 @@ func cable(t *testing.T) (room *sandbox.Room, link facts.Link) {
 	return room, link
 }
 
-func open(t *testing.T, room *sandbox.Room, link facts.Link, f layer2.Family) (port layer2.Port, err error) {
+func openPort(t *testing.T, room *netnstest.Namespace, link facts.Link, f layer2.Family) (port layer2.Port, err error) {
 	t.Helper()
-	room.Do(func() error {
-		port, err = wire.Wire{}.Open(link, f)
+	room.MustRun(func() error {
+		port, err = wire.Wire{}.OpenPort(link, f)
 		return nil
 	})
 	return port, err
 }
 
-func TestOpenTellsWhatIsWrong(t *testing.T) {
-	room, link := cable(t)
+func TestOpenPortClassifiesErrors(t *testing.T) {
+	room, link := newCable(t)
 	for _, f := range families {
 		t.Run(f.String()+": a link that is not there", func(t *testing.T) {
-			if _, err := open(t, room, facts.Link{Index: 4711, Name: "eth9"}, f); !errors.Is(err, layer2.ErrLinkGone) {
+			if _, err := openPort(t, room, facts.Link{Index: 4711, Name: "eth9"}, f); !errors.Is(err, layer2.ErrLinkGone) {
 				t.Errorf("Open = %v, want that the link is gone", err)
 			}
 		})
@@ -56,7 +56,7 @@ func TestOpenTellsWhatIsWrong(t *testing.T) {
 			var err error
 			_ = room.Run(context.Background(), func(context.Context) error {
 				if err = dropCapabilities(); err == nil { // of this thread alone, which ends with the function
-					_, err = wire.Wire{}.Open(link, f)
+					_, err = wire.Wire{}.OpenPort(link, f)
 				}
 				return nil
 			})
@@ -81,32 +81,32 @@ func dropCapabilities() error {
 func TestReceiveEnds(t *testing.T) {
 	for _, f := range families {
 		t.Run(f.String()+": with ErrLinkGone when the link goes down", func(t *testing.T) {
-			room, link := cable(t)
-			port, err := open(t, room, link, f)
+			room, link := newCable(t)
+			port, err := openPort(t, room, link, f)
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer port.Close()
-			ended := read(port)
-			room.Do(func() error {
+			ended := startReceiving(port)
+			room.MustRun(func() error {
 				l, err := netlink.LinkByName("eth0")
 				return errors.Join(err, netlink.LinkSetDown(l))
 			})
-			if err := await(t, ended); !errors.Is(err, layer2.ErrLinkGone) {
+			if err := awaitEnd(t, ended); !errors.Is(err, layer2.ErrLinkGone) {
 				t.Errorf("Receive = %v, want that the link is gone", err)
 			}
 		})
 		t.Run(f.String()+": when the port is closed", func(t *testing.T) {
-			room, link := cable(t)
-			port, err := open(t, room, link, f)
+			room, link := newCable(t)
+			port, err := openPort(t, room, link, f)
 			if err != nil {
 				t.Fatal(err)
 			}
-			ended := read(port)
+			ended := startReceiving(port)
 			if err := port.Close(); err != nil {
 				t.Fatal(err)
 			}
-			if err := await(t, ended); err == nil {
+			if err := awaitEnd(t, ended); err == nil {
 				t.Error("Receive ends without a reason")
 			}
 		})
@@ -114,29 +114,29 @@ func TestReceiveEnds(t *testing.T) {
 }
 
 // What arrives for a link on top of another is none of the lower one's business.
-func TestWhatIsForALinkOnTopIsNotHeardBelow(t *testing.T) {
-	room, peer := sandbox.New(t), sandbox.New(t)
-	room.Veth("eth0", peer, "eth0")
+func TestFramesForAStackedLinkAreNotHeardBelow(t *testing.T) {
+	room, peer := netnstest.New(t), netnstest.New(t)
+	room.AddVeth("eth0", peer, "eth0")
 	var lower, upper, far facts.Link
-	room.Do(func() (err error) {
-		if lower, err = linkOf("eth0"); err != nil {
+	room.MustRun(func() (err error) {
+		if lower, err = linkByName("eth0"); err != nil {
 			return err
 		}
 		on := &netlink.Macvlan{LinkAttrs: netlink.LinkAttrs{Name: "top0", ParentIndex: lower.Index}, Mode: netlink.MACVLAN_MODE_BRIDGE}
 		if err = errors.Join(netlink.LinkAdd(on), netlink.LinkSetUp(on)); err == nil {
-			upper, err = linkOf("top0")
+			upper, err = linkByName("top0")
 		}
 		return err
 	})
-	peer.Do(func() (err error) {
-		far, err = linkOf("eth0")
+	peer.MustRun(func() (err error) {
+		far, err = linkByName("eth0")
 		return err
 	})
 	for _, f := range families {
 		t.Run(f.String(), func(t *testing.T) {
 			heard := map[string]chan facts.MAC{"eth0": make(chan facts.MAC, 16), "top0": make(chan facts.MAC, 16)}
 			for _, l := range []facts.Link{lower, upper} {
-				port, err := open(t, room, l, f)
+				port, err := openPort(t, room, l, f)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -154,7 +154,7 @@ func TestWhatIsForALinkOnTopIsNotHeardBelow(t *testing.T) {
 					<-ended
 				}()
 			}
-			asker, err := open(t, peer, far, f)
+			asker, err := openPort(t, peer, far, f)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -184,7 +184,7 @@ func TestWhatIsForALinkOnTopIsNotHeardBelow(t *testing.T) {
 	}
 }
 
-func linkOf(name string) (facts.Link, error) {
+func linkByName(name string) (facts.Link, error) {
 	ifi, err := net.InterfaceByName(name)
 	if err != nil {
 		return facts.Link{}, err
@@ -192,8 +192,8 @@ func linkOf(name string) (facts.Link, error) {
 	return facts.Link{Index: ifi.Index, Name: name, MAC: facts.MAC(ifi.HardwareAddr)}, nil
 }
 
-// read receives until an error comes.
-func read(p layer2.Port) <-chan error {
+// startReceiving receives until an error comes.
+func startReceiving(p layer2.Port) <-chan error {
 	ended := make(chan error, 1)
 	go func() {
 		ended <- p.Receive(func(layer2.Frame) (layer2.Frame, bool) { return layer2.Frame{}, false })
@@ -201,7 +201,7 @@ func read(p layer2.Port) <-chan error {
 	return ended
 }
 
-func await(t *testing.T, ended <-chan error) error {
+func awaitEnd(t *testing.T, ended <-chan error) error {
 	t.Helper()
 	select {
 	case err := <-ended:
@@ -212,9 +212,9 @@ func await(t *testing.T, ended <-chan error) error {
 	}
 }
 
-func TestAFrameOfTheOtherFamilyIsNotSent(t *testing.T) {
-	room, link := cable(t)
-	port, err := open(t, room, link, layer2.IPv4)
+func TestFrameOfTheOtherFamilyIsNotSent(t *testing.T) {
+	room, link := newCable(t)
+	port, err := openPort(t, room, link, layer2.IPv4)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -226,16 +226,16 @@ func TestAFrameOfTheOtherFamilyIsNotSent(t *testing.T) {
 }
 
 // Two addresses that end alike share a group; it is left with the second.
-func TestGroupsAreShared(t *testing.T) {
-	room, link := cable(t)
-	port, err := open(t, room, link, layer2.IPv6)
+func TestAddressesOfOneGroupShareTheMembership(t *testing.T) {
+	room, link := newCable(t)
+	port, err := openPort(t, room, link, layer2.IPv6)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer port.Close()
 	first, second := netip.MustParseAddr("fd00:a8::201"), netip.MustParseAddr("fd00:a9::201")
 	joined := func() (n int) {
-		room.Do(func() error {
+		room.MustRun(func() error {
 			groups, err := os.ReadFile("/proc/thread-self/net/igmp6")
 			n = bytes.Count(groups, []byte("eth0            ff0200000000000000000001ff000201 "))
 			return err
@@ -247,10 +247,10 @@ func TestGroupsAreShared(t *testing.T) {
 		want int
 	}{
 		{func() error { return nil }, 0},
-		{func() error { return port.Join(first) }, 1},
-		{func() error { return port.Join(second) }, 1},
-		{func() error { port.Leave(first); return nil }, 1},
-		{func() error { port.Leave(second); return nil }, 0},
+		{func() error { return port.JoinGroup(first) }, 1},
+		{func() error { return port.JoinGroup(second) }, 1},
+		{func() error { port.LeaveGroup(first); return nil }, 1},
+		{func() error { port.LeaveGroup(second); return nil }, 0},
 	} {
 		if err := tt.do(); err != nil {
 			t.Fatal(err)

@@ -34,7 +34,7 @@ func New(name string) (Handle, error) {
 		return "", fmt.Errorf("making namespace %q: %w", name, err)
 	}
 	f.Close()
-	err = onThread(func() error {
+	err = runOnThread(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return err
 		}
@@ -51,11 +51,11 @@ func New(name string) (Handle, error) {
 	return h, nil
 }
 
-// Unnamed makes a namespace with its loopback up that has no file: it lasts until release is called and nothing else is in
+// NewUnnamed makes a namespace with its loopback up that has no file: it lasts until release is called and nothing else is in
 // it, or until the process ends. The Handle is good in this process and in those that may read this one's /proc entry.
-func Unnamed() (h Handle, release func(), err error) {
+func NewUnnamed() (h Handle, release func(), err error) {
 	fd := -1
-	err = onThread(func() error {
+	err = runOnThread(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return err
 		}
@@ -77,8 +77,8 @@ func threadNamespace() string { return fmt.Sprintf("/proc/self/task/%d/ns/net", 
 // from then on seem to be in that namespace, in /proc/PID/ns for one.
 func init() { runtime.LockOSThread() }
 
-// onThread runs f on a thread of its own, which ends with it.
-func onThread(f func() error) error {
+// runOnThread runs f on a thread of its own, which ends with it.
+func runOnThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread dies with the goroutine
@@ -89,7 +89,7 @@ func onThread(f func() error) error {
 
 // Do runs f inside the namespace. Goroutines that f starts are outside.
 func (h Handle) Do(f func() error) error {
-	return onThread(func() error {
+	return runOnThread(func() error {
 		fd, err := unix.Open(string(h), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return fmt.Errorf("entering namespace %s: %w", h, err)
@@ -142,8 +142,8 @@ func (h Handle) ListenPacket(network, address string) (net.PacketConn, error) {
 	return c, err
 }
 
-// Cable joins two namespaces by a virtual cable, one end in each, both down.
-func Cable(a Handle, aName string, b Handle, bName string) error {
+// AddCable joins two namespaces by a virtual cable, one end in each, both down.
+func AddCable(a Handle, aName string, b Handle, bName string) error {
 	err := a.Do(func() error {
 		fd, err := os.Open(string(b))
 		if err != nil {
@@ -163,12 +163,12 @@ func Cable(a Handle, aName string, b Handle, bName string) error {
 // The functions below act on the namespace of the calling thread: call them within Do.
 
 // SetUp brings a link up.
-func SetUp(link string) error { return onLink(link, netlink.LinkSetUp) }
+func SetUp(link string) error { return changeLink(link, netlink.LinkSetUp) }
 
 // SetDown takes a link down; the other end of its cable loses the carrier.
-func SetDown(link string) error { return onLink(link, netlink.LinkSetDown) }
+func SetDown(link string) error { return changeLink(link, netlink.LinkSetDown) }
 
-func onLink(link string, f func(netlink.Link) error) error {
+func changeLink(link string, f func(netlink.Link) error) error {
 	l, err := netlink.LinkByName(link)
 	if err != nil {
 		return fmt.Errorf("looking for link %q: %w", link, err)
@@ -179,8 +179,8 @@ func onLink(link string, f func(netlink.Link) error) error {
 	return nil
 }
 
-// ForgetNeighbors empties the tables of neighbors, of entries that the kernel learnt.
-func ForgetNeighbors() error {
+// FlushNeighbors empties the tables of neighbors, of entries that the kernel learnt.
+func FlushNeighbors() error {
 	list, err := netlink.NeighList(0, 0)
 	if err != nil {
 		return fmt.Errorf("reading the neighbors: %w", err)
@@ -196,8 +196,8 @@ func ForgetNeighbors() error {
 	return nil
 }
 
-// Bridge makes a bridge and brings it up.
-func Bridge(name string) error {
+// AddBridge makes a bridge and brings it up.
+func AddBridge(name string) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = name
 	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
@@ -206,9 +206,9 @@ func Bridge(name string) error {
 	return SetUp(name)
 }
 
-// Plug makes the link a port of the bridge; an empty bridge takes it out.
-func Plug(link, bridge string) error {
-	return onLink(link, func(l netlink.Link) error {
+// SetBridge makes the link a port of the bridge; an empty bridge takes it out.
+func SetBridge(link, bridge string) error {
+	return changeLink(link, func(l netlink.Link) error {
 		if bridge == "" {
 			return netlink.LinkSetNoMaster(l)
 		}
@@ -222,8 +222,8 @@ func Plug(link, bridge string) error {
 
 // AddAddress gives the link an address; IPv6 addresses are usable at once.
 func AddAddress(link string, p netip.Prefix) error {
-	return onLink(link, func(l netlink.Link) error {
-		a := &netlink.Addr{IPNet: ipNet(p)}
+	return changeLink(link, func(l netlink.Link) error {
+		a := &netlink.Addr{IPNet: toIPNet(p)}
 		if p.Addr().Is6() {
 			a.Flags = unix.IFA_F_NODAD
 		}
@@ -233,8 +233,8 @@ func AddAddress(link string, p netip.Prefix) error {
 
 // AddRoute routes the prefix through the link, via the next hop if that is valid.
 func AddRoute(link string, p netip.Prefix, via netip.Addr) error {
-	return onLink(link, func(l netlink.Link) error {
-		r := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(p)}
+	return changeLink(link, func(l netlink.Link) error {
+		r := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: toIPNet(p)}
 		if via.IsValid() {
 			r.Gw = via.AsSlice()
 		} else {
@@ -244,12 +244,12 @@ func AddRoute(link string, p netip.Prefix, via netip.Addr) error {
 	})
 }
 
-func ipNet(p netip.Prefix) *net.IPNet {
+func toIPNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// Sysctl sets a key such as net/ipv4/ip_forward.
-func Sysctl(key, value string) error {
+// SetSysctl sets a key such as net/ipv4/ip_forward.
+func SetSysctl(key, value string) error {
 	if err := os.WriteFile(filepath.Join("/proc/sys", key), []byte(value), 0o644); err != nil {
 		return fmt.Errorf("setting sysctl %s to %s: %w", key, value, err)
 	}

@@ -12,8 +12,8 @@ import (
 // Route is a route in the kernel's main table.
 type Route struct {
 	Prefix netip.Prefix
-	// Via are the next hops, sorted; several are equal in cost. A route to the link itself, or to nowhere, has none.
-	Via []netip.Addr
+	// NextHops are the next hops, sorted; several are equal in cost. A route to the link itself, or to nowhere, has none.
+	NextHops []netip.Addr
 	// Weights are those of Via, in its order: of so many parts of the traffic each gets its own, 1 to 256.
 	Weights []int
 	// Protocol is who set it: 2 the kernel, 3 or 4 an administrator, 12 BIRD, 186 BGP of FRR, 196 static routes of FRR.
@@ -30,7 +30,7 @@ func (h Handle) Routes() ([]Route, error) {
 				return err
 			}
 			for _, r := range list {
-				out = append(out, route(r, family))
+				out = append(out, toRoute(r, family))
 			}
 		}
 		return nil
@@ -41,7 +41,7 @@ func (h Handle) Routes() ([]Route, error) {
 	return out, nil
 }
 
-func route(r netlink.Route, family int) Route {
+func toRoute(r netlink.Route, family int) Route {
 	o := Route{Protocol: int(r.Protocol), Prefix: netip.PrefixFrom(netip.IPv4Unspecified(), 0)}
 	if family == unix.AF_INET6 {
 		o.Prefix = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
@@ -62,12 +62,12 @@ func route(r netlink.Route, family int) Route {
 			gw = v.Addr
 		}
 		if a, ok := netip.AddrFromSlice(gw); ok {
-			o.Via = append(o.Via, a.Unmap())
+			o.NextHops = append(o.NextHops, a.Unmap())
 			weights[a.Unmap()] = hop.Hops + 1
 		}
 	}
-	slices.SortFunc(o.Via, netip.Addr.Compare)
-	for _, a := range o.Via {
+	slices.SortFunc(o.NextHops, netip.Addr.Compare)
+	for _, a := range o.NextHops {
 		o.Weights = append(o.Weights, weights[a])
 	}
 	return o

@@ -21,166 +21,166 @@ import (
 
 // pod is a Pod that runs here.
 type pod struct {
-	a      *Agent
-	first  *corev1.Pod // as first seen: its name and its specification are good for ever
-	object *corev1.Pod // as last seen; guarded by the agent's mutex
-	ns     netns.Handle
-	own    bool         // ns is the Pod's alone
-	ip     netip.Addr   // the first of ips
-	ips    []netip.Addr // one for each family; set under the agent's mutex, before any container starts
-	runs   []*run       // one for each container
-	ctx    context.Context
-	cancel context.CancelFunc
-	change chan struct{} // asks for the status to be written
+	agent         *Agent
+	firstObject   *corev1.Pod // as first seen: its name and its specification are good for ever
+	latestObject  *corev1.Pod // as last seen; guarded by the agent's mutex
+	namespace     netns.Handle
+	ownsNamespace bool         // ns is the Pod's alone
+	primaryIP     netip.Addr   // the first of ips
+	ips           []netip.Addr // one for each family; set under the agent's mutex, before any container starts
+	containers    []*container // one for each container
+	ctx           context.Context
+	cancel        context.CancelFunc
+	statusChanged chan struct{} // asks for the status to be written
 }
 
-// sync brings a Pod in line with what the API server says of it.
-func (a *Agent) sync(ctx context.Context, o *corev1.Pod) {
+// syncPod brings a Pod in line with what the API server says of it.
+func (a *Agent) syncPod(ctx context.Context, o *corev1.Pod) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.dead || ctx.Err() != nil {
+	if a.killed || ctx.Err() != nil {
 		return
 	}
-	p := a.pods[o.UID]
+	p := a.podByUID[o.UID]
 	switch {
 	case p == nil && o.DeletionTimestamp != nil:
-		a.background(func() { a.remove(ctx, o) })
+		a.runInBackground(func() { a.deletePodObject(ctx, o) })
 	case p == nil && (o.Status.Phase == corev1.PodSucceeded || o.Status.Phase == corev1.PodFailed):
 	case p == nil:
-		p = &pod{a: a, first: o, object: o, change: make(chan struct{}, 1)}
+		p = &pod{agent: a, firstObject: o, latestObject: o, statusChanged: make(chan struct{}, 1)}
 		for i := range o.Spec.Containers {
-			p.runs = append(p.runs, newRun(p, &o.Spec.Containers[i]))
+			p.containers = append(p.containers, newContainer(p, &o.Spec.Containers[i]))
 		}
 		p.ctx, p.cancel = context.WithCancel(ctx)
-		a.pods[o.UID] = p
-		a.background(p.live)
-	case o.DeletionTimestamp != nil && p.object.DeletionTimestamp == nil:
-		p.object = o
-		a.background(func() { p.terminate(ctx) })
+		a.podByUID[o.UID] = p
+		a.runInBackground(p.runUntilDone)
+	case o.DeletionTimestamp != nil && p.latestObject.DeletionTimestamp == nil:
+		p.latestObject = o
+		a.runInBackground(func() { p.terminatePod(ctx) })
 	default:
-		p.object = o
-		p.changed()
+		p.latestObject = o
+		p.requestStatusUpdate()
 	}
 }
 
-// latest is the Pod as last seen.
-func (p *pod) latest() *corev1.Pod {
-	p.a.mu.Lock()
-	defer p.a.mu.Unlock()
-	return p.object
+// currentObject is the Pod as last seen.
+func (p *pod) currentObject() *corev1.Pod {
+	p.agent.mu.Lock()
+	defer p.agent.mu.Unlock()
+	return p.latestObject
 }
 
-func (a *Agent) background(f func()) {
-	a.wait.Add(1)
+func (a *Agent) runInBackground(f func()) {
+	a.running.Add(1)
 	go func() {
-		defer a.wait.Done()
+		defer a.running.Done()
 		f()
 	}()
 }
 
-// forget kills a Pod whose object is gone.
-func (a *Agent) forget(uid types.UID) {
+// forgetPod kills a Pod whose object is gone.
+func (a *Agent) forgetPod(uid types.UID) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if p := a.pods[uid]; p != nil {
-		p.kill()
+	if p := a.podByUID[uid]; p != nil {
+		p.killContainers()
 		p.cancel()
-		delete(a.pods, uid)
+		delete(a.podByUID, uid)
 	}
 }
 
-// live runs the Pod until its context ends.
-func (p *pod) live() {
-	defer p.clean()
-	if err := p.a.persist(p.ctx, func(context.Context) error { return p.connect() }); err != nil {
-		for _, r := range p.runs { // they have never begun
+// runUntilDone runs the Pod until its context ends.
+func (p *pod) runUntilDone() {
+	defer p.cleanUp()
+	if err := p.agent.retryUntilDone(p.ctx, func(context.Context) error { return p.connectNetwork() }); err != nil {
+		for _, r := range p.containers { // they have never begun
 			close(r.ended)
 		}
 		return
 	}
-	for _, r := range p.runs {
-		p.a.background(r.loop)
-		p.a.background(r.probes)
+	for _, r := range p.containers {
+		p.agent.runInBackground(r.runAndRestart)
+		p.agent.runInBackground(r.runProbes)
 	}
-	p.report()
+	p.keepStatusReported()
 }
 
-// report writes the status after each change, the latest only.
-func (p *pod) report() {
-	p.changed()
+// keepStatusReported writes the status after each change, the latest only.
+func (p *pod) keepStatusReported() {
+	p.requestStatusUpdate()
 	for {
 		select {
 		case <-p.ctx.Done():
 			return
-		case <-p.change:
+		case <-p.statusChanged:
 		}
-		_ = p.a.persist(p.ctx, p.writeStatus)
+		_ = p.agent.retryUntilDone(p.ctx, p.writeStatus)
 	}
 }
 
-func (p *pod) changed() {
+func (p *pod) requestStatusUpdate() {
 	select {
-	case p.change <- struct{}{}:
+	case p.statusChanged <- struct{}{}:
 	default:
 	}
 }
 
-// connect gives the Pod a network namespace, an address and a route to its node.
-func (p *pod) connect() error {
-	a := p.a
-	addresses, err := p.take()
-	if p.first.Spec.HostNetwork || err != nil {
-		p.ns = a.c.NetNS
+// connectNetwork gives the Pod a network namespace, an address and a route to its node.
+func (p *pod) connectNetwork() error {
+	a := p.agent
+	addresses, err := p.assignAddresses()
+	if p.firstObject.Spec.HostNetwork || err != nil {
+		p.namespace = a.config.NetNS
 		return err
 	}
-	sum := sha256.Sum256([]byte(p.first.UID))
+	sum := sha256.Sum256([]byte(p.firstObject.UID))
 	id := hex.EncodeToString(sum[:5])
 	ns, err := netns.New("pod-" + id)
 	if err != nil {
 		return err
 	}
-	if err := p.plug(ns, id, addresses); err != nil {
+	if err := p.connectToNode(ns, id, addresses); err != nil {
 		_ = ns.Delete() // with its link: the next attempt makes both anew
 		return err
 	}
-	p.ns, p.own = ns, true
+	p.namespace, p.ownsNamespace = ns, true
 	return nil
 }
 
-// take gives the Pod its addresses, once.
-func (p *pod) take() ([]netip.Addr, error) {
-	p.a.mu.Lock()
-	defer p.a.mu.Unlock()
+// assignAddresses gives the Pod its addresses, once.
+func (p *pod) assignAddresses() ([]netip.Addr, error) {
+	p.agent.mu.Lock()
+	defer p.agent.mu.Unlock()
 	if len(p.ips) > 0 { // this is another attempt
 		return p.ips, nil
 	}
-	addresses := p.a.c.Addresses
-	if !p.first.Spec.HostNetwork {
+	addresses := p.agent.config.Addresses
+	if !p.firstObject.Spec.HostNetwork {
 		var err error
-		if addresses, err = p.a.allocate(); err != nil {
+		if addresses, err = p.agent.allocateAddresses(); err != nil {
 			return nil, err
 		}
 	}
-	p.ip, p.ips = addresses[0], addresses
+	p.primaryIP, p.ips = addresses[0], addresses
 	return addresses, nil
 }
 
-// plug joins the Pod's namespace to its node's.
-func (p *pod) plug(ns netns.Handle, id string, addresses []netip.Addr) error {
-	a := p.a
+// connectToNode joins the Pod's namespace to its node's.
+func (p *pod) connectToNode(ns netns.Handle, id string, addresses []netip.Addr) error {
+	a := p.agent
 	veth := "veth" + id
-	if err := netns.Cable(a.c.NetNS, veth, ns, "eth0"); err != nil {
+	if err := netns.AddCable(a.config.NetNS, veth, ns, "eth0"); err != nil {
 		return err
 	}
 	gateways := []netip.Addr{netip.MustParseAddr("169.254.1.1"), netip.MustParseAddr("fe80::1")}
-	err := a.c.NetNS.Do(func() error { return nodeSide(veth, gateways[:len(addresses)], addresses) })
+	err := a.config.NetNS.Do(func() error { return configureNodeSide(veth, gateways[:len(addresses)], addresses) })
 	if err != nil {
 		return err
 	}
-	return ns.Do(func() error { return podSide(gateways[:len(addresses)], addresses) })
+	return ns.Do(func() error { return configurePodSide(gateways[:len(addresses)], addresses) })
 }
 
-func nodeSide(veth string, gateways, addresses []netip.Addr) error {
+func configureNodeSide(veth string, gateways, addresses []netip.Addr) error {
 	if err := netns.SetUp(veth); err != nil {
 		return err
 	}
@@ -195,7 +195,7 @@ func nodeSide(veth string, gateways, addresses []netip.Addr) error {
 	return nil
 }
 
-func podSide(gateways, addresses []netip.Addr) error {
+func configurePodSide(gateways, addresses []netip.Addr) error {
 	if err := netns.SetUp("eth0"); err != nil {
 		return err
 	}
@@ -217,115 +217,117 @@ func podSide(gateways, addresses []netip.Addr) error {
 	return nil
 }
 
-// allocate takes the next host number, the same in each family; one that was just freed is used last.
-func (a *Agent) allocate() ([]netip.Addr, error) {
+// allocateAddresses takes the next host number, the same in each family; one that was just freed is used last.
+func (a *Agent) allocateAddresses() ([]netip.Addr, error) {
 	for range 252 {
-		n := a.next
-		if a.next++; a.next > 253 {
-			a.next = 2
+		n := a.nextHostNumber
+		if a.nextHostNumber++; a.nextHostNumber > 253 {
+			a.nextHostNumber = 2
 		}
-		first := host(a.c.PodCIDRs[0], n)
-		if a.used[first] {
+		first := hostAddress(a.config.PodCIDRs[0], n)
+		if a.usedAddresses[first] {
 			continue
 		}
-		a.used[first] = true
+		a.usedAddresses[first] = true
 		out := []netip.Addr{first}
-		for _, p := range a.c.PodCIDRs[1:] {
-			out = append(out, host(p, n))
+		for _, p := range a.config.PodCIDRs[1:] {
+			out = append(out, hostAddress(p, n))
 		}
 		return out, nil
 	}
-	return nil, fmt.Errorf("no address of %s is free", a.c.PodCIDRs[0])
+	return nil, fmt.Errorf("no address of %s is free", a.config.PodCIDRs[0])
 }
 
-func host(p netip.Prefix, n int) netip.Addr {
+func hostAddress(p netip.Prefix, n int) netip.Addr {
 	b := p.Addr().AsSlice()
 	b[len(b)-1] = byte(n)
 	a, _ := netip.AddrFromSlice(b)
 	return a
 }
 
-// terminate ends the Pod in order, then tells the API server that it is gone.
-func (p *pod) terminate(ctx context.Context) {
+// terminatePod ends the Pod in order, then tells the API server that it is gone.
+func (p *pod) terminatePod(ctx context.Context) {
 	grace := 30 * time.Second
-	if s := p.latest().DeletionGracePeriodSeconds; s != nil {
+	if s := p.currentObject().DeletionGracePeriodSeconds; s != nil {
 		grace = time.Duration(*s) * time.Second
 	}
-	p.changed()
-	p.signal(syscall.SIGTERM, true)
+	p.requestStatusUpdate()
+	p.sendSignal(syscall.SIGTERM, true)
 	deadline := time.After(grace)
-	for _, r := range p.runs {
+	for _, r := range p.containers {
 		select {
 		case <-r.ended:
 		case <-deadline:
-			p.kill()
+			p.killContainers()
 			p.cancel() // for one that could not be connected until now
 			<-r.ended
 		case <-p.ctx.Done():
 		}
 	}
 	p.cancel()
-	p.a.mu.Lock()
-	o := p.object
-	delete(p.a.pods, o.UID)
-	dead := p.a.dead
-	p.a.mu.Unlock()
+	p.agent.mu.Lock()
+	o := p.latestObject
+	delete(p.agent.podByUID, o.UID)
+	dead := p.agent.killed
+	p.agent.mu.Unlock()
 	if !dead {
-		p.a.remove(ctx, o)
+		p.agent.deletePodObject(ctx, o)
 	}
 }
 
-// remove deletes the object of a Pod that does not run any more.
-func (a *Agent) remove(ctx context.Context, o *corev1.Pod) {
+// deletePodObject deletes the object of a Pod that does not run any more.
+func (a *Agent) deletePodObject(ctx context.Context, o *corev1.Pod) {
 	zero := int64(0)
-	_ = a.persist(ctx, func(ctx context.Context) error {
+	_ = a.retryUntilDone(ctx, func(ctx context.Context) error {
 		err := a.client.CoreV1().Pods(o.Namespace).Delete(ctx, o.Name, metav1.DeleteOptions{
 			GracePeriodSeconds: &zero, Preconditions: metav1.NewUIDPreconditions(string(o.UID)),
 		})
-		if goneOrOther(err) {
+		if isGoneOrReplaced(err) {
 			return nil
 		}
 		return err
 	})
 }
 
-// signal sends a signal to every container; final says that none is to be started again.
-func (p *pod) signal(s syscall.Signal, final bool) {
-	for _, r := range p.runs {
-		r.signal(s, final)
+// sendSignal sends a signal to every container; final says that none is to be started again.
+func (p *pod) sendSignal(s syscall.Signal, final bool) {
+	for _, r := range p.containers {
+		r.sendSignal(s, final)
 	}
 }
 
-func (p *pod) kill() { p.signal(syscall.SIGKILL, true) }
+func (p *pod) killContainers() { p.sendSignal(syscall.SIGKILL, true) }
 
-// clean removes what the Pod left.
-func (p *pod) clean() {
-	p.kill()
-	for _, r := range p.runs {
+// cleanUp removes what the Pod left.
+func (p *pod) cleanUp() {
+	p.killContainers()
+	for _, r := range p.containers {
 		<-r.ended
 	}
-	p.a.mu.Lock()
-	delete(p.a.used, p.ip)
-	p.a.mu.Unlock()
-	if p.own {
-		if err := p.ns.Delete(); err != nil {
-			p.a.c.Log.Warn("cleaning up", "pod", p.first.Name, "error", err)
+	p.agent.mu.Lock()
+	delete(p.agent.usedAddresses, p.primaryIP)
+	p.agent.mu.Unlock()
+	if p.ownsNamespace {
+		if err := p.namespace.Delete(); err != nil {
+			p.agent.config.Log.Warn("cleaning up", "pod", p.firstObject.Name, "error", err)
 		}
 	}
-	os.RemoveAll(p.dir())
+	os.RemoveAll(p.directory())
 }
 
-func (p *pod) dir() string { return filepath.Join(p.a.c.RunDir, string(p.first.UID)) }
+func (p *pod) directory() string {
+	return filepath.Join(p.agent.config.RunDir, string(p.firstObject.UID))
+}
 
-// Signal sends a signal to the containers of the Pod whose name begins so; they are started again if it ends them.
-func (a *Agent) Signal(name string, s syscall.Signal) error {
+// SignalPod sends a signal to the containers of the Pod whose name begins so; they are started again if it ends them.
+func (a *Agent) SignalPod(name string, s syscall.Signal) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, p := range a.pods {
-		if strings.HasPrefix(p.first.Name, name) {
-			p.signal(s, false)
+	for _, p := range a.podByUID {
+		if strings.HasPrefix(p.firstObject.Name, name) {
+			p.sendSignal(s, false)
 			return nil
 		}
 	}
-	return fmt.Errorf("no Pod %q runs on node %s", name, a.c.Name)
+	return fmt.Errorf("no Pod %q runs on node %s", name, a.config.Name)
 }

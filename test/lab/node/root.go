@@ -14,15 +14,15 @@ const rootDir = "/run/lab-root"
 
 // enterRoot gives the calling process a root directory that shows what the machine's does, with the volumes at their
 // places. Nothing is created in the machine's own directories for it.
-func enterRoot(volumes []mount) error {
+func enterRoot(volumes []volumeMount) error {
 	if err := os.MkdirAll(rootDir, 0o755); err != nil {
 		return err
 	}
-	if err := lift("/", rootDir); err != nil {
+	if err := coverDirectory("/", rootDir); err != nil {
 		return err
 	}
 	for _, v := range volumes {
-		if err := place(v); err != nil {
+		if err := mountVolume(v); err != nil {
 			return fmt.Errorf("mounting a volume at %s: %w", v.Target, err)
 		}
 	}
@@ -32,8 +32,8 @@ func enterRoot(volumes []mount) error {
 	return os.Chdir("/")
 }
 
-// place mounts one volume.
-func place(v mount) error {
+// mountVolume mounts one volume.
+func mountVolume(v volumeMount) error {
 	info, err := os.Stat(v.Source)
 	if err != nil {
 		return err
@@ -47,11 +47,11 @@ func place(v mount) error {
 			if !filepath.IsAbs(target) {
 				target = filepath.Join(strings.TrimPrefix(at, rootDir), target)
 			}
-			return place(mount{v.Source, filepath.Join(append([]string{target}, parts[i+1:]...)...), v.ReadOnly})
+			return mountVolume(volumeMount{v.Source, filepath.Join(append([]string{target}, parts[i+1:]...)...), v.ReadOnly})
 		}
 		if _, err := os.Stat(next); err != nil {
 			if at != rootDir {
-				if err := lift(at, at); err != nil {
+				if err := coverDirectory(at, at); err != nil {
 					return err
 				}
 			}
@@ -75,9 +75,9 @@ func place(v mount) error {
 	return unix.Mount("", at, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, "")
 }
 
-// lift mounts over a directory an empty one in which things can be made, and shows in it what is in another, which may
+// coverDirectory mounts over a directory an empty one in which things can be made, and shows in it what is in another, which may
 // be the one that is covered.
-func lift(from, to string) error {
+func coverDirectory(from, to string) error {
 	source, err := unix.Open(from, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -92,15 +92,15 @@ func lift(from, to string) error {
 		return err
 	}
 	for _, e := range entries {
-		if err := show(e, filepath.Join(old, e.Name()), filepath.Join(to, e.Name())); err != nil {
+		if err := bindEntry(e, filepath.Join(old, e.Name()), filepath.Join(to, e.Name())); err != nil {
 			return fmt.Errorf("showing %s in the container: %w", e.Name(), err)
 		}
 	}
 	return nil
 }
 
-// show makes an entry of a directory appear at another place.
-func show(e os.DirEntry, from, to string) error {
+// bindEntry makes an entry of a directory appear at another place.
+func bindEntry(e os.DirEntry, from, to string) error {
 	var err error
 	switch {
 	case e.Type()&os.ModeSymlink != 0:

@@ -12,53 +12,53 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-func goneOrOther(err error) bool { return apierrors.IsNotFound(err) || apierrors.IsConflict(err) }
+func isGoneOrReplaced(err error) bool { return apierrors.IsNotFound(err) || apierrors.IsConflict(err) }
 
-func (p *pod) annotatedUnready() bool {
-	return p.latest().Annotations[AnnotationUnready] == "true"
+func (p *pod) isAnnotatedUnready() bool {
+	return p.currentObject().Annotations[AnnotationUnready] == "true"
 }
 
 // writeStatus reports the Pod as it is.
 func (p *pod) writeStatus(ctx context.Context) error {
-	status := p.status()
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": p.first.UID}, "status": status})
+	status := p.podStatus()
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": p.firstObject.UID}, "status": status})
 	if err != nil {
 		return err
 	}
-	_, err = p.a.client.CoreV1().Pods(p.first.Namespace).Patch(ctx, p.first.Name, types.MergePatchType, patch, metav1.PatchOptions{}, "status")
-	if err != nil && !goneOrOther(err) {
-		return fmt.Errorf("reporting Pod %s/%s: %w", p.first.Namespace, p.first.Name, err)
+	_, err = p.agent.client.CoreV1().Pods(p.firstObject.Namespace).Patch(ctx, p.firstObject.Name, types.MergePatchType, patch, metav1.PatchOptions{}, "status")
+	if err != nil && !isGoneOrReplaced(err) {
+		return fmt.Errorf("reporting Pod %s/%s: %w", p.firstObject.Namespace, p.firstObject.Name, err)
 	}
 	return nil
 }
 
-// status builds the Pod's status.
-func (p *pod) status() corev1.PodStatus {
-	o := p.latest()
-	s := corev1.PodStatus{Phase: corev1.PodRunning, PodIP: p.ip.String(), HostIP: p.a.c.Addresses[0].String()}
+// podStatus builds the Pod's status.
+func (p *pod) podStatus() corev1.PodStatus {
+	o := p.currentObject()
+	s := corev1.PodStatus{Phase: corev1.PodRunning, PodIP: p.primaryIP.String(), HostIP: p.agent.config.Addresses[0].String()}
 	for _, ip := range p.ips {
 		s.PodIPs = append(s.PodIPs, corev1.PodIP{IP: ip.String()})
 	}
-	for _, ip := range p.a.c.Addresses {
+	for _, ip := range p.agent.config.Addresses {
 		s.HostIPs = append(s.HostIPs, corev1.HostIP{IP: ip.String()})
 	}
 	start := metav1.NewTime(o.CreationTimestamp.Time)
 	s.StartTime = &start
 	ready := o.Annotations[AnnotationUnready] != "true"
-	for _, r := range p.runs {
-		c := r.status()
+	for _, r := range p.containers {
+		c := r.containerStatus()
 		ready = ready && c.Ready
 		s.ContainerStatuses = append(s.ContainerStatuses, c)
 	}
-	s.Conditions = conditions(o.Status.Conditions, map[corev1.PodConditionType]bool{
+	s.Conditions = podConditions(o.Status.Conditions, map[corev1.PodConditionType]bool{
 		corev1.PodReadyToStartContainers: true, corev1.PodInitialized: true, corev1.PodScheduled: true,
 		corev1.ContainersReady: ready, corev1.PodReady: ready,
 	})
 	return s
 }
 
-// conditions puts the conditions in order; the time of the last transition changes with the value alone.
-func conditions(old []corev1.PodCondition, want map[corev1.PodConditionType]bool) []corev1.PodCondition {
+// podConditions puts the conditions in order; the time of the last transition changes with the value alone.
+func podConditions(old []corev1.PodCondition, want map[corev1.PodConditionType]bool) []corev1.PodCondition {
 	var out []corev1.PodCondition
 	for _, t := range []corev1.PodConditionType{
 		corev1.PodReadyToStartContainers, corev1.PodInitialized, corev1.PodReady, corev1.ContainersReady, corev1.PodScheduled,
@@ -77,23 +77,23 @@ func conditions(old []corev1.PodCondition, want map[corev1.PodConditionType]bool
 	return out
 }
 
-// status builds the container's status.
-func (r *run) status() corev1.ContainerStatus {
-	ready := r.ready()
+// containerStatus builds the container's status.
+func (r *container) containerStatus() corev1.ContainerStatus {
+	ready := r.isReady()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	running := r.cmd != nil
+	running := r.process != nil
 	c := corev1.ContainerStatus{
 		Name: r.spec.Name, Image: r.spec.Image, ImageID: "lab://" + r.spec.Image, Ready: ready, Started: &running, RestartCount: r.restarts,
 	}
 	if running {
-		c.ContainerID = fmt.Sprintf("lab://%d", r.cmd.Process.Pid)
-		c.State.Running = &corev1.ContainerStateRunning{StartedAt: metav1.NewTime(r.started.Truncate(time.Second))}
+		c.ContainerID = fmt.Sprintf("lab://%d", r.process.Process.Pid)
+		c.State.Running = &corev1.ContainerStateRunning{StartedAt: metav1.NewTime(r.startedAt.Truncate(time.Second))}
 		return c
 	}
 	c.State.Waiting = &corev1.ContainerStateWaiting{Reason: "ContainerCreating"}
 	if r.restarts > 0 {
-		c.State.Waiting.Reason, c.State.Waiting.Message = "CrashLoopBackOff", r.last
+		c.State.Waiting.Reason, c.State.Waiting.Message = "CrashLoopBackOff", r.lastError
 	}
 	return c
 }

@@ -14,33 +14,33 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// mount is a directory or file that a container sees at another place.
-type mount struct {
+// volumeMount is a directory or file that a container sees at another place.
+type volumeMount struct {
 	Source, Target string
 	ReadOnly       bool
 }
 
-// mounts fills the volumes that the container mounts, and says where they go.
-func (r *run) mounts() ([]mount, error) {
-	var out []mount
+// prepareMounts fills the volumes that the container mounts, and says where they go.
+func (r *container) prepareMounts() ([]volumeMount, error) {
+	var out []volumeMount
 	for _, m := range r.spec.VolumeMounts {
-		i := slices.IndexFunc(r.p.first.Spec.Volumes, func(v corev1.Volume) bool { return v.Name == m.Name })
+		i := slices.IndexFunc(r.pod.firstObject.Spec.Volumes, func(v corev1.Volume) bool { return v.Name == m.Name })
 		if i < 0 || strings.HasPrefix(m.MountPath, filepath.Dir(tokenDir)) { // the account's token has a way of its own
 			continue
 		}
-		dir, err := r.p.volume(&r.p.first.Spec.Volumes[i])
+		dir, err := r.pod.prepareVolume(&r.pod.firstObject.Spec.Volumes[i])
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, mount{filepath.Join(dir, m.SubPath), m.MountPath, m.ReadOnly})
+		out = append(out, volumeMount{filepath.Join(dir, m.SubPath), m.MountPath, m.ReadOnly})
 	}
 	return out, nil
 }
 
-// volume makes a volume and returns its directory. What a ConfigMap or a Secret says when the container starts is what the
+// prepareVolume makes a volume and returns its directory. What a ConfigMap or a Secret says when the container starts is what the
 // container sees until it is started again.
-func (p *pod) volume(v *corev1.Volume) (string, error) {
-	dir := filepath.Join(p.dir(), "volumes", v.Name)
+func (p *pod) prepareVolume(v *corev1.Volume) (string, error) {
+	dir := filepath.Join(p.directory(), "volumes", v.Name)
 	wait := 10 * time.Second
 	_, err := os.Stat(dir)
 	mounted := err == nil // when the API server is away that stays
@@ -51,7 +51,7 @@ func (p *pod) volume(v *corev1.Volume) (string, error) {
 	defer cancel()
 	switch {
 	case v.ConfigMap != nil:
-		files, err := p.configMap(ctx, v.ConfigMap.Name, isTrue(v.ConfigMap.Optional))
+		files, err := p.readConfigMap(ctx, v.ConfigMap.Name, isTrue(v.ConfigMap.Optional))
 		if err != nil && mounted {
 			return dir, nil
 		}
@@ -60,7 +60,7 @@ func (p *pod) volume(v *corev1.Volume) (string, error) {
 		}
 		return dir, writeFiles(dir, files, v.ConfigMap.Items)
 	case v.Secret != nil:
-		files, err := p.secret(ctx, v.Secret.SecretName, isTrue(v.Secret.Optional))
+		files, err := p.readSecret(ctx, v.Secret.SecretName, isTrue(v.Secret.Optional))
 		if err != nil && mounted {
 			return dir, nil
 		}
@@ -70,7 +70,7 @@ func (p *pod) volume(v *corev1.Volume) (string, error) {
 		return dir, writeFiles(dir, files, v.Secret.Items)
 	case v.EmptyDir != nil:
 	case v.HostPath != nil: // each node has its own, and none is the machine's
-		dir = filepath.Join(p.a.c.RunDir, "hostpath", p.a.c.Name, v.HostPath.Path)
+		dir = filepath.Join(p.agent.config.RunDir, "hostpath", p.agent.config.Name, v.HostPath.Path)
 	default:
 		return "", fmt.Errorf("volume %s: the lab knows configMap, secret, emptyDir and hostPath", v.Name)
 	}
@@ -80,8 +80,8 @@ func (p *pod) volume(v *corev1.Volume) (string, error) {
 	return dir, os.Chmod(dir, 0o777) // whatever user the container runs as
 }
 
-func (p *pod) configMap(ctx context.Context, name string, optional bool) (map[string][]byte, error) {
-	c, err := p.a.client.CoreV1().ConfigMaps(p.first.Namespace).Get(ctx, name, metav1.GetOptions{})
+func (p *pod) readConfigMap(ctx context.Context, name string, optional bool) (map[string][]byte, error) {
+	c, err := p.agent.client.CoreV1().ConfigMaps(p.firstObject.Namespace).Get(ctx, name, metav1.GetOptions{})
 	if optional && apierrors.IsNotFound(err) {
 		return nil, nil
 	}
@@ -98,8 +98,8 @@ func (p *pod) configMap(ctx context.Context, name string, optional bool) (map[st
 	return files, nil
 }
 
-func (p *pod) secret(ctx context.Context, name string, optional bool) (map[string][]byte, error) {
-	s, err := p.a.client.CoreV1().Secrets(p.first.Namespace).Get(ctx, name, metav1.GetOptions{})
+func (p *pod) readSecret(ctx context.Context, name string, optional bool) (map[string][]byte, error) {
+	s, err := p.agent.client.CoreV1().Secrets(p.firstObject.Namespace).Get(ctx, name, metav1.GetOptions{})
 	if optional && apierrors.IsNotFound(err) {
 		return nil, nil
 	}

@@ -17,9 +17,9 @@ type bird struct{}
 
 func birdSocket(dir string) string { return filepath.Join(dir, "bird.ctl") }
 
-func (bird) programs() []string { return []string{"bird"} }
+func (bird) daemonNames() []string { return []string{"bird"} }
 
-func (bird) prepare(c Config) error {
+func (bird) writeConfig(c Config) error {
 	if err := os.WriteFile(filepath.Join(c.Dir, groupFile), []byte("root:x:0:\n"), 0o644); err != nil {
 		return err
 	}
@@ -33,14 +33,14 @@ func (bird) prepare(c Config) error {
 	return nil
 }
 
-func (bird) command(c Config, _ string) []string {
+func (bird) daemonCommand(c Config, _ string) []string {
 	return []string{birdPath, "-f", "-c", filepath.Join(c.Dir, "bird.conf"), "-s", birdSocket(c.Dir)}
 }
 
-func (bird) ready(ctx context.Context, c Config, _ string) error {
-	return answers(ctx, birdSocket(c.Dir))
+func (bird) checkReady(ctx context.Context, c Config, _ string) error {
+	return checkListening(ctx, birdSocket(c.Dir))
 }
 
-func (bird) configured(ctx context.Context, c Config) error {
-	return Console{c.Kind, c.Dir}.load(ctx, "bird.conf")
+func (bird) applyConfig(ctx context.Context, c Config) error {
+	return Console{c.Kind, c.Dir}.loadFile(ctx, "bird.conf")
 }

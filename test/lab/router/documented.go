@@ -6,9 +6,9 @@ import (
 	"regexp"
 )
 
-// Documented returns a configuration from a file of the docs, so that what people copy from there is what the tests run: the first
+// DocumentedConfig returns a configuration from a file of the docs, so that what people copy from there is what the tests run: the first
 // block after a comment with that name.
-func Documented(file, name string) (string, error) {
+func DocumentedConfig(file, name string) (string, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return "", fmt.Errorf("reading the docs: %w", err)

@@ -14,9 +14,9 @@ const frrDir = "/usr/lib/frr/"
 // frr runs zebra, staticd, bfdd and bgpd, which together take one configuration, as Debian's service does.
 type frr struct{}
 
-func (frr) programs() []string { return []string{"zebra", "staticd", "bfdd", "bgpd"} }
+func (frr) daemonNames() []string { return []string{"zebra", "staticd", "bfdd", "bgpd"} }
 
-func (frr) prepare(c Config) error {
+func (frr) writeConfig(c Config) error {
 	// The daemons insist that the user they run as is in frrvty: here that is root's own group.
 	if err := os.WriteFile(filepath.Join(c.Dir, groupFile), []byte("root:x:0:\nfrr:x:0:\nfrrvty:x:0:\n"), 0o644); err != nil {
 		return err
@@ -27,7 +27,7 @@ func (frr) prepare(c Config) error {
 	return os.WriteFile(filepath.Join(c.Dir, "frr.conf"), []byte(c.Text), 0o644)
 }
 
-func (frr) command(c Config, program string) []string {
+func (frr) daemonCommand(c Config, program string) []string {
 	in := func(name string) string { return filepath.Join(c.Dir, name) }
 	line := []string{frrDir + program, "-u", "root", "-g", "root", "-f", in("empty.conf"), "-i", in(program + ".pid"),
 		"-z", in("zserv.api"), "--vty_socket", c.Dir, "-P", "0", "--log", "stdout"}
@@ -37,22 +37,22 @@ func (frr) command(c Config, program string) []string {
 	return line
 }
 
-func (frr) ready(ctx context.Context, c Config, program string) error {
+func (frr) checkReady(ctx context.Context, c Config, program string) error {
 	if program == "zebra" { // who asks zebra too early asks again ten seconds later only
-		if err := answers(ctx, filepath.Join(c.Dir, "zserv.api")); err != nil {
+		if err := checkListening(ctx, filepath.Join(c.Dir, "zserv.api")); err != nil {
 			return err
 		}
 	}
-	return answers(ctx, filepath.Join(c.Dir, program+".vty"))
+	return checkListening(ctx, filepath.Join(c.Dir, program+".vty"))
 }
 
-func (frr) configured(ctx context.Context, c Config) error {
-	_, err := Console{c.Kind, c.Dir}.run(ctx, "vtysh", "--vty_socket", c.Dir, "-f", filepath.Join(c.Dir, "frr.conf"))
+func (frr) applyConfig(ctx context.Context, c Config) error {
+	_, err := Console{c.Kind, c.Dir}.runProgram(ctx, "vtysh", "--vty_socket", c.Dir, "-f", filepath.Join(c.Dir, "frr.conf"))
 	return err
 }
 
-// answers says whether somebody listens at a socket.
-func answers(ctx context.Context, socket string) error {
+// checkListening says whether somebody listens at a socket.
+func checkListening(ctx context.Context, socket string) error {
 	var d net.Dialer
 	s, err := d.DialContext(ctx, "unix", socket)
 	if err != nil {

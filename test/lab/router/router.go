@@ -3,10 +3,10 @@
 // started it: when that process ends, however it does, the router ends too. What a router is told by its terminal is
 // told here by Show and Configure, which need the directory alone and so work from any process.
 //
-// With a whole cluster around it, start one by lab.Lab's Router. In seconds and without a cluster, NewBed lays a LAN
+// With a whole cluster around it, start one by lab.Lab's Router. In seconds and without a cluster, NewHarness lays a LAN
 // with routers, plain nodes and clients behind the routers:
 //
-//	bed, err := router.NewBed(router.BedOptions{Nodes: 2})
+//	bed, err := router.NewHarness(router.HarnessOptions{Nodes: 2})
 //	defer bed.Close()
 //	r, err := router.Start(ctx, router.Config{Kind: router.FRR, NetNS: bed.Host("router"), Text: conf})
 //	defer r.Stop()
@@ -61,11 +61,11 @@ type Config struct {
 // at the same time is the caller's own confusion.
 type Router struct {
 	Console
-	c         Config
+	config    Config
 	temporary bool // the directory goes with the router
 
-	mu      sync.Mutex // guards daemons
-	daemons map[string]*daemon
+	mu           sync.Mutex // guards daemons
+	daemonByName map[string]*daemon
 }
 
 // daemon is one process of a router.
@@ -77,23 +77,23 @@ type daemon struct {
 
 // dialect is what differs between the makes.
 type dialect interface {
-	// prepare writes what the daemons read at their start.
-	prepare(c Config) error
-	// programs are the daemons' names, in the order of their start.
-	programs() []string
-	// command is the command line of a daemon.
-	command(c Config, program string) []string
-	// ready returns nil once the daemon can be told something.
-	ready(ctx context.Context, c Config, program string) error
-	// configured is called when all daemons are ready.
-	configured(ctx context.Context, c Config) error
+	// writeConfig writes what the daemons read at their start.
+	writeConfig(c Config) error
+	// daemonNames are the daemons' names, in the order of their start.
+	daemonNames() []string
+	// daemonCommand is the command line of a daemon.
+	daemonCommand(c Config, program string) []string
+	// checkReady returns nil once the daemon can be told something.
+	checkReady(ctx context.Context, c Config, program string) error
+	// applyConfig is called when all daemons are ready.
+	applyConfig(ctx context.Context, c Config) error
 }
 
-var dialects = map[Kind]dialect{FRR: frr{}, BIRD: bird{}}
+var dialectByKind = map[Kind]dialect{FRR: frr{}, BIRD: bird{}}
 
-// Missing says what this machine lacks for a router of that kind, in one line with the package that brings it; empty
+// MissingPrerequisite says what this machine lacks for a router of that kind, in one line with the package that brings it; empty
 // when nothing.
-func Missing(k Kind) string {
+func MissingPrerequisite(k Kind) string {
 	if os.Geteuid() != 0 {
 		return "root, or a user namespace, is needed to run a router"
 	}
@@ -105,16 +105,16 @@ func Missing(k Kind) string {
 	return ""
 }
 
-// startTime bounds the start of one daemon, which takes a tenth of a second on an idle machine.
-const startTime = 30 * time.Second
+// startTimeout bounds the start of one daemon, which takes a tenth of a second on an idle machine.
+const startTimeout = 30 * time.Second
 
 // Start starts a router and returns when it has taken its configuration. A line that it does not understand is an error,
 // which says which.
 func Start(ctx context.Context, c Config) (*Router, error) {
-	if dialects[c.Kind] == nil {
+	if dialectByKind[c.Kind] == nil {
 		return nil, fmt.Errorf("starting a router: it is %s or %s, not %q", FRR, BIRD, c.Kind)
 	}
-	if m := Missing(c.Kind); m != "" {
+	if m := MissingPrerequisite(c.Kind); m != "" {
 		return nil, fmt.Errorf("starting a router: %s", m)
 	}
 	temporary := c.Dir == ""
@@ -134,7 +134,7 @@ func Start(ctx context.Context, c Config) (*Router, error) {
 	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("making the router's directory: %w", err)
 	}
-	r := &Router{Console: Console{c.Kind, c.Dir}, c: c, temporary: temporary, daemons: map[string]*daemon{}}
+	r := &Router{Console: Console{c.Kind, c.Dir}, config: c, temporary: temporary, daemonByName: map[string]*daemon{}}
 	if err := r.Restart(ctx); err != nil {
 		r.Stop()
 		return nil, err
@@ -145,47 +145,47 @@ func Start(ctx context.Context, c Config) (*Router, error) {
 // Restart starts every daemon that does not run, and configures the router anew with the text of its start. After Kill
 // it is the router's return.
 func (r *Router) Restart(ctx context.Context) error {
-	d := dialects[r.c.Kind]
-	if err := d.prepare(r.c); err != nil {
-		return fmt.Errorf("preparing %s: %w", r.c.Kind, err)
+	d := dialectByKind[r.config.Kind]
+	if err := d.writeConfig(r.config); err != nil {
+		return fmt.Errorf("preparing %s: %w", r.config.Kind, err)
 	}
-	for _, name := range d.programs() {
-		if err := r.launch(ctx, name); err != nil {
+	for _, name := range d.daemonNames() {
+		if err := r.startDaemon(ctx, name); err != nil {
 			return err
 		}
 	}
-	if err := d.configured(ctx, r.c); err != nil {
-		return fmt.Errorf("configuring %s: %w", r.c.Kind, err)
+	if err := d.applyConfig(ctx, r.config); err != nil {
+		return fmt.Errorf("configuring %s: %w", r.config.Kind, err)
 	}
 	return nil
 }
 
-// launch starts a daemon, unless it runs, and waits until it is ready.
-func (r *Router) launch(ctx context.Context, name string) error {
+// startDaemon starts a daemon, unless it runs, and waits until it is ready.
+func (r *Router) startDaemon(ctx context.Context, name string) error {
 	r.mu.Lock()
-	old := r.daemons[name]
+	old := r.daemonByName[name]
 	r.mu.Unlock()
-	if old != nil && !old.ended() {
+	if old != nil && !old.hasEnded() {
 		return nil
 	}
-	kind := dialects[r.c.Kind]
-	log, err := os.OpenFile(filepath.Join(r.c.LogDir, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	kind := dialectByKind[r.config.Kind]
+	log, err := os.OpenFile(filepath.Join(r.config.LogDir, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return fmt.Errorf("opening the log of %s: %w", name, err)
 	}
 	defer log.Close()
-	d := &daemon{done: make(chan struct{}), cmd: confined(r.c, kind.command(r.c, name))}
+	d := &daemon{done: make(chan struct{}), cmd: confinedCommand(r.config, kind.daemonCommand(r.config, name))}
 	d.cmd.Stdout, d.cmd.Stderr = log, log
-	if err := d.start(r.c.NetNS); err != nil {
+	if err := d.startIn(r.config.NetNS); err != nil {
 		return fmt.Errorf("starting %s: %w", name, err)
 	}
 	r.mu.Lock()
-	r.daemons[name] = d
+	r.daemonByName[name] = d
 	r.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, startTime)
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	for {
-		last := kind.ready(ctx, r.c, name)
+		last := kind.checkReady(ctx, r.config, name)
 		if last == nil {
 			return nil
 		}
@@ -201,9 +201,9 @@ func (r *Router) launch(ctx context.Context, name string) error {
 	}
 }
 
-// confined is the command in mounts of its own: a group file in which the daemon, being root, may own its terminal's
+// confinedCommand is the command in mounts of its own: a group file in which the daemon, being root, may own its terminal's
 // socket (FRR demands the group frrvty, which a user namespace cannot give it), and a /var/tmp that takes its crash logs.
-func confined(c Config, line []string) *exec.Cmd {
+func confinedCommand(c Config, line []string) *exec.Cmd {
 	const script = `mount --bind "$1" /etc/group && mount -t tmpfs tmpfs /var/tmp && shift && exec "$@"`
 	cmd := exec.Command("/bin/sh", append([]string{"-c", script, "sh", filepath.Join(c.Dir, groupFile)}, line...)...)
 	cmd.Dir = c.Dir
@@ -215,9 +215,9 @@ func confined(c Config, line []string) *exec.Cmd {
 // groupFile is the group file that the daemons see.
 const groupFile = "group"
 
-// start starts the process from a thread that lives as long as the process does, since the process is told to end when
+// startIn starts the process from a thread that lives as long as the process does, since the process is told to end when
 // that thread does.
-func (d *daemon) start(ns netns.Handle) error {
+func (d *daemon) startIn(ns netns.Handle) error {
 	started := make(chan error, 2)
 	go func() {
 		defer close(d.done)
@@ -233,7 +233,7 @@ func (d *daemon) start(ns netns.Handle) error {
 	return <-started
 }
 
-func (d *daemon) ended() bool {
+func (d *daemon) hasEnded() bool {
 	select {
 	case <-d.done:
 		return true
@@ -247,8 +247,8 @@ func (r *Router) Signal(s syscall.Signal, names ...string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	hit := false
-	for name, d := range r.daemons {
-		if (len(names) > 0 && !slices.Contains(names, name)) || d.ended() {
+	for name, d := range r.daemonByName {
+		if (len(names) > 0 && !slices.Contains(names, name)) || d.hasEnded() {
 			continue
 		}
 		hit = true
@@ -265,36 +265,36 @@ func (r *Router) Signal(s syscall.Signal, names ...string) error {
 // Kill ends the daemons named, or all, at once (SIGKILL), and returns when they are gone. The kernel's routes stay.
 func (r *Router) Kill(names ...string) error {
 	err := r.Signal(syscall.SIGKILL, names...)
-	r.await(time.Minute, names...)
+	r.awaitEnd(time.Minute, names...)
 	return err
 }
 
 // Stop ends the router in order, as its service manager does: sessions are closed, the kernel's routes withdrawn. After a
 // Stop a Router with a directory of its own can be started again by Restart.
 func (r *Router) Stop() {
-	order := slices.Clone(dialects[r.c.Kind].programs())
+	order := slices.Clone(dialectByKind[r.config.Kind].daemonNames())
 	slices.Reverse(order) // zebra, which the others need to clean up, is the last
 	for _, name := range order {
 		if r.Signal(syscall.SIGTERM, name) != nil {
 			continue
 		}
-		if !r.await(stopTime, name) {
+		if !r.awaitEnd(stopTimeout, name) {
 			_ = r.Kill(name)
 		}
 	}
 	if r.temporary {
-		os.RemoveAll(r.c.Dir)
+		os.RemoveAll(r.config.Dir)
 	}
 }
 
-// stopTime bounds how long a daemon may take to end in order.
-const stopTime = 5 * time.Second
+// stopTimeout bounds how long a daemon may take to end in order.
+const stopTimeout = 5 * time.Second
 
-// await waits until the daemons named, or all, ended.
-func (r *Router) await(limit time.Duration, names ...string) bool {
+// awaitEnd waits until the daemons named, or all, ended.
+func (r *Router) awaitEnd(limit time.Duration, names ...string) bool {
 	r.mu.Lock()
 	var wait []*daemon
-	for name, d := range r.daemons {
+	for name, d := range r.daemonByName {
 		if len(names) == 0 || slices.Contains(names, name) {
 			wait = append(wait, d)
 		}
@@ -322,9 +322,9 @@ type Console struct {
 func (c Console) Show(ctx context.Context, command string) ([]byte, error) {
 	switch c.Kind {
 	case FRR:
-		return c.run(ctx, "vtysh", "--vty_socket", c.Dir, "-c", command)
+		return c.runProgram(ctx, "vtysh", "--vty_socket", c.Dir, "-c", command)
 	case BIRD:
-		out, err := c.run(ctx, "birdc", append([]string{"-s", birdSocket(c.Dir)}, strings.Fields(command)...)...)
+		out, err := c.runProgram(ctx, "birdc", append([]string{"-s", birdSocket(c.Dir)}, strings.Fields(command)...)...)
 		_, out, _ = bytes.Cut(out, []byte(" ready.\n")) // the greeting
 		if line := strings.TrimSpace(string(out)); err == nil && strings.HasPrefix(line, "syntax error") {
 			err = fmt.Errorf("bird does not understand %q: %s", command, line)
@@ -342,14 +342,14 @@ func (c Console) Configure(ctx context.Context, text string) error {
 		return fmt.Errorf("writing the configuration: %w", err)
 	}
 	if c.Kind == FRR {
-		_, err := c.run(ctx, "vtysh", "--vty_socket", c.Dir, "-f", filepath.Join(c.Dir, name))
+		_, err := c.runProgram(ctx, "vtysh", "--vty_socket", c.Dir, "-f", filepath.Join(c.Dir, name))
 		return err
 	}
-	return c.load(ctx, name)
+	return c.loadFile(ctx, name)
 }
 
-// load has BIRD take the configuration in a file of its directory, which may have another path where BIRD runs.
-func (c Console) load(ctx context.Context, name string) error {
+// loadFile has BIRD take the configuration in a file of its directory, which may have another path where BIRD runs.
+func (c Console) loadFile(ctx context.Context, name string) error {
 	out, err := c.Show(ctx, `configure "`+name+`"`)
 	if err == nil && !bytes.Contains(out, []byte("Reconfigur")) {
 		err = fmt.Errorf("bird refused the configuration: %s", bytes.TrimSpace(out))
@@ -357,7 +357,7 @@ func (c Console) load(ctx context.Context, name string) error {
 	return err
 }
 
-func (c Console) run(ctx context.Context, program string, args ...string) ([]byte, error) {
+func (c Console) runProgram(ctx context.Context, program string, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin", "VTYSH_PAGER=cat", "HOME="+c.Dir)
 	var out, fault bytes.Buffer

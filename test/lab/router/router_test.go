@@ -15,20 +15,20 @@ import (
 
 func TestMain(m *testing.M) {
 	if len(os.Args) == 2 && os.Args[1] == "__abandon" {
-		abandon()
+		startAndHang()
 	}
 	os.Exit(m.Run())
 }
 
-// lay makes a bed, and skips the test where the machine lacks something.
-func lay(t *testing.T, o BedOptions) *Bed {
+// newTestHarness makes a bed, and skips the test where the machine lacks something.
+func newTestHarness(t *testing.T, o HarnessOptions) *Harness {
 	t.Helper()
 	for _, k := range []Kind{FRR, BIRD} {
-		if m := Missing(k); m != "" {
+		if m := MissingPrerequisite(k); m != "" {
 			t.Skip(m)
 		}
 	}
-	b, err := NewBed(o)
+	b, err := NewHarness(o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,7 +36,7 @@ func lay(t *testing.T, o BedOptions) *Bed {
 	return b
 }
 
-func run(t *testing.T, c Config) *Router {
+func startRouter(t *testing.T, c Config) *Router {
 	t.Helper()
 	r, err := Start(t.Context(), c)
 	if err != nil {
@@ -63,7 +63,7 @@ func eventually(t *testing.T, what string, check func() error) {
 	}
 }
 
-const frrText = `hostname tor
+const frrConfig = `hostname tor
 router bgp 65000
  bgp router-id 192.168.0.1
  no bgp ebgp-requires-policy
@@ -79,7 +79,7 @@ router bgp 65000
 ip route 203.0.113.0/24 blackhole
 `
 
-func birdText(number int) string {
+func birdConfig(number int) string {
 	return fmt.Sprintf(`router id 192.168.0.%[1]d;
 protocol device {}
 protocol kernel { ipv4 { export where source = RTS_BGP; }; }
@@ -95,8 +95,8 @@ protocol bgp tor {
 
 var vip = netip.MustParsePrefix("198.51.100.1/32")
 
-// hops waits until the kernel of FRR's host has that many next hops for the prefix.
-func hops(t *testing.T, b *Bed, want ...string) {
+// awaitNextHops waits until the kernel of FRR's host has that many next hops for the prefix.
+func awaitNextHops(t *testing.T, b *Harness, want ...string) {
 	t.Helper()
 	eventually(t, fmt.Sprintf("the router's kernel sends %s to %v", vip, want), func() error {
 		r, ok, err := b.Host("router").RouteTo(vip)
@@ -104,7 +104,7 @@ func hops(t *testing.T, b *Bed, want ...string) {
 			return err
 		}
 		var got []string
-		for _, a := range r.Via {
+		for _, a := range r.NextHops {
 			got = append(got, a.String())
 		}
 		if strings.Join(got, " ") != strings.Join(want, " ") || ok != (len(want) > 0) {
@@ -114,13 +114,13 @@ func hops(t *testing.T, b *Bed, want ...string) {
 	})
 }
 
-// TestRouters has FRR and BIRD talk to each other, which neither would do if it were not a router in good order.
-func TestRouters(t *testing.T) {
-	b := lay(t, BedOptions{Nodes: 2})
-	tor := run(t, Config{Kind: FRR, NetNS: b.Host("router"), Text: frrText})
-	one := run(t, Config{Kind: BIRD, NetNS: b.Host("node1"), Text: birdText(11)})
-	run(t, Config{Kind: BIRD, NetNS: b.Host("node2"), Text: birdText(12)})
-	hops(t, b, "192.168.0.11", "192.168.0.12")
+// TestFRRAndBIRDExchangeRoutes has FRR and BIRD talk to each other, which neither would do if it were not a router in good order.
+func TestFRRAndBIRDExchangeRoutes(t *testing.T) {
+	b := newTestHarness(t, HarnessOptions{Nodes: 2})
+	tor := startRouter(t, Config{Kind: FRR, NetNS: b.Host("router"), Text: frrConfig})
+	one := startRouter(t, Config{Kind: BIRD, NetNS: b.Host("node1"), Text: birdConfig(11)})
+	startRouter(t, Config{Kind: BIRD, NetNS: b.Host("node2"), Text: birdConfig(12)})
+	awaitNextHops(t, b, "192.168.0.11", "192.168.0.12")
 
 	t.Run("show returns what the routers know", func(t *testing.T) {
 		out, err := tor.Show(t.Context(), "show bgp ipv4 unicast json")
@@ -150,33 +150,33 @@ func TestRouters(t *testing.T) {
 		if err := one.Kill(); err != nil {
 			t.Fatal(err)
 		}
-		hops(t, b, "192.168.0.12")
+		awaitNextHops(t, b, "192.168.0.12")
 		if err := one.Restart(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		hops(t, b, "192.168.0.11", "192.168.0.12")
+		awaitNextHops(t, b, "192.168.0.11", "192.168.0.12")
 		if err := tor.Kill("bgpd"); err != nil {
 			t.Fatal(err)
 		}
 		if err := tor.Restart(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		hops(t, b, "192.168.0.11", "192.168.0.12")
+		awaitNextHops(t, b, "192.168.0.11", "192.168.0.12")
 	})
 	t.Run("the configuration can be changed while they run", func(t *testing.T) {
-		if err := one.Configure(t.Context(), strings.Replace(birdText(11), "route 198.51.100.1/32 blackhole;", "", 1)); err != nil {
+		if err := one.Configure(t.Context(), strings.Replace(birdConfig(11), "route 198.51.100.1/32 blackhole;", "", 1)); err != nil {
 			t.Fatal(err)
 		}
-		hops(t, b, "192.168.0.12")
+		awaitNextHops(t, b, "192.168.0.12")
 		if err := tor.Configure(t.Context(), "router bgp 65000\n neighbor 192.168.0.12 shutdown\n"); err != nil {
 			t.Fatal(err)
 		}
-		hops(t, b)
+		awaitNextHops(t, b)
 	})
 }
 
-func TestALineThatARouterDoesNotUnderstandIsNamed(t *testing.T) {
-	b := lay(t, BedOptions{})
+func TestUnknownConfigLineIsNamed(t *testing.T) {
+	b := newTestHarness(t, HarnessOptions{})
 	for kind, text := range map[Kind]string{FRR: "router bgp 65000\n neighbour 1.2.3.4\n", BIRD: "protocol device {}\nneighbour;\n"} {
 		r, err := Start(t.Context(), Config{Kind: kind, NetNS: b.Host("router"), Text: text})
 		if err == nil {
@@ -188,8 +188,8 @@ func TestALineThatARouterDoesNotUnderstandIsNamed(t *testing.T) {
 	}
 }
 
-func TestAClientBehindEachRouterReachesANode(t *testing.T) {
-	b := lay(t, BedOptions{Nodes: 1, Routers: 2})
+func TestClientBehindEachRouterReachesNode(t *testing.T) {
+	b := newTestHarness(t, HarnessOptions{Nodes: 1, Routers: 2})
 	for _, address := range []string{"192.168.0.11:80", "[fd00:a8::b]:80"} {
 		l, err := b.Host("node1").Listen("tcp", address)
 		if err != nil {
@@ -209,14 +209,14 @@ func TestAClientBehindEachRouterReachesANode(t *testing.T) {
 	}
 }
 
-// abandon starts routers and then waits to be killed.
-func abandon() {
-	b, err := NewBed(BedOptions{Nodes: 1})
+// startAndHang starts routers and then waits to be killed.
+func startAndHang() {
+	b, err := NewHarness(HarnessOptions{Nodes: 1})
 	if err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}
-	for host, c := range map[string]Config{"router": {Kind: FRR, Text: frrText}, "node1": {Kind: BIRD, Text: birdText(11)}} {
+	for host, c := range map[string]Config{"router": {Kind: FRR, Text: frrConfig}, "node1": {Kind: BIRD, Text: birdConfig(11)}} {
 		c.NetNS = b.Host(host)
 		r, err := Start(context.Background(), c)
 		if err != nil {
@@ -228,8 +228,8 @@ func abandon() {
 	select {}
 }
 
-func TestNothingRunsAfterTheProgramThatStartedIt(t *testing.T) {
-	lay(t, BedOptions{})
+func TestRoutersEndWithTheirProgram(t *testing.T) {
+	newTestHarness(t, HarnessOptions{})
 	cmd := exec.Command("/proc/self/exe", "__abandon")
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -244,7 +244,7 @@ func TestNothingRunsAfterTheProgramThatStartedIt(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { os.RemoveAll(dirs[i]) })
-		if len(mentions(t, dirs[i])) == 0 {
+		if len(processesMentioning(t, dirs[i])) == 0 {
 			t.Fatalf("no process names %s, so that this test would see nothing", dirs[i])
 		}
 	}
@@ -254,7 +254,7 @@ func TestNothingRunsAfterTheProgramThatStartedIt(t *testing.T) {
 	_ = cmd.Wait()
 	eventually(t, "the routers are gone too", func() error {
 		for _, dir := range dirs {
-			if left := mentions(t, dir); len(left) > 0 {
+			if left := processesMentioning(t, dir); len(left) > 0 {
 				return fmt.Errorf("these run: %s", left)
 			}
 		}
@@ -262,8 +262,8 @@ func TestNothingRunsAfterTheProgramThatStartedIt(t *testing.T) {
 	})
 }
 
-// mentions are the command lines of this machine's processes that name a path.
-func mentions(t *testing.T, path string) []string {
+// processesMentioning are the command lines of this machine's processes that name a path.
+func processesMentioning(t *testing.T, path string) []string {
 	t.Helper()
 	entries, err := os.ReadDir("/proc")
 	if err != nil {

@@ -5,5 +5,5 @@ import "github.com/gantry-lb/gantry/test/lab"
 
 func main() {
 	lab.Reexec()
-	lab.Command()
+	lab.RunCommandLine()
 }

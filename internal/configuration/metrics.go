@@ -1,0 +1,45 @@
+package configuration
+
+import (
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/gantry-lb/gantry/internal/snapshot"
+)
+
+// Names and meanings of the metrics are those that the alerts of the metallb.io API know.
+var (
+	loadedMetric = prometheus.NewDesc("metallb_k8s_client_config_loaded_bool", "1 once the configuration was read.", nil, nil)
+	staleMetric  = prometheus.NewDesc("metallb_k8s_client_config_stale_bool", "1 while some object is served in its last good state, or not at all, because it is faulty.", nil, nil)
+)
+
+// LoadMetrics export what a component makes of the configuration. The zero value has read none.
+type LoadMetrics struct {
+	loaded, stale atomic.Bool
+}
+
+var _ prometheus.Collector = (*LoadMetrics)(nil)
+
+// RecordProblems takes the Problems of the configuration that was read last.
+func (g *LoadMetrics) RecordProblems(problems []snapshot.Problem) {
+	g.stale.Store(len(ErrorTexts(problems)) > 0)
+	g.loaded.Store(true)
+}
+
+// Describe is part of prometheus.Collector.
+func (g *LoadMetrics) Describe(c chan<- *prometheus.Desc) {
+	c <- loadedMetric
+	c <- staleMetric
+}
+
+// Collect is part of prometheus.Collector.
+func (g *LoadMetrics) Collect(c chan<- prometheus.Metric) {
+	for desc, set := range map[*prometheus.Desc]bool{loadedMetric: g.loaded.Load(), staleMetric: g.stale.Load()} {
+		value := 0.0
+		if set {
+			value = 1
+		}
+		c <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value)
+	}
+}

@@ -1,0 +1,223 @@
+package snapshot
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/api/v1beta2"
+)
+
+// parseBGPAdvertisements parses the BGPAdvertisements, the oldest first: of two that contradict each other the older stands.
+func (b *builder) parseBGPAdvertisements(in []v1beta1.BGPAdvertisement, o *Objects, pools []*Pool) []*BGPAdvertisement {
+	aliases, extended := b.parseCommunityAliases(o.Communities), b.parseExtendedAliases(o.Communities)
+	in = slices.Clone(in)
+	slices.SortFunc(in, func(x, y v1beta1.BGPAdvertisement) int {
+		return cmp.Or(x.CreationTimestamp.Compare(y.CreationTimestamp.Time), cmp.Compare(x.Name, y.Name))
+	})
+	var out []*BGPAdvertisement
+	for i := range in {
+		object := ObjectReference{Kind: "BGPAdvertisement", Namespace: in[i].Namespace, Name: in[i].Name}
+		b.broken = false
+		ad := b.parseBGPAdvertisement(object, &in[i], o, pools, aliases)
+		b.parseBGPAdvertisementExtension(object, ad, in[i].Spec.Gantry, extended)
+		ad.Pools = slices.DeleteFunc(ad.Pools, func(name string) bool {
+			p := findPool(pools, name)
+			return !b.checkAggregationLength(object, ad, p) || !b.checkLocalPref(object, ad, out, o.Nodes, p)
+		})
+		if b.broken {
+			last := o.Previous.bgpAdvertisementByName(ad.Name)
+			if last == nil && !b.partlyServed {
+				continue
+			}
+			if last != nil {
+				ad = last.withoutUnfitPools(out, o.Nodes, pools)
+			}
+		}
+		out = append(out, ad)
+	}
+	slices.SortFunc(out, func(x, y *BGPAdvertisement) int { return cmp.Compare(x.Name, y.Name) })
+	return out
+}
+
+func (b *builder) parseBGPAdvertisement(o ObjectReference, in *v1beta1.BGPAdvertisement, objects *Objects, pools []*Pool, aliases map[string]Community) *BGPAdvertisement {
+	b.partlyServed = false
+	length := func(p *int32, d int) int {
+		if p == nil {
+			return d
+		}
+		return int(*p)
+	}
+	ad := &BGPAdvertisement{
+		Name: in.Name, PrefixLengthIPv4: length(in.Spec.AggregationLength, 32), PrefixLengthIPv6: length(in.Spec.AggregationLengthV6, 128),
+		LocalPref:        in.Spec.LocalPref,
+		NodeSelectors:    b.parseSelectors(o, "spec.nodeSelectors", in.Spec.NodeSelectors),
+		ServiceSelectors: b.parseSelectors(o, "spec.serviceSelectors", in.Spec.ServiceSelectors),
+		Peers:            slices.Compact(slices.Sorted(slices.Values(in.Spec.Peers))),
+		Pools:            b.resolvePools(o, in.Spec.IPAddressPools, in.Spec.IPAddressPoolSelectors, pools),
+	}
+	for i, text := range in.Spec.Communities {
+		field := fmt.Sprintf("spec.communities[%d]", i)
+		c, known := aliases[text]
+		if !known {
+			var err error
+			if c, err = ParseCommunity(text); err != nil && strings.Contains(text, ":") {
+				b.reportFault(o, field, names.ReasonInvalidCommunity, "%s: %v", field, err)
+			} else if err != nil {
+				b.reportFault(o, field, names.ReasonUnknownCommunity, "%s: no Community names the alias %q: create one, or write a value such as 64512:100", field, text)
+			}
+		}
+		ad.Communities = append(ad.Communities, c)
+	}
+	slices.SortFunc(ad.Communities, Community.Compare)
+	ad.Communities = slices.Compact(ad.Communities)
+	for i, n := range in.Spec.Peers {
+		if !slices.ContainsFunc(objects.BGPPeers, func(p v1beta2.BGPPeer) bool { return p.Name == n }) {
+			field := fmt.Sprintf("spec.peers[%d]", i)
+			b.reportProblem(o, field, names.ReasonUnknownPeer, "%s: no BGPPeer %q exists in namespace %q: create it, or correct the name", field, n, o.Namespace)
+		}
+	}
+	b.reportDuplicates(o, "spec.communities", in.Spec.Communities)
+	b.reportDuplicates(o, "spec.peers", in.Spec.Peers)
+	b.reportDuplicates(o, "spec.ipAddressPools", in.Spec.IPAddressPools)
+	b.reportDuplicateSelectors(o, "spec.nodeSelectors", in.Spec.NodeSelectors)
+	return ad
+}
+
+// reportDuplicates names the texts that a list has twice; they do no harm, but they are seldom meant.
+func (b *builder) reportDuplicates(o ObjectReference, field string, list []string) {
+	for i, text := range list {
+		if slices.Contains(list[:i], text) {
+			b.reportProblem(o, field, names.ReasonDuplicate, "%s lists %q twice: take one out", field, text)
+		}
+	}
+}
+
+// reportDuplicateSelectors does the same for selectors.
+func (b *builder) reportDuplicateSelectors(o ObjectReference, field string, in []metav1.LabelSelector) {
+	var seen []string
+	for i := range in {
+		text := metav1.FormatLabelSelector(&in[i])
+		if slices.Contains(seen, text) {
+			b.reportProblem(o, field, names.ReasonDuplicate, "%s lists the selector %q twice: take one out", field, text)
+		}
+		seen = append(seen, text)
+	}
+}
+
+// checkAggregationLength says whether the prefixes that the advertisement announces lie within the entries of a pool: an aggregate that is
+// wider than an entry would attract traffic for addresses that are not the cluster's.
+func (b *builder) checkAggregationLength(o ObjectReference, ad *BGPAdvertisement, p *Pool) bool {
+	for _, r := range p.Ranges {
+		if bits, length := r.widestPrefix().Bits(), ad.prefixLength(r.First); bits > length {
+			field := "spec.aggregationLength"
+			if r.First.Is6() {
+				field = "spec.aggregationLengthV6"
+			}
+			b.partlyServed = true
+			b.reportFault(o, field, names.ReasonAggregationLength,
+				"%s: invalid aggregation length %d: prefix %d in this pool is more specific than the aggregation length for addresses %s of pool %q: write at least %d, or leave the pool out",
+				field, length, bits, r, p.Name, bits)
+			return false
+		}
+	}
+	return true
+}
+
+// prefixLength is the length of the prefix announced for an address.
+func (ad *BGPAdvertisement) prefixLength(a netip.Addr) int {
+	if a.Is4() {
+		return ad.PrefixLengthIPv4
+	}
+	return ad.PrefixLengthIPv6
+}
+
+// checkLocalPref says whether no older advertisement gives the same prefixes of a pool another localPref at a peer and on a node
+// that both share.
+func (b *builder) checkLocalPref(o ObjectReference, ad *BGPAdvertisement, older []*BGPAdvertisement, nodes []Node, p *Pool) bool {
+	for _, other := range older {
+		if ad.conflictsWith(other, nodes, p) {
+			b.partlyServed = true
+			b.reportFault(o, "spec.localPref", names.ReasonConflictingAdvertisements,
+				"spec.localPref: %d contradicts BGPAdvertisement %q, which announces the same prefixes of pool %q with %d: write the same localPref, or separate them by peers, nodeSelectors or pools",
+				ad.LocalPref, other.Name, p.Name, other.LocalPref)
+			return false
+		}
+	}
+	return true
+}
+
+func (ad *BGPAdvertisement) conflictsWith(other *BGPAdvertisement, nodes []Node, p *Pool) bool {
+	return ad.LocalPref != other.LocalPref && len(ad.ServiceSelectors) == 0 && len(other.ServiceSelectors) == 0 &&
+		slices.Contains(other.Pools, p.Name) && ad.announcesSamePrefixes(other, p) &&
+		havePeerInCommon(ad.Peers, other.Peers) && haveNodeInCommon(ad.NodeSelectors, other.NodeSelectors, nodes)
+}
+
+// announcesSamePrefixes says whether both announce the same prefixes of a pool, as far as it has addresses of a family.
+func (ad *BGPAdvertisement) announcesSamePrefixes(other *BGPAdvertisement, p *Pool) bool {
+	return slices.ContainsFunc(p.Ranges, func(r Range) bool { return ad.prefixLength(r.First) == other.prefixLength(r.First) })
+}
+
+func havePeerInCommon(x, y []string) bool {
+	return len(x) == 0 || len(y) == 0 || slices.ContainsFunc(x, func(n string) bool { return slices.Contains(y, n) })
+}
+
+// haveNodeInCommon says whether a node matches both lists of selectors. Without a known node they are taken to share one.
+func haveNodeInCommon(x, y []labels.Selector, nodes []Node) bool {
+	return len(nodes) == 0 || slices.ContainsFunc(nodes, func(n Node) bool { return SelectorsMatch(x, n.Labels) && SelectorsMatch(y, n.Labels) })
+}
+
+// findPool returns the pool of that name, or nil.
+func findPool(pools []*Pool, name string) *Pool {
+	s := Snapshot{Pools: pools}
+	return s.PoolByName(name)
+}
+
+// withoutUnfitPools returns the advertisement as it last was, without the pools that it does not fit any more.
+func (ad *BGPAdvertisement) withoutUnfitPools(older []*BGPAdvertisement, nodes []Node, pools []*Pool) *BGPAdvertisement {
+	var quiet builder
+	out := *ad
+	out.Pools = slices.DeleteFunc(slices.Clone(ad.Pools), func(name string) bool {
+		p := findPool(pools, name)
+		return p == nil || !quiet.checkAggregationLength(ObjectReference{}, ad, p) || !quiet.checkLocalPref(ObjectReference{}, ad, older, nodes, p)
+	})
+	return &out
+}
+
+// widestPrefix returns the shortest prefix that lies within the Range.
+func (r Range) widestPrefix() netip.Prefix {
+	best := netip.PrefixFrom(r.First, r.First.BitLen())
+	for a := r.First; ; {
+		p := netip.PrefixFrom(a, a.BitLen())
+		for p.Bits() > 0 {
+			w := netip.PrefixFrom(a, p.Bits()-1)
+			if w.Masked().Addr() != a || r.Last.Less(lastAddress(w)) {
+				break
+			}
+			p = w
+		}
+		if p.Bits() < best.Bits() {
+			best = p
+		}
+		end := lastAddress(p)
+		if end == r.Last {
+			return best
+		}
+		a = end.Next()
+	}
+}
+
+// String writes the Range as a CIDR where it is one, and with both ends otherwise.
+func (r Range) String() string {
+	if p := r.widestPrefix(); p.Masked().Addr() == r.First && lastAddress(p) == r.Last {
+		return p.String()
+	}
+	return r.First.String() + "-" + r.Last.String()
+}

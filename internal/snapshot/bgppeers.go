@@ -1,0 +1,290 @@
+package snapshot
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/api/v1beta2"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// Defaults of a session (RFC 4271, section 10) and of BFD.
+const (
+	defaultPeerPort           = 179
+	defaultHoldTime           = 90 * time.Second
+	maxHoldTime               = 65535 * time.Second
+	defaultBFDIntervalMillis  = 300
+	defaultDetectMultiplier   = 3
+	defaultEchoIntervalMillis = 50
+	defaultMinimumTTL         = 254
+	maxPasswordBytes          = 80 // bytes, the kernel's limit
+)
+
+// parsePeers parses the BGPPeers, the oldest first. One that is broken is left as it last was; one that never was sound says why.
+func (b *builder) parsePeers(in []v1beta2.BGPPeer, o *Objects) []*Peer {
+	in = slices.Clone(in)
+	slices.SortFunc(in, func(x, y v1beta2.BGPPeer) int {
+		return cmp.Or(x.CreationTimestamp.Compare(y.CreationTimestamp.Time), cmp.Compare(x.Name, y.Name))
+	})
+	profiles := map[string]*BFDProfile{}
+	for i := range o.BFDProfiles {
+		profiles[o.BFDProfiles[i].Name] = parseBFDProfile(&o.BFDProfiles[i])
+	}
+	var out []*Peer
+	for i := range in {
+		object := ObjectReference{Kind: "BGPPeer", Namespace: in[i].Namespace, Name: in[i].Name}
+		b.broken = false
+		p := b.parsePeer(object, &in[i].Spec)
+		p.Name = in[i].Name
+		b.resolveBFDProfile(object, p, in[i].Spec.BFDProfile, profiles)
+		b.resolvePassword(object, p, &in[i].Spec, o)
+		b.reportDuplicateSelectors(object, "spec.nodeSelectors", in[i].Spec.NodeSelectors)
+		b.parsePeerExtension(object, p, in[i].Spec.Gantry, o.Nodes)
+		if b.broken {
+			last := o.Previous.PeerByName(p.Name)
+			if last == nil || last.Fault != nil {
+				cause := b.firstFault
+				p.Fault = &cause
+				out = append(out, p)
+				continue
+			}
+			p = last
+		}
+		out = append(out, b.findDuplicateSessions(object, b.resolveBFDConflict(object, p, out, o.Nodes), out, o.Nodes))
+	}
+	slices.SortFunc(out, func(x, y *Peer) int { return cmp.Compare(x.Name, y.Name) })
+	return out
+}
+
+// findDuplicateSessions notes the older peers whose session a router could not tell from this one's, and would end for it.
+func (b *builder) findDuplicateSessions(o ObjectReference, p *Peer, older []*Peer, nodes []Node) *Peer {
+	out := *p
+	out.DuplicateOf = nil
+	for _, q := range older {
+		if q.Fault != nil || !q.hasSameSession(p) {
+			continue
+		}
+		out.DuplicateOf = append(out.DuplicateOf, q.Name)
+		if haveNodeInCommon(q.NodeSelectors, p.NodeSelectors, nodes) {
+			b.reportProblem(o, "spec.peerAddress", names.ReasonDuplicatePeer,
+				"spec.peerAddress: BGPPeer %q already connects to %s from the same nodes and source, and the router could not tell the sessions apart, so that this one is not tried there: delete one, or give it another sourceAddress, peerPort or nodeSelectors",
+				q.Name, p.describeRemote())
+		}
+	}
+	return &out
+}
+
+// resolveBFDConflict has the older of two peers say how BFD watches the path that both share: there is one BFD session to an address.
+func (b *builder) resolveBFDConflict(o ObjectReference, p *Peer, older []*Peer, nodes []Node) *Peer {
+	for _, q := range older {
+		if p.BFD == nil || q.BFD == nil || q.Fault != nil || !q.hasSameBFDPath(p) || q.hasSameSession(p) || p.BFD.hasSameParameters(q.BFD) || !haveNodeInCommon(q.NodeSelectors, p.NodeSelectors, nodes) {
+			continue
+		}
+		b.reportProblem(o, "spec.bfdProfile", names.ReasonConflictingBFD,
+			"spec.bfdProfile: one BFD session watches the path to %s, and BGPPeer %q, which is older, has it run as BFDProfile %q says, not %q: name the same profile in both, or give one another sourceAddress",
+			p.describeRemote(), q.Name, q.BFD.Name, p.BFD.Name)
+		shared := *p
+		shared.BFD = q.BFD
+		return &shared
+	}
+	return p
+}
+
+// hasSameBFDPath says whether one BFD session watches the paths of both.
+func (p *Peer) hasSameBFDPath(q *Peer) bool {
+	return p.Address == q.Address && p.DefaultGateway == q.DefaultGateway && p.Interface == q.Interface && p.VRF == q.VRF && p.SourceAddress == q.SourceAddress && p.MultiHop == q.MultiHop
+}
+
+// hasSameParameters says whether two profiles ask for the same.
+func (f *BFDProfile) hasSameParameters(g *BFDProfile) bool {
+	x, y := *f, *g
+	x.Name, y.Name = "", ""
+	return x == y
+}
+
+// hasSameSession says whether a router cannot tell the sessions apart.
+func (p *Peer) hasSameSession(q *Peer) bool {
+	return p.Address == q.Address && p.DefaultGateway == q.DefaultGateway && p.Interface == q.Interface && p.Port == q.Port && p.VRF == q.VRF && p.SourceAddress == q.SourceAddress
+}
+
+// describeRemote names the far end for people.
+func (p *Peer) describeRemote() string {
+	if p.Address.IsValid() {
+		return netip.AddrPortFrom(p.Address, p.Port).String()
+	}
+	if p.DefaultGateway != 0 {
+		return fmt.Sprintf("the default gateway of IPv%d", p.DefaultGateway)
+	}
+	return "interface " + p.Interface
+}
+
+// parsePeerExtension reads spec.gantry of a peer. A node whose label is missing does not peer, and the others do.
+func (b *builder) parsePeerExtension(o ObjectReference, p *Peer, in *v1beta2.PeerExtension, nodes []Node) {
+	if in == nil {
+		return
+	}
+	p.DefaultGateway = map[string]view.Family{"IPv4": view.IPv4, "IPv6": view.IPv6}[in.DefaultGateway]
+	p.MyASNLabel, p.PeerASNLabel, p.Passive = in.MyASNLabel, in.PeerASNLabel, in.Passive
+	if in.TTLSecurityHops != nil {
+		p.TTLSecurityHops = uint8(min(max(*in.TTLSecurityHops, 1), 254)) //nolint:gosec // bounded here
+	}
+	if p.MyASNLabel == "" && p.PeerASNLabel == "" {
+		return
+	}
+	bad, first, why := 0, "", error(nil)
+	for _, n := range nodes {
+		if _, _, err := p.ASNsForNode(n.Labels); err != nil && SelectorsMatch(p.NodeSelectors, n.Labels) {
+			bad++
+			if first == "" || n.Name < first {
+				first, why = n.Name, err
+			}
+		}
+	}
+	if bad > 0 {
+		b.reportProblem(o, "spec.gantry", names.ReasonNodeLabel, "spec.gantry: %d of the selected nodes do not peer, node %q among them: %v", bad, first, why)
+	}
+}
+
+func (b *builder) parsePeer(o ObjectReference, in *v1beta2.BGPPeerSpec) *Peer {
+	p := &Peer{
+		MyASN: in.MyASN, PeerASN: in.PeerASN, LocalASN: in.LocalASN, Interface: in.Interface,
+		Port: in.PeerPort, VRF: in.VRFName, ConnectInterval: durationOrZero(in.ConnectTime),
+		GracefulRestart: in.EnableGracefulRestart, MultiHop: in.EBGPMultiHop, DisableMultiprotocol: in.DisableMP, DualStack: in.DualStackAddressFamily,
+		NodeSelectors: b.parseSelectors(o, "spec.nodeSelectors", in.NodeSelectors),
+		Address:       b.parseOptionalAddress(o, "spec.peerAddress", in.PeerAddress),
+		SourceAddress: b.parseOptionalAddress(o, "spec.sourceAddress", in.SourceAddress),
+		RouterID:      b.parseOptionalAddress(o, "spec.routerID", in.RouterID),
+	}
+	b.checkPeerAddresses(o, p)
+	if len(in.Password) > maxPasswordBytes {
+		b.reportFault(o, "spec.password", names.ReasonUnknownSecret, "spec.password: it is longer than the %d bytes that TCP MD5 takes: shorten it", maxPasswordBytes)
+	}
+	if p.Port == 0 {
+		p.Port = defaultPeerPort
+	}
+	switch in.DynamicASN {
+	case v1beta2.DynamicASNInternal:
+		p.DynamicASN = InternalASN
+	case v1beta2.DynamicASNExternal:
+		p.DynamicASN = ExternalASN
+	}
+	p.HoldTime, p.KeepaliveInterval = parseTimers(in)
+	if p.HoldTime != 0 && p.HoldTime < 3*time.Second || p.HoldTime > maxHoldTime {
+		b.reportFault(o, "spec.holdTime", names.ReasonInvalidTimer, "spec.holdTime: %s is out of range: write 0s (never) or 3s to 65535s", p.HoldTime)
+	}
+	if p.KeepaliveInterval > p.HoldTime {
+		b.reportFault(o, "spec.keepaliveTime", names.ReasonInvalidTimer, "spec.keepaliveTime: %s is longer than the holdTime of %s: write at most the holdTime, best a third of it", p.KeepaliveInterval, p.HoldTime)
+	}
+	return p
+}
+
+// checkPeerAddresses refuses addresses that no router can have, or that say too little of where it is.
+func (b *builder) checkPeerAddresses(o ObjectReference, p *Peer) {
+	for field, a := range map[string]netip.Addr{"spec.peerAddress": p.Address, "spec.sourceAddress": p.SourceAddress} {
+		if a.IsUnspecified() || a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
+			b.reportFault(o, field, names.ReasonInvalidAddress, "%s: %s is the address of no host: write one such as 192.0.2.1", field, a)
+		}
+	}
+	if p.Address.Is6() && p.Address.IsLinkLocalUnicast() && p.VRF == "" && p.Interface == "" {
+		b.reportFault(o, "spec.peerAddress", names.ReasonInvalidAddress,
+			"spec.peerAddress: %s is link-local, and the same on every link: write the link as vrf, or interface in place of peerAddress, which finds the router on a link", p.Address)
+	}
+}
+
+// parseTimers fills in what is not set: a hold time of three keepalives, a keepalive of a third of the hold time.
+func parseTimers(in *v1beta2.BGPPeerSpec) (hold, keepalive time.Duration) {
+	switch {
+	case in.HoldTime != nil && in.KeepaliveTime != nil:
+		hold, keepalive = durationOrZero(in.HoldTime), durationOrZero(in.KeepaliveTime)
+	case in.HoldTime != nil:
+		hold = durationOrZero(in.HoldTime).Truncate(time.Second)
+		keepalive = hold / 3
+	case in.KeepaliveTime != nil:
+		keepalive = durationOrZero(in.KeepaliveTime)
+		hold = 3 * keepalive
+	default:
+		hold, keepalive = defaultHoldTime, defaultHoldTime/3
+	}
+	return hold.Truncate(time.Second), keepalive
+}
+
+func durationOrZero(d *metav1.Duration) time.Duration {
+	if d == nil {
+		return 0
+	}
+	return d.Duration
+}
+
+// parseOptionalAddress parses an optional address.
+func (b *builder) parseOptionalAddress(o ObjectReference, field, text string) netip.Addr {
+	if text == "" {
+		return netip.Addr{}
+	}
+	a, err := netip.ParseAddr(text)
+	if err != nil {
+		b.reportFault(o, field, names.ReasonInvalidAddress, "%s: %q is no IP address: write one such as 192.0.2.1", field, text)
+	}
+	return a.Unmap()
+}
+
+func (b *builder) resolveBFDProfile(o ObjectReference, p *Peer, name string, profiles map[string]*BFDProfile) {
+	if name == "" {
+		return
+	}
+	if p.BFD = profiles[name]; p.BFD == nil {
+		b.reportFault(o, "spec.bfdProfile", names.ReasonUnknownBFDProfile,
+			"spec.bfdProfile: no BFDProfile %q exists in namespace %q: create it, or correct the name", name, o.Namespace)
+		return
+	}
+	if far := p.Address.IsLinkLocalUnicast() || p.Interface != "" || p.MultiHop; far && p.BFD.EchoMode {
+		b.reportProblem(o, "spec.bfdProfile", names.ReasonEchoUnsupported,
+			"spec.bfdProfile: the BFDProfile %q has echoMode, but echo packets come back neither from link-local neighbours nor over several hops, so that control packets alone watch the path: name a profile without echoMode", name)
+	}
+}
+
+// resolvePassword resolves the password. A Secret that is missing is never an empty password: the peer waits for it.
+func (b *builder) resolvePassword(o ObjectReference, p *Peer, in *v1beta2.BGPPeerSpec, objects *Objects) {
+	p.Password = in.Password
+	name := in.PasswordSecret.Name
+	if name == "" {
+		return
+	}
+	const field = "spec.passwordSecret"
+	i := slices.IndexFunc(objects.Secrets, func(s Secret) bool { return s.Name == name })
+	switch {
+	case i < 0:
+		b.reportFault(o, field, names.ReasonUnknownSecret,
+			"%s: no Secret %q of type kubernetes.io/basic-auth exists in namespace %q: create it with the entry \"password\", or correct the name", field, name, o.Namespace)
+	case !objects.Secrets[i].HasPassword || objects.Secrets[i].Password == "":
+		b.reportFault(o, field, names.ReasonUnknownSecret, "%s: the Secret %q has no entry \"password\", or an empty one: add it", field, name)
+	case len(objects.Secrets[i].Password) > maxPasswordBytes:
+		b.reportFault(o, field, names.ReasonUnknownSecret, "%s: the password in Secret %q is longer than the %d bytes that TCP MD5 takes: shorten it", field, name, maxPasswordBytes)
+	default:
+		p.Password = objects.Secrets[i].Password
+	}
+}
+
+func parseBFDProfile(in *v1beta1.BFDProfile) *BFDProfile {
+	or := func(p *uint32, d uint32) uint32 {
+		if p == nil {
+			return d
+		}
+		return *p
+	}
+	ms := func(n uint32) time.Duration { return time.Duration(n) * time.Millisecond }
+	return &BFDProfile{
+		Name:            in.Name,
+		ReceiveInterval: ms(or(in.Spec.ReceiveInterval, defaultBFDIntervalMillis)), TransmitInterval: ms(or(in.Spec.TransmitInterval, defaultBFDIntervalMillis)),
+		DetectMultiplier: uint8(min(or(in.Spec.DetectMultiplier, defaultDetectMultiplier), 255)), //nolint:gosec // bounded here
+		EchoInterval:     ms(or(in.Spec.EchoInterval, defaultEchoIntervalMillis)),
+		EchoMode:         in.Spec.EchoMode != nil && *in.Spec.EchoMode, PassiveMode: in.Spec.PassiveMode != nil && *in.Spec.PassiveMode,
+		MinimumTTL: uint8(min(or(in.Spec.MinimumTTL, defaultMinimumTTL), 254)), //nolint:gosec // bounded here
+	}
+}

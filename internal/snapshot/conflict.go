@@ -1,0 +1,52 @@
+package snapshot
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/gantry-lb/gantry/api/names"
+)
+
+// MaxCommunityBytes is how many bytes of communities a route may have: 4 for a standard one, 8 for an extended, 12 for a large one.
+// A message has at most 4096 (RFC 4271 section 4.1), and all else that an UPDATE can have needs less than the rest.
+const MaxCommunityBytes = 3800
+
+// FindAdvertisementConflict says why a speaker cannot follow all of the advertisements that select a Service with these addresses, and what to do;
+// empty when every one can.
+func FindAdvertisementConflict(ads []*BGPAdvertisement, addresses []netip.Addr, nodes []Node) (names.Reason, string) {
+	for i, x := range ads {
+		var standard, large, extended []string
+		for j, y := range ads {
+			if !havePeerInCommon(x.Peers, y.Peers) || !haveNodeInCommon(x.NodeSelectors, y.NodeSelectors, nodes) || !slices.ContainsFunc(addresses, func(a netip.Addr) bool { return x.prefixLength(a) == y.prefixLength(a) }) {
+				continue
+			}
+			if j < i && x.LocalPref != y.LocalPref {
+				return names.ReasonConflictingAdvertisements, fmt.Sprintf(
+					"the BGPAdvertisements %q and %q both select the Service, with a localPref of %d and of %d: write the same, or separate them by serviceSelectors, peers or nodeSelectors",
+					y.Name, x.Name, y.LocalPref, x.LocalPref)
+			}
+			for _, c := range y.Communities {
+				if c.Large {
+					large = append(large, c.String())
+				} else {
+					standard = append(standard, c.String())
+				}
+			}
+			for _, c := range y.ExtendedCommunities {
+				extended = append(extended, string(c[:]))
+			}
+		}
+		if 4*countDistinct(standard)+8*countDistinct(extended)+12*countDistinct(large) > MaxCommunityBytes {
+			return names.ReasonTooManyCommunities, fmt.Sprintf(
+				"the BGPAdvertisements that select the Service, %q among them, have more communities together than a route can carry: take some out, or separate them by peers", x.Name)
+		}
+	}
+	return "", ""
+}
+
+// countDistinct counts each text once.
+func countDistinct(texts []string) int {
+	slices.Sort(texts)
+	return len(slices.Compact(texts))
+}

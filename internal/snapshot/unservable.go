@@ -1,0 +1,38 @@
+package snapshot
+
+import "net/netip"
+
+// unservableRanges are addresses that no client can reach a Service at, with what they are for (RFC 6890, RFC 1122 section 3.2.1.3,
+// RFC 4291 sections 2.5 and 2.7).
+var unservableRanges = []struct {
+	Range
+	what string
+}{
+	{rangeOfPrefix("0.0.0.0/8"), "addresses of \"this host\""},
+	{rangeOfPrefix("127.0.0.0/8"), "loopback addresses"},
+	{rangeOfPrefix("224.0.0.0/4"), "multicast addresses"},
+	{rangeOfPrefix("255.255.255.255/32"), "the broadcast address"},
+	{rangeOfPrefix("::/127"), "the unspecified and the loopback address"},
+	{rangeOfPrefix("fe80::/10"), "link-local addresses, which mean nothing without a link"},
+	{rangeOfPrefix("ff00::/8"), "multicast addresses"},
+}
+
+func rangeOfPrefix(text string) Range {
+	p := netip.MustParsePrefix(text)
+	return Range{p.Addr(), lastAddress(p)}
+}
+
+// unservablePurpose says what the addresses of r are when none can be a Service's; empty when some can: who writes 0.0.0.0/0 means those.
+func unservablePurpose(r Range) string {
+	for _, n := range unservableRanges {
+		if n.Contains(r.First) && n.Contains(r.Last) {
+			return n.what
+		}
+	}
+	return ""
+}
+
+// overlaps says whether both have an address in common.
+func (r Range) overlaps(o Range) bool {
+	return r.First.BitLen() == o.First.BitLen() && r.First.Compare(o.Last) <= 0 && o.First.Compare(r.Last) <= 0
+}

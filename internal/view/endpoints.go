@@ -1,0 +1,130 @@
+package view
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/gantry-lb/gantry/api/names"
+)
+
+// EndpointSlice is what is known of one EndpointSlice. Its endpoints that cannot serve are left out.
+type EndpointSlice struct {
+	// Service is empty in its name when the slice belongs to none.
+	Service ObjectKey
+	Name    string
+	// AddressType of the addresses. An endpoint that has addresses of two types is in two slices.
+	AddressType   discoveryv1.AddressType
+	NodeEndpoints []NodeEndpoints
+}
+
+// NodeEndpoints is where endpoints can serve.
+type NodeEndpoints struct {
+	// Node is empty for endpoints of which that is not known.
+	Node string
+	// Count is how many endpoints can serve there.
+	Count int
+	// HasReady says that one of them is ready and does not terminate.
+	HasReady bool
+}
+
+// FromEndpointSlice projects an EndpointSlice. An endpoint can serve when it has an address and is ready (an absent condition counts as
+// ready), or still serving while it terminates.
+func FromEndpointSlice(s *discoveryv1.EndpointSlice) EndpointSlice {
+	out := EndpointSlice{Service: ObjectKey{Namespace: Intern(s.Namespace), Name: s.Labels[discoveryv1.LabelServiceName]}, Name: s.Name, AddressType: discoveryv1.AddressType(Intern(string(s.AddressType)))}
+	for i := range s.Endpoints {
+		e := &s.Endpoints[i]
+		if len(e.Addresses) == 0 || !canServe(e.Conditions) {
+			continue
+		}
+		node := ""
+		if e.NodeName != nil {
+			node = *e.NodeName
+		}
+		j := slices.IndexFunc(out.NodeEndpoints, func(p NodeEndpoints) bool { return p.Node == node })
+		if j < 0 {
+			j = len(out.NodeEndpoints)
+			out.NodeEndpoints = append(out.NodeEndpoints, NodeEndpoints{Node: Intern(node)})
+		}
+		out.NodeEndpoints[j].Count++
+		if c := e.Conditions; (c.Ready == nil || *c.Ready) && (c.Terminating == nil || !*c.Terminating) {
+			out.NodeEndpoints[j].HasReady = true
+		}
+	}
+	return out
+}
+
+// FromEndpointSlices projects all EndpointSlices of one Service together.
+func FromEndpointSlices(service ObjectKey, all []discoveryv1.EndpointSlice) Endpoints {
+	views := make([]EndpointSlice, 0, len(all))
+	for i := range all {
+		views = append(views, FromEndpointSlice(&all[i]))
+	}
+	return MergeSlices(service, views)
+}
+
+// MergeSlices puts all Slices of one Service together.
+func MergeSlices(service ObjectKey, all []EndpointSlice) Endpoints {
+	e := Endpoints{Service: service}
+	counts := map[string]map[discoveryv1.AddressType]int{}
+	for _, s := range all {
+		for _, p := range s.NodeEndpoints {
+			e.AnyServing = true
+			if p.Node == "" {
+				continue
+			}
+			if counts[p.Node] == nil {
+				counts[p.Node] = map[discoveryv1.AddressType]int{}
+			}
+			counts[p.Node][s.AddressType] += p.Count
+			if p.HasReady {
+				e.ReadyNodes = append(e.ReadyNodes, p.Node)
+			}
+		}
+	}
+	e.ServingNodes = slices.Sorted(maps.Keys(counts))
+	for _, n := range e.ServingNodes {
+		e.ServingCounts = append(e.ServingCounts, slices.Max(slices.Collect(maps.Values(counts[n]))))
+	}
+	slices.Sort(e.ReadyNodes)
+	e.ReadyNodes = slices.Compact(e.ReadyNodes)
+	return e
+}
+
+func canServe(c discoveryv1.EndpointConditions) bool {
+	return c.Ready == nil || *c.Ready || (c.Serving != nil && *c.Serving)
+}
+
+// shutdownMessage is the text with which a kubelet that is shutting down marks its node as not ready.
+const shutdownMessage = "node is shutting down"
+
+// FromNode projects a node.
+func FromNode(n *corev1.Node) Node {
+	v := Node{Name: n.Name, Labels: n.Labels}
+	_, v.Excluded = n.Labels[names.LabelExcludeNode]
+	_, v.Leaving = n.Annotations[names.AnnotationDrain]
+	for _, t := range n.Spec.Taints {
+		v.Leaving = v.Leaving || t.Key == names.TaintOutOfService
+	}
+	for _, c := range n.Status.Conditions {
+		switch c.Type {
+		case corev1.NodeNetworkUnavailable:
+			v.NetworkUnavailable = c.Status == corev1.ConditionTrue
+		case corev1.NodeReady:
+			v.Leaving = v.Leaving || (c.Status != corev1.ConditionTrue && strings.Contains(c.Message, shutdownMessage))
+		}
+	}
+	for _, a := range n.Status.Addresses {
+		if a.Type != corev1.NodeInternalIP {
+			continue
+		}
+		if ip, err := netip.ParseAddr(a.Address); err == nil {
+			v.InternalAddresses = append(v.InternalAddresses, ip)
+		}
+	}
+	return v
+}

@@ -1,0 +1,322 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+	"github.com/gantry-lb/gantry/internal/view"
+	"github.com/gantry-lb/gantry/speaker/bgp"
+	"github.com/gantry-lb/gantry/speaker/elect"
+	"github.com/gantry-lb/gantry/speaker/facts"
+	"github.com/gantry-lb/gantry/speaker/layer2"
+	"github.com/gantry-lb/gantry/speaker/layer2/layer2test"
+	"github.com/gantry-lb/gantry/speaker/members/memberstest"
+)
+
+var (
+	serviceKey  = view.ObjectKey{Namespace: "default", Name: "web"}
+	ipv4Address = netip.MustParseAddr("192.168.0.201")
+	ipv6Address = netip.MustParseAddr("fd00:a8::201")
+	clientIPv4  = netip.MustParseAddr("192.168.0.100")
+	clientIPv6  = netip.MustParseAddr("fd00:a8::100")
+)
+
+// nodeNames are those of the cluster; each has a speaker.
+var nodeNames = []string{"node1", "node2", "node3", "node4"}
+
+// discardBGP throws away what it is told: what is announced by BGP is not looked at here.
+type discardBGP struct{}
+
+func (discardBGP) Set(bgp.Desired) {}
+
+// harness is nodes on a segment in memory, and a client that asks for a Service's addresses. It lives in a bubble.
+type harness struct {
+	t        *testing.T
+	segment  *layer2test.LAN
+	gossip   *memberstest.Gossip
+	speakers map[string]*speaker
+
+	clientPorts   map[layer2.Family]layer2.Port // the client's
+	mu            sync.Mutex                    // guards answers and heard
+	answersByNode map[string]int                // by node, since they were last taken
+	clientFrames  []layer2.Frame                // that were sent to the client alone, since they were last taken
+}
+
+// speaker is an agent with its engine.
+type speaker struct {
+	*Agent
+	name       string
+	host       *layer2test.Host
+	member     *memberstest.Member
+	link       facts.Link
+	links      chan facts.LinkSet
+	checkpoint *Checkpoint
+	stop       func()
+
+	mu     sync.Mutex // guards what follows
+	status Status
+	events []elect.Event
+}
+
+// withHarness runs f with a cluster whose speakers know everything.
+func withHarness(t *testing.T, f func(c *harness)) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &harness{t: t, segment: layer2test.New(), gossip: memberstest.New(), speakers: map[string]*speaker{}, clientPorts: map[layer2.Family]layer2.Port{}, answersByNode: map[string]int{}}
+		c.openClient()
+		for _, n := range nodeNames {
+			c.startSpeaker(n, nil)
+			c.postEverything(n)
+		}
+		time.Sleep(15 * time.Second)
+		f(c)
+	})
+}
+
+// clientMAC is the client's Ethernet address.
+var clientMAC = facts.MAC{2, 0, 0, 0, 0, 0x64}
+
+func (c *harness) openClient() {
+	host := c.segment.AddHost("client")
+	var read sync.WaitGroup
+	for _, f := range []layer2.Family{layer2.IPv4, layer2.IPv6} {
+		p, err := host.OpenPort(facts.Link{Index: 1, Name: "eth0", MAC: clientMAC}, f)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		c.clientPorts[f] = p
+		read.Go(func() {
+			_ = p.Receive(func(f layer2.Frame) (layer2.Frame, bool) {
+				c.mu.Lock()
+				defer c.mu.Unlock()
+				if f.Operation == layer2.Reply && f.Destination == clientMAC && !f.Unsolicited {
+					c.answersByNode[c.nodeOfMAC(f.SenderMAC)]++
+				} else if f.Destination == clientMAC {
+					c.clientFrames = append(c.clientFrames, f)
+				}
+				return layer2.Frame{}, false
+			})
+		})
+	}
+	c.t.Cleanup(func() {
+		for _, p := range c.clientPorts {
+			_ = p.Close()
+		}
+		read.Wait()
+	})
+}
+
+// nodeOfMAC is the node with the Ethernet address.
+func (c *harness) nodeOfMAC(mac facts.MAC) string {
+	return fmt.Sprintf("node%d", mac[5])
+}
+
+// startSpeaker begins a speaker's life; memory is what an earlier one left behind.
+func (c *harness) startSpeaker(name string, memory *Checkpoint) *speaker {
+	number := name[len(name)-1] - '0'
+	address := netip.AddrFrom4([4]byte{192, 168, 0, 10 + number})
+	s := &speaker{
+		name: name, links: make(chan facts.LinkSet, 8),
+		link: facts.Link{Index: 2, Name: "eth0", MAC: facts.MAC{2, 0, 0, 0, 0, number}, Prefixes: []netip.Prefix{
+			netip.PrefixFrom(address, 24), netip.PrefixFrom(netip.MustParseAddr(fmt.Sprintf("fd00:a8::%d", number)), 64),
+		}},
+	}
+	if old := c.speakers[name]; old != nil {
+		s.host = old.host
+	} else {
+		s.host = c.segment.AddHost(name)
+	}
+	c.speakers[name] = s
+	nonce := uint64(time.Now().UnixNano()) + uint64(number)
+	s.member = c.gossip.Join(name, address, nonce)
+	engine := layer2.New(s.host, time.Now)
+	s.Agent = New(Options{
+		Self: name, Nonce: nonce, Timing: elect.DefaultTiming(), Layer2: engine, BGP: discardBGP{}, Members: s.member, Links: s.links,
+		Now: time.Now, Log: slog.New(slog.DiscardHandler), ObserveStatus: s.observeStatus, RestoreFrom: memory,
+		SaveCheckpoint: func(m Checkpoint) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.checkpoint = &m
+		},
+	})
+	s.links <- facts.LinkSet{s.link}
+	ctx, cancel := context.WithCancel(context.Background())
+	var parts sync.WaitGroup
+	for _, part := range []func(context.Context) error{engine.Run, s.Run} {
+		parts.Go(func() {
+			if err := part(ctx); err != nil {
+				c.t.Errorf("a part of %s ended: %v", name, err)
+			}
+		})
+	}
+	s.stop = sync.OnceFunc(func() {
+		cancel()
+		parts.Wait()
+		s.member.Leave()
+	})
+	c.t.Cleanup(s.stop)
+	return s
+}
+
+func (s *speaker) observeStatus(status Status) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.status = status
+	s.events = append(s.events, status.Events...)
+}
+
+// lastStatus returns the last Status, and every Note there was.
+func (s *speaker) lastStatus() (Status, []elect.Event) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.status, slices.Clone(s.events)
+}
+
+// snapshotChange has a pool of both families that every node announces.
+func snapshotChange() Change {
+	return SetSnapshot(&snapshot.Snapshot{
+		Pools:            []*snapshot.Pool{{Name: "p", Ranges: []snapshot.Range{{First: ipv4Address, Last: ipv4Address.Next()}, {First: ipv6Address, Last: ipv6Address.Next()}}}},
+		L2Advertisements: []*snapshot.L2Advertisement{{Name: "ad", Pools: []string{"p"}}},
+	})
+}
+
+func serviceChange() Change {
+	return SetService(view.Service{Key: serviceKey, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{ipv4Address, ipv6Address}})
+}
+
+func endpointsChange() Change {
+	return SetEndpoints(view.Endpoints{Service: serviceKey, AnyServing: true, ServingNodes: []string{"node4"}, ReadyNodes: []string{"node4"}})
+}
+
+// postEverything posts everything that exists to a speaker.
+func (c *harness) postEverything(name string) {
+	all := []Change{snapshotChange(), serviceChange(), endpointsChange()}
+	for _, n := range nodeNames {
+		all = append(all, SetNode(view.Node{Name: n}))
+	}
+	c.speakers[name].PostChanges(c.t.Context(), append(all, MarkSynced())...)
+}
+
+// askOnce has the client ask for an address once, and returns which nodes answered within a millisecond.
+func (c *harness) askOnce(a netip.Addr) []string {
+	c.t.Helper()
+	c.mu.Lock()
+	clear(c.answersByNode)
+	c.mu.Unlock()
+	asker := clientIPv4
+	if a.Is6() {
+		asker = clientIPv6
+	}
+	err := c.clientPorts[layer2.FamilyOf(a)].Write(layer2.Frame{
+		Destination: layer2.RequestMAC(a), Source: clientMAC, Operation: layer2.Request, SenderMAC: clientMAC, SenderIP: asker, TargetIP: a,
+	})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	time.Sleep(time.Millisecond)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var out []string
+	for n := range c.answersByNode {
+		out = append(out, n)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// askRepeatedly asks again and again for so long. It returns the longest time without an answer, and who answered in what order.
+func (c *harness) askRepeatedly(a netip.Addr, d time.Duration) (gap time.Duration, order []string) {
+	c.t.Helper()
+	last := time.Now()
+	for end := last.Add(d); time.Now().Before(end); {
+		who := c.askOnce(a)
+		if text := strings.Join(who, "+"); text != "" && (len(order) == 0 || order[len(order)-1] != text) {
+			order = append(order, text)
+		}
+		if now := time.Now(); len(who) > 0 {
+			last = now
+		}
+		gap = max(gap, time.Since(last))
+	}
+	return gap, order
+}
+
+// wantHolder is the one node that answers for the address.
+func (c *harness) wantHolder(a netip.Addr) *speaker {
+	c.t.Helper()
+	who := c.askOnce(a)
+	if len(who) != 1 {
+		c.t.Fatalf("%v answer for %s, want one node\n%s%s", who, a, c.segment, c.gossip)
+	}
+	return c.speakers[who[0]]
+}
+
+// takeClientFrames returns what was sent to the client alone since the last call, without answers.
+func (c *harness) takeClientFrames() []layer2.Frame {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := c.clientFrames
+	c.clientFrames = nil
+	return out
+}
+
+// cutOff cuts a node off, of which nobody is told.
+func (s *speaker) cutOff() {
+	s.host.Disconnect()
+	s.member.Disconnect()
+}
+
+// takeoverMetrics are how many the speaker's histogram counts, and the seconds that they took together.
+func (s *speaker) takeoverMetrics(t *testing.T) (count uint64, seconds float64) {
+	t.Helper()
+	families, err := s.metricsRegistry(t).Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == "gantry_speaker_takeover_seconds" {
+			h := f.GetMetric()[0].GetHistogram()
+			return h.GetSampleCount(), h.GetSampleSum()
+		}
+	}
+	t.Fatal("no histogram of takeovers is exported")
+	return 0, 0
+}
+
+// moveCount is how often the speaker's counters count an event for a reason.
+func (s *speaker) moveCount(t *testing.T, event string, reason names.Reason) float64 {
+	t.Helper()
+	families, err := s.metricsRegistry(t).Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			l := m.GetLabel()
+			if f.GetName() == "gantry_speaker_moves_total" && l[0].GetValue() == event && l[1].GetValue() == string(reason) {
+				return m.GetCounter().GetValue()
+			}
+		}
+	}
+	return 0
+}
+
+func (s *speaker) metricsRegistry(t *testing.T) *prometheus.Registry {
+	t.Helper()
+	r := prometheus.NewPedanticRegistry()
+	if err := r.Register(s.Agent); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}

@@ -1,0 +1,204 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/gantry-lb/gantry/internal/view"
+	"github.com/gantry-lb/gantry/speaker/elect"
+	"github.com/gantry-lb/gantry/speaker/facts"
+	"github.com/gantry-lb/gantry/speaker/layer2"
+	"github.com/gantry-lb/gantry/speaker/layer2/wire"
+	"github.com/gantry-lb/gantry/speaker/links"
+	"github.com/gantry-lb/gantry/speaker/links/netnstest"
+	"github.com/gantry-lb/gantry/speaker/members/memberstest"
+)
+
+// realHarness is one speaker with real links and sockets, and a client behind a bridge to which its cables lead.
+type realHarness struct {
+	t                              *testing.T
+	nodeNamespace, clientNamespace *netnstest.Namespace
+	clientPort                     layer2.Port // the client's
+	clientMAC                      facts.MAC
+
+	mu sync.Mutex // guards what follows
+	// announcedMACs and answered are the Ethernet addresses that spoke for the address since they were last forgotten.
+	announcedMACs, answeredMACs map[facts.MAC]bool
+}
+
+func newRealHarness(t *testing.T) *realHarness {
+	m := &realHarness{t: t, nodeNamespace: netnstest.New(t), clientNamespace: netnstest.New(t), announcedMACs: map[facts.MAC]bool{}, answeredMACs: map[facts.MAC]bool{}}
+	watcher := links.NewWatcher(func() ([]string, error) { return links.DefaultExcludePatterns, nil }, slog.New(slog.DiscardHandler))
+	engine := layer2.New(wire.Wire{}, time.Now)
+	agent := New(Options{
+		Self: "node1", Nonce: 1, Timing: elect.DefaultTiming(), Layer2: engine, BGP: discardBGP{}, Links: watcher.LinkSets(),
+		Members: memberstest.New().Join("node1", netip.MustParseAddr("192.168.0.11"), 1), Now: time.Now, Log: slog.New(slog.DiscardHandler),
+	})
+	m.openClient()
+	ctx, cancel := context.WithCancel(context.Background())
+	var parts sync.WaitGroup
+	for _, part := range []func(context.Context) error{watcher.Run, engine.Run, agent.Run} {
+		parts.Go(func() {
+			if err := m.nodeNamespace.Run(ctx, part); err != nil {
+				t.Errorf("a part of the speaker ended: %v", err)
+			}
+		})
+	}
+	t.Cleanup(func() {
+		cancel()
+		parts.Wait()
+	})
+	agent.PostChanges(ctx, snapshotChange(), serviceChange(), endpointsChange(), SetNode(view.Node{Name: "node1"}), MarkSynced())
+	return m
+}
+
+// openClient makes the bridge, and listens on it.
+func (m *realHarness) openClient() {
+	m.clientNamespace.MustRun(func() error {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = "lan0"
+		bridge := &netlink.Bridge{LinkAttrs: attrs}
+		if err := errors.Join(netlink.LinkAdd(bridge), netlink.LinkSetUp(bridge)); err != nil {
+			return err
+		}
+		i, err := net.InterfaceByName("lan0")
+		if err != nil {
+			return err
+		}
+		m.clientMAC = facts.MAC(i.HardwareAddr)
+		// A bridge takes the address of a port unless it is given one.
+		if err := netlink.LinkSetHardwareAddr(bridge, i.HardwareAddr); err != nil {
+			return err
+		}
+		m.clientPort, err = wire.Wire{}.OpenPort(facts.Link{Index: i.Index, Name: "lan0", MAC: m.clientMAC}, layer2.IPv4)
+		return err
+	})
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = m.clientPort.Receive(func(f layer2.Frame) (layer2.Frame, bool) {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			switch {
+			case f.SenderIP != ipv4Address:
+			case f.TargetIP == ipv4Address:
+				m.announcedMACs[f.SenderMAC] = true
+			case f.Operation == layer2.Reply:
+				m.answeredMACs[f.SenderMAC] = true
+			}
+			return layer2.Frame{}, false
+		})
+	}()
+	m.t.Cleanup(func() {
+		_ = m.clientPort.Close()
+		<-ended
+	})
+}
+
+// connectLink lays a cable from a new link of the node to the bridge.
+func (m *realHarness) connectLink(name string) facts.MAC {
+	m.t.Helper()
+	port := "port-" + name
+	m.nodeNamespace.AddVeth(name, m.clientNamespace, port)
+	m.clientNamespace.MustRun(func() error {
+		p, err := netlink.LinkByName(port)
+		bridge, err2 := netlink.LinkByName("lan0")
+		return errors.Join(err, err2, netlink.LinkSetMaster(p, bridge))
+	})
+	var mac facts.MAC
+	m.editLink(name, func(l netlink.Link) error {
+		mac = facts.MAC(l.Attrs().HardwareAddr)
+		return nil
+	})
+	return mac
+}
+
+// editLink changes a link of the node.
+func (m *realHarness) editLink(name string, f func(netlink.Link) error) {
+	m.t.Helper()
+	m.nodeNamespace.MustRun(func() error {
+		l, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		return f(l)
+	})
+}
+
+// wantAnswers asks until exactly the links with these Ethernet addresses answer.
+func (m *realHarness) wantAnswers(sentence string, macs ...facts.MAC) {
+	m.t.Helper()
+	var got map[facts.MAC]bool
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); {
+		m.mu.Lock()
+		clear(m.answeredMACs)
+		m.mu.Unlock()
+		for range 3 {
+			err := m.clientPort.Write(layer2.Frame{
+				Destination: layer2.RequestMAC(ipv4Address), Source: m.clientMAC, Operation: layer2.Request, SenderMAC: m.clientMAC, SenderIP: clientIPv4, TargetIP: ipv4Address,
+			})
+			if err != nil {
+				m.t.Fatal(err)
+			}
+			<-time.After(20 * time.Millisecond) // for all answers
+		}
+		m.mu.Lock()
+		got = map[facts.MAC]bool{}
+		for mac := range m.answeredMACs {
+			got[mac] = true
+		}
+		m.mu.Unlock()
+		if len(got) == len(macs) && !slices.ContainsFunc(macs, func(mac facts.MAC) bool { return !got[mac] }) {
+			return
+		}
+	}
+	m.t.Fatalf("%s: %v answer, want %v", sentence, got, macs)
+}
+
+// wantAnnounced waits until the link with the Ethernet address has announced the address.
+func (m *realHarness) wantAnnounced(sentence string, mac facts.MAC) {
+	m.t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); {
+		m.mu.Lock()
+		done := m.announcedMACs[mac]
+		m.mu.Unlock()
+		if done {
+			return
+		}
+		<-time.After(10 * time.Millisecond)
+	}
+	m.t.Fatalf("%s: the client heard no announcement of %s", sentence, mac)
+}
+
+// TestAddressesFollowRealLinks follows links that appear, are renamed, get an address later, vanish and come back under their old name.
+func TestAddressesFollowRealLinks(t *testing.T) {
+	m := newRealHarness(t)
+	m.wantAnswers("there is no link")
+	eth0 := m.connectLink("eth0")
+	m.wantAnswers("a link comes", eth0)
+	m.wantAnnounced("a link comes", eth0)
+	eth1 := m.connectLink("eth1")
+	m.wantAnswers("no subnet covers the address: every link is used", eth0, eth1)
+	m.nodeNamespace.AddAddress("eth0", "192.168.0.11/24")
+	m.wantAnswers("one link gets an address whose subnet does", eth0)
+	m.editLink("eth0", func(l netlink.Link) error { return netlink.LinkSetName(l, "lan7") })
+	m.wantAnswers("it is renamed", eth0)
+	m.editLink("lan7", netlink.LinkDel)
+	m.wantAnswers("it vanishes", eth1)
+	again := m.connectLink("eth0")
+	m.nodeNamespace.AddAddress("eth0", "192.168.0.11/24")
+	m.wantAnswers("a link of its first name comes", again)
+	m.wantAnnounced("a link of its first name comes", again)
+	m.editLink("eth0", func(l netlink.Link) error { return netlink.LinkSetHardwareAddr(l, []byte{2, 0, 0, 0, 0, 0x77}) })
+	m.wantAnswers("it gets another Ethernet address", facts.MAC{2, 0, 0, 0, 0, 0x77})
+	m.wantAnnounced("it gets another Ethernet address", facts.MAC{2, 0, 0, 0, 0, 0x77})
+}

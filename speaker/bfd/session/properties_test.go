@@ -1,0 +1,204 @@
+package session_test
+
+import (
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/gantry-lb/gantry/speaker/bfd/session"
+)
+
+// machinePair joins two machines in virtual time by a path that delays and loses packets. It keeps their order, as paths do for the
+// packets of one flow: against an old packet that overtakes a new one RFC 5880 has no remedy without authentication.
+type machinePair struct {
+	now          time.Time
+	machines     [2]*session.Machine
+	inFlight     []packetInFlight
+	lastArrival  [2]time.Time // of the last packet on its way there
+	random       *rand.Rand
+	maxDelay     time.Duration // the longest
+	maxLostInRow int           // how many packets in a row may be lost
+	lostInRow    [2]int        // in a row
+	lossRate     float64
+	isCut        bool
+	downCount    [2]int
+	lastChange   [2]time.Time // of the last change of state
+}
+
+type packetInFlight struct {
+	at     time.Time
+	to     int
+	packet session.Packet
+}
+
+// sendPackets puts what a machine sent on its way.
+func (l *machinePair) sendPackets(from int, out session.Output) {
+	if out.Change != nil {
+		l.lastChange[from] = l.now
+		if out.Change.From == session.Up {
+			l.downCount[from]++
+		}
+	}
+	for _, p := range out.Packets {
+		if l.isCut || (l.lostInRow[from] < l.maxLostInRow && l.random.Float64() < l.lossRate) {
+			l.lostInRow[from]++
+			continue
+		}
+		l.lostInRow[from] = 0
+		at := l.now.Add(time.Duration(l.random.Int64N(int64(l.maxDelay) + 1)))
+		if at.Before(l.lastArrival[1-from]) {
+			at = l.lastArrival[1-from]
+		}
+		l.lastArrival[1-from] = at
+		l.inFlight = append(l.inFlight, packetInFlight{at, 1 - from, p})
+	}
+}
+
+// runUntil runs the link to that time, or until check says so.
+func (l *machinePair) runUntil(end time.Time, check func() bool) bool {
+	for !check() {
+		slices.SortStableFunc(l.inFlight, func(a, b packetInFlight) int { return a.at.Compare(b.at) })
+		next, who := end, -1
+		for i, m := range l.machines {
+			if at := m.NextTick(); !at.IsZero() && !at.After(next) {
+				next, who = at, i
+			}
+		}
+		if len(l.inFlight) > 0 && !l.inFlight[0].at.After(next) { // a packet that arrives with a deadline is in time
+			v := l.inFlight[0]
+			l.inFlight = l.inFlight[1:]
+			l.now = v.at
+			l.sendPackets(v.to, l.machines[v.to].Step(l.now, session.Received{Packet: v.packet}))
+			continue
+		}
+		if who < 0 {
+			l.now = end
+			return check()
+		}
+		if next.After(l.now) {
+			l.now = next
+		}
+		l.sendPackets(who, l.machines[who].Step(l.now, session.Tick{}))
+	}
+	return true
+}
+
+func (l *machinePair) bothUp() bool {
+	return l.machines[0].View().State == session.Up && l.machines[1].View().State == session.Up
+}
+
+// drawConfig draws a config.
+func drawConfig(t *rapid.T, name string) session.Config {
+	interval := rapid.SampledFrom([]time.Duration{10 * ms, 20 * ms, 50 * ms, 100 * ms, 300 * ms, time.Second, 3 * time.Second})
+	return session.Config{
+		DesiredMinTxInterval: interval.Draw(t, name+" transmit"), RequiredMinRxInterval: interval.Draw(t, name+" receive"),
+		DetectMultiplier: uint8(rapid.IntRange(2, 6).Draw(t, name+" multiplier")),
+	}
+}
+
+// newMachinePair joins two drawn machines.
+func newMachinePair(t *rapid.T) (*machinePair, [2]session.Config) {
+	configs := [2]session.Config{drawConfig(t, "one"), drawConfig(t, "other")}
+	configs[rapid.IntRange(0, 1).Draw(t, "which")].Passive = rapid.Bool().Draw(t, "passive")
+	random := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0))
+	l := &machinePair{now: epoch, random: random}
+	// At most multiplier-1 intervals may pass in silence, and delay may differ by less than the rest: each packet comes
+	// at most one interval after the last, so that with run lost in a row and the delay's spread the silence is
+	// (run+1) x interval + delay.
+	l.maxLostInRow = int(min(configs[0].DetectMultiplier, configs[1].DetectMultiplier)) - 2
+	l.lossRate = rapid.SampledFrom([]float64{0, 0.1, 0.5, 1}).Draw(t, "loss")
+	pace := func(from, to session.Config) time.Duration {
+		return max(from.DesiredMinTxInterval, to.RequiredMinRxInterval)
+	}
+	fastest := min(pace(configs[0], configs[1]), pace(configs[1], configs[0]))
+	l.maxDelay = time.Duration(rapid.Float64Range(0, 0.9).Draw(t, "delay") * float64(fastest))
+	for i, c := range configs {
+		l.machines[i] = session.New(uint32(i+1), c, rand.New(rand.NewPCG(random.Uint64(), 0)), l.now)
+	}
+	return l, configs
+}
+
+// TestNoFalseDown: what a path does within the bounds of the detection time never takes a session down, also while the
+// intervals change.
+func TestNoFalseDown(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		l, _ := newMachinePair(t)
+		run := l.maxLostInRow
+		l.maxLostInRow = 0 // loss may delay coming up without end
+		if !l.runUntil(epoch.Add(time.Minute), l.bothUp) {
+			t.Fatalf("not up after a minute without loss: %+v, %+v", l.machines[0].View(), l.machines[1].View())
+		}
+		l.runUntil(l.now.Add(10*time.Second), func() bool { return false })
+		l.maxLostInRow = run
+		l.downCount = [2]int{}
+		l.runUntil(l.now.Add(2*time.Minute), func() bool { return false })
+		if l.downCount != [2]int{} || !l.bothUp() {
+			t.Fatalf("down %v times; %+v, %+v", l.downCount, l.machines[0].View(), l.machines[1].View())
+		}
+	})
+}
+
+// TestIntervalChangesKeepSessionUp, whatever the change, on a path that delays.
+func TestIntervalChangesKeepSessionUp(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		l, _ := newMachinePair(t)
+		l.maxLostInRow, l.maxDelay = 0, min(l.maxDelay, 4*ms)
+		l.runUntil(epoch.Add(time.Minute), l.bothUp)
+		l.runUntil(l.now.Add(10*time.Second), func() bool { return false })
+		l.downCount = [2]int{}
+		for range rapid.IntRange(1, 4).Draw(t, "changes") {
+			i := rapid.IntRange(0, 1).Draw(t, "end")
+			l.sendPackets(i, l.machines[i].Step(l.now, session.Configure{Config: drawConfig(t, "changed")}))
+			l.runUntil(l.now.Add(time.Duration(rapid.Int64Range(0, int64(5*time.Second)).Draw(t, "pause"))), func() bool { return false })
+		}
+		l.runUntil(l.now.Add(30*time.Second), func() bool { return false })
+		if l.downCount != [2]int{} || !l.bothUp() {
+			t.Fatalf("down %v times; %+v, %+v", l.downCount, l.machines[0].View(), l.machines[1].View())
+		}
+		for i := range l.machines {
+			if v := l.machines[i].View(); v.Polling {
+				t.Fatalf("still polling: %+v", v)
+			}
+		}
+	})
+}
+
+// TestCutIsDetectedWithinDetectionTime: after a cut each side is down within its detection time, and not before that has passed since it
+// heard something.
+func TestCutIsDetectedWithinDetectionTime(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		l, configs := newMachinePair(t)
+		l.maxLostInRow = 0
+		if !l.runUntil(epoch.Add(time.Minute), l.bothUp) {
+			t.Fatal("not up after a minute without loss")
+		}
+		l.runUntil(l.now.Add(10*time.Second), func() bool { return false })
+		cut := l.now
+		l.isCut = true
+		l.runUntil(cut.Add(2*time.Minute), func() bool { return false })
+		for i, m := range l.machines {
+			bound := time.Duration(configs[1-i].DetectMultiplier)*max(configs[i].RequiredMinRxInterval, configs[1-i].DesiredMinTxInterval) + l.maxDelay
+			if d := l.lastChange[i].Sub(cut); m.View().State != session.Down || d > bound {
+				t.Fatalf("end %d is %s after %s, want Down within %s", i, m.View().State, d, bound)
+			}
+		}
+		l.isCut = false
+		if !l.runUntil(l.now.Add(time.Minute), l.bothUp) {
+			t.Fatalf("not up again after a minute: %+v, %+v", l.machines[0].View(), l.machines[1].View())
+		}
+	})
+}
+
+// TestSessionComesUpDespiteLoss: with any loss short of all the session comes up in the end.
+func TestSessionComesUpDespiteLoss(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		l, _ := newMachinePair(t)
+		l.maxLostInRow, l.lossRate = 1<<30, 0.5
+		if !l.runUntil(epoch.Add(10*time.Minute), l.bothUp) {
+			t.Fatalf("not up in ten minutes with half of the packets lost: %+v, %+v", l.machines[0].View(), l.machines[1].View())
+		}
+	})
+}

@@ -1,0 +1,247 @@
+package udp_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/bfd"
+	"github.com/gantry-lb/gantry/speaker/bfd/session"
+	"github.com/gantry-lb/gantry/speaker/bfd/udp"
+	"github.com/gantry-lb/gantry/test/lab/router"
+)
+
+// The addresses of router.Bed.
+var (
+	routerIPv4 = netip.MustParseAddr("192.168.0.1")
+	routerIPv6 = netip.MustParseAddr("fd00:a8::1")
+	nodeIPv4   = netip.MustParseAddr("192.168.0.11")
+	nodeIPv6   = netip.MustParseAddr("fd00:a8::b")
+	farIPv4    = netip.MustParseAddr("10.99.0.2")
+	farIPv6    = netip.MustParseAddr("fd00:99::2")
+)
+
+// waitTimeout bounds every wait: a session that is not Up sends once a second, and the machine may be busy.
+const waitTimeout = 30 * time.Second
+
+// harness is a node with our engine and, on the same LAN, a router that is not ours.
+type harness struct {
+	*router.Harness
+	t      *testing.T
+	engine *bfd.Engine
+	stop   context.CancelFunc // ends the engine, as a planned stop of the speaker does
+	ended  chan error
+}
+
+// newHarness makes a bed with nothing but the engine.
+func newHarness(t *testing.T) *harness {
+	t.Helper()
+	for _, k := range []router.Kind{router.FRR, router.BIRD} {
+		if m := router.MissingPrerequisite(k); m != "" {
+			t.Skip(m)
+		}
+	}
+	b, err := router.NewHarness(router.HarnessOptions{Nodes: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Close)
+	out := &harness{Harness: b, t: t}
+	out.startEngine(1)
+	return out
+}
+
+// startEngine runs an engine on the node.
+func (b *harness) startEngine(seed uint64) { b.startEngineOn("node1", seed) }
+
+func (b *harness) startEngineOn(host string, seed uint64) {
+	engine, ended := bfd.New(udp.New(), time.Now, seed), make(chan error, 1)
+	ctx, stop := context.WithCancel(context.Background())
+	go func() { ended <- b.Host(host).Do(func() error { return engine.Run(ctx) }) }()
+	b.engine, b.ended, b.stop = engine, ended, stop
+	b.t.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			b.t.Errorf("the engine ended with %v", err)
+		}
+		ended <- nil // for whoever else waits
+	})
+}
+
+// startRouter starts a router on a host.
+func (b *harness) startRouter(kind router.Kind, host, text string) *router.Router {
+	b.t.Helper()
+	r, err := router.Start(b.t.Context(), router.Config{Kind: kind, NetNS: b.Host(host), Text: text})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(r.Stop)
+	return r
+}
+
+// waitForEvent waits for such an event of a peer; others, which may be older, are passed over.
+func (b *harness) waitForEvent(sentence string, peer netip.Addr, match func(v bfd.Event) bool) bfd.Event {
+	b.t.Helper()
+	deadline := time.After(waitTimeout)
+	for {
+		select {
+		case v := <-b.engine.Events():
+			if v.Key.Peer == peer && match(v) {
+				return v
+			}
+		case <-deadline:
+			b.t.Fatalf("%s: no event within %s; %+v, discarded %v", sentence, waitTimeout, b.engine.Status(), b.engine.DiscardedPackets())
+		}
+	}
+}
+
+func isUp(v bfd.Event) bool { return v.Up }
+
+// expectAllUp lets time pass in which every session has to stay Up. Where the processors were so busy that this process itself was held
+// up for longer than a fast session can bear, nothing is proved by one that went down: it has to come back.
+func (b *harness) expectAllUp(sentence string, d time.Duration) {
+	b.t.Helper()
+	before := b.engine.Status()
+	worst := measureSchedulingDelay(d)
+	for i, s := range b.engine.Status() {
+		if s.State == session.Up && s.DownEvents == before[i].DownEvents {
+			continue
+		}
+		if worst < bearableDelay {
+			b.t.Fatalf("%s: %s is %s and went down %d times, because %s", sentence, s.Key, s.State, s.DownEvents-before[i].DownEvents, s.Diagnostic)
+		}
+		b.t.Logf("%s: not judged, since the processors were busy for %s", sentence, worst)
+		b.eventually("all are up again", func() error { return b.checkAllUp(len(before)) })
+		return
+	}
+}
+
+// bearableDelay is a hold-up that 3 x 50 ms outlives, also when both sides suffer it.
+const bearableDelay = 50 * time.Millisecond
+
+// measureSchedulingDelay waits for d and returns the longest time for which this process did not run though it wanted to.
+func measureSchedulingDelay(d time.Duration) time.Duration {
+	const step = 5 * time.Millisecond
+	ticker := time.NewTicker(step)
+	defer ticker.Stop()
+	begun := time.Now()
+	var worst time.Duration
+	for last := begun; last.Sub(begun) < d; {
+		<-ticker.C
+		now := time.Now()
+		worst, last = max(worst, now.Sub(last)-step), now
+	}
+	return worst
+}
+
+// eventually waits until check succeeds.
+func (b *harness) eventually(what string, check func() error) {
+	b.t.Helper()
+	deadline := time.After(waitTimeout)
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		select {
+		case <-deadline:
+			b.t.Fatalf("waiting until %s: %v", what, err)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// frrPeer is what FRR says about a session, intervals in milliseconds.
+type frrPeer struct {
+	Peer             string `json:"peer"`
+	Multihop         bool   `json:"multihop"`
+	Status           string `json:"status"`
+	Diagnostic       string `json:"diagnostic"`
+	RemoteDiagnostic string `json:"remote-diagnostic"`
+	RemoteReceive    int    `json:"remote-receive-interval"`
+	RemoteTransmit   int    `json:"remote-transmit-interval"`
+	RemoteMultiplier int    `json:"remote-detect-multiplier"`
+	RemoteEcho       int    `json:"remote-echo-receive-interval"`
+}
+
+// frrPeers asks FRR.
+func (b *harness) frrPeers(r *router.Router) (map[string]frrPeer, error) {
+	out, err := r.Show(b.t.Context(), "show bfd peers json")
+	if err != nil {
+		return nil, err
+	}
+	var all []frrPeer
+	if err := json.Unmarshal(out, &all); err != nil {
+		return nil, fmt.Errorf("reading %s: %w", out, err)
+	}
+	peers := map[string]frrPeer{}
+	for _, p := range all {
+		peers[p.Peer] = p
+	}
+	return peers, nil
+}
+
+// waitForFRR waits until FRR says so about a peer.
+func (b *harness) waitForFRR(what string, r *router.Router, peer netip.Addr, check func(p frrPeer) bool) {
+	b.t.Helper()
+	b.eventually("FRR shows that "+what, func() error {
+		peers, err := b.frrPeers(r)
+		if err != nil {
+			return err
+		}
+		if p := peers[peer.String()]; !check(p) {
+			return fmt.Errorf("it shows %+v", p)
+		}
+		return nil
+	})
+}
+
+// checkAllUp says what of n sessions is not Up, or not as asked for.
+func (b *harness) checkAllUp(n int) error {
+	all := b.engine.Status()
+	if len(all) != n {
+		return fmt.Errorf("%d sessions, want %d", len(all), n)
+	}
+	for _, s := range all {
+		if s.State != session.Up || s.Fault != (bfd.Fault{}) {
+			return fmt.Errorf("%s is %s: %+v, discarded %v", s.Key, s.State, s.Fault, b.engine.DiscardedPackets())
+		}
+	}
+	return nil
+}
+
+// checkNoPoll says which session has not heard the answer to its last change.
+func (b *harness) checkNoPoll() error {
+	for _, s := range b.engine.Status() {
+		if s.Polling {
+			return fmt.Errorf("%s is polling", s.Key)
+		}
+	}
+	return nil
+}
+
+// checkStatus says what a session is when it is not as it should be.
+func (b *harness) checkStatus(peer netip.Addr, check func(s bfd.Status) bool) error {
+	for _, s := range b.engine.Status() {
+		if s.Peer == peer && !check(s) {
+			return fmt.Errorf("it is %+v", s)
+		}
+	}
+	return nil
+}
+
+// pendingEvents returns the events that wait.
+func (b *harness) pendingEvents() []bfd.Event {
+	var out []bfd.Event
+	for {
+		select {
+		case v := <-b.engine.Events():
+			out = append(out, v)
+		case <-time.After(100 * time.Millisecond):
+			return out
+		}
+	}
+}

@@ -1,0 +1,177 @@
+// Package udp is the Linux side of BFD: UDP sockets for control packets (RFC 5881, RFC 5883) and packet sockets for echo
+// packets. One socket receives for all sessions of a family, a port and a VRF; each session has one to send, from a source
+// port of its own. Links may go away and come back. It keeps no state but its sockets and decides nothing; package cable
+// is its in-memory stand-in. The speaker needs NET_RAW for binding to devices and for echo packets, and nothing else.
+package udp
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-lb/gantry/speaker/bfd"
+)
+
+// The UDP ports that BFD listens on (RFC 5881 section 4, RFC 5883 section 5).
+const (
+	singleHopPort = 3784
+	echoPort      = 3785
+	multihopPort  = 4784
+)
+
+// The source ports of control packets (RFC 5881 section 4).
+const (
+	firstSourcePort = 49152
+	lastSourcePort  = 65535
+)
+
+// Transport opens sockets in the network namespace of the thread that calls it. One goroutine uses it.
+type Transport struct {
+	ready            chan struct{}
+	receivers        []*receiver // asked in turn
+	nextReceiver     int
+	listenersByKey   map[listenerKey]*listener
+	senders          map[*sender]struct{}
+	usedSourcePorts  map[uint16]bool // the source ports in use
+	linkNamesByIndex map[int]string  // of links, by index
+	buffer           []byte
+	controlBuffer    []byte
+}
+
+var _ bfd.Transport = (*Transport)(nil)
+
+// New returns a Wire without sockets.
+func New() *Transport {
+	return &Transport{
+		ready:          make(chan struct{}),
+		listenersByKey: map[listenerKey]*listener{}, senders: map[*sender]struct{}{}, usedSourcePorts: map[uint16]bool{}, linkNamesByIndex: map[int]string{},
+		buffer: make([]byte, maxDatagram), controlBuffer: make([]byte, maxControlLength),
+	}
+}
+
+// OpenSender returns the port of a session.
+func (w *Transport) OpenSender(k bfd.Key, discriminator uint32) bfd.Sender {
+	p := &sender{transport: w, key: k, discriminator: discriminator, fd: -1}
+	w.senders[p] = struct{}{}
+	return p
+}
+
+// Ready delivers a value when a socket has something.
+func (w *Transport) Ready() <-chan struct{} { return w.ready }
+
+// Receive takes the next datagram; the sockets take turns.
+func (w *Transport) Receive() (bfd.Datagram, bool) {
+	for range len(w.receivers) {
+		r := w.receivers[w.nextReceiver%len(w.receivers)]
+		w.nextReceiver++
+		for {
+			d, err := r.readDatagram(w)
+			if err == nil {
+				return d, true
+			}
+			if !errors.Is(err, errMalformed) && !errors.Is(err, unix.EINTR) {
+				break // nothing there
+			}
+		}
+	}
+	return bfd.Datagram{}, false
+}
+
+// Close closes every socket.
+func (w *Transport) Close() {
+	for p := range w.senders {
+		p.Close()
+	}
+}
+
+// chooseSourcePort chooses a source port that no other session has.
+func (w *Transport) chooseSourcePort() uint16 {
+	for {
+		p := uint16(firstSourcePort + rand.IntN(lastSourcePort-firstSourcePort+1))
+		if !w.usedSourcePorts[p] {
+			return p
+		}
+	}
+}
+
+// linkName returns the name of a link. Links are renamed seldom; names are forgotten when a link was found missing.
+func (w *Transport) linkName(index int) string {
+	if n, known := w.linkNamesByIndex[index]; known {
+		return n
+	}
+	ifi, err := net.InterfaceByIndex(index)
+	if err != nil {
+		return ""
+	}
+	w.linkNamesByIndex[index] = ifi.Name
+	return ifi.Name
+}
+
+// linkIndex returns the index of the link with that name now.
+func linkIndex(name string) (int, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("opening a socket: %w", err)
+	}
+	defer unix.Close(fd)
+	r, err := unix.NewIfreq(name)
+	if err != nil {
+		return 0, fmt.Errorf("looking for the link %q: %w", name, err)
+	}
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, r); err != nil {
+		return 0, fmt.Errorf("looking for the link %q: %w", name, err)
+	}
+	return int(r.Uint32()), nil
+}
+
+// socketAddress is the address for system calls; link is the index of the link of a link-local one.
+func socketAddress(a netip.Addr, port uint16, link int) unix.Sockaddr {
+	if a.Is4() {
+		return &unix.SockaddrInet4{Addr: a.As4(), Port: int(port)}
+	}
+	s := &unix.SockaddrInet6{Addr: a.As16(), Port: int(port)}
+	if a.IsLinkLocalUnicast() {
+		s.ZoneId = uint32(link)
+	}
+	return s
+}
+
+// addressFamily is the address family for system calls.
+func addressFamily(v6 bool) int {
+	if v6 {
+		return unix.AF_INET6
+	}
+	return unix.AF_INET
+}
+
+// socketOption is a socket option with a number.
+type socketOption struct {
+	level, name, value int
+	description        string
+}
+
+// setOptions sets options, and says which failed.
+func setOptions(fd int, options []socketOption) error {
+	for _, o := range options {
+		if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
+			return fmt.Errorf("setting %s: %w", o.description, err)
+		}
+	}
+	return nil
+}
+
+// bindToDevice binds a socket to a link or VRF device and returns its index.
+func bindToDevice(fd int, device string) (int, error) {
+	i, err := linkIndex(device)
+	if err != nil {
+		return 0, err
+	}
+	if err := unix.BindToDevice(fd, device); err != nil {
+		return 0, fmt.Errorf("binding to the device %q (which needs NET_RAW): %w", device, err)
+	}
+	return i, nil
+}

@@ -1,0 +1,96 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"time"
+
+	"github.com/spf13/pflag"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/option"
+	"github.com/gantry-lb/gantry/speaker/agent"
+	"github.com/gantry-lb/gantry/speaker/bfd"
+	"github.com/gantry-lb/gantry/speaker/bfd/udp"
+	"github.com/gantry-lb/gantry/speaker/bgp"
+	"github.com/gantry-lb/gantry/speaker/bgp/gobgp"
+	bgpwire "github.com/gantry-lb/gantry/speaker/bgp/tcp"
+	"github.com/gantry-lb/gantry/speaker/reconcile"
+)
+
+// bgpOptions are the options about BGP.
+type bgpOptions struct {
+	ServiceBGPStatus string
+}
+
+// autoServiceLimit is for how many Services a node writes ServiceBGPStatus objects by itself: every node announces every Service,
+// so that their number is that of nodes times Services.
+const autoServiceLimit = 500
+
+func (o *bgpOptions) addFlags(fs *pflag.FlagSet) {
+	fs.StringVar(&o.ServiceBGPStatus, "service-bgp-status", "auto", fmt.Sprintf("write ServiceBGPStatus objects: on, off, or auto, which is off on a node that announces more than %d Services", autoServiceLimit))
+}
+
+func (o *bgpOptions) validate() error {
+	switch o.ServiceBGPStatus {
+	case "auto", "on", "off":
+		return nil
+	}
+	return option.InvalidOptionError("service-bgp-status", o.ServiceBGPStatus, "write auto, on or off")
+}
+
+// serviceLimit is for how many Services objects are written.
+func (o *bgpOptions) serviceLimit() int {
+	switch o.ServiceBGPStatus {
+	case "on":
+		return math.MaxInt
+	case "off":
+		return 0
+	}
+	return autoServiceLimit
+}
+
+// bgpParts are the parts that have to do with routers.
+type bgpParts struct {
+	bfdEngine    *bfd.Engine
+	bgpEngine    *bgp.Engine
+	statusWriter *reconcile.BGPStatusWriter
+	writesStatus bool // status is written
+}
+
+// newBGPParts makes the parts; nonce tells this life of the process from others.
+func newBGPParts(mgr ctrl.Manager, o options, nonce uint64, log *slog.Logger) (bgpParts, error) {
+	r := bgpParts{bfdEngine: bfd.New(udp.New(), time.Now, nonce), writesStatus: !o.configurationScope().Layer2Only}
+	r.bgpEngine = bgp.New(bgp.Options{NodeName: o.NodeName, UpdateSource: gobgp.New(log), Transport: bgpwire.Transport{}, BFD: r.bfdEngine, Log: log})
+	r.statusWriter = &reconcile.BGPStatusWriter{
+		Client: mgr.GetClient(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Sessions: r.bgpEngine, Log: log,
+		Self: o.NodeName, Namespace: o.Namespace, Limit: o.serviceLimit(),
+	}
+	r.statusWriter.Init()
+	if err := errors.Join(metrics.Registry.Register(r.bgpEngine), metrics.Registry.Register(r.bfdEngine)); err != nil {
+		return r, fmt.Errorf("registering the metrics of BGP and BFD: %w", err)
+	}
+	return r, nil
+}
+
+// runFunctions are what has to run. Without BGP nothing is ever asked of the engines, and there is no status to write.
+func (r bgpParts) runFunctions() []func(context.Context) error {
+	out := []func(context.Context) error{r.bfdEngine.Run, r.bgpEngine.Run}
+	if r.writesStatus {
+		out = append(out, r.statusWriter.Run)
+	}
+	return out
+}
+
+// observeStatus returns what hands a Status to the writer of layer 2 and to ours.
+func (r bgpParts) observeStatus(layer2 func(agent.Status)) func(agent.Status) {
+	return func(s agent.Status) {
+		layer2(s)
+		r.statusWriter.Observe(s)
+	}
+}

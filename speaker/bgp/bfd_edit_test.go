@@ -1,0 +1,93 @@
+package bgp_test
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/bgp"
+	"github.com/gantry-lb/gantry/speaker/intent"
+	"github.com/gantry-lb/gantry/test/lab/router"
+)
+
+// TestBFDCanBeEnabledAndDisabled has BFD turned off and on again, here and at the router: routes come back each time, and BFD once both
+// sides want it.
+func TestBFDCanBeEnabledAndDisabled(t *testing.T) {
+	t.Parallel()
+	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour+"\n neighbor 192.168.0.11 timers connect 1\n neighbor 192.168.0.11 bfd profile fast") + frrBFDProfiles})
+	s := startSpeaker(t, b.Host("node1"))
+	p := torPeer()
+	p.ConnectTime = time.Second
+	set := func(f *intent.BFD) {
+		p.BFD = f
+		s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
+	}
+	is := func(what, want string) {
+		t.Helper()
+		eventually(t, what+": BFD is "+want+" and the session established", func() error {
+			if st := s.status("tor"); st.BFDState != want || st.State != bgp.Established {
+				return fmt.Errorf("BFD is %q, the session %s: %s", st.BFDState, st.State, st.LastError)
+			}
+			return nil
+		})
+		waitForRoute(t, frr, servicePrefix)
+	}
+	configure := func(line string) {
+		t.Helper()
+		if err := frr.Configure(t.Context(), "router bgp 65000\n "+line+"\n"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set(fastBFD())
+	is("at first", "Up")
+	set(nil)
+	is("turned off here", "")
+	set(fastBFD())
+	is("turned on again here", "Up")
+	configure("no neighbor 192.168.0.11 bfd")
+	is("turned off at the router", "Down")
+	configure("neighbor 192.168.0.11 bfd profile fast")
+	is("turned on again at the router", "Up")
+	ups := s.waitStable("tor").EstablishedCount
+	echo := fastBFD()
+	echo.EchoMode = true
+	set(echo)
+	is("with echoMode, which this profile of the router takes none of", "Up")
+	passive := fastBFD()
+	passive.Passive, passive.Multiplier, passive.MinTTL = true, 9, 7
+	set(passive)
+	is("passive, with another multiplier and TTL", "Up")
+	if st := s.status("tor"); st.EstablishedCount != ups {
+		t.Errorf("the edits of the profile reset the session: %+v", st)
+	}
+}
+
+// TestBFDWithTTLSecurityOverTwoHops has FRR take the router for several hops away, as it does when more than one hop is
+// allowed.
+func TestBFDWithTTLSecurityOverTwoHops(t *testing.T) {
+	t.Parallel()
+	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
+	neighbour := "neighbor 192.168.0.11 remote-as 64512\n neighbor 192.168.0.11 ttl-security hops 2\n neighbor 192.168.0.11 update-source 10.99.0.2\n neighbor 192.168.0.11 bfd profile fast"
+	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("far"), Text: frrConfig(neighbour) + frrBFDProfiles})
+	s := startSpeaker(t, b.Host("node1"))
+	p := torPeer()
+	p.Address, p.MaxHops, p.BFD = netip.MustParseAddr("10.99.0.2"), 2, fastBFD()
+	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
+	s.waitEstablished("tor")
+	eventually(t, "BFD is up", func() error { return s.checkBFD("Up") })
+}
+
+// waitStable waits for a session that BFD watches, until FRR has begun its BFD session anew, as it does when a BGP session is established:
+// that looks like a path that fails.
+func (s *testSpeaker) waitStable(peer string) bgp.Status {
+	s.t.Helper()
+	eventually(s.t, "the session and BFD are up for a while", func() error {
+		if st := s.status(peer); st.State != bgp.Established || st.BFDState != "Up" || time.Since(st.Since) < 2*time.Second {
+			return fmt.Errorf("BFD is %q, the session %s: %s", st.BFDState, st.State, st.LastError)
+		}
+		return nil
+	})
+	return s.status(peer)
+}

@@ -1,0 +1,210 @@
+package bgp
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/speaker/intent"
+)
+
+// routerSearch is the search for the router of unnumbered peers on one link.
+type routerSearch struct {
+	cancel  context.CancelFunc
+	address netip.Addr // invalid before one was found
+	err     error
+}
+
+// discovery is what a search tells.
+type discovery struct {
+	search  *routerSearch
+	address netip.Addr
+	err     error
+}
+
+// resolveUnnumbered fills the addresses of unnumbered peers in, and looks for routers on exactly their links.
+func (e *Engine) resolveUnnumbered(ctx context.Context, peers []intent.Peer) []intent.Peer {
+	wanted := map[string]bool{}
+	for i := range peers {
+		if peers[i].Unnumbered {
+			wanted[peers[i].Device] = true
+		}
+	}
+	for device, r := range e.searchesByDevice {
+		if !wanted[device] {
+			r.cancel()
+			delete(e.searchesByDevice, device)
+		}
+	}
+	if len(wanted) == 0 {
+		return peers
+	}
+	peers = slices.Clone(peers)
+	for i := range peers {
+		p := &peers[i]
+		if !p.Unnumbered {
+			continue
+		}
+		r := e.searchesByDevice[p.Device]
+		if r == nil {
+			r = e.startRouterSearch(ctx, p.Device)
+		}
+		switch p.Address = r.address; {
+		case r.address.IsValid() || p.Blocked.IsSet():
+		case r.err != nil:
+			p.Blocked = intent.BlockReason{Reason: string(names.ReasonNoRouter), Text: r.err.Error()}
+		default:
+			p.Blocked = intent.BlockReason{
+				Reason: string(names.ReasonNoRouter),
+				Text:   fmt.Sprintf("no router has advertised itself on %s yet: configure this node as an unnumbered neighbour there, or have the router send router advertisements", p.Device),
+			}
+		}
+	}
+	return peers
+}
+
+// startRouterSearch starts a search.
+func (e *Engine) startRouterSearch(ctx context.Context, device string) *routerSearch {
+	ctx, cancel := context.WithCancel(ctx)
+	r := &routerSearch{cancel: cancel}
+	e.searchesByDevice[device] = r
+	e.goroutines.Go(func() {
+		e.options.Transport.FindRouter(ctx, device, func(a netip.Addr, err error) {
+			select {
+			case e.discoveries <- discovery{r, a, err}:
+			case <-ctx.Done():
+			}
+		})
+	})
+	return r
+}
+
+// recordDiscovery takes note of what a search told. A router that was found stays while its link cannot be used: the session ends by
+// itself then.
+func (e *Engine) recordDiscovery(s discovery) {
+	s.search.err = s.err
+	if s.err != nil {
+		e.options.Log.Warn("looking for an unnumbered router", "error", s.err)
+		return
+	}
+	e.options.Log.Info("a router advertises itself", "router", s.address, "before", s.search.address)
+	s.search.address = s.address
+}
+
+// bgpPort is where routers connect to a passive peer.
+const bgpPort = 179
+
+// passiveListener is where passive peers wait for their routers. The zero value is shut.
+type passiveListener struct {
+	listener          Listener
+	passwordsByRouter map[netip.Addr]string
+	retryTimer        *time.Timer // after a failure
+}
+
+// listenRetryInterval is the time between two attempts to listen.
+const listenRetryInterval = 5 * time.Second
+
+// listenForPassivePeers listens as long as there are passive peers, and holds those back that nobody could reach.
+func (e *Engine) listenForPassivePeers(ctx context.Context, peers []intent.Peer) []intent.Peer {
+	passive := slices.ContainsFunc(peers, func(p intent.Peer) bool { return p.Passive })
+	if !passive {
+		e.passive.close()
+		return peers
+	}
+	err := e.passive.listenWithPasswords(ctx, e.options.Transport, peers)
+	if err == nil {
+		return peers
+	}
+	peers = slices.Clone(peers)
+	for i := range peers {
+		if peers[i].Passive && !peers[i].Blocked.IsSet() {
+			peers[i].Blocked = intent.BlockReason{Reason: string(names.ReasonPortUnavailable), Text: err.Error()}
+		}
+	}
+	return peers
+}
+
+// listenWithPasswords listens, and demands of each passive peer's router its password.
+func (d *passiveListener) listenWithPasswords(ctx context.Context, t Transport, peers []intent.Peer) error {
+	if d.listener == nil {
+		l, err := t.Listen(ctx, bgpPort)
+		if err != nil {
+			if d.retryTimer == nil {
+				d.retryTimer = time.NewTimer(listenRetryInterval)
+			} else {
+				d.retryTimer.Reset(listenRetryInterval)
+			}
+			return err
+		}
+		d.listener, d.passwordsByRouter = l, map[netip.Addr]string{}
+	}
+	want := map[netip.Addr]string{}
+	for i := range peers {
+		if p := &peers[i]; p.Passive && p.Address.IsValid() && !p.Blocked.IsSet() {
+			want[p.Address] = p.Password
+		}
+	}
+	for a := range d.passwordsByRouter {
+		if _, ok := want[a]; !ok {
+			want[a] = ""
+		}
+	}
+	for a, password := range want {
+		if d.passwordsByRouter[a] == password {
+			continue
+		}
+		if err := d.listener.SetPassword(a.WithZone(""), password); err != nil {
+			return err
+		}
+		d.passwordsByRouter[a] = password
+	}
+	return nil
+}
+
+// connections delivers the connections of routers; never anything while the door is shut.
+func (d *passiveListener) connections() <-chan Conn {
+	if d.listener == nil {
+		return nil
+	}
+	return d.listener.Connections()
+}
+
+// retryDue is ready to read when it is time to listen again.
+func (d *passiveListener) retryDue() <-chan time.Time {
+	if d.retryTimer == nil || d.listener != nil {
+		return nil
+	}
+	return d.retryTimer.C
+}
+
+func (d *passiveListener) close() {
+	if d.listener != nil {
+		d.listener.Close()
+	}
+	*d = passiveListener{}
+}
+
+// assignConnection hands a connection to the passive peer whose router made it. Strangers are hung up on.
+func (e *Engine) assignConnection(c Conn) {
+	for i := range e.lastDesired.Peers {
+		p := &e.lastDesired.Peers[i]
+		address := p.Address
+		if r := e.searchesByDevice[p.Device]; p.Unnumbered && r != nil {
+			address = r.address
+		}
+		if !p.Passive || p.Blocked.IsSet() || address.WithZone("") != c.RemoteIP().WithZone("") || p.SourceAddress.IsValid() && p.SourceAddress != c.LocalIP() {
+			continue
+		}
+		if w, ok := e.workersByPeer[p.Name]; ok {
+			select {
+			case w.incoming <- c:
+				return
+			default: // it is busy with one
+			}
+		}
+	}
+	c.Close()
+}

@@ -1,0 +1,17 @@
+package bgp_test
+
+import (
+	"testing"
+
+	"github.com/gantry-lb/gantry/test/lab/router"
+)
+
+// documentedConfig returns the configuration of that name from docs/bgp.md.
+func documentedConfig(t *testing.T, name string) string {
+	t.Helper()
+	text, err := router.DocumentedConfig("../../docs/bgp.md", name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}

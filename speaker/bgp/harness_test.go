@@ -1,0 +1,299 @@
+package bgp_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/bfd"
+	"github.com/gantry-lb/gantry/speaker/bfd/udp"
+	"github.com/gantry-lb/gantry/speaker/bgp"
+	"github.com/gantry-lb/gantry/speaker/bgp/gobgp"
+	"github.com/gantry-lb/gantry/speaker/bgp/tcp"
+	"github.com/gantry-lb/gantry/speaker/intent"
+	"github.com/gantry-lb/gantry/test/lab/netns"
+	"github.com/gantry-lb/gantry/test/lab/router"
+)
+
+// hostTransport is the network of one host of the bed.
+type hostTransport struct{ netns.Handle }
+
+func (n hostTransport) Dial(ctx context.Context, t bgp.DialOptions) (c bgp.Conn, err error) {
+	err = n.Do(func() (err error) {
+		if zone := t.Remote.Addr().Zone(); zone != "" { // the runtime remembers the links of another namespace by name
+			link, err := net.InterfaceByName(zone)
+			if err != nil {
+				return err
+			}
+			t.Remote = netip.AddrPortFrom(t.Remote.Addr().WithZone(strconv.Itoa(link.Index)), t.Remote.Port())
+		}
+		c, err = tcp.Transport{}.Dial(ctx, t)
+		return err
+	})
+	return c, err
+}
+
+func (n hostTransport) Listen(ctx context.Context, port uint16) (l bgp.Listener, err error) {
+	err = n.Do(func() (err error) {
+		l, err = tcp.Transport{}.Listen(ctx, port)
+		return err
+	})
+	return l, err
+}
+
+func (n hostTransport) FindRouter(ctx context.Context, device string, tell func(netip.Addr, error)) {
+	_ = n.Do(func() error {
+		tcp.Transport{}.FindRouter(ctx, device, tell)
+		return nil
+	})
+}
+
+func (n hostTransport) IsOnLink(a netip.Addr) (on bool) {
+	_ = n.Do(func() error {
+		on = tcp.Transport{}.IsOnLink(a)
+		return nil
+	})
+	return on
+}
+
+// newNetwork makes a bed, and skips the test where the machine lacks something.
+func newNetwork(t *testing.T, o router.HarnessOptions) *router.Harness {
+	t.Helper()
+	for _, k := range []router.Kind{router.FRR, router.BIRD} {
+		if m := router.MissingPrerequisite(k); m != "" {
+			t.Skip(m)
+		}
+	}
+	b, err := router.NewHarness(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Close)
+	return b
+}
+
+func startRouter(t *testing.T, c router.Config) *router.Router {
+	t.Helper()
+	r, err := router.Start(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.Stop)
+	return r
+}
+
+// testSpeaker is an Engine on a host of the bed.
+type testSpeaker struct {
+	*bgp.Engine
+	t     *testing.T
+	stop  func() // as a process that is told to end
+	crash func() // as one that is killed: nobody is told
+}
+
+// killableTransport is the BFD transport of a speaker that may die.
+type killableTransport struct {
+	bfd.Transport
+	dead atomic.Bool
+}
+
+type killableSender struct {
+	bfd.Sender
+	transport *killableTransport
+}
+
+func (m *killableTransport) OpenSender(k bfd.Key, discriminator uint32) bfd.Sender {
+	return killableSender{m.Transport.OpenSender(k, discriminator), m}
+}
+
+func (p killableSender) SendControl(packet []byte) error {
+	if p.transport.dead.Load() {
+		return nil
+	}
+	return p.Sender.SendControl(packet)
+}
+
+func startSpeaker(t *testing.T, host netns.Handle) *testSpeaker {
+	t.Helper()
+	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	transport := &killableTransport{Transport: udp.New()}
+	paths := bfd.New(transport, time.Now, 1)
+	e := bgp.New(bgp.Options{NodeName: "node1", UpdateSource: gobgp.New(log), Transport: hostTransport{host}, BFD: paths, Log: log})
+	ctx, cancel := context.WithCancel(t.Context())
+	watching, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(watching)
+		if err := host.Do(func() error { return paths.Run(ctx) }); err != nil {
+			t.Errorf("the BFD engine ended: %v", err)
+		}
+	}()
+	go func() {
+		defer close(done)
+		if err := e.Run(ctx); err != nil {
+			t.Errorf("the engine ended: %v", err)
+		}
+	}()
+	kill := func() { cancel(); <-done; <-watching }
+	t.Cleanup(kill)
+	return &testSpeaker{e, t, kill, func() { transport.dead.Store(true); kill() }}
+}
+
+// status returns what is seen of a peer.
+func (s *testSpeaker) status(peer string) bgp.Status {
+	for _, st := range s.Status() {
+		if st.Peer == peer {
+			return st
+		}
+	}
+	return bgp.Status{}
+}
+
+// waitEstablished waits for a session.
+func (s *testSpeaker) waitEstablished(peer string) bgp.Status {
+	s.t.Helper()
+	eventually(s.t, "the session with "+peer+" is established", func() error {
+		if st := s.status(peer); st.State != bgp.Established {
+			return fmt.Errorf("it is %s: %s", st.State, st.LastError)
+		}
+		return nil
+	})
+	return s.status(peer)
+}
+
+// waitForError waits until the last error of a peer contains a text.
+func (s *testSpeaker) waitForError(peer, text string) {
+	s.t.Helper()
+	eventually(s.t, fmt.Sprintf("the peer %s fails with %q", peer, text), func() error {
+		if st := s.status(peer); !strings.Contains(st.LastError, text) || st.State == bgp.Established {
+			return fmt.Errorf("it is %s: %s", st.State, st.LastError)
+		}
+		return nil
+	})
+}
+
+// eventually waits until check succeeds.
+func eventually(t *testing.T, what string, check func() error) {
+	t.Helper()
+	deadline := time.After(40 * time.Second)
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		select {
+		case <-deadline:
+			t.Fatalf("waiting until %s: %v", what, err)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// torPeer is the router's side of an ordinary external session.
+func torPeer() intent.Peer {
+	return intent.Peer{
+		Name: "tor", Address: netip.MustParseAddr("192.168.0.1"), Port: 179, LocalASN: 64512, PeerASN: 65000,
+		HoldTime: 90 * time.Second, IPv4: true,
+	}
+}
+
+func newRoutes(prefixes ...string) []*intent.Route {
+	var out []*intent.Route
+	for _, p := range prefixes {
+		out = append(out, &intent.Route{Prefix: netip.MustParsePrefix(p), Peers: []string{"tor"}})
+	}
+	return out
+}
+
+// frrConfig is an FRR that peers with the first node; more lines go into its router bgp section, others after it.
+func frrConfig(neighbour string, families ...string) string {
+	return `router bgp 65000
+ bgp router-id 192.168.0.1
+ no bgp ebgp-requires-policy
+ no bgp network import-check
+ timers bgp 3 9
+ ` + neighbour + "\n" + strings.Join(families, "\n") + "\n"
+}
+
+// frrPath is what FRR knows of a route, as far as tests look at it.
+type frrPath struct {
+	Valid     bool
+	Stale     bool
+	Peer      struct{ RouterID string }
+	LocalPref int
+	MED       *int `json:"metric"`
+	ASPath    struct{ String string }
+	Community struct{ String string }
+	Large     struct{ String string } `json:"largeCommunity"`
+	Extended  struct{ String string } `json:"extendedCommunity"`
+	NextHops  []struct {
+		IP   string
+		Used bool
+	}
+}
+
+// frrPaths returns FRR's paths to a prefix.
+func frrPaths(t *testing.T, r *router.Router, prefix string) []frrPath {
+	t.Helper()
+	family := "ipv4"
+	if strings.Contains(prefix, ":") {
+		family = "ipv6"
+	}
+	out, err := r.Show(t.Context(), fmt.Sprintf("show bgp %s unicast %s json", family, prefix))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var table struct{ Paths []frrPath }
+	if err := json.Unmarshal(out, &table); err != nil {
+		t.Fatalf("%s: %v", out, err)
+	}
+	return table.Paths
+}
+
+// waitForRoute waits until FRR has one valid path to the prefix, and returns it.
+func waitForRoute(t *testing.T, r *router.Router, prefix string) frrPath {
+	t.Helper()
+	var p frrPath
+	eventually(t, "the router has "+prefix, func() error {
+		all := frrPaths(t, r, prefix)
+		if len(all) != 1 || !all[0].Valid {
+			return fmt.Errorf("it has %+v", all)
+		}
+		p = all[0]
+		return nil
+	})
+	return p
+}
+
+// waitForNoRoute waits until FRR has no path to the prefix.
+func waitForNoRoute(t *testing.T, r *router.Router, prefix string) {
+	t.Helper()
+	eventually(t, "the router has no "+prefix, func() error {
+		if all := frrPaths(t, r, prefix); len(all) > 0 {
+			return fmt.Errorf("it has %+v", all)
+		}
+		return nil
+	})
+}
+
+// redirectPort1179 has the router take BGP on port 1179 too.
+func redirectPort1179(t *testing.T, b *router.Harness) {
+	t.Helper()
+	err := b.Host("router").Do(func() error {
+		out, err := exec.Command("nft", "add table ip t; add chain ip t c { type nat hook prerouting priority -100; }; add rule ip t c tcp dport 1179 redirect to :179").CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,166 @@
+package bgp_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/gantry-lb/gantry/speaker/bgp"
+	"github.com/gantry-lb/gantry/speaker/intent"
+	"github.com/gantry-lb/gantry/test/lab/router"
+)
+
+// acceptedFromNode is how many routes and UPDATEs FRR has had from the first node.
+func acceptedFromNode(t *testing.T, r *router.Router) (routes, updates int) {
+	t.Helper()
+	out, err := r.Show(t.Context(), "show bgp neighbors 192.168.0.11 json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all map[string]struct {
+		Families map[string]struct {
+			Accepted int `json:"acceptedPrefixCounter"`
+		} `json:"addressFamilyInfo"`
+		Messages struct{ UpdatesRecv int } `json:"messageStats"`
+	}
+	if err := json.Unmarshal(out, &all); err != nil {
+		t.Fatal(err)
+	}
+	n := all["192.168.0.11"]
+	return n.Families["ipv4Unicast"].Accepted, n.Messages.UpdatesRecv
+}
+
+// TestOneRouteChangeSendsOneUpdate announces many routes, and then changes one of them, and one setting of the peer that is not in
+// the OPEN.
+func TestOneRouteChangeSendsOneUpdate(t *testing.T) {
+	const many = 10000
+	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour)})
+	s := startSpeaker(t, b.Host("node1"))
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(s.Engine)
+	p := torPeer()
+	d := bgp.Desired{Peers: []intent.Peer{p}}
+	for i := range many {
+		d.Routes = append(d.Routes, &intent.Route{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), 32), Peers: []string{"tor"}})
+	}
+	s.Set(d)
+	st := s.waitEstablished("tor")
+	eventually(t, "the router has them all", func() error {
+		if n, _ := acceptedFromNode(t, frr); n != many {
+			return fmt.Errorf("it has %d", n)
+		}
+		return nil
+	})
+	t.Logf("that took %s from the session's start", time.Since(st.Since))
+	_, before := acceptedFromNode(t, frr)
+	d.Routes = d.Routes[:many-1]
+	begun := time.Now()
+	s.Set(d)
+	eventually(t, "one route goes", func() error {
+		if n, _ := acceptedFromNode(t, frr); n != many-1 {
+			return fmt.Errorf("it has %d", n)
+		}
+		return nil
+	})
+	t.Logf("that took %s", time.Since(begun))
+	p.ConnectTime, p.KeepaliveTime = time.Minute, 7*time.Second
+	d.Peers = []intent.Peer{p}
+	d.Routes = append([]*intent.Route{{Prefix: netip.MustParsePrefix(servicePrefix), Peers: []string{"tor"}}}, d.Routes...)
+	s.Set(d)
+	waitForRoute(t, frr, servicePrefix)
+	if _, after := acceptedFromNode(t, frr); after != before+2 {
+		t.Errorf("two changes of one route each cost %d UPDATEs", after-before)
+	}
+	if st := s.status("tor"); st.EstablishedCount != 1 || st.AnnouncedRoutes != many || st.WantedRoutes != many {
+		t.Errorf("the session is %+v", st)
+	}
+	for name, want := range map[string]float64{
+		"metallb_bgp_session_up": 1, "metallb_bgp_announced_prefixes_total": many, "metallb_bgp_pending_prefixes_total": many,
+		"gantry_bgp_sessions_established_total": 1, "metallb_bgp_opens_received": 1, "metallb_bgp_notifications_sent": 0,
+	} {
+		if got := metricValue(t, registry, name); got != want {
+			t.Errorf("%s is %v, want %v", name, got, want)
+		}
+	}
+	if got := metricValue(t, registry, "metallb_bgp_updates_total"); got < 3 || got > many {
+		t.Errorf("metallb_bgp_updates_total is %v", got)
+	}
+}
+
+// TestRandomEditsKeepSession makes random edits as fast as may be, and then looks at what the router has in the end.
+func TestRandomEditsKeepSession(t *testing.T) {
+	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour)})
+	s := startSpeaker(t, b.Host("node1"))
+	p := torPeer()
+	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
+	s.waitEstablished("tor")
+	random := rand.New(rand.NewPCG(7, 9))
+	var want map[string]int // the metric of each route
+	for range 1000 {
+		want = map[string]int{}
+		var d bgp.Desired
+		p.ConnectTime, p.KeepaliveTime = time.Duration(random.IntN(9))*time.Second, time.Duration(random.IntN(9))*time.Second
+		d.Peers = []intent.Peer{p}
+		for i := range 20 {
+			if random.IntN(2) == 0 {
+				continue
+			}
+			r := newRoutes(fmt.Sprintf("198.51.100.%d/32", i))[0]
+			r.MED, r.HasMED, r.PrependCount = uint32(random.IntN(100)), true, uint8(random.IntN(3))
+			r.Communities = []uint32{64512<<16 | uint32(random.IntN(5))}
+			d.Routes = append(d.Routes, r)
+			want[r.Prefix.String()] = int(r.MED)
+		}
+		d.Leaving = random.IntN(50) == 0
+		s.Set(d)
+		if random.IntN(4) == 0 { // or only the latest would ever be seen
+			time.Sleep(time.Duration(random.IntN(4)) * time.Millisecond)
+		}
+		if d.Leaving {
+			d.Leaving = false
+			s.Set(d)
+		}
+	}
+	eventually(t, "the router has what was set last", func() error {
+		if n, _ := acceptedFromNode(t, frr); n != len(want) {
+			return fmt.Errorf("it has %d routes, want %d", n, len(want))
+		}
+		for prefix, med := range want {
+			if got := frrPaths(t, frr, prefix); len(got) != 1 || got[0].MED == nil || *got[0].MED != med || strings.Contains(got[0].Community.String, "graceful") {
+				return fmt.Errorf("%s is %+v, want the metric %d", prefix, got, med)
+			}
+		}
+		return nil
+	})
+	if st := s.status("tor"); st.EstablishedCount != 1 {
+		t.Errorf("the session was established %d times", st.EstablishedCount)
+	}
+}
+
+// metricValue returns the value of a metric for the router of these tests; its only series.
+func metricValue(t *testing.T, r *prometheus.Registry, name string) float64 {
+	t.Helper()
+	all, err := r.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range all {
+		if f.GetName() != name {
+			continue
+		}
+		if len(f.Metric) != 1 || len(f.Metric[0].Label) != 1 || f.Metric[0].Label[0].GetName() != "peer" || f.Metric[0].Label[0].GetValue() != "192.168.0.1:179" {
+			t.Fatalf("%s has %v", name, f.Metric)
+		}
+		return f.Metric[0].GetGauge().GetValue() + f.Metric[0].GetCounter().GetValue()
+	}
+	t.Fatalf("there is no metric %s", name)
+	return 0
+}

@@ -1,0 +1,100 @@
+// Package frame knows as much of BGP's wire format as a relay between a library and a router needs: where a message
+// begins and ends, the OPEN, and the NOTIFICATION with its meaning in words (RFC 4271 section 4). It never looks into
+// an UPDATE. Everything is a function over bytes; a peer's faults come back as a *Fault, which is itself a NOTIFICATION.
+package message
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"io"
+)
+
+// Type is the type of a message.
+type Type uint8
+
+// The message types (RFC 4271 section 4.1, RFC 2918).
+const (
+	TypeOpen         Type = 1
+	TypeUpdate       Type = 2
+	TypeNotification Type = 3
+	TypeKeepalive    Type = 4
+	TypeRouteRefresh Type = 5
+)
+
+// String returns the name of the type.
+func (t Type) String() string {
+	switch t {
+	case TypeOpen:
+		return "OPEN"
+	case TypeUpdate:
+		return "UPDATE"
+	case TypeNotification:
+		return "NOTIFICATION"
+	case TypeKeepalive:
+		return "KEEPALIVE"
+	case TypeRouteRefresh:
+		return "ROUTE-REFRESH"
+	}
+	return fmt.Sprintf("type %d", uint8(t))
+}
+
+// Lengths in bytes (RFC 4271 section 4.1).
+const (
+	headerLength = 19
+	// MaxLength is the longest message of a peer without the extended message capability.
+	MaxLength = 4096
+)
+
+// minLengthByType is the shortest message of each type.
+var minLengthByType = map[Type]int{TypeOpen: 29, TypeUpdate: 23, TypeNotification: 21, TypeKeepalive: 19, TypeRouteRefresh: 23}
+
+var marker = bytes.Repeat([]byte{0xff}, 16)
+
+// TypeOf returns the type of a message that Read gave.
+func TypeOf(message []byte) Type { return Type(message[18]) }
+
+// BodyOf returns what follows the header of a message that Read gave.
+func BodyOf(message []byte) []byte { return message[headerLength:] }
+
+// Read reads one message, header included, into buf, which must have MaxLength bytes. What is no message of BGP is a
+// *Fault; other errors are the reader's.
+func Read(r io.Reader, buf []byte) ([]byte, error) {
+	if _, err := io.ReadFull(r, buf[:headerLength]); err != nil {
+		return nil, err
+	}
+	n := int(binary.BigEndian.Uint16(buf[16:18]))
+	t := Type(buf[18])
+	least, known := minLengthByType[t]
+	switch {
+	case !bytes.Equal(buf[:16], marker):
+		return nil, &Notification{Code: CodeHeader, Subcode: 1, Text: "what it sent does not begin like a message of BGP"}
+	case !known:
+		return nil, &Notification{Code: CodeHeader, Subcode: 3, Data: []byte{buf[18]}, Text: fmt.Sprintf("it sent a message of the unknown type %d", buf[18])}
+	case n < least || n > MaxLength || (t == TypeKeepalive && n != least):
+		return nil, &Notification{Code: CodeHeader, Subcode: 2, Data: bytes.Clone(buf[16:18]), Text: fmt.Sprintf("it sent %s %s of %d bytes", articleFor(t), t, n)}
+	}
+	if _, err := io.ReadFull(r, buf[headerLength:n]); err != nil {
+		return nil, fmt.Errorf("reading the rest of %s %s: %w", articleFor(t), t, err)
+	}
+	return buf[:n], nil
+}
+
+func articleFor(t Type) string {
+	if t == TypeOpen || t == TypeUpdate {
+		return "an"
+	}
+	return "a"
+}
+
+// encodeMessage puts a header before a body.
+func encodeMessage(t Type, body []byte) []byte {
+	out := make([]byte, headerLength, headerLength+len(body))
+	copy(out, marker)
+	binary.BigEndian.PutUint16(out[16:], uint16(headerLength+len(body)))
+	out[18] = byte(t)
+	return append(out, body...)
+}
+
+// EncodeKeepalive returns a KEEPALIVE.
+func EncodeKeepalive() []byte { return encodeMessage(TypeKeepalive, nil) }

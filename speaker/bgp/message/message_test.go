@@ -1,0 +1,131 @@
+package message
+
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"io"
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+func fullOpen() Open {
+	return Open{
+		ASN: 4200000001, HoldSeconds: 90, RouterID: netip.MustParseAddr("10.0.0.1"), Families: []Family{IPv4, IPv6}, FourOctetASN: true, RouteRefresh: true, ExtendedNextHop: true,
+		GracefulRestart: &GracefulRestart{Restarting: true, GracefulNotification: true, RestartSeconds: 120, ForwardingByFamily: map[Family]bool{IPv4: true, IPv6: true}},
+	}
+}
+
+func TestOpenRoundTrip(t *testing.T) {
+	plain := Open{ASN: 64512, HoldSeconds: 0, RouterID: netip.MustParseAddr("192.0.2.1")}
+	for name, o := range map[string]Open{"everything": fullOpen(), "nothing": plain} {
+		m, err := Read(bytes.NewReader(o.Encode()), make([]byte, MaxLength))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := DecodeOpen(BodyOf(m)); err != nil || !reflect.DeepEqual(got, o) {
+			t.Errorf("%s: it is %+v (%v), want %+v", name, got, err, o)
+		}
+	}
+}
+
+func TestInvalidOpenIsExplained(t *testing.T) {
+	for name, c := range map[string]struct {
+		body    string // in hexadecimal digits
+		code    uint8
+		subcode uint8
+		want    string
+	}{
+		"too short":                    {"04fc", CodeHeader, 2, "too short"},
+		"another version":              {"03fc00005a0a00000100", CodeOpen, 1, "version 3"},
+		"a hold time of a second":      {"04fc0000010a00000100", CodeOpen, 6, "hold time of 1 s"},
+		"the AS number 0":              {"040000005a0a00000100", CodeOpen, 2, "AS number is 0"},
+		"no identifier":                {"04fc00005a0000000000", CodeOpen, 3, "0.0.0.0"},
+		"a length beyond the end":      {"04fc00005a0a00000105", CodeOpen, 0, "length of its optional parameters"},
+		"a parameter that is cut off":  {"04fc00005a0a000001020205", CodeOpen, 0, "cut off"},
+		"a capability that is cut off": {"04fc00005a0a0000010402024105", CodeOpen, 0, "capability in its OPEN is cut off"},
+	} {
+		body, err := hex.DecodeString(c.body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = DecodeOpen(body)
+		var f *Notification
+		if !errors.As(err, &f) || f.Code != c.code || f.Subcode != c.subcode || !strings.Contains(f.Error(), c.want) {
+			t.Errorf("%s: %v (%+v), want %d/%d with %q", name, err, f, c.code, c.subcode, c.want)
+		}
+	}
+}
+
+func TestUnknownCapabilitiesAreIgnored(t *testing.T) {
+	body, _ := hex.DecodeString("04fc00005a0a0000010a" + "02084804deadbeef4700") // the capabilities 72 and 71
+	if o, err := DecodeOpen(body); err != nil || o.ASN != 64512 || len(o.Families) != 0 {
+		t.Errorf("%+v (%v)", o, err)
+	}
+	wide, _ := hex.DecodeString("04fc00005a0a000001ffff000902000641040000fde8") // lengths of two octets, RFC 9072
+	if o, err := DecodeOpen(wide); err != nil || o.ASN != 65000 || !o.FourOctetASN {
+		t.Errorf("%+v (%v)", o, err)
+	}
+}
+
+func TestNotificationDescriptions(t *testing.T) {
+	for want, f := range map[string]*Notification{
+		`cease, administrative shutdown ("back at noon")`: NewCease(CeaseShutdown, "back at noon"),
+		`cease, hard reset ("back at noon")`:              NewCease(CeaseShutdown, "back at noon").AsHardReset(),
+		"cease, BFD down":                                 NewCease(CeaseBFDDown, "is not sent"),
+		"hold timer expired":                              {Code: CodeHoldTimer},
+		"error code 99, subcode 7":                        {Code: 99, Subcode: 7},
+		"cease, administrative reset":                     {Code: CodeCease, Subcode: CeaseReset, Data: []byte{200, 'x'}},
+		`cease, administrative reset ("a b")`:             {Code: CodeCease, Subcode: CeaseReset, Data: []byte("\x03a\nb")},
+		"UPDATE message error, malformed AS_PATH":         {Code: CodeUpdate, Subcode: 11},
+		"cease, maximum number of prefixes reached":       {Code: CodeCease, Subcode: 1},
+		"OPEN message error, bad peer AS":                 {Code: CodeOpen, Subcode: 2},
+	} {
+		m, err := Read(bytes.NewReader(f.Encode()), make([]byte, MaxLength))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := DecodeNotification(BodyOf(m)).Description(); got != want {
+			t.Errorf("it says %q, want %q", got, want)
+		}
+	}
+	if n := len(NewCease(CeaseShutdown, strings.Repeat("ü", 200)).Data); n > 256 {
+		t.Errorf("a long text takes %d bytes, more than RFC 9003 allows", n)
+	}
+}
+
+// FuzzRead reads whatever bytes as a router's messages: it may not fail otherwise than by an error, read beyond a message, or give one
+// that its type does not allow.
+func FuzzRead(f *testing.F) {
+	o := fullOpen()
+	f.Add(o.Encode())
+	f.Add(EncodeKeepalive())
+	f.Add(NewCease(CeaseShutdown, "text").AsHardReset().Encode())
+	f.Add(append(encodeMessage(TypeUpdate, []byte{0, 0, 0, 0}), EncodeKeepalive()...))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		r, buf, read := bytes.NewReader(in), make([]byte, MaxLength), 0
+		for {
+			m, err := Read(r, buf)
+			if err != nil {
+				var fault *Notification
+				if !errors.As(err, &fault) && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+					t.Fatalf("the error is %v", err)
+				}
+				return
+			}
+			if read += len(m); len(in)-r.Len() != read {
+				t.Fatalf("%d bytes were read for %d of messages", len(in)-r.Len(), read)
+			}
+			switch TypeOf(m) {
+			case TypeOpen:
+				if o, err := DecodeOpen(BodyOf(m)); err == nil && !o.RouterID.Is4() {
+					t.Fatalf("an OPEN without an identifier passed: %+v", o)
+				}
+			case TypeNotification:
+				_ = DecodeNotification(BodyOf(m)).Description()
+			}
+		}
+	})
+}

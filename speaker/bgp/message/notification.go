@@ -1,0 +1,149 @@
+package message
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"strings"
+	"unicode/utf8"
+)
+
+// The error codes of a NOTIFICATION (RFC 4271 section 4.5).
+const (
+	CodeHeader    uint8 = 1
+	CodeOpen      uint8 = 2
+	CodeUpdate    uint8 = 3
+	CodeHoldTimer uint8 = 4
+	CodeFSM       uint8 = 5
+	CodeCease     uint8 = 6
+)
+
+// The subcodes of a Cease (RFC 4486, RFC 8538, RFC 9384) that are sent or asked for here.
+const (
+	CeaseMaxPrefixes  uint8 = 1
+	CeaseShutdown     uint8 = 2
+	CeaseDeconfigured uint8 = 3
+	CeaseReset        uint8 = 4
+	CeaseRejected     uint8 = 5
+	CeaseConfigChange uint8 = 6
+	CeaseCollision    uint8 = 7
+	CeaseHardReset    uint8 = 9
+	CeaseBFDDown      uint8 = 10
+)
+
+// Notification is a reason to end a session: a NOTIFICATION, sent or received.
+type Notification struct {
+	Code, Subcode uint8
+	Data          []byte
+	// Text is a clause that says what was wrong with what the peer did; empty when Code and Subcode say it.
+	Text string
+}
+
+var codeNames = map[uint8]string{
+	CodeHeader: "message header error", CodeOpen: "OPEN message error", CodeUpdate: "UPDATE message error",
+	CodeHoldTimer: "hold timer expired", CodeFSM: "unexpected message", CodeCease: "cease",
+}
+
+var subcodeNames = map[[2]uint8]string{
+	{CodeHeader, 1}: "connection not synchronised", {CodeHeader, 2}: "bad message length", {CodeHeader, 3}: "bad message type",
+	{CodeOpen, 1}: "unsupported version", {CodeOpen, 2}: "bad peer AS", {CodeOpen, 3}: "bad BGP identifier",
+	{CodeOpen, 4}: "unsupported optional parameter", {CodeOpen, 6}: "unacceptable hold time", {CodeOpen, 7}: "unsupported capability",
+	{CodeOpen, 11}:  "role mismatch",
+	{CodeUpdate, 1}: "malformed attribute list", {CodeUpdate, 2}: "unrecognised well-known attribute",
+	{CodeUpdate, 3}: "missing well-known attribute", {CodeUpdate, 4}: "attribute flags error", {CodeUpdate, 5}: "attribute length error",
+	{CodeUpdate, 6}: "invalid ORIGIN", {CodeUpdate, 8}: "invalid NEXT_HOP", {CodeUpdate, 9}: "optional attribute error",
+	{CodeUpdate, 10}: "invalid network field", {CodeUpdate, 11}: "malformed AS_PATH",
+	{CodeCease, CeaseMaxPrefixes}: "maximum number of prefixes reached", {CodeCease, CeaseShutdown}: "administrative shutdown",
+	{CodeCease, CeaseDeconfigured}: "peer de-configured", {CodeCease, CeaseReset}: "administrative reset",
+	{CodeCease, CeaseRejected}: "connection rejected", {CodeCease, CeaseConfigChange}: "other configuration change",
+	{CodeCease, CeaseCollision}: "connection collision resolution", {CodeCease, 8}: "out of resources",
+	{CodeCease, CeaseHardReset}: "hard reset", {CodeCease, CeaseBFDDown}: "BFD down",
+}
+
+// Description names code and subcode, with the message that an administrator sent along (RFC 9003).
+func (f *Notification) Description() string {
+	out, ok := codeNames[f.Code]
+	if !ok {
+		out = fmt.Sprintf("error code %d", f.Code)
+	}
+	if s, ok := subcodeNames[[2]uint8{f.Code, f.Subcode}]; ok {
+		out += ", " + s
+	} else if f.Subcode != 0 {
+		out += fmt.Sprintf(", subcode %d", f.Subcode)
+	}
+	if c := f.shutdownCommunication(); c != "" {
+		out += fmt.Sprintf(" (%q)", c)
+	}
+	return out + f.prefixLimit()
+}
+
+// prefixLimit says which maximum of prefixes was reached, where the router tells: AFI, SAFI and the number (RFC 4486 section 4).
+func (f *Notification) prefixLimit() string {
+	if f.Code != CodeCease || f.Subcode != CeaseMaxPrefixes || len(f.Data) < 7 {
+		return ""
+	}
+	return fmt.Sprintf(", %d of %s", binary.BigEndian.Uint32(f.Data[3:]), Family(binary.BigEndian.Uint16(f.Data)))
+}
+
+// Error says what was wrong.
+func (f *Notification) Error() string {
+	if f.Text == "" {
+		return f.Description()
+	}
+	return f.Text
+}
+
+// shutdownCommunication returns the text of a shutdown or reset: one byte of length, then UTF-8 (RFC 9003 section 2).
+func (f *Notification) shutdownCommunication() string {
+	data := f.Data
+	if f.Code == CodeCease && f.Subcode == CeaseHardReset && len(data) >= 2 { // it wraps another NOTIFICATION, RFC 8538 section 3.1
+		data = data[2:]
+	} else if f.Code != CodeCease || (f.Subcode != CeaseShutdown && f.Subcode != CeaseReset) {
+		return ""
+	}
+	if len(data) == 0 || int(data[0]) > len(data)-1 {
+		return ""
+	}
+	text := data[1 : 1+int(data[0])]
+	if !utf8.Valid(text) {
+		return ""
+	}
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, string(text))
+}
+
+// Encode returns the NOTIFICATION.
+func (f *Notification) Encode() []byte {
+	return encodeMessage(TypeNotification, append([]byte{f.Code, f.Subcode}, f.Data...))
+}
+
+// NewCease returns a Cease that carries a text for the administrator of the other side; the text is cut to what RFC 9003
+// section 2 allows, 255 bytes.
+func NewCease(subcode uint8, text string) *Notification {
+	f := &Notification{Code: CodeCease, Subcode: subcode}
+	if subcode == CeaseShutdown || subcode == CeaseReset {
+		t := []byte(text)
+		for len(t) > 255 || !utf8.Valid(t) {
+			t = t[:min(len(t)-1, 255)]
+		}
+		f.Data = append([]byte{byte(len(t))}, t...)
+	}
+	return f
+}
+
+// AsHardReset wraps a Cease into a Hard Reset, which ends the session without graceful restart (RFC 8538 section 3.1).
+func (f *Notification) AsHardReset() *Notification {
+	return &Notification{Code: CodeCease, Subcode: CeaseHardReset, Data: append([]byte{f.Code, f.Subcode}, f.Data...), Text: f.Text}
+}
+
+// DecodeNotification reads the body of a NOTIFICATION that Read gave.
+func DecodeNotification(body []byte) *Notification {
+	if len(body) < 2 {
+		return &Notification{}
+	}
+	return &Notification{Code: body[0], Subcode: body[1], Data: bytes.Clone(body[2:])}
+}

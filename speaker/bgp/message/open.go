@@ -1,0 +1,234 @@
+package message
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+)
+
+// Family is an address family that routes are of: AFI, with SAFI unicast.
+type Family uint16
+
+// The families (RFC 4760).
+const (
+	IPv4 Family = 1
+	IPv6 Family = 2
+)
+
+// FamilyOf returns the family of a prefix.
+func FamilyOf(p netip.Prefix) Family {
+	if p.Addr().Is4() {
+		return IPv4
+	}
+	return IPv6
+}
+
+// String returns the name of the family.
+func (f Family) String() string {
+	switch f {
+	case IPv4:
+		return "ipv4-unicast"
+	case IPv6:
+		return "ipv6-unicast"
+	}
+	return fmt.Sprintf("afi %d", uint16(f))
+}
+
+// GracefulRestart is the graceful restart capability (RFC 4724 section 3, RFC 8538 section 2).
+type GracefulRestart struct {
+	// Restarting is the R bit: the sender has restarted.
+	Restarting bool
+	// GracefulNotification is the N bit: routes are kept after a NOTIFICATION too.
+	GracefulNotification bool
+	// RestartSeconds is how long the sender's routes should be kept, 0..4095.
+	RestartSeconds uint16
+	// ForwardingByFamily have their forwarding state kept over the restart (F bit true).
+	ForwardingByFamily map[Family]bool
+}
+
+// Open is an OPEN: what a side of a session is and can.
+type Open struct {
+	ASN uint32
+	// HoldSeconds is the hold time in seconds: 0, or 3 and more.
+	HoldSeconds uint16
+	// RouterID is the BGP identifier, an IPv4 address.
+	RouterID netip.Addr
+	// Families of the multiprotocol capability; none when the sender did not send the capability.
+	Families []Family
+	// FourOctetASN says that the sender knows AS numbers of four octets (RFC 6793).
+	FourOctetASN bool
+	// RouteRefresh is the route refresh capability (RFC 2918).
+	RouteRefresh bool
+	// ExtendedNextHop says that IPv4 routes may have IPv6 next hops (RFC 8950).
+	ExtendedNextHop bool
+	// GracefulRestart is nil without the capability.
+	GracefulRestart *GracefulRestart
+}
+
+// asTrans stands for an AS number that does not fit into two octets (RFC 6793 section 9).
+const asTrans = 23456
+
+// TwoOctetASN returns an AS number in two octets, or what stands for it where it does not fit.
+func TwoOctetASN(asn uint32) uint16 {
+	if asn > 0xffff {
+		return asTrans
+	}
+	return uint16(asn)
+}
+
+// The capability codes that are understood.
+const (
+	capMultiprotocol   = 1
+	capRouteRefresh    = 2
+	capExtendedNextHop = 5
+	capGracefulRestart = 64
+	capFourOctetASN    = 65
+)
+
+const safiUnicast = 1
+
+// Encode returns the OPEN message. Each capability has an optional parameter of its own, which every router reads.
+func (o *Open) Encode() []byte {
+	var params []byte
+	add := func(code byte, value []byte) {
+		params = append(params, 2, byte(len(value)+2), code, byte(len(value)))
+		params = append(params, value...)
+	}
+	for _, f := range o.Families {
+		add(capMultiprotocol, []byte{byte(f >> 8), byte(f), 0, safiUnicast})
+	}
+	if o.RouteRefresh {
+		add(capRouteRefresh, nil)
+	}
+	if o.ExtendedNextHop {
+		add(capExtendedNextHop, []byte{0, byte(IPv4), 0, safiUnicast, 0, byte(IPv6)})
+	}
+	if g := o.GracefulRestart; g != nil {
+		add(capGracefulRestart, g.encodeValue(o.Families))
+	}
+	if o.FourOctetASN {
+		add(capFourOctetASN, binary.BigEndian.AppendUint32(nil, o.ASN))
+	}
+	body := make([]byte, 10, 10+len(params))
+	body[0] = 4
+	binary.BigEndian.PutUint16(body[1:], TwoOctetASN(o.ASN))
+	binary.BigEndian.PutUint16(body[3:], o.HoldSeconds)
+	id := o.RouterID.As4()
+	copy(body[5:], id[:])
+	body[9] = byte(len(params))
+	return encodeMessage(TypeOpen, append(body, params...))
+}
+
+func (g *GracefulRestart) encodeValue(order []Family) []byte {
+	flags := g.RestartSeconds & 0x0fff
+	if g.Restarting {
+		flags |= 0x8000
+	}
+	if g.GracefulNotification {
+		flags |= 0x4000
+	}
+	out := binary.BigEndian.AppendUint16(nil, flags)
+	for _, f := range order {
+		forwarding, ok := g.ForwardingByFamily[f]
+		if !ok {
+			continue
+		}
+		bits := byte(0)
+		if forwarding {
+			bits = 0x80
+		}
+		out = append(out, byte(f>>8), byte(f), safiUnicast, bits)
+	}
+	return out
+}
+
+// DecodeOpen reads the body of an OPEN that Read gave. Capabilities that are not understood are passed over.
+func DecodeOpen(body []byte) (Open, error) {
+	var o Open
+	if len(body) < 10 {
+		return o, &Notification{Code: CodeHeader, Subcode: 2, Text: "its OPEN is too short"}
+	}
+	if body[0] != 4 {
+		return o, &Notification{Code: CodeOpen, Subcode: 1, Data: []byte{0, 4}, Text: fmt.Sprintf("it speaks version %d of BGP, not 4", body[0])}
+	}
+	o.ASN = uint32(binary.BigEndian.Uint16(body[1:]))
+	o.HoldSeconds = binary.BigEndian.Uint16(body[3:])
+	o.RouterID = netip.AddrFrom4([4]byte(body[5:9]))
+	params, wide := body[10:], 1
+	n := int(body[9])
+	if n == 255 && len(body) >= 13 && body[10] == 255 { // lengths of two octets, RFC 9072 section 2
+		n, wide, params = int(binary.BigEndian.Uint16(body[11:])), 2, body[13:]
+	}
+	if n != len(params) {
+		return o, malformedOpen("the length of its optional parameters is wrong")
+	}
+	for len(params) > 0 {
+		if len(params) < 1+wide {
+			return o, malformedOpen("an optional parameter of its OPEN is cut off")
+		}
+		l := int(params[1])
+		if wide == 2 {
+			l = int(binary.BigEndian.Uint16(params[1:]))
+		}
+		if len(params) < 1+wide+l {
+			return o, malformedOpen("an optional parameter of its OPEN is cut off")
+		}
+		if params[0] == 2 { // others are deprecated and carry nothing that is needed
+			if err := o.decodeCapabilities(params[1+wide : 1+wide+l]); err != nil {
+				return o, err
+			}
+		}
+		params = params[1+wide+l:]
+	}
+	if o.ASN == 0 {
+		return o, &Notification{Code: CodeOpen, Subcode: 2, Text: "its AS number is 0, which nobody may have (RFC 7607)"}
+	}
+	if o.HoldSeconds == 1 || o.HoldSeconds == 2 {
+		return o, &Notification{Code: CodeOpen, Subcode: 6, Text: fmt.Sprintf("it asks for a hold time of %d s: 0, or 3 and more, is allowed", o.HoldSeconds)}
+	}
+	if o.RouterID.IsUnspecified() {
+		return o, &Notification{Code: CodeOpen, Subcode: 3, Text: "its BGP identifier is 0.0.0.0"}
+	}
+	return o, nil
+}
+
+func malformedOpen(text string) error { return &Notification{Code: CodeOpen, Text: text} }
+
+func (o *Open) decodeCapabilities(b []byte) error {
+	for len(b) > 0 {
+		if len(b) < 2 || len(b) < 2+int(b[1]) {
+			return malformedOpen("a capability in its OPEN is cut off")
+		}
+		o.decodeCapability(b[0], b[2:2+int(b[1])])
+		b = b[2+int(b[1]):]
+	}
+	return nil
+}
+
+func (o *Open) decodeCapability(code byte, v []byte) {
+	switch {
+	case code == capMultiprotocol && len(v) == 4 && v[3] == safiUnicast:
+		if f := Family(binary.BigEndian.Uint16(v)); f == IPv4 || f == IPv6 {
+			o.Families = append(o.Families, f)
+		}
+	case code == capRouteRefresh:
+		o.RouteRefresh = true
+	case code == capExtendedNextHop:
+		for ; len(v) >= 6; v = v[6:] {
+			if v[1] == byte(IPv4) && v[3] == safiUnicast && v[5] == byte(IPv6) && v[0]|v[2]|v[4] == 0 {
+				o.ExtendedNextHop = true
+			}
+		}
+	case code == capFourOctetASN && len(v) == 4:
+		o.FourOctetASN, o.ASN = true, binary.BigEndian.Uint32(v)
+	case code == capGracefulRestart && len(v) >= 2:
+		flags := binary.BigEndian.Uint16(v)
+		g := &GracefulRestart{Restarting: flags&0x8000 != 0, GracefulNotification: flags&0x4000 != 0, RestartSeconds: flags & 0x0fff, ForwardingByFamily: map[Family]bool{}}
+		for v = v[2:]; len(v) >= 4; v = v[4:] {
+			if v[2] == safiUnicast {
+				g.ForwardingByFamily[Family(binary.BigEndian.Uint16(v))] = v[3]&0x80 != 0
+			}
+		}
+		o.GracefulRestart = g
+	}
+}

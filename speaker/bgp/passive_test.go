@@ -1,0 +1,228 @@
+package bgp_test
+
+import (
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/speaker/bgp"
+	"github.com/gantry-lb/gantry/speaker/intent"
+	"github.com/gantry-lb/gantry/test/lab/netns"
+	"github.com/gantry-lb/gantry/test/lab/router"
+)
+
+// unnumberedPeer is a peer that is found on a link.
+func unnumberedPeer(device string) intent.Peer {
+	return intent.Peer{
+		Name: "tor", Unnumbered: true, Device: device, Port: 179, LocalASN: 64512, DynamicASN: intent.ASNExternal, HoldTime: 9 * time.Second, IPv4: true, IPv6: true,
+	}
+}
+
+// kernelRoute returns how a host routes an address.
+func kernelRoute(t *testing.T, h netns.Handle, address string) string {
+	t.Helper()
+	var out []byte
+	err := h.Do(func() error {
+		out, _ = exec.Command("ip", "route", "get", address).CombinedOutput() // where there is no way, that is what it prints
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(out)
+}
+
+// TestUnnumberedPeer has FRR and the speaker find each other by router advertisements alone, as the docs show.
+func TestUnnumberedPeer(t *testing.T) {
+	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: documentedConfig(t, "FRR, unnumbered")})
+	s := startSpeaker(t, b.Host("node1"))
+	p := unnumberedPeer("eth0")
+	p.BFD = &intent.BFD{TransmitInterval: 100 * time.Millisecond, ReceiveInterval: 100 * time.Millisecond, EchoInterval: 50 * time.Millisecond, Multiplier: 3, MinTTL: 254}
+	d := bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "2001:db8::1/128")}
+	s.Set(d)
+	st := s.waitEstablished("tor")
+	if a := st.Remote.Addr(); !a.IsLinkLocalUnicast() || a.Zone() != "eth0" || st.ASN != 65000 {
+		t.Errorf("the router is %s of AS %d", a, st.ASN)
+	}
+	for _, prefix := range []string{servicePrefix, "2001:db8::1/128"} {
+		if got := waitForRoute(t, frr, prefix); !netip.MustParseAddr(got.NextHops[0].IP).IsLinkLocalUnicast() {
+			t.Errorf("the next hop of %s is %+v", prefix, got.NextHops)
+		}
+	}
+	for _, address := range []string{"198.51.100.1", "2001:db8::1"} {
+		eventually(t, "the router's kernel sends "+address+" to the node", func() error {
+			if out := kernelRoute(t, b.Host("router"), address); !strings.Contains(out, "fe80::") || !strings.Contains(out, "dev eth0") {
+				return fmt.Errorf("it says %s", out)
+			}
+			return nil
+		})
+	}
+	eventually(t, "BFD is up", func() error {
+		if st := s.status("tor"); st.BFDState != "Up" {
+			return fmt.Errorf("it is %q", st.BFDState)
+		}
+		return nil
+	})
+	t.Run("no session is lost to an edit of something else", func(t *testing.T) {
+		d.Routes = append(d.Routes, newRoutes("198.51.100.2/32")...)
+		s.Set(d)
+		waitForRoute(t, frr, "198.51.100.2/32")
+		if st := s.status("tor"); st.EstablishedCount != 1 {
+			t.Errorf("%+v", st)
+		}
+	})
+	t.Run("what the link lacks is said", func(t *testing.T) {
+		s.Set(bgp.Desired{Peers: []intent.Peer{unnumberedPeer("eth9")}, Routes: newRoutes(servicePrefix)})
+		s.waitForError("tor", `this node has no link "eth9"`)
+		if st := s.status("tor"); st.Reason != names.ReasonNoRouter {
+			t.Errorf("the reason is %q", st.Reason)
+		}
+		waitForNoRoute(t, frr, servicePrefix)
+		s.Set(d)
+		waitForRoute(t, frr, servicePrefix)
+	})
+}
+
+// TestPassivePeer has FRR connect to the speaker.
+func TestPassivePeer(t *testing.T) {
+	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour + "\n neighbor 192.168.0.11 timers connect 1\n neighbor 192.168.0.11 password s3cret")})
+	s := startSpeaker(t, b.Host("node1"))
+	p := torPeer()
+	p.Passive, p.MaxHops = true, 0
+	d := bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)}
+	other, err := b.Host("node1").Listen("tcp", ":179")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Set(d) // without the password
+	s.waitForError("tor", "another program on this node, a BGP daemon perhaps, has the port")
+	if st := s.status("tor"); st.Reason != names.ReasonPortUnavailable {
+		t.Errorf("the reason is %q", st.Reason)
+	}
+	other.Close()
+	eventually(t, "it waits for the router", func() error {
+		if st := s.status("tor"); st.State != bgp.Active {
+			return fmt.Errorf("%+v", st)
+		}
+		return nil
+	})
+	p.Password = "s3cret"
+	twin := p // which is not to have the router's connection
+	twin.Name, twin.Password, twin.Blocked = "again", "other", intent.BlockReason{Reason: "DuplicatePeer", Text: "the other one is older"}
+	d.Peers = []intent.Peer{twin, p, twin}
+	d.Peers[2].Name = "yet again"
+	s.Set(d)
+	s.waitEstablished("tor")
+	waitForRoute(t, frr, servicePrefix)
+	t.Run("strangers are hung up on", func(t *testing.T) {
+		c, err := b.Host("client").Dial(t.Context(), "tcp", "192.168.0.11:179")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		_ = c.SetReadDeadline(time.Now().Add(30 * time.Second))
+		if n, err := c.Read(make([]byte, 1)); err == nil || n > 0 {
+			t.Errorf("it got an answer")
+		}
+		if st := s.status("tor"); st.State != bgp.Established || st.EstablishedCount != 1 {
+			t.Errorf("the session suffered: %+v", st)
+		}
+	})
+	t.Run("the router comes back", func(t *testing.T) {
+		if _, err := frr.Show(t.Context(), "clear bgp 192.168.0.11"); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the second session", func() error {
+			if st := s.status("tor"); st.EstablishedCount < 2 || st.State != bgp.Established {
+				return fmt.Errorf("%+v", st)
+			}
+			return nil
+		})
+		waitForRoute(t, frr, servicePrefix)
+	})
+}
+
+// TestSeveralPeersAtOneAddress has a node peer twice with one router, as two autonomous systems from two addresses of its own.
+func TestSeveralPeersAtOneAddress(t *testing.T) {
+	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
+	err := b.Host("node1").Do(func() error { return netns.AddAddress("eth0", netip.MustParsePrefix("192.168.0.71/24")) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour + "\n neighbor 192.168.0.71 remote-as 64513")})
+	first, second := torPeer(), torPeer()
+	first.SourceAddress = netip.MustParseAddr("192.168.0.11")
+	second.Name, second.SourceAddress, second.LocalASN, second.RouterID = "again", netip.MustParseAddr("192.168.0.71"), 64513, netip.MustParseAddr("10.0.0.71")
+	d := bgp.Desired{Peers: []intent.Peer{first, second}, Routes: newRoutes(servicePrefix)}
+	d.Routes[0].Peers = []string{"again", "tor"}
+	s := startSpeaker(t, b.Host("node1"))
+	s.Set(d)
+	s.waitEstablished("tor")
+	s.waitEstablished("again")
+	paths := func(want ...string) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("the router has paths through %v", want), func() error {
+			var got []string
+			for _, p := range frrPaths(t, frr, servicePrefix) {
+				got = append(got, p.ASPath.String+" via "+p.NextHops[0].IP)
+			}
+			if slices.Sort(got); !slices.Equal(got, want) {
+				return fmt.Errorf("it has %v", got)
+			}
+			return nil
+		})
+	}
+	paths("64512 via 192.168.0.11", "64513 via 192.168.0.71")
+	s.Set(bgp.Desired{Peers: []intent.Peer{first}, Routes: newRoutes(servicePrefix)})
+	paths("64512 via 192.168.0.11")
+	if st := s.status("tor"); st.EstablishedCount != 1 {
+		t.Errorf("the session of the peer that stays: %+v", st)
+	}
+	t.Run("one BFD session watches both", func(t *testing.T) {
+		second.SourceAddress, first.BFD = first.SourceAddress, fastBFD()
+		slow := *first.BFD
+		slow.TransmitInterval = time.Second
+		second.BFD, second.Port = &slow, 1179
+		s.Set(bgp.Desired{Peers: []intent.Peer{first, second}, Routes: newRoutes(servicePrefix)})
+		eventually(t, "the other peer says that its profile does not count", func() error {
+			a, b := s.status("tor").BFDFault, s.status("again").BFDFault
+			if a.Reason == names.ReasonConflictingBFD || b.Reason != names.ReasonConflictingBFD || !strings.Contains(b.Text, `the BGPPeer "tor" asks`) {
+				return fmt.Errorf("they say %+v and %+v", a, b)
+			}
+			return nil
+		})
+	})
+}
+
+// TestTwoPassivePeersOfOneRouter has a router dial two addresses of a node: each is another BGPPeer's.
+func TestTwoPassivePeersOfOneRouter(t *testing.T) {
+	t.Parallel()
+	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
+	err := b.Host("node1").Do(func() error { return netns.AddAddress("eth0", netip.MustParsePrefix("192.168.0.71/24")) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour + "\n neighbor 192.168.0.71 remote-as 64513\n neighbor 192.168.0.71 timers connect 1\n neighbor 192.168.0.11 timers connect 1")})
+	first, second := torPeer(), torPeer()
+	first.SourceAddress, first.Passive = netip.MustParseAddr("192.168.0.11"), true
+	second.Name, second.SourceAddress, second.LocalASN, second.Passive = "again", netip.MustParseAddr("192.168.0.71"), 64513, true
+	d := bgp.Desired{Peers: []intent.Peer{first, second}, Routes: newRoutes(servicePrefix)}
+	d.Routes[0].Peers = []string{"again", "tor"}
+	s := startSpeaker(t, b.Host("node1"))
+	s.Set(d)
+	s.waitEstablished("tor")
+	s.waitEstablished("again")
+	eventually(t, "the router has both paths", func() error {
+		if got := frrPaths(t, frr, servicePrefix); len(got) != 2 {
+			return fmt.Errorf("it has %+v", got)
+		}
+		return nil
+	})
+}

@@ -1,0 +1,328 @@
+package bgp_test
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/speaker/bgp"
+	"github.com/gantry-lb/gantry/speaker/bgp/message"
+	"github.com/gantry-lb/gantry/speaker/intent"
+	"github.com/gantry-lb/gantry/test/lab/netns"
+	"github.com/gantry-lb/gantry/test/lab/router"
+)
+
+// TestPeerEditsResetOnlyWhenNeeded edits a BGPPeer whose session is established: what needs another OPEN or connection resets it, nothing else
+// does, and every edit has its effect.
+func TestPeerEditsResetOnlyWhenNeeded(t *testing.T) {
+	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour)})
+	s := startSpeaker(t, b.Host("node1"))
+	p := torPeer()
+	set := func(edit func()) (before bgp.Status) {
+		t.Helper()
+		before = s.status("tor")
+		edit()
+		s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
+		return before
+	}
+	set(func() {})
+	s.waitEstablished("tor")
+	waitForRoute(t, frr, servicePrefix)
+	t.Run("the keepalive time", func(t *testing.T) {
+		before := set(func() { p.KeepaliveTime = time.Second })
+		eventually(t, "keepalives go out once a second", func() error {
+			if st := s.status("tor"); st.Messages.Sent.Keepalives < before.Messages.Sent.Keepalives+3 {
+				return fmt.Errorf("%d have, and %d had", st.Messages.Sent.Keepalives, before.Messages.Sent.Keepalives)
+			}
+			return nil
+		})
+	})
+	t.Run("what is asked of the router's number", func(t *testing.T) {
+		for _, edit := range []func(){
+			func() { p.PeerASN, p.DynamicASN = 0, intent.ASNExternal },
+			func() { p.PeerASN, p.DynamicASN = 65000, intent.ASNGiven },
+			func() { p.ConnectTime = time.Minute },
+		} {
+			set(edit)
+		}
+		s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "198.51.100.2/32")})
+		waitForRoute(t, frr, "198.51.100.2/32")
+		if st := s.status("tor"); st.EstablishedCount != 1 || st.State != bgp.Established {
+			t.Fatalf("the session did not outlive that: %+v", st)
+		}
+	})
+	t.Run("a number that the router does not have, and a connectTime while there is no session", func(t *testing.T) {
+		set(func() { p.PeerASN, p.ConnectTime = 65001, time.Hour })
+		s.waitForError("tor", "its AS number is 65000, and the BGPPeer asks for 65001")
+		waitForNoRoute(t, frr, servicePrefix)
+		set(func() { p.PeerASN, p.DynamicASN = 0, intent.ASNInternal })
+		s.waitForError("tor", "the BGPPeer asks for the internal 64512")
+		if err := frr.Configure(t.Context(), "router bgp 65000\n no neighbor 192.168.0.11\n"); err != nil {
+			t.Fatal(err)
+		}
+		set(func() { p.PeerASN, p.DynamicASN = 0, intent.ASNExternal })
+		s.waitForError("tor", "before its OPEN")
+		if err := frr.Configure(t.Context(), "router bgp 65000\n "+externalNeighbour+"\n"); err != nil {
+			t.Fatal(err)
+		}
+		set(func() { p.ConnectTime = time.Second })
+		s.waitEstablished("tor")
+		waitForRoute(t, frr, servicePrefix)
+	})
+	t.Run("what is in the OPEN", func(t *testing.T) {
+		for _, edit := range []func(){
+			func() { p.HoldTime = 3 * time.Second },
+			func() { p.RouterID = netip.MustParseAddr("10.9.9.9") },
+			func() { p.NoMultiprotocol = true },
+			func() { p.IPv6, p.NoMultiprotocol = true, false },
+		} {
+			before := set(edit)
+			eventually(t, "there is another session", func() error {
+				if st := s.status("tor"); st.EstablishedCount == before.EstablishedCount || st.State != bgp.Established {
+					return fmt.Errorf("%+v", st)
+				}
+				return nil
+			})
+			waitForRoute(t, frr, servicePrefix)
+		}
+		if st := s.status("tor"); st.HoldTime != 3*time.Second {
+			t.Errorf("the hold time is %s", st.HoldTime)
+		}
+		if got := waitForRoute(t, frr, servicePrefix); got.Peer.RouterID != "10.9.9.9" {
+			t.Errorf("the router ID is %s", got.Peer.RouterID)
+		}
+	})
+}
+
+// TestRefusalReasonIsKept goes over a router's limit: FRR says so once, and then hangs up without a word.
+func TestRefusalReasonIsKept(t *testing.T) {
+	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour, " address-family ipv4 unicast", "  neighbor 192.168.0.11 maximum-prefix 2", " exit-address-family")})
+	s := startSpeaker(t, b.Host("node1"))
+	p := torPeer()
+	p.ConnectTime = time.Second
+	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "198.51.100.2/32")})
+	s.waitEstablished("tor")
+	waitForRoute(t, frr, servicePrefix)
+	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "198.51.100.2/32", "198.51.100.3/32", "198.51.100.4/32", "198.51.100.5/32")})
+	s.waitForError("tor", "maximum number of prefixes reached, 2 of ipv4-unicast: raise the limit")
+	before := s.status("tor").Messages
+	eventually(t, "it was tried again", func() error {
+		st := s.status("tor")
+		if st.Messages.Sent.Opens < before.Sent.Opens+2 {
+			return fmt.Errorf("%+v", st)
+		}
+		return nil
+	})
+	s.waitForError("tor", "maximum number of prefixes reached")
+}
+
+// TestErrorSuggestsEBGPMultiHop is what a user forgets: ebgpMultiHop.
+func TestErrorSuggestsEBGPMultiHop(t *testing.T) {
+	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
+	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("far"), Text: frrConfig("neighbor 192.168.0.11 remote-as 64512\n neighbor 192.168.0.11 ebgp-multihop")})
+	s := startSpeaker(t, b.Host("node1"))
+	p := torPeer()
+	p.Address = netip.MustParseAddr("10.99.0.2")
+	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
+	s.waitForError("tor", "ebgpMultiHop")
+	p.Multihop = true
+	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
+	s.waitEstablished("tor")
+}
+
+// TestTwoUnnumberedRouters has a node with two uplinks, each to a router of its own.
+func TestTwoUnnumberedRouters(t *testing.T) {
+	b := newNetwork(t, router.HarnessOptions{Nodes: 1, Routers: 2})
+	if err := netns.AddCable(b.Host("node1"), "up2", b.Host("router2"), "down"); err != nil {
+		t.Fatal(err)
+	}
+	for at, link := range map[string]string{"node1": "up2", "router2": "down"} {
+		if err := b.Host(at).Do(func() error { return netns.SetUp(link) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: documentedConfig(t, "FRR, unnumbered")})
+	second := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router2"), Text: strings.NewReplacer("eth0", "down", "192.168.0.1", "192.168.0.2", "65000", "65002").Replace(documentedConfig(t, "FRR, unnumbered"))})
+	s := startSpeaker(t, b.Host("node1"))
+	p, q := unnumberedPeer("eth0"), unnumberedPeer("up2")
+	q.Name = "again"
+	rs := newRoutes(servicePrefix, "2001:db8::1/128")
+	for i := range rs {
+		rs[i].Peers = []string{"again", "tor"}
+	}
+	s.Set(bgp.Desired{Peers: []intent.Peer{p, q}, Routes: rs})
+	s.waitEstablished("tor")
+	s.waitEstablished("again")
+	for _, r := range []*router.Router{first, second} {
+		for _, prefix := range []string{servicePrefix, "2001:db8::1/128"} {
+			waitForRoute(t, r, prefix)
+		}
+	}
+}
+
+// TestOversizedRouteDoesNotAffectOthers has one with more communities than a message can carry.
+func TestOversizedRouteDoesNotAffectOthers(t *testing.T) {
+	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour)})
+	s := startSpeaker(t, b.Host("node1"))
+	rs := newRoutes(servicePrefix, "198.51.100.2/32", "198.51.100.3/32")
+	for i := range 400 {
+		rs[1].LargeCommunities = append(rs[1].LargeCommunities, [3]uint32{64512, 1, uint32(i)})
+	}
+	rs[2].LargeCommunities = rs[1].LargeCommunities[:280]
+	s.Set(bgp.Desired{Peers: []intent.Peer{torPeer()}, Routes: rs})
+	s.waitEstablished("tor")
+	waitForRoute(t, frr, servicePrefix)
+	waitForRoute(t, frr, "198.51.100.3/32")
+	if got := frrPaths(t, frr, "198.51.100.2/32"); len(got) > 0 {
+		t.Errorf("the router has %+v", got)
+	}
+	if st := s.status("tor"); st.EstablishedCount != 1 || st.WantedRoutes != 3 || st.AnnouncedRoutes != 2 || st.Withheld.Reason != names.ReasonTooManyCommunities {
+		t.Errorf("the session is %+v", st)
+	}
+	rs[1].LargeCommunities = rs[1].LargeCommunities[:1]
+	s.Set(bgp.Desired{Peers: []intent.Peer{torPeer()}, Routes: rs})
+	waitForRoute(t, frr, "198.51.100.2/32")
+}
+
+// TestSessionSurvivesMissingDefaultGateway is what a default route that is replaced looks like: the session with the gateway goes on.
+func TestSessionSurvivesMissingDefaultGateway(t *testing.T) {
+	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour+"\n neighbor 192.168.0.11 bfd profile fast") + frrBFDProfiles})
+	s := startSpeaker(t, b.Host("node1"))
+	p, lost := torPeer(), torPeer()
+	p.BFD = fastBFD()
+	lost.Address, lost.Blocked = netip.Addr{}, intent.BlockReason{Reason: "NoGateway", Text: "no default gateway"}
+	s.Set(bgp.Desired{Peers: []intent.Peer{lost}, Routes: newRoutes(servicePrefix)})
+	s.waitForError("tor", "no default gateway")
+	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
+	s.waitEstablished("tor")
+	ups := s.waitStable("tor").EstablishedCount
+	s.Set(bgp.Desired{Peers: []intent.Peer{lost}, Routes: newRoutes(servicePrefix, "198.51.100.2/32")})
+	waitForRoute(t, frr, "198.51.100.2/32")
+	s.Set(bgp.Desired{Peers: []intent.Peer{lost}, Routes: newRoutes(servicePrefix, "198.51.100.3/32")})
+	waitForRoute(t, frr, "198.51.100.3/32")
+	if st := s.status("tor"); st.EstablishedCount != ups || st.State != bgp.Established || st.BFDState != "Up" {
+		t.Errorf("the session did not outlive that: %+v", st)
+	}
+	if err := frr.Configure(t.Context(), "router bgp 65000\n no neighbor 192.168.0.11\n"); err != nil {
+		t.Fatal(err)
+	}
+	s.waitForError("tor", "no default gateway")
+}
+
+// TestRouterRestartIsNoticedWithoutHoldTime has a router forget its connection without a word, as one that is switched off
+// and on: without a hold time and with nothing to send, nobody but TCP can tell.
+func TestRouterRestartIsNoticedWithoutHoldTime(t *testing.T) {
+	t.Parallel()
+	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
+	forgets, forgotten := make(chan struct{}), make(chan struct{})
+	quiet := make(chan net.Conn)
+	var again atomic.Bool
+	bad := startHostileRouter(t, b.Host("router"), 2001, func(c net.Conn) {
+		if sendOpenAndKeepalive(c, 0) != nil || again.Swap(true) {
+			<-t.Context().Done()
+			return
+		}
+		for range 2 { // our KEEPALIVE and UPDATE; what is not confirmed would be sent again, and find out at once
+			if _, err := message.Read(c, make([]byte, message.MaxLength)); err != nil {
+				t.Error(err)
+			}
+		}
+		_, _ = c.Write(message.EncodeKeepalive())
+		for waiting := true; waiting; {
+			select {
+			case quiet <- c:
+			case <-forgets:
+				waiting = false
+			}
+		}
+		_ = c.(*net.TCPConn).SetLinger(0)
+		c.Close()
+		close(forgotten)
+	})
+	s := startSpeaker(t, b.Host("node1"))
+	p := torPeer()
+	p.HoldTime, p.Port = 0, bad.port
+	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
+	eventually(t, "the router has confirmed the route", func() error {
+		if st := s.status("tor"); st.Messages.Received.Keepalives < 2 {
+			return fmt.Errorf("%+v", st)
+		}
+		return nil
+	})
+	eventually(t, "nothing of the connection is under way", func() error { return checkAllAcknowledged(<-quiet) })
+	if err := b.CutCableSilently("node1"); err != nil {
+		t.Fatal(err)
+	}
+	close(forgets)
+	<-forgotten
+	if err := b.PlugCable("node1"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "there is another session", func() error {
+		if st := s.status("tor"); st.EstablishedCount < 2 || st.State != bgp.Established {
+			return fmt.Errorf("%+v", st)
+		}
+		return nil
+	})
+}
+
+// TestWithheldRouteHasReason asks for both families of a router that carries one, and then has no address for the
+// other.
+func TestWithheldRouteHasReason(t *testing.T) {
+	t.Parallel()
+	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour)})
+	s := startSpeaker(t, b.Host("node1"))
+	p := torPeer()
+	p.IPv6 = true
+	says := func(want names.Reason, text string) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("the session says %q", want), func() error {
+			if st := s.status("tor"); st.State != bgp.Established || st.Withheld.Reason != want || !strings.Contains(st.Withheld.Text, text) {
+				return fmt.Errorf("%+v", st)
+			}
+			return nil
+		})
+	}
+	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "2001:db8::1/128")})
+	says(names.ReasonFamilyNotCarried, "2001:db8::1/128: it takes no routes of ipv6-unicast")
+	waitForRoute(t, frr, servicePrefix)
+	if err := b.Host("node1").Do(func() error { return netns.SetSysctl("net/ipv6/conf/eth0/disable_ipv6", "1") }); err != nil {
+		t.Fatal(err)
+	}
+	if err := frr.Configure(t.Context(), "router bgp 65000\n"+fmt.Sprintf(activateIPv6, "192.168.0.11")+"\n"); err != nil {
+		t.Fatal(err)
+	}
+	says(names.ReasonNoNextHop, "2001:db8::1/128")
+	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
+	says("", "")
+}
+
+// checkAllAcknowledged says that the other side has not confirmed all that was written to a connection.
+func checkAllAcknowledged(c net.Conn) error {
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	left := 0
+	var fault error
+	if err := raw.Control(func(fd uintptr) { left, fault = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }); err != nil || fault != nil {
+		return errors.Join(err, fault)
+	}
+	if left > 0 {
+		return fmt.Errorf("%d bytes are", left)
+	}
+	return nil
+}

@@ -1,0 +1,215 @@
+// Package wire makes TCP connections to routers with what BGP wants of a socket: a source address, a device, a password by
+// TCP MD5 (RFC 2385) that can change while the connection lives, and a TTL that proves nearness (RFC 5082). It knows
+// nothing of BGP's messages. Linux alone.
+package tcp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-lb/gantry/speaker/bgp"
+)
+
+// Transport is the machine's network.
+type Transport struct{}
+
+// dialTimeout bounds one attempt to connect: a router in reach answers within milliseconds, and one that comes back should not
+// wait for the end of TCP's own back-off.
+const dialTimeout = 5 * time.Second
+
+// maxPasswordLength is the kernel's limit for a TCP MD5 key, in bytes.
+const maxPasswordLength = unix.TCP_MD5SIG_MAXKEYLEN
+
+// Dial connects to a router.
+func (Transport) Dial(ctx context.Context, t bgp.DialOptions) (bgp.Conn, error) {
+	d := net.Dialer{Timeout: dialTimeout, KeepAlive: -1, FallbackDelay: -1, Control: func(_, _ string, c syscall.RawConn) error { return configureSocket(c, t) }}
+	if t.Source.IsValid() {
+		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(t.Source, 0))
+	}
+	c, err := d.DialContext(ctx, "tcp", t.Remote.String())
+	if err != nil {
+		return nil, explainDialError(err, t)
+	}
+	out := &conn{TCPConn: c.(*net.TCPConn), remoteIP: t.Remote.Addr()}
+	out.nextHop4, out.nextHop6 = localNextHops(c.LocalAddr().(*net.TCPAddr).AddrPort().Addr())
+	return out, nil
+}
+
+// IsOnLink says whether a network of one of this node's links has the address.
+func (Transport) IsOnLink(a netip.Addr) bool {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return false
+	}
+	for _, own := range addrs {
+		if p, err := netip.ParsePrefix(own.String()); err == nil && p.Contains(a.WithZone("")) {
+			return true
+		}
+	}
+	return false
+}
+
+// explainDialError adds what to do to the errors that a configuration causes.
+func explainDialError(err error, t bgp.DialOptions) error {
+	switch {
+	case errors.Is(err, syscall.ENODEV) && t.Device != "":
+		return fmt.Errorf("connecting to %s: this node has no link or VRF %q: create it, which for a VRF takes a kernel that has them, or correct the BGPPeer: %w", t.Remote, t.Device, err)
+	case errors.Is(err, syscall.EADDRNOTAVAIL) && t.Source.IsValid():
+		return fmt.Errorf("connecting from %s: no interface of this node has that address: correct sourceAddress, or leave it out: %w", t.Source, err)
+	case isUnreachable(err) && t.TTL == 1 && !(Transport{}).IsOnLink(t.Remote.Addr()):
+		return fmt.Errorf("connecting to %s: no interface of this node has a network with that address, and an external router is taken to be on a link: write ebgpMultiHop: true if it is not: %w", t.Remote, err)
+	case isTimeout(err):
+		what := "is the router up, and does it allow this node?"
+		if t.Password != "" {
+			what += " Is the password the same on both sides?"
+		} else {
+			what += " Does it ask for a password?"
+		}
+		return fmt.Errorf("connecting to %s: no answer within %s: %s", t.Remote, dialTimeout, what)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("connecting to %s: refused: does BGP run there, with this node as a neighbour?", t.Remote)
+	}
+	return fmt.Errorf("connecting to %s: %w", t.Remote, err)
+}
+
+// isTimeout says whether nobody answered: the net package tells that in one way or another, depending on who was first to
+// notice.
+func isTimeout(err error) bool {
+	var n net.Error
+	return errors.As(err, &n) && n.Timeout()
+}
+
+// isUnreachable says whether no packet has come back from the router itself.
+func isUnreachable(err error) bool {
+	return isTimeout(err) || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.ENETUNREACH)
+}
+
+// configureSocket sets what has to be there before the first packet.
+func configureSocket(c syscall.RawConn, t bgp.DialOptions) error {
+	var err error
+	set := func(what string, e error) {
+		if e != nil && err == nil {
+			err = fmt.Errorf("%s: %w", what, os.NewSyscallError("setsockopt", e))
+		}
+	}
+	e := c.Control(func(fd uintptr) {
+		s := int(fd)
+		if t.Device != "" {
+			set(fmt.Sprintf("binding to %q", t.Device), unix.SetsockoptString(s, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, t.Device))
+		}
+		if t.Password != "" {
+			set("setting the password", setMD5Key(s, t.Remote.Addr(), t.Password))
+		}
+		// Routers' traffic goes before other traffic: class selector 6 (RFC 4594 section 3.2).
+		if e := setTTLs(s, t.Remote.Addr(), t.TTL, t.MinTTL); err == nil {
+			err = e
+		}
+		if t.Remote.Addr().Unmap().Is4() {
+			set("setting the traffic class", unix.SetsockoptInt(s, unix.IPPROTO_IP, unix.IP_TOS, 0xc0))
+		} else {
+			set("setting the traffic class", unix.SetsockoptInt(s, unix.IPPROTO_IPV6, unix.IPV6_TCLASS, 0xc0))
+		}
+	})
+	return errors.Join(e, err)
+}
+
+// setMD5Key sets the key for a peer; an empty one removes it.
+func setMD5Key(fd int, peer netip.Addr, password string) error {
+	if len(password) > maxPasswordLength {
+		return unix.EMSGSIZE
+	}
+	sig := &unix.TCPMD5Sig{Keylen: uint16(len(password))}
+	if a := peer.Unmap(); a.Is4() {
+		sig.Addr.Family = unix.AF_INET
+		b := a.As4()
+		copy(sig.Addr.Data[2:], b[:]) // after the port
+	} else {
+		sig.Addr.Family = unix.AF_INET6
+		b := a.As16()
+		copy(sig.Addr.Data[6:], b[:]) // after port and flow label
+	}
+	copy(sig.Key[:], password)
+	return unix.SetsockoptTCPMD5Sig(fd, unix.IPPROTO_TCP, unix.TCP_MD5SIG, sig)
+}
+
+// conn is a connection to a router.
+type conn struct {
+	*net.TCPConn
+	remoteIP           netip.Addr
+	nextHop4, nextHop6 netip.Addr // next hops
+}
+
+// SetPassword changes the key of the living connection. Segments signed with the former key are lost until the router
+// changes its own; TCP sends again what was lost.
+func (c *conn) SetPassword(password string) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var fault error
+	err = raw.Control(func(fd uintptr) { fault = setMD5Key(int(fd), c.remoteIP, password) })
+	if fault != nil {
+		fault = fmt.Errorf("changing the password of the connection to %s: %w", c.remoteIP, os.NewSyscallError("setsockopt", fault))
+	}
+	return errors.Join(err, fault)
+}
+
+// NextHops returns this end's addresses for next hops.
+func (c *conn) NextHops() (v4, v6 netip.Addr) { return c.nextHop4, c.nextHop6 }
+
+// localNextHops returns the local address itself, and one of the other family from the same link: a global one if there is. A
+// global address goes before a link-local one, which is good on its link alone.
+func localNextHops(local netip.Addr) (v4, v6 netip.Addr) {
+	local = local.Unmap()
+	for _, a := range linkAddresses(local) {
+		switch {
+		case a.Is4() && (!v4.IsValid() || v4.IsLinkLocalUnicast()):
+			v4 = a
+		case a.Is6() && (!v6.IsValid() || v6.IsLinkLocalUnicast()):
+			v6 = a
+		}
+	}
+	if local.Is4() {
+		return local, v6
+	}
+	if local.IsLinkLocalUnicast() && v6.IsValid() && !v6.IsLinkLocalUnicast() {
+		return v4, v6
+	}
+	return v4, local
+}
+
+// linkAddresses returns the addresses of the link that has the given one.
+func linkAddresses(local netip.Addr) []netip.Addr {
+	links, err := net.Interfaces()
+	if err != nil {
+		return nil
+	}
+	for _, l := range links {
+		addrs, err := l.Addrs()
+		if err != nil {
+			continue
+		}
+		var out []netip.Addr
+		found := false
+		for _, a := range addrs {
+			p, err := netip.ParsePrefix(a.String())
+			if err != nil {
+				continue
+			}
+			out = append(out, p.Addr())
+			found = found || p.Addr() == local.WithZone("")
+		}
+		if found && (local.Zone() == "" || local.Zone() == l.Name) {
+			return out
+		}
+	}
+	return nil
+}

@@ -1,0 +1,148 @@
+package tcp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-lb/gantry/speaker/bgp"
+)
+
+// Listen waits for routers to connect, on both families.
+func (Transport) Listen(ctx context.Context, port uint16) (bgp.Listener, error) {
+	l := &listener{connections: make(chan bgp.Conn), done: make(chan struct{})}
+	for _, network := range []string{"tcp4", "tcp6"} {
+		c := net.ListenConfig{KeepAlive: -1}
+		s, err := c.Listen(ctx, network, fmt.Sprintf(":%d", port))
+		if errors.Is(err, syscall.EAFNOSUPPORT) {
+			continue
+		}
+		if err != nil {
+			l.Close()
+			return nil, explainListenError(err, port)
+		}
+		t := s.(*net.TCPListener)
+		l.sockets = append(l.sockets, t)
+		go l.acceptConnections(t)
+	}
+	return l, nil
+}
+
+func explainListenError(err error, port uint16) error {
+	switch {
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("listening on TCP port %d: the speaker needs the capability NET_BIND_SERVICE for a passive peer: add it to the DaemonSet: %w", port, err)
+	case errors.Is(err, syscall.EADDRINUSE):
+		return fmt.Errorf("listening on TCP port %d: another program on this node, a BGP daemon perhaps, has the port: stop it, or let this side connect: %w", port, err)
+	}
+	return fmt.Errorf("listening on TCP port %d: %w", port, err)
+}
+
+// acceptRetryDelay is the time after a connection could not be taken.
+const acceptRetryDelay = 100 * time.Millisecond
+
+// listener is the sockets of both families.
+type listener struct {
+	sockets     []*net.TCPListener
+	connections chan bgp.Conn
+	done        chan struct{}
+}
+
+func (l *listener) acceptConnections(s *net.TCPListener) {
+	for {
+		c, err := s.AcceptTCP()
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			select { // out of file descriptors, perhaps
+			case <-l.done:
+				return
+			case <-time.After(acceptRetryDelay):
+			}
+			continue
+		}
+		remote := c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
+		out := &conn{TCPConn: c, remoteIP: remote}
+		out.nextHop4, out.nextHop6 = localNextHops(c.LocalAddr().(*net.TCPAddr).AddrPort().Addr())
+		select {
+		case l.connections <- out:
+		case <-l.done:
+			c.Close()
+			return
+		}
+	}
+}
+
+// Connections delivers the connections.
+func (l *listener) Connections() <-chan bgp.Conn { return l.connections }
+
+// SetPassword sets the key of a router, without which its first packet is dropped; an empty one removes it.
+func (l *listener) SetPassword(router netip.Addr, password string) error {
+	for _, s := range l.sockets {
+		if s.Addr().(*net.TCPAddr).IP.To4() != nil != router.Is4() && len(l.sockets) > 1 {
+			continue
+		}
+		raw, err := s.SyscallConn()
+		if err != nil {
+			return err
+		}
+		var fault error
+		err = raw.Control(func(fd uintptr) { fault = setMD5Key(int(fd), router, password) })
+		if errors.Is(fault, unix.ENOENT) && password == "" {
+			fault = nil // there was none
+		}
+		if err := errors.Join(err, fault); err != nil {
+			return fmt.Errorf("setting the password of %s: %w", router, err)
+		}
+	}
+	return nil
+}
+
+// Close ends the waiting; connections that were delivered go on.
+func (l *listener) Close() {
+	select {
+	case <-l.done:
+	default:
+		close(l.done)
+	}
+	for _, s := range l.sockets {
+		s.Close()
+	}
+}
+
+// RemoteIP returns the router's address.
+func (c *conn) RemoteIP() netip.Addr { return c.remoteIP }
+
+// LocalIP returns the address of this end.
+func (c *conn) LocalIP() netip.Addr { return c.LocalAddr().(*net.TCPAddr).AddrPort().Addr().Unmap() }
+
+// SetTTL sets the TTL of our packets and the least of the router's.
+func (c *conn) SetTTL(ttl, least uint8) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var fault error
+	err = raw.Control(func(fd uintptr) { fault = setTTLs(int(fd), c.remoteIP, ttl, least) })
+	return errors.Join(err, fault)
+}
+
+// setTTLs sets the TTL, or hop limit, of a socket, and the least that is taken.
+func setTTLs(fd int, remote netip.Addr, ttl, least uint8) error {
+	if remote.Unmap().Is4() {
+		return errors.Join(
+			os.NewSyscallError("setting the TTL", unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_TTL, int(ttl))),
+			os.NewSyscallError("setting the least TTL", unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MINTTL, int(least))))
+	}
+	return errors.Join(
+		os.NewSyscallError("setting the hop limit", unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, int(ttl))),
+		os.NewSyscallError("setting the least hop limit", unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MINHOPCOUNT, int(least))))
+}

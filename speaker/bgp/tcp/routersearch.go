@@ -1,0 +1,167 @@
+package tcp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/mdlayher/ndp"
+	"golang.org/x/net/ipv6"
+)
+
+// Times of the search for a router.
+const (
+	// advertiseInterval is how often the node advertises itself: routers forget a neighbour that was silent for long.
+	advertiseInterval = 10 * time.Second
+	// solicitInterval is how often routers are asked for as long as none was heard.
+	solicitInterval = time.Second
+	// routerTimeout is how long a router may be silent before another one on the link takes its place: three of the intervals that
+	// routers use for unnumbered neighbours.
+	routerTimeout = 30 * time.Second
+	// retryInterval is the pause after the link could not be used.
+	retryInterval = time.Second
+)
+
+var (
+	allNodes   = netip.MustParseAddr("ff02::1")
+	allRouters = netip.MustParseAddr("ff02::2")
+)
+
+// FindRouter tells the link-local address of the router on a link by its router advertisements (RFC 4861), again when another takes its
+// place, and why there is none when the link cannot be used. Until ctx ends it advertises this node too, with a router lifetime
+// of 0: it is no way to anywhere, but a neighbour that can be found.
+func (Transport) FindRouter(ctx context.Context, device string, report func(router netip.Addr, err error)) {
+	told := ""
+	for ctx.Err() == nil {
+		err := searchLink(ctx, device, func(a netip.Addr) {
+			told = ""
+			report(a, nil)
+		})
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil && err.Error() != told {
+			told = err.Error()
+			report(netip.Addr{}, err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(retryInterval):
+		}
+	}
+}
+
+// searchLink serves one socket until it fails or ctx ends.
+func searchLink(ctx context.Context, device string, report func(netip.Addr)) error {
+	link, err := net.InterfaceByName(device)
+	if err != nil {
+		return fmt.Errorf("this node has no link %q: correct interface: %w", device, err)
+	}
+	c, own, err := ndp.Listen(link, ndp.LinkLocal)
+	if err != nil {
+		return fmt.Errorf("looking for a router on %q: does the link have an IPv6 link-local address? %w", device, err)
+	}
+	defer c.Close()
+	defer context.AfterFunc(ctx, func() { c.Close() })()
+	var f ipv6.ICMPFilter
+	f.SetAll(true)
+	f.Accept(ipv6.ICMPTypeRouterAdvertisement)
+	f.Accept(ipv6.ICMPTypeRouterSolicitation)
+	for _, e := range []error{
+		c.SetICMPFilter(&f), c.SetControlMessage(ipv6.FlagHopLimit|ipv6.FlagInterface, true), c.JoinGroup(allNodes), c.JoinGroup(allRouters),
+	} {
+		if e != nil {
+			return fmt.Errorf("looking for a router on %q: %w", device, e)
+		}
+	}
+	s := routerFinder{conn: c, linkLocal: own, link: link, report: report}
+	return s.readAndSolicit(ctx)
+}
+
+// routerFinder is one search.
+type routerFinder struct {
+	conn      *ndp.Conn
+	linkLocal netip.Addr
+	link      *net.Interface
+	report    func(netip.Addr)
+	router    netip.Addr
+	lastHeard time.Time // of current
+}
+
+// readAndSolicit reads, and sends what is due whenever nothing comes.
+func (s *routerFinder) readAndSolicit(ctx context.Context) error {
+	var advertised, solicited time.Time
+	for ctx.Err() == nil {
+		now := time.Now()
+		if now.Sub(advertised) >= advertiseInterval {
+			advertised = now
+			if err := s.sendAdvertisement(); err != nil {
+				return err
+			}
+		}
+		wake := advertised.Add(advertiseInterval)
+		if now.Sub(s.lastHeard) > routerTimeout {
+			if now.Sub(solicited) >= solicitInterval {
+				solicited = now
+				if err := s.sendMessage(&ndp.RouterSolicitation{Options: s.sourceOptions()}, allRouters); err != nil {
+					return err
+				}
+			}
+			wake = solicited.Add(solicitInterval)
+		}
+		_ = s.conn.SetReadDeadline(wake)
+		m, cm, from, err := s.conn.ReadFrom()
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			continue
+		case err != nil:
+			return fmt.Errorf("looking for a router on %q: %w", s.link.Name, err)
+		case cm == nil || cm.HopLimit != ndp.HopLimit || cm.IfIndex != s.link.Index || !from.IsLinkLocalUnicast() || from == s.linkLocal:
+			continue // from beyond a router, or our own
+		}
+		switch m.(type) {
+		case *ndp.RouterSolicitation:
+			if time.Since(advertised) >= time.Second { // who asks more often waits
+				advertised = time.Time{}
+			}
+		case *ndp.RouterAdvertisement:
+			s.recordRouter(from, time.Now())
+		}
+	}
+	return nil
+}
+
+// recordRouter takes note of a router. The first that was heard stays until it is silent.
+func (s *routerFinder) recordRouter(from netip.Addr, now time.Time) {
+	if from != s.router && s.router.IsValid() && now.Sub(s.lastHeard) < routerTimeout {
+		return
+	}
+	s.lastHeard = now
+	if from != s.router {
+		s.router = from
+		s.report(from)
+	}
+}
+
+func (s *routerFinder) sendAdvertisement() error {
+	return s.sendMessage(&ndp.RouterAdvertisement{Options: s.sourceOptions()}, allNodes)
+}
+
+// sourceOptions is the option with the link's own Ethernet address.
+func (s *routerFinder) sourceOptions() []ndp.Option {
+	if len(s.link.HardwareAddr) == 0 {
+		return nil
+	}
+	return []ndp.Option{&ndp.LinkLayerAddress{Direction: ndp.Source, Addr: s.link.HardwareAddr}}
+}
+
+func (s *routerFinder) sendMessage(m ndp.Message, to netip.Addr) error {
+	if err := s.conn.WriteTo(m, nil, to); err != nil {
+		return fmt.Errorf("sending to the routers on %q: %w", s.link.Name, err)
+	}
+	return nil
+}

@@ -1,0 +1,144 @@
+package checkpoint
+
+import (
+	"bytes"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/agent"
+	"github.com/gantry-lb/gantry/speaker/bgp"
+	"github.com/gantry-lb/gantry/speaker/elect"
+	"github.com/gantry-lb/gantry/speaker/intent"
+)
+
+func exampleState() NodeState {
+	a, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
+	nodes := intent.NewCandidates(map[string]int{"node1": 0, "node2": 5})
+	return NodeState{
+		Node: "node1", Address: netip.MustParseAddr("10.0.0.1"), Key: []byte("0123456789abcdef"),
+		Checkpoint: agent.Checkpoint{
+			Bids: []intent.Bid{
+				{Address: a, Candidates: nodes, Siblings: []netip.Addr{b}, Links: []int{2, 3}, MayRebalance: true},
+				{Address: b, Candidates: nodes},
+			},
+			Claims:          []elect.Claim{{Address: a, Holder: "node1", Nonce: 1 << 63, Epoch: 7}, {Address: b, Holder: "node2", Epoch: 1, Released: true}},
+			MemberAddresses: []netip.Addr{netip.MustParseAddr("10.0.0.2")},
+			BGP: bgp.Desired{
+				Peers: []intent.Peer{
+					{
+						Name: "blocked", IPv4: true, Blocked: intent.BlockReason{Reason: "NoGateway", Text: "no gateway"},
+					},
+					{
+						Name: "tor", Address: netip.MustParseAddr("10.0.0.254"), Port: 179, LocalASN: 64512, PeerASN: 65000, HoldTime: 90 * time.Second,
+						IPv4: true, IPv6: true, GracefulRestart: true, BFD: &intent.BFD{TransmitInterval: time.Second, Multiplier: 3},
+					},
+					{Name: "unnumbered", Unnumbered: true, Device: "eth0", Port: 179, LocalASN: 64512, DynamicASN: intent.ASNExternal, IPv6: true},
+				},
+				Routes: []*intent.Route{
+					{Prefix: netip.MustParsePrefix("192.0.2.1/32"), Peers: []string{"tor"}},
+					{Prefix: netip.MustParsePrefix("192.0.2.2/32"), Peers: []string{"tor"}, Attributes: intent.Attributes{
+						LocalPref: 7, MED: 1, HasMED: true, Communities: []uint32{1}, LargeCommunities: [][3]uint32{{1, 2, 3}}, ExtendedCommunities: [][8]byte{{1, 2}}, Bandwidth: 9,
+					}},
+					{Prefix: netip.MustParsePrefix("192.0.2.3/32"), Peers: []string{"tor"}},
+				},
+				Leaving: true,
+			},
+		},
+	}
+}
+
+func TestASavedStateIsLoaded(t *testing.T) {
+	s := New(t.TempDir(), slog.New(slog.DiscardHandler))
+	if s.LoadState("node1") != nil {
+		t.Error("there is a state before anything was kept")
+	}
+	if err := s.writeFile(exampleState()); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.LoadState("node1"); got == nil || !reflect.DeepEqual(*got, exampleState()) {
+		t.Errorf("kept %+v, got %+v", exampleState(), got)
+	}
+	if s.LoadState("node2") != nil {
+		t.Error("another node goes on from it")
+	}
+	info, err := os.Stat(filepath.Join(s.directory, fileName))
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the file with the key has mode %v (%v), want 0600", info.Mode(), err)
+	}
+}
+
+func TestPasswordsAreNotSaved(t *testing.T) {
+	s := New(t.TempDir(), slog.New(slog.DiscardHandler))
+	with := exampleState()
+	with.BGP.Peers[1].Password = "s3cret"
+	if err := s.writeFile(with); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(s.directory, fileName))
+	if err != nil || bytes.Contains(text, []byte("s3cret")) {
+		t.Errorf("the password is in the file (%v)", err)
+	}
+	got := s.LoadState("node1").BGP.Peers[1]
+	if got.Password != "" || got.Blocked.Reason != "UnknownSecret" || !strings.Contains(got.Blocked.Text, "waits for the API server") {
+		t.Errorf("the peer with the password is %+v, want it to wait", got)
+	}
+}
+
+func TestUnusableFilesAreNotLoaded(t *testing.T) {
+	s := New(t.TempDir(), slog.New(slog.DiscardHandler))
+	good, err := encodeFile(exampleState(), s.bootID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := encodeFile(exampleState(), "another boot")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, b := range map[string][]byte{
+		"of another boot": other, "empty": nil, "cut off": good[:len(good)/2], "with a bit turned over": append(append([]byte{}, good[:200]...), append([]byte{good[200] ^ 1}, good[201:]...)...),
+	} {
+		if err := os.WriteFile(filepath.Join(s.directory, fileName), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if s.LoadState("node1") != nil {
+			t.Errorf("a file that is %s is gone on from", name)
+		}
+	}
+	if New(filepath.Join(t.TempDir(), "missing"), s.log).LoadState("node1") != nil || New("", s.log).LoadState("node1") != nil {
+		t.Error("there is a state where nothing can be kept")
+	}
+}
+
+func FuzzParseContent(f *testing.F) {
+	good, err := encodeFile(exampleState(), "boot")
+	if err != nil {
+		f.Fatal(err)
+	}
+	_, text, _ := bytes.Cut(good, []byte("\n"))
+	f.Add(text)
+	f.Add([]byte(`{"Version":1,"Boot":"boot","Candidates":[{}],"Bids":[{"Address":"192.0.2.1"}]}`))
+	f.Add([]byte(`{"Version":1,"Boot":"boot","Routers":[{"Name":"a"}],"Routes":[{"Peers":["a"],"Prefixes":["10.0.0.0/8","10.1.0.0/16"]}]}`))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		s, err := parseContent(text, "boot")
+		if err != nil {
+			return
+		}
+		once, err := encodeFile(s, "boot")
+		if err != nil {
+			t.Fatal(err)
+		}
+		back, err := decodeFile(once, "boot")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if twice, err := encodeFile(back, "boot"); err != nil || !bytes.Equal(once, twice) {
+			t.Errorf("%s became %s (%v)", once, twice, err)
+		}
+	})
+}

@@ -1,0 +1,125 @@
+package elect
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/facts"
+)
+
+// TestSpeakersWithoutCommonGossipNeverAnswerTogether: speakers that never hear of each other, because one has another key, say, or is of another
+// cluster, want the same addresses. One of them gets each, and another one when it dies.
+func TestSpeakersWithoutCommonGossipNeverAnswerTogether(t *testing.T) {
+	for seed := range int64(seedCount) {
+		w := newHarness(t, seed, 2+int(seed%3), 1+int(seed%5))
+		w.gossipPart[w.nodeNames[0]] = 1 // from the beginning
+		w.startAll()
+		w.runFor(20*time.Second, w.neverTwoHolders(0))
+		holder := w.wantOneHolderEach(time.Millisecond, "start")
+		w.killSpeaker(holder)
+		w.runFor(20*time.Second, w.neverTwoHolders(0))
+		w.wantOneHolderEach(time.Millisecond, "the death of "+holder)
+		w.addresses = append(w.addresses, netip.MustParseAddr("192.0.2.200"), netip.MustParseAddr("192.0.2.201"))
+		w.deliverBids() // all hear of a Service at once
+		w.runFor(20*time.Second, w.neverTwoHolders(0))
+		w.wantOneHolderEach(time.Millisecond, "new addresses")
+		if t.Failed() {
+			t.Fatalf("with seed %d", seed)
+		}
+	}
+}
+
+// TestAMemberThatAnswersWithoutAClaimIsReported: the kernel of a node speaks for an address that another node holds, which that node
+// cannot help. It is told, and the holder stays.
+func TestAMemberThatAnswersWithoutAClaimIsReported(t *testing.T) {
+	for seed := range int64(seedCount) {
+		w := newHarness(t, seed, 3, 1)
+		w.startAll()
+		holder := w.wantOneHolderEach(6*time.Second, "start")
+		taken := w.takeCount
+		for i := range 5 {
+			for _, n := range w.nodeNames {
+				if n != holder {
+					w.stepNode(w.nodesByName[holder], ConflictDetected{facts.Conflict{Address: w.addresses[0], MAC: w.nodesByName[n].mac, Link: 1}})
+				}
+			}
+			w.runFor(time.Second, w.neverTwoHolders(0))
+			if told := w.eventCounts[EventStrayAnswer] > 0; told != (i > 0) {
+				t.Fatalf("with seed %d, after %d claims it is told: %v", seed, i+1, told)
+			}
+		}
+		if now := w.wantOneHolderEach(time.Millisecond, "claims"); now != holder || w.takeCount != taken {
+			t.Errorf("with seed %d the address moved from %s to %s", seed, holder, now)
+		}
+		if n := w.eventCounts[EventConflict]; n > 0 {
+			t.Errorf("with seed %d a member was called a foreign host %d times", seed, n)
+		}
+	}
+}
+
+// TestARemovedNodeThatStillAnswersIsReported speaks for an address that it may not hold any more, and no member can tell it so.
+func TestARemovedNodeThatStillAnswersIsReported(t *testing.T) {
+	w := newHarness(t, 1, 4, 1)
+	w.startAll()
+	holder := w.wantOneHolderEach(6*time.Second, "start")
+	gone := w.nodeNames[0]
+	if gone == holder {
+		gone = w.nodeNames[1]
+	}
+	mac := w.nodesByName[gone].mac
+	w.nodesByName[gone].canServe = false
+	w.killSpeaker(gone)
+	w.deliverBids()
+	w.runFor(10*time.Second, nil)
+	w.stepNode(w.nodesByName[holder], ConflictDetected{facts.Conflict{Address: w.addresses[0], MAC: mac, Link: 1}})
+	if w.eventCounts[EventConflict] != 1 {
+		t.Errorf("it is told %d times that another host claims the address, want once", w.eventCounts[EventConflict])
+	}
+	if now := w.wantOneHolderEach(time.Second, "the claim"); now != holder {
+		t.Errorf("the address moved from %s to %s", holder, now)
+	}
+}
+
+// TestAHigherClaimWinsOnlyIfItsHolderLives is higher than the holder's, and comes before its own holder is a member again, or never is.
+func TestAHigherClaimWinsOnlyIfItsHolderLives(t *testing.T) {
+	for name, lives := range map[string]bool{"it lives": true, "it is gone": false} {
+		t.Run(name, func(t *testing.T) {
+			w := newHarness(t, 1, 3, 1)
+			w.startAll()
+			holder := w.wantOneHolderEach(6*time.Second, "start")
+			w.gossipPart["other"] = 1
+			w.nodesByName["other"] = &simNode{name: "other", mac: facts.MAC{2, 0, 0, 0, 1, 1}, canServe: true}
+			w.nodeNames = append(w.nodeNames, "other")
+			w.switchOn("other")
+			w.deliverBids()
+			w.deliverMembers()
+			w.runFor(2*time.Second, nil) // it asks the wire, where the holder answers
+			claim := Claim{Address: w.addresses[0], Holder: "other", Nonce: w.nodesByName["other"].nonce, Epoch: 7}
+			w.stepNode(w.nodesByName[holder], RemoteStateReceived{appendClaims(messageHeader(kindClaims), []Claim{claim})})
+			w.runFor(orphanClaimTimeout/2, w.neverTwoHolders(0))
+			if !lives {
+				w.nodesByName["other"].machine = nil
+				w.runFor(orphanClaimTimeout, w.neverTwoHolders(0))
+				if now := w.wantOneHolderEach(time.Millisecond, "the end of the rumour"); now != holder {
+					t.Errorf("%s holds the address, want %s to go on", now, holder)
+				}
+				if c := w.nodesByName[holder].machine.addressesByIP[w.addresses[0]].claim; c.Epoch <= claim.Epoch {
+					t.Errorf("the holder's claim has epoch %d, which is not above %d", c.Epoch, claim.Epoch)
+				}
+				return
+			}
+			m := w.nodesByName["other"].machine
+			m.output = stepOutput{}
+			m.takeAddress(m.ensureAddress(claim.Address), claim.Epoch, reasonUnheld)
+			for _, e := range m.orderedEffects() {
+				w.performEffect(w.nodesByName["other"], e)
+			}
+			w.gossipPart["other"] = 0
+			w.deliverMembers()
+			if now := w.wantOneHolderEach(100*time.Millisecond, "the cut is over"); now != "other" {
+				t.Errorf("%s holds the address, want the one whose claim is higher", now)
+			}
+		})
+	}
+}

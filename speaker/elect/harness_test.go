@@ -1,0 +1,453 @@
+package elect
+
+import (
+	"container/heap"
+	"fmt"
+	"math/rand"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/facts"
+	"github.com/gantry-lb/gantry/speaker/intent"
+)
+
+// harness is a segment with speakers on it, in virtual time: every message and every probe is an entry in a list of things
+// to happen, and chance comes from a seed. Gossip and the wire can be cut apart from each other.
+type harness struct {
+	t               testing.TB
+	random          *rand.Rand
+	now             time.Time
+	nodesByName     map[string]*simNode
+	nodeNames       []string
+	events          simEventQueue
+	eventCounter    int
+	loss            float64
+	maxMessageDelay time.Duration // of a message, at most
+	addresses       []netip.Addr
+	scoresByNode    map[string]int
+	rebalance       bool
+	siblingCount    int // so many addresses in a row are of one Service
+	// gossipPart and lan say in which part of a cut network a node is; parts of the same number hear each other. The
+	// gateway is in part 0 of the LAN.
+	gossipPart, lanPart map[string]int
+	messageCount        int
+	openProbes          []*simProbe
+	takeCount           int             // how often an address was taken
+	takeoverDelays      []time.Duration // from the last sign of life to the takeover
+	eventCounts         map[string]int  // by kind
+	trace               bool            // print what changes
+}
+
+// simProbe is a probe under way.
+type simProbe struct {
+	from            *simNode
+	address         netip.Addr
+	answers, rivals []facts.MAC
+}
+
+type simEvent struct {
+	at       time.Time
+	sequence int
+	perform  func()
+}
+
+type simEventQueue []simEvent
+
+func (h simEventQueue) Len() int { return len(h) }
+func (h simEventQueue) Less(i, j int) bool {
+	if h[i].at.Equal(h[j].at) {
+		return h[i].sequence < h[j].sequence
+	}
+	return h[i].at.Before(h[j].at)
+}
+func (h simEventQueue) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
+func (h *simEventQueue) Push(x any)   { *h = append(*h, x.(simEvent)) }
+func (h *simEventQueue) Pop() any {
+	old := *h
+	x := old[len(old)-1]
+	*h = old[:len(old)-1]
+	return x
+}
+
+// simNode is a speaker; a nil machine is one that is off.
+type simNode struct {
+	name           string
+	mac            facts.MAC
+	nonce          uint64
+	machine        *Machine
+	heldAddresses  map[netip.Addr]bool
+	answerDeadline time.Time
+	paused         bool
+	inbox          []Input
+	timerID        int
+	handedOver     bool
+	canServe       bool
+	inGrace        bool
+}
+
+func newHarness(t testing.TB, seed int64, n, addresses int) *harness {
+	w := &harness{
+		t: t, random: rand.New(rand.NewSource(seed)), now: time.Unix(1000, 0), nodesByName: map[string]*simNode{},
+		gossipPart: map[string]int{}, lanPart: map[string]int{}, maxMessageDelay: 3 * time.Millisecond, eventCounts: map[string]int{},
+	}
+	a := netip.MustParseAddr("192.0.2.1")
+	for range addresses {
+		w.addresses = append(w.addresses, a)
+		a = a.Next()
+	}
+	for i := range n {
+		name := fmt.Sprintf("n%03d", i+1)
+		w.nodeNames = append(w.nodeNames, name)
+		w.nodesByName[name] = &simNode{name: name, mac: facts.MAC{2, 0, 0, 0, byte(i >> 8), byte(i)}, canServe: true}
+	}
+	return w
+}
+
+func (w *harness) schedule(d time.Duration, do func()) {
+	w.eventCounter++
+	heap.Push(&w.events, simEvent{w.now.Add(d), w.eventCounter, do})
+}
+
+// startAll switches every speaker on.
+func (w *harness) startAll() {
+	for _, n := range w.nodeNames {
+		w.switchOn(n)
+	}
+	w.deliverMembers()
+	w.deliverBids()
+	for i := range w.nodeNames {
+		w.exchangeStates(w.nodeNames[i], w.nodeNames[(i+1)%len(w.nodeNames)])
+	}
+}
+
+func (w *harness) switchOn(name string) {
+	n := w.nodesByName[name]
+	*n = simNode{name: name, mac: n.mac, canServe: n.canServe, nonce: w.random.Uint64(), heldAddresses: map[netip.Addr]bool{}}
+	n.machine = New(name, n.nonce, DefaultTiming(), w.now)
+}
+
+// startSpeaker switches a speaker on: a new life, which has joined the others' gossip.
+func (w *harness) startSpeaker(name string) {
+	w.switchOn(name)
+	w.deliverBids()
+	w.deliverMembers()
+	for _, other := range w.nodeNames {
+		if other != name && w.nodesByName[other].machine != nil && w.canGossip(other, name) {
+			w.exchangeStates(name, other)
+			break
+		}
+	}
+}
+
+// exchangeStates is a full exchange of state, as at each join.
+func (w *harness) exchangeStates(x, y string) {
+	a, b := w.nodesByName[x], w.nodesByName[y]
+	if a.machine == nil || b.machine == nil || x == y || !w.canGossip(x, y) {
+		return
+	}
+	of, other := a.machine.EncodeState(), b.machine.EncodeState()
+	w.stepNode(a, RemoteStateReceived{other})
+	w.stepNode(b, RemoteStateReceived{of})
+}
+
+// killSpeaker switches a speaker off without a word; the gossip notices 5 s later.
+func (w *harness) killSpeaker(name string) {
+	w.nodesByName[name].machine, w.nodesByName[name].heldAddresses = nil, nil
+	w.schedule(5*time.Second, w.deliverMembers)
+}
+
+// deliverMembers tells everybody who is alive as the slow gossip sees it.
+func (w *harness) deliverMembers() {
+	for _, name := range w.nodeNames {
+		n := w.nodesByName[name]
+		if n.machine == nil {
+			continue
+		}
+		var set facts.MemberSet
+		for _, other := range w.nodeNames {
+			if o := w.nodesByName[other]; o.machine != nil && w.canGossip(name, other) {
+				set.Members = append(set.Members, facts.Member{Name: other, Nonce: o.nonce, MACs: []facts.MAC{o.mac}})
+			}
+		}
+		w.stepNode(n, MembersChanged{set})
+	}
+}
+
+// deliverBids tells everybody which nodes may hold the addresses.
+func (w *harness) deliverBids() {
+	able := map[string]int{}
+	for _, name := range w.nodeNames {
+		if w.nodesByName[name].canServe {
+			able[name] = w.scoresByNode[name]
+		}
+	}
+	candidates := intent.NewCandidates(able)
+	for _, name := range w.nodeNames {
+		n := w.nodesByName[name]
+		if n.machine == nil {
+			continue
+		}
+		var in BidsChanged
+		for i, a := range w.addresses {
+			b := intent.Bid{Address: a, Candidates: candidates, MayRebalance: w.rebalance}
+			for j := i - i%max(w.siblingCount, 1); w.siblingCount > 0 && j < i-i%w.siblingCount+w.siblingCount; j++ {
+				if j != i {
+					b.Siblings = append(b.Siblings, w.addresses[j])
+				}
+			}
+			b.InGrace = n.inGrace
+			if n.canServe {
+				b.Links = []int{1}
+			}
+			in.Bids = append(in.Bids, b)
+		}
+		w.stepNode(n, in)
+	}
+}
+
+func (w *harness) canGossip(a, b string) bool { return w.gossipPart[a] == w.gossipPart[b] }
+
+func (w *harness) canHear(a, b string) bool { return w.lanPart[a] == w.lanPart[b] }
+
+// cutOff separates some nodes from all others, by gossip and on the wire.
+func (w *harness) cutOff(part int, names ...string) {
+	for _, n := range names {
+		w.gossipPart[n], w.lanPart[n] = part, part
+	}
+	w.schedule(5*time.Second, w.deliverMembers)
+}
+
+// blockGossip separates some nodes from all others by gossip alone.
+func (w *harness) blockGossip(part int, names ...string) {
+	for _, n := range names {
+		w.gossipPart[n] = part
+	}
+	w.schedule(5*time.Second, w.deliverMembers)
+}
+
+// healCuts joins all again; the gossip notices a while later and exchanges its states. Who was given up for dead is a member
+// again once it has heard of that and denied it.
+func (w *harness) healCuts() {
+	w.gossipPart, w.lanPart = map[string]int{}, map[string]int{}
+	w.schedule(time.Duration(50+w.random.Intn(350))*time.Millisecond, func() {
+		for i, name := range w.nodeNames {
+			w.exchangeStates(name, w.nodeNames[(i+1)%len(w.nodeNames)])
+		}
+		w.schedule(time.Duration(w.random.Intn(300))*time.Millisecond, w.deliverMembers)
+	})
+}
+
+// pauseSpeaker has a speaker not run for a while: what comes meanwhile waits.
+func (w *harness) pauseSpeaker(name string, d time.Duration) {
+	n := w.nodesByName[name]
+	n.paused = true
+	w.schedule(d, func() {
+		n.paused = false
+		inbox := n.inbox
+		n.inbox = nil
+		w.stepNode(n, append(inbox, TimePassed{})...)
+	})
+}
+
+// stepNode steps a machine and performs its effects.
+func (w *harness) stepNode(n *simNode, inputs ...Input) {
+	if n.machine == nil {
+		return
+	}
+	if n.paused {
+		n.inbox = append(n.inbox, inputs...)
+		return
+	}
+	closed := n.machine.lease.expired
+	for _, e := range n.machine.Step(w.now, inputs...) {
+		if _, send := e.(SendMessage); w.trace && !send {
+			w.t.Logf("%v %s: %T%+v", w.now.Sub(time.Unix(1000, 0)), n.name, e, e)
+		}
+		w.performEffect(n, e)
+	}
+	if w.trace && closed != n.machine.lease.expired {
+		w.t.Logf("%v %s: fence closed %v", w.now.Sub(time.Unix(1000, 0)), n.name, !closed)
+	}
+	n.answerDeadline = n.machine.LeaseDeadline(w.now)
+	n.timerID++
+	id, m := n.timerID, n.machine
+	w.schedule(max(n.machine.NextDeadline().Sub(w.now), 0), func() {
+		if n.timerID == id && n.machine == m && !n.paused {
+			w.stepNode(n, TimePassed{})
+		}
+	})
+}
+
+func (w *harness) performEffect(n *simNode, e Effect) {
+	later := func(d time.Duration, to *simNode, in func() Input) {
+		m := to.machine
+		w.schedule(d, func() {
+			if to.machine == m {
+				w.stepNode(to, in())
+			}
+		})
+	}
+	switch e := e.(type) {
+	case HoldAddress:
+		n.heldAddresses[e.Binding.Address] = true
+		w.announceOnWire(n, e.Binding.Address)
+	case RepeatAnnouncement:
+		w.announceOnWire(n, e.Address)
+	case DropAddress:
+		delete(n.heldAddresses, e.Address)
+	case SendMessage:
+		w.messageCount++
+		if to := w.nodesByName[e.To]; w.canGossip(n.name, e.To) && w.random.Float64() >= w.loss {
+			later(time.Duration(w.random.Int63n(int64(w.maxMessageDelay))), to, func() Input { return MessageReceived{From: n.name, Payload: e.Payload} })
+		}
+	case AcquireProbe:
+		q := &simProbe{from: n, address: e.Address}
+		w.openProbes = append(w.openProbes, q)
+		for i := range e.Attempts { // who answers while the question is open
+			w.schedule(time.Duration(i)*e.Interval+time.Millisecond, func() {
+				q.answers = append(q.answers, w.wireAnswers(n, e.Address)...)
+				for _, o := range w.openProbes {
+					if o.from != n && o.address == e.Address && w.canHear(o.from.name, n.name) {
+						o.rivals = append(o.rivals, n.mac)
+					}
+				}
+			})
+		}
+		later(time.Duration(e.Attempts)*e.Interval, n, func() Input {
+			w.openProbes = slices.DeleteFunc(w.openProbes, func(o *simProbe) bool { return o == q })
+			return ProbeFinished{facts.ProbeResult{ID: e.ID, Address: e.Address, Answers: q.answers, RivalProbers: q.rivals}}
+		})
+	case LivenessProbe:
+		r := facts.ProbeResult{ID: e.ID}
+		wait := time.Duration(e.Attempts) * e.Interval
+		if !w.isAlone(n.name) {
+			r.Answers, wait = []facts.MAC{{2, 0, 0, 0, 0xff, 0xfe}}, time.Millisecond
+		}
+		later(wait, n, func() Input { return ProbeFinished{r} })
+	case HandoverFinished:
+		n.handedOver = true
+	case Event:
+		w.eventCounts[e.Kind]++
+		if e.Kind == EventTaken {
+			w.takeCount++
+			if e.TakeoverDelay > 0 {
+				w.takeoverDelays = append(w.takeoverDelays, e.TakeoverDelay)
+			}
+		}
+	}
+}
+
+// announceOnWire has everybody on the wire hear that the node answers for the address.
+func (w *harness) announceOnWire(n *simNode, a netip.Addr) {
+	w.schedule(100*time.Microsecond, func() {
+		if !w.isAnswering(n, a) {
+			return
+		}
+		for _, q := range w.openProbes {
+			if q.from != n && q.address == a && w.canHear(q.from.name, n.name) {
+				q.answers = append(q.answers, n.mac)
+			}
+		}
+		for _, name := range w.nodeNames {
+			if o := w.nodesByName[name]; o != n && o.heldAddresses[a] && w.canHear(name, n.name) {
+				w.stepNode(o, ConflictDetected{facts.Conflict{Address: a, MAC: n.mac, Link: 1}})
+			}
+		}
+	})
+}
+
+// isAlone says that neither the gateway nor another node can be heard on the wire.
+func (w *harness) isAlone(name string) bool {
+	return w.lanPart[name] != 0 && !slices.ContainsFunc(w.nodeNames, func(o string) bool { return o != name && w.canHear(name, o) })
+}
+
+// wireAnswers is the wire's answer to a question.
+func (w *harness) wireAnswers(from *simNode, a netip.Addr) []facts.MAC {
+	var out []facts.MAC
+	for _, name := range w.nodeNames {
+		if n := w.nodesByName[name]; n != from && w.isAnswering(n, a) && w.canHear(name, from.name) {
+			out = append(out, n.mac)
+		}
+	}
+	return out
+}
+
+// isAnswering says whether the node would answer for the address now.
+func (w *harness) isAnswering(n *simNode, a netip.Addr) bool {
+	return n.machine != nil && n.heldAddresses[a] && !n.paused && w.now.Before(n.answerDeadline)
+}
+
+// answeringNodes are the nodes that would answer for the address now.
+func (w *harness) answeringNodes(a netip.Addr) []string {
+	var out []string
+	for _, name := range w.nodeNames {
+		if w.isAnswering(w.nodesByName[name], a) {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// runFor lets time pass; check is called after every happening.
+func (w *harness) runFor(d time.Duration, check func()) {
+	end := w.now.Add(d)
+	for len(w.events) > 0 && !w.events[0].at.After(end) {
+		h := heap.Pop(&w.events).(simEvent)
+		w.now = maxTime(w.now, h.at)
+		h.perform()
+		if check != nil {
+			check()
+		}
+	}
+	w.now = end
+}
+
+// wantOneHolderEach lets time pass, and fails when then not exactly one node answers for each address. It returns the holder of
+// the first.
+func (w *harness) wantOneHolderEach(d time.Duration, what string) string {
+	w.t.Helper()
+	w.runFor(d, nil)
+	first := ""
+	for _, a := range w.addresses {
+		h := w.answeringNodes(a)
+		if len(h) != 1 {
+			w.t.Fatalf("%s: after %v %s is answered for by %v, want one node", what, d, a, h)
+		}
+		if first == "" {
+			first = h[0]
+		}
+	}
+	return first
+}
+
+// neverTwoHolders returns a check that fails when two nodes that hear each other on the wire answer for an address at one time for
+// longer than the limit.
+func (w *harness) neverTwoHolders(limit time.Duration) func() {
+	since := map[netip.Addr]time.Time{}
+	return func() {
+		for _, a := range w.addresses {
+			h := w.answeringNodes(a)
+			both := false
+			for i := range h {
+				for j := range i {
+					both = both || w.canHear(h[i], h[j])
+				}
+			}
+			if !both {
+				delete(since, a)
+				continue
+			}
+			if since[a].IsZero() {
+				since[a] = w.now
+			}
+			if d := w.now.Sub(since[a]); d > limit || limit == 0 {
+				w.t.Fatalf("%v answer for %s at once, for %v", h, a, d)
+			}
+		}
+	}
+}
+
+// handoverOverlapTimeout is how long two nodes may answer for an address in a planned move.
+const handoverOverlapTimeout = 200 * time.Millisecond

@@ -1,0 +1,440 @@
+package elect
+
+import (
+	"cmp"
+	"encoding/binary"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/facts"
+)
+
+// watcherCount is how many members watch each member.
+const watcherCount = 2
+
+// retractionRepeats is how often a member repeats that a node is heard again, in case that the message is lost.
+const retractionRepeats = 5
+
+// beaconsPerAck is how many beacons to one watcher come between two that it is asked to acknowledge. With a beacon each 50 ms
+// that makes 25 packets a second between a node and each of its watchers.
+const beaconsPerAck = 4
+
+// livenessWatch is what this node knows of the others' liveness by beacons. The members form a ring by name; each sends beacons
+// to the next two, so that the cost grows with the nodes and not with their square.
+type livenessWatch struct {
+	beaconSeq    uint64
+	lastBeaconAt time.Time
+	beaconSentAt [16]time.Time // when the last beacons went out, by sequence number
+	// watchers are the members that watch this one, of those that this one watches.
+	watchers, watchedMembers []string
+	recordsByMember          map[string]*beaconRecord
+	// witnessesByNode holds, for each silent node, the witnesses and the life they speak of.
+	witnessesByNode map[string]map[string]uint64
+	deadNonceByNode map[string]uint64 // node -> nonce of the life that ended
+	leavingNodes    map[string]bool
+	// connectedWitnesses holds, for each silent node, the witnesses for whom a gateway vouched that it is not they who are cut off.
+	connectedWitnesses map[string]map[string]bool
+	// adoptedNodes are the nodes whose watchers are dead and which this one asks in their place.
+	adoptedNodes []string
+	// lastSeenByNode are the last signs of life of silent nodes.
+	lastSeenByNode map[string]time.Time
+}
+
+// beaconRecord is what came from one member.
+type beaconRecord struct {
+	nonce, lastSeq uint64
+	lastHeardAt    time.Time
+	silent         bool
+	// reportedAt is when the others last heard of silent from this node; again counts how often they will hear of its end.
+	reportedAt         time.Time
+	retractionsLeft    int
+	digestDiffersSince time.Time // since when its digest is not ours; zero when it is
+	syncRequestedAt    time.Time
+}
+
+func newLivenessWatch() livenessWatch {
+	return livenessWatch{
+		recordsByMember: map[string]*beaconRecord{}, witnessesByNode: map[string]map[string]uint64{}, deadNonceByNode: map[string]uint64{},
+		leavingNodes: map[string]bool{}, connectedWitnesses: map[string]map[string]bool{}, lastSeenByNode: map[string]time.Time{},
+	}
+}
+
+func (w *livenessWatch) isDeclaredDead(n string, nonce uint64) bool {
+	d, ok := w.deadNonceByNode[n]
+	return ok && (nonce == 0 || d == nonce)
+}
+
+// lastSeen is when the node was last heard, zero when nobody said.
+func (w *livenessWatch) lastSeen(n string) time.Time { return w.lastSeenByNode[n] }
+
+// restartSilence counts every silence from now on: it was this node that did not listen.
+func (w *livenessWatch) restartSilence(now time.Time) {
+	for _, h := range w.recordsByMember {
+		h.lastHeardAt = now
+	}
+}
+
+// pruneMembers forgets those that are no members any more, and the deaths of former lives.
+func (w *livenessWatch) pruneMembers(members map[string]facts.Member) {
+	for n := range w.recordsByMember {
+		if _, ok := members[n]; !ok {
+			delete(w.recordsByMember, n)
+			delete(w.witnessesByNode, n)
+			delete(w.deadNonceByNode, n)
+			delete(w.leavingNodes, n)
+			delete(w.connectedWitnesses, n)
+		}
+	}
+	for n, by := range w.witnessesByNode { // who left cannot take back what it witnessed
+		maps.DeleteFunc(by, func(w string, _ uint64) bool { _, ok := members[w]; return !ok })
+		maps.DeleteFunc(w.connectedWitnesses[n], func(w string, _ bool) bool { _, ok := members[w]; return !ok })
+		if len(by) == 0 {
+			delete(w.witnessesByNode, n)
+			delete(w.deadNonceByNode, n)
+			delete(w.connectedWitnesses, n)
+		}
+	}
+	for n, nonce := range w.deadNonceByNode {
+		if p, ok := members[n]; !ok || (p.Nonce != 0 && p.Nonce != nonce) {
+			delete(w.deadNonceByNode, n)
+			delete(w.witnessesByNode, n)
+		}
+	}
+}
+
+// buildWatchRing orders the members by a hash of their names: those of one rack, which may die together, often have names that
+// follow each other.
+func (m *Machine) buildWatchRing() {
+	m.watchRing, m.ringPositions = slices.Clone(m.memberNames), make(map[string]int, len(m.memberNames))
+	hash := func(n string) uint64 { return rendezvousWeight(netip.IPv6Unspecified(), n) }
+	slices.SortFunc(m.watchRing, func(x, y string) int { return cmp.Or(cmp.Compare(hash(x), hash(y)), cmp.Compare(x, y)) })
+	for i, n := range m.watchRing {
+		m.ringPositions[n] = i
+	}
+}
+
+// ringNeighbours returns the k members that follow n in the circle, without n; a negative k those that come before.
+func (m *Machine) ringNeighbours(n string, k int) []string {
+	i := m.ringPositions[n]
+	step, size := 1, len(m.watchRing)
+	if k < 0 {
+		step, k = size-1, -k
+	}
+	var out []string
+	for j := 1; j < size && len(out) < k; j++ {
+		out = append(out, m.watchRing[(i+j*step)%size])
+	}
+	return out
+}
+
+// adoptUnwatched finds the nodes whose watchers are all dead and which this node watches in their place: it is among the next living
+// ones. They do not know it, and are asked.
+func (m *Machine) adoptUnwatched() {
+	w := &m.liveness
+	w.adoptedNodes = nil
+	if len(w.deadNonceByNode) < watcherCount {
+		return
+	}
+	for _, n := range m.watchRing {
+		if n == m.self || !m.isAlive(n) || slices.ContainsFunc(m.ringNeighbours(n, watcherCount), m.isAlive) {
+			continue
+		}
+		living := slices.DeleteFunc(m.ringNeighbours(n, len(m.watchRing)), func(o string) bool { return !m.isAlive(o) })
+		if !slices.Contains(living[:min(len(living), watcherCount)], m.self) {
+			continue
+		}
+		w.adoptedNodes = append(w.adoptedNodes, n)
+		if w.recordsByMember[n] == nil || w.recordsByMember[n].nonce != m.membersByName[n].Nonce {
+			w.recordsByMember[n] = &beaconRecord{nonce: m.membersByName[n].Nonce}
+		}
+		if !slices.Contains(w.watchedMembers, n) { // it had no reason to say anything until now
+			w.recordsByMember[n].lastHeardAt = m.now
+		}
+	}
+}
+
+// syncWithAdopted asks the adopted nodes for what they know, which any living node answers.
+func (m *Machine) syncWithAdopted() {
+	for _, n := range m.liveness.adoptedNodes {
+		if h := m.liveness.recordsByMember[n]; h != nil && m.now.Sub(h.syncRequestedAt) >= m.timing.BeaconInterval {
+			h.syncRequestedAt = m.now
+			m.requestSync(n)
+		}
+	}
+}
+
+// markHeard takes in that a node answered.
+func (m *Machine) markHeard(n string) {
+	h := m.liveness.recordsByMember[n]
+	if h == nil {
+		return
+	}
+	h.lastHeardAt = m.now
+	if h.silent {
+		h.silent, h.reportedAt, h.retractionsLeft = false, m.now, retractionRepeats
+		m.broadcastSuspicion(n, h)
+	}
+}
+
+// sendDueBeacon sends this node's beacon to its watchers when it is due.
+func (m *Machine) sendDueBeacon() {
+	if len(m.memberNames) < 2 || m.now.Sub(m.liveness.lastBeaconAt) < m.timing.BeaconInterval {
+		return
+	}
+	m.liveness.lastBeaconAt = m.now
+	m.repeatNewClaims()
+	m.sendBeacon(m.liveness.watchers)
+}
+
+func (m *Machine) sendBeacon(names []string) {
+	w := &m.liveness
+	w.beaconSeq++
+	w.beaconSentAt[w.beaconSeq%uint64(len(w.beaconSentAt))] = m.now
+	for i, n := range names {
+		var flags byte
+		if m.leaving {
+			flags |= flagLeaving
+		}
+		if (w.beaconSeq+uint64(i)*beaconsPerAck/watcherCount)%beaconsPerAck == 0 {
+			flags |= flagAckRequested
+		}
+		b := binary.AppendUvarint(messageHeader(kindBeacon), m.nonce)
+		b = binary.AppendUvarint(b, w.beaconSeq)
+		b = binary.AppendUvarint(b, m.claimsDigest)
+		m.sendMessage(n, append(b, flags))
+	}
+}
+
+// handleBeacon takes in a beacon.
+func (m *Machine) handleBeacon(from string, r *messageReader) {
+	nonce, seq, digest, flags := r.readUvarint(), r.readUvarint(), r.readUvarint(), r.readByte()
+	if r.err != nil {
+		return
+	}
+	w := &m.liveness
+	h := w.recordsByMember[from]
+	if h == nil || h.nonce != nonce {
+		h = &beaconRecord{nonce: nonce}
+		w.recordsByMember[from] = h
+	}
+	if seq <= h.lastSeq { // late, or played back
+		return
+	}
+	h.lastSeq = seq
+	w.leavingNodes[from] = flags&flagLeaving != 0
+	m.markHeard(from)
+	if _, ok := w.deadNonceByNode[from]; ok && len(w.witnessesByNode[from]) == 0 {
+		m.declareAlive(from)
+	}
+	if flags&flagAckRequested != 0 {
+		b := binary.AppendUvarint(messageHeader(kindAck), nonce)
+		b = binary.AppendUvarint(b, seq)
+		m.sendMessage(from, binary.AppendUvarint(b, m.claimsDigest))
+	}
+	m.compareDigest(from, h, digest)
+}
+
+// handleAck takes in that a watcher heard a beacon. When that was long ago, and it knows other claims, this node first
+// learns which.
+func (m *Machine) handleAck(from string, r *messageReader) {
+	nonce, seq, digest := r.readUvarint(), r.readUvarint(), r.readUvarint()
+	w := &m.liveness
+	if r.err != nil || nonce != m.nonce || seq > w.beaconSeq || w.beaconSeq-seq >= uint64(len(w.beaconSentAt)) {
+		return
+	}
+	sent := w.beaconSentAt[seq%uint64(len(w.beaconSentAt))]
+	if digest != m.claimsDigest && sent.Sub(m.lease.confirmedAt) >= m.timing.SilenceTimeout {
+		if h := w.recordsByMember[from]; h == nil || m.now.Sub(h.syncRequestedAt) >= m.timing.LivenessProbeInterval {
+			m.requestSync(from)
+		}
+		return
+	}
+	m.lease.confirmSent(sent)
+}
+
+// compareDigest asks for the claims of a member that keeps knowing others than we do: a message was lost.
+func (m *Machine) compareDigest(from string, h *beaconRecord, digest uint64) {
+	if digest == m.claimsDigest {
+		h.digestDiffersSince = time.Time{}
+		return
+	}
+	if h.digestDiffersSince.IsZero() {
+		h.digestDiffersSince = m.now
+	}
+	if m.now.Sub(h.digestDiffersSince) >= 2*m.timing.BeaconInterval && m.now.Sub(h.syncRequestedAt) >= m.timing.SilenceTimeout {
+		h.syncRequestedAt = m.now
+		m.requestSync(from)
+	}
+}
+
+// detectSilence notices the silence of those whose beacons this node is to get.
+func (m *Machine) detectSilence() {
+	w := &m.liveness
+	m.syncWithAdopted()
+	for _, n := range slices.Concat(w.watchedMembers, w.adoptedNodes) {
+		h := w.recordsByMember[n]
+		if h == nil {
+			continue
+		}
+		if !h.silent && m.now.Sub(h.lastHeardAt) >= m.timing.SilenceTimeout {
+			h.silent = true
+			h.reportedAt = time.Time{}
+		}
+		if (!h.silent && h.retractionsLeft == 0) || m.now.Sub(h.reportedAt) < 2*m.timing.BeaconInterval {
+			continue
+		}
+		h.reportedAt = m.now // datagrams get lost: say it again
+		m.broadcastSuspicion(n, h)
+		switch {
+		case !h.silent:
+			h.retractionsLeft--
+		case !w.isConnectedWitness(n, m.self): // it may be this node that is cut off
+			m.probeLiveness(pendingProbe{node: n})
+		}
+	}
+}
+
+// nextSilenceDeadline is when a member that is watched will have been silent for too long.
+func (m *Machine) nextSilenceDeadline() time.Time {
+	var next time.Time
+	for _, n := range m.liveness.watchedMembers {
+		if h := m.liveness.recordsByMember[n]; h != nil && !h.silent {
+			if t := h.lastHeardAt.Add(m.timing.SilenceTimeout); next.IsZero() || t.Before(next) {
+				next = t
+			}
+		}
+	}
+	return next
+}
+
+// broadcastSuspicion tells every member that a node fell silent, or is heard again.
+func (m *Machine) broadcastSuspicion(n string, h *beaconRecord) {
+	if h.silent {
+		m.liveness.lastSeenByNode[n] = h.lastHeardAt
+	}
+	m.recordTestimony(n, m.self, h.nonce, h.silent)
+	b := appendString(messageHeader(kindSuspect), n)
+	b = binary.AppendUvarint(b, h.nonce)
+	b = append(b, m.liveness.suspicionKind(n, m.self, h))
+	b = binary.AppendUvarint(b, uint64(m.now.Sub(h.lastHeardAt).Milliseconds()))
+	for _, o := range m.otherMembers {
+		if o != n {
+			m.sendMessage(o, b)
+		}
+	}
+}
+
+// handleSuspicion takes in what another member witnessed.
+func (m *Machine) handleSuspicion(from string, r *messageReader) {
+	n, nonce, said, age := r.readString(), r.readUvarint(), r.readByte(), r.readUvarint()
+	silent := said != suspicionRetracted
+	p, ok := m.membersByName[n]
+	if !ok || r.err != nil || n == m.self || (p.Nonce != 0 && p.Nonce != nonce) { // of a former life
+		return
+	}
+	if _, known := m.liveness.lastSeenByNode[n]; silent && !known && age < 60_000 {
+		m.liveness.lastSeenByNode[n] = m.now.Add(-time.Duration(age) * time.Millisecond)
+	}
+	if said == suspicionVerified {
+		m.liveness.addConnectedWitness(n, from)
+	}
+	m.recordTestimony(n, from, nonce, silent)
+}
+
+func (m *Machine) recordTestimony(n, by string, nonce uint64, silent bool) {
+	w := &m.liveness
+	if !silent {
+		delete(w.witnessesByNode[n], by)
+		delete(w.connectedWitnesses[n], by)
+		if len(w.witnessesByNode[n]) == 0 {
+			m.declareAlive(n)
+		}
+		return
+	}
+	if w.witnessesByNode[n] == nil {
+		w.witnessesByNode[n] = map[string]uint64{}
+	}
+	w.witnessesByNode[n][by] = nonce
+	m.judgeSilence(n)
+}
+
+// declareAlive takes back that a node is dead.
+func (m *Machine) declareAlive(n string) {
+	w := &m.liveness
+	_, was := w.deadNonceByNode[n]
+	delete(w.witnessesByNode, n)
+	delete(w.deadNonceByNode, n)
+	delete(w.connectedWitnesses, n)
+	delete(w.lastSeenByNode, n)
+	if was {
+		m.adoptUnwatched()
+		m.reconcileHolder(n)
+	}
+}
+
+// reconcileHolder evaluates what a node holds: it died, or came to life.
+func (m *Machine) reconcileHolder(n string) {
+	for _, a := range sortedByIP(m.addressesByHolder[n]) {
+		m.reconcileAddress(a)
+	}
+}
+
+// judgeSilence decides whether a silent node is dead: two witnesses agree about one life of it; or there is one, a gateway answers
+// it, and no second watcher lives who still hears the node.
+func (m *Machine) judgeSilence(n string) {
+	w := &m.liveness
+	by := w.witnessesByNode[n]
+	votes := map[uint64]int{}
+	for _, nonce := range by {
+		votes[nonce]++
+	}
+	for _, witness := range slices.Sorted(maps.Keys(by)) {
+		nonce := by[witness]
+		if votes[nonce] < watcherCount && !(w.isConnectedWitness(n, witness) && m.isOnlyWitness(n, witness)) {
+			continue
+		}
+		if !w.isDeclaredDead(n, nonce) {
+			w.deadNonceByNode[n] = nonce
+			m.adoptUnwatched()
+			m.reconcileHolder(n)
+		}
+		return
+	}
+}
+
+// isOnlyWitness says that no watcher of the node but the witness lives and hears it.
+func (m *Machine) isOnlyWitness(n, witness string) bool {
+	w := &m.liveness
+	return !slices.ContainsFunc(m.ringNeighbours(n, watcherCount), func(o string) bool {
+		_, silent := w.witnessesByNode[n][o]
+		return o != witness && !silent && len(w.witnessesByNode[o]) == 0 && m.isAlive(o)
+	})
+}
+
+// What a suspicion says of the node.
+const (
+	suspicionRetracted  = 0 // it is heard again
+	suspicionUnverified = 1
+	suspicionVerified   = 2 // and a gateway answers the witness
+)
+
+func (w *livenessWatch) suspicionKind(n, by string, h *beaconRecord) byte {
+	switch {
+	case !h.silent:
+		return suspicionRetracted
+	case w.isConnectedWitness(n, by):
+		return suspicionVerified
+	}
+	return suspicionUnverified
+}
+
+func (w *livenessWatch) isConnectedWitness(n, by string) bool { return w.connectedWitnesses[n][by] }
+
+func (w *livenessWatch) addConnectedWitness(n, by string) {
+	if w.connectedWitnesses[n] == nil {
+		w.connectedWitnesses[n] = map[string]bool{}
+	}
+	w.connectedWitnesses[n][by] = true
+}

@@ -1,0 +1,251 @@
+package elect
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/intent"
+)
+
+// candidateGroup is the addresses with the same candidates at the same preferences: over these nodes they are spread evenly.
+type candidateGroup struct {
+	candidates   *intent.Candidates
+	addressCount int
+	countByNode  map[string]int // node -> addresses that it holds or is about to take
+}
+
+// countAddress keeps the groups in step with an address.
+func (m *Machine) countAddress(a *addressState) {
+	var g *candidateGroup
+	owner := ""
+	if c := a.bid.Candidates; c != nil {
+		if g = m.groupsByKey[c.Key]; g == nil {
+			g = &candidateGroup{candidates: c, countByNode: map[string]int{}}
+			m.groupsByKey[c.Key] = g
+		}
+		switch {
+		case a.held && a.move != nil && a.move.target != "":
+			owner = a.move.target
+		case m.isLiveClaim(a.claim):
+			owner = a.claim.Holder
+		case a.acquisition != nil:
+			owner = a.acquisition.expectedTaker
+		}
+	}
+	if g == a.group && owner == a.countedNode {
+		return
+	}
+	if old := a.group; old != nil {
+		old.addressCount--
+		if old.countByNode[a.countedNode]--; old.countByNode[a.countedNode] == 0 {
+			delete(old.countByNode, a.countedNode)
+		}
+		if old.addressCount == 0 && old != g {
+			delete(m.groupsByKey, old.candidates.Key)
+		}
+	}
+	if g != nil {
+		g.addressCount++
+		g.countByNode[owner]++
+	}
+	a.group, a.countedNode = g, owner
+}
+
+// maxPerNode is how many addresses of a group a node may hold where n share them: a tenth above the mean, rounded up, so that
+// there is always a node below it.
+func maxPerNode(total, n int) int {
+	if n == 0 {
+		return total
+	}
+	return (11*total + 10*n - 1) / (10 * n)
+}
+
+// rankedCandidate is what speaks for a node as the holder of an address.
+type rankedCandidate struct {
+	node         string
+	score        int
+	holdsShare   bool // it holds its share of the group already
+	holdsSibling bool // it holds another address of the same Service
+	weight       uint64
+}
+
+// compareRank orders nodes, the better first: preferred ones; then those with room; then those without a sibling of the
+// address; then by rendezvous weight, so that the loss of a node moves only what it held.
+func (s rankedCandidate) compareRank(o rankedCandidate) int {
+	return cmp.Or(cmp.Compare(o.score, s.score), compareBool(s.holdsShare, o.holdsShare), compareBool(s.holdsSibling, o.holdsSibling),
+		cmp.Compare(o.weight, s.weight), cmp.Compare(s.node, o.node))
+}
+
+func compareBool(x, y bool) int {
+	switch {
+	case x == y:
+		return 0
+	case y:
+		return -1
+	}
+	return 1
+}
+
+// rankCandidates ranks the nodes that could take the address, the best first. Nodes for which also returns true are ranked
+// though they are no members.
+func (m *Machine) rankCandidates(a *addressState, also func(string) bool) []rankedCandidate {
+	g := a.group
+	if g == nil {
+		return nil
+	}
+	var out []rankedCandidate
+	best, n := 0, 0
+	for i, node := range g.candidates.Nodes {
+		if (!m.isAlive(node) && !also(node)) || m.liveness.leavingNodes[node] || (node == m.self && m.leaving) {
+			continue
+		}
+		s := rankedCandidate{node: node, score: g.candidates.Scores[i], weight: rendezvousWeight(a.ip, node)}
+		switch {
+		case len(out) == 0 || s.score > best:
+			best, n = s.score, 1
+		case s.score == best:
+			n++
+		}
+		out = append(out, s)
+	}
+	most := maxPerNode(g.addressCount, n)
+	for i := range out {
+		out[i].holdsShare = g.countByNode[out[i].node] >= most
+		out[i].holdsSibling = m.holdsSibling(a, out[i].node)
+	}
+	slices.SortFunc(out, rankedCandidate.compareRank)
+	return out
+}
+
+// holdsSibling says whether the node holds a sibling of the address, or is about to.
+func (m *Machine) holdsSibling(a *addressState, node string) bool {
+	return slices.ContainsFunc(a.bid.Siblings, func(ip netip.Addr) bool {
+		b := m.addressesByIP[ip]
+		return b != nil && b.countedNode == node
+	})
+}
+
+// coldStartFactor is for how many settling times after its start a speaker keeps room for nodes whose speakers are not there
+// yet: when a whole cluster starts, the first one must not take everything.
+const coldStartFactor = 4
+
+// beginAcquisitions begins the contests for the addresses that nobody holds, in an order that every node has alike: each of them
+// works out who is to take which, and waits the longer the less it is wanted.
+func (m *Machine) beginAcquisitions() {
+	if len(m.unplacedAddresses) == 0 {
+		return
+	}
+	list := make([]*addressState, 0, len(m.unplacedAddresses))
+	for a := range m.unplacedAddresses {
+		list = append(list, a)
+	}
+	clear(m.unplacedAddresses)
+	slices.SortFunc(list, func(x, y *addressState) int { return x.ip.Compare(y.ip) })
+	cold := m.now.Before(m.startedAt.Add(coldStartFactor * m.timing.StartupDelay))
+	absent := func(n string) bool { _, ok := m.membersByName[n]; return cold && !ok }
+	for _, a := range list {
+		if a.held || a.acquisition != nil || !m.canServe(a) || m.isLiveClaim(a.claim) {
+			continue
+		}
+		a.acquisition = &acquisition{reason: reasonUnheld, retryDelay: m.timing.RetryDelay}
+		if c := a.claim; c.Epoch > 0 && !c.Released {
+			a.acquisition.reason, a.acquisition.holderLastSeen = reasonHolderGone, m.liveness.lastSeen(c.Holder)
+		}
+		rank := 0
+		wait := time.Duration(0)
+		for i, s := range m.rankCandidates(a, absent) {
+			if i == 0 {
+				a.acquisition.expectedTaker = s.node
+			}
+			if s.node == m.self {
+				break
+			}
+			if absent(s.node) {
+				wait = m.timing.StartupDelay
+				continue
+			}
+			rank++
+		}
+		m.countAddress(a)
+		m.scheduleAddress(a, m.now.Add(wait+time.Duration(rank)*m.timing.CandidateDelay))
+	}
+}
+
+// rebalanceHeld offers addresses that this node holds above its share to nodes that hold less, a few each time, and only
+// while nobody comes or goes.
+func (m *Machine) rebalanceHeld() {
+	if !m.takingAllowed || m.leaving || m.now.Sub(m.lastRebalanceAt) < m.timing.RebalanceInterval || m.now.Sub(m.membersChangedAt) < m.timing.RebalanceDelay {
+		return
+	}
+	m.lastRebalanceAt = m.now
+	movable := map[*candidateGroup][]*addressState{}
+	for a := range m.heldAddresses {
+		if a.move != nil { // one round at a time
+			return
+		}
+		if a.bid.MayRebalance && a.group != nil {
+			movable[a.group] = append(movable[a.group], a)
+		}
+	}
+	for g, list := range movable {
+		slices.SortFunc(list, func(x, y *addressState) int { return x.ip.Compare(y.ip) })
+		m.rebalanceGroup(g, list)
+	}
+}
+
+// rebalanceGroup begins the moves of one group.
+func (m *Machine) rebalanceGroup(g *candidateGroup, list []*addressState) {
+	batch := 1 + len(list)/50
+	for _, a := range list {
+		all := m.rankCandidates(a, func(string) bool { return false })
+		if batch == 0 || len(all) == 0 {
+			return
+		}
+		i := slices.IndexFunc(all, func(s rankedCandidate) bool { return s.node == m.self })
+		over := i < 0 || all[i].score < all[0].score
+		if n := countTopScores(all); !over && g.countByNode[m.self] <= maxPerNode(g.addressCount, n) {
+			return
+		}
+		if to := all[0]; to.node != m.self && !to.holdsShare && a.orphanClaim.Epoch == 0 {
+			batch--
+			a.move = &move{offeredEpoch: a.claim.Epoch, forRebalance: true}
+			m.offerAddress(a, to.node)
+		}
+	}
+}
+
+// countTopScores is how many share the highest score.
+func countTopScores(all []rankedCandidate) int {
+	n := 0
+	for _, s := range all {
+		if s.score == all[0].score {
+			n++
+		}
+	}
+	return n
+}
+
+// rendezvousWeight is the rendezvous hash of an address and a node: FNV-1a over both, then mixed so that near inputs are far apart
+// (the finaliser of SplitMix64).
+func rendezvousWeight(a netip.Addr, node string) uint64 {
+	const offset, prime = 14695981039346656037, 1099511628211
+	h := uint64(offset)
+	b := a.As16()
+	for _, c := range b {
+		h = (h ^ uint64(c)) * prime
+	}
+	for i := range len(node) {
+		h = (h ^ uint64(node[i])) * prime
+	}
+	return mixBits(h)
+}
+
+func mixBits(h uint64) uint64 {
+	h ^= h >> 30
+	h *= 0xbf58476d1ce4e5b9
+	h ^= h >> 27
+	h *= 0x94d049bb133111eb
+	return h ^ h>>31
+}

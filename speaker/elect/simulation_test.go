@@ -1,0 +1,237 @@
+package elect
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+)
+
+// seedCount is how many worlds each property is tried in.
+const seedCount = 20
+
+// scenarios are what may happen to a few nodes. Each is tried in many worlds, with and without loss.
+var scenarios = map[string]func(w *harness){
+	"all start at once and each address is taken": func(w *harness) {
+		w.runFor(2*time.Second, w.neverTwoHolders(handoverOverlapTimeout))
+		w.wantOneHolderEach(3*time.Second, "start")
+	},
+	"a dead holder is followed within a second and takes nothing back": func(w *harness) {
+		old := w.wantOneHolderEach(6*time.Second, "start")
+		others := w.addressesByNode()
+		w.killSpeaker(old)
+		w.runFor(time.Second, w.neverTwoHolders(handoverOverlapTimeout))
+		next := w.wantOneHolderEach(time.Millisecond, "takeover")
+		for n, held := range others { // what a dead node did not hold stays where it is
+			for _, a := range held {
+				if now := w.answeringNodes(a); n != old && now[0] != n {
+					w.t.Errorf("%s died and %s moved from %s to %s", old, a, n, now[0])
+				}
+			}
+		}
+		w.runFor(10*time.Second, w.neverTwoHolders(handoverOverlapTimeout))
+		w.startSpeaker(old)
+		w.runFor(5*time.Second, w.neverTwoHolders(handoverOverlapTimeout))
+		if got := w.wantOneHolderEach(time.Second, "return"); got != next {
+			w.t.Errorf("%s came back and the address moved from %s to %s", old, next, got)
+		}
+	},
+	"a speaker that leaves hands over without a moment of silence": func(w *harness) {
+		old := w.wantOneHolderEach(6*time.Second, "start")
+		one := w.neverTwoHolders(handoverOverlapTimeout)
+		w.stepNode(w.nodesByName[old], HandoverRequested{})
+		w.runFor(3*time.Second, func() {
+			one()
+			if len(w.answeringNodes(w.addresses[0])) == 0 {
+				w.t.Fatal("nobody answers during the hand-over")
+			}
+		})
+		if !w.nodesByName[old].handedOver {
+			w.t.Error("the speaker that leaves does not learn that it is done")
+		}
+	},
+	"a node that may not hold the address any more hands it over": func(w *harness) {
+		old := w.wantOneHolderEach(6*time.Second, "start")
+		w.nodesByName[old].canServe = false
+		w.deliverBids()
+		w.runFor(2*time.Second, w.neverTwoHolders(handoverOverlapTimeout))
+		if next := w.wantOneHolderEach(time.Second, "exclusion"); next == old {
+			w.t.Errorf("%s keeps the address that it may not hold", old)
+		}
+	},
+	"a holder whose endpoints end lingers, and then hands over": func(w *harness) {
+		old := w.wantOneHolderEach(6*time.Second, "start")
+		w.nodesByName[old].canServe, w.nodesByName[old].inGrace = false, true
+		w.deliverBids()
+		w.runFor(time.Second, w.alwaysAnswered())
+		if now := w.answeringNodes(w.addresses[0]); !slices.Contains(now, old) {
+			w.t.Errorf("after a second %v answer, want %s, whose successor may not be ready", now, old)
+		}
+		w.runFor(time.Second, w.alwaysAnswered())
+		if next := w.wantOneHolderEach(time.Millisecond, "the end of the grace"); next == old {
+			w.t.Errorf("%s keeps the address", old)
+		}
+	},
+	"a partition heals to one holder within a second": func(w *harness) {
+		old := w.wantOneHolderEach(6*time.Second, "start")
+		w.cutOff(1, old)
+		w.runFor(10*time.Second, w.neverTwoHolders(handoverOverlapTimeout))
+		var next string // where the others, and the gateway, are
+		for _, n := range w.answeringNodes(w.addresses[0]) {
+			if n != old {
+				next = n
+			}
+		}
+		w.healCuts()
+		if now := w.wantOneHolderEach(time.Second, "healing"); now != next && w.loss == 0 {
+			w.t.Errorf("%s took the address from %s, which lived and had followed it", now, next)
+		}
+		w.runFor(5*time.Second, w.neverTwoHolders(handoverOverlapTimeout))
+	},
+	"a short cut heals to one holder": func(w *harness) {
+		old := w.wantOneHolderEach(6*time.Second, "start")
+		w.cutOff(1, old)
+		w.runFor(time.Duration(w.random.Intn(1500))*time.Millisecond, w.neverTwoHolders(handoverOverlapTimeout))
+		w.healCuts()
+		w.runFor(time.Second, w.neverTwoHolders(handoverOverlapTimeout))
+		w.wantOneHolderEach(time.Millisecond, "healing")
+	},
+	"gossip that is blocked while the wire is whole makes no second holder": func(w *harness) {
+		old := w.wantOneHolderEach(6*time.Second, "start")
+		part := []string{old}
+		if w.random.Intn(2) == 0 {
+			for _, n := range w.nodeNames[:len(w.nodeNames)/2] {
+				if n != old {
+					part = append(part, n)
+				}
+			}
+		}
+		taken := w.takeCount
+		w.blockGossip(1, part...)
+		w.runFor(15*time.Second, w.neverTwoHolders(0))
+		w.healCuts()
+		w.runFor(3*time.Second, w.neverTwoHolders(0))
+		if got := w.wantOneHolderEach(time.Millisecond, "healing"); got != old || w.takeCount != taken {
+			w.t.Errorf("%d addresses moved though every holder lived; the first from %s to %s", w.takeCount-taken, old, got)
+		}
+	},
+	"a short pause changes nothing": func(w *harness) {
+		old := w.wantOneHolderEach(6*time.Second, "start")
+		taken := w.takeCount
+		for range 5 {
+			w.pauseSpeaker(old, 100*time.Millisecond)
+			w.runFor(time.Second, w.neverTwoHolders(0))
+		}
+		if w.loss == 0 && w.takeCount != taken {
+			w.t.Errorf("pauses of 100 ms moved %d addresses", w.takeCount-taken)
+		}
+		w.wantOneHolderEach(time.Second, "going on")
+	},
+	"a paused holder does not answer beside its successor": func(w *harness) {
+		old := w.wantOneHolderEach(6*time.Second, "start")
+		w.pauseSpeaker(old, 200*time.Millisecond+time.Duration(w.random.Intn(2000))*time.Millisecond)
+		w.runFor(5*time.Second, w.neverTwoHolders(0))
+		w.wantOneHolderEach(time.Second, "going on")
+	},
+	"the Service goes and its address is given up": func(w *harness) {
+		w.wantOneHolderEach(6*time.Second, "start")
+		for _, name := range w.nodeNames {
+			w.stepNode(w.nodesByName[name], BidsChanged{GoneAddresses: w.addresses})
+		}
+		w.runFor(time.Second, nil)
+		for _, a := range w.addresses {
+			if h := w.answeringNodes(a); len(h) > 0 {
+				w.t.Errorf("%v still answer for %s", h, a)
+			}
+		}
+	},
+}
+
+// addressesByNode groups the addresses by who answers for them.
+func (w *harness) addressesByNode() map[string][]netip.Addr {
+	out := map[string][]netip.Addr{}
+	for _, a := range w.addresses {
+		for _, n := range w.answeringNodes(a) {
+			out[n] = append(out[n], a)
+		}
+	}
+	return out
+}
+
+func TestSimulatedSpeakers(t *testing.T) {
+	for name, scenario := range scenarios {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			for seed := range int64(seedCount) {
+				for _, loss := range []float64{0, 0.1} {
+					w := newHarness(t, seed, 3+int(seed%4), 1+int(seed%5))
+					w.loss = loss
+					if seed%3 == 0 {
+						w.maxMessageDelay = 20 * time.Millisecond // messages overtake each other
+					}
+					w.startAll()
+					scenario(w)
+					if t.Failed() {
+						t.Fatalf("with seed %d and loss %v", seed, loss)
+					}
+				}
+			}
+		})
+	}
+}
+
+func TestTakeoverTimeIn100Nodes(t *testing.T) {
+	var all []time.Duration
+	for seed := range int64(2) {
+		w := newHarness(t, seed, 100, 300)
+		w.loss = 0.01
+		w.startAll()
+		w.wantOneHolderEach(6*time.Second, "start")
+		for i := range 5 {
+			w.killSpeaker(w.nodeNames[(i*17+int(seed))%100])
+			w.runFor(time.Second, nil)
+			w.wantOneHolderEach(time.Millisecond, "takeover")
+		}
+		all = append(all, w.takeoverDelays...)
+		before := w.messageCount
+		w.runFor(5*time.Second, nil)
+		if each := float64(w.messageCount-before) / 5 / 2 / 95; each > 25.5 {
+			t.Errorf("%.1f packets a second go between a node and each of its watchers, want at most 25", each)
+		}
+	}
+	slices.Sort(all)
+	if len(all) == 0 {
+		t.Fatal("no address moved")
+	}
+	if p99 := all[len(all)*99/100]; p99 > 600*time.Millisecond {
+		t.Errorf("the 99th percentile of %d takeovers is %v, want 600 ms at most", len(all), p99)
+	}
+	t.Logf("%d takeovers: median %v, 99th percentile %v, longest %v", len(all), all[len(all)/2], all[len(all)*99/100], all[len(all)-1])
+}
+
+// TestTwoHundredNodesSurviveACutAndFiveDeaths has a large cluster go through a cut, deaths and a return.
+func TestTwoHundredNodesSurviveACutAndFiveDeaths(t *testing.T) {
+	w := newHarness(t, 1, 200, 60)
+	w.loss = 0.01
+	w.startAll()
+	w.wantOneHolderEach(3*time.Second, "start")
+	w.cutOff(1, w.nodeNames[:70]...)
+	w.runFor(6*time.Second, nil)
+	w.healCuts()
+	w.wantOneHolderEach(time.Second, "healing")
+	dead := w.nodeNames[20:25]
+	for _, n := range dead {
+		w.killSpeaker(n)
+	}
+	w.runFor(time.Second, nil)
+	w.wantOneHolderEach(time.Millisecond, "five deaths at once")
+	for _, n := range dead {
+		w.startSpeaker(n)
+	}
+	taken := w.takeCount
+	w.runFor(time.Second, nil)
+	w.wantOneHolderEach(time.Millisecond, "their return")
+	if w.takeCount != taken {
+		t.Errorf("%d addresses moved because nodes came back", w.takeCount-taken)
+	}
+}

@@ -1,0 +1,81 @@
+package layer2_test
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/facts"
+	"github.com/gantry-lb/gantry/speaker/layer2"
+)
+
+// neighbourNumber is a neighbour with that number.
+func neighbourNumber(n int) facts.Neighbour {
+	return facts.Neighbour{Address: netip.AddrFrom4([4]byte{192, 168, 0, byte(n)}), MAC: facts.MAC{2, 0, 0, 0, 0, byte(n)}}
+}
+
+func TestAskerCache(t *testing.T) {
+	link := facts.Link{Index: 2, ResolvedGateways: []facts.Neighbour{neighbourNumber(1), {Address: netip.MustParseAddr("fe80::1"), MAC: facts.MAC{2, 0, 0, 0, 0, 1}}}}
+	tests := map[string]struct {
+		do   func(n *layer2.AskerCache)
+		at   time.Duration
+		want string
+	}{
+		"routers are told though they never asked": {func(*layer2.AskerCache) {}, 0, "1"},
+		"the latest comes first, after routers": {func(n *layer2.AskerCache) {
+			for i := 5; i < 8; i++ {
+				n.RecordRequest(held, 2, neighbourNumber(i), epoch)
+			}
+			n.RecordRequest(held, 2, neighbourNumber(5), epoch)
+		}, 0, "1 5 7 6"},
+		"a router that asked is told once": {func(n *layer2.AskerCache) { n.RecordRequest(held, 2, neighbourNumber(1), epoch) }, 0, "1"},
+		"on another link":                  {func(n *layer2.AskerCache) { n.RecordRequest(held, 3, neighbourNumber(5), epoch) }, 0, "1"},
+		"for another address":              {func(n *layer2.AskerCache) { n.RecordRequest(other, 2, neighbourNumber(5), epoch) }, 0, "1"},
+		"not long ago":                     {func(n *layer2.AskerCache) { n.RecordRequest(held, 2, neighbourNumber(5), epoch) }, 29 * time.Minute, "1 5"},
+		"long ago":                         {func(n *layer2.AskerCache) { n.RecordRequest(held, 2, neighbourNumber(5), epoch) }, 31 * time.Minute, "1"},
+		"the last ones of many": {func(n *layer2.AskerCache) {
+			for i := range 100 {
+				n.RecordRequest(held, 2, neighbourNumber(100+i), epoch)
+			}
+		}, 0, "1 199 198 197 196 195 194 193 192"},
+		"a link that is gone is forgotten": {func(n *layer2.AskerCache) {
+			n.RecordRequest(held, 2, neighbourNumber(5), epoch)
+			n.ForgetLink(2)
+		}, 0, "1"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			n := layer2.NewAskerCache()
+			tt.do(n)
+			var got []string
+			for _, who := range n.NoticeTargets(held, link, epoch.Add(tt.at)) {
+				b := who.Address.As4()
+				got = append(got, fmt.Sprint(b[3]))
+			}
+			if text := strings.Join(got, " "); text != tt.want {
+				t.Errorf("told: %s, want %s", text, tt.want)
+			}
+		})
+	}
+}
+
+// A flood of questions for more addresses than there is room for costs no more memory, and newer ones are remembered.
+func TestAskerCacheIsBounded(t *testing.T) {
+	n := layer2.NewAskerCache()
+	for i := range 100_000 {
+		n.RecordRequest(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 2, neighbourNumber(5), epoch)
+	}
+	n.RecordRequest(held, 2, neighbourNumber(6), epoch)
+	if got := n.NoticeTargets(held, facts.Link{Index: 2}, epoch); len(got) != 1 || got[0] != neighbourNumber(6) {
+		t.Errorf("told: %v, want the last asker", got)
+	}
+	remembered := 0
+	for i := range 100_000 {
+		remembered += len(n.NoticeTargets(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), facts.Link{Index: 2}, epoch))
+	}
+	if remembered > 16384 {
+		t.Errorf("%d askers are remembered", remembered)
+	}
+}

@@ -1,0 +1,283 @@
+// Package segment is an Ethernet segment in memory, the stand-in for package wire in tests. A LAN carries frames between
+// the ports of its hosts like a switch; tests cut it, slow it, lose frames and look at what was sent. It works inside
+// testing/synctest bubbles, since hosts wait on channels alone. It never opens a socket.
+package layer2test
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/facts"
+	"github.com/gantry-lb/gantry/speaker/layer2"
+)
+
+// ErrClosed is the error of a Port that was closed.
+var ErrClosed = errors.New("the port is closed")
+
+// queueLength is how many frames wait for a host that does not read; more are lost, as on a socket.
+const queueLength = 4096
+
+// LAN is a segment. Any goroutine may use it; the zero value is not usable.
+type LAN struct {
+	mu         sync.Mutex // guards what follows, and the state of hosts and ports
+	hosts      []*Host
+	frameDelay time.Duration
+	shouldLose func(from, to string, f layer2.Frame) bool
+	sentFrames []SentFrame
+}
+
+// SentFrame is a frame that a host sent, whether or not anybody got it.
+type SentFrame struct {
+	At    time.Time
+	From  string
+	Frame layer2.Frame
+}
+
+// New returns an empty LAN.
+func New() *LAN { return &LAN{} }
+
+// AddHost connects a new host.
+func (l *LAN) AddHost(name string) *Host {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	h := &Host{lan: l, name: name}
+	l.hosts = append(l.hosts, h)
+	return h
+}
+
+// SetFrameDelay makes every frame take that long.
+func (l *LAN) SetFrameDelay(d time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.frameDelay = d
+}
+
+// SetLossFunc loses the frames of which lose says so; nil loses none. Lose is called with the LAN locked.
+func (l *LAN) SetLossFunc(lose func(from, to string, f layer2.Frame) bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.shouldLose = lose
+}
+
+// Partition puts the hosts of that name on an island; all others stay together. Without names it heals.
+func (l *LAN) Partition(island ...string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, h := range l.hosts {
+		h.isPartitioned = slices.Contains(island, h.name)
+	}
+}
+
+// TakeSentFrames returns what was sent since the last call, in order.
+func (l *LAN) TakeSentFrames() []SentFrame {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := l.sentFrames
+	l.sentFrames = nil
+	return out
+}
+
+// String is a picture of the segment: its hosts with their open ports and what of them fails.
+func (l *LAN) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var b strings.Builder
+	for _, h := range l.hosts {
+		fmt.Fprintf(&b, "%s:", h.name)
+		for _, p := range h.ports {
+			fmt.Fprintf(&b, " %s(%s)", p.link.Name, p.link.MAC)
+		}
+		switch {
+		case h.openError != nil:
+			fmt.Fprintf(&b, " refuses ports: %v", h.openError)
+		case h.isDisconnected:
+			b.WriteString(" cable cut")
+		case h.isPartitioned:
+			b.WriteString(" on the island")
+		}
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
+
+// deliverFrame carries a frame to whom it is addressed.
+func (l *LAN) deliverFrame(from *port, f layer2.Frame) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if from.isClosed() {
+		return ErrClosed
+	}
+	l.sentFrames = append(l.sentFrames, SentFrame{At: time.Now(), From: from.host.name, Frame: f})
+	if from.host.isDisconnected {
+		return nil
+	}
+	for _, h := range l.hosts {
+		for _, p := range h.ports {
+			addressed := p.family == layer2.FamilyOf(f.TargetIP) && p.acceptsMAC(f.Destination)
+			if p == from || !addressed || h.isDisconnected || h.isPartitioned != from.host.isPartitioned || (l.shouldLose != nil && l.shouldLose(from.host.name, h.name, f)) {
+				continue
+			}
+			if l.frameDelay == 0 {
+				p.enqueueFrame(f)
+				continue
+			}
+			time.AfterFunc(l.frameDelay, func() { p.enqueueFrame(f) })
+		}
+	}
+	return nil
+}
+
+// Host is a host on the LAN; it is the Wire of an Engine.
+type Host struct {
+	lan            *LAN
+	name           string
+	ports          []*port
+	openError      error
+	isDisconnected bool
+	isPartitioned  bool
+}
+
+var _ layer2.Wire = (*Host)(nil)
+
+// OpenPort connects a port; every link of a host leads to the same LAN.
+func (h *Host) OpenPort(link facts.Link, family layer2.Family) (layer2.Port, error) {
+	h.lan.mu.Lock()
+	defer h.lan.mu.Unlock()
+	if h.openError != nil {
+		return nil, fmt.Errorf("opening a port on %q: %w", link.Name, h.openError)
+	}
+	p := &port{host: h, link: link, family: family, groupUsers: map[netip.Addr]int{}, receivedFrames: make(chan layer2.Frame, queueLength), closed: make(chan struct{})}
+	h.ports = append(h.ports, p)
+	return p, nil
+}
+
+// SetOpenError makes Open fail with err, or work again with nil.
+func (h *Host) SetOpenError(err error) {
+	h.lan.mu.Lock()
+	defer h.lan.mu.Unlock()
+	h.openError = err
+}
+
+// Disconnect unplugs the host; nothing tells it so.
+func (h *Host) Disconnect() { h.setDisconnected(true) }
+
+// Reconnect plugs it in again.
+func (h *Host) Reconnect() { h.setDisconnected(false) }
+
+func (h *Host) setDisconnected(cut bool) {
+	h.lan.mu.Lock()
+	defer h.lan.mu.Unlock()
+	h.isDisconnected = cut
+}
+
+// FailPorts ends every open port of the host with err, as a link does that goes down.
+func (h *Host) FailPorts(err error) {
+	h.lan.mu.Lock()
+	ports := slices.Clone(h.ports)
+	h.lan.mu.Unlock()
+	for _, p := range ports {
+		p.closeWith(err)
+	}
+}
+
+// port is one connection of a host.
+type port struct {
+	host           *Host
+	link           facts.Link
+	family         layer2.Family
+	groupUsers     map[netip.Addr]int // the addresses whose groups are joined, and how often
+	receivedFrames chan layer2.Frame
+	closed         chan struct{} // closed by end
+	err            error         // set before done is closed
+}
+
+var _ layer2.Port = (*port)(nil)
+
+// Receive hands the frames to handle and sends its answers.
+func (p *port) Receive(handle func(layer2.Frame) (layer2.Frame, bool)) error {
+	for {
+		select {
+		case <-p.closed:
+			return p.err
+		case f := <-p.receivedFrames:
+			if answer, ok := handle(f); ok {
+				_ = p.Write(answer) // a port that is closed is noticed above
+			}
+		}
+	}
+}
+
+// LostFrames is 0: what a host does not read is not counted.
+func (p *port) LostFrames() uint64 { return 0 }
+
+// Write sends a frame.
+func (p *port) Write(f layer2.Frame) error { return p.host.lan.deliverFrame(p, f) }
+
+// JoinGroup lets the frames of an IPv6 address's group in.
+func (p *port) JoinGroup(a netip.Addr) error {
+	p.host.lan.mu.Lock()
+	defer p.host.lan.mu.Unlock()
+	p.groupUsers[a]++
+	return nil
+}
+
+// LeaveGroup keeps them out again.
+func (p *port) LeaveGroup(a netip.Addr) {
+	p.host.lan.mu.Lock()
+	defer p.host.lan.mu.Unlock()
+	if p.groupUsers[a]--; p.groupUsers[a] <= 0 {
+		delete(p.groupUsers, a)
+	}
+}
+
+// acceptsMAC says whether the network card takes in what is sent to this Ethernet address.
+func (p *port) acceptsMAC(to facts.MAC) bool {
+	if to[0] != 0x33 || to[2] != 0xff { // not a solicited-node group
+		return to[0]&1 == 1 || to == p.link.MAC
+	}
+	for a := range p.groupUsers {
+		if layer2.RequestMAC(a) == to {
+			return true
+		}
+	}
+	return false
+}
+
+// Close disconnects.
+func (p *port) Close() error {
+	p.closeWith(ErrClosed)
+	return nil
+}
+
+func (p *port) closeWith(err error) {
+	p.host.lan.mu.Lock()
+	defer p.host.lan.mu.Unlock()
+	if p.isClosed() {
+		return
+	}
+	p.err = err
+	close(p.closed)
+	p.host.ports = slices.DeleteFunc(p.host.ports, func(o *port) bool { return o == p })
+}
+
+func (p *port) isClosed() bool {
+	select {
+	case <-p.closed:
+		return true
+	default:
+		return false
+	}
+}
+
+// enqueueFrame queues a frame; one too many is lost.
+func (p *port) enqueueFrame(f layer2.Frame) {
+	select {
+	case p.receivedFrames <- f:
+	default:
+	}
+}

@@ -1,0 +1,77 @@
+package layer2_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/gantry-lb/gantry/speaker/layer2"
+	"github.com/gantry-lb/gantry/speaker/links"
+)
+
+// A cable that is cut and mended is noticed by the links, and the held addresses are announced anew.
+func TestReconnectedLinkIsAnnouncedOn(t *testing.T) {
+	for family, c := range addressesByFamily {
+		t.Run(family, func(t *testing.T) {
+			b := newVethHarness(t, c)
+			watcher := links.NewWatcher(nil, slog.New(slog.DiscardHandler))
+			ctx, cancel := context.WithCancel(context.Background())
+			ended := make(chan error, 1)
+			go func() { ended <- b.nodeNamespace.Run(ctx, watcher.Run) }()
+			t.Cleanup(func() {
+				cancel()
+				<-ended
+			})
+			want := func(sentence string, n int) {
+				t.Helper()
+				for {
+					select {
+					case set := <-watcher.LinkSets():
+						b.engine.SetLinks(set)
+						if len(set) == n {
+							return
+						}
+					case <-time.After(30 * time.Second):
+						t.Fatalf("%s: not noticed", sentence)
+					}
+				}
+			}
+			want("the cable is whole", 1)
+			b.holdNewAddress(b.held)
+			b.changeNodeLink(netlink.LinkSetDown)
+			want("the cable is cut", 0)
+			b.changeNodeLink(netlink.LinkSetUp)
+			want("the cable is mended", 1)
+			b.discardHeardFrames()
+			b.wantHeard("the cable is mended", b.gratuitousReply(b.link.MAC, b.held))
+			b.sendFrame(b.requestFor(b.held))
+			b.wantHeard("the address is asked for", b.replyFor(b.held))
+		})
+	}
+}
+
+// A link that goes down and up so fast that nobody else noticed costs the port, which comes back by itself.
+func TestPortReopensAfterLinkFlap(t *testing.T) {
+	b := newVethHarness(t, addresses4)
+	b.holdNewAddress(b.held)
+	b.changeNodeLink(netlink.LinkSetDown)
+	if r := awaitReport[layer2.PortFailed](b, "the link is down"); r.IsPermissionDenied() || !errors.Is(r.Err, layer2.ErrLinkGone) || r.Link.Index != b.link.Index {
+		t.Fatalf("the report is %+v, want that the link is gone", r)
+	}
+	b.changeNodeLink(netlink.LinkSetUp)
+	b.discardHeardFrames()
+	b.wantHeard("the link is up", b.gratuitousReply(b.link.MAC, b.held))
+}
+
+// changeNodeLink changes the node's end of the cable.
+func (b *harness) changeNodeLink(f func(netlink.Link) error) {
+	b.t.Helper()
+	b.nodeNamespace.MustRun(func() error {
+		l, err := netlink.LinkByIndex(b.link.Index)
+		return errors.Join(err, f(l))
+	})
+}

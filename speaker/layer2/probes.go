@@ -1,0 +1,183 @@
+package layer2
+
+import (
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/facts"
+)
+
+// runningProbe is a Probe under way.
+type runningProbe struct {
+	Probe
+	attemptsSent  int
+	nextAttemptAt time.Time
+	isFinished    bool // it is to be taken off the list
+	wasSent       bool // some link carried the question
+	answers       []facts.MAC
+	rivals        []facts.MAC
+	joinedPorts   []Port // that let questions about the address in meanwhile
+}
+
+// probeInbox are the Probes that Run has yet to begin. Nothing limits them but who asks: a node may have to take every
+// address of another one that died.
+type probeInbox struct {
+	wake    chan struct{} // holds a value when there are some
+	mu      sync.Mutex    // guards all
+	pending []Probe
+}
+
+func newProbeInbox() *probeInbox { return &probeInbox{wake: make(chan struct{}, 1)} }
+
+func (i *probeInbox) enqueue(p Probe) {
+	i.mu.Lock()
+	i.pending = append(i.pending, p)
+	i.mu.Unlock()
+	select {
+	case i.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (i *probeInbox) takePending() []Probe {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	all := i.pending
+	i.pending = nil
+	return all
+}
+
+// probeBatchSize is how many questions are asked each pace: a node that has thousands of addresses to take must not overrun
+// the segment.
+const probeBatchSize = 100
+
+// beginProbe begins a Probe.
+func (e *Engine) beginProbe(p Probe) {
+	if q := e.probeByID[p.ID]; q != nil { // its result would be taken for this one's
+		e.endProbe(q)
+	}
+	q := &runningProbe{Probe: p, nextAttemptAt: e.now()}
+	e.probeByID[p.ID] = q
+	e.probesByAge = append(e.probesByAge, q)
+	e.probesByAddress[p.Address] = append(e.probesByAddress[p.Address], q)
+	e.probedAddressesChanged = true
+	for _, l := range p.Links {
+		e.ensurePort(portKey{l, FamilyOf(p.Address)})
+	}
+}
+
+// endProbe ends a question.
+func (e *Engine) endProbe(q *runningProbe) {
+	delete(e.probeByID, q.ID)
+	q.isFinished = true
+	for _, io := range q.joinedPorts {
+		io.LeaveGroup(q.Address)
+	}
+	others := slices.DeleteFunc(e.probesByAddress[q.Address], func(o *runningProbe) bool { return o == q })
+	if e.probesByAddress[q.Address] = others; len(others) == 0 {
+		delete(e.probesByAddress, q.Address)
+		e.probedAddressesChanged = true
+	}
+}
+
+// advanceProbes sends what is due, ends what is over, and returns when the next thing is due.
+func (e *Engine) advanceProbes(now time.Time) time.Time {
+	if e.probedAddressesChanged { // before the first question goes out: its answer may be here at once
+		e.probedAddressesChanged = false
+		e.publishProbedAddresses()
+	}
+	var next time.Time
+	room := probeBatchSize
+	if now.Before(e.nextProbeBatchAt) {
+		room = 0
+	}
+	for _, q := range e.probesByAge { // the oldest first, so that what was begun comes to its end
+		if q.isFinished {
+			continue
+		}
+		due, at := !now.Before(q.nextAttemptAt), q.nextAttemptAt
+		switch more := due && len(q.answers) == 0 && q.attemptsSent < q.Attempts; {
+		case more && q.Kind == AcquireProbe && room == 0:
+			at = e.nextProbeBatchAt
+		case more:
+			if q.Kind == AcquireProbe { // whether a neighbour lives must not wait behind what is to be taken
+				if room--; room == 0 {
+					e.nextProbeBatchAt = now.Add(batchInterval)
+				}
+			}
+			q.attemptsSent++
+			q.nextAttemptAt = now.Add(q.Interval)
+			at = q.nextAttemptAt
+			for _, l := range q.Links {
+				e.sendProbeFrame(q, l)
+			}
+		case len(q.answers) > 0 || due:
+			e.endProbe(q)
+			e.sendReport(facts.ProbeResult{ID: q.ID, Address: q.Address, Answers: q.answers, RivalProbers: q.rivals, NotSent: !q.wasSent})
+			continue
+		}
+		if next.IsZero() || at.Before(next) {
+			next = at
+		}
+	}
+	e.probesByAge = slices.DeleteFunc(e.probesByAge, func(q *runningProbe) bool { return q.isFinished })
+	return next
+}
+
+func (e *Engine) sendProbeFrame(q *runningProbe, link int) {
+	p := e.ports[portKey{link, FamilyOf(q.Address)}]
+	if p == nil || p.socket == nil || !q.Address.IsValid() {
+		return
+	}
+	// Others who want the address ask its group, too (RFC 4862 section 5.4.2).
+	if q.Kind == AcquireProbe && !slices.Contains(q.joinedPorts, p.socket) && p.socket.JoinGroup(q.Address) == nil {
+		q.joinedPorts = append(q.joinedPorts, p.socket)
+	}
+	f := Frame{
+		Destination: RequestMAC(q.Address), Source: p.link.MAC, Operation: Request,
+		SenderMAC: p.link.MAC, SenderIP: unspecifiedAddress(p.key.family), TargetIP: q.Address,
+	}
+	if q.Kind == LivenessProbe {
+		f.SenderIP = probeSourceAddress(p.link, q.Address)
+	}
+	q.wasSent = e.writeFrame(p, f) || q.wasSent
+}
+
+// probeSourceAddress is the link's address in the subnet of a, or any of the same family.
+func probeSourceAddress(l facts.Link, a netip.Addr) netip.Addr {
+	own := unspecifiedAddress(FamilyOf(a))
+	for _, p := range l.Prefixes {
+		if p.Contains(a) {
+			return p.Addr()
+		}
+		if FamilyOf(p.Addr()) == FamilyOf(a) {
+			own = p.Addr()
+		}
+	}
+	return own
+}
+
+// recordAnswer takes a frame's sender as an answer to whoever asks for its address.
+func (e *Engine) recordAnswer(a netip.Addr, mac facts.MAC) {
+	for _, q := range e.probesByAddress[a] {
+		if !slices.Contains(q.answers, mac) && len(q.answers) < probeHostsLimit {
+			q.answers = append(q.answers, mac)
+			e.workNeeded = true
+		}
+	}
+}
+
+// recordRival takes note of a host that asks, as the questions here do, whether it may use an address (RFC 5227 section 2.1.1,
+// RFC 4862 section 5.4.3).
+func (e *Engine) recordRival(a netip.Addr, mac facts.MAC) {
+	for _, q := range e.probesByAddress[a] {
+		if q.Kind == AcquireProbe && !slices.Contains(q.rivals, mac) && len(q.rivals) < probeHostsLimit {
+			q.rivals = append(q.rivals, mac)
+		}
+	}
+}
+
+// probeHostsLimit bounds how many hosts are told apart: one would do, but all members of the gossip may ask.
+const probeHostsLimit = 256

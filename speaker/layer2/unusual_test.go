@@ -1,0 +1,209 @@
+package layer2_test
+
+import (
+	"encoding/binary"
+	"errors"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/mdlayher/ndp"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-lb/gantry/speaker/facts"
+	"github.com/gantry-lb/gantry/speaker/layer2"
+)
+
+// unusualFrame makes a question for the held address that is not like others. Who asks is not the bed's client.
+type unusualFrame struct {
+	build      func(o unusualSender) []byte
+	isAnswered bool
+}
+
+// unusualSender is who asks whom.
+type unusualSender struct {
+	*harness
+	senderIP netip.Addr // of who asks
+}
+
+// The layouts of RFC 826 and RFC 8200, in bytes from the start of the frame.
+const (
+	hardwareOffset, protocolOffset, lengthsOffset, operationOffset                          = 14, 16, 18, 20
+	hopLimitOffset, sourceOffset, destinationOffset, icmpOffset, codeOffset, checksumOffset = 21, 22, 38, 54, 55, 56
+)
+
+// arpRequest is an ordinary question.
+func (o unusualSender) arpRequest() []byte {
+	b := slices.Concat(ethernetBroadcast[:], o.clientMAC[:], []byte{8, 6, 0, 1, 8, 0, 6, 4, 0, 1}, o.clientMAC[:], o.senderIP.AsSlice(), make([]byte, 6), o.held.AsSlice())
+	return append(b, make([]byte, 60-len(b))...)
+}
+
+// solicitation is an ordinary question of IPv6 to an Ethernet and an IPv6 address.
+func (o unusualSender) solicitation(mac facts.MAC, from, to netip.Addr, options ...ndp.Option) []byte {
+	m, err := ndp.MarshalMessageChecksum(&ndp.NeighborSolicitation{TargetAddress: o.held, Options: options}, from, to)
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	b := slices.Concat(mac[:], o.clientMAC[:], []byte{0x86, 0xdd, 0x60, 0, 0, 0}, binary.BigEndian.AppendUint16(nil, uint16(len(m))),
+		[]byte{58, 255}, from.AsSlice(), to.AsSlice(), m)
+	return b
+}
+
+// solicitedNodeGroup is where a question for the held address goes.
+func (o unusualSender) solicitedNodeGroup() netip.Addr {
+	g, err := ndp.SolicitedNodeMulticast(o.held)
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	return g
+}
+
+func (o unusualSender) sourceMACOption() ndp.Option {
+	return &ndp.LinkLayerAddress{Direction: ndp.Source, Addr: o.clientMAC[:]}
+}
+
+// ordinaryRequest is the ordinary question.
+func (o unusualSender) ordinaryRequest() []byte {
+	if o.held.Is4() {
+		return o.arpRequest()
+	}
+	return o.solicitation(layer2.RequestMAC(o.held), o.senderIP, o.solicitedNodeGroup(), o.sourceMACOption())
+}
+
+// withBytesAt writes bytes into the ordinary question.
+func withBytesAt(at int, value ...byte) func(unusualSender) []byte {
+	return func(o unusualSender) []byte {
+		b := o.ordinaryRequest()
+		copy(b[at:], value)
+		return b
+	}
+}
+
+// withVLANTag puts the question into a VLAN (IEEE 802.1Q), whose tag the kernel takes off before a socket sees the frame.
+func withVLANTag(kind, vlan uint16) func(unusualSender) []byte {
+	return func(o unusualSender) []byte {
+		b := o.ordinaryRequest()
+		tag := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, kind), vlan)
+		return slices.Insert(b, 12, tag...)
+	}
+}
+
+var unusualFramesByFamily = map[string]map[string]unusualFrame{
+	"IPv4": {
+		"a question without padding":      {func(o unusualSender) []byte { return o.arpRequest()[:42] }, true},
+		"a question to the holder alone":  {func(o unusualSender) []byte { return slices.Concat(o.link.MAC[:], o.arpRequest()[6:]) }, true},
+		"a tag with a priority alone":     {withVLANTag(0x8100, 5<<13), true},
+		"a VLAN":                          {withVLANTag(0x8100, 5), false},
+		"a provider's VLAN":               {withVLANTag(0x88a8, 5), false},
+		"no operation":                    {withBytesAt(operationOffset, 0, 0), false},
+		"a question of reverse ARP":       {withBytesAt(operationOffset, 0, 3), false},
+		"addresses of another length":     {withBytesAt(lengthsOffset, 8, 4), false},
+		"another length of IP":            {withBytesAt(lengthsOffset, 6, 16), false},
+		"another hardware":                {withBytesAt(hardwareOffset, 0, 32), false},
+		"another protocol":                {withBytesAt(protocolOffset, 0x86, 0xdd), false},
+		"a frame that is cut short":       {func(o unusualSender) []byte { return o.arpRequest()[:36] }, false},
+		"a sender that is everybody":      {withBytesAt(22, ethernetBroadcast[:]...), false},
+		"a question to another host":      {func(o unusualSender) []byte { return slices.Concat(foreignMAC[:], o.arpRequest()[6:]) }, false},
+		"a question to a group":           {func(o unusualSender) []byte { return slices.Concat([]byte{1, 0, 0x5e, 0, 0, 1}, o.arpRequest()[6:]) }, false},
+		"a question for the sender's own": {func(o unusualSender) []byte { b := o.arpRequest(); copy(b[28:32], o.held.AsSlice()); return b }, false},
+	},
+	"IPv6": {
+		"a question to the group": {func(o unusualSender) []byte { return o.ordinaryRequest() }, true},
+		"a check of the holder alone, with a link-layer address": {func(o unusualSender) []byte {
+			return o.solicitation(o.link.MAC, o.senderIP, o.held, o.sourceMACOption())
+		}, true},
+		"a check of the holder alone, without": {func(o unusualSender) []byte { return o.solicitation(o.link.MAC, o.senderIP, o.held) }, true},
+		"a question without a link-layer address": {func(o unusualSender) []byte {
+			return o.solicitation(layer2.RequestMAC(o.held), o.senderIP, o.solicitedNodeGroup())
+		}, true},
+		"an option that nobody knows": {func(o unusualSender) []byte {
+			return o.solicitation(layer2.RequestMAC(o.held), o.senderIP, o.solicitedNodeGroup(), o.sourceMACOption(), &ndp.RawOption{Type: 200, Length: 1, Value: make([]byte, 6)})
+		}, true},
+		"a tag with a priority alone": {withVLANTag(0x8100, 5<<13), true},
+		"a VLAN":                      {withVLANTag(0x8100, 5), false},
+		"a hop limit of another link": {withBytesAt(hopLimitOffset, 254), false},
+		"a wrong checksum":            {withBytesAt(checksumOffset, 0x55, 0xaa), false},
+		"another code":                {withBytesAt(codeOffset, 1), false},
+		"a question to all nodes": {func(o unusualSender) []byte {
+			return o.solicitation(layer2.AnnouncementMAC(o.held), o.senderIP, netip.MustParseAddr("ff02::1"), o.sourceMACOption())
+		}, false},
+		"a question to another host": {func(o unusualSender) []byte {
+			return o.solicitation(foreignMAC, o.senderIP, o.held, o.sourceMACOption())
+		}, false},
+		"a sender that is a group": {func(o unusualSender) []byte {
+			return o.solicitation(layer2.RequestMAC(o.held), netip.MustParseAddr("ff02::1"), o.solicitedNodeGroup(), o.sourceMACOption())
+		}, false},
+		"a fragment": {func(o unusualSender) []byte {
+			b := o.ordinaryRequest()
+			b[20] = unix.IPPROTO_FRAGMENT
+			binary.BigEndian.PutUint16(b[18:], uint16(len(b)-icmpOffset+8))
+			return slices.Insert(b, icmpOffset, 58, 0, 0, 0, 0, 0, 0, 1)
+		}, false},
+	},
+}
+
+// TestUnusualRequests has an asker on a real cable say what a switch, a broken host or an attacker may say. The node's link
+// hears everything, as when a bridge or a capture is on it.
+func TestUnusualRequests(t *testing.T) {
+	for family, c := range addressesByFamily {
+		t.Run(family, func(t *testing.T) {
+			b := newVethHarness(t, c)
+			b.nodeNamespace.MustRun(func() error {
+				eth0, err := netlink.LinkByName("eth0")
+				return errors.Join(err, netlink.SetPromiscOn(eth0))
+			})
+			send := openRawSender(b)
+			b.holdNewAddress(b.held)
+			for name, c := range unusualFramesByFamily[family] {
+				t.Run(name, func(t *testing.T) {
+					o := unusualSender{b, b.clientIP.Next()}
+					b.discardHeardFrames()
+					send(c.build(o))
+					b.sendFrame(b.requestFor(b.held))
+					if got := b.hasReplyBefore(b.replyFor(b.held)); got != c.isAnswered {
+						t.Errorf("it is answered: %v, want %v", got, c.isAnswered)
+					}
+				})
+			}
+		})
+	}
+}
+
+// hasReplyBefore waits for an answer, and says whether another came before: they come in the order of the questions.
+func (b *harness) hasReplyBefore(last layer2.Frame) bool {
+	b.t.Helper()
+	another := false
+	timeout := time.After(30 * time.Second)
+	for {
+		select {
+		case f := <-b.heardFrames:
+			if f == last {
+				return another
+			}
+			another = another || (f.Operation == layer2.Reply && f.Destination == b.clientMAC && f.SenderIP == b.held)
+		case <-timeout:
+			b.t.Fatal("an ordinary question is not answered")
+		}
+	}
+}
+
+// openRawSender sends from the client's link as is.
+func openRawSender(b *harness) func(frame []byte) {
+	fd := -1
+	b.clientNamespace.MustRun(func() error {
+		l, err := linkByName("eth0")
+		if err == nil {
+			fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		}
+		return errors.Join(err, unix.Bind(fd, &unix.SockaddrLinklayer{Ifindex: l.Index}))
+	})
+	b.t.Cleanup(func() { _ = unix.Close(fd) })
+	return func(frame []byte) {
+		b.t.Helper()
+		if _, err := unix.Write(fd, frame); err != nil {
+			b.t.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,109 @@
+// Package sandbox makes network namespaces for tests that need real sockets and links. A namespace has no name and no
+// mount: it vanishes with the threads and sockets in it, also after a crash. It changes nothing in the namespace of the
+// process; without the right to make a namespace New skips the test, which names what is missing.
+package netnstest
+
+import (
+	"context"
+	"runtime"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+)
+
+// Namespace is a network namespace. Its owner is the test that made it.
+type Namespace struct {
+	t      testing.TB
+	handle netns.NsHandle
+}
+
+// New makes a namespace whose loopback is up. It is gone after the test.
+func New(t testing.TB) *Namespace {
+	t.Helper()
+	r := &Namespace{t: t, handle: netns.None()}
+	var err error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // for good: the thread ends with the goroutine, and never runs anything else
+		if r.handle, err = netns.New(); err != nil {
+			return
+		}
+		var lo netlink.Link
+		if lo, err = netlink.LinkByName("lo"); err == nil {
+			err = netlink.LinkSetUp(lo)
+		}
+	}()
+	<-done
+	if err != nil {
+		t.Skipf("making a network namespace needs root: %v", err)
+	}
+	t.Cleanup(func() { _ = r.handle.Close() })
+	return r
+}
+
+// MustRun runs f on a thread in the namespace and waits for it. f must not call FailNow or Skip.
+func (r *Namespace) MustRun(f func() error) {
+	r.t.Helper()
+	if err := r.Run(context.Background(), func(context.Context) error { return f() }); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// Run runs f on a thread in the namespace and returns its error.
+func (r *Namespace) Run(ctx context.Context, f func(context.Context) error) error {
+	ended := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		if err := netns.Set(r.handle); err != nil {
+			ended <- err
+			return
+		}
+		ended <- f(ctx)
+	}()
+	return <-ended
+}
+
+// AddVeth adds a pair of links, name in this namespace and peerName in another; both are up.
+func (r *Namespace) AddVeth(name string, peer *Namespace, peerName string) {
+	r.t.Helper()
+	r.MustRun(func() error {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = name
+		pair := &netlink.Veth{LinkAttrs: attrs, PeerName: peerName, PeerNamespace: netlink.NsFd(peer.handle)}
+		if err := netlink.LinkAdd(pair); err != nil {
+			return err
+		}
+		return setLinkUp(name)
+	})
+	peer.MustRun(func() error { return setLinkUp(peerName) })
+}
+
+func setLinkUp(name string) error {
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(l)
+}
+
+// AddAddress gives a link an address, written like "192.168.0.11/24".
+func (r *Namespace) AddAddress(name, address string) {
+	r.t.Helper()
+	r.MustRun(func() error {
+		l, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		a, err := netlink.ParseAddr(address)
+		if err != nil {
+			return err
+		}
+		a.Flags = addressFlagNoDAD
+		return netlink.AddrAdd(l, a)
+	})
+}
+
+// addressFlagNoDAD is IFA_F_NODAD: an IPv6 address is usable at once.
+const addressFlagNoDAD = 0x02

@@ -1,0 +1,153 @@
+package reconcile
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/speaker/probing"
+)
+
+// Prober asks the segment; *agent.Agent is one.
+type Prober interface {
+	SetProbeQuestions(questions []probing.Question)
+}
+
+// ProbeWriter hands the open AddressProbes to the agent, and writes what it found.
+type ProbeWriter struct {
+	Client client.Client
+	Cache  cache.Cache
+	Prober Prober
+	Log    *slog.Logger
+	// Self is this node, Namespace where the objects are.
+	Self, Namespace string
+
+	answers chan probing.Answer
+	// probesChanged asks for another look at the objects.
+	probesChanged chan struct{}
+}
+
+// Init makes the writer ready to observe.
+func (w *ProbeWriter) Init() {
+	w.answers, w.probesChanged = make(chan probing.Answer, 1024), make(chan struct{}, 1)
+}
+
+// Observe takes an answer and returns at once. One too many is dropped: the controller asks again.
+func (w *ProbeWriter) Observe(a probing.Answer) {
+	select {
+	case w.answers <- a:
+	default:
+		w.Log.Warn("more answers about addresses than can be written", "address", a.Address)
+	}
+}
+
+// watchProbes has the writer look at the objects whenever one changes.
+func (w *ProbeWriter) watchProbes(ctx context.Context) error {
+	informer, err := w.Cache.GetInformer(ctx, &v1alpha1.AddressProbe{})
+	if err != nil {
+		return fmt.Errorf("watching AddressProbes: %w", err)
+	}
+	poke := func(any) {
+		select {
+		case w.probesChanged <- struct{}{}:
+		default:
+		}
+	}
+	if _, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
+		AddFunc: poke, UpdateFunc: func(_, o any) { poke(o) }, DeleteFunc: poke,
+	}); err != nil {
+		return fmt.Errorf("watching AddressProbes: %w", err)
+	}
+	return nil
+}
+
+// missingKindRetryDelay is how long it waits for a kind that the API server does not serve: everything else goes on without it.
+const missingKindRetryDelay = 10 * time.Second
+
+// Run works until ctx ends.
+func (w *ProbeWriter) Run(ctx context.Context) error {
+	for told := false; ; told = true {
+		err := w.watchProbes(ctx)
+		if err == nil {
+			break
+		}
+		if !told && ctx.Err() == nil {
+			w.Log.Error("this node asks the segment for no addresses until that works; are the CRDs of this version installed?", "error", err, "again", missingKindRetryDelay)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(missingKindRetryDelay):
+		}
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-w.probesChanged:
+			w.updateQuestions(ctx)
+		case a := <-w.answers:
+			if err := w.writeAnswer(ctx, a); err != nil && ctx.Err() == nil {
+				w.Log.Warn("writing what the segment said about an address; trying again", "address", a.Address, "error", err)
+				time.AfterFunc(writeRetryDelay, func() { w.Observe(a) })
+			}
+		}
+	}
+}
+
+// updateQuestions hands the open questions to the agent.
+func (w *ProbeWriter) updateQuestions(ctx context.Context) {
+	var list v1alpha1.AddressProbeList
+	if err := w.Client.List(ctx, &list, client.InNamespace(w.Namespace)); err != nil {
+		w.Log.Warn("listing AddressProbes", "error", err)
+		return
+	}
+	var open []probing.Question
+	for i := range list.Items {
+		p := &list.Items[i]
+		a, err := netip.ParseAddr(p.Spec.Address)
+		if err != nil || p.Status.Outcome != "" {
+			continue
+		}
+		open = append(open, probing.Question{ID: p.Name + "/" + string(p.UID), Address: a.Unmap(), Pool: p.Spec.Pool})
+	}
+	w.Prober.SetProbeQuestions(open)
+}
+
+// writeAnswer writes an answer, unless somebody else has or nobody asks any more.
+func (w *ProbeWriter) writeAnswer(ctx context.Context, a probing.Answer) error {
+	name, uid, _ := strings.Cut(a.ID, "/")
+	var p v1alpha1.AddressProbe
+	err := w.Client.Get(ctx, client.ObjectKey{Namespace: w.Namespace, Name: name}, &p)
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil
+	case err != nil:
+		return fmt.Errorf("reading AddressProbe %q: %w", name, err)
+	case p.UID != types.UID(uid) || p.Status.Outcome != "":
+		return nil
+	}
+	before := p.DeepCopy()
+	now := metav1.Now()
+	p.Status = v1alpha1.AddressProbeStatus{Outcome: v1alpha1.OutcomeSilent, By: a.AnsweredBy, Node: w.Self, Time: &now}
+	if a.AnsweredBy != "" {
+		p.Status.Outcome = v1alpha1.OutcomeAnswered
+		w.Log.Warn("somebody uses an address that was about to be given", "address", a.Address, "pool", a.Pool, "by", a.AnsweredBy)
+	}
+	err = w.Client.Status().Patch(ctx, &p, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
+	if err != nil && !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("writing the status of AddressProbe %q: %w", p.Name, err)
+	}
+	return nil
+}

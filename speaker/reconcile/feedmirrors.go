@@ -1,0 +1,201 @@
+package reconcile
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/gantry-lb/gantry/internal/view"
+	"github.com/gantry-lb/gantry/speaker/agent"
+)
+
+// postBatchSize bounds how many changes are posted together when everything is told anew.
+const postBatchSize = 500
+
+// serviceMirror follows the Services. Those that are not of type LoadBalancer are nothing to a speaker.
+func (f *ClusterFeed) serviceMirror(ctx context.Context) *objectMirror[*view.Service] {
+	set := func(v *view.Service) { f.postChanges(ctx, f.appendServiceChange(nil, v)) }
+	return &objectMirror[*view.Service]{
+		reduce: func(o any) (*view.Service, bool) {
+			s, ok := o.(*corev1.Service)
+			if !ok {
+				return nil, false
+			}
+			v := view.FromService(s)
+			v.Key.Namespace = view.Intern(v.Key.Namespace)
+			return &v, true
+		},
+		onAdd:     set,
+		onUpdate:  set,
+		onDelete:  func(v *view.Service) { f.postChanges(ctx, f.appendServiceRemoval(nil, v.Key)) },
+		onReplace: func(all []*view.Service) { f.replaceServices(ctx, all) },
+		synced:    make(chan struct{}),
+	}
+}
+
+// appendServiceChange adds the change that a Service makes, if it makes one.
+func (f *ClusterFeed) appendServiceChange(out []agent.Change, v *view.Service) []agent.Change {
+	if !v.IsLoadBalancer {
+		return f.appendServiceRemoval(out, v.Key)
+	}
+	f.mu.Lock()
+	f.uidByService[v.Key] = types.UID(v.UID)
+	f.mu.Unlock()
+	return append(out, agent.SetService(*v))
+}
+
+func (f *ClusterFeed) appendServiceRemoval(out []agent.Change, k view.ObjectKey) []agent.Change {
+	f.mu.Lock()
+	_, known := f.uidByService[k]
+	delete(f.uidByService, k)
+	f.mu.Unlock()
+	if !known {
+		return out
+	}
+	return append(out, agent.RemoveService(k))
+}
+
+// replaceServices tells all Services that there are, and of those that went while nobody watched.
+func (f *ClusterFeed) replaceServices(ctx context.Context, all []*view.Service) {
+	f.mu.Lock()
+	gone := make(map[view.ObjectKey]struct{}, len(f.uidByService))
+	for k := range f.uidByService {
+		gone[k] = struct{}{}
+	}
+	f.mu.Unlock()
+	var out []agent.Change
+	for i, v := range all {
+		delete(gone, v.Key)
+		if out, all[i] = f.appendServiceChange(out, v), nil; len(out) >= postBatchSize {
+			f.Agent.PostChanges(ctx, out...)
+			out = nil
+		}
+	}
+	for k := range gone {
+		out = f.appendServiceRemoval(out, k)
+	}
+	f.postChanges(ctx, out)
+}
+
+// postChanges hands changes over, if there are any.
+func (f *ClusterFeed) postChanges(ctx context.Context, out []agent.Change) {
+	if len(out) > 0 {
+		f.Agent.PostChanges(ctx, out...)
+	}
+}
+
+// ServiceReference returns what an event about a Service of type LoadBalancer names; nil when there is none.
+func (f *ClusterFeed) ServiceReference(k view.ObjectKey) *corev1.Service {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	uid, ok := f.uidByService[k]
+	if !ok {
+		return nil
+	}
+	s := &corev1.Service{}
+	s.Namespace, s.Name, s.UID = k.Namespace, k.Name, uid
+	return s
+}
+
+// sliceMirror follows the EndpointSlices.
+func (f *ClusterFeed) sliceMirror(ctx context.Context) *objectMirror[*view.EndpointSlice] {
+	return &objectMirror[*view.EndpointSlice]{
+		reduce: func(o any) (*view.EndpointSlice, bool) {
+			s, ok := o.(*discoveryv1.EndpointSlice)
+			if !ok {
+				return nil, false
+			}
+			v := view.FromEndpointSlice(s)
+			return &v, true
+		},
+		onAdd: func(v *view.EndpointSlice) { f.postChanges(ctx, f.endpointChanges(f.storeSlice(v))) },
+		onUpdate: func(v *view.EndpointSlice) {
+			former := f.removeSlice(v)
+			f.postChanges(ctx, f.endpointChanges(former, f.storeSlice(v)))
+		},
+		onDelete:  func(v *view.EndpointSlice) { f.postChanges(ctx, f.endpointChanges(f.removeSlice(v))) },
+		onReplace: func(all []*view.EndpointSlice) { f.replaceSlices(ctx, all) },
+		synced:    make(chan struct{}),
+	}
+}
+
+// storeSlice adds a slice, and returns its Service, without a name when it has none.
+func (f *ClusterFeed) storeSlice(v *view.EndpointSlice) view.ObjectKey {
+	if v.Service.Name == "" {
+		return view.ObjectKey{}
+	}
+	all := f.slicesByService[v.Service]
+	i, found := findSlice(all, v.Name)
+	if found {
+		all[i] = *v
+	} else {
+		f.slicesByService[v.Service] = slices.Insert(slices.Clip(all), i, *v)
+	}
+	return v.Service
+}
+
+// removeSlice forgets what is known of a slice, and returns the Service that it was of. That may be another than it names now.
+func (f *ClusterFeed) removeSlice(v *view.EndpointSlice) view.ObjectKey {
+	of := v.Service
+	if _, found := findSlice(f.slicesByService[of], v.Name); !found {
+		of = view.ObjectKey{}
+		for k, all := range f.slicesByService {
+			if _, found := findSlice(all, v.Name); found && k.Namespace == v.Service.Namespace {
+				of = k
+				break
+			}
+		}
+	}
+	all := f.slicesByService[of]
+	i, found := findSlice(all, v.Name)
+	if !found {
+		return view.ObjectKey{}
+	}
+	if len(all) == 1 {
+		delete(f.slicesByService, of)
+	} else {
+		f.slicesByService[of] = slices.Delete(all, i, i+1)
+	}
+	return of
+}
+
+func findSlice(all []view.EndpointSlice, name string) (int, bool) {
+	return slices.BinarySearchFunc(all, name, func(s view.EndpointSlice, name string) int { return strings.Compare(s.Name, name) })
+}
+
+// endpointChanges returns the changes that tell the endpoints of the Services; those without a name are passed over.
+func (f *ClusterFeed) endpointChanges(services ...view.ObjectKey) []agent.Change {
+	var out []agent.Change
+	for i, k := range services {
+		if k.Name != "" && !slices.Contains(services[:i], k) {
+			out = append(out, agent.SetEndpoints(view.MergeSlices(k, f.slicesByService[k])))
+		}
+	}
+	return out
+}
+
+// replaceSlices tells the endpoints of all Services anew.
+func (f *ClusterFeed) replaceSlices(ctx context.Context, all []*view.EndpointSlice) {
+	former := f.slicesByService
+	f.slicesByService = make(map[view.ObjectKey][]view.EndpointSlice, len(all))
+	for _, v := range all {
+		f.storeSlice(v)
+	}
+	for k := range former {
+		if _, still := f.slicesByService[k]; !still {
+			f.postChanges(ctx, f.endpointChanges(k))
+		}
+	}
+	for chunk := range slices.Chunk(slices.Collect(maps.Keys(f.slicesByService)), postBatchSize) {
+		var out []agent.Change
+		for _, k := range chunk {
+			out = append(out, agent.SetEndpoints(view.MergeSlices(k, f.slicesByService[k])))
+		}
+		f.postChanges(ctx, out)
+	}
+}

@@ -1,0 +1,277 @@
+package reconcile
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"runtime"
+	"slices"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/internal/snapshot"
+	"github.com/gantry-lb/gantry/internal/view"
+	"github.com/gantry-lb/gantry/speaker/agent"
+	"github.com/gantry-lb/gantry/speaker/plan"
+	"github.com/gantry-lb/gantry/test/apiserver"
+)
+
+// recordingPlanner takes what a Feed posts as an agent's does.
+type recordingPlanner struct {
+	*plan.Planner
+	posts int
+}
+
+func (p *recordingPlanner) PostChanges(_ context.Context, changes ...agent.Change) {
+	p.posts++
+	agent.ApplyChanges(p.Planner, changes...)
+}
+
+// newMirrors are those of a Feed that has seen nothing.
+func newMirrors(t *testing.T, in plan.Inputs) (*recordingPlanner, *objectMirror[*view.Service], *objectMirror[*view.EndpointSlice], *ClusterFeed) {
+	p := &recordingPlanner{Planner: plan.NewPlanner(in)}
+	f := &ClusterFeed{Agent: p, slicesByService: map[view.ObjectKey][]view.EndpointSlice{}, uidByService: map[view.ObjectKey]types.UID{}}
+	return p, f.serviceMirror(t.Context()), f.sliceMirror(t.Context()), f
+}
+
+// exampleService is a Service as the API server sends it, with much that is nothing to a speaker.
+func exampleService(name string, a netip.Addr) *corev1.Service {
+	policy := corev1.IPFamilyPolicySingleStack
+	s := &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: "default", Name: name, UID: types.UID(name + "-7c5f7e34-0d6b-4f0e-9b8d-2f4d6f1f7b1a"), ResourceVersion: "123456",
+			Labels: map[string]string{"app": name, "team": "red"}, Annotations: map[string]string{"example.com/note": fmt.Sprintf("%01000d", 7)},
+		},
+		Spec: corev1.ServiceSpec{
+			Type: corev1.ServiceTypeLoadBalancer, ClusterIP: "10.96.0.1", ClusterIPs: []string{"10.96.0.1"}, Selector: map[string]string{"app": name},
+			IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol}, IPFamilyPolicy: &policy,
+			Ports: []corev1.ServicePort{{Name: "http", Protocol: corev1.ProtocolTCP, Port: 80, NodePort: 30080}},
+		},
+	}
+	s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: a.String()}}
+	return s
+}
+
+// exampleSlice is an EndpointSlice of a Service with an endpoint that is ready on each of the nodes.
+func exampleSlice(name, service string, nodes ...string) *discoveryv1.EndpointSlice {
+	s := &discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: service}},
+		AddressType: discoveryv1.AddressTypeIPv4,
+	}
+	for _, n := range nodes {
+		s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{Addresses: []string{"10.244.0.9"}, NodeName: &n})
+	}
+	return s
+}
+
+// passToMirror has the mirror take what a reflector gives it.
+func passToMirror(t *testing.T, give func(any) error, objects ...any) {
+	t.Helper()
+	for _, o := range objects {
+		if err := give(o); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestServiceMirrorFollowsServices(t *testing.T) {
+	p, services, _, f := newMirrors(t, plan.Inputs{})
+	a := netip.MustParseAddr("192.0.2.1")
+	has := func(want ...string) {
+		t.Helper()
+		var got []string
+		for k := range p.Inputs().Services {
+			got = append(got, k.Name)
+		}
+		if slices.Sort(got); !slices.Equal(got, want) {
+			t.Errorf("the planner knows %v, want %v", got, want)
+		}
+		for _, n := range want {
+			if s := f.ServiceReference(view.ObjectKey{Namespace: "default", Name: n}); s == nil || s.UID != exampleService(n, a).UID {
+				t.Errorf("events about %s are about %+v", n, s)
+			}
+		}
+	}
+	if services.hasSynced() {
+		t.Error("all is said to be read before anything is")
+	}
+	plain := exampleService("plain", a)
+	plain.Spec.Type = corev1.ServiceTypeClusterIP
+	passToMirror(t, func(o any) error { return services.Replace(o.([]any), "1") }, []any{exampleService("one", a), exampleService("two", a), plain})
+	has("one", "two")
+	if !services.hasSynced() {
+		t.Error("all is not said to be read")
+	}
+	posts := p.posts
+	passToMirror(t, services.Update, plain)
+	passToMirror(t, services.Delete, plain)
+	if p.posts != posts {
+		t.Error("a Service that is no load balancer makes work")
+	}
+	passToMirror(t, services.Add, exampleService("three", a))
+	one := exampleService("one", a)
+	one.Spec.Type = corev1.ServiceTypeClusterIP
+	passToMirror(t, services.Update, one)
+	has("three", "two")
+	passToMirror(t, services.Delete, exampleService("two", a))
+	has("three")
+	// What went while nobody watched is missing when everything is told anew, reduced already or not.
+	reduced, err := services.Transformer()(exampleService("four", a))
+	if err != nil {
+		t.Fatal(err)
+	}
+	passToMirror(t, func(o any) error { return services.Replace(o.([]any), "9") }, []any{reduced, exampleService("five", a)})
+	has("five", "four")
+	if f.ServiceReference(view.ObjectKey{Namespace: "default", Name: "three"}) != nil {
+		t.Error("there are still events about a Service that is gone")
+	}
+	if _, err := services.Transformer()(&corev1.Pod{}); err == nil {
+		t.Error("a Pod passes for a Service")
+	}
+}
+
+func TestEndpointsOfSeveralSlicesAreJoined(t *testing.T) {
+	p, _, endpoints, _ := newMirrors(t, plan.Inputs{})
+	on := func(service string, want ...string) {
+		t.Helper()
+		if got := p.Inputs().Endpoints[view.ObjectKey{Namespace: "default", Name: service}].ServingNodes; !slices.Equal(got, want) {
+			t.Errorf("%s has endpoints on %v, want %v", service, got, want)
+		}
+	}
+	passToMirror(t, func(o any) error { return endpoints.Replace(o.([]any), "1") }, []any{exampleSlice("web-2", "web", "b"), exampleSlice("web-1", "web", "a"), exampleSlice("dns-1", "dns", "c")})
+	on("web", "a", "b")
+	passToMirror(t, endpoints.Add, exampleSlice("web-3", "web", "c"))
+	on("web", "a", "b", "c")
+	passToMirror(t, endpoints.Update, exampleSlice("web-1", "web", "d"))
+	on("web", "b", "c", "d")
+	passToMirror(t, endpoints.Update, exampleSlice("web-3", "dns", "c", "d")) // it is another Service's by now
+	on("web", "b", "d")
+	on("dns", "c", "d")
+	passToMirror(t, endpoints.Update, exampleSlice("web-2", ""))
+	on("web", "d")
+	passToMirror(t, endpoints.Delete, exampleSlice("web-1", "web"))
+	on("web")
+	passToMirror(t, endpoints.Update, exampleSlice("web-9", "web", "a")) // never seen before
+	on("web", "a")
+	passToMirror(t, func(o any) error { return endpoints.Replace(o.([]any), "9") }, []any{exampleSlice("dns-1", "dns", "e")})
+	on("web")
+	on("dns", "e")
+}
+
+// TestMirrorFollowsTheAPIServer has a real one, from before the mirror begins until its objects are gone.
+func TestMirrorFollowsTheAPIServer(t *testing.T) {
+	config := apiserver.Start(t)
+	source, err := client.NewWithWatch(config, client.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	create := func(name string) *corev1.Service {
+		s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}}
+		s.Spec.Type, s.Spec.Ports = corev1.ServiceTypeLoadBalancer, []corev1.ServicePort{{Port: 80}}
+		if err := source.Create(t.Context(), s); err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	one := create("one")
+	told := make(chan string, 16)
+	m := &objectMirror[string]{
+		reduce: func(o any) (string, bool) {
+			s, ok := o.(*corev1.Service)
+			if !ok {
+				return "", false
+			}
+			return s.Name + " " + string(s.Spec.ExternalTrafficPolicy), true
+		},
+		onAdd:    func(v string) { told <- "added " + v },
+		onUpdate: func(v string) { told <- "changed " + v },
+		onDelete: func(v string) { told <- "removed " + v },
+		onReplace: func(all []string) {
+			slices.Sort(all)
+			told <- fmt.Sprint("all: ", all)
+		},
+		synced: make(chan struct{}),
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		m.followObjects(ctx, source, &corev1.Service{}, func() client.ObjectList { return &corev1.ServiceList{} })
+	}()
+	t.Cleanup(func() { cancel(); <-ended })
+	next := func(want string) {
+		t.Helper()
+		select {
+		case got := <-told:
+			if got != want {
+				t.Fatalf("it tells %q, want %q", got, want)
+			}
+		case <-time.After(time.Minute):
+			t.Fatalf("it does not tell %q", want)
+		}
+	}
+	next("all: [kubernetes  one Cluster]")
+	if !toolscache.WaitForCacheSync(ctx.Done(), m.hasSynced) {
+		t.Error("it does not say that all is read")
+	}
+	create("two")
+	next("added two Cluster")
+	one.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
+	if err := source.Update(t.Context(), one); err != nil {
+		t.Fatal(err)
+	}
+	next("changed one Local")
+	if err := source.Delete(t.Context(), one); err != nil {
+		t.Fatal(err)
+	}
+	next("removed one Local")
+}
+
+// bytesPerServiceLimit bounds what one Service may take in a speaker that announces it to two routers, but for the tables of their sessions.
+const bytesPerServiceLimit = 2000
+
+// TestAServiceTakesLittleMemory counts what 10,000 Services leave behind in the Feed and the Planner.
+func TestAServiceTakesLittleMemory(t *testing.T) {
+	const many = 10000
+	first := netip.MustParseAddr("10.200.0.0")
+	in := plan.Inputs{Self: "node1", Nodes: map[string]view.Node{"node1": {Name: "node1"}}, Snapshot: &snapshot.Snapshot{
+		Pools:             []*snapshot.Pool{{Name: "p", Ranges: []snapshot.Range{{First: first, Last: netip.MustParseAddr("10.200.255.255")}}}},
+		BGPAdvertisements: []*snapshot.BGPAdvertisement{{Name: "ad", Pools: []string{"p"}, PrefixLengthIPv4: 32, PrefixLengthIPv6: 128}},
+		Peers:             []*snapshot.Peer{{Name: "tor1", Address: first}, {Name: "tor2", Address: first}},
+	}}
+	p, services, endpoints, f := newMirrors(t, in)
+	heap := func() uint64 {
+		runtime.GC()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := heap()
+	a := first
+	for i := range many {
+		a = a.Next()
+		name := fmt.Sprintf("service-%05d", i)
+		passToMirror(t, services.Add, exampleService(name, a))
+		passToMirror(t, endpoints.Add, exampleSlice(name+"-x7k2p", name, "node1"))
+	}
+	p.Update()
+	each := (heap() - before) / many
+	if got := len(p.Plan().Routes); got != many || len(f.uidByService) != many {
+		t.Fatalf("%d routes and %d Services are there", got, len(f.uidByService))
+	}
+	t.Logf("%d bytes for each Service", each)
+	if each > bytesPerServiceLimit {
+		t.Errorf("a Service takes %d bytes, more than %d", each, bytesPerServiceLimit)
+	}
+	runtime.KeepAlive(maps.Keys(f.slicesByService))
+	runtime.KeepAlive(p)
+}

@@ -1,0 +1,209 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/test/cluster"
+	"github.com/gantry-lb/gantry/test/lab"
+)
+
+// What the controller is asked.
+const (
+	clientConnections = 8
+	benchClass        = "example.com/bench" // nobody serves it but this program
+)
+
+// bulkSizes are how many Services come at once.
+var bulkSizes = []int{2000, 8000}
+
+// roomyPoolManifest holds a crowd. It has no advertisement: what is measured is the controller.
+const roomyPoolManifest = `apiVersion: metallb.io/v1beta1
+kind: IPAddressPool
+metadata: {name: roomy, namespace: metallb-system}
+spec: {addresses: [10.192.0.0/16]}
+`
+
+// measureBulkCreation measures the controller on a lab of one node: crowds of Services, changes of leaders, and a restart with 8,000.
+func measureBulkCreation(ctx context.Context, dir string) error {
+	s, err := cluster.Start(ctx, lab.Options{Nodes: 1, Dir: dir})
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	if err := s.InstallGantry(ctx); err != nil {
+		return err
+	}
+	if err := s.Apply(ctx, roomyPoolManifest); err != nil {
+		return err
+	}
+	if err := measureLeaderChanges(ctx, s); err != nil {
+		return err
+	}
+	for _, n := range bulkSizes {
+		b, err := measureBulkBaseline(ctx, s, n)
+		if err != nil {
+			return err
+		}
+		g, err := createInBulk(ctx, s, fmt.Sprint("crowd-", n), "", n)
+		if err != nil {
+			return err
+		}
+		fmt.Printf("%-64s %s\n", fmt.Sprintf("%d Services over %d connections: creation to address", n, clientConnections), g)
+		fmt.Printf("%-64s %s\n", "baseline: a status written by who watches, 32 at a time", b)
+		fmt.Printf("  processor time for each Service: %s\n  and in the baseline: %s\n", g.cpuPerService, b.cpuPerService)
+		fmt.Printf("  writes for each Service: %.3f of its status, %.3f events, %.3f others (AddressLedger %d, pools %d)\n",
+			g.writesPerService("services/status"), g.writesPerService("events"), g.writesPerService("addressledgers")+g.writesPerService("ipaddresspools/status"),
+			g.writes["addressledgers"], g.writes["ipaddresspools/status"])
+	}
+	return measureControllerRestart(ctx, s, 8000)
+}
+
+// bulkResult is what became of a crowd.
+type bulkResult struct {
+	count             int
+	p50, p99, longest time.Duration // from when a Service was asked for until a watch showed its address
+	creationTime      time.Duration // from the first creation to the last
+	lastAddressTime   time.Duration // from the last creation to the last address
+	writes            cluster.WriteCounts
+	cpuPerService     string
+}
+
+// String is the line of the figures.
+func (g bulkResult) String() string {
+	ms := func(d time.Duration) int64 { return d.Milliseconds() }
+	return fmt.Sprintf("median %4d  99%% %4d  max %4d ms; last address %4d ms after the last creation (%d a second)",
+		ms(g.p50), ms(g.p99), ms(g.longest), ms(g.lastAddressTime), int(float64(g.count)/g.creationTime.Seconds()))
+}
+
+func (g bulkResult) writesPerService(what string) float64 {
+	return float64(g.writes[what]) / float64(g.count)
+}
+
+// createInBulk creates n Services of a class in a namespace of their own, and waits until each has an address and its event.
+func createInBulk(ctx context.Context, s *cluster.Cluster, namespace, class string, n int) (bulkResult, error) {
+	g := bulkResult{count: n}
+	if err := s.API.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}); client.IgnoreAlreadyExists(err) != nil {
+		return g, err
+	}
+	watching, end := context.WithCancel(ctx)
+	defer end()
+	c, err := s.RecordAddresses(watching, namespace)
+	if err != nil {
+		return g, err
+	}
+	var services []*corev1.Service
+	var called []string
+	for i := range n {
+		name := fmt.Sprintf("s%05d", i)
+		services, called = append(services, cluster.NewService(namespace, name, class)), append(called, name)
+	}
+	before, err := s.CountWrites(ctx)
+	if err != nil {
+		return g, err
+	}
+	usedBefore := readCPUUsage(s.SupervisorPID())
+	created, err := s.CreateServices(ctx, clientConnections, services)
+	if err != nil {
+		return g, err
+	}
+	given, err := c.AwaitAddresses(ctx, called...)
+	if err != nil {
+		return g, err
+	}
+	if f := c.Violations(); len(f) > 0 {
+		return g, fmt.Errorf("addresses of %s: %v", namespace, f)
+	}
+	time.Sleep(5 * time.Second) // the last events and the pool's status follow within a second; what else is said of a Service, after three
+	now, err := s.CountWrites(ctx)
+	if err != nil {
+		return g, err
+	}
+	g.writes, g.cpuPerService = now.Since(before), readCPUUsage(s.SupervisorPID()).describeSince(usedBefore, n)
+	g.computeTimes(created, given)
+	return g, nil
+}
+
+func (g *bulkResult) computeTimes(created []cluster.CreationTimes, given []time.Time) {
+	waits := make([]time.Duration, len(given))
+	first, done, last := created[0].Requested, created[0].Completed, given[0]
+	for i := range given {
+		waits[i] = given[i].Sub(created[i].Requested)
+		first, done, last = earlierTime(first, created[i].Requested), laterTime(done, created[i].Completed), laterTime(last, given[i])
+	}
+	slices.Sort(waits)
+	g.p50, g.p99, g.longest = waits[len(waits)/2], waits[len(waits)*99/100], waits[len(waits)-1]
+	g.creationTime, g.lastAddressTime = done.Sub(first), max(0, last.Sub(done))
+}
+
+func earlierTime(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+func laterTime(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
+
+// measureBulkBaseline has this program write the status of whatever its watch shows, as fast as it can: what the API server and the machine
+// need for the same crowd when nobody decides anything. The Services are deleted again.
+func measureBulkBaseline(ctx context.Context, s *cluster.Cluster, n int) (bulkResult, error) {
+	const namespace = "baseline"
+	writing, end := context.WithCancel(ctx)
+	defer end()
+	w, err := s.API.Watch(writing, &corev1.ServiceList{}, client.InNamespace(namespace))
+	if err != nil {
+		return bulkResult{}, fmt.Errorf("watching Services: %w", err)
+	}
+	defer w.Stop()
+	var writers errgroup.Group
+	writers.SetLimit(32)
+	go func() {
+		i := 0
+		for e := range w.ResultChan() {
+			o, ok := e.Object.(*corev1.Service)
+			if !ok || e.Type != "ADDED" {
+				continue
+			}
+			i++
+			address := fmt.Sprintf("10.193.%d.%d", i/256, i%256)
+			writers.Go(func() error {
+				before := o.DeepCopy()
+				o.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: address}}
+				return s.API.Status().Patch(writing, o, client.MergeFrom(before))
+			})
+		}
+	}()
+	g, err := createInBulk(ctx, s, namespace, benchClass, n)
+	if err != nil {
+		return g, err
+	}
+	return g, deleteServices(ctx, s, namespace)
+}
+
+// deleteServices deletes the Services of a namespace, and waits until they are gone.
+func deleteServices(ctx context.Context, s *cluster.Cluster, namespace string) error {
+	for {
+		err := s.API.DeleteAllOf(ctx, &corev1.Service{}, client.InNamespace(namespace))
+		if err != nil && !apierrors.IsTimeout(err) { // thousands take longer than one request may
+			return fmt.Errorf("deleting the Services of %s: %w", namespace, err)
+		}
+		var left corev1.ServiceList
+		if err := s.API.List(ctx, &left, client.InNamespace(namespace), client.Limit(1)); err != nil || len(left.Items) == 0 {
+			return err
+		}
+	}
+}

@@ -1,0 +1,145 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// AddressRecorder watches the Services of a namespace, as everybody who watches sees them: when each had its address, and whether ever two
+// had the same, or one lost its own though nobody had edited it. It is for Services that share nothing.
+type AddressRecorder struct {
+	mu               sync.Mutex // guards all that follows
+	recordByService  map[string]serviceRecord
+	serviceByAddress map[string]string // by address
+	violations       []string
+}
+
+// serviceRecord is one Service.
+type serviceRecord struct {
+	address    string
+	assignedAt time.Time // when it was first seen with that address
+	revision   string    // of the Service when that was given: another one may lose it
+}
+
+// RecordAddresses begins a census, which lasts until ctx ends.
+func (s *Cluster) RecordAddresses(ctx context.Context, namespace string) (*AddressRecorder, error) {
+	c := &AddressRecorder{recordByService: map[string]serviceRecord{}, serviceByAddress: map[string]string{}}
+	w, err := c.listAndWatch(ctx, s, namespace)
+	if err != nil {
+		return nil, err
+	}
+	go func() {
+		for ctx.Err() == nil {
+			if w == nil { // the API server was away
+				time.Sleep(pollInterval)
+				w, _ = c.listAndWatch(ctx, s, namespace)
+				continue
+			}
+			for e := range w.ResultChan() {
+				if o, ok := e.Object.(*corev1.Service); ok {
+					c.recordEvent(o, e.Type == watch.Deleted)
+				}
+			}
+			w = nil
+		}
+	}()
+	return c, nil
+}
+
+// listAndWatch takes in what there is, and watches from there.
+func (c *AddressRecorder) listAndWatch(ctx context.Context, s *Cluster, namespace string) (watch.Interface, error) {
+	var list corev1.ServiceList
+	if err := s.API.List(ctx, &list, client.InNamespace(namespace)); err != nil {
+		return nil, fmt.Errorf("listing Services: %w", err)
+	}
+	c.resync(list.Items)
+	for i := range list.Items {
+		c.recordEvent(&list.Items[i], false)
+	}
+	w, err := s.API.Watch(ctx, &list, client.InNamespace(namespace), &client.ListOptions{Raw: &metav1.ListOptions{ResourceVersion: list.ResourceVersion}})
+	if err != nil {
+		return nil, fmt.Errorf("watching Services: %w", err)
+	}
+	return w, nil
+}
+
+// resync takes out what is not there any more, and what addresses the others had: in the meantime they may have been exchanged.
+func (c *AddressRecorder) resync(there []corev1.Service) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	clear(c.serviceByAddress)
+	for name := range c.recordByService {
+		if !slices.ContainsFunc(there, func(o corev1.Service) bool { return o.Name == name }) {
+			delete(c.recordByService, name)
+		}
+	}
+	for i := range there {
+		if in := there[i].Status.LoadBalancer.Ingress; len(in) > 0 {
+			c.serviceByAddress[in[0].IP] = there[i].Name
+		}
+	}
+}
+
+// recordEvent enters what a watch shows of a Service.
+func (c *AddressRecorder) recordEvent(o *corev1.Service, gone bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	old := c.recordByService[o.Name]
+	now, edition := old, fmt.Sprint(o.UID, o.Spec.Type) // Services count no generations
+	now.address = ""
+	if in := o.Status.LoadBalancer.Ingress; len(in) > 0 && !gone {
+		now.address = in[0].IP
+	}
+	if now.address != old.address {
+		if old.address != "" && c.serviceByAddress[old.address] == o.Name {
+			delete(c.serviceByAddress, old.address)
+		}
+		if old.address != "" && !gone && edition == old.revision {
+			c.violations = append(c.violations, fmt.Sprintf("Service %s had %s and has %q now", o.Name, old.address, now.address))
+		}
+		if other, taken := c.serviceByAddress[now.address]; taken && other != o.Name {
+			c.violations = append(c.violations, fmt.Sprintf("Services %s and %s both have %s", other, o.Name, now.address))
+		}
+		if now.address != "" {
+			c.serviceByAddress[now.address] = o.Name
+			now.assignedAt, now.revision = time.Now(), edition
+		}
+	}
+	if gone {
+		delete(c.recordByService, o.Name)
+	} else {
+		c.recordByService[o.Name] = now
+	}
+}
+
+// AwaitAddresses waits until every Service that is named has an address, and returns when each had it.
+func (c *AddressRecorder) AwaitAddresses(ctx context.Context, services ...string) ([]time.Time, error) {
+	out := make([]time.Time, len(services))
+	err := Await(ctx, "addresses", func(context.Context) error {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for i, n := range services {
+			if c.recordByService[n].address == "" {
+				return fmt.Errorf("Service %s has none", n)
+			}
+			out[i] = c.recordByService[n].assignedAt
+		}
+		return nil
+	})
+	return out, err
+}
+
+// Violations are all that should not have happened.
+func (c *AddressRecorder) Violations() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.violations)
+}

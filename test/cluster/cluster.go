@@ -1,0 +1,183 @@
+// Package stage sets Gantry up in a lab, the way a user installs it, and watches it the way a user does: by the API and
+// from a client on the LAN. The demonstration, the end-to-end tests and the benchmarks stand on it.
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"path/filepath"
+	"time"
+
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	clientscheme "k8s.io/client-go/kubernetes/scheme"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/test/lab"
+)
+
+// Cluster is a lab with a client of its API server.
+type Cluster struct {
+	*lab.Lab
+	API client.WithWatch
+}
+
+// Start brings a lab up, for the binaries in the repository's bin directory unless others are named.
+func Start(ctx context.Context, o lab.Options) (*Cluster, error) {
+	if o.BinDir == "" {
+		o.BinDir = filepath.Join(lab.RepositoryRoot(), "bin")
+	}
+	l, err := lab.Start(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	return Connect(l)
+}
+
+// Connect is a Stage on a lab that runs; the lab is closed when that fails.
+func Connect(l *lab.Lab) (*Cluster, error) {
+	config, err := l.RESTConfig()
+	if err != nil {
+		l.Close()
+		return nil, err
+	}
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{clientscheme.AddToScheme, v1alpha1.AddToScheme, v1beta1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			l.Close()
+			return nil, err
+		}
+	}
+	ctrl.SetLogger(logr.Discard()) // who starts a stage reads its own log
+	// The kinds of Gantry are not installed yet: what they are is known without asking.
+	api, err := client.NewWithWatch(config, client.Options{Scheme: scheme})
+	if err != nil {
+		l.Close()
+		return nil, fmt.Errorf("making a client: %w", err)
+	}
+	return &Cluster{Lab: l, API: api}, nil
+}
+
+// InstallGantry applies config/default and waits until every Pod of it is ready.
+func (s *Cluster) InstallGantry(ctx context.Context) error {
+	if _, err := s.Kubectl(ctx, "", "apply", "-k", filepath.Join(lab.RepositoryRoot(), "config", "default")); err != nil {
+		return err
+	}
+	return s.AwaitRollout(ctx)
+}
+
+// AwaitRollout waits until every Pod of Gantry's is ready, and of the latest version.
+func (s *Cluster) AwaitRollout(ctx context.Context) error {
+	for _, w := range []string{"deployment/gantry-controller", "daemonset/gantry-speaker"} {
+		if _, err := s.Kubectl(ctx, "", "-n", names.Namespace, "rollout", "status", "--timeout=60s", w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Apply applies manifests.
+func (s *Cluster) Apply(ctx context.Context, manifests string) error {
+	_, err := s.Kubectl(ctx, manifests, "apply", "-f", "-")
+	return err
+}
+
+// patience bounds every wait, interval is how often it looks.
+const (
+	awaitTimeout = 30 * time.Second
+	pollInterval = 20 * time.Millisecond
+)
+
+// Await calls check until it returns nil; the error is check's last, with what was waited for.
+func Await(ctx context.Context, what string, check func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, awaitTimeout)
+	defer cancel()
+	for {
+		err := check(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for %s: %w", what, err)
+		case <-time.After(pollInterval):
+		}
+	}
+}
+
+// GetService reads a Service.
+func (s *Cluster) GetService(ctx context.Context, namespace, name string) (*corev1.Service, error) {
+	var svc corev1.Service
+	err := s.API.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, &svc)
+	return &svc, err
+}
+
+// AwaitAddress waits until the Service has an address and returns the first.
+func (s *Cluster) AwaitAddress(ctx context.Context, namespace, name string) (netip.Addr, error) {
+	var a netip.Addr
+	err := Await(ctx, "an address of Service "+name, func(ctx context.Context) error {
+		svc, err := s.GetService(ctx, namespace, name)
+		if err != nil {
+			return err
+		}
+		if len(svc.Status.LoadBalancer.Ingress) == 0 {
+			return fmt.Errorf("it is pending: %v", svc.Status.Conditions)
+		}
+		a, err = netip.ParseAddr(svc.Status.LoadBalancer.Ingress[0].IP)
+		return err
+	})
+	return a, err
+}
+
+// AwaitHolder waits until exactly one node, and not the one named, says that it announces the Service.
+func (s *Cluster) AwaitHolder(ctx context.Context, service, not string) (string, error) {
+	var node string
+	err := Await(ctx, "a holder of Service "+service, func(ctx context.Context) error {
+		var list v1beta1.ServiceL2StatusList
+		if err := s.API.List(ctx, &list, client.InNamespace(names.Namespace), client.MatchingLabels{names.LabelServiceName: service}); err != nil {
+			return err
+		}
+		if len(list.Items) != 1 || list.Items[0].Status.Node == not || list.Items[0].Status.Node == "" {
+			return fmt.Errorf("%d nodes announce it", len(list.Items))
+		}
+		node = list.Items[0].Status.Node
+		return nil
+	})
+	return node, err
+}
+
+// Fetch gets a URL from a host of the lab, over a connection of its own.
+func (s *Cluster) Fetch(ctx context.Context, host, url string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	c := http.Client{Transport: &http.Transport{DialContext: s.Host(host).Dial, DisableKeepAlives: true}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return "", err
+	}
+	r, err := c.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer r.Body.Close()
+	b, err := io.ReadAll(r.Body)
+	return string(b), err
+}
+
+// AwaitFetch gets a URL until that succeeds, and returns what came.
+func (s *Cluster) AwaitFetch(ctx context.Context, host, url string) (string, error) {
+	var body string
+	err := Await(ctx, url+" from "+host, func(ctx context.Context) (err error) {
+		body, err = s.Fetch(ctx, host, url)
+		return err
+	})
+	return body, err
+}

@@ -1,0 +1,174 @@
+package cluster
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+)
+
+// linkName is the name of a host's link to the LAN.
+const linkName = "eth0"
+
+// gossipPort is where the speakers talk to each other.
+const gossipPort = "7946"
+
+// BlockGossip has two groups of nodes not hear each other's gossip, while the LAN between them is whole. UnblockPorts on
+// each node undoes it. The addresses are those of the nodes' own links.
+func (s *Cluster) BlockGossip(ctx context.Context, one, other []string) error {
+	for _, groups := range [][2][]string{{one, other}, {other, one}} {
+		far, err := s.nodeAddresses(ctx, groups[1])
+		if err != nil {
+			return err
+		}
+		rules := "add table inet lab\nadd chain inet lab in { type filter hook input priority -300; }\n" +
+			"add chain inet lab out { type filter hook output priority -300; }\n"
+		for _, proto := range []string{"tcp", "udp"} {
+			for _, port := range []string{"sport", "dport"} {
+				match := fmt.Sprintf("%s %s %s drop\n", proto, port, gossipPort)
+				rules += "add rule inet lab in ip saddr { " + strings.Join(far, ", ") + " } " + match +
+					"add rule inet lab out ip daddr { " + strings.Join(far, ", ") + " } " + match
+			}
+		}
+		for _, n := range groups[0] {
+			if err := s.runOnHost(n, rules, "nft", "-f", "-"); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (s *Cluster) nodeAddresses(ctx context.Context, nodes []string) ([]string, error) {
+	var out []string
+	for _, n := range nodes {
+		text, err := s.Kubectl(ctx, "", "get", "node", n, "-o", "jsonpath={.status.addresses[?(@.type=='InternalIP')].address}")
+		if err != nil {
+			return nil, err
+		}
+		for _, a := range strings.Fields(text) {
+			if ip, err := netip.ParseAddr(a); err == nil && ip.Is4() {
+				out = append(out, a)
+			}
+		}
+	}
+	return out, nil
+}
+
+// runOnHost runs a program in a host's network namespace.
+func (s *Cluster) runOnHost(host, stdin, name string, args ...string) error {
+	cmd := exec.Command(name, args...)
+	cmd.Stdin = strings.NewReader(stdin)
+	var out strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := s.Host(host).Do(cmd.Run); err != nil {
+		return fmt.Errorf("%s on %s: %w: %s", name, host, err, out.String())
+	}
+	return nil
+}
+
+// ForgetNeighborsRepeatedly has a host ask the LAN for the addresses every 50 ms, because it forgets the answers, until ctx ends. Without a
+// stream that needs the answer nothing is asked.
+func (s *Cluster) ForgetNeighborsRepeatedly(ctx context.Context, host string, addresses ...netip.Addr) {
+	go func() {
+		t := time.NewTicker(50 * time.Millisecond)
+		defer t.Stop()
+		for ctx.Err() == nil {
+			<-t.C
+			for _, a := range addresses {
+				// What is not there cannot be deleted: that is no fault.
+				_ = s.runOnHost(host, "", "ip", "neigh", "del", a.String(), "dev", linkName)
+			}
+		}
+	}()
+}
+
+// HostMAC is the Ethernet address of a host's link to the LAN, as an Answer has it.
+func (s *Cluster) HostMAC(host string) (string, error) {
+	var i *net.Interface
+	err := s.Host(host).Do(func() (err error) {
+		i, err = net.InterfaceByName(linkName)
+		return err
+	})
+	if err != nil {
+		return "", fmt.Errorf("reading the Ethernet address of %s: %w", host, err)
+	}
+	return i.HardwareAddr.String(), nil
+}
+
+// NeighborAnswer is a frame in which somebody says to have an address.
+type NeighborAnswer struct {
+	At      time.Time
+	Address netip.Addr
+	MAC     string
+}
+
+// neighborFilter matches nothing but IPv4's and IPv6's questions and answers about neighbours.
+const neighborFilter = "arp or (icmp6 and (ip6[40] == 135 or ip6[40] == 136))"
+
+// CaptureNeighborAnswers captures what a host hears of its neighbours until stop is called, which returns who said to have one of
+// the addresses, in order.
+func (s *Cluster) CaptureNeighborAnswers(ctx context.Context, host string) (stop func(addresses ...netip.Addr) ([]NeighborAnswer, error), err error) {
+	path, end, err := s.StartCapture(ctx, host, neighborFilter)
+	if err != nil {
+		return nil, err
+	}
+	// tcpdump has written the file's header once it listens.
+	err = Await(ctx, "the capture to begin", func(context.Context) error {
+		if f, err := os.Stat(path); err != nil || f.Size() < 24 {
+			return errors.Join(err, errors.New("nothing is written yet"))
+		}
+		return nil
+	})
+	return func(addresses ...netip.Addr) ([]NeighborAnswer, error) {
+		if err := end(); err != nil {
+			return nil, err
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return nil, err
+		}
+		return parseCapture(b, addresses), nil
+	}, err
+}
+
+// parseCapture reads a capture file (https://www.tcpdump.org/manpages/pcap-savefile.5.html).
+func parseCapture(b []byte, addresses []netip.Addr) []NeighborAnswer {
+	const fileHeader, recordHeader = 24, 16
+	var out []NeighborAnswer
+	for b = b[min(fileHeader, len(b)):]; len(b) >= recordHeader; {
+		n := int(binary.LittleEndian.Uint32(b[8:]))
+		at := time.Unix(int64(binary.LittleEndian.Uint32(b)), 1000*int64(binary.LittleEndian.Uint32(b[4:])))
+		if len(b) < recordHeader+n {
+			break
+		}
+		a, ok := parseAnswer(b[recordHeader : recordHeader+n])
+		for _, wanted := range addresses {
+			if ok && a.Address == wanted {
+				a.At = at
+				out = append(out, a)
+			}
+		}
+		b = b[recordHeader+n:]
+	}
+	return out
+}
+
+// parseAnswer says whose address the sender of a frame says to have.
+func parseAnswer(f []byte) (NeighborAnswer, bool) {
+	switch {
+	case len(f) >= 42 && f[12] == 8 && f[13] == 6: // ARP: the sender's addresses, RFC 826
+		a, _ := netip.AddrFromSlice(f[28:32])
+		return NeighborAnswer{Address: a, MAC: net.HardwareAddr(f[22:28]).String()}, true
+	case len(f) >= 78 && f[12] == 0x86 && f[13] == 0xdd && f[20] == 58 && f[54] == 136: // Neighbor Advertisement, RFC 4861 section 4.4
+		a, _ := netip.AddrFromSlice(f[62:78])
+		return NeighborAnswer{Address: a, MAC: net.HardwareAddr(f[6:12]).String()}, true
+	}
+	return NeighborAnswer{}, false
+}

@@ -1,0 +1,125 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	eventsv1 "k8s.io/api/events/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/speaker/facts"
+	"github.com/gantry-lb/gantry/speaker/layer2"
+	"github.com/gantry-lb/gantry/test/cluster"
+	"github.com/gantry-lb/gantry/test/lab/netns"
+)
+
+// testDuplicateAddressDetection gives the router the address, whose kernel asks first whether somebody has it (RFC 4862 section 5.4), in the way of
+// today's Linux (RFC 7527).
+func testDuplicateAddressDetection(ctx context.Context, t *testing.T, s *cluster.Cluster, six netip.Addr) {
+	router := s.Host("router")
+	must(t, router.Do(func() error {
+		return errors.Join(netns.SetSysctl("net/ipv6/conf/eth0/accept_dad", "1"), netns.SetSysctl("net/ipv6/conf/eth0/dad_transmits", "1"))
+	}))
+	own := &netlink.Addr{IPNet: &net.IPNet{IP: six.AsSlice(), Mask: net.CIDRMask(64, 128)}}
+	change := func(do func(netlink.Link, *netlink.Addr) error) {
+		must(t, router.Do(func() error {
+			eth0, err := netlink.LinkByName("eth0")
+			if err != nil {
+				return err
+			}
+			return do(eth0, own)
+		}))
+	}
+	change(netlink.AddrAdd)
+	defer change(netlink.AddrDel)
+	must(t, cluster.Await(ctx, "the router's kernel to learn that the address is taken", func(context.Context) error {
+		return router.Do(func() error {
+			eth0, err := netlink.LinkByName("eth0")
+			if err != nil {
+				return err
+			}
+			all, err := netlink.AddrList(eth0, netlink.FAMILY_V6)
+			for _, a := range all {
+				if a.IP.Equal(own.IP) && a.Flags&unix.IFA_F_DADFAILED != 0 {
+					return nil
+				}
+			}
+			return errors.Join(err, fmt.Errorf("its addresses are %v", all))
+		})
+	}))
+}
+
+// testOtherNodeAnswers has a node without a claim speak for the address, as kube-proxy in ipvs mode without strictARP makes its kernel do.
+func testOtherNodeAnswers(ctx context.Context, t *testing.T, s *cluster.Cluster, four netip.Addr) {
+	holder := awaitHolderOf(ctx, t, s, four).Status.Node
+	stray := "node1"
+	if stray == holder {
+		stray = "node2"
+	}
+	node := listenForFrames(t, s, stray, layer2.IPv4, func(layer2.Frame) {})
+	all := layer2.AnnouncementMAC(four)
+	must(t, cluster.Await(ctx, "an event that names the node", func(ctx context.Context) error {
+		if err := node.Write(layer2.Frame{
+			Destination: all, Source: node.link.MAC, Operation: layer2.Request,
+			SenderMAC: node.link.MAC, SenderIP: four, TargetMAC: all, TargetIP: four,
+		}); err != nil {
+			return err
+		}
+		var events eventsv1.EventList
+		if err := s.API.List(ctx, &events, client.InNamespace("default")); err != nil {
+			return err
+		}
+		for _, e := range events.Items {
+			if e.Reason == names.EventAnnounceFailed && strings.Contains(e.Note, "node "+stray+" ("+node.link.MAC.String()+")") {
+				return nil
+			}
+		}
+		return fmt.Errorf("none of %d events does", len(events.Items))
+	}))
+	if now := awaitHolderOf(ctx, t, s, four).Status.Node; now != holder {
+		t.Errorf("the holder changed from %s to %s", holder, now)
+	}
+	startUDPStream(ctx, t, s, netip.AddrPortFrom(four, 7000).String()).Stop()
+}
+
+// testChangedMAC changes the Ethernet address of the holder's link, as a bond does when it loses a port.
+func testChangedMAC(ctx context.Context, t *testing.T, s *cluster.Cluster, four netip.Addr) {
+	holder := awaitHolderOf(ctx, t, s, four).Status.Node
+	mac := facts.MAC{2, 0xaa, 0xbb, 0xcc, 0xdd, 1}
+	var announced atomic.Bool
+	listenForFrames(t, s, "client", layer2.IPv4, func(f layer2.Frame) {
+		if f.SenderIP == four && f.TargetIP == four && f.SenderMAC == mac {
+			announced.Store(true)
+		}
+	})
+	stream := startUDPStream(ctx, t, s, netip.AddrPortFrom(four, 7000).String())
+	must(t, s.Host(holder).Do(func() error {
+		eth0, err := netlink.LinkByName("eth0")
+		// The kernel tells the others of the node's own addresses.
+		err = errors.Join(err, netns.SetSysctl("net/ipv4/conf/eth0/arp_notify", "1"), netns.SetSysctl("net/ipv6/conf/eth0/ndisc_notify", "1"))
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetHardwareAddr(eth0, net.HardwareAddr(mac[:]))
+	}))
+	must(t, cluster.Await(ctx, "an announcement with the new Ethernet address", func(context.Context) error {
+		if !announced.Load() {
+			return errors.New("the client heard none")
+		}
+		return nil
+	}))
+	must(t, stream.AwaitAnswers(ctx, 100))
+	stream.Stop()
+	if now := awaitHolderOf(ctx, t, s, four).Status.Node; now != holder {
+		t.Errorf("the holder changed from %s to %s", holder, now)
+	}
+}

@@ -1,0 +1,87 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/gantry-lb/gantry/test/cluster"
+	"github.com/gantry-lb/gantry/test/lab"
+)
+
+// nobodyUID is a user that owns nothing.
+const nobodyUID = 65534
+
+// prepareScript shows nobody the repository and the control plane, in mounts of its own, wherever they are, and goes on as
+// that user.
+const prepareScript = `set -e
+mount --bind "$KUBE" "$ROOM/kube"
+mount --rbind "$REPOSITORY" "$ROOM/repository"
+exec setpriv --reuid 65534 --regid 65534 --clear-groups sh -c "$STEPS"
+`
+
+// stepsScript are the beginning of the demonstration, as a person types it.
+const stepsScript = `set -e
+cd "$ROOM/repository"
+unshare --user --map-root-user --net --mount true || exit 77
+trap 'bin/lab down' EXIT
+bin/lab up --nodes 2 --bin-dir "$ROOM/repository/bin"
+bin/lab kubectl apply -k config/default >/dev/null
+bin/lab kubectl -n metallb-system rollout status --timeout=60s deployment/gantry-controller daemonset/gantry-speaker
+echo "$MANIFESTS" | bin/lab kubectl apply -f - >/dev/null
+bin/lab kubectl -n tekton-pipelines wait --timeout=60s --for=jsonpath='{.status.loadBalancer.ingress[0].ip}'=192.168.0.201 service/tekton-dashboard
+bin/lab kubectl -n tekton-pipelines rollout status --timeout=60s deployment/tekton-dashboard
+for i in 1 2 3 4 5 6 7 8 9 10; do
+	bin/lab shell client bash -c 'exec 3<>/dev/tcp/192.168.0.201/9097 && echo hello >&3 && head -1 <&3' && exit 0
+	sleep 0.5
+done
+exit 1
+`
+
+// TestLabForOrdinaryUser does the first steps of the demonstration as a user without any right.
+func TestLabForOrdinaryUser(t *testing.T) {
+	if m := lab.MissingPrerequisite(); m != "" {
+		t.Skip(m)
+	}
+	if ids, _ := os.ReadFile("/proc/self/uid_map"); len(strings.Fields(string(ids))) != 3 || strings.Fields(string(ids))[2] != "4294967295" {
+		t.Skip("these tests run as an ordinary user already")
+	}
+	if _, err := os.Stat(filepath.Join(lab.RepositoryRoot(), "bin", "lab")); err != nil {
+		t.Skip("bin/lab is not built: make build")
+	}
+	kube, err := lab.BuildKube(t.Context(), os.Stderr)
+	must(t, err)
+	room, err := os.MkdirTemp("", "gantry-user-")
+	must(t, err)
+	t.Cleanup(func() { os.RemoveAll(room) })
+	for _, d := range []string{"kube", "repository", "home"} {
+		must(t, os.Mkdir(filepath.Join(room, d), 0o755))
+	}
+	must(t, os.Chmod(room, 0o755))
+	must(t, os.Chown(room, nobodyUID, nobodyUID))
+	must(t, os.Chown(filepath.Join(room, "home"), nobodyUID, nobodyUID))
+
+	cmd := exec.CommandContext(t.Context(), "unshare", "--mount", "sh", "-c", prepareScript)
+	cmd.Env = []string{
+		"PATH=" + os.Getenv("PATH"), "HOME=" + filepath.Join(room, "home"), "LAB_KUBE=" + filepath.Join(room, "kube"), "LAB_DIR=" + filepath.Join(room, "lab"),
+		"ROOM=" + room, "KUBE=" + kube, "REPOSITORY=" + lab.RepositoryRoot(), "STEPS=" + stepsScript, "MANIFESTS=" + cluster.PoolManifest + "---\n" + cluster.DashboardManifest,
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
+	cmd.WaitDelay = 10 * time.Second
+	out, err := cmd.CombinedOutput()
+	if cmd.ProcessState.ExitCode() == 77 {
+		t.Skipf("this kernel gives ordinary users no user namespaces: %s", out)
+	}
+	if err != nil || !strings.Contains(string(out), "pod: tekton-dashboard-") {
+		t.Fatalf("the user got %v:\n%s", err, out)
+	}
+	if _, err := os.Stat(filepath.Join(room, "lab")); err == nil {
+		t.Error(fmt.Errorf("the lab's directory is left in %s", room))
+	}
+}

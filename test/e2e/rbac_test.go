@@ -1,0 +1,176 @@
+package e2e
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/test/packages"
+)
+
+// accountAction is what a service account did, or may do.
+type accountAction struct {
+	account    string
+	namespaced bool // in Gantry's namespace, or by a right for that alone
+	group      string
+	resource   string // with the subresource after a slash
+	verb       string
+}
+
+func (d accountAction) String() string {
+	where := "everywhere"
+	if d.namespaced {
+		where = "in " + names.Namespace
+	}
+	return fmt.Sprintf("%s: %s %s.%s %s", d.account, d.verb, d.resource, d.group, where)
+}
+
+// rarelyUsedRights are rights whose use takes what this test does not do.
+var rarelyUsedRights = map[string]string{
+	"patch events":   "an event that is repeated",
+	"update secrets": "the webhook's certificate grows old",
+
+	"update addressreservations/status": "somebody reserves an address",
+	"create addressprobes":              "a pool asks the segment",
+	"delete addressprobes":              "a pool asks the segment",
+	"patch addressprobes/status":        "a pool asks the segment",
+}
+
+// checkRightsAreUsed reads the audit log of a run that installed every package. What was refused is a right that is missing; what
+// was never used is one too many.
+func checkRightsAreUsed(t *testing.T, log string) {
+	t.Helper()
+	done, refused := readActions(t, log)
+	all := readRights(t)
+	for d, message := range refused {
+		// While it is uninstalled, a Pod may live longer than its rights.
+		anywhere := d
+		anywhere.namespaced = false
+		if !slices.Contains(all, d) && !slices.Contains(all, anywhere) {
+			t.Errorf("refused: %s", message)
+		}
+	}
+	for _, right := range all {
+		if isUsed(right, done) || rarelyUsedRights[right.verb+" "+right.resource] != "" {
+			continue
+		}
+		t.Errorf("never used: %v", right)
+	}
+}
+
+// isUsed says whether one of the deeds takes the right. What is watched is read by a list where the API server cannot send it in
+// the watch itself, and who may list may read each object. To apply what is not there takes the right to create it.
+func isUsed(right accountAction, done map[accountAction]bool) bool {
+	verbs := []string{right.verb}
+	if right.verb == "get" || right.verb == "list" {
+		verbs = append(verbs, "list", "watch")
+	}
+	if right.verb == "create" {
+		verbs = append(verbs, "patch")
+	}
+	for _, v := range verbs {
+		d := right
+		d.verb = v
+		if done[d] {
+			return true
+		}
+	}
+	return false
+}
+
+// readActions reads an audit log.
+func readActions(t *testing.T, path string) (done map[accountAction]bool, refused map[accountAction]string) {
+	t.Helper()
+	f, err := os.Open(path)
+	must(t, err)
+	defer f.Close()
+	done, refused = map[accountAction]bool{}, map[accountAction]string{}
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		var e struct {
+			Verb      string
+			User      struct{ Username string }
+			ObjectRef *struct{ Resource, Namespace, Name, APIGroup, Subresource string }
+			Response  struct {
+				Code    int
+				Message string
+			} `json:"responseStatus"`
+		}
+		must(t, json.Unmarshal(lines.Bytes(), &e))
+		if e.ObjectRef == nil { // discovery, which everybody may
+			continue
+		}
+		o := e.ObjectRef
+		d := accountAction{
+			account: e.User.Username[strings.LastIndex(e.User.Username, ":")+1:], group: o.APIGroup, resource: o.Resource, verb: e.Verb,
+			namespaced: o.Namespace == names.Namespace,
+		}
+		if o.Subresource != "" {
+			d.resource += "/" + o.Subresource
+		}
+		if e.Response.Code == http.StatusForbidden {
+			refused[d] = e.Response.Message
+		} else {
+			done[d] = true
+		}
+	}
+	must(t, lines.Err())
+	if len(done) == 0 {
+		t.Error("the audit log has no deed of a service account: this test looks in the wrong place")
+	}
+	return done, refused
+}
+
+// readRights lists what the manifests of the webhook's overlay grant, which has every rule that there is.
+func readRights(t *testing.T) []accountAction {
+	t.Helper()
+	text, err := packages.RenderKustomize(t.Context(), "webhook")
+	must(t, err)
+	objects, err := packages.SplitObjects(text)
+	must(t, err)
+	rules := map[string][]rbacv1.PolicyRule{} // by the kind and name of the role
+	for _, o := range objects {
+		var role rbacv1.ClusterRole // a Role has the same fields
+		if k := o.GetKind(); k == "ClusterRole" || k == "Role" {
+			must(t, runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, &role))
+			rules[k+role.Name] = role.Rules
+		}
+	}
+	var out []accountAction
+	for _, o := range objects {
+		if k := o.GetKind(); k != "ClusterRoleBinding" && k != "RoleBinding" {
+			continue
+		}
+		var b rbacv1.RoleBinding
+		must(t, runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, &b))
+		for _, r := range rules[b.RoleRef.Kind+b.RoleRef.Name] {
+			out = append(out, grantedActions(r, b.Subjects[0].Name, b.Kind == "RoleBinding")...)
+		}
+	}
+	if len(out) == 0 {
+		t.Error("the manifests grant no right: this test looks in the wrong place")
+	}
+	return out
+}
+
+func grantedActions(r rbacv1.PolicyRule, account string, inside bool) []accountAction {
+	var out []accountAction
+	for _, group := range r.APIGroups {
+		for _, resource := range r.Resources {
+			for _, verb := range r.Verbs {
+				out = append(out, accountAction{account: account, namespaced: inside, group: group, resource: resource, verb: verb})
+			}
+		}
+	}
+	return out
+}

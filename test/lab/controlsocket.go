@@ -1,0 +1,200 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// controlRequest is what the outside asks of the supervisor. Only the fields that the operation needs are set.
+type controlRequest struct {
+	Op     string        // see serve
+	Host   string        // a host of the LAN
+	Target string        // a program, or the beginning of a Pod's name
+	Signal int           // for "signal"
+	Groups [][]string    // for "partition"
+	Proto  string        // "tcp" or "udp", for "block"
+	Port   int           // for "block"
+	Delay  time.Duration // for "slow"
+	Filter string        // for "capture"
+	Text   string        // for "router-start"
+	Names  []string      // for "router-kill"
+}
+
+// serveControl carries one order out. What goes wrong is the answer's text, with status 500.
+func (s *supervisor) serveControl(w http.ResponseWriter, r *http.Request) {
+	var o controlRequest
+	err := json.NewDecoder(r.Body).Decode(&o)
+	if err == nil {
+		err = s.handleRequest(r, w, o)
+	}
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+	}
+}
+
+func (s *supervisor) handleRequest(r *http.Request, w http.ResponseWriter, o controlRequest) error {
+	switch o.Op {
+	case "cut":
+		return s.cutCable(o.Host)
+	case "cut-silently":
+		return s.cutCableSilently(o.Host)
+	case "plug":
+		return s.plugCable(o.Host)
+	case "partition":
+		return s.partitionHosts(o.Groups)
+	case "heal":
+		return s.healPartition()
+	case "kill":
+		return s.killNode(o.Host)
+	case "revive":
+		return s.reviveNode(r.Context(), o.Host)
+	case "signal":
+		return s.sendSignal(o.Host, o.Target, syscall.Signal(o.Signal))
+	case "stop-api":
+		s.relay.stop()
+	case "start-api":
+		return s.relay.start()
+	case "slow-api":
+		s.relay.setDelay(o.Delay)
+	case "block":
+		return s.blockPort(o.Host, o.Proto, o.Port)
+	case "unblock":
+		return s.unblockPorts(o.Host)
+	case "capture":
+		return s.startCapture(r.Context(), w, o)
+	case "capture-end":
+		return s.endCapture(o)
+	case "router-start", "router-stop", "router-kill", "router-restart":
+		return s.handleRouterRequest(r.Context(), o)
+	case "status":
+		s.printStatus(w)
+	default:
+		return fmt.Errorf("no operation %q", o.Op)
+	}
+	return nil
+}
+
+// sendSignal sends a signal to a program or a Pod of a node.
+func (s *supervisor) sendSignal(host, target string, sig syscall.Signal) error {
+	if s.programs.sendSignal(host+"/"+target, sig) == nil || s.programs.sendSignal(target, sig) == nil {
+		return nil
+	}
+	if r := s.routers.find(host); r != nil && r.Signal(sig, target) == nil {
+		return nil
+	}
+	s.mu.Lock()
+	r := s.agentByNode[host]
+	s.mu.Unlock()
+	if r == nil {
+		return fmt.Errorf("no node %q is up, and no program %q runs", host, target)
+	}
+	return r.agent.SignalPod(target, sig)
+}
+
+// blockPort drops what comes to a port of a host, and what it sends to that port of others.
+func (s *supervisor) blockPort(host, proto string, port int) error {
+	match := proto + " dport " + strconv.Itoa(port) + " drop\n"
+	return s.applyRules(host, "add table inet lab\n"+
+		"add chain inet lab in { type filter hook input priority -300; }\n"+
+		"add chain inet lab out { type filter hook output priority -300; }\n"+
+		"add rule inet lab in "+match+"add rule inet lab out "+match)
+}
+
+// unblockPorts lifts every block of a host.
+func (s *supervisor) unblockPorts(host string) error {
+	return s.applyRules(host, "add table inet lab\ndelete table inet lab\n")
+}
+
+func (s *supervisor) applyRules(name, rules string) error {
+	h := s.hostByName[name]
+	if h == nil {
+		return fmt.Errorf("no host %q is on the LAN", name)
+	}
+	cmd := exec.Command("nft", "-f", "-")
+	cmd.Stdin = strings.NewReader(rules)
+	var out strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := h.namespace.Do(cmd.Run); err != nil {
+		return fmt.Errorf("setting rules on %s: %w: %s", name, err, out.String())
+	}
+	return nil
+}
+
+// startCapture writes what passes a host's link to the LAN into a file of its own, until its program is signalled. The answer, one
+// word each, is the program's name and the file's; by then everything that passes is seen.
+func (s *supervisor) startCapture(ctx context.Context, w io.Writer, o controlRequest) error {
+	h := s.hostByName[o.Host]
+	if h == nil {
+		return fmt.Errorf("no host %q is on the LAN", o.Host)
+	}
+	name := fmt.Sprintf("capture%d", s.captureCount.Add(1))
+	file := o.Host + "-" + name + ".pcap"
+	path := filepath.Join(s.options.Dir, "captures", file)
+	args := append([]string{"-i", lanLink, "-U", "--immediate-mode", "-n", "-Z", "root", "-w", path}, strings.Fields(o.Filter)...)
+	p, err := s.programs.startProgram(h.namespace, s.logDir(), o.Host+"/"+name, "tcpdump", args...)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
+	defer cancel()
+	err = p.awaitSuccess(ctx, func(context.Context) error {
+		if text, _ := os.ReadFile(p.log); !strings.Contains(string(text), "listening on") {
+			return errors.New("it does not listen yet")
+		}
+		return nil
+	})
+	if err == nil {
+		fmt.Fprintln(w, name, file)
+	}
+	return err
+}
+
+// endCapture ends a capture and waits until its file is complete.
+func (s *supervisor) endCapture(o controlRequest) error {
+	p := s.programs.find(o.Host + "/" + o.Target)
+	if p == nil {
+		return fmt.Errorf("no capture %q runs on %s", o.Target, o.Host)
+	}
+	// Interrupted, it leaves unread what has come: so it is interrupted once it waits for more.
+	for deadline := time.Now().Add(stopTimeout); processState(p.cmd.Process.Pid) == "R" && time.Now().Before(deadline); {
+		<-time.After(time.Millisecond)
+	}
+	if err := s.programs.sendSignal(p.name, syscall.SIGINT); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return err
+	}
+	select {
+	case <-p.done:
+		return nil
+	case <-time.After(stopTimeout):
+		return fmt.Errorf("the capture on %s did not end within %v", o.Host, stopTimeout)
+	}
+}
+
+func (s *supervisor) printStatus(w http.ResponseWriter) {
+	fmt.Fprintf(w, "kube-proxy mode: %s\n", s.options.ProxyMode)
+	for i := 1; i <= s.options.Nodes; i++ {
+		name := nodeName(i)
+		s.mu.Lock()
+		r := s.agentByNode[name]
+		s.mu.Unlock()
+		state := "up"
+		if r == nil {
+			state = "down"
+		}
+		fmt.Fprintf(w, "%s %s %v\n", name, state, s.hostByName[name].addresses)
+		if r != nil {
+			r.agent.PrintPods(w)
+		}
+	}
+}

@@ -1,0 +1,281 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+)
+
+// AnnotationUnready on a Pod makes its containers not ready, as a failing probe would.
+const AnnotationUnready = "lab.gantry.dev/unready"
+
+// container is one container and its restarts.
+type container struct {
+	pod   *pod
+	spec  *corev1.Container
+	ended chan struct{} // closed when it runs no more and never will
+
+	mu             sync.Mutex // guards all that follows
+	process        *exec.Cmd
+	stopped        bool
+	startedAt      time.Time
+	restarts       int32
+	probeSucceeded bool // the readiness probe's last word
+	lastError      string
+}
+
+func newContainer(p *pod, c *corev1.Container) *container {
+	return &container{pod: p, spec: c, ended: make(chan struct{})}
+}
+
+const (
+	minBackoffDelay = 500 * time.Millisecond
+	maxBackoffDelay = 10 * time.Second
+)
+
+// runAndRestart starts the container again whenever it ends, ever more slowly, until it is to end for good.
+func (r *container) runAndRestart() {
+	defer close(r.ended)
+	for backoff := minBackoffDelay; ; backoff = min(2*backoff, maxBackoffDelay) {
+		begun := time.Now()
+		err := r.runOnce()
+		if errors.Is(err, errNotReadyToStart) { // it did not start, so this is no restart
+			backoff = minBackoffDelay / 2
+		} else if !r.isStopped() {
+			r.recordRestart(err)
+		}
+		r.pod.requestStatusUpdate()
+		if r.isStopped() || r.pod.ctx.Err() != nil {
+			return
+		}
+		if time.Since(begun) > maxBackoffDelay {
+			backoff = minBackoffDelay
+		}
+		select {
+		case <-r.pod.ctx.Done():
+			return
+		case <-time.After(backoff):
+		}
+	}
+}
+
+// errNotReadyToStart says that something that the container needs is not there yet, its service account say.
+var errNotReadyToStart = errors.New("the container cannot be started yet")
+
+func (r *container) isStopped() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.stopped
+}
+
+func (r *container) recordRestart(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.restarts++
+	r.lastError = fmt.Sprint(err)
+}
+
+// runOnce runs the container until it ends.
+func (r *container) runOnce() error {
+	cmd, err := r.buildCommand()
+	if err != nil {
+		r.pod.agent.config.Log.Info("a container waits", "pod", r.pod.firstObject.Name, "reason", err)
+		return errNotReadyToStart
+	}
+	name := strings.Join([]string{r.pod.agent.config.Name, r.pod.firstObject.Namespace, r.pod.firstObject.Name, r.spec.Name}, "_") + ".log"
+	out, err := os.OpenFile(filepath.Join(r.pod.agent.config.LogDir, name), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return fmt.Errorf("opening the log: %w", err)
+	}
+	defer out.Close()
+	cmd.Stdout, cmd.Stderr = out, out
+	r.mu.Lock()
+	if r.stopped {
+		r.mu.Unlock()
+		return nil
+	}
+	if err := r.pod.namespace.Do(cmd.Start); err != nil {
+		r.mu.Unlock()
+		return fmt.Errorf("starting container %s: %w", r.spec.Name, err)
+	}
+	r.process, r.startedAt, r.probeSucceeded = cmd, time.Now(), false
+	r.mu.Unlock()
+	r.pod.requestStatusUpdate()
+	err = cmd.Wait()
+	r.mu.Lock()
+	r.process = nil
+	r.mu.Unlock()
+	return err
+}
+
+func (r *container) sendSignal(s syscall.Signal, final bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stopped = r.stopped || final
+	if r.process != nil {
+		_ = syscall.Kill(-r.process.Process.Pid, s)
+	}
+}
+
+// MachineImage as a container's image means a program of this machine: the container's command, with its path.
+const MachineImage = "lab/machine"
+
+// buildCommand makes the process of the container: Gantry's own binary, a program of the machine, or the responder.
+func (r *container) buildCommand() (*exec.Cmd, error) {
+	c := &r.pod.agent.config
+	cmd := exec.Command(c.SelfPath)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if !strings.HasPrefix(r.spec.Image, c.Image) && r.spec.Image != MachineImage {
+		cmd.Args = append([]string{"lab", responderArg}, r.responderArguments()...)
+		return cmd, nil
+	}
+	spec, err := r.buildSpec()
+	if err != nil {
+		return nil, err
+	}
+	text, err := json.Marshal(spec)
+	if err != nil {
+		return nil, err
+	}
+	cmd.Args = []string{"lab", containerArg, string(text)}
+	return cmd, nil
+}
+
+// responderArguments are the responder's arguments: what it says of itself, and its ports.
+func (r *container) responderArguments() []string {
+	out := []string{r.pod.firstObject.Name, r.pod.agent.config.Name}
+	for _, p := range r.spec.Ports {
+		out = append(out, strings.ToLower(string(p.Protocol))+"/"+strconv.Itoa(int(p.ContainerPort)))
+	}
+	return out
+}
+
+// isReady says whether the container counts as ready.
+func (r *container) isReady() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.process != nil && (r.spec.ReadinessProbe == nil || r.probeSucceeded)
+}
+
+// runProbes runs the readiness and the liveness probe.
+func (r *container) runProbes() {
+	if p := r.spec.LivenessProbe; p != nil {
+		r.pod.agent.runInBackground(func() { r.repeatProbe(p, func(ok bool) { r.handleLiveness(ok) }) })
+	}
+	if p := r.spec.ReadinessProbe; p != nil {
+		r.repeatProbe(p, func(ok bool) {
+			r.mu.Lock()
+			changed := r.probeSucceeded != ok
+			r.probeSucceeded = ok
+			r.mu.Unlock()
+			if changed {
+				r.pod.requestStatusUpdate()
+			}
+		})
+	}
+}
+
+// handleLiveness ends a container that its liveness probe gave up; loop starts it again.
+func (r *container) handleLiveness(ok bool) {
+	if !ok {
+		r.sendSignal(syscall.SIGTERM, false)
+	}
+}
+
+// repeatProbe asks again and again, and tells an outcome once it came as often in a row as the probe demands. While the container
+// does not run nothing is asked.
+func (r *container) repeatProbe(p *corev1.Probe, tell func(bool)) {
+	period := time.Duration(max(p.PeriodSeconds, 1)) * time.Second
+	good, bad := int32(0), int32(0)
+	for {
+		r.mu.Lock()
+		running := r.process != nil && time.Since(r.startedAt) >= time.Duration(p.InitialDelaySeconds)*time.Second
+		r.mu.Unlock()
+		wait := period
+		switch {
+		case !running:
+			good, bad, wait = 0, 0, 50*time.Millisecond
+		case r.probeOnce(p) == nil:
+			good, bad = good+1, 0
+			if good >= max(p.SuccessThreshold, 1) {
+				tell(true)
+			}
+		default:
+			good, bad = 0, bad+1
+			if bad >= max(p.FailureThreshold, 1) {
+				tell(false)
+			}
+			if p == r.spec.ReadinessProbe && bad < 20 {
+				wait = min(period, 200*time.Millisecond) // a lab does not wait for slow starters
+			}
+		}
+		select {
+		case <-r.pod.ctx.Done():
+			return
+		case <-r.ended:
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// probeOnce asks once, from the node.
+func (r *container) probeOnce(p *corev1.Probe) error {
+	if r.pod.isAnnotatedUnready() {
+		return fmt.Errorf("the annotation %s is set", AnnotationUnready)
+	}
+	ctx, cancel := context.WithTimeout(r.pod.ctx, time.Duration(max(p.TimeoutSeconds, 1))*time.Second)
+	defer cancel()
+	switch {
+	case p.HTTPGet != nil:
+		host := p.HTTPGet.Host
+		if host == "" {
+			host = r.pod.primaryIP.String()
+		}
+		address := net.JoinHostPort(host, strconv.Itoa(r.resolvePort(p.HTTPGet.Port)))
+		client := http.Client{Transport: &http.Transport{DialContext: r.pod.agent.config.NetNS.Dial, DisableKeepAlives: true}}
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+p.HTTPGet.Path, nil)
+		if err != nil {
+			return err
+		}
+		answer, err := client.Do(req)
+		if err != nil {
+			return err
+		}
+		answer.Body.Close()
+		if answer.StatusCode >= 400 {
+			return fmt.Errorf("status %d", answer.StatusCode)
+		}
+	case p.TCPSocket != nil:
+		c, err := r.pod.agent.config.NetNS.Dial(ctx, "tcp", net.JoinHostPort(r.pod.primaryIP.String(), strconv.Itoa(r.resolvePort(p.TCPSocket.Port))))
+		if err != nil {
+			return err
+		}
+		c.Close()
+	}
+	return nil // a command cannot be run inside a responder: it succeeds
+}
+
+// resolvePort resolves a port by number or by the name of a container port.
+func (r *container) resolvePort(v intstr.IntOrString) int {
+	for _, p := range r.spec.Ports {
+		if v.Type == intstr.String && p.Name == v.StrVal {
+			return int(p.ContainerPort)
+		}
+	}
+	return v.IntValue()
+}

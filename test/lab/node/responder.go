@@ -1,0 +1,128 @@
+package node
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// responderArg and containerArg as the first argument make the program a responder, or a container of Gantry's.
+const (
+	responderArg = "__responder"
+	containerArg = "__container"
+)
+
+// Reexec turns the process into a container if its arguments say so. A program that is Config.Self calls it first.
+func Reexec() {
+	if len(os.Args) < 2 {
+		return
+	}
+	switch os.Args[1] {
+	case responderArg:
+		runResponder(os.Args[2:])
+		os.Exit(0)
+	case containerArg:
+		fmt.Fprintln(os.Stderr, "lab: starting the container:", enterContainer(os.Args[2]))
+		os.Exit(1)
+	}
+}
+
+// drainDelay is how long a responder answers after it was told to end, as a server does that finishes its requests.
+const drainDelay = 2 * time.Second
+
+// runResponder answers on each port until it is told to end. The arguments are the Pod's name, the node's, and the ports.
+func runResponder(args []string) {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	who := "pod: " + args[0] + "\nnode: " + args[1]
+	for _, p := range args[2:] {
+		proto, port, _ := strings.Cut(p, "/")
+		var err error
+		switch proto {
+		case "tcp":
+			err = serveTCP(who, port)
+		case "udp":
+			err = serveUDP(strings.NewReplacer(": ", "=", "\n", " ").Replace(who), port)
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "lab: responder:", err)
+			os.Exit(1)
+		}
+	}
+	<-ctx.Done()
+	time.Sleep(drainDelay)
+}
+
+// serveTCP answers HTTP requests with the facts, and any other line with the facts and the line.
+func serveTCP(who, port string) error {
+	l, err := net.Listen("tcp", ":"+port)
+	if err != nil {
+		return err
+	}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go serveConnection(c, who, port)
+		}
+	}()
+	return nil
+}
+
+func serveConnection(c net.Conn, who, port string) {
+	defer c.Close()
+	facts := fmt.Sprintf("%s\npeer: %s\nport: %s\n", who, c.RemoteAddr(), port)
+	r := bufio.NewReader(c)
+	for {
+		start, err := r.Peek(4)
+		if err != nil && len(start) == 0 {
+			return
+		}
+		if method := string(start); method == "GET " || method == "HEAD" || method == "POST" || method == "PUT " {
+			req, err := http.ReadRequest(r)
+			if err != nil {
+				return
+			}
+			body := facts + "path: " + req.URL.Path + "\nhost: " + req.Host + "\n"
+			fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+			if req.Close {
+				return
+			}
+			continue
+		}
+		line, err := r.ReadString('\n')
+		if err != nil {
+			return
+		}
+		fmt.Fprintf(c, "%sline: %s", facts, line)
+	}
+}
+
+// serveUDP answers each datagram with the facts and the datagram's text.
+func serveUDP(who, port string) error {
+	c, err := net.ListenPacket("udp", ":"+port)
+	if err != nil {
+		return err
+	}
+	go func() {
+		b := make([]byte, 2048)
+		for {
+			n, peer, err := c.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			answer := fmt.Sprintf("seq=%s %s peer=%s port=%s\n", b[:min(n, 64)], who, peer, port)
+			_, _ = c.WriteTo([]byte(answer), peer)
+		}
+	}()
+	return nil
+}

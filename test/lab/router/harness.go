@@ -1,0 +1,237 @@
+package router
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+
+	"github.com/gantry-lb/gantry/test/lab/netns"
+)
+
+// HarnessOptions say what a Bed is like.
+type HarnessOptions struct {
+	// Nodes is how many plain nodes are on the LAN, 0 to 80.
+	Nodes int
+	// Routers is how many routers are, 1 or 2; 0 is 1. Each has a client of its own behind it.
+	Routers int
+}
+
+// Harness is a LAN in unnamed namespaces, dual-stack, with the addresses that lab.Lab has too:
+//
+//	router   192.168.0.1   fd00:a8::1    and towards its client 10.99.0.1, fd00:99::1
+//	router2  192.168.0.2   fd00:a8::2    and towards its client 10.98.0.1, fd00:98::1
+//	client   192.168.0.100 fd00:a8::64   on the LAN
+//	node1... 192.168.0.11  fd00:a8::b    and so on
+//	far      10.99.0.2     fd00:99::2    behind router
+//	far2     10.98.0.2     fd00:98::2    behind router2
+//
+// Everybody has the link eth0 to the LAN (far and far2 to their router; the routers' second link is eth1), and a way to
+// everybody else. All hosts forward, and the routers spread flows over equal routes by ports as well as addresses. The
+// kernel takes it all away when the process ends.
+type Harness struct {
+	hostByName   map[string]netns.Handle
+	fabric       netns.Handle
+	releaseFuncs []func()
+}
+
+const (
+	lanLink   = "eth0"
+	wanLink   = "eth1"
+	lanBridge = "lan"
+)
+
+// linkConfig is where a host is: its number in its networks, and its router's.
+type linkConfig struct {
+	link     string
+	networks []string
+	number   int
+}
+
+var lanNetworks = []string{"192.168.0.0/24", "fd00:a8::/64"}
+
+// networksBehindRouter are the networks behind router i.
+func networksBehindRouter(i int) []string {
+	return []string{fmt.Sprintf("10.%d.0.0/24", 100-i), fmt.Sprintf("fd00:%d::/64", 100-i)}
+}
+
+func numberedName(host string, i int) string {
+	if i == 1 {
+		return host
+	}
+	return host + strconv.Itoa(i)
+}
+
+// NewHarness lays a Bed. Nothing in the machine's own namespaces changes.
+func NewHarness(o HarnessOptions) (*Harness, error) {
+	o.Routers = max(o.Routers, 1)
+	if o.Nodes < 0 || o.Nodes > 80 || o.Routers > 2 {
+		return nil, fmt.Errorf("a bed has up to 80 nodes and 2 routers, not %d and %d", o.Nodes, o.Routers)
+	}
+	b := &Harness{hostByName: map[string]netns.Handle{}}
+	if err := b.build(o); err != nil {
+		b.Close()
+		return nil, err
+	}
+	return b, nil
+}
+
+func (b *Harness) build(o HarnessOptions) (err error) {
+	if b.fabric, err = b.newNamespace(); err != nil {
+		return err
+	}
+	if err := b.fabric.Do(func() error { return netns.AddBridge(lanBridge) }); err != nil {
+		return err
+	}
+	numbers := map[string]int{"client": 100}
+	for i := 1; i <= o.Nodes; i++ {
+		numbers["node"+strconv.Itoa(i)] = 10 + i
+	}
+	for i := 1; i <= o.Routers; i++ {
+		numbers[numberedName("router", i)] = i
+	}
+	for name, n := range numbers {
+		if err := b.addHost(name, n); err != nil {
+			return err
+		}
+	}
+	for i := 1; i <= o.Routers; i++ {
+		if err := b.addHostBehindRouter(i); err != nil {
+			return err
+		}
+		for name := range numbers {
+			if name == numberedName("router", i) {
+				continue
+			}
+			if err := b.hostByName[name].Do(func() error { return addRoutes(lanLink, networksBehindRouter(i), addressesInNetworks(lanNetworks, i)) }); err != nil {
+				return fmt.Errorf("routing on %s: %w", name, err)
+			}
+		}
+	}
+	return nil
+}
+
+func (b *Harness) newNamespace() (netns.Handle, error) {
+	h, release, err := netns.NewUnnamed()
+	if err == nil {
+		b.releaseFuncs = append(b.releaseFuncs, release)
+	}
+	return h, err
+}
+
+// addHost makes a host and plugs it into the LAN.
+func (b *Harness) addHost(name string, number int) error {
+	h, err := b.newNamespace()
+	if err != nil {
+		return err
+	}
+	b.hostByName[name] = h
+	port := "p-" + name
+	if err := netns.AddCable(b.fabric, port, h, lanLink); err != nil {
+		return err
+	}
+	err = b.fabric.Do(func() error {
+		if err := netns.SetBridge(port, lanBridge); err != nil {
+			return err
+		}
+		return netns.SetUp(port)
+	})
+	if err != nil {
+		return err
+	}
+	return h.Do(func() error { return configureLink(linkConfig{lanLink, lanNetworks, number}) })
+}
+
+// addHostBehindRouter makes the client behind router i.
+func (b *Harness) addHostBehindRouter(i int) error {
+	h, err := b.newNamespace()
+	if err != nil {
+		return err
+	}
+	router := b.hostByName[numberedName("router", i)]
+	b.hostByName[numberedName("far", i)] = h
+	if err := netns.AddCable(router, wanLink, h, lanLink); err != nil {
+		return err
+	}
+	if err := router.Do(func() error { return configureLink(linkConfig{wanLink, networksBehindRouter(i), 1}) }); err != nil {
+		return err
+	}
+	return h.Do(func() error {
+		if err := configureLink(linkConfig{lanLink, networksBehindRouter(i), 2}); err != nil {
+			return err
+		}
+		return addRoutes(lanLink, []string{"0.0.0.0/0", "::/0"}, addressesInNetworks(networksBehindRouter(i), 1))
+	})
+}
+
+// configureLink brings a link up with its addresses, on a host that forwards.
+func configureLink(p linkConfig) error {
+	for key, value := range map[string]string{
+		"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1", "net/ipv6/conf/" + p.link + "/accept_dad": "0",
+		"net/ipv4/fib_multipath_hash_policy": "1", "net/ipv6/fib_multipath_hash_policy": "1",
+	} {
+		if err := netns.SetSysctl(key, value); err != nil {
+			return err
+		}
+	}
+	if err := netns.SetUp(p.link); err != nil {
+		return err
+	}
+	for i, a := range addressesInNetworks(p.networks, p.number) {
+		if err := netns.AddAddress(p.link, netip.PrefixFrom(a, netip.MustParsePrefix(p.networks[i]).Bits())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// addRoutes routes each network via the address of its family.
+func addRoutes(link string, networks []string, via []netip.Addr) error {
+	for i, n := range networks {
+		if err := netns.AddRoute(link, netip.MustParsePrefix(n), via[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// addressesInNetworks returns the addresses with that number in networks.
+func addressesInNetworks(networks []string, number int) []netip.Addr {
+	var out []netip.Addr
+	for _, n := range networks {
+		s := netip.MustParsePrefix(n).Addr().AsSlice()
+		s[len(s)-1] = byte(number)
+		a, _ := netip.AddrFromSlice(s)
+		out = append(out, a)
+	}
+	return out
+}
+
+// Host returns a machine of the bed by its name; of one that is not there nothing works.
+func (b *Harness) Host(name string) netns.Handle { return b.hostByName[name] }
+
+// CutCable pulls a host's cable to the LAN: the host loses the carrier.
+func (b *Harness) CutCable(host string) error {
+	return b.fabric.Do(func() error { return netns.SetDown("p-" + host) })
+}
+
+// CutCableSilently has nothing pass between a host and the LAN, while the carrier stays, as when a switch between them fails.
+func (b *Harness) CutCableSilently(host string) error {
+	return b.fabric.Do(func() error { return netns.SetBridge("p-"+host, "") })
+}
+
+// PlugCable undoes both cuts.
+func (b *Harness) PlugCable(host string) error {
+	return b.fabric.Do(func() error {
+		if err := netns.SetBridge("p-"+host, lanBridge); err != nil {
+			return err
+		}
+		return netns.SetUp("p-" + host)
+	})
+}
+
+// Close takes the bed away, once the processes in it have ended too.
+func (b *Harness) Close() {
+	for _, f := range b.releaseFuncs {
+		f()
+	}
+}
