@@ -10,7 +10,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// The Reasons of Notes, by their names here.
+// The Reasons that events carry.
 const (
 	reasonUnheld       = names.ReasonUnheld
 	reasonHolderGone   = names.ReasonHolderGone
@@ -20,19 +20,20 @@ const (
 	reasonNoTaker      = names.ReasonNoTaker
 )
 
-// acquisition is an address that this node waits to take, or asks the wire about.
+// acquisition is the attempt of this node to take an address: it waits for its turn, then probes.
 type acquisition struct {
-	expectedTaker string // the node that is to take the address, as far as this one can tell
+	expectedTaker string // the node that is expected to take the address
 	probing       bool
-	// answeredProbes counts how often the wire was not silent, first is when that began; pause is the next one's length.
+	// answeredProbes counts the probes that a host answered, and firstAnswerAt is the time of the
+	// first. retryDelay is the delay before the next probe.
 	answeredProbes int
 	firstAnswerAt  time.Time
 	retryDelay     time.Duration
 	reason         names.Reason
-	holderLastSeen time.Time // the last sign of life of the former holder, if it is known
+	holderLastSeen time.Time // last sign of life of the previous holder, if known
 }
 
-// endAcquisition gives up the wish for an address.
+// endAcquisition cancels the attempt to take the address.
 func (m *Machine) endAcquisition(a *addressState) {
 	delete(m.unplacedAddresses, a)
 	if a.acquisition != nil {
@@ -42,75 +43,80 @@ func (m *Machine) endAcquisition(a *addressState) {
 	}
 }
 
-// isAlive says whether the node is a member that is not given up for dead.
+// isAlive reports whether the node is a member that is not declared dead.
 func (m *Machine) isAlive(n string) bool {
 	p, ok := m.membersByName[n]
 	return ok && !m.liveness.isDeclaredDead(n, p.Nonce)
 }
 
-// pendingProbe is what a Probe or an Ask under way is for: a contest's address, an address that this node holds, or a
-// node about which a gateway is asked; the zero value is for the fence.
+// pendingProbe is the purpose of a probe without a result. An address means an acquire probe or a
+// recheck of a held address. A node means a liveness probe about a silent node. With neither it is
+// a liveness probe for this node's lease.
 type pendingProbe struct {
 	address *addressState
 	node    string
 	sentAt  time.Time
 }
 
-func (m *Machine) registerProbe(q pendingProbe) uint64 {
+func (m *Machine) registerProbe(p pendingProbe) uint64 {
 	m.lastProbeID++
-	q.sentAt = m.now
-	if len(m.probesByID) > 1<<16 { // their answers were lost
+	p.sentAt = m.now
+	if len(m.probesByID) > 1<<16 { // their results were lost
 		clear(m.probesByID)
 	}
-	m.probesByID[m.lastProbeID] = q
+	m.probesByID[m.lastProbeID] = p
 	return m.lastProbeID
 }
 
-// probeAddress asks the wire about the address.
+// probeAddress sends an acquire probe for the address.
 func (m *Machine) probeAddress(a *addressState) {
 	m.emitEffect(AcquireProbe{
-		ID: m.registerProbe(pendingProbe{address: a}), Address: a.ip, Links: a.bid.Links, Attempts: m.timing.ProbeAttempts, Interval: m.timing.ProbeInterval,
+		ID: m.registerProbe(pendingProbe{address: a}), Address: a.ip, Links: a.bid.Links,
+		Attempts: m.timing.ProbeAttempts, Interval: m.timing.ProbeInterval,
 	})
 }
 
-// strayAnswerLimit is how often a member may answer without a claim before the address is taken all the same: its kernel
-// answers, not its speaker (proxy ARP, or IPVS without strictARP).
+// strayAnswerLimit is how often a member may answer probes without a claim. Then this node takes
+// the address all the same: the kernel of the member answers, not its speaker (proxy ARP, or IPVS
+// without strictARP).
 const strayAnswerLimit = 3
 
-// maxRetryDelay bounds the time until the wire is asked again about an address that somebody answers for: so long may a holder
-// be dead that is neither a member nor claims anything.
+// maxRetryDelay bounds the delay between two probes for an address that a host answers for. It is
+// also how long it may take to notice that a holder outside of the gossip is gone.
 const maxRetryDelay = 2 * time.Second
 
-// handleProbeResult takes in what the wire said.
+// handleProbeResult processes the result of any probe.
 func (m *Machine) handleProbeResult(r facts.ProbeResult) {
-	q, ok := m.probesByID[r.ID]
+	p, ok := m.probesByID[r.ID]
 	delete(m.probesByID, r.ID)
 	switch {
 	case !ok:
-	case q.address == nil:
-		m.handleLivenessResult(q, r)
-	case q.address.rechecking:
-		m.handleRecheckResult(q.address, r)
-	case q.address.acquisition != nil && q.address.acquisition.probing:
-		m.judgeAcquireProbe(q.address, r)
+	case p.address == nil:
+		m.handleLivenessResult(p, r)
+	case p.address.rechecking:
+		m.handleRecheckResult(p.address, r)
+	case p.address.acquisition != nil && p.address.acquisition.probing:
+		m.judgeAcquireProbe(p.address, r)
 	}
 }
 
-// judgeAcquireProbe goes on with a contest after the wire was asked.
+// judgeAcquireProbe continues an acquisition after its probe.
 func (m *Machine) judgeAcquireProbe(a *addressState, r facts.ProbeResult) {
 	c := a.acquisition
 	c.probing = false
 	switch {
-	case r.NotSent: // no link worked: that is no silence
+	case r.NotSent: // no link worked, so the silence means nothing
 		m.scheduleAddress(a, m.now.Add(4*m.timing.RetryDelay))
 	case len(r.Answers) > 0:
 		m.handleProbeAnswer(a, c, r.Answers[0])
 	default:
-		if mac, found := m.firstUnknownMAC(r.RivalProbers); found { // it is about to use the address (RFC 5227 section 2.1.1)
+		if mac, found := m.firstUnknownMAC(r.RivalProbers); found {
+			// the host is about to use the address (RFC 5227 section 2.1.1)
 			m.handleProbeAnswer(a, c, mac)
 			return
 		}
-		if m.isOutranked(a, r.RivalProbers) { // another node takes the address, or else this one asks again
+		if m.isOutranked(a, r.RivalProbers) {
+			// the other node takes the address, or this one probes again
 			m.scheduleAddress(a, m.now.Add(m.timing.CandidateDelay))
 			return
 		}
@@ -118,8 +124,8 @@ func (m *Machine) judgeAcquireProbe(a *addressState, r facts.ProbeResult) {
 	}
 }
 
-// isOutranked says whether a node of a higher rendezvous weight asked the wire at the same time: of two that find it silent
-// only one may take the address.
+// isOutranked reports whether a node with a higher rendezvous weight probed at the same time. Two
+// nodes may both find the address free; only one may take it.
 func (m *Machine) isOutranked(a *addressState, rivals []facts.MAC) bool {
 	return slices.ContainsFunc(rivals, func(mac facts.MAC) bool {
 		n, known := m.nodeOfMAC(mac)
@@ -127,7 +133,7 @@ func (m *Machine) isOutranked(a *addressState, rivals []facts.MAC) bool {
 	})
 }
 
-// handleProbeAnswer handles an address for which somebody answered though no live claim is known.
+// handleProbeAnswer processes an answer for an address that has no live claim.
 func (m *Machine) handleProbeAnswer(a *addressState, c *acquisition, mac facts.MAC) {
 	if c.answeredProbes++; c.answeredProbes == 1 {
 		c.firstAnswerAt = m.now
@@ -138,11 +144,12 @@ func (m *Machine) handleProbeAnswer(a *addressState, c *acquisition, mac facts.M
 	_, member := m.membersByName[owner]
 	switch {
 	case !known:
-		if c.answeredProbes == 2 { // not at once: it may be a node that this one has not heard of yet
-			m.emitEvent(Event{Kind: EventConflict, Address: a.ip, ForeignMAC: mac, Text: fmt.Sprintf("a host that is no member (%s) answers for %s: take the address from that host or out of the pool", mac, a.ip)})
+		if c.answeredProbes == 2 { // not at once: it may be a node that this one does not know yet
+			m.emitEvent(conflictEvent(a, mac, "a host outside of the cluster (%s) answers for %s"))
 		}
-	case !member: // it is out of reach of the gossip, not of the wire: it holds the address
-	case a.claim.Holder != owner && c.answeredProbes >= strayAnswerLimit && m.lastSyncByMember[owner].After(c.firstAnswerAt): // it was asked, and claims nothing
+	case !member: // it holds the address, and only the gossip does not reach it
+	case a.claim.Holder != owner && c.answeredProbes >= strayAnswerLimit &&
+		m.lastSyncByMember[owner].After(c.firstAnswerAt): // a sync showed that it claims nothing
 		m.emitEvent(strayAnswerEvent(a, owner, mac))
 		m.takeAddress(a, a.claim.Epoch+1, c.reason)
 	default: // its claim may be on the way
@@ -150,14 +157,15 @@ func (m *Machine) handleProbeAnswer(a *addressState, c *acquisition, mac facts.M
 	}
 }
 
-// jitteredRetryDelay is between half of the contest's pause and the whole: two that do not know each other, such as the speakers of two
-// clusters on one segment, would ask at the same times for ever, and each find the other asking.
+// jitteredRetryDelay returns between half of the retry delay and all of it. Two speakers that do
+// not know each other, such as those of two clusters on one segment, would otherwise probe at the
+// same times for ever and take each other for a rival.
 func (m *Machine) jitteredRetryDelay(a *addressState, c *acquisition) time.Duration {
-	h := mixBits(rendezvousWeight(a.ip, m.self) ^ m.nonce + uint64(c.answeredProbes)) //nolint:gosec // it counts up from 1
-	return c.retryDelay/2 + time.Duration(h%uint64(c.retryDelay/2))                   //nolint:gosec // neither is below 0
+	h := mixBits(rendezvousWeight(a.ip, m.self) ^ m.nonce + uint64(c.answeredProbes))
+	return c.retryDelay/2 + time.Duration(h%uint64(c.retryDelay/2))
 }
 
-// firstUnknownMAC returns the first of the Ethernet addresses that no node has.
+// firstUnknownMAC returns the first of the Ethernet addresses that belongs to no node.
 func (m *Machine) firstUnknownMAC(macs []facts.MAC) (facts.MAC, bool) {
 	for _, mac := range macs {
 		if _, known := m.nodeOfMAC(mac); !known {
@@ -167,7 +175,7 @@ func (m *Machine) firstUnknownMAC(macs []facts.MAC) (facts.MAC, bool) {
 	return facts.MAC{}, false
 }
 
-// nodeOfMAC returns the node that has the Ethernet address: a member, or one that was.
+// nodeOfMAC returns the node with the Ethernet address: a current or an earlier member.
 func (m *Machine) nodeOfMAC(mac facts.MAC) (string, bool) {
 	n, ok := m.nodesByMAC[mac]
 	return n, ok
@@ -177,17 +185,17 @@ var reasonSentences = map[names.Reason]string{
 	reasonUnheld:       "nobody held it",
 	reasonHolderGone:   "its holder is gone",
 	reasonHandedOver:   "it was handed over",
-	reasonSuperseded:   "another node holds it, by a later claim",
-	reasonNobodyServes: "nothing can serve it any more",
+	reasonSuperseded:   "another node holds it with a newer claim",
+	reasonNobodyServes: "no node can serve it any more",
 	reasonNoTaker:      "this node cannot serve it and no other node takes it",
 }
 
-// takeAddress begins to hold the address.
+// takeAddress starts to hold the address.
 func (m *Machine) takeAddress(a *addressState, epoch uint64, reason names.Reason) {
-	n := Event{Kind: EventTaken, Address: a.ip, Reason: reason,
-		Text: fmt.Sprintf("%s is held by node %s from now on: %s", a.ip, m.self, reasonSentences[reason])}
+	e := Event{Kind: EventTaken, Address: a.ip, Reason: reason,
+		Text: fmt.Sprintf("%s is now held by node %s: %s", a.ip, m.self, reasonSentences[reason])}
 	if a.acquisition != nil && !a.acquisition.holderLastSeen.IsZero() && reason == reasonHolderGone {
-		n.TakeoverDelay = m.now.Sub(a.acquisition.holderLastSeen)
+		e.TakeoverDelay = m.now.Sub(a.acquisition.holderLastSeen)
 	}
 	m.endAcquisition(a)
 	a.held = true
@@ -195,18 +203,18 @@ func (m *Machine) takeAddress(a *addressState, epoch uint64, reason names.Reason
 	m.lease.startIfFirst(m.now, len(m.heldAddresses))
 	m.assertClaim(a, epoch)
 	m.emitAddressEffect(HoldAddress{intent.Binding{Address: a.ip, Links: a.bid.Links}})
-	m.emitEvent(n)
+	m.emitEvent(e)
 }
 
-// assertClaim asserts that this node holds the address.
+// assertClaim claims the address for this node and sends the claim to all members.
 func (m *Machine) assertClaim(a *addressState, epoch uint64) {
 	c := Claim{Address: a.ip, Holder: m.self, Nonce: m.nonce, Epoch: epoch}
 	m.recordClaim(a, c)
 	m.output.claimsToBroadcast = append(m.output.claimsToBroadcast, c)
 }
 
-// releaseAddress gives the address up without a successor. The epoch stays: a node that is cut off releases too, and must not
-// outdo the claim of whoever took over meanwhile.
+// releaseAddress gives the address up without a successor. The epoch stays the same: a node that is
+// cut off releases its addresses too, and must not supersede the node that took over.
 func (m *Machine) releaseAddress(a *addressState, reason names.Reason) {
 	c := a.claim
 	c.Released = true
@@ -215,7 +223,7 @@ func (m *Machine) releaseAddress(a *addressState, reason names.Reason) {
 	m.output.claimsToBroadcast = append(m.output.claimsToBroadcast, c)
 }
 
-// stopAnswering ends the answering at once.
+// stopAnswering stops answering for the address at once.
 func (m *Machine) stopAnswering(a *addressState, reason names.Reason) {
 	if a.rechecking {
 		m.lease.uncheckedCount--
@@ -227,29 +235,30 @@ func (m *Machine) stopAnswering(a *addressState, reason names.Reason) {
 	m.countAddress(a)
 	m.emitAddressEffect(DropAddress{a.ip})
 	m.emitEvent(Event{Kind: EventGivenUp, Address: a.ip, Reason: reason,
-		Text: fmt.Sprintf("%s is not held by node %s any more: %s", a.ip, m.self, reasonSentences[reason])})
+		Text: fmt.Sprintf("%s is no longer held by node %s: %s", a.ip, m.self, reasonSentences[reason])})
 }
 
-func (m *Machine) emitEvent(n Event) { m.emitEffect(n) }
+func (m *Machine) emitEvent(e Event) { m.emitEffect(e) }
 
-// handleConflict handles another host's claim to an address that this node holds, seen on the wire. Two members that both hold
-// it have not heard each other: they exchange claims, and the epoch decides. A member that goes on though it knows the
-// claim is not its speaker, but its kernel. Where the gossip between them is cut, the wire is all there is: then
-// the rendezvous weight decides, which both compute alike.
-func (m *Machine) handleConflict(f facts.Conflict) {
-	a := m.addressesByIP[f.Address]
+// handleConflict processes an answer of another host for an address that this node holds.
+//
+// If the host is a member, the two exchange claims and the higher epoch wins. A member that still
+// answers afterwards does so by its kernel, not its speaker. If gossip does not reach the node, the
+// higher rendezvous weight wins, which both compute alike.
+func (m *Machine) handleConflict(c facts.Conflict) {
+	a := m.addressesByIP[c.Address]
 	if a == nil || !a.held {
 		return
 	}
-	owner, known := m.nodeOfMAC(f.MAC)
+	owner, known := m.nodeOfMAC(c.MAC)
 	_, member := m.membersByName[owner]
 	switch {
 	case !known:
-		m.emitEffect(RejoinGossip{}) // it may be a member that this one has lost
-		m.emitEvent(conflictEvent(a, f.MAC))
-	case m.lease.expired: // this node is the one that was away
+		m.emitEffect(RejoinGossip{}) // it may be a member that this node lost
+		m.emitEvent(conflictEvent(a, c.MAC, "another host (%s) answers for %s, which this node holds"))
+	case m.lease.expired: // this node was the one that was away
 		m.yieldAddress(a)
-	case member && m.now.Sub(a.disputedAt) > 2*maxRetryDelay: // who seemed dead may hear, this once
+	case member && m.now.Sub(a.disputedAt) > 2*maxRetryDelay: // once, even if it is declared dead
 		a.disputedAt = m.now
 		m.exchangeClaims(a, owner)
 	case member && m.isAlive(owner):
@@ -257,9 +266,9 @@ func (m *Machine) handleConflict(f facts.Conflict) {
 			m.exchangeClaims(a, owner)
 			return
 		}
-		m.emitEvent(strayAnswerEvent(a, owner, f.MAC))
-	case !member && !a.bid.IsEligible(owner): // it was a node once
-		m.emitEvent(conflictEvent(a, f.MAC))
+		m.emitEvent(strayAnswerEvent(a, owner, c.MAC))
+	case !member && !a.bid.IsEligible(owner): // an earlier node
+		m.emitEvent(conflictEvent(a, c.MAC, "another host (%s) answers for %s, which this node holds"))
 	case a.bid.IsEligible(owner) && rendezvousWeight(a.ip, owner) > rendezvousWeight(a.ip, m.self):
 		m.yieldAddress(a)
 	default:
@@ -268,22 +277,32 @@ func (m *Machine) handleConflict(f facts.Conflict) {
 	}
 }
 
-// exchangeClaims tells a member what this node knows of the address, and asks it for what it knows.
+// exchangeClaims sends a member the claim to the address and asks it for its claims.
 func (m *Machine) exchangeClaims(a *addressState, with string) {
 	m.queueClaim(kindClaims, with, a.claim)
 	m.requestSync(with)
 }
 
-func conflictEvent(a *addressState, mac facts.MAC) Event {
-	return Event{Kind: EventConflict, Address: a.ip, ForeignMAC: mac, Text: fmt.Sprintf("another host (%s) claims %s, which this node holds: take the address from that host or out of the pool", mac, a.ip)}
+// conflictEvent reports another host; format describes what the Ethernet address %s does with the
+// address %s.
+func conflictEvent(a *addressState, mac facts.MAC, format string) Event {
+	return Event{
+		Kind: EventConflict, Address: a.ip, ForeignMAC: mac,
+		Text: fmt.Sprintf(format, mac, a.ip) + ": remove the address from that host or from the pool",
+	}
 }
 
 func strayAnswerEvent(a *addressState, node string, mac facts.MAC) Event {
-	return Event{Kind: EventStrayAnswer, Address: a.ip, ForeignMAC: mac, Text: fmt.Sprintf("node %s (%s) answers for %s without holding it: look for the address on one of its interfaces, for proxy ARP, and for kube-proxy in ipvs mode without strictARP", node, mac, a.ip)}
+	return Event{
+		Kind: EventStrayAnswer, Address: a.ip, ForeignMAC: mac,
+		Text: fmt.Sprintf("node %s (%s) answers for %s without holding it: ", node, mac, a.ip) +
+			"check whether one of its interfaces has the address, and check for proxy ARP " +
+			"and for kube-proxy in ipvs mode without strictARP",
+	}
 }
 
-// yieldAddress stops the answering for an address that somebody else answers for, whose claim did not reach this node. The
-// claim of this node stands as released: the other one's is not known here.
+// yieldAddress gives the address up to another node whose claim did not arrive. It marks this
+// node's claim as released, since the claim of the other node is not known here.
 func (m *Machine) yieldAddress(a *addressState) {
 	m.releaseAddress(a, reasonSuperseded)
 	m.reconcileAddress(a)
@@ -297,15 +316,16 @@ func (m *Machine) learnMACs() {
 			}
 		}
 	}
-	if len(m.nodesByMAC) > 64*len(m.memberNames)+4096 { // replaced cards of a lifetime: begin anew
+	if len(m.nodesByMAC) > 64*len(m.memberNames)+4096 {
+		// network cards were replaced often: start over
 		m.nodesByMAC = map[facts.MAC]string{}
 	}
 }
 
-// hasOtherLinks says whether a held address is to be answered for on other links.
+// hasOtherLinks reports whether a held address moves to other links of this node.
 func hasOtherLinks(old, now intent.Bid) bool { return !slices.Equal(old.Links, now.Links) }
 
-// sortedByIP returns the addresses of a set in order.
+// sortedByIP returns the addresses of a set, sorted.
 func sortedByIP(set map[*addressState]struct{}) []*addressState {
 	out := make([]*addressState, 0, len(set))
 	for a := range set {

@@ -8,33 +8,39 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// addressState is everything that this node knows and does about one address. It has at most one of a contest and a move.
+// addressState is all that this node knows and does about one address. At most one of acquisition
+// and move is set.
 type addressState struct {
 	ip    netip.Addr
-	bid   intent.Bid // without candidates when nobody may hold the address
-	claim Claim      // the highest that is known
+	bid   intent.Bid // without candidates when no node may hold the address
+	claim Claim      // the highest known claim
 	held  bool
-	// acquisition is under way while this node is about to take the address, move while it is about to hand it over.
+	// acquisition is set while this node tries to take the address, move while it hands the address
+	// over.
 	acquisition *acquisition
 	move        *move
-	// rechecking says that the wire is asked whether this node is still the holder; see fence.go.
+	// rechecking is set while a probe checks whether another node took the address; see lease.go.
 	rechecking bool
-	// orphanClaim is a higher claim than this node's, of a holder that seems not to live, since when it is known; see claims.go.
+	// orphanClaim is a claim above this node's own whose holder is not a live member. orphanSince
+	// is when it arrived; see claims.go.
 	orphanClaim Claim
 	orphanSince time.Time
-	// disputedAt is when another member was last told that this node holds the address, because it seemed to hold it too.
+	// disputedAt is when this node last sent its claim to another member that also answered for the
+	// address.
 	disputedAt time.Time
-	// dueAt is when the contest or the move wants to go on; slot is the place in the waiting line, -1 outside of it.
+	// dueAt is when work on the acquisition, the move or the orphan claim continues.
+	// queueIndex is the position in the queue of due addresses, -1 when the address is not in it.
 	dueAt      time.Time
 	queueIndex int
-	// group and owner are what the address counts for in the spread; see place.go.
+	// group is the group that counts the address, countedNode the node it is counted for; see
+	// placement.go.
 	group       *candidateGroup
 	countedNode string
-	// idleSince is since when nobody may hold the address.
+	// idleSince is the time since which no node may hold the address.
 	idleSince time.Time
 }
 
-// ensureAddress returns the record of the address, which is made if there is none.
+// ensureAddress returns the state of the address and creates it if there is none.
 func (m *Machine) ensureAddress(ip netip.Addr) *addressState {
 	a := m.addressesByIP[ip]
 	if a == nil {
@@ -45,12 +51,13 @@ func (m *Machine) ensureAddress(ip netip.Addr) *addressState {
 	return a
 }
 
-// canServe says whether this node could hold the address.
+// canServe reports whether this node can hold the address.
 func (m *Machine) canServe(a *addressState) bool {
 	return a.bid.IsEligible(m.self) && len(a.bid.Links) > 0
 }
 
-// reconcileAddress brings what this node does about an address in line with what it knows of it.
+// reconcileAddress starts or stops what this node does about the address so that it fits what it
+// knows.
 func (m *Machine) reconcileAddress(a *addressState) {
 	able := m.canServe(a) && !m.leaving
 	switch {
@@ -72,7 +79,7 @@ func (m *Machine) reconcileAddress(a *addressState) {
 	m.countAddress(a)
 }
 
-// recordClaim puts a claim in the place of the former.
+// recordClaim replaces the known claim to the address.
 func (m *Machine) recordClaim(a *addressState, c Claim) {
 	if old := a.claim; old.Epoch > 0 && old.Holder != c.Holder {
 		delete(m.addressesByHolder[old.Holder], a)
@@ -91,19 +98,20 @@ func (m *Machine) recordClaim(a *addressState, c Claim) {
 	m.countAddress(a)
 }
 
-// isLiveClaim says whether the claim binds: its holder is alive, in the same life in which it made the claim.
+// isLiveClaim reports whether the claim is binding: its holder is alive and has not restarted since
+// it made the claim.
 func (m *Machine) isLiveClaim(c Claim) bool {
 	if c.Epoch == 0 || c.Released || !m.isAlive(c.Holder) {
 		return false
 	}
-	if c.Holder == m.self { // a claim of a former life of ours, or one whose address we gave up
+	if c.Holder == m.self { // not ours: from before a restart, or of an address given up
 		return m.ensureAddress(c.Address).held && c.Nonce == m.nonce
 	}
 	n := m.membersByName[c.Holder].Nonce
 	return n == 0 || n == c.Nonce
 }
 
-// scheduleAddress has the address looked at again at the given time.
+// scheduleAddress schedules work on the address for the given time.
 func (m *Machine) scheduleAddress(a *addressState, due time.Time) {
 	a.dueAt = due
 	if a.queueIndex < 0 {
@@ -113,19 +121,21 @@ func (m *Machine) scheduleAddress(a *addressState, due time.Time) {
 	heap.Fix(&m.dueAddresses, a.queueIndex)
 }
 
-// unscheduleAddress undoes wait.
+// unscheduleAddress removes the address from the queue of due addresses.
 func (m *Machine) unscheduleAddress(a *addressState) {
 	if a.queueIndex >= 0 {
 		heap.Remove(&m.dueAddresses, a.queueIndex)
 	}
 }
 
-// claimRetentionTimeout is how long a claim to an address that nobody may hold is remembered: longer than a partition that is
-// noticed takes to heal, so that an old claim does not come back as a new one.
+// claimRetentionTimeout is how long a claim is kept after no node may hold its address any more. It
+// is longer than a detected partition takes to heal. Otherwise the other side could bring an old
+// claim back as a new one.
 const claimRetentionTimeout = 10 * time.Minute
 
-// forgetIdleAddresses drops what is known of addresses that nobody may hold: first the claims of holders that are gone count as
-// released, which every member finds out alike; a while later the record goes. It looks at one bucket a call.
+// forgetIdleAddresses removes what is known of addresses that no node may hold. First it marks
+// claims of dead holders as released, which every member does on its own. Later it removes the
+// address. Each call examines one bucket.
 func (m *Machine) forgetIdleAddresses() {
 	if m.now.Sub(m.lastSweepAt) < time.Second {
 		return
@@ -151,13 +161,13 @@ func (m *Machine) forgetIdleAddresses() {
 	}
 }
 
-// addressQueue is the addresses that wait for a time, the next one first.
+// addressQueue is a heap of addresses, ordered by the time at which they are due.
 type addressQueue []*addressState
 
-// Len is part of heap.Interface, as are the following.
+// Len is part of heap.Interface, like the methods that follow.
 func (l addressQueue) Len() int { return len(l) }
 
-// Less orders by time, then address, so that a run in virtual time can be repeated.
+// Less orders by time, then by address, so that a run in virtual time is repeatable.
 func (l addressQueue) Less(i, j int) bool {
 	if !l[i].dueAt.Equal(l[j].dueAt) {
 		return l[i].dueAt.Before(l[j].dueAt)
@@ -178,7 +188,7 @@ func (l *addressQueue) Push(x any) {
 	*l = append(*l, a)
 }
 
-// Pop takes the last address off.
+// Pop removes the last address.
 func (l *addressQueue) Pop() any {
 	last := len(*l) - 1
 	a := (*l)[last]

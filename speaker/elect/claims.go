@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// digestPart is a claim's part of the digests by which members notice that they know different claims.
+// digestPart is what the claim adds to the digests. Two members compare digests to find out whether
+// they know the same claims.
 func (c Claim) digestPart() uint64 {
 	if c.Released || c.Epoch == 0 {
 		return 0
@@ -17,8 +18,9 @@ func (c Claim) digestPart() uint64 {
 	return mixBits((rendezvousWeight(c.Address, c.Holder) ^ c.Epoch*prime) + c.Nonce*prime)
 }
 
-// supersedes says whether c is right and d is not: the higher epoch is; then the holder of the higher rendezvous weight, which
-// every node computes alike, whatever it knows of the cluster.
+// supersedes reports whether c wins over d. The higher epoch wins. In the same epoch the holder
+// with the higher rendezvous weight wins, which all nodes compute alike whatever they know of the
+// cluster.
 func (c Claim) supersedes(d Claim) bool {
 	if c.Epoch != d.Epoch {
 		return c.Epoch > d.Epoch
@@ -33,14 +35,14 @@ func (c Claim) supersedes(d Claim) bool {
 	return c.Released && !d.Released
 }
 
-// claimBucket is a part of the claims, by address.
+// claimBucket is one part of the addresses, selected by a hash of the address.
 type claimBucket struct {
 	addresses     map[*addressState]struct{}
-	digest        uint64 // XOR of the hashes
-	encodedClaims []byte // the claims as they travel; nil when they changed
+	digest        uint64 // XOR of the claims' digest parts
+	encodedClaims []byte // the encoded claims; nil after a change
 }
 
-// bucketIndex says in which bucket an address is, alike on all nodes.
+// bucketIndex returns the bucket of the address. It is the same on all nodes.
 func bucketIndex(a netip.Addr) int {
 	b := a.As16()
 	h := uint64(14695981039346656037)
@@ -68,7 +70,7 @@ func (b *claimBucket) updateDigest(d uint64) {
 	b.encodedClaims = nil
 }
 
-// sortedClaims are those of the bucket, in order.
+// sortedClaims returns the claims of the bucket, sorted by address.
 func (b *claimBucket) sortedClaims() []Claim {
 	var out []Claim
 	for _, a := range sortedByIP(b.addresses) {
@@ -79,7 +81,8 @@ func (b *claimBucket) sortedClaims() []Claim {
 	return out
 }
 
-// mergeClaim takes in a claim that another member told of.
+// mergeClaim processes a claim that another member sent. An empty from means that the claim came
+// with a full state.
 func (m *Machine) mergeClaim(from string, c Claim) {
 	if c.Epoch == 0 {
 		return
@@ -91,7 +94,8 @@ func (m *Machine) mergeClaim(from string, c Claim) {
 	case c.supersedes(known):
 		m.acceptClaim(a, c)
 	case a.held && m.membersByName[from].Name != "":
-		// The other one is behind. If it answers for the address too, the segment has to learn again who is right.
+		// The sender is behind. If it answers for the address too, hosts on the segment have to
+		// learn the right holder again.
 		m.queueClaim(kindClaims, from, known)
 		if c.Holder != m.self && m.isLiveClaim(c) {
 			m.emitAddressEffect(RepeatAnnouncement{a.ip})
@@ -101,9 +105,10 @@ func (m *Machine) mergeClaim(from string, c Claim) {
 	}
 }
 
-// acceptClaim takes in a claim that is right by its epoch. One that nobody stands for any more, of a holder that is gone or
-// gave the address up, does not stop a holder: this one claims again, above it, after a while if it may be wrong about
-// who is gone. So does this node when others speak for it wrongly.
+// acceptClaim processes a claim that supersedes the known one. A holder stops when the new holder
+// is alive. A released claim does not stop it, nor does a claim in its own name that it did not
+// make: it claims the address again, with a higher epoch. When the new holder is not a live member,
+// it first waits, since the member list may be out of date.
 func (m *Machine) acceptClaim(a *addressState, c Claim) {
 	switch {
 	case a.held && (c.Released || c.Holder == m.self):
@@ -114,7 +119,8 @@ func (m *Machine) acceptClaim(a *addressState, c Claim) {
 	case a.held:
 		m.stopAnswering(a, reasonSuperseded)
 		m.recordClaim(a, c)
-	case c.Holder == m.self && c.Nonce == m.nonce && !c.Released: // given up, and forgotten meanwhile
+	case c.Holder == m.self && c.Nonce == m.nonce && !c.Released:
+		// released by this node, then forgotten
 		c.Released = true
 		m.recordClaim(a, c)
 		m.output.claimsToBroadcast = append(m.output.claimsToBroadcast, c)
@@ -124,18 +130,20 @@ func (m *Machine) acceptClaim(a *addressState, c Claim) {
 	m.reconcileAddress(a)
 }
 
-// claimAbove claims a held address again, above a claim that nobody stands for.
+// claimAbove claims a held address again, above a claim that is not binding.
 func (m *Machine) claimAbove(a *addressState, c Claim) {
 	m.forgetOrphanClaim(a)
 	m.recordClaim(a, c)
 	m.assertClaim(a, c.Epoch+1)
 }
 
-// orphanClaimTimeout is how long a claim above this node's, of a holder that seems not to live, is let stand. Where a cut heals the
-// claims of the other side arrive before its nodes are members again, which takes some rounds of gossip.
+// orphanClaimTimeout is how long this node waits for the holder of an orphan claim to become a
+// member. When a partition heals, the claims of the other side arrive before its nodes are members
+// again, which takes some rounds of gossip.
 const orphanClaimTimeout = 500 * time.Millisecond
 
-// deferOrphanClaim takes note of such a claim. Whoever made it wins if it turns out to live; until then this node goes on.
+// deferOrphanClaim keeps an orphan claim until its holder is alive or the timeout has passed. This
+// node answers meanwhile.
 func (m *Machine) deferOrphanClaim(a *addressState, c Claim) {
 	if a.orphanClaim.Epoch == 0 {
 		a.orphanSince = m.now
@@ -150,7 +158,8 @@ func (m *Machine) deferOrphanClaim(a *addressState, c Claim) {
 	m.resolveOrphanClaim(a)
 }
 
-// resolveOrphanClaim ends a rumour when its holder lives, or its time is over.
+// resolveOrphanClaim accepts an orphan claim if its holder is alive, and claims above it after the
+// timeout.
 func (m *Machine) resolveOrphanClaim(a *addressState) {
 	c := a.orphanClaim
 	switch {
@@ -161,7 +170,8 @@ func (m *Machine) resolveOrphanClaim(a *addressState) {
 	}
 }
 
-// overruleOrphanClaim ends a rumour that stands in the way.
+// overruleOrphanClaim claims above an orphan claim without waiting, because the address is about to
+// move.
 func (m *Machine) overruleOrphanClaim(a *addressState) {
 	if a.orphanClaim.Epoch > 0 {
 		m.claimAbove(a, a.orphanClaim)
@@ -179,7 +189,8 @@ func (m *Machine) forgetOrphanClaim(a *addressState) {
 	}
 }
 
-// receiveMessage handles a message. What cannot be read, from a later version say, is ignored.
+// receiveMessage processes a message. It ignores what it cannot read, such as a message of a later
+// version.
 func (m *Machine) receiveMessage(from string, payload []byte) {
 	if _, ok := m.membersByName[from]; !ok || from == m.self {
 		return
@@ -207,7 +218,7 @@ func (m *Machine) receiveMessage(from string, payload []byte) {
 	}
 }
 
-// mergeRemoteState merges the full state of another member: the full sync of rule 1.
+// mergeRemoteState merges the full state of another member: the full exchange of rule 1.
 func (m *Machine) mergeRemoteState(payload []byte) {
 	kind, r := openMessage(payload)
 	if kind != kindClaims {
@@ -223,7 +234,8 @@ func (m *Machine) mergeRemoteState(payload []byte) {
 	m.stateSynced = true
 }
 
-// restoreClaims takes in what an earlier life of this process knew. It is no news of anybody alive.
+// restoreClaims records the claims of the checkpoint. They say nothing about which members are
+// alive.
 func (m *Machine) restoreClaims(claims []Claim) {
 	for _, c := range claims {
 		if a := m.ensureAddress(c.Address); c.Epoch > 0 && !a.held && c.supersedes(a.claim) {
@@ -233,7 +245,8 @@ func (m *Machine) restoreClaims(claims []Claim) {
 	}
 }
 
-// EncodeState encodes every claim, for a full exchange of state. What did not change since the last call is not encoded again.
+// EncodeState encodes all claims for a full exchange of state. Only buckets that changed since the
+// last call are encoded again.
 func (m *Machine) EncodeState() []byte {
 	n, size := uint64(0), 0
 	for i := range m.claimBuckets {
@@ -258,10 +271,10 @@ func (m *Machine) EncodeState() []byte {
 	return out
 }
 
-// ClaimsDigest is another one whenever other claims are known.
+// ClaimsDigest changes whenever the known claims change.
 func (m *Machine) ClaimsDigest() uint64 { return m.claimsDigest }
 
-// Claims are all claims that are known, sorted by address.
+// Claims returns all known claims, sorted by address.
 func (m *Machine) Claims() []Claim {
 	var out []Claim
 	for _, a := range m.addressesByIP {
@@ -273,14 +286,15 @@ func (m *Machine) Claims() []Claim {
 	return out
 }
 
-// syncRequest is a request to one member for what it knows and this node does not.
+// syncRequest is a request to one member for the claims that this node does not know.
 type syncRequest struct {
 	member          string
 	sentAt          time.Time
-	receivedBuckets map[uint64]bool // buckets that were answered
+	receivedBuckets map[uint64]bool // buckets that arrived
 }
 
-// requestSync asks a member for the buckets that differ. Both know the same afterwards.
+// requestSync asks a member for all buckets that differ. Afterwards both members know the same
+// claims.
 func (m *Machine) requestSync(to string) {
 	m.lastSyncID++
 	b := binary.AppendUvarint(messageHeader(kindSync), m.lastSyncID)
@@ -288,11 +302,14 @@ func (m *Machine) requestSync(to string) {
 		b = binary.BigEndian.AppendUint32(b, uint32(m.claimBuckets[i].digest))
 	}
 	m.syncRequestsByID[m.lastSyncID] = syncRequest{member: to, sentAt: m.now, receivedBuckets: map[uint64]bool{}}
-	maps.DeleteFunc(m.syncRequestsByID, func(_ uint64, e syncRequest) bool { return m.now.Sub(e.sentAt) > m.timing.StartupDelay })
+	maps.DeleteFunc(m.syncRequestsByID, func(_ uint64, r syncRequest) bool {
+		return m.now.Sub(r.sentAt) > m.timing.StartupDelay
+	})
 	m.sendMessage(to, b)
 }
 
-// answerSyncRequest sends every bucket that differs, whole; or, when none does, a delta that says so.
+// answerSyncRequest sends each bucket that differs as a whole. If none differs, it sends one empty
+// delta.
 func (m *Machine) answerSyncRequest(to string, r *messageReader) {
 	id := r.readUvarint()
 	var differ []int
@@ -310,11 +327,12 @@ func (m *Machine) answerSyncRequest(to string, r *messageReader) {
 		return
 	}
 	for _, i := range differ {
-		m.sendMessage(to, appendClaims(binary.AppendUvarint(slices.Clone(prefix), uint64(i)), m.claimBuckets[i].sortedClaims()))
+		b := binary.AppendUvarint(slices.Clone(prefix), uint64(i))
+		m.sendMessage(to, appendClaims(b, m.claimBuckets[i].sortedClaims()))
 	}
 }
 
-// mergeDelta takes in a bucket, and sends back what the other one lacks.
+// mergeDelta processes a bucket of another member and sends back the claims that the member lacks.
 func (m *Machine) mergeDelta(from string, r *messageReader) {
 	id, n := r.readUvarint(), r.readUvarint()
 	e, ok := m.syncRequestsByID[id]
@@ -343,7 +361,7 @@ func (m *Machine) mergeDelta(from string, r *messageReader) {
 		delete(m.syncRequestsByID, id)
 		m.lastSyncByMember[from] = m.now
 		m.markHeard(from)
-		m.declareAlive(from) // whoever says that it is dead, it was asked and answered
+		m.declareAlive(from) // it answered, so any report of its death is wrong
 		m.finishSync(id, e.sentAt)
 	}
 }

@@ -6,49 +6,54 @@ import (
 	"net/netip"
 )
 
-// The wire format. A message is a version byte, a kind byte and the body; integers are unsigned varints, strings and
-// addresses have a length byte in front. Members of other versions ignore what they cannot read.
+// The wire format. A message is a version byte, a kind byte and a body. Integers are unsigned
+// varints. A length byte precedes strings and addresses. Members of other versions ignore what they
+// cannot read.
 const wireVersion = 2
 
-// The kinds of messages.
+// The kinds of messages, with their bodies.
 const (
 	kindBeacon  = 1 // nonce, seq, digest, flags
-	kindAck     = 2 // nonce and seq of the beacon, digest of who acknowledges
+	kindAck     = 2 // nonce and seq of the beacon, digest of the sender
 	kindClaims  = 3 // claims
-	kindSuspect = 4 // node, nonce, what is said of it, milliseconds of silence
+	kindSuspect = 4 // node, nonce, kind of suspicion, milliseconds of silence
 	kindOffer   = 5 // claims that the receiver is asked to make
-	kindRefuse  = 6 // claims that were offered and are refused
-	kindSync    = 7 // ID, digests of all buckets: asks for a delta of each bucket that differs
-	kindDelta   = 8 // ID, how many deltas answer it, bucket, all claims of the bucket
+	kindRefuse  = 6 // offered claims that the sender refuses
+	// ID, digests of all buckets; the answer is a delta for each bucket that differs
+	kindSync  = 7
+	kindDelta = 8 // ID, number of deltas in the answer, bucket, all claims of the bucket
 )
 
 // The flags of a beacon.
 const (
 	flagLeaving      = 1 << iota
-	flagAckRequested // the receiver is asked to acknowledge it
+	flagAckRequested // the receiver has to acknowledge the beacon
 )
 
-// claimsPerMessage keeps a message within one datagram of an Ethernet segment: a claim takes up to about 36 bytes with
-// node names of 12 bytes, and memberlist adds encryption and headers. Longer names only fragment.
+// claimsPerMessage keeps a message within one datagram of an Ethernet segment. A claim takes up to
+// 36 bytes with node names of 12 bytes; memberlist adds encryption and headers. With longer names
+// the datagram is fragmented.
 const claimsPerMessage = 32
 
-// bucketCount is how many parts the claims are divided into to find where two members differ: their digests fill one
-// datagram, and 10,000 addresses make 40 claims in each.
+// bucketCount is the number of buckets that the claims are divided into, so that two members find
+// their differences. All digests fit into one datagram. With 10,000 addresses a bucket has 40
+// claims.
 const bucketCount = 256
 
-// Claim says who holds an address. It is asserted by the holder alone.
+// Claim is a node's claim to an address. Only the holder makes it.
 type Claim struct {
 	Address netip.Addr
 	Holder  string
-	// Nonce is the life of the holder's process in which the claim was made.
+	// Nonce identifies the run of the holder's process that made the claim.
 	Nonce uint64
-	// Epoch counts the holders of the address; the higher one is right. 0 is no claim.
+	// Epoch counts the holders of the address. The higher epoch wins. 0 means that there is no
+	// claim.
 	Epoch uint64
-	// Released says that the holder gave the address up without a successor.
+	// Released is set when the holder gave the address up without a successor.
 	Released bool
 }
 
-// errMalformedMessage is the error for bytes that are no message.
+// errMalformedMessage is the error for bytes that are not a message.
 var errMalformedMessage = errors.New("elect: malformed message")
 
 func messageHeader(kind byte) []byte { return []byte{wireVersion, kind} }
@@ -83,7 +88,7 @@ func appendClaims(b []byte, claims []Claim) []byte {
 	return b
 }
 
-// messageReader reads a message; after the first fault everything it returns is zero.
+// messageReader reads a message. After the first error all its methods return zero values.
 type messageReader struct {
 	unread []byte
 	err    error

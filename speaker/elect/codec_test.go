@@ -17,7 +17,7 @@ func TestClaimsSurviveTheWire(t *testing.T) {
 		"no claims":    nil,
 		"IPv4":         {{Address: netip.MustParseAddr("192.0.2.1"), Holder: "a", Nonce: 1<<64 - 1, Epoch: 7}},
 		"IPv6":         {{Address: netip.MustParseAddr("2001:db8::1"), Holder: "b", Nonce: 3, Epoch: 1 << 40}},
-		"a tombstone":  {{Address: netip.MustParseAddr("192.0.2.1"), Holder: "a", Nonce: 1, Epoch: 2, Released: true}},
+		"released":     {{Address: netip.MustParseAddr("192.0.2.1"), Holder: "a", Nonce: 1, Epoch: 2, Released: true}},
 		"no node name": {{Address: netip.MustParseAddr("192.0.2.1"), Epoch: 1}},
 	}
 	for name, claims := range tests {
@@ -30,8 +30,8 @@ func TestClaimsSurviveTheWire(t *testing.T) {
 	}
 }
 
-// FuzzReceive feeds any bytes to a machine: it must neither panic nor hold anything because of them, since it is no
-// candidate for any address.
+// FuzzReceive feeds arbitrary bytes to a machine that is not a candidate for any address. It must
+// neither panic nor hold an address because of them.
 func FuzzReceive(f *testing.F) {
 	claim := Claim{Address: netip.MustParseAddr("192.0.2.1"), Holder: "b", Nonce: 2, Epoch: 5}
 	f.Add([]byte(nil))
@@ -46,17 +46,18 @@ func FuzzReceive(f *testing.F) {
 	f.Add([]byte{wireVersion, kindClaims, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1})
 	f.Fuzz(func(t *testing.T, payload []byte) {
 		m := New("a", 1, DefaultTiming(), testStart)
-		m.Step(testStart, MembersChanged{facts.MemberSet{Members: []facts.Member{{Name: "a", Nonce: 1}, {Name: "b", Nonce: 2}}, Synced: true}})
+		members := []facts.Member{{Name: "a", Nonce: 1}, {Name: "b", Nonce: 2}}
+		m.Step(testStart, MembersChanged{facts.MemberSet{Members: members, Synced: true}})
 		before := bytes.Clone(payload)
 		effects := m.Step(testStart, MessageReceived{From: "b", Payload: payload})
 		effects = append(effects, m.Step(testStart.Add(time.Millisecond), RemoteStateReceived{Payload: payload})...)
 		for _, e := range effects {
 			if h, ok := e.(HoldAddress); ok {
-				t.Errorf("holds %v", h.Binding)
+				t.Errorf("the machine holds %v", h.Binding)
 			}
 		}
 		if !bytes.Equal(before, payload) {
-			t.Error("the payload was changed")
+			t.Error("the machine changed the payload")
 		}
 	})
 }

@@ -8,8 +8,9 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-// TestSpeakersWithoutCommonGossipNeverAnswerTogether: speakers that never hear of each other, because one has another key, say, or is of another
-// cluster, want the same addresses. One of them gets each, and another one when it dies.
+// TestSpeakersWithoutCommonGossipNeverAnswerTogether: speakers on one segment want the same
+// addresses and never exchange a message, because they have different keys or belong to different
+// clusters. Each address has one holder, and another one after that dies.
 func TestSpeakersWithoutCommonGossipNeverAnswerTogether(t *testing.T) {
 	for seed := range int64(seedCount) {
 		w := newHarness(t, seed, 2+int(seed%3), 1+int(seed%5))
@@ -21,17 +22,17 @@ func TestSpeakersWithoutCommonGossipNeverAnswerTogether(t *testing.T) {
 		w.runFor(20*time.Second, w.neverTwoHolders(0))
 		w.wantOneHolderEach(time.Millisecond, "the death of "+holder)
 		w.addresses = append(w.addresses, netip.MustParseAddr("192.0.2.200"), netip.MustParseAddr("192.0.2.201"))
-		w.deliverBids() // all hear of a Service at once
+		w.deliverBids() // all learn of a Service at once
 		w.runFor(20*time.Second, w.neverTwoHolders(0))
 		w.wantOneHolderEach(time.Millisecond, "new addresses")
 		if t.Failed() {
-			t.Fatalf("with seed %d", seed)
+			t.Fatalf("seed %d", seed)
 		}
 	}
 }
 
-// TestAMemberThatAnswersWithoutAClaimIsReported: the kernel of a node speaks for an address that another node holds, which that node
-// cannot help. It is told, and the holder stays.
+// TestAMemberThatAnswersWithoutAClaimIsReported: the kernel of a node answers for an address that
+// another node holds. The holder reports the node and stays the holder.
 func TestAMemberThatAnswersWithoutAClaimIsReported(t *testing.T) {
 	for seed := range int64(seedCount) {
 		w := newHarness(t, seed, 3, 1)
@@ -41,24 +42,26 @@ func TestAMemberThatAnswersWithoutAClaimIsReported(t *testing.T) {
 		for i := range 5 {
 			for _, n := range w.nodeNames {
 				if n != holder {
-					w.stepNode(w.nodesByName[holder], ConflictDetected{facts.Conflict{Address: w.addresses[0], MAC: w.nodesByName[n].mac, Link: 1}})
+					c := facts.Conflict{Address: w.addresses[0], MAC: w.nodesByName[n].mac, Link: 1}
+					w.stepNode(w.nodesByName[holder], ConflictDetected{c})
 				}
 			}
 			w.runFor(time.Second, w.neverTwoHolders(0))
-			if told := w.eventCounts[EventStrayAnswer] > 0; told != (i > 0) {
-				t.Fatalf("with seed %d, after %d claims it is told: %v", seed, i+1, told)
+			if reported := w.eventCounts[EventStrayAnswer] > 0; reported != (i > 0) {
+				t.Fatalf("seed %d: after %d answers the node is reported: %v", seed, i+1, reported)
 			}
 		}
 		if now := w.wantOneHolderEach(time.Millisecond, "claims"); now != holder || w.takeCount != taken {
-			t.Errorf("with seed %d the address moved from %s to %s", seed, holder, now)
+			t.Errorf("seed %d: the address moved from %s to %s", seed, holder, now)
 		}
 		if n := w.eventCounts[EventConflict]; n > 0 {
-			t.Errorf("with seed %d a member was called a foreign host %d times", seed, n)
+			t.Errorf("seed %d: a member is reported as a foreign host %d times", seed, n)
 		}
 	}
 }
 
-// TestARemovedNodeThatStillAnswersIsReported speaks for an address that it may not hold any more, and no member can tell it so.
+// TestARemovedNodeThatStillAnswersIsReported: a removed node answers for an address. The holder
+// cannot reach it by gossip, reports it and stays the holder.
 func TestARemovedNodeThatStillAnswersIsReported(t *testing.T) {
 	w := newHarness(t, 1, 4, 1)
 	w.startAll()
@@ -74,16 +77,17 @@ func TestARemovedNodeThatStillAnswersIsReported(t *testing.T) {
 	w.runFor(10*time.Second, nil)
 	w.stepNode(w.nodesByName[holder], ConflictDetected{facts.Conflict{Address: w.addresses[0], MAC: mac, Link: 1}})
 	if w.eventCounts[EventConflict] != 1 {
-		t.Errorf("it is told %d times that another host claims the address, want once", w.eventCounts[EventConflict])
+		t.Errorf("the other host is reported %d times, want once", w.eventCounts[EventConflict])
 	}
 	if now := w.wantOneHolderEach(time.Second, "the claim"); now != holder {
 		t.Errorf("the address moved from %s to %s", holder, now)
 	}
 }
 
-// TestAHigherClaimWinsOnlyIfItsHolderLives is higher than the holder's, and comes before its own holder is a member again, or never is.
+// TestAHigherClaimWinsOnlyIfItsHolderLives: a claim above the holder's own arrives before its
+// holder is a member.
 func TestAHigherClaimWinsOnlyIfItsHolderLives(t *testing.T) {
-	for name, lives := range map[string]bool{"it lives": true, "it is gone": false} {
+	for name, lives := range map[string]bool{"its holder lives": true, "its holder is gone": false} {
 		t.Run(name, func(t *testing.T) {
 			w := newHarness(t, 1, 3, 1)
 			w.startAll()
@@ -94,18 +98,19 @@ func TestAHigherClaimWinsOnlyIfItsHolderLives(t *testing.T) {
 			w.switchOn("other")
 			w.deliverBids()
 			w.deliverMembers()
-			w.runFor(2*time.Second, nil) // it asks the wire, where the holder answers
+			w.runFor(2*time.Second, nil) // its probe is answered by the holder
 			claim := Claim{Address: w.addresses[0], Holder: "other", Nonce: w.nodesByName["other"].nonce, Epoch: 7}
-			w.stepNode(w.nodesByName[holder], RemoteStateReceived{appendClaims(messageHeader(kindClaims), []Claim{claim})})
+			state := appendClaims(messageHeader(kindClaims), []Claim{claim})
+			w.stepNode(w.nodesByName[holder], RemoteStateReceived{state})
 			w.runFor(orphanClaimTimeout/2, w.neverTwoHolders(0))
 			if !lives {
 				w.nodesByName["other"].machine = nil
 				w.runFor(orphanClaimTimeout, w.neverTwoHolders(0))
-				if now := w.wantOneHolderEach(time.Millisecond, "the end of the rumour"); now != holder {
-					t.Errorf("%s holds the address, want %s to go on", now, holder)
+				if now := w.wantOneHolderEach(time.Millisecond, "the end of the timeout"); now != holder {
+					t.Errorf("%s holds the address, want %s to keep it", now, holder)
 				}
 				if c := w.nodesByName[holder].machine.addressesByIP[w.addresses[0]].claim; c.Epoch <= claim.Epoch {
-					t.Errorf("the holder's claim has epoch %d, which is not above %d", c.Epoch, claim.Epoch)
+					t.Errorf("the holder's claim has epoch %d, want one above %d", c.Epoch, claim.Epoch)
 				}
 				return
 			}
@@ -117,8 +122,8 @@ func TestAHigherClaimWinsOnlyIfItsHolderLives(t *testing.T) {
 			}
 			w.gossipPart["other"] = 0
 			w.deliverMembers()
-			if now := w.wantOneHolderEach(100*time.Millisecond, "the cut is over"); now != "other" {
-				t.Errorf("%s holds the address, want the one whose claim is higher", now)
+			if now := w.wantOneHolderEach(100*time.Millisecond, "the end of the cut"); now != "other" {
+				t.Errorf("%s holds the address, want the node with the higher claim", now)
 			}
 		})
 	}

@@ -13,8 +13,8 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// harness is a segment with speakers on it, in virtual time: every message and every probe is an entry in a list of things
-// to happen, and chance comes from a seed. Gossip and the wire can be cut apart from each other.
+// harness is a segment with speakers in virtual time. Each message and each probe is an event in a
+// queue, and a seed decides what is random. Gossip and the segment can be cut separately.
 type harness struct {
 	t               testing.TB
 	random          *rand.Rand
@@ -24,23 +24,23 @@ type harness struct {
 	events          simEventQueue
 	eventCounter    int
 	loss            float64
-	maxMessageDelay time.Duration // of a message, at most
+	maxMessageDelay time.Duration // of one message
 	addresses       []netip.Addr
 	scoresByNode    map[string]int
 	rebalance       bool
-	siblingCount    int // so many addresses in a row are of one Service
-	// gossipPart and lan say in which part of a cut network a node is; parts of the same number hear each other. The
-	// gateway is in part 0 of the LAN.
+	siblingCount    int // so many consecutive addresses belong to one Service
+	// gossipPart and lanPart are the part of the network that a node is in. Nodes in the same part
+	// reach each other. The gateway is in part 0 of the LAN.
 	gossipPart, lanPart map[string]int
 	messageCount        int
 	openProbes          []*simProbe
-	takeCount           int             // how often an address was taken
-	takeoverDelays      []time.Duration // from the last sign of life to the takeover
+	takeCount           int             // how often any address was taken
+	takeoverDelays      []time.Duration // of all takeovers
 	eventCounts         map[string]int  // by kind
-	trace               bool            // print what changes
+	trace               bool            // log the effects
 }
 
-// simProbe is a probe under way.
+// simProbe is a probe without a result.
 type simProbe struct {
 	from            *simNode
 	address         netip.Addr
@@ -71,7 +71,7 @@ func (h *simEventQueue) Pop() any {
 	return x
 }
 
-// simNode is a speaker; a nil machine is one that is off.
+// simNode is a speaker. It is off when machine is nil.
 type simNode struct {
 	name           string
 	mac            facts.MAC
@@ -90,7 +90,8 @@ type simNode struct {
 func newHarness(t testing.TB, seed int64, n, addresses int) *harness {
 	w := &harness{
 		t: t, random: rand.New(rand.NewSource(seed)), now: time.Unix(1000, 0), nodesByName: map[string]*simNode{},
-		gossipPart: map[string]int{}, lanPart: map[string]int{}, maxMessageDelay: 3 * time.Millisecond, eventCounts: map[string]int{},
+		gossipPart: map[string]int{}, lanPart: map[string]int{}, eventCounts: map[string]int{},
+		maxMessageDelay: 3 * time.Millisecond,
 	}
 	a := netip.MustParseAddr("192.0.2.1")
 	for range addresses {
@@ -110,7 +111,7 @@ func (w *harness) schedule(d time.Duration, do func()) {
 	heap.Push(&w.events, simEvent{w.now.Add(d), w.eventCounter, do})
 }
 
-// startAll switches every speaker on.
+// startAll starts all speakers.
 func (w *harness) startAll() {
 	for _, n := range w.nodeNames {
 		w.switchOn(n)
@@ -124,11 +125,14 @@ func (w *harness) startAll() {
 
 func (w *harness) switchOn(name string) {
 	n := w.nodesByName[name]
-	*n = simNode{name: name, mac: n.mac, canServe: n.canServe, nonce: w.random.Uint64(), heldAddresses: map[netip.Addr]bool{}}
+	*n = simNode{
+		name: name, mac: n.mac, canServe: n.canServe, nonce: w.random.Uint64(),
+		heldAddresses: map[netip.Addr]bool{},
+	}
 	n.machine = New(name, n.nonce, DefaultTiming(), w.now)
 }
 
-// startSpeaker switches a speaker on: a new life, which has joined the others' gossip.
+// startSpeaker starts a speaker with a new nonce, which joins the gossip.
 func (w *harness) startSpeaker(name string) {
 	w.switchOn(name)
 	w.deliverBids()
@@ -141,7 +145,7 @@ func (w *harness) startSpeaker(name string) {
 	}
 }
 
-// exchangeStates is a full exchange of state, as at each join.
+// exchangeStates is a full exchange of state, as after each join.
 func (w *harness) exchangeStates(x, y string) {
 	a, b := w.nodesByName[x], w.nodesByName[y]
 	if a.machine == nil || b.machine == nil || x == y || !w.canGossip(x, y) {
@@ -152,13 +156,13 @@ func (w *harness) exchangeStates(x, y string) {
 	w.stepNode(b, RemoteStateReceived{of})
 }
 
-// killSpeaker switches a speaker off without a word; the gossip notices 5 s later.
+// killSpeaker stops a speaker without a message. Gossip notices it 5 s later.
 func (w *harness) killSpeaker(name string) {
 	w.nodesByName[name].machine, w.nodesByName[name].heldAddresses = nil, nil
 	w.schedule(5*time.Second, w.deliverMembers)
 }
 
-// deliverMembers tells everybody who is alive as the slow gossip sees it.
+// deliverMembers delivers the live members to all speakers, as gossip sees them.
 func (w *harness) deliverMembers() {
 	for _, name := range w.nodeNames {
 		n := w.nodesByName[name]
@@ -175,7 +179,7 @@ func (w *harness) deliverMembers() {
 	}
 }
 
-// deliverBids tells everybody which nodes may hold the addresses.
+// deliverBids delivers the bids to all speakers.
 func (w *harness) deliverBids() {
 	able := map[string]int{}
 	for _, name := range w.nodeNames {
@@ -211,7 +215,7 @@ func (w *harness) canGossip(a, b string) bool { return w.gossipPart[a] == w.goss
 
 func (w *harness) canHear(a, b string) bool { return w.lanPart[a] == w.lanPart[b] }
 
-// cutOff separates some nodes from all others, by gossip and on the wire.
+// cutOff separates some nodes from all others, in gossip and on the segment.
 func (w *harness) cutOff(part int, names ...string) {
 	for _, n := range names {
 		w.gossipPart[n], w.lanPart[n] = part, part
@@ -219,7 +223,7 @@ func (w *harness) cutOff(part int, names ...string) {
 	w.schedule(5*time.Second, w.deliverMembers)
 }
 
-// blockGossip separates some nodes from all others by gossip alone.
+// blockGossip separates some nodes from all others in gossip only.
 func (w *harness) blockGossip(part int, names ...string) {
 	for _, n := range names {
 		w.gossipPart[n] = part
@@ -227,8 +231,8 @@ func (w *harness) blockGossip(part int, names ...string) {
 	w.schedule(5*time.Second, w.deliverMembers)
 }
 
-// healCuts joins all again; the gossip notices a while later and exchanges its states. Who was given up for dead is a member
-// again once it has heard of that and denied it.
+// healCuts ends all cuts. A while later the nodes exchange their states. Later still all are
+// members again, since a node declared dead has to refute that first.
 func (w *harness) healCuts() {
 	w.gossipPart, w.lanPart = map[string]int{}, map[string]int{}
 	w.schedule(time.Duration(50+w.random.Intn(350))*time.Millisecond, func() {
@@ -239,7 +243,7 @@ func (w *harness) healCuts() {
 	})
 }
 
-// pauseSpeaker has a speaker not run for a while: what comes meanwhile waits.
+// pauseSpeaker stops a speaker's process for a while. Its inputs wait.
 func (w *harness) pauseSpeaker(name string, d time.Duration) {
 	n := w.nodesByName[name]
 	n.paused = true
@@ -260,15 +264,15 @@ func (w *harness) stepNode(n *simNode, inputs ...Input) {
 		n.inbox = append(n.inbox, inputs...)
 		return
 	}
-	closed := n.machine.lease.expired
+	expired := n.machine.lease.expired
 	for _, e := range n.machine.Step(w.now, inputs...) {
 		if _, send := e.(SendMessage); w.trace && !send {
 			w.t.Logf("%v %s: %T%+v", w.now.Sub(time.Unix(1000, 0)), n.name, e, e)
 		}
 		w.performEffect(n, e)
 	}
-	if w.trace && closed != n.machine.lease.expired {
-		w.t.Logf("%v %s: fence closed %v", w.now.Sub(time.Unix(1000, 0)), n.name, !closed)
+	if w.trace && expired != n.machine.lease.expired {
+		w.t.Logf("%v %s: lease expired: %v", w.now.Sub(time.Unix(1000, 0)), n.name, !expired)
 	}
 	n.answerDeadline = n.machine.LeaseDeadline(w.now)
 	n.timerID++
@@ -300,12 +304,13 @@ func (w *harness) performEffect(n *simNode, e Effect) {
 	case SendMessage:
 		w.messageCount++
 		if to := w.nodesByName[e.To]; w.canGossip(n.name, e.To) && w.random.Float64() >= w.loss {
-			later(time.Duration(w.random.Int63n(int64(w.maxMessageDelay))), to, func() Input { return MessageReceived{From: n.name, Payload: e.Payload} })
+			delay := time.Duration(w.random.Int63n(int64(w.maxMessageDelay)))
+			later(delay, to, func() Input { return MessageReceived{From: n.name, Payload: e.Payload} })
 		}
 	case AcquireProbe:
 		q := &simProbe{from: n, address: e.Address}
 		w.openProbes = append(w.openProbes, q)
-		for i := range e.Attempts { // who answers while the question is open
+		for i := range e.Attempts { // collect answers while the probe is open
 			w.schedule(time.Duration(i)*e.Interval+time.Millisecond, func() {
 				q.answers = append(q.answers, w.wireAnswers(n, e.Address)...)
 				for _, o := range w.openProbes {
@@ -317,7 +322,9 @@ func (w *harness) performEffect(n *simNode, e Effect) {
 		}
 		later(time.Duration(e.Attempts)*e.Interval, n, func() Input {
 			w.openProbes = slices.DeleteFunc(w.openProbes, func(o *simProbe) bool { return o == q })
-			return ProbeFinished{facts.ProbeResult{ID: e.ID, Address: e.Address, Answers: q.answers, RivalProbers: q.rivals}}
+			return ProbeFinished{facts.ProbeResult{
+				ID: e.ID, Address: e.Address, Answers: q.answers, RivalProbers: q.rivals,
+			}}
 		})
 	case LivenessProbe:
 		r := facts.ProbeResult{ID: e.ID}
@@ -339,7 +346,7 @@ func (w *harness) performEffect(n *simNode, e Effect) {
 	}
 }
 
-// announceOnWire has everybody on the wire hear that the node answers for the address.
+// announceOnWire delivers the announcement of an address to all on the segment.
 func (w *harness) announceOnWire(n *simNode, a netip.Addr) {
 	w.schedule(100*time.Microsecond, func() {
 		if !w.isAnswering(n, a) {
@@ -358,12 +365,14 @@ func (w *harness) announceOnWire(n *simNode, a netip.Addr) {
 	})
 }
 
-// isAlone says that neither the gateway nor another node can be heard on the wire.
+// isAlone reports whether the node hears neither the gateway nor another node on the segment.
 func (w *harness) isAlone(name string) bool {
-	return w.lanPart[name] != 0 && !slices.ContainsFunc(w.nodeNames, func(o string) bool { return o != name && w.canHear(name, o) })
+	return w.lanPart[name] != 0 && !slices.ContainsFunc(w.nodeNames, func(o string) bool {
+		return o != name && w.canHear(name, o)
+	})
 }
 
-// wireAnswers is the wire's answer to a question.
+// wireAnswers returns the answers to a request for the address.
 func (w *harness) wireAnswers(from *simNode, a netip.Addr) []facts.MAC {
 	var out []facts.MAC
 	for _, name := range w.nodeNames {
@@ -374,12 +383,12 @@ func (w *harness) wireAnswers(from *simNode, a netip.Addr) []facts.MAC {
 	return out
 }
 
-// isAnswering says whether the node would answer for the address now.
+// isAnswering reports whether the node would answer for the address now.
 func (w *harness) isAnswering(n *simNode, a netip.Addr) bool {
 	return n.machine != nil && n.heldAddresses[a] && !n.paused && w.now.Before(n.answerDeadline)
 }
 
-// answeringNodes are the nodes that would answer for the address now.
+// answeringNodes returns the nodes that would answer for the address now.
 func (w *harness) answeringNodes(a netip.Addr) []string {
 	var out []string
 	for _, name := range w.nodeNames {
@@ -390,7 +399,7 @@ func (w *harness) answeringNodes(a netip.Addr) []string {
 	return out
 }
 
-// runFor lets time pass; check is called after every happening.
+// runFor lets time pass. It calls check after each event.
 func (w *harness) runFor(d time.Duration, check func()) {
 	end := w.now.Add(d)
 	for len(w.events) > 0 && !w.events[0].at.After(end) {
@@ -404,8 +413,8 @@ func (w *harness) runFor(d time.Duration, check func()) {
 	w.now = end
 }
 
-// wantOneHolderEach lets time pass, and fails when then not exactly one node answers for each address. It returns the holder of
-// the first.
+// wantOneHolderEach lets time pass, then fails unless exactly one node answers for each address. It
+// returns the holder of the first address.
 func (w *harness) wantOneHolderEach(d time.Duration, what string) string {
 	w.t.Helper()
 	w.runFor(d, nil)
@@ -413,7 +422,7 @@ func (w *harness) wantOneHolderEach(d time.Duration, what string) string {
 	for _, a := range w.addresses {
 		h := w.answeringNodes(a)
 		if len(h) != 1 {
-			w.t.Fatalf("%s: after %v %s is answered for by %v, want one node", what, d, a, h)
+			w.t.Fatalf("%s: after %v %v answer for %s, want one node", what, d, h, a)
 		}
 		if first == "" {
 			first = h[0]
@@ -422,8 +431,8 @@ func (w *harness) wantOneHolderEach(d time.Duration, what string) string {
 	return first
 }
 
-// neverTwoHolders returns a check that fails when two nodes that hear each other on the wire answer for an address at one time for
-// longer than the limit.
+// neverTwoHolders returns a check that fails when two nodes that hear each other on the segment
+// both answer for an address for longer than the limit.
 func (w *harness) neverTwoHolders(limit time.Duration) func() {
 	since := map[netip.Addr]time.Time{}
 	return func() {
@@ -443,11 +452,12 @@ func (w *harness) neverTwoHolders(limit time.Duration) func() {
 				since[a] = w.now
 			}
 			if d := w.now.Sub(since[a]); d > limit || limit == 0 {
-				w.t.Fatalf("%v answer for %s at once, for %v", h, a, d)
+				w.t.Fatalf("%v answer for %s at the same time, for %v", h, a, d)
 			}
 		}
 	}
 }
 
-// handoverOverlapTimeout is how long two nodes may answer for an address in a planned move.
+// handoverOverlapTimeout is how long two nodes may both answer for an address during a planned
+// move.
 const handoverOverlapTimeout = 200 * time.Millisecond

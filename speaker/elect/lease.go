@@ -6,46 +6,53 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-// lease says whether this node may answer for what it holds. Others take over from a node that they do not hear for
-// Silence, after they asked the wire. So a node that does not run, or that is cut off, has to be silent before that;
-// and it must not answer again before it knows that nobody took over.
+// lease is the right of this node to answer for the addresses that it holds.
 //
-// It is open while what this node sends is acknowledged, or while a gateway or another node answers it on the wire: who
-// can be heard on the wire is heard by whoever asks the wire before a takeover. It closes when that ends, and after each
-// pause of the process. Closed, it opens again when a member has told all that it knows; or, when no member
-// does, when the wire is silent about every address that is held.
+// Other nodes take over when they hear nothing from this node for SilenceTimeout and their probes
+// get no answer. So a node that is paused or cut off must stop before that. It must not answer
+// again until it knows that no other node took over.
+//
+// The lease is valid while members acknowledge what this node sends, or while a gateway or another
+// node answers its liveness probes. A node that reaches others on the segment also answers the
+// probe of a node that wants to take over. The lease expires when neither is true any more, and
+// after each pause of the process. It is regained when a member has sent all its claims. If no
+// member does, it is regained when probes for all held addresses find no other holder.
 type lease struct {
 	expired   bool
-	expiredAt time.Time // closed since
-	// confirmedAt is when the last thing was sent that was answered.
+	expiredAt time.Time // when it expired
+	// confirmedAt is when this node sent the last message or probe that was answered.
 	confirmedAt time.Time
-	lastProbeAt time.Time // when the wire was last asked for gateways and nodes
-	lastSyncAt  time.Time // when members were last asked what they know
-	// firstValidSync is the first question to members that counts; older answers may be from before the pause.
+	lastProbeAt time.Time // when the last liveness probe for the lease was sent
+	lastSyncAt  time.Time // when members were last asked for their claims
+	// firstValidSync is the ID of the first sync that counts. Answers to earlier ones may be from
+	// before the pause.
 	firstValidSync uint64
-	// recheckRunning says that the addresses are being asked for; unchecked counts those without an answer.
+	// recheckRunning is set while the held addresses are probed; uncheckedCount is the number
+	// without a result.
 	recheckRunning   bool
-	recheckStartedAt time.Time // since when
+	recheckStartedAt time.Time // when it started
 	uncheckedCount   int
-	// isolated says that nobody answers at all: the addresses were silent on the wire, and this node goes on.
+	// isolated is set when nothing else on the segment or in the gossip answers: the probes found
+	// no other holder, and this node answers.
 	isolated bool
 }
 
-// startIfFirst starts the trust with the first address that is held: the wire was just asked, or a holder just spoke.
-func (f *lease) startIfFirst(now time.Time, held int) {
-	if held == 1 && !f.expired {
-		*f = lease{confirmedAt: now, lastProbeAt: now}
+// startIfFirst starts the lease with the first held address. The probe for it has just found no
+// holder, or a holder has just offered it.
+func (l *lease) startIfFirst(now time.Time, held int) {
+	if held == 1 && !l.expired {
+		*l = lease{confirmedAt: now, lastProbeAt: now}
 	}
 }
 
-// confirmSent takes in that something which was sent at the given time was answered.
-func (f *lease) confirmSent(sent time.Time) {
-	if sent.After(f.confirmedAt) {
-		f.confirmedAt = sent
+// confirmSent records that something sent at the given time was answered.
+func (l *lease) confirmSent(sent time.Time) {
+	if sent.After(l.confirmedAt) {
+		l.confirmedAt = sent
 	}
 }
 
-// hasRivals says whether any other node could hold what this one holds.
+// hasRivals reports whether another node could hold an address that this node holds.
 func (m *Machine) hasRivals() bool {
 	if len(m.heldAddresses) == 0 {
 		return false
@@ -71,26 +78,27 @@ func (m *Machine) heldGroups() map[*candidateGroup]struct{} {
 	return out
 }
 
-// LeaseDeadline returns until when this node may answer, if it is not stepped again before.
+// LeaseDeadline returns until when this node may answer unless it is stepped again before.
 func (m *Machine) LeaseDeadline(now time.Time) time.Time {
-	f := &m.lease
+	l := &m.lease
 	if !m.hasRivals() {
 		return now.Add(time.Second)
 	}
-	if f.expired {
+	if l.expired {
 		return time.Time{}
 	}
 	until := m.now.Add(m.timing.LeaseTimeout)
 	if len(m.memberNames) > 1 { // others count from the last beacon
 		until = m.liveness.lastBeaconAt.Add(m.timing.LeaseTimeout)
 	}
-	if end := f.confirmedAt.Add(m.timing.ConfirmationTimeout); !f.isolated && end.Before(until) {
+	if end := l.confirmedAt.Add(m.timing.ConfirmationTimeout); !l.isolated && end.Before(until) {
 		until = end
 	}
 	return until
 }
 
-// detectPause notices that the process did not run for as long as others wait for it: somebody may have taken over meanwhile.
+// detectPause expires the lease if the process did not run for so long that another node may have
+// taken over.
 func (m *Machine) detectPause(now time.Time) {
 	if now.Sub(m.now) <= m.timing.LeaseTimeout {
 		return
@@ -103,56 +111,62 @@ func (m *Machine) detectPause(now time.Time) {
 }
 
 func (m *Machine) expireLease() {
-	f := &m.lease
-	*f = lease{expired: true, expiredAt: m.now, confirmedAt: f.confirmedAt, firstValidSync: m.lastSyncID + 1}
+	l := &m.lease
+	*l = lease{expired: true, expiredAt: m.now, confirmedAt: l.confirmedAt, firstValidSync: m.lastSyncID + 1}
 }
 
-// maintainLease keeps the fence: it asks the wire when acknowledgements are missing, and asks to be let in again.
+// maintainLease sends liveness probes when acknowledgements are missing, expires the lease when
+// nothing answers, and tries to regain an expired lease.
 func (m *Machine) maintainLease() {
-	f := &m.lease
+	l := &m.lease
 	if len(m.heldAddresses) == 0 || !m.hasRivals() {
-		*f = lease{confirmedAt: m.now}
+		*l = lease{confirmedAt: m.now}
 		return
 	}
-	if f.expired {
+	if l.expired {
 		m.tryRegainLease()
 		return
 	}
-	late := m.now.Sub(f.confirmedAt)
-	if late >= m.timing.LivenessProbeDelay && m.now.Sub(f.lastProbeAt) >= m.timing.LivenessProbeInterval {
-		f.lastProbeAt = m.now
+	unconfirmed := m.now.Sub(l.confirmedAt)
+	if unconfirmed >= m.timing.LivenessProbeDelay && m.now.Sub(l.lastProbeAt) >= m.timing.LivenessProbeInterval {
+		l.lastProbeAt = m.now
 		m.probeLiveness(pendingProbe{})
 	}
-	if !f.isolated && late >= m.timing.ConfirmationTimeout {
+	if !l.isolated && unconfirmed >= m.timing.ConfirmationTimeout {
 		m.expireLease()
 		m.tryRegainLease()
 	}
 }
 
-func (m *Machine) probeLiveness(q pendingProbe) {
-	m.emitEffect(LivenessProbe{ID: m.registerProbe(q), Attempts: m.timing.ProbeAttempts, Interval: m.timing.ProbeInterval})
+func (m *Machine) probeLiveness(p pendingProbe) {
+	m.emitEffect(LivenessProbe{
+		ID: m.registerProbe(p), Attempts: m.timing.ProbeAttempts, Interval: m.timing.ProbeInterval,
+	})
 }
 
-// probePacingInterval is how much longer the wire may take for each address that it is asked about: the questions are paced.
+// probePacingInterval is the additional time for each probed address. The engine spreads probes
+// over time.
 const probePacingInterval = time.Millisecond
 
-// tryRegainLease asks the members what they know; when none of them says, the wire is asked for every address.
+// tryRegainLease asks members for their claims. If no member answers, it probes all held addresses.
 func (m *Machine) tryRegainLease() {
-	f := &m.lease
-	if m.now.Sub(f.lastSyncAt) >= m.timing.LivenessProbeInterval {
-		f.lastSyncAt = m.now
-		for i := range min(3, len(m.otherMembers)) { // others each time, since some may be dead
+	l := &m.lease
+	if m.now.Sub(l.lastSyncAt) >= m.timing.LivenessProbeInterval {
+		l.lastSyncAt = m.now
+		for i := range min(3, len(m.otherMembers)) {
+			// start with another member each time, since some may be dead
 			m.requestSync(m.otherMembers[(int(m.lastSyncID)+i)%len(m.otherMembers)])
 		}
 		m.probeLiveness(pendingProbe{})
 	}
+	recheckTimeout := 2*m.timing.StartupDelay + time.Duration(len(m.heldAddresses))*probePacingInterval
 	switch {
-	case f.recheckRunning && f.uncheckedCount <= 0:
+	case l.recheckRunning && l.uncheckedCount <= 0:
 		m.regainLease()
-		f.isolated = m.now.Sub(f.confirmedAt) >= m.timing.ConfirmationTimeout
-	case f.recheckRunning && m.now.Sub(f.recheckStartedAt) < 2*m.timing.StartupDelay+time.Duration(len(m.heldAddresses))*probePacingInterval:
-	case m.now.Sub(f.expiredAt) >= m.timing.LivenessProbeDelay:
-		f.recheckRunning, f.recheckStartedAt, f.uncheckedCount = true, m.now, len(m.heldAddresses)
+		l.isolated = m.now.Sub(l.confirmedAt) >= m.timing.ConfirmationTimeout
+	case l.recheckRunning && m.now.Sub(l.recheckStartedAt) < recheckTimeout: // wait for the results
+	case m.now.Sub(l.expiredAt) >= m.timing.LivenessProbeDelay:
+		l.recheckRunning, l.recheckStartedAt, l.uncheckedCount = true, m.now, len(m.heldAddresses)
 		for _, a := range sortedByIP(m.heldAddresses) {
 			a.rechecking = true
 			m.probeAddress(a)
@@ -160,59 +174,62 @@ func (m *Machine) tryRegainLease() {
 	}
 }
 
-// handleLivenessResult takes in whether a gateway or another node answered.
-func (m *Machine) handleLivenessResult(q pendingProbe, r facts.ProbeResult) {
+// handleLivenessResult processes the result of a liveness probe.
+func (m *Machine) handleLivenessResult(p pendingProbe, r facts.ProbeResult) {
 	if len(r.Answers) == 0 {
 		return
 	}
-	if q.node != "" {
-		if h := m.liveness.recordsByMember[q.node]; h != nil && h.silent && !m.liveness.isConnectedWitness(q.node, m.self) {
-			m.liveness.addConnectedWitness(q.node, m.self)
+	if p.node != "" {
+		h := m.liveness.recordsByMember[p.node]
+		if h != nil && h.silent && !m.liveness.isConnectedWitness(p.node, m.self) {
+			m.liveness.addConnectedWitness(p.node, m.self)
 			h.reportedAt = m.now
-			m.broadcastSuspicion(q.node, h)
+			m.broadcastSuspicion(p.node, h)
 		}
 		return
 	}
-	f := &m.lease
-	if f.isolated { // somebody is there again: what did they do meanwhile?
+	l := &m.lease
+	if l.isolated { // no longer: find out what the others did meanwhile
 		m.expireLease()
 	}
-	f.confirmSent(q.sentAt)
+	l.confirmSent(p.sentAt)
 }
 
-// handleRecheckResult takes in what the wire says about an address that this node holds while it does not answer for it.
+// handleRecheckResult processes the result of a probe for a held address while the lease is
+// expired.
 func (m *Machine) handleRecheckResult(a *addressState, r facts.ProbeResult) {
-	f := &m.lease
+	l := &m.lease
 	a.rechecking = false
-	if !a.held || !f.expired || !f.recheckRunning {
+	if !a.held || !l.expired || !l.recheckRunning {
 		return
 	}
-	f.uncheckedCount--
+	l.uncheckedCount--
 	switch {
 	case r.NotSent:
-		f.recheckRunning, f.expiredAt = false, m.now // no link works: later
+		l.recheckRunning, l.expiredAt = false, m.now // no link works: try later
 	case len(r.Answers) > 0:
 		m.yieldAddress(a)
 	}
 }
 
-// regainLease lets this node answer again. Its neighbours may have learnt another holder meanwhile.
+// regainLease lets this node answer again. It announces all addresses, since hosts may have learnt
+// another holder.
 func (m *Machine) regainLease() {
-	f := &m.lease
-	f.expired, f.recheckRunning = false, false
-	f.lastProbeAt = m.now
+	l := &m.lease
+	l.expired, l.recheckRunning = false, false
+	l.lastProbeAt = m.now
 	for _, a := range sortedByIP(m.heldAddresses) {
 		m.emitAddressEffect(RepeatAnnouncement{a.ip})
 	}
 }
 
-// finishSync takes in that a member told all that it knows, and that this node knows it now.
+// finishSync records that a member sent all its claims, and that this node knows them now.
 func (m *Machine) finishSync(id uint64, sent time.Time) {
 	m.stateSynced = true
-	f := &m.lease
-	if f.expired && id >= f.firstValidSync {
+	l := &m.lease
+	if l.expired && id >= l.firstValidSync {
 		m.regainLease()
 	}
-	f.confirmSent(sent)
-	f.isolated = false
+	l.confirmSent(sent)
+	l.isolated = false
 }

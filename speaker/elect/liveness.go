@@ -11,53 +11,61 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-// watcherCount is how many members watch each member.
+// watcherCount is the number of members that watch each member.
 const watcherCount = 2
 
-// retractionRepeats is how often a member repeats that a node is heard again, in case that the message is lost.
+// retractionRepeats is how often a member repeats that a node is heard again, in case that a
+// message is lost.
 const retractionRepeats = 5
 
-// beaconsPerAck is how many beacons to one watcher come between two that it is asked to acknowledge. With a beacon each 50 ms
-// that makes 25 packets a second between a node and each of its watchers.
+// beaconsPerAck is how many beacons a watcher gets for each one that it has to acknowledge. With a
+// beacon every 50 ms a node and each of its watchers exchange 25 packets a second.
 const beaconsPerAck = 4
 
-// livenessWatch is what this node knows of the others' liveness by beacons. The members form a ring by name; each sends beacons
-// to the next two, so that the cost grows with the nodes and not with their square.
+// livenessWatch is what this node knows from beacons about which members are alive. The members
+// form a ring, ordered by a hash of their names. Each sends beacons to the next two, so that the
+// cost grows with the number of nodes and not with its square.
 type livenessWatch struct {
 	beaconSeq    uint64
 	lastBeaconAt time.Time
-	beaconSentAt [16]time.Time // when the last beacons went out, by sequence number
-	// watchers are the members that watch this one, of those that this one watches.
+	beaconSentAt [16]time.Time // send times of the last beacons, by sequence number
+	// watchers are the members that watch this node. watchedMembers are those that this node
+	// watches.
 	watchers, watchedMembers []string
 	recordsByMember          map[string]*beaconRecord
-	// witnessesByNode holds, for each silent node, the witnesses and the life they speak of.
+	// witnessesByNode holds the witnesses of each silent node, with the nonce of the silent node
+	// that each of them reports.
 	witnessesByNode map[string]map[string]uint64
-	deadNonceByNode map[string]uint64 // node -> nonce of the life that ended
+	deadNonceByNode map[string]uint64 // nonce of the run that ended
 	leavingNodes    map[string]bool
-	// connectedWitnesses holds, for each silent node, the witnesses for whom a gateway vouched that it is not they who are cut off.
+	// connectedWitnesses holds, by silent node, the witnesses with an answer from a gateway or
+	// another node. They are not cut off themselves.
 	connectedWitnesses map[string]map[string]bool
-	// adoptedNodes are the nodes whose watchers are dead and which this one asks in their place.
+	// adoptedNodes are nodes whose watchers are all dead. This node asks them in place of the
+	// watchers.
 	adoptedNodes []string
-	// lastSeenByNode are the last signs of life of silent nodes.
+	// lastSeenByNode is the last sign of life of each silent node.
 	lastSeenByNode map[string]time.Time
 }
 
-// beaconRecord is what came from one member.
+// beaconRecord is what this node heard from one member.
 type beaconRecord struct {
 	nonce, lastSeq uint64
 	lastHeardAt    time.Time
 	silent         bool
-	// reportedAt is when the others last heard of silent from this node; again counts how often they will hear of its end.
+	// reportedAt is when this node last reported the silence to the others. retractionsLeft is how
+	// often it will still report the end of the silence.
 	reportedAt         time.Time
 	retractionsLeft    int
-	digestDiffersSince time.Time // since when its digest is not ours; zero when it is
+	digestDiffersSince time.Time // zero while its digest equals ours
 	syncRequestedAt    time.Time
 }
 
 func newLivenessWatch() livenessWatch {
 	return livenessWatch{
-		recordsByMember: map[string]*beaconRecord{}, witnessesByNode: map[string]map[string]uint64{}, deadNonceByNode: map[string]uint64{},
-		leavingNodes: map[string]bool{}, connectedWitnesses: map[string]map[string]bool{}, lastSeenByNode: map[string]time.Time{},
+		recordsByMember: map[string]*beaconRecord{}, witnessesByNode: map[string]map[string]uint64{},
+		deadNonceByNode: map[string]uint64{}, leavingNodes: map[string]bool{},
+		connectedWitnesses: map[string]map[string]bool{}, lastSeenByNode: map[string]time.Time{},
 	}
 }
 
@@ -66,17 +74,17 @@ func (w *livenessWatch) isDeclaredDead(n string, nonce uint64) bool {
 	return ok && (nonce == 0 || d == nonce)
 }
 
-// lastSeen is when the node was last heard, zero when nobody said.
+// lastSeen is when the node was last heard, zero when it is not known.
 func (w *livenessWatch) lastSeen(n string) time.Time { return w.lastSeenByNode[n] }
 
-// restartSilence counts every silence from now on: it was this node that did not listen.
+// restartSilence counts every silence from now on, because this node itself did not run.
 func (w *livenessWatch) restartSilence(now time.Time) {
 	for _, h := range w.recordsByMember {
 		h.lastHeardAt = now
 	}
 }
 
-// pruneMembers forgets those that are no members any more, and the deaths of former lives.
+// pruneMembers forgets nodes that are not members any more, and the deaths of earlier runs.
 func (w *livenessWatch) pruneMembers(members map[string]facts.Member) {
 	for n := range w.recordsByMember {
 		if _, ok := members[n]; !ok {
@@ -87,7 +95,7 @@ func (w *livenessWatch) pruneMembers(members map[string]facts.Member) {
 			delete(w.connectedWitnesses, n)
 		}
 	}
-	for n, by := range w.witnessesByNode { // who left cannot take back what it witnessed
+	for n, by := range w.witnessesByNode { // a witness that left cannot retract its report
 		maps.DeleteFunc(by, func(w string, _ uint64) bool { _, ok := members[w]; return !ok })
 		maps.DeleteFunc(w.connectedWitnesses[n], func(w string, _ bool) bool { _, ok := members[w]; return !ok })
 		if len(by) == 0 {
@@ -104,18 +112,21 @@ func (w *livenessWatch) pruneMembers(members map[string]facts.Member) {
 	}
 }
 
-// buildWatchRing orders the members by a hash of their names: those of one rack, which may die together, often have names that
-// follow each other.
+// buildWatchRing orders the members by a hash of their names. Nodes in one rack may fail together,
+// and their names are often adjacent in alphabetical order.
 func (m *Machine) buildWatchRing() {
 	m.watchRing, m.ringPositions = slices.Clone(m.memberNames), make(map[string]int, len(m.memberNames))
 	hash := func(n string) uint64 { return rendezvousWeight(netip.IPv6Unspecified(), n) }
-	slices.SortFunc(m.watchRing, func(x, y string) int { return cmp.Or(cmp.Compare(hash(x), hash(y)), cmp.Compare(x, y)) })
+	slices.SortFunc(m.watchRing, func(x, y string) int {
+		return cmp.Or(cmp.Compare(hash(x), hash(y)), cmp.Compare(x, y))
+	})
 	for i, n := range m.watchRing {
 		m.ringPositions[n] = i
 	}
 }
 
-// ringNeighbours returns the k members that follow n in the circle, without n; a negative k those that come before.
+// ringNeighbours returns the k members after n in the ring, without n. A negative k returns the
+// members before n.
 func (m *Machine) ringNeighbours(n string, k int) []string {
 	i := m.ringPositions[n]
 	step, size := 1, len(m.watchRing)
@@ -129,8 +140,8 @@ func (m *Machine) ringNeighbours(n string, k int) []string {
 	return out
 }
 
-// adoptUnwatched finds the nodes whose watchers are all dead and which this node watches in their place: it is among the next living
-// ones. They do not know it, and are asked.
+// adoptUnwatched finds the nodes whose watchers are all dead and for which this node is among the
+// next living ones. These nodes send this node no beacons. It has to ask them.
 func (m *Machine) adoptUnwatched() {
 	w := &m.liveness
 	w.adoptedNodes = nil
@@ -149,13 +160,13 @@ func (m *Machine) adoptUnwatched() {
 		if w.recordsByMember[n] == nil || w.recordsByMember[n].nonce != m.membersByName[n].Nonce {
 			w.recordsByMember[n] = &beaconRecord{nonce: m.membersByName[n].Nonce}
 		}
-		if !slices.Contains(w.watchedMembers, n) { // it had no reason to say anything until now
+		if !slices.Contains(w.watchedMembers, n) { // it did not send to this node until now
 			w.recordsByMember[n].lastHeardAt = m.now
 		}
 	}
 }
 
-// syncWithAdopted asks the adopted nodes for what they know, which any living node answers.
+// syncWithAdopted sends sync requests to the adopted nodes. Each living node answers them.
 func (m *Machine) syncWithAdopted() {
 	for _, n := range m.liveness.adoptedNodes {
 		if h := m.liveness.recordsByMember[n]; h != nil && m.now.Sub(h.syncRequestedAt) >= m.timing.BeaconInterval {
@@ -165,7 +176,7 @@ func (m *Machine) syncWithAdopted() {
 	}
 }
 
-// markHeard takes in that a node answered.
+// markHeard records a sign of life.
 func (m *Machine) markHeard(n string) {
 	h := m.liveness.recordsByMember[n]
 	if h == nil {
@@ -178,7 +189,7 @@ func (m *Machine) markHeard(n string) {
 	}
 }
 
-// sendDueBeacon sends this node's beacon to its watchers when it is due.
+// sendDueBeacon sends the beacon of this node to its watchers when it is due.
 func (m *Machine) sendDueBeacon() {
 	if len(m.memberNames) < 2 || m.now.Sub(m.liveness.lastBeaconAt) < m.timing.BeaconInterval {
 		return
@@ -207,7 +218,7 @@ func (m *Machine) sendBeacon(names []string) {
 	}
 }
 
-// handleBeacon takes in a beacon.
+// handleBeacon processes a beacon.
 func (m *Machine) handleBeacon(from string, r *messageReader) {
 	nonce, seq, digest, flags := r.readUvarint(), r.readUvarint(), r.readUvarint(), r.readByte()
 	if r.err != nil {
@@ -219,7 +230,7 @@ func (m *Machine) handleBeacon(from string, r *messageReader) {
 		h = &beaconRecord{nonce: nonce}
 		w.recordsByMember[from] = h
 	}
-	if seq <= h.lastSeq { // late, or played back
+	if seq <= h.lastSeq { // late or replayed
 		return
 	}
 	h.lastSeq = seq
@@ -236,8 +247,8 @@ func (m *Machine) handleBeacon(from string, r *messageReader) {
 	m.compareDigest(from, h, digest)
 }
 
-// handleAck takes in that a watcher heard a beacon. When that was long ago, and it knows other claims, this node first
-// learns which.
+// handleAck processes the acknowledgement of a beacon. If the previous acknowledgement was long ago
+// and the watcher knows other claims, this node asks for them first.
 func (m *Machine) handleAck(from string, r *messageReader) {
 	nonce, seq, digest := r.readUvarint(), r.readUvarint(), r.readUvarint()
 	w := &m.liveness
@@ -254,7 +265,8 @@ func (m *Machine) handleAck(from string, r *messageReader) {
 	m.lease.confirmSent(sent)
 }
 
-// compareDigest asks for the claims of a member that keeps knowing others than we do: a message was lost.
+// compareDigest asks a member for its claims if its digest differs for some time: a message was
+// lost.
 func (m *Machine) compareDigest(from string, h *beaconRecord, digest uint64) {
 	if digest == m.claimsDigest {
 		h.digestDiffersSince = time.Time{}
@@ -263,13 +275,14 @@ func (m *Machine) compareDigest(from string, h *beaconRecord, digest uint64) {
 	if h.digestDiffersSince.IsZero() {
 		h.digestDiffersSince = m.now
 	}
-	if m.now.Sub(h.digestDiffersSince) >= 2*m.timing.BeaconInterval && m.now.Sub(h.syncRequestedAt) >= m.timing.SilenceTimeout {
+	if m.now.Sub(h.digestDiffersSince) >= 2*m.timing.BeaconInterval &&
+		m.now.Sub(h.syncRequestedAt) >= m.timing.SilenceTimeout {
 		h.syncRequestedAt = m.now
 		m.requestSync(from)
 	}
 }
 
-// detectSilence notices the silence of those whose beacons this node is to get.
+// detectSilence detects the silence of watched nodes and reports it.
 func (m *Machine) detectSilence() {
 	w := &m.liveness
 	m.syncWithAdopted()
@@ -285,18 +298,18 @@ func (m *Machine) detectSilence() {
 		if (!h.silent && h.retractionsLeft == 0) || m.now.Sub(h.reportedAt) < 2*m.timing.BeaconInterval {
 			continue
 		}
-		h.reportedAt = m.now // datagrams get lost: say it again
+		h.reportedAt = m.now // repeat it, since datagrams get lost
 		m.broadcastSuspicion(n, h)
 		switch {
 		case !h.silent:
 			h.retractionsLeft--
-		case !w.isConnectedWitness(n, m.self): // it may be this node that is cut off
+		case !w.isConnectedWitness(n, m.self): // this node itself may be cut off
 			m.probeLiveness(pendingProbe{node: n})
 		}
 	}
 }
 
-// nextSilenceDeadline is when a member that is watched will have been silent for too long.
+// nextSilenceDeadline is when the next watched member will have been silent for too long.
 func (m *Machine) nextSilenceDeadline() time.Time {
 	var next time.Time
 	for _, n := range m.liveness.watchedMembers {
@@ -309,7 +322,7 @@ func (m *Machine) nextSilenceDeadline() time.Time {
 	return next
 }
 
-// broadcastSuspicion tells every member that a node fell silent, or is heard again.
+// broadcastSuspicion reports to all members that a node is silent, or that it is heard again.
 func (m *Machine) broadcastSuspicion(n string, h *beaconRecord) {
 	if h.silent {
 		m.liveness.lastSeenByNode[n] = h.lastHeardAt
@@ -326,12 +339,12 @@ func (m *Machine) broadcastSuspicion(n string, h *beaconRecord) {
 	}
 }
 
-// handleSuspicion takes in what another member witnessed.
+// handleSuspicion processes the report of another member.
 func (m *Machine) handleSuspicion(from string, r *messageReader) {
 	n, nonce, said, age := r.readString(), r.readUvarint(), r.readByte(), r.readUvarint()
 	silent := said != suspicionRetracted
 	p, ok := m.membersByName[n]
-	if !ok || r.err != nil || n == m.self || (p.Nonce != 0 && p.Nonce != nonce) { // of a former life
+	if !ok || r.err != nil || n == m.self || (p.Nonce != 0 && p.Nonce != nonce) { // an earlier run
 		return
 	}
 	if _, known := m.liveness.lastSeenByNode[n]; silent && !known && age < 60_000 {
@@ -360,7 +373,7 @@ func (m *Machine) recordTestimony(n, by string, nonce uint64, silent bool) {
 	m.judgeSilence(n)
 }
 
-// declareAlive takes back that a node is dead.
+// declareAlive retracts that a node is dead.
 func (m *Machine) declareAlive(n string) {
 	w := &m.liveness
 	_, was := w.deadNonceByNode[n]
@@ -374,15 +387,16 @@ func (m *Machine) declareAlive(n string) {
 	}
 }
 
-// reconcileHolder evaluates what a node holds: it died, or came to life.
+// reconcileHolder reconciles all addresses of a node that died or came back.
 func (m *Machine) reconcileHolder(n string) {
 	for _, a := range sortedByIP(m.addressesByHolder[n]) {
 		m.reconcileAddress(a)
 	}
 }
 
-// judgeSilence decides whether a silent node is dead: two witnesses agree about one life of it; or there is one, a gateway answers
-// it, and no second watcher lives who still hears the node.
+// judgeSilence decides whether a silent node is dead. Two witnesses that report the same run of the
+// node are enough. One witness is enough if a gateway or another node answers it, and if no second
+// watcher is alive that still hears the node.
 func (m *Machine) judgeSilence(n string) {
 	w := &m.liveness
 	by := w.witnessesByNode[n]
@@ -404,7 +418,7 @@ func (m *Machine) judgeSilence(n string) {
 	}
 }
 
-// isOnlyWitness says that no watcher of the node but the witness lives and hears it.
+// isOnlyWitness reports whether no other watcher of the node is alive and hears it.
 func (m *Machine) isOnlyWitness(n, witness string) bool {
 	w := &m.liveness
 	return !slices.ContainsFunc(m.ringNeighbours(n, watcherCount), func(o string) bool {
@@ -413,11 +427,11 @@ func (m *Machine) isOnlyWitness(n, witness string) bool {
 	})
 }
 
-// What a suspicion says of the node.
+// The kinds of suspicion in a message.
 const (
-	suspicionRetracted  = 0 // it is heard again
+	suspicionRetracted  = 0 // the node is heard again
 	suspicionUnverified = 1
-	suspicionVerified   = 2 // and a gateway answers the witness
+	suspicionVerified   = 2 // the witness itself is not cut off
 )
 
 func (w *livenessWatch) suspicionKind(n, by string, h *beaconRecord) byte {

@@ -1,8 +1,13 @@
-// Package elect decides which node answers for an address. The holder asserts, nobody derives: a Claim carries an epoch,
-// and the highest epoch is right, so that differing views of the cluster cost time and never safety. A node takes an
-// address only when no live Claim exists and the wire is silent; a live Claim is never contested. The package is
-// pure: time is an argument, messages and probes go out as effects and their outcomes come in as inputs. A Machine
-// belongs to one goroutine. A step costs what it touches: nothing in it is in proportion to all addresses.
+// Package elect decides which node answers for an address.
+//
+// The holder of an address asserts its claim; other nodes do not derive it. A claim carries an
+// epoch and the highest epoch wins. Different views of the cluster therefore cost time and never
+// safety. A node takes an address only when no live claim exists and no host answers an acquire
+// probe. Nodes never contest a live claim.
+//
+// The package is pure: time is an argument, messages and probes are effects, and their outcomes are
+// inputs. One goroutine owns a Machine. The cost of a step depends on what it changes and not on
+// the number of addresses.
 package elect
 
 import (
@@ -15,105 +20,143 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// Timing holds the protocol's durations.
+// Timing holds the durations of the protocol.
 type Timing struct {
-	// BeaconInterval is the interval of the beacons that each member sends to its two watchers.
+	// BeaconInterval is the interval between two beacons from a member to its two watchers.
 	BeaconInterval time.Duration
-	// SilenceTimeout is how long a watcher waits for a beacon before it suspects the sender: four lost in a row.
+	// SilenceTimeout is how long a watcher waits for a beacon before it suspects the sender: four
+	// lost beacons.
 	SilenceTimeout time.Duration
-	// CandidateDelay is how much longer each further candidate waits before it asks the wire: more than one probe takes, so
-	// that the better candidate's claim arrives first.
+	// CandidateDelay is the additional delay of each further candidate before it probes. It is
+	// longer than a probe takes, so that the claim of the better candidate arrives first.
 	CandidateDelay time.Duration
-	// ProbeAttempts and ProbeInterval say how the wire is asked before an address is taken.
+	// ProbeAttempts and ProbeInterval are the number of requests in a probe and the time between
+	// them.
 	ProbeAttempts int
 	ProbeInterval time.Duration
-	// StartupDelay is how long a starting speaker that reaches nobody waits before it takes anything.
+	// StartupDelay is how long a starting speaker that reaches no other member waits before it
+	// takes an address.
 	StartupDelay time.Duration
-	// OfferTimeout is how long a holder waits for the node that it offered an address to.
+	// OfferTimeout is how long a holder waits for an answer to an offer.
 	OfferTimeout time.Duration
-	// GraceDelay is how long a holder whose endpoints end keeps an address before it hands it over: kube-proxy writes its rules
-	// once a second.
+	// GraceDelay is how long a holder keeps an address after its last local endpoint ended:
+	// kube-proxy on other nodes updates its rules about once a second.
 	GraceDelay time.Duration
-	// RetryDelay is the first pause after the wire was not silent.
+	// RetryDelay is the first delay after a host answered an acquire probe.
 	RetryDelay time.Duration
-	// LeaseTimeout bounds how long a holder may answer after its last beacon: not as long as others need to take over, which is
-	// Silence and the questions to the wire.
+	// LeaseTimeout bounds how long a holder may answer after its last beacon. It is shorter than a
+	// takeover by another node, which takes SilenceTimeout and the probe.
 	LeaseTimeout time.Duration
-	// ConfirmationTimeout bounds how long a holder may answer after the last thing that it sent and that was answered, Doubt is when it
-	// begins to ask the wire for a sign of life, and Recheck how often it does.
-	ConfirmationTimeout, LivenessProbeDelay, LivenessProbeInterval time.Duration
-	// RebalanceInterval is the interval between two rounds of a rebalance, Calm how long nobody may have come or gone before one.
-	RebalanceInterval, RebalanceDelay time.Duration
+	// ConfirmationTimeout bounds how long a holder may answer after it sent the last message or
+	// probe that was answered.
+	ConfirmationTimeout time.Duration
+	// LivenessProbeDelay is how long after that message or probe it starts to send liveness
+	// probes, and LivenessProbeInterval is the time between two of them.
+	LivenessProbeDelay    time.Duration
+	LivenessProbeInterval time.Duration
+	// RebalanceInterval is the time between two rounds of a rebalance.
+	RebalanceInterval time.Duration
+	// RebalanceDelay is how long no member must have come or gone before a rebalance.
+	RebalanceDelay time.Duration
 }
 
-// DefaultTiming returns the durations of production. They add up to a takeover about 300 ms after a node died.
+// DefaultTiming returns the durations for production. A takeover starts about 300 ms after the
+// holder died.
 func DefaultTiming() Timing {
 	return Timing{
-		BeaconInterval: 50 * time.Millisecond, SilenceTimeout: 200 * time.Millisecond, CandidateDelay: 100 * time.Millisecond,
-		ProbeAttempts: 2, ProbeInterval: 30 * time.Millisecond,
-		StartupDelay: time.Second, OfferTimeout: 150 * time.Millisecond, GraceDelay: 1200 * time.Millisecond, RetryDelay: 250 * time.Millisecond,
-		LeaseTimeout: 200 * time.Millisecond, ConfirmationTimeout: 300 * time.Millisecond, LivenessProbeDelay: 200 * time.Millisecond, LivenessProbeInterval: 100 * time.Millisecond,
-		RebalanceInterval: time.Second, RebalanceDelay: 10 * time.Second,
+		BeaconInterval:        50 * time.Millisecond,
+		SilenceTimeout:        200 * time.Millisecond,
+		CandidateDelay:        100 * time.Millisecond,
+		ProbeAttempts:         2,
+		ProbeInterval:         30 * time.Millisecond,
+		StartupDelay:          time.Second,
+		OfferTimeout:          150 * time.Millisecond,
+		GraceDelay:            1200 * time.Millisecond,
+		RetryDelay:            250 * time.Millisecond,
+		LeaseTimeout:          200 * time.Millisecond,
+		ConfirmationTimeout:   300 * time.Millisecond,
+		LivenessProbeDelay:    200 * time.Millisecond,
+		LivenessProbeInterval: 100 * time.Millisecond,
+		RebalanceInterval:     time.Second,
+		RebalanceDelay:        10 * time.Second,
 	}
 }
 
-// Machine is the protocol's state on one node.
+// Machine is the state of the protocol on one node.
 type Machine struct {
 	self      string
 	nonce     uint64
 	timing    Timing
 	startedAt time.Time
-	now       time.Time // of the step under way
+	now       time.Time // time of the current step
 
-	addressesByIP     map[netip.Addr]*addressState
-	heldAddresses     map[*addressState]struct{}            // what this node answers for
-	addressesByHolder map[string]map[*addressState]struct{} // the claims by holder
-	unplacedAddresses map[*addressState]struct{}            // contests to begin at the end of the step
+	addressesByIP map[netip.Addr]*addressState
+	heldAddresses map[*addressState]struct{} // addresses that this node answers for
+	// addresses with claims, by the claim's holder
+	addressesByHolder map[string]map[*addressState]struct{}
+	// acquisitions to start at the end of the step
+	unplacedAddresses map[*addressState]struct{}
 	dueAddresses      addressQueue
 	claimBuckets      [bucketCount]claimBucket
-	claimsDigest      uint64 // XOR of those of the parts
+	claimsDigest      uint64 // XOR of the buckets' digests
 	groupsByKey       map[uint64]*candidateGroup
-	repeatsLeft       map[*addressState]int // new claims, and how often they are still to be told again
-	orphanAddresses   map[*addressState]struct{}
-	lastSweepAt       time.Time // when a bucket was last looked at for what can be forgotten
-	sweptBucket       int
-	lastRebalanceAt   time.Time // when a rebalance was last thought about
-	membersChangedAt  time.Time // when a member last came or went
+	// new claims, with the number of repetitions that are still to be sent
+	repeatsLeft      map[*addressState]int
+	orphanAddresses  map[*addressState]struct{}
+	lastSweepAt      time.Time // when forgetIdleAddresses last examined a bucket
+	sweptBucket      int
+	lastRebalanceAt  time.Time // when a rebalance was last considered
+	membersChangedAt time.Time // when a member last came or went
 
 	membersByName map[string]facts.Member
-	memberNames   []string             // names of the members, sorted
-	watchRing     []string             // the same in the order in which they watch each other
-	ringPositions map[string]int       // in the circle
-	otherMembers  []string             // the ring without this node
-	nodesByMAC    map[facts.MAC]string // who has or had an Ethernet address
+	memberNames   []string             // sorted
+	watchRing     []string             // the members in the order in which they watch each other
+	ringPositions map[string]int       // index in watchRing
+	otherMembers  []string             // memberNames without this node
+	nodesByMAC    map[facts.MAC]string // current or last owner of each Ethernet address
 	liveness      livenessWatch
 	lease         lease
-	// lastSyncByMember is when a member last told all that it knows because it was asked.
+	// lastSyncByMember is when each member last answered a sync request with all its claims.
 	lastSyncByMember map[string]time.Time
 	lastSyncID       uint64
 	syncRequestsByID map[uint64]syncRequest
 
-	bidsKnown, stateSynced, takingAllowed, leaving, handoverReported bool
-	lastProbeID                                                      uint64
-	probesByID                                                       map[uint64]pendingProbe
+	bidsKnown        bool // the first BidsChanged came
+	stateSynced      bool // the full state of another member came
+	takingAllowed    bool // see allowTaking
+	leaving          bool // HandoverRequested came
+	handoverReported bool // HandoverFinished was an effect
+	lastProbeID      uint64
+	probesByID       map[uint64]pendingProbe
 
 	output stepOutput
 }
 
-// New returns a Machine that holds nothing.
+// New returns a Machine that holds no address.
 func New(self string, nonce uint64, timing Timing, now time.Time) *Machine {
 	m := &Machine{
 		self: self, nonce: nonce, timing: timing, startedAt: now, now: now,
-		addressesByIP: map[netip.Addr]*addressState{}, heldAddresses: map[*addressState]struct{}{}, addressesByHolder: map[string]map[*addressState]struct{}{},
-		unplacedAddresses: map[*addressState]struct{}{}, groupsByKey: map[uint64]*candidateGroup{}, repeatsLeft: map[*addressState]int{}, orphanAddresses: map[*addressState]struct{}{},
-		nodesByMAC: map[facts.MAC]string{}, lastSyncByMember: map[string]time.Time{}, syncRequestsByID: map[uint64]syncRequest{}, probesByID: map[uint64]pendingProbe{},
-		lastSweepAt: now, lastRebalanceAt: now, membersChangedAt: now, liveness: newLivenessWatch(),
+		addressesByIP:     map[netip.Addr]*addressState{},
+		heldAddresses:     map[*addressState]struct{}{},
+		addressesByHolder: map[string]map[*addressState]struct{}{},
+		unplacedAddresses: map[*addressState]struct{}{},
+		groupsByKey:       map[uint64]*candidateGroup{},
+		repeatsLeft:       map[*addressState]int{},
+		orphanAddresses:   map[*addressState]struct{}{},
+		lastSweepAt:       now,
+		lastRebalanceAt:   now,
+		membersChangedAt:  now,
+		nodesByMAC:        map[facts.MAC]string{},
+		liveness:          newLivenessWatch(),
+		lastSyncByMember:  map[string]time.Time{},
+		syncRequestsByID:  map[uint64]syncRequest{},
+		probesByID:        map[uint64]pendingProbe{},
 	}
 	m.applyMembers(facts.MemberSet{})
 	return m
 }
 
-// Step takes in facts that are there at one time, and returns what has to be done, in order.
+// Step processes facts that become known at one time. It returns what has to be done, in order.
 func (m *Machine) Step(now time.Time, inputs ...Input) []Effect {
 	m.output = stepOutput{}
 	m.detectPause(now)
@@ -147,7 +190,7 @@ func (m *Machine) applyInput(in Input) {
 	}
 }
 
-// performDueWork does what is due.
+// performDueWork does all work whose time has come.
 func (m *Machine) performDueWork() {
 	m.allowTaking()
 	m.sendDueBeacon()
@@ -161,7 +204,8 @@ func (m *Machine) performDueWork() {
 		case a.acquisition != nil:
 			a.acquisition.probing = true
 			m.probeAddress(a)
-			m.scheduleAddress(a, m.now.Add(10*m.timing.StartupDelay)) // in case that no answer comes, not even that there was none
+			// in case that the probe's result is lost
+			m.scheduleAddress(a, m.now.Add(10*m.timing.StartupDelay))
 		case a.move != nil:
 			m.offerToNextCandidate(a)
 		case a.orphanClaim.Epoch > 0:
@@ -176,9 +220,10 @@ func (m *Machine) performDueWork() {
 	}
 }
 
-// allowTaking lifts rule 1 when its time has come: nothing is taken before one full exchange of state with another member, or
-// before the settling time has passed and nobody was reached. Members that are known but never told their state
-// delay the start five times as long at most; the wire is asked in any case.
+// allowTaking lifts rule 1: a starting speaker takes no address before a full exchange of state
+// with another member, or before StartupDelay has passed without reaching one. If members are known
+// but send no state, it waits five times as long at most. It always probes before it takes an
+// address.
 func (m *Machine) allowTaking() {
 	if m.takingAllowed || !m.bidsKnown {
 		return
@@ -195,7 +240,7 @@ func (m *Machine) allowTaking() {
 	}
 }
 
-// NextDeadline returns when the Machine wants to be stepped with Tick, at the latest.
+// NextDeadline returns when the Machine has to be stepped with TimePassed, at the latest.
 func (m *Machine) NextDeadline() time.Time {
 	next := m.now.Add(m.timing.LeaseTimeout / 2)
 	earlier := func(t time.Time) {
@@ -223,7 +268,7 @@ func maxTime(a, b time.Time) time.Time {
 	return a
 }
 
-// applyBids takes in what changed of what may be held. A bid that is gone means that nobody can serve the address any more.
+// applyBids processes changed bids. A bid is gone when no node can serve the address any more.
 func (m *Machine) applyBids(in BidsChanged) {
 	m.bidsKnown = true
 	for _, ip := range in.GoneAddresses {
@@ -236,14 +281,15 @@ func (m *Machine) applyBids(in BidsChanged) {
 		a := m.ensureAddress(b.Address)
 		old := a.bid
 		a.bid = b
-		if a.held && hasOtherLinks(old, b) && len(b.Links) > 0 { // without any it answers where it did, until another one does
+		if a.held && hasOtherLinks(old, b) && len(b.Links) > 0 {
+			// without links it answers on the old ones until another node takes over
 			m.emitAddressEffect(HoldAddress{intent.Binding{Address: a.ip, Links: b.Links}})
 		}
 		m.reconcileAddress(a)
 	}
 }
 
-// applyMembers takes in who is alive. This node always is.
+// applyMembers processes the set of live members. It always includes this node.
 func (m *Machine) applyMembers(set facts.MemberSet) {
 	old := m.membersByName
 	m.membersByName = map[string]facts.Member{m.self: {Name: m.self, Nonce: m.nonce}}
@@ -260,7 +306,8 @@ func (m *Machine) applyMembers(set facts.MemberSet) {
 	m.otherMembers = slices.DeleteFunc(slices.Clone(m.memberNames), func(n string) bool { return n == m.self })
 	m.buildWatchRing()
 	m.liveness.pruneMembers(m.membersByName)
-	m.liveness.watchers, m.liveness.watchedMembers = m.ringNeighbours(m.self, watcherCount), m.ringNeighbours(m.self, -watcherCount)
+	m.liveness.watchers = m.ringNeighbours(m.self, watcherCount)
+	m.liveness.watchedMembers = m.ringNeighbours(m.self, -watcherCount)
 	m.learnMACs()
 	m.adoptUnwatched()
 	mine := sortedByIP(m.heldAddresses)
@@ -268,7 +315,7 @@ func (m *Machine) applyMembers(set facts.MemberSet) {
 		if p, ok := old[n]; !ok || p.Nonce != m.membersByName[n].Nonce {
 			m.membersChangedAt = m.now
 			m.reconcileHolder(n)
-			for _, a := range mine { // it may hold the same, from the other side of a cut that healed
+			for _, a := range mine { // it may hold the same addresses if a partition healed
 				m.queueClaim(kindClaims, n, a.claim)
 			}
 		}

@@ -14,13 +14,14 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// The model checker runs three nodes with two addresses in slots of 10 ms through every order of events that a scenario
-// allows: which message of a slot is delivered first, which one comes a slot late, which one is lost, and when the fault
-// happens. It goes on from each choice in every way, by running the scenario again from its start with other choices; states
-// that were reached before are not gone through again. Beacons and acknowledgements arrive in time, unless the fault stops
-// them: their loss is what the simulator tries.
+// The model checker runs three nodes with two addresses in slots of 10 ms. It tries all orders of
+// events that a scenario allows: which message of a slot arrives first, which one arrives a slot
+// late, which one is lost, and when the fault happens. To follow each choice in every way it runs
+// the scenario again from its start with other choices. It does not follow a state that an earlier
+// run has reached. Beacons and acknowledgements arrive in time unless the fault stops them. The
+// simulation tests their loss.
 
-// modelRuns bounds the runs of each scenario here; make model sets it to go through all of them.
+// modelRuns bounds the runs of each scenario. The target "make model" removes the bound.
 var modelRuns = func() int {
 	if n, err := strconv.Atoi(os.Getenv("GANTRY_MODEL_RUNS")); err == nil {
 		return n
@@ -28,10 +29,10 @@ var modelRuns = func() int {
 	return 150
 }()
 
-// modelSlot is the model's unit of time.
+// modelSlot is the unit of time of the model.
 const modelSlot = 10 * time.Millisecond
 
-// chooser takes choices from a path, and the first way where the path ends.
+// chooser takes its choices from a path, and the first choice where the path ends.
 type chooser struct {
 	path, widths []int
 	depth        int
@@ -48,7 +49,7 @@ func (c *chooser) choose(n int) int {
 	return c.path[c.depth-1]
 }
 
-// nextPath moves to the next path; false when there is none.
+// nextPath moves to the next path. It returns false when there is none.
 func (c *chooser) nextPath() bool {
 	c.depth = 0
 	for i := len(c.path) - 1; i >= 0; i-- {
@@ -67,22 +68,24 @@ type model struct {
 	choices *chooser
 	slot    int
 	nodes   []*modelNode
-	// messages are messages under way, asked questions to the wire.
+	// messages are the messages under way, openProbes the probes without a result.
 	messages   []modelMessage
 	openProbes []*modelProbe
-	// lossesLeft, delays and swaps are how often the model may still do so.
+	// lossesLeft, delaysLeft and swapsLeft are how many messages the model may still lose, delay or
+	// reorder.
 	lossesLeft, delaysLeft, swapsLeft int
-	pendingFault                      func(*model) // what happens once, at a slot of choice
+	pendingFault                      func(*model) // happens once, at a chosen slot
 	lastFaultSlot                     int
 	gossipPart, lanPart               [3]int
-	seenStates                        map[uint64]bool // states that were reached, over all runs
+	seenStates                        map[uint64]bool // states that any run has reached
 	pruned                            bool
-	answererByTerm                    map[modelTerm]int // who answered for an address in an epoch
-	takeCounts                        [2]int
-	trace                             []string
+	// the node that answered for an address in an epoch
+	answererByTerm map[modelTerm]int
+	takeCounts     [2]int
+	trace          []string
 }
 
-// modelTerm is an address in one epoch and on one part of the LAN.
+// modelTerm is an address in one epoch and in one part of the LAN.
 type modelTerm struct {
 	address netip.Addr
 	epoch   uint64
@@ -94,7 +97,7 @@ type modelNode struct {
 	machine        *Machine
 	heldAddresses  map[netip.Addr]bool
 	answerDeadline time.Time
-	pausedUntil    int // paused until this slot
+	pausedUntil    int // slot at which the pause ends
 	inbox          []Input
 	nextTick       time.Time
 	leaving        bool
@@ -109,7 +112,7 @@ type modelMessage struct {
 type modelProbe struct {
 	node, dueSlot   int
 	id              uint64
-	address         netip.Addr // not valid: asks for the gateway
+	address         netip.Addr // invalid for a liveness probe
 	frameSlots      []int
 	answers, rivals []facts.MAC
 }
@@ -122,12 +125,15 @@ func modelMAC(i int) facts.MAC { return facts.MAC{2, 0, 0, 0, 0, byte(i)} }
 
 func (w *model) currentTime() time.Time { return testStart.Add(time.Duration(w.slot) * modelSlot) }
 
-// startNodes starts the nodes. They know each other, and the bids.
+// startNodes starts the nodes. They know each other and the bids.
 func (w *model) startNodes() {
 	w.answererByTerm = map[modelTerm]int{}
 	candidates := intent.NewCandidates(map[string]int{"a": 0, "b": 0, "c": 0})
 	for i := range 3 {
-		n := &modelNode{id: i, heldAddresses: map[netip.Addr]bool{}, machine: New(modelName(i), uint64(i+1), DefaultTiming(), w.currentTime())}
+		n := &modelNode{
+			id: i, heldAddresses: map[netip.Addr]bool{},
+			machine: New(modelName(i), uint64(i+1), DefaultTiming(), w.currentTime()),
+		}
 		w.nodes = append(w.nodes, n)
 	}
 	for _, n := range w.nodes {
@@ -143,7 +149,9 @@ func (w *model) membersOf(of int) MembersChanged {
 	var set facts.MemberSet
 	for i := range 3 {
 		if w.gossipPart[i] == w.gossipPart[of] && (i == of || len(w.nodes) < 3 || w.nodes[i].machine != nil) {
-			set.Members = append(set.Members, facts.Member{Name: modelName(i), Nonce: uint64(i + 1), MACs: []facts.MAC{modelMAC(i)}})
+			set.Members = append(set.Members, facts.Member{
+				Name: modelName(i), Nonce: uint64(i + 1), MACs: []facts.MAC{modelMAC(i)},
+			})
 		}
 	}
 	return MembersChanged{set}
@@ -181,7 +189,9 @@ func (w *model) performEffect(n *modelNode, e Effect) {
 			w.messages = append(w.messages, modelMessage{from: n.id, to: to, dueSlot: w.slot + 1, payload: e.Payload})
 		}
 	case AcquireProbe:
-		w.openProbes = append(w.openProbes, &modelProbe{node: n.id, id: e.ID, address: e.Address, dueSlot: w.slot + 6, frameSlots: []int{w.slot, w.slot + 3}})
+		w.openProbes = append(w.openProbes, &modelProbe{
+			node: n.id, id: e.ID, address: e.Address, dueSlot: w.slot + 6, frameSlots: []int{w.slot, w.slot + 3},
+		})
 	case LivenessProbe:
 		w.openProbes = append(w.openProbes, &modelProbe{node: n.id, id: e.ID, dueSlot: w.slot + 1})
 	case Event:
@@ -211,7 +221,7 @@ func (w *model) isAnswering(n *modelNode, a netip.Addr) bool {
 	return n.machine != nil && n.heldAddresses[a] && w.slot >= n.pausedUntil && w.currentTime().Before(n.answerDeadline)
 }
 
-// hearAnnouncement has whoever asks for the address hear that the node has it.
+// hearAnnouncement delivers an announcement to nodes that probe for the address or hold it.
 func (w *model) hearAnnouncement(n *modelNode, a netip.Addr) {
 	for _, q := range w.openProbes {
 		if q.node != n.id && q.address == a && w.lanPart[q.node] == w.lanPart[n.id] {
@@ -225,7 +235,8 @@ func (w *model) hearAnnouncement(n *modelNode, a netip.Addr) {
 	}
 }
 
-// deliverDueMessages passes on what is due, in an order of choice where one node gets several messages.
+// deliverDueMessages delivers the messages of this slot. The order is a choice when one node gets
+// several.
 func (w *model) deliverDueMessages() {
 	var due []modelMessage
 	w.messages = slices.DeleteFunc(w.messages, func(m modelMessage) bool {
@@ -281,7 +292,7 @@ func (w *model) deliverMessage(m modelMessage) {
 	}
 }
 
-// advanceProbes has the questions to the wire heard and answered.
+// advanceProbes sends the frames of open probes and delivers the results.
 func (w *model) advanceProbes() {
 	var done []*modelProbe
 	for _, q := range w.openProbes {
@@ -312,7 +323,7 @@ func (w *model) advanceProbes() {
 	}
 }
 
-// checkOneAnswererPerEpoch looks for two answers in one epoch.
+// checkOneAnswererPerEpoch fails if two nodes answer for an address in one epoch.
 func (w *model) checkOneAnswererPerEpoch() {
 	for _, a := range modelAddresses {
 		for _, n := range w.nodes {
@@ -328,7 +339,8 @@ func (w *model) checkOneAnswererPerEpoch() {
 	}
 }
 
-// runSlots lets n slots pass. It ends early in a state that was gone through before.
+// runSlots runs the given number of slots. It ends early in a state that an earlier run has
+// reached.
 func (w *model) runSlots(slots int) {
 	for end := w.slot + slots; w.slot < end && !w.pruned; {
 		if w.pendingFault != nil && w.slot%4 == 0 && (w.choices.choose(2) == 0 || w.slot >= w.lastFaultSlot) {
@@ -352,10 +364,10 @@ func (w *model) runSlots(slots int) {
 	}
 }
 
-// stopChoices ends the trouble: what follows has no choices.
+// stopChoices ends losses, delays and reordering.
 func (w *model) stopChoices() { w.lossesLeft, w.delaysLeft, w.swapsLeft, w.seenStates = 0, 0, 0, nil }
 
-// fingerprint is the state as far as it decides what follows.
+// fingerprint is a hash of all that decides what happens next.
 func (w *model) fingerprint() uint64 {
 	h := fnv.New64a()
 	fmt.Fprint(h, w.slot, w.lossesLeft, w.delaysLeft, w.swapsLeft, w.pendingFault == nil, w.gossipPart, w.lanPart, w.takeCounts)

@@ -2,21 +2,21 @@ package elect
 
 import "slices"
 
-// move is an address that this node hands over: it answers until the target does.
+// move is the handover of an address to another node. This node answers until the target does.
 type move struct {
 	target string
-	// offeredEpoch is the last one offered; each attempt offers a higher one, so that a late answer to an earlier offer
-	// cannot be taken for the later holder.
+	// offeredEpoch is the epoch of the last offer. Each attempt offers a higher one, so that a late
+	// answer to an earlier offer cannot supersede the later holder.
 	offeredEpoch uint64
 	triedNodes   []string
-	// forRebalance says that this node could go on: the move is given up when its target does not want it.
+	// forRebalance is set when this node can keep the address. The move ends if the target refuses.
 	forRebalance bool
-	// inGrace says that nothing was offered yet, because this node can serve for a while.
+	// inGrace is set before the first offer, while this node can still serve.
 	inGrace bool
 }
 
-// beginGrace puts a move off: where the endpoints of a Service go from one node to another, the kube-proxy of the other may
-// need a second to learn of them, and those of this node still serve.
+// beginGrace delays a move. When the endpoints of a Service move to another node, kube-proxy there
+// may take a second to learn of them, and the endpoints here still serve.
 func (m *Machine) beginGrace(a *addressState) {
 	if a.move == nil || a.move.forRebalance {
 		m.overruleOrphanClaim(a)
@@ -39,7 +39,7 @@ func (m *Machine) beginMove(a *addressState) {
 	m.offerToNextCandidate(a)
 }
 
-// endMove goes on holding the address, or has handed it over.
+// endMove ends the move: the address was handed over, or this node keeps it.
 func (m *Machine) endMove(a *addressState) {
 	if a.move != nil {
 		a.move = nil
@@ -55,11 +55,12 @@ func (m *Machine) offerAddress(a *addressState, to string) {
 	v.triedNodes = append(v.triedNodes, to)
 	m.scheduleAddress(a, m.now.Add(m.timing.OfferTimeout))
 	m.queueClaim(kindOffer, to, Claim{Address: a.ip, Holder: to, Epoch: v.offeredEpoch})
-	m.countAddress(a) // the next address is placed as if this one had moved
+	m.countAddress(a) // place the next address as if this one had moved
 }
 
-// offerToNextCandidate offers the address to the best candidate that was not tried yet. When all were, a node that cannot serve the
-// address gives it up; one that can, and only wants to leave, keeps it and tries again.
+// offerToNextCandidate offers the address to the best candidate without an earlier offer. When all
+// candidates refused, a node that cannot serve the address releases it. A node that can serve and
+// wants to stop keeps it and tries again.
 func (m *Machine) offerToNextCandidate(a *addressState) {
 	v := a.move
 	v.inGrace = false
@@ -83,13 +84,14 @@ func (m *Machine) offerToNextCandidate(a *addressState) {
 	m.scheduleAddress(a, m.now.Add(2*m.timing.RetryDelay))
 }
 
-// handleOffers takes what another holder hands over, if this node can serve it. The order of effects makes it answer before
-// the old holder hears of it and stops.
+// handleOffers takes the offered addresses that this node can serve and refuses the others. Effects
+// are ordered so that this node answers before the old holder learns of it and stops.
 func (m *Machine) handleOffers(from string, claims []Claim) {
 	for _, c := range claims {
 		a := m.ensureAddress(c.Address)
 		able := m.canServe(a) && !m.leaving && m.takingAllowed && !m.lease.expired
-		// An offer that was under way for long, by a cut cable say, may come from one who is no holder any more.
+		// A delayed offer, for example because of a cut cable, may come from a node that is no
+		// longer the holder.
 		known := a.claim
 		stale := c.Epoch <= known.Epoch || (known.Holder != from && m.isLiveClaim(known))
 		if !able || stale || a.held || c.Holder != m.self {
@@ -100,7 +102,7 @@ func (m *Machine) handleOffers(from string, claims []Claim) {
 	}
 }
 
-// handleRefusals tries the next candidate.
+// handleRefusals offers the addresses to the next candidates.
 func (m *Machine) handleRefusals(from string, claims []Claim) {
 	for _, c := range claims {
 		a := m.addressesByIP[c.Address]
@@ -110,7 +112,7 @@ func (m *Machine) handleRefusals(from string, claims []Claim) {
 	}
 }
 
-// beginHandover begins to hand everything over.
+// beginHandover starts to hand over all addresses.
 func (m *Machine) beginHandover() {
 	m.leaving = true
 	m.sendBeacon(m.otherMembers)

@@ -9,14 +9,15 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// candidateGroup is the addresses with the same candidates at the same preferences: over these nodes they are spread evenly.
+// candidateGroup is all addresses with the same candidates and the same preferences. They are
+// spread evenly over these nodes.
 type candidateGroup struct {
 	candidates   *intent.Candidates
 	addressCount int
-	countByNode  map[string]int // node -> addresses that it holds or is about to take
+	countByNode  map[string]int // by node: addresses that it holds or is about to take
 }
 
-// countAddress keeps the groups in step with an address.
+// countAddress updates the groups after a change of the address.
 func (m *Machine) countAddress(a *addressState) {
 	var g *candidateGroup
 	owner := ""
@@ -53,8 +54,8 @@ func (m *Machine) countAddress(a *addressState) {
 	a.group, a.countedNode = g, owner
 }
 
-// maxPerNode is how many addresses of a group a node may hold where n share them: a tenth above the mean, rounded up, so that
-// there is always a node below it.
+// maxPerNode is how many of total addresses one of n nodes may hold: a tenth above the mean,
+// rounded up, so that at least one node is below it.
 func maxPerNode(total, n int) int {
 	if n == 0 {
 		return total
@@ -62,20 +63,26 @@ func maxPerNode(total, n int) int {
 	return (11*total + 10*n - 1) / (10 * n)
 }
 
-// rankedCandidate is what speaks for a node as the holder of an address.
+// rankedCandidate is what ranks a node as holder of an address.
 type rankedCandidate struct {
 	node         string
 	score        int
-	holdsShare   bool // it holds its share of the group already
+	holdsShare   bool // it holds its share of the group
 	holdsSibling bool // it holds another address of the same Service
 	weight       uint64
 }
 
-// compareRank orders nodes, the better first: preferred ones; then those with room; then those without a sibling of the
-// address; then by rendezvous weight, so that the loss of a node moves only what it held.
+// compareRank orders nodes, the best first. The criteria, in order: preference; room in its share;
+// no other address of the same Service; rendezvous weight, so that the loss of a node moves only
+// its own addresses.
 func (s rankedCandidate) compareRank(o rankedCandidate) int {
-	return cmp.Or(cmp.Compare(o.score, s.score), compareBool(s.holdsShare, o.holdsShare), compareBool(s.holdsSibling, o.holdsSibling),
-		cmp.Compare(o.weight, s.weight), cmp.Compare(s.node, o.node))
+	return cmp.Or(
+		cmp.Compare(o.score, s.score),
+		compareBool(s.holdsShare, o.holdsShare),
+		compareBool(s.holdsSibling, o.holdsSibling),
+		cmp.Compare(o.weight, s.weight),
+		cmp.Compare(s.node, o.node),
+	)
 }
 
 func compareBool(x, y bool) int {
@@ -88,8 +95,8 @@ func compareBool(x, y bool) int {
 	return 1
 }
 
-// rankCandidates ranks the nodes that could take the address, the best first. Nodes for which also returns true are ranked
-// though they are no members.
+// rankCandidates ranks the nodes that could take the address, the best first. It includes nodes
+// that are not members if also returns true for them.
 func (m *Machine) rankCandidates(a *addressState, also func(string) bool) []rankedCandidate {
 	g := a.group
 	if g == nil {
@@ -119,7 +126,7 @@ func (m *Machine) rankCandidates(a *addressState, also func(string) bool) []rank
 	return out
 }
 
-// holdsSibling says whether the node holds a sibling of the address, or is about to.
+// holdsSibling reports whether the node holds another address of the same Service, or is about to.
 func (m *Machine) holdsSibling(a *addressState, node string) bool {
 	return slices.ContainsFunc(a.bid.Siblings, func(ip netip.Addr) bool {
 		b := m.addressesByIP[ip]
@@ -127,12 +134,13 @@ func (m *Machine) holdsSibling(a *addressState, node string) bool {
 	})
 }
 
-// coldStartFactor is for how many settling times after its start a speaker keeps room for nodes whose speakers are not there
-// yet: when a whole cluster starts, the first one must not take everything.
+// coldStartFactor times StartupDelay is how long a starting speaker leaves room for nodes that are
+// not members yet. When a whole cluster starts, the first speaker must not take every address.
 const coldStartFactor = 4
 
-// beginAcquisitions begins the contests for the addresses that nobody holds, in an order that every node has alike: each of them
-// works out who is to take which, and waits the longer the less it is wanted.
+// beginAcquisitions starts the acquisitions of addresses without a holder, in an order that is the
+// same on all nodes. Each node computes which node should take which address. The lower its own
+// rank, the longer it waits.
 func (m *Machine) beginAcquisitions() {
 	if len(m.unplacedAddresses) == 0 {
 		return
@@ -173,16 +181,17 @@ func (m *Machine) beginAcquisitions() {
 	}
 }
 
-// rebalanceHeld offers addresses that this node holds above its share to nodes that hold less, a few each time, and only
-// while nobody comes or goes.
+// rebalanceHeld offers addresses above this node's share to nodes that hold fewer. It moves a few
+// at a time, and none while members come or go.
 func (m *Machine) rebalanceHeld() {
-	if !m.takingAllowed || m.leaving || m.now.Sub(m.lastRebalanceAt) < m.timing.RebalanceInterval || m.now.Sub(m.membersChangedAt) < m.timing.RebalanceDelay {
+	if !m.takingAllowed || m.leaving || m.now.Sub(m.lastRebalanceAt) < m.timing.RebalanceInterval ||
+		m.now.Sub(m.membersChangedAt) < m.timing.RebalanceDelay {
 		return
 	}
 	m.lastRebalanceAt = m.now
 	movable := map[*candidateGroup][]*addressState{}
 	for a := range m.heldAddresses {
-		if a.move != nil { // one round at a time
+		if a.move != nil { // the last round is not over
 			return
 		}
 		if a.bid.MayRebalance && a.group != nil {
@@ -195,7 +204,7 @@ func (m *Machine) rebalanceHeld() {
 	}
 }
 
-// rebalanceGroup begins the moves of one group.
+// rebalanceGroup starts the moves of one group.
 func (m *Machine) rebalanceGroup(g *candidateGroup, list []*addressState) {
 	batch := 1 + len(list)/50
 	for _, a := range list {
@@ -216,7 +225,7 @@ func (m *Machine) rebalanceGroup(g *candidateGroup, list []*addressState) {
 	}
 }
 
-// countTopScores is how many share the highest score.
+// countTopScores returns how many candidates share the highest score.
 func countTopScores(all []rankedCandidate) int {
 	n := 0
 	for _, s := range all {
@@ -227,8 +236,8 @@ func countTopScores(all []rankedCandidate) int {
 	return n
 }
 
-// rendezvousWeight is the rendezvous hash of an address and a node: FNV-1a over both, then mixed so that near inputs are far apart
-// (the finaliser of SplitMix64).
+// rendezvousWeight is the rendezvous hash of an address and a node: FNV-1a over both, then the
+// finaliser of SplitMix64, so that similar inputs have very different hashes.
 func rendezvousWeight(a netip.Addr, node string) uint64 {
 	const offset, prime = 14695981039346656037, 1099511628211
 	h := uint64(offset)

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// writeModelState writes everything that decides what the Machine does next.
+// writeModelState writes all that decides what the Machine does next.
 func (m *Machine) writeModelState(w io.Writer) {
 	since := func(t time.Time) time.Duration { return m.now.Sub(t) }
 	for _, ip := range modelAddresses {
@@ -26,29 +26,33 @@ func (m *Machine) writeModelState(w io.Writer) {
 		}
 		fmt.Fprint(w, m.repeatsLeft[a])
 	}
-	f := m.lease
-	fmt.Fprint(w, f.expired, since(f.expiredAt), since(f.confirmedAt), since(f.lastProbeAt), f.firstValidSync, f.recheckRunning, f.uncheckedCount, f.isolated)
+	l := m.lease
+	fmt.Fprint(w, l.expired, since(l.expiredAt), since(l.confirmedAt), since(l.lastProbeAt))
+	fmt.Fprint(w, l.firstValidSync, l.recheckRunning, l.uncheckedCount, l.isolated)
 	fmt.Fprint(w, m.memberNames, m.leaving, m.takingAllowed, since(m.liveness.lastBeaconAt), m.lastSyncID, m.lastProbeID)
 	for _, n := range slices.Sorted(maps.Keys(m.liveness.recordsByMember)) {
 		h := *m.liveness.recordsByMember[n]
-		fmt.Fprint(w, n, h.lastSeq, since(h.lastHeardAt), h.silent, since(h.reportedAt), h.retractionsLeft, since(h.digestDiffersSince), since(h.syncRequestedAt), since(m.lastSyncByMember[n]))
+		fmt.Fprint(w, n, h.lastSeq, since(h.lastHeardAt), h.silent, since(h.reportedAt), h.retractionsLeft)
+		fmt.Fprint(w, since(h.digestDiffersSince), since(h.syncRequestedAt), since(m.lastSyncByMember[n]))
 	}
-	fmt.Fprint(w, m.liveness.witnessesByNode, m.liveness.deadNonceByNode, m.liveness.leavingNodes, m.liveness.connectedWitnesses, len(m.syncRequestsByID))
+	fmt.Fprint(w, m.liveness.witnessesByNode, m.liveness.deadNonceByNode, m.liveness.leavingNodes)
+	fmt.Fprint(w, m.liveness.connectedWitnesses, len(m.syncRequestsByID))
 }
 
-// modelScenario is a fault and what has to be true afterwards.
+// modelScenario is a fault, and what must be true afterwards.
 type modelScenario struct {
-	// startsSettled says that the addresses have holders when it begins, and that no choice is made before.
+	// startsSettled is set when all addresses have holders at the beginning. No choices are made
+	// before.
 	startsSettled bool
 	fault         func(*model)
-	choiceSlots   int // slots with choices after the beginning
-	// repair ends the fault, if it ends.
+	choiceSlots   int // slots with choices
+	// repair ends the fault; nil if it is permanent.
 	repair func(*model)
 	// maxMoves is how often an address may change its holder.
 	maxMoves int
 }
 
-// faultOnAnyNode has the fault happen to any of the nodes.
+// faultOnAnyNode applies the fault to a chosen node.
 func faultOnAnyNode(f func(w *model, n *modelNode)) func(*model) {
 	return func(w *model) { f(w, w.nodes[w.choices.choose(3)]) }
 }
@@ -58,11 +62,11 @@ var modelScenarios = map[string]modelScenario{
 	"a node dies": {startsSettled: true, choiceSlots: 60, maxMoves: 2, fault: faultOnAnyNode(func(_ *model, n *modelNode) {
 		n.machine, n.heldAddresses = nil, nil
 	})},
-	"a speaker leaves": {startsSettled: true, choiceSlots: 40, maxMoves: 2, fault: faultOnAnyNode(func(w *model, n *modelNode) {
+	"a speaker stops": {startsSettled: true, choiceSlots: 40, maxMoves: 2, fault: faultOnAnyNode(func(w *model, n *modelNode) {
 		n.leaving = true
 		w.stepNode(n, HandoverRequested{})
 	})},
-	"a speaker leaves and another one dies": {startsSettled: true, choiceSlots: 60, maxMoves: 4, fault: faultOnAnyNode(func(w *model, n *modelNode) {
+	"a speaker stops and another one dies": {startsSettled: true, choiceSlots: 60, maxMoves: 4, fault: faultOnAnyNode(func(w *model, n *modelNode) {
 		n.leaving = true
 		w.stepNode(n, HandoverRequested{})
 		other := w.nodes[(n.id+1+w.choices.choose(2))%3]
@@ -71,7 +75,7 @@ var modelScenarios = map[string]modelScenario{
 	"a process is paused": {startsSettled: true, choiceSlots: 90, maxMoves: 2, fault: faultOnAnyNode(func(w *model, n *modelNode) {
 		n.pausedUntil = w.slot + []int{9, 21, 27, 30, 35, 60}[w.choices.choose(6)]
 	})},
-	"gossip is blocked while the wire is whole": {startsSettled: true, choiceSlots: 80, maxMoves: 1, fault: faultOnAnyNode(func(w *model, n *modelNode) {
+	"gossip is blocked and the segment is not": {startsSettled: true, choiceSlots: 80, maxMoves: 1, fault: faultOnAnyNode(func(w *model, n *modelNode) {
 		w.gossipPart[n.id] = 1
 	}), repair: func(w *model) { w.gossipPart = [3]int{} }},
 	"the LAN is cut": {startsSettled: true, choiceSlots: 80, maxMoves: 3, fault: faultOnAnyNode(func(w *model, n *modelNode) {
@@ -120,12 +124,12 @@ func (s modelScenario) runOnce(t *testing.T, c *chooser, seen map[uint64]bool) {
 			if w.isAnswering(n, a) {
 				holders = append(holders, modelName(n.id))
 				if n.leaving {
-					w.failRun("%s left and still answers for %s", modelName(n.id), a)
+					w.failRun("%s stopped and still answers for %s", modelName(n.id), a)
 				}
 			}
 		}
 		if len(holders) != 1 {
-			w.failRun("in the end %s is answered for by %v, want one node", a, holders)
+			w.failRun("in the end %v answer for %s, want one node", holders, a)
 		}
 		if w.takeCounts[i] > s.maxMoves {
 			w.failRun("%s was taken %d times, want %d at most", a, w.takeCounts[i], s.maxMoves)

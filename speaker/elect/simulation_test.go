@@ -7,22 +7,23 @@ import (
 	"time"
 )
 
-// seedCount is how many worlds each property is tried in.
+// seedCount is the number of seeds that each property is tried with.
 const seedCount = 20
 
-// scenarios are what may happen to a few nodes. Each is tried in many worlds, with and without loss.
+// scenarios are faults of a few nodes. Each runs with many seeds, with and without loss of
+// messages.
 var scenarios = map[string]func(w *harness){
 	"all start at once and each address is taken": func(w *harness) {
 		w.runFor(2*time.Second, w.neverTwoHolders(handoverOverlapTimeout))
 		w.wantOneHolderEach(3*time.Second, "start")
 	},
-	"a dead holder is followed within a second and takes nothing back": func(w *harness) {
+	"another node takes over within a second and keeps the address": func(w *harness) {
 		old := w.wantOneHolderEach(6*time.Second, "start")
 		others := w.addressesByNode()
 		w.killSpeaker(old)
 		w.runFor(time.Second, w.neverTwoHolders(handoverOverlapTimeout))
 		next := w.wantOneHolderEach(time.Millisecond, "takeover")
-		for n, held := range others { // what a dead node did not hold stays where it is
+		for n, held := range others { // addresses of other nodes stay where they are
 			for _, a := range held {
 				if now := w.answeringNodes(a); n != old && now[0] != n {
 					w.t.Errorf("%s died and %s moved from %s to %s", old, a, n, now[0])
@@ -36,18 +37,18 @@ var scenarios = map[string]func(w *harness){
 			w.t.Errorf("%s came back and the address moved from %s to %s", old, next, got)
 		}
 	},
-	"a speaker that leaves hands over without a moment of silence": func(w *harness) {
+	"a stopping speaker hands over without a gap": func(w *harness) {
 		old := w.wantOneHolderEach(6*time.Second, "start")
 		one := w.neverTwoHolders(handoverOverlapTimeout)
 		w.stepNode(w.nodesByName[old], HandoverRequested{})
 		w.runFor(3*time.Second, func() {
 			one()
 			if len(w.answeringNodes(w.addresses[0])) == 0 {
-				w.t.Fatal("nobody answers during the hand-over")
+				w.t.Fatal("no node answers during the handover")
 			}
 		})
 		if !w.nodesByName[old].handedOver {
-			w.t.Error("the speaker that leaves does not learn that it is done")
+			w.t.Error("the machine does not report the end of the handover")
 		}
 	},
 	"a node that may not hold the address any more hands it over": func(w *harness) {
@@ -59,7 +60,7 @@ var scenarios = map[string]func(w *harness){
 			w.t.Errorf("%s keeps the address that it may not hold", old)
 		}
 	},
-	"a holder whose endpoints end lingers, and then hands over": func(w *harness) {
+	"a holder without endpoints hands over after a delay": func(w *harness) {
 		old := w.wantOneHolderEach(6*time.Second, "start")
 		w.nodesByName[old].canServe, w.nodesByName[old].inGrace = false, true
 		w.deliverBids()
@@ -68,7 +69,7 @@ var scenarios = map[string]func(w *harness){
 			w.t.Errorf("after a second %v answer, want %s, whose successor may not be ready", now, old)
 		}
 		w.runFor(time.Second, w.alwaysAnswered())
-		if next := w.wantOneHolderEach(time.Millisecond, "the end of the grace"); next == old {
+		if next := w.wantOneHolderEach(time.Millisecond, "the end of the delay"); next == old {
 			w.t.Errorf("%s keeps the address", old)
 		}
 	},
@@ -76,7 +77,7 @@ var scenarios = map[string]func(w *harness){
 		old := w.wantOneHolderEach(6*time.Second, "start")
 		w.cutOff(1, old)
 		w.runFor(10*time.Second, w.neverTwoHolders(handoverOverlapTimeout))
-		var next string // where the others, and the gateway, are
+		var next string // on the side of the other nodes and the gateway
 		for _, n := range w.answeringNodes(w.addresses[0]) {
 			if n != old {
 				next = n
@@ -84,7 +85,7 @@ var scenarios = map[string]func(w *harness){
 		}
 		w.healCuts()
 		if now := w.wantOneHolderEach(time.Second, "healing"); now != next && w.loss == 0 {
-			w.t.Errorf("%s took the address from %s, which lived and had followed it", now, next)
+			w.t.Errorf("%s took the address from %s, which had taken over and was alive", now, next)
 		}
 		w.runFor(5*time.Second, w.neverTwoHolders(handoverOverlapTimeout))
 	},
@@ -96,7 +97,7 @@ var scenarios = map[string]func(w *harness){
 		w.runFor(time.Second, w.neverTwoHolders(handoverOverlapTimeout))
 		w.wantOneHolderEach(time.Millisecond, "healing")
 	},
-	"gossip that is blocked while the wire is whole makes no second holder": func(w *harness) {
+	"blocked gossip alone makes no second holder": func(w *harness) {
 		old := w.wantOneHolderEach(6*time.Second, "start")
 		part := []string{old}
 		if w.random.Intn(2) == 0 {
@@ -112,7 +113,7 @@ var scenarios = map[string]func(w *harness){
 		w.healCuts()
 		w.runFor(3*time.Second, w.neverTwoHolders(0))
 		if got := w.wantOneHolderEach(time.Millisecond, "healing"); got != old || w.takeCount != taken {
-			w.t.Errorf("%d addresses moved though every holder lived; the first from %s to %s", w.takeCount-taken, old, got)
+			w.t.Errorf("%d addresses moved though every holder was alive, the first one from %s to %s", w.takeCount-taken, old, got)
 		}
 	},
 	"a short pause changes nothing": func(w *harness) {
@@ -125,15 +126,15 @@ var scenarios = map[string]func(w *harness){
 		if w.loss == 0 && w.takeCount != taken {
 			w.t.Errorf("pauses of 100 ms moved %d addresses", w.takeCount-taken)
 		}
-		w.wantOneHolderEach(time.Second, "going on")
+		w.wantOneHolderEach(time.Second, "after the pause")
 	},
-	"a paused holder does not answer beside its successor": func(w *harness) {
+	"a paused holder never answers together with its successor": func(w *harness) {
 		old := w.wantOneHolderEach(6*time.Second, "start")
 		w.pauseSpeaker(old, 200*time.Millisecond+time.Duration(w.random.Intn(2000))*time.Millisecond)
 		w.runFor(5*time.Second, w.neverTwoHolders(0))
-		w.wantOneHolderEach(time.Second, "going on")
+		w.wantOneHolderEach(time.Second, "after the pause")
 	},
-	"the Service goes and its address is given up": func(w *harness) {
+	"a deleted Service loses its address": func(w *harness) {
 		w.wantOneHolderEach(6*time.Second, "start")
 		for _, name := range w.nodeNames {
 			w.stepNode(w.nodesByName[name], BidsChanged{GoneAddresses: w.addresses})
@@ -147,7 +148,7 @@ var scenarios = map[string]func(w *harness){
 	},
 }
 
-// addressesByNode groups the addresses by who answers for them.
+// addressesByNode groups the addresses by the nodes that answer for them.
 func (w *harness) addressesByNode() map[string][]netip.Addr {
 	out := map[string][]netip.Addr{}
 	for _, a := range w.addresses {
@@ -172,7 +173,7 @@ func TestSimulatedSpeakers(t *testing.T) {
 					w.startAll()
 					scenario(w)
 					if t.Failed() {
-						t.Fatalf("with seed %d and loss %v", seed, loss)
+						t.Fatalf("seed %d, loss %v", seed, loss)
 					}
 				}
 			}
@@ -206,10 +207,12 @@ func TestTakeoverTimeIn100Nodes(t *testing.T) {
 	if p99 := all[len(all)*99/100]; p99 > 600*time.Millisecond {
 		t.Errorf("the 99th percentile of %d takeovers is %v, want 600 ms at most", len(all), p99)
 	}
-	t.Logf("%d takeovers: median %v, 99th percentile %v, longest %v", len(all), all[len(all)/2], all[len(all)*99/100], all[len(all)-1])
+	t.Logf("%d takeovers: median %v, 99th percentile %v, longest %v",
+		len(all), all[len(all)/2], all[len(all)*99/100], all[len(all)-1])
 }
 
-// TestTwoHundredNodesSurviveACutAndFiveDeaths has a large cluster go through a cut, deaths and a return.
+// TestTwoHundredNodesSurviveACutAndFiveDeaths: a large cluster is cut in two, loses five nodes and
+// gets them back.
 func TestTwoHundredNodesSurviveACutAndFiveDeaths(t *testing.T) {
 	w := newHarness(t, 1, 200, 60)
 	w.loss = 0.01

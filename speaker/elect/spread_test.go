@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// wantEvenSpread checks that no node holds more than the tenth above its share that the README promises.
+// wantEvenSpread fails if a node holds more than a tenth above its share, as the README promises.
 func (w *harness) wantEvenSpread(what string, nodes int) {
 	w.t.Helper()
 	held := w.addressesByNode()
@@ -38,7 +38,7 @@ func TestAddressesAreSpreadEvenly(t *testing.T) {
 			lost := w.nodeNames[c.nodes/2]
 			before := w.addressesByNode()
 			w.killSpeaker(lost)
-			w.runFor(4*time.Second, nil) // less than a rebalance waits
+			w.runFor(4*time.Second, nil) // less than RebalanceDelay
 			w.wantEvenSpread("after a loss", c.nodes-1)
 			after := w.addressesByNode()
 			for n, held := range before {
@@ -73,17 +73,17 @@ func TestAddressesAreSpreadEvenly(t *testing.T) {
 	}
 }
 
-// alwaysAnswered returns a check that fails when an address is not answered for.
+// alwaysAnswered returns a check that fails when no node answers for an address.
 func (w *harness) alwaysAnswered() func() {
 	next := w.now
 	return func() {
-		if w.now.Before(next) { // it is dear for many addresses
+		if w.now.Before(next) { // the check is expensive for many addresses
 			return
 		}
 		next = w.now.Add(7 * time.Millisecond)
 		for _, a := range w.addresses {
 			if len(w.answeringNodes(a)) == 0 {
-				w.t.Fatalf("nobody answers for %s", a)
+				w.t.Fatalf("no node answers for %s", a)
 			}
 		}
 	}
@@ -110,12 +110,12 @@ func TestPreferredNodesHoldTheAddresses(t *testing.T) {
 	only("one preferred node lives", "n003")
 	w.killSpeaker("n003")
 	w.runFor(time.Second, nil)
-	only("none of the most preferred lives", "n005")
+	only("none of the most preferred nodes lives", "n005")
 	w.runFor(6*time.Second, nil)
 	w.startSpeaker("n002")
 	w.startSpeaker("n003")
 	w.runFor(60*time.Second, w.alwaysAnswered())
-	only("they are back", "n002", "n003")
+	only("the preferred nodes are back", "n002", "n003")
 }
 
 func TestWithoutRebalanceHoldersKeepTheirAddresses(t *testing.T) {
@@ -128,11 +128,11 @@ func TestWithoutRebalanceHoldersKeepTheirAddresses(t *testing.T) {
 	taken := w.takeCount
 	w.runFor(time.Minute, w.alwaysAnswered())
 	if w.takeCount != taken || len(w.addressesByNode()["n001"]) > 0 {
-		t.Errorf("%d addresses moved though no rebalance is asked for", w.takeCount-taken)
+		t.Errorf("%d addresses moved though rebalancing is off", w.takeCount-taken)
 	}
 }
 
-// TestSiblingsHaveDifferentHolders: the addresses of one Service are not all lost with one node.
+// TestSiblingsHaveDifferentHolders: the loss of one node does not cost all addresses of a Service.
 func TestSiblingsHaveDifferentHolders(t *testing.T) {
 	for seed := range int64(20) {
 		w := newHarness(t, seed, 4, 8)
@@ -147,12 +147,13 @@ func TestSiblingsHaveDifferentHolders(t *testing.T) {
 	}
 }
 
-// TestTheFirstSpeakerOfAClusterDoesNotTakeEverything: when all start within a second, each finds its share.
+// TestTheFirstSpeakerOfAClusterDoesNotTakeEverything: when all speakers start within a second, each
+// gets its share.
 func TestTheFirstSpeakerOfAClusterDoesNotTakeEverything(t *testing.T) {
 	w := newHarness(t, 3, 4, 40)
 	for i, n := range w.nodeNames {
 		w.schedule(time.Duration(i)*300*time.Millisecond, func() { w.startSpeaker(n) })
 	}
 	w.wantOneHolderEach(8*time.Second, "start")
-	w.wantEvenSpread("started one after the other", 4)
+	w.wantEvenSpread("after a staggered start", 4)
 }

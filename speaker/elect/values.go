@@ -10,18 +10,18 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// Input is a fact that the Machine is stepped with: Bids, Members, Received, RemoteStateReceived, Probed, Foreign, Restored,
-// Leave or Tick.
+// Input is a fact that the Machine is stepped with.
 type Input interface{ isInput() }
 
-// BidsChanged are what changed of the addresses that may be held. The first ones say that everything that exists is known.
+// BidsChanged are changes of the addresses that may be held. The first one means that the whole
+// cluster state is known.
 type BidsChanged struct {
 	Bids []intent.Bid
-	// GoneAddresses are addresses that nobody can serve any more.
+	// GoneAddresses are addresses that no node can serve any more.
 	GoneAddresses []netip.Addr
 }
 
-// MembersChanged are all live members.
+// MembersChanged is the set of all live members.
 type MembersChanged struct{ Set facts.MemberSet }
 
 // MessageReceived is a message from another member.
@@ -33,19 +33,20 @@ type MessageReceived struct {
 // RemoteStateReceived is the full state of another member.
 type RemoteStateReceived struct{ Payload []byte }
 
-// ProbeFinished is the outcome of a Probe or Ask.
+// ProbeFinished is the result of an AcquireProbe or a LivenessProbe.
 type ProbeFinished struct{ Result facts.ProbeResult }
 
-// ConflictDetected says that somebody else spoke for an address that this node holds.
+// ConflictDetected reports that another host answers for an address that this node holds.
 type ConflictDetected struct{ Conflict facts.Conflict }
 
-// ClaimsRestored are the claims that were known when an earlier life of this process ended, oldest knowledge of all.
+// ClaimsRestored are the claims of the checkpoint. Every other source of claims is newer.
 type ClaimsRestored struct{ Claims []Claim }
 
-// HandoverRequested asks for every address to be handed over: the speaker is about to stop.
+// HandoverRequested asks the Machine to hand over all addresses, because the speaker is about to
+// stop.
 type HandoverRequested struct{}
 
-// TimePassed is the passing of time.
+// TimePassed has no content: only the time of the step counts.
 type TimePassed struct{}
 
 func (BidsChanged) isInput()         {}
@@ -58,25 +59,25 @@ func (ClaimsRestored) isInput()      {}
 func (HandoverRequested) isInput()   {}
 func (TimePassed) isInput()          {}
 
-// Effect is what the Machine wants done: Hold, Drop, Announce, Send, Probe, Ask, Rejoin, Drained or Note.
+// Effect is an action that the Machine asks its caller to perform.
 type Effect interface{ isEffect() }
 
-// HoldAddress is an address to answer for from now on, or on other links than before.
+// HoldAddress starts answering for an address, or changes the links.
 type HoldAddress struct{ Binding intent.Binding }
 
-// DropAddress is an address not to answer for any more.
+// DropAddress stops answering for an address.
 type DropAddress struct{ Address netip.Addr }
 
-// RepeatAnnouncement is an address to announce again though it was answered for before.
+// RepeatAnnouncement announces an address again that this node already answers for.
 type RepeatAnnouncement struct{ Address netip.Addr }
 
-// SendMessage is a message to one member, best effort.
+// SendMessage sends a message to one member. It may be lost.
 type SendMessage struct {
 	To      string
 	Payload []byte
 }
 
-// AcquireProbe asks the wire whether anybody answers for the address.
+// AcquireProbe asks on the segment whether a host answers for the address (RFC 5227 section 2.1).
 type AcquireProbe struct {
 	ID       uint64
 	Address  netip.Addr
@@ -85,43 +86,45 @@ type AcquireProbe struct {
 	Interval time.Duration
 }
 
-// LivenessProbe asks whether a default gateway or another node answers on the wire, which tells a dead neighbour from a cut cable
-// of one's own.
+// LivenessProbe asks whether a default gateway or another node answers. An answer shows that this
+// node is not cut off itself.
 type LivenessProbe struct {
 	ID       uint64
 	Attempts int
 	Interval time.Duration
 }
 
-// RejoinGossip asks for the seeds to be contacted at once.
+// RejoinGossip contacts the seeds at once.
 type RejoinGossip struct{}
 
-// HandoverFinished says that after Leave nothing is held any more.
+// HandoverFinished reports that nothing is held any more after HandoverRequested.
 type HandoverFinished struct{}
 
-// The kinds of Notes.
+// The kinds of Events. They are values of the metric label "event".
 const (
 	EventTaken       = "Taken"    // this node holds the address now
 	EventGivenUp     = "Given"    // this node gave the address up
-	EventConflict    = "Conflict" // a host that is no member answers for the address
+	EventConflict    = "Conflict" // a host outside of the cluster answers for the address
 	EventStrayAnswer = "Stray"    // a member answers for the address without a claim
 )
 
-// Event is something that a person may want to know.
+// Event is something that users may want to know.
 type Event struct {
 	Kind    string
 	Address netip.Addr
-	// Reason is why, for EventTaken and EventGivenUp.
+	// Reason is set for EventTaken and EventGivenUp.
 	Reason     names.Reason
-	ForeignMAC facts.MAC // of who answers, for EventConflict and EventStrayAnswer
+	ForeignMAC facts.MAC // the host that answers, for EventConflict and EventStrayAnswer
 	Text       string
-	// TakeoverDelay is the time from the last sign of life of the former holder until this node took the address; 0 when
-	// that is not known.
+	// TakeoverDelay is the time from the last sign of life of the previous holder until this node
+	// took the address; 0 if it is not known.
 	TakeoverDelay time.Duration
 }
 
-// IsForeignAnswer says that the Note tells of somebody else who answers for the address.
-func (n Event) IsForeignAnswer() bool { return n.Kind == EventConflict || n.Kind == EventStrayAnswer }
+// IsForeignAnswer reports whether another host answered for the address.
+func (e Event) IsForeignAnswer() bool {
+	return e.Kind == EventConflict || e.Kind == EventStrayAnswer
+}
 
 func (HoldAddress) isEffect()        {}
 func (DropAddress) isEffect()        {}
@@ -133,16 +136,16 @@ func (RejoinGossip) isEffect()       {}
 func (HandoverFinished) isEffect()   {}
 func (Event) isEffect()              {}
 
-// Holder says who holds an address, as far as this node knows.
+// Holder is the holder of an address, as far as this node knows.
 type Holder struct {
 	Address netip.Addr
 	Node    string
 	Epoch   uint64
-	// Alive says that the holder is a member that is not given up for dead.
+	// Alive is set when the holder is a member that is not declared dead.
 	Alive bool
 }
 
-// Holders lists the claims that are not released, sorted by address.
+// Holders returns the holders of all claims that are not released, sorted by address.
 func (m *Machine) Holders() []Holder {
 	var out []Holder
 	for _, a := range m.addressesByIP {
@@ -154,57 +157,58 @@ func (m *Machine) Holders() []Holder {
 	return out
 }
 
-// IsClaimed says whether some node has a claim to the address that is not released.
+// IsClaimed reports whether a node has a claim to the address that is not released.
 func (m *Machine) IsClaimed(ip netip.Addr) bool {
 	a := m.addressesByIP[ip]
 	return a != nil && a.claim.Epoch > 0 && !a.claim.Released
 }
 
-// stepOutput gathers the effects of one step.
+// stepOutput collects the effects of one step.
 type stepOutput struct {
-	addressEffects    []Effect // Hold, Drop and Announce, in order
-	claimsToBroadcast []Claim  // claims that every member has to hear of
+	addressEffects    []Effect // HoldAddress, DropAddress and RepeatAnnouncement, in order
+	claimsToBroadcast []Claim  // claims for all members
 	claimsByBatch     map[batchKey][]Claim
-	batchOrder        []batchKey // of the batches
+	batchOrder        []batchKey // order of claimsByBatch
 	messages          []SendMessage
 	otherEffects      []Effect
 	handoverFinished  bool
 }
 
-// batchKey is the kind and the receiver of claims that travel together.
+// batchKey is the kind and the receiver of claims that share a message.
 type batchKey struct {
 	kind     byte
 	receiver string
 }
 
-// orderedEffects puts the effects of a step in order: what is answered for comes before the messages that make another stop.
+// orderedEffects returns the effects of the step. Changes of what this node answers for come before
+// the messages that make another node stop.
 func (m *Machine) orderedEffects() []Effect {
-	t := &m.output
-	out := t.addressEffects
-	for _, c := range t.claimsToBroadcast {
+	o := &m.output
+	out := o.addressEffects
+	for _, c := range o.claimsToBroadcast {
 		m.repeatsLeft[m.ensureAddress(c.Address)] = claimRepeats
 	}
-	m.broadcastClaims(kindClaims, t.claimsToBroadcast)
-	for _, b := range t.batchOrder {
-		for chunk := range slices.Chunk(t.claimsByBatch[b], claimsPerMessage) {
+	m.broadcastClaims(kindClaims, o.claimsToBroadcast)
+	for _, b := range o.batchOrder {
+		for chunk := range slices.Chunk(o.claimsByBatch[b], claimsPerMessage) {
 			m.sendMessage(b.receiver, appendClaims(messageHeader(b.kind), chunk))
 		}
 	}
-	for _, s := range t.messages {
+	for _, s := range o.messages {
 		out = append(out, s)
 	}
-	out = append(out, t.otherEffects...)
-	if t.handoverFinished {
+	out = append(out, o.otherEffects...)
+	if o.handoverFinished {
 		out = append(out, HandoverFinished{})
 	}
 	return out
 }
 
-// claimRepeats is how often a new claim is told again, with the next beacons: a datagram that is lost must not leave the former
-// holder answering.
+// claimRepeats is how often a new claim is repeated, with the next beacons. A lost datagram must
+// not leave the previous holder answering.
 const claimRepeats = 2
 
-// repeatNewClaims tells new claims again.
+// repeatNewClaims sends new claims again.
 func (m *Machine) repeatNewClaims() {
 	var again []Claim
 	for a, left := range m.repeatsLeft {
@@ -221,7 +225,7 @@ func (m *Machine) sendMessage(to string, payload []byte) {
 	m.output.messages = append(m.output.messages, SendMessage{To: to, Payload: payload})
 }
 
-// broadcastClaims sends claims to every other member.
+// broadcastClaims sends claims to all other members.
 func (m *Machine) broadcastClaims(kind byte, claims []Claim) {
 	for chunk := range slices.Chunk(claims, claimsPerMessage) {
 		payload := appendClaims(messageHeader(kind), chunk)
@@ -231,7 +235,7 @@ func (m *Machine) broadcastClaims(kind byte, claims []Claim) {
 	}
 }
 
-// queueClaim has a claim sent to one member, together with others of the same step.
+// queueClaim adds a claim to the messages for one member. Claims of one step share messages.
 func (m *Machine) queueClaim(kind byte, to string, c Claim) {
 	b := batchKey{kind, to}
 	if m.output.claimsByBatch == nil {
