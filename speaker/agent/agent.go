@@ -1,8 +1,11 @@
-// Package agent joins the speaker's parts. Two goroutines own the state: one plans, when the cluster or the links change;
-// the other, Run, steps the election with the plan and with what the wire and the other speakers say, and hands what the
-// election decides to the engines. So neither detection nor a takeover ever waits for planning. The package holds no
-// policy and opens no socket; what it needs of the engines is declared here in small interfaces, so that tests join it
-// to an in-memory segment.
+// Package agent connects the parts of the speaker.
+//
+// One goroutine plans when the cluster or the links change. Another one, Run, steps the election
+// with the plan and with what the segment and the other speakers send, and passes the decisions to
+// the engines. So neither the detection of a dead node nor a takeover waits for planning.
+//
+// The package opens no socket. It declares what it needs of the engines as small interfaces, so
+// that tests can connect it to a segment in memory.
 package agent
 
 import (
@@ -22,15 +25,17 @@ import (
 	"github.com/gantry-lb/gantry/speaker/probing"
 )
 
-// Layer2 answers for addresses and asks the wire. Every method hands over a value and returns at once.
+// Layer2 answers for addresses and sends probes. No method blocks.
 type Layer2 interface {
-	ApplyBindings(claims []intent.Binding)
-	// RepeatAnnouncements repeats the gratuitous burst of addresses that are answered for already.
+	// ApplyBindings replaces what the node answers for.
+	ApplyBindings(bindings []intent.Binding)
+	// RepeatAnnouncements announces addresses again that the node already answers for.
 	RepeatAnnouncements(addresses []netip.Addr)
-	// DefendAddress says that a host that is no member claims an address that is answered for.
+	// DefendAddress announces an address because another host answers for it (RFC 5227 section
+	// 2.4).
 	DefendAddress(address netip.Addr)
-	// SetCandidacies says on which links the node may come to answer for addresses, as far as that changed, and which are out of
-	// the question now.
+	// SetCandidacies sets the links on which this node may come to answer for addresses, as far as
+	// they changed. gone are addresses that it cannot come to answer for any more.
 	SetCandidacies(changed []intent.Binding, gone []netip.Addr)
 	SetLinks(links facts.LinkSet)
 	SendProbe(p layer2.Probe)
@@ -39,12 +44,12 @@ type Layer2 interface {
 	Reports() <-chan layer2.Report
 }
 
-// BGP keeps sessions with routers. Set hands over a value and returns at once.
+// BGP keeps the sessions with routers. Set returns at once.
 type BGP interface {
 	Set(d bgp.Desired)
 }
 
-// Members carries messages between the speakers. Every method returns at once.
+// Members carries messages between the speakers. No method blocks.
 type Members interface {
 	SendMessage(to string, payload []byte)
 	SetState(state []byte)
@@ -55,12 +60,13 @@ type Members interface {
 	RemoteStates() <-chan []byte
 }
 
-// Options are what an Agent is made of. All fields but Class, Observe, Surveyed, Remember and Remembered are required.
+// Options configure an Agent. LoadBalancerClass, ObserveStatus, ObserveProbeAnswer, SaveCheckpoint
+// and RestoreFrom are optional.
 type Options struct {
-	// Self is the name of this node; Nonce tells this life of the process from others.
+	// Self is the name of this node, Nonce identifies this run of the process.
 	Self  string
 	Nonce uint64
-	// LoadBalancerClass is the load balancer class to serve.
+	// LoadBalancerClass is the class of the Services to serve; empty serves those without a class.
 	LoadBalancerClass string
 	Timing            elect.Timing
 	Layer2            Layer2
@@ -71,43 +77,43 @@ type Options struct {
 	// Now reads the clock.
 	Now func() time.Time
 	Log *slog.Logger
-	// ObserveProbeAnswer receives what was found about a question of Survey. It must not block.
+	// ObserveProbeAnswer receives the answers to SetProbeQuestions. It must not block.
 	ObserveProbeAnswer func(probing.Answer)
-	// ObserveStatus receives a Status after each change that a person may see. It must not block.
+	// ObserveStatus receives a Status after each change that users can see. It must not block.
 	ObserveStatus func(Status)
-	// SaveCheckpoint receives what a later life of the process on the same boot of the node may go on from, once a second at
-	// most. It must not block.
+	// SaveCheckpoint receives what the next run of the process can resume from while this boot of
+	// the node lasts. It is called once a second at most. It must not block.
 	SaveCheckpoint func(Checkpoint)
-	// RestoreFrom is what an earlier life knew.
+	// RestoreFrom is the checkpoint of an earlier run, nil without one.
 	RestoreFrom *Checkpoint
 }
 
-// Status is what the agent knows, for status objects, events and explanations.
+// Status is what the agent knows, for status objects, events and metrics.
 type Status struct {
 	Plan    plan.Plan
 	Holders []elect.Holder
 	// HeldAddresses are the addresses that this node answers for, sorted.
 	HeldAddresses []netip.Addr
-	// Bindings are the same with the links that each is answered for on.
+	// Bindings are the held addresses with their links.
 	Bindings []intent.Binding
-	// Links are the node's usable links, marked with what cannot be sent on them.
+	// Links are the node's usable links. They show which families cannot be sent on them.
 	Links facts.LinkSet
-	// FaultsByLink say what cannot be sent on a link and why, by its index.
+	// FaultsByLink says which family cannot be sent on a link and why, by the index of the link.
 	FaultsByLink map[int]string
-	// MemberNames are the names of the nodes whose speakers are alive, this one included, sorted.
+	// MemberNames are the nodes whose speakers are alive, including this one, sorted.
 	MemberNames []string
-	// RawSocketsDenied holds a sentence when raw sockets are refused on this node, empty otherwise.
+	// RawSocketsDenied says why this node cannot open raw sockets; empty if it can.
 	RawSocketsDenied string
-	// Events are what the election found worth telling since the last Status.
+	// Events are the events of the election since the last Status.
 	Events []elect.Event
 }
 
-// Agent is the owner of this node's decisions. Make it with New; only Run touches its state.
+// Agent makes the decisions of this node. Only Run uses its state.
 type Agent struct {
 	options       Options
 	changeBatches chan []Change
-	usableLinks   chan usableLinks // the latest only
-	// probeQuestions are those of Survey, the latest only.
+	usableLinks   chan usableLinks // the latest value only
+	// probeQuestions are those of SetProbeQuestions, the latest value only.
 	probeQuestions   chan []probing.Question
 	planUpdates      chan planUpdate
 	handoverRequests chan struct{}
@@ -116,8 +122,8 @@ type Agent struct {
 
 	links             facts.LinkSet
 	portStates        portStates
-	memberNames       []string              // the live ones, by name
-	addressesByMember map[string]netip.Addr // where members are or were, by name
+	memberNames       []string              // of live members, sorted
+	addressesByMember map[string]netip.Addr // of current and earlier members
 	livenessProbes    livenessProbes
 	machine           *elect.Machine
 	plan              plan.Plan
@@ -125,10 +131,11 @@ type Agent struct {
 	bindingsByAddress map[netip.Addr]intent.Binding
 	checkpoint        checkpointState
 	events            []elect.Event
-	// stateChanged and tell say what the end of a turn has to do.
+	// stateChanged and statusChanged are set when the end of a turn has to publish the state or the
+	// Status.
 	stateChanged, statusChanged bool
-	stateSetAt                  time.Time // when the full state was last handed to Members
-	statusObservedAt            time.Time // when the last Status was handed to Observe
+	stateSetAt                  time.Time // when Members last got the full state
+	statusObservedAt            time.Time // when ObserveStatus was last called
 }
 
 // New returns an Agent that does nothing before Run.
@@ -140,23 +147,27 @@ func New(o Options) *Agent {
 		o.ObserveProbeAnswer = func(probing.Answer) {}
 	}
 	return &Agent{
-		options:           o,
-		changeBatches:     make(chan []Change, 64),
-		usableLinks:       make(chan usableLinks, 1),
-		probeQuestions:    make(chan []probing.Question, 1),
-		planUpdates:       make(chan planUpdate),
-		handoverRequests:  make(chan struct{}, 1),
-		handedOver:        make(chan struct{}),
-		metrics:           newMetrics(),
-		portStates:        portStates{deniedByPort: map[portID]string{}, failedByPort: map[portID]string{}},
+		options:          o,
+		changeBatches:    make(chan []Change, 64),
+		usableLinks:      make(chan usableLinks, 1),
+		probeQuestions:   make(chan []probing.Question, 1),
+		planUpdates:      make(chan planUpdate),
+		handoverRequests: make(chan struct{}, 1),
+		handedOver:       make(chan struct{}),
+		metrics:          newMetrics(),
+		portStates: portStates{
+			deniedByPort: map[portID]string{}, failedByPort: map[portID]string{},
+		},
 		addressesByMember: map[string]netip.Addr{},
-		livenessProbes:    livenessProbes{openByElectionID: map[uint64]*openLivenessProbe{}, electionIDByWireID: map[uint64]uint64{}},
+		livenessProbes: livenessProbes{
+			openByElectionID: map[uint64]*openLivenessProbe{}, electionIDByWireID: map[uint64]uint64{},
+		},
 		bindingsByAddress: map[netip.Addr]intent.Binding{},
 	}
 }
 
-// PostChanges hands changes to the agent, in order; all changes of one call are seen together. It waits while the planning is
-// busy, until ctx ends.
+// PostChanges passes changes to the agent. It applies the changes of one call together. It blocks
+// while the planner is busy, until ctx ends.
 func (a *Agent) PostChanges(ctx context.Context, changes ...Change) {
 	select {
 	case a.changeBatches <- changes:
@@ -164,7 +175,8 @@ func (a *Agent) PostChanges(ctx context.Context, changes ...Change) {
 	}
 }
 
-// RequestHandover asks the agent to hand over every address. Drained is closed when nothing is held any more.
+// RequestHandover asks the agent to hand over all addresses. HandedOver is closed when it holds
+// none.
 func (a *Agent) RequestHandover() {
 	select {
 	case a.handoverRequests <- struct{}{}:
@@ -172,17 +184,18 @@ func (a *Agent) RequestHandover() {
 	}
 }
 
-// HandedOver is closed once, after Leave, nothing is held any more.
+// HandedOver is closed when nothing is held any more after RequestHandover.
 func (a *Agent) HandedOver() <-chan struct{} { return a.handedOver }
 
-// Run owns the agent's state until ctx ends. It answers for nothing afterwards.
+// Run runs the agent until ctx ends. It then stops answering for all addresses.
 func (a *Agent) Run(ctx context.Context) error {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		a.runPlanner(ctx, plan.NewPlanner(plan.Inputs{
 			Self: a.options.Self, Class: a.options.LoadBalancerClass,
-			Services: map[view.ObjectKey]view.Service{}, Endpoints: map[view.ObjectKey]view.Endpoints{}, Nodes: map[string]view.Node{},
+			Services: map[view.ObjectKey]view.Service{}, Endpoints: map[view.ObjectKey]view.Endpoints{},
+			Nodes: map[string]view.Node{},
 		}))
 	}()
 	defer func() { <-done }()
@@ -211,7 +224,8 @@ func (a *Agent) Run(ctx context.Context) error {
 		case r := <-a.options.Layer2.Reports():
 			in = a.handleReport(in, r)
 		case <-a.handoverRequests:
-			a.options.Log.Info("handing over every address before the speaker stops", "held", len(a.bindingsByAddress))
+			a.options.Log.Info("handing over all addresses before the speaker stops",
+				"held", len(a.bindingsByAddress))
 			in = append(in, elect.HandoverRequested{})
 		case q := <-a.probeQuestions:
 			a.addressProbes.queue.SetQuestions(q, a.probingState(), a.options.Now())
@@ -224,10 +238,11 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 }
 
-// maxInputsPerStep bounds how many messages and reports make one step.
+// maxInputsPerStep bounds the messages and reports that one step processes.
 const maxInputsPerStep = 512
 
-// appendPendingInputs adds what else is there already, so that a flood of messages costs one step.
+// appendPendingInputs adds the messages and reports that already wait, so that a burst of them
+// costs one step.
 func (a *Agent) appendPendingInputs(in []elect.Input) []elect.Input {
 	for range maxInputsPerStep {
 		select {
@@ -242,7 +257,7 @@ func (a *Agent) appendPendingInputs(in []elect.Input) []elect.Input {
 	return in
 }
 
-// finishTurn ends a turn: it lets the engine answer, and tells the outside what is new.
+// finishTurn renews the engine's deadline and publishes what changed.
 func (a *Agent) finishTurn() {
 	now := a.options.Now()
 	a.options.Layer2.SetSendDeadline(a.machine.LeaseDeadline(now))
@@ -251,7 +266,7 @@ func (a *Agent) finishTurn() {
 		a.options.Members.SetState(a.machine.EncodeState())
 	}
 	a.saveCheckpoint(now)
-	if a.options.RestoreFrom != nil && !a.checkpoint.hasPlan { // nobody shall hear of a Plan without Services
+	if a.options.RestoreFrom != nil && !a.checkpoint.hasPlan { // the plan has no Services yet
 		return
 	}
 	if a.statusChanged && now.Sub(a.statusObservedAt) >= a.statusInterval() {
@@ -261,12 +276,13 @@ func (a *Agent) finishTurn() {
 	}
 }
 
-// statusInterval bounds how often a Status is told, which costs time in proportion to the number of Services: with 10,000 of them ten
-// times a second.
+// statusInterval bounds how often a Status is built. The cost is proportional to the number of
+// Services; with 10,000 of them the interval is 100 ms.
 func (a *Agent) statusInterval() time.Duration {
-	return time.Duration(max(a.plan.Bids.Len(), a.plan.Verdicts.Len(), a.plan.BGP.Len())) * 10 * time.Microsecond
+	services := max(a.plan.Bids.Len(), a.plan.Verdicts.Len(), a.plan.BGP.Len())
+	return time.Duration(services) * 10 * time.Microsecond
 }
 
-// stateInterval bounds how often the full state is encoded for push/pull, which costs time in proportion to the number
-// of addresses. Single claims travel on their own at once.
+// stateInterval bounds how often the full state is encoded for push/pull. The cost is proportional
+// to the number of addresses. A new claim does not wait for it: it is sent at once.
 const stateInterval = 200 * time.Millisecond

@@ -15,7 +15,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/layer2"
 )
 
-// otherSpeakers are all speakers but one.
+// otherSpeakers returns all speakers but one.
 func (c *harness) otherSpeakers(not *speaker) []*speaker {
 	var out []*speaker
 	for _, n := range nodeNames {
@@ -26,7 +26,8 @@ func (c *harness) otherSpeakers(not *speaker) []*speaker {
 	return out
 }
 
-// TestATakeoverDoesNotWaitForPlanning has the planning of every other node be stuck when the holder dies.
+// TestATakeoverDoesNotWaitForPlanning: the planner of each other node is blocked when the holder
+// dies.
 func TestATakeoverDoesNotWaitForPlanning(t *testing.T) {
 	withHarness(t, func(c *harness) {
 		dead := c.wantHolder(ipv4Address)
@@ -38,87 +39,95 @@ func TestATakeoverDoesNotWaitForPlanning(t *testing.T) {
 		dead.cutOff()
 		gap, order := c.askRepeatedly(ipv4Address, time.Second)
 		if gap > 600*time.Millisecond || len(order) != 1 || order[0] == dead.name {
-			t.Errorf("for %v nobody answered, and then %v: want one other than %s within 600 ms", gap, order, dead.name)
+			t.Errorf("no node answered for %v, then %v did; want one node other than %s within 600 ms", gap, order, dead.name)
 		}
 		next := c.wantHolder(ipv4Address)
 		n, seconds := next.takeoverMetrics(t)
 		if n == 0 || seconds/float64(n) < 0.2 || seconds/float64(n) > 0.6 {
-			t.Errorf("%d takeovers in %v s together are counted, want each to take 0.2 to 0.6 s", n, seconds)
+			t.Errorf("the metrics count %d takeovers of %v s in total, want 0.2 to 0.6 s each", n, seconds)
 		}
 		if got := next.moveCount(t, elect.EventTaken, names.ReasonHolderGone); got == 0 {
-			t.Error("no move for the reason HolderGone is counted")
+			t.Error("the metrics count no move for the reason HolderGone")
 		}
 		close(stuck)
 	})
 }
 
-// TestNothingIsWithdrawnWithoutWatchEvents: a watch that is lost brings no news, and so changes nothing.
+// TestNothingIsWithdrawnWithoutWatchEvents: a lost watch delivers no events and therefore changes
+// nothing.
 func TestNothingIsWithdrawnWithoutWatchEvents(t *testing.T) {
 	withHarness(t, func(c *harness) {
-		before := map[netip.Addr]string{ipv4Address: c.wantHolder(ipv4Address).name, ipv6Address: c.wantHolder(ipv6Address).name}
+		before := map[netip.Addr]string{
+			ipv4Address: c.wantHolder(ipv4Address).name, ipv6Address: c.wantHolder(ipv6Address).name,
+		}
 		for range 40 {
 			time.Sleep(5 * time.Second)
 			for a, n := range before {
 				if now := c.wantHolder(a).name; now != n {
-					t.Fatalf("%s went from %s to %s though nothing happened", a, n, now)
+					t.Fatalf("%s moved from %s to %s although nothing happened", a, n, now)
 				}
 			}
 		}
 		for _, s := range c.speakers {
-			if _, notes := s.lastStatus(); slices.ContainsFunc(notes, func(n elect.Event) bool { return n.Kind == elect.EventGivenUp }) {
-				t.Errorf("%s gave something up: %v", s.name, notes)
+			_, events := s.lastStatus()
+			if slices.ContainsFunc(events, func(e elect.Event) bool { return e.Kind == elect.EventGivenUp }) {
+				t.Errorf("%s gave an address up: %v", s.name, events)
 			}
 		}
 	})
 }
 
-// TestARestartedSpeakerKeepsItsAddressesWhileItReadsTheCluster: a speaker that is started again knows its memory, and sees the cluster bit by bit. What it has
-// not seen yet takes no address from it.
+// TestARestartedSpeakerKeepsItsAddressesWhileItReadsTheCluster: a restarted speaker has its
+// checkpoint and reads the cluster in parts. The missing parts take no address from it.
 func TestARestartedSpeakerKeepsItsAddressesWhileItReadsTheCluster(t *testing.T) {
 	withHarness(t, func(c *harness) {
-		// Nobody else may hold the addresses: the others' speakers are gone.
-		only := c.wantHolder(ipv4Address)
-		for _, s := range c.otherSpeakers(only) {
+		// Stop the other speakers, so that no other node can hold the addresses.
+		last := c.wantHolder(ipv4Address)
+		for _, s := range c.otherSpeakers(last) {
 			s.stop()
 		}
 		time.Sleep(5 * time.Second)
 		for _, a := range []netip.Addr{ipv4Address, ipv6Address} {
-			if h := c.wantHolder(a); h != only {
-				t.Fatalf("%s is held by %s, want the last speaker", a, h.name)
+			if h := c.wantHolder(a); h != last {
+				t.Fatalf("%s is held by %s, want the only running speaker", a, h.name)
 			}
 		}
-		only.stop()
-		only.mu.Lock()
-		memory := only.checkpoint
-		only.mu.Unlock()
-		if memory == nil || len(memory.Bids) != 2 || len(memory.Claims) != 2 {
-			t.Fatalf("what is remembered is %+v, want two bids and two claims", memory)
+		last.stop()
+		last.mu.Lock()
+		saved := last.checkpoint
+		last.mu.Unlock()
+		if saved == nil || len(saved.Bids) != 2 || len(saved.Claims) != 2 {
+			t.Fatalf("the checkpoint is %+v, want two bids and two claims", saved)
 		}
-		again := c.startSpeaker(only.name, memory)
-		time.Sleep(5 * time.Second) // the API server is away
+		again := c.startSpeaker(last.name, saved)
+		time.Sleep(5 * time.Second) // the API server is unreachable
 		if h := c.wantHolder(ipv4Address); h != again {
-			t.Fatalf("%s holds the address, want the speaker that remembers", h.name)
+			t.Fatalf("%s holds the address, want the speaker with the checkpoint", h.name)
 		}
-		for _, part := range []Change{snapshotChange(), serviceChange(), SetNode(view.Node{Name: "node1"})} { // no endpoints yet
+		for _, part := range []Change{snapshotChange(), serviceChange(), SetNode(view.Node{Name: "node1"})} {
+			// no endpoints yet
 			again.PostChanges(c.t.Context(), part)
-			if gap, order := c.askRepeatedly(ipv4Address, time.Second); gap > 2*time.Millisecond || !slices.Equal(order, []string{again.name}) {
-				t.Errorf("while the cluster is read nobody answers for %v, and then %v", gap, order)
+			gap, order := c.askRepeatedly(ipv4Address, time.Second)
+			if gap > 2*time.Millisecond || !slices.Equal(order, []string{again.name}) {
+				t.Errorf("while the speaker reads the cluster, no node answers for %v, then %v", gap, order)
 			}
 		}
 		c.postEverything(again.name)
-		if gap, order := c.askRepeatedly(ipv6Address, time.Second); gap > 2*time.Millisecond || !slices.Equal(order, []string{again.name}) {
-			t.Errorf("when it is read nobody answers for %v, and then %v", gap, order)
+		gap, order := c.askRepeatedly(ipv6Address, time.Second)
+		if gap > 2*time.Millisecond || !slices.Equal(order, []string{again.name}) {
+			t.Errorf("after the speaker read the cluster, no node answers for %v, then %v", gap, order)
 		}
-		// Now what is gone is gone.
+		// From now on a deleted Service loses its address.
 		again.PostChanges(c.t.Context(), RemoveService(serviceKey))
 		time.Sleep(time.Second)
 		if who := c.askOnce(ipv4Address); len(who) > 0 {
-			t.Errorf("%v answer for a Service that is gone", who)
+			t.Errorf("%v answer for a deleted Service", who)
 		}
 	})
 }
 
-// TestAStoppingSpeakerHandsOverWithoutAGap asks each millisecond while a speaker hands over and stops: there is an answer to every question.
+// TestAStoppingSpeakerHandsOverWithoutAGap sends a request every millisecond while a speaker hands
+// over and stops. Each request gets an answer.
 func TestAStoppingSpeakerHandsOverWithoutAGap(t *testing.T) {
 	for name, a := range map[string]netip.Addr{"IPv4": ipv4Address, "IPv6": ipv6Address} {
 		t.Run(name, func(t *testing.T) {
@@ -130,48 +139,50 @@ func TestAStoppingSpeakerHandsOverWithoutAGap(t *testing.T) {
 				select {
 				case <-old.HandedOver():
 				default:
-					t.Fatal("the speaker is not drained after a second")
+					t.Fatal("the handover is not done after a second")
 				}
 				if status, _ := old.lastStatus(); len(status.HeldAddresses) > 0 {
-					t.Errorf("drained, it holds %v", status.HeldAddresses)
+					t.Errorf("after the handover the speaker still holds %v", status.HeldAddresses)
 				}
 				old.stop()
 				after, last := c.askRepeatedly(a, time.Second)
 				if max(gap, after) > 2*time.Millisecond {
-					t.Errorf("for %v nobody answered", max(gap, after))
+					t.Errorf("no node answered for %v", max(gap, after))
 				}
 				if n := c.wantHolder(a); n == old || len(last) != 1 || order[len(order)-1] != n.name {
-					t.Errorf("%v and then %v answered, want another node than %s from the hand-over on", order, last, old.name)
+					t.Errorf("%v and then %v answered, want a node other than %s after the handover", order, last, old.name)
 				}
 				if got := c.wantHolder(a).moveCount(t, elect.EventTaken, names.ReasonHandedOver); got == 0 {
-					t.Error("no move for the reason HandedOver is counted")
+					t.Error("the metrics count no move for the reason HandedOver")
 				}
 			})
 		})
 	}
 }
 
-// TestTheLastSpeakerKeepsItsAddresses: who is asked to leave and finds nobody to take over serves on, and is not drained.
+// TestTheLastSpeakerKeepsItsAddresses: a speaker without a successor still answers after
+// RequestHandover.
 func TestTheLastSpeakerKeepsItsAddresses(t *testing.T) {
 	withHarness(t, func(c *harness) {
-		only := c.wantHolder(ipv4Address)
-		for _, s := range c.otherSpeakers(only) {
+		last := c.wantHolder(ipv4Address)
+		for _, s := range c.otherSpeakers(last) {
 			s.stop()
 		}
 		time.Sleep(5 * time.Second)
-		only.RequestHandover()
-		if gap, order := c.askRepeatedly(ipv4Address, 10*time.Second); gap > 2*time.Millisecond || !slices.Equal(order, []string{only.name}) {
-			t.Errorf("nobody answered for %v, and then %v", gap, order)
+		last.RequestHandover()
+		gap, order := c.askRepeatedly(ipv4Address, 10*time.Second)
+		if gap > 2*time.Millisecond || !slices.Equal(order, []string{last.name}) {
+			t.Errorf("no node answered for %v, then %v did", gap, order)
 		}
 		select {
-		case <-only.HandedOver():
-			t.Error("it says that it is drained")
+		case <-last.HandedOver():
+			t.Error("the speaker reports a handover that did not happen")
 		default:
 		}
 	})
 }
 
-// TestAnExcludedNodeHandsOverWithoutAGap: a plan that leaves this node out is a move, and no gap.
+// TestAnExcludedNodeHandsOverWithoutAGap: a plan that excludes the holder moves its addresses.
 func TestAnExcludedNodeHandsOverWithoutAGap(t *testing.T) {
 	withHarness(t, func(c *harness) {
 		old := c.wantHolder(ipv4Address)
@@ -180,19 +191,20 @@ func TestAnExcludedNodeHandsOverWithoutAGap(t *testing.T) {
 		}
 		gap, order := c.askRepeatedly(ipv4Address, time.Second)
 		if gap > 2*time.Millisecond || order[len(order)-1] == old.name {
-			t.Errorf("nobody answered for %v, and then %v: want a move from %s without a gap", gap, order, old.name)
+			t.Errorf("no node answered for %v, then %v did; want a move from %s without a gap", gap, order, old.name)
 		}
 		next := c.wantHolder(ipv4Address)
 		for _, s := range c.speakers {
 			s.PostChanges(c.t.Context(), SetNode(view.Node{Name: old.name}))
 		}
 		if _, order := c.askRepeatedly(ipv4Address, 5*time.Second); !slices.Equal(order, []string{next.name}) {
-			t.Errorf("the node may hold it again, and %v answered: want %s to keep it", order, next.name)
+			t.Errorf("%v answered after the node was included again, want %s to keep the address", order, next.name)
 		}
 	})
 }
 
-// TestAForeignHostIsReportedAndTheAddressDefended: somebody else claims an address.
+// TestAForeignHostIsReportedAndTheAddressDefended: a host outside of the cluster answers for an
+// address.
 func TestAForeignHostIsReportedAndTheAddressDefended(t *testing.T) {
 	withHarness(t, func(c *harness) {
 		holder := c.wantHolder(ipv4Address)
@@ -201,7 +213,8 @@ func TestAForeignHostIsReportedAndTheAddressDefended(t *testing.T) {
 		stranger := facts.MAC{2, 0, 0, 0, 0, 0x99}
 		all := layer2.AnnouncementMAC(ipv4Address)
 		err := c.clientPorts[layer2.IPv4].Write(layer2.Frame{
-			Destination: all, Source: stranger, Operation: layer2.Reply, SenderMAC: stranger, SenderIP: ipv4Address, TargetMAC: all, TargetIP: ipv4Address,
+			Destination: all, Source: stranger, Operation: layer2.Reply,
+			SenderMAC: stranger, SenderIP: ipv4Address, TargetMAC: all, TargetIP: ipv4Address,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -214,63 +227,73 @@ func TestAForeignHostIsReportedAndTheAddressDefended(t *testing.T) {
 			}
 		}
 		if defended != 2 {
-			t.Errorf("the address is defended by %d frames, want one announcement of two forms", defended)
+			t.Errorf("the holder defends the address with %d frames, want one announcement of two frames", defended)
 		}
-		_, notes := holder.lastStatus()
-		if n := len(notes); n == 0 || notes[n-1].Kind != elect.EventConflict || notes[n-1].ForeignMAC != stranger || notes[n-1].Address != ipv4Address {
-			t.Errorf("the notes are %+v, want the conflict last", notes)
+		_, events := holder.lastStatus()
+		if len(events) == 0 {
+			t.Fatal("there are no events, want a conflict")
+		}
+		e := events[len(events)-1]
+		if e.Kind != elect.EventConflict || e.ForeignMAC != stranger || e.Address != ipv4Address {
+			t.Errorf("the events are %+v, want the conflict last", events)
 		}
 		if now := c.wantHolder(ipv4Address); now != holder {
-			t.Errorf("the address went from %s to %s", holder.name, now.name)
+			t.Errorf("the address moved from %s to %s", holder.name, now.name)
 		}
 	})
 }
 
-// TestANodeWithoutRawSocketsHoldsNothingAndSaysWhy: the node stands back, and says why.
+// TestANodeWithoutRawSocketsHoldsNothingAndSaysWhy: another node takes over when sockets fail for
+// lack of permission.
 func TestANodeWithoutRawSocketsHoldsNothingAndSaysWhy(t *testing.T) {
 	withHarness(t, func(c *harness) {
-		refused := c.wantHolder(ipv4Address)
-		refused.host.SetOpenError(layer2.ErrDenied)
-		refused.host.FailPorts(layer2.ErrLinkGone)
+		denied := c.wantHolder(ipv4Address)
+		denied.host.SetOpenError(layer2.ErrDenied)
+		denied.host.FailPorts(layer2.ErrLinkGone)
 		time.Sleep(2 * time.Second)
 		next := c.wantHolder(ipv4Address)
-		status, _ := refused.lastStatus()
-		if next == refused || !strings.Contains(status.RawSocketsDenied, "NET_RAW") || len(status.FaultsByLink) != 1 {
-			t.Errorf("%s holds the address, and %s says %q, %v", next.name, refused.name, status.RawSocketsDenied, status.FaultsByLink)
+		status, _ := denied.lastStatus()
+		if next == denied || !strings.Contains(status.RawSocketsDenied, "NET_RAW") || len(status.FaultsByLink) != 1 {
+			t.Errorf("%s holds the address, %s reports %q and %v",
+				next.name, denied.name, status.RawSocketsDenied, status.FaultsByLink)
 		}
-		refused.host.SetOpenError(nil)
+		denied.host.SetOpenError(nil)
 		time.Sleep(time.Minute)
-		if status, _ := refused.lastStatus(); status.RawSocketsDenied != "" || len(status.FaultsByLink) != 0 || c.wantHolder(ipv4Address) != next {
-			t.Errorf("when sockets are granted %s says %q, %v, and %s holds the address", refused.name, status.RawSocketsDenied, status.FaultsByLink, c.wantHolder(ipv4Address).name)
+		status, _ = denied.lastStatus()
+		if status.RawSocketsDenied != "" || len(status.FaultsByLink) != 0 || c.wantHolder(ipv4Address) != next {
+			t.Errorf("when sockets are permitted, %s reports %q and %v, and %s holds the address",
+				denied.name, status.RawSocketsDenied, status.FaultsByLink, c.wantHolder(ipv4Address).name)
 		}
 	})
 }
 
-// TestTheNewHolderUpdatesTheClientsOfTheDeadOne: the client asked the holder that dies, and is told by the next one alone.
+// TestTheNewHolderUpdatesTheClientsOfTheDeadOne: a client asked the dead holder. Only the new
+// holder sends it the new Ethernet address.
 func TestTheNewHolderUpdatesTheClientsOfTheDeadOne(t *testing.T) {
 	for name, a := range map[string]netip.Addr{"IPv4": ipv4Address, "IPv6": ipv6Address} {
 		t.Run(name, func(t *testing.T) {
 			withHarness(t, func(c *harness) {
-				dead := c.wantHolder(a) // which is to ask
+				dead := c.wantHolder(a) // sends the client's request
 				c.takeClientFrames()
 				dead.cutOff()
 				time.Sleep(5 * time.Second)
-				next, told := "", 0
+				next, count := "", 0
 				for _, f := range c.takeClientFrames() {
 					if f.SenderIP == a {
 						next = c.nodeOfMAC(f.SenderMAC)
-						told++
+						count++
 					}
 				}
-				if told != 2 || next != c.wantHolder(a).name {
-					t.Errorf("the client is told %d times by %q, want twice by the new holder", told, next)
+				if count != 2 || next != c.wantHolder(a).name {
+					t.Errorf("the client gets %d frames from %q, want two from the new holder", count, next)
 				}
 			})
 		})
 	}
 }
 
-// TestALinkThatComesBackMakesTheNodeACandidate: a link that goes takes the address elsewhere, and one that comes makes the node a candidate.
+// TestALinkThatComesBackMakesTheNodeACandidate: without its link the node loses the address. With
+// the link it is a candidate again.
 func TestALinkThatComesBackMakesTheNodeACandidate(t *testing.T) {
 	withHarness(t, func(c *harness) {
 		old := c.wantHolder(ipv4Address)
@@ -278,7 +301,7 @@ func TestALinkThatComesBackMakesTheNodeACandidate(t *testing.T) {
 		old.links <- nil
 		gap, order := c.askRepeatedly(ipv4Address, 2*time.Second)
 		if gap > 600*time.Millisecond || order[len(order)-1] == old.name {
-			t.Errorf("for %v nobody answered, and then %v", gap, order)
+			t.Errorf("no node answered for %v, then %v did", gap, order)
 		}
 		old.host.Reconnect()
 		renamed := old.link
@@ -289,7 +312,7 @@ func TestALinkThatComesBackMakesTheNodeACandidate(t *testing.T) {
 		}
 		time.Sleep(2 * time.Second)
 		if h := c.wantHolder(ipv4Address); h != old {
-			t.Errorf("%s holds the address, want the node whose link came back", h.name)
+			t.Errorf("%s holds the address, want the node with the restored link", h.name)
 		}
 	})
 }

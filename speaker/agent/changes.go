@@ -6,48 +6,49 @@ import (
 	"github.com/gantry-lb/gantry/speaker/plan"
 )
 
-// Change is an edit of what the plan rests on; see the functions that make one.
+// Change is a change of the planner's inputs.
 type Change func(*planEditor)
 
-// ApplyChanges makes changes to a Planner, as an Agent does to its own, and says whether one of them was Synced.
+// ApplyChanges applies changes to a Planner as an Agent does. It reports whether MarkSynced was
+// among them.
 func ApplyChanges(p *plan.Planner, changes ...Change) (synced bool) {
 	in := planEditor{Planner: p}
 	in.applyChanges(changes)
 	return in.synced
 }
 
-// SetService puts a Service in the place of its former View.
+// SetService adds or replaces a Service.
 func SetService(s view.Service) Change {
 	return func(in *planEditor) { in.SetService(s) }
 }
 
-// RemoveService forgets a Service.
+// RemoveService removes a Service.
 func RemoveService(k view.ObjectKey) Change {
 	return func(in *planEditor) { in.RemoveService(k) }
 }
 
-// SetEndpoints puts the endpoints of a Service in the place of its former ones; none at all are forgotten.
+// SetEndpoints replaces the endpoints of a Service. Without any endpoints it removes the entry.
 func SetEndpoints(e view.Endpoints) Change {
 	return func(in *planEditor) { in.SetEndpoints(e) }
 }
 
-// SetNode puts a node in the place of its former View.
+// SetNode adds or replaces a node.
 func SetNode(n view.Node) Change {
 	return func(in *planEditor) { in.SetNode(n) }
 }
 
-// RemoveNode forgets a node.
+// RemoveNode removes a node.
 func RemoveNode(name string) Change {
 	return func(in *planEditor) { in.RemoveNode(name) }
 }
 
-// SetSnapshot puts a new configuration in the place of the former.
+// SetSnapshot replaces the configuration.
 func SetSnapshot(s *snapshot.Snapshot) Change {
 	return func(in *planEditor) { in.SetSnapshot(s) }
 }
 
-// MarkSynced says that everything that exists has been posted once. Nothing is planned before: a speaker that has seen half
-// of the cluster would give up addresses for want of endpoints.
+// MarkSynced says that the whole cluster state has been posted once. Planning starts then: with
+// half of the cluster state a speaker would give up addresses for lack of endpoints.
 func MarkSynced() Change {
 	return func(in *planEditor) { in.synced = true }
 }

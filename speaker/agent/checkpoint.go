@@ -11,58 +11,66 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// Checkpoint is what an agent goes on from when its process is started again while the API server is away. It is immutable.
+// Checkpoint is what an agent resumes from when it restarts while the API server is unreachable. It
+// is immutable.
 type Checkpoint struct {
-	// Bids are those of the last Plan, sorted by address. Their links are of the same boot of the node.
+	// Bids are those of the last plan, sorted by address. Their link indexes are valid for this
+	// boot of the node only.
 	Bids []intent.Bid
-	// Claims are all that were known, sorted by address.
+	// Claims are all known claims, sorted by address.
 	Claims []elect.Claim
-	// MemberAddresses are where the other speakers were, sorted.
+	// MemberAddresses are the addresses of the other speakers, sorted.
 	MemberAddresses []netip.Addr
-	// BGP is what routers were told.
+	// BGP is what was announced to routers.
 	BGP bgp.Desired
 }
 
 const (
-	// checkpointInterval bounds how often the Memory is made, which costs time in proportion to the number of addresses.
+	// checkpointInterval bounds how often a Checkpoint is made. The cost is proportional to the
+	// number of addresses.
 	checkpointInterval = time.Second
-	// planTimeout is how long a Plan is waited for before the Memory takes its place.
+	// planTimeout is how long a starting agent waits for a plan before it uses the Checkpoint.
 	planTimeout = time.Second
 )
 
-// checkpointState is what the agent knows of its Memory.
+// checkpointState is the state of restoring and saving.
 type checkpointState struct {
-	// restoredBids are the bids of an earlier life, as long as there is no Plan of this one.
+	// restoredBids are the bids of the checkpoint, until there is a plan.
 	restoredBids        []intent.Bid
-	restoredBidsChanged bool      // the election has to hear of them, or of other links
-	startedAt           time.Time // when the agent began
-	hasPlan             bool      // there is a Plan
-	contentChanged      bool      // the bids or the peers are not those that were remembered last
-	savedDigest         uint64    // of the claims that were remembered last
-	savedAt             time.Time // when that was
+	restoredBidsChanged bool      // the election does not know them, or not with the current links
+	startedAt           time.Time // when the agent started
+	hasPlan             bool      // there is a plan
+	contentChanged      bool      // the bids or the members changed since the last checkpoint
+	savedDigest         uint64    // of the claims in the last checkpoint
+	savedAt             time.Time // when the last checkpoint was made
 }
 
-// restoreCheckpoint begins with what an earlier life knew.
-func (a *Agent) restoreCheckpoint(m *Checkpoint) {
-	if m == nil {
+// restoreCheckpoint starts with the claims and bids of an earlier run.
+func (a *Agent) restoreCheckpoint(c *Checkpoint) {
+	if c == nil {
 		return
 	}
-	a.checkpoint.restoredBids, a.checkpoint.restoredBidsChanged, a.checkpoint.startedAt = m.Bids, true, a.options.Now()
-	a.stepElection([]elect.Input{elect.ClaimsRestored{Claims: m.Claims}})
+	a.checkpoint.restoredBids, a.checkpoint.restoredBidsChanged = c.Bids, true
+	a.checkpoint.startedAt = a.options.Now()
+	a.stepElection([]elect.Input{elect.ClaimsRestored{Claims: c.Claims}})
 }
 
-// appendRestoredBids adds the bids of the earlier life, on the links that are there now, when no Plan comes. A Plan takes their place.
+// appendRestoredBids adds the restored bids, with the current links, when there is no plan yet. The
+// first plan replaces them.
 func (a *Agent) appendRestoredBids(in []elect.Input) []elect.Input {
-	m := &a.checkpoint
-	if m.hasPlan || m.restoredBids == nil || !m.restoredBidsChanged || a.options.Now().Sub(m.startedAt) < planTimeout {
+	c := &a.checkpoint
+	if c.hasPlan || c.restoredBids == nil || !c.restoredBidsChanged ||
+		a.options.Now().Sub(c.startedAt) < planTimeout {
 		return in
 	}
-	m.restoredBidsChanged = false
-	out := elect.BidsChanged{Bids: slices.Clone(m.restoredBids)}
+	c.restoredBidsChanged = false
+	out := elect.BidsChanged{Bids: slices.Clone(c.restoredBids)}
 	usable := a.portStates.usableLinks(a.links).links
 	for i := range out.Bids {
 		b := &out.Bids[i]
-		b.Links = slices.DeleteFunc(slices.Clone(b.Links), func(index int) bool { return !canCarry(usable, index, b.Address) })
+		b.Links = slices.DeleteFunc(slices.Clone(b.Links), func(index int) bool {
+			return !canCarry(usable, index, b.Address)
+		})
 	}
 	return append(in, out)
 }
@@ -72,7 +80,8 @@ func canCarry(links facts.LinkSet, index int, a netip.Addr) bool {
 	return ok && l.CanCarry(a)
 }
 
-// replaceRestoredBids has the first Plan take the place of what was recalled: what it does not name is gone.
+// replaceRestoredBids replaces the restored bids by those of the first plan: addresses without a
+// bid in the plan are gone.
 func (a *Agent) replaceRestoredBids(p planUpdate) {
 	if !a.checkpoint.hasPlan {
 		for _, b := range a.checkpoint.restoredBids {
@@ -84,22 +93,24 @@ func (a *Agent) replaceRestoredBids(p planUpdate) {
 	a.checkpoint.hasPlan, a.checkpoint.contentChanged, a.checkpoint.restoredBids = true, true, nil
 }
 
-// restoreRoutesTimer is ready to read when routers are to be told what an earlier life told them; nil when it told them nothing.
+// restoreRoutesTimer fires when routers have to get the routes of the checkpoint. It is nil when
+// there are none.
 func (a *Agent) restoreRoutesTimer() <-chan time.Time {
-	if m := a.options.RestoreFrom; m == nil || len(m.BGP.Peers) == 0 {
+	if c := a.options.RestoreFrom; c == nil || len(c.BGP.Peers) == 0 {
 		return nil
 	}
 	return time.After(planTimeout)
 }
 
-// saveCheckpoint hands the Memory over when it changed.
+// saveCheckpoint saves a Checkpoint if something changed.
 func (a *Agent) saveCheckpoint(now time.Time) {
-	m := &a.checkpoint
+	c := &a.checkpoint
 	digest := a.machine.ClaimsDigest()
-	if a.options.SaveCheckpoint == nil || !m.hasPlan || now.Sub(m.savedAt) < checkpointInterval || (!m.contentChanged && digest == m.savedDigest) {
+	changed := c.contentChanged || digest != c.savedDigest
+	if a.options.SaveCheckpoint == nil || !c.hasPlan || !changed || now.Sub(c.savedAt) < checkpointInterval {
 		return
 	}
-	m.savedAt, m.contentChanged, m.savedDigest = now, false, digest
+	c.savedAt, c.contentChanged, c.savedDigest = now, false, digest
 	out := Checkpoint{Bids: a.plan.Bids.Slice(), Claims: a.machine.Claims(), BGP: desiredBGP(a.plan)}
 	for name, address := range a.addressesByMember {
 		if name != a.options.Self && address.IsValid() {

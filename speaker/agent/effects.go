@@ -11,73 +11,71 @@ import (
 	"github.com/gantry-lb/gantry/speaker/layer2"
 )
 
-// stepElection feeds the election and performs its effects in order: the order matters in a planned move. What is answered for
-// is handed over before the first message goes out.
+// stepElection steps the election and performs its effects in order. In a planned move the engine
+// has to answer before the first message is sent.
 func (a *Agent) stepElection(in []elect.Input) {
-	var h engineUpdate
+	var u engineUpdate
 	a.reportCandidacies(in)
 	for _, e := range a.machine.Step(a.options.Now(), in...) {
 		switch e := e.(type) {
 		case elect.HoldAddress:
 			a.bindingsByAddress[e.Binding.Address] = e.Binding
-			h.bindingsChanged = true
+			u.bindingsChanged = true
 		case elect.DropAddress:
 			delete(a.bindingsByAddress, e.Address)
-			h.bindingsChanged = true
+			u.bindingsChanged = true
 		case elect.RepeatAnnouncement:
-			h.announceAgain = append(h.announceAgain, e.Address)
+			u.announceAgain = append(u.announceAgain, e.Address)
 		default:
-			a.updateEngine(&h)
+			a.updateEngine(&u)
 			a.performEffect(e)
 		}
 	}
-	a.updateEngine(&h)
+	a.updateEngine(&u)
 	a.stateChanged = a.stateChanged || len(in) > 0
 }
 
-// reportCandidacies tells the engine for what the node is a candidate.
+// reportCandidacies passes the addresses that this node is a candidate for to the engine.
 func (a *Agent) reportCandidacies(in []elect.Input) {
 	for _, i := range in {
 		bids, ok := i.(elect.BidsChanged)
 		if !ok {
 			continue
 		}
-		candidate, gone := make([]intent.Binding, 0, len(bids.Bids)), slices.Clone(bids.GoneAddresses)
+		candidacies := make([]intent.Binding, 0, len(bids.Bids))
+		gone := slices.Clone(bids.GoneAddresses)
 		for _, b := range bids.Bids {
 			if b.IsEligible(a.options.Self) && len(b.Links) > 0 {
-				candidate = append(candidate, intent.Binding{Address: b.Address, Links: b.Links})
+				candidacies = append(candidacies, intent.Binding{Address: b.Address, Links: b.Links})
 			} else {
 				gone = append(gone, b.Address)
 			}
 		}
-		a.options.Layer2.SetCandidacies(candidate, gone)
+		a.options.Layer2.SetCandidacies(candidacies, gone)
 	}
 }
 
-// engineUpdate gathers what the engine has to be told.
+// engineUpdate collects what changes for the engine.
 type engineUpdate struct {
 	bindingsChanged bool
 	announceAgain   []netip.Addr
 }
 
-// updateEngine tells the engine what to answer for. The fence is renewed first: a holder that has just begun must answer at once.
-func (a *Agent) updateEngine(h *engineUpdate) {
-	if !h.bindingsChanged && len(h.announceAgain) == 0 {
+// updateEngine passes the held addresses to the engine. It first renews the deadline, so that a new
+// holder answers at once.
+func (a *Agent) updateEngine(u *engineUpdate) {
+	if !u.bindingsChanged && len(u.announceAgain) == 0 {
 		return
 	}
 	a.options.Layer2.SetSendDeadline(a.machine.LeaseDeadline(a.options.Now()))
-	if h.bindingsChanged {
-		claims := make([]intent.Binding, 0, len(a.bindingsByAddress))
-		for _, c := range a.bindingsByAddress {
-			claims = append(claims, c)
-		}
-		a.options.Layer2.ApplyBindings(claims)
+	if u.bindingsChanged {
+		a.options.Layer2.ApplyBindings(slices.Collect(maps.Values(a.bindingsByAddress)))
 		a.stateChanged, a.statusChanged = true, true
 	}
-	if len(h.announceAgain) > 0 {
-		a.options.Layer2.RepeatAnnouncements(h.announceAgain)
+	if len(u.announceAgain) > 0 {
+		a.options.Layer2.RepeatAnnouncements(u.announceAgain)
 	}
-	*h = engineUpdate{}
+	*u = engineUpdate{}
 }
 
 func (a *Agent) performEffect(e elect.Effect) {
@@ -85,13 +83,15 @@ func (a *Agent) performEffect(e elect.Effect) {
 	case elect.SendMessage:
 		a.options.Members.SendMessage(e.To, e.Payload)
 	case elect.AcquireProbe:
-		a.options.Layer2.SendProbe(layer2.Probe{ID: e.ID, Address: e.Address, Links: e.Links, Attempts: e.Attempts, Interval: e.Interval})
+		a.options.Layer2.SendProbe(layer2.Probe{
+			ID: e.ID, Address: e.Address, Links: e.Links, Attempts: e.Attempts, Interval: e.Interval,
+		})
 	case elect.LivenessProbe:
 		a.probeLiveness(e)
 	case elect.RejoinGossip:
 		a.options.Members.Rejoin()
 	case elect.Event:
-		if e.IsForeignAnswer() { // the engine passes over what is not held
+		if e.IsForeignAnswer() { // the engine ignores addresses that it does not hold
 			a.options.Layer2.DefendAddress(e.Address)
 		}
 		a.events = append(a.events, e)
@@ -107,30 +107,32 @@ func (a *Agent) performEffect(e elect.Effect) {
 	}
 }
 
-func eventReason(n elect.Event) string {
-	if n.Reason != "" {
-		return string(n.Reason)
+func eventReason(e elect.Event) string {
+	if e.Reason != "" {
+		return string(e.Reason)
 	}
-	return n.Kind
+	return e.Kind
 }
 
-// livenessProbes are the questions whether anybody answers on the wire. One question of the election is several on the wire.
+// livenessProbes are the liveness probes without a result. One probe of the election is several
+// probes on the segment.
 type livenessProbes struct {
 	lastWireID         uint64
 	openByElectionID   map[uint64]*openLivenessProbe // by the election's ID
-	electionIDByWireID map[uint64]uint64             // the wire's ID -> the election's
-	firstMember        int                           // which of the other nodes was asked first
+	electionIDByWireID map[uint64]uint64             // by the ID on the segment
+	firstMember        int                           // index of the member that is probed first
 }
 
 type openLivenessProbe struct{ partsLeft int }
 
-// livenessProbeIDBase keeps their IDs apart from those of the election's own questions.
+// livenessProbeIDBase keeps the IDs of liveness probes apart from those of acquire probes.
 const livenessProbeIDBase = 1 << 63
 
-// maxTargetsPerKind bounds how many gateways, and how many other nodes, are asked.
+// maxTargetsPerKind bounds how many gateways, and how many other nodes, one liveness probe asks.
 const maxTargetsPerKind = 3
 
-// probeLiveness asks the default gateways, and nodes on the same segment. When there are none the answer is that nobody was asked.
+// probeLiveness probes the default gateways and some nodes on the same segment. Without any target
+// the result is that nothing was sent.
 func (a *Agent) probeLiveness(e elect.LivenessProbe) {
 	var targets []layer2.Probe
 	for _, l := range a.links {
@@ -141,29 +143,32 @@ func (a *Agent) probeLiveness(e elect.LivenessProbe) {
 	gateways := min(len(targets), maxTargetsPerKind)
 	targets = targets[:gateways]
 	for _, name := range a.membersInTurn() {
-		peer := a.addressesByMember[name]
+		address := a.addressesByMember[name]
 		for _, l := range a.links {
-			on := slices.ContainsFunc(l.Prefixes, func(p netip.Prefix) bool { return p.Contains(peer) })
-			if on && len(targets) < gateways+maxTargetsPerKind {
-				targets = append(targets, layer2.Probe{Address: peer, Links: []int{l.Index}})
+			onLink := slices.ContainsFunc(l.Prefixes, func(p netip.Prefix) bool { return p.Contains(address) })
+			if onLink && len(targets) < gateways+maxTargetsPerKind {
+				targets = append(targets, layer2.Probe{Address: address, Links: []int{l.Index}})
 			}
 		}
 	}
 	if len(targets) == 0 {
-		a.stepElection([]elect.Input{elect.ProbeFinished{Result: facts.ProbeResult{ID: e.ID, NotSent: true}}})
+		r := facts.ProbeResult{ID: e.ID, NotSent: true}
+		a.stepElection([]elect.Input{elect.ProbeFinished{Result: r}})
 		return
 	}
 	a.livenessProbes.openByElectionID[e.ID] = &openLivenessProbe{partsLeft: len(targets)}
 	for _, p := range targets {
 		a.livenessProbes.lastWireID++
-		p.ID, p.Attempts, p.Interval, p.Kind = livenessProbeIDBase+a.livenessProbes.lastWireID, e.Attempts, e.Interval, layer2.LivenessProbe
+		p.ID = livenessProbeIDBase + a.livenessProbes.lastWireID
+		p.Kind, p.Attempts, p.Interval = layer2.LivenessProbe, e.Attempts, e.Interval
 		a.livenessProbes.electionIDByWireID[p.ID] = e.ID
 		a.options.Layer2.SendProbe(p)
 	}
 }
 
-// membersInTurn lists the other nodes in the order in which they are asked: members first, since of those that were members many may
-// be gone, and others first each time, since some may be dead.
+// membersInTurn returns the other nodes in the order in which they are probed. Members come first,
+// since many of the earlier members may be gone. Each call starts with another member, since some
+// may be dead.
 func (a *Agent) membersInTurn() []string {
 	var live, gone []string
 	for _, name := range slices.Sorted(maps.Keys(a.addressesByMember)) {
@@ -176,21 +181,23 @@ func (a *Agent) membersInTurn() []string {
 		}
 	}
 	if len(live) > 0 {
-		a.livenessProbes.firstMember = (a.livenessProbes.firstMember + 1) % len(live)
-		live = slices.Concat(live[a.livenessProbes.firstMember:], live[:a.livenessProbes.firstMember])
+		first := (a.livenessProbes.firstMember + 1) % len(live)
+		a.livenessProbes.firstMember = first
+		live = slices.Concat(live[first:], live[:first])
 	}
 	return append(live, gone...)
 }
 
-// handleLivenessResult turns the wire's answer to a part of a question into the election's: the first that came, or that there was none.
+// handleLivenessResult combines the results of the probes on the segment. The result for the
+// election is the first answer, or no answer when all parts have ended.
 func (a *Agent) handleLivenessResult(in []elect.Input, r facts.ProbeResult) []elect.Input {
 	id := a.livenessProbes.electionIDByWireID[r.ID]
 	delete(a.livenessProbes.electionIDByWireID, r.ID)
-	q := a.livenessProbes.openByElectionID[id]
-	if q == nil {
+	p := a.livenessProbes.openByElectionID[id]
+	if p == nil {
 		return in
 	}
-	if q.partsLeft--; len(r.Answers) == 0 && q.partsLeft > 0 {
+	if p.partsLeft--; len(r.Answers) == 0 && p.partsLeft > 0 {
 		return in
 	}
 	delete(a.livenessProbes.openByElectionID, id)
@@ -198,7 +205,7 @@ func (a *Agent) handleLivenessResult(in []elect.Input, r facts.ProbeResult) []el
 	return append(in, elect.ProbeFinished{Result: r})
 }
 
-// handleReport takes in what the layer-2 engine found.
+// handleReport processes a report of the layer-2 engine.
 func (a *Agent) handleReport(in []elect.Input, r layer2.Report) []elect.Input {
 	switch r := r.(type) {
 	case facts.ProbeResult:
@@ -215,7 +222,8 @@ func (a *Agent) handleReport(in []elect.Input, r layer2.Report) []elect.Input {
 		return append(in, elect.ConflictDetected{Conflict: r})
 	case layer2.PortFailed:
 		a.portStates.recordFailure(r)
-		a.options.Log.Error("layer 2 is not usable on a link", "link", r.Link.Name, "family", r.Family.String(), "error", r.Err)
+		a.options.Log.Error("layer 2 is not usable on a link",
+			"link", r.Link.Name, "family", r.Family.String(), "error", r.Err)
 		a.statusChanged = true
 		a.publishUsableLinks()
 	case layer2.PortOpened:
@@ -226,10 +234,11 @@ func (a *Agent) handleReport(in []elect.Input, r layer2.Report) []elect.Input {
 	return in
 }
 
-// updateMembers notes where the members are: they can be asked on the wire when the gossip is silent.
+// updateMembers stores the members and their addresses, which are targets of liveness probes.
 func (a *Agent) updateMembers(set facts.MemberSet) elect.Input {
 	a.addressProbes.members = set
-	a.memberNames, a.statusChanged, a.checkpoint.contentChanged = make([]string, 0, len(set.Members)), true, true
+	a.memberNames = make([]string, 0, len(set.Members))
+	a.statusChanged, a.checkpoint.contentChanged = true, true
 	for _, m := range set.Members {
 		a.addressesByMember[m.Name] = m.Address
 		a.memberNames = append(a.memberNames, m.Name)
@@ -237,7 +246,7 @@ func (a *Agent) updateMembers(set facts.MemberSet) elect.Input {
 	return elect.MembersChanged{Set: set}
 }
 
-// updateLinks takes in a new set of links and hands it to the engine.
+// updateLinks stores the links and passes them to the engine.
 func (a *Agent) updateLinks(links facts.LinkSet) {
 	a.links = links
 	a.portStates.pruneLinks(links)
@@ -246,7 +255,7 @@ func (a *Agent) updateLinks(links facts.LinkSet) {
 		macs = append(macs, l.MAC)
 	}
 	slices.SortFunc(macs, func(x, y facts.MAC) int { return slices.Compare(x[:], y[:]) })
-	if len(macs) > 0 { // a node without links is still known by those it had
+	if len(macs) > 0 { // without links the other nodes still know its last addresses
 		a.options.Members.SetMACs(slices.Compact(macs))
 	}
 	a.options.Layer2.SetLinks(links)
@@ -254,7 +263,8 @@ func (a *Agent) updateLinks(links facts.LinkSet) {
 	a.publishUsableLinks()
 }
 
-// publishUsableLinks hands the links to the planning, in the place of those that it did not take yet.
+// publishUsableLinks passes the links to the planner. It replaces a value that the planner has not
+// read yet.
 func (a *Agent) publishUsableLinks() {
 	u := a.portStates.usableLinks(a.links)
 	a.checkpoint.restoredBidsChanged = true
@@ -273,7 +283,15 @@ func (a *Agent) publishUsableLinks() {
 
 func (a *Agent) buildStatus() Status {
 	held := slices.SortedFunc(maps.Keys(a.bindingsByAddress), netip.Addr.Compare)
-	s := Status{Plan: a.plan, Holders: a.machine.Holders(), HeldAddresses: held, Events: a.events, Links: a.portStates.markLinks(a.links), FaultsByLink: a.portStates.faultsByLink(), MemberNames: a.memberNames}
+	s := Status{
+		Plan:          a.plan,
+		Holders:       a.machine.Holders(),
+		HeldAddresses: held,
+		Links:         a.portStates.markLinks(a.links),
+		FaultsByLink:  a.portStates.faultsByLink(),
+		MemberNames:   a.memberNames,
+		Events:        a.events,
+	}
 	for _, ip := range held {
 		s.Bindings = append(s.Bindings, a.bindingsByAddress[ip])
 	}

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestLivenessProbesReachEveryMemberInTurn: a rack of dead nodes with low names, or a crowd of nodes that were removed, keeps nobody from finding
-// a node that answers.
+// TestLivenessProbesReachEveryMemberInTurn: dead nodes with low names, or many removed nodes, do
+// not keep this node from finding one that answers.
 func TestLivenessProbesReachEveryMemberInTurn(t *testing.T) {
 	a := &Agent{options: Options{Self: "node3"}, addressesByMember: map[string]netip.Addr{}}
 	for i := range 10 {
@@ -22,13 +22,13 @@ func TestLivenessProbesReachEveryMemberInTurn(t *testing.T) {
 	for range len(a.memberNames) {
 		order := a.membersInTurn()
 		if len(order) != 9 || slices.Contains(order, "node3") || !slices.Equal(order[7:], []string{"node0", "node1"}) {
-			t.Fatalf("the order is %v, want the seven other members and then who was one", order)
+			t.Fatalf("the order is %v, want the seven other members, then the earlier ones", order)
 		}
 		for _, name := range order[:maxTargetsPerKind] {
 			asked[name]++
 		}
 	}
 	if len(asked) != 7 {
-		t.Errorf("in turn these were asked: %v, want every other member", asked)
+		t.Errorf("%v were probed, want every other member", asked)
 	}
 }

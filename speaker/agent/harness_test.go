@@ -33,25 +33,27 @@ var (
 	clientIPv6  = netip.MustParseAddr("fd00:a8::100")
 )
 
-// nodeNames are those of the cluster; each has a speaker.
+// nodeNames are the nodes of the cluster. Each has a speaker.
 var nodeNames = []string{"node1", "node2", "node3", "node4"}
 
-// discardBGP throws away what it is told: what is announced by BGP is not looked at here.
+// discardBGP ignores what is announced by BGP.
 type discardBGP struct{}
 
 func (discardBGP) Set(bgp.Desired) {}
 
-// harness is nodes on a segment in memory, and a client that asks for a Service's addresses. It lives in a bubble.
+// harness is a cluster on a segment in memory, with a client that sends requests for the addresses
+// of a Service. It runs in a synctest bubble.
 type harness struct {
 	t        *testing.T
 	segment  *layer2test.LAN
 	gossip   *memberstest.Gossip
 	speakers map[string]*speaker
 
-	clientPorts   map[layer2.Family]layer2.Port // the client's
-	mu            sync.Mutex                    // guards answers and heard
-	answersByNode map[string]int                // by node, since they were last taken
-	clientFrames  []layer2.Frame                // that were sent to the client alone, since they were last taken
+	clientPorts   map[layer2.Family]layer2.Port // of the client
+	mu            sync.Mutex                    // guards answersByNode and clientFrames
+	answersByNode map[string]int                // since the last askOnce
+	// unsolicited frames to the client, since the last takeClientFrames
+	clientFrames []layer2.Frame
 }
 
 // speaker is an agent with its engine.
@@ -65,7 +67,7 @@ type speaker struct {
 	checkpoint *Checkpoint
 	stop       func()
 
-	mu     sync.Mutex // guards what follows
+	mu     sync.Mutex // guards the fields below
 	status Status
 	events []elect.Event
 }
@@ -73,7 +75,10 @@ type speaker struct {
 // withHarness runs f with a cluster whose speakers know everything.
 func withHarness(t *testing.T, f func(c *harness)) {
 	synctest.Test(t, func(t *testing.T) {
-		c := &harness{t: t, segment: layer2test.New(), gossip: memberstest.New(), speakers: map[string]*speaker{}, clientPorts: map[layer2.Family]layer2.Port{}, answersByNode: map[string]int{}}
+		c := &harness{
+			t: t, segment: layer2test.New(), gossip: memberstest.New(), speakers: map[string]*speaker{},
+			clientPorts: map[layer2.Family]layer2.Port{}, answersByNode: map[string]int{},
+		}
 		c.openClient()
 		for _, n := range nodeNames {
 			c.startSpeaker(n, nil)
@@ -117,12 +122,12 @@ func (c *harness) openClient() {
 	})
 }
 
-// nodeOfMAC is the node with the Ethernet address.
+// nodeOfMAC returns the node with the Ethernet address.
 func (c *harness) nodeOfMAC(mac facts.MAC) string {
 	return fmt.Sprintf("node%d", mac[5])
 }
 
-// startSpeaker begins a speaker's life; memory is what an earlier one left behind.
+// startSpeaker starts a speaker. checkpoint is that of an earlier run, or nil.
 func (c *harness) startSpeaker(name string, memory *Checkpoint) *speaker {
 	number := name[len(name)-1] - '0'
 	address := netip.AddrFrom4([4]byte{192, 168, 0, 10 + number})
@@ -156,7 +161,7 @@ func (c *harness) startSpeaker(name string, memory *Checkpoint) *speaker {
 	for _, part := range []func(context.Context) error{engine.Run, s.Run} {
 		parts.Go(func() {
 			if err := part(ctx); err != nil {
-				c.t.Errorf("a part of %s ended: %v", name, err)
+				c.t.Errorf("a part of %s failed: %v", name, err)
 			}
 		})
 	}
@@ -176,7 +181,7 @@ func (s *speaker) observeStatus(status Status) {
 	s.events = append(s.events, status.Events...)
 }
 
-// lastStatus returns the last Status, and every Note there was.
+// lastStatus returns the last Status, and all Events since the start.
 func (s *speaker) lastStatus() (Status, []elect.Event) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -186,20 +191,26 @@ func (s *speaker) lastStatus() (Status, []elect.Event) {
 // snapshotChange has a pool of both families that every node announces.
 func snapshotChange() Change {
 	return SetSnapshot(&snapshot.Snapshot{
-		Pools:            []*snapshot.Pool{{Name: "p", Ranges: []snapshot.Range{{First: ipv4Address, Last: ipv4Address.Next()}, {First: ipv6Address, Last: ipv6Address.Next()}}}},
+		Pools: []*snapshot.Pool{{Name: "p", Ranges: []snapshot.Range{
+			{First: ipv4Address, Last: ipv4Address.Next()}, {First: ipv6Address, Last: ipv6Address.Next()},
+		}}},
 		L2Advertisements: []*snapshot.L2Advertisement{{Name: "ad", Pools: []string{"p"}}},
 	})
 }
 
 func serviceChange() Change {
-	return SetService(view.Service{Key: serviceKey, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{ipv4Address, ipv6Address}})
+	return SetService(view.Service{
+		Key: serviceKey, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{ipv4Address, ipv6Address},
+	})
 }
 
 func endpointsChange() Change {
-	return SetEndpoints(view.Endpoints{Service: serviceKey, AnyServing: true, ServingNodes: []string{"node4"}, ReadyNodes: []string{"node4"}})
+	return SetEndpoints(view.Endpoints{
+		Service: serviceKey, AnyServing: true, ServingNodes: []string{"node4"}, ReadyNodes: []string{"node4"},
+	})
 }
 
-// postEverything posts everything that exists to a speaker.
+// postEverything posts the whole cluster state to a speaker.
 func (c *harness) postEverything(name string) {
 	all := []Change{snapshotChange(), serviceChange(), endpointsChange()}
 	for _, n := range nodeNames {
@@ -208,7 +219,7 @@ func (c *harness) postEverything(name string) {
 	c.speakers[name].PostChanges(c.t.Context(), append(all, MarkSynced())...)
 }
 
-// askOnce has the client ask for an address once, and returns which nodes answered within a millisecond.
+// askOnce sends one request for an address. It returns the nodes that answer within a millisecond.
 func (c *harness) askOnce(a netip.Addr) []string {
 	c.t.Helper()
 	c.mu.Lock()
@@ -219,7 +230,8 @@ func (c *harness) askOnce(a netip.Addr) []string {
 		asker = clientIPv6
 	}
 	err := c.clientPorts[layer2.FamilyOf(a)].Write(layer2.Frame{
-		Destination: layer2.RequestMAC(a), Source: clientMAC, Operation: layer2.Request, SenderMAC: clientMAC, SenderIP: asker, TargetIP: a,
+		Destination: layer2.RequestMAC(a), Source: clientMAC, Operation: layer2.Request,
+		SenderMAC: clientMAC, SenderIP: asker, TargetIP: a,
 	})
 	if err != nil {
 		c.t.Fatal(err)
@@ -235,7 +247,8 @@ func (c *harness) askOnce(a netip.Addr) []string {
 	return out
 }
 
-// askRepeatedly asks again and again for so long. It returns the longest time without an answer, and who answered in what order.
+// askRepeatedly sends requests for the given time. It returns the longest time without an answer,
+// and the nodes that answered in order of time.
 func (c *harness) askRepeatedly(a netip.Addr, d time.Duration) (gap time.Duration, order []string) {
 	c.t.Helper()
 	last := time.Now()
@@ -252,7 +265,7 @@ func (c *harness) askRepeatedly(a netip.Addr, d time.Duration) (gap time.Duratio
 	return gap, order
 }
 
-// wantHolder is the one node that answers for the address.
+// wantHolder returns the node that answers for the address. It fails unless exactly one does.
 func (c *harness) wantHolder(a netip.Addr) *speaker {
 	c.t.Helper()
 	who := c.askOnce(a)
@@ -262,7 +275,7 @@ func (c *harness) wantHolder(a netip.Addr) *speaker {
 	return c.speakers[who[0]]
 }
 
-// takeClientFrames returns what was sent to the client alone since the last call, without answers.
+// takeClientFrames returns the frames sent to the client since the last call, without answers.
 func (c *harness) takeClientFrames() []layer2.Frame {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -271,13 +284,14 @@ func (c *harness) takeClientFrames() []layer2.Frame {
 	return out
 }
 
-// cutOff cuts a node off, of which nobody is told.
+// cutOff cuts a node off. Gossip does not learn of it.
 func (s *speaker) cutOff() {
 	s.host.Disconnect()
 	s.member.Disconnect()
 }
 
-// takeoverMetrics are how many the speaker's histogram counts, and the seconds that they took together.
+// takeoverMetrics returns the number of takeovers in the speaker's histogram, and the sum of their
+// durations.
 func (s *speaker) takeoverMetrics(t *testing.T) (count uint64, seconds float64) {
 	t.Helper()
 	families, err := s.metricsRegistry(t).Gather()
@@ -290,11 +304,11 @@ func (s *speaker) takeoverMetrics(t *testing.T) (count uint64, seconds float64) 
 			return h.GetSampleCount(), h.GetSampleSum()
 		}
 	}
-	t.Fatal("no histogram of takeovers is exported")
+	t.Fatal("the takeover histogram is missing")
 	return 0, 0
 }
 
-// moveCount is how often the speaker's counters count an event for a reason.
+// moveCount returns the speaker's counter for an event and a reason.
 func (s *speaker) moveCount(t *testing.T, event string, reason names.Reason) float64 {
 	t.Helper()
 	families, err := s.metricsRegistry(t).Gather()

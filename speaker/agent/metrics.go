@@ -6,7 +6,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/elect"
 )
 
-// metrics count what the election did on this node.
+// metrics count the events of the election on this node.
 type metrics struct {
 	movesTotal      *prometheus.CounterVec
 	takeoverSeconds prometheus.Histogram

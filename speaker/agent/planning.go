@@ -12,13 +12,13 @@ import (
 	"github.com/gantry-lb/gantry/speaker/plan"
 )
 
-// usableLinks is what the planning needs to know of the links.
+// usableLinks is what the planner has to know of the links.
 type usableLinks struct {
 	links      facts.LinkSet
 	rawSockets plan.RawSockets
 }
 
-// planUpdate is what the planning found since it was last taken.
+// planUpdate is what changed in the plan since Run last read one.
 type planUpdate struct {
 	plan          plan.Plan
 	snapshot      *snapshot.Snapshot
@@ -26,7 +26,11 @@ type planUpdate struct {
 	goneAddresses map[netip.Addr]struct{}
 }
 
-// mergeDelta puts a later Delta on top.
+func newPlanUpdate() planUpdate {
+	return planUpdate{changedBids: map[netip.Addr]intent.Bid{}, goneAddresses: map[netip.Addr]struct{}{}}
+}
+
+// mergeDelta adds a later Delta.
 func (p *planUpdate) mergeDelta(d plan.Delta) {
 	for _, b := range d.Changed {
 		p.changedBids[b.Address] = b
@@ -49,31 +53,29 @@ func (p planUpdate) electionInput() elect.BidsChanged {
 	return out
 }
 
-// runPlanner owns the Planner. What Run has not taken yet is kept, and what comes later is put on top of it.
+// runPlanner owns the Planner. It merges updates that Run has not read yet.
 func (a *Agent) runPlanner(ctx context.Context, p *plan.Planner) {
 	in := planEditor{Planner: p}
-	fresh := func() planUpdate {
-		return planUpdate{changedBids: map[netip.Addr]intent.Bid{}, goneAddresses: map[netip.Addr]struct{}{}}
-	}
-	next := fresh()
-	var out chan planUpdate // nil while there is nothing to tell
-	resume := a.restoreRoutesTimer()
+	next := newPlanUpdate()
+	var out chan planUpdate // nil while there is no update
+	restoreRoutes := a.restoreRoutesTimer()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case out <- next:
-			next, out = fresh(), nil
+			next, out = newPlanUpdate(), nil
 			continue
-		case <-resume:
+		case <-restoreRoutes:
 			if !in.synced {
-				a.options.Log.Warn("no plan yet: going on with the routes that an earlier speaker of this node announced", "routes", len(a.options.RestoreFrom.BGP.Routes))
+				a.options.Log.Warn("no plan yet: announcing the routes of the last speaker of this node",
+					"routes", len(a.options.RestoreFrom.BGP.Routes))
 				a.options.BGP.Set(a.options.RestoreFrom.BGP)
 			}
 			continue
 		case batch := <-a.changeBatches:
 			in.applyChanges(batch)
-			for range len(a.changeBatches) { // a flood of events costs one Plan
+			for range len(a.changeBatches) { // many changes cost one plan
 				in.applyChanges(<-a.changeBatches)
 			}
 		case u := <-a.usableLinks:
@@ -89,12 +91,12 @@ func (a *Agent) runPlanner(ctx context.Context, p *plan.Planner) {
 	}
 }
 
-// desiredBGP is what a Plan has for routers.
+// desiredBGP returns what the plan announces to routers.
 func desiredBGP(p plan.Plan) bgp.Desired {
 	return bgp.Desired{Peers: p.Peers, Routes: p.Routes, Leaving: p.Leaving}
 }
 
-// planEditor is what Changes edit.
+// planEditor applies Changes to a Planner.
 type planEditor struct {
 	*plan.Planner
 	synced bool

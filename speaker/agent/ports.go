@@ -8,16 +8,16 @@ import (
 	"github.com/gantry-lb/gantry/speaker/plan"
 )
 
-// portID names a link and a family.
+// portID is a link and a family.
 type portID struct {
 	link   int
 	family layer2.Family
 }
 
-// portStates is what the layer-2 engine said of its ports.
+// portStates are the ports that the layer-2 engine could not open.
 type portStates struct {
-	deniedByPort map[portID]string // why the port is closed for lack of permission
-	failedByPort map[portID]string // why the port could not be opened
+	deniedByPort map[portID]string // why permission is missing
+	failedByPort map[portID]string // why the port cannot be opened
 }
 
 func (p *portStates) recordFailure(r layer2.PortFailed) {
@@ -34,13 +34,14 @@ func (p *portStates) recordOpened(r layer2.PortOpened) {
 	delete(p.deniedByPort, id)
 }
 
-// pruneLinks forgets the faults of links that are gone; one that comes back is tried afresh.
+// pruneLinks forgets the faults of links that are gone.
 func (p *portStates) pruneLinks(links facts.LinkSet) {
-	maps.DeleteFunc(p.failedByPort, func(id portID, _ string) bool { _, ok := links.FindByIndex(id.link); return !ok })
-	maps.DeleteFunc(p.deniedByPort, func(id portID, _ string) bool { _, ok := links.FindByIndex(id.link); return !ok })
+	isGone := func(id portID, _ string) bool { _, ok := links.FindByIndex(id.link); return !ok }
+	maps.DeleteFunc(p.failedByPort, isGone)
+	maps.DeleteFunc(p.deniedByPort, isGone)
 }
 
-// markLinks says of every link what cannot be sent on it.
+// markLinks marks each link with the families that cannot be sent on it.
 func (p *portStates) markLinks(links facts.LinkSet) facts.LinkSet {
 	out := make(facts.LinkSet, 0, len(links))
 	for _, l := range links {
@@ -51,7 +52,7 @@ func (p *portStates) markLinks(links facts.LinkSet) facts.LinkSet {
 	return out
 }
 
-// faultsByLink says what is wrong with links, by their index.
+// faultsByLink returns the faults of links, by their index.
 func (p *portStates) faultsByLink() map[int]string {
 	out := map[int]string{}
 	for _, f := range []layer2.Family{layer2.IPv4, layer2.IPv6} {
@@ -68,7 +69,7 @@ func (p *portStates) faultsByLink() map[int]string {
 	return out
 }
 
-// usableLinks returns the links on which frames can really be sent.
+// usableLinks returns the links on which frames can be sent.
 func (p *portStates) usableLinks(links facts.LinkSet) usableLinks {
 	var out usableLinks
 	for _, l := range p.markLinks(links) {
@@ -81,7 +82,7 @@ func (p *portStates) usableLinks(links facts.LinkSet) usableLinks {
 	return out
 }
 
-// deniedEverywhere says whether raw sockets are refused for a whole family on every link, and why.
+// deniedEverywhere reports whether raw sockets of one family are denied on all links, and why.
 func (p *portStates) deniedEverywhere(links facts.LinkSet) (why string, all bool) {
 	for _, f := range []layer2.Family{layer2.IPv4, layer2.IPv6} {
 		n := 0

@@ -9,17 +9,19 @@ import (
 	"github.com/gantry-lb/gantry/speaker/probing"
 )
 
-// addressProbes is what the agent does about addresses that are asked for before they are given.
+// addressProbes is the state of the probes that the controller requests before it assigns an
+// address.
 type addressProbes struct {
 	queue    probing.Queue
 	snapshot *snapshot.Snapshot
 	members  facts.MemberSet
 }
 
-// addressProbeIDBase keeps the IDs of the wire apart from those of the election's questions.
+// addressProbeIDBase keeps the IDs of address probes apart from those of acquire probes.
 const addressProbeIDBase = 1 << 62
 
-// SetProbeQuestions makes exactly these questions the open ones; the answers come by Options.Surveyed. It never waits.
+// SetProbeQuestions replaces the open questions. The answers go to Options.ObserveProbeAnswer. It
+// does not block.
 func (a *Agent) SetProbeQuestions(questions []probing.Question) {
 	for {
 		select {
@@ -36,26 +38,30 @@ func (a *Agent) SetProbeQuestions(questions []probing.Question) {
 
 func (a *Agent) probingState() probing.State {
 	return probing.State{
-		Self: a.options.Self, Snapshot: a.addressProbes.snapshot, Links: a.portStates.markLinks(a.links), Members: a.addressProbes.members, IsHeld: a.machine.IsClaimed,
+		Self: a.options.Self, Snapshot: a.addressProbes.snapshot, Links: a.portStates.markLinks(a.links),
+		Members: a.addressProbes.members, IsHeld: a.machine.IsClaimed,
 	}
 }
 
-// runAddressProbes asks what is due, and tells what was found.
+// runAddressProbes sends the due probes and reports the answers.
 func (a *Agent) runAddressProbes() {
 	now := a.options.Now()
 	if !a.addressProbes.queue.HasDue(now) {
 		return
 	}
-	asks, answers := a.addressProbes.queue.Advance(a.probingState(), now)
-	for _, q := range asks {
-		a.options.Layer2.SendProbe(layer2.Probe{ID: addressProbeIDBase + q.ID, Address: q.Address, Links: q.Links, Attempts: probing.Attempts, Interval: probing.Interval})
+	questions, answers := a.addressProbes.queue.Advance(a.probingState(), now)
+	for _, q := range questions {
+		a.options.Layer2.SendProbe(layer2.Probe{
+			ID: addressProbeIDBase + q.ID, Address: q.Address, Links: q.Links,
+			Attempts: probing.Attempts, Interval: probing.Interval,
+		})
 	}
 	for _, answer := range answers {
 		a.options.ObserveProbeAnswer(answer)
 	}
 }
 
-// nextDeadline is when the agent has something to do of itself.
+// nextDeadline returns when the agent has to act without an input.
 func (a *Agent) nextDeadline() time.Time {
 	next := a.machine.NextDeadline()
 	if s := a.addressProbes.queue.NextDue(); !s.IsZero() && s.Before(next) {

@@ -23,25 +23,30 @@ import (
 	"github.com/gantry-lb/gantry/speaker/members/memberstest"
 )
 
-// realHarness is one speaker with real links and sockets, and a client behind a bridge to which its cables lead.
+// realHarness is a speaker with real links and sockets. Its links lead to a bridge with a client.
 type realHarness struct {
 	t                              *testing.T
 	nodeNamespace, clientNamespace *netnstest.Namespace
-	clientPort                     layer2.Port // the client's
+	clientPort                     layer2.Port // of the client
 	clientMAC                      facts.MAC
 
-	mu sync.Mutex // guards what follows
-	// announcedMACs and answered are the Ethernet addresses that spoke for the address since they were last forgotten.
+	mu sync.Mutex // guards the fields below
+	// announcedMACs and answeredMACs are the Ethernet addresses that announced the address, or
+	// answered for it.
 	announcedMACs, answeredMACs map[facts.MAC]bool
 }
 
 func newRealHarness(t *testing.T) *realHarness {
-	m := &realHarness{t: t, nodeNamespace: netnstest.New(t), clientNamespace: netnstest.New(t), announcedMACs: map[facts.MAC]bool{}, answeredMACs: map[facts.MAC]bool{}}
+	m := &realHarness{
+		t: t, nodeNamespace: netnstest.New(t), clientNamespace: netnstest.New(t),
+		announcedMACs: map[facts.MAC]bool{}, answeredMACs: map[facts.MAC]bool{},
+	}
 	watcher := links.NewWatcher(func() ([]string, error) { return links.DefaultExcludePatterns, nil }, slog.New(slog.DiscardHandler))
 	engine := layer2.New(wire.Wire{}, time.Now)
 	agent := New(Options{
 		Self: "node1", Nonce: 1, Timing: elect.DefaultTiming(), Layer2: engine, BGP: discardBGP{}, Links: watcher.LinkSets(),
-		Members: memberstest.New().Join("node1", netip.MustParseAddr("192.168.0.11"), 1), Now: time.Now, Log: slog.New(slog.DiscardHandler),
+		Members: memberstest.New().Join("node1", netip.MustParseAddr("192.168.0.11"), 1),
+		Now:     time.Now, Log: slog.New(slog.DiscardHandler),
 	})
 	m.openClient()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -49,7 +54,7 @@ func newRealHarness(t *testing.T) *realHarness {
 	for _, part := range []func(context.Context) error{watcher.Run, engine.Run, agent.Run} {
 		parts.Go(func() {
 			if err := m.nodeNamespace.Run(ctx, part); err != nil {
-				t.Errorf("a part of the speaker ended: %v", err)
+				t.Errorf("a part of the speaker failed: %v", err)
 			}
 		})
 	}
@@ -61,7 +66,7 @@ func newRealHarness(t *testing.T) *realHarness {
 	return m
 }
 
-// openClient makes the bridge, and listens on it.
+// openClient creates the bridge and listens on it.
 func (m *realHarness) openClient() {
 	m.clientNamespace.MustRun(func() error {
 		attrs := netlink.NewLinkAttrs()
@@ -75,7 +80,7 @@ func (m *realHarness) openClient() {
 			return err
 		}
 		m.clientMAC = facts.MAC(i.HardwareAddr)
-		// A bridge takes the address of a port unless it is given one.
+		// Without this the bridge takes over the address of a port.
 		if err := netlink.LinkSetHardwareAddr(bridge, i.HardwareAddr); err != nil {
 			return err
 		}
@@ -104,7 +109,7 @@ func (m *realHarness) openClient() {
 	})
 }
 
-// connectLink lays a cable from a new link of the node to the bridge.
+// connectLink connects a new link of the node to the bridge.
 func (m *realHarness) connectLink(name string) facts.MAC {
 	m.t.Helper()
 	port := "port-" + name
@@ -134,7 +139,7 @@ func (m *realHarness) editLink(name string, f func(netlink.Link) error) {
 	})
 }
 
-// wantAnswers asks until exactly the links with these Ethernet addresses answer.
+// wantAnswers sends requests until exactly the links with these Ethernet addresses answer.
 func (m *realHarness) wantAnswers(sentence string, macs ...facts.MAC) {
 	m.t.Helper()
 	var got map[facts.MAC]bool
@@ -144,7 +149,8 @@ func (m *realHarness) wantAnswers(sentence string, macs ...facts.MAC) {
 		m.mu.Unlock()
 		for range 3 {
 			err := m.clientPort.Write(layer2.Frame{
-				Destination: layer2.RequestMAC(ipv4Address), Source: m.clientMAC, Operation: layer2.Request, SenderMAC: m.clientMAC, SenderIP: clientIPv4, TargetIP: ipv4Address,
+				Destination: layer2.RequestMAC(ipv4Address), Source: m.clientMAC, Operation: layer2.Request,
+				SenderMAC: m.clientMAC, SenderIP: clientIPv4, TargetIP: ipv4Address,
 			})
 			if err != nil {
 				m.t.Fatal(err)
@@ -176,10 +182,11 @@ func (m *realHarness) wantAnnounced(sentence string, mac facts.MAC) {
 		}
 		<-time.After(10 * time.Millisecond)
 	}
-	m.t.Fatalf("%s: the client heard no announcement of %s", sentence, mac)
+	m.t.Fatalf("%s: the client got no announcement of %s", sentence, mac)
 }
 
-// TestAddressesFollowRealLinks follows links that appear, are renamed, get an address later, vanish and come back under their old name.
+// TestAddressesFollowRealLinks: links appear, are renamed, get an address, vanish and come back
+// under their old name.
 func TestAddressesFollowRealLinks(t *testing.T) {
 	m := newRealHarness(t)
 	m.wantAnswers("there is no link")
