@@ -6,18 +6,18 @@ import (
 	"github.com/hashicorp/memberlist"
 )
 
-// messageDelegate is what memberlist asks of Members.
+// messageDelegate receives the callbacks of memberlist for messages and states.
 type messageDelegate Members
 
 var _ memberlist.Delegate = (*messageDelegate)(nil)
 
-// NodeMeta is what the others learn about this node.
+// NodeMeta returns the metadata that the other members get.
 func (d *messageDelegate) NodeMeta(limit int) []byte {
 	b := *d.metadata.Load()
 	return b[:min(len(b), limit)]
 }
 
-// NotifyMsg takes in a message; the buffer is memberlist's own.
+// NotifyMsg processes a message. memberlist reuses the buffer.
 func (d *messageDelegate) NotifyMsg(b []byte) {
 	if len(b) < 1 || len(b) < 1+int(b[0]) {
 		return
@@ -35,21 +35,21 @@ func (d *messageDelegate) NotifyMsg(b []byte) {
 		default:
 		}
 		select {
-		case <-d.messages: // the oldest says the least
+		case <-d.messages: // drop the oldest message, which says the least
 			d.droppedCount.Add(1)
 		default:
 		}
 	}
 }
 
-// GetBroadcasts returns nothing: messages go to their receivers directly.
+// GetBroadcasts returns nothing: messages go directly to their receivers.
 func (d *messageDelegate) GetBroadcasts(int, int) [][]byte { return nil }
 
-// LocalState is this node's part of a full exchange.
+// LocalState returns this node's part of a full exchange.
 func (d *messageDelegate) LocalState(bool) []byte { return *d.state.Load() }
 
-// MergeRemoteState takes in another member's part of a full exchange. A state too many is dropped: the next exchange
-// brings it again.
+// MergeRemoteState delivers another member's part of a full exchange. If there is no room it drops
+// the state, since the next exchange repeats it.
 func (d *messageDelegate) MergeRemoteState(b []byte, _ bool) {
 	select {
 	case d.remoteStates <- slices.Clone(b):
@@ -58,8 +58,8 @@ func (d *messageDelegate) MergeRemoteState(b []byte, _ bool) {
 	}
 }
 
-// eventDelegate is told when members come and go. memberlist calls with its lock held, so that the node can be copied here and
-// nowhere else.
+// eventDelegate receives the callbacks of memberlist for members that come and go. memberlist holds
+// its lock during a call, so the node must be copied here.
 type eventDelegate Members
 
 var _ memberlist.EventDelegate = (*eventDelegate)(nil)
@@ -71,14 +71,14 @@ func (w *eventDelegate) setNode(n *memberlist.Node) {
 	m.changeMembers(func() { m.nodesByName[node.Name] = node })
 }
 
-// NotifyJoin tells of a new member.
+// NotifyJoin adds a new member.
 func (w *eventDelegate) NotifyJoin(n *memberlist.Node) { w.setNode(n) }
 
-// NotifyLeave tells of a member that left or died.
+// NotifyLeave removes a member that left or died.
 func (w *eventDelegate) NotifyLeave(n *memberlist.Node) {
 	m := (*Members)(w)
 	m.changeMembers(func() { delete(m.nodesByName, n.Name) })
 }
 
-// NotifyUpdate tells of a member whose meta changed.
+// NotifyUpdate updates a member whose metadata changed.
 func (w *eventDelegate) NotifyUpdate(n *memberlist.Node) { w.setNode(n) }

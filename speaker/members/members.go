@@ -1,7 +1,7 @@
-// Package members knows which speakers are alive and carries messages between them. It is memberlist behind our values:
-// gossip for membership, encrypted datagrams for messages, full exchanges of state at each join. It decides nothing.
-// No method waits for the network; what cannot be sent in time is dropped and counted, and the protocol above
-// repairs it.
+// Package members knows which speakers are alive and carries messages between them. It wraps
+// memberlist: gossip for membership, encrypted datagrams for messages, and a full exchange of state
+// at each join. It makes no decisions. No method waits for the network. It drops and counts what
+// cannot be sent in time; the election protocol repairs such losses.
 package members
 
 import (
@@ -25,35 +25,42 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-// Options are what Members are made of.
+// Options configure Members.
 type Options struct {
-	// Name is the name of this node, Nonce this life of the process.
+	// Name is the name of this node, Nonce identifies this run of the process.
 	Name  string
 	Nonce uint64
-	// BindAddress and BindPort are where gossip is spoken, by TCP and UDP; port 0 takes any.
+	// BindAddress and BindPort are the address and port for gossip, TCP and UDP. Port 0 takes any
+	// free port.
 	BindAddress netip.Addr
 	BindPort    int
-	// Key encrypts and authenticates every message; its SHA-256 is the AES key.
+	// Key encrypts and authenticates all messages. Its SHA-256 is the AES key.
 	Key []byte
 	Log *slog.Logger
 }
 
-// Message came from another member.
+// Message is a message from another member.
 type Message struct {
 	From    string
 	Payload []byte
 }
 
-// Members is this node's place among the speakers. Make it with New.
+// outgoingMessage is a message to another member.
+type outgoingMessage struct {
+	to      string
+	payload []byte
+}
+
+// Members is this node's membership in the gossip. Use New to create it.
 type Members struct {
 	options    Options
 	memberlist *memberlist.Memberlist
 	address    netip.AddrPort
 
-	mu          sync.Mutex // guards nodes; held while a set is delivered, so that a later one is never overtaken
+	mu          sync.Mutex // guards nodesByName; held during delivery, so that sets arrive in order
 	nodesByName map[string]memberlist.Node
 	metadata    atomic.Pointer[[]byte]
-	// state is what is served in a full exchange.
+	// state is what this node sends in a full exchange.
 	state  atomic.Pointer[[]byte]
 	seeds  atomic.Pointer[[]string]
 	synced atomic.Bool
@@ -61,20 +68,26 @@ type Members struct {
 	memberSets      chan facts.MemberSet
 	messages        chan Message
 	remoteStates    chan []byte
-	outgoing        chan Message // From holds the receiver
+	outgoing        chan outgoingMessage
 	rejoinRequests  chan struct{}
 	metadataChanges chan struct{}
-	// strangers are addresses that greeted and are no members.
+	// strangers are the addresses of greetings from nodes that are not members.
 	strangers    chan string
 	droppedCount atomic.Uint64
 }
 
-// New opens the sockets. The speaker is alone until Run has reached a seed.
+// New opens the sockets. The speaker is the only member until Run has reached a seed.
 func New(o Options) (*Members, error) {
 	m := &Members{
-		options: o, memberSets: make(chan facts.MemberSet, 1), messages: make(chan Message, 4096), remoteStates: make(chan []byte, 16),
-		nodesByName: map[string]memberlist.Node{}, outgoing: make(chan Message, 4096), rejoinRequests: make(chan struct{}, 1), metadataChanges: make(chan struct{}, 1),
-		strangers: make(chan string, 1),
+		options:         o,
+		nodesByName:     map[string]memberlist.Node{},
+		memberSets:      make(chan facts.MemberSet, 1),
+		messages:        make(chan Message, 4096),
+		remoteStates:    make(chan []byte, 16),
+		outgoing:        make(chan outgoingMessage, 4096),
+		rejoinRequests:  make(chan struct{}, 1),
+		metadataChanges: make(chan struct{}, 1),
+		strangers:       make(chan string, 1),
 	}
 	m.SetMACs(nil)
 	m.SetState(nil)
@@ -86,7 +99,8 @@ func New(o Options) (*Members, error) {
 	c.Delegate, c.Events = (*messageDelegate)(m), (*eventDelegate)(m)
 	c.PushPullInterval = 10 * time.Second
 	c.TCPTimeout = 2 * time.Second
-	c.DeadNodeReclaimTime = time.Second // a node that was replaced under the same name has another address
+	// a node that was replaced under the same name has another address
+	c.DeadNodeReclaimTime = time.Second
 	c.HandoffQueueDepth = 8192
 	c.Logger = log.New(logWriter{o.Log}, "", 0)
 	list, err := memberlist.Create(c)
@@ -101,34 +115,35 @@ func New(o Options) (*Members, error) {
 	return m, nil
 }
 
-// logWriter passes on memberlist's own log at the level debug: what matters of it is seen in the sets.
+// logWriter passes memberlist's log on at level debug. What matters of it shows in the member sets.
 type logWriter struct{ log *slog.Logger }
 
-// Write takes one line of it.
+// Write logs one line.
 func (w logWriter) Write(b []byte) (int, error) {
 	w.log.Debug("gossip", "text", string(b))
 	return len(b), nil
 }
 
-// Address is where this member speaks.
+// Address returns the address and port of this member.
 func (m *Members) Address() netip.AddrPort { return m.address }
 
-// MemberSets delivers who is alive, now and after each change; the latest only.
+// MemberSets delivers the live members, now and after each change. Only the latest set is kept.
 func (m *Members) MemberSets() <-chan facts.MemberSet { return m.memberSets }
 
-// Messages delivers the messages of others, in no certain order.
+// Messages delivers the messages of others, in any order.
 func (m *Members) Messages() <-chan Message { return m.messages }
 
 // RemoteStates delivers the full states of others.
 func (m *Members) RemoteStates() <-chan []byte { return m.remoteStates }
 
-// SetState sets what is served in a full exchange.
+// SetState sets what this node sends in a full exchange.
 func (m *Members) SetState(state []byte) { m.state.Store(&state) }
 
-// SetSeeds sets the addresses at which others may be found; the port is ours unless one is given.
+// SetSeeds sets the addresses at which other members may be found. Without a port they use the port
+// of this node.
 func (m *Members) SetSeeds(addresses []string) { m.seeds.Store(&addresses) }
 
-// Rejoin contacts the seeds that are no members at once.
+// Rejoin contacts all seeds that are not members at once.
 func (m *Members) Rejoin() { wakeUp(m.rejoinRequests) }
 
 func wakeUp(c chan struct{}) {
@@ -138,10 +153,10 @@ func wakeUp(c chan struct{}) {
 	}
 }
 
-// maxMetadataMACs is how many Ethernet addresses fit into what memberlist carries about a node (512 bytes).
+// maxMetadataMACs is how many Ethernet addresses fit into memberlist's metadata of 512 bytes.
 const maxMetadataMACs = 64
 
-// SetMACs tells the others the Ethernet addresses of this node.
+// SetMACs publishes the Ethernet addresses of this node.
 func (m *Members) SetMACs(macs []facts.MAC) {
 	b := binary.BigEndian.AppendUint64(nil, m.options.Nonce)
 	for _, mac := range macs[:min(len(macs), maxMetadataMACs)] {
@@ -152,16 +167,16 @@ func (m *Members) SetMACs(macs []facts.MAC) {
 	}
 }
 
-// SendMessage sends a message to one member, best effort.
+// SendMessage sends a message to one member. It may be lost.
 func (m *Members) SendMessage(to string, payload []byte) {
 	select {
-	case m.outgoing <- Message{From: to, Payload: payload}:
+	case m.outgoing <- outgoingMessage{to, payload}:
 	default:
 		m.droppedCount.Add(1)
 	}
 }
 
-// Run joins and keeps joined until ctx ends; then it leaves, so that the others know at once.
+// Run joins the seeds until ctx ends. It then leaves, so that the other members know at once.
 func (m *Members) Run(ctx context.Context) error {
 	var parts sync.WaitGroup
 	parts.Go(func() { m.joinSeeds(ctx) })
@@ -185,8 +200,8 @@ func (m *Members) Run(ctx context.Context) error {
 	return nil
 }
 
-// publishMetadata tells the others when this node's Ethernet addresses changed. It is apart from the messages: memberlist waits
-// for somebody to hear it.
+// publishMetadata publishes this node's metadata after each change. It has a goroutine of its own,
+// because memberlist blocks until another member has received it.
 func (m *Members) publishMetadata(ctx context.Context) {
 	for {
 		select {
@@ -195,33 +210,34 @@ func (m *Members) publishMetadata(ctx context.Context) {
 		case <-m.metadataChanges:
 		}
 		if err := m.memberlist.UpdateNode(time.Second); err != nil {
-			m.options.Log.Debug("telling the others about this node", "error", err)
+			m.options.Log.Debug("publishing the metadata of this node", "error", err)
 		}
 	}
 }
 
-// transmitMessage puts the name of this node before the payload and sends it.
-func (m *Members) transmitMessage(msg Message) {
+// transmitMessage sends a message with the name of this node in front of the payload.
+func (m *Members) transmitMessage(msg outgoingMessage) {
 	m.mu.Lock()
-	n, ok := m.nodesByName[msg.From]
+	n, ok := m.nodesByName[msg.to]
 	m.mu.Unlock()
 	if !ok {
 		return
 	}
 	b := append([]byte{byte(len(m.options.Name))}, m.options.Name...)
-	if err := m.memberlist.SendBestEffort(&n, append(b, msg.Payload...)); err != nil {
-		m.options.Log.Debug("sending", "to", msg.From, "error", err)
+	if err := m.memberlist.SendBestEffort(&n, append(b, msg.payload...)); err != nil {
+		m.options.Log.Debug("sending a message", "to", msg.to, "error", err)
 	}
 }
 
 const (
-	// aloneJoinInterval is how often the seeds are tried while no other member is known, joined how often otherwise: a healed
-	// partition is found by it.
+	// aloneJoinInterval is the time between two attempts to join the seeds while no other member is
+	// known. joinInterval is the time otherwise; these attempts find members again after a
+	// partition.
 	aloneJoinInterval = 500 * time.Millisecond
 	joinInterval      = 5 * time.Second
 )
 
-// joinSeeds contacts the seeds that are no members, again and again.
+// joinSeeds joins seeds that are not members, again and again.
 func (m *Members) joinSeeds(ctx context.Context) {
 	for {
 		if missing := m.missingSeeds(); len(missing) > 0 {
@@ -229,7 +245,7 @@ func (m *Members) joinSeeds(ctx context.Context) {
 				m.synced.Store(true)
 				m.changeMembers(func() {})
 			} else if err != nil {
-				m.options.Log.Debug("joining", "seeds", missing, "error", err)
+				m.options.Log.Debug("joining seeds", "seeds", missing, "error", err)
 			}
 		}
 		wait := joinInterval
@@ -247,11 +263,12 @@ func (m *Members) joinSeeds(ctx context.Context) {
 	}
 }
 
-// greetingInterval is how often a datagram goes to each seed that is no member. Whoever gets one from a stranger joins it: so a
-// partition that heals is noticed at once, though an attempt to join a dead node takes seconds to fail.
+// greetingInterval is the time between two datagrams to each seed that is not a member. A node that
+// gets one from a stranger joins it. So a healed partition is noticed at once, although joining a
+// dead node takes seconds to fail.
 const greetingInterval = 300 * time.Millisecond
 
-// greetSeeds sends hellos until ctx ends.
+// greetSeeds sends greetings until ctx ends.
 func (m *Members) greetSeeds(ctx context.Context) {
 	t := time.NewTicker(greetingInterval)
 	defer t.Stop()
@@ -261,19 +278,21 @@ func (m *Members) greetSeeds(ctx context.Context) {
 			return
 		case <-t.C:
 		}
-		hello := append([]byte{0}, m.address.String()...)
+		greeting := append([]byte{0}, m.address.String()...)
 		for _, s := range m.missingSeeds() {
-			if err := m.memberlist.SendToAddress(memberlist.Address{Addr: s}, hello); err != nil {
-				m.options.Log.Debug("greeting", "seed", s, "error", err)
+			if err := m.memberlist.SendToAddress(memberlist.Address{Addr: s}, greeting); err != nil {
+				m.options.Log.Debug("greeting a seed", "seed", s, "error", err)
 			}
 		}
 	}
 }
 
-// handleGreeting takes in a hello. Hellos of members are late.
+// handleGreeting processes a greeting. It ignores a late one from a member.
 func (m *Members) handleGreeting(address string) {
 	m.mu.Lock()
-	known := slices.ContainsFunc(slices.Collect(maps.Values(m.nodesByName)), func(n memberlist.Node) bool { return n.Address() == address })
+	known := slices.ContainsFunc(slices.Collect(maps.Values(m.nodesByName)), func(n memberlist.Node) bool {
+		return n.Address() == address
+	})
 	m.mu.Unlock()
 	if known {
 		return
@@ -284,7 +303,8 @@ func (m *Members) handleGreeting(address string) {
 	}
 }
 
-// joinStrangers joins strangers, one after the other: they were heard a moment ago.
+// joinStrangers joins strangers one after the other. They sent a greeting a moment ago, so the
+// attempt does not block for long.
 func (m *Members) joinStrangers(ctx context.Context) {
 	for {
 		select {
@@ -295,13 +315,13 @@ func (m *Members) joinStrangers(ctx context.Context) {
 				m.synced.Store(true)
 				m.changeMembers(func() {})
 			} else if err != nil {
-				m.options.Log.Debug("joining", "stranger", s, "error", err)
+				m.options.Log.Debug("joining a stranger", "stranger", s, "error", err)
 			}
 		}
 	}
 }
 
-// missingSeeds returns the seeds that are no members, with ports.
+// missingSeeds returns the seeds that are not members, with ports.
 func (m *Members) missingSeeds() []string {
 	known := map[string]bool{m.Address().String(): true}
 	m.mu.Lock()
@@ -321,7 +341,7 @@ func (m *Members) missingSeeds() []string {
 	return out
 }
 
-// changeMembers edits the members and delivers them as they are then.
+// changeMembers changes the members and delivers the new set.
 func (m *Members) changeMembers(edit func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -10,14 +10,15 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-// testTimeout bounds every wait of these tests.
+// testTimeout bounds each wait of these tests.
 const testTimeout = 20 * time.Second
 
-// startMember starts a member on loopback that knows the others' addresses.
+// startMember starts a member on loopback that knows the addresses of others.
 func startMember(t *testing.T, name string, key string, seeds ...string) (*Members, context.CancelFunc) {
 	t.Helper()
 	m, err := New(Options{
-		Name: name, Nonce: uint64(name[0]), BindAddress: netip.MustParseAddr("127.0.0.1"), Key: []byte(key), Log: slog.New(slog.DiscardHandler),
+		Name: name, Nonce: uint64(name[0]), BindAddress: netip.MustParseAddr("127.0.0.1"), Key: []byte(key),
+		Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -37,7 +38,7 @@ func startMember(t *testing.T, name string, key string, seeds ...string) (*Membe
 	return m, stop
 }
 
-// awaitMembers takes sets until one satisfies the check.
+// awaitMembers reads sets until one satisfies the check.
 func awaitMembers(t *testing.T, m *Members, what string, check func(facts.MemberSet) bool) {
 	t.Helper()
 	deadline := time.After(testTimeout)
@@ -78,10 +79,10 @@ func TestSpeakersFindEachOtherAndTalk(t *testing.T) {
 	select {
 	case state := <-b.RemoteStates():
 		if string(state) != "state of a" && string(state) != "state of c" {
-			t.Errorf("b was told the state %q", state)
+			t.Errorf("b got the state %q", state)
 		}
 	case <-time.After(testTimeout):
-		t.Error("b was not told the state of anybody when it joined")
+		t.Error("b got no state when it joined")
 	}
 
 	b.SendMessage("c", []byte("hello"))
@@ -110,9 +111,10 @@ func TestASpeakerWithAnotherKeyIsNoMember(t *testing.T) {
 func TestAPortInUseIsAnError(t *testing.T) {
 	a, _ := startMember(t, "a", "any key of 16 bytes or more")
 	_, err := New(Options{
-		Name: "b", BindAddress: netip.MustParseAddr("127.0.0.1"), BindPort: int(a.Address().Port()), Key: []byte("x"), Log: slog.New(slog.DiscardHandler),
+		Name: "b", BindAddress: netip.MustParseAddr("127.0.0.1"), BindPort: int(a.Address().Port()),
+		Key: []byte("x"), Log: slog.New(slog.DiscardHandler),
 	})
 	if err == nil {
-		t.Fatal("two speakers share a port")
+		t.Fatal("two speakers share a port, want an error")
 	}
 }

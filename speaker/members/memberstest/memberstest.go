@@ -1,6 +1,7 @@
-// Package hall is the gossip of speakers in memory, the stand-in for package members in tests. Who is in the Hall is known
-// to all, and messages arrive at once and in order; tests have members vanish, properly or not, and cut them off. It works
-// inside testing/synctest bubbles, and opens no socket.
+// Package memberstest is a gossip of speakers in memory. It replaces package members in tests. All
+// members know each other, and messages arrive at once and in order. Tests can remove a member in
+// order, or disconnect it without notice. It works inside testing/synctest bubbles and opens no
+// socket.
 package memberstest
 
 import (
@@ -14,19 +15,19 @@ import (
 	"github.com/gantry-lb/gantry/speaker/members"
 )
 
-// queueLength is how many messages wait for a member that takes none; more are lost, as with datagrams.
+// queueLength is how many messages wait for a member. Further ones are lost, like datagrams.
 const queueLength = 4096
 
-// Gossip is where members meet. Any goroutine may use it; the zero value is not usable.
+// Gossip connects members. Any goroutine may use it. Use New to create it.
 type Gossip struct {
-	mu      sync.Mutex // guards what follows, and the members' state
+	mu      sync.Mutex // guards the fields below, and the state of the members
 	members []*Member  // sorted by name
 }
 
-// New returns an empty Hall.
+// New returns a Gossip without members.
 func New() *Gossip { return &Gossip{} }
 
-// Member is one that was in the Hall.
+// Member is a current or earlier member of a Gossip.
 type Member struct {
 	gossip       *Gossip
 	facts        facts.Member
@@ -37,13 +38,15 @@ type Member struct {
 	remoteStates chan []byte
 }
 
-// Join has somebody come in, who exchanges states with everybody at once.
+// Join adds a member, which exchanges states with all others at once.
 func (h *Gossip) Join(name string, address netip.Addr, nonce uint64) *Member {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	m := &Member{
 		gossip: h, facts: facts.Member{Name: name, Address: address, Nonce: nonce},
-		memberSets: make(chan facts.MemberSet, 1), messages: make(chan members.Message, queueLength), remoteStates: make(chan []byte, queueLength),
+		memberSets:   make(chan facts.MemberSet, 1),
+		messages:     make(chan members.Message, queueLength),
+		remoteStates: make(chan []byte, queueLength),
 	}
 	for _, o := range h.members {
 		if !o.disconnected {
@@ -56,7 +59,7 @@ func (h *Gossip) Join(name string, address netip.Addr, nonce uint64) *Member {
 	return m
 }
 
-// deliverSets says to everybody who is there. The caller holds mu.
+// deliverSets delivers the current members to all of them. The caller holds mu.
 func (h *Gossip) deliverSets() {
 	set := facts.MemberSet{Synced: len(h.members) > 1}
 	for _, m := range h.members {
@@ -64,14 +67,14 @@ func (h *Gossip) deliverSets() {
 	}
 	for _, m := range h.members {
 		select {
-		case <-m.memberSets: // an earlier one that was not taken
+		case <-m.memberSets: // replace a set that was not read
 		default:
 		}
 		m.memberSets <- set
 	}
 }
 
-// String is a picture of the Hall: who is there, and who of them is cut off.
+// String lists the members, with those that are disconnected.
 func (h *Gossip) String() string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -86,7 +89,7 @@ func (h *Gossip) String() string {
 	return b.String()
 }
 
-// Leave has the member leave; all others know at once.
+// Leave removes the member. All others know at once.
 func (m *Member) Leave() {
 	m.gossip.mu.Lock()
 	defer m.gossip.mu.Unlock()
@@ -94,14 +97,14 @@ func (m *Member) Leave() {
 	m.gossip.deliverSets()
 }
 
-// Disconnect loses every message from and to the member; nothing tells anybody so.
+// Disconnect loses all messages from and to the member. It stays in the sets of the others.
 func (m *Member) Disconnect() {
 	m.gossip.mu.Lock()
 	defer m.gossip.mu.Unlock()
 	m.disconnected = true
 }
 
-// SendMessage sends a message to a member of that name.
+// SendMessage sends a message to the member of that name.
 func (m *Member) SendMessage(to string, payload []byte) {
 	m.gossip.mu.Lock()
 	defer m.gossip.mu.Unlock()
@@ -112,14 +115,14 @@ func (m *Member) SendMessage(to string, payload []byte) {
 	}
 }
 
-// SetState sets what those are told who come in later.
+// SetState sets the state that later members get.
 func (m *Member) SetState(state []byte) {
 	m.gossip.mu.Lock()
 	defer m.gossip.mu.Unlock()
 	m.state = state
 }
 
-// SetMACs tells the others the Ethernet addresses of the member.
+// SetMACs publishes the Ethernet addresses of the member.
 func (m *Member) SetMACs(macs []facts.MAC) {
 	m.gossip.mu.Lock()
 	defer m.gossip.mu.Unlock()
@@ -127,19 +130,19 @@ func (m *Member) SetMACs(macs []facts.MAC) {
 	m.gossip.deliverSets()
 }
 
-// Rejoin does nothing: nobody is ever out of sight.
+// Rejoin does nothing, because members never lose each other.
 func (m *Member) Rejoin() {}
 
-// MemberSets delivers who is in the Hall, the latest only.
+// MemberSets delivers the current members, the latest set only.
 func (m *Member) MemberSets() <-chan facts.MemberSet { return m.memberSets }
 
-// Messages delivers what others sent.
+// Messages delivers the messages of others.
 func (m *Member) Messages() <-chan members.Message { return m.messages }
 
-// RemoteStates delivers the states of those who were there before.
+// RemoteStates delivers the states of the members that joined before.
 func (m *Member) RemoteStates() <-chan []byte { return m.remoteStates }
 
-// sendOrDrop gives up what finds no room.
+// sendOrDrop drops the value if the channel is full.
 func sendOrDrop[T any](c chan T, v T) {
 	select {
 	case c <- v:
