@@ -1,7 +1,8 @@
-// Package recall keeps what a speaker knows in a file of its node, so that one which is started again while the API server
-// is away goes on from there. The file is good for one boot of the node: it is written where a boot empties it, and
-// it names the boot. It is a cache and no more: without it, or when it cannot be read, a speaker waits for the API server. Passwords
-// of sessions with routers are not in it.
+// Package checkpoint saves what a speaker knows to a file on its node, so that a speaker that
+// restarts while the API server is unreachable can resume from it. The file is valid for one boot
+// of the node: it names the boot, and its directory is emptied by a boot. It is only a cache.
+// Without it the speaker waits for the API server. It does not contain the passwords of BGP
+// sessions.
 package checkpoint
 
 import (
@@ -23,45 +24,51 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// NodeState is what is kept. It is immutable.
+// NodeState is the content of the file. It is immutable.
 type NodeState struct {
-	// Node is the node's name, Address where its speaker talks to others, Key the key that they talk with.
+	// Node is the name of the node, Address the address of its speaker in the gossip, Key the
+	// gossip key.
 	Node    string
 	Address netip.Addr
 	Key     []byte
 	agent.Checkpoint
 }
 
-// fileName is the file's name in its directory.
+// fileName is the name of the file in its directory.
 const fileName = "speaker.json"
 
-// bootIDFile tells one boot of the machine from the next.
+// bootIDFile is a kernel file that identifies the boot of the machine.
 const bootIDFile = "/proc/sys/kernel/random/boot_id"
 
-// Store keeps States in a directory. Make it with New; Run writes.
+// Store saves NodeStates in a directory. Run writes them.
 type Store struct {
 	directory, bootID string
 	log               *slog.Logger
 	unwritten         chan NodeState
 }
 
-// New returns a Store in the directory, which has to exist: an empty name or a missing directory keeps nothing.
+// New returns a Store for the directory, which must exist. With an empty name or a missing
+// directory the Store saves nothing.
 func New(dir string, log *slog.Logger) *Store {
 	boot, err := os.ReadFile(bootIDFile)
-	s := &Store{directory: dir, bootID: strings.TrimSpace(string(boot)), log: log, unwritten: make(chan NodeState, 1)}
+	s := &Store{
+		directory: dir, bootID: strings.TrimSpace(string(boot)), log: log,
+		unwritten: make(chan NodeState, 1),
+	}
 	if dir == "" || err != nil {
 		s.directory = ""
 		return s
 	}
 	if _, err := os.Stat(dir); err != nil {
-		log.Warn("nothing is kept for a restart while the API server is away", "reason", err.Error(), "todo", "mount a hostPath there (--state-dir), or give an empty --state-dir")
+		log.Warn("the speaker saves no checkpoint: it cannot resume while the API server is unreachable",
+			"reason", err.Error(), "todo", "mount a hostPath there (--state-dir), or set --state-dir to \"\"")
 		s.directory = ""
 	}
 	return s
 }
 
-// LoadState returns what the node's last speaker knew; nil when there is nothing to go on from, because the node was booted
-// since, say.
+// LoadState returns what the last speaker of the node saved. It returns nil without a usable file,
+// for example after a boot of the node.
 func (s *Store) LoadState(node string) *NodeState {
 	if s.directory == "" {
 		return nil
@@ -76,16 +83,19 @@ func (s *Store) LoadState(node string) *NodeState {
 	}
 	switch {
 	case err != nil:
-		s.log.Warn("what an earlier speaker of this node kept is of no use", "file", filepath.Join(s.directory, fileName), "reason", err.Error())
+		s.log.Warn("the checkpoint of this node's last speaker is not usable",
+			"file", filepath.Join(s.directory, fileName), "reason", err.Error())
 		return nil
 	case state.Node != node:
-		s.log.Warn("what is kept is of another node", "file", filepath.Join(s.directory, fileName), "node", state.Node)
+		s.log.Warn("the checkpoint belongs to another node",
+			"file", filepath.Join(s.directory, fileName), "node", state.Node)
 		return nil
 	}
 	return &state
 }
 
-// SaveState has a State written, in the place of one that was not written yet. It returns at once; one goroutine calls it.
+// SaveState passes a NodeState to Run. It replaces one that is not written yet. It does not block.
+// Only one goroutine may call it.
 func (s *Store) SaveState(state NodeState) {
 	select {
 	case <-s.unwritten:
@@ -94,9 +104,9 @@ func (s *Store) SaveState(state NodeState) {
 	s.unwritten <- state
 }
 
-// Run writes until ctx ends.
+// Run writes states until ctx ends.
 func (s *Store) Run(ctx context.Context) error {
-	told := ""
+	lastError := ""
 	for {
 		select {
 		case <-ctx.Done():
@@ -106,15 +116,15 @@ func (s *Store) Run(ctx context.Context) error {
 				continue
 			}
 			err := s.writeFile(state)
-			if err != nil && err.Error() != told {
-				told = err.Error()
-				s.log.Warn("keeping what a restart goes on from", "error", err)
+			if err != nil && err.Error() != lastError {
+				lastError = err.Error()
+				s.log.Warn("writing the checkpoint", "error", err)
 			}
 		}
 	}
 }
 
-// writeFile puts the State in the place of the former. Nobody but root reads it: the key is in it.
+// writeFile replaces the file. Only root can read it, since it contains the gossip key.
 func (s *Store) writeFile(state NodeState) error {
 	b, err := encodeFile(state, s.bootID)
 	if err != nil {
@@ -127,27 +137,29 @@ func (s *Store) writeFile(state NodeState) error {
 	return os.Rename(path+".new", path)
 }
 
-// formatVersion is that of the file's form. What is of another version is of no use.
+// formatVersion is the version of the file format. Files of other versions are not used.
 const formatVersion = 1
 
-// fileContent is the file's second line; the first is the SHA-256 of the second.
+// fileContent is the second line of the file. The first line is the SHA-256 of the second.
 type fileContent struct {
-	Version    int
-	Boot       string
-	Node       string
-	Address    netip.Addr
-	Key        []byte
-	Peers      []netip.Addr
-	Claims     []elect.Claim
-	Candidates []map[string]int // node -> score
-	Bids       []bidEntry
-	// Routers and Routes are for BGP; Leaving says that the routes were on their way out.
+	Version int
+	Boot    string
+	Node    string
+	Address netip.Addr
+	Key     []byte
+	// MemberAddresses are the addresses of the other speakers.
+	MemberAddresses []netip.Addr `json:"Peers"`
+	Claims          []elect.Claim
+	Candidates      []map[string]int // scores by node
+	Bids            []bidEntry
+	// Routers and Routes are for BGP. Leaving is set when the routes were being withdrawn.
 	Routers []peerEntry  `json:",omitempty"`
 	Routes  []routeGroup `json:",omitempty"`
 	Leaving bool         `json:",omitempty"`
 }
 
-// bidEntry is an intent.Bid whose candidates are among those of the content: thousands of addresses share them.
+// bidEntry is an intent.Bid. Its candidates are an index into those of the file, since thousands of
+// addresses share them.
 type bidEntry struct {
 	Address    netip.Addr
 	Candidates int
@@ -157,7 +169,10 @@ type bidEntry struct {
 }
 
 func encodeFile(s NodeState, boot string) ([]byte, error) {
-	c := fileContent{Version: formatVersion, Boot: boot, Node: s.Node, Address: s.Address, Key: s.Key, Peers: s.MemberAddresses, Claims: s.Claims}
+	c := fileContent{
+		Version: formatVersion, Boot: boot, Node: s.Node, Address: s.Address, Key: s.Key,
+		MemberAddresses: s.MemberAddresses, Claims: s.Claims,
+	}
 	c.Routers, c.Routes = packBGP(s.BGP)
 	c.Leaving = s.BGP.Leaving
 	known := map[uint64]int{}
@@ -185,12 +200,12 @@ func encodeFile(s NodeState, boot string) ([]byte, error) {
 func decodeFile(b []byte, boot string) (NodeState, error) {
 	sum, text, _ := bytes.Cut(b, []byte("\n"))
 	if want := sha256.Sum256(text); string(sum) != hex.EncodeToString(want[:]) {
-		return NodeState{}, errors.New("its checksum is not that of what it says")
+		return NodeState{}, errors.New("its checksum does not match its content")
 	}
 	return parseContent(text, boot)
 }
 
-// parseContent reads the second line.
+// parseContent parses the second line.
 func parseContent(text []byte, boot string) (NodeState, error) {
 	var c fileContent
 	if err := json.Unmarshal(text, &c); err != nil {
@@ -198,14 +213,17 @@ func parseContent(text []byte, boot string) (NodeState, error) {
 	}
 	switch {
 	case c.Version != formatVersion:
-		return NodeState{}, fmt.Errorf("it is of version %d, and this speaker knows version %d", c.Version, formatVersion)
+		return NodeState{}, fmt.Errorf("it has format version %d, this speaker reads version %d", c.Version, formatVersion)
 	case c.Boot != boot:
-		return NodeState{}, errors.New("the node was booted since")
+		return NodeState{}, errors.New("the node has booted since")
 	}
-	s := NodeState{Node: c.Node, Address: c.Address, Key: c.Key, Checkpoint: agent.Checkpoint{Claims: c.Claims, MemberAddresses: c.Peers}}
+	s := NodeState{
+		Node: c.Node, Address: c.Address, Key: c.Key,
+		Checkpoint: agent.Checkpoint{Claims: c.Claims, MemberAddresses: c.MemberAddresses},
+	}
 	for _, x := range c.Claims {
 		if !x.Address.IsValid() {
-			return NodeState{}, fmt.Errorf("a claim of %s has no address", x.Holder)
+			return NodeState{}, fmt.Errorf("a claim of node %s has no address", x.Holder)
 		}
 	}
 	var err error
@@ -218,11 +236,13 @@ func parseContent(text []byte, boot string) (NodeState, error) {
 		candidates = append(candidates, intent.NewCandidates(scores))
 	}
 	for _, x := range c.Bids {
-		if x.Candidates < 0 || x.Candidates >= len(candidates) || candidates[x.Candidates] == nil || !x.Address.IsValid() {
-			return NodeState{}, fmt.Errorf("the entry of address %s is broken", x.Address)
+		if x.Candidates < 0 || x.Candidates >= len(candidates) || candidates[x.Candidates] == nil ||
+			!x.Address.IsValid() {
+			return NodeState{}, fmt.Errorf("the entry of address %s is invalid", x.Address)
 		}
 		s.Bids = append(s.Bids, intent.Bid{
-			Address: x.Address, Candidates: candidates[x.Candidates], Siblings: x.Siblings, Links: x.Links, MayRebalance: x.Rebalance,
+			Address: x.Address, Candidates: candidates[x.Candidates], Siblings: x.Siblings, Links: x.Links,
+			MayRebalance: x.Rebalance,
 		})
 	}
 	return s, nil

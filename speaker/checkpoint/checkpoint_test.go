@@ -27,7 +27,10 @@ func exampleState() NodeState {
 				{Address: a, Candidates: nodes, Siblings: []netip.Addr{b}, Links: []int{2, 3}, MayRebalance: true},
 				{Address: b, Candidates: nodes},
 			},
-			Claims:          []elect.Claim{{Address: a, Holder: "node1", Nonce: 1 << 63, Epoch: 7}, {Address: b, Holder: "node2", Epoch: 1, Released: true}},
+			Claims: []elect.Claim{
+				{Address: a, Holder: "node1", Nonce: 1 << 63, Epoch: 7},
+				{Address: b, Holder: "node2", Epoch: 1, Released: true},
+			},
 			MemberAddresses: []netip.Addr{netip.MustParseAddr("10.0.0.2")},
 			BGP: bgp.Desired{
 				Peers: []intent.Peer{
@@ -35,15 +38,21 @@ func exampleState() NodeState {
 						Name: "blocked", IPv4: true, Blocked: intent.BlockReason{Reason: "NoGateway", Text: "no gateway"},
 					},
 					{
-						Name: "tor", Address: netip.MustParseAddr("10.0.0.254"), Port: 179, LocalASN: 64512, PeerASN: 65000, HoldTime: 90 * time.Second,
-						IPv4: true, IPv6: true, GracefulRestart: true, BFD: &intent.BFD{TransmitInterval: time.Second, Multiplier: 3},
+						Name: "tor", Address: netip.MustParseAddr("10.0.0.254"), Port: 179,
+						LocalASN: 64512, PeerASN: 65000, HoldTime: 90 * time.Second,
+						IPv4: true, IPv6: true, GracefulRestart: true,
+						BFD: &intent.BFD{TransmitInterval: time.Second, Multiplier: 3},
 					},
-					{Name: "unnumbered", Unnumbered: true, Device: "eth0", Port: 179, LocalASN: 64512, DynamicASN: intent.ASNExternal, IPv6: true},
+					{
+						Name: "unnumbered", Unnumbered: true, Device: "eth0", Port: 179,
+						LocalASN: 64512, DynamicASN: intent.ASNExternal, IPv6: true,
+					},
 				},
 				Routes: []*intent.Route{
 					{Prefix: netip.MustParsePrefix("192.0.2.1/32"), Peers: []string{"tor"}},
 					{Prefix: netip.MustParsePrefix("192.0.2.2/32"), Peers: []string{"tor"}, Attributes: intent.Attributes{
-						LocalPref: 7, MED: 1, HasMED: true, Communities: []uint32{1}, LargeCommunities: [][3]uint32{{1, 2, 3}}, ExtendedCommunities: [][8]byte{{1, 2}}, Bandwidth: 9,
+						LocalPref: 7, MED: 1, HasMED: true, Communities: []uint32{1},
+						LargeCommunities: [][3]uint32{{1, 2, 3}}, ExtendedCommunities: [][8]byte{{1, 2}}, Bandwidth: 9,
 					}},
 					{Prefix: netip.MustParsePrefix("192.0.2.3/32"), Peers: []string{"tor"}},
 				},
@@ -56,16 +65,16 @@ func exampleState() NodeState {
 func TestASavedStateIsLoaded(t *testing.T) {
 	s := New(t.TempDir(), slog.New(slog.DiscardHandler))
 	if s.LoadState("node1") != nil {
-		t.Error("there is a state before anything was kept")
+		t.Error("a state is loaded before one is saved")
 	}
 	if err := s.writeFile(exampleState()); err != nil {
 		t.Fatal(err)
 	}
 	if got := s.LoadState("node1"); got == nil || !reflect.DeepEqual(*got, exampleState()) {
-		t.Errorf("kept %+v, got %+v", exampleState(), got)
+		t.Errorf("saved %+v, loaded %+v", exampleState(), got)
 	}
 	if s.LoadState("node2") != nil {
-		t.Error("another node goes on from it")
+		t.Error("another node loads the state")
 	}
 	info, err := os.Stat(filepath.Join(s.directory, fileName))
 	if err != nil || info.Mode().Perm() != 0o600 {
@@ -85,8 +94,9 @@ func TestPasswordsAreNotSaved(t *testing.T) {
 		t.Errorf("the password is in the file (%v)", err)
 	}
 	got := s.LoadState("node1").BGP.Peers[1]
-	if got.Password != "" || got.Blocked.Reason != "UnknownSecret" || !strings.Contains(got.Blocked.Text, "waits for the API server") {
-		t.Errorf("the peer with the password is %+v, want it to wait", got)
+	if got.Password != "" || got.Blocked.Reason != "UnknownSecret" ||
+		!strings.Contains(got.Blocked.Text, "waits for the API server") {
+		t.Errorf("the peer with the password is %+v, want it to wait for the API server", got)
 	}
 }
 
@@ -100,18 +110,44 @@ func TestUnusableFilesAreNotLoaded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	corrupt := bytes.Clone(good)
+	corrupt[200] ^= 1
 	for name, b := range map[string][]byte{
-		"of another boot": other, "empty": nil, "cut off": good[:len(good)/2], "with a bit turned over": append(append([]byte{}, good[:200]...), append([]byte{good[200] ^ 1}, good[201:]...)...),
+		"of another boot": other, "empty": nil, "truncated": good[:len(good)/2], "corrupt": corrupt,
 	} {
 		if err := os.WriteFile(filepath.Join(s.directory, fileName), b, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		if s.LoadState("node1") != nil {
-			t.Errorf("a file that is %s is gone on from", name)
+			t.Errorf("a file that is %s is loaded", name)
 		}
 	}
 	if New(filepath.Join(t.TempDir(), "missing"), s.log).LoadState("node1") != nil || New("", s.log).LoadState("node1") != nil {
-		t.Error("there is a state where nothing can be kept")
+		t.Error("a state is loaded without a directory")
+	}
+}
+
+// TestTheFileFormatStaysTheSame reads a file that an earlier version wrote. An update of the speaker
+// must not lose the checkpoint.
+func TestTheFileFormatStaysTheSame(t *testing.T) {
+	want := exampleState()
+	p := &want.BGP.Peers[1]
+	p.SourceAddress = netip.MustParseAddr("10.0.0.1")
+	p.KeepaliveTime, p.ConnectTime, p.MaxHops = 30*time.Second, 7*time.Second, 1
+	p.BFD = &intent.BFD{
+		TransmitInterval: time.Second, ReceiveInterval: 2 * time.Second, EchoInterval: 3 * time.Second,
+		Multiplier: 3, EchoMode: true, MinTTL: 254,
+	}
+	want.BGP.Routes[1].PrependCount = 2
+	file, err := os.ReadFile(filepath.Join("testdata", "version1.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := decodeFile(file, "boot"); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("the file is read as %+v (%v), want %+v", got, err, want)
+	}
+	if got, err := encodeFile(want, "boot"); err != nil || !bytes.Equal(got, file) {
+		t.Errorf("the state is written as %s (%v), want %s", got, err, file)
 	}
 }
 
