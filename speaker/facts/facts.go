@@ -1,5 +1,5 @@
-// Package facts holds values that say what is true: links, members, and what the engines report. Producers build a new
-// value for each change and never touch it again. It imports the standard library alone.
+// Package facts holds values that describe what is: links, members, and what the engines report.
+// They are immutable. The package imports only the standard library.
 package facts
 
 import (
@@ -10,27 +10,28 @@ import (
 // MAC is an Ethernet address.
 type MAC [6]byte
 
-// String returns the usual notation, "02:00:00:00:00:01".
+// String returns the usual notation, such as "02:00:00:00:00:01".
 func (m MAC) String() string {
 	return fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5])
 }
 
-// Link is a network interface of the node, usable for layer 2: up, with carrier, an Ethernet address, no master,
-// able to broadcast, and not excluded by name.
+// Link is a network interface of the node that is usable for layer 2. It is up, has carrier and an
+// Ethernet address, can broadcast, has no master, and is not excluded by name.
 type Link struct {
 	Index int
 	Name  string
 	MAC   MAC
-	// Prefixes are the addresses of the link with the lengths of their subnets, sorted.
+	// Prefixes are the addresses of the link with their prefix lengths, sorted.
 	Prefixes []netip.Prefix
 	// Gateways are the next hops of the default routes through this link, sorted.
 	Gateways []netip.Addr
-	// PreferredGateways are those of the Gateways whose routes have the lowest metric of all of the node's default routes of the
-	// family: the others wait for these to go.
+	// PreferredGateways are the Gateways whose routes have the lowest metric of all default routes
+	// of the family on the node. The kernel uses the others only when these are gone.
 	PreferredGateways []netip.Addr
-	// ResolvedGateways are those of the gateways whose Ethernet addresses the kernel knows, sorted by address.
+	// ResolvedGateways are the Gateways with an Ethernet address in the kernel's neighbour table,
+	// sorted by address.
 	ResolvedGateways []Neighbour
-	// NoIPv4 and Without6 say that frames of IPv4, of IPv6, cannot be sent on this link.
+	// NoIPv4 and NoIPv6 are set when frames of the family cannot be sent on this link.
 	NoIPv4, NoIPv6 bool
 }
 
@@ -40,7 +41,7 @@ type Neighbour struct {
 	MAC     MAC
 }
 
-// CanCarry says whether an address can be answered for on the link.
+// CanCarry reports whether the node can answer for the address on the link.
 func (l Link) CanCarry(a netip.Addr) bool {
 	if a.Is4() {
 		return !l.NoIPv4
@@ -48,20 +49,21 @@ func (l Link) CanCarry(a netip.Addr) bool {
 	return !l.NoIPv6
 }
 
-// SkipReason says why a network interface is no Link.
+// SkipReason is why a network interface is not a Link.
 type SkipReason string
 
-// The reasons to skip an interface, Used where there is none.
+// The values of SkipReason. NotSkipped is that of a Link.
 const (
-	NotSkipped        SkipReason = ""
-	SkippedUsual      SkipReason = "usual"       // by a name that container networks and tunnels use
+	NotSkipped SkipReason = ""
+	// its name is usual for container networks and tunnels
+	SkippedUsual      SkipReason = "usual"
 	SkippedExcluded   SkipReason = "excluded"    // by another name
 	SkippedDown       SkipReason = "down"        // or without carrier
-	SkippedMember     SkipReason = "member"      // of a bridge, bond or VRF, which speaks for it
+	SkippedMember     SkipReason = "member"      // of a bridge, bond or VRF, which is used instead
 	SkippedNoEthernet SkipReason = "no Ethernet" // or no ARP, or no broadcast
 )
 
-// SkippedLink is a network interface that is no Link.
+// SkippedLink is a network interface that is not a Link.
 type SkippedLink struct {
 	Name   string
 	Reason SkipReason
@@ -70,7 +72,7 @@ type SkippedLink struct {
 // LinkSet is all usable links, sorted by index.
 type LinkSet []Link
 
-// FindByIndex returns the link of that index.
+// FindByIndex returns the link with that index.
 func (s LinkSet) FindByIndex(index int) (Link, bool) {
 	for _, l := range s {
 		if l.Index == index {
@@ -80,24 +82,24 @@ func (s LinkSet) FindByIndex(index int) (Link, bool) {
 	return Link{}, false
 }
 
-// Member is a participant of the gossip, named as its Kubernetes node.
+// Member is a member of the gossip. It has the name of its Kubernetes node.
 type Member struct {
 	Name    string
 	Address netip.Addr
-	// Nonce tells one life of the member's process from the next.
+	// Nonce identifies one run of the member's process.
 	Nonce uint64
 	// MACs are the Ethernet addresses of the member's usable links, sorted.
 	MACs []MAC
 }
 
-// MemberSet is all live members, this node included, sorted by name.
+// MemberSet is all live members including this node, sorted by name.
 type MemberSet struct {
 	Members []Member
-	// Synced says that one full exchange of state with another member has been done since the start.
+	// Synced is set after the first full exchange of state with another member.
 	Synced bool
 }
 
-// HasMember says whether a member of that name is alive.
+// HasMember reports whether a member of that name is alive.
 func (s MemberSet) HasMember(name string) bool {
 	for _, m := range s.Members {
 		if m.Name == name {
@@ -107,20 +109,21 @@ func (s MemberSet) HasMember(name string) bool {
 	return false
 }
 
-// ProbeResult is what asking the wire for an address gave.
+// ProbeResult is the result of a probe for an address.
 type ProbeResult struct {
 	ID      uint64
 	Address netip.Addr
-	// Answers are the Ethernet addresses that answered, each once; none of this node's own.
+	// Answers are the Ethernet addresses that answered, each once, without those of this node.
 	Answers []MAC
-	// RivalProbers are the Ethernet addresses of those who asked meanwhile whether they may use the address themselves
-	// (RFC 5227 section 2.1.1), each once; none of this node's own.
+	// RivalProbers are the Ethernet addresses of hosts that probed for the address at the same time
+	// (RFC 5227 section 2.1.1), each once, without those of this node.
 	RivalProbers []MAC
-	// NotSent says that no link could carry the question: no answer is then no silence.
+	// NotSent is set when no link could send the probe. No answer then means nothing.
 	NotSent bool
 }
 
-// Conflict says that a host other than this node spoke for an address that this node answers for.
+// Conflict reports that another host answers for an address that this node answers for (RFC 5227
+// section 2.4).
 type Conflict struct {
 	Address netip.Addr
 	MAC     MAC

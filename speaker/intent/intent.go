@@ -1,5 +1,5 @@
-// Package intent holds values that say what should be true: they pass from plan to the engines, which share no other
-// package. It imports the standard library alone, so that the engines stay free of Kubernetes.
+// Package intent holds values that describe what should be: the planner passes them to the engines.
+// The package imports only the standard library, so that the engines do not depend on Kubernetes.
 package intent
 
 import (
@@ -10,18 +10,19 @@ import (
 	"strconv"
 )
 
-// Candidates are the nodes that may hold an address. The value is immutable: the bids of many addresses share it, so
-// that a bid costs the same in a large cluster as in a small one.
+// Candidates are the nodes that may hold an address. The value is immutable. The bids of many
+// addresses share it, so that a bid costs the same in a large cluster as in a small one.
 type Candidates struct {
-	// Nodes are the names, sorted.
+	// Nodes are their names, sorted.
 	Nodes []string
-	// Scores are the preferences of the nodes, in their order; higher ones are preferred.
+	// Scores are the preferences of the nodes, in the same order. Nodes with a higher score are
+	// preferred.
 	Scores []int
-	// Key is the same for the same nodes and scores, whoever built the value.
+	// Key is a hash. It is the same on all nodes for the same nodes and scores.
 	Key uint64
 }
 
-// NewCandidates returns the Candidates for the scores of nodes by name; nil when there are none.
+// NewCandidates returns the Candidates for scores by node. It returns nil without any node.
 func NewCandidates(scores map[string]int) *Candidates {
 	if len(scores) == 0 {
 		return nil
@@ -36,7 +37,7 @@ func NewCandidates(scores map[string]int) *Candidates {
 	return c
 }
 
-// HasNode says whether the node, by name, is a candidate.
+// HasNode reports whether the node is a candidate.
 func (c *Candidates) HasNode(node string) bool {
 	if c == nil {
 		return false
@@ -45,34 +46,38 @@ func (c *Candidates) HasNode(node string) bool {
 	return ok
 }
 
-// Bid is a node's part in the election of one layer-2 address.
+// Bid is a node's part in the election of the holder of one address.
 type Bid struct {
 	Address netip.Addr
-	// Candidates are all nodes that may hold the address. Nodes with the same view of the cluster have the same;
-	// differing views cost time, never safety.
+	// Candidates are all nodes that may hold the address. They are the same on all nodes with the
+	// same view of the cluster. Different views cost time and never safety.
 	Candidates *Candidates
-	// Siblings are the other addresses of the same Services: where there is a choice they get different holders.
+	// Siblings are the other addresses of the same Services. If possible they get different
+	// holders.
 	Siblings []netip.Addr
-	// Links are the indexes of this node's links on which the address is answered for. Empty when this node is no
-	// candidate.
+	// Links are the indexes of this node's links on which it would answer. Empty if this node is
+	// not a candidate.
 	Links []int
-	// InGrace says that this node is no candidate any more and can serve for a while still: its endpoints end, and others
-	// have begun elsewhere.
+	// InGrace is set while this node is no candidate any more but can still serve: its last
+	// endpoint is ending, and other nodes have new ones.
 	InGrace bool
-	// MayRebalance says that the holder may give the address to a node that holds too few, at a slow pace.
+	// MayRebalance allows the holder to move the address to a node with too few addresses.
 	MayRebalance bool
 }
 
-// IsEligible says whether this node, by name, may hold the address.
+// IsEligible reports whether the node with this name may hold the address.
 func (b Bid) IsEligible(self string) bool { return b.Candidates.HasNode(self) }
 
-// Equal says whether two bids ask for the same.
+// Equal reports whether two bids have the same content.
 func (b Bid) Equal(o Bid) bool {
-	same := b.Candidates == o.Candidates || (b.Candidates != nil && o.Candidates != nil && b.Candidates.Key == o.Candidates.Key)
-	return same && b.Address == o.Address && b.MayRebalance == o.MayRebalance && b.InGrace == o.InGrace && slices.Equal(b.Links, o.Links) && slices.Equal(b.Siblings, o.Siblings)
+	sameCandidates := b.Candidates == o.Candidates ||
+		(b.Candidates != nil && o.Candidates != nil && b.Candidates.Key == o.Candidates.Key)
+	return sameCandidates && b.Address == o.Address && b.MayRebalance == o.MayRebalance &&
+		b.InGrace == o.InGrace && slices.Equal(b.Links, o.Links) && slices.Equal(b.Siblings, o.Siblings)
 }
 
-// Binding is an address to be answered for on a set of links: what the layer-2 engine does.
+// Binding is an address with the links on which to answer for it. It is what the layer-2 engine
+// applies.
 type Binding struct {
 	Address netip.Addr
 	// Links are link indexes, sorted.

@@ -6,74 +6,80 @@ import (
 	"time"
 )
 
-// Peer is a router that this node peers with, with everything resolved for this node.
+// Peer is a router that this node has a BGP session with. All its fields are resolved for this
+// node. The tags are the keys of the speaker's checkpoint file.
 type Peer struct {
-	// Name is the BGPPeer's.
+	// Name is the name of the BGPPeer.
 	Name string
-	// Address of the router, with a zone when it is link-local; invalid for an unnumbered peer, which is found on Device.
+	// Address is the address of the router. A link-local one has a zone. It is invalid for an
+	// unnumbered peer, which is found on Device.
 	Address netip.Addr
-	// Port is the router's TCP port.
+	// Port is the TCP port of the router.
 	Port uint16
 	// Unnumbered finds the router by its router advertisements on Device.
 	Unnumbered bool
-	// Device is the link, or VRF, that the session is bound to; empty binds to none.
+	// Device is the link or VRF that the session is bound to; empty for none.
 	Device string
-	// SourceAddress is the node's address that the session starts from; invalid leaves it to the kernel.
+	// SourceAddress is the local address of the session. If it is invalid the kernel selects one.
 	SourceAddress netip.Addr `json:"Source"`
-	// LocalASN is the number that the router sees.
+	// LocalASN is the AS number that the router sees.
 	LocalASN uint32
-	// PeerASN is the router's number; 0 accepts what ASNs says.
+	// PeerASN is the AS number of the router. With 0, DynamicASN says which numbers are accepted.
 	PeerASN    uint32
 	DynamicASN DynamicASN `json:"ASNs"`
-	// RouterID of this end, an IPv4 address; invalid derives it from the session's address or this node's name.
+	// RouterID is the router ID of this end, an IPv4 address. If it is invalid, it is derived from
+	// the session's address or the name of the node.
 	RouterID netip.Addr
 	// HoldTime is the hold time offered to the router, in whole seconds: 0, or 3 s to 65535 s
 	// (RFC 4271 section 4.2).
 	HoldTime time.Duration `json:"Hold"`
 	// KeepaliveTime is the interval between keepalives; 0 is a third of the negotiated hold time.
 	KeepaliveTime time.Duration `json:"Keepalive"`
-	// ConnectTime is the longest pause between two attempts to connect.
+	// ConnectTime is the longest delay between two attempts to connect.
 	ConnectTime time.Duration `json:"Connect"`
-	// Password of TCP MD5 (RFC 2385), at most 80 bytes; empty for none. It is never written anywhere.
+	// Password is the one of TCP MD5 (RFC 2385), at most 80 bytes; empty for none. It must not be
+	// written anywhere.
 	Password string `json:"-"`
-	// Blocked says why no session is tried, such as a missing Secret; its zero value does not.
+	// Blocked is why no session is tried, such as a missing Secret. The zero value does not block.
 	Blocked BlockReason
-	// Multihop lets an external router be several hops away.
+	// Multihop allows an external router to be several hops away.
 	Multihop bool
-	// MaxHops, when not 0, is the largest number of hops to the router, checked by TTL (GTSM, RFC 5082).
+	// MaxHops, when not 0, is the largest number of hops to the router, checked by TTL
+	// (GTSM, RFC 5082).
 	MaxHops uint8 `json:"Hops"`
-	// IPv4 and IPv6 say whose routes the session carries.
+	// IPv4 and IPv6 are set when the session carries routes of the family.
 	IPv4, IPv6 bool
-	// NoMultiprotocol leaves the multiprotocol capability out (RFC 4760).
+	// NoMultiprotocol omits the multiprotocol capability (RFC 4760).
 	NoMultiprotocol bool
-	// GracefulRestart keeps the routes at the router for RestartTime while the speaker restarts (RFC 4724, RFC 8538).
+	// GracefulRestart asks the router to keep the routes for RestartTime while the speaker restarts
+	// (RFC 4724, RFC 8538).
 	GracefulRestart bool
 	RestartTime     time.Duration
-	// Passive waits for the router to connect, and never does itself.
+	// Passive waits for the router to connect and never connects to it.
 	Passive bool
-	// BFD is nil when no BFD session watches the router.
+	// BFD is nil if no BFD session watches the router.
 	BFD *BFD
 }
 
-// BlockReason is why no session is tried: a Reason of api/names, and a sentence that says what to do.
+// BlockReason is why no session is tried: a Reason of api/names, and a text that says what to do.
 type BlockReason struct{ Reason, Text string }
 
-// IsSet says whether there is something that blocks.
+// IsSet reports whether there is a reason.
 func (b BlockReason) IsSet() bool { return b != BlockReason{} }
 
-// IsExternal says whether the router is of another autonomous system.
+// IsExternal reports whether the router belongs to another autonomous system.
 func (p *Peer) IsExternal() bool {
 	return p.DynamicASN == ASNExternal || (p.DynamicASN == ASNGiven && p.PeerASN != p.LocalASN)
 }
 
-// DynamicASN says which numbers of a router are accepted when its number is not given.
+// DynamicASN is which AS numbers of a router are accepted.
 type DynamicASN uint8
 
-// The values of ASNs.
+// The values of DynamicASN.
 const (
-	ASNGiven    DynamicASN = iota // PeerASN alone
-	ASNInternal                   // the local number
-	ASNExternal                   // any but the local number
+	ASNGiven    DynamicASN = iota // only PeerASN
+	ASNInternal                   // only LocalASN
+	ASNExternal                   // any but LocalASN
 )
 
 // BFD holds the parameters of a BFD session (RFC 5880).
@@ -84,48 +90,56 @@ type BFD struct {
 
 	Multiplier        uint8
 	EchoMode, Passive bool
-	// MinTTL of packets received over several hops.
+	// MinTTL is the lowest accepted TTL of packets that come over several hops.
 	MinTTL uint8
 }
 
-// Route is a prefix to be announced to the named peers.
+// Route is a prefix that is announced to some peers.
 type Route struct {
 	Prefix netip.Prefix
-	// Peers are the names of the peers that get it, sorted.
+	// Peers are the names of these peers, sorted.
 	Peers []string
 	Attributes
 }
 
-// Attributes are what a Route says beyond its prefix. The zero value is a plain route.
+// Attributes are the BGP attributes of a Route. The zero value is a route without any. The tags are
+// the keys of the speaker's checkpoint file.
 type Attributes struct {
-	// LocalPref for internal peers (RFC 4271 section 5.1.5); 0 leaves it at 100.
+	// LocalPref is for internal peers (RFC 4271 section 5.1.5). 0 leaves it at 100.
 	LocalPref uint32
-	// MED is the metric (RFC 4271 section 5.1.4), sent when HasMED.
+	// MED is the metric (RFC 4271 section 5.1.4). It is sent if HasMED is set.
 	MED    uint32
 	HasMED bool
-	// PrependCount is how often the own number is repeated in the AS path, 0 to 16, beyond the one time that is due.
+	// PrependCount is how often the local AS number is added to the AS path, 0 to 16, besides the
+	// one that BGP requires.
 	PrependCount uint8 `json:"Prepend"`
-	// Communities, sorted: standard (RFC 1997), large (RFC 8092), extended as they stand on the wire (RFC 4360).
+	// Communities are standard communities (RFC 1997), LargeCommunities those of RFC 8092, and
+	// ExtendedCommunities those of RFC 4360 in their wire format. All are sorted.
 	Communities         []uint32
 	LargeCommunities    [][3]uint32 `json:"Large"`
 	ExtendedCommunities [][8]byte   `json:"Extended"`
-	// Bandwidth of the link, in bytes per second, by which a router may weigh equal routes; 0 says nothing of it.
+	// Bandwidth is the bandwidth of the link in bytes per second. A router may use it to weigh
+	// equal routes. 0 sends none.
 	Bandwidth uint64
 }
 
 // maxCommunityBytes is how many bytes of communities a route may have, as in package snapshot.
 const maxCommunityBytes = 3800
 
-// SafeCommunityCount are never too many, of whatever kind.
+// SafeCommunityCount is a number of communities, of any kind, that always fits into a message.
 const SafeCommunityCount = maxCommunityBytes / 12
 
-// HasTooManyCommunities says whether the route has more communities than a message can carry.
+// HasTooManyCommunities reports whether the communities do not fit into a message.
 func (a Attributes) HasTooManyCommunities() bool {
-	return 4*len(a.Communities)+8*len(a.ExtendedCommunities)+12*len(a.LargeCommunities) > maxCommunityBytes
+	size := 4*len(a.Communities) + 8*len(a.ExtendedCommunities) + 12*len(a.LargeCommunities)
+	return size > maxCommunityBytes
 }
 
-// Equal says whether two Attributes are the same.
+// Equal reports whether two Attributes are the same.
 func (a Attributes) Equal(b Attributes) bool {
-	return a.LocalPref == b.LocalPref && a.MED == b.MED && a.HasMED == b.HasMED && a.PrependCount == b.PrependCount && a.Bandwidth == b.Bandwidth &&
-		slices.Equal(a.Communities, b.Communities) && slices.Equal(a.LargeCommunities, b.LargeCommunities) && slices.Equal(a.ExtendedCommunities, b.ExtendedCommunities)
+	return a.LocalPref == b.LocalPref && a.MED == b.MED && a.HasMED == b.HasMED &&
+		a.PrependCount == b.PrependCount && a.Bandwidth == b.Bandwidth &&
+		slices.Equal(a.Communities, b.Communities) &&
+		slices.Equal(a.LargeCommunities, b.LargeCommunities) &&
+		slices.Equal(a.ExtendedCommunities, b.ExtendedCommunities)
 }
