@@ -19,21 +19,24 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bfd/udp"
 	"github.com/gantry-lb/gantry/speaker/bgp"
 	"github.com/gantry-lb/gantry/speaker/bgp/gobgp"
-	bgpwire "github.com/gantry-lb/gantry/speaker/bgp/tcp"
+	"github.com/gantry-lb/gantry/speaker/bgp/tcp"
 	"github.com/gantry-lb/gantry/speaker/reconcile"
 )
 
-// bgpOptions are the options about BGP.
+// bgpOptions are the options for BGP.
 type bgpOptions struct {
 	ServiceBGPStatus string
 }
 
-// autoServiceLimit is for how many Services a node writes ServiceBGPStatus objects by itself: every node announces every Service,
-// so that their number is that of nodes times Services.
+// autoServiceLimit is the largest number of Services for which a node writes ServiceBGPStatus
+// objects with "auto". Each node announces each Service, so there is one object for each node and
+// Service.
 const autoServiceLimit = 500
 
 func (o *bgpOptions) addFlags(fs *pflag.FlagSet) {
-	fs.StringVar(&o.ServiceBGPStatus, "service-bgp-status", "auto", fmt.Sprintf("write ServiceBGPStatus objects: on, off, or auto, which is off on a node that announces more than %d Services", autoServiceLimit))
+	fs.StringVar(&o.ServiceBGPStatus, "service-bgp-status", "auto", fmt.Sprintf(
+		"write ServiceBGPStatus objects: on, off, or auto, which is off on a node that announces more than %d Services",
+		autoServiceLimit))
 }
 
 func (o *bgpOptions) validate() error {
@@ -44,7 +47,7 @@ func (o *bgpOptions) validate() error {
 	return option.InvalidOptionError("service-bgp-status", o.ServiceBGPStatus, "write auto, on or off")
 }
 
-// serviceLimit is for how many Services objects are written.
+// serviceLimit returns the largest number of Services for which objects are written.
 func (o *bgpOptions) serviceLimit() int {
 	switch o.ServiceBGPStatus {
 	case "on":
@@ -55,20 +58,26 @@ func (o *bgpOptions) serviceLimit() int {
 	return autoServiceLimit
 }
 
-// bgpParts are the parts that have to do with routers.
+// bgpParts are the parts of the speaker that serve routers.
 type bgpParts struct {
 	bfdEngine    *bfd.Engine
 	bgpEngine    *bgp.Engine
 	statusWriter *reconcile.BGPStatusWriter
-	writesStatus bool // status is written
+	writesStatus bool // statusWriter runs
 }
 
-// newBGPParts makes the parts; nonce tells this life of the process from others.
+// newBGPParts creates the parts. nonce identifies this run of the process.
 func newBGPParts(mgr ctrl.Manager, o options, nonce uint64, log *slog.Logger) (bgpParts, error) {
-	r := bgpParts{bfdEngine: bfd.New(udp.New(), time.Now, nonce), writesStatus: !o.configurationScope().Layer2Only}
-	r.bgpEngine = bgp.New(bgp.Options{NodeName: o.NodeName, UpdateSource: gobgp.New(log), Transport: bgpwire.Transport{}, BFD: r.bfdEngine, Log: log})
+	r := bgpParts{
+		bfdEngine:    bfd.New(udp.New(), time.Now, nonce),
+		writesStatus: !o.configurationScope().Layer2Only,
+	}
+	r.bgpEngine = bgp.New(bgp.Options{
+		NodeName: o.NodeName, UpdateSource: gobgp.New(log), Transport: tcp.Transport{}, BFD: r.bfdEngine, Log: log,
+	})
 	r.statusWriter = &reconcile.BGPStatusWriter{
-		Client: mgr.GetClient(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Sessions: r.bgpEngine, Log: log,
+		Client: mgr.GetClient(), Events: mgr.GetEventRecorder(names.SpeakerEventSource),
+		Sessions: r.bgpEngine, Log: log,
 		Self: o.NodeName, Namespace: o.Namespace, Limit: o.serviceLimit(),
 	}
 	r.statusWriter.Init()
@@ -78,7 +87,8 @@ func newBGPParts(mgr ctrl.Manager, o options, nonce uint64, log *slog.Logger) (b
 	return r, nil
 }
 
-// runFunctions are what has to run. Without BGP nothing is ever asked of the engines, and there is no status to write.
+// runFunctions returns the functions to run. With BGP disabled the engines get nothing to do, and
+// no status is written.
 func (r bgpParts) runFunctions() []func(context.Context) error {
 	out := []func(context.Context) error{r.bfdEngine.Run, r.bgpEngine.Run}
 	if r.writesStatus {
@@ -87,7 +97,7 @@ func (r bgpParts) runFunctions() []func(context.Context) error {
 	return out
 }
 
-// observeStatus returns what hands a Status to the writer of layer 2 and to ours.
+// observeStatus returns a function that passes a Status to the writers of layer 2 and of BGP.
 func (r bgpParts) observeStatus(layer2 func(agent.Status)) func(agent.Status) {
 	return func(s agent.Status) {
 		layer2(s)

@@ -26,30 +26,36 @@ import (
 	"github.com/gantry-lb/gantry/speaker/members"
 )
 
-// gossipNode is this node's place among the speakers, with the nonce of this life.
+// gossipNode is this node in the gossip, with the nonce of this run.
 type gossipNode struct {
 	*members.Members
 	nonce uint64
-	// ownState is what a later life has to know to take this place again; kept is what an earlier life knew, if anything.
+	// ownState is what the next run needs to join the gossip again. savedState is what an earlier
+	// run saved, nil without one.
 	ownState   checkpoint.NodeState
 	savedState *checkpoint.NodeState
-	// readKey reads the key from where it really is; trusted says that the kept one is used meanwhile.
+	// readKey reads the gossip key. keyUnverified is set while the saved key is used instead.
 	readKey       func(context.Context) ([]byte, error)
 	keyUnverified bool
 	log           *slog.Logger
 }
 
-// apiTimeout bounds a question to the API server whose answer was kept.
+// apiTimeout bounds a request to the API server if there is a saved answer.
 const apiTimeout = time.Second
 
-// openGossip waits for what gossip needs, the key and an address, and opens its sockets. When the API server cannot be
-// reached, what was kept is used.
-func openGossip(ctx context.Context, api client.Reader, o options, kept *checkpoint.NodeState, log *slog.Logger) (gossipNode, error) {
+// openGossip waits for the gossip key and the address of this node, then opens the sockets. If the
+// API server is unreachable, it uses the saved ones.
+func openGossip(
+	ctx context.Context, api client.Reader, o options, saved *checkpoint.NodeState, log *slog.Logger,
+) (gossipNode, error) {
 	var random [8]byte
 	if _, err := rand.Read(random[:]); err != nil {
 		return gossipNode{}, fmt.Errorf("making a nonce: %w", err)
 	}
-	n := gossipNode{nonce: binary.BigEndian.Uint64(random[:]), ownState: checkpoint.NodeState{Node: o.NodeName}, savedState: kept, log: log}
+	n := gossipNode{
+		nonce: binary.BigEndian.Uint64(random[:]), log: log,
+		ownState: checkpoint.NodeState{Node: o.NodeName}, savedState: saved,
+	}
 	n.readKey = func(ctx context.Context) ([]byte, error) { return readGossipKey(ctx, api, o) }
 	err := retryUntilDone(ctx, log, func() error {
 		err := n.queryAPI(ctx, func(ctx context.Context) (err error) {
@@ -59,9 +65,10 @@ func openGossip(ctx context.Context, api client.Reader, o options, kept *checkpo
 			n.ownState.Address, err = findGossipAddress(ctx, api, o)
 			return err
 		})
-		if err != nil && kept != nil && isUnreachable(err) {
-			log.Warn("the API server cannot be reached: going on from what an earlier speaker of this node knew", "reason", err.Error(), "addresses", len(kept.Bids))
-			n.ownState.Key, n.ownState.Address, n.keyUnverified = kept.Key, kept.Address, true
+		if err != nil && saved != nil && isUnreachable(err) {
+			log.Warn("the API server is unreachable: resuming from the checkpoint of this node's last speaker",
+				"reason", err.Error(), "addresses", len(saved.Bids))
+			n.ownState.Key, n.ownState.Address, n.keyUnverified = saved.Key, saved.Address, true
 			return nil
 		}
 		return err
@@ -70,19 +77,20 @@ func openGossip(ctx context.Context, api client.Reader, o options, kept *checkpo
 		return gossipNode{}, err
 	}
 	n.Members, err = members.New(members.Options{
-		Name: o.NodeName, Nonce: n.nonce, BindAddress: n.ownState.Address, BindPort: o.GossipBindPort, Key: n.ownState.Key, Log: log,
+		Name: o.NodeName, Nonce: n.nonce, BindAddress: n.ownState.Address, BindPort: o.GossipBindPort,
+		Key: n.ownState.Key, Log: log,
 	})
-	if kept != nil && err == nil {
+	if saved != nil && err == nil {
 		var seeds []string
-		for _, p := range kept.MemberAddresses {
-			seeds = append(seeds, p.String())
+		for _, a := range saved.MemberAddresses {
+			seeds = append(seeds, a.String())
 		}
 		n.SetSeeds(seeds)
 	}
 	return n, err
 }
 
-// queryAPI calls f, and waits the less for it when the answer was kept.
+// queryAPI calls f, with a timeout if the answer was saved.
 func (n *gossipNode) queryAPI(ctx context.Context, f func(context.Context) error) error {
 	if n.savedState != nil {
 		var cancel context.CancelFunc
@@ -92,36 +100,39 @@ func (n *gossipNode) queryAPI(ctx context.Context, f func(context.Context) error
 	return f(ctx)
 }
 
-// isUnreachable says that an error is no answer of the API server.
+// isUnreachable reports whether the error is not an answer of the API server.
 func isUnreachable(err error) bool {
 	return apierrors.ReasonForError(err) == metav1.StatusReasonUnknown
 }
 
-// restoredCheckpoint is what an earlier life knew, nil for nothing. A speaker that has nothing to do with routers leaves what they were told.
+// restoredCheckpoint returns the saved checkpoint, nil without one. With BGP disabled it omits the
+// routes.
 func (n *gossipNode) restoredCheckpoint(scope configuration.Scope) *agent.Checkpoint {
 	if n.savedState == nil {
 		return nil
 	}
-	m := n.savedState.Checkpoint
+	c := n.savedState.Checkpoint
 	if scope.Layer2Only {
-		m.BGP = bgp.Desired{}
+		c.BGP = bgp.Desired{}
 	}
-	return &m
+	return &c
 }
 
-// checkpointSaver has what the agent knows kept, with what this node is.
+// checkpointSaver returns a function that saves the agent's checkpoint together with the state of
+// this node.
 func (n *gossipNode) checkpointSaver(store *checkpoint.Store) func(agent.Checkpoint) {
-	return func(m agent.Checkpoint) {
+	return func(c agent.Checkpoint) {
 		s := n.ownState
-		s.Checkpoint = m
+		s.Checkpoint = c
 		store.SaveState(s)
 	}
 }
 
-// errKeyChanged ends a speaker that talks with a key which is not in use any more: the next one reads the new key.
-var errKeyChanged = errors.New("the gossip key was changed while the API server could not be reached: starting again with the new one")
+// errKeyChanged ends a speaker that uses an old gossip key. The next run reads the new one.
+var errKeyChanged = errors.New(
+	"the gossip key changed while the API server was unreachable: restarting with the new key")
 
-// verifyKey compares a key that was kept with the real one, once that can be read.
+// verifyKey compares a saved key with the real one, once that can be read.
 func (n *gossipNode) verifyKey(ctx context.Context) error {
 	if !n.keyUnverified {
 		return nil
@@ -138,17 +149,17 @@ func (n *gossipNode) verifyKey(ctx context.Context) error {
 	return err
 }
 
-// retryUntilDone tries again each half second until f succeeds or ctx ends; what is missing is said once.
+// retryUntilDone calls f every half second until it succeeds or ctx ends. It logs each error once.
 func retryUntilDone(ctx context.Context, log *slog.Logger, f func() error) error {
-	told := ""
+	lastError := ""
 	for {
 		err := f()
 		if err == nil || ctx.Err() != nil {
 			return nil
 		}
-		if err.Error() != told {
-			told = err.Error()
-			log.Warn("waiting to talk to the other speakers", "reason", told)
+		if err.Error() != lastError {
+			lastError = err.Error()
+			log.Warn("waiting for what gossip needs", "reason", lastError)
 		}
 		select {
 		case <-ctx.Done():
@@ -164,16 +175,19 @@ func readGossipKey(ctx context.Context, api client.Reader, o options) ([]byte, e
 			return nil, fmt.Errorf("reading the gossip key (--gossip-key-file): %w", err)
 		}
 		if len(key) < 16 {
-			return nil, fmt.Errorf("the gossip key in %q (--gossip-key-file) has %d bytes: use 32 random bytes", o.GossipKeyFile, len(key))
+			return nil, fmt.Errorf("the gossip key in %q (--gossip-key-file) has %d bytes: use 32 random bytes",
+				o.GossipKeyFile, len(key))
 		}
 		return key, nil
 	}
 	var s corev1.Secret
 	if err := api.Get(ctx, client.ObjectKey{Namespace: o.Namespace, Name: names.GossipSecret}, &s); err != nil {
-		return nil, fmt.Errorf("reading the gossip key, which the controller makes: %w", err)
+		return nil, fmt.Errorf("reading the gossip key, which the controller creates: %w", err)
 	}
 	if len(s.Data[names.GossipSecretKey]) < 16 {
-		return nil, fmt.Errorf("the Secret %s/%s has no usable entry %q: delete it, and restart the controller to make a new one", o.Namespace, names.GossipSecret, names.GossipSecretKey)
+		return nil, fmt.Errorf("the Secret %s/%s has no usable entry %q: "+
+			"delete it, and restart the controller to create a new one",
+			o.Namespace, names.GossipSecret, names.GossipSecretKey)
 	}
 	return s.Data[names.GossipSecretKey], nil
 }
@@ -184,10 +198,11 @@ func findGossipAddress(ctx context.Context, api client.Reader, o options) (netip
 	}
 	var n corev1.Node
 	if err := api.Get(ctx, client.ObjectKey{Name: o.NodeName}, &n); err != nil {
-		return netip.Addr{}, fmt.Errorf("reading the address of node %q (or give --gossip-bind-address): %w", o.NodeName, err)
+		return netip.Addr{}, fmt.Errorf("reading the address of node %q (or set --gossip-bind-address): %w",
+			o.NodeName, err)
 	}
 	if v := view.FromNode(&n); len(v.InternalAddresses) > 0 {
 		return v.InternalAddresses[0], nil
 	}
-	return netip.Addr{}, fmt.Errorf("node %q has no internal address: give --gossip-bind-address", o.NodeName)
+	return netip.Addr{}, fmt.Errorf("node %q has no internal address: set --gossip-bind-address", o.NodeName)
 }

@@ -16,20 +16,25 @@ import (
 	"github.com/gantry-lb/gantry/speaker/links"
 )
 
-// layer2Options are the options about ARP and NDP.
+// layer2Options are the options for ARP and NDP.
 type layer2Options struct {
 	ExcludeInterfacesFile string
 	RefreshInterval       time.Duration
 	AnswerPing            bool
 }
 
-// minRefreshInterval keeps thousands of addresses from being announced more often than switches forget.
+// minRefreshInterval keeps the load of thousands of announced addresses low.
 const minRefreshInterval = 10 * time.Second
 
 func (o *layer2Options) addFlags(fs *pflag.FlagSet) {
-	fs.StringVar(&o.ExcludeInterfacesFile, "exclude-interfaces-file", "/etc/gantry/excludel2.yaml", "file whose announcedInterfacesToExclude lists expressions of interfaces on which nothing is announced; read again when it changes, and the usual container interfaces are excluded while there is none")
-	fs.BoolVar(&o.AnswerPing, "layer2-answer-ping", false, "answer pings of held addresses; not for kube-proxy in ipvs mode, where the kernel does")
-	fs.DurationVar(&o.RefreshInterval, "layer2-refresh-interval", 0, "announce held addresses by ARP and NDP again this often, for networks that forget them; 0 is off, else at least 10s")
+	fs.StringVar(&o.ExcludeInterfacesFile, "exclude-interfaces-file", "/etc/gantry/excludel2.yaml",
+		"file with the list announcedInterfacesToExclude: regular expressions for interfaces "+
+			"on which nothing is announced; changes take effect at once, and without the file the usual container interfaces are excluded")
+	fs.BoolVar(&o.AnswerPing, "layer2-answer-ping", false,
+		"answer pings to held addresses; do not use it with kube-proxy in ipvs mode, where the kernel answers")
+	fs.DurationVar(&o.RefreshInterval, "layer2-refresh-interval", 0,
+		"announce held addresses by ARP and NDP again at this interval, for networks that forget them; "+
+			"0 for never, else at least 10s")
 }
 
 func (o *layer2Options) validate() error {
@@ -39,7 +44,7 @@ func (o *layer2Options) validate() error {
 	return nil
 }
 
-// engineOptions returns what the options ask of the engine.
+// engineOptions returns the options for the layer-2 engine.
 func (o *layer2Options) engineOptions(w wire.Wire) []layer2.Option {
 	out := []layer2.Option{layer2.WithRefreshInterval(o.RefreshInterval)}
 	if o.AnswerPing {
@@ -48,12 +53,13 @@ func (o *layer2Options) engineOptions(w wire.Wire) []layer2.Option {
 	return out
 }
 
-// excludedInterfaces is the file's content, in the format that users of this API know.
+// excludedInterfaces is the content of the file, in MetalLB's format.
 type excludedInterfaces struct {
 	Patterns []string `json:"announcedInterfacesToExclude"`
 }
 
-// readExclusionsFrom reads the file each time; no file is the default.
+// readExclusionsFrom returns a function that reads the file. If there is no file it returns the
+// default.
 func readExclusionsFrom(path string) links.ExcludePatternsFunc {
 	return func() ([]string, error) {
 		text, err := os.ReadFile(path)
@@ -65,7 +71,8 @@ func readExclusionsFrom(path string) links.ExcludePatternsFunc {
 		}
 		var e excludedInterfaces
 		if err := yaml.UnmarshalStrict(text, &e); err != nil {
-			return nil, fmt.Errorf("reading the excluded interfaces in %q (--exclude-interfaces-file): %w", path, err)
+			return nil, fmt.Errorf("reading the excluded interfaces in %q (--exclude-interfaces-file): %w",
+				path, err)
 		}
 		return e.Patterns, nil
 	}

@@ -32,7 +32,8 @@ func TestExcludedInterfacesAreReadAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 		got, err := exclude()
-		if !slices.Equal(got, tt.want) || (err == nil) != (tt.err == "") || (err != nil && !strings.Contains(err.Error(), tt.err)) {
+		if !slices.Equal(got, tt.want) || (err == nil) != (tt.err == "") ||
+			(err != nil && !strings.Contains(err.Error(), tt.err)) {
 			t.Errorf("%q: %v, %v; want %v, %q", tt.text, got, err, tt.want, tt.err)
 		}
 	}
@@ -47,7 +48,8 @@ func TestTheRefreshIntervalIsChecked(t *testing.T) {
 		}
 		o, err := parseOptions(args, none)
 		if (err != nil) != (want < 0) || (err == nil && o.RefreshInterval != want) {
-			t.Errorf("%q: %v, %v", value, o.RefreshInterval, err)
+			t.Errorf("--layer2-refresh-interval %q gives %v (%v), want %v; -1ns is an error",
+				value, o.RefreshInterval, err, want)
 		}
 	}
 }

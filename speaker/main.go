@@ -1,5 +1,6 @@
-// Command speaker announces the addresses of Services from its node: it takes part in the election of each address's
-// holder and answers for what it holds. One runs on every node.
+// Command speaker announces the addresses of Services from its node. It takes part in the election
+// of the holder of each address and answers for the addresses that it holds. One speaker runs on
+// every node.
 package main
 
 import (
@@ -32,8 +33,8 @@ type options struct {
 	bgpOptions
 }
 
-// garbageCollectionPercent is how much of it may lie beside what is in use, in percent: what is in use is some 20 MB with 10,000 Services, and little of
-// it changes at a time.
+// garbageCollectionPercent bounds garbage to 30 % of the live heap. The live heap is about 20 MB
+// with 10,000 Services and changes little.
 const garbageCollectionPercent = 30
 
 func main() {
@@ -53,7 +54,7 @@ func main() {
 	}
 }
 
-// runWithLogging sets the loggers up and runs.
+// runWithLogging sets the loggers and runs the speaker.
 func runWithLogging(ctx context.Context, o options) error {
 	log := o.NewLogger(os.Stderr)
 	ctrl.SetLogger(logr.FromSlogHandler(log.Handler()))
@@ -67,11 +68,16 @@ func parseOptions(args []string, lookup func(string) (string, bool)) (options, e
 	fs := pflag.NewFlagSet("speaker", pflag.ContinueOnError)
 	o.DeclareFlags(fs, ":7473", "127.0.0.1:7474")
 	fs.StringVar(&o.NodeName, "node-name", "", "name of this node in the Kubernetes API; required")
-	fs.StringVar(&o.PodName, "pod-name", "", "name of this speaker's Pod, if it runs in one")
-	fs.StringVar(&o.GossipBindAddress, "gossip-bind-address", "", "address on which speakers talk to each other; empty takes the node's internal address")
-	fs.IntVar(&o.GossipBindPort, "gossip-bind-port", 7946, "port on which speakers talk to each other, TCP and UDP, the same on all nodes")
-	fs.StringVar(&o.GossipKeyFile, "gossip-key-file", "", "file with the gossip key; empty takes the Secret that the controller makes")
-	fs.StringVar(&o.StateDir, "state-dir", "/run/gantry", "directory on the node, emptied when it boots, in which the speaker keeps what a restart goes on from while the API server is away; empty keeps nothing")
+	fs.StringVar(&o.PodName, "pod-name", "", "name of this speaker's Pod; empty if it does not run in a Pod")
+	fs.StringVar(&o.GossipBindAddress, "gossip-bind-address", "",
+		"address for gossip between speakers; empty for the internal address of the node")
+	fs.IntVar(&o.GossipBindPort, "gossip-bind-port", 7946,
+		"TCP and UDP port for gossip between speakers, the same on all nodes")
+	fs.StringVar(&o.GossipKeyFile, "gossip-key-file", "",
+		"file with the gossip key; empty for the Secret that the controller creates")
+	fs.StringVar(&o.StateDir, "state-dir", "/run/gantry",
+		"directory for the state that a restarted speaker resumes from while the API server is unreachable: "+
+			"a hostPath that is cleared at reboot; empty to disable")
 	o.layer2Options.addFlags(fs)
 	o.bgpOptions.addFlags(fs)
 	if err := option.ParseFlags(fs, args, lookup); err != nil {
@@ -81,7 +87,7 @@ func parseOptions(args []string, lookup func(string) (string, bool)) (options, e
 		return o, err
 	}
 	if o.NodeName == "" {
-		return o, option.InvalidOptionError("node-name", o.NodeName, "name the node that the speaker runs on, as kubectl get nodes shows it")
+		return o, option.InvalidOptionError("node-name", o.NodeName, "set the name of this node, as kubectl get nodes shows it")
 	}
 	if o.GossipBindPort < 1 || o.GossipBindPort > 65535 {
 		return o, option.InvalidOptionError("gossip-bind-port", fmt.Sprint(o.GossipBindPort), "write a port, 1 to 65535")

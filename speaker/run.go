@@ -37,10 +37,11 @@ import (
 	"github.com/gantry-lb/gantry/speaker/reconcile"
 )
 
-// handoverTimeout bounds the hand-over at the end: the kubelet waits 10 s for the speaker of our manifests.
+// handoverTimeout bounds the handover at the end. The kubelet waits 10 s for the speaker of our
+// manifests.
 const handoverTimeout = 3 * time.Second
 
-// runSpeaker serves until ctx ends, then hands over what it holds, and only then stops its parts.
+// runSpeaker runs the speaker until ctx ends. It then hands over all addresses and stops its parts.
 func runSpeaker(ctx context.Context, o options, log *slog.Logger) error {
 	config, err := o.LoadRESTConfig()
 	if err != nil {
@@ -50,8 +51,9 @@ func runSpeaker(ctx context.Context, o options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	// The parts outlive ctx until the addresses are handed over: the agent and the engine have to go on meanwhile. The
-	// manager is the first to start, so that the probes are answered while the speaker waits for the gossip key.
+	// The parts outlive ctx until the addresses are handed over, since the agent and the engines
+	// are needed for that. The manager starts first, so that the health checks are answered while
+	// the speaker waits for the gossip key.
 	parts, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	g, parts := errgroup.WithContext(parts)
@@ -76,20 +78,25 @@ func runSpeaker(ctx context.Context, o options, log *slog.Logger) error {
 		return err
 	}
 	writer := &reconcile.StatusWriter{
-		Client: mgr.GetClient(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Log: log,
-		ServiceReference: feed.ServiceReference, SkippedLinks: watcher.SkippedLinks, Metrics: reconcile.NewAnnouncedMetrics(o.NodeName),
-		Self: o.NodeName, Pod: o.PodName, Namespace: o.Namespace, Version: moduleVersion(),
+		Client: mgr.GetClient(), Cache: mgr.GetCache(), Log: log,
+		Events:           mgr.GetEventRecorder(names.SpeakerEventSource),
+		ServiceReference: feed.ServiceReference, SkippedLinks: watcher.SkippedLinks,
+		Metrics: reconcile.NewAnnouncedMetrics(o.NodeName),
+		Self:    o.NodeName, Pod: o.PodName, Namespace: o.Namespace, Version: moduleVersion(),
 	}
 	writer.Init()
 	routing.statusWriter.PodOwner, routing.statusWriter.ServiceReference = writer.PodOwner, feed.ServiceReference
 	prober := newProber(mgr, o, log)
 	a := agent.New(agent.Options{
 		Self: o.NodeName, Nonce: gossip.nonce, LoadBalancerClass: o.LoadBalancerClass, Timing: elect.DefaultTiming(),
-		Layer2: engine, BGP: routing.bgpEngine, Members: gossip, Links: watcher.LinkSets(), Now: time.Now, Log: log,
-		ObserveStatus: routing.observeStatus(writer.Observe), ObserveProbeAnswer: prober.Observe, SaveCheckpoint: gossip.checkpointSaver(store), RestoreFrom: gossip.restoredCheckpoint(o.configurationScope()),
+		Layer2: engine, BGP: routing.bgpEngine, Members: gossip, Links: watcher.LinkSets(),
+		Now: time.Now, Log: log,
+		ObserveStatus: routing.observeStatus(writer.Observe), ObserveProbeAnswer: prober.Observe,
+		SaveCheckpoint: gossip.checkpointSaver(store),
+		RestoreFrom:    gossip.restoredCheckpoint(o.configurationScope()),
 	})
 	if err := errors.Join(metrics.Registry.Register(a), metrics.Registry.Register(writer.Metrics)); err != nil {
-		return fmt.Errorf("registering the metrics of the election and of what is announced: %w", err)
+		return fmt.Errorf("registering the metrics of the election and of announcements: %w", err)
 	}
 	state := &reconcile.ConfigurationWriter{
 		Client: mgr.GetClient(), Cache: mgr.GetCache(), Log: log,
@@ -104,7 +111,8 @@ func runSpeaker(ctx context.Context, o options, log *slog.Logger) error {
 	for _, part := range append(routing.runFunctions(), engine.Run, a.Run, watcher.Run, gossip.Run, store.Run) {
 		g.Go(func() error { return part(parts) })
 	}
-	// What rests on the API server begins once it serves our kinds. What was kept is served until then.
+	// The parts that use the API server start once it serves our kinds. Until then the speaker
+	// serves its checkpoint.
 	g.Go(func() error {
 		if err := awaitAPIKinds(parts, config, log); err != nil || parts.Err() != nil {
 			return err
@@ -122,7 +130,8 @@ func runSpeaker(ctx context.Context, o options, log *slog.Logger) error {
 	return g.Wait()
 }
 
-// moduleVersion is the module's as the build knows it, with the revision where that was built from a repository.
+// moduleVersion returns the version of the module. It includes the revision if the build had a
+// repository.
 func moduleVersion() string {
 	b, ok := debug.ReadBuildInfo()
 	if !ok {
@@ -131,7 +140,8 @@ func moduleVersion() string {
 	return b.Main.Version
 }
 
-// newProblemObserver returns what the Problems of the configuration are told to: the ConfigurationState, and the metrics.
+// newProblemObserver returns a function that passes the Problems of the configuration to
+// ConfigurationState and the metrics.
 func newProblemObserver(state *reconcile.ConfigurationWriter) (func([]snapshot.Problem), error) {
 	gauges := &configuration.LoadMetrics{}
 	if err := metrics.Registry.Register(gauges); err != nil {
@@ -140,31 +150,42 @@ func newProblemObserver(state *reconcile.ConfigurationWriter) (func([]snapshot.P
 	return func(p []snapshot.Problem) { gauges.RecordProblems(p); state.Observe(p) }, nil
 }
 
-// newFeed returns what watches the cluster, with the probes that ask it; its Agent, Seeds and Problems are set before it runs.
-func newFeed(mgr ctrl.Manager, config *rest.Config, o options, log *slog.Logger) (*reconcile.ClusterFeed, error) {
-	source, err := client.NewWithWatch(config, client.Options{HTTPClient: mgr.GetHTTPClient(), Scheme: mgr.GetScheme(), Mapper: mgr.GetRESTMapper()})
+// newFeed returns the feed that watches the cluster, and adds the health checks. Its Agent, Seeds
+// and Problems are set before it runs.
+func newFeed(
+	mgr ctrl.Manager, config *rest.Config, o options, log *slog.Logger,
+) (*reconcile.ClusterFeed, error) {
+	source, err := client.NewWithWatch(config, client.Options{
+		HTTPClient: mgr.GetHTTPClient(), Scheme: mgr.GetScheme(), Mapper: mgr.GetRESTMapper(),
+	})
 	if err != nil {
-		return nil, fmt.Errorf("setting up the reading of Services: %w", err)
+		return nil, fmt.Errorf("setting up the client for Services: %w", err)
 	}
-	feed := &reconcile.ClusterFeed{Cache: mgr.GetCache(), Source: source, Log: log, Self: o.NodeName, Scope: o.configurationScope()}
+	feed := &reconcile.ClusterFeed{
+		Cache: mgr.GetCache(), Source: source, Log: log, Self: o.NodeName, Scope: o.configurationScope(),
+	}
 	return feed, addHealthChecks(mgr, feed)
 }
 
-// newProber returns what asks the segment for addresses on behalf of the controller; its Agent is set before it runs.
+// newProber returns the writer that probes addresses for the controller. Its Agent is set before it
+// runs.
 func newProber(mgr ctrl.Manager, o options, log *slog.Logger) *reconcile.ProbeWriter {
-	w := &reconcile.ProbeWriter{Client: mgr.GetClient(), Cache: mgr.GetCache(), Log: log, Self: o.NodeName, Namespace: o.Namespace}
+	w := &reconcile.ProbeWriter{
+		Client: mgr.GetClient(), Cache: mgr.GetCache(), Log: log, Self: o.NodeName, Namespace: o.Namespace,
+	}
 	w.Init()
 	return w
 }
 
 // awaitAPIKinds waits until the API server serves our kinds.
 func awaitAPIKinds(ctx context.Context, config *rest.Config, log *slog.Logger) error {
-	return option.AwaitResources(ctx, config, log, append(configuration.RequiredResources, "servicel2statuses", "servicebgpstatuses")...)
+	resources := append(configuration.RequiredResources, "servicel2statuses", "servicebgpstatuses")
+	return option.AwaitResources(ctx, config, log, resources...)
 }
 
-// handOverAddresses waits until ctx ends, and then until other nodes hold what this one held, and the routers know of its going.
-// It returns at once when one of the parts failed.
-func handOverAddresses(ctx, parts context.Context, a *agent.Agent, routing *bgp.Engine, log *slog.Logger) {
+// handOverAddresses waits until ctx ends. It then waits until other nodes hold the addresses of
+// this one and the routers have got the withdrawals. It returns at once when a part failed.
+func handOverAddresses(ctx, parts context.Context, a *agent.Agent, routers *bgp.Engine, log *slog.Logger) {
 	select {
 	case <-parts.Done():
 		return
@@ -173,38 +194,44 @@ func handOverAddresses(ctx, parts context.Context, a *agent.Agent, routing *bgp.
 	parts, cancel := context.WithTimeout(parts, handoverTimeout)
 	defer cancel()
 	a.RequestHandover()
-	routing.Stop(parts)
+	routers.Stop(parts)
 	select {
 	case <-a.HandedOver():
-		log.Info("every address is handed over")
+		log.Info("all addresses are handed over")
 	case <-parts.Done():
-		log.Warn("stopping with addresses that no other node took", "waited", handoverTimeout.String())
+		log.Warn("stopping although no other node took some addresses", "waited", handoverTimeout.String())
 	}
 }
 
-// configurationScope is what of the configuration is read.
+// configurationScope is the part of the configuration that is read.
 func (o *options) configurationScope() configuration.Scope {
 	return configuration.Scope{Namespace: o.Namespace, Layer2Only: o.BGP == "disabled"}
 }
 
-// newManager returns a manager whose cache holds what a speaker looks at, and nothing else.
+// newManager returns a manager whose cache holds only the objects that a speaker uses.
 func newManager(config *rest.Config, o options) (ctrl.Manager, error) {
 	scheme, err := configuration.NewScheme()
 	if err != nil {
 		return nil, err
 	}
 	watched := o.configurationScope().CacheByObject()
-	speakers := labels.SelectorFromSet(labels.Set{names.LabelAppName: names.AppName, names.LabelComponent: names.ComponentSpeaker})
+	speakers := labels.SelectorFromSet(labels.Set{
+		names.LabelAppName: names.AppName, names.LabelComponent: names.ComponentSpeaker,
+	})
 	watched[&v1alpha1.AddressProbe{}] = cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
 	watched[&v1beta1.ServiceL2Status{}] = cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
 	if !o.configurationScope().Layer2Only {
-		own := cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {LabelSelector: labels.SelectorFromSet(labels.Set{names.LabelNode: o.NodeName})}}}
+		thisNode := labels.SelectorFromSet(labels.Set{names.LabelNode: o.NodeName})
+		own := cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {LabelSelector: thisNode}}}
 		watched[&v1beta1.ServiceBGPStatus{}], watched[&v1alpha1.BGPSession{}] = own, own
 	}
+	state := configuration.StateWriter{Component: names.ComponentSpeaker, Node: o.NodeName}
 	watched[&v1beta1.ConfigurationState{}] = cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {
-		FieldSelector: fields.OneTermEqualSelector("metadata.name", configuration.StateWriter{Component: names.ComponentSpeaker, Node: o.NodeName}.ObjectName()),
+		FieldSelector: fields.OneTermEqualSelector("metadata.name", state.ObjectName()),
 	}}}
-	watched[&corev1.Pod{}] = cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {LabelSelector: speakers}}}
+	watched[&corev1.Pod{}] = cache.ByObject{Namespaces: map[string]cache.Config{
+		o.Namespace: {LabelSelector: speakers},
+	}}
 	grace := time.Second
 	mapper := configuration.NewRESTMapper(scheme)
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
@@ -219,17 +246,18 @@ func newManager(config *rest.Config, o options) (ctrl.Manager, error) {
 		},
 	})
 	if err != nil {
-		return nil, fmt.Errorf("setting up: %w", err)
+		return nil, fmt.Errorf("setting up the manager: %w", err)
 	}
 	return mgr, nil
 }
 
-// addHealthChecks serve liveness, and readiness: a speaker is ready once it has read the cluster's state.
+// addHealthChecks adds the checks for liveness and readiness. A speaker is ready once it has read
+// the cluster state.
 func addHealthChecks(mgr ctrl.Manager, feed *reconcile.ClusterFeed) error {
 	alive := func(*http.Request) error { return nil }
 	ready := func(*http.Request) error {
 		if !feed.HasSynced() {
-			return errors.New("the cluster's state is not read yet")
+			return errors.New("the speaker has not read the cluster state yet")
 		}
 		return nil
 	}
