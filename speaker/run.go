@@ -77,14 +77,7 @@ func runSpeaker(ctx context.Context, o options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	writer := &reconcile.StatusWriter{
-		Client: mgr.GetClient(), Cache: mgr.GetCache(), Log: log,
-		Events:           mgr.GetEventRecorder(names.SpeakerEventSource),
-		ServiceReference: feed.ServiceReference, SkippedLinks: watcher.SkippedLinks,
-		Metrics: reconcile.NewAnnouncedMetrics(o.NodeName),
-		Self:    o.NodeName, Pod: o.PodName, Namespace: o.Namespace, Version: moduleVersion(),
-	}
-	writer.Init()
+	writer := newStatusWriter(mgr, o, feed, watcher, log)
 	routing.statusWriter.PodOwner, routing.statusWriter.ServiceReference = writer.PodOwner, feed.ServiceReference
 	prober := newProber(mgr, o, log)
 	a := agent.New(agent.Options{
@@ -165,6 +158,21 @@ func newFeed(
 		Cache: mgr.GetCache(), Source: source, Log: log, Self: o.NodeName, Scope: o.configurationScope(),
 	}
 	return feed, addHealthChecks(mgr, feed)
+}
+
+// newStatusWriter returns the writer of the status objects for layer 2 and of this node.
+func newStatusWriter(
+	mgr ctrl.Manager, o options, feed *reconcile.ClusterFeed, watcher *links.Watcher, log *slog.Logger,
+) *reconcile.StatusWriter {
+	w := &reconcile.StatusWriter{
+		Client: mgr.GetClient(), Cache: mgr.GetCache(), Log: log,
+		Events:           mgr.GetEventRecorder(names.SpeakerEventSource),
+		ServiceReference: feed.ServiceReference, SkippedLinks: watcher.SkippedLinks,
+		Metrics: reconcile.NewAnnouncedMetrics(o.NodeName),
+		Self:    o.NodeName, Pod: o.PodName, Namespace: o.Namespace, Version: moduleVersion(),
+	}
+	w.Init()
+	return w
 }
 
 // newProber returns the writer that probes addresses for the controller. Its Agent is set before it
