@@ -182,7 +182,7 @@ func (m *Machine) nodeOfMAC(mac facts.MAC) (string, bool) {
 }
 
 var reasonSentences = map[names.Reason]string{
-	reasonUnheld:       "nobody held it",
+	reasonUnheld:       "no node held it",
 	reasonHolderGone:   "its holder is gone",
 	reasonHandedOver:   "it was handed over",
 	reasonSuperseded:   "another node holds it with a newer claim",
