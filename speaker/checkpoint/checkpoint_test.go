@@ -127,8 +127,8 @@ func TestUnusableFilesAreNotLoaded(t *testing.T) {
 	}
 }
 
-// TestTheFileFormatStaysTheSame reads a file that an earlier version wrote. An update of the speaker
-// must not lose the checkpoint.
+// TestTheFileFormatStaysTheSame reads a file that an earlier version wrote: an update of the
+// speaker must not lose the checkpoint.
 func TestTheFileFormatStaysTheSame(t *testing.T) {
 	want := exampleState()
 	p := &want.BGP.Peers[1]
