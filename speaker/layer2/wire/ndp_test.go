@@ -19,7 +19,7 @@ var (
 	asker6    = netip.MustParseAddr("fd00:a8::100")
 )
 
-// exampleNDPFrames are the frames that the engine sends for IPv6.
+// exampleNDPFrames returns the kinds of frames that the engine sends for IPv6.
 func exampleNDPFrames() map[string]layer2.Frame {
 	all := layer2.AnnouncementMAC(held6)
 	return map[string]layer2.Frame{
@@ -73,7 +73,8 @@ func TestEncodedFramesAreDecodedAndPassTheirFilterOnly(t *testing.T) {
 	}
 }
 
-// newFilterVM runs a filter without its first two instructions, the kernel's mark of who sent the frame.
+// newFilterVM runs a filter without its first two instructions, which check the
+// kernel's packet type.
 func newFilterVM(t *testing.T, program []bpf.Instruction) *bpf.VM {
 	t.Helper()
 	if _, err := bpf.Assemble(program); err != nil {
@@ -129,10 +130,10 @@ func TestDecodeNDPRefuses(t *testing.T) {
 	}
 }
 
-// withValidChecksum sets the checksum right.
+// withValidChecksum corrects the checksum.
 func withValidChecksum(b []byte) []byte {
 	b[icmp6Offset+2], b[icmp6Offset+3] = 0, 0
-	for c := range 1 << 16 { // slow and sure
+	for c := range 1 << 16 { // independent of the tested code
 		binary.BigEndian.PutUint16(b[icmp6Offset+2:], uint16(c))
 		if isICMPv6ChecksumValid(b[ip6SourceOffset:icmp6Offset], b[icmp6Offset:]) {
 			return b
@@ -141,7 +142,7 @@ func withValidChecksum(b []byte) []byte {
 	return nil
 }
 
-// FuzzDecodeNDP holds that nothing of a frame is believed that a valid one may not say.
+// FuzzDecodeNDP checks that decoded frames have only values that are valid in neighbour discovery.
 func FuzzDecodeNDP(f *testing.F) {
 	f.Add([]byte{})
 	for _, m := range exampleNDPFrames() {
