@@ -123,7 +123,7 @@ func (e *Engine) openPort(p *port) {
 	}
 }
 
-// joinGroup receives the requests for the address on the port.
+// joinGroup joins the group of the address on the port, so that the port receives requests for it.
 func (e *Engine) joinGroup(p *port, a netip.Addr) {
 	if p.socket == nil {
 		return

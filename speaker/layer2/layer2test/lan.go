@@ -1,7 +1,7 @@
 // Package layer2test has an Ethernet segment in memory, which replaces package wire in tests. A LAN
-// carries frames between the ports of its hosts like a switch. Tests disconnect hosts, delay or
-// lose frames, and read what was sent. It works inside testing/synctest bubbles, since hosts block
-// only on channels. It never opens a socket.
+// carries frames between the ports of its hosts like a switch. Tests disconnect hosts, break their
+// ports and read what was sent. It works inside testing/synctest bubbles, since hosts block only on
+// channels. It never opens a socket.
 package layer2test
 
 import (
@@ -28,8 +28,6 @@ const queueLength = 4096
 type LAN struct {
 	mu         sync.Mutex // guards the fields below, and the state of hosts and ports
 	hosts      []*Host
-	frameDelay time.Duration
-	shouldLose func(from, to string, f layer2.Frame) bool
 	sentFrames []SentFrame
 }
 
@@ -50,30 +48,6 @@ func (l *LAN) AddHost(name string) *Host {
 	h := &Host{lan: l, name: name}
 	l.hosts = append(l.hosts, h)
 	return h
-}
-
-// SetFrameDelay delays every frame by d.
-func (l *LAN) SetFrameDelay(d time.Duration) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.frameDelay = d
-}
-
-// SetLossFunc loses the frames for which lose returns true; nil loses none. The LAN is
-// locked while lose runs.
-func (l *LAN) SetLossFunc(lose func(from, to string, f layer2.Frame) bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.shouldLose = lose
-}
-
-// Partition separates the named hosts from all others. Without names it ends the partition.
-func (l *LAN) Partition(names ...string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, h := range l.hosts {
-		h.isPartitioned = slices.Contains(names, h.name)
-	}
 }
 
 // TakeSentFrames returns the frames that were sent since the last call, in order.
@@ -100,8 +74,6 @@ func (l *LAN) String() string {
 			fmt.Fprintf(&b, " cannot open ports: %v", h.openError)
 		case h.isDisconnected:
 			b.WriteString(" disconnected")
-		case h.isPartitioned:
-			b.WriteString(" partitioned")
 		}
 		b.WriteByte('\n')
 	}
@@ -122,14 +94,10 @@ func (l *LAN) deliverFrame(from *port, f layer2.Frame) error {
 	for _, h := range l.hosts {
 		for _, p := range h.ports {
 			addressed := p.family == layer2.FamilyOf(f.TargetIP) && p.acceptsMAC(f.Destination)
-			if p == from || !addressed || h.isDisconnected || h.isPartitioned != from.host.isPartitioned || (l.shouldLose != nil && l.shouldLose(from.host.name, h.name, f)) {
+			if p == from || !addressed || h.isDisconnected {
 				continue
 			}
-			if l.frameDelay == 0 {
-				p.enqueueFrame(f)
-				continue
-			}
-			time.AfterFunc(l.frameDelay, func() { p.enqueueFrame(f) })
+			p.enqueueFrame(f)
 		}
 	}
 	return nil
@@ -142,7 +110,6 @@ type Host struct {
 	ports          []*port
 	openError      error
 	isDisconnected bool
-	isPartitioned  bool
 }
 
 var _ layer2.Wire = (*Host)(nil)
@@ -221,7 +188,7 @@ func (p *port) LostFrames() uint64 { return 0 }
 // Write sends a frame.
 func (p *port) Write(f layer2.Frame) error { return p.host.lan.deliverFrame(p, f) }
 
-// JoinGroup receives the frames to the group of an IPv6 address.
+// JoinGroup joins the group of an IPv6 address, so that the port receives requests for it.
 func (p *port) JoinGroup(a netip.Addr) error {
 	p.host.lan.mu.Lock()
 	defer p.host.lan.mu.Unlock()

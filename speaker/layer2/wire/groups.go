@@ -90,7 +90,7 @@ func (g *groupMemberships) setKernelMembership(option int, group netip.Addr) err
 	return unix.SetsockoptIPv6Mreq(g.kernelSocket, unix.IPPROTO_IPV6, option, &unix.IPv6Mreq{Multiaddr: group.As16(), Interface: uint32(g.linkIndex)})
 }
 
-// joinGroupOf receives the requests for the address.
+// joinGroupOf joins the group to which requests for the address are sent.
 func (g *groupMemberships) joinGroupOf(a netip.Addr) error {
 	group, err := ndp.SolicitedNodeMulticast(a)
 	if err != nil {

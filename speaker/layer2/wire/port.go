@@ -222,7 +222,7 @@ func (p *port) writeReport(b []byte) {
 	})
 }
 
-// JoinGroup receives the requests for an IPv6 address.
+// JoinGroup joins the group to which requests for an IPv6 address are sent.
 func (p *port) JoinGroup(a netip.Addr) error {
 	if p.memberships == nil {
 		return nil
