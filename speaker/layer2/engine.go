@@ -44,8 +44,8 @@ type Port interface {
 	// Write sends a frame. It never blocks: it returns ErrNotSent instead. Two calls
 	// must not overlap.
 	Write(f Frame) error
-	// JoinGroup joins the multicast group to which requests for an IPv6 address are sent. LeaveGroup
-	// leaves it. For IPv4 both do nothing.
+	// JoinGroup joins the multicast group to which requests for an IPv6 address are sent.
+	// LeaveGroup leaves it. For IPv4 both do nothing.
 	JoinGroup(a netip.Addr) error
 	LeaveGroup(a netip.Addr)
 	// LostFrames counts the frames that were lost because a receive or send buffer was full. Any
