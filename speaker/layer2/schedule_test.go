@@ -28,7 +28,7 @@ func runSchedule(t *testing.T, s *layer2.Schedule, from, to time.Time) map[layer
 			break
 		}
 		if !next.After(now) {
-			t.Fatalf("Advance(%v) asks to be called at %v: a busy loop", now, next)
+			t.Fatalf("Advance(%v) wants to be called at %v: a busy loop", now, next)
 		}
 		now = next
 	}
@@ -160,7 +160,7 @@ func TestScheduleProperties(t *testing.T) {
 				rt.Fatalf("%d scheduled, want %d", s.Len(), len(scheduled))
 			}
 			if next.IsZero() != (len(scheduled) == 0) || (!next.IsZero() && !next.After(now)) {
-				rt.Fatalf("Advance(%v) with %d scheduled asks to be called at %v", now, len(scheduled), next)
+				rt.Fatalf("Advance(%v) with %d scheduled wants to be called at %v", now, len(scheduled), next)
 			}
 			if next.IsZero() {
 				next = now.Add(time.Millisecond)

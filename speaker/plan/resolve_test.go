@@ -98,7 +98,7 @@ func TestDisableMPAppliesToIPv4SessionsOnly(t *testing.T) {
 		want bool
 	}{
 		"IPv4":                {snapshot.Peer{Address: netip.MustParseAddr("192.0.2.254"), DisableMultiprotocol: true}, true},
-		"not asked to":        {snapshot.Peer{Address: netip.MustParseAddr("192.0.2.254")}, false},
+		"not configured":      {snapshot.Peer{Address: netip.MustParseAddr("192.0.2.254")}, false},
 		"IPv6":                {snapshot.Peer{Address: netip.MustParseAddr("2001:db8::1"), DisableMultiprotocol: true}, false},
 		"both":                {snapshot.Peer{Address: netip.MustParseAddr("192.0.2.254"), DisableMultiprotocol: true, DualStack: true}, false},
 		"a router on a link":  {snapshot.Peer{Address: netip.MustParseAddr("fe80::1"), VRF: "eth1", DisableMultiprotocol: true}, false},

@@ -145,8 +145,8 @@ func FuzzPing(f *testing.F) {
 
 func checkPingFrame(t *testing.T, b []byte) {
 	for family, tt := range pingCaseByFamily {
-		var asked netip.Addr
-		answer, ok := tt.answer(bytes.Clone(b), func(a netip.Addr) bool { asked = a; return true })
+		var pinged netip.Addr
+		answer, ok := tt.answer(bytes.Clone(b), func(a netip.Addr) bool { pinged = a; return true })
 		if !ok {
 			continue
 		}
@@ -157,8 +157,8 @@ func checkPingFrame(t *testing.T, b []byte) {
 		if family == layer2.IPv6 {
 			from = answer[ip6SourceOffset:ip6DestinationOffset]
 		}
-		if !bytes.Equal(from, asked.AsSlice()) {
-			t.Fatalf("%s is asked, and %x answers", asked, from)
+		if !bytes.Equal(from, pinged.AsSlice()) {
+			t.Fatalf("a ping of %s is answered from %x", pinged, from)
 		}
 	}
 }

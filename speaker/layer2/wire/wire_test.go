@@ -223,7 +223,7 @@ func TestFrameOfTheOtherFamilyIsNotSent(t *testing.T) {
 	defer port.Close()
 	a := netip.MustParseAddr("fd00:a8::201")
 	if err := port.Write(layer2.Frame{Operation: layer2.Reply, SenderIP: a, TargetIP: a}); !errors.Is(err, layer2.ErrNotSent) {
-		t.Errorf("Write = %v, want ErrNotSent, so that the port goes on", err)
+		t.Errorf("Write = %v, want ErrNotSent, so that the port still works", err)
 	}
 }
 
