@@ -8,13 +8,14 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-// AskerCache remembers who asked for which address lately: who comes to answer for it tells them directly, since there are
-// networks that ignore announcements to everybody. It reads no clock. The zero value is not usable.
+// AskerCache remembers which hosts asked for which address. A node that becomes the holder of an
+// address sends these hosts a unicast notice, because some networks suppress broadcast
+// announcements. It reads no clock. The zero value is not usable.
 type AskerCache struct {
-	askersByAddress map[netip.Addr][]asker // by the address asked for, the latest last
+	askersByAddress map[netip.Addr][]asker // by the requested address, the latest last
 }
 
-// asker is a host that asked.
+// asker is a host that asked for an address.
 type asker struct {
 	facts.Neighbour
 	linkIndex int
@@ -22,22 +23,23 @@ type asker struct {
 }
 
 const (
-	// askerTimeout is how long an asker is remembered: hosts renew what they know by asking the holder alone, so that others
-	// hear of an asker once.
+	// askerTimeout is how long an asker is remembered. A host that renews its entry asks only the
+	// holder, so that other nodes see its broadcast request once.
 	askerTimeout = 30 * time.Minute
-	// askersPerAddressLimit and askedAddressesLimit bound the memory, so that a flood does not fill it.
+	// These two limits bound the memory, so that a flood of requests does not exhaust it.
 	askersPerAddressLimit = 8
 	askedAddressesLimit   = 16384
 )
 
-// NewAskerCache returns an empty Neighbours.
+// NewAskerCache returns an empty AskerCache.
 func NewAskerCache() *AskerCache { return &AskerCache{askersByAddress: map[netip.Addr][]asker{}} }
 
-// RecordRequest notes that a host asked for an address on a link. Of too many the one that asked first is forgotten.
+// RecordRequest stores that a host asked for an address on a link. If there are too many hosts, it
+// deletes the one that asked first.
 func (n *AskerCache) RecordRequest(a netip.Addr, link int, by facts.Neighbour, now time.Time) {
 	known, ok := n.askersByAddress[a]
 	if !ok && len(n.askersByAddress) >= askedAddressesLimit {
-		for other := range n.askersByAddress { // any: a real one asks again
+		for other := range n.askersByAddress { // any one: a real host asks again
 			delete(n.askersByAddress, other)
 			break
 		}
@@ -49,7 +51,8 @@ func (n *AskerCache) RecordRequest(a netip.Addr, link int, by facts.Neighbour, n
 	n.askersByAddress[a] = append(known, asker{by, link, now})
 }
 
-// NoticeTargets returns whom to tell about an address on a link: its routers first, then those who asked, the latest first.
+// NoticeTargets returns the hosts that get a notice about an address on a link: first the link's
+// gateways, then the hosts that asked, the latest first.
 func (n *AskerCache) NoticeTargets(a netip.Addr, l facts.Link, now time.Time) []facts.Neighbour {
 	var out []facts.Neighbour
 	for _, r := range l.ResolvedGateways {
@@ -66,7 +69,7 @@ func (n *AskerCache) NoticeTargets(a netip.Addr, l facts.Link, now time.Time) []
 	return out
 }
 
-// ForgetLink forgets who asked on a link.
+// ForgetLink deletes the requests that came on a link.
 func (n *AskerCache) ForgetLink(link int) {
 	for a, known := range n.askersByAddress {
 		if known = slices.DeleteFunc(known, func(k asker) bool { return k.linkIndex == link }); len(known) == 0 {
@@ -77,17 +80,18 @@ func (n *AskerCache) ForgetLink(link int) {
 	}
 }
 
-// unicastNotice is something to tell one neighbour.
+// unicastNotice is a notice to one neighbour that this node now answers for an address.
 type unicastNotice struct {
 	announcement Announcement
 	target       facts.Neighbour
 	dueAt        time.Time
 }
 
-// secondNoticeDelay is for a frame that was lost, and for hosts with a Linux that ignores a change too soon after another.
+// secondNoticeDelay is the delay of the second notice. It covers a lost frame, and Linux hosts that
+// ignore a change that follows another within a second.
 const secondNoticeDelay = 1100 * time.Millisecond
 
-// scheduleNotices has those who asked for an address told who answers now, twice.
+// scheduleNotices schedules two notices to each host that asked for an address.
 func (e *Engine) scheduleNotices(a netip.Addr, l facts.Link) {
 	now := e.now()
 	for _, to := range e.askers.NoticeTargets(a, l, now) {
@@ -98,24 +102,26 @@ func (e *Engine) scheduleNotices(a netip.Addr, l facts.Link) {
 	}
 }
 
-// noticeBatchSize is how many neighbours are told each pace, beside the announcements to everybody.
+// noticeBatchSize is how many notices are sent each batchInterval, besides the announcements.
 const noticeBatchSize = 50
 
-// sendDueNotices tells the neighbours what is due, noticeBatchSize of them each pace, and returns when the next is.
+// sendDueNotices sends the notices that are due, at most noticeBatchSize of them each
+// batchInterval, and returns when the next one is due.
 func (e *Engine) sendDueNotices(now time.Time) time.Time {
 	if now.Before(e.nextNoticeBatchAt) {
 		return e.nextNoticeBatchAt
 	}
 	var next time.Time
 	room := noticeBatchSize
-	for _, queue := range []*[]unicastNotice{&e.firstNotices, &e.repeatedNotices} { // each in the order of time
+	// each sorted by time
+	for _, queue := range []*[]unicastNotice{&e.firstNotices, &e.repeatedNotices} {
 		for len(*queue) > 0 && !(*queue)[0].dueAt.After(now) && room > 0 {
 			e.sendNotice((*queue)[0])
 			*queue = (*queue)[1:]
 			room--
 		}
 		if len(*queue) == 0 {
-			*queue = nil // the memory behind it
+			*queue = nil // frees the memory
 			continue
 		}
 		if at := (*queue)[0].dueAt; next.IsZero() || at.Before(next) {
@@ -131,9 +137,9 @@ func (e *Engine) sendDueNotices(now time.Time) time.Time {
 	return next
 }
 
-// sendNotice tells one neighbour. For IPv4 it is a question for the neighbour's own address: the answerer takes in who
-// asks (RFC 826), whatever it thinks of announcements. For IPv6 it is an advertisement that nobody asked for (RFC 4861
-// section 7.2.6).
+// sendNotice sends one notice. For IPv4 it is a request for the neighbour's own address: the
+// receiver of a request learns the sender's Ethernet address (RFC 826), even if it ignores
+// announcements. For IPv6 it is an unsolicited Neighbor Advertisement (RFC 4861 section 7.2.6).
 func (e *Engine) sendNotice(n unicastNotice) {
 	p := e.ports[portKey{n.announcement.Link, FamilyOf(n.announcement.Address)}]
 	h := e.holdings[n.announcement.Address]
@@ -152,8 +158,9 @@ func (e *Engine) sendNotice(n unicastNotice) {
 	}
 }
 
-// requestFilter tells a reader whether a question is worth remembering: not again so soon, and not too many, so that a flood of
-// questions is no work for the engine. It belongs to one reader.
+// requestFilter decides which requests a reader passes on to the AskerCache. It drops
+// repetitions and limits the rate, so that a flood of requests costs the engine no
+// time. Each reader has its own.
 type requestFilter struct {
 	recentRequests [1024]recentRequest
 	windowStart    time.Time
@@ -167,13 +174,13 @@ type recentRequest struct {
 }
 
 const (
-	// sameRequestInterval is how long the same question is no news.
+	// sameRequestInterval is how long a repeated request is dropped.
 	sameRequestInterval = time.Minute
-	// requestsPerSecondLimit is how many are passed on in a second.
+	// requestsPerSecondLimit is how many requests are passed on per second.
 	requestsPerSecondLimit = 1000
 )
 
-// isWorthRecording says whether the question should be remembered.
+// isWorthRecording says whether the request is passed on.
 func (s *requestFilter) isWorthRecording(f Frame, now time.Time) bool {
 	b := f.TargetIP.As16()
 	slot := &s.recentRequests[(uint(b[15])|uint(b[14])<<8^uint(f.SenderMAC[5])<<2^uint(f.SenderMAC[4])<<5)%uint(len(s.recentRequests))]

@@ -11,7 +11,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/layer2"
 )
 
-// neighbourNumber is a neighbour with that number.
+// neighbourNumber returns the neighbour with that number.
 func neighbourNumber(n int) facts.Neighbour {
 	return facts.Neighbour{Address: netip.AddrFrom4([4]byte{192, 168, 0, byte(n)}), MAC: facts.MAC{2, 0, 0, 0, 0, byte(n)}}
 }
@@ -23,19 +23,19 @@ func TestAskerCache(t *testing.T) {
 		at   time.Duration
 		want string
 	}{
-		"routers are told though they never asked": {func(*layer2.AskerCache) {}, 0, "1"},
-		"the latest comes first, after routers": {func(n *layer2.AskerCache) {
+		"gateways get a notice without a request": {func(*layer2.AskerCache) {}, 0, "1"},
+		"the latest comes first, after gateways": {func(n *layer2.AskerCache) {
 			for i := 5; i < 8; i++ {
 				n.RecordRequest(held, 2, neighbourNumber(i), epoch)
 			}
 			n.RecordRequest(held, 2, neighbourNumber(5), epoch)
 		}, 0, "1 5 7 6"},
-		"a router that asked is told once": {func(n *layer2.AskerCache) { n.RecordRequest(held, 2, neighbourNumber(1), epoch) }, 0, "1"},
-		"on another link":                  {func(n *layer2.AskerCache) { n.RecordRequest(held, 3, neighbourNumber(5), epoch) }, 0, "1"},
-		"for another address":              {func(n *layer2.AskerCache) { n.RecordRequest(other, 2, neighbourNumber(5), epoch) }, 0, "1"},
-		"not long ago":                     {func(n *layer2.AskerCache) { n.RecordRequest(held, 2, neighbourNumber(5), epoch) }, 29 * time.Minute, "1 5"},
-		"long ago":                         {func(n *layer2.AskerCache) { n.RecordRequest(held, 2, neighbourNumber(5), epoch) }, 31 * time.Minute, "1"},
-		"the last ones of many": {func(n *layer2.AskerCache) {
+		"a gateway that asked gets one notice": {func(n *layer2.AskerCache) { n.RecordRequest(held, 2, neighbourNumber(1), epoch) }, 0, "1"},
+		"a request on another link":            {func(n *layer2.AskerCache) { n.RecordRequest(held, 3, neighbourNumber(5), epoch) }, 0, "1"},
+		"a request for another address":        {func(n *layer2.AskerCache) { n.RecordRequest(other, 2, neighbourNumber(5), epoch) }, 0, "1"},
+		"a request 29 minutes ago":             {func(n *layer2.AskerCache) { n.RecordRequest(held, 2, neighbourNumber(5), epoch) }, 29 * time.Minute, "1 5"},
+		"a request 31 minutes ago":             {func(n *layer2.AskerCache) { n.RecordRequest(held, 2, neighbourNumber(5), epoch) }, 31 * time.Minute, "1"},
+		"the last eight of many": {func(n *layer2.AskerCache) {
 			for i := range 100 {
 				n.RecordRequest(held, 2, neighbourNumber(100+i), epoch)
 			}
@@ -55,13 +55,14 @@ func TestAskerCache(t *testing.T) {
 				got = append(got, fmt.Sprint(b[3]))
 			}
 			if text := strings.Join(got, " "); text != tt.want {
-				t.Errorf("told: %s, want %s", text, tt.want)
+				t.Errorf("the targets are %s, want %s", text, tt.want)
 			}
 		})
 	}
 }
 
-// A flood of questions for more addresses than there is room for costs no more memory, and newer ones are remembered.
+// A flood of requests for more addresses than the cache holds takes no more memory, and newer
+// requests are remembered.
 func TestAskerCacheIsBounded(t *testing.T) {
 	n := layer2.NewAskerCache()
 	for i := range 100_000 {
@@ -69,7 +70,7 @@ func TestAskerCacheIsBounded(t *testing.T) {
 	}
 	n.RecordRequest(held, 2, neighbourNumber(6), epoch)
 	if got := n.NoticeTargets(held, facts.Link{Index: 2}, epoch); len(got) != 1 || got[0] != neighbourNumber(6) {
-		t.Errorf("told: %v, want the last asker", got)
+		t.Errorf("the targets are %v, want the last asker", got)
 	}
 	remembered := 0
 	for i := range 100_000 {

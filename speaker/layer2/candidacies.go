@@ -8,9 +8,9 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// candidacyUpdates is what Overhear was told and Run did not take yet.
+// candidacyUpdates has the candidacies that SetCandidacies got and Run has not applied yet.
 type candidacyUpdates struct {
-	wake chan struct{} // holds one
+	wake chan struct{} // has a value while something is pending
 
 	mu      sync.Mutex // guards pending
 	pending map[netip.Addr][]int
@@ -28,9 +28,11 @@ func (o *candidacyUpdates) takePending() map[netip.Addr][]int {
 	return out
 }
 
-// SetCandidacies tells on which links this node may come to answer for addresses, as far as that changed: it lets questions about
-// those of IPv6 in before, which go to groups (RFC 4291 section 2.7.1). So a new holder knows whom to tell, its socket
-// is open, and the switches that snoop on MLD have its place already. Questions of IPv4 go to everybody.
+// SetCandidacies sets on which links this node may come to answer for an address. It
+// gets only what changed. For IPv6 the engine then receives the requests for these
+// addresses, which go to multicast groups (RFC 4291 section 2.7.1). So a new holder
+// knows which hosts asked, its socket is open, and switches that snoop on MLD already
+// forward the group to it. IPv4 requests are broadcast and need nothing.
 func (e *Engine) SetCandidacies(changed []intent.Binding, gone []netip.Addr) {
 	o := &e.candidacyUpdates
 	o.mu.Lock()
@@ -51,7 +53,7 @@ func (e *Engine) SetCandidacies(changed []intent.Binding, gone []netip.Addr) {
 	}
 }
 
-// applyCandidacies takes in what Overhear was told.
+// applyCandidacies applies the pending updates.
 func (e *Engine) applyCandidacies() {
 	for a, links := range e.candidacyUpdates.takePending() {
 		before := e.candidateLinksByAddress[a]
@@ -66,7 +68,7 @@ func (e *Engine) applyCandidacies() {
 		for _, l := range links {
 			key := portKey{l, IPv6}
 			if p := e.ports[key]; p == nil {
-				e.ensurePort(key) // which joins
+				e.ensurePort(key) // joins the groups too
 			} else if !slices.Contains(before, l) {
 				e.joinGroup(p, a)
 			}
@@ -74,7 +76,7 @@ func (e *Engine) applyCandidacies() {
 	}
 }
 
-// joinCandidateGroups lets questions in that go to the groups of the overheard addresses, on a port that was opened.
+// joinCandidateGroups joins the groups of all candidate addresses on a newly opened port.
 func (e *Engine) joinCandidateGroups(p *port) {
 	if p.key.family != IPv6 {
 		return

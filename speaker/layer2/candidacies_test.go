@@ -11,31 +11,33 @@ import (
 	"github.com/gantry-lb/gantry/speaker/layer2"
 )
 
-// setCandidacies says that the node may come to hold the addresses.
+// setCandidacies makes the node a candidate for the addresses.
 func (b *harness) setCandidacies(addresses ...netip.Addr) {
-	var claims []intent.Binding
+	var bindings []intent.Binding
 	for _, a := range addresses {
-		claims = append(claims, intent.Binding{Address: a, Links: []int{b.link.Index}})
+		bindings = append(bindings, intent.Binding{Address: a, Links: []int{b.link.Index}})
 	}
-	b.engine.SetCandidacies(claims, nil)
+	b.engine.SetCandidacies(bindings, nil)
 }
 
-// takeNoticeCounts counts the frames that were sent to each neighbour alone, of which each has to be news about the held address.
+// takeNoticeCounts counts the frames to each unicast address since the last call. Each of them has
+// to be a notice about the held address.
 func (s simulation) takeNoticeCounts() map[facts.MAC]int {
 	s.t.Helper()
-	told := map[facts.MAC]int{}
+	notices := map[facts.MAC]int{}
 	for _, f := range s.lan.TakeSentFrames() {
 		if f.From == "node1" && f.Frame.Destination[0]&1 == 0 {
-			told[f.Frame.Destination]++
+			notices[f.Frame.Destination]++
 			if f.Frame != s.noticeFor(s.held) {
-				s.t.Errorf("a neighbour is told %+v", f.Frame)
+				s.t.Errorf("a unicast frame is %+v, want the notice", f.Frame)
 			}
 		}
 	}
-	return told
+	return notices
 }
 
-// Who asked the former holder is told by the new one, twice, and not who asked long ago or for another address.
+// A host that asked the old holder gets two notices from the new one. A host that asked long ago,
+// or for another address, gets none.
 func TestRecentAskersReceiveNotices(t *testing.T) {
 	late := map[layer2.Family]netip.Addr{layer2.IPv4: netip.MustParseAddr("192.168.0.98"), layer2.IPv6: netip.MustParseAddr("fd00:a8::98")}
 	for family, c := range addressesByFamily {
@@ -54,15 +56,15 @@ func TestRecentAskersReceiveNotices(t *testing.T) {
 				s.lan.TakeSentFrames()
 				s.holdNewAddress(s.held)
 				time.Sleep(10 * time.Second)
-				if told := s.takeNoticeCounts(); len(told) != 1 || told[s.clientMAC] != 2 {
-					t.Fatalf("told: %v, want the client twice", told)
+				if notices := s.takeNoticeCounts(); len(notices) != 1 || notices[s.clientMAC] != 2 {
+					t.Fatalf("notices: %v, want two to the client", notices)
 				}
 			})
 		})
 	}
 }
 
-// Who asked while the node held the address is told when the node has it again.
+// A host that asked while the node held the address gets a notice when the node holds it again.
 func TestAskersOfAnEarlierHoldReceiveNotices(t *testing.T) {
 	for family, c := range addressesByFamily {
 		t.Run(family, func(t *testing.T) {
@@ -76,24 +78,25 @@ func TestAskersOfAnEarlierHoldReceiveNotices(t *testing.T) {
 				s.lan.TakeSentFrames()
 				s.holdNewAddress(s.held)
 				time.Sleep(10 * time.Second)
-				if told := s.takeNoticeCounts(); len(told) != 1 || told[s.clientMAC] != 2 {
-					t.Fatalf("told: %v, want the client twice", told)
+				if notices := s.takeNoticeCounts(); len(notices) != 1 || notices[s.clientMAC] != 2 {
+					t.Fatalf("notices: %v, want two to the client", notices)
 				}
 			})
 		})
 	}
 }
 
-// Questions of IPv6 go to groups: they are let in on links that are there, that come, that come back, and no longer than told.
+// IPv6 requests go to groups. A candidate receives them on present, new and reopened links, and
+// only while it is a candidate.
 func TestCandidacyAdmitsRequestsForIPv6(t *testing.T) {
 	for name, tt := range map[string]struct {
 		do   func(s simulation)
 		want bool
 	}{
-		"nothing is told": {func(simulation) {}, false},
-		"the address":     {func(s simulation) { s.setCandidacies(s.held) }, true},
-		"another address": {func(s simulation) { s.setCandidacies(s.other) }, false},
-		"a link that comes": {func(s simulation) {
+		"no candidacy":                    {func(simulation) {}, false},
+		"a candidacy for the address":     {func(s simulation) { s.setCandidacies(s.held) }, true},
+		"a candidacy for another address": {func(s simulation) { s.setCandidacies(s.other) }, false},
+		"a link that is added": {func(s simulation) {
 			s.engine.SetLinks(nil)
 			synctest.Wait()
 			s.setCandidacies(s.held)
@@ -106,17 +109,17 @@ func TestCandidacyAdmitsRequestsForIPv6(t *testing.T) {
 			s.nodeHost.FailPorts(layer2.ErrLinkGone)
 			time.Sleep(time.Second)
 		}, true},
-		"an address that is out of the question": {func(s simulation) {
+		"a candidacy that ended": {func(s simulation) {
 			s.setCandidacies(s.held)
 			synctest.Wait()
 			s.engine.SetCandidacies(nil, []netip.Addr{s.held})
 		}, false},
-		"an address that is out of the question and in it again": {func(s simulation) {
+		"a candidacy that ended and began again": {func(s simulation) {
 			s.setCandidacies(s.held)
 			s.engine.SetCandidacies(nil, []netip.Addr{s.held})
 			s.setCandidacies(s.held)
 		}, true},
-		"another link only": {func(s simulation) {
+		"a candidacy on another link only": {func(s simulation) {
 			s.setCandidacies(s.held)
 			synctest.Wait()
 			s.engine.SetCandidacies([]intent.Binding{{Address: s.held, Links: []int{s.link.Index + 1}}}, nil)
@@ -138,15 +141,16 @@ func TestCandidacyAdmitsRequestsForIPv6(t *testing.T) {
 				s.lan.TakeSentFrames()
 				s.holdNewAddress(s.held)
 				time.Sleep(10 * time.Second)
-				if told := s.takeNoticeCounts(); (told[s.clientMAC] > 0) != tt.want {
-					t.Fatalf("told: %v, want the client's question to be known: %v", told, tt.want)
+				if notices := s.takeNoticeCounts(); (notices[s.clientMAC] > 0) != tt.want {
+					t.Fatalf("notices: %v, want one to the client: %v", notices, tt.want)
 				}
 			})
 		})
 	}
 }
 
-// A thousand addresses with an asker each are no flood to the askers, and are not held up by what everybody is told.
+// A thousand addresses with an asker each do not flood the askers, and announcements
+// do not delay the notices.
 func TestNoticesArePaced(t *testing.T) {
 	for family, c := range addressesByFamily {
 		t.Run(family, func(t *testing.T) {
@@ -159,24 +163,24 @@ func TestNoticesArePaced(t *testing.T) {
 				synctest.Wait()
 				for _, a := range all {
 					s.sendFrame(s.requestFor(a))
-					time.Sleep(2 * time.Millisecond) // so many questions are remembered in a second
+					time.Sleep(2 * time.Millisecond) // the limit of remembered requests per second
 				}
 				s.lan.TakeSentFrames()
 				s.holdAddresses(all...)
 				time.Sleep(400 * time.Millisecond)
 				synctest.Wait()
-				within, told := map[time.Time]int{}, map[netip.Addr]bool{}
+				within, notices := map[time.Time]int{}, map[netip.Addr]bool{}
 				for _, f := range s.lan.TakeSentFrames() {
 					if f.From == "node1" && f.Frame.Destination == s.clientMAC {
 						within[f.At.Truncate(10*time.Millisecond)]++
-						told[f.Frame.SenderIP] = true
+						notices[f.Frame.SenderIP] = true
 					}
 				}
-				if len(told) != len(all) {
-					t.Errorf("the client is told of %d of %d addresses in 0.4 s", len(told), len(all))
+				if len(notices) != len(all) {
+					t.Errorf("the client gets notices about %d of %d addresses in 0.4 s", len(notices), len(all))
 				}
 				for at, n := range within {
-					if n > 100 { // two batches may share such a slot
+					if n > 100 { // two batches may be in such an interval
 						t.Fatalf("%d frames to one host within 10 ms at %v", n, at)
 					}
 				}

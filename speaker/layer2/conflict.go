@@ -14,16 +14,18 @@ type conflictKey struct {
 }
 
 const (
-	// conflictReportInterval bounds how often one host's claim to one address is reported.
+	// conflictReportInterval bounds how often the claim of one host to one address is reported.
 	conflictReportInterval = time.Second
-	// conflictHostsLimit bounds how many such hosts are remembered, so that forged ones do not fill the memory.
+	// conflictHostsLimit bounds how many claiming hosts are remembered, so that forged frames do
+	// not exhaust the memory.
 	conflictHostsLimit = 4096
-	// defendInterval is DEFEND_INTERVAL of RFC 5227 section 1.1: an address is defended no more often, so that two hosts
-	// that both insist on it do not fill the segment. That it is never given up is choice (c) of section 2.4.
+	// defendInterval is DEFEND_INTERVAL of RFC 5227 section 1.1. An address is defended no more
+	// often, so that two hosts that both keep it do not flood the segment. The engine never gives
+	// the address up, which is choice (c) of section 2.4.
 	defendInterval = 10 * time.Second
 )
 
-// reportConflict reports a frame whose sender speaks for a held address.
+// reportConflict reports a frame whose sender claims a held address.
 func (e *Engine) reportConflict(f Frame, link int) {
 	k, now := conflictKey{f.SenderIP, f.SenderMAC}, e.now()
 	last, known := e.conflictReportedAt[k]
@@ -31,7 +33,8 @@ func (e *Engine) reportConflict(f Frame, link int) {
 		return
 	}
 	if !known && len(e.conflictReportedAt) >= conflictHostsLimit {
-		if now.Sub(e.conflictsClearedAt) < conflictReportInterval { // or a flood would be work without end
+		// a flood must not cause a scan for each frame
+		if now.Sub(e.conflictsClearedAt) < conflictReportInterval {
 			e.dropped.Add(1)
 			return
 		}
@@ -46,7 +49,7 @@ func (e *Engine) reportConflict(f Frame, link int) {
 	e.sendReport(facts.Conflict{Address: f.SenderIP, MAC: f.SenderMAC, Link: link})
 }
 
-// announceDefence counts a foreign claim and defends the address.
+// announceDefence counts the claim of another host and announces the address.
 func (e *Engine) announceDefence(a netip.Addr) {
 	h, held := e.holdings[a]
 	if !held {

@@ -5,16 +5,16 @@ import (
 	"time"
 )
 
-// sendDeadline says until when answers may be sent. It keeps the time on both clocks: the monotonic one, which an operator who
-// sets the time back does not move, and the wall clock, which goes on while the machine is suspended. The earlier
-// one counts. Any goroutine may use it.
+// sendDeadline is the time until which answers may be sent. It keeps that time on two clocks, and
+// the earlier one counts. The monotonic clock does not move when an operator sets the time back.
+// The wall clock does not stop while the machine is suspended. Any goroutine may use it.
 type sendDeadline struct {
 	reference time.Time
-	monotonic atomic.Int64 // nanoseconds since base
+	monotonic atomic.Int64 // nanoseconds since reference
 	wall      atomic.Int64 // nanoseconds since 1970
 }
 
-// extendTo moves the end; the zero time closes the fence at once.
+// extendTo sets the deadline. The zero time forbids sending at once.
 func (f *sendDeadline) extendTo(until time.Time) {
 	if until.IsZero() {
 		f.monotonic.Store(0)
@@ -25,7 +25,7 @@ func (f *sendDeadline) extendTo(until time.Time) {
 	f.wall.Store(until.UnixNano())
 }
 
-// isPast says that nothing may be sent.
+// isPast says whether nothing may be sent any more.
 func (f *sendDeadline) isPast(now time.Time) bool {
 	return int64(now.Sub(f.reference)) >= f.monotonic.Load() || now.UnixNano() >= f.wall.Load()
 }

@@ -8,19 +8,19 @@ import (
 func TestSendDeadline(t *testing.T) {
 	base := time.Now() // has a monotonic reading
 	until := base.Add(time.Second)
-	// Round(0) strips the monotonic reading: comparing it with base uses the wall clock alone.
+	// Round(0) strips the monotonic reading, so that a comparison with base uses the wall clock.
 	tests := map[string]struct {
 		renew []time.Time
 		now   time.Time
 		want  bool
 	}{
-		"closed before the first renewal":      {nil, base, true},
-		"open until the end":                   {[]time.Time{until}, base.Add(999 * time.Millisecond), false},
-		"closed at the end":                    {[]time.Time{until}, until, true},
-		"closed by the zero time":              {[]time.Time{until, {}}, base, true},
-		"a later renewal counts":               {[]time.Time{until, until.Add(time.Second)}, until, false},
-		"an earlier renewal counts":            {[]time.Time{until.Add(time.Second), until}, until, true},
-		"closed when only the wall clock went": {[]time.Time{until}, until.Round(0), true},
+		"past before it is set":                  {nil, base, true},
+		"not past before the deadline":           {[]time.Time{until}, base.Add(999 * time.Millisecond), false},
+		"past at the deadline":                   {[]time.Time{until}, until, true},
+		"past after the zero time":               {[]time.Time{until, {}}, base, true},
+		"a later deadline replaces it":           {[]time.Time{until, until.Add(time.Second)}, until, false},
+		"an earlier deadline replaces it":        {[]time.Time{until.Add(time.Second), until}, until, true},
+		"past when only the wall clock advanced": {[]time.Time{until}, until.Round(0), true},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -29,7 +29,7 @@ func TestSendDeadline(t *testing.T) {
 				f.extendTo(u)
 			}
 			if got := f.isPast(tt.now); got != tt.want {
-				t.Errorf("closed = %v, want %v", got, tt.want)
+				t.Errorf("isPast = %v, want %v", got, tt.want)
 			}
 		})
 	}

@@ -1,7 +1,9 @@
-// Package layer2 answers for addresses on Ethernet segments. The Engine is told which addresses to answer for, on which
-// links; it answers ARP requests and Neighbor Solicitations, announces what is new, asks the wire who has an address, and
-// reports what others claim. It decides nothing about who should hold an address, and never puts one on an interface.
-// Package wire holds the Linux sockets; package segment stands in for it in tests.
+// Package layer2 answers for addresses on Ethernet segments. The Engine gets bindings:
+// addresses, each with the links on which to answer for it. It answers ARP requests
+// and Neighbor Solicitations, announces new addresses, probes whether another host
+// uses an address, and reports the claims of other hosts. It does not decide which
+// node holds an address, and it never puts an address on an interface. Package wire
+// has the Linux sockets; package layer2test replaces them in tests.
 package layer2
 
 import (
@@ -17,13 +19,14 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// What a Wire and its Ports may answer; any other error means that the port is unusable for now.
+// The errors that a Wire and its Ports return. After any other error the port is unusable for now.
 var (
-	// ErrDenied is the error of a Wire that may not open raw sockets.
+	// ErrDenied means that the process may not open raw sockets.
 	ErrDenied = errors.New("raw sockets are not permitted: give the speaker the capability NET_RAW")
-	// ErrLinkGone says that the link went down or away.
+	// ErrLinkGone means that the link is down or deleted.
 	ErrLinkGone = errors.New("the link is down or gone")
-	// ErrNotSent says that one frame was not sent, for lack of buffers say; the port goes on.
+	// ErrNotSent means that one frame was not sent, for example because the send buffer is full.
+	// The port still works.
 	ErrNotSent = errors.New("the frame was not sent")
 )
 
@@ -34,35 +37,40 @@ type Wire interface {
 
 // Port sends and receives frames of one family on one link.
 type Port interface {
-	// Receive hands every frame to handle, and sends what handle answers, until the port fails or is closed; it is
-	// called once, and returns why it ended. Frames that this node sent are not received.
+	// Receive calls handle for each frame and sends the answer that handle returns. It ends when
+	// the port fails or is closed, and returns the reason. It is called once. It does not return
+	// frames that this node sent.
 	Receive(handle func(Frame) (answer Frame, ok bool)) error
-	// Write sends a frame. It never waits: it answers ErrNotSent instead. Any time but during another Write.
+	// Write sends a frame. It never blocks: it returns ErrNotSent instead. Two calls
+	// must not overlap.
 	Write(f Frame) error
-	// JoinGroup lets questions about an IPv6 address in, which go to a group; Leave keeps them out again. For IPv4 there
-	// is nothing to join.
+	// JoinGroup joins the multicast group to which requests for an IPv6 address are sent.
+	// LeaveGroup leaves it. For IPv4 both do nothing.
 	JoinGroup(a netip.Addr) error
 	LeaveGroup(a netip.Addr)
-	// LostFrames counts frames that came or were answered when there was no room. Any goroutine may call it.
+	// LostFrames counts the frames that were lost because a receive or send buffer was full. Any
+	// goroutine may call it.
 	LostFrames() uint64
-	// Close ends Receive, and waits for nobody.
+	// Close ends Receive. It does not wait for it.
 	Close() error
 }
 
-// ProbeKind says how the wire is asked.
+// ProbeKind is how a Probe asks.
 type ProbeKind uint8
 
 // The kinds of Probes.
 const (
-	// AcquireProbe asks as one who may want to use the address: the sender's address is 0.0.0.0, so that nobody learns
-	// anything wrong from the question (RFC 5227 section 2.1.1).
+	// AcquireProbe asks before an address is taken. The sender address is 0.0.0.0 or ::, so that no
+	// host learns a wrong entry from the request (RFC 5227 section 2.1.1).
 	AcquireProbe ProbeKind = iota
-	// LivenessProbe asks as an ordinary neighbour, by the link's own address; hosts that ignore an Acquire answer this.
+	// LivenessProbe asks like an ordinary neighbour, from the link's own address. Some hosts ignore
+	// an AcquireProbe and answer this one.
 	LivenessProbe
 )
 
-// Probe asks the wire who answers for an address. Attempts frames are sent on each link, Interval apart, and the result
-// is reported Interval after the last, or at the first answer.
+// Probe asks the segment which host answers for an address. It sends Attempts frames
+// on each link, one each Interval. The result is reported at the first answer, or one
+// Interval after the last frame.
 type Probe struct {
 	ID       uint64
 	Address  netip.Addr
@@ -72,99 +80,116 @@ type Probe struct {
 	Kind     ProbeKind
 }
 
-// Report is what the engine found: facts.ProbeResult, facts.ForeignClaim, PortFailed or PortOpened.
+// Report is what the engine found: facts.ProbeResult, facts.Conflict, PortFailed or PortOpened.
 type Report any
 
-// PortFailed says that a link cannot be used for a family. It is reported once for each change of the error.
+// PortFailed means that a link cannot be used for a family. The same error is reported once.
 type PortFailed struct {
 	Link   facts.Link
 	Family Family
 	Err    error
 }
 
-// IsPermissionDenied says that the reason is lack of permission.
+// IsPermissionDenied says whether raw sockets are not permitted.
 func (p PortFailed) IsPermissionDenied() bool { return errors.Is(p.Err, ErrDenied) }
 
-// PortOpened says that a link is usable for a family now.
+// PortOpened means that a link can be used for a family again.
 type PortOpened struct {
 	Link   facts.Link
 	Family Family
 }
 
-// Engine is the owner of the ports. Make it with New; its methods may be called from any goroutine and return at once.
+// Engine owns the ports. New makes one. Any goroutine may call its methods, which return at once.
 type Engine struct {
 	wire Wire
 	now  func() time.Time
 
-	bindings         chan []intent.Binding // holds the latest value only, as does links
+	// bindings and linkSets hold the latest value only.
+	bindings         chan []intent.Binding
 	linkSets         chan facts.LinkSet
 	announceRequests chan []netip.Addr
 	defendRequests   chan netip.Addr
 	probeInbox       *probeInbox
 	reports          chan Report
 	sendDeadline     sendDeadline
-	// candidacyUpdates is what Run has yet to let in.
+	// candidacyUpdates has the candidacies that Run has not applied yet.
 	candidacyUpdates candidacyUpdates
 
 	dropped atomic.Uint64
-	// lostByClosedPorts is what the ports lost that are closed.
+	// lostByClosedPorts counts the frames that ports lost before they were closed.
 	lostByClosedPorts atomic.Uint64
-	// responderTable is what the readers of the ports, which answer by themselves, and the metrics see of what follows.
+	// responderTable is the part of the state below that the readers of the ports and
+	// the metrics use.
 	responderTable atomic.Pointer[responderTable]
 
-	// Run owns all that follows.
-	holdings     map[netip.Addr]holding // never edited, only replaced; in the table
+	// Run owns all fields below.
+	holdings     map[netip.Addr]holding // part of the responderTable: never edited, only replaced
 	ports        map[portKey]*port
 	presentLinks facts.LinkSet
 	probeByID    map[uint64]*runningProbe
-	// probesByAge has the same, the oldest first, and some that are over.
+	// probesByAge has the same probes, the oldest first, and some that are finished.
 	probesByAge []*runningProbe
-	// probesByAddress are the questions about an address.
+	// probesByAddress has the running probes of each address.
 	probesByAddress map[netip.Addr][]*runningProbe
-	probedAddresses map[netip.Addr]struct{} // its addresses, as the table has them; never edited
-	// nextProbeBatchAt is when the next questions may go out.
+	probedAddresses map[netip.Addr]struct{} // its keys, for the responderTable; never edited
+	// nextProbeBatchAt is when the next acquire probes may be sent.
 	nextProbeBatchAt time.Time
-	// probedAddressesChanged says that the two differ.
+	// probedAddressesChanged means that probedAddresses is older than probesByAddress.
 	probedAddressesChanged bool
 	schedule               *Schedule
 	readerEvents           chan readerEvent
 	readers                sync.WaitGroup
 	conflictReportedAt     map[conflictKey]time.Time
-	// conflictsClearedAt is when those of long ago were last forgotten.
+	// conflictsClearedAt is when old entries were last deleted from conflictReportedAt.
 	conflictsClearedAt time.Time
 	defendedAt         map[netip.Addr]time.Time
-	// askers are who asked for what; telling and repeatedNotices are what they are to be told, in the order of time.
+	// askers knows which hosts asked for which address. The two lists are notices to such hosts,
+	// each sorted by time.
 	askers                        *AskerCache
 	firstNotices, repeatedNotices []unicastNotice
-	nextNoticeBatchAt             time.Time // when the next may be told
-	// candidateLinksByAddress are the addresses of IPv6 that this node may come to hold, with the links.
+	nextNoticeBatchAt             time.Time // when the next batch may be sent
+	// candidateLinksByAddress has the IPv6 addresses that this node may come to hold,
+	// with their links.
 	candidateLinksByAddress map[netip.Addr][]int
-	// lastGeneration counts the opened ports.
+	// lastGeneration is the number of ports opened so far.
 	lastGeneration uint64
 	pingWire       PingWire // nil unless pings are answered
-	// workNeeded says that something was scheduled since the last call of work.
+	// workNeeded means that something was scheduled since the last call of runDueWork.
 	workNeeded bool
 }
 
-// Option changes what an Engine does beside answering.
+// Option sets an optional behaviour of an Engine.
 type Option func(*Engine)
 
-// WithRefreshInterval has every held address announced again each d after its burst, for networks whose switches forget too soon. The
-// announcements of thousands of addresses are spread and paced. 0 is off.
+// WithRefreshInterval announces each held address again each d after its burst, for networks whose
+// switches forget addresses too soon. The announcements of many addresses are spread over time and
+// paced. 0 turns it off.
 func WithRefreshInterval(d time.Duration) Option {
 	return func(e *Engine) { e.schedule = NewSchedule(d) }
 }
 
-// New returns an Engine that answers for nothing.
+// New returns an Engine without bindings.
 func New(wire Wire, now func() time.Time, options ...Option) *Engine {
 	e := &Engine{
 		wire: wire, now: now,
-		bindings: make(chan []intent.Binding, 1), linkSets: make(chan facts.LinkSet, 1), announceRequests: make(chan []netip.Addr, 16),
-		defendRequests: make(chan netip.Addr, 256),
-		probeInbox:     newProbeInbox(), reports: make(chan Report, 16384),
-		holdings: map[netip.Addr]holding{}, ports: map[portKey]*port{}, probeByID: map[uint64]*runningProbe{}, probesByAddress: map[netip.Addr][]*runningProbe{},
-		schedule: NewSchedule(0), readerEvents: make(chan readerEvent, 1024), conflictReportedAt: map[conflictKey]time.Time{}, defendedAt: map[netip.Addr]time.Time{}, askers: NewAskerCache(),
-		sendDeadline: sendDeadline{reference: now()}, candidacyUpdates: newCandidacyUpdates(), candidateLinksByAddress: map[netip.Addr][]int{},
+		bindings:                make(chan []intent.Binding, 1),
+		linkSets:                make(chan facts.LinkSet, 1),
+		announceRequests:        make(chan []netip.Addr, 16),
+		defendRequests:          make(chan netip.Addr, 256),
+		probeInbox:              newProbeInbox(),
+		reports:                 make(chan Report, 16384),
+		sendDeadline:            sendDeadline{reference: now()},
+		candidacyUpdates:        newCandidacyUpdates(),
+		holdings:                map[netip.Addr]holding{},
+		ports:                   map[portKey]*port{},
+		probeByID:               map[uint64]*runningProbe{},
+		probesByAddress:         map[netip.Addr][]*runningProbe{},
+		schedule:                NewSchedule(0),
+		readerEvents:            make(chan readerEvent, 1024),
+		conflictReportedAt:      map[conflictKey]time.Time{},
+		defendedAt:              map[netip.Addr]time.Time{},
+		askers:                  NewAskerCache(),
+		candidateLinksByAddress: map[netip.Addr][]int{},
 	}
 	for _, o := range options {
 		o(e)
@@ -173,7 +198,7 @@ func New(wire Wire, now func() time.Time, options ...Option) *Engine {
 	return e
 }
 
-// putLatest puts v in the place of a value that was not taken yet.
+// putLatest puts v into c, which holds one value, and drops the value that was not received yet.
 func putLatest[T any](c chan T, v T) {
 	for {
 		select {
@@ -188,13 +213,14 @@ func putLatest[T any](c chan T, v T) {
 	}
 }
 
-// ApplyBindings makes the engine answer for exactly these claims.
-func (e *Engine) ApplyBindings(claims []intent.Binding) { putLatest(e.bindings, claims) }
+// ApplyBindings replaces the addresses and links on which the engine answers.
+func (e *Engine) ApplyBindings(bindings []intent.Binding) { putLatest(e.bindings, bindings) }
 
-// SetLinks tells which links there are.
+// SetLinks replaces the set of usable links.
 func (e *Engine) SetLinks(links facts.LinkSet) { putLatest(e.linkSets, links) }
 
-// RepeatAnnouncements repeats the gratuitous burst of held addresses. A request too many is dropped: a burst is under way then.
+// RepeatAnnouncements starts the burst of announcements of held addresses again. When 16 requests
+// wait already, a further one is dropped, because bursts are under way then.
 func (e *Engine) RepeatAnnouncements(addresses []netip.Addr) {
 	select {
 	case e.announceRequests <- addresses:
@@ -203,8 +229,9 @@ func (e *Engine) RepeatAnnouncements(addresses []netip.Addr) {
 	}
 }
 
-// DefendAddress says that a host that has no right to it claims a held address: the address is announced once, unless that
-// was done lately. A request too many is dropped.
+// DefendAddress handles the claim of another host to a held address. The engine counts the claim
+// and announces the address once, unless it did so less than defendInterval ago. When 256 requests
+// wait already, a further one is dropped.
 func (e *Engine) DefendAddress(a netip.Addr) {
 	select {
 	case e.defendRequests <- a:
@@ -213,13 +240,14 @@ func (e *Engine) DefendAddress(a netip.Addr) {
 	}
 }
 
-// SendProbe asks the wire; the result comes as a report. Many questions at once are paced, in the order in which they come.
+// SendProbe probes an address. The result comes as a report. Many probes are paced, in
+// the order of the calls.
 func (e *Engine) SendProbe(p Probe) { e.probeInbox.enqueue(p) }
 
-// SetSendDeadline lets the engine answer until t. Before the first call it is silent.
+// SetSendDeadline allows the engine to send answers until t. Before the first call it sends none.
 func (e *Engine) SetSendDeadline(t time.Time) { e.sendDeadline.extendTo(t) }
 
-// Reports delivers what the engine finds. When nobody takes them the oldest are dropped.
+// Reports delivers what the engine finds. When the channel is full, the oldest reports are dropped.
 func (e *Engine) Reports() <-chan Report { return e.reports }
 
 func (e *Engine) sendReport(r Report) {
@@ -237,19 +265,20 @@ func (e *Engine) sendReport(r Report) {
 	}
 }
 
-// Run serves until ctx ends; then every port is closed and every reader has ended.
+// Run works until ctx ends. Then it closes every port and waits for every reader.
 func (e *Engine) Run(ctx context.Context) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	defer e.closeAllPorts()
 	for {
-		// A frame, of which there may be a flood, is looked at without a look at what else is due.
+		// After a frame, of which there may be a flood, due work is done only if the
+		// frame needs it.
 		e.workNeeded = true
 		select {
 		case <-ctx.Done():
 			return nil
-		case claims := <-e.bindings:
-			e.updateHoldings(claims)
+		case bindings := <-e.bindings:
+			e.updateHoldings(bindings)
 		case links := <-e.linkSets:
 			e.applyLinks(links)
 		case addresses := <-e.announceRequests:
@@ -278,7 +307,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	}
 }
 
-// runDueWork does what is due and returns how long it may wait until the next call.
+// runDueWork does what is due, and returns the delay until it has to be called again.
 func (e *Engine) runDueWork(now time.Time) time.Duration {
 	next := now.Add(time.Minute)
 	earlier := func(t time.Time) {
@@ -287,7 +316,7 @@ func (e *Engine) runDueWork(now time.Time) time.Duration {
 		}
 	}
 	e.workNeeded = false
-	earlier(e.reopenPorts(now)) // first, since it begins bursts
+	earlier(e.reopenPorts(now)) // first, because it starts bursts
 	earlier(e.advanceProbes(now))
 	due, at := e.schedule.Advance(now)
 	for _, g := range due {
@@ -301,15 +330,15 @@ func (e *Engine) runDueWork(now time.Time) time.Duration {
 	return max(next.Sub(now), 0)
 }
 
-// updateHoldings takes in what to answer for; each address that is new on a link is announced on it.
-func (e *Engine) updateHoldings(claims []intent.Binding) {
-	before, held := e.holdings, make(map[netip.Addr]holding, len(claims))
-	for _, c := range claims {
-		h := holding{c.Links, before[c.Address].counters}
+// updateHoldings applies new bindings. It announces each address on each link that is new for it.
+func (e *Engine) updateHoldings(bindings []intent.Binding) {
+	before, held := e.holdings, make(map[netip.Addr]holding, len(bindings))
+	for _, b := range bindings {
+		h := holding{b.Links, before[b.Address].counters}
 		if h.counters == nil {
 			h.counters = &atomicCounters{}
 		}
-		held[c.Address] = h
+		held[b.Address] = h
 	}
 	e.holdings = held
 	e.publishTable()
@@ -338,7 +367,7 @@ func (e *Engine) updateHoldings(claims []intent.Binding) {
 	}
 }
 
-// startAnswering begins to answer for an address on links where it was not answered for.
+// startAnswering begins to answer for an address on more links.
 func (e *Engine) startAnswering(a netip.Addr, links []int) {
 	for _, l := range links {
 		key := portKey{l, FamilyOf(a)}
@@ -364,9 +393,9 @@ func (e *Engine) startBurst(a netip.Addr, links []int) {
 	}
 }
 
-// announcementOperations are the forms of an announcement. For IPv4 they are two: a request, which is what RFC 5227 section 3 asks
-// for, and a reply, since some hosts update their cache on one of them alone. For IPv6 it is the unsolicited
-// Neighbor Advertisement (RFC 4861 section 7.2.6).
+// announcementOperations returns the frames that make up an announcement. IPv4 needs two: the
+// request of RFC 5227 section 3, and a reply, because some hosts update their cache only on one of
+// them. IPv6 has the unsolicited Neighbor Advertisement (RFC 4861 section 7.2.6).
 func announcementOperations(f Family) []Operation {
 	if f == IPv6 {
 		return []Operation{Reply}
@@ -395,7 +424,7 @@ func (e *Engine) sendAnnouncement(g Announcement) {
 
 func (e *Engine) isPastSendDeadline() bool { return e.sendDeadline.isPast(e.now()) }
 
-// handleReaderEvent handles what a reader passed on.
+// handleReaderEvent handles what the reader of a port found.
 func (e *Engine) handleReaderEvent(r readerEvent) {
 	p := e.ports[r.port]
 	if p == nil || p.generation != r.generation {

@@ -14,14 +14,14 @@ import (
 	"github.com/gantry-lb/gantry/speaker/layer2/layer2test"
 )
 
-// simulation is a bed on a segment in memory.
+// simulation is a harness on a segment in memory.
 type simulation struct {
 	*harness
 	lan      *layer2test.LAN
 	nodeHost *layer2test.Host
 }
 
-// simulateIPv4 runs f in a bubble, with IPv4.
+// simulateIPv4 runs f in a bubble with IPv4 addresses.
 func simulateIPv4(t *testing.T, f func(s simulation)) { simulateWith(t, addresses4, f) }
 
 func simulateWith(t *testing.T, c testAddresses, f func(s simulation), options ...layer2.Option) {
@@ -64,13 +64,13 @@ func (s simulation) takeAnnouncementCounts() map[netip.Addr]int {
 }
 
 func TestAnnouncementBursts(t *testing.T) {
-	const burst = 14 // seven rounds in two forms
+	const burst = 14 // seven rounds of two frames
 	settle := func() { time.Sleep(10 * time.Second); synctest.Wait() }
 	tests := map[string]struct {
 		do   func(s simulation)
 		want int
 	}{
-		"the same claims again announce nothing": {func(s simulation) { s.holdAddresses(held) }, 0},
+		"the same bindings again announce nothing": {func(s simulation) { s.holdAddresses(held) }, 0},
 		"a link that went away and comes back is announced on": {func(s simulation) {
 			s.engine.SetLinks(nil)
 			synctest.Wait()
@@ -84,8 +84,8 @@ func TestAnnouncementBursts(t *testing.T) {
 			s.link.Prefixes = nil
 			s.engine.SetLinks(facts.LinkSet{s.link})
 		}, 0},
-		"a port that broke is opened again and announced on": {func(s simulation) { s.nodeHost.FailPorts(layer2.ErrLinkGone) }, burst},
-		"on request": {func(s simulation) { s.engine.RepeatAnnouncements([]netip.Addr{held}) }, burst},
+		"a port that broke is opened again and announced on":      {func(s simulation) { s.nodeHost.FailPorts(layer2.ErrLinkGone) }, burst},
+		"announcements are repeated on request":                   {func(s simulation) { s.engine.RepeatAnnouncements([]netip.Addr{held}) }, burst},
 		"an address that is not held is not announced on request": {func(s simulation) { s.engine.RepeatAnnouncements([]netip.Addr{other}) }, 0},
 		"an address given up and taken again": {func(s simulation) {
 			s.engine.ApplyBindings(nil)
@@ -116,10 +116,10 @@ func TestRefreshInterval(t *testing.T) {
 		options []layer2.Option
 		want    int
 	}{
-		"no wish":               {nil, 0},
-		"each two minutes":      {[]layer2.Option{layer2.WithRefreshInterval(2 * time.Minute)}, 10},
-		"never":                 {[]layer2.Option{layer2.WithRefreshInterval(0)}, 0},
-		"each minute and 40 s ": {[]layer2.Option{layer2.WithRefreshInterval(100 * time.Second)}, 12},
+		"no option":        {nil, 0},
+		"each 2 minutes":   {[]layer2.Option{layer2.WithRefreshInterval(2 * time.Minute)}, 10},
+		"interval 0":       {[]layer2.Option{layer2.WithRefreshInterval(0)}, 0},
+		"each 100 seconds": {[]layer2.Option{layer2.WithRefreshInterval(100 * time.Second)}, 12},
 	} {
 		t.Run(name, func(t *testing.T) {
 			simulateWith(t, addresses4, func(s simulation) {
@@ -138,15 +138,15 @@ func TestRefreshInterval(t *testing.T) {
 
 func TestAnnouncementsOfManyAddressesArePaced(t *testing.T) {
 	simulateIPv4(t, func(s simulation) {
-		var claims []netip.Addr
+		var addresses []netip.Addr
 		for i := range 1000 {
-			claims = append(claims, netip.AddrFrom4([4]byte{10, 0, byte(i / 250), byte(i % 250)}))
+			addresses = append(addresses, netip.AddrFrom4([4]byte{10, 0, byte(i / 250), byte(i % 250)}))
 		}
-		s.holdAddresses(claims...)
+		s.holdAddresses(addresses...)
 		time.Sleep(300 * time.Millisecond)
 		synctest.Wait()
-		if n := len(s.takeAnnouncementCounts()); n != len(claims) {
-			t.Fatalf("%d of %d addresses are announced in 0.3 s", n, len(claims))
+		if n := len(s.takeAnnouncementCounts()); n != len(addresses) {
+			t.Fatalf("%d of %d addresses are announced in 0.3 s", n, len(addresses))
 		}
 	})
 }
@@ -227,7 +227,7 @@ func TestFloodOfForgedConflictsIsBounded(t *testing.T) {
 		}
 		s.discardHeardFrames()
 		s.sendFrame(s.requestFor(held))
-		s.wantHeard("the address is answered for still", s.replyFor(held))
+		s.wantHeard("the address is still answered for", s.replyFor(held))
 	})
 }
 
@@ -246,10 +246,10 @@ func TestAddressIsAnsweredOnItsLinksOnly(t *testing.T) {
 			t.Fatalf("%d answers, want one", n)
 		}
 		if f := <-s.heardFrames; f.SenderMAC != second.MAC {
-			t.Fatalf("the answer is of %s, want the claim's link %s", f.SenderMAC, second.MAC)
+			t.Fatalf("the answer is of %s, want the link of the binding, %s", f.SenderMAC, second.MAC)
 		}
-		if n := len(s.engine.Reports()); n != 1 { // the second port
-			t.Fatalf("%d reports: the node takes its other link for a stranger", n-1)
+		if n := len(s.engine.Reports()); n != 1 { // for the second port
+			t.Fatalf("%d reports: the node takes its other link for a foreign host", n-1)
 		}
 	})
 }
@@ -272,7 +272,7 @@ func TestManyProbesAtOnce(t *testing.T) {
 	})
 }
 
-// Questions are paced: thousands of addresses to take are no flood.
+// Probes are paced, so that taking thousands of addresses does not flood the segment.
 func TestProbesArePaced(t *testing.T) {
 	simulateIPv4(t, func(s simulation) {
 		for i := range 1000 {
@@ -287,17 +287,18 @@ func TestProbesArePaced(t *testing.T) {
 			sent++
 		}
 		if sent != 2000 {
-			t.Fatalf("%d questions, want two for each address", sent)
+			t.Fatalf("%d probes, want two for each address", sent)
 		}
 		for at, n := range within {
-			if n > 200 { // two batches may share such a slot
-				t.Fatalf("%d questions within 10 ms at %v", n, at)
+			if n > 200 { // two batches may be in such an interval
+				t.Fatalf("%d probes within 10 ms at %v", n, at)
 			}
 		}
 	})
 }
 
-// A stranger's claim is met with one announcement in ten seconds (RFC 5227 section 2.4), and counted each time.
+// A conflict is answered with one announcement in ten seconds (RFC 5227 section 2.4),
+// and counted each time.
 func TestDefenceIsRateLimited(t *testing.T) {
 	simulateIPv4(t, func(s simulation) {
 		s.holdAddresses(held)
@@ -321,7 +322,7 @@ func TestInvalidProbeDoesNotHarmThePort(t *testing.T) {
 	simulateIPv4(t, func(s simulation) {
 		s.engine.SendProbe(layer2.Probe{ID: 1, Links: []int{s.link.Index}, Attempts: 1, Interval: time.Millisecond})
 		if r := awaitReport[facts.ProbeResult](s.harness, "the probe ends"); !r.NotSent {
-			t.Fatalf("the result is %+v, want that nobody was asked", r)
+			t.Fatalf("the result is %+v, want that it was not sent", r)
 		}
 		s.holdNewAddress(held)
 		s.sendFrame(s.requestFor(held))

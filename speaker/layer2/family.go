@@ -6,8 +6,8 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-// Family is an address family: IPv4 neighbours are found with ARP (RFC 826), IPv6 ones with neighbour discovery
-// (RFC 4861). Each has ports of its own.
+// Family is an address family. Neighbours are found with ARP for IPv4 (RFC 826) and with neighbour
+// discovery for IPv6 (RFC 4861). Each family has its own ports.
 type Family uint8
 
 // The families.
@@ -33,13 +33,14 @@ func FamilyOf(a netip.Addr) Family {
 }
 
 var (
-	// broadcastMAC is the Ethernet address of everybody.
+	// broadcastMAC is the Ethernet broadcast address.
 	broadcastMAC = facts.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
-	// allNodesMAC is that of every IPv6 host, ff02::1 (RFC 2464 section 7).
+	// allNodesMAC is the Ethernet address of the IPv6 group of all nodes, ff02::1 (RFC
+	// 2464 section 7).
 	allNodesMAC = facts.MAC{0x33, 0x33, 0, 0, 0, 1}
 )
 
-// AnnouncementMAC returns the Ethernet address to which news about an address go.
+// AnnouncementMAC returns the Ethernet address to which announcements of an address are sent.
 func AnnouncementMAC(a netip.Addr) facts.MAC {
 	if a.Is6() {
 		return allNodesMAC
@@ -47,8 +48,9 @@ func AnnouncementMAC(a netip.Addr) facts.MAC {
 	return broadcastMAC
 }
 
-// RequestMAC returns the Ethernet address to which questions about an address go: everybody's, or for IPv6 that of the
-// solicited-node group (RFC 4291 section 2.7.1), which hosts whose addresses end alike share.
+// RequestMAC returns the Ethernet address to which requests for an address are sent: the broadcast
+// address, or for IPv6 the address of the solicited-node group (RFC 4291 section 2.7.1). Addresses
+// with the same last three bytes share that group.
 func RequestMAC(a netip.Addr) facts.MAC {
 	if !a.Is6() {
 		return broadcastMAC
@@ -57,7 +59,7 @@ func RequestMAC(a netip.Addr) facts.MAC {
 	return facts.MAC{0x33, 0x33, 0xff, b[13], b[14], b[15]}
 }
 
-// unspecifiedAddress is the address of who has none yet.
+// unspecifiedAddress returns the sender address of a host that has no address yet.
 func unspecifiedAddress(f Family) netip.Addr {
 	if f == IPv6 {
 		return netip.IPv6Unspecified()

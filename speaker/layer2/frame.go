@@ -6,17 +6,19 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-// Operation is what a Frame is.
+// Operation says whether a Frame asks or answers.
 type Operation uint16
 
-// The operations of ARP (RFC 826). A Neighbor Solicitation is a Request, a Neighbor Advertisement a Reply.
+// The operations of ARP (RFC 826). A Neighbor Solicitation is a Request, a Neighbor
+// Advertisement is a Reply.
 const (
 	Request Operation = 1
 	Reply   Operation = 2
 )
 
-// Frame is an ARP frame for IPv4 over Ethernet, or the same said with neighbour discovery for IPv6. In a Reply SenderIP is
-// the address that is spoken for and TargetIP the one that is spoken to, its own when everybody is.
+// Frame is an ARP frame for IPv4 over Ethernet, or the same content in neighbour discovery for
+// IPv6. In a Reply, SenderIP is the address that the sender claims. TargetIP is the address of the
+// receiver, or equal to SenderIP in a Reply to all hosts.
 type Frame struct {
 	Destination, Source facts.MAC
 	Operation           Operation
@@ -24,14 +26,14 @@ type Frame struct {
 	SenderIP            netip.Addr
 	TargetMAC           facts.MAC
 	TargetIP            netip.Addr
-	// Unsolicited says that nobody asked for a Reply to one host. ARP does not tell.
+	// Unsolicited marks a Reply to one host that sent no request. ARP has no such flag.
 	Unsolicited bool
 }
 
-// DropReason says why a frame is not answered.
+// DropReason is why a frame is not answered.
 type DropReason string
 
-// What becomes of a frame that asks for a held address.
+// The outcomes for a frame that requests a held address.
 const (
 	Answered       DropReason = ""
 	DropNoRequest  DropReason = "NoRequest"
@@ -40,19 +42,21 @@ const (
 	DropBadSender  DropReason = "BadSender"
 )
 
-// BuildReply returns the reply to a frame whose target is an address that the node with this Ethernet address holds. A probe,
-// whose sender has no address yet, is answered too: that is how its sender learns that the address is taken
-// (RFC 5227 section 2.1.1; RFC 4862 section 5.4.3). For IPv6 that answer goes to all, since the sender cannot be
-// addressed yet (RFC 4861 section 7.2.4).
+// BuildReply returns the reply to a request for an address that this node holds; own
+// is the Ethernet address of its link. A probe has no sender address yet. It is
+// answered too, so that its sender learns that the address is in use (RFC 5227 section
+// 2.1.1; RFC 4862 section 5.4.3). For IPv6 that answer goes to all nodes, because the
+// sender has no address to send to (RFC 4861 section 7.2.4).
 func BuildReply(f Frame, own facts.MAC) (Frame, DropReason) {
 	switch {
 	case f.Operation != Request:
 		return Frame{}, DropNoRequest
 	case f.Destination != RequestMAC(f.TargetIP) && f.Destination != own:
 		return Frame{}, DropNotForUs
-	case f.SenderIP == f.TargetIP: // an announcement, no question
+	case f.SenderIP == f.TargetIP: // an announcement, not a request
 		return Frame{}, DropGratuitous
-	case f.SenderMAC == facts.MAC{} || f.SenderMAC[0]&1 == 1: // a group is no sender: the answer would go to everybody
+	// the reply to a group address would reach many hosts
+	case f.SenderMAC == facts.MAC{} || f.SenderMAC[0]&1 == 1:
 		return Frame{}, DropBadSender
 	}
 	answer := Frame{

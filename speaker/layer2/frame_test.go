@@ -25,18 +25,18 @@ func TestBuildReply(t *testing.T) {
 		want layer2.Frame
 		why  layer2.DropReason
 	}{
-		"a broadcast request":                         {func(*layer2.Frame) {}, reply, layer2.Answered},
-		"a request to our MAC":                        {func(f *layer2.Frame) { f.Destination = own }, reply, layer2.Answered},
-		"a probe without sender address":              {func(f *layer2.Frame) { f.SenderIP = netip.IPv4Unspecified() }, probeReply, layer2.Answered},
-		"a request to another host's MAC":             {func(f *layer2.Frame) { f.Destination = foreignMAC }, layer2.Frame{}, layer2.DropNotForUs},
-		"a request to a group":                        {func(f *layer2.Frame) { f.Destination = facts.MAC{1, 0, 0x5e} }, layer2.Frame{}, layer2.DropNotForUs},
-		"a reply":                                     {func(f *layer2.Frame) { f.Operation = layer2.Reply }, layer2.Frame{}, layer2.DropNoRequest},
-		"an unknown operation":                        {func(f *layer2.Frame) { f.Operation = 9 }, layer2.Frame{}, layer2.DropNoRequest},
-		"an announcement of our address":              {func(f *layer2.Frame) { f.SenderIP = held }, layer2.Frame{}, layer2.DropGratuitous},
-		"a sender that calls itself everybody":        {func(f *layer2.Frame) { f.SenderMAC = ethernetBroadcast }, layer2.Frame{}, layer2.DropBadSender},
-		"a sender that calls itself a group":          {func(f *layer2.Frame) { f.SenderMAC = facts.MAC{1} }, layer2.Frame{}, layer2.DropBadSender},
-		"a sender without Ethernet address":           {func(f *layer2.Frame) { f.SenderMAC = facts.MAC{} }, layer2.Frame{}, layer2.DropBadSender},
-		"a target MAC from an old cache is no matter": {func(f *layer2.Frame) { f.TargetMAC = foreignMAC }, reply, layer2.Answered},
+		"a broadcast request":                    {func(*layer2.Frame) {}, reply, layer2.Answered},
+		"a request to our MAC":                   {func(f *layer2.Frame) { f.Destination = own }, reply, layer2.Answered},
+		"a probe without sender address":         {func(f *layer2.Frame) { f.SenderIP = netip.IPv4Unspecified() }, probeReply, layer2.Answered},
+		"a request to another host's MAC":        {func(f *layer2.Frame) { f.Destination = foreignMAC }, layer2.Frame{}, layer2.DropNotForUs},
+		"a request to a group":                   {func(f *layer2.Frame) { f.Destination = facts.MAC{1, 0, 0x5e} }, layer2.Frame{}, layer2.DropNotForUs},
+		"a reply":                                {func(f *layer2.Frame) { f.Operation = layer2.Reply }, layer2.Frame{}, layer2.DropNoRequest},
+		"an unknown operation":                   {func(f *layer2.Frame) { f.Operation = 9 }, layer2.Frame{}, layer2.DropNoRequest},
+		"an announcement of our address":         {func(f *layer2.Frame) { f.SenderIP = held }, layer2.Frame{}, layer2.DropGratuitous},
+		"a sender with the broadcast address":    {func(f *layer2.Frame) { f.SenderMAC = ethernetBroadcast }, layer2.Frame{}, layer2.DropBadSender},
+		"a sender with a group address":          {func(f *layer2.Frame) { f.SenderMAC = facts.MAC{1} }, layer2.Frame{}, layer2.DropBadSender},
+		"a sender without Ethernet address":      {func(f *layer2.Frame) { f.SenderMAC = facts.MAC{} }, layer2.Frame{}, layer2.DropBadSender},
+		"the target MAC of a request is ignored": {func(f *layer2.Frame) { f.TargetMAC = foreignMAC }, reply, layer2.Answered},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -50,7 +50,7 @@ func TestBuildReply(t *testing.T) {
 	}
 }
 
-// FuzzBuildReply holds that an answer goes to one host, says the truth, and is never itself a question.
+// FuzzBuildReply checks that a reply goes to one host, has the right content, and is no request.
 func FuzzBuildReply(f *testing.F) {
 	f.Add(uint16(1), []byte("\xff\xff\xff\xff\xff\xff\x02\x00\x00\x00\x00\x01\xc0\xa8\x00\x64"))
 	f.Add(uint16(2), make([]byte, 16))

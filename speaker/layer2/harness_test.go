@@ -13,7 +13,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/links/netnstest"
 )
 
-// testAddresses is who plays in a scenario.
+// testAddresses are the addresses in a scenario.
 type testAddresses struct {
 	held, other, clientIP netip.Addr
 	nodeIP                netip.Prefix
@@ -43,15 +43,15 @@ type harness struct {
 	t               testing.TB
 	engine          *layer2.Engine
 	nodeNamespace   *netnstest.Namespace // nil on a segment in memory
-	clientNamespace *netnstest.Namespace // the same
+	clientNamespace *netnstest.Namespace // nil on a segment in memory
 	link            facts.Link
 	clientPort      layer2.Port
 	clientMAC       facts.MAC // of the client
 	heardFrames     chan layer2.Frame
 }
 
-// startEngine runs the engine and the client's reader until the test ends; run starts the engine's goroutine, which has to
-// be in the network namespace of the wire.
+// startEngine runs the engine and the client's reader until the test ends. run works in the network
+// namespace of the Wire and returns when its context ends.
 func (b *harness) startEngine(run func(context.Context) error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -76,7 +76,7 @@ func (b *harness) startEngine(run func(context.Context) error) {
 		_ = b.clientPort.Close() // it is only read from by now
 		<-read
 	})
-	if err := b.clientPort.JoinGroup(b.held); err != nil { // to hear who asks for it
+	if err := b.clientPort.JoinGroup(b.held); err != nil { // to hear the requests for it
 		b.t.Fatal(err)
 	}
 	b.link.Prefixes = []netip.Prefix{b.nodeIP}
@@ -86,22 +86,22 @@ func (b *harness) startEngine(run func(context.Context) error) {
 
 // holdAddresses makes the engine answer for the addresses, for an hour.
 func (b *harness) holdAddresses(addresses ...netip.Addr) {
-	var claims []intent.Binding
+	var bindings []intent.Binding
 	for _, a := range addresses {
-		claims = append(claims, intent.Binding{Address: a, Links: []int{b.link.Index}})
+		bindings = append(bindings, intent.Binding{Address: a, Links: []int{b.link.Index}})
 	}
 	b.engine.SetSendDeadline(time.Now().Add(time.Hour))
-	b.engine.ApplyBindings(claims)
+	b.engine.ApplyBindings(bindings)
 }
 
-// holdNewAddress is hold for an address that is not held yet; it waits until that is so.
+// holdNewAddress does the same for an address that is not held yet, and waits for its announcement.
 func (b *harness) holdNewAddress(a netip.Addr) {
 	b.t.Helper()
 	b.holdAddresses(a)
 	b.wantHeard("the address is announced", b.gratuitousReply(b.link.MAC, a))
 }
 
-// requestFor is the client asking for an address.
+// requestFor returns the client's request for an address.
 func (b *harness) requestFor(a netip.Addr) layer2.Frame {
 	return layer2.Frame{
 		Destination: layer2.RequestMAC(a), Source: b.clientMAC, Operation: layer2.Request,
@@ -109,7 +109,7 @@ func (b *harness) requestFor(a netip.Addr) layer2.Frame {
 	}
 }
 
-// gratuitousReply is somebody claiming an address by a gratuitous reply.
+// gratuitousReply returns an announcement of an address.
 func (b *harness) gratuitousReply(mac facts.MAC, a netip.Addr) layer2.Frame {
 	all := layer2.AnnouncementMAC(a)
 	return layer2.Frame{
@@ -118,7 +118,7 @@ func (b *harness) gratuitousReply(mac facts.MAC, a netip.Addr) layer2.Frame {
 	}
 }
 
-// noticeFor is the engine telling the client, and nobody else, about an address.
+// noticeFor returns the engine's unicast notice about an address to the client.
 func (b *harness) noticeFor(a netip.Addr) layer2.Frame {
 	f := layer2.Frame{
 		Destination: b.clientMAC, Source: b.link.MAC, Operation: layer2.Request,
@@ -137,7 +137,7 @@ func (b *harness) sendFrame(f layer2.Frame) {
 	}
 }
 
-// replyFor is the reply that the client should get for a.
+// replyFor returns the engine's reply to the client for a.
 func (b *harness) replyFor(a netip.Addr) layer2.Frame {
 	return layer2.Frame{
 		Destination: b.clientMAC, Source: b.link.MAC, Operation: layer2.Reply,
@@ -161,7 +161,7 @@ func (b *harness) wantHeard(sentence string, want layer2.Frame) {
 	}
 }
 
-// wantSilence asserts that the client is told nothing about a for a while.
+// wantSilence asserts that the client hears nothing about a for 300 ms.
 func (b *harness) wantSilence(sentence string, a netip.Addr) {
 	b.t.Helper()
 	b.discardHeardFrames()
@@ -178,7 +178,7 @@ func (b *harness) wantSilence(sentence string, a netip.Addr) {
 	}
 }
 
-// unspecifiedAddress is the address of who has none.
+// unspecifiedAddress is the sender address of a host without an address.
 func (b *harness) unspecifiedAddress() netip.Addr {
 	if b.held.Is4() {
 		return netip.IPv4Unspecified()
@@ -192,7 +192,7 @@ func (b *harness) discardHeardFrames() {
 	}
 }
 
-// awaitReport waits for the next report of the kind.
+// awaitReport waits for the next report of type T.
 func awaitReport[T any](b *harness, sentence string) T {
 	b.t.Helper()
 	timeout := time.After(30 * time.Second)
@@ -203,57 +203,57 @@ func awaitReport[T any](b *harness, sentence string) T {
 				return v
 			}
 		case <-timeout:
-			b.t.Fatalf("%s: no such report", sentence)
+			b.t.Fatalf("%s: no such report came", sentence)
 		}
 	}
 }
 
-// scenarios hold on every kind of wire.
+// scenarios must pass on every kind of Wire.
 var scenarios = map[string]func(b *harness){
 	"a held address is answered for, another is not": func(b *harness) {
 		b.holdNewAddress(b.held)
 		b.sendFrame(b.requestFor(b.held))
-		b.wantHeard("the held address is asked for", b.replyFor(b.held))
+		b.wantHeard("a request for the held address", b.replyFor(b.held))
 		b.sendFrame(b.requestFor(b.other))
-		b.wantSilence("another address is asked for", b.other)
+		b.wantSilence("a request for another address", b.other)
 	},
 	"a request to the link's own MAC is answered": func(b *harness) {
 		b.holdNewAddress(b.held)
 		f := b.requestFor(b.held)
 		f.Destination = b.link.MAC
 		b.sendFrame(f)
-		b.wantHeard("a neighbour checks whether the address is still here", b.replyFor(b.held))
+		b.wantHeard("a neighbour sends a unicast request", b.replyFor(b.held))
 	},
 	"a host that wants the address for itself learns that it is taken": func(b *harness) {
 		b.holdNewAddress(b.held)
 		f := b.requestFor(b.held)
 		f.SenderIP = b.unspecifiedAddress()
 		b.sendFrame(f)
-		want := b.gratuitousReply(b.link.MAC, b.held) // the asker of IPv6 has no address to answer to
+		want := b.gratuitousReply(b.link.MAC, b.held) // an IPv6 prober has no address to answer to
 		if b.held.Is4() {
 			want = b.replyFor(b.held)
 			want.TargetIP = b.unspecifiedAddress()
 		}
 		b.wantHeard("the host probes (RFC 5227 section 2.1.1, RFC 4862 section 5.4)", want)
 	},
-	"nothing is answered before the fence is renewed": func(b *harness) {
+	"nothing is answered before the send deadline is set": func(b *harness) {
 		b.engine.ApplyBindings([]intent.Binding{{Address: b.held, Links: []int{b.link.Index}}})
 		b.sendFrame(b.requestFor(b.held))
-		b.wantSilence("the fence is closed", b.held)
-		b.holdNewAddress(b.other) // renews; the claim on the first address is given up
+		b.wantSilence("no send deadline was set", b.held)
+		b.holdNewAddress(b.other) // sets the deadline; the first address is not held any more
 		b.holdNewAddress(b.held)
 		b.sendFrame(b.requestFor(b.held))
-		b.wantHeard("the fence is open", b.replyFor(b.held))
+		b.wantHeard("the send deadline is in the future", b.replyFor(b.held))
 		b.engine.SetSendDeadline(time.Time{})
 		b.sendFrame(b.requestFor(b.held))
-		b.wantSilence("the fence is closed again", b.held)
+		b.wantSilence("sending is forbidden again", b.held)
 	},
-	"answers end when the fence runs out": func(b *harness) {
+	"answers end at the send deadline": func(b *harness) {
 		b.holdNewAddress(b.held)
 		b.engine.SetSendDeadline(time.Now().Add(50 * time.Millisecond))
 		<-time.After(60 * time.Millisecond)
 		b.sendFrame(b.requestFor(b.held))
-		b.wantSilence("the time is over", b.held)
+		b.wantSilence("the send deadline is past", b.held)
 	},
 	"a new address is announced in the forms of its family": func(b *harness) {
 		b.holdAddresses(b.held)
@@ -265,20 +265,20 @@ var scenarios = map[string]func(b *harness){
 		}
 		b.wantHeard("the address is new", want)
 	},
-	"an address that is given up is silent": func(b *harness) {
+	"an address that is given up is not answered for": func(b *harness) {
 		b.holdNewAddress(b.held)
 		b.sendFrame(b.requestFor(b.held))
 		b.wantHeard("the address is held", b.replyFor(b.held))
 		b.engine.ApplyBindings(nil)
-		for len(b.engine.Counters()) > 0 { // until the engine has taken it in
+		for len(b.engine.Counters()) > 0 { // until the engine has applied it
 			<-time.After(5 * time.Millisecond)
 		}
 		b.sendFrame(b.requestFor(b.held))
 		b.wantSilence("the address is given up", b.held)
 	},
-	"a probe reports who answers": func(b *harness) {
+	"a probe reports the host that answers": func(b *harness) {
 		b.engine.SendProbe(layer2.Probe{ID: 7, Address: b.held, Links: []int{b.link.Index}, Attempts: 2, Interval: 100 * time.Millisecond})
-		b.wantHeard("the engine asks", layer2.Frame{
+		b.wantHeard("the engine probes", layer2.Frame{
 			Destination: layer2.RequestMAC(b.held), Source: b.link.MAC, Operation: layer2.Request,
 			SenderMAC: b.link.MAC, SenderIP: b.unspecifiedAddress(), TargetIP: b.held,
 		})
@@ -292,32 +292,32 @@ var scenarios = map[string]func(b *harness){
 			b.t.Fatalf("the result is %+v, want the client's answer", r)
 		}
 	},
-	"a probe that nobody answers reports silence": func(b *harness) {
+	"a probe without answers reports none": func(b *harness) {
 		b.engine.SendProbe(layer2.Probe{ID: 8, Address: b.held, Links: []int{b.link.Index}, Attempts: 2, Interval: 30 * time.Millisecond})
 		r := awaitReport[facts.ProbeResult](b, "the probe ends")
 		if r.ID != 8 || r.NotSent || len(r.Answers) != 0 {
-			b.t.Fatalf("the result is %+v, want silence", r)
+			b.t.Fatalf("the result is %+v, want no answer", r)
 		}
 	},
-	"a probe on a link that is not there reports that nobody was asked": func(b *harness) {
+	"a probe on a missing link reports that it was not sent": func(b *harness) {
 		b.engine.SendProbe(layer2.Probe{ID: 9, Address: b.held, Links: []int{b.link.Index + 1000}, Attempts: 1, Interval: time.Millisecond})
 		if r := awaitReport[facts.ProbeResult](b, "the probe ends"); !r.NotSent {
-			b.t.Fatalf("the result is %+v, want that nobody was asked", r)
+			b.t.Fatalf("the result is %+v, want that it was not sent", r)
 		}
 	},
-	"a neighbour is asked from the link's own address": func(b *harness) {
+	"a liveness probe has the link's own address as its sender": func(b *harness) {
 		if err := b.clientPort.JoinGroup(b.clientIP); err != nil {
 			b.t.Fatal(err)
 		}
 		b.engine.SendProbe(layer2.Probe{ID: 10, Address: b.clientIP, Links: []int{b.link.Index}, Attempts: 1, Interval: 50 * time.Millisecond, Kind: layer2.LivenessProbe})
-		b.wantHeard("the engine asks", layer2.Frame{
+		b.wantHeard("the engine probes", layer2.Frame{
 			Destination: layer2.RequestMAC(b.clientIP), Source: b.link.MAC, Operation: layer2.Request,
 			SenderMAC: b.link.MAC, SenderIP: b.nodeIP.Addr(), TargetIP: b.clientIP,
 		})
 	},
-	"a host that asks for the same address for itself meanwhile is a rival": func(b *harness) {
+	"a host that probes the same address is reported as a rival": func(b *harness) {
 		b.engine.SendProbe(layer2.Probe{ID: 11, Address: b.held, Links: []int{b.link.Index}, Attempts: 2, Interval: 100 * time.Millisecond})
-		b.wantHeard("the engine asks", layer2.Frame{
+		b.wantHeard("the engine probes", layer2.Frame{
 			Destination: layer2.RequestMAC(b.held), Source: b.link.MAC, Operation: layer2.Request,
 			SenderMAC: b.link.MAC, SenderIP: b.unspecifiedAddress(), TargetIP: b.held,
 		})
@@ -329,7 +329,7 @@ var scenarios = map[string]func(b *harness){
 			b.t.Fatalf("the result is %+v, want the client as a rival", r)
 		}
 	},
-	"a router of the link is told directly": func(b *harness) {
+	"a gateway of the link gets a unicast notice": func(b *harness) {
 		b.link.ResolvedGateways = []facts.Neighbour{{Address: b.clientIP, MAC: b.clientMAC}}
 		b.engine.SetLinks(facts.LinkSet{b.link})
 		b.holdAddresses(b.held)
@@ -341,13 +341,13 @@ var scenarios = map[string]func(b *harness){
 		b.engine.DefendAddress(b.held)
 		b.wantHeard("the address is defended", b.gratuitousReply(b.link.MAC, b.held))
 	},
-	"a stranger that speaks for a held address is reported": func(b *harness) {
+	"a foreign host that claims a held address is reported": func(b *harness) {
 		b.holdNewAddress(b.held)
 		b.sendFrame(b.requestFor(b.held))
 		b.wantHeard("the address is held", b.replyFor(b.held))
 		b.sendFrame(b.gratuitousReply(foreignMAC, b.held))
 		want := facts.Conflict{Address: b.held, MAC: foreignMAC, Link: b.link.Index}
-		if r := awaitReport[facts.Conflict](b, "the stranger is reported"); r != want {
+		if r := awaitReport[facts.Conflict](b, "the conflict is reported"); r != want {
 			b.t.Fatalf("the report is %+v, want %+v", r, want)
 		}
 	},

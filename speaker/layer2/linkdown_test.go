@@ -13,7 +13,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/links"
 )
 
-// A cable that is cut and mended is noticed by the links, and the held addresses are announced anew.
+// When a link comes up again, the held addresses are announced on it.
 func TestReconnectedLinkIsAnnouncedOn(t *testing.T) {
 	for family, c := range addressesByFamily {
 		t.Run(family, func(t *testing.T) {
@@ -40,21 +40,22 @@ func TestReconnectedLinkIsAnnouncedOn(t *testing.T) {
 					}
 				}
 			}
-			want("the cable is whole", 1)
+			want("the link is up", 1)
 			b.holdNewAddress(b.held)
 			b.changeNodeLink(netlink.LinkSetDown)
-			want("the cable is cut", 0)
+			want("the link is down", 0)
 			b.changeNodeLink(netlink.LinkSetUp)
-			want("the cable is mended", 1)
+			want("the link is up again", 1)
 			b.discardHeardFrames()
-			b.wantHeard("the cable is mended", b.gratuitousReply(b.link.MAC, b.held))
+			b.wantHeard("the link is up again", b.gratuitousReply(b.link.MAC, b.held))
 			b.sendFrame(b.requestFor(b.held))
-			b.wantHeard("the address is asked for", b.replyFor(b.held))
+			b.wantHeard("a request for the address", b.replyFor(b.held))
 		})
 	}
 }
 
-// A link that goes down and up so fast that nobody else noticed costs the port, which comes back by itself.
+// A link that goes down and up before the link watcher sees it breaks the port. The
+// engine opens the port again.
 func TestPortReopensAfterLinkFlap(t *testing.T) {
 	b := newVethHarness(t, addresses4)
 	b.holdNewAddress(b.held)
@@ -67,7 +68,7 @@ func TestPortReopensAfterLinkFlap(t *testing.T) {
 	b.wantHeard("the link is up", b.gratuitousReply(b.link.MAC, b.held))
 }
 
-// changeNodeLink changes the node's end of the cable.
+// changeNodeLink changes the node's end of the veth pair.
 func (b *harness) changeNodeLink(f func(netlink.Link) error) {
 	b.t.Helper()
 	b.nodeNamespace.MustRun(func() error {

@@ -7,21 +7,21 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// holding is a held address. Its tally lives as long as the address is held.
+// holding is a held address. Its counters live as long as the address is held.
 type holding struct {
 	links    []int
 	counters *atomicCounters
 }
 
-// atomicCounters counts the frames of one address.
+// atomicCounters count the frames of one address.
 type atomicCounters struct{ requests, answers, gratuitous, conflicts, pings atomic.Uint64 }
 
-// Counters count the frames of one address since this node holds it.
+// Counters count the frames of one address since this node began to hold it.
 type Counters struct {
 	Requests, Answers, Gratuitous uint64
-	// Conflicts are the claims of hosts that have no right to the address, at most one a second and host.
+	// Conflicts are claims of other hosts to the address, at most one per second and host.
 	Conflicts uint64
-	// Pings are those that were answered.
+	// Pings are the answered pings.
 	Pings uint64
 }
 
@@ -34,7 +34,8 @@ func (e *Engine) Counters() map[netip.Addr]Counters {
 	return out
 }
 
-// DroppedCount counts what was given up for lack of room: frames not received, frames not sent, and reports that nobody took.
+// DroppedCount counts what was lost because a buffer was full: received frames, sent frames, and
+// reports that were not read in time.
 func (e *Engine) DroppedCount() uint64 {
 	n := e.dropped.Load() + e.lostByClosedPorts.Load()
 	for _, p := range e.responderTable.Load().openPorts {
@@ -43,27 +44,27 @@ func (e *Engine) DroppedCount() uint64 {
 	return n
 }
 
-// The metrics have the names that dashboards for this API know. Their label is bounded by the addresses that the node
-// holds.
+// The names of the first three metrics are those of existing dashboards for this API. The label has
+// one value for each held address.
 var (
 	requestsMetric   = prometheus.NewDesc("metallb_layer2_requests_received", "ARP requests and Neighbor Solicitations for a held address.", []string{"ip"}, nil)
-	answersMetric    = prometheus.NewDesc("metallb_layer2_responses_sent", "Answers to them.", []string{"ip"}, nil)
+	answersMetric    = prometheus.NewDesc("metallb_layer2_responses_sent", "ARP replies and Neighbor Advertisements sent in answer to requests.", []string{"ip"}, nil)
 	gratuitousMetric = prometheus.NewDesc("metallb_layer2_gratuitous_sent", "Announcements of a held address.", []string{"ip"}, nil)
-	conflictsMetric  = prometheus.NewDesc("gantry_layer2_conflicts_total", "Claims of other hosts to a held address, one a second and host.", []string{"ip"}, nil)
-	pingsMetric      = prometheus.NewDesc("gantry_layer2_pings_answered_total", "Pings of a held address that were answered.", []string{"ip"}, nil)
-	droppedMetric    = prometheus.NewDesc("gantry_layer2_dropped_total", "Frames not received, frames not sent and reports not taken, for lack of room.", nil, nil)
+	conflictsMetric  = prometheus.NewDesc("gantry_layer2_conflicts_total", "Claims of other hosts to a held address, at most one per second and host.", []string{"ip"}, nil)
+	pingsMetric      = prometheus.NewDesc("gantry_layer2_pings_answered_total", "Answered pings of a held address.", []string{"ip"}, nil)
+	droppedMetric    = prometheus.NewDesc("gantry_layer2_dropped_total", "Received frames, sent frames and internal reports that were lost because a buffer was full.", nil, nil)
 )
 
 var _ prometheus.Collector = (*Engine)(nil)
 
-// Describe is part of prometheus.Collector; register the Engine to export its metrics.
+// Describe implements prometheus.Collector. Register the Engine to export its metrics.
 func (e *Engine) Describe(c chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{requestsMetric, answersMetric, gratuitousMetric, conflictsMetric, pingsMetric, droppedMetric} {
 		c <- d
 	}
 }
 
-// Collect is the other part.
+// Collect implements prometheus.Collector.
 func (e *Engine) Collect(c chan<- prometheus.Metric) {
 	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
 		c <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)

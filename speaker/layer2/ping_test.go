@@ -21,7 +21,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/links/netnstest"
 )
 
-// pingClient is a client's kernel that sends pings.
+// pingClient sends pings from the client's kernel.
 type pingClient struct {
 	t      *testing.T
 	conn   *icmp.PacketConn
@@ -43,8 +43,9 @@ func newPingClient(t *testing.T, room *netnstest.Namespace, from netip.Addr) *pi
 	return p
 }
 
-// receivesReply sends an echo request with that many bytes and returns whether the same come back, from the address, in time.
-func (p *pingClient) receivesReply(a netip.Addr, size int, patience time.Duration) bool {
+// receivesReply sends an echo request with size bytes and says whether the reply with the same
+// bytes comes from the address before the timeout.
+func (p *pingClient) receivesReply(a netip.Addr, size int, timeout time.Duration) bool {
 	p.t.Helper()
 	p.sent++
 	data := bytes.Repeat([]byte{byte(p.sent)}, size)
@@ -60,7 +61,7 @@ func (p *pingClient) receivesReply(a netip.Addr, size int, patience time.Duratio
 	if _, err := p.conn.WriteTo(b, &net.IPAddr{IP: a.AsSlice()}); err != nil {
 		p.t.Fatal(err)
 	}
-	_ = p.conn.SetReadDeadline(time.Now().Add(patience))
+	_ = p.conn.SetReadDeadline(time.Now().Add(timeout))
 	for in := make([]byte, 65536); ; {
 		n, from, err := p.conn.ReadFrom(in)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -71,7 +72,7 @@ func (p *pingClient) receivesReply(a netip.Addr, size int, patience time.Duratio
 		}
 		got, err := icmp.ParseMessage(protocol, in[:n])
 		if err != nil || (got.Type != ipv4.ICMPTypeEchoReply && got.Type != ipv6.ICMPTypeEchoReply) {
-			continue // another's, neighbour discovery say
+			continue // another packet, such as neighbour discovery
 		}
 		e, ok := got.Body.(*icmp.Echo)
 		if ok && e.ID == 7 && e.Seq == p.sent && bytes.Equal(e.Data, data) && from.String() == a.String() {
@@ -98,17 +99,18 @@ func TestPingsAreAnswered(t *testing.T) {
 				t.Errorf("%d pings are counted, want 4", n)
 			}
 			if p.receivesReply(b.held, 4000, 300*time.Millisecond) {
-				t.Error("a ping in several pieces is answered")
+				t.Error("a fragmented ping is answered")
 			}
 			b.engine.SetSendDeadline(time.Time{})
 			if p.receivesReply(b.held, 56, 300*time.Millisecond) {
-				t.Error("a ping is answered behind the fence")
+				t.Error("a ping is answered after the send deadline")
 			}
 			b.engine.SetSendDeadline(time.Now().Add(time.Hour))
 			if !p.receivesReply(b.held, 56, 30*time.Second) {
-				t.Error("a ping is not answered when the fence is open again")
+				t.Error("a ping is not answered after the send deadline was extended")
 			}
-			b.holdNewAddress(b.other) // and gives the first one up; the client's kernel does not know that
+			// the first address is not held any more, which the client's kernel does not know
+			b.holdNewAddress(b.other)
 			if p.receivesReply(b.held, 56, 300*time.Millisecond) {
 				t.Error("a ping of an address that was given up is answered")
 			}
@@ -128,9 +130,10 @@ func TestPingsAreNotAnsweredByDefault(t *testing.T) {
 	}
 }
 
-// failingPingWire fails at opening as often as it is told, then opens what ends at once, and then works.
+// failingPingWire fails to open openFailures times, then opens serveFailures responders that end at
+// once, and then works.
 type failingPingWire struct {
-	mu                          sync.Mutex // guards what follows
+	mu                          sync.Mutex // guards the fields below
 	openFailures, serveFailures int
 	openedAt                    []time.Time
 	closedCount                 int
@@ -172,7 +175,7 @@ func (p *failingPingResponder) Close() error {
 	return nil
 }
 
-// What answers pings is opened again when it fails, at a pace, and never costs the port.
+// A failed ping responder is opened again, at a pace, and the port still works.
 func TestPingResponderFailureDoesNotAffectThePort(t *testing.T) {
 	broken := &failingPingWire{openFailures: 2, serveFailures: 2}
 	simulateWith(t, addresses4, func(s simulation) {

@@ -9,35 +9,36 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-// portKey says what a port is for.
+// portKey identifies a port.
 type portKey struct {
 	link   int
 	family Family
 }
 
-// port is a link with its socket for one family, if that could be opened.
+// port is a link with its socket for one family, if that is open.
 type port struct {
 	key    portKey
 	link   facts.Link
 	socket Port
-	// generation tells the frames of this socket from those of an earlier one on a link of this index. 0 is none.
+	// generation tells the frames of this socket from those of an earlier socket with the same key.
+	// 0 means that no socket is open.
 	generation    uint64
-	reportedError string // as last reported
+	reportedError string // the last error that was reported
 	retryAt       time.Time
 	retryDelay    time.Duration
 	openedAt      time.Time
 
-	// pingResponder answers pings, if that is wished and works; pingRetryAt is when it may be opened again.
+	// pingResponder is nil while no pings are answered. pingRetryAt is when to open the next one.
 	pingResponder PingResponder
 	pingRetryAt   time.Time
 }
 
-// readerEvent is what a reader read.
+// readerEvent is what a reader passes to Run.
 type readerEvent struct {
 	port       portKey
 	generation uint64
 	frame      Frame
-	// pingResponder is what ended with err, if it is not the port.
+	// pingResponder is set when err ended a ping responder, and not the port.
 	pingResponder PingResponder
 	err           error
 }
@@ -47,8 +48,9 @@ const (
 	maxRetryDelay = 10 * time.Second
 )
 
-// applyLinks opens a port on each new link and closes those of links that are gone. A link whose Ethernet address changed
-// counts as new: the segment has to learn the new one. One that was only renamed does not.
+// applyLinks opens a port on each new link and closes the ports of deleted links. A
+// link with a new Ethernet address counts as new, because the segment has to learn
+// that address. A renamed link keeps its ports.
 func (e *Engine) applyLinks(links facts.LinkSet) {
 	e.presentLinks = links
 	for key, p := range e.ports {
@@ -59,7 +61,7 @@ func (e *Engine) applyLinks(links facts.LinkSet) {
 			for a := range e.holdings {
 				e.schedule.Remove(a, key.link)
 			}
-			if !ok { // an index may come to mean another link
+			if !ok { // the index may be reused for another link
 				e.askers.ForgetLink(key.link)
 			}
 			continue
@@ -82,8 +84,9 @@ func (e *Engine) applyLinks(links facts.LinkSet) {
 	e.publishTable()
 }
 
-// ensurePort opens the port if there is such a link. Ports for IPv6 are opened when an address asks for one that the node holds
-// or may come to hold, since their filter looks at every IPv6 packet of the link; they stay until the link goes.
+// ensurePort opens the port if the link exists. An IPv6 port is opened only for an address that
+// this node holds or may come to hold, because its filter checks every IPv6 packet of the link. It
+// stays open until the link is deleted.
 func (e *Engine) ensurePort(key portKey) {
 	l, ok := e.presentLinks.FindByIndex(key.link)
 	if !ok || e.ports[key] != nil {
@@ -94,18 +97,18 @@ func (e *Engine) ensurePort(key portKey) {
 	e.openPort(p)
 }
 
-// openPort opens the port and announces what is held on its link.
+// openPort opens the socket and announces the addresses that are held on its link.
 func (e *Engine) openPort(p *port) {
-	io, err := e.wire.OpenPort(p.link, p.key.family)
+	socket, err := e.wire.OpenPort(p.link, p.key.family)
 	if err != nil {
 		e.failPort(p, err)
 		return
 	}
-	p.socket, p.reportedError, p.retryAt, p.openedAt = io, "", time.Time{}, e.now()
+	p.socket, p.reportedError, p.retryAt, p.openedAt = socket, "", time.Time{}, e.now()
 	e.lastGeneration++
 	p.generation = e.lastGeneration
 	e.readers.Add(1)
-	go e.readFrames(io, p.key, p.generation, p.link.MAC)
+	go e.readFrames(socket, p.key, p.generation, p.link.MAC)
 	e.publishTable()
 	p.pingRetryAt = time.Time{}
 	e.openPingResponder(p)
@@ -120,7 +123,7 @@ func (e *Engine) openPort(p *port) {
 	}
 }
 
-// joinGroup lets questions about the address in.
+// joinGroup joins the group of the address on the port, so that the port receives requests for it.
 func (e *Engine) joinGroup(p *port, a netip.Addr) {
 	if p.socket == nil {
 		return
@@ -130,7 +133,8 @@ func (e *Engine) joinGroup(p *port, a netip.Addr) {
 	}
 }
 
-// failPort closes the port and has it opened again later, ever more slowly. The same error is reported once.
+// failPort closes the port and schedules the next attempt, with a delay that doubles up to
+// maxRetryDelay. The same error is reported once.
 func (e *Engine) failPort(p *port, err error) {
 	now := e.now()
 	if p.socket != nil && now.Sub(p.openedAt) >= maxRetryDelay {
@@ -150,13 +154,13 @@ func (e *Engine) closePort(p *port) {
 	e.closePingResponder(p)
 	if p.socket != nil {
 		e.lostByClosedPorts.Add(p.socket.LostFrames())
-		p.socket.Close() // the reader ends; its last word is of an old generation
+		p.socket.Close() // the reader ends; its last event has an old generation
 		p.socket, p.generation = nil, 0
 		e.publishTable()
 	}
 }
 
-// reopenPorts tries the failed ports whose time has come and returns when the next one's does.
+// reopenPorts opens the failed ports that are due, and returns when the next one is due.
 func (e *Engine) reopenPorts(now time.Time) time.Time {
 	var next time.Time
 	for _, p := range e.ports {
@@ -176,7 +180,8 @@ func (e *Engine) reopenPorts(now time.Time) time.Time {
 	return next
 }
 
-// writeFrame sends a frame and says whether it went out; a port that fails is closed and tried again.
+// writeFrame sends a frame and says whether it was sent. If the port fails, it is
+// closed and opened again later.
 func (e *Engine) writeFrame(p *port, f Frame) bool {
 	if p.socket == nil {
 		return false
@@ -191,7 +196,8 @@ func (e *Engine) writeFrame(p *port, f Frame) bool {
 	return err == nil
 }
 
-// closeAllPorts ends every reader. Their last words are thrown away, so that none waits for ever.
+// closeAllPorts ends every reader. It drops the last events of the readers, so that no
+// reader blocks.
 func (e *Engine) closeAllPorts() {
 	for _, p := range e.ports {
 		e.closePort(p)

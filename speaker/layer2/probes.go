@@ -14,18 +14,18 @@ type runningProbe struct {
 	Probe
 	attemptsSent  int
 	nextAttemptAt time.Time
-	isFinished    bool // it is to be taken off the list
-	wasSent       bool // some link carried the question
+	isFinished    bool // to be deleted from probesByAge
+	wasSent       bool // at least one link sent a frame
 	answers       []facts.MAC
 	rivals        []facts.MAC
-	joinedPorts   []Port // that let questions about the address in meanwhile
+	joinedPorts   []Port // the ports that joined the group of the address for this probe
 }
 
-// probeInbox are the Probes that Run has yet to begin. Nothing limits them but who asks: a node may have to take every
-// address of another one that died.
+// probeInbox has the Probes that Run has not begun yet. It has no limit of its own: a node may have
+// to probe every address of a node that died.
 type probeInbox struct {
-	wake    chan struct{} // holds a value when there are some
-	mu      sync.Mutex    // guards all
+	wake    chan struct{} // has a value while something is pending
+	mu      sync.Mutex    // guards pending
 	pending []Probe
 }
 
@@ -49,13 +49,13 @@ func (i *probeInbox) takePending() []Probe {
 	return all
 }
 
-// probeBatchSize is how many questions are asked each pace: a node that has thousands of addresses to take must not overrun
-// the segment.
+// probeBatchSize is how many acquire probes are sent each batchInterval. A node that takes
+// thousands of addresses must not overrun the segment.
 const probeBatchSize = 100
 
 // beginProbe begins a Probe.
 func (e *Engine) beginProbe(p Probe) {
-	if q := e.probeByID[p.ID]; q != nil { // its result would be taken for this one's
+	if q := e.probeByID[p.ID]; q != nil { // otherwise its result would count for the new probe
 		e.endProbe(q)
 	}
 	q := &runningProbe{Probe: p, nextAttemptAt: e.now()}
@@ -68,12 +68,12 @@ func (e *Engine) beginProbe(p Probe) {
 	}
 }
 
-// endProbe ends a question.
+// endProbe ends a Probe.
 func (e *Engine) endProbe(q *runningProbe) {
 	delete(e.probeByID, q.ID)
 	q.isFinished = true
-	for _, io := range q.joinedPorts {
-		io.LeaveGroup(q.Address)
+	for _, p := range q.joinedPorts {
+		p.LeaveGroup(q.Address)
 	}
 	others := slices.DeleteFunc(e.probesByAddress[q.Address], func(o *runningProbe) bool { return o == q })
 	if e.probesByAddress[q.Address] = others; len(others) == 0 {
@@ -82,9 +82,10 @@ func (e *Engine) endProbe(q *runningProbe) {
 	}
 }
 
-// advanceProbes sends what is due, ends what is over, and returns when the next thing is due.
+// advanceProbes sends the frames that are due, reports the probes that are finished, and returns
+// when the next step is due.
 func (e *Engine) advanceProbes(now time.Time) time.Time {
-	if e.probedAddressesChanged { // before the first question goes out: its answer may be here at once
+	if e.probedAddressesChanged { // before the first frame, which may be answered at once
 		e.probedAddressesChanged = false
 		e.publishProbedAddresses()
 	}
@@ -93,7 +94,7 @@ func (e *Engine) advanceProbes(now time.Time) time.Time {
 	if now.Before(e.nextProbeBatchAt) {
 		room = 0
 	}
-	for _, q := range e.probesByAge { // the oldest first, so that what was begun comes to its end
+	for _, q := range e.probesByAge { // the oldest first, so that probes under way finish
 		if q.isFinished {
 			continue
 		}
@@ -102,7 +103,8 @@ func (e *Engine) advanceProbes(now time.Time) time.Time {
 		case more && q.Kind == AcquireProbe && room == 0:
 			at = e.nextProbeBatchAt
 		case more:
-			if q.Kind == AcquireProbe { // whether a neighbour lives must not wait behind what is to be taken
+			// liveness probes are not paced: they must not wait behind acquire probes
+			if q.Kind == AcquireProbe {
 				if room--; room == 0 {
 					e.nextProbeBatchAt = now.Add(batchInterval)
 				}
@@ -131,7 +133,7 @@ func (e *Engine) sendProbeFrame(q *runningProbe, link int) {
 	if p == nil || p.socket == nil || !q.Address.IsValid() {
 		return
 	}
-	// Others who want the address ask its group, too (RFC 4862 section 5.4.2).
+	// Other hosts that probe for the address send to its group, too (RFC 4862 section 5.4.2).
 	if q.Kind == AcquireProbe && !slices.Contains(q.joinedPorts, p.socket) && p.socket.JoinGroup(q.Address) == nil {
 		q.joinedPorts = append(q.joinedPorts, p.socket)
 	}
@@ -145,7 +147,8 @@ func (e *Engine) sendProbeFrame(q *runningProbe, link int) {
 	q.wasSent = e.writeFrame(p, f) || q.wasSent
 }
 
-// probeSourceAddress is the link's address in the subnet of a, or any of the same family.
+// probeSourceAddress returns the link's address in the subnet of a, or else any
+// address of the same family.
 func probeSourceAddress(l facts.Link, a netip.Addr) netip.Addr {
 	own := unspecifiedAddress(FamilyOf(a))
 	for _, p := range l.Prefixes {
@@ -159,7 +162,7 @@ func probeSourceAddress(l facts.Link, a netip.Addr) netip.Addr {
 	return own
 }
 
-// recordAnswer takes a frame's sender as an answer to whoever asks for its address.
+// recordAnswer counts the sender of a frame as an answer to the probes of its address.
 func (e *Engine) recordAnswer(a netip.Addr, mac facts.MAC) {
 	for _, q := range e.probesByAddress[a] {
 		if !slices.Contains(q.answers, mac) && len(q.answers) < probeHostsLimit {
@@ -169,8 +172,8 @@ func (e *Engine) recordAnswer(a netip.Addr, mac facts.MAC) {
 	}
 }
 
-// recordRival takes note of a host that asks, as the questions here do, whether it may use an address (RFC 5227 section 2.1.1,
-// RFC 4862 section 5.4.3).
+// recordRival stores a host that itself probes whether it may use an address that is being probed
+// here (RFC 5227 section 2.1.1, RFC 4862 section 5.4.3).
 func (e *Engine) recordRival(a netip.Addr, mac facts.MAC) {
 	for _, q := range e.probesByAddress[a] {
 		if q.Kind == AcquireProbe && !slices.Contains(q.rivals, mac) && len(q.rivals) < probeHostsLimit {
@@ -179,5 +182,6 @@ func (e *Engine) recordRival(a netip.Addr, mac facts.MAC) {
 	}
 }
 
-// probeHostsLimit bounds how many hosts are told apart: one would do, but all members of the gossip may ask.
+// probeHostsLimit bounds how many hosts are listed in one result. One would do, but all members of
+// the gossip may probe at once.
 const probeHostsLimit = 256

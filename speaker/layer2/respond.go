@@ -7,18 +7,18 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-// responderTable is what the readers of the ports look at for every frame. It is never edited, only replaced, so that they share
-// no lock with the engine: however long that takes, requests are answered.
+// responderTable is what the readers of the ports look up for each frame. It is never edited, only
+// replaced, so that readers and engine share no lock. So a busy engine does not delay answers.
 type responderTable struct {
 	holdings map[netip.Addr]holding
-	// probedAddresses are the addresses that somebody here asks the wire about.
+	// probedAddresses are the addresses with a running probe.
 	probedAddresses map[netip.Addr]struct{}
-	// ownMACs are the Ethernet addresses of this node's ports, open is what they are.
+	// ownMACs are the Ethernet addresses of this node's ports.
 	ownMACs   []facts.MAC
 	openPorts []Port
 }
 
-// publishTable makes the readers see what the engine knows now.
+// publishTable gives the readers the present state.
 func (e *Engine) publishTable() {
 	t := &responderTable{holdings: e.holdings, probedAddresses: e.probedAddresses}
 	for _, p := range e.ports {
@@ -32,7 +32,7 @@ func (e *Engine) publishTable() {
 	e.responderTable.Store(t)
 }
 
-// publishProbedAddresses makes the readers see which addresses are asked for.
+// publishProbedAddresses gives the readers the addresses with a running probe.
 func (e *Engine) publishProbedAddresses() {
 	e.probedAddresses = make(map[netip.Addr]struct{}, len(e.probesByAddress))
 	for a := range e.probesByAddress {
@@ -41,29 +41,31 @@ func (e *Engine) publishProbedAddresses() {
 	e.publishTable()
 }
 
-// readFrames answers requests until the port fails, and passes on what else matters; the last thing it passes on is the error.
-func (e *Engine) readFrames(io Port, key portKey, generation uint64, own facts.MAC) {
+// readFrames answers requests until the port fails, and passes everything else of interest to Run.
+// The last event is the error that ended it.
+func (e *Engine) readFrames(socket Port, key portKey, generation uint64, own facts.MAC) {
 	defer e.readers.Done()
-	var memory requestFilter
-	err := io.Receive(func(f Frame) (Frame, bool) {
+	var filter requestFilter
+	err := socket.Receive(func(f Frame) (Frame, bool) {
 		t := e.responderTable.Load()
 		if slices.Contains(t.ownMACs, f.SenderMAC) {
 			return Frame{}, false
 		}
 		r := readerEvent{port: key, generation: generation, frame: f}
 		if t.concernsProbe(f) {
-			e.readerEvents <- r // an answer that is lost would give the address to two
+			// blocks if need be: a lost answer could make two nodes use one address
+			e.readerEvents <- r
 		} else if h, held := t.holdings[f.SenderIP]; held && slices.Contains(h.links, key.link) {
 			e.deliverOrDrop(r)
 		}
 		if f.Operation != Request {
 			return Frame{}, false
 		}
-		// Who asks is remembered by the holder, too: it may have the address again one day.
-		if f.SenderIP != f.TargetIP && hasUsableSender(f) && memory.isWorthRecording(f, e.now()) {
+		// The holder remembers the hosts that ask, too: it may become the holder again later.
+		if f.SenderIP != f.TargetIP && hasUsableSender(f) && filter.isWorthRecording(f, e.now()) {
 			select {
 			case e.readerEvents <- r:
-			default: // it asks again
+			default: // the host asks again
 			}
 		}
 		h, held := t.holdings[f.TargetIP]
@@ -81,25 +83,27 @@ func (e *Engine) readFrames(io Port, key portKey, generation uint64, own facts.M
 	e.readerEvents <- readerEvent{port: key, generation: generation, err: err}
 }
 
-// concernsProbe says whether the frame matters to a question: its sender speaks for the address, or wants it too.
+// concernsProbe says whether the frame matters to a probe: its sender uses the probed
+// address, or probes it too.
 func (t *responderTable) concernsProbe(f Frame) bool {
-	if len(t.probedAddresses) == 0 { // as nearly always
+	if len(t.probedAddresses) == 0 { // the usual case
 		return false
 	}
 	a := f.SenderIP
 	if f.Operation == Request && a.IsUnspecified() {
 		a = f.TargetIP
 	}
-	_, asked := t.probedAddresses[a]
-	return asked
+	_, isProbed := t.probedAddresses[a]
+	return isProbed
 }
 
-// hasUsableSender says whether the frame's sender can be told something: it has addresses, and is one host.
+// hasUsableSender says whether a notice can be sent to the frame's sender: it has an IP address and
+// a unicast Ethernet address.
 func hasUsableSender(f Frame) bool {
 	return !f.SenderIP.IsUnspecified() && !f.SenderIP.IsMulticast() && f.SenderMAC != facts.MAC{} && f.SenderMAC[0]&1 == 0
 }
 
-// deliverOrDrop passes on what may be lost in a flood.
+// deliverOrDrop passes on an event that may be lost in a flood.
 func (e *Engine) deliverOrDrop(r readerEvent) {
 	select {
 	case e.readerEvents <- r:

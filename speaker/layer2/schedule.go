@@ -7,47 +7,49 @@ import (
 	"time"
 )
 
-// Announcement is one announcement that is due.
+// Announcement identifies an announcement: an address on a link.
 type Announcement struct {
 	Address netip.Addr
 	Link    int
 }
 
-// burstOffsets are the times of a burst after its start: at once and each 1.1 s for 5 s, which is what users of this API know,
-// and two early ones. The first changes the caches of whoever hears it; the early ones are for frames that were lost; the
-// later ones for switches that open a port late, and for hosts with a Linux before 4.11, which ignore a second change
-// within a second (locktime).
+// burstOffsets are the times of a burst after its start. At once and each 1.1 s for 5
+// s is what users of this API know; two early ones come on top. The first announcement
+// changes the caches of the hosts that hear it. The early ones cover lost frames. The
+// later ones cover switches that open a port late, and Linux hosts before 4.11, which
+// ignore a second change within a second (locktime).
 var burstOffsets = [...]time.Duration{0, 100 * time.Millisecond, 300 * time.Millisecond,
 	1100 * time.Millisecond, 2200 * time.Millisecond, 3300 * time.Millisecond, 4400 * time.Millisecond}
 
 const (
-	// announcementBatchSize and pace bound the announcements: batch of them each pace, so that many addresses at once do not
-	// overrun a switch.
+	// At most announcementBatchSize announcements are sent each batchInterval, so that many
+	// addresses at once do not overrun a switch.
 	announcementBatchSize = 50
 	batchInterval         = 10 * time.Millisecond
 )
 
-// Schedule says when which address is announced on which link. It reads no clock, and costs the logarithm of its size for
-// each announcement. The zero value is not usable.
+// Schedule decides when each address is announced on each link. It reads no clock. An announcement
+// costs the logarithm of the number of entries. The zero value is not usable.
 type Schedule struct {
 	entryByAnnouncement map[Announcement]*scheduleEntry
 	waiting             entryHeap // by time
-	due                 entryHeap // by round: what nobody has heard yet comes before what is repeated
+	due                 entryHeap // by round: first announcements come before repetitions
 	nextBatchAt         time.Time
-	// refreshInterval is how often a held address is announced after its burst; 0 is never.
+	// refreshInterval is how often an address is announced after its burst; 0 means never.
 	refreshInterval time.Duration
 }
 
-// scheduleEntry is one address on one link. It is in one of the two queues, at index.
+// scheduleEntry is one address on one link. It is in one of the two heaps, at heapIndex.
 type scheduleEntry struct {
 	announcement Announcement
-	roundsSent   int // how many were sent
+	roundsSent   int // the announcements sent so far
 	dueAt        time.Time
 	heap         *entryHeap
 	heapIndex    int
 }
 
-// NewSchedule returns an empty Schedule that announces an address anew each refresh after its burst; never for 0.
+// NewSchedule returns an empty Schedule. After its burst an address is announced each
+// refresh, or never if that is 0.
 func NewSchedule(refresh time.Duration) *Schedule {
 	return &Schedule{
 		refreshInterval:     refresh,
@@ -65,7 +67,7 @@ func NewSchedule(refresh time.Duration) *Schedule {
 	}
 }
 
-// StartBurst begins a burst, or begins the one under way again.
+// StartBurst starts a burst. A burst under way starts from the beginning.
 func (s *Schedule) StartBurst(a netip.Addr, link int, now time.Time) {
 	s.Remove(a, link)
 	e := &scheduleEntry{announcement: Announcement{a, link}, dueAt: now}
@@ -73,7 +75,7 @@ func (s *Schedule) StartBurst(a netip.Addr, link int, now time.Time) {
 	s.waiting.insertEntry(e)
 }
 
-// Remove forgets the address on the link.
+// Remove deletes the address on the link.
 func (s *Schedule) Remove(a netip.Addr, link int) {
 	if e := s.entryByAnnouncement[Announcement{a, link}]; e != nil {
 		e.heap.removeEntry(e)
@@ -81,11 +83,11 @@ func (s *Schedule) Remove(a netip.Addr, link int) {
 	}
 }
 
-// Len is the number of addresses, counted once on each of their links.
+// Len returns the number of entries: an address counts once for each of its links.
 func (s *Schedule) Len() int { return len(s.entryByAnnouncement) }
 
-// Advance returns what is due, at most batch of it, and when to be called again; the zero time when nothing is
-// scheduled.
+// Advance returns the announcements that are due, at most announcementBatchSize of them, and the
+// time of the next call. That is the zero time when the Schedule is empty.
 func (s *Schedule) Advance(now time.Time) ([]Announcement, time.Time) {
 	if now.Before(s.nextBatchAt) {
 		return nil, s.nextBatchAt
@@ -119,9 +121,10 @@ func (s *Schedule) Advance(now time.Time) ([]Announcement, time.Time) {
 	return out, time.Time{}
 }
 
-// nextRoundDelay is the time from a round to the next one, if there is another. It counts from when the round was sent, so that
-// rounds that waited for their turn do not run into each other. The first refresh comes sooner, for each address at
-// another time, so that addresses that were taken together are not refreshed together for ever.
+// nextRoundDelay returns the delay from this round to the next, and whether there is a next one.
+// The delay counts from when the round was sent, so that delayed rounds do not pile up. The first
+// refresh comes sooner, by another amount for each address, so that addresses that were taken
+// together are not all refreshed together.
 func (s *Schedule) nextRoundDelay(e *scheduleEntry) (time.Duration, bool) {
 	switch {
 	case e.roundsSent+1 < len(burstOffsets):
@@ -132,7 +135,8 @@ func (s *Schedule) nextRoundDelay(e *scheduleEntry) (time.Duration, bool) {
 	return s.refreshInterval, true
 }
 
-// pseudoRandomByte is a number that looks random, the same for the same address and link.
+// pseudoRandomByte returns a number that looks random, and is the same for the same
+// address and link.
 func pseudoRandomByte(g Announcement) uint8 {
 	h := fnv.New32a()
 	b := g.Address.As16()
@@ -140,7 +144,7 @@ func pseudoRandomByte(g Announcement) uint8 {
 	return uint8(h.Sum32() >> 8)
 }
 
-// entryHeap is a heap of slots.
+// entryHeap is a heap of entries. It implements heap.Interface.
 type entryHeap struct {
 	entries  []*scheduleEntry
 	isBefore func(x, y *scheduleEntry) bool
@@ -153,26 +157,26 @@ func (q *entryHeap) insertEntry(e *scheduleEntry) {
 
 func (q *entryHeap) removeEntry(e *scheduleEntry) { heap.Remove(q, e.heapIndex) }
 
-// Len is part of heap.Interface, as are the following.
+// Len returns the number of entries.
 func (q *entryHeap) Len() int { return len(q.entries) }
 
-// Less compares two slots.
+// Less compares two entries.
 func (q *entryHeap) Less(i, j int) bool { return q.isBefore(q.entries[i], q.entries[j]) }
 
-// Swap exchanges two slots.
+// Swap exchanges two entries.
 func (q *entryHeap) Swap(i, j int) {
 	q.entries[i], q.entries[j] = q.entries[j], q.entries[i]
 	q.entries[i].heapIndex, q.entries[j].heapIndex = i, j
 }
 
-// Push appends a slot.
+// Push appends an entry.
 func (q *entryHeap) Push(x any) {
 	e := x.(*scheduleEntry)
 	e.heapIndex = len(q.entries)
 	q.entries = append(q.entries, e)
 }
 
-// Pop takes the last slot off.
+// Pop removes the last entry.
 func (q *entryHeap) Pop() any {
 	last := len(q.entries) - 1
 	e := q.entries[last]

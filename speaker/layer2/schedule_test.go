@@ -15,7 +15,8 @@ import (
 
 var epoch = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// runSchedule calls Advance when it asks for it, until the end, and returns when each announcement was due, in milliseconds.
+// runSchedule calls Advance whenever it is due, and returns when each announcement was
+// due, in milliseconds.
 func runSchedule(t *testing.T, s *layer2.Schedule, from, to time.Time) map[layer2.Announcement][]int64 {
 	out := map[layer2.Announcement][]int64{}
 	for now := from; !now.After(to); {
@@ -27,7 +28,7 @@ func runSchedule(t *testing.T, s *layer2.Schedule, from, to time.Time) map[layer
 			break
 		}
 		if !next.After(now) {
-			t.Fatalf("Advance(%v) asks to be called at %v: a busy loop", now, next)
+			t.Fatalf("Advance(%v) wants to be called at %v: a busy loop", now, next)
 		}
 		now = next
 	}
@@ -48,7 +49,7 @@ func TestSchedule(t *testing.T) {
 			s.StartBurst(held, 2, epoch)
 			s.StartBurst(held, 3, epoch)
 		}, 10 * time.Second, map[layer2.Announcement][]int64{a: burst, b: burst}},
-		"nothing is repeated after the burst unless that is asked for": {func(s *layer2.Schedule) { s.StartBurst(held, 2, epoch) }, time.Hour, map[layer2.Announcement][]int64{a: burst}},
+		"nothing is announced after the burst without a refresh interval": {func(s *layer2.Schedule) { s.StartBurst(held, 2, epoch) }, time.Hour, map[layer2.Announcement][]int64{a: burst}},
 		"started twice is one burst": {func(s *layer2.Schedule) {
 			s.StartBurst(held, 2, epoch)
 			s.StartBurst(held, 2, epoch)
@@ -71,7 +72,7 @@ func TestSchedule(t *testing.T) {
 	}
 }
 
-// Addresses that were taken together are refreshed as often as asked for, and not all at once.
+// Addresses that were taken together are refreshed at the given interval, and not all at once.
 func TestRefreshesAreSpread(t *testing.T) {
 	const n, every = 1000, 2 * time.Minute
 	s := layer2.NewSchedule(every)
@@ -99,7 +100,7 @@ func TestRefreshesAreSpread(t *testing.T) {
 	}
 }
 
-// A burst of a few addresses among many that repeat goes out first: theirs is the news.
+// The first announcement of a new address goes out before the repetitions of many others.
 func TestNewAddressIsAnnouncedBeforeRepetitions(t *testing.T) {
 	s := layer2.NewSchedule(0)
 	for i := range 5000 {
@@ -120,12 +121,12 @@ func TestNewAddressIsAnnouncedBeforeRepetitions(t *testing.T) {
 	}
 }
 
-// Whatever is started and removed: every scheduled address is announced, none that was removed, never too many at once,
-// and no sooner again than the burst says.
+// After any starts and removals, every scheduled address is announced, and no removed one. There
+// are never too many at once, nor any sooner again than the burst allows.
 func TestScheduleProperties(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		s, now := layer2.NewSchedule(2*time.Minute), epoch
-		scheduled := map[layer2.Announcement]time.Time{} // -> last started
+		scheduled := map[layer2.Announcement]time.Time{} // when the burst was started last
 		last := map[layer2.Announcement]time.Time{}
 		sent := map[layer2.Announcement]bool{}
 		for range rapid.IntRange(1, 60).Draw(rt, "steps") {
@@ -159,14 +160,14 @@ func TestScheduleProperties(t *testing.T) {
 				rt.Fatalf("%d scheduled, want %d", s.Len(), len(scheduled))
 			}
 			if next.IsZero() != (len(scheduled) == 0) || (!next.IsZero() && !next.After(now)) {
-				rt.Fatalf("Advance(%v) with %d scheduled asks to be called at %v", now, len(scheduled), next)
+				rt.Fatalf("Advance(%v) with %d scheduled wants to be called at %v", now, len(scheduled), next)
 			}
 			if next.IsZero() {
 				next = now.Add(time.Millisecond)
 			}
 			now = next
 		}
-		for range 20 { // 512 at most, 50 each 10 ms
+		for range 20 { // at most 512 addresses, 50 each 10 ms
 			due, next := s.Advance(now)
 			for _, g := range due {
 				sent[g] = true

@@ -16,16 +16,17 @@ import (
 	"github.com/gantry-lb/gantry/speaker/layer2"
 )
 
-// unusualFrame makes a question for the held address that is not like others. Who asks is not the bed's client.
+// unusualFrame builds an unusual request for the held address. Its sender is not the
+// harness's client.
 type unusualFrame struct {
 	build      func(o unusualSender) []byte
 	isAnswered bool
 }
 
-// unusualSender is who asks whom.
+// unusualSender builds requests from another host on the client's link.
 type unusualSender struct {
 	*harness
-	senderIP netip.Addr // of who asks
+	senderIP netip.Addr // of the sender
 }
 
 // The layouts of RFC 826 and RFC 8200, in bytes from the start of the frame.
@@ -34,13 +35,13 @@ const (
 	hopLimitOffset, sourceOffset, destinationOffset, icmpOffset, codeOffset, checksumOffset = 21, 22, 38, 54, 55, 56
 )
 
-// arpRequest is an ordinary question.
+// arpRequest returns an ordinary ARP request.
 func (o unusualSender) arpRequest() []byte {
 	b := slices.Concat(ethernetBroadcast[:], o.clientMAC[:], []byte{8, 6, 0, 1, 8, 0, 6, 4, 0, 1}, o.clientMAC[:], o.senderIP.AsSlice(), make([]byte, 6), o.held.AsSlice())
 	return append(b, make([]byte, 60-len(b))...)
 }
 
-// solicitation is an ordinary question of IPv6 to an Ethernet and an IPv6 address.
+// solicitation returns an ordinary Neighbor Solicitation to the given destination.
 func (o unusualSender) solicitation(mac facts.MAC, from, to netip.Addr, options ...ndp.Option) []byte {
 	m, err := ndp.MarshalMessageChecksum(&ndp.NeighborSolicitation{TargetAddress: o.held, Options: options}, from, to)
 	if err != nil {
@@ -51,7 +52,7 @@ func (o unusualSender) solicitation(mac facts.MAC, from, to netip.Addr, options 
 	return b
 }
 
-// solicitedNodeGroup is where a question for the held address goes.
+// solicitedNodeGroup returns the group for requests for the held address.
 func (o unusualSender) solicitedNodeGroup() netip.Addr {
 	g, err := ndp.SolicitedNodeMulticast(o.held)
 	if err != nil {
@@ -64,7 +65,7 @@ func (o unusualSender) sourceMACOption() ndp.Option {
 	return &ndp.LinkLayerAddress{Direction: ndp.Source, Addr: o.clientMAC[:]}
 }
 
-// ordinaryRequest is the ordinary question.
+// ordinaryRequest returns the ordinary request of the family.
 func (o unusualSender) ordinaryRequest() []byte {
 	if o.held.Is4() {
 		return o.arpRequest()
@@ -72,7 +73,7 @@ func (o unusualSender) ordinaryRequest() []byte {
 	return o.solicitation(layer2.RequestMAC(o.held), o.senderIP, o.solicitedNodeGroup(), o.sourceMACOption())
 }
 
-// withBytesAt writes bytes into the ordinary question.
+// withBytesAt overwrites bytes of the ordinary request.
 func withBytesAt(at int, value ...byte) func(unusualSender) []byte {
 	return func(o unusualSender) []byte {
 		b := o.ordinaryRequest()
@@ -81,7 +82,8 @@ func withBytesAt(at int, value ...byte) func(unusualSender) []byte {
 	}
 }
 
-// withVLANTag puts the question into a VLAN (IEEE 802.1Q), whose tag the kernel takes off before a socket sees the frame.
+// withVLANTag puts the request into a VLAN (IEEE 802.1Q). The kernel removes the tag before a
+// socket receives the frame.
 func withVLANTag(kind, vlan uint16) func(unusualSender) []byte {
 	return func(o unusualSender) []byte {
 		b := o.ordinaryRequest()
@@ -92,44 +94,44 @@ func withVLANTag(kind, vlan uint16) func(unusualSender) []byte {
 
 var unusualFramesByFamily = map[string]map[string]unusualFrame{
 	"IPv4": {
-		"a question without padding":      {func(o unusualSender) []byte { return o.arpRequest()[:42] }, true},
-		"a question to the holder alone":  {func(o unusualSender) []byte { return slices.Concat(o.link.MAC[:], o.arpRequest()[6:]) }, true},
-		"a tag with a priority alone":     {withVLANTag(0x8100, 5<<13), true},
-		"a VLAN":                          {withVLANTag(0x8100, 5), false},
-		"a provider's VLAN":               {withVLANTag(0x88a8, 5), false},
-		"no operation":                    {withBytesAt(operationOffset, 0, 0), false},
-		"a question of reverse ARP":       {withBytesAt(operationOffset, 0, 3), false},
-		"addresses of another length":     {withBytesAt(lengthsOffset, 8, 4), false},
-		"another length of IP":            {withBytesAt(lengthsOffset, 6, 16), false},
-		"another hardware":                {withBytesAt(hardwareOffset, 0, 32), false},
-		"another protocol":                {withBytesAt(protocolOffset, 0x86, 0xdd), false},
-		"a frame that is cut short":       {func(o unusualSender) []byte { return o.arpRequest()[:36] }, false},
-		"a sender that is everybody":      {withBytesAt(22, ethernetBroadcast[:]...), false},
-		"a question to another host":      {func(o unusualSender) []byte { return slices.Concat(foreignMAC[:], o.arpRequest()[6:]) }, false},
-		"a question to a group":           {func(o unusualSender) []byte { return slices.Concat([]byte{1, 0, 0x5e, 0, 0, 1}, o.arpRequest()[6:]) }, false},
-		"a question for the sender's own": {func(o unusualSender) []byte { b := o.arpRequest(); copy(b[28:32], o.held.AsSlice()); return b }, false},
+		"a request without padding":              {func(o unusualSender) []byte { return o.arpRequest()[:42] }, true},
+		"a unicast request to the holder":        {func(o unusualSender) []byte { return slices.Concat(o.link.MAC[:], o.arpRequest()[6:]) }, true},
+		"a VLAN tag with only a priority":        {withVLANTag(0x8100, 5<<13), true},
+		"a VLAN":                                 {withVLANTag(0x8100, 5), false},
+		"a provider's VLAN":                      {withVLANTag(0x88a8, 5), false},
+		"operation 0":                            {withBytesAt(operationOffset, 0, 0), false},
+		"a reverse ARP request":                  {withBytesAt(operationOffset, 0, 3), false},
+		"addresses of another length":            {withBytesAt(lengthsOffset, 8, 4), false},
+		"another length of IP":                   {withBytesAt(lengthsOffset, 6, 16), false},
+		"another hardware":                       {withBytesAt(hardwareOffset, 0, 32), false},
+		"another protocol":                       {withBytesAt(protocolOffset, 0x86, 0xdd), false},
+		"a frame that is cut short":              {func(o unusualSender) []byte { return o.arpRequest()[:36] }, false},
+		"a broadcast sender":                     {withBytesAt(22, ethernetBroadcast[:]...), false},
+		"a request to another host":              {func(o unusualSender) []byte { return slices.Concat(foreignMAC[:], o.arpRequest()[6:]) }, false},
+		"a request to a group":                   {func(o unusualSender) []byte { return slices.Concat([]byte{1, 0, 0x5e, 0, 0, 1}, o.arpRequest()[6:]) }, false},
+		"a request for the sender's own address": {func(o unusualSender) []byte { b := o.arpRequest(); copy(b[28:32], o.held.AsSlice()); return b }, false},
 	},
 	"IPv6": {
-		"a question to the group": {func(o unusualSender) []byte { return o.ordinaryRequest() }, true},
-		"a check of the holder alone, with a link-layer address": {func(o unusualSender) []byte {
+		"a request to the group": {func(o unusualSender) []byte { return o.ordinaryRequest() }, true},
+		"a unicast request to the holder, with a link-layer address": {func(o unusualSender) []byte {
 			return o.solicitation(o.link.MAC, o.senderIP, o.held, o.sourceMACOption())
 		}, true},
-		"a check of the holder alone, without": {func(o unusualSender) []byte { return o.solicitation(o.link.MAC, o.senderIP, o.held) }, true},
-		"a question without a link-layer address": {func(o unusualSender) []byte {
+		"a unicast request to the holder, without a link-layer address": {func(o unusualSender) []byte { return o.solicitation(o.link.MAC, o.senderIP, o.held) }, true},
+		"a request without a link-layer address": {func(o unusualSender) []byte {
 			return o.solicitation(layer2.RequestMAC(o.held), o.senderIP, o.solicitedNodeGroup())
 		}, true},
-		"an option that nobody knows": {func(o unusualSender) []byte {
+		"an unknown option": {func(o unusualSender) []byte {
 			return o.solicitation(layer2.RequestMAC(o.held), o.senderIP, o.solicitedNodeGroup(), o.sourceMACOption(), &ndp.RawOption{Type: 200, Length: 1, Value: make([]byte, 6)})
 		}, true},
-		"a tag with a priority alone": {withVLANTag(0x8100, 5<<13), true},
-		"a VLAN":                      {withVLANTag(0x8100, 5), false},
-		"a hop limit of another link": {withBytesAt(hopLimitOffset, 254), false},
-		"a wrong checksum":            {withBytesAt(checksumOffset, 0x55, 0xaa), false},
-		"another code":                {withBytesAt(codeOffset, 1), false},
-		"a question to all nodes": {func(o unusualSender) []byte {
+		"a VLAN tag with only a priority": {withVLANTag(0x8100, 5<<13), true},
+		"a VLAN":                          {withVLANTag(0x8100, 5), false},
+		"a hop limit of 254":              {withBytesAt(hopLimitOffset, 254), false},
+		"a wrong checksum":                {withBytesAt(checksumOffset, 0x55, 0xaa), false},
+		"another code":                    {withBytesAt(codeOffset, 1), false},
+		"a request to all nodes": {func(o unusualSender) []byte {
 			return o.solicitation(layer2.AnnouncementMAC(o.held), o.senderIP, netip.MustParseAddr("ff02::1"), o.sourceMACOption())
 		}, false},
-		"a question to another host": {func(o unusualSender) []byte {
+		"a request to another host": {func(o unusualSender) []byte {
 			return o.solicitation(foreignMAC, o.senderIP, o.held, o.sourceMACOption())
 		}, false},
 		"a sender that is a group": {func(o unusualSender) []byte {
@@ -144,8 +146,8 @@ var unusualFramesByFamily = map[string]map[string]unusualFrame{
 	},
 }
 
-// TestUnusualRequests has an asker on a real cable say what a switch, a broken host or an attacker may say. The node's link
-// hears everything, as when a bridge or a capture is on it.
+// TestUnusualRequests sends requests over a veth pair that a switch, a broken host or an attacker
+// may send. The node's link is promiscuous, as with a bridge or a capture.
 func TestUnusualRequests(t *testing.T) {
 	for family, c := range addressesByFamily {
 		t.Run(family, func(t *testing.T) {
@@ -171,7 +173,8 @@ func TestUnusualRequests(t *testing.T) {
 	}
 }
 
-// hasReplyBefore waits for an answer, and says whether another came before: they come in the order of the questions.
+// hasReplyBefore waits for a reply, and says whether another came before it. Replies come in the
+// order of the requests.
 func (b *harness) hasReplyBefore(last layer2.Frame) bool {
 	b.t.Helper()
 	another := false
@@ -184,12 +187,12 @@ func (b *harness) hasReplyBefore(last layer2.Frame) bool {
 			}
 			another = another || (f.Operation == layer2.Reply && f.Destination == b.clientMAC && f.SenderIP == b.held)
 		case <-timeout:
-			b.t.Fatal("an ordinary question is not answered")
+			b.t.Fatal("an ordinary request is not answered")
 		}
 	}
 }
 
-// openRawSender sends from the client's link as is.
+// openRawSender returns a function that sends raw frames on the client's link.
 func openRawSender(b *harness) func(frame []byte) {
 	fd := -1
 	b.clientNamespace.MustRun(func() error {

@@ -18,7 +18,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/links/netnstest"
 )
 
-// newVethHarness makes a bed of two namespaces with a real cable between them.
+// newVethHarness returns a harness of two namespaces with a veth pair between them.
 func newVethHarness(t testing.TB, c testAddresses) *harness {
 	node, client := netnstest.New(t), netnstest.New(t)
 	node.AddVeth("eth0", client, "eth0")
@@ -31,7 +31,7 @@ type linkEnd struct {
 	name      string
 }
 
-// newHarnessBetween makes a bed of two links that lead to each other.
+// newHarnessBetween returns a harness on two links that are connected to each other.
 func newHarnessBetween(t testing.TB, c testAddresses, nodeEnd, clientEnd linkEnd, options ...layer2.Option) *harness {
 	node, client := nodeEnd.namespace, clientEnd.namespace
 	node.AddAddress(nodeEnd.name, c.nodeIP.String())
@@ -76,7 +76,7 @@ func TestScenariosOnVeth(t *testing.T) {
 	}
 }
 
-// stackedLinkKinds put a link named lan0 on top of a room's eth0.
+// stackedLinkKinds put a link named lan0 on top of eth0.
 var stackedLinkKinds = map[string]func(eth0 netlink.Link) error{
 	"bridge": func(eth0 netlink.Link) error {
 		bridge := &netlink.Bridge{LinkAttrs: linkAttributes("lan0")}
@@ -105,7 +105,7 @@ func linkAttributes(name string) netlink.LinkAttrs {
 	return a
 }
 
-// What holds on a cable's end holds on what is stacked on it.
+// A link on top of a veth link behaves like the veth link.
 func TestScenariosOnStackedLinks(t *testing.T) {
 	for kind, stack := range stackedLinkKinds {
 		t.Run(kind, func(t *testing.T) {
@@ -127,7 +127,8 @@ func TestScenariosOnStackedLinks(t *testing.T) {
 	}
 }
 
-// newStackedHarness makes a bed whose node has a link on top of its cable. A VLAN is one on the client's side too.
+// newStackedHarness returns a harness whose node has a link on top of its veth link.
+// For a VLAN the client has one too.
 func newStackedHarness(t *testing.T, kind string, stack func(netlink.Link) error, c testAddresses) *harness {
 	node, client := netnstest.New(t), netnstest.New(t)
 	if err := stackLink(node, client, stack); err != nil {
@@ -143,7 +144,7 @@ func newStackedHarness(t *testing.T, kind string, stack func(netlink.Link) error
 	return newHarnessBetween(t, c, linkEnd{node, "lan0"}, linkEnd{client, "lan0"})
 }
 
-// stackLink lays a cable and puts a link on top of its end in the first room.
+// stackLink adds a veth pair and puts a link on top of its end in the first namespace.
 func stackLink(room, peer *netnstest.Namespace, stack func(netlink.Link) error) error {
 	room.AddVeth("eth0", peer, "eth0")
 	return room.Run(context.Background(), func(context.Context) error {
@@ -155,8 +156,8 @@ func stackLink(room, peer *netnstest.Namespace, stack func(netlink.Link) error) 
 	})
 }
 
-// BenchmarkAnswerOverVeth is the time from the client's request to the answer in its hands, two sockets and a cable
-// included.
+// BenchmarkAnswerOverVeth measures the time from the client's request to its receipt of the reply,
+// over two sockets and a veth pair.
 func BenchmarkAnswerOverVeth(b *testing.B) {
 	bed := newVethHarness(b, addresses4)
 	bed.holdNewAddress(held)

@@ -9,21 +9,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// netlinkGroups are the multicast groups of rtnetlink that tell of links, addresses and routes. A group is a bit here.
+// netlinkGroups are the rtnetlink groups for links, addresses and routes, one bit each.
 const netlinkGroups = 1<<(unix.RTNLGRP_LINK-1) | 1<<(unix.RTNLGRP_IPV4_IFADDR-1) | 1<<(unix.RTNLGRP_IPV6_IFADDR-1) |
 	1<<(unix.RTNLGRP_IPV4_ROUTE-1) | 1<<(unix.RTNLGRP_IPV6_ROUTE-1)
 
-// subscription is a subscription to rtnetlink. What an event says is not used, only that there was one: the state is read
-// anew. The subscriptions of the netlink library cannot be ended while they wait, so that this is a socket of our own.
+// subscription is a subscription to rtnetlink. It says only that an event came; the state is read
+// as a whole. It uses its own socket, because a subscription of the netlink library cannot be
+// closed while it blocks.
 type subscription struct {
 	socket *os.File
-	// changed holds a value when there was an event since it was last taken.
+	// changed has a value when an event came since it was last received.
 	changed chan struct{}
 	// failed delivers the error that ended the subscription.
 	failed chan error
 }
 
-// subscribe opens a subscription; close it.
+// subscribe opens a subscription. The caller closes it.
 func subscribe() (*subscription, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
 	if err != nil {
@@ -38,13 +39,14 @@ func subscribe() (*subscription, error) {
 	return e, nil
 }
 
-// readEvents notes events until the socket fails or is closed. failed is closed at the end.
+// readEvents reads events until the socket fails or is closed. Then it closes failed.
 func (e *subscription) readEvents() {
 	defer close(e.failed)
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := e.socket.Read(buf)
-		if errors.Is(err, unix.ENOBUFS) { // events were lost; reading anew is what every event leads to
+		// events were lost, but every event leads to a full read anyway
+		if errors.Is(err, unix.ENOBUFS) {
 			e.signalChange()
 			continue
 		}
@@ -72,11 +74,12 @@ func (e *subscription) close() {
 	}
 }
 
-// destinationLengthOffset is where a route message has the length of its destination's prefix, 0 for a default route (struct rtmsg).
+// destinationLengthOffset is where a route message has the prefix length of its destination, in
+// bytes (struct rtmsg). The length of a default route is 0.
 const destinationLengthOffset = 1
 
-// isRelevant says whether a datagram of netlink tells of more than routes other than the default: a node that speaks BGP
-// may have many of those change. What cannot be parsed is relevant.
+// isRelevant says whether a netlink datagram is about anything but non-default routes. Those may
+// change often on a node that speaks BGP. A datagram that cannot be parsed is relevant.
 func isRelevant(b []byte) bool {
 	messages, err := syscall.ParseNetlinkMessage(b)
 	if err != nil {

@@ -1,6 +1,6 @@
-// Package links watches the network interfaces of the node and delivers the usable ones as immutable LinkSets. Events of
-// netlink say that something changed; what is true is read anew each time, so that a lost event costs a minute at
-// the most. It changes nothing on the node.
+// Package links watches the network interfaces of the node and delivers the usable ones as
+// immutable LinkSets. After each netlink event, and each resyncInterval, it reads the whole state
+// again, so that a lost event does no harm. It changes nothing on the node.
 package links
 
 import (
@@ -22,7 +22,8 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-// DefaultExcludePatterns matches the interfaces of container networks and tunnels, which lead to no segment of clients.
+// DefaultExcludePatterns matches the interfaces of container networks and tunnels, which have no
+// clients on their segment.
 var DefaultExcludePatterns = []string{
 	"^docker.*", "^cbr.*", "^dummy.*", "^virbr.*", "^lxcbr.*", "^veth.*", "^lo$", "^cali.*", "^tunl.*", "^flannel.*",
 	"^kube-ipvs.*", "^cni.*", "^nodelocaldns.*", "^lxc.*",
@@ -31,15 +32,16 @@ var DefaultExcludePatterns = []string{
 const (
 	// coalesceDelay is how long events are gathered: an interface that comes up sends several.
 	coalesceDelay = 5 * time.Millisecond
-	// resyncInterval is how often the interfaces and the expressions are read without any event.
+	// resyncInterval is how often the interfaces and the patterns are read without an event.
 	resyncInterval = 5 * time.Second
-	// readRetryDelay is the pause after the interfaces could not be read.
+	// readRetryDelay is the delay after the interfaces could not be read.
 	readRetryDelay = time.Second
-	// resubscribeDelay is the pause after netlink failed.
+	// resubscribeDelay is the delay after netlink failed.
 	resubscribeDelay = time.Second
 )
 
-// ExcludePatternsFunc returns the expressions of the interfaces to leave out. It is called again and again, so that an edit counts.
+// ExcludePatternsFunc returns the regular expressions that exclude interfaces by name. The Watcher
+// calls it at each read, so that an edit takes effect.
 type ExcludePatternsFunc func() ([]string, error)
 
 // Watcher delivers the usable links of the process's network namespace.
@@ -47,26 +49,28 @@ type Watcher struct {
 	readPatterns       ExcludePatternsFunc
 	patterns           []string // as last read
 	excludeExpressions []*regexp.Regexp
-	defaultExpressions []*regexp.Regexp // DefaultExcludePatterns
-	loggedError        string           // what was last said to be wrong with them
+	defaultExpressions []*regexp.Regexp // of DefaultExcludePatterns
+	loggedError        string           // the last error of readPatterns in the log
 	log                *slog.Logger
 	linkSets           chan facts.LinkSet
 	skippedLinks       atomic.Pointer[[]facts.SkippedLink]
 }
 
-// NewWatcher returns a Watcher that leaves out the interfaces whose names match one of the expressions. While these cannot be
-// read, the last ones that could count, at first DefaultExcludePatterns; a nil function is DefaultExcludePatterns.
+// NewWatcher returns a Watcher that excludes the interfaces whose names match one of the patterns.
+// While the patterns cannot be read, the last valid ones apply, at first DefaultExcludePatterns.
+// These apply always if exclude is nil.
 func NewWatcher(exclude ExcludePatternsFunc, log *slog.Logger) *Watcher {
 	if exclude == nil {
 		exclude = func() ([]string, error) { return DefaultExcludePatterns, nil }
 	}
 	w := &Watcher{readPatterns: exclude, log: log, linkSets: make(chan facts.LinkSet, 1)}
-	w.defaultExpressions, _ = compilePatterns(DefaultExcludePatterns) // a test holds that they can be read
+	// cannot fail; a test checks that
+	w.defaultExpressions, _ = compilePatterns(DefaultExcludePatterns)
 	w.skippedLinks.Store(&[]facts.SkippedLink{})
 	return w
 }
 
-// reloadPatterns takes in what the expressions are now.
+// reloadPatterns reads the exclude patterns again.
 func (w *Watcher) reloadPatterns() {
 	patterns, err := w.readPatterns()
 	if err == nil && w.excludeExpressions != nil && slices.Equal(patterns, w.patterns) {
@@ -83,7 +87,7 @@ func (w *Watcher) reloadPatterns() {
 		}
 		if err.Error() != w.loggedError {
 			w.loggedError = err.Error()
-			w.log.Error("reading which interfaces to exclude; the former expressions count", "error", err)
+			w.log.Error("reading the exclude patterns of interfaces; the last valid ones stay in use", "error", err)
 		}
 		return
 	}
@@ -95,20 +99,22 @@ func compilePatterns(patterns []string) ([]*regexp.Regexp, error) {
 	for _, p := range patterns {
 		re, err := regexp.Compile(p)
 		if err != nil {
-			return nil, fmt.Errorf("the expression %q: %w", p, err)
+			return nil, fmt.Errorf("invalid pattern %q: %w", p, err)
 		}
 		out = append(out, re)
 	}
 	return out, nil
 }
 
-// SkippedLinks returns the interfaces that were left out when the links were last read, sorted by name.
+// SkippedLinks returns the interfaces that were not usable at the last read, sorted by name.
 func (w *Watcher) SkippedLinks() []facts.SkippedLink { return *w.skippedLinks.Load() }
 
-// LinkSets delivers the links now and after each change; a set that nobody took yet is replaced by a later one.
+// LinkSets delivers the links at the start and after each change. A later set replaces
+// one that was not received yet.
 func (w *Watcher) LinkSets() <-chan facts.LinkSet { return w.linkSets }
 
-// Run watches until ctx ends. When netlink fails, for lack of buffer say, it subscribes anew.
+// Run watches until ctx ends. When netlink fails, for example for lack of buffers, it
+// subscribes again.
 func (w *Watcher) Run(ctx context.Context) error {
 	var last facts.LinkSet
 	for first := true; ctx.Err() == nil; first = false {
@@ -134,25 +140,26 @@ func (w *Watcher) watchEvents(ctx context.Context, last *facts.LinkSet) error {
 	defer e.close()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	something := e.changed
+	changed := e.changed
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case err := <-e.failed:
 			return err
-		case <-something:
-			// What follows is gathered, but for no longer than this, however many events there are.
-			something = nil
+		case <-changed:
+			// The events of this delay are gathered. It is not extended, however many events come.
+			changed = nil
 			timer.Reset(coalesceDelay)
 		case <-timer.C:
-			something = e.changed
+			changed = e.changed
 			timer.Reset(w.deliverLinks(last))
 		}
 	}
 }
 
-// deliverLinks reads the links and passes them on if they are not what they were. It returns when to read them again.
+// deliverLinks reads the links and delivers them if they changed. It returns the delay
+// until the next read.
 func (w *Watcher) deliverLinks(last *facts.LinkSet) time.Duration {
 	set, err := w.ReadLinks()
 	if err != nil {
@@ -176,12 +183,12 @@ func (w *Watcher) deliverLinks(last *facts.LinkSet) time.Duration {
 	}
 }
 
-// ReadLinks returns the usable links. An interface whose addresses cannot be read is delivered without any. Only one goroutine
-// may call it, and none while Run does.
+// ReadLinks returns the usable links. An interface whose addresses cannot be read is delivered
+// without addresses. Only one goroutine may call it, and not while Run works.
 func (w *Watcher) ReadLinks() (facts.LinkSet, error) {
 	all, err := netlink.LinkList()
 	if err != nil {
-		return nil, fmt.Errorf("listing links: %w", err)
+		return nil, fmt.Errorf("listing network interfaces: %w", err)
 	}
 	gateways, err := readDefaultGateways()
 	if err != nil {
@@ -213,8 +220,8 @@ func (w *Watcher) ReadLinks() (facts.LinkSet, error) {
 	return set, nil
 }
 
-// skipReason says why an interface is left out. Addresses are announced on one that is up, with carrier, Ethernet, able to
-// broadcast, and no port of a bridge or bond, whose master speaks for it.
+// skipReason returns why an interface is not usable. A usable interface is Ethernet, is up, has
+// carrier and can broadcast. It is not a port of a bridge or bond: the master is used instead.
 func (w *Watcher) skipReason(a *netlink.LinkAttrs) facts.SkipReason {
 	switch {
 	case matchesAny(w.excludeExpressions, a.Name) && matchesAny(w.defaultExpressions, a.Name):
@@ -250,10 +257,11 @@ func linkPrefixes(l netlink.Link) ([]netip.Prefix, error) {
 	return out, err
 }
 
-// defaultGateways are the next hops of default routes by link index, sorted.
+// defaultGateways are the next hops of the default routes by link index, sorted.
 type defaultGateways struct{ allByLink, preferredByLink map[int][]netip.Addr }
 
-// readDefaultGateways returns the next hops of the default routes, those of routes with several next hops included.
+// readDefaultGateways returns the next hops of all default routes, including routes
+// with several next hops.
 func readDefaultGateways() (defaultGateways, error) {
 	out := defaultGateways{map[int][]netip.Addr{}, map[int][]netip.Addr{}}
 	type hop struct {
@@ -261,7 +269,7 @@ func readDefaultGateways() (defaultGateways, error) {
 		address      netip.Addr
 	}
 	var found []hop
-	best := map[bool]int{} // metric, of IPv4 and of the other
+	best := map[bool]int{} // the lowest metric, by whether it is IPv4
 	add := func(link, metric int, gw net.IP) {
 		ip, ok := netip.AddrFromSlice(gw)
 		if !ok {
@@ -300,7 +308,7 @@ func readDefaultGateways() (defaultGateways, error) {
 	return out, err
 }
 
-// readRouters returns the gateways with the Ethernet addresses that the kernel knows.
+// readRouters returns the gateways whose Ethernet addresses the kernel knows.
 func readRouters(index int, gateways []netip.Addr) ([]facts.Neighbour, error) {
 	if len(gateways) == 0 {
 		return nil, nil

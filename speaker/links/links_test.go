@@ -21,7 +21,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/links/netnstest"
 )
 
-// harness is a watcher in a namespace of its own, whose eth0 leads to another.
+// harness is a Watcher in its own namespace, with another namespace as its neighbour.
 type harness struct {
 	t          *testing.T
 	node, peer *netnstest.Namespace
@@ -29,7 +29,7 @@ type harness struct {
 	patterns   atomic.Pointer[exclusion]
 }
 
-// exclusion is what the watcher is told to leave out.
+// exclusion is what the function for the exclude patterns returns.
 type exclusion struct {
 	patterns []string
 	err      error
@@ -99,7 +99,7 @@ func haveNames(want ...string) func(facts.LinkSet) bool {
 
 func TestLinkChangesAreDelivered(t *testing.T) {
 	b := newHarness(t)
-	b.awaitLinks("no link is there at first", haveNames())
+	b.awaitLinks("there is no link at first", haveNames())
 	b.node.AddVeth("eth0", b.peer, "eth0")
 	s := b.awaitLinks("a link is added", haveNames("eth0"))
 	if s[0].MAC == (facts.MAC{}) || s[0].Index == 0 {
@@ -120,7 +120,7 @@ func TestLinkChangesAreDelivered(t *testing.T) {
 	b.changeLink("eth0", func(l netlink.Link) error {
 		return netlink.NeighAdd(&netlink.Neigh{LinkIndex: l.Attrs().Index, IP: gateway.AsSlice(), HardwareAddr: mac[:], State: netlink.NUD_PERMANENT})
 	})
-	b.node.AddAddress("eth0", "192.168.0.12/24") // neighbours are no event
+	b.node.AddAddress("eth0", "192.168.0.12/24") // neighbours cause no event
 	b.awaitLinks("the gateway's Ethernet address is known", func(s facts.LinkSet) bool {
 		return len(s) == 1 && slices.Equal(s[0].ResolvedGateways, []facts.Neighbour{{Address: gateway, MAC: mac}})
 	})
@@ -136,7 +136,7 @@ func TestLinkChangesAreDelivered(t *testing.T) {
 	b.awaitLinks("it is deleted", haveNames())
 }
 
-// A default route with several next hops names a gateway on each of their links.
+// A default route with several next hops has a gateway on each of their links.
 func TestNextHopsOfDefaultRoutesAreGateways(t *testing.T) {
 	b := newHarness(t)
 	hops := map[string]netip.Addr{"eth0": netip.MustParseAddr("10.1.0.1"), "eth1": netip.MustParseAddr("10.2.0.1")}
@@ -176,7 +176,7 @@ func TestNextHopsOfDefaultRoutesAreGateways(t *testing.T) {
 func TestLinkWithoutCarrierIsNotUsable(t *testing.T) {
 	b := newHarness(t)
 	b.node.AddVeth("eth0", b.peer, "eth0")
-	b.awaitLinks("the cable is whole", haveNames("eth0"))
+	b.awaitLinks("the link is up", haveNames("eth0"))
 	b.peer.MustRun(func() error {
 		l, err := netlink.LinkByName("eth0")
 		return errors.Join(err, netlink.LinkSetDown(l))
@@ -207,8 +207,7 @@ func TestUsableLinks(t *testing.T) {
 	})
 }
 
-// Another route than the default is no news, however often it changes; and a stream of events does not keep what
-// happened from being told.
+// A stream of irrelevant events does not delay a change.
 func TestAddressIsDeliveredDuringAStreamOfEvents(t *testing.T) {
 	b := newHarness(t)
 	b.node.AddVeth("eth0", b.peer, "eth0")
@@ -231,20 +230,21 @@ func TestAddressIsDeliveredDuringAStreamOfEvents(t *testing.T) {
 		})
 	}()
 	b.node.AddAddress("eth0", "192.168.0.11/24")
-	b.awaitLinks("the address is told amid the events", func(s facts.LinkSet) bool {
+	b.awaitLinks("the address is delivered during the stream", func(s facts.LinkSet) bool {
 		return len(s) == 1 && slices.Contains(s[0].Prefixes, netip.MustParsePrefix("192.168.0.11/24"))
 	})
 	close(stop)
 	<-churned
 }
 
-// The expressions are read again while the watcher runs; ones that cannot be read change nothing.
+// The patterns are read again while the Watcher runs. Invalid patterns change nothing.
 func TestExcludePatternsAreReloaded(t *testing.T) {
 	b := newHarness(t)
 	b.node.AddVeth("eth0", b.peer, "eth0")
 	b.node.AddVeth("storage0", b.peer, "storage0")
 	b.awaitLinks("both are used", haveNames("eth0", "storage0"))
-	set := func(e exclusion, link, address string) { // an event, so that nobody waits for the next look
+	// causes an event, so that the test need not wait for the next read
+	set := func(e exclusion, link, address string) {
 		b.patterns.Store(&e)
 		b.node.AddAddress(link, address)
 	}
@@ -255,7 +255,7 @@ func TestExcludePatternsAreReloaded(t *testing.T) {
 	}
 	for i, e := range []exclusion{{patterns: []string{"("}}, {err: errors.New("no such file")}} {
 		set(e, "eth0", fmt.Sprintf("10.9.%d.1/24", i+1))
-		b.awaitLinks("the former expressions count", func(s facts.LinkSet) bool { return haveNames("eth0")(s) && len(s[0].Prefixes) >= i+2 })
+		b.awaitLinks("the last valid patterns stay in use", func(s facts.LinkSet) bool { return haveNames("eth0")(s) && len(s[0].Prefixes) >= i+2 })
 	}
 	set(exclusion{patterns: []string{"^lo$"}}, "eth0", "10.9.9.1/24")
 	b.awaitLinks("it is used again", haveNames("eth0", "storage0"))
@@ -285,7 +285,7 @@ func TestSkippedLinksHaveTheirReason(t *testing.T) {
 	}
 }
 
-// A link that is renamed is the same link under another name, and one that is stacked on another is a link of its own.
+// A renamed link keeps its index. A link on top of another is a link of its own.
 func TestRenamedAndStackedLinksAreDelivered(t *testing.T) {
 	b := newHarness(t)
 	b.node.AddVeth("eth0", b.peer, "eth0")
@@ -323,7 +323,7 @@ func TestRenamedAndStackedLinksAreDelivered(t *testing.T) {
 			}
 			want := []string{"lan0", "stacked0"}
 			if kind == "bond" {
-				want = []string{"stacked0"} // which speaks for its member
+				want = []string{"stacked0"} // used instead of its member
 				b.node.MustRun(func() error {
 					member, err := netlink.LinkByIndex(index)
 					return errors.Join(err, netlink.LinkSetDown(member), netlink.LinkSetMaster(member, l), netlink.LinkSetUp(member))

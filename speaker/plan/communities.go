@@ -7,8 +7,9 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// haveTooManyCommunities says whether the advertisements give one route more communities than a message can carry. Without some of them the
-// route might go where it must not, so that it is not announced at all.
+// haveTooManyCommunities says whether the advertisements give a route more communities than a
+// message can carry. Such a route is not announced at all: with some communities missing, routers
+// might pass it on to where it must not go.
 func haveTooManyCommunities(ads []adCoverage) bool {
 	all := 0
 	for _, o := range ads {
@@ -18,7 +19,8 @@ func haveTooManyCommunities(ads []adCoverage) bool {
 		return false
 	}
 	for _, o := range ads {
-		for _, peer := range append([]string{""}, o.ad.Peers...) { // the empty one stands for a peer that nobody names
+		// the empty name is any peer that no advertisement names
+		for _, peer := range append([]string{""}, o.ad.Peers...) {
 			for _, a := range o.addresses {
 				if combinedAttributes(ads, peer, announcedPrefix(o.ad, a)).HasTooManyCommunities() {
 					return true
@@ -29,7 +31,7 @@ func haveTooManyCommunities(ads []adCoverage) bool {
 	return false
 }
 
-// combinedAttributes is what the advertisements say together of a prefix to a peer.
+// combinedAttributes returns the attributes of a prefix for a peer, over all advertisements.
 func combinedAttributes(ads []adCoverage, peer string, p netip.Prefix) intent.Attributes {
 	var out intent.Attributes
 	for _, o := range ads {

@@ -13,25 +13,26 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// layer2Decision is what the rules make of a Service that some node may hold.
+// layer2Decision is the result of the rules for a Service that at least one node may hold.
 type layer2Decision struct {
 	verdict    *Verdict
 	candidates *intent.Candidates
 	links      map[netip.Addr][]int
 	rebalance  bool
-	// grace says that this node should not announce the Service, and could for a while.
+	// grace means that this node should not announce the Service, but can serve it for a while.
 	grace bool
 }
 
-// decideLayer2 applies the rules in order. The first that fails for the Service as a whole leaves it without candidates; the
-// rules about nodes are applied to each of them, and this node's outcome is the reason. The decision is nil without candidates.
+// decideLayer2 applies the rules in order. If a rule about the whole Service fails, the Service has
+// no candidates, and the decision is nil. The rules about nodes are applied to each node. The
+// reason is that of this node.
 func (p *Planner) decideLayer2(k view.ObjectKey, r *serviceRecord) (*Verdict, *layer2Decision) {
 	s := r.service
 	v := &Verdict{Service: k, Addresses: s.assigned}
-	ads, of, reason := coveringL2Ads(&p.inputs, r)
+	ads, adsByAddress, reason := coveringL2Ads(&p.inputs, r)
 	v.Reason = reason
-	if of != nil { // an address whose own pool nothing announces is none of ours
-		v.Addresses = slices.DeleteFunc(slices.Clone(s.assigned), func(a netip.Addr) bool { return len(of[a]) == 0 })
+	if adsByAddress != nil { // an address without an advertisement for its own pool is not announced
+		v.Addresses = slices.DeleteFunc(slices.Clone(s.assigned), func(a netip.Addr) bool { return len(adsByAddress[a]) == 0 })
 	}
 	if len(ads) == 0 || reason != names.ReasonNotHolder {
 		return v, nil
@@ -48,7 +49,7 @@ func (p *Planner) decideLayer2(k view.ObjectKey, r *serviceRecord) (*Verdict, *l
 		}
 	}
 	if v.Reason == names.ReasonNotHolder {
-		d.links, v.Reason = p.linksByAddress(ads, of, v.Addresses)
+		d.links, v.Reason = p.linksByAddress(ads, adsByAddress, v.Addresses)
 	}
 	d.rebalance = slices.ContainsFunc(ads, func(ad *snapshot.L2Advertisement) bool { return ad.Rebalance })
 	v.Eligible = v.Reason == names.ReasonNotHolder
@@ -64,9 +65,10 @@ func (p *Planner) decideLayer2(k view.ObjectKey, r *serviceRecord) (*Verdict, *l
 	return v, d
 }
 
-// coveringL2Ads returns the advertisements that cover the Service, wherever its nodes are, and those of each address where its addresses are of
-// more than one pool; ReasonNotHolder when nothing that concerns the Service as a whole speaks against it.
-func coveringL2Ads(in *Inputs, r *serviceRecord) (ads []*snapshot.L2Advertisement, of map[netip.Addr][]*snapshot.L2Advertisement, reason names.Reason) {
+// coveringL2Ads returns the advertisements that cover the Service on any node. If its addresses are
+// in several pools, it also returns the advertisements of each address. The reason is
+// ReasonNotHolder if no rule about the whole Service fails.
+func coveringL2Ads(in *Inputs, r *serviceRecord) (ads []*snapshot.L2Advertisement, adsByAddress map[netip.Addr][]*snapshot.L2Advertisement, reason names.Reason) {
 	s := r.service
 	if len(s.assigned) == 0 {
 		return nil, nil, names.ReasonNoAddress
@@ -77,31 +79,32 @@ func coveringL2Ads(in *Inputs, r *serviceRecord) (ads []*snapshot.L2Advertisemen
 	}
 	ads = selectL2Ads(in.Snapshot, pools, s)
 	if len(slices.Compact(slices.Clone(pools))) > 1 {
-		of = map[netip.Addr][]*snapshot.L2Advertisement{}
+		adsByAddress = map[netip.Addr][]*snapshot.L2Advertisement{}
 		for i, a := range s.assigned {
-			of[a] = selectL2Ads(in.Snapshot, pools[i:i+1], s)
+			adsByAddress[a] = selectL2Ads(in.Snapshot, pools[i:i+1], s)
 		}
 	}
 	switch {
 	case len(ads) == 0:
 		return nil, nil, names.ReasonNoAdvertisement
 	case s.hasSharingKey && slices.ContainsFunc(ads, func(ad *snapshot.L2Advertisement) bool { return len(ad.ServiceSelectors) > 0 }):
-		return ads, of, names.ReasonSharedWithServiceSelector
+		return ads, adsByAddress, names.ReasonSharedWithServiceSelector
 	case !r.endpoints.isServing:
-		return ads, of, names.ReasonNoEndpoints
+		return ads, adsByAddress, names.ReasonNoEndpoints
 	}
-	return ads, of, names.ReasonNotHolder
+	return ads, adsByAddress, names.ReasonNotHolder
 }
 
-// admittedNodes is which nodes some advertisements admit, whatever the Service. Services with the same advertisements share it.
+// admittedNodes has the nodes that a list of advertisements admits. It is the same for all Services
+// with these advertisements.
 type admittedNodes struct {
 	scoreByNode map[string]int
-	reason      names.Reason // this node's: ReasonNotHolder when it is admitted
-	// withSelf and without are the Candidates with this node and without it.
+	reason      names.Reason // of this node: ReasonNotHolder if it is admitted
+	// The candidates including and excluding this node; nil until they are needed.
 	withSelf, withoutSelf *intent.Candidates
 }
 
-// admittedNodesFor returns the field of the advertisements.
+// admittedNodesFor returns the nodes that the advertisements admit.
 func (p *Planner) admittedNodesFor(ads []*snapshot.L2Advertisement) *admittedNodes {
 	key := ""
 	for _, ad := range ads {
@@ -125,9 +128,10 @@ func (p *Planner) admittedNodesFor(ads []*snapshot.L2Advertisement) *admittedNod
 	return f
 }
 
-// allCandidates are all nodes of the field; this node only when it could answer.
-func (f *admittedNodes) allCandidates(self string, able bool) *intent.Candidates {
-	if able || f.reason != names.ReasonNotHolder {
+// allCandidates returns all admitted nodes. It leaves out this node if the node is
+// admitted but not able to answer.
+func (f *admittedNodes) allCandidates(self string, canAnswer bool) *intent.Candidates {
+	if canAnswer || f.reason != names.ReasonNotHolder {
 		if f.withSelf == nil {
 			f.withSelf = intent.NewCandidates(f.scoreByNode)
 		}
@@ -141,18 +145,18 @@ func (f *admittedNodes) allCandidates(self string, able bool) *intent.Candidates
 	return f.withoutSelf
 }
 
-// candidatesAmong are those nodes of the field that are in the list.
-func (f *admittedNodes) candidatesAmong(nodes []string, self string, able bool) *intent.Candidates {
+// candidatesAmong returns the admitted nodes that are in the list.
+func (f *admittedNodes) candidatesAmong(nodes []string, self string, canAnswer bool) *intent.Candidates {
 	scores := map[string]int{}
 	for _, n := range nodes {
-		if score, ok := f.scoreByNode[n]; ok && (able || n != self) {
+		if score, ok := f.scoreByNode[n]; ok && (canAnswer || n != self) {
 			scores[n] = score
 		}
 	}
 	return intent.NewCandidates(scores)
 }
 
-// nodeReason says whether the advertisements admit the node: ReasonNotHolder when they do.
+// nodeReason returns why the advertisements do not admit the node, or ReasonNotHolder if they do.
 func nodeReason(ads []*snapshot.L2Advertisement, n *view.Node) names.Reason {
 	switch {
 	case n.NetworkUnavailable:
@@ -167,12 +171,13 @@ func nodeReason(ads []*snapshot.L2Advertisement, n *view.Node) names.Reason {
 	return names.ReasonNotHolder
 }
 
-// linksByAddress returns this node's links for each of the addresses. The links of other nodes are their own to judge.
-func (p *Planner) linksByAddress(ads []*snapshot.L2Advertisement, of map[netip.Addr][]*snapshot.L2Advertisement, addresses []netip.Addr) (map[netip.Addr][]int, names.Reason) {
+// linksByAddress returns this node's links for each address. It does not judge the
+// links of other nodes.
+func (p *Planner) linksByAddress(ads []*snapshot.L2Advertisement, adsByAddress map[netip.Addr][]*snapshot.L2Advertisement, addresses []netip.Addr) (map[netip.Addr][]int, names.Reason) {
 	out := make(map[netip.Addr][]int, len(addresses))
 	for _, a := range addresses {
-		if of != nil {
-			ads = of[a]
+		if adsByAddress != nil {
+			ads = adsByAddress[a]
 		}
 		out[a] = answeringLinks(&p.inputs, ads, a)
 		switch {
@@ -197,18 +202,19 @@ func selectL2Ads(s *snapshot.Snapshot, pools []*snapshot.Pool, svc *serviceFacts
 	return out
 }
 
-// namesAnyPool says whether one of the pools is named.
+// namesAnyPool says whether named has the name of one of the pools.
 func namesAnyPool(named []string, pools []*snapshot.Pool) bool {
 	return slices.ContainsFunc(pools, func(p *snapshot.Pool) bool { return slices.Contains(named, p.Name) })
 }
 
-// matchesAny says whether any selector matches; an empty list matches everything.
+// matchesAny says whether at least one selector matches. An empty list matches everything.
 func matchesAny(selectors []labels.Selector, set labels.Labels) bool {
 	return len(selectors) == 0 ||
 		slices.ContainsFunc(selectors, func(s labels.Selector) bool { return s.Matches(set) })
 }
 
-// preferenceScore sums the weights of the preferences that match the node, over the advertisements that admit it.
+// preferenceScore sums the weights of the preferences that match the node, over the
+// advertisements that admit it.
 func preferenceScore(ads []*snapshot.L2Advertisement, n *view.Node) int {
 	sum := 0
 	for _, ad := range ads {
@@ -224,9 +230,10 @@ func preferenceScore(ads []*snapshot.L2Advertisement, n *view.Node) int {
 	return sum
 }
 
-// answeringLinks returns the indexes of this node's links for the address: those that the advertisements for this node name.
-// When one of them names none, the links whose subnet covers the address, or every usable link if none does: an
-// address outside the node's subnets may still be routed to the segment.
+// answeringLinks returns the indexes of this node's links for the address: those that the
+// advertisements for this node name. If an advertisement names none, it adds the links whose subnet
+// covers the address. If there is no such link, it adds every usable link, because an address
+// outside the node's subnets may still be routed to the segment.
 func answeringLinks(in *Inputs, ads []*snapshot.L2Advertisement, a netip.Addr) []int {
 	self := in.Nodes[in.Self]
 	var out []int
@@ -248,7 +255,7 @@ func answeringLinks(in *Inputs, ads []*snapshot.L2Advertisement, a netip.Addr) [
 	return slices.Compact(out)
 }
 
-// linksCovering returns the links whose subnet covers a, or all links.
+// linksCovering returns the links whose subnet covers a, or else all links that can carry a.
 func linksCovering(in *Inputs, a netip.Addr) []int {
 	var on, all []int
 	for _, l := range in.Links {

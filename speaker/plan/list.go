@@ -5,23 +5,23 @@ import (
 	"slices"
 )
 
-// SortedList is an immutable sorted list. An edited one shares with the former what did not change, so that an edit of a long list
-// costs little and leaves little behind. The zero value is empty.
+// SortedList is an immutable sorted list. An edited list shares its unchanged parts with the old
+// one, so that an edit of a long list costs little time and memory. The zero value is empty.
 type SortedList[T any] struct {
-	parts  [][]T // none of them empty
+	parts  [][]T // no part is empty
 	length int
 }
 
-// partSize is how many elements a part has when it is made; it is divided when it has twice as many, and joined to its
-// neighbour when both together have half.
+// partSize is the number of elements of a new part. A part is split when it has twice as many. Two
+// neighbours are joined when together they have at most half as many.
 const partSize = 128
 
-// NewSortedList returns a List of elements that are in order.
+// NewSortedList returns a SortedList of sorted elements.
 func NewSortedList[T any](sorted ...T) SortedList[T] {
 	return SortedList[T]{parts: slices.Collect(slices.Chunk(sorted, partSize)), length: len(sorted)}
 }
 
-// Len is the number of elements.
+// Len returns the number of elements.
 func (l SortedList[T]) Len() int { return l.length }
 
 // All returns the elements in order.
@@ -37,7 +37,7 @@ func (l SortedList[T]) All() iter.Seq[T] {
 	}
 }
 
-// Slice returns the elements in a slice of the caller's own.
+// Slice returns the elements in a new slice.
 func (l SortedList[T]) Slice() []T {
 	return slices.AppendSeq(make([]T, 0, l.length), l.All())
 }
@@ -57,7 +57,8 @@ func (l SortedList[T]) lookup(e T, compare func(x, y T) int) (T, bool) {
 	return none, false
 }
 
-// withEdits returns the list with what changed in it put in, and what is gone taken out. Both are sorted.
+// withEdits returns the list with the changed elements inserted or replaced, and the gone ones
+// deleted. Both arguments are sorted.
 func (l SortedList[T]) withEdits(changed, gone []T, compare func(x, y T) int) SortedList[T] {
 	if len(changed)+len(gone) == 0 {
 		return l
@@ -68,7 +69,7 @@ func (l SortedList[T]) withEdits(changed, gone []T, compare func(x, y T) int) So
 		return out
 	}
 	for i, part := range l.parts {
-		of, without := len(changed), len(gone) // what comes before the next part
+		of, without := len(changed), len(gone) // those before the next part
 		if i+1 < len(l.parts) {
 			next := l.parts[i+1][0]
 			of, _ = slices.BinarySearchFunc(changed, next, compare)
@@ -83,7 +84,8 @@ func (l SortedList[T]) withEdits(changed, gone []T, compare func(x, y T) int) So
 	return out
 }
 
-// appendPart adds a part, which may be empty, too long or too short, at the end of a list that is being made.
+// appendPart adds a part to the end of a list that is being built. The part may be
+// empty, too long or too short.
 func (l *SortedList[T]) appendPart(part []T) {
 	l.length += len(part)
 	last := len(l.parts) - 1

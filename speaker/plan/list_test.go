@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestSortedList edits a List at random, beside a plain slice.
+// TestSortedList edits a SortedList at random and compares it with a plain slice.
 func TestSortedList(t *testing.T) {
 	for seed := range int64(20) {
 		r := rand.New(rand.NewSource(seed))
@@ -24,7 +24,7 @@ func TestSortedList(t *testing.T) {
 					drop[e] = true
 				}
 			}
-			if step%17 == 16 { // all but a few go
+			if step%17 == 16 { // deletes nearly all elements
 				for i, e := range want {
 					if !add[e] && i%97 > 0 {
 						drop[e] = true

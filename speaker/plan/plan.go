@@ -1,8 +1,9 @@
-// Package plan decides what this node should announce: a Planner turns the configuration, the Services, their endpoints,
-// the nodes and the links into Bids for the election, Routes for the routers and a Verdict on each Service. It is pure and deterministic: the same
-// inputs in any order give the same Plan. A change costs what it touches: one Service is decided anew when it or its
-// endpoints change, all of them only when the configuration, a node or a link does. It knows nothing of who holds an
-// address; that is elect's.
+// Package plan decides what this node should announce. A Planner turns the
+// configuration, the Services, their endpoints, the nodes and the links into Bids for
+// the election, Routes for the routers and a Verdict on each Service. It is pure and
+// deterministic: the same inputs in any order give the same Plan. A change of a Service
+// or its endpoints costs one decision. A change of the configuration, a node or a link
+// decides all Services again. Package elect decides which node holds an address.
 package plan
 
 import (
@@ -16,37 +17,41 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// Inputs is every fact that a Plan rests on.
+// Inputs has every fact on which a Plan is based.
 type Inputs struct {
 	// Self is the name of this node.
 	Self string
-	// Class is the load balancer class to serve; empty serves Services without a class.
+	// Class is the load balancer class to serve. If it is empty, Services without a
+	// class are served.
 	Class string
 	// Snapshot is the configuration; nil counts as empty.
 	Snapshot *snapshot.Snapshot
 	Services map[view.ObjectKey]view.Service
-	// Endpoints of each Service; an absent entry counts as no endpoints.
+	// Endpoints of each Service; a missing entry means no endpoints.
 	Endpoints map[view.ObjectKey]view.Endpoints
 	// Nodes are all nodes of the cluster by name.
 	Nodes map[string]view.Node
 	// Links are the links of this node on which frames can be sent.
 	Links facts.LinkSet
-	// RawSocketsDenied says that this node's links are unusable because raw sockets are refused.
+	// RawSocketsDenied means that the links are unusable because raw sockets are not permitted.
 	RawSocketsDenied bool
 }
 
-// Plan is what this node should announce now. It is immutable, and what its lists point to with it: Plans share what did not change.
+// Plan is what this node should announce now. It and everything that its lists point to are
+// immutable: Plans share what did not change.
 type Plan struct {
-	// Bids has one entry for each layer-2 address that some node may hold, sorted by address.
+	// Bids has one entry for each layer 2 address that some node may hold, sorted by address.
 	Bids SortedList[intent.Bid]
 	// Verdicts has one entry for each Service of our class, sorted by Service.
 	Verdicts SortedList[*Verdict]
-	// Peers are the routers that this node peers with, sorted by name; Routes what it announces to them, sorted by prefix.
+	// Peers are this node's BGP peers, sorted by name. Routes are what it announces to
+	// them, sorted by prefix.
 	Peers  []intent.Peer
 	Routes []*intent.Route
 	// BGP has one entry for each Service of our class, sorted by Service.
 	BGP SortedList[*BGPVerdict]
-	// Leaving says that the node is to stop serving: it is excluded or drained. Its routes are still among Routes.
+	// Leaving means that the node is excluded or drained and has to stop serving.
+	// Routes still has its routes.
 	Leaving bool
 }
 
@@ -54,8 +59,8 @@ type Plan struct {
 type Verdict struct {
 	Service   view.ObjectKey
 	Addresses []netip.Addr
-	// Eligible says that this node takes part in the election. Reason is then ReasonNotHolder, to be replaced by
-	// ReasonAnnounced for the holder.
+	// Eligible means that this node takes part in the election. Reason is then ReasonNotHolder; for
+	// the holder, ReasonAnnounced replaces it.
 	Eligible bool
 	// Candidates is how many nodes may hold the addresses.
 	Candidates int
@@ -69,19 +74,20 @@ func (v *Verdict) equal(o *Verdict) bool {
 // Delta is what changed between two Plans.
 type Delta struct {
 	Changed []intent.Bid
-	// Gone are the addresses without a bid now, sorted.
+	// Gone are the addresses that have no bid any more, sorted.
 	Gone []netip.Addr
 }
 
-// Build makes the Plan of inputs that are all there at once.
+// Build returns the Plan of complete inputs.
 func Build(in Inputs) Plan {
 	p := NewPlanner(in)
 	p.Update()
 	return p.Plan()
 }
 
-// mergeEdits returns a sorted list with what changed in it put in, and what is gone taken out; the old list stays as it is. All
-// three are sorted. What lies between is copied in pieces, so that one change in a long list costs little.
+// mergeEdits returns a new sorted list with the changed elements inserted or replaced, and the gone
+// ones deleted. All three lists are sorted. It copies the elements between edits in blocks, so that
+// one change in a long list costs little.
 func mergeEdits[T any](old, changed, gone []T, compare func(x, y T) int) []T {
 	out := make([]T, 0, len(old)+len(changed))
 	for len(changed)+len(gone) > 0 {
@@ -92,7 +98,8 @@ func mergeEdits[T any](old, changed, gone []T, compare func(x, y T) int) []T {
 		} else {
 			e, changed = changed[0], changed[1:]
 		}
-		i, found := 0, len(old) > 0 && compare(old[0], e) == 0 // as where everything changed
+		// the usual case when everything changed
+		i, found := 0, len(old) > 0 && compare(old[0], e) == 0
 		if !found {
 			i, found = slices.BinarySearchFunc(old, e, compare)
 		}

@@ -20,7 +20,8 @@ var (
 	web     = view.ObjectKey{Namespace: "default", Name: "web"}
 )
 
-// exampleInputs is a cluster of three nodes with one Service that everything is right with, seen from node a.
+// exampleInputs is a cluster of three nodes, seen from node a, with one Service that
+// every node may announce.
 func exampleInputs() Inputs {
 	pool := &snapshot.Pool{Name: "p", Ranges: []snapshot.Range{{First: address, Last: address.Next()}}}
 	in := Inputs{
@@ -67,26 +68,26 @@ func selectName(name string) []labels.Selector {
 func TestBidAndReason(t *testing.T) {
 	tests := map[string]struct {
 		edit       func(*Inputs)
-		candidates []string // sorted; nil when there is no bid
+		candidates []string // sorted; nil if there is no bid
 		links      []int
 		reason     names.Reason
 	}{
-		"every node may hold the address":                {edit: func(*Inputs) {}, candidates: []string{"a", "b", "c"}, links: []int{2}, reason: names.ReasonNotHolder},
-		"a Service of another class is none of ours":     {edit: editService(func(s *view.Service) { s.Class = "other" })},
-		"without an address":                             {edit: editService(func(s *view.Service) { s.AssignedAddresses = nil }), reason: names.ReasonNoAddress},
-		"an address of no pool":                          {edit: editService(func(s *view.Service) { s.AssignedAddresses = []netip.Addr{netip.MustParseAddr("203.0.113.1")} }), reason: names.ReasonAddressOutsidePools},
-		"no advertisement":                               {edit: func(in *Inputs) { in.Snapshot.L2Advertisements = nil }, reason: names.ReasonNoAdvertisement},
-		"an advertisement for other Services":            {edit: editAd(func(ad *snapshot.L2Advertisement) { ad.ServiceSelectors = selectName("other") }), reason: names.ReasonNoAdvertisement},
-		"no endpoints":                                   {edit: func(in *Inputs) { in.Endpoints = nil }, reason: names.ReasonNoEndpoints},
-		"policy Local keeps to the nodes with endpoints": {edit: editService(func(s *view.Service) { s.LocalTrafficPolicy = true }), candidates: []string{"b"}, reason: names.ReasonNoLocalEndpoints},
-		"a node selector keeps to its nodes":             {edit: editAd(func(ad *snapshot.L2Advertisement) { ad.NodeSelectors = selectName("c") }), candidates: []string{"c"}, reason: names.ReasonNoAdvertisement},
-		"an excluded node":                               {edit: editNode("a", func(n *view.Node) { n.Excluded = true }), candidates: []string{"b", "c"}, reason: names.ReasonNodeExcluded},
-		"a leaving node":                                 {edit: editNode("b", func(n *view.Node) { n.Leaving = true }), candidates: []string{"a", "c"}, links: []int{2}, reason: names.ReasonNotHolder},
-		"a node without network":                         {edit: editNode("a", func(n *view.Node) { n.NetworkUnavailable = true }), candidates: []string{"b", "c"}, reason: names.ReasonNodeNetworkUnavailable},
-		"named links":                                    {edit: editAd(func(ad *snapshot.L2Advertisement) { ad.Interfaces = []string{"eth1"} }), candidates: []string{"a", "b", "c"}, links: []int{3}, reason: names.ReasonNotHolder},
-		"named links that this node does not have":       {edit: editAd(func(ad *snapshot.L2Advertisement) { ad.Interfaces = []string{"eth9"} }), candidates: []string{"b", "c"}, reason: names.ReasonNoLinks},
-		"no link's subnet covers the address":            {edit: func(in *Inputs) { in.Links[0].Prefixes = nil }, candidates: []string{"a", "b", "c"}, links: []int{2, 3}, reason: names.ReasonNotHolder},
-		"raw sockets are refused":                        {edit: func(in *Inputs) { in.Links, in.RawSocketsDenied = nil, true }, candidates: []string{"b", "c"}, reason: names.ReasonRawSocketDenied},
+		"every node may hold the address":               {edit: func(*Inputs) {}, candidates: []string{"a", "b", "c"}, links: []int{2}, reason: names.ReasonNotHolder},
+		"a Service of another class has no bid":         {edit: editService(func(s *view.Service) { s.Class = "other" })},
+		"without an address":                            {edit: editService(func(s *view.Service) { s.AssignedAddresses = nil }), reason: names.ReasonNoAddress},
+		"an address of no pool":                         {edit: editService(func(s *view.Service) { s.AssignedAddresses = []netip.Addr{netip.MustParseAddr("203.0.113.1")} }), reason: names.ReasonAddressOutsidePools},
+		"no advertisement":                              {edit: func(in *Inputs) { in.Snapshot.L2Advertisements = nil }, reason: names.ReasonNoAdvertisement},
+		"an advertisement for other Services":           {edit: editAd(func(ad *snapshot.L2Advertisement) { ad.ServiceSelectors = selectName("other") }), reason: names.ReasonNoAdvertisement},
+		"no endpoints":                                  {edit: func(in *Inputs) { in.Endpoints = nil }, reason: names.ReasonNoEndpoints},
+		"policy Local allows only nodes with endpoints": {edit: editService(func(s *view.Service) { s.LocalTrafficPolicy = true }), candidates: []string{"b"}, reason: names.ReasonNoLocalEndpoints},
+		"a node selector allows only its nodes":         {edit: editAd(func(ad *snapshot.L2Advertisement) { ad.NodeSelectors = selectName("c") }), candidates: []string{"c"}, reason: names.ReasonNoAdvertisement},
+		"an excluded node":                              {edit: editNode("a", func(n *view.Node) { n.Excluded = true }), candidates: []string{"b", "c"}, reason: names.ReasonNodeExcluded},
+		"a leaving node":                                {edit: editNode("b", func(n *view.Node) { n.Leaving = true }), candidates: []string{"a", "c"}, links: []int{2}, reason: names.ReasonNotHolder},
+		"a node without network":                        {edit: editNode("a", func(n *view.Node) { n.NetworkUnavailable = true }), candidates: []string{"b", "c"}, reason: names.ReasonNodeNetworkUnavailable},
+		"named links":                                   {edit: editAd(func(ad *snapshot.L2Advertisement) { ad.Interfaces = []string{"eth1"} }), candidates: []string{"a", "b", "c"}, links: []int{3}, reason: names.ReasonNotHolder},
+		"named links that this node does not have":      {edit: editAd(func(ad *snapshot.L2Advertisement) { ad.Interfaces = []string{"eth9"} }), candidates: []string{"b", "c"}, reason: names.ReasonNoLinks},
+		"no link's subnet covers the address":           {edit: func(in *Inputs) { in.Links[0].Prefixes = nil }, candidates: []string{"a", "b", "c"}, links: []int{2, 3}, reason: names.ReasonNotHolder},
+		"raw sockets are not permitted":                 {edit: func(in *Inputs) { in.Links, in.RawSocketsDenied = nil, true }, candidates: []string{"b", "c"}, reason: names.ReasonRawSocketDenied},
 		"a shared address and a service selector": {edit: func(in *Inputs) {
 			editService(func(s *view.Service) { s.HasSharingAnnotation, s.Labels = true, map[string]string{"name": "x"} })(in)
 			editAd(func(ad *snapshot.L2Advertisement) { ad.ServiceSelectors = selectName("x") })(in)
@@ -124,7 +125,7 @@ func TestPreferencesAddUp(t *testing.T) {
 	}
 }
 
-// TestCandidatesAreTheSameOnEveryNode: a bid's candidates do not depend on which node builds the plan, nor on any order of maps.
+// The candidates of a bid depend neither on the node that builds the plan nor on the order of maps.
 func TestCandidatesAreTheSameOnEveryNode(t *testing.T) {
 	want := Build(exampleInputs()).Bids.Slice()[0].Candidates
 	for _, self := range []string{"a", "b", "c"} {
@@ -143,6 +144,6 @@ func TestOneNodeServesAllServicesOfAnAddress(t *testing.T) {
 	in.Endpoints[other] = view.Endpoints{Service: other, AnyServing: true, ServingNodes: []string{"c"}}
 	p := Build(in)
 	if p.Bids.Len() != 1 || !slices.Equal(p.Bids.Slice()[0].Candidates.Nodes, []string{"c"}) {
-		t.Errorf("the bids are %v, want one with node c alone, which can serve both", p.Bids)
+		t.Errorf("the bids are %v, want one with only node c, which can serve both", p.Bids)
 	}
 }

@@ -12,19 +12,21 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// Planner keeps a Plan in step with its inputs. It belongs to one goroutine; the Plans that it gives are immutable.
+// Planner keeps a Plan up to date as its inputs change. It belongs to one goroutine. The Plans that
+// it returns are immutable.
 type Planner struct {
-	inputs Inputs // without Services and Endpoints: these are in records
+	inputs Inputs // without Services and Endpoints, which are in recordByService
 	plan   Plan
-	// recordByService are what is known and decided of each Service; users are the Services of each address that may be held by layer 2.
+	// recordByService has the inputs and the decisions of each Service. servicesByAddress has the
+	// Services of each address that some node may hold by layer 2.
 	recordByService    map[view.ObjectKey]*serviceRecord
 	servicesByAddress  map[netip.Addr]serviceList
-	admittedNodesByAds map[string]*admittedNodes // by the advertisements; see admittedNodesFor
+	admittedNodesByAds map[string]*admittedNodes // by the names of the advertisements
 	changedServices    map[view.ObjectKey]struct{}
-	replanAll          bool // everything is to be decided anew
-	// servicesByPrefix are the Services that add to each.
+	replanAll          bool // everything has to be decided again
+	// servicesByPrefix has the Services that contribute to the route of each prefix.
 	servicesByPrefix map[netip.Prefix]serviceList
-	peerNameLists    nameListCache // of the names of peers
+	peerNameLists    nameListCache // of lists of peer names
 }
 
 // NewPlanner returns a Planner that has decided nothing.
@@ -46,14 +48,14 @@ func NewPlanner(in Inputs) *Planner {
 	return p
 }
 
-// Plan returns the Plan as of the last Update.
+// Plan returns the Plan of the last Update.
 func (p *Planner) Plan() Plan { return p.plan }
 
-// Snapshot returns the configuration that the Plan rests on.
+// Snapshot returns the configuration on which the Plan is based.
 func (p *Planner) Snapshot() *snapshot.Snapshot { return p.inputs.Snapshot }
 
-// Inputs returns what the Plan rests on: of the Services those of our class, and what the rules look at of them. It costs time
-// in proportion to their number.
+// Inputs returns the inputs of the Plan: only Services of our class, with only the fields that the
+// rules use. It takes time in proportion to their number.
 func (p *Planner) Inputs() Inputs {
 	out := p.inputs
 	out.Nodes, out.Services, out.Endpoints = maps.Clone(p.inputs.Nodes), map[view.ObjectKey]view.Service{}, map[view.ObjectKey]view.Endpoints{}
@@ -68,7 +70,7 @@ func (p *Planner) Inputs() Inputs {
 	return out
 }
 
-// SetService puts a Service in the place of its former View. One that is not ours is forgotten.
+// SetService adds or replaces a Service. A Service of another class or type is removed.
 func (p *Planner) SetService(s view.Service) {
 	if !s.IsLoadBalancer || s.Class != p.inputs.Class {
 		p.RemoveService(s.Key)
@@ -82,7 +84,7 @@ func (p *Planner) SetService(s view.Service) {
 	p.changedServices[s.Key] = struct{}{}
 }
 
-// ensureRecord returns that of a Service, a new one if there is none.
+// ensureRecord returns the record of a Service, and makes one if there is none.
 func (p *Planner) ensureRecord(k view.ObjectKey) *serviceRecord {
 	r := p.recordByService[k]
 	if r == nil {
@@ -92,7 +94,7 @@ func (p *Planner) ensureRecord(k view.ObjectKey) *serviceRecord {
 	return r
 }
 
-// RemoveService forgets a Service.
+// RemoveService removes a Service.
 func (p *Planner) RemoveService(k view.ObjectKey) {
 	if r := p.recordByService[k]; r != nil && r.service != nil {
 		r.service = nil
@@ -100,7 +102,7 @@ func (p *Planner) RemoveService(k view.ObjectKey) {
 	}
 }
 
-// SetEndpoints puts the endpoints of a Service in the place of its former ones; none at all are forgotten.
+// SetEndpoints replaces the endpoints of a Service.
 func (p *Planner) SetEndpoints(e view.Endpoints) {
 	if p.recordByService[e.Service] == nil && !e.AnyServing {
 		return
@@ -113,42 +115,42 @@ func (p *Planner) SetEndpoints(e view.Endpoints) {
 	p.changedServices[e.Service] = struct{}{}
 }
 
-// SetNode puts a node in the place of its former View.
+// SetNode adds or replaces a node.
 func (p *Planner) SetNode(n view.Node) {
-	if old, ok := p.inputs.Nodes[n.Name]; ok && reflect.DeepEqual(old, n) { // as for each heartbeat
+	if old, ok := p.inputs.Nodes[n.Name]; ok && reflect.DeepEqual(old, n) { // as in each heartbeat
 		return
 	}
 	p.inputs.Nodes[n.Name] = n
 	p.replanAll = true
 }
 
-// RemoveNode forgets a node.
+// RemoveNode removes a node.
 func (p *Planner) RemoveNode(name string) {
 	delete(p.inputs.Nodes, name)
 	p.replanAll = true
 }
 
-// SetSnapshot puts a new configuration in the place of the former.
+// SetSnapshot replaces the configuration.
 func (p *Planner) SetSnapshot(s *snapshot.Snapshot) { p.inputs.Snapshot, p.replanAll = s, true }
 
-// SetLinks puts the links on which frames can be sent in the place of the former ones.
+// SetLinks replaces the links on which frames can be sent.
 func (p *Planner) SetLinks(links facts.LinkSet) {
 	if !reflect.DeepEqual(p.inputs.Links, links) {
 		p.inputs.Links, p.replanAll = links, true
 	}
 }
 
-// SetRawSockets says that raw sockets are refused, or are not.
+// SetRawSockets sets whether raw sockets are permitted.
 func (p *Planner) SetRawSockets(d RawSockets) {
 	if denied := d == RawSocketsDenied; p.inputs.RawSocketsDenied != denied {
 		p.inputs.RawSocketsDenied, p.replanAll = denied, true
 	}
 }
 
-// RawSockets says whether raw sockets are refused on this node.
+// RawSockets says whether raw sockets are permitted on this node.
 type RawSockets bool
 
-// The values of a Denial.
+// The values of RawSockets.
 const (
 	RawSocketsPermitted RawSockets = false
 	RawSocketsDenied    RawSockets = true
@@ -156,8 +158,8 @@ const (
 
 // Update decides what changed since the last call.
 func (p *Planner) Update() Delta {
-	anew := p.replanAll
-	if anew {
+	all := p.replanAll
+	if all {
 		p.replanAll = false
 		clear(p.admittedNodesByAds)
 		p.peerNameLists = nil
@@ -196,7 +198,7 @@ func (p *Planner) Update() Delta {
 			touched[a] = struct{}{}
 		}
 	}
-	p.updateRoutes(order, anew)
+	p.updateRoutes(order, all)
 	for _, k := range order {
 		if r := p.recordByService[k]; r != nil && r.service == nil && !r.endpoints.isServing {
 			delete(p.recordByService, k)
@@ -207,7 +209,7 @@ func (p *Planner) Update() Delta {
 	return p.updateBids(touched)
 }
 
-// withdrawFromAddresses takes a Service off its addresses.
+// withdrawFromAddresses removes a Service from its addresses.
 func (p *Planner) withdrawFromAddresses(k view.ObjectKey, r *serviceRecord, touched map[netip.Addr]struct{}) {
 	if r.decision == nil {
 		return
@@ -221,7 +223,7 @@ func (p *Planner) withdrawFromAddresses(k view.ObjectKey, r *serviceRecord, touc
 	r.decision = nil
 }
 
-// updateBids makes the bids of the addresses anew.
+// updateBids computes the bids of the touched addresses again.
 func (p *Planner) updateBids(touched map[netip.Addr]struct{}) Delta {
 	var d Delta
 	var gone []intent.Bid
@@ -241,8 +243,8 @@ func (p *Planner) updateBids(touched map[netip.Addr]struct{}) Delta {
 	return d
 }
 
-// combinedBid puts the Services of an address together: a node has to be able to serve all of them, because one node answers
-// for the address. Where no node can, the first Service in order decides.
+// combinedBid combines the Services of an address. One node answers for the address, so it has to
+// be able to serve all of them. If no node can, the first Service in order decides.
 func (p *Planner) combinedBid(a netip.Addr) (intent.Bid, bool) {
 	b := intent.Bid{Address: a, InGrace: true}
 	for _, k := range p.servicesByAddress[a] {
@@ -276,7 +278,7 @@ func (p *Planner) combinedBid(a netip.Addr) (intent.Bid, bool) {
 	return b, true
 }
 
-// commonCandidates returns the nodes of both, with the sums of their scores.
+// commonCandidates returns the nodes that both have, with the sums of their scores.
 func commonCandidates(x, y *intent.Candidates) *intent.Candidates {
 	if x == y {
 		return x

@@ -16,8 +16,8 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// TestIncrementalPlanEqualsRebuiltPlan: whatever changed in whatever order, the Planner's Plan is what Build makes of the inputs
-// as they are now, and the Deltas lead from one to the next.
+// After any changes in any order, the Plan equals the one that Build makes from the present inputs,
+// and the Deltas lead from one Plan to the next.
 func TestIncrementalPlanEqualsRebuiltPlan(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		first := exampleInputs()
@@ -61,7 +61,7 @@ func TestIncrementalPlanEqualsRebuiltPlan(t *testing.T) {
 				delete(bids, a)
 			}
 			if want := Build(p.Inputs()); !equalPlans(p.Plan(), want) {
-				t.Fatalf("the plan is %+v, made anew it is %+v", p.Plan(), want)
+				t.Fatalf("the plan is %+v, built from its inputs it is %+v", p.Plan(), want)
 			}
 			if len(bids) != p.Plan().Bids.Len() {
 				t.Fatalf("the deltas lead to %d bids, the plan has %d", len(bids), p.Plan().Bids.Len())
@@ -74,8 +74,8 @@ func equalPlans(x, y Plan) bool {
 	return slices.EqualFunc(x.Bids.Slice(), y.Bids.Slice(), intent.Bid.Equal) && reflect.DeepEqual(x.Verdicts.Slice(), y.Verdicts.Slice())
 }
 
-// TestTerminatingEndpointsHaveAGrace: once endpoints are ready elsewhere the node is no candidate, though those that end still
-// serve.
+// Once endpoints are ready elsewhere, the node is no candidate, although its
+// terminating endpoints still serve.
 func TestTerminatingEndpointsHaveAGrace(t *testing.T) {
 	in := exampleInputs()
 	editService(func(s *view.Service) { s.LocalTrafficPolicy = true })(&in)
@@ -85,7 +85,7 @@ func TestTerminatingEndpointsHaveAGrace(t *testing.T) {
 		grace        bool
 	}{
 		{[]string{"a"}, []string{"a"}, true, false},
-		{[]string{"a"}, nil, true, false}, // nowhere else to go
+		{[]string{"a"}, nil, true, false}, // no node has ready endpoints
 		{[]string{"a", "b"}, []string{"b"}, false, true},
 		{[]string{"b"}, []string{"b"}, false, false},
 	} {
@@ -125,7 +125,7 @@ func largeInputs(n int) Inputs {
 	return in
 }
 
-// BenchmarkChangeOfOneServiceAmong10000 plans one Service whose endpoints come and go, among 10,000 in a cluster of 100 nodes.
+// This plans one Service whose endpoints come and go, among 10,000 in a cluster of 100 nodes.
 func BenchmarkChangeOfOneServiceAmong10000(b *testing.B) {
 	p := NewPlanner(largeInputs(10000))
 	p.Update()
@@ -142,7 +142,7 @@ func BenchmarkChangeOfOneServiceAmong10000(b *testing.B) {
 	b.ReportMetric(float64(longest.Microseconds())/1000, "ms-longest")
 }
 
-// BenchmarkReplanOf10000Services plans all of them anew, as when a node comes.
+// This plans all Services again, as when a node is added.
 func BenchmarkReplanOf10000Services(b *testing.B) {
 	p := NewPlanner(largeInputs(10000))
 	for i := 0; b.Loop(); i++ {

@@ -10,7 +10,7 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// TestAddressesOfTwoPoolsAreAnnouncedByTheirOwnAds: each address is announced by what covers its own pool.
+// Each address is announced by the advertisements that cover its own pool.
 func TestAddressesOfTwoPoolsAreAnnouncedByTheirOwnAds(t *testing.T) {
 	six := netip.MustParseAddr("fd00:1::1")
 	in := inputsWithPeers()
@@ -18,7 +18,7 @@ func TestAddressesOfTwoPoolsAreAnnouncedByTheirOwnAds(t *testing.T) {
 	in.Snapshot.Peers[0].DualStack = true
 	editService(func(s *view.Service) { s.AssignedAddresses = append(s.AssignedAddresses, six) })(&in)
 
-	// The advertisements of both protocols cover the first pool alone.
+	// The advertisements of both protocols cover only the first pool.
 	p := Build(in)
 	if p.Bids.Len() != 1 || p.Bids.Slice()[0].Address != address || p.Verdicts.Slice()[0].Reason != names.ReasonNotHolder {
 		t.Errorf("the bids are %+v, the verdict %+v; want one bid for %s", p.Bids, p.Verdicts.Slice()[0], address)
@@ -26,7 +26,7 @@ func TestAddressesOfTwoPoolsAreAnnouncedByTheirOwnAds(t *testing.T) {
 	if len(p.Routes) != 1 || p.Routes[0].Prefix.Addr() != address || p.BGP.Slice()[0].Reason != names.ReasonAnnounced {
 		t.Errorf("the routes are %+v, the verdict %+v; want one for %s", p.Routes, p.BGP.Slice()[0], address)
 	}
-	// Now the second is announced too, by an advertisement of its own.
+	// Now the second address is announced too, by its own advertisement.
 	in.Snapshot.L2Advertisements = append(in.Snapshot.L2Advertisements, &snapshot.L2Advertisement{Name: "six", Pools: []string{"six"}, Interfaces: []string{"eth1"}})
 	in.Snapshot.BGPAdvertisements = append(in.Snapshot.BGPAdvertisements, &snapshot.BGPAdvertisement{Name: "six", Pools: []string{"six"}, PrefixLengthIPv4: 32, PrefixLengthIPv6: 64})
 	p = Build(in)
@@ -38,7 +38,7 @@ func TestAddressesOfTwoPoolsAreAnnouncedByTheirOwnAds(t *testing.T) {
 	}
 }
 
-// TestAddressRemovedFromItsPoolIsStillAnnounced: the Service keeps it, so that packets for it have to arrive.
+// The Service keeps the address, so packets to it have to arrive.
 func TestAddressRemovedFromItsPoolIsStillAnnounced(t *testing.T) {
 	for name, edit := range map[string]func(*Inputs){
 		"excluded by now": func(in *Inputs) { in.Snapshot.Pools[0].ExcludedRanges = in.Snapshot.Pools[0].Ranges },

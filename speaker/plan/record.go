@@ -10,25 +10,26 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// serviceRecord is all that the Planner keeps of one Service. There are tens of thousands in a large cluster, on every node: it holds
-// what the rules look at and nothing else.
+// serviceRecord is what the Planner stores about one Service. A large cluster has tens of thousands
+// of Services, on every node, so it stores only what the rules use.
 type serviceRecord struct {
-	// service is the Service; nil as long as only its endpoints are known, or when it is none of ours.
+	// service is nil if only the endpoints are known, or if the Service is not of our class.
 	service   *serviceFacts
 	endpoints endpointFacts
-	// verdict is the one in the Plan; decision is nil where no node may hold the addresses by layer 2.
+	// verdict is the one in the Plan. decision is nil if no node may hold the addresses by layer 2.
 	verdict  *Verdict
 	decision *layer2Decision
-	// contribution is nil where the Service is not decided.
+	// contribution is nil until the Service is decided.
 	contribution *contribution
 }
 
-// serviceFacts is what the rules look at of a Service of ours.
+// serviceFacts are the fields of a Service that the rules use.
 type serviceFacts struct {
 	labels       labelList
-	recordedPool string // as recorded
+	recordedPool string // as recorded on the Service
 	assigned     []netip.Addr
-	// isLocalTraffic says that traffic stays on its node, sharing that it has the annotation by which addresses are shared.
+	// isLocalTraffic means the traffic policy Local. hasSharingKey means that the Service has the
+	// annotation for shared addresses.
 	isLocalTraffic, hasSharingKey bool
 }
 
@@ -40,7 +41,7 @@ func (s *serviceFacts) equal(o *serviceFacts) bool {
 	return s.recordedPool == o.recordedPool && s.isLocalTraffic == o.isLocalTraffic && s.hasSharingKey == o.hasSharingKey && slices.Equal(s.assigned, o.assigned) && slices.Equal(s.labels, o.labels)
 }
 
-// toView returns what is known of the Service.
+// toView returns the Service as a View, with the stored fields only.
 func (s *serviceFacts) toView(k view.ObjectKey, class string) view.Service {
 	out := view.Service{
 		Key: k, IsLoadBalancer: true, Class: class, RecordedPool: s.recordedPool, AssignedAddresses: s.assigned, LocalTrafficPolicy: s.isLocalTraffic, HasSharingAnnotation: s.hasSharingKey,
@@ -54,7 +55,8 @@ func (s *serviceFacts) toView(k view.ObjectKey, class string) view.Service {
 	return out
 }
 
-// labelList are labels, sorted by key: a map of Go's takes ten times as much for the few that a Service has.
+// labelList has labels, sorted by key. For the few labels of a Service, a Go map takes
+// ten times as much memory.
 type labelList []label
 
 type label struct{ key, value string }
@@ -67,19 +69,20 @@ func newLabelList(set map[string]string) labelList {
 	}
 	out := make(labelList, 0, len(set))
 	for k, v := range set {
-		out = append(out, label{view.Intern(k), v}) // many share the keys, few the values
+		// many Services have the same keys, few the same values
+		out = append(out, label{view.Intern(k), v})
 	}
 	slices.SortFunc(out, func(x, y label) int { return strings.Compare(x.key, y.key) })
 	return out
 }
 
-// Has is part of labels.Labels.
+// Has implements labels.Labels.
 func (t labelList) Has(key string) bool { _, ok := t.Lookup(key); return ok }
 
-// Get is part of labels.Labels.
+// Get implements labels.Labels.
 func (t labelList) Get(key string) string { v, _ := t.Lookup(key); return v }
 
-// Lookup is part of labels.Labels.
+// Lookup implements labels.Labels.
 func (t labelList) Lookup(key string) (string, bool) {
 	i, ok := slices.BinarySearchFunc(t, key, func(e label, key string) int { return strings.Compare(e.key, key) })
 	if !ok {
@@ -88,9 +91,9 @@ func (t labelList) Lookup(key string) (string, bool) {
 	return t[i].value, true
 }
 
-// endpointFacts are those of one Service.
+// endpointFacts are the endpoints of one Service.
 type endpointFacts struct {
-	isServing bool // one at least can serve, wherever it is
+	isServing bool // at least one endpoint can serve, on any node
 	nodes     []nodeEndpoints
 }
 
@@ -109,7 +112,7 @@ func newEndpointFacts(e *view.Endpoints) endpointFacts {
 	out.nodes = make([]nodeEndpoints, 0, len(e.ServingNodes))
 	for _, n := range e.ServingNodes {
 		_, ready := slices.BinarySearch(e.ReadyNodes, n)
-		out.nodes = append(out.nodes, nodeEndpoints{n, int32(e.CountOnNode(n)), ready}) //nolint:gosec // a Service has at most some thousands
+		out.nodes = append(out.nodes, nodeEndpoints{n, int32(e.CountOnNode(n)), ready})
 	}
 	return out
 }
@@ -118,7 +121,7 @@ func (e endpointFacts) equal(o endpointFacts) bool {
 	return e.isServing == o.isServing && slices.Equal(e.nodes, o.nodes)
 }
 
-// toView returns what is known of the endpoints.
+// toView returns the endpoints as a View, with the stored fields only.
 func (e endpointFacts) toView(k view.ObjectKey) view.Endpoints {
 	out := view.Endpoints{Service: k, AnyServing: e.isServing}
 	for _, p := range e.nodes {
@@ -130,7 +133,7 @@ func (e endpointFacts) toView(k view.ObjectKey) view.Endpoints {
 	return out
 }
 
-// onNode returns the place on a node.
+// onNode returns the endpoints on a node.
 func (e endpointFacts) onNode(node string) (nodeEndpoints, bool) {
 	i, ok := slices.BinarySearchFunc(e.nodes, node, func(p nodeEndpoints, node string) int { return strings.Compare(p.node, node) })
 	if !ok {
@@ -139,7 +142,7 @@ func (e endpointFacts) onNode(node string) (nodeEndpoints, bool) {
 	return e.nodes[i], true
 }
 
-// serviceList are the Services of one address or prefix, sorted. Nearly always it is one.
+// serviceList has the Services of one address or prefix, sorted. Nearly always it has one.
 type serviceList []view.ObjectKey
 
 func (s serviceList) withService(k view.ObjectKey) serviceList {
@@ -161,10 +164,11 @@ func (s serviceList) withoutService(k view.ObjectKey) serviceList {
 	return slices.Delete(s, i, i+1)
 }
 
-// nameListCache gives lists of names that are the same one place in memory: nearly all routes go to the same peers.
+// nameListCache returns one shared slice for equal lists of names, because nearly all
+// routes go to the same peers.
 type nameListCache [][]string
 
-// nameListCacheLimit bounds how many are remembered.
+// nameListCacheLimit bounds how many lists are cached.
 const nameListCacheLimit = 16
 
 func (l *nameListCache) intern(list []string) []string {

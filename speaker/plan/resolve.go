@@ -15,7 +15,8 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// resolvePeer is a configured peer as a node peers with it. What the node lacks for it blocks the peer, and says so.
+// resolvePeer resolves a configured peer for this node. If the node lacks something, the peer is
+// blocked with a reason.
 func resolvePeer(p *snapshot.Peer, self *view.Node, links facts.LinkSet) intent.Peer {
 	mine, theirs, err := p.ASNsForNode(self.Labels)
 	out := intent.Peer{
@@ -31,7 +32,7 @@ func resolvePeer(p *snapshot.Peer, self *view.Node, links facts.LinkSet) intent.
 	if p.DefaultGateway != 0 {
 		out.IPv4, out.IPv6 = p.DualStack || p.DefaultGateway == view.IPv4, p.DualStack || p.DefaultGateway == view.IPv6
 		if out.Address = preferredGateway(p.DefaultGateway, links); !out.Address.IsValid() {
-			out.Blocked = newBlock(names.ReasonNoGateway, fmt.Sprintf("this node has no default gateway of IPv%d: add a default route, or write peerAddress", p.DefaultGateway))
+			out.Blocked = newBlock(names.ReasonNoGateway, fmt.Sprintf("this node has no IPv%d default gateway: add a default route, or set peerAddress in the BGPPeer", p.DefaultGateway))
 		}
 	}
 	if err != nil {
@@ -40,7 +41,8 @@ func resolvePeer(p *snapshot.Peer, self *view.Node, links facts.LinkSet) intent.
 	if p.Fault != nil {
 		out.Blocked = newBlock(p.Fault.Reason, p.Fault.Text)
 	}
-	// Without the capability a session carries IPv4 alone, over IPv4. Where that is not what is asked for, it stays.
+	// Without the capability a session carries only IPv4, over IPv4. A peer that needs
+	// more keeps it.
 	out.NoMultiprotocol = p.DisableMultiprotocol && out.IPv4 && !out.IPv6
 	switch p.DynamicASN {
 	case snapshot.InternalASN:
@@ -57,8 +59,9 @@ func resolvePeer(p *snapshot.Peer, self *view.Node, links facts.LinkSet) intent.
 	return out
 }
 
-// duplicateOf returns the name of a peer with which the router would take this one for the same on a node: of an older one, or, where this
-// one is the default gateway, of one that names its address. It is empty when there is none.
+// duplicateOf returns the name of another peer of this node that the router cannot tell from this
+// one: an older peer, or, if this peer is the default gateway, a peer with the gateway's address.
+// It returns "" if there is none.
 func duplicateOf(p *snapshot.Peer, router netip.Addr, s *snapshot.Snapshot, self *view.Node) string {
 	for _, q := range s.Peers {
 		same := slices.Contains(p.DuplicateOf, q.Name) ||
@@ -74,14 +77,14 @@ func newBlock(r names.Reason, text string) intent.BlockReason {
 	return intent.BlockReason{Reason: string(r), Text: text}
 }
 
-// isUnusable says whether no session can be with a peer as things are. A default gateway may be gone for an instant, and sessions
-// outlive that.
+// isUnusable says whether no session with the peer is possible for now. A missing default gateway
+// does not count: it may be missing for an instant, and sessions survive that.
 func isUnusable(p *intent.Peer) bool {
 	return p.Blocked.IsSet() && p.Blocked.Reason != string(names.ReasonNoGateway)
 }
 
-// preferredGateway returns the lowest of the node's preferred default gateways of a family, with its link as zone where it needs one; invalid when
-// there is none.
+// preferredGateway returns the lowest address among the node's preferred default gateways of a
+// family. A link-local address has its link as zone. The address is invalid if there is none.
 func preferredGateway(f view.Family, links facts.LinkSet) netip.Addr {
 	var best netip.Addr
 	for _, l := range links {

@@ -20,28 +20,28 @@ import (
 func TestPeerIsResolvedForTheNode(t *testing.T) {
 	for name, c := range map[string]struct {
 		edit    func(in *Inputs, p *snapshot.Peer)
-		want    intent.Peer // address, numbers and families
+		want    intent.Peer // address, AS numbers and families
 		blocked names.Reason
 		says    string
 	}{
-		"its gateway": {
+		"the default gateway": {
 			edit: func(in *Inputs, p *snapshot.Peer) { p.DefaultGateway = view.IPv4 },
 			want: intent.Peer{Address: netip.MustParseAddr("192.0.2.253"), LocalASN: 64512, PeerASN: 65000, IPv4: true},
 		},
-		"its link-local gateway": {
+		"a link-local default gateway": {
 			edit: func(in *Inputs, p *snapshot.Peer) { p.DefaultGateway = view.IPv6 },
 			want: intent.Peer{Address: netip.MustParseAddr("fe80::1%eth1"), LocalASN: 64512, PeerASN: 65000, IPv6: true},
 		},
-		"its gateway, for both families": {
+		"the default gateway, for both families": {
 			edit: func(in *Inputs, p *snapshot.Peer) { p.DefaultGateway, p.DualStack = view.IPv4, true },
 			want: intent.Peer{Address: netip.MustParseAddr("192.0.2.253"), LocalASN: 64512, PeerASN: 65000, IPv4: true, IPv6: true},
 		},
 		"no gateway": {
 			edit:    func(in *Inputs, p *snapshot.Peer) { p.DefaultGateway, in.Links = view.IPv4, nil },
 			want:    intent.Peer{LocalASN: 64512, PeerASN: 65000, IPv4: true},
-			blocked: names.ReasonNoGateway, says: "no default gateway of IPv4",
+			blocked: names.ReasonNoGateway, says: "no IPv4 default gateway",
 		},
-		"its labels' numbers": {
+		"AS numbers from node labels": {
 			edit: func(in *Inputs, p *snapshot.Peer) {
 				p.Address, p.MyASNLabel, p.PeerASNLabel = netip.MustParseAddr("192.0.2.254"), "mine", "theirs"
 				in.Nodes["a"] = view.Node{Name: "a", Labels: map[string]string{"mine": "64601", "theirs": "65001"}}
@@ -81,7 +81,8 @@ func TestPeerIsResolvedForTheNode(t *testing.T) {
 			if b := got[0].Blocked; seen != c.want || b.Reason != string(c.blocked) || !strings.Contains(b.Text, c.says) {
 				t.Errorf("the peer is %+v, blocked %q; want %+v, blocked for %s", seen, b, c.want, c.blocked)
 			}
-			if c.blocked == "" || c.blocked == names.ReasonNoGateway { // which may be there again in an instant
+			// a gateway may come back at any time
+			if c.blocked == "" || c.blocked == names.ReasonNoGateway {
 				return
 			}
 			if v := plan.BGP.Slice()[0]; got[0].BFD != nil || len(plan.Routes) > 0 || v.Reason != names.ReasonNoPeers {
@@ -97,7 +98,7 @@ func TestDisableMPAppliesToIPv4SessionsOnly(t *testing.T) {
 		want bool
 	}{
 		"IPv4":                {snapshot.Peer{Address: netip.MustParseAddr("192.0.2.254"), DisableMultiprotocol: true}, true},
-		"not asked to":        {snapshot.Peer{Address: netip.MustParseAddr("192.0.2.254")}, false},
+		"not configured":      {snapshot.Peer{Address: netip.MustParseAddr("192.0.2.254")}, false},
 		"IPv6":                {snapshot.Peer{Address: netip.MustParseAddr("2001:db8::1"), DisableMultiprotocol: true}, false},
 		"both":                {snapshot.Peer{Address: netip.MustParseAddr("192.0.2.254"), DisableMultiprotocol: true, DualStack: true}, false},
 		"a router on a link":  {snapshot.Peer{Address: netip.MustParseAddr("fe80::1"), VRF: "eth1", DisableMultiprotocol: true}, false},
@@ -108,7 +109,7 @@ func TestDisableMPAppliesToIPv4SessionsOnly(t *testing.T) {
 		in.Snapshot.Peers = []*snapshot.Peer{&c.peer}
 		p := Build(in).Peers[0]
 		if p.NoMultiprotocol != c.want {
-			t.Errorf("%s: it is left out: %t, want %t", name, p.NoMultiprotocol, c.want)
+			t.Errorf("%s: NoMultiprotocol is %t, want %t", name, p.NoMultiprotocol, c.want)
 		}
 		if p.Address.IsLinkLocalUnicast() && p.Address.Zone() != "eth1" {
 			t.Errorf("%s: the router is %s, want it on eth1", name, p.Address)
@@ -144,7 +145,7 @@ func TestAttributesOfSeveralAdvertisementsAreMerged(t *testing.T) {
 	}
 }
 
-// TestDuplicatePeerIsBlocked has two peers that the router cannot tell apart; the older is on some nodes alone.
+// The router cannot tell the two peers apart. The older one is on some nodes only.
 func TestDuplicatePeerIsBlocked(t *testing.T) {
 	in := inputsWithPeers()
 	older, younger := in.Snapshot.Peers[1], in.Snapshot.Peers[0]
@@ -177,7 +178,8 @@ func TestDuplicatePeerIsBlocked(t *testing.T) {
 	}
 }
 
-// TestIncrementalRoutesEqualRebuiltRoutes makes random changes one after another, and compares with what a Planner makes of the end alone.
+// After each of many random changes, the routes equal those that a new Planner makes
+// from the present inputs.
 func TestIncrementalRoutesEqualRebuiltRoutes(t *testing.T) {
 	random := rand.New(rand.NewPCG(3, 4))
 	in := inputsWithPeers()
@@ -227,7 +229,7 @@ func TestIncrementalRoutesEqualRebuiltRoutes(t *testing.T) {
 	}
 }
 
-// BenchmarkRoutesOfOneServiceAmong10000 is a change of one Service among 10,000 that are announced.
+// This changes one Service among 10,000 announced ones.
 func BenchmarkRoutesOfOneServiceAmong10000(b *testing.B) {
 	in := inputsWithPeers()
 	in.Snapshot.Pools[0].Ranges = []snapshot.Range{{First: netip.MustParseAddr("10.0.0.0"), Last: netip.MustParseAddr("10.0.255.255")}}

@@ -15,27 +15,30 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// BGPVerdict says whether this node announces a Service by BGP, to whom, and why not.
+// BGPVerdict says whether this node announces a Service by BGP, to which peers, and why not.
 type BGPVerdict struct {
 	Service   view.ObjectKey
 	Addresses []netip.Addr
-	// Peers are the names of the BGPPeers that get a route to it, sorted; empty unless Reason is ReasonAnnounced.
+	// Peers are the names of the BGPPeers that get a route to it, sorted. It is empty
+	// unless Reason is ReasonAnnounced.
 	Peers  []string
 	Reason names.Reason
 }
 
-// gracefulRestartTimeout is how long routers keep routes over a graceful restart: what the big daemons ask for (RFC 4724 section 3).
+// gracefulRestartTimeout is how long routers keep the routes while the speaker restarts (Restart
+// Time, RFC 4724 section 3). Common BGP daemons use the same value.
 const gracefulRestartTimeout = 120 * time.Second
 
 // contribution is what one Service adds to the routes.
 type contribution struct {
 	verdict *BGPVerdict
 	ads     []adCoverage
-	// localEndpoints is how many serve on this node, where only these get the Service's traffic.
+	// localEndpoints is the number of serving endpoints on this node; 0 if the traffic
+	// policy is not Local.
 	localEndpoints int
 }
 
-// adCoverage is an advertisement with those addresses of a Service that are of its pools.
+// adCoverage is an advertisement with the addresses of a Service that are in its pools.
 type adCoverage struct {
 	ad        *snapshot.BGPAdvertisement
 	addresses []netip.Addr
@@ -45,16 +48,16 @@ func (o adCoverage) equal(p adCoverage) bool {
 	return o.ad == p.ad && slices.Equal(o.addresses, p.addresses)
 }
 
-// equal says whether both add the same.
+// equal says whether both add the same routes.
 func (s *contribution) equal(o *contribution) bool {
 	return s.verdict.Reason == o.verdict.Reason && slices.Equal(s.verdict.Peers, o.verdict.Peers) &&
 		slices.Equal(s.verdict.Addresses, o.verdict.Addresses) && slices.EqualFunc(s.ads, o.ads, adCoverage.equal) && s.localEndpoints == o.localEndpoints
 }
 
-// updateRoutes decides the Services that changed, in order, and makes the routes anew that this touches.
-func (p *Planner) updateRoutes(changed []view.ObjectKey, anew bool) {
+// updateRoutes decides the changed Services, in order, and rebuilds the routes that this affects.
+func (p *Planner) updateRoutes(changed []view.ObjectKey, all bool) {
 	self, known := p.inputs.Nodes[p.inputs.Self]
-	if anew {
+	if all {
 		p.plan.Peers = nil
 		if p.inputs.Snapshot != nil && known {
 			for _, c := range p.inputs.Snapshot.Peers {
@@ -63,7 +66,7 @@ func (p *Planner) updateRoutes(changed []view.ObjectKey, anew bool) {
 				}
 				q := resolvePeer(c, &self, p.inputs.Links)
 				if other := duplicateOf(c, q.Address, p.inputs.Snapshot, &self); other != "" && !isUnusable(&q) {
-					q.Blocked, q.BFD = newBlock(names.ReasonDuplicatePeer, fmt.Sprintf("the BGPPeer %q connects this node to the same router already: delete one of them, or give one another sourceAddress or peerPort", other)), nil
+					q.Blocked, q.BFD = newBlock(names.ReasonDuplicatePeer, fmt.Sprintf("the BGPPeer %q already connects this node to the same router: delete one of the two, or set a different sourceAddress or peerPort in one", other)), nil
 				}
 				p.plan.Peers = append(p.plan.Peers, q)
 			}
@@ -94,7 +97,7 @@ func (p *Planner) updateRoutes(changed []view.ObjectKey, anew bool) {
 			verdicts = append(verdicts, now.verdict)
 		}
 	}
-	if anew {
+	if all {
 		for prefix := range p.servicesByPrefix {
 			touched[prefix] = struct{}{}
 		}
@@ -103,7 +106,7 @@ func (p *Planner) updateRoutes(changed []view.ObjectKey, anew bool) {
 	p.rebuildRoutes(touched)
 }
 
-// removeContribution forgets what a Service adds to the routes, and notes the prefixes that this touches.
+// removeContribution removes what a Service adds to the routes, and marks its prefixes as touched.
 func (p *Planner) removeContribution(k view.ObjectKey, s *contribution, touched map[netip.Prefix]struct{}) {
 	s.eachPrefix(func(prefix netip.Prefix) {
 		if p.servicesByPrefix[prefix] = p.servicesByPrefix[prefix].withoutService(k); len(p.servicesByPrefix[prefix]) == 0 {
@@ -113,7 +116,7 @@ func (p *Planner) removeContribution(k view.ObjectKey, s *contribution, touched 
 	})
 }
 
-// addContribution takes note of what a Service adds.
+// addContribution stores what a Service adds to the routes, and marks its prefixes as touched.
 func (p *Planner) addContribution(k view.ObjectKey, s *contribution, touched map[netip.Prefix]struct{}) {
 	s.eachPrefix(func(prefix netip.Prefix) {
 		p.servicesByPrefix[prefix] = p.servicesByPrefix[prefix].withService(k)
@@ -121,22 +124,23 @@ func (p *Planner) addContribution(k view.ObjectKey, s *contribution, touched map
 	})
 }
 
-// eachPrefix tells the prefixes that the advertisements announce for the Service; one may come several times.
-func (s *contribution) eachPrefix(tell func(netip.Prefix)) {
+// eachPrefix calls visit with each prefix that the advertisements announce for the Service. A
+// prefix may come several times.
+func (s *contribution) eachPrefix(visit func(netip.Prefix)) {
 	for _, o := range s.ads {
 		for _, a := range o.addresses {
-			tell(announcedPrefix(o.ad, a))
+			visit(announcedPrefix(o.ad, a))
 		}
 	}
 }
 
-// rebuildRoutes makes the routes of the touched prefixes anew; all others stay as they are.
+// rebuildRoutes computes the routes of the touched prefixes again. All others stay as they are.
 func (p *Planner) rebuildRoutes(touched map[netip.Prefix]struct{}) {
 	if len(touched) == 0 {
 		return
 	}
 	var fresh []*intent.Route
-	t := routeTable{} // of one prefix at a time: one of all would be large
+	t := routeTable{} // reused for each prefix: one table for all would be large
 	for _, prefix := range slices.SortedFunc(maps.Keys(touched), netip.Prefix.Compare) {
 		clear(t)
 		for _, k := range p.servicesByPrefix[prefix] {
@@ -172,8 +176,8 @@ func (p *Planner) decideBGP(k view.ObjectKey, r *serviceRecord, self *view.Node)
 	return out
 }
 
-// coveringBGPAds applies the rules in order and returns the advertisements that cover the Service on this node. A node that is
-// leaving still announces: how its routes go is the engine's to do in good order.
+// coveringBGPAds applies the rules in order and returns the advertisements that cover the Service
+// on this node. A leaving node still announces: the BGP engine withdraws its routes in order.
 func coveringBGPAds(in *Inputs, r *serviceRecord, self *view.Node) ([]adCoverage, names.Reason) {
 	s := r.service
 	if len(s.assigned) == 0 {
@@ -217,7 +221,8 @@ func coveringBGPAds(in *Inputs, r *serviceRecord, self *view.Node) ([]adCoverage
 	return ads, names.ReasonAnnounced
 }
 
-// haveConflictingLocalPref says whether two advertisements give one prefix of the Service different values of localPref at one peer.
+// haveConflictingLocalPref says whether two advertisements give one prefix of the Service different
+// values of localPref for the same peer.
 func haveConflictingLocalPref(ads []adCoverage) bool {
 	for i, ox := range ads {
 		for _, oy := range ads[:i] {
@@ -235,7 +240,7 @@ func haveConflictingLocalPref(ads []adCoverage) bool {
 	return false
 }
 
-// announcedPrefix is what the advertisement announces for an address.
+// announcedPrefix returns the prefix that the advertisement announces for an address.
 func announcedPrefix(ad *snapshot.BGPAdvertisement, a netip.Addr) netip.Prefix {
 	bits := ad.PrefixLengthIPv4
 	if a.Is6() {

@@ -13,7 +13,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// inputsWithPeers is inputs with two routers and an advertisement for all.
+// inputsWithPeers is exampleInputs with two routers and an advertisement to both.
 func inputsWithPeers() Inputs {
 	in := exampleInputs()
 	in.Snapshot.Peers = []*snapshot.Peer{
@@ -24,7 +24,7 @@ func inputsWithPeers() Inputs {
 	return in
 }
 
-// bgpVerdict is the BGP verdict on the one Service.
+// bgpVerdict returns the BGP verdict on the one Service.
 func bgpVerdict(t *testing.T, in Inputs) BGPVerdict {
 	t.Helper()
 	p := Build(in)
@@ -41,7 +41,7 @@ func TestBGPVerdictReasons(t *testing.T) {
 		edit func(*Inputs)
 		want names.Reason
 	}{
-		"all is right":                        {none, names.ReasonAnnounced},
+		"everything is as it should be":       {none, names.ReasonAnnounced},
 		"no address":                          {editService(func(s *view.Service) { s.AssignedAddresses = nil }), names.ReasonNoAddress},
 		"an address of no pool":               {editService(func(s *view.Service) { s.AssignedAddresses = []netip.Addr{netip.MustParseAddr("203.0.113.1")} }), names.ReasonAddressOutsidePools},
 		"an advertisement of another pool":    {func(in *Inputs) { in.Snapshot.BGPAdvertisements[0].Pools = []string{"other"} }, names.ReasonNoAdvertisement},
@@ -53,10 +53,10 @@ func TestBGPVerdictReasons(t *testing.T) {
 		"more communities than a route can carry": {func(in *Inputs) {
 			in.Snapshot.BGPAdvertisements = append(in.Snapshot.BGPAdvertisements, adsWithManyCommunities(32, 6)...)
 		}, names.ReasonTooManyCommunities},
-		"as many for two prefixes": {func(in *Inputs) {
+		"as many communities for two prefixes": {func(in *Inputs) {
 			in.Snapshot.BGPAdvertisements = append(append(in.Snapshot.BGPAdvertisements, adsWithManyCommunities(32, 3)...), adsWithManyCommunities(31, 3)...)
 		}, names.ReasonAnnounced},
-		"as many for two peers": {func(in *Inputs) {
+		"as many communities for two peers": {func(in *Inputs) {
 			ads := adsWithManyCommunities(32, 6)
 			for i, ad := range ads {
 				ad.Peers = []string{[]string{"tor1", "tor2"}[i%2]}
@@ -83,8 +83,8 @@ func TestBGPVerdictReasons(t *testing.T) {
 		"a peer of another family that carries both": {func(in *Inputs) {
 			in.Snapshot.Peers[0].Address, in.Snapshot.Peers[0].DualStack = netip.MustParseAddr("2001:db8::1"), true
 		}, names.ReasonAnnounced},
-		"peers that are not there": {func(in *Inputs) { in.Snapshot.BGPAdvertisements[0].Peers = []string{"tor9"} }, names.ReasonNoPeers},
-		"a node that leaves, whose routes the engine takes back in good order": {editNode("a", func(n *view.Node) { n.Leaving = true }), names.ReasonAnnounced},
+		"peers that do not exist":                           {func(in *Inputs) { in.Snapshot.BGPAdvertisements[0].Peers = []string{"tor9"} }, names.ReasonNoPeers},
+		"a leaving node, whose routes the engine withdraws": {editNode("a", func(n *view.Node) { n.Leaving = true }), names.ReasonAnnounced},
 	} {
 		t.Run(name, func(t *testing.T) {
 			in := inputsWithPeers()
@@ -100,7 +100,8 @@ func TestBGPVerdictReasons(t *testing.T) {
 	}
 }
 
-// adsWithManyCommunities are advertisements with as many large communities each as one may have.
+// adsWithManyCommunities returns advertisements, each with as many large communities
+// as it may have.
 func adsWithManyCommunities(length, count int) []*snapshot.BGPAdvertisement {
 	var out []*snapshot.BGPAdvertisement
 	for i := range count {
@@ -113,7 +114,7 @@ func adsWithManyCommunities(length, count int) []*snapshot.BGPAdvertisement {
 	return out
 }
 
-// TestCommunityLimitEqualsTheControllers holds the limit of the speakers against the one that a Service's condition is told by.
+// The limit of the speakers equals the one that the controller uses for a Service's condition.
 func TestCommunityLimitEqualsTheControllers(t *testing.T) {
 	few := intent.Attributes{Communities: make([]uint32, snapshot.MaxCommunityBytes/4)}
 	many := intent.Attributes{Communities: make([]uint32, snapshot.MaxCommunityBytes/4+1)}

@@ -10,7 +10,8 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// routeTable gathers what several Services and advertisements say of a prefix, for each peer.
+// routeTable has the attributes of each prefix for each peer, over several Services
+// and advertisements.
 type routeTable map[routeKey]intent.Attributes
 
 type routeKey struct {
@@ -18,11 +19,12 @@ type routeKey struct {
 	peerName string
 }
 
-// addContribution puts the routes of a Service into the table, those of one prefix alone if it is valid, and returns the names of the peers that
-// get one.
+// addContribution adds the routes of a Service, or only those of one prefix if only is valid. It
+// returns the names of the peers that get a route.
 func (t routeTable) addContribution(peers []intent.Peer, s *contribution, only netip.Prefix) []string {
 	var to []string
-	weights := map[routeKey]uint64{} // of several advertisements the largest counts, of several Services the sum
+	// the largest over the advertisements of a Service, then the sum over the Services
+	weights := map[routeKey]uint64{}
 	for i := range peers {
 		p := &peers[i]
 		if isUnusable(p) {
@@ -43,7 +45,7 @@ func (t routeTable) addContribution(peers []intent.Peer, s *contribution, only n
 				}
 				t[c] = mergeAdvertisement(t[c], ad)
 				if ad.LinkBandwidthPerEndpoint > 0 && s.localEndpoints > 0 {
-					weights[c] = max(weights[c], uint64(ad.LinkBandwidthPerEndpoint)*1e6/8*uint64(s.localEndpoints)) //nolint:gosec // neither is below 0
+					weights[c] = max(weights[c], uint64(ad.LinkBandwidthPerEndpoint)*1e6/8*uint64(s.localEndpoints))
 				}
 				to = append(to, p.Name)
 			}
@@ -58,9 +60,9 @@ func (t routeTable) addContribution(peers []intent.Peer, s *contribution, only n
 	return slices.Compact(to)
 }
 
-// mergeAdvertisement adds what an advertisement says of a prefix to what others said. Communities are united; of different values of
-// localPref, which only aggregates over several Services can have by now, the highest counts, and of metrics the lowest: the
-// better one.
+// mergeAdvertisement adds the attributes of an advertisement to those of others. Communities are
+// united. The highest localPref and the lowest MED count: the better ones. Different values of
+// localPref occur only in aggregates of several Services.
 func mergeAdvertisement(a intent.Attributes, ad *snapshot.BGPAdvertisement) intent.Attributes {
 	a.LocalPref, a.PrependCount = max(a.LocalPref, ad.LocalPref), max(a.PrependCount, ad.ASPathPrepend)
 	if ad.HasMED && (!a.HasMED || ad.MED < a.MED) {
@@ -87,13 +89,13 @@ func mergeAdvertisement(a intent.Attributes, ad *snapshot.BGPAdvertisement) inte
 	return a
 }
 
-// sortedRoutes returns the table as routes, sorted: peers that get the same are named together.
+// sortedRoutes returns the routes, sorted. Peers with equal attributes share a route.
 func (t routeTable) sortedRoutes(peers *nameListCache) []*intent.Route {
 	cells := slices.SortedFunc(maps.Keys(t), func(x, y routeKey) int {
 		return cmp.Or(x.prefix.Compare(y.prefix), cmp.Compare(x.peerName, y.peerName))
 	})
 	var out []*intent.Route
-	first := 0 // of the routes of this prefix
+	first := 0 // the first route of this prefix
 next:
 	for _, c := range cells {
 		if len(out) > 0 && out[len(out)-1].Prefix != c.prefix {

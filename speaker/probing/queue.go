@@ -1,6 +1,7 @@
-// Package survey decides when this node asks its segment whether somebody uses an address, and what the answers mean. The controller asks the
-// question of all speakers; they take turns, so that as a rule one asks, and the next does when that one finds nothing. It is pure: it
-// reads no clock and sends nothing.
+// Package probing decides when this node probes whether another host uses an address, and what the
+// answers mean. The controller puts each question to all speakers. The speakers take turns: as a
+// rule one probes, and the next one only if the first has written no answer. The package is pure:
+// it reads no clock and sends nothing.
 package probing
 
 import (
@@ -15,63 +16,67 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-// What is sent on the wire for one question. RFC 5227 section 1.1 has three probes, one to two seconds apart, for hosts on any link that take a
-// minute to wake up; here a person waits, the hosts are those of a server room, and who answers later is found by the holder.
+// Attempts and Interval are for the frames of one Probe. RFC 5227 section 1.1 sends three, one to
+// two seconds apart, because a link may take long to come up. Here a user waits and the hosts are
+// servers. The holder detects a host that answers later.
 const (
 	Attempts = 3
 	Interval = 200 * time.Millisecond
 )
 
 const (
-	// turnDelay is how long each node waits for the one before it, and offSubnetDelay how long those wait that have no link in the subnet of the
-	// address: a question and its answer through the API take less.
+	// turnDelay is how long each node waits for the node before it. A probe and its
+	// answer through the API take less. offSubnetDelay is added on nodes without a
+	// link in the subnet of the address.
 	turnDelay      = time.Second
 	offSubnetDelay = 3 * time.Second
-	// maxTurns bounds the wait in a large cluster.
+	// maxTurns bounds the delay in a large cluster.
 	maxTurns = 10
-	// retryInterval is when a question is asked again that could not be asked, or whose answer is in doubt.
+	// retryInterval is the delay after a probe that could not be sent, or whose answer is doubtful.
 	retryInterval = time.Second
-	// memberAnswersRequired is how often one of our own nodes has to answer for an address that none of them holds until that counts: a node may be
-	// behind by a moment, but it may also have the address as its own.
+	// memberAnswersRequired is how often one of our own nodes has to answer for an address that
+	// none of them holds, before the answer counts. A node may be behind for a moment, or the
+	// address may be configured on the node.
 	memberAnswersRequired = 3
 )
 
-// Question is an address to ask for. ID tells it from another about the same address.
+// Question is an address to probe. ID tells it from another question about the same address.
 type Question struct {
 	ID      string
 	Address netip.Addr
 	Pool    string
 }
 
-// Answer is what was found: By are the Ethernet addresses that answered, empty when nobody did.
+// Answer is the result of a Question. AnsweredBy has the Ethernet addresses that answered; it is
+// empty if there was no answer.
 type Answer struct {
 	Question
 	AnsweredBy string
 }
 
-// Probe is a question for the wire.
+// Probe is a probe for the layer 2 engine to send.
 type Probe struct {
 	ID      uint64
 	Address netip.Addr
 	Links   []int
 }
 
-// State is what the decisions rest on.
+// State is what the decisions are based on.
 type State struct {
 	// Self is the name of this node.
 	Self     string
 	Snapshot *snapshot.Snapshot
-	// Links are those on which frames can be sent.
+	// Links are the links on which frames can be sent.
 	Links   facts.LinkSet
 	Members facts.MemberSet
-	// IsHeld says whether one of the members answers for the address.
+	// IsHeld says whether one of the members holds the address.
 	IsHeld func(netip.Addr) bool
 }
 
-// Queue keeps the open questions. The zero value has none; it belongs to one goroutine.
+// Queue has the open questions. The zero value has none. It belongs to one goroutine.
 type Queue struct {
 	openByID map[string]*openQuestion
-	// openByProbeID finds the question of an Ask by its number, which never comes twice.
+	// openByProbeID finds the question of a Probe by its number, which is never used again.
 	openByProbeID map[uint64]*openQuestion
 	lastProbeID   uint64
 	finished      []Answer
@@ -85,7 +90,7 @@ type openQuestion struct {
 	memberAnswers int
 }
 
-// SetQuestions makes exactly these questions the open ones. Those that were answered stay answered.
+// SetQuestions replaces the open questions. A question that was answered is not probed again.
 func (d *Queue) SetQuestions(questions []Question, w State, now time.Time) {
 	before := d.openByID
 	d.openByID = make(map[string]*openQuestion, len(questions))
@@ -103,8 +108,8 @@ func (d *Queue) SetQuestions(questions []Question, w State, now time.Time) {
 	}
 }
 
-// Advance returns what to ask now, and what is answered without.
-func (d *Queue) Advance(w State, now time.Time) (asks []Probe, answers []Answer) {
+// Advance returns the probes to send now, and the new answers.
+func (d *Queue) Advance(w State, now time.Time) (probes []Probe, answers []Answer) {
 	for _, o := range d.openByID {
 		if o.isFinished || o.isProbing || now.Before(o.dueAt) {
 			continue
@@ -121,15 +126,15 @@ func (d *Queue) Advance(w State, now time.Time) (asks []Probe, answers []Answer)
 			}
 			d.lastProbeID++
 			d.openByProbeID[d.lastProbeID], o.isProbing = o, true
-			asks = append(asks, Probe{d.lastProbeID, o.Address, links})
+			probes = append(probes, Probe{d.lastProbeID, o.Address, links})
 		}
 	}
-	slices.SortFunc(asks, func(x, y Probe) int { return x.Address.Compare(y.Address) })
+	slices.SortFunc(probes, func(x, y Probe) int { return x.Address.Compare(y.Address) })
 	answers, d.finished = d.finished, nil
-	return asks, answers
+	return probes, answers
 }
 
-// RecordResult takes in what the wire said to an Ask.
+// RecordResult handles the result of a Probe.
 func (d *Queue) RecordResult(r facts.ProbeResult, w State, now time.Time) {
 	o := d.openByProbeID[r.ID]
 	delete(d.openByProbeID, r.ID)
@@ -154,7 +159,7 @@ func (d *Queue) RecordResult(r facts.ProbeResult, w State, now time.Time) {
 	}
 }
 
-// NextDue is when Step has something to do; zero when nothing waits for the time.
+// NextDue returns when Advance has something to do; zero if no question is due at any time.
 func (d *Queue) NextDue() (next time.Time) {
 	for _, o := range d.openByID {
 		if !o.isFinished && !o.isProbing && (next.IsZero() || o.dueAt.Before(next)) {
@@ -164,7 +169,7 @@ func (d *Queue) NextDue() (next time.Time) {
 	return next
 }
 
-// HasDue says whether Step has something to do.
+// HasDue says whether Advance has something to do.
 func (d *Queue) HasDue(now time.Time) bool {
 	next := d.NextDue()
 	return len(d.finished) > 0 || !next.IsZero() && !next.After(now)
@@ -175,7 +180,8 @@ func (d *Queue) finishQuestion(o *openQuestion, by string) {
 	d.finished = append(d.finished, Answer{o.Question, by})
 }
 
-// splitAnswers tells the answers of strangers from those of our own nodes. Another node that asks the same is no stranger that wants the address.
+// splitAnswers separates the answers of foreign hosts from those of our own nodes. A foreign host
+// that probes for the address at the same time counts as an answer, one of our nodes does not.
 func splitAnswers(r facts.ProbeResult, members facts.MemberSet) (foreign, ours []facts.MAC) {
 	member := func(m facts.MAC) bool {
 		return slices.ContainsFunc(members.Members, func(o facts.Member) bool { return slices.Contains(o.MACs, m) })
@@ -195,7 +201,7 @@ func splitAnswers(r facts.ProbeResult, members facts.MemberSet) (foreign, ours [
 	return foreign, ours
 }
 
-// reportedMACsLimit is how many Ethernet addresses are told.
+// reportedMACsLimit is how many Ethernet addresses an answer lists.
 const reportedMACsLimit = 8
 
 func joinMACs(macs []facts.MAC) string {
@@ -207,7 +213,7 @@ func joinMACs(macs []facts.MAC) string {
 	return strings.Join(out, ", ")
 }
 
-// firstDelay is how long this node leaves a question to others.
+// firstDelay returns how long this node leaves a question to other nodes.
 func firstDelay(q Question, w State) time.Duration {
 	order := slices.Clone(w.Members.Members)
 	slices.SortFunc(order, func(x, y facts.Member) int {
@@ -230,9 +236,10 @@ func nodeRank(node string, a netip.Addr) uint64 {
 	return h.Sum64()
 }
 
-// probeLinks returns the links on which the address would be announced: those that the layer-2 advertisements of its pool name, else those whose
-// subnet covers it, else all. own is this node's Ethernet address when it has the address itself. near says that one of the links has a subnet
-// that covers the address.
+// probeLinks returns the links on which the address would be announced: those that the
+// L2Advertisements of its pool admit. Of these it returns the links whose subnet covers the
+// address, or else all. own is this node's Ethernet address if the address is configured on this
+// node. near means that a link's subnet covers the address.
 func probeLinks(q Question, w State) (links []int, own string, near bool) {
 	var on, all []int
 	for _, l := range w.Links {
@@ -255,7 +262,8 @@ func probeLinks(q Question, w State) (links []int, own string, near bool) {
 	return all, "", false
 }
 
-// adsAdmitLink says whether the advertisements of the pool admit the link. A pool without one is asked for on every link.
+// adsAdmitLink says whether the advertisements of the pool admit the link. A pool without
+// advertisements is probed on every link.
 func adsAdmitLink(q Question, s *snapshot.Snapshot, link string) bool {
 	if s == nil {
 		return true

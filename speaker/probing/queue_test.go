@@ -19,7 +19,7 @@ var (
 
 func numberedMAC(n byte) facts.MAC { return facts.MAC{2, 0, 0, 0, 0, n} }
 
-// exampleState is node a's of three nodes on one segment; eth1 leads elsewhere.
+// exampleState is the state of one of three nodes on a segment; eth1 is on another segment.
 func exampleState(self string) State {
 	w := State{Self: self, IsHeld: nobodyHolds, Links: facts.LinkSet{
 		{Index: 2, Name: "eth0", MAC: numberedMAC(1), Prefixes: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24")}},
@@ -31,24 +31,24 @@ func exampleState(self string) State {
 	return w
 }
 
-// TestNodesProbeOneAfterAnother: of three nodes each has a turn of its own, and who has answered is passed over.
+// Each of three nodes has its own delay. A closed question is not probed.
 func TestNodesProbeOneAfterAnother(t *testing.T) {
 	var first []time.Duration
 	for _, self := range []string{"a", "b", "c"} {
 		var d Queue
 		d.SetQuestions([]Question{question}, exampleState(self), epoch)
 		first = append(first, d.NextDue().Sub(epoch))
-		if asks, _ := d.Advance(exampleState(self), epoch.Add(time.Minute)); len(asks) != 1 || !slices.Equal(asks[0].Links, []int{2}) {
-			t.Errorf("node %s asks %+v, want the link of the subnet", self, asks)
+		if probes, _ := d.Advance(exampleState(self), epoch.Add(time.Minute)); len(probes) != 1 || !slices.Equal(probes[0].Links, []int{2}) {
+			t.Errorf("node %s probes %+v, want the link of the subnet", self, probes)
 		}
 		d.SetQuestions(nil, exampleState(self), epoch)
-		if asks, answers := d.Advance(exampleState(self), epoch.Add(time.Hour)); len(asks)+len(answers) > 0 || !d.NextDue().IsZero() {
-			t.Errorf("a question that is closed goes on: %v %v", asks, answers)
+		if probes, answers := d.Advance(exampleState(self), epoch.Add(time.Hour)); len(probes)+len(answers) > 0 || !d.NextDue().IsZero() {
+			t.Errorf("a closed question is still probed: %v %v", probes, answers)
 		}
 	}
 	slices.Sort(first)
 	if want := []time.Duration{0, time.Second, 2 * time.Second}; !slices.Equal(first, want) {
-		t.Errorf("the nodes ask after %v, want %v", first, want)
+		t.Errorf("the nodes probe after %v, want %v", first, want)
 	}
 }
 
@@ -59,16 +59,16 @@ func TestProbeGoesToTheLinksOfTheAddress(t *testing.T) {
 		far  bool
 	}{
 		"the link of its subnet": {want: []int{2}},
-		"the link that is named": {edit: func(w *State) {
+		"the link that an advertisement names": {edit: func(w *State) {
 			w.Snapshot = &snapshot.Snapshot{L2Advertisements: []*snapshot.L2Advertisement{{Pools: []string{"p"}, Interfaces: []string{"eth1"}}}}
 		}, want: []int{3}, far: true},
-		"a name that is for another pool": {edit: func(w *State) {
+		"a link that an advertisement of another pool names": {edit: func(w *State) {
 			w.Snapshot = &snapshot.Snapshot{L2Advertisements: []*snapshot.L2Advertisement{{Pools: []string{"o"}, Interfaces: []string{"eth1"}}}}
 		}, want: []int{2}},
-		"all where none has the subnet":      {edit: func(w *State) { w.Links[0].Prefixes = nil }, want: []int{2, 3}, far: true},
-		"not where frames cannot be sent":    {edit: func(w *State) { w.Links[0].NoIPv4 = true }, want: []int{3}, far: true},
-		"nowhere without links, until later": {edit: func(w *State) { w.Links = nil }, far: true},
-		"not while a node answers for it":    {edit: func(w *State) { w.IsHeld = func(netip.Addr) bool { return true } }},
+		"all links if none has the subnet": {edit: func(w *State) { w.Links[0].Prefixes = nil }, want: []int{2, 3}, far: true},
+		"no link that cannot send frames":  {edit: func(w *State) { w.Links[0].NoIPv4 = true }, want: []int{3}, far: true},
+		"no link: it is tried again later": {edit: func(w *State) { w.Links = nil }, far: true},
+		"not while a member holds it":      {edit: func(w *State) { w.IsHeld = func(netip.Addr) bool { return true } }},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -80,43 +80,43 @@ func TestProbeGoesToTheLinksOfTheAddress(t *testing.T) {
 			var d Queue
 			d.SetQuestions([]Question{question}, w, epoch)
 			if far := d.NextDue().Sub(epoch) >= offSubnetDelay; far != tc.far {
-				t.Errorf("it asks after %s", d.NextDue().Sub(epoch))
+				t.Errorf("it probes after %s", d.NextDue().Sub(epoch))
 			}
-			asks, answers := d.Advance(w, epoch.Add(offSubnetDelay))
+			probes, answers := d.Advance(w, epoch.Add(offSubnetDelay))
 			if len(answers) > 0 {
-				t.Errorf("it is answered unasked: %v", answers)
+				t.Errorf("it is answered without a probe: %v", answers)
 			}
 			if len(tc.want) == 0 {
-				if len(asks) > 0 || d.NextDue().IsZero() {
-					t.Errorf("it asks %v, and again at %s", asks, d.NextDue())
+				if len(probes) > 0 || d.NextDue().IsZero() {
+					t.Errorf("it probes %v, and again at %s", probes, d.NextDue())
 				}
 				return
 			}
-			if len(asks) != 1 || !slices.Equal(asks[0].Links, tc.want) {
-				t.Errorf("it asks %+v, want the links %v", asks, tc.want)
+			if len(probes) != 1 || !slices.Equal(probes[0].Links, tc.want) {
+				t.Errorf("it probes %+v, want the links %v", probes, tc.want)
 			}
 		})
 	}
 }
 
 func TestProbeResultsAnswerTheQuestion(t *testing.T) {
-	stranger, member := numberedMAC(99), numberedMAC(11)
+	foreign, member := numberedMAC(99), numberedMAC(11)
 	tests := map[string]struct {
 		results []facts.ProbeResult
-		want    string // "open" while nothing is known
+		want    string // "open" while there is no answer
 	}{
-		"silence":                                {[]facts.ProbeResult{{}}, ""},
-		"a stranger answers":                     {[]facts.ProbeResult{{Answers: []facts.MAC{stranger}}}, "02:00:00:00:00:63"},
-		"two answer":                             {[]facts.ProbeResult{{Answers: []facts.MAC{stranger, numberedMAC(98)}}}, "02:00:00:00:00:62, 02:00:00:00:00:63"},
-		"a stranger asks for it too":             {[]facts.ProbeResult{{RivalProbers: []facts.MAC{stranger}}}, "02:00:00:00:00:63"},
-		"another node asks for it too":           {[]facts.ProbeResult{{RivalProbers: []facts.MAC{member}}}, ""},
-		"it was not asked":                       {[]facts.ProbeResult{{NotSent: true}}, "open"},
-		"it was not asked at first":              {[]facts.ProbeResult{{NotSent: true}, {}}, ""},
-		"a node still answers for it":            {[]facts.ProbeResult{{Answers: []facts.MAC{member}}, {}}, ""},
-		"a node goes on to answer":               {[]facts.ProbeResult{{Answers: []facts.MAC{member}}, {Answers: []facts.MAC{member}}}, "open"},
-		"a node has it as its own":               {[]facts.ProbeResult{{Answers: []facts.MAC{member}}, {Answers: []facts.MAC{member}}, {Answers: []facts.MAC{member}}}, "02:00:00:00:00:0b"},
-		"a node and a stranger":                  {[]facts.ProbeResult{{Answers: []facts.MAC{member, stranger}}}, "02:00:00:00:00:63"},
-		"a stranger, though one link was not up": {[]facts.ProbeResult{{NotSent: true, Answers: []facts.MAC{stranger}}}, "02:00:00:00:00:63"},
+		"no answer":                                     {[]facts.ProbeResult{{}}, ""},
+		"a foreign host answers":                        {[]facts.ProbeResult{{Answers: []facts.MAC{foreign}}}, "02:00:00:00:00:63"},
+		"two answer":                                    {[]facts.ProbeResult{{Answers: []facts.MAC{foreign, numberedMAC(98)}}}, "02:00:00:00:00:62, 02:00:00:00:00:63"},
+		"a foreign host probes it too":                  {[]facts.ProbeResult{{RivalProbers: []facts.MAC{foreign}}}, "02:00:00:00:00:63"},
+		"another member probes it too":                  {[]facts.ProbeResult{{RivalProbers: []facts.MAC{member}}}, ""},
+		"the probe was not sent":                        {[]facts.ProbeResult{{NotSent: true}}, "open"},
+		"the first probe was not sent":                  {[]facts.ProbeResult{{NotSent: true}, {}}, ""},
+		"a member answers once":                         {[]facts.ProbeResult{{Answers: []facts.MAC{member}}, {}}, ""},
+		"a member answers twice":                        {[]facts.ProbeResult{{Answers: []facts.MAC{member}}, {Answers: []facts.MAC{member}}}, "open"},
+		"a member answers three times":                  {[]facts.ProbeResult{{Answers: []facts.MAC{member}}, {Answers: []facts.MAC{member}}, {Answers: []facts.MAC{member}}}, "02:00:00:00:00:0b"},
+		"a member and a foreign host answer":            {[]facts.ProbeResult{{Answers: []facts.MAC{member, foreign}}}, "02:00:00:00:00:63"},
+		"a foreign host answers, though a link is down": {[]facts.ProbeResult{{NotSent: true, Answers: []facts.MAC{foreign}}}, "02:00:00:00:00:63"},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -127,13 +127,13 @@ func TestProbeResultsAnswerTheQuestion(t *testing.T) {
 			var answers []Answer
 			for _, r := range tc.results {
 				now = now.Add(time.Minute)
-				asks, _ := d.Advance(w, now)
-				if len(asks) != 1 {
-					t.Fatalf("it asks %v, want one question", asks)
+				probes, _ := d.Advance(w, now)
+				if len(probes) != 1 {
+					t.Fatalf("it probes %v, want one probe", probes)
 				}
-				r.ID = asks[0].ID
+				r.ID = probes[0].ID
 				d.RecordResult(r, w, now)
-				d.RecordResult(r, w, now) // a result that comes twice counts once
+				d.RecordResult(r, w, now) // a repeated result counts once
 				_, answers = d.Advance(w, now)
 			}
 			got := "open"
@@ -143,9 +143,9 @@ func TestProbeResultsAnswerTheQuestion(t *testing.T) {
 			if got != tc.want || len(answers) > 1 {
 				t.Errorf("the answers are %+v, want %q", answers, tc.want)
 			}
-			d.SetQuestions([]Question{question}, w, now) // it is still listed, for the API is slow
-			if asks, _ := d.Advance(w, now.Add(time.Hour)); (len(asks) > 0) != (tc.want == "open") {
-				t.Errorf("it asks again: %v", asks)
+			d.SetQuestions([]Question{question}, w, now) // the API still lists it, since it is slow
+			if probes, _ := d.Advance(w, now.Add(time.Hour)); (len(probes) > 0) != (tc.want == "open") {
+				t.Errorf("it probes again: %v", probes)
 			}
 		})
 	}
@@ -156,8 +156,8 @@ func TestOwnAddressNeedsNoProbe(t *testing.T) {
 	own := Question{ID: "own", Address: netip.MustParseAddr("192.0.2.1")}
 	var d Queue
 	d.SetQuestions([]Question{own}, w, epoch)
-	asks, answers := d.Advance(w, epoch.Add(time.Minute))
-	if len(asks) > 0 || len(answers) != 1 || answers[0].AnsweredBy != numberedMAC(1).String() {
-		t.Errorf("it asks %v and answers %v", asks, answers)
+	probes, answers := d.Advance(w, epoch.Add(time.Minute))
+	if len(probes) > 0 || len(answers) != 1 || answers[0].AnsweredBy != numberedMAC(1).String() {
+		t.Errorf("it probes %v and answers %v", probes, answers)
 	}
 }

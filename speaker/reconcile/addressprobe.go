@@ -19,71 +19,73 @@ import (
 	"github.com/gantry-lb/gantry/speaker/probing"
 )
 
-// Prober asks the segment; *agent.Agent is one.
+// Prober probes addresses; *agent.Agent is one.
 type Prober interface {
 	SetProbeQuestions(questions []probing.Question)
 }
 
-// ProbeWriter hands the open AddressProbes to the agent, and writes what it found.
+// ProbeWriter passes the open AddressProbes to the agent, and writes its answers.
 type ProbeWriter struct {
 	Client client.Client
 	Cache  cache.Cache
 	Prober Prober
 	Log    *slog.Logger
-	// Self is this node, Namespace where the objects are.
+	// Self is this node, Namespace is that of the objects.
 	Self, Namespace string
 
 	answers chan probing.Answer
-	// probesChanged asks for another look at the objects.
+	// probesChanged has a value when an object changed.
 	probesChanged chan struct{}
 }
 
-// Init makes the writer ready to observe.
+// Init prepares the writer. It comes before Observe and Run.
 func (w *ProbeWriter) Init() {
 	w.answers, w.probesChanged = make(chan probing.Answer, 1024), make(chan struct{}, 1)
 }
 
-// Observe takes an answer and returns at once. One too many is dropped: the controller asks again.
+// Observe queues an answer and returns at once. If the queue is full, the answer is dropped: the
+// controller asks again.
 func (w *ProbeWriter) Observe(a probing.Answer) {
 	select {
 	case w.answers <- a:
 	default:
-		w.Log.Warn("more answers about addresses than can be written", "address", a.Address)
+		w.Log.Warn("dropping the answer to an AddressProbe: too many wait to be written", "address", a.Address)
 	}
 }
 
-// watchProbes has the writer look at the objects whenever one changes.
+// watchProbes wakes the writer when an AddressProbe changes.
 func (w *ProbeWriter) watchProbes(ctx context.Context) error {
 	informer, err := w.Cache.GetInformer(ctx, &v1alpha1.AddressProbe{})
 	if err != nil {
 		return fmt.Errorf("watching AddressProbes: %w", err)
 	}
-	poke := func(any) {
+	wake := func(any) {
 		select {
 		case w.probesChanged <- struct{}{}:
 		default:
 		}
 	}
 	if _, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
-		AddFunc: poke, UpdateFunc: func(_, o any) { poke(o) }, DeleteFunc: poke,
+		AddFunc: wake, UpdateFunc: func(_, o any) { wake(o) }, DeleteFunc: wake,
 	}); err != nil {
 		return fmt.Errorf("watching AddressProbes: %w", err)
 	}
 	return nil
 }
 
-// missingKindRetryDelay is how long it waits for a kind that the API server does not serve: everything else goes on without it.
+// missingKindRetryDelay is the delay before the next attempt while the API server does not serve
+// AddressProbes. Everything else works meanwhile.
 const missingKindRetryDelay = 10 * time.Second
 
 // Run works until ctx ends.
 func (w *ProbeWriter) Run(ctx context.Context) error {
-	for told := false; ; told = true {
+	for logged := false; ; logged = true {
 		err := w.watchProbes(ctx)
 		if err == nil {
 			break
 		}
-		if !told && ctx.Err() == nil {
-			w.Log.Error("this node asks the segment for no addresses until that works; are the CRDs of this version installed?", "error", err, "again", missingKindRetryDelay)
+		if !logged && ctx.Err() == nil {
+			w.Log.Error("this node answers no AddressProbe until it can watch them; are the CRDs of this version installed?", "error", err, "again", missingKindRetryDelay)
 		}
 		select {
 		case <-ctx.Done():
@@ -99,14 +101,14 @@ func (w *ProbeWriter) Run(ctx context.Context) error {
 			w.updateQuestions(ctx)
 		case a := <-w.answers:
 			if err := w.writeAnswer(ctx, a); err != nil && ctx.Err() == nil {
-				w.Log.Warn("writing what the segment said about an address; trying again", "address", a.Address, "error", err)
+				w.Log.Warn("writing the answer to an AddressProbe; trying again", "address", a.Address, "error", err)
 				time.AfterFunc(writeRetryDelay, func() { w.Observe(a) })
 			}
 		}
 	}
 }
 
-// updateQuestions hands the open questions to the agent.
+// updateQuestions passes the open questions to the agent.
 func (w *ProbeWriter) updateQuestions(ctx context.Context) {
 	var list v1alpha1.AddressProbeList
 	if err := w.Client.List(ctx, &list, client.InNamespace(w.Namespace)); err != nil {
@@ -125,7 +127,7 @@ func (w *ProbeWriter) updateQuestions(ctx context.Context) {
 	w.Prober.SetProbeQuestions(open)
 }
 
-// writeAnswer writes an answer, unless somebody else has or nobody asks any more.
+// writeAnswer writes an answer, unless the AddressProbe is gone or has an answer already.
 func (w *ProbeWriter) writeAnswer(ctx context.Context, a probing.Answer) error {
 	name, uid, _ := strings.Cut(a.ID, "/")
 	var p v1alpha1.AddressProbe
@@ -143,7 +145,7 @@ func (w *ProbeWriter) writeAnswer(ctx context.Context, a probing.Answer) error {
 	p.Status = v1alpha1.AddressProbeStatus{Outcome: v1alpha1.OutcomeSilent, By: a.AnsweredBy, Node: w.Self, Time: &now}
 	if a.AnsweredBy != "" {
 		p.Status.Outcome = v1alpha1.OutcomeAnswered
-		w.Log.Warn("somebody uses an address that was about to be given", "address", a.Address, "pool", a.Pool, "by", a.AnsweredBy)
+		w.Log.Warn("another host uses an address that was about to be assigned", "address", a.Address, "pool", a.Pool, "by", a.AnsweredBy)
 	}
 	err = w.Client.Status().Patch(ctx, &p, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
 	if err != nil && !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) {

@@ -24,35 +24,37 @@ import (
 	"github.com/gantry-lb/gantry/speaker/status"
 )
 
-// SessionSource is what is seen of the sessions with routers; *bgp.Engine is one.
+// SessionSource has the states of the BGP sessions; *bgp.Engine is one.
 type SessionSource interface {
 	Status() []bgp.Status
 	Changed() <-chan struct{}
 }
 
-// BGPStatusWriter writes what this node announces to routers, ServiceBGPStatus objects, and how its sessions are, BGPSession
-// objects. Like StatusWriter it is behind by as much as the API server is slow.
+// BGPStatusWriter writes what this node announces to routers (ServiceBGPStatus) and the states of
+// its sessions (BGPSession). It writes the latest state as fast as the API server accepts it.
 type BGPStatusWriter struct {
 	Client   client.Client
 	Events   events.EventRecorder
 	Sessions SessionSource
 	Log      *slog.Logger
-	// ServiceReference returns what an event about a Service names, nil when there is no such Service.
+	// ServiceReference returns the Service for an event, or nil if there is no such Service.
 	ServiceReference func(view.ObjectKey) *corev1.Service
-	// Self is this node, Namespace where the objects go; Owner returns what they vanish with.
+	// Self is this node, Namespace is that of the objects. PodOwner returns the owner
+	// with which the objects vanish.
 	Self, Namespace string
 	PodOwner        func(ctx context.Context) []metav1.OwnerReference
-	// Limit is how many Services a node writes ServiceBGPStatus objects for; beyond it, it writes none.
+	// Limit is the number of Services up to which a node writes ServiceBGPStatus objects. Above it
+	// the node writes none.
 	Limit int
 
 	latestPlan    chan plan.Plan
-	isLimitLogged bool // that there are too many
+	isLimitLogged bool // that Limit is exceeded
 }
 
-// coalesceDelay gathers changes that come together, such as a session's way to being established.
+// coalesceDelay gathers changes that come together, such as the steps to an established session.
 const coalesceDelay = 200 * time.Millisecond
 
-// Init makes the writer ready to observe.
+// Init prepares the writer. It comes before Observe and Run.
 func (w *BGPStatusWriter) Init() { w.latestPlan = make(chan plan.Plan, 1) }
 
 // Observe takes the agent's Status and returns at once.
@@ -73,7 +75,7 @@ func (w *BGPStatusWriter) Observe(s agent.Status) {
 // Run writes until ctx ends.
 func (w *BGPStatusWriter) Run(ctx context.Context) error {
 	var p plan.Plan
-	var known bool // a Plan was seen: before it, nothing is known of what should not be there
+	var known bool // a Plan came: without one, nothing may be removed
 	timer := time.NewTimer(time.Hour)
 	timer.Stop()
 	for {
@@ -90,7 +92,7 @@ func (w *BGPStatusWriter) Run(ctx context.Context) error {
 				continue
 			}
 			if err := w.writeStatus(ctx, p); err != nil && ctx.Err() == nil {
-				w.Log.Warn("writing the status of BGP; trying again", "error", err)
+				w.Log.Warn("writing the BGP status; trying again", "error", err)
 				timer.Reset(writeRetryDelay)
 			}
 		}
@@ -104,12 +106,12 @@ func (w *BGPStatusWriter) writeStatus(ctx context.Context, p plan.Plan) error {
 	return w.writeSessions(ctx)
 }
 
-// writeAnnouncements brings the ServiceBGPStatus objects of this node in line with the Plan.
+// writeAnnouncements writes and removes ServiceBGPStatus objects of this node as the Plan says.
 func (w *BGPStatusWriter) writeAnnouncements(ctx context.Context, p plan.Plan) error {
 	want, all := status.Announcements(p, w.Limit)
 	if all > w.Limit {
 		if !w.isLimitLogged && w.Limit > 0 {
-			w.Log.Warn("this node announces more Services than it writes ServiceBGPStatus objects for; see --service-bgp-status", "services", all, "limit", w.Limit)
+			w.Log.Warn("this node announces too many Services to write ServiceBGPStatus objects; see --service-bgp-status", "services", all, "limit", w.Limit)
 		}
 		w.isLimitLogged = true
 	} else {
@@ -120,21 +122,21 @@ func (w *BGPStatusWriter) writeAnnouncements(ctx context.Context, p plan.Plan) e
 		return fmt.Errorf("listing ServiceBGPStatuses: %w", err)
 	}
 	var have []status.Announcement
-	var strays []string // left by a former life under another name
+	var obsolete []string // of an earlier version, with another name
 	for i := range list.Items {
 		s := &list.Items[i].Status
 		k := view.ObjectKey{Namespace: s.ServiceNamespace, Name: s.ServiceName}
 		if list.Items[i].Name != status.AnnouncementName(w.Self, k) {
-			strays = append(strays, list.Items[i].Name)
+			obsolete = append(obsolete, list.Items[i].Name)
 			continue
 		}
 		have = append(have, status.Announcement{Service: k, Peers: s.Peers})
 	}
 	write, remove := status.DiffAnnouncements(want, have)
 	for _, k := range remove {
-		strays = append(strays, status.AnnouncementName(w.Self, k))
+		obsolete = append(obsolete, status.AnnouncementName(w.Self, k))
 	}
-	for _, name := range strays {
+	for _, name := range obsolete {
 		o := &v1beta1.ServiceBGPStatus{}
 		o.Namespace, o.Name = w.Namespace, name
 		if err := w.Client.Delete(ctx, o); client.IgnoreNotFound(err) != nil {
@@ -171,17 +173,17 @@ func (w *BGPStatusWriter) writeAnnouncement(ctx context.Context, a status.Announ
 	return nil
 }
 
-// sendAnnouncedEvent writes the event that existing tools look for.
+// sendAnnouncedEvent sends the event that existing tools look for.
 func (w *BGPStatusWriter) sendAnnouncedEvent(a status.Announcement) {
 	svc := w.ServiceReference(a.Service)
 	if svc == nil {
-		return // the Service is gone: nobody is left to tell
+		return // the Service is gone
 	}
 	w.Events.Eventf(svc, nil, corev1.EventTypeNormal, names.EventNodeAssigned, "Announce",
 		"announcing from node %q with protocol %q", w.Self, "bgp")
 }
 
-// writeSessions brings the BGPSession objects of this node in line with what is seen.
+// writeSessions writes and removes BGPSession objects of this node as the sessions are.
 func (w *BGPStatusWriter) writeSessions(ctx context.Context) error {
 	var list v1alpha1.BGPSessionList
 	if err := w.Client.List(ctx, &list, client.InNamespace(w.Namespace), client.MatchingLabels{names.LabelNode: w.Self}); err != nil {
@@ -222,16 +224,16 @@ func (w *BGPStatusWriter) writeSession(ctx context.Context, name string, o *v1al
 	since := metav1.NewTime(s.Since.Truncate(time.Second))
 	want := v1alpha1.BGPSessionStatus{
 		Node: w.Self, Peer: s.Peer, State: string(s.State), Since: &since,
-		Prefixes: int32(s.AnnouncedRoutes), BFD: s.BFDState, LastError: s.LastError, Conditions: slices.Clone(o.Status.Conditions), //nolint:gosec // far below
+		Prefixes: int32(s.AnnouncedRoutes), BFD: s.BFDState, LastError: s.LastError, Conditions: slices.Clone(o.Status.Conditions),
 	}
 	if s.Remote.IsValid() {
 		want.Address = s.Remote.String()
 	}
-	seen := status.SessionState{
+	state := status.SessionState{
 		Established: s.State == bgp.Established, Reason: s.Reason, Text: s.LastError, WithheldReason: s.Withheld.Reason, WithheldText: s.Withheld.Text,
 	}
-	meta.SetStatusCondition(&want.Conditions, status.EstablishedCondition(seen))
-	if c, told := status.RoutesAnnouncedCondition(seen); told {
+	meta.SetStatusCondition(&want.Conditions, status.EstablishedCondition(state))
+	if c, ok := status.RoutesAnnouncedCondition(state); ok {
 		meta.SetStatusCondition(&want.Conditions, c)
 	} else {
 		meta.RemoveStatusCondition(&want.Conditions, names.ConditionRoutesAnnounced)
@@ -241,7 +243,7 @@ func (w *BGPStatusWriter) writeSession(ctx context.Context, name string, o *v1al
 			want.Families = append(want.Families, f.String())
 		}
 	}
-	if c, watched := status.PathWatchedCondition(status.BFDPath{Router: s.Remote.Addr(), State: s.BFDState, Reason: s.BFDFault.Reason, Text: s.BFDFault.Text}); watched {
+	if c, ok := status.PathWatchedCondition(status.BFDPath{Router: s.Remote.Addr(), State: s.BFDState, Reason: s.BFDFault.Reason, Text: s.BFDFault.Text}); ok {
 		meta.SetStatusCondition(&want.Conditions, c)
 	} else {
 		meta.RemoveStatusCondition(&want.Conditions, names.ConditionPathWatched)

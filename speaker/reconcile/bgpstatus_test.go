@@ -33,7 +33,7 @@ import (
 	"github.com/gantry-lb/gantry/test/apiserver"
 )
 
-// fakeSessions are sessions that a test makes up.
+// fakeSessions are sessions whose states the test sets.
 type fakeSessions struct {
 	mu      sync.Mutex // guards states
 	states  []bgp.Status
@@ -55,7 +55,7 @@ func (e *fakeSessions) setStates(states ...bgp.Status) {
 	e.changed <- struct{}{}
 }
 
-// TestBGPStatusObjectsFollowTheAgent has the writer follow Plans and sessions at a real API server.
+// TestBGPStatusObjectsFollowTheAgent runs the writer with a real API server.
 func TestBGPStatusObjectsFollowTheAgent(t *testing.T) {
 	config := apiserver.Start(t)
 	config.QPS = -1
@@ -95,7 +95,7 @@ func TestBGPStatusObjectsFollowTheAgent(t *testing.T) {
 		}
 	})
 	stray := &v1beta1.ServiceBGPStatus{ObjectMeta: metav1.ObjectMeta{
-		Namespace: names.Namespace, Name: "bgp-of-a-former-life", Labels: map[string]string{names.LabelNode: selfNode, names.LabelServiceName: "old", names.LabelServiceNamespace: "default"},
+		Namespace: names.Namespace, Name: "bgp-of-an-earlier-version", Labels: map[string]string{names.LabelNode: selfNode, names.LabelServiceName: "old", names.LabelServiceNamespace: "default"},
 	}}
 	foreign := &v1beta1.ServiceBGPStatus{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "bgp-of-another-node", Labels: map[string]string{names.LabelNode: otherNode}}}
 	for _, o := range []*v1beta1.ServiceBGPStatus{stray, foreign} {
@@ -138,7 +138,7 @@ func TestBGPStatusObjectsFollowTheAgent(t *testing.T) {
 	if err := api.Get(t.Context(), client.ObjectKeyFromObject(foreign), foreign); err != nil {
 		t.Errorf("the object of another node: %v", err)
 	}
-	awaitLines(t, "the event that tools look for", []string{`announcing from node "node1" with protocol "bgp"`}, func() (out []string, err error) {
+	awaitLines(t, "the event", []string{`announcing from node "node1" with protocol "bgp"`}, func() (out []string, err error) {
 		var list eventsv1.EventList
 		err = api.List(t.Context(), &list, client.InNamespace("default"))
 		for _, o := range list.Items {
@@ -158,7 +158,8 @@ func TestBGPStatusObjectsFollowTheAgent(t *testing.T) {
 				s := o.Status
 				var why []string
 				for _, kind := range []string{names.ConditionEstablished, names.ConditionRoutesAnnounced} {
-					if c := meta.FindStatusCondition(s.Conditions, kind); c != nil { // the status is written after the object
+					// the status is written after the object
+					if c := meta.FindStatusCondition(s.Conditions, kind); c != nil {
 						why = append(why, c.Reason)
 					}
 				}
@@ -185,7 +186,7 @@ func TestBGPStatusObjectsFollowTheAgent(t *testing.T) {
 	sessions()
 }
 
-// awaitLines waits until what is read, sorted, is what is wanted.
+// awaitLines waits until the lines that read returns are those wanted, in any order.
 func awaitLines(t *testing.T, what string, want []string, read func() ([]string, error)) {
 	t.Helper()
 	deadline := time.After(40 * time.Second)

@@ -16,8 +16,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-// ConfigurationWriter writes this speaker's ConfigurationState. Like StatusWriter it is behind by as much as the API server
-// is slow, and always writes the latest.
+// ConfigurationWriter writes this speaker's ConfigurationState. It writes the latest Problems as
+// fast as the API server accepts them.
 type ConfigurationWriter struct {
 	Client client.Client
 	Cache  cache.Cache
@@ -28,12 +28,12 @@ type ConfigurationWriter struct {
 	objectDeleted  chan struct{}
 }
 
-// Init makes the writer ready to observe.
+// Init prepares the writer. It comes before Observe and Run.
 func (w *ConfigurationWriter) Init() {
 	w.latestProblems, w.objectDeleted = make(chan []snapshot.Problem, 1), make(chan struct{}, 1)
 }
 
-// Observe takes the Problems and returns at once. It is called by one goroutine at a time.
+// Observe takes the Problems and returns at once. Calls must not overlap.
 func (w *ConfigurationWriter) Observe(problems []snapshot.Problem) {
 	select {
 	case <-w.latestProblems:
@@ -42,7 +42,7 @@ func (w *ConfigurationWriter) Observe(problems []snapshot.Problem) {
 	w.latestProblems <- problems
 }
 
-// Run writes until ctx ends. An object that somebody deletes is made again.
+// Run writes until ctx ends. It creates the object again if a user deletes it.
 func (w *ConfigurationWriter) Run(ctx context.Context) error {
 	informer, err := w.Cache.GetInformer(ctx, &v1beta1.ConfigurationState{})
 	if err != nil {
@@ -61,7 +61,7 @@ func (w *ConfigurationWriter) Run(ctx context.Context) error {
 	}
 	var node corev1.Node
 	if err := w.Cache.Get(ctx, client.ObjectKey{Name: w.State.Node}, &node); err == nil {
-		// The object goes with the node; the speaker's Pod is replaced too often.
+		// The Node is the owner, since the speaker's Pod is replaced too often.
 		w.State.Owner = &metav1.OwnerReference{APIVersion: "v1", Kind: "Node", Name: node.Name, UID: node.UID}
 	}
 	var problems []snapshot.Problem

@@ -1,6 +1,7 @@
-// Package reconcile is the speaker's side towards the Kubernetes API: a Feed turns what the informers see into changes
-// for the agent, and a StatusWriter writes what the agent reports. Neither decides anything. Writes are
-// level-triggered and retried; a slow API server delays them and nothing else.
+// Package reconcile connects the speaker with the Kubernetes API. A ClusterFeed turns
+// the objects of the API server into changes for the agent. The writers write what the
+// agent reports. None of them decides anything. Failed writes are retried with the
+// latest state. A slow API server delays only the writes.
 package reconcile
 
 import (
@@ -32,12 +33,12 @@ type ChangePoster interface {
 	PostChanges(ctx context.Context, changes ...agent.Change)
 }
 
-// SeedSetter takes the addresses at which other speakers may be found; *members.Members is one.
+// SeedSetter takes the addresses at which other speakers may be reached; *members.Members is one.
 type SeedSetter interface {
 	SetSeeds(addresses []string)
 }
 
-// ClusterFeed watches the cluster for one agent. Of Services and EndpointSlices it keeps no objects.
+// ClusterFeed watches the cluster for one agent. It stores no Service and no EndpointSlice object.
 type ClusterFeed struct {
 	Cache cache.Cache
 	// Source reads the Services and EndpointSlices.
@@ -47,46 +48,49 @@ type ClusterFeed struct {
 	Log    *slog.Logger
 	// Self is this node's name: its own Pod is no seed.
 	Self string
-	// Scope is what of the configuration is read.
+	// Scope is the part of the configuration to read.
 	Scope configuration.Scope
-	// ObserveProblems takes the Problems of the configuration each time it is read; nil is allowed.
+	// ObserveProblems gets the Problems of the configuration each time it is read. It may be nil.
 	ObserveProblems func([]snapshot.Problem)
 
 	isSynced atomic.Bool
-	// isComplete says that everything that exists has been seen, so that the configuration may be read.
+	// isComplete means that all existing objects have been seen, so that the
+	// configuration may be read.
 	isComplete atomic.Bool
-	// buildMutex guards last: the Snapshot before, whose sound parts outlive a broken edit.
+	// buildMutex guards lastSnapshot, from which snapshot.Build keeps the parts that an edit broke.
 	buildMutex   sync.Mutex
 	lastSnapshot *snapshot.Snapshot
 
-	// slicesByService belong to the goroutine that follows the EndpointSlices; those of each Service are sorted by name.
+	// slicesByService belongs to the goroutine that follows the EndpointSlices. The slices of a
+	// Service are sorted by name.
 	slicesByService map[view.ObjectKey][]view.EndpointSlice
 
-	mu              sync.Mutex                   // guards all that follows; informers call from goroutines of their own
-	uidByService    map[view.ObjectKey]types.UID // those of type LoadBalancer
+	mu              sync.Mutex                   // guards all fields below; each informer has its own goroutine
+	uidByService    map[view.ObjectKey]types.UID // of Services of type LoadBalancer
 	addressesByPod  map[string]podAddresses
 	addressesByNode map[string][]string
 	labelsByNode    map[string]map[string]string // of nodes
 }
 
-// freeMemoryDelay is how long after the start the memory is given back that only the start needed: what was read is several times what is
-// kept of it, and the runtime would hold on to the rest for minutes.
+// freeMemoryDelay is how long after the start unused memory is returned to the system. The start
+// reads several times as much as the feed stores, and the runtime would keep the rest for minutes.
 const freeMemoryDelay = 5 * time.Second
 
-// watchedKind is a kind with what to do about its objects.
+// watchedKind is a kind and the handlers of its objects.
 type watchedKind struct {
 	object client.Object
 	set    func(ctx context.Context, o any)
 	remove func(ctx context.Context, o any)
 }
 
-// podAddresses is where a speaker's Pod can be reached.
+// podAddresses has the addresses of a speaker's Pod.
 type podAddresses struct {
 	node      string
 	addresses []string
 }
 
-// Run registers the handlers and tells the agent once everything that exists has been posted. It returns when ctx ends.
+// Run registers the handlers, and posts MarkSynced once everything that exists has been posted. It
+// returns when ctx ends.
 func (f *ClusterFeed) Run(ctx context.Context) error {
 	f.slicesByService = map[view.ObjectKey][]view.EndpointSlice{}
 	f.mu.Lock()
@@ -131,7 +135,7 @@ func (f *ClusterFeed) Run(ctx context.Context) error {
 	f.rebuildSnapshot(ctx, nil)
 	f.Agent.PostChanges(ctx, agent.MarkSynced())
 	f.isSynced.Store(true)
-	f.Log.Info("the cluster's state is read")
+	f.Log.Info("the state of the cluster has been read")
 	select {
 	case <-time.After(freeMemoryDelay):
 		debug.FreeOSMemory()
@@ -144,7 +148,7 @@ func (f *ClusterFeed) Run(ctx context.Context) error {
 // HasSynced says whether everything that exists has been posted once.
 func (f *ClusterFeed) HasSynced() bool { return f.isSynced.Load() }
 
-// lastKnownState unwraps the last known state of an object whose deletion was not seen itself.
+// lastKnownState returns the last known state of an object whose deletion event was missed.
 func lastKnownState(o any) any {
 	if gone, ok := o.(toolscache.DeletedFinalStateUnknown); ok {
 		return gone.Obj
@@ -212,8 +216,9 @@ func (f *ClusterFeed) removePod(_ context.Context, o any) {
 	f.updateSeeds()
 }
 
-// updateSeeds hands over where other speakers may be: their Pods, or, when there are none but perhaps our own, the nodes
-// themselves, so that speakers that run as plain processes find each other too.
+// updateSeeds sets the addresses at which other speakers may be reached: those of
+// their Pods. If there are no other Pods, it uses the nodes, so that speakers that run
+// as plain processes find each other too.
 func (f *ClusterFeed) updateSeeds() {
 	f.mu.Lock()
 	var out []string
@@ -234,8 +239,8 @@ func (f *ClusterFeed) updateSeeds() {
 	f.Seeds.SetSeeds(slices.Compact(out))
 }
 
-// rebuildSnapshot reads the configuration objects from the cache and posts the Snapshot of them. What it reads is not complete
-// before everything has been seen once.
+// rebuildSnapshot reads the configuration objects from the cache and posts their Snapshot. It does
+// nothing until everything has been seen once.
 func (f *ClusterFeed) rebuildSnapshot(ctx context.Context, _ any) {
 	if !f.isComplete.Load() {
 		return

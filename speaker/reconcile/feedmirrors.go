@@ -14,10 +14,10 @@ import (
 	"github.com/gantry-lb/gantry/speaker/agent"
 )
 
-// postBatchSize bounds how many changes are posted together when everything is told anew.
+// postBatchSize bounds how many changes are posted together when all objects are read again.
 const postBatchSize = 500
 
-// serviceMirror follows the Services. Those that are not of type LoadBalancer are nothing to a speaker.
+// serviceMirror follows the Services. It ignores those that are not of type IsLoadBalancer.
 func (f *ClusterFeed) serviceMirror(ctx context.Context) *objectMirror[*view.Service] {
 	set := func(v *view.Service) { f.postChanges(ctx, f.appendServiceChange(nil, v)) }
 	return &objectMirror[*view.Service]{
@@ -38,7 +38,7 @@ func (f *ClusterFeed) serviceMirror(ctx context.Context) *objectMirror[*view.Ser
 	}
 }
 
-// appendServiceChange adds the change that a Service makes, if it makes one.
+// appendServiceChange appends the change for a Service, if there is one.
 func (f *ClusterFeed) appendServiceChange(out []agent.Change, v *view.Service) []agent.Change {
 	if !v.IsLoadBalancer {
 		return f.appendServiceRemoval(out, v.Key)
@@ -60,7 +60,8 @@ func (f *ClusterFeed) appendServiceRemoval(out []agent.Change, k view.ObjectKey)
 	return append(out, agent.RemoveService(k))
 }
 
-// replaceServices tells all Services that there are, and of those that went while nobody watched.
+// replaceServices posts all existing Services, and removes those that were deleted
+// without an event.
 func (f *ClusterFeed) replaceServices(ctx context.Context, all []*view.Service) {
 	f.mu.Lock()
 	gone := make(map[view.ObjectKey]struct{}, len(f.uidByService))
@@ -82,14 +83,15 @@ func (f *ClusterFeed) replaceServices(ctx context.Context, all []*view.Service) 
 	f.postChanges(ctx, out)
 }
 
-// postChanges hands changes over, if there are any.
+// postChanges posts changes, if there are any.
 func (f *ClusterFeed) postChanges(ctx context.Context, out []agent.Change) {
 	if len(out) > 0 {
 		f.Agent.PostChanges(ctx, out...)
 	}
 }
 
-// ServiceReference returns what an event about a Service of type LoadBalancer names; nil when there is none.
+// ServiceReference returns the Service for an event, or nil if there is no such
+// Service of type IsLoadBalancer.
 func (f *ClusterFeed) ServiceReference(k view.ObjectKey) *corev1.Service {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -115,8 +117,8 @@ func (f *ClusterFeed) sliceMirror(ctx context.Context) *objectMirror[*view.Endpo
 		},
 		onAdd: func(v *view.EndpointSlice) { f.postChanges(ctx, f.endpointChanges(f.storeSlice(v))) },
 		onUpdate: func(v *view.EndpointSlice) {
-			former := f.removeSlice(v)
-			f.postChanges(ctx, f.endpointChanges(former, f.storeSlice(v)))
+			before := f.removeSlice(v)
+			f.postChanges(ctx, f.endpointChanges(before, f.storeSlice(v)))
 		},
 		onDelete:  func(v *view.EndpointSlice) { f.postChanges(ctx, f.endpointChanges(f.removeSlice(v))) },
 		onReplace: func(all []*view.EndpointSlice) { f.replaceSlices(ctx, all) },
@@ -124,7 +126,7 @@ func (f *ClusterFeed) sliceMirror(ctx context.Context) *objectMirror[*view.Endpo
 	}
 }
 
-// storeSlice adds a slice, and returns its Service, without a name when it has none.
+// storeSlice stores a slice and returns its Service, which has no name if the slice has none.
 func (f *ClusterFeed) storeSlice(v *view.EndpointSlice) view.ObjectKey {
 	if v.Service.Name == "" {
 		return view.ObjectKey{}
@@ -139,7 +141,8 @@ func (f *ClusterFeed) storeSlice(v *view.EndpointSlice) view.ObjectKey {
 	return v.Service
 }
 
-// removeSlice forgets what is known of a slice, and returns the Service that it was of. That may be another than it names now.
+// removeSlice removes a slice and returns the Service that it belonged to. The slice may name
+// another Service by now.
 func (f *ClusterFeed) removeSlice(v *view.EndpointSlice) view.ObjectKey {
 	of := v.Service
 	if _, found := findSlice(f.slicesByService[of], v.Name); !found {
@@ -168,7 +171,8 @@ func findSlice(all []view.EndpointSlice, name string) (int, bool) {
 	return slices.BinarySearchFunc(all, name, func(s view.EndpointSlice, name string) int { return strings.Compare(s.Name, name) })
 }
 
-// endpointChanges returns the changes that tell the endpoints of the Services; those without a name are passed over.
+// endpointChanges returns the changes for the endpoints of the Services. It skips
+// Services without a name.
 func (f *ClusterFeed) endpointChanges(services ...view.ObjectKey) []agent.Change {
 	var out []agent.Change
 	for i, k := range services {
@@ -179,14 +183,14 @@ func (f *ClusterFeed) endpointChanges(services ...view.ObjectKey) []agent.Change
 	return out
 }
 
-// replaceSlices tells the endpoints of all Services anew.
+// replaceSlices posts the endpoints of all Services.
 func (f *ClusterFeed) replaceSlices(ctx context.Context, all []*view.EndpointSlice) {
-	former := f.slicesByService
+	before := f.slicesByService
 	f.slicesByService = make(map[view.ObjectKey][]view.EndpointSlice, len(all))
 	for _, v := range all {
 		f.storeSlice(v)
 	}
-	for k := range former {
+	for k := range before {
 		if _, still := f.slicesByService[k]; !still {
 			f.postChanges(ctx, f.endpointChanges(k))
 		}

@@ -24,7 +24,7 @@ import (
 	"github.com/gantry-lb/gantry/test/apiserver"
 )
 
-// recordingPlanner takes what a Feed posts as an agent's does.
+// recordingPlanner applies the changes that a ClusterFeed posts, like an agent.
 type recordingPlanner struct {
 	*plan.Planner
 	posts int
@@ -35,14 +35,15 @@ func (p *recordingPlanner) PostChanges(_ context.Context, changes ...agent.Chang
 	agent.ApplyChanges(p.Planner, changes...)
 }
 
-// newMirrors are those of a Feed that has seen nothing.
+// newMirrors returns the mirrors of a ClusterFeed that has seen nothing.
 func newMirrors(t *testing.T, in plan.Inputs) (*recordingPlanner, *objectMirror[*view.Service], *objectMirror[*view.EndpointSlice], *ClusterFeed) {
 	p := &recordingPlanner{Planner: plan.NewPlanner(in)}
 	f := &ClusterFeed{Agent: p, slicesByService: map[view.ObjectKey][]view.EndpointSlice{}, uidByService: map[view.ObjectKey]types.UID{}}
 	return p, f.serviceMirror(t.Context()), f.sliceMirror(t.Context()), f
 }
 
-// exampleService is a Service as the API server sends it, with much that is nothing to a speaker.
+// exampleService returns a Service as the API server sends it, with many fields that a
+// speaker does not use.
 func exampleService(name string, a netip.Addr) *corev1.Service {
 	policy := corev1.IPFamilyPolicySingleStack
 	s := &corev1.Service{
@@ -60,7 +61,7 @@ func exampleService(name string, a netip.Addr) *corev1.Service {
 	return s
 }
 
-// exampleSlice is an EndpointSlice of a Service with an endpoint that is ready on each of the nodes.
+// exampleSlice returns an EndpointSlice of a Service with a ready endpoint on each of the nodes.
 func exampleSlice(name, service string, nodes ...string) *discoveryv1.EndpointSlice {
 	s := &discoveryv1.EndpointSlice{
 		ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: service}},
@@ -72,7 +73,7 @@ func exampleSlice(name, service string, nodes ...string) *discoveryv1.EndpointSl
 	return s
 }
 
-// passToMirror has the mirror take what a reflector gives it.
+// passToMirror passes objects to a mirror, like a reflector.
 func passToMirror(t *testing.T, give func(any) error, objects ...any) {
 	t.Helper()
 	for _, o := range objects {
@@ -96,25 +97,25 @@ func TestServiceMirrorFollowsServices(t *testing.T) {
 		}
 		for _, n := range want {
 			if s := f.ServiceReference(view.ObjectKey{Namespace: "default", Name: n}); s == nil || s.UID != exampleService(n, a).UID {
-				t.Errorf("events about %s are about %+v", n, s)
+				t.Errorf("the reference of %s is %+v", n, s)
 			}
 		}
 	}
 	if services.hasSynced() {
-		t.Error("all is said to be read before anything is")
+		t.Error("the mirror has synced before anything was read")
 	}
 	plain := exampleService("plain", a)
 	plain.Spec.Type = corev1.ServiceTypeClusterIP
 	passToMirror(t, func(o any) error { return services.Replace(o.([]any), "1") }, []any{exampleService("one", a), exampleService("two", a), plain})
 	has("one", "two")
 	if !services.hasSynced() {
-		t.Error("all is not said to be read")
+		t.Error("the mirror has not synced")
 	}
 	posts := p.posts
 	passToMirror(t, services.Update, plain)
 	passToMirror(t, services.Delete, plain)
 	if p.posts != posts {
-		t.Error("a Service that is no load balancer makes work")
+		t.Error("a Service of another type causes changes")
 	}
 	passToMirror(t, services.Add, exampleService("three", a))
 	one := exampleService("one", a)
@@ -123,7 +124,7 @@ func TestServiceMirrorFollowsServices(t *testing.T) {
 	has("three", "two")
 	passToMirror(t, services.Delete, exampleService("two", a))
 	has("three")
-	// What went while nobody watched is missing when everything is told anew, reduced already or not.
+	// A Service that was deleted without an event is missing when all are replaced.
 	reduced, err := services.Transformer()(exampleService("four", a))
 	if err != nil {
 		t.Fatal(err)
@@ -131,10 +132,10 @@ func TestServiceMirrorFollowsServices(t *testing.T) {
 	passToMirror(t, func(o any) error { return services.Replace(o.([]any), "9") }, []any{reduced, exampleService("five", a)})
 	has("five", "four")
 	if f.ServiceReference(view.ObjectKey{Namespace: "default", Name: "three"}) != nil {
-		t.Error("there are still events about a Service that is gone")
+		t.Error("a deleted Service still has a reference")
 	}
 	if _, err := services.Transformer()(&corev1.Pod{}); err == nil {
-		t.Error("a Pod passes for a Service")
+		t.Error("a Pod is accepted as a Service")
 	}
 }
 
@@ -152,21 +153,24 @@ func TestEndpointsOfSeveralSlicesAreJoined(t *testing.T) {
 	on("web", "a", "b", "c")
 	passToMirror(t, endpoints.Update, exampleSlice("web-1", "web", "d"))
 	on("web", "b", "c", "d")
-	passToMirror(t, endpoints.Update, exampleSlice("web-3", "dns", "c", "d")) // it is another Service's by now
+	// now belongs to another Service
+	passToMirror(t, endpoints.Update, exampleSlice("web-3", "dns", "c", "d"))
 	on("web", "b", "d")
 	on("dns", "c", "d")
 	passToMirror(t, endpoints.Update, exampleSlice("web-2", ""))
 	on("web", "d")
 	passToMirror(t, endpoints.Delete, exampleSlice("web-1", "web"))
 	on("web")
-	passToMirror(t, endpoints.Update, exampleSlice("web-9", "web", "a")) // never seen before
+	// a slice that was never seen before
+	passToMirror(t, endpoints.Update, exampleSlice("web-9", "web", "a"))
 	on("web", "a")
 	passToMirror(t, func(o any) error { return endpoints.Replace(o.([]any), "9") }, []any{exampleSlice("dns-1", "dns", "e")})
 	on("web")
 	on("dns", "e")
 }
 
-// TestMirrorFollowsTheAPIServer has a real one, from before the mirror begins until its objects are gone.
+// TestMirrorFollowsTheAPIServer runs a mirror with a real API server, from before the mirror starts
+// until its objects are deleted.
 func TestMirrorFollowsTheAPIServer(t *testing.T) {
 	config := apiserver.Start(t)
 	source, err := client.NewWithWatch(config, client.Options{})
@@ -182,7 +186,7 @@ func TestMirrorFollowsTheAPIServer(t *testing.T) {
 		return s
 	}
 	one := create("one")
-	told := make(chan string, 16)
+	calls := make(chan string, 16)
 	m := &objectMirror[string]{
 		reduce: func(o any) (string, bool) {
 			s, ok := o.(*corev1.Service)
@@ -191,12 +195,12 @@ func TestMirrorFollowsTheAPIServer(t *testing.T) {
 			}
 			return s.Name + " " + string(s.Spec.ExternalTrafficPolicy), true
 		},
-		onAdd:    func(v string) { told <- "added " + v },
-		onUpdate: func(v string) { told <- "changed " + v },
-		onDelete: func(v string) { told <- "removed " + v },
+		onAdd:    func(v string) { calls <- "added " + v },
+		onUpdate: func(v string) { calls <- "changed " + v },
+		onDelete: func(v string) { calls <- "removed " + v },
 		onReplace: func(all []string) {
 			slices.Sort(all)
-			told <- fmt.Sprint("all: ", all)
+			calls <- fmt.Sprint("all: ", all)
 		},
 		synced: make(chan struct{}),
 	}
@@ -210,17 +214,17 @@ func TestMirrorFollowsTheAPIServer(t *testing.T) {
 	next := func(want string) {
 		t.Helper()
 		select {
-		case got := <-told:
+		case got := <-calls:
 			if got != want {
-				t.Fatalf("it tells %q, want %q", got, want)
+				t.Fatalf("it passes on %q, want %q", got, want)
 			}
 		case <-time.After(time.Minute):
-			t.Fatalf("it does not tell %q", want)
+			t.Fatalf("it does not pass on %q", want)
 		}
 	}
 	next("all: [kubernetes  one Cluster]")
 	if !toolscache.WaitForCacheSync(ctx.Done(), m.hasSynced) {
-		t.Error("it does not say that all is read")
+		t.Error("it does not sync")
 	}
 	create("two")
 	next("added two Cluster")
@@ -235,10 +239,12 @@ func TestMirrorFollowsTheAPIServer(t *testing.T) {
 	next("removed one Local")
 }
 
-// bytesPerServiceLimit bounds what one Service may take in a speaker that announces it to two routers, but for the tables of their sessions.
+// bytesPerServiceLimit bounds the memory of one Service that is announced to two routers, without
+// the tables of their sessions.
 const bytesPerServiceLimit = 2000
 
-// TestAServiceTakesLittleMemory counts what 10,000 Services leave behind in the Feed and the Planner.
+// TestAServiceTakesLittleMemory measures the memory of 10,000 Services in the
+// ClusterFeed and the Planner.
 func TestAServiceTakesLittleMemory(t *testing.T) {
 	const many = 10000
 	first := netip.MustParseAddr("10.200.0.0")

@@ -11,23 +11,25 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// objectMirror follows all objects of a kind and keeps none of them: each is reduced to what is needed of it, as soon as it is read, and
-// handed on. A cache would hold every object a second time, beside what was made of it; of 10,000 Services that is most of the
-// memory that a speaker would use. It is a reflector's store; one goroutine, the reflector's, calls what it hands on to.
+// objectMirror follows all objects of a kind and stores none of them. It reduces each object to the
+// needed part as soon as it is read, and passes that on. A cache would store every object a second
+// time. With 10,000 Services that would be most of the speaker's memory. It is the store of a
+// reflector, whose goroutine makes all calls.
 type objectMirror[T any] struct {
-	// reduce returns what is needed of an object.
+	// reduce returns the needed part of an object.
 	reduce func(o any) (T, bool)
-	// onAdd, changed and removed tell of one; replaced tells all that there are now.
+	// onAdd, onUpdate and onDelete get a changed object. onReplace gets all objects.
 	onAdd, onUpdate, onDelete func(T)
 	onReplace                 func([]T)
-	// synced is closed when all that existed has been told.
+	// synced is closed when all existing objects have been passed on.
 	synced         chan struct{}
-	isSyncedClosed bool // done is closed
+	isSyncedClosed bool // synced is closed
 }
 
 var _ toolscache.TransformingStore = (*objectMirror[int])(nil)
 
-// followObjects keeps the mirror in step until ctx ends. The list says of which kind.
+// followObjects follows the objects of a kind until ctx ends. list returns an empty
+// list of that kind.
 func (m *objectMirror[T]) followObjects(ctx context.Context, source client.WithWatch, kind client.Object, list func() client.ObjectList) {
 	lw := &toolscache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
@@ -41,7 +43,7 @@ func (m *objectMirror[T]) followObjects(ctx context.Context, source client.WithW
 	toolscache.NewReflectorWithOptions(lw, kind, m, toolscache.ReflectorOptions{Name: fmt.Sprintf("mirror of %T", kind)}).RunWithContext(ctx)
 }
 
-// hasSynced says whether all that existed has been told.
+// hasSynced says whether all existing objects have been passed on.
 func (m *objectMirror[T]) hasSynced() bool {
 	select {
 	case <-m.synced:
@@ -51,36 +53,37 @@ func (m *objectMirror[T]) hasSynced() bool {
 	}
 }
 
-// Transformer lets the reflector reduce what it gathers before Replace.
+// Transformer lets the reflector reduce the objects that it gathers before Replace.
 func (m *objectMirror[T]) Transformer() toolscache.TransformFunc {
 	return func(o any) (any, error) {
 		v, ok := m.reduce(o)
 		if !ok {
-			return nil, fmt.Errorf("a %T is none of this kind", o)
+			return nil, fmt.Errorf("unexpected object of type %T", o)
 		}
 		return v, nil
 	}
 }
 
-// Add is part of toolscache.ReflectorStore.
+// Add implements toolscache.ReflectorStore.
 func (m *objectMirror[T]) Add(o any) error { return m.reduceAndPass(o, m.onAdd) }
 
-// Update is part of toolscache.ReflectorStore.
+// Update implements toolscache.ReflectorStore.
 func (m *objectMirror[T]) Update(o any) error { return m.reduceAndPass(o, m.onUpdate) }
 
-// Delete is part of toolscache.ReflectorStore.
+// Delete implements toolscache.ReflectorStore.
 func (m *objectMirror[T]) Delete(o any) error { return m.reduceAndPass(o, m.onDelete) }
 
-func (m *objectMirror[T]) reduceAndPass(o any, hand func(T)) error {
+func (m *objectMirror[T]) reduceAndPass(o any, pass func(T)) error {
 	v, ok := m.reduce(o)
 	if !ok {
-		return fmt.Errorf("a %T is none of this kind", o)
+		return fmt.Errorf("unexpected object of type %T", o)
 	}
-	hand(v)
+	pass(v)
 	return nil
 }
 
-// Replace is part of toolscache.ReflectorStore: what a stream gathered is reduced already, what a list has is not.
+// Replace implements toolscache.ReflectorStore. Objects from a watch are reduced already, objects
+// from a list are not.
 func (m *objectMirror[T]) Replace(all []any, _ string) error {
 	out := make([]T, 0, len(all))
 	for i, o := range all {
@@ -88,7 +91,7 @@ func (m *objectMirror[T]) Replace(all []any, _ string) error {
 		if !reduced {
 			var ok bool
 			if v, ok = m.reduce(o); !ok {
-				return fmt.Errorf("a %T is none of this kind", o)
+				return fmt.Errorf("unexpected object of type %T", o)
 			}
 		}
 		out, all[i] = append(out, v), nil
@@ -101,5 +104,5 @@ func (m *objectMirror[T]) Replace(all []any, _ string) error {
 	return nil
 }
 
-// Resync is part of toolscache.ReflectorStore. Nothing is told twice.
+// Resync implements toolscache.ReflectorStore. It does nothing.
 func (m *objectMirror[T]) Resync() error { return nil }

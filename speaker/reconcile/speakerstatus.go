@@ -18,13 +18,13 @@ import (
 
 // writeSpeakerStatus writes the node's SpeakerStatus if it changed.
 func (w *StatusWriter) writeSpeakerStatus(ctx context.Context, s v1alpha1.SpeakerStatusStatus) error {
-	var former []metav1.Condition
+	var before []metav1.Condition
 	if w.writtenSpeaker != nil {
-		former = w.writtenSpeaker.Conditions
+		before = w.writtenSpeaker.Conditions
 	}
-	conditions := make([]metav1.Condition, len(former))
-	copy(conditions, former)
-	for _, c := range s.Conditions { // the time of a condition is that of its last change
+	conditions := make([]metav1.Condition, len(before))
+	copy(conditions, before)
+	for _, c := range s.Conditions { // keeps the time of the last transition
 		meta.SetStatusCondition(&conditions, c)
 	}
 	s.Conditions = conditions
@@ -38,7 +38,7 @@ func (w *StatusWriter) writeSpeakerStatus(ctx context.Context, s v1alpha1.Speake
 	}
 	var node corev1.Node
 	if err := w.Client.Get(ctx, client.ObjectKey{Name: w.Self}, &node); err == nil {
-		// The object goes with the node; the speaker's Pod is replaced too often.
+		// The Node is the owner, since the speaker's Pod is replaced too often.
 		o.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: node.Name, UID: node.UID}}
 	}
 	if err := applyObject(ctx, w.Client, o); err != nil {
@@ -48,7 +48,7 @@ func (w *StatusWriter) writeSpeakerStatus(ctx context.Context, s v1alpha1.Speake
 	return nil
 }
 
-// applyObject writes an object and its status as the speaker's part of it (server-side apply).
+// applyObject writes an object and its status by server-side apply.
 func applyObject(ctx context.Context, c client.Client, o client.Object) error {
 	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(o)
 	if err != nil {

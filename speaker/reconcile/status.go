@@ -28,66 +28,70 @@ import (
 	"github.com/gantry-lb/gantry/speaker/status"
 )
 
-// StatusWriter writes what this node announces: ServiceL2Status objects, its SpeakerStatus and events. It is behind the
-// agent by as much as the API server is slow, and always writes the latest.
+// StatusWriter writes what this node announces: ServiceL2Status objects, its SpeakerStatus and
+// events. It writes the latest status as fast as the API server accepts it.
 type StatusWriter struct {
 	Client client.Client
 	Cache  cache.Cache
 	Events events.EventRecorder
 	Log    *slog.Logger
-	// ServiceReference returns what an event about a Service names, nil when there is no such Service.
+	// ServiceReference returns the Service for an event, or nil if there is no such Service.
 	ServiceReference func(view.ObjectKey) *corev1.Service
-	// SkippedLinks returns the links that are left out, and why.
+	// SkippedLinks returns the links that are not usable, with the reasons.
 	SkippedLinks func() []facts.SkippedLink
-	// Metrics is told what this node announces, for the metrics.
+	// Metrics gets what this node announces.
 	Metrics *AnnouncedMetrics
-	// Self is this node, Pod this speaker's Pod if there is one, Namespace where the objects go, Version the speaker's.
+	// Self is this node, Pod is this speaker's Pod or empty, Namespace is that of the objects, and
+	// Version is that of the speaker.
 	Self, Pod, Namespace, Version string
 
 	latestStatus chan agent.Status
-	// entriesChanged asks for another look: an object appeared, changed or vanished.
+	// entriesChanged has a value when a ServiceL2Status appeared, changed or vanished.
 	entriesChanged chan struct{}
 
-	// Run owns what follows.
+	// Run owns the fields below.
 	conflicts      status.Conflicts
-	reportedDenial string // what was last said about raw sockets
+	reportedDenial string // the last message about raw sockets
 	writtenSpeaker *v1alpha1.SpeakerStatusStatus
 }
 
 const (
-	// writeRetryDelay is the pause after a write that failed.
+	// writeRetryDelay is the delay after a failed write.
 	writeRetryDelay = time.Second
-	// recheckInterval is how often is looked at what nobody tells: links that are left out, conflicts that are over.
+	// recheckInterval is how often Run checks what changes without an event: skipped links and
+	// conflicts that are over.
 	recheckInterval = 5 * time.Second
-	// concurrentWritesLimit bounds how many objects are written at once: a node that takes over thousands of addresses would need
-	// minutes one by one.
+	// concurrentWritesLimit bounds how many objects are written at once. A node that takes over
+	// thousands of addresses would need minutes to write them one by one.
 	concurrentWritesLimit = 16
 )
 
-// Init makes the writer ready to observe.
+// Init prepares the writer. It comes before Observe and Run.
 func (w *StatusWriter) Init() {
 	w.latestStatus, w.entriesChanged = make(chan agent.Status, 1), make(chan struct{}, 1)
 }
 
-// watchEntries asks for another look whenever an object changes: another speaker may have removed ours on old knowledge.
+// watchEntries wakes the writer when a ServiceL2Status changes: another speaker may have removed
+// one of ours by mistake.
 func (w *StatusWriter) watchEntries(ctx context.Context) error {
 	informer, err := w.Cache.GetInformer(ctx, &v1beta1.ServiceL2Status{})
 	if err != nil {
 		return fmt.Errorf("watching ServiceL2Statuses: %w", err)
 	}
-	poke := func(any) {
+	wake := func(any) {
 		select {
 		case w.entriesChanged <- struct{}{}:
 		default:
 		}
 	}
 	_, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
-		AddFunc: poke, UpdateFunc: func(_, o any) { poke(o) }, DeleteFunc: poke,
+		AddFunc: wake, UpdateFunc: func(_, o any) { wake(o) }, DeleteFunc: wake,
 	})
 	return err
 }
 
-// Observe takes the agent's Status and returns at once. Notes of a Status that was not written yet are kept.
+// Observe takes the agent's Status and returns at once. Events of a Status that was
+// not written yet are kept.
 func (w *StatusWriter) Observe(s agent.Status) {
 	for {
 		select {
@@ -146,7 +150,7 @@ func (w *StatusWriter) statusInputs(s agent.Status) status.Inputs {
 	}
 }
 
-// reportDenial says on the node, once for each change, that layer 2 does not work on it.
+// reportDenial sends an event about the node, once for each change, if layer 2 does not work on it.
 func (w *StatusWriter) reportDenial(ctx context.Context, s agent.Status) {
 	if s.RawSocketsDenied != "" && s.RawSocketsDenied != w.reportedDenial {
 		node := &corev1.Node{}
@@ -158,8 +162,8 @@ func (w *StatusWriter) reportDenial(ctx context.Context, s agent.Status) {
 	w.reportedDenial = s.RawSocketsDenied
 }
 
-// reportElectionEvents writes an event on each Service whose address this node took, or that somebody else claims. A claim that goes on
-// is told once.
+// reportElectionEvents sends an event about each Service whose address this node took, or which a
+// foreign host claims. It reports a continuing claim once.
 func (w *StatusWriter) reportElectionEvents(s agent.Status) {
 	held := make(map[netip.Addr]bool, len(s.HeldAddresses))
 	for _, a := range s.HeldAddresses {
@@ -188,18 +192,19 @@ func (w *StatusWriter) reportElectionEvents(s agent.Status) {
 func (w *StatusWriter) sendKubernetesEvent(k view.ObjectKey, n elect.Event) {
 	svc := w.ServiceReference(k)
 	if svc == nil {
-		return // the Service is gone: nobody is left to tell
+		return // the Service is gone
 	}
 	switch n.Kind {
 	case elect.EventTaken:
 		w.Events.Eventf(svc, nil, corev1.EventTypeNormal, names.EventNodeAssigned, "Announce",
 			"announcing from node %q with protocol %q: %s", w.Self, protocolLayer2, n.Text)
-	case elect.EventConflict, elect.EventStrayAnswer: // the action keeps them apart: of several events alike only the first is shown
+	// the action differs, since the API shows only the first of similar events
+	case elect.EventConflict, elect.EventStrayAnswer:
 		w.Events.Eventf(svc, nil, corev1.EventTypeWarning, names.EventAnnounceFailed, n.Kind, "%s: %s", n.Kind, n.Text)
 	}
 }
 
-// writeStatus brings the objects in line with what this node holds.
+// writeStatus writes and removes objects as this node's held addresses are.
 func (w *StatusWriter) writeStatus(ctx context.Context, in status.Inputs) error {
 	want := status.BuildHeldServices(in)
 	w.Metrics.setAnnounced(want, in.Plan)
@@ -208,7 +213,7 @@ func (w *StatusWriter) writeStatus(ctx context.Context, in status.Inputs) error 
 		return err
 	}
 	write, remove := status.DiffEntries(w.Self, want, have)
-	var g errgroup.Group // that goes on after an error: one object that is refused keeps no other from being written
+	var g errgroup.Group // continues after an error: a refused object must not block others
 	g.SetLimit(concurrentWritesLimit)
 	if len(write) > 0 {
 		owner := w.PodOwner(ctx)
@@ -228,7 +233,7 @@ func (w *StatusWriter) writeStatus(ctx context.Context, in status.Inputs) error 
 	return errors.Join(g.Wait(), w.writeSpeakerStatus(ctx, status.BuildSpeakerStatus(in)))
 }
 
-// listEntries returns every entry that exists.
+// listEntries returns every existing entry.
 func (w *StatusWriter) listEntries(ctx context.Context) ([]status.WrittenEntry, error) {
 	var list v1beta1.ServiceL2StatusList
 	if err := w.Client.List(ctx, &list, client.InNamespace(w.Namespace), client.UnsafeDisableDeepCopy); err != nil {
@@ -237,7 +242,7 @@ func (w *StatusWriter) listEntries(ctx context.Context) ([]status.WrittenEntry, 
 	out := make([]status.WrittenEntry, 0, len(list.Items))
 	for i := range list.Items {
 		o := &list.Items[i]
-		// The labels are there before the status is, but cut what is long.
+		// The labels exist before the status does, but they truncate long names.
 		e := status.Entry{Service: view.ObjectKey{Namespace: o.Labels[names.LabelServiceNamespace], Name: o.Labels[names.LabelServiceName]}, Node: o.Labels[names.LabelNode]}
 		if o.Status.ServiceName != "" {
 			e = status.Entry{Service: view.ObjectKey{Namespace: o.Status.ServiceNamespace, Name: o.Status.ServiceName}, Node: o.Status.Node}
@@ -262,10 +267,12 @@ func (w *StatusWriter) writeEntry(ctx context.Context, a status.HeldService, own
 	return applyObject(ctx, w.Client, o)
 }
 
-// truncateLabel cuts a name to what a label's value may have; Service names are shorter in practice.
+// truncateLabel shortens a name to the limit of a label value, 63 characters. Service names are
+// shorter in practice.
 func truncateLabel(s string) string { return strings.TrimRight(s[:min(len(s), 63)], "-.") }
 
-// PodOwner makes the objects vanish with the speaker's Pod, if the speaker runs in one.
+// PodOwner returns the speaker's Pod as the owner of objects, so that they vanish with it. It
+// returns none if the speaker does not run in a Pod.
 func (w *StatusWriter) PodOwner(ctx context.Context) []metav1.OwnerReference {
 	if w.Pod == "" {
 		return nil

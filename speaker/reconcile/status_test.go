@@ -49,7 +49,7 @@ var (
 	twoLinks   = facts.LinkSet{{Index: 2, Name: "eth0", MAC: facts.MAC{2, 0, 0, 0, 0, 2}}, {Index: 3, Name: "eth1", MAC: facts.MAC{2, 0, 0, 0, 0, 3}}}
 )
 
-// harness is a StatusWriter at a real API server.
+// harness is a StatusWriter with a real API server.
 type harness struct {
 	t         *testing.T
 	apiClient client.Client
@@ -104,7 +104,7 @@ func newHarness(t *testing.T) *harness {
 	return d
 }
 
-// serviceReference finds what events name.
+// serviceReference returns a function that reads the Service for an event.
 func serviceReference(t *testing.T, api client.Reader) func(view.ObjectKey) *corev1.Service {
 	return func(k view.ObjectKey) *corev1.Service {
 		s := &corev1.Service{}
@@ -122,7 +122,7 @@ func (d *harness) createObject(o client.Object) {
 	}
 }
 
-// observeBindings has the writer see the claims, and notes that are said once.
+// observeBindings passes the bindings to the writer, and events that are reported once.
 func (d *harness) observeBindings(claims []intent.Binding, notes ...elect.Event) {
 	d.state.Bindings, d.state.HeldAddresses = claims, nil
 	for _, c := range claims {
@@ -151,7 +151,7 @@ func (d *harness) awaitCheck(what string, check func() error) {
 	}
 }
 
-// listEntries is a line for each ServiceL2Status, sorted.
+// listEntries returns a line for each ServiceL2Status, sorted.
 func (d *harness) listEntries() (lines []string, versions map[string]string, err error) {
 	var list v1beta1.ServiceL2StatusList
 	if err := d.apiClient.List(d.t.Context(), &list, client.InNamespace(names.Namespace)); err != nil {
@@ -189,7 +189,7 @@ func (d *harness) wantEntries(what string, want ...string) {
 	})
 }
 
-// wantSpeaker waits until the node's SpeakerStatus is as check wants it.
+// wantSpeaker waits until check accepts the node's SpeakerStatus.
 func (d *harness) wantSpeaker(what string, check func(s v1alpha1.SpeakerStatusStatus) bool) {
 	d.t.Helper()
 	d.awaitCheck(what, func() error {
@@ -202,7 +202,7 @@ func (d *harness) wantSpeaker(what string, check func(s v1alpha1.SpeakerStatusSt
 	})
 }
 
-// countEvents are how often each sentence was said under a reason.
+// countEvents returns how often each sentence was sent with a reason.
 func (d *harness) countEvents(reason string) (map[string]int, error) {
 	var list eventsv1.EventList
 	if err := d.apiClient.List(d.t.Context(), &list); err != nil {
@@ -233,7 +233,7 @@ func (d *harness) wantEvents(what, reason string, want map[string]int) {
 	})
 }
 
-// metricLines is a line for each announced address, sorted.
+// metricLines returns a line for each announced address, sorted.
 func (d *harness) metricLines() (lines []string) {
 	d.t.Helper()
 	all, err := d.metrics.Gather()
@@ -258,7 +258,7 @@ const (
 	webEntry = "default/web on node1 labelled default/web@node1 192.168.0.201 fd00:a8::201"
 )
 
-// What a speaker says of itself follows what it holds, and is written when it changes and at no other time.
+// The objects follow what the speaker holds, and are written only when it changes.
 func TestStatusObjectsFollowTheAgent(t *testing.T) {
 	d := newHarness(t)
 	both := []intent.Binding{{Address: heldIPv4, Links: bothLinks}, {Address: heldIPv6, Links: bothLinks}}
@@ -277,13 +277,13 @@ func TestStatusObjectsFollowTheAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.observeBindings(both)
-	d.state.MemberNames = []string{selfNode} // the end of what is written for the former
+	d.state.MemberNames = []string{selfNode} // its write comes after those of the status before
 	d.observeBindings(both)
 	d.wantSpeaker("a member is gone", func(s v1alpha1.SpeakerStatusStatus) bool { return slices.Equal(s.Members, []string{selfNode}) })
 	if _, after, err := d.listEntries(); err != nil || !cmp.Equal(before, after) {
 		t.Errorf("entries are written again without a change: %v, %v (%v)", before, after, err)
 	}
-	d.wantEvents("nothing new is told", names.EventNodeAssigned,
+	d.wantEvents("no new event is sent", names.EventNodeAssigned,
 		map[string]int{`Service web: announcing from node "node1" with protocol "layer2": taken`: 1})
 
 	d.checkWritesOfOthers(both)
@@ -299,7 +299,7 @@ func TestStatusObjectsFollowTheAgent(t *testing.T) {
 		t.Errorf("the metrics are (-want +got)\n%s", diff)
 	}
 	d.observeBindings([]intent.Binding{{Address: heldIPv4, Links: []int{3}}})
-	d.wantEntries("on one link alone", strings.Replace(dnsEntry, " 192", " eth1 192", 1), "default/web on node1 labelled default/web@node1 eth1 192.168.0.201")
+	d.wantEntries("on one link only", strings.Replace(dnsEntry, " 192", " eth1 192", 1), "default/web on node1 labelled default/web@node1 eth1 192.168.0.201")
 
 	d.state.RawSocketsDenied = "raw sockets are not permitted"
 	d.observeBindings(nil)
@@ -309,13 +309,13 @@ func TestStatusObjectsFollowTheAgent(t *testing.T) {
 		c := meta.FindStatusCondition(s.Conditions, names.ConditionLayer2Usable)
 		return s.Held == 0 && c != nil && c.Status == metav1.ConditionFalse && c.Reason == string(names.ReasonRawSocketDenied)
 	})
-	d.wantEvents("the node is told once", names.EventAnnounceFailed, map[string]int{
+	d.wantEvents("the event about the node is sent once", names.EventAnnounceFailed, map[string]int{
 		`Service web: Conflict: another host`: 1, `Service dns: Conflict: another host`: 1,
 		`Node node1: RawSocketDenied: node "node1" announces nothing by layer 2: raw sockets are not permitted`: 1,
 	})
 }
 
-// checkWritesOfOthers plays what others do to the objects.
+// checkWritesOfOthers changes the objects as other nodes and users may do.
 func (d *harness) checkWritesOfOthers(both []intent.Binding) {
 	d.t.Helper()
 	t := d.t
@@ -329,17 +329,18 @@ func (d *harness) checkWritesOfOthers(both []intent.Binding) {
 		}}}
 		d.createObject(o)
 		o.Status = status
-		if err := d.apiClient.Status().Update(t.Context(), o); err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) { // removed already
+		// removed already
+		if err := d.apiClient.Status().Update(t.Context(), o); err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
 			t.Fatal(err)
 		}
 	}
 	const elsewhere = "default/elsewhere on node2 labelled default/elsewhere@node2"
-	d.wantEntries("a dead node's entry and a second one of ours go, another node's stays", dnsEntry, elsewhere, webEntry)
+	d.wantEntries("the entry of a dead node and our second one are removed, another node's entry stays", dnsEntry, elsewhere, webEntry)
 	mine := &v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: status.Entry{Service: web, Node: selfNode}.ObjectName()}}
 	if err := d.apiClient.Delete(t.Context(), mine); err != nil {
 		t.Fatal(err)
 	}
-	d.wantEntries("an entry that somebody deleted comes back", dnsEntry, elsewhere, webEntry)
+	d.wantEntries("a deleted entry is written again", dnsEntry, elsewhere, webEntry)
 	if err := d.apiClient.Delete(t.Context(), &v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "l2-other"}}); err != nil {
 		t.Fatal(err)
 	}
@@ -359,7 +360,7 @@ func (d *harness) checkConflicts(both []intent.Binding) {
 		c := meta.FindStatusCondition(s.Conditions, names.ConditionUncontested)
 		return c != nil && c.Status == metav1.ConditionFalse && c.Reason == string(names.ReasonForeignClaim) && strings.Contains(c.Message, foreignMAC.String())
 	})
-	d.wantEvents("it is told once", names.EventAnnounceFailed, map[string]int{
+	d.wantEvents("the event is sent once", names.EventAnnounceFailed, map[string]int{
 		`Service web: Conflict: another host`: 1, `Service dns: Conflict: another host`: 1,
 	})
 	d.observeBindings(both[1:]) // the address is given up, and taken again

@@ -14,35 +14,37 @@ import (
 	"github.com/gantry-lb/gantry/speaker/plan"
 )
 
-// Announcement says that a node announces a Service to routers.
+// Announcement means that a node announces a Service to routers.
 type Announcement struct {
 	Service view.ObjectKey
 	// Peers are the names of the BGPPeers, sorted.
 	Peers []string
 }
 
-// BFDPath is what BFD sees of the path of a session.
+// BFDPath is what BFD knows about the path of a session.
 type BFDPath struct {
 	Router netip.Addr
 	// State of the BFD session (RFC 5880 section 4.1) in words; empty without BFD.
 	State string
-	// Reason and Text say what keeps BFD from running as asked for; empty when nothing does.
+	// Reason and Text say why BFD does not run as configured; empty if it does.
 	Reason names.Reason
 	Text   string
 }
 
-// SessionState is what is seen of a session.
+// SessionState is the state of a session.
 type SessionState struct {
 	Established bool
-	// Reason is why none is tried, empty while one is; Text is why there was none the last time.
+	// Reason is why no session is tried, or empty. Text is why the last session failed or ended.
 	Reason names.Reason
 	Text   string
-	// WithheldReason is why an established session does not carry all routes, empty when it does; WithheldText says what to do.
+	// WithheldReason is why an established session does not carry all routes, or empty.
+	// WithheldText says what to do.
 	WithheldReason names.Reason
 	WithheldText   string
 }
 
-// RoutesAnnouncedCondition is the condition that tells whether a router gets every route that it should; false without a session.
+// RoutesAnnouncedCondition returns whether a router gets every route that it should. There is no
+// condition without a session.
 func RoutesAnnouncedCondition(s SessionState) (metav1.Condition, bool) {
 	if !s.Established {
 		return metav1.Condition{}, false
@@ -57,7 +59,7 @@ func RoutesAnnouncedCondition(s SessionState) (metav1.Condition, bool) {
 	return c, true
 }
 
-// EstablishedCondition is the condition that tells whether a session is established.
+// EstablishedCondition returns whether a session is established.
 func EstablishedCondition(s SessionState) metav1.Condition {
 	c := metav1.Condition{Type: names.ConditionEstablished, Status: metav1.ConditionFalse, Reason: string(names.ReasonNoSession), Message: s.Text}
 	switch {
@@ -71,31 +73,31 @@ func EstablishedCondition(s SessionState) metav1.Condition {
 	return c
 }
 
-// PathWatchedCondition is the condition that tells whether BFD watches a path; false without BFD.
+// PathWatchedCondition returns whether BFD watches a path. There is no condition without BFD.
 func PathWatchedCondition(p BFDPath) (metav1.Condition, bool) {
 	if p.State == "" {
 		return metav1.Condition{}, false
 	}
 	c := metav1.Condition{
 		Type: names.ConditionPathWatched, Status: metav1.ConditionTrue,
-		Reason: string(names.ReasonWatched), Message: "BFD watches the path as its profile asks",
+		Reason: string(names.ReasonWatched), Message: "BFD watches the path as configured in its profile",
 	}
 	switch {
 	case p.Reason != "":
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, string(p.Reason), p.Text
 	case p.State != "Up":
 		c.Status, c.Reason = metav1.ConditionFalse, string(names.ReasonBFDDown)
-		c.Message = fmt.Sprintf("the BFD session with %s is %s: turn BFD on there, and look at the path and at what filters UDP 3784 and 4784", p.Router, p.State)
+		c.Message = fmt.Sprintf("the BFD session with %s is %s: enable BFD on the router, and check the path and filters for UDP ports 3784 and 4784", p.Router, p.State)
 	}
 	return c, true
 }
 
-// AnnouncementName is the name of the object for a node and a Service.
+// AnnouncementName returns the name of the object for a node and a Service.
 func AnnouncementName(node string, service view.ObjectKey) string {
 	return "bgp-" + shortDigest(service.String()+"@"+node)
 }
 
-// SessionName is the name of the object for a node and a BGPPeer.
+// SessionName returns the name of the object for a node and a BGPPeer.
 func SessionName(node, peer string) string { return "session-" + shortDigest(peer+"@"+node) }
 
 func shortDigest(text string) string {
@@ -103,8 +105,8 @@ func shortDigest(text string) string {
 	return hex.EncodeToString(sum[:8])
 }
 
-// Announcements returns what the Plan announces by BGP, sorted by Service, and how many these are: none for a node that is leaving,
-// whose routes are going. Where there are more than the limit only their number is returned.
+// Announcements returns what the Plan announces by BGP, sorted by Service, and the number of these
+// Services. A leaving node announces nothing. Above the limit it returns only the number.
 func Announcements(p plan.Plan, limit int) (out []Announcement, all int) {
 	if p.Leaving {
 		return nil, 0
@@ -125,7 +127,8 @@ func Announcements(p plan.Plan, limit int) (out []Announcement, all int) {
 	return out, all
 }
 
-// DiffAnnouncements compares what should be written with what exists: what to write, and of which Services to remove it.
+// DiffAnnouncements compares the wanted announcements with the existing ones. It returns those to
+// write, and the Services whose announcement has to be removed.
 func DiffAnnouncements(want, have []Announcement) (write []Announcement, remove []view.ObjectKey) {
 	existing := make(map[view.ObjectKey][]string, len(have))
 	for _, a := range have {

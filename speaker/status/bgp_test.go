@@ -24,7 +24,7 @@ func TestPathWatchedCondition(t *testing.T) {
 		says   string
 	}{
 		"without BFD":               {none: true},
-		"it is":                     {path: status.BFDPath{State: "Up"}, want: metav1.ConditionTrue, reason: names.ReasonWatched, says: "profile"},
+		"it is up":                  {path: status.BFDPath{State: "Up"}, want: metav1.ConditionTrue, reason: names.ReasonWatched, says: "profile"},
 		"the router is silent":      {path: status.BFDPath{State: "Down"}, want: metav1.ConditionFalse, reason: names.ReasonBFDDown, says: "192.0.2.1"},
 		"it is coming up":           {path: status.BFDPath{State: "Init"}, want: metav1.ConditionFalse, reason: names.ReasonBFDDown, says: "Init"},
 		"something is wrong, in Up": {path: status.BFDPath{State: "Up", Reason: names.ReasonEchoUnsupported, Text: "no echo"}, want: metav1.ConditionFalse, reason: names.ReasonEchoUnsupported, says: "no echo"},
@@ -50,7 +50,7 @@ func TestEstablishedCondition(t *testing.T) {
 		reason  names.Reason
 		says    string
 	}{
-		"it is":         {session: status.SessionState{Established: true, Text: "it ended once"}, want: metav1.ConditionTrue, reason: names.ReasonEstablished, says: "is established"},
+		"it is up":      {session: status.SessionState{Established: true, Text: "it ended once"}, want: metav1.ConditionTrue, reason: names.ReasonEstablished, says: "is established"},
 		"it ended":      {session: status.SessionState{Text: "the router closed it"}, want: metav1.ConditionFalse, reason: names.ReasonNoSession, says: "the router closed it"},
 		"it begins":     {want: metav1.ConditionFalse, reason: names.ReasonNoSession, says: "not answered yet"},
 		"none is tried": {session: status.SessionState{Reason: names.ReasonNoGateway, Text: "no gateway"}, want: metav1.ConditionFalse, reason: names.ReasonNoGateway, says: "no gateway"},
@@ -65,20 +65,20 @@ func TestEstablishedCondition(t *testing.T) {
 
 func TestRoutesAnnouncedCondition(t *testing.T) {
 	for name, c := range map[string]struct {
-		s      status.SessionState
-		told   bool
-		is     metav1.ConditionStatus
-		reason names.Reason
+		s            status.SessionState
+		hasCondition bool
+		is           metav1.ConditionStatus
+		reason       names.Reason
 	}{
-		"no session":             {s: status.SessionState{WithheldReason: names.ReasonNoNextHop}},
-		"every route":            {s: status.SessionState{Established: true, Text: "it ended once"}, told: true, is: metav1.ConditionTrue, reason: names.ReasonAnnounced},
-		"a family less":          {s: status.SessionState{Established: true, WithheldReason: names.ReasonFamilyNotCarried, WithheldText: "activate it"}, told: true, is: metav1.ConditionFalse, reason: names.ReasonFamilyNotCarried},
-		"a route less":           {s: status.SessionState{Established: true, WithheldReason: names.ReasonTooManyCommunities, WithheldText: "fewer"}, told: true, is: metav1.ConditionFalse, reason: names.ReasonTooManyCommunities},
-		"nothing to go by there": {s: status.SessionState{Established: true, WithheldReason: names.ReasonNoNextHop, WithheldText: "an address"}, told: true, is: metav1.ConditionFalse, reason: names.ReasonNoNextHop},
+		"no session":              {s: status.SessionState{WithheldReason: names.ReasonNoNextHop}},
+		"every route":             {s: status.SessionState{Established: true, Text: "it ended once"}, hasCondition: true, is: metav1.ConditionTrue, reason: names.ReasonAnnounced},
+		"a family is not carried": {s: status.SessionState{Established: true, WithheldReason: names.ReasonFamilyNotCarried, WithheldText: "activate it"}, hasCondition: true, is: metav1.ConditionFalse, reason: names.ReasonFamilyNotCarried},
+		"a route is withheld":     {s: status.SessionState{Established: true, WithheldReason: names.ReasonTooManyCommunities, WithheldText: "fewer"}, hasCondition: true, is: metav1.ConditionFalse, reason: names.ReasonTooManyCommunities},
+		"no next hop":             {s: status.SessionState{Established: true, WithheldReason: names.ReasonNoNextHop, WithheldText: "an address"}, hasCondition: true, is: metav1.ConditionFalse, reason: names.ReasonNoNextHop},
 	} {
-		got, told := status.RoutesAnnouncedCondition(c.s)
-		if told != c.told || got.Status != c.is || got.Reason != string(c.reason) || c.s.WithheldText != "" && got.Message != c.s.WithheldText {
-			t.Errorf("%s: it says %+v, %t", name, got, told)
+		got, hasCondition := status.RoutesAnnouncedCondition(c.s)
+		if hasCondition != c.hasCondition || got.Status != c.is || got.Reason != string(c.reason) || c.s.WithheldText != "" && got.Message != c.s.WithheldText {
+			t.Errorf("%s: it says %+v, %t", name, got, hasCondition)
 		}
 	}
 }

@@ -23,14 +23,15 @@ func (c Conflict) toAPI() v1beta1.AddressConflict {
 }
 
 const (
-	// conflictTimeout is how long a host is silent before its claim counts as withdrawn: longer than the time after which
-	// hosts ask for what they want to reach.
+	// conflictTimeout is how long a host is silent before its claim counts as withdrawn. Hosts
+	// renew their neighbour entries more often than that.
 	conflictTimeout = time.Minute
-	// conflictsPerAddressLimit bounds how many are told apart, so that a forger does not fill the status.
+	// conflictsPerAddressLimit bounds the claims that are listed, so that a forger
+	// does not fill the status.
 	conflictsPerAddressLimit = 16
 )
 
-// Conflicts turns single claims into what is the case. The zero value has none.
+// Conflicts has the present claims. The zero value has none.
 type Conflicts struct {
 	openConflicts []openConflict // by address, then time
 }
@@ -40,7 +41,7 @@ type openConflict struct {
 	lastSeen time.Time
 }
 
-// RecordConflict takes in a claim. It says whether that is news.
+// RecordConflict adds a claim and says whether it is new.
 func (c *Conflicts) RecordConflict(a netip.Addr, mac facts.MAC, now time.Time) (isNew bool) {
 	of := 0
 	for i := range c.openConflicts {
@@ -61,14 +62,14 @@ func (c *Conflicts) RecordConflict(a netip.Addr, mac facts.MAC, now time.Time) (
 	return true
 }
 
-// ForgetExpired forgets the claims that are over, and says whether there was one.
+// ForgetExpired removes the claims that are over, and says whether there was one.
 func (c *Conflicts) ForgetExpired(now time.Time) bool {
 	n := len(c.openConflicts)
 	c.openConflicts = slices.DeleteFunc(c.openConflicts, func(k openConflict) bool { return now.Sub(k.lastSeen) >= conflictTimeout })
 	return len(c.openConflicts) < n
 }
 
-// KeepAddresses forgets the claims to addresses that this node does not hold.
+// KeepAddresses removes the claims to addresses that this node does not hold.
 func (c *Conflicts) KeepAddresses(held map[netip.Addr]bool) {
 	c.openConflicts = slices.DeleteFunc(c.openConflicts, func(k openConflict) bool { return !held[k.Address] })
 }
@@ -87,7 +88,7 @@ func (c *Conflicts) OfAddress(a netip.Addr) []Conflict {
 	return out
 }
 
-// All returns every claim, by address.
+// All returns every claim, sorted by address.
 func (c *Conflicts) All() []Conflict {
 	if c == nil {
 		return nil

@@ -12,7 +12,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-// reasonBySkip are the words for why a link is left out.
+// reasonBySkip has the Reason for each way to be no usable link.
 var reasonBySkip = map[facts.SkipReason]names.Reason{
 	facts.SkippedExcluded:   names.ReasonLinkExcluded,
 	facts.SkippedDown:       names.ReasonLinkDown,
@@ -20,10 +20,11 @@ var reasonBySkip = map[facts.SkipReason]names.Reason{
 	facts.SkippedNoEthernet: names.ReasonLinkNoEthernet,
 }
 
-// BuildSpeakerStatus describes the node. Its conditions have no times yet: these depend on what was written before.
+// BuildSpeakerStatus describes the node. Its conditions have no times yet, because these depend on
+// what was written before.
 func BuildSpeakerStatus(in Inputs) v1alpha1.SpeakerStatusStatus {
 	routes := len(in.Plan.Routes)
-	if in.Plan.Leaving { // they are going
+	if in.Plan.Leaving { // the routes are being withdrawn
 		routes = 0
 	}
 	return v1alpha1.SpeakerStatusStatus{
@@ -32,7 +33,8 @@ func BuildSpeakerStatus(in Inputs) v1alpha1.SpeakerStatusStatus {
 	}
 }
 
-// speakerLinks lists the node's links but for those of container networks, which come and go with each Pod.
+// speakerLinks lists the node's links except those of container networks, which come
+// and go with each Pod.
 func speakerLinks(in Inputs) []v1alpha1.SpeakerLink {
 	var out []v1alpha1.SpeakerLink
 	for _, l := range in.Links {
@@ -51,7 +53,8 @@ func speakerLinks(in Inputs) []v1alpha1.SpeakerLink {
 		}
 	}
 	slices.SortFunc(out, func(x, y v1alpha1.SpeakerLink) int { return strings.Compare(x.Name, y.Name) })
-	return slices.CompactFunc(out, func(x, y v1alpha1.SpeakerLink) bool { return x.Name == y.Name }) // the two lists may be of two moments
+	// the two lists may be of different times
+	return slices.CompactFunc(out, func(x, y v1alpha1.SpeakerLink) bool { return x.Name == y.Name })
 }
 
 func layer2UsableCondition(in Inputs) metav1.Condition {
@@ -66,14 +69,14 @@ func layer2UsableCondition(in Inputs) metav1.Condition {
 	case in.RawSocketsDenied != "":
 		c.Reason, c.Message = string(names.ReasonRawSocketDenied), in.RawSocketsDenied
 	case n == 0:
-		c.Reason, c.Message = string(names.ReasonNoLinks), "no link of this node is usable: see status.links for why"
+		c.Reason, c.Message = string(names.ReasonNoLinks), "no link of this node is usable: status.links has the reasons"
 	default:
 		c.Status, c.Reason, c.Message = metav1.ConditionTrue, string(names.ReasonUsable), fmt.Sprintf("addresses can be announced on %d links", n)
 	}
 	return c
 }
 
-// namedConflictsLimit is how many foreign claims a message names.
+// namedConflictsLimit is how many conflicts a message names.
 const namedConflictsLimit = 5
 
 func uncontestedCondition(in Inputs) metav1.Condition {
@@ -93,6 +96,6 @@ func uncontestedCondition(in Inputs) metav1.Condition {
 	}
 	return metav1.Condition{
 		Type: names.ConditionUncontested, Status: metav1.ConditionFalse, Reason: string(names.ReasonForeignClaim),
-		Message: "foreign hosts claim addresses that this node holds: " + strings.Join(claims, ", ") + ": take the addresses from those hosts, or out of the pools",
+		Message: "foreign hosts claim addresses that this node holds: " + strings.Join(claims, ", ") + ": remove the addresses from these hosts, or from the pools",
 	}
 }

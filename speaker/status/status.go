@@ -1,6 +1,7 @@
-// Package status decides what a speaker writes about itself: Build turns the Plan and what is held into the
-// ServiceL2Status entries that this node stands for, Diff names those to write and to remove, and Speaker describes the
-// node. It is pure; reconcile writes.
+// Package status decides what a speaker writes about itself. BuildHeldServices turns the Plan and
+// the held addresses into the ServiceL2Status entries of this node. DiffEntries returns those to
+// write and to remove. BuildSpeakerStatus describes the node. The package is pure; package
+// reconcile writes the objects.
 package status
 
 import (
@@ -17,13 +18,13 @@ import (
 	"github.com/gantry-lb/gantry/speaker/plan"
 )
 
-// Entry says that a node announces a Service by layer 2.
+// Entry means that a node announces a Service by layer 2.
 type Entry struct {
 	Service view.ObjectKey
 	Node    string
 }
 
-// ObjectName is the name of the entry's object: the same for the same node and Service, whoever writes it.
+// ObjectName returns the name of the entry's object. It depends only on the node and the Service.
 func (e Entry) ObjectName() string {
 	sum := sha256.Sum256([]byte(e.Service.String() + "@" + e.Node))
 	return "l2-" + hex.EncodeToString(sum[:8])
@@ -37,39 +38,41 @@ func (e Entry) Compare(o Entry) int {
 	return strings.Compare(e.Node, o.Node)
 }
 
-// HeldService is an Entry with what is to be said about it.
+// HeldService is an Entry with its content.
 type HeldService struct {
 	Entry
-	// Addresses are those of the Service that the node holds, sorted.
+	// Addresses are the addresses of the Service that the node holds, sorted.
 	Addresses []netip.Addr
-	// IsComplete says that these are all of the Service's addresses.
+	// IsComplete means that these are all addresses of the Service.
 	IsComplete bool
-	// Interfaces are the names of the links that it is announced on, sorted; none when these are all of the node's.
+	// Interfaces are the names of the links on which the Service is announced, sorted. It is empty
+	// if these are all links of the node.
 	Interfaces []string
 	Conflicts  []Conflict
 }
 
-// Inputs is what a speaker's status rests on.
+// Inputs is what a speaker's status is based on.
 type Inputs struct {
 	// Self is the name of this node, Version that of the speaker.
 	Self, Version string
 	Plan          plan.Plan
-	// Bindings are what this node answers for.
+	// Bindings are the addresses for which this node answers.
 	Bindings []intent.Binding
-	// Links are the usable links of the node, Skipped the others.
+	// Links are the usable links of the node, SkippedLinks the others.
 	Links        facts.LinkSet
 	SkippedLinks []facts.SkippedLink
-	// FaultsByLink say what cannot be sent on a link and why, by its index.
+	// FaultsByLink has what cannot be sent on a link and why, by the index of the link.
 	FaultsByLink map[int]string
-	// MemberNames are the names of the nodes whose speakers are alive, this one included, sorted.
+	// MemberNames are the nodes with a live speaker, this one included, sorted.
 	MemberNames []string
-	// RawSocketsDenied says why raw sockets are refused; empty when they are not.
+	// RawSocketsDenied is why raw sockets are not permitted; empty if they are.
 	RawSocketsDenied string
 	// Conflicts are the claims of foreign hosts.
 	Conflicts *Conflicts
 }
 
-// BuildHeldServices returns what this node announces, sorted: one entry for each Service of which it holds an address.
+// BuildHeldServices returns what this node announces: one entry for each Service of
+// which it holds an address, sorted.
 func BuildHeldServices(in Inputs) []HeldService {
 	held := make(map[netip.Addr][]int, len(in.Bindings))
 	for _, c := range in.Bindings {
@@ -100,7 +103,7 @@ func BuildHeldServices(in Inputs) []HeldService {
 	return out
 }
 
-// interfaceNames returns the names of the links; none when they are all that there are.
+// interfaceNames returns the names of the links; none if these are all links.
 func interfaceNames(all facts.LinkSet, links []int) []string {
 	var out []string
 	for _, l := range all {
@@ -132,7 +135,7 @@ func (a HeldService) ToAPI() v1beta1.ServiceL2StatusStatus {
 	return s
 }
 
-// WrittenEntry is an entry's object as it is.
+// WrittenEntry is an existing object.
 type WrittenEntry struct {
 	Entry
 	// ActualName is the name of the object.
@@ -140,9 +143,10 @@ type WrittenEntry struct {
 	Status     v1beta1.ServiceL2StatusStatus
 }
 
-// DiffEntries compares what should be written with what exists: it returns what to write, and the names of the objects to
-// remove. An object goes when it is this node's and no longer wanted or of another name, or another node's for a Service
-// of which this node holds every address: the holder clears up after a node that died.
+// DiffEntries compares the wanted entries with the existing ones. It returns the entries to write
+// and the names of the objects to remove. An object of this node is removed if it is no longer
+// wanted or has another name. An object of another node is removed if this node holds every address
+// of the Service: the holder cleans up after a node that died.
 func DiffEntries(self string, want []HeldService, have []WrittenEntry) (write []HeldService, remove []string) {
 	wanted := make(map[view.ObjectKey]HeldService, len(want))
 	for _, a := range want {
@@ -166,7 +170,7 @@ func DiffEntries(self string, want []HeldService, have []WrittenEntry) (write []
 	return write, remove
 }
 
-// equalStatus compares what users see. Times are compared to the second, which is what the API keeps.
+// equalStatus compares what users see. Times are compared to the second, the precision of the API.
 func equalStatus(x, y v1beta1.ServiceL2StatusStatus) bool {
 	if x.Node != y.Node || x.ServiceName != y.ServiceName || x.ServiceNamespace != y.ServiceNamespace ||
 		!slices.Equal(x.Interfaces, y.Interfaces) || (x.Gantry == nil) != (y.Gantry == nil) {

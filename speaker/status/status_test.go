@@ -28,17 +28,18 @@ var (
 	exampleLinks = facts.LinkSet{{Index: 2, Name: "eth0", MAC: facts.MAC{2, 0, 0, 0, 0, 2}}, {Index: 3, Name: "eth1", MAC: facts.MAC{2, 0, 0, 0, 0, 3}}}
 )
 
-// exampleInputs is node "a" with the web Service, of two addresses, and dns, which shares the first.
-func exampleInputs(claims ...intent.Binding) Inputs {
+// exampleInputs is node "a" with the Service web, which has two addresses, and the Service dns,
+// which shares the first.
+func exampleInputs(bindings ...intent.Binding) Inputs {
 	return Inputs{
-		Self: "a", Links: exampleLinks, MemberNames: []string{"a", "b"}, Bindings: claims,
+		Self: "a", Links: exampleLinks, MemberNames: []string{"a", "b"}, Bindings: bindings,
 		Plan: plan.Plan{Verdicts: plan.NewSortedList(
 			&plan.Verdict{Service: web, Addresses: []netip.Addr{heldIPv6, heldIPv4}}, &plan.Verdict{Service: dns, Addresses: []netip.Addr{heldIPv4}},
 		)},
 	}
 }
 
-// formatHeldServices is one line for each announcement.
+// formatHeldServices returns a line for each Service.
 func formatHeldServices(all []HeldService) string {
 	var b strings.Builder
 	for _, a := range all {
@@ -50,8 +51,8 @@ func formatHeldServices(all []HeldService) string {
 func TestBuildHeldServices(t *testing.T) {
 	both := []int{2, 3}
 	tests := map[string]struct {
-		claims []intent.Binding
-		want   string
+		bindings []intent.Binding
+		want     string
 	}{
 		"nothing held": {nil, ""},
 		"every address, on all links": {[]intent.Binding{{Address: heldIPv4, Links: both}, {Address: heldIPv6, Links: both}},
@@ -61,7 +62,7 @@ func TestBuildHeldServices(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			if diff := cmp.Diff(tt.want, formatHeldServices(BuildHeldServices(exampleInputs(tt.claims...)))); diff != "" {
+			if diff := cmp.Diff(tt.want, formatHeldServices(BuildHeldServices(exampleInputs(tt.bindings...)))); diff != "" {
 				t.Errorf("(-want +got)\n%s", diff)
 			}
 		})
@@ -70,7 +71,7 @@ func TestBuildHeldServices(t *testing.T) {
 
 func TestDiffEntries(t *testing.T) {
 	in := exampleInputs(intent.Binding{Address: heldIPv4, Links: []int{2, 3}})
-	want := BuildHeldServices(in) // web in part, dns whole
+	want := BuildHeldServices(in) // web in part, dns completely
 	written := func(e Entry, edit func(w *WrittenEntry)) WrittenEntry {
 		w := WrittenEntry{Entry: e, ActualName: e.ObjectName(), Status: HeldService{Entry: e, Addresses: []netip.Addr{heldIPv4}}.ToAPI()}
 		if edit != nil {
@@ -86,7 +87,7 @@ func TestDiffEntries(t *testing.T) {
 		remove []string
 	}{
 		"nothing is written yet":                         {nil, []view.ObjectKey{dns, web}, nil},
-		"everything is written":                          {mine, nil, nil},
+		"everything is written already":                  {mine, nil, nil},
 		"another node holds a part of a Service":         {append(slices.Clone(mine), written(Entry{web, "b"}, nil)), nil, nil},
 		"a dead node's entry of a Service we hold whole": {append(slices.Clone(mine), written(Entry{dns, "b"}, nil)), nil, []string{Entry{dns, "b"}.ObjectName()}},
 		"another node's Service":                         {append(slices.Clone(mine), written(Entry{old, "b"}, nil)), nil, nil},
@@ -115,7 +116,7 @@ func TestDiffEntries(t *testing.T) {
 func TestConflicts(t *testing.T) {
 	var c Conflicts
 	if !c.RecordConflict(heldIPv4, foreignMAC, epoch) || c.RecordConflict(heldIPv4, foreignMAC, epoch.Add(time.Second)) {
-		t.Error("a claim is news once")
+		t.Error("a repeated claim counts as new, or a new one does not")
 	}
 	for i := range 100 {
 		c.RecordConflict(heldIPv6, facts.MAC{2, 0xee, byte(i)}, epoch)

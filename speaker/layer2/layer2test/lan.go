@@ -1,6 +1,7 @@
-// Package segment is an Ethernet segment in memory, the stand-in for package wire in tests. A LAN carries frames between
-// the ports of its hosts like a switch; tests cut it, slow it, lose frames and look at what was sent. It works inside
-// testing/synctest bubbles, since hosts wait on channels alone. It never opens a socket.
+// Package layer2test has an Ethernet segment in memory, which replaces package wire in tests. A LAN
+// carries frames between the ports of its hosts like a switch. Tests disconnect hosts, break their
+// ports and read what was sent. It works inside testing/synctest bubbles, since hosts block only on
+// channels. It never opens a socket.
 package layer2test
 
 import (
@@ -16,22 +17,21 @@ import (
 	"github.com/gantry-lb/gantry/speaker/layer2"
 )
 
-// ErrClosed is the error of a Port that was closed.
+// ErrClosed is the error of a closed Port.
 var ErrClosed = errors.New("the port is closed")
 
-// queueLength is how many frames wait for a host that does not read; more are lost, as on a socket.
+// queueLength is how many frames a host queues before it reads them. Further frames
+// are lost, as on a socket.
 const queueLength = 4096
 
-// LAN is a segment. Any goroutine may use it; the zero value is not usable.
+// LAN is an Ethernet segment. Any goroutine may use it. The zero value is not usable.
 type LAN struct {
-	mu         sync.Mutex // guards what follows, and the state of hosts and ports
+	mu         sync.Mutex // guards the fields below, and the state of hosts and ports
 	hosts      []*Host
-	frameDelay time.Duration
-	shouldLose func(from, to string, f layer2.Frame) bool
 	sentFrames []SentFrame
 }
 
-// SentFrame is a frame that a host sent, whether or not anybody got it.
+// SentFrame is a frame that a host sent, whether or not another host received it.
 type SentFrame struct {
 	At    time.Time
 	From  string
@@ -50,30 +50,7 @@ func (l *LAN) AddHost(name string) *Host {
 	return h
 }
 
-// SetFrameDelay makes every frame take that long.
-func (l *LAN) SetFrameDelay(d time.Duration) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.frameDelay = d
-}
-
-// SetLossFunc loses the frames of which lose says so; nil loses none. Lose is called with the LAN locked.
-func (l *LAN) SetLossFunc(lose func(from, to string, f layer2.Frame) bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.shouldLose = lose
-}
-
-// Partition puts the hosts of that name on an island; all others stay together. Without names it heals.
-func (l *LAN) Partition(island ...string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, h := range l.hosts {
-		h.isPartitioned = slices.Contains(island, h.name)
-	}
-}
-
-// TakeSentFrames returns what was sent since the last call, in order.
+// TakeSentFrames returns the frames that were sent since the last call, in order.
 func (l *LAN) TakeSentFrames() []SentFrame {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -82,7 +59,7 @@ func (l *LAN) TakeSentFrames() []SentFrame {
 	return out
 }
 
-// String is a picture of the segment: its hosts with their open ports and what of them fails.
+// String describes the segment: its hosts, their open ports and their faults.
 func (l *LAN) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -94,18 +71,16 @@ func (l *LAN) String() string {
 		}
 		switch {
 		case h.openError != nil:
-			fmt.Fprintf(&b, " refuses ports: %v", h.openError)
+			fmt.Fprintf(&b, " cannot open ports: %v", h.openError)
 		case h.isDisconnected:
-			b.WriteString(" cable cut")
-		case h.isPartitioned:
-			b.WriteString(" on the island")
+			b.WriteString(" disconnected")
 		}
 		b.WriteByte('\n')
 	}
 	return b.String()
 }
 
-// deliverFrame carries a frame to whom it is addressed.
+// deliverFrame carries a frame to its destination.
 func (l *LAN) deliverFrame(from *port, f layer2.Frame) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -119,32 +94,27 @@ func (l *LAN) deliverFrame(from *port, f layer2.Frame) error {
 	for _, h := range l.hosts {
 		for _, p := range h.ports {
 			addressed := p.family == layer2.FamilyOf(f.TargetIP) && p.acceptsMAC(f.Destination)
-			if p == from || !addressed || h.isDisconnected || h.isPartitioned != from.host.isPartitioned || (l.shouldLose != nil && l.shouldLose(from.host.name, h.name, f)) {
+			if p == from || !addressed || h.isDisconnected {
 				continue
 			}
-			if l.frameDelay == 0 {
-				p.enqueueFrame(f)
-				continue
-			}
-			time.AfterFunc(l.frameDelay, func() { p.enqueueFrame(f) })
+			p.enqueueFrame(f)
 		}
 	}
 	return nil
 }
 
-// Host is a host on the LAN; it is the Wire of an Engine.
+// Host is a host on the LAN. It is the Wire of an Engine.
 type Host struct {
 	lan            *LAN
 	name           string
 	ports          []*port
 	openError      error
 	isDisconnected bool
-	isPartitioned  bool
 }
 
 var _ layer2.Wire = (*Host)(nil)
 
-// OpenPort connects a port; every link of a host leads to the same LAN.
+// OpenPort connects a port. All links of a host are on the same LAN.
 func (h *Host) OpenPort(link facts.Link, family layer2.Family) (layer2.Port, error) {
 	h.lan.mu.Lock()
 	defer h.lan.mu.Unlock()
@@ -156,17 +126,17 @@ func (h *Host) OpenPort(link facts.Link, family layer2.Family) (layer2.Port, err
 	return p, nil
 }
 
-// SetOpenError makes Open fail with err, or work again with nil.
+// SetOpenError makes OpenPort fail with err; with nil OpenPort works again.
 func (h *Host) SetOpenError(err error) {
 	h.lan.mu.Lock()
 	defer h.lan.mu.Unlock()
 	h.openError = err
 }
 
-// Disconnect unplugs the host; nothing tells it so.
+// Disconnect unplugs the host. The link of the host stays up.
 func (h *Host) Disconnect() { h.setDisconnected(true) }
 
-// Reconnect plugs it in again.
+// Reconnect undoes Disconnect.
 func (h *Host) Reconnect() { h.setDisconnected(false) }
 
 func (h *Host) setDisconnected(cut bool) {
@@ -175,7 +145,7 @@ func (h *Host) setDisconnected(cut bool) {
 	h.isDisconnected = cut
 }
 
-// FailPorts ends every open port of the host with err, as a link does that goes down.
+// FailPorts ends every open port of the host with err, like a link that goes down.
 func (h *Host) FailPorts(err error) {
 	h.lan.mu.Lock()
 	ports := slices.Clone(h.ports)
@@ -185,20 +155,20 @@ func (h *Host) FailPorts(err error) {
 	}
 }
 
-// port is one connection of a host.
+// port is a connection of a host to the LAN.
 type port struct {
 	host           *Host
 	link           facts.Link
 	family         layer2.Family
 	groupUsers     map[netip.Addr]int // the addresses whose groups are joined, and how often
 	receivedFrames chan layer2.Frame
-	closed         chan struct{} // closed by end
-	err            error         // set before done is closed
+	closed         chan struct{} // closed by closeWith
+	err            error         // set before closed is closed
 }
 
 var _ layer2.Port = (*port)(nil)
 
-// Receive hands the frames to handle and sends its answers.
+// Receive passes the frames to handle and sends its answers.
 func (p *port) Receive(handle func(layer2.Frame) (layer2.Frame, bool)) error {
 	for {
 		select {
@@ -206,19 +176,19 @@ func (p *port) Receive(handle func(layer2.Frame) (layer2.Frame, bool)) error {
 			return p.err
 		case f := <-p.receivedFrames:
 			if answer, ok := handle(f); ok {
-				_ = p.Write(answer) // a port that is closed is noticed above
+				_ = p.Write(answer) // a closed port is noticed above
 			}
 		}
 	}
 }
 
-// LostFrames is 0: what a host does not read is not counted.
+// LostFrames returns 0: frames that a host does not read are not counted.
 func (p *port) LostFrames() uint64 { return 0 }
 
 // Write sends a frame.
 func (p *port) Write(f layer2.Frame) error { return p.host.lan.deliverFrame(p, f) }
 
-// JoinGroup lets the frames of an IPv6 address's group in.
+// JoinGroup joins the group of an IPv6 address, so that the port receives requests for it.
 func (p *port) JoinGroup(a netip.Addr) error {
 	p.host.lan.mu.Lock()
 	defer p.host.lan.mu.Unlock()
@@ -226,7 +196,7 @@ func (p *port) JoinGroup(a netip.Addr) error {
 	return nil
 }
 
-// LeaveGroup keeps them out again.
+// LeaveGroup undoes JoinGroup.
 func (p *port) LeaveGroup(a netip.Addr) {
 	p.host.lan.mu.Lock()
 	defer p.host.lan.mu.Unlock()
@@ -235,7 +205,7 @@ func (p *port) LeaveGroup(a netip.Addr) {
 	}
 }
 
-// acceptsMAC says whether the network card takes in what is sent to this Ethernet address.
+// acceptsMAC says whether the network card receives frames to this Ethernet address.
 func (p *port) acceptsMAC(to facts.MAC) bool {
 	if to[0] != 0x33 || to[2] != 0xff { // not a solicited-node group
 		return to[0]&1 == 1 || to == p.link.MAC
@@ -248,7 +218,7 @@ func (p *port) acceptsMAC(to facts.MAC) bool {
 	return false
 }
 
-// Close disconnects.
+// Close disconnects the port.
 func (p *port) Close() error {
 	p.closeWith(ErrClosed)
 	return nil
@@ -274,7 +244,7 @@ func (p *port) isClosed() bool {
 	}
 }
 
-// enqueueFrame queues a frame; one too many is lost.
+// enqueueFrame queues a frame, and drops it if the queue is full.
 func (p *port) enqueueFrame(f layer2.Frame) {
 	select {
 	case p.receivedFrames <- f:

@@ -10,24 +10,25 @@ import (
 	"github.com/gantry-lb/gantry/speaker/layer2"
 )
 
-// The layout of an ARP frame for IPv4 over Ethernet (RFC 826), in bytes. It is fixed, so that it is read and written in
-// place: nothing is allocated for a frame of a flood. The library mdlayher/arp is the tests' second opinion.
+// The layout of an ARP frame for IPv4 over Ethernet (RFC 826), in bytes. The layout is fixed, so
+// frames are read and written in place, without an allocation per frame. The tests compare the
+// result with the library mdlayher/arp.
 const (
 	etherTypeOffset    = 12
 	arpTypesOffset     = 14 // hardware type and protocol type, two bytes each
-	arpLengthsOffset   = 18 // of the hardware and the protocol address
+	arpLengthsOffset   = 18 // of the hardware address and of the protocol address
 	arpOperationOffset = 20
 	senderMACOffset    = 22
 	senderIPOffset     = 28
 	targetMACOffset    = 32
 	targetIPOffset     = 38
-	arpFrameLength     = 42 // without the padding to 60 that the wire adds
+	arpFrameLength     = 42 // without the padding to 60 bytes
 
 	arpTypesEthernetIPv4 = 1<<16 | unix.ETH_P_IP
 	arpAddressLengths    = 6<<8 | 4
 )
 
-// decodeARP reads an Ethernet frame with ARP in it.
+// decodeARP reads an Ethernet frame that contains ARP.
 func decodeARP(b []byte) (layer2.Frame, bool) {
 	if len(b) < arpFrameLength || binary.BigEndian.Uint16(b[etherTypeOffset:]) != unix.ETH_P_ARP ||
 		binary.BigEndian.Uint32(b[arpTypesOffset:]) != arpTypesEthernetIPv4 || binary.BigEndian.Uint16(b[arpLengthsOffset:]) != arpAddressLengths {
@@ -41,7 +42,7 @@ func decodeARP(b []byte) (layer2.Frame, bool) {
 	}, true
 }
 
-// encodeARP writes the frame into b, whose capacity suffices, and returns what was written.
+// encodeARP writes the frame into b, which has room for it, and returns the written bytes.
 func encodeARP(b []byte, f layer2.Frame) ([]byte, error) {
 	b = b[:arpFrameLength]
 	copy(b[0:6], f.Destination[:])

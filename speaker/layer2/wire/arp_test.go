@@ -15,7 +15,7 @@ import (
 
 var equateAddresses = cmpopts.EquateComparable(netip.Addr{})
 
-// decodeWithLibrary decodes with the library.
+// decodeWithLibrary decodes a frame with the library mdlayher/arp.
 func decodeWithLibrary(b []byte) (layer2.Frame, bool) {
 	var e ethernet.Frame
 	var a arp.Packet
@@ -40,7 +40,7 @@ func exampleARPFrame() layer2.Frame {
 	}
 }
 
-// encodeFrame encodes with a function that must not fail.
+// encodeFrame encodes a frame and fails the test on an error.
 func encodeFrame(t testing.TB, encode func([]byte, layer2.Frame) ([]byte, error), f layer2.Frame) []byte {
 	t.Helper()
 	b, err := encode(make([]byte, 0, maxFrameLength), f)
@@ -79,7 +79,8 @@ func TestDecodeARPRefuses(t *testing.T) {
 	}
 }
 
-// FuzzDecodeARP holds that the library agrees on whatever is taken for a frame, and that it is written as it was read.
+// FuzzDecodeARP checks that the library decodes every accepted frame to the same value, and that
+// the value is encoded to the same bytes.
 func FuzzDecodeARP(f *testing.F) {
 	f.Add([]byte{})
 	f.Add(encodeFrame(f, encodeARP, exampleARPFrame()))

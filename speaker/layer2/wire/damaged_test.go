@@ -8,10 +8,12 @@ import (
 	"github.com/gantry-lb/gantry/speaker/layer2"
 )
 
-// damagedFrameCount is how many damaged frames every ordinary run of the tests tries; go test -fuzz finds more, in its time.
+// damagedFrameCount is how many damaged frames each ordinary run of the tests tries;
+// go test -fuzz tries more.
 const damagedFrameCount = 500_000
 
-// What holds for any frame holds for sound ones with a few bytes changed, cut off or added: the same ones in each run.
+// The checks of the fuzz tests pass for valid frames with a few bytes changed, cut off or added.
+// Each run tries the same ones.
 func TestDamagedFrames(t *testing.T) {
 	var seeds [][]byte
 	for _, m := range exampleNDPFrames() {
@@ -19,26 +21,26 @@ func TestDamagedFrames(t *testing.T) {
 	}
 	seeds = append(seeds, encodeFrame(t, encodeARP, exampleARPFrame()), echoRequest(t, layer2.IPv4, "are you there?"), echoRequest(t, layer2.IPv6, "are you there?"), buildMLDQuery(clientMAC))
 	r := rand.New(rand.NewPCG(1, 2))
-	sound := 0
+	accepted := 0
 	for range damagedFrameCount {
 		b := damageFrame(r, seeds[r.IntN(len(seeds))])
-		if r.IntN(4) > 0 { // past the checksums there is more to try
+		if r.IntN(4) > 0 { // gets past the checksums
 			correctChecksums(b)
 		}
 		if _, ok := decodeNDP(b); ok {
-			sound++
+			accepted++
 		}
 		checkARPFrame(t, b)
 		checkNDPFrame(t, b)
 		checkPingFrame(t, b)
 		_ = isMLDQuery(b)
 	}
-	if sound < damagedFrameCount/10 {
-		t.Errorf("%d of %d damaged frames are taken for sound ones: too few try anything", sound, damagedFrameCount)
+	if accepted < damagedFrameCount/10 {
+		t.Errorf("%d of %d damaged frames are accepted, too few for a useful test", accepted, damagedFrameCount)
 	}
 }
 
-// correctChecksums sets the checksums of a damaged frame right, if it is long enough to have any.
+// correctChecksums corrects the checksums of a damaged frame, if it is long enough to have any.
 func correctChecksums(b []byte) {
 	switch {
 	case len(b) >= icmp6Offset+echoMinLength && b[etherTypeOffset] == 0x86:

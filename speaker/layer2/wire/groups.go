@@ -15,39 +15,42 @@ import (
 	"github.com/gantry-lb/gantry/speaker/layer2"
 )
 
-// kernelGroupsLimit is how many groups are joined through the kernel. It searches its list of them for every multicast packet
-// of the link: 10,000 of them cost more than 100 us of CPU for each question, 256 about 1 us. They also fit what one
-// socket may join (net.core.optmem_max, of 20 kB at the least). For the groups beyond, the network card is asked for
-// all multicast packets, which the filter thins out, and the reports to the switches are our own.
+// kernelGroupsLimit is how many groups are joined through the kernel. The kernel searches its list
+// of groups for every multicast packet of the link: with 10,000 groups that takes more than 100 us
+// of CPU per packet, with 256 about 1 us. 256 groups also fit the limit of one socket
+// (net.core.optmem_max, at least 20 kB). For further groups the network card receives all multicast
+// packets, the filter drops the others, and this package sends the MLD reports itself.
 const kernelGroupsLimit = 256
 
-// groupMemberships are the multicast groups that a port for IPv6 has joined: the link's card has to take their packets in, and
-// switches that snoop on MLD have to be told. Its methods may be called from any goroutine.
+// groupMemberships are the multicast groups that an IPv6 port has joined. The card of
+// the link has to receive their packets, and switches that snoop on MLD need reports.
+// Any goroutine may call its methods.
 type groupMemberships struct {
 	linkIndex     int
-	reportSource  netip.Addr // of reports
+	reportSource  netip.Addr // of MLD reports
 	linkMAC       facts.MAC
-	controlSocket func(f func(fd uintptr)) error // of the packet socket
+	controlSocket func(f func(fd uintptr)) error // accesses the packet socket
 	sendFrame     func(b []byte)
 
-	mu                sync.Mutex // guards what follows
-	kernelSocket      int        // an ordinary one, for the kernel's memberships; -1 if there is none
+	mu                sync.Mutex // guards the fields below
+	kernelSocket      int        // an ordinary socket for memberships in the kernel; -1 if there is none
 	membershipByGroup map[netip.Addr]*membership
-	kernelCount       int // how many of them are the kernel's
-	// pendingReportsByGroup are groups of our own that were joined and not yet reported twice.
+	kernelCount       int // how many of them are in the kernel
+	// pendingReportsByGroup has the new groups that we report, with the number of
+	// reports still due.
 	pendingReportsByGroup map[netip.Addr]int
-	// reportTimer calls report; it is armed while there are groups of our own.
+	// reportTimer calls sendDueReport. It runs while there are groups that we report.
 	reportTimer *time.Timer
 	reportDueAt time.Time
 }
 
-// membership is a group. Addresses that end alike share one.
+// membership is a joined group. Addresses with the same last three bytes share one.
 type membership struct {
 	userCount      int
 	isSelfReported bool // reported by us, not by the kernel
 }
 
-// newGroupMemberships joins the group of all nodes, to which announcements go.
+// newGroupMemberships joins the group of all nodes, to which announcements are sent.
 func newGroupMemberships(l facts.Link, control func(f func(fd uintptr)) error, send func([]byte)) (*groupMemberships, error) {
 	g := &groupMemberships{
 		linkIndex: l.Index, reportSource: netip.IPv6Unspecified(), linkMAC: l.MAC, controlSocket: control, sendFrame: send,
@@ -63,12 +66,12 @@ func newGroupMemberships(l facts.Link, control func(f func(fd uintptr)) error, s
 	}
 	var err error
 	if g.kernelSocket, err = unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
-		g.kernelSocket = -1 // the kernel has IPv6 off: every group is our own then
+		g.kernelSocket = -1 // the kernel has IPv6 off: we report every group
 	}
 	return g, nil
 }
 
-// setPacketMembership changes what the packet socket makes the card take in.
+// setPacketMembership changes what the network card receives for the packet socket.
 func (g *groupMemberships) setPacketMembership(option int, kind uint16, mac facts.MAC) error {
 	r := unix.PacketMreq{Ifindex: int32(g.linkIndex), Type: kind, Alen: uint16(len(mac))}
 	copy(r.Address[:], mac[:])
@@ -79,7 +82,7 @@ func (g *groupMemberships) setPacketMembership(option int, kind uint16, mac fact
 	return err
 }
 
-// setKernelMembership has the kernel join or leave a group, and so report it.
+// setKernelMembership makes the kernel join or leave a group. The kernel sends the reports.
 func (g *groupMemberships) setKernelMembership(option int, group netip.Addr) error {
 	if g.kernelSocket < 0 {
 		return unix.EAFNOSUPPORT
@@ -87,7 +90,7 @@ func (g *groupMemberships) setKernelMembership(option int, group netip.Addr) err
 	return unix.SetsockoptIPv6Mreq(g.kernelSocket, unix.IPPROTO_IPV6, option, &unix.IPv6Mreq{Multiaddr: group.As16(), Interface: uint32(g.linkIndex)})
 }
 
-// joinGroupOf lets questions about the address in.
+// joinGroupOf joins the group to which requests for the address are sent.
 func (g *groupMemberships) joinGroupOf(a netip.Addr) error {
 	group, err := ndp.SolicitedNodeMulticast(a)
 	if err != nil {
@@ -113,7 +116,8 @@ func (g *groupMemberships) joinGroupOf(a netip.Addr) error {
 	return nil
 }
 
-// beginSelfReporting begins to report a group. The first has the card take in every group.
+// beginSelfReporting begins to report a group. With the first one, the card receives
+// all multicast packets.
 func (g *groupMemberships) beginSelfReporting(group netip.Addr) error {
 	if g.selfReportedCount() == 0 {
 		if err := g.setPacketMembership(unix.PACKET_ADD_MEMBERSHIP, unix.PACKET_MR_ALLMULTI, facts.MAC{}); err != nil {
@@ -125,10 +129,10 @@ func (g *groupMemberships) beginSelfReporting(group netip.Addr) error {
 	return nil
 }
 
-// selfReportedCount counts the groups of our own.
+// selfReportedCount returns how many groups we report.
 func (g *groupMemberships) selfReportedCount() int { return len(g.membershipByGroup) - g.kernelCount }
 
-// leaveGroupOf undoes join.
+// leaveGroupOf undoes joinGroupOf.
 func (g *groupMemberships) leaveGroupOf(a netip.Addr) {
 	group, err := ndp.SolicitedNodeMulticast(a)
 	if err != nil {
@@ -144,7 +148,7 @@ func (g *groupMemberships) leaveGroupOf(a netip.Addr) {
 		return
 	}
 	delete(g.membershipByGroup, group)
-	// Where leaving fails too much is let in, and not answered.
+	// If this fails, the port receives requests that it does not answer.
 	if !m.isSelfReported {
 		g.kernelCount--
 		_ = g.setKernelMembership(unix.IPV6_LEAVE_GROUP, group)
@@ -152,25 +156,26 @@ func (g *groupMemberships) leaveGroupOf(a netip.Addr) {
 		return
 	}
 	delete(g.pendingReportsByGroup, group)
-	g.sendReports(changeToInclude, []netip.Addr{group}) // of no source: left
+	g.sendReports(changeToInclude, []netip.Addr{group}) // includes no source, which means: left
 	if g.selfReportedCount() == 0 {
 		_ = g.setPacketMembership(unix.PACKET_DROP_MEMBERSHIP, unix.PACKET_MR_ALLMULTI, facts.MAC{})
 	}
 }
 
-// When our own groups are reported (RFC 3810 section 9).
+// The times of the reports that we send (RFC 3810 section 9).
 const (
-	// reportDelay gathers the groups of one turn of the engine.
+	// reportDelay gathers the groups that the engine joins together.
 	reportDelay = 10 * time.Millisecond
-	// changeReportCount and changeReportInterval: a change is told as often as the Robustness Variable says, a second apart at most.
+	// A change is reported as often as the Robustness Variable says, at most a second apart.
 	changeReportCount    = 2
 	changeReportInterval = time.Second
-	// allGroupsReportInterval keeps the state of switches alive where no router asks, less than half of the 260 s after which they
-	// forget a listener.
+	// allGroupsReportInterval keeps the entries of switches alive where no router sends queries.
+	// They forget a listener after 260 s, which is more than twice as long.
 	allGroupsReportInterval = 100 * time.Second
 )
 
-// scheduleReport has report called after d, or sooner if that was the plan. The caller holds mu.
+// scheduleReport calls sendDueReport after d, unless that is due earlier anyway. The
+// caller holds mu.
 func (g *groupMemberships) scheduleReport(d time.Duration) {
 	at := time.Now().Add(d)
 	if g.reportTimer != nil && !g.reportDueAt.IsZero() && !at.Before(g.reportDueAt) {
@@ -182,7 +187,7 @@ func (g *groupMemberships) scheduleReport(d time.Duration) {
 	g.reportDueAt, g.reportTimer = at, time.AfterFunc(d, g.sendDueReport)
 }
 
-// sendDueReport tells the switches of changes, or of everything.
+// sendDueReport reports the changed groups, or all groups if none changed.
 func (g *groupMemberships) sendDueReport() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -204,7 +209,7 @@ func (g *groupMemberships) sendDueReport() {
 	g.scheduleReport(changeReportInterval)
 }
 
-// answerQuery answers a router's or switch's question which groups are listened to.
+// answerQuery answers the query of a router or switch for the joined groups.
 func (g *groupMemberships) answerQuery() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -231,7 +236,8 @@ func (g *groupMemberships) sendReports(kind byte, all []netip.Addr) {
 	}
 }
 
-// closeMemberships leaves every group: the kernel leaves its own, and ours end with the state of the switches.
+// closeMemberships leaves every group. The kernel leaves its own groups; ours expire
+// in the switches.
 func (g *groupMemberships) closeMemberships() {
 	g.mu.Lock()
 	defer g.mu.Unlock()

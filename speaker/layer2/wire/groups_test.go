@@ -17,7 +17,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/links/netnstest"
 )
 
-// harness is a port for IPv6 on a link that leads to a switch that snoops on MLD.
+// harness is an IPv6 port on a link to a switch that snoops on MLD.
 type harness struct {
 	t                              *testing.T
 	nodeNamespace, switchNamespace *netnstest.Namespace
@@ -59,7 +59,7 @@ func numberedAddress(i int) netip.Addr {
 	return netip.AddrFrom16([16]byte{0xfd, 0, 0xa8, 14: byte(i >> 8), 15: byte(i)})
 }
 
-// countKnownGroups says how many of the first n groups the switch knows.
+// countKnownGroups returns how many of the first n groups the switch knows.
 func (l *harness) countKnownGroups(n int) (count int) {
 	l.t.Helper()
 	l.switchNamespace.MustRun(func() error {
@@ -88,7 +88,7 @@ func (l *harness) awaitCondition(sentence string, f func() bool) {
 	}
 }
 
-// isAllMulticast says whether the card takes every multicast packet in.
+// isAllMulticast says whether the card receives all multicast packets.
 func (l *harness) isAllMulticast() (all bool) {
 	l.nodeNamespace.MustRun(func() error {
 		ifi, err := net.InterfaceByName("eth0")
@@ -112,7 +112,8 @@ func (l *harness) isAllMulticast() (all bool) {
 	return all
 }
 
-// More groups than the kernel is asked for are all known to a switch that snoops; the card is asked for all then.
+// The switch knows every group, even when there are more than kernelGroupsLimit. Only then the card
+// receives all multicast packets.
 func TestSnoopingSwitchKnowsEveryGroup(t *testing.T) {
 	l := newHarness(t)
 	const few, many = kernelGroupsLimit / 2, 3 * kernelGroupsLimit
@@ -144,7 +145,7 @@ func TestSnoopingSwitchKnowsEveryGroup(t *testing.T) {
 	}
 }
 
-// A switch that was restarted asks, and learns everything anew.
+// A switch that was restarted sends a query and learns every group again.
 func TestMLDQueryIsAnswered(t *testing.T) {
 	l := newHarness(t)
 	const many = kernelGroupsLimit + 100
@@ -155,7 +156,7 @@ func TestMLDQueryIsAnswered(t *testing.T) {
 	}
 	l.awaitCondition("the switch knows every group", func() bool { return l.countKnownGroups(many) == many })
 	var querier int
-	l.switchNamespace.MustRun(func() (err error) { // flushes what the switch knows
+	l.switchNamespace.MustRun(func() (err error) { // deletes what the switch knows
 		p, err := netlink.LinkByName("port0")
 		if err != nil {
 			return err
@@ -167,7 +168,7 @@ func TestMLDQueryIsAnswered(t *testing.T) {
 		return err
 	})
 	defer unix.Close(querier)
-	// Past the two reports of a change, and asked again and again, as a querier does.
+	// This is after the two reports of a change. The query is repeated, as a querier does.
 	l.awaitCondition("the switch knows every group again", func() bool {
 		l.switchNamespace.MustRun(func() error {
 			p, err := net.InterfaceByName("port0")
@@ -180,18 +181,18 @@ func TestMLDQueryIsAnswered(t *testing.T) {
 	})
 }
 
-// replugPort plugs the port in again: the switch has forgotten what it knew of it.
+// replugPort connects the port to the switch again. The switch has forgotten its groups.
 func (l *harness) replugPort(port netlink.Link) error {
 	b, err := netlink.LinkByName("br0")
 	return errors.Join(err, netlink.LinkSetMaster(port, b))
 }
 
-// buildMLDQuery is a General Query (RFC 3810 section 5.1), made of a report.
+// buildMLDQuery returns a General Query (RFC 3810 section 5.1), made from a report.
 func buildMLDQuery(mac facts.MAC) []byte {
 	b := encodeMLDReport(mac, netip.MustParseAddr("fe80::1"), modeIsExclude, []netip.Addr{netip.IPv6Unspecified()})
 	b[mldOffset], b[mldOffset+2], b[mldOffset+3] = typeMLDQuery, 0, 0
 	clear(b[mldOffset+4:])
-	b[mldOffset+5] = 10 // the longest time to answer, in milliseconds
+	b[mldOffset+5] = 10 // the maximum response delay, in milliseconds
 	all := allNodesGroup.As16()
 	copy(b[ip6DestinationOffset:], all[:])
 	copy(b[0:6], []byte{0x33, 0x33, 0, 0, 0, 1})
@@ -200,7 +201,7 @@ func buildMLDQuery(mac facts.MAC) []byte {
 	return b
 }
 
-// What is no report of ours alone is let through by the filter.
+// The filter passes queries, and not reports.
 func TestFilterPassesMLDQueries(t *testing.T) {
 	vm := newFilterVM(t, ndpFilter)
 	report := encodeMLDReport(nodeMAC, held6, modeIsExclude, []netip.Addr{held6})

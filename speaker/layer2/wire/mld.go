@@ -9,15 +9,17 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-// The kinds of records of a report (RFC 3810 section 5.2.12). A listener to every source excludes none.
+// The types of records in a report (RFC 3810 section 5.2.12). A listener to all
+// sources excludes none.
 const (
 	modeIsExclude   byte = 2
 	changeToInclude byte = 3
 	changeToExclude byte = 4
 )
 
-// A Multicast Listener Report, version 2 (RFC 3810 section 5.2), in bytes from the start of the frame. It follows a
-// Hop-by-Hop header with a Router Alert (RFC 2711), by which switches and routers know it.
+// A Multicast Listener Report, version 2 (RFC 3810 section 5.2), in bytes from the start of the
+// frame. It follows a Hop-by-Hop header with a Router Alert (RFC 2711), by which switches and
+// routers recognize it.
 const (
 	hopByHopOffset   = icmp6Offset
 	mldOffset        = hopByHopOffset + 8
@@ -25,18 +27,19 @@ const (
 	mldRecordLength  = 20 // without sources
 	typeMLDv2Report  = 143
 	typeMLDQuery     = 130
-	// maxRecordsPerReport fit a frame of 1,500 bytes, which every Ethernet carries.
+	// maxRecordsPerReport fills a frame of 1,500 bytes, which every Ethernet carries.
 	maxRecordsPerReport = (1500 - (mldRecordsOffset - ip6Offset)) / mldRecordLength
 )
 
-// mldRoutersGroup are the listeners to reports (RFC 3810 section 5.2.14), and their Ethernet address.
+// The group that receives reports (RFC 3810 section 5.2.14), and its Ethernet address.
 var (
 	mldRoutersGroup = netip.MustParseAddr("ff02::16")
 	mldRoutersMAC   = facts.MAC{0x33, 0x33, 0, 0, 0, 0x16}
 )
 
-// encodeMLDReport writes a report with a record of each group. The source may be unspecified: switches take that in, while
-// routers do not (RFC 3590 section 4), and no router forwards what is sent to a link's own groups.
+// encodeMLDReport builds a report with one record for each group. The source may be unspecified.
+// Switches accept that. Routers do not (RFC 3590 section 4), but they forward nothing for these
+// groups, which are local to the link.
 func encodeMLDReport(mac facts.MAC, source netip.Addr, kind byte, groups []netip.Addr) []byte {
 	b := make([]byte, mldRecordsOffset+mldRecordLength*len(groups))
 	copy(b[0:6], mldRoutersMAC[:])
@@ -48,7 +51,8 @@ func encodeMLDReport(mac facts.MAC, source netip.Addr, kind byte, groups []netip
 	from, to := source.As16(), mldRoutersGroup.As16()
 	copy(b[ip6SourceOffset:], from[:])
 	copy(b[ip6DestinationOffset:], to[:])
-	copy(b[hopByHopOffset:], []byte{unix.IPPROTO_ICMPV6, 0, 5, 2, 0, 0, 1, 0}) // Router Alert of MLD, and padding
+	// Router Alert for MLD, and padding
+	copy(b[hopByHopOffset:], []byte{unix.IPPROTO_ICMPV6, 0, 5, 2, 0, 0, 1, 0})
 	b[mldOffset] = typeMLDv2Report
 	binary.BigEndian.PutUint16(b[mldOffset+6:], uint16(len(groups)))
 	for i, g := range groups {

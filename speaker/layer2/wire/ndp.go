@@ -14,7 +14,8 @@ import (
 	"github.com/gantry-lb/gantry/speaker/layer2"
 )
 
-// The layout of ICMPv6 over IPv6 over Ethernet (RFC 8200 section 3), in bytes from the start of the frame.
+// The layout of ICMPv6 over IPv6 over Ethernet (RFC 8200 section 3), in bytes from the
+// start of the frame.
 const (
 	ip6Offset                 = 14
 	ip6LengthOffset           = 18 // of what follows the header
@@ -25,13 +26,13 @@ const (
 	icmp6Offset               = 54
 	icmp6CodeOffset           = 55
 	ndpMinFrameLength         = icmp6Offset + 24 // a solicitation without options
-	typeNeighborSolicitation  = 135              // Neighbor Solicitation (RFC 4861 section 4.3)
-	typeNeighborAdvertisement = 136              // Neighbor Advertisement (section 4.4)
+	typeNeighborSolicitation  = 135              // RFC 4861 section 4.3
+	typeNeighborAdvertisement = 136              // RFC 4861 section 4.4
 )
 
-// ndpFilter passes Neighbor Solicitations and Advertisements that are not behind an extension header, none of which a
-// sender may put there (RFC 6980), and the questions of MLD, which are behind one; it drops the rest in the kernel, as
-// filter does.
+// ndpFilter passes Neighbor Solicitations and Advertisements without extension headers, which a
+// sender must not add (RFC 6980). It also passes MLD queries, which have a Hop-by-Hop header. It
+// drops everything else in the kernel, like arpFilter.
 var ndpFilter = []bpf.Instruction{
 	bpf.LoadExtension{Num: bpf.ExtType},
 	bpf.JumpIf{Cond: bpf.JumpGreaterThan, Val: unix.PACKET_MULTICAST, SkipTrue: 13},
@@ -51,8 +52,8 @@ var ndpFilter = []bpf.Instruction{
 	bpf.RetConstant{Val: 0},
 }
 
-// decodeNDP reads an Ethernet frame with a Neighbor Solicitation or Advertisement in it that is valid by RFC 4861
-// sections 7.1.1 and 7.1.2.
+// decodeNDP reads an Ethernet frame that contains a Neighbor Solicitation or Advertisement. It
+// checks the rules of RFC 4861 sections 7.1.1 and 7.1.2.
 func decodeNDP(b []byte) (layer2.Frame, bool) {
 	if len(b) < ndpMinFrameLength || binary.BigEndian.Uint16(b[etherTypeOffset:]) != unix.ETH_P_IPV6 || b[ip6Offset]>>4 != 6 ||
 		b[ip6NextHeaderOffset] != unix.IPPROTO_ICMPV6 || b[ip6HopLimitOffset] != ndp.HopLimit || b[icmp6CodeOffset] != 0 {
@@ -74,7 +75,8 @@ func decodeNDP(b []byte) (layer2.Frame, bool) {
 		if m.TargetAddress.IsMulticast() || source.IsMulticast() || source.Is4In6() {
 			return layer2.Frame{}, false
 		}
-		if source.IsUnspecified() { // who has no address asks the group, and does not say where it is
+		// a sender without an address asks the group, and gives no link-layer address
+		if source.IsUnspecified() {
 			if group, err := ndp.SolicitedNodeMulticast(m.TargetAddress); err != nil || given || target != group {
 				return layer2.Frame{}, false
 			}
@@ -89,7 +91,7 @@ func decodeNDP(b []byte) (layer2.Frame, bool) {
 		}
 		f.Unsolicited = !m.Solicited && !target.IsMulticast()
 		if target.IsMulticast() {
-			target = m.TargetAddress // as it is in an announcement with ARP
+			target = m.TargetAddress // as in an announcement with ARP
 		}
 		if mac, given := linkLayerOption(m.Options, ndp.Target); given {
 			f.SenderMAC = mac
@@ -101,7 +103,7 @@ func decodeNDP(b []byte) (layer2.Frame, bool) {
 	return f, true
 }
 
-// linkLayerOption returns the Ethernet address among the options.
+// linkLayerOption returns the Ethernet address in the options.
 func linkLayerOption(options []ndp.Option, d ndp.Direction) (facts.MAC, bool) {
 	for _, o := range options {
 		if l, ok := o.(*ndp.LinkLayerAddress); ok && l.Direction == d && len(l.Addr) == 6 {
@@ -111,17 +113,18 @@ func linkLayerOption(options []ndp.Option, d ndp.Direction) (facts.MAC, bool) {
 	return facts.MAC{}, false
 }
 
-// isICMPv6ChecksumValid says whether the ICMPv6 checksum is. A packet socket sees packets before the kernel has looked at it.
+// isICMPv6ChecksumValid checks the ICMPv6 checksum. A packet socket receives packets before the
+// kernel has checked it.
 func isICMPv6ChecksumValid(addresses, message []byte) bool {
 	return icmpv6Checksum(addresses, message) == 0xffff
 }
 
-// icmpv6Checksum sums a message up with its pseudo-header (RFC 8200 section 8.1).
+// icmpv6Checksum sums up a message and its pseudo-header (RFC 8200 section 8.1).
 func icmpv6Checksum(addresses, message []byte) uint16 {
 	return onesComplementSum(uint32(len(message))+unix.IPPROTO_ICMPV6, addresses, message)
 }
 
-// onesComplementSum is the one's complement sum of the Internet checksum (RFC 1071).
+// onesComplementSum returns the one's complement sum of the Internet checksum (RFC 1071).
 func onesComplementSum(sum uint32, parts ...[]byte) uint16 {
 	for _, part := range parts {
 		for ; len(part) > 1; part = part[2:] {
@@ -139,15 +142,15 @@ func onesComplementSum(sum uint32, parts ...[]byte) uint16 {
 
 var allNodesGroup = netip.MustParseAddr("ff02::1")
 
-// encodeNDP writes the frame into b, whose capacity suffices, and returns what was written. An advertisement comes from
-// the address that it is about, and always overrides what its hearer knew.
+// encodeNDP writes the frame into b, which has room for it, and returns the written bytes. An
+// advertisement has the announced address as its source, and always has the override flag.
 func encodeNDP(b []byte, f layer2.Frame) ([]byte, error) {
 	source, target := f.SenderIP, f.TargetIP
 	mac := net.HardwareAddr(f.SenderMAC[:])
 	var m ndp.Message
 	if f.Operation == layer2.Request {
 		s := &ndp.NeighborSolicitation{TargetAddress: f.TargetIP}
-		if !source.IsUnspecified() { // who has no address yet must not give this option
+		if !source.IsUnspecified() { // a sender without an address must not send this option
 			s.Options = []ndp.Option{&ndp.LinkLayerAddress{Direction: ndp.Source, Addr: mac}}
 		}
 		if f.Destination[0]&1 == 1 {

@@ -19,27 +19,27 @@ var (
 	asker6    = netip.MustParseAddr("fd00:a8::100")
 )
 
-// exampleNDPFrames are the frames that the engine sends for IPv6.
+// exampleNDPFrames returns the kinds of frames that the engine sends for IPv6.
 func exampleNDPFrames() map[string]layer2.Frame {
 	all := layer2.AnnouncementMAC(held6)
 	return map[string]layer2.Frame{
-		"a question": {
+		"a solicitation": {
 			Destination: layer2.RequestMAC(held6), Source: clientMAC, Operation: layer2.Request,
 			SenderMAC: clientMAC, SenderIP: asker6, TargetIP: held6,
 		},
-		"a question to one host": {
+		"a unicast solicitation": {
 			Destination: nodeMAC, Source: clientMAC, Operation: layer2.Request,
 			SenderMAC: clientMAC, SenderIP: asker6, TargetIP: held6,
 		},
-		"a question of who has no address yet": {
+		"a solicitation without a sender address": {
 			Destination: layer2.RequestMAC(held6), Source: clientMAC, Operation: layer2.Request,
 			SenderMAC: clientMAC, SenderIP: netip.IPv6Unspecified(), TargetIP: held6,
 		},
-		"an answer": {
+		"a solicited advertisement": {
 			Destination: clientMAC, Source: nodeMAC, Operation: layer2.Reply,
 			SenderMAC: nodeMAC, SenderIP: held6, TargetMAC: clientMAC, TargetIP: asker6,
 		},
-		"a word to one host": {
+		"a unicast notice": {
 			Destination: clientMAC, Source: nodeMAC, Operation: layer2.Reply,
 			SenderMAC: nodeMAC, SenderIP: held6, TargetMAC: clientMAC, TargetIP: asker6, Unsolicited: true,
 		},
@@ -73,7 +73,8 @@ func TestEncodedFramesAreDecodedAndPassTheirFilterOnly(t *testing.T) {
 	}
 }
 
-// newFilterVM runs a filter without its first two instructions, the kernel's mark of who sent the frame.
+// newFilterVM runs a filter without its first two instructions, which check the
+// kernel's packet type.
 func newFilterVM(t *testing.T, program []bpf.Instruction) *bpf.VM {
 	t.Helper()
 	if _, err := bpf.Assemble(program); err != nil {
@@ -88,7 +89,7 @@ func newFilterVM(t *testing.T, program []bpf.Instruction) *bpf.VM {
 
 func TestNeighborAdvertisementFlags(t *testing.T) {
 	const solicitedFlag, overrideFlag = 0x40, 0x20 // RFC 4861 section 4.4
-	for name, want := range map[string]byte{"an answer": solicitedFlag | overrideFlag, "an announcement": overrideFlag, "a word to one host": overrideFlag} {
+	for name, want := range map[string]byte{"a solicited advertisement": solicitedFlag | overrideFlag, "an announcement": overrideFlag, "a unicast notice": overrideFlag} {
 		b := encodeFrame(t, encodeNDP, exampleNDPFrames()[name])
 		if got := b[icmp6Offset+4]; got != want {
 			t.Errorf("%s has flags %#x, want %#x", name, got, want)
@@ -101,24 +102,24 @@ func TestDecodeNDPRefuses(t *testing.T) {
 		of   string
 		edit func(b []byte) []byte
 	}{
-		"nothing":                           {"a question", func([]byte) []byte { return nil }},
-		"a frame cut short":                 {"a question", func(b []byte) []byte { return b[:len(b)-1] }},
-		"a packet from another link":        {"a question", func(b []byte) []byte { b[ip6HopLimitOffset] = 254; return b }},
-		"a wrong checksum":                  {"a question", func(b []byte) []byte { b[icmp6Offset+2]++; return b }},
-		"another code":                      {"an answer", func(b []byte) []byte { b[icmp6CodeOffset] = 1; return withValidChecksum(b) }},
-		"another type":                      {"an answer", func(b []byte) []byte { b[icmp6Offset] = 128; return withValidChecksum(b) }},
-		"a multicast target":                {"a question", func(b []byte) []byte { b[icmp6Offset+8] = 0xff; return withValidChecksum(b) }},
-		"an announced multicast target":     {"an announcement", func(b []byte) []byte { b[icmp6Offset+8] = 0xff; return withValidChecksum(b) }},
-		"an answer to nobody asking":        {"an announcement", func(b []byte) []byte { b[icmp6Offset+4] = 0x60; return withValidChecksum(b) }},
-		"an option from who has no address": {"a question", func(b []byte) []byte { clear(b[ip6SourceOffset:ip6DestinationOffset]); return withValidChecksum(b) }},
-		"a question of who has no address, to one host": {"a question of who has no address yet", func(b []byte) []byte {
+		"nothing":                                      {"a solicitation", func([]byte) []byte { return nil }},
+		"a frame cut short":                            {"a solicitation", func(b []byte) []byte { return b[:len(b)-1] }},
+		"a hop limit of 254":                           {"a solicitation", func(b []byte) []byte { b[ip6HopLimitOffset] = 254; return b }},
+		"a wrong checksum":                             {"a solicitation", func(b []byte) []byte { b[icmp6Offset+2]++; return b }},
+		"another code":                                 {"a solicited advertisement", func(b []byte) []byte { b[icmp6CodeOffset] = 1; return withValidChecksum(b) }},
+		"another type":                                 {"a solicited advertisement", func(b []byte) []byte { b[icmp6Offset] = 128; return withValidChecksum(b) }},
+		"a multicast target":                           {"a solicitation", func(b []byte) []byte { b[icmp6Offset+8] = 0xff; return withValidChecksum(b) }},
+		"an announced multicast target":                {"an announcement", func(b []byte) []byte { b[icmp6Offset+8] = 0xff; return withValidChecksum(b) }},
+		"a solicited flag in an announcement":          {"an announcement", func(b []byte) []byte { b[icmp6Offset+4] = 0x60; return withValidChecksum(b) }},
+		"a link-layer option without a sender address": {"a solicitation", func(b []byte) []byte { clear(b[ip6SourceOffset:ip6DestinationOffset]); return withValidChecksum(b) }},
+		"a unicast solicitation without a sender address": {"a solicitation without a sender address", func(b []byte) []byte {
 			to := held6.As16()
 			copy(b[ip6DestinationOffset:], to[:])
 			return withValidChecksum(b)
 		}},
-		"an option of no length":               {"a question", func(b []byte) []byte { b[ndpMinFrameLength+1] = 0; return withValidChecksum(b) }},
-		"a length beyond the frame":            {"a question", func(b []byte) []byte { b[ip6LengthOffset] = 1; return b }},
-		"a question from a group of receivers": {"a question", func(b []byte) []byte { b[ip6SourceOffset] = 0xff; return withValidChecksum(b) }},
+		"an option of no length":                    {"a solicitation", func(b []byte) []byte { b[ndpMinFrameLength+1] = 0; return withValidChecksum(b) }},
+		"a length beyond the frame":                 {"a solicitation", func(b []byte) []byte { b[ip6LengthOffset] = 1; return b }},
+		"a solicitation with a group as its sender": {"a solicitation", func(b []byte) []byte { b[ip6SourceOffset] = 0xff; return withValidChecksum(b) }},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -129,10 +130,10 @@ func TestDecodeNDPRefuses(t *testing.T) {
 	}
 }
 
-// withValidChecksum sets the checksum right.
+// withValidChecksum corrects the checksum.
 func withValidChecksum(b []byte) []byte {
 	b[icmp6Offset+2], b[icmp6Offset+3] = 0, 0
-	for c := range 1 << 16 { // slow and sure
+	for c := range 1 << 16 { // independent of the tested code
 		binary.BigEndian.PutUint16(b[icmp6Offset+2:], uint16(c))
 		if isICMPv6ChecksumValid(b[ip6SourceOffset:icmp6Offset], b[icmp6Offset:]) {
 			return b
@@ -141,7 +142,7 @@ func withValidChecksum(b []byte) []byte {
 	return nil
 }
 
-// FuzzDecodeNDP holds that nothing of a frame is believed that a valid one may not say.
+// FuzzDecodeNDP checks that decoded frames have only values that are valid in neighbour discovery.
 func FuzzDecodeNDP(f *testing.F) {
 	f.Add([]byte{})
 	for _, m := range exampleNDPFrames() {

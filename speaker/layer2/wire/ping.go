@@ -14,8 +14,8 @@ import (
 	"github.com/gantry-lb/gantry/speaker/layer2"
 )
 
-// The layout of ICMP over IPv4 without options over Ethernet (RFC 791 section 3.1; RFC 792), in bytes from the start of
-// the frame.
+// The layout of ICMP over IPv4 without options over Ethernet (RFC 791 section 3.1; RFC 792), in
+// bytes from the start of the frame.
 const (
 	ip4Offset            = 14
 	ip4LengthOffset      = 16
@@ -34,13 +34,14 @@ const (
 	typeEchoReply6      = 129
 	echoMinLength       = 8 // bytes of an echo without data
 
-	// echoReplyHopLimit is what an answer may travel.
+	// echoReplyHopLimit is the TTL or hop limit of a reply.
 	echoReplyHopLimit = 64
-	// maxEchoFrameLength is the longest frame that is read, one of a network with jumbo frames.
+	// maxEchoFrameLength is the longest frame that is read, in bytes: a jumbo frame.
 	maxEchoFrameLength = 9216
 )
 
-// pingFilter4 passes echo requests that are for this host, in one piece, and drops the rest in the kernel.
+// pingFilter4 passes unfragmented echo requests to this host, and drops everything
+// else in the kernel.
 var pingFilter4 = []bpf.Instruction{
 	bpf.LoadExtension{Num: bpf.ExtType},
 	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.PACKET_HOST, SkipTrue: 11},
@@ -72,11 +73,11 @@ var pingFilter6 = []bpf.Instruction{
 	bpf.RetConstant{Val: 0},
 }
 
-// pingSocket is a socket that sees echo requests of one family on one link.
+// pingSocket receives the echo requests of one family on one link.
 type pingSocket struct {
 	linkName string
 	file     *os.File
-	// buildReply turns a request into the answer, in place.
+	// buildReply turns a request into its reply, in place.
 	buildReply func(b []byte, held func(netip.Addr) bool) ([]byte, bool)
 }
 
@@ -114,24 +115,24 @@ func (p *pingSocket) Serve(held func(netip.Addr) bool) error {
 		if !ok {
 			continue
 		}
-		// An answer that finds no room is lost, like any packet.
+		// A reply that finds no room in the send buffer is lost, like any packet.
 		if _, err := p.file.Write(answer); err != nil && !errors.Is(classifyError(err), layer2.ErrNotSent) && !errors.Is(err, unix.EMSGSIZE) {
 			return fmt.Errorf("answering a ping on %q: %w", p.linkName, classifyError(err))
 		}
 	}
 }
 
-// Close ends Serve, and waits for nobody.
+// Close ends Serve. It does not wait for it.
 func (p *pingSocket) Close() error { return p.file.Close() }
 
-// buildPingReply4 turns a frame with an echo request into the answer.
+// buildPingReply4 turns a frame with an echo request into the reply.
 func buildPingReply4(b []byte, held func(netip.Addr) bool) ([]byte, bool) {
 	if len(b) < icmp4Offset+echoMinLength || binary.BigEndian.Uint16(b[etherTypeOffset:]) != unix.ETH_P_IP || b[ip4Offset] != ip4VersionAndLength ||
 		binary.BigEndian.Uint16(b[ip4FragmentOffset:])&fragmentMask != 0 || b[ip4ProtocolOffset] != unix.IPPROTO_ICMP ||
 		binary.BigEndian.Uint16(b[icmp4Offset:]) != typeEchoRequest4<<8 {
 		return nil, false
 	}
-	end := ip4Offset + int(binary.BigEndian.Uint16(b[ip4LengthOffset:])) // what follows is padding
+	end := ip4Offset + int(binary.BigEndian.Uint16(b[ip4LengthOffset:])) // the rest is padding
 	if end < icmp4Offset+echoMinLength || end > len(b) || onesComplementSum(0, b[ip4Offset:icmp4Offset]) != 0xffff || onesComplementSum(0, b[icmp4Offset:end]) != 0xffff {
 		return nil, false
 	}
@@ -173,12 +174,12 @@ func buildPingReply6(b []byte, held func(netip.Addr) bool) ([]byte, bool) {
 	return b[:end], true
 }
 
-// hasUsableSource says whether one host sent the frame, which can be answered.
+// hasUsableSource says whether a reply can be sent to the source: the address of a single host.
 func hasUsableSource(b []byte, source netip.Addr) bool {
 	return b[6]&1 == 0 && !source.IsUnspecified() && !source.IsMulticast() && !source.IsLoopback() && source != netip.AddrFrom4([4]byte{255, 255, 255, 255})
 }
 
-// swapMACs sends a frame back to where it came from.
+// swapMACs exchanges the source and destination Ethernet addresses of a frame.
 func swapMACs(b []byte) {
 	var to [6]byte
 	copy(to[:], b[0:6])

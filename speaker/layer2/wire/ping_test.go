@@ -18,7 +18,7 @@ var (
 	asker4 = netip.MustParseAddr("192.168.0.100")
 )
 
-// echoRequest returns an Ethernet frame with an echo request, padded as a short one is on the wire.
+// echoRequest returns an Ethernet frame with an echo request, padded if it is short.
 func echoRequest(t testing.TB, f layer2.Family, data string) []byte {
 	t.Helper()
 	head := append(append(append([]byte{}, nodeMAC[:]...), clientMAC[:]...), 0x08, 0x00)
@@ -50,7 +50,7 @@ func echoRequest(t testing.TB, f layer2.Family, data string) []byte {
 	return append(append(append(head, ip...), m...), make([]byte, max(0, 46-n))...)
 }
 
-// pingCaseByFamily are the families with what is theirs.
+// pingCaseByFamily has what differs between the families.
 var pingCaseByFamily = map[layer2.Family]struct {
 	answer      func([]byte, func(netip.Addr) bool) ([]byte, bool)
 	held, asker netip.Addr
@@ -134,7 +134,7 @@ func icmpOffset(v4 bool) int {
 	return icmp6Offset
 }
 
-// FuzzPing holds that what is answered is a sound ping, and that the answer is one too, to who asked.
+// FuzzPing checks that every answered frame gets a valid reply, and that it goes to the sender.
 func FuzzPing(f *testing.F) {
 	f.Add([]byte{})
 	for family := range pingCaseByFamily {
@@ -145,8 +145,8 @@ func FuzzPing(f *testing.F) {
 
 func checkPingFrame(t *testing.T, b []byte) {
 	for family, tt := range pingCaseByFamily {
-		var asked netip.Addr
-		answer, ok := tt.answer(bytes.Clone(b), func(a netip.Addr) bool { asked = a; return true })
+		var pinged netip.Addr
+		answer, ok := tt.answer(bytes.Clone(b), func(a netip.Addr) bool { pinged = a; return true })
 		if !ok {
 			continue
 		}
@@ -157,8 +157,8 @@ func checkPingFrame(t *testing.T, b []byte) {
 		if family == layer2.IPv6 {
 			from = answer[ip6SourceOffset:ip6DestinationOffset]
 		}
-		if !bytes.Equal(from, asked.AsSlice()) {
-			t.Fatalf("%s is asked, and %x answers", asked, from)
+		if !bytes.Equal(from, pinged.AsSlice()) {
+			t.Fatalf("a ping of %s is answered from %x", pinged, from)
 		}
 	}
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/layer2"
 )
 
-// port is one socket. One goroutine calls Receive; the others' methods belong to the port's owner.
+// port is a socket. One goroutine calls Receive; the owner of the port calls the other methods.
 type port struct {
 	linkName    string
 	protocol    protocol
@@ -24,12 +24,13 @@ type port struct {
 	rawConn     syscall.RawConn
 	memberships *groupMemberships // nil for IPv4
 
-	mu        sync.Mutex // guards what follows; nothing takes it for a frame
+	mu        sync.Mutex // guards the fields below; no frame waits for it
 	receiving bool
 	closed    bool
-	ring      *receiveRing // Receive's while it runs; then of who holds mu
+	ring      *receiveRing // Receive uses it while it runs; otherwise it needs mu
 
-	// Write's: writeFunc is kept so that no closure is made for a frame, and passes what follows to and fro.
+	// Write uses these fields. writeFunc is stored, so that no closure is allocated per frame. It
+	// sends writeBuffer and sets writeError.
 	writeFunc   func(fd uintptr) bool
 	writeBuffer []byte
 	writeError  error
@@ -37,7 +38,7 @@ type port struct {
 	lostFrames atomic.Uint64
 }
 
-// Receive hands every frame to handle, and sends what handle answers, until the port fails or is closed.
+// Receive calls handle for every frame and sends its answers, until the port fails or is closed.
 func (p *port) Receive(handle func(layer2.Frame) (layer2.Frame, bool)) error {
 	p.mu.Lock()
 	if p.closed {
@@ -61,7 +62,7 @@ func (p *port) Receive(handle func(layer2.Frame) (layer2.Frame, bool)) error {
 	return fmt.Errorf("reading %s on %q: %w", p.protocol.name, p.linkName, classifyError(err))
 }
 
-// receiver is a running Receive.
+// receiver is the state of a running Receive.
 type receiver struct {
 	*port
 	handle func(layer2.Frame) (layer2.Frame, bool)
@@ -69,8 +70,9 @@ type receiver struct {
 	err    error
 }
 
-// drainRing handles what is in the ring; false asks to be called again when there is more. Answers are sent together when the
-// ring is empty or the batch full: under load one system call serves many requests.
+// drainRing handles the frames in the ring. It returns false to be called again when there are
+// more. It sends answers when the ring is empty or the batch is full, so that under load one system
+// call sends many answers.
 func (r *receiver) drainRing(fd uintptr) bool {
 	for {
 		b := r.ring.nextFrame()
@@ -99,7 +101,7 @@ func (r *receiver) drainRing(fd uintptr) bool {
 	if r.flushBatch(fd); r.err != nil {
 		return true
 	}
-	// An empty ring is also what a link that went down leaves behind.
+	// The ring is also empty after the link went down.
 	if code, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR); err != nil {
 		r.err = err
 	} else if code != 0 {
@@ -108,10 +110,11 @@ func (r *receiver) drainRing(fd uintptr) bool {
 	return r.err != nil
 }
 
-// sendBufferTimeout is how long answers wait for room in the send buffer, in milliseconds. The ring takes requests in meanwhile.
+// sendBufferTimeout is how long answers wait for room in the send buffer, in milliseconds. The ring
+// receives requests meanwhile.
 const sendBufferTimeout = 10
 
-// flushBatch sends the batch. What finds no room is lost: its asker asks again.
+// flushBatch sends the batch. Answers that find no room in time are lost; the client asks again.
 func (r *receiver) flushBatch(fd uintptr) {
 	for waited := false; r.batch.count > 0; {
 		sent, err := r.batch.sendFrames(fd)
@@ -133,10 +136,10 @@ func (r *receiver) flushBatch(fd uintptr) {
 	}
 }
 
-// batchSize is how many answers go out with one system call.
+// batchSize is how many answers one system call sends.
 const batchSize = 32
 
-// sendBatch is frames to be sent together (sendmmsg).
+// sendBatch has the frames to send together (sendmmsg).
 type sendBatch struct {
 	count    int
 	messages [batchSize]mmsghdr
@@ -168,7 +171,7 @@ func (b *sendBatch) addFrame(encode func([]byte, layer2.Frame) ([]byte, error), 
 	return nil
 }
 
-// sendFrames sends as many as the kernel takes.
+// sendFrames sends as many frames as the kernel takes, and returns their number.
 func (b *sendBatch) sendFrames(fd uintptr) (int, error) {
 	n, _, code := unix.Syscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&b.messages[0])), uintptr(b.count), 0, 0, 0)
 	if code != 0 {
@@ -177,7 +180,7 @@ func (b *sendBatch) sendFrames(fd uintptr) (int, error) {
 	return int(n), nil
 }
 
-// dropFrames forgets the first n frames.
+// dropFrames removes the first n frames.
 func (b *sendBatch) dropFrames(n int) {
 	for i := n; i < b.count; i++ {
 		length := b.vectors[i].Len
@@ -187,7 +190,7 @@ func (b *sendBatch) dropFrames(n int) {
 	b.count -= n
 }
 
-// Write sends a frame, or answers ErrNotSent when it would have to wait.
+// Write sends a frame. If it would block, it returns ErrNotSent.
 func (p *port) Write(f layer2.Frame) error {
 	if layer2.FamilyOf(f.SenderIP) != p.family || layer2.FamilyOf(f.TargetIP) != p.family {
 		return fmt.Errorf("sending %s on %q: %w: %s and %s are not both %s", p.protocol.name, p.linkName, layer2.ErrNotSent, f.SenderIP, f.TargetIP, p.family)
@@ -211,7 +214,7 @@ func (p *port) writeOnce(fd uintptr) bool {
 	return true
 }
 
-// writeReport sends a report to the switches; one that is lost is followed by another.
+// writeReport sends an MLD report. A lost report is followed by another.
 func (p *port) writeReport(b []byte) {
 	_ = p.rawConn.Write(func(fd uintptr) bool {
 		_, _ = unix.Write(int(fd), b)
@@ -219,7 +222,7 @@ func (p *port) writeReport(b []byte) {
 	})
 }
 
-// JoinGroup lets questions about an IPv6 address in.
+// JoinGroup joins the group to which requests for an IPv6 address are sent.
 func (p *port) JoinGroup(a netip.Addr) error {
 	if p.memberships == nil {
 		return nil
@@ -227,17 +230,18 @@ func (p *port) JoinGroup(a netip.Addr) error {
 	return p.memberships.joinGroupOf(a)
 }
 
-// LeaveGroup keeps them out again.
+// LeaveGroup undoes JoinGroup.
 func (p *port) LeaveGroup(a netip.Addr) {
 	if p.memberships != nil {
 		p.memberships.leaveGroupOf(a)
 	}
 }
 
-// LostFrames counts the frames that found the ring full, and the answers that found no room. Any goroutine may call it.
+// LostFrames counts the frames that found the ring full, and the answers that found the send buffer
+// full. Any goroutine may call it.
 func (p *port) LostFrames() uint64 {
-	_ = p.rawConn.Control(func(fd uintptr) { // a closed port has lost what it has lost
-		// Reading the kernel's counters sets them back.
+	_ = p.rawConn.Control(func(fd uintptr) { // fails on a closed port, which loses no more
+		// Reading the kernel's counters resets them.
 		if s, err := unix.GetsockoptTpacketStats(int(fd), unix.SOL_PACKET, unix.PACKET_STATISTICS); err == nil {
 			p.lostFrames.Add(uint64(s.Drops))
 		}
@@ -245,7 +249,7 @@ func (p *port) LostFrames() uint64 {
 	return p.lostFrames.Load()
 }
 
-// Close ends Receive, and waits for nobody.
+// Close ends Receive. It does not wait for it.
 func (p *port) Close() error {
 	if p.memberships != nil {
 		p.memberships.closeMemberships()

@@ -8,39 +8,40 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The size of a ring (TPACKET_V2). Its version 3 hands frames over in blocks, of which one that is not full waits for a
-// tick of the kernel, 4 ms or 10 ms: too long for an answer. The ring is not part of the socket's receive buffer, whose
-// limit only NET_ADMIN may pass.
+// The size of a ring (TPACKET_V2). Version 3 delivers frames in blocks. It delays a block that is
+// not full until a tick of the kernel, 4 ms or 10 ms, which is too long for an answer. The ring
+// does not count against the socket's receive buffer, whose limit only NET_ADMIN may exceed.
 const (
-	// arpSlotSize and ndpSlotSize hold a frame with the 66 bytes that the kernel puts before it, in bytes; both divide a
-	// block. ARP is 60 bytes long on the wire; neighbour discovery 86, or more with options that nobody needs here.
+	// The slot sizes are in bytes. A slot has the 66 bytes that the kernel puts before a frame, and
+	// the frame: 60 bytes for ARP, 86 or more for neighbour discovery. Both sizes divide blockSize.
 	arpSlotSize = 128
 	ndpSlotSize = 512
-	// arpSlotCount and ndpSlotCount are how many frames wait while the speaker does not run: of 50,000 a second those of a third,
-	// and of a sixth, of a second.
+	// The slot counts are the frames that the ring holds while the speaker does not run: at 50,000
+	// frames per second, those of a third and of a sixth of a second.
 	arpSlotCount = 16384
 	ndpSlotCount = 8192
 	blockSize    = 1 << 16
 )
 
-// receiveRing is where the kernel puts frames, and the one goroutine that takes them knows the next. A slot is the kernel's
-// until its status has TP_STATUS_USER, and the speaker's until it is given back.
+// receiveRing is the memory into which the kernel writes frames. One goroutine reads
+// it. A slot belongs to the kernel until its status has TP_STATUS_USER, and then to
+// the speaker until releaseFrame.
 type receiveRing struct {
 	memory     []byte
 	slotSize   int
 	nextOffset int // offset of the slot that is filled next
 }
 
-// newReceiveRing gives a socket a ring.
+// newReceiveRing gives a ring to a socket.
 func newReceiveRing(fd, slot, slots int) (*receiveRing, error) {
 	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VERSION, unix.TPACKET_V2); err != nil {
-		return nil, fmt.Errorf("asking for a ring: %w", err)
+		return nil, fmt.Errorf("setting up the receive ring: %w", err)
 	}
 	request := unix.TpacketReq{
 		Block_size: blockSize, Block_nr: uint32(slots * slot / blockSize), Frame_size: uint32(slot), Frame_nr: uint32(slots),
 	}
 	if err := unix.SetsockoptTpacketReq(fd, unix.SOL_PACKET, unix.PACKET_RX_RING, &request); err != nil {
-		return nil, fmt.Errorf("asking for a ring: %w", err)
+		return nil, fmt.Errorf("setting up the receive ring: %w", err)
 	}
 	memory, err := unix.Mmap(fd, 0, slots*slot, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
@@ -53,7 +54,8 @@ func (r *receiveRing) slotHeader() *unix.Tpacket2Hdr {
 	return (*unix.Tpacket2Hdr)(unsafe.Pointer(&r.memory[r.nextOffset]))
 }
 
-// nextFrame returns the next frame, nil when there is none. It is the caller's until release.
+// nextFrame returns the next frame, or nil when there is none. The frame is valid
+// until releaseFrame.
 func (r *receiveRing) nextFrame() []byte {
 	h := r.slotHeader()
 	if atomic.LoadUint32(&h.Status)&unix.TP_STATUS_USER == 0 {
@@ -61,13 +63,13 @@ func (r *receiveRing) nextFrame() []byte {
 	}
 	from := int(h.Mac)
 	to := from + int(h.Snaplen)
-	if from > r.slotSize || to > r.slotSize { // the kernel cuts a frame to its slot
+	if from > r.slotSize || to > r.slotSize { // the kernel truncates a frame to its slot
 		to = from
 	}
 	return r.memory[r.nextOffset+from : r.nextOffset+to : r.nextOffset+to]
 }
 
-// releaseFrame gives the slot of the last frame back to the kernel.
+// releaseFrame returns the slot of the last frame to the kernel.
 func (r *receiveRing) releaseFrame() {
 	atomic.StoreUint32(&r.slotHeader().Status, unix.TP_STATUS_KERNEL)
 	if r.nextOffset += r.slotSize; r.nextOffset == len(r.memory) {
@@ -75,8 +77,8 @@ func (r *receiveRing) releaseFrame() {
 	}
 }
 
-// unmapMemory gives the memory back. The ring must not be used any more.
+// unmapMemory frees the memory. The ring must not be used after it.
 func (r *receiveRing) unmapMemory() {
-	_ = unix.Munmap(r.memory) // it was mapped, and whole
+	_ = unix.Munmap(r.memory) // cannot fail: the memory was mapped as a whole
 	r.memory = nil
 }

@@ -1,6 +1,7 @@
-// Package wire is the Linux side of layer 2: AF_PACKET sockets that see ARP, or neighbour discovery, and nothing else. What
-// they see lies in a ring that the kernel shares with the speaker. It keeps no state but its sockets; errors are told
-// apart here, and nowhere else. It needs the capability NET_RAW and no other. Package segment is its in-memory stand-in.
+// Package wire is the Linux side of layer 2: AF_PACKET sockets that receive only ARP or neighbour
+// discovery. The kernel puts frames into a ring that it shares with the speaker. Only this package
+// classifies the errors of sockets. It needs the capability NET_RAW and no other. Package
+// layer2test replaces it in tests.
 package wire
 
 import (
@@ -21,9 +22,9 @@ type Wire struct{}
 
 var _ layer2.Wire = Wire{}
 
-// arpFilter passes ARP requests and replies for IPv4 over Ethernet and drops the rest in the kernel, as it drops what is
-// not for this host: frames that it sent itself, and those of a VLAN that it has no link for, which the kernel marks
-// as another host's.
+// arpFilter passes ARP requests and replies for IPv4 over Ethernet and drops everything else in the
+// kernel. It also drops frames that are not for this host: those that it sent itself, and those of
+// a VLAN for which it has no link, which the kernel marks as frames to another host.
 var arpFilter = []bpf.Instruction{
 	bpf.LoadExtension{Num: bpf.ExtType},
 	bpf.JumpIf{Cond: bpf.JumpGreaterThan, Val: unix.PACKET_MULTICAST, SkipTrue: 7},
@@ -37,8 +38,9 @@ var arpFilter = []bpf.Instruction{
 	bpf.RetConstant{Val: 0},
 }
 
-// filterForLink passes on to a filter what arrived on a link itself. A packet socket on a link sees what arrives for the VLANs
-// and macvlans on top of it too: their segments are others, where the same address may be somebody else's by right.
+// filterForLink limits a filter to frames that arrived on the link itself. A packet socket also
+// receives what arrives for VLANs and macvlans on top of its link. Their segments are separate, and
+// another host may use the same address there.
 func filterForLink(index int, filter []bpf.Instruction) []bpf.Instruction {
 	return append([]bpf.Instruction{
 		bpf.LoadExtension{Num: bpf.ExtInterfaceIndex},
@@ -47,15 +49,15 @@ func filterForLink(index int, filter []bpf.Instruction) []bpf.Instruction {
 	}, filter...)
 }
 
-// maxFrameLength is how much of a frame is read, in bytes.
+// maxFrameLength is how many bytes of a frame are read.
 const maxFrameLength = 512
 
-// protocol is what differs between the families.
+// protocol has what differs between the families.
 type protocol struct {
 	name      string
 	etherType uint16
-	slotSize  int // bytes of a frame's place in the ring
-	slotCount int // of them
+	slotSize  int // bytes per frame in the ring
+	slotCount int // frames in the ring
 	filter    []bpf.Instruction
 	decode    func(b []byte) (layer2.Frame, bool)
 	encode    func(b []byte, f layer2.Frame) ([]byte, error)
@@ -78,7 +80,7 @@ func (Wire) OpenPort(l facts.Link, family layer2.Family) (layer2.Port, error) {
 	return p, nil
 }
 
-// openSocket opens the socket; nothing stays open after an error.
+// openSocket opens the socket. After an error nothing stays open.
 func (p *port) openSocket(l facts.Link) error {
 	fd, err := openPacketSocket(filterForLink(l.Index, p.protocol.filter))
 	if err != nil {
@@ -87,7 +89,8 @@ func (p *port) openSocket(l facts.Link) error {
 	p.file = os.NewFile(uintptr(fd), p.protocol.name)
 	p.ring, err = newReceiveRing(fd, p.protocol.slotSize, p.protocol.slotCount)
 	if err == nil {
-		// The filter and the ring are there before the socket is bound, so that no other frame is ever queued.
+		// The filter and the ring are set before the socket is bound, so that no other
+		// frame is ever queued.
 		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: networkByteOrder(p.protocol.etherType), Ifindex: l.Index})
 	}
 	if err == nil {
@@ -102,7 +105,8 @@ func (p *port) openSocket(l facts.Link) error {
 	return err
 }
 
-// openPacketSocket makes a packet socket that is bound to no link, and so sees nothing, with a filter.
+// openPacketSocket opens a packet socket with a filter. It is bound to no link, so it
+// receives nothing yet.
 func openPacketSocket(filter []bpf.Instruction) (int, error) {
 	program, err := bpf.Assemble(filter)
 	if err != nil {
@@ -124,14 +128,14 @@ func openPacketSocket(filter []bpf.Instruction) (int, error) {
 	return fd, nil
 }
 
-// networkByteOrder turns a number into network byte order, on a machine of either order.
+// networkByteOrder converts a number to network byte order, on machines of either byte order.
 func networkByteOrder(v uint16) uint16 {
 	var b [2]byte
 	binary.BigEndian.PutUint16(b[:], v)
 	return binary.NativeEndian.Uint16(b[:])
 }
 
-// classifyError gives an error the name by which the engine knows it.
+// classifyError turns an error of the kernel into the error that the engine knows.
 func classifyError(err error) error {
 	switch {
 	case errors.Is(err, os.ErrPermission):

@@ -55,7 +55,8 @@ func TestOpenPortClassifiesErrors(t *testing.T) {
 		t.Run(f.String()+": without the capability NET_RAW", func(t *testing.T) {
 			var err error
 			_ = room.Run(context.Background(), func(context.Context) error {
-				if err = dropCapabilities(); err == nil { // of this thread alone, which ends with the function
+				// only from this thread, which ends with the function
+				if err = dropCapabilities(); err == nil {
 					_, err = wire.Wire{}.OpenPort(link, f)
 				}
 				return nil
@@ -67,7 +68,7 @@ func TestOpenPortClassifiesErrors(t *testing.T) {
 	}
 }
 
-// dropCapabilities takes every effective capability from the calling thread.
+// dropCapabilities drops every effective capability of the calling thread.
 func dropCapabilities() error {
 	h := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
@@ -113,7 +114,7 @@ func TestReceiveEnds(t *testing.T) {
 	}
 }
 
-// What arrives for a link on top of another is none of the lower one's business.
+// A port does not receive frames that arrive for a link on top of its own.
 func TestFramesForAStackedLinkAreNotHeardBelow(t *testing.T) {
 	room, peer := netnstest.New(t), netnstest.New(t)
 	room.AddVeth("eth0", peer, "eth0")
@@ -143,7 +144,8 @@ func TestFramesForAStackedLinkAreNotHeardBelow(t *testing.T) {
 				ended := make(chan error, 1)
 				go func() {
 					ended <- port.Receive(func(f layer2.Frame) (layer2.Frame, bool) {
-						if f.Source == far.MAC && f.Operation == layer2.Request { // not what the kernels say of themselves
+						// not the kernels' own frames
+						if f.Source == far.MAC && f.Operation == layer2.Request {
 							heard[l.Name] <- f.Destination
 						}
 						return layer2.Frame{}, false
@@ -221,11 +223,11 @@ func TestFrameOfTheOtherFamilyIsNotSent(t *testing.T) {
 	defer port.Close()
 	a := netip.MustParseAddr("fd00:a8::201")
 	if err := port.Write(layer2.Frame{Operation: layer2.Reply, SenderIP: a, TargetIP: a}); !errors.Is(err, layer2.ErrNotSent) {
-		t.Errorf("Write = %v, want ErrNotSent, so that the port goes on", err)
+		t.Errorf("Write = %v, want ErrNotSent, so that the port still works", err)
 	}
 }
 
-// Two addresses that end alike share a group; it is left with the second.
+// Addresses with the same last three bytes share a group. The group is left with the last of them.
 func TestAddressesOfOneGroupShareTheMembership(t *testing.T) {
 	room, link := newCable(t)
 	port, err := openPort(t, room, link, layer2.IPv6)

@@ -1,6 +1,7 @@
-// Package sandbox makes network namespaces for tests that need real sockets and links. A namespace has no name and no
-// mount: it vanishes with the threads and sockets in it, also after a crash. It changes nothing in the namespace of the
-// process; without the right to make a namespace New skips the test, which names what is missing.
+// Package netnstest makes network namespaces for tests that need real sockets and links. A
+// namespace has no name and no mount. It vanishes with its threads and sockets, also after a crash.
+// The namespace of the process does not change. Without the permission to make a namespace, New
+// skips the test and says what is missing.
 package netnstest
 
 import (
@@ -12,13 +13,13 @@ import (
 	"github.com/vishvananda/netns"
 )
 
-// Namespace is a network namespace. Its owner is the test that made it.
+// Namespace is a network namespace. The test that made it owns it.
 type Namespace struct {
 	t      testing.TB
 	handle netns.NsHandle
 }
 
-// New makes a namespace whose loopback is up. It is gone after the test.
+// New makes a namespace whose loopback is up. It vanishes after the test.
 func New(t testing.TB) *Namespace {
 	t.Helper()
 	r := &Namespace{t: t, handle: netns.None()}
@@ -26,7 +27,7 @@ func New(t testing.TB) *Namespace {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		runtime.LockOSThread() // for good: the thread ends with the goroutine, and never runs anything else
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
 		if r.handle, err = netns.New(); err != nil {
 			return
 		}
@@ -43,7 +44,8 @@ func New(t testing.TB) *Namespace {
 	return r
 }
 
-// MustRun runs f on a thread in the namespace and waits for it. f must not call FailNow or Skip.
+// MustRun runs f on a thread in the namespace and fails the test on an error. f must
+// not call FailNow or Skip.
 func (r *Namespace) MustRun(f func() error) {
 	r.t.Helper()
 	if err := r.Run(context.Background(), func(context.Context) error { return f() }); err != nil {
@@ -65,7 +67,7 @@ func (r *Namespace) Run(ctx context.Context, f func(context.Context) error) erro
 	return <-ended
 }
 
-// AddVeth adds a pair of links, name in this namespace and peerName in another; both are up.
+// AddVeth adds a pair of links: name in this namespace, peerName in the other. Both are up.
 func (r *Namespace) AddVeth(name string, peer *Namespace, peerName string) {
 	r.t.Helper()
 	r.MustRun(func() error {
@@ -88,7 +90,7 @@ func setLinkUp(name string) error {
 	return netlink.LinkSetUp(l)
 }
 
-// AddAddress gives a link an address, written like "192.168.0.11/24".
+// AddAddress adds an address to a link. It is written like "192.168.0.11/24".
 func (r *Namespace) AddAddress(name, address string) {
 	r.t.Helper()
 	r.MustRun(func() error {
