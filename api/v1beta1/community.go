@@ -2,7 +2,7 @@ package v1beta1
 
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-// CommunitySpec lists aliases.
+// CommunitySpec lists aliases of communities.
 type CommunitySpec struct {
 	// Communities are the aliases.
 	// +kubebuilder:validation:MaxItems=128
@@ -11,14 +11,15 @@ type CommunitySpec struct {
 	// +optional
 	Communities []CommunityAlias `json:"communities,omitempty"`
 
-	// Gantry holds what only Gantry offers.
+	// Gantry holds settings that only Gantry has.
 	// +optional
 	Gantry *CommunityExtension `json:"gantry,omitempty"`
 }
 
-// CommunityAlias gives a BGP community a name.
+// CommunityAlias gives a name to a BGP community.
 type CommunityAlias struct {
-	// Name of the alias, as BGPAdvertisements write it; unique over all Community objects.
+	// Name of the alias, as written in BGPAdvertisements. It is unique across all Community
+	// objects.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
 	// +kubebuilder:validation:XValidation:rule="!self.contains(':')",message="the alias name contains ':', which only values have: write a name without it",messageExpression="\"the alias name '\" + self + \"' contains ':', which only values have: write a name without it\""
@@ -33,7 +34,7 @@ type CommunityAlias struct {
 
 // CommunityStatus reports how the aliases are understood.
 type CommunityStatus struct {
-	// Gantry holds what only Gantry reports.
+	// Gantry holds status fields that only Gantry has.
 	// +optional
 	Gantry *ObjectStatus `json:"gantry,omitempty"`
 }
