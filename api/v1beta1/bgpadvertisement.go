@@ -5,7 +5,7 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // BGPAdvertisementSpec says which pools are announced by BGP: to which peers, from which nodes and
 // with which attributes.
 //
-// +kubebuilder:validation:XValidation:rule="!has(self.serviceSelectors) || self.serviceSelectors.size() == 0 || ((!has(self.aggregationLength) || self.aggregationLength == 32) && (!has(self.aggregationLengthV6) || self.aggregationLengthV6 == 128))",message="serviceSelectors and aggregationLength are mutually exclusive: an aggregate cannot be announced for some of its Services; take the lengths out, or write 32 and 128"
+// +kubebuilder:validation:XValidation:rule="!has(self.serviceSelectors) || self.serviceSelectors.size() == 0 || ((!has(self.aggregationLength) || self.aggregationLength == 32) && (!has(self.aggregationLengthV6) || self.aggregationLengthV6 == 128))",message="serviceSelectors and aggregationLength are mutually exclusive: an aggregate cannot be announced for some of its Services; remove the lengths, or write 32 and 128"
 type BGPAdvertisementSpec struct {
 	// AggregationLength is the length of the announced IPv4 prefixes, 1 to 32.
 	// +kubebuilder:validation:Minimum=1

@@ -6,8 +6,8 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 type CommunitySpec struct {
 	// Communities are the aliases.
 	// +kubebuilder:validation:MaxItems=128
-	// +kubebuilder:validation:XValidation:rule="self.all(a, !has(a.name) || self.exists_one(b, has(b.name) && a.name == b.name))",message="communities names one alias twice: take one of them out"
-	// +kubebuilder:validation:items:XValidation:rule="has(self.name) && has(self.value)",message="an alias needs both name and value: write name: vpn and value: 64512:100, or take it out"
+	// +kubebuilder:validation:XValidation:rule="self.all(a, !has(a.name) || self.exists_one(b, has(b.name) && a.name == b.name))",message="communities names one alias twice: remove one of them"
+	// +kubebuilder:validation:items:XValidation:rule="has(self.name) && has(self.value)",message="an alias needs both name and value: write name: vpn and value: 64512:100, or remove it"
 	// +optional
 	Communities []CommunityAlias `json:"communities,omitempty"`
 

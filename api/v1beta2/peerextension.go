@@ -2,8 +2,8 @@ package v1beta2
 
 // PeerExtension holds the settings of a BGPPeer that are not in the metallb.io API.
 //
-// +kubebuilder:validation:XValidation:rule="!has(self.myASNLabel) || self.myASNLabel.size() > 0",message="myASNLabel is empty: write the key of a node label, or take it out"
-// +kubebuilder:validation:XValidation:rule="!has(self.peerASNLabel) || self.peerASNLabel.size() > 0",message="peerASNLabel is empty: write the key of a node label, or take it out"
+// +kubebuilder:validation:XValidation:rule="!has(self.myASNLabel) || self.myASNLabel.size() > 0",message="myASNLabel is empty: write the key of a node label, or remove it"
+// +kubebuilder:validation:XValidation:rule="!has(self.peerASNLabel) || self.peerASNLabel.size() > 0",message="peerASNLabel is empty: write the key of a node label, or remove it"
 type PeerExtension struct {
 	// DefaultGateway (IPv4 or IPv6) makes each node peer with its own default gateway of that
 	// family instead of peerAddress, so that one BGPPeer serves every rack. If a node has several
