@@ -76,7 +76,7 @@ func readRequestedAddresses(s *corev1.Service, n int) ([]netip.Addr, string) {
 			return nil, fmt.Sprintf("%s: %q asks for two addresses of one family: write at most one IPv4 and one IPv6 address, or say how many with the annotation %s",
 				source, text, names.AnnotationAddressCount)
 		}
-		return nil, fmt.Sprintf("%s: %q asks for more addresses of one family than the %d that the annotation %s allows", source, text, n, names.AnnotationAddressCount)
+		return nil, fmt.Sprintf("%s: %q asks for more than %d addresses of one family, which is the number in the annotation %s", source, text, n, names.AnnotationAddressCount)
 	}
 	return out, ""
 }
