@@ -2,34 +2,37 @@ package v1alpha1
 
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-// AddressLedgerSpec is what the controllers have agreed on beyond what the Services' status says. It is written as a whole, on the
-// base of the version last read (compare and swap), so that of two controllers that give addresses at once one is refused.
+// AddressLedgerSpec is what the controllers know beyond the status of the Services. It is written
+// as a whole by compare and swap on the resourceVersion last read. If two controllers give
+// addresses at once, one of them is refused.
 type AddressLedgerSpec struct {
-	// Writer names the controller that wrote last.
+	// Writer is the controller that wrote last.
 	// +optional
 	Writer string `json:"writer,omitempty"`
-	// Pending are addresses given to Services whose status may not say so yet, sorted by namespace and name.
+	// Pending are addresses given to Services whose status may not show them yet, sorted by
+	// namespace and name.
 	// +kubebuilder:validation:MaxItems=8192
 	// +listType=atomic
 	// +optional
 	Pending []PendingAssignment `json:"pending,omitempty"`
-	// Withheld are addresses that nobody holds and that are not free all the same, sorted by address: those that cool down, and those
-	// in quarantine. Of too many the ones that end soonest are left out.
+	// Withheld are addresses that no Service holds and that are not free: they cool down or are in
+	// quarantine. They are sorted by address. When there are too many, those that end soonest are
+	// left out.
 	// +kubebuilder:validation:MaxItems=4096
 	// +listType=atomic
 	// +optional
 	Withheld []WithheldAddress `json:"withheld,omitempty"`
 }
 
-// WithheldAddress is an address that is not given.
+// WithheldAddress is an address that is not given to a Service at present.
 type WithheldAddress struct {
-	// Address that is not given.
+	// Address in text form.
 	// +kubebuilder:validation:MaxLength=45
 	Address string `json:"address"`
 	// Reason is CoolingDown or Quarantined.
 	// +kubebuilder:validation:MaxLength=63
 	Reason string `json:"reason"`
-	// Namespace and name of the Service that had the address before; it may have it again.
+	// Namespace of the Service that had the address before and may have it again.
 	// +kubebuilder:validation:MaxLength=63
 	// +optional
 	Namespace string `json:"namespace,omitempty"`
@@ -37,15 +40,16 @@ type WithheldAddress struct {
 	// +kubebuilder:validation:MaxLength=63
 	// +optional
 	Name string `json:"name,omitempty"`
-	// Until is when it ends.
+	// Until is when the address becomes free.
 	Until metav1.Time `json:"until"`
-	// By is who answered for the address on the segment.
+	// By lists the Ethernet addresses that answered for the address on the segment.
 	// +kubebuilder:validation:MaxLength=253
 	// +optional
 	By string `json:"by,omitempty"`
 }
 
-// PendingAssignment says that a status with these addresses may be on its way to a Service.
+// PendingAssignment says that the API server may still receive a status with these addresses for a
+// Service.
 type PendingAssignment struct {
 	// Namespace of the Service.
 	// +kubebuilder:validation:MaxLength=63
@@ -53,19 +57,20 @@ type PendingAssignment struct {
 	// Name of the Service.
 	// +kubebuilder:validation:MaxLength=63
 	Name string `json:"name"`
-	// Base is the resourceVersion of the Service on which the status is written. Once the Service has another, the status has
-	// arrived or never will.
+	// Base is the resourceVersion of the Service on which the status is written. Once the Service
+	// has another one, the status has arrived or never will.
 	// +kubebuilder:validation:MaxLength=64
 	Base string `json:"base"`
-	// Addresses that the Service has when the status has arrived.
+	// Addresses that the Service has once the status has arrived.
 	// +kubebuilder:validation:MaxItems=64
 	// +listType=atomic
 	Addresses []string `json:"addresses"`
 }
 
-// AddressLedger is what the controllers keep of addresses beyond the status of Services. There are two in their namespace: the one by which
-// they keep each other from giving one address twice, and one that remembers what is withheld. They make them, and make them again
-// when they are deleted; they are theirs alone to write.
+// AddressLedger stores what the controllers know about addresses beyond the status of the Services.
+// There are two in their namespace: one keeps two controllers from giving one address twice, the
+// other stores which addresses are withheld. The controllers create both, and create them again
+// when they are deleted. Only controllers may write them.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:resource:path=addressledgers,scope=Namespaced

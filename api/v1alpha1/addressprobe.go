@@ -2,50 +2,54 @@ package v1alpha1
 
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-// AddressProbeSpec asks whether somebody on the segment uses an address already. It is the controller's to write.
+// AddressProbeSpec asks whether a host on the network segment uses an address already. The
+// controller writes it.
 type AddressProbeSpec struct {
-	// Address that is about to be given.
+	// Address that the controller is about to give.
 	// +kubebuilder:validation:MaxLength=45
 	// +kubebuilder:validation:XValidation:rule="isIP(self)",message="the address is no IP address"
 	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="the address cannot be changed: delete the AddressProbe"
 	Address string `json:"address"`
-	// Pool of the address; its advertisements say on which links it is asked for.
+	// Pool of the address. Its advertisements say on which links the speakers probe.
 	// +kubebuilder:validation:MaxLength=253
 	// +optional
 	Pool string `json:"pool,omitempty"`
-	// Service that it is about to be given to.
+	// Service that is about to get the address.
 	Service ServiceReference `json:"service"`
 }
 
-// Outcomes of an AddressProbe.
+// The outcomes of an AddressProbe.
 const (
-	// OutcomeSilent: nobody answered.
+	// OutcomeSilent: no host answered.
 	OutcomeSilent = "Silent"
 	// OutcomeAnswered: a host uses the address, or is about to.
 	OutcomeAnswered = "Answered"
 )
 
-// AddressProbeStatus is what a speaker found. The first one to find something writes it.
+// AddressProbeStatus is what a speaker found. The first speaker with a result writes it.
 type AddressProbeStatus struct {
-	// Outcome is Silent when nobody answered, and Answered when a host uses the address, or is about to.
+	// Outcome is Silent when no host answered, and Answered when a host uses the address or is
+	// about to.
 	// +kubebuilder:validation:Enum=Silent;Answered
 	// +optional
 	Outcome string `json:"outcome,omitempty"`
-	// By are the Ethernet addresses that answered.
+	// By lists the Ethernet addresses that answered.
 	// +kubebuilder:validation:MaxLength=253
 	// +optional
 	By string `json:"by,omitempty"`
-	// Node whose speaker asked.
+	// Node whose speaker probed.
 	// +optional
 	Node string `json:"node,omitempty"`
-	// Time when it was known.
+	// Time of the result.
 	// +optional
 	Time *metav1.Time `json:"time,omitempty"`
 }
 
-// AddressProbe is a question from the controller to the speakers: does somebody on the segment use this address? The controller makes it before it
-// gives an address of a pool with spec.gantry.probe, and deletes it when it knows. A speaker asks three times, 200 ms apart, as one who
-// may want to use the address (RFC 5227 section 2.1.1, RFC 4862 section 5.4), on the links where the address would be announced.
+// AddressProbe is a question from the controller to the speakers: does a host on the network
+// segment use this address? The controller creates it before it gives an address of a pool with
+// spec.gantry.probe, and deletes it when it has the answer. A speaker sends three probes, 200 ms
+// apart (RFC 5227, section 2.1.1; RFC 4862, section 5.4), on the links where the address would be
+// announced.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status

@@ -2,12 +2,13 @@ package v1alpha1
 
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-// AddressReservationSpec keeps addresses for one Service, whether it exists or not. With addresses, these; with a pool, one of each family of
-// the pool, chosen at once; with neither, those that the Service holds, once it is gone.
+// AddressReservationSpec keeps addresses for one Service, whether it exists or not. With addresses,
+// it keeps these. With a pool, it keeps one address of each family of the pool, chosen at once.
+// With neither, it keeps what the Service holds once the Service is deleted.
 //
 // +kubebuilder:validation:XValidation:rule="!has(self.addresses) || !has(self.pool)",message="name addresses or a pool, not both"
 type AddressReservationSpec struct {
-	// Service is who the addresses are kept for.
+	// Service for which the addresses are kept.
 	Service ServiceReference `json:"service"`
 	// Addresses to keep.
 	// +kubebuilder:validation:MinItems=1
@@ -22,7 +23,8 @@ type AddressReservationSpec struct {
 	// +kubebuilder:validation:MaxLength=253
 	// +optional
 	Pool string `json:"pool,omitempty"`
-	// Expires is when the addresses are no longer kept; absent is never. A Service that holds one then goes on holding it.
+	// Expires is when the reservation ends; unset: never. A Service that holds an address then
+	// continues to hold it.
 	// +optional
 	Expires *metav1.Time `json:"expires,omitempty"`
 }
@@ -39,20 +41,20 @@ type ServiceReference struct {
 	Name string `json:"name"`
 }
 
-// AddressReservationStatus says what is kept. It is the controller's to write.
+// AddressReservationStatus says which addresses are kept. The controller writes it.
 type AddressReservationStatus struct {
 	// Addresses that are kept.
 	// +kubebuilder:validation:MaxItems=32
 	// +optional
 	Addresses []string `json:"addresses,omitempty"`
-	// Conditions say whether the reservation can be kept.
+	// Conditions say whether the addresses can be kept.
 	// +listType=map
 	// +listMapKey=type
 	// +optional
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 }
 
-// AddressReservation keeps addresses for a Service across its deletion, or ahead of its creation.
+// AddressReservation keeps addresses for a Service before it is created or after it is deleted.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status

@@ -20,16 +20,16 @@ type BGPSessionStatus struct {
 	// Since is when the session entered the state.
 	// +optional
 	Since *metav1.Time `json:"since,omitempty"`
-	// Families whose routes are exchanged: ipv4-unicast, ipv6-unicast.
+	// Families whose routes the session carries: ipv4-unicast, ipv6-unicast.
 	// +optional
 	Families []string `json:"families,omitempty"`
-	// Prefixes is the number of prefixes that are announced.
+	// Prefixes is the number of announced prefixes.
 	// +optional
 	Prefixes int32 `json:"prefixes"`
-	// BFD is the state of the BFD session: Up, Down, Init, AdminDown, or empty without one.
+	// BFD is the state of the BFD session: Up, Down, Init or AdminDown; empty without BFD.
 	// +optional
 	BFD string `json:"bfd,omitempty"`
-	// LastError says why the session ended or could not start, and what to do.
+	// LastError says why the session last ended or could not start, and what to do.
 	// +optional
 	LastError string `json:"lastError,omitempty"`
 	// Conditions of the session.
@@ -39,7 +39,7 @@ type BGPSessionStatus struct {
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 }
 
-// BGPSession is written by speakers: one for each node and BGPPeer.
+// BGPSession is the session between one node and one BGPPeer. The node's speaker writes it.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status

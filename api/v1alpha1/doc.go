@@ -1,5 +1,6 @@
-// Package v1alpha1 holds the kinds of the gantry.dev API, version v1alpha1: what Gantry reports or keeps beyond the
-// metallb.io API. Structs, validation markers and generated code, no behaviour.
+// Package v1alpha1 holds the kinds of the gantry.dev API, version v1alpha1: what Gantry reports or
+// stores beyond the metallb.io API. It has structs, validation markers and generated code, no
+// behaviour.
 //
 // +kubebuilder:object:generate=true
 // +groupName=gantry.dev

@@ -2,7 +2,7 @@ package v1alpha1
 
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-// SpeakerStatusStatus is what one node's speaker sees and does.
+// SpeakerStatusStatus is the state of one node's speaker.
 type SpeakerStatusStatus struct {
 	// Node that the speaker runs on.
 	// +optional
@@ -10,13 +10,13 @@ type SpeakerStatusStatus struct {
 	// Version of the speaker.
 	// +optional
 	Version string `json:"version,omitempty"`
-	// Held is the number of layer-2 addresses that the node answers for.
+	// Held is the number of addresses for which the node answers ARP or NDP.
 	// +optional
 	Held int32 `json:"held"`
 	// Routes is the number of prefixes that the node announces by BGP.
 	// +optional
 	Routes int32 `json:"routes"`
-	// Members are the nodes whose speakers it has contact with, its own among them, sorted.
+	// Members are the nodes whose speakers this one can reach, itself included, sorted.
 	// +optional
 	Members []string `json:"members,omitempty"`
 	// Links are the links of the node, sorted by name.
@@ -37,18 +37,19 @@ type SpeakerLink struct {
 	Name string `json:"name"`
 	// Usable says whether addresses may be announced on it.
 	Usable bool `json:"usable"`
-	// Reason, in one word, why it is not usable.
+	// Reason is one word that says why the link is not usable.
 	// +optional
 	Reason string `json:"reason,omitempty"`
-	// Message says what failed, in a sentence.
+	// Message says in one sentence what failed.
 	// +optional
 	Message string `json:"message,omitempty"`
-	// MAC is the hardware address that answers carry.
+	// MAC is the hardware address in the answers.
 	// +optional
 	MAC string `json:"mac,omitempty"`
 }
 
-// SpeakerStatus is written by each speaker and named after its node.
+// SpeakerStatus is the state of a node's speaker. The speaker writes it; it is named after the
+// node.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status

@@ -2,35 +2,39 @@ package v1beta1
 
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-// BFDProfileSpec holds the parameters of BFD sessions (RFC 5880). Unset fields have the defaults of the big daemons.
+// BFDProfileSpec holds the parameters of BFD sessions (RFC 5880). Unset fields have the defaults of
+// FRR.
 type BFDProfileSpec struct {
-	// ReceiveInterval is the shortest interval between packets that this end can receive, in ms; 300 when unset.
+	// ReceiveInterval is the shortest interval between packets that this end can receive, in ms.
+	// Default: 300.
 	// +kubebuilder:validation:Minimum=10
 	// +kubebuilder:validation:Maximum=60000
 	// +optional
 	ReceiveInterval *uint32 `json:"receiveInterval,omitempty"`
-	// TransmitInterval is the shortest interval between packets that this end wants to send, in ms; 300 when unset.
+	// TransmitInterval is the shortest interval between packets that this end sends, in ms.
+	// Default: 300.
 	// +kubebuilder:validation:Minimum=10
 	// +kubebuilder:validation:Maximum=60000
 	// +optional
 	TransmitInterval *uint32 `json:"transmitInterval,omitempty"`
-	// DetectMultiplier is the number of packets that may be missing before the session is down; 3 when unset.
+	// DetectMultiplier is the number of packets in a row that may be lost before the session goes
+	// down. Default: 3.
 	// +kubebuilder:validation:Minimum=2
 	// +kubebuilder:validation:Maximum=255
 	// +optional
 	DetectMultiplier *uint32 `json:"detectMultiplier,omitempty"`
-	// EchoInterval is the interval between echo packets, in ms; 50 when unset.
+	// EchoInterval is the interval between echo packets, in ms. Default: 50.
 	// +kubebuilder:validation:Minimum=10
 	// +kubebuilder:validation:Maximum=60000
 	// +optional
 	EchoInterval *uint32 `json:"echoInterval,omitempty"`
-	// EchoMode asks for the echo function (RFC 5880, section 6.4).
+	// EchoMode turns on the echo function (RFC 5880, section 6.4). Default: false.
 	// +optional
 	EchoMode *bool `json:"echoMode,omitempty"`
-	// PassiveMode waits for the router's first packet (RFC 5880, section 6.1).
+	// PassiveMode sends no packet before the router does (RFC 5880, section 6.1). Default: false.
 	// +optional
 	PassiveMode *bool `json:"passiveMode,omitempty"`
-	// MinimumTTL of received packets of multihop sessions; 254 when unset.
+	// MinimumTTL is the lowest TTL of received packets that multihop sessions accept. Default: 254.
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=254
 	// +optional
@@ -39,12 +43,12 @@ type BFDProfileSpec struct {
 
 // BFDProfileStatus reports how the profile is understood.
 type BFDProfileStatus struct {
-	// Gantry holds what only Gantry reports.
+	// Gantry holds status fields that only Gantry has.
 	// +optional
 	Gantry *ObjectStatus `json:"gantry,omitempty"`
 }
 
-// BFDProfile is a set of parameters for BFD sessions, named by BGPPeers.
+// BFDProfile is a set of parameters for BFD sessions. BGPPeers refer to it by name.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status

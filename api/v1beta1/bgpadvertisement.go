@@ -2,65 +2,70 @@ package v1beta1
 
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-// BGPAdvertisementSpec says which pools are announced by BGP, to which peers, from which nodes and with what attributes.
+// BGPAdvertisementSpec says which pools are announced by BGP: to which peers, from which nodes and
+// with which attributes.
 //
-// +kubebuilder:validation:XValidation:rule="!has(self.serviceSelectors) || self.serviceSelectors.size() == 0 || ((!has(self.aggregationLength) || self.aggregationLength == 32) && (!has(self.aggregationLengthV6) || self.aggregationLengthV6 == 128))",message="serviceSelectors and aggregationLength are mutually exclusive: an aggregate cannot be announced for some of its Services; take the lengths out, or write 32 and 128"
+// +kubebuilder:validation:XValidation:rule="!has(self.serviceSelectors) || self.serviceSelectors.size() == 0 || ((!has(self.aggregationLength) || self.aggregationLength == 32) && (!has(self.aggregationLengthV6) || self.aggregationLengthV6 == 128))",message="serviceSelectors and aggregationLength are mutually exclusive: an aggregate cannot be announced for some of its Services; remove the lengths, or write 32 and 128"
 type BGPAdvertisementSpec struct {
-	// AggregationLength is the length of the IPv4 prefixes that are announced, 1 to 32.
+	// AggregationLength is the length of the announced IPv4 prefixes, 1 to 32.
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=32
 	// +kubebuilder:default:=32
 	// +optional
 	AggregationLength *int32 `json:"aggregationLength,omitempty"`
-	// AggregationLengthV6 is the length of the IPv6 prefixes that are announced, 1 to 128.
+	// AggregationLengthV6 is the length of the announced IPv6 prefixes, 1 to 128.
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=128
 	// +kubebuilder:default:=128
 	// +optional
 	AggregationLengthV6 *int32 `json:"aggregationLengthV6,omitempty"`
-	// LocalPref of the routes at internal peers (RFC 4271, section 5.1.5); 0 leaves it to the router.
+	// LocalPref is the preference of the routes at internal peers (RFC 4271, section 5.1.5). With 0
+	// the router chooses.
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=4294967295
 	// +kubebuilder:validation:Format=int64
 	// +optional
 	LocalPref uint32 `json:"localPref,omitempty"`
-	// Communities of the routes: "A:B" (RFC 1997), "large:A:B:C" (RFC 8092), or the name of an alias in a Community.
+	// Communities of the routes: "A:B" (RFC 1997), "large:A:B:C" (RFC 8092), or an alias from a
+	// Community.
 	// +kubebuilder:validation:MaxItems=63
 	// +kubebuilder:validation:items:MinLength=1
 	// +kubebuilder:validation:items:MaxLength=253
 	// +kubebuilder:validation:items:XValidation:rule="!self.contains(':') || (self.matches('^[0-9]{1,5}:[0-9]{1,5}$') && self.split(':').all(n, int(n) <= 65535)) || (self.matches('^large:[0-9]{1,10}:[0-9]{1,10}:[0-9]{1,10}$') && self.substring(6).split(':').all(n, int(n) <= 4294967295))",message="invalid community value: write A:B with both at most 65535, large:A:B:C with each at most 4294967295, or the name of an alias",messageExpression="\"invalid community value: '\" + self + \"': write A:B with both at most 65535, large:A:B:C with each at most 4294967295, or the name of an alias\""
 	// +optional
 	Communities []string `json:"communities,omitempty"`
-	// IPAddressPools are names of pools. Neither names nor selectors means all pools.
+	// IPAddressPools are names of pools. Without names and selectors the advertisement covers all
+	// pools.
 	// +optional
 	IPAddressPools []string `json:"ipAddressPools,omitempty"`
-	// IPAddressPoolSelectors add every pool that one of them matches.
+	// IPAddressPoolSelectors add every pool that matches one of them.
 	// +optional
 	IPAddressPoolSelectors []metav1.LabelSelector `json:"ipAddressPoolSelectors,omitempty"`
-	// NodeSelectors limit the nodes that announce to those that one of them matches; none means all nodes.
+	// NodeSelectors: only nodes that match one of them announce. Without selectors all nodes do.
 	// +optional
 	NodeSelectors []metav1.LabelSelector `json:"nodeSelectors,omitempty"`
-	// Peers are names of the BGPPeers to announce to; none means all.
+	// Peers are names of the BGPPeers that get the routes. Without names all do.
 	// +optional
 	Peers []string `json:"peers,omitempty"`
-	// ServiceSelectors limit the Services to those that one of them matches; none means all of the pools' Services.
+	// ServiceSelectors: only Services that match one of them are announced. Without selectors all
+	// Services of the pools are.
 	// +kubebuilder:validation:MaxItems=128
 	// +optional
 	ServiceSelectors []metav1.LabelSelector `json:"serviceSelectors,omitempty"`
 
-	// Gantry holds what only Gantry offers.
+	// Gantry holds settings that only Gantry has.
 	// +optional
 	Gantry *BGPAdvertisementExtension `json:"gantry,omitempty"`
 }
 
 // BGPAdvertisementStatus reports how the advertisement is understood.
 type BGPAdvertisementStatus struct {
-	// Gantry holds what only Gantry reports.
+	// Gantry holds status fields that only Gantry has.
 	// +optional
 	Gantry *ObjectStatus `json:"gantry,omitempty"`
 }
 
-// BGPAdvertisement has the addresses of pools announced to routers.
+// BGPAdvertisement announces the addresses of pools to routers.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status

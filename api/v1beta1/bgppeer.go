@@ -6,7 +6,8 @@ import (
 	"github.com/gantry-lb/gantry/api/v1beta2"
 )
 
-// BGPPeer is a router that nodes peer with, in the older version: the schema is that of v1beta2.
+// BGPPeer is a router with which nodes have BGP sessions. This version is older and has the schema
+// of v1beta2.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status

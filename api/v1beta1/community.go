@@ -2,23 +2,24 @@ package v1beta1
 
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-// CommunitySpec lists aliases.
+// CommunitySpec lists aliases of communities.
 type CommunitySpec struct {
 	// Communities are the aliases.
 	// +kubebuilder:validation:MaxItems=128
-	// +kubebuilder:validation:XValidation:rule="self.all(a, !has(a.name) || self.exists_one(b, has(b.name) && a.name == b.name))",message="communities names one alias twice: take one of them out"
-	// +kubebuilder:validation:items:XValidation:rule="has(self.name) && has(self.value)",message="an alias needs both name and value: write name: vpn and value: 64512:100, or take it out"
+	// +kubebuilder:validation:XValidation:rule="self.all(a, !has(a.name) || self.exists_one(b, has(b.name) && a.name == b.name))",message="communities names one alias twice: remove one of them"
+	// +kubebuilder:validation:items:XValidation:rule="has(self.name) && has(self.value)",message="an alias needs both name and value: write name: vpn and value: 64512:100, or remove it"
 	// +optional
 	Communities []CommunityAlias `json:"communities,omitempty"`
 
-	// Gantry holds what only Gantry offers.
+	// Gantry holds settings that only Gantry has.
 	// +optional
 	Gantry *CommunityExtension `json:"gantry,omitempty"`
 }
 
-// CommunityAlias gives a BGP community a name.
+// CommunityAlias gives a name to a BGP community.
 type CommunityAlias struct {
-	// Name of the alias, as BGPAdvertisements write it; unique over all Community objects.
+	// Name of the alias, as written in BGPAdvertisements. It is unique across all Community
+	// objects.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
 	// +kubebuilder:validation:XValidation:rule="!self.contains(':')",message="the alias name contains ':', which only values have: write a name without it",messageExpression="\"the alias name '\" + self + \"' contains ':', which only values have: write a name without it\""
@@ -33,7 +34,7 @@ type CommunityAlias struct {
 
 // CommunityStatus reports how the aliases are understood.
 type CommunityStatus struct {
-	// Gantry holds what only Gantry reports.
+	// Gantry holds status fields that only Gantry has.
 	// +optional
 	Gantry *ObjectStatus `json:"gantry,omitempty"`
 }

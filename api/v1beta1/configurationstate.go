@@ -2,34 +2,36 @@ package v1beta1
 
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-// ConfigurationResult sums up whether a component understands the whole configuration.
+// ConfigurationResult says whether a component understands the whole configuration.
 //
 // +kubebuilder:validation:Enum=Valid;Invalid;Unknown
 type ConfigurationResult string
 
-// The results: Unknown before the first look, Invalid while an object has a Problem, Valid otherwise.
+// The results: Unknown before the configuration is first read, Invalid while an object has a
+// problem, Valid otherwise.
 const (
 	ConfigurationValid   ConfigurationResult = "Valid"
 	ConfigurationInvalid ConfigurationResult = "Invalid"
 	ConfigurationUnknown ConfigurationResult = "Unknown"
 )
 
-// ConfigurationStateStatus says what a component makes of the configuration.
+// ConfigurationStateStatus says whether a component understands the configuration.
 type ConfigurationStateStatus struct {
-	// Result in one word.
+	// Result is Valid, Invalid or Unknown.
 	// +optional
 	Result ConfigurationResult `json:"result,omitempty"`
-	// ErrorSummary lists the errors, one on a line.
+	// ErrorSummary lists the errors, one per line.
 	// +optional
 	ErrorSummary string `json:"errorSummary,omitempty"`
-	// Conditions of the component's readers of the configuration.
+	// Conditions of the component that reads the configuration.
 	// +listType=map
 	// +listMapKey=type
 	// +optional
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 }
 
-// ConfigurationState is written by the controller (named "controller") and by each speaker (named "speaker-NODE").
+// ConfigurationState says what is wrong with the configuration. The controller writes the one named
+// "controller", each speaker the one named "speaker-NODE".
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status

@@ -1,5 +1,6 @@
-// Package v1beta1 holds the kinds of the metallb.io API, version v1beta1, as Gantry serves them: structs, validation
-// markers and generated code, no behaviour. Fields of our own stand only under spec.gantry and status.gantry.
+// Package v1beta1 holds the kinds of the metallb.io API, version v1beta1, as Gantry serves them:
+// structs, validation markers and generated code, no behaviour. Gantry's own fields are only under
+// spec.gantry and status.gantry.
 //
 // +kubebuilder:object:generate=true
 // +groupName=metallb.io

@@ -14,7 +14,7 @@ import (
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-// poolWithExtension is a pool with this under spec.gantry.
+// poolWithExtension returns a pool with this under spec.gantry.
 func poolWithExtension(e v1beta1.PoolExtension) *v1beta1.IPAddressPool {
 	p := newPool("192.0.2.0/24")
 	p.Spec.Gantry = &e
@@ -82,10 +82,10 @@ func testReservationRules(t *testing.T, c client.Client) {
 		"one of a pool, until a time": {edit: func(s *v1alpha1.AddressReservationSpec) {
 			s.Pool, s.Expires = "first-pool", &metav1.Time{Time: time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)}
 		}},
-		"a CIDR":            {edit: func(s *v1alpha1.AddressReservationSpec) { s.Addresses = []string{"192.0.2.0/24"} }, want: []string{"'192.0.2.0/24' is no address"}},
-		"addresses twice":   {edit: func(s *v1alpha1.AddressReservationSpec) { s.Addresses = []string{"192.0.2.1", "192.0.2.1"} }, want: []string{"Duplicate"}},
-		"a pool beside it":  {edit: func(s *v1alpha1.AddressReservationSpec) { s.Addresses, s.Pool = []string{"192.0.2.1"}, "a" }, want: []string{"name addresses or a pool, not both"}},
-		"nobody to keep it": {edit: func(s *v1alpha1.AddressReservationSpec) { s.Service.Name = "" }, want: []string{"spec.service.name"}},
+		"a CIDR":           {edit: func(s *v1alpha1.AddressReservationSpec) { s.Addresses = []string{"192.0.2.0/24"} }, want: []string{"'192.0.2.0/24' is no address"}},
+		"addresses twice":  {edit: func(s *v1alpha1.AddressReservationSpec) { s.Addresses = []string{"192.0.2.1", "192.0.2.1"} }, want: []string{"Duplicate"}},
+		"a pool beside it": {edit: func(s *v1alpha1.AddressReservationSpec) { s.Addresses, s.Pool = []string{"192.0.2.1"}, "a" }, want: []string{"name addresses or a pool, not both"}},
+		"no Service":       {edit: func(s *v1alpha1.AddressReservationSpec) { s.Service.Name = "" }, want: []string{"spec.service.name"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if tc.want != nil {

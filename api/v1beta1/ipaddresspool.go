@@ -2,9 +2,9 @@ package v1beta1
 
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-// IPAddressPoolSpec says which addresses a pool has and which Services may have them.
+// IPAddressPoolSpec says which addresses a pool has and which Services may get them.
 type IPAddressPoolSpec struct {
-	// Addresses are the pool's addresses: each entry is a CIDR ("192.0.2.0/24"), a range with both ends in it
+	// Addresses of the pool. An entry is a CIDR ("192.0.2.0/24"), a range that includes both ends
 	// ("192.0.2.10-192.0.2.20") or a single address. Entries may be of both families.
 	// +kubebuilder:validation:MinItems=0
 	// +kubebuilder:validation:MaxItems=512
@@ -14,67 +14,70 @@ type IPAddressPoolSpec struct {
 	// +kubebuilder:validation:items:XValidation:rule="!self.contains('-') || self.split('-').size() != 2 || !isIP(self.split('-')[0].trim()) || !isIP(self.split('-')[1].trim()) || ip(self.split('-')[0].trim()).family() == ip(self.split('-')[1].trim()).family()",message="the range mixes IPv4 and IPv6: write an entry for each family",messageExpression="\"the range '\" + self + \"' mixes IPv4 and IPv6: write an entry for each family\""
 	Addresses []string `json:"addresses"`
 
-	// AutoAssign false reserves the pool for Services that ask for it, by name or by address.
+	// AutoAssign: with false, only Services that name the pool or one of its addresses get an
+	// address from it.
 	// +kubebuilder:default:=true
 	// +optional
 	AutoAssign *bool `json:"autoAssign,omitempty"`
 
-	// AvoidBuggyIPs passes over IPv4 addresses that end in .0 or .255.
+	// AvoidBuggyIPs skips IPv4 addresses that end in .0 or .255.
 	// +kubebuilder:default:=false
 	// +optional
 	AvoidBuggyIPs bool `json:"avoidBuggyIPs,omitempty"`
 
-	// AllocateTo pins the pool to some Services and ranks it among the pools of a Service.
+	// ServiceAllocation restricts the pool to some Services and ranks it among the pools of a
+	// Service.
 	// +optional
 	AllocateTo *ServiceAllocation `json:"serviceAllocation,omitempty"`
 
-	// Gantry holds what only Gantry offers.
+	// Gantry holds settings that only Gantry has.
 	// +optional
 	Gantry *PoolExtension `json:"gantry,omitempty"`
 }
 
-// ServiceAllocation says which Services a pinned pool serves. The namespaces (by name or selector) and the Service
-// selectors have to agree both.
+// ServiceAllocation says which Services a restricted pool serves. A Service must match both the
+// namespaces (by name or selector) and the Service selectors.
 type ServiceAllocation struct {
-	// Priority ranks the pool: lower is tried first, 0 or absent last.
+	// Priority of the pool: a lower number is tried first; 0 or absent is last.
 	// +optional
 	Priority int `json:"priority,omitempty"`
-	// Namespaces are names of admitted namespaces.
+	// Namespaces are the names of admitted namespaces.
 	// +optional
 	Namespaces []string `json:"namespaces,omitempty"`
-	// NamespaceSelectors admit every namespace that one of them matches.
+	// NamespaceSelectors admit every namespace that matches one of them.
 	// +optional
 	NamespaceSelectors []metav1.LabelSelector `json:"namespaceSelectors,omitempty"`
-	// ServiceSelectors admit every Service that one of them matches.
+	// ServiceSelectors admit every Service that matches one of them.
 	// +optional
 	ServiceSelectors []metav1.LabelSelector `json:"serviceSelectors,omitempty"`
 }
 
-// IPAddressPoolStatus counts the addresses of a pool. It is the controller's to write.
+// IPAddressPoolStatus counts the addresses of a pool. The controller writes it.
 type IPAddressPoolStatus struct {
-	// AssignedIPv4 is the number of different IPv4 addresses in use.
+	// AssignedIPv4 is the number of different IPv4 addresses that Services hold.
 	AssignedIPv4 int64 `json:"assignedIPv4"`
-	// AssignedIPv6 is the number of different IPv6 addresses in use.
+	// AssignedIPv6 is the number of different IPv6 addresses that Services hold.
 	AssignedIPv6 int64 `json:"assignedIPv6"`
-	// AvailableIPv4 is the number of IPv4 addresses that are free.
+	// AvailableIPv4 is the number of free IPv4 addresses.
 	AvailableIPv4 int64 `json:"availableIPv4"`
-	// AvailableIPv6 is the number of IPv6 addresses that are free.
+	// AvailableIPv6 is the number of free IPv6 addresses.
 	AvailableIPv6 int64 `json:"availableIPv6"`
-	// Gantry holds what only Gantry reports.
+	// Gantry holds status fields that only Gantry has.
 	// +optional
 	Gantry *ObjectStatus `json:"gantry,omitempty"`
 }
 
-// ObjectStatus is what Gantry reports of a configuration object beyond the fields of the metallb.io API.
+// ObjectStatus is what Gantry reports about a configuration object in addition to the metallb.io
+// API.
 type ObjectStatus struct {
-	// Conditions say whether the object is understood and what is wrong with it.
+	// Conditions say whether the object is understood, and what is wrong with it.
 	// +listType=map
 	// +listMapKey=type
 	// +optional
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 }
 
-// IPAddressPool is a set of addresses from which Services of type LoadBalancer get theirs.
+// IPAddressPool is a set of addresses for Services of type LoadBalancer.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status

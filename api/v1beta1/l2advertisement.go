@@ -2,27 +2,32 @@ package v1beta1
 
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-// L2AdvertisementSpec says which pools are announced by ARP and NDP, from which nodes and on which interfaces.
+// L2AdvertisementSpec says which pools are announced by ARP and NDP: from which nodes and on which
+// interfaces.
 type L2AdvertisementSpec struct {
-	// IPAddressPools are names of pools. Neither names nor selectors means all pools.
+	// IPAddressPools are names of pools. Without names and selectors the advertisement covers all
+	// pools.
 	// +optional
 	IPAddressPools []string `json:"ipAddressPools,omitempty"`
-	// IPAddressPoolSelectors add every pool that one of them matches.
+	// IPAddressPoolSelectors add every pool that matches one of them.
 	// +optional
 	IPAddressPoolSelectors []metav1.LabelSelector `json:"ipAddressPoolSelectors,omitempty"`
-	// NodeSelectors limit the nodes that may announce to those that one of them matches; none means all nodes.
+	// NodeSelectors: only nodes that match one of them may announce. Without selectors all nodes
+	// may.
 	// +optional
 	NodeSelectors []metav1.LabelSelector `json:"nodeSelectors,omitempty"`
-	// ServiceSelectors limit the Services to those that one of them matches; none means all of the pools' Services.
+	// ServiceSelectors: only Services that match one of them are announced. Without selectors all
+	// Services of the pools are.
 	// +optional
 	ServiceSelectors []metav1.LabelSelector `json:"serviceSelectors,omitempty"`
-	// Interfaces are exact names of the interfaces to announce on; none means all usable ones.
+	// Interfaces are the exact names of the interfaces to announce on. Without names all usable
+	// ones are.
 	// +optional
 	Interfaces []string `json:"interfaces,omitempty"`
-	// PreferredNodeSelectors rank the nodes: the weights of those that match a node add up.
+	// PreferredNodeSelectors rank the nodes: a node's rank is the sum of the weights that match it.
 	// +optional
 	PreferredNodeSelectors []WeightedNodeSelector `json:"preferredNodeSelectors,omitempty"`
-	// Gantry holds what only Gantry reads.
+	// Gantry holds settings that only Gantry has.
 	// +optional
 	Gantry *L2AdvertisementExtension `json:"gantry,omitempty"`
 }
@@ -33,35 +38,37 @@ const (
 	RebalancePaced = "Paced"
 )
 
-// L2AdvertisementExtension holds the fields of an L2Advertisement that only Gantry reads.
+// L2AdvertisementExtension holds the settings of an L2Advertisement that are not in the metallb.io
+// API.
 type L2AdvertisementExtension struct {
-	// Rebalance says whether a node that holds more addresses than its share, or holds them though a preferred node could,
-	// gives some away while all is well: Never, which is the default, or Paced, a few a second once no speaker has come or
-	// gone for ten seconds. Either way a new address goes to a node that holds few.
+	// Rebalance says whether a node gives addresses away while everything works: when it holds more
+	// than its share, or when a preferred node could hold them. Never (the default) moves none.
+	// Paced moves a few per second, once no speaker has joined or left for ten seconds. In both
+	// cases a new address goes to a node that holds few.
 	// +kubebuilder:validation:Enum=Never;Paced
 	// +optional
 	Rebalance string `json:"rebalance,omitempty"`
 }
 
-// WeightedNodeSelector is a soft preference for nodes.
+// WeightedNodeSelector prefers some nodes over others.
 type WeightedNodeSelector struct {
 	// Weight of the preference, 1 to 100.
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=100
 	Weight int32 `json:"weight"`
-	// Preference selects the preferred nodes; an empty one matches all.
+	// Preference selects the preferred nodes; an empty one selects all.
 	// +structType=atomic
 	Preference metav1.LabelSelector `json:"preference"`
 }
 
 // L2AdvertisementStatus reports how the advertisement is understood.
 type L2AdvertisementStatus struct {
-	// Gantry holds what only Gantry reports.
+	// Gantry holds status fields that only Gantry has.
 	// +optional
 	Gantry *ObjectStatus `json:"gantry,omitempty"`
 }
 
-// L2Advertisement has the addresses of pools announced on the local segment.
+// L2Advertisement announces the addresses of pools on the local network segment.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status

@@ -2,49 +2,53 @@ package v1beta1
 
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-// PoolExtension is what Gantry adds to an IPAddressPool. Everything in it is optional, and none of it takes an address from a Service
-// that has it.
+// PoolExtension holds the settings of an IPAddressPool that are not in the metallb.io API. All are
+// optional. None of them takes an address away from a Service that holds it.
 type PoolExtension struct {
-	// Exclude are addresses that the pool never gives though they lie in it, such as those of routers: CIDRs, ranges and single
-	// addresses, as in spec.addresses.
+	// Exclude lists addresses that the pool never gives, such as those of routers: CIDRs, ranges
+	// and single addresses, as in spec.addresses.
 	// +kubebuilder:validation:MaxItems=128
 	// +kubebuilder:validation:items:MaxLength=96
 	// +kubebuilder:validation:items:XValidation:rule="self.contains('-') ? (self.split('-').size() == 2 && isIP(self.split('-')[0].trim()) && isIP(self.split('-')[1].trim())) : (isCIDR(self) || isIP(self))",message="the entry is no CIDR, range or address: write 192.0.2.0/28, 192.0.2.10-192.0.2.20 or 192.0.2.1, without blanks",messageExpression="\"'\" + self + \"' is no CIDR, range or address: write 192.0.2.0/28, 192.0.2.10-192.0.2.20 or 192.0.2.1, without blanks\""
 	// +optional
 	Exclude []string `json:"exclude,omitempty"`
 
-	// Order says which free address is given next. Lowest: the first one, in the order of spec.addresses. RoundRobin: the first one behind
-	// the one given last, so that an address rests as long as possible. Hash: one that the Service's namespace and name decide, so
-	// that a Service that is made again tends to get the address it had.
+	// Order says which free address is given next. Lowest (the default): the first one in the order
+	// of spec.addresses. RoundRobin: the one after the address given last, so that a released
+	// address stays unused as long as possible. Hash: an address derived from the Service's
+	// namespace and name, so that a Service that is created again usually gets its old address.
 	// +kubebuilder:validation:Enum=Lowest;RoundRobin;Hash
 	// +optional
 	Order string `json:"order,omitempty"`
 
-	// Cooldown is how long an address waits, after its last Service gave it back, before another Service may have it. A Service of the same
-	// namespace and name may have it at once.
+	// Cooldown is how long a released address waits before another Service may get it. A Service of
+	// the same namespace and name may have it at once.
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:MaxLength=32
 	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$|^0$') && duration(self) >= duration('0s') && duration(self) <= duration('8760h')",message="cooldown is between 0s and 8760h: write one such as 10m or 24h"
 	// +optional
 	Cooldown *metav1.Duration `json:"cooldown,omitempty"`
 
-	// Quota bounds how many addresses of the pool the Services of one namespace may hold, whether they ask for them or not.
+	// Quota limits how many addresses of the pool the Services of one namespace may hold, requested
+	// ones included.
 	// +optional
 	Quota *PoolQuota `json:"quota,omitempty"`
 
-	// Probe has a speaker ask its segment for an address (ARP, or Neighbor Solicitation) before the address is given to a Service that does not
-	// have it. One that somebody answers for is put into quarantine, and another is tried.
+	// Probe makes a speaker check by ARP or Neighbor Solicitation whether a host uses an address
+	// already, before a new Service gets it. If a host answers, the address goes into quarantine
+	// and another one is tried.
 	// +optional
 	Probe *PoolProbe `json:"probe,omitempty"`
 }
 
-// PoolQuota bounds the addresses of each family that a namespace may hold. An address that Services of one namespace share counts once.
+// PoolQuota limits the addresses of each family that a namespace may hold. An address that Services
+// of one namespace share counts once.
 type PoolQuota struct {
-	// PerNamespace holds for every namespace that is not named; absent is no bound.
+	// PerNamespace is the limit for every namespace that is not listed. Unset: no limit.
 	// +kubebuilder:validation:Minimum=0
 	// +optional
 	PerNamespace *int32 `json:"perNamespace,omitempty"`
-	// Namespaces have bounds of their own.
+	// Namespaces with a limit of their own.
 	// +kubebuilder:validation:MaxItems=1024
 	// +listType=map
 	// +listMapKey=namespace
@@ -52,20 +56,20 @@ type PoolQuota struct {
 	Namespaces []NamespaceQuota `json:"namespaces,omitempty"`
 }
 
-// NamespaceQuota is the bound of one namespace.
+// NamespaceQuota is the limit of one namespace.
 type NamespaceQuota struct {
-	// Namespace by name.
+	// Namespace is the name of the namespace.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=63
 	Namespace string `json:"namespace"`
-	// Addresses of each family that it may hold.
+	// Addresses is how many addresses of each family it may hold.
 	// +kubebuilder:validation:Minimum=0
 	Addresses int32 `json:"addresses"`
 }
 
-// PoolProbe says what follows when somebody answers.
+// PoolProbe says what happens when a host answers.
 type PoolProbe struct {
-	// Quarantine is how long an address is not given after somebody answered for it.
+	// Quarantine is how long an address is not given after a host answered for it.
 	// +kubebuilder:default="1h"
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:MaxLength=32

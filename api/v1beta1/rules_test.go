@@ -17,8 +17,8 @@ import (
 	"github.com/gantry-lb/gantry/test/apiserver"
 )
 
-// TestCRDValidationRules applies objects to a real API server, since the rules are expressions that only it evaluates. One
-// server serves all tables: it takes seconds to start.
+// TestCRDValidationRules applies objects to a real API server, since the rules are expressions that
+// only it evaluates. All tables use one server, because it takes seconds to start.
 func TestCRDValidationRules(t *testing.T) {
 	scheme := runtime.NewScheme()
 	if err := v1beta1.AddToScheme(scheme); err != nil {
@@ -71,7 +71,7 @@ func wantRefused(t *testing.T, c client.Client, o client.Object, want ...string)
 	}
 	for _, w := range []string{"type conversion error", "no such key", "failed rule"} {
 		if strings.Contains(err.Error(), w) {
-			t.Errorf("it was refused with %v, which is a rule and no sentence", err)
+			t.Errorf("it was refused with %v, which is a rule instead of a sentence", err)
 		}
 	}
 }
@@ -112,7 +112,7 @@ func testAddressRules(t *testing.T, c client.Client) {
 	}
 }
 
-// sound are entries that the API server has to accept. The order of a range's ends cannot be checked there.
+// sound are entries that the API server must accept. It cannot check the order of a range's ends.
 var sound = map[string]string{
 	"a CIDR":                         "192.0.2.0/24",
 	"a CIDR with host bits":          "10.20.30.40/24",
@@ -130,7 +130,8 @@ var sound = map[string]string{
 	"an IPv6 address, written whole": "2001:0db8:0000:0000:0000:0000:0000:0001",
 }
 
-// testAcceptedEntries also holds the rules and the parser together: what the API server lets in, the controller reads.
+// testAcceptedEntries also checks that the rules and the parser agree: the controller can read what
+// the API server accepts.
 func testAcceptedEntries(t *testing.T, c client.Client) {
 	for name, entry := range sound {
 		t.Run(name, func(t *testing.T) {
@@ -191,20 +192,21 @@ func testDefaultsAndLimits(t *testing.T, c client.Client) {
 		t.Fatal(err)
 	}
 	if p.Spec.AutoAssign == nil || !*p.Spec.AutoAssign || p.Spec.AvoidBuggyIPs || p.Spec.AllocateTo != nil {
-		t.Errorf("a pool that leaves all out has %+v, want autoAssign alone", p.Spec)
+		t.Errorf("a pool without settings has %+v, want only autoAssign", p.Spec)
 	}
 	var many []string
 	for range 512 {
 		many = append(many, "2001:0db8:0000:0000:0000:0000:0000:0001-2001:0db8:0000:0000:0000:0000:0000:ffff")
 	}
-	// The API server ends rules that cost too much while it evaluates them; the longest list has to stay below that.
+	// The API server aborts rules whose evaluation costs too much; the longest list must stay below
+	// that limit.
 	if err := c.Create(context.Background(), newPool(many...)); err != nil {
 		t.Errorf("the longest list is refused: %v", err)
 	}
 	wantRefused(t, c, newPool(append(many, "192.0.2.1")...), "spec.addresses", "512")
 }
 
-// testStatusRules checks that the counters go through the subresource alone, as users of it expect.
+// testStatusRules checks that the counters are written only through the status subresource.
 func testStatusRules(t *testing.T, c client.Client) {
 	ctx := context.Background()
 	p := newPool("192.0.2.0/24")

@@ -2,26 +2,27 @@ package v1beta1
 
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-// ServiceBGPStatusStatus says which node announces which Service to which peers.
+// ServiceBGPStatusStatus says which node announces a Service to which peers.
 type ServiceBGPStatusStatus struct {
-	// Node that announces.
-	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="node cannot be changed: the object is the speaker's to write"
+	// Node is the name of the node that announces.
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="node cannot be changed: only speakers write this object"
 	// +optional
 	Node string `json:"node,omitempty"`
-	// ServiceName of the announced Service.
-	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="serviceName cannot be changed: the object is the speaker's to write"
+	// ServiceName is the name of the announced Service.
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="serviceName cannot be changed: only speakers write this object"
 	// +optional
 	ServiceName string `json:"serviceName,omitempty"`
-	// ServiceNamespace of the announced Service.
-	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="serviceNamespace cannot be changed: the object is the speaker's to write"
+	// ServiceNamespace is the namespace of the announced Service.
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="serviceNamespace cannot be changed: only speakers write this object"
 	// +optional
 	ServiceNamespace string `json:"serviceNamespace,omitempty"`
-	// Peers are the names of the BGPPeers to which the Service is announced, sorted.
+	// Peers are the names of the BGPPeers that get the Service's routes, sorted.
 	// +optional
 	Peers []string `json:"peers,omitempty"`
 }
 
-// ServiceBGPStatus is written by speakers: one for each node that announces a Service by BGP.
+// ServiceBGPStatus says that a node announces a Service by BGP. Speakers write one for each node
+// and Service.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status

@@ -2,50 +2,51 @@ package v1beta1
 
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-// ServiceL2StatusSpec is empty: the object only reports.
+// ServiceL2StatusSpec has no fields.
 type ServiceL2StatusSpec struct{}
 
-// ServiceL2StatusStatus says which node announces a Service on the local segment.
+// ServiceL2StatusStatus says which node announces a Service on the local network segment.
 type ServiceL2StatusStatus struct {
 	// Node is the name of the node that announces.
-	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="node cannot change"
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="node cannot be changed: only speakers write this object"
 	// +optional
 	Node string `json:"node,omitempty"`
 	// ServiceName is the name of the Service.
-	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="serviceName cannot change"
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="serviceName cannot be changed: only speakers write this object"
 	// +optional
 	ServiceName string `json:"serviceName,omitempty"`
 	// ServiceNamespace is the namespace of the Service.
-	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="serviceNamespace cannot change"
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="serviceNamespace cannot be changed: only speakers write this object"
 	// +optional
 	ServiceNamespace string `json:"serviceNamespace,omitempty"`
-	// Interfaces are the interfaces announced on; none means all.
+	// Interfaces are the interfaces it is announced on; an empty list means all.
 	// +optional
 	Interfaces []InterfaceInfo `json:"interfaces,omitempty"`
-	// Gantry holds what only Gantry reports.
+	// Gantry holds status fields that only Gantry has.
 	// +optional
 	Gantry *ServiceL2StatusGantry `json:"gantry,omitempty"`
 }
 
-// ServiceL2StatusGantry says more of what the node announces.
+// ServiceL2StatusGantry gives details of what the node announces.
 type ServiceL2StatusGantry struct {
-	// Addresses of the Service that the node answers for, sorted; another node may answer for the others.
+	// Addresses of the Service that the node answers for, sorted. Another node may answer for the
+	// others.
 	// +listType=atomic
 	// +optional
 	Addresses []string `json:"addresses,omitempty"`
-	// Conflicts are hosts that are no node's and claim one of the addresses now.
+	// Conflicts are hosts that are no nodes and that claim one of the addresses now.
 	// +listType=atomic
 	// +optional
 	Conflicts []AddressConflict `json:"conflicts,omitempty"`
 }
 
-// AddressConflict is another host's claim to an address.
+// AddressConflict is a foreign host's claim to an address.
 type AddressConflict struct {
 	// Address that the host claims.
 	Address string `json:"address"`
 	// MAC is the hardware address of the host.
 	MAC string `json:"mac"`
-	// Since is when its claim was first seen.
+	// Since is when the claim was first seen.
 	Since metav1.Time `json:"since"`
 }
 
@@ -56,7 +57,7 @@ type InterfaceInfo struct {
 	Name string `json:"name,omitempty"`
 }
 
-// ServiceL2Status says which node announces a Service by ARP and NDP. Speakers write it.
+// ServiceL2Status says that a node announces a Service by ARP and NDP. Speakers write it.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status

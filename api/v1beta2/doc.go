@@ -1,6 +1,6 @@
-// Package v1beta2 holds the kinds of the metallb.io API, version v1beta2, as Gantry serves them: BGPPeer alone. Its two
-// versions have one schema, so that the API server converts between them by itself. Fields of our own stand only
-// under spec.gantry and status.gantry.
+// Package v1beta2 holds the kinds of the metallb.io API, version v1beta2, as Gantry serves them:
+// only BGPPeer. Its two versions have one schema, so that the API server converts between them
+// without help. Gantry's own fields are only under spec.gantry and status.gantry.
 //
 // +kubebuilder:object:generate=true
 // +groupName=metallb.io

@@ -1,6 +1,7 @@
-// Package admission refuses at apply time what the controller would otherwise report in a condition: it builds the
-// Snapshot as if the object were admitted and answers with the Problems that are new, in the same words. References to
-// objects that are yet to come are let in with a warning. It is optional: everything works without it.
+// Package admission refuses at apply time what the controller would otherwise report in a
+// condition. It builds the Snapshot as if the object were admitted, and answers with the new
+// Problems in the same words. References to objects that do not exist yet are admitted with a
+// warning. The webhook is optional: everything works without it.
 package admission
 
 import (
@@ -24,7 +25,7 @@ import (
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-// WebhookPaths are where the webhook server answers for each kind.
+// WebhookPaths are the URL paths of the webhook, one for each kind.
 var WebhookPaths = []string{
 	"/validate-metallb-io-v1beta1-ipaddresspool", "/validate-metallb-io-v1beta1-l2advertisement", "/validate-metallb-io-v1beta1-bgpadvertisement",
 	"/validate-metallb-io-v1beta2-bgppeer", "/validate-metallb-io-v1beta1-bfdprofile", "/validate-metallb-io-v1beta1-community",
@@ -32,15 +33,16 @@ var WebhookPaths = []string{
 
 // Validator answers admission requests about configuration objects.
 type Validator struct {
-	// Reader reads the objects that exist.
+	// Reader reads the existing objects.
 	Reader client.Reader
-	// Scope is what is read. Its namespace is the only one that configuration objects may be in.
+	// Scope is the part of the configuration that is read. Configuration objects are allowed only
+	// in its namespace.
 	Scope configuration.Scope
-	// Now gives the time that a new object would be created at.
+	// Now returns the creation time for a new object.
 	Now func() time.Time
 }
 
-// RegisterHandlers has the server answer with v.
+// RegisterHandlers makes v the handler of all paths.
 func RegisterHandlers(s webhook.Server, v *Validator) {
 	for _, path := range WebhookPaths {
 		s.Register(path, &webhook.Admission{Handler: v})
@@ -76,7 +78,8 @@ func (v *Validator) readObjects(ctx context.Context) (snapshot.Objects, error) {
 	return o, err
 }
 
-// decideResponse refuses what is newly wrong, on this object or by it on another, and warns of what is not there yet.
+// decideResponse refuses an object that causes new Problems, its own or another object's, and warns
+// of references to objects that do not exist yet.
 func decideResponse(self snapshot.ObjectReference, before, after []snapshot.Problem) admission.Response {
 	var refused, warnings []string
 	for _, p := range after {
@@ -89,7 +92,7 @@ func decideResponse(self snapshot.ObjectReference, before, after []snapshot.Prob
 		case p.Object == self:
 			refused = append(refused, p.Text)
 		default:
-			refused = append(refused, fmt.Sprintf("with it, %s %q would be wrong: %s", p.Object.Kind, p.Object.Name, p.Text))
+			refused = append(refused, fmt.Sprintf("it would make %s %q invalid: %s", p.Object.Kind, p.Object.Name, p.Text))
 		}
 	}
 	response := admission.Allowed("")
@@ -99,21 +102,21 @@ func decideResponse(self snapshot.ObjectReference, before, after []snapshot.Prob
 	return response.WithWarnings(warnings...)
 }
 
-// decideDelete refuses to take a BFDProfile from the peers that use it. Everything else may be deleted: what it leaves behind is
-// reported.
+// decideDelete refuses to delete a BFDProfile that a BGPPeer uses. Everything else may be deleted;
+// conditions report what is missing then.
 func decideDelete(kind, name string, o *snapshot.Objects) admission.Response {
 	if kind != "BFDProfile" {
 		return admission.Allowed("")
 	}
 	for i := range o.BGPPeers {
 		if o.BGPPeers[i].Spec.BFDProfile == name {
-			return admission.Denied(fmt.Sprintf("failed to delete BFDProfile %q: BGPPeer %q uses it; take spec.bfdProfile out there first", name, o.BGPPeers[i].Name))
+			return admission.Denied(fmt.Sprintf("failed to delete BFDProfile %q: BGPPeer %q uses it; remove spec.bfdProfile there first", name, o.BGPPeers[i].Name))
 		}
 	}
 	return admission.Allowed("")
 }
 
-// insertObject places the object of the request among the others, as if it were admitted.
+// insertObject adds the object of the request to the others, as if it were admitted.
 func (v *Validator) insertObject(req admission.Request, o *snapshot.Objects) error {
 	now := metav1.NewTime(v.Now())
 	switch req.Kind.Kind {
@@ -133,7 +136,8 @@ func (v *Validator) insertObject(req admission.Request, o *snapshot.Objects) err
 	return fmt.Errorf("the webhook knows no kind %q: correct the ValidatingWebhookConfiguration %q", req.Kind.Kind, names.WebhookConfiguration)
 }
 
-// replaceOrAppend decodes the object into list, in the place of the one of its name. A new object counts as the youngest.
+// replaceOrAppend decodes the object and replaces the one of its name in the list. A new object
+// counts as the youngest.
 func replaceOrAppend[T any](req admission.Request, list *[]T, now metav1.Time, metaOf func(*T) *metav1.ObjectMeta) error {
 	var o T
 	if err := json.Unmarshal(req.Object.Raw, &o); err != nil {

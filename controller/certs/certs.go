@@ -1,7 +1,8 @@
-// Package certs keeps the certificate that the webhook serves with: it makes a CA and a certificate signed by it, keeps
-// both in a Secret that every controller shares, renews them long before they end, and tells the API server whom to trust.
-// Renewing breaks nothing: the API server trusts a new CA before anybody serves with it, and the old one as long as it
-// lives. It checks no request.
+// Package certs maintains the certificate of the webhook. It creates a CA and a certificate signed
+// by it, stores both in a Secret that all controllers share, renews them long before they expire,
+// and writes the CA into the webhook configuration. A renewal causes no outage: the API server
+// trusts a new CA before any controller serves with it, and trusts the old CA until it expires. The
+// package checks no request.
 package certs
 
 import (
@@ -23,35 +24,36 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// The entries of the Secret beside those of the type kubernetes.io/tls. caCertEntry holds the CA that signs first, then those
-// that it replaced and that have not ended.
+// The entries of the Secret in addition to those of the type kubernetes.io/tls. caCertEntry holds
+// the CA that signs, followed by older CAs that have not expired.
 const (
 	caCertEntry = "ca.crt"
 	caKeyEntry  = "ca.key"
 )
 
 const (
-	// caLifetime is long, since replacing a CA means that everybody has to learn the new one.
+	// caLifetime is long, because every client must learn a new CA.
 	caLifetime = 10 * 365 * 24 * time.Hour
-	// certificateLifetime is short enough that the renewal is exercised in the life of a cluster.
+	// certificateLifetime is short enough that renewals happen in the life of a cluster.
 	certificateLifetime = 90 * 24 * time.Hour
 	// clockSkew is how far the clocks of the control plane may be behind.
 	clockSkew = time.Hour
 )
 
-// CertificateState is what the Secret says, parsed.
+// CertificateState is the parsed content of the Secret.
 type CertificateState struct {
-	// CABundle is the PEM text of the CAs that are to be trusted.
+	// CABundle is the PEM text of the trusted CAs.
 	CABundle []byte
-	// Certificate is what the webhook serves with.
+	// Certificate is the certificate of the webhook's server.
 	Certificate tls.Certificate
-	// RenewAt is when Renew has something to do next.
+	// RenewAt is when RenewSecretData has to be called next.
 	RenewAt time.Time
 }
 
-// RenewSecretData returns the data that the Secret is to have at the time now for a certificate that holds for the names, and what it
-// means. The data is old itself when there is nothing to do; what is missing, damaged, for other names or past two thirds of its
-// life is made anew. The error is that of the source of random numbers.
+// RenewSecretData returns the data that the Secret should have now, for a certificate with these
+// DNS names, and the parsed form of it. The data is old itself when nothing changes. A part that is
+// missing, damaged, for other names, or past two thirds of its life is replaced. An error comes
+// from the source of random numbers.
 func RenewSecretData(now time.Time, old map[string][]byte, names []string) (map[string][]byte, CertificateState, error) {
 	data := old
 	ca, err := parseCA(now, data)
@@ -84,17 +86,17 @@ func renewalTime(c *x509.Certificate) time.Time {
 	return c.NotBefore.Add(c.NotAfter.Sub(c.NotBefore) * 2 / 3)
 }
 
-// errRenewalDue says that a certificate is sound but old.
+// errRenewalDue says that a certificate is sound but due for renewal.
 var errRenewalDue = errors.New("two thirds of its life are over")
 
-// keyPair is a certificate and its key.
+// keyPair is a certificate and its private key.
 type keyPair struct {
 	cert            *x509.Certificate
 	key             crypto.Signer
 	certPEM, keyPEM []byte
 }
 
-// parseCA returns the CA that signs, unless it has to be replaced.
+// parseCA returns the CA that signs, or an error when it must be replaced.
 func parseCA(now time.Time, data map[string][]byte) (*keyPair, error) {
 	first, _ := pem.Decode(data[caCertEntry])
 	if first == nil {
@@ -114,7 +116,7 @@ func parseCA(now time.Time, data map[string][]byte) (*keyPair, error) {
 	return &keyPair{cert: whole.Leaf, key: key}, nil
 }
 
-// unexpiredCertificates returns the certificates of a bundle that have not ended.
+// unexpiredCertificates returns the certificates of a bundle that have not expired.
 func unexpiredCertificates(now time.Time, bundle []byte) []byte {
 	var out []byte
 	for rest := bundle; ; {
@@ -128,14 +130,15 @@ func unexpiredCertificates(now time.Time, bundle []byte) []byte {
 	}
 }
 
-// parseServingCertificate reads the serving certificate, unless it has to be replaced.
+// parseServingCertificate returns the parsed Secret, or an error when the serving certificate must
+// be replaced.
 func parseServingCertificate(now time.Time, data map[string][]byte, ca *x509.Certificate, names []string) (CertificateState, error) {
 	c, err := tls.X509KeyPair(data[corev1.TLSCertKey], data[corev1.TLSPrivateKeyKey])
 	if err != nil {
 		return CertificateState{}, fmt.Errorf("reading the certificate: %w", err)
 	}
 	if err := c.Leaf.CheckSignatureFrom(ca); err != nil {
-		return CertificateState{}, fmt.Errorf("checking who signed the certificate: %w", err)
+		return CertificateState{}, fmt.Errorf("checking the certificate's signature: %w", err)
 	}
 	for _, n := range names {
 		if !slices.Contains(c.Leaf.DNSNames, n) {
@@ -169,7 +172,8 @@ func createServingCertificate(now time.Time, ca *keyPair, names []string) (*keyP
 	})
 }
 
-// signCertificate makes a key and a certificate for it, signed by the CA; without one, by itself.
+// signCertificate creates a key and a certificate for it, signed by the CA; without a CA it is
+// self-signed.
 func signCertificate(ca *keyPair, template *x509.Certificate) (*keyPair, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -189,7 +193,7 @@ func signCertificate(ca *keyPair, template *x509.Certificate) (*keyPair, error) 
 	}
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {
-		return nil, fmt.Errorf("reading what was signed: %w", err)
+		return nil, fmt.Errorf("parsing the signed certificate: %w", err)
 	}
 	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {

@@ -52,14 +52,14 @@ func TestSoundCertificateIsKept(t *testing.T) {
 func TestRenewalComesBeforeExpiry(t *testing.T) {
 	data, state := mustRenew(t, startTime, nil)
 	if left := state.Certificate.Leaf.NotAfter.Sub(state.RenewAt); left < 20*day {
-		t.Errorf("the certificate is renewed %v before its end: a controller that is away that long breaks the webhook", left)
+		t.Errorf("the certificate is renewed %v before its end: a controller that is down for that long breaks the webhook", left)
 	}
 	_, next := mustRenew(t, state.RenewAt.Add(time.Second), data)
 	if !next.RenewAt.After(state.RenewAt.Add(30 * day)) {
 		t.Errorf("at its renewal the certificate was kept, until %v", next.RenewAt)
 	}
 	if !bytes.Equal(next.CABundle, state.CABundle) {
-		t.Error("with the certificate the CA was replaced, which has years left")
+		t.Error("the CA was replaced together with the certificate, though it is valid for years")
 	}
 	wantTrusted(t, state.RenewAt, state.CABundle, next)
 }
@@ -70,10 +70,11 @@ func TestNewCAIsTrustedBesideTheOldOne(t *testing.T) {
 	for now := startTime; now.Before(startTime.Add(20 * 365 * day)); now = now.Add(30 * day) {
 		var next CertificateState
 		data, next = mustRenew(t, now, data)
-		// Another controller still serves with the certificate from before, and the API server knows one of the two bundles.
+		// Another controller may still serve the previous certificate, and the API server may have
+		// the new bundle.
 		wantTrusted(t, now, next.CABundle, before)
 		if n := bytes.Count(next.CABundle, []byte("BEGIN")); n > 3 {
-			t.Fatalf("at %v %d CAs are trusted: those that ended stay", now, n)
+			t.Fatalf("at %v %d CAs are trusted: expired ones remain", now, n)
 		}
 		before = next
 	}

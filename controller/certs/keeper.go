@@ -25,16 +25,17 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 )
 
-// Objects names what the Keeper works on.
+// Objects names the objects that the Keeper maintains.
 type Objects struct {
 	Namespace string
-	// Service is the webhook's Service, Secret the one with the certificate; both are in Namespace.
+	// Service is the webhook's Service, Secret the Secret with the certificate; both are in
+	// Namespace.
 	Service, Secret string
-	// Configuration is the ValidatingWebhookConfiguration that has to name the CA.
+	// Configuration is the ValidatingWebhookConfiguration that must contain the CA.
 	Configuration string
 }
 
-// limitCache limits a cache to the objects, which is also all that the rights allow.
+// limitCache limits a cache to these objects. The RBAC rules allow no others.
 func (o Objects) limitCache(c *cluster.Options) {
 	named := func(name string) fields.Selector { return fields.OneTermEqualSelector("metadata.name", name) }
 	c.Cache.ByObject = map[client.Object]cache.ByObject{
@@ -43,7 +44,7 @@ func (o Objects) limitCache(c *cluster.Options) {
 	}
 }
 
-// Keeper runs in every controller, whoever leads. Set the fields, then call Setup.
+// Keeper runs in every controller, leader or not. Set the fields, then call RegisterController.
 type Keeper struct {
 	Objects
 	Now func() time.Time
@@ -53,9 +54,10 @@ type Keeper struct {
 	servedCertificate atomic.Pointer[tls.Certificate] // nil until the API server trusts it
 }
 
-// RegisterController registers the worker. It runs once at the start, on every change of the objects, and when a certificate is to be renewed.
+// RegisterController registers the reconciler. It runs at the start, on every change of the
+// objects, and when a certificate is due for renewal.
 func (k *Keeper) RegisterController(mgr ctrl.Manager) error {
-	// A cache of its own: what else is read of Secrets is limited in another way.
+	// A cache of its own, because the manager's cache limits Secrets in another way.
 	own, err := cluster.New(mgr.GetConfig(), k.limitCache, func(c *cluster.Options) { c.Scheme = mgr.GetScheme() })
 	if err != nil {
 		return fmt.Errorf("setting up the webhook's certificate: %w", err)
@@ -66,7 +68,7 @@ func (k *Keeper) RegisterController(mgr ctrl.Manager) error {
 	k.client = own.GetClient()
 	first := make(chan event.GenericEvent, 1)
 	first <- event.GenericEvent{Object: &corev1.Secret{}}
-	everyone := false
+	needLeader := false
 	one := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []ctrl.Request {
 		return []ctrl.Request{{NamespacedName: client.ObjectKey{Namespace: k.Namespace, Name: k.Secret}}}
 	})
@@ -75,7 +77,7 @@ func (k *Keeper) RegisterController(mgr ctrl.Manager) error {
 		WatchesRawSource(source.Kind[client.Object](own.GetCache(), &corev1.Secret{}, one)).
 		WatchesRawSource(source.Kind[client.Object](own.GetCache(), &admissionv1.ValidatingWebhookConfiguration{}, one)).
 		WatchesRawSource(source.Channel(first, one)).
-		WithOptions(controller.Options{NeedLeaderElection: &everyone}).
+		WithOptions(controller.Options{NeedLeaderElection: &needLeader}).
 		Complete(k)
 	if err != nil {
 		return fmt.Errorf("setting up the webhook's certificate: %w", err)
@@ -87,7 +89,7 @@ func (k *Keeper) RegisterController(mgr ctrl.Manager) error {
 func (k *Keeper) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
 	state, err := k.updateSecret(ctx)
 	if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
-		return ctrl.Result{RequeueAfter: 100 * time.Millisecond}, nil // another controller was faster: take what it made
+		return ctrl.Result{RequeueAfter: 100 * time.Millisecond}, nil // another controller was faster: read its certificate
 	}
 	if err == nil {
 		err = k.updateWebhookConfiguration(ctx, state.CABundle)
@@ -101,13 +103,14 @@ func (k *Keeper) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, er
 	return ctrl.Result{RequeueAfter: max(time.Second, state.RenewAt.Sub(k.Now())+time.Second)}, nil
 }
 
-// serverNames are those by which the API server calls the webhook.
+// serverNames are the DNS names by which the API server may call the webhook.
 func (k *Keeper) serverNames() []string {
 	host := k.Service + "." + k.Namespace + ".svc"
 	return []string{host, k.Service + "." + k.Namespace, host + ".cluster.local"}
 }
 
-// updateSecret brings the Secret up to date.
+// updateSecret creates or renews the Secret where that is necessary, and returns its parsed
+// content.
 func (k *Keeper) updateSecret(ctx context.Context) (CertificateState, error) {
 	var s corev1.Secret
 	err := k.client.Get(ctx, client.ObjectKey{Namespace: k.Namespace, Name: k.Secret}, &s)
@@ -127,7 +130,7 @@ func (k *Keeper) updateSecret(ctx context.Context) (CertificateState, error) {
 	case !bytes.Equal(data[corev1.TLSCertKey], s.Data[corev1.TLSCertKey]):
 		changed := s.DeepCopy()
 		changed.Data = data
-		err = k.client.Update(ctx, changed) // fails when somebody else wrote in between
+		err = k.client.Update(ctx, changed) // fails with a conflict when another controller wrote in between
 	default:
 		return state, nil
 	}
@@ -138,24 +141,25 @@ func (k *Keeper) updateSecret(ctx context.Context) (CertificateState, error) {
 	return state, nil
 }
 
-// updateWebhookConfiguration has the API server trust the CAs of the bundle.
+// updateWebhookConfiguration writes the CA bundle into the webhook configuration, so that the API
+// server trusts it.
 func (k *Keeper) updateWebhookConfiguration(ctx context.Context, bundle []byte) error {
 	var c admissionv1.ValidatingWebhookConfiguration
 	err := k.client.Get(ctx, client.ObjectKey{Name: k.Configuration}, &c)
 	if apierrors.IsNotFound(err) {
-		return fmt.Errorf("the ValidatingWebhookConfiguration %s is missing, so that nobody calls the webhook: apply config/webhook, or take --webhook-mode away", k.Configuration)
+		return fmt.Errorf("the ValidatingWebhookConfiguration %s is missing, so that the API server does not call the webhook: apply config/webhook, or remove --webhook-mode", k.Configuration)
 	}
 	if err != nil {
 		return fmt.Errorf("reading the ValidatingWebhookConfiguration %s: %w", k.Configuration, err)
 	}
 	changed := c.DeepCopy()
-	same := true
+	unchanged := true
 	for i := range changed.Webhooks {
 		if w := &changed.Webhooks[i]; !bytes.Equal(w.ClientConfig.CABundle, bundle) {
-			w.ClientConfig.CABundle, same = bundle, false
+			w.ClientConfig.CABundle, unchanged = bundle, false
 		}
 	}
-	if same {
+	if unchanged {
 		return nil
 	}
 	if err := k.client.Patch(ctx, changed, client.StrategicMergeFrom(&c)); err != nil {
@@ -164,13 +168,13 @@ func (k *Keeper) updateWebhookConfiguration(ctx context.Context, bundle []byte) 
 	return nil
 }
 
-// errNoCertificate is what a caller is told before there is a certificate.
-var errNoCertificate = errors.New("the webhook has no certificate that the API server trusts yet")
+// errNoCertificate is the error before the API server trusts a certificate.
+var errNoCertificate = errors.New("the webhook has no certificate yet that the API server trusts")
 
-// ConfigureTLS has a server serve with the certificate of the moment.
+// ConfigureTLS makes a server use the current certificate.
 func (k *Keeper) ConfigureTLS(c *tls.Config) {
 	c.MinVersion = tls.VersionTLS13
-	c.NextProtos = []string{"http/1.1"} // one caller, few requests: HTTP/2 only adds what can be abused
+	c.NextProtos = []string{"http/1.1"} // one client and few requests: HTTP/2 would only add ways to attack
 	c.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 		if cert := k.servedCertificate.Load(); cert != nil {
 			return cert, nil
@@ -179,7 +183,7 @@ func (k *Keeper) ConfigureTLS(c *tls.Config) {
 	}
 }
 
-// CheckReady says whether the webhook can be called; it is a readiness check.
+// CheckReady says whether the API server can call the webhook; it is a readiness check.
 func (k *Keeper) CheckReady(*http.Request) error {
 	if k.servedCertificate.Load() == nil {
 		return errNoCertificate

@@ -32,13 +32,13 @@ var webhookObjects = certs.Objects{
 	Namespace: names.Namespace, Service: names.WebhookService, Secret: names.WebhookSecret, Configuration: names.WebhookConfiguration,
 }
 
-// startKeeper runs a Keeper in a manager of its own, as a controller that does not lead does.
+// startKeeper runs a Keeper in a manager of its own, as a controller that is not the leader does.
 func startKeeper(t *testing.T, rc *rest.Config, now func() time.Time) *certs.Keeper {
 	t.Helper()
-	anew := true
+	skipValidation := true
 	mgr, err := ctrl.NewManager(rc, ctrl.Options{
 		Scheme: clientscheme.Scheme, Metrics: metricsserver.Options{BindAddress: "0"},
-		Controller: config.Controller{SkipNameValidation: &anew},
+		Controller: config.Controller{SkipNameValidation: &skipValidation},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -59,7 +59,7 @@ func startKeeper(t *testing.T, rc *rest.Config, now func() time.Time) *certs.Kee
 	return k
 }
 
-// servedCertificate returns the certificate that the Keeper's server shows.
+// servedCertificate returns the certificate of the Keeper's server.
 func servedCertificate(k *certs.Keeper) (*x509.Certificate, error) {
 	var c tls.Config
 	k.ConfigureTLS(&c)
@@ -88,8 +88,9 @@ func awaitNoError(t *testing.T, what string, check func() error) {
 	}
 }
 
-// agreedCertificate returns nil when every Keeper serves one certificate, other than not, that a client which trusts what the
-// configuration says accepts for every webhook.
+// agreedCertificate returns the certificate that all Keepers serve. It is an error if they differ,
+// if it is the unwanted one, or if a client that trusts the webhook configuration does not accept
+// it.
 func agreedCertificate(ctx context.Context, api client.Client, now time.Time, unwanted *x509.Certificate, keepers ...*certs.Keeper) (*x509.Certificate, error) {
 	first, err := servedCertificate(keepers[0])
 	if err != nil {
@@ -132,8 +133,8 @@ func newWebhookConfiguration() *admissionv1.ValidatingWebhookConfiguration {
 	return c
 }
 
-// TestTwoControllersServeOneCertificate has two of them start at once, lose the Secret, lose the CA in the configuration,
-// lose the configuration, and grow old.
+// TestTwoControllersServeOneCertificate starts two controllers at once. It then deletes the Secret,
+// the CA in the configuration and the configuration itself, and lets the certificate grow old.
 func TestTwoControllersServeOneCertificate(t *testing.T) {
 	rc := apiserver.Start(t)
 	ctx := t.Context()
@@ -184,7 +185,7 @@ func TestTwoControllersServeOneCertificate(t *testing.T) {
 	awaitAgreement("the CA in a new configuration", nil)
 
 	later.Store(int64(70 * 24 * time.Hour))
-	// The renewal is due by a timer that is weeks away; any event shows that the clock has moved on.
+	// The timer for the renewal is weeks away; any event makes the Keeper look at the clock.
 	var s corev1.Secret
 	if err := api.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: names.WebhookSecret}, &s); err != nil {
 		t.Fatal(err)
@@ -196,6 +197,6 @@ func TestTwoControllersServeOneCertificate(t *testing.T) {
 	}
 	awaitAgreement("a new certificate after 70 days", cert)
 	if err := api.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: names.WebhookSecret}, &s); err != nil || !bytes.Equal(s.Data["ca.crt"], before) {
-		t.Errorf("with the certificate the CA changed (%v)", err)
+		t.Errorf("the CA changed together with the certificate (%v)", err)
 	}
 }

@@ -1,6 +1,7 @@
-// Package configuration reads the configuration objects for both binaries and writes the ConfigurationState in which each
-// says what it makes of them. What the objects mean is package snapshot's to say. Its reader may be a cache or the API
-// server itself; nothing here starts a goroutine or waits.
+// Package configuration reads the configuration objects for both binaries, and writes the
+// ConfigurationState in which each says what is wrong with them. Package snapshot decides what the
+// objects mean. The reader may be a cache or the API server itself; nothing here starts a goroutine
+// or waits.
 package configuration
 
 import (
@@ -24,10 +25,11 @@ import (
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-// RequiredResources are the resources of metallb.io/v1beta1 that have to be installed before anything can be read.
+// RequiredResources are the resources of metallb.io/v1beta1 that must be installed before the
+// configuration can be read.
 var RequiredResources = []string{"ipaddresspools", "l2advertisements", "bgpadvertisements", "bgppeers", "bfdprofiles", "communities", "configurationstates"}
 
-// passwordEntry is where a Secret of type kubernetes.io/basic-auth has its password.
+// passwordEntry is the entry with the password in a Secret of type kubernetes.io/basic-auth.
 const passwordEntry = corev1.BasicAuthPasswordKey
 
 // NewScheme returns a scheme with every kind that the binaries use.
@@ -43,13 +45,15 @@ func NewScheme() (*runtime.Scheme, error) {
 	return s, nil
 }
 
-// groups are those of the kinds that the binaries use; cluster are the kinds of them that are in no namespace.
+// usedGroups are the API groups of the kinds that the binaries use. clusterScopedKinds are their
+// kinds without a namespace.
 var (
 	usedGroups         = []string{"", "discovery.k8s.io", "events.k8s.io", v1beta1.GroupVersion.Group, v1alpha1.GroupVersion.Group}
 	clusterScopedKinds = map[string]bool{"Node": true, "Namespace": true, "PersistentVolume": true, "ComponentStatus": true}
 )
 
-// NewRESTMapper says where the API server has the kinds of the scheme, without asking it: a speaker has to start while it is away.
+// NewRESTMapper returns the resources of the kinds in the scheme without asking the API server: a
+// speaker must start while that is away.
 func NewRESTMapper(s *runtime.Scheme) meta.RESTMapper {
 	m := meta.NewDefaultRESTMapper(s.PrioritizedVersionsAllGroups())
 	for kind := range s.AllKnownTypes() {
@@ -67,14 +71,14 @@ func NewRESTMapper(s *runtime.Scheme) meta.RESTMapper {
 	return m
 }
 
-// Scope is what is read: in which namespace, and whether it is about BGP too.
+// Scope says which part of the configuration is read.
 type Scope struct {
 	Namespace string
-	// Layer2Only leaves out the kinds of BGP, and with them the Secrets.
+	// Layer2Only leaves out the kinds for BGP, and with them the Secrets.
 	Layer2Only bool
 }
 
-// WatchedKinds are the kinds to watch: a change of any of them may change the configuration.
+// WatchedKinds are the kinds whose objects make up the configuration.
 func (s Scope) WatchedKinds() []client.Object {
 	out := []client.Object{&v1beta1.IPAddressPool{}, &v1beta1.L2Advertisement{}}
 	if !s.Layer2Only {
@@ -92,7 +96,8 @@ func (s Scope) StatusKinds() []client.Object {
 	return out
 }
 
-// CacheByObject limits a cache to what Read looks at: one namespace, and of its Secrets those that may hold a password.
+// CacheByObject limits a cache to what ReadObjects reads: one namespace, and only Secrets that may
+// hold a password.
 func (s Scope) CacheByObject() map[client.Object]cache.ByObject {
 	own := map[string]cache.Config{s.Namespace: {}}
 	passwords := fields.OneTermEqualSelector("type", string(corev1.SecretTypeBasicAuth))
@@ -106,7 +111,8 @@ func (s Scope) CacheByObject() map[client.Object]cache.ByObject {
 	return out
 }
 
-// keepOnlyPassword drops from a Secret what is not the password, so that it does not lie in memory.
+// keepOnlyPassword removes everything but the password from a Secret, so that it is not kept in
+// memory.
 func keepOnlyPassword(o any) (any, error) {
 	if s, ok := o.(*corev1.Secret); ok {
 		s.ManagedFields, s.Annotations = nil, nil
@@ -119,7 +125,7 @@ func keepOnlyPassword(o any) (any, error) {
 	return o, nil
 }
 
-// ReadObjects reads every configuration object of the scope. Nodes and Namespaces are left to the caller.
+// ReadObjects reads every configuration object of the scope, except for Nodes and Namespaces.
 func (s Scope) ReadObjects(ctx context.Context, c client.Reader) (snapshot.Objects, error) {
 	var (
 		pools       v1beta1.IPAddressPoolList
@@ -154,7 +160,7 @@ func (s Scope) ReadObjects(ctx context.Context, c client.Reader) (snapshot.Objec
 	return o, nil
 }
 
-// ReadNodes reads the labels of all nodes, Namespaces those of all namespaces, both from the metadata alone.
+// ReadNodes reads the labels of all nodes, from their metadata only.
 func ReadNodes(ctx context.Context, c client.Reader) ([]snapshot.Node, error) {
 	list, err := listMetadata(ctx, c, "NodeList")
 	var out []snapshot.Node
@@ -164,7 +170,7 @@ func ReadNodes(ctx context.Context, c client.Reader) ([]snapshot.Node, error) {
 	return out, err
 }
 
-// ReadNamespaces reads the labels of all namespaces.
+// ReadNamespaces reads the labels of all namespaces, from their metadata only.
 func ReadNamespaces(ctx context.Context, c client.Reader) ([]snapshot.Namespace, error) {
 	list, err := listMetadata(ctx, c, "NamespaceList")
 	var out []snapshot.Namespace
@@ -183,7 +189,7 @@ func listMetadata(ctx context.Context, c client.Reader, kind string) (*metav1.Pa
 	return list, nil
 }
 
-// NewMetadataObject returns the object by which a cache of a core kind's metadata alone is watched.
+// NewMetadataObject returns an object that stands for the metadata of a core kind in a watch.
 func NewMetadataObject(kind string) *metav1.PartialObjectMetadata {
 	o := &metav1.PartialObjectMetadata{}
 	o.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind(kind))

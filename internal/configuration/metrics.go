@@ -8,20 +8,21 @@ import (
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-// Names and meanings of the metrics are those that the alerts of the metallb.io API know.
+// The alerts of the metallb.io API know the metrics by these names and meanings.
 var (
 	loadedMetric = prometheus.NewDesc("metallb_k8s_client_config_loaded_bool", "1 once the configuration was read.", nil, nil)
 	staleMetric  = prometheus.NewDesc("metallb_k8s_client_config_stale_bool", "1 while some object is served in its last good state, or not at all, because it is faulty.", nil, nil)
 )
 
-// LoadMetrics export what a component makes of the configuration. The zero value has read none.
+// LoadMetrics export whether a component has read the configuration and whether all of it is sound.
+// The zero value has read none.
 type LoadMetrics struct {
 	loaded, stale atomic.Bool
 }
 
 var _ prometheus.Collector = (*LoadMetrics)(nil)
 
-// RecordProblems takes the Problems of the configuration that was read last.
+// RecordProblems sets the Problems of the configuration that was read last.
 func (g *LoadMetrics) RecordProblems(problems []snapshot.Problem) {
 	g.stale.Store(len(ErrorTexts(problems)) > 0)
 	g.loaded.Store(true)

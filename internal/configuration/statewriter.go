@@ -16,16 +16,17 @@ import (
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-// StateWriter is a ConfigurationState to be written.
+// StateWriter writes one ConfigurationState.
 type StateWriter struct {
-	// Component is names.ComponentController or names.ComponentSpeaker; Node is the speaker's.
+	// Component is names.ComponentController or names.ComponentSpeaker. Node is empty for the
+	// controller.
 	Component, Node string
 	Namespace       string
-	// Owner goes with the object; nil for none.
+	// Owner is the owner reference of the object; nil for none.
 	Owner *metav1.OwnerReference
 }
 
-// ObjectName of the object: "controller", or "speaker-NODE".
+// ObjectName is "controller", or "speaker-NODE".
 func (s StateWriter) ObjectName() string {
 	if s.Node == "" {
 		return s.Component
@@ -48,8 +49,9 @@ func (s StateWriter) objectLabels() map[string]string {
 	return out
 }
 
-// ErrorTexts are the texts of the Problems that keep a part of the configuration from being served, in their order. An
-// advertisement may name pools and peers that are yet to come; that is told on the advertisement alone.
+// ErrorTexts returns the texts of the Problems that keep a part of the configuration from being
+// served, in their order. References to pools and peers are left out: those may be created later,
+// and the condition of the advertisement reports them.
 func ErrorTexts(problems []snapshot.Problem) []string {
 	var out []string
 	for _, p := range problems {
@@ -60,10 +62,11 @@ func ErrorTexts(problems []snapshot.Problem) []string {
 	return out
 }
 
-// maxSummaryBytes bounds a Summary, in bytes, some words for what is left out aside. The API server takes 32768 in a condition.
+// maxSummaryBytes bounds a summary, without the note on what is left out. The API server accepts
+// 32768 bytes in a condition.
 const maxSummaryBytes = 4096
 
-// NextStatus returns what the State is to say about Problems, given what it said before.
+// NextStatus returns the status for the Problems, given the status before.
 func (s StateWriter) NextStatus(before v1beta1.ConfigurationStateStatus, problems []snapshot.Problem) v1beta1.ConfigurationStateStatus {
 	texts := ErrorTexts(problems)
 	after := v1beta1.ConfigurationStateStatus{Result: v1beta1.ConfigurationValid, Conditions: slices.Clone(before.Conditions)}
@@ -78,8 +81,8 @@ func (s StateWriter) NextStatus(before v1beta1.ConfigurationStateStatus, problem
 	return after
 }
 
-// SummarizeTexts joins texts to one that a status can hold. The first is in it, cut short if need be; those that do not fit are counted, not listed,
-// and then says what to do about them.
+// SummarizeTexts joins texts into one that fits into a status. The first text is always in it,
+// shortened if it is too long. Texts that do not fit are counted, followed by the advice.
 func SummarizeTexts(texts []string, separator, advice string) string {
 	var b strings.Builder
 	for i, t := range texts {
@@ -97,7 +100,8 @@ func SummarizeTexts(texts []string, separator, advice string) string {
 	return b.String()
 }
 
-// WriteState brings the object in line with the Problems: made where it is missing, written only when it says something else.
+// WriteState writes the Problems into the object. It creates a missing object, and writes only when
+// something has changed.
 func (s StateWriter) WriteState(ctx context.Context, c client.Client, problems []snapshot.Problem) error {
 	var o v1beta1.ConfigurationState
 	key := client.ObjectKey{Namespace: s.Namespace, Name: s.ObjectName()}

@@ -6,10 +6,10 @@ import (
 	"runtime/debug"
 )
 
-// LimitGarbage sets how much garbage may lie beside what is in use before it is collected, in percent, where the environment variable
-// GOGC does not. Nearly all that is in use changes seldom, so that less than what is usual costs little and keeps a program
-// small in a large cluster. The runtime keeps no profile of memory, which nothing reads: that alone takes more than a megabyte. It is to
-// be called first.
+// LimitGarbage bounds the garbage to a percentage of the live heap before it is collected, unless
+// the environment variable GOGC is set. Nearly all of the heap changes seldom, so that collecting
+// often costs little and keeps a program small in a large cluster. It also turns off the memory
+// profile, which nothing reads and which takes more than a megabyte. Call it first.
 func LimitGarbage(percent int) {
 	runtime.MemProfileRate = 0
 	if _, set := os.LookupEnv("GOGC"); !set {

@@ -1,6 +1,7 @@
-// Package option reads the command lines of both binaries. Every flag --some-name has the environment variable
-// GANTRY_SOME_NAME as its fallback; the flag wins. Unknown flags are refused, and an error names the flag, the
-// variable and the offending text. It reads no file but the kubeconfig.
+// Package option reads the command lines of both binaries. The environment variable
+// GANTRY_SOME_NAME is the fallback for the flag --some-name; the flag wins. Unknown flags are
+// refused. An error names the flag, the variable and the offending text. The package reads no file
+// but the kubeconfig.
 package option
 
 import (
@@ -18,10 +19,10 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-// ListenOff is the value that switches an address to listen on off.
+// ListenOff is the value that turns a listening address off.
 const ListenOff = "0"
 
-// Common are the options that both binaries have.
+// Common are the options of both binaries.
 type Common struct {
 	Kubeconfig             string
 	Namespace              string
@@ -37,9 +38,9 @@ func (c *Common) DeclareFlags(fs *pflag.FlagSet, metrics, health string) {
 	fs.StringVar(&c.Kubeconfig, "kubeconfig", "", "path of a kubeconfig; empty uses the Pod's service account")
 	fs.StringVar(&c.Namespace, "namespace", names.Namespace, "namespace of Gantry's own objects and of its configuration")
 	fs.StringVar(&c.LoadBalancerClass, "load-balancer-class", "", "serve only Services with this spec.loadBalancerClass; empty serves those without one")
-	fs.StringVar(&c.MetricsBindAddress, "metrics-bind-address", metrics, "address:port of the metrics; 0 switches them off")
-	fs.StringVar(&c.HealthProbeBindAddress, "health-probe-bind-address", health, "address:port of /healthz and /readyz; 0 switches them off")
-	fs.StringVar(&c.BGP, "bgp", "enabled", "enabled or disabled: disabled announces by ARP and NDP alone, and reads no BGPPeer and no Secret of one")
+	fs.StringVar(&c.MetricsBindAddress, "metrics-bind-address", metrics, "address:port of the metrics; 0 turns them off")
+	fs.StringVar(&c.HealthProbeBindAddress, "health-probe-bind-address", health, "address:port of /healthz and /readyz; 0 turns them off")
+	fs.StringVar(&c.BGP, "bgp", "enabled", "enabled or disabled: disabled announces only by ARP and NDP, and reads neither BGPPeers nor their Secrets")
 	fs.StringVar(&c.LogLevel, "log-level", "info", "all, debug, info, warn, error or none")
 }
 
@@ -73,7 +74,7 @@ func environmentVariable(flag string) string {
 	return "GANTRY_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
 }
 
-// ParseFlags reads the arguments, then the environment for the flags that were not given.
+// ParseFlags reads the arguments, then the environment for flags that are not given.
 func ParseFlags(fs *pflag.FlagSet, args []string, lookup func(string) (string, bool)) error {
 	fs.SortFlags = false
 	if err := fs.Parse(args); err != nil {
@@ -95,18 +96,19 @@ func ParseFlags(fs *pflag.FlagSet, args []string, lookup func(string) (string, b
 	return failed
 }
 
-// logLevelByName are the log levels by name. The lowest shows everything, the highest nothing.
+// logLevelByName: "all" shows everything, "none" nothing.
 var logLevelByName = map[string]slog.Level{
 	"all": -100, "debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError, "none": 100,
 }
 
-// NewLogger returns a logger that writes lines of JSON from the level upward.
+// NewLogger returns a logger that writes lines of JSON at the level or above.
 func (c *Common) NewLogger(w io.Writer) *slog.Logger {
 	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: logLevelByName[c.LogLevel]}))
 }
 
-// LoadRESTConfig returns how to reach the API server. The client does not throttle itself: the API server's own priority and
-// fairness does that better, and an address should not wait for a token.
+// LoadRESTConfig returns how to reach the API server. The client does not limit its own rate: the
+// API server's priority and fairness does that better, and an address must not wait for a
+// client-side token.
 func (c *Common) LoadRESTConfig() (*rest.Config, error) {
 	config, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
 	if err != nil {
@@ -116,5 +118,5 @@ func (c *Common) LoadRESTConfig() (*rest.Config, error) {
 	return config, nil
 }
 
-// LookupEnvironment looks a variable up in the process's environment.
+// LookupEnvironment reads a variable of the process's environment.
 func LookupEnvironment(name string) (string, bool) { return os.LookupEnv(name) }

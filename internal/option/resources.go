@@ -12,11 +12,12 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// awaitedGroupVersion is where the kinds are looked for.
+// awaitedGroupVersion is the group and version of the awaited resources.
 const awaitedGroupVersion = "metallb.io/v1beta1"
 
-// AwaitResources waits until the API server serves the resources of metallb.io/v1beta1, and says once what is missing and
-// how to install it. It returns an error only when it cannot even begin to ask; nil when ctx ends.
+// AwaitResources waits until the API server serves the resources of metallb.io/v1beta1. While one
+// is missing, it logs once which, and how to install it. It returns an error only if no request is
+// possible, and nil when ctx ends.
 func AwaitResources(ctx context.Context, config *rest.Config, log *slog.Logger, resources ...string) error {
 	c, err := discovery.NewDiscoveryClientForConfig(config)
 	if err != nil {
@@ -39,7 +40,8 @@ func AwaitResources(ctx context.Context, config *rest.Config, log *slog.Logger, 
 	}
 }
 
-// findMissingResource names what the API server does not serve, or why it could not be asked; empty when all is there.
+// findMissingResource returns the first resource that the API server does not serve, or why the
+// request failed; empty when none is missing.
 func findMissingResource(c discovery.DiscoveryInterface, resources []string) string {
 	served, err := c.ServerResourcesForGroupVersion(awaitedGroupVersion)
 	if err != nil {

@@ -11,61 +11,66 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// Peer is a parsed BGPPeer with everything that it names resolved. The same value serves every node.
+// Peer is a parsed BGPPeer with all its references resolved. One value serves every node.
 type Peer struct {
 	Name string
-	// Fault is why no node may peer, nil where they may. Beyond the name and the nodes nothing of a faulty Peer means anything.
+	// Fault is why no node may peer; nil when nodes may. Only Name and NodeSelectors of a faulty
+	// Peer are valid.
 	Fault *Problem
-	// DuplicateOf are the names of older peers with which a router would take this one for the same: on their nodes it stays away.
+	// DuplicateOf are the names of older peers with the same session as far as the router can see.
+	// On nodes that have one of them this peer does not connect.
 	DuplicateOf []string
-	// MyASN is the node's autonomous system, LocalASN what the router sees in its place; 0 means MyASN.
+	// MyASN is the node's AS number. LocalASN is the number that the router sees; 0 means MyASN.
 	MyASN, LocalASN uint32
-	// PeerASN is the router's autonomous system; 0 when Dynamic says which are accepted.
+	// PeerASN is the router's AS number; 0 when DynamicASN says which numbers are accepted.
 	PeerASN    uint32
 	DynamicASN DynamicASN
 	// Address of the router; the zero Addr for an unnumbered peer on Interface.
 	Address   netip.Addr
 	Interface string
-	// SourceAddress is the address that the session starts from; the zero Addr leaves it to the kernel.
+	// SourceAddress is the node's address for the session; the zero Addr lets the kernel choose.
 	SourceAddress netip.Addr
 	// Port of the router, 1 to 65535.
 	Port uint16
-	// HoldTime is 0 (never) or 3 s to 65535 s in whole seconds, Keepalive at most Hold; Connect is 0 for the default.
+	// HoldTime is 0 (never) or 3 s to 65535 s, in whole seconds. KeepaliveInterval is at most
+	// HoldTime. ConnectInterval is the time between attempts to connect, 0 for the default.
 	HoldTime, KeepaliveInterval, ConnectInterval time.Duration
-	// RouterID is the zero Addr where the node chooses it.
+	// RouterID is the zero Addr when the node chooses it.
 	RouterID netip.Addr
-	// NodeSelectors: a node matches when any does; empty matches all.
+	// NodeSelectors: a node matches when one of them does, or when there is none.
 	NodeSelectors []labels.Selector
 	// Password of TCP MD5; empty for none. It is never logged.
 	Password string
 	// BFD is nil without BFD.
 	BFD *BFDProfile
-	// VRF is the link that the session is bound to; empty for none.
+	// VRF is the link to which the session is bound; empty for none.
 	VRF string
-	// DefaultGateway is the family of the node's default gateway, which the peer is in place of Address; 0 when it is not.
+	// DefaultGateway is the family of the node's default gateway, which is the router in place of
+	// Address; 0 when Address is.
 	DefaultGateway view.Family
-	// MyASNLabel and PeerASNLabel are keys of node labels whose values go before MyASN, and take the place of PeerASN; empty
-	// for none.
+	// MyASNLabel is the key of a node label whose value overrides MyASN. PeerASNLabel is the key of
+	// one whose value is the router's AS number. Both may be empty.
 	MyASNLabel, PeerASNLabel string
-	// TTLSecurityHops is how many hops away the router may be (RFC 5082), 1 to 254; 0 does not look.
+	// TTLSecurityHops is the largest number of hops to the router (RFC 5082), 1 to 254; 0 turns the
+	// check off.
 	TTLSecurityHops uint8
-	// Passive waits for the router to connect.
+	// Passive peers wait for the router to connect.
 	Passive bool
 
 	GracefulRestart, MultiHop, DisableMultiprotocol, DualStack bool
 }
 
-// DynamicASN says which autonomous systems a peer without a fixed number may have.
+// DynamicASN says which AS numbers the router may have.
 type DynamicASN uint8
 
 // The kinds of DynamicASN.
 const (
-	FixedASN    DynamicASN = iota // PeerASN alone
-	InternalASN                   // MyASN alone
-	ExternalASN                   // any but MyASN
+	FixedASN    DynamicASN = iota // only PeerASN
+	InternalASN                   // only MyASN
+	ExternalASN                   // any number but MyASN
 )
 
-// BFDProfile is a parsed BFDProfile, defaults filled in.
+// BFDProfile is a parsed BFDProfile, with defaults filled in.
 type BFDProfile struct {
 	Name                              string
 	ReceiveInterval, TransmitInterval time.Duration // 10 ms to 60 s
@@ -78,31 +83,35 @@ type BFDProfile struct {
 // BGPAdvertisement is a parsed BGPAdvertisement.
 type BGPAdvertisement struct {
 	Name string
-	// Pools are the names of the pools it covers, resolved from names and selectors, sorted.
+	// Pools are the names of the pools that it covers, sorted.
 	Pools []string
-	// PrefixLengthIPv4 and Length6 are the lengths of the announced prefixes: 1 to 32, 1 to 128.
+	// PrefixLengthIPv4 (1 to 32) and PrefixLengthIPv6 (1 to 128) are the lengths of the announced
+	// prefixes.
 	PrefixLengthIPv4, PrefixLengthIPv6 int
-	// LocalPref is 0 where the router is to choose.
+	// LocalPref is 0 when the router chooses.
 	LocalPref uint32
 	// Communities are sorted, without repetition.
 	Communities []Community
-	// NodeSelectors: a node matches when any does; empty matches all.
+	// NodeSelectors: a node matches when one of them does, or when there is none.
 	NodeSelectors []labels.Selector
-	// ServiceSelectors: a Service matches when any does; empty matches all.
+	// ServiceSelectors: a Service matches when one of them does, or when there is none.
 	ServiceSelectors []labels.Selector
-	// Peers are names of BGPPeers, sorted; empty means all.
+	// Peers are the names of BGPPeers, sorted; empty means all.
 	Peers []string
-	// MED is sent when HasMED; Prepend is how often the own number is repeated, 0 to 16.
-	MED           uint32
-	HasMED        bool
+	// MED is sent if HasMED is set.
+	MED    uint32
+	HasMED bool
+	// ASPathPrepend is how many more times the AS path repeats our number, 0 to 16.
 	ASPathPrepend uint8
 	// ExtendedCommunities are sorted, without repetition.
 	ExtendedCommunities []ExtendedCommunity
-	// LinkBandwidthPerEndpoint is what each local endpoint adds to the link bandwidth, in megabits per second; 0 announces none.
+	// LinkBandwidthPerEndpoint is what each local endpoint adds to the link bandwidth, in megabits
+	// per second; 0 announces none.
 	LinkBandwidthPerEndpoint int32
 }
 
-// ASNsForNode returns the numbers for a node with these labels; an error says which label is missing or has no such number.
+// ASNsForNode returns our and the router's AS number for a node with these labels. The error names
+// the label that is missing or invalid.
 func (p *Peer) ASNsForNode(set map[string]string) (mine, peers uint32, err error) {
 	mine, peers = p.MyASN, p.PeerASN
 	if text, ok := set[p.MyASNLabel]; ok && p.MyASNLabel != "" {
@@ -125,7 +134,7 @@ func (p *Peer) ASNsForNode(set map[string]string) (mine, peers uint32, err error
 func parseASNLabel(label, text string) (uint32, error) {
 	n, err := strconv.ParseUint(text, 10, 32)
 	if err != nil || n == 0 {
-		return 0, fmt.Errorf("the node's label %q is %q, which is no AS number: write 1 to 4294967295", label, text)
+		return 0, fmt.Errorf("the node's label %q is %q, which is not an AS number: write 1 to 4294967295", label, text)
 	}
 	return uint32(n), nil
 }
@@ -139,12 +148,12 @@ type Node struct {
 // Secret is what Build needs to know of a Secret of type kubernetes.io/basic-auth.
 type Secret struct {
 	Name string
-	// Password is the entry "password"; Set says whether it is there.
+	// Password is the entry "password"; HasPassword says whether the entry exists.
 	Password    string
 	HasPassword bool
 }
 
-// PeerByName returns the peer of that name, or nil.
+// PeerByName returns the peer with that name, or nil.
 func (s *Snapshot) PeerByName(name string) *Peer {
 	if s == nil {
 		return nil
@@ -181,7 +190,8 @@ func (s *Snapshot) bgpAdvertisementByName(name string) *BGPAdvertisement {
 	return nil
 }
 
-// SelectorsMatch says whether any of the selectors matches the labels; none of them matches everything.
+// SelectorsMatch says whether one of the selectors matches the labels. An empty list matches
+// everything.
 func SelectorsMatch(selectors []labels.Selector, set map[string]string) bool {
 	for _, s := range selectors {
 		if s.Matches(labels.Set(set)) {

@@ -47,7 +47,7 @@ func selectorFor(key, value string) []metav1.LabelSelector {
 	return []metav1.LabelSelector{{MatchLabels: map[string]string{key: value}}}
 }
 
-// reasonsOfKind lists the Reasons of Problems about one kind.
+// reasonsOfKind lists the Reasons of Problems about objects of one kind.
 func reasonsOfKind(problems []Problem, kind string) []names.Reason {
 	var out []names.Reason
 	for _, p := range problems {
@@ -64,8 +64,8 @@ func TestMissingTimersAreDerived(t *testing.T) {
 		hold, keepalive time.Duration
 	}{
 		"neither":                       {hold: 90 * time.Second, keepalive: 30 * time.Second},
-		"the hold time alone":           {spec: v1beta2.BGPPeerSpec{HoldTime: seconds(9)}, hold: 9 * time.Second, keepalive: 3 * time.Second},
-		"the keepalive time alone":      {spec: v1beta2.BGPPeerSpec{KeepaliveTime: seconds(5)}, hold: 15 * time.Second, keepalive: 5 * time.Second},
+		"only the hold time":            {spec: v1beta2.BGPPeerSpec{HoldTime: seconds(9)}, hold: 9 * time.Second, keepalive: 3 * time.Second},
+		"only the keepalive time":       {spec: v1beta2.BGPPeerSpec{KeepaliveTime: seconds(5)}, hold: 15 * time.Second, keepalive: 5 * time.Second},
 		"both":                          {spec: v1beta2.BGPPeerSpec{HoldTime: seconds(30), KeepaliveTime: seconds(2)}, hold: 30 * time.Second, keepalive: 2 * time.Second},
 		"never":                         {spec: v1beta2.BGPPeerSpec{HoldTime: seconds(0), KeepaliveTime: seconds(0)}},
 		"fractions of a second are cut": {spec: v1beta2.BGPPeerSpec{HoldTime: &metav1.Duration{Duration: 3900 * time.Millisecond}}, hold: 3 * time.Second, keepalive: time.Second},
@@ -116,15 +116,15 @@ func TestPeerWithMissingReferenceIsNotServed(t *testing.T) {
 			if got := reasonsOfKind(problems, "BGPPeer"); !tc.served && !reflect.DeepEqual(got, []names.Reason{tc.reason}) {
 				t.Errorf("the problems are %v, want %s", got, tc.reason)
 			}
-			// What was served before goes on as it was.
+			// What was served before is served unchanged.
 			tc.o.Previous = &Snapshot{Peers: []*Peer{{Name: "p", Password: "old"}}}
 			if s, _ := Build(tc.o); !tc.served && (s.PeerByName("p").Fault != nil || s.PeerByName("p").Password != "old") {
 				t.Error("the last good state of the peer was lost")
 			}
-			// What was faulty before was no good state.
+			// A faulty state is no last good state.
 			tc.o.Previous = s
 			if s, _ := Build(tc.o); (s.PeerByName("p").Fault == nil) != tc.served {
-				t.Errorf("after a second look the peer is %+v", s.PeerByName("p"))
+				t.Errorf("after a second Build the peer is %+v", s.PeerByName("p"))
 			}
 		})
 	}
@@ -138,7 +138,7 @@ func TestUnsupportedEchoModeIsReportedAndThePeerServed(t *testing.T) {
 		want []names.Reason
 	}{
 		"a router on a link":    {spec: v1beta2.BGPPeerSpec{}},
-		"one behind others":     {spec: v1beta2.BGPPeerSpec{EBGPMultiHop: true}, want: []names.Reason{names.ReasonEchoUnsupported}},
+		"one several hops away": {spec: v1beta2.BGPPeerSpec{EBGPMultiHop: true}, want: []names.Reason{names.ReasonEchoUnsupported}},
 		"a link-local one":      {spec: v1beta2.BGPPeerSpec{PeerAddress: "fe80::1", Interface: "eth0"}, want: []names.Reason{names.ReasonEchoUnsupported}},
 		"an unnumbered session": {spec: v1beta2.BGPPeerSpec{Interface: "eth0"}, want: []names.Reason{names.ReasonEchoUnsupported}},
 	} {
@@ -161,10 +161,10 @@ func TestPeersWithTheSameSessionAreReported(t *testing.T) {
 		nodes   []Node
 		want    []names.Reason
 	}{
-		"the same address":            {want: []names.Reason{names.ReasonDuplicatePeer}},
-		"another port":                {younger: v1beta2.BGPPeerSpec{PeerPort: 1179}},
-		"another source":              {younger: v1beta2.BGPPeerSpec{SourceAddress: "192.0.2.9"}},
-		"nodes that have none common": {younger: v1beta2.BGPPeerSpec{NodeSelectors: selectorFor("rack", "b")}, nodes: []Node{{Name: "n", Labels: map[string]string{"rack": "a"}}}},
+		"the same address":  {want: []names.Reason{names.ReasonDuplicatePeer}},
+		"another port":      {younger: v1beta2.BGPPeerSpec{PeerPort: 1179}},
+		"another source":    {younger: v1beta2.BGPPeerSpec{SourceAddress: "192.0.2.9"}},
+		"no node in common": {younger: v1beta2.BGPPeerSpec{NodeSelectors: selectorFor("rack", "b")}, nodes: []Node{{Name: "n", Labels: map[string]string{"rack": "a"}}}},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -176,7 +176,7 @@ func TestPeersWithTheSameSessionAreReported(t *testing.T) {
 				t.Errorf("the peers are %+v", s.Peers)
 			}
 			if got := s.PeerByName("younger").DuplicateOf; (len(got) > 0) != (tc.younger.PeerPort == 0 && tc.younger.SourceAddress == "") {
-				t.Errorf("the younger repeats %v", got)
+				t.Errorf("the younger is a duplicate of %v", got)
 			}
 		})
 	}
@@ -192,7 +192,7 @@ func TestOlderPeerDecidesTheBFDProfile(t *testing.T) {
 		runs    time.Duration
 	}{
 		"another profile":                   {younger: v1beta2.BGPPeerSpec{BFDProfile: "slow"}, want: []names.Reason{names.ReasonConflictingBFD}, runs: 50 * time.Millisecond},
-		"a profile that says the same":      {younger: v1beta2.BGPPeerSpec{BFDProfile: "fast too"}, runs: 50 * time.Millisecond},
+		"a profile with the same values":    {younger: v1beta2.BGPPeerSpec{BFDProfile: "fast too"}, runs: 50 * time.Millisecond},
 		"another profile to another router": {younger: v1beta2.BGPPeerSpec{PeerAddress: "192.0.2.2", BFDProfile: "slow"}, runs: 900 * time.Millisecond},
 		"from another address":              {younger: v1beta2.BGPPeerSpec{SourceAddress: "192.0.2.9", BFDProfile: "slow"}, runs: 900 * time.Millisecond},
 		"no BFD":                            {},
@@ -258,12 +258,12 @@ func TestConflictingLocalPrefIsReported(t *testing.T) {
 		younger v1beta1.BGPAdvertisementSpec
 		clash   bool
 	}{
-		"another localPref":                   {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200}, clash: true},
-		"the same localPref":                  {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 100}},
-		"other prefixes":                      {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200, AggregationLength: lengthPointer(24)}},
-		"other peers":                         {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200, Peers: []string{"b"}}},
-		"other nodes":                         {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200, NodeSelectors: selectorFor("rack", "b")}},
-		"some Services alone, told elsewhere": {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200, ServiceSelectors: selectorFor("app", "x")}},
+		"another localPref":  {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200}, clash: true},
+		"the same localPref": {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 100}},
+		"other prefixes":     {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200, AggregationLength: lengthPointer(24)}},
+		"other peers":        {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200, Peers: []string{"b"}}},
+		"other nodes":        {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200, NodeSelectors: selectorFor("rack", "b")}},
+		"only some Services": {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200, ServiceSelectors: selectorFor("app", "x")}},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -299,7 +299,7 @@ func TestCommunityAliases(t *testing.T) {
 		},
 		BGPAdvertisements: []v1beta1.BGPAdvertisement{
 			newBGPAdvertisement("good", 0, v1beta1.BGPAdvertisementSpec{Communities: []string{"l", "vpn", "65535:65281", "64512:7"}}),
-			newBGPAdvertisement("bad", 0, v1beta1.BGPAdvertisementSpec{Communities: []string{"nobody"}}),
+			newBGPAdvertisement("bad", 0, v1beta1.BGPAdvertisementSpec{Communities: []string{"unknown"}}),
 		},
 	}
 	s, problems := Build(o)

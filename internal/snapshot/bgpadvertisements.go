@@ -15,7 +15,8 @@ import (
 	"github.com/gantry-lb/gantry/api/v1beta2"
 )
 
-// parseBGPAdvertisements parses the BGPAdvertisements, the oldest first: of two that contradict each other the older stands.
+// parseBGPAdvertisements parses the BGPAdvertisements, the oldest first. If two contradict each
+// other, the older one stays in force.
 func (b *builder) parseBGPAdvertisements(in []v1beta1.BGPAdvertisement, o *Objects, pools []*Pool) []*BGPAdvertisement {
 	aliases, extended := b.parseCommunityAliases(o.Communities), b.parseExtendedAliases(o.Communities)
 	in = slices.Clone(in)
@@ -91,11 +92,12 @@ func (b *builder) parseBGPAdvertisement(o ObjectReference, in *v1beta1.BGPAdvert
 	return ad
 }
 
-// reportDuplicates names the texts that a list has twice; they do no harm, but they are seldom meant.
+// reportDuplicates reports the texts that a list has twice. They do no harm, but are seldom
+// intended.
 func (b *builder) reportDuplicates(o ObjectReference, field string, list []string) {
 	for i, text := range list {
 		if slices.Contains(list[:i], text) {
-			b.reportProblem(o, field, names.ReasonDuplicate, "%s lists %q twice: take one out", field, text)
+			b.reportProblem(o, field, names.ReasonDuplicate, "%s lists %q twice: remove one", field, text)
 		}
 	}
 }
@@ -106,14 +108,14 @@ func (b *builder) reportDuplicateSelectors(o ObjectReference, field string, in [
 	for i := range in {
 		text := metav1.FormatLabelSelector(&in[i])
 		if slices.Contains(seen, text) {
-			b.reportProblem(o, field, names.ReasonDuplicate, "%s lists the selector %q twice: take one out", field, text)
+			b.reportProblem(o, field, names.ReasonDuplicate, "%s lists the selector %q twice: remove one", field, text)
 		}
 		seen = append(seen, text)
 	}
 }
 
-// checkAggregationLength says whether the prefixes that the advertisement announces lie within the entries of a pool: an aggregate that is
-// wider than an entry would attract traffic for addresses that are not the cluster's.
+// checkAggregationLength says whether the announced prefixes lie within the entries of a pool. An
+// aggregate that is wider than an entry would attract traffic for addresses outside of the cluster.
 func (b *builder) checkAggregationLength(o ObjectReference, ad *BGPAdvertisement, p *Pool) bool {
 	for _, r := range p.Ranges {
 		if bits, length := r.widestPrefix().Bits(), ad.prefixLength(r.First); bits > length {
@@ -123,7 +125,7 @@ func (b *builder) checkAggregationLength(o ObjectReference, ad *BGPAdvertisement
 			}
 			b.partlyServed = true
 			b.reportFault(o, field, names.ReasonAggregationLength,
-				"%s: invalid aggregation length %d: prefix %d in this pool is more specific than the aggregation length for addresses %s of pool %q: write at least %d, or leave the pool out",
+				"%s: invalid aggregation length %d: prefix %d in this pool is more specific than the aggregation length for addresses %s of pool %q: write at least %d, or remove the pool",
 				field, length, bits, r, p.Name, bits)
 			return false
 		}
@@ -131,7 +133,7 @@ func (b *builder) checkAggregationLength(o ObjectReference, ad *BGPAdvertisement
 	return true
 }
 
-// prefixLength is the length of the prefix announced for an address.
+// prefixLength is the length of the announced prefix for an address.
 func (ad *BGPAdvertisement) prefixLength(a netip.Addr) int {
 	if a.Is4() {
 		return ad.PrefixLengthIPv4
@@ -139,8 +141,8 @@ func (ad *BGPAdvertisement) prefixLength(a netip.Addr) int {
 	return ad.PrefixLengthIPv6
 }
 
-// checkLocalPref says whether no older advertisement gives the same prefixes of a pool another localPref at a peer and on a node
-// that both share.
+// checkLocalPref says whether no older advertisement gives the same prefixes of a pool another
+// localPref, at a peer and on a node that both have.
 func (b *builder) checkLocalPref(o ObjectReference, ad *BGPAdvertisement, older []*BGPAdvertisement, nodes []Node, p *Pool) bool {
 	for _, other := range older {
 		if ad.conflictsWith(other, nodes, p) {
@@ -160,7 +162,8 @@ func (ad *BGPAdvertisement) conflictsWith(other *BGPAdvertisement, nodes []Node,
 		havePeerInCommon(ad.Peers, other.Peers) && haveNodeInCommon(ad.NodeSelectors, other.NodeSelectors, nodes)
 }
 
-// announcesSamePrefixes says whether both announce the same prefixes of a pool, as far as it has addresses of a family.
+// announcesSamePrefixes says whether both announce the same prefixes of a pool, for at least one
+// family.
 func (ad *BGPAdvertisement) announcesSamePrefixes(other *BGPAdvertisement, p *Pool) bool {
 	return slices.ContainsFunc(p.Ranges, func(r Range) bool { return ad.prefixLength(r.First) == other.prefixLength(r.First) })
 }
@@ -169,18 +172,20 @@ func havePeerInCommon(x, y []string) bool {
 	return len(x) == 0 || len(y) == 0 || slices.ContainsFunc(x, func(n string) bool { return slices.Contains(y, n) })
 }
 
-// haveNodeInCommon says whether a node matches both lists of selectors. Without a known node they are taken to share one.
+// haveNodeInCommon says whether a node matches both lists of selectors. If no node is known, the
+// answer is yes.
 func haveNodeInCommon(x, y []labels.Selector, nodes []Node) bool {
 	return len(nodes) == 0 || slices.ContainsFunc(nodes, func(n Node) bool { return SelectorsMatch(x, n.Labels) && SelectorsMatch(y, n.Labels) })
 }
 
-// findPool returns the pool of that name, or nil.
+// findPool returns the pool with that name, or nil.
 func findPool(pools []*Pool, name string) *Pool {
 	s := Snapshot{Pools: pools}
 	return s.PoolByName(name)
 }
 
-// withoutUnfitPools returns the advertisement as it last was, without the pools that it does not fit any more.
+// withoutUnfitPools returns a copy of the advertisement without the pools that it does not fit any
+// more.
 func (ad *BGPAdvertisement) withoutUnfitPools(older []*BGPAdvertisement, nodes []Node, pools []*Pool) *BGPAdvertisement {
 	var quiet builder
 	out := *ad
@@ -214,7 +219,7 @@ func (r Range) widestPrefix() netip.Prefix {
 	}
 }
 
-// String writes the Range as a CIDR where it is one, and with both ends otherwise.
+// String writes the Range as a CIDR if it is one, and with both ends otherwise.
 func (r Range) String() string {
 	if p := r.widestPrefix(); p.Masked().Addr() == r.First && lastAddress(p) == r.Last {
 		return p.String()

@@ -15,7 +15,7 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// Defaults of a session (RFC 4271, section 10) and of BFD.
+// Defaults and limits of a BGP session (RFC 4271, section 10) and of BFD.
 const (
 	defaultPeerPort           = 179
 	defaultHoldTime           = 90 * time.Second
@@ -24,10 +24,11 @@ const (
 	defaultDetectMultiplier   = 3
 	defaultEchoIntervalMillis = 50
 	defaultMinimumTTL         = 254
-	maxPasswordBytes          = 80 // bytes, the kernel's limit
+	maxPasswordBytes          = 80 // the kernel's limit for TCP MD5 keys
 )
 
-// parsePeers parses the BGPPeers, the oldest first. One that is broken is left as it last was; one that never was sound says why.
+// parsePeers parses the BGPPeers, the oldest first. A broken one keeps its last good state; one
+// that never had a good state has a Fault.
 func (b *builder) parsePeers(in []v1beta2.BGPPeer, o *Objects) []*Peer {
 	in = slices.Clone(in)
 	slices.SortFunc(in, func(x, y v1beta2.BGPPeer) int {
@@ -63,7 +64,8 @@ func (b *builder) parsePeers(in []v1beta2.BGPPeer, o *Objects) []*Peer {
 	return out
 }
 
-// findDuplicateSessions notes the older peers whose session a router could not tell from this one's, and would end for it.
+// findDuplicateSessions sets DuplicateOf to the older peers with the same session. A router would
+// end the older session when the newer one connects.
 func (b *builder) findDuplicateSessions(o ObjectReference, p *Peer, older []*Peer, nodes []Node) *Peer {
 	out := *p
 	out.DuplicateOf = nil
@@ -74,21 +76,22 @@ func (b *builder) findDuplicateSessions(o ObjectReference, p *Peer, older []*Pee
 		out.DuplicateOf = append(out.DuplicateOf, q.Name)
 		if haveNodeInCommon(q.NodeSelectors, p.NodeSelectors, nodes) {
 			b.reportProblem(o, "spec.peerAddress", names.ReasonDuplicatePeer,
-				"spec.peerAddress: BGPPeer %q already connects to %s from the same nodes and source, and the router could not tell the sessions apart, so that this one is not tried there: delete one, or give it another sourceAddress, peerPort or nodeSelectors",
+				"spec.peerAddress: BGPPeer %q already connects to %s from the same nodes and source address, and the router cannot tell the two sessions apart, so that this one is not started there: delete one of them, or give it another sourceAddress, peerPort or nodeSelectors",
 				q.Name, p.describeRemote())
 		}
 	}
 	return &out
 }
 
-// resolveBFDConflict has the older of two peers say how BFD watches the path that both share: there is one BFD session to an address.
+// resolveBFDConflict gives a peer the BFD parameters of an older peer with the same path, since
+// there is only one BFD session to an address.
 func (b *builder) resolveBFDConflict(o ObjectReference, p *Peer, older []*Peer, nodes []Node) *Peer {
 	for _, q := range older {
 		if p.BFD == nil || q.BFD == nil || q.Fault != nil || !q.hasSameBFDPath(p) || q.hasSameSession(p) || p.BFD.hasSameParameters(q.BFD) || !haveNodeInCommon(q.NodeSelectors, p.NodeSelectors, nodes) {
 			continue
 		}
 		b.reportProblem(o, "spec.bfdProfile", names.ReasonConflictingBFD,
-			"spec.bfdProfile: one BFD session watches the path to %s, and BGPPeer %q, which is older, has it run as BFDProfile %q says, not %q: name the same profile in both, or give one another sourceAddress",
+			"spec.bfdProfile: there is only one BFD session to %s, and the older BGPPeer %q runs it with BFDProfile %q, not %q: name the same profile in both, or give one of them another sourceAddress",
 			p.describeRemote(), q.Name, q.BFD.Name, p.BFD.Name)
 		shared := *p
 		shared.BFD = q.BFD
@@ -97,24 +100,24 @@ func (b *builder) resolveBFDConflict(o ObjectReference, p *Peer, older []*Peer, 
 	return p
 }
 
-// hasSameBFDPath says whether one BFD session watches the paths of both.
+// hasSameBFDPath says whether one BFD session watches the paths of both peers.
 func (p *Peer) hasSameBFDPath(q *Peer) bool {
 	return p.Address == q.Address && p.DefaultGateway == q.DefaultGateway && p.Interface == q.Interface && p.VRF == q.VRF && p.SourceAddress == q.SourceAddress && p.MultiHop == q.MultiHop
 }
 
-// hasSameParameters says whether two profiles ask for the same.
+// hasSameParameters says whether two profiles differ in nothing but the name.
 func (f *BFDProfile) hasSameParameters(g *BFDProfile) bool {
 	x, y := *f, *g
 	x.Name, y.Name = "", ""
 	return x == y
 }
 
-// hasSameSession says whether a router cannot tell the sessions apart.
+// hasSameSession says whether a router cannot tell the sessions of both peers apart.
 func (p *Peer) hasSameSession(q *Peer) bool {
 	return p.Address == q.Address && p.DefaultGateway == q.DefaultGateway && p.Interface == q.Interface && p.Port == q.Port && p.VRF == q.VRF && p.SourceAddress == q.SourceAddress
 }
 
-// describeRemote names the far end for people.
+// describeRemote names the router in messages.
 func (p *Peer) describeRemote() string {
 	if p.Address.IsValid() {
 		return netip.AddrPortFrom(p.Address, p.Port).String()
@@ -125,7 +128,8 @@ func (p *Peer) describeRemote() string {
 	return "interface " + p.Interface
 }
 
-// parsePeerExtension reads spec.gantry of a peer. A node whose label is missing does not peer, and the others do.
+// parsePeerExtension reads spec.gantry of a peer. A node without the label does not peer; the
+// others do.
 func (b *builder) parsePeerExtension(o ObjectReference, p *Peer, in *v1beta2.PeerExtension, nodes []Node) {
 	if in == nil {
 		return
@@ -133,7 +137,7 @@ func (b *builder) parsePeerExtension(o ObjectReference, p *Peer, in *v1beta2.Pee
 	p.DefaultGateway = map[string]view.Family{"IPv4": view.IPv4, "IPv6": view.IPv6}[in.DefaultGateway]
 	p.MyASNLabel, p.PeerASNLabel, p.Passive = in.MyASNLabel, in.PeerASNLabel, in.Passive
 	if in.TTLSecurityHops != nil {
-		p.TTLSecurityHops = uint8(min(max(*in.TTLSecurityHops, 1), 254)) //nolint:gosec // bounded here
+		p.TTLSecurityHops = uint8(min(max(*in.TTLSecurityHops, 1), 254))
 	}
 	if p.MyASNLabel == "" && p.PeerASNLabel == "" {
 		return
@@ -164,7 +168,7 @@ func (b *builder) parsePeer(o ObjectReference, in *v1beta2.BGPPeerSpec) *Peer {
 	}
 	b.checkPeerAddresses(o, p)
 	if len(in.Password) > maxPasswordBytes {
-		b.reportFault(o, "spec.password", names.ReasonUnknownSecret, "spec.password: it is longer than the %d bytes that TCP MD5 takes: shorten it", maxPasswordBytes)
+		b.reportFault(o, "spec.password", names.ReasonUnknownSecret, "spec.password: it is longer than the %d bytes that TCP MD5 allows: shorten it", maxPasswordBytes)
 	}
 	if p.Port == 0 {
 		p.Port = defaultPeerPort
@@ -185,20 +189,20 @@ func (b *builder) parsePeer(o ObjectReference, in *v1beta2.BGPPeerSpec) *Peer {
 	return p
 }
 
-// checkPeerAddresses refuses addresses that no router can have, or that say too little of where it is.
+// checkPeerAddresses reports addresses that no router can have, and link-local ones without a link.
 func (b *builder) checkPeerAddresses(o ObjectReference, p *Peer) {
 	for field, a := range map[string]netip.Addr{"spec.peerAddress": p.Address, "spec.sourceAddress": p.SourceAddress} {
 		if a.IsUnspecified() || a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
-			b.reportFault(o, field, names.ReasonInvalidAddress, "%s: %s is the address of no host: write one such as 192.0.2.1", field, a)
+			b.reportFault(o, field, names.ReasonInvalidAddress, "%s: %s cannot be the address of a host: write one such as 192.0.2.1", field, a)
 		}
 	}
 	if p.Address.Is6() && p.Address.IsLinkLocalUnicast() && p.VRF == "" && p.Interface == "" {
 		b.reportFault(o, "spec.peerAddress", names.ReasonInvalidAddress,
-			"spec.peerAddress: %s is link-local, and the same on every link: write the link as vrf, or interface in place of peerAddress, which finds the router on a link", p.Address)
+			"spec.peerAddress: %s is link-local and does not say on which link: name the link in vrf, or write interface instead of peerAddress to find the router on a link", p.Address)
 	}
 }
 
-// parseTimers fills in what is not set: a hold time of three keepalives, a keepalive of a third of the hold time.
+// parseTimers derives an unset timer from the other: the hold time is three keepalive intervals.
 func parseTimers(in *v1beta2.BGPPeerSpec) (hold, keepalive time.Duration) {
 	switch {
 	case in.HoldTime != nil && in.KeepaliveTime != nil:
@@ -222,7 +226,7 @@ func durationOrZero(d *metav1.Duration) time.Duration {
 	return d.Duration
 }
 
-// parseOptionalAddress parses an optional address.
+// parseOptionalAddress parses an address; an empty text is the zero Addr.
 func (b *builder) parseOptionalAddress(o ObjectReference, field, text string) netip.Addr {
 	if text == "" {
 		return netip.Addr{}
@@ -245,11 +249,12 @@ func (b *builder) resolveBFDProfile(o ObjectReference, p *Peer, name string, pro
 	}
 	if far := p.Address.IsLinkLocalUnicast() || p.Interface != "" || p.MultiHop; far && p.BFD.EchoMode {
 		b.reportProblem(o, "spec.bfdProfile", names.ReasonEchoUnsupported,
-			"spec.bfdProfile: the BFDProfile %q has echoMode, but echo packets come back neither from link-local neighbours nor over several hops, so that control packets alone watch the path: name a profile without echoMode", name)
+			"spec.bfdProfile: the BFDProfile %q has echoMode, but link-local neighbours and routers several hops away do not return echo packets, so that only control packets watch the path: name a profile without echoMode", name)
 	}
 }
 
-// resolvePassword resolves the password. A Secret that is missing is never an empty password: the peer waits for it.
+// resolvePassword sets the password. If the Secret is missing, the password is not empty: the peer
+// waits for the Secret.
 func (b *builder) resolvePassword(o ObjectReference, p *Peer, in *v1beta2.BGPPeerSpec, objects *Objects) {
 	p.Password = in.Password
 	name := in.PasswordSecret.Name
@@ -263,9 +268,9 @@ func (b *builder) resolvePassword(o ObjectReference, p *Peer, in *v1beta2.BGPPee
 		b.reportFault(o, field, names.ReasonUnknownSecret,
 			"%s: no Secret %q of type kubernetes.io/basic-auth exists in namespace %q: create it with the entry \"password\", or correct the name", field, name, o.Namespace)
 	case !objects.Secrets[i].HasPassword || objects.Secrets[i].Password == "":
-		b.reportFault(o, field, names.ReasonUnknownSecret, "%s: the Secret %q has no entry \"password\", or an empty one: add it", field, name)
+		b.reportFault(o, field, names.ReasonUnknownSecret, "%s: the Secret %q has no entry \"password\", or it is empty: write the password there", field, name)
 	case len(objects.Secrets[i].Password) > maxPasswordBytes:
-		b.reportFault(o, field, names.ReasonUnknownSecret, "%s: the password in Secret %q is longer than the %d bytes that TCP MD5 takes: shorten it", field, name, maxPasswordBytes)
+		b.reportFault(o, field, names.ReasonUnknownSecret, "%s: the password in Secret %q is longer than the %d bytes that TCP MD5 allows: shorten it", field, name, maxPasswordBytes)
 	default:
 		p.Password = objects.Secrets[i].Password
 	}
@@ -282,9 +287,9 @@ func parseBFDProfile(in *v1beta1.BFDProfile) *BFDProfile {
 	return &BFDProfile{
 		Name:            in.Name,
 		ReceiveInterval: ms(or(in.Spec.ReceiveInterval, defaultBFDIntervalMillis)), TransmitInterval: ms(or(in.Spec.TransmitInterval, defaultBFDIntervalMillis)),
-		DetectMultiplier: uint8(min(or(in.Spec.DetectMultiplier, defaultDetectMultiplier), 255)), //nolint:gosec // bounded here
+		DetectMultiplier: uint8(min(or(in.Spec.DetectMultiplier, defaultDetectMultiplier), 255)),
 		EchoInterval:     ms(or(in.Spec.EchoInterval, defaultEchoIntervalMillis)),
 		EchoMode:         in.Spec.EchoMode != nil && *in.Spec.EchoMode, PassiveMode: in.Spec.PassiveMode != nil && *in.Spec.PassiveMode,
-		MinimumTTL: uint8(min(or(in.Spec.MinimumTTL, defaultMinimumTTL), 254)), //nolint:gosec // bounded here
+		MinimumTTL: uint8(min(or(in.Spec.MinimumTTL, defaultMinimumTTL), 254)),
 	}
 }

@@ -35,20 +35,22 @@ type Objects struct {
 	Nodes             []Node
 	// Secrets are those of type kubernetes.io/basic-auth.
 	Secrets []Secret
-	// Previous is the Snapshot before this one, nil at the start: what it has of an object that an edit broke stays in force.
+	// Previous is the Snapshot before this one; nil at the start. If an edit breaks an object, its
+	// state in Previous stays in force.
 	Previous *Snapshot
 }
 
 // builder collects the Problems of one Build.
 type builder struct {
 	problems []Problem
-	// broken says that the object at hand cannot be served as it stands; partly, that some of its pools can.
+	// broken says that the current object cannot be served as written, partlyServed that it can be
+	// for some of its pools.
 	broken, partlyServed bool
-	// firstFault is the first of the Problems that broke it.
+	// firstFault is the first Problem that broke the current object.
 	firstFault Problem
 }
 
-// reportFault is a Problem for which the object keeps its last good state.
+// reportFault records a Problem that makes the object keep its last good state.
 func (b *builder) reportFault(o ObjectReference, field string, reason names.Reason, format string, args ...any) {
 	b.reportProblem(o, field, reason, format, args...)
 	if !b.broken {
@@ -60,7 +62,7 @@ func (b *builder) reportProblem(o ObjectReference, field string, reason names.Re
 	b.problems = append(b.problems, Problem{Object: o, Field: field, Reason: reason, Text: fmt.Sprintf(format, args...)})
 }
 
-// Build parses the objects. Everything sound is in the Snapshot; what is not is named by a Problem.
+// Build parses the objects. The Snapshot has everything that is sound; a Problem names each fault.
 func Build(o Objects) (*Snapshot, []Problem) {
 	var b builder
 	s := &Snapshot{Pools: b.parsePools(o.Pools, o.Namespaces, o.Previous)}
@@ -84,8 +86,8 @@ func Build(o Objects) (*Snapshot, []Problem) {
 	return s, b.problems
 }
 
-// parsePools parses the pools, the oldest first: of two entries that overlap, the one that was there first keeps its
-// addresses, and the later entry alone is left out. A pool that an edit broke keeps the entries that it had.
+// parsePools parses the pools, the oldest first. If two entries overlap, the older pool keeps its
+// addresses and the later entry is left out. A pool that an edit broke keeps its previous entries.
 func (b *builder) parsePools(in []v1beta1.IPAddressPool, namespaces []Namespace, last *Snapshot) []*Pool {
 	in = slices.Clone(in)
 	slices.SortFunc(in, func(x, y v1beta1.IPAddressPool) int {
@@ -123,7 +125,8 @@ func (b *builder) parsePools(in []v1beta1.IPAddressPool, namespaces []Namespace,
 	return out
 }
 
-// parseRanges parses the entries of one pool and leaves out those that cannot be read or overlap what is taken.
+// parseRanges parses the entries of one pool. It leaves out those that are invalid or overlap
+// takenRanges.
 func (b *builder) parseRanges(o ObjectReference, entries []string, takenRanges []poolRange) []poolRange {
 	var out []poolRange
 	for j, text := range entries {
@@ -134,7 +137,7 @@ func (b *builder) parseRanges(o ObjectReference, entries []string, takenRanges [
 			continue
 		}
 		if what := unservablePurpose(r); what != "" {
-			b.reportFault(o, field, names.ReasonInvalidAddress, "%s: %q has %s: write addresses of the nodes' network, or that routers lead to it", field, text, what)
+			b.reportFault(o, field, names.ReasonInvalidAddress, "%s: %q has %s: write addresses of the nodes' network, or addresses that routers forward to it", field, text, what)
 			continue
 		}
 		t, clash := findOverlap(takenRanges, r)
@@ -142,7 +145,7 @@ func (b *builder) parseRanges(o ObjectReference, entries []string, takenRanges [
 			t, clash = findOverlap(out, r)
 		}
 		if clash {
-			b.reportFault(o, field, names.ReasonOverlap, "%s: %q overlaps with already defined CIDR or range %q of pool %q: take one of them out",
+			b.reportFault(o, field, names.ReasonOverlap, "%s: %q overlaps with already defined CIDR or range %q of pool %q: remove one of them",
 				field, text, t.text, t.poolName)
 			continue
 		}
@@ -151,7 +154,7 @@ func (b *builder) parseRanges(o ObjectReference, entries []string, takenRanges [
 	return out
 }
 
-// rangesWithoutOverlap returns the entries that the pool had, without those that overlap what is taken.
+// rangesWithoutOverlap returns the pool's ranges that do not overlap takenRanges.
 func (p *Pool) rangesWithoutOverlap(takenRanges []poolRange) []poolRange {
 	var out []poolRange
 	for _, r := range p.Ranges {
@@ -162,7 +165,7 @@ func (p *Pool) rangesWithoutOverlap(takenRanges []poolRange) []poolRange {
 	return out
 }
 
-// poolRange is a Range with where it was written.
+// poolRange is a Range with its pool and its text there.
 type poolRange struct {
 	Range
 	poolName, text string
@@ -185,7 +188,7 @@ func (b *builder) parseServiceAllocation(o ObjectReference, in *v1beta1.ServiceA
 	a.NamespacesRestricted = len(in.Namespaces)+len(in.NamespaceSelectors) > 0
 	for _, n := range in.Namespaces {
 		if slices.Contains(a.Namespaces, n) {
-			b.reportProblem(o, "spec.serviceAllocation.namespaces", names.ReasonDuplicate, "spec.serviceAllocation.namespaces lists %q twice: take one out", n)
+			b.reportProblem(o, "spec.serviceAllocation.namespaces", names.ReasonDuplicate, "spec.serviceAllocation.namespaces lists %q twice: remove one", n)
 			continue
 		}
 		a.Namespaces = append(a.Namespaces, n)
@@ -203,13 +206,14 @@ func (b *builder) parseServiceAllocation(o ObjectReference, in *v1beta1.ServiceA
 	return a
 }
 
-// parseSelectors parses label selectors. One that cannot be read matches nothing: it must not widen what the object selects.
+// parseSelectors parses label selectors. An invalid one matches nothing: it must not widen what the
+// object selects.
 func (b *builder) parseSelectors(o ObjectReference, field string, in []metav1.LabelSelector) []labels.Selector {
 	var out []labels.Selector
 	for i := range in {
 		s, err := metav1.LabelSelectorAsSelector(&in[i])
 		if err != nil {
-			b.reportFault(o, field, names.ReasonInvalidSelector, "%s[%d]: %v: write matchLabels, or matchExpressions with the operator In or NotIn and values, or Exists or DoesNotExist without", field, i, err)
+			b.reportFault(o, field, names.ReasonInvalidSelector, "%s[%d]: %v: write matchLabels, or matchExpressions with the operator In or NotIn and values, or Exists or DoesNotExist without values", field, i, err)
 			s = labels.Nothing()
 		}
 		out = append(out, s)
@@ -238,7 +242,8 @@ func (b *builder) parseL2Advertisement(in *v1beta1.L2Advertisement, pools []*Poo
 	return ad
 }
 
-// resolvePools resolves the pools of an advertisement: by name and by selector; neither means all.
+// resolvePools returns the names of the pools that an advertisement covers: by name and by
+// selector, or all pools when it has neither.
 func (b *builder) resolvePools(o ObjectReference, wanted []string, selectors []metav1.LabelSelector, pools []*Pool) []string {
 	all := len(wanted) == 0 && len(selectors) == 0
 	parsed := b.parseSelectors(o, "spec.ipAddressPoolSelectors", selectors)
@@ -258,8 +263,9 @@ func (b *builder) resolvePools(o ObjectReference, wanted []string, selectors []m
 	return out
 }
 
-// ParseRange reads an entry of spec.addresses: a CIDR (host bits are masked), a range with both ends in it (blanks
-// around the ends are allowed), or a single address. The error quotes the text and says what to write.
+// ParseRange reads an entry of spec.addresses: a CIDR (host bits are masked), a range that includes
+// both ends (blanks around the ends are allowed), or a single address. The error quotes the text
+// and says what to write.
 func ParseRange(text string) (Range, error) {
 	if first, last, ok := strings.Cut(text, "-"); ok {
 		return parseRangeEnds(text, strings.TrimSpace(first), strings.TrimSpace(last))

@@ -24,7 +24,7 @@ func TestParseRange(t *testing.T) {
 		"an IPv6 CIDR":                      {text: "fd00::/127", want: "fd00::-fd00::1"},
 		"a leading blank is refused":        {text: " 10.0.0.0/8", wantError: `" 10.0.0.0/8" is no CIDR`},
 		"an incomplete end is named":        {text: "192.0.2.1-192.0.2", wantError: `the end "192.0.2" is no address`},
-		"the wrong order is told":           {text: "192.0.2.9-192.0.2.1", wantError: "write 192.0.2.1-192.0.2.9"},
+		"the wrong order is named":          {text: "192.0.2.9-192.0.2.1", wantError: "write 192.0.2.1-192.0.2.9"},
 		"two families are refused":          {text: "1.2.3.4-fe80::1", wantError: "mixes IPv4 and IPv6"},
 		"a prefix that is too long":         {text: "10.0.0.0/33", wantError: `"10.0.0.0/33" is no CIDR`},
 		"an address with a zone is refused": {text: "fe80::1%eth0", wantError: "is no CIDR"},
@@ -64,7 +64,7 @@ func TestABadEntryHarmsOnlyItself(t *testing.T) {
 		newPool("old", time.Hour, "192.0.2.0/29"),
 	}})
 	if n := len(s.PoolByName("young").Ranges); n != 1 {
-		t.Errorf("the younger pool has %d entries, want the sound one alone", n)
+		t.Errorf("the younger pool has %d entries, want only the sound one", n)
 	}
 	if len(s.PoolByName("old").Ranges) != 1 {
 		t.Error("the older pool lost its entry to a younger one")
@@ -77,7 +77,7 @@ func TestABadEntryHarmsOnlyItself(t *testing.T) {
 		t.Fatalf("the problems are %v, want %v", reasons, want)
 	}
 	if text := problems[0].Text; !strings.Contains(text, `"old"`) || !strings.Contains(text, "overlaps with already defined CIDR") {
-		t.Errorf("the overlap is told as %q", text)
+		t.Errorf("the overlap is reported as %q", text)
 	}
 }
 

@@ -11,7 +11,8 @@ import (
 	"github.com/gantry-lb/gantry/api/v1beta1"
 )
 
-// Community is a BGP community: A:B of 16 bits each (RFC 1997), or, when Large, A:B:C of 32 bits each (RFC 8092).
+// Community is a BGP community: A:B of 16 bits each (RFC 1997), or, when Large, A:B:C of 32 bits
+// each (RFC 8092).
 type Community struct {
 	Large   bool
 	A, B, C uint32
@@ -52,7 +53,7 @@ func ParseCommunity(text string) (Community, error) {
 		}
 		n, err := strconv.ParseUint(parts[i], 10, 32)
 		ok = err == nil && n <= limit
-		*to = uint32(n) //nolint:gosec // ParseUint was asked for 32 bits
+		*to = uint32(n)
 	}
 	if !ok {
 		return Community{}, fmt.Errorf("invalid community value: %q: write A:B with both at most 65535, or large:A:B:C with each at most 4294967295", text)
@@ -60,7 +61,8 @@ func ParseCommunity(text string) (Community, error) {
 	return c, nil
 }
 
-// parseCommunityAliases resolves names of communities. Of two Community objects with one name the older keeps it.
+// parseCommunityAliases returns the communities by alias. If two Community objects define one
+// alias, the older one counts.
 func (b *builder) parseCommunityAliases(in []v1beta1.Community) map[string]Community {
 	in = slices.Clone(in)
 	slices.SortFunc(in, func(x, y v1beta1.Community) int {

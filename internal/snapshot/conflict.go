@@ -8,12 +8,13 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-// MaxCommunityBytes is how many bytes of communities a route may have: 4 for a standard one, 8 for an extended, 12 for a large one.
-// A message has at most 4096 (RFC 4271 section 4.1), and all else that an UPDATE can have needs less than the rest.
+// MaxCommunityBytes is how many bytes of communities a route may have: a standard one takes 4, an
+// extended one 8, a large one 12. A message has at most 4096 bytes (RFC 4271, section 4.1), and
+// everything else in an UPDATE needs less than the rest.
 const MaxCommunityBytes = 3800
 
-// FindAdvertisementConflict says why a speaker cannot follow all of the advertisements that select a Service with these addresses, and what to do;
-// empty when every one can.
+// FindAdvertisementConflict says why a speaker cannot announce a Service by all advertisements that
+// select it, and what to do. The Reason is empty when it can.
 func FindAdvertisementConflict(ads []*BGPAdvertisement, addresses []netip.Addr, nodes []Node) (names.Reason, string) {
 	for i, x := range ads {
 		var standard, large, extended []string
@@ -23,7 +24,7 @@ func FindAdvertisementConflict(ads []*BGPAdvertisement, addresses []netip.Addr, 
 			}
 			if j < i && x.LocalPref != y.LocalPref {
 				return names.ReasonConflictingAdvertisements, fmt.Sprintf(
-					"the BGPAdvertisements %q and %q both select the Service, with a localPref of %d and of %d: write the same, or separate them by serviceSelectors, peers or nodeSelectors",
+					"the BGPAdvertisements %q and %q both select the Service, with a localPref of %d and of %d: write the same value in both, or separate them by serviceSelectors, peers or nodeSelectors",
 					y.Name, x.Name, y.LocalPref, x.LocalPref)
 			}
 			for _, c := range y.Communities {
@@ -39,13 +40,13 @@ func FindAdvertisementConflict(ads []*BGPAdvertisement, addresses []netip.Addr, 
 		}
 		if 4*countDistinct(standard)+8*countDistinct(extended)+12*countDistinct(large) > MaxCommunityBytes {
 			return names.ReasonTooManyCommunities, fmt.Sprintf(
-				"the BGPAdvertisements that select the Service, %q among them, have more communities together than a route can carry: take some out, or separate them by peers", x.Name)
+				"the BGPAdvertisements that select the Service, %q among them, have more communities in total than a route can carry: remove some, or separate them by peers", x.Name)
 		}
 	}
 	return "", ""
 }
 
-// countDistinct counts each text once.
+// countDistinct counts the different texts.
 func countDistinct(texts []string) int {
 	slices.Sort(texts)
 	return len(slices.Compact(texts))

@@ -22,7 +22,7 @@ func TestConflictingAdvertisementsOfAService(t *testing.T) {
 	large := func(from int) func(*BGPAdvertisement) {
 		return func(ad *BGPAdvertisement) {
 			for i := range 200 {
-				ad.Communities = append(ad.Communities, Community{Large: true, A: 1, B: 2, C: uint32(from + i)}) //nolint:gosec // small
+				ad.Communities = append(ad.Communities, Community{Large: true, A: 1, B: 2, C: uint32(from + i)})
 			}
 		}
 	}

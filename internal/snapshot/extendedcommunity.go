@@ -13,12 +13,12 @@ import (
 	"github.com/gantry-lb/gantry/api/v1beta1"
 )
 
-// ExtendedCommunity is an extended community as it stands on the wire (RFC 4360).
+// ExtendedCommunity is an extended community in its wire format (RFC 4360).
 type ExtendedCommunity [8]byte
 
-// ParseExtendedCommunity reads "rt:A:N" and "soo:A:N", where A is the number of an autonomous system or an IPv4 address (RFC
-// 4360 sections 3 and 4, RFC 5668), and eight bytes in hexadecimal digits after "0x". The error quotes the text and says
-// what to write.
+// ParseExtendedCommunity reads "rt:A:N" and "soo:A:N", where A is an AS number or an IPv4 address
+// (RFC 4360, sections 3 and 4; RFC 5668), or "0x" and eight bytes in hexadecimal digits. The error
+// quotes the text and says what to write.
 func ParseExtendedCommunity(text string) (ExtendedCommunity, error) {
 	var c ExtendedCommunity
 	if digits, ok := strings.CutPrefix(text, "0x"); ok && len(digits) == 16 {
@@ -37,7 +37,8 @@ func ParseExtendedCommunity(text string) (ExtendedCommunity, error) {
 	return ExtendedCommunity{}, fmt.Errorf("invalid extended community value: %q: write rt:A:N or soo:A:N, where A is a number of an autonomous system or an IPv4 address, and N is at most 65535 unless A is at most 65535, or eight bytes such as 0x0002fc0000000064", text)
 }
 
-// encodeFields writes administrator and number: a two-octet number leaves four octets for N, the others two.
+// encodeFields writes the administrator and the number. A two-octet AS number leaves four octets
+// for N; a four-octet one and an IPv4 address leave two.
 func (c *ExtendedCommunity) encodeFields(administrator, number string) bool {
 	bits := 16
 	a, err := strconv.ParseUint(administrator, 10, 32)
@@ -67,7 +68,8 @@ func (c *ExtendedCommunity) encodeFields(administrator, number string) bool {
 	return true
 }
 
-// parseExtendedAliases resolves names of extended communities. Of two Community objects with one name the older keeps it.
+// parseExtendedAliases returns the extended communities by alias. If two Community objects define
+// one alias, the older one counts.
 func (b *builder) parseExtendedAliases(in []v1beta1.Community) map[string]ExtendedCommunity {
 	out, from := map[string]ExtendedCommunity{}, map[string]string{}
 	in = slices.Clone(in)
@@ -102,9 +104,9 @@ func (b *builder) parseBGPAdvertisementExtension(o ObjectReference, ad *BGPAdver
 		return
 	}
 	if in.MED != nil {
-		ad.HasMED, ad.MED = true, uint32(min(max(*in.MED, 0), 1<<32-1)) //nolint:gosec // bounded here
+		ad.HasMED, ad.MED = true, uint32(min(max(*in.MED, 0), 1<<32-1))
 	}
-	ad.ASPathPrepend = uint8(min(max(in.ASPathPrepend, 0), 16)) //nolint:gosec // bounded here
+	ad.ASPathPrepend = uint8(min(max(in.ASPathPrepend, 0), 16))
 	ad.LinkBandwidthPerEndpoint = max(in.LinkBandwidthPerEndpoint, 0)
 	for i, text := range in.ExtendedCommunities {
 		field := fmt.Sprintf("spec.gantry.extendedCommunities[%d]", i)

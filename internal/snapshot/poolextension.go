@@ -13,8 +13,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// defaultQuarantineDelay is what the CRD writes where a probe says nothing: long enough for a person to look, short enough that an address is not
-// lost for a notebook that visited.
+// defaultQuarantineDelay is the CRD's default. It gives a person time to look, and the address is
+// not lost for long to a notebook that only visited.
 const defaultQuarantineDelay = time.Hour
 
 // parsePoolExtension reads spec.gantry of a pool.
@@ -46,7 +46,7 @@ func (b *builder) parsePoolExtension(o ObjectReference, pool, before *Pool, in *
 		r, err := ParseRange(text)
 		if err != nil {
 			field := fmt.Sprintf("spec.gantry.exclude[%d]", i)
-			b.reportFault(o, field, names.ReasonInvalidAddress, "%s: %v; until then the pool gives no address that it did not give before", field, err)
+			b.reportFault(o, field, names.ReasonInvalidAddress, "%s: %v; until this is corrected the pool gives no further address", field, err)
 			continue
 		}
 		pool.ExcludedRanges = append(pool.ExcludedRanges, r)
@@ -55,13 +55,13 @@ func (b *builder) parsePoolExtension(o ObjectReference, pool, before *Pool, in *
 	case !b.broken:
 	case before != nil:
 		pool.ExcludedRanges = before.ExcludedRanges
-	default: // nobody knows what must not be given
+	default: // it is unknown which addresses must not be given
 		pool.ExcludedRanges = slices.Clone(pool.Ranges)
 	}
 }
 
-// parseReservations parses the AddressReservations. What one of them cannot have is said when it is decided; here only what it
-// says by itself counts.
+// parseReservations parses the AddressReservations. It reports only faults that the object itself
+// shows; package allocate reports what cannot be reserved.
 func (b *builder) parseReservations(in []v1alpha1.AddressReservation, pools []*Pool) []*Reservation {
 	var out []*Reservation
 	for i := range in {
@@ -76,11 +76,11 @@ func (b *builder) parseReservations(in []v1alpha1.AddressReservation, pools []*P
 		parsed.Addresses = b.parseReservedAddresses(o, "spec.addresses", r.Spec.Addresses)
 		for _, a := range parsed.Addresses {
 			if !slices.ContainsFunc(pools, func(p *Pool) bool { return p.CanAssign(a) }) {
-				b.reportProblem(o, "spec.addresses", names.ReasonAddressNotInPool, "spec.addresses: no pool gives %s: add it to one, or take it out", a)
+				b.reportProblem(o, "spec.addresses", names.ReasonAddressNotInPool, "spec.addresses: no pool can give %s: add it to a pool, or remove it here", a)
 			}
 		}
 		if len(parsed.Addresses) == 0 && len(r.Spec.Addresses) > 0 {
-			continue // unreadable, it must not become one that follows its Service
+			continue // without readable addresses it would follow its Service, which it must not
 		}
 		if p := r.Spec.Pool; p != "" && !slices.ContainsFunc(pools, func(x *Pool) bool { return x.Name == p }) {
 			b.reportProblem(o, "spec.pool", names.ReasonUnknownPool, "spec.pool: no IPAddressPool %q exists: create it, or correct the name", p)

@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// FuzzParseRange holds that whatever is read is a sound Range: both ends of one family, in order, and the same when its own text is read.
+// FuzzParseRange checks that every parsed text is a sound Range: both ends of one family, in order,
+// and the same when its own text is parsed.
 func FuzzParseRange(f *testing.F) {
 	for _, seed := range []string{
 		"", "-", "192.0.2.0/24", "192.0.2.9/24", "192.0.2.1 - 192.0.2.9", "192.0.2.9-192.0.2.1", "192.0.2.1-fd00::1", "fd00::/64", "fd00::1",

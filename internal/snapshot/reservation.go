@@ -7,18 +7,19 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// Reservation is a parsed AddressReservation: addresses that wait for one Service, whether it exists or not.
+// Reservation is a parsed AddressReservation: it keeps addresses for one Service, whether that
+// exists or not.
 type Reservation struct {
 	Name    string
 	Service view.ObjectKey
-	// Addresses are those that are named. Without them, and without a Pool, the reservation follows its Service: what
-	// it holds is kept for it when it is gone.
+	// Addresses are the addresses that the object names. Without Addresses and Pool the reservation
+	// follows its Service: it keeps what a deleted Service held.
 	Addresses []netip.Addr
-	// Pool is where an address of each family is chosen from, ahead of the Service.
+	// Pool is the pool from which an address of each family is chosen, before the Service exists.
 	Pool string
-	// KeptAddresses are the addresses in the reservation's status: what it chose or took over before.
+	// KeptAddresses are the addresses in the reservation's status, chosen or taken over earlier.
 	KeptAddresses []netip.Addr
-	// ExpiresAt is when the reservation ends; zero is never.
+	// ExpiresAt is when the reservation ends; zero means never.
 	ExpiresAt time.Time
 }
 
@@ -30,7 +31,7 @@ func (r *Reservation) HasExpired(now time.Time) bool {
 // FollowsService says whether the reservation takes over what its Service held.
 func (r *Reservation) FollowsService() bool { return len(r.Addresses) == 0 && r.Pool == "" }
 
-// ReservedAddresses returns the addresses that wait for the Service.
+// ReservedAddresses returns the addresses that are kept for the Service.
 func (r *Reservation) ReservedAddresses() []netip.Addr {
 	if len(r.Addresses) > 0 {
 		return r.Addresses

@@ -5,8 +5,8 @@ import (
 	"math/big"
 )
 
-// CountAddresses counts the addresses of the pool by family, without those that it avoids or excludes. A family with more than fits counts
-// as math.MaxInt64.
+// CountAddresses counts the addresses of the pool by family, without avoided and excluded ones. A
+// count above math.MaxInt64 is returned as math.MaxInt64.
 func (p *Pool) CountAddresses() (ipv4, ipv6 int64) {
 	for _, r := range p.AssignableRanges() {
 		n := r.addressCount()

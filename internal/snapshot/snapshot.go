@@ -1,6 +1,7 @@
-// Package snapshot turns configuration objects into an immutable Snapshot and a list of Problems. A faulty object harms
-// only itself: it yields Problems, everything sound is in the Snapshot. Build is deterministic: the order of
-// its input never changes its output. Nothing here reads a clock, logs, or talks to the API server.
+// Package snapshot turns configuration objects into an immutable Snapshot and a list of Problems. A
+// faulty object harms only itself: it yields Problems, and everything else is in the Snapshot.
+// Build is deterministic: the order of its input never changes its output. The package reads no
+// clock, writes no log and does not talk to the API server.
 package snapshot
 
 import (
@@ -13,24 +14,22 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-// Snapshot is the parsed configuration. It is immutable and may be shared between goroutines.
+// Snapshot is the parsed configuration. It is immutable and may be shared between goroutines. All
+// lists are sorted by name.
 type Snapshot struct {
-	// Pools by the order in which automatic allocation tries them is the business of package allocate; here
-	// they are sorted by name.
-	Pools []*Pool
-	// L2Advertisements are sorted by name.
-	L2Advertisements []*L2Advertisement
-	// BGPAdvertisements and Peers are sorted by name.
+	// Pools are not in the order in which automatic allocation tries them; package allocate decides
+	// that.
+	Pools             []*Pool
+	L2Advertisements  []*L2Advertisement
 	BGPAdvertisements []*BGPAdvertisement
 	Peers             []*Peer
-	// Reservations are sorted by name.
-	Reservations []*Reservation
+	Reservations      []*Reservation
 }
 
-// Range is an inclusive range of addresses of one family, First <= Last.
+// Range is a range of addresses of one family, both ends included, First <= Last.
 type Range struct{ First, Last netip.Addr }
 
-// Contains says whether a lies in r.
+// Contains says whether a is in r.
 func (r Range) Contains(a netip.Addr) bool {
 	return r.First.BitLen() == a.BitLen() && r.First.Compare(a) <= 0 && a.Compare(r.Last) <= 0
 }
@@ -44,17 +43,18 @@ type Pool struct {
 	AutoAssign bool
 	// AvoidBuggyIPs skips IPv4 addresses that end in .0 or .255.
 	AvoidBuggyIPs bool
-	// ServiceAllocation is nil when spec.serviceAllocation is absent: the pool is open to all.
+	// ServiceAllocation is nil when spec.serviceAllocation is absent: every Service may use the
+	// pool.
 	ServiceAllocation *ServiceAllocation
-	// ExcludedRanges are never given, though they lie in Ranges; a Service that holds one keeps it.
+	// ExcludedRanges are in Ranges but never given. A Service that holds such an address keeps it.
 	ExcludedRanges []Range
 	// Order says which free address is given next.
 	Order AssignmentOrder
-	// CooldownDelay is how long an address waits, after nobody holds it any more, before another Service may have it.
+	// CooldownDelay is how long a released address waits before another Service may get it.
 	CooldownDelay time.Duration
-	// Quota is nil when namespaces may hold any number of addresses.
+	// Quota is nil when a namespace may hold any number of addresses.
 	Quota *Quota
-	// Probe is nil when addresses are given without asking the segment.
+	// Probe is nil when addresses are given without an acquire probe.
 	Probe *ProbeSettings
 }
 
@@ -63,22 +63,27 @@ type AssignmentOrder string
 
 // The orders of a Pool's addresses.
 const (
-	// OrderLowest gives the first free address, in the order of the Ranges. It is what an empty Order means.
+	// OrderLowest gives the first free address in the order of the Ranges. An empty value means the
+	// same.
 	OrderLowest AssignmentOrder = "Lowest"
-	// OrderRoundRobin gives the first free address behind the one given last, and starts again at the end.
+	// OrderRoundRobin gives the first free address after the one given last, and starts over at the
+	// end.
 	OrderRoundRobin AssignmentOrder = "RoundRobin"
-	// OrderHash starts at a place that the name of the Service decides, so that it tends to get the same address again.
+	// OrderHash starts the search at a position derived from the Service's name, so that a Service
+	// usually gets the same address again.
 	OrderHash AssignmentOrder = "Hash"
 )
 
-// Quota bounds how many addresses of each family the Services of one namespace may hold from a Pool.
+// Quota limits how many addresses of each family the Services of one namespace may hold from a
+// Pool.
 type Quota struct {
-	// PerNamespace holds for namespaces that Namespaces does not name; negative is no bound.
+	// PerNamespace applies to namespaces without an entry in LimitByNamespace; negative means no
+	// limit.
 	PerNamespace     int
 	LimitByNamespace map[string]int
 }
 
-// LimitForNamespace returns the bound for a namespace; ok is false when there is none.
+// LimitForNamespace returns the limit of a namespace; ok is false when there is none.
 func (q *Quota) LimitForNamespace(namespace string) (n int, ok bool) {
 	if q == nil {
 		return 0, false
@@ -90,28 +95,30 @@ func (q *Quota) LimitForNamespace(namespace string) (n int, ok bool) {
 	return n, n >= 0
 }
 
-// ProbeSettings asks the segment for an address before it is given.
+// ProbeSettings are the settings of acquire probes: a speaker checks that no host on the segment
+// uses an address before a Service gets it.
 type ProbeSettings struct {
-	// QuarantineDelay is how long an address is not given after somebody answered for it.
+	// QuarantineDelay is how long an address is not given after a host answered for it.
 	QuarantineDelay time.Duration
 }
 
-// ServiceAllocation restricts and ranks the Services that a Pool serves.
+// ServiceAllocation says which Services may use a Pool, and how it ranks among the pools of a
+// Service.
 type ServiceAllocation struct {
-	// Priority: lower is preferred, 0 is the least preferred.
+	// Priority: a lower number is preferred; 0 is the least preferred.
 	Priority int
-	// Namespaces are the admitted namespaces, by name and by selector, sorted; empty together with
-	// NamespacesRestricted false admits all.
+	// Namespaces are the admitted namespaces, by name and by selector, sorted. They count only with
+	// NamespacesRestricted; otherwise all namespaces are admitted.
 	Namespaces           []string
 	NamespacesRestricted bool
-	// ServiceSelectors: a Service matches when any does; empty admits all.
+	// ServiceSelectors: a Service is admitted when one of them matches it, or when there is none.
 	ServiceSelectors []labels.Selector
 }
 
-// CoversAddress says whether a lies in a Range, excluded and avoided addresses included.
+// CoversAddress says whether a is in a Range of the pool, even if the pool excludes or avoids it.
 func (p *Pool) CoversAddress(a netip.Addr) bool { return rangesContain(p.Ranges, a) }
 
-// CanAssign says whether the pool may give a: it lies in a Range and is neither avoided nor excluded.
+// CanAssign says whether the pool may give a: it is in a Range and neither avoided nor excluded.
 func (p *Pool) CanAssign(a netip.Addr) bool {
 	return !(p.AvoidBuggyIPs && IsBuggyIPv4(a)) && rangesContain(p.Ranges, a) && !rangesContain(p.ExcludedRanges, a)
 }
@@ -125,7 +132,8 @@ func rangesContain(ranges []Range, a netip.Addr) bool {
 	return false
 }
 
-// AssignableRanges returns the Ranges in their order, without what is excluded. Addresses that AvoidBuggyIPs passes over are still in it.
+// AssignableRanges returns the Ranges in their order, without what is excluded. They still contain
+// the addresses that AvoidBuggyIPs skips.
 func (p *Pool) AssignableRanges() []Range {
 	if len(p.ExcludedRanges) == 0 {
 		return p.Ranges
@@ -153,7 +161,8 @@ func (p *Pool) AssignableRanges() []Range {
 	return out
 }
 
-// IsBuggyIPv4 says whether a is an IPv4 address that ends in .0 or .255, which some old routers and clients refuse.
+// IsBuggyIPv4 says whether a is an IPv4 address that ends in .0 or .255. Some old routers and
+// clients do not accept those.
 func IsBuggyIPv4(a netip.Addr) bool {
 	if !a.Is4() {
 		return false
@@ -162,42 +171,44 @@ func IsBuggyIPv4(a netip.Addr) bool {
 	return last == 0 || last == 255
 }
 
-// L2Advertisement is a parsed L2Advertisement. The same value serves every node: selectors are kept, not resolved.
+// L2Advertisement is a parsed L2Advertisement. One value serves every node: its selectors are not
+// resolved.
 type L2Advertisement struct {
 	Name string
-	// Pools are the names of the pools it covers, resolved from names and selectors, sorted.
+	// Pools are the names of the pools that it covers, sorted.
 	Pools []string
-	// NodeSelectors: a node matches when any does; empty matches all.
+	// NodeSelectors: a node matches when one of them does, or when there is none.
 	NodeSelectors []labels.Selector
-	// ServiceSelectors: a Service matches when any does; empty matches all.
+	// ServiceSelectors: a Service matches when one of them does, or when there is none.
 	ServiceSelectors []labels.Selector
-	// Interfaces are exact link names; empty means all usable links.
+	// Interfaces are exact names of links. Without names it covers all usable links.
 	Interfaces []string
-	// Preferences add up their weights for the nodes they match.
+	// Preferences: a node's score is the sum of the weights of those that match it.
 	Preferences []Preference
-	// Rebalance says that a holder of too many addresses gives some away, at a slow pace.
+	// Rebalance makes a node that holds too many addresses give some away slowly.
 	Rebalance bool
 }
 
-// Preference is a soft wish for nodes.
+// Preference prefers the nodes that the selector matches.
 type Preference struct {
 	Weight   int // 1..100
 	Selector labels.Selector
 }
 
-// ObjectReference names a configuration object that a Problem is about.
+// ObjectReference names the configuration object that a Problem is about.
 type ObjectReference struct{ Kind, Namespace, Name string }
 
 // Problem is a fault in a configuration object. It is a value for people, not a Go error.
 type Problem struct {
 	Object ObjectReference
-	Field  string // such as "spec.addresses[2]"
+	Field  string // for example "spec.addresses[2]"
 	Reason names.Reason
-	// Text is one sentence: what is wrong, with the offending text, and what to do.
+	// Text is one sentence: what is wrong, the offending text, and what to do.
 	Text string
 }
 
-// IsDanglingReference says whether the Problem is a reference to an object that may be yet to come.
+// IsDanglingReference says whether the Problem is a reference to an object that may still be
+// created.
 func (p Problem) IsDanglingReference() bool {
 	switch p.Reason {
 	case names.ReasonUnknownPool, names.ReasonUnknownPeer, names.ReasonUnknownCommunity, names.ReasonUnknownBFDProfile, names.ReasonUnknownSecret:
@@ -206,9 +217,9 @@ func (p Problem) IsDanglingReference() bool {
 	return false
 }
 
-// PoolsOfAddresses returns the pool of each address, which they may have from different ones; nil when one has none. An address that its pool avoids or
-// excludes by now is still of it, and so is one that no pool covers any more, as long as the pool is there that it is recorded to come
-// from: whoever holds it keeps it.
+// PoolsOfAddresses returns the pool of each address; nil when an address has none. An address still
+// belongs to a pool that now avoids or excludes it. If no pool covers it any more, it belongs to
+// the recorded pool as long as that exists: its Service keeps the address.
 func (s *Snapshot) PoolsOfAddresses(recorded string, addrs ...netip.Addr) []*Pool {
 	if s == nil {
 		return nil
@@ -227,7 +238,7 @@ func (s *Snapshot) PoolsOfAddresses(recorded string, addrs ...netip.Addr) []*Poo
 	return out
 }
 
-// PoolContaining returns the pool that contains every one of addrs, or nil.
+// PoolContaining returns the pool that can assign every one of addrs, or nil.
 func (s *Snapshot) PoolContaining(addrs ...netip.Addr) *Pool {
 	if s == nil || len(addrs) == 0 {
 		return nil
@@ -244,7 +255,7 @@ next:
 	return nil
 }
 
-// PoolByName returns the pool of that name, or nil.
+// PoolByName returns the pool with that name, or nil.
 func (s *Snapshot) PoolByName(name string) *Pool {
 	if s == nil {
 		return nil

@@ -2,8 +2,8 @@ package snapshot
 
 import "net/netip"
 
-// unservableRanges are addresses that no client can reach a Service at, with what they are for (RFC 6890, RFC 1122 section 3.2.1.3,
-// RFC 4291 sections 2.5 and 2.7).
+// unservableRanges are addresses at which no client can reach a Service, with their purpose (RFC
+// 6890; RFC 1122, section 3.2.1.3; RFC 4291, sections 2.5 and 2.7).
 var unservableRanges = []struct {
 	Range
 	what string
@@ -22,7 +22,8 @@ func rangeOfPrefix(text string) Range {
 	return Range{p.Addr(), lastAddress(p)}
 }
 
-// unservablePurpose says what the addresses of r are when none can be a Service's; empty when some can: who writes 0.0.0.0/0 means those.
+// unservablePurpose returns the purpose of the addresses of r when none of them can serve. It is
+// empty when some can: 0.0.0.0/0, for example, means the others.
 func unservablePurpose(r Range) string {
 	for _, n := range unservableRanges {
 		if n.Contains(r.First) && n.Contains(r.Last) {
@@ -32,7 +33,7 @@ func unservablePurpose(r Range) string {
 	return ""
 }
 
-// overlaps says whether both have an address in common.
+// overlaps says whether the ranges have an address in common.
 func (r Range) overlaps(o Range) bool {
 	return r.First.BitLen() == o.First.BitLen() && r.First.Compare(o.Last) <= 0 && o.First.Compare(r.Last) <= 0
 }

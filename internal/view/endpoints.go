@@ -12,28 +12,28 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-// EndpointSlice is what is known of one EndpointSlice. Its endpoints that cannot serve are left out.
+// EndpointSlice is what is known of one EndpointSlice, without endpoints that cannot serve.
 type EndpointSlice struct {
-	// Service is empty in its name when the slice belongs to none.
+	// Service has an empty name when the slice belongs to none.
 	Service ObjectKey
 	Name    string
-	// AddressType of the addresses. An endpoint that has addresses of two types is in two slices.
+	// AddressType of the slice. An endpoint with addresses of two types is in two slices.
 	AddressType   discoveryv1.AddressType
 	NodeEndpoints []NodeEndpoints
 }
 
-// NodeEndpoints is where endpoints can serve.
+// NodeEndpoints are the endpoints of a slice on one node.
 type NodeEndpoints struct {
-	// Node is empty for endpoints of which that is not known.
+	// Node is empty when the node is unknown.
 	Node string
-	// Count is how many endpoints can serve there.
+	// Count is how many endpoints can serve on the node.
 	Count int
 	// HasReady says that one of them is ready and does not terminate.
 	HasReady bool
 }
 
-// FromEndpointSlice projects an EndpointSlice. An endpoint can serve when it has an address and is ready (an absent condition counts as
-// ready), or still serving while it terminates.
+// FromEndpointSlice converts an EndpointSlice. An endpoint can serve when it has an address and is
+// ready (an absent condition counts as ready), or when it still serves while it terminates.
 func FromEndpointSlice(s *discoveryv1.EndpointSlice) EndpointSlice {
 	out := EndpointSlice{Service: ObjectKey{Namespace: Intern(s.Namespace), Name: s.Labels[discoveryv1.LabelServiceName]}, Name: s.Name, AddressType: discoveryv1.AddressType(Intern(string(s.AddressType)))}
 	for i := range s.Endpoints {
@@ -58,7 +58,7 @@ func FromEndpointSlice(s *discoveryv1.EndpointSlice) EndpointSlice {
 	return out
 }
 
-// FromEndpointSlices projects all EndpointSlices of one Service together.
+// FromEndpointSlices converts all EndpointSlices of one Service into one value.
 func FromEndpointSlices(service ObjectKey, all []discoveryv1.EndpointSlice) Endpoints {
 	views := make([]EndpointSlice, 0, len(all))
 	for i := range all {
@@ -67,7 +67,7 @@ func FromEndpointSlices(service ObjectKey, all []discoveryv1.EndpointSlice) Endp
 	return MergeSlices(service, views)
 }
 
-// MergeSlices puts all Slices of one Service together.
+// MergeSlices merges all slices of one Service.
 func MergeSlices(service ObjectKey, all []EndpointSlice) Endpoints {
 	e := Endpoints{Service: service}
 	counts := map[string]map[discoveryv1.AddressType]int{}
@@ -99,10 +99,10 @@ func canServe(c discoveryv1.EndpointConditions) bool {
 	return c.Ready == nil || *c.Ready || (c.Serving != nil && *c.Serving)
 }
 
-// shutdownMessage is the text with which a kubelet that is shutting down marks its node as not ready.
+// shutdownMessage is part of the message of the Ready condition while the kubelet shuts down.
 const shutdownMessage = "node is shutting down"
 
-// FromNode projects a node.
+// FromNode converts a node.
 func FromNode(n *corev1.Node) Node {
 	v := Node{Name: n.Name, Labels: n.Labels}
 	_, v.Excluded = n.Labels[names.LabelExcludeNode]

@@ -2,5 +2,6 @@ package view
 
 import "unique"
 
-// Intern returns the text in memory that all who have the same share: a cache of 100,000 objects has few namespaces and pools.
+// Intern returns a text that shares its memory with all equal texts: a cache of 100,000 objects has
+// few different namespaces and pools.
 func Intern(text string) string { return unique.Make(text).Value() }

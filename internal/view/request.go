@@ -12,13 +12,14 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-// Bounds of what one Service may ask for: more would be a misprint.
+// Limits of what one Service may ask for. A larger number is probably a typing error.
 const (
 	maxAddressCount    = 16
 	maxListedAddresses = 2 * maxAddressCount
 )
 
-// readRequest reads what the Service asks for. The first thing that cannot be read is the RequestFault, and nothing else is asked for then.
+// readRequest reads what the Service asks for. RequestFault is the first fault; the Service then
+// asks for nothing.
 func (v *Service) readRequest(s *corev1.Service) {
 	v.AddressCount, v.RequestFault = readAddressCount(s)
 	if v.RequestFault == "" {
@@ -32,7 +33,8 @@ func (v *Service) readRequest(s *corev1.Service) {
 	}
 }
 
-// readAddressCount reads how many addresses of each family the Service asks for.
+// readAddressCount reads how many addresses of each family the Service asks for. The second result
+// is a sentence when the annotation cannot be read.
 func readAddressCount(s *corev1.Service) (int, string) {
 	text, ok := s.Annotations[names.AnnotationAddressCount]
 	if !ok {
@@ -45,8 +47,8 @@ func readAddressCount(s *corev1.Service) (int, string) {
 	return n, ""
 }
 
-// readRequestedAddresses reads the addresses that the Service asks for, up to n of each family. The second result is a sentence when they cannot
-// be read.
+// readRequestedAddresses reads the addresses that the Service asks for, at most n of each family.
+// The second result is a sentence when they cannot be read.
 func readRequestedAddresses(s *corev1.Service, n int) ([]netip.Addr, string) {
 	list, _ := readAnnotation(s, names.AnnotationLoadBalancerIPs, names.AnnotationLoadBalancerIPsOld)
 	field := s.Spec.LoadBalancerIP
@@ -74,13 +76,14 @@ func readRequestedAddresses(s *corev1.Service, n int) ([]netip.Addr, string) {
 			return nil, fmt.Sprintf("%s: %q asks for two addresses of one family: write at most one IPv4 and one IPv6 address, or say how many with the annotation %s",
 				source, text, names.AnnotationAddressCount)
 		}
-		return nil, fmt.Sprintf("%s: %q asks for more than %d addresses of one family, which the annotation %s asks for", source, text, n, names.AnnotationAddressCount)
+		return nil, fmt.Sprintf("%s: %q asks for more than %d addresses of one family, which is the number in the annotation %s", source, text, n, names.AnnotationAddressCount)
 	}
 	return out, ""
 }
 
-// ParseAddressList reads a list of addresses with commas between them; blanks around them are allowed. The second result is a sentence that begins with
-// the source when the list cannot be read. An IPv4 address in its IPv6 form is the IPv4 address.
+// ParseAddressList reads addresses separated by commas; blanks around them are allowed. The second
+// result is a sentence that begins with the source when the list cannot be read. An IPv4-mapped
+// IPv6 address is returned as IPv4.
 func ParseAddressList(source, text string) ([]netip.Addr, string) {
 	var out []netip.Addr
 	for _, part := range strings.SplitN(text, ",", maxListedAddresses+1) {
@@ -92,7 +95,7 @@ func ParseAddressList(source, text string) ([]netip.Addr, string) {
 		case err != nil || a.Zone() != "":
 			return nil, fmt.Sprintf("%s: %q is no address: write one IPv4 or IPv6 address, or one of each with a comma between", source, part)
 		case slices.Contains(out, a.Unmap()):
-			return nil, fmt.Sprintf("%s: %s stands there twice: take one out", source, a)
+			return nil, fmt.Sprintf("%s: %s is listed twice: remove one", source, a)
 		}
 		out = append(out, a.Unmap())
 	}

@@ -9,7 +9,7 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-// FromService projects a Service.
+// FromService converts a Service.
 func FromService(s *corev1.Service) Service {
 	v := Service{
 		Key:                ObjectKey{Namespace: s.Namespace, Name: s.Name},
@@ -72,7 +72,8 @@ func (v *Service) readStatus(s *corev1.Service) {
 	}
 }
 
-// readAnnotation returns the value under key, or under its older spelling when key itself is absent.
+// readAnnotation returns the value of the annotation, or that of its older spelling when it is
+// absent.
 func readAnnotation(s *corev1.Service, key, old string) (string, bool) {
 	if v, ok := s.Annotations[key]; ok {
 		return v, true

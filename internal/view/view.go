@@ -1,11 +1,12 @@
-// Package view holds small immutable projections of Kubernetes objects: what a decision may look at, and nothing else.
-// It is the only place where annotations and the address strings of Services are parsed. The functions are pure;
-// a View shares no memory with the object that it came from, and must not be changed.
+// Package view holds small immutable extracts of Kubernetes objects, with everything that decisions
+// need of them. It is the only place where annotations and the addresses of Services are parsed. The
+// functions are pure. A value may share memory with its object, and neither may be changed.
 package view
 
 import (
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // ObjectKey names a namespaced object.
@@ -14,34 +15,24 @@ type ObjectKey struct{ Namespace, Name string }
 // String returns "namespace/name".
 func (k ObjectKey) String() string { return k.Namespace + "/" + k.Name }
 
-// Compare orders Keys by namespace, then name.
+// Compare orders by namespace, then by name.
 func (k ObjectKey) Compare(o ObjectKey) int {
-	if c := compareStrings(k.Namespace, o.Namespace); c != 0 {
+	if c := strings.Compare(k.Namespace, o.Namespace); c != 0 {
 		return c
 	}
-	return compareStrings(k.Name, o.Name)
-}
-
-func compareStrings(a, b string) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
-	}
-	return 0
+	return strings.Compare(k.Name, o.Name)
 }
 
 // Family is an address family.
 type Family uint8
 
-// The address families, in the order in which an automatic pair is listed.
+// The address families, in the order in which an automatically chosen pair is listed.
 const (
 	IPv4 Family = 4
 	IPv6 Family = 6
 )
 
-// FamilyOf returns the family of a; an IPv4-mapped IPv6 address counts as IPv4.
+// FamilyOf returns the family of a. An IPv4-mapped IPv6 address counts as IPv4.
 func FamilyOf(a netip.Addr) Family {
 	if a.Unmap().Is4() {
 		return IPv4
@@ -59,18 +50,18 @@ const (
 	RequireDualStack FamilyPolicy = "RequireDualStack"
 )
 
-// Port is one port of a Service: what must be disjoint between Services that share an address.
+// Port is one port of a Service. Services that share an address must not have one in common.
 type Port struct {
 	Protocol string // TCP, UDP or SCTP
 	Number   uint16
 }
 
-// Service is what a decision may know of a Service.
+// Service is what a decision needs to know of a Service.
 type Service struct {
 	Key    ObjectKey
 	UID    string
 	Labels map[string]string
-	// IsLoadBalancer says that spec.type is IsLoadBalancer and the object is not about to vanish from our class.
+	// IsLoadBalancer says that spec.type is LoadBalancer.
 	IsLoadBalancer bool
 	// Class is spec.loadBalancerClass; empty when absent.
 	Class string
@@ -82,31 +73,34 @@ type Service struct {
 	Ports         []Port
 	// LocalTrafficPolicy is true for externalTrafficPolicy Local.
 	LocalTrafficPolicy bool
-	// PodSelector is spec.selector in canonical text ("a=b,c=d"), empty when the Service has none.
+	// PodSelector is spec.selector in canonical form ("a=b,c=d"); empty when the Service has none.
 	PodSelector string
-	// AssignedAddresses are the addresses in status.loadBalancer.ingress, in the order of the status.
+	// AssignedAddresses are the addresses in status.loadBalancer.ingress, in the order of the
+	// status.
 	AssignedAddresses []netip.Addr
-	// MalformedIngress holds ingress entries that are no addresses (a hostname, say).
+	// MalformedIngress holds ingress entries that are no addresses, for example host names.
 	MalformedIngress []string
-	// RecordedPool is the pool that the status was written with (names.AnnotationFromPool).
+	// RecordedPool is the pool that was written with the status (names.AnnotationFromPool).
 	RecordedPool string
-	// RequestedPool is the pool asked for by annotation, empty when none.
+	// RequestedPool is the pool named by the annotation; empty when there is none.
 	RequestedPool string
-	// RequestedAddresses are the addresses asked for by annotation or spec.loadBalancerIP, in the order given.
+	// RequestedAddresses are the addresses named by the annotation or spec.loadBalancerIP, in that
+	// order.
 	RequestedAddresses []netip.Addr
 	// AddressCount is how many addresses of each family it asks for; 0 counts as 1.
 	AddressCount int
-	// AddressesToRelease are addresses that it wants to exchange for others, where it holds them.
+	// AddressesToRelease are addresses that it wants to exchange for others, if it holds them.
 	AddressesToRelease []netip.Addr
-	// RequestFault says in one sentence why the Service's request cannot be read; empty when it can.
+	// RequestFault says in one sentence why the request cannot be read; empty when it can.
 	RequestFault string
-	// SharingKey allows Services with the same non-empty key to share an address.
+	// SharingKey: Services with the same non-empty key may share an address.
 	SharingKey string
 	// HasSharingAnnotation says that the sharing annotation exists, even with an empty value.
 	HasSharingAnnotation bool
-	// CreatedUnix is the creation time in seconds since 1970: of two Services that claim one address the older keeps it.
+	// CreatedUnix is the creation time in seconds since 1970. If two Services claim one address,
+	// the older one keeps it.
 	CreatedUnix int64
-	// Generation counts the edits of the spec, for conditions.
+	// Generation counts the edits of the spec; conditions refer to it.
 	Generation int64
 	// IsDeleting says that the object has a deletion timestamp.
 	IsDeleting bool
@@ -122,22 +116,25 @@ func (s *Service) ClusterIPFamilies() []Family {
 	return slices.Compact(out)
 }
 
-// Endpoints is what is known of the endpoints of one Service, all its slices together.
+// Endpoints is what is known of the endpoints of one Service, from all its slices.
 type Endpoints struct {
 	Service ObjectKey
-	// AnyServing says that at least one endpoint anywhere can serve: ready, or serving while it terminates.
+	// AnyServing says that at least one endpoint can serve: it is ready, or still serves while it
+	// terminates.
 	AnyServing bool
-	// ServingNodes are the names of the nodes with at least one endpoint that can serve, sorted.
+	// ServingNodes are the nodes with at least one endpoint that can serve, sorted.
 	ServingNodes []string
-	// ServingCounts is how many endpoints can serve on each of the Nodes, in their order; one that has addresses of both families
-	// counts once.
+	// ServingCounts is how many endpoints can serve on each of the ServingNodes, in their order. An
+	// endpoint with addresses of both families counts once.
 	ServingCounts []int
-	// ReadyNodes are the names of the nodes with at least one endpoint that is ready and does not terminate, sorted.
+	// ReadyNodes are the nodes with at least one endpoint that is ready and does not terminate,
+	// sorted.
 	ReadyNodes []string
 }
 
-// NodesForLocalTraffic returns the nodes that should announce a Service whose traffic stays on its node: those with ready endpoints. While
-// there are none, those where an endpoint still serves though it terminates.
+// NodesForLocalTraffic returns the nodes that announce a Service with externalTrafficPolicy Local:
+// those with ready endpoints, or, if there are none, those where a terminating endpoint still
+// serves.
 func (e Endpoints) NodesForLocalTraffic() []string {
 	if len(e.ReadyNodes) > 0 {
 		return e.ReadyNodes
@@ -160,7 +157,7 @@ func (e Endpoints) CanServeOn(node string) bool {
 	return ok
 }
 
-// Node is what a decision may know of a Kubernetes node.
+// Node is what a decision needs to know of a Kubernetes node.
 type Node struct {
 	Name   string
 	Labels map[string]string
@@ -170,7 +167,7 @@ type Node struct {
 	Excluded bool
 	// NetworkUnavailable says that the condition of that name is True.
 	NetworkUnavailable bool
-	// Leaving says that the node asks its addresses to be handed over: the out-of-service taint, the drain
-	// annotation, or a kubelet that reports its shutdown.
+	// Leaving says that the node's addresses should move to other nodes: it has the out-of-service
+	// taint or the drain annotation, or its kubelet reports its shutdown.
 	Leaving bool
 }

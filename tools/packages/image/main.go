@@ -1,6 +1,7 @@
-// Command image writes a container image with Gantry's two programs as an archive, without a container engine: what `docker
-// load`, `podman load`, `ctr images import` and `kind load image-archive` take. It pulls nothing: the image holds the
-// programs, a user database of two lines, and nothing else.
+// Command image writes a container image with Gantry's two programs into an archive that `docker
+// load`, `podman load`, `ctr images import` and `kind load image-archive` accept. It needs no
+// container engine and downloads nothing. The image holds the programs and a user database of two
+// lines.
 package main
 
 import (
@@ -21,52 +22,53 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
-// options say what goes into the image.
+// options are the command-line options.
 type options struct {
-	bin, out, tag, arch, revision string
+	binDirectory, archivePath, imageName, architecture, revision string
 }
 
 func main() {
 	var o options
-	flag.StringVar(&o.bin, "bin", "bin", "directory of the programs controller and speaker")
-	flag.StringVar(&o.out, "o", "dist/image.tar", "archive to write")
-	flag.StringVar(&o.tag, "tag", "gantry-lb/gantry:v0.1.0", "name of the image")
-	flag.StringVar(&o.arch, "arch", "amd64", "processor that the programs are built for")
-	flag.StringVar(&o.revision, "revision", "", "commit that they are built from")
+	flag.StringVar(&o.binDirectory, "bin", "bin", "directory of the programs controller and speaker")
+	flag.StringVar(&o.archivePath, "o", "dist/image.tar", "archive to write")
+	flag.StringVar(&o.imageName, "tag", "gantry-lb/gantry:v0.1.0", "name of the image, REPOSITORY:TAG")
+	flag.StringVar(&o.architecture, "arch", "amd64", "architecture for which the programs are built")
+	flag.StringVar(&o.revision, "revision", "", "commit from which the programs are built")
 	flag.Parse()
-	if err := write(o); err != nil {
+	if err := writeArchive(o); err != nil {
 		fmt.Fprintln(os.Stderr, "image:", err)
 		os.Exit(1)
 	}
 }
 
-// write makes the image and its archive.
-func write(o options) error {
-	ref, err := name.NewTag(o.tag)
+// writeArchive builds the image and writes the archive.
+func writeArchive(o options) error {
+	ref, err := name.NewTag(o.imageName)
 	if err != nil {
-		return fmt.Errorf("--tag %q: write REPOSITORY:TAG: %w", o.tag, err)
+		return fmt.Errorf("--tag %q: write REPOSITORY:TAG: %w", o.imageName, err)
 	}
-	img, err := build(o, ref)
+	img, err := buildImage(o, ref)
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(o.out), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(o.archivePath), 0o755); err != nil {
 		return fmt.Errorf("making the directory of the archive: %w", err)
 	}
-	if err := tarball.WriteToFile(o.out, ref, img); err != nil {
-		return fmt.Errorf("writing %s: %w", o.out, err)
+	if err := tarball.WriteToFile(o.archivePath, ref, img); err != nil {
+		return fmt.Errorf("writing %s: %w", o.archivePath, err)
 	}
 	digest, err := img.Digest()
 	if err != nil {
 		return fmt.Errorf("computing the digest: %w", err)
 	}
-	fmt.Println(o.out, ref, digest)
+	fmt.Println(o.archivePath, ref, digest)
 	return nil
 }
 
-// build puts the programs into one layer. Nothing in it depends on the time, so that the same programs are the same image.
-func build(o options, ref name.Tag) (v1.Image, error) {
-	content, err := files(o.bin)
+// buildImage puts the programs into one layer. Nothing in it depends on the time, so that equal
+// programs give an equal image.
+func buildImage(o options, ref name.Tag) (v1.Image, error) {
+	content, err := layerArchive(o.binDirectory)
 	if err != nil {
 		return nil, err
 	}
@@ -83,8 +85,8 @@ func build(o options, ref name.Tag) (v1.Image, error) {
 		return nil, fmt.Errorf("reading the image's configuration: %w", err)
 	}
 	config = config.DeepCopy()
-	config.OS, config.Architecture = "linux", o.arch
-	config.Config.User = "65534:65534" // the speaker's manifest asks for another one
+	config.OS, config.Architecture = "linux", o.architecture
+	config.Config.User = "65534:65534" // the speaker's manifest sets another user
 	config.Config.Entrypoint = []string{"/controller"}
 	config.Config.WorkingDir = "/"
 	config.Config.Labels = map[string]string{
@@ -98,8 +100,8 @@ func build(o options, ref name.Tag) (v1.Image, error) {
 	return mutate.ConfigFile(img, config)
 }
 
-// files is the layer, as an archive.
-func files(bin string) ([]byte, error) {
+// layerArchive returns the content of the layer as a tar archive.
+func layerArchive(binDirectory string) ([]byte, error) {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	add := func(path string, mode int64, content []byte) error {
@@ -111,11 +113,11 @@ func files(bin string) ([]byte, error) {
 		return err
 	}
 	for _, program := range []string{"controller", "speaker"} {
-		content, err := os.ReadFile(filepath.Join(bin, program))
+		content, err := os.ReadFile(filepath.Join(binDirectory, program))
 		if err != nil {
-			return nil, fmt.Errorf("reading a program; `make build` makes it: %w", err)
+			return nil, fmt.Errorf("reading a program (`make build` writes it): %w", err)
 		}
-		if err := static(program, content); err != nil {
+		if err := checkStatic(program, content); err != nil {
 			return nil, err
 		}
 		if err := add(program, 0o755, content); err != nil {
@@ -129,15 +131,15 @@ func files(bin string) ([]byte, error) {
 	return b.Bytes(), w.Close()
 }
 
-// static says whether a program runs where there are no libraries.
-func static(program string, content []byte) error {
+// checkStatic returns an error unless the program runs without shared libraries.
+func checkStatic(program string, content []byte) error {
 	f, err := elf.NewFile(bytes.NewReader(content))
 	if err != nil {
-		return fmt.Errorf("reading %s, which is no program for Linux: %w", program, err)
+		return fmt.Errorf("reading %s, which is not a program for Linux: %w", program, err)
 	}
 	for _, p := range f.Progs {
 		if p.Type == elf.PT_INTERP {
-			return fmt.Errorf("%s is linked to libraries, which the image does not have: build it with CGO_ENABLED=0", program)
+			return fmt.Errorf("%s is linked to shared libraries, which the image does not have: build it with CGO_ENABLED=0", program)
 		}
 	}
 	return nil
