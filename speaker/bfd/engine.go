@@ -10,17 +10,18 @@ import (
 )
 
 const (
-	// socketCheckInterval is how often lost sockets are opened again for sessions that do not send.
+	// socketCheckInterval is how often lost sockets of all sessions are opened again.
 	socketCheckInterval = time.Second
-	// datagramsPerRound is how many datagrams are taken before what is due is looked at: more than a receive buffer holds, so that
-	// nothing that arrived in time counts as late, and few enough that a flood does not stop the clock.
+	// datagramsPerRound is how many datagrams are read before timers are checked. It is
+	// more than a receive buffer holds, so that nothing that arrived in time counts as
+	// late, and few enough that a flood does not stop the timers.
 	datagramsPerRound = 4096
-	// maxQueuedEvents is how many events wait for a reader; more drop the oldest.
+	// maxQueuedEvents bounds the queue of events. A full queue drops the oldest.
 	maxQueuedEvents = 4096
 )
 
-// Engine runs sessions. Make it with New; its methods may be called from any goroutine and return at once, but for Run
-// and Stop.
+// Engine runs sessions. Make it with New. Any goroutine may call
+// its methods. All but Run and Stop return at once.
 type Engine struct {
 	transport Transport
 	now       func() time.Time
@@ -33,7 +34,7 @@ type Engine struct {
 	records      atomic.Pointer[[]*sessionRecord] // of the desired sessions, in their order
 	discards     discardCounters
 
-	// Run owns all that follows.
+	// Only Run uses the following fields.
 	sessionsByKey           map[Key]*runningSession
 	sessionsByDiscriminator map[uint32]*runningSession // by our discriminator
 	queuedEvents            []Event
@@ -42,8 +43,8 @@ type Engine struct {
 	sendBuffer              []byte
 }
 
-// New returns an Engine without sessions. The seed makes discriminators and jitter differ between speakers and lives of a
-// speaker.
+// New returns an Engine without sessions. The seed makes discriminators and
+// jitter differ between speakers and between restarts of a speaker.
 func New(wire Transport, now func() time.Time, seed uint64) *Engine {
 	return &Engine{
 		transport: wire, now: now, random: rand.New(rand.NewPCG(seed, 0)),
@@ -52,9 +53,9 @@ func New(wire Transport, now func() time.Time, seed uint64) *Engine {
 	}
 }
 
-// Set makes the engine run exactly these sessions, of two with one Key the first. A session that stays goes on, with its new
-// Profile negotiated while it is Up; one that is left out is ended administratively, and its neighbour told. Nobody edits the
-// sessions afterwards.
+// Set declares the sessions to run; of two with one Key the first. A session that exists keeps
+// running, and negotiates a changed Profile while it is Up. A removed session signals
+// AdminDown to its neighbour. The caller must not change the slice afterwards.
 func (e *Engine) Set(sessions []Session) {
 	for {
 		select {
@@ -69,15 +70,15 @@ func (e *Engine) Set(sessions []Session) {
 	}
 }
 
-// Events delivers, in order, that sessions came Up and went Down. A session is Down when it is first Set. One that is
-// removed or stopped sends no event. Whoever does not read loses the oldest.
+// Events delivers the events in order. A new session is Down. A session that is removed or
+// stopped sends no event. A reader that is too slow loses the oldest events.
 func (e *Engine) Events() <-chan Event { return e.events }
 
-// Changed is ready to read after the Status of a session has changed in more than its Counters.
+// Changed is ready to read after the Status of a session changed in more than its Counters.
 func (e *Engine) Changed() <-chan struct{} { return e.changed }
 
-// Stop ends all sessions administratively and returns when the neighbours were told, which takes about 100 ms, or when ctx
-// ends. A later Set begins anew.
+// Stop shuts all sessions down and returns when AdminDown was signalled to the neighbours, which
+// takes about 100 ms, or when ctx ends. A later Set starts new sessions.
 func (e *Engine) Stop(ctx context.Context) error {
 	e.Set(nil)
 	done := make(chan struct{})
@@ -94,7 +95,8 @@ func (e *Engine) Stop(ctx context.Context) error {
 	}
 }
 
-// Run serves until ctx ends. Then it tells the neighbours like Stop, closes the Wire and returns.
+// Run runs the sessions until ctx ends. Then it shuts them
+// down like Stop, closes the Transport and returns.
 func (e *Engine) Run(ctx context.Context) error {
 	defer e.transport.Close()
 	timer := time.NewTimer(0)
@@ -133,7 +135,8 @@ func (e *Engine) Run(ctx context.Context) error {
 	}
 }
 
-// receiveDatagrams takes in what arrived. It comes before work: what waited in a socket while this process did not run was in time.
+// receiveDatagrams reads what arrived. Run calls it before processTimers: a
+// datagram that waited in a socket while the process did not run was in time.
 func (e *Engine) receiveDatagrams() {
 	for range datagramsPerRound {
 		d, ok := e.transport.Receive()
@@ -155,7 +158,7 @@ func (e *Engine) receiveDatagrams() {
 	}
 }
 
-// processTimers does what is due and returns how long it may wait until the next call.
+// processTimers does what is due and returns the time until it must be called again.
 func (e *Engine) processTimers() time.Duration {
 	now := e.now()
 	check := !now.Before(e.nextSocketCheck)
@@ -189,7 +192,7 @@ func (e *Engine) processTimers() time.Duration {
 	return max(next.Sub(e.now()), 0)
 }
 
-// reconcileSessions makes the sessions those that are desired.
+// reconcileSessions starts, updates and stops sessions to match the desired ones.
 func (e *Engine) reconcileSessions(sessions []Session) {
 	seen, wanted := make(map[Key]bool, len(sessions)), make(map[Key]bool, len(sessions))
 	records := make([]*sessionRecord, 0, len(sessions))
@@ -215,7 +218,7 @@ func (e *Engine) reconcileSessions(sessions []Session) {
 	notifyChanged(e.changed)
 }
 
-// ensureSession runs a session, which may be running already.
+// ensureSession starts a session, or updates it if it is running.
 func (e *Engine) ensureSession(s Session) *runningSession {
 	l, running := e.sessionsByKey[s.Key]
 	if !running {
@@ -243,7 +246,8 @@ func (e *Engine) ensureSession(s Session) *runningSession {
 	return l
 }
 
-// newDiscriminator returns one that is not in use: random, since after a restart the old ones may still be on their way.
+// newDiscriminator returns an unused discriminator. It is random, since
+// packets with those from before a restart may still arrive.
 func (e *Engine) newDiscriminator() uint32 {
 	for {
 		d := e.random.Uint32()
@@ -253,7 +257,7 @@ func (e *Engine) newDiscriminator() uint32 {
 	}
 }
 
-// queueEvent adds an event.
+// queueEvent queues an event. A full queue drops the oldest.
 func (e *Engine) queueEvent(v Event) {
 	if len(e.queuedEvents) == maxQueuedEvents {
 		e.queuedEvents = e.queuedEvents[1:]

@@ -26,7 +26,7 @@ func fastProfile() bfd.Profile {
 	return p
 }
 
-// enginePair is a node and a router, both our engine, in virtual time.
+// enginePair is a node and a router, both with our engine, in virtual time.
 type enginePair struct {
 	t            *testing.T
 	network      *bfdtest.Network
@@ -34,7 +34,7 @@ type enginePair struct {
 	hosts        [2]*bfdtest.Host
 }
 
-// simulatePair runs f with a pair; both engines have ended and told each other so when it returns.
+// simulatePair runs f with a pair. It returns after both engines have ended.
 func simulatePair(t *testing.T, f func(p *enginePair)) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &enginePair{t: t, network: bfdtest.New()}
@@ -70,7 +70,7 @@ func (p *enginePair) sessionToNode(profile bfd.Profile) bfd.Session {
 	return bfd.Session{Key: bfd.Key{Peer: nodeAddress}, Profile: profile}
 }
 
-// bringUp sets both sides and waits until the node says Up.
+// bringUp sets both sides and waits until the node reports Up.
 func (p *enginePair) bringUp(profile bfd.Profile) {
 	p.t.Helper()
 	p.node.Set([]bfd.Session{p.sessionToRouter(profile)})
@@ -78,7 +78,7 @@ func (p *enginePair) bringUp(profile bfd.Profile) {
 	p.waitForEvent("both sides are set", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
 }
 
-// waitForEvent waits for the node's next event.
+// waitForEvent waits for the node's next event and checks it.
 func (p *enginePair) waitForEvent(sentence string, waitForEvent bfd.Event) {
 	p.t.Helper()
 	select {
@@ -91,7 +91,7 @@ func (p *enginePair) waitForEvent(sentence string, waitForEvent bfd.Event) {
 	}
 }
 
-// expectNoEvent lets time pass in which nothing may happen.
+// expectNoEvent lets time pass and fails on an event.
 func (p *enginePair) expectNoEvent(sentence string, d time.Duration) {
 	p.t.Helper()
 	select {

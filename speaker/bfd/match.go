@@ -2,10 +2,11 @@ package bfd
 
 import "github.com/gantry-lb/gantry/speaker/bfd/session"
 
-// matchSession finds the session that a datagram belongs to, also of some that are not taken, by the discriminator where it has one and else by where it came from
-// (RFC 5880 section 6.3, RFC 5881 section 3, RFC 5883 section 4).
+// matchSession finds the session of a datagram by its discriminator, or else by its addresses
+// (RFC 5880 section 6.3, RFC 5881 section 3, RFC 5883 section 4). It also returns the session of
+// a datagram whose TTL is too low, so that the session can report the fault.
 func (e *Engine) matchSession(d Datagram) (*runningSession, session.Packet, session.DiscardReason) {
-	if !d.Multihop && d.TTL != 255 { // it crossed a router, whatever it says (RFC 5881 section 5)
+	if !d.Multihop && d.TTL != 255 { // it crossed a router (RFC 5881 section 5)
 		return nil, session.Packet{}, session.LowTTL
 	}
 	p, why := session.Parse(d.Payload)
@@ -14,7 +15,7 @@ func (e *Engine) matchSession(d Datagram) (*runningSession, session.Packet, sess
 	}
 	var found *runningSession
 	if p.YourDiscriminator != 0 {
-		// A packet that knows the discriminator has to come from the neighbour all the same.
+		// A packet with our discriminator must also come from the neighbour.
 		if l := e.sessionsByDiscriminator[p.YourDiscriminator]; l != nil && l.key.matchesDatagram(d) {
 			found = l
 		}
@@ -30,7 +31,7 @@ func (e *Engine) matchSession(d Datagram) (*runningSession, session.Packet, sess
 	return found, p, session.Accepted
 }
 
-// findBySource finds the session by addresses; of several, the one that says more about where it is.
+// findBySource finds the session by addresses: of several, the one with the most specific key.
 func (e *Engine) findBySource(d Datagram) *runningSession {
 	var found *runningSession
 	for k, l := range e.sessionsByKey {
@@ -41,7 +42,7 @@ func (e *Engine) findBySource(d Datagram) *runningSession {
 	return found
 }
 
-// matchesDatagram says whether a datagram may belong to the session.
+// matchesDatagram reports whether a datagram may belong to the session.
 func (k Key) matchesDatagram(d Datagram) bool {
 	return k.Peer == d.From && k.Multihop == d.Multihop && k.VRF == d.VRF &&
 		(k.Interface == "" || k.Interface == d.Interface) && (!k.Local.IsValid() || k.Local == d.To)

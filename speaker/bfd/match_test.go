@@ -15,8 +15,8 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bfd/session"
 )
 
-// TestHostileDatagrams holds that whoever does not sit at the router's address on the router's link, or does not know the
-// protocol, cannot touch a session that is Up.
+// TestHostileDatagrams checks that a sender without the router's address on the router's link,
+// or without knowledge of the session, cannot change a session that is Up.
 func TestHostileDatagrams(t *testing.T) {
 	stranger := netip.MustParseAddr("192.0.2.66")
 	for sentence, tc := range map[string]struct {
@@ -62,7 +62,7 @@ func TestHostileDatagrams(t *testing.T) {
 	}
 }
 
-// TestLowTTLOverMultihopIsReported is told in words, since the profile decides it.
+// TestLowTTLOverMultihopIsReported checks the fault, since the profile sets the minimum TTL.
 func TestLowTTLOverMultihopIsReported(t *testing.T) {
 	simulatePair(t, func(p *enginePair) {
 		s := p.sessionToRouter(fastProfile())
@@ -85,7 +85,8 @@ func TestLowTTLOverMultihopIsReported(t *testing.T) {
 	})
 }
 
-// TestSessionsToOnePeerAreDistinguished are told apart by what their keys say more.
+// TestSessionsToOnePeerAreDistinguished checks that the
+// session with the more specific key gets the packet.
 func TestSessionsToOnePeerAreDistinguished(t *testing.T) {
 	simulatePair(t, func(p *enginePair) {
 		plain, bound := p.sessionToRouter(fastProfile()), p.sessionToRouter(fastProfile())

@@ -8,12 +8,12 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bfd/session"
 )
 
-// discardCounters counts what belongs to no session.
+// discardCounters count discarded packets by reason.
 type discardCounters struct {
 	byReason [len(session.DiscardReasons)]atomic.Uint64
 }
 
-// countDiscard counts a packet that was not taken.
+// countDiscard counts a discarded packet.
 func (c *discardCounters) countDiscard(why session.DiscardReason) {
 	for i, d := range session.DiscardReasons {
 		if d == why {
@@ -22,7 +22,7 @@ func (c *discardCounters) countDiscard(why session.DiscardReason) {
 	}
 }
 
-// DiscardedPackets returns how many packets were not taken, by rule.
+// DiscardedPackets returns how many packets were discarded, by reason.
 func (e *Engine) DiscardedPackets() map[session.DiscardReason]uint64 {
 	out := map[session.DiscardReason]uint64{}
 	for i, d := range session.DiscardReasons {
@@ -33,24 +33,25 @@ func (e *Engine) DiscardedPackets() map[session.DiscardReason]uint64 {
 	return out
 }
 
-// The metrics have the names that dashboards for this API know. Their labels are bounded by the configured peers.
+// The metrics have the names that existing dashboards for this
+// API use. The configured peers bound the labels.
 var (
 	sessionLabels = []string{"peer", "vrf"}
 
 	upMetric            = prometheus.NewDesc("metallb_bfd_session_up", "1 while the BFD session is Up.", sessionLabels, nil)
 	inputMetric         = prometheus.NewDesc("metallb_bfd_control_packet_input", "Control packets received.", sessionLabels, nil)
 	outputMetric        = prometheus.NewDesc("metallb_bfd_control_packet_output", "Control packets sent.", sessionLabels, nil)
-	echoInputMetric     = prometheus.NewDesc("metallb_bfd_echo_packet_input", "Echo packets that came back.", sessionLabels, nil)
+	echoInputMetric     = prometheus.NewDesc("metallb_bfd_echo_packet_input", "Echo packets that returned.", sessionLabels, nil)
 	echoOutputMetric    = prometheus.NewDesc("metallb_bfd_echo_packet_output", "Echo packets sent.", sessionLabels, nil)
-	upEventsMetric      = prometheus.NewDesc("metallb_bfd_session_up_events", "How often the session came Up.", sessionLabels, nil)
-	downEventsMetric    = prometheus.NewDesc("metallb_bfd_session_down_events", "How often it left the state Up.", sessionLabels, nil)
-	notificationsMetric = prometheus.NewDesc("metallb_bfd_zebra_notifications", "Changes that were told to the routing engine.", sessionLabels, nil)
-	discardedMetric     = prometheus.NewDesc("gantry_bfd_discarded_packets_total", "Packets that were not taken, by the rule of RFC 5880 section 6.8.6 and its like.", []string{"reason"}, nil)
+	upEventsMetric      = prometheus.NewDesc("metallb_bfd_session_up_events", "How often the BFD session came Up.", sessionLabels, nil)
+	downEventsMetric    = prometheus.NewDesc("metallb_bfd_session_down_events", "How often the BFD session left the state Up.", sessionLabels, nil)
+	notificationsMetric = prometheus.NewDesc("metallb_bfd_zebra_notifications", "Changes of state that were reported to the BGP engine.", sessionLabels, nil)
+	discardedMetric     = prometheus.NewDesc("gantry_bfd_discarded_packets_total", "Packets that were discarded, by the rule of RFC 5880 section 6.8.6 or of the transport.", []string{"reason"}, nil)
 )
 
 var _ prometheus.Collector = (*Engine)(nil)
 
-// Describe is part of prometheus.Collector; register the Engine to export its metrics.
+// Describe implements prometheus.Collector.
 func (e *Engine) Describe(c chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		upMetric, inputMetric, outputMetric, echoInputMetric, echoOutputMetric, upEventsMetric, downEventsMetric, notificationsMetric, discardedMetric,
@@ -59,7 +60,7 @@ func (e *Engine) Describe(c chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect is the other part.
+// Collect implements prometheus.Collector.
 func (e *Engine) Collect(c chan<- prometheus.Metric) {
 	type labels struct{ peer, vrf string }
 	sums := map[labels]*Counters{}
@@ -91,7 +92,7 @@ func (e *Engine) Collect(c chan<- prometheus.Metric) {
 	}
 }
 
-// addCounters sums counters.
+// addCounters adds m to n.
 func (n *Counters) addCounters(m Counters) {
 	n.ControlReceived += m.ControlReceived
 	n.ControlSent += m.ControlSent

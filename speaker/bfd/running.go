@@ -9,26 +9,25 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bfd/session"
 )
 
-// runningSession is a session that runs. The Engine's goroutine owns it.
+// runningSession is a session that runs. Only the Engine's goroutine uses it.
 type runningSession struct {
 	key           Key
 	profile       Profile
 	discriminator uint32 // our discriminator
-	echoSecret    uint64 // what tells our echo packets from those of others
+	echoSecret    uint64 // proves that an echo packet is ours
 	machine       *session.Machine
 	sender        Sender
 	record        *sessionRecord
-	// wanted is false once the session was removed and the neighbour is being told.
+	// wanted is false once the session was removed, while AdminDown is signalled to the neighbour.
 	wanted bool
-	// sendError and echoError are why the last packet of the kind was not sent; authenticated says that packets of the
-	// neighbour are.
+	// sendError and echoError are why the last control or echo packet was not sent.
 	sendError, echoError error
 	peerAuthenticates    bool
-	// lowTTL is the TTL of the neighbour's last packet if that was too low, else 0.
+	// lowTTL is the TTL of the neighbour's last packet if it was too low, else 0.
 	lowTTL uint8
 }
 
-// stepMachine steps the machine, sends what it has to send and tells its changes.
+// stepMachine steps the state machine, sends its packets and reports its change of state.
 func (l *runningSession) stepMachine(e *Engine, in session.Input) session.Output {
 	now := e.now()
 	out := l.machine.Step(now, in)
@@ -46,7 +45,7 @@ func (l *runningSession) stepMachine(e *Engine, in session.Input) session.Output
 	return out
 }
 
-// recordDatagram notes what a packet of the neighbour says beside its contents.
+// recordDatagram records whether a packet was accepted, and the faults that a rejected one shows.
 func (l *runningSession) recordDatagram(d Datagram, why session.DiscardReason) {
 	l.peerAuthenticates, l.lowTTL = why == session.NotAuthenticated, 0
 	switch why {
@@ -58,14 +57,14 @@ func (l *runningSession) recordDatagram(d Datagram, why session.DiscardReason) {
 	l.record.setFault(l.currentFault())
 }
 
-// recordSend counts a control packet, or keeps the error.
+// recordSend counts a sent control packet, or stores the error.
 func (l *runningSession) recordSend(err error) {
 	if l.sendError = err; err == nil {
 		l.record.counters.controlSent.Add(1)
 	}
 }
 
-// reportChange tells that the session came Up or went Down.
+// reportChange reports that the session came Up or left the state Up.
 func (l *runningSession) reportChange(e *Engine, v Event, c session.Change) {
 	switch {
 	case c.To == session.Up:
@@ -81,7 +80,7 @@ func (l *runningSession) reportChange(e *Engine, v Event, c session.Change) {
 	}
 }
 
-// describeChange says why a session changed, with the neighbour's own reason where it gave one.
+// describeChange says why a session changed, with the neighbour's diagnostic if there is one.
 func describeChange(c session.Change) string {
 	if c.Cause == session.CauseNeighbourDown && c.RemoteDiagnostic != session.NoDiagnostic {
 		return fmt.Sprintf("%s: %s", c.Cause, c.RemoteDiagnostic)
@@ -89,7 +88,7 @@ func describeChange(c session.Change) string {
 	return c.Cause.String()
 }
 
-// ensureOpen opens what was lost.
+// ensureOpen opens lost sockets again.
 func (l *runningSession) ensureOpen() {
 	if err := l.sender.EnsureOpen(); err != nil {
 		l.sendError = err
@@ -97,13 +96,13 @@ func (l *runningSession) ensureOpen() {
 	l.record.setFault(l.currentFault())
 }
 
-// publishState makes the session's state visible.
+// publishState publishes the state and the fault.
 func (l *runningSession) publishState() {
 	l.record.setView(l.machine.View())
 	l.record.setFault(l.currentFault())
 }
 
-// currentFault is what is wrong with the session now, the worst first.
+// currentFault returns the most serious fault of the session, or none.
 func (l *runningSession) currentFault() Fault {
 	switch {
 	case errors.Is(l.sendError, ErrPortInUse):
@@ -111,20 +110,20 @@ func (l *runningSession) currentFault() Fault {
 	case l.sendError != nil:
 		return Fault{names.ReasonBFDUnsent, fmt.Sprintf("BFD packets to %s are not sent: %v", l.key, l.sendError)}
 	case l.peerAuthenticates:
-		return Fault{names.ReasonBFDAuthentication, fmt.Sprintf("%s authenticates its BFD packets, which is not supported: turn authentication off there", l.key)}
+		return Fault{names.ReasonBFDAuthentication, fmt.Sprintf("%s authenticates its BFD packets, which is not supported: disable authentication there", l.key)}
 	case l.lowTTL != 0:
-		return Fault{names.ReasonBFDTTLTooLow, fmt.Sprintf("packets of %s arrive with a TTL of %d, less than minimumTtl %d: raise what the router sends with, or lower minimumTtl", l.key, l.lowTTL, l.profile.MinimumTTL)}
+		return Fault{names.ReasonBFDTTLTooLow, fmt.Sprintf("packets of %s arrive with a TTL of %d, less than minimumTtl %d: raise the TTL that the router sends with, or lower minimumTtl", l.key, l.lowTTL, l.profile.MinimumTTL)}
 	case l.echoError != nil:
 		return Fault{names.ReasonEchoUnsupported, fmt.Sprintf("echo mode does not work with %s: %v", l.key, l.echoError)}
 	case l.machine.View().EchoRefused:
-		return Fault{names.ReasonEchoUnsupported, fmt.Sprintf("%s takes no echo packets, so that control packets alone watch the path: turn echo mode on there too, or off here", l.key)}
+		return Fault{names.ReasonEchoUnsupported, fmt.Sprintf("%s does not accept echo packets: only control packets watch the path; enable echo mode there too, or disable it here", l.key)}
 	case l.machine.View().EchoLost:
-		return Fault{names.ReasonEchoUnsupported, fmt.Sprintf("%s offers to return echo packets but does not: control packets alone watch the path", l.key)}
+		return Fault{names.ReasonEchoUnsupported, fmt.Sprintf("%s offers to return echo packets but does not: only control packets watch the path", l.key)}
 	}
 	return Session{l.key, l.profile}.echoFault()
 }
 
-// echoPayloadLength is the length of an echo packet's payload: discriminator and secret.
+// echoPayloadLength is the length of an echo packet's payload, in bytes: discriminator and secret.
 const echoPayloadLength = 12
 
 // sendEcho sends one echo packet.
@@ -135,7 +134,7 @@ func (l *runningSession) sendEcho(e *Engine) {
 	}
 }
 
-// receiveEcho takes in an echo packet that came back.
+// receiveEcho handles an echo packet that returned.
 func (e *Engine) receiveEcho(d Datagram) {
 	if len(d.Payload) < echoPayloadLength {
 		e.discards.countDiscard(session.BadLength)

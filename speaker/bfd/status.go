@@ -6,16 +6,16 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bfd/session"
 )
 
-// Status is a session as a person sees it.
+// Status describes a session.
 type Status struct {
 	Session
 	session.View
 	Counters
-	// Fault is what keeps the session from running as asked for.
+	// Fault is why the session does not run as configured.
 	Fault Fault
 }
 
-// Counters count what happened to a session since it was first Set.
+// Counters are totals since the session was set.
 type Counters struct {
 	// ControlReceived counts the packets that were taken, ControlSent those that were sent; EchoReturned and EchoSent likewise.
 	ControlReceived, ControlSent, EchoReturned, EchoSent uint64
@@ -23,7 +23,7 @@ type Counters struct {
 	UpEvents, DownEvents, ReportedEvents uint64
 }
 
-// sessionRecord is what others may read of a session while it runs.
+// sessionRecord is the part of a session that other goroutines may read.
 type sessionRecord struct {
 	session  atomic.Pointer[Session]
 	view     atomic.Pointer[session.View]
@@ -32,7 +32,7 @@ type sessionRecord struct {
 	changed  chan<- struct{} // the Engine's
 }
 
-// newInvalidRecord is the record of a session that does not run.
+// newInvalidRecord returns the record of a session that does not run because it is invalid.
 func (e *Engine) newInvalidRecord(s Session, f Fault) *sessionRecord {
 	r := &sessionRecord{changed: e.changed}
 	r.session.Store(&s)
@@ -41,7 +41,7 @@ func (e *Engine) newInvalidRecord(s Session, f Fault) *sessionRecord {
 	return r
 }
 
-// setView publishes a view; nothing is allocated while nothing changes.
+// setView publishes a view. It allocates only when the view changed.
 func (r *sessionRecord) setView(v session.View) {
 	if old := r.view.Load(); old == nil || *old != v {
 		r.view.Store(&v)
@@ -64,7 +64,7 @@ func notifyChanged(c chan<- struct{}) {
 	}
 }
 
-// Status returns every session of the last Set that was taken in, in its order.
+// Status returns every session of the last applied Set, in its order.
 func (e *Engine) Status() []Status {
 	records := e.records.Load()
 	if records == nil {

@@ -5,31 +5,33 @@ import (
 	"net/netip"
 )
 
-// What the methods of a Port may answer; any other error means that the packet was not sent, and the next may be.
+// Errors of a Sender. With any other error the packet was not sent, and the next one may be.
 var (
-	// ErrPortInUse says that another program has the UDP port of BFD.
-	ErrPortInUse = errors.New("another program on this node has the UDP port of BFD: stop the other BFD daemon, FRR's bfdd say")
-	// ErrEchoUnsupported says that echo packets cannot be sent to this neighbour from here.
+	// ErrPortInUse means that another program uses the UDP port of BFD.
+	ErrPortInUse = errors.New("another program on this node uses the UDP port of BFD: stop the other BFD daemon, such as FRR's bfdd")
+	// ErrEchoUnsupported means that echo packets cannot be sent to this neighbour.
 	ErrEchoUnsupported = errors.New("echo packets cannot be sent")
 )
 
-// Transport is the network: UDP for control packets, the link itself for echo packets. The Engine's goroutine alone calls its
-// methods; none of them waits.
+// Transport is the network: UDP for control packets, the link itself for echo
+// packets. Only the Engine's goroutine calls its methods. None of them blocks.
 type Transport interface {
-	// OpenSender returns the Port of a session with that discriminator of ours. What cannot be opened yet is tried again by
-	// Check and Send. A Wire may drop unseen what no open Port's neighbour can have meant for it.
+	// OpenSender returns the Sender of a session with our discriminator. EnsureOpen
+	// and SendControl retry what cannot be opened yet. A Transport may drop
+	// datagrams that no open Sender's neighbour can have sent.
 	OpenSender(k Key, discriminator uint32) Sender
-	// Ready delivers a value whenever there may be something to receive.
+	// Ready delivers a value when there may be something to receive.
 	Ready() <-chan struct{}
-	// Receive takes the next datagram that arrived, if there is one.
+	// Receive returns the next datagram, if there is one.
 	Receive() (Datagram, bool)
-	// Close ends everything, open ports included.
+	// Close closes everything, open Senders included.
 	Close()
 }
 
 // Sender sends for one session, always from the same UDP port (RFC 5881 section 4).
 type Sender interface {
-	// EnsureOpen opens again what was lost, when the link went away and came back say, and tells what is still missing.
+	// EnsureOpen opens lost sockets again, such as after the link
+	// was recreated, and returns why one is not open.
 	EnsureOpen() error
 	// SendControl sends a control packet with a TTL of 255.
 	SendControl(packet []byte) error
@@ -38,15 +40,17 @@ type Sender interface {
 	Close()
 }
 
-// Datagram is what arrived.
+// Datagram is a received datagram.
 type Datagram struct {
 	// From and To are the addresses, without zones.
 	From, To netip.Addr
-	// Interface is the link that it arrived on; VRF the device whose port received it, if not the default one.
+	// Interface is the link that it arrived on. VRF is the VRF
+	// device that received it; empty for the default VRF.
 	Interface, VRF string
-	// TTL is the TTL or hop limit that was left.
+	// TTL is the TTL or hop limit on arrival.
 	TTL uint8
-	// Multihop says that it came to the port of multihop sessions; Echo that it is an echo packet.
+	// Multihop means that it came to the port of multihop
+	// sessions. Echo means that it is an echo packet.
 	Multihop, Echo bool
 	// Payload is valid until the next Receive.
 	Payload []byte

@@ -13,7 +13,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// BFD watches the paths to routers. *bfd.Engine is one.
+// BFD watches the paths to routers. *bfd.Engine implements it.
 type BFD interface {
 	Set(sessions []bfd.Session)
 	Events() <-chan bfd.Event
@@ -21,18 +21,19 @@ type BFD interface {
 	Changed() <-chan struct{}
 }
 
-// linkCheckInterval is how often it is looked whether an internal router is on a link of this node: addresses come and go.
+// linkCheckInterval is how often the Engine checks whether internal
+// routers are on a link of this node, since addresses come and go.
 const linkCheckInterval = 5 * time.Second
 
-// bfdPaths are what BFD watches: keys by the peers' names, which are made of peers, and what is wrong with their profiles.
+// bfdPaths are the paths that BFD watches. The maps are keyed by the peers' names.
 type bfdPaths struct {
 	peers       []intent.Peer
 	keyByPeer   map[string]bfd.Key
 	faultByPeer map[string]bfd.Fault
 }
 
-// updateBFDSessions has BFD watch the paths to the peers that ask for it. A session's end says something about the path alone: two
-// peers at one address share it.
+// updateBFDSessions sets one BFD session for each path with a BFD profile. Two peers
+// with one address share a session, since it describes only the path.
 func (e *Engine) updateBFDSessions(peers []intent.Peer) {
 	e.peersByPath = map[bfd.Key][]string{}
 	keys, faults := map[string]bfd.Key{}, map[string]bfd.Fault{}
@@ -48,7 +49,7 @@ func (e *Engine) updateBFDSessions(peers []intent.Peer) {
 			first[s.Key], sessions = s, append(sessions, s)
 		} else if f != s {
 			faults[p.Name] = bfd.Fault{Reason: names.ReasonConflictingBFD, Text: fmt.Sprintf(
-				"BFD watches the path to %s as the BGPPeer %q asks, and this one asks for something else: name the same bfdProfile in both, or give one another sourceAddress", s.Peer, e.peersByPath[s.Key][0])}
+				"BFD watches the path to %s with the settings of the BGPPeer %q, and this one has others: use the same bfdProfile in both, or set another sourceAddress in one", s.Peer, e.peersByPath[s.Key][0])}
 		}
 		e.peersByPath[s.Key] = append(e.peersByPath[s.Key], p.Name)
 		keys[p.Name] = s.Key
@@ -66,7 +67,8 @@ func (e *Engine) updateBFDSessions(peers []intent.Peer) {
 	}
 }
 
-// bfdSession is the BFD session of a peer. One that may be some hops away is a single hop away when it is on a link of this node.
+// bfdSession returns the BFD session of a peer. A peer that may be several hops
+// away gets a single-hop session if it is on a link of this node.
 func (e *Engine) bfdSession(p *intent.Peer) bfd.Session {
 	s := bfd.Session{
 		Key: bfd.Key{Peer: p.Address.WithZone(""), Local: p.SourceAddress},
@@ -85,7 +87,7 @@ func (e *Engine) bfdSession(p *intent.Peer) bfd.Session {
 	return s
 }
 
-// bfdState returns what BFD sees of a path; before it has looked, that is Down.
+// bfdState returns the state and fault of a path. The state is Down before BFD has started.
 func bfdState(all []bfd.Status, k bfd.Key) (state string, fault bfd.Fault) {
 	for i := range all {
 		if all[i].Key == k {
@@ -95,25 +97,25 @@ func bfdState(all []bfd.Status, k bfd.Key) (state string, fault bfd.Fault) {
 	return "Down", bfd.Fault{}
 }
 
-// logBFDFaults logs what is new of the paths.
+// logBFDFaults logs each change of a BFD fault.
 func (e *Engine) logBFDFaults() {
 	for _, s := range e.options.BFD.Status() {
 		if old, known := e.faultsByPath[s.Key]; s.Fault != old {
 			e.faultsByPath[s.Key] = s.Fault
 			switch {
 			case s.Fault != (bfd.Fault{}):
-				e.options.Log.Warn("BFD does not run as asked for", "peers", e.peersByPath[s.Key], "reason", s.Fault.Reason, "text", s.Fault.Text)
+				e.options.Log.Warn("BFD does not run as configured", "peers", e.peersByPath[s.Key], "reason", s.Fault.Reason, "text", s.Fault.Text)
 			case known:
-				e.options.Log.Info("BFD runs as asked for", "peers", e.peersByPath[s.Key])
+				e.options.Log.Info("BFD runs as configured", "peers", e.peersByPath[s.Key])
 			}
 		}
 	}
 	maps.DeleteFunc(e.faultsByPath, func(k bfd.Key, _ bfd.Fault) bool { return e.peersByPath[k] == nil })
 }
 
-// forwardBFDEvent passes an event on to the workers of its path.
+// forwardBFDEvent passes an event to the workers of its path.
 func (e *Engine) forwardBFDEvent(v bfd.Event) {
-	e.options.Log.Info("BFD has news of a path", "router", v.Key.String(), "up", v.Up, "why", v.Text)
+	e.options.Log.Info("the state of a BFD session changed", "router", v.Key.String(), "up", v.Up, "why", v.Text)
 	for _, name := range e.peersByPath[v.Key] {
 		if w, ok := e.workersByPeer[name]; ok {
 			w.queueBFDEvent(v)
@@ -121,7 +123,7 @@ func (e *Engine) forwardBFDEvent(v bfd.Event) {
 	}
 }
 
-// queueBFDEvent takes an event of the path. A worker that is busy loses the oldest.
+// queueBFDEvent queues an event for the worker. A full queue drops the oldest event.
 func (w *worker) queueBFDEvent(v bfd.Event) {
 	for {
 		select {
@@ -136,8 +138,8 @@ func (w *worker) queueBFDEvent(v bfd.Event) {
 	}
 }
 
-// handleBFDEvent acts on what became of the path. A path that failed ends the session at once, which takes the routes away on
-// the router's side too, and tells it why (RFC 9384).
+// handleBFDEvent ends the session when the path has failed. The
+// NOTIFICATION makes the router remove the routes too (RFC 9384).
 func (w *worker) handleBFDEvent(v bfd.Event) {
 	if !v.IsPathFailure() || w.session == nil {
 		return

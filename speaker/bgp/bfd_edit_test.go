@@ -11,8 +11,8 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// TestBFDCanBeEnabledAndDisabled has BFD turned off and on again, here and at the router: routes come back each time, and BFD once both
-// sides want it.
+// TestBFDCanBeEnabledAndDisabled disables and enables BFD on the speaker and on the router.
+// The routes return each time, and BFD comes up when both sides have it enabled.
 func TestBFDCanBeEnabledAndDisabled(t *testing.T) {
 	t.Parallel()
 	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
@@ -64,8 +64,8 @@ func TestBFDCanBeEnabledAndDisabled(t *testing.T) {
 	}
 }
 
-// TestBFDWithTTLSecurityOverTwoHops has FRR take the router for several hops away, as it does when more than one hop is
-// allowed.
+// TestBFDWithTTLSecurityOverTwoHops uses TTL security with two hops:
+// FRR then treats the neighbour as several hops away.
 func TestBFDWithTTLSecurityOverTwoHops(t *testing.T) {
 	t.Parallel()
 	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
@@ -79,8 +79,8 @@ func TestBFDWithTTLSecurityOverTwoHops(t *testing.T) {
 	eventually(t, "BFD is up", func() error { return s.checkBFD("Up") })
 }
 
-// waitStable waits for a session that BFD watches, until FRR has begun its BFD session anew, as it does when a BGP session is established:
-// that looks like a path that fails.
+// waitStable waits until the session and BFD have been up for two seconds. FRR restarts its
+// BFD session when a BGP session is established, which looks like a failed path.
 func (s *testSpeaker) waitStable(peer string) bgp.Status {
 	s.t.Helper()
 	eventually(s.t, "the session and BFD are up for a while", func() error {

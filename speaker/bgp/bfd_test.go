@@ -51,7 +51,7 @@ func fastBFD() *intent.BFD {
 	return &intent.BFD{TransmitInterval: 100 * time.Millisecond, ReceiveInterval: 100 * time.Millisecond, EchoInterval: 100 * time.Millisecond, Multiplier: 3, MinTTL: 254}
 }
 
-// bfdCase is a kind of session that BFD watches; NODE4 and NODE6 stand for the node's addresses.
+// bfdCase is a kind of session with BFD. NODE4 and NODE6 are replaced by the node's addresses.
 type bfdCase struct {
 	frr, families string // FRR's side
 	bird          string // or BIRD's, on the second router
@@ -59,7 +59,7 @@ type bfdCase struct {
 	ipv6          bool
 }
 
-// cutCount is how often to cut the path: a second time where there is nothing special.
+// cutCount is how often to cut the path: twice in an ordinary session.
 func (c *bfdCase) cutCount() int {
 	if c.peer == nil {
 		return 2
@@ -88,8 +88,9 @@ var bfdCases = map[string]bfdCase{
 	},
 }
 
-// TestBFDDetectsCutPath cuts the path to a router silently, which TCP notices when the hold time is over: by then the route has long gone
-// from the router's kernel, and the session has ended here, with BFD as the reason. All that comes back by itself.
+// TestBFDDetectsCutPath cuts the path to a router without a loss of carrier. TCP would notice that
+// at the end of the hold time. With BFD the router's kernel removes the route long before, and the
+// speaker ends the session and reports BFD as the reason. Both recover without help.
 func TestBFDDetectsCutPath(t *testing.T) {
 	t.Parallel()
 	cases := slices.Sorted(maps.Keys(bfdCases))
@@ -165,8 +166,8 @@ func testCutAndReconnect(t *testing.T, b *router.Harness, c bfdCase, h caseNode)
 			}
 			return nil
 		})
-		// Where the processors are busy, BFD may have been down at the very moment of the cut, and a new session under way: nobody
-		// watches that one yet.
+		// On a busy machine BFD may be down at the moment of the cut,
+		// while BFD does not watch the next session yet.
 		if took := time.Since(begun); took > 8*time.Second && s.status("tor").EstablishedCount == ups {
 			t.Errorf("that took %s, no less than the hold time would", took)
 		}
@@ -195,7 +196,7 @@ func testCutAndReconnect(t *testing.T, b *router.Harness, c bfdCase, h caseNode)
 	})
 }
 
-// checkBFD says whether BFD sees the path in a state.
+// checkBFD returns an error unless BFD is in the wanted state.
 func (s *testSpeaker) checkBFD(want string) error {
 	if st := s.status("tor"); st.BFDState != want {
 		return fmt.Errorf("it is %q", st.BFDState)
@@ -203,8 +204,8 @@ func (s *testSpeaker) checkBFD(want string) error {
 	return nil
 }
 
-// TestBFDFollowsNodeAddresses begins before the node has an address on the router's link: an internal router seems to
-// be several hops away then.
+// TestBFDFollowsNodeAddresses starts before the node has an address on the
+// router's link. An internal router then appears to be several hops away.
 func TestBFDFollowsNodeAddresses(t *testing.T) {
 	t.Parallel()
 	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
@@ -240,12 +241,12 @@ func TestBFDFollowsNodeAddresses(t *testing.T) {
 	}
 }
 
-// TestBFDAndGracefulRestart checks that routers keep the routes of a speaker that restarts though BFD goes with it, and that a
-// path that BFD loses is no restart.
+// TestBFDAndGracefulRestart checks that routers keep the routes of a
+// restarting speaker although its BFD session goes down.
 func TestBFDAndGracefulRestart(t *testing.T) {
 	t.Parallel()
 	b := newNetwork(t, router.HarnessOptions{Nodes: 2, Routers: 2})
-	calm := strings.NewReplacer("100", "300") // no path is to be lost for want of a processor
+	calm := strings.NewReplacer("100", "300") // a busy machine must not take a path down
 	frr := frrConfig("neighbor 192.168.0.11 remote-as 64512\n neighbor 192.168.0.11 bfd profile fast", " bgp graceful-restart", " neighbor 192.168.0.11 bfd check-control-plane-failure")
 	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frr + calm.Replace(frrBFDProfiles)})
 	startRouter(t, router.Config{Kind: router.BIRD, NetNS: b.Host("router2"), Text: calm.Replace(birdBFDConfig) + "protocol bgp from node { neighbor 192.168.0.12 as 64512; bfd graceful; }"})

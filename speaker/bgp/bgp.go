@@ -1,7 +1,8 @@
-// Package bgp keeps sessions with routers and announces routes on them. An Engine is told what should be true, the peers
-// and the routes; one goroutine a peer makes it so: it connects to the router, keeps a Table of what it should know, relays between
-// it and a Library, which makes messages of that, and tells what it sees. What the router sends is taken in no further than the
-// relay: its routes are dropped there. A peer that misbehaves harms its own session alone.
+// Package bgp keeps BGP sessions with routers and announces routes on them. Engine.Set declares the
+// desired peers and routes. For each peer one goroutine connects to the router, keeps the Table of
+// routes that the router should have, relays messages between the router and an UpdateSource, which
+// encodes the UPDATEs, and reports the Status of the session. Routes that a router sends are
+// dropped at the relay. A misbehaving router affects only its own session.
 package bgp
 
 import (
@@ -15,119 +16,127 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bgp/message"
 )
 
-// UpdateSource makes the messages about routes. Package gobgp has the real one.
+// UpdateSource encodes routes as UPDATEs. Package gobgp implements it.
 type UpdateSource interface {
-	// OpenConnection returns a connection on which the Library is a router's peer with the number asn, after the OPENs: what is read
-	// from it are the messages after our OPEN, what is written to it the router's messages after its OPEN. It follows the
-	// Table until the connection is closed.
+	// OpenConnection returns a connection that takes part in the session after the OPENs: reading
+	// it gives the messages to send to the router, and the router's messages are written to it. asn
+	// is our AS number. The connection follows the Table until it is closed.
 	OpenConnection(s Negotiated, asn uint32, t *Table) net.Conn
 }
 
-// Negotiated is what the OPENs of both sides came to.
+// Negotiated is the result of the OPENs of both sides (RFC 5492).
 type Negotiated struct {
-	// RemoteOpen is the router's OPEN, Self ours.
+	// RemoteOpen is the router's OPEN, LocalOpen ours.
 	RemoteOpen, LocalOpen message.Open
-	// Families that both sides carry.
+	// Families are the address families that both sides announced.
 	Families []message.Family
-	// HoldTime is the hold time, 0 for none; Keepalive the interval between our keepalives, 0 for none.
+	// HoldTime is 0 when the session has none. KeepaliveInterval is the
+	// interval between our keepalives, 0 without a hold time.
 	HoldTime, KeepaliveInterval time.Duration
-	// ExtendedNextHop says that IPv4 routes may have IPv6 next hops.
+	// ExtendedNextHop allows IPv6 next hops for IPv4 routes (RFC 8950).
 	ExtendedNextHop bool
-	// GracefulRestart says that both sides restart gracefully; Notification, that this goes for NOTIFICATIONs too.
+	// GracefulRestart is true when both sides support it (RFC 4724). GracefulNotification is
+	// true when routes are also kept after a NOTIFICATION (RFC 8538).
 	GracefulRestart, GracefulNotification bool
 }
 
-// Transport makes the connections to routers. Package wire has the real one.
+// Transport connects to routers. Package tcp implements it.
 type Transport interface {
 	Dial(ctx context.Context, t DialOptions) (Conn, error)
-	// Listen waits for routers to connect to a TCP port.
+	// Listen accepts connections of routers on a TCP port.
 	Listen(ctx context.Context, port uint16) (Listener, error)
-	// FindRouter tells the link-local address of the router on a link, with the link as zone, again when that changes, and why there
-	// is none when the link cannot be used. It lets the router find this node in turn, and returns when ctx ends.
+	// FindRouter reports the link-local address of the router on a link, with the link as zone,
+	// and reports it again when it changes. It reports an error while the link cannot be used. It
+	// also advertises this node to the router. It returns when ctx ends.
 	FindRouter(ctx context.Context, device string, tell func(router netip.Addr, err error))
-	// IsOnLink says whether an address is on a link of this node, one hop away.
+	// IsOnLink reports whether an address belongs to a network of one of this node's links.
 	IsOnLink(a netip.Addr) bool
 }
 
-// Listener takes connections from routers.
+// Listener accepts connections from routers.
 type Listener interface {
-	// Connections delivers the connections.
+	// Connections delivers the accepted connections.
 	Connections() <-chan Conn
-	// SetPassword sets what a router at an address has to sign with; an empty one lets it connect without.
+	// SetPassword sets the TCP MD5 password (RFC 2385) that a
+	// router must use. An empty password removes it.
 	SetPassword(router netip.Addr, password string) error
 	Close()
 }
 
-// DialOptions is where and how to connect.
+// DialOptions say where and how to connect.
 type DialOptions struct {
 	Remote netip.AddrPort
-	// Source is invalid when the kernel chooses it.
+	// Source is invalid when the kernel chooses the address.
 	Source   netip.Addr
 	Device   string
 	Password string
-	// TTL of our packets; MinTTL of the router's, 0 accepts any (RFC 5082).
+	// TTL is that of our packets. MinTTL is the lowest accepted TTL
+	// of the router's packets, 0 for any (GTSM, RFC 5082).
 	TTL, MinTTL uint8
 }
 
 // Conn is a connection to a router.
 type Conn interface {
 	net.Conn
-	// SetPassword changes the password of the connection without ending it.
+	// SetPassword changes the TCP MD5 password of the open connection.
 	SetPassword(password string) error
-	// SetTTL sets the TTL of our packets, and the least that the router's may arrive with.
+	// SetTTL sets the TTL of our packets and the lowest accepted TTL of the router's.
 	SetTTL(ttl, least uint8) error
-	// RemoteIP returns the router's address, Local ours.
+	// RemoteIP returns the router's address, LocalIP ours.
 	RemoteIP() netip.Addr
 	LocalIP() netip.Addr
-	// NextHops returns the addresses of this end for next hops, the connection's own among them; either may be invalid.
+	// NextHops returns this node's addresses for next hops. One is
+	// the connection's own address. Either may be invalid.
 	NextHops() (v4, v6 netip.Addr)
 }
 
-// Status is what is seen of a session.
+// Status describes a session.
 type Status struct {
 	// Peer is the name of the BGPPeer.
 	Peer string
 	// Remote is the router's address and port.
 	Remote netip.AddrPort
 	State  State
-	// Since is when the Phase began; Ups counts how often the session was established.
+	// Since is when the State began.
 	Since            time.Time
 	EstablishedCount int
 	// Families are those of an established session.
 	Families []message.Family
-	// WantedRoutes is how many routes the peer should get; Announced how many it was sent.
+	// WantedRoutes is how many routes the router should have,
+	// AnnouncedRoutes how many the session announces.
 	WantedRoutes, AnnouncedRoutes int
-	// ASN is the router's number, once it told it.
+	// ASN is the router's AS number, 0 before its first OPEN.
 	ASN uint32
 	// HoldTime is the negotiated hold time.
 	HoldTime time.Duration
-	// GracefulRestart says that the router keeps our routes over a restart.
+	// GracefulRestart is true when the router keeps our routes while the speaker restarts.
 	GracefulRestart bool
-	// BFDState is the state of the BFD session: "Up", "Init", "Down", "AdminDown", or empty without one; Fault what keeps it from
-	// running as asked for.
+	// BFDState is "Up", "Init", "Down" or "AdminDown", or empty without BFD.
+	// BFDFault is why the BFD session does not run as configured.
 	BFDState string
 	BFDFault bfd.Fault
-	// Reason is why no session is tried; empty while one is.
+	// Reason is why the speaker does not try to connect; empty while it does.
 	Reason names.Reason
-	// Withheld is why an established session does not carry all Routes; its zero value says that it does.
+	// Withheld is why an established session announces fewer than WantedRoutes; otherwise zero.
 	Withheld Withheld
-	// LastError says in a sentence why the session ended, or could not begin, the last time; empty when it never did.
+	// LastError is one sentence on why the last session ended or
+	// could not be established; empty if none failed.
 	LastError string
 	Messages  MessageCounts
 
-	counter *messageCounter // that Counts are read from
+	counter *messageCounter // the source of Messages
 }
 
-// Withheld is why a route is not announced that should be: a Reason, and a sentence that says what to do.
+// Withheld is why a desired route is not announced. Text says what to do.
 type Withheld struct {
 	Reason names.Reason
 	Text   string
 }
 
-// State is how far a session has come.
+// State is the state of the session's finite state machine.
 type State string
 
-// The phases of a session, named as RFC 4271 section 8.2.2 does.
+// The states (RFC 4271 section 8.2.2).
 const (
 	Idle        State = "Idle"
 	Connect     State = "Connect"
@@ -136,10 +145,10 @@ const (
 	Established State = "Established"
 )
 
-// MessageCounts are totals of messages since the engine has known the peer.
+// MessageCounts are totals since the peer was configured.
 type MessageCounts struct{ Sent, Received CountsByType }
 
-// CountsByType counts messages by type.
+// CountByType counts messages by type.
 type CountsByType struct{ Opens, Updates, Notifications, Keepalives, RouteRefreshes uint64 }
 
 func (m *CountsByType) countMessage(t message.Type) {

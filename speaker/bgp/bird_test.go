@@ -16,7 +16,8 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// waitForBIRD waits until BIRD's answer to a command has every text in it and none of those that begin with an exclamation mark.
+// waitForBIRD waits until BIRD's answer to a command contains every
+// text, and none of those after an exclamation mark.
 func waitForBIRD(t *testing.T, r *router.Router, command string, want ...string) {
 	t.Helper()
 	eventually(t, fmt.Sprintf("BIRD answers %q with %q", command, want), func() error {
@@ -33,7 +34,7 @@ func waitForBIRD(t *testing.T, r *router.Router, command string, want ...string)
 	})
 }
 
-// birdCase is a kind of session with BIRD; NODE4 and NODE6 stand for the node's addresses.
+// birdCase is a kind of session with BIRD. NODE4 and NODE6 are replaced by the node's addresses.
 type birdCase struct {
 	protocol   string
 	peer       func(*intent.Peer)
@@ -44,7 +45,7 @@ type birdCase struct {
 	hold       time.Duration
 }
 
-// TestSessionsWithBIRD is for BIRD what TestSessionsWithFRR is for FRR.
+// TestSessionsWithBIRD runs the cases of TestSessionsWithFRR that BIRD supports.
 func TestSessionsWithBIRD(t *testing.T) {
 	cases := map[string]birdCase{
 		"external": {
@@ -131,7 +132,7 @@ func TestSessionsWithBIRD(t *testing.T) {
 	}
 }
 
-// removeAddress takes an address off a node.
+// removeAddress removes an address from a node.
 func removeAddress(t *testing.T, h netns.Handle, address string) {
 	t.Helper()
 	err := h.Do(func() error {
@@ -146,7 +147,8 @@ func removeAddress(t *testing.T, h netns.Handle, address string) {
 	}
 }
 
-// TestDocumentedBIRDConfiguration runs the configuration of the docs through a planned stop of each kind.
+// TestDocumentedBIRDConfiguration runs the configuration of
+// docs/bgp.md through a crash and a drain.
 func TestDocumentedBIRDConfiguration(t *testing.T) {
 	b := newNetwork(t, router.HarnessOptions{Nodes: 2})
 	bird := startRouter(t, router.Config{Kind: router.BIRD, NetNS: b.Host("router"), Text: documentedConfig(t, "BIRD")})
@@ -168,7 +170,7 @@ func TestDocumentedBIRDConfiguration(t *testing.T) {
 			return nil
 		})
 	})
-	whole := t // the next speaker lives longer than the part that starts it
+	whole := t // the next speaker lives longer than the subtest that starts it
 	t.Run("a speaker that dies keeps its routes until the next one has sent its own", func(t *testing.T) {
 		s.stop()
 		waitForBIRD(t, bird, "show protocols all node1", "Neighbor graceful restart active")
@@ -187,7 +189,8 @@ func TestDocumentedBIRDConfiguration(t *testing.T) {
 	})
 }
 
-// TestBIRDWithFourOctetASN is a router whose own AS number has four octets. It dials one node, which waits for it, and goes and comes back.
+// TestBIRDWithFourOctetASN uses a router with a four-octet AS number, which
+// restarts. It connects to one node, and the other node connects to it.
 func TestBIRDWithFourOctetASN(t *testing.T) {
 	t.Parallel()
 	const number = 4200000000

@@ -11,21 +11,22 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// routerSearch is the search for the router of unnumbered peers on one link.
+// routerSearch looks for the router of unnumbered peers on one link.
 type routerSearch struct {
 	cancel  context.CancelFunc
-	address netip.Addr // invalid before one was found
+	address netip.Addr // invalid until a router was found
 	err     error
 }
 
-// discovery is what a search tells.
+// discovery is a result of a routerSearch.
 type discovery struct {
 	search  *routerSearch
 	address netip.Addr
 	err     error
 }
 
-// resolveUnnumbered fills the addresses of unnumbered peers in, and looks for routers on exactly their links.
+// resolveUnnumbered fills in the addresses of unnumbered peers.
+// It runs one routerSearch on each of their links.
 func (e *Engine) resolveUnnumbered(ctx context.Context, peers []intent.Peer) []intent.Peer {
 	wanted := map[string]bool{}
 	for i := range peers {
@@ -59,14 +60,14 @@ func (e *Engine) resolveUnnumbered(ctx context.Context, peers []intent.Peer) []i
 		default:
 			p.Blocked = intent.BlockReason{
 				Reason: string(names.ReasonNoRouter),
-				Text:   fmt.Sprintf("no router has advertised itself on %s yet: configure this node as an unnumbered neighbour there, or have the router send router advertisements", p.Device),
+				Text:   fmt.Sprintf("no router has advertised itself on %s yet: configure this node as an unnumbered neighbour there, or enable router advertisements on the router", p.Device),
 			}
 		}
 	}
 	return peers
 }
 
-// startRouterSearch starts a search.
+// startRouterSearch looks for a router on a link until ctx ends or the link is not wanted any more.
 func (e *Engine) startRouterSearch(ctx context.Context, device string) *routerSearch {
 	ctx, cancel := context.WithCancel(ctx)
 	r := &routerSearch{cancel: cancel}
@@ -82,8 +83,8 @@ func (e *Engine) startRouterSearch(ctx context.Context, device string) *routerSe
 	return r
 }
 
-// recordDiscovery takes note of what a search told. A router that was found stays while its link cannot be used: the session ends by
-// itself then.
+// recordDiscovery stores the result of a search. A known router stays
+// when its link fails: the session then ends by itself.
 func (e *Engine) recordDiscovery(s discovery) {
 	s.search.err = s.err
 	if s.err != nil {
@@ -94,20 +95,20 @@ func (e *Engine) recordDiscovery(s discovery) {
 	s.search.address = s.address
 }
 
-// bgpPort is where routers connect to a passive peer.
+// bgpPort is the TCP port on which routers connect to passive peers.
 const bgpPort = 179
 
-// passiveListener is where passive peers wait for their routers. The zero value is shut.
+// passiveListener accepts the connections of passive peers' routers. The zero value is closed.
 type passiveListener struct {
 	listener          Listener
 	passwordsByRouter map[netip.Addr]string
-	retryTimer        *time.Timer // after a failure
+	retryTimer        *time.Timer // nil before the first failure
 }
 
 // listenRetryInterval is the time between two attempts to listen.
 const listenRetryInterval = 5 * time.Second
 
-// listenForPassivePeers listens as long as there are passive peers, and holds those back that nobody could reach.
+// listenForPassivePeers listens while there are passive peers. If that fails, it blocks them.
 func (e *Engine) listenForPassivePeers(ctx context.Context, peers []intent.Peer) []intent.Peer {
 	passive := slices.ContainsFunc(peers, func(p intent.Peer) bool { return p.Passive })
 	if !passive {
@@ -127,7 +128,7 @@ func (e *Engine) listenForPassivePeers(ctx context.Context, peers []intent.Peer)
 	return peers
 }
 
-// listenWithPasswords listens, and demands of each passive peer's router its password.
+// listenWithPasswords listens and sets the password of each passive peer's router.
 func (d *passiveListener) listenWithPasswords(ctx context.Context, t Transport, peers []intent.Peer) error {
 	if d.listener == nil {
 		l, err := t.Listen(ctx, bgpPort)
@@ -164,7 +165,7 @@ func (d *passiveListener) listenWithPasswords(ctx context.Context, t Transport, 
 	return nil
 }
 
-// connections delivers the connections of routers; never anything while the door is shut.
+// connections delivers the connections of routers. It is nil while closed.
 func (d *passiveListener) connections() <-chan Conn {
 	if d.listener == nil {
 		return nil
@@ -187,7 +188,8 @@ func (d *passiveListener) close() {
 	*d = passiveListener{}
 }
 
-// assignConnection hands a connection to the passive peer whose router made it. Strangers are hung up on.
+// assignConnection passes a connection to the passive peer with that
+// router. It closes connections from all other addresses.
 func (e *Engine) assignConnection(c Conn) {
 	for i := range e.lastDesired.Peers {
 		p := &e.lastDesired.Peers[i]
@@ -202,7 +204,7 @@ func (e *Engine) assignConnection(c Conn) {
 			select {
 			case w.incoming <- c:
 				return
-			default: // it is busy with one
+			default: // it handles another connection
 			}
 		}
 	}

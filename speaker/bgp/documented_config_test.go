@@ -6,7 +6,7 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// documentedConfig returns the configuration of that name from docs/bgp.md.
+// documentedConfig returns a configuration from docs/bgp.md by its name.
 func documentedConfig(t *testing.T, name string) string {
 	t.Helper()
 	text, err := router.DocumentedConfig("../../docs/bgp.md", name)

@@ -12,53 +12,53 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// Options are what an Engine is made of. All fields are required.
+// Options configure an Engine. All fields are required.
 type Options struct {
-	// NodeName is this node's name, of which a router ID is made where nothing else gives one.
+	// NodeName is this node's name. The router ID is derived from it where nothing else gives one.
 	NodeName     string
 	UpdateSource UpdateSource
 	Transport    Transport
-	// BFD watches the paths to the peers that ask for it. The engine is the only one to Set its sessions.
+	// BFD watches the paths to peers with a BFD profile. Only this Engine sets its sessions.
 	BFD BFD
 	Log *slog.Logger
 }
 
-// Desired is what should be true.
+// Desired is the desired state of all sessions.
 type Desired struct {
 	// Peers have distinct names.
 	Peers []intent.Peer
-	// Routes have distinct prefixes for each peer. They are shared with former values, and must not be changed.
+	// Routes have distinct prefixes for each peer. Other
+	// Desired values share them: they are read-only.
 	Routes []*intent.Route
-	// Leaving says that the node is about to stop serving: every route is first announced as going (RFC 8326), and then
-	// withdrawn.
+	// Leaving is true while the node drains: every route is first announced with
+	// the GRACEFUL_SHUTDOWN community (RFC 8326) and then withdrawn.
 	Leaving bool
 }
 
-// Engine keeps the sessions and routes that it is told to. Make it with New; Set, States and Stop may be called by any
-// goroutine.
+// Engine runs the desired sessions. Make it with New. Any goroutine may call Set, Status and Stop.
 type Engine struct {
 	options      Options
 	desired      chan Desired // holds the latest
 	stopRequests chan chan struct{}
 	changed      chan struct{}
 
-	mu           sync.Mutex // guards states and paths
+	mu           sync.Mutex // guards statusByPeer and bfdPaths
 	statusByPeer map[string]Status
 	bfdPaths     bfdPaths
 
-	// What follows belongs to Run.
-	lastDesired      Desired // as it was told
+	// Only Run uses the following fields.
+	lastDesired      Desired // the latest value from Set
 	searchesByDevice map[string]*routerSearch
 	discoveries      chan discovery
 	passive          passiveListener
 	workersByPeer    map[string]*worker
 	goroutines       sync.WaitGroup
-	peersByPath      map[bfd.Key][]string // the peers of each path that BFD watches
-	bfdSessions      []bfd.Session        // as BFD has them
+	peersByPath      map[bfd.Key][]string // names of the peers on each path with BFD
+	bfdSessions      []bfd.Session        // the sessions last set
 	faultsByPath     map[bfd.Key]bfd.Fault
 }
 
-// New returns an Engine that does nothing before Run.
+// New returns an Engine. It does nothing before Run.
 func New(o Options) *Engine {
 	return &Engine{
 		options: o, desired: make(chan Desired, 1), stopRequests: make(chan chan struct{}), changed: make(chan struct{}, 1),
@@ -67,8 +67,8 @@ func New(o Options) *Engine {
 	}
 }
 
-// Set says what should be true from now on. It returns at once; only the latest counts. The value must not be changed
-// afterwards.
+// Set declares the desired state and returns at once. Only the latest value
+// counts. The caller must not change the value afterwards.
 func (e *Engine) Set(d Desired) {
 	for {
 		select {
@@ -83,10 +83,10 @@ func (e *Engine) Set(d Desired) {
 	}
 }
 
-// Changed is ready to read after the State of a session has changed in more than its Counts.
+// Changed is ready to read after a Status changed in more than its message counts.
 func (e *Engine) Changed() <-chan struct{} { return e.changed }
 
-// Status returns what is seen of each session, sorted by peer.
+// Status returns the Status of each session, sorted by peer.
 func (e *Engine) Status() []Status {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -106,9 +106,10 @@ func (e *Engine) Status() []Status {
 	return out
 }
 
-// Stop ends every session as planned and returns when that is done, or ctx ends. A node that is leaving, and a router that
-// does not keep routes over a restart, lose their routes in good order: announced as going, withdrawn, and then the session
-// ends. Other routers keep them until the next speaker comes.
+// Stop ends every session in order and returns when that is done or ctx ends. If
+// the node leaves, or if the router does not keep routes over a restart, the
+// routes are first announced with GRACEFUL_SHUTDOWN and then withdrawn. Other
+// routers keep the routes until the next speaker connects.
 func (e *Engine) Stop(ctx context.Context) {
 	done := make(chan struct{})
 	select {
@@ -122,8 +123,8 @@ func (e *Engine) Stop(ctx context.Context) {
 	}
 }
 
-// Run keeps the sessions until ctx ends. Sessions that Stop did not end break off like those of a process that dies, so that
-// a router keeps the routes where graceful restart was agreed.
+// Run runs the sessions until ctx ends. It breaks off sessions that Stop did not end, as the end of
+// the process would, so that routers keep the routes where graceful restart was negotiated.
 func (e *Engine) Run(ctx context.Context) error {
 	defer e.goroutines.Wait()
 	defer e.passive.close()
@@ -163,7 +164,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	}
 }
 
-// stopWorkers stops all workers together.
+// stopWorkers stops all workers in parallel.
 func (e *Engine) stopWorkers(done chan struct{}, workers map[string]*worker) {
 	var wait sync.WaitGroup
 	for _, w := range workers {
@@ -176,7 +177,7 @@ func (e *Engine) stopWorkers(done chan struct{}, workers map[string]*worker) {
 	close(done)
 }
 
-// applyDesired brings the workers in line with what is desired.
+// applyDesired starts, updates and stops workers to match the desired state.
 func (e *Engine) applyDesired(ctx context.Context, d Desired) {
 	e.lastDesired = d
 	d.Peers = e.listenForPassivePeers(ctx, e.resolveUnnumbered(ctx, e.keepKnownAddresses(d.Peers)))
@@ -208,7 +209,7 @@ func (e *Engine) startWorker(ctx context.Context, p intent.Peer) *worker {
 	return w
 }
 
-// recordStatus takes what a worker sees.
+// recordStatus stores the Status that a worker reports.
 func (e *Engine) recordStatus(s Status) {
 	e.mu.Lock()
 	e.statusByPeer[s.Peer] = s
@@ -216,7 +217,7 @@ func (e *Engine) recordStatus(s Status) {
 	e.notifyChanged()
 }
 
-// removeStatus drops the State of a peer that is no more, unless another worker has taken the name over.
+// removeStatus drops the Status of a removed peer unless a new worker has taken the name.
 func (e *Engine) removeStatus(w *worker) {
 	e.mu.Lock()
 	if e.statusByPeer[w.name].counter == &w.counter {
@@ -233,5 +234,5 @@ func (e *Engine) notifyChanged() {
 	}
 }
 
-// currentTime is the clock of the sessions, whose timers are the kernel's and the runtime's in any case.
+// currentTime is the clock of the sessions. Their timers are those of the kernel and the runtime.
 func currentTime() time.Time { return time.Now() }

@@ -27,13 +27,13 @@ const activateIPv6 = ` address-family ipv6 unicast
   neighbor %s activate
  exit-address-family`
 
-// sessionCase is a kind of session; NODE4 and NODE6 stand for the node's addresses.
+// sessionCase is a kind of session. NODE4 and NODE6 are replaced by the node's addresses.
 type sessionCase struct {
 	neighbour              string // FRR's side
 	families               string
-	peer                   func(*intent.Peer) // ours, from an ordinary external session on
+	peer                   func(*intent.Peer) // edits our peer, an ordinary external session
 	fromNodeAddress        bool               // start from the node's address
-	ipv4Routes, ipv6Routes bool               // whose routes to announce; IPv4's by default
+	ipv4Routes, ipv6Routes bool               // the families to announce; IPv4 by default
 	check                  func(t *testing.T, h caseNode, st bgp.Status, p frrPath)
 }
 
@@ -43,8 +43,9 @@ type caseNode struct {
 	ipv4, ipv6 string
 }
 
-// TestSessionsWithFRR has FRR configured as its manual shows, for every kind of session that a BGPPeer asks for. Each is with a
-// node of its own, and all are with the same router at the same time.
+// TestSessionsWithFRR runs every kind of session that a BGPPeer can
+// configure. Each case has its own node, and all have sessions with the same
+// router at the same time. FRR is configured as its manual shows.
 func TestSessionsWithFRR(t *testing.T) {
 	cases := map[string]sessionCase{
 		"external": {neighbour: "neighbor NODE4 remote-as 64512", check: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
@@ -151,7 +152,7 @@ func TestSessionsWithFRR(t *testing.T) {
 			if c.ipv4Routes || !c.ipv6Routes {
 				prefixes = append(prefixes, fmt.Sprintf("198.51.100.%d/32", 1+h.index))
 			}
-			if c.ipv4Routes && p.Address.Is4() { // the other family's next hop is what is to be seen
+			if c.ipv4Routes && p.Address.Is4() { // the check is for the other family's next hop
 				slices.Reverse(prefixes)
 			}
 			s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(prefixes...)})
@@ -232,7 +233,8 @@ func TestLocalPreferenceReachesInternalRouters(t *testing.T) {
 	}
 }
 
-// TestPasswordRotation rotates the password while the session lives, first here and then at the router, as the manual says.
+// TestPasswordRotation changes the password of an open session, first
+// here and then at the router, as docs/bgp.md says.
 func TestPasswordRotation(t *testing.T) {
 	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour + "\n neighbor 192.168.0.11 password old")})
@@ -251,7 +253,7 @@ func TestPasswordRotation(t *testing.T) {
 	waitForRoute(t, frr, "198.51.100.2/32") // a missing Secret ends no session
 	p.Blocked, p.Password = intent.BlockReason{}, "new"
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "198.51.100.3/32")})
-	p.Password = "old" // the router was not told, and somebody takes it back
+	p.Password = "old" // the edit is reverted before the router has it
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "198.51.100.3/32")})
 	waitForRoute(t, frr, "198.51.100.3/32")
 	if st := s.status("tor"); st.EstablishedCount != 1 {
@@ -265,7 +267,8 @@ func TestPasswordRotation(t *testing.T) {
 	waitForRoute(t, frr, "198.51.100.4/32") // FRR itself resets the session for it
 }
 
-// TestResetWithGracefulNotificationKeepsRoutes changes what is in the OPEN, which resets the session: with RFC 8538 that takes no route away.
+// TestResetWithGracefulNotificationKeepsRoutes changes the OPEN, which
+// resets the session. With RFC 8538 the router keeps the routes.
 func TestResetWithGracefulNotificationKeepsRoutes(t *testing.T) {
 	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour, " bgp graceful-restart", " bgp graceful-restart notification")})
@@ -341,7 +344,7 @@ func TestStopWithdrawsRoutes(t *testing.T) {
 	}
 }
 
-// TestGracefulRestart checks what a router does with the routes of a speaker that restarts, dies, or leaves.
+// TestGracefulRestart checks the router's routes when a speaker restarts, crashes or leaves.
 func TestGracefulRestart(t *testing.T) {
 	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour, " bgp graceful-restart")})
@@ -371,7 +374,7 @@ func TestGracefulRestart(t *testing.T) {
 		s = startSpeaker(t, b.Host("node1"))
 		s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
 		s.waitEstablished("tor")
-		waitForNoRoute(t, frr, "198.51.100.2/32") // was stale, and is no more after the End-of-RIB
+		waitForNoRoute(t, frr, "198.51.100.2/32") // the End-of-RIB removes stale routes
 		if got := waitForRoute(t, frr, servicePrefix); got.Stale {
 			t.Errorf("%s: the route is stale after the restart: %+v", how.name, got)
 		}

@@ -24,7 +24,7 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// hostTransport is the network of one host of the bed.
+// hostTransport is the tcp.Transport in the network namespace of a lab host.
 type hostTransport struct{ netns.Handle }
 
 func (n hostTransport) Dial(ctx context.Context, t bgp.DialOptions) (c bgp.Conn, err error) {
@@ -65,7 +65,7 @@ func (n hostTransport) IsOnLink(a netip.Addr) (on bool) {
 	return on
 }
 
-// newNetwork makes a bed, and skips the test where the machine lacks something.
+// newNetwork creates the lab network. It skips the test where the machine lacks something.
 func newNetwork(t *testing.T, o router.HarnessOptions) *router.Harness {
 	t.Helper()
 	for _, k := range []router.Kind{router.FRR, router.BIRD} {
@@ -91,15 +91,15 @@ func startRouter(t *testing.T, c router.Config) *router.Router {
 	return r
 }
 
-// testSpeaker is an Engine on a host of the bed.
+// testSpeaker is an Engine on a lab host.
 type testSpeaker struct {
 	*bgp.Engine
 	t     *testing.T
-	stop  func() // as a process that is told to end
-	crash func() // as one that is killed: nobody is told
+	stop  func() // stops the engines, as SIGTERM does without Stop
+	crash func() // stops them without a BFD packet, as SIGKILL does
 }
 
-// killableTransport is the BFD transport of a speaker that may die.
+// killableTransport is the BFD transport of a speaker that may crash.
 type killableTransport struct {
 	bfd.Transport
 	dead atomic.Bool
@@ -146,7 +146,7 @@ func startSpeaker(t *testing.T, host netns.Handle) *testSpeaker {
 	return &testSpeaker{e, t, kill, func() { transport.dead.Store(true); kill() }}
 }
 
-// status returns what is seen of a peer.
+// status returns the Status of a peer.
 func (s *testSpeaker) status(peer string) bgp.Status {
 	for _, st := range s.Status() {
 		if st.Peer == peer {
@@ -156,7 +156,7 @@ func (s *testSpeaker) status(peer string) bgp.Status {
 	return bgp.Status{}
 }
 
-// waitEstablished waits for a session.
+// waitEstablished waits until the session with a peer is established.
 func (s *testSpeaker) waitEstablished(peer string) bgp.Status {
 	s.t.Helper()
 	eventually(s.t, "the session with "+peer+" is established", func() error {
@@ -168,7 +168,7 @@ func (s *testSpeaker) waitEstablished(peer string) bgp.Status {
 	return s.status(peer)
 }
 
-// waitForError waits until the last error of a peer contains a text.
+// waitForError waits until a peer has no session and its last error contains text.
 func (s *testSpeaker) waitForError(peer, text string) {
 	s.t.Helper()
 	eventually(s.t, fmt.Sprintf("the peer %s fails with %q", peer, text), func() error {
@@ -196,7 +196,7 @@ func eventually(t *testing.T, what string, check func() error) {
 	}
 }
 
-// torPeer is the router's side of an ordinary external session.
+// torPeer is the peer of an ordinary external session.
 func torPeer() intent.Peer {
 	return intent.Peer{
 		Name: "tor", Address: netip.MustParseAddr("192.168.0.1"), Port: 179, LocalASN: 64512, PeerASN: 65000,
@@ -212,7 +212,8 @@ func newRoutes(prefixes ...string) []*intent.Route {
 	return out
 }
 
-// frrConfig is an FRR that peers with the first node; more lines go into its router bgp section, others after it.
+// frrConfig configures FRR with a neighbour, in the
+// section router bgp, and with its address families.
 func frrConfig(neighbour string, families ...string) string {
 	return `router bgp 65000
  bgp router-id 192.168.0.1
@@ -222,7 +223,7 @@ func frrConfig(neighbour string, families ...string) string {
  ` + neighbour + "\n" + strings.Join(families, "\n") + "\n"
 }
 
-// frrPath is what FRR knows of a route, as far as tests look at it.
+// frrPath is the part of FRR's path to a route that the tests check.
 type frrPath struct {
 	Valid     bool
 	Stale     bool
@@ -257,7 +258,7 @@ func frrPaths(t *testing.T, r *router.Router, prefix string) []frrPath {
 	return table.Paths
 }
 
-// waitForRoute waits until FRR has one valid path to the prefix, and returns it.
+// waitForRoute waits until FRR has exactly one valid path to the prefix, and returns it.
 func waitForRoute(t *testing.T, r *router.Router, prefix string) frrPath {
 	t.Helper()
 	var p frrPath
@@ -283,7 +284,7 @@ func waitForNoRoute(t *testing.T, r *router.Router, prefix string) {
 	})
 }
 
-// redirectPort1179 has the router take BGP on port 1179 too.
+// redirectPort1179 makes the router accept BGP on port 1179 as well.
 func redirectPort1179(t *testing.T, b *router.Harness) {
 	t.Helper()
 	err := b.Host("router").Do(func() error {

@@ -21,7 +21,7 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// hostileRouter is a router that behaves badly. It counts the connections that it got.
+// hostileRouter is a router that misbehaves. It counts its connections.
 type hostileRouter struct {
 	port        uint16
 	connections atomic.Int32
@@ -29,7 +29,7 @@ type hostileRouter struct {
 	listener    net.Listener
 }
 
-// startHostileRouter starts a rogue on the router of the bed.
+// startHostileRouter starts a hostileRouter on the lab's router.
 func startHostileRouter(t *testing.T, h netns.Handle, port uint16, behave func(c net.Conn)) *hostileRouter {
 	t.Helper()
 	l, err := h.Listen("tcp", fmt.Sprintf("192.168.0.1:%d", port))
@@ -54,7 +54,7 @@ func startHostileRouter(t *testing.T, h netns.Handle, port uint16, behave func(c
 	return r
 }
 
-// sendOpenAndKeepalive answers the speaker's OPEN and KEEPALIVE as a router would, and goes on with keepalives in the background when asked.
+// sendOpenAndKeepalive answers the speaker's OPEN as a router does.
 func sendOpenAndKeepalive(c net.Conn, hold uint16) error {
 	buf := make([]byte, message.MaxLength)
 	if _, err := message.Read(c, buf); err != nil {
@@ -65,7 +65,7 @@ func sendOpenAndKeepalive(c net.Conn, hold uint16) error {
 	return err
 }
 
-// makeUpdate is an UPDATE with count routes of 24 bits, from a number on; each message is as long as may be.
+// makeUpdate returns an UPDATE with count /24 routes, numbered from first.
 func makeUpdate(from, count int) []byte {
 	attrs := []byte{0x40, 1, 1, 0, 0x40, 2, 6, 2, 1, 0, 0, 0xfd, 0xe8, 0x40, 3, 4, 192, 168, 0, 1}
 	var nlri []byte
@@ -79,7 +79,8 @@ func makeUpdate(from, count int) []byte {
 	return append(out, body...)
 }
 
-// TestHostileRoutersAffectOnlyTheirSessions has one speaker peer with every kind of bad router at once, and with a good one.
+// TestHostileRoutersAffectOnlyTheirSessions connects one speaker to
+// every kind of misbehaving router at once, and to a good one.
 func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
 	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour)})
@@ -92,15 +93,15 @@ func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
 		"garbage": {func(c net.Conn) {
 			_, _ = c.Write(bytes.Repeat([]byte("GET / HTTP/1.1\r\n"), 10))
 			_, _ = io.Copy(io.Discard, c)
-		}, "does not begin like a message of BGP"},
+		}, "is not a BGP message"},
 		"hangs up":     {func(net.Conn) {}, "closed the connection"},
 		"silent":       {func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }, "it sent no OPEN within"},
-		"silent later": {func(c net.Conn) { _ = sendOpenAndKeepalive(c, 3); _, _ = io.Copy(io.Discard, c) }, "nothing was heard of the router for 3s, the hold time"},
+		"silent later": {func(c net.Conn) { _ = sendOpenAndKeepalive(c, 3); _, _ = io.Copy(io.Discard, c) }, "no message from the router for 3s, the hold time"},
 		"garbage later": {func(c net.Conn) {
 			_ = sendOpenAndKeepalive(c, 90)
 			_, _ = c.Write(make([]byte, 5000))
 			_, _ = io.Copy(io.Discard, c)
-		}, "does not begin like a message of BGP"},
+		}, "is not a BGP message"},
 		"a long message": {func(c net.Conn) {
 			_ = sendOpenAndKeepalive(c, 90)
 			m := makeUpdate(0, 1)
@@ -119,7 +120,7 @@ func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
 			o := message.Open{ASN: 65000, HoldSeconds: 2, RouterID: netip.MustParseAddr("192.0.2.66")}
 			_, _ = c.Write(o.Encode())
 			_, _ = io.Copy(io.Discard, c)
-		}, "it asks for a hold time of 2 s"},
+		}, "it requests a hold time of 2 s"},
 		"never reads": {func(c net.Conn) { _ = sendOpenAndKeepalive(c, 0); <-t.Context().Done() }, ""},
 		"floods": {func(c net.Conn) {
 			if err := sendOpenAndKeepalive(c, 0); err != nil {
@@ -193,8 +194,8 @@ func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
 	waitForRoute(t, frr, "198.51.100.2/32")
 }
 
-// TestSessionReconnectsAtOnce has the router lose its BGP daemon and get it back: the speaker is there again long before a timer
-// of minutes would have it try.
+// TestSessionReconnectsAtOnce closes an established session several
+// times. The speaker reconnects without a long delay.
 func TestSessionReconnectsAtOnce(t *testing.T) {
 	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
 	hung := make(chan net.Conn, 16)

@@ -16,7 +16,7 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// acceptedFromNode is how many routes and UPDATEs FRR has had from the first node.
+// acceptedFromNode returns how many routes and UPDATEs FRR has received from the first node.
 func acceptedFromNode(t *testing.T, r *router.Router) (routes, updates int) {
 	t.Helper()
 	out, err := r.Show(t.Context(), "show bgp neighbors 192.168.0.11 json")
@@ -36,8 +36,8 @@ func acceptedFromNode(t *testing.T, r *router.Router) (routes, updates int) {
 	return n.Families["ipv4Unicast"].Accepted, n.Messages.UpdatesRecv
 }
 
-// TestOneRouteChangeSendsOneUpdate announces many routes, and then changes one of them, and one setting of the peer that is not in
-// the OPEN.
+// TestOneRouteChangeSendsOneUpdate announces many routes, then changes one
+// route, then settings of the peer that are not in the OPEN.
 func TestOneRouteChangeSendsOneUpdate(t *testing.T) {
 	const many = 10000
 	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
@@ -94,7 +94,8 @@ func TestOneRouteChangeSendsOneUpdate(t *testing.T) {
 	}
 }
 
-// TestRandomEditsKeepSession makes random edits as fast as may be, and then looks at what the router has in the end.
+// TestRandomEditsKeepSession makes random edits as fast as
+// possible and checks the router's routes at the end.
 func TestRandomEditsKeepSession(t *testing.T) {
 	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour)})
@@ -121,7 +122,7 @@ func TestRandomEditsKeepSession(t *testing.T) {
 		}
 		d.Leaving = random.IntN(50) == 0
 		s.Set(d)
-		if random.IntN(4) == 0 { // or only the latest would ever be seen
+		if random.IntN(4) == 0 { // or the engine would only see the latest value
 			time.Sleep(time.Duration(random.IntN(4)) * time.Millisecond)
 		}
 		if d.Leaving {
@@ -145,7 +146,7 @@ func TestRandomEditsKeepSession(t *testing.T) {
 	}
 }
 
-// metricValue returns the value of a metric for the router of these tests; its only series.
+// metricValue returns the value of a metric with one series, that of the router.
 func metricValue(t *testing.T, r *prometheus.Registry, name string) float64 {
 	t.Helper()
 	all, err := r.Gather()

@@ -2,8 +2,8 @@ package bgp
 
 import "github.com/prometheus/client_golang/prometheus"
 
-// The metrics have the names that dashboards for this API know; peer is the router's address with its port. Their labels
-// are bounded by the configured peers.
+// The metrics have the names that existing dashboards for this API use. peer is
+// the router's address and port. The configured peers bound the labels.
 var (
 	peerLabels      = []string{"peer"}
 	upMetric        = prometheus.NewDesc("metallb_bgp_session_up", "1 while the session is established.", peerLabels, nil)
@@ -18,14 +18,14 @@ var (
 		{prometheus.NewDesc("gantry_bgp_notifications_received_total", "NOTIFICATIONs received.", peerLabels, nil), func(c MessageCounts) uint64 { return c.Received.Notifications }},
 		{prometheus.NewDesc("metallb_bgp_keepalives_sent", "KEEPALIVEs sent.", peerLabels, nil), func(c MessageCounts) uint64 { return c.Sent.Keepalives }},
 		{prometheus.NewDesc("metallb_bgp_keepalives_received", "KEEPALIVEs received.", peerLabels, nil), func(c MessageCounts) uint64 { return c.Received.Keepalives }},
-		{prometheus.NewDesc("gantry_bgp_refreshes_received_total", "Requests of the router to send every route again.", peerLabels, nil), func(c MessageCounts) uint64 { return c.Received.RouteRefreshes }},
+		{prometheus.NewDesc("gantry_bgp_refreshes_received_total", "ROUTE-REFRESHes received: requests of the router to send every route again.", peerLabels, nil), func(c MessageCounts) uint64 { return c.Received.RouteRefreshes }},
 		{prometheus.NewDesc("metallb_bgp_total_sent", "Messages sent.", peerLabels, nil), func(c MessageCounts) uint64 { return c.Sent.totalMessages() }},
 		{prometheus.NewDesc("metallb_bgp_total_received", "Messages received.", peerLabels, nil), func(c MessageCounts) uint64 { return c.Received.totalMessages() }},
 	}
 	establishedMetric = prometheus.NewDesc("gantry_bgp_sessions_established_total", "How often the session was established.", peerLabels, nil)
 )
 
-// countMetric is a metric that one field of Counts feeds.
+// countMetric is a metric with its value from the MessageCounts.
 type countMetric struct {
 	desc  *prometheus.Desc
 	value func(MessageCounts) uint64
@@ -37,7 +37,7 @@ func (m CountsByType) totalMessages() uint64 {
 
 var _ prometheus.Collector = (*Engine)(nil)
 
-// Describe is part of prometheus.Collector; register the Engine to export its metrics.
+// Describe implements prometheus.Collector.
 func (e *Engine) Describe(c chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{upMetric, announcedMetric, pendingMetric, establishedMetric} {
 		c <- d
@@ -47,7 +47,8 @@ func (e *Engine) Describe(c chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect is the other part. Several peers at one address and port count as one, which is up when all are.
+// Collect implements prometheus.Collector. Peers with the same address and
+// port share one series, which is up when all of them are.
 func (e *Engine) Collect(c chan<- prometheus.Metric) {
 	type sums struct {
 		up                           float64

@@ -11,7 +11,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// configuredFamilies returns those that the peer is to carry.
+// configuredFamilies returns the address families of the peer's configuration.
 func configuredFamilies(p *intent.Peer) []message.Family {
 	var out []message.Family
 	if p.IPv4 {
@@ -23,8 +23,8 @@ func configuredFamilies(p *intent.Peer) []message.Family {
 	return out
 }
 
-// chooseRouterID returns the BGP identifier of our end: as given, else the session's IPv4 address, else a number made of the
-// node's name (RFC 6286 asks for no more than uniqueness within the AS).
+// chooseRouterID returns our BGP identifier: the configured one, else the session's IPv4 address,
+// else a hash of the node's name. RFC 6286 requires only that it is unique within the AS.
 func chooseRouterID(given, local netip.Addr, node string) netip.Addr {
 	if given.Is4() {
 		return given
@@ -38,7 +38,8 @@ func chooseRouterID(given, local netip.Addr, node string) netip.Addr {
 	return netip.AddrFrom4([4]byte{byte(s >> 24), byte(s >> 16), byte(s >> 8), byte(s)})
 }
 
-// buildOpen returns our OPEN. restarted says that this process has begun anew and routes of its former life may still be kept.
+// buildOpen returns our OPEN. restarted is true while routers
+// may still keep routes from before this process.
 func buildOpen(p *intent.Peer, id netip.Addr, restarted bool) message.Open {
 	o := message.Open{
 		ASN: p.LocalASN, HoldSeconds: uint16(p.HoldTime / time.Second), RouterID: id, FourOctetASN: true, RouteRefresh: true,
@@ -48,7 +49,7 @@ func buildOpen(p *intent.Peer, id netip.Addr, restarted bool) message.Open {
 		o.ExtendedNextHop = p.IPv4
 	}
 	if p.GracefulRestart {
-		// Forwarding is kubernetes' and goes on while the speaker is away: F is always true.
+		// Kubernetes forwards while the speaker restarts: the F bit is always set.
 		g := &message.GracefulRestart{Restarting: restarted, GracefulNotification: true, RestartSeconds: uint16(min(p.RestartTime/time.Second, 4095)), ForwardingByFamily: map[message.Family]bool{}}
 		for _, f := range configuredFamilies(p) {
 			g.ForwardingByFamily[f] = true
@@ -58,17 +59,18 @@ func buildOpen(p *intent.Peer, id netip.Addr, restarted bool) message.Open {
 	return o
 }
 
-// negotiate holds the router's OPEN against what is configured. A *frame.Fault says what does not fit.
+// negotiate compares the router's OPEN with the
+// configuration. The error is a *message.Notification.
 func negotiate(p *intent.Peer, self, peer message.Open) (Negotiated, error) {
 	a := Negotiated{LocalOpen: self, RemoteOpen: peer}
 	if f := checkASN(p, peer.ASN); f != nil {
 		return a, f
 	}
 	if peer.ASN == self.ASN && peer.RouterID == self.RouterID {
-		return a, &message.Notification{Code: message.CodeOpen, Subcode: 3, Text: fmt.Sprintf("its router ID %s is ours: give one of both another", peer.RouterID)}
+		return a, &message.Notification{Code: message.CodeOpen, Subcode: 3, Text: fmt.Sprintf("its router ID %s is also ours: change one of them", peer.RouterID)}
 	}
 	if self.ASN > 0xffff && !peer.FourOctetASN {
-		return a, &message.Notification{Code: message.CodeOpen, Subcode: 7, Text: fmt.Sprintf("it does not know AS numbers of four octets, and ours is %d", self.ASN)}
+		return a, &message.Notification{Code: message.CodeOpen, Subcode: 7, Text: fmt.Sprintf("it does not support AS numbers of four octets, and ours is %d", self.ASN)}
 	}
 	theirs := peer.Families
 	if len(theirs) == 0 { // without the capability a session carries IPv4 unicast, RFC 4760 section 8
@@ -80,7 +82,7 @@ func negotiate(p *intent.Peer, self, peer message.Open) (Negotiated, error) {
 		}
 	}
 	if len(a.Families) == 0 {
-		return a, &message.Notification{Code: message.CodeOpen, Subcode: 7, Text: fmt.Sprintf("it carries %v and we %v: activate a common address family for this neighbour on the router", theirs, configuredFamilies(p))}
+		return a, &message.Notification{Code: message.CodeOpen, Subcode: 7, Text: fmt.Sprintf("it supports %v and we use %v: activate a common address family for this neighbour on the router", theirs, configuredFamilies(p))}
 	}
 	a.HoldTime = time.Duration(min(self.HoldSeconds, peer.HoldSeconds)) * time.Second
 	a.KeepaliveInterval = keepaliveInterval(p, a.HoldTime)
@@ -90,7 +92,8 @@ func negotiate(p *intent.Peer, self, peer message.Open) (Negotiated, error) {
 	return a, nil
 }
 
-// keepaliveInterval returns the interval between our keepalives under a hold time: a third of it, or less where the peer asks for less.
+// keepaliveInterval returns the interval between our keepalives: a third of
+// the hold time, or the configured interval if that is shorter.
 func keepaliveInterval(p *intent.Peer, hold time.Duration) time.Duration {
 	if hold == 0 {
 		return 0
@@ -114,10 +117,10 @@ func checkASN(p *intent.Peer, got uint32) *message.Notification {
 	default:
 		return nil
 	}
-	return &message.Notification{Code: message.CodeOpen, Subcode: 2, Text: fmt.Sprintf("its AS number is %d, and the BGPPeer asks for %s: correct one of both", got, want)}
+	return &message.Notification{Code: message.CodeOpen, Subcode: 2, Text: fmt.Sprintf("its AS number is %d, and the BGPPeer asks for %s: correct one of them", got, want)}
 }
 
-// chooseNextHop returns the next hop for a family, invalid when there is none.
+// chooseNextHop returns the next hop for a family; invalid when there is none.
 func chooseNextHop(f message.Family, extended bool, v4, v6 netip.Addr) netip.Addr {
 	switch {
 	case f == message.IPv6:

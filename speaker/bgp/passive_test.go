@@ -16,19 +16,19 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// unnumberedPeer is a peer that is found on a link.
+// unnumberedPeer is a peer whose router is found on a link.
 func unnumberedPeer(device string) intent.Peer {
 	return intent.Peer{
 		Name: "tor", Unnumbered: true, Device: device, Port: 179, LocalASN: 64512, DynamicASN: intent.ASNExternal, HoldTime: 9 * time.Second, IPv4: true, IPv6: true,
 	}
 }
 
-// kernelRoute returns how a host routes an address.
+// kernelRoute returns how a host's kernel routes an address.
 func kernelRoute(t *testing.T, h netns.Handle, address string) string {
 	t.Helper()
 	var out []byte
 	err := h.Do(func() error {
-		out, _ = exec.Command("ip", "route", "get", address).CombinedOutput() // where there is no way, that is what it prints
+		out, _ = exec.Command("ip", "route", "get", address).CombinedOutput() // it fails and says so when there is no route
 		return nil
 	})
 	if err != nil {
@@ -37,7 +37,8 @@ func kernelRoute(t *testing.T, h netns.Handle, address string) string {
 	return string(out)
 }
 
-// TestUnnumberedPeer has FRR and the speaker find each other by router advertisements alone, as the docs show.
+// TestUnnumberedPeer lets FRR and the speaker find each other only by
+// router advertisements, with the documented configuration.
 func TestUnnumberedPeer(t *testing.T) {
 	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: documentedConfig(t, "FRR, unnumbered")})
@@ -89,7 +90,7 @@ func TestUnnumberedPeer(t *testing.T) {
 	})
 }
 
-// TestPassivePeer has FRR connect to the speaker.
+// TestPassivePeer lets FRR connect to the speaker.
 func TestPassivePeer(t *testing.T) {
 	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour + "\n neighbor 192.168.0.11 timers connect 1\n neighbor 192.168.0.11 password s3cret")})
@@ -102,7 +103,7 @@ func TestPassivePeer(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Set(d) // without the password
-	s.waitForError("tor", "another program on this node, a BGP daemon perhaps, has the port")
+	s.waitForError("tor", "another program on this node, perhaps a BGP daemon, uses the port")
 	if st := s.status("tor"); st.Reason != names.ReasonPortUnavailable {
 		t.Errorf("the reason is %q", st.Reason)
 	}
@@ -114,7 +115,7 @@ func TestPassivePeer(t *testing.T) {
 		return nil
 	})
 	p.Password = "s3cret"
-	twin := p // which is not to have the router's connection
+	twin := p // which must not get the router's connection
 	twin.Name, twin.Password, twin.Blocked = "again", "other", intent.BlockReason{Reason: "DuplicatePeer", Text: "the other one is older"}
 	d.Peers = []intent.Peer{twin, p, twin}
 	d.Peers[2].Name = "yet again"
@@ -149,7 +150,8 @@ func TestPassivePeer(t *testing.T) {
 	})
 }
 
-// TestSeveralPeersAtOneAddress has a node peer twice with one router, as two autonomous systems from two addresses of its own.
+// TestSeveralPeersAtOneAddress connects a node twice to one
+// router: from two addresses, as two autonomous systems.
 func TestSeveralPeersAtOneAddress(t *testing.T) {
 	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
 	err := b.Host("node1").Do(func() error { return netns.AddAddress("eth0", netip.MustParsePrefix("192.168.0.71/24")) })
@@ -193,7 +195,7 @@ func TestSeveralPeersAtOneAddress(t *testing.T) {
 		s.Set(bgp.Desired{Peers: []intent.Peer{first, second}, Routes: newRoutes(servicePrefix)})
 		eventually(t, "the other peer says that its profile does not count", func() error {
 			a, b := s.status("tor").BFDFault, s.status("again").BFDFault
-			if a.Reason == names.ReasonConflictingBFD || b.Reason != names.ReasonConflictingBFD || !strings.Contains(b.Text, `the BGPPeer "tor" asks`) {
+			if a.Reason == names.ReasonConflictingBFD || b.Reason != names.ReasonConflictingBFD || !strings.Contains(b.Text, `the settings of the BGPPeer "tor"`) {
 				return fmt.Errorf("they say %+v and %+v", a, b)
 			}
 			return nil
@@ -201,7 +203,8 @@ func TestSeveralPeersAtOneAddress(t *testing.T) {
 	})
 }
 
-// TestTwoPassivePeersOfOneRouter has a router dial two addresses of a node: each is another BGPPeer's.
+// TestTwoPassivePeersOfOneRouter lets a router connect to two
+// addresses of a node, which belong to two BGPPeers.
 func TestTwoPassivePeersOfOneRouter(t *testing.T) {
 	t.Parallel()
 	b := newNetwork(t, router.HarnessOptions{Nodes: 1})

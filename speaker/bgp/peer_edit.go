@@ -8,8 +8,8 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// canKeepSession says whether what there is of a session goes on under an edited peer: when neither our OPEN nor the connection would be
-// another, and the router's number is still one that is asked for.
+// canKeepSession reports whether an edit of the peer needs no new session: our OPEN and
+// the connection stay the same, and the router's AS number is still accepted.
 func (w *worker) canKeepSession(former, next *intent.Peer) bool {
 	x, y := *former, *next
 	if w.session != nil && checkASN(&y, w.session.negotiated.RemoteOpen.ASN) == nil {
@@ -18,7 +18,7 @@ func (w *worker) canKeepSession(former, next *intent.Peer) bool {
 	return isSameSession(&x, &y)
 }
 
-// applyTimers follows an edit of times that need no new session.
+// applyTimers applies edits of the keepalive and connect times, which need no new session.
 func (w *worker) applyTimers(former *intent.Peer) {
 	p := &w.order.peer
 	switch {
@@ -30,8 +30,8 @@ func (w *worker) applyTimers(former *intent.Peer) {
 	}
 }
 
-// addLastNotification adds to an error what the router told before. One that refuses a node for a while, after too many prefixes for example,
-// says why once, and hangs up without a word from then on.
+// addLastNotification adds the router's last NOTIFICATION to an error. A router that refuses a node
+// for some time, such as after too many prefixes, says why once, and then only closes connections.
 func (w *worker) addLastNotification(err error) error {
 	if n := (receivedNotification{}); errors.As(err, &n) {
 		w.lastNotification = &n
@@ -43,8 +43,8 @@ func (w *worker) addLastNotification(err error) error {
 	return fmt.Errorf("%w (before that, %w)", err, *w.lastNotification)
 }
 
-// keepKnownAddresses has a peer whose router cannot be told for the moment go on with the one that it is established with: a default route that
-// is replaced is gone for an instant.
+// keepKnownAddresses keeps the address of an established session while its router cannot be
+// determined, since a default route is missing for a moment when it is replaced.
 func (e *Engine) keepKnownAddresses(peers []intent.Peer) []intent.Peer {
 	cloned := false
 	for i := range peers {
@@ -63,7 +63,7 @@ func (e *Engine) keepKnownAddresses(peers []intent.Peer) []intent.Peer {
 	return peers
 }
 
-// sessionState is how far the session of a peer has come.
+// sessionState returns the state of a peer's session.
 func (e *Engine) sessionState(peer string) State {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -20,8 +20,8 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// TestPeerEditsResetOnlyWhenNeeded edits a BGPPeer whose session is established: what needs another OPEN or connection resets it, nothing else
-// does, and every edit has its effect.
+// TestPeerEditsResetOnlyWhenNeeded edits a BGPPeer with an established session. Only edits
+// that need another OPEN or connection reset it, and every edit takes effect.
 func TestPeerEditsResetOnlyWhenNeeded(t *testing.T) {
 	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour)})
@@ -103,7 +103,8 @@ func TestPeerEditsResetOnlyWhenNeeded(t *testing.T) {
 	})
 }
 
-// TestRefusalReasonIsKept goes over a router's limit: FRR says so once, and then hangs up without a word.
+// TestRefusalReasonIsKept exceeds a router's prefix limit. FRR
+// says so once, and then only closes connections.
 func TestRefusalReasonIsKept(t *testing.T) {
 	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour, " address-family ipv4 unicast", "  neighbor 192.168.0.11 maximum-prefix 2", " exit-address-family")})
@@ -126,7 +127,7 @@ func TestRefusalReasonIsKept(t *testing.T) {
 	s.waitForError("tor", "maximum number of prefixes reached")
 }
 
-// TestErrorSuggestsEBGPMultiHop is what a user forgets: ebgpMultiHop.
+// TestErrorSuggestsEBGPMultiHop connects to a router several hops away without ebgpMultiHop.
 func TestErrorSuggestsEBGPMultiHop(t *testing.T) {
 	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
 	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("far"), Text: frrConfig("neighbor 192.168.0.11 remote-as 64512\n neighbor 192.168.0.11 ebgp-multihop")})
@@ -140,7 +141,7 @@ func TestErrorSuggestsEBGPMultiHop(t *testing.T) {
 	s.waitEstablished("tor")
 }
 
-// TestTwoUnnumberedRouters has a node with two uplinks, each to a router of its own.
+// TestTwoUnnumberedRouters uses a node with two uplinks to two routers.
 func TestTwoUnnumberedRouters(t *testing.T) {
 	b := newNetwork(t, router.HarnessOptions{Nodes: 1, Routers: 2})
 	if err := netns.AddCable(b.Host("node1"), "up2", b.Host("router2"), "down"); err != nil {
@@ -170,7 +171,8 @@ func TestTwoUnnumberedRouters(t *testing.T) {
 	}
 }
 
-// TestOversizedRouteDoesNotAffectOthers has one with more communities than a message can carry.
+// TestOversizedRouteDoesNotAffectOthers announces one route
+// with more communities than fit into a message.
 func TestOversizedRouteDoesNotAffectOthers(t *testing.T) {
 	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour)})
@@ -195,7 +197,8 @@ func TestOversizedRouteDoesNotAffectOthers(t *testing.T) {
 	waitForRoute(t, frr, "198.51.100.2/32")
 }
 
-// TestSessionSurvivesMissingDefaultGateway is what a default route that is replaced looks like: the session with the gateway goes on.
+// TestSessionSurvivesMissingDefaultGateway removes the gateway's address for a moment, as
+// a replaced default route does. The session with the gateway continues.
 func TestSessionSurvivesMissingDefaultGateway(t *testing.T) {
 	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour+"\n neighbor 192.168.0.11 bfd profile fast") + frrBFDProfiles})
@@ -221,8 +224,9 @@ func TestSessionSurvivesMissingDefaultGateway(t *testing.T) {
 	s.waitForError("tor", "no default gateway")
 }
 
-// TestRouterRestartIsNoticedWithoutHoldTime has a router forget its connection without a word, as one that is switched off
-// and on: without a hold time and with nothing to send, nobody but TCP can tell.
+// TestRouterRestartIsNoticedWithoutHoldTime lets a router lose its
+// connection without closing it, as a power cycle does. Without a hold time
+// and without anything to send, only TCP keepalives notice it.
 func TestRouterRestartIsNoticedWithoutHoldTime(t *testing.T) {
 	t.Parallel()
 	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
@@ -234,7 +238,7 @@ func TestRouterRestartIsNoticedWithoutHoldTime(t *testing.T) {
 			<-t.Context().Done()
 			return
 		}
-		for range 2 { // our KEEPALIVE and UPDATE; what is not confirmed would be sent again, and find out at once
+		for range 2 { // our KEEPALIVE and UPDATE: unacknowledged data would be retransmitted and notice the loss
 			if _, err := message.Read(c, make([]byte, message.MaxLength)); err != nil {
 				t.Error(err)
 			}
@@ -278,8 +282,8 @@ func TestRouterRestartIsNoticedWithoutHoldTime(t *testing.T) {
 	})
 }
 
-// TestWithheldRouteHasReason asks for both families of a router that carries one, and then has no address for the
-// other.
+// TestWithheldRouteHasReason configures both families with a router that has
+// one enabled, and then removes the node's next hop of the other one.
 func TestWithheldRouteHasReason(t *testing.T) {
 	t.Parallel()
 	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
@@ -297,7 +301,7 @@ func TestWithheldRouteHasReason(t *testing.T) {
 		})
 	}
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "2001:db8::1/128")})
-	says(names.ReasonFamilyNotCarried, "2001:db8::1/128: it takes no routes of ipv6-unicast")
+	says(names.ReasonFamilyNotCarried, "2001:db8::1/128: it does not accept routes of ipv6-unicast")
 	waitForRoute(t, frr, servicePrefix)
 	if err := b.Host("node1").Do(func() error { return netns.SetSysctl("net/ipv6/conf/eth0/disable_ipv6", "1") }); err != nil {
 		t.Fatal(err)
@@ -310,7 +314,8 @@ func TestWithheldRouteHasReason(t *testing.T) {
 	says("", "")
 }
 
-// checkAllAcknowledged says that the other side has not confirmed all that was written to a connection.
+// checkAllAcknowledged returns an error while the other
+// side has not acknowledged all written bytes.
 func checkAllAcknowledged(c net.Conn) error {
 	raw, err := c.(*net.TCPConn).SyscallConn()
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// updateTable brings the Table in line with what is desired.
+// updateTable updates the Table to the desired routes.
 func (w *worker) updateTable() {
 	w.status.WantedRoutes = 0
 	for range w.peerRoutes() {
@@ -28,7 +28,7 @@ func (w *worker) updateTable() {
 	})
 }
 
-// peerRoutes are the routes that are for this peer.
+// peerRoutes yields the routes for this peer.
 func (w *worker) peerRoutes() iter.Seq[*intent.Route] {
 	return func(yield func(*intent.Route) bool) {
 		for _, r := range w.order.allRoutes {
@@ -39,11 +39,12 @@ func (w *worker) peerRoutes() iter.Seq[*intent.Route] {
 	}
 }
 
-// gracefulShutdownCommunity is the community of routes that are about to go (RFC 8326 section 3).
+// gracefulShutdownCommunity is GRACEFUL_SHUTDOWN (RFC 8326 section 3).
 const gracefulShutdownCommunity = 0xffff0000
 
-// pathAttributes are those that the peer gets a route with now; false when it gets none, as before its first session, or when no message
-// has room for it.
+// pathAttributes returns the attributes with which a route is announced now. It
+// returns false when the route is not announced: before the first session, after
+// the withdrawal, or when its attributes do not fit into a message.
 func (w *worker) pathAttributes(r *intent.Route) (PathAttributes, bool) {
 	if w.shutdown == routesWithdrawn {
 		return PathAttributes{}, false
@@ -53,7 +54,7 @@ func (w *worker) pathAttributes(r *intent.Route) (PathAttributes, bool) {
 		t.ExtendedCommunities = append(slices.Clone(t.ExtendedCommunities), linkBandwidthCommunity(w.order.peer.LocalASN, t.Bandwidth))
 	}
 	if w.shutdown == shutdownAnnounced {
-		t.LocalPref = 1 // the lowest: 0 stands for none
+		t.LocalPref = 1 // the lowest preference: 0 means the default
 		t.Communities = append(slices.Clone(t.Communities), gracefulShutdownCommunity)
 		slices.Sort(t.Communities)
 		t.Communities = slices.Compact(t.Communities)
@@ -61,7 +62,8 @@ func (w *worker) pathAttributes(r *intent.Route) (PathAttributes, bool) {
 	return t, t.NextHop.IsValid() && !r.HasTooManyCommunities()
 }
 
-// findWithheld is why the first of the routes that the session does not carry is not announced. Of a node that leaves, none has to be.
+// findWithheld returns why the first route that is missing on the session is
+// not announced. While the node leaves, no route is missing.
 func (w *worker) findWithheld() Withheld {
 	if w.shutdown != noShutdown || w.status.AnnouncedRoutes >= w.status.WantedRoutes {
 		return Withheld{}
@@ -70,29 +72,30 @@ func (w *worker) findWithheld() Withheld {
 		f := message.FamilyOf(r.Prefix)
 		if !slices.Contains(w.status.Families, f) {
 			return Withheld{names.ReasonFamilyNotCarried, fmt.Sprintf(
-				"the router does not get %s: it takes no routes of %s on this session: activate that address family for this neighbour there", r.Prefix, f)}
+				"the router does not get %s: it does not accept routes of %s on this session:  activate that address family for this neighbour there", r.Prefix, f)}
 		}
 		switch t, ok := w.pathAttributes(r); {
 		case ok:
 		case !t.NextHop.IsValid():
 			return Withheld{names.ReasonNoNextHop, fmt.Sprintf(
-				"the router does not get %s: the link of this session has no address for a next hop of %s: give the node one there, or take dualStackAddressFamily out", r.Prefix, f)}
+				"the router does not get %s: the link of this session has no address that can be the next hop of %s routes: add one to the node's link, or remove dualStackAddressFamily", r.Prefix, f)}
 		default:
 			return Withheld{names.ReasonTooManyCommunities, fmt.Sprintf(
-				"the router does not get %s: it has more communities than a message can carry: take some out of its BGPAdvertisements", r.Prefix)}
+				"the router does not get %s: it has more communities than fit into a message: remove some from its BGPAdvertisements", r.Prefix)}
 		}
 	}
 	return Withheld{}
 }
 
-// linkBandwidthCommunity is the community of that name (draft-ietf-idr-link-bandwidth): a non-transitive one of an AS of two octets,
-// and bytes per second as a floating-point number.
+// linkBandwidthCommunity returns the link bandwidth extended community
+// (draft-ietf-idr-link-bandwidth): non-transitive, with a two-octet AS
+// number and bytes per second as an IEEE 754 number.
 func linkBandwidthCommunity(asn uint32, bytes uint64) [8]byte {
 	as, bits := message.TwoOctetASN(asn), math.Float32bits(float32(bytes))
 	return [8]byte{0x40, 4, byte(as >> 8), byte(as), byte(bits >> 24), byte(bits >> 16), byte(bits >> 8), byte(bits)}
 }
 
-// stopSession ends the worker as planned.
+// stopSession ends the session in order before the worker ends.
 func (w *worker) stopSession(o workerOrder) {
 	w.abortAttempt()
 	if o.removed {
@@ -111,7 +114,7 @@ func (w *worker) stopSession(o workerOrder) {
 		s.terminate(fmt.Errorf("the speaker restarts"), nil)
 		return
 	}
-	w.log.Info("taking the routes back before the session ends", "router", w.status.Remote, "routes", w.table.Len())
+	w.log.Info("withdrawing the routes before the session ends", "router", w.status.Remote, "routes", w.table.Len())
 	for _, step := range []struct {
 		phase shutdownPhase
 		wait  time.Duration
@@ -132,7 +135,8 @@ func (w *worker) stopSession(o workerOrder) {
 	s.terminate(fmt.Errorf("the speaker stops"), w.hardReset(message.NewCease(message.CeaseShutdown, "the speaker stops")))
 }
 
-// hardReset turns a Cease into one after which the router keeps no routes, where it would.
+// hardReset turns a Cease into a Hard Reset if the router
+// would keep routes after a Cease (RFC 8538).
 func (w *worker) hardReset(f *message.Notification) *message.Notification {
 	if w.session.negotiated.GracefulNotification {
 		return f.AsHardReset()
@@ -140,12 +144,12 @@ func (w *worker) hardReset(f *message.Notification) *message.Notification {
 	return f
 }
 
-// setLeaving begins the going of a leaving node's routes, or takes it back.
+// setLeaving starts the graceful shutdown of a leaving node's routes, or cancels it.
 func (w *worker) setLeaving(yes bool) {
 	w.shutdown = noShutdown
 	w.shutdownTimer.Stop()
 	if yes {
-		w.log.Info("the node is leaving: its routes are announced as going, and withdrawn then", "routes", w.table.Len())
+		w.log.Info("the node is leaving: announcing its routes with GRACEFUL_SHUTDOWN, then withdrawing them", "routes", w.table.Len())
 		w.shutdown = shutdownAnnounced
 		w.shutdownTimer.Reset(gracefulShutdownDelay)
 	}

@@ -14,26 +14,27 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bgp/message"
 )
 
-// session relays between the router and the library from the end of the OPENs to the end of the connection. The first
-// fault of any side ends it; it is told once, on ended.
+// session relays messages between the router and the UpdateSource after
+// the OPENs. The first error on either side ends it.
 type session struct {
 	conn       Conn     // to the router
-	updates    net.Conn // to the Library
+	updates    net.Conn // the UpdateSource's messages
 	negotiated Negotiated
 	counter    *messageCounter
-	// confirmed and ended are closed when the router has confirmed the session, and when it is over; why is set before ended.
+	// confirmed is closed at the router's first KEEPALIVE, ended at the end
+	// of the session. endReason is set before ended is closed.
 	confirmed, ended chan struct{}
 	endReason        error
 
 	endOnce            sync.Once
-	writeMutex         sync.Mutex // guards out
+	writeMutex         sync.Mutex // guards writer
 	writer             *bufio.Writer
 	keepaliveIntervals chan time.Duration // holds the latest interval between keepalives
 }
 
 // messageCounter counts messages in both directions.
 type messageCounter struct {
-	mu sync.Mutex // guards Counts
+	mu sync.Mutex // guards MessageCounts
 	MessageCounts
 }
 
@@ -57,15 +58,16 @@ func (t *messageCounter) counts() MessageCounts {
 
 // Times of a session.
 const (
-	// writeTimeout is how long the router may refuse to read before it counts as gone, when no hold time says so.
+	// writeTimeout ends a session without a hold time when the router does not read for so long.
 	writeTimeout = 90 * time.Second
-	// notificationTimeout bounds the last message.
+	// notificationTimeout bounds the sending of the last NOTIFICATION.
 	notificationTimeout = time.Second
-	// minRefreshInterval is the least time between two refreshes of one family: each sends every route again.
+	// minRefreshInterval is the shortest time between two answered ROUTE-REFRESHes of
+	// one family, since each answer sends every route again.
 	minRefreshInterval = time.Second
 )
 
-// startRelay starts a session between two connections on which the OPENs were exchanged.
+// startRelay starts a session after the OPENs. updates is the UpdateSource's connection.
 func startRelay(conn Conn, lib net.Conn, a Negotiated, t *messageCounter) *session {
 	s := &session{
 		conn: conn, updates: lib, negotiated: a, counter: t,
@@ -74,7 +76,7 @@ func startRelay(conn Conn, lib net.Conn, a Negotiated, t *messageCounter) *sessi
 	if k, ok := conn.(interface {
 		SetKeepAliveConfig(net.KeepAliveConfig) error
 	}); ok && a.HoldTime == 0 {
-		_ = k.SetKeepAliveConfig(tcpKeepalive) // without it, a router that was switched off and on again would never be missed
+		_ = k.SetKeepAliveConfig(tcpKeepalive) // or a restart of the router would never be noticed
 	}
 	go s.relayFromRouter()
 	go s.relayToRouter()
@@ -82,10 +84,11 @@ func startRelay(conn Conn, lib net.Conn, a Negotiated, t *messageCounter) *sessi
 	return s
 }
 
-// tcpKeepalive are TCP's own, for a session without a hold time.
+// tcpKeepalive is for sessions without a hold time.
 var tcpKeepalive = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 4}
 
-// sendKeepalives sends our keepalives after the first, which is the library's answer to the router's OPEN.
+// sendKeepalives sends our keepalives after the first one, which the
+// UpdateSource sends as the answer to the router's OPEN.
 func (s *session) sendKeepalives() {
 	select {
 	case <-s.confirmed:
@@ -121,7 +124,7 @@ func (s *session) setKeepaliveInterval(every time.Duration) {
 	s.keepaliveIntervals <- every
 }
 
-// writeMessage gives the router a message, at once or with the next; an error ends the session.
+// writeMessage writes a message to the router, and flushes it if asked. An error ends the session.
 func (s *session) writeMessage(t message.Type, m []byte, flush bool) error {
 	patience := writeTimeout
 	if s.negotiated.HoldTime > 0 {
@@ -141,13 +144,13 @@ func (s *session) writeMessage(t message.Type, m []byte, flush bool) error {
 	return err
 }
 
-// terminate ends the session, telling the router when there is something to tell.
+// terminate ends the session. notification is sent to the router unless it is nil.
 func (s *session) terminate(why error, tell *message.Notification) {
 	s.endOnce.Do(func() {
 		s.endReason = why
 		if tell != nil {
-			_ = s.conn.SetWriteDeadline(time.Now().Add(notificationTimeout))         // frees a writer that is stuck
-			last := time.AfterFunc(2*notificationTimeout, func() { s.conn.Close() }) // and one that became stuck just now
+			_ = s.conn.SetWriteDeadline(time.Now().Add(notificationTimeout))         // unblocks a writer
+			last := time.AfterFunc(2*notificationTimeout, func() { s.conn.Close() }) // and one that blocks from now on
 			defer last.Stop()
 			s.writeMutex.Lock()
 			_, _ = s.writer.Write(tell.Encode())
@@ -162,8 +165,8 @@ func (s *session) terminate(why error, tell *message.Notification) {
 	})
 }
 
-// closeConnection closes a connection. After a farewell it waits for the router to close first: closing with unread bytes would reset
-// the connection, and the farewell with it.
+// closeConnection closes a connection. After a NOTIFICATION it waits for the router to close its
+// side: closing with unread bytes would reset the connection, and the NOTIFICATION would be lost.
 func closeConnection(c Conn, farewell bool) {
 	defer c.Close()
 	half, ok := c.(interface{ CloseWrite() error })
@@ -174,7 +177,8 @@ func closeConnection(c Conn, farewell bool) {
 	_, _ = io.Copy(io.Discard, c)
 }
 
-// relayFromRouter takes the router's messages. Its routes end here: nobody asked for them, and a flood of them costs nothing.
+// relayFromRouter reads the router's messages. It drops
+// UPDATEs, so that a flood of routes costs no memory.
 func (s *session) relayFromRouter() {
 	r, buf := bufio.NewReaderSize(s.conn, 1<<16), make([]byte, message.MaxLength)
 	refreshes := map[uint16]time.Time{}
@@ -216,22 +220,22 @@ func (s *session) relayFromRouter() {
 			refreshes[afi] = time.Now()
 		}
 		if _, err := s.updates.Write(m); err != nil {
-			s.terminate(fmt.Errorf("the library closed the session: %w", err), message.NewCease(message.CeaseReset, ""))
+			s.terminate(fmt.Errorf("the UPDATE encoder closed the session: %w", err), message.NewCease(message.CeaseReset, ""))
 			return
 		}
 	}
 }
 
-// handleReadError tells why nothing more can be read from the router.
+// handleReadError ends the session with an explanation of the read error.
 func (s *session) handleReadError(err error) {
 	var fault *message.Notification
 	switch {
 	case errors.As(err, &fault):
 		s.endForProtocolError(fault)
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		s.terminate(fmt.Errorf("nothing was heard of the router for %s, the hold time", s.negotiated.HoldTime), &message.Notification{Code: message.CodeHoldTimer})
+		s.terminate(fmt.Errorf("no message from the router for %s, the hold time", s.negotiated.HoldTime), &message.Notification{Code: message.CodeHoldTimer})
 	case errors.Is(err, io.EOF):
-		s.terminate(errors.New("the router closed the connection without a word"), nil)
+		s.terminate(errors.New("the router closed the connection without a NOTIFICATION"), nil)
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		s.terminate(errors.New("the router closed the connection in the middle of a message"), nil)
 	default:
@@ -239,32 +243,32 @@ func (s *session) handleReadError(err error) {
 	}
 }
 
-// endForProtocolError ends the session for a fault of the router.
+// endForProtocolError ends the session because the router violated the protocol.
 func (s *session) endForProtocolError(f *message.Notification) {
-	s.terminate(fmt.Errorf("the router broke the protocol: %w", f), f)
+	s.terminate(fmt.Errorf("the router violated the protocol: %w", f), f)
 }
 
-// relayToRouter takes the library's messages to the router.
+// relayToRouter writes the UpdateSource's messages to the router.
 func (s *session) relayToRouter() {
 	r, buf := bufio.NewReaderSize(s.updates, 1<<16), make([]byte, message.MaxLength)
 	for {
 		m, err := message.Read(r, buf)
 		if err != nil {
-			s.terminate(fmt.Errorf("the library ended the session: %w", err), message.NewCease(message.CeaseReset, ""))
+			s.terminate(fmt.Errorf("the UPDATE encoder ended the session: %w", err), message.NewCease(message.CeaseReset, ""))
 			return
 		}
-		// Messages that come together go together.
+		// Messages that arrive together are sent together.
 		if s.writeMessage(message.TypeOf(m), m, r.Buffered() == 0) != nil {
 			return
 		}
 	}
 }
 
-// openTimeout is how long the router may take for its OPEN. RFC 4271 section 8.2.2 suggests four minutes; a router that is silent
-// after accepting the connection is either overloaded or not one.
+// openTimeout bounds the wait for the router's OPEN. RFC 4271 section 8.2.2 suggests four minutes,
+// but a router that stays silent after accepting the connection is overloaded or does not run BGP.
 const openTimeout = 20 * time.Second
 
-// exchangeOpens exchanges the OPENs and holds the router's against what is configured.
+// exchangeOpens sends our OPEN, reads the router's and checks it.
 func exchangeOpens(c Conn, t *messageCounter, self message.Open, check func(peer message.Open) (Negotiated, error)) (Negotiated, error) {
 	_ = c.SetDeadline(time.Now().Add(openTimeout))
 	if _, err := c.Write(self.Encode()); err != nil {
@@ -281,7 +285,7 @@ func exchangeOpens(c Conn, t *messageCounter, self message.Open, check func(peer
 		return Negotiated{}, receivedNotification{"the router refused the session", message.DecodeNotification(message.BodyOf(m)), self}
 	case message.TypeOpen:
 	default:
-		return Negotiated{}, rejectOpen(c, t, &message.Notification{Code: message.CodeFSM, Subcode: 1, Text: fmt.Sprintf("it began with %s, not with an OPEN", message.TypeOf(m))})
+		return Negotiated{}, rejectOpen(c, t, &message.Notification{Code: message.CodeFSM, Subcode: 1, Text: fmt.Sprintf("its first message is %s, not OPEN", message.TypeOf(m))})
 	}
 	peer, err := message.DecodeOpen(message.BodyOf(m))
 	if err != nil {
@@ -295,7 +299,7 @@ func exchangeOpens(c Conn, t *messageCounter, self message.Open, check func(peer
 	return a, nil
 }
 
-// explainOpenError explains an error while waiting for the OPEN.
+// explainOpenError explains an error while waiting for the router's OPEN.
 func explainOpenError(err error) error {
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
@@ -306,7 +310,7 @@ func explainOpenError(err error) error {
 	return err
 }
 
-// rejectOpen tells the router what was wrong, and returns it for people.
+// rejectOpen sends the router a NOTIFICATION, if err is one, and returns the error for the status.
 func rejectOpen(c Conn, t *messageCounter, err error) error {
 	var f *message.Notification
 	if !errors.As(err, &f) {
@@ -316,5 +320,5 @@ func rejectOpen(c Conn, t *messageCounter, err error) error {
 	if _, e := c.Write(f.Encode()); e == nil {
 		t.countSent(message.TypeNotification)
 	}
-	return fmt.Errorf("the router's OPEN is refused: %w", err)
+	return fmt.Errorf("the router's OPEN is rejected: %w", err)
 }

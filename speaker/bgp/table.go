@@ -10,40 +10,42 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// PathAttributes are what a prefix is announced with. They are immutable, and shared: nearly all routes of a peer have the same.
+// PathAttributes are the attributes of an announced prefix. They are immutable.
+// Prefixes share them, since nearly all routes of a peer have the same.
 type PathAttributes struct {
 	NextHop netip.Addr
 	intent.Attributes
 }
 
-// Equal says whether two Terms are the same.
+// Equal reports whether both have the same values.
 func (t *PathAttributes) Equal(o *PathAttributes) bool {
 	return t == o || t.NextHop == o.NextHop && t.Attributes.Equal(o.Attributes)
 }
 
-// Change is what became of a prefix: it has other Terms now, or, where they are nil, is announced no more.
+// Change is a change of one prefix: its new Attributes, or nil when it is withdrawn.
 type Change struct {
 	Prefix     netip.Prefix
 	Attributes *PathAttributes
 }
 
-// Table holds the routes for one peer. The peer's worker writes it; the Library, which makes UPDATEs of it, follows it from
-// another goroutine. A session that is slow costs no memory: of each prefix the last change alone is kept for it.
+// Table holds the routes to announce to one peer: its Adj-RIB-Out (RFC 4271 section 3.2). The
+// peer's worker writes it. The UpdateSource, on another goroutine, reads its Changes. A slow
+// session costs no memory, since only the last change of each prefix is kept.
 type Table struct {
-	mu               sync.Mutex // guards all that follows, and the Changes that follow it
+	mu               sync.Mutex // guards the fields below, and those of Changes
 	routes           map[netip.Prefix]*PathAttributes
-	recentAttributes []*PathAttributes // the latest, so that prefixes with the same terms share them
-	// changes are what the one that follows has not taken yet; nil when none does.
+	recentAttributes []*PathAttributes // the latest ones, for sharing
+	// changes are those that the subscriber has not taken yet; nil without a subscriber.
 	changes *Changes
 }
 
-// maxRecentAttributes bounds how many Terms are looked through for some that are the same.
+// maxRecentAttributes bounds the search for equal attributes.
 const maxRecentAttributes = 16
 
 // NewTable returns an empty Table.
 func NewTable() *Table { return &Table{routes: map[netip.Prefix]*PathAttributes{}} }
 
-// Replace makes these the routes. It asks for all twice when some are gone.
+// Replace sets the routes. It iterates twice when routes are removed.
 func (t *Table) Replace(all iter.Seq2[netip.Prefix, PathAttributes]) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -70,7 +72,7 @@ func (t *Table) Replace(all iter.Seq2[netip.Prefix, PathAttributes]) {
 	}
 }
 
-// internAttributes returns Terms that are the same and were there before, or these.
+// internAttributes returns equal attributes that are in use already, or a pointer to these.
 func (t *Table) internAttributes(terms PathAttributes) *PathAttributes {
 	for _, s := range t.recentAttributes {
 		if s.Equal(&terms) {
@@ -84,7 +86,8 @@ func (t *Table) internAttributes(terms PathAttributes) *PathAttributes {
 	return &terms
 }
 
-// Len returns how many prefixes are announced: those of some families, or, when none is named, of all.
+// Len returns how many prefixes of the given families are in
+// the Table; of all families without an argument.
 func (t *Table) Len(families ...message.Family) int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -100,7 +103,8 @@ func (t *Table) Len(families ...message.Family) int {
 	return n
 }
 
-// Subscribe returns the Changes of the Table from now on, at first all that it has. Whoever followed before gets no more.
+// Subscribe returns the Changes of the Table. The first ones are all its routes.
+// A Table has one subscriber: an earlier one gets no more changes.
 func (t *Table) Subscribe() *Changes {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -109,18 +113,18 @@ func (t *Table) Subscribe() *Changes {
 	return t.changes
 }
 
-// Changes are what became of a Table since they were last taken.
+// Changes are the changes of a Table since the last TakePending.
 type Changes struct {
 	table           *Table
 	ready           chan struct{}
 	changedPrefixes map[netip.Prefix]struct{}
-	resendFamilies  []message.Family // of which every route is to be told
+	resendFamilies  []message.Family // every route of these is pending
 }
 
-// Ready is ready to read when there may be changes to take.
+// Ready is ready to read when there may be pending changes.
 func (c *Changes) Ready() <-chan struct{} { return c.ready }
 
-// TakePending returns the changes, in no order.
+// TakePending returns the pending changes, in no order.
 func (c *Changes) TakePending() []Change {
 	c.table.mu.Lock()
 	defer c.table.mu.Unlock()
@@ -141,7 +145,7 @@ func (c *Changes) TakePending() []Change {
 	return out
 }
 
-// ResendFamily has every route of a family told once more.
+// ResendFamily makes every route of a family pending again (RFC 2918).
 func (c *Changes) ResendFamily(f message.Family) {
 	c.table.mu.Lock()
 	defer c.table.mu.Unlock()

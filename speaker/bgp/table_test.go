@@ -14,7 +14,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// hostPrefixes are n prefixes of both families.
+// hostPrefixes returns n host prefixes of both families.
 func hostPrefixes(n int) []netip.Prefix {
 	var out []netip.Prefix
 	for i := range n {
@@ -27,7 +27,7 @@ func hostPrefixes(n int) []netip.Prefix {
 	return out
 }
 
-// routesWithMED are the prefixes with terms that differ by a number.
+// routesWithMED yields the prefixes with their MED.
 func routesWithMED(prefixes map[netip.Prefix]uint32) iter.Seq2[netip.Prefix, bgp.PathAttributes] {
 	return func(yield func(netip.Prefix, bgp.PathAttributes) bool) {
 		for p, n := range prefixes {
@@ -38,7 +38,8 @@ func routesWithMED(prefixes map[netip.Prefix]uint32) iter.Seq2[netip.Prefix, bgp
 	}
 }
 
-// TestChangesReflectTable changes the table at random while somebody follows it in another goroutine.
+// TestChangesReflectTable changes the table at random while a
+// subscriber reads the changes on another goroutine.
 func TestChangesReflectTable(t *testing.T) {
 	random, prefixes := rand.New(rand.NewPCG(3, 4)), hostPrefixes(60)
 	table := bgp.NewTable()
@@ -122,7 +123,7 @@ func TestChangesResendFamily(t *testing.T) {
 	}
 }
 
-// TestTableUsesLittleMemoryPerRoute counts what 10,000 routes leave behind for one peer.
+// TestTableUsesLittleMemoryPerRoute measures the heap for 10,000 routes of one peer.
 func TestTableUsesLittleMemoryPerRoute(t *testing.T) {
 	const many, most = 10000, 120
 	has := map[netip.Prefix]uint32{}

@@ -16,53 +16,55 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// workerOrder is what the engine tells a worker.
+// workerOrder is the desired state of one worker.
 type workerOrder struct {
 	peer      intent.Peer
 	allRoutes []*intent.Route // of all peers
 	leaving   bool
-	// stop ends the worker because the speaker stops, or, when gone, because its peer is no longer configured.
+	// stop ends the worker. removed means that its peer is no
+	// longer configured; else the speaker stops.
 	stop, removed bool
 }
 
-// worker is the owner of one peer: its session, and the Table of its routes. All fields below orders belong to run.
+// worker owns one peer: its session and the Table of its
+// routes. Only run uses the fields from ctx on.
 type worker struct {
 	engine    *Engine
 	name      string
 	log       *slog.Logger
 	orders    chan workerOrder // holds the latest
 	bfdEvents chan bfd.Event
-	incoming  chan Conn // of a router that connects to us
+	incoming  chan Conn // a connection that the router opened
 	done      chan struct{}
 	counter   messageCounter
 
 	ctx                context.Context
 	order              workerOrder // the latest
 	status             Status
-	table              *Table // what the router should know
+	table              *Table // the routes to announce
 	session            *session
-	confirmed          <-chan struct{} // of session, nil once it was seen
+	confirmed          <-chan struct{} // of session; nil once it was handled
 	nextHop4, nextHop6 netip.Addr      // next hops of the session
-	extendedNextHop    bool            // the session's IPv4 routes may have IPv6 next hops
+	extendedNextHop    bool            // IPv4 routes may have IPv6 next hops
 
-	attemptDone      <-chan attemptResult // of an attempt that is under way
+	attemptDone      <-chan attemptResult // result of the attempt under way; nil without one
 	cancelAttempt    context.CancelFunc
 	failures         int
-	lastNotification *receivedNotification // the last that the router told, since the last session that it confirmed
+	lastNotification *receivedNotification // since the last established session; nil without one
 	retryTimer       *time.Timer
 	shutdown         shutdownPhase
 	shutdownTimer    *time.Timer
-	restarting       bool // no session was established in this life of the process yet
+	restarting       bool // no session was established since the process started
 }
 
-// attemptResult is the outcome of connecting.
+// attemptResult is the result of an attempt to connect.
 type attemptResult struct {
 	conn       Conn
 	negotiated Negotiated
 	err        error
 }
 
-// shutdownPhase is how far the routes of a leaving node have gone.
+// shutdownPhase is the progress of a leaving node's routes.
 type shutdownPhase uint8
 
 const (
@@ -71,18 +73,21 @@ const (
 	routesWithdrawn                 // withdrawn
 )
 
-// Times of a worker.
+// Timers of a worker.
 const (
-	// gracefulShutdownDelay is how long routes are announced as going before they go: the router's other paths are installed
-	// meanwhile (RFC 8326 section 4.1 asks for the time of convergence).
+	// gracefulShutdownDelay is the time between announcing routes with
+	// GRACEFUL_SHUTDOWN and withdrawing them. The router installs other paths
+	// meanwhile (RFC 8326 section 4.1 asks for the convergence time).
 	gracefulShutdownDelay = 500 * time.Millisecond
-	// withdrawDelay is how long a session lives on after its routes are withdrawn: the router has read that by then.
+	// withdrawDelay is the time between the withdrawal and the end of
+	// the session. The router has read the withdrawal by then.
 	withdrawDelay = 100 * time.Millisecond
-	// firstRetryDelay is the pause after the first failure; it doubles with each.
+	// firstRetryDelay is the delay after the first failure. It doubles with each further failure.
 	firstRetryDelay = 250 * time.Millisecond
 	// maxRetryDelay applies where connectTime is not set.
 	maxRetryDelay = 10 * time.Second
-	// stableInterval is how long a session has to live for its end to count as the first failure.
+	// stableInterval is how long a session must be established
+	// for an immediate reconnect after its end.
 	stableInterval = 10 * time.Second
 )
 
@@ -95,7 +100,7 @@ func newWorker(e *Engine, name string) *worker {
 	return w
 }
 
-// sendOrder hands over an order; only the latest counts, and nothing comes after a stop.
+// sendOrder replaces the pending order. Nothing follows a stop.
 func (w *worker) sendOrder(o workerOrder) {
 	for {
 		select {
@@ -112,7 +117,7 @@ func (w *worker) sendOrder(o workerOrder) {
 	}
 }
 
-// run owns the peer until it is told to stop or ctx ends.
+// run runs the worker until an order stops it or ctx ends.
 func (w *worker) run(ctx context.Context) {
 	w.ctx = ctx
 	w.retryTimer, w.shutdownTimer = time.NewTimer(time.Hour), time.NewTimer(time.Hour)
@@ -160,7 +165,7 @@ func (w *worker) run(ctx context.Context) {
 	}
 }
 
-// cleanUp ends what is left.
+// cleanUp ends the attempt and closes a waiting connection.
 func (w *worker) cleanUp() {
 	w.abortAttempt()
 	select {
@@ -171,7 +176,7 @@ func (w *worker) cleanUp() {
 	close(w.done)
 }
 
-// abortAttempt gives an attempt up.
+// abortAttempt cancels the attempt under way.
 func (w *worker) abortAttempt() {
 	if w.attemptDone == nil {
 		return
@@ -183,7 +188,8 @@ func (w *worker) abortAttempt() {
 	w.attemptDone = nil
 }
 
-// applyOrder follows an order. Only a change of what is in the OPEN, or of the connection itself, ends the session.
+// applyOrder applies an order. The session is reset only if
+// the edit changes our OPEN or the connection.
 func (w *worker) applyOrder(o workerOrder, first bool) {
 	former := w.order
 	w.order = o
@@ -194,7 +200,7 @@ func (w *worker) applyOrder(o workerOrder, first bool) {
 	case first:
 		w.retryTimer.Reset(0) // the first attempt is made at once
 	case !w.canKeepSession(&former.peer, &o.peer):
-		w.log.Info("the peer's configuration changed; connecting anew")
+		w.log.Info("the peer's configuration changed; reconnecting")
 		w.abortAttempt()
 		if w.session != nil {
 			w.session.terminate(fmt.Errorf("the peer's configuration changed"), message.NewCease(message.CeaseConfigChange, ""))
@@ -213,7 +219,7 @@ func (w *worker) applyOrder(o workerOrder, first bool) {
 	w.updateTable()
 }
 
-// isSameSession says whether a session goes on under another configuration of its peer.
+// isSameSession reports whether both configurations need the same OPEN and connection.
 func isSameSession(a, b *intent.Peer) bool {
 	x, y := *a, *b
 	for _, p := range []*intent.Peer{&x, &y} {
@@ -222,7 +228,7 @@ func isSameSession(a, b *intent.Peer) bool {
 	return x == y
 }
 
-// changePassword gives a living connection its new password; an attempt under way begins again.
+// changePassword sets the new password on the open connection, or restarts the attempt under way.
 func (w *worker) changePassword() {
 	if w.session == nil {
 		w.abortAttempt()
@@ -237,7 +243,7 @@ func (w *worker) changePassword() {
 	w.log.Info("the password of the session changed; change it on the router before the hold time ends", "hold", w.session.negotiated.HoldTime)
 }
 
-// connectToRouter starts an attempt, unless there is a session, an attempt, or a reason not to.
+// connectToRouter starts an attempt unless a session or an attempt exists or the peer is blocked.
 func (w *worker) connectToRouter() {
 	p := w.order.peer
 	switch {
@@ -254,12 +260,13 @@ func (w *worker) connectToRouter() {
 	w.startAttempt(func(ctx context.Context) (Conn, error) { return w.engine.options.Transport.Dial(ctx, dialOptions(&p)) })
 }
 
-// acceptConnection takes a connection that the router made. The one that lives goes on, unless the router keeps routes over a restart:
-// then a new connection says that it has restarted (RFC 4724 section 5).
+// acceptConnection handles a connection that the router opened. An existing
+// session wins unless graceful restart was negotiated: then a new connection
+// means that the router has restarted (RFC 4724 section 5).
 func (w *worker) acceptConnection(c Conn) {
 	p := w.order.peer
 	if w.session != nil && w.session.negotiated.GracefulRestart {
-		w.session.terminate(errors.New("the router connected anew"), nil)
+		w.session.terminate(errors.New("the router opened a new connection"), nil)
 		w.endSession()
 	}
 	if !p.Passive || p.Blocked.IsSet() || w.session != nil || w.attemptDone != nil {
@@ -273,7 +280,7 @@ func (w *worker) acceptConnection(c Conn) {
 	w.startAttempt(func(context.Context) (Conn, error) { return c, c.SetTTL(t.TTL, t.MinTTL) })
 }
 
-// startAttempt starts an attempt on the connection that get returns.
+// startAttempt starts an attempt on the connection that connect returns.
 func (w *worker) startAttempt(get func(context.Context) (Conn, error)) {
 	p := w.order.peer
 	ctx, cancel := context.WithCancel(w.ctx)
@@ -286,7 +293,8 @@ func (w *worker) startAttempt(get func(context.Context) (Conn, error)) {
 	}()
 }
 
-// attemptSession connects and exchanges the OPENs. It runs beside the worker and touches nothing of it but the tally.
+// attemptSession connects and exchanges the OPENs. It runs on its
+// own goroutine and uses only the counter of the worker.
 func (w *worker) attemptSession(ctx context.Context, p intent.Peer, restarted bool, get func(context.Context) (Conn, error)) attemptResult {
 	c, err := get(ctx)
 	if err != nil {
@@ -307,7 +315,7 @@ func (w *worker) attemptSession(ctx context.Context, p intent.Peer, restarted bo
 	return attemptResult{conn: c, negotiated: a}
 }
 
-// dialOptions says where and how to connect.
+// dialOptions returns where and how to connect to a peer.
 func dialOptions(p *intent.Peer) DialOptions {
 	t := DialOptions{Remote: netip.AddrPortFrom(p.Address, p.Port), Source: p.SourceAddress, Device: p.Device, Password: p.Password, TTL: 255}
 	switch {
@@ -319,7 +327,7 @@ func dialOptions(p *intent.Peer) DialOptions {
 	return t
 }
 
-// startSession starts the session that an attempt led to.
+// startSession starts the session after a successful attempt.
 func (w *worker) startSession(a attemptResult) {
 	if a.err != nil {
 		w.recordFailure(a.err)
@@ -332,12 +340,13 @@ func (w *worker) startSession(a attemptResult) {
 	w.enterState(OpenSent)
 }
 
-// setNextHops gives the routes the session's next hops.
+// setNextHops sets the next hops of the routes.
 func (w *worker) setNextHops(a attemptResult) {
 	w.nextHop4, w.nextHop6 = a.conn.NextHops()
 	w.extendedNextHop = a.negotiated.ExtendedNextHop
 	if local, ok := a.conn.LocalAddr().(*net.TCPAddr); ok && w.order.peer.Unnumbered {
-		// The router knows this link's own address alone; others of this node may mean nothing to it.
+		// The router knows only this link's own address. Other
+		// addresses of the node may be unknown there.
 		if w.nextHop6 = local.AddrPort().Addr(); w.extendedNextHop {
 			w.nextHop4 = netip.Addr{}
 		}
@@ -345,7 +354,7 @@ func (w *worker) setNextHops(a attemptResult) {
 	w.updateTable()
 }
 
-// recordEstablished tells of a session that the router has confirmed.
+// recordEstablished records that the router has confirmed the session.
 func (w *worker) recordEstablished() {
 	a := w.session.negotiated
 	w.restarting, w.lastNotification = false, nil
@@ -355,7 +364,8 @@ func (w *worker) recordEstablished() {
 	w.log.Info("the session is established", "router", w.status.Remote, "asn", a.RemoteOpen.ASN, "families", fmt.Sprint(a.Families), "routes", w.table.Len())
 }
 
-// endSession takes note of the end of the session and connects again: at once after a session that was stable.
+// endSession records the end of the session and schedules the
+// next attempt: at once after a stable session.
 func (w *worker) endSession() {
 	if w.status.State == Established && currentTime().Sub(w.status.Since) >= stableInterval {
 		w.failures = -1
@@ -365,7 +375,7 @@ func (w *worker) endSession() {
 	w.recordFailure(err)
 }
 
-// recordFailure takes note of why there is no session, and arranges for the next attempt.
+// recordFailure records why there is no session and schedules the next attempt.
 func (w *worker) recordFailure(err error) {
 	err = w.addLastNotification(err)
 	if text := err.Error(); text != w.status.LastError || w.status.State == Established {
@@ -377,8 +387,9 @@ func (w *worker) recordFailure(err error) {
 	w.failures++
 }
 
-// retryDelay returns the time before the next attempt after that many failures: doubling, up to the longest, with a quarter of
-// jitter, so that the nodes of a rack do not come back as one.
+// retryDelay returns the delay before the next attempt. It doubles with each
+// failure up to longest. Up to a quarter is subtracted at random, so that the
+// nodes of a rack do not reconnect at the same moment.
 func retryDelay(failures int, longest time.Duration) time.Duration {
 	if failures < 0 {
 		return 0
@@ -396,7 +407,7 @@ func (w *worker) enterState(p State) {
 	}
 }
 
-// reportStatus hands the State to the engine when it has changed.
+// reportStatus reports the Status to the Engine.
 func (w *worker) reportStatus() {
 	w.status.Remote = netip.AddrPortFrom(w.order.peer.Address, w.order.peer.Port)
 	w.status.AnnouncedRoutes, w.status.Reason, w.status.Withheld = 0, names.Reason(w.order.peer.Blocked.Reason), Withheld{}

@@ -1,6 +1,7 @@
-// Package cable joins the BFD engines of a test in memory; it stands in for package udp. A Net carries datagrams between
-// hosts with delay and loss; links are cut, and datagrams are forged. It works inside testing/synctest bubbles, since it
-// waits on timers and channels alone. It never opens a socket.
+// Package bfdtest connects the BFD engines of a test in memory, instead of package
+// udp. A Network carries datagrams between hosts with delay and loss. Tests cut
+// paths and forge datagrams. It works inside testing/synctest bubbles, since it
+// waits only on timers and channels. It opens no socket.
 package bfdtest
 
 import (
@@ -14,18 +15,18 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bfd"
 )
 
-// maxQueuedDatagrams is how many datagrams wait for a host; more are lost, as on a socket.
+// maxQueuedDatagrams bounds the inbox of a host. More datagrams are lost, as on a socket.
 const maxQueuedDatagrams = 4096
 
-// Network joins hosts. Any goroutine may use it; make it with New.
+// Network connects hosts. Make it with New. Any goroutine may use it.
 type Network struct {
-	mu    sync.Mutex // guards what follows, and the hosts
+	mu    sync.Mutex // guards the fields below and the hosts
 	hosts map[netip.Addr]*Host
-	// delivery says how long a datagram takes, or that it is lost.
+	// delivery returns the delay of a datagram, or false if it is lost.
 	delivery func(from, to netip.Addr) (time.Duration, bool)
 }
 
-// New returns a Net on which nothing is lost and nothing takes time.
+// New returns a Network without loss and delay.
 func New() *Network {
 	return &Network{
 		hosts:    map[netip.Addr]*Host{},
@@ -33,7 +34,8 @@ func New() *Network {
 	}
 }
 
-// SetDelivery sets how long a datagram takes; false loses it. It is called with the Net locked.
+// SetDelivery sets the function that returns the delay of a datagram, or
+// false to lose it. The function is called with the Network locked.
 func (n *Network) SetDelivery(delivery func(from, to netip.Addr) (time.Duration, bool)) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -49,7 +51,7 @@ func (n *Network) AddHost(address netip.Addr) *Host {
 	return h
 }
 
-// String is a picture of the hosts and their open ports.
+// String describes the hosts and their open senders.
 func (n *Network) String() string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -61,7 +63,7 @@ func (n *Network) String() string {
 	return strings.Join(out, "\n")
 }
 
-// Host is the Wire of an Engine.
+// Host is the Transport of an Engine.
 type Host struct {
 	network       *Network
 	address       netip.Addr
@@ -75,7 +77,7 @@ type Host struct {
 
 var _ bfd.Transport = (*Host)(nil)
 
-// OpenSender returns a port.
+// OpenSender returns a sender.
 func (h *Host) OpenSender(k bfd.Key, _ uint32) bfd.Sender {
 	h.network.mu.Lock()
 	defer h.network.mu.Unlock()
@@ -83,10 +85,10 @@ func (h *Host) OpenSender(k bfd.Key, _ uint32) bfd.Sender {
 	return &sender{host: h, key: k}
 }
 
-// Ready delivers a value when something arrived.
+// Ready delivers a value when a datagram arrived.
 func (h *Host) Ready() <-chan struct{} { return h.ready }
 
-// Receive takes the oldest datagram.
+// Receive returns the oldest datagram.
 func (h *Host) Receive() (bfd.Datagram, bool) {
 	h.network.mu.Lock()
 	defer h.network.mu.Unlock()
@@ -98,24 +100,24 @@ func (h *Host) Receive() (bfd.Datagram, bool) {
 	return d, true
 }
 
-// Close does nothing: there is nothing to give back.
+// Close does nothing.
 func (h *Host) Close() {}
 
-// OpenSenders returns how many ports are open.
+// OpenSenders returns how many senders are open.
 func (h *Host) OpenSenders() int {
 	h.network.mu.Lock()
 	defer h.network.mu.Unlock()
 	return h.openSenders
 }
 
-// FailSends makes every Send and Check of the host fail with err, or work again with nil.
+// FailSends makes every SendControl and EnsureOpen of the host fail with err, or succeed with nil.
 func (h *Host) FailSends(err error) {
 	h.network.mu.Lock()
 	defer h.network.mu.Unlock()
 	h.sendError = err
 }
 
-// FailEchoes makes SendEcho alone fail.
+// FailEchoes makes SendEcho fail with err, or succeed with nil.
 func (h *Host) FailEchoes(err error) {
 	h.network.mu.Lock()
 	defer h.network.mu.Unlock()
@@ -125,7 +127,7 @@ func (h *Host) FailEchoes(err error) {
 // ReturnEchoes makes the host's forwarding plane return echo packets.
 func (h *Host) ReturnEchoes() { h.setReturnsEchoes(true) }
 
-// DropEchoes makes it drop them again.
+// DropEchoes makes the host's forwarding plane drop echo packets.
 func (h *Host) DropEchoes() { h.setReturnsEchoes(false) }
 
 func (h *Host) setReturnsEchoes(r bool) {
@@ -134,7 +136,7 @@ func (h *Host) setReturnsEchoes(r bool) {
 	h.returnsEchoes = r
 }
 
-// Inject lets a datagram arrive at the host, whoever sent it.
+// Inject delivers a datagram to the host.
 func (h *Host) Inject(d bfd.Datagram) {
 	h.network.mu.Lock()
 	defer h.network.mu.Unlock()
@@ -159,7 +161,7 @@ type sender struct {
 
 var _ bfd.Sender = (*sender)(nil)
 
-// EnsureOpen tells what the host refuses.
+// EnsureOpen returns the error of FailSends.
 func (p *sender) EnsureOpen() error {
 	p.host.network.mu.Lock()
 	defer p.host.network.mu.Unlock()
@@ -181,7 +183,7 @@ func (p *sender) SendControl(packet []byte) error {
 	return nil
 }
 
-// SendEcho sends to ourselves by way of the neighbour.
+// SendEcho sends to ourselves through the neighbour.
 func (p *sender) SendEcho(payload []byte) error {
 	n := p.host.network
 	n.mu.Lock()
@@ -195,7 +197,8 @@ func (p *sender) SendEcho(payload []byte) error {
 	return nil
 }
 
-// sendAlongPath takes a datagram over the path to the neighbour, that many times; the Net is locked.
+// sendAlongPath sends a datagram over the path to the
+// neighbour, times times. The Network is locked.
 func (p *sender) sendAlongPath(d bfd.Datagram, to netip.Addr, times int) {
 	n, whole := p.host.network, time.Duration(0)
 	for range times {
@@ -216,7 +219,7 @@ func (p *sender) sendAlongPath(d bfd.Datagram, to netip.Addr, times int) {
 	time.AfterFunc(whole, func() { h.Inject(d) })
 }
 
-// Close gives the port back.
+// Close closes the sender.
 func (p *sender) Close() {
 	p.host.network.mu.Lock()
 	defer p.host.network.mu.Unlock()

@@ -2,18 +2,18 @@ package session
 
 import "time"
 
-// echoFunction is the Echo function (RFC 5880 section 6.8.9): packets to ourselves that the neighbour's forwarding plane returns. Its
-// zero value does nothing.
+// echoFunction is the Echo function (RFC 5880 section 6.8.9): packets addressed to ourselves
+// that the neighbour's forwarding plane returns. Its zero value does nothing.
 type echoFunction struct {
 	nextAt   time.Time // the next packet
 	interval time.Duration
-	// lastReturn is when the last one returned. Before the first has, silence means that the neighbour does not return
-	// them, and the control packets alone decide.
+	// lastReturn is when the last packet returned. Before the first return, silence means that
+	// the neighbour does not return them, and only control packets watch the path.
 	lastReturn time.Time
 	sentCount  int
 }
 
-// sendDueEcho sends an echo packet when one is due.
+// sendDueEcho requests an echo packet when one is due.
 func (m *Machine) sendDueEcho() {
 	if m.config.EchoInterval <= 0 || m.state != Up || m.remote.requiredMinEchoRxInterval == 0 {
 		m.echo = echoFunction{}
@@ -32,14 +32,15 @@ func (m *Machine) sendDueEcho() {
 	e.nextAt = m.now.Add(m.withJitter(e.interval))
 }
 
-// recordReturn notes that an echo packet came back.
+// recordReturn records that an echo packet returned.
 func (e *echoFunction) recordReturn(now time.Time) {
 	if e.interval > 0 {
 		e.lastReturn = now
 	}
 }
 
-// detectionDeadline returns when silence means that the path has failed; zero is never.
+// detectionDeadline returns when silence means that the path
+// has failed; zero if echo packets do not watch it.
 func (e *echoFunction) detectionDeadline(multiplier uint8) time.Time {
 	if e.lastReturn.IsZero() {
 		return time.Time{}
@@ -47,10 +48,10 @@ func (e *echoFunction) detectionDeadline(multiplier uint8) time.Time {
 	return e.lastReturn.Add(time.Duration(multiplier) * e.interval)
 }
 
-// maxUnreturnedEchoes is how many echo packets may be sent in vain before that is worth telling.
+// maxUnreturnedEchoes is how many echo packets are sent without a return before that is reported.
 const maxUnreturnedEchoes = 10
 
-// isLost says that echo packets are sent and none ever returned.
+// isLost reports whether echo packets are sent and none has returned.
 func (e *echoFunction) isLost() bool {
 	return e.lastReturn.IsZero() && e.sentCount >= maxUnreturnedEchoes
 }

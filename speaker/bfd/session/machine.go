@@ -1,7 +1,8 @@
-// Package session is one BFD session (RFC 5880, asynchronous mode) as a pure state machine: packets, commands and the passing
-// of time go in, packets to send and changes of state come out. It knows no clock, no socket and no address; time is an
-// argument and randomness a source that the caller seeds. A Machine belongs to one goroutine. Demand mode is never asked
-// for, but a neighbour that asks for it gets it; authentication is not supported.
+// Package session is one BFD session (RFC 5880, asynchronous mode) as a pure state machine. Its
+// input is packets, commands and the passing of time; its output is packets to send and changes of
+// state. It uses no clock, no socket and no address: time is an argument, and the caller seeds the
+// source of randomness. Only one goroutine may use a Machine. A Machine never requests demand mode
+// but honours the neighbour's request. Authentication is not supported.
 package session
 
 import (
@@ -9,29 +10,33 @@ import (
 	"time"
 )
 
-// Config is what may be chosen of a session. It may change while the session is Up.
+// Config has the parameters of a session. They may change while the session is Up.
 type Config struct {
-	// DesiredMinTxInterval and Receive are the Desired Min TX and Required Min RX Intervals while Up, from 10 ms to 60 s.
+	// DesiredMinTxInterval and RequiredMinRxInterval apply while the
+	// session is Up, from 10 ms to 60 s (RFC 5880 section 6.8.1).
 	DesiredMinTxInterval, RequiredMinRxInterval time.Duration
-	// DetectMultiplier is how many of our intervals the neighbour waits for a packet, 2 to 255.
+	// DetectMultiplier is how many of our intervals the
+	// neighbour waits for a packet, from 2 to 255.
 	DetectMultiplier uint8
 	// Passive waits for the neighbour's first packet (RFC 5880 section 6.1).
 	Passive bool
-	// EchoInterval is how often echo packets are sent while the neighbour takes them, and how often they may be sent to us; 0
-	// means neither (RFC 5880 section 6.4).
+	// EchoInterval is the shortest interval at which we send echo packets and at which
+	// the neighbour may send them; 0 disables both (RFC 5880 section 6.4).
 	EchoInterval time.Duration
 }
 
 const (
-	// slowTxInterval is the least interval of a session that is not Up (RFC 5880 section 6.8.3).
+	// slowTxInterval is the shortest transmit interval of a
+	// session that is not Up (RFC 5880 section 6.8.3).
 	slowTxInterval = time.Second
-	// adminDownPackets is how many packets tell the neighbour of an administrative end: one or two may be lost.
+	// adminDownPackets is how many packets signal AdminDown: one or two may be lost.
 	adminDownPackets = 3
-	// adminDownInterval is the most that lies between them, so that a planned stop does not wait for a slow session.
+	// adminDownInterval is the longest interval between these packets, so
+	// that a planned stop does not wait for a slow session.
 	adminDownInterval = 50 * time.Millisecond
 )
 
-// Machine is a session. Make it with New.
+// Machine is the state machine of a session. Make it with New.
 type Machine struct {
 	config        Config
 	random        *rand.Rand
@@ -54,7 +59,7 @@ type Machine struct {
 	lastPeriodicAt time.Time // of the last periodic one
 	nextSendAt     time.Time // zero when there is none
 	lastTxInterval time.Duration
-	adminDownLeft  int // of the farewells
+	adminDownLeft  int // packets that are still to be sent
 	echo           echoFunction
 }
 
@@ -68,20 +73,21 @@ type remoteState struct {
 	desiredMinTxInterval, requiredMinRxInterval, requiredMinEchoRxInterval time.Duration
 }
 
-// unknownRemote is what is known of a neighbour that was not heard (RFC 5880 section 6.8.1).
+// unknownRemote is the state of a neighbour without a packet yet (RFC 5880 section 6.8.1).
 var unknownRemote = remoteState{state: Down, requiredMinRxInterval: time.Microsecond}
 
 // pollSequence is the state of Poll Sequences (RFC 5880 section 6.5).
 type pollSequence struct {
 	active bool
-	// pollSent says that a packet of this sequence was sent: no Final before that can end it.
+	// pollSent means that a packet of this sequence was sent. A Final before that does not end it.
 	pollSent bool
-	// anotherNeeded says that something changed since the sequence began, so that another has to follow.
+	// anotherNeeded means that an interval changed since the
+	// sequence began, so that another one must follow.
 	anotherNeeded bool
 }
 
-// New returns a session in the state Down that has not sent anything; its first packet is due at once. The discriminator
-// is not 0 and unique among the sessions of the system.
+// New returns a session in the state Down. Its first packet is due at once. The
+// discriminator is not 0 and unique among the sessions of the system.
 func New(discriminator uint32, c Config, random *rand.Rand, now time.Time) *Machine {
 	m := &Machine{config: c, random: random, discriminator: discriminator, now: now, stateSince: now, state: Down}
 	m.remote = unknownRemote
@@ -90,8 +96,8 @@ func New(discriminator uint32, c Config, random *rand.Rand, now time.Time) *Mach
 	return m
 }
 
-// Step takes in one fact and returns what follows from it. A packet that was waiting to be read has to be stepped before
-// the Tick that follows it, since only a Tick lets the Detection Time expire.
+// Step applies one input and returns the output. A packet that was waiting to be read must be
+// stepped before the Tick that follows it, since only a Tick lets the Detection Time expire.
 func (m *Machine) Step(now time.Time, in Input) Output {
 	m.now, m.output = now, Output{}
 	switch in := in.(type) {
@@ -134,14 +140,14 @@ func (m *Machine) receivePacket(p Packet) {
 	m.lastHeard = m.now
 	m.updateState(p)
 	if p.Poll {
-		m.updateIntervals() // the answer carries what the change of state brings (section 6.8.3)
+		m.updateIntervals() // the answer has the intervals of the new state (RFC 5880 section 6.8.3)
 		final := m.currentPacket()
 		m.lastSent, final.Final = final, true
 		m.output.Packets = append(m.output.Packets, final)
 	}
 }
 
-// updateState is the state machine of RFC 5880 section 6.8.6.
+// updateState applies the state machine of RFC 5880 section 6.8.6.
 func (m *Machine) updateState(p Packet) {
 	if p.State == AdminDown {
 		if m.state != Down {
@@ -175,14 +181,16 @@ func (m *Machine) enterState(s State, d Diagnostic, c Cause) {
 	m.echo = echoFunction{}
 }
 
-// expireDetection acts when the Detection Time has passed without a packet, or the echo's (RFC 5880 sections 6.8.4 and 6.8.5).
+// expireDetection acts when the Detection Time of control or echo packets has
+// passed without a packet (RFC 5880 sections 6.8.4 and 6.8.5).
 func (m *Machine) expireDetection() {
 	if at := m.detectionDeadline(); !at.IsZero() && !m.now.Before(at) {
 		m.lastHeard = time.Time{}
 		if m.state == Init || m.state == Up {
 			m.enterState(Down, DetectionExpired, CauseDetectionExpired)
 		}
-		// Section 6.8.1: the discriminator is forgotten. So is the rest: who comes back says it anew.
+		// The discriminator must be forgotten (RFC 5880 section 6.8.1). So are
+		// the other values: a neighbour that returns sends them again.
 		m.remote, m.poll = unknownRemote, pollSequence{}
 	}
 	if at := m.echo.detectionDeadline(m.config.DetectMultiplier); !at.IsZero() && !m.now.Before(at) && m.state == Up {
@@ -190,12 +198,13 @@ func (m *Machine) expireDetection() {
 	}
 }
 
-// detectionTime returns the Detection Time (RFC 5880 section 6.8.4), or 0 while nothing is known of the neighbour.
+// detectionTime returns the Detection Time (RFC 5880 section
+// 6.8.4), or 0 before the neighbour's first packet.
 func (m *Machine) detectionTime() time.Duration {
 	return time.Duration(m.remote.detectMultiplier) * max(m.usedRxInterval, m.remote.desiredMinTxInterval)
 }
 
-// detectionDeadline returns when the Detection Time expires, zero if it does not run.
+// detectionDeadline returns when the Detection Time expires; zero if it does not run.
 func (m *Machine) detectionDeadline() time.Time {
 	if m.lastHeard.IsZero() {
 		return time.Time{}
@@ -212,15 +221,15 @@ func (m *Machine) updateIntervals() {
 	if tx != m.desiredMinTxInterval || rx != m.requiredMinRxInterval {
 		m.desiredMinTxInterval, m.requiredMinRxInterval = tx, rx
 		switch {
-		case m.remote.discriminator == 0 || m.state == AdminDown: // nobody to ask
+		case m.remote.discriminator == 0 || m.state == AdminDown: // no neighbour to negotiate with
 		case m.poll.active:
 			m.poll.anotherNeeded = true
 		default:
 			m.poll = pollSequence{active: true}
 		}
 	}
-	// Until the neighbour has answered, it may not know: we go on sending as often as it expects, and waiting as long
-	// as it may take.
+	// Before the neighbour's Final it may not know the change. Until then we
+	// send as often as it expects and wait as long as it may take.
 	unsure := m.state == Up && m.poll.active
 	if !unsure || m.desiredMinTxInterval < m.usedTxInterval {
 		m.usedTxInterval = m.desiredMinTxInterval
@@ -230,7 +239,7 @@ func (m *Machine) updateIntervals() {
 	}
 }
 
-// shutDown begins the administrative end (RFC 5880 section 6.8.16).
+// shutDown begins the administrative shutdown (RFC 5880 section 6.8.16).
 func (m *Machine) shutDown() {
 	if m.state == AdminDown {
 		return
@@ -243,7 +252,7 @@ func (m *Machine) shutDown() {
 	m.enterState(AdminDown, AdministrativelyDown, CauseStopped)
 }
 
-// restartSession begins anew. What is known of the neighbour may be old.
+// restartSession starts the session again after a shutdown. The neighbour's values may be outdated.
 func (m *Machine) restartSession() {
 	if m.state != AdminDown {
 		return
@@ -252,10 +261,10 @@ func (m *Machine) restartSession() {
 	m.enterState(Down, NoDiagnostic, CauseStarted)
 }
 
-// IsStopped says that the session has ended and the neighbour was told.
+// IsStopped reports whether the session has ended and AdminDown was signalled.
 func (m *Machine) IsStopped() bool { return m.state == AdminDown && m.adminDownLeft == 0 }
 
-// NextTick returns when the Machine wants to be stepped with Tick, at the latest; zero is never.
+// NextTick returns the latest time for the next Tick; zero if none is needed.
 func (m *Machine) NextTick() time.Time {
 	next := m.nextSendAt
 	for _, t := range [...]time.Time{m.detectionDeadline(), m.echo.nextAt, m.echo.detectionDeadline(m.config.DetectMultiplier)} {

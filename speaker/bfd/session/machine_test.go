@@ -19,7 +19,7 @@ func testConfig() session.Config {
 	return session.Config{DesiredMinTxInterval: 50 * ms, RequiredMinRxInterval: 100 * ms, DetectMultiplier: 3}
 }
 
-// harness is a Machine and the time of a conversation with it.
+// harness is a Machine and its virtual time.
 type harness struct {
 	t       *testing.T
 	machine *session.Machine
@@ -31,13 +31,14 @@ func newHarness(t *testing.T, c session.Config) *harness {
 	return &harness{t: t, machine: session.New(ourDiscriminator, c, rand.New(rand.NewPCG(1, 2)), epoch), now: epoch}
 }
 
-// stepMachine steps the machine now.
+// stepMachine steps the machine at the current time.
 func (k *harness) stepMachine(in session.Input) session.Output {
 	k.output = k.machine.Step(k.now, in)
 	return k.output
 }
 
-// receivePacket is a packet of the neighbour, with the usual fields filled in.
+// receivePacket steps the machine with a packet of the
+// neighbour. Fields without a value get usual ones.
 func (k *harness) receivePacket(p session.Packet) session.Output {
 	if p.DetectMultiplier == 0 {
 		p.DetectMultiplier = 4
@@ -54,7 +55,7 @@ func (k *harness) receivePacket(p session.Packet) session.Output {
 	return k.stepMachine(session.Received{Packet: p})
 }
 
-// passTime lets time go by and returns what was sent.
+// passTime lets time pass and returns the sent packets.
 func (k *harness) passTime(d time.Duration) []session.Packet {
 	k.t.Helper()
 	end, sent := k.now.Add(d), []session.Packet(nil)
@@ -73,7 +74,7 @@ func (k *harness) passTime(d time.Duration) []session.Packet {
 	return nil
 }
 
-// bringUp brings the session Up, polls included.
+// bringUp brings the session Up and answers its Poll Sequence.
 func (k *harness) bringUp() {
 	k.t.Helper()
 	k.passTime(0)
@@ -94,7 +95,7 @@ func (k *harness) wantState(sentence string, s session.State) {
 	}
 }
 
-// lastPacket is the last packet of the last step.
+// lastPacket returns the last packet of the last step.
 func (k *harness) lastPacket(sentence string) session.Packet {
 	k.t.Helper()
 	if len(k.output.Packets) == 0 {
@@ -103,7 +104,7 @@ func (k *harness) lastPacket(sentence string) session.Packet {
 	return k.output.Packets[len(k.output.Packets)-1]
 }
 
-// TestStateTransitions is the table of RFC 5880 section 6.8.6.
+// TestStateTransitions checks the table of RFC 5880 section 6.8.6.
 func TestStateTransitions(t *testing.T) {
 	type table map[session.State]session.State // received state -> state after it
 	for from, to := range map[session.State]table{
@@ -162,7 +163,8 @@ func TestJitter(t *testing.T) {
 	for _, g := range gaps[1:] {
 		shortest, longest = min(shortest, g), max(longest, g)
 	}
-	// Section 6.8.7: the interval of 50 ms is reduced by up to 25 %; both ends are come near in 2,000 draws.
+	// RFC 5880 section 6.8.7: the interval of 50 ms is reduced by up
+	// to 25 %. 2,000 packets come close to both bounds.
 	if shortest < 37500*time.Microsecond || shortest > 38*ms || longest > 50*ms || longest < 49500*time.Microsecond {
 		t.Errorf("packets are %s to %s apart, want 37.5 to 50 ms", shortest, longest)
 	}
@@ -193,7 +195,8 @@ func TestDetectionTime(t *testing.T) {
 	}
 }
 
-// TestPacketReadAfterDeadlineIsInTime: the process was held up, and finds a packet in the socket after the deadline.
+// TestPacketReadAfterDeadlineIsInTime checks a process that did not run for a
+// while and reads a packet from the socket after the deadline.
 func TestPacketReadAfterDeadlineIsInTime(t *testing.T) {
 	k := newHarness(t, testConfig())
 	k.bringUp()
@@ -212,7 +215,7 @@ func TestPollIsAnsweredAtOnce(t *testing.T) {
 	}
 }
 
-// TestLongerTransmitIntervalWaitsForFinal and the next are RFC 5880 section 6.8.3.
+// TestLongerTransmitIntervalWaitsForFinal and the next test check RFC 5880 section 6.8.3.
 func TestLongerTransmitIntervalWaitsForFinal(t *testing.T) {
 	k := newHarness(t, testConfig())
 	k.bringUp()

@@ -16,13 +16,14 @@ const (
 	Up
 )
 
-// String names the state as the RFC does.
+// String returns the RFC's name of the state.
 func (s State) String() string { return [...]string{"AdminDown", "Down", "Init", "Up"}[s&3] }
 
-// Diagnostic says why a session last left the state Up, with its number on the wire (RFC 5880 section 4.1).
+// Diagnostic is why a session last left the state Up, with
+// its number on the wire (RFC 5880 section 4.1).
 type Diagnostic uint8
 
-// The diagnostics that this package sends; it shows all of them.
+// The diagnostics that this package sends. String names all of them.
 const (
 	NoDiagnostic         Diagnostic = 0
 	DetectionExpired     Diagnostic = 1
@@ -43,31 +44,34 @@ func (d Diagnostic) String() string {
 	return "an unassigned diagnostic"
 }
 
-// Packet is a BFD Control packet (RFC 5880 section 4.1). It is a value; its zero value is not valid on the wire.
+// Packet is a BFD Control packet (RFC 5880 section 4.1). The zero value is invalid on the wire.
 type Packet struct {
 	Diagnostic Diagnostic
 	State      State
-	// Poll asks for a packet with Final set, at once; no packet has both (section 6.5).
+	// Poll requests a packet with Final set, at once. No packet has both (RFC 5880 section 6.5).
 	Poll, Final bool
-	// ControlPlaneIndependent is the C bit: the sender's BFD goes on without its control plane. Ours never does.
+	// ControlPlaneIndependent is the C bit: the sender's BFD does not
+	// share fate with its control plane. We never set it.
 	ControlPlaneIndependent bool
-	// Authenticated is the A bit. The section that it announces is not kept.
+	// Authenticated is the A bit. The authentication section is not decoded.
 	Authenticated bool
 	// Demand is the D bit: the sender wants no periodic packets while both sides are Up.
 	Demand bool
-	// DetectMultiplier is how many intervals may pass without a packet; 0 is not valid.
+	// DetectMultiplier is how many intervals may pass without a packet; 0 is invalid.
 	DetectMultiplier uint8
-	// MyDiscriminator is the sender's discriminator, never 0; Yours the one that it knows of the receiver, or 0.
+	// MyDiscriminator is the sender's, never 0. YourDiscriminator is
+	// the receiver's, or 0 if the sender does not know it.
 	MyDiscriminator, YourDiscriminator uint32
-	// The intervals are multiples of 1 µs up to about 71 minutes: how often the sender wants to send, how often it can
-	// receive, and how often it can receive echo packets. 0 in RequiredMinRxInterval asks for no periodic packets, in
-	// RequiredMinEchoRxInterval for no echo.
+	// The intervals are multiples of 1 µs up to about 71 minutes: how often the sender wants to
+	// send, can receive, and can receive echo packets. With 0 the sender wants no periodic packets
+	// (RequiredMinRxInterval) or no echo packets (RequiredMinEchoRxInterval).
 	DesiredMinTxInterval, RequiredMinRxInterval, RequiredMinEchoRxInterval time.Duration
 }
 
 const (
 	protocolVersion = 1
-	// packetLength is that of a packet without an authentication section, minAuthenticatedLength the least with one, in bytes.
+	// packetLength is the length of a packet without an authentication
+	// section, minAuthenticatedLength the least with one, in bytes.
 	packetLength           = 24
 	minAuthenticatedLength = 26
 )
@@ -82,11 +86,12 @@ const (
 	flagMultipoint    = 1 << 0
 )
 
-// DiscardReason says why a received packet was not taken, and is empty for one that was. It is a word of metrics too.
+// DiscardReason is why a received packet was discarded; empty
+// if it was accepted. It is a label of a metric.
 type DiscardReason string
 
-// The discard rules of RFC 5880 section 6.8.6, and those of the transports: the TTL of RFC 5881 section 5 and of RFC 5883,
-// packets that belong to no session.
+// The discard rules of RFC 5880 section 6.8.6 and of the transports: the TTL
+// of RFC 5881 section 5 and RFC 5883, and packets without a session.
 const (
 	Accepted          DiscardReason = ""
 	BadVersion        DiscardReason = "version"
@@ -101,13 +106,13 @@ const (
 	StoppedSession    DiscardReason = "admin_down"
 )
 
-// DiscardReasons are all of them but Accepted.
+// DiscardReasons are all reasons but Accepted.
 var DiscardReasons = [...]DiscardReason{
 	BadVersion, BadLength, ZeroMultiplier, Multipoint, ZeroDiscriminator, UnknownSession, WrongState, NotAuthenticated, LowTTL, StoppedSession,
 }
 
-// Parse reads the payload of a datagram by the rules of RFC 5880 section 6.8.6 that need no session. Bytes after the packet's
-// own length are passed over.
+// Parse decodes the payload of a datagram. It applies the rules of RFC 5880 section 6.8.6
+// that need no session. It ignores bytes after the packet's own length.
 func Parse(b []byte) (Packet, DiscardReason) {
 	if len(b) < packetLength {
 		return Packet{}, BadLength
@@ -145,7 +150,8 @@ func decodeInterval(b []byte) time.Duration {
 	return time.Duration(binary.BigEndian.Uint32(b)) * time.Microsecond
 }
 
-// Append appends the packet's bytes. The A bit is never sent, since nothing is authenticated.
+// Append appends the encoded packet. It never sets the A
+// bit, since authentication is not supported.
 func (p Packet) Append(b []byte) []byte {
 	flags := byte(p.State) << 6
 	flags |= flagBit(p.Poll, flagPoll) | flagBit(p.Final, flagFinal) | flagBit(p.ControlPlaneIndependent, flagIndependent) | flagBit(p.Demand, flagDemand)

@@ -8,7 +8,8 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bfd/session"
 )
 
-// validPacket is a packet as it is on the wire: Up, multiplier 3, discriminators 1 and 2, intervals 50, 100 and 0 ms.
+// validPacket is a packet on the wire: Up, multiplier 3,
+// discriminators 1 and 2, intervals 50, 100 and 0 ms.
 const validPacket = "20c00318" + "00000001" + "00000002" + "0000c350" + "000186a0" + "00000000"
 
 func decodeHex(t testing.TB, text string) []byte {
@@ -33,7 +34,8 @@ func TestPacketEncoding(t *testing.T) {
 	}
 }
 
-// TestDiscardRules are those of RFC 5880 section 6.8.6 that need no session, in its order.
+// TestDiscardRules checks the rules of RFC 5880 section 6.8.6
+// that need no session, in the RFC's order.
 func TestDiscardRules(t *testing.T) {
 	for sentence, tc := range map[string]struct {
 		edit func(b []byte) []byte
@@ -64,7 +66,8 @@ func TestDiscardRules(t *testing.T) {
 	}
 }
 
-// FuzzParse holds that no bytes make the reader fail, and that what it takes is written and read as the same.
+// FuzzParse checks that Parse does not panic and that an
+// accepted packet is encoded and decoded without change.
 func FuzzParse(f *testing.F) {
 	f.Add(decodeHex(f, validPacket))
 	f.Add(decodeHex(f, "20440318"+"00000001"+"00000000"+"000f4240"+"000f4240"+"0000c350"))

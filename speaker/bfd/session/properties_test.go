@@ -11,8 +11,9 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bfd/session"
 )
 
-// machinePair joins two machines in virtual time by a path that delays and loses packets. It keeps their order, as paths do for the
-// packets of one flow: against an old packet that overtakes a new one RFC 5880 has no remedy without authentication.
+// machinePair connects two machines in virtual time by a path that delays and loses
+// packets. It keeps their order, as paths do for the packets of one flow. RFC 5880 has no
+// remedy without authentication for an old packet that overtakes a new one.
 type machinePair struct {
 	now          time.Time
 	machines     [2]*session.Machine
@@ -34,7 +35,7 @@ type packetInFlight struct {
 	packet session.Packet
 }
 
-// sendPackets puts what a machine sent on its way.
+// sendPackets puts the packets of a machine in flight.
 func (l *machinePair) sendPackets(from int, out session.Output) {
 	if out.Change != nil {
 		l.lastChange[from] = l.now
@@ -57,7 +58,7 @@ func (l *machinePair) sendPackets(from int, out session.Output) {
 	}
 }
 
-// runUntil runs the link to that time, or until check says so.
+// runUntil runs the pair until the time, or until check returns true.
 func (l *machinePair) runUntil(end time.Time, check func() bool) bool {
 	for !check() {
 		slices.SortStableFunc(l.inFlight, func(a, b packetInFlight) int { return a.at.Compare(b.at) })
@@ -67,7 +68,7 @@ func (l *machinePair) runUntil(end time.Time, check func() bool) bool {
 				next, who = at, i
 			}
 		}
-		if len(l.inFlight) > 0 && !l.inFlight[0].at.After(next) { // a packet that arrives with a deadline is in time
+		if len(l.inFlight) > 0 && !l.inFlight[0].at.After(next) { // a packet that arrives at a deadline is in time
 			v := l.inFlight[0]
 			l.inFlight = l.inFlight[1:]
 			l.now = v.at
@@ -90,7 +91,7 @@ func (l *machinePair) bothUp() bool {
 	return l.machines[0].View().State == session.Up && l.machines[1].View().State == session.Up
 }
 
-// drawConfig draws a config.
+// drawConfig draws a configuration.
 func drawConfig(t *rapid.T, name string) session.Config {
 	interval := rapid.SampledFrom([]time.Duration{10 * ms, 20 * ms, 50 * ms, 100 * ms, 300 * ms, time.Second, 3 * time.Second})
 	return session.Config{
@@ -99,15 +100,15 @@ func drawConfig(t *rapid.T, name string) session.Config {
 	}
 }
 
-// newMachinePair joins two drawn machines.
+// newMachinePair connects two machines with drawn configurations.
 func newMachinePair(t *rapid.T) (*machinePair, [2]session.Config) {
 	configs := [2]session.Config{drawConfig(t, "one"), drawConfig(t, "other")}
 	configs[rapid.IntRange(0, 1).Draw(t, "which")].Passive = rapid.Bool().Draw(t, "passive")
 	random := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0))
 	l := &machinePair{now: epoch, random: random}
-	// At most multiplier-1 intervals may pass in silence, and delay may differ by less than the rest: each packet comes
-	// at most one interval after the last, so that with run lost in a row and the delay's spread the silence is
-	// (run+1) x interval + delay.
+	// At most multiplier-1 intervals may pass without a packet. Each packet arrives at most
+	// one interval and the delay's spread after the previous one. With maxLostInRow packets
+	// lost in a row the silence is (maxLostInRow+1) x interval + delay.
 	l.maxLostInRow = int(min(configs[0].DetectMultiplier, configs[1].DetectMultiplier)) - 2
 	l.lossRate = rapid.SampledFrom([]float64{0, 0.1, 0.5, 1}).Draw(t, "loss")
 	pace := func(from, to session.Config) time.Duration {
@@ -121,13 +122,12 @@ func newMachinePair(t *rapid.T) (*machinePair, [2]session.Config) {
 	return l, configs
 }
 
-// TestNoFalseDown: what a path does within the bounds of the detection time never takes a session down, also while the
-// intervals change.
+// TestNoFalseDown checks that delay and loss within the detection time never take a session down.
 func TestNoFalseDown(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		l, _ := newMachinePair(t)
 		run := l.maxLostInRow
-		l.maxLostInRow = 0 // loss may delay coming up without end
+		l.maxLostInRow = 0 // loss may delay the start without bound
 		if !l.runUntil(epoch.Add(time.Minute), l.bothUp) {
 			t.Fatalf("not up after a minute without loss: %+v, %+v", l.machines[0].View(), l.machines[1].View())
 		}
@@ -141,7 +141,7 @@ func TestNoFalseDown(t *testing.T) {
 	})
 }
 
-// TestIntervalChangesKeepSessionUp, whatever the change, on a path that delays.
+// TestIntervalChangesKeepSessionUp checks random changes of the intervals on a path with delay.
 func TestIntervalChangesKeepSessionUp(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		l, _ := newMachinePair(t)
@@ -166,8 +166,8 @@ func TestIntervalChangesKeepSessionUp(t *testing.T) {
 	})
 }
 
-// TestCutIsDetectedWithinDetectionTime: after a cut each side is down within its detection time, and not before that has passed since it
-// heard something.
+// TestCutIsDetectedWithinDetectionTime checks that after a cut each side goes
+// Down within its detection time, and comes back Up after it.
 func TestCutIsDetectedWithinDetectionTime(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		l, configs := newMachinePair(t)
@@ -192,7 +192,7 @@ func TestCutIsDetectedWithinDetectionTime(t *testing.T) {
 	})
 }
 
-// TestSessionComesUpDespiteLoss: with any loss short of all the session comes up in the end.
+// TestSessionComesUpDespiteLoss checks that a session comes up with half of the packets lost.
 func TestSessionComesUpDespiteLoss(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		l, _ := newMachinePair(t)

@@ -2,7 +2,7 @@ package session
 
 import "time"
 
-// currentPacket is what there is to tell now.
+// currentPacket returns the packet that describes the session now.
 func (m *Machine) currentPacket() Packet {
 	p := Packet{
 		Diagnostic: m.diagnostic, State: m.state, DetectMultiplier: m.config.DetectMultiplier,
@@ -14,7 +14,8 @@ func (m *Machine) currentPacket() Packet {
 	return p
 }
 
-// canSend says whether anything may be sent, and whether again and again (RFC 5880 section 6.8.7).
+// canSend reports whether a single packet may be sent and whether
+// periodic packets may be sent (RFC 5880 section 6.8.7).
 func (m *Machine) canSend() (once, periodic bool) {
 	r := m.remote
 	switch {
@@ -38,13 +39,13 @@ func (m *Machine) transmitInterval() time.Duration {
 	return max(m.usedTxInterval, m.remote.requiredMinRxInterval)
 }
 
-// withJitter shortens an interval by up to a quarter, so that sessions do not fall into step (RFC 5880 section 6.8.7). The
-// multiplier is never 1 here, for which the section asks more.
+// withJitter shortens an interval by up to a quarter, so that sessions do not synchronise (RFC 5880
+// section 6.8.7). A multiplier of 1 would need more jitter, but is not allowed here.
 func (m *Machine) withJitter(d time.Duration) time.Duration {
 	return d - time.Duration(m.random.Int64N(int64(d)/4+1))
 }
 
-// transmitDue sends what is due: the periodic packet, or one before its time because it has something new to tell.
+// transmitDue sends the periodic packet when it is due, or an early one when its content changed.
 func (m *Machine) transmitDue() {
 	once, periodic := m.canSend()
 	pace := m.transmitInterval()

@@ -2,22 +2,22 @@ package session
 
 import "time"
 
-// Input is a fact that a Machine is stepped with: Received, Configure, Start, Stop, EchoReturned or Tick.
+// Input is an input of Machine.Step: Received, Configure, Start, Stop, EchoReturned or Tick.
 type Input interface{ isInput() }
 
-// Received is a packet that Parse accepted and that belongs to this session.
+// Received is a packet of this session that Parse accepted.
 type Received struct{ Packet Packet }
 
-// Configure changes the session while it goes on; a session that is Up stays Up.
+// Configure changes the parameters. A session that is Up stays Up.
 type Configure struct{ Config Config }
 
-// Stop ends the session administratively; the neighbour is told.
+// Stop shuts the session down and signals AdminDown to the neighbour.
 type Stop struct{}
 
-// Start begins it again.
+// Start starts the session again after Stop.
 type Start struct{}
 
-// EchoReturned says that an echo packet came back.
+// EchoReturned reports that an echo packet returned.
 type EchoReturned struct{}
 
 // Tick is the passing of time.
@@ -30,33 +30,33 @@ func (Start) isInput()        {}
 func (EchoReturned) isInput() {}
 func (Tick) isInput()         {}
 
-// Output is what follows from a step.
+// Output is the result of a step.
 type Output struct {
-	// Packets are packets to send, in order.
+	// Packets are to be sent, in order.
 	Packets []Packet
-	// SendEcho asks for one echo packet.
+	// SendEcho requests one echo packet.
 	SendEcho bool
-	// Change is the change of state, nil if there was none.
+	// Change is the change of state; nil if there was none.
 	Change *Change
-	// Discard says why the packet was not taken.
+	// Discard is why the packet was discarded.
 	Discard DiscardReason
 }
 
-// Cause says what made a session change its state.
+// Cause is why a session changed its state.
 type Cause uint8
 
 // The causes.
 const (
-	CauseNeighbourAnswers   Cause = iota // the neighbour goes the way to Up with us
-	CauseDetectionExpired                // nothing was heard for the Detection Time
-	CauseEchoFailed                      // no echo packet returned any more
-	CauseNeighbourDown                   // the neighbour says that the path failed, or began anew
-	CauseNeighbourAdminDown              // the neighbour ended the session on purpose
-	CauseStopped                         // we did
-	CauseStarted                         // we began it again
+	CauseNeighbourAnswers   Cause = iota // the neighbour's packet moves the session towards Up
+	CauseDetectionExpired                // no packet within the Detection Time
+	CauseEchoFailed                      // no echo packet returned in time
+	CauseNeighbourDown                   // the neighbour signalled Down, or restarted
+	CauseNeighbourAdminDown              // the neighbour signalled AdminDown
+	CauseStopped                         // by Stop
+	CauseStarted                         // by Start
 )
 
-// String says the cause in words.
+// String describes the cause in words.
 func (c Cause) String() string {
 	return [...]string{
 		"the neighbour answers", "no packet within the detection time", "echo packets no longer return", "the neighbour signalled down",
@@ -72,24 +72,26 @@ type Change struct {
 	RemoteDiagnostic Diagnostic
 }
 
-// View is a Machine as a person sees it.
+// View describes the state of a Machine.
 type View struct {
 	State, RemoteState           State
 	Diagnostic, RemoteDiagnostic Diagnostic
 	// Since is when the session entered its State.
 	Since time.Time
-	// LocalDiscriminator and Remote are the discriminators; Remote is 0 while the neighbour is not heard.
+	// LocalDiscriminator is ours. RemoteDiscriminator is
+	// the neighbour's, 0 before its first packet.
 	LocalDiscriminator, RemoteDiscriminator uint32
-	// UsedTransmitInterval is the interval at which we send, before jitter; Detection how long we wait for a packet, 0 while none
-	// was heard.
+	// UsedTransmitInterval is the interval at which we send, before jitter. DetectionTime is
+	// how long we wait for a packet, 0 before the first one (RFC 5880 section 6.8.4).
 	UsedTransmitInterval, DetectionTime time.Duration
-	// Polling says that a Poll Sequence is under way.
+	// Polling is true during a Poll Sequence.
 	Polling bool
-	// EchoLost says that echo packets are sent and none ever returned; EchoRefused that the neighbour takes none.
+	// EchoLost is true when echo packets are sent and none has returned.
+	// EchoRefused is true when the neighbour accepts none.
 	EchoLost, EchoRefused bool
 }
 
-// View returns what there is to see.
+// View returns the state of the Machine.
 func (m *Machine) View() View {
 	v := View{
 		State: m.state, RemoteState: m.remote.state, Diagnostic: m.diagnostic, RemoteDiagnostic: m.remote.diagnostic,

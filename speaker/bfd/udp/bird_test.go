@@ -14,8 +14,8 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// birdConfig is a router that watches a node over both families, with link-local addresses too; birdMultihopConfig watches it over
-// two hops.
+// birdConfig is a router with sessions to the node over both families, link-local
+// addresses included. birdMultihopConfig is a router two hops away.
 const (
 	birdConfig = `router id 192.168.0.1;
 protocol device {}
@@ -44,7 +44,7 @@ protocol bfd {
 `
 )
 
-// waitForBIRD waits until BIRD says so about a peer.
+// waitForBIRD waits until BIRD shows a peer in the state.
 func (b *harness) waitForBIRD(what string, r *router.Router, peer netip.Addr, state string) {
 	b.t.Helper()
 	b.eventually("BIRD shows that "+what, func() error {

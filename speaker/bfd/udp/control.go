@@ -9,7 +9,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bfd"
 )
 
-// addControlMessage takes in what the kernel says about a datagram beside it.
+// addControlMessage adds the kernel's ancillary data to a datagram.
 func (w *Transport) addControlMessage(d *bfd.Datagram, m unix.SocketControlMessage) {
 	is := func(level, kind int32, least int) bool {
 		return m.Header.Level == level && m.Header.Type == kind && len(m.Data) >= least

@@ -12,15 +12,15 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bfd"
 )
 
-// echoSocket sends packets to ourselves by way of the neighbour, whose forwarding plane returns them (RFC 5881 section 4). Both of
-// their addresses are ours, so that neither the kernel's routing would send them nor its input take them: they go out and
-// come in by a packet socket.
+// echoSocket sends packets to ourselves through the neighbour, whose forwarding plane
+// returns them (RFC 5881 section 4). It is a packet socket: both addresses are ours,
+// so that the kernel would neither send nor accept them over IP.
 type echoSocket struct {
 	*receiver
 	path echoPath
 }
 
-// echoPath is what an echo packet needs to know. It is comparable.
+// echoPath is the path of echo packets. It is comparable.
 type echoPath struct {
 	linkIndex       int
 	localAddress    netip.Addr
@@ -44,7 +44,8 @@ func (p *sender) SendEcho(payload []byte) error {
 	return nil
 }
 
-// checkEcho closes the socket when the way to the neighbour has changed; the next packet opens it anew.
+// checkEcho closes the socket when the path to the neighbour
+// has changed. The next packet opens it again.
 func (p *sender) checkEcho() {
 	if p.echo == nil {
 		return
@@ -67,7 +68,7 @@ func (p *sender) openEcho() error {
 		return err
 	}
 	v6 := way.localAddress.Is6()
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0) // nothing comes before it is bound
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0) // it receives nothing before it is bound
 	if err != nil {
 		return fmt.Errorf("opening a packet socket for echo packets (which needs NET_RAW): %w", err)
 	}
@@ -87,7 +88,7 @@ func (p *sender) openEcho() error {
 	return nil
 }
 
-// findEchoPath asks the kernel how packets reach the neighbour.
+// findEchoPath looks up the link and the hardware address of the neighbour.
 func (p *sender) findEchoPath() (echoPath, error) {
 	peer := p.key.Peer
 	if peer.IsLinkLocalUnicast() {
@@ -99,7 +100,7 @@ func (p *sender) findEchoPath() (echoPath, error) {
 	}
 	routes, err := netlink.RouteGetWithOptions(peer.AsSlice(), o)
 	if err != nil || len(routes) == 0 {
-		return echoPath{}, fmt.Errorf("looking for the way to %s: %w", peer, err)
+		return echoPath{}, fmt.Errorf("looking for the path to %s: %w", peer, err)
 	}
 	r := routes[0]
 	if r.Gw != nil || r.LinkIndex == 0 {
@@ -111,7 +112,7 @@ func (p *sender) findEchoPath() (echoPath, error) {
 		way.localAddress = way.localAddress.Unmap()
 	}
 	if !way.localAddress.IsValid() {
-		return echoPath{}, fmt.Errorf("looking for the way to %s: the kernel names no address to send from", peer)
+		return echoPath{}, fmt.Errorf("looking for the path to %s: the kernel has no source address for it", peer)
 	}
 	neighbours, err := netlink.NeighList(r.LinkIndex, addressFamily(peer.Is6()))
 	if err != nil {
@@ -127,7 +128,7 @@ func (p *sender) findEchoPath() (echoPath, error) {
 	return echoPath{}, fmt.Errorf("the hardware address of %s is not known yet", peer)
 }
 
-// etherType is the protocol in the byte order of the network, as packet sockets take it.
+// etherType is the protocol in network byte order, as packet sockets use it.
 func etherType(v6 bool) uint16 {
 	if v6 {
 		return binary.NativeEndian.Uint16([]byte{0x86, 0xdd})
@@ -140,7 +141,7 @@ const (
 	echoTTL                            = 255
 )
 
-// ipHeaderLength returns the length of the IP header.
+// ipHeaderLength returns the length of the IP header, in bytes.
 func ipHeaderLength(v6 bool) int {
 	if v6 {
 		return ipv6HeaderLength
@@ -148,7 +149,7 @@ func ipHeaderLength(v6 bool) int {
 	return ipv4HeaderLength
 }
 
-// echoFilter passes UDP packets to the port of echo packets that come in by the link.
+// echoFilter accepts incoming UDP packets to the echo port.
 func echoFilter(v6 bool) []bpf.Instruction {
 	first, mask, protocol := uint32(0x45), uint32(0xff), uint32(9) // version 4 and no options; where the protocol is
 	if v6 {
@@ -169,7 +170,7 @@ func echoFilter(v6 bool) []bpf.Instruction {
 	}
 }
 
-// readEcho reads an IP packet that the filter passed. Whose it is, its payload says.
+// readEcho reads an IP packet that the filter accepted. Its payload identifies the session.
 func readEcho(w *Transport, fd int, k bfd.Key) (bfd.Datagram, error) {
 	n, _, err := unix.Recvfrom(fd, w.buffer, unix.MSG_DONTWAIT)
 	if err != nil {
@@ -182,7 +183,7 @@ func readEcho(w *Transport, fd int, k bfd.Key) (bfd.Datagram, error) {
 	return bfd.Datagram{From: k.Peer, VRF: k.VRF, Echo: true, Payload: w.buffer[head:n]}, nil
 }
 
-// encodeEcho makes the IP packet, from ourselves to ourselves.
+// encodeEcho encodes the IP packet from ourselves to ourselves.
 func encodeEcho(ours netip.Addr, source uint16, payload []byte) []byte {
 	const networkControl = 0xc0
 	size := udpHeaderLength + len(payload)
@@ -215,7 +216,7 @@ func encodeEcho(ours netip.Addr, source uint16, payload []byte) []byte {
 	return b
 }
 
-// addToChecksum adds bytes to a checksum as the Internet does (RFC 1071).
+// addToChecksum adds bytes to an Internet checksum (RFC 1071).
 func addToChecksum(b []byte, to uint16) uint16 {
 	n := uint32(to)
 	for i := 0; i < len(b); i += 2 {

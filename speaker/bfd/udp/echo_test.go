@@ -12,7 +12,8 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// frrSlowConfig is a router with the default intervals, and frrEchoConfig what makes it send echo packets itself and take ours.
+// frrSlowConfig is a router with the default intervals. frrEchoConfig
+// enables its echo packets and makes it accept ours.
 const (
 	frrSlowConfig = `bfd
  profile node
@@ -38,7 +39,7 @@ func TestEchoWithFRR(t *testing.T) {
 	t.Parallel()
 	b := newHarness(t)
 	r := b.startRouter(router.FRR, "router", frrSlowConfig)
-	// FRR takes this, and warns that its echo packets over IPv6 are of a kind of its own.
+	// FRR accepts this with a warning: its echo packets over IPv6 are not interoperable.
 	if err := r.Configure(t.Context(), frrEchoConfig); err != nil && !strings.Contains(err.Error(), "works correctly for IPv4") {
 		t.Fatal(err)
 	}

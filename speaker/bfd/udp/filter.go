@@ -12,19 +12,21 @@ import (
 
 const (
 	udpHeaderLength = 8
-	// ipHeaderOffset makes an offset count from the IP header (SKF_NET_OFF); others count from the UDP header.
+	// ipHeaderOffset makes an offset relative to the IP header
+	// (SKF_NET_OFF). Others are relative to the UDP header.
 	ipHeaderOffset = 0xfff00000
-	// yourDiscriminatorOffset is where a packet has the discriminator that it was sent to.
+	// yourDiscriminatorOffset is the offset of Your Discriminator.
 	yourDiscriminatorOffset = udpHeaderLength + 8
 	minPacketLength         = 24
-	// maxFilteredSessions is the number of sessions up to which the kernel knows their neighbours; a program has 4096
-	// instructions at most, and costs time for every packet.
+	// maxFilteredSessions bounds the sessions for which the kernel filters by neighbour. A
+	// program has at most 4096 instructions and costs time for every packet.
 	maxFilteredSessions = 100
 )
 
-// attachSessionFilter has the kernel drop what no neighbour can have meant for one of the sessions, so that a flood takes no room in the
-// receive buffer from those that are: too short, of another version, from beyond a router where there must be none (RFC
-// 5881 section 5), from a stranger, or with a discriminator that is not ours.
+// attachSessionFilter makes the kernel drop datagrams that cannot belong to a
+// session, so that a flood does not fill the receive buffer: datagrams that are too
+// short, of another version, from beyond a router on a single hop (RFC 5881 section
+// 5), from an unknown address, or with an unknown discriminator.
 func attachSessionFilter(fd int, at listenerKey, users map[*sender]struct{}) error {
 	pass, drop := bpf.RetConstant{Val: maxDatagram}, bpf.RetConstant{Val: 0}
 	program := []bpf.Instruction{
@@ -48,7 +50,8 @@ func attachSessionFilter(fd int, at listenerKey, users map[*sender]struct{}) err
 	return attachFilter(fd, append(program, drop))
 }
 
-// acceptFromNeighbour passes packets from the address that have the discriminator, or none, and leaves others to what follows.
+// acceptFromNeighbour returns instructions that accept packets from the address
+// with the discriminator or without one. Other packets fall through.
 func acceptFromNeighbour(from netip.Addr, discriminator uint32) []bpf.Instruction {
 	tail := []bpf.Instruction{
 		bpf.LoadAbsolute{Off: yourDiscriminatorOffset, Size: 4},
@@ -68,7 +71,7 @@ func acceptFromNeighbour(from netip.Addr, discriminator uint32) []bpf.Instructio
 	return append(out, tail...)
 }
 
-// ttlOffset is where the TTL or hop limit is in the IP header, sourceOffset where the sender's address is.
+// ttlOffset is the offset of the TTL or hop limit in the IP header.
 func ttlOffset(v6 bool) uint32 {
 	if v6 {
 		return 7
@@ -90,7 +93,7 @@ func minTTL(multihop bool) uint32 {
 	return 255
 }
 
-// attachFilter gives a socket a filter.
+// attachFilter sets the filter of a socket.
 func attachFilter(fd int, program []bpf.Instruction) error {
 	raw, err := bpf.Assemble(program)
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bfd/session"
 )
 
-// sendFlood sends to the node what is no valid packet of its sessions, until ctx ends.
+// sendFlood sends packets to the node that are invalid for its sessions, until ctx ends.
 func sendFlood(ctx context.Context) error {
 	c, err := net.ListenPacket("udp4", ":0")
 	if err != nil {
@@ -34,7 +34,8 @@ func sendFlood(ctx context.Context) error {
 	return nil
 }
 
-// randomDatagram is random bytes, a packet with random fields, or one that has everything but the state that it may have.
+// randomDatagram returns random bytes, a packet with random
+// fields, or a packet that is valid but for its state.
 func randomDatagram(random *rand.Rand, i int) []byte {
 	switch i % 3 {
 	case 0:

@@ -11,7 +11,8 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// frrConfig is a router that watches a node over both families, and the far one that watches it over two hops.
+// frrConfig is a router with sessions to the node over both
+// families. frrMultihopConfig is a router two hops away.
 const (
 	frrConfig = `bfd
  profile node
@@ -49,7 +50,7 @@ func fastProfile() bfd.Profile {
 	return p
 }
 
-// sessionsToRouter are sessions to the router over IPv4 and IPv6.
+// sessionsToRouter returns the sessions to the router over IPv4 and IPv6.
 func sessionsToRouter(p bfd.Profile) []bfd.Session {
 	return []bfd.Session{
 		{Key: bfd.Key{Peer: routerIPv4, Local: nodeIPv4, Interface: "eth0"}, Profile: p},

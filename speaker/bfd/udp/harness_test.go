@@ -24,19 +24,20 @@ var (
 	farIPv6    = netip.MustParseAddr("fd00:99::2")
 )
 
-// waitTimeout bounds every wait: a session that is not Up sends once a second, and the machine may be busy.
+// waitTimeout bounds every wait: a session that is not Up
+// sends once a second, and the machine may be busy.
 const waitTimeout = 30 * time.Second
 
-// harness is a node with our engine and, on the same LAN, a router that is not ours.
+// harness is a node with our engine and other hosts of the lab network.
 type harness struct {
 	*router.Harness
 	t      *testing.T
 	engine *bfd.Engine
-	stop   context.CancelFunc // ends the engine, as a planned stop of the speaker does
+	stop   context.CancelFunc // ends the engine, as an ordinary stop of the speaker does
 	ended  chan error
 }
 
-// newHarness makes a bed with nothing but the engine.
+// newHarness creates the lab network with an engine on the node.
 func newHarness(t *testing.T) *harness {
 	t.Helper()
 	for _, k := range []router.Kind{router.FRR, router.BIRD} {
@@ -54,7 +55,7 @@ func newHarness(t *testing.T) *harness {
 	return out
 }
 
-// startEngine runs an engine on the node.
+// startEngine starts an engine on the node.
 func (b *harness) startEngine(seed uint64) { b.startEngineOn("node1", seed) }
 
 func (b *harness) startEngineOn(host string, seed uint64) {
@@ -67,7 +68,7 @@ func (b *harness) startEngineOn(host string, seed uint64) {
 		if err := <-ended; err != nil {
 			b.t.Errorf("the engine ended with %v", err)
 		}
-		ended <- nil // for whoever else waits
+		ended <- nil // for other readers
 	})
 }
 
@@ -82,7 +83,7 @@ func (b *harness) startRouter(kind router.Kind, host, text string) *router.Route
 	return r
 }
 
-// waitForEvent waits for such an event of a peer; others, which may be older, are passed over.
+// waitForEvent waits for a matching event of a peer and ignores others.
 func (b *harness) waitForEvent(sentence string, peer netip.Addr, match func(v bfd.Event) bool) bfd.Event {
 	b.t.Helper()
 	deadline := time.After(waitTimeout)
@@ -100,8 +101,9 @@ func (b *harness) waitForEvent(sentence string, peer netip.Addr, match func(v bf
 
 func isUp(v bfd.Event) bool { return v.Up }
 
-// expectAllUp lets time pass in which every session has to stay Up. Where the processors were so busy that this process itself was held
-// up for longer than a fast session can bear, nothing is proved by one that went down: it has to come back.
+// expectAllUp lets time pass in which every session must stay Up. If this
+// process was not scheduled for longer than a fast session tolerates, a
+// session that went down proves nothing: it must come back.
 func (b *harness) expectAllUp(sentence string, d time.Duration) {
 	b.t.Helper()
 	before := b.engine.Status()
@@ -119,10 +121,11 @@ func (b *harness) expectAllUp(sentence string, d time.Duration) {
 	}
 }
 
-// bearableDelay is a hold-up that 3 x 50 ms outlives, also when both sides suffer it.
+// bearableDelay is a scheduling delay that a session of 3 x 50 ms tolerates on both sides.
 const bearableDelay = 50 * time.Millisecond
 
-// measureSchedulingDelay waits for d and returns the longest time for which this process did not run though it wanted to.
+// measureSchedulingDelay waits for d and returns the longest time
+// for which this process was ready but did not run.
 func measureSchedulingDelay(d time.Duration) time.Duration {
 	const step = 5 * time.Millisecond
 	ticker := time.NewTicker(step)
@@ -154,7 +157,7 @@ func (b *harness) eventually(what string, check func() error) {
 	}
 }
 
-// frrPeer is what FRR says about a session, intervals in milliseconds.
+// frrPeer is FRR's state of a session, with intervals in milliseconds.
 type frrPeer struct {
 	Peer             string `json:"peer"`
 	Multihop         bool   `json:"multihop"`
@@ -167,7 +170,7 @@ type frrPeer struct {
 	RemoteEcho       int    `json:"remote-echo-receive-interval"`
 }
 
-// frrPeers asks FRR.
+// frrPeers returns FRR's sessions by peer.
 func (b *harness) frrPeers(r *router.Router) (map[string]frrPeer, error) {
 	out, err := r.Show(b.t.Context(), "show bfd peers json")
 	if err != nil {
@@ -184,7 +187,7 @@ func (b *harness) frrPeers(r *router.Router) (map[string]frrPeer, error) {
 	return peers, nil
 }
 
-// waitForFRR waits until FRR says so about a peer.
+// waitForFRR waits until FRR's state of a peer passes the check.
 func (b *harness) waitForFRR(what string, r *router.Router, peer netip.Addr, check func(p frrPeer) bool) {
 	b.t.Helper()
 	b.eventually("FRR shows that "+what, func() error {
@@ -199,7 +202,7 @@ func (b *harness) waitForFRR(what string, r *router.Router, peer netip.Addr, che
 	})
 }
 
-// checkAllUp says what of n sessions is not Up, or not as asked for.
+// checkAllUp returns an error unless there are n sessions and all are Up without a fault.
 func (b *harness) checkAllUp(n int) error {
 	all := b.engine.Status()
 	if len(all) != n {
@@ -213,7 +216,7 @@ func (b *harness) checkAllUp(n int) error {
 	return nil
 }
 
-// checkNoPoll says which session has not heard the answer to its last change.
+// checkNoPoll returns an error while a session has a Poll Sequence under way.
 func (b *harness) checkNoPoll() error {
 	for _, s := range b.engine.Status() {
 		if s.Polling {
@@ -223,7 +226,7 @@ func (b *harness) checkNoPoll() error {
 	return nil
 }
 
-// checkStatus says what a session is when it is not as it should be.
+// checkStatus returns an error unless the session passes the check.
 func (b *harness) checkStatus(peer netip.Addr, check func(s bfd.Status) bool) error {
 	for _, s := range b.engine.Status() {
 		if s.Peer == peer && !check(s) {
@@ -233,7 +236,7 @@ func (b *harness) checkStatus(peer netip.Addr, check func(s bfd.Status) bool) er
 	return nil
 }
 
-// pendingEvents returns the events that wait.
+// pendingEvents returns the queued events.
 func (b *harness) pendingEvents() []bfd.Event {
 	var out []bfd.Event
 	for {

@@ -19,7 +19,7 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// runEngineIn runs an engine in a room; it is a bed without a router.
+// runEngineIn runs an engine in a network namespace. The harness has no lab network.
 func runEngineIn(t *testing.T, r *netnstest.Namespace, seed uint64) *harness {
 	t.Helper()
 	engine, ended := bfd.New(udp.New(), time.Now, seed), make(chan error)
@@ -34,13 +34,13 @@ func runEngineIn(t *testing.T, r *netnstest.Namespace, seed uint64) *harness {
 	return &harness{t: t, engine: engine}
 }
 
-// in and out of a session between two rooms.
+// The addresses of a session between two network namespaces.
 var (
 	nearAddress = netip.MustParseAddr("192.0.2.1")
 	farAddress  = netip.MustParseAddr("192.0.2.2")
 )
 
-// connectRooms joins two rooms by eth0.
+// connectRooms connects two network namespaces by eth0.
 func connectRooms(near, far *netnstest.Namespace) {
 	near.AddVeth("eth0", far, "eth0")
 	near.AddAddress("eth0", nearAddress.String()+"/24")
@@ -107,8 +107,8 @@ func TestLinkLocalNeighboursOnTwoLinks(t *testing.T) {
 	})
 }
 
-// TestSessionBoundToDevice binds a session to an ordinary link as to a VRF device, which the kernels at hand lack: its ports are
-// bound to the device too, beside those of the sessions outside.
+// TestSessionBoundToDevice binds a session to an ordinary link in place of a VRF device, which many
+// test kernels lack. Its ports are bound to the device, next to those of unbound sessions.
 func TestSessionBoundToDevice(t *testing.T) {
 	t.Parallel()
 	near, far, other := netnstest.New(t), netnstest.New(t), netnstest.New(t)
@@ -153,8 +153,8 @@ func TestPortInUseIsReported(t *testing.T) {
 	a.waitForEvent("the port is free", farAddress, isUp)
 }
 
-// TestSessionsSurviveFlood of garbage from on and off the link, of well-formed packets of strangers and of random ones from the router's
-// own address takes no session down.
+// TestSessionsSurviveFlood sends garbage from both sides of a router, well-formed packets of
+// unknown hosts and random ones from the router's address. No session goes down.
 func TestSessionsSurviveFlood(t *testing.T) {
 	t.Parallel()
 	b := newHarness(t)

@@ -26,7 +26,7 @@ func (p listenerKey) udpPort() uint16 {
 	return singleHopPort
 }
 
-// listener is a receiving socket of all sessions of its place. It is open as long as one of them is.
+// listener is the receiving socket of all sessions with its key. It is open while there is one.
 type listener struct {
 	*receiver
 	vrfIndex int // of the VRF device, 0 without one
@@ -34,14 +34,16 @@ type listener struct {
 }
 
 const (
-	// maxDatagram is how much of a datagram is read, in bytes: a packet with the largest authentication section is shorter.
+	// maxDatagram is how much of a datagram is read, in bytes: a
+	// packet with the largest authentication section is shorter.
 	maxDatagram      = 512
 	maxControlLength = 128
-	// receiveBufferSize is what a socket may hold while the speaker does not run, in bytes; the kernel may allow less.
+	// receiveBufferSize is what a socket may hold while the process
+	// does not run, in bytes. The kernel may allow less.
 	receiveBufferSize = 1 << 20
 )
 
-// ensureListener makes sure that the place is listened at, on behalf of a port.
+// ensureListener opens the listener of a sender, or adds the sender to it.
 func (w *Transport) ensureListener(at listenerKey, user *sender) error {
 	l := w.listenersByKey[at]
 	if l == nil {
@@ -50,7 +52,7 @@ func (w *Transport) ensureListener(at listenerKey, user *sender) error {
 	_, known := l.senders[user]
 	l.senders[user] = struct{}{}
 	if at.vrf != "" {
-		if i, err := linkIndex(at.vrf); err != nil || i != l.vrfIndex { // the device is another one, or none
+		if i, err := linkIndex(at.vrf); err != nil || i != l.vrfIndex { // the device was recreated or deleted
 			l.close(w)
 			delete(w.listenersByKey, at)
 			return w.openListener(at, l.senders)
@@ -82,7 +84,8 @@ func (w *Transport) openListener(at listenerKey, users map[*sender]struct{}) err
 	return nil
 }
 
-// configureListener sets a listener's socket up and binds it. It returns the index of the VRF device.
+// configureListener sets the options of a listener's socket and
+// binds it. It returns the index of the VRF device.
 func (w *Transport) configureListener(fd int, l *listener, at listenerKey) (int, error) {
 	options := []socketOption{
 		{unix.IPPROTO_IP, unix.IP_RECVTTL, 1, "IP_RECVTTL"},
@@ -100,7 +103,7 @@ func (w *Transport) configureListener(fd int, l *listener, at listenerKey) (int,
 	if err := setOptions(fd, options); err != nil {
 		return 0, err
 	}
-	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBufferSize) // less only loses packets of a flood sooner
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBufferSize) // a smaller buffer only loses packets of a flood sooner
 	if err := attachSessionFilter(fd, at, l.senders); err != nil {
 		return 0, err
 	}
@@ -120,8 +123,8 @@ func (w *Transport) configureListener(fd int, l *listener, at listenerKey) (int,
 	return i, nil
 }
 
-// sharePort lets listeners of several VRFs have the same port. Where there is only one it stays exclusive, since another
-// program that shared the port would take our packets in silence.
+// sharePort lets listeners of several VRFs use the same port. A single listener stays
+// exclusive, since another program that shared the port would take our packets silently.
 func (w *Transport) sharePort(fd int, at listenerKey) error {
 	reuse := []socketOption{{unix.SOL_SOCKET, unix.SO_REUSEADDR, 1, "SO_REUSEADDR"}}
 	for other, l := range w.listenersByKey {
@@ -138,21 +141,22 @@ func (w *Transport) sharePort(fd int, at listenerKey) error {
 	return nil
 }
 
-// releaseListener ends a port's use of the place.
+// releaseListener removes a sender from its listener, and closes the listener without senders.
 func (w *Transport) releaseListener(at listenerKey, user *sender) {
 	l := w.listenersByKey[at]
 	if l == nil {
 		return
 	}
 	if delete(l.senders, user); len(l.senders) > 0 {
-		_ = attachSessionFilter(l.fd, at, l.senders) // the former one lets more in, which the engine drops
+		_ = attachSessionFilter(l.fd, at, l.senders) // the old filter accepts more, which the engine drops
 		return
 	}
 	l.close(w)
 	delete(w.listenersByKey, at)
 }
 
-// receiver is a socket that is read. Its goroutine only waits for something to be there; the Wire's reads it.
+// receiver is a receiving socket. Its goroutine only waits
+// for data. The Transport's goroutine reads.
 type receiver struct {
 	fd      int
 	file    *os.File // owns fd
@@ -161,7 +165,7 @@ type receiver struct {
 	stop, done chan struct{}
 }
 
-// startReceiver begins to wait for datagrams on a non-blocking socket, which it owns from now on.
+// startReceiver waits for datagrams on a non-blocking socket. It takes ownership of the socket.
 func (w *Transport) startReceiver(fd int, one func(w *Transport, fd int) (bfd.Datagram, error)) (*receiver, error) {
 	r := &receiver{fd: fd, file: os.NewFile(uintptr(fd), "bfd"), readOne: one, stop: make(chan struct{}), done: make(chan struct{})}
 	raw, err := r.file.SyscallConn()
@@ -174,7 +178,8 @@ func (w *Transport) startReceiver(fd int, one func(w *Transport, fd int) (bfd.Da
 	return r, nil
 }
 
-// awaitDatagrams tells the Wire's goroutine when there is something, and again only after that looked.
+// awaitDatagrams notifies the Transport's goroutine of data,
+// and waits for more only after that has read.
 func (r *receiver) awaitDatagrams(raw syscall.RawConn, ready chan<- struct{}) {
 	defer close(r.done)
 	something := func(fd uintptr) bool {
@@ -194,18 +199,18 @@ func (r *receiver) awaitDatagrams(raw syscall.RawConn, ready chan<- struct{}) {
 // readDatagram reads one datagram.
 func (r *receiver) readDatagram(w *Transport) (bfd.Datagram, error) { return r.readOne(w, r.fd) }
 
-// close ends the socket and its goroutine.
+// close closes the socket and ends its goroutine.
 func (r *receiver) close(w *Transport) {
 	w.receivers = slices.DeleteFunc(w.receivers, func(o *receiver) bool { return o == r })
 	close(r.stop)
-	_ = r.file.Close() // nothing is lost that anybody waits for
+	_ = r.file.Close() // only unread datagrams are lost
 	<-r.done
 }
 
-// errMalformed says that what came is nothing that anybody wants.
+// errMalformed means that a datagram is invalid and can be dropped.
 var errMalformed = errors.New("malformed datagram")
 
-// readControl reads a control packet with where it came from.
+// readControl reads a control packet and its addresses.
 func readControl(w *Transport, fd int, at listenerKey) (bfd.Datagram, error) {
 	n, oob, _, from, err := unix.Recvmsg(fd, w.buffer, w.controlBuffer, unix.MSG_DONTWAIT)
 	if err != nil {

@@ -16,7 +16,7 @@ type sender struct {
 	transport     *Transport
 	key           bfd.Key
 	discriminator uint32
-	sourcePort    uint16      // its source port, 0 before the first opening
+	sourcePort    uint16      // 0 before the socket is first opened
 	fd            int         // -1 while it is not open
 	deviceIndex   int         // the index of the device that it is bound to, 0 without one
 	echo          *echoSocket // nil while no echo packets are sent
@@ -28,7 +28,7 @@ func (p *sender) listenerKey() listenerKey {
 	return listenerKey{ipv6: p.key.Peer.Is6(), multihop: p.key.Multihop, vrf: p.key.VRF}
 }
 
-// boundDevice is what the socket is bound to: the link is in its VRF anyway.
+// boundDevice returns the device that the socket is bound to. A link implies its VRF.
 func (p *sender) boundDevice() string {
 	if p.key.Interface != "" {
 		return p.key.Interface
@@ -36,7 +36,7 @@ func (p *sender) boundDevice() string {
 	return p.key.VRF
 }
 
-// EnsureOpen opens what is not open, and what is open on a link that has gone.
+// EnsureOpen opens sockets that are not open, or that are bound to a deleted link.
 func (p *sender) EnsureOpen() error {
 	p.checkEcho()
 	if d := p.boundDevice(); d != "" {
@@ -58,7 +58,7 @@ func (p *sender) EnsureOpen() error {
 	return nil
 }
 
-// openSocket opens the socket, on the source port that the session had before if that is still free.
+// openSocket opens the socket on the session's previous source port if that is still free.
 func (p *sender) openSocket() error {
 	const attempts = 64 // ports may be taken by other programs
 	var err error
@@ -95,7 +95,7 @@ func (p *sender) bindSocket() error {
 	return nil
 }
 
-// configureSocket sets the socket up and binds it. It returns the index of its device.
+// configureSocket sets the options of the socket and binds it. It returns the index of its device.
 func (p *sender) configureSocket(fd int, v6 bool) (int, error) {
 	const maxTTL, networkControl = 255, 0xc0 // CS6, as routing protocols have (RFC 4594 section 3.2)
 	options := []socketOption{
@@ -133,7 +133,8 @@ func (p *sender) configureSocket(fd int, v6 bool) (int, error) {
 	return link, nil
 }
 
-// SendControl sends a control packet. After an error the socket is opened anew for the next one: what it was bound to may be gone.
+// SendControl sends a control packet. After an error the socket is opened again
+// for the next one, since the device that it was bound to may be gone.
 func (p *sender) SendControl(packet []byte) error {
 	if p.fd < 0 {
 		if err := p.EnsureOpen(); err != nil {
@@ -157,7 +158,7 @@ func (p *sender) closeSocket() {
 	}
 }
 
-// Close gives everything back.
+// Close releases everything.
 func (p *sender) Close() {
 	p.closeSocket()
 	p.closeEcho()

@@ -14,12 +14,13 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// soakSessionVariable is set in the environment of the process that soaks.
+// soakSessionVariable is set in the environment of the soak process.
 const soakSessionVariable = "SOAK_SESSION"
 
-// TestNoFalseDownUnderLoad keeps every core busy with other processes, as a node that works does, and holds that sessions of
-// 3 x 50 ms with FRR stay Up. SOAK says for how long; `make soak` does it for ten minutes. The sessions run in a process
-// of their own that the scheduler weighs as it does a Pod with a CPU request, against busy ones that it weighs as usual.
+// TestNoFalseDownUnderLoad keeps every core busy with other processes and checks that
+// sessions of 3 x 50 ms with FRR stay Up. SOAK is the duration; `make soak` runs ten
+// minutes. The sessions run in a process of their own with the scheduling weight of a Pod
+// with a CPU request, against busy processes with the default weight.
 func TestNoFalseDownUnderLoad(t *testing.T) {
 	if os.Getenv(soakSessionVariable) != "" {
 		runSoak(t)
@@ -44,7 +45,7 @@ func runSoak(t *testing.T) {
 		}
 		strict = true
 	}
-	// Where the kernel has no groups by session the weight stays as it is.
+	// A kernel without autogroups keeps the default weight.
 	if err := os.WriteFile("/proc/self/autogroup", []byte("-20"), 0); err != nil {
 		t.Logf("the session's weight stays: %v", err)
 	}
@@ -65,14 +66,15 @@ func runSoak(t *testing.T) {
 	}
 	worst := time.Duration(late.Load())
 	t.Logf("a thread that only sleeps woke %s late at the worst", worst)
-	// A machine that lets everybody wait says nothing about the engine, unless somebody asks for the figure.
+	// A machine that delays every process proves nothing about
+	// the engine, unless SOAK asks for the result.
 	if downs > 0 && (strict || worst < 25*time.Millisecond) {
 		t.Errorf("%d false downs; the last events: %v", downs, b.pendingEvents())
 	}
 	b.waitForFRR("the session is up", r, nodeIPv4, func(p frrPeer) bool { return p.Status == "up" })
 }
 
-// keepBusy starts a process for each core that never waits, in a session of its own, until the test ends.
+// keepBusy starts a busy process for each core, in its own session, until the test ends.
 func keepBusy(t *testing.T) {
 	for range runtime.NumCPU() {
 		busy := exec.Command("/bin/sh", "-c", "while :; do :; done")
@@ -83,7 +85,8 @@ func keepBusy(t *testing.T) {
 	}
 }
 
-// startOnThread starts a process from a thread that stays until the test ends, since the process ends with it.
+// startOnThread starts a process from a thread that lives until the
+// test ends, since the process dies with the thread.
 func startOnThread(t *testing.T, c *exec.Cmd) error {
 	started, end := make(chan error), make(chan struct{})
 	ended := make(chan struct{})
@@ -96,7 +99,7 @@ func startOnThread(t *testing.T, c *exec.Cmd) error {
 		}
 		<-end
 		_ = c.Process.Kill()
-		_ = c.Wait() // it says that it was killed
+		_ = c.Wait() // its error is that it was killed
 	}()
 	err := <-started
 	t.Cleanup(func() {
@@ -106,7 +109,8 @@ func startOnThread(t *testing.T, c *exec.Cmd) error {
 	return err
 }
 
-// measureWakeupDelay returns how late, in nanoseconds, a thread that only sleeps was woken at the worst.
+// measureWakeupDelay returns the longest delay, in
+// nanoseconds, with which a sleeping thread was woken.
 func measureWakeupDelay(t *testing.T) *atomic.Int64 {
 	worst, ended := &atomic.Int64{}, make(chan struct{})
 	done := make(chan struct{})

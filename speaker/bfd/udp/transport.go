@@ -1,7 +1,8 @@
-// Package udp is the Linux side of BFD: UDP sockets for control packets (RFC 5881, RFC 5883) and packet sockets for echo
-// packets. One socket receives for all sessions of a family, a port and a VRF; each session has one to send, from a source
-// port of its own. Links may go away and come back. It keeps no state but its sockets and decides nothing; package cable
-// is its in-memory stand-in. The speaker needs NET_RAW for binding to devices and for echo packets, and nothing else.
+// Package udp is BFD's Transport on Linux: UDP sockets for control packets (RFC 5881, RFC 5883) and
+// packet sockets for echo packets. One socket receives for all sessions of a family, a port and a
+// VRF. Each session sends from its own socket and source port. Links may disappear and return. The
+// package decides nothing and keeps no state but its sockets; package bfdtest replaces it in tests.
+// It needs only the capability NET_RAW, to bind sockets to devices and to send echo packets.
 package udp
 
 import (
@@ -29,10 +30,11 @@ const (
 	lastSourcePort  = 65535
 )
 
-// Transport opens sockets in the network namespace of the thread that calls it. One goroutine uses it.
+// Transport opens sockets in the network namespace of the
+// calling thread. Only one goroutine may use it.
 type Transport struct {
 	ready            chan struct{}
-	receivers        []*receiver // asked in turn
+	receivers        []*receiver // read in turn
 	nextReceiver     int
 	listenersByKey   map[listenerKey]*listener
 	senders          map[*sender]struct{}
@@ -44,7 +46,7 @@ type Transport struct {
 
 var _ bfd.Transport = (*Transport)(nil)
 
-// New returns a Wire without sockets.
+// New returns a Transport without sockets.
 func New() *Transport {
 	return &Transport{
 		ready:          make(chan struct{}),
@@ -53,17 +55,17 @@ func New() *Transport {
 	}
 }
 
-// OpenSender returns the port of a session.
+// OpenSender returns the sender of a session.
 func (w *Transport) OpenSender(k bfd.Key, discriminator uint32) bfd.Sender {
 	p := &sender{transport: w, key: k, discriminator: discriminator, fd: -1}
 	w.senders[p] = struct{}{}
 	return p
 }
 
-// Ready delivers a value when a socket has something.
+// Ready delivers a value when a socket may have a datagram.
 func (w *Transport) Ready() <-chan struct{} { return w.ready }
 
-// Receive takes the next datagram; the sockets take turns.
+// Receive returns the next datagram. It reads the sockets in turn.
 func (w *Transport) Receive() (bfd.Datagram, bool) {
 	for range len(w.receivers) {
 		r := w.receivers[w.nextReceiver%len(w.receivers)]
@@ -88,7 +90,7 @@ func (w *Transport) Close() {
 	}
 }
 
-// chooseSourcePort chooses a source port that no other session has.
+// chooseSourcePort returns a source port that no other session uses.
 func (w *Transport) chooseSourcePort() uint16 {
 	for {
 		p := uint16(firstSourcePort + rand.IntN(lastSourcePort-firstSourcePort+1))
@@ -98,7 +100,8 @@ func (w *Transport) chooseSourcePort() uint16 {
 	}
 }
 
-// linkName returns the name of a link. Links are renamed seldom; names are forgotten when a link was found missing.
+// linkName returns the name of a link. It caches names, since links are
+// seldom renamed; the cache is cleared when a link is missing.
 func (w *Transport) linkName(index int) string {
 	if n, known := w.linkNamesByIndex[index]; known {
 		return n
@@ -111,7 +114,7 @@ func (w *Transport) linkName(index int) string {
 	return ifi.Name
 }
 
-// linkIndex returns the index of the link with that name now.
+// linkIndex returns the current index of the link with a name.
 func linkIndex(name string) (int, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -128,7 +131,8 @@ func linkIndex(name string) (int, error) {
 	return int(r.Uint32()), nil
 }
 
-// socketAddress is the address for system calls; link is the index of the link of a link-local one.
+// socketAddress returns an address for system calls. link
+// is the index of a link-local address's link.
 func socketAddress(a netip.Addr, port uint16, link int) unix.Sockaddr {
 	if a.Is4() {
 		return &unix.SockaddrInet4{Addr: a.As4(), Port: int(port)}
@@ -148,13 +152,13 @@ func addressFamily(v6 bool) int {
 	return unix.AF_INET
 }
 
-// socketOption is a socket option with a number.
+// socketOption is a socket option with an integer value.
 type socketOption struct {
 	level, name, value int
 	description        string
 }
 
-// setOptions sets options, and says which failed.
+// setOptions sets options. Its error names the option.
 func setOptions(fd int, options []socketOption) error {
 	for _, o := range options {
 		if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
@@ -164,7 +168,7 @@ func setOptions(fd int, options []socketOption) error {
 	return nil
 }
 
-// bindToDevice binds a socket to a link or VRF device and returns its index.
+// bindToDevice binds a socket to a link or VRF device and returns the device's index.
 func bindToDevice(fd int, device string) (int, error) {
 	i, err := linkIndex(device)
 	if err != nil {

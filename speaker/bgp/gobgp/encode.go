@@ -12,10 +12,11 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bgp/message"
 )
 
-// encoder makes the UPDATEs of one session.
+// encoder encodes the UPDATEs of one session.
 type encoder struct {
 	asn uint32 // our number, as the router sees it
-	// isExternal says that the router is of another autonomous system, wide that it knows AS numbers of four octets.
+	// isExternal is true for a router of another AS, fourOctetASN for
+	// one that supports AS numbers of four octets.
 	isExternal, fourOctetASN bool
 	families                 []message.Family
 }
@@ -25,18 +26,20 @@ func newEncoder(a bgp.Negotiated, asn uint32) *encoder {
 }
 
 const (
-	// defaultLocalPref is the local preference of routes that none is asked for (as routers have it, too).
+	// defaultLocalPref is the local preference of routes without a configured one.
 	defaultLocalPref = 100
-	// updateCapacity is what of a message is left for the withdrawn routes, the attributes and the routes together.
+	// updateCapacity is the space in an UPDATE for withdrawn
+	// routes, attributes and routes together, in bytes.
 	updateCapacity = message.MaxLength - 19 - 4
 )
 
-// encodeUpdates tells the UPDATEs that the changes need: what is withdrawn first, then the routes, those with the same terms together.
-// A route that fits into no message is told as a fault. It stops at the first error of tell, and puts the changes in order.
+// encodeUpdates calls emit with each UPDATE that the changes need: withdrawals first, then
+// the routes, grouped by attributes. A route that does not fit into an UPDATE is emitted as
+// a fault. It sorts changes, and stops at the first error of emit.
 func (e *encoder) encodeUpdates(changes []bgp.Change, tell func(message []byte, fault error) error) error {
 	changes = slices.DeleteFunc(changes, func(c bgp.Change) bool { return !slices.Contains(e.families, message.FamilyOf(c.Prefix)) })
 	slices.SortFunc(changes, func(x, y bgp.Change) int { return x.Prefix.Compare(y.Prefix) })
-	index := map[*bgp.PathAttributes]int{nil: 0} // what is withdrawn has no terms
+	index := map[*bgp.PathAttributes]int{nil: 0} // withdrawals have no attributes
 	for _, c := range changes {
 		if _, ok := index[c.Attributes]; !ok {
 			index[c.Attributes] = len(index)
@@ -45,7 +48,7 @@ func (e *encoder) encodeUpdates(changes []bgp.Change, tell func(message []byte, 
 	together := func(x, y bgp.Change) int {
 		return cmp.Or(cmp.Compare(index[x.Attributes], index[y.Attributes]), cmp.Compare(message.FamilyOf(x.Prefix), message.FamilyOf(y.Prefix)))
 	}
-	if !slices.IsSortedFunc(changes, together) { // nearly always all have the same terms
+	if !slices.IsSortedFunc(changes, together) { // usually all have the same attributes
 		slices.SortStableFunc(changes, together)
 	}
 	for len(changes) > 0 {
@@ -64,7 +67,7 @@ func (e *encoder) encodeUpdates(changes []bgp.Change, tell func(message []byte, 
 	return nil
 }
 
-// encodeGroup tells the UPDATEs of changes of one family to the same terms.
+// encodeGroup calls emit with the UPDATEs of changes of one family and the same attributes.
 func (e *encoder) encodeGroup(g []bgp.Change, tell func([]byte, error) error) error {
 	var attributes []packet.PathAttributeInterface
 	taken := 0
@@ -81,7 +84,7 @@ func (e *encoder) encodeGroup(g []bgp.Change, tell func([]byte, error) error) er
 			n++
 		}
 		if n == 0 {
-			return tell(nil, fmt.Errorf("the attributes of %s take %d octets, more than an UPDATE has room for", g[0].Prefix, taken))
+			return tell(nil, fmt.Errorf("the attributes of %s take %d octets and do not fit into an UPDATE", g[0].Prefix, taken))
 		}
 		m, err := e.encodeUpdate(g[:n], attributes)
 		if err = tell(m, err); err != nil {
@@ -92,13 +95,14 @@ func (e *encoder) encodeGroup(g []bgp.Change, tell func([]byte, error) error) er
 	return nil
 }
 
-// mpHeaderLength is what a multiprotocol attribute takes at most beside its routes (RFC 4760 section 3).
+// mpHeaderLength is the longest header of a multiprotocol attribute, in bytes (RFC 4760 section 3).
 const mpHeaderLength = 4 + 2 + 1 + 1 + 16 + 1
 
-// encodedLength is what a prefix takes in a message: its length, and the octets that are not zero by it (RFC 4271 section 4.3).
+// encodedLength returns the length of an encoded prefix in bytes: its
+// length octet and the significant octets (RFC 4271 section 4.3).
 func encodedLength(p netip.Prefix) int { return 1 + (p.Bits()+7)/8 }
 
-// encodeUpdate is the UPDATE about some changes of a group.
+// encodeUpdate returns the UPDATE for some changes of a group.
 func (e *encoder) encodeUpdate(g []bgp.Change, attributes []packet.PathAttributeInterface) ([]byte, error) {
 	var withdrawn, plain []*packet.IPAddrPrefix
 	var multi []packet.AddrPrefixInterface
@@ -127,12 +131,12 @@ func (e *encoder) encodeUpdate(g []bgp.Change, attributes []packet.PathAttribute
 	slices.SortFunc(attributes, func(x, y packet.PathAttributeInterface) int { return cmp.Compare(x.GetType(), y.GetType()) })
 	m, err := packet.NewBGPUpdateMessage(withdrawn, attributes, plain).Serialize()
 	if err != nil {
-		return nil, fmt.Errorf("making the UPDATE for %s: %w", g[0].Prefix, err)
+		return nil, fmt.Errorf("encoding the UPDATE for %s: %w", g[0].Prefix, err)
 	}
 	return m, nil
 }
 
-// encodeAttributes are those of routes with some terms, but their next hop.
+// encodeAttributes returns the attributes except the next hop.
 func (e *encoder) encodeAttributes(t *bgp.PathAttributes) []packet.PathAttributeInterface {
 	out := append([]packet.PathAttributeInterface{packet.NewPathAttributeOrigin(0)}, e.encodeASPath(t)...) // IGP
 	if t.HasMED {
@@ -162,8 +166,8 @@ func (e *encoder) encodeAttributes(t *bgp.PathAttributes) []packet.PathAttribute
 	return out
 }
 
-// encodeASPath is the AS path: our number as often as is due and asked for, where the router is external; among ourselves only as
-// often as asked for.
+// encodeASPath returns the AS path. It contains our AS number once
+// for an external router, plus the configured prepends.
 func (e *encoder) encodeASPath(t *bgp.PathAttributes) []packet.PathAttributeInterface {
 	times := int(t.PrependCount)
 	if e.isExternal {
@@ -179,7 +183,7 @@ func (e *encoder) encodeASPath(t *bgp.PathAttributes) []packet.PathAttributeInte
 	}
 	narrow := packet.NewAsPathParam(sequence, slices.Repeat([]uint16{message.TwoOctetASN(e.asn)}, times))
 	out := []packet.PathAttributeInterface{packet.NewPathAttributeAsPath([]packet.AsPathParamInterface{narrow})}
-	if e.asn > 0xffff { // the router passes on what it cannot read (RFC 6793 section 4.2.2)
+	if e.asn > 0xffff { // the router forwards AS4_PATH unread (RFC 6793 section 4.2.2)
 		out = append(out, packet.NewPathAttributeAs4Path([]*packet.As4PathParam{wide}))
 	}
 	return out

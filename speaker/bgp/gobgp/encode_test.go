@@ -15,7 +15,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// negotiatedWith is what the OPENs came to with a router of a number.
+// negotiatedWith returns the result of the OPENs with a router of an AS number.
 func negotiatedWith(asn uint32, edit func(*bgp.Negotiated)) bgp.Negotiated {
 	a := bgp.Negotiated{RemoteOpen: message.Open{ASN: asn, FourOctetASN: true}, Families: []message.Family{message.IPv4, message.IPv6}}
 	if edit != nil {
@@ -24,7 +24,8 @@ func negotiatedWith(asn uint32, edit func(*bgp.Negotiated)) bgp.Negotiated {
 	return a
 }
 
-// decodeRoutes makes the UPDATEs of changes, and returns for each prefix its attributes as a router reads them, "withdrawn" where it is.
+// decodeRoutes encodes changes and returns the attributes of
+// each prefix as a router decodes them, or "withdrawn".
 func decodeRoutes(t *testing.T, e *encoder, changes []bgp.Change) (routes map[string]string, messages int) {
 	t.Helper()
 	routes = map[string]string{}
@@ -118,8 +119,8 @@ func TestUpdatesDecodeAsExpected(t *testing.T) {
 	}
 }
 
-// TestUpdatesAreComplete: whatever changes, a router that reads the messages knows the same in the end, and what is the same goes
-// together.
+// TestUpdatesAreComplete checks that a router which decodes the UPDATEs has the same
+// routes as the Table, and that routes with the same attributes share UPDATEs.
 func TestUpdatesAreComplete(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	e := newEncoder(negotiatedWith(65000, nil), 64512)

@@ -1,7 +1,8 @@
-// Package gobgp makes the messages of a session with GoBGP's packet library, and is its only importer. It speaks the part of
-// the protocol that is about routes: the UPDATEs that a Table and its changes need, packed, with an End-of-RIB after the first
-// ones (RFC 4724), and every route again when the router asks for that (RFC 2918). GoBGP's server is not used: it
-// keeps some 650 bytes for each route and peer, and would link twice the code.
+// Package gobgp encodes the UPDATEs of a session with GoBGP's packet library. No other
+// package imports that library. It sends the routes of a Table and their changes in
+// few messages, an End-of-RIB after the first routes (RFC 4724), and every route again
+// on request (RFC 2918). It does not use GoBGP's server, which needs about 650 bytes
+// for each route and peer and doubles the linked code.
 package gobgp
 
 import (
@@ -13,15 +14,15 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bgp/message"
 )
 
-// UpdateSource makes sessions' messages.
+// UpdateSource implements bgp.UpdateSource.
 type UpdateSource struct{ log *slog.Logger }
 
 var _ bgp.UpdateSource = (*UpdateSource)(nil)
 
-// New returns a Library that tells of routes which no message can carry.
+// New returns an UpdateSource. It logs routes that do not fit into a message.
 func New(log *slog.Logger) *UpdateSource { return &UpdateSource{log} }
 
-// OpenConnection returns a connection on which the other end is a peer of the router's, after the OPENs. It ends when it is closed.
+// OpenConnection starts a routeSender and returns the near end of its connection.
 func (l *UpdateSource) OpenConnection(a bgp.Negotiated, asn uint32, t *bgp.Table) net.Conn {
 	near, far := net.Pipe()
 	o := &routeSender{
@@ -33,18 +34,19 @@ func (l *UpdateSource) OpenConnection(a bgp.Negotiated, asn uint32, t *bgp.Table
 	return near
 }
 
-// routeSender is the end of a session that sends routes. The goroutine of run writes, that of listen reads.
+// routeSender sends routes on one session. The goroutine of run writes, that of readMessages reads.
 type routeSender struct {
 	conn       net.Conn
 	negotiated bgp.Negotiated
 	encoder    *encoder
 	changes    *bgp.Changes
 	log        *slog.Logger
-	// confirmed is closed when the router has confirmed the session, ended when nothing more can be read.
+	// confirmed is closed when the router has confirmed the
+	// session, ended when the connection is closed.
 	confirmed, ended chan struct{}
 }
 
-// readMessages takes the router's messages that the relay passes on.
+// readMessages reads the router's messages that the relay forwards.
 func (o *routeSender) readMessages() {
 	defer close(o.ended)
 	r, buf, confirmed := bufio.NewReader(o.conn), make([]byte, message.MaxLength), false
@@ -65,7 +67,7 @@ func (o *routeSender) readMessages() {
 	}
 }
 
-// run sends: the KEEPALIVE that answers the OPEN, and then what the Table has, as it changes.
+// run sends the KEEPALIVE that answers the OPEN, then the Table's routes and their changes.
 func (o *routeSender) run() {
 	defer o.conn.Close()
 	if _, err := o.conn.Write(message.EncodeKeepalive()); err != nil {
@@ -92,7 +94,7 @@ func (o *routeSender) run() {
 	}
 }
 
-// sendChanges sends what changed.
+// sendChanges sends the pending changes.
 func (o *routeSender) sendChanges() error {
 	return o.encoder.encodeUpdates(o.changes.TakePending(), func(m []byte, fault error) error {
 		if fault != nil {
@@ -104,7 +106,8 @@ func (o *routeSender) sendChanges() error {
 	})
 }
 
-// sendEndOfRIB tells a router that restarts gracefully that the first routes of each family are sent.
+// sendEndOfRIB tells the router that the first routes of
+// each family are complete (RFC 4724 section 2).
 func (o *routeSender) sendEndOfRIB() error {
 	for _, f := range o.negotiated.Families {
 		m, err := encodeEndOfRIB(f)

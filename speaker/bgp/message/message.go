@@ -1,6 +1,6 @@
-// Package frame knows as much of BGP's wire format as a relay between a library and a router needs: where a message
-// begins and ends, the OPEN, and the NOTIFICATION with its meaning in words (RFC 4271 section 4). It never looks into
-// an UPDATE. Everything is a function over bytes; a peer's faults come back as a *Fault, which is itself a NOTIFICATION.
+// Package message encodes and decodes the BGP messages that a relay needs (RFC 4271 section 4): the
+// framing, the OPEN, and the NOTIFICATION with its meaning in words. It does not decode UPDATEs.
+// All functions are pure. Errors of the router are a *Notification, ready to be sent.
 package message
 
 import (
@@ -42,7 +42,7 @@ func (t Type) String() string {
 // Lengths in bytes (RFC 4271 section 4.1).
 const (
 	headerLength = 19
-	// MaxLength is the longest message of a peer without the extended message capability.
+	// MaxLength is the longest message without the extended message capability (RFC 8654).
 	MaxLength = 4096
 )
 
@@ -51,14 +51,14 @@ var minLengthByType = map[Type]int{TypeOpen: 29, TypeUpdate: 23, TypeNotificatio
 
 var marker = bytes.Repeat([]byte{0xff}, 16)
 
-// TypeOf returns the type of a message that Read gave.
+// TypeOf returns the type of a message that Read returned.
 func TypeOf(message []byte) Type { return Type(message[18]) }
 
-// BodyOf returns what follows the header of a message that Read gave.
+// BodyOf returns the body of a message that Read returned.
 func BodyOf(message []byte) []byte { return message[headerLength:] }
 
-// Read reads one message, header included, into buf, which must have MaxLength bytes. What is no message of BGP is a
-// *Fault; other errors are the reader's.
+// Read reads one message, header included, into buf, which must have MaxLength bytes. It
+// returns a *Notification for an invalid message. Other errors are those of the reader.
 func Read(r io.Reader, buf []byte) ([]byte, error) {
 	if _, err := io.ReadFull(r, buf[:headerLength]); err != nil {
 		return nil, err
@@ -68,7 +68,7 @@ func Read(r io.Reader, buf []byte) ([]byte, error) {
 	least, known := minLengthByType[t]
 	switch {
 	case !bytes.Equal(buf[:16], marker):
-		return nil, &Notification{Code: CodeHeader, Subcode: 1, Text: "what it sent does not begin like a message of BGP"}
+		return nil, &Notification{Code: CodeHeader, Subcode: 1, Text: "what it sent is not a BGP message"}
 	case !known:
 		return nil, &Notification{Code: CodeHeader, Subcode: 3, Data: []byte{buf[18]}, Text: fmt.Sprintf("it sent a message of the unknown type %d", buf[18])}
 	case n < least || n > MaxLength || (t == TypeKeepalive && n != least):

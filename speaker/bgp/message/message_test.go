@@ -96,8 +96,8 @@ func TestNotificationDescriptions(t *testing.T) {
 	}
 }
 
-// FuzzRead reads whatever bytes as a router's messages: it may not fail otherwise than by an error, read beyond a message, or give one
-// that its type does not allow.
+// FuzzRead reads arbitrary bytes as messages. Read must not panic, read
+// beyond a message, or return a message that its type does not allow.
 func FuzzRead(f *testing.F) {
 	o := fullOpen()
 	f.Add(o.Encode())

@@ -18,7 +18,7 @@ const (
 	CodeCease     uint8 = 6
 )
 
-// The subcodes of a Cease (RFC 4486, RFC 8538, RFC 9384) that are sent or asked for here.
+// The subcodes of a Cease (RFC 4486, RFC 8538, RFC 9384) that the speaker sends or explains.
 const (
 	CeaseMaxPrefixes  uint8 = 1
 	CeaseShutdown     uint8 = 2
@@ -31,11 +31,13 @@ const (
 	CeaseBFDDown      uint8 = 10
 )
 
-// Notification is a reason to end a session: a NOTIFICATION, sent or received.
+// Notification is a NOTIFICATION, sent or received. As an
+// error it is the reason that a session ends.
 type Notification struct {
 	Code, Subcode uint8
 	Data          []byte
-	// Text is a clause that says what was wrong with what the peer did; empty when Code and Subcode say it.
+	// Text is a clause that says what the router did wrong.
+	// It is empty when Code and Subcode say it.
 	Text string
 }
 
@@ -60,7 +62,7 @@ var subcodeNames = map[[2]uint8]string{
 	{CodeCease, CeaseHardReset}: "hard reset", {CodeCease, CeaseBFDDown}: "BFD down",
 }
 
-// Description names code and subcode, with the message that an administrator sent along (RFC 9003).
+// Description names code and subcode, with the administrator's message if there is one (RFC 9003).
 func (f *Notification) Description() string {
 	out, ok := codeNames[f.Code]
 	if !ok {
@@ -77,7 +79,8 @@ func (f *Notification) Description() string {
 	return out + f.prefixLimit()
 }
 
-// prefixLimit says which maximum of prefixes was reached, where the router tells: AFI, SAFI and the number (RFC 4486 section 4).
+// prefixLimit returns the maximum of prefixes, if the router sent
+// it: AFI, SAFI and the number (RFC 4486 section 4).
 func (f *Notification) prefixLimit() string {
 	if f.Code != CodeCease || f.Subcode != CeaseMaxPrefixes || len(f.Data) < 7 {
 		return ""
@@ -93,7 +96,8 @@ func (f *Notification) Error() string {
 	return f.Text
 }
 
-// shutdownCommunication returns the text of a shutdown or reset: one byte of length, then UTF-8 (RFC 9003 section 2).
+// shutdownCommunication returns the administrator's text of a shutdown or
+// reset: one byte of length, then UTF-8 (RFC 9003 section 2).
 func (f *Notification) shutdownCommunication() string {
 	data := f.Data
 	if f.Code == CodeCease && f.Subcode == CeaseHardReset && len(data) >= 2 { // it wraps another NOTIFICATION, RFC 8538 section 3.1
@@ -116,13 +120,13 @@ func (f *Notification) shutdownCommunication() string {
 	}, string(text))
 }
 
-// Encode returns the NOTIFICATION.
+// Encode returns the NOTIFICATION message.
 func (f *Notification) Encode() []byte {
 	return encodeMessage(TypeNotification, append([]byte{f.Code, f.Subcode}, f.Data...))
 }
 
-// NewCease returns a Cease that carries a text for the administrator of the other side; the text is cut to what RFC 9003
-// section 2 allows, 255 bytes.
+// NewCease returns a Cease with a text for the router's administrator. The
+// text is cut to the 255 bytes that RFC 9003 section 2 allows.
 func NewCease(subcode uint8, text string) *Notification {
 	f := &Notification{Code: CodeCease, Subcode: subcode}
 	if subcode == CeaseShutdown || subcode == CeaseReset {
@@ -135,12 +139,13 @@ func NewCease(subcode uint8, text string) *Notification {
 	return f
 }
 
-// AsHardReset wraps a Cease into a Hard Reset, which ends the session without graceful restart (RFC 8538 section 3.1).
+// AsHardReset wraps a Cease into a Hard Reset, which ends the
+// session without graceful restart (RFC 8538 section 3.1).
 func (f *Notification) AsHardReset() *Notification {
 	return &Notification{Code: CodeCease, Subcode: CeaseHardReset, Data: append([]byte{f.Code, f.Subcode}, f.Data...), Text: f.Text}
 }
 
-// DecodeNotification reads the body of a NOTIFICATION that Read gave.
+// DecodeNotification decodes the body of a NOTIFICATION that Read returned.
 func DecodeNotification(body []byte) *Notification {
 	if len(body) < 2 {
 		return &Notification{}

@@ -6,7 +6,7 @@ import (
 	"net/netip"
 )
 
-// Family is an address family that routes are of: AFI, with SAFI unicast.
+// Family is the address family of routes: the AFI, with SAFI unicast.
 type Family uint16
 
 // The families (RFC 4760).
@@ -38,37 +38,38 @@ func (f Family) String() string {
 type GracefulRestart struct {
 	// Restarting is the R bit: the sender has restarted.
 	Restarting bool
-	// GracefulNotification is the N bit: routes are kept after a NOTIFICATION too.
+	// GracefulNotification is the N bit: routes are also kept after a NOTIFICATION.
 	GracefulNotification bool
-	// RestartSeconds is how long the sender's routes should be kept, 0..4095.
+	// RestartSeconds is how long the sender's routes should be kept, 0 to 4095 s.
 	RestartSeconds uint16
-	// ForwardingByFamily have their forwarding state kept over the restart (F bit true).
+	// ForwardingByFamily has the F bit of each family: the
+	// forwarding state is kept over the restart.
 	ForwardingByFamily map[Family]bool
 }
 
-// Open is an OPEN: what a side of a session is and can.
+// Open is an OPEN message.
 type Open struct {
 	ASN uint32
-	// HoldSeconds is the hold time in seconds: 0, or 3 and more.
+	// HoldSeconds is the hold time: 0, or 3 s and more.
 	HoldSeconds uint16
 	// RouterID is the BGP identifier, an IPv4 address.
 	RouterID netip.Addr
-	// Families of the multiprotocol capability; none when the sender did not send the capability.
+	// Families are those of the multiprotocol capability (RFC 4760); none without the capability.
 	Families []Family
-	// FourOctetASN says that the sender knows AS numbers of four octets (RFC 6793).
+	// FourOctetASN is the capability for AS numbers of four octets (RFC 6793).
 	FourOctetASN bool
 	// RouteRefresh is the route refresh capability (RFC 2918).
 	RouteRefresh bool
-	// ExtendedNextHop says that IPv4 routes may have IPv6 next hops (RFC 8950).
+	// ExtendedNextHop is the capability for IPv6 next hops of IPv4 routes (RFC 8950).
 	ExtendedNextHop bool
 	// GracefulRestart is nil without the capability.
 	GracefulRestart *GracefulRestart
 }
 
-// asTrans stands for an AS number that does not fit into two octets (RFC 6793 section 9).
+// asTrans replaces an AS number that does not fit into two octets (RFC 6793 section 9).
 const asTrans = 23456
 
-// TwoOctetASN returns an AS number in two octets, or what stands for it where it does not fit.
+// TwoOctetASN returns an AS number in two octets, or AS_TRANS if it does not fit.
 func TwoOctetASN(asn uint32) uint16 {
 	if asn > 0xffff {
 		return asTrans
@@ -76,7 +77,7 @@ func TwoOctetASN(asn uint32) uint16 {
 	return uint16(asn)
 }
 
-// The capability codes that are understood.
+// The codes of the supported capabilities.
 const (
 	capMultiprotocol   = 1
 	capRouteRefresh    = 2
@@ -87,7 +88,8 @@ const (
 
 const safiUnicast = 1
 
-// Encode returns the OPEN message. Each capability has an optional parameter of its own, which every router reads.
+// Encode returns the OPEN message. Each capability has its own
+// optional parameter, which every router accepts.
 func (o *Open) Encode() []byte {
 	var params []byte
 	add := func(code byte, value []byte) {
@@ -142,14 +144,14 @@ func (g *GracefulRestart) encodeValue(order []Family) []byte {
 	return out
 }
 
-// DecodeOpen reads the body of an OPEN that Read gave. Capabilities that are not understood are passed over.
+// DecodeOpen decodes the body of an OPEN that Read returned. It ignores unknown capabilities.
 func DecodeOpen(body []byte) (Open, error) {
 	var o Open
 	if len(body) < 10 {
 		return o, &Notification{Code: CodeHeader, Subcode: 2, Text: "its OPEN is too short"}
 	}
 	if body[0] != 4 {
-		return o, &Notification{Code: CodeOpen, Subcode: 1, Data: []byte{0, 4}, Text: fmt.Sprintf("it speaks version %d of BGP, not 4", body[0])}
+		return o, &Notification{Code: CodeOpen, Subcode: 1, Data: []byte{0, 4}, Text: fmt.Sprintf("it uses BGP version %d, not 4", body[0])}
 	}
 	o.ASN = uint32(binary.BigEndian.Uint16(body[1:]))
 	o.HoldSeconds = binary.BigEndian.Uint16(body[3:])
@@ -173,7 +175,7 @@ func DecodeOpen(body []byte) (Open, error) {
 		if len(params) < 1+wide+l {
 			return o, malformedOpen("an optional parameter of its OPEN is cut off")
 		}
-		if params[0] == 2 { // others are deprecated and carry nothing that is needed
+		if params[0] == 2 { // other parameters are deprecated
 			if err := o.decodeCapabilities(params[1+wide : 1+wide+l]); err != nil {
 				return o, err
 			}
@@ -181,10 +183,10 @@ func DecodeOpen(body []byte) (Open, error) {
 		params = params[1+wide+l:]
 	}
 	if o.ASN == 0 {
-		return o, &Notification{Code: CodeOpen, Subcode: 2, Text: "its AS number is 0, which nobody may have (RFC 7607)"}
+		return o, &Notification{Code: CodeOpen, Subcode: 2, Text: "its AS number is 0, which is not allowed (RFC 7607)"}
 	}
 	if o.HoldSeconds == 1 || o.HoldSeconds == 2 {
-		return o, &Notification{Code: CodeOpen, Subcode: 6, Text: fmt.Sprintf("it asks for a hold time of %d s: 0, or 3 and more, is allowed", o.HoldSeconds)}
+		return o, &Notification{Code: CodeOpen, Subcode: 6, Text: fmt.Sprintf("it requests a hold time of %d s: only 0, or 3 s and more, is allowed", o.HoldSeconds)}
 	}
 	if o.RouterID.IsUnspecified() {
 		return o, &Notification{Code: CodeOpen, Subcode: 3, Text: "its BGP identifier is 0.0.0.0"}

@@ -1,6 +1,7 @@
-// Package wire makes TCP connections to routers with what BGP wants of a socket: a source address, a device, a password by
-// TCP MD5 (RFC 2385) that can change while the connection lives, and a TTL that proves nearness (RFC 5082). It knows
-// nothing of BGP's messages. Linux alone.
+// Package tcp connects to routers and accepts their connections. It sets what BGP needs of a
+// socket: a source address, a device, a TCP MD5 password (RFC 2385) that can change while the
+// connection is open, and a TTL that limits the distance (GTSM, RFC 5082). It also finds unnumbered
+// routers by router advertisements. It does not know BGP's messages. It runs on Linux only.
 package tcp
 
 import (
@@ -18,11 +19,11 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bgp"
 )
 
-// Transport is the machine's network.
+// Transport implements bgp.Transport with the kernel's sockets.
 type Transport struct{}
 
-// dialTimeout bounds one attempt to connect: a router in reach answers within milliseconds, and one that comes back should not
-// wait for the end of TCP's own back-off.
+// dialTimeout bounds one attempt to connect. A reachable router answers within
+// milliseconds, and a router that comes back should not wait for TCP's own back-off.
 const dialTimeout = 5 * time.Second
 
 // maxPasswordLength is the kernel's limit for a TCP MD5 key, in bytes.
@@ -43,7 +44,7 @@ func (Transport) Dial(ctx context.Context, t bgp.DialOptions) (bgp.Conn, error) 
 	return out, nil
 }
 
-// IsOnLink says whether a network of one of this node's links has the address.
+// IsOnLink reports whether the address belongs to a network of one of this node's links.
 func (Transport) IsOnLink(a netip.Addr) bool {
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {
@@ -57,21 +58,21 @@ func (Transport) IsOnLink(a netip.Addr) bool {
 	return false
 }
 
-// explainDialError adds what to do to the errors that a configuration causes.
+// explainDialError adds what to do to errors that a configuration causes.
 func explainDialError(err error, t bgp.DialOptions) error {
 	switch {
 	case errors.Is(err, syscall.ENODEV) && t.Device != "":
-		return fmt.Errorf("connecting to %s: this node has no link or VRF %q: create it, which for a VRF takes a kernel that has them, or correct the BGPPeer: %w", t.Remote, t.Device, err)
+		return fmt.Errorf("connecting to %s: this node has no link or VRF %q: create it (a VRF needs a kernel with VRF support), or correct the BGPPeer: %w", t.Remote, t.Device, err)
 	case errors.Is(err, syscall.EADDRNOTAVAIL) && t.Source.IsValid():
-		return fmt.Errorf("connecting from %s: no interface of this node has that address: correct sourceAddress, or leave it out: %w", t.Source, err)
+		return fmt.Errorf("connecting from %s: no interface of this node has that address: correct sourceAddress, or remove it: %w", t.Source, err)
 	case isUnreachable(err) && t.TTL == 1 && !(Transport{}).IsOnLink(t.Remote.Addr()):
-		return fmt.Errorf("connecting to %s: no interface of this node has a network with that address, and an external router is taken to be on a link: write ebgpMultiHop: true if it is not: %w", t.Remote, err)
+		return fmt.Errorf("connecting to %s: no interface of this node has a network with that address, and an external router must be on a link of the node unless ebgpMultiHop is true: set it if the router is several hops away: %w", t.Remote, err)
 	case isTimeout(err):
 		what := "is the router up, and does it allow this node?"
 		if t.Password != "" {
 			what += " Is the password the same on both sides?"
 		} else {
-			what += " Does it ask for a password?"
+			what += " Does it require a password?"
 		}
 		return fmt.Errorf("connecting to %s: no answer within %s: %s", t.Remote, dialTimeout, what)
 	case errors.Is(err, syscall.ECONNREFUSED):
@@ -80,19 +81,18 @@ func explainDialError(err error, t bgp.DialOptions) error {
 	return fmt.Errorf("connecting to %s: %w", t.Remote, err)
 }
 
-// isTimeout says whether nobody answered: the net package tells that in one way or another, depending on who was first to
-// notice.
+// isTimeout reports whether the router did not answer. The net package has two such errors.
 func isTimeout(err error) bool {
 	var n net.Error
 	return errors.As(err, &n) && n.Timeout()
 }
 
-// isUnreachable says whether no packet has come back from the router itself.
+// isUnreachable reports whether no packet came from the router itself.
 func isUnreachable(err error) bool {
 	return isTimeout(err) || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.ENETUNREACH)
 }
 
-// configureSocket sets what has to be there before the first packet.
+// configureSocket sets the options that the first packet needs.
 func configureSocket(c syscall.RawConn, t bgp.DialOptions) error {
 	var err error
 	set := func(what string, e error) {
@@ -108,7 +108,7 @@ func configureSocket(c syscall.RawConn, t bgp.DialOptions) error {
 		if t.Password != "" {
 			set("setting the password", setMD5Key(s, t.Remote.Addr(), t.Password))
 		}
-		// Routers' traffic goes before other traffic: class selector 6 (RFC 4594 section 3.2).
+		// Routing traffic has priority: class selector 6 (RFC 4594 section 3.2).
 		if e := setTTLs(s, t.Remote.Addr(), t.TTL, t.MinTTL); err == nil {
 			err = e
 		}
@@ -121,7 +121,7 @@ func configureSocket(c syscall.RawConn, t bgp.DialOptions) error {
 	return errors.Join(e, err)
 }
 
-// setMD5Key sets the key for a peer; an empty one removes it.
+// setMD5Key sets the key for a router. An empty password removes it.
 func setMD5Key(fd int, peer netip.Addr, password string) error {
 	if len(password) > maxPasswordLength {
 		return unix.EMSGSIZE
@@ -147,8 +147,8 @@ type conn struct {
 	nextHop4, nextHop6 netip.Addr // next hops
 }
 
-// SetPassword changes the key of the living connection. Segments signed with the former key are lost until the router
-// changes its own; TCP sends again what was lost.
+// SetPassword changes the key of the open connection. Segments with the previous key
+// are lost until the router changes its own key; TCP sends them again.
 func (c *conn) SetPassword(password string) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -162,11 +162,11 @@ func (c *conn) SetPassword(password string) error {
 	return errors.Join(err, fault)
 }
 
-// NextHops returns this end's addresses for next hops.
+// NextHops returns this node's addresses for next hops.
 func (c *conn) NextHops() (v4, v6 netip.Addr) { return c.nextHop4, c.nextHop6 }
 
-// localNextHops returns the local address itself, and one of the other family from the same link: a global one if there is. A
-// global address goes before a link-local one, which is good on its link alone.
+// localNextHops returns the local address and an address of the other family from the same link.
+// It prefers a global address to a link-local one, which is valid only on its link.
 func localNextHops(local netip.Addr) (v4, v6 netip.Addr) {
 	local = local.Unmap()
 	for _, a := range linkAddresses(local) {
@@ -186,7 +186,7 @@ func localNextHops(local netip.Addr) (v4, v6 netip.Addr) {
 	return v4, local
 }
 
-// linkAddresses returns the addresses of the link that has the given one.
+// linkAddresses returns the addresses of the link with the given address.
 func linkAddresses(local netip.Addr) []netip.Addr {
 	links, err := net.Interfaces()
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bgp"
 )
 
-// Listen waits for routers to connect, on both families.
+// Listen accepts connections over IPv4 and IPv6.
 func (Transport) Listen(ctx context.Context, port uint16) (bgp.Listener, error) {
 	l := &listener{connections: make(chan bgp.Conn), done: make(chan struct{})}
 	for _, network := range []string{"tcp4", "tcp6"} {
@@ -40,15 +40,15 @@ func explainListenError(err error, port uint16) error {
 	case errors.Is(err, os.ErrPermission):
 		return fmt.Errorf("listening on TCP port %d: the speaker needs the capability NET_BIND_SERVICE for a passive peer: add it to the DaemonSet: %w", port, err)
 	case errors.Is(err, syscall.EADDRINUSE):
-		return fmt.Errorf("listening on TCP port %d: another program on this node, a BGP daemon perhaps, has the port: stop it, or let this side connect: %w", port, err)
+		return fmt.Errorf("listening on TCP port %d: another program on this node, perhaps a BGP daemon, uses the port: stop it, or let this side connect: %w", port, err)
 	}
 	return fmt.Errorf("listening on TCP port %d: %w", port, err)
 }
 
-// acceptRetryDelay is the time after a connection could not be taken.
+// acceptRetryDelay is the delay after a failed accept.
 const acceptRetryDelay = 100 * time.Millisecond
 
-// listener is the sockets of both families.
+// listener has the sockets of both families.
 type listener struct {
 	sockets     []*net.TCPListener
 	connections chan bgp.Conn
@@ -84,7 +84,8 @@ func (l *listener) acceptConnections(s *net.TCPListener) {
 // Connections delivers the connections.
 func (l *listener) Connections() <-chan bgp.Conn { return l.connections }
 
-// SetPassword sets the key of a router, without which its first packet is dropped; an empty one removes it.
+// SetPassword sets the key of a router, without which the
+// kernel drops its packets. An empty password removes it.
 func (l *listener) SetPassword(router netip.Addr, password string) error {
 	for _, s := range l.sockets {
 		if s.Addr().(*net.TCPAddr).IP.To4() != nil != router.Is4() && len(l.sockets) > 1 {
@@ -106,7 +107,7 @@ func (l *listener) SetPassword(router netip.Addr, password string) error {
 	return nil
 }
 
-// Close ends the waiting; connections that were delivered go on.
+// Close closes the sockets. Delivered connections stay open.
 func (l *listener) Close() {
 	select {
 	case <-l.done:
@@ -124,7 +125,7 @@ func (c *conn) RemoteIP() netip.Addr { return c.remoteIP }
 // LocalIP returns the address of this end.
 func (c *conn) LocalIP() netip.Addr { return c.LocalAddr().(*net.TCPAddr).AddrPort().Addr().Unmap() }
 
-// SetTTL sets the TTL of our packets and the least of the router's.
+// SetTTL sets the TTL of our packets and the lowest accepted TTL of the router's.
 func (c *conn) SetTTL(ttl, least uint8) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -135,7 +136,7 @@ func (c *conn) SetTTL(ttl, least uint8) error {
 	return errors.Join(err, fault)
 }
 
-// setTTLs sets the TTL, or hop limit, of a socket, and the least that is taken.
+// setTTLs sets the TTL or hop limit of a socket and the lowest accepted one.
 func setTTLs(fd int, remote netip.Addr, ttl, least uint8) error {
 	if remote.Unmap().Is4() {
 		return errors.Join(

@@ -13,16 +13,16 @@ import (
 	"golang.org/x/net/ipv6"
 )
 
-// Times of the search for a router.
+// Timers of the search for a router.
 const (
-	// advertiseInterval is how often the node advertises itself: routers forget a neighbour that was silent for long.
+	// advertiseInterval is how often the node advertises itself, so that routers do not forget it.
 	advertiseInterval = 10 * time.Second
-	// solicitInterval is how often routers are asked for as long as none was heard.
+	// solicitInterval is how often the node solicits routers while none is known.
 	solicitInterval = time.Second
-	// routerTimeout is how long a router may be silent before another one on the link takes its place: three of the intervals that
-	// routers use for unnumbered neighbours.
+	// routerTimeout is how long a router may be silent before another router on the link replaces
+	// it: three of the advertisement intervals that routers use for unnumbered neighbours.
 	routerTimeout = 30 * time.Second
-	// retryInterval is the pause after the link could not be used.
+	// retryInterval is the time between two attempts to use the link.
 	retryInterval = time.Second
 )
 
@@ -31,9 +31,10 @@ var (
 	allRouters = netip.MustParseAddr("ff02::2")
 )
 
-// FindRouter tells the link-local address of the router on a link by its router advertisements (RFC 4861), again when another takes its
-// place, and why there is none when the link cannot be used. Until ctx ends it advertises this node too, with a router lifetime
-// of 0: it is no way to anywhere, but a neighbour that can be found.
+// FindRouter reports the link-local address of the router on a link by its router advertisements
+// (RFC 4861), and again when another router replaces it. It reports an error while the link
+// cannot be used. Until ctx ends it also advertises this node, with a router lifetime of 0: the
+// router finds its neighbour, and no host uses the node as a gateway.
 func (Transport) FindRouter(ctx context.Context, device string, report func(router netip.Addr, err error)) {
 	told := ""
 	for ctx.Err() == nil {
@@ -55,7 +56,7 @@ func (Transport) FindRouter(ctx context.Context, device string, report func(rout
 	}
 }
 
-// searchLink serves one socket until it fails or ctx ends.
+// searchLink searches with one socket until it fails or ctx ends.
 func searchLink(ctx context.Context, device string, report func(netip.Addr)) error {
 	link, err := net.InterfaceByName(device)
 	if err != nil {
@@ -82,17 +83,17 @@ func searchLink(ctx context.Context, device string, report func(netip.Addr)) err
 	return s.readAndSolicit(ctx)
 }
 
-// routerFinder is one search.
+// routerFinder searches on one link.
 type routerFinder struct {
 	conn      *ndp.Conn
 	linkLocal netip.Addr
 	link      *net.Interface
 	report    func(netip.Addr)
 	router    netip.Addr
-	lastHeard time.Time // of current
+	lastHeard time.Time // of router
 }
 
-// readAndSolicit reads, and sends what is due whenever nothing comes.
+// readAndSolicit reads messages and sends advertisements and solicitations when they are due.
 func (s *routerFinder) readAndSolicit(ctx context.Context) error {
 	var advertised, solicited time.Time
 	for ctx.Err() == nil {
@@ -125,7 +126,7 @@ func (s *routerFinder) readAndSolicit(ctx context.Context) error {
 		}
 		switch m.(type) {
 		case *ndp.RouterSolicitation:
-			if time.Since(advertised) >= time.Second { // who asks more often waits
+			if time.Since(advertised) >= time.Second { // more frequent solicitations wait
 				advertised = time.Time{}
 			}
 		case *ndp.RouterAdvertisement:
@@ -135,7 +136,7 @@ func (s *routerFinder) readAndSolicit(ctx context.Context) error {
 	return nil
 }
 
-// recordRouter takes note of a router. The first that was heard stays until it is silent.
+// recordRouter records a router. The first router stays until it is silent.
 func (s *routerFinder) recordRouter(from netip.Addr, now time.Time) {
 	if from != s.router && s.router.IsValid() && now.Sub(s.lastHeard) < routerTimeout {
 		return
@@ -151,7 +152,7 @@ func (s *routerFinder) sendAdvertisement() error {
 	return s.sendMessage(&ndp.RouterAdvertisement{Options: s.sourceOptions()}, allNodes)
 }
 
-// sourceOptions is the option with the link's own Ethernet address.
+// sourceOptions returns the option with the link's own Ethernet address.
 func (s *routerFinder) sourceOptions() []ndp.Option {
 	if len(s.link.HardwareAddr) == 0 {
 		return nil
