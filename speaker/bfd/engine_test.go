@@ -19,7 +19,7 @@ var (
 	routerAddress = netip.MustParseAddr("192.0.2.1")
 )
 
-// fastProfile is 3 x 50 ms.
+// fastProfile has a detection time of 3 x 50 ms.
 func fastProfile() bfd.Profile {
 	p := bfd.DefaultProfile()
 	p.ReceiveInterval, p.TransmitInterval = 50*time.Millisecond, 50*time.Millisecond

@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	// frrBFDProfiles and birdBFDConfig are 3 x 100 ms.
+	// The detection time is 3 x 100 ms.
 	frrBFDProfiles = `bfd
  profile fast
   transmit-interval 100
@@ -46,7 +46,7 @@ template bgp node6 { local as 65000; bfd on; hold time 9; error wait time 1, 5; 
 `
 )
 
-// fastBFD is 3 x 100 ms.
+// fastBFD has a detection time of 3 x 100 ms.
 func fastBFD() *intent.BFD {
 	return &intent.BFD{TransmitInterval: 100 * time.Millisecond, ReceiveInterval: 100 * time.Millisecond, EchoInterval: 100 * time.Millisecond, Multiplier: 3, MinTTL: 254}
 }

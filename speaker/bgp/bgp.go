@@ -21,36 +21,41 @@ type UpdateSource interface {
 	// OpenConnection returns a connection that takes part in the session after the OPENs: reading
 	// it gives the messages to send to the router, and the router's messages are written to it. asn
 	// is our AS number. The connection follows the Table until it is closed.
-	OpenConnection(s Negotiated, asn uint32, t *Table) net.Conn
+	OpenConnection(n Negotiated, asn uint32, t *Table) net.Conn
 }
 
 // Negotiated is the result of the OPENs of both sides (RFC 5492).
 type Negotiated struct {
-	// RemoteOpen is the router's OPEN, LocalOpen ours.
-	RemoteOpen, LocalOpen message.Open
+	// RemoteOpen is the router's OPEN.
+	RemoteOpen message.Open
+	// LocalOpen is our OPEN.
+	LocalOpen message.Open
 	// Families are the address families that both sides announced.
 	Families []message.Family
-	// HoldTime is 0 when the session has none. KeepaliveInterval is the
-	// interval between our keepalives, 0 without a hold time.
-	HoldTime, KeepaliveInterval time.Duration
+	// HoldTime is the lower hold time of both OPENs; 0 disables it (RFC 4271 section 4.2).
+	HoldTime time.Duration
+	// KeepaliveInterval is the interval between our keepalives; 0 without a hold time.
+	KeepaliveInterval time.Duration
 	// ExtendedNextHop allows IPv6 next hops for IPv4 routes (RFC 8950).
 	ExtendedNextHop bool
-	// GracefulRestart is true when both sides support it (RFC 4724). GracefulNotification is
-	// true when routes are also kept after a NOTIFICATION (RFC 8538).
-	GracefulRestart, GracefulNotification bool
+	// GracefulRestart is true when both sides support it (RFC 4724).
+	GracefulRestart bool
+	// GracefulNotification is true when routes are also kept after a NOTIFICATION (RFC 8538).
+	GracefulNotification bool
 }
 
 // Transport connects to routers. Package tcp implements it.
 type Transport interface {
-	Dial(ctx context.Context, t DialOptions) (Conn, error)
+	// Dial connects to a router.
+	Dial(ctx context.Context, o DialOptions) (Conn, error)
 	// Listen accepts connections of routers on a TCP port.
 	Listen(ctx context.Context, port uint16) (Listener, error)
 	// FindRouter reports the link-local address of the router on a link, with the link as zone,
 	// and reports it again when it changes. It reports an error while the link cannot be used. It
 	// also advertises this node to the router. It returns when ctx ends.
-	FindRouter(ctx context.Context, device string, tell func(router netip.Addr, err error))
+	FindRouter(ctx context.Context, device string, report func(router netip.Addr, err error))
 	// IsOnLink reports whether an address belongs to a network of one of this node's links.
-	IsOnLink(a netip.Addr) bool
+	IsOnLink(address netip.Addr) bool
 }
 
 // Listener accepts connections from routers.
@@ -65,14 +70,18 @@ type Listener interface {
 
 // DialOptions say where and how to connect.
 type DialOptions struct {
+	// Remote is the router's address and port.
 	Remote netip.AddrPort
-	// Source is invalid when the kernel chooses the address.
-	Source   netip.Addr
-	Device   string
+	// Source is our address. It is invalid when the kernel chooses the address.
+	Source netip.Addr
+	// Device is the link or VRF device to bind to; empty binds to none.
+	Device string
+	// Password is that of TCP MD5 (RFC 2385); empty for none.
 	Password string
-	// TTL is that of our packets. MinTTL is the lowest accepted TTL
-	// of the router's packets, 0 for any (GTSM, RFC 5082).
-	TTL, MinTTL uint8
+	// TTL is the TTL or hop limit of our packets.
+	TTL uint8
+	// MinTTL is the lowest accepted TTL of the router's packets; 0 accepts any (GTSM, RFC 5082).
+	MinTTL uint8
 }
 
 // Conn is a connection to a router.
@@ -81,13 +90,14 @@ type Conn interface {
 	// SetPassword changes the TCP MD5 password of the open connection.
 	SetPassword(password string) error
 	// SetTTL sets the TTL of our packets and the lowest accepted TTL of the router's.
-	SetTTL(ttl, least uint8) error
-	// RemoteIP returns the router's address, LocalIP ours.
+	SetTTL(ttl, minTTL uint8) error
+	// RemoteIP returns the router's address.
 	RemoteIP() netip.Addr
+	// LocalIP returns the address of this end.
 	LocalIP() netip.Addr
 	// NextHops returns this node's addresses for next hops. One is
 	// the connection's own address. Either may be invalid.
-	NextHops() (v4, v6 netip.Addr)
+	NextHops() (ipv4, ipv6 netip.Addr)
 }
 
 // Status describes a session.
@@ -96,24 +106,27 @@ type Status struct {
 	Peer string
 	// Remote is the router's address and port.
 	Remote netip.AddrPort
-	State  State
+	// State is the state of the finite state machine.
+	State State
 	// Since is when the State began.
-	Since            time.Time
+	Since time.Time
+	// EstablishedCount is how often the session was established.
 	EstablishedCount int
 	// Families are those of an established session.
 	Families []message.Family
-	// WantedRoutes is how many routes the router should have,
-	// AnnouncedRoutes how many the session announces.
-	WantedRoutes, AnnouncedRoutes int
+	// WantedRoutes is how many routes the router should have.
+	WantedRoutes int
+	// AnnouncedRoutes is how many routes an established session announces.
+	AnnouncedRoutes int
 	// ASN is the router's AS number, 0 before its first OPEN.
 	ASN uint32
 	// HoldTime is the negotiated hold time.
 	HoldTime time.Duration
 	// GracefulRestart is true when the router keeps our routes while the speaker restarts.
 	GracefulRestart bool
-	// BFDState is "Up", "Init", "Down" or "AdminDown", or empty without BFD.
-	// BFDFault is why the BFD session does not run as configured.
+	// BFDState is "Up", "Init", "Down" or "AdminDown"; empty without BFD.
 	BFDState string
+	// BFDFault is why the BFD session does not run as configured; otherwise zero.
 	BFDFault bfd.Fault
 	// Reason is why the speaker does not try to connect; empty while it does.
 	Reason names.Reason
@@ -122,7 +135,8 @@ type Status struct {
 	// LastError is one sentence on why the last session ended or
 	// could not be established; empty if none failed.
 	LastError string
-	Messages  MessageCounts
+	// Messages are totals since the peer was configured.
+	Messages MessageCounts
 
 	counter *messageCounter // the source of Messages
 }
@@ -140,15 +154,15 @@ type State string
 const (
 	Idle        State = "Idle"
 	Connect     State = "Connect"
-	Active      State = "Active" // waiting for the router to connect
-	OpenSent    State = "OpenSent"
+	Active      State = "Active"   // waiting for the router to connect
+	OpenSent    State = "OpenSent" // both OPENs were exchanged; waiting for the router's KEEPALIVE
 	Established State = "Established"
 )
 
 // MessageCounts are totals since the peer was configured.
 type MessageCounts struct{ Sent, Received CountsByType }
 
-// CountByType counts messages by type.
+// CountsByType counts messages by type.
 type CountsByType struct{ Opens, Updates, Notifications, Keepalives, RouteRefreshes uint64 }
 
 func (m *CountsByType) countMessage(t message.Type) {

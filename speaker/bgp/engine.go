@@ -15,9 +15,11 @@ import (
 // Options configure an Engine. All fields are required.
 type Options struct {
 	// NodeName is this node's name. The router ID is derived from it where nothing else gives one.
-	NodeName     string
+	NodeName string
+	// UpdateSource encodes the UPDATEs.
 	UpdateSource UpdateSource
-	Transport    Transport
+	// Transport connects to the routers.
+	Transport Transport
 	// BFD watches the paths to peers with a BFD profile. Only this Engine sets its sessions.
 	BFD BFD
 	Log *slog.Logger
@@ -61,9 +63,15 @@ type Engine struct {
 // New returns an Engine. It does nothing before Run.
 func New(o Options) *Engine {
 	return &Engine{
-		options: o, desired: make(chan Desired, 1), stopRequests: make(chan chan struct{}), changed: make(chan struct{}, 1),
-		statusByPeer: map[string]Status{}, workersByPeer: map[string]*worker{}, faultsByPath: map[bfd.Key]bfd.Fault{},
-		searchesByDevice: map[string]*routerSearch{}, discoveries: make(chan discovery),
+		options:          o,
+		desired:          make(chan Desired, 1),
+		stopRequests:     make(chan chan struct{}),
+		changed:          make(chan struct{}, 1),
+		statusByPeer:     map[string]Status{},
+		searchesByDevice: map[string]*routerSearch{},
+		discoveries:      make(chan discovery),
+		workersByPeer:    map[string]*worker{},
+		faultsByPath:     map[bfd.Key]bfd.Fault{},
 	}
 }
 
@@ -90,12 +98,12 @@ func (e *Engine) Changed() <-chan struct{} { return e.changed }
 func (e *Engine) Status() []Status {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	watched := e.options.BFD.Status()
+	paths := e.options.BFD.Status()
 	out := make([]Status, 0, len(e.statusByPeer))
 	for _, s := range e.statusByPeer {
 		s.Messages = s.counter.counts()
 		if k, ok := e.bfdPaths.keyByPeer[s.Peer]; ok {
-			s.BFDState, s.BFDFault = bfdState(watched, k)
+			s.BFDState, s.BFDFault = bfdState(paths, k)
 			if f, ok := e.bfdPaths.faultByPeer[s.Peer]; ok {
 				s.BFDFault = f
 			}
@@ -129,8 +137,8 @@ func (e *Engine) Run(ctx context.Context) error {
 	defer e.goroutines.Wait()
 	defer e.passive.close()
 	stopped := false
-	look := time.NewTicker(linkCheckInterval)
-	defer look.Stop()
+	linkCheck := time.NewTicker(linkCheckInterval)
+	defer linkCheck.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -154,7 +162,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		case <-e.options.BFD.Changed():
 			e.logBFDFaults()
 			e.notifyChanged()
-		case <-look.C:
+		case <-linkCheck.C:
 			e.updateBFDSessions(e.bfdPaths.peers)
 		case done := <-e.stopRequests:
 			stopped = true
@@ -166,14 +174,14 @@ func (e *Engine) Run(ctx context.Context) error {
 
 // stopWorkers stops all workers in parallel.
 func (e *Engine) stopWorkers(done chan struct{}, workers map[string]*worker) {
-	var wait sync.WaitGroup
+	var stopping sync.WaitGroup
 	for _, w := range workers {
-		wait.Go(func() {
+		stopping.Go(func() {
 			w.sendOrder(workerOrder{stop: true})
 			<-w.done
 		})
 	}
-	wait.Wait()
+	stopping.Wait()
 	close(done)
 }
 
@@ -182,12 +190,12 @@ func (e *Engine) applyDesired(ctx context.Context, d Desired) {
 	e.lastDesired = d
 	d.Peers = e.listenForPassivePeers(ctx, e.resolveUnnumbered(ctx, e.keepKnownAddresses(d.Peers)))
 	e.updateBFDSessions(d.Peers)
-	named := map[string]bool{}
+	configured := map[string]bool{}
 	for _, p := range d.Peers {
-		named[p.Name] = true
+		configured[p.Name] = true
 	}
 	for name, w := range e.workersByPeer {
-		if !named[name] {
+		if !configured[name] {
 			w.sendOrder(workerOrder{stop: true, removed: true})
 			delete(e.workersByPeer, name)
 		}
@@ -233,6 +241,3 @@ func (e *Engine) notifyChanged() {
 	default:
 	}
 }
-
-// currentTime is the clock of the sessions. Their timers are those of the kernel and the runtime.
-func currentTime() time.Time { return time.Now() }

@@ -8,7 +8,7 @@ import (
 
 // receivedNotification is the error of a session that the router ended by a NOTIFICATION.
 type receivedNotification struct {
-	context      string // happened
+	context      string // such as "the router ended the session"
 	notification *message.Notification
 	localOpen    message.Open // which the router may have rejected
 }
@@ -26,7 +26,7 @@ func (n receivedNotification) Error() string {
 func (n receivedNotification) advice() string {
 	switch k := [2]uint8{n.notification.Code, n.notification.Subcode}; k {
 	case [2]uint8{message.CodeOpen, 2}:
-		return fmt.Sprintf("it expects another AS number than %d from this node:  correct it there, or myASN here", n.localOpen.ASN)
+		return fmt.Sprintf("it expects another AS number than %d from this node: correct it there, or myASN here", n.localOpen.ASN)
 	case [2]uint8{message.CodeOpen, 3}:
 		return fmt.Sprintf("it does not accept %s as this node's router ID, which another neighbour or the router itself may use: set another routerID", n.localOpen.RouterID)
 	case [2]uint8{message.CodeOpen, 6}:

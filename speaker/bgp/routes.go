@@ -72,7 +72,7 @@ func (w *worker) findWithheld() Withheld {
 		f := message.FamilyOf(r.Prefix)
 		if !slices.Contains(w.status.Families, f) {
 			return Withheld{names.ReasonFamilyNotCarried, fmt.Sprintf(
-				"the router does not get %s: it does not accept routes of %s on this session:  activate that address family for this neighbour there", r.Prefix, f)}
+				"the router does not get %s: it does not accept routes of %s on this session: activate that address family for this neighbour there", r.Prefix, f)}
 		}
 		switch t, ok := w.pathAttributes(r); {
 		case ok:
@@ -145,10 +145,10 @@ func (w *worker) hardReset(f *message.Notification) *message.Notification {
 }
 
 // setLeaving starts the graceful shutdown of a leaving node's routes, or cancels it.
-func (w *worker) setLeaving(yes bool) {
+func (w *worker) setLeaving(leaving bool) {
 	w.shutdown = noShutdown
 	w.shutdownTimer.Stop()
-	if yes {
+	if leaving {
 		w.log.Info("the node is leaving: announcing its routes with GRACEFUL_SHUTDOWN, then withdrawing them", "routes", w.table.Len())
 		w.shutdown = shutdownAnnounced
 		w.shutdownTimer.Reset(gracefulShutdownDelay)

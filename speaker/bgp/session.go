@@ -21,10 +21,9 @@ type session struct {
 	updates    net.Conn // the UpdateSource's messages
 	negotiated Negotiated
 	counter    *messageCounter
-	// confirmed is closed at the router's first KEEPALIVE, ended at the end
-	// of the session. endReason is set before ended is closed.
-	confirmed, ended chan struct{}
-	endReason        error
+	confirmed  chan struct{} // closed at the router's first KEEPALIVE
+	ended      chan struct{} // closed at the end of the session
+	endReason  error         // set before ended is closed
 
 	endOnce            sync.Once
 	writeMutex         sync.Mutex // guards writer
@@ -38,25 +37,25 @@ type messageCounter struct {
 	MessageCounts
 }
 
-func (t *messageCounter) countSent(k message.Type) {
-	t.mu.Lock()
-	t.Sent.countMessage(k)
-	t.mu.Unlock()
+func (c *messageCounter) countSent(k message.Type) {
+	c.mu.Lock()
+	c.Sent.countMessage(k)
+	c.mu.Unlock()
 }
 
-func (t *messageCounter) countReceived(k message.Type) {
-	t.mu.Lock()
-	t.Received.countMessage(k)
-	t.mu.Unlock()
+func (c *messageCounter) countReceived(k message.Type) {
+	c.mu.Lock()
+	c.Received.countMessage(k)
+	c.mu.Unlock()
 }
 
-func (t *messageCounter) counts() MessageCounts {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.MessageCounts
+func (c *messageCounter) counts() MessageCounts {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.MessageCounts
 }
 
-// Times of a session.
+// Timers of a session.
 const (
 	// writeTimeout ends a session without a hold time when the router does not read for so long.
 	writeTimeout = 90 * time.Second
@@ -68,14 +67,14 @@ const (
 )
 
 // startRelay starts a session after the OPENs. updates is the UpdateSource's connection.
-func startRelay(conn Conn, lib net.Conn, a Negotiated, t *messageCounter) *session {
+func startRelay(conn Conn, updates net.Conn, n Negotiated, counter *messageCounter) *session {
 	s := &session{
-		conn: conn, updates: lib, negotiated: a, counter: t,
+		conn: conn, updates: updates, negotiated: n, counter: counter,
 		confirmed: make(chan struct{}), ended: make(chan struct{}), writer: bufio.NewWriterSize(conn, 1<<16), keepaliveIntervals: make(chan time.Duration, 1),
 	}
 	if k, ok := conn.(interface {
 		SetKeepAliveConfig(net.KeepAliveConfig) error
-	}); ok && a.HoldTime == 0 {
+	}); ok && n.HoldTime == 0 {
 		_ = k.SetKeepAliveConfig(tcpKeepalive) // or a restart of the router would never be noticed
 	}
 	go s.relayFromRouter()
@@ -95,18 +94,18 @@ func (s *session) sendKeepalives() {
 	case <-s.ended:
 		return
 	}
-	every, timer := s.negotiated.KeepaliveInterval, time.NewTimer(time.Hour)
+	interval, timer := s.negotiated.KeepaliveInterval, time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
 		var due <-chan time.Time
-		if every > 0 {
-			timer.Reset(every)
+		if interval > 0 {
+			timer.Reset(interval)
 			due = timer.C
 		}
 		select {
 		case <-s.ended:
 			return
-		case every = <-s.keepaliveIntervals:
+		case interval = <-s.keepaliveIntervals:
 		case <-due:
 			if err := s.writeMessage(message.TypeKeepalive, message.EncodeKeepalive(), true); err != nil {
 				return
@@ -116,22 +115,22 @@ func (s *session) sendKeepalives() {
 }
 
 // setKeepaliveInterval changes the interval between our keepalives.
-func (s *session) setKeepaliveInterval(every time.Duration) {
+func (s *session) setKeepaliveInterval(interval time.Duration) {
 	select {
 	case <-s.keepaliveIntervals:
 	default:
 	}
-	s.keepaliveIntervals <- every
+	s.keepaliveIntervals <- interval
 }
 
 // writeMessage writes a message to the router, and flushes it if asked. An error ends the session.
 func (s *session) writeMessage(t message.Type, m []byte, flush bool) error {
-	patience := writeTimeout
+	timeout := writeTimeout
 	if s.negotiated.HoldTime > 0 {
-		patience = s.negotiated.HoldTime
+		timeout = s.negotiated.HoldTime
 	}
 	s.writeMutex.Lock()
-	_ = s.conn.SetWriteDeadline(time.Now().Add(patience))
+	_ = s.conn.SetWriteDeadline(time.Now().Add(timeout))
 	s.counter.countSent(t)
 	_, err := s.writer.Write(m)
 	if err == nil && flush {
@@ -145,32 +144,33 @@ func (s *session) writeMessage(t message.Type, m []byte, flush bool) error {
 }
 
 // terminate ends the session. notification is sent to the router unless it is nil.
-func (s *session) terminate(why error, tell *message.Notification) {
+func (s *session) terminate(reason error, notification *message.Notification) {
 	s.endOnce.Do(func() {
-		s.endReason = why
-		if tell != nil {
-			_ = s.conn.SetWriteDeadline(time.Now().Add(notificationTimeout))         // unblocks a writer
-			last := time.AfterFunc(2*notificationTimeout, func() { s.conn.Close() }) // and one that blocks from now on
-			defer last.Stop()
+		s.endReason = reason
+		if notification != nil {
+			// The deadline unblocks a writer, and closing the connection one that blocks later.
+			_ = s.conn.SetWriteDeadline(time.Now().Add(notificationTimeout))
+			closing := time.AfterFunc(2*notificationTimeout, func() { s.conn.Close() })
+			defer closing.Stop()
 			s.writeMutex.Lock()
-			_, _ = s.writer.Write(tell.Encode())
+			_, _ = s.writer.Write(notification.Encode())
 			if s.writer.Flush() == nil {
 				s.counter.countSent(message.TypeNotification)
 			}
 			s.writeMutex.Unlock()
 		}
 		s.updates.Close()
-		go closeConnection(s.conn, tell != nil)
+		go closeConnection(s.conn, notification != nil)
 		close(s.ended)
 	})
 }
 
 // closeConnection closes a connection. After a NOTIFICATION it waits for the router to close its
 // side: closing with unread bytes would reset the connection, and the NOTIFICATION would be lost.
-func closeConnection(c Conn, farewell bool) {
+func closeConnection(c Conn, notified bool) {
 	defer c.Close()
 	half, ok := c.(interface{ CloseWrite() error })
-	if !farewell || !ok || half.CloseWrite() != nil {
+	if !notified || !ok || half.CloseWrite() != nil {
 		return
 	}
 	_ = c.SetReadDeadline(time.Now().Add(notificationTimeout))
@@ -228,10 +228,10 @@ func (s *session) relayFromRouter() {
 
 // handleReadError ends the session with an explanation of the read error.
 func (s *session) handleReadError(err error) {
-	var fault *message.Notification
+	var notification *message.Notification
 	switch {
-	case errors.As(err, &fault):
-		s.endForProtocolError(fault)
+	case errors.As(err, &notification):
+		s.endForProtocolError(notification)
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		s.terminate(fmt.Errorf("no message from the router for %s, the hold time", s.negotiated.HoldTime), &message.Notification{Code: message.CodeHoldTimer})
 	case errors.Is(err, io.EOF):
@@ -239,13 +239,13 @@ func (s *session) handleReadError(err error) {
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		s.terminate(errors.New("the router closed the connection in the middle of a message"), nil)
 	default:
-		s.terminate(fmt.Errorf("the connection broke: %w", err), nil)
+		s.terminate(fmt.Errorf("the connection failed: %w", err), nil)
 	}
 }
 
 // endForProtocolError ends the session because the router violated the protocol.
-func (s *session) endForProtocolError(f *message.Notification) {
-	s.terminate(fmt.Errorf("the router violated the protocol: %w", f), f)
+func (s *session) endForProtocolError(notification *message.Notification) {
+	s.terminate(fmt.Errorf("the router violated the protocol: %w", notification), notification)
 }
 
 // relayToRouter writes the UpdateSource's messages to the router.
@@ -269,34 +269,34 @@ func (s *session) relayToRouter() {
 const openTimeout = 20 * time.Second
 
 // exchangeOpens sends our OPEN, reads the router's and checks it.
-func exchangeOpens(c Conn, t *messageCounter, self message.Open, check func(peer message.Open) (Negotiated, error)) (Negotiated, error) {
+func exchangeOpens(c Conn, counter *messageCounter, local message.Open, check func(remote message.Open) (Negotiated, error)) (Negotiated, error) {
 	_ = c.SetDeadline(time.Now().Add(openTimeout))
-	if _, err := c.Write(self.Encode()); err != nil {
+	if _, err := c.Write(local.Encode()); err != nil {
 		return Negotiated{}, fmt.Errorf("sending our OPEN: %w", err)
 	}
-	t.countSent(message.TypeOpen)
+	counter.countSent(message.TypeOpen)
 	m, err := message.Read(c, make([]byte, message.MaxLength))
 	if err != nil {
-		return Negotiated{}, rejectOpen(c, t, explainOpenError(err))
+		return Negotiated{}, rejectOpen(c, counter, explainOpenError(err))
 	}
-	t.countReceived(message.TypeOf(m))
+	counter.countReceived(message.TypeOf(m))
 	switch message.TypeOf(m) {
 	case message.TypeNotification:
-		return Negotiated{}, receivedNotification{"the router refused the session", message.DecodeNotification(message.BodyOf(m)), self}
+		return Negotiated{}, receivedNotification{"the router refused the session", message.DecodeNotification(message.BodyOf(m)), local}
 	case message.TypeOpen:
 	default:
-		return Negotiated{}, rejectOpen(c, t, &message.Notification{Code: message.CodeFSM, Subcode: 1, Text: fmt.Sprintf("its first message is %s, not OPEN", message.TypeOf(m))})
+		return Negotiated{}, rejectOpen(c, counter, &message.Notification{Code: message.CodeFSM, Subcode: 1, Text: fmt.Sprintf("its first message is %s, not OPEN", message.TypeOf(m))})
 	}
-	peer, err := message.DecodeOpen(message.BodyOf(m))
+	remote, err := message.DecodeOpen(message.BodyOf(m))
 	if err != nil {
-		return Negotiated{}, rejectOpen(c, t, err)
+		return Negotiated{}, rejectOpen(c, counter, err)
 	}
-	a, err := check(peer)
+	negotiated, err := check(remote)
 	if err != nil {
-		return a, rejectOpen(c, t, err)
+		return negotiated, rejectOpen(c, counter, err)
 	}
 	_ = c.SetDeadline(time.Time{})
-	return a, nil
+	return negotiated, nil
 }
 
 // explainOpenError explains an error while waiting for the router's OPEN.
@@ -311,14 +311,14 @@ func explainOpenError(err error) error {
 }
 
 // rejectOpen sends the router a NOTIFICATION, if err is one, and returns the error for the status.
-func rejectOpen(c Conn, t *messageCounter, err error) error {
-	var f *message.Notification
-	if !errors.As(err, &f) {
+func rejectOpen(c Conn, counter *messageCounter, err error) error {
+	var notification *message.Notification
+	if !errors.As(err, &notification) {
 		return err
 	}
 	_ = c.SetWriteDeadline(time.Now().Add(notificationTimeout))
-	if _, e := c.Write(f.Encode()); e == nil {
-		t.countSent(message.TypeNotification)
+	if _, e := c.Write(notification.Encode()); e == nil {
+		counter.countSent(message.TypeNotification)
 	}
 	return fmt.Errorf("the router's OPEN is rejected: %w", err)
 }

@@ -50,22 +50,22 @@ func (t *Table) Replace(all iter.Seq2[netip.Prefix, PathAttributes]) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	wanted := 0
-	for prefix, terms := range all {
+	for prefix, attributes := range all {
 		wanted++
-		if old, ok := t.routes[prefix]; !ok || !old.Equal(&terms) {
-			t.routes[prefix] = t.internAttributes(terms)
+		if old, ok := t.routes[prefix]; !ok || !old.Equal(&attributes) {
+			t.routes[prefix] = t.internAttributes(attributes)
 			t.changes.markChanged(prefix)
 		}
 	}
 	if len(t.routes) == wanted {
 		return
 	}
-	still := make(map[netip.Prefix]struct{}, wanted)
+	kept := make(map[netip.Prefix]struct{}, wanted)
 	for prefix := range all {
-		still[prefix] = struct{}{}
+		kept[prefix] = struct{}{}
 	}
 	for prefix := range t.routes {
-		if _, ok := still[prefix]; !ok {
+		if _, ok := kept[prefix]; !ok {
 			delete(t.routes, prefix)
 			t.changes.markChanged(prefix)
 		}
@@ -73,17 +73,17 @@ func (t *Table) Replace(all iter.Seq2[netip.Prefix, PathAttributes]) {
 }
 
 // internAttributes returns equal attributes that are in use already, or a pointer to these.
-func (t *Table) internAttributes(terms PathAttributes) *PathAttributes {
-	for _, s := range t.recentAttributes {
-		if s.Equal(&terms) {
-			return s
+func (t *Table) internAttributes(attributes PathAttributes) *PathAttributes {
+	for _, recent := range t.recentAttributes {
+		if recent.Equal(&attributes) {
+			return recent
 		}
 	}
 	if len(t.recentAttributes) == maxRecentAttributes {
 		t.recentAttributes = slices.Delete(t.recentAttributes, 0, 1)
 	}
-	t.recentAttributes = append(t.recentAttributes, &terms)
-	return &terms
+	t.recentAttributes = append(t.recentAttributes, &attributes)
+	return &attributes
 }
 
 // Len returns how many prefixes of the given families are in
@@ -108,7 +108,12 @@ func (t *Table) Len(families ...message.Family) int {
 func (t *Table) Subscribe() *Changes {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.changes = &Changes{table: t, ready: make(chan struct{}, 1), changedPrefixes: map[netip.Prefix]struct{}{}, resendFamilies: []message.Family{message.IPv4, message.IPv6}}
+	t.changes = &Changes{
+		table:           t,
+		ready:           make(chan struct{}, 1),
+		changedPrefixes: map[netip.Prefix]struct{}{},
+		resendFamilies:  []message.Family{message.IPv4, message.IPv6},
+	}
 	t.changes.signalReady()
 	return t.changes
 }

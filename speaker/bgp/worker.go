@@ -21,9 +21,10 @@ type workerOrder struct {
 	peer      intent.Peer
 	allRoutes []*intent.Route // of all peers
 	leaving   bool
-	// stop ends the worker. removed means that its peer is no
-	// longer configured; else the speaker stops.
-	stop, removed bool
+	// stop ends the worker, since the speaker stops or the peer was removed.
+	stop bool
+	// removed means that the peer is no longer configured.
+	removed bool
 }
 
 // worker owns one peer: its session and the Table of its
@@ -38,14 +39,15 @@ type worker struct {
 	done      chan struct{}
 	counter   messageCounter
 
-	ctx                context.Context
-	order              workerOrder // the latest
-	status             Status
-	table              *Table // the routes to announce
-	session            *session
-	confirmed          <-chan struct{} // of session; nil once it was handled
-	nextHop4, nextHop6 netip.Addr      // next hops of the session
-	extendedNextHop    bool            // IPv4 routes may have IPv6 next hops
+	ctx             context.Context
+	order           workerOrder // the latest
+	status          Status
+	table           *Table // the routes to announce
+	session         *session
+	confirmed       <-chan struct{} // of session; nil once it was handled
+	nextHop4        netip.Addr      // invalid if the session has none
+	nextHop6        netip.Addr      // invalid if the session has none
+	extendedNextHop bool            // IPv4 routes may have IPv6 next hops
 
 	attemptDone      <-chan attemptResult // result of the attempt under way; nil without one
 	cancelAttempt    context.CancelFunc
@@ -70,7 +72,7 @@ type shutdownPhase uint8
 const (
 	noShutdown        shutdownPhase = iota
 	shutdownAnnounced               // announced with GRACEFUL_SHUTDOWN
-	routesWithdrawn                 // withdrawn
+	routesWithdrawn
 )
 
 // Timers of a worker.
@@ -93,8 +95,16 @@ const (
 
 func newWorker(e *Engine, name string) *worker {
 	w := &worker{
-		engine: e, name: name, log: e.options.Log.With("peer", name), orders: make(chan workerOrder, 1), bfdEvents: make(chan bfd.Event, 16), incoming: make(chan Conn, 1), done: make(chan struct{}),
-		table: NewTable(), status: Status{Peer: name, State: Idle, Since: currentTime()}, restarting: true,
+		engine:     e,
+		name:       name,
+		log:        e.options.Log.With("peer", name),
+		orders:     make(chan workerOrder, 1),
+		bfdEvents:  make(chan bfd.Event, 16),
+		incoming:   make(chan Conn, 1),
+		done:       make(chan struct{}),
+		status:     Status{Peer: name, State: Idle, Since: time.Now()},
+		table:      NewTable(),
+		restarting: true,
 	}
 	w.status.counter = &w.counter
 	return w
@@ -191,15 +201,15 @@ func (w *worker) abortAttempt() {
 // applyOrder applies an order. The session is reset only if
 // the edit changes our OPEN or the connection.
 func (w *worker) applyOrder(o workerOrder, first bool) {
-	former := w.order
+	previous := w.order
 	w.order = o
-	if o.leaving != former.leaving {
+	if o.leaving != previous.leaving {
 		w.setLeaving(o.leaving)
 	}
 	switch {
 	case first:
-		w.retryTimer.Reset(0) // the first attempt is made at once
-	case !w.canKeepSession(&former.peer, &o.peer):
+		w.retryTimer.Reset(0)
+	case !w.canKeepSession(&previous.peer, &o.peer):
 		w.log.Info("the peer's configuration changed; reconnecting")
 		w.abortAttempt()
 		if w.session != nil {
@@ -208,14 +218,14 @@ func (w *worker) applyOrder(o workerOrder, first bool) {
 		}
 		w.failures, w.lastNotification = 0, nil
 		w.retryTimer.Reset(0)
-	case former.peer.Password != o.peer.Password && !o.peer.Blocked.IsSet():
+	case previous.peer.Password != o.peer.Password && !o.peer.Blocked.IsSet():
 		w.changePassword()
-	case former.peer.Blocked != o.peer.Blocked && w.session == nil:
+	case previous.peer.Blocked != o.peer.Blocked && w.session == nil:
 		w.abortAttempt()
 		w.failures = 0
 		w.retryTimer.Reset(0)
 	}
-	w.applyTimers(&former.peer)
+	w.applyTimers(&previous.peer)
 	w.updateTable()
 }
 
@@ -275,28 +285,28 @@ func (w *worker) acceptConnection(c Conn) {
 		return
 	}
 	w.retryTimer.Stop()
-	t := dialOptions(&p)
+	o := dialOptions(&p)
 	w.enterState(Connect)
-	w.startAttempt(func(context.Context) (Conn, error) { return c, c.SetTTL(t.TTL, t.MinTTL) })
+	w.startAttempt(func(context.Context) (Conn, error) { return c, c.SetTTL(o.TTL, o.MinTTL) })
 }
 
 // startAttempt starts an attempt on the connection that connect returns.
-func (w *worker) startAttempt(get func(context.Context) (Conn, error)) {
+func (w *worker) startAttempt(connect func(context.Context) (Conn, error)) {
 	p := w.order.peer
 	ctx, cancel := context.WithCancel(w.ctx)
-	out := make(chan attemptResult, 1)
-	w.attemptDone, w.cancelAttempt = out, cancel
+	result := make(chan attemptResult, 1)
+	w.attemptDone, w.cancelAttempt = result, cancel
 	restarted := w.restarting
 	go func() {
 		defer cancel()
-		out <- w.attemptSession(ctx, p, restarted, get)
+		result <- w.attemptSession(ctx, p, restarted, connect)
 	}()
 }
 
 // attemptSession connects and exchanges the OPENs. It runs on its
 // own goroutine and uses only the counter of the worker.
-func (w *worker) attemptSession(ctx context.Context, p intent.Peer, restarted bool, get func(context.Context) (Conn, error)) attemptResult {
-	c, err := get(ctx)
+func (w *worker) attemptSession(ctx context.Context, p intent.Peer, restarted bool, connect func(context.Context) (Conn, error)) attemptResult {
+	c, err := connect(ctx)
 	if err != nil {
 		if c != nil {
 			c.Close()
@@ -305,9 +315,9 @@ func (w *worker) attemptSession(ctx context.Context, p intent.Peer, restarted bo
 	}
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
-	v4, _ := c.NextHops()
-	self := buildOpen(&p, chooseRouterID(p.RouterID, v4, w.engine.options.NodeName), restarted)
-	a, err := exchangeOpens(c, &w.counter, self, func(peer message.Open) (Negotiated, error) { return negotiate(&p, self, peer) })
+	ipv4, _ := c.NextHops()
+	local := buildOpen(&p, chooseRouterID(p.RouterID, ipv4, w.engine.options.NodeName), restarted)
+	a, err := exchangeOpens(c, &w.counter, local, func(remote message.Open) (Negotiated, error) { return negotiate(&p, local, remote) })
 	if err != nil {
 		go closeConnection(c, true)
 		return attemptResult{err: err}
@@ -317,14 +327,14 @@ func (w *worker) attemptSession(ctx context.Context, p intent.Peer, restarted bo
 
 // dialOptions returns where and how to connect to a peer.
 func dialOptions(p *intent.Peer) DialOptions {
-	t := DialOptions{Remote: netip.AddrPortFrom(p.Address, p.Port), Source: p.SourceAddress, Device: p.Device, Password: p.Password, TTL: 255}
+	o := DialOptions{Remote: netip.AddrPortFrom(p.Address, p.Port), Source: p.SourceAddress, Device: p.Device, Password: p.Password, TTL: 255}
 	switch {
 	case p.MaxHops > 0:
-		t.MinTTL = 255 - (p.MaxHops - 1)
+		o.MinTTL = 255 - (p.MaxHops - 1)
 	case p.IsExternal() && !p.Multihop:
-		t.TTL = 1
+		o.TTL = 1
 	}
-	return t
+	return o
 }
 
 // startSession starts the session after a successful attempt.
@@ -334,8 +344,8 @@ func (w *worker) startSession(a attemptResult) {
 		return
 	}
 	w.setNextHops(a)
-	lib := w.engine.options.UpdateSource.OpenConnection(a.negotiated, w.order.peer.LocalASN, w.table)
-	w.session = startRelay(a.conn, lib, a.negotiated, &w.counter)
+	updates := w.engine.options.UpdateSource.OpenConnection(a.negotiated, w.order.peer.LocalASN, w.table)
+	w.session = startRelay(a.conn, updates, a.negotiated, &w.counter)
 	w.confirmed = w.session.confirmed
 	w.enterState(OpenSent)
 }
@@ -367,7 +377,7 @@ func (w *worker) recordEstablished() {
 // endSession records the end of the session and schedules the
 // next attempt: at once after a stable session.
 func (w *worker) endSession() {
-	if w.status.State == Established && currentTime().Sub(w.status.Since) >= stableInterval {
+	if w.status.State == Established && time.Now().Sub(w.status.Since) >= stableInterval {
 		w.failures = -1
 	}
 	err := w.session.endReason
@@ -401,9 +411,9 @@ func retryDelay(failures int, longest time.Duration) time.Duration {
 	return d - time.Duration(rand.Int64N(int64(d)/4+1))
 }
 
-func (w *worker) enterState(p State) {
-	if w.status.State != p {
-		w.status.State, w.status.Since = p, currentTime()
+func (w *worker) enterState(s State) {
+	if w.status.State != s {
+		w.status.State, w.status.Since = s, time.Now()
 	}
 }
 
