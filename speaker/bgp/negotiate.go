@@ -42,7 +42,11 @@ func chooseRouterID(given, local netip.Addr, node string) netip.Addr {
 // may still keep routes from before this process.
 func buildOpen(p *intent.Peer, id netip.Addr, restarted bool) message.Open {
 	o := message.Open{
-		ASN: p.LocalASN, HoldSeconds: uint16(p.HoldTime / time.Second), RouterID: id, FourOctetASN: true, RouteRefresh: true,
+		ASN:          p.LocalASN,
+		HoldSeconds:  uint16(p.HoldTime / time.Second),
+		RouterID:     id,
+		FourOctetASN: true,
+		RouteRefresh: true,
 	}
 	if !p.NoMultiprotocol {
 		o.Families = configuredFamilies(p)
@@ -50,7 +54,12 @@ func buildOpen(p *intent.Peer, id netip.Addr, restarted bool) message.Open {
 	}
 	if p.GracefulRestart {
 		// Kubernetes forwards while the speaker restarts: the F bit is always set.
-		g := &message.GracefulRestart{Restarting: restarted, GracefulNotification: true, RestartSeconds: uint16(min(p.RestartTime/time.Second, 4095)), ForwardingByFamily: map[message.Family]bool{}}
+		g := &message.GracefulRestart{
+			Restarting:           restarted,
+			GracefulNotification: true,
+			RestartSeconds:       uint16(min(p.RestartTime/time.Second, 4095)),
+			ForwardingByFamily:   map[message.Family]bool{},
+		}
 		for _, f := range configuredFamilies(p) {
 			g.ForwardingByFamily[f] = true
 		}
@@ -61,35 +70,35 @@ func buildOpen(p *intent.Peer, id netip.Addr, restarted bool) message.Open {
 
 // negotiate compares the router's OPEN with the
 // configuration. The error is a *message.Notification.
-func negotiate(p *intent.Peer, self, peer message.Open) (Negotiated, error) {
-	a := Negotiated{LocalOpen: self, RemoteOpen: peer}
-	if f := checkASN(p, peer.ASN); f != nil {
-		return a, f
+func negotiate(p *intent.Peer, local, remote message.Open) (Negotiated, error) {
+	n := Negotiated{LocalOpen: local, RemoteOpen: remote}
+	if f := checkASN(p, remote.ASN); f != nil {
+		return n, f
 	}
-	if peer.ASN == self.ASN && peer.RouterID == self.RouterID {
-		return a, &message.Notification{Code: message.CodeOpen, Subcode: 3, Text: fmt.Sprintf("its router ID %s is also ours: change one of them", peer.RouterID)}
+	if remote.ASN == local.ASN && remote.RouterID == local.RouterID {
+		return n, &message.Notification{Code: message.CodeOpen, Subcode: 3, Text: fmt.Sprintf("its router ID %s is also ours: change one of them", remote.RouterID)}
 	}
-	if self.ASN > 0xffff && !peer.FourOctetASN {
-		return a, &message.Notification{Code: message.CodeOpen, Subcode: 7, Text: fmt.Sprintf("it does not support AS numbers of four octets, and ours is %d", self.ASN)}
+	if local.ASN > 0xffff && !remote.FourOctetASN {
+		return n, &message.Notification{Code: message.CodeOpen, Subcode: 7, Text: fmt.Sprintf("it does not support AS numbers of four octets, and ours is %d", local.ASN)}
 	}
-	theirs := peer.Families
-	if len(theirs) == 0 { // without the capability a session carries IPv4 unicast, RFC 4760 section 8
+	theirs := remote.Families
+	if len(theirs) == 0 { // without the capability: IPv4 unicast, RFC 4760 section 8
 		theirs = []message.Family{message.IPv4}
 	}
 	for _, f := range configuredFamilies(p) {
-		if slices.Contains(theirs, f) && (len(self.Families) > 0 || f == message.IPv4) {
-			a.Families = append(a.Families, f)
+		if slices.Contains(theirs, f) && (len(local.Families) > 0 || f == message.IPv4) {
+			n.Families = append(n.Families, f)
 		}
 	}
-	if len(a.Families) == 0 {
-		return a, &message.Notification{Code: message.CodeOpen, Subcode: 7, Text: fmt.Sprintf("it supports %v and we use %v: activate a common address family for this neighbour on the router", theirs, configuredFamilies(p))}
+	if len(n.Families) == 0 {
+		return n, &message.Notification{Code: message.CodeOpen, Subcode: 7, Text: fmt.Sprintf("it supports %v and we use %v: activate a common address family for this neighbour on the router", theirs, configuredFamilies(p))}
 	}
-	a.HoldTime = time.Duration(min(self.HoldSeconds, peer.HoldSeconds)) * time.Second
-	a.KeepaliveInterval = keepaliveInterval(p, a.HoldTime)
-	a.ExtendedNextHop = self.ExtendedNextHop && peer.ExtendedNextHop
-	a.GracefulRestart = self.GracefulRestart != nil && peer.GracefulRestart != nil
-	a.GracefulNotification = a.GracefulRestart && peer.GracefulRestart.GracefulNotification
-	return a, nil
+	n.HoldTime = time.Duration(min(local.HoldSeconds, remote.HoldSeconds)) * time.Second
+	n.KeepaliveInterval = keepaliveInterval(p, n.HoldTime)
+	n.ExtendedNextHop = local.ExtendedNextHop && remote.ExtendedNextHop
+	n.GracefulRestart = local.GracefulRestart != nil && remote.GracefulRestart != nil
+	n.GracefulNotification = n.GracefulRestart && remote.GracefulRestart.GracefulNotification
+	return n, nil
 }
 
 // keepaliveInterval returns the interval between our keepalives: a third of
@@ -121,14 +130,14 @@ func checkASN(p *intent.Peer, got uint32) *message.Notification {
 }
 
 // chooseNextHop returns the next hop for a family; invalid when there is none.
-func chooseNextHop(f message.Family, extended bool, v4, v6 netip.Addr) netip.Addr {
+func chooseNextHop(f message.Family, extended bool, ipv4, ipv6 netip.Addr) netip.Addr {
 	switch {
 	case f == message.IPv6:
-		return v6
-	case v4.IsValid():
-		return v4
+		return ipv6
+	case ipv4.IsValid():
+		return ipv4
 	case extended: // RFC 8950
-		return v6
+		return ipv6
 	}
 	return netip.Addr{}
 }

@@ -14,15 +14,16 @@ import (
 
 // encoder encodes the UPDATEs of one session.
 type encoder struct {
-	asn uint32 // our number, as the router sees it
-	// isExternal is true for a router of another AS, fourOctetASN for
-	// one that supports AS numbers of four octets.
-	isExternal, fourOctetASN bool
-	families                 []message.Family
+	asn uint32 // our AS number on this session
+	// isExternal is true if the router is in another AS.
+	isExternal bool
+	// fourOctetASN is true if the router supports AS numbers of four octets (RFC 6793).
+	fourOctetASN bool
+	families     []message.Family
 }
 
-func newEncoder(a bgp.Negotiated, asn uint32) *encoder {
-	return &encoder{asn: asn, isExternal: a.RemoteOpen.ASN != asn, fourOctetASN: a.RemoteOpen.FourOctetASN, families: a.Families}
+func newEncoder(n bgp.Negotiated, asn uint32) *encoder {
+	return &encoder{asn: asn, isExternal: n.RemoteOpen.ASN != asn, fourOctetASN: n.RemoteOpen.FourOctetASN, families: n.Families}
 }
 
 const (
@@ -36,7 +37,7 @@ const (
 // encodeUpdates calls emit with each UPDATE that the changes need: withdrawals first, then
 // the routes, grouped by attributes. A route that does not fit into an UPDATE is emitted as
 // a fault. It sorts changes, and stops at the first error of emit.
-func (e *encoder) encodeUpdates(changes []bgp.Change, tell func(message []byte, fault error) error) error {
+func (e *encoder) encodeUpdates(changes []bgp.Change, emit func(update []byte, fault error) error) error {
 	changes = slices.DeleteFunc(changes, func(c bgp.Change) bool { return !slices.Contains(e.families, message.FamilyOf(c.Prefix)) })
 	slices.SortFunc(changes, func(x, y bgp.Change) int { return x.Prefix.Compare(y.Prefix) })
 	index := map[*bgp.PathAttributes]int{nil: 0} // withdrawals have no attributes
@@ -45,11 +46,11 @@ func (e *encoder) encodeUpdates(changes []bgp.Change, tell func(message []byte, 
 			index[c.Attributes] = len(index)
 		}
 	}
-	together := func(x, y bgp.Change) int {
+	byGroup := func(x, y bgp.Change) int {
 		return cmp.Or(cmp.Compare(index[x.Attributes], index[y.Attributes]), cmp.Compare(message.FamilyOf(x.Prefix), message.FamilyOf(y.Prefix)))
 	}
-	if !slices.IsSortedFunc(changes, together) { // usually all have the same attributes
-		slices.SortStableFunc(changes, together)
+	if !slices.IsSortedFunc(changes, byGroup) { // usually all have the same attributes
+		slices.SortStableFunc(changes, byGroup)
 	}
 	for len(changes) > 0 {
 		first := changes[0]
@@ -59,7 +60,7 @@ func (e *encoder) encodeUpdates(changes []bgp.Change, tell func(message []byte, 
 		if n < 0 {
 			n = len(changes)
 		}
-		if err := e.encodeGroup(changes[:n], tell); err != nil {
+		if err := e.encodeGroup(changes[:n], emit); err != nil {
 			return err
 		}
 		changes = changes[n:]
@@ -68,29 +69,29 @@ func (e *encoder) encodeUpdates(changes []bgp.Change, tell func(message []byte, 
 }
 
 // encodeGroup calls emit with the UPDATEs of changes of one family and the same attributes.
-func (e *encoder) encodeGroup(g []bgp.Change, tell func([]byte, error) error) error {
+func (e *encoder) encodeGroup(group []bgp.Change, emit func(update []byte, fault error) error) error {
 	var attributes []packet.PathAttributeInterface
 	taken := 0
-	if g[0].Attributes != nil {
-		attributes = e.encodeAttributes(g[0].Attributes)
+	if group[0].Attributes != nil {
+		attributes = e.encodeAttributes(group[0].Attributes)
 	}
 	for _, a := range attributes {
 		taken += a.Len()
 	}
-	for len(g) > 0 {
+	for len(group) > 0 {
 		left, n := updateCapacity-taken-mpHeaderLength, 0
-		for n < len(g) && left >= encodedLength(g[n].Prefix) {
-			left -= encodedLength(g[n].Prefix)
+		for n < len(group) && left >= encodedLength(group[n].Prefix) {
+			left -= encodedLength(group[n].Prefix)
 			n++
 		}
 		if n == 0 {
-			return tell(nil, fmt.Errorf("the attributes of %s take %d octets and do not fit into an UPDATE", g[0].Prefix, taken))
+			return emit(nil, fmt.Errorf("the attributes of %s take %d octets and do not fit into an UPDATE", group[0].Prefix, taken))
 		}
-		m, err := e.encodeUpdate(g[:n], attributes)
-		if err = tell(m, err); err != nil {
+		m, err := e.encodeUpdate(group[:n], attributes)
+		if err = emit(m, err); err != nil {
 			return err
 		}
-		g = g[n:]
+		group = group[n:]
 	}
 	return nil
 }
@@ -103,42 +104,43 @@ const mpHeaderLength = 4 + 2 + 1 + 1 + 16 + 1
 func encodedLength(p netip.Prefix) int { return 1 + (p.Bits()+7)/8 }
 
 // encodeUpdate returns the UPDATE for some changes of a group.
-func (e *encoder) encodeUpdate(g []bgp.Change, attributes []packet.PathAttributeInterface) ([]byte, error) {
+func (e *encoder) encodeUpdate(group []bgp.Change, attributes []packet.PathAttributeInterface) ([]byte, error) {
 	var withdrawn, plain []*packet.IPAddrPrefix
 	var multi []packet.AddrPrefixInterface
-	of, terms := message.FamilyOf(g[0].Prefix), g[0].Attributes
-	classic := of == message.IPv4 && (terms == nil || terms.NextHop.Is4())
-	for _, c := range g {
+	family, routeAttributes := message.FamilyOf(group[0].Prefix), group[0].Attributes
+	classic := family == message.IPv4 && (routeAttributes == nil || routeAttributes.NextHop.Is4())
+	for _, c := range group {
 		switch length, text := uint8(c.Prefix.Bits()), c.Prefix.Addr().String(); {
-		case classic && terms == nil:
+		case classic && routeAttributes == nil:
 			withdrawn = append(withdrawn, packet.NewIPAddrPrefix(length, text))
 		case classic:
 			plain = append(plain, packet.NewIPAddrPrefix(length, text))
-		case of == message.IPv4:
+		case family == message.IPv4:
 			multi = append(multi, packet.NewIPAddrPrefix(length, text))
 		default:
 			multi = append(multi, packet.NewIPv6AddrPrefix(length, text))
 		}
 	}
 	switch {
-	case classic && terms != nil:
-		attributes = append(slices.Clip(attributes), packet.NewPathAttributeNextHop(terms.NextHop.String()))
-	case !classic && terms != nil:
-		attributes = append(slices.Clip(attributes), packet.NewPathAttributeMpReachNLRI(terms.NextHop.WithZone("").String(), multi))
+	case classic && routeAttributes != nil:
+		attributes = append(slices.Clip(attributes), packet.NewPathAttributeNextHop(routeAttributes.NextHop.String()))
+	case !classic && routeAttributes != nil:
+		attributes = append(slices.Clip(attributes), packet.NewPathAttributeMpReachNLRI(routeAttributes.NextHop.WithZone("").String(), multi))
 	case !classic:
 		attributes = []packet.PathAttributeInterface{packet.NewPathAttributeMpUnreachNLRI(multi)}
 	}
 	slices.SortFunc(attributes, func(x, y packet.PathAttributeInterface) int { return cmp.Compare(x.GetType(), y.GetType()) })
 	m, err := packet.NewBGPUpdateMessage(withdrawn, attributes, plain).Serialize()
 	if err != nil {
-		return nil, fmt.Errorf("encoding the UPDATE for %s: %w", g[0].Prefix, err)
+		return nil, fmt.Errorf("encoding the UPDATE for %s: %w", group[0].Prefix, err)
 	}
 	return m, nil
 }
 
 // encodeAttributes returns the attributes except the next hop.
 func (e *encoder) encodeAttributes(t *bgp.PathAttributes) []packet.PathAttributeInterface {
-	out := append([]packet.PathAttributeInterface{packet.NewPathAttributeOrigin(0)}, e.encodeASPath(t)...) // IGP
+	const igp = 0
+	out := append([]packet.PathAttributeInterface{packet.NewPathAttributeOrigin(igp)}, e.encodeASPath(t)...)
 	if t.HasMED {
 		out = append(out, packet.NewPathAttributeMultiExitDisc(t.MED))
 	}

@@ -23,14 +23,14 @@ var _ bgp.UpdateSource = (*UpdateSource)(nil)
 func New(log *slog.Logger) *UpdateSource { return &UpdateSource{log} }
 
 // OpenConnection starts a routeSender and returns the near end of its connection.
-func (l *UpdateSource) OpenConnection(a bgp.Negotiated, asn uint32, t *bgp.Table) net.Conn {
+func (u *UpdateSource) OpenConnection(n bgp.Negotiated, asn uint32, t *bgp.Table) net.Conn {
 	near, far := net.Pipe()
-	o := &routeSender{
-		conn: far, negotiated: a, encoder: newEncoder(a, asn), changes: t.Subscribe(), log: l.log,
+	s := &routeSender{
+		conn: far, negotiated: n, encoder: newEncoder(n, asn), changes: t.Subscribe(), log: u.log,
 		confirmed: make(chan struct{}), ended: make(chan struct{}),
 	}
-	go o.readMessages()
-	go o.run()
+	go s.readMessages()
+	go s.run()
 	return near
 }
 
@@ -41,15 +41,14 @@ type routeSender struct {
 	encoder    *encoder
 	changes    *bgp.Changes
 	log        *slog.Logger
-	// confirmed is closed when the router has confirmed the
-	// session, ended when the connection is closed.
-	confirmed, ended chan struct{}
+	confirmed  chan struct{} // closed when the router has confirmed the session
+	ended      chan struct{} // closed when the connection is closed
 }
 
 // readMessages reads the router's messages that the relay forwards.
-func (o *routeSender) readMessages() {
-	defer close(o.ended)
-	r, buf, confirmed := bufio.NewReader(o.conn), make([]byte, message.MaxLength), false
+func (s *routeSender) readMessages() {
+	defer close(s.ended)
+	r, buf, confirmed := bufio.NewReader(s.conn), make([]byte, message.MaxLength), false
 	for {
 		m, err := message.Read(r, buf)
 		if err != nil {
@@ -59,34 +58,34 @@ func (o *routeSender) readMessages() {
 		case message.TypeKeepalive:
 			if !confirmed {
 				confirmed = true
-				close(o.confirmed)
+				close(s.confirmed)
 			}
 		case message.TypeRouteRefresh: // its body is the AFI, a reserved octet and the SAFI
-			o.changes.ResendFamily(message.Family(uint16(message.BodyOf(m)[0])<<8 | uint16(message.BodyOf(m)[1])))
+			s.changes.ResendFamily(message.Family(uint16(message.BodyOf(m)[0])<<8 | uint16(message.BodyOf(m)[1])))
 		}
 	}
 }
 
 // run sends the KEEPALIVE that answers the OPEN, then the Table's routes and their changes.
-func (o *routeSender) run() {
-	defer o.conn.Close()
-	if _, err := o.conn.Write(message.EncodeKeepalive()); err != nil {
+func (s *routeSender) run() {
+	defer s.conn.Close()
+	if _, err := s.conn.Write(message.EncodeKeepalive()); err != nil {
 		return
 	}
-	var some <-chan struct{} // nil before the router has confirmed the session
-	confirmed := o.confirmed
+	var ready <-chan struct{} // nil before the router has confirmed the session
+	confirmed := s.confirmed
 	for {
 		var err error
 		select {
-		case <-o.ended:
+		case <-s.ended:
 			return
 		case <-confirmed:
-			confirmed, some = nil, o.changes.Ready()
-			if err = o.sendChanges(); err == nil && o.negotiated.GracefulRestart {
-				err = o.sendEndOfRIB()
+			confirmed, ready = nil, s.changes.Ready()
+			if err = s.sendChanges(); err == nil && s.negotiated.GracefulRestart {
+				err = s.sendEndOfRIB()
 			}
-		case <-some:
-			err = o.sendChanges()
+		case <-ready:
+			err = s.sendChanges()
 		}
 		if err != nil {
 			return
@@ -95,24 +94,24 @@ func (o *routeSender) run() {
 }
 
 // sendChanges sends the pending changes.
-func (o *routeSender) sendChanges() error {
-	return o.encoder.encodeUpdates(o.changes.TakePending(), func(m []byte, fault error) error {
+func (s *routeSender) sendChanges() error {
+	return s.encoder.encodeUpdates(s.changes.TakePending(), func(m []byte, fault error) error {
 		if fault != nil {
-			o.log.Error("announcing a route", "error", fault)
+			s.log.Error("announcing a route", "error", fault)
 			return nil
 		}
-		_, err := o.conn.Write(m)
+		_, err := s.conn.Write(m)
 		return err
 	})
 }
 
 // sendEndOfRIB tells the router that the first routes of
 // each family are complete (RFC 4724 section 2).
-func (o *routeSender) sendEndOfRIB() error {
-	for _, f := range o.negotiated.Families {
+func (s *routeSender) sendEndOfRIB() error {
+	for _, f := range s.negotiated.Families {
 		m, err := encodeEndOfRIB(f)
 		if err == nil {
-			_, err = o.conn.Write(m)
+			_, err = s.conn.Write(m)
 		}
 		if err != nil {
 			return err

@@ -34,8 +34,10 @@ const (
 // Notification is a NOTIFICATION, sent or received. As an
 // error it is the reason that a session ends.
 type Notification struct {
+	// Code and Subcode are the error code and subcode.
 	Code, Subcode uint8
-	Data          []byte
+	// Data depends on Code and Subcode.
+	Data []byte
 	// Text is a clause that says what the router did wrong.
 	// It is empty when Code and Subcode say it.
 	Text string
@@ -63,46 +65,46 @@ var subcodeNames = map[[2]uint8]string{
 }
 
 // Description names code and subcode, with the administrator's message if there is one (RFC 9003).
-func (f *Notification) Description() string {
-	out, ok := codeNames[f.Code]
+func (n *Notification) Description() string {
+	out, ok := codeNames[n.Code]
 	if !ok {
-		out = fmt.Sprintf("error code %d", f.Code)
+		out = fmt.Sprintf("error code %d", n.Code)
 	}
-	if s, ok := subcodeNames[[2]uint8{f.Code, f.Subcode}]; ok {
+	if s, ok := subcodeNames[[2]uint8{n.Code, n.Subcode}]; ok {
 		out += ", " + s
-	} else if f.Subcode != 0 {
-		out += fmt.Sprintf(", subcode %d", f.Subcode)
+	} else if n.Subcode != 0 {
+		out += fmt.Sprintf(", subcode %d", n.Subcode)
 	}
-	if c := f.shutdownCommunication(); c != "" {
+	if c := n.shutdownCommunication(); c != "" {
 		out += fmt.Sprintf(" (%q)", c)
 	}
-	return out + f.prefixLimit()
+	return out + n.prefixLimit()
 }
 
 // prefixLimit returns the maximum of prefixes, if the router sent
 // it: AFI, SAFI and the number (RFC 4486 section 4).
-func (f *Notification) prefixLimit() string {
-	if f.Code != CodeCease || f.Subcode != CeaseMaxPrefixes || len(f.Data) < 7 {
+func (n *Notification) prefixLimit() string {
+	if n.Code != CodeCease || n.Subcode != CeaseMaxPrefixes || len(n.Data) < 7 {
 		return ""
 	}
-	return fmt.Sprintf(", %d of %s", binary.BigEndian.Uint32(f.Data[3:]), Family(binary.BigEndian.Uint16(f.Data)))
+	return fmt.Sprintf(", %d of %s", binary.BigEndian.Uint32(n.Data[3:]), Family(binary.BigEndian.Uint16(n.Data)))
 }
 
 // Error says what was wrong.
-func (f *Notification) Error() string {
-	if f.Text == "" {
-		return f.Description()
+func (n *Notification) Error() string {
+	if n.Text == "" {
+		return n.Description()
 	}
-	return f.Text
+	return n.Text
 }
 
 // shutdownCommunication returns the administrator's text of a shutdown or
 // reset: one byte of length, then UTF-8 (RFC 9003 section 2).
-func (f *Notification) shutdownCommunication() string {
-	data := f.Data
-	if f.Code == CodeCease && f.Subcode == CeaseHardReset && len(data) >= 2 { // it wraps another NOTIFICATION, RFC 8538 section 3.1
-		data = data[2:]
-	} else if f.Code != CodeCease || (f.Subcode != CeaseShutdown && f.Subcode != CeaseReset) {
+func (n *Notification) shutdownCommunication() string {
+	data := n.Data
+	if n.Code == CodeCease && n.Subcode == CeaseHardReset && len(data) >= 2 {
+		data = data[2:] // a wrapped NOTIFICATION, RFC 8538 section 3.1
+	} else if n.Code != CodeCease || (n.Subcode != CeaseShutdown && n.Subcode != CeaseReset) {
 		return ""
 	}
 	if len(data) == 0 || int(data[0]) > len(data)-1 {
@@ -121,28 +123,28 @@ func (f *Notification) shutdownCommunication() string {
 }
 
 // Encode returns the NOTIFICATION message.
-func (f *Notification) Encode() []byte {
-	return encodeMessage(TypeNotification, append([]byte{f.Code, f.Subcode}, f.Data...))
+func (n *Notification) Encode() []byte {
+	return encodeMessage(TypeNotification, append([]byte{n.Code, n.Subcode}, n.Data...))
 }
 
 // NewCease returns a Cease with a text for the router's administrator. The
 // text is cut to the 255 bytes that RFC 9003 section 2 allows.
 func NewCease(subcode uint8, text string) *Notification {
-	f := &Notification{Code: CodeCease, Subcode: subcode}
+	n := &Notification{Code: CodeCease, Subcode: subcode}
 	if subcode == CeaseShutdown || subcode == CeaseReset {
 		t := []byte(text)
 		for len(t) > 255 || !utf8.Valid(t) {
 			t = t[:min(len(t)-1, 255)]
 		}
-		f.Data = append([]byte{byte(len(t))}, t...)
+		n.Data = append([]byte{byte(len(t))}, t...)
 	}
-	return f
+	return n
 }
 
 // AsHardReset wraps a Cease into a Hard Reset, which ends the
 // session without graceful restart (RFC 8538 section 3.1).
-func (f *Notification) AsHardReset() *Notification {
-	return &Notification{Code: CodeCease, Subcode: CeaseHardReset, Data: append([]byte{f.Code, f.Subcode}, f.Data...), Text: f.Text}
+func (n *Notification) AsHardReset() *Notification {
+	return &Notification{Code: CodeCease, Subcode: CeaseHardReset, Data: append([]byte{n.Code, n.Subcode}, n.Data...), Text: n.Text}
 }
 
 // DecodeNotification decodes the body of a NOTIFICATION that Read returned.

@@ -49,6 +49,7 @@ type GracefulRestart struct {
 
 // Open is an OPEN message.
 type Open struct {
+	// ASN is the sender's AS number.
 	ASN uint32
 	// HoldSeconds is the hold time: 0, or 3 s and more.
 	HoldSeconds uint16
@@ -156,31 +157,31 @@ func DecodeOpen(body []byte) (Open, error) {
 	o.ASN = uint32(binary.BigEndian.Uint16(body[1:]))
 	o.HoldSeconds = binary.BigEndian.Uint16(body[3:])
 	o.RouterID = netip.AddrFrom4([4]byte(body[5:9]))
-	params, wide := body[10:], 1
+	params, lengthOctets := body[10:], 1
 	n := int(body[9])
 	if n == 255 && len(body) >= 13 && body[10] == 255 { // lengths of two octets, RFC 9072 section 2
-		n, wide, params = int(binary.BigEndian.Uint16(body[11:])), 2, body[13:]
+		n, lengthOctets, params = int(binary.BigEndian.Uint16(body[11:])), 2, body[13:]
 	}
 	if n != len(params) {
 		return o, malformedOpen("the length of its optional parameters is wrong")
 	}
 	for len(params) > 0 {
-		if len(params) < 1+wide {
+		if len(params) < 1+lengthOctets {
 			return o, malformedOpen("an optional parameter of its OPEN is cut off")
 		}
 		l := int(params[1])
-		if wide == 2 {
+		if lengthOctets == 2 {
 			l = int(binary.BigEndian.Uint16(params[1:]))
 		}
-		if len(params) < 1+wide+l {
+		if len(params) < 1+lengthOctets+l {
 			return o, malformedOpen("an optional parameter of its OPEN is cut off")
 		}
 		if params[0] == 2 { // other parameters are deprecated
-			if err := o.decodeCapabilities(params[1+wide : 1+wide+l]); err != nil {
+			if err := o.decodeCapabilities(params[1+lengthOctets : 1+lengthOctets+l]); err != nil {
 				return o, err
 			}
 		}
-		params = params[1+wide+l:]
+		params = params[1+lengthOctets+l:]
 	}
 	if o.ASN == 0 {
 		return o, &Notification{Code: CodeOpen, Subcode: 2, Text: "its AS number is 0, which is not allowed (RFC 7607)"}

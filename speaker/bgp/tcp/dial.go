@@ -30,16 +30,16 @@ const dialTimeout = 5 * time.Second
 const maxPasswordLength = unix.TCP_MD5SIG_MAXKEYLEN
 
 // Dial connects to a router.
-func (Transport) Dial(ctx context.Context, t bgp.DialOptions) (bgp.Conn, error) {
-	d := net.Dialer{Timeout: dialTimeout, KeepAlive: -1, FallbackDelay: -1, Control: func(_, _ string, c syscall.RawConn) error { return configureSocket(c, t) }}
-	if t.Source.IsValid() {
-		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(t.Source, 0))
+func (Transport) Dial(ctx context.Context, o bgp.DialOptions) (bgp.Conn, error) {
+	d := net.Dialer{Timeout: dialTimeout, KeepAlive: -1, FallbackDelay: -1, Control: func(_, _ string, c syscall.RawConn) error { return configureSocket(c, o) }}
+	if o.Source.IsValid() {
+		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(o.Source, 0))
 	}
-	c, err := d.DialContext(ctx, "tcp", t.Remote.String())
+	c, err := d.DialContext(ctx, "tcp", o.Remote.String())
 	if err != nil {
-		return nil, explainDialError(err, t)
+		return nil, explainDialError(err, o)
 	}
-	out := &conn{TCPConn: c.(*net.TCPConn), remoteIP: t.Remote.Addr()}
+	out := &conn{TCPConn: c.(*net.TCPConn), remoteIP: o.Remote.Addr()}
 	out.nextHop4, out.nextHop6 = localNextHops(c.LocalAddr().(*net.TCPAddr).AddrPort().Addr())
 	return out, nil
 }
@@ -59,26 +59,26 @@ func (Transport) IsOnLink(a netip.Addr) bool {
 }
 
 // explainDialError adds what to do to errors that a configuration causes.
-func explainDialError(err error, t bgp.DialOptions) error {
+func explainDialError(err error, o bgp.DialOptions) error {
 	switch {
-	case errors.Is(err, syscall.ENODEV) && t.Device != "":
-		return fmt.Errorf("connecting to %s: this node has no link or VRF %q: create it (a VRF needs a kernel with VRF support), or correct the BGPPeer: %w", t.Remote, t.Device, err)
-	case errors.Is(err, syscall.EADDRNOTAVAIL) && t.Source.IsValid():
-		return fmt.Errorf("connecting from %s: no interface of this node has that address: correct sourceAddress, or remove it: %w", t.Source, err)
-	case isUnreachable(err) && t.TTL == 1 && !(Transport{}).IsOnLink(t.Remote.Addr()):
-		return fmt.Errorf("connecting to %s: no interface of this node has a network with that address, and an external router must be on a link of the node unless ebgpMultiHop is true: set it if the router is several hops away: %w", t.Remote, err)
+	case errors.Is(err, syscall.ENODEV) && o.Device != "":
+		return fmt.Errorf("connecting to %s: this node has no link or VRF %q: create it (a VRF needs a kernel with VRF support), or correct the BGPPeer: %w", o.Remote, o.Device, err)
+	case errors.Is(err, syscall.EADDRNOTAVAIL) && o.Source.IsValid():
+		return fmt.Errorf("connecting from %s: no interface of this node has that address: correct sourceAddress, or remove it: %w", o.Source, err)
+	case isUnreachable(err) && o.TTL == 1 && !(Transport{}).IsOnLink(o.Remote.Addr()):
+		return fmt.Errorf("connecting to %s: no interface of this node has a network with that address, and an external router must be on a link of the node unless ebgpMultiHop is true: set it if the router is several hops away: %w", o.Remote, err)
 	case isTimeout(err):
 		what := "is the router up, and does it allow this node?"
-		if t.Password != "" {
+		if o.Password != "" {
 			what += " Is the password the same on both sides?"
 		} else {
 			what += " Does it require a password?"
 		}
-		return fmt.Errorf("connecting to %s: no answer within %s: %s", t.Remote, dialTimeout, what)
+		return fmt.Errorf("connecting to %s: no answer within %s: %s", o.Remote, dialTimeout, what)
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("connecting to %s: refused: does BGP run there, with this node as a neighbour?", t.Remote)
+		return fmt.Errorf("connecting to %s: refused: does BGP run there, with this node as a neighbour?", o.Remote)
 	}
-	return fmt.Errorf("connecting to %s: %w", t.Remote, err)
+	return fmt.Errorf("connecting to %s: %w", o.Remote, err)
 }
 
 // isTimeout reports whether the router did not answer. The net package has two such errors.
@@ -93,41 +93,41 @@ func isUnreachable(err error) bool {
 }
 
 // configureSocket sets the options that the first packet needs.
-func configureSocket(c syscall.RawConn, t bgp.DialOptions) error {
+func configureSocket(c syscall.RawConn, o bgp.DialOptions) error {
 	var err error
-	set := func(what string, e error) {
+	set := func(act string, e error) {
 		if e != nil && err == nil {
-			err = fmt.Errorf("%s: %w", what, os.NewSyscallError("setsockopt", e))
+			err = fmt.Errorf("%s: %w", act, os.NewSyscallError("setsockopt", e))
 		}
 	}
-	e := c.Control(func(fd uintptr) {
+	controlError := c.Control(func(fd uintptr) {
 		s := int(fd)
-		if t.Device != "" {
-			set(fmt.Sprintf("binding to %q", t.Device), unix.SetsockoptString(s, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, t.Device))
+		if o.Device != "" {
+			set(fmt.Sprintf("binding to %q", o.Device), unix.SetsockoptString(s, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, o.Device))
 		}
-		if t.Password != "" {
-			set("setting the password", setMD5Key(s, t.Remote.Addr(), t.Password))
+		if o.Password != "" {
+			set("setting the password", setMD5Key(s, o.Remote.Addr(), o.Password))
 		}
-		// Routing traffic has priority: class selector 6 (RFC 4594 section 3.2).
-		if e := setTTLs(s, t.Remote.Addr(), t.TTL, t.MinTTL); err == nil {
+		if e := setTTLs(s, o.Remote.Addr(), o.TTL, o.MinTTL); err == nil {
 			err = e
 		}
-		if t.Remote.Addr().Unmap().Is4() {
+		// Routing traffic has priority: class selector 6 (RFC 4594 section 3.2).
+		if o.Remote.Addr().Unmap().Is4() {
 			set("setting the traffic class", unix.SetsockoptInt(s, unix.IPPROTO_IP, unix.IP_TOS, 0xc0))
 		} else {
 			set("setting the traffic class", unix.SetsockoptInt(s, unix.IPPROTO_IPV6, unix.IPV6_TCLASS, 0xc0))
 		}
 	})
-	return errors.Join(e, err)
+	return errors.Join(controlError, err)
 }
 
 // setMD5Key sets the key for a router. An empty password removes it.
-func setMD5Key(fd int, peer netip.Addr, password string) error {
+func setMD5Key(fd int, router netip.Addr, password string) error {
 	if len(password) > maxPasswordLength {
 		return unix.EMSGSIZE
 	}
 	sig := &unix.TCPMD5Sig{Keylen: uint16(len(password))}
-	if a := peer.Unmap(); a.Is4() {
+	if a := router.Unmap(); a.Is4() {
 		sig.Addr.Family = unix.AF_INET
 		b := a.As4()
 		copy(sig.Addr.Data[2:], b[:]) // after the port
@@ -144,7 +144,7 @@ func setMD5Key(fd int, peer netip.Addr, password string) error {
 type conn struct {
 	*net.TCPConn
 	remoteIP           netip.Addr
-	nextHop4, nextHop6 netip.Addr // next hops
+	nextHop4, nextHop6 netip.Addr // invalid if there is none
 }
 
 // SetPassword changes the key of the open connection. Segments with the previous key
@@ -163,27 +163,27 @@ func (c *conn) SetPassword(password string) error {
 }
 
 // NextHops returns this node's addresses for next hops.
-func (c *conn) NextHops() (v4, v6 netip.Addr) { return c.nextHop4, c.nextHop6 }
+func (c *conn) NextHops() (ipv4, ipv6 netip.Addr) { return c.nextHop4, c.nextHop6 }
 
 // localNextHops returns the local address and an address of the other family from the same link.
 // It prefers a global address to a link-local one, which is valid only on its link.
-func localNextHops(local netip.Addr) (v4, v6 netip.Addr) {
+func localNextHops(local netip.Addr) (ipv4, ipv6 netip.Addr) {
 	local = local.Unmap()
 	for _, a := range linkAddresses(local) {
 		switch {
-		case a.Is4() && (!v4.IsValid() || v4.IsLinkLocalUnicast()):
-			v4 = a
-		case a.Is6() && (!v6.IsValid() || v6.IsLinkLocalUnicast()):
-			v6 = a
+		case a.Is4() && (!ipv4.IsValid() || ipv4.IsLinkLocalUnicast()):
+			ipv4 = a
+		case a.Is6() && (!ipv6.IsValid() || ipv6.IsLinkLocalUnicast()):
+			ipv6 = a
 		}
 	}
 	if local.Is4() {
-		return local, v6
+		return local, ipv6
 	}
-	if local.IsLinkLocalUnicast() && v6.IsValid() && !v6.IsLinkLocalUnicast() {
-		return v4, v6
+	if local.IsLinkLocalUnicast() && ipv6.IsValid() && !ipv6.IsLinkLocalUnicast() {
+		return ipv4, ipv6
 	}
-	return v4, local
+	return ipv4, local
 }
 
 // linkAddresses returns the addresses of the link with the given address.

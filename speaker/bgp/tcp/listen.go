@@ -19,8 +19,8 @@ import (
 func (Transport) Listen(ctx context.Context, port uint16) (bgp.Listener, error) {
 	l := &listener{connections: make(chan bgp.Conn), done: make(chan struct{})}
 	for _, network := range []string{"tcp4", "tcp6"} {
-		c := net.ListenConfig{KeepAlive: -1}
-		s, err := c.Listen(ctx, network, fmt.Sprintf(":%d", port))
+		config := net.ListenConfig{KeepAlive: -1}
+		s, err := config.Listen(ctx, network, fmt.Sprintf(":%d", port))
 		if errors.Is(err, syscall.EAFNOSUPPORT) {
 			continue
 		}
@@ -62,7 +62,7 @@ func (l *listener) acceptConnections(s *net.TCPListener) {
 			if errors.Is(err, net.ErrClosed) {
 				return
 			}
-			select { // out of file descriptors, perhaps
+			select { // such as without free file descriptors
 			case <-l.done:
 				return
 			case <-time.After(acceptRetryDelay):
@@ -126,24 +126,24 @@ func (c *conn) RemoteIP() netip.Addr { return c.remoteIP }
 func (c *conn) LocalIP() netip.Addr { return c.LocalAddr().(*net.TCPAddr).AddrPort().Addr().Unmap() }
 
 // SetTTL sets the TTL of our packets and the lowest accepted TTL of the router's.
-func (c *conn) SetTTL(ttl, least uint8) error {
+func (c *conn) SetTTL(ttl, minTTL uint8) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return err
 	}
 	var fault error
-	err = raw.Control(func(fd uintptr) { fault = setTTLs(int(fd), c.remoteIP, ttl, least) })
+	err = raw.Control(func(fd uintptr) { fault = setTTLs(int(fd), c.remoteIP, ttl, minTTL) })
 	return errors.Join(err, fault)
 }
 
 // setTTLs sets the TTL or hop limit of a socket and the lowest accepted one.
-func setTTLs(fd int, remote netip.Addr, ttl, least uint8) error {
+func setTTLs(fd int, remote netip.Addr, ttl, minTTL uint8) error {
 	if remote.Unmap().Is4() {
 		return errors.Join(
 			os.NewSyscallError("setting the TTL", unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_TTL, int(ttl))),
-			os.NewSyscallError("setting the least TTL", unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MINTTL, int(least))))
+			os.NewSyscallError("setting the lowest accepted TTL", unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MINTTL, int(minTTL))))
 	}
 	return errors.Join(
 		os.NewSyscallError("setting the hop limit", unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, int(ttl))),
-		os.NewSyscallError("setting the least hop limit", unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MINHOPCOUNT, int(least))))
+		os.NewSyscallError("setting the lowest accepted hop limit", unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MINHOPCOUNT, int(minTTL))))
 }

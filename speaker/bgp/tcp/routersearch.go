@@ -36,17 +36,17 @@ var (
 // cannot be used. Until ctx ends it also advertises this node, with a router lifetime of 0: the
 // router finds its neighbour, and no host uses the node as a gateway.
 func (Transport) FindRouter(ctx context.Context, device string, report func(router netip.Addr, err error)) {
-	told := ""
+	reported := ""
 	for ctx.Err() == nil {
 		err := searchLink(ctx, device, func(a netip.Addr) {
-			told = ""
+			reported = ""
 			report(a, nil)
 		})
 		if ctx.Err() != nil {
 			return
 		}
-		if err != nil && err.Error() != told {
-			told = err.Error()
+		if err != nil && err.Error() != reported {
+			reported = err.Error()
 			report(netip.Addr{}, err)
 		}
 		select {
@@ -68,19 +68,19 @@ func searchLink(ctx context.Context, device string, report func(netip.Addr)) err
 	}
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { c.Close() })()
-	var f ipv6.ICMPFilter
-	f.SetAll(true)
-	f.Accept(ipv6.ICMPTypeRouterAdvertisement)
-	f.Accept(ipv6.ICMPTypeRouterSolicitation)
+	var filter ipv6.ICMPFilter
+	filter.SetAll(true)
+	filter.Accept(ipv6.ICMPTypeRouterAdvertisement)
+	filter.Accept(ipv6.ICMPTypeRouterSolicitation)
 	for _, e := range []error{
-		c.SetICMPFilter(&f), c.SetControlMessage(ipv6.FlagHopLimit|ipv6.FlagInterface, true), c.JoinGroup(allNodes), c.JoinGroup(allRouters),
+		c.SetICMPFilter(&filter), c.SetControlMessage(ipv6.FlagHopLimit|ipv6.FlagInterface, true), c.JoinGroup(allNodes), c.JoinGroup(allRouters),
 	} {
 		if e != nil {
 			return fmt.Errorf("looking for a router on %q: %w", device, e)
 		}
 	}
-	s := routerFinder{conn: c, linkLocal: own, link: link, report: report}
-	return s.readAndSolicit(ctx)
+	f := routerFinder{conn: c, linkLocal: own, link: link, report: report}
+	return f.readAndSolicit(ctx)
 }
 
 // routerFinder searches on one link.
@@ -94,34 +94,34 @@ type routerFinder struct {
 }
 
 // readAndSolicit reads messages and sends advertisements and solicitations when they are due.
-func (s *routerFinder) readAndSolicit(ctx context.Context) error {
+func (f *routerFinder) readAndSolicit(ctx context.Context) error {
 	var advertised, solicited time.Time
 	for ctx.Err() == nil {
 		now := time.Now()
 		if now.Sub(advertised) >= advertiseInterval {
 			advertised = now
-			if err := s.sendAdvertisement(); err != nil {
+			if err := f.sendAdvertisement(); err != nil {
 				return err
 			}
 		}
 		wake := advertised.Add(advertiseInterval)
-		if now.Sub(s.lastHeard) > routerTimeout {
+		if now.Sub(f.lastHeard) > routerTimeout {
 			if now.Sub(solicited) >= solicitInterval {
 				solicited = now
-				if err := s.sendMessage(&ndp.RouterSolicitation{Options: s.sourceOptions()}, allRouters); err != nil {
+				if err := f.sendMessage(&ndp.RouterSolicitation{Options: f.sourceOptions()}, allRouters); err != nil {
 					return err
 				}
 			}
 			wake = solicited.Add(solicitInterval)
 		}
-		_ = s.conn.SetReadDeadline(wake)
-		m, cm, from, err := s.conn.ReadFrom()
+		_ = f.conn.SetReadDeadline(wake)
+		m, cm, from, err := f.conn.ReadFrom()
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			continue
 		case err != nil:
-			return fmt.Errorf("looking for a router on %q: %w", s.link.Name, err)
-		case cm == nil || cm.HopLimit != ndp.HopLimit || cm.IfIndex != s.link.Index || !from.IsLinkLocalUnicast() || from == s.linkLocal:
+			return fmt.Errorf("looking for a router on %q: %w", f.link.Name, err)
+		case cm == nil || cm.HopLimit != ndp.HopLimit || cm.IfIndex != f.link.Index || !from.IsLinkLocalUnicast() || from == f.linkLocal:
 			continue // from beyond a router, or our own
 		}
 		switch m.(type) {
@@ -130,39 +130,39 @@ func (s *routerFinder) readAndSolicit(ctx context.Context) error {
 				advertised = time.Time{}
 			}
 		case *ndp.RouterAdvertisement:
-			s.recordRouter(from, time.Now())
+			f.recordRouter(from, time.Now())
 		}
 	}
 	return nil
 }
 
 // recordRouter records a router. The first router stays until it is silent.
-func (s *routerFinder) recordRouter(from netip.Addr, now time.Time) {
-	if from != s.router && s.router.IsValid() && now.Sub(s.lastHeard) < routerTimeout {
+func (f *routerFinder) recordRouter(from netip.Addr, now time.Time) {
+	if from != f.router && f.router.IsValid() && now.Sub(f.lastHeard) < routerTimeout {
 		return
 	}
-	s.lastHeard = now
-	if from != s.router {
-		s.router = from
-		s.report(from)
+	f.lastHeard = now
+	if from != f.router {
+		f.router = from
+		f.report(from)
 	}
 }
 
-func (s *routerFinder) sendAdvertisement() error {
-	return s.sendMessage(&ndp.RouterAdvertisement{Options: s.sourceOptions()}, allNodes)
+func (f *routerFinder) sendAdvertisement() error {
+	return f.sendMessage(&ndp.RouterAdvertisement{Options: f.sourceOptions()}, allNodes)
 }
 
 // sourceOptions returns the option with the link's own Ethernet address.
-func (s *routerFinder) sourceOptions() []ndp.Option {
-	if len(s.link.HardwareAddr) == 0 {
+func (f *routerFinder) sourceOptions() []ndp.Option {
+	if len(f.link.HardwareAddr) == 0 {
 		return nil
 	}
-	return []ndp.Option{&ndp.LinkLayerAddress{Direction: ndp.Source, Addr: s.link.HardwareAddr}}
+	return []ndp.Option{&ndp.LinkLayerAddress{Direction: ndp.Source, Addr: f.link.HardwareAddr}}
 }
 
-func (s *routerFinder) sendMessage(m ndp.Message, to netip.Addr) error {
-	if err := s.conn.WriteTo(m, nil, to); err != nil {
-		return fmt.Errorf("sending to the routers on %q: %w", s.link.Name, err)
+func (f *routerFinder) sendMessage(m ndp.Message, to netip.Addr) error {
+	if err := f.conn.WriteTo(m, nil, to); err != nil {
+		return fmt.Errorf("sending to the routers on %q: %w", f.link.Name, err)
 	}
 	return nil
 }
