@@ -135,7 +135,12 @@ func (s Session) echoFault() Fault {
 
 // machineConfig returns the configuration of the session's state machine.
 func (s Session) machineConfig() session.Config {
-	c := session.Config{DesiredMinTxInterval: s.TransmitInterval, RequiredMinRxInterval: s.ReceiveInterval, DetectMultiplier: s.DetectMultiplier, Passive: s.Passive}
+	c := session.Config{
+		DesiredMinTxInterval:  s.TransmitInterval,
+		RequiredMinRxInterval: s.ReceiveInterval,
+		DetectMultiplier:      s.DetectMultiplier,
+		Passive:               s.Passive,
+	}
 	if s.EchoMode && s.echoFault() == (Fault{}) {
 		c.EchoInterval = s.EchoInterval
 	}
@@ -146,10 +151,11 @@ func (s Session) machineConfig() session.Config {
 type Event struct {
 	Key Key
 	Up  bool
-	// Cause is the reason, Text the same for people.
+	// Cause is why the session changed.
 	Cause session.Cause
-	Text  string
-	At    time.Time
+	// Text describes the cause for people.
+	Text string
+	At   time.Time
 }
 
 // IsPathFailure reports whether the path has failed, so that routes through it must go. An

@@ -36,7 +36,7 @@ type Engine struct {
 
 	// Only Run uses the following fields.
 	sessionsByKey           map[Key]*runningSession
-	sessionsByDiscriminator map[uint32]*runningSession // by our discriminator
+	sessionsByDiscriminator map[uint32]*runningSession // ours
 	queuedEvents            []Event
 	stopWaiters             []chan struct{} // of Stop
 	nextSocketCheck         time.Time
@@ -45,11 +45,18 @@ type Engine struct {
 
 // New returns an Engine without sessions. The seed makes discriminators and
 // jitter differ between speakers and between restarts of a speaker.
-func New(wire Transport, now func() time.Time, seed uint64) *Engine {
+func New(transport Transport, now func() time.Time, seed uint64) *Engine {
 	return &Engine{
-		transport: wire, now: now, random: rand.New(rand.NewPCG(seed, 0)),
-		desired: make(chan []Session, 1), events: make(chan Event), changed: make(chan struct{}, 1), stopRequests: make(chan chan struct{}),
-		sessionsByKey: map[Key]*runningSession{}, sessionsByDiscriminator: map[uint32]*runningSession{},
+		transport:    transport,
+		now:          now,
+		random:       rand.New(rand.NewPCG(seed, 0)),
+		desired:      make(chan []Session, 1),
+		events:       make(chan Event),
+		changed:      make(chan struct{}, 1),
+		stopRequests: make(chan chan struct{}),
+
+		sessionsByKey:           map[Key]*runningSession{},
+		sessionsByDiscriminator: map[uint32]*runningSession{},
 	}
 }
 
@@ -147,14 +154,14 @@ func (e *Engine) receiveDatagrams() {
 			e.receiveEcho(d)
 			continue
 		}
-		l, p, why := e.matchSession(d)
-		if why == session.Accepted {
-			why = l.stepMachine(e, session.Received{Packet: p}).Discard
+		s, p, discarded := e.matchSession(d)
+		if discarded == session.Accepted {
+			discarded = s.stepMachine(e, session.Received{Packet: p}).Discard
 		}
-		if l != nil {
-			l.recordDatagram(d, why)
+		if s != nil {
+			s.recordDatagram(d, discarded)
 		}
-		e.discards.countDiscard(why)
+		e.discards.countDiscard(discarded)
 	}
 }
 
@@ -166,20 +173,20 @@ func (e *Engine) processTimers() time.Duration {
 		e.nextSocketCheck = now.Add(socketCheckInterval)
 	}
 	next := e.nextSocketCheck
-	for k, l := range e.sessionsByKey {
+	for key, s := range e.sessionsByKey {
 		if check {
-			l.ensureOpen()
+			s.ensureOpen()
 		}
-		if at := l.machine.NextTick(); !at.IsZero() && !now.Before(at) {
-			l.stepMachine(e, session.Tick{})
+		if at := s.machine.NextTick(); !at.IsZero() && !now.Before(at) {
+			s.stepMachine(e, session.Tick{})
 		}
-		if l.machine.IsStopped() && !l.wanted {
-			l.sender.Close()
-			delete(e.sessionsByKey, k)
-			delete(e.sessionsByDiscriminator, l.discriminator)
+		if s.machine.IsStopped() && !s.wanted {
+			s.sender.Close()
+			delete(e.sessionsByKey, key)
+			delete(e.sessionsByDiscriminator, s.discriminator)
 			continue
 		}
-		if at := l.machine.NextTick(); !at.IsZero() && at.Before(next) {
+		if at := s.machine.NextTick(); !at.IsZero() && at.Before(next) {
 			next = at
 		}
 	}
@@ -208,10 +215,10 @@ func (e *Engine) reconcileSessions(sessions []Session) {
 		wanted[s.Key] = true
 		records = append(records, e.ensureSession(s).record)
 	}
-	for k, l := range e.sessionsByKey {
-		if !wanted[k] && l.wanted {
-			l.wanted = false
-			l.stepMachine(e, session.Stop{})
+	for key, running := range e.sessionsByKey {
+		if !wanted[key] && running.wanted {
+			running.wanted = false
+			running.stepMachine(e, session.Stop{})
 		}
 	}
 	e.records.Store(&records)
@@ -219,31 +226,31 @@ func (e *Engine) reconcileSessions(sessions []Session) {
 }
 
 // ensureSession starts a session, or updates it if it is running.
-func (e *Engine) ensureSession(s Session) *runningSession {
-	l, running := e.sessionsByKey[s.Key]
-	if !running {
-		l = &runningSession{key: s.Key, discriminator: e.newDiscriminator(), echoSecret: e.random.Uint64()}
-		l.sender = e.transport.OpenSender(s.Key, l.discriminator)
-		l.machine = session.New(l.discriminator, s.machineConfig(), e.random, e.now())
-		e.sessionsByKey[s.Key], e.sessionsByDiscriminator[l.discriminator] = l, l
+func (e *Engine) ensureSession(desired Session) *runningSession {
+	s, exists := e.sessionsByKey[desired.Key]
+	if !exists {
+		s = &runningSession{key: desired.Key, discriminator: e.newDiscriminator(), echoSecret: e.random.Uint64()}
+		s.sender = e.transport.OpenSender(desired.Key, s.discriminator)
+		s.machine = session.New(s.discriminator, desired.machineConfig(), e.random, e.now())
+		e.sessionsByKey[desired.Key], e.sessionsByDiscriminator[s.discriminator] = s, s
 	}
-	if l.record == nil || !l.wanted {
-		l.record = &sessionRecord{changed: e.changed}
+	if s.record == nil || !s.wanted {
+		s.record = &sessionRecord{changed: e.changed}
 	}
-	if l.profile != s.Profile {
-		l.profile = s.Profile
-		if running {
-			l.stepMachine(e, session.Configure{Config: s.machineConfig()})
+	if s.profile != desired.Profile {
+		s.profile = desired.Profile
+		if exists {
+			s.stepMachine(e, session.Configure{Config: desired.machineConfig()})
 		}
 	}
-	l.record.session.Store(&s)
-	if !l.wanted && running {
-		l.stepMachine(e, session.Start{})
+	s.record.session.Store(&desired)
+	if !s.wanted && exists {
+		s.stepMachine(e, session.Start{})
 	}
-	l.wanted = true
-	l.ensureOpen()
-	l.publishState()
-	return l
+	s.wanted = true
+	s.ensureOpen()
+	s.publishState()
+	return s
 }
 
 // newDiscriminator returns an unused discriminator. It is random, since
@@ -258,9 +265,9 @@ func (e *Engine) newDiscriminator() uint32 {
 }
 
 // queueEvent queues an event. A full queue drops the oldest.
-func (e *Engine) queueEvent(v Event) {
+func (e *Engine) queueEvent(event Event) {
 	if len(e.queuedEvents) == maxQueuedEvents {
 		e.queuedEvents = e.queuedEvents[1:]
 	}
-	e.queuedEvents = append(e.queuedEvents, v)
+	e.queuedEvents = append(e.queuedEvents, event)
 }

@@ -9,15 +9,15 @@ func (e *Engine) matchSession(d Datagram) (*runningSession, session.Packet, sess
 	if !d.Multihop && d.TTL != 255 { // it crossed a router (RFC 5881 section 5)
 		return nil, session.Packet{}, session.LowTTL
 	}
-	p, why := session.Parse(d.Payload)
-	if why != session.Accepted {
-		return nil, p, why
+	p, discarded := session.Parse(d.Payload)
+	if discarded != session.Accepted {
+		return nil, p, discarded
 	}
 	var found *runningSession
 	if p.YourDiscriminator != 0 {
 		// A packet with our discriminator must also come from the neighbour.
-		if l := e.sessionsByDiscriminator[p.YourDiscriminator]; l != nil && l.key.matchesDatagram(d) {
-			found = l
+		if s := e.sessionsByDiscriminator[p.YourDiscriminator]; s != nil && s.key.matchesDatagram(d) {
+			found = s
 		}
 	} else {
 		found = e.findBySource(d)
@@ -34,9 +34,9 @@ func (e *Engine) matchSession(d Datagram) (*runningSession, session.Packet, sess
 // findBySource finds the session by addresses: of several, the one with the most specific key.
 func (e *Engine) findBySource(d Datagram) *runningSession {
 	var found *runningSession
-	for k, l := range e.sessionsByKey {
-		if k.matchesDatagram(d) && (found == nil || k.specificity() > found.key.specificity()) {
-			found = l
+	for key, s := range e.sessionsByKey {
+		if key.matchesDatagram(d) && (found == nil || key.specificity() > found.key.specificity()) {
+			found = s
 		}
 	}
 	return found

@@ -14,9 +14,9 @@ type discardCounters struct {
 }
 
 // countDiscard counts a discarded packet.
-func (c *discardCounters) countDiscard(why session.DiscardReason) {
+func (c *discardCounters) countDiscard(reason session.DiscardReason) {
 	for i, d := range session.DiscardReasons {
-		if d == why {
+		if d == reason {
 			c.byReason[i].Add(1)
 		}
 	}

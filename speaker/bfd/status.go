@@ -17,10 +17,14 @@ type Status struct {
 
 // Counters are totals since the session was set.
 type Counters struct {
-	// ControlReceived counts the packets that were taken, ControlSent those that were sent; EchoReturned and EchoSent likewise.
-	ControlReceived, ControlSent, EchoReturned, EchoSent uint64
-	// UpEvents and Downs count how often the session came Up and left it, Events how many of these were told.
-	UpEvents, DownEvents, ReportedEvents uint64
+	// ControlReceived and ControlSent count accepted and sent control packets.
+	ControlReceived, ControlSent uint64
+	// EchoReturned and EchoSent count returned and sent echo packets.
+	EchoReturned, EchoSent uint64
+	// UpEvents and DownEvents count how often the session came Up and left the state Up.
+	UpEvents, DownEvents uint64
+	// ReportedEvents counts how many of these were reported as an Event.
+	ReportedEvents uint64
 }
 
 // sessionRecord is the part of a session that other goroutines may read.
@@ -28,8 +32,11 @@ type sessionRecord struct {
 	session  atomic.Pointer[Session]
 	view     atomic.Pointer[session.View]
 	fault    atomic.Pointer[Fault]
-	counters struct{ controlReceived, controlSent, echoReturned, echoSent, upEvents, downEvents, reportedEvents atomic.Uint64 }
-	changed  chan<- struct{} // the Engine's
+	counters struct {
+		controlReceived, controlSent, echoReturned, echoSent atomic.Uint64
+		upEvents, downEvents, reportedEvents                 atomic.Uint64
+	}
+	changed chan<- struct{} // the Engine's
 }
 
 // newInvalidRecord returns the record of a session that does not run because it is invalid.
@@ -76,8 +83,13 @@ func (e *Engine) Status() []Status {
 		out = append(out, Status{
 			Session: *r.session.Load(), View: *r.view.Load(), Fault: *r.fault.Load(),
 			Counters: Counters{
-				ControlReceived: c.controlReceived.Load(), ControlSent: c.controlSent.Load(), EchoReturned: c.echoReturned.Load(), EchoSent: c.echoSent.Load(),
-				UpEvents: c.upEvents.Load(), DownEvents: c.downEvents.Load(), ReportedEvents: c.reportedEvents.Load(),
+				ControlReceived: c.controlReceived.Load(),
+				ControlSent:     c.controlSent.Load(),
+				EchoReturned:    c.echoReturned.Load(),
+				EchoSent:        c.echoSent.Load(),
+				UpEvents:        c.upEvents.Load(),
+				DownEvents:      c.downEvents.Load(),
+				ReportedEvents:  c.reportedEvents.Load(),
 			},
 		})
 	}

@@ -44,14 +44,16 @@ type Sender interface {
 type Datagram struct {
 	// From and To are the addresses, without zones.
 	From, To netip.Addr
-	// Interface is the link that it arrived on. VRF is the VRF
-	// device that received it; empty for the default VRF.
-	Interface, VRF string
+	// Interface is the link that it arrived on.
+	Interface string
+	// VRF is the VRF device that received it; empty for the default VRF.
+	VRF string
 	// TTL is the TTL or hop limit on arrival.
 	TTL uint8
-	// Multihop means that it came to the port of multihop
-	// sessions. Echo means that it is an echo packet.
-	Multihop, Echo bool
+	// Multihop means that it came to the port of multihop sessions.
+	Multihop bool
+	// Echo means that it is an echo packet.
+	Echo bool
 	// Payload is valid until the next Receive.
 	Payload []byte
 }

@@ -5,7 +5,7 @@ import "time"
 // echoFunction is the Echo function (RFC 5880 section 6.8.9): packets addressed to ourselves
 // that the neighbour's forwarding plane returns. Its zero value does nothing.
 type echoFunction struct {
-	nextAt   time.Time // the next packet
+	nextAt   time.Time // when the next packet is due
 	interval time.Duration
 	// lastReturn is when the last packet returned. Before the first return, silence means that
 	// the neighbour does not return them, and only control packets watch the path.

@@ -12,9 +12,12 @@ import (
 
 // Config has the parameters of a session. They may change while the session is Up.
 type Config struct {
-	// DesiredMinTxInterval and RequiredMinRxInterval apply while the
-	// session is Up, from 10 ms to 60 s (RFC 5880 section 6.8.1).
-	DesiredMinTxInterval, RequiredMinRxInterval time.Duration
+	// DesiredMinTxInterval is the shortest interval at which we want to send
+	// while the session is Up, from 10 ms to 60 s (RFC 5880 section 6.8.1).
+	DesiredMinTxInterval time.Duration
+	// RequiredMinRxInterval is the shortest interval at which we can receive,
+	// from 10 ms to 60 s (RFC 5880 section 6.8.1).
+	RequiredMinRxInterval time.Duration
 	// DetectMultiplier is how many of our intervals the
 	// neighbour waits for a packet, from 2 to 255.
 	DetectMultiplier uint8
@@ -48,29 +51,35 @@ type Machine struct {
 	diagnostic Diagnostic
 	stateSince time.Time
 	remote     remoteState
-	lastHeard  time.Time // of the last packet, zero when the Detection Time has passed without one
+	lastHeard  time.Time // zero once the Detection Time has passed without a packet
 
-	// desiredMinTxInterval and rx are what we tell (bfd.DesiredMinTxInterval, bfd.RequiredMinRxInterval), usedTxInterval and usedRxInterval what we
-	// act by. They differ while a Poll Sequence is under way (RFC 5880 section 6.8.3).
-	desiredMinTxInterval, requiredMinRxInterval, usedTxInterval, usedRxInterval time.Duration
-	poll                                                                        pollSequence
+	// Our packets announce the first two intervals (bfd.DesiredMinTxInterval,
+	// bfd.RequiredMinRxInterval); the session runs with the used ones. They
+	// differ during a Poll Sequence (RFC 5880 section 6.8.3).
+	desiredMinTxInterval  time.Duration
+	requiredMinRxInterval time.Duration
+	usedTxInterval        time.Duration
+	usedRxInterval        time.Duration
+	poll                  pollSequence
 
-	lastSent       Packet    // the last one, without P and F; its zero value is no packet's
-	lastPeriodicAt time.Time // of the last periodic one
-	nextSendAt     time.Time // zero when there is none
-	lastTxInterval time.Duration
-	adminDownLeft  int // packets that are still to be sent
+	lastSent       Packet        // without P and F; zero before the first packet
+	lastTransmitAt time.Time     // when the last packet but a Final was sent
+	nextSendAt     time.Time     // of the next periodic packet; zero without one
+	lastTxInterval time.Duration // with which nextSendAt was computed
+	adminDownLeft  int           // AdminDown packets still to be sent
 	echo           echoFunction
 }
 
 // remoteState is what the neighbour's last packet said.
 type remoteState struct {
-	discriminator                                                          uint32
-	state                                                                  State
-	diagnostic                                                             Diagnostic
-	demand                                                                 bool
-	detectMultiplier                                                       uint8
-	desiredMinTxInterval, requiredMinRxInterval, requiredMinEchoRxInterval time.Duration
+	discriminator             uint32
+	state                     State
+	diagnostic                Diagnostic
+	demand                    bool
+	detectMultiplier          uint8
+	desiredMinTxInterval      time.Duration
+	requiredMinRxInterval     time.Duration
+	requiredMinEchoRxInterval time.Duration
 }
 
 // unknownRemote is the state of a neighbour without a packet yet (RFC 5880 section 6.8.1).
@@ -127,8 +136,14 @@ func (m *Machine) receivePacket(p Packet) {
 		return
 	}
 	m.remote = remoteState{
-		discriminator: p.MyDiscriminator, state: p.State, diagnostic: p.Diagnostic, demand: p.Demand, detectMultiplier: p.DetectMultiplier,
-		desiredMinTxInterval: p.DesiredMinTxInterval, requiredMinRxInterval: p.RequiredMinRxInterval, requiredMinEchoRxInterval: p.RequiredMinEchoRxInterval,
+		discriminator:             p.MyDiscriminator,
+		state:                     p.State,
+		diagnostic:                p.Diagnostic,
+		demand:                    p.Demand,
+		detectMultiplier:          p.DetectMultiplier,
+		desiredMinTxInterval:      p.DesiredMinTxInterval,
+		requiredMinRxInterval:     p.RequiredMinRxInterval,
+		requiredMinEchoRxInterval: p.RequiredMinEchoRxInterval,
 	}
 	if p.Final && m.poll.active && m.poll.pollSent {
 		m.poll = pollSequence{active: m.poll.anotherNeeded}
@@ -140,7 +155,8 @@ func (m *Machine) receivePacket(p Packet) {
 	m.lastHeard = m.now
 	m.updateState(p)
 	if p.Poll {
-		m.updateIntervals() // the answer has the intervals of the new state (RFC 5880 section 6.8.3)
+		// The answer has the intervals of the new state (RFC 5880 section 6.8.3).
+		m.updateIntervals()
 		final := m.currentPacket()
 		m.lastSent, final.Final = final, true
 		m.output.Packets = append(m.output.Packets, final)
@@ -228,13 +244,13 @@ func (m *Machine) updateIntervals() {
 			m.poll = pollSequence{active: true}
 		}
 	}
-	// Before the neighbour's Final it may not know the change. Until then we
-	// send as often as it expects and wait as long as it may take.
-	unsure := m.state == Up && m.poll.active
-	if !unsure || m.desiredMinTxInterval < m.usedTxInterval {
+	// Until its Final the neighbour may not know the change. Until then we
+	// send as often as it expects and wait as long as its packets may take.
+	unconfirmed := m.state == Up && m.poll.active
+	if !unconfirmed || m.desiredMinTxInterval < m.usedTxInterval {
 		m.usedTxInterval = m.desiredMinTxInterval
 	}
-	if !unsure || m.requiredMinRxInterval > m.usedRxInterval {
+	if !unconfirmed || m.requiredMinRxInterval > m.usedRxInterval {
 		m.usedRxInterval = m.requiredMinRxInterval
 	}
 }

@@ -48,8 +48,10 @@ func (d Diagnostic) String() string {
 type Packet struct {
 	Diagnostic Diagnostic
 	State      State
-	// Poll requests a packet with Final set, at once. No packet has both (RFC 5880 section 6.5).
-	Poll, Final bool
+	// Poll is the P bit: it requests a packet with Final, at once (RFC 5880 section 6.5).
+	Poll bool
+	// Final is the F bit: the packet answers a Poll. No packet has both bits.
+	Final bool
 	// ControlPlaneIndependent is the C bit: the sender's BFD does not
 	// share fate with its control plane. We never set it.
 	ControlPlaneIndependent bool
@@ -59,13 +61,19 @@ type Packet struct {
 	Demand bool
 	// DetectMultiplier is how many intervals may pass without a packet; 0 is invalid.
 	DetectMultiplier uint8
-	// MyDiscriminator is the sender's, never 0. YourDiscriminator is
-	// the receiver's, or 0 if the sender does not know it.
-	MyDiscriminator, YourDiscriminator uint32
-	// The intervals are multiples of 1 µs up to about 71 minutes: how often the sender wants to
-	// send, can receive, and can receive echo packets. With 0 the sender wants no periodic packets
-	// (RequiredMinRxInterval) or no echo packets (RequiredMinEchoRxInterval).
-	DesiredMinTxInterval, RequiredMinRxInterval, RequiredMinEchoRxInterval time.Duration
+	// MyDiscriminator is the sender's, never 0.
+	MyDiscriminator uint32
+	// YourDiscriminator is the receiver's, or 0 if the sender does not know it.
+	YourDiscriminator uint32
+	// DesiredMinTxInterval is the shortest interval at which the sender wants to send.
+	// Intervals are multiples of 1 µs up to about 71 minutes.
+	DesiredMinTxInterval time.Duration
+	// RequiredMinRxInterval is the shortest interval at which the sender can receive; 0 if
+	// it wants no periodic packets.
+	RequiredMinRxInterval time.Duration
+	// RequiredMinEchoRxInterval is the shortest interval at which the sender can receive
+	// echo packets; 0 if it accepts none.
+	RequiredMinEchoRxInterval time.Duration
 }
 
 const (

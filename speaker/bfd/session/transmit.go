@@ -6,7 +6,8 @@ import "time"
 func (m *Machine) currentPacket() Packet {
 	p := Packet{
 		Diagnostic: m.diagnostic, State: m.state, DetectMultiplier: m.config.DetectMultiplier,
-		MyDiscriminator: m.discriminator, YourDiscriminator: m.remote.discriminator, DesiredMinTxInterval: m.desiredMinTxInterval, RequiredMinRxInterval: m.requiredMinRxInterval,
+		MyDiscriminator: m.discriminator, YourDiscriminator: m.remote.discriminator,
+		DesiredMinTxInterval: m.desiredMinTxInterval, RequiredMinRxInterval: m.requiredMinRxInterval,
 	}
 	if m.config.EchoInterval > 0 {
 		p.RequiredMinEchoRxInterval = m.config.EchoInterval
@@ -48,16 +49,17 @@ func (m *Machine) withJitter(d time.Duration) time.Duration {
 // transmitDue sends the periodic packet when it is due, or an early one when its content changed.
 func (m *Machine) transmitDue() {
 	once, periodic := m.canSend()
-	pace := m.transmitInterval()
+	interval := m.transmitInterval()
 	switch {
 	case !periodic:
 		m.nextSendAt = time.Time{}
 	case m.nextSendAt.IsZero():
 		m.nextSendAt = m.now
-	case pace != m.lastTxInterval && !m.lastPeriodicAt.IsZero(): // the new interval counts from the last packet
-		m.nextSendAt = m.lastPeriodicAt.Add(m.withJitter(pace))
+	case interval != m.lastTxInterval && !m.lastTransmitAt.IsZero():
+		// The new interval counts from the last packet.
+		m.nextSendAt = m.lastTransmitAt.Add(m.withJitter(interval))
 	}
-	m.lastTxInterval = pace
+	m.lastTxInterval = interval
 	p := m.currentPacket()
 	due := periodic && !m.now.Before(m.nextSendAt)
 	if !due && (!once || p == m.lastSent) {
@@ -71,8 +73,8 @@ func (m *Machine) transmitDue() {
 		p.Poll, m.poll.pollSent = true, true
 	}
 	m.output.Packets = append(m.output.Packets, p)
-	m.lastPeriodicAt = m.now
-	if m.nextSendAt = m.now.Add(m.withJitter(pace)); !periodic || m.state == AdminDown && m.adminDownLeft == 0 {
+	m.lastTransmitAt = m.now
+	if m.nextSendAt = m.now.Add(m.withJitter(interval)); !periodic || m.state == AdminDown && m.adminDownLeft == 0 {
 		m.nextSendAt = time.Time{}
 	}
 }

@@ -78,17 +78,21 @@ type View struct {
 	Diagnostic, RemoteDiagnostic Diagnostic
 	// Since is when the session entered its State.
 	Since time.Time
-	// LocalDiscriminator is ours. RemoteDiscriminator is
-	// the neighbour's, 0 before its first packet.
-	LocalDiscriminator, RemoteDiscriminator uint32
-	// UsedTransmitInterval is the interval at which we send, before jitter. DetectionTime is
-	// how long we wait for a packet, 0 before the first one (RFC 5880 section 6.8.4).
-	UsedTransmitInterval, DetectionTime time.Duration
+	// LocalDiscriminator is our discriminator.
+	LocalDiscriminator uint32
+	// RemoteDiscriminator is the neighbour's, 0 before its first packet.
+	RemoteDiscriminator uint32
+	// UsedTransmitInterval is the interval at which we send, before jitter.
+	UsedTransmitInterval time.Duration
+	// DetectionTime is how long we wait for a packet, 0 before
+	// the first one (RFC 5880 section 6.8.4).
+	DetectionTime time.Duration
 	// Polling is true during a Poll Sequence.
 	Polling bool
 	// EchoLost is true when echo packets are sent and none has returned.
-	// EchoRefused is true when the neighbour accepts none.
-	EchoLost, EchoRefused bool
+	EchoLost bool
+	// EchoRefused is true when the neighbour accepts no echo packets.
+	EchoRefused bool
 }
 
 // View returns the state of the Machine.
