@@ -20,7 +20,7 @@ const maxQueuedDatagrams = 4096
 
 // Network connects hosts. Make it with New. Any goroutine may use it.
 type Network struct {
-	mu    sync.Mutex // guards the fields below and the hosts
+	mu    sync.Mutex // guards the fields below and those of the hosts
 	hosts map[netip.Addr]*Host
 	// delivery returns the delay of a datagram, or false if it is lost.
 	delivery func(from, to netip.Addr) (time.Duration, bool)
@@ -57,7 +57,7 @@ func (n *Network) String() string {
 	defer n.mu.Unlock()
 	var out []string
 	for a, h := range n.hosts {
-		out = append(out, fmt.Sprintf("%s: %d ports, %d datagrams wait", a, h.openSenders, len(h.inbox)))
+		out = append(out, fmt.Sprintf("%s: %d open senders, %d datagrams in the inbox", a, h.openSenders, len(h.inbox)))
 	}
 	slices.Sort(out)
 	return strings.Join(out, "\n")
@@ -162,66 +162,66 @@ type sender struct {
 var _ bfd.Sender = (*sender)(nil)
 
 // EnsureOpen returns the error of FailSends.
-func (p *sender) EnsureOpen() error {
-	p.host.network.mu.Lock()
-	defer p.host.network.mu.Unlock()
-	return p.host.sendError
+func (s *sender) EnsureOpen() error {
+	s.host.network.mu.Lock()
+	defer s.host.network.mu.Unlock()
+	return s.host.sendError
 }
 
 // SendControl sends to the neighbour.
-func (p *sender) SendControl(packet []byte) error {
-	n := p.host.network
+func (s *sender) SendControl(packet []byte) error {
+	n := s.host.network
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if p.host.sendError != nil {
-		return p.host.sendError
+	if s.host.sendError != nil {
+		return s.host.sendError
 	}
-	p.sendAlongPath(bfd.Datagram{
-		From: p.host.address, To: p.key.Peer, Interface: p.key.Interface, VRF: p.key.VRF,
-		TTL: 255, Multihop: p.key.Multihop, Payload: slices.Clone(packet),
-	}, p.key.Peer, 1)
+	s.sendAlongPath(bfd.Datagram{
+		From: s.host.address, To: s.key.Peer, Interface: s.key.Interface, VRF: s.key.VRF,
+		TTL: 255, Multihop: s.key.Multihop, Payload: slices.Clone(packet),
+	}, s.key.Peer, 1)
 	return nil
 }
 
 // SendEcho sends to ourselves through the neighbour.
-func (p *sender) SendEcho(payload []byte) error {
-	n := p.host.network
+func (s *sender) SendEcho(payload []byte) error {
+	n := s.host.network
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if p.host.echoError != nil {
-		return p.host.echoError
+	if s.host.echoError != nil {
+		return s.host.echoError
 	}
-	if to := n.hosts[p.key.Peer]; to != nil && to.returnsEchoes {
-		p.sendAlongPath(bfd.Datagram{From: p.host.address, To: p.host.address, TTL: 254, Echo: true, Payload: slices.Clone(payload)}, p.host.address, 2)
+	if to := n.hosts[s.key.Peer]; to != nil && to.returnsEchoes {
+		s.sendAlongPath(bfd.Datagram{From: s.host.address, To: s.host.address, TTL: 254, Echo: true, Payload: slices.Clone(payload)}, s.host.address, 2)
 	}
 	return nil
 }
 
-// sendAlongPath sends a datagram over the path to the
-// neighbour, times times. The Network is locked.
-func (p *sender) sendAlongPath(d bfd.Datagram, to netip.Addr, times int) {
-	n, whole := p.host.network, time.Duration(0)
-	for range times {
-		delay, arrives := n.delivery(p.host.address, p.key.Peer)
+// sendAlongPath sends a datagram over the path to the neighbour as often as traversals says: an
+// echo packet travels twice. The Network is locked.
+func (s *sender) sendAlongPath(datagram bfd.Datagram, to netip.Addr, traversals int) {
+	n, delay := s.host.network, time.Duration(0)
+	for range traversals {
+		d, arrives := n.delivery(s.host.address, s.key.Peer)
 		if !arrives {
 			return
 		}
-		whole += delay
+		delay += d
 	}
 	h := n.hosts[to]
 	if h == nil {
 		return
 	}
-	if whole == 0 {
-		h.enqueueDatagram(d)
+	if delay == 0 {
+		h.enqueueDatagram(datagram)
 		return
 	}
-	time.AfterFunc(whole, func() { h.Inject(d) })
+	time.AfterFunc(delay, func() { h.Inject(datagram) })
 }
 
 // Close closes the sender.
-func (p *sender) Close() {
-	p.host.network.mu.Lock()
-	defer p.host.network.mu.Unlock()
-	p.host.openSenders--
+func (s *sender) Close() {
+	s.host.network.mu.Lock()
+	defer s.host.network.mu.Unlock()
+	s.host.openSenders--
 }

@@ -10,18 +10,20 @@ import (
 )
 
 // addControlMessage adds the kernel's ancillary data to a datagram.
-func (w *Transport) addControlMessage(d *bfd.Datagram, m unix.SocketControlMessage) {
-	is := func(level, kind int32, least int) bool {
-		return m.Header.Level == level && m.Header.Type == kind && len(m.Data) >= least
+func (t *Transport) addControlMessage(d *bfd.Datagram, m unix.SocketControlMessage) {
+	is := func(level, kind int32, minLength int) bool {
+		return m.Header.Level == level && m.Header.Type == kind && len(m.Data) >= minLength
 	}
 	switch {
 	case is(unix.IPPROTO_IP, unix.IP_TTL, 4), is(unix.IPPROTO_IPV6, unix.IPV6_HOPLIMIT, 4):
 		d.TTL = uint8(binary.NativeEndian.Uint32(m.Data))
-	case is(unix.IPPROTO_IP, unix.IP_PKTINFO, unix.SizeofInet4Pktinfo): // struct in_pktinfo: link, local, destination
-		d.Interface = w.linkName(int(binary.NativeEndian.Uint32(m.Data)))
+	case is(unix.IPPROTO_IP, unix.IP_PKTINFO, unix.SizeofInet4Pktinfo):
+		// struct in_pktinfo: link, local address, destination
+		d.Interface = t.linkName(int(binary.NativeEndian.Uint32(m.Data)))
 		d.To = netip.AddrFrom4([4]byte(m.Data[8:12]))
-	case is(unix.IPPROTO_IPV6, unix.IPV6_PKTINFO, unix.SizeofInet6Pktinfo): // struct in6_pktinfo: destination, link
+	case is(unix.IPPROTO_IPV6, unix.IPV6_PKTINFO, unix.SizeofInet6Pktinfo):
+		// struct in6_pktinfo: destination, link
 		d.To = netip.AddrFrom16([16]byte(m.Data[:16]))
-		d.Interface = w.linkName(int(binary.NativeEndian.Uint32(m.Data[16:])))
+		d.Interface = t.linkName(int(binary.NativeEndian.Uint32(m.Data[16:])))
 	}
 }

@@ -24,79 +24,80 @@ type echoSocket struct {
 type echoPath struct {
 	linkIndex       int
 	localAddress    netip.Addr
-	hardwareAddress [8]byte // the hardware address, as a socket address takes it
-	hardwareLength  uint8   // of the hardware address, in bytes
+	hardwareAddress [8]byte // of the neighbour, padded as in a socket address
+	hardwareLength  uint8   // of hardwareAddress, in bytes
 }
 
 // SendEcho sends an echo packet.
-func (p *sender) SendEcho(payload []byte) error {
-	if p.echo == nil {
-		if err := p.openEcho(); err != nil {
+func (s *sender) SendEcho(payload []byte) error {
+	if s.echo == nil {
+		if err := s.openEcho(); err != nil {
 			return err
 		}
 	}
-	e := p.echo
+	e := s.echo
 	to := &unix.SockaddrLinklayer{Protocol: etherType(e.path.localAddress.Is6()), Ifindex: e.path.linkIndex, Halen: e.path.hardwareLength, Addr: e.path.hardwareAddress}
-	if err := unix.Sendto(e.fd, encodeEcho(e.path.localAddress, p.sourcePort, payload), unix.MSG_DONTWAIT, to); err != nil {
-		p.closeEcho()
-		return fmt.Errorf("sending an echo packet by %s: %w", p.key, err)
+	if err := unix.Sendto(e.fd, encodeEcho(e.path.localAddress, s.sourcePort, payload), unix.MSG_DONTWAIT, to); err != nil {
+		s.closeEcho()
+		return fmt.Errorf("sending an echo packet through %s: %w", s.key, err)
 	}
 	return nil
 }
 
 // checkEcho closes the socket when the path to the neighbour
 // has changed. The next packet opens it again.
-func (p *sender) checkEcho() {
-	if p.echo == nil {
+func (s *sender) checkEcho() {
+	if s.echo == nil {
 		return
 	}
-	if now, err := p.findEchoPath(); err != nil || now != p.echo.path {
-		p.closeEcho()
+	if now, err := s.findEchoPath(); err != nil || now != s.echo.path {
+		s.closeEcho()
 	}
 }
 
-func (p *sender) closeEcho() {
-	if p.echo != nil {
-		p.echo.close(p.transport)
-		p.echo = nil
+func (s *sender) closeEcho() {
+	if s.echo != nil {
+		s.echo.close(s.transport)
+		s.echo = nil
 	}
 }
 
-func (p *sender) openEcho() error {
-	way, err := p.findEchoPath()
+func (s *sender) openEcho() error {
+	path, err := s.findEchoPath()
 	if err != nil {
 		return err
 	}
-	v6 := way.localAddress.Is6()
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0) // it receives nothing before it is bound
+	v6 := path.localAddress.Is6()
+	// The socket receives nothing before it is bound.
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("opening a packet socket for echo packets (which needs NET_RAW): %w", err)
 	}
 	err = attachFilter(fd, echoFilter(v6))
 	if err == nil {
-		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: etherType(v6), Ifindex: way.linkIndex})
+		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: etherType(v6), Ifindex: path.linkIndex})
 	}
 	if err != nil {
 		_ = unix.Close(fd) // nothing was sent
 		return fmt.Errorf("opening a packet socket for echo packets: %w", err)
 	}
-	r, err := p.transport.startReceiver(fd, func(w *Transport, fd int) (bfd.Datagram, error) { return readEcho(w, fd, p.key) })
+	r, err := s.transport.startReceiver(fd, func(t *Transport, fd int) (bfd.Datagram, error) { return readEcho(t, fd, s.key) })
 	if err != nil {
 		return err
 	}
-	p.echo = &echoSocket{r, way}
+	s.echo = &echoSocket{r, path}
 	return nil
 }
 
 // findEchoPath looks up the link and the hardware address of the neighbour.
-func (p *sender) findEchoPath() (echoPath, error) {
-	peer := p.key.Peer
+func (s *sender) findEchoPath() (echoPath, error) {
+	peer := s.key.Peer
 	if peer.IsLinkLocalUnicast() {
 		return echoPath{}, fmt.Errorf("%w to link-local neighbours: no forwarding plane returns packets of link-local addresses", bfd.ErrEchoUnsupported)
 	}
-	o := &netlink.RouteGetOptions{Oif: p.boundDevice()}
-	if p.key.Local.IsValid() {
-		o.SrcAddr = p.key.Local.AsSlice()
+	o := &netlink.RouteGetOptions{Oif: s.boundDevice()}
+	if s.key.Local.IsValid() {
+		o.SrcAddr = s.key.Local.AsSlice()
 	}
 	routes, err := netlink.RouteGetWithOptions(peer.AsSlice(), o)
 	if err != nil || len(routes) == 0 {
@@ -106,12 +107,12 @@ func (p *sender) findEchoPath() (echoPath, error) {
 	if r.Gw != nil || r.LinkIndex == 0 {
 		return echoPath{}, fmt.Errorf("%w to %s, which is on no link of this node", bfd.ErrEchoUnsupported, peer)
 	}
-	way := echoPath{linkIndex: r.LinkIndex, localAddress: p.key.Local}
-	if !way.localAddress.IsValid() {
-		way.localAddress, _ = netip.AddrFromSlice(r.Src)
-		way.localAddress = way.localAddress.Unmap()
+	path := echoPath{linkIndex: r.LinkIndex, localAddress: s.key.Local}
+	if !path.localAddress.IsValid() {
+		path.localAddress, _ = netip.AddrFromSlice(r.Src)
+		path.localAddress = path.localAddress.Unmap()
 	}
-	if !way.localAddress.IsValid() {
+	if !path.localAddress.IsValid() {
 		return echoPath{}, fmt.Errorf("looking for the path to %s: the kernel has no source address for it", peer)
 	}
 	neighbours, err := netlink.NeighList(r.LinkIndex, addressFamily(peer.Is6()))
@@ -121,8 +122,8 @@ func (p *sender) findEchoPath() (echoPath, error) {
 	for _, n := range neighbours {
 		a, _ := netip.AddrFromSlice(n.IP)
 		if a.Unmap() == peer && len(n.HardwareAddr) > 0 && n.State&(netlink.NUD_FAILED|netlink.NUD_INCOMPLETE) == 0 {
-			way.hardwareLength = uint8(copy(way.hardwareAddress[:], n.HardwareAddr))
-			return way, nil
+			path.hardwareLength = uint8(copy(path.hardwareAddress[:], n.HardwareAddr))
+			return path, nil
 		}
 	}
 	return echoPath{}, fmt.Errorf("the hardware address of %s is not known yet", peer)
@@ -137,8 +138,9 @@ func etherType(v6 bool) uint16 {
 }
 
 const (
-	ipv4HeaderLength, ipv6HeaderLength = 20, 40 // bytes; our packets have no options
-	echoTTL                            = 255
+	ipv4HeaderLength = 20 // bytes, without options
+	ipv6HeaderLength = 40 // bytes, without extension headers
+	echoTTL          = 255
 )
 
 // ipHeaderLength returns the length of the IP header, in bytes.
@@ -151,7 +153,8 @@ func ipHeaderLength(v6 bool) int {
 
 // echoFilter accepts incoming UDP packets to the echo port.
 func echoFilter(v6 bool) []bpf.Instruction {
-	first, mask, protocol := uint32(0x45), uint32(0xff), uint32(9) // version 4 and no options; where the protocol is
+	// The first octet has version 4 and no options. protocol is the offset of the protocol.
+	first, mask, protocol := uint32(0x45), uint32(0xff), uint32(9)
 	if v6 {
 		first, mask, protocol = 0x60, 0xf0, 6
 	}
@@ -165,14 +168,14 @@ func echoFilter(v6 bool) []bpf.Instruction {
 		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_UDP, SkipTrue: 3},
 		bpf.LoadAbsolute{Off: uint32(ipHeaderLength(v6)) + 2, Size: 2},
 		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: echoPort, SkipTrue: 1},
-		bpf.RetConstant{Val: maxDatagram},
+		bpf.RetConstant{Val: maxDatagramLength},
 		bpf.RetConstant{Val: 0},
 	}
 }
 
 // readEcho reads an IP packet that the filter accepted. Its payload identifies the session.
-func readEcho(w *Transport, fd int, k bfd.Key) (bfd.Datagram, error) {
-	n, _, err := unix.Recvfrom(fd, w.buffer, unix.MSG_DONTWAIT)
+func readEcho(t *Transport, fd int, k bfd.Key) (bfd.Datagram, error) {
+	n, _, err := unix.Recvfrom(fd, t.buffer, unix.MSG_DONTWAIT)
 	if err != nil {
 		return bfd.Datagram{}, err
 	}
@@ -180,16 +183,16 @@ func readEcho(w *Transport, fd int, k bfd.Key) (bfd.Datagram, error) {
 	if n < head {
 		return bfd.Datagram{}, errMalformed
 	}
-	return bfd.Datagram{From: k.Peer, VRF: k.VRF, Echo: true, Payload: w.buffer[head:n]}, nil
+	return bfd.Datagram{From: k.Peer, VRF: k.VRF, Echo: true, Payload: t.buffer[head:n]}, nil
 }
 
 // encodeEcho encodes the IP packet from ourselves to ourselves.
-func encodeEcho(ours netip.Addr, source uint16, payload []byte) []byte {
+func encodeEcho(local netip.Addr, sourcePort uint16, payload []byte) []byte {
 	const networkControl = 0xc0
 	size := udpHeaderLength + len(payload)
-	address := ours.AsSlice()
+	address := local.AsSlice()
 	var b []byte
-	if ours.Is6() {
+	if local.Is6() {
 		b = binary.BigEndian.AppendUint32(b, 6<<28|networkControl<<20)
 		b = binary.BigEndian.AppendUint16(b, uint16(size))
 		b = append(b, unix.IPPROTO_UDP, echoTTL)
@@ -199,18 +202,19 @@ func encodeEcho(ours netip.Addr, source uint16, payload []byte) []byte {
 		b = append(b, 0, 0, 0, 0, echoTTL, unix.IPPROTO_UDP, 0, 0)
 	}
 	b = append(append(b, address...), address...)
-	if !ours.Is6() {
+	if !local.Is6() {
 		binary.BigEndian.PutUint16(b[10:], ^addToChecksum(b, 0))
 	}
 	head := len(b)
-	b = binary.BigEndian.AppendUint16(b, source)
+	b = binary.BigEndian.AppendUint16(b, sourcePort)
 	b = binary.BigEndian.AppendUint16(b, echoPort)
 	b = binary.BigEndian.AppendUint16(b, uint16(size))
 	b = append(append(b, 0, 0), payload...)
-	// The pseudo-header: both addresses, the length and the protocol (RFC 768, RFC 8200 section 8.1).
+	// The pseudo-header has both addresses, the length and the
+	// protocol (RFC 768, RFC 8200 section 8.1).
 	check := ^addToChecksum(b[head:], addToChecksum(address, addToChecksum(address, uint16(size)+unix.IPPROTO_UDP)))
 	if check == 0 {
-		check = 0xffff // 0 says that there is none
+		check = 0xffff // 0 means no checksum
 	}
 	binary.BigEndian.PutUint16(b[head+6:], check)
 	return b

@@ -27,8 +27,8 @@ const (
 // session, so that a flood does not fill the receive buffer: datagrams that are too
 // short, of another version, from beyond a router on a single hop (RFC 5881 section
 // 5), from an unknown address, or with an unknown discriminator.
-func attachSessionFilter(fd int, at listenerKey, users map[*sender]struct{}) error {
-	pass, drop := bpf.RetConstant{Val: maxDatagram}, bpf.RetConstant{Val: 0}
+func attachSessionFilter(fd int, key listenerKey, senders map[*sender]struct{}) error {
+	pass, drop := bpf.RetConstant{Val: maxDatagramLength}, bpf.RetConstant{Val: 0}
 	program := []bpf.Instruction{
 		bpf.LoadExtension{Num: bpf.ExtLen},
 		bpf.JumpIf{Cond: bpf.JumpGreaterOrEqual, Val: udpHeaderLength + minPacketLength, SkipTrue: 1},
@@ -37,15 +37,15 @@ func attachSessionFilter(fd int, at listenerKey, users map[*sender]struct{}) err
 		bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 5},
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 1, SkipTrue: 1},
 		drop,
-		bpf.LoadAbsolute{Off: ipHeaderOffset + ttlOffset(at.ipv6), Size: 1},
-		bpf.JumpIf{Cond: bpf.JumpGreaterOrEqual, Val: minTTL(at.multihop), SkipTrue: 1},
+		bpf.LoadAbsolute{Off: ipHeaderOffset + ttlOffset(key.ipv6), Size: 1},
+		bpf.JumpIf{Cond: bpf.JumpGreaterOrEqual, Val: minTTL(key.multihop), SkipTrue: 1},
 		drop,
 	}
-	if len(users) > maxFilteredSessions {
+	if len(senders) > maxFilteredSessions {
 		return attachFilter(fd, append(program, pass))
 	}
-	for p := range maps.Keys(users) {
-		program = append(program, acceptFromNeighbour(p.key.Peer, p.discriminator)...)
+	for s := range maps.Keys(senders) {
+		program = append(program, acceptFromNeighbour(s.key.Peer, s.discriminator)...)
 	}
 	return attachFilter(fd, append(program, drop))
 }
@@ -57,7 +57,7 @@ func acceptFromNeighbour(from netip.Addr, discriminator uint32) []bpf.Instructio
 		bpf.LoadAbsolute{Off: yourDiscriminatorOffset, Size: 4},
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0, SkipTrue: 1},
 		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: discriminator, SkipTrue: 1},
-		bpf.RetConstant{Val: maxDatagram},
+		bpf.RetConstant{Val: maxDatagramLength},
 	}
 	words := from.AsSlice()
 	var out []bpf.Instruction

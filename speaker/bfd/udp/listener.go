@@ -15,12 +15,13 @@ import (
 
 // listenerKey is where a listener receives.
 type listenerKey struct {
-	ipv6, multihop bool
-	vrf            string
+	ipv6     bool
+	multihop bool
+	vrf      string // empty for the default VRF
 }
 
-func (p listenerKey) udpPort() uint16 {
-	if p.multihop {
+func (k listenerKey) udpPort() uint16 {
+	if k.multihop {
 		return multihopPort
 	}
 	return singleHopPort
@@ -34,9 +35,10 @@ type listener struct {
 }
 
 const (
-	// maxDatagram is how much of a datagram is read, in bytes: a
+	// maxDatagramLength is how much of a datagram is read, in bytes: a
 	// packet with the largest authentication section is shorter.
-	maxDatagram      = 512
+	maxDatagramLength = 512
+	// maxControlLength is the room for the ancillary data of a datagram, in bytes.
 	maxControlLength = 128
 	// receiveBufferSize is what a socket may hold while the process
 	// does not run, in bytes. The kernel may allow less.
@@ -44,56 +46,57 @@ const (
 )
 
 // ensureListener opens the listener of a sender, or adds the sender to it.
-func (w *Transport) ensureListener(at listenerKey, user *sender) error {
-	l := w.listenersByKey[at]
+func (t *Transport) ensureListener(key listenerKey, s *sender) error {
+	l := t.listenersByKey[key]
 	if l == nil {
-		return w.openListener(at, map[*sender]struct{}{user: {}})
+		return t.openListener(key, map[*sender]struct{}{s: {}})
 	}
-	_, known := l.senders[user]
-	l.senders[user] = struct{}{}
-	if at.vrf != "" {
-		if i, err := linkIndex(at.vrf); err != nil || i != l.vrfIndex { // the device was recreated or deleted
-			l.close(w)
-			delete(w.listenersByKey, at)
-			return w.openListener(at, l.senders)
+	_, known := l.senders[s]
+	l.senders[s] = struct{}{}
+	if key.vrf != "" {
+		// The device may have been recreated or deleted.
+		if i, err := linkIndex(key.vrf); err != nil || i != l.vrfIndex {
+			l.close(t)
+			delete(t.listenersByKey, key)
+			return t.openListener(key, l.senders)
 		}
 	}
 	if known {
 		return nil
 	}
-	return attachSessionFilter(l.fd, at, l.senders)
+	return attachSessionFilter(l.fd, key, l.senders)
 }
 
-func (w *Transport) openListener(at listenerKey, users map[*sender]struct{}) error {
-	fd, err := unix.Socket(addressFamily(at.ipv6), unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+func (t *Transport) openListener(key listenerKey, senders map[*sender]struct{}) error {
+	fd, err := unix.Socket(addressFamily(key.ipv6), unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("opening a socket for BFD: %w", err)
 	}
-	l := &listener{senders: users}
-	if l.vrfIndex, err = w.configureListener(fd, l, at); err != nil {
+	l := &listener{senders: senders}
+	if l.vrfIndex, err = t.configureListener(fd, l, key); err != nil {
 		_ = unix.Close(fd) // nothing was received
 		if errors.Is(err, unix.EADDRINUSE) {
-			err = fmt.Errorf("%w (UDP %d)", bfd.ErrPortInUse, at.udpPort())
+			err = fmt.Errorf("%w (UDP %d)", bfd.ErrPortInUse, key.udpPort())
 		}
 		return err
 	}
-	if l.receiver, err = w.startReceiver(fd, func(w *Transport, fd int) (bfd.Datagram, error) { return readControl(w, fd, at) }); err != nil {
+	if l.receiver, err = t.startReceiver(fd, func(t *Transport, fd int) (bfd.Datagram, error) { return readControl(t, fd, key) }); err != nil {
 		return err
 	}
-	w.listenersByKey[at] = l
+	t.listenersByKey[key] = l
 	return nil
 }
 
 // configureListener sets the options of a listener's socket and
 // binds it. It returns the index of the VRF device.
-func (w *Transport) configureListener(fd int, l *listener, at listenerKey) (int, error) {
+func (t *Transport) configureListener(fd int, l *listener, key listenerKey) (int, error) {
 	options := []socketOption{
 		{unix.IPPROTO_IP, unix.IP_RECVTTL, 1, "IP_RECVTTL"},
 		{unix.IPPROTO_IP, unix.IP_PKTINFO, 1, "IP_PKTINFO"},
 	}
-	any := netip.IPv4Unspecified()
-	if at.ipv6 {
-		any = netip.IPv6Unspecified()
+	local := netip.IPv4Unspecified()
+	if key.ipv6 {
+		local = netip.IPv6Unspecified()
 		options = []socketOption{
 			{unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1, "IPV6_V6ONLY"},
 			{unix.IPPROTO_IPV6, unix.IPV6_RECVHOPLIMIT, 1, "IPV6_RECVHOPLIMIT"},
@@ -103,32 +106,33 @@ func (w *Transport) configureListener(fd int, l *listener, at listenerKey) (int,
 	if err := setOptions(fd, options); err != nil {
 		return 0, err
 	}
-	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBufferSize) // a smaller buffer only loses packets of a flood sooner
-	if err := attachSessionFilter(fd, at, l.senders); err != nil {
+	// Without it the smaller buffer only loses packets of a flood sooner.
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBufferSize)
+	if err := attachSessionFilter(fd, key, l.senders); err != nil {
 		return 0, err
 	}
-	i := 0
-	if at.vrf != "" {
+	vrfIndex := 0
+	if key.vrf != "" {
 		var err error
-		if i, err = bindToDevice(fd, at.vrf); err != nil {
+		if vrfIndex, err = bindToDevice(fd, key.vrf); err != nil {
 			return 0, err
 		}
 	}
-	if err := w.sharePort(fd, at); err != nil {
+	if err := t.sharePort(fd, key); err != nil {
 		return 0, err
 	}
-	if err := unix.Bind(fd, socketAddress(any, at.udpPort(), 0)); err != nil {
-		return 0, fmt.Errorf("listening on UDP port %d: %w", at.udpPort(), err)
+	if err := unix.Bind(fd, socketAddress(local, key.udpPort(), 0)); err != nil {
+		return 0, fmt.Errorf("listening on UDP port %d: %w", key.udpPort(), err)
 	}
-	return i, nil
+	return vrfIndex, nil
 }
 
 // sharePort lets listeners of several VRFs use the same port. A single listener stays
 // exclusive, since another program that shared the port would take our packets silently.
-func (w *Transport) sharePort(fd int, at listenerKey) error {
+func (t *Transport) sharePort(fd int, key listenerKey) error {
 	reuse := []socketOption{{unix.SOL_SOCKET, unix.SO_REUSEADDR, 1, "SO_REUSEADDR"}}
-	for other, l := range w.listenersByKey {
-		if other.ipv6 != at.ipv6 || other.multihop != at.multihop || l.receiver == nil {
+	for other, l := range t.listenersByKey {
+		if other.ipv6 != key.ipv6 || other.multihop != key.multihop || l.receiver == nil {
 			continue
 		}
 		if err := setOptions(l.fd, reuse); err != nil {
@@ -142,17 +146,18 @@ func (w *Transport) sharePort(fd int, at listenerKey) error {
 }
 
 // releaseListener removes a sender from its listener, and closes the listener without senders.
-func (w *Transport) releaseListener(at listenerKey, user *sender) {
-	l := w.listenersByKey[at]
+func (t *Transport) releaseListener(key listenerKey, s *sender) {
+	l := t.listenersByKey[key]
 	if l == nil {
 		return
 	}
-	if delete(l.senders, user); len(l.senders) > 0 {
-		_ = attachSessionFilter(l.fd, at, l.senders) // the old filter accepts more, which the engine drops
+	if delete(l.senders, s); len(l.senders) > 0 {
+		// If it fails, the old filter accepts more, which the engine drops.
+		_ = attachSessionFilter(l.fd, key, l.senders)
 		return
 	}
-	l.close(w)
-	delete(w.listenersByKey, at)
+	l.close(t)
+	delete(t.listenersByKey, key)
 }
 
 // receiver is a receiving socket. Its goroutine only waits
@@ -160,21 +165,21 @@ func (w *Transport) releaseListener(at listenerKey, user *sender) {
 type receiver struct {
 	fd      int
 	file    *os.File // owns fd
-	readOne func(w *Transport, fd int) (bfd.Datagram, error)
-	// stop ends the goroutine, which closes done.
-	stop, done chan struct{}
+	readOne func(t *Transport, fd int) (bfd.Datagram, error)
+	stop    chan struct{} // ends the goroutine
+	done    chan struct{} // closed by the goroutine at its end
 }
 
 // startReceiver waits for datagrams on a non-blocking socket. It takes ownership of the socket.
-func (w *Transport) startReceiver(fd int, one func(w *Transport, fd int) (bfd.Datagram, error)) (*receiver, error) {
-	r := &receiver{fd: fd, file: os.NewFile(uintptr(fd), "bfd"), readOne: one, stop: make(chan struct{}), done: make(chan struct{})}
+func (t *Transport) startReceiver(fd int, readOne func(t *Transport, fd int) (bfd.Datagram, error)) (*receiver, error) {
+	r := &receiver{fd: fd, file: os.NewFile(uintptr(fd), "bfd"), readOne: readOne, stop: make(chan struct{}), done: make(chan struct{})}
 	raw, err := r.file.SyscallConn()
 	if err != nil {
 		_ = r.file.Close() // nothing was received
 		return nil, fmt.Errorf("waiting for BFD packets: %w", err)
 	}
-	w.receivers = append(w.receivers, r)
-	go r.awaitDatagrams(raw, w.ready)
+	t.receivers = append(t.receivers, r)
+	go r.awaitDatagrams(raw, t.ready)
 	return r, nil
 }
 
@@ -182,12 +187,12 @@ func (w *Transport) startReceiver(fd int, one func(w *Transport, fd int) (bfd.Da
 // and waits for more only after that has read.
 func (r *receiver) awaitDatagrams(raw syscall.RawConn, ready chan<- struct{}) {
 	defer close(r.done)
-	something := func(fd uintptr) bool {
+	hasData := func(fd uintptr) bool {
 		var b [1]byte
 		_, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
 		return err != unix.EAGAIN && err != unix.EINTR
 	}
-	for raw.Read(something) == nil {
+	for raw.Read(hasData) == nil {
 		select {
 		case ready <- struct{}{}:
 		case <-r.stop:
@@ -197,11 +202,11 @@ func (r *receiver) awaitDatagrams(raw syscall.RawConn, ready chan<- struct{}) {
 }
 
 // readDatagram reads one datagram.
-func (r *receiver) readDatagram(w *Transport) (bfd.Datagram, error) { return r.readOne(w, r.fd) }
+func (r *receiver) readDatagram(t *Transport) (bfd.Datagram, error) { return r.readOne(t, r.fd) }
 
 // close closes the socket and ends its goroutine.
-func (r *receiver) close(w *Transport) {
-	w.receivers = slices.DeleteFunc(w.receivers, func(o *receiver) bool { return o == r })
+func (r *receiver) close(t *Transport) {
+	t.receivers = slices.DeleteFunc(t.receivers, func(o *receiver) bool { return o == r })
 	close(r.stop)
 	_ = r.file.Close() // only unread datagrams are lost
 	<-r.done
@@ -211,12 +216,12 @@ func (r *receiver) close(w *Transport) {
 var errMalformed = errors.New("malformed datagram")
 
 // readControl reads a control packet and its addresses.
-func readControl(w *Transport, fd int, at listenerKey) (bfd.Datagram, error) {
-	n, oob, _, from, err := unix.Recvmsg(fd, w.buffer, w.controlBuffer, unix.MSG_DONTWAIT)
+func readControl(t *Transport, fd int, key listenerKey) (bfd.Datagram, error) {
+	n, oob, _, from, err := unix.Recvmsg(fd, t.buffer, t.controlBuffer, unix.MSG_DONTWAIT)
 	if err != nil {
 		return bfd.Datagram{}, err
 	}
-	d := bfd.Datagram{VRF: at.vrf, Multihop: at.multihop, Payload: w.buffer[:n]}
+	d := bfd.Datagram{VRF: key.vrf, Multihop: key.multihop, Payload: t.buffer[:n]}
 	switch s := from.(type) {
 	case *unix.SockaddrInet4:
 		d.From = netip.AddrFrom4(s.Addr)
@@ -225,12 +230,12 @@ func readControl(w *Transport, fd int, at listenerKey) (bfd.Datagram, error) {
 	default:
 		return d, errMalformed
 	}
-	messages, err := unix.ParseSocketControlMessage(w.controlBuffer[:oob])
+	messages, err := unix.ParseSocketControlMessage(t.controlBuffer[:oob])
 	if err != nil {
 		return d, errMalformed
 	}
 	for _, m := range messages {
-		w.addControlMessage(&d, m)
+		t.addControlMessage(&d, m)
 	}
 	return d, nil
 }

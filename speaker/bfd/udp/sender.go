@@ -18,86 +18,87 @@ type sender struct {
 	discriminator uint32
 	sourcePort    uint16      // 0 before the socket is first opened
 	fd            int         // -1 while it is not open
-	deviceIndex   int         // the index of the device that it is bound to, 0 without one
+	deviceIndex   int         // of the device that the socket is bound to, 0 without one
 	echo          *echoSocket // nil while no echo packets are sent
 }
 
 var _ bfd.Sender = (*sender)(nil)
 
-func (p *sender) listenerKey() listenerKey {
-	return listenerKey{ipv6: p.key.Peer.Is6(), multihop: p.key.Multihop, vrf: p.key.VRF}
+func (s *sender) listenerKey() listenerKey {
+	return listenerKey{ipv6: s.key.Peer.Is6(), multihop: s.key.Multihop, vrf: s.key.VRF}
 }
 
 // boundDevice returns the device that the socket is bound to. A link implies its VRF.
-func (p *sender) boundDevice() string {
-	if p.key.Interface != "" {
-		return p.key.Interface
+func (s *sender) boundDevice() string {
+	if s.key.Interface != "" {
+		return s.key.Interface
 	}
-	return p.key.VRF
+	return s.key.VRF
 }
 
 // EnsureOpen opens sockets that are not open, or that are bound to a deleted link.
-func (p *sender) EnsureOpen() error {
-	p.checkEcho()
-	if d := p.boundDevice(); d != "" {
-		now, err := linkIndex(d)
-		if err != nil || now != p.deviceIndex {
-			p.closeSocket()
-			clear(p.transport.linkNamesByIndex)
+func (s *sender) EnsureOpen() error {
+	s.checkEcho()
+	if d := s.boundDevice(); d != "" {
+		index, err := linkIndex(d)
+		if err != nil || index != s.deviceIndex {
+			s.closeSocket()
+			clear(s.transport.linkNamesByIndex)
 		}
 		if err != nil {
 			return err
 		}
 	}
-	if err := p.transport.ensureListener(p.listenerKey(), p); err != nil {
+	if err := s.transport.ensureListener(s.listenerKey(), s); err != nil {
 		return err
 	}
-	if p.fd < 0 {
-		return p.openSocket()
+	if s.fd < 0 {
+		return s.openSocket()
 	}
 	return nil
 }
 
 // openSocket opens the socket on the session's previous source port if that is still free.
-func (p *sender) openSocket() error {
-	const attempts = 64 // ports may be taken by other programs
+func (s *sender) openSocket() error {
+	const attempts = 64 // other programs may use ports of the range
 	var err error
 	for range attempts {
-		if p.sourcePort == 0 {
-			p.sourcePort = p.transport.chooseSourcePort()
-			p.transport.usedSourcePorts[p.sourcePort] = true
+		if s.sourcePort == 0 {
+			s.sourcePort = s.transport.chooseSourcePort()
+			s.transport.usedSourcePorts[s.sourcePort] = true
 		}
-		if err = p.bindSocket(); !errors.Is(err, unix.EADDRINUSE) {
+		if err = s.bindSocket(); !errors.Is(err, unix.EADDRINUSE) {
 			return err
 		}
-		p.releaseSourcePort()
+		s.releaseSourcePort()
 	}
-	return fmt.Errorf("opening a socket for BFD to %s: no free port from %d to %d: %w", p.key, firstSourcePort, lastSourcePort, err)
+	return fmt.Errorf("opening a socket for BFD to %s: no free port from %d to %d: %w", s.key, firstSourcePort, lastSourcePort, err)
 }
 
-func (p *sender) releaseSourcePort() {
-	delete(p.transport.usedSourcePorts, p.sourcePort)
-	p.sourcePort = 0
+func (s *sender) releaseSourcePort() {
+	delete(s.transport.usedSourcePorts, s.sourcePort)
+	s.sourcePort = 0
 }
 
-func (p *sender) bindSocket() error {
-	v6 := p.key.Peer.Is6()
+func (s *sender) bindSocket() error {
+	v6 := s.key.Peer.Is6()
 	fd, err := unix.Socket(addressFamily(v6), unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("opening a socket for BFD to %s: %w", p.key, err)
+		return fmt.Errorf("opening a socket for BFD to %s: %w", s.key, err)
 	}
-	link, err := p.configureSocket(fd, v6)
+	link, err := s.configureSocket(fd, v6)
 	if err != nil {
 		_ = unix.Close(fd) // nothing was sent
-		return fmt.Errorf("opening a socket for BFD to %s: %w", p.key, err)
+		return fmt.Errorf("opening a socket for BFD to %s: %w", s.key, err)
 	}
-	p.fd, p.deviceIndex = fd, link
+	s.fd, s.deviceIndex = fd, link
 	return nil
 }
 
 // configureSocket sets the options of the socket and binds it. It returns the index of its device.
-func (p *sender) configureSocket(fd int, v6 bool) (int, error) {
-	const maxTTL, networkControl = 255, 0xc0 // CS6, as routing protocols have (RFC 4594 section 3.2)
+func (s *sender) configureSocket(fd int, v6 bool) (int, error) {
+	const maxTTL = 255
+	const networkControl = 0xc0 // class selector 6, for routing protocols (RFC 4594 section 3.2)
 	options := []socketOption{
 		{unix.IPPROTO_IP, unix.IP_TTL, maxTTL, "IP_TTL"},
 		{unix.IPPROTO_IP, unix.IP_TOS, networkControl, "IP_TOS"},
@@ -114,55 +115,56 @@ func (p *sender) configureSocket(fd int, v6 bool) (int, error) {
 	if err := setOptions(fd, options); err != nil {
 		return 0, err
 	}
-	if err := attachFilter(fd, []bpf.Instruction{bpf.RetConstant{Val: 0}}); err != nil { // nothing is received here
+	// The socket receives nothing.
+	if err := attachFilter(fd, []bpf.Instruction{bpf.RetConstant{Val: 0}}); err != nil {
 		return 0, err
 	}
 	link := 0
-	if d := p.boundDevice(); d != "" {
+	if d := s.boundDevice(); d != "" {
 		var err error
 		if link, err = bindToDevice(fd, d); err != nil {
 			return 0, err
 		}
 	}
-	if p.key.Local.IsValid() {
-		local = p.key.Local
+	if s.key.Local.IsValid() {
+		local = s.key.Local
 	}
-	if err := unix.Bind(fd, socketAddress(local, p.sourcePort, link)); err != nil {
-		return 0, fmt.Errorf("binding to %s: %w", netip.AddrPortFrom(local, p.sourcePort), err)
+	if err := unix.Bind(fd, socketAddress(local, s.sourcePort, link)); err != nil {
+		return 0, fmt.Errorf("binding to %s: %w", netip.AddrPortFrom(local, s.sourcePort), err)
 	}
 	return link, nil
 }
 
 // SendControl sends a control packet. After an error the socket is opened again
 // for the next one, since the device that it was bound to may be gone.
-func (p *sender) SendControl(packet []byte) error {
-	if p.fd < 0 {
-		if err := p.EnsureOpen(); err != nil {
+func (s *sender) SendControl(packet []byte) error {
+	if s.fd < 0 {
+		if err := s.EnsureOpen(); err != nil {
 			return err
 		}
 	}
-	err := unix.Sendto(p.fd, packet, unix.MSG_DONTWAIT, socketAddress(p.key.Peer, p.listenerKey().udpPort(), p.deviceIndex))
+	err := unix.Sendto(s.fd, packet, unix.MSG_DONTWAIT, socketAddress(s.key.Peer, s.listenerKey().udpPort(), s.deviceIndex))
 	if err == nil {
 		return nil
 	}
 	if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.ENOBUFS) {
-		p.closeSocket()
+		s.closeSocket()
 	}
-	return fmt.Errorf("sending to %s: %w", p.key, err)
+	return fmt.Errorf("sending to %s: %w", s.key, err)
 }
 
-func (p *sender) closeSocket() {
-	if p.fd >= 0 {
-		_ = unix.Close(p.fd) // what was sent is sent
-		p.fd = -1
+func (s *sender) closeSocket() {
+	if s.fd >= 0 {
+		_ = unix.Close(s.fd)
+		s.fd = -1
 	}
 }
 
 // Close releases everything.
-func (p *sender) Close() {
-	p.closeSocket()
-	p.closeEcho()
-	p.releaseSourcePort()
-	p.transport.releaseListener(p.listenerKey(), p)
-	delete(p.transport.senders, p)
+func (s *sender) Close() {
+	s.closeSocket()
+	s.closeEcho()
+	s.releaseSourcePort()
+	s.transport.releaseListener(s.listenerKey(), s)
+	delete(s.transport.senders, s)
 }

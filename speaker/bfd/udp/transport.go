@@ -38,8 +38,8 @@ type Transport struct {
 	nextReceiver     int
 	listenersByKey   map[listenerKey]*listener
 	senders          map[*sender]struct{}
-	usedSourcePorts  map[uint16]bool // the source ports in use
-	linkNamesByIndex map[int]string  // of links, by index
+	usedSourcePorts  map[uint16]bool
+	linkNamesByIndex map[int]string
 	buffer           []byte
 	controlBuffer    []byte
 }
@@ -49,34 +49,38 @@ var _ bfd.Transport = (*Transport)(nil)
 // New returns a Transport without sockets.
 func New() *Transport {
 	return &Transport{
-		ready:          make(chan struct{}),
-		listenersByKey: map[listenerKey]*listener{}, senders: map[*sender]struct{}{}, usedSourcePorts: map[uint16]bool{}, linkNamesByIndex: map[int]string{},
-		buffer: make([]byte, maxDatagram), controlBuffer: make([]byte, maxControlLength),
+		ready:            make(chan struct{}),
+		listenersByKey:   map[listenerKey]*listener{},
+		senders:          map[*sender]struct{}{},
+		usedSourcePorts:  map[uint16]bool{},
+		linkNamesByIndex: map[int]string{},
+		buffer:           make([]byte, maxDatagramLength),
+		controlBuffer:    make([]byte, maxControlLength),
 	}
 }
 
 // OpenSender returns the sender of a session.
-func (w *Transport) OpenSender(k bfd.Key, discriminator uint32) bfd.Sender {
-	p := &sender{transport: w, key: k, discriminator: discriminator, fd: -1}
-	w.senders[p] = struct{}{}
-	return p
+func (t *Transport) OpenSender(k bfd.Key, discriminator uint32) bfd.Sender {
+	s := &sender{transport: t, key: k, discriminator: discriminator, fd: -1}
+	t.senders[s] = struct{}{}
+	return s
 }
 
 // Ready delivers a value when a socket may have a datagram.
-func (w *Transport) Ready() <-chan struct{} { return w.ready }
+func (t *Transport) Ready() <-chan struct{} { return t.ready }
 
 // Receive returns the next datagram. It reads the sockets in turn.
-func (w *Transport) Receive() (bfd.Datagram, bool) {
-	for range len(w.receivers) {
-		r := w.receivers[w.nextReceiver%len(w.receivers)]
-		w.nextReceiver++
+func (t *Transport) Receive() (bfd.Datagram, bool) {
+	for range len(t.receivers) {
+		r := t.receivers[t.nextReceiver%len(t.receivers)]
+		t.nextReceiver++
 		for {
-			d, err := r.readDatagram(w)
+			d, err := r.readDatagram(t)
 			if err == nil {
 				return d, true
 			}
 			if !errors.Is(err, errMalformed) && !errors.Is(err, unix.EINTR) {
-				break // nothing there
+				break // no datagram
 			}
 		}
 	}
@@ -84,17 +88,17 @@ func (w *Transport) Receive() (bfd.Datagram, bool) {
 }
 
 // Close closes every socket.
-func (w *Transport) Close() {
-	for p := range w.senders {
-		p.Close()
+func (t *Transport) Close() {
+	for s := range t.senders {
+		s.Close()
 	}
 }
 
 // chooseSourcePort returns a source port that no other session uses.
-func (w *Transport) chooseSourcePort() uint16 {
+func (t *Transport) chooseSourcePort() uint16 {
 	for {
 		p := uint16(firstSourcePort + rand.IntN(lastSourcePort-firstSourcePort+1))
-		if !w.usedSourcePorts[p] {
+		if !t.usedSourcePorts[p] {
 			return p
 		}
 	}
@@ -102,15 +106,15 @@ func (w *Transport) chooseSourcePort() uint16 {
 
 // linkName returns the name of a link. It caches names, since links are
 // seldom renamed; the cache is cleared when a link is missing.
-func (w *Transport) linkName(index int) string {
-	if n, known := w.linkNamesByIndex[index]; known {
+func (t *Transport) linkName(index int) string {
+	if n, known := t.linkNamesByIndex[index]; known {
 		return n
 	}
 	ifi, err := net.InterfaceByIndex(index)
 	if err != nil {
 		return ""
 	}
-	w.linkNamesByIndex[index] = ifi.Name
+	t.linkNamesByIndex[index] = ifi.Name
 	return ifi.Name
 }
 
