@@ -40,7 +40,8 @@ func simulatePair(t *testing.T, f func(p *enginePair)) {
 		p := &enginePair{t: t, network: bfdtest.New()}
 		p.hosts = [2]*bfdtest.Host{p.network.AddHost(nodeAddress), p.network.AddHost(routerAddress)}
 		p.node, p.router = bfd.New(p.hosts[0], time.Now, 1), bfd.New(p.hosts[1], time.Now, 2)
-		ctx, cancel := context.WithCancel(context.Background()) // that of t ends outside of the bubble
+		// The context of t ends outside of the bubble.
+		ctx, cancel := context.WithCancel(context.Background())
 		ended := make(chan error, 2)
 		for _, e := range []*bfd.Engine{p.node, p.router} {
 			go func() { ended <- e.Run(ctx) }()
@@ -54,7 +55,7 @@ func simulatePair(t *testing.T, f func(p *enginePair)) {
 			}
 			for _, h := range p.hosts {
 				if n := h.OpenSenders(); n != 0 {
-					t.Errorf("%d ports are left open", n)
+					t.Errorf("%d senders are left open", n)
 				}
 			}
 		}()
@@ -75,16 +76,16 @@ func (p *enginePair) bringUp(profile bfd.Profile) {
 	p.t.Helper()
 	p.node.Set([]bfd.Session{p.sessionToRouter(profile)})
 	p.router.Set([]bfd.Session{p.sessionToNode(profile)})
-	p.waitForEvent("both sides are set", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
+	p.waitForEvent("both sides have a session", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
 }
 
 // waitForEvent waits for the node's next event and checks it.
-func (p *enginePair) waitForEvent(sentence string, waitForEvent bfd.Event) {
+func (p *enginePair) waitForEvent(sentence string, want bfd.Event) {
 	p.t.Helper()
 	select {
 	case v := <-p.node.Events():
-		if v.Up != waitForEvent.Up || v.Cause != waitForEvent.Cause {
-			p.t.Fatalf("%s: event %+v, want up %v because %q", sentence, v, waitForEvent.Up, waitForEvent.Cause)
+		if v.Up != want.Up || v.Cause != want.Cause {
+			p.t.Fatalf("%s: event %+v, want up %v because %q", sentence, v, want.Up, want.Cause)
 		}
 	case <-time.After(time.Minute):
 		p.t.Fatalf("%s: no event; %+v", sentence, p.node.Status())
@@ -124,7 +125,7 @@ func TestCutLinkIsDetectedInTime(t *testing.T) {
 			t.Errorf("noticed after %s, later than the detection time", d)
 		}
 		p.network.SetDelivery(func(netip.Addr, netip.Addr) (time.Duration, bool) { return 0, true })
-		p.waitForEvent("the cable is mended", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
+		p.waitForEvent("the cable is plugged in again", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
 		if s := p.nodeStatus(); s.UpEvents != 2 || s.DownEvents != 1 || s.ReportedEvents != 3 {
 			t.Errorf("counters %+v, want 2 ups, 1 down, 3 events", s.Counters)
 		}
@@ -167,8 +168,8 @@ func TestRemovalIsSignalledToNeighbour(t *testing.T) {
 		p.bringUp(fastProfile())
 		p.router.Set(nil)
 		p.waitForEvent("the router's session is removed", bfd.Event{Cause: session.CauseNeighbourAdminDown})
-		if p.expectNoEvent("nothing follows", 10*time.Second); p.nodeStatus().RemoteDiagnostic != session.NoDiagnostic {
-			t.Errorf("the neighbour is gone, yet status says %s", p.nodeStatus().RemoteDiagnostic)
+		if p.expectNoEvent("no event follows", 10*time.Second); p.nodeStatus().RemoteDiagnostic != session.NoDiagnostic {
+			t.Errorf("the neighbour is gone, but the status says %s", p.nodeStatus().RemoteDiagnostic)
 		}
 		p.router.Set([]bfd.Session{p.sessionToNode(fastProfile())})
 		p.waitForEvent("it is back", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
@@ -179,7 +180,7 @@ func TestRemovalIsSignalledToNeighbour(t *testing.T) {
 			t.Errorf("the router has %s, the node's diagnostic %q; want Down, administratively", s.State, s.RemoteDiagnostic)
 		}
 		if p.hosts[0].OpenSenders() != 0 {
-			t.Error("the node's port is open after Stop")
+			t.Error("the node has an open sender after Stop")
 		}
 		p.node.Set([]bfd.Session{p.sessionToRouter(fastProfile())})
 		p.waitForEvent("set again after Stop", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
@@ -192,8 +193,8 @@ func TestSessionRemovedAndAddedAtOnce(t *testing.T) {
 		p.node.Set(nil)
 		synctest.Wait()
 		p.node.Set([]bfd.Session{p.sessionToRouter(fastProfile())})
-		p.waitForEvent("set again while the neighbour is being told", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
-		p.expectNoEvent("it stays", time.Minute)
+		p.waitForEvent("set again while AdminDown is signalled", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
+		p.expectNoEvent("it stays up", time.Minute)
 	})
 }
 
@@ -203,7 +204,7 @@ func TestTwoPassiveSidesStayDown(t *testing.T) {
 		passive.Passive = true
 		p.node.Set([]bfd.Session{p.sessionToRouter(passive)})
 		p.router.Set([]bfd.Session{p.sessionToNode(passive)})
-		p.expectNoEvent("nobody begins", time.Minute)
+		p.expectNoEvent("neither side begins", time.Minute)
 		if n := p.nodeStatus().ControlSent; n != 0 {
 			t.Errorf("a passive side sent %d packets", n)
 		}
@@ -220,7 +221,7 @@ func TestEchoDetectsForwardingFailure(t *testing.T) {
 		p.bringUp(echo)
 		p.expectNoEvent("echo packets return", time.Minute)
 		if s := p.nodeStatus(); s.EchoReturned < 1000 || s.EchoSent != s.EchoReturned || s.Fault != (bfd.Fault{}) {
-			t.Errorf("%d echo packets sent, %d came back, %v; want one in 50 ms at least and no fault", s.EchoSent, s.EchoReturned, s.Fault)
+			t.Errorf("%d echo packets sent, %d returned, %v; want at least one in 50 ms and no fault", s.EchoSent, s.EchoReturned, s.Fault)
 		}
 		p.hosts[1].DropEchoes()
 		dropped := time.Now()
@@ -228,8 +229,8 @@ func TestEchoDetectsForwardingFailure(t *testing.T) {
 		if d := time.Since(dropped); d > 150*time.Millisecond {
 			t.Errorf("noticed after %s, want 3 x 50 ms at most", d)
 		}
-		p.waitForEvent("control packets alone bring it up again", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
-		p.expectNoEvent("echo never returns, which is no failure", time.Minute)
+		p.waitForEvent("control packets bring it up again", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
+		p.expectNoEvent("echo packets never return, which is no failure", time.Minute)
 		if f := p.nodeStatus().Fault; f.Reason != names.ReasonEchoUnsupported {
 			t.Errorf("fault %q, want that echo packets do not return", f)
 		}
@@ -242,10 +243,10 @@ func TestEchoUnsupportedIsReported(t *testing.T) {
 		echo.EchoMode = true
 		p.node.Set([]bfd.Session{p.sessionToRouter(echo)})
 		p.router.Set([]bfd.Session{p.sessionToNode(fastProfile())})
-		p.waitForEvent("the router takes no echo packets", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
+		p.waitForEvent("the router accepts no echo packets", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
 		synctest.Wait()
 		if s := p.nodeStatus(); s.Fault.Reason != names.ReasonEchoUnsupported || s.EchoSent != 0 {
-			t.Errorf("fault %+v, %d echo packets sent; want that it takes none", s.Fault, s.EchoSent)
+			t.Errorf("fault %+v, %d echo packets sent; want that it accepts none", s.Fault, s.EchoSent)
 		}
 	})
 	simulatePair(t, func(p *enginePair) {
@@ -256,18 +257,18 @@ func TestEchoUnsupportedIsReported(t *testing.T) {
 		p.router.Set([]bfd.Session{there})
 		p.waitForEvent("the router is several hops away", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
 		if s := p.nodeStatus(); s.Fault.Reason != names.ReasonEchoUnsupported || s.EchoSent != 0 {
-			t.Errorf("fault %+v, %d echo packets sent; want that they would not return", s.Fault, s.EchoSent)
+			t.Errorf("fault %+v, %d echo packets sent; want that they do not return", s.Fault, s.EchoSent)
 		}
 		select {
 		case <-p.node.Changed():
 		default:
-			t.Error("nobody is told that there is something to see")
+			t.Error("Changed did not report the new status")
 		}
 		here.EchoMode = false
 		p.node.Set([]bfd.Session{here})
 		synctest.Wait()
 		if f := p.nodeStatus().Fault; f != (bfd.Fault{}) {
-			t.Errorf("fault %+v is left", f)
+			t.Errorf("fault %+v remains", f)
 		}
 	})
 }
@@ -314,12 +315,12 @@ func TestAuthenticationIsReported(t *testing.T) {
 		p.hosts[0].Inject(bfd.Datagram{From: routerAddress, To: nodeAddress, TTL: 255, Payload: append(b, 1, 4, 1, 'x')})
 		synctest.Wait()
 		if s := p.nodeStatus(); s.Fault.Reason != names.ReasonBFDAuthentication || s.State != session.Down {
-			t.Errorf("%s with fault %+v, want Down because of authentication", s.State, s.Fault)
+			t.Errorf("%s with fault %+v, want Down with the authentication fault", s.State, s.Fault)
 		}
 		p.router.Set([]bfd.Session{p.sessionToNode(fastProfile())})
 		p.waitForEvent("the router turns authentication off", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
 		if f := p.nodeStatus().Fault; f != (bfd.Fault{}) {
-			t.Errorf("fault %+v is left", f)
+			t.Errorf("fault %+v remains", f)
 		}
 	})
 }

@@ -18,24 +18,24 @@ import (
 // TestHostileDatagrams checks that a sender without the router's address on the router's link,
 // or without knowledge of the session, cannot change a session that is Up.
 func TestHostileDatagrams(t *testing.T) {
-	stranger := netip.MustParseAddr("192.0.2.66")
+	unknown := netip.MustParseAddr("192.0.2.66")
 	for sentence, tc := range map[string]struct {
 		forge func(d *bfd.Datagram, p *session.Packet)
 		want  session.DiscardReason
 	}{
-		"from beyond a router":          {func(d *bfd.Datagram, _ *session.Packet) { d.TTL = 254 }, session.LowTTL},
-		"from a stranger":               {func(d *bfd.Datagram, _ *session.Packet) { d.From = stranger }, session.UnknownSession},
-		"from a stranger, beginning":    {func(d *bfd.Datagram, p *session.Packet) { d.From, p.YourDiscriminator = stranger, 0 }, session.UnknownSession},
-		"on another link":               {func(d *bfd.Datagram, _ *session.Packet) { d.Interface = "eth9" }, session.UnknownSession},
-		"in a VRF":                      {func(d *bfd.Datagram, _ *session.Packet) { d.VRF = "red" }, session.UnknownSession},
-		"to the port of multihop":       {func(d *bfd.Datagram, _ *session.Packet) { d.Multihop = true }, session.UnknownSession},
-		"to another of our addresses":   {func(d *bfd.Datagram, _ *session.Packet) { d.To = stranger }, session.UnknownSession},
-		"with a wrong discriminator":    {func(_ *bfd.Datagram, p *session.Packet) { p.YourDiscriminator++ }, session.UnknownSession},
-		"as an echo packet":             {func(d *bfd.Datagram, _ *session.Packet) { d.Echo = true }, session.UnknownSession},
-		"an echo packet, cut off":       {func(d *bfd.Datagram, _ *session.Packet) { d.Echo, d.Payload = true, []byte{1} }, session.BadLength},
-		"bytes that are no BFD":         {func(d *bfd.Datagram, _ *session.Packet) { d.Payload = []byte("GET / HTTP/1.1\r\nHost: localhost\r\n") }, session.BadVersion},
-		"Up without our discriminator":  {func(_ *bfd.Datagram, p *session.Packet) { p.YourDiscriminator, p.State = 0, session.Up }, session.WrongState},
-		"without its own discriminator": {func(_ *bfd.Datagram, p *session.Packet) { p.MyDiscriminator = 0 }, session.ZeroDiscriminator},
+		"from beyond a router":                               {func(d *bfd.Datagram, _ *session.Packet) { d.TTL = 254 }, session.LowTTL},
+		"from an unknown address":                            {func(d *bfd.Datagram, _ *session.Packet) { d.From = unknown }, session.UnknownSession},
+		"from an unknown address, without our discriminator": {func(d *bfd.Datagram, p *session.Packet) { d.From, p.YourDiscriminator = unknown, 0 }, session.UnknownSession},
+		"on another link":                                    {func(d *bfd.Datagram, _ *session.Packet) { d.Interface = "eth9" }, session.UnknownSession},
+		"in a VRF":                                           {func(d *bfd.Datagram, _ *session.Packet) { d.VRF = "red" }, session.UnknownSession},
+		"to the port of multihop":                            {func(d *bfd.Datagram, _ *session.Packet) { d.Multihop = true }, session.UnknownSession},
+		"to another of our addresses":                        {func(d *bfd.Datagram, _ *session.Packet) { d.To = unknown }, session.UnknownSession},
+		"with a wrong discriminator":                         {func(_ *bfd.Datagram, p *session.Packet) { p.YourDiscriminator++ }, session.UnknownSession},
+		"as an echo packet":                                  {func(d *bfd.Datagram, _ *session.Packet) { d.Echo = true }, session.UnknownSession},
+		"an echo packet, cut off":                            {func(d *bfd.Datagram, _ *session.Packet) { d.Echo, d.Payload = true, []byte{1} }, session.BadLength},
+		"bytes that are not BFD":                             {func(d *bfd.Datagram, _ *session.Packet) { d.Payload = []byte("GET / HTTP/1.1\r\nHost: localhost\r\n") }, session.BadVersion},
+		"Up without our discriminator":                       {func(_ *bfd.Datagram, p *session.Packet) { p.YourDiscriminator, p.State = 0, session.Up }, session.WrongState},
+		"without its own discriminator":                      {func(_ *bfd.Datagram, p *session.Packet) { p.MyDiscriminator = 0 }, session.ZeroDiscriminator},
 	} {
 		simulatePair(t, func(p *enginePair) {
 			s := p.sessionToRouter(fastProfile())
@@ -44,7 +44,7 @@ func TestHostileDatagrams(t *testing.T) {
 			o.Interface = "eth0"
 			p.node.Set([]bfd.Session{s})
 			p.router.Set([]bfd.Session{o})
-			p.waitForEvent("both sides are set", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
+			p.waitForEvent("both sides have a session", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
 			before := p.node.DiscardedPackets()[tc.want]
 			packet := session.Packet{State: session.Down, DetectMultiplier: 3, MyDiscriminator: 5, YourDiscriminator: p.nodeStatus().LocalDiscriminator, DesiredMinTxInterval: time.Second, RequiredMinRxInterval: time.Second}
 			d := bfd.Datagram{From: routerAddress, To: nodeAddress, Interface: "eth0", TTL: 255}

@@ -29,9 +29,9 @@ func TestInvalidSessionsAreRejected(t *testing.T) {
 		}},
 		"no peer":                                {want: names.ReasonInvalidBFD},
 		"a zone in the address":                  {key: bfd.Key{Peer: linkLocal.WithZone("eth0"), Interface: "eth0"}, want: names.ReasonInvalidBFD},
-		"a group":                                {key: bfd.Key{Peer: netip.MustParseAddr("224.0.0.5")}, want: names.ReasonInvalidBFD},
-		"link-local nowhere":                     {key: bfd.Key{Peer: linkLocal}, want: names.ReasonInvalidBFD},
-		"a source of the other family":           {key: bfd.Key{Peer: peer4, Local: peer6}, want: names.ReasonInvalidBFD},
+		"a multicast address":                    {key: bfd.Key{Peer: netip.MustParseAddr("224.0.0.5")}, want: names.ReasonInvalidBFD},
+		"link-local without a link":              {key: bfd.Key{Peer: linkLocal}, want: names.ReasonInvalidBFD},
+		"a source address of the other family":   {key: bfd.Key{Peer: peer4, Local: peer6}, want: names.ReasonInvalidBFD},
 		"multihop on a link":                     {key: bfd.Key{Peer: peer4, Multihop: true, Interface: "eth0"}, want: names.ReasonInvalidBFD},
 		"receive interval too short":             {key: bfd.Key{Peer: peer4}, edit: func(p *bfd.Profile) { p.ReceiveInterval = 9 * time.Millisecond }, want: names.ReasonInvalidBFD},
 		"transmit interval too long":             {key: bfd.Key{Peer: peer4}, edit: func(p *bfd.Profile) { p.TransmitInterval = 61 * time.Second }, want: names.ReasonInvalidBFD},
@@ -45,7 +45,7 @@ func TestInvalidSessionsAreRejected(t *testing.T) {
 			tc.edit(&s.Profile)
 		}
 		if f := s.Validate(); f.Reason != tc.want || (f.Text == "") != (tc.want == "") {
-			t.Errorf("%s: %+v, want reason %q with words", sentence, f, tc.want)
+			t.Errorf("%s: %+v, want reason %q with a text", sentence, f, tc.want)
 		}
 	}
 }
@@ -56,10 +56,10 @@ func TestInvalidSessionDoesNotAffectOthers(t *testing.T) {
 		bad.Peer, bad.DetectMultiplier = netip.MustParseAddr("192.0.2.99"), 0
 		p.node.Set([]bfd.Session{bad, p.sessionToRouter(fastProfile())})
 		p.router.Set([]bfd.Session{p.sessionToNode(fastProfile())})
-		p.waitForEvent("the good one comes up", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
+		p.waitForEvent("the valid session comes up", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
 		all := p.node.Status()
 		if len(all) != 2 || all[0].Fault.Reason != names.ReasonInvalidBFD || all[1].Fault != (bfd.Fault{}) {
-			t.Errorf("status %+v, want the first refused and the second running", all)
+			t.Errorf("status %+v, want the first rejected and the second running", all)
 		}
 	})
 }

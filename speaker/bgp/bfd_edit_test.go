@@ -24,7 +24,7 @@ func TestBFDCanBeEnabledAndDisabled(t *testing.T) {
 		p.BFD = f
 		s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
 	}
-	is := func(what, want string) {
+	waitForBFD := func(what, want string) {
 		t.Helper()
 		eventually(t, what+": BFD is "+want+" and the session established", func() error {
 			if st := s.status("tor"); st.BFDState != want || st.State != bgp.Established {
@@ -41,24 +41,24 @@ func TestBFDCanBeEnabledAndDisabled(t *testing.T) {
 		}
 	}
 	set(fastBFD())
-	is("at first", "Up")
+	waitForBFD("at first", "Up")
 	set(nil)
-	is("turned off here", "")
+	waitForBFD("disabled here", "")
 	set(fastBFD())
-	is("turned on again here", "Up")
+	waitForBFD("enabled again here", "Up")
 	configure("no neighbor 192.168.0.11 bfd")
-	is("turned off at the router", "Down")
+	waitForBFD("disabled on the router", "Down")
 	configure("neighbor 192.168.0.11 bfd profile fast")
-	is("turned on again at the router", "Up")
+	waitForBFD("enabled again on the router", "Up")
 	ups := s.waitStable("tor").EstablishedCount
 	echo := fastBFD()
 	echo.EchoMode = true
 	set(echo)
-	is("with echoMode, which this profile of the router takes none of", "Up")
+	waitForBFD("with echoMode, which the router's profile does not accept", "Up")
 	passive := fastBFD()
 	passive.Passive, passive.Multiplier, passive.MinTTL = true, 9, 7
 	set(passive)
-	is("passive, with another multiplier and TTL", "Up")
+	waitForBFD("passive, with another multiplier and TTL", "Up")
 	if st := s.status("tor"); st.EstablishedCount != ups {
 		t.Errorf("the edits of the profile reset the session: %+v", st)
 	}
@@ -83,7 +83,7 @@ func TestBFDWithTTLSecurityOverTwoHops(t *testing.T) {
 // BFD session when a BGP session is established, which looks like a failed path.
 func (s *testSpeaker) waitStable(peer string) bgp.Status {
 	s.t.Helper()
-	eventually(s.t, "the session and BFD are up for a while", func() error {
+	eventually(s.t, "the session and BFD have been up for two seconds", func() error {
 		if st := s.status(peer); st.State != bgp.Established || st.BFDState != "Up" || time.Since(st.Since) < 2*time.Second {
 			return fmt.Errorf("BFD is %q, the session %s: %s", st.BFDState, st.State, st.LastError)
 		}

@@ -69,8 +69,8 @@ func (c *bfdCase) cutCount() int {
 
 var bfdCases = map[string]bfdCase{
 	"FRR":                       {frr: "neighbor NODE4 remote-as 64512\n neighbor NODE4 bfd profile fast"},
-	"FRR, inside of one AS":     {frr: "neighbor NODE4 remote-as 65000\n neighbor NODE4 bfd profile fast", peer: func(p *intent.Peer) { p.LocalASN = 65000 }},
-	"FRR, which has to begin":   {frr: "neighbor NODE4 remote-as 64512\n neighbor NODE4 bfd profile begins", peer: func(p *intent.Peer) { p.BFD.Passive = true }},
+	"FRR, internal":             {frr: "neighbor NODE4 remote-as 65000\n neighbor NODE4 bfd profile fast", peer: func(p *intent.Peer) { p.LocalASN = 65000 }},
+	"FRR, we are passive":       {frr: "neighbor NODE4 remote-as 64512\n neighbor NODE4 bfd profile begins", peer: func(p *intent.Peer) { p.BFD.Passive = true }},
 	"FRR, with echo packets":    {frr: "neighbor NODE4 remote-as 64512\n neighbor NODE4 bfd profile echo", peer: func(p *intent.Peer) { p.BFD.EchoMode = true }},
 	"FRR, from a given address": {frr: "neighbor NODE4 remote-as 64512\n neighbor NODE4 bfd profile fast", peer: func(p *intent.Peer) { p.SourceAddress = netip.MustParseAddr("192.168.0.99") }},
 	"FRR, over several hops": {
@@ -138,7 +138,7 @@ func testCutAndReconnect(t *testing.T, b *router.Harness, c bfdCase, h caseNode)
 	installed := func(want bool) func() error {
 		return func() error {
 			if _, ok, err := b.Host(at).RouteTo(netip.MustParsePrefix(vip)); err != nil || ok != want {
-				return fmt.Errorf("there is a route: %t (%v)", ok, err)
+				return fmt.Errorf("route present: %t (%v)", ok, err)
 			}
 			return nil
 		}
@@ -158,7 +158,7 @@ func testCutAndReconnect(t *testing.T, b *router.Harness, c bfdCase, h caseNode)
 		if err := b.CutCableSilently(node); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "the router's kernel has it no more", installed(false))
+		eventually(t, "the router's kernel has removed the route", installed(false))
 		t.Logf("the route went %s after the cut began", time.Since(begun))
 		eventually(t, "the session has ended here", func() error {
 			if st := s.status("tor"); st.State == bgp.Established || st.BFDState == "Up" {
@@ -169,7 +169,7 @@ func testCutAndReconnect(t *testing.T, b *router.Harness, c bfdCase, h caseNode)
 		// On a busy machine BFD may be down at the moment of the cut,
 		// while BFD does not watch the next session yet.
 		if took := time.Since(begun); took > 8*time.Second && s.status("tor").EstablishedCount == ups {
-			t.Errorf("that took %s, no less than the hold time would", took)
+			t.Errorf("that took %s, as long as the hold time", took)
 		}
 		if err := b.PlugCable(node); err != nil {
 			t.Fatal(err)
@@ -188,10 +188,10 @@ func testCutAndReconnect(t *testing.T, b *router.Harness, c bfdCase, h caseNode)
 		}{{&slow, "Up"}, {fastBFD(), "Up"}} {
 			p.BFD = step.profile
 			s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(vip)})
-			eventually(t, "BFD follows", func() error { return s.checkBFD(step.state) })
+			eventually(t, "BFD is in the wanted state", func() error { return s.checkBFD(step.state) })
 		}
 		if st := s.status("tor"); st.EstablishedCount != ups || st.State != bgp.Established {
-			t.Errorf("the session did not outlive that: %s, established %d times, before that %d: %s", st.State, st.EstablishedCount, ups, st.LastError)
+			t.Errorf("the edit reset the session: it is %s, established %d times, before the edit %d: %s", st.State, st.EstablishedCount, ups, st.LastError)
 		}
 	})
 }
@@ -227,7 +227,7 @@ func TestBFDFollowsNodeAddresses(t *testing.T) {
 	p := torPeer()
 	p.LocalASN, p.BFD, p.ConnectTime = 65000, fastBFD(), time.Second
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
-	eventually(t, "what BFD lacks is said", func() error {
+	eventually(t, "the BFD fault is reported", func() error {
 		if st := s.status("tor"); st.BFDState != "Down" || st.BFDFault.Reason != names.ReasonBFDUnsent {
 			return fmt.Errorf("BFD is %s, the fault %+v", st.BFDState, st.BFDFault)
 		}
@@ -237,7 +237,7 @@ func TestBFDFollowsNodeAddresses(t *testing.T) {
 	s.waitEstablished("tor")
 	eventually(t, "BFD is up", func() error { return s.checkBFD("Up") })
 	if f := s.status("tor").BFDFault; f.Reason != "" {
-		t.Errorf("the fault %+v is left", f)
+		t.Errorf("the fault %+v remains", f)
 	}
 }
 
@@ -271,7 +271,7 @@ func TestBFDAndGracefulRestart(t *testing.T) {
 					}
 					return nil
 				})
-				eventually(t, "the route is there", func() error {
+				eventually(t, "the router has the route", func() error {
 					if !has() {
 						return fmt.Errorf("no")
 					}
@@ -285,7 +285,7 @@ func TestBFDAndGracefulRestart(t *testing.T) {
 				look := time.NewTicker(10 * time.Millisecond)
 				for range 150 { // longer than BFD needs
 					if <-look.C; !has() {
-						t.Fatal("the router gave the route up")
+						t.Fatal("the router removed the route")
 					}
 				}
 				look.Stop()

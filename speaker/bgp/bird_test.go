@@ -52,7 +52,7 @@ func TestSessionsWithBIRD(t *testing.T) {
 			protocol: "neighbor NODE4 as 64512; ipv4 { import all; export none; };",
 			want:     []string{"BGP.as_path: 64512\n", "BGP.next_hop: NODE4", "via NODE4 on eth0"},
 		},
-		"internal, with a preference": {
+		"internal, with a local preference": {
 			protocol: "neighbor NODE4 as 65000; ipv4 { import all; export none; };", peer: func(p *intent.Peer) { p.LocalASN = 65000 },
 			attributes: intent.Attributes{LocalPref: 250}, want: []string{"BGP.as_path: \n", "BGP.local_pref: 250"},
 		},
@@ -158,7 +158,7 @@ func TestDocumentedBIRDConfiguration(t *testing.T) {
 	s := startSpeaker(t, b.Host("node1"))
 	s.Set(d)
 	if st := s.waitEstablished("tor"); !st.GracefulRestart || len(st.Families) != 2 {
-		t.Fatalf("graceful restart of both families is not agreed: %+v", st)
+		t.Fatalf("graceful restart of both families was not negotiated: %+v", st)
 	}
 	waitForBIRD(t, bird, "show route", servicePrefix, "198.51.100.2/32", "2001:db8::1/128")
 	t.Run("the kernel has the routes", func(t *testing.T) {
@@ -171,7 +171,7 @@ func TestDocumentedBIRDConfiguration(t *testing.T) {
 		})
 	})
 	whole := t // the next speaker lives longer than the subtest that starts it
-	t.Run("a speaker that dies keeps its routes until the next one has sent its own", func(t *testing.T) {
+	t.Run("the routes of a crashed speaker stay until the next one has sent its own", func(t *testing.T) {
 		s.stop()
 		waitForBIRD(t, bird, "show protocols all node1", "Neighbor graceful restart active")
 		waitForBIRD(t, bird, "show route for "+servicePrefix, servicePrefix)
@@ -179,7 +179,7 @@ func TestDocumentedBIRDConfiguration(t *testing.T) {
 		s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
 		waitForBIRD(t, bird, "show route", servicePrefix, "!198.51.100.2/32", "!2001:db8::1/128")
 	})
-	t.Run("a node that leaves says so first, then withdraws, and then ends the session", func(t *testing.T) {
+	t.Run("a leaving node announces GRACEFUL_SHUTDOWN, then withdraws, then ends the session", func(t *testing.T) {
 		s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix), Leaving: true})
 		waitForBIRD(t, bird, "show route all for "+servicePrefix, "BGP.community: (65535,0)", "BGP.local_pref: 0\n")
 		waitForBIRD(t, bird, "show route", "!"+servicePrefix)
@@ -200,12 +200,12 @@ func TestBIRDWithFourOctetASN(t *testing.T) {
 		text += fmt.Sprintf("protocol bgp node%d { local as %d; neighbor 192.168.0.%d as %d; connect delay time 1; connect retry time 1; ipv4 { import all; export none; }; }\n", i+1, uint32(number), 11+i, mine)
 	}
 	bird := startRouter(t, router.Config{Kind: router.BIRD, NetNS: b.Host("router"), Text: text})
-	calls, waits := startSpeaker(t, b.Host("node1")), startSpeaker(t, b.Host("node2"))
+	active, passive := startSpeaker(t, b.Host("node1")), startSpeaker(t, b.Host("node2"))
 	p := torPeer()
 	p.PeerASN, p.ConnectTime = number, time.Second
-	calls.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
+	active.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
 	p.LocalASN, p.Passive = number, true
-	waits.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes("198.51.100.2/32")})
+	passive.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes("198.51.100.2/32")})
 	both := func() {
 		t.Helper()
 		waitForBIRD(t, bird, "show route all for "+servicePrefix, "BGP.as_path: 64512\n")
@@ -215,7 +215,7 @@ func TestBIRDWithFourOctetASN(t *testing.T) {
 	if err := bird.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	for _, s := range []*testSpeaker{calls, waits} {
+	for _, s := range []*testSpeaker{active, passive} {
 		eventually(t, "the session has ended", func() error {
 			if st := s.status("tor"); st.State == bgp.Established {
 				return fmt.Errorf("%+v", st)

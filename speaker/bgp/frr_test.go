@@ -65,7 +65,7 @@ func TestSessionsWithFRR(t *testing.T) {
 		}},
 		"any external number": {neighbour: "neighbor NODE4 remote-as 64512", peer: func(p *intent.Peer) { p.PeerASN, p.DynamicASN = 0, intent.ASNExternal }, check: func(t *testing.T, h caseNode, st bgp.Status, _ frrPath) {
 			if st.ASN != 65000 {
-				t.Errorf("the router's number is said to be %d", st.ASN)
+				t.Errorf("the status has the AS number %d", st.ASN)
 			}
 		}},
 		"the internal number": {neighbour: "neighbor NODE4 remote-as 65000", peer: func(p *intent.Peer) { p.LocalASN, p.PeerASN, p.DynamicASN = 65000, 0, intent.ASNInternal }},
@@ -195,7 +195,7 @@ func TestAttributesReachFRR(t *testing.T) {
 		before := s.status("tor").Messages.Sent.Updates
 		rs := newRoutes("198.51.100.1/32", "198.51.100.0/24")
 		s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: rs})
-		eventually(t, "the communities go", func() error {
+		eventually(t, "the communities are removed", func() error {
 			if got := waitForRoute(t, frr, servicePrefix); got.Community.String != "" {
 				return fmt.Errorf("%+v", got)
 			}
@@ -205,9 +205,9 @@ func TestAttributesReachFRR(t *testing.T) {
 			t.Errorf("%d UPDATEs, %d sessions; want one more than %d, and one session", st.Messages.Sent.Updates, st.EstablishedCount, before)
 		}
 	})
-	t.Run("routes of a leaving node are announced as going, and then go", func(t *testing.T) {
+	t.Run("routes of a leaving node are announced with GRACEFUL_SHUTDOWN, then withdrawn", func(t *testing.T) {
 		s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: rs, Leaving: true})
-		eventually(t, "the route is marked", func() error {
+		eventually(t, "the route has the community GRACEFUL_SHUTDOWN", func() error {
 			if got := waitForRoute(t, frr, servicePrefix); !strings.Contains(got.Community.String, "graceful-shutdown") {
 				return fmt.Errorf("%+v", got)
 			}
@@ -281,10 +281,10 @@ func TestResetWithGracefulNotificationKeepsRoutes(t *testing.T) {
 	for i := range 3 {
 		p.HoldTime = time.Duration(60+i) * time.Second // is in the OPEN
 		s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
-		eventually(t, "the session is there again", func() error {
+		eventually(t, "the session is established again", func() error {
 			got := frrPaths(t, frr, servicePrefix)
 			if len(got) == 0 {
-				t.Fatalf("reset %d took the route away", i)
+				t.Fatalf("reset %d removed the route", i)
 			}
 			if st := s.status("tor"); st.EstablishedCount != i+2 || st.State != bgp.Established || got[0].Stale {
 				return fmt.Errorf("%+v, %+v", st, got)
@@ -340,7 +340,7 @@ func TestStopWithdrawsRoutes(t *testing.T) {
 	waitForNoRoute(t, frr, servicePrefix)
 	out, err := frr.Show(t.Context(), "show bgp neighbors 192.168.0.11")
 	if err != nil || !strings.Contains(string(out), "the speaker stops") && !strings.Contains(string(out), "Administrative Shutdown") {
-		t.Errorf("the router does not say why the session ended (%v):\n%s", err, out)
+		t.Errorf("the router does not show why the session ended (%v):\n%s", err, out)
 	}
 }
 
@@ -354,18 +354,18 @@ func TestGracefulRestart(t *testing.T) {
 	s := startSpeaker(t, b.Host("node1"))
 	s.Set(desired)
 	if st := s.waitEstablished("tor"); !st.GracefulRestart {
-		t.Fatalf("graceful restart is not agreed: %+v", st)
+		t.Fatalf("graceful restart was not negotiated: %+v", st)
 	}
 	waitForRoute(t, frr, servicePrefix)
 	for _, how := range []struct {
 		name string
 		end  func(s *testSpeaker)
 	}{
-		{"a speaker that stops keeps its routes", func(s *testSpeaker) { s.Stop(t.Context()); s.stop() }},
-		{"a speaker that dies keeps its routes", func(s *testSpeaker) { s.stop() }},
+		{"a stopped speaker", func(s *testSpeaker) { s.Stop(t.Context()); s.stop() }},
+		{"a crashed speaker", func(s *testSpeaker) { s.stop() }},
 	} {
 		how.end(s)
-		eventually(t, how.name+": the router sees the end of the session", func() error {
+		eventually(t, how.name+": the router keeps the route as stale", func() error {
 			if p := frrPaths(t, frr, servicePrefix); len(p) != 1 || !p[0].Stale {
 				return fmt.Errorf("%+v", p)
 			}

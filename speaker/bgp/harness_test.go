@@ -29,7 +29,8 @@ type hostTransport struct{ netns.Handle }
 
 func (n hostTransport) Dial(ctx context.Context, t bgp.DialOptions) (c bgp.Conn, err error) {
 	err = n.Do(func() (err error) {
-		if zone := t.Remote.Addr().Zone(); zone != "" { // the runtime remembers the links of another namespace by name
+		// The runtime caches the links of another namespace by name.
+		if zone := t.Remote.Addr().Zone(); zone != "" {
 			link, err := net.InterfaceByName(zone)
 			if err != nil {
 				return err
@@ -50,9 +51,9 @@ func (n hostTransport) Listen(ctx context.Context, port uint16) (l bgp.Listener,
 	return l, err
 }
 
-func (n hostTransport) FindRouter(ctx context.Context, device string, tell func(netip.Addr, error)) {
+func (n hostTransport) FindRouter(ctx context.Context, device string, report func(netip.Addr, error)) {
 	_ = n.Do(func() error {
-		tcp.Transport{}.FindRouter(ctx, device, tell)
+		tcp.Transport{}.FindRouter(ctx, device, report)
 		return nil
 	})
 }
@@ -125,13 +126,13 @@ func startSpeaker(t *testing.T, host netns.Handle) *testSpeaker {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	transport := &killableTransport{Transport: udp.New()}
-	paths := bfd.New(transport, time.Now, 1)
-	e := bgp.New(bgp.Options{NodeName: "node1", UpdateSource: gobgp.New(log), Transport: hostTransport{host}, BFD: paths, Log: log})
+	bfdEngine := bfd.New(transport, time.Now, 1)
+	e := bgp.New(bgp.Options{NodeName: "node1", UpdateSource: gobgp.New(log), Transport: hostTransport{host}, BFD: bfdEngine, Log: log})
 	ctx, cancel := context.WithCancel(t.Context())
-	watching, done := make(chan struct{}), make(chan struct{})
+	bfdDone, done := make(chan struct{}), make(chan struct{})
 	go func() {
-		defer close(watching)
-		if err := host.Do(func() error { return paths.Run(ctx) }); err != nil {
+		defer close(bfdDone)
+		if err := host.Do(func() error { return bfdEngine.Run(ctx) }); err != nil {
 			t.Errorf("the BFD engine ended: %v", err)
 		}
 	}()
@@ -141,9 +142,9 @@ func startSpeaker(t *testing.T, host netns.Handle) *testSpeaker {
 			t.Errorf("the engine ended: %v", err)
 		}
 	}()
-	kill := func() { cancel(); <-done; <-watching }
-	t.Cleanup(kill)
-	return &testSpeaker{e, t, kill, func() { transport.dead.Store(true); kill() }}
+	stop := func() { cancel(); <-done; <-bfdDone }
+	t.Cleanup(stop)
+	return &testSpeaker{e, t, stop, func() { transport.dead.Store(true); stop() }}
 }
 
 // status returns the Status of a peer.
@@ -228,9 +229,9 @@ type frrPath struct {
 	Valid     bool
 	Stale     bool
 	Peer      struct{ RouterID string }
-	LocalPref int
-	MED       *int `json:"metric"`
-	ASPath    struct{ String string }
+	LocalPref int                     `json:"locPrf"`
+	MED       *int                    `json:"metric"`
+	ASPath    struct{ String string } `json:"asPath"`
 	Community struct{ String string }
 	Large     struct{ String string } `json:"largeCommunity"`
 	Extended  struct{ String string } `json:"extendedCommunity"`

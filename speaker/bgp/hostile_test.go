@@ -94,7 +94,7 @@ func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
 			_, _ = c.Write(bytes.Repeat([]byte("GET / HTTP/1.1\r\n"), 10))
 			_, _ = io.Copy(io.Discard, c)
 		}, "is not a BGP message"},
-		"hangs up":     {func(net.Conn) {}, "closed the connection"},
+		"disconnects":  {func(net.Conn) {}, "closed the connection"},
 		"silent":       {func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }, "it sent no OPEN within"},
 		"silent later": {func(c net.Conn) { _ = sendOpenAndKeepalive(c, 3); _, _ = io.Copy(io.Discard, c) }, "no message from the router for 3s, the hold time"},
 		"garbage later": {func(c net.Conn) {
@@ -157,7 +157,7 @@ func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
 		if bad.want == "" {
 			continue
 		}
-		eventually(t, "the router that is "+name+" is found out", func() error {
+		eventually(t, "the error of the hostile router \""+name+"\" is reported", func() error {
 			if st := s.status(name); !strings.Contains(st.LastError, bad.want) {
 				return fmt.Errorf("it is %s: %q", st.State, st.LastError)
 			}
@@ -170,24 +170,24 @@ func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
 			t.Errorf("the flood was stopped: %v", err)
 		}
 	case <-time.After(time.Minute):
-		t.Error("the flood was not taken in")
+		t.Error("the flood was not read")
 	}
 	eventually(t, "every message of the flood is counted", func() error {
 		if st := s.status("floods"); st.Messages.Received.Updates < messages || st.State != bgp.Established {
-			return fmt.Errorf("%d are, and the session is %s: %s", st.Messages.Received.Updates, st.State, st.LastError)
+			return fmt.Errorf("%d are counted, and the session is %s: %s", st.Messages.Received.Updates, st.State, st.LastError)
 		}
 		return nil
 	})
 	runtime.GC()
 	runtime.ReadMemStats(&after)
 	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 30<<20 {
-		t.Errorf("the heap grew by %d bytes over %d routes that nobody asked for", grown, messages*900)
+		t.Errorf("the heap grew by %d bytes for %d unwanted routes", grown, messages*900)
 	}
-	if n := rogues["hangs up"].connections.Load(); n < 3 || n > 40 {
-		t.Errorf("the router that hangs up was called %d times, want a few, with longer and longer pauses", n)
+	if n := rogues["disconnects"].connections.Load(); n < 3 || n > 40 {
+		t.Errorf("the router that disconnects got %d connections, want a few with growing delays", n)
 	}
 	if st := s.status("tor"); st.State != bgp.Established || st.EstablishedCount != 1 {
-		t.Errorf("the good router's session suffered: %+v", st)
+		t.Errorf("the good router's session was affected: %+v", st)
 	}
 	d.Routes = append(d.Routes, newRoutes("198.51.100.2/32")...)
 	s.Set(d)

@@ -63,7 +63,7 @@ func TestOneRouteChangeSendsOneUpdate(t *testing.T) {
 	d.Routes = d.Routes[:many-1]
 	begun := time.Now()
 	s.Set(d)
-	eventually(t, "one route goes", func() error {
+	eventually(t, "the router removes one route", func() error {
 		if n, _ := acceptedFromNode(t, frr); n != many-1 {
 			return fmt.Errorf("it has %d", n)
 		}
@@ -130,7 +130,7 @@ func TestRandomEditsKeepSession(t *testing.T) {
 			s.Set(d)
 		}
 	}
-	eventually(t, "the router has what was set last", func() error {
+	eventually(t, "the router has the latest routes", func() error {
 		if n, _ := acceptedFromNode(t, frr); n != len(want) {
 			return fmt.Errorf("it has %d routes, want %d", n, len(want))
 		}

@@ -28,7 +28,8 @@ func kernelRoute(t *testing.T, h netns.Handle, address string) string {
 	t.Helper()
 	var out []byte
 	err := h.Do(func() error {
-		out, _ = exec.Command("ip", "route", "get", address).CombinedOutput() // it fails and says so when there is no route
+		// It fails and says so when there is no route.
+		out, _ = exec.Command("ip", "route", "get", address).CombinedOutput()
 		return nil
 	})
 	if err != nil {
@@ -70,7 +71,7 @@ func TestUnnumberedPeer(t *testing.T) {
 		}
 		return nil
 	})
-	t.Run("no session is lost to an edit of something else", func(t *testing.T) {
+	t.Run("an edit of the routes resets no session", func(t *testing.T) {
 		d.Routes = append(d.Routes, newRoutes("198.51.100.2/32")...)
 		s.Set(d)
 		waitForRoute(t, frr, "198.51.100.2/32")
@@ -78,7 +79,7 @@ func TestUnnumberedPeer(t *testing.T) {
 			t.Errorf("%+v", st)
 		}
 	})
-	t.Run("what the link lacks is said", func(t *testing.T) {
+	t.Run("a missing link is reported", func(t *testing.T) {
 		s.Set(bgp.Desired{Peers: []intent.Peer{unnumberedPeer("eth9")}, Routes: newRoutes(servicePrefix)})
 		s.waitForError("tor", `this node has no link "eth9"`)
 		if st := s.status("tor"); st.Reason != names.ReasonNoRouter {
@@ -122,7 +123,7 @@ func TestPassivePeer(t *testing.T) {
 	s.Set(d)
 	s.waitEstablished("tor")
 	waitForRoute(t, frr, servicePrefix)
-	t.Run("strangers are hung up on", func(t *testing.T) {
+	t.Run("connections from other addresses are closed", func(t *testing.T) {
 		c, err := b.Host("client").Dial(t.Context(), "tcp", "192.168.0.11:179")
 		if err != nil {
 			t.Fatal(err)
@@ -130,13 +131,13 @@ func TestPassivePeer(t *testing.T) {
 		defer c.Close()
 		_ = c.SetReadDeadline(time.Now().Add(30 * time.Second))
 		if n, err := c.Read(make([]byte, 1)); err == nil || n > 0 {
-			t.Errorf("it got an answer")
+			t.Errorf("the connection got an answer")
 		}
 		if st := s.status("tor"); st.State != bgp.Established || st.EstablishedCount != 1 {
-			t.Errorf("the session suffered: %+v", st)
+			t.Errorf("the session was affected: %+v", st)
 		}
 	})
-	t.Run("the router comes back", func(t *testing.T) {
+	t.Run("the router reconnects", func(t *testing.T) {
 		if _, err := frr.Show(t.Context(), "clear bgp 192.168.0.11"); err != nil {
 			t.Fatal(err)
 		}
@@ -185,18 +186,18 @@ func TestSeveralPeersAtOneAddress(t *testing.T) {
 	s.Set(bgp.Desired{Peers: []intent.Peer{first}, Routes: newRoutes(servicePrefix)})
 	paths("64512 via 192.168.0.11")
 	if st := s.status("tor"); st.EstablishedCount != 1 {
-		t.Errorf("the session of the peer that stays: %+v", st)
+		t.Errorf("the session of the remaining peer: %+v", st)
 	}
-	t.Run("one BFD session watches both", func(t *testing.T) {
+	t.Run("both peers share one BFD session", func(t *testing.T) {
 		second.SourceAddress, first.BFD = first.SourceAddress, fastBFD()
 		slow := *first.BFD
 		slow.TransmitInterval = time.Second
 		second.BFD, second.Port = &slow, 1179
 		s.Set(bgp.Desired{Peers: []intent.Peer{first, second}, Routes: newRoutes(servicePrefix)})
-		eventually(t, "the other peer says that its profile does not count", func() error {
+		eventually(t, "the other peer reports the conflicting profile", func() error {
 			a, b := s.status("tor").BFDFault, s.status("again").BFDFault
 			if a.Reason == names.ReasonConflictingBFD || b.Reason != names.ReasonConflictingBFD || !strings.Contains(b.Text, `the settings of the BGPPeer "tor"`) {
-				return fmt.Errorf("they say %+v and %+v", a, b)
+				return fmt.Errorf("the faults are %+v and %+v", a, b)
 			}
 			return nil
 		})

@@ -10,8 +10,8 @@ import (
 
 // canKeepSession reports whether an edit of the peer needs no new session: our OPEN and
 // the connection stay the same, and the router's AS number is still accepted.
-func (w *worker) canKeepSession(former, next *intent.Peer) bool {
-	x, y := *former, *next
+func (w *worker) canKeepSession(previous, next *intent.Peer) bool {
+	x, y := *previous, *next
 	if w.session != nil && checkASN(&y, w.session.negotiated.RemoteOpen.ASN) == nil {
 		x.PeerASN, x.DynamicASN = y.PeerASN, y.DynamicASN
 	}
@@ -19,12 +19,12 @@ func (w *worker) canKeepSession(former, next *intent.Peer) bool {
 }
 
 // applyTimers applies edits of the keepalive and connect times, which need no new session.
-func (w *worker) applyTimers(former *intent.Peer) {
+func (w *worker) applyTimers(previous *intent.Peer) {
 	p := &w.order.peer
 	switch {
-	case w.session != nil && former.KeepaliveTime != p.KeepaliveTime:
+	case w.session != nil && previous.KeepaliveTime != p.KeepaliveTime:
 		w.session.setKeepaliveInterval(keepaliveInterval(p, w.session.negotiated.HoldTime))
-	case w.session == nil && w.attemptDone == nil && former.ConnectTime != p.ConnectTime && former.Name != "":
+	case w.session == nil && w.attemptDone == nil && previous.ConnectTime != p.ConnectTime && previous.Name != "":
 		w.failures = 0
 		w.retryTimer.Reset(0)
 	}

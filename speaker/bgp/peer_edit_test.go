@@ -39,14 +39,14 @@ func TestPeerEditsResetOnlyWhenNeeded(t *testing.T) {
 	waitForRoute(t, frr, servicePrefix)
 	t.Run("the keepalive time", func(t *testing.T) {
 		before := set(func() { p.KeepaliveTime = time.Second })
-		eventually(t, "keepalives go out once a second", func() error {
+		eventually(t, "keepalives are sent once a second", func() error {
 			if st := s.status("tor"); st.Messages.Sent.Keepalives < before.Messages.Sent.Keepalives+3 {
-				return fmt.Errorf("%d have, and %d had", st.Messages.Sent.Keepalives, before.Messages.Sent.Keepalives)
+				return fmt.Errorf("%d are sent, %d before the edit", st.Messages.Sent.Keepalives, before.Messages.Sent.Keepalives)
 			}
 			return nil
 		})
 	})
-	t.Run("what is asked of the router's number", func(t *testing.T) {
+	t.Run("the expected AS number", func(t *testing.T) {
 		for _, edit := range []func(){
 			func() { p.PeerASN, p.DynamicASN = 0, intent.ASNExternal },
 			func() { p.PeerASN, p.DynamicASN = 65000, intent.ASNGiven },
@@ -57,10 +57,10 @@ func TestPeerEditsResetOnlyWhenNeeded(t *testing.T) {
 		s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "198.51.100.2/32")})
 		waitForRoute(t, frr, "198.51.100.2/32")
 		if st := s.status("tor"); st.EstablishedCount != 1 || st.State != bgp.Established {
-			t.Fatalf("the session did not outlive that: %+v", st)
+			t.Fatalf("the edit reset the session: %+v", st)
 		}
 	})
-	t.Run("a number that the router does not have, and a connectTime while there is no session", func(t *testing.T) {
+	t.Run("a wrong AS number, and a connectTime without a session", func(t *testing.T) {
 		set(func() { p.PeerASN, p.ConnectTime = 65001, time.Hour })
 		s.waitForError("tor", "its AS number is 65000, and the BGPPeer asks for 65001")
 		waitForNoRoute(t, frr, servicePrefix)
@@ -78,7 +78,7 @@ func TestPeerEditsResetOnlyWhenNeeded(t *testing.T) {
 		s.waitEstablished("tor")
 		waitForRoute(t, frr, servicePrefix)
 	})
-	t.Run("what is in the OPEN", func(t *testing.T) {
+	t.Run("the contents of the OPEN", func(t *testing.T) {
 		for _, edit := range []func(){
 			func() { p.HoldTime = 3 * time.Second },
 			func() { p.RouterID = netip.MustParseAddr("10.9.9.9") },
@@ -86,7 +86,7 @@ func TestPeerEditsResetOnlyWhenNeeded(t *testing.T) {
 			func() { p.IPv6, p.NoMultiprotocol = true, false },
 		} {
 			before := set(edit)
-			eventually(t, "there is another session", func() error {
+			eventually(t, "a new session is established", func() error {
 				if st := s.status("tor"); st.EstablishedCount == before.EstablishedCount || st.State != bgp.Established {
 					return fmt.Errorf("%+v", st)
 				}
@@ -117,7 +117,7 @@ func TestRefusalReasonIsKept(t *testing.T) {
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "198.51.100.2/32", "198.51.100.3/32", "198.51.100.4/32", "198.51.100.5/32")})
 	s.waitForError("tor", "maximum number of prefixes reached, 2 of ipv4-unicast: raise the limit")
 	before := s.status("tor").Messages
-	eventually(t, "it was tried again", func() error {
+	eventually(t, "the speaker tries again", func() error {
 		st := s.status("tor")
 		if st.Messages.Sent.Opens < before.Sent.Opens+2 {
 			return fmt.Errorf("%+v", st)
@@ -216,7 +216,7 @@ func TestSessionSurvivesMissingDefaultGateway(t *testing.T) {
 	s.Set(bgp.Desired{Peers: []intent.Peer{lost}, Routes: newRoutes(servicePrefix, "198.51.100.3/32")})
 	waitForRoute(t, frr, "198.51.100.3/32")
 	if st := s.status("tor"); st.EstablishedCount != ups || st.State != bgp.Established || st.BFDState != "Up" {
-		t.Errorf("the session did not outlive that: %+v", st)
+		t.Errorf("the edit reset the session: %+v", st)
 	}
 	if err := frr.Configure(t.Context(), "router bgp 65000\n no neighbor 192.168.0.11\n"); err != nil {
 		t.Fatal(err)
@@ -238,7 +238,9 @@ func TestRouterRestartIsNoticedWithoutHoldTime(t *testing.T) {
 			<-t.Context().Done()
 			return
 		}
-		for range 2 { // our KEEPALIVE and UPDATE: unacknowledged data would be retransmitted and notice the loss
+		// Read our KEEPALIVE and UPDATE: unacknowledged data would be
+		// retransmitted and notice the loss.
+		for range 2 {
 			if _, err := message.Read(c, make([]byte, message.MaxLength)); err != nil {
 				t.Error(err)
 			}
@@ -259,13 +261,13 @@ func TestRouterRestartIsNoticedWithoutHoldTime(t *testing.T) {
 	p := torPeer()
 	p.HoldTime, p.Port = 0, bad.port
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
-	eventually(t, "the router has confirmed the route", func() error {
+	eventually(t, "the router has acknowledged the route", func() error {
 		if st := s.status("tor"); st.Messages.Received.Keepalives < 2 {
 			return fmt.Errorf("%+v", st)
 		}
 		return nil
 	})
-	eventually(t, "nothing of the connection is under way", func() error { return checkAllAcknowledged(<-quiet) })
+	eventually(t, "all data of the connection is acknowledged", func() error { return checkAllAcknowledged(<-quiet) })
 	if err := b.CutCableSilently("node1"); err != nil {
 		t.Fatal(err)
 	}
@@ -274,7 +276,7 @@ func TestRouterRestartIsNoticedWithoutHoldTime(t *testing.T) {
 	if err := b.PlugCable("node1"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "there is another session", func() error {
+	eventually(t, "a new session is established", func() error {
 		if st := s.status("tor"); st.EstablishedCount < 2 || st.State != bgp.Established {
 			return fmt.Errorf("%+v", st)
 		}
@@ -291,9 +293,9 @@ func TestWithheldRouteHasReason(t *testing.T) {
 	s := startSpeaker(t, b.Host("node1"))
 	p := torPeer()
 	p.IPv6 = true
-	says := func(want names.Reason, text string) {
+	waitForReason := func(want names.Reason, text string) {
 		t.Helper()
-		eventually(t, fmt.Sprintf("the session says %q", want), func() error {
+		eventually(t, fmt.Sprintf("the session has the reason %q", want), func() error {
 			if st := s.status("tor"); st.State != bgp.Established || st.Withheld.Reason != want || !strings.Contains(st.Withheld.Text, text) {
 				return fmt.Errorf("%+v", st)
 			}
@@ -301,7 +303,7 @@ func TestWithheldRouteHasReason(t *testing.T) {
 		})
 	}
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "2001:db8::1/128")})
-	says(names.ReasonFamilyNotCarried, "2001:db8::1/128: it does not accept routes of ipv6-unicast")
+	waitForReason(names.ReasonFamilyNotCarried, "2001:db8::1/128: it does not accept routes of ipv6-unicast")
 	waitForRoute(t, frr, servicePrefix)
 	if err := b.Host("node1").Do(func() error { return netns.SetSysctl("net/ipv6/conf/eth0/disable_ipv6", "1") }); err != nil {
 		t.Fatal(err)
@@ -309,9 +311,9 @@ func TestWithheldRouteHasReason(t *testing.T) {
 	if err := frr.Configure(t.Context(), "router bgp 65000\n"+fmt.Sprintf(activateIPv6, "192.168.0.11")+"\n"); err != nil {
 		t.Fatal(err)
 	}
-	says(names.ReasonNoNextHop, "2001:db8::1/128")
+	waitForReason(names.ReasonNoNextHop, "2001:db8::1/128")
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
-	says("", "")
+	waitForReason("", "")
 }
 
 // checkAllAcknowledged returns an error while the other
@@ -327,7 +329,7 @@ func checkAllAcknowledged(c net.Conn) error {
 		return errors.Join(err, fault)
 	}
 	if left > 0 {
-		return fmt.Errorf("%d bytes are", left)
+		return fmt.Errorf("%d bytes are not acknowledged", left)
 	}
 	return nil
 }

@@ -48,20 +48,20 @@ func TestChangesReflectTable(t *testing.T) {
 		for range random.IntN(8) {
 			p := prefixes[random.IntN(len(prefixes))]
 			if delete(has, p); random.IntN(3) > 0 {
-				has[p] = uint32(random.IntN(40)) //nolint:gosec // small
+				has[p] = uint32(random.IntN(40))
 			}
 		}
 		table.Replace(routesWithMED(has))
 	}
 	for range 20 {
 		changes := table.Subscribe()
-		stop, told := make(chan struct{}), make(chan map[netip.Prefix]uint32)
+		stop, results := make(chan struct{}), make(chan map[netip.Prefix]uint32)
 		go func() {
-			knows := map[netip.Prefix]uint32{}
+			received := map[netip.Prefix]uint32{}
 			take := func() {
 				for _, c := range changes.TakePending() {
-					if delete(knows, c.Prefix); c.Attributes != nil {
-						knows[c.Prefix] = c.Attributes.MED
+					if delete(received, c.Prefix); c.Attributes != nil {
+						received[c.Prefix] = c.Attributes.MED
 					}
 				}
 			}
@@ -71,7 +71,7 @@ func TestChangesReflectTable(t *testing.T) {
 					take()
 				case <-stop:
 					take()
-					told <- knows
+					results <- received
 					return
 				}
 			}
@@ -80,8 +80,8 @@ func TestChangesReflectTable(t *testing.T) {
 			edit()
 		}
 		close(stop)
-		if knows := <-told; !maps.Equal(knows, has) {
-			t.Fatalf("who follows knows %v, the table has %v", knows, has)
+		if received := <-results; !maps.Equal(received, has) {
+			t.Fatalf("the subscriber has %v, the table %v", received, has)
 		}
 	}
 }
@@ -90,9 +90,9 @@ func TestChangesResendFamily(t *testing.T) {
 	prefixes, table := hostPrefixes(4), bgp.NewTable()
 	has := map[netip.Prefix]uint32{prefixes[0]: 1, prefixes[1]: 1, prefixes[2]: 1}
 	table.Replace(routesWithMED(has))
-	former := table.Subscribe()
+	previous := table.Subscribe()
 	changes := table.Subscribe()
-	told := func(c *bgp.Changes) (out []netip.Prefix) {
+	pending := func(c *bgp.Changes) (out []netip.Prefix) {
 		for _, change := range c.TakePending() {
 			out = append(out, change.Prefix)
 		}
@@ -102,24 +102,24 @@ func TestChangesResendFamily(t *testing.T) {
 	want := func(what string, got []netip.Prefix, want ...netip.Prefix) {
 		t.Helper()
 		if !slices.Equal(got, want) {
-			t.Errorf("%s: told are %v, want %v", what, got, want)
+			t.Errorf("%s: the changes are %v, want %v", what, got, want)
 		}
 	}
-	want("at first", told(changes), prefixes[0], prefixes[2], prefixes[1])
-	want("nothing new", told(changes))
+	want("at first", pending(changes), prefixes[0], prefixes[2], prefixes[1])
+	want("no changes", pending(changes))
 	table.Replace(routesWithMED(has))
-	want("the same again", told(changes))
+	want("the same routes again", pending(changes))
 	changes.ResendFamily(message.IPv4)
 	delete(has, prefixes[0])
 	has[prefixes[3]] = 2
 	table.Replace(routesWithMED(has))
-	want("a family once more, with what changed", told(changes), prefixes[0], prefixes[2], prefixes[3])
-	told(former)
+	want("a family is sent again, with other changes", pending(changes), prefixes[0], prefixes[2], prefixes[3])
+	pending(previous)
 	table.Replace(routesWithMED(map[netip.Prefix]uint32{}))
-	want("nothing to who followed before", told(former))
-	want("all are gone", told(changes), prefixes[2], prefixes[1], prefixes[3])
+	want("nothing for the previous subscriber", pending(previous))
+	want("all are withdrawn", pending(changes), prefixes[2], prefixes[1], prefixes[3])
 	if n := table.Len(); n != 0 {
-		t.Errorf("%d are left", n)
+		t.Errorf("%d routes remain", n)
 	}
 }
 
@@ -142,9 +142,9 @@ func TestTableUsesLittleMemoryPerRoute(t *testing.T) {
 	changes := table.Subscribe()
 	table.Replace(routesWithMED(has))
 	if n := len(changes.TakePending()); n != many {
-		t.Fatalf("%d routes are told", n)
+		t.Fatalf("%d routes are pending", n)
 	}
-	each := (int(heap()) - int(before)) / many //nolint:gosec // far below
+	each := (int(heap()) - int(before)) / many
 	t.Logf("%d bytes for each route", each)
 	if each > most {
 		t.Errorf("a route takes %d bytes, more than %d", each, most)

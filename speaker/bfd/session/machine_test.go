@@ -128,8 +128,8 @@ func TestStateTransitions(t *testing.T) {
 			k.wantState("to begin with", from)
 			k.receivePacket(session.Packet{State: received, YourDiscriminator: ourDiscriminator})
 			k.wantState(from.String()+" hears "+received.String(), want)
-			if told := k.output.Change != nil; told != (from != want) {
-				t.Errorf("%s hears %s: change told: %v", from, received, told)
+			if reported := k.output.Change != nil; reported != (from != want) {
+				t.Errorf("%s hears %s: change reported: %v", from, received, reported)
 			}
 		}
 	}
@@ -187,7 +187,7 @@ func TestDetectionTime(t *testing.T) {
 		k.passTime(time.Nanosecond)
 		k.wantState(sentence, session.Down)
 		if p := k.lastPacket(sentence); p.Diagnostic != session.DetectionExpired || p.YourDiscriminator != 0 || p.DesiredMinTxInterval != time.Second {
-			t.Errorf("%s: sent %+v, want the diagnostic, no discriminator of a neighbour that is gone (6.8.1), slow rate", sentence, p)
+			t.Errorf("%s: sent %+v, want the diagnostic, no discriminator (RFC 5880 section 6.8.1), slow rate", sentence, p)
 		}
 		if c := k.output.Change; c == nil || c.Cause != session.CauseDetectionExpired {
 			t.Errorf("%s: change %+v", sentence, c)
@@ -223,10 +223,10 @@ func TestLongerTransmitIntervalWaitsForFinal(t *testing.T) {
 	slower.DesiredMinTxInterval = 500 * ms
 	k.stepMachine(session.Configure{Config: slower})
 	if p := k.lastPacket("a longer interval"); !p.Poll || p.DesiredMinTxInterval != 500*ms {
-		t.Errorf("sent %+v, want the new interval with Poll, before its time", p)
+		t.Errorf("sent %+v, want the new interval with Poll, at once", p)
 	}
 	if d := k.machine.View().UsedTransmitInterval; d != 70*ms {
-		t.Errorf("sends every %s before the answer, want the former 70 ms", d)
+		t.Errorf("sends every %s before the answer, want the previous 70 ms", d)
 	}
 	for _, p := range k.passTime(200 * ms) {
 		if !p.Poll {
@@ -250,7 +250,7 @@ func TestShorterReceiveIntervalWaitsForFinal(t *testing.T) {
 		t.Errorf("sent %+v, want the new interval with Poll", p)
 	}
 	if d := k.machine.View().DetectionTime; d != 400*ms {
-		t.Errorf("waits %s before the answer, want the former 4 x 100 ms", d)
+		t.Errorf("waits %s before the answer, want the previous 4 x 100 ms", d)
 	}
 	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, DesiredMinTxInterval: 10 * ms, Final: true})
 	if d := k.machine.View().DetectionTime; d != 80*ms {
@@ -314,7 +314,7 @@ func TestNeighbourInDemandMode(t *testing.T) {
 	demand := session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, Demand: true, DesiredMinTxInterval: 10 * time.Second}
 	k.receivePacket(demand)
 	if n := len(k.passTime(5 * time.Second)); n != 0 {
-		t.Errorf("%d periodic packets to a neighbour in demand mode (6.8.7)", n)
+		t.Errorf("%d periodic packets to a neighbour in demand mode (RFC 5880 section 6.8.7)", n)
 	}
 	demand.Poll = true
 	k.receivePacket(demand)
@@ -355,7 +355,7 @@ func TestPassiveSessionWaitsForNeighbour(t *testing.T) {
 	k.passTime(time.Minute)
 	k.wantState("it is gone", session.Down)
 	if n := len(k.passTime(time.Minute)); n != 0 {
-		t.Errorf("%d packets after it is gone: a passive side waits", n)
+		t.Errorf("%d packets after it is gone: a passive session waits", n)
 	}
 }
 
@@ -394,7 +394,7 @@ func TestShutdownWithoutNeighbourEndsAtOnce(t *testing.T) {
 	k.passTime(5 * time.Second)
 	k.stepMachine(session.Stop{})
 	if !k.machine.IsStopped() {
-		t.Error("waits for a neighbour that was never heard")
+		t.Error("IsStopped waits for a neighbour that never sent a packet")
 	}
 }
 
@@ -402,7 +402,7 @@ func TestNeighbourRestart(t *testing.T) {
 	k := newHarness(t, testConfig())
 	k.bringUp()
 	k.receivePacket(session.Packet{State: session.Down, MyDiscriminator: 99, DesiredMinTxInterval: time.Second})
-	if k.wantState("a packet of its new life", session.Down); k.output.Change.Cause != session.CauseNeighbourDown {
+	if k.wantState("a packet after the restart", session.Down); k.output.Change.Cause != session.CauseNeighbourDown {
 		t.Errorf("change %+v", k.output.Change)
 	}
 	k.receivePacket(session.Packet{State: session.Down, MyDiscriminator: 99, DesiredMinTxInterval: time.Second})

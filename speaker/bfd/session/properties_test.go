@@ -68,7 +68,8 @@ func (l *machinePair) runUntil(end time.Time, check func() bool) bool {
 				next, who = at, i
 			}
 		}
-		if len(l.inFlight) > 0 && !l.inFlight[0].at.After(next) { // a packet that arrives at a deadline is in time
+		// A packet that arrives at a deadline is in time.
+		if len(l.inFlight) > 0 && !l.inFlight[0].at.After(next) {
 			v := l.inFlight[0]
 			l.inFlight = l.inFlight[1:]
 			l.now = v.at

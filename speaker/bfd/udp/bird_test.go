@@ -79,7 +79,7 @@ func TestSessionsWithBIRD(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.engine.Set(sessionsToRouter(fastProfile()))
-	b.eventually("both changes are seen", func() error {
+	b.eventually("both changes take effect", func() error {
 		return b.checkStatus(routerIPv4, func(s bfd.Status) bool {
 			return s.DetectionTime == 300*time.Millisecond && s.UsedTransmitInterval == 100*time.Millisecond
 		})
@@ -93,7 +93,7 @@ func TestSessionsWithBIRD(t *testing.T) {
 	if err := r.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	b.eventually("both come back", func() error { return b.checkAllUp(2) })
+	b.eventually("both are up again", func() error { return b.checkAllUp(2) })
 
 	b.stop()
 	b.waitForBIRD("the speaker has stopped", r, nodeIPv4, "Down")
@@ -111,7 +111,7 @@ func TestMultihopSessionsWithBIRD(t *testing.T) {
 		{Key: bfd.Key{Peer: farIPv6, Local: nodeIPv6, Multihop: true}, Profile: passive},
 	}
 	b.engine.Set(sessions)
-	b.eventually("the TTL is found too low", func() error {
+	b.eventually("the low TTL is reported", func() error {
 		return b.checkStatus(farIPv4, func(s bfd.Status) bool { return s.Fault.Reason == names.ReasonBFDTTLTooLow })
 	})
 	sessions = slices.Clone(sessions) // the engine has the others

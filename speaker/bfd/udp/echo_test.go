@@ -50,10 +50,10 @@ func TestEchoWithFRR(t *testing.T) {
 	b.eventually("its kernel returns our echo packets", func() error {
 		return b.checkStatus(routerIPv4, func(s bfd.Status) bool { return s.EchoReturned > 20 && s.Fault == (bfd.Fault{}) })
 	})
-	b.eventually("the node's kernel returns FRR's", func() error {
+	b.eventually("the node's kernel returns FRR's echo packets", func() error {
 		out, err := r.Show(t.Context(), "show bfd peers counters json")
 		if err == nil && strings.Contains(string(out), `"echo-packet-input":0`) {
-			err = fmt.Errorf("none came back: %s", out)
+			err = fmt.Errorf("none returned: %s", out)
 		}
 		return err
 	})
@@ -63,7 +63,7 @@ func TestEchoWithFRR(t *testing.T) {
 	}
 	b.waitForEvent("its forwarding plane fails, bfdd does not", routerIPv4, func(v bfd.Event) bool { return v.Cause == session.CauseEchoFailed && v.IsPathFailure() })
 	b.waitForEvent("control packets bring it up again", routerIPv4, isUp)
-	b.eventually("that echo packets do not return is told", func() error {
+	b.eventually("the fault that echo packets do not return is reported", func() error {
 		return b.checkStatus(routerIPv4, func(s bfd.Status) bool {
 			return s.Fault.Reason == names.ReasonEchoUnsupported && s.State == session.Up && s.DownEvents == before+1
 		})

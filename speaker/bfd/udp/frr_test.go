@@ -85,7 +85,7 @@ func TestSessionsWithFRR(t *testing.T) {
 	if err := r.Configure(t.Context(), "bfd\n profile node\n receive-interval 100\n transmit-interval 120\n detect-multiplier 4\n"); err != nil {
 		t.Fatal(err)
 	}
-	b.eventually("FRR's change is seen", func() error {
+	b.eventually("FRR's change takes effect", func() error {
 		return b.checkStatus(routerIPv4, func(s bfd.Status) bool {
 			return s.DetectionTime == 480*time.Millisecond && s.UsedTransmitInterval == 100*time.Millisecond
 		})
@@ -101,7 +101,7 @@ func TestSessionsWithFRR(t *testing.T) {
 	if err := r.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	b.eventually("both come back", func() error { return b.checkAllUp(2) })
+	b.eventually("both are up again", func() error { return b.checkAllUp(2) })
 }
 
 func TestFRRDetectsCutNode(t *testing.T) {
@@ -114,7 +114,7 @@ func TestFRRDetectsCutNode(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.waitForFRR("the path is lost", r, nodeIPv4, func(p frrPeer) bool { return p.Status == "down" && p.Diagnostic == "control detection time expired" })
-	b.waitForEvent("we see it too", routerIPv4, func(v bfd.Event) bool { return !v.Up && v.IsPathFailure() })
+	b.waitForEvent("the node reports it too", routerIPv4, func(v bfd.Event) bool { return !v.Up && v.IsPathFailure() })
 	if err := b.PlugCable("node1"); err != nil {
 		t.Fatal(err)
 	}
@@ -128,7 +128,7 @@ func TestPlannedStopIsSignalledToFRR(t *testing.T) {
 	b.engine.Set(sessionsToRouter(fastProfile()))
 	b.eventually("both are up", func() error { return b.checkAllUp(2) })
 	b.engine.Set(sessionsToRouter(fastProfile())[:1])
-	b.waitForFRR("one session was removed on purpose", r, nodeIPv6, func(p frrPeer) bool {
+	b.waitForFRR("one session was shut down", r, nodeIPv6, func(p frrPeer) bool {
 		return p.Status == "down" && p.RemoteDiagnostic == "administratively down"
 	})
 	b.stop()
@@ -136,7 +136,7 @@ func TestPlannedStopIsSignalledToFRR(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.ended <- nil
-	b.waitForFRR("the speaker stopped on purpose", r, nodeIPv4, func(p frrPeer) bool {
+	b.waitForFRR("the speaker shut down", r, nodeIPv4, func(p frrPeer) bool {
 		return p.Status == "down" && p.RemoteDiagnostic == "administratively down"
 	})
 	b.startEngine(2)
@@ -160,7 +160,7 @@ func TestFRRAdminDownIsNoPathFailure(t *testing.T) {
 	if err := r.Configure(t.Context(), peer+"no shutdown\n"); err != nil {
 		t.Fatal(err)
 	}
-	b.waitForEvent("and brings it back", routerIPv4, isUp)
+	b.waitForEvent("its administrator starts the session again", routerIPv4, isUp)
 }
 
 func TestMultihopSessionsWithFRR(t *testing.T) {
@@ -180,11 +180,11 @@ func TestMultihopSessionsWithFRR(t *testing.T) {
 		sessions[i].MinimumTTL = 1
 	}
 	b.engine.Set(sessions)
-	b.expectAllUp("any TTL will do", time.Second)
+	b.expectAllUp("every TTL is accepted", time.Second)
 	if err := b.CutCableSilently("router"); err != nil {
 		t.Fatal(err)
 	}
-	b.waitForEvent("the router between is gone", farIPv4, func(v bfd.Event) bool { return v.IsPathFailure() })
+	b.waitForEvent("the router between is cut off", farIPv4, func(v bfd.Event) bool { return v.IsPathFailure() })
 	if err := b.PlugCable("router"); err != nil {
 		t.Fatal(err)
 	}
@@ -205,5 +205,5 @@ func TestHungRouterProcessIsDetected(t *testing.T) {
 	if err := r.Signal(syscall.SIGCONT, "bfdd"); err != nil {
 		t.Fatal(err)
 	}
-	b.waitForEvent("bfdd goes on", routerIPv4, isUp)
+	b.waitForEvent("bfdd continues", routerIPv4, isUp)
 }

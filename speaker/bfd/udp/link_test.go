@@ -64,17 +64,17 @@ func TestLinkLossAndReturn(t *testing.T) {
 		return netlink.LinkDel(l)
 	})
 	a.waitForEvent("the link is deleted", farAddress, func(v bfd.Event) bool { return v.IsPathFailure() })
-	a.eventually("that is told", func() error {
+	a.eventually("the fault is reported", func() error {
 		return a.checkStatus(farAddress, func(s bfd.Status) bool { return s.Fault.Reason == names.ReasonBFDUnsent })
 	})
 	connectRooms(near, far)
-	a.waitForEvent("a link of that name, and another index, is there", farAddress, isUp)
-	a.eventually("nothing is wrong any more", func() error { return a.checkAllUp(1) })
+	a.waitForEvent("a link with that name and another index appears", farAddress, isUp)
+	a.eventually("no fault remains", func() error { return a.checkAllUp(1) })
 
 	near.MustRun(func() error { return netns.SetDown("eth0") })
-	a.waitForEvent("the link goes down", farAddress, func(v bfd.Event) bool { return v.IsPathFailure() })
+	a.waitForEvent("the link is set down", farAddress, func(v bfd.Event) bool { return v.IsPathFailure() })
 	near.MustRun(func() error { return netns.SetUp("eth0") })
-	a.waitForEvent("and up", farAddress, isUp)
+	a.waitForEvent("the link is set up", farAddress, isUp)
 }
 
 func TestLinkLocalNeighboursOnTwoLinks(t *testing.T) {
@@ -127,7 +127,7 @@ func TestSessionBoundToDevice(t *testing.T) {
 	c.engine.Set([]bfd.Session{{Key: bfd.Key{Peer: netip.MustParseAddr("198.51.100.1")}, Profile: fastProfile()}})
 	a.eventually("both are up", func() error { return a.checkAllUp(2) })
 	a.engine.Set(sessions[:1])
-	a.expectAllUp("the one outside is removed", 500*time.Millisecond)
+	a.expectAllUp("the unbound session is removed", 500*time.Millisecond)
 	a.engine.Set(sessions)
 	a.eventually("both are up again", func() error { return a.checkAllUp(2) })
 }
@@ -144,7 +144,7 @@ func TestPortInUseIsReported(t *testing.T) {
 	a, b := runEngineIn(t, near, 1), runEngineIn(t, far, 2)
 	a.engine.Set([]bfd.Session{{Key: bfd.Key{Peer: farAddress}, Profile: fastProfile()}})
 	b.engine.Set([]bfd.Session{{Key: bfd.Key{Peer: nearAddress}, Profile: fastProfile()}})
-	a.eventually("the fault is told", func() error {
+	a.eventually("the fault is reported", func() error {
 		return a.checkStatus(farAddress, func(s bfd.Status) bool { return s.Fault.Reason == names.ReasonBFDPortInUse })
 	})
 	if err := squatter.Close(); err != nil {
@@ -174,6 +174,6 @@ func TestSessionsSurviveFlood(t *testing.T) {
 		}
 	}
 	if n := b.engine.DiscardedPackets()[session.WrongState]; n < 1000 {
-		t.Errorf("%d packets of the flood came to us, too few to say anything: %v", n, b.engine.DiscardedPackets())
+		t.Errorf("%d packets of the flood came to us, too few for a result: %v", n, b.engine.DiscardedPackets())
 	}
 }

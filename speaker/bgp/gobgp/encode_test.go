@@ -88,26 +88,26 @@ func TestUpdatesDecodeAsExpected(t *testing.T) {
 		terms       bgp.PathAttributes
 		want        string
 	}{
-		"an external router gets our number once": {64512, 65000, nil, v4, bgp.PathAttributes{NextHop: hop4}, "{Origin: i} {AsPath: 64512} {Nexthop: 10.0.0.1}"},
-		"and no local preference": {
+		"an external router gets our AS number once": {64512, 65000, nil, v4, bgp.PathAttributes{NextHop: hop4}, "{Origin: i} {AsPath: 64512} {Nexthop: 10.0.0.1}"},
+		"an external router gets no local preference": {
 			64512, 65000, nil, v4, bgp.PathAttributes{NextHop: hop4, Attributes: intent.Attributes{LocalPref: 7, MED: 0, HasMED: true, PrependCount: 2}},
 			"{Origin: i} {AsPath: 64512 64512 64512} {Nexthop: 10.0.0.1} {Med: 0}",
 		},
-		"an internal one gets a local preference and no path": {64512, 64512, nil, v4, bgp.PathAttributes{NextHop: hop4}, "{Origin: i} {AsPath: } {Nexthop: 10.0.0.1} {LocalPref: 100}"},
-		"the one that is asked for":                           {64512, 64512, nil, v4, bgp.PathAttributes{NextHop: hop4, Attributes: intent.Attributes{LocalPref: 7}}, "{Origin: i} {AsPath: } {Nexthop: 10.0.0.1} {LocalPref: 7}"},
-		"IPv6 by way of a link":                               {64512, 65000, nil, v6, bgp.PathAttributes{NextHop: hop6}, "{Origin: i} {AsPath: 64512} via fe80::1"},
-		"IPv4 by way of IPv6":                                 {64512, 65000, nil, v4, bgp.PathAttributes{NextHop: hop6}, "{Origin: i} {AsPath: 64512} via fe80::1"},
-		"a large number":                                      {large, 65000, nil, v4, bgp.PathAttributes{NextHop: hop4}, "{Origin: i} {AsPath: 4200000000} {Nexthop: 10.0.0.1}"},
-		"a large number for a router that knows small ones": {
+		"an internal router gets a local preference and no path": {64512, 64512, nil, v4, bgp.PathAttributes{NextHop: hop4}, "{Origin: i} {AsPath: } {Nexthop: 10.0.0.1} {LocalPref: 100}"},
+		"the configured local preference":                        {64512, 64512, nil, v4, bgp.PathAttributes{NextHop: hop4, Attributes: intent.Attributes{LocalPref: 7}}, "{Origin: i} {AsPath: } {Nexthop: 10.0.0.1} {LocalPref: 7}"},
+		"IPv6 with a link-local next hop":                        {64512, 65000, nil, v6, bgp.PathAttributes{NextHop: hop6}, "{Origin: i} {AsPath: 64512} via fe80::1"},
+		"IPv4 with an IPv6 next hop":                             {64512, 65000, nil, v4, bgp.PathAttributes{NextHop: hop6}, "{Origin: i} {AsPath: 64512} via fe80::1"},
+		"a four-octet AS number":                                 {large, 65000, nil, v4, bgp.PathAttributes{NextHop: hop4}, "{Origin: i} {AsPath: 4200000000} {Nexthop: 10.0.0.1}"},
+		"a four-octet AS number for a router that supports two octets": {
 			large, 65000, func(a *bgp.Negotiated) { a.RemoteOpen.FourOctetASN = false }, v4, bgp.PathAttributes{NextHop: hop4}, "{Origin: i} {AsPath: 23456} {Nexthop: 10.0.0.1} 4200000000",
 		},
-		"a small number for such a router": {64512, 65000, func(a *bgp.Negotiated) { a.RemoteOpen.FourOctetASN = false }, v4, bgp.PathAttributes{NextHop: hop4}, "{Origin: i} {AsPath: 64512} {Nexthop: 10.0.0.1}"},
+		"a two-octet AS number for such a router": {64512, 65000, func(a *bgp.Negotiated) { a.RemoteOpen.FourOctetASN = false }, v4, bgp.PathAttributes{NextHop: hop4}, "{Origin: i} {AsPath: 64512} {Nexthop: 10.0.0.1}"},
 		"every community": {
 			64512, 65000, nil, v4,
 			bgp.PathAttributes{NextHop: hop4, Attributes: intent.Attributes{Communities: []uint32{1<<16 | 2}, LargeCommunities: [][3]uint32{{1, 2, 3}}, ExtendedCommunities: [][8]byte{{0, 2, 0, 1, 0, 0, 0, 2}}}},
 			"{Origin: i} {AsPath: 64512} {Nexthop: 10.0.0.1} {Communities: 1:2} {Extcomms: [1:2]} {LargeCommunity: [ 1:2:3]}",
 		},
-		"a family that is not carried": {64512, 65000, func(a *bgp.Negotiated) { a.Families = a.Families[:1] }, v6, bgp.PathAttributes{NextHop: hop6}, ""},
+		"a family that was not negotiated": {64512, 65000, func(a *bgp.Negotiated) { a.Families = a.Families[:1] }, v6, bgp.PathAttributes{NextHop: hop6}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := newEncoder(negotiatedWith(tc.router, tc.edit), tc.asn)
@@ -126,7 +126,7 @@ func TestUpdatesAreComplete(t *testing.T) {
 	e := newEncoder(negotiatedWith(65000, nil), 64512)
 	many := &bgp.PathAttributes{NextHop: netip.MustParseAddr("10.0.0.1")}
 	for i := range 900 {
-		many.Communities = append(many.Communities, uint32(i)) //nolint:gosec // small
+		many.Communities = append(many.Communities, uint32(i))
 	}
 	terms := []*bgp.PathAttributes{nil, {NextHop: netip.MustParseAddr("10.0.0.1")}, {NextHop: netip.MustParseAddr("2001:db8::1")}, many}
 	var changes []bgp.Change

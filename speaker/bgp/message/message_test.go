@@ -20,7 +20,7 @@ func fullOpen() Open {
 
 func TestOpenRoundTrip(t *testing.T) {
 	plain := Open{ASN: 64512, HoldSeconds: 0, RouterID: netip.MustParseAddr("192.0.2.1")}
-	for name, o := range map[string]Open{"everything": fullOpen(), "nothing": plain} {
+	for name, o := range map[string]Open{"all capabilities": fullOpen(), "no capability": plain} {
 		m, err := Read(bytes.NewReader(o.Encode()), make([]byte, MaxLength))
 		if err != nil {
 			t.Fatal(err)
@@ -60,11 +60,13 @@ func TestInvalidOpenIsExplained(t *testing.T) {
 }
 
 func TestUnknownCapabilitiesAreIgnored(t *testing.T) {
-	body, _ := hex.DecodeString("04fc00005a0a0000010a" + "02084804deadbeef4700") // the capabilities 72 and 71
+	// The capabilities are 72 and 71.
+	body, _ := hex.DecodeString("04fc00005a0a0000010a" + "02084804deadbeef4700")
 	if o, err := DecodeOpen(body); err != nil || o.ASN != 64512 || len(o.Families) != 0 {
 		t.Errorf("%+v (%v)", o, err)
 	}
-	wide, _ := hex.DecodeString("04fc00005a0a000001ffff000902000641040000fde8") // lengths of two octets, RFC 9072
+	// The lengths have two octets (RFC 9072).
+	wide, _ := hex.DecodeString("04fc00005a0a000001ffff000902000641040000fde8")
 	if o, err := DecodeOpen(wide); err != nil || o.ASN != 65000 || !o.FourOctetASN {
 		t.Errorf("%+v (%v)", o, err)
 	}
