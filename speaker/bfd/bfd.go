@@ -51,32 +51,27 @@ func (k Key) PeerLabel() string {
 	return k.Peer.String()
 }
 
-// Profile has the parameters of a session. DefaultProfile returns the defaults; the zero value
-// is invalid. The intervals are rounded down to whole microseconds on the wire.
+// Profile has the parameters of a session. The zero value is invalid. The
+// intervals are rounded down to whole microseconds on the wire.
 type Profile struct {
-	// ReceiveInterval and TransmitInterval are the shortest intervals, from 10 ms to 60 s, at which
-	// we can receive and want to send packets while the session is Up. The slower side decides.
-	ReceiveInterval, TransmitInterval time.Duration
+	// ReceiveInterval is the shortest interval at which we can receive packets
+	// while the session is Up, from 10 ms to 60 s. The slower side decides.
+	ReceiveInterval time.Duration
+	// TransmitInterval is the shortest interval at which we want to send packets
+	// while the session is Up, from 10 ms to 60 s. The slower side decides.
+	TransmitInterval time.Duration
 	// DetectMultiplier is how many intervals without a packet the neighbour
 	// waits before it declares the path down, from 2 to 255.
 	DetectMultiplier uint8
-	// EchoMode also sends packets through the neighbour's forwarding
-	// plane, every EchoInterval (from 10 ms to 60 s).
-	EchoMode     bool
+	// EchoMode also sends echo packets, which the neighbour's forwarding plane returns.
+	EchoMode bool
+	// EchoInterval is the interval between echo packets, from 10 ms to 60 s.
 	EchoInterval time.Duration
 	// Passive waits for the neighbour's first packet.
 	Passive bool
 	// MinimumTTL is the lowest accepted TTL or hop limit of a multihop session, from
 	// 1 to 254. It is always 255 on a single hop (RFC 5881 section 5).
 	MinimumTTL uint8
-}
-
-// DefaultProfile returns the profile without any field set. Its detection time is 900 ms.
-func DefaultProfile() Profile {
-	return Profile{
-		ReceiveInterval: 300 * time.Millisecond, TransmitInterval: 300 * time.Millisecond, DetectMultiplier: 3,
-		EchoInterval: 50 * time.Millisecond, MinimumTTL: 254,
-	}
 }
 
 // The range of every interval. With shorter ones a busy host would declare working paths down.

@@ -21,7 +21,7 @@ var (
 
 // fastProfile has a detection time of 3 x 50 ms.
 func fastProfile() bfd.Profile {
-	p := bfd.DefaultProfile()
+	p := bfdtest.DefaultProfile()
 	p.ReceiveInterval, p.TransmitInterval = 50*time.Millisecond, 50*time.Millisecond
 	return p
 }
@@ -142,7 +142,7 @@ func TestOneWayCutIsDetected(t *testing.T) {
 
 func TestProfileChangeKeepsSessionUp(t *testing.T) {
 	simulatePair(t, func(p *enginePair) {
-		p.bringUp(bfd.DefaultProfile())
+		p.bringUp(bfdtest.DefaultProfile())
 		p.node.Set([]bfd.Session{p.sessionToRouter(fastProfile())})
 		p.expectNoEvent("one side got faster", 5*time.Second)
 		if s := p.nodeStatus(); s.UsedTransmitInterval != 300*time.Millisecond || s.Polling {
@@ -215,7 +215,7 @@ func TestTwoPassiveSidesStayDown(t *testing.T) {
 
 func TestEchoDetectsForwardingFailure(t *testing.T) {
 	simulatePair(t, func(p *enginePair) {
-		echo := bfd.DefaultProfile()
+		echo := bfdtest.DefaultProfile()
 		echo.EchoMode = true
 		p.hosts[1].ReturnEchoes()
 		p.bringUp(echo)

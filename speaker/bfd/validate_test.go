@@ -7,6 +7,7 @@ import (
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/speaker/bfd"
+	"github.com/gantry-lb/gantry/speaker/bfd/bfdtest"
 	"github.com/gantry-lb/gantry/speaker/bfd/session"
 )
 
@@ -40,7 +41,7 @@ func TestInvalidSessionsAreRejected(t *testing.T) {
 		"a TTL of zero":                          {key: bfd.Key{Peer: peer4}, edit: func(p *bfd.Profile) { p.MinimumTTL = 0 }, want: names.ReasonInvalidBFD},
 		"a TTL that multihop cannot arrive with": {key: bfd.Key{Peer: peer4}, edit: func(p *bfd.Profile) { p.MinimumTTL = 255 }, want: names.ReasonInvalidBFD},
 	} {
-		s := bfd.Session{Key: tc.key, Profile: bfd.DefaultProfile()}
+		s := bfd.Session{Key: tc.key, Profile: bfdtest.DefaultProfile()}
 		if tc.edit != nil {
 			tc.edit(&s.Profile)
 		}

@@ -225,3 +225,12 @@ func (s *sender) Close() {
 	defer s.host.network.mu.Unlock()
 	s.host.openSenders--
 }
+
+// DefaultProfile returns the profile of a BFDProfile without any
+// field set. Its detection time is 900 ms.
+func DefaultProfile() bfd.Profile {
+	return bfd.Profile{
+		ReceiveInterval: 300 * time.Millisecond, TransmitInterval: 300 * time.Millisecond, DetectMultiplier: 3,
+		EchoInterval: 50 * time.Millisecond, MinimumTTL: 254,
+	}
+}

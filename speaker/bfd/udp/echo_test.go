@@ -7,6 +7,7 @@ import (
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/speaker/bfd"
+	"github.com/gantry-lb/gantry/speaker/bfd/bfdtest"
 	"github.com/gantry-lb/gantry/speaker/bfd/session"
 	"github.com/gantry-lb/gantry/test/lab/netns"
 	"github.com/gantry-lb/gantry/test/lab/router"
@@ -43,7 +44,7 @@ func TestEchoWithFRR(t *testing.T) {
 	if err := r.Configure(t.Context(), frrEchoConfig); err != nil && !strings.Contains(err.Error(), "works correctly for IPv4") {
 		t.Fatal(err)
 	}
-	p := bfd.DefaultProfile()
+	p := bfdtest.DefaultProfile()
 	p.EchoMode = true
 	b.engine.Set([]bfd.Session{{Key: bfd.Key{Peer: routerIPv4}, Profile: p}})
 	b.waitForEvent("the router is there", routerIPv4, isUp)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/gantry-lb/gantry/speaker/bfd"
+	"github.com/gantry-lb/gantry/speaker/bfd/bfdtest"
 	"github.com/gantry-lb/gantry/speaker/bfd/session"
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
@@ -45,7 +46,7 @@ exit
 
 // fastProfile has a detection time of 3 x 50 ms.
 func fastProfile() bfd.Profile {
-	p := bfd.DefaultProfile()
+	p := bfdtest.DefaultProfile()
 	p.ReceiveInterval, p.TransmitInterval = 50*time.Millisecond, 50*time.Millisecond
 	return p
 }

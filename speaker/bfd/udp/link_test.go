@@ -12,6 +12,7 @@ import (
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/speaker/bfd"
+	"github.com/gantry-lb/gantry/speaker/bfd/bfdtest"
 	"github.com/gantry-lb/gantry/speaker/bfd/session"
 	"github.com/gantry-lb/gantry/speaker/bfd/udp"
 	"github.com/gantry-lb/gantry/speaker/links/netnstest"
@@ -159,7 +160,7 @@ func TestSessionsSurviveFlood(t *testing.T) {
 	t.Parallel()
 	b := newHarness(t)
 	b.startRouter(router.FRR, "router", frrConfig)
-	b.engine.Set(sessionsToRouter(bfd.DefaultProfile()))
+	b.engine.Set(sessionsToRouter(bfdtest.DefaultProfile()))
 	b.eventually("both are up", func() error { return b.checkAllUp(2) })
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
