@@ -27,7 +27,7 @@ func TestBFDCanBeEnabledAndDisabled(t *testing.T) {
 	waitForBFD := func(what, want string) {
 		t.Helper()
 		eventually(t, what+": BFD is "+want+" and the session established", func() error {
-			if st := s.status("tor"); st.BFDState != want || st.State != bgp.Established {
+			if st := s.peerStatus("tor"); st.BFDState != want || st.State != bgp.Established {
 				return fmt.Errorf("BFD is %q, the session %s: %s", st.BFDState, st.State, st.LastError)
 			}
 			return nil
@@ -59,7 +59,7 @@ func TestBFDCanBeEnabledAndDisabled(t *testing.T) {
 	passive.Passive, passive.Multiplier, passive.MinTTL = true, 9, 7
 	set(passive)
 	waitForBFD("passive, with another multiplier and TTL", "Up")
-	if st := s.status("tor"); st.EstablishedCount != ups {
+	if st := s.peerStatus("tor"); st.EstablishedCount != ups {
 		t.Errorf("the edits of the profile reset the session: %+v", st)
 	}
 }
@@ -84,10 +84,10 @@ func TestBFDWithTTLSecurityOverTwoHops(t *testing.T) {
 func (s *testSpeaker) waitStable(peer string) bgp.Status {
 	s.t.Helper()
 	eventually(s.t, "the session and BFD have been up for two seconds", func() error {
-		if st := s.status(peer); st.State != bgp.Established || st.BFDState != "Up" || time.Since(st.Since) < 2*time.Second {
+		if st := s.peerStatus(peer); st.State != bgp.Established || st.BFDState != "Up" || time.Since(st.Since) < 2*time.Second {
 			return fmt.Errorf("BFD is %q, the session %s: %s", st.BFDState, st.State, st.LastError)
 		}
 		return nil
 	})
-	return s.status(peer)
+	return s.peerStatus(peer)
 }

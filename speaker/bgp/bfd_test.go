@@ -147,13 +147,13 @@ func testCutAndReconnect(t *testing.T, b *router.Harness, c bfdCase, h caseNode)
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(vip)})
 	for range c.cutCount() {
 		eventually(t, "BFD is up", func() error {
-			if st := s.status("tor"); st.BFDState != "Up" || st.State != bgp.Established {
+			if st := s.peerStatus("tor"); st.BFDState != "Up" || st.State != bgp.Established {
 				return fmt.Errorf("BFD is %q, the session %s: %s", st.BFDState, st.State, st.LastError)
 			}
 			return nil
 		})
 		eventually(t, "the router's kernel has the route", installed(true))
-		ups := s.status("tor").EstablishedCount
+		ups := s.peerStatus("tor").EstablishedCount
 		begun := time.Now()
 		if err := b.CutCableSilently(node); err != nil {
 			t.Fatal(err)
@@ -161,14 +161,14 @@ func testCutAndReconnect(t *testing.T, b *router.Harness, c bfdCase, h caseNode)
 		eventually(t, "the router's kernel has removed the route", installed(false))
 		t.Logf("the route went %s after the cut began", time.Since(begun))
 		eventually(t, "the session has ended here", func() error {
-			if st := s.status("tor"); st.State == bgp.Established || st.BFDState == "Up" {
+			if st := s.peerStatus("tor"); st.State == bgp.Established || st.BFDState == "Up" {
 				return fmt.Errorf("it is %s, and BFD %s: %s", st.State, st.BFDState, st.LastError)
 			}
 			return nil
 		})
 		// On a busy machine BFD may be down at the moment of the cut,
 		// while BFD does not watch the next session yet.
-		if took := time.Since(begun); took > 8*time.Second && s.status("tor").EstablishedCount == ups {
+		if took := time.Since(begun); took > 8*time.Second && s.peerStatus("tor").EstablishedCount == ups {
 			t.Errorf("that took %s, as long as the hold time", took)
 		}
 		if err := b.PlugCable(node); err != nil {
@@ -179,7 +179,7 @@ func testCutAndReconnect(t *testing.T, b *router.Harness, c bfdCase, h caseNode)
 	eventually(t, "the router's kernel has the route again", installed(true))
 	t.Run("the profile may change", func(t *testing.T) {
 		eventually(t, "BFD is up", func() error { return s.checkBFD("Up") })
-		ups := s.status("tor").EstablishedCount
+		ups := s.peerStatus("tor").EstablishedCount
 		slow := *p.BFD
 		slow.TransmitInterval, slow.ReceiveInterval = 300*time.Millisecond, 300*time.Millisecond
 		for _, step := range []struct {
@@ -190,7 +190,7 @@ func testCutAndReconnect(t *testing.T, b *router.Harness, c bfdCase, h caseNode)
 			s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(vip)})
 			eventually(t, "BFD is in the wanted state", func() error { return s.checkBFD(step.state) })
 		}
-		if st := s.status("tor"); st.EstablishedCount != ups || st.State != bgp.Established {
+		if st := s.peerStatus("tor"); st.EstablishedCount != ups || st.State != bgp.Established {
 			t.Errorf("the edit reset the session: it is %s, established %d times, before the edit %d: %s", st.State, st.EstablishedCount, ups, st.LastError)
 		}
 	})
@@ -198,7 +198,7 @@ func testCutAndReconnect(t *testing.T, b *router.Harness, c bfdCase, h caseNode)
 
 // checkBFD returns an error unless BFD is in the wanted state.
 func (s *testSpeaker) checkBFD(want string) error {
-	if st := s.status("tor"); st.BFDState != want {
+	if st := s.peerStatus("tor"); st.BFDState != want {
 		return fmt.Errorf("it is %q", st.BFDState)
 	}
 	return nil
@@ -228,7 +228,7 @@ func TestBFDFollowsNodeAddresses(t *testing.T) {
 	p.LocalASN, p.BFD, p.ConnectTime = 65000, fastBFD(), time.Second
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
 	eventually(t, "the BFD fault is reported", func() error {
-		if st := s.status("tor"); st.BFDState != "Down" || st.BFDFault.Reason != names.ReasonBFDUnsent {
+		if st := s.peerStatus("tor"); st.BFDState != "Down" || st.BFDFault.Reason != names.ReasonBFDUnsent {
 			return fmt.Errorf("BFD is %s, the fault %+v", st.BFDState, st.BFDFault)
 		}
 		return nil
@@ -236,7 +236,7 @@ func TestBFDFollowsNodeAddresses(t *testing.T) {
 	address("add")
 	s.waitEstablished("tor")
 	eventually(t, "BFD is up", func() error { return s.checkBFD("Up") })
-	if f := s.status("tor").BFDFault; f.Reason != "" {
+	if f := s.peerStatus("tor").BFDFault; f.Reason != "" {
 		t.Errorf("the fault %+v remains", f)
 	}
 }
@@ -266,7 +266,7 @@ func TestBFDAndGracefulRestart(t *testing.T) {
 			up := func(s *testSpeaker) {
 				s.Set(desired)
 				eventually(t, "BFD is up", func() error {
-					if st := s.status("tor"); st.BFDState != "Up" || st.State != bgp.Established || !st.GracefulRestart {
+					if st := s.peerStatus("tor"); st.BFDState != "Up" || st.State != bgp.Established || !st.GracefulRestart {
 						return fmt.Errorf("it is %+v", st)
 					}
 					return nil
@@ -280,7 +280,7 @@ func TestBFDAndGracefulRestart(t *testing.T) {
 			}
 			s := startSpeaker(t, b.Host(node))
 			up(s)
-			for _, end := range []func(){func() { s.Stop(t.Context()); s.stop() }, func() { s.stop() }, func() { s.crash() }} {
+			for _, end := range []func(){func() { s.Stop(t.Context()); s.exit() }, func() { s.exit() }, func() { s.crash() }} {
 				end()
 				look := time.NewTicker(10 * time.Millisecond)
 				for range 150 { // longer than BFD needs

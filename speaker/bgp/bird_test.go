@@ -172,7 +172,7 @@ func TestDocumentedBIRDConfiguration(t *testing.T) {
 	})
 	whole := t // the next speaker lives longer than the subtest that starts it
 	t.Run("the routes of a crashed speaker stay until the next one has sent its own", func(t *testing.T) {
-		s.stop()
+		s.exit()
 		waitForBIRD(t, bird, "show protocols all node1", "Neighbor graceful restart active")
 		waitForBIRD(t, bird, "show route for "+servicePrefix, servicePrefix)
 		s = startSpeaker(whole, b.Host("node1"))
@@ -217,7 +217,7 @@ func TestBIRDWithFourOctetASN(t *testing.T) {
 	}
 	for _, s := range []*testSpeaker{active, passive} {
 		eventually(t, "the session has ended", func() error {
-			if st := s.status("tor"); st.State == bgp.Established {
+			if st := s.peerStatus("tor"); st.State == bgp.Established {
 				return fmt.Errorf("%+v", st)
 			}
 			return nil

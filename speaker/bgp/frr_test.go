@@ -192,7 +192,7 @@ func TestAttributesReachFRR(t *testing.T) {
 		t.Errorf("the plain route has communities: %+v", got)
 	}
 	t.Run("a change of attributes is one UPDATE, and no reset", func(t *testing.T) {
-		before := s.status("tor").Messages.Sent.Updates
+		before := s.peerStatus("tor").Messages.Sent.Updates
 		rs := newRoutes("198.51.100.1/32", "198.51.100.0/24")
 		s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: rs})
 		eventually(t, "the communities are removed", func() error {
@@ -201,7 +201,7 @@ func TestAttributesReachFRR(t *testing.T) {
 			}
 			return nil
 		})
-		if st := s.status("tor"); st.Messages.Sent.Updates != before+1 || st.EstablishedCount != 1 {
+		if st := s.peerStatus("tor"); st.Messages.Sent.Updates != before+1 || st.EstablishedCount != 1 {
 			t.Errorf("%d UPDATEs, %d sessions; want one more than %d, and one session", st.Messages.Sent.Updates, st.EstablishedCount, before)
 		}
 	})
@@ -256,7 +256,7 @@ func TestPasswordRotation(t *testing.T) {
 	p.Password = "old" // the edit is reverted before the router has it
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "198.51.100.3/32")})
 	waitForRoute(t, frr, "198.51.100.3/32")
-	if st := s.status("tor"); st.EstablishedCount != 1 {
+	if st := s.peerStatus("tor"); st.EstablishedCount != 1 {
 		t.Errorf("the session was established %d times", st.EstablishedCount)
 	}
 	p.Password = "new"
@@ -286,7 +286,7 @@ func TestResetWithGracefulNotificationKeepsRoutes(t *testing.T) {
 			if len(got) == 0 {
 				t.Fatalf("reset %d removed the route", i)
 			}
-			if st := s.status("tor"); st.EstablishedCount != i+2 || st.State != bgp.Established || got[0].Stale {
+			if st := s.peerStatus("tor"); st.EstablishedCount != i+2 || st.State != bgp.Established || got[0].Stale {
 				return fmt.Errorf("%+v, %+v", st, got)
 			}
 			return nil
@@ -308,7 +308,7 @@ func TestConfigurationErrorsAreExplained(t *testing.T) {
 	p.LocalASN, p.Blocked = 64512, intent.BlockReason{Reason: "UnknownSecret", Text: "no password"}
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
 	s.waitForError("tor", "no password")
-	if st := s.status("tor"); st.Reason != "UnknownSecret" {
+	if st := s.peerStatus("tor"); st.Reason != "UnknownSecret" {
 		t.Errorf("the reason is %q", st.Reason)
 	}
 	p.Blocked, p.SourceAddress = intent.BlockReason{}, netip.MustParseAddr("192.0.2.99")
@@ -361,8 +361,8 @@ func TestGracefulRestart(t *testing.T) {
 		name string
 		end  func(s *testSpeaker)
 	}{
-		{"a stopped speaker", func(s *testSpeaker) { s.Stop(t.Context()); s.stop() }},
-		{"a crashed speaker", func(s *testSpeaker) { s.stop() }},
+		{"a stopped speaker", func(s *testSpeaker) { s.Stop(t.Context()); s.exit() }},
+		{"a crashed speaker", func(s *testSpeaker) { s.exit() }},
 	} {
 		how.end(s)
 		eventually(t, how.name+": the router keeps the route as stale", func() error {

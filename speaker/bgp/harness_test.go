@@ -96,8 +96,8 @@ func startRouter(t *testing.T, c router.Config) *router.Router {
 type testSpeaker struct {
 	*bgp.Engine
 	t     *testing.T
-	stop  func() // stops the engines, as SIGTERM does without Stop
-	crash func() // stops them without a BFD packet, as SIGKILL does
+	exit  func() // ends the engines without Stop
+	crash func() // ends them without a last BFD packet, as SIGKILL does
 }
 
 // killableTransport is the BFD transport of a speaker that may crash.
@@ -142,13 +142,13 @@ func startSpeaker(t *testing.T, host netns.Handle) *testSpeaker {
 			t.Errorf("the engine ended: %v", err)
 		}
 	}()
-	stop := func() { cancel(); <-done; <-bfdDone }
-	t.Cleanup(stop)
-	return &testSpeaker{e, t, stop, func() { transport.dead.Store(true); stop() }}
+	exit := func() { cancel(); <-done; <-bfdDone }
+	t.Cleanup(exit)
+	return &testSpeaker{e, t, exit, func() { transport.dead.Store(true); exit() }}
 }
 
-// status returns the Status of a peer.
-func (s *testSpeaker) status(peer string) bgp.Status {
+// peerStatus returns the Status of a peer.
+func (s *testSpeaker) peerStatus(peer string) bgp.Status {
 	for _, st := range s.Status() {
 		if st.Peer == peer {
 			return st
@@ -161,19 +161,19 @@ func (s *testSpeaker) status(peer string) bgp.Status {
 func (s *testSpeaker) waitEstablished(peer string) bgp.Status {
 	s.t.Helper()
 	eventually(s.t, "the session with "+peer+" is established", func() error {
-		if st := s.status(peer); st.State != bgp.Established {
+		if st := s.peerStatus(peer); st.State != bgp.Established {
 			return fmt.Errorf("it is %s: %s", st.State, st.LastError)
 		}
 		return nil
 	})
-	return s.status(peer)
+	return s.peerStatus(peer)
 }
 
 // waitForError waits until a peer has no session and its last error contains text.
 func (s *testSpeaker) waitForError(peer, text string) {
 	s.t.Helper()
 	eventually(s.t, fmt.Sprintf("the peer %s fails with %q", peer, text), func() error {
-		if st := s.status(peer); !strings.Contains(st.LastError, text) || st.State == bgp.Established {
+		if st := s.peerStatus(peer); !strings.Contains(st.LastError, text) || st.State == bgp.Established {
 			return fmt.Errorf("it is %s: %s", st.State, st.LastError)
 		}
 		return nil

@@ -158,7 +158,7 @@ func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
 			continue
 		}
 		eventually(t, "the error of the hostile router \""+name+"\" is reported", func() error {
-			if st := s.status(name); !strings.Contains(st.LastError, bad.want) {
+			if st := s.peerStatus(name); !strings.Contains(st.LastError, bad.want) {
 				return fmt.Errorf("it is %s: %q", st.State, st.LastError)
 			}
 			return nil
@@ -173,7 +173,7 @@ func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
 		t.Error("the flood was not read")
 	}
 	eventually(t, "every message of the flood is counted", func() error {
-		if st := s.status("floods"); st.Messages.Received.Updates < messages || st.State != bgp.Established {
+		if st := s.peerStatus("floods"); st.Messages.Received.Updates < messages || st.State != bgp.Established {
 			return fmt.Errorf("%d are counted, and the session is %s: %s", st.Messages.Received.Updates, st.State, st.LastError)
 		}
 		return nil
@@ -186,7 +186,7 @@ func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
 	if n := rogues["disconnects"].connections.Load(); n < 3 || n > 40 {
 		t.Errorf("the router that disconnects got %d connections, want a few with growing delays", n)
 	}
-	if st := s.status("tor"); st.State != bgp.Established || st.EstablishedCount != 1 {
+	if st := s.peerStatus("tor"); st.State != bgp.Established || st.EstablishedCount != 1 {
 		t.Errorf("the good router's session was affected: %+v", st)
 	}
 	d.Routes = append(d.Routes, newRoutes("198.51.100.2/32")...)
@@ -215,7 +215,7 @@ func TestSessionReconnectsAtOnce(t *testing.T) {
 	for i := range 3 {
 		c := <-hung
 		eventually(t, "the session is up", func() error {
-			if st := s.status("tor"); st.EstablishedCount != i+1 {
+			if st := s.peerStatus("tor"); st.EstablishedCount != i+1 {
 				return fmt.Errorf("%+v", st)
 			}
 			return nil

@@ -78,7 +78,7 @@ func TestOneRouteChangeSendsOneUpdate(t *testing.T) {
 	if _, after := acceptedFromNode(t, frr); after != before+2 {
 		t.Errorf("two changes of one route each cost %d UPDATEs", after-before)
 	}
-	if st := s.status("tor"); st.EstablishedCount != 1 || st.AnnouncedRoutes != many || st.WantedRoutes != many {
+	if st := s.peerStatus("tor"); st.EstablishedCount != 1 || st.AnnouncedRoutes != many || st.WantedRoutes != many {
 		t.Errorf("the session is %+v", st)
 	}
 	for name, want := range map[string]float64{
@@ -141,7 +141,7 @@ func TestRandomEditsKeepSession(t *testing.T) {
 		}
 		return nil
 	})
-	if st := s.status("tor"); st.EstablishedCount != 1 {
+	if st := s.peerStatus("tor"); st.EstablishedCount != 1 {
 		t.Errorf("the session was established %d times", st.EstablishedCount)
 	}
 }

@@ -66,7 +66,7 @@ func TestUnnumberedPeer(t *testing.T) {
 		})
 	}
 	eventually(t, "BFD is up", func() error {
-		if st := s.status("tor"); st.BFDState != "Up" {
+		if st := s.peerStatus("tor"); st.BFDState != "Up" {
 			return fmt.Errorf("it is %q", st.BFDState)
 		}
 		return nil
@@ -75,14 +75,14 @@ func TestUnnumberedPeer(t *testing.T) {
 		d.Routes = append(d.Routes, newRoutes("198.51.100.2/32")...)
 		s.Set(d)
 		waitForRoute(t, frr, "198.51.100.2/32")
-		if st := s.status("tor"); st.EstablishedCount != 1 {
+		if st := s.peerStatus("tor"); st.EstablishedCount != 1 {
 			t.Errorf("%+v", st)
 		}
 	})
 	t.Run("a missing link is reported", func(t *testing.T) {
 		s.Set(bgp.Desired{Peers: []intent.Peer{unnumberedPeer("eth9")}, Routes: newRoutes(servicePrefix)})
 		s.waitForError("tor", `this node has no link "eth9"`)
-		if st := s.status("tor"); st.Reason != names.ReasonNoRouter {
+		if st := s.peerStatus("tor"); st.Reason != names.ReasonNoRouter {
 			t.Errorf("the reason is %q", st.Reason)
 		}
 		waitForNoRoute(t, frr, servicePrefix)
@@ -105,12 +105,12 @@ func TestPassivePeer(t *testing.T) {
 	}
 	s.Set(d) // without the password
 	s.waitForError("tor", "another program on this node, perhaps a BGP daemon, uses the port")
-	if st := s.status("tor"); st.Reason != names.ReasonPortUnavailable {
+	if st := s.peerStatus("tor"); st.Reason != names.ReasonPortUnavailable {
 		t.Errorf("the reason is %q", st.Reason)
 	}
 	other.Close()
 	eventually(t, "it waits for the router", func() error {
-		if st := s.status("tor"); st.State != bgp.Active {
+		if st := s.peerStatus("tor"); st.State != bgp.Active {
 			return fmt.Errorf("%+v", st)
 		}
 		return nil
@@ -133,7 +133,7 @@ func TestPassivePeer(t *testing.T) {
 		if n, err := c.Read(make([]byte, 1)); err == nil || n > 0 {
 			t.Errorf("the connection got an answer")
 		}
-		if st := s.status("tor"); st.State != bgp.Established || st.EstablishedCount != 1 {
+		if st := s.peerStatus("tor"); st.State != bgp.Established || st.EstablishedCount != 1 {
 			t.Errorf("the session was affected: %+v", st)
 		}
 	})
@@ -142,7 +142,7 @@ func TestPassivePeer(t *testing.T) {
 			t.Fatal(err)
 		}
 		eventually(t, "the second session", func() error {
-			if st := s.status("tor"); st.EstablishedCount < 2 || st.State != bgp.Established {
+			if st := s.peerStatus("tor"); st.EstablishedCount < 2 || st.State != bgp.Established {
 				return fmt.Errorf("%+v", st)
 			}
 			return nil
@@ -185,7 +185,7 @@ func TestSeveralPeersAtOneAddress(t *testing.T) {
 	paths("64512 via 192.168.0.11", "64513 via 192.168.0.71")
 	s.Set(bgp.Desired{Peers: []intent.Peer{first}, Routes: newRoutes(servicePrefix)})
 	paths("64512 via 192.168.0.11")
-	if st := s.status("tor"); st.EstablishedCount != 1 {
+	if st := s.peerStatus("tor"); st.EstablishedCount != 1 {
 		t.Errorf("the session of the remaining peer: %+v", st)
 	}
 	t.Run("both peers share one BFD session", func(t *testing.T) {
@@ -195,7 +195,7 @@ func TestSeveralPeersAtOneAddress(t *testing.T) {
 		second.BFD, second.Port = &slow, 1179
 		s.Set(bgp.Desired{Peers: []intent.Peer{first, second}, Routes: newRoutes(servicePrefix)})
 		eventually(t, "the other peer reports the conflicting profile", func() error {
-			a, b := s.status("tor").BFDFault, s.status("again").BFDFault
+			a, b := s.peerStatus("tor").BFDFault, s.peerStatus("again").BFDFault
 			if a.Reason == names.ReasonConflictingBFD || b.Reason != names.ReasonConflictingBFD || !strings.Contains(b.Text, `the settings of the BGPPeer "tor"`) {
 				return fmt.Errorf("the faults are %+v and %+v", a, b)
 			}

@@ -29,7 +29,7 @@ func TestPeerEditsResetOnlyWhenNeeded(t *testing.T) {
 	p := torPeer()
 	set := func(edit func()) (before bgp.Status) {
 		t.Helper()
-		before = s.status("tor")
+		before = s.peerStatus("tor")
 		edit()
 		s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
 		return before
@@ -40,7 +40,7 @@ func TestPeerEditsResetOnlyWhenNeeded(t *testing.T) {
 	t.Run("the keepalive time", func(t *testing.T) {
 		before := set(func() { p.KeepaliveTime = time.Second })
 		eventually(t, "keepalives are sent once a second", func() error {
-			if st := s.status("tor"); st.Messages.Sent.Keepalives < before.Messages.Sent.Keepalives+3 {
+			if st := s.peerStatus("tor"); st.Messages.Sent.Keepalives < before.Messages.Sent.Keepalives+3 {
 				return fmt.Errorf("%d are sent, %d before the edit", st.Messages.Sent.Keepalives, before.Messages.Sent.Keepalives)
 			}
 			return nil
@@ -56,7 +56,7 @@ func TestPeerEditsResetOnlyWhenNeeded(t *testing.T) {
 		}
 		s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "198.51.100.2/32")})
 		waitForRoute(t, frr, "198.51.100.2/32")
-		if st := s.status("tor"); st.EstablishedCount != 1 || st.State != bgp.Established {
+		if st := s.peerStatus("tor"); st.EstablishedCount != 1 || st.State != bgp.Established {
 			t.Fatalf("the edit reset the session: %+v", st)
 		}
 	})
@@ -87,14 +87,14 @@ func TestPeerEditsResetOnlyWhenNeeded(t *testing.T) {
 		} {
 			before := set(edit)
 			eventually(t, "a new session is established", func() error {
-				if st := s.status("tor"); st.EstablishedCount == before.EstablishedCount || st.State != bgp.Established {
+				if st := s.peerStatus("tor"); st.EstablishedCount == before.EstablishedCount || st.State != bgp.Established {
 					return fmt.Errorf("%+v", st)
 				}
 				return nil
 			})
 			waitForRoute(t, frr, servicePrefix)
 		}
-		if st := s.status("tor"); st.HoldTime != 3*time.Second {
+		if st := s.peerStatus("tor"); st.HoldTime != 3*time.Second {
 			t.Errorf("the hold time is %s", st.HoldTime)
 		}
 		if got := waitForRoute(t, frr, servicePrefix); got.Peer.RouterID != "10.9.9.9" {
@@ -116,9 +116,9 @@ func TestRefusalReasonIsKept(t *testing.T) {
 	waitForRoute(t, frr, servicePrefix)
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "198.51.100.2/32", "198.51.100.3/32", "198.51.100.4/32", "198.51.100.5/32")})
 	s.waitForError("tor", "maximum number of prefixes reached, 2 of ipv4-unicast: raise the limit")
-	before := s.status("tor").Messages
+	before := s.peerStatus("tor").Messages
 	eventually(t, "the speaker tries again", func() error {
-		st := s.status("tor")
+		st := s.peerStatus("tor")
 		if st.Messages.Sent.Opens < before.Sent.Opens+2 {
 			return fmt.Errorf("%+v", st)
 		}
@@ -189,7 +189,7 @@ func TestOversizedRouteDoesNotAffectOthers(t *testing.T) {
 	if got := frrPaths(t, frr, "198.51.100.2/32"); len(got) > 0 {
 		t.Errorf("the router has %+v", got)
 	}
-	if st := s.status("tor"); st.EstablishedCount != 1 || st.WantedRoutes != 3 || st.AnnouncedRoutes != 2 || st.Withheld.Reason != names.ReasonTooManyCommunities {
+	if st := s.peerStatus("tor"); st.EstablishedCount != 1 || st.WantedRoutes != 3 || st.AnnouncedRoutes != 2 || st.Withheld.Reason != names.ReasonTooManyCommunities {
 		t.Errorf("the session is %+v", st)
 	}
 	rs[1].LargeCommunities = rs[1].LargeCommunities[:1]
@@ -215,7 +215,7 @@ func TestSessionSurvivesMissingDefaultGateway(t *testing.T) {
 	waitForRoute(t, frr, "198.51.100.2/32")
 	s.Set(bgp.Desired{Peers: []intent.Peer{lost}, Routes: newRoutes(servicePrefix, "198.51.100.3/32")})
 	waitForRoute(t, frr, "198.51.100.3/32")
-	if st := s.status("tor"); st.EstablishedCount != ups || st.State != bgp.Established || st.BFDState != "Up" {
+	if st := s.peerStatus("tor"); st.EstablishedCount != ups || st.State != bgp.Established || st.BFDState != "Up" {
 		t.Errorf("the edit reset the session: %+v", st)
 	}
 	if err := frr.Configure(t.Context(), "router bgp 65000\n no neighbor 192.168.0.11\n"); err != nil {
@@ -262,7 +262,7 @@ func TestRouterRestartIsNoticedWithoutHoldTime(t *testing.T) {
 	p.HoldTime, p.Port = 0, bad.port
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
 	eventually(t, "the router has acknowledged the route", func() error {
-		if st := s.status("tor"); st.Messages.Received.Keepalives < 2 {
+		if st := s.peerStatus("tor"); st.Messages.Received.Keepalives < 2 {
 			return fmt.Errorf("%+v", st)
 		}
 		return nil
@@ -277,7 +277,7 @@ func TestRouterRestartIsNoticedWithoutHoldTime(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "a new session is established", func() error {
-		if st := s.status("tor"); st.EstablishedCount < 2 || st.State != bgp.Established {
+		if st := s.peerStatus("tor"); st.EstablishedCount < 2 || st.State != bgp.Established {
 			return fmt.Errorf("%+v", st)
 		}
 		return nil
@@ -296,7 +296,7 @@ func TestWithheldRouteHasReason(t *testing.T) {
 	waitForReason := func(want names.Reason, text string) {
 		t.Helper()
 		eventually(t, fmt.Sprintf("the session has the reason %q", want), func() error {
-			if st := s.status("tor"); st.State != bgp.Established || st.Withheld.Reason != want || !strings.Contains(st.Withheld.Text, text) {
+			if st := s.peerStatus("tor"); st.State != bgp.Established || st.Withheld.Reason != want || !strings.Contains(st.Withheld.Text, text) {
 				return fmt.Errorf("%+v", st)
 			}
 			return nil
