@@ -59,7 +59,10 @@ func run(t *testing.T, server *memory.Server, weather func(string) memory.Weathe
 func runBounded(t *testing.T, server *memory.Server, weather func(string) memory.Weather, o Options, bound int) *controller {
 	t.Helper()
 	c := &controller{client: memory.NewClient(server, weather)}
-	o.API, o.Log, o.Namespace = c.client, slog.New(slog.DiscardHandler), names.Namespace
+	o.API, o.Namespace = c.client, names.Namespace
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
 	if o.Tell == nil {
 		o.Tell = (&recorder{}).tell
 	}

@@ -29,6 +29,7 @@ const (
 	phases
 )
 
+// String names the work as the end of "no progress in".
 func (p phase) String() string {
 	return [...]string{"reading the addresses in use", "deciding about Services", "writing addresses"}[p]
 }
@@ -53,7 +54,7 @@ func judge(all [phases]activity, now time.Time, timeout time.Duration, last func
 			since = l
 		}
 		if stuck := now.Sub(since); stuck > timeout {
-			return fmt.Errorf("%s makes no progress for %s, although there is work: see the log for what the API server answers", phase(p), stuck.Round(time.Second))
+			return fmt.Errorf("no progress in %s for %s, although there is work: see the log for what the API server answers", phase(p), stuck.Round(time.Second))
 		}
 	}
 	return nil

@@ -248,7 +248,7 @@ type journal struct {
 	object *v1alpha1.AddressLedger
 	// staged are writes whose Intents are to be in the object first.
 	staged []*write
-	// bound is how many Services may have open Intents; bounded says that it holds all that is staged back.
+	// bound is how many Services may have open Intents; bounded says that writes were held back by it since none was staged.
 	bound   int
 	bounded bool
 	// swapping says that a write of the object is under way.
@@ -257,7 +257,7 @@ type journal struct {
 	last     time.Time
 	spent    time.Time
 	due      bool
-	tidyAt   time.Time // when the timer for tidy ends
+	wakeAt   time.Time // when the timer of tidy or heldBack ends
 	failures int       // in a row
 }
 

@@ -23,6 +23,8 @@ const (
 	swapBatch = 512
 	// maxOpen bounds the Services with Intents that are not settled, and so the size of the object to about 1 MB.
 	maxOpen = 4096
+	// boundDelay is between the writes of an object that is nearly full.
+	boundDelay = time.Second
 	// tidyEnough settled Intents that the object still shows are worth a write of their own, once nothing was written for a tidyDelay.
 	tidyEnough = 64
 	tidyDelay  = 5 * time.Second
@@ -36,10 +38,11 @@ func (r *Services) swap(ctx context.Context) {
 		return
 	}
 	if len(j.staged) == 0 {
+		j.bounded = false
 		r.tidy(ctx)
 		return
 	}
-	if r.bounded() {
+	if r.heldBack(time.Now()) {
 		return
 	}
 	alone := len(j.staged) == 1 && r.inFlight+len(r.ready) == 0 && r.inbox.empty()
@@ -63,19 +66,26 @@ func (r *Services) writeLedger(ctx context.Context, batch []*write) {
 	r.perform(ctx, s)
 }
 
-// bounded says whether no staged write may go into the object before others are settled. It is logged once until one may again.
-func (r *Services) bounded() bool {
+// heldBack says whether the staged writes wait because as many Intents are open as may be, until there is room for a large batch
+// or boundDelay is over: the object is large then, and not to be written for each Service. It is logged once until nothing waits.
+func (r *Services) heldBack(now time.Time) bool {
 	j := &r.journal
+	room := j.bound - j.fence.Open()
+	again := j.last.Add(boundDelay)
 	switch {
-	case j.fence.Open() < j.bound || j.fence.Shows(j.staged[0].v.Key):
-		j.bounded = false
-	case !j.bounded:
+	case j.fence.Shows(j.staged[0].v.Key), room >= min(swapBatch, len(j.staged), j.bound/2), room > 0 && !now.Before(again):
+		return false
+	case room > 0 && (!j.wakeAt.After(now) || j.wakeAt.After(again)):
+		j.wakeAt = again
+		r.pokeAfter(again.Sub(now))
+	}
+	if !j.bounded {
 		j.bounded = true
 		r.state.countBounded()
 		r.Log.Info("as many pending assignments are open as the AddressLedger may hold; further Services wait until some of those are written",
 			"ledger", r.ledgerName(), "open", j.fence.Open(), "waiting", len(j.staged))
 	}
-	return j.bounded
+	return true
 }
 
 // takeBatch takes the writes of the next swap out of the staged ones: those of which the object shows a pending assignment, and others
@@ -107,8 +117,8 @@ func (r *Services) tidy(ctx context.Context) {
 	}
 	now := time.Now()
 	if wait := j.last.Add(max(tidyDelay, delay(j.failures))).Sub(now); wait > 0 {
-		if !j.tidyAt.After(now) {
-			j.tidyAt = now.Add(wait)
+		if !j.wakeAt.After(now) {
+			j.wakeAt = now.Add(wait)
 			r.pokeAfter(wait)
 		}
 		return
