@@ -315,7 +315,7 @@ func (w *world) leaks() []string {
 	free := w.free()
 	for _, s := range w.server.Services() {
 		v := view.FromService(s)
-		if !v.LoadBalancer {
+		if !v.IsLoadBalancer {
 			if len(v.AssignedAddresses) > 0 || marked(s) {
 				out = append(out, fmt.Sprintf("%s is no load balancer and carries %v", s.Name, s.Status))
 			}
@@ -328,7 +328,7 @@ func (w *world) leaks() []string {
 		if most := max(v.AddressCount, 1); has[view.IPv4] > most || has[view.IPv6] > most {
 			out = append(out, fmt.Sprintf("%s has %v, more than %d of a family", s.Name, v.AssignedAddresses, most))
 		}
-		if len(v.Requested)+len(v.Releasing) > 0 || v.Pool != "" {
+		if len(v.RequestedAddresses)+len(v.AddressesToRelease) > 0 || v.RequestedPool != "" {
 			continue // it may wait for what another has
 		}
 		out = append(out, waits(&v, s, has, free)...)
@@ -339,7 +339,7 @@ func (w *world) leaks() []string {
 // waits says what a Service lacks although it is free.
 func waits(v *view.Service, s *corev1.Service, has map[view.Family]int, free map[view.Family][]netip.Addr) []string {
 	var lacks []view.Family
-	for _, f := range v.Families() {
+	for _, f := range v.ClusterIPFamilies() {
 		if has[f] == 0 {
 			lacks = append(lacks, f)
 		}
