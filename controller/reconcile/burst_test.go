@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -172,9 +173,9 @@ func TestAForeignPendingAssignmentIsEnded(t *testing.T) {
 		c.end()
 		o := s.Service(key("a"))
 		show(t, memory.NewClient(s, nil), pendingAssignment("a", o.ResourceVersion, addressesOf("192.0.2.9")...))
-		refuse := true
+		var allow atomic.Bool
 		s.Refuse(func(*corev1.Service) error {
-			if refuse {
+			if !allow.Load() {
 				return errNotNow
 			}
 			return nil
@@ -189,7 +190,7 @@ func TestAForeignPendingAssignmentIsEnded(t *testing.T) {
 		if a := address(s.Service(key("b"))); a.IsValid() {
 			t.Errorf("b was given %s, which may still be written to a", a)
 		}
-		refuse = false
+		allow.Store(true)
 		time.Sleep(time.Minute)
 		want(t, s, "a", "192.0.2.0", names.ReasonAssigned)
 		want(t, s, "b", "192.0.2.9", names.ReasonAssigned)
@@ -246,8 +247,12 @@ func TestTheAddressLedgerIsTidiedAfterABurst(t *testing.T) {
 		for i := range 200 {
 			s.Create(balanced(fmt.Sprint("s", i)))
 		}
-		c := run(t, s, nil, Options{})
+		c := run(t, s, busyServer, Options{})
 		defer c.end()
+		time.Sleep(2 * time.Second)
+		if n := len(s.Ledger(names.AddressLedger).Spec.Pending); n < tidyEnough {
+			t.Fatalf("after the burst the AddressLedger shows %d pending assignments, too few for this test", n)
+		}
 		time.Sleep(2 * tidyDelay)
 		if n := len(s.Ledger(names.AddressLedger).Spec.Pending); n != 0 {
 			t.Errorf("the AddressLedger shows %d pending assignments when none is open", n)

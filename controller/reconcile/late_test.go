@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -34,10 +35,9 @@ func TestWhatMayStillArriveIsNotGivenToAnother(t *testing.T) {
 		after.Status.LoadBalancer.Ingress = ingress("192.0.2.0", "fd00:1::1")
 		go func() { _, _ = lost.PatchStatus(context.Background(), d, after) }()
 		time.Sleep(time.Second)
-		first := true
+		var written atomic.Bool
 		c := run(t, s, func(what string) memory.Weather {
-			if what == "service" && first {
-				first = false
+			if what == "service" && !written.Swap(true) {
 				return memory.Weather{Out: 9 * time.Second}
 			}
 			return memory.Weather{}

@@ -3,6 +3,7 @@ package reconcile
 import (
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -55,14 +56,14 @@ func TestAnAPIServerThatDoesNotAnswerMakesALeaderUnready(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		s := memory.NewServer(nil)
 		s.SetPool("p", pool("10.0.0.0/24"))
-		away := false
-		c := run(t, s, func(what string) memory.Weather { return memory.Weather{Lost: away && what == "ledger"} }, Options{})
+		var away atomic.Bool
+		c := run(t, s, func(what string) memory.Weather { return memory.Weather{Lost: away.Load() && what == "ledger"} }, Options{})
 		defer c.end()
 		time.Sleep(time.Hour)
 		if err := c.Ready(time.Now()); err != nil {
 			t.Error("an idle leader:", err)
 		}
-		away = true
+		away.Store(true)
 		s.Create(balanced("s"))
 		time.Sleep(time.Minute)
 		if c.Ready(time.Now()) == nil {
@@ -72,7 +73,7 @@ func TestAnAPIServerThatDoesNotAnswerMakesALeaderUnready(t *testing.T) {
 		if err := c.Alive(time.Now()); err != nil {
 			t.Error("it tries, and is to be restarted all the same:", err)
 		}
-		away = false
+		away.Store(false)
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if err := c.Ready(time.Now()); err != nil {
