@@ -6,7 +6,7 @@ IMAGE ?= gantry-lb/gantry:v0.1.0
 OVERLAYS = default l2-only webhook prometheus
 
 .DEFAULT_GOAL := help
-.PHONY: help build deps test unit policy e2e model race lint generate verify manifests chart demo bench soak image packages-tools clean
+.PHONY: help build deps test unit policy e2e model bursts histories race lint generate verify manifests chart demo bench soak image packages-tools clean
 
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +74,13 @@ demo: deps build ## a cluster, a Service, a client, a dead node; KEEP=1 leaves i
 
 bench: deps build ## the figures of the README, beside this machine's own baseline
 	go run ./test/bench
+
+bursts: deps build ## ten bursts of 10,000 Services, each of which loses its leader at another moment; takes half an hour
+	GANTRY_BURSTS=long go test -count=1 -timeout=30m -v -run TestABurstEndsWhoeverLeads ./controller/reconcile
+	GANTRY_BURSTS=long go test -count=1 -timeout=2h -v -run TestTenBurstsWithALostLeader ./test/e2e
+
+histories: ## 200,000 random histories of two controllers that work at once; HISTORIES says how many; takes ten minutes
+	go test -count=1 -timeout=10h -v -run TestTwoControllersNeverGiveOneAddressTwice ./controller/reconcile -rapid.checks=$(or $(HISTORIES),200000)
 
 soak: deps build ## with every core busy, ten minutes of BFD at 3 x 50 ms and ten of a cluster in which nobody may seem dead; SOAK=1m makes it one each
 	SOAK=$(or $(SOAK),10m) go test -count=1 -timeout=2h -v -run TestNoFalseDownUnderLoad ./speaker/bfd/udp

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/pflag"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -133,7 +132,8 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	if err := mgr.Add(&reconcile.Metrics{
-		Reader: mgr.GetClient(), Namespace: o.Namespace, Log: log, Registry: metrics.Registry, More: []prometheus.Collector{gauges},
+		Reader: mgr.GetClient(), Namespace: o.Namespace, Log: log, Registry: metrics.Registry,
+		More: append(services.Collectors(), gauges),
 	}); err != nil {
 		return fmt.Errorf("setting up the metrics: %w", err)
 	}
@@ -184,9 +184,9 @@ func managerOptions(o *options, scheme *runtime.Scheme) ctrl.Options {
 }
 
 // probes serve liveness, and readiness: a leader is ready once it knows every address in use, another controller once it
-// stands by.
+// stands by. Neither holds for a leader that has work and gets nowhere.
 func probes(mgr ctrl.Manager, services *reconcile.Services) error {
-	alive := func(*http.Request) error { return nil }
+	alive := func(*http.Request) error { return services.Alive(time.Now()) }
 	ready := func(*http.Request) error {
 		select {
 		case <-mgr.Elected():
@@ -195,7 +195,7 @@ func probes(mgr ctrl.Manager, services *reconcile.Services) error {
 			}
 		default:
 		}
-		return nil
+		return services.Ready(time.Now())
 	}
 	return errors.Join(mgr.AddHealthzCheck("alive", alive), mgr.AddReadyzCheck("loaded", ready))
 }

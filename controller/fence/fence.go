@@ -10,9 +10,11 @@
 //  2. A swap succeeds only for who knows the object as it is. So at the time of a swap nobody else has given an address that this
 //     controller has not heard of. Who is refused reads everything again: first the object, then all Services from the API
 //     server itself, never from a cache.
-//  3. An Intent is left out only when it is settled: the Service has another resourceVersion than the base, so that the status has
-//     arrived and shows, or never can; or the API server has answered the write; or the Service is gone. Until then its
-//     addresses count as held by the Service.
+//  3. An Intent is left out only when it is settled: the Service has a later resourceVersion than the base, so that the status has
+//     arrived and shows, or never can; or the API server has answered every write that may bring its addresses, which only the
+//     controller that sent them knows; or the status shows its addresses already; or the Service is gone. Until then its
+//     addresses count as held by the Service. A controller that did not send the write ends it by a write of its own, which
+//     changes the resourceVersion.
 //
 // The package is pure: it decides what the object is to say and what it means. It reads no clock and knows no API. A Fence
 // belongs to one goroutine.
@@ -22,6 +24,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 
 	"github.com/gantry-lb/gantry/internal/view"
 )
@@ -39,13 +42,19 @@ type Intent struct {
 // New.
 type Fence struct {
 	open map[view.ObjectKey]Intent
+	// inherited are the addresses of an open Intent that was in the object when it was read: a
+	// write that this controller knows nothing of may bring them, as long as the base is the same.
+	inherited map[view.ObjectKey][]netip.Addr
 }
 
 // New returns the Fence for an object that shows these Intents. It is called when the object has been read; settled ones are
 // then taken out with Review.
 func New(intents []Intent) *Fence {
-	f := &Fence{open: make(map[view.ObjectKey]Intent, len(intents))}
+	f := &Fence{open: make(map[view.ObjectKey]Intent, len(intents)), inherited: make(map[view.ObjectKey][]netip.Addr, len(intents))}
 	f.Wrote(intents)
+	for k, i := range f.open {
+		f.inherited[k] = i.Addresses
+	}
 	return f
 }
 
@@ -53,11 +62,45 @@ func New(intents []Intent) *Fence {
 // Service that does not exist. What stays may still arrive, and is returned, sorted by Service.
 func (f *Fence) Review(version func(view.ObjectKey) (string, bool)) []Intent {
 	for k, i := range f.open {
-		if now, exists := version(k); !exists || now != i.Base {
-			delete(f.open, k)
+		if now, exists := version(k); !exists || after(now, i.Base) {
+			f.drop(k)
 		}
 	}
 	return f.Next(nil)
+}
+
+// after says whether a Service that has one resourceVersion has left the base behind, so that no
+// write on the base can arrive. A reader that is behind may see a version from before the base.
+func after(version, base string) bool {
+	v, err1 := strconv.ParseUint(version, 10, 64)
+	b, err2 := strconv.ParseUint(base, 10, 64)
+	if err1 != nil || err2 != nil {
+		return version != base
+	}
+	return v > b
+}
+
+// Addresses returns the addresses that a write may still bring to a Service that has this
+// resourceVersion; nil when there are none. They must not be given to anybody else.
+func (f *Fence) Addresses(k view.ObjectKey, version string) []netip.Addr {
+	if i, ok := f.open[k]; ok && !after(version, i.Base) {
+		return i.Addresses
+	}
+	return nil
+}
+
+// Covers says whether the object shows a pending assignment on this very base with all of these
+// addresses, so that they may be written without another one.
+func (f *Fence) Covers(i Intent) bool {
+	has, ok := f.open[i.Service]
+	return ok && has.Base == i.Base && !slices.ContainsFunc(i.Addresses, func(a netip.Addr) bool { return !slices.Contains(has.Addresses, a) })
+}
+
+// Shows says whether a pending assignment of the Service is open, on whatever base. Another one of
+// the Service takes no more room in the object.
+func (f *Fence) Shows(k view.ObjectKey) bool {
+	_, ok := f.open[k]
+	return ok
 }
 
 // Next returns what the object is to show when the Intents of a batch come on top of those that are not settled, sorted by
@@ -90,6 +133,9 @@ func merge(old, next Intent) Intent {
 // Wrote records that the object shows the Intents of a batch now.
 func (f *Fence) Wrote(batch []Intent) {
 	for _, i := range batch {
+		if f.open[i.Service].Base != i.Base {
+			delete(f.inherited, i.Service)
+		}
 		f.open[i.Service] = merge(f.open[i.Service], i)
 	}
 }
@@ -98,8 +144,35 @@ func (f *Fence) Wrote(batch []Intent) {
 // is gone.
 func (f *Fence) Settle(k view.ObjectKey, base string) {
 	if i, ok := f.open[k]; ok && (base == "" || i.Base == base) {
-		delete(f.open, k)
+		f.drop(k)
 	}
+}
+
+// Refuse records that the API server refused this controller's own write on the base, and that
+// the Service has not changed. What another's write may bring stays pending.
+func (f *Fence) Refuse(k view.ObjectKey, base string) {
+	i, ok := f.open[k]
+	if !ok || i.Base != base {
+		return
+	}
+	if i.Addresses = f.inherited[k]; len(i.Addresses) == 0 {
+		f.drop(k)
+		return
+	}
+	f.open[k] = i
+}
+
+// Supersede records that the Service has this resourceVersion: what is pending on an older base
+// cannot arrive any more.
+func (f *Fence) Supersede(k view.ObjectKey, version string) {
+	if i, ok := f.open[k]; ok && after(version, i.Base) {
+		f.drop(k)
+	}
+}
+
+func (f *Fence) drop(k view.ObjectKey) {
+	delete(f.open, k)
+	delete(f.inherited, k)
 }
 
 // Open counts the Intents that are not settled.

@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/controller/reconcile/memory"
 	"github.com/gantry-lb/gantry/internal/view"
@@ -51,12 +52,22 @@ type controller struct {
 // run starts a controller. Inside of a bubble it has to be ended before the bubble does.
 func run(t *testing.T, server *memory.Server, weather func(string) memory.Weather, o Options) *controller {
 	t.Helper()
+	return runBounded(t, server, weather, o, maxOpen)
+}
+
+// runBounded starts a controller that keeps only so many pending assignments open.
+func runBounded(t *testing.T, server *memory.Server, weather func(string) memory.Weather, o Options, bound int) *controller {
+	t.Helper()
 	c := &controller{client: memory.NewClient(server, weather)}
-	o.API, o.Log, o.Namespace = c.client, slog.New(slog.DiscardHandler), names.Namespace
+	o.API, o.Namespace = c.client, names.Namespace
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
 	if o.Tell == nil {
 		o.Tell = (&recorder{}).tell
 	}
 	c.Services = New(o)
+	c.journal.bound = bound
 	var ctx context.Context
 	ctx, c.stop = context.WithCancel(context.Background())
 	c.wg.Go(func() { _ = c.Run(ctx) })
@@ -69,6 +80,13 @@ func (c *controller) end() {
 	c.client.Resume()
 	c.stop()
 	c.wg.Wait()
+}
+
+// kill ends a controller as SIGKILL does: nothing that it has not sent yet is sent, and of what is under way lands says whether it
+// arrives.
+func (c *controller) kill(lands func() bool) {
+	c.client.Kill(lands)
+	c.end()
 }
 
 func pool(addresses ...string) v1beta1.IPAddressPoolSpec {
@@ -132,4 +150,36 @@ func want(t *testing.T, s *memory.Server, name, addr string, why names.Reason) {
 func bubble(t *testing.T, f func(*testing.T)) {
 	t.Helper()
 	synctest.Test(t, f)
+}
+
+// ingress is a Service's status as the controller writes it.
+func ingress(texts ...string) []corev1.LoadBalancerIngress {
+	var out []corev1.LoadBalancerIngress
+	for _, text := range texts {
+		out = append(out, corev1.LoadBalancerIngress{IP: text, IPMode: &ipModeVIP})
+	}
+	return out
+}
+
+// pendingAssignment is an entry of the AddressLedger.
+func pendingAssignment(name, base string, addresses ...netip.Addr) v1alpha1.PendingAssignment {
+	p := v1alpha1.PendingAssignment{Namespace: "default", Name: name, Base: base}
+	for _, a := range addresses {
+		p.Addresses = append(p.Addresses, a.String())
+	}
+	return p
+}
+
+// show has the AddressLedger show these entries, as another controller does.
+func show(t *testing.T, c *memory.Client, pending ...v1alpha1.PendingAssignment) {
+	t.Helper()
+	l, err := c.Ledger(t.Context(), names.AddressLedger)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l = l.DeepCopy()
+	l.Spec.Writer, l.Spec.Pending = "another", pending
+	if _, err := c.SwapLedger(t.Context(), l); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -22,6 +22,7 @@ const loadTimeout = 2 * time.Minute
 // reload loads, and comes again later when that fails.
 func (r *Services) reload(ctx context.Context) {
 	err := r.load(ctx)
+	r.state.attempt(loading, err == nil)
 	if err == nil {
 		r.failures = 0
 		r.loaded.Store(true)
@@ -81,6 +82,11 @@ func (r *Services) load(ctx context.Context) error {
 		return err
 	}
 	left := open.Review(func(k view.ObjectKey) (string, bool) { v, ok := versions[k]; return v, ok })
+	for _, i := range left {
+		if rec := seen[i.Service]; rec != nil { // a list may be older than what another controller saw
+			rec.version = max(rec.version, versionOf(i.Base))
+		}
+	}
 	r.recall(memory)
 	r.config, r.epoch = config, r.epoch+1
 	r.ledger.Follow(config.snapshot)
@@ -143,8 +149,8 @@ func (c *claimant) service() view.Service {
 	return v
 }
 
-// claimAll records what the Services hold: by their status, and by Intents that may still arrive. Those without an address are
-// looked at first.
+// claimAll records what the Services hold: by their status, and then by Intents that may still arrive. Those that have no address
+// yet are looked at first, and those with such an Intent, which a write of ours ends.
 func (r *Services) claimAll(all []claimant, left []fence.Intent) {
 	suspect := func(k view.ObjectKey) int {
 		if _, is := r.suspects[k]; is {
@@ -161,21 +167,26 @@ func (r *Services) claimAll(all []claimant, left []fence.Intent) {
 	}
 	for i := range all {
 		c := &all[i]
-		c.assigned = union(c.assigned, intents[c.ObjectKey])
-		if len(c.assigned) == 0 {
+		if len(c.assigned) == 0 || len(intents[c.ObjectKey]) > 0 {
 			r.inbox.add(c.ObjectKey)
-			continue
+		} else {
+			r.inbox.addLater(c.ObjectKey)
 		}
 		v := c.service()
-		r.claim(&v)
-		r.inbox.addLater(c.ObjectKey)
+		r.claim(&v, c.assigned)
+	}
+	for i := range all {
+		if c := &all[i]; len(intents[c.ObjectKey]) > 0 {
+			v := c.service()
+			r.claim(&v, union(c.assigned, intents[c.ObjectKey]))
+		}
 	}
 	clear(r.suspects)
 }
 
-// claim records the addresses in a Service's status, as far as nobody else holds them.
-func (r *Services) claim(v *view.Service) {
-	free := slices.DeleteFunc(slices.Clone(v.AssignedAddresses), func(a netip.Addr) bool { return !r.ledger.Usable(a, v) })
+// claim records that a Service holds these addresses, as far as nobody else holds them.
+func (r *Services) claim(v *view.Service, addresses []netip.Addr) {
+	free := slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { return !r.ledger.Usable(a, v) })
 	if len(free) > 0 {
 		r.ledger.Commit(v, free, v.RecordedPool)
 	}

@@ -56,10 +56,11 @@ func (r *Services) look(ctx context.Context, l letter) {
 		rec = &record{uid: s.UID, version: versionOf(s.ResourceVersion)}
 		r.records[l.ObjectKey] = rec
 	}
+	r.journal.fence.Supersede(l.ObjectKey, s.ResourceVersion)
 	if now := sharing(&v); now != rec.sharing { // who waits to share with it may try again
 		rec.sharing, r.wakePending = now, r.wakePending || rec.sharing != ""
 	}
-	if !r.observe(&v, rec, versionOf(s.ResourceVersion)) {
+	if !r.observe(&v, rec, s.ResourceVersion) {
 		r.doubted(l.ObjectKey)
 		return
 	}
@@ -120,17 +121,23 @@ func (r *Services) free(k view.ObjectKey) *record {
 }
 
 // observe takes in a status that says something else than the Ledger: another controller gave it, it came with the object, from a
-// backup say, or somebody edited it. It is a claim like any other, as far as nobody else holds the addresses. It returns
+// backup say, or somebody edited it. It is a claim like any other, as far as nobody else holds the addresses. What a pending
+// assignment may still bring is held beside it. It returns
 // false when the Ledger has another holder, and so may be wrong: it is built anew before anything is taken from anybody. What was
 // built knowing that very status is right.
-func (r *Services) observe(v *view.Service, rec *record, version uint64) bool {
-	if r.clashes(v) && version > rec.loaded {
+func (r *Services) observe(v *view.Service, rec *record, baseVersion string) bool {
+	if r.clashes(v) && versionOf(baseVersion) > rec.loaded {
 		return false
 	}
 	held, _ := r.ledger.Held(v.Key)
+	addresses := v.AssignedAddresses
+	if len(addresses) == 0 { // what it had before somebody wiped the status is its own still
+		addresses = held.Addresses
+	}
+	addresses = union(addresses, r.journal.fence.Addresses(v.Key, baseVersion))
 	// The pool's name counts where no pool has the addresses any more: it is only known from who wrote it.
-	if len(v.AssignedAddresses) > 0 && (!slices.Equal(v.AssignedAddresses, held.Addresses) || v.RecordedPool != "" && v.RecordedPool != held.Pool) {
-		r.claim(v)
+	if !slices.Equal(addresses, held.Addresses) || len(v.AssignedAddresses) > 0 && v.RecordedPool != "" && v.RecordedPool != held.Pool {
+		r.claim(v, addresses)
 	}
 	return true
 }
@@ -165,8 +172,13 @@ func (r *Services) carryOut(ctx context.Context, s *corev1.Service, v *view.Serv
 		r.ledger.Propose(v.Key, d.Proposed)
 	}
 	if same(s, w.after) {
-		r.commit(w)
-		return
+		if !r.mayStillChange(w) {
+			r.journal.fence.Settle(v.Key, s.ResourceVersion)
+			r.commit(w)
+			return
+		}
+		touch(w.after)
+		w.touched = true
 	}
 	if r.records[v.Key].contended(time.Now()) {
 		r.Log.Warn("somebody else writes this Service's status again and again; is another controller at work on it?", "service", v.Key.String(), "reason", names.ReasonWriteFailed)
@@ -182,11 +194,28 @@ func (r *Services) carryOut(ctx context.Context, s *corev1.Service, v *view.Serv
 		r.ledger.Commit(v, union(w.held.Addresses, d.Addresses), w.pool)
 	}
 	r.records[v.Key].busy = true
-	if len(union(v.AssignedAddresses, d.Addresses)) > len(v.AssignedAddresses) {
-		r.journal.staged = append(r.journal.staged, w)
+	if len(union(v.AssignedAddresses, d.Addresses)) > len(v.AssignedAddresses) && !r.journal.fence.Covers(w.intent()) {
+		r.stage(w)
 		return
 	}
 	r.start(w)
+}
+
+// stage has a write wait for the AddressLedger. First come those of Services that the object shows already: they take no more room.
+func (r *Services) stage(w *write) {
+	j := &r.journal
+	if j.fence.Shows(w.v.Key) {
+		j.staged = slices.Insert(j.staged, 0, w)
+		return
+	}
+	j.staged = append(j.staged, w)
+}
+
+// mayStillChange says whether a write that another controller has under way may still bring the Service an address that its status
+// does not show. A write of ours ends that, even one that says nothing new.
+func (r *Services) mayStillChange(w *write) bool {
+	pending := r.journal.fence.Addresses(w.v.Key, w.before.ResourceVersion)
+	return len(union(w.v.AssignedAddresses, pending)) > len(w.v.AssignedAddresses)
 }
 
 // A Service that has to be written more often than this is fought over: each side would undo the other's write within milliseconds,
@@ -232,12 +261,17 @@ func (r *Services) wrote(_ context.Context, w *write, o outcome, now *corev1.Ser
 		r.startAfter(w, delay(rec.failures))
 		return
 	}
-	r.journal.fence.Settle(k, base)
+	r.state.attempt(writing, true)
+	if o == rejected {
+		r.journal.fence.Refuse(k, base)
+	} else {
+		r.journal.fence.Settle(k, base)
+	}
 	r.free(k)
 	if now != nil {
 		rec.version = max(rec.version, versionOf(now.ResourceVersion))
 	}
-	if o == landed && !w.dismissed {
+	if o == landed && !w.dismissed && !w.touched {
 		r.tell(w)
 	}
 	if w.epoch != r.epoch { // the Ledger was built anew meanwhile, and knows better
@@ -273,7 +307,8 @@ func (r *Services) startAfter(w *write, d time.Duration) {
 	r.pokeAfter(d)
 }
 
-// revert records that a Service holds what its status says, and nothing that was decided for it.
+// revert records that a Service holds what its status says and what another's write may still bring, and nothing that was decided
+// for it.
 func (r *Services) revert(w *write, now *corev1.Service) {
 	if w.dismissed { // nothing was decided
 		return
@@ -284,8 +319,9 @@ func (r *Services) revert(w *write, now *corev1.Service) {
 		return
 	}
 	before, _ := r.ledger.Held(v.Key)
-	r.ledger.Commit(&v, v.AssignedAddresses, v.RecordedPool)
-	if len(before.Addresses) > len(v.AssignedAddresses) {
+	after := union(v.AssignedAddresses, r.journal.fence.Addresses(v.Key, now.ResourceVersion))
+	r.ledger.Commit(&v, after, v.RecordedPool)
+	if len(before.Addresses) > len(after) {
 		r.wakePending = true
 	}
 	r.pending[w.v.Key] = struct{}{}

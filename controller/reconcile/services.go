@@ -13,6 +13,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -77,6 +78,8 @@ type Services struct {
 	probes   probes
 	counters counters
 	failures int // to load, in a row
+
+	state workerState
 }
 
 // record is what the worker remembers of a Service that is, or was, ours.
@@ -108,37 +111,81 @@ func New(o Options) *Services {
 	return &Services{
 		Options: o, inbox: newInbox(), results: make(chan result, maxInFlight+2),
 		probes: probes{}, records: map[view.ObjectKey]*record{}, pending: map[view.ObjectKey]struct{}{}, suspects: map[view.ObjectKey]struct{}{},
+		journal: journal{bound: maxOpen},
 	}
 }
 
 // Loaded says whether the Ledger holds every address in use.
 func (r *Services) Loaded() bool { return r.loaded.Load() }
 
-// Run works until ctx ends, and then waits for what is under way.
+// Run works until ctx ends. Then it does what the next leader would have to do in its place: what is under way, and the
+// writes that the AddressLedger shows already.
 func (r *Services) Run(ctx context.Context) error {
+	tasks, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
 	r.inbox.begin()
 	r.inbox.poke()
 	for ctx.Err() == nil {
+		r.show()
 		if !r.loaded.Load() && !r.journal.swapping { // a swap under way belongs to the Ledger that is
 			r.reload(ctx)
 		}
 		if r.loaded.Load() {
-			r.step(ctx)
+			r.step(tasks)
 		}
-		r.await(ctx)
+		r.show()
+		r.await(ctx, tasks)
 	}
-	for r.inFlight > 0 {
-		<-r.results
-		r.inFlight--
-	}
+	r.drain(tasks, cancel)
+	r.state.show(time.Now(), [phases]bool{}, 0)
 	return nil
+}
+
+// drainTimeout bounds what is done after the end; it is within the time that the manager waits for the worker.
+const drainTimeout = 1500 * time.Millisecond
+
+// drain runs the writes that have begun or may begin, until there are none or the time is over. Nothing new is decided.
+func (r *Services) drain(ctx context.Context, cancel func()) {
+	end := time.NewTimer(drainTimeout)
+	defer end.Stop()
+	for r.inFlight > 0 || len(r.ready) > 0 {
+		r.ready = slices.DeleteFunc(r.ready, func(t task) bool { _, is := t.(*write); return !is })
+		r.dispatch(ctx)
+		if r.inFlight == 0 {
+			return
+		}
+		select {
+		case f := <-r.results:
+			r.takeIn(ctx, f)
+		case <-end.C:
+			cancel()
+			for ; r.inFlight > 0; r.inFlight-- {
+				<-r.results
+			}
+			return
+		}
+	}
+}
+
+// show publishes what work there is.
+func (r *Services) show() {
+	open := 0
+	if r.journal.fence != nil {
+		open = r.journal.fence.Open()
+	}
+	r.state.show(time.Now(), [phases]bool{
+		loading: !r.loaded.Load(),
+		looking: r.loaded.Load() && !r.inbox.empty(),
+		writing: len(r.journal.staged)+len(r.ready)+r.inFlight > 0,
+	}, open)
 }
 
 // step does what there is to do now.
 func (r *Services) step(ctx context.Context) {
 	r.advance()
 	r.reconfigure(ctx)
-	for _, l := range r.inbox.take(batchSize) {
+	letters := r.inbox.take(batchSize)
+	for _, l := range letters {
 		if r.loaded.Load() {
 			r.look(ctx, l)
 		} else {
@@ -148,6 +195,9 @@ func (r *Services) step(ctx context.Context) {
 	if !r.loaded.Load() {
 		r.inbox.poke()
 		return
+	}
+	if len(letters) > 0 {
+		r.state.attempt(looking, true)
 	}
 	if r.wakePending {
 		r.wakePending = false
@@ -161,8 +211,8 @@ func (r *Services) step(ctx context.Context) {
 	r.advance()
 }
 
-// await waits until there is something to do, and takes in what has come of the tasks.
-func (r *Services) await(ctx context.Context) {
+// await waits until there is something to do or ctx ends, and takes in what has come of the tasks.
+func (r *Services) await(ctx, tasks context.Context) {
 	if !r.inbox.empty() && r.loaded.Load() {
 		r.inbox.poke()
 	}
@@ -171,12 +221,12 @@ func (r *Services) await(ctx context.Context) {
 		return
 	case <-r.inbox.signal:
 	case f := <-r.results:
-		r.takeIn(ctx, f)
+		r.takeIn(tasks, f)
 	}
 	for {
 		select {
 		case f := <-r.results:
-			r.takeIn(ctx, f)
+			r.takeIn(tasks, f)
 		default:
 			return
 		}
@@ -185,6 +235,7 @@ func (r *Services) await(ctx context.Context) {
 
 func (r *Services) takeIn(ctx context.Context, f result) {
 	r.inFlight--
+	r.state.attempt(writing, false)
 	f(ctx, r)
 }
 
@@ -197,13 +248,17 @@ type journal struct {
 	object *v1alpha1.AddressLedger
 	// staged are writes whose Intents are to be in the object first.
 	staged []*write
+	// bound is how many Services may have open Intents; bounded says that writes were held back by it since none was staged.
+	bound   int
+	bounded bool
 	// swapping says that a write of the object is under way.
 	swapping bool
 	// last is when the last one began, spent until when as many were made as may be in the long run; due is set while a timer runs for the next.
 	last     time.Time
 	spent    time.Time
 	due      bool
-	failures int // in a row
+	wakeAt   time.Time // when the timer of tidy or heldBack ends
+	failures int       // in a row
 }
 
 // versionOf reads a resourceVersion, which the API server counts up; 0 when it is no number, which compares with nothing.

@@ -21,15 +21,28 @@ const (
 	swapBurst = 5
 	// swapBatch bounds the Services of one write.
 	swapBatch = 512
-	// maxOpen bounds the Intents that are not settled, and so the size of the object to about 1 MB.
+	// maxOpen bounds the Services with Intents that are not settled, and so the size of the object to about 1 MB.
 	maxOpen = 4096
+	// boundDelay is between the writes of an object that is nearly full.
+	boundDelay = time.Second
+	// tidyEnough settled Intents that the object still shows are worth a write of their own, once nothing was written for a tidyDelay.
+	tidyEnough = 64
+	tidyDelay  = 5 * time.Second
 )
 
 // swap writes the Intents of the staged writes into the AddressLedger, when it is time to. A Service that comes alone is served
 // at once.
 func (r *Services) swap(ctx context.Context) {
 	j := &r.journal
-	if j.swapping || len(j.staged) == 0 || j.fence.Open() >= maxOpen {
+	if j.swapping {
+		return
+	}
+	if len(j.staged) == 0 {
+		j.bounded = false
+		r.tidy(ctx)
+		return
+	}
+	if r.heldBack(time.Now()) {
 		return
 	}
 	alone := len(j.staged) == 1 && r.inFlight+len(r.ready) == 0 && r.inbox.empty()
@@ -41,12 +54,76 @@ func (r *Services) swap(ctx context.Context) {
 		return
 	}
 	j.due = false
-	n := min(len(j.staged), swapBatch)
-	s := &swap{batch: j.staged[:n:n], object: j.object.DeepCopy()}
-	j.staged = j.staged[n:]
-	s.object.Spec.Writer, s.object.Spec.Pending = r.Identity, pendingOf(j.fence.Next(intents(s.batch)))
+	r.writeLedger(ctx, j.takeBatch())
+}
+
+// writeLedger has the AddressLedger written with the Intents of a batch.
+func (r *Services) writeLedger(ctx context.Context, batch []*write) {
+	j := &r.journal
+	s := &swap{batch: batch, object: &v1alpha1.AddressLedger{TypeMeta: j.object.TypeMeta, ObjectMeta: *j.object.ObjectMeta.DeepCopy(), Spec: j.object.Spec}}
+	s.object.Spec.Writer, s.object.Spec.Pending = r.Identity, pendingOf(j.fence.Next(intents(batch)))
 	j.began(time.Now())
 	r.perform(ctx, s)
+}
+
+// heldBack says whether the staged writes wait because as many Intents are open as may be, until there is room for a large batch
+// or boundDelay is over: the object is large then, and not to be written for each Service. It is logged once until nothing waits.
+func (r *Services) heldBack(now time.Time) bool {
+	j := &r.journal
+	room := j.bound - j.fence.Open()
+	again := j.last.Add(boundDelay)
+	switch {
+	case j.fence.Shows(j.staged[0].v.Key), room >= min(swapBatch, len(j.staged), j.bound/2), room > 0 && !now.Before(again):
+		return false
+	case room > 0 && (!j.wakeAt.After(now) || j.wakeAt.After(again)):
+		j.wakeAt = again
+		r.pokeAfter(again.Sub(now))
+	}
+	if !j.bounded {
+		j.bounded = true
+		r.state.countBounded()
+		r.Log.Info("as many pending assignments are open as the AddressLedger may hold; further Services wait until some of those are written",
+			"ledger", r.ledgerName(), "open", j.fence.Open(), "waiting", len(j.staged))
+	}
+	return true
+}
+
+// takeBatch takes the writes of the next swap out of the staged ones: those of which the object shows a pending assignment, and others
+// as far as there is room.
+func (j *journal) takeBatch() []*write {
+	room := j.bound - j.fence.Open()
+	var batch, rest []*write
+	for _, w := range j.staged {
+		shown := j.fence.Shows(w.v.Key)
+		if len(batch) == swapBatch || !shown && room <= 0 {
+			rest = append(rest, w)
+			continue
+		}
+		if !shown {
+			room--
+		}
+		batch = append(batch, w)
+	}
+	j.staged = rest
+	return batch
+}
+
+// tidy has the object written without what is settled, when there is nothing else to do and it shows much of that: it would mislead
+// everybody who looks.
+func (r *Services) tidy(ctx context.Context) {
+	j := &r.journal
+	if len(j.object.Spec.Pending)-j.fence.Open() < tidyEnough || r.inFlight+len(r.ready) > 0 || !r.inbox.empty() {
+		return
+	}
+	now := time.Now()
+	if wait := j.last.Add(max(tidyDelay, delay(j.failures))).Sub(now); wait > 0 {
+		if !j.wakeAt.After(now) {
+			j.wakeAt = now.Add(wait)
+			r.pokeAfter(wait)
+		}
+		return
+	}
+	r.writeLedger(ctx, nil)
 }
 
 // wait is how long until the next swap is due.
@@ -73,9 +150,14 @@ func (j *journal) began(now time.Time) {
 func intents(batch []*write) []fence.Intent {
 	out := make([]fence.Intent, 0, len(batch))
 	for _, w := range batch {
-		out = append(out, fence.Intent{Service: w.v.Key, Base: w.before.ResourceVersion, Addresses: w.decision.Addresses})
+		out = append(out, w.intent())
 	}
 	return out
+}
+
+// intent is what the AddressLedger has to show before the write begins.
+func (w *write) intent() fence.Intent {
+	return fence.Intent{Service: w.v.Key, Base: w.before.ResourceVersion, Addresses: w.decision.Addresses}
 }
 
 // swap writes the AddressLedger for a batch.
@@ -98,6 +180,7 @@ func (r *Services) swapped(s *swap, now *v1alpha1.AddressLedger, err error) {
 	j.swapping = false
 	if err == nil {
 		j.failures, j.object = 0, now
+		r.state.attempt(writing, true)
 		j.fence.Wrote(intents(s.batch))
 		for _, w := range s.batch {
 			r.start(w)

@@ -113,8 +113,8 @@ type write struct {
 	// doubt says that an earlier attempt may have been written; wake is when the next is due.
 	doubt bool
 	wake  time.Time
-	// dismissed says that the Service is not ours any more.
-	dismissed bool
+	// dismissed says that the Service is not ours any more; touched, that the status says nothing new.
+	dismissed, touched bool
 }
 
 // run implements task. In doubt it asks first, and a refusal is looked into: an attempt that arrived after all, or that was

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -45,6 +46,17 @@ func desired(s *corev1.Service, d allocate.Decision, pool string) *corev1.Servic
 	}
 	meta.SetStatusCondition(&after.Status.Conditions, c)
 	return after
+}
+
+// touch changes the status so that the API server gives the Service another resourceVersion, without saying anything new: a write on
+// the version that it had cannot arrive any more.
+func touch(after *corev1.Service) {
+	c := meta.FindStatusCondition(after.Status.Conditions, names.ConditionAddressAssigned)
+	now := metav1.Now().Rfc3339Copy()
+	if !now.After(c.LastTransitionTime.Time) { // the API has no fractions of a second
+		now = metav1.NewTime(c.LastTransitionTime.Add(time.Second))
+	}
+	c.LastTransitionTime = now
 }
 
 // keepPorts leaves the status as it is where it says the same already: another writer may have added to an entry.

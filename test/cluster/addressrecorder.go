@@ -137,6 +137,13 @@ func (c *AddressRecorder) AwaitAddresses(ctx context.Context, services ...string
 	return out, err
 }
 
+// CountServed counts the addresses that Services have.
+func (c *AddressRecorder) CountServed() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.serviceByAddress)
+}
+
 // Violations are all that should not have happened.
 func (c *AddressRecorder) Violations() []string {
 	c.mu.Lock()

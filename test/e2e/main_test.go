@@ -43,7 +43,7 @@ func startClusterWithoutGantry(t *testing.T, o lab.Options) (context.Context, *c
 			t.Skip("bin/" + b + " is not built: make build")
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute+readSoakInterval(t))
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute+readSoakInterval(t)+burstTime())
 	t.Cleanup(cancel)
 	o.Dir, o.Progress = filepath.Join(t.TempDir(), "lab"), os.Stderr
 	s, err := cluster.Start(ctx, o)

@@ -23,6 +23,8 @@ type Weather struct {
 	Out, Back time.Duration
 	// Lost says that the request does not arrive; Unanswered, that it does, but the answer does not come back.
 	Lost, Unanswered bool
+	// Again, unless 0, is how long after it has arrived the request arrives once more; nobody hears the second answer.
+	Again time.Duration
 }
 
 // Client is one controller's way to the Server, and its cache. It implements reconcile.API.
@@ -35,6 +37,8 @@ type Client struct {
 	cache   map[view.ObjectKey]*corev1.Service
 	seen    int           // how many changes the cache has taken in
 	resumed chan struct{} // closed while the Client is not paused
+	// lands, unless nil, says whether a request arrives that was out when the process was killed.
+	lands func() bool
 }
 
 // Listener is who is told of what the cache sees.
@@ -114,6 +118,21 @@ func (c *Client) Resume() {
 	}
 }
 
+// Kill ends everything that goes through this Client, as if its process were killed: no request goes out any more, and of
+// those that are out lands says one by one whether they arrive.
+func (c *Client) Kill(lands func() bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lands = lands
+}
+
+// killed returns what Kill was called with, nil before.
+func (c *Client) killed() func() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lands
+}
+
 // wait lets d pass, and then the end of a pause.
 func (c *Client) wait(ctx context.Context, d time.Duration) error {
 	if d > 0 {
@@ -141,13 +160,16 @@ func (c *Client) send(ctx context.Context, what string, do func() error) error {
 	if err := c.wait(ctx, 0); err != nil {
 		return err
 	}
+	if c.killed() != nil {
+		return ErrLost
+	}
 	w := c.weather(what)
 	answer := make(chan error, 1)
 	go func() { // whoever waits for it may go
 		if w.Out > 0 {
 			<-time.After(w.Out)
 		}
-		if w.Lost {
+		if lands := c.killed(); w.Lost || lands != nil && !lands() {
 			answer <- ErrLost
 			return
 		}
@@ -156,6 +178,10 @@ func (c *Client) send(ctx context.Context, what string, do func() error) error {
 			err = ErrLost
 		}
 		answer <- err
+		if w.Again > 0 {
+			<-time.After(w.Again)
+			_ = do()
+		}
 	}()
 	select {
 	case <-ctx.Done():
@@ -177,7 +203,7 @@ func (c *Client) Cached(_ context.Context, k view.ObjectKey) (*corev1.Service, e
 
 // Live implements reconcile.API.
 func (c *Client) Live(ctx context.Context, k view.ObjectKey) (*corev1.Service, error) {
-	now := make(chan *corev1.Service, 1)
+	now := make(chan *corev1.Service, 2)
 	if err := c.send(ctx, "read", func() error { now <- c.server.Service(k); return nil }); err != nil {
 		return nil, err
 	}
@@ -186,7 +212,7 @@ func (c *Client) Live(ctx context.Context, k view.ObjectKey) (*corev1.Service, e
 
 // EachLive implements reconcile.API.
 func (c *Client) EachLive(ctx context.Context, visit func(*corev1.Service)) error {
-	all := make(chan []*corev1.Service, 1)
+	all := make(chan []*corev1.Service, 2)
 	if err := c.send(ctx, "read", func() error { all <- c.server.Services(); return nil }); err != nil {
 		return err
 	}
@@ -203,7 +229,7 @@ func (c *Client) Pools(context.Context) (snapshot.Objects, error) {
 
 // PatchStatus implements reconcile.API.
 func (c *Client) PatchStatus(ctx context.Context, before, after *corev1.Service) (*corev1.Service, error) {
-	now := make(chan *corev1.Service, 1)
+	now := make(chan *corev1.Service, 2)
 	err := c.send(ctx, "service", func() error {
 		s, err := c.server.patch(before, after)
 		now <- s
@@ -232,7 +258,7 @@ func (c *Client) Probes(context.Context) ([]v1alpha1.AddressProbe, error) {
 
 // CreateProbe implements reconcile.API.
 func (c *Client) CreateProbe(ctx context.Context, p *v1alpha1.AddressProbe) (*v1alpha1.AddressProbe, error) {
-	now := make(chan *v1alpha1.AddressProbe, 1)
+	now := make(chan *v1alpha1.AddressProbe, 2)
 	if err := c.send(ctx, "probe", func() error { now <- c.server.createProbe(p); return nil }); err != nil {
 		return nil, err
 	}
@@ -246,7 +272,7 @@ func (c *Client) DeleteProbe(ctx context.Context, name string) error {
 
 // Ledger implements reconcile.API.
 func (c *Client) Ledger(ctx context.Context, name string) (*v1alpha1.AddressLedger, error) {
-	now := make(chan *v1alpha1.AddressLedger, 1)
+	now := make(chan *v1alpha1.AddressLedger, 2)
 	if err := c.send(ctx, "read", func() error { now <- c.server.readLedger(name); return nil }); err != nil {
 		return nil, err
 	}
@@ -255,7 +281,7 @@ func (c *Client) Ledger(ctx context.Context, name string) (*v1alpha1.AddressLedg
 
 // SwapLedger implements reconcile.API.
 func (c *Client) SwapLedger(ctx context.Context, l *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger, error) {
-	now := make(chan *v1alpha1.AddressLedger, 1)
+	now := make(chan *v1alpha1.AddressLedger, 2)
 	err := c.send(ctx, "ledger", func() error {
 		l, err := c.server.swap(l)
 		now <- l

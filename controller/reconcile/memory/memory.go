@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -255,6 +256,9 @@ func (s *Server) patch(before, after *corev1.Service) (*corev1.Service, error) {
 		}
 	}
 	s.writes["service"]++
+	if now := s.services[k]; equality.Semantic.DeepEqual(now.Status, after.Status) && equality.Semantic.DeepEqual(now.Annotations, after.Annotations) {
+		return now, nil // a write that changes nothing leaves the resourceVersion as it is
+	}
 	after = after.DeepCopy()
 	s.put(k, after)
 	return after, nil
