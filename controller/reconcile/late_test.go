@@ -6,6 +6,9 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/controller/reconcile/memory"
 )
 
@@ -58,4 +61,22 @@ func TestWhatMayStillArriveIsNotGivenToAnother(t *testing.T) {
 	for _, f := range o.faults {
 		t.Error(f)
 	}
+}
+
+// TestAnAddressThatAStatusGivesUpGoesToTheServiceThatWaits has somebody write another address over the only one of the pool.
+func TestAnAddressThatAStatusGivesUpGoesToTheServiceThatWaits(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := memory.NewServer(nil)
+		s.SetPool("p", pool("192.0.2.0/32"))
+		c := run(t, s, nil, Options{})
+		defer c.end()
+		s.Create(balanced("a"))
+		time.Sleep(time.Second)
+		s.Create(balanced("b"))
+		time.Sleep(time.Second)
+		want(t, s, "b", "", names.ReasonPoolExhausted)
+		s.Edit(key("a"), func(o *corev1.Service) { o.Status.LoadBalancer.Ingress[0].IP = "198.51.100.1" })
+		time.Sleep(time.Minute)
+		want(t, s, "b", "192.0.2.0", names.ReasonAssigned)
+	})
 }

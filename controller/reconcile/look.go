@@ -138,6 +138,9 @@ func (r *Services) observe(v *view.Service, rec *record, baseVersion string) boo
 	// The pool's name counts where no pool has the addresses any more: it is only known from who wrote it.
 	if !slices.Equal(addresses, held.Addresses) || len(v.AssignedAddresses) > 0 && v.RecordedPool != "" && v.RecordedPool != held.Pool {
 		r.claim(v, addresses)
+		if slices.ContainsFunc(held.Addresses, func(a netip.Addr) bool { return !slices.Contains(addresses, a) }) {
+			r.counters.stale, r.wakePending = true, true // somebody who waits may have it
+		}
 	}
 	return true
 }
