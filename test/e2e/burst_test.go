@@ -68,7 +68,7 @@ func (b *burstLab) scale(ctx context.Context, n int) {
 	b.t.Helper()
 	_, err := b.Kubectl(ctx, "", "-n", names.Namespace, "scale", "deployment/gantry-controller", fmt.Sprint("--replicas=", n))
 	must(b.t, err)
-	must(b.t, cluster.Await(ctx, fmt.Sprint(n, " controllers"), func(ctx context.Context) error {
+	b.await(ctx, 2*time.Minute, func() error {
 		var pods corev1.PodList
 		if err := b.API.List(ctx, &pods, client.InNamespace(names.Namespace), client.MatchingLabels{"app.kubernetes.io/component": "controller"}); err != nil {
 			return err
@@ -82,10 +82,24 @@ func (b *burstLab) scale(ctx context.Context, n int) {
 			}
 		}
 		if len(pods.Items) != n || ready != n {
-			return fmt.Errorf("there are %d, of which %d are ready", len(pods.Items), ready)
+			return fmt.Errorf("there are %d controllers, of which %d are ready, want %d", len(pods.Items), ready, n)
 		}
 		return nil
-	}))
+	})
+}
+
+// await waits until check returns nil. What it waits for takes longer than anything else in these tests.
+func (b *burstLab) await(ctx context.Context, timeout time.Duration, check func() error) {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	for err := check(); err != nil; err = check() {
+		select {
+		case <-ctx.Done():
+			b.t.Fatalf("after %s: %v", timeout, err)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 }
 
 // reset takes the pool and all addresses away while no controller runs.
@@ -106,24 +120,23 @@ func (b *burstLab) reset(ctx context.Context) {
 // awaitWaiting waits until every Service says that there is no pool.
 func (b *burstLab) awaitWaiting(ctx context.Context) {
 	b.t.Helper()
-	for {
+	b.await(ctx, 10*time.Minute, func() error {
+		time.Sleep(2 * time.Second) // a list of all is work for the API server
 		var list corev1.ServiceList
-		must(b.t, b.API.List(ctx, &list, client.InNamespace("default")))
+		if err := b.API.List(ctx, &list, client.InNamespace("default")); err != nil {
+			return err
+		}
 		waiting := 0
 		for i := range list.Items {
 			if c := meta.FindStatusCondition(list.Items[i].Status.Conditions, names.ConditionAddressAssigned); c != nil && c.Reason == string(names.ReasonNoPools) {
 				waiting++
 			}
 		}
-		if waiting >= len(b.services) {
-			return
+		if waiting < len(b.services) {
+			return fmt.Errorf("%d of %d Services say that there is no pool", waiting, len(b.services))
 		}
-		select {
-		case <-ctx.Done():
-			b.t.Fatalf("%d of %d Services say that there is no pool", waiting, len(b.services))
-		case <-time.After(2 * time.Second):
-		}
-	}
+		return nil
+	})
 }
 
 // begin starts the controllers and applies the pool, and returns what it records of that.
@@ -153,15 +166,12 @@ func (b *burstLab) lose(ctx context.Context, c *cluster.AddressRecorder, sig sys
 // awaitServed waits until so many Services have an address.
 func (b *burstLab) awaitServed(ctx context.Context, c *cluster.AddressRecorder, n int, timeout time.Duration) {
 	b.t.Helper()
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	for c.CountServed() < n {
-		select {
-		case <-ctx.Done():
-			b.t.Fatalf("after %s %d of %d Services have an address", timeout, c.CountServed(), len(b.services))
-		case <-time.After(50 * time.Millisecond):
+	b.await(ctx, timeout, func() error {
+		if served := c.CountServed(); served < n {
+			return fmt.Errorf("%d of %d Services have an address", served, len(b.services))
 		}
-	}
+		return nil
+	})
 }
 
 // TestABurstOutlivesItsLeaders applies the first pool when more Services wait for it than pending assignments may be open, and ends
