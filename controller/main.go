@@ -87,7 +87,7 @@ func run(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	if err := option.AwaitResources(ctx, config, log, configuration.RequiredResources...); err != nil {
+	if err := awaitResources(ctx, config, log, o.HealthProbeBindAddress); err != nil {
 		return err
 	}
 	host, err := os.Hostname()

@@ -1,0 +1,60 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"k8s.io/client-go/rest"
+
+	"github.com/gantry-lb/gantry/internal/configuration"
+	"github.com/gantry-lb/gantry/internal/option"
+)
+
+// healthTimeout bounds how long the kubelet may take to send a question.
+const healthTimeout = 5 * time.Second
+
+// awaitResources waits until the API server serves the kinds of the configuration, and answers the health checks meanwhile at the address:
+// alive and not ready. Without an answer the kubelet would restart the controller again and again while the API server is away, less and less
+// often, and give no address for up to five minutes after it is back.
+func awaitResources(ctx context.Context, config *rest.Config, log *slog.Logger, address string) error {
+	stop, err := serveWaitingHealth(ctx, address)
+	if err != nil {
+		return err
+	}
+	defer stop() // before the manager takes the address
+	return option.AwaitResources(ctx, config, log, configuration.RequiredResources...)
+}
+
+// serveWaitingHealth answers the health checks of a controller that waits, until it is stopped. An empty address or 0 serves nothing.
+func serveWaitingHealth(ctx context.Context, address string) (stop func(), err error) {
+	if address == "" || address == "0" {
+		return func() {}, nil
+	}
+	var listen net.ListenConfig
+	l, err := listen.Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("serving the health checks at %s: %w", address, err)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok")) })
+	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "waiting for the API server to serve the kinds of metallb.io", http.StatusServiceUnavailable)
+	})
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: healthTimeout}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			slog.Error("serving the health checks", "address", address, "error", err)
+		}
+	}()
+	return func() {
+		_ = server.Close()
+		<-done
+	}, nil
+}

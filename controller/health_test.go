@@ -1,0 +1,131 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+
+	"github.com/gantry-lb/gantry/internal/configuration"
+)
+
+// freeAddress is one where nobody listens.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// answer is the status code of a health check; 0 when nobody answers.
+func answer(address, path string) int {
+	r, err := http.Get(fmt.Sprintf("http://%s/%s", address, path))
+	if err != nil {
+		return 0
+	}
+	defer r.Body.Close()
+	_, _ = io.Copy(io.Discard, r.Body)
+	return r.StatusCode
+}
+
+// awaitAnswer waits for a status code of a health check.
+func awaitAnswer(t *testing.T, address, path string, want int) {
+	t.Helper()
+	got := 0
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if got = answer(address, path); got == want {
+			return
+		}
+	}
+	t.Fatalf("/%s is answered with %d, want %d", path, got, want)
+}
+
+// TestAControllerThatWaitsForTheAPIIsAlive starts while nobody answers at the API server's address, and then while the kinds are
+// missing: it is alive and not ready, and lets go of the address of its health checks when it has seen the kinds.
+func TestAControllerThatWaitsForTheAPIIsAlive(t *testing.T) {
+	api, health := freeAddress(t), freeAddress(t)
+	done := make(chan error, 1)
+	go func() {
+		done <- awaitResources(t.Context(), &rest.Config{Host: "http://" + api}, slog.New(slog.DiscardHandler), health)
+	}()
+	check := func() {
+		t.Helper()
+		awaitAnswer(t, health, "healthz", http.StatusOK)
+		awaitAnswer(t, health, "readyz", http.StatusServiceUnavailable)
+	}
+	check()
+	asked := make(chan struct{})
+	kinds := make(chan []string, 1)
+	kinds <- nil
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		names := <-kinds
+		kinds <- names
+		if names == nil {
+			http.NotFound(w, nil)
+			select {
+			case asked <- struct{}{}:
+			default:
+			}
+			return
+		}
+		list := metav1.APIResourceList{TypeMeta: metav1.TypeMeta{Kind: "APIResourceList", APIVersion: "v1"}, GroupVersion: "metallb.io/v1beta1"}
+		for _, n := range names {
+			list.APIResources = append(list.APIResources, metav1.APIResource{Name: n})
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(list)
+	}))
+	l, err := net.Listen("tcp", api)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = server.Listener.Close()
+	server.Listener = l
+	server.Start()
+	defer server.Close()
+	<-asked
+	check()
+	<-kinds
+	kinds <- configuration.RequiredResources
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if l, err := net.Listen("tcp", health); err != nil {
+		t.Errorf("the manager could not take over the health checks: %v", err)
+	} else {
+		_ = l.Close()
+	}
+}
+
+func TestHealthChecksThatAreOff(t *testing.T) {
+	for _, address := range []string{"", "0"} {
+		stop, err := serveWaitingHealth(context.Background(), address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stop()
+	}
+}
+
+func TestAnAddressOfHealthChecksThatIsTaken(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := awaitResources(t.Context(), &rest.Config{}, slog.New(slog.DiscardHandler), l.Addr().String()); err == nil {
+		t.Error("a controller that cannot answer its health checks says nothing of it")
+	}
+}
