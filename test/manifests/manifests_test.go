@@ -236,6 +236,9 @@ func (b *harness) applyStep(t *testing.T, s step, all []*unstructured.Unstructur
 		if i := slices.IndexFunc(s.expectations, want("problem")); i >= 0 {
 			b.checkWebhook(t, o, s.expectations[i])
 		}
+		if o.GetKind() == "Service" {
+			b.awaitPools(t, s.expectations)
+		}
 		err := write(o.DeepCopy())
 		i := slices.IndexFunc(s.expectations, want("refused"))
 		switch {
@@ -251,6 +254,22 @@ func (b *harness) applyStep(t *testing.T, s step, all []*unstructured.Unstructur
 		given := func(e expectation) bool { return e.kind == "address" && e.object == o.GetNamespace()+"/"+o.GetName() }
 		if i := slices.IndexFunc(s.expectations, given); i >= 0 && o.GetKind() == "Service" {
 			b.awaitBeforeNext(t, s.expectations[i])
+		}
+	}
+}
+
+// awaitPools waits until the controller knows the pools that are to be valid and are there. A Service that comes after them is served
+// by all of them: pools and Services reach the controller by watches of their own, of which either may be ahead.
+func (b *harness) awaitPools(t *testing.T, expected []expectation) {
+	t.Helper()
+	for _, e := range expected {
+		name, isPool := strings.CutPrefix(e.object, "IPAddressPool/")
+		if e.kind != "valid" || !isPool {
+			continue
+		}
+		key := client.ObjectKey{Namespace: names.Namespace, Name: name}
+		if b.apiClient.Get(t.Context(), key, &v1beta1.IPAddressPool{}) == nil {
+			b.awaitExpectation(t, e)
 		}
 	}
 }
