@@ -51,10 +51,17 @@ func (d *decider) requested(a netip.Addr) (*source, names.Reason, string) {
 // clash says why the Service may not hold the address beside those who do; the Reason is empty when it may. Of several it names the
 // first by name, so that every controller says the same.
 func (l *Ledger) clash(a address, k view.ObjectKey, sh *share) (names.Reason, string) {
+	first, reason, why := l.firstRival(a, k, sh)
+	if first == nil {
+		return "", ""
+	}
+	return reason, fmt.Sprintf("is held by Service %s, which may not share it: %s", first.key, why)
+}
+
+// firstRival returns the first holder of the address by name that may not share it with the Service, and why not; nil when there is
+// none.
+func (l *Ledger) firstRival(a address, k view.ObjectKey, sh *share) (first *record, reason names.Reason, why string) {
 	var room [1]int32
-	var first *record
-	var reason names.Reason
-	var why string
 	for _, id := range l.holders.of(a, &room) {
 		r := l.record(id)
 		if r.key == k || (first != nil && first.key.Compare(r.key) < 0) {
@@ -64,10 +71,7 @@ func (l *Ledger) clash(a address, k view.ObjectKey, sh *share) (names.Reason, st
 			first, reason, why = r, found, text
 		}
 	}
-	if first == nil {
-		return "", ""
-	}
-	return reason, fmt.Sprintf("is held by Service %s, which may not share it: %s", first.key, why)
+	return first, reason, why
 }
 
 // sentence says why the address cannot be had, as the end of a sentence.

@@ -182,6 +182,24 @@ func (l *Ledger) Usable(a netip.Addr, s *view.Service) bool {
 	return reason == ""
 }
 
+// Rivals returns the holders of a that may not share it with the Service, sorted.
+func (l *Ledger) Rivals(a netip.Addr, s *view.Service) []view.ObjectKey {
+	var room [1]int32
+	var out []view.ObjectKey
+	sh := shareOf(s)
+	for _, id := range l.holders.of(addressOf(a), &room) {
+		r := l.record(id)
+		if r.key == s.Key {
+			continue
+		}
+		if reason, _ := sh.clash(r.share); reason != "" {
+			out = append(out, r.key)
+		}
+	}
+	slices.SortFunc(out, view.ObjectKey.Compare)
+	return out
+}
+
 // InUse counts the different addresses in use that lie in the pool.
 func (l *Ledger) InUse(p *snapshot.Pool) (ipv4, ipv6 int64) {
 	if src := l.market.named(p.Name); src != nil && src.v4.serves(p) {

@@ -35,6 +35,12 @@ func shareOf(s *view.Service) *share {
 	return out
 }
 
+// MayShare says whether two Services may hold one address.
+func MayShare(a, b *view.Service) bool {
+	reason, _ := shareOf(a).clash(shareOf(b))
+	return reason == ""
+}
+
 func (a *share) equal(b *share) bool {
 	if a == nil || b == nil {
 		return a == b

@@ -22,6 +22,8 @@ type configurationState struct {
 	snapshot *snapshot.Snapshot
 	problems []snapshot.Problem
 	read     time.Time
+	// due says that a timer runs for the next reading.
+	due bool
 }
 
 // configInterval is how long edits of the configuration gather: a manifest with many pools is one change.
@@ -39,24 +41,26 @@ func (r *Services) readConfiguration(ctx context.Context) (configurationState, e
 	return c, nil
 }
 
-// reconfigure takes in a change of the configuration and has every Service looked at that it may concern.
-func (r *Services) reconfigure(ctx context.Context) {
-	if !r.inbox.takeConfig() {
-		return
+// reconfigure takes in a change of the configuration and has every Service looked at that it may concern. It returns false while a
+// change waits to be read: what is decided meanwhile would go by a configuration that is known to be old, so that nothing is.
+func (r *Services) reconfigure(ctx context.Context) bool {
+	if !r.inbox.configChanged() {
+		return true
 	}
-	var err error
-	wait := time.Until(r.config.read.Add(configInterval))
-	config := r.config
-	if wait <= 0 {
-		config, err = r.readConfiguration(ctx)
-		wait = delay(1)
-	}
-	if err != nil || config.read == r.config.read {
-		if err != nil {
-			r.Log.Error("reading the pools", "error", err, "again", wait)
+	if wait := time.Until(r.config.read.Add(configInterval)); wait > 0 {
+		if !r.config.due {
+			r.config.due = true
+			r.pokeAfter(wait)
 		}
-		time.AfterFunc(wait, r.inbox.reconfigured)
-		return
+		return false
+	}
+	r.inbox.takeConfig()
+	config, err := r.readConfiguration(ctx)
+	if err != nil {
+		r.Log.Error("reading the pools", "error", err, "again", delay(1))
+		r.config.due = false
+		time.AfterFunc(delay(1), r.inbox.reconfigured)
+		return true
 	}
 	old := r.config.snapshot
 	r.config = config
@@ -65,10 +69,11 @@ func (r *Services) reconfigure(ctx context.Context) {
 	}
 	r.counters.stale = true
 	if reflect.DeepEqual(old.Pools, config.snapshot.Pools) && reflect.DeepEqual(old.Reservations, config.snapshot.Reservations) {
-		return // a namespace, say, that no pool asks for
+		return true // a namespace, say, that no pool asks for
 	}
 	r.wakePending = true
 	r.inbox.addLater(r.ledger.Services()...)
+	return true
 }
 
 // valid returns the condition that says whether an object has Problems.

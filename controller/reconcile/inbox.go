@@ -180,6 +180,13 @@ func (b *inbox) back(l letter) {
 	b.poke()
 }
 
+// configChanged says whether the configuration changed since it was last taken.
+func (b *inbox) configChanged() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.config
+}
+
 // takeConfig says whether the configuration changed since it was last asked.
 func (b *inbox) takeConfig() bool {
 	b.mu.Lock()
@@ -190,8 +197,11 @@ func (b *inbox) takeConfig() bool {
 }
 
 // empty says whether no Service waits to be looked at.
-func (b *inbox) empty() bool {
+func (b *inbox) empty() bool { return b.length() == 0 }
+
+// length counts the Services that wait to be looked at.
+func (b *inbox) length() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return len(b.changed.keys)+len(b.later.keys) == 0
+	return len(b.changed.keys) + len(b.later.keys)
 }

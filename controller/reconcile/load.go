@@ -21,6 +21,8 @@ const loadTimeout = 2 * time.Minute
 
 // reload loads, and comes again later when that fails.
 func (r *Services) reload(ctx context.Context) {
+	r.Log.Info("reading all Services", "cause", r.reloadCause)
+	r.Metrics.reloads.WithLabelValues(r.reloadCause).Inc()
 	err := r.load(ctx)
 	r.state.attempt(loading, err == nil)
 	if err == nil {
@@ -76,6 +78,9 @@ func (r *Services) load(ctx context.Context) error {
 			return
 		}
 		seen[v.Key] = &record{uid: s.UID, version: versionOf(s.ResourceVersion), loaded: versionOf(s.ResourceVersion)}
+		if len(v.AssignedAddresses) == 0 {
+			seen[v.Key].waiting = s.CreationTimestamp.Time
+		}
 		claimants = append(claimants, claimantOf(&v))
 	})
 	if err != nil {
@@ -110,12 +115,15 @@ func (r *Services) adopt(seen map[view.ObjectKey]*record) {
 		case now != nil:
 			now.busy, now.again, now.failures = old.busy, old.again, old.failures
 			if old.uid == now.uid {
-				now.version = max(now.version, old.version)
+				now.version, now.entryRefused = max(now.version, old.version), old.entryRefused
+				if !old.waiting.IsZero() && !now.waiting.IsZero() {
+					now.waiting = old.waiting
+				}
 			}
 		case old.busy:
 			seen[k] = old
 		default:
-			delete(r.pending, k)
+			r.pending.remove(k)
 		}
 	}
 	r.records = seen

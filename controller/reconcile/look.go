@@ -53,15 +53,15 @@ func (r *Services) look(ctx context.Context, l letter) {
 		return
 	}
 	if rec == nil {
-		rec = &record{uid: s.UID, version: versionOf(s.ResourceVersion)}
+		rec = &record{uid: s.UID, version: versionOf(s.ResourceVersion), waiting: waitingSince(s, time.Now())}
 		r.records[l.ObjectKey] = rec
 	}
 	r.journal.fence.Supersede(l.ObjectKey, s.ResourceVersion)
 	if now := sharing(&v); now != rec.sharing { // who waits to share with it may try again
-		rec.sharing, r.wakePending = now, r.wakePending || rec.sharing != ""
+		rec.sharing, r.wakeSharers = now, r.wakeSharers || rec.sharing != ""
 	}
 	if !r.observe(&v, rec, s.ResourceVersion) {
-		r.doubted(l.ObjectKey)
+		r.checkSharing(&v)
 		return
 	}
 	r.carryOut(ctx, s, &v, allocate.Decide(&v, r.ledger, r.config.snapshot))
@@ -122,9 +122,8 @@ func (r *Services) free(k view.ObjectKey) *record {
 
 // observe takes in a status that says something else than the Ledger: another controller gave it, it came with the object, from a
 // backup say, or somebody edited it. It is a claim like any other, as far as nobody else holds the addresses. What a pending
-// assignment may still bring is held beside it. It returns
-// false when the Ledger has another holder, and so may be wrong: it is built anew before anything is taken from anybody. What was
-// built knowing that very status is right.
+// assignment may still bring is held beside it. It returns false when the Ledger has another holder, and so may be wrong: the API
+// server is asked before anything is taken from anybody. What was built or checked against that very status is right.
 func (r *Services) observe(v *view.Service, rec *record, baseVersion string) bool {
 	if r.clashes(v) && versionOf(baseVersion) > rec.loaded {
 		return false
@@ -150,23 +149,13 @@ func (r *Services) clashes(v *view.Service) bool {
 	return slices.ContainsFunc(v.AssignedAddresses, func(a netip.Addr) bool { return !r.ledger.Usable(a, v) })
 }
 
-// doubted has the Ledger built anew. If the Service has no right to the address then either, it is the one that loses it: its own
-// edit broke the right to share.
-func (r *Services) doubted(k view.ObjectKey) {
-	r.Log.Info("a Service has an address that another has, as far as is known; reading everything again", "service", k.String())
-	r.suspects[k] = struct{}{}
-	r.inbox.add(k)
-	r.loaded.Store(false)
-	r.inbox.poke()
-}
-
 // carryOut commits a Decision and has it written. The Ledger comes first: from then on nobody else is given the addresses. What the
 // Service had stays with it until the new is written: make before break.
 func (r *Services) carryOut(ctx context.Context, s *corev1.Service, v *view.Service, d allocate.Decision) {
 	if d.Reason == names.ReasonAssigned && !d.Waiting {
-		delete(r.pending, v.Key)
+		r.pending.remove(v.Key)
 	} else {
-		r.pending[v.Key] = struct{}{}
+		r.pending.put(v.Key, d.Reason)
 	}
 	w := &write{v: *v, before: s, decision: d, pool: d.Pool, epoch: r.epoch}
 	w.held, _ = r.ledger.Held(v.Key)
@@ -207,6 +196,7 @@ func (r *Services) carryOut(ctx context.Context, s *corev1.Service, v *view.Serv
 // stage has a write wait for the AddressLedger. First come those of Services that the object shows already: they take no more room.
 func (r *Services) stage(w *write) {
 	j := &r.journal
+	w.refused = r.records[w.v.Key].entryRefused
 	if j.fence.Shows(w.v.Key) {
 		j.staged = slices.Insert(j.staged, 0, w)
 		return
@@ -257,6 +247,7 @@ func (r *Services) commit(w *write) {
 func (r *Services) wrote(_ context.Context, w *write, o outcome, now *corev1.Service, err error) {
 	k, base := w.v.Key, w.before.ResourceVersion
 	rec := r.records[k]
+	r.Metrics.statusWrites.WithLabelValues(o.String()).Inc()
 	if o == unknown { // it stays busy, and its Intent open, until it is known
 		w.doubt = true
 		rec.failures++
@@ -274,6 +265,9 @@ func (r *Services) wrote(_ context.Context, w *write, o outcome, now *corev1.Ser
 	if now != nil {
 		rec.version = max(rec.version, versionOf(now.ResourceVersion))
 	}
+	if o == landed && !w.dismissed {
+		r.measureWait(w, rec)
+	}
 	if o == landed && !w.dismissed && !w.touched {
 		r.tell(w)
 	}
@@ -283,12 +277,16 @@ func (r *Services) wrote(_ context.Context, w *write, o outcome, now *corev1.Ser
 	}
 	switch o {
 	case landed:
-		rec.failures = 0
 		if w.dismissed {
 			r.release(k, "the Service is no LoadBalancer of this class any more")
 			return
 		}
 		r.commit(w)
+		if w.decision.Reason == names.ReasonWriteFailed { // what it says is why, and it is tried again
+			rec.refused = now.ResourceVersion
+			return
+		}
+		rec.failures = 0
 	case gone:
 		r.release(k, "the Service is gone")
 	case refused: // somebody else wrote the Service: what it says now counts
@@ -318,7 +316,7 @@ func (r *Services) revert(w *write, now *corev1.Service) {
 	}
 	v := view.FromService(now)
 	if r.clashes(&v) {
-		r.doubted(v.Key)
+		r.checkSharing(&v)
 		return
 	}
 	before, _ := r.ledger.Held(v.Key)
@@ -327,12 +325,12 @@ func (r *Services) revert(w *write, now *corev1.Service) {
 	if len(before.Addresses) > len(after) {
 		r.wakePending = true
 	}
-	r.pending[w.v.Key] = struct{}{}
+	r.pending.put(w.v.Key, names.ReasonWriteFailed)
 }
 
 // release frees what a Service held and lets those that wait try again.
 func (r *Services) release(k view.ObjectKey, why string) {
-	delete(r.pending, k)
+	r.pending.remove(k)
 	delete(r.records, k)
 	r.journal.fence.Settle(k, "")
 	if freed := r.ledger.Release(k); len(freed) > 0 {
@@ -364,7 +362,7 @@ func (r *Services) dismiss(s *corev1.Service, v *view.Service) {
 }
 
 // sorted returns the keys in order.
-func sorted(keys map[view.ObjectKey]struct{}) []view.ObjectKey {
+func sorted[V any](keys map[view.ObjectKey]V) []view.ObjectKey {
 	return slices.SortedFunc(maps.Keys(keys), view.ObjectKey.Compare)
 }
 

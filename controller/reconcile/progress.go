@@ -129,14 +129,14 @@ func (r *Services) Alive(now time.Time) error {
 	return judgeLiveness(all, now)
 }
 
-// Collectors are the metrics of the pending assignments.
+// Collectors are the metrics of the worker and of the pending assignments.
 func (r *Services) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{
+	return append(r.workCollectors(),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "gantry_controller_open_pending_assignments", Help: "Services whose status may still be written by a write that was announced in the AddressLedger.",
 		}, func() float64 { _, open, _ := r.state.read(); return float64(open) }),
 		prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name: "gantry_controller_pending_assignments_bounded_total", Help: "How often Services had to wait because as many pending assignments were open as the AddressLedger may hold.",
 		}, func() float64 { _, _, bounded := r.state.read(); return float64(bounded) }),
-	}
+	)
 }

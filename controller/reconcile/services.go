@@ -43,6 +43,8 @@ type Options struct {
 	Class string
 	// Identity names this process in the AddressLedger.
 	Identity string
+	// Metrics are where the worker counts what it does; nil is where nobody looks.
+	Metrics *WorkerMetrics
 }
 
 // Services gives addresses to the Services of one class. The zero value is not usable; call New.
@@ -62,13 +64,18 @@ type Services struct {
 	config  configurationState
 	records map[view.ObjectKey]*record
 	// pending are the Services that do not have what they ask for.
-	pending map[view.ObjectKey]struct{}
+	pending pendingServices
 	// suspects are Services with an address that another had, as far as was known: the last to claim it when the Ledger is built.
 	suspects map[view.ObjectKey]struct{}
+	// reloadCause is why all Services are read next, lastReload when they were because of a right to share.
+	reloadCause string
+	lastReload  time.Time
 	// nextDeadline is when the worker is woken because something that is withheld ends.
 	nextDeadline time.Time
 	// wakePending asks for a look at all of them.
 	wakePending bool
+	// wakeSharers asks for a look at those of them that may share an address.
+	wakeSharers bool
 	// ready are tasks that wait for a place, sleeping ones that wait for their time.
 	ready    []task
 	sleeping []*write
@@ -88,14 +95,21 @@ type record struct {
 	// version is the newest resourceVersion that the Service is known to have had. A cached object that is older is not looked
 	// at: the newer one is on its way.
 	version uint64
-	// loaded is the one with which the Ledger was built; 0 when it came later.
+	// loaded is the one with which the Ledger was built, or with which the API server confirmed what the Ledger says of its
+	// addresses; 0 when it came later.
 	loaded uint64
+	// checks counts those of its right to share in a row that led to nothing.
+	checks int
 	// busy says that a write waits or is under way; again, that there was news meanwhile.
 	busy, again bool
 	failures    int // in a row
 	// What the API server refused is not tried again before retry, unless the Service has another resourceVersion than refused by then.
 	refused string
 	retry   time.Time
+	// entryRefused says that the API server refused the AddressLedger with an entry of this Service when it was last tried.
+	entryRefused bool
+	// waiting is since when the Service waits for its first address; zero when it has one.
+	waiting time.Time
 	// writes counts those since.
 	writes int
 	since  time.Time
@@ -108,10 +122,13 @@ const batchSize = 64
 
 // New returns a worker that has not begun.
 func New(o Options) *Services {
+	if o.Metrics == nil {
+		o.Metrics = NewWorkerMetrics()
+	}
 	return &Services{
 		Options: o, inbox: newInbox(), results: make(chan result, maxInFlight+2),
-		probes: probes{}, records: map[view.ObjectKey]*record{}, pending: map[view.ObjectKey]struct{}{}, suspects: map[view.ObjectKey]struct{}{},
-		journal: journal{bound: maxOpen},
+		probes: probes{}, records: map[view.ObjectKey]*record{}, pending: pendingServices{map[view.ObjectKey]names.Reason{}, o.Metrics.pending}, suspects: map[view.ObjectKey]struct{}{},
+		reloadCause: causeStart, journal: journal{bound: maxOpen},
 	}
 }
 
@@ -134,6 +151,7 @@ func (r *Services) Run(ctx context.Context) error {
 			r.step(tasks)
 		}
 		r.show()
+		r.countWork()
 		r.await(ctx, tasks)
 	}
 	r.drain(tasks, cancel)
@@ -183,8 +201,11 @@ func (r *Services) show() {
 // step does what there is to do now.
 func (r *Services) step(ctx context.Context) {
 	r.advance()
-	r.reconfigure(ctx)
-	letters := r.inbox.take(batchSize)
+	looks := batchSize
+	if !r.reconfigure(ctx) {
+		looks = 0
+	}
+	letters := r.inbox.take(looks)
 	for _, l := range letters {
 		if r.loaded.Load() {
 			r.look(ctx, l)
@@ -199,9 +220,8 @@ func (r *Services) step(ctx context.Context) {
 	if len(letters) > 0 {
 		r.state.attempt(looking, true)
 	}
-	if r.wakePending {
-		r.wakePending = false
-		r.inbox.addLater(sorted(r.pending)...)
+	if r.wakePending || r.wakeSharers {
+		r.wake()
 	}
 	r.probe(ctx)
 	r.swap(ctx)
@@ -213,7 +233,7 @@ func (r *Services) step(ctx context.Context) {
 
 // await waits until there is something to do or ctx ends, and takes in what has come of the tasks.
 func (r *Services) await(ctx, tasks context.Context) {
-	if !r.inbox.empty() && r.loaded.Load() {
+	if !r.inbox.empty() && r.loaded.Load() && !r.config.due {
 		r.inbox.poke()
 	}
 	select {
@@ -253,12 +273,20 @@ type journal struct {
 	bounded bool
 	// swapping says that a write of the object is under way.
 	swapping bool
-	// last is when the last one began, spent until when as many were made as may be in the long run; due is set while a timer runs for the next.
+	// last is when the last one began, spent until when as many were made as may be in the long run; due is when a timer ends that
+	// runs for the next.
 	last     time.Time
 	spent    time.Time
-	due      bool
+	due      time.Time
 	wakeAt   time.Time // when the timer of tidy or heldBack ends
 	failures int       // in a row
+	// inSwap counts the writes of the swap under way.
+	inSwap int
+	// limit bounds the writes of the next swap while one is looked for that the API server will never take; 0 bounds nothing.
+	limit int
+	// refusals counts the new entries in a row that the API server refused for good; lastRefusal is when it refused the last of any.
+	refusals    int
+	lastRefusal time.Time
 }
 
 // versionOf reads a resourceVersion, which the API server counts up; 0 when it is no number, which compares with nothing.

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/controller/reconcile/memory"
 )
 
@@ -256,6 +257,29 @@ func TestAWriteThatIsRefusedHoldsUpNobody(t *testing.T) {
 		time.Sleep(lastDelay + time.Second)
 		if !address(s.Service(key("refused"))).IsValid() {
 			t.Error("it is not served when it is allowed")
+		}
+	})
+}
+
+// TestPoolsThatComeWithAServiceAreKnown has two pools and a Service come at short intervals, as from one manifest: it is served from the
+// pool that goes first.
+func TestPoolsThatComeWithAServiceAreKnown(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		for gap := time.Duration(0); gap < configInterval; gap += 5 * time.Millisecond {
+			s := memory.NewServer(nil)
+			c := run(t, s, nil, Options{})
+			time.Sleep(time.Second)
+			for i, name := range []string{"second", "first"} {
+				p := pool(fmt.Sprintf("192.0.2.%d/32", i))
+				p.AllocateTo = &v1beta1.ServiceAllocation{Priority: 2 - i}
+				s.SetPool(name, p)
+				c.Reconfigured()
+				time.Sleep(gap)
+			}
+			s.Create(balanced("a"))
+			time.Sleep(time.Second)
+			want(t, s, "a", "192.0.2.1", names.ReasonAssigned)
+			c.end()
 		}
 	})
 }

@@ -46,20 +46,23 @@ func (r *Services) swap(ctx context.Context) {
 		return
 	}
 	alone := len(j.staged) == 1 && r.inFlight+len(r.ready) == 0 && r.inbox.empty()
-	if wait := j.wait(time.Now(), alone); wait > 0 {
-		if !j.due {
-			j.due = true
+	if wait := max(j.wait(time.Now(), alone), j.refusalWait(time.Now())); wait > 0 {
+		if now := time.Now(); !j.due.After(now) || now.Add(wait).Before(j.due) {
+			j.due = now.Add(wait)
 			r.pokeAfter(wait)
 		}
 		return
 	}
-	j.due = false
-	r.writeLedger(ctx, j.takeBatch())
+	j.due = time.Time{}
+	if batch := j.takeBatch(); len(batch) > 0 {
+		r.writeLedger(ctx, batch)
+	}
 }
 
 // writeLedger has the AddressLedger written with the Intents of a batch.
 func (r *Services) writeLedger(ctx context.Context, batch []*write) {
 	j := &r.journal
+	j.inSwap = len(batch)
 	s := &swap{batch: batch, object: &v1alpha1.AddressLedger{TypeMeta: j.object.TypeMeta, ObjectMeta: *j.object.ObjectMeta.DeepCopy(), Spec: j.object.Spec}}
 	s.object.Spec.Writer, s.object.Spec.Pending = r.Identity, pendingOf(j.fence.Next(intents(batch)))
 	j.began(time.Now())
@@ -91,11 +94,18 @@ func (r *Services) heldBack(now time.Time) bool {
 // takeBatch takes the writes of the next swap out of the staged ones: those of which the object shows a pending assignment, and others
 // as far as there is room.
 func (j *journal) takeBatch() []*write {
-	room := j.bound - j.fence.Open()
+	room, most := j.bound-j.fence.Open(), swapBatch
+	if j.limit > 0 {
+		most = min(most, j.limit)
+	}
+	again := j.onlyRefused()
+	if again {
+		most = 1
+	}
 	var batch, rest []*write
 	for _, w := range j.staged {
 		shown := j.fence.Shows(w.v.Key)
-		if len(batch) == swapBatch || !shown && room <= 0 {
+		if len(batch) == most || w.refused && !again || !shown && room <= 0 {
 			rest = append(rest, w)
 			continue
 		}
@@ -174,11 +184,12 @@ func (s *swap) run(ctx context.Context, api API) result {
 
 // swapped goes on with the writes of a batch whose Intents are in the AddressLedger. When somebody else has written it, or took
 // it away, everything is read again and the batch decided anew. A swap of which it is not known whether it was written is tried
-// again on the same base: if it was, that is refused.
+// again on the same base: if it was, that is refused. What the API server will never take is found and left out.
 func (r *Services) swapped(s *swap, now *v1alpha1.AddressLedger, err error) {
 	j := &r.journal
-	j.swapping = false
+	j.swapping, j.inSwap = false, 0
 	if err == nil {
+		r.acceptBatch(s.batch)
 		j.failures, j.object = 0, now
 		r.state.attempt(writing, true)
 		j.fence.Wrote(intents(s.batch))
@@ -187,14 +198,21 @@ func (r *Services) swapped(s *swap, now *v1alpha1.AddressLedger, err error) {
 		}
 		return
 	}
+	if isPermanentRefusal(err) && len(s.batch) > 0 {
+		r.splitBatch(s.batch, err)
+		return
+	}
 	j.staged = append(s.batch, j.staged...)
 	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
-		r.Log.Info("another controller gave addresses, or the AddressLedger is new; reading everything again", "ledger", r.ledgerName())
+		r.Log.Info("another controller gave addresses, or the AddressLedger is new", "ledger", r.ledgerName(), "error", err)
 		for _, w := range j.staged {
 			r.inbox.add(w.v.Key)
 		}
-		r.loaded.Store(false) // load has the staged writes decided again
-		r.inbox.poke()
+		cause := causeLedgerChanged
+		if apierrors.IsNotFound(err) {
+			cause = causeLedgerDeleted
+		}
+		r.requireReload(cause) // load has the staged writes decided again
 		return
 	}
 	j.failures++

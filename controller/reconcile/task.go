@@ -113,6 +113,8 @@ type write struct {
 	// doubt says that an earlier attempt may have been written; wake is when the next is due.
 	doubt bool
 	wake  time.Time
+	// refused says that the AddressLedger was refused with its entry when that was last tried.
+	refused bool
 	// dismissed says that the Service is not ours any more; touched, that the status says nothing new.
 	dismissed, touched bool
 }

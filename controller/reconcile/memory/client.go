@@ -204,6 +204,7 @@ func (c *Client) Cached(_ context.Context, k view.ObjectKey) (*corev1.Service, e
 // Live implements reconcile.API.
 func (c *Client) Live(ctx context.Context, k view.ObjectKey) (*corev1.Service, error) {
 	now := make(chan *corev1.Service, 2)
+	c.server.countRead("service")
 	if err := c.send(ctx, "read", func() error { now <- c.server.Service(k); return nil }); err != nil {
 		return nil, err
 	}
@@ -213,7 +214,8 @@ func (c *Client) Live(ctx context.Context, k view.ObjectKey) (*corev1.Service, e
 // EachLive implements reconcile.API.
 func (c *Client) EachLive(ctx context.Context, visit func(*corev1.Service)) error {
 	all := make(chan []*corev1.Service, 2)
-	if err := c.send(ctx, "read", func() error { all <- c.server.Services(); return nil }); err != nil {
+	c.server.countRead("list")
+	if err := c.send(ctx, "list", func() error { all <- c.server.Services(); return nil }); err != nil {
 		return err
 	}
 	for _, s := range <-all {

@@ -35,12 +35,14 @@ type Server struct {
 	// changes are all that happened to Services, for the watches; moved is closed at the next, and made anew.
 	changes []change
 	moved   chan struct{}
-	// writes counts requests that changed something, by kind.
-	writes map[string]int
-	check  func(before, after *corev1.Service)
+	// writes counts requests that changed something, reads those that asked for Services, by kind.
+	writes, reads map[string]int
+	check         func(before, after *corev1.Service)
 	// refuse, unless nil, says why a write of a Service's status is not wanted; refused counts those.
 	refuse  func(*corev1.Service) error
 	refused int
+	// refuseLedger is the same for an AddressLedger.
+	refuseLedger func(*v1alpha1.AddressLedger) error
 }
 
 // change is what happened to one Service: after is nil when it was deleted.
@@ -55,7 +57,7 @@ func NewServer(check func(before, after *corev1.Service)) *Server {
 		services: map[view.ObjectKey]*corev1.Service{}, pools: map[string]*v1beta1.IPAddressPool{},
 		reservations: map[string]*v1alpha1.AddressReservation{}, ledgers: map[string]*v1alpha1.AddressLedger{},
 		probes: map[string]*v1alpha1.AddressProbe{},
-		moved:  make(chan struct{}), writes: map[string]int{}, check: check,
+		moved:  make(chan struct{}), writes: map[string]int{}, reads: map[string]int{}, check: check,
 	}
 }
 
@@ -99,6 +101,13 @@ func (s *Server) Refuse(why func(*corev1.Service) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.refuse = why
+}
+
+// RefuseLedger has writes of an AddressLedger refused; nil allows all.
+func (s *Server) RefuseLedger(why func(*v1alpha1.AddressLedger) error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refuseLedger = why
 }
 
 // Refused returns how many writes were refused so.
@@ -231,6 +240,20 @@ func (s *Server) Writes(kind string) int {
 	return s.writes[kind]
 }
 
+// Reads returns how many requests asked for Services: "list" for all of them, "service" for one.
+func (s *Server) Reads(kind string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.reads[kind]
+}
+
+// countRead counts a request that asks for Services.
+func (s *Server) countRead(kind string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.reads[kind]++
+}
+
 func conflict(resource, name string) error {
 	return apierrors.NewConflict(schema.GroupResource{Resource: resource}, name, fmt.Errorf("the object has been modified"))
 }
@@ -272,6 +295,12 @@ func (s *Server) swap(l *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger, error
 		return nil, missing("addressledgers", l.Name)
 	case s.ledgers[l.Name].ResourceVersion != l.ResourceVersion:
 		return nil, conflict("addressledgers", l.Name)
+	}
+	if s.refuseLedger != nil {
+		if err := s.refuseLedger(l); err != nil {
+			s.refused++
+			return nil, err
+		}
 	}
 	what := "ledger"
 	if l.Name == names.WithheldLedger {
