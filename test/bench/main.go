@@ -59,6 +59,7 @@ var benchmarks = []struct {
 	{"responder", func(ctx context.Context, _ string) error { return measureResponder(ctx) }},
 	{"scale", measureScale},
 	{"crowds", measureBulkCreation},
+	{"toggles", measureToggles},
 	{"moves", measureMoves},
 	{"routes", measureRoutes},
 	{"manyroutes", measureManyRoutes},

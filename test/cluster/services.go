@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -72,6 +73,11 @@ type WriteCounts map[string]int
 
 // CountWrites asks the API server how many there were since it started.
 func (s *Cluster) CountWrites(ctx context.Context) (WriteCounts, error) {
+	return s.CountRequests(ctx, "POST", "PUT", "PATCH", "APPLY", "DELETE")
+}
+
+// CountRequests asks the API server how many requests of these verbs it has answered since it started, LIST say.
+func (s *Cluster) CountRequests(ctx context.Context, verbs ...string) (WriteCounts, error) {
 	config, err := s.RESTConfig()
 	if err != nil {
 		return nil, err
@@ -98,8 +104,7 @@ func (s *Cluster) CountWrites(ctx context.Context) (WriteCounts, error) {
 		if labels == lines.Text() || !ok || err != nil || !strings.Contains(labels, `code="2`) {
 			continue
 		}
-		switch metricLabel(labels, "verb") {
-		case "POST", "PUT", "PATCH", "APPLY", "DELETE":
+		if slices.Contains(verbs, metricLabel(labels, "verb")) {
 			name := metricLabel(labels, "resource")
 			if sub := metricLabel(labels, "subresource"); sub != "" {
 				name += "/" + sub

@@ -1,0 +1,118 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/test/cluster"
+	"github.com/gantry-lb/gantry/test/lab"
+)
+
+// What the tenant does, and beside how many Services.
+const (
+	togglesBeside  = 20_000
+	toggleInterval = 100 * time.Millisecond
+	togglesWaits   = 100 // Services whose wait is measured, each way
+)
+
+// measureToggles measures how long a new Service waits for its address among 20,000 others on a lab of one node, while a tenant breaks and
+// mends the right of two Services to share an address ten times a second. The baseline is the same without the tenant. It counts
+// how often the API server was asked for all Services meanwhile.
+func measureToggles(ctx context.Context, dir string) error {
+	s, err := cluster.Start(ctx, lab.Options{Nodes: 1, Dir: dir})
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	if err := s.InstallGantry(ctx); err != nil {
+		return err
+	}
+	if err := s.Apply(ctx, roomyPoolManifest); err != nil {
+		return err
+	}
+	if _, err := createInBulk(ctx, s, "beside", "", togglesBeside); err != nil {
+		return err
+	}
+	for i, name := range []string{"sharer-a", "sharer-b"} {
+		o := cluster.NewService("default", name, "")
+		o.Annotations = map[string]string{names.AnnotationSharing: "k", names.AnnotationLoadBalancerIPs: "10.192.255.1"}
+		o.Spec.Ports[0].Port = int32(80 + i)
+		if err := s.API.Create(ctx, o); err != nil {
+			return err
+		}
+		if _, err := s.AwaitAddress(ctx, "default", name); err != nil {
+			return err
+		}
+	}
+	calm, err := measureWaits(ctx, s, "calm")
+	if err != nil {
+		return err
+	}
+	before, err := s.CountRequests(ctx, "LIST")
+	if err != nil {
+		return err
+	}
+	toggling, end := context.WithCancel(ctx)
+	defer end()
+	edits := 0
+	var tenant errgroup.Group
+	tenant.Go(func() error {
+		edits, err = togglePort(toggling, s.API, "sharer-b")
+		return err
+	})
+	busy, err := measureWaits(ctx, s, "busy")
+	end()
+	if other := tenant.Wait(); err == nil {
+		err = other
+	}
+	if err != nil {
+		return err
+	}
+	after, err := s.CountRequests(ctx, "LIST")
+	if err != nil {
+		return err
+	}
+	b := printDurations(fmt.Sprintf("a Service's address beside %d, while a port is toggled", togglesBeside), busy)
+	c := printDurations("baseline: the same while nobody toggles", calm)
+	fmt.Printf("  ratio of the medians %.2f; %d edits, and all Services read %d times\n", float64(b)/float64(c), edits, after.Since(before)["services"])
+	return nil
+}
+
+// measureWaits creates Services one after the other, and measures how long each waits for its address.
+func measureWaits(ctx context.Context, s *cluster.Cluster, name string) ([]time.Duration, error) {
+	var out []time.Duration
+	for i := range togglesWaits {
+		d, err := measureOneService(ctx, s, fmt.Sprint(name, "-", i), false)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, d)
+		time.Sleep(2 * toggleInterval)
+	}
+	return out, nil
+}
+
+// togglePort sets the port of a Service to 80 and to 81 in turns until ctx ends, and returns how often.
+func togglePort(ctx context.Context, c client.Client, name string) (int, error) {
+	tick := time.NewTicker(toggleInterval)
+	defer tick.Stop()
+	for n := 0; ; n++ {
+		select {
+		case <-ctx.Done():
+			return n, nil
+		case <-tick.C:
+		}
+		o := &corev1.Service{}
+		o.Namespace, o.Name = "default", name
+		patch := fmt.Sprintf(`[{"op": "replace", "path": "/spec/ports/0/port", "value": %d}]`, 80+n%2)
+		if err := c.Patch(ctx, o, client.RawPatch("application/json-patch+json", []byte(patch))); err != nil && ctx.Err() == nil {
+			return n, fmt.Errorf("toggling the port of Service %s: %w", name, err)
+		}
+	}
+}

@@ -1,0 +1,71 @@
+package e2e
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/test/cluster"
+	"github.com/gantry-lb/gantry/test/lab"
+)
+
+// TestABrokenRightToShare has a tenant break and mend the right of two Services to share an address as fast as the API server takes
+// it: nobody asks for all Services, the others are served, and in the end both have the address.
+func TestABrokenRightToShare(t *testing.T) {
+	ctx, s := startCluster(t, lab.Options{Nodes: 1})
+	must(t, s.Apply(ctx, widePoolManifest))
+	for i, name := range []string{"a", "b"} {
+		o := cluster.NewService("default", name, "")
+		o.Annotations = map[string]string{names.AnnotationSharing: "k", names.AnnotationLoadBalancerIPs: "10.77.0.200"}
+		o.Spec.Ports[0].Port = int32(80 + i)
+		must(t, s.API.Create(ctx, o))
+		_, err := s.AwaitAddress(ctx, "default", name)
+		must(t, err)
+	}
+	before, err := s.CountRequests(ctx, "LIST")
+	must(t, err)
+	lost := 0
+	var tenant errgroup.Group
+	tenant.Go(func() error {
+		for n := range 60 {
+			o := &corev1.Service{}
+			o.Namespace, o.Name = "default", "b"
+			patch := fmt.Sprintf(`[{"op": "replace", "path": "/spec/ports/0/port", "value": %d}]`, 80+n%2)
+			if err := s.API.Patch(ctx, o, client.RawPatch("application/json-patch+json", []byte(patch))); err != nil {
+				return err
+			}
+			if len(o.Status.LoadBalancer.Ingress) == 0 {
+				lost++
+			}
+			time.Sleep(100 * time.Millisecond) // ten times a second
+		}
+		return nil
+	})
+	for i := range 10 {
+		name := fmt.Sprint("other-", i)
+		must(t, s.API.Create(ctx, cluster.NewService("default", name, "")))
+		_, err := s.AwaitAddress(ctx, "default", name)
+		must(t, err)
+	}
+	must(t, tenant.Wait())
+	for _, name := range []string{"a", "b"} {
+		address, err := s.AwaitAddress(ctx, "default", name)
+		must(t, err)
+		if address.String() != "10.77.0.200" {
+			t.Errorf("Service %s has %s, want 10.77.0.200", name, address)
+		}
+	}
+	if lost == 0 {
+		t.Error("the Service that was edited never lost its address: the right to share was not broken")
+	}
+	now, err := s.CountRequests(ctx, "LIST")
+	must(t, err)
+	if n := now.Since(before)["services"]; n > 0 {
+		t.Errorf("all Services were read %d times", n)
+	}
+}
