@@ -1,4 +1,5 @@
-# One image for both programs; the manifests say which one runs. `make image` makes the same without a container engine.
+# One image for both programs. The manifests say which one runs. `make image` builds the same image without a container
+# engine.
 FROM --platform=$BUILDPLATFORM golang:1.26.8 AS build
 ARG TARGETOS=linux TARGETARCH
 WORKDIR /src
@@ -11,8 +12,8 @@ COPY speaker speaker
 RUN CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH go build -trimpath -ldflags="-s -w" -o /out/ ./controller ./speaker
 RUN mkdir /out/etc && printf 'root:x:0:0:root:/:/none\nnobody:x:65534:65534:nobody:/:/none\n' > /out/etc/passwd
 
-# No shell, no libraries, no package manager: two static programs that talk to the API server with the certificates that
-# Kubernetes mounts.
+# No shell, no libraries, no package manager. The two static programs trust the API server by the CA that Kubernetes
+# mounts.
 FROM scratch
 ARG VERSION=v0.1.0 REVISION
 LABEL org.opencontainers.image.title="gantry" \

@@ -98,9 +98,9 @@ func TestReadmeOnRealCluster(t *testing.T) {
 		}
 	}
 	parts := readClusterSection(t)
-	install, remove := parts["Install"], parts["Take it away"]
+	install, remove := parts["Install"], parts["Uninstall"]
 	if len(install) != 3 || len(remove) != 2 {
-		t.Fatalf("%d ways to install and %d to take away, want Helm and kustomize, and the wait after both", len(install)-1, len(remove))
+		t.Fatalf("%d ways to install and %d to uninstall, want Helm and kustomize, and the wait after both", len(install)-1, len(remove))
 	}
 	ctx, s := startClusterWithoutGantry(t, lab.Options{Nodes: 3})
 	w := newReader(t, s)
