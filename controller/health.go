@@ -15,8 +15,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/option"
 )
 
-// healthTimeout bounds how long the kubelet may take to send a question.
-const healthTimeout = 5 * time.Second
+// headerTimeout bounds how long the kubelet may take to send a question.
+const headerTimeout = 5 * time.Second
 
 // awaitResources waits until the API server serves the kinds of the configuration, and answers the health checks meanwhile at the address:
 // alive and not ready. Without an answer the kubelet would restart the controller again and again while the API server is away, less and less
@@ -45,7 +45,7 @@ func serveWaitingHealth(ctx context.Context, address string) (stop func(), err e
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "waiting for the API server to serve the kinds of metallb.io", http.StatusServiceUnavailable)
 	})
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: healthTimeout}
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: headerTimeout}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

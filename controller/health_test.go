@@ -18,8 +18,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/configuration"
 )
 
-// freeAddress is one where nobody listens.
-func freeAddress(t *testing.T) string {
+// freeListenAddress is one where nobody listens.
+func freeListenAddress(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -29,8 +29,8 @@ func freeAddress(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// answer is the status code of a health check; 0 when nobody answers.
-func answer(address, path string) int {
+// requestStatus is the status code of a health check; 0 when nobody answers.
+func requestStatus(address, path string) int {
 	r, err := http.Get(fmt.Sprintf("http://%s/%s", address, path))
 	if err != nil {
 		return 0
@@ -40,30 +40,30 @@ func answer(address, path string) int {
 	return r.StatusCode
 }
 
-// awaitAnswer waits for a status code of a health check.
-func awaitAnswer(t *testing.T, address, path string, want int) {
+// awaitStatus waits for a status code of a health check.
+func awaitStatus(t *testing.T, address, path string, want int) {
 	t.Helper()
 	got := 0
 	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if got = answer(address, path); got == want {
+		if got = requestStatus(address, path); got == want {
 			return
 		}
 	}
 	t.Fatalf("/%s is answered with %d, want %d", path, got, want)
 }
 
-// TestAControllerThatWaitsForTheAPIIsAlive starts while nobody answers at the API server's address, and then while the kinds are
+// TestControllerWaitingForTheAPIIsAlive starts while nobody answers at the API server's address, and then while the kinds are
 // missing: it is alive and not ready, and lets go of the address of its health checks when it has seen the kinds.
-func TestAControllerThatWaitsForTheAPIIsAlive(t *testing.T) {
-	api, health := freeAddress(t), freeAddress(t)
+func TestControllerWaitingForTheAPIIsAlive(t *testing.T) {
+	api, health := freeListenAddress(t), freeListenAddress(t)
 	done := make(chan error, 1)
 	go func() {
 		done <- awaitResources(t.Context(), &rest.Config{Host: "http://" + api}, slog.New(slog.DiscardHandler), health)
 	}()
 	check := func() {
 		t.Helper()
-		awaitAnswer(t, health, "healthz", http.StatusOK)
-		awaitAnswer(t, health, "readyz", http.StatusServiceUnavailable)
+		awaitStatus(t, health, "healthz", http.StatusOK)
+		awaitStatus(t, health, "readyz", http.StatusServiceUnavailable)
 	}
 	check()
 	asked := make(chan struct{})
@@ -109,7 +109,7 @@ func TestAControllerThatWaitsForTheAPIIsAlive(t *testing.T) {
 	}
 }
 
-func TestHealthChecksThatAreOff(t *testing.T) {
+func TestHealthChecksTurnedOff(t *testing.T) {
 	for _, address := range []string{"", "0"} {
 		stop, err := serveWaitingHealth(context.Background(), address)
 		if err != nil {
@@ -119,7 +119,7 @@ func TestHealthChecksThatAreOff(t *testing.T) {
 	}
 }
 
-func TestAnAddressOfHealthChecksThatIsTaken(t *testing.T) {
+func TestHealthCheckAddressInUse(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

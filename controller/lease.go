@@ -21,19 +21,19 @@ import (
 // period and up to 1.2 times as much again). After a crash it waits for the lease to run out. A pause that is longer than
 // the lease ends the leadership; that no address is given twice does not depend on these times.
 const (
-	leaseDuration = 10 * time.Second
-	renewDeadline = 6 * time.Second
-	retryPeriod   = 500 * time.Millisecond
-	// leaseSlack is how much earlier than the lease says another controller asks for it. It sees a renewal up to 1.1 s late and asks up to
+	leaseTimeout  = 10 * time.Second
+	renewTimeout  = 6 * time.Second
+	retryInterval = 500 * time.Millisecond
+	// earlyTakeoverInterval is how much earlier than the lease says another controller asks for it. It sees a renewal up to 1.1 s late and asks up to
 	// 1.1 s late again, and counts from what it saw; with this the address after a crash comes within the lease's time all the same. It
 	// stays well behind the renew deadline, at which the old leader has ended itself.
-	leaseSlack = 2 * time.Second
+	earlyTakeoverInterval = 2 * time.Second
 )
 
-// lease is the Lease by which controllers elect their leader, in the gantry namespace.
-func lease(config *rest.Config, scheme *runtime.Scheme, host, namespace string) (resourcelock.Interface, error) {
+// newLeaseLock is the Lease by which controllers elect their leader, in the gantry namespace.
+func newLeaseLock(config *rest.Config, scheme *runtime.Scheme, host, namespace string) (resourcelock.Interface, error) {
 	own := rest.AddUserAgent(rest.CopyConfig(config), "leader-election")
-	own.Timeout = renewDeadline / 2 // one request without an answer is not yet the end of a leadership
+	own.Timeout = renewTimeout / 2 // one request without an answer is not yet the end of a leadership
 	leases, err := coordinationv1.NewForConfig(own)
 	if err != nil {
 		return nil, fmt.Errorf("setting up the election: %w", err)
@@ -48,18 +48,18 @@ func lease(config *rest.Config, scheme *runtime.Scheme, host, namespace string) 
 	lock, err := resourcelock.New(resourcelock.LeasesResourceLock, namespace, names.LeaderLease, core, leases, resourcelock.ResourceLockConfig{
 		Identity: identity, EventRecorder: events.NewRecorder(scheme, corev1.EventSource{Component: identity}),
 	})
-	return impatient{lock}, err
+	return earlyExpiringLock{lock}, err
 }
 
-// impatient is a lock whose holder is taken for dead a little before the time that its record names.
-type impatient struct{ resourcelock.Interface }
+// earlyExpiringLock is a lock whose holder is taken for dead a little before the time that its record names.
+type earlyExpiringLock struct{ resourcelock.Interface }
 
 // Get returns the record and its encoded form as they are, but with the slack taken off the time of somebody else's.
-func (l impatient) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
+func (l earlyExpiringLock) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
 	record, raw, err := l.Interface.Get(ctx)
 	if err != nil || record.HolderIdentity == l.Identity() {
 		return record, raw, err
 	}
-	record.LeaseDurationSeconds = max(record.LeaseDurationSeconds-int(leaseSlack/time.Second), 1)
+	record.LeaseDurationSeconds = max(record.LeaseDurationSeconds-int(earlyTakeoverInterval/time.Second), 1)
 	return record, raw, nil
 }

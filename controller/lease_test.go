@@ -7,22 +7,22 @@ import (
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 )
 
-// kept is a lock that holds one record.
-type kept struct {
+// fakeLock is a lock that holds one record.
+type fakeLock struct {
 	resourcelock.Interface
 	record resourcelock.LeaderElectionRecord
 }
 
-func (k kept) Identity() string { return "me" }
+func (k fakeLock) Identity() string { return "me" }
 
-func (k kept) Get(context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
+func (k fakeLock) Get(context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
 	r := k.record
 	return &r, []byte("raw"), nil
 }
 
 // A leader counts on all of its lease; who waits for it to die asks early enough that an address comes within the lease's time, and later than the
 // leader's own deadline.
-func TestALeaseIsWaitedForWithSlack(t *testing.T) {
+func TestLeaseExpiresEarlyForOtherControllers(t *testing.T) {
 	for name, c := range map[string]struct {
 		holder        string
 		written, seen int
@@ -32,13 +32,13 @@ func TestALeaseIsWaitedForWithSlack(t *testing.T) {
 		"one that was let go":  {holder: "", written: 1, seen: 1},
 		"one of a short lease": {holder: "them", written: 2, seen: 1},
 	} {
-		lock := impatient{kept{record: resourcelock.LeaderElectionRecord{HolderIdentity: c.holder, LeaseDurationSeconds: c.written}}}
+		lock := earlyExpiringLock{fakeLock{record: resourcelock.LeaderElectionRecord{HolderIdentity: c.holder, LeaseDurationSeconds: c.written}}}
 		r, raw, err := lock.Get(t.Context())
 		if err != nil || string(raw) != "raw" || r.LeaseDurationSeconds != c.seen {
 			t.Errorf("%s: a lease of %d s is seen as %d s (%q, %v), want %d s", name, c.written, r.LeaseDurationSeconds, raw, err, c.seen)
 		}
 	}
-	if leaseDuration-leaseSlack <= renewDeadline {
-		t.Errorf("another asks %s after a renewal, and the old leader ends only after %s", leaseDuration-leaseSlack, renewDeadline)
+	if leaseTimeout-earlyTakeoverInterval <= renewTimeout {
+		t.Errorf("another asks %s after a renewal, and the old leader ends only after %s", leaseTimeout-earlyTakeoverInterval, renewTimeout)
 	}
 }

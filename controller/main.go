@@ -43,12 +43,12 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	option.LimitGarbage(50)
-	o, err := parse(os.Args[1:], option.LookupEnvironment)
+	o, err := parseOptions(os.Args[1:], option.LookupEnvironment)
 	if errors.Is(err, pflag.ErrHelp) {
 		return
 	}
 	if err == nil {
-		err = run(ctx, o)
+		err = runController(ctx, o)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "controller:", err)
@@ -56,26 +56,26 @@ func main() {
 	}
 }
 
-// parse reads and checks the command line and the environment.
-func parse(args []string, lookup func(string) (string, bool)) (options, error) {
+// parseOptions reads and checks the command line and the environment.
+func parseOptions(args []string, lookup func(string) (string, bool)) (options, error) {
 	var o options
 	fs := pflag.NewFlagSet("controller", pflag.ContinueOnError)
 	o.DeclareFlags(fs, ":7472", ":8081")
 	fs.BoolVar(&o.LeaderElect, "leader-elect", true, "wait to be elected before giving addresses; needed with more than one controller")
-	o.Webhook.bind(fs)
+	o.Webhook.declareFlags(fs)
 	if err := option.ParseFlags(fs, args, lookup); err != nil {
 		return o, err
 	}
-	return o, errors.Join(o.ValidateValues(), o.Webhook.validate())
+	return o, errors.Join(o.ValidateValues(), o.Webhook.validateValues())
 }
 
-// scope is what of the configuration is read.
-func (o *options) scope() configuration.Scope {
+// configurationScope is what of the configuration is read.
+func (o *options) configurationScope() configuration.Scope {
 	return configuration.Scope{Namespace: o.Namespace, Layer2Only: o.BGP == "disabled"}
 }
 
-// run serves until ctx ends.
-func run(ctx context.Context, o options) error {
+// runController serves until ctx ends.
+func runController(ctx context.Context, o options) error {
 	log := o.NewLogger(os.Stderr)
 	ctrl.SetLogger(logr.FromSlogHandler(log.Handler()))
 	klog.SetSlogLogger(log)
@@ -94,61 +94,61 @@ func run(ctx context.Context, o options) error {
 	if err != nil {
 		return fmt.Errorf("asking for this machine's name: %w", err)
 	}
-	server, keeper := webhookServer(o, log)
-	mo := managerOptions(&o, scheme)
-	mo.WebhookServer = server
-	if mo.LeaderElectionResourceLockInterface, err = lease(config, scheme, host, o.Namespace); err != nil {
+	server, keeper := newWebhookServer(o, log)
+	managerOpts := managerOptions(&o, scheme)
+	managerOpts.WebhookServer = server
+	if managerOpts.LeaderElectionResourceLockInterface, err = newLeaseLock(config, scheme, host, o.Namespace); err != nil {
 		return err
 	}
-	mgr, err := ctrl.NewManager(config, mo)
+	mgr, err := ctrl.NewManager(config, managerOpts)
 	if err != nil {
 		return fmt.Errorf("setting up: %w", err)
 	}
 	events := mgr.GetEventRecorder(names.ControllerEventSource)
-	tell := func(s *corev1.Service, kind, reason, text string) {
-		events.Eventf(s, nil, kind, reason, action(text), "%s", text)
+	recordEvent := func(s *corev1.Service, kind, reason, text string) {
+		events.Eventf(s, nil, kind, reason, eventAction(text), "%s", text)
 	}
-	announced := &reconcile.Announced{
-		Client: mgr.GetClient(), Log: log, Scope: o.scope(), Class: o.LoadBalancerClass, Now: time.Now, Tell: tell,
+	announced := &reconcile.AnnouncedCondition{
+		Client: mgr.GetClient(), Log: log, Scope: o.configurationScope(), LoadBalancerClass: o.LoadBalancerClass, Now: time.Now, RecordEvent: recordEvent,
 	}
-	services := reconcile.New(reconcile.Options{
-		API: &reconcile.Cluster{Client: mgr.GetClient(), Reader: mgr.GetAPIReader(), Namespace: o.Namespace},
-		Log: log, Tell: tell,
-		Forecast:  announced.Forecast,
-		Namespace: o.Namespace, Class: o.LoadBalancerClass, Identity: fmt.Sprintf("%s/%d", host, os.Getpid()),
+	services := reconcile.NewServiceWorker(reconcile.Options{
+		API: &reconcile.ClusterAPI{Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Namespace: o.Namespace},
+		Log: log, RecordEvent: recordEvent,
+		ForecastAnnounced: announced.ForecastCondition,
+		Namespace:         o.Namespace, LoadBalancerClass: o.LoadBalancerClass, Identity: fmt.Sprintf("%s/%d", host, os.Getpid()),
 	})
-	if err := services.Setup(ctx, mgr); err != nil {
+	if err := services.RegisterWorker(ctx, mgr); err != nil {
 		return err
 	}
-	if err := mgr.Add(&reconcile.GossipKey{Client: mgr.GetClient(), Log: log, Namespace: o.Namespace}); err != nil {
+	if err := mgr.Add(&reconcile.GossipKeyCreator{Client: mgr.GetClient(), Log: log, Namespace: o.Namespace}); err != nil {
 		return fmt.Errorf("setting up the gossip key: %w", err)
 	}
 	gauges := &configuration.LoadMetrics{}
-	report := &reconcile.Configuration{Client: mgr.GetClient(), Log: log, Scope: o.scope(), Observe: gauges.RecordProblems}
-	if err := report.Setup(mgr); err != nil {
+	report := &reconcile.ConfigurationConditions{Client: mgr.GetClient(), Log: log, Scope: o.configurationScope(), OnProblems: gauges.RecordProblems}
+	if err := report.RegisterController(mgr); err != nil {
 		return err
 	}
-	if err := announced.Setup(ctx, mgr); err != nil {
+	if err := announced.RegisterController(ctx, mgr); err != nil {
 		return err
 	}
-	if err := mgr.Add(&reconcile.Metrics{
+	if err := mgr.Add(&reconcile.PoolMetrics{
 		Reader: mgr.GetClient(), Namespace: o.Namespace, Log: log, Registry: metrics.Registry,
-		More: append(services.Collectors(), gauges),
+		ExtraCollectors: append(services.Collectors(), gauges),
 	}); err != nil {
 		return fmt.Errorf("setting up the metrics: %w", err)
 	}
-	if err := serveWebhook(mgr, o, keeper); err != nil {
+	if err := registerWebhook(mgr, o, keeper); err != nil {
 		return err
 	}
-	if err := probes(mgr, services); err != nil {
+	if err := addHealthChecks(mgr, services); err != nil {
 		return err
 	}
 	return mgr.Start(ctx)
 }
 
-// action is what tells events of one reason about one Service apart: Kubernetes counts those that have the same action as one, with the text of the first.
+// eventAction is what tells events of one reason about one Service apart: Kubernetes counts those that have the same action as one, with the text of the first.
 // It is the word with which the text begins, if it begins with one.
-func action(text string) string {
+func eventAction(text string) string {
 	if word, _, ok := strings.Cut(text, ": "); ok && !strings.Contains(word, " ") {
 		return word
 	}
@@ -157,16 +157,16 @@ func action(text string) string {
 
 // managerOptions are what the manager needs to know.
 func managerOptions(o *options, scheme *runtime.Scheme) ctrl.Options {
-	grace, duration, renew, retry, shared := 2*time.Second, leaseDuration, renewDeadline, retryPeriod, true
-	watched := o.scope().CacheByObject()
+	grace, duration, renew, retry, shared := 2*time.Second, leaseTimeout, renewTimeout, retryInterval, true
+	watched := o.configurationScope().CacheByObject()
 	own := cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
-	for _, report := range o.scope().StatusKinds() {
+	for _, report := range o.configurationScope().StatusKinds() {
 		watched[report] = own
 	}
 	watched[&v1beta1.ConfigurationState{}], watched[&v1alpha1.AddressReservation{}], watched[&v1alpha1.AddressProbe{}] = own, own, own
 	// Cached Services are read and never changed, so that no copy of them is needed.
-	watched[&corev1.Service{}] = cache.ByObject{Transform: reconcile.Compact, UnsafeDisableDeepCopy: &shared}
-	watched[&discoveryv1.EndpointSlice{}] = cache.ByObject{Transform: reconcile.CompactSlice, UnsafeDisableDeepCopy: &shared}
+	watched[&corev1.Service{}] = cache.ByObject{Transform: reconcile.CompactService, UnsafeDisableDeepCopy: &shared}
+	watched[&discoveryv1.EndpointSlice{}] = cache.ByObject{Transform: reconcile.CompactEndpointSlice, UnsafeDisableDeepCopy: &shared}
 	return ctrl.Options{
 		Scheme:                        scheme,
 		Metrics:                       metricsserver.Options{BindAddress: o.MetricsBindAddress},
@@ -183,19 +183,19 @@ func managerOptions(o *options, scheme *runtime.Scheme) ctrl.Options {
 	}
 }
 
-// probes serve liveness, and readiness: a leader is ready once it knows every address in use, another controller once it
+// addHealthChecks serve liveness, and readiness: a leader is ready once it knows every address in use, another controller once it
 // stands by. Neither holds for a leader that has work and gets nowhere.
-func probes(mgr ctrl.Manager, services *reconcile.Services) error {
-	alive := func(*http.Request) error { return services.Alive(time.Now()) }
-	ready := func(*http.Request) error {
+func addHealthChecks(mgr ctrl.Manager, services *reconcile.ServiceWorker) error {
+	checkAlive := func(*http.Request) error { return services.CheckAlive(time.Now()) }
+	checkReady := func(*http.Request) error {
 		select {
 		case <-mgr.Elected():
-			if !services.Loaded() {
+			if !services.IsLoaded() {
 				return errors.New("the addresses in use are not read yet")
 			}
 		default:
 		}
-		return services.Ready(time.Now())
+		return services.CheckReady(time.Now())
 	}
-	return errors.Join(mgr.AddHealthzCheck("alive", alive), mgr.AddReadyzCheck("loaded", ready))
+	return errors.Join(mgr.AddHealthzCheck("alive", checkAlive), mgr.AddReadyzCheck("loaded", checkReady))
 }

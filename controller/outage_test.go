@@ -25,25 +25,25 @@ import (
 	"github.com/gantry-lb/gantry/test/apiserver"
 )
 
-// relay is the way to the API server, which can be cut.
-type relay struct {
+// tcpRelay is the way to the API server, which can be cut.
+type tcpRelay struct {
 	net.Listener
-	to string
+	target string
 
-	mu    sync.Mutex // guards all that follows
-	cut   bool
-	conns []net.Conn
+	mu          sync.Mutex // guards all that follows
+	interrupted bool
+	conns       []net.Conn
 }
 
-// serve relays connections until the listener is closed.
-func (r *relay) serve() {
+// acceptConnections relays connections until the listener is closed.
+func (r *tcpRelay) acceptConnections() {
 	for {
 		in, err := r.Accept()
 		if err != nil {
 			return
 		}
-		out, err := net.Dial("tcp", r.to)
-		if err != nil || !r.enter(in, out) {
+		out, err := net.Dial("tcp", r.target)
+		if err != nil || !r.addConnections(in, out) {
 			_ = in.Close()
 			continue
 		}
@@ -56,11 +56,11 @@ func (r *relay) serve() {
 	}
 }
 
-// enter takes in a connection, unless the way is cut.
-func (r *relay) enter(in, out net.Conn) bool {
+// addConnections takes in a connection, unless the way is cut.
+func (r *tcpRelay) addConnections(in, out net.Conn) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.cut {
+	if r.interrupted {
 		_ = out.Close()
 		return false
 	}
@@ -68,28 +68,28 @@ func (r *relay) enter(in, out net.Conn) bool {
 	return true
 }
 
-// setCut cuts the way or mends it.
-func (r *relay) setCut(cut bool) {
+// setInterrupted cuts the way or mends it.
+func (r *tcpRelay) setInterrupted(cut bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.cut = cut
+	r.interrupted = cut
 	for _, c := range r.conns {
 		_ = c.Close()
 	}
 	r.conns = nil
 }
 
-// process is a controller that runs as users run it, but for the Pod around it.
-type process struct {
-	health string
-	ended  chan struct{}
+// controllerProcess is a controller that runs as users run it, but for the Pod around it.
+type controllerProcess struct {
+	healthAddress string
+	ended         chan struct{}
 }
 
-// launch starts a controller.
-func launch(t *testing.T, binary, kubeconfig string) *process {
+// launchController starts a controller.
+func launchController(t *testing.T, binary, kubeconfig string) *controllerProcess {
 	t.Helper()
-	p := &process{health: freeAddress(t), ended: make(chan struct{})}
-	cmd := exec.Command(binary, "--kubeconfig", kubeconfig, "--metrics-bind-address=0", "--health-probe-bind-address", p.health)
+	p := &controllerProcess{healthAddress: freeListenAddress(t), ended: make(chan struct{})}
+	cmd := exec.Command(binary, "--kubeconfig", kubeconfig, "--metrics-bind-address=0", "--health-probe-bind-address", p.healthAddress)
 	log := &strings.Builder{}
 	cmd.Stderr = log
 	if err := cmd.Start(); err != nil {
@@ -109,8 +109,8 @@ func launch(t *testing.T, binary, kubeconfig string) *process {
 	return p
 }
 
-// serviceWithAddress creates a Service and waits until it has an address.
-func serviceWithAddress(t *testing.T, c client.Client, name string) {
+// wantServiceWithAddress creates a Service and waits until it has an address.
+func wantServiceWithAddress(t *testing.T, c client.Client, name string) {
 	t.Helper()
 	s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}}
 	s.Spec.Type, s.Spec.Ports = corev1.ServiceTypeLoadBalancer, []corev1.ServicePort{{Port: 80}}
@@ -130,9 +130,9 @@ func serviceWithAddress(t *testing.T, c client.Client, name string) {
 	}
 }
 
-// TestAnOutageOfTheAPIServer cuts the leader off, which ends itself, as it must, and is started again while the API server is still
+// TestAPIServerOutage cuts the leader off, which ends itself, as it must, and is started again while the API server is still
 // away, as the kubelet does. It is alive until the API server is back, and then gives addresses without another start.
-func TestAnOutageOfTheAPIServer(t *testing.T) {
+func TestAPIServerOutage(t *testing.T) {
 	config := apiserver.Start(t)
 	dir := t.TempDir()
 	binary := filepath.Join(dir, "controller")
@@ -143,8 +143,8 @@ func TestAnOutageOfTheAPIServer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	way := &relay{Listener: l, to: strings.TrimPrefix(config.Host, "https://")}
-	go way.serve()
+	way := &tcpRelay{Listener: l, target: strings.TrimPrefix(config.Host, "https://")}
+	go way.acceptConnections()
 	defer l.Close()
 	kubeconfig := writeKubeconfig(t, dir, config, l.Addr().String())
 	scheme, err := configuration.NewScheme()
@@ -160,21 +160,21 @@ func TestAnOutageOfTheAPIServer(t *testing.T) {
 	if err := c.Create(t.Context(), pool); err != nil {
 		t.Fatal(err)
 	}
-	first := launch(t, binary, kubeconfig)
-	serviceWithAddress(t, c, "before")
-	awaitAnswer(t, first.health, "readyz", http.StatusOK)
-	way.setCut(true)
+	first := launchController(t, binary, kubeconfig)
+	wantServiceWithAddress(t, c, "before")
+	awaitStatus(t, first.healthAddress, "readyz", http.StatusOK)
+	way.setInterrupted(true)
 	select {
 	case <-first.ended:
 	case <-time.After(time.Minute):
 		t.Fatal("a leader that cannot reach the API server goes on")
 	}
-	second := launch(t, binary, kubeconfig)
-	awaitAnswer(t, second.health, "healthz", http.StatusOK)
-	awaitAnswer(t, second.health, "readyz", http.StatusServiceUnavailable)
-	way.setCut(false)
-	serviceWithAddress(t, c, "after")
-	awaitAnswer(t, second.health, "readyz", http.StatusOK)
+	second := launchController(t, binary, kubeconfig)
+	awaitStatus(t, second.healthAddress, "healthz", http.StatusOK)
+	awaitStatus(t, second.healthAddress, "readyz", http.StatusServiceUnavailable)
+	way.setInterrupted(false)
+	wantServiceWithAddress(t, c, "after")
+	awaitStatus(t, second.healthAddress, "readyz", http.StatusOK)
 	select {
 	case <-second.ended:
 		t.Error("the controller that was started during the outage has ended")

@@ -19,31 +19,31 @@ import (
 
 // webhookOptions are the options of the webhook that refuses faulty objects.
 type webhookOptions struct {
-	Mode    string
-	Port    int
-	Service string
-	Secret  string
-	Config  string
+	Mode              string
+	Port              int
+	ServiceName       string
+	SecretName        string
+	ConfigurationName string
 }
 
-// bind declares the flags.
-func (o *webhookOptions) bind(fs *pflag.FlagSet) {
+// declareFlags declares the flags.
+func (o *webhookOptions) declareFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.Mode, "webhook-mode", "disabled", "enabled or disabled: refuse at apply time what contradicts other objects; needs the objects of config/webhook")
 	fs.IntVar(&o.Port, "webhook-port", 9443, "port on which the webhook is served")
-	fs.StringVar(&o.Service, "webhook-service", names.WebhookService, "name of the Service by which the API server calls the webhook")
-	fs.StringVar(&o.Secret, "webhook-secret", names.WebhookSecret, "name of the Secret in which the webhook's certificate is made and renewed")
-	fs.StringVar(&o.Config, "webhook-config", names.WebhookConfiguration, "name of the ValidatingWebhookConfiguration that is told the certificate's CA")
+	fs.StringVar(&o.ServiceName, "webhook-service", names.WebhookService, "name of the Service by which the API server calls the webhook")
+	fs.StringVar(&o.SecretName, "webhook-secret", names.WebhookSecret, "name of the Secret in which the webhook's certificate is made and renewed")
+	fs.StringVar(&o.ConfigurationName, "webhook-config", names.WebhookConfiguration, "name of the ValidatingWebhookConfiguration that is told the certificate's CA")
 }
 
-// validate says which option has a value that cannot be used.
-func (o *webhookOptions) validate() error {
+// validateValues says which option has a value that cannot be used.
+func (o *webhookOptions) validateValues() error {
 	if o.Mode != "enabled" && o.Mode != "disabled" {
 		return option.InvalidOptionError("webhook-mode", o.Mode, "write enabled or disabled")
 	}
 	if o.Port < 1 || o.Port > 65535 {
 		return option.InvalidOptionError("webhook-port", strconv.Itoa(o.Port), "write a port, 1 to 65535")
 	}
-	for flag, name := range map[string]string{"webhook-service": o.Service, "webhook-secret": o.Secret, "webhook-config": o.Config} {
+	for flag, name := range map[string]string{"webhook-service": o.ServiceName, "webhook-secret": o.SecretName, "webhook-config": o.ConfigurationName} {
 		if name == "" {
 			return option.InvalidOptionError(flag, name, "write the name of the object")
 		}
@@ -51,21 +51,21 @@ func (o *webhookOptions) validate() error {
 	return nil
 }
 
-// webhookServer makes the server and what keeps its certificate. It listens only once serveWebhook was called.
-func webhookServer(o options, log *slog.Logger) (webhook.Server, *certs.Keeper) {
+// newWebhookServer makes the server and what keeps its certificate. It listens only once registerWebhook was called.
+func newWebhookServer(o options, log *slog.Logger) (webhook.Server, *certs.Keeper) {
 	w := o.Webhook
 	keeper := &certs.Keeper{
-		Objects: certs.Objects{Namespace: o.Namespace, Service: w.Service, Secret: w.Secret, Configuration: w.Config},
+		Objects: certs.Objects{Namespace: o.Namespace, Service: w.ServiceName, Secret: w.SecretName, Configuration: w.ConfigurationName},
 		Now:     time.Now, Log: log,
 	}
 	return webhook.NewServer(webhook.Options{Port: w.Port, TLSOpts: []func(*tls.Config){keeper.ConfigureTLS}}), keeper
 }
 
-// serveWebhook has every controller serve, whoever leads, and be ready only when the API server can call it.
-func serveWebhook(mgr ctrl.Manager, o options, keeper *certs.Keeper) error {
+// registerWebhook has every controller serve, whoever leads, and be ready only when the API server can call it.
+func registerWebhook(mgr ctrl.Manager, o options, keeper *certs.Keeper) error {
 	if o.Webhook.Mode != "enabled" {
 		return nil
 	}
-	admission.RegisterHandlers(mgr.GetWebhookServer(), &admission.Validator{Reader: mgr.GetClient(), Scope: o.scope(), Now: time.Now})
+	admission.RegisterHandlers(mgr.GetWebhookServer(), &admission.Validator{Reader: mgr.GetClient(), Scope: o.configurationScope(), Now: time.Now})
 	return errors.Join(keeper.RegisterController(mgr), mgr.AddReadyzCheck("webhook", keeper.CheckReady), mgr.AddReadyzCheck("webhook-port", mgr.GetWebhookServer().StartedChecker()))
 }

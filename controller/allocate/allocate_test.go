@@ -15,7 +15,7 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-func addrs(texts ...string) []netip.Addr {
+func parseAddresses(texts ...string) []netip.Addr {
 	var out []netip.Addr
 	for _, t := range texts {
 		out = append(out, netip.MustParseAddr(t))
@@ -23,8 +23,8 @@ func addrs(texts ...string) []netip.Addr {
 	return out
 }
 
-// pool is an open pool with these entries.
-func pool(t testing.TB, name string, entries ...string) *snapshot.Pool {
+// newPool is an open pool with these entries.
+func newPool(t testing.TB, name string, entries ...string) *snapshot.Pool {
 	t.Helper()
 	p := &snapshot.Pool{Name: name, AutoAssign: true}
 	for _, e := range entries {
@@ -37,10 +37,10 @@ func pool(t testing.TB, name string, entries ...string) *snapshot.Pool {
 	return p
 }
 
-// service is a Service with IPv4 cluster IPs, changed by the edits.
-func service(name string, edits ...func(*view.Service)) *view.Service {
+// newService is a Service with IPv4 cluster IPs, changed by the edits.
+func newService(name string, edits ...func(*view.Service)) *view.Service {
 	s := &view.Service{
-		Key: view.ObjectKey{Namespace: "default", Name: name}, IsLoadBalancer: true, ClusterIPs: addrs("10.96.0.9"),
+		Key: view.ObjectKey{Namespace: "default", Name: name}, IsLoadBalancer: true, ClusterIPs: parseAddresses("10.96.0.9"),
 		PrimaryFamily: view.IPv4, FamilyPolicy: view.SingleStack, Ports: []view.Port{{Protocol: "TCP", Number: 80}},
 	}
 	for _, e := range edits {
@@ -49,17 +49,19 @@ func service(name string, edits ...func(*view.Service)) *view.Service {
 	return s
 }
 
-func dual(policy view.FamilyPolicy) func(*view.Service) {
-	return func(s *view.Service) { s.ClusterIPs, s.FamilyPolicy = addrs("10.96.0.9", "fd00::9"), policy }
+func withDualStack(policy view.FamilyPolicy) func(*view.Service) {
+	return func(s *view.Service) { s.ClusterIPs, s.FamilyPolicy = parseAddresses("10.96.0.9", "fd00::9"), policy }
 }
 
-func wants(pool string) func(*view.Service) { return func(s *view.Service) { s.RequestedPool = pool } }
-
-func asks(texts ...string) func(*view.Service) {
-	return func(s *view.Service) { s.RequestedAddresses = addrs(texts...) }
+func withPool(pool string) func(*view.Service) {
+	return func(s *view.Service) { s.RequestedPool = pool }
 }
 
-func shares(key string, port uint16) func(*view.Service) {
+func withRequested(texts ...string) func(*view.Service) {
+	return func(s *view.Service) { s.RequestedAddresses = parseAddresses(texts...) }
+}
+
+func withSharingKey(key string, port uint16) func(*view.Service) {
 	return func(s *view.Service) {
 		s.SharingKey, s.Ports = key, []view.Port{{Protocol: "TCP", Number: port}}
 	}
@@ -67,12 +69,12 @@ func shares(key string, port uint16) func(*view.Service) {
 
 func TestDecide(t *testing.T) {
 	reserved := func(t *testing.T) *snapshot.Pool {
-		p := pool(t, "reserved", "192.0.2.64/30")
+		p := newPool(t, "reserved", "192.0.2.64/30")
 		p.AutoAssign = false
 		return p
 	}
 	pinned := func(t *testing.T, name string, priority int, namespace string, entry string) *snapshot.Pool {
-		p := pool(t, name, entry)
+		p := newPool(t, name, entry)
 		p.ServiceAllocation = &snapshot.ServiceAllocation{Priority: priority}
 		if namespace != "" {
 			p.ServiceAllocation.Namespaces, p.ServiceAllocation.NamespacesRestricted = []string{namespace}, true
@@ -88,96 +90,96 @@ func TestDecide(t *testing.T) {
 		wantText   string
 	}{
 		"the first address of the first entry is given first": {
-			pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{pool(t, "a", "192.0.2.8/29")} },
-			service: service("s"), want: "192.0.2.8", wantReason: names.ReasonAssigned,
+			pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPool(t, "a", "192.0.2.8/29")} },
+			service: newService("s"), want: "192.0.2.8", wantReason: names.ReasonAssigned,
 		},
 		"entries are used in their order, not by size": {
 			pools: func(t *testing.T) []*snapshot.Pool {
-				return []*snapshot.Pool{pool(t, "a", "192.0.2.200-192.0.2.201", "192.0.2.1")}
+				return []*snapshot.Pool{newPool(t, "a", "192.0.2.200-192.0.2.201", "192.0.2.1")}
 			},
-			service: service("s"), want: "192.0.2.200", wantReason: names.ReasonAssigned,
+			service: newService("s"), want: "192.0.2.200", wantReason: names.ReasonAssigned,
 		},
 		"addresses that end in 0 and 255 are passed over where the pool says so": {
 			pools: func(t *testing.T) []*snapshot.Pool {
-				p := pool(t, "a", "192.0.2.255-192.0.3.4")
+				p := newPool(t, "a", "192.0.2.255-192.0.3.4")
 				p.AvoidBuggyIPs = true
 				return []*snapshot.Pool{p}
 			},
-			service: service("s"), want: "192.0.3.1", wantReason: names.ReasonAssigned,
+			service: newService("s"), want: "192.0.3.1", wantReason: names.ReasonAssigned,
 		},
 		"without pools the Service is told so": {
 			pools:   func(*testing.T) []*snapshot.Pool { return nil },
-			service: service("s"), wantReason: names.ReasonNoPools, wantText: "no IPAddressPool exists",
+			service: newService("s"), wantReason: names.ReasonNoPools, wantText: "no IPAddressPool exists",
 		},
 		"a reserved pool is not used unasked": {
 			pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{reserved(t)} },
-			service: service("s"), wantReason: names.ReasonNoEligiblePool,
+			service: newService("s"), wantReason: names.ReasonNoEligiblePool,
 		},
 		"a reserved pool is used when named": {
 			pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{reserved(t)} },
-			service: service("s", wants("reserved")), want: "192.0.2.64", wantReason: names.ReasonAssigned,
+			service: newService("s", withPool("reserved")), want: "192.0.2.64", wantReason: names.ReasonAssigned,
 		},
 		"a pool that does not exist is named in the answer": {
 			pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{reserved(t)} },
-			service: service("s", wants("nowhere")), wantReason: names.ReasonPoolNotFound, wantText: `"nowhere"`,
+			service: newService("s", withPool("nowhere")), wantReason: names.ReasonPoolNotFound, wantText: `"nowhere"`,
 		},
 		"a pinned pool of a better priority comes before open ones": {
 			pools: func(t *testing.T) []*snapshot.Pool {
-				return []*snapshot.Pool{pool(t, "a", "192.0.2.1"), pinned(t, "b", 0, "", "192.0.2.2"), pinned(t, "c", 7, "default", "192.0.2.3")}
+				return []*snapshot.Pool{newPool(t, "a", "192.0.2.1"), pinned(t, "b", 0, "", "192.0.2.2"), pinned(t, "c", 7, "default", "192.0.2.3")}
 			},
-			service: service("s"), want: "192.0.2.3", wantReason: names.ReasonAssigned,
+			service: newService("s"), want: "192.0.2.3", wantReason: names.ReasonAssigned,
 		},
 		"a pool pinned to another namespace is never used": {
 			pools: func(t *testing.T) []*snapshot.Pool {
 				return []*snapshot.Pool{pinned(t, "b", 1, "other", "192.0.2.2")}
 			},
-			service: service("s", wants("b")), wantReason: names.ReasonPoolNotAllowed,
+			service: newService("s", withPool("b")), wantReason: names.ReasonPoolNotAllowed,
 		},
 		"an address that is asked for is given, of a reserved pool too": {
 			pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{reserved(t)} },
-			service: service("s", asks("192.0.2.66")), want: "192.0.2.66", wantReason: names.ReasonAssigned,
+			service: newService("s", withRequested("192.0.2.66")), want: "192.0.2.66", wantReason: names.ReasonAssigned,
 		},
 		"an address in use is refused with its holder's name": {
-			pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{pool(t, "a", "192.0.2.1")} },
-			before:  []*view.Service{service("first")},
-			service: service("s", asks("192.0.2.1")), wantReason: names.ReasonAddressInUse, wantText: "default/first",
+			pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPool(t, "a", "192.0.2.1")} },
+			before:  []*view.Service{newService("first")},
+			service: newService("s", withRequested("192.0.2.1")), wantReason: names.ReasonAddressInUse, wantText: "default/first",
 		},
 		"an address of the wrong family is refused": {
-			pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{pool(t, "a", "fd00:1::/120")} },
-			service: service("s", asks("fd00:1::1")), wantReason: names.ReasonFamilyMismatch,
+			pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPool(t, "a", "fd00:1::/120")} },
+			service: newService("s", withRequested("fd00:1::1")), wantReason: names.ReasonFamilyMismatch,
 		},
 		"Services with one key and other ports share the lowest address": {
-			pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{pool(t, "a", "192.0.2.1-192.0.2.2")} },
-			before:  []*view.Service{service("first", shares("k", 80))},
-			service: service("s", shares("k", 443)), want: "192.0.2.1", wantReason: names.ReasonAssigned,
+			pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPool(t, "a", "192.0.2.1-192.0.2.2")} },
+			before:  []*view.Service{newService("first", withSharingKey("k", 80))},
+			service: newService("s", withSharingKey("k", 443)), want: "192.0.2.1", wantReason: names.ReasonAssigned,
 		},
 		"Services with one key and one port do not": {
-			pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{pool(t, "a", "192.0.2.1-192.0.2.2")} },
-			before:  []*view.Service{service("first", shares("k", 80))},
-			service: service("s", shares("k", 80)), want: "192.0.2.2", wantReason: names.ReasonAssigned,
+			pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPool(t, "a", "192.0.2.1-192.0.2.2")} },
+			before:  []*view.Service{newService("first", withSharingKey("k", 80))},
+			service: newService("s", withSharingKey("k", 80)), want: "192.0.2.2", wantReason: names.ReasonAssigned,
 		},
 		"both families come from one pool": {
 			pools: func(t *testing.T) []*snapshot.Pool {
-				return []*snapshot.Pool{pool(t, "a", "192.0.2.1"), pool(t, "b", "192.0.2.9", "fd00:1::1")}
+				return []*snapshot.Pool{newPool(t, "a", "192.0.2.1"), newPool(t, "b", "192.0.2.9", "fd00:1::1")}
 			},
-			service: service("s", dual(view.RequireDualStack)), want: "192.0.2.9 fd00:1::1", wantReason: names.ReasonAssigned,
+			service: newService("s", withDualStack(view.RequireDualStack)), want: "192.0.2.9 fd00:1::1", wantReason: names.ReasonAssigned,
 		},
 		"one family is enough for who only prefers two": {
-			pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{pool(t, "a", "192.0.2.1")} },
-			service: service("s", dual(view.PreferDualStack)), want: "192.0.2.1", wantReason: names.ReasonAssigned,
+			pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPool(t, "a", "192.0.2.1")} },
+			service: newService("s", withDualStack(view.PreferDualStack)), want: "192.0.2.1", wantReason: names.ReasonAssigned,
 		},
 		"one family is not enough for who requires two": {
-			pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{pool(t, "a", "192.0.2.1")} },
-			service: service("s", dual(view.RequireDualStack)), wantReason: names.ReasonPoolExhausted,
+			pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPool(t, "a", "192.0.2.1")} },
+			service: newService("s", withDualStack(view.RequireDualStack)), wantReason: names.ReasonPoolExhausted,
 		},
 		"a full pool is named": {
-			pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{pool(t, "a", "192.0.2.1")} },
-			before:  []*view.Service{service("first")},
-			service: service("s"), wantReason: names.ReasonPoolExhausted, wantText: "(a)",
+			pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPool(t, "a", "192.0.2.1")} },
+			before:  []*view.Service{newService("first")},
+			service: newService("s"), wantReason: names.ReasonPoolExhausted, wantText: "(a)",
 		},
 		"a headless Service gets nothing": {
-			pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{pool(t, "a", "192.0.2.1")} },
-			service: service("s", func(s *view.Service) { s.ClusterIPs = nil }), wantReason: names.ReasonNoClusterIP,
+			pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPool(t, "a", "192.0.2.1")} },
+			service: newService("s", func(s *view.Service) { s.ClusterIPs = nil }), wantReason: names.ReasonNoClusterIP,
 		},
 	}
 	for name, tc := range tests {
@@ -186,43 +188,43 @@ func TestDecide(t *testing.T) {
 			l := NewLedger()
 			for _, s := range tc.before {
 				d := Decide(s, l, snap)
-				l.Commit(s, d.Addresses, d.Pool)
+				l.CommitAssignment(s, d.Addresses, d.Pool)
 			}
 			d := Decide(tc.service, l, snap)
-			if got := strings.ReplaceAll(join(d.Addresses), ",", ""); got != tc.want || d.Reason != tc.wantReason || !strings.Contains(d.Text, tc.wantText) {
+			if got := strings.ReplaceAll(joinAddresses(d.Addresses), ",", ""); got != tc.want || d.Reason != tc.wantReason || !strings.Contains(d.Text, tc.wantText) {
 				t.Errorf("got %q, %s: %s; want %q, %s with %q", got, d.Reason, d.Text, tc.want, tc.wantReason, tc.wantText)
 			}
 		})
 	}
 }
 
-func TestAnAddressOnceGivenStays(t *testing.T) {
-	before := &snapshot.Snapshot{Pools: []*snapshot.Pool{pool(t, "a", "192.0.2.1-192.0.2.9")}}
+func TestAssignedAddressStays(t *testing.T) {
+	before := &snapshot.Snapshot{Pools: []*snapshot.Pool{newPool(t, "a", "192.0.2.1-192.0.2.9")}}
 	tests := map[string]struct {
 		after      *snapshot.Snapshot
 		edit       func(*view.Service)
 		want       string
 		wantReason names.Reason
 	}{
-		"when its pool shrinks":                       {after: &snapshot.Snapshot{Pools: []*snapshot.Pool{pool(t, "a", "192.0.2.8-192.0.2.9")}}, want: "192.0.2.1", wantReason: names.ReasonAddressNotInPool},
+		"when its pool shrinks":                       {after: &snapshot.Snapshot{Pools: []*snapshot.Pool{newPool(t, "a", "192.0.2.8-192.0.2.9")}}, want: "192.0.2.1", wantReason: names.ReasonAddressNotInPool},
 		"when all pools are gone":                     {after: &snapshot.Snapshot{}, want: "192.0.2.1", wantReason: names.ReasonAddressNotInPool},
-		"when its pool is renamed":                    {after: &snapshot.Snapshot{Pools: []*snapshot.Pool{pool(t, "b", "192.0.2.0/24")}}, want: "192.0.2.1", wantReason: names.ReasonAssigned},
-		"when a better pool appears":                  {after: &snapshot.Snapshot{Pools: []*snapshot.Pool{pool(t, "Z", "198.51.100.0/24"), pool(t, "a", "192.0.2.0/24")}}, want: "192.0.2.1", wantReason: names.ReasonAssigned},
-		"when its Service asks for what is not there": {after: before, edit: asks("203.0.113.1"), want: "192.0.2.1", wantReason: names.ReasonAddressNotInPool},
+		"when its pool is renamed":                    {after: &snapshot.Snapshot{Pools: []*snapshot.Pool{newPool(t, "b", "192.0.2.0/24")}}, want: "192.0.2.1", wantReason: names.ReasonAssigned},
+		"when a better pool appears":                  {after: &snapshot.Snapshot{Pools: []*snapshot.Pool{newPool(t, "Z", "198.51.100.0/24"), newPool(t, "a", "192.0.2.0/24")}}, want: "192.0.2.1", wantReason: names.ReasonAssigned},
+		"when its Service asks for what is not there": {after: before, edit: withRequested("203.0.113.1"), want: "192.0.2.1", wantReason: names.ReasonAddressNotInPool},
 		"when its Service's annotation is malformed":  {after: before, edit: func(s *view.Service) { s.RequestFault = "no address" }, want: "192.0.2.1", wantReason: names.ReasonInvalidRequest},
-		"until its Service asks for another":          {after: before, edit: asks("192.0.2.5"), want: "192.0.2.5", wantReason: names.ReasonAssigned},
+		"until its Service asks for another":          {after: before, edit: withRequested("192.0.2.5"), want: "192.0.2.5", wantReason: names.ReasonAssigned},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			l, s := NewLedger(), service("s")
+			l, s := NewLedger(), newService("s")
 			d := Decide(s, l, before)
-			l.Commit(s, d.Addresses, d.Pool)
+			l.CommitAssignment(s, d.Addresses, d.Pool)
 			if tc.edit != nil {
 				tc.edit(s)
 			}
 			d = Decide(s, l, tc.after)
-			if join(d.Addresses) != tc.want || d.Reason != tc.wantReason {
-				t.Errorf("got %s, %s: %s; want %s, %s", join(d.Addresses), d.Reason, d.Text, tc.want, tc.wantReason)
+			if joinAddresses(d.Addresses) != tc.want || d.Reason != tc.wantReason {
+				t.Errorf("got %s, %s: %s; want %s, %s", joinAddresses(d.Addresses), d.Reason, d.Text, tc.want, tc.wantReason)
 			}
 		})
 	}
@@ -240,41 +242,41 @@ func TestLedgerInvariants(t *testing.T) {
 		for range rapid.IntRange(1, 60).Draw(t, "steps") {
 			name := fmt.Sprintf("s%d", rapid.IntRange(0, 25).Draw(t, "service"))
 			if live[name] != nil && rapid.Bool().Draw(t, "release") {
-				l.Release(live[name].Key)
+				l.ReleaseService(live[name].Key)
 				delete(live, name)
 				continue
 			}
-			s := service(name)
+			s := newService(name)
 			if k := rapid.SampledFrom([]string{"", "k", "m"}).Draw(t, "key"); k != "" {
-				shares(k, rapid.SampledFrom([]uint16{80, 443}).Draw(t, "port"))(s)
+				withSharingKey(k, rapid.SampledFrom([]uint16{80, 443}).Draw(t, "port"))(s)
 			}
 			if live[name] == nil {
 				live[name] = s
 			}
 			d := Decide(live[name], l, snap)
-			l.Commit(live[name], d.Addresses, d.Pool)
+			l.CommitAssignment(live[name], d.Addresses, d.Pool)
 		}
-		for i, held := range l.holders.keys {
-			if l.holders.who[i] == 0 {
+		for i, held := range l.holderTable.keys {
+			if l.holderTable.holderIDs[i] == 0 {
 				continue
 			}
-			a := held.netip()
-			keys := l.Holders(a)
+			a := held.toNetip()
+			keys := l.HoldersOf(a)
 			if !p.CanAssign(a) {
 				t.Fatalf("%s is held and not of the pool", a)
 			}
 			for i, k := range keys {
 				for _, o := range keys[i+1:] {
-					if reason, _ := shareOf(live[k.Name]).clash(shareOf(live[o.Name])); reason != "" {
+					if reason, _ := sharingOf(live[k.Name]).conflictWith(sharingOf(live[o.Name])); reason != "" {
 						t.Fatalf("%s is held by %s and %s, who may not share it", a, k, o)
 					}
 				}
 			}
 		}
-		fresh := service("fresh")
+		fresh := newService("fresh")
 		d := Decide(fresh, l, snap)
 		for a := p.Ranges[0].First; a.Compare(p.Ranges[0].Last) <= 0; a = a.Next() {
-			if len(l.Holders(a)) == 0 && p.CanAssign(a) {
+			if len(l.HoldersOf(a)) == 0 && p.CanAssign(a) {
 				if !slices.Equal(d.Addresses, []netip.Addr{a}) {
 					t.Fatalf("got %v, want the lowest free address %s", d.Addresses, a)
 				}
@@ -287,14 +289,14 @@ func TestLedgerInvariants(t *testing.T) {
 	})
 }
 
-func TestServiceSelectorsAdmit(t *testing.T) {
-	p := pool(t, "a", "192.0.2.1")
+func TestServiceSelectorsRestrictAPool(t *testing.T) {
+	p := newPool(t, "a", "192.0.2.1")
 	p.ServiceAllocation = &snapshot.ServiceAllocation{ServiceSelectors: []labels.Selector{labels.SelectorFromSet(labels.Set{"tier": "web"})}}
 	snap := &snapshot.Snapshot{Pools: []*snapshot.Pool{p}}
-	if d := Decide(service("s"), NewLedger(), snap); d.Reason != names.ReasonNoEligiblePool {
+	if d := Decide(newService("s"), NewLedger(), snap); d.Reason != names.ReasonNoEligiblePool {
 		t.Errorf("a Service that no selector matches got %s", d.Reason)
 	}
-	web := service("s", func(s *view.Service) { s.Labels = map[string]string{"tier": "web"} })
+	web := newService("s", func(s *view.Service) { s.Labels = map[string]string{"tier": "web"} })
 	if d := Decide(web, NewLedger(), snap); d.Reason != names.ReasonAssigned {
 		t.Errorf("a Service that a selector matches got %s: %s", d.Reason, d.Text)
 	}

@@ -10,8 +10,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// named returns Services with IPv4 cluster IPs, or IPv6 ones, that differ in their names.
-func named(n int, cluster string) []view.Service {
+// makeServices returns Services with IPv4 cluster IPs, or IPv6 ones, that differ in their names.
+func makeServices(n int, cluster string) []view.Service {
 	out := make([]view.Service, n)
 	ip := []netip.Addr{netip.MustParseAddr(cluster)}
 	ports := []view.Port{{Protocol: "TCP", Number: 80}}
@@ -24,13 +24,13 @@ func named(n int, cluster string) []view.Service {
 	return out
 }
 
-// assign decides and commits.
-func assign(tb testing.TB, s *view.Service, l *Ledger, snap *snapshot.Snapshot) Decision {
+// assignService decides and commits.
+func assignService(tb testing.TB, s *view.Service, l *Ledger, snap *snapshot.Snapshot) Decision {
 	d := Decide(s, l, snap)
 	if len(d.Addresses) == 0 {
 		tb.Fatalf("%s got nothing: %s", s.Key, d.Text)
 	}
-	l.Commit(s, d.Addresses, d.Pool)
+	l.CommitAssignment(s, d.Addresses, d.Pool)
 	return d
 }
 
@@ -39,7 +39,7 @@ func assign(tb testing.TB, s *view.Service, l *Ledger, snap *snapshot.Snapshot) 
 func BenchmarkAssign(b *testing.B) {
 	others := func(to *snapshot.Snapshot, n int) {
 		for i := range n {
-			p := pool(b, fmt.Sprintf("other-%04d", i), fmt.Sprintf("172.%d.%d.0/24", 16+i/256, i%256))
+			p := newPool(b, fmt.Sprintf("other-%04d", i), fmt.Sprintf("172.%d.%d.0/24", 16+i/256, i%256))
 			p.ServiceAllocation = &snapshot.ServiceAllocation{Namespaces: []string{fmt.Sprintf("team-%d", i)}, NamespacesRestricted: true}
 			to.Pools = append(to.Pools, p)
 		}
@@ -59,20 +59,20 @@ func BenchmarkAssign(b *testing.B) {
 	}
 	for _, tc := range tests {
 		b.Run(tc.name, func(b *testing.B) {
-			p := pool(b, "a", tc.entry)
+			p := newPool(b, "a", tc.entry)
 			p.Order = tc.order
 			snap := &snapshot.Snapshot{Pools: []*snapshot.Pool{p}}
 			others(snap, tc.others)
 			l := NewLedger()
-			all := named(tc.held+1, tc.cluster)
+			all := makeServices(tc.held+1, tc.cluster)
 			for i := range all[:tc.held] {
-				assign(b, &all[i], l, snap)
+				assignService(b, &all[i], l, snap)
 			}
 			last := &all[tc.held]
 			b.ReportAllocs()
 			for b.Loop() {
-				assign(b, last, l, snap)
-				l.Release(last.Key)
+				assignService(b, last, l, snap)
+				l.ReleaseService(last.Key)
 			}
 		})
 	}
@@ -90,8 +90,8 @@ func BenchmarkFill(b *testing.B) {
 	}
 	for _, tc := range tests {
 		b.Run(tc.name, func(b *testing.B) {
-			snap := &snapshot.Snapshot{Pools: []*snapshot.Pool{pool(b, "a", tc.entry)}}
-			all := named(tc.n, tc.cluster)
+			snap := &snapshot.Snapshot{Pools: []*snapshot.Pool{newPool(b, "a", tc.entry)}}
+			all := makeServices(tc.n, tc.cluster)
 			runtime.GC()
 			b.ReportAllocs()
 			l := NewLedger()
@@ -102,7 +102,7 @@ func BenchmarkFill(b *testing.B) {
 					l, i = NewLedger(), 0
 					b.StartTimer()
 				}
-				assign(b, &all[i], l, snap)
+				assignService(b, &all[i], l, snap)
 				i++
 			}
 			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "assignments/s")
@@ -110,8 +110,8 @@ func BenchmarkFill(b *testing.B) {
 	}
 }
 
-// TestAnAssignmentIsSmall measures what the Ledger keeps for each Service, names not included, since they are those of the Service.
-func TestAnAssignmentIsSmall(t *testing.T) {
+// TestMemoryPerAssignment measures what the Ledger keeps for each Service, names not included, since they are those of the Service.
+func TestMemoryPerAssignment(t *testing.T) {
 	tests := map[string]struct {
 		entry, cluster string
 		order          snapshot.AssignmentOrder
@@ -131,14 +131,14 @@ func TestAnAssignmentIsSmall(t *testing.T) {
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			p := pool(t, "a", tc.entry)
+			p := newPool(t, "a", tc.entry)
 			p.Order = tc.order
 			snap := &snapshot.Snapshot{Pools: []*snapshot.Pool{p}}
-			all := named(n, tc.cluster)
+			all := makeServices(n, tc.cluster)
 			before := heap()
 			l := NewLedger()
 			for i := range all {
-				assign(t, &all[i], l, snap)
+				assignService(t, &all[i], l, snap)
 			}
 			each := (heap() - before) / n
 			t.Logf("%d bytes for each assignment", each)

@@ -19,164 +19,164 @@ import (
 // one the lowest that is free.
 func TestRandomHistories(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
-		h := &history{T: rt, world: newWorld(t)}
-		h.draw("0")
+		h := &randomHistory{T: rt, harness: newHarness(t)}
+		h.drawPools("0")
 		for range rapid.IntRange(5, 40).Draw(rt, "steps") {
-			h.step()
-			h.check()
+			h.runStep()
+			h.checkInvariants()
 		}
 	})
 }
 
-// history is a world with what drives it.
-type history struct {
+// randomHistory is a world with what drives it.
+type randomHistory struct {
 	*rapid.T
-	world *world
+	harness *harness
 }
 
-func (h *history) one(label string, of ...string) string {
+func (h *randomHistory) drawOne(label string, of ...string) string {
 	return rapid.SampledFrom(of).Draw(h.T, label)
 }
 
-// ranges are what a pool may have been edited to; they never overlap across pools.
-var ranges = map[string][][]string{
+// rangeVariantsByPool are what a pool may have been edited to; they never overlap across pools.
+var rangeVariantsByPool = map[string][][]string{
 	"0": {{"192.0.2.0/29"}, {"192.0.2.2-192.0.2.12"}, {"192.0.2.4/30", "fd00:1::/126"}, {"192.0.2.0/28", "fd00:1::/125"}},
 	"1": {{"198.51.100.254-198.51.101.3"}, {"fd00:2::-fd00:2::5"}, {"198.51.101.0/29", "fd00:2::/127"}},
 }
 
-// draw edits the pools, those that are named or any.
-func (h *history) draw(pools ...string) {
+// drawPools edits the pools, those that are named or any.
+func (h *randomHistory) drawPools(pools ...string) {
 	var out []*snapshot.Pool
 	for _, name := range pools {
-		all := ranges[name]
-		p := pool(h.world.T, name, all[rapid.IntRange(0, len(all)-1).Draw(h.T, "ranges")]...)
-		p.Order = snapshot.AssignmentOrder(h.one("order", "", "Lowest", "RoundRobin", "Hash"))
-		p.AutoAssign = h.one("auto", "yes", "yes", "yes", "no") == "yes"
-		p.AvoidBuggyIPs = h.one("avoid", "no", "yes") == "yes"
-		switch h.one("more", "none", "none", "cooldown", "quota", "exclude", "pinned", "others") {
+		all := rangeVariantsByPool[name]
+		p := newPool(h.harness.T, name, all[rapid.IntRange(0, len(all)-1).Draw(h.T, "ranges")]...)
+		p.Order = snapshot.AssignmentOrder(h.drawOne("order", "", "Lowest", "RoundRobin", "Hash"))
+		p.AutoAssign = h.drawOne("auto", "yes", "yes", "yes", "no") == "yes"
+		p.AvoidBuggyIPs = h.drawOne("avoid", "no", "yes") == "yes"
+		switch h.drawOne("more", "none", "none", "cooldown", "quota", "exclude", "pinned", "others") {
 		case "cooldown":
 			p.CooldownDelay = time.Minute
 		case "quota":
-			quota(2, map[string]int{"b": 1})(p)
+			withQuota(2, map[string]int{"b": 1})(p)
 		case "exclude":
-			excluding(h.world.T, "192.0.2.4/31", "198.51.101.1", "fd00:1::2")(p)
+			excludingRanges(h.harness.T, "192.0.2.4/31", "198.51.101.1", "fd00:1::2")(p)
 		case "pinned":
-			pinned(1, "a")(p)
+			restrictedTo(1, "a")(p)
 		case "others":
-			pinned(2, "nobody")(p)
+			restrictedTo(2, "nobody")(p)
 		}
 		out = append(out, p)
 	}
-	h.world.configure(out...)
+	h.harness.setPools(out...)
 }
 
-// step does one thing and has the Services that it does not concern served again: they must keep what they have.
-func (h *history) step() {
-	w := h.world
-	name := h.one("service", "a1", "a2", "a3", "a4", "b1", "b2", "b3", "b4")
+// runStep does one thing and has the Services that it does not concern served again: they must keep what they have.
+func (h *randomHistory) runStep() {
+	w := h.harness
+	name := h.drawOne("service", "a1", "a2", "a3", "a4", "b1", "b2", "b3", "b4")
 	before := map[string][]netip.Addr{}
 	for n, as := range w.written {
 		before[n] = slices.Clone(as)
 	}
 	mine := ""
-	switch what := h.one("what", "serve", "serve", "serve", "edit", "delete", "pools", "restart", "later", "reserve"); what {
+	switch what := h.drawOne("what", "serve", "serve", "serve", "edit", "delete", "pools", "restart", "later", "reserve"); what {
 	case "serve", "edit":
 		mine = name
-		h.serve(name, what == "edit")
+		h.serveRandom(name, what == "edit")
 	case "delete":
 		mine = name
 		if w.services[name] != nil {
-			w.delete(name)
+			w.deleteService(name)
 		}
 	case "pools":
-		h.draw([][]string{{"0", "1"}, {"0"}, {"1"}, {}}[rapid.IntRange(0, 3).Draw(h.T, "pools")]...)
+		h.drawPools([][]string{{"0", "1"}, {"0"}, {"1"}, {}}[rapid.IntRange(0, 3).Draw(h.T, "pools")]...)
 	case "restart":
-		w.restart()
+		w.restartController()
 	case "later":
-		w.later(40 * time.Second)
+		w.advanceTime(40 * time.Second)
 	case "reserve":
-		h.reserve()
+		h.reserveRandom()
 	}
 	for _, n := range []string{"a1", "a2", "a3", "a4", "b1", "b2", "b3", "b4"} {
 		if n == mine || w.services[n] == nil {
 			continue
 		}
-		from, _ := w.l.Held(w.services[n].Key)
-		w.serve(n)
+		from, _ := w.ledger.AssignmentOf(w.services[n].Key)
+		w.serveService(n)
 		for _, a := range before[n] {
-			if !slices.Contains(w.written[n], a) && !h.moves(w.services[n], a, from.Pool) {
+			if !slices.Contains(w.written[n], a) && !h.wantsToMove(w.services[n], a, from.Pool) {
 				h.Fatalf("%s had %v, and has %v without asking", n, before[n], w.written[n])
 			}
 		}
 	}
 }
 
-// moves says whether a Service still waits to be rid of an address, by a wish of its own.
-func (h *history) moves(s *view.Service, a netip.Addr, from string) bool {
+// wantsToMove says whether a Service still waits to be rid of an address, by a wish of its own.
+func (h *randomHistory) wantsToMove(s *view.Service, a netip.Addr, from string) bool {
 	return len(s.RequestedAddresses) > 0 && !slices.Contains(s.RequestedAddresses, a) || slices.Contains(s.AddressesToRelease, a) || s.RequestedPool != "" && s.RequestedPool != from
 }
 
-// serve makes a Service, or edits it.
-func (h *history) serve(name string, edit bool) {
+// serveRandom makes a Service, or edits it.
+func (h *randomHistory) serveRandom(name string, edit bool) {
 	var edits []func(*view.Service)
-	if h.world.services[name] == nil {
-		edits = append(edits, in(name[:1]), several(rapid.IntRange(1, 2).Draw(h.T, "count")))
-		switch h.one("families", "4", "4", "6", "prefer", "require") {
+	if h.harness.services[name] == nil {
+		edits = append(edits, inNamespace(name[:1]), withAddressCount(rapid.IntRange(1, 2).Draw(h.T, "count")))
+		switch h.drawOne("families", "4", "4", "6", "prefer", "require") {
 		case "6":
-			edits = append(edits, single6)
+			edits = append(edits, withSingleStackIPv6)
 		case "prefer":
-			edits = append(edits, dual(view.PreferDualStack))
+			edits = append(edits, withDualStack(view.PreferDualStack))
 		case "require":
-			edits = append(edits, dual(view.RequireDualStack))
+			edits = append(edits, withDualStack(view.RequireDualStack))
 		}
-		if k := h.one("key", "", "", "k", "m"); k != "" {
-			edits = append(edits, shares(k, rapid.SampledFrom([]uint16{80, 443, 8080}).Draw(h.T, "port")))
+		if k := h.drawOne("key", "", "", "k", "m"); k != "" {
+			edits = append(edits, withSharingKey(k, rapid.SampledFrom([]uint16{80, 443, 8080}).Draw(h.T, "port")))
 		}
 	}
 	if edit {
-		switch h.one("edit", "address", "pool", "no pool", "release", "release nothing") {
+		switch h.drawOne("edit", "address", "pool", "no pool", "release", "release nothing") {
 		case "address":
-			edits = append(edits, asks(h.one("asked", "192.0.2.5", "192.0.2.6", "198.51.101.1")))
+			edits = append(edits, withRequested(h.drawOne("asked", "192.0.2.5", "192.0.2.6", "198.51.101.1")))
 		case "pool":
-			edits = append(edits, asks(), wants(h.one("pool", "0", "1", "2")))
+			edits = append(edits, withRequested(), withPool(h.drawOne("pool", "0", "1", "2")))
 		case "no pool":
-			edits = append(edits, asks(), wants(""))
+			edits = append(edits, withRequested(), withPool(""))
 		case "release":
-			held := h.world.written[name]
-			edits = append(edits, asks(), func(s *view.Service) { s.AddressesToRelease = held[:min(len(held), 1)] })
+			held := h.harness.written[name]
+			edits = append(edits, withRequested(), func(s *view.Service) { s.AddressesToRelease = held[:min(len(held), 1)] })
 		case "release nothing":
-			edits = append(edits, releases())
+			edits = append(edits, withReleased())
 		}
 	}
-	h.world.serve(name, edits...)
+	h.harness.serveService(name, edits...)
 }
 
-func (h *history) reserve() {
+func (h *randomHistory) reserveRandom() {
 	r := &snapshot.Reservation{Name: "r", Service: view.ObjectKey{Namespace: "a", Name: "a1"}}
-	switch h.one("reservation", "none", "address", "pool", "follows") {
+	switch h.drawOne("reservation", "none", "address", "pool", "follows") {
 	case "none":
-		h.world.reserve()
+		h.harness.setReservations()
 		return
 	case "address":
-		r.Addresses = addrs("192.0.2.3", "fd00:2::1")
+		r.Addresses = parseAddresses("192.0.2.3", "fd00:2::1")
 	case "pool":
 		r.Pool = "0"
 	}
-	if h.one("expires", "no", "yes") == "yes" {
-		r.ExpiresAt = h.world.now.Add(time.Minute)
+	if h.drawOne("expires", "no", "yes") == "yes" {
+		r.ExpiresAt = h.harness.now.Add(time.Minute)
 	}
-	h.world.reserve(r)
+	h.harness.setReservations(r)
 }
 
-// check is the oracle.
-func (h *history) check() {
-	w := h.world
-	w.l.Follow(w.snap)
+// checkInvariants is the oracle.
+func (h *randomHistory) checkInvariants() {
+	w := h.harness
+	w.ledger.UseSnapshot(w.snapshot)
 	holders := map[netip.Addr][]*view.Service{}
 	for n, as := range w.written {
 		for _, a := range as {
 			for _, o := range holders[a] {
-				if reason, _ := shareOf(w.services[n]).clash(shareOf(o)); reason != "" {
+				if reason, _ := sharingOf(w.services[n]).conflictWith(sharingOf(o)); reason != "" {
 					h.Fatalf("%s is held by %s and %s, who may not share it (%s)", a, n, o.Key, reason)
 				}
 			}
@@ -184,14 +184,14 @@ func (h *history) check() {
 		}
 	}
 	withheld := map[netip.Addr]bool{}
-	for _, x := range w.l.Withheld() {
+	for _, x := range w.ledger.AllWithheld() {
 		withheld[x.Address] = true
 		if x.Reason == names.ReasonProbing && len(holders[x.Address]) == 0 {
 			h.Fatalf("%s is kept for a write of %s that is over", x.Address, x.Service)
 		}
 	}
-	for _, p := range w.snap.Pools {
-		var want Usage
+	for _, p := range w.snapshot.Pools {
+		var want PoolUsage
 		var lowest netip.Addr
 		for _, r := range p.Ranges {
 			for a := r.First; a.Compare(r.Last) <= 0; a = a.Next() {
@@ -199,32 +199,32 @@ func (h *history) check() {
 				if free && a.Is4() && !lowest.IsValid() {
 					lowest = a
 				}
-				want.AssignedIPv4 += count(held && a.Is4())
-				want.AssignedIPv6 += count(held && a.Is6())
-				want.AvailableIPv4 += count(free && a.Is4())
-				want.AvailableIPv6 += count(free && a.Is6())
+				want.AssignedIPv4 += countIf(held && a.Is4())
+				want.AssignedIPv6 += countIf(held && a.Is6())
+				want.AvailableIPv4 += countIf(free && a.Is4())
+				want.AvailableIPv6 += countIf(free && a.Is6())
 			}
 		}
-		if got := w.l.Usage(p, w.snap); got != want {
+		if got := w.ledger.UsageOf(p, w.snapshot); got != want {
 			h.Fatalf("pool %s counts %+v, and the oracle %+v", p.Name, got, want)
 		}
-		h.next(p, lowest)
+		h.checkNextAddress(p, lowest)
 	}
 }
 
-func count(is bool) int64 {
+func countIf(is bool) int64 {
 	if is {
 		return 1
 	}
 	return 0
 }
 
-// next checks what a new Service that names the pool would get.
-func (h *history) next(p *snapshot.Pool, lowest netip.Addr) {
-	s := service("fresh", in("z"), wants(p.Name))
-	d := Decide(s, h.world.l, h.world.snap)
+// checkNextAddress checks what a new Service that names the pool would get.
+func (h *randomHistory) checkNextAddress(p *snapshot.Pool, lowest netip.Addr) {
+	s := newService("fresh", inNamespace("z"), withPool(p.Name))
+	d := Decide(s, h.harness.ledger, h.harness.snapshot)
 	switch {
-	case !admits(p, s):
+	case !poolAdmits(p, s):
 		if d.Reason != names.ReasonPoolNotAllowed {
 			h.Fatalf("a Service that pool %s does not admit gets %s", p.Name, d.Reason)
 		}
@@ -232,12 +232,12 @@ func (h *history) next(p *snapshot.Pool, lowest netip.Addr) {
 		if len(d.Addresses) > 0 {
 			h.Fatalf("got %v from pool %s, which is full", d.Addresses, p.Name)
 		}
-	case len(d.Addresses) != 1 || !p.CanAssign(d.Addresses[0]) || len(h.world.l.Holders(d.Addresses[0])) > 0:
+	case len(d.Addresses) != 1 || !p.CanAssign(d.Addresses[0]) || len(h.harness.ledger.HoldersOf(d.Addresses[0])) > 0:
 		h.Fatalf("pool %s has %s free, and gives %v: %s", p.Name, lowest, d.Addresses, d.Text)
 	case (p.Order == "" || p.Order == snapshot.OrderLowest) && d.Addresses[0] != lowest:
 		h.Fatalf("pool %s gives %v, and %s is the lowest", p.Name, d.Addresses, lowest)
 	}
-	if got := fmt.Sprint(Decide(s, h.world.l, h.world.snap)); got != fmt.Sprint(d) {
+	if got := fmt.Sprint(Decide(s, h.harness.ledger, h.harness.snapshot)); got != fmt.Sprint(d) {
 		h.Fatalf("the same question has two answers: %v, %v", d, got)
 	}
 }

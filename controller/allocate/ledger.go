@@ -22,89 +22,89 @@ type Assignment struct {
 	Pool string
 }
 
-// record is an Assignment as the Ledger keeps it: small, because there may be a million.
-type record struct {
-	key           view.ObjectKey
-	first, second address
-	share         *share
-	pool          uint32 // into Ledger.pools
-	n             uint32 // how many addresses; from the third on they are in Ledger.more
+// assignmentRecord is an Assignment as the Ledger keeps it: small, because there may be a million.
+type assignmentRecord struct {
+	service                     view.ObjectKey
+	firstAddress, secondAddress address
+	sharing                     *sharing
+	poolID                      uint32 // into Ledger.pools
+	addressCount                uint32 // how many addresses; from the third on they are in Ledger.more
 }
 
-// chunk is how many records are made at once: a list that doubles would take twice the memory while it grows.
-const chunk = 1024
+// recordChunkSize is how many records are made at once: a list that doubles would take twice the memory while it grows.
+const recordChunkSize = 1024
 
 // Ledger says who holds which address, and which addresses wait for somebody or something. The zero value is not usable; call NewLedger.
 type Ledger struct {
-	now     time.Time
-	records [][]record
-	made    int
-	spare   []int32
-	more    map[int32][]address
-	pools   []string
-	poolIDs map[string]uint32
+	currentTime    time.Time
+	records        [][]assignmentRecord
+	recordCount    int
+	spareRecords   []int32
+	extraAddresses map[int32][]address
+	poolNames      []string
+	poolIDByName   map[string]uint32
 
-	// ids finds a record by its Service.
-	ids     table
-	seed    maphash.Seed
-	holders holders
-	// withheld are the addresses that wait, by address and by the Service that may have them.
-	withheld map[address][]Withheld
-	waiting  map[view.ObjectKey][]address
-	// reserved are the addresses that each reservation keeps.
-	reserved map[string]map[address]struct{}
-	// lasting counts the changes of what has to be remembered.
-	lasting uint64
-	// probing counts the entries with ReasonProbing.
-	probing int
-	// due is ordered by time.
-	due []deadline
-	// keeping are the reservations that take over what their Services held.
-	keeping map[view.ObjectKey]*snapshot.Reservation
+	// recordTable finds a record by its Service.
+	recordTable hashTable
+	hashSeed    maphash.Seed
+	holderTable holderTable
+	// withheldByAddress are the addresses that wait, by address and by the Service that may have them.
+	withheldByAddress map[address][]WithheldAddress
+	withheldByService map[view.ObjectKey][]address
+	// reservedByReservation are the addresses that each reservation keeps.
+	reservedByReservation map[string]map[address]struct{}
+	// checkpointVersion counts the changes of what has to be remembered.
+	checkpointVersion uint64
+	// probingCount counts the entries with ReasonProbing.
+	probingCount int
+	// deadlines is ordered by time.
+	deadlines []deadline
+	// followingByService are the reservations that take over what their Services held.
+	followingByService map[view.ObjectKey]*snapshot.Reservation
 
-	market *market
+	index *poolIndex
 }
 
 // NewLedger returns an empty Ledger.
 func NewLedger() *Ledger {
 	l := &Ledger{
-		more: map[int32][]address{}, poolIDs: map[string]uint32{}, seed: maphash.MakeSeed(),
-		withheld: map[address][]Withheld{}, waiting: map[view.ObjectKey][]address{}, reserved: map[string]map[address]struct{}{},
+		extraAddresses: map[int32][]address{}, poolIDByName: map[string]uint32{}, hashSeed: maphash.MakeSeed(),
+		withheldByAddress: map[address][]WithheldAddress{}, withheldByService: map[view.ObjectKey][]address{}, reservedByReservation: map[string]map[address]struct{}{},
 	}
-	l.holders.salt = maphash.String(l.seed, "salt")
+	l.holderTable.salt = maphash.String(l.hashSeed, "salt")
 	return l
 }
 
-// Held returns what the Service holds.
-func (l *Ledger) Held(k view.ObjectKey) (Assignment, bool) {
-	id, ok := l.find(k)
+// AssignmentOf returns what the Service holds.
+func (l *Ledger) AssignmentOf(k view.ObjectKey) (Assignment, bool) {
+	id, ok := l.findRecord(k)
 	if !ok {
 		return Assignment{}, false
 	}
 	var room [2]address
-	r := l.record(id)
-	out := Assignment{Service: r.key, Pool: l.pools[r.pool], Addresses: make([]netip.Addr, 0, r.n)}
-	for _, a := range l.addresses(id, room[:0]) {
-		out.Addresses = append(out.Addresses, a.netip())
+	r := l.recordAt(id)
+	out := Assignment{Service: r.service, Pool: l.poolNames[r.poolID], Addresses: make([]netip.Addr, 0, r.addressCount)}
+	for _, a := range l.appendAddresses(id, room[:0]) {
+		out.Addresses = append(out.Addresses, a.toNetip())
 	}
 	return out, true
 }
 
-// Holders returns the Services that hold the address, sorted.
-func (l *Ledger) Holders(a netip.Addr) []view.ObjectKey {
+// HoldersOf returns the Services that hold the address, sorted.
+func (l *Ledger) HoldersOf(a netip.Addr) []view.ObjectKey {
 	var room [1]int32
 	var out []view.ObjectKey
-	for _, id := range l.holders.of(addressOf(a), &room) {
-		out = append(out, l.record(id).key)
+	for _, id := range l.holderTable.recordsHolding(addressOf(a), &room) {
+		out = append(out, l.recordAt(id).service)
 	}
 	slices.SortFunc(out, view.ObjectKey.Compare)
 	return out
 }
 
-// Commit records that the Service holds exactly these addresses now, in the place of what it held before.
-func (l *Ledger) Commit(s *view.Service, addresses []netip.Addr, pool string) {
+// CommitAssignment records that the Service holds exactly these addresses now, in the place of what it held before.
+func (l *Ledger) CommitAssignment(s *view.Service, addresses []netip.Addr, pool string) {
 	if len(addresses) == 0 {
-		l.Release(s.Key)
+		l.ReleaseService(s.Key)
 		return
 	}
 	var roomOld, roomNew [2]address
@@ -112,63 +112,63 @@ func (l *Ledger) Commit(s *view.Service, addresses []netip.Addr, pool string) {
 	for _, a := range addresses {
 		now = append(now, addressOf(a))
 	}
-	id, known := l.find(s.Key)
-	sh := shareOf(s)
+	id, known := l.findRecord(s.Key)
+	sh := sharingOf(s)
 	if known {
-		old = l.addresses(id, old)
-		if r := l.record(id); slices.Equal(old, now) && l.pools[r.pool] == pool && r.share.equal(sh) {
+		old = l.appendAddresses(id, old)
+		if r := l.recordAt(id); slices.Equal(old, now) && l.poolNames[r.poolID] == pool && r.sharing.isEqual(sh) {
 			return
 		}
 	} else {
-		id = l.open(s.Key)
+		id = l.openRecord(s.Key)
 	}
-	l.reshare(id, old, sh)
+	l.changeSharing(id, old, sh)
 	for _, a := range old {
 		if !slices.Contains(now, a) {
-			l.vacate(id, a)
+			l.removeHolder(id, a)
 		}
 	}
-	r := l.record(id)
-	r.pool = l.poolID(pool)
-	l.store(id, now)
+	r := l.recordAt(id)
+	r.poolID = l.poolIDOf(pool)
+	l.storeAddresses(id, now)
 	for _, a := range now {
 		if !slices.Contains(old, a) {
-			l.occupy(id, a)
+			l.addHolder(id, a)
 		}
 	}
-	l.withdraw(s.Key)
+	l.withdrawProposal(s.Key)
 }
 
-// Release frees what the Service holds and returns the addresses that nobody holds any more. An address whose Pool has a
+// ReleaseService frees what the Service holds and returns the addresses that nobody holds any more. An address whose Pool has a
 // cool-down, or that is reserved, is among them though it is not free yet.
-func (l *Ledger) Release(k view.ObjectKey) []netip.Addr {
-	l.withdraw(k)
-	id, ok := l.find(k)
+func (l *Ledger) ReleaseService(k view.ObjectKey) []netip.Addr {
+	l.withdrawProposal(k)
+	id, ok := l.findRecord(k)
 	if !ok {
 		return nil
 	}
 	var room [2]address
 	var freed []netip.Addr
-	for _, a := range l.addresses(id, room[:0]) {
-		if !l.vacate(id, a) {
+	for _, a := range l.appendAddresses(id, room[:0]) {
+		if !l.removeHolder(id, a) {
 			continue
 		}
-		freed = append(freed, a.netip())
-		if r := l.keeping[k]; r != nil && !r.HasExpired(l.now) {
-			l.Withhold(Withheld{Address: a.netip(), Service: k, Reason: names.ReasonAddressReserved, Until: r.ExpiresAt, By: r.Name})
+		freed = append(freed, a.toNetip())
+		if r := l.followingByService[k]; r != nil && !r.HasExpired(l.currentTime) {
+			l.WithholdAddress(WithheldAddress{Address: a.toNetip(), Service: k, Reason: names.ReasonAddressReserved, Until: r.ExpiresAt, By: r.Name})
 		}
 	}
-	l.shut(id)
+	l.closeRecord(id)
 	return freed
 }
 
-// Services returns every Service that holds something, sorted.
-func (l *Ledger) Services() []view.ObjectKey {
-	out := make([]view.ObjectKey, 0, l.ids.count)
+// HoldingServices returns every Service that holds something, sorted.
+func (l *Ledger) HoldingServices() []view.ObjectKey {
+	out := make([]view.ObjectKey, 0, l.recordTable.count)
 	for _, c := range l.records {
 		for i := range c {
-			if c[i].n > 0 {
-				out = append(out, c[i].key)
+			if c[i].addressCount > 0 {
+				out = append(out, c[i].service)
 			}
 		}
 	}
@@ -176,38 +176,38 @@ func (l *Ledger) Services() []view.ObjectKey {
 	return out
 }
 
-// Usable says whether the Service may hold a, as far as others are concerned: nobody else does, or all who do may share it with this Service.
-func (l *Ledger) Usable(a netip.Addr, s *view.Service) bool {
-	reason, _ := l.clash(addressOf(a), s.Key, shareOf(s))
+// CanHold says whether the Service may hold a, as far as others are concerned: nobody else does, or all who do may share it with this Service.
+func (l *Ledger) CanHold(a netip.Addr, s *view.Service) bool {
+	reason, _ := l.sharingConflict(addressOf(a), s.Key, sharingOf(s))
 	return reason == ""
 }
 
-// Rivals returns the holders of a that may not share it with the Service, sorted.
-func (l *Ledger) Rivals(a netip.Addr, s *view.Service) []view.ObjectKey {
+// ConflictingHolders returns the holders of a that may not share it with the Service, sorted.
+func (l *Ledger) ConflictingHolders(a netip.Addr, s *view.Service) []view.ObjectKey {
 	var room [1]int32
 	var out []view.ObjectKey
-	sh := shareOf(s)
-	for _, id := range l.holders.of(addressOf(a), &room) {
-		r := l.record(id)
-		if r.key == s.Key {
+	sh := sharingOf(s)
+	for _, id := range l.holderTable.recordsHolding(addressOf(a), &room) {
+		r := l.recordAt(id)
+		if r.service == s.Key {
 			continue
 		}
-		if reason, _ := sh.clash(r.share); reason != "" {
-			out = append(out, r.key)
+		if reason, _ := sh.conflictWith(r.sharing); reason != "" {
+			out = append(out, r.service)
 		}
 	}
 	slices.SortFunc(out, view.ObjectKey.Compare)
 	return out
 }
 
-// InUse counts the different addresses in use that lie in the pool.
-func (l *Ledger) InUse(p *snapshot.Pool) (ipv4, ipv6 int64) {
-	if src := l.market.named(p.Name); src != nil && src.v4.serves(p) {
-		return src.v4.inUse, src.v6.inUse
+// CountInUse counts the different addresses in use that lie in the pool.
+func (l *Ledger) CountInUse(p *snapshot.Pool) (ipv4, ipv6 int64) {
+	if src := l.index.entryNamed(p.Name); src != nil && src.ipv4.canServePool(p) {
+		return src.ipv4.addressesInUse, src.ipv6.addressesInUse
 	}
-	for i, a := range l.holders.keys { // the Ledger has not met this version of the pool
+	for i, a := range l.holderTable.keys { // the Ledger has not met this version of the pool
 		switch {
-		case l.holders.who[i] == 0 || !p.CoversAddress(a.netip()):
+		case l.holderTable.holderIDs[i] == 0 || !p.CoversAddress(a.toNetip()):
 		case a.family() == view.IPv4:
 			ipv4++
 		default:
@@ -217,99 +217,103 @@ func (l *Ledger) InUse(p *snapshot.Pool) (ipv4, ipv6 int64) {
 	return ipv4, ipv6
 }
 
-// Follow lays the Ledger out for a Snapshot, as every decision does too: from then on what is given back is treated as its pools say.
-func (l *Ledger) Follow(snap *snapshot.Snapshot) { l.follow(snap) }
+// UseSnapshot lays the Ledger out for a Snapshot, as every decision does too: from then on what is given back is treated as its pools say.
+func (l *Ledger) UseSnapshot(snap *snapshot.Snapshot) { l.indexSnapshot(snap) }
 
-// Usage is what the status of a Pool says, by family. Available is what a Service could be given now; more than fits counts as
+// PoolUsage is what the status of a Pool says, by family. Available is what a Service could be given now; more than fits counts as
 // math.MaxInt64.
-type Usage struct{ AssignedIPv4, AssignedIPv6, AvailableIPv4, AvailableIPv6 int64 }
+type PoolUsage struct{ AssignedIPv4, AssignedIPv6, AvailableIPv4, AvailableIPv6 int64 }
 
-// Usage counts the addresses of a Pool of the Snapshot.
-func (l *Ledger) Usage(p *snapshot.Pool, snap *snapshot.Snapshot) Usage {
-	src := l.follow(snap).byName[p.Name]
+// UsageOf counts the addresses of a Pool of the Snapshot.
+func (l *Ledger) UsageOf(p *snapshot.Pool, snap *snapshot.Snapshot) PoolUsage {
+	src := l.indexSnapshot(snap).entryByName[p.Name]
 	if src == nil {
-		return Usage{}
+		return PoolUsage{}
 	}
 	v4, v6 := p.CountAddresses()
-	free := func(size int64, s *stock) int64 { return max(size-int64(min(s.space.taken, uint64(size))), 0) }
-	return Usage{src.v4.inUse, src.v6.inUse, free(v4, src.v4), free(v6, src.v6)}
+	free := func(size int64, s *familyPool) int64 {
+		return max(size-int64(min(s.freeSet.takenCount, uint64(size))), 0)
+	}
+	return PoolUsage{src.ipv4.addressesInUse, src.ipv6.addressesInUse, free(v4, src.ipv4), free(v6, src.ipv6)}
 }
 
-// held says whether anybody holds the address.
-func (l *Ledger) held(a address) bool {
-	_, ok := l.holders.find(a)
+// isHeld says whether anybody holds the address.
+func (l *Ledger) isHeld(a address) bool {
+	_, ok := l.holderTable.findSlot(a)
 	return ok
 }
 
-// occupy enters the record as a holder of the address.
-func (l *Ledger) occupy(id int32, a address) {
+// addHolder enters the record as a holder of the address.
+func (l *Ledger) addHolder(id int32, a address) {
 	var room [1]int32
-	all := l.holders.join(a, id, &room)
-	if len(l.withheld) > 0 { // what was withheld for want of a holder has one now
-		l.forget(a, func(w Withheld) bool { return w.Reason == names.ReasonCoolingDown || w.Reason == names.ReasonProbing })
+	all := l.holderTable.addHolder(a, id, &room)
+	if len(l.withheldByAddress) > 0 { // what was withheld for want of a holder has one now
+		l.removeEntries(a, func(w WithheldAddress) bool {
+			return w.Reason == names.ReasonCoolingDown || w.Reason == names.ReasonProbing
+		})
 	}
-	st := l.market.stock(a)
+	st := l.index.familyPoolCovering(a)
 	if st == nil {
 		return
 	}
-	if at, ok := l.enter(st, a, id, all); ok && len(all) == 1 {
-		st.cursor = at + 1
+	if at, ok := l.countHolder(st, a, id, all); ok && len(all) == 1 {
+		st.roundRobinNext = at + 1
 	}
 }
 
-// enter counts a holder of an address, one of all, in its stock, and returns the position of the address if it has one.
-func (l *Ledger) enter(st *stock, a address, id int32, all []int32) (at uint64, ok bool) {
-	r := l.record(id)
+// countHolder counts a holder of an address, one of all, in its stock, and returns the position of the address if it has one.
+func (l *Ledger) countHolder(st *familyPool, a address, id int32, all []int32) (at uint64, ok bool) {
+	r := l.recordAt(id)
 	if all[0] == id {
-		st.inUse++
+		st.addressesInUse++
 	}
-	if st.holdings != nil && l.firstOf(r.key.Namespace, all) == id {
-		st.holdings[r.key.Namespace]++
+	if st.heldByNamespace != nil && l.firstInNamespace(r.service.Namespace, all) == id {
+		st.heldByNamespace[r.service.Namespace]++
 	}
-	if at, ok = st.layout.position(a); ok {
-		st.space.take(at)
-		st.shelve(at, r.share)
+	if at, ok = st.numbering.positionOf(a); ok {
+		st.freeSet.markTaken(at)
+		st.addSharer(at, r.sharing)
 	}
 	return at, ok
 }
 
-// firstOf returns the first of the records that is of the namespace, -1 when none is.
-func (l *Ledger) firstOf(namespace string, ids []int32) int32 {
+// firstInNamespace returns the first of the records that is of the namespace, -1 when none is.
+func (l *Ledger) firstInNamespace(namespace string, ids []int32) int32 {
 	for _, id := range ids {
-		if l.record(id).key.Namespace == namespace {
+		if l.recordAt(id).service.Namespace == namespace {
 			return id
 		}
 	}
 	return -1
 }
 
-// vacate takes the record from the holders of the address, and says whether nobody holds it any more.
-func (l *Ledger) vacate(id int32, a address) bool {
+// removeHolder takes the record from the holders of the address, and says whether nobody holds it any more.
+func (l *Ledger) removeHolder(id int32, a address) bool {
 	var room [1]int32
-	rest := l.holders.leave(a, id, &room)
-	st := l.market.stock(a)
+	rest := l.holderTable.removeHolder(a, id, &room)
+	st := l.index.familyPoolCovering(a)
 	if st == nil {
 		return len(rest) == 0
 	}
-	r := l.record(id)
-	if ns := r.key.Namespace; st.holdings != nil && l.firstOf(ns, rest) < 0 {
-		if st.holdings[ns]--; st.holdings[ns] <= 0 {
-			delete(st.holdings, ns)
+	r := l.recordAt(id)
+	if ns := r.service.Namespace; st.heldByNamespace != nil && l.firstInNamespace(ns, rest) < 0 {
+		if st.heldByNamespace[ns]--; st.heldByNamespace[ns] <= 0 {
+			delete(st.heldByNamespace, ns)
 		}
 	}
-	at, placed := st.layout.position(a)
+	at, placed := st.numbering.positionOf(a)
 	if placed {
-		st.unshelve(at, r.share, len(rest) == 0)
+		st.removeSharer(at, r.sharing, len(rest) == 0)
 	}
 	if len(rest) > 0 {
 		return false
 	}
-	st.inUse--
+	st.addressesInUse--
 	if st.pool.CooldownDelay > 0 {
-		l.Withhold(Withheld{Address: a.netip(), Service: r.key, Reason: names.ReasonCoolingDown, Until: l.now.Add(st.pool.CooldownDelay)})
+		l.WithholdAddress(WithheldAddress{Address: a.toNetip(), Service: r.service, Reason: names.ReasonCoolingDown, Until: l.currentTime.Add(st.pool.CooldownDelay)})
 	}
-	if placed && len(l.withheld[a]) == 0 {
-		st.space.free(at)
+	if placed && len(l.withheldByAddress[a]) == 0 {
+		st.freeSet.markFree(at)
 	}
 	return true
 }

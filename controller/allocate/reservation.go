@@ -13,97 +13,97 @@ import (
 // DecideReservation says which addresses a reservation keeps; Ledger.Keep then keeps them. What it has chosen once it goes on keeping. Reason is
 // ReasonReserved when all is well, and every other one with its sentence belongs into the reservation's condition.
 func DecideReservation(r *snapshot.Reservation, l *Ledger, snap *snapshot.Snapshot) Decision {
-	m := l.follow(snap)
-	held, _ := l.Held(r.Service)
-	kept := l.keptBy(r.Name)
+	m := l.indexSnapshot(snap)
+	held, _ := l.AssignmentOf(r.Service)
+	kept := l.reservedAddresses(r.Name)
 	switch {
-	case r.HasExpired(l.now):
+	case r.HasExpired(l.currentTime):
 		return Decision{Reason: names.ReasonExpired, Text: "the reservation has expired: what nobody held is free"}
 	case len(r.Addresses) > 0:
 		for _, a := range r.Addresses {
-			for _, k := range l.Holders(a) {
+			for _, k := range l.HoldersOf(a) {
 				if k != r.Service {
 					return Decision{Addresses: r.Addresses, Reason: names.ReasonAddressInUse, Text: fmt.Sprintf("%s is held by Service %s, and is kept once that one gives it back", a, k)}
 				}
 			}
 		}
-		return reserved(r, r.Addresses)
+		return reservedDecision(r, r.Addresses)
 	case r.FollowsService() && len(held.Addresses) > 0:
-		return reserved(r, held.Addresses)
+		return reservedDecision(r, held.Addresses)
 	case len(kept) > 0:
-		return reserved(r, kept)
+		return reservedDecision(r, kept)
 	case r.FollowsService():
 		return Decision{Reason: names.ReasonNoAddress, Text: fmt.Sprintf("Service %s holds no address yet that could be kept", r.Service)}
 	}
-	src := m.byName[r.Pool]
+	src := m.entryByName[r.Pool]
 	if src == nil {
 		return Decision{Reason: names.ReasonPoolNotFound, Text: fmt.Sprintf("no IPAddressPool %q exists: create it, or correct the name", r.Pool)}
 	}
 	s := &view.Service{Key: r.Service, RequestedPool: r.Pool}
-	d := decider{s: s, l: l, m: m, v4: src.v4.layout.size > 0, v6: src.v6.layout.size > 0, count: 1, held: held}
+	d := decider{service: s, ledger: l, index: m, needsIPv4: src.ipv4.numbering.positionCount > 0, needsIPv6: src.ipv6.numbering.positionCount > 0, countPerFamily: 1, heldBefore: held}
 	d.kept = slices.DeleteFunc(slices.Clone(held.Addresses), func(a netip.Addr) bool { return !src.pool.CanAssign(a) })
 	for _, f := range [...]view.Family{view.IPv4, view.IPv6} {
-		if d.wants(f) && d.have(f) == 0 && !d.choose(src, f) {
-			reason, _, text := d.short()
+		if d.needsFamily(f) && d.countOfFamily(f) == 0 && !d.pickFromPool(src, f) {
+			reason, _, text := d.shortageReason()
 			return Decision{Reason: reason, Text: text}
 		}
 	}
-	return reserved(r, d.arrange())
+	return reservedDecision(r, d.orderAddresses())
 }
 
-func reserved(r *snapshot.Reservation, addresses []netip.Addr) Decision {
-	return Decision{Addresses: addresses, Pool: r.Pool, Reason: names.ReasonReserved, Text: fmt.Sprintf("%s is kept for Service %s", join(addresses), r.Service)}
+func reservedDecision(r *snapshot.Reservation, addresses []netip.Addr) Decision {
+	return Decision{Addresses: addresses, Pool: r.Pool, Reason: names.ReasonReserved, Text: fmt.Sprintf("%s is kept for Service %s", joinAddresses(addresses), r.Service)}
 }
 
-// Keep keeps exactly these addresses for a reservation.
-func (l *Ledger) Keep(r *snapshot.Reservation, addresses []netip.Addr) {
-	for _, a := range l.keptBy(r.Name) {
+// KeepReserved keeps exactly these addresses for a reservation.
+func (l *Ledger) KeepReserved(r *snapshot.Reservation, addresses []netip.Addr) {
+	for _, a := range l.reservedAddresses(r.Name) {
 		if !slices.Contains(addresses, a) {
-			l.drop(addressOf(a), func(w Withheld) bool { return w.Reason == names.ReasonAddressReserved && w.By == r.Name })
+			l.releaseEntries(addressOf(a), func(w WithheldAddress) bool { return w.Reason == names.ReasonAddressReserved && w.By == r.Name })
 		}
 	}
 	for _, a := range addresses {
-		l.Withhold(Withheld{Address: a, Service: r.Service, Reason: names.ReasonAddressReserved, Until: r.ExpiresAt, By: r.Name})
+		l.WithholdAddress(WithheldAddress{Address: a, Service: r.Service, Reason: names.ReasonAddressReserved, Until: r.ExpiresAt, By: r.Name})
 	}
 }
 
-// keptBy returns what a reservation keeps, sorted.
-func (l *Ledger) keptBy(name string) []netip.Addr {
+// reservedAddresses returns what a reservation keeps, sorted.
+func (l *Ledger) reservedAddresses(name string) []netip.Addr {
 	var out []netip.Addr
-	for a := range l.reserved[name] {
-		out = append(out, a.netip())
+	for a := range l.reservedByReservation[name] {
+		out = append(out, a.toNetip())
 	}
 	slices.SortFunc(out, netip.Addr.Compare)
 	return out
 }
 
-// reserve brings the reserved addresses in line with the Snapshot. What a reservation has chosen, or taken over from its Service, it keeps as long as
+// applyReservations brings the reserved addresses in line with the Snapshot. What a reservation has chosen, or taken over from its Service, it keeps as long as
 // it exists: its status, which the Snapshot knows it by, may lag behind.
-func (l *Ledger) reserve(snap *snapshot.Snapshot) {
+func (l *Ledger) applyReservations(snap *snapshot.Snapshot) {
 	there := map[string]bool{}
-	l.keeping = map[view.ObjectKey]*snapshot.Reservation{}
+	l.followingByService = map[view.ObjectKey]*snapshot.Reservation{}
 	if snap != nil {
 		for _, r := range snap.Reservations {
-			if r.HasExpired(l.now) {
+			if r.HasExpired(l.currentTime) {
 				continue
 			}
 			there[r.Name] = true
 			if r.FollowsService() {
-				l.keeping[r.Service] = r
+				l.followingByService[r.Service] = r
 			}
-			kept := l.keptBy(r.Name)
+			kept := l.reservedAddresses(r.Name)
 			switch {
 			case len(r.Addresses) > 0:
 				kept = r.Addresses
 			case len(kept) == 0:
 				kept = r.KeptAddresses
 			}
-			l.Keep(r, kept)
+			l.KeepReserved(r, kept)
 		}
 	}
-	for name := range l.reserved {
+	for name := range l.reservedByReservation {
 		if !there[name] {
-			l.Keep(&snapshot.Reservation{Name: name}, nil)
+			l.KeepReserved(&snapshot.Reservation{Name: name}, nil)
 		}
 	}
 }

@@ -9,56 +9,56 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-func TestWhoMayShareAnAddress(t *testing.T) {
+func TestSharingRules(t *testing.T) {
 	udp := func(s *view.Service) { s.Ports[0].Protocol = "UDP" }
 	tests := map[string]struct {
 		first, second []func(*view.Service)
 		want          names.Reason
 		words         string
 	}{
-		"one key, other ports":           {first: []func(*view.Service){shares("k", 80)}, second: []func(*view.Service){shares("k", 81)}, want: names.ReasonAssigned},
-		"one key, one number, TCP, UDP":  {first: []func(*view.Service){shares("k", 53)}, second: []func(*view.Service){shares("k", 53), udp}, want: names.ReasonAssigned},
-		"across namespaces":              {first: []func(*view.Service){shares("k", 80)}, second: []func(*view.Service){in("other"), shares("k", 81)}, want: names.ReasonAssigned},
-		"both Local, the same Pods":      {first: []func(*view.Service){shares("k", 80), local("app=a")}, second: []func(*view.Service){shares("k", 81), local("app=a")}, want: names.ReasonAssigned},
-		"Local without Pods, Cluster":    {first: []func(*view.Service){shares("k", 80), local("")}, second: []func(*view.Service){shares("k", 81)}, want: names.ReasonAssigned},
-		"one port is used twice":         {first: []func(*view.Service){shares("k", 80)}, second: []func(*view.Service){shares("k", 80)}, want: names.ReasonPortConflict, words: "both use TCP/80"},
-		"the keys differ":                {first: []func(*view.Service){shares("k", 80)}, second: []func(*view.Service){shares("m", 81)}, want: names.ReasonSharingKeyDiffers, words: `its sharing key is "k", not "m"`},
-		"the first has no key":           {first: nil, second: []func(*view.Service){shares("k", 81)}, want: names.ReasonAddressInUse, words: "that Service has no sharing key"},
-		"the second has no key":          {first: []func(*view.Service){shares("k", 80)}, second: nil, want: names.ReasonAddressInUse, words: "this Service has no sharing key"},
-		"an empty key is none":           {first: []func(*view.Service){shares("", 80)}, second: []func(*view.Service){shares("", 81)}, want: names.ReasonAddressInUse},
-		"one is Local, the other is not": {first: []func(*view.Service){shares("k", 80)}, second: []func(*view.Service){shares("k", 81), local("app=a")}, want: names.ReasonTrafficPolicyConflict, words: "one has externalTrafficPolicy Local"},
-		"both Local, other Pods":         {first: []func(*view.Service){shares("k", 80), local("app=a")}, second: []func(*view.Service){shares("k", 81), local("app=b")}, want: names.ReasonTrafficPolicyConflict, words: "selectors differ"},
+		"one key, other ports":           {first: []func(*view.Service){withSharingKey("k", 80)}, second: []func(*view.Service){withSharingKey("k", 81)}, want: names.ReasonAssigned},
+		"one key, one number, TCP, UDP":  {first: []func(*view.Service){withSharingKey("k", 53)}, second: []func(*view.Service){withSharingKey("k", 53), udp}, want: names.ReasonAssigned},
+		"across namespaces":              {first: []func(*view.Service){withSharingKey("k", 80)}, second: []func(*view.Service){inNamespace("other"), withSharingKey("k", 81)}, want: names.ReasonAssigned},
+		"both Local, the same Pods":      {first: []func(*view.Service){withSharingKey("k", 80), withLocalTraffic("app=a")}, second: []func(*view.Service){withSharingKey("k", 81), withLocalTraffic("app=a")}, want: names.ReasonAssigned},
+		"Local without Pods, Cluster":    {first: []func(*view.Service){withSharingKey("k", 80), withLocalTraffic("")}, second: []func(*view.Service){withSharingKey("k", 81)}, want: names.ReasonAssigned},
+		"one port is used twice":         {first: []func(*view.Service){withSharingKey("k", 80)}, second: []func(*view.Service){withSharingKey("k", 80)}, want: names.ReasonPortConflict, words: "both use TCP/80"},
+		"the keys differ":                {first: []func(*view.Service){withSharingKey("k", 80)}, second: []func(*view.Service){withSharingKey("m", 81)}, want: names.ReasonSharingKeyDiffers, words: `its sharing key is "k", not "m"`},
+		"the first has no key":           {first: nil, second: []func(*view.Service){withSharingKey("k", 81)}, want: names.ReasonAddressInUse, words: "that Service has no sharing key"},
+		"the second has no key":          {first: []func(*view.Service){withSharingKey("k", 80)}, second: nil, want: names.ReasonAddressInUse, words: "this Service has no sharing key"},
+		"an empty key is none":           {first: []func(*view.Service){withSharingKey("", 80)}, second: []func(*view.Service){withSharingKey("", 81)}, want: names.ReasonAddressInUse},
+		"one is Local, the other is not": {first: []func(*view.Service){withSharingKey("k", 80)}, second: []func(*view.Service){withSharingKey("k", 81), withLocalTraffic("app=a")}, want: names.ReasonTrafficPolicyConflict, words: "one has externalTrafficPolicy Local"},
+		"both Local, other Pods":         {first: []func(*view.Service){withSharingKey("k", 80), withLocalTraffic("app=a")}, second: []func(*view.Service){withSharingKey("k", 81), withLocalTraffic("app=b")}, want: names.ReasonTrafficPolicyConflict, words: "selectors differ"},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			w := newWorld(t, pool(t, "a", "192.0.2.0/29"))
-			w.want(w.serve("first", tc.first...), "192.0.2.0", names.ReasonAssigned)
-			d := w.serve("second", append(tc.second, asks("192.0.2.0"))...)
+			w := newHarness(t, newPool(t, "a", "192.0.2.0/29"))
+			w.wantDecision(w.serveService("first", tc.first...), "192.0.2.0", names.ReasonAssigned)
+			d := w.serveService("second", append(tc.second, withRequested("192.0.2.0"))...)
 			if tc.want == names.ReasonAssigned {
-				w.want(d, "192.0.2.0", names.ReasonAssigned)
+				w.wantDecision(d, "192.0.2.0", names.ReasonAssigned)
 				return
 			}
-			w.want(d, "", tc.want, "192.0.2.0 is held by Service default/first", tc.words)
+			w.wantDecision(d, "", tc.want, "192.0.2.0 is held by Service default/first", tc.words)
 			// Left to us, it gets the same address when it may share it, and the next one when not.
-			w.want(w.serve("second", asks()), "192.0.2.1", names.ReasonAssigned)
+			w.wantDecision(w.serveService("second", withRequested()), "192.0.2.1", names.ReasonAssigned)
 		})
 	}
 }
 
-func TestAServiceThatBreaksItsSharingRightLosesTheAddress(t *testing.T) {
-	w := newWorld(t, pool(t, "a", "192.0.2.0/29"))
-	w.serve("first", shares("k", 80))
-	w.want(w.serve("second", shares("k", 81)), "192.0.2.0", names.ReasonAssigned)
-	w.want(w.serve("second", shares("k", 80)), "192.0.2.1", names.ReasonAssigned)
-	w.want(w.serve("first"), "192.0.2.0", names.ReasonAssigned)
-	w.want(w.serve("first", shares("m", 443)), "192.0.2.0", names.ReasonAssigned) // alone, it may change what it likes
-	w.want(w.serve("third", shares("m", 80)), "192.0.2.0", names.ReasonAssigned)
+func TestServiceThatMayNoLongerShareLosesTheAddress(t *testing.T) {
+	w := newHarness(t, newPool(t, "a", "192.0.2.0/29"))
+	w.serveService("first", withSharingKey("k", 80))
+	w.wantDecision(w.serveService("second", withSharingKey("k", 81)), "192.0.2.0", names.ReasonAssigned)
+	w.wantDecision(w.serveService("second", withSharingKey("k", 80)), "192.0.2.1", names.ReasonAssigned)
+	w.wantDecision(w.serveService("first"), "192.0.2.0", names.ReasonAssigned)
+	w.wantDecision(w.serveService("first", withSharingKey("m", 443)), "192.0.2.0", names.ReasonAssigned) // alone, it may change what it likes
+	w.wantDecision(w.serveService("third", withSharingKey("m", 80)), "192.0.2.0", names.ReasonAssigned)
 }
 
 func TestFamilies(t *testing.T) {
-	v4, v6 := func() *snapshot.Pool { return pool(t, "four", "192.0.2.0/30") }, func() *snapshot.Pool { return pool(t, "six", "fd00:1::/126") }
-	both := func() *snapshot.Pool { return pool(t, "z-both", "198.51.100.0/30", "fd00:2::/126") }
-	one := func() *snapshot.Pool { return pool(t, "one", "192.0.2.9", "fd00:3::9") }
+	v4, v6 := func() *snapshot.Pool { return newPool(t, "four", "192.0.2.0/30") }, func() *snapshot.Pool { return newPool(t, "six", "fd00:1::/126") }
+	both := func() *snapshot.Pool { return newPool(t, "z-both", "198.51.100.0/30", "fd00:2::/126") }
+	one := func() *snapshot.Pool { return newPool(t, "one", "192.0.2.9", "fd00:3::9") }
 	tests := map[string]struct {
 		pools  []*snapshot.Pool
 		edits  []func(*view.Service)
@@ -68,70 +68,70 @@ func TestFamilies(t *testing.T) {
 		waits  bool
 	}{
 		"one family from a pool of two":                       {pools: []*snapshot.Pool{both()}, want: "198.51.100.0", reason: names.ReasonAssigned},
-		"IPv6 alone":                                          {pools: []*snapshot.Pool{v4(), both()}, edits: []func(*view.Service){single6}, want: "fd00:2::", reason: names.ReasonAssigned},
-		"required, a later pool with both beats two":          {pools: []*snapshot.Pool{v4(), v6(), both()}, edits: []func(*view.Service){dual(view.RequireDualStack)}, want: "198.51.100.0, fd00:2::", reason: names.ReasonAssigned},
-		"required, two pools where none has both":             {pools: []*snapshot.Pool{v4(), v6()}, edits: []func(*view.Service){dual(view.RequireDualStack)}, want: "192.0.2.0, fd00:1::", pools2: []string{"four", "six"}, reason: names.ReasonAssigned},
-		"the order is IPv4, IPv6 whatever comes first":        {pools: []*snapshot.Pool{both()}, edits: []func(*view.Service){dual(view.RequireDualStack), primary6}, want: "198.51.100.0, fd00:2::", reason: names.ReasonAssigned},
-		"required, one family in all":                         {pools: []*snapshot.Pool{v6()}, edits: []func(*view.Service){dual(view.RequireDualStack)}, reason: names.ReasonPoolExhausted, waits: true},
-		"preferred, both from one":                            {pools: []*snapshot.Pool{v4(), one()}, edits: []func(*view.Service){dual(view.PreferDualStack)}, want: "192.0.2.9, fd00:3::9", reason: names.ReasonAssigned},
-		"preferred, two pools":                                {pools: []*snapshot.Pool{v6(), v4()}, edits: []func(*view.Service){dual(view.PreferDualStack)}, want: "192.0.2.0, fd00:1::", pools2: []string{"four", "six"}, reason: names.ReasonAssigned},
-		"preferred, only the first family":                    {pools: []*snapshot.Pool{v4()}, edits: []func(*view.Service){dual(view.PreferDualStack)}, want: "192.0.2.0", reason: names.ReasonAssigned, waits: true},
-		"preferred, only the second family":                   {pools: []*snapshot.Pool{v6()}, edits: []func(*view.Service){dual(view.PreferDualStack)}, want: "fd00:1::", reason: names.ReasonAssigned, waits: true},
+		"IPv6 alone":                                          {pools: []*snapshot.Pool{v4(), both()}, edits: []func(*view.Service){withSingleStackIPv6}, want: "fd00:2::", reason: names.ReasonAssigned},
+		"required, a later pool with both beats two":          {pools: []*snapshot.Pool{v4(), v6(), both()}, edits: []func(*view.Service){withDualStack(view.RequireDualStack)}, want: "198.51.100.0, fd00:2::", reason: names.ReasonAssigned},
+		"required, two pools where none has both":             {pools: []*snapshot.Pool{v4(), v6()}, edits: []func(*view.Service){withDualStack(view.RequireDualStack)}, want: "192.0.2.0, fd00:1::", pools2: []string{"four", "six"}, reason: names.ReasonAssigned},
+		"the order is IPv4, IPv6 whatever comes first":        {pools: []*snapshot.Pool{both()}, edits: []func(*view.Service){withDualStack(view.RequireDualStack), withPrimaryIPv6}, want: "198.51.100.0, fd00:2::", reason: names.ReasonAssigned},
+		"required, one family in all":                         {pools: []*snapshot.Pool{v6()}, edits: []func(*view.Service){withDualStack(view.RequireDualStack)}, reason: names.ReasonPoolExhausted, waits: true},
+		"preferred, both from one":                            {pools: []*snapshot.Pool{v4(), one()}, edits: []func(*view.Service){withDualStack(view.PreferDualStack)}, want: "192.0.2.9, fd00:3::9", reason: names.ReasonAssigned},
+		"preferred, two pools":                                {pools: []*snapshot.Pool{v6(), v4()}, edits: []func(*view.Service){withDualStack(view.PreferDualStack)}, want: "192.0.2.0, fd00:1::", pools2: []string{"four", "six"}, reason: names.ReasonAssigned},
+		"preferred, only the first family":                    {pools: []*snapshot.Pool{v4()}, edits: []func(*view.Service){withDualStack(view.PreferDualStack)}, want: "192.0.2.0", reason: names.ReasonAssigned, waits: true},
+		"preferred, only the second family":                   {pools: []*snapshot.Pool{v6()}, edits: []func(*view.Service){withDualStack(view.PreferDualStack)}, want: "fd00:1::", reason: names.ReasonAssigned, waits: true},
 		"preferred by a Service of one cluster IP: only that": {pools: []*snapshot.Pool{both()}, edits: []func(*view.Service){func(s *view.Service) { s.FamilyPolicy = view.PreferDualStack }}, want: "198.51.100.0", reason: names.ReasonAssigned},
 		"required with one cluster IP":                        {pools: []*snapshot.Pool{both()}, edits: []func(*view.Service){func(s *view.Service) { s.FamilyPolicy = view.RequireDualStack }}, reason: names.ReasonFamilyMismatch, waits: true},
-		"asked for, from two pools":                           {pools: []*snapshot.Pool{v4(), v6()}, edits: []func(*view.Service){dual(view.RequireDualStack), asks("fd00:1::2", "192.0.2.2")}, want: "fd00:1::2, 192.0.2.2", pools2: []string{"six", "four"}, reason: names.ReasonAssigned},
-		"asked for, one address for two families":             {pools: []*snapshot.Pool{both()}, edits: []func(*view.Service){dual(view.PreferDualStack), asks("198.51.100.1")}, reason: names.ReasonFamilyMismatch, waits: true},
-		"the named pool alone counts":                         {pools: []*snapshot.Pool{v4(), v6(), both()}, edits: []func(*view.Service){dual(view.PreferDualStack), wants("four")}, want: "192.0.2.0", reason: names.ReasonAssigned, waits: true},
-		"the named pool lacks what is required":               {pools: []*snapshot.Pool{v4(), v6(), both()}, edits: []func(*view.Service){dual(view.RequireDualStack), wants("four")}, reason: names.ReasonPoolExhausted, waits: true},
+		"asked for, from two pools":                           {pools: []*snapshot.Pool{v4(), v6()}, edits: []func(*view.Service){withDualStack(view.RequireDualStack), withRequested("fd00:1::2", "192.0.2.2")}, want: "fd00:1::2, 192.0.2.2", pools2: []string{"six", "four"}, reason: names.ReasonAssigned},
+		"asked for, one address for two families":             {pools: []*snapshot.Pool{both()}, edits: []func(*view.Service){withDualStack(view.PreferDualStack), withRequested("198.51.100.1")}, reason: names.ReasonFamilyMismatch, waits: true},
+		"the named pool alone counts":                         {pools: []*snapshot.Pool{v4(), v6(), both()}, edits: []func(*view.Service){withDualStack(view.PreferDualStack), withPool("four")}, want: "192.0.2.0", reason: names.ReasonAssigned, waits: true},
+		"the named pool lacks what is required":               {pools: []*snapshot.Pool{v4(), v6(), both()}, edits: []func(*view.Service){withDualStack(view.RequireDualStack), withPool("four")}, reason: names.ReasonPoolExhausted, waits: true},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			w := newWorld(t, tc.pools...)
-			d := w.serve("s", tc.edits...)
-			w.want(d, tc.want, tc.reason)
+			w := newHarness(t, tc.pools...)
+			d := w.serveService("s", tc.edits...)
+			w.wantDecision(d, tc.want, tc.reason)
 			if !slices.Equal(d.Pools, tc.pools2) || (len(d.Pools) > 0 && d.Pool != d.Pools[0]) {
 				t.Errorf("the pools are %q, %q; want %q", d.Pool, d.Pools, tc.pools2)
 			}
-			if d.Waiting != tc.waits {
-				t.Errorf("it waits for more: %v, want %v", d.Waiting, tc.waits)
+			if d.WantsMore != tc.waits {
+				t.Errorf("it waits for more: %v, want %v", d.WantsMore, tc.waits)
 			}
-			w.restart()
-			if again := w.serve("s"); !slices.Equal(again.Addresses, d.Addresses) {
+			w.restartController()
+			if again := w.serveService("s"); !slices.Equal(again.Addresses, d.Addresses) {
 				t.Errorf("after a restart it has %v, want %v", again.Addresses, d.Addresses)
 			}
 		})
 	}
 }
 
-func TestTheOtherFamilyIsAddedWhenItCanBeHad(t *testing.T) {
-	v4, more := pool(t, "four", "192.0.2.0/30"), pool(t, "more", "192.0.2.8", "fd00:1::1")
-	w := newWorld(t, v4)
-	w.want(w.serve("s", dual(view.PreferDualStack)), "192.0.2.0", names.ReasonAssigned)
-	w.configure(v4, more)
-	w.serve("other", single6)
-	if d := w.serve("s"); !d.Waiting || join(d.Addresses) != "192.0.2.0" {
+func TestOtherFamilyIsAddedWhenAvailable(t *testing.T) {
+	v4, more := newPool(t, "four", "192.0.2.0/30"), newPool(t, "more", "192.0.2.8", "fd00:1::1")
+	w := newHarness(t, v4)
+	w.wantDecision(w.serveService("s", withDualStack(view.PreferDualStack)), "192.0.2.0", names.ReasonAssigned)
+	w.setPools(v4, more)
+	w.serveService("other", withSingleStackIPv6)
+	if d := w.serveService("s"); !d.WantsMore || joinAddresses(d.Addresses) != "192.0.2.0" {
 		t.Errorf("while the other family is used up: %+v", d)
 	}
-	w.delete("other")
-	d := w.serve("s")
-	w.want(d, "192.0.2.0, fd00:1::1", names.ReasonAssigned, "from the pools four, more")
-	if d.Waiting || d.Pool != "four" || !slices.Equal(d.Pools, []string{"four", "more"}) {
+	w.deleteService("other")
+	d := w.serveService("s")
+	w.wantDecision(d, "192.0.2.0, fd00:1::1", names.ReasonAssigned, "from the pools four, more")
+	if d.WantsMore || d.Pool != "four" || !slices.Equal(d.Pools, []string{"four", "more"}) {
 		t.Errorf("complete: %+v", d)
 	}
 	// Its own pool comes first when it gets the family.
-	w = newWorld(t, pool(t, "four", "192.0.2.0/30"))
-	w.serve("s", dual(view.PreferDualStack))
-	w.configure(pool(t, "a-six", "fd00:9::/126"), pool(t, "four", "192.0.2.0/30", "fd00:1::/126"))
-	w.want(w.serve("s"), "192.0.2.0, fd00:1::", names.ReasonAssigned)
+	w = newHarness(t, newPool(t, "four", "192.0.2.0/30"))
+	w.serveService("s", withDualStack(view.PreferDualStack))
+	w.setPools(newPool(t, "a-six", "fd00:9::/126"), newPool(t, "four", "192.0.2.0/30", "fd00:1::/126"))
+	w.wantDecision(w.serveService("s"), "192.0.2.0, fd00:1::", names.ReasonAssigned)
 	// A Service that gives a family up loses that address alone.
-	w.want(w.serve("s", func(s *view.Service) { s.ClusterIPs, s.FamilyPolicy = s.ClusterIPs[:1], view.SingleStack }), "192.0.2.0", names.ReasonAssigned)
+	w.wantDecision(w.serveService("s", func(s *view.Service) { s.ClusterIPs, s.FamilyPolicy = s.ClusterIPs[:1], view.SingleStack }), "192.0.2.0", names.ReasonAssigned)
 }
 
-func TestWhichPoolIsTriedFirst(t *testing.T) {
+func TestPoolPriority(t *testing.T) {
 	p := func(name, entry string, edits ...func(*snapshot.Pool)) *snapshot.Pool {
-		return with(pool(t, name, entry), edits...)
+		return editPool(newPool(t, name, entry), edits...)
 	}
-	web := labelled("tier", "web")
+	web := withLabel("tier", "web")
 	tests := map[string]struct {
 		pools  []*snapshot.Pool
 		edits  []func(*view.Service)
@@ -139,36 +139,36 @@ func TestWhichPoolIsTriedFirst(t *testing.T) {
 		reason names.Reason
 	}{
 		"open pools by name":                            {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2")}, want: "192.0.2.1", reason: names.ReasonAssigned},
-		"a pool with a priority alone before open ones": {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2", pinned(0))}, want: "192.0.2.2", reason: names.ReasonAssigned},
-		"the lower number first":                        {pools: []*snapshot.Pool{p("a", "192.0.2.1", pinned(20)), p("b", "192.0.2.2", pinned(10))}, want: "192.0.2.2", reason: names.ReasonAssigned},
-		"0 is last":                                     {pools: []*snapshot.Pool{p("a", "192.0.2.1", pinned(0)), p("b", "192.0.2.2", pinned(1000))}, want: "192.0.2.2", reason: names.ReasonAssigned},
-		"below 0 counts as 0":                           {pools: []*snapshot.Pool{p("a", "192.0.2.1", pinned(-7)), p("b", "192.0.2.2", pinned(1000))}, want: "192.0.2.2", reason: names.ReasonAssigned},
-		"equals by name, however they admit":            {pools: []*snapshot.Pool{p("a", "192.0.2.1", selecting("tier=web")), p("b", "192.0.2.2", pinned(0, "default")), p("c", "192.0.2.3", pinned(0))}, edits: []func(*view.Service){web}, want: "192.0.2.1", reason: names.ReasonAssigned},
-		"by label, one of several values":               {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2", selecting("tier in (web, api)"))}, edits: []func(*view.Service){web}, want: "192.0.2.2", reason: names.ReasonAssigned},
-		"by the label's presence":                       {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2", selecting("tier"))}, edits: []func(*view.Service){web}, want: "192.0.2.2", reason: names.ReasonAssigned},
-		"by another label as well":                      {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2", selecting("tier=web,size=big"))}, edits: []func(*view.Service){web}, want: "192.0.2.1", reason: names.ReasonAssigned},
-		"one of two selectors is enough":                {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2", selecting("tier=db", "tier=web"))}, edits: []func(*view.Service){web}, want: "192.0.2.2", reason: names.ReasonAssigned},
-		"namespace and label both have to agree":        {pools: []*snapshot.Pool{p("a", "192.0.2.1", pinned(1, "other"), selecting("tier=web")), p("b", "192.0.2.2", pinned(2, "default"), selecting("tier=web"))}, edits: []func(*view.Service){web}, want: "192.0.2.2", reason: names.ReasonAssigned},
-		"a namespace selector that matches nobody":      {pools: []*snapshot.Pool{p("a", "192.0.2.1", nobody, selecting("tier=web"))}, edits: []func(*view.Service){web}, reason: names.ReasonNoEligiblePool},
-		"nor by name":                                   {pools: []*snapshot.Pool{p("a", "192.0.2.1", nobody)}, edits: []func(*view.Service){wants("a")}, reason: names.ReasonPoolNotAllowed},
-		"nor by address":                                {pools: []*snapshot.Pool{p("a", "192.0.2.1", nobody)}, edits: []func(*view.Service){asks("192.0.2.1")}, reason: names.ReasonPoolNotAllowed},
-		"a pinned pool that asks to be named":           {pools: []*snapshot.Pool{p("a", "192.0.2.1", pinned(1), closed), p("b", "192.0.2.2")}, want: "192.0.2.2", reason: names.ReasonAssigned},
-		"the next one when the first has no family":     {pools: []*snapshot.Pool{p("a", "fd00::1", pinned(1)), p("b", "192.0.2.2")}, want: "192.0.2.2", reason: names.ReasonAssigned},
-		"pool and address that do not agree":            {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2")}, edits: []func(*view.Service){wants("b"), asks("192.0.2.1")}, reason: names.ReasonInvalidRequest},
-		"an excluded address that is asked for":         {pools: []*snapshot.Pool{p("a", "192.0.2.0/30", excluding(t, "192.0.2.1"))}, edits: []func(*view.Service){asks("192.0.2.1")}, reason: names.ReasonAddressNotInPool},
+		"a pool with a priority alone before open ones": {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2", restrictedTo(0))}, want: "192.0.2.2", reason: names.ReasonAssigned},
+		"the lower number first":                        {pools: []*snapshot.Pool{p("a", "192.0.2.1", restrictedTo(20)), p("b", "192.0.2.2", restrictedTo(10))}, want: "192.0.2.2", reason: names.ReasonAssigned},
+		"0 is last":                                     {pools: []*snapshot.Pool{p("a", "192.0.2.1", restrictedTo(0)), p("b", "192.0.2.2", restrictedTo(1000))}, want: "192.0.2.2", reason: names.ReasonAssigned},
+		"below 0 counts as 0":                           {pools: []*snapshot.Pool{p("a", "192.0.2.1", restrictedTo(-7)), p("b", "192.0.2.2", restrictedTo(1000))}, want: "192.0.2.2", reason: names.ReasonAssigned},
+		"equals by name, however they admit":            {pools: []*snapshot.Pool{p("a", "192.0.2.1", selectingServices("tier=web")), p("b", "192.0.2.2", restrictedTo(0, "default")), p("c", "192.0.2.3", restrictedTo(0))}, edits: []func(*view.Service){web}, want: "192.0.2.1", reason: names.ReasonAssigned},
+		"by label, one of several values":               {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2", selectingServices("tier in (web, api)"))}, edits: []func(*view.Service){web}, want: "192.0.2.2", reason: names.ReasonAssigned},
+		"by the label's presence":                       {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2", selectingServices("tier"))}, edits: []func(*view.Service){web}, want: "192.0.2.2", reason: names.ReasonAssigned},
+		"by another label as well":                      {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2", selectingServices("tier=web,size=big"))}, edits: []func(*view.Service){web}, want: "192.0.2.1", reason: names.ReasonAssigned},
+		"one of two selectors is enough":                {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2", selectingServices("tier=db", "tier=web"))}, edits: []func(*view.Service){web}, want: "192.0.2.2", reason: names.ReasonAssigned},
+		"namespace and label both have to agree":        {pools: []*snapshot.Pool{p("a", "192.0.2.1", restrictedTo(1, "other"), selectingServices("tier=web")), p("b", "192.0.2.2", restrictedTo(2, "default"), selectingServices("tier=web"))}, edits: []func(*view.Service){web}, want: "192.0.2.2", reason: names.ReasonAssigned},
+		"a namespace selector that matches nobody":      {pools: []*snapshot.Pool{p("a", "192.0.2.1", admittingNobody, selectingServices("tier=web"))}, edits: []func(*view.Service){web}, reason: names.ReasonNoEligiblePool},
+		"nor by name":                                   {pools: []*snapshot.Pool{p("a", "192.0.2.1", admittingNobody)}, edits: []func(*view.Service){withPool("a")}, reason: names.ReasonPoolNotAllowed},
+		"nor by address":                                {pools: []*snapshot.Pool{p("a", "192.0.2.1", admittingNobody)}, edits: []func(*view.Service){withRequested("192.0.2.1")}, reason: names.ReasonPoolNotAllowed},
+		"a pinned pool that asks to be named":           {pools: []*snapshot.Pool{p("a", "192.0.2.1", restrictedTo(1), withoutAutoAssign), p("b", "192.0.2.2")}, want: "192.0.2.2", reason: names.ReasonAssigned},
+		"the next one when the first has no family":     {pools: []*snapshot.Pool{p("a", "fd00::1", restrictedTo(1)), p("b", "192.0.2.2")}, want: "192.0.2.2", reason: names.ReasonAssigned},
+		"pool and address that do not agree":            {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2")}, edits: []func(*view.Service){withPool("b"), withRequested("192.0.2.1")}, reason: names.ReasonInvalidRequest},
+		"an excluded address that is asked for":         {pools: []*snapshot.Pool{p("a", "192.0.2.0/30", excludingRanges(t, "192.0.2.1"))}, edits: []func(*view.Service){withRequested("192.0.2.1")}, reason: names.ReasonAddressNotInPool},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			w := newWorld(t, tc.pools...)
-			w.want(w.serve("s", tc.edits...), tc.want, tc.reason)
+			w := newHarness(t, tc.pools...)
+			w.wantDecision(w.serveService("s", tc.edits...), tc.want, tc.reason)
 		})
 	}
 }
 
-func TestOrders(t *testing.T) {
-	take := func(w *world, names ...string) (out []string) {
+func TestAssignmentOrders(t *testing.T) {
+	take := func(w *harness, names ...string) (out []string) {
 		for _, n := range names {
-			out = append(out, join(w.serve(n).Addresses))
+			out = append(out, joinAddresses(w.serveService(n).Addresses))
 		}
 		return out
 	}
@@ -179,37 +179,37 @@ func TestOrders(t *testing.T) {
 		}
 	}
 	t.Run("lowest, without what is excluded", func(t *testing.T) {
-		w := newWorld(t, with(pool(t, "a", "192.0.2.8-192.0.2.10", "192.0.2.0/30"), excluding(t, "192.0.2.9", "192.0.2.1-192.0.2.2")))
+		w := newHarness(t, editPool(newPool(t, "a", "192.0.2.8-192.0.2.10", "192.0.2.0/30"), excludingRanges(t, "192.0.2.9", "192.0.2.1-192.0.2.2")))
 		check(t, take(w, "a", "b", "c", "d"), "192.0.2.8", "192.0.2.10", "192.0.2.0", "192.0.2.3")
-		w.want(w.serve("e"), "", names.ReasonPoolExhausted)
-		w.delete("b")
+		w.wantDecision(w.serveService("e"), "", names.ReasonPoolExhausted)
+		w.deleteService("b")
 		check(t, take(w, "e"), "192.0.2.10")
 	})
 	t.Run("round robin", func(t *testing.T) {
-		w := newWorld(t, with(pool(t, "a", "192.0.2.0/30"), ordered(snapshot.OrderRoundRobin)))
+		w := newHarness(t, editPool(newPool(t, "a", "192.0.2.0/30"), withOrder(snapshot.OrderRoundRobin)))
 		check(t, take(w, "a", "b"), "192.0.2.0", "192.0.2.1")
-		w.delete("a")
-		w.delete("b")
+		w.deleteService("a")
+		w.deleteService("b")
 		check(t, take(w, "c", "d", "e", "f"), "192.0.2.2", "192.0.2.3", "192.0.2.0", "192.0.2.1")
-		w.want(w.serve("g"), "", names.ReasonPoolExhausted)
+		w.wantDecision(w.serveService("g"), "", names.ReasonPoolExhausted)
 	})
 	t.Run("hash, the same name has the same address", func(t *testing.T) {
-		fill := func(w *world) {
+		fill := func(w *harness) {
 			for i := range 40 {
-				w.serve("other-" + itoa(i))
+				w.serveService("other-" + formatCount(i))
 			}
 		}
-		first := newWorld(t, with(pool(t, "a", "10.0.0.0/16"), ordered(snapshot.OrderHash)))
+		first := newHarness(t, editPool(newPool(t, "a", "10.0.0.0/16"), withOrder(snapshot.OrderHash)))
 		a := take(first, "web", "api")
-		second := newWorld(t, with(pool(t, "a", "10.0.0.0/16"), ordered(snapshot.OrderHash)))
+		second := newHarness(t, editPool(newPool(t, "a", "10.0.0.0/16"), withOrder(snapshot.OrderHash)))
 		fill(second)
 		check(t, take(second, "api", "web"), a[1], a[0])
-		second.delete("web")
+		second.deleteService("web")
 		fill(second)
 		check(t, take(second, "web"), a[0])
 	})
 	t.Run("hash, to the last address", func(t *testing.T) {
-		w := newWorld(t, with(pool(t, "a", "192.0.2.0/29"), ordered(snapshot.OrderHash)))
+		w := newHarness(t, editPool(newPool(t, "a", "192.0.2.0/29"), withOrder(snapshot.OrderHash)))
 		got := take(w, "a", "b", "c", "d", "e", "f", "g", "h")
 		slices.Sort(got)
 		check(t, got, "192.0.2.0", "192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4", "192.0.2.5", "192.0.2.6", "192.0.2.7")
@@ -217,18 +217,18 @@ func TestOrders(t *testing.T) {
 }
 
 func TestSeveralAddresses(t *testing.T) {
-	w := newWorld(t, pool(t, "a", "192.0.2.0-192.0.2.1", "fd00:1::/126"), pool(t, "b", "198.51.100.0/30"))
-	w.want(w.serve("s", several(2)), "192.0.2.0, 192.0.2.1", names.ReasonAssigned)
-	d := w.serve("s", several(3))
-	w.want(d, "192.0.2.0, 192.0.2.1, 198.51.100.0", names.ReasonAssigned, "from the pools a, b")
-	w.want(w.serve("s", several(1)), "192.0.2.0", names.ReasonAssigned)
-	w.want(w.serve("two", several(2), dual(view.RequireDualStack)), "192.0.2.1, 198.51.100.0, fd00:1::, fd00:1::1", names.ReasonAssigned)
-	d = w.serve("many", several(8))
-	w.want(d, "198.51.100.1, 198.51.100.2, 198.51.100.3", names.ReasonPoolExhausted, "fewer than the 8")
-	if !d.Waiting {
+	w := newHarness(t, newPool(t, "a", "192.0.2.0-192.0.2.1", "fd00:1::/126"), newPool(t, "b", "198.51.100.0/30"))
+	w.wantDecision(w.serveService("s", withAddressCount(2)), "192.0.2.0, 192.0.2.1", names.ReasonAssigned)
+	d := w.serveService("s", withAddressCount(3))
+	w.wantDecision(d, "192.0.2.0, 192.0.2.1, 198.51.100.0", names.ReasonAssigned, "from the pools a, b")
+	w.wantDecision(w.serveService("s", withAddressCount(1)), "192.0.2.0", names.ReasonAssigned)
+	w.wantDecision(w.serveService("two", withAddressCount(2), withDualStack(view.RequireDualStack)), "192.0.2.1, 198.51.100.0, fd00:1::, fd00:1::1", names.ReasonAssigned)
+	d = w.serveService("many", withAddressCount(8))
+	w.wantDecision(d, "198.51.100.1, 198.51.100.2, 198.51.100.3", names.ReasonPoolExhausted, "fewer than the 8")
+	if !d.WantsMore {
 		t.Error("it does not wait for the others")
 	}
-	w.delete("two")
-	w.want(w.serve("many"), "198.51.100.1, 198.51.100.2, 198.51.100.3, 198.51.100.0, 192.0.2.1", names.ReasonPoolExhausted)
-	w.want(w.serve("many", several(2), asks("198.51.100.1", "192.0.2.1")), "198.51.100.1, 192.0.2.1", names.ReasonAssigned)
+	w.deleteService("two")
+	w.wantDecision(w.serveService("many"), "198.51.100.1, 198.51.100.2, 198.51.100.3, 198.51.100.0, 192.0.2.1", names.ReasonPoolExhausted)
+	w.wantDecision(w.serveService("many", withAddressCount(2), withRequested("198.51.100.1", "192.0.2.1")), "198.51.100.1, 192.0.2.1", names.ReasonAssigned)
 }

@@ -29,8 +29,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// Intent says that a status with these addresses may be on its way to a Service.
-type Intent struct {
+// Pending says that a status with these addresses may be on its way to a Service.
+type Pending struct {
 	Service view.ObjectKey
 	// Base is the resourceVersion of the Service on which the status is written.
 	Base string
@@ -41,37 +41,37 @@ type Intent struct {
 // Fence is what one controller knows of the object: the Intents that it has to go on showing. The zero value is not usable; call
 // New.
 type Fence struct {
-	open map[view.ObjectKey]Intent
-	// inherited are the addresses of an open Intent that was in the object when it was read: a
+	pendingByService map[view.ObjectKey]Pending
+	// inheritedByService are the addresses of an open Intent that was in the object when it was read: a
 	// write that this controller knows nothing of may bring them, as long as the base is the same.
-	inherited map[view.ObjectKey][]netip.Addr
+	inheritedByService map[view.ObjectKey][]netip.Addr
 }
 
-// New returns the Fence for an object that shows these Intents. It is called when the object has been read; settled ones are
+// NewFence returns the Fence for an object that shows these Intents. It is called when the object has been read; settled ones are
 // then taken out with Review.
-func New(intents []Intent) *Fence {
-	f := &Fence{open: make(map[view.ObjectKey]Intent, len(intents)), inherited: make(map[view.ObjectKey][]netip.Addr, len(intents))}
-	f.Wrote(intents)
-	for k, i := range f.open {
-		f.inherited[k] = i.Addresses
+func NewFence(intents []Pending) *Fence {
+	f := &Fence{pendingByService: make(map[view.ObjectKey]Pending, len(intents)), inheritedByService: make(map[view.ObjectKey][]netip.Addr, len(intents))}
+	f.RecordWritten(intents)
+	for k, i := range f.pendingByService {
+		f.inheritedByService[k] = i.Addresses
 	}
 	return f
 }
 
-// Review leaves out what is settled, given the resourceVersion of each Service read after the object, with false for a
+// RemoveSettled leaves out what is settled, given the resourceVersion of each Service read after the object, with false for a
 // Service that does not exist. What stays may still arrive, and is returned, sorted by Service.
-func (f *Fence) Review(version func(view.ObjectKey) (string, bool)) []Intent {
-	for k, i := range f.open {
-		if now, exists := version(k); !exists || after(now, i.Base) {
-			f.drop(k)
+func (f *Fence) RemoveSettled(version func(view.ObjectKey) (string, bool)) []Pending {
+	for k, i := range f.pendingByService {
+		if now, exists := version(k); !exists || isLaterVersion(now, i.Base) {
+			f.removePending(k)
 		}
 	}
-	return f.Next(nil)
+	return f.NextPending(nil)
 }
 
-// after says whether a Service that has one resourceVersion has left the base behind, so that no
+// isLaterVersion says whether a Service that has one resourceVersion has left the base behind, so that no
 // write on the base can arrive. A reader that is behind may see a version from before the base.
-func after(version, base string) bool {
+func isLaterVersion(version, base string) bool {
 	v, err1 := strconv.ParseUint(version, 10, 64)
 	b, err2 := strconv.ParseUint(base, 10, 64)
 	if err1 != nil || err2 != nil {
@@ -80,44 +80,44 @@ func after(version, base string) bool {
 	return v > b
 }
 
-// Addresses returns the addresses that a write may still bring to a Service that has this
+// PendingAddresses returns the addresses that a write may still bring to a Service that has this
 // resourceVersion; nil when there are none. They must not be given to anybody else.
-func (f *Fence) Addresses(k view.ObjectKey, version string) []netip.Addr {
-	if i, ok := f.open[k]; ok && !after(version, i.Base) {
+func (f *Fence) PendingAddresses(k view.ObjectKey, version string) []netip.Addr {
+	if i, ok := f.pendingByService[k]; ok && !isLaterVersion(version, i.Base) {
 		return i.Addresses
 	}
 	return nil
 }
 
-// Covers says whether the object shows a pending assignment on this very base with all of these
+// CoversPending says whether the object shows a pending assignment on this very base with all of these
 // addresses, so that they may be written without another one.
-func (f *Fence) Covers(i Intent) bool {
-	has, ok := f.open[i.Service]
+func (f *Fence) CoversPending(i Pending) bool {
+	has, ok := f.pendingByService[i.Service]
 	return ok && has.Base == i.Base && !slices.ContainsFunc(i.Addresses, func(a netip.Addr) bool { return !slices.Contains(has.Addresses, a) })
 }
 
-// Shows says whether a pending assignment of the Service is open, on whatever base. Another one of
+// HasPending says whether a pending assignment of the Service is open, on whatever base. Another one of
 // the Service takes no more room in the object.
-func (f *Fence) Shows(k view.ObjectKey) bool {
-	_, ok := f.open[k]
+func (f *Fence) HasPending(k view.ObjectKey) bool {
+	_, ok := f.pendingByService[k]
 	return ok
 }
 
-// Next returns what the object is to show when the Intents of a batch come on top of those that are not settled, sorted by
+// NextPending returns what the object is to show when the Intents of a batch come on top of those that are not settled, sorted by
 // Service. The Fence changes only when Wrote says that it was written.
-func (f *Fence) Next(batch []Intent) []Intent {
-	all := maps.Clone(f.open)
+func (f *Fence) NextPending(batch []Pending) []Pending {
+	all := maps.Clone(f.pendingByService)
 	for _, i := range batch {
-		all[i.Service] = merge(all[i.Service], i)
+		all[i.Service] = mergePending(all[i.Service], i)
 	}
 	out := slices.Collect(maps.Values(all))
-	slices.SortFunc(out, func(a, b Intent) int { return a.Service.Compare(b.Service) })
+	slices.SortFunc(out, func(a, b Pending) int { return a.Service.Compare(b.Service) })
 	return out
 }
 
-// merge returns what has to be shown of two Intents of one Service, the second of which is newer. On another base the older
+// mergePending returns what has to be shown of two Intents of one Service, the second of which is newer. On another base the older
 // write cannot arrive any more; on the same base either may.
-func merge(old, next Intent) Intent {
+func mergePending(old, next Pending) Pending {
 	if old.Base != next.Base {
 		return next
 	}
@@ -130,50 +130,50 @@ func merge(old, next Intent) Intent {
 	return next
 }
 
-// Wrote records that the object shows the Intents of a batch now.
-func (f *Fence) Wrote(batch []Intent) {
+// RecordWritten records that the object shows the Intents of a batch now.
+func (f *Fence) RecordWritten(batch []Pending) {
 	for _, i := range batch {
-		if f.open[i.Service].Base != i.Base {
-			delete(f.inherited, i.Service)
+		if f.pendingByService[i.Service].Base != i.Base {
+			delete(f.inheritedByService, i.Service)
 		}
-		f.open[i.Service] = merge(f.open[i.Service], i)
+		f.pendingByService[i.Service] = mergePending(f.pendingByService[i.Service], i)
 	}
 }
 
-// Settle records that no write to the Service on this base is under way any more, or on any base when base is empty: the Service
+// ClosePending records that no write to the Service on this base is under way any more, or on any base when base is empty: the Service
 // is gone.
-func (f *Fence) Settle(k view.ObjectKey, base string) {
-	if i, ok := f.open[k]; ok && (base == "" || i.Base == base) {
-		f.drop(k)
+func (f *Fence) ClosePending(k view.ObjectKey, base string) {
+	if i, ok := f.pendingByService[k]; ok && (base == "" || i.Base == base) {
+		f.removePending(k)
 	}
 }
 
-// Refuse records that the API server refused this controller's own write on the base, and that
+// RecordRefused records that the API server refused this controller's own write on the base, and that
 // the Service has not changed. What another's write may bring stays pending.
-func (f *Fence) Refuse(k view.ObjectKey, base string) {
-	i, ok := f.open[k]
+func (f *Fence) RecordRefused(k view.ObjectKey, base string) {
+	i, ok := f.pendingByService[k]
 	if !ok || i.Base != base {
 		return
 	}
-	if i.Addresses = f.inherited[k]; len(i.Addresses) == 0 {
-		f.drop(k)
+	if i.Addresses = f.inheritedByService[k]; len(i.Addresses) == 0 {
+		f.removePending(k)
 		return
 	}
-	f.open[k] = i
+	f.pendingByService[k] = i
 }
 
-// Supersede records that the Service has this resourceVersion: what is pending on an older base
+// DropSuperseded records that the Service has this resourceVersion: what is pending on an older base
 // cannot arrive any more.
-func (f *Fence) Supersede(k view.ObjectKey, version string) {
-	if i, ok := f.open[k]; ok && after(version, i.Base) {
-		f.drop(k)
+func (f *Fence) DropSuperseded(k view.ObjectKey, version string) {
+	if i, ok := f.pendingByService[k]; ok && isLaterVersion(version, i.Base) {
+		f.removePending(k)
 	}
 }
 
-func (f *Fence) drop(k view.ObjectKey) {
-	delete(f.open, k)
-	delete(f.inherited, k)
+func (f *Fence) removePending(k view.ObjectKey) {
+	delete(f.pendingByService, k)
+	delete(f.inheritedByService, k)
 }
 
-// Open counts the Intents that are not settled.
-func (f *Fence) Open() int { return len(f.open) }
+// CountPending counts the Intents that are not settled.
+func (f *Fence) CountPending() int { return len(f.pendingByService) }

@@ -10,84 +10,84 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-func intent(name, base string, addresses ...string) Intent {
-	i := Intent{Service: view.ObjectKey{Namespace: "default", Name: name}, Base: base}
+func newPending(name, base string, addresses ...string) Pending {
+	i := Pending{Service: view.ObjectKey{Namespace: "default", Name: name}, Base: base}
 	for _, a := range addresses {
 		i.Addresses = append(i.Addresses, netip.MustParseAddr(a))
 	}
 	return i
 }
 
-func same(t *testing.T, what string, got []Intent, want ...Intent) {
+func wantPending(t *testing.T, what string, got []Pending, want ...Pending) {
 	t.Helper()
 	if d := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmpopts.EquateEmpty()); d != "" {
 		t.Errorf("%s (-want +got):\n%s", what, d)
 	}
 }
 
-func TestAnIntentStaysUntilItIsSettled(t *testing.T) {
-	f := New([]Intent{intent("arrived", "1", "192.0.2.1"), intent("deleted", "2", "192.0.2.2"), intent("under-way", "3", "192.0.2.3")})
+func TestPendingStaysUntilItIsClosed(t *testing.T) {
+	f := NewFence([]Pending{newPending("arrived", "1", "192.0.2.1"), newPending("deleted", "2", "192.0.2.2"), newPending("under-way", "3", "192.0.2.3")})
 	versions := map[string]string{"arrived": "9", "under-way": "3"}
-	left := f.Review(func(k view.ObjectKey) (string, bool) { v, ok := versions[k.Name]; return v, ok })
-	same(t, "after reading the Services", left, intent("under-way", "3", "192.0.2.3"))
+	left := f.RemoveSettled(func(k view.ObjectKey) (string, bool) { v, ok := versions[k.Name]; return v, ok })
+	wantPending(t, "after reading the Services", left, newPending("under-way", "3", "192.0.2.3"))
 
-	batch := []Intent{intent("new", "7", "192.0.2.1")}
-	same(t, "the next object", f.Next(batch), intent("new", "7", "192.0.2.1"), intent("under-way", "3", "192.0.2.3"))
-	same(t, "before it is written", f.Next(nil), intent("under-way", "3", "192.0.2.3"))
-	f.Wrote(batch)
-	f.Settle(view.ObjectKey{Namespace: "default", Name: "new"}, "6")
-	if f.Open() != 2 {
+	batch := []Pending{newPending("new", "7", "192.0.2.1")}
+	wantPending(t, "the next object", f.NextPending(batch), newPending("new", "7", "192.0.2.1"), newPending("under-way", "3", "192.0.2.3"))
+	wantPending(t, "before it is written", f.NextPending(nil), newPending("under-way", "3", "192.0.2.3"))
+	f.RecordWritten(batch)
+	f.ClosePending(view.ObjectKey{Namespace: "default", Name: "new"}, "6")
+	if f.CountPending() != 2 {
 		t.Error("an Intent on another base was settled too")
 	}
-	f.Settle(view.ObjectKey{Namespace: "default", Name: "new"}, "7")
-	f.Settle(view.ObjectKey{Namespace: "default", Name: "under-way"}, "")
-	same(t, "when all is settled", f.Next(nil))
+	f.ClosePending(view.ObjectKey{Namespace: "default", Name: "new"}, "7")
+	f.ClosePending(view.ObjectKey{Namespace: "default", Name: "under-way"}, "")
+	wantPending(t, "when all is settled", f.NextPending(nil))
 }
 
 func TestTwoWritesOnOneBaseMayBothArrive(t *testing.T) {
-	f := New([]Intent{intent("s", "3", "192.0.2.1")})
-	f.Wrote([]Intent{intent("s", "3", "192.0.2.2")})
-	same(t, "two writes on one base", f.Next(nil), intent("s", "3", "192.0.2.2", "192.0.2.1"))
-	f.Wrote([]Intent{intent("s", "4", "192.0.2.5")})
-	same(t, "on a later base the older cannot arrive", f.Next(nil), intent("s", "4", "192.0.2.5"))
+	f := NewFence([]Pending{newPending("s", "3", "192.0.2.1")})
+	f.RecordWritten([]Pending{newPending("s", "3", "192.0.2.2")})
+	wantPending(t, "two writes on one base", f.NextPending(nil), newPending("s", "3", "192.0.2.2", "192.0.2.1"))
+	f.RecordWritten([]Pending{newPending("s", "4", "192.0.2.5")})
+	wantPending(t, "on a later base the older cannot arrive", f.NextPending(nil), newPending("s", "4", "192.0.2.5"))
 }
 
-func service(name string) view.ObjectKey { return view.ObjectKey{Namespace: "default", Name: name} }
+func serviceKey(name string) view.ObjectKey { return view.ObjectKey{Namespace: "default", Name: name} }
 
-func TestWhatAnotherControllerSentStaysPendingWhenOurWriteIsRefused(t *testing.T) {
-	theirs, ours := intent("s", "3", "192.0.2.1"), intent("s", "3", "192.0.2.2")
-	f := New([]Intent{theirs})
-	if !f.Covers(theirs) || f.Covers(ours) || f.Covers(intent("s", "4", "192.0.2.1")) || f.Covers(intent("other", "3")) {
+func TestForeignAddressesStayPendingAfterARefusedWrite(t *testing.T) {
+	theirs, ours := newPending("s", "3", "192.0.2.1"), newPending("s", "3", "192.0.2.2")
+	f := NewFence([]Pending{theirs})
+	if !f.CoversPending(theirs) || f.CoversPending(ours) || f.CoversPending(newPending("s", "4", "192.0.2.1")) || f.CoversPending(newPending("other", "3")) {
 		t.Error("a write needs no further pending assignment just where the object shows its base and all of its addresses")
 	}
-	f.Wrote([]Intent{ours})
-	f.Refuse(service("s"), "2")
-	same(t, "a refusal on another base", f.Next(nil), intent("s", "3", "192.0.2.2", "192.0.2.1"))
-	f.Refuse(service("s"), "3")
-	same(t, "after our write was refused", f.Next(nil), theirs)
+	f.RecordWritten([]Pending{ours})
+	f.RecordRefused(serviceKey("s"), "2")
+	wantPending(t, "a refusal on another base", f.NextPending(nil), newPending("s", "3", "192.0.2.2", "192.0.2.1"))
+	f.RecordRefused(serviceKey("s"), "3")
+	wantPending(t, "after our write was refused", f.NextPending(nil), theirs)
 
-	f.Wrote([]Intent{intent("s", "4", "192.0.2.3")})
-	f.Refuse(service("s"), "4")
-	same(t, "on a later base theirs cannot arrive", f.Next(nil))
+	f.RecordWritten([]Pending{newPending("s", "4", "192.0.2.3")})
+	f.RecordRefused(serviceKey("s"), "4")
+	wantPending(t, "on a later base theirs cannot arrive", f.NextPending(nil))
 }
 
-func TestALaterVersionEndsAPendingAssignment(t *testing.T) {
-	f := New([]Intent{intent("s", "10", "192.0.2.1"), intent("behind", "10", "192.0.2.2")})
-	left := f.Review(func(k view.ObjectKey) (string, bool) {
+func TestLaterVersionClosesAPendingAssignment(t *testing.T) {
+	f := NewFence([]Pending{newPending("s", "10", "192.0.2.1"), newPending("behind", "10", "192.0.2.2")})
+	left := f.RemoveSettled(func(k view.ObjectKey) (string, bool) {
 		return map[string]string{"s": "10", "behind": "9"}[k.Name], true
 	})
-	same(t, "a list that is older than a pending assignment ends none", left, intent("behind", "10", "192.0.2.2"), intent("s", "10", "192.0.2.1"))
-	f.Supersede(service("s"), "9")
+	wantPending(t, "a list that is older than a pending assignment ends none", left, newPending("behind", "10", "192.0.2.2"), newPending("s", "10", "192.0.2.1"))
+	f.DropSuperseded(serviceKey("s"), "9")
 	for _, version := range []string{"9", "10"} {
-		if got := f.Addresses(service("s"), version); len(got) != 1 {
+		if got := f.PendingAddresses(serviceKey("s"), version); len(got) != 1 {
 			t.Errorf("a Service of version %s may still get %v, want the address on base 10", version, got)
 		}
 	}
-	if got := f.Addresses(service("s"), "11"); len(got) > 0 || !f.Shows(service("s")) {
+	if got := f.PendingAddresses(serviceKey("s"), "11"); len(got) > 0 || !f.HasPending(serviceKey("s")) {
 		t.Errorf("a Service of version 11 may still get %v, want nothing", got)
 	}
-	f.Supersede(service("s"), "11")
-	if f.Shows(service("s")) || f.Open() != 1 {
+	f.DropSuperseded(serviceKey("s"), "11")
+	if f.HasPending(serviceKey("s")) || f.CountPending() != 1 {
 		t.Error("what is pending on an older base was not ended")
 	}
 }

@@ -19,62 +19,62 @@ import (
 )
 
 // API is what the worker needs of the API server. What Cached and Pools return may be old, and must not be changed; what
-// Live and EachLive return was true when it was asked. An in-memory one is in package memory.
+// Live and ForEachLiveService return was true when it was asked. An in-memory one is in package memory.
 type API interface {
-	// Cached returns a Service, nil when the cache has none.
-	Cached(context.Context, view.ObjectKey) (*corev1.Service, error)
-	// Live returns a Service, nil when there is none.
-	Live(context.Context, view.ObjectKey) (*corev1.Service, error)
-	// EachLive calls visit for every Service of one moment.
-	EachLive(ctx context.Context, visit func(*corev1.Service)) error
-	// Pools returns the pools, the reservations, and the namespaces that they may select.
-	Pools(context.Context) (snapshot.Objects, error)
-	// PatchStatus writes the difference in status and annotations, and returns what the Service is then. It is refused as a
+	// CachedService returns a Service, nil when the cache has none.
+	CachedService(context.Context, view.ObjectKey) (*corev1.Service, error)
+	// LiveService returns a Service, nil when there is none.
+	LiveService(context.Context, view.ObjectKey) (*corev1.Service, error)
+	// ForEachLiveService calls visit for every Service of one moment.
+	ForEachLiveService(ctx context.Context, visit func(*corev1.Service)) error
+	// PoolObjects returns the pools, the reservations, and the namespaces that they may select.
+	PoolObjects(context.Context) (snapshot.Objects, error)
+	// PatchServiceStatus writes the difference in status and annotations, and returns what the Service is then. It is refused as a
 	// conflict when the Service is not what it was before.
-	PatchStatus(ctx context.Context, before, after *corev1.Service) (*corev1.Service, error)
-	// UpdatePool writes the status of a pool.
-	UpdatePool(context.Context, *v1beta1.IPAddressPool) error
-	// UpdateReservation writes the status of a reservation.
-	UpdateReservation(context.Context, *v1alpha1.AddressReservation) error
-	// Probes returns the AddressProbes as the cache has them.
-	Probes(context.Context) ([]v1alpha1.AddressProbe, error)
+	PatchServiceStatus(ctx context.Context, before, after *corev1.Service) (*corev1.Service, error)
+	// UpdatePoolStatus writes the status of a pool.
+	UpdatePoolStatus(context.Context, *v1beta1.IPAddressPool) error
+	// UpdateReservationStatus writes the status of a reservation.
+	UpdateReservationStatus(context.Context, *v1alpha1.AddressReservation) error
+	// AddressProbes returns the AddressProbes as the cache has them.
+	AddressProbes(context.Context) ([]v1alpha1.AddressProbe, error)
 	// CreateProbe creates an AddressProbe in the place of one that has its name, and returns it.
 	CreateProbe(context.Context, *v1alpha1.AddressProbe) (*v1alpha1.AddressProbe, error)
 	// DeleteProbe deletes the AddressProbe of that name, if there is one.
 	DeleteProbe(ctx context.Context, name string) error
-	// Ledger returns the AddressLedger of that name as it is, and makes an empty one when there is none.
-	Ledger(ctx context.Context, name string) (*v1alpha1.AddressLedger, error)
+	// ReadLedger returns the AddressLedger of that name as it is, and makes an empty one when there is none.
+	ReadLedger(ctx context.Context, name string) (*v1alpha1.AddressLedger, error)
 	// SwapLedger writes the AddressLedger, and returns it as written. It is refused as a conflict when it is not the one that was
 	// read, and as not found when it is gone.
 	SwapLedger(context.Context, *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger, error)
 }
 
-// Cluster is the API of a real cluster.
-type Cluster struct {
+// ClusterAPI is the API of a real cluster.
+type ClusterAPI struct {
 	// Client reads from the cache and writes to the API server.
 	Client client.Client
-	// Reader reads from the API server itself.
-	Reader client.Reader
+	// LiveReader reads from the API server itself.
+	LiveReader client.Reader
 	// Namespace holds the configuration and the AddressLedger.
 	Namespace string
 }
 
-var _ API = (*Cluster)(nil)
+var _ API = (*ClusterAPI)(nil)
 
-// pageSize bounds one answer of the API server; a page of Services is about a megabyte.
-const pageSize = 1000
+// listPageSize bounds one answer of the API server; a page of Services is about a megabyte.
+const listPageSize = 1000
 
-// Cached implements API.
-func (c *Cluster) Cached(ctx context.Context, k view.ObjectKey) (*corev1.Service, error) {
-	return service(ctx, c.Client, k)
+// CachedService implements API.
+func (c *ClusterAPI) CachedService(ctx context.Context, k view.ObjectKey) (*corev1.Service, error) {
+	return readService(ctx, c.Client, k)
 }
 
-// Live implements API.
-func (c *Cluster) Live(ctx context.Context, k view.ObjectKey) (*corev1.Service, error) {
-	return service(ctx, c.Reader, k)
+// LiveService implements API.
+func (c *ClusterAPI) LiveService(ctx context.Context, k view.ObjectKey) (*corev1.Service, error) {
+	return readService(ctx, c.LiveReader, k)
 }
 
-func service(ctx context.Context, r client.Reader, k view.ObjectKey) (*corev1.Service, error) {
+func readService(ctx context.Context, r client.Reader, k view.ObjectKey) (*corev1.Service, error) {
 	var s corev1.Service
 	err := r.Get(ctx, client.ObjectKey{Namespace: k.Namespace, Name: k.Name}, &s)
 	if apierrors.IsNotFound(err) {
@@ -86,12 +86,12 @@ func service(ctx context.Context, r client.Reader, k view.ObjectKey) (*corev1.Se
 	return &s, nil
 }
 
-// EachLive implements API. The pages are of one moment, which the API server promises for a list that is continued.
-func (c *Cluster) EachLive(ctx context.Context, visit func(*corev1.Service)) error {
+// ForEachLiveService implements API. The pages are of one moment, which the API server promises for a list that is continued.
+func (c *ClusterAPI) ForEachLiveService(ctx context.Context, visit func(*corev1.Service)) error {
 	var next string
 	for {
 		var page corev1.ServiceList
-		if err := c.Reader.List(ctx, &page, client.Limit(pageSize), client.Continue(next)); err != nil {
+		if err := c.LiveReader.List(ctx, &page, client.Limit(listPageSize), client.Continue(next)); err != nil {
 			return fmt.Errorf("reading all Services: %w", err)
 		}
 		for i := range page.Items {
@@ -103,8 +103,8 @@ func (c *Cluster) EachLive(ctx context.Context, visit func(*corev1.Service)) err
 	}
 }
 
-// Pools implements API.
-func (c *Cluster) Pools(ctx context.Context) (snapshot.Objects, error) {
+// PoolObjects implements API.
+func (c *ClusterAPI) PoolObjects(ctx context.Context) (snapshot.Objects, error) {
 	var pools v1beta1.IPAddressPoolList
 	if err := c.Client.List(ctx, &pools, client.InNamespace(c.Namespace)); err != nil {
 		return snapshot.Objects{}, fmt.Errorf("reading the pools: %w", err)
@@ -117,9 +117,9 @@ func (c *Cluster) Pools(ctx context.Context) (snapshot.Objects, error) {
 	return snapshot.Objects{Pools: pools.Items, Reservations: reservations.Items, Namespaces: namespaces}, err
 }
 
-// PatchStatus implements API, through the status subresource, which carries annotations too.
-func (c *Cluster) PatchStatus(ctx context.Context, before, after *corev1.Service) (*corev1.Service, error) {
-	patch, err := difference(before, after)
+// PatchServiceStatus implements API, through the status subresource, which carries annotations too.
+func (c *ClusterAPI) PatchServiceStatus(ctx context.Context, before, after *corev1.Service) (*corev1.Service, error) {
+	patch, err := statusMergePatch(before, after)
 	if err != nil {
 		return nil, fmt.Errorf("writing down the status of Service %s/%s: %w", before.Namespace, before.Name, err)
 	}
@@ -130,9 +130,9 @@ func (c *Cluster) PatchStatus(ctx context.Context, before, after *corev1.Service
 	return written, nil
 }
 
-// difference is the merge patch (RFC 7386) that makes the one Service the other, in status and annotations. What the cache does not keep of a
+// statusMergePatch is the merge patch (RFC 7386) that makes the one Service the other, in status and annotations. What the cache does not keep of a
 // Service is not in it: each annotation stands for itself, since to leave out the last that is known would take all others too.
-func difference(before, after *corev1.Service) ([]byte, error) {
+func statusMergePatch(before, after *corev1.Service) ([]byte, error) {
 	b, a := &corev1.Service{Status: before.Status}, &corev1.Service{Status: after.Status}
 	status, err := client.MergeFrom(b).Data(a)
 	if err != nil {
@@ -161,25 +161,25 @@ func difference(before, after *corev1.Service) ([]byte, error) {
 	return json.Marshal(patch)
 }
 
-// UpdatePool implements API. The counters are required fields, so that the whole status is written: a merge patch would leave
+// UpdatePoolStatus implements API. The counters are required fields, so that the whole status is written: a merge patch would leave
 // out what is zero on both sides.
-func (c *Cluster) UpdatePool(ctx context.Context, p *v1beta1.IPAddressPool) error {
+func (c *ClusterAPI) UpdatePoolStatus(ctx context.Context, p *v1beta1.IPAddressPool) error {
 	if err := c.Client.Status().Update(ctx, p); err != nil {
 		return fmt.Errorf("writing the status of pool %q: %w", p.Name, err)
 	}
 	return nil
 }
 
-// UpdateReservation implements API.
-func (c *Cluster) UpdateReservation(ctx context.Context, o *v1alpha1.AddressReservation) error {
+// UpdateReservationStatus implements API.
+func (c *ClusterAPI) UpdateReservationStatus(ctx context.Context, o *v1alpha1.AddressReservation) error {
 	if err := c.Client.Status().Update(ctx, o); err != nil {
 		return fmt.Errorf("writing the status of AddressReservation %q: %w", o.Name, err)
 	}
 	return nil
 }
 
-// Probes implements API.
-func (c *Cluster) Probes(ctx context.Context) ([]v1alpha1.AddressProbe, error) {
+// AddressProbes implements API.
+func (c *ClusterAPI) AddressProbes(ctx context.Context) ([]v1alpha1.AddressProbe, error) {
 	var list v1alpha1.AddressProbeList
 	if err := c.Client.List(ctx, &list, client.InNamespace(c.Namespace)); err != nil {
 		return nil, fmt.Errorf("reading the AddressProbes: %w", err)
@@ -188,7 +188,7 @@ func (c *Cluster) Probes(ctx context.Context) ([]v1alpha1.AddressProbe, error) {
 }
 
 // CreateProbe implements API.
-func (c *Cluster) CreateProbe(ctx context.Context, p *v1alpha1.AddressProbe) (*v1alpha1.AddressProbe, error) {
+func (c *ClusterAPI) CreateProbe(ctx context.Context, p *v1alpha1.AddressProbe) (*v1alpha1.AddressProbe, error) {
 	p = p.DeepCopy()
 	p.Namespace = c.Namespace
 	err := c.Client.Create(ctx, p)
@@ -204,7 +204,7 @@ func (c *Cluster) CreateProbe(ctx context.Context, p *v1alpha1.AddressProbe) (*v
 }
 
 // DeleteProbe implements API.
-func (c *Cluster) DeleteProbe(ctx context.Context, name string) error {
+func (c *ClusterAPI) DeleteProbe(ctx context.Context, name string) error {
 	p := &v1alpha1.AddressProbe{}
 	p.Namespace, p.Name = c.Namespace, name
 	if err := c.Client.Delete(ctx, p); client.IgnoreNotFound(err) != nil {
@@ -213,15 +213,15 @@ func (c *Cluster) DeleteProbe(ctx context.Context, name string) error {
 	return nil
 }
 
-// Ledger implements API.
-func (c *Cluster) Ledger(ctx context.Context, name string) (*v1alpha1.AddressLedger, error) {
+// ReadLedger implements API.
+func (c *ClusterAPI) ReadLedger(ctx context.Context, name string) (*v1alpha1.AddressLedger, error) {
 	l := &v1alpha1.AddressLedger{}
 	key := client.ObjectKey{Namespace: c.Namespace, Name: name}
-	err := c.Reader.Get(ctx, key, l)
+	err := c.LiveReader.Get(ctx, key, l)
 	if apierrors.IsNotFound(err) {
 		l.Namespace, l.Name = key.Namespace, key.Name
 		if err = c.Client.Create(ctx, l); apierrors.IsAlreadyExists(err) { // another controller was faster
-			err = c.Reader.Get(ctx, key, l)
+			err = c.LiveReader.Get(ctx, key, l)
 		}
 	}
 	if err != nil {
@@ -231,7 +231,7 @@ func (c *Cluster) Ledger(ctx context.Context, name string) (*v1alpha1.AddressLed
 }
 
 // SwapLedger implements API.
-func (c *Cluster) SwapLedger(ctx context.Context, l *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger, error) {
+func (c *ClusterAPI) SwapLedger(ctx context.Context, l *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger, error) {
 	written := l.DeepCopy()
 	if err := c.Client.Update(ctx, written); err != nil {
 		return nil, fmt.Errorf("writing the AddressLedger: %w", err)

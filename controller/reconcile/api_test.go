@@ -33,14 +33,14 @@ func TestWritesOnARealAPIServer(t *testing.T) {
 	if err := direct.Create(ctx, namespace); client.IgnoreAlreadyExists(err) != nil {
 		t.Fatal(err)
 	}
-	api := &Cluster{Client: direct, Reader: direct, Namespace: names.Namespace}
-	t.Run("a Service", func(t *testing.T) { writesOfAService(ctx, t, direct, api) })
-	t.Run("the AddressLedger", func(t *testing.T) { writesOfTheLedger(ctx, t, direct, api) })
-	t.Run("two controllers at once", func(t *testing.T) { twoAtOnce(ctx, t, config, direct) })
+	api := &ClusterAPI{Client: direct, LiveReader: direct, Namespace: names.Namespace}
+	t.Run("a Service", func(t *testing.T) { testServiceWrites(ctx, t, direct, api) })
+	t.Run("the AddressLedger", func(t *testing.T) { testLedgerWrites(ctx, t, direct, api) })
+	t.Run("two controllers at once", func(t *testing.T) { testTwoLeaders(ctx, t, config, direct) })
 }
 
-func writesOfAService(ctx context.Context, t *testing.T, direct client.Client, api *Cluster) {
-	o := balanced("a")
+func testServiceWrites(ctx context.Context, t *testing.T, direct client.Client, api *ClusterAPI) {
+	o := newLoadBalancer("a")
 	o.Spec.ClusterIPs = nil
 	o.Labels = map[string]string{"tier": "front"}
 	o.Spec.Selector = map[string]string{"app": "a"}
@@ -53,30 +53,30 @@ func writesOfAService(ctx context.Context, t *testing.T, direct client.Client, a
 		t.Fatal(err)
 	}
 	live := func() *corev1.Service {
-		s, err := api.Live(ctx, key("a"))
+		s, err := api.LiveService(ctx, serviceKey("a"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		return s
 	}
 	cached := func() *corev1.Service {
-		s, _ := Compact(live().DeepCopy())
+		s, _ := CompactService(live().DeepCopy())
 		return s.(*corev1.Service)
 	}
 	first, before := live(), cached()
-	given := desired(before, allocate.Decision{Addresses: addressesOf("192.0.2.1"), Reason: names.ReasonAssigned, Text: "assigned"}, "p")
-	written, err := api.PatchStatus(ctx, before, given)
+	given := desiredService(before, allocate.Decision{Addresses: parseAddresses("192.0.2.1"), Reason: names.ReasonAssigned, Text: "assigned"}, "p")
+	written, err := api.PatchServiceStatus(ctx, before, given)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if a := address(written); a.String() != "192.0.2.1" || written.Annotations[names.AnnotationFromPool] != "p" || reason(written) != names.ReasonAssigned {
+	if a := firstAddress(written); a.String() != "192.0.2.1" || written.Annotations[names.AnnotationFromPool] != "p" || assignedReason(written) != names.ReasonAssigned {
 		t.Errorf("it was written as %v %v", written.Annotations, written.Status)
 	}
-	if _, err := api.PatchStatus(ctx, before, given); !apierrors.IsConflict(err) {
+	if _, err := api.PatchServiceStatus(ctx, before, given); !apierrors.IsConflict(err) {
 		t.Errorf("a write on an old state ends with %v, want a conflict", err)
 	}
 	now := cached()
-	if _, err := api.PatchStatus(ctx, now, cleared(now, addressesOf("192.0.2.1"))); err != nil {
+	if _, err := api.PatchServiceStatus(ctx, now, clearedService(now, parseAddresses("192.0.2.1"))); err != nil {
 		t.Fatal(err)
 	}
 	last := live()
@@ -86,12 +86,12 @@ func writesOfAService(ctx context.Context, t *testing.T, direct client.Client, a
 	}
 }
 
-func writesOfTheLedger(ctx context.Context, t *testing.T, direct client.Client, api *Cluster) {
-	l, err := api.Ledger(ctx, names.AddressLedger)
+func testLedgerWrites(ctx context.Context, t *testing.T, direct client.Client, api *ClusterAPI) {
+	l, err := api.ReadLedger(ctx, names.AddressLedger)
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := api.Ledger(ctx, names.AddressLedger)
+	again, err := api.ReadLedger(ctx, names.AddressLedger)
 	if err != nil || again.UID != l.UID {
 		t.Fatalf("a second controller made another one: %v", err)
 	}
@@ -109,7 +109,7 @@ func writesOfTheLedger(ctx context.Context, t *testing.T, direct client.Client, 
 	if _, err := api.SwapLedger(ctx, l); !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
 		t.Errorf("a swap of what was deleted ends with %v, want not found or a conflict", err)
 	}
-	if l, err = api.Ledger(ctx, names.AddressLedger); err != nil || l.Spec.Writer != "" {
+	if l, err = api.ReadLedger(ctx, names.AddressLedger); err != nil || l.Spec.Writer != "" {
 		t.Errorf("what was deleted is made again as %+v: %v", l, err)
 	}
 }

@@ -13,18 +13,18 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// domains are those of the annotations that mean something here.
-var domains = []string{domain(names.AnnotationPool), domain(names.AnnotationPoolOld), domain(names.AnnotationRelease)}
+// annotationDomains are those of the annotations that mean something here.
+var annotationDomains = []string{annotationDomain(names.AnnotationPool), annotationDomain(names.AnnotationPoolOld), annotationDomain(names.AnnotationRelease)}
 
-// domain is what stands before the slash.
-func domain(key string) string {
+// annotationDomain is what stands before the slash.
+func annotationDomain(key string) string {
 	d, _, _ := strings.Cut(key, "/")
 	return d
 }
 
-// Compact is what the cache keeps of a Service: what is looked at, and what is written. A write carries differences alone, so that what
+// CompactService is what the cache keeps of a Service: what is looked at, and what is written. A write carries differences alone, so that what
 // is left out here stays on the API server as it is. It halves what 100,000 Services take.
-func Compact(o any) (any, error) {
+func CompactService(o any) (any, error) {
 	s, ok := o.(*corev1.Service)
 	if !ok {
 		return o, nil
@@ -35,7 +35,7 @@ func Compact(o any) (any, error) {
 		CreationTimestamp: old.CreationTimestamp, DeletionTimestamp: old.DeletionTimestamp,
 	}
 	for k, v := range old.Annotations {
-		if slices.Contains(domains, domain(k)) {
+		if slices.Contains(annotationDomains, annotationDomain(k)) {
 			metav1.SetMetaDataAnnotation(&s.ObjectMeta, view.Intern(k), v)
 		}
 	}
@@ -75,8 +75,8 @@ func Compact(o any) (any, error) {
 	return s, nil
 }
 
-// CompactSlice is what the cache keeps of an EndpointSlice: to which Service it belongs, and one endpoint that can serve, if any can.
-func CompactSlice(o any) (any, error) {
+// CompactEndpointSlice is what the cache keeps of an EndpointSlice: to which Service it belongs, and one endpoint that can serve, if any can.
+func CompactEndpointSlice(o any) (any, error) {
 	if s, ok := o.(*discoveryv1.EndpointSlice); ok {
 		service := s.Labels[discoveryv1.LabelServiceName]
 		s.ObjectMeta = metav1.ObjectMeta{Namespace: s.Namespace, Name: s.Name, UID: s.UID, ResourceVersion: s.ResourceVersion}

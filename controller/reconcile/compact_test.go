@@ -10,12 +10,12 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/gantry-lb/gantry/api/names"
-	"github.com/gantry-lb/gantry/controller/reconcile/memory"
+	"github.com/gantry-lb/gantry/controller/reconcile/apitest"
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// TestTheCacheKeepsWhatDecidesAndWhatIsWritten compares what is seen of a Service before and after the cache took out the rest.
-func TestTheCacheKeepsWhatDecidesAndWhatIsWritten(t *testing.T) {
+// TestCompactedServiceKeepsWhatIsReadAndWritten compares what is seen of a Service before and after the cache took out the rest.
+func TestCompactedServiceKeepsWhatIsReadAndWritten(t *testing.T) {
 	prefer, class := corev1.IPFamilyPolicyPreferDualStack, "example.com/class"
 	tests := map[string]func(*corev1.Service){
 		"plain": func(*corev1.Service) {},
@@ -49,11 +49,11 @@ func TestTheCacheKeepsWhatDecidesAndWhatIsWritten(t *testing.T) {
 	}
 	for name, edit := range tests {
 		t.Run("a Service "+name, func(t *testing.T) {
-			o := balanced("a")
+			o := newLoadBalancer("a")
 			o.UID, o.ResourceVersion, o.Generation = "uid", "7", 3
 			edit(o)
 			whole := o.DeepCopy()
-			if _, err := Compact(o); err != nil {
+			if _, err := CompactService(o); err != nil {
 				t.Fatal(err)
 			}
 			want, got := view.FromService(whole), view.FromService(o)
@@ -70,33 +70,33 @@ func TestTheCacheKeepsWhatDecidesAndWhatIsWritten(t *testing.T) {
 	}
 }
 
-// TestAStartAmongManyWritesTheNewOneAlone starts a controller among 3,000 Services of 100 pools, one of which is new.
-func TestAStartAmongManyWritesTheNewOneAlone(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+// TestStartWritesOnlyTheNewService starts a controller among 3,000 Services of 100 pools, one of which is new.
+func TestStartWritesOnlyTheNewService(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
 		const n = 3000
-		s := memory.NewServer(nil)
+		s := apitest.NewServer(nil)
 		for i := range 100 {
-			s.SetPool(fmt.Sprintf("p%02d", i), pool(fmt.Sprintf("10.0.%d.0/27", i)))
+			s.SetPool(fmt.Sprintf("p%02d", i), poolSpec(fmt.Sprintf("10.0.%d.0/27", i)))
 		}
 		for i := range n {
-			s.Create(balanced(fmt.Sprint("s", i)))
+			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
 		}
-		c := run(t, s, nil, Options{})
+		c := startController(t, s, nil, Options{})
 		time.Sleep(time.Minute)
-		c.end()
-		if w := s.Writes("service"); w != n {
+		c.stopAndWait()
+		if w := s.CountWrites("service"); w != n {
 			t.Fatalf("%d writes for %d Services", w, n)
 		}
-		s.Create(balanced("new"))
-		before := s.Writes("pool")
-		c = run(t, s, nil, Options{})
-		defer c.end()
+		s.CreateService(newLoadBalancer("new"))
+		before := s.CountWrites("pool")
+		c = startController(t, s, nil, Options{})
+		defer c.stopAndWait()
 		time.Sleep(time.Minute)
-		if !address(s.Service(key("new"))).IsValid() {
+		if !firstAddress(s.ServiceByKey(serviceKey("new"))).IsValid() {
 			t.Error("the new Service has no address")
 		}
-		if w := s.Writes("service") - n; w != 1 || s.Writes("pool")-before != 1 {
-			t.Errorf("the start wrote %d Services and %d pools", w, s.Writes("pool")-before)
+		if w := s.CountWrites("service") - n; w != 1 || s.CountWrites("pool")-before != 1 {
+			t.Errorf("the start wrote %d Services and %d pools", w, s.CountWrites("pool")-before)
 		}
 	})
 }

@@ -12,43 +12,43 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// tell records the outcome of a write as events and a line in the log. It is called when the status changed, so that nothing is
+// reportDecision records the outcome of a write as events and a line in the log. It is called when the status changed, so that nothing is
 // repeated on every pass.
-func (r *Services) tell(w *write) {
+func (r *ServiceWorker) reportDecision(w *serviceWrite) {
 	d := w.decision
-	if lost := givenUp(w.before, w.after); lost != "" {
-		r.Tell(w.before, corev1.EventTypeNormal, names.EventClearAssignment, note("given up: "+lost))
+	if lost := lostAddresses(w.before, w.after); lost != "" {
+		r.RecordEvent(w.before, corev1.EventTypeNormal, names.EventClearAssignment, truncateNote("given up: "+lost))
 	}
 	if d.Reason == names.ReasonProbing { // the outcome is told
-		r.Log.Info(d.Text, "service", w.v.Key.String(), "reason", d.Reason)
+		r.Log.Info(d.Text, "service", w.service.Key.String(), "reason", d.Reason)
 		return
 	}
-	kind, reason := eventOf(&w.v, d)
-	r.Tell(w.before, kind, reason, note(string(d.Reason)+": "+d.Text))
-	if d.Reason == names.ReasonAssigned && d.Waiting { // for a family that it would like to have too
-		r.Tell(w.before, corev1.EventTypeNormal, names.EventAdditionalAssignFailed,
+	kind, reason := eventForDecision(&w.service, d)
+	r.RecordEvent(w.before, kind, reason, truncateNote(string(d.Reason)+": "+d.Text))
+	if d.Reason == names.ReasonAssigned && d.WantsMore { // for a family that it would like to have too
+		r.RecordEvent(w.before, corev1.EventTypeNormal, names.EventAdditionalAssignFailed,
 			"no pool that is open to the Service has a free address of the other family: it gets one when there is")
 	}
-	for _, m := range outdated(w.before) {
-		r.Tell(w.before, corev1.EventTypeWarning, names.EventDeprecatedAnnotation, m)
+	for _, m := range deprecatedAnnotations(w.before) {
+		r.RecordEvent(w.before, corev1.EventTypeWarning, names.EventDeprecatedAnnotation, m)
 	}
-	r.Log.Info(d.Text, "service", w.v.Key.String(), "reason", d.Reason)
+	r.Log.Info(d.Text, "service", w.service.Key.String(), "reason", d.Reason)
 }
 
-// noteLimit is how many bytes the API server takes in the note of an event.
-const noteLimit = 1024
+// maxNoteBytes is how many bytes the API server takes in the note of an event.
+const maxNoteBytes = 1024
 
-// note cuts a text short that an event cannot hold; the condition has all of it.
-func note(text string) string {
+// truncateNote cuts a text short that an event cannot hold; the condition has all of it.
+func truncateNote(text string) string {
 	const more = "…"
-	if len(text) <= noteLimit {
+	if len(text) <= maxNoteBytes {
 		return text
 	}
-	return strings.ToValidUTF8(text[:noteLimit-len(more)], "") + more
+	return strings.ToValidUTF8(text[:maxNoteBytes-len(more)], "") + more
 }
 
-// eventOf returns the type of the event for a Decision, and its reason in the words of the metallb.io API.
-func eventOf(v *view.Service, d allocate.Decision) (kind, reason string) {
+// eventForDecision returns the type of the event for a Decision, and its reason in the words of the metallb.io API.
+func eventForDecision(v *view.Service, d allocate.Decision) (kind, reason string) {
 	switch {
 	case d.Reason == names.ReasonNoClusterIP:
 		return corev1.EventTypeWarning, names.EventNoClusterIPs
@@ -62,8 +62,8 @@ func eventOf(v *view.Service, d allocate.Decision) (kind, reason string) {
 	return corev1.EventTypeWarning, names.EventAllocationFailed
 }
 
-// givenUp lists the addresses that a Service had before and has no more; empty when there are none.
-func givenUp(before, after *corev1.Service) string {
+// lostAddresses lists the addresses that a Service had before and has no more; empty when there are none.
+func lostAddresses(before, after *corev1.Service) string {
 	var lost []string
 	for _, in := range before.Status.LoadBalancer.Ingress {
 		still := func(x corev1.LoadBalancerIngress) bool { return x.IP == in.IP }
@@ -74,8 +74,8 @@ func givenUp(before, after *corev1.Service) string {
 	return strings.Join(lost, ", ")
 }
 
-// outdated says of each annotation in its older spelling how it is spelled now.
-func outdated(s *corev1.Service) []string {
+// deprecatedAnnotations says of each annotation in its older spelling how it is spelled now.
+func deprecatedAnnotations(s *corev1.Service) []string {
 	var said []string
 	for _, pair := range [][2]string{
 		{names.AnnotationPoolOld, names.AnnotationPool},

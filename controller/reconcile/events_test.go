@@ -9,37 +9,37 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/gantry-lb/gantry/api/names"
-	"github.com/gantry-lb/gantry/controller/reconcile/memory"
+	"github.com/gantry-lb/gantry/controller/reconcile/apitest"
 )
 
-// TestEventsInTheWordsOfTheAPI has Services do what users of this API filter events on.
-func TestEventsInTheWordsOfTheAPI(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		s := memory.NewServer(nil)
-		s.SetPool("p", pool("192.0.2.0/30"))
-		s.SetPool("q", pool("198.51.100.7"))
-		told := &recorder{}
-		c := run(t, s, nil, Options{Tell: told.tell})
-		defer c.end()
-		old := balanced("old")
+// TestEventReasons has Services do what users of this API filter events on.
+func TestEventReasons(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("192.0.2.0/30"))
+		s.SetPool("q", poolSpec("198.51.100.7"))
+		told := &eventRecorder{}
+		c := startController(t, s, nil, Options{RecordEvent: told.recordEvent})
+		defer c.stopAndWait()
+		old := newLoadBalancer("old")
 		old.Annotations = map[string]string{names.AnnotationPoolOld: "p"}
-		malformed := balanced("malformed")
+		malformed := newLoadBalancer("malformed")
 		malformed.Annotations = map[string]string{names.AnnotationLoadBalancerIPs: "192.0.2.x"}
-		both := balanced("both")
+		both := newLoadBalancer("both")
 		both.Spec.ClusterIPs = append(both.Spec.ClusterIPs, "fd00::1")
 		both.Spec.IPFamilies = append(both.Spec.IPFamilies, corev1.IPv6Protocol)
 		prefer := corev1.IPFamilyPolicyPreferDualStack
 		both.Spec.IPFamilyPolicy = &prefer
-		moving := balanced("moving")
-		require, headless := corev1.IPFamilyPolicyRequireDualStack, balanced("headless")
+		moving := newLoadBalancer("moving")
+		require, headless := corev1.IPFamilyPolicyRequireDualStack, newLoadBalancer("headless")
 		headless.Spec.ClusterIPs, headless.Spec.ClusterIP = []string{"None"}, "None"
-		single := balanced("single")
+		single := newLoadBalancer("single")
 		single.Spec.IPFamilyPolicy = &require
 		for _, o := range []*corev1.Service{old, malformed, both, moving, headless, single} {
-			s.Create(o)
+			s.CreateService(o)
 			time.Sleep(time.Second)
 		}
-		s.Edit(key("moving"), func(o *corev1.Service) {
+		s.EditService(serviceKey("moving"), func(o *corev1.Service) {
 			o.Annotations[names.AnnotationPool] = "q"
 		})
 		time.Sleep(3 * time.Second)
@@ -51,7 +51,7 @@ func TestEventsInTheWordsOfTheAPI(t *testing.T) {
 			"single":    {"Warning not enough clusterips FamilyMismatch: "},
 			"moving":    {"Normal IPAllocated ", "Normal ClearAssignment given up: 192.0.2.2", "Normal IPAllocated "},
 		} {
-			got := told.of(name)
+			got := told.eventsOf(name)
 			for i := range max(len(got), len(want)) {
 				if i >= len(got) || i >= len(want) || !strings.HasPrefix(got[i], want[i]) {
 					t.Errorf("the events of %s are %q, want %q", name, got, want)
@@ -62,20 +62,20 @@ func TestEventsInTheWordsOfTheAPI(t *testing.T) {
 	})
 }
 
-// TestAnEventIsNotRefusedForItsLength quotes what is longer than an event.
-func TestAnEventIsNotRefusedForItsLength(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		s := memory.NewServer(nil)
-		s.SetPool("p", pool("192.0.2.0/30"))
-		told := &recorder{}
-		c := run(t, s, nil, Options{Tell: told.tell})
-		defer c.end()
-		o := balanced("long")
+// TestLongEventNoteIsTruncated quotes what is longer than an event.
+func TestLongEventNoteIsTruncated(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("192.0.2.0/30"))
+		told := &eventRecorder{}
+		c := startController(t, s, nil, Options{RecordEvent: told.recordEvent})
+		defer c.stopAndWait()
+		o := newLoadBalancer("long")
 		o.Annotations = map[string]string{names.AnnotationLoadBalancerIPs: strings.Repeat("é", 2000)}
-		s.Create(o)
+		s.CreateService(o)
 		time.Sleep(time.Second)
-		got := told.of("long")
-		if len(got) != 1 || !strings.HasPrefix(got[0], "Warning LoadBalancerFailed InvalidRequest: ") || len(got[0]) > len("Warning LoadBalancerFailed ")+noteLimit || !utf8.ValidString(got[0]) {
+		got := told.eventsOf("long")
+		if len(got) != 1 || !strings.HasPrefix(got[0], "Warning LoadBalancerFailed InvalidRequest: ") || len(got[0]) > len("Warning LoadBalancerFailed ")+maxNoteBytes || !utf8.ValidString(got[0]) {
 			t.Errorf("the events are %.200q, want one that the API server takes", got)
 		}
 	})

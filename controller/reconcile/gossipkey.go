@@ -14,8 +14,8 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-// GossipKey makes the Secret with the speakers' gossip key.
-type GossipKey struct {
+// GossipKeyCreator makes the Secret with the speakers' gossip key.
+type GossipKeyCreator struct {
 	Client    client.Client
 	Log       *slog.Logger
 	Namespace string
@@ -23,7 +23,7 @@ type GossipKey struct {
 
 // Start creates the Secret unless it is there, and returns when it is. It is never overwritten: speakers with different keys
 // do not hear each other.
-func (g *GossipKey) Start(ctx context.Context) error {
+func (g *GossipKeyCreator) Start(ctx context.Context) error {
 	key := make([]byte, 32)
 	if _, err := rand.Read(key); err != nil {
 		return fmt.Errorf("making a gossip key: %w", err)

@@ -19,155 +19,155 @@ import (
 // loadTimeout bounds one reading of everything.
 const loadTimeout = 2 * time.Minute
 
-// reload loads, and comes again later when that fails.
-func (r *Services) reload(ctx context.Context) {
+// reloadLedger loads, and comes again later when that fails.
+func (r *ServiceWorker) reloadLedger(ctx context.Context) {
 	r.Log.Info("reading all Services", "cause", r.reloadCause)
 	r.Metrics.reloads.WithLabelValues(r.reloadCause).Inc()
-	err := r.load(ctx)
-	r.state.attempt(loading, err == nil)
+	err := r.loadLedger(ctx)
+	r.workerState.recordAttempt(phaseLoading, err == nil)
 	if err == nil {
-		r.failures = 0
+		r.loadFailures = 0
 		r.loaded.Store(true)
-		r.counters.stale = true
+		r.poolCounters.stale = true
 		return
 	}
-	r.failures++
-	r.Log.Error("reading the addresses in use; no address is given before that", "error", err, "again", delay(r.failures))
-	r.pokeAfter(delay(r.failures))
+	r.loadFailures++
+	r.Log.Error("reading the addresses in use; no address is given before that", "error", err, "again", retryDelay(r.loadFailures))
+	r.wakeAfter(retryDelay(r.loadFailures))
 }
 
-// load builds the Ledger anew: from the AddressLedger, and then from the status of all Services, both as the API server itself
+// loadLedger builds the Ledger anew: from the AddressLedger, and then from the status of all Services, both as the API server itself
 // has them. The order matters: what was settled before the one was read shows in the other. Of two Services that hold one
 // address without a right to share it, the older keeps it; the other is served anew.
-func (r *Services) load(ctx context.Context) error {
+func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
 	config, err := r.readConfiguration(ctx)
 	if err != nil {
 		return err
 	}
-	object, err := r.API.Ledger(ctx, names.AddressLedger)
+	object, err := r.API.ReadLedger(ctx, names.AddressLedger)
 	if err != nil {
 		return err
 	}
-	memory, err := r.API.Ledger(ctx, names.WithheldLedger)
+	memory, err := r.API.ReadLedger(ctx, names.WithheldLedger)
 	if err != nil {
 		return err
 	}
-	intents, err := intentsOf(object)
+	intents, err := pendingFromLedger(object)
 	if err != nil {
 		return err
 	}
-	var claimants []claimant
-	seen := map[view.ObjectKey]*record{}
+	var claimants []loadedService
+	seen := map[view.ObjectKey]*serviceRecord{}
 	versions := map[view.ObjectKey]string{}
-	open := fence.New(intents)
+	open := fence.NewFence(intents)
 	shown := map[view.ObjectKey]struct{}{} // the Services that the object shows
 	for _, i := range intents {
 		shown[i.Service] = struct{}{}
 	}
-	err = r.API.EachLive(ctx, func(s *corev1.Service) {
+	err = r.API.ForEachLiveService(ctx, func(s *corev1.Service) {
 		v := view.FromService(s)
 		if _, in := shown[v.Key]; in {
 			versions[v.Key] = s.ResourceVersion
 		}
-		if !r.ours(&v) {
-			if marked(s) {
-				r.inbox.addLater(v.Key)
+		if !r.isServed(&v) {
+			if hasOurMarks(s) {
+				r.queue.addAffected(v.Key)
 			}
 			return
 		}
-		seen[v.Key] = &record{uid: s.UID, version: versionOf(s.ResourceVersion), loaded: versionOf(s.ResourceVersion)}
+		seen[v.Key] = &serviceRecord{uid: s.UID, newestVersion: parseResourceVersion(s.ResourceVersion), loadedVersion: parseResourceVersion(s.ResourceVersion)}
 		if len(v.AssignedAddresses) == 0 {
-			seen[v.Key].waiting = s.CreationTimestamp.Time
+			seen[v.Key].waitingSince = s.CreationTimestamp.Time
 		}
-		claimants = append(claimants, claimantOf(&v))
+		claimants = append(claimants, loadedServiceOf(&v))
 	})
 	if err != nil {
 		return err
 	}
-	left := open.Review(func(k view.ObjectKey) (string, bool) { v, ok := versions[k]; return v, ok })
+	left := open.RemoveSettled(func(k view.ObjectKey) (string, bool) { v, ok := versions[k]; return v, ok })
 	for _, i := range left {
 		if rec := seen[i.Service]; rec != nil { // a list may be older than what another controller saw
-			rec.version = max(rec.version, versionOf(i.Base))
+			rec.newestVersion = max(rec.newestVersion, parseResourceVersion(i.Base))
 		}
 	}
-	r.recall(memory)
-	r.config, r.epoch = config, r.epoch+1
-	r.ledger.Follow(config.snapshot)
-	r.journal.fence, r.journal.object = open, object
-	r.adopt(seen)
-	r.claimAll(claimants, left)
-	r.inbox.answered()
+	r.restoreWithheld(memory)
+	r.configuration, r.ledgerEpoch = config, r.ledgerEpoch+1
+	r.ledger.UseSnapshot(config.snapshot)
+	r.ledgerWriter.fence, r.ledgerWriter.object = open, object
+	r.adoptRecords(seen)
+	r.recordHeldAddresses(claimants, left)
+	r.queue.markProbesChanged()
 	r.Log.Info("the addresses in use are read", "services", len(claimants), "pools", len(config.snapshot.Pools), "intents", len(left))
 	return nil
 }
 
-// adopt takes over what was read of each Service. What waited for the AddressLedger is decided again; what is under way goes on,
+// adoptRecords takes over what was read of each Service. What waited for the AddressLedger is decided again; what is under way goes on,
 // since its Intent is among those that were read.
-func (r *Services) adopt(seen map[view.ObjectKey]*record) {
-	for _, w := range r.journal.staged {
-		r.records[w.v.Key].busy = false
+func (r *ServiceWorker) adoptRecords(seen map[view.ObjectKey]*serviceRecord) {
+	for _, w := range r.ledgerWriter.stagedWrites {
+		r.records[w.service.Key].writeInFlight = false
 	}
-	r.journal.staged = nil
+	r.ledgerWriter.stagedWrites = nil
 	for k, old := range r.records {
 		switch now := seen[k]; {
 		case now != nil:
-			now.busy, now.again, now.failures = old.busy, old.again, old.failures
+			now.writeInFlight, now.changedMeanwhile, now.failures = old.writeInFlight, old.changedMeanwhile, old.failures
 			if old.uid == now.uid {
-				now.version, now.entryRefused = max(now.version, old.version), old.entryRefused
-				if !old.waiting.IsZero() && !now.waiting.IsZero() {
-					now.waiting = old.waiting
+				now.newestVersion, now.entryRefused = max(now.newestVersion, old.newestVersion), old.entryRefused
+				if !old.waitingSince.IsZero() && !now.waitingSince.IsZero() {
+					now.waitingSince = old.waitingSince
 				}
 			}
-		case old.busy:
+		case old.writeInFlight:
 			seen[k] = old
 		default:
-			r.pending.remove(k)
+			r.waitingServices.removeService(k)
 		}
 	}
 	r.records = seen
 }
 
-// claimant is a Service as far as it has to be known when the Ledger is built: small, because all are there at once.
-type claimant struct {
+// loadedService is a Service as far as it has to be known when the Ledger is built: small, because all are there at once.
+type loadedService struct {
 	view.ObjectKey
-	created  int64
-	assigned []netip.Addr
-	pool     string
-	// shares is what its right to share hangs on; nil when it shares with nobody.
-	shares *view.Service
+	createdUnix  int64
+	addresses    []netip.Addr
+	recordedPool string
+	// sharing is what its right to share hangs on; nil when it shares with nobody.
+	sharing *view.Service
 }
 
-func claimantOf(v *view.Service) claimant {
-	c := claimant{ObjectKey: view.ObjectKey{Namespace: view.Intern(v.Key.Namespace), Name: v.Key.Name}, created: v.CreatedUnix, assigned: v.AssignedAddresses, pool: view.Intern(v.RecordedPool)}
+func loadedServiceOf(v *view.Service) loadedService {
+	c := loadedService{ObjectKey: view.ObjectKey{Namespace: view.Intern(v.Key.Namespace), Name: v.Key.Name}, createdUnix: v.CreatedUnix, addresses: v.AssignedAddresses, recordedPool: view.Intern(v.RecordedPool)}
 	if v.SharingKey != "" {
-		c.shares = &view.Service{SharingKey: v.SharingKey, Ports: v.Ports, LocalTrafficPolicy: v.LocalTrafficPolicy, PodSelector: v.PodSelector}
+		c.sharing = &view.Service{SharingKey: v.SharingKey, Ports: v.Ports, LocalTrafficPolicy: v.LocalTrafficPolicy, PodSelector: v.PodSelector}
 	}
 	return c
 }
 
-// service is the claimant as a Service that claims what it has.
-func (c *claimant) service() view.Service {
+// toService is the claimant as a Service that claims what it has.
+func (c *loadedService) toService() view.Service {
 	var v view.Service
-	if c.shares != nil {
-		v = *c.shares
+	if c.sharing != nil {
+		v = *c.sharing
 	}
-	v.Key, v.CreatedUnix, v.AssignedAddresses, v.RecordedPool = c.ObjectKey, c.created, c.assigned, c.pool
+	v.Key, v.CreatedUnix, v.AssignedAddresses, v.RecordedPool = c.ObjectKey, c.createdUnix, c.addresses, c.recordedPool
 	return v
 }
 
-// claimAll records what the Services hold: by their status, and then by Intents that may still arrive. Those that have no address
+// recordHeldAddresses records what the Services hold: by their status, and then by Intents that may still arrive. Those that have no address
 // yet are looked at first, and those with such an Intent, which a write of ours ends.
-func (r *Services) claimAll(all []claimant, left []fence.Intent) {
+func (r *ServiceWorker) recordHeldAddresses(all []loadedService, left []fence.Pending) {
 	suspect := func(k view.ObjectKey) int {
-		if _, is := r.suspects[k]; is {
+		if _, is := r.suspectServices[k]; is {
 			return 1
 		}
 		return 0
 	}
-	slices.SortFunc(all, func(a, b claimant) int {
-		return cmp.Or(cmp.Compare(suspect(a.ObjectKey), suspect(b.ObjectKey)), cmp.Compare(a.created, b.created), a.ObjectKey.Compare(b.ObjectKey))
+	slices.SortFunc(all, func(a, b loadedService) int {
+		return cmp.Or(cmp.Compare(suspect(a.ObjectKey), suspect(b.ObjectKey)), cmp.Compare(a.createdUnix, b.createdUnix), a.ObjectKey.Compare(b.ObjectKey))
 	})
 	intents := map[view.ObjectKey][]netip.Addr{}
 	for _, i := range left {
@@ -175,36 +175,36 @@ func (r *Services) claimAll(all []claimant, left []fence.Intent) {
 	}
 	for i := range all {
 		c := &all[i]
-		if len(c.assigned) == 0 || len(intents[c.ObjectKey]) > 0 {
-			r.inbox.add(c.ObjectKey)
+		if len(c.addresses) == 0 || len(intents[c.ObjectKey]) > 0 {
+			r.queue.addChanged(c.ObjectKey)
 		} else {
-			r.inbox.addLater(c.ObjectKey)
+			r.queue.addAffected(c.ObjectKey)
 		}
-		v := c.service()
-		r.claim(&v, c.assigned)
+		v := c.toService()
+		r.recordStatusAddresses(&v, c.addresses)
 	}
 	for i := range all {
 		if c := &all[i]; len(intents[c.ObjectKey]) > 0 {
-			v := c.service()
-			r.claim(&v, union(c.assigned, intents[c.ObjectKey]))
+			v := c.toService()
+			r.recordStatusAddresses(&v, unionAddresses(c.addresses, intents[c.ObjectKey]))
 		}
 	}
-	clear(r.suspects)
+	clear(r.suspectServices)
 }
 
-// claim records that a Service holds these addresses, as far as nobody else holds them.
-func (r *Services) claim(v *view.Service, addresses []netip.Addr) {
-	free := slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { return !r.ledger.Usable(a, v) })
+// recordStatusAddresses records that a Service holds these addresses, as far as nobody else holds them.
+func (r *ServiceWorker) recordStatusAddresses(v *view.Service, addresses []netip.Addr) {
+	free := slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { return !r.ledger.CanHold(a, v) })
 	if len(free) > 0 {
-		r.ledger.Commit(v, free, v.RecordedPool)
+		r.ledger.CommitAssignment(v, free, v.RecordedPool)
 	}
 }
 
-// intentsOf reads the AddressLedger. One that cannot be read stops everything: to ignore it could give an address twice.
-func intentsOf(l *v1alpha1.AddressLedger) ([]fence.Intent, error) {
-	var out []fence.Intent
+// pendingFromLedger reads the AddressLedger. One that cannot be read stops everything: to ignore it could give an address twice.
+func pendingFromLedger(l *v1alpha1.AddressLedger) ([]fence.Pending, error) {
+	var out []fence.Pending
 	for _, p := range l.Spec.Pending {
-		i := fence.Intent{Service: view.ObjectKey{Namespace: p.Namespace, Name: p.Name}, Base: p.Base}
+		i := fence.Pending{Service: view.ObjectKey{Namespace: p.Namespace, Name: p.Name}, Base: p.Base}
 		for _, text := range p.Addresses {
 			a, err := netip.ParseAddr(text)
 			if err != nil {
@@ -218,8 +218,8 @@ func intentsOf(l *v1alpha1.AddressLedger) ([]fence.Intent, error) {
 	return out, nil
 }
 
-// pendingOf is the reverse of intentsOf.
-func pendingOf(intents []fence.Intent) []v1alpha1.PendingAssignment {
+// pendingForLedger is the reverse of pendingFromLedger.
+func pendingForLedger(intents []fence.Pending) []v1alpha1.PendingAssignment {
 	var out []v1alpha1.PendingAssignment
 	for _, i := range intents {
 		p := v1alpha1.PendingAssignment{Namespace: i.Service.Namespace, Name: i.Service.Name, Base: i.Base}
@@ -231,8 +231,10 @@ func pendingOf(intents []fence.Intent) []v1alpha1.PendingAssignment {
 	return out
 }
 
-// ours says whether the Service is ours to serve.
-func (r *Services) ours(v *view.Service) bool { return v.IsLoadBalancer && v.Class == r.Class }
+// isServed says whether the Service is ours to serve.
+func (r *ServiceWorker) isServed(v *view.Service) bool {
+	return v.IsLoadBalancer && v.Class == r.LoadBalancerClass
+}
 
-// ledgerName is how the AddressLedger is called in messages.
-func (r *Services) ledgerName() string { return r.Namespace + "/" + names.AddressLedger }
+// ledgerLogName is how the AddressLedger is called in messages.
+func (r *ServiceWorker) ledgerLogName() string { return r.Namespace + "/" + names.AddressLedger }

@@ -12,43 +12,43 @@ import (
 	"github.com/gantry-lb/gantry/api/v1beta1"
 )
 
-// collectTime bounds the reading of the pools, which is from memory.
-const collectTime = 5 * time.Second
+// collectTimeout bounds the reading of the pools, which is from memory.
+const collectTimeout = 5 * time.Second
 
-// poolMetric describes a gauge with a value for each pool.
-func poolMetric(name, help string) *prometheus.Desc {
+// newPoolMetric describes a gauge with a value for each pool.
+func newPoolMetric(name, help string) *prometheus.Desc {
 	return prometheus.NewDesc("metallb_allocator_"+name, help, []string{"pool"}, nil)
 }
 
 // The metrics of pools. Despite their names they are no counters: the metallb.io API fixed them.
 var (
-	totalMetric     = poolMetric("addresses_total", "Addresses of the pool, both families together.")
-	totalIPv4Metric = poolMetric("ipv4_addresses_total", "IPv4 addresses of the pool.")
-	totalIPv6Metric = poolMetric("ipv6_addresses_total", "IPv6 addresses of the pool, 2^63-1 at most.")
-	usedMetric      = poolMetric("addresses_in_use_total", "Addresses of the pool that Services have, both families together.")
-	usedIPv4Metric  = poolMetric("ipv4_addresses_in_use_total", "IPv4 addresses of the pool that Services have.")
-	usedIPv6Metric  = poolMetric("ipv6_addresses_in_use_total", "IPv6 addresses of the pool that Services have.")
+	totalMetric     = newPoolMetric("addresses_total", "Addresses of the pool, both families together.")
+	totalIPv4Metric = newPoolMetric("ipv4_addresses_total", "IPv4 addresses of the pool.")
+	totalIPv6Metric = newPoolMetric("ipv6_addresses_total", "IPv6 addresses of the pool, 2^63-1 at most.")
+	usedMetric      = newPoolMetric("addresses_in_use_total", "Addresses of the pool that Services have, both families together.")
+	usedIPv4Metric  = newPoolMetric("ipv4_addresses_in_use_total", "IPv4 addresses of the pool that Services have.")
+	usedIPv6Metric  = newPoolMetric("ipv6_addresses_in_use_total", "IPv6 addresses of the pool that Services have.")
 )
 
-// Metrics export, while this controller leads, how full the pools are, as their status says, and what else is given to it.
+// PoolMetrics export, while this controller leads, how full the pools are, as their status says, and what else is given to it.
 // Controllers that stand by export none of it, so that a pool is counted once.
-type Metrics struct {
+type PoolMetrics struct {
 	Reader    client.Reader
 	Namespace string
 	Log       *slog.Logger
 	Registry  prometheus.Registerer
-	// More is exported beside.
-	More []prometheus.Collector
+	// ExtraCollectors is exported beside.
+	ExtraCollectors []prometheus.Collector
 
-	ctx context.Context // of Start: Collect is not given one
+	startContext context.Context // of Start: Collect is not given one
 }
 
-var _ prometheus.Collector = (*Metrics)(nil)
+var _ prometheus.Collector = (*PoolMetrics)(nil)
 
 // Start exports until ctx ends. A manager calls it once this controller leads.
-func (m *Metrics) Start(ctx context.Context) error {
-	m.ctx = ctx
-	for _, c := range append([]prometheus.Collector{m}, m.More...) {
+func (m *PoolMetrics) Start(ctx context.Context) error {
+	m.startContext = ctx
+	for _, c := range append([]prometheus.Collector{m}, m.ExtraCollectors...) {
 		if err := m.Registry.Register(c); err != nil {
 			return fmt.Errorf("registering the metrics: %w", err)
 		}
@@ -59,15 +59,15 @@ func (m *Metrics) Start(ctx context.Context) error {
 }
 
 // Describe is part of prometheus.Collector.
-func (m *Metrics) Describe(c chan<- *prometheus.Desc) {
+func (m *PoolMetrics) Describe(c chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{totalMetric, totalIPv4Metric, totalIPv6Metric, usedMetric, usedIPv4Metric, usedIPv6Metric} {
 		c <- d
 	}
 }
 
 // Collect is part of prometheus.Collector.
-func (m *Metrics) Collect(c chan<- prometheus.Metric) {
-	ctx, cancel := context.WithTimeout(m.ctx, collectTime)
+func (m *PoolMetrics) Collect(c chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(m.startContext, collectTimeout)
 	defer cancel()
 	var pools v1beta1.IPAddressPoolList
 	if err := m.Reader.List(ctx, &pools, client.InNamespace(m.Namespace)); err != nil {

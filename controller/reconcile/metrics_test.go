@@ -20,7 +20,7 @@ import (
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-func TestMetricsTellFamiliesApart(t *testing.T) {
+func TestPoolMetricsPerFamily(t *testing.T) {
 	scheme, err := configuration.NewScheme()
 	if err != nil {
 		t.Fatal(err)
@@ -31,9 +31,9 @@ func TestMetricsTellFamiliesApart(t *testing.T) {
 	other := pool.DeepCopy()
 	other.Namespace = "elsewhere"
 	registry, gauges := prometheus.NewPedanticRegistry(), &configuration.LoadMetrics{}
-	m := &Metrics{
+	m := &PoolMetrics{
 		Reader: fake.NewClientBuilder().WithScheme(scheme).WithObjects(pool, other).Build(), Namespace: names.Namespace,
-		Log: slog.New(slog.DiscardHandler), Registry: registry, More: []prometheus.Collector{gauges},
+		Log: slog.New(slog.DiscardHandler), Registry: registry, ExtraCollectors: []prometheus.Collector{gauges},
 	}
 	none := func() {
 		t.Helper()

@@ -16,81 +16,81 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// askAgain is when an AddressProbe that nobody answered is made anew: somebody may have deleted it.
-const askAgain = 30 * time.Second
+// probeRetryInterval is when an AddressProbe that nobody answered is made anew: somebody may have deleted it.
+const probeRetryInterval = 30 * time.Second
 
-// probes are the worker's side of the AddressProbes: what it asks the speakers.
-type probes map[netip.Addr]*probe
+// probesByAddress are the worker's side of the AddressProbes: what it asks the speakers.
+type probesByAddress map[netip.Addr]*openProbe
 
-// probe is an address that is asked for.
-type probe struct {
+// openProbe is an address that is asked for.
+type openProbe struct {
 	service view.ObjectKey
 	// uid is that of the object; what another of its name says is old.
 	uid types.UID
-	// busy says that a write of the object is under way.
-	busy bool
-	// asked is when the object was made; failures counts attempts that failed, in a row.
-	asked    time.Time
-	failures int
-	retry    time.Time
+	// writeInFlight says that a write of the object is under way.
+	writeInFlight bool
+	// createdAt is when the object was made; failures counts attempts that failed, in a row.
+	createdAt time.Time
+	failures  int
+	retryAt   time.Time
 }
 
 // probeName is the name of the AddressProbe for an address: each has one, so that two are never asked for at once.
 func probeName(a netip.Addr) string { return strings.ReplaceAll(a.StringExpanded(), ":", "-") }
 
-// probe has the speakers asked for what is proposed, and takes in what they said.
-func (r *Services) probe(ctx context.Context) {
-	if answers := r.inbox.takeAnswers(); answers {
-		r.takeAnswers(ctx)
+// syncProbes has the speakers asked for what is proposed, and takes in what they said.
+func (r *ServiceWorker) syncProbes(ctx context.Context) {
+	if answers := r.queue.takeProbesChanged(); answers {
+		r.readProbeAnswers(ctx)
 	}
-	if !r.ledger.Probing() && len(r.probes) == 0 {
+	if !r.ledger.IsProbing() && len(r.openProbes) == 0 {
 		return
 	}
-	proposed := map[netip.Addr]allocate.Withheld{}
-	for _, w := range r.ledger.Proposed() {
+	proposed := map[netip.Addr]allocate.WithheldAddress{}
+	for _, w := range r.ledger.ProposedAddresses() {
 		proposed[w.Address] = w
 	}
 	now := time.Now()
 	for a, w := range proposed {
-		p := r.probes[a]
+		p := r.openProbes[a]
 		if p == nil {
-			p = &probe{service: w.Service}
-			r.probes[a] = p
+			p = &openProbe{service: w.Service}
+			r.openProbes[a] = p
 		}
-		old := p.uid != "" && now.Sub(p.asked) >= askAgain
-		if p.busy || now.Before(p.retry) || p.uid != "" && p.service == w.Service && !old {
+		old := p.uid != "" && now.Sub(p.createdAt) >= probeRetryInterval
+		if p.writeInFlight || now.Before(p.retryAt) || p.uid != "" && p.service == w.Service && !old {
 			continue
 		}
-		p.service, p.busy, p.uid = w.Service, true, ""
-		r.start(&probeWrite{address: a, object: r.question(a, w.Service)})
+		p.service, p.writeInFlight, p.uid = w.Service, true, ""
+		r.enqueueTask(&probeWrite{address: a, object: r.newAddressProbe(a, w.Service)})
 	}
-	for a, p := range r.probes {
-		if _, wanted := proposed[a]; wanted || p.busy || now.Before(p.retry) {
+	for a, p := range r.openProbes {
+		if _, wanted := proposed[a]; wanted || p.writeInFlight || now.Before(p.retryAt) {
 			continue
 		}
-		p.busy = true
-		r.start(&probeWrite{address: a})
+		p.writeInFlight = true
+		r.enqueueTask(&probeWrite{address: a})
 	}
 }
 
-// question is the AddressProbe for an address.
-func (r *Services) question(a netip.Addr, k view.ObjectKey) *v1alpha1.AddressProbe {
+// newAddressProbe is the AddressProbe for an address.
+func (r *ServiceWorker) newAddressProbe(a netip.Addr, k view.ObjectKey) *v1alpha1.AddressProbe {
 	p := &v1alpha1.AddressProbe{Spec: v1alpha1.AddressProbeSpec{
 		Address: a.String(), Service: v1alpha1.ServiceReference{Namespace: k.Namespace, Name: k.Name},
 	}}
 	p.Name = probeName(a)
-	if pool := r.config.snapshot.PoolContaining(a); pool != nil {
+	if pool := r.configuration.snapshot.PoolContaining(a); pool != nil {
 		p.Spec.Pool = pool.Name
 	}
 	return p
 }
 
-// takeAnswers reads the AddressProbes. One that nobody here asked is of another life, and goes.
-func (r *Services) takeAnswers(ctx context.Context) {
-	all, err := r.API.Probes(ctx)
+// readProbeAnswers reads the AddressProbes. One that nobody here asked is of another life, and goes.
+func (r *ServiceWorker) readProbeAnswers(ctx context.Context) {
+	all, err := r.API.AddressProbes(ctx)
 	if err != nil {
-		r.Log.Error("reading what the speakers found", "error", err, "again", lastDelay)
-		time.AfterFunc(lastDelay, r.inbox.answered)
+		r.Log.Error("reading what the speakers found", "error", err, "again", maxRetryDelay)
+		time.AfterFunc(maxRetryDelay, r.queue.markProbesChanged)
 		return
 	}
 	for i := range all {
@@ -99,34 +99,34 @@ func (r *Services) takeAnswers(ctx context.Context) {
 		if err != nil || probeName(a) != o.Name {
 			continue // not ours
 		}
-		p := r.probes[a]
+		p := r.openProbes[a]
 		switch {
 		case p == nil:
-			r.probes[a] = &probe{busy: true}
-			r.start(&probeWrite{address: a})
-		case p.busy || p.uid != o.UID:
+			r.openProbes[a] = &openProbe{writeInFlight: true}
+			r.enqueueTask(&probeWrite{address: a})
+		case p.writeInFlight || p.uid != o.UID:
 		case o.Status.Outcome == v1alpha1.OutcomeSilent:
-			r.ledger.Silent(a)
-			r.inbox.add(p.service)
+			r.ledger.RecordNoAnswer(a)
+			r.queue.addChanged(p.service)
 		case o.Status.Outcome == v1alpha1.OutcomeAnswered:
-			if r.quarantine(ctx, a, o) {
-				r.inbox.add(p.service)
+			if r.quarantineAddress(ctx, a, o) {
+				r.queue.addChanged(p.service)
 			}
 		}
 	}
 }
 
-// quarantine withholds an address that somebody uses, and says whether it was proposed.
-func (r *Services) quarantine(ctx context.Context, a netip.Addr, o *v1alpha1.AddressProbe) bool {
-	if !slices.ContainsFunc(r.ledger.Proposed(), func(w allocate.Withheld) bool { return w.Address == a }) {
+// quarantineAddress withholds an address that somebody uses, and says whether it was proposed.
+func (r *ServiceWorker) quarantineAddress(ctx context.Context, a netip.Addr, o *v1alpha1.AddressProbe) bool {
+	if !slices.ContainsFunc(r.ledger.ProposedAddresses(), func(w allocate.WithheldAddress) bool { return w.Address == a }) {
 		return false
 	}
-	r.ledger.Answered(a, o.Status.By)
+	r.ledger.RecordAnswer(a, o.Status.By)
 	r.Log.Warn("somebody on the segment uses an address of a pool; it is in quarantine", "address", a, "pool", o.Spec.Pool, "by", o.Status.By,
 		"node", o.Status.Node, "reason", names.ReasonQuarantined)
 	about := view.ObjectKey{Namespace: o.Spec.Service.Namespace, Name: o.Spec.Service.Name}
-	if s, err := r.API.Cached(ctx, about); err == nil && s != nil {
-		r.Tell(s, corev1.EventTypeWarning, names.EventAllocationFailed, string(names.ReasonQuarantined)+": "+o.Status.By+" answered for "+
+	if s, err := r.API.CachedService(ctx, about); err == nil && s != nil {
+		r.RecordEvent(s, corev1.EventTypeWarning, names.EventAllocationFailed, string(names.ReasonQuarantined)+": "+o.Status.By+" answered for "+
 			a.String()+" on the segment of node "+o.Status.Node+"; another address is tried")
 	}
 	return true
@@ -138,8 +138,8 @@ type probeWrite struct {
 	object  *v1alpha1.AddressProbe
 }
 
-// run implements task.
-func (w *probeWrite) run(ctx context.Context, api API) result {
+// runTask implements task.
+func (w *probeWrite) runTask(ctx context.Context, api API) taskResult {
 	var now *v1alpha1.AddressProbe
 	var err error
 	if w.object == nil {
@@ -147,26 +147,26 @@ func (w *probeWrite) run(ctx context.Context, api API) result {
 	} else {
 		now, err = api.CreateProbe(ctx, w.object)
 	}
-	return func(_ context.Context, r *Services) { r.probed(w, now, err) }
+	return func(_ context.Context, r *ServiceWorker) { r.finishProbeWrite(w, now, err) }
 }
 
-// probed takes in what became of a write.
-func (r *Services) probed(w *probeWrite, now *v1alpha1.AddressProbe, err error) {
-	p := r.probes[w.address]
-	p.busy = false
+// finishProbeWrite takes in what became of a write.
+func (r *ServiceWorker) finishProbeWrite(w *probeWrite, now *v1alpha1.AddressProbe, err error) {
+	p := r.openProbes[w.address]
+	p.writeInFlight = false
 	switch {
 	case err != nil:
 		p.failures++
-		wait := delay(p.failures)
-		p.retry = time.Now().Add(wait)
-		r.pokeAfter(wait)
+		wait := retryDelay(p.failures)
+		p.retryAt = time.Now().Add(wait)
+		r.wakeAfter(wait)
 		r.Log.Error("asking the speakers for an address", "address", w.address, "error", err, "reason", names.ReasonWriteFailed, "again", wait)
 	case w.object == nil:
-		delete(r.probes, w.address)
-		r.inbox.poke() // it may have been proposed again meanwhile
+		delete(r.openProbes, w.address)
+		r.queue.wakeWorker() // it may have been proposed again meanwhile
 	default:
-		p.uid, p.asked, p.failures, p.retry = now.UID, time.Now(), 0, time.Time{}
-		r.inbox.answered() // the answer may be there before ours
-		r.pokeAfter(askAgain)
+		p.uid, p.createdAt, p.failures, p.retryAt = now.UID, time.Now(), 0, time.Time{}
+		r.queue.markProbesChanged() // the answer may be there before ours
+		r.wakeAfter(probeRetryInterval)
 	}
 }

@@ -10,41 +10,41 @@ import (
 
 // How long a worker that has work may get nowhere.
 const (
-	// readyTimeout is until it counts as not ready. It is longer than one request may take
+	// readinessTimeout is until it counts as not ready. It is longer than one request may take
 	// (attemptTimeout), so that one that hangs is no sign.
-	readyTimeout = 20 * time.Second
-	// aliveTimeout is until the process is worth a restart. It is longer than one reading of all
+	readinessTimeout = 20 * time.Second
+	// livenessTimeout is until the process is worth a restart. It is longer than one reading of all
 	// Services may take (loadTimeout). An API server that refuses everything is no reason for a
 	// restart: its answers are counted as attempts.
-	aliveTimeout = 5 * time.Minute
+	livenessTimeout = 5 * time.Minute
 )
 
-// phase is a kind of work that the worker does.
-type phase uint8
+// workPhase is a kind of work that the worker does.
+type workPhase uint8
 
 const (
-	loading phase = iota // reading the addresses in use
-	looking              // deciding about Services that changed
-	writing              // having the AddressLedger and the Services' status written
-	phases
+	phaseLoading  workPhase = iota // reading the addresses in use
+	phaseDeciding                  // deciding about Services that changed
+	phaseWriting                   // having the AddressLedger and the Services' status written
+	phaseCount
 )
 
 // String names the work as the end of "no progress in".
-func (p phase) String() string {
+func (p workPhase) String() string {
 	return [...]string{"reading the addresses in use", "deciding about Services", "writing addresses"}[p]
 }
 
-// activity is what was seen of one kind of work.
-type activity struct {
+// phaseActivity is what was seen of one kind of work.
+type phaseActivity struct {
 	// busySince is since when there has been work of the kind without a break; zero while there is none.
 	busySince time.Time
-	// attempted is when an attempt last ended, progressed is when one last led to something.
-	attempted, progressed time.Time
+	// lastAttempt is when an attempt last ended, progressed is when one last led to something.
+	lastAttempt, lastProgress time.Time
 }
 
-// judge says which kind of work has led to nothing for longer than the time-out; nil when none has. A
+// findStuckPhase says which kind of work has led to nothing for longer than the time-out; nil when none has. A
 // judgement of attempts asks whether anything was tried at all.
-func judge(all [phases]activity, now time.Time, timeout time.Duration, last func(activity) time.Time) error {
+func findStuckPhase(all [phaseCount]phaseActivity, now time.Time, timeout time.Duration, last func(phaseActivity) time.Time) error {
 	for p, a := range all {
 		if a.busySince.IsZero() {
 			continue
@@ -54,35 +54,35 @@ func judge(all [phases]activity, now time.Time, timeout time.Duration, last func
 			since = l
 		}
 		if stuck := now.Sub(since); stuck > timeout {
-			return fmt.Errorf("no progress in %s for %s, although there is work: see the log for what the API server answers", phase(p), stuck.Round(time.Second))
+			return fmt.Errorf("no progress in %s for %s, although there is work: see the log for what the API server answers", workPhase(p), stuck.Round(time.Second))
 		}
 	}
 	return nil
 }
 
-// judgeReadiness says why a worker is not ready: it has work that gets nowhere.
-func judgeReadiness(all [phases]activity, now time.Time) error {
-	return judge(all, now, readyTimeout, func(a activity) time.Time { return a.progressed })
+// checkReadiness says why a worker is not ready: it has work that gets nowhere.
+func checkReadiness(all [phaseCount]phaseActivity, now time.Time) error {
+	return findStuckPhase(all, now, readinessTimeout, func(a phaseActivity) time.Time { return a.lastProgress })
 }
 
-// judgeLiveness says why a worker is worth a restart: it has work and does not even try.
-func judgeLiveness(all [phases]activity, now time.Time) error {
-	return judge(all, now, aliveTimeout, func(a activity) time.Time { return a.attempted })
+// checkLiveness says why a worker is worth a restart: it has work and does not even try.
+func checkLiveness(all [phaseCount]phaseActivity, now time.Time) error {
+	return findStuckPhase(all, now, livenessTimeout, func(a phaseActivity) time.Time { return a.lastAttempt })
 }
 
 // workerState is what the worker shows of itself to other goroutines.
 type workerState struct {
 	mu         sync.Mutex // guards all that follows
-	activities [phases]activity
-	// open counts the pending assignments that are not settled, bounded how often as many were open as may be.
-	open, bounded int
+	activities [phaseCount]phaseActivity
+	// pendingCount counts the pending assignments that are not settled, bounded how often as many were open as may be.
+	pendingCount, fullCount int
 }
 
-// show records what work there is now.
-func (s *workerState) show(now time.Time, busy [phases]bool, open int) {
+// setWork records what work there is now.
+func (s *workerState) setWork(now time.Time, busy [phaseCount]bool, open int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.open = open
+	s.pendingCount = open
 	for p := range busy {
 		switch a := &s.activities[p]; {
 		case !busy[p]:
@@ -93,50 +93,50 @@ func (s *workerState) show(now time.Time, busy [phases]bool, open int) {
 	}
 }
 
-// attempt records that an attempt ended, and whether it led to something.
-func (s *workerState) attempt(p phase, progress bool) {
+// recordAttempt records that an attempt ended, and whether it led to something.
+func (s *workerState) recordAttempt(p workPhase, progress bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	a, now := &s.activities[p], time.Now()
-	a.attempted = now
+	a.lastAttempt = now
 	if progress {
-		a.progressed = now
+		a.lastProgress = now
 	}
 }
 
-func (s *workerState) countBounded() {
+func (s *workerState) countLedgerFull() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.bounded++
+	s.fullCount++
 }
 
-func (s *workerState) read() (activities [phases]activity, open, bounded int) {
+func (s *workerState) readState() (activities [phaseCount]phaseActivity, open, bounded int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.activities, s.open, s.bounded
+	return s.activities, s.pendingCount, s.fullCount
 }
 
-// Ready says why the worker should not count as ready, nil when it should. It may be called from any
+// CheckReady says why the worker should not count as ready, nil when it should. It may be called from any
 // goroutine, as Alive and Collectors may.
-func (r *Services) Ready(now time.Time) error {
-	all, _, _ := r.state.read()
-	return judgeReadiness(all, now)
+func (r *ServiceWorker) CheckReady(now time.Time) error {
+	all, _, _ := r.workerState.readState()
+	return checkReadiness(all, now)
 }
 
-// Alive says why the worker should be started again, nil when it should not.
-func (r *Services) Alive(now time.Time) error {
-	all, _, _ := r.state.read()
-	return judgeLiveness(all, now)
+// CheckAlive says why the worker should be started again, nil when it should not.
+func (r *ServiceWorker) CheckAlive(now time.Time) error {
+	all, _, _ := r.workerState.readState()
+	return checkLiveness(all, now)
 }
 
 // Collectors are the metrics of the worker and of the pending assignments.
-func (r *Services) Collectors() []prometheus.Collector {
-	return append(r.workCollectors(),
+func (r *ServiceWorker) Collectors() []prometheus.Collector {
+	return append(r.workerCollectors(),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "gantry_controller_open_pending_assignments", Help: "Services whose status may still be written by a write that was announced in the AddressLedger.",
-		}, func() float64 { _, open, _ := r.state.read(); return float64(open) }),
+		}, func() float64 { _, open, _ := r.workerState.readState(); return float64(open) }),
 		prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name: "gantry_controller_pending_assignments_bounded_total", Help: "How often Services had to wait because as many pending assignments were open as the AddressLedger may hold.",
-		}, func() float64 { _, _, bounded := r.state.read(); return float64(bounded) }),
+		}, func() float64 { _, _, bounded := r.workerState.readState(); return float64(bounded) }),
 	)
 }

@@ -17,14 +17,14 @@ import (
 // and nobody else. It does not say which entry, so that the batch is written in halves until it is found.
 
 const (
-	// refusalsBurst is how many new entries in a row may be refused before the writes slow down: then it
+	// maxRefusalsBurst is how many new entries in a row may be refused before the writes slow down: then it
 	// is not an entry that is refused but the controller, which its RBAC does not allow to write, say.
-	refusalsBurst = 64
-	// refusalsInterval is the least time between two writes then, and between two of entries that were
+	maxRefusalsBurst = 64
+	// refusalInterval is the least time between two writes then, and between two of entries that were
 	// refused before.
-	refusalsInterval = time.Second
-	// refusalText bounds what is quoted of the API server's answer, in bytes.
-	refusalText = 400
+	refusalInterval = time.Second
+	// maxRefusalTextBytes bounds what is quoted of the API server's answer, in bytes.
+	maxRefusalTextBytes = 400
 )
 
 // isPermanentRefusal says whether the API server answers so whenever it is asked the same.
@@ -40,76 +40,76 @@ func isPermanentRefusal(err error) bool {
 	return false
 }
 
-// onlyRefused says whether all staged writes are of Services whose entries were refused before. Those go
+// hasOnlyRefused says whether all staged writes are of Services whose entries were refused before. Those go
 // alone and last, so that nobody waits for them.
-func (j *journal) onlyRefused() bool {
-	return !slices.ContainsFunc(j.staged, func(w *write) bool { return !w.refused })
+func (j *ledgerWriter) hasOnlyRefused() bool {
+	return !slices.ContainsFunc(j.stagedWrites, func(w *serviceWrite) bool { return !w.entryRefused })
 }
 
-// refusalWait is how long the next swap has to wait because of what was refused.
-func (j *journal) refusalWait(now time.Time) time.Duration {
-	if j.refusals <= refusalsBurst && !j.onlyRefused() {
+// refusalDelay is how long the next swap has to wait because of what was refused.
+func (j *ledgerWriter) refusalDelay(now time.Time) time.Duration {
+	if j.refusalsInARow <= maxRefusalsBurst && !j.hasOnlyRefused() {
 		return 0
 	}
-	return j.lastRefusal.Add(refusalsInterval).Sub(now)
+	return j.lastRefusal.Add(refusalInterval).Sub(now)
 }
 
 // acceptBatch notes that the API server has taken the entries of a batch.
-func (r *Services) acceptBatch(batch []*write) {
-	j := &r.journal
-	j.refusals = 0
-	if j.limit *= 2; j.limit >= swapBatch {
-		j.limit = 0
+func (r *ServiceWorker) acceptBatch(batch []*serviceWrite) {
+	j := &r.ledgerWriter
+	j.refusalsInARow = 0
+	if j.batchLimit *= 2; j.batchLimit >= maxSwapBatch {
+		j.batchLimit = 0
 	}
 	for _, w := range batch {
-		r.records[w.v.Key].entryRefused = false
+		r.records[w.service.Key].entryRefused = false
 	}
 }
 
 // splitBatch goes on after the API server has refused a batch for good.
-func (r *Services) splitBatch(batch []*write, err error) {
-	j := &r.journal
+func (r *ServiceWorker) splitBatch(batch []*serviceWrite, err error) {
+	j := &r.ledgerWriter
 	if n := len(batch); n > 1 {
-		j.staged, j.limit = append(batch, j.staged...), n/2
-		r.Log.Info("the API server refuses pending assignments; looking for the Service", "ledger", r.ledgerName(), "services", n, "error", err)
+		j.stagedWrites, j.batchLimit = append(batch, j.stagedWrites...), n/2
+		r.Log.Info("the API server refuses pending assignments; looking for the Service", "ledger", r.ledgerLogName(), "services", n, "error", err)
 		return
 	}
-	if j.lastRefusal = time.Now(); !batch[0].refused {
-		j.refusals++
+	if j.lastRefusal = time.Now(); !batch[0].entryRefused {
+		j.refusalsInARow++
 	}
-	r.failAssignment(batch[0], err)
+	r.failRefusedWrite(batch[0], err)
 }
 
-// failAssignment gives up for a while what was decided for a Service, since the AddressLedger cannot show
+// failRefusedWrite gives up for a while what was decided for a Service, since the AddressLedger cannot show
 // it, and has the Service say so. It keeps what it has.
-func (r *Services) failAssignment(w *write, err error) {
-	rec := r.records[w.v.Key]
+func (r *ServiceWorker) failRefusedWrite(w *serviceWrite, err error) {
+	rec := r.records[w.service.Key]
 	rec.failures++
 	rec.entryRefused = true
-	wait := delay(rec.failures)
-	rec.refused, rec.retry = w.before.ResourceVersion, time.Now().Add(wait)
-	r.problem(w.v.Key, err, wait)
-	r.lookAfter(w.v.Key, wait)
-	r.pending.put(w.v.Key, names.ReasonWriteFailed)
+	wait := retryDelay(rec.failures)
+	rec.refusedVersion, rec.retryAt = w.before.ResourceVersion, time.Now().Add(wait)
+	r.logFailure(w.service.Key, err, wait)
+	r.enqueueAfter(w.service.Key, wait)
+	r.waitingServices.setReason(w.service.Key, names.ReasonWriteFailed)
 
 	text := err.Error()
-	if len(text) > refusalText {
-		text = strings.ToValidUTF8(text[:refusalText], "") + "…"
+	if len(text) > maxRefusalTextBytes {
+		text = strings.ToValidUTF8(text[:maxRefusalTextBytes], "") + "…"
 	}
 	d := allocate.Decision{
-		Addresses: w.v.AssignedAddresses, Pool: w.v.RecordedPool, Reason: names.ReasonWriteFailed, Waiting: true,
+		Addresses: w.service.AssignedAddresses, Pool: w.service.RecordedPool, Reason: names.ReasonWriteFailed, WantsMore: true,
 		Text: "the API server refuses the pending assignment of this Service: " + text +
 			": change what the Service asks for, or what refuses it; it is tried again by and by",
 	}
 	if all := w.before.Annotations[names.AnnotationFromPools]; all != "" {
 		d.Pools = strings.Split(all, ",")
 	}
-	failed := &write{v: w.v, before: w.before, decision: d, pool: d.Pool, held: w.held, epoch: w.epoch}
-	failed.after = desired(w.before, d, d.Pool)
-	if same(failed.before, failed.after) {
-		r.free(w.v.Key)
-		r.revert(w, w.before)
+	failed := &serviceWrite{service: w.service, before: w.before, decision: d, pool: d.Pool, heldBefore: w.heldBefore, ledgerEpoch: w.ledgerEpoch}
+	failed.after = desiredService(w.before, d, d.Pool)
+	if isUnchanged(failed.before, failed.after) {
+		r.unlockService(w.service.Key)
+		r.revertToStatus(w, w.before)
 		return
 	}
-	r.start(failed)
+	r.enqueueTask(failed)
 }

@@ -13,11 +13,11 @@ import (
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1alpha1"
-	"github.com/gantry-lb/gantry/controller/reconcile/memory"
+	"github.com/gantry-lb/gantry/controller/reconcile/apitest"
 )
 
-// refusing says of an AddressLedger that shows one of the Services that it is not wanted.
-func refusing(services ...string) func(*v1alpha1.AddressLedger) error {
+// refuseServices says of an AddressLedger that shows one of the Services that it is not wanted.
+func refuseServices(services ...string) func(*v1alpha1.AddressLedger) error {
 	return func(l *v1alpha1.AddressLedger) error {
 		for _, p := range l.Spec.Pending {
 			if len(services) == 0 || slices.Contains(services, p.Name) {
@@ -28,82 +28,82 @@ func refusing(services ...string) func(*v1alpha1.AddressLedger) error {
 	}
 }
 
-// TestARefusedPendingAssignmentHoldsUpNobody has the API server refuse every AddressLedger that shows one of three Services in a crowd: the
+// TestRefusedPendingAssignmentDelaysNoOtherService has the API server refuse every AddressLedger that shows one of three Services in a crowd: the
 // others are served, the three say why they are not, and are served when they may be.
-func TestARefusedPendingAssignmentHoldsUpNobody(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+func TestRefusedPendingAssignmentDelaysNoOtherService(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
 		bad := []string{"s17", "s18", "s150"}
-		s := memory.NewServer(nil)
-		s.SetPool("p", pool("10.0.0.0/16"))
-		s.RefuseLedger(refusing(bad...))
-		told := &recorder{}
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("10.0.0.0/16"))
+		s.RefuseLedgerWrites(refuseServices(bad...))
+		told := &eventRecorder{}
 		for i := range 200 {
-			s.Create(balanced(fmt.Sprint("s", i)))
+			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
 		}
-		c := run(t, s, briskly, Options{Tell: told.tell})
-		defer c.end()
+		c := startController(t, s, promptDelivery, Options{RecordEvent: told.recordEvent})
+		defer c.stopAndWait()
 		time.Sleep(10 * time.Second)
 		for i := range 200 {
 			name := fmt.Sprint("s", i)
-			o := s.Service(key(name))
+			o := s.ServiceByKey(serviceKey(name))
 			switch {
 			case !slices.Contains(bad, name):
-				if !address(o).IsValid() {
+				if !firstAddress(o).IsValid() {
 					t.Errorf("Service %s has no address: %v", name, o.Status.Conditions)
 				}
-			case address(o).IsValid() || reason(o) != names.ReasonWriteFailed:
-				t.Errorf("Service %s has %v for the reason %q, want none for WriteFailed", name, addresses(o), reason(o))
-			case len(told.of(name)) != 1 || !strings.Contains(told.of(name)[0], "Warning AllocationFailed WriteFailed: "):
-				t.Errorf("the events of %s are %q", name, told.of(name))
+			case firstAddress(o).IsValid() || assignedReason(o) != names.ReasonWriteFailed:
+				t.Errorf("Service %s has %v for the reason %q, want none for WriteFailed", name, ingressAddresses(o), assignedReason(o))
+			case len(told.eventsOf(name)) != 1 || !strings.Contains(told.eventsOf(name)[0], "Warning AllocationFailed WriteFailed: "):
+				t.Errorf("the events of %s are %q", name, told.eventsOf(name))
 			}
 		}
-		before := s.Writes("service")
+		before := s.CountWrites("service")
 		for i := range 20 { // who comes later does not wait for them either
 			name, begun := fmt.Sprint("late", i), time.Now()
-			s.Create(balanced(name))
+			s.CreateService(newLoadBalancer(name))
 			time.Sleep(500 * time.Millisecond)
-			if !address(s.Service(key(name))).IsValid() {
+			if !firstAddress(s.ServiceByKey(serviceKey(name))).IsValid() {
 				t.Errorf("Service %s has no address after %s", name, time.Since(begun))
 			}
 		}
-		refused := s.Refused()
+		refused := s.CountRefused()
 		time.Sleep(10 * time.Minute)
-		if n := s.Refused() - refused; n > 3*25 {
+		if n := s.CountRefused() - refused; n > 3*25 {
 			t.Errorf("what is refused was tried %d times in 10 minutes", n)
 		}
-		if n := s.Writes("service") - before; n > 20 {
+		if n := s.CountWrites("service") - before; n > 20 {
 			t.Errorf("%d status writes for 20 Services", n)
 		}
-		s.RefuseLedger(nil)
-		time.Sleep(lastDelay + time.Second)
+		s.RefuseLedgerWrites(nil)
+		time.Sleep(maxRetryDelay + time.Second)
 		for _, name := range bad {
-			if o := s.Service(key(name)); !address(o).IsValid() || reason(o) != names.ReasonAssigned {
+			if o := s.ServiceByKey(serviceKey(name)); !firstAddress(o).IsValid() || assignedReason(o) != names.ReasonAssigned {
 				t.Errorf("Service %s is not served when it is allowed: %v", name, o.Status.Conditions)
 			}
 		}
 	})
 }
 
-// TestAnAddressLedgerThatIsRefusedAltogether has the API server refuse every pending assignment, as it does a controller without the
+// TestRefusedAddressLedger has the API server refuse every pending assignment, as it does a controller without the
 // right: it is not asked more than once a second in the long run, and all are served when it allows it.
-func TestAnAddressLedgerThatIsRefusedAltogether(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		s := memory.NewServer(nil)
-		s.SetPool("p", pool("10.0.0.0/16"))
-		s.RefuseLedger(refusing())
+func TestRefusedAddressLedger(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("10.0.0.0/16"))
+		s.RefuseLedgerWrites(refuseServices())
 		for i := range 100 {
-			s.Create(balanced(fmt.Sprint("s", i)))
+			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
 		}
-		c := run(t, s, briskly, Options{})
-		defer c.end()
+		c := startController(t, s, promptDelivery, Options{})
+		defer c.stopAndWait()
 		time.Sleep(5 * time.Minute)
-		if n := s.Refused(); n > 2*100+5*60 { // the first is what it takes to find each
+		if n := s.CountRefused(); n > 2*100+5*60 { // the first is what it takes to find each
 			t.Errorf("the AddressLedger was written %d times in 5 minutes", n)
 		}
-		s.RefuseLedger(nil)
+		s.RefuseLedgerWrites(nil)
 		time.Sleep(2 * time.Minute)
-		for _, o := range s.Services() {
-			if !address(o).IsValid() {
+		for _, o := range s.AllServices() {
+			if !firstAddress(o).IsValid() {
 				t.Errorf("Service %s has no address: %v", o.Name, o.Status.Conditions)
 			}
 		}

@@ -10,16 +10,16 @@ import (
 	"github.com/gantry-lb/gantry/api/v1beta1"
 )
 
-// reports are what the speakers say of one Service.
-type reports struct {
+// speakerReports are what the speakers say of one Service.
+type speakerReports struct {
 	l2  []v1beta1.ServiceL2Status
 	bgp []v1beta1.ServiceBGPStatus
 }
 
-func (r reports) announced() bool { return len(r.protocols()) > 0 }
+func (r speakerReports) isAnnounced() bool { return len(r.announcedProtocols()) > 0 }
 
-// protocols lists by what the Service is announced.
-func (r reports) protocols() []string {
+// announcedProtocols lists by what the Service is announced.
+func (r speakerReports) announcedProtocols() []string {
 	var out []string
 	if len(r.l2) > 0 {
 		out = append(out, "layer 2")
@@ -30,10 +30,10 @@ func (r reports) protocols() []string {
 	return out
 }
 
-// tell says by what the Service is announced, and who else claims its addresses. It names no node, so that a failover changes nothing.
-func (r reports) tell() (names.Reason, string) {
-	text := "announced by " + strings.Join(r.protocols(), " and ")
-	contested := r.contested()
+// describeAnnouncement says by what the Service is announced, and who else claims its addresses. It names no node, so that a failover changes nothing.
+func (r speakerReports) describeAnnouncement() (names.Reason, string) {
+	text := "announced by " + strings.Join(r.announcedProtocols(), " and ")
+	contested := r.contestedAddresses()
 	if len(contested) == 0 {
 		return names.ReasonAnnounced, text
 	}
@@ -41,9 +41,9 @@ func (r reports) tell() (names.Reason, string) {
 		text, strings.Join(contested, ", and "))
 }
 
-// contested lists the addresses that foreign hosts claim, each with the Ethernet address of the one that has done so for longest: a
+// contestedAddresses lists the addresses that foreign hosts claim, each with the Ethernet address of the one that has done so for longest: a
 // forger who takes another one for each frame does not have the Service written again and again.
-func (r reports) contested() []string {
+func (r speakerReports) contestedAddresses() []string {
 	var all []v1beta1.AddressConflict
 	for _, s := range r.l2 {
 		if s.Status.Gantry != nil {

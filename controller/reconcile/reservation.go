@@ -15,27 +15,27 @@ import (
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-// advance tells the Ledger the time: cool-downs and reservations end by it. The worker is woken for the next that does.
-func (r *Services) advance() {
-	freed, next := r.ledger.Advance(time.Now())
+// advanceLedgerTime tells the Ledger the time: cool-downs and reservations end by it. The worker is woken for the next that does.
+func (r *ServiceWorker) advanceLedgerTime() {
+	freed, next := r.ledger.AdvanceTime(time.Now())
 	if len(freed) > 0 {
-		r.counters.stale, r.wakePending = true, true
+		r.poolCounters.stale, r.wakeWaiting = true, true
 	}
 	if !next.IsZero() && !next.Equal(r.nextDeadline) {
 		r.nextDeadline = next
-		r.pokeAfter(time.Until(next))
+		r.wakeAfter(time.Until(next))
 	}
 }
 
-// keep has the addresses of a reservation kept, and its status written where it is not what it should be.
-func (r *Services) keep(o *v1alpha1.AddressReservation) {
-	all := r.config.snapshot.Reservations
+// writeReservationStatus has the addresses of a reservation kept, and its status written where it is not what it should be.
+func (r *ServiceWorker) writeReservationStatus(o *v1alpha1.AddressReservation) {
+	all := r.configuration.snapshot.Reservations
 	i := slices.IndexFunc(all, func(p *snapshot.Reservation) bool { return p.Name == o.Name })
 	if i < 0 { // younger than what we know, or unreadable
 		return
 	}
-	d := allocate.DecideReservation(all[i], r.ledger, r.config.snapshot)
-	r.ledger.Keep(all[i], d.Addresses)
+	d := allocate.DecideReservation(all[i], r.ledger, r.configuration.snapshot)
+	r.ledger.KeepReserved(all[i], d.Addresses)
 	after := v1alpha1.AddressReservationStatus{Conditions: slices.Clone(o.Status.Conditions)}
 	for _, a := range d.Addresses {
 		after.Addresses = append(after.Addresses, a.String())
@@ -48,11 +48,11 @@ func (r *Services) keep(o *v1alpha1.AddressReservation) {
 	}
 	meta.SetStatusCondition(&after.Conditions, cond)
 	about := snapshot.ObjectReference{Kind: "AddressReservation", Namespace: o.Namespace, Name: o.Name}
-	meta.SetStatusCondition(&after.Conditions, valid(about, o.Generation, r.config.problems))
+	meta.SetStatusCondition(&after.Conditions, validCondition(about, o.Generation, r.configuration.problems))
 	if equality.Semantic.DeepEqual(o.Status, after) {
 		return
 	}
 	o = o.DeepCopy()
 	o.Status = after
-	r.writeStatus(&statusWrite{"an AddressReservation", "reservation", o.Name, func(ctx context.Context, api API) error { return api.UpdateReservation(ctx, o) }})
+	r.startStatusWrite(&statusWrite{"an AddressReservation", "reservation", o.Name, func(ctx context.Context, api API) error { return api.UpdateReservationStatus(ctx, o) }})
 }

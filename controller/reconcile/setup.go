@@ -17,18 +17,18 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// Setup has the worker run while mgr leads, with news from mgr's cache. The cache fills while the controller stands by, so that it
+// RegisterWorker has the worker run while mgr leads, with news from mgr's cache. The cache fills while the controller stands by, so that it
 // can begin at once when it leads.
-func (r *Services) Setup(ctx context.Context, mgr manager.Manager) error {
+func (r *ServiceWorker) RegisterWorker(ctx context.Context, mgr manager.Manager) error {
 	feeds := []struct {
 		object  client.Object
 		handler cache.ResourceEventHandler
 	}{
-		{&corev1.Service{}, r.serviceEvents()},
-		{&v1beta1.IPAddressPool{}, r.configEvents()},
-		{&v1alpha1.AddressReservation{}, r.configEvents()},
-		{&v1alpha1.AddressProbe{}, r.probeEvents()},
-		{configuration.NewMetadataObject("Namespace"), r.configEvents()},
+		{&corev1.Service{}, r.serviceEventHandler()},
+		{&v1beta1.IPAddressPool{}, r.configurationEventHandler()},
+		{&v1alpha1.AddressReservation{}, r.configurationEventHandler()},
+		{&v1alpha1.AddressProbe{}, r.probeEventHandler()},
+		{configuration.NewMetadataObject("Namespace"), r.configurationEventHandler()},
 	}
 	for _, f := range feeds {
 		// The API server may be away: mgr waits for the cache when it starts.
@@ -46,11 +46,11 @@ func (r *Services) Setup(ctx context.Context, mgr manager.Manager) error {
 	return nil
 }
 
-// serviceEvents tells the worker which Services changed.
-func (r *Services) serviceEvents() cache.ResourceEventHandler {
+// serviceEventHandler tells the worker which Services changed.
+func (r *ServiceWorker) serviceEventHandler() cache.ResourceEventHandler {
 	add := func(o any) {
 		if s, ok := o.(*corev1.Service); ok {
-			r.Changed(view.ObjectKey{Namespace: s.Namespace, Name: s.Name})
+			r.ServiceChanged(view.ObjectKey{Namespace: s.Namespace, Name: s.Name})
 		}
 	}
 	return cache.ResourceEventHandlerFuncs{
@@ -61,21 +61,21 @@ func (r *Services) serviceEvents() cache.ResourceEventHandler {
 				o = unknown.Obj
 			}
 			if s, ok := o.(*corev1.Service); ok {
-				r.Deleted(s)
+				r.ServiceDeleted(s)
 			}
 		},
 	}
 }
 
-// probeEvents tells the worker that a speaker may have said something about an address.
-func (r *Services) probeEvents() cache.ResourceEventHandler {
-	poke := func(any) { r.Answered() }
+// probeEventHandler tells the worker that a speaker may have said something about an address.
+func (r *ServiceWorker) probeEventHandler() cache.ResourceEventHandler {
+	poke := func(any) { r.ProbesChanged() }
 	return cache.ResourceEventHandlerFuncs{AddFunc: poke, UpdateFunc: func(_, o any) { poke(o) }, DeleteFunc: poke}
 }
 
-// configEvents tells the worker that the configuration changed, or that somebody wrote a status that may not be right.
-func (r *Services) configEvents() cache.ResourceEventHandler {
-	change := func(any) { r.Reconfigured() }
+// configurationEventHandler tells the worker that the configuration changed, or that somebody wrote a status that may not be right.
+func (r *ServiceWorker) configurationEventHandler() cache.ResourceEventHandler {
+	change := func(any) { r.ConfigurationChanged() }
 	return cache.ResourceEventHandlerFuncs{
 		AddFunc:    change,
 		DeleteFunc: change,
@@ -83,7 +83,7 @@ func (r *Services) configEvents() cache.ResourceEventHandler {
 			before, ok1 := o.(client.Object)
 			after, ok2 := n.(client.Object)
 			if ok1 && ok2 && before.GetUID() == after.GetUID() && before.GetGeneration() == after.GetGeneration() && maps.Equal(before.GetLabels(), after.GetLabels()) {
-				r.inbox.recount()
+				r.queue.markPoolStatusChanged()
 				return
 			}
 			change(n)
@@ -91,17 +91,17 @@ func (r *Services) configEvents() cache.ResourceEventHandler {
 	}
 }
 
-// Changed tells the worker that a Service is new or has changed. It may be called from any goroutine, as Deleted and Reconfigured
+// ServiceChanged tells the worker that a Service is new or has changed. It may be called from any goroutine, as Deleted and Reconfigured
 // may.
-func (r *Services) Changed(k view.ObjectKey) { r.inbox.add(k) }
+func (r *ServiceWorker) ServiceChanged(k view.ObjectKey) { r.queue.addChanged(k) }
 
-// Deleted tells the worker that this very Service is gone.
-func (r *Services) Deleted(s *corev1.Service) {
-	r.inbox.deleted(view.ObjectKey{Namespace: s.Namespace, Name: s.Name}, s.UID)
+// ServiceDeleted tells the worker that this very Service is gone.
+func (r *ServiceWorker) ServiceDeleted(s *corev1.Service) {
+	r.queue.addDeleted(view.ObjectKey{Namespace: s.Namespace, Name: s.Name}, s.UID)
 }
 
-// Answered tells the worker that AddressProbes changed.
-func (r *Services) Answered() { r.inbox.answered() }
+// ProbesChanged tells the worker that AddressProbes changed.
+func (r *ServiceWorker) ProbesChanged() { r.queue.markProbesChanged() }
 
-// Reconfigured tells the worker that a configuration object or a namespace changed.
-func (r *Services) Reconfigured() { r.inbox.reconfigured() }
+// ConfigurationChanged tells the worker that a configuration object or a namespace changed.
+func (r *ServiceWorker) ConfigurationChanged() { r.queue.markConfigurationChanged() }

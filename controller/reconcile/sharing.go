@@ -20,166 +20,166 @@ import (
 
 // Limits of what a broken right to share may cost.
 const (
-	// maxChecks is how many checks in a row may lead to nothing before all Services are read. With
+	// maxSharingChecks is how many checks in a row may lead to nothing before all Services are read. With
 	// the delays between them it is about six seconds.
-	maxChecks = 7
+	maxSharingChecks = 7
 	// reloadInterval is the least time between two readings of all Services for that cause.
 	reloadInterval = 30 * time.Second
 )
 
-// sharingCheck asks the API server about a Service whose status shows addresses that others hold, and
+// sharingCheckTask asks the API server about a Service whose status shows addresses that others hold, and
 // about one of these holders for each address.
-type sharingCheck struct {
-	service view.ObjectKey
-	holders []view.ObjectKey
-	epoch   int
+type sharingCheckTask struct {
+	service     view.ObjectKey
+	holders     []view.ObjectKey
+	ledgerEpoch int
 }
 
-// checkSharing starts a check. Until it has ended nothing is decided for the Service.
-func (r *Services) checkSharing(v *view.Service) {
-	r.records[v.Key].busy = true
-	c := &sharingCheck{service: v.Key, epoch: r.epoch}
+// startSharingCheck starts a check. Until it has ended nothing is decided for the Service.
+func (r *ServiceWorker) startSharingCheck(v *view.Service) {
+	r.records[v.Key].writeInFlight = true
+	c := &sharingCheckTask{service: v.Key, ledgerEpoch: r.ledgerEpoch}
 	for _, a := range v.AssignedAddresses {
-		if rivals := r.ledger.Rivals(a, v); len(rivals) > 0 && !slices.Contains(c.holders, rivals[0]) {
+		if rivals := r.ledger.ConflictingHolders(a, v); len(rivals) > 0 && !slices.Contains(c.holders, rivals[0]) {
 			c.holders = append(c.holders, rivals[0])
 		}
 	}
-	r.start(c)
+	r.enqueueTask(c)
 }
 
-// run implements task.
-func (c *sharingCheck) run(ctx context.Context, api API) result {
+// runTask implements task.
+func (c *sharingCheckTask) runTask(ctx context.Context, api API) taskResult {
 	live := map[view.ObjectKey]*corev1.Service{}
 	for _, k := range append([]view.ObjectKey{c.service}, c.holders...) {
-		s, err := api.Live(ctx, k)
+		s, err := api.LiveService(ctx, k)
 		if err != nil {
-			return func(_ context.Context, r *Services) { r.retryCheck(c, err) }
+			return func(_ context.Context, r *ServiceWorker) { r.retrySharingCheck(c, err) }
 		}
 		live[k] = s
 	}
-	return func(_ context.Context, r *Services) { r.finishCheck(c, live) }
+	return func(_ context.Context, r *ServiceWorker) { r.finishSharingCheck(c, live) }
 }
 
-// retryCheck has a Service looked at again whose check got no answer.
-func (r *Services) retryCheck(c *sharingCheck, err error) {
-	rec := r.free(c.service)
+// retrySharingCheck has a Service looked at again whose check got no answer.
+func (r *ServiceWorker) retrySharingCheck(c *sharingCheckTask, err error) {
+	rec := r.unlockService(c.service)
 	rec.failures++
-	r.problem(c.service, err, delay(rec.failures))
-	r.lookAfter(c.service, delay(rec.failures))
+	r.logFailure(c.service, err, retryDelay(rec.failures))
+	r.enqueueAfter(c.service, retryDelay(rec.failures))
 }
 
-// finishCheck takes in what the API server says of the Services of a check. An answer from before the
+// finishSharingCheck takes in what the API server says of the Services of a check. An answer from before the
 // Ledger was built anew counts for nothing.
-func (r *Services) finishCheck(c *sharingCheck, live map[view.ObjectKey]*corev1.Service) {
-	rec, s := r.free(c.service), live[c.service]
+func (r *ServiceWorker) finishSharingCheck(c *sharingCheckTask, live map[view.ObjectKey]*corev1.Service) {
+	rec, s := r.unlockService(c.service), live[c.service]
 	switch {
-	case c.epoch != r.epoch:
-		r.inbox.add(c.service)
+	case c.ledgerEpoch != r.ledgerEpoch:
+		r.queue.addChanged(c.service)
 		return
 	case s == nil || s.UID != rec.uid:
-		r.release(c.service, "the Service is gone")
+		r.releaseService(c.service, "the Service is gone")
 		return
 	}
-	rec.version = max(rec.version, versionOf(s.ResourceVersion))
-	h := &holder{view.FromService(s), s.ResourceVersion}
-	if !r.ours(&h.Service) { // it is dismissed when the cache shows it so
-		r.inbox.add(c.service)
+	rec.newestVersion = max(rec.newestVersion, parseResourceVersion(s.ResourceVersion))
+	h := &liveService{view.FromService(s), s.ResourceVersion}
+	if !r.isServed(&h.Service) { // it is dismissed when the cache shows it so
+		r.queue.addChanged(c.service)
 		return
 	}
-	holders := map[view.ObjectKey]*holder{}
+	holders := map[view.ObjectKey]*liveService{}
 	for _, k := range c.holders {
-		if other := r.refreshHolder(k, live[k]); other != nil {
+		if other := r.refreshLiveService(k, live[k]); other != nil {
 			holders[k] = other
 		}
 	}
 	switch {
-	case !r.clashes(&h.Service):
-		r.keepUsable(h)
-	case r.exchange(h, holders):
-	case r.lost(&h.Service, holders):
+	case !r.hasSharingConflict(&h.Service):
+		r.recordHoldable(h)
+	case r.exchangeSharers(h, holders):
+	case r.hasLostAddresses(&h.Service, holders):
 		r.Log.Info("a Service has no right any more to an address that it has", "service", h.Key.String(), "addresses", h.AssignedAddresses)
-		r.keepUsable(h)
-		rec.loaded = versionOf(h.version)
+		r.recordHoldable(h)
+		rec.loadedVersion = parseResourceVersion(h.version)
 	default:
-		r.checkLater(rec, h.Key)
+		r.scheduleSharingCheck(rec, h.Key)
 		return
 	}
-	rec.checks, rec.failures = 0, 0
-	r.inbox.add(c.service)
+	rec.sharingChecks, rec.failures = 0, 0
+	r.queue.addChanged(c.service)
 }
 
-// refreshHolder takes in what the API server says of a holder, and returns the holder as it is; nil
+// refreshLiveService takes in what the API server says of a holder, and returns the holder as it is; nil
 // when it is not ours any more, or when a write to it is under way, which says more.
-func (r *Services) refreshHolder(k view.ObjectKey, s *corev1.Service) *holder {
+func (r *ServiceWorker) refreshLiveService(k view.ObjectKey, s *corev1.Service) *liveService {
 	rec := r.records[k]
 	switch {
-	case rec == nil || rec.busy:
+	case rec == nil || rec.writeInFlight:
 		return nil
 	case s == nil || s.UID != rec.uid:
-		r.release(k, "the Service is gone")
-		r.inbox.add(k)
+		r.releaseService(k, "the Service is gone")
+		r.queue.addChanged(k)
 		return nil
 	}
-	h := &holder{view.FromService(s), s.ResourceVersion}
-	rec.version = max(rec.version, versionOf(h.version))
-	r.inbox.add(k)
-	if !r.ours(&h.Service) {
+	h := &liveService{view.FromService(s), s.ResourceVersion}
+	rec.newestVersion = max(rec.newestVersion, parseResourceVersion(h.version))
+	r.queue.addChanged(k)
+	if !r.isServed(&h.Service) {
 		return nil
 	}
 	// One whose status somebody has wiped holds what it had until its status says so again.
-	if len(h.AssignedAddresses) > 0 && !r.clashes(&h.Service) {
-		r.keepUsable(h)
+	if len(h.AssignedAddresses) > 0 && !r.hasSharingConflict(&h.Service) {
+		r.recordHoldable(h)
 	}
 	return h
 }
 
-// holder is a Service as the API server has it.
-type holder struct {
+// liveService is a Service as the API server has it.
+type liveService struct {
 	view.Service
 	version string
 }
 
-// keepUsable records that a Service holds what its status shows, and what a pending assignment may yet
+// recordHoldable records that a Service holds what its status shows, and what a pending assignment may yet
 // write there, as far as nobody else is in the way.
-func (r *Services) keepUsable(h *holder) {
-	before, _ := r.ledger.Held(h.Key)
-	now := slices.DeleteFunc(union(h.AssignedAddresses, r.journal.fence.Addresses(h.Key, h.version)), func(a netip.Addr) bool {
-		return !r.ledger.Usable(a, &h.Service)
+func (r *ServiceWorker) recordHoldable(h *liveService) {
+	before, _ := r.ledger.AssignmentOf(h.Key)
+	now := slices.DeleteFunc(unionAddresses(h.AssignedAddresses, r.ledgerWriter.fence.PendingAddresses(h.Key, h.version)), func(a netip.Addr) bool {
+		return !r.ledger.CanHold(a, &h.Service)
 	})
-	r.ledger.Commit(&h.Service, now, h.RecordedPool)
+	r.ledger.CommitAssignment(&h.Service, now, h.RecordedPool)
 	for _, a := range before.Addresses {
 		switch {
 		case slices.Contains(now, a):
-		case len(r.ledger.Holders(a)) == 0:
-			r.counters.stale, r.wakePending = true, true
+		case len(r.ledger.HoldersOf(a)) == 0:
+			r.poolCounters.stale, r.wakeWaiting = true, true
 		default:
 			r.wakeSharers = true
 		}
 	}
 }
 
-// wake has those Services looked at that wait for what has become free: all of them, or only those that
+// queueWaiting has those Services looked at that wait for what has become free: all of them, or only those that
 // may share an address. Anybody can change a right to share as often as he likes, and most do not share.
-func (r *Services) wake() {
-	keys := sorted(r.pending.reasons)
-	if !r.wakePending {
+func (r *ServiceWorker) queueWaiting() {
+	keys := sortedKeys(r.waitingServices.reasonByService)
+	if !r.wakeWaiting {
 		keys = slices.DeleteFunc(keys, func(k view.ObjectKey) bool {
 			rec := r.records[k]
 			return rec == nil || rec.sharing == ""
 		})
 	}
-	r.wakePending, r.wakeSharers = false, false
-	r.inbox.addLater(keys...)
+	r.wakeWaiting, r.wakeSharers = false, false
+	r.queue.addAffected(keys...)
 }
 
-// lost says whether the Service has lost each address that others hold, as far as the Ledger knows:
+// hasLostAddresses says whether the Service has lost each address that others hold, as far as the Ledger knows:
 // the API server shows the address with a holder that may not share it with the Service.
-func (r *Services) lost(v *view.Service, holders map[view.ObjectKey]*holder) bool {
+func (r *ServiceWorker) hasLostAddresses(v *view.Service, holders map[view.ObjectKey]*liveService) bool {
 	for _, a := range v.AssignedAddresses {
-		rivals := r.ledger.Rivals(a, v)
+		rivals := r.ledger.ConflictingHolders(a, v)
 		proof := func(k view.ObjectKey) bool {
 			h := holders[k]
-			return h != nil && slices.Contains(h.AssignedAddresses, a) && !allocate.MayShare(v, &h.Service)
+			return h != nil && slices.Contains(h.AssignedAddresses, a) && !allocate.CanShareAddress(v, &h.Service)
 		}
 		if len(rivals) > 0 && !slices.ContainsFunc(rivals, proof) {
 			return false
@@ -188,15 +188,15 @@ func (r *Services) lost(v *view.Service, holders map[view.ObjectKey]*holder) boo
 	return true
 }
 
-// exchange records Services that were all edited so that they may share again, while the Ledger still
+// exchangeSharers records Services that were all edited so that they may share again, while the Ledger still
 // has each as it was before and so in the way of the others. It returns false, and changes nothing,
 // when that is not how it is.
-func (r *Services) exchange(h *holder, holders map[view.ObjectKey]*holder) bool {
-	var edited []*holder
+func (r *ServiceWorker) exchangeSharers(h *liveService, holders map[view.ObjectKey]*liveService) bool {
+	var edited []*liveService
 	for _, a := range h.AssignedAddresses {
-		for _, k := range r.ledger.Rivals(a, &h.Service) {
+		for _, k := range r.ledger.ConflictingHolders(a, &h.Service) {
 			other := holders[k]
-			if other == nil || len(other.AssignedAddresses) == 0 || !allocate.MayShare(&h.Service, &other.Service) || !r.onlyRival(h.Key, &other.Service) {
+			if other == nil || len(other.AssignedAddresses) == 0 || !allocate.CanShareAddress(&h.Service, &other.Service) || !r.isOnlyConflict(h.Key, &other.Service) {
 				return false
 			}
 			edited = append(edited, other)
@@ -204,54 +204,54 @@ func (r *Services) exchange(h *holder, holders map[view.ObjectKey]*holder) bool 
 	}
 	for i, x := range edited {
 		for _, y := range edited[:i] {
-			if x != y && !allocate.MayShare(&x.Service, &y.Service) {
+			if x != y && !allocate.CanShareAddress(&x.Service, &y.Service) {
 				return false
 			}
 		}
 	}
-	r.keepUsable(h)
+	r.recordHoldable(h)
 	for _, other := range edited {
-		r.keepUsable(other)
+		r.recordHoldable(other)
 	}
-	r.keepUsable(h)
+	r.recordHoldable(h)
 	return true
 }
 
-// onlyRival says whether nobody but the Service k is in the way of what the other Service shows.
-func (r *Services) onlyRival(k view.ObjectKey, h *view.Service) bool {
+// isOnlyConflict says whether nobody but the Service k is in the way of what the other Service shows.
+func (r *ServiceWorker) isOnlyConflict(k view.ObjectKey, h *view.Service) bool {
 	return !slices.ContainsFunc(h.AssignedAddresses, func(a netip.Addr) bool {
-		return slices.ContainsFunc(r.ledger.Rivals(a, h), func(rival view.ObjectKey) bool { return rival != k })
+		return slices.ContainsFunc(r.ledger.ConflictingHolders(a, h), func(rival view.ObjectKey) bool { return rival != k })
 	})
 }
 
-// checkLater has a Service checked again of which the API server's answers did not tell enough, and all
+// scheduleSharingCheck has a Service checked again of which the API server's answers did not tell enough, and all
 // Services read when that goes on. The Service keeps what it has until then.
-func (r *Services) checkLater(rec *record, k view.ObjectKey) {
-	rec.checks++
-	if rec.checks < maxChecks {
-		r.lookAfter(k, delay(rec.checks))
+func (r *ServiceWorker) scheduleSharingCheck(rec *serviceRecord, k view.ObjectKey) {
+	rec.sharingChecks++
+	if rec.sharingChecks < maxSharingChecks {
+		r.enqueueAfter(k, retryDelay(rec.sharingChecks))
 		return
 	}
 	if wait := time.Until(r.lastReload.Add(reloadInterval)); wait > 0 {
-		r.lookAfter(k, wait)
+		r.enqueueAfter(k, wait)
 		return
 	}
 	r.lastReload = time.Now()
-	r.suspects[k] = struct{}{}
-	r.requireReload(causeSharing)
+	r.suspectServices[k] = struct{}{}
+	r.requireReload(reloadCauseSharing)
 }
 
 // Causes of a reading of all Services, as the metric gantry_controller_reloads_total names them.
 const (
-	causeStart         = "Start"
-	causeSharing       = "SharingUnclear"
-	causeLedgerChanged = "LedgerChanged"
-	causeLedgerDeleted = "LedgerDeleted"
+	reloadCauseStart         = "Start"
+	reloadCauseSharing       = "SharingUnclear"
+	reloadCauseLedgerChanged = "LedgerChanged"
+	reloadCauseLedgerDeleted = "LedgerDeleted"
 )
 
 // requireReload has all Services read before anything else is decided.
-func (r *Services) requireReload(cause string) {
+func (r *ServiceWorker) requireReload(cause string) {
 	r.reloadCause = cause
 	r.loaded.Store(false)
-	r.inbox.poke()
+	r.queue.wakeWorker()
 }

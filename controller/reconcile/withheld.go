@@ -16,99 +16,99 @@ import (
 
 // Limits of what is remembered of addresses that are withheld.
 const (
-	// maxWithheld bounds the entries of the object, and so its size to about 1 MB.
-	maxWithheld = 4096
+	// maxWithheldEntries bounds the entries of the object, and so its size to about 1 MB.
+	maxWithheldEntries = 4096
 	// withheldInterval bounds how often it is written. A cool-down that began less than this before a crash is lost.
 	withheldInterval = time.Second
 )
 
-// keepsake is the worker's side of the AddressLedger that remembers what is withheld.
-type keepsake struct {
+// withheldCheckpoint is the worker's side of the AddressLedger that remembers what is withheld.
+type withheldCheckpoint struct {
 	object *v1alpha1.AddressLedger
-	// written is the Ledger's count of changes that the object shows.
-	written uint64
-	last    time.Time
-	writing bool
-	due     bool // a timer runs
+	// writtenVersion is the Ledger's count of changes that the object shows.
+	writtenVersion uint64
+	lastWrite      time.Time
+	writeInFlight  bool
+	timerSet       bool // a timer runs
 }
 
-// recall makes an empty Ledger that knows what is withheld: by the object, and by the Ledger before, which may know what is not
+// restoreWithheld makes an empty Ledger that knows what is withheld: by the object, and by the Ledger before, which may know what is not
 // written yet. An entry that cannot be read is left out: it withholds an address and no more.
-func (r *Services) recall(object *v1alpha1.AddressLedger) {
+func (r *ServiceWorker) restoreWithheld(object *v1alpha1.AddressLedger) {
 	before := r.ledger
 	r.ledger = allocate.NewLedger()
-	r.ledger.Advance(time.Now())
+	r.ledger.AdvanceTime(time.Now())
 	for _, w := range object.Spec.Withheld {
 		a, err := netip.ParseAddr(w.Address)
 		if err != nil {
 			r.Log.Error("reading what is withheld; the entry is passed over", "ledger", r.Namespace+"/"+names.WithheldLedger, "error", err)
 			continue
 		}
-		r.ledger.Withhold(allocate.Withheld{
+		r.ledger.WithholdAddress(allocate.WithheldAddress{
 			Address: a, Reason: names.Reason(w.Reason), Service: view.ObjectKey{Namespace: w.Namespace, Name: w.Name}, Until: w.Until.Time, By: w.By,
 		})
 	}
-	r.kept.object, r.kept.written = object, r.ledger.Lasting()
+	r.withheldCheckpoint.object, r.withheldCheckpoint.writtenVersion = object, r.ledger.CheckpointVersion()
 	if before != nil {
-		for _, w := range before.Remember(maxWithheld) {
-			r.ledger.Withhold(w)
+		for _, w := range before.CheckpointEntries(maxWithheldEntries) {
+			r.ledger.WithholdAddress(w)
 		}
 	}
 }
 
-// remember has what is withheld written, where that has changed.
-func (r *Services) remember(_ context.Context) {
-	m := &r.kept
-	if m.writing || m.written == r.ledger.Lasting() {
+// saveWithheld has what is withheld written, where that has changed.
+func (r *ServiceWorker) saveWithheld(_ context.Context) {
+	m := &r.withheldCheckpoint
+	if m.writeInFlight || m.writtenVersion == r.ledger.CheckpointVersion() {
 		return
 	}
-	if wait := time.Until(m.last.Add(withheldInterval)); wait > 0 {
-		if !m.due {
-			m.due = true
-			r.pokeAfter(wait)
+	if wait := time.Until(m.lastWrite.Add(withheldInterval)); wait > 0 {
+		if !m.timerSet {
+			m.timerSet = true
+			r.wakeAfter(wait)
 		}
 		return
 	}
-	w := &withheldWrite{object: m.object.DeepCopy(), count: r.ledger.Lasting(), epoch: r.epoch}
+	w := &withheldWrite{object: m.object.DeepCopy(), version: r.ledger.CheckpointVersion(), ledgerEpoch: r.ledgerEpoch}
 	w.object.Spec.Writer, w.object.Spec.Withheld = r.Identity, nil
-	for _, e := range r.ledger.Remember(maxWithheld) {
+	for _, e := range r.ledger.CheckpointEntries(maxWithheldEntries) {
 		w.object.Spec.Withheld = append(w.object.Spec.Withheld, v1alpha1.WithheldAddress{
 			Address: e.Address.String(), Reason: string(e.Reason), Namespace: e.Service.Namespace, Name: e.Service.Name,
 			Until: metav1.NewTime(e.Until.Add(time.Second - 1).Truncate(time.Second)), By: e.By, // the API knows no parts of a second
 		})
 	}
-	m.due, m.writing, m.last = false, true, time.Now()
-	r.start(w)
+	m.timerSet, m.writeInFlight, m.lastWrite = false, true, time.Now()
+	r.enqueueTask(w)
 }
 
 // withheldWrite writes what is withheld.
 type withheldWrite struct {
-	object *v1alpha1.AddressLedger
-	count  uint64
-	epoch  int
+	object      *v1alpha1.AddressLedger
+	version     uint64
+	ledgerEpoch int
 }
 
-// run implements task. When the object is not the one that was read, the newest is the base of the next attempt: who leads knows better
+// runTask implements task. When the object is not the one that was read, the newest is the base of the next attempt: who leads knows better
 // than who led before.
-func (w *withheldWrite) run(ctx context.Context, api API) result {
+func (w *withheldWrite) runTask(ctx context.Context, api API) taskResult {
 	now, err := api.SwapLedger(ctx, w.object)
 	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
-		if read, again := api.Ledger(ctx, names.WithheldLedger); again == nil {
+		if read, again := api.ReadLedger(ctx, names.WithheldLedger); again == nil {
 			now = read
 		}
 	}
-	return func(_ context.Context, r *Services) {
-		m := &r.kept
-		m.writing = false
+	return func(_ context.Context, r *ServiceWorker) {
+		m := &r.withheldCheckpoint
+		m.writeInFlight = false
 		if now != nil {
 			m.object = now
 		}
-		if err == nil && w.epoch == r.epoch {
-			m.written = w.count
+		if err == nil && w.ledgerEpoch == r.ledgerEpoch {
+			m.writtenVersion = w.version
 		}
 		if err != nil {
 			r.Log.Error("writing what is withheld", "ledger", r.Namespace+"/"+names.WithheldLedger, "error", err, "reason", names.ReasonWriteFailed, "again", withheldInterval)
-			r.pokeAfter(withheldInterval)
+			r.wakeAfter(withheldInterval)
 		}
 	}
 }

@@ -10,111 +10,111 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
-	"github.com/gantry-lb/gantry/controller/reconcile/memory"
+	"github.com/gantry-lb/gantry/controller/reconcile/apitest"
 )
 
-// cooling is a pool whose addresses wait for an hour.
-func cooling(addresses ...string) v1beta1.IPAddressPoolSpec {
-	p := pool(addresses...)
+// coolingPoolSpec is a pool whose addresses wait for an hour.
+func coolingPoolSpec(addresses ...string) v1beta1.IPAddressPoolSpec {
+	p := poolSpec(addresses...)
 	p.Gantry = &v1beta1.PoolExtension{Cooldown: &metav1.Duration{Duration: time.Hour}}
 	return p
 }
 
-func TestACoolDownOutlivesTheController(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		s := memory.NewServer(nil)
-		s.SetPool("p", cooling("192.0.2.0/30"))
-		c := run(t, s, nil, Options{})
+func TestCooldownSurvivesARestart(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.SetPool("p", coolingPoolSpec("192.0.2.0/30"))
+		c := startController(t, s, nil, Options{})
 		for _, name := range []string{"a", "b"} {
-			s.Create(balanced(name))
+			s.CreateService(newLoadBalancer(name))
 			time.Sleep(time.Second)
 		}
-		s.Delete(key("a"))
+		s.DeleteService(serviceKey("a"))
 		time.Sleep(2 * time.Second)
-		c.end()
-		l := s.Ledger(names.WithheldLedger)
+		c.stopAndWait()
+		l := s.LedgerByName(names.WithheldLedger)
 		if l == nil || len(l.Spec.Withheld) != 1 || l.Spec.Withheld[0].Address != "192.0.2.0" || l.Spec.Withheld[0].Name != "a" {
 			t.Fatalf("the object says %+v", l)
 		}
-		s.Delete(key("b")) // nobody sees it
-		c = run(t, s, nil, Options{})
+		s.DeleteService(serviceKey("b")) // nobody sees it
+		c = startController(t, s, nil, Options{})
 		time.Sleep(time.Second)
-		s.Create(balanced("c"))
+		s.CreateService(newLoadBalancer("c"))
 		time.Sleep(time.Second)
-		want(t, s, "c", "192.0.2.1", names.ReasonAssigned)
-		s.Create(balanced("a"))
+		wantAddress(t, s, "c", "192.0.2.1", names.ReasonAssigned)
+		s.CreateService(newLoadBalancer("a"))
 		time.Sleep(time.Second)
-		want(t, s, "a", "192.0.2.0", names.ReasonAssigned)
-		s.Delete(key("a"))
+		wantAddress(t, s, "a", "192.0.2.0", names.ReasonAssigned)
+		s.DeleteService(serviceKey("a"))
 		time.Sleep(time.Second)
 		for _, name := range []string{"d", "e", "f"} {
-			s.Create(balanced(name))
+			s.CreateService(newLoadBalancer(name))
 			time.Sleep(time.Second)
 		}
-		want(t, s, "e", "192.0.2.3", names.ReasonAssigned)
-		want(t, s, "f", "", names.ReasonPoolExhausted)
+		wantAddress(t, s, "e", "192.0.2.3", names.ReasonAssigned)
+		wantAddress(t, s, "f", "", names.ReasonPoolExhausted)
 		time.Sleep(time.Hour)
-		want(t, s, "f", "192.0.2.0", names.ReasonAssigned)
-		if l := s.Ledger(names.WithheldLedger); len(l.Spec.Withheld) != 0 {
+		wantAddress(t, s, "f", "192.0.2.0", names.ReasonAssigned)
+		if l := s.LedgerByName(names.WithheldLedger); len(l.Spec.Withheld) != 0 {
 			t.Errorf("after it is over the object says %+v", l.Spec.Withheld)
 		}
-		c.end()
+		c.stopAndWait()
 	})
 }
 
-// TestACrowdThatGoesIsRememberedInFewWrites: a thousand Services are deleted, and each address cools down.
-func TestACrowdThatGoesIsRememberedInFewWrites(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+// TestManyCooldownsAreSavedInFewWrites: a thousand Services are deleted, and each address cools down.
+func TestManyCooldownsAreSavedInFewWrites(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
 		const n = 1000
-		s := memory.NewServer(nil)
-		s.SetPool("p", cooling("10.0.0.0/16"))
-		c := run(t, s, nil, Options{})
-		defer c.end()
+		s := apitest.NewServer(nil)
+		s.SetPool("p", coolingPoolSpec("10.0.0.0/16"))
+		c := startController(t, s, nil, Options{})
+		defer c.stopAndWait()
 		for i := range n {
-			s.Create(balanced("s" + strconv.Itoa(i)))
+			s.CreateService(newLoadBalancer("s" + strconv.Itoa(i)))
 		}
 		time.Sleep(5 * time.Second)
 		for i := range n {
-			s.Delete(key("s" + strconv.Itoa(i)))
+			s.DeleteService(serviceKey("s" + strconv.Itoa(i)))
 			time.Sleep(time.Millisecond)
 		}
 		time.Sleep(5 * time.Second)
-		if l := s.Ledger(names.WithheldLedger); len(l.Spec.Withheld) != n {
+		if l := s.LedgerByName(names.WithheldLedger); len(l.Spec.Withheld) != n {
 			t.Errorf("%d addresses are remembered, want %d", len(l.Spec.Withheld), n)
 		}
-		if w := s.Writes("withheld"); w > 4 {
+		if w := s.CountWrites("withheld"); w > 4 {
 			t.Errorf("%d writes within 6 s, want one a second at most", w)
 		}
 	})
 }
 
-// TestAnObjectThatIsLostOrWrongIsMadeAnew: what it said is gone, and nothing else is.
-func TestAnObjectThatIsLostOrWrongIsMadeAnew(t *testing.T) {
-	for name, harm := range map[string]func(*memory.Server){
-		"lost": (*memory.Server).LoseLedger,
-		"wrong": func(s *memory.Server) {
+// TestLostOrDamagedWithheldLedgerIsRecreated: what it said is gone, and nothing else is.
+func TestLostOrDamagedWithheldLedgerIsRecreated(t *testing.T) {
+	for name, harm := range map[string]func(*apitest.Server){
+		"lost": (*apitest.Server).DeleteLedger,
+		"wrong": func(s *apitest.Server) {
 			s.SetWithheld(v1alpha1.WithheldAddress{Address: "here", Reason: "CoolingDown"})
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				s := memory.NewServer(nil)
-				s.SetPool("p", cooling("192.0.2.0/30"))
-				c := run(t, s, nil, Options{})
-				defer c.end()
+			runWithFakeTime(t, func(t *testing.T) {
+				s := apitest.NewServer(nil)
+				s.SetPool("p", coolingPoolSpec("192.0.2.0/30"))
+				c := startController(t, s, nil, Options{})
+				defer c.stopAndWait()
 				for _, name := range []string{"a", "b"} {
-					s.Create(balanced(name))
+					s.CreateService(newLoadBalancer(name))
 					time.Sleep(time.Second)
 				}
-				s.Delete(key("a"))
+				s.DeleteService(serviceKey("a"))
 				time.Sleep(2 * time.Second)
 				harm(s)
-				s.Delete(key("b"))
+				s.DeleteService(serviceKey("b"))
 				time.Sleep(5 * time.Second)
-				s.Create(balanced("c"))
+				s.CreateService(newLoadBalancer("c"))
 				time.Sleep(5 * time.Second)
-				want(t, s, "c", "192.0.2.2", names.ReasonAssigned)
-				if l := s.Ledger(names.WithheldLedger); l == nil || len(l.Spec.Withheld) != 2 {
+				wantAddress(t, s, "c", "192.0.2.2", names.ReasonAssigned)
+				if l := s.LedgerByName(names.WithheldLedger); l == nil || len(l.Spec.Withheld) != 2 {
 					t.Errorf("the object says %+v", l)
 				}
 			})

@@ -19,11 +19,11 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
-	"github.com/gantry-lb/gantry/controller/reconcile/memory"
+	"github.com/gantry-lb/gantry/controller/reconcile/apitest"
 )
 
-// gather reads the metrics of a worker, by name and label as they are scraped.
-func gather(t *testing.T, r *Services) map[string]float64 {
+// gatherMetrics reads the metrics of a worker, by name and label as they are scraped.
+func gatherMetrics(t *testing.T, r *ServiceWorker) map[string]float64 {
 	t.Helper()
 	registry := prometheus.NewPedanticRegistry()
 	registry.MustRegister(r.Collectors()...)
@@ -40,10 +40,10 @@ func gather(t *testing.T, r *Services) map[string]float64 {
 	return out
 }
 
-// checkMetrics compares some of the metrics of a worker.
-func checkMetrics(t *testing.T, r *Services, when string, want map[string]float64) {
+// wantMetrics compares some of the metrics of a worker.
+func wantMetrics(t *testing.T, r *ServiceWorker, when string, want map[string]float64) {
 	t.Helper()
-	got := gather(t, r)
+	got := gatherMetrics(t, r)
 	for name, v := range want {
 		if got[name] != v {
 			t.Errorf("%s: %s is %v, want %v", when, name, got[name], v)
@@ -51,76 +51,76 @@ func checkMetrics(t *testing.T, r *Services, when string, want map[string]float6
 	}
 }
 
-// TestMetricsOfTheWorker follows them through a time without a pool, an AddressLedger that is lost, and a write that is refused.
-func TestMetricsOfTheWorker(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		s := memory.NewServer(nil)
-		c := run(t, s, nil, Options{})
-		defer c.end()
+// TestWorkerMetrics follows them through a time without a pool, an AddressLedger that is lost, and a write that is refused.
+func TestWorkerMetrics(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		c := startController(t, s, nil, Options{})
+		defer c.stopAndWait()
 		for i := range 10 {
-			s.Create(balanced(fmt.Sprint("s", i)))
+			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
 		}
 		time.Sleep(time.Minute)
-		checkMetrics(t, c.Services, "without a pool", map[string]float64{
+		wantMetrics(t, c.ServiceWorker, "without a pool", map[string]float64{
 			`gantry_controller_pending_services{reason="NoPools"}`: 10, `gantry_controller_reloads_total{cause="Start"}`: 1,
 			"gantry_controller_assignment_seconds_count": 0, `gantry_controller_status_writes_total{outcome="Written"}`: 10,
 			`gantry_controller_work{state="Staged"}`: 0, `gantry_controller_work{state="Running"}`: 0, "gantry_controller_unseen_services": 0,
 		})
-		s.SetPool("p", pool("10.0.0.0/24"))
-		c.Reconfigured()
+		s.SetPool("p", poolSpec("10.0.0.0/24"))
+		c.ConfigurationChanged()
 		time.Sleep(time.Minute)
-		checkMetrics(t, c.Services, "with a pool", map[string]float64{
+		wantMetrics(t, c.ServiceWorker, "with a pool", map[string]float64{
 			`gantry_controller_pending_services{reason="NoPools"}`: 0, "gantry_controller_assignment_seconds_count": 10, `gantry_controller_work{state="Staged"}`: 0,
 		})
-		s.LoseLedger()
-		s.Create(balanced("after"))
+		s.DeleteLedger()
+		s.CreateService(newLoadBalancer("after"))
 		time.Sleep(time.Minute)
-		checkMetrics(t, c.Services, "after the AddressLedger was deleted", map[string]float64{
+		wantMetrics(t, c.ServiceWorker, "after the AddressLedger was deleted", map[string]float64{
 			`gantry_controller_reloads_total{cause="LedgerDeleted"}`: 1, "gantry_controller_assignment_seconds_count": 11,
 		})
-		s.Refuse(func(*corev1.Service) error {
+		s.RefuseWrites(func(*corev1.Service) error {
 			return apierrors.NewForbidden(schema.GroupResource{Resource: "services"}, "refused", errors.New("no"))
 		})
-		s.Create(balanced("refused"))
+		s.CreateService(newLoadBalancer("refused"))
 		time.Sleep(100 * time.Millisecond)
-		checkMetrics(t, c.Services, "after a refusal", map[string]float64{`gantry_controller_pending_services{reason="WriteFailed"}`: 1})
-		if n := gather(t, c.Services)[`gantry_controller_status_writes_total{outcome="Refused"}`]; n < 1 {
+		wantMetrics(t, c.ServiceWorker, "after a refusal", map[string]float64{`gantry_controller_pending_services{reason="WriteFailed"}`: 1})
+		if n := gatherMetrics(t, c.ServiceWorker)[`gantry_controller_status_writes_total{outcome="Refused"}`]; n < 1 {
 			t.Errorf("%v writes are counted as refused", n)
 		}
-		s.Refuse(nil)
+		s.RefuseWrites(nil)
 		time.Sleep(time.Minute)
-		checkMetrics(t, c.Services, "when it is allowed", map[string]float64{`gantry_controller_pending_services{reason="WriteFailed"}`: 0})
+		wantMetrics(t, c.ServiceWorker, "when it is allowed", map[string]float64{`gantry_controller_pending_services{reason="WriteFailed"}`: 0})
 	})
 }
 
-// TestMetricsShowAWorkerThatIsStuck has the API server give no answer to what is written: the work that is not done shows.
-func TestMetricsShowAWorkerThatIsStuck(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		s := memory.NewServer(nil)
-		s.SetPool("p", pool("10.0.0.0/24"))
+// TestMetricsShowAStuckWorker has the API server give no answer to what is written: the work that is not done shows.
+func TestMetricsShowAStuckWorker(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("10.0.0.0/24"))
 		var lost atomic.Bool
-		c := run(t, s, func(what string) memory.Weather {
+		c := startController(t, s, func(what string) apitest.Delivery {
 			if lost.Load() && what == "ledger" {
-				return memory.Weather{Out: time.Hour}
+				return apitest.Delivery{RequestDelay: time.Hour}
 			}
-			return memory.Weather{}
+			return apitest.Delivery{}
 		}, Options{})
 		defer time.Sleep(2 * time.Hour) // whatever is out arrives
-		defer c.end()
+		defer c.stopAndWait()
 		time.Sleep(time.Second)
 		lost.Store(true)
 		for i := range 5 {
-			s.Create(balanced(fmt.Sprint("s", i)))
+			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
 		}
 		time.Sleep(time.Second)
-		checkMetrics(t, c.Services, "while nothing is answered", map[string]float64{
+		wantMetrics(t, c.ServiceWorker, "while nothing is answered", map[string]float64{
 			`gantry_controller_work{state="Staged"}`: 5, `gantry_controller_work{state="Running"}`: 1, `gantry_controller_status_writes_total{outcome="Written"}`: 0,
 		})
 	})
 }
 
-// TestTheWaitOfAServiceIsMeasured has Services wait for a while that is known.
-func TestTheWaitOfAServiceIsMeasured(t *testing.T) {
+// TestAssignmentDelayIsMeasured has Services wait for a while that is known.
+func TestAssignmentDelayIsMeasured(t *testing.T) {
 	now := time.Unix(1_700_000_000, 500)
 	for name, tc := range map[string]struct {
 		age  time.Duration // of the object when it is seen first
@@ -131,27 +131,27 @@ func TestTheWaitOfAServiceIsMeasured(t *testing.T) {
 		"a LoadBalancer long after it was created": {age: time.Hour},
 		"created by a clock that is ahead":         {age: -time.Minute},
 	} {
-		o := balanced("s")
+		o := newLoadBalancer("s")
 		o.CreationTimestamp.Time = now.Add(-tc.age)
-		if got := now.Sub(waitingSince(o, now)); got != tc.want {
+		if got := now.Sub(waitingStart(o, now)); got != tc.want {
 			t.Errorf("%s: it waits since %s before, want %s", name, got, tc.want)
 		}
 	}
-	o := balanced("s")
+	o := newLoadBalancer("s")
 	o.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2.1"}}
-	if got := waitingSince(o, now); !got.IsZero() {
+	if got := waitingStart(o, now); !got.IsZero() {
 		t.Errorf("one that has an address waits since %s", got)
 	}
 }
 
-// TestAlertsAskForMetricsThatExist looks up each metric of the worker that an alert asks for.
-func TestAlertsAskForMetricsThatExist(t *testing.T) {
+// TestAlertsUseExistingMetrics looks up each metric of the worker that an alert asks for.
+func TestAlertsUseExistingMetrics(t *testing.T) {
 	rules, err := os.ReadFile("../../config/components/prometheus/rules.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
 	described := make(chan *prometheus.Desc, 100)
-	for _, c := range New(Options{}).Collectors() {
+	for _, c := range NewServiceWorker(Options{}).Collectors() {
 		c.Describe(described)
 	}
 	close(described)

@@ -18,14 +18,14 @@ import (
 // ipModeVIP says that packets arrive with the address as their destination, so that nodes may not shortcut it.
 var ipModeVIP = corev1.LoadBalancerIPModeVIP
 
-// desired returns the Service with the status and pool annotation that a Decision asks for.
-func desired(s *corev1.Service, d allocate.Decision, pool string) *corev1.Service {
+// desiredService returns the Service with the status and pool annotation that a Decision asks for.
+func desiredService(s *corev1.Service, d allocate.Decision, pool string) *corev1.Service {
 	after := s.DeepCopy()
 	after.Status.LoadBalancer.Ingress = nil
 	for _, a := range d.Addresses {
 		after.Status.LoadBalancer.Ingress = append(after.Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: a.String(), IPMode: &ipModeVIP})
 	}
-	keepPorts(s, after)
+	keepUnchangedIngress(s, after)
 	if len(d.Addresses) > 0 {
 		metav1.SetMetaDataAnnotation(&after.ObjectMeta, names.AnnotationFromPool, pool)
 	} else {
@@ -48,9 +48,9 @@ func desired(s *corev1.Service, d allocate.Decision, pool string) *corev1.Servic
 	return after
 }
 
-// touch changes the status so that the API server gives the Service another resourceVersion, without saying anything new: a write on
+// touchStatus changes the status so that the API server gives the Service another resourceVersion, without saying anything new: a write on
 // the version that it had cannot arrive any more.
-func touch(after *corev1.Service) {
+func touchStatus(after *corev1.Service) {
 	c := meta.FindStatusCondition(after.Status.Conditions, names.ConditionAddressAssigned)
 	now := metav1.Now().Rfc3339Copy()
 	if !now.After(c.LastTransitionTime.Time) { // the API has no fractions of a second
@@ -59,8 +59,8 @@ func touch(after *corev1.Service) {
 	c.LastTransitionTime = now
 }
 
-// keepPorts leaves the status as it is where it says the same already: another writer may have added to an entry.
-func keepPorts(before, after *corev1.Service) {
+// keepUnchangedIngress leaves the status as it is where it says the same already: another writer may have added to an entry.
+func keepUnchangedIngress(before, after *corev1.Service) {
 	old := before.Status.LoadBalancer.Ingress
 	same := func(x, y corev1.LoadBalancerIngress) bool {
 		return x.IP == y.IP && x.IPMode != nil && *x.IPMode == *y.IPMode
@@ -70,15 +70,15 @@ func keepPorts(before, after *corev1.Service) {
 	}
 }
 
-// marked says whether the Service carries anything that we wrote.
-func marked(s *corev1.Service) bool {
+// hasOurMarks says whether the Service carries anything that we wrote.
+func hasOurMarks(s *corev1.Service) bool {
 	_, annotated := s.Annotations[names.AnnotationFromPool]
 	return annotated || meta.FindStatusCondition(s.Status.Conditions, names.ConditionAddressAssigned) != nil
 }
 
-// cleared returns the Service without what we wrote on it: of the addresses, those that it held from us, and all when it is no
+// clearedService returns the Service without what we wrote on it: of the addresses, those that it held from us, and all when it is no
 // LoadBalancer any more.
-func cleared(s *corev1.Service, held []netip.Addr) *corev1.Service {
+func clearedService(s *corev1.Service, held []netip.Addr) *corev1.Service {
 	after := s.DeepCopy()
 	after.Status.LoadBalancer.Ingress = slices.DeleteFunc(after.Status.LoadBalancer.Ingress, func(in corev1.LoadBalancerIngress) bool {
 		a, err := netip.ParseAddr(in.IP)
@@ -91,7 +91,7 @@ func cleared(s *corev1.Service, held []netip.Addr) *corev1.Service {
 	return after
 }
 
-// same says whether there is nothing to write.
-func same(before, after *corev1.Service) bool {
+// isUnchanged says whether there is nothing to write.
+func isUnchanged(before, after *corev1.Service) bool {
 	return equality.Semantic.DeepEqual(before.Status, after.Status) && equality.Semantic.DeepEqual(before.Annotations, after.Annotations)
 }

@@ -66,7 +66,7 @@ func measureAllocator(_ context.Context, _ string) error {
 			}
 		}, func() {
 			for i := range fresh {
-				l.Release(fresh[i].Key)
+				l.ReleaseService(fresh[i].Key)
 			}
 		})
 		if failed != nil {
@@ -130,7 +130,7 @@ func assignAddress(l *allocate.Ledger, s *view.Service, snap *snapshot.Snapshot)
 	if len(d.Addresses) == 0 {
 		return fmt.Errorf("%s got nothing: %s", s.Key, d.Text)
 	}
-	l.Commit(s, d.Addresses, d.Pool)
+	l.CommitAssignment(s, d.Addresses, d.Pool)
 	return nil
 }
 

@@ -20,7 +20,7 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/controller/reconcile"
-	server "github.com/gantry-lb/gantry/controller/reconcile/memory"
+	server "github.com/gantry-lb/gantry/controller/reconcile/apitest"
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
@@ -56,9 +56,9 @@ func measureScale(ctx context.Context, dir string) error {
 // copyingAPI is an API whose list makes new objects, as one that is read from a connection does, with the parts that caches leave out.
 type copyingAPI struct{ *server.Client }
 
-// EachLive implements reconcile.API.
-func (c copyingAPI) EachLive(ctx context.Context, visit func(*corev1.Service)) error {
-	return c.Client.EachLive(ctx, func(s *corev1.Service) { visit(withManagedFields(s)) })
+// ForEachLiveService implements reconcile.API.
+func (c copyingAPI) ForEachLiveService(ctx context.Context, visit func(*corev1.Service)) error {
+	return c.Client.ForEachLiveService(ctx, func(s *corev1.Service) { visit(withManagedFields(s)) })
 }
 
 func withManagedFields(s *corev1.Service) *corev1.Service {
@@ -69,24 +69,24 @@ func withManagedFields(s *corev1.Service) *corev1.Service {
 
 // compactService is a Service as the controller's cache has it.
 func compactService(s *corev1.Service) *corev1.Service {
-	o, _ := reconcile.Compact(s)
+	o, _ := reconcile.CompactService(s)
 	return o.(*corev1.Service)
 }
 
 // runningWorker is a controller at work on a Server.
 type runningWorker struct {
-	*reconcile.Services
+	*reconcile.ServiceWorker
 	stop  context.CancelFunc
 	ended chan struct{}
 }
 
 func startWorker(ctx context.Context, s *server.Server) *runningWorker {
 	client := server.NewClient(s, nil)
-	w := &runningWorker{ended: make(chan struct{}), Services: reconcile.New(reconcile.Options{
-		API: copyingAPI{client}, Log: slog.New(slog.DiscardHandler), Tell: func(*corev1.Service, string, string, string) {}, Namespace: names.Namespace,
+	w := &runningWorker{ended: make(chan struct{}), ServiceWorker: reconcile.NewServiceWorker(reconcile.Options{
+		API: copyingAPI{client}, Log: slog.New(slog.DiscardHandler), RecordEvent: func(*corev1.Service, string, string, string) {}, Namespace: names.Namespace,
 	})}
 	ctx, w.stop = context.WithCancel(ctx)
-	go client.Watch(ctx, w)
+	go client.FeedCache(ctx, w)
 	go func() {
 		defer close(w.ended)
 		_ = w.Run(ctx)
@@ -121,23 +121,23 @@ func newServerWithPools() *server.Server {
 func measureFill(ctx context.Context, file string) error {
 	s := newServerWithPools()
 	for i := range scaleServices {
-		s.Create(compactService(newTypicalService(i)))
+		s.CreateService(compactService(newTypicalService(i)))
 	}
 	w := startWorker(ctx, s)
-	given, err := awaitTrue(ctx, "all addresses", func() bool { return s.Writes("service") >= scaleServices })
+	given, err := awaitTrue(ctx, "all addresses", func() bool { return s.CountWrites("service") >= scaleServices })
 	if err != nil {
 		return err
 	}
 	w.stop()
 	<-w.ended
-	fmt.Printf("%-64s %.1f s, %d writes of the AddressLedger\n", fmt.Sprintf("%d Services and %d pools in memory: an address for each", scaleServices, scalePools), given.Seconds(), s.Writes("ledger"))
+	fmt.Printf("%-64s %.1f s, %d writes of the AddressLedger\n", fmt.Sprintf("%d Services and %d pools in memory: an address for each", scaleServices, scalePools), given.Seconds(), s.CountWrites("ledger"))
 	f, err := os.Create(file)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
 	out := gob.NewEncoder(f)
-	for _, o := range s.Services() {
+	for _, o := range s.AllServices() {
 		b, err := o.Marshal()
 		if err != nil {
 			return fmt.Errorf("writing a Service: %w", err)
@@ -161,14 +161,14 @@ func loadServer(file string) (*server.Server, error) {
 		var b []byte
 		err := in.Decode(&b)
 		if errors.Is(err, io.EOF) {
-			s.Forget()
+			s.ForgetChanges()
 			return s, nil
 		}
 		var o corev1.Service
 		if err := errors.Join(err, o.Unmarshal(b)); err != nil {
 			return nil, fmt.Errorf("reading a Service: %w", err)
 		}
-		s.Create(compactService(&o))
+		s.CreateService(compactService(&o))
 	}
 }
 
@@ -179,7 +179,7 @@ func measureStart(ctx context.Context, file string) error {
 		return err
 	}
 	begun := time.Now()
-	for _, o := range s.Services() {
+	for _, o := range s.AllServices() {
 		_ = view.FromService(withManagedFields(o))
 	}
 	reading := time.Since(begun)
@@ -190,20 +190,20 @@ func measureStart(ctx context.Context, file string) error {
 	alone := readProcessStatus("VmRSS")
 	begun = time.Now()
 	w := startWorker(ctx, s)
-	if _, err := awaitTrue(ctx, "the start", w.Loaded); err != nil {
+	if _, err := awaitTrue(ctx, "the start", w.IsLoaded); err != nil {
 		return err
 	}
 	loaded := time.Since(begun)
 	more := compactService(newTypicalService(scaleServices))
-	s.Create(more)
+	s.CreateService(more)
 	k := view.ObjectKey{Namespace: more.Namespace, Name: more.Name}
-	if _, err := awaitTrue(ctx, "an address", func() bool { return len(s.Service(k).Status.LoadBalancer.Ingress) > 0 }); err != nil {
+	if _, err := awaitTrue(ctx, "an address", func() bool { return len(s.ServiceByKey(k).Status.LoadBalancer.Ingress) > 0 }); err != nil {
 		return err
 	}
 	next := time.Since(begun)
 	time.Sleep(5 * time.Second) // every Service is looked at
 	fmt.Printf("%-64s ready after %.2f s, the next address after %.2f s, %d MB at most (VmHWM), %d writes of Services, for the new one\n",
-		fmt.Sprintf("start among %d Services and %d pools in memory", scaleServices, scalePools), loaded.Seconds(), next.Seconds(), readProcessStatus("VmHWM")>>10, s.Writes("service"))
+		fmt.Sprintf("start among %d Services and %d pools in memory", scaleServices, scalePools), loaded.Seconds(), next.Seconds(), readProcessStatus("VmHWM")>>10, s.CountWrites("service"))
 	fmt.Printf("%-64s %.2f s, %d MB (VmRSS)\n", "baseline: to copy and read the same Services once; these alone", reading.Seconds(), alone>>10)
 	w.stop()
 	<-w.ended

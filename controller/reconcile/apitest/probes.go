@@ -1,4 +1,4 @@
-package memory
+package apitest
 
 import (
 	"cmp"
@@ -38,9 +38,9 @@ func (s *Server) AnswerProbe(name, outcome, by string) bool {
 func (s *Server) createProbe(p *v1alpha1.AddressProbe) *v1alpha1.AddressProbe {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.writes["probe"]++
+	s.writesByKind["probe"]++
 	p = p.DeepCopy()
-	p.Namespace, p.UID, p.ResourceVersion = names.Namespace, types.UID("uid-"+s.next()), s.next()
+	p.Namespace, p.UID, p.ResourceVersion = names.Namespace, types.UID("uid-"+s.nextVersion()), s.nextVersion()
 	s.probes[p.Name] = p
 	return p
 }
@@ -48,6 +48,6 @@ func (s *Server) createProbe(p *v1alpha1.AddressProbe) *v1alpha1.AddressProbe {
 func (s *Server) deleteProbe(name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.writes["probe"]++
+	s.writesByKind["probe"]++
 	delete(s.probes, name)
 }

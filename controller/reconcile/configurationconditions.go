@@ -22,24 +22,24 @@ import (
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-// Configuration tells the users of the configuration objects what is wrong with them: a condition on each object, and one
+// ConfigurationConditions tells the users of the configuration objects what is wrong with them: a condition on each object, and one
 // ConfigurationState for all. The condition of an IPAddressPool is written by Services, together with its counters.
-type Configuration struct {
+type ConfigurationConditions struct {
 	Client client.Client
 	Log    *slog.Logger
 	// Scope is what is read.
 	Scope configuration.Scope
-	// Observe is told the Problems of every look; nil for nobody.
-	Observe func([]snapshot.Problem)
+	// OnProblems is told the Problems of every look; nil for nobody.
+	OnProblems func([]snapshot.Problem)
 }
 
-// Setup registers the reconciler. However many objects change, one look at all of them follows.
-func (r *Configuration) Setup(mgr ctrl.Manager) error {
+// RegisterController registers the reconciler. However many objects change, one look at all of them follows.
+func (r *ConfigurationConditions) RegisterController(mgr ctrl.Manager) error {
 	whole := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []ctrl.Request {
 		return []ctrl.Request{{NamespacedName: client.ObjectKey{Name: "configuration"}}}
 	})
 	b := ctrl.NewControllerManagedBy(mgr).Named("configuration").
-		Watches(&v1beta1.ConfigurationState{}, whole, builder.WithPredicates(named(names.ComponentController))).
+		Watches(&v1beta1.ConfigurationState{}, whole, builder.WithPredicates(hasName(names.ComponentController))).
 		WatchesMetadata(configuration.NewMetadataObject("Node"), whole, builder.WithPredicates(labelChanges())).
 		WatchesMetadata(configuration.NewMetadataObject("Namespace"), whole, builder.WithPredicates(labelChanges()))
 	for _, k := range r.Scope.WatchedKinds() {
@@ -54,13 +54,13 @@ func (r *Configuration) Setup(mgr ctrl.Manager) error {
 // labelChanges passes the events that may change what a selector matches.
 func labelChanges() predicate.Predicate { return predicate.LabelChangedPredicate{} }
 
-// named passes events about objects of that name.
-func named(name string) predicate.Predicate {
+// hasName passes events about objects of that name.
+func hasName(name string) predicate.Predicate {
 	return predicate.NewPredicateFuncs(func(o client.Object) bool { return o.GetName() == name })
 }
 
 // Reconcile looks at the whole configuration. Every object is tried; what failed is tried again.
-func (r *Configuration) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
+func (r *ConfigurationConditions) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
 	o, err := r.Scope.ReadObjects(ctx, r.Client)
 	if err != nil {
 		return ctrl.Result{}, err
@@ -72,46 +72,46 @@ func (r *Configuration) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Res
 		return ctrl.Result{}, err
 	}
 	_, problems := snapshot.Build(o)
-	if r.Observe != nil {
-		r.Observe(problems)
+	if r.OnProblems != nil {
+		r.OnProblems(problems)
 	}
 	state := configuration.StateWriter{Component: names.ComponentController, Namespace: r.Scope.Namespace}
 	errs := []error{state.WriteState(ctx, r.Client, problems)}
-	for _, c := range conditioned(&o) {
-		errs = append(errs, r.write(ctx, c, problems))
+	for _, c := range conditionedObjects(&o) {
+		errs = append(errs, r.writeCondition(ctx, c, problems))
 	}
 	return ctrl.Result{}, errors.Join(errs...)
 }
 
-// object is a configuration object and the place of its conditions.
-type object struct {
+// conditionedObject is a configuration object and the place of its conditions.
+type conditionedObject struct {
 	client.Object
-	kind       string
-	conditions func() *[]metav1.Condition
+	kind          string
+	conditionList func() *[]metav1.Condition
 }
 
-// conditioned lists the objects whose conditions are ours to write. They are copies: what a cache returns is not changed.
-func conditioned(o *snapshot.Objects) []object {
-	var out []object
+// conditionedObjects lists the objects whose conditions are ours to write. They are copies: what a cache returns is not changed.
+func conditionedObjects(o *snapshot.Objects) []conditionedObject {
+	var out []conditionedObject
 	for i := range o.L2Advertisements {
 		x := o.L2Advertisements[i].DeepCopy()
-		out = append(out, object{x, "L2Advertisement", func() *[]metav1.Condition { return ours(&x.Status.Gantry) }})
+		out = append(out, conditionedObject{x, "L2Advertisement", func() *[]metav1.Condition { return conditionsOf(&x.Status.Gantry) }})
 	}
 	for i := range o.BGPAdvertisements {
 		x := o.BGPAdvertisements[i].DeepCopy()
-		out = append(out, object{x, "BGPAdvertisement", func() *[]metav1.Condition { return ours(&x.Status.Gantry) }})
+		out = append(out, conditionedObject{x, "BGPAdvertisement", func() *[]metav1.Condition { return conditionsOf(&x.Status.Gantry) }})
 	}
 	for i := range o.BFDProfiles {
 		x := o.BFDProfiles[i].DeepCopy()
-		out = append(out, object{x, "BFDProfile", func() *[]metav1.Condition { return ours(&x.Status.Gantry) }})
+		out = append(out, conditionedObject{x, "BFDProfile", func() *[]metav1.Condition { return conditionsOf(&x.Status.Gantry) }})
 	}
 	for i := range o.Communities {
 		x := o.Communities[i].DeepCopy()
-		out = append(out, object{x, "Community", func() *[]metav1.Condition { return ours(&x.Status.Gantry) }})
+		out = append(out, conditionedObject{x, "Community", func() *[]metav1.Condition { return conditionsOf(&x.Status.Gantry) }})
 	}
 	for i := range o.BGPPeers {
 		x := o.BGPPeers[i].DeepCopy()
-		out = append(out, object{x, "BGPPeer", func() *[]metav1.Condition {
+		out = append(out, conditionedObject{x, "BGPPeer", func() *[]metav1.Condition {
 			if x.Status.Gantry == nil {
 				x.Status.Gantry = &v1beta2.ObjectStatus{}
 			}
@@ -121,21 +121,21 @@ func conditioned(o *snapshot.Objects) []object {
 	return out
 }
 
-// ours returns the conditions, made where they are missing.
-func ours(s **v1beta1.ObjectStatus) *[]metav1.Condition {
+// conditionsOf returns the conditions, made where they are missing.
+func conditionsOf(s **v1beta1.ObjectStatus) *[]metav1.Condition {
 	if *s == nil {
 		*s = &v1beta1.ObjectStatus{}
 	}
 	return &(*s).Conditions
 }
 
-func (r *Configuration) write(ctx context.Context, o object, problems []snapshot.Problem) error {
+func (r *ConfigurationConditions) writeCondition(ctx context.Context, o conditionedObject, problems []snapshot.Problem) error {
 	before, ok := o.DeepCopyObject().(client.Object)
 	if !ok {
 		return fmt.Errorf("copying %s %q: it is no object", o.kind, o.GetName())
 	}
-	c := valid(snapshot.ObjectReference{Kind: o.kind, Namespace: o.GetNamespace(), Name: o.GetName()}, o.GetGeneration(), problems)
-	if !meta.SetStatusCondition(o.conditions(), c) || equality.Semantic.DeepEqual(before, o.Object) {
+	c := validCondition(snapshot.ObjectReference{Kind: o.kind, Namespace: o.GetNamespace(), Name: o.GetName()}, o.GetGeneration(), problems)
+	if !meta.SetStatusCondition(o.conditionList(), c) || equality.Semantic.DeepEqual(before, o.Object) {
 		return nil
 	}
 	if err := r.Client.Status().Patch(ctx, o.Object, client.MergeFrom(before)); client.IgnoreNotFound(err) != nil {

@@ -20,22 +20,22 @@ import (
 	"github.com/gantry-lb/gantry/api/v1beta1"
 )
 
-// lead runs a controller that was started without an election, until the test ends.
-func lead(t *testing.T, config *rest.Config, scheme *runtime.Scheme, who string) {
+// runAsLeader runs a controller that was started without an election, until the test ends.
+func runAsLeader(t *testing.T, config *rest.Config, scheme *runtime.Scheme, who string) {
 	t.Helper()
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
 		Scheme: scheme, Metrics: metricsserver.Options{BindAddress: "0"},
-		Cache: cache.Options{ByObject: map[client.Object]cache.ByObject{&corev1.Service{}: {Transform: Compact}}},
+		Cache: cache.Options{ByObject: map[client.Object]cache.ByObject{&corev1.Service{}: {Transform: CompactService}}},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
-	r := New(Options{
-		API: &Cluster{Client: mgr.GetClient(), Reader: mgr.GetAPIReader(), Namespace: names.Namespace}, Log: slog.New(slog.DiscardHandler),
-		Tell: (&recorder{}).tell, Namespace: names.Namespace, Identity: who,
+	r := NewServiceWorker(Options{
+		API: &ClusterAPI{Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Namespace: names.Namespace}, Log: slog.New(slog.DiscardHandler),
+		RecordEvent: (&eventRecorder{}).recordEvent, Namespace: names.Namespace, Identity: who,
 	})
-	if err := r.Setup(ctx, mgr); err != nil {
+	if err := r.RegisterWorker(ctx, mgr); err != nil {
 		t.Fatal(err)
 	}
 	done := make(chan error, 1)
@@ -48,22 +48,22 @@ func lead(t *testing.T, config *rest.Config, scheme *runtime.Scheme, who string)
 	})
 }
 
-// twoAtOnce has two controllers, both of which believe to lead, serve the same Services: each gets one address, and no two the same.
-func twoAtOnce(ctx context.Context, t *testing.T, config *rest.Config, direct client.Client) {
-	p := &v1beta1.IPAddressPool{Spec: pool("198.18.0.0/24")}
+// testTwoLeaders has two controllers, both of which believe to lead, serve the same Services: each gets one address, and no two the same.
+func testTwoLeaders(ctx context.Context, t *testing.T, config *rest.Config, direct client.Client) {
+	p := &v1beta1.IPAddressPool{Spec: poolSpec("198.18.0.0/24")}
 	p.Namespace, p.Name = names.Namespace, "p"
 	if err := direct.Create(ctx, p); err != nil {
 		t.Fatal(err)
 	}
 	for _, who := range []string{"one", "two"} {
-		lead(t, config, direct.Scheme(), who)
+		runAsLeader(t, config, direct.Scheme(), who)
 	}
 	const n = 100
 	var g errgroup.Group
 	g.SetLimit(8)
 	for i := range n {
 		g.Go(func() error {
-			o := balanced(fmt.Sprint("both-", i))
+			o := newLoadBalancer(fmt.Sprint("both-", i))
 			o.Spec.ClusterIPs = nil
 			return direct.Create(ctx, o)
 		})
@@ -81,7 +81,7 @@ func twoAtOnce(ctx context.Context, t *testing.T, config *rest.Config, direct cl
 		holders := map[string]string{}
 		for i := range list.Items {
 			o := &list.Items[i]
-			if a := address(o); a.IsValid() {
+			if a := firstAddress(o); a.IsValid() {
 				if other := holders[a.String()]; other != "" {
 					t.Fatalf("Services %s and %s both have %s", other, o.Name, a)
 				}

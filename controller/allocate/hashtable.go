@@ -1,9 +1,9 @@
 package allocate
 
-// table finds small numbers by a hash. It keeps 32 bits of the hash beside the number and leaves it to the caller to say whether a
+// hashTable finds small numbers by a hash. It keeps 32 bits of the hash beside the number and leaves it to the caller to say whether a
 // number that it comes upon is the one: what is looked for stands in the record already, and a map would hold it twice.
 // Slots are probed one after the other, at most three of four are full, and a removed entry is closed by moving up what follows.
-type table struct {
+type hashTable struct {
 	slots []slot
 	count int
 }
@@ -14,8 +14,8 @@ type slot struct {
 	number uint32
 }
 
-// get returns the place of the first entry with this hash that is accepted.
-func (t *table) get(hash uint32, accept func(number uint32) bool) (at int, ok bool) {
+// findEntry returns the place of the first entry with this hash that is accepted.
+func (t *hashTable) findEntry(hash uint32, accept func(number uint32) bool) (at int, ok bool) {
 	if len(t.slots) == 0 {
 		return 0, false
 	}
@@ -28,16 +28,16 @@ func (t *table) get(hash uint32, accept func(number uint32) bool) (at int, ok bo
 	return at, false
 }
 
-// add enters a number; the caller knows that it is not there.
-func (t *table) add(hash, number uint32) {
+// addEntry enters a number; the caller knows that it is not there.
+func (t *hashTable) addEntry(hash, number uint32) {
 	if 4*(t.count+1) > 3*len(t.slots) {
-		t.grow()
+		t.growSlots()
 	}
-	t.place(slot{hash, number + 1})
+	t.placeSlot(slot{hash, number + 1})
 	t.count++
 }
 
-func (t *table) place(s slot) {
+func (t *hashTable) placeSlot(s slot) {
 	mask := len(t.slots) - 1
 	at := int(s.hash) & mask
 	for t.slots[at].number != 0 {
@@ -46,18 +46,18 @@ func (t *table) place(s slot) {
 	t.slots[at] = s
 }
 
-func (t *table) grow() {
+func (t *hashTable) growSlots() {
 	old := t.slots
 	t.slots = make([]slot, max(2*len(old), 64))
 	for _, s := range old {
 		if s.number != 0 {
-			t.place(s)
+			t.placeSlot(s)
 		}
 	}
 }
 
-// remove takes the entry at a place that get returned.
-func (t *table) remove(at int) {
+// removeEntry takes the entry at a place that get returned.
+func (t *hashTable) removeEntry(at int) {
 	mask := len(t.slots) - 1
 	t.count--
 	for next := (at + 1) & mask; t.slots[next].number != 0; next = (next + 1) & mask {

@@ -29,52 +29,52 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// Announced writes the condition gantry.dev/Announced on Services: True while a speaker reports that it announces them (with
+// AnnouncedCondition writes the condition gantry.dev/Announced on Services: True while a speaker reports that it announces them (with
 // another reason while a foreign host claims an address, too), otherwise False with the reason. It speaks of the protocols, not of the nodes, so that a failover writes nothing.
-type Announced struct {
+type AnnouncedCondition struct {
 	Client client.Client
 	Log    *slog.Logger
 	// Scope is where the speakers' reports and the configuration are, and whether BGP is among them.
 	Scope configuration.Scope
-	// Class is the load balancer class that is served.
-	Class string
+	// LoadBalancerClass is the load balancer class that is served.
+	LoadBalancerClass string
 	// Now gives the time.
 	Now func() time.Time
-	// Tell makes an event about a Service; kind is Normal or Warning.
-	Tell func(about *corev1.Service, kind, reason, text string)
+	// RecordEvent makes an event about a Service; kind is Normal or Warning.
+	RecordEvent func(about *corev1.Service, kind, reason, text string)
 
 	mu sync.Mutex // guards all that follows
-	// missing are the Services that nobody announces, with the time since when.
-	missing map[client.ObjectKey]time.Time
-	// known is the configuration as last read, with the nodes; it counts until fresh.
-	known *snapshot.Snapshot
-	nodes []snapshot.Node
-	fresh time.Time
+	// unannouncedSince are the Services that nobody announces, with the time since when.
+	unannouncedSince map[client.ObjectKey]time.Time
+	// lastSnapshot is the configuration as last read, with the nodes; it counts until fresh.
+	lastSnapshot *snapshot.Snapshot
+	lastNodes    []snapshot.Node
+	freshUntil   time.Time
 }
 
 const (
-	// announcePatience is how long speakers may take before it is said that nobody announces.
-	announcePatience = 3 * time.Second
-	// reportIndex finds the speakers' reports about a Service, and sliceIndex its EndpointSlices.
-	reportIndex = "service"
-	sliceIndex  = "endpoints"
+	// announceTimeout is how long speakers may take before it is said that nobody announces.
+	announceTimeout = 3 * time.Second
+	// reportsByServiceIndex finds the speakers' reports about a Service, and slicesByServiceIndex its EndpointSlices.
+	reportsByServiceIndex = "service"
+	slicesByServiceIndex  = "endpoints"
 	// The configuration is read anew after this time at the earliest, and only so often that it takes a twentieth of a core at most; but
 	// the first time waits for caches to fill, and is no measure.
-	freshTime, freshShare, freshLimit = 100 * time.Millisecond, 20, 3 * time.Second
-	// unannouncedInterval is how often the reason is looked for anew while nobody announces; more often in the beginning, when a manifest
+	minReadInterval, readCostFactor, maxReadInterval = 100 * time.Millisecond, 20, 3 * time.Second
+	// maxRecheckInterval is how often the reason is looked for anew while nobody announces; more often in the beginning, when a manifest
 	// is still being applied.
-	unannouncedInterval = 30 * time.Second
+	maxRecheckInterval = 30 * time.Second
 )
 
-// Setup registers the reconciler.
-func (r *Announced) Setup(ctx context.Context, mgr ctrl.Manager) error {
+// RegisterController registers the reconciler.
+func (r *AnnouncedCondition) RegisterController(ctx context.Context, mgr ctrl.Manager) error {
 	reported := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []ctrl.Request {
 		return []ctrl.Request{{NamespacedName: reportedService(o)}}
 	})
 	b := ctrl.NewControllerManagedBy(mgr).Named("announced").For(&corev1.Service{}).
 		WithOptions(workers.Options{MaxConcurrentReconciles: 4})
 	for _, report := range r.Scope.StatusKinds() {
-		err := mgr.GetFieldIndexer().IndexField(ctx, report, reportIndex, func(o client.Object) []string {
+		err := mgr.GetFieldIndexer().IndexField(ctx, report, reportsByServiceIndex, func(o client.Object) []string {
 			return []string{reportedService(o).String()}
 		})
 		if err != nil {
@@ -82,7 +82,7 @@ func (r *Announced) Setup(ctx context.Context, mgr ctrl.Manager) error {
 		}
 		b = b.Watches(report, reported)
 	}
-	err := mgr.GetFieldIndexer().IndexField(ctx, &discoveryv1.EndpointSlice{}, sliceIndex, func(o client.Object) []string {
+	err := mgr.GetFieldIndexer().IndexField(ctx, &discoveryv1.EndpointSlice{}, slicesByServiceIndex, func(o client.Object) []string {
 		return []string{o.GetLabels()[discoveryv1.LabelServiceName]}
 	})
 	if err != nil {
@@ -101,95 +101,95 @@ func reportedService(o client.Object) client.ObjectKey {
 }
 
 // Reconcile brings one Service's condition in line with the reports.
-func (r *Announced) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
+func (r *AnnouncedCondition) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
 	var s corev1.Service
 	if err := r.Client.Get(ctx, req.NamespacedName, &s); err != nil {
-		r.found(req.NamespacedName)
+		r.forgetUnannounced(req.NamespacedName)
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
 	v := view.FromService(&s)
-	if !v.IsLoadBalancer || v.Class != r.Class || len(v.AssignedAddresses) == 0 {
-		r.found(req.NamespacedName)
+	if !v.IsLoadBalancer || v.Class != r.LoadBalancerClass || len(v.AssignedAddresses) == 0 {
+		r.forgetUnannounced(req.NamespacedName)
 		return ctrl.Result{}, nil // the worker that gives addresses takes the condition away with them
 	}
-	reported, err := r.reports(ctx, req.NamespacedName)
+	reported, err := r.readReports(ctx, req.NamespacedName)
 	if err != nil {
 		return ctrl.Result{}, err
 	}
 	c := metav1.Condition{Type: names.ConditionAnnounced, ObservedGeneration: s.Generation}
 	var again time.Duration
-	if reported.announced() {
-		r.found(req.NamespacedName)
-		reason, text := reported.tell()
+	if reported.isAnnounced() {
+		r.forgetUnannounced(req.NamespacedName)
+		reason, text := reported.describeAnnouncement()
 		c.Status, c.Reason, c.Message = metav1.ConditionTrue, string(reason), text
 	} else {
-		wait := r.patience(req.NamespacedName)
+		wait := r.remainingTimeout(req.NamespacedName)
 		if wait > 0 {
 			return ctrl.Result{RequeueAfter: wait}, nil
 		}
-		reason, text, err := r.why(ctx, &s, &v)
+		reason, text, err := r.explainUnannounced(ctx, &s, &v)
 		if err != nil {
 			return ctrl.Result{}, err
 		}
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, string(reason), text
-		again = min(announcePatience-wait, unannouncedInterval)
+		again = min(announceTimeout-wait, maxRecheckInterval)
 	}
-	return ctrl.Result{RequeueAfter: again}, r.write(ctx, &s, c)
+	return ctrl.Result{RequeueAfter: again}, r.writeCondition(ctx, &s, c)
 }
 
-// patience is how long to wait yet before it is said that nobody announces. A report that is replaced is gone for an instant.
-func (r *Announced) patience(key client.ObjectKey) time.Duration {
+// remainingTimeout is how long to wait yet before it is said that nobody announces. A report that is replaced is gone for an instant.
+func (r *AnnouncedCondition) remainingTimeout(key client.ObjectKey) time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	since, known := r.missing[key]
+	since, known := r.unannouncedSince[key]
 	if !known {
 		since = r.Now()
-		if r.missing == nil {
-			r.missing = map[client.ObjectKey]time.Time{}
+		if r.unannouncedSince == nil {
+			r.unannouncedSince = map[client.ObjectKey]time.Time{}
 		}
-		r.missing[key] = since
+		r.unannouncedSince[key] = since
 	}
-	return announcePatience - r.Now().Sub(since)
+	return announceTimeout - r.Now().Sub(since)
 }
 
-// found forgets that a Service was not announced.
-func (r *Announced) found(key client.ObjectKey) {
+// forgetUnannounced forgets that a Service was not announced.
+func (r *AnnouncedCondition) forgetUnannounced(key client.ObjectKey) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.missing, key)
+	delete(r.unannouncedSince, key)
 }
 
-// reports reads what the speakers say of the Service.
-func (r *Announced) reports(ctx context.Context, key client.ObjectKey) (reports, error) {
+// readReports reads what the speakers say of the Service.
+func (r *AnnouncedCondition) readReports(ctx context.Context, key client.ObjectKey) (speakerReports, error) {
 	var l2 v1beta1.ServiceL2StatusList
 	var bgp v1beta1.ServiceBGPStatusList
-	match := []client.ListOption{client.InNamespace(r.Scope.Namespace), client.MatchingFields{reportIndex: key.String()}}
+	match := []client.ListOption{client.InNamespace(r.Scope.Namespace), client.MatchingFields{reportsByServiceIndex: key.String()}}
 	lists := []client.ObjectList{&l2}
 	if !r.Scope.Layer2Only {
 		lists = append(lists, &bgp)
 	}
 	for _, list := range lists {
 		if err := r.Client.List(ctx, list, match...); err != nil {
-			return reports{}, fmt.Errorf("reading the speakers' reports about Service %s: %w", key, err)
+			return speakerReports{}, fmt.Errorf("reading the speakers' reports about Service %s: %w", key, err)
 		}
 	}
-	return reports{l2.Items, bgp.Items}, nil
+	return speakerReports{l2.Items, bgp.Items}, nil
 }
 
-// Forecast is the condition of a Service that is about to have its first addresses, where it can be seen that nobody will announce
+// ForecastCondition is the condition of a Service that is about to have its first addresses, where it can be seen that nobody will announce
 // them. It is written together with the addresses, so that a Service that waits for an advertisement or for Pods costs one write
 // and not two. What was forecast and comes otherwise is put right like any other change.
-func (r *Announced) Forecast(ctx context.Context, s *corev1.Service, assigned []netip.Addr) (metav1.Condition, bool) {
+func (r *AnnouncedCondition) ForecastCondition(ctx context.Context, s *corev1.Service, assigned []netip.Addr) (metav1.Condition, bool) {
 	var none metav1.Condition
 	if meta.FindStatusCondition(s.Status.Conditions, names.ConditionAnnounced) != nil {
 		return none, false
 	}
 	v := view.FromService(s)
 	v.AssignedAddresses = assigned
-	if reported, err := r.reports(ctx, client.ObjectKeyFromObject(s)); err != nil || reported.announced() {
+	if reported, err := r.readReports(ctx, client.ObjectKeyFromObject(s)); err != nil || reported.isAnnounced() {
 		return none, false
 	}
-	reason, text, err := r.why(ctx, s, &v)
+	reason, text, err := r.explainUnannounced(ctx, s, &v)
 	if err != nil || reason == names.ReasonNotAnnounced || reason == names.ReasonAddressOutsidePools { // the pool is newer than what was read
 		return none, false
 	}
@@ -198,13 +198,13 @@ func (r *Announced) Forecast(ctx context.Context, s *corev1.Service, assigned []
 	}, true
 }
 
-// configuration returns what is configured, and the nodes.
-func (r *Announced) configuration(ctx context.Context) (*snapshot.Snapshot, []snapshot.Node, error) {
+// readConfiguration returns what is configured, and the nodes.
+func (r *AnnouncedCondition) readConfiguration(ctx context.Context) (*snapshot.Snapshot, []snapshot.Node, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	begun := r.Now()
-	if begun.Before(r.fresh) {
-		return r.known, r.nodes, nil
+	if begun.Before(r.freshUntil) {
+		return r.lastSnapshot, r.lastNodes, nil
 	}
 	o, err := r.Scope.ReadObjects(ctx, r.Client)
 	if err != nil {
@@ -213,25 +213,25 @@ func (r *Announced) configuration(ctx context.Context) (*snapshot.Snapshot, []sn
 	if o.Nodes, err = configuration.ReadNodes(ctx, r.Client); err != nil {
 		return nil, nil, err
 	}
-	o.Previous = r.known // what an edit broke is announced on, as it last was
-	r.known, _ = snapshot.Build(o)
-	r.nodes = o.Nodes
+	o.Previous = r.lastSnapshot // what an edit broke is announced on, as it last was
+	r.lastSnapshot, _ = snapshot.Build(o)
+	r.lastNodes = o.Nodes
 	now := r.Now()
-	r.fresh = now.Add(min(max(freshTime, freshShare*now.Sub(begun)), freshLimit))
-	return r.known, r.nodes, nil
+	r.freshUntil = now.Add(min(max(minReadInterval, readCostFactor*now.Sub(begun)), maxReadInterval))
+	return r.lastSnapshot, r.lastNodes, nil
 }
 
-// why says why nobody announces the Service, as far as it can be seen from here.
-func (r *Announced) why(ctx context.Context, s *corev1.Service, v *view.Service) (names.Reason, string, error) {
-	snap, nodes, err := r.configuration(ctx)
+// explainUnannounced says why nobody announces the Service, as far as it can be seen from here.
+func (r *AnnouncedCondition) explainUnannounced(ctx context.Context, s *corev1.Service, v *view.Service) (names.Reason, string, error) {
+	snap, nodes, err := r.readConfiguration(ctx)
 	if err != nil {
 		return "", "", err
 	}
-	if reason, text := unadvertised(snap, v, nodes); reason != "" {
+	if reason, text := findAdvertisementFault(snap, v, nodes); reason != "" {
 		return reason, text, nil
 	}
 	var endpoints discoveryv1.EndpointSliceList
-	match := client.MatchingFields{sliceIndex: s.Name}
+	match := client.MatchingFields{slicesByServiceIndex: s.Name}
 	if err := r.Client.List(ctx, &endpoints, client.InNamespace(s.Namespace), match); err != nil {
 		return "", "", fmt.Errorf("reading the endpoints of Service %s: %w", v.Key, err)
 	}
@@ -240,14 +240,14 @@ func (r *Announced) why(ctx context.Context, s *corev1.Service, v *view.Service)
 		return names.ReasonNoEndpoints, "no endpoint of the Service can serve: check its selector and whether its Pods are ready", nil
 	}
 	text := fmt.Sprintf("no speaker reports that it announces the Service: check that speakers run on the selected nodes (kubectl get pods,speakerstatuses -n %s), that no NetworkUnavailable is among the conditions of those nodes", r.Scope.Namespace)
-	if links := onlyOn(snap, v); len(links) > 0 {
+	if links := limitingInterfaces(snap, v); len(links) > 0 {
 		text += ", that one of the interfaces " + strings.Join(links, ", ") + " is there and usable (the links of the SpeakerStatus), spelled exactly so"
 	}
 	return names.ReasonNotAnnounced, text + ", and what the speakers' logs say", nil
 }
 
-// onlyOn returns the interfaces that the advertisements limit the Service to; none when one of them does not.
-func onlyOn(s *snapshot.Snapshot, v *view.Service) []string {
+// limitingInterfaces returns the interfaces that the advertisements limit the Service to; none when one of them does not.
+func limitingInterfaces(s *snapshot.Snapshot, v *view.Service) []string {
 	var links []string
 	pools := s.PoolsOfAddresses(v.RecordedPool, v.AssignedAddresses...)
 	selects := func(names []string, services []labels.Selector) bool {
@@ -271,8 +271,8 @@ func onlyOn(s *snapshot.Snapshot, v *view.Service) []string {
 	return slices.Compact(links)
 }
 
-// unadvertised says which selector keeps every node from announcing the Service; empty when an advertisement fits.
-func unadvertised(s *snapshot.Snapshot, v *view.Service, nodes []snapshot.Node) (names.Reason, string) {
+// findAdvertisementFault says which selector keeps every node from announcing the Service; empty when an advertisement fits.
+func findAdvertisementFault(s *snapshot.Snapshot, v *view.Service, nodes []snapshot.Node) (names.Reason, string) {
 	var own []string
 	for _, a := range v.AssignedAddresses {
 		pools := s.PoolsOfAddresses(v.RecordedPool, a)
@@ -316,7 +316,7 @@ func unadvertised(s *snapshot.Snapshot, v *view.Service, nodes []snapshot.Node) 
 	}
 	switch {
 	case !covered:
-		return names.ReasonNoAdvertisement, fmt.Sprintf("no L2Advertisement or BGPAdvertisement selects pool %s and this Service: create one", quoted(own))
+		return names.ReasonNoAdvertisement, fmt.Sprintf("no L2Advertisement or BGPAdvertisement selects pool %s and this Service: create one", quotePools(own))
 	case !onNode && excluded:
 		return names.ReasonNodeExcluded, "every node that the advertisements select has the label " + names.LabelExcludeNode + ": take it off one of them"
 	case !onNode:
@@ -329,8 +329,8 @@ func unadvertised(s *snapshot.Snapshot, v *view.Service, nodes []snapshot.Node) 
 	return "", ""
 }
 
-// quoted lists pools for people.
-func quoted(pools []string) string {
+// quotePools lists pools for people.
+func quotePools(pools []string) string {
 	out := make([]string, len(pools))
 	for i, p := range pools {
 		out[i] = strconv.Quote(p)
@@ -338,7 +338,7 @@ func quoted(pools []string) string {
 	return strings.Join(out, " or ")
 }
 
-func (r *Announced) write(ctx context.Context, s *corev1.Service, c metav1.Condition) error {
+func (r *AnnouncedCondition) writeCondition(ctx context.Context, s *corev1.Service, c metav1.Condition) error {
 	after, before := s.DeepCopy(), meta.FindStatusCondition(s.Status.Conditions, c.Type)
 	if !meta.SetStatusCondition(&after.Status.Conditions, c) {
 		return nil
@@ -346,7 +346,7 @@ func (r *Announced) write(ctx context.Context, s *corev1.Service, c metav1.Condi
 	base := client.MergeFromWithOptions(s, client.MergeFromWithOptimisticLock{})
 	err := r.Client.Status().Patch(ctx, after, base)
 	if err == nil && c.Status == metav1.ConditionFalse && (before == nil || before.Reason != c.Reason) {
-		r.Tell(s, corev1.EventTypeWarning, names.EventAnnounceFailed, note(c.Reason+": "+c.Message))
+		r.RecordEvent(s, corev1.EventTypeWarning, names.EventAnnounceFailed, truncateNote(c.Reason+": "+c.Message))
 	}
 	if apierrors.IsConflict(err) || client.IgnoreNotFound(err) == nil {
 		return nil // the newer object brings its own request

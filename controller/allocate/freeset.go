@@ -1,0 +1,92 @@
+package allocate
+
+import "math/bits"
+
+// freeSet says which of the positions 0..size-1 are taken. It is a tree of 64-bit words: a bit of the lowest level is a position,
+// a bit of a higher one says that the whole word below it is taken. Words without a bit are not stored, so that the memory grows with
+// what is taken and not with the size, and the next free position is found in as many steps as the tree has levels, at any fill.
+type freeSet struct {
+	size       uint64
+	takenCount uint64 // how many positions are taken
+	levels     []map[uint64]uint64
+	// lowestCandidate is a position below which everything is taken.
+	lowestCandidate uint64
+}
+
+func newFreeSet(size uint64) *freeSet {
+	s := &freeSet{size: size}
+	for n := size; ; n = (n + 63) / 64 {
+		s.levels = append(s.levels, map[uint64]uint64{})
+		if n <= 64 {
+			return s
+		}
+	}
+}
+
+// isTaken says whether the position is taken.
+func (s *freeSet) isTaken(at uint64) bool { return s.levels[0][at/64]&(1<<(at%64)) != 0 }
+
+// markTaken marks the position as taken; it may be already.
+func (s *freeSet) markTaken(at uint64) {
+	if s.isTaken(at) {
+		return
+	}
+	s.takenCount++
+	if at == s.lowestCandidate {
+		s.lowestCandidate++
+	}
+	for _, words := range s.levels {
+		w := words[at/64] | 1<<(at%64)
+		words[at/64] = w
+		if w != ^uint64(0) {
+			return
+		}
+		at /= 64
+	}
+}
+
+// markFree marks the position as free; it may be already.
+func (s *freeSet) markFree(at uint64) {
+	if !s.isTaken(at) {
+		return
+	}
+	s.takenCount--
+	s.lowestCandidate = min(s.lowestCandidate, at)
+	for _, words := range s.levels {
+		before := words[at/64]
+		if w := before &^ (1 << (at % 64)); w == 0 {
+			delete(words, at/64)
+		} else {
+			words[at/64] = w
+		}
+		if before != ^uint64(0) {
+			return
+		}
+		at /= 64
+	}
+}
+
+// nextFree returns the lowest free position that is not below from.
+func (s *freeSet) nextFree(from uint64) (uint64, bool) {
+	at := s.nextFreeOnLevel(0, max(from, s.lowestCandidate))
+	if at >= s.size {
+		return 0, false
+	}
+	if from <= s.lowestCandidate {
+		s.lowestCandidate = at
+	}
+	return at, true
+}
+
+// nextFreeOnLevel returns the lowest bit of the level, not below from, that is not set; it may lie beyond the size.
+func (s *freeSet) nextFreeOnLevel(level int, from uint64) uint64 {
+	if level == len(s.levels) {
+		return from
+	}
+	words := s.levels[level]
+	if open := ^words[from/64] &^ (1<<(from%64) - 1); open != 0 {
+		return from&^63 + uint64(bits.TrailingZeros64(open))
+	}
+	word := s.nextFreeOnLevel(level+1, from/64+1)
+	return word*64 + uint64(bits.TrailingZeros64(^words[word]))
+}

@@ -1,0 +1,216 @@
+package allocate
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// harness is a Ledger with its pools and the Services that were served, which carries decisions out as the controller does.
+type harness struct {
+	*testing.T
+	ledger   *Ledger
+	snapshot *snapshot.Snapshot
+	services map[string]*view.Service
+	now      time.Time
+	// written are the addresses in the status of each Service.
+	written map[string][]netip.Addr
+}
+
+func newHarness(t *testing.T, pools ...*snapshot.Pool) *harness {
+	w := &harness{T: t, ledger: NewLedger(), services: map[string]*view.Service{}, written: map[string][]netip.Addr{}, now: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)}
+	w.ledger.AdvanceTime(w.now)
+	w.setPools(pools...)
+	return w
+}
+
+// setPools replaces the pools.
+func (w *harness) setPools(pools ...*snapshot.Pool) {
+	next := &snapshot.Snapshot{Pools: pools}
+	if w.snapshot != nil {
+		next.Reservations = w.snapshot.Reservations
+	}
+	w.snapshot = next
+}
+
+// setReservations replaces the reservations, and has what they keep decided.
+func (w *harness) setReservations(all ...*snapshot.Reservation) (last Decision) {
+	w.snapshot = &snapshot.Snapshot{Pools: w.snapshot.Pools, Reservations: all}
+	for _, r := range all {
+		last = DecideReservation(r, w.ledger, w.snapshot)
+		w.ledger.KeepReserved(r, last.Addresses)
+	}
+	return last
+}
+
+func (w *harness) advanceTime(d time.Duration) {
+	w.now = w.now.Add(d)
+	w.ledger.AdvanceTime(w.now)
+}
+
+// serveService has a Service served, after the edits: decided, prepared, written and committed.
+func (w *harness) serveService(name string, edits ...func(*view.Service)) Decision {
+	w.Helper()
+	s := w.services[name]
+	if s == nil {
+		s = newService(name)
+		w.services[name] = s
+	}
+	next := *s
+	s = &next
+	w.services[name] = s
+	for _, e := range edits {
+		e(s)
+	}
+	d := Decide(s, w.ledger, w.snapshot)
+	if again := Decide(s, w.ledger, w.snapshot); !equalDecisions(d, again) {
+		w.Errorf("%s: the same question has two answers: %+v, then %+v", name, d, again)
+	}
+	w.carryOutDecision(s, d)
+	return d
+}
+
+func equalDecisions(a, b Decision) bool {
+	return slices.Equal(a.Addresses, b.Addresses) && a.Pool == b.Pool && a.Reason == b.Reason && a.Text == b.Text && slices.Equal(a.Proposed, b.Proposed)
+}
+
+// carryOutDecision does what the controller does with a Decision.
+func (w *harness) carryOutDecision(s *view.Service, d Decision) {
+	w.Helper()
+	if len(d.Proposed) > 0 {
+		w.ledger.ProposeAddresses(s.Key, d.Proposed)
+	} else {
+		w.ledger.PrepareAddresses(s.Key, d.Addresses)
+	}
+	w.written[s.Key.Name] = d.Addresses
+	if len(d.Proposed) == 0 {
+		w.ledger.CommitAssignment(s, d.Addresses, d.Pool)
+	}
+}
+
+func (w *harness) deleteService(name string) {
+	w.ledger.ReleaseService(w.services[name].Key)
+	delete(w.services, name)
+	delete(w.written, name)
+}
+
+// restartController builds a Ledger anew from what is written, as a controller does that starts.
+func (w *harness) restartController() {
+	memory := w.ledger.AllWithheld()
+	pools := map[string]string{}
+	for n, s := range w.services {
+		held, _ := w.ledger.AssignmentOf(s.Key)
+		pools[n] = held.Pool
+	}
+	w.ledger = NewLedger()
+	w.ledger.AdvanceTime(w.now)
+	for _, m := range memory {
+		w.ledger.WithholdAddress(m)
+	}
+	for n, s := range w.services {
+		if len(w.written[n]) > 0 {
+			w.ledger.CommitAssignment(s, w.written[n], pools[n])
+		}
+	}
+}
+
+// wantDecision checks a Decision: its addresses, "A, B" or empty, its Reason, and words of its sentence.
+func (w *harness) wantDecision(d Decision, addresses string, reason names.Reason, words ...string) {
+	w.Helper()
+	if joinAddresses(d.Addresses) != addresses || d.Reason != reason {
+		w.Errorf("got %q, %s: %s; want %q, %s", joinAddresses(d.Addresses), d.Reason, d.Text, addresses, reason)
+	}
+	for _, word := range words {
+		if !strings.Contains(d.Text, word) {
+			w.Errorf("the sentence is %q, want %q in it", d.Text, word)
+		}
+	}
+}
+
+// Edits of Services.
+
+func inNamespace(namespace string) func(*view.Service) {
+	return func(s *view.Service) { s.Key.Namespace = namespace }
+}
+
+func withLocalTraffic(selector string) func(*view.Service) {
+	return func(s *view.Service) { s.LocalTrafficPolicy, s.PodSelector = true, selector }
+}
+
+func withSingleStackIPv6(s *view.Service) {
+	s.ClusterIPs, s.PrimaryFamily, s.FamilyPolicy = parseAddresses("fd00::9"), view.IPv6, view.SingleStack
+}
+
+func withPrimaryIPv6(s *view.Service) { s.PrimaryFamily = view.IPv6 }
+
+func withLabel(key, value string) func(*view.Service) {
+	return func(s *view.Service) { s.Labels = map[string]string{key: value} }
+}
+
+func withAddressCount(n int) func(*view.Service) { return func(s *view.Service) { s.AddressCount = n } }
+
+func withReleased(texts ...string) func(*view.Service) {
+	return func(s *view.Service) { s.AddressesToRelease = parseAddresses(texts...) }
+}
+
+// editPool returns the pool after the edits.
+func editPool(p *snapshot.Pool, edits ...func(*snapshot.Pool)) *snapshot.Pool {
+	for _, e := range edits {
+		e(p)
+	}
+	return p
+}
+
+func withoutAutoAssign(p *snapshot.Pool) { p.AutoAssign = false }
+
+func restrictedTo(priority int, namespaces ...string) func(*snapshot.Pool) {
+	return func(p *snapshot.Pool) {
+		p.ServiceAllocation = &snapshot.ServiceAllocation{Priority: priority, Namespaces: namespaces, NamespacesRestricted: len(namespaces) > 0}
+	}
+}
+
+// admittingNobody is what namespaceSelectors make of a pool when they match no namespace.
+func admittingNobody(p *snapshot.Pool) {
+	p.ServiceAllocation = &snapshot.ServiceAllocation{NamespacesRestricted: true}
+}
+
+func selectingServices(texts ...string) func(*snapshot.Pool) {
+	return func(p *snapshot.Pool) {
+		if p.ServiceAllocation == nil {
+			p.ServiceAllocation = &snapshot.ServiceAllocation{}
+		}
+		for _, t := range texts {
+			s, err := labels.Parse(t)
+			if err != nil {
+				panic(err)
+			}
+			p.ServiceAllocation.ServiceSelectors = append(p.ServiceAllocation.ServiceSelectors, s)
+		}
+	}
+}
+
+func excludingRanges(t testing.TB, entries ...string) func(*snapshot.Pool) {
+	return func(p *snapshot.Pool) { p.ExcludedRanges = newPool(t, "", entries...).Ranges }
+}
+
+func withOrder(o snapshot.AssignmentOrder) func(*snapshot.Pool) {
+	return func(p *snapshot.Pool) { p.Order = o }
+}
+
+func withCooldown(d time.Duration) func(*snapshot.Pool) {
+	return func(p *snapshot.Pool) { p.CooldownDelay = d }
+}
+
+func withQuota(n int, namespaces map[string]int) func(*snapshot.Pool) {
+	return func(p *snapshot.Pool) { p.Quota = &snapshot.Quota{PerNamespace: n, LimitByNamespace: namespaces} }
+}
+
+func withProbe(p *snapshot.Pool) { p.Probe = &snapshot.ProbeSettings{QuarantineDelay: time.Hour} }

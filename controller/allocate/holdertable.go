@@ -1,0 +1,130 @@
+package allocate
+
+// holderTable says which records hold an address. Most addresses have one holder, which stands in the table itself; those that more
+// Services share stand in crowds. The table probes its places one after the other and is at most three quarters full; a removed
+// entry is closed by moving up what follows. A map of the language would take the same memory and twice the time.
+type holderTable struct {
+	// salt is random, so that nobody can ask for addresses that all fall into one place.
+	salt      uint64
+	keys      []address
+	holderIDs []int32 // 0 is an empty place, a record's number plus 1, or below zero a crowd's number minus 1, negated
+	count     int
+
+	holderLists [][]int32
+	spareLists  []int32
+}
+
+// homeSlot is the place where the search for the address starts.
+func (h *holderTable) homeSlot(a address) int {
+	x := (a.hi ^ h.salt) * 0xff51afd7ed558ccd
+	x = (x ^ x>>32 ^ a.lo) * 0xc4ceb9fe1a85ec53
+	return int(x^x>>32) & (len(h.holderIDs) - 1)
+}
+
+// findSlot returns the place of the address, or the empty one where it would stand.
+func (h *holderTable) findSlot(a address) (at int, ok bool) {
+	if len(h.holderIDs) == 0 {
+		return 0, false
+	}
+	for at = h.homeSlot(a); h.holderIDs[at] != 0; at = (at + 1) & (len(h.holderIDs) - 1) {
+		if h.keys[at] == a {
+			return at, true
+		}
+	}
+	return at, false
+}
+
+// recordsHolding returns the records that hold the address; one alone is put into the room. The result is good until the next change.
+func (h *holderTable) recordsHolding(a address, room *[1]int32) []int32 {
+	at, ok := h.findSlot(a)
+	switch {
+	case !ok:
+		return nil
+	case h.holderIDs[at] < 0:
+		return h.holderLists[-h.holderIDs[at]-1]
+	}
+	room[0] = h.holderIDs[at] - 1
+	return room[:]
+}
+
+// addHolder enters a record as the last holder of an address and returns all of them.
+func (h *holderTable) addHolder(a address, id int32, room *[1]int32) []int32 {
+	if 4*(h.count+1) > 3*len(h.holderIDs) {
+		h.growSlots()
+	}
+	at, ok := h.findSlot(a)
+	switch {
+	case !ok:
+		h.keys[at], h.holderIDs[at] = a, id+1
+		h.count++
+		room[0] = id
+		return room[:]
+	case h.holderIDs[at] > 0:
+		crowd := h.newHolderList()
+		h.holderLists[crowd] = append(h.holderLists[crowd], h.holderIDs[at]-1)
+		h.holderIDs[at] = -crowd - 1
+	}
+	crowd := &h.holderLists[-h.holderIDs[at]-1]
+	*crowd = append(*crowd, id)
+	return *crowd
+}
+
+// newHolderList returns the number of an empty crowd.
+func (h *holderTable) newHolderList() int32 {
+	if n := len(h.spareLists); n > 0 {
+		i := h.spareLists[n-1]
+		h.spareLists = h.spareLists[:n-1]
+		return i
+	}
+	h.holderLists = append(h.holderLists, nil)
+	return int32(len(h.holderLists) - 1)
+}
+
+// removeHolder takes a record from the holders of an address and returns the others.
+func (h *holderTable) removeHolder(a address, id int32, room *[1]int32) []int32 {
+	at, ok := h.findSlot(a)
+	switch {
+	case !ok:
+		return nil
+	case h.holderIDs[at] > 0:
+		h.removeSlot(at)
+		return nil
+	}
+	i := -h.holderIDs[at] - 1
+	rest := h.holderLists[i][:0]
+	for _, o := range h.holderLists[i] {
+		if o != id {
+			rest = append(rest, o)
+		}
+	}
+	if h.holderLists[i] = rest; len(rest) > 1 {
+		return rest
+	}
+	h.holderIDs[at], room[0] = rest[0]+1, rest[0]
+	h.holderLists[i] = rest[:0]
+	h.spareLists = append(h.spareLists, i)
+	return room[:]
+}
+
+func (h *holderTable) growSlots() {
+	keys, who := h.keys, h.holderIDs
+	h.keys, h.holderIDs = make([]address, max(2*len(who), 64)), make([]int32, max(2*len(who), 64))
+	for i, w := range who {
+		if w != 0 {
+			at, _ := h.findSlot(keys[i])
+			h.keys[at], h.holderIDs[at] = keys[i], w
+		}
+	}
+}
+
+func (h *holderTable) removeSlot(at int) {
+	mask := len(h.holderIDs) - 1
+	h.count--
+	for next := (at + 1) & mask; h.holderIDs[next] != 0; next = (next + 1) & mask {
+		// An entry may move up unless that puts it before its home.
+		if (next-h.homeSlot(h.keys[next]))&mask >= (next-at)&mask {
+			h.keys[at], h.holderIDs[at], at = h.keys[next], h.holderIDs[next], next
+		}
+	}
+	h.holderIDs[at] = 0
+}

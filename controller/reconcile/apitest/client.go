@@ -1,0 +1,296 @@
+package apitest
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// ErrConnectionLost is the error of a request or an answer that was lost on the way.
+var ErrConnectionLost = errors.New("connection reset by peer")
+
+// Delivery is what happens to one request on its way. The zero value is a request that arrives and is answered at once.
+type Delivery struct {
+	// RequestDelay and Back are how long the request and its answer take. A request that is out arrives, even when its sender has gone.
+	RequestDelay, AnswerDelay time.Duration
+	// RequestLost says that the request does not arrive; Unanswered, that it does, but the answer does not come back.
+	RequestLost, AnswerLost bool
+	// RepeatDelay, unless 0, is how long after it has arrived the request arrives once more; nobody hears the second answer.
+	RepeatDelay time.Duration
+}
+
+// Client is one controller's way to the Server, and its cache. It implements reconcile.API.
+type Client struct {
+	server *Server
+	// nextDelivery is asked once for every request that writes, and for every look at the watch.
+	nextDelivery func(what string) Delivery
+
+	mu          sync.Mutex // guards all that follows
+	cache       map[view.ObjectKey]*corev1.Service
+	changesSeen int           // how many changes the cache has taken in
+	resumed     chan struct{} // closed while the Client is not paused
+	// requestLands, unless nil, says whether a request arrives that was out when the process was killed.
+	requestLands func() bool
+}
+
+// CacheListener is who is told of what the cache sees.
+type CacheListener interface {
+	ServiceChanged(view.ObjectKey)
+	ServiceDeleted(*corev1.Service)
+}
+
+// NewClient returns a Client whose cache is filled with what there is now.
+func NewClient(s *Server, weather func(what string) Delivery) *Client {
+	if weather == nil {
+		weather = func(string) Delivery { return Delivery{} }
+	}
+	c := &Client{server: s, nextDelivery: weather, resumed: make(chan struct{})}
+	close(c.resumed)
+	c.cache, c.changesSeen = s.currentServices()
+	return c
+}
+
+// FeedCache feeds the cache and tells the listener, until ctx ends.
+func (c *Client) FeedCache(ctx context.Context, l CacheListener) {
+	for {
+		changes, more := c.server.changesSince(c.changesSeen)
+		for _, ch := range changes {
+			if c.delayUntilResumed(ctx, c.nextDelivery("watch").AnswerDelay) != nil {
+				return
+			}
+			c.applyChange(ch)
+			if ch.after == nil {
+				l.ServiceDeleted(ch.before)
+				continue
+			}
+			l.ServiceChanged(view.ObjectKey{Namespace: ch.after.Namespace, Name: ch.after.Name})
+		}
+		if len(changes) > 0 {
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-more:
+		}
+	}
+}
+
+func (c *Client) applyChange(ch serviceChange) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.changesSeen++
+	if ch.after == nil {
+		delete(c.cache, view.ObjectKey{Namespace: ch.before.Namespace, Name: ch.before.Name})
+		return
+	}
+	c.cache[view.ObjectKey{Namespace: ch.after.Namespace, Name: ch.after.Name}] = ch.after
+}
+
+// PauseRequests stops everything that goes through this Client, as if its process were stopped; what is out already arrives. Resume undoes
+// it.
+func (c *Client) PauseRequests() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case <-c.resumed:
+		c.resumed = make(chan struct{})
+	default:
+	}
+}
+
+// ResumeRequests undoes Pause.
+func (c *Client) ResumeRequests() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case <-c.resumed:
+	default:
+		close(c.resumed)
+	}
+}
+
+// KillProcess ends everything that goes through this Client, as if its process were killed: no request goes out any more, and of
+// those that are out lands says one by one whether they arrive.
+func (c *Client) KillProcess(lands func() bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.requestLands = lands
+}
+
+// killedWith returns what Kill was called with, nil before.
+func (c *Client) killedWith() func() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.requestLands
+}
+
+// delayUntilResumed lets d pass, and then the end of a pause.
+func (c *Client) delayUntilResumed(ctx context.Context, d time.Duration) error {
+	if d > 0 {
+		t := time.NewTimer(d)
+		defer t.Stop()
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-t.C:
+		}
+	}
+	c.mu.Lock()
+	resumed := c.resumed
+	c.mu.Unlock()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-resumed:
+		return nil
+	}
+}
+
+// sendRequest carries a request out and its answer back.
+func (c *Client) sendRequest(ctx context.Context, what string, do func() error) error {
+	if err := c.delayUntilResumed(ctx, 0); err != nil {
+		return err
+	}
+	if c.killedWith() != nil {
+		return ErrConnectionLost
+	}
+	w := c.nextDelivery(what)
+	answer := make(chan error, 1)
+	go func() { // whoever waits for it may go
+		if w.RequestDelay > 0 {
+			<-time.After(w.RequestDelay)
+		}
+		if lands := c.killedWith(); w.RequestLost || lands != nil && !lands() {
+			answer <- ErrConnectionLost
+			return
+		}
+		err := do()
+		if w.AnswerLost {
+			err = ErrConnectionLost
+		}
+		answer <- err
+		if w.RepeatDelay > 0 {
+			<-time.After(w.RepeatDelay)
+			_ = do()
+		}
+	}()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case err := <-answer:
+		if e := c.delayUntilResumed(ctx, w.AnswerDelay); e != nil {
+			return e
+		}
+		return err
+	}
+}
+
+// CachedService implements reconcile.API.
+func (c *Client) CachedService(_ context.Context, k view.ObjectKey) (*corev1.Service, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.cache[k], nil
+}
+
+// LiveService implements reconcile.API.
+func (c *Client) LiveService(ctx context.Context, k view.ObjectKey) (*corev1.Service, error) {
+	now := make(chan *corev1.Service, 2)
+	c.server.countRead("service")
+	if err := c.sendRequest(ctx, "read", func() error { now <- c.server.ServiceByKey(k); return nil }); err != nil {
+		return nil, err
+	}
+	return <-now, nil
+}
+
+// ForEachLiveService implements reconcile.API.
+func (c *Client) ForEachLiveService(ctx context.Context, visit func(*corev1.Service)) error {
+	all := make(chan []*corev1.Service, 2)
+	c.server.countRead("list")
+	if err := c.sendRequest(ctx, "list", func() error { all <- c.server.AllServices(); return nil }); err != nil {
+		return err
+	}
+	for _, s := range <-all {
+		visit(s)
+	}
+	return nil
+}
+
+// PoolObjects implements reconcile.API.
+func (c *Client) PoolObjects(context.Context) (snapshot.Objects, error) {
+	return c.server.poolObjects(), nil
+}
+
+// PatchServiceStatus implements reconcile.API.
+func (c *Client) PatchServiceStatus(ctx context.Context, before, after *corev1.Service) (*corev1.Service, error) {
+	now := make(chan *corev1.Service, 2)
+	err := c.sendRequest(ctx, "service", func() error {
+		s, err := c.server.patchService(before, after)
+		now <- s
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return <-now, nil
+}
+
+// UpdatePoolStatus implements reconcile.API.
+func (c *Client) UpdatePoolStatus(ctx context.Context, p *v1beta1.IPAddressPool) error {
+	return c.sendRequest(ctx, "pool", func() error { return c.server.updatePool(p) })
+}
+
+// UpdateReservationStatus implements reconcile.API.
+func (c *Client) UpdateReservationStatus(ctx context.Context, o *v1alpha1.AddressReservation) error {
+	return c.sendRequest(ctx, "reservation", func() error { return c.server.updateReservation(o) })
+}
+
+// AddressProbes implements reconcile.API.
+func (c *Client) AddressProbes(context.Context) ([]v1alpha1.AddressProbe, error) {
+	return c.server.AllProbes(), nil
+}
+
+// CreateProbe implements reconcile.API.
+func (c *Client) CreateProbe(ctx context.Context, p *v1alpha1.AddressProbe) (*v1alpha1.AddressProbe, error) {
+	now := make(chan *v1alpha1.AddressProbe, 2)
+	if err := c.sendRequest(ctx, "probe", func() error { now <- c.server.createProbe(p); return nil }); err != nil {
+		return nil, err
+	}
+	return <-now, nil
+}
+
+// DeleteProbe implements reconcile.API.
+func (c *Client) DeleteProbe(ctx context.Context, name string) error {
+	return c.sendRequest(ctx, "probe", func() error { c.server.deleteProbe(name); return nil })
+}
+
+// ReadLedger implements reconcile.API.
+func (c *Client) ReadLedger(ctx context.Context, name string) (*v1alpha1.AddressLedger, error) {
+	now := make(chan *v1alpha1.AddressLedger, 2)
+	if err := c.sendRequest(ctx, "read", func() error { now <- c.server.readLedger(name); return nil }); err != nil {
+		return nil, err
+	}
+	return <-now, nil
+}
+
+// SwapLedger implements reconcile.API.
+func (c *Client) SwapLedger(ctx context.Context, l *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger, error) {
+	now := make(chan *v1alpha1.AddressLedger, 2)
+	err := c.sendRequest(ctx, "ledger", func() error {
+		l, err := c.server.swapLedger(l)
+		now <- l
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return <-now, nil
+}

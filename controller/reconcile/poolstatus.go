@@ -1,0 +1,195 @@
+package reconcile
+
+import (
+	"context"
+	"reflect"
+	"slices"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/internal/configuration"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+)
+
+// parsedConfiguration is what Build made of the configuration objects as last read.
+type parsedConfiguration struct {
+	snapshot *snapshot.Snapshot
+	problems []snapshot.Problem
+	readAt   time.Time
+	// timerSet says that a timer runs for the next reading.
+	timerSet bool
+}
+
+// configurationDelay is how long edits of the configuration gather: a manifest with many pools is one change.
+const configurationDelay = 50 * time.Millisecond
+
+// readConfiguration reads the pools and parses them. What an edit broke stays at its last good state.
+func (r *ServiceWorker) readConfiguration(ctx context.Context) (parsedConfiguration, error) {
+	o, err := r.API.PoolObjects(ctx)
+	if err != nil {
+		return parsedConfiguration{}, err
+	}
+	o.Previous = r.configuration.snapshot
+	c := parsedConfiguration{readAt: time.Now()}
+	c.snapshot, c.problems = snapshot.Build(o)
+	return c, nil
+}
+
+// applyConfiguration takes in a change of the configuration and has every Service looked at that it may concern. It returns false while a
+// change waits to be read: what is decided meanwhile would go by a configuration that is known to be old, so that nothing is.
+func (r *ServiceWorker) applyConfiguration(ctx context.Context) bool {
+	if !r.queue.isConfigurationChanged() {
+		return true
+	}
+	if wait := time.Until(r.configuration.readAt.Add(configurationDelay)); wait > 0 {
+		if !r.configuration.timerSet {
+			r.configuration.timerSet = true
+			r.wakeAfter(wait)
+		}
+		return false
+	}
+	r.queue.takeConfigurationChanged()
+	config, err := r.readConfiguration(ctx)
+	if err != nil {
+		r.Log.Error("reading the pools", "error", err, "again", retryDelay(1))
+		r.configuration.timerSet = false
+		time.AfterFunc(retryDelay(1), r.queue.markConfigurationChanged)
+		return true
+	}
+	old := r.configuration.snapshot
+	r.configuration = config
+	for _, p := range config.problems {
+		r.Log.Debug("configuration problem", "object", p.Object.Kind+"/"+p.Object.Name, "reason", p.Reason, "text", p.Text)
+	}
+	r.poolCounters.stale = true
+	if reflect.DeepEqual(old.Pools, config.snapshot.Pools) && reflect.DeepEqual(old.Reservations, config.snapshot.Reservations) {
+		return true // a namespace, say, that no pool asks for
+	}
+	r.wakeWaiting = true
+	r.queue.addAffected(r.ledger.HoldingServices()...)
+	return true
+}
+
+// validCondition returns the condition that says whether an object has Problems.
+func validCondition(o snapshot.ObjectReference, generation int64, problems []snapshot.Problem) metav1.Condition {
+	cond := metav1.Condition{
+		Type: names.ConditionValid, Status: metav1.ConditionTrue, ObservedGeneration: generation,
+		Reason: string(names.ReasonValid), Message: "the object is understood as it stands",
+	}
+	var texts []string
+	for _, p := range problems {
+		if p.Object != o {
+			continue
+		}
+		if len(texts) == 0 {
+			cond.Status, cond.Reason = metav1.ConditionFalse, string(p.Reason)
+		}
+		texts = append(texts, p.Text)
+	}
+	if len(texts) > 0 {
+		cond.Message = configuration.SummarizeTexts(texts, "; ", "they show when these are gone")
+	}
+	return cond
+}
+
+// poolStatusInterval bounds how often the status of a pool is written.
+const poolStatusInterval = 2 * time.Second
+
+// poolCounters are the worker's side of the status of pools.
+type poolCounters struct {
+	// stale says that the status of some pool may not be what it should.
+	stale bool
+	// lastWrite is when they were looked at; writing counts the writes under way since.
+	lastWrite      time.Time
+	timerSet       bool // a timer runs
+	writesInFlight int
+}
+
+// writePoolStatuses has the counters and the conditions of the pools written, where they are not what they should be.
+func (r *ServiceWorker) writePoolStatuses(ctx context.Context) {
+	c := &r.poolCounters
+	c.stale = r.queue.takePoolStatusChanged() || c.stale
+	if !c.stale || c.writesInFlight > 0 {
+		return
+	}
+	if wait := time.Until(c.lastWrite.Add(poolStatusInterval)); wait > 0 {
+		if !c.timerSet {
+			c.timerSet = true
+			r.wakeAfter(wait)
+		}
+		return
+	}
+	o, err := r.API.PoolObjects(ctx)
+	if err != nil {
+		r.Log.Error("reading the pools", "error", err, "again", poolStatusInterval)
+	}
+	c.stale, c.timerSet, c.lastWrite = err != nil, false, time.Now()
+	for i := range o.Pools {
+		r.writePoolStatus(&o.Pools[i])
+	}
+	for i := range o.Reservations {
+		r.writeReservationStatus(&o.Reservations[i])
+	}
+}
+
+func (r *ServiceWorker) writePoolStatus(p *v1beta1.IPAddressPool) {
+	parsed := r.configuration.snapshot.PoolByName(p.Name)
+	if parsed == nil { // younger than what we know: it will be told
+		return
+	}
+	u := r.ledger.UsageOf(parsed, r.configuration.snapshot)
+	after := v1beta1.IPAddressPoolStatus{
+		AssignedIPv4: u.AssignedIPv4, AssignedIPv6: u.AssignedIPv6, AvailableIPv4: u.AvailableIPv4, AvailableIPv6: u.AvailableIPv6,
+		Gantry: withCondition(p.Status.Gantry, validCondition(snapshot.ObjectReference{Kind: "IPAddressPool", Namespace: p.Namespace, Name: p.Name}, p.Generation, r.configuration.problems)),
+	}
+	if equality.Semantic.DeepEqual(p.Status, after) {
+		return
+	}
+	p = p.DeepCopy()
+	p.Status = after
+	r.startStatusWrite(&statusWrite{"a pool", "pool", p.Name, func(ctx context.Context, api API) error { return api.UpdatePoolStatus(ctx, p) }})
+}
+
+// statusWrite writes the status of one of the configuration's objects.
+type statusWrite struct {
+	description, logKey, name string // of the object, for the log: an article and a noun, the key of the name, the name
+	update                    func(ctx context.Context, api API) error
+}
+
+// startStatusWrite starts it.
+func (r *ServiceWorker) startStatusWrite(w *statusWrite) {
+	r.poolCounters.writesInFlight++
+	r.enqueueTask(w)
+}
+
+// runTask implements task. A conflict means that the object has just been edited; what is wrong then is looked at anew.
+func (w *statusWrite) runTask(ctx context.Context, api API) taskResult {
+	err := w.update(ctx, api)
+	return func(_ context.Context, r *ServiceWorker) {
+		r.poolCounters.writesInFlight--
+		if err == nil || apierrors.IsNotFound(err) {
+			return
+		}
+		r.poolCounters.stale = true
+		if !apierrors.IsConflict(err) {
+			r.Log.Error("writing the status of "+w.description, w.logKey, w.name, "error", err, "reason", names.ReasonWriteFailed, "again", poolStatusInterval)
+		}
+	}
+}
+
+// withCondition returns a status with the condition in it; the time of the last transition changes with the status of
+// the condition alone.
+func withCondition(s *v1beta1.ObjectStatus, c metav1.Condition) *v1beta1.ObjectStatus {
+	out := &v1beta1.ObjectStatus{}
+	if s != nil {
+		out.Conditions = slices.Clone(s.Conditions)
+	}
+	meta.SetStatusCondition(&out.Conditions, c)
+	return out
+}

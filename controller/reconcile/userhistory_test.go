@@ -1,0 +1,362 @@
+package reconcile
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"pgregory.net/rapid"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/controller/reconcile/apitest"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// randomNetwork is weather at random, until it is calm.
+type randomNetwork struct {
+	mu         sync.Mutex // guards all that follows
+	rand       *rand.Rand
+	isReliable bool
+	// lateRequests is one in how many writes of a Service that take longer than anybody waits.
+	lateRequests int
+}
+
+func newRandomNetwork(seed uint64) *randomNetwork {
+	r := rand.New(rand.NewPCG(seed, 1))
+	return &randomNetwork{rand: r, lateRequests: []int{2, 4, 24}[r.IntN(3)]}
+}
+
+func (c *randomNetwork) nextDelivery(what string) apitest.Delivery {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.isReliable {
+		return apitest.Delivery{RequestDelay: time.Millisecond, AnswerDelay: time.Millisecond}
+	}
+	long := func(most time.Duration) time.Duration {
+		if c.rand.IntN(3) == 0 {
+			return time.Duration(c.rand.Int64N(int64(most)))
+		}
+		return time.Duration(c.rand.Int64N(int64(10 * time.Millisecond)))
+	}
+	w := apitest.Delivery{RequestDelay: long(500 * time.Millisecond), AnswerDelay: long(500 * time.Millisecond)}
+	if what == "watch" {
+		return w
+	}
+	if what == "service" && c.rand.IntN(c.lateRequests) == 0 {
+		w.RequestDelay = time.Duration(c.rand.Int64N(int64(15 * time.Second)))
+		return w
+	}
+	switch c.rand.IntN(24) {
+	case 0:
+		w.RequestLost = true
+	case 1:
+		w.AnswerLost = true
+	case 2:
+		w.RequestDelay = time.Duration(c.rand.Int64N(int64(15 * time.Second)))
+	case 3:
+		w.RepeatDelay = time.Duration(c.rand.Int64N(int64(10 * time.Second)))
+	case 4:
+		if what == "read" { // a list that is old when it is read
+			w.AnswerDelay = time.Duration(c.rand.Int64N(int64(9 * time.Second)))
+		}
+	}
+	return w
+}
+
+// requestLands says of a request that was out when its sender was killed whether it arrives.
+func (c *randomNetwork) requestLands() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.rand.IntN(2) == 0
+}
+
+// userHistory is what a user and fate do.
+type userHistory struct {
+	seed  uint64
+	steps []historyStep
+}
+
+type historyStep struct {
+	action     string
+	index      int // which Service, pool or controller
+	delayAfter time.Duration
+	// variant is what the step chooses: an address, a pool's order, a number.
+	variant int
+}
+
+func historyGenerator() *rapid.Generator[userHistory] {
+	// As often as they stand here.
+	deeds := []string{
+		"create", "create", "create", "create", "create", "create", "delete", "delete", "delete", "ask", "no longer ask", "ask a pool",
+		"release", "release", "release", "release", "count", "count", "no load balancer", "load balancer", "pool", "pool", "pause", "resume",
+		"crash", "kill", "kill", "start", "start", "start", "rest",
+	}
+	return rapid.Custom(func(t *rapid.T) userHistory {
+		h := userHistory{seed: rapid.Uint64().Draw(t, "seed")}
+		h.steps = rapid.SliceOfN(rapid.Custom(func(t *rapid.T) historyStep {
+			return historyStep{
+				action: rapid.SampledFrom(deeds).Draw(t, "do"), index: rapid.IntRange(0, 7).Draw(t, "who"),
+				delayAfter: time.Duration(rapid.SampledFrom([]int{0, 1, 20, 300, 1000, 3000}).Draw(t, "wait")) * time.Millisecond,
+				variant:    rapid.IntRange(0, 11).Draw(t, "choice"),
+			}
+		}), 10, 60).Draw(t, "steps")
+		return h
+	})
+}
+
+// harness is a server with two controllers, neither of which knows whether it leads.
+type harness struct {
+	t           *testing.T
+	server      *apitest.Server
+	network     *randomNetwork
+	controllers [2]*runningController
+	// maxPending is how many pending assignments a controller keeps open.
+	maxPending int
+}
+
+// newHarness starts two controllers beside the pools.
+func newHarness(t *testing.T, check func(before, after *corev1.Service), seed uint64) *harness {
+	w := &harness{t: t, server: apitest.NewServer(check), network: newRandomNetwork(seed)}
+	w.maxPending = []int{1, 3, maxPendingAssignments}[w.network.rand.IntN(3)]
+	w.setUsualPools(assignmentOrders[w.network.rand.IntN(len(assignmentOrders))])
+	w.runStep(historyStep{action: "start", index: 0})
+	w.runStep(historyStep{action: "start", index: 1})
+	return w
+}
+
+// The pools: one of IPv4, one of IPv6, one of both, with few addresses, and what an edit makes of each.
+var rangeVariantsByPool = map[string][][]string{
+	"p":  {{"192.0.2.0/30"}, {"192.0.2.0/31"}, {"192.0.2.2-192.0.2.5"}},
+	"p6": {{"fd00:1::/126"}, {"fd00:1::/127"}, {"fd00:1::2-fd00:1::5"}},
+	"q":  {{"192.0.2.8/31", "fd00:1::8/127"}, {"192.0.2.8/31"}, {"fd00:1::8-fd00:1::a", "192.0.2.9/32"}},
+}
+
+// assignmentOrders are those in which a pool gives its addresses.
+var assignmentOrders = []string{"Lowest", "RoundRobin", "Hash"}
+
+// setUsualPools are those at the start and at the end.
+func (w *harness) setUsualPools(order string) {
+	for name, edits := range rangeVariantsByPool {
+		spec := poolSpec(edits[0]...)
+		spec.Gantry = &v1beta1.PoolExtension{Order: order}
+		w.server.SetPool(name, spec)
+	}
+}
+
+// editedPoolSpec is what the step makes of a pool.
+func editedPoolSpec(s historyStep) (name string, spec v1beta1.IPAddressPoolSpec) {
+	name = []string{"p", "p6", "q"}[s.index%3]
+	spec = poolSpec(rangeVariantsByPool[name][s.variant%3]...)
+	spec.Gantry = &v1beta1.PoolExtension{Order: assignmentOrders[s.variant/4]}
+	return name, spec
+}
+
+// newService is the i-th: of four one is IPv4, two dual-stack and one IPv6; the last four share keys, two of those with a port that clashes.
+func (w *harness) newService(i int) *corev1.Service {
+	s := newLoadBalancer(fmt.Sprint("s", i))
+	s.Spec.Ports[0].Port = int32(80 + i/2%2)
+	if i >= 4 {
+		s.Annotations = map[string]string{names.AnnotationSharing: fmt.Sprint("key", i/7)}
+	}
+	policy := corev1.IPFamilyPolicyPreferDualStack
+	switch i % 4 {
+	case 2:
+		policy = corev1.IPFamilyPolicyRequireDualStack
+		fallthrough
+	case 1:
+		s.Spec.IPFamilyPolicy = &policy
+		s.Spec.IPFamilies = []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}
+		s.Spec.ClusterIPs = []string{"10.96.0.1", "fd00:96::1"}
+	case 3:
+		s.Spec.IPFamilies, s.Spec.ClusterIPs = []corev1.IPFamily{corev1.IPv6Protocol}, []string{"fd00:96::1"}
+	}
+	return s
+}
+
+func (w *harness) notifyConfigurationChanged() {
+	for _, c := range w.controllers {
+		if c != nil {
+			c.ConfigurationChanged()
+		}
+	}
+}
+
+// setAnnotation sets an annotation of a Service as its user does, or takes it away when the text is empty.
+func (w *harness) setAnnotation(k view.ObjectKey, name, text string) {
+	w.server.EditService(k, func(o *corev1.Service) {
+		delete(o.Annotations, name)
+		if text == "" {
+			return
+		}
+		if o.Annotations == nil {
+			o.Annotations = map[string]string{}
+		}
+		o.Annotations[name] = text
+	})
+}
+
+// requestedAddresses is the list of addresses that the Service asks for: one of each of its families.
+func requestedAddresses(o *corev1.Service, choice int) string {
+	var out []string
+	for _, ip := range o.Spec.ClusterIPs {
+		if strings.Contains(ip, ":") {
+			out = append(out, fmt.Sprint("fd00:1::", choice%4))
+		} else {
+			out = append(out, fmt.Sprint("192.0.2.", choice%4))
+		}
+	}
+	return strings.Join(out, ",")
+}
+
+// changeRequest changes what a Service asks for.
+func (w *harness) changeRequest(s historyStep) {
+	k := serviceKey(fmt.Sprint("s", s.index))
+	o := w.server.ServiceByKey(k)
+	if o == nil {
+		return
+	}
+	switch s.action {
+	case "ask":
+		w.setAnnotation(k, names.AnnotationLoadBalancerIPs, requestedAddresses(o, s.variant))
+	case "no longer ask":
+		w.setAnnotation(k, names.AnnotationLoadBalancerIPs, "")
+	case "ask a pool":
+		w.setAnnotation(k, names.AnnotationPool, []string{"", "p", "q"}[s.variant%3])
+	case "release":
+		if a := ingressAddresses(o); len(a) > 0 {
+			w.setAnnotation(k, names.AnnotationRelease, a[s.variant%len(a)].String())
+		}
+	case "count":
+		w.setAnnotation(k, names.AnnotationAddressCount, []string{"", "2"}[s.variant%2])
+	case "no load balancer":
+		w.server.EditService(k, func(o *corev1.Service) { o.Spec.Type = corev1.ServiceTypeClusterIP })
+	case "load balancer":
+		w.server.EditService(k, func(o *corev1.Service) { o.Spec.Type = corev1.ServiceTypeLoadBalancer })
+	}
+}
+
+func (w *harness) runStep(s historyStep) {
+	c := w.controllers[s.index%2]
+	switch {
+	case s.action == "create":
+		w.server.CreateService(w.newService(s.index))
+	case s.action == "delete":
+		w.server.DeleteService(serviceKey(fmt.Sprint("s", s.index)))
+	case s.action == "pool":
+		w.server.SetPool(editedPoolSpec(s))
+		w.notifyConfigurationChanged()
+	case s.action == "start":
+		if c == nil {
+			w.controllers[s.index%2] = startBoundedController(w.t, w.server, w.network.nextDelivery, Options{Identity: fmt.Sprint("controller", s.index%2)}, w.maxPending)
+		}
+	case c != nil && s.action == "pause":
+		c.client.PauseRequests()
+	case c != nil && s.action == "resume":
+		c.client.ResumeRequests()
+	case c != nil && s.action == "crash": // what it has sent arrives
+		c.stopAndWait()
+		w.controllers[s.index%2] = nil
+	case c != nil && s.action == "kill": // what it has sent may arrive
+		c.killAndWait(w.network.requestLands)
+		w.controllers[s.index%2] = nil
+	default:
+		w.changeRequest(s)
+	}
+	time.Sleep(s.delayAfter)
+}
+
+// recoverAndWait makes everything work again, and waits until nothing moves.
+func (w *harness) recoverAndWait() {
+	w.network.mu.Lock()
+	w.network.isReliable = true
+	w.network.mu.Unlock()
+	w.setUsualPools("")
+	for i := range w.controllers {
+		w.runStep(historyStep{action: "start", index: i})
+		w.runStep(historyStep{action: "resume", index: i})
+	}
+	w.notifyConfigurationChanged()
+	time.Sleep(5 * time.Minute)
+	synctest.Wait()
+}
+
+// freeAddresses are the addresses of the usual pools that nobody has, by family.
+func (w *harness) freeAddresses() map[view.Family][]netip.Addr {
+	taken := map[netip.Addr]bool{}
+	for _, s := range w.server.AllServices() {
+		for _, a := range ingressAddresses(s) {
+			taken[a] = true
+		}
+	}
+	out := map[view.Family][]netip.Addr{}
+	for _, text := range []string{"192.0.2.0/30", "192.0.2.8/31", "fd00:1::/126", "fd00:1::8/127"} {
+		p := netip.MustParsePrefix(text)
+		for a := p.Addr(); p.Contains(a); a = a.Next() {
+			if !taken[a] {
+				out[view.FamilyOf(a)] = append(out[view.FamilyOf(a)], a)
+			}
+		}
+	}
+	return out
+}
+
+// findLeaks returns what is not as it should be at the end: every Service has the addresses of its families, one of each unless it asks for
+// something else, unless all are taken that it could have.
+func (w *harness) findLeaks() []string {
+	var out []string
+	free := w.freeAddresses()
+	for _, s := range w.server.AllServices() {
+		v := view.FromService(s)
+		if !v.IsLoadBalancer {
+			if len(v.AssignedAddresses) > 0 || hasOurMarks(s) {
+				out = append(out, fmt.Sprintf("%s is no load balancer and carries %v", s.Name, s.Status))
+			}
+			continue
+		}
+		has := map[view.Family]int{}
+		for _, a := range v.AssignedAddresses {
+			has[view.FamilyOf(a)]++
+		}
+		if most := max(v.AddressCount, 1); has[view.IPv4] > most || has[view.IPv6] > most {
+			out = append(out, fmt.Sprintf("%s has %v, more than %d of a family", s.Name, v.AssignedAddresses, most))
+		}
+		if len(v.RequestedAddresses)+len(v.AddressesToRelease) > 0 || v.RequestedPool != "" {
+			continue // it may wait for what another has
+		}
+		out = append(out, findWaitingFaults(&v, s, has, free)...)
+	}
+	return out
+}
+
+// findWaitingFaults says what a Service lacks although it is free.
+func findWaitingFaults(v *view.Service, s *corev1.Service, has map[view.Family]int, free map[view.Family][]netip.Addr) []string {
+	var lacks []view.Family
+	for _, f := range v.ClusterIPFamilies() {
+		if has[f] == 0 {
+			lacks = append(lacks, f)
+		}
+	}
+	if len(lacks) == 0 {
+		return nil
+	}
+	var out []string
+	if len(v.AssignedAddresses) == 0 && assignedReason(s) != names.ReasonPoolExhausted {
+		out = append(out, fmt.Sprintf("%s has no address, for the reason %q", s.Name, assignedReason(s)))
+	}
+	had := func(f view.Family) bool { return len(free[f]) > 0 }
+	if v.FamilyPolicy == view.RequireDualStack && slices.ContainsFunc(lacks, had) && len(lacks) > 1 {
+		return out // it needs both
+	}
+	if slices.ContainsFunc(lacks, had) {
+		out = append(out, fmt.Sprintf("%s has %v and lacks %v, while %v are free", s.Name, v.AssignedAddresses, lacks, free))
+	}
+	return out
+}

@@ -1,0 +1,207 @@
+package reconcile
+
+import (
+	"sync"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// workQueue collects what the worker has to look at, each Service once however often it changed. It may be used from any goroutine. It
+// takes nothing in until it is opened: a controller that stands by has nothing to do.
+type workQueue struct {
+	// wakeSignal has something in it when there may be something to take.
+	wakeSignal chan struct{}
+
+	mu        sync.Mutex // guards all that follows
+	accepting bool
+	// changedServices are Services with news, later those that a change of something else may concern; the first come first, so
+	// that a new Service does not wait behind all the others.
+	changedServices, affectedServices serviceQueue
+	// deletedUIDs are the UIDs of Services that the cache saw deleted and that were not taken yet.
+	deletedUIDs map[view.ObjectKey]types.UID
+	// configurationChanged says that the configuration changed, status that somebody wrote the status of a configuration object.
+	configurationChanged, poolStatusChanged bool
+	// probesChanged says that AddressProbes changed.
+	probesChanged bool
+}
+
+// serviceQueue is a list of Services without doubles.
+type serviceQueue struct {
+	keys   []view.ObjectKey
+	queued map[view.ObjectKey]struct{}
+}
+
+func (q *serviceQueue) addKey(k view.ObjectKey) {
+	if _, double := q.queued[k]; double {
+		return
+	}
+	if q.queued == nil {
+		q.queued = map[view.ObjectKey]struct{}{}
+	}
+	q.queued[k] = struct{}{}
+	q.keys = append(q.keys, k)
+}
+
+func (q *serviceQueue) takeKeys(n int) []view.ObjectKey {
+	n = min(n, len(q.keys))
+	out := q.keys[:n:n]
+	q.keys = q.keys[n:]
+	for _, k := range out {
+		delete(q.queued, k)
+	}
+	return out
+}
+
+func newWorkQueue() *workQueue {
+	return &workQueue{wakeSignal: make(chan struct{}, 1), deletedUIDs: map[view.ObjectKey]types.UID{}}
+}
+
+func (b *workQueue) startAccepting() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.accepting = true
+}
+
+// wakeWorker has the worker look around.
+func (b *workQueue) wakeWorker() {
+	select {
+	case b.wakeSignal <- struct{}{}:
+	default:
+	}
+}
+
+// addChanged takes in Services that changed.
+func (b *workQueue) addChanged(keys ...view.ObjectKey) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.accepting {
+		return
+	}
+	for _, k := range keys {
+		b.changedServices.addKey(k)
+	}
+	b.wakeWorker()
+}
+
+// addAffected takes in Services that something else may concern.
+func (b *workQueue) addAffected(keys ...view.ObjectKey) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, k := range keys {
+		b.affectedServices.addKey(k)
+	}
+	b.wakeWorker()
+}
+
+// addDeleted takes in a Service that the cache saw deleted: this very one, whatever comes under its name.
+func (b *workQueue) addDeleted(k view.ObjectKey, uid types.UID) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.accepting {
+		return
+	}
+	b.deletedUIDs[k] = uid
+	b.changedServices.addKey(k)
+	b.wakeWorker()
+}
+
+// markConfigurationChanged takes in that the configuration changed.
+func (b *workQueue) markConfigurationChanged() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.configurationChanged = true
+	b.wakeWorker()
+}
+
+// markPoolStatusChanged takes in that the status of a configuration object was written.
+func (b *workQueue) markPoolStatusChanged() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.poolStatusChanged = true
+	b.wakeWorker()
+}
+
+// markProbesChanged takes in that AddressProbes changed.
+func (b *workQueue) markProbesChanged() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.probesChanged = true
+	b.wakeWorker()
+}
+
+// takeProbesChanged says whether AddressProbes changed since it was last asked.
+func (b *workQueue) takeProbesChanged() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	a := b.probesChanged
+	b.probesChanged = false
+	return a
+}
+
+// takePoolStatusChanged says whether the status of a configuration object was written since it was last asked.
+func (b *workQueue) takePoolStatusChanged() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := b.poolStatusChanged
+	b.poolStatusChanged = false
+	return s
+}
+
+// workItem is a Service to look at; gone is the UID under which it was seen to be deleted, if it was.
+type workItem struct {
+	view.ObjectKey
+	deletedUID types.UID
+}
+
+// takeItems returns at most n Services to look at.
+func (b *workQueue) takeItems(n int) []workItem {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	keys := b.changedServices.takeKeys(n)
+	keys = append(keys, b.affectedServices.takeKeys(n-len(keys))...)
+	out := make([]workItem, 0, len(keys))
+	for _, k := range keys {
+		out = append(out, workItem{k, b.deletedUIDs[k]})
+		delete(b.deletedUIDs, k)
+	}
+	return out
+}
+
+// returnItem takes in again what was taken and not looked at.
+func (b *workQueue) returnItem(l workItem) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if _, newer := b.deletedUIDs[l.ObjectKey]; l.deletedUID != "" && !newer {
+		b.deletedUIDs[l.ObjectKey] = l.deletedUID
+	}
+	b.changedServices.addKey(l.ObjectKey)
+	b.wakeWorker()
+}
+
+// isConfigurationChanged says whether the configuration changed since it was last taken.
+func (b *workQueue) isConfigurationChanged() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.configurationChanged
+}
+
+// takeConfigurationChanged says whether the configuration changed since it was last asked.
+func (b *workQueue) takeConfigurationChanged() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	c := b.configurationChanged
+	b.configurationChanged = false
+	return c
+}
+
+// isEmpty says whether no Service waits to be looked at.
+func (b *workQueue) isEmpty() bool { return b.countWaiting() == 0 }
+
+// countWaiting counts the Services that wait to be looked at.
+func (b *workQueue) countWaiting() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.changedServices.keys) + len(b.affectedServices.keys)
+}
