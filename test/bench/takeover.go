@@ -54,8 +54,8 @@ type takeoverHarness struct {
 	firstHeard map[netip.Addr]map[facts.MAC]time.Time
 }
 
-// measureCutOff assigns addresses to the nodes, or all of them to the first if onlyFirst is true, and
-// cuts the first node off.
+// measureCutOff assigns addresses to the nodes, or all of them to the first if onlyFirst is true,
+// and cuts the first node off.
 func measureCutOff(ctx context.Context, addresses int, onlyFirst bool) error {
 	ctx, cancel := context.WithCancel(ctx)
 	c := &takeoverHarness{gossip: memberstest.New(), firstHeard: map[netip.Addr]map[facts.MAC]time.Time{}}

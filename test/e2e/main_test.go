@@ -46,7 +46,7 @@ func startClusterWithoutGantry(t *testing.T, o lab.Options) (context.Context, *c
 			t.Skip("bin/" + b + " is not built: make build")
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute+readSoakInterval(t)+burstTime())
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute+readSoakInterval(t)+longBurstTimeout())
 	t.Cleanup(cancel)
 	o.Dir, o.Progress = filepath.Join(t.TempDir(), "lab"), os.Stderr
 	s, err := cluster.Start(ctx, o)
