@@ -64,7 +64,7 @@ func newBurstHarness(ctx context.Context, t *testing.T, s *cluster.Cluster, n in
 	return b
 }
 
-// scaleControllers waits until exactly n controllers are running and ready.
+// scaleControllers sets the number of controllers to n, and waits until all of them are ready.
 func (b *burstHarness) scaleControllers(ctx context.Context, n int) {
 	b.t.Helper()
 	_, err := b.Kubectl(ctx, "", "-n", names.Namespace, "scale", "deployment/gantry-controller", fmt.Sprint("--replicas=", n))
