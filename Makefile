@@ -6,59 +6,59 @@ IMAGE ?= gantry-lb/gantry:v0.1.0
 OVERLAYS = default l2-only webhook prometheus
 
 .DEFAULT_GOAL := help
-.PHONY: help build deps test unit policy e2e model bursts histories race lint generate verify manifests chart demo bench soak image packages-tools clean
+.PHONY: help build deps test unit policy e2e model bursts histories race fuzz lint generate verify manifests chart demo bench soak image packages-tools clean
 
 help: ## print this help
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build bin/controller, bin/speaker and bin/lab
 	go build -o bin/controller ./controller
 	go build -o bin/speaker ./speaker
 	go build -o bin/lab ./test/lab/cmd/lab
 
-deps: ## install what the lab needs from Debian, or name what is missing
+deps: ## install the Debian packages that the lab needs, or list what is missing
 	@sh test/deps.sh
 
-packages-tools: ## build bin/helm, bin/kustomize and bin/image, which make and render the packages
+packages-tools: ## build bin/helm, bin/kustomize and bin/image, which build and render the packages
 	go build -C $(PACK) -o ../../bin/ helm.sh/helm/v4/cmd/helm ./image
 	go build -C $(PACK) -o ../../bin/kustomize sigs.k8s.io/kustomize/kustomize/v5
 
-test: deps build packages-tools ## unit, policy and end-to-end tests, with a closing line that counts them
+test: deps build packages-tools ## run all tests, and print a line with counts at the end
 	@FUZZ=internal FUZZTIME=20000x $(MAKE) --no-print-directory fuzz
 	bin/lab build-kube
 	go run ./test/run ./...
 
-unit: ## the tests that need neither root nor the lab
+unit: ## run the tests that need neither root nor the lab
 	go test ./api/... ./internal/... ./controller/... ./speaker/... ./test/policy/...
 
-policy: ## the rules of the repository
+policy: ## check the rules of the repository
 	go test ./test/policy/...
 
-e2e: deps build packages-tools ## the end-to-end tests alone
+e2e: deps build packages-tools ## run only the end-to-end tests
 	go test -count=1 -v ./test/e2e/...
 
-model: ## every order of events of three speakers that the model checker knows; takes a few minutes
+model: ## run the model checker over every order of events of three speakers; takes a few minutes
 	GANTRY_MODEL_RUNS=0 go test -count=1 -timeout=60m -run TestModelScenarios -v ./speaker/elect
 
-race: ## the unit tests with the race detector
+race: ## run the unit tests with the race detector
 	CGO_ENABLED=1 go test -race ./controller/... ./speaker/... ./internal/...
 
-fuzz: ## every fuzz target, of the directories FUZZ if given, for FUZZTIME, 30s or 20000x say (a count: a busy machine misses deadlines)
+fuzz: ## run every fuzz target, or those in the directories FUZZ, for FUZZTIME: 30s, or a count such as 20000x on a busy machine
 	@grep -rho --include='*_test.go' '^func Fuzz[A-Za-z0-9]*' -H $${FUZZ:-api internal controller speaker test} | sed 's/_test.go:func /_test.go /' | \
 	while read file target; do \
 		echo "$$target in $$(dirname $$file)"; \
 		go test -run='^$$' -fuzz="^$$target$$" -fuzztime=$${FUZZTIME:-30s} ./$$(dirname $$file) || exit 1; \
 	done
 
-lint: ## go vet and staticcheck
+lint: ## run go vet and staticcheck
 	go vet ./...
 	$(TOOL) staticcheck ./...
 
-generate: ## deepcopy and the CRDs
+generate: ## generate the deepcopy functions and the CRDs
 	$(TOOL) controller-gen object paths=./api/...
 	$(TOOL) controller-gen crd paths=./api/... output:crd:dir=config/crd/bases
 
-verify: generate ## fail when generated files are not what is committed
+verify: generate ## fail if generated files differ from the committed ones
 	git diff --exit-code -- api config
 
 manifests: packages-tools ## write dist/gantry.yaml, the installation in one file, and dist/gantry-OVERLAY.yaml
@@ -69,20 +69,20 @@ manifests: packages-tools ## write dist/gantry.yaml, the installation in one fil
 chart: packages-tools ## write dist/gantry-VERSION.tgz, the Helm chart
 	bin/helm package charts/gantry --destination dist
 
-demo: deps build ## a cluster, a Service, a client, a dead node; KEEP=1 leaves it up
+demo: deps build ## show a cluster, a Service, a client and the failure of a node; KEEP=1 keeps the cluster
 	go run ./test/demo
 
-bench: deps build ## the figures of the README, beside this machine's own baseline
+bench: deps build ## measure the figures of the README, with this machine's own baseline
 	go run ./test/bench
 
-bursts: deps build ## ten bursts of 10,000 Services, each of which loses its leader at another moment; takes half an hour
+bursts: deps build ## create 10,000 Services ten times, each time with the loss of the leader at another moment; takes half an hour
 	GANTRY_BURSTS=long go test -count=1 -timeout=30m -v -run TestBurstEndsAfterTheLossOfItsLeader ./controller/reconcile
-	GANTRY_BURSTS=long go test -count=1 -timeout=2h -v -run TestTenBurstsWithALostLeader ./test/e2e
+	GANTRY_BURSTS=long go test -count=1 -timeout=2h -v -run TestTenBurstsSurviveLeaderLoss ./test/e2e
 
-histories: ## 200,000 random histories of two controllers that work at once; HISTORIES says how many; takes ten minutes
+histories: ## run 200,000 random histories of two controllers at the same time, or HISTORIES of them; takes ten minutes
 	go test -count=1 -timeout=10h -v -run TestTwoControllersNeverGiveOneAddressTwice ./controller/reconcile -rapid.checks=$(or $(HISTORIES),200000)
 
-soak: deps build ## with every core busy, ten minutes of BFD at 3 x 50 ms and ten of a cluster in which nobody may seem dead; SOAK=1m makes it one each
+soak: deps build ## keep every core busy for ten minutes of BFD at 3 x 50 ms, and for ten of a cluster in which no node may seem dead; SOAK=1m makes it one minute each
 	SOAK=$(or $(SOAK),10m) go test -count=1 -timeout=2h -v -run TestNoFalseDownUnderLoad ./speaker/bfd/udp
 	SOAK=$(or $(SOAK),10m) go test -count=1 -timeout=2h -v -run TestNoFalseTakeover ./test/e2e
 
@@ -90,5 +90,5 @@ image: packages-tools ## write dist/image.tar for docker load, podman load or ki
 	CGO_ENABLED=0 GOOS=linux go build -ldflags='-s -w' -o dist/image/ ./controller ./speaker
 	bin/image -bin dist/image -o dist/image.tar -tag $(IMAGE) -arch $$(go env GOARCH) -revision "$$(git rev-parse HEAD 2>/dev/null)"
 
-clean: ## remove what was built
+clean: ## remove the directories bin and dist
 	rm -rf bin dist

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Installs what the lab needs from Debian's packages, where that may be done; otherwise names what is missing.
+# Installs the Debian packages that the lab needs, if this user may do that. Otherwise it lists what is
+# missing.
 set -eu
 missing=
 need() { command -v "$1" >/dev/null 2>&1 || missing="$missing $2"; }
@@ -17,7 +18,7 @@ if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
 	exit 1
 fi
 echo "installing:$missing"
-# Nothing of them is to be started: the lab runs its own copies in its own namespaces.
+# The packages must not start their services: the lab runs its own copies in its own namespaces.
 policy=/usr/sbin/policy-rc.d
 if [ ! -e $policy ]; then
 	printf '#!/bin/sh\nexit 101\n' >$policy

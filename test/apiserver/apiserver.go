@@ -1,7 +1,7 @@
-// Package apiserver gives a test a Kubernetes API of its own: a real etcd and kube-apiserver on loopback, with Gantry's CRDs
-// installed and its namespace made. It runs no controllers and no nodes, promises that both programs end with the test,
-// however it ends, and never compiles anything: where the programs are missing, the test is skipped and says how to get
-// them. There is no fake of it, it takes the place of one.
+// Package apiserver starts a Kubernetes API for one test: a real etcd and kube-apiserver on
+// loopback, with Gantry's CRDs and namespace. Tests use it instead of a fake. It runs no
+// controllers and no nodes. Both programs end with the test, however the test ends. It never
+// compiles anything: if the programs are missing, it skips the test and says how to get them.
 package apiserver
 
 import (
@@ -26,10 +26,11 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// startTimeout is how long the API server may take to be ready; a busy machine with two cores needs a few seconds.
+// startTimeout limits the start of the API server. A busy machine with two cores needs a few
+// seconds.
 const startTimeout = 90 * time.Second
 
-// Start runs an API server for the test and returns how to reach it, with all rights.
+// Start runs an API server until the test ends, and returns a client configuration with all rights.
 func Start(t testing.TB) *rest.Config {
 	t.Helper()
 	programs := findPrograms(t)
@@ -43,11 +44,13 @@ func Start(t testing.TB) *rest.Config {
 	token, key := writeCredentials(t, dir)
 	api := startProgram(t, dir, filepath.Join(programs, "kube-apiserver"),
 		"--etcd-servers="+clientURL, "--bind-address=127.0.0.1", "--secure-port="+secure,
-		// Otherwise it wants the machine's address, which one without a network does not have. This is nobody's.
+		// By default it uses the machine's address, and a machine without a network has none. This
+		// one is reserved for documentation (RFC 5737).
 		"--advertise-address=192.0.2.1", "--cert-dir="+filepath.Join(dir, "certificates"),
 		"--token-auth-file="+filepath.Join(dir, "tokens.csv"), "--authorization-mode=RBAC",
 		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+key, "--service-account-signing-key-file="+key,
-		// Nobody reaches this server through a Service, and loopback is no address that could stand behind one.
+		// No client reaches this server through a Service, and loopback is not allowed as an
+		// endpoint.
 		"--service-cluster-ip-range=10.96.0.0/16,fd00:10:96::/112", "--endpoint-reconciler-type=none", "--profiling=false")
 	config := &rest.Config{
 		Host: "https://127.0.0.1:" + secure, BearerToken: token, QPS: -1,
@@ -66,7 +69,7 @@ func Start(t testing.TB) *rest.Config {
 	return config
 }
 
-// findPrograms returns the directory with etcd and kube-apiserver, or skips the test.
+// findPrograms returns the directory of etcd and kube-apiserver, or skips the test.
 func findPrograms(t testing.TB) string {
 	t.Helper()
 	var places []string
@@ -76,7 +79,8 @@ func findPrograms(t testing.TB) string {
 		}
 	}
 	if cache, err := os.UserCacheDir(); err == nil {
-		// What bin/lab build-kube left; the names end in a digest of the source, and any of them serves.
+		// Built by bin/lab build-kube. The names end in a digest of the source, and any version
+		// will do.
 		built, _ := filepath.Glob(filepath.Join(cache, "gantry", "kube-*"))
 		places = append(places, built...)
 	}
@@ -85,7 +89,7 @@ func findPrograms(t testing.TB) string {
 			return dir
 		}
 	}
-	t.Skip("etcd and kube-apiserver are not there: run `make build && bin/lab build-kube`, or name their directory in LAB_KUBE")
+	t.Skip("etcd and kube-apiserver are missing: run `make build && bin/lab build-kube`, or set LAB_KUBE to their directory")
 	return ""
 }
 
@@ -106,12 +110,13 @@ func freePort(t testing.TB) string {
 	return port
 }
 
-// writeCredentials writes the administrator's token and the key of service accounts, and returns the token and the key's path.
+// writeCredentials writes the administrator's token and the key of service accounts, and returns
+// the token and the key's path.
 func writeCredentials(t testing.TB, dir string) (token, key string) {
 	t.Helper()
 	var b [16]byte
 	if _, err := rand.Read(b[:]); err != nil {
-		t.Fatalf("making a token: %v", err)
+		t.Fatalf("creating a token: %v", err)
 	}
 	token = hex.EncodeToString(b[:])
 	line := token + `,admin,admin,"system:masters"` + "\n"
@@ -120,7 +125,7 @@ func writeCredentials(t testing.TB, dir string) (token, key string) {
 	}
 	private, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
-		t.Fatalf("making the key of service accounts: %v", err)
+		t.Fatalf("creating the key of service accounts: %v", err)
 	}
 	key = filepath.Join(dir, "sa.key")
 	block := &pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(private)}
@@ -133,12 +138,13 @@ func writeCredentials(t testing.TB, dir string) (token, key string) {
 // process is a program that runs until the test ends.
 type process struct {
 	name, log string
-	done      chan struct{} // closed when it ended
+	done      chan struct{} // closed when it has ended
 	err       error         // set before done is closed
 }
 
-// startProgram runs a program, its output in a log. The kernel kills it when the thread that started it ends, so that a test
-// that panics leaves nothing behind; hence the goroutine that keeps its thread.
+// startProgram starts a program with its output in a log file. The kernel kills the program when
+// the thread that started it ends, so a test that panics leaves nothing behind. The goroutine keeps
+// its thread for that reason.
 func startProgram(t testing.TB, dir, path string, args ...string) *process {
 	t.Helper()
 	p := &process{name: filepath.Base(path), log: filepath.Join(dir, filepath.Base(path)+".log"), done: make(chan struct{})}
@@ -165,13 +171,13 @@ func startProgram(t testing.TB, dir, path string, args ...string) *process {
 		t.Fatalf("starting %s: %v", p.name, err)
 	}
 	t.Cleanup(func() {
-		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // it may have ended; nothing of it is kept
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // the program may have ended already
 		<-p.done
 	})
 	return p
 }
 
-// awaitSuccess calls check until it succeeds, and fails the test when a program ends first or ctx does.
+// awaitSuccess calls check until it succeeds. It fails the test if a program or ctx ends before.
 func awaitSuccess(ctx context.Context, t testing.TB, programs []*process, check func() error) {
 	t.Helper()
 	for {

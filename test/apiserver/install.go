@@ -19,20 +19,22 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-// crdDirectory is where the generated CRDs are, from this file's place in the repository.
+// crdDirectory returns the directory of the generated CRDs, which it finds from the path of this
+// source file.
 func crdDirectory() string {
 	_, file, _, _ := runtime.Caller(0)
 	return filepath.Join(filepath.Dir(file), "..", "..", "config", "crd", "bases")
 }
 
-// installCRDs creates the CRDs and the namespace, and waits until the kinds are served. A rule whose cost the API server finds
-// too high is refused here, so that every test that starts one proves that the CRDs install.
+// installCRDs creates the CRDs and the namespace, and waits until the API server serves the kinds.
+// The API server rejects a CRD with a validation rule that is too expensive, so every test that
+// starts one proves that the CRDs can be installed.
 func installCRDs(ctx context.Context, t testing.TB, config *rest.Config, programs []*process) {
 	t.Helper()
-	ctrl.SetLogger(logr.Discard()) // tests that want a log give their parts one
+	ctrl.SetLogger(logr.Discard()) // a test that needs a log passes one to the parts that it starts
 	c, err := client.New(config, client.Options{})
 	if err != nil {
-		t.Fatalf("making a client: %v", err)
+		t.Fatalf("creating a client: %v", err)
 	}
 	files, err := filepath.Glob(filepath.Join(crdDirectory(), "*.yaml"))
 	if err != nil || len(files) == 0 {
@@ -60,7 +62,7 @@ func installCRDs(ctx context.Context, t testing.TB, config *rest.Config, program
 	ns := &corev1.Namespace{}
 	ns.Name = names.Namespace
 	if err := c.Create(ctx, ns); err != nil {
-		t.Fatalf("making the namespace: %v", err)
+		t.Fatalf("creating the namespace: %v", err)
 	}
 }
 
@@ -75,5 +77,5 @@ func checkEstablished(crd *unstructured.Unstructured) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("%s is not served yet", crd.GetName())
+	return fmt.Errorf("the API server does not serve %s yet", crd.GetName())
 }

@@ -13,15 +13,16 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// A rate is measured for enough of the processor's time, a batch at a time.
+// A rate is measured over measureInterval of processor time, batchSize things at a time.
 const (
 	measureInterval = time.Second
 	batchSize       = 1000
 )
 
-// measureAllocator measures the allocator alone, on one core and by the processor's time, so that what else runs on the machine counts less: each of a
-// batch of new Services is decided and recorded, at different fills; that they go again is not measured. The baseline is a map of Go's from
-// address to name into which as many entries are put: what any record of addresses has to do.
+// measureAllocator measures the allocator without the rest of the controller, on one core and in
+// processor time, so that other load on the machine matters less. It decides and records each
+// Service of a batch, with different numbers of addresses in use. Releasing them is not measured.
+// The baseline is a plain Go map from address to name that gets the same number of entries.
 func measureAllocator(_ context.Context, _ string) error {
 	runtime.GOMAXPROCS(1)
 	defer runtime.GOMAXPROCS(runtime.NumCPU())
@@ -35,7 +36,7 @@ func measureAllocator(_ context.Context, _ string) error {
 		{"/8 with 1,000,000, round robin", "10.0.0.0/8", "10.96.0.9", 1_000_000, 0, snapshot.OrderRoundRobin},
 		{"/8 with 1,000,000, by hash", "10.0.0.0/8", "10.96.0.9", 1_000_000, 0, snapshot.OrderHash},
 		{"/12, all but 1,000 held", "10.0.0.0/12", "10.96.0.9", 1<<20 - batchSize, 0, snapshot.OrderLowest},
-		{"/8 with 100,000, beside 1,000 pools for others", "10.0.0.0/8", "10.96.0.9", 100_000, 1000, snapshot.OrderLowest},
+		{"/8 with 100,000, and 1,000 pools for others", "10.0.0.0/8", "10.96.0.9", 100_000, 1000, snapshot.OrderLowest},
 		{"IPv6 /64 with 100,000", "fd00::/64", "fd01::1", 100_000, 0, snapshot.OrderLowest},
 		{"IPv6 /64 with 100,000, by hash", "fd00::/64", "fd01::1", 100_000, 0, snapshot.OrderHash},
 	}
@@ -72,27 +73,27 @@ func measureAllocator(_ context.Context, _ string) error {
 		if failed != nil {
 			return failed
 		}
-		own, first := newBaselineMap(all[:c.held])
+		baseline, first := newBaselineMap(all[:c.held])
 		theirs := measureRate(func() {
 			a := first
 			for i := range fresh {
-				own[a] = fresh[i].Key.Name
+				baseline[a] = fresh[i].Key.Name
 				a = a.Next()
 			}
 		}, func() {
 			a := first
 			for range fresh {
-				delete(own, a)
+				delete(baseline, a)
 				a = a.Next()
 			}
 		})
 		fmt.Printf("%-64s %8.2f million/s%s\n", "assignments, "+c.name, ours/1e6, each)
-		fmt.Printf("%-64s %8.2f million/s\n", "  a map of Go's with as many entries", theirs/1e6)
+		fmt.Printf("%-64s %8.2f million/s\n", "  a plain Go map with as many entries", theirs/1e6)
 	}
 	return nil
 }
 
-// newPoolSnapshot returns a pool with the entry, beside others that admit other namespaces.
+// newPoolSnapshot returns a pool with the entry, and others that admit other namespaces only.
 func newPoolSnapshot(entry string, order snapshot.AssignmentOrder, others int) (*snapshot.Snapshot, error) {
 	r, err := snapshot.ParseRange(entry)
 	if err != nil {
@@ -112,7 +113,7 @@ func newPoolSnapshot(entry string, order snapshot.AssignmentOrder, others int) (
 	return out, nil
 }
 
-// newServices returns Services that differ in their names.
+// newServices returns n Services that differ only in their names.
 func newServices(n int, clusterIP string) []view.Service {
 	ip := []netip.Addr{netip.MustParseAddr(clusterIP)}
 	out := make([]view.Service, n)
@@ -128,13 +129,13 @@ func newServices(n int, clusterIP string) []view.Service {
 func assignAddress(l *allocate.Ledger, s *view.Service, snap *snapshot.Snapshot) error {
 	d := allocate.Decide(s, l, snap)
 	if len(d.Addresses) == 0 {
-		return fmt.Errorf("%s got nothing: %s", s.Key, d.Text)
+		return fmt.Errorf("%s got no address: %s", s.Key, d.Text)
 	}
 	l.CommitAssignment(s, d.Addresses, d.Pool)
 	return nil
 }
 
-// newBaselineMap returns a map with an entry for each Service, and the first address that is not in it.
+// newBaselineMap returns a map with an entry for each Service, and the first address after them.
 func newBaselineMap(all []view.Service) (map[netip.Addr]string, netip.Addr) {
 	out := map[netip.Addr]string{}
 	a := netip.MustParseAddr("10.0.0.0")
@@ -145,10 +146,11 @@ func newBaselineMap(all []view.Service) (map[netip.Addr]string, netip.Addr) {
 	return out, a
 }
 
-// measureRate returns how many things do does in a second of the processor's time; undo makes room again and is not counted.
+// measureRate returns how many things per second of processor time do processes, batchSize in each
+// call. It calls undo in between and does not measure it.
 func measureRate(do, undo func()) float64 {
 	n, spent := 0, time.Duration(0)
-	do() // where memory is taken for good
+	do() // allocates the memory that later calls reuse
 	undo()
 	for spent < measureInterval {
 		start := processorTime()
@@ -160,7 +162,7 @@ func measureRate(do, undo func()) float64 {
 	return float64(n) / spent.Seconds()
 }
 
-// processorTime is what this process has used, the collection of garbage included.
+// processorTime returns the processor time of this process so far, including garbage collection.
 func processorTime() time.Duration {
 	var u syscall.Rusage
 	if syscall.Getrusage(syscall.RUSAGE_SELF, &u) != nil {

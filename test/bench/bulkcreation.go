@@ -16,23 +16,25 @@ import (
 	"github.com/gantry-lb/gantry/test/lab"
 )
 
-// What the controller is asked.
+// The load on the controller.
 const (
 	clientConnections = 8
-	benchClass        = "example.com/bench" // nobody serves it but this program
+	benchClass        = "example.com/bench" // only this program serves the class
 )
 
-// bulkSizes are how many Services come at once.
+// bulkSizes are the numbers of Services that are created at once.
 var bulkSizes = []int{2000, 8000}
 
-// roomyPoolManifest holds a crowd. It has no advertisement: what is measured is the controller.
+// roomyPoolManifest has room for all Services. It has no advertisement, because only the controller
+// is measured.
 const roomyPoolManifest = `apiVersion: metallb.io/v1beta1
 kind: IPAddressPool
 metadata: {name: roomy, namespace: metallb-system}
 spec: {addresses: [10.192.0.0/16]}
 `
 
-// measureBulkCreation measures the controller on a lab of one node: crowds of Services, changes of leaders, and a restart with 8,000.
+// measureBulkCreation measures the controller on a lab of one node: many Services at once, changes
+// of the leader, and a restart with 8,000 Services.
 func measureBulkCreation(ctx context.Context, dir string) error {
 	s, err := cluster.Start(ctx, lab.Options{Nodes: 1, Dir: dir})
 	if err != nil {
@@ -58,7 +60,7 @@ func measureBulkCreation(ctx context.Context, dir string) error {
 			return err
 		}
 		fmt.Printf("%-64s %s\n", fmt.Sprintf("%d Services over %d connections: creation to address", n, clientConnections), g)
-		fmt.Printf("%-64s %s\n", "baseline: a status written by who watches, 32 at a time", b)
+		fmt.Printf("%-64s %s\n", "baseline: this program watches and writes the status, 32 at a time", b)
 		fmt.Printf("  processor time for each Service: %s\n  and in the baseline: %s\n", g.cpuPerService, b.cpuPerService)
 		fmt.Printf("  writes for each Service: %.3f of its status, %.3f events, %.3f others (AddressLedger %d, pools %d)\n",
 			g.writesPerService("services/status"), g.writesPerService("events"), g.writesPerService("addressledgers")+g.writesPerService("ipaddresspools/status"),
@@ -67,20 +69,21 @@ func measureBulkCreation(ctx context.Context, dir string) error {
 	return measureControllerRestart(ctx, s, 8000)
 }
 
-// bulkResult is what became of a crowd.
+// bulkResult is the result for a number of Services that were created at once.
 type bulkResult struct {
-	count             int
-	p50, p99, longest time.Duration // from when a Service was asked for until a watch showed its address
+	count int
+	// from the request for a Service until a watch shows its address
+	p50, p99, longest time.Duration
 	creationTime      time.Duration // from the first creation to the last
 	lastAddressTime   time.Duration // from the last creation to the last address
 	writes            cluster.WriteCounts
 	cpuPerService     string
 }
 
-// String is the line of the figures.
+// String returns the figures in one line.
 func (g bulkResult) String() string {
 	ms := func(d time.Duration) int64 { return d.Milliseconds() }
-	return fmt.Sprintf("median %4d  99%% %4d  max %4d ms; last address %4d ms after the last creation (%d a second)",
+	return fmt.Sprintf("median %4d  99%% %4d  max %4d ms; last address %4d ms after the last creation (%d per second)",
 		ms(g.p50), ms(g.p99), ms(g.longest), ms(g.lastAddressTime), int(float64(g.count)/g.creationTime.Seconds()))
 }
 
@@ -88,7 +91,8 @@ func (g bulkResult) writesPerService(what string) float64 {
 	return float64(g.writes[what]) / float64(g.count)
 }
 
-// createInBulk creates n Services of a class in a namespace of their own, and waits until each has an address and its event.
+// createInBulk creates n Services of a class in a namespace of their own, and waits until each has
+// an address and its event.
 func createInBulk(ctx context.Context, s *cluster.Cluster, namespace, class string, n int) (bulkResult, error) {
 	g := bulkResult{count: n}
 	if err := s.API.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}); client.IgnoreAlreadyExists(err) != nil {
@@ -101,10 +105,10 @@ func createInBulk(ctx context.Context, s *cluster.Cluster, namespace, class stri
 		return g, err
 	}
 	var services []*corev1.Service
-	var called []string
+	var serviceNames []string
 	for i := range n {
 		name := fmt.Sprintf("s%05d", i)
-		services, called = append(services, cluster.NewService(namespace, name, class)), append(called, name)
+		services, serviceNames = append(services, cluster.NewService(namespace, name, class)), append(serviceNames, name)
 	}
 	before, err := s.CountWrites(ctx)
 	if err != nil {
@@ -115,14 +119,16 @@ func createInBulk(ctx context.Context, s *cluster.Cluster, namespace, class stri
 	if err != nil {
 		return g, err
 	}
-	given, err := c.AwaitAddresses(ctx, called...)
+	given, err := c.AwaitAddresses(ctx, serviceNames...)
 	if err != nil {
 		return g, err
 	}
 	if f := c.Violations(); len(f) > 0 {
 		return g, fmt.Errorf("addresses of %s: %v", namespace, f)
 	}
-	time.Sleep(5 * time.Second) // the last events and the pool's status follow within a second; what else is said of a Service, after three
+	// the last events and the status of the pool follow within one second, other conditions of a
+	// Service after three
+	time.Sleep(5 * time.Second)
 	now, err := s.CountWrites(ctx)
 	if err != nil {
 		return g, err
@@ -158,8 +164,9 @@ func laterTime(a, b time.Time) time.Time {
 	return a
 }
 
-// measureBulkBaseline has this program write the status of whatever its watch shows, as fast as it can: what the API server and the machine
-// need for the same crowd when nobody decides anything. The Services are deleted again.
+// measureBulkBaseline measures the same Services without Gantry: this program writes the status of
+// each Service that its watch shows, as fast as it can. That is what the API server and the machine
+// need. It deletes the Services at the end.
 func measureBulkBaseline(ctx context.Context, s *cluster.Cluster, n int) (bulkResult, error) {
 	const namespace = "baseline"
 	writing, end := context.WithCancel(ctx)
@@ -198,7 +205,8 @@ func measureBulkBaseline(ctx context.Context, s *cluster.Cluster, n int) (bulkRe
 func deleteServices(ctx context.Context, s *cluster.Cluster, namespace string) error {
 	for {
 		err := s.API.DeleteAllOf(ctx, &corev1.Service{}, client.InNamespace(namespace))
-		if err != nil && !apierrors.IsTimeout(err) { // thousands take longer than one request may
+		// thousands take longer than the timeout of one request
+		if err != nil && !apierrors.IsTimeout(err) {
 			return fmt.Errorf("deleting the Services of %s: %w", namespace, err)
 		}
 		var left corev1.ServiceList

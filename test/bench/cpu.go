@@ -9,10 +9,11 @@ import (
 	"time"
 )
 
-// cpuUsage is the processor time that each program of a lab has used.
+// cpuUsage is the processor time of each program of a lab, by name.
 type cpuUsage map[string]time.Duration
 
-// readCPUUsage reads what the programs below a process have used so far, by name. Those that ended are not counted.
+// readCPUUsage returns the processor time so far of the programs below a process. It does not count
+// those that have ended.
 func readCPUUsage(root int) cpuUsage {
 	type process struct {
 		parent int
@@ -24,12 +25,12 @@ func readCPUUsage(root int) cpuUsage {
 	for _, d := range dirs {
 		text, err := os.ReadFile(filepath.Join(d, "stat"))
 		if err != nil {
-			continue // it ended meanwhile
+			continue // it has ended
 		}
 		line, _ := os.ReadFile(filepath.Join(d, "cmdline"))
 		name, _, _ := strings.Cut(string(line), "\x00")
 		fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
-		parent, _ := strconv.Atoi(fields[1]) // the numbers of proc(5), less 3
+		parent, _ := strconv.Atoi(fields[1]) // the numbers of the fields in proc(5), minus 3
 		user, _ := strconv.Atoi(fields[11])
 		system, _ := strconv.Atoi(fields[12])
 		pid, _ := strconv.Atoi(filepath.Base(d))
@@ -47,7 +48,8 @@ func readCPUUsage(root int) cpuUsage {
 	return out
 }
 
-// describeSince lists what was used after an earlier reading, for each of n, where it is worth a word.
+// describeSince lists the processor time since an earlier reading, divided by n, for the programs
+// that matter.
 func (u cpuUsage) describeSince(before cpuUsage, n int) string {
 	var out []string
 	for _, name := range []string{"kube-apiserver", "etcd", "controller", "speaker", "kube-proxy", "kube-controller-manager"} {

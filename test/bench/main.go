@@ -1,6 +1,7 @@
-// Command bench measures what the README claims, on a real cluster on this machine: how soon a Service has its address,
-// how long a client waits when the holder's cable is cut, and what is lost when its speaker is told to stop. Beside each
-// figure stands what the machine itself needs in the same run.
+// Command bench measures the README's figures on a real cluster on this machine: how soon a Service
+// has its address, how long a client waits after the cable of the holder is cut, and how many
+// requests are lost when a speaker stops. With each figure it prints a baseline, which is what the
+// machine itself needs in the same run.
 package main
 
 import (
@@ -28,7 +29,7 @@ const (
 	sampleCount       = 30
 	cutCount          = 20
 	stopCount         = 3
-	requestsPerSecond = 500 // requests a second
+	requestsPerSecond = 500 // requests per second
 )
 
 func main() {
@@ -50,7 +51,7 @@ func main() {
 	}
 }
 
-// benchmarks are what can be measured alone, by name: bench crowds, say.
+// benchmarks are the parts that an argument can select by name, for example "bench crowds".
 var benchmarks = []struct {
 	name    string
 	measure func(ctx context.Context, dir string) error
@@ -85,7 +86,7 @@ func runBenchmarks(ctx context.Context, chosen []string) error {
 	return nil
 }
 
-// measureMoves measures single Services, and how their addresses move, on a lab of four nodes.
+// measureMoves measures single Services and moves of their addresses, on a lab of four nodes.
 func measureMoves(ctx context.Context, dir string) error {
 	s, err := cluster.Start(ctx, lab.Options{Nodes: 4, Dir: dir, Progress: os.Stderr})
 	if err != nil {
@@ -117,7 +118,7 @@ func measureMoves(ctx context.Context, dir string) error {
 	return measureHandover(ctx, s, address.String()+":7000")
 }
 
-// printDurations prints the smallest, the middle and the largest value.
+// printDurations prints the smallest, the median and the largest value, and returns the median.
 func printDurations(what string, v []time.Duration) time.Duration {
 	slices.Sort(v)
 	m := v[len(v)/2]
@@ -126,10 +127,10 @@ func printDurations(what string, v []time.Duration) time.Duration {
 	return m
 }
 
-// measureAssignment measures from the creation of a Service until a watch shows its address. The baseline is what the API server
-// takes from the same creation until a watch shows a status that this program writes itself.
+// measureAssignment measures from the creation of a Service until a watch shows its address. The
+// baseline is the same with a status that this program writes itself.
 func measureAssignment(ctx context.Context, s *cluster.Cluster) error {
-	var given, own []time.Duration
+	var given, baseline []time.Duration
 	for i := range sampleCount {
 		for _, mine := range []bool{true, false} {
 			d, err := measureOneService(ctx, s, fmt.Sprintf("bench-%d-%t", i, mine), mine)
@@ -137,20 +138,20 @@ func measureAssignment(ctx context.Context, s *cluster.Cluster) error {
 				return err
 			}
 			if mine {
-				own = append(own, d)
+				baseline = append(baseline, d)
 			} else {
 				given = append(given, d)
 			}
 		}
 	}
 	a := printDurations("a Service's address, from its creation", given)
-	b := printDurations("baseline: creation, and a status written at once, in a watch", own)
+	b := printDurations("baseline: creation, and a status that this program writes, in a watch", baseline)
 	fmt.Printf("  ratio of the medians %.2f\n", float64(a)/float64(b))
 	return nil
 }
 
-// measureOneService creates a Service, waits for its address in a watch, and deletes it. A Service of another class is given its status
-// by this program.
+// measureOneService creates a Service, waits until a watch shows its address, and deletes it. If
+// mine is true, the Service has another class and this program writes its status.
 func measureOneService(ctx context.Context, s *cluster.Cluster, name string, mine bool) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -182,13 +183,14 @@ func measureOneService(ctx context.Context, s *cluster.Cluster, name string, min
 			return d, s.API.Delete(ctx, got)
 		}
 	}
-	return 0, fmt.Errorf("no address for Service %s: %w", name, context.Cause(ctx))
+	return 0, fmt.Errorf("Service %s got no address: %w", name, context.Cause(ctx))
 }
 
-// measureFailover cuts the holder's cable again and again while a client asks, every other time so that nobody loses the carrier. The baseline is the longest wait of the same client
-// when nothing happens.
+// measureFailover cuts the holder's cable again and again while a client sends requests. Every
+// other time the holder keeps the carrier. The baseline is the longest wait of the same client
+// while nothing happens.
 func measureFailover(ctx context.Context, s *cluster.Cluster, target string) error {
-	var waits, calm []time.Duration
+	var waits, baseline []time.Duration
 	holder, err := s.AwaitHolder(ctx, "echo", "node4")
 	if err != nil {
 		return err
@@ -205,7 +207,7 @@ func measureFailover(ctx context.Context, s *cluster.Cluster, target string) err
 		if err := stream.AwaitAnswers(ctx, requestsPerSecond); err != nil {
 			return err
 		}
-		calm = append(calm, stream.Stop().LongestGap)
+		baseline = append(baseline, stream.Stop().LongestGap)
 		if stream, err = s.StreamUDP(ctx, "client", target, requestsPerSecond); err != nil {
 			return err
 		}
@@ -231,11 +233,12 @@ func measureFailover(ctx context.Context, s *cluster.Cluster, target string) err
 		}
 	}
 	printDurations("without answers after the holder's cable was cut", waits)
-	printDurations("baseline: longest wait of the same client when nothing happens", calm)
+	printDurations("baseline: longest wait of the same client while nothing happens", baseline)
 	return nil
 }
 
-// awaitRejoined waits until every speaker is ready again, and a little longer for the gossip to know it.
+// awaitRejoined waits until every speaker is ready again, and then for some seconds until the
+// gossip has spread it.
 func awaitRejoined(ctx context.Context, s *cluster.Cluster) error {
 	if _, err := s.Kubectl(ctx, "", "-n", "metallb-system", "rollout", "status", "--timeout=60s", "daemonset/gantry-speaker"); err != nil {
 		return err
@@ -247,14 +250,14 @@ func awaitRejoined(ctx context.Context, s *cluster.Cluster) error {
 	return nil
 }
 
-// plannedDeparture is a way for a holder to go that is planned, and its undoing.
+// plannedDeparture is an orderly way to take the address from its holder, and how to undo it.
 type plannedDeparture struct {
 	description    string
 	leave, restore func(ctx context.Context, s *cluster.Cluster, node string) error
 }
 
 var plannedDepartures = []plannedDeparture{
-	{"the holder's speaker is told to stop (SIGTERM)", func(ctx context.Context, s *cluster.Cluster, node string) error {
+	{"the holder's speaker stops (SIGTERM)", func(ctx context.Context, s *cluster.Cluster, node string) error {
 		return s.SignalProgram(ctx, node, "gantry-speaker", syscall.SIGTERM)
 	}, func(ctx context.Context, s *cluster.Cluster, _ string) error { return awaitRejoined(ctx, s) }},
 	{"the holder's node is drained (gantry.dev/drain)", func(ctx context.Context, s *cluster.Cluster, node string) error {
@@ -266,7 +269,8 @@ var plannedDepartures = []plannedDeparture{
 	}},
 }
 
-// measureHandover has the holder go in each planned way while a client asks, and counts what is lost.
+// measureHandover counts the requests of a client that are lost in each planned departure of the
+// holder.
 func measureHandover(ctx context.Context, s *cluster.Cluster, target string) error {
 	for _, d := range plannedDepartures {
 		lost, sent := 0, 0
@@ -282,7 +286,7 @@ func measureHandover(ctx context.Context, s *cluster.Cluster, target string) err
 	return nil
 }
 
-// measureOnce has the holder go once, and come back.
+// measureOnce takes the address from its holder once, and undoes that.
 func (d plannedDeparture) measureOnce(ctx context.Context, s *cluster.Cluster, target string) (cluster.StreamResult, error) {
 	holder, err := s.AwaitHolder(ctx, "echo", "")
 	if err != nil {

@@ -17,10 +17,11 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// noProxyLabel keeps kube-proxy off: it is not what is measured, and takes minutes over so many.
+// noProxyLabel makes kube-proxy ignore a Service: it is not measured here, and needs minutes for so
+// many.
 const noProxyLabel = "service.kubernetes.io/service-proxy-name"
 
-// secondPeerManifest is the other router.
+// secondPeerManifest is the BGPPeer of the second router.
 const secondPeerManifest = `apiVersion: metallb.io/v1beta2
 kind: BGPPeer
 metadata: {name: tor2, namespace: metallb-system}
@@ -84,7 +85,8 @@ func measureManyRoutes(ctx context.Context, dir string) error {
 	return measureSpeakerRestart(ctx, s, tors, many-10)
 }
 
-// measureSpeakerRestart starts the speaker again, and measures until both routers have its routes, and what that leaves it with.
+// measureSpeakerRestart restarts the speaker. It measures until both routers have its routes, and
+// its memory afterwards.
 func measureSpeakerRestart(ctx context.Context, s *cluster.Cluster, tors []*lab.Router, many int) error {
 	const namespace, set = "metallb-system", "daemonset/gantry-speaker"
 	begun := time.Now()
@@ -98,16 +100,16 @@ func measureSpeakerRestart(ctx context.Context, s *cluster.Cluster, tors []*lab.
 			return err
 		}
 	}
-	fmt.Printf("%-64s %.1f s\n", fmt.Sprintf("a new speaker in the old one's place, until both routers have %d routes", many), time.Since(begun).Seconds())
+	fmt.Printf("%-64s %.1f s\n", fmt.Sprintf("restart of the speaker, until both routers have %d routes", many), time.Since(begun).Seconds())
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-time.After(10 * time.Second):
 	}
-	return checkSpeakerMemory("resident memory of a speaker that has just started")
+	return checkSpeakerMemory("resident memory of the speaker after the restart")
 }
 
-// createServicesWithEndpoints creates n Services with an endpoint each.
+// createServicesWithEndpoints creates n Services with one endpoint each.
 func createServicesWithEndpoints(ctx context.Context, s *cluster.Cluster, n int) error {
 	var svcs []*corev1.Service
 	g, within := errgroup.WithContext(ctx)
@@ -133,7 +135,7 @@ func createServicesWithEndpoints(ctx context.Context, s *cluster.Cluster, n int)
 	return err
 }
 
-// awaitAcceptedRoutes waits until a router has so many routes of the node.
+// awaitAcceptedRoutes waits until a router has n routes of the node.
 func awaitAcceptedRoutes(ctx context.Context, tor *lab.Router, n int) error {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
@@ -154,9 +156,10 @@ func awaitAcceptedRoutes(ctx context.Context, tor *lab.Router, n int) error {
 	}
 }
 
-// measureSessionReset resets the session at the router and measures from its return until every route is there.
+// measureSessionReset resets the session at the router, and measures from the new session until the
+// router has every route.
 func measureSessionReset(ctx context.Context, tor *lab.Router, n int) (time.Duration, error) {
-	time.Sleep(12 * time.Second) // a session that was stable is tried again at once
+	time.Sleep(12 * time.Second) // after a stable session the speaker tries again without delay
 	before, err := readNeighbors(ctx, tor)
 	if err != nil {
 		return 0, err
@@ -167,7 +170,7 @@ func measureSessionReset(ctx context.Context, tor *lab.Router, n int) (time.Dura
 	cleared := time.Now()
 	var begun time.Time
 	for begun.IsZero() {
-		asked := time.Now() // the session may have started since: this is the longer time
+		asked := time.Now() // the session may have started later: this is the longer time
 		all, err := readNeighbors(ctx, tor)
 		if err != nil {
 			return 0, err
@@ -176,14 +179,14 @@ func measureSessionReset(ctx context.Context, tor *lab.Router, n int) (time.Dura
 			begun = asked
 		}
 		if time.Since(cleared) > time.Minute {
-			return 0, fmt.Errorf("the session does not come back: %+v", all)
+			return 0, fmt.Errorf("the session is not established again: %+v", all)
 		}
 	}
 	err = awaitAcceptedRoutes(ctx, tor, n)
 	return time.Since(begun), err
 }
 
-// measureSingleChanges changes one Service among n, and counts the UPDATEs.
+// measureSingleChanges deletes single Services among n, and counts the UPDATEs.
 func measureSingleChanges(ctx context.Context, s *cluster.Cluster, tor *lab.Router, n int) error {
 	var took []time.Duration
 	before, err := readNeighbors(ctx, tor)
@@ -206,7 +209,7 @@ func measureSingleChanges(ctx context.Context, s *cluster.Cluster, tor *lab.Rout
 	if err != nil {
 		return err
 	}
-	printDurations(fmt.Sprintf("one Service of %d deleted until FRR says that its route is gone", n), took)
+	printDurations(fmt.Sprintf("one Service of %d, from its deletion until FRR has removed its route", n), took)
 	fmt.Printf("%-64s %.1f UPDATEs each\n", fmt.Sprintf("%d single Services of %d deleted", changes, n),
 		float64(after["192.168.0.11"].Messages.UpdatesRecv-before["192.168.0.11"].Messages.UpdatesRecv)/changes)
 	return nil

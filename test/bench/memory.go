@@ -7,14 +7,16 @@ import (
 	"strings"
 )
 
-// maxSpeakerMemory is what a speaker with 10,000 addresses and 2 peers may take, in bytes.
+// maxSpeakerMemory limits the resident memory of a speaker with 10,000 addresses and 2 peers, in
+// bytes.
 const maxSpeakerMemory = 80e6
 
-// residentMemory is what /proc says of a process, in bytes: all of its memory, its own, what it maps of files (its binary), and the most
-// that it ever had.
+// residentMemory is the resident memory of a process in bytes, as in /proc: all of it, the
+// anonymous part, the part mapped from files (its binary), and the maximum of all so far.
 type residentMemory struct{ total, anonymous, fileMapped, peak int }
 
-// checkSpeakerMemory prints the memory of the largest speaker, and refuses one that takes too much.
+// checkSpeakerMemory prints the memory of the largest speaker, and returns an error if it is too
+// much.
 func checkSpeakerMemory(what string) error {
 	r, err := readSpeakerMemory()
 	if err != nil {
@@ -28,7 +30,7 @@ func checkSpeakerMemory(what string) error {
 	return nil
 }
 
-// readSpeakerMemory returns the resident memory of the speakers, the largest.
+// readSpeakerMemory returns the resident memory of the largest speaker.
 func readSpeakerMemory() (residentMemory, error) {
 	var most residentMemory
 	files, err := filepath.Glob("/proc/[0-9]*/status")
@@ -54,7 +56,7 @@ func readSpeakerMemory() (residentMemory, error) {
 		}
 	}
 	if most.total == 0 {
-		return most, fmt.Errorf("no speaker is seen in /proc")
+		return most, fmt.Errorf("/proc has no speaker")
 	}
 	return most, nil
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/plan"
 )
 
-// What is planned, and how often.
+// The size of the cluster, and how often each thing is measured.
 const (
 	plannedServices = 10000
 	plannedNodes    = 100
@@ -21,7 +21,8 @@ const (
 	fullPlans       = 20
 )
 
-// threadTime is the time that the calling thread has had a processor. The main goroutine has a thread of its own.
+// threadTime returns the processor time of the calling thread. The main goroutine has a thread of
+// its own.
 func threadTime() time.Duration {
 	var t unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t); err != nil {
@@ -30,8 +31,8 @@ func threadTime() time.Duration {
 	return time.Duration(t.Nano())
 }
 
-// measurePlanning measures what the speaker of a large cluster makes of a change of one Service, and of one that concerns all of
-// them. It needs no lab.
+// measurePlanning measures how long a speaker of a large cluster plans after a change of one
+// Service, and after one that affects all Services. It needs no lab.
 func measurePlanning() error {
 	first := netip.MustParseAddr("10.0.0.0")
 	p := plan.NewPlanner(plan.Inputs{Self: "node-000", Snapshot: &snapshot.Snapshot{
@@ -59,7 +60,7 @@ func measurePlanning() error {
 	var one, busy, all []time.Duration
 	for i := range plannedChanges {
 		k := i * 7 % plannedServices
-		if i%2 == 1 { // what went comes back
+		if i%2 == 1 { // the endpoints that the last change removed come back
 			p.SetEndpoints(endpoints((i - 1) * 7 % plannedServices))
 		} else {
 			p.SetEndpoints(view.Endpoints{Service: key(k)})
@@ -78,8 +79,8 @@ func measurePlanning() error {
 	}
 	slices.Sort(one)
 	slices.Sort(busy)
-	fmt.Printf("%-64s median %.0f, longest %.0f us; by the processor's time %.0f and %.0f us (n=%d)\n", fmt.Sprintf("planning a change of one of %d Services", plannedServices),
+	fmt.Printf("%-64s median %.0f, longest %.0f us; in processor time %.0f and %.0f us (n=%d)\n", fmt.Sprintf("planning a change of one of %d Services", plannedServices),
 		inMicroseconds(one[len(one)/2]), inMicroseconds(one[len(one)-1]), inMicroseconds(busy[len(busy)/2]), inMicroseconds(busy[len(busy)-1]), len(one))
-	printDurations("planning all of them anew, as when a node comes", all)
+	printDurations("planning all of them again, as after a new node", all)
 	return nil
 }

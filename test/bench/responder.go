@@ -9,30 +9,30 @@ import (
 	"github.com/gantry-lb/gantry/test/flood"
 )
 
-// What the responder is asked.
+// The load on the responder.
 const (
 	heldAddresses    = 10000
-	queriesPerSecond = 50000 // a second
+	queriesPerSecond = 50000 // per second
 	floodInterval    = 5 * time.Second
 )
 
-// measureResponder floods the speaker's engine with questions, and beside it the kernel, which holds the same addresses itself.
-// What nobody answers tells what asking costs alone.
+// measureResponder floods the speaker's engine with queries, and for comparison the kernel with the
+// same addresses. A flood without answers shows the cost of the queries.
 func measureResponder(ctx context.Context) error {
 	for _, f := range []layer2.Family{layer2.IPv4, layer2.IPv6} {
-		var alone time.Duration
-		for _, who := range []string{"nobody", "kernel", "speaker"} {
-			o, err := runFlood(ctx, f, who)
+		var queryCost time.Duration
+		for _, answering := range []string{"none", "kernel", "speaker"} {
+			o, err := runFlood(ctx, f, answering)
 			if err != nil {
-				return fmt.Errorf("flooding %s with %s: %w", who, f, err)
+				return fmt.Errorf("flooding %s with %s: %w", answering, f, err)
 			}
-			if who == "nobody" {
-				alone = o.ProcessorTime
+			if answering == "none" {
+				queryCost = o.ProcessorTime
 				continue
 			}
-			each := float64((o.ProcessorTime - alone).Nanoseconds()) / 1000 / float64(o.Sent)
-			fmt.Printf("%-64s answered %d of %d, median %.1f, 99%% %.1f us, %.2f us of CPU each (asker lost %d)\n",
-				fmt.Sprintf("%s, %d addresses, %d questions a second: the %s", f, heldAddresses, queriesPerSecond, who),
+			each := float64((o.ProcessorTime - queryCost).Nanoseconds()) / 1000 / float64(o.Sent)
+			fmt.Printf("%-64s answered %d of %d, median %.1f, 99%% %.1f us, %.2f us of CPU each (the client dropped %d)\n",
+				fmt.Sprintf("%s, %d addresses, %d queries per second: the %s", f, heldAddresses, queriesPerSecond, answering),
 				o.Answered, o.Sent, inMicroseconds(o.LatencyQuantile(0.5)), inMicroseconds(o.LatencyQuantile(0.99)), each, o.Lost)
 		}
 	}
@@ -41,13 +41,13 @@ func measureResponder(ctx context.Context) error {
 
 func inMicroseconds(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 }
 
-func runFlood(ctx context.Context, f layer2.Family, who string) (flood.Outcome, error) {
+func runFlood(ctx context.Context, f layer2.Family, answering string) (flood.Outcome, error) {
 	c, err := flood.New(flood.Options{Family: f, Addresses: heldAddresses, QueriesPerSecond: queriesPerSecond, Duration: floodInterval})
 	if err != nil {
 		return flood.Outcome{}, err
 	}
 	defer c.Close()
-	switch who {
+	switch answering {
 	case "kernel":
 		err = c.AssignToKernel()
 	case "speaker":

@@ -17,15 +17,16 @@ import (
 	"github.com/gantry-lb/gantry/test/cluster"
 )
 
-// measureLeaderChanges measures how long a Service that comes as the leader ends waits for its address.
+// measureLeaderChanges measures how long a Service waits for its address that is created just after
+// the leader has got a signal.
 func measureLeaderChanges(ctx context.Context, s *cluster.Cluster) error {
 	for _, t := range []struct {
 		what string
 		sig  syscall.Signal
 		n    int
 	}{
-		{"a Service's address when it comes as the leader is told to stop", syscall.SIGTERM, 5},
-		{"a Service's address when it comes as the leader is killed", syscall.SIGKILL, 2},
+		{"address of a Service that is created while the leader stops", syscall.SIGTERM, 5},
+		{"address of a Service that is created when the leader is killed", syscall.SIGKILL, 2},
 	} {
 		var waits []time.Duration
 		for i := range t.n {
@@ -41,7 +42,7 @@ func measureLeaderChanges(ctx context.Context, s *cluster.Cluster) error {
 }
 
 func measureLeaderChange(ctx context.Context, s *cluster.Cluster, sig syscall.Signal, name string) (time.Duration, error) {
-	if err := s.AwaitRollout(ctx); err != nil { // both are there
+	if err := s.AwaitRollout(ctx); err != nil { // both controllers are ready
 		return 0, err
 	}
 	watching, end := context.WithCancel(ctx)
@@ -69,8 +70,9 @@ func measureLeaderChange(ctx context.Context, s *cluster.Cluster, sig syscall.Si
 	return given[0].Sub(begun), nil
 }
 
-// measureControllerRestart ends every controller, starts one, and measures from the start of its process until a Service that waits has its address.
-// The baseline is how long this program takes to list the same Services.
+// measureControllerRestart ends every controller and starts one. It measures from the start of its
+// process until a waiting Service has its address. The baseline is the time to list the same
+// Services.
 func measureControllerRestart(ctx context.Context, s *cluster.Cluster, n int) error {
 	const deployment = "deployment/gantry-controller"
 	if _, err := s.Kubectl(ctx, "", "-n", names.Namespace, "scale", deployment, "--replicas=0"); err != nil {
@@ -103,7 +105,7 @@ func measureControllerRestart(ctx context.Context, s *cluster.Cluster, n int) er
 	if err != nil {
 		return err
 	}
-	time.Sleep(3 * time.Second) // what it would write to others, it would write now
+	time.Sleep(3 * time.Second) // if it writes to other Services, it does so now
 	now, err := s.CountWrites(ctx)
 	if err != nil {
 		return err
@@ -114,18 +116,19 @@ func measureControllerRestart(ctx context.Context, s *cluster.Cluster, n int) er
 		return err
 	}
 	printDurations("baseline: a list of the same Services", []time.Duration{time.Since(listed)})
-	fmt.Printf("  writes of Services since: %d, for the one that waited\n", now.Since(before)["services/status"])
+	fmt.Printf("  writes of Services since then: %d (one is for the waiting Service)\n", now.Since(before)["services/status"])
 	return nil
 }
 
-// clockTicksPerSecond is the unit of times in /proc (USER_HZ, which is the same on every architecture that Go knows).
+// clockTicksPerSecond is the unit of times in /proc (USER_HZ, the same on every architecture of
+// Go).
 const clockTicksPerSecond = 100
 
-// processStart is when the youngest process began whose program's path ends so.
+// processStart returns the start of the youngest process whose program's path has this suffix.
 func processStart(program string) (time.Time, error) {
 	var info syscall.Sysinfo_t
 	if err := syscall.Sysinfo(&info); err != nil {
-		return time.Time{}, fmt.Errorf("asking when the machine started: %w", err)
+		return time.Time{}, fmt.Errorf("reading the machine's start time: %w", err)
 	}
 	uptime, err := os.ReadFile("/proc/uptime")
 	if err != nil {
@@ -146,7 +149,7 @@ func processStart(program string) (time.Time, error) {
 		}
 		fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
 		var at int64
-		if _, err := fmt.Sscan(fields[19], &at); err != nil { // the 22nd, proc(5)
+		if _, err := fmt.Sscan(fields[19], &at); err != nil { // field 22 in proc(5)
 			continue
 		}
 		if t := boot.Add(time.Duration(at) * time.Second / clockTicksPerSecond); t.After(youngest) {
@@ -154,7 +157,7 @@ func processStart(program string) (time.Time, error) {
 		}
 	}
 	if youngest.IsZero() {
-		return youngest, fmt.Errorf("no process of %s runs", program)
+		return youngest, fmt.Errorf("no process of %s is running", program)
 	}
 	return youngest, nil
 }

@@ -20,7 +20,8 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// frrConfig is an FRR that takes routes from the nodes of a lab, and watches them by BFD when a profile is given.
+// frrConfig returns the configuration of an FRR that accepts routes from the nodes of a lab, and
+// monitors the nodes by BFD if a profile is given.
 func frrConfig(id string, nodes int, bfd string) string {
 	text := "bfd\n profile fast\n  transmit-interval 50\n  receive-interval 50\n  detect-multiplier 3\n exit\n profile plain\n exit\nexit\n" +
 		"router bgp 65000\n bgp router-id " + id + "\n no bgp ebgp-requires-policy\n"
@@ -33,7 +34,7 @@ func frrConfig(id string, nodes int, bfd string) string {
 	return text + " address-family ipv4 unicast\n  maximum-paths 8\n exit-address-family\n"
 }
 
-// routingManifest is what the cluster is told of the routers.
+// routingManifest configures the cluster for one router.
 const routingManifest = `apiVersion: metallb.io/v1beta1
 kind: BFDProfile
 metadata: {name: fast, namespace: metallb-system}
@@ -120,24 +121,25 @@ func measureRoutes(ctx context.Context, dir string) error {
 	return nil
 }
 
-// countNextHops is how many next hops the router's kernel has for a prefix.
+// countNextHops returns the number of next hops of a prefix in the router's kernel.
 func countNextHops(s *cluster.Cluster, p netip.Prefix) (int, error) {
 	r, _, err := s.Host("router").RouteTo(p)
 	return len(r.NextHops), err
 }
 
-// awaitNextHops waits until the router's kernel has that many next hops for a prefix.
+// awaitNextHops waits until the router's kernel has this number of next hops for a prefix.
 func awaitNextHops(ctx context.Context, s *cluster.Cluster, p netip.Prefix, want int) error {
 	return cluster.Await(ctx, fmt.Sprintf("%d next hops for %s", want, p), func(context.Context) error {
 		n, err := countNextHops(s, p)
 		if err == nil && n != want {
-			err = fmt.Errorf("there are %d", n)
+			err = fmt.Errorf("it has %d", n)
 		}
 		return err
 	})
 }
 
-// watchNextHops waits, looking each millisecond, until the router's kernel has that many next hops, and returns when that was.
+// watchNextHops checks every millisecond until want accepts the number of next hops in the router's
+// kernel, and returns the time.
 func watchNextHops(ctx context.Context, s *cluster.Cluster, p netip.Prefix, want func(int) bool) (time.Time, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -157,7 +159,8 @@ func watchNextHops(ctx context.Context, s *cluster.Cluster, p netip.Prefix, want
 	}
 }
 
-// measureRouteInstallation measures from the creation of a Service with a running endpoint to the route in the router's kernel.
+// measureRouteInstallation measures from the creation of a Service with a running endpoint to the
+// route in the router's kernel.
 func measureRouteInstallation(ctx context.Context, s *cluster.Cluster) error {
 	var took []time.Duration
 	for i := range sampleCount {
@@ -185,11 +188,12 @@ func measureRouteInstallation(ctx context.Context, s *cluster.Cluster) error {
 	return nil
 }
 
-// measureCableCuts cuts a node's cable again and again, and measures until it is no next hop at the router any more.
+// measureCableCuts cuts a node's cable again and again, and measures until the router has removed
+// the node from the next hops.
 func measureCableCuts(ctx context.Context, s *cluster.Cluster, vip netip.Prefix, profile string, times int) error {
 	var took []time.Duration
 	for range times {
-		time.Sleep(2 * time.Second) // BFD is up again, and has agreed on its intervals
+		time.Sleep(2 * time.Second) // until BFD is up and has negotiated its intervals
 		begun := watchCarrierLoss(ctx, s)
 		if err := s.CutCable(ctx, "node1"); err != nil {
 			return err
@@ -210,7 +214,8 @@ func measureCableCuts(ctx context.Context, s *cluster.Cluster, vip netip.Prefix,
 	return nil
 }
 
-// watchCarrierLoss tells when the first node's link lost its carrier, seen from there: the order to cut the cable takes a while itself.
+// watchCarrierLoss returns the time when the link of node1 loses its carrier, as the node sees it:
+// the request to cut the cable itself takes some time.
 func watchCarrierLoss(ctx context.Context, s *cluster.Cluster) <-chan time.Time {
 	out := make(chan time.Time, 1)
 	go func() {
@@ -231,21 +236,22 @@ func watchCarrierLoss(ctx context.Context, s *cluster.Cluster) <-chan time.Time 
 	return out
 }
 
-// measurePlannedLoss stops speakers and drains a node while a client behind the router asks, and counts what is lost.
+// measurePlannedLoss stops speakers and drains a node while a client behind the router sends
+// requests, and counts the lost ones.
 func measurePlannedLoss(ctx context.Context, s *cluster.Cluster, vip netip.Prefix) error {
 	kubectl := func(args ...string) error {
 		_, err := s.Kubectl(ctx, "", args...)
 		return err
 	}
 	for what, do := range map[string]func() error{
-		"a speaker is told to stop (SIGTERM)": func() error {
+		"a speaker stops (SIGTERM)": func() error {
 			if err := s.SignalProgram(ctx, "node1", "gantry-speaker", syscall.SIGTERM); err != nil {
 				return err
 			}
 			time.Sleep(3 * time.Second)
 			return nil
 		},
-		"all speakers are rolled out anew": func() error {
+		"all speakers are restarted by a rollout": func() error {
 			if err := kubectl("-n", "metallb-system", "rollout", "restart", "daemonset/gantry-speaker"); err != nil {
 				return err
 			}
@@ -287,7 +293,8 @@ func measurePlannedLoss(ctx context.Context, s *cluster.Cluster, vip netip.Prefi
 	return nil
 }
 
-// measureEdits makes 1,000 random edits of Services and advertisements, and asks the router how often sessions began.
+// measureEdits makes 1,000 random edits of Services and advertisements, and counts the session
+// resets at the router.
 func measureEdits(ctx context.Context, s *cluster.Cluster, tor *lab.Router) error {
 	const edits = 1000
 	before, err := countEstablishedSessions(ctx, tor)
@@ -335,7 +342,7 @@ func measureEdits(ctx context.Context, s *cluster.Cluster, tor *lab.Router) erro
 	return nil
 }
 
-// countEstablishedSessions is how often the router's sessions were established, all together.
+// countEstablishedSessions returns how often the router's sessions were established, in total.
 func countEstablishedSessions(ctx context.Context, tor *lab.Router) (int, error) {
 	all, err := readNeighbors(ctx, tor)
 	sum := 0
@@ -345,7 +352,7 @@ func countEstablishedSessions(ctx context.Context, tor *lab.Router) (int, error)
 	return sum, err
 }
 
-// frrNeighbor is what FRR knows of a node.
+// frrNeighbor is FRR's state of a BGP neighbor.
 type frrNeighbor struct {
 	State       string                    `json:"bgpState"`
 	Established int                       `json:"connectionsEstablished"`
@@ -366,7 +373,7 @@ func readNeighbors(ctx context.Context, tor *lab.Router) (map[string]frrNeighbor
 	return all, json.Unmarshal(out, &all)
 }
 
-// patchAdvertisement edits the advertisement.
+// patchAdvertisement patches the advertisement.
 func patchAdvertisement(ctx context.Context, s *cluster.Cluster, patch string) error {
 	ad := &v1beta1.BGPAdvertisement{}
 	ad.Namespace, ad.Name = "metallb-system", "routed"

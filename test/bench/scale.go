@@ -24,19 +24,20 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// How large a cluster the controller is started in.
+// The size of the cluster in which the controller starts.
 const (
 	scaleServices = 100000
 	scalePools    = 1000
-	// fillArg and startArg start this program again, so that the memory is that of one controller alone: the first gives addresses
-	// to all Services and writes them into a file, the second begins with them.
+	// fillArg and startArg start this program again, so that the memory of one controller is
+	// measured: the first assigns addresses to all Services and writes them to a file, the second
+	// starts with that file.
 	fillArg, startArg = "scale-fill", "scale-start"
 )
 
-// childSteps are the parts of scale, by the argument.
+// childSteps are the functions of the child processes, by argument.
 var childSteps = map[string]func(ctx context.Context, file string) error{fillArg: measureFill, startArg: measureStart}
 
-// measureScale has the real worker start among 100,000 Services and 1,000 pools, over an API in memory.
+// measureScale starts the real worker with 100,000 Services and 1,000 pools, on an API in memory.
 func measureScale(ctx context.Context, dir string) error {
 	self, err := os.Executable()
 	if err != nil {
@@ -45,7 +46,7 @@ func measureScale(ctx context.Context, dir string) error {
 	for _, arg := range []string{fillArg, startArg} {
 		cmd := exec.CommandContext(ctx, self, arg, dir)
 		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-		cmd.Env = append(os.Environ(), "GOGC=50") // as the controller sets it
+		cmd.Env = append(os.Environ(), "GOGC=50") // the controller's own setting
 		if err := cmd.Run(); err != nil {
 			return fmt.Errorf("%s: %w", arg, err)
 		}
@@ -53,7 +54,8 @@ func measureScale(ctx context.Context, dir string) error {
 	return nil
 }
 
-// copyingAPI is an API whose list makes new objects, as one that is read from a connection does, with the parts that caches leave out.
+// copyingAPI is an API whose list returns new objects, as a list from a real API server does, with
+// the fields that caches drop.
 type copyingAPI struct{ *server.Client }
 
 // ForEachLiveService implements reconcile.API.
@@ -67,13 +69,13 @@ func withManagedFields(s *corev1.Service) *corev1.Service {
 	return o
 }
 
-// compactService is a Service as the controller's cache has it.
+// compactService returns a Service as the controller's cache stores it.
 func compactService(s *corev1.Service) *corev1.Service {
 	o, _ := reconcile.CompactService(s)
 	return o.(*corev1.Service)
 }
 
-// runningWorker is a controller at work on a Server.
+// runningWorker is a controller's worker that is running.
 type runningWorker struct {
 	*reconcile.ServiceWorker
 	stop  context.CancelFunc
@@ -94,7 +96,7 @@ func startWorker(ctx context.Context, s *server.Server) *runningWorker {
 	return w
 }
 
-// awaitTrue waits for something that comes.
+// awaitTrue waits until done returns true, and returns how long that took.
 func awaitTrue(ctx context.Context, what string, done func() bool) (time.Duration, error) {
 	for begun := time.Now(); ; {
 		if done() {
@@ -108,7 +110,7 @@ func awaitTrue(ctx context.Context, what string, done func() bool) (time.Duratio
 	}
 }
 
-// newServerWithPools is a Server with the pools.
+// newServerWithPools returns a Server with all pools.
 func newServerWithPools() *server.Server {
 	s := server.NewServer(nil)
 	for i := range scalePools {
@@ -117,7 +119,8 @@ func newServerWithPools() *server.Server {
 	return s
 }
 
-// measureFill measures how long 100,000 Services that are all there at once wait, and writes them into the file.
+// measureFill measures how long the addresses for 100,000 existing Services take, and writes the
+// Services to the file.
 func measureFill(ctx context.Context, file string) error {
 	s := newServerWithPools()
 	for i := range scaleServices {
@@ -149,7 +152,7 @@ func measureFill(ctx context.Context, file string) error {
 	return f.Close()
 }
 
-// loadServer is a Server with the Services of the file, as the cache of a controller has them.
+// loadServer returns a Server with the Services of the file, as the controller's cache stores them.
 func loadServer(file string) (*server.Server, error) {
 	f, err := os.Open(file)
 	if err != nil {
@@ -172,7 +175,7 @@ func loadServer(file string) (*server.Server, error) {
 	}
 }
 
-// measureStart measures a start among the Services of the file.
+// measureStart measures the start of a controller with the Services of the file.
 func measureStart(ctx context.Context, file string) error {
 	s, err := loadServer(file)
 	if err != nil {
@@ -184,10 +187,11 @@ func measureStart(ctx context.Context, file string) error {
 	}
 	reading := time.Since(begun)
 	debug.FreeOSMemory()
-	if err := os.WriteFile("/proc/self/clear_refs", []byte("5"), 0); err != nil { // from here on the peak counts
-		return fmt.Errorf("forgetting the peak of memory: %w", err)
+	// restarts the measurement of the peak
+	if err := os.WriteFile("/proc/self/clear_refs", []byte("5"), 0); err != nil {
+		return fmt.Errorf("resetting the peak of memory: %w", err)
 	}
-	alone := readProcessStatus("VmRSS")
+	memoryBefore := readProcessStatus("VmRSS")
 	begun = time.Now()
 	w := startWorker(ctx, s)
 	if _, err := awaitTrue(ctx, "the start", w.IsLoaded); err != nil {
@@ -201,16 +205,16 @@ func measureStart(ctx context.Context, file string) error {
 		return err
 	}
 	next := time.Since(begun)
-	time.Sleep(5 * time.Second) // every Service is looked at
-	fmt.Printf("%-64s ready after %.2f s, the next address after %.2f s, %d MB at most (VmHWM), %d writes of Services, for the new one\n",
-		fmt.Sprintf("start among %d Services and %d pools in memory", scaleServices, scalePools), loaded.Seconds(), next.Seconds(), readProcessStatus("VmHWM")>>10, s.CountWrites("service"))
-	fmt.Printf("%-64s %.2f s, %d MB (VmRSS)\n", "baseline: to copy and read the same Services once; these alone", reading.Seconds(), alone>>10)
+	time.Sleep(5 * time.Second) // the worker checks every Service
+	fmt.Printf("%-64s ready after %.2f s, the next address after %.2f s, %d MB at most (VmHWM), %d writes of Services (one is for the new one)\n",
+		fmt.Sprintf("start with %d Services and %d pools in memory", scaleServices, scalePools), loaded.Seconds(), next.Seconds(), readProcessStatus("VmHWM")>>10, s.CountWrites("service"))
+	fmt.Printf("%-64s %.2f s, %d MB (VmRSS)\n", "baseline: copying and reading the same Services once; memory of these only", reading.Seconds(), memoryBefore>>10)
 	w.stop()
 	<-w.ended
 	return nil
 }
 
-// newTypicalService is a Service as Helm charts make them, all of it.
+// newTypicalService returns a complete Service, as Helm charts create them.
 func newTypicalService(i int) *corev1.Service {
 	app := fmt.Sprintf("application-%06d", i)
 	policy := corev1.IPFamilyPolicySingleStack
@@ -238,7 +242,7 @@ func newTypicalService(i int) *corev1.Service {
 	return s
 }
 
-// readProcessStatus is a line of /proc/self/status, in kB.
+// readProcessStatus returns the value of a line of /proc/self/status, in kB.
 func readProcessStatus(name string) int {
 	text, err := os.ReadFile("/proc/self/status")
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 	"github.com/gantry-lb/gantry/test/lab"
 )
 
-// spreadServices is how many addresses are spread over the nodes.
+// spreadServices is the number of addresses that are spread over the nodes.
 const spreadServices = 90
 
 const spreadManifest = `apiVersion: metallb.io/v1beta1
@@ -28,7 +28,8 @@ kind: L2Advertisement
 metadata: {name: spread, namespace: metallb-system}
 `
 
-// measureSpread measures how evenly addresses are held by three of four nodes, and what moves when one of them dies.
+// measureSpread measures how evenly three of four nodes hold the addresses, and which addresses
+// move when one of them dies.
 func measureSpread(ctx context.Context, dir string) error {
 	s, err := cluster.Start(ctx, lab.Options{Nodes: 4, Dir: dir})
 	if err != nil {
@@ -53,7 +54,7 @@ func measureSpread(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	tell := func(what string, held map[string]string) {
+	printSpread := func(what string, held map[string]string) {
 		each := map[string]int{}
 		for _, node := range held {
 			each[node]++
@@ -61,7 +62,7 @@ func measureSpread(ctx context.Context, dir string) error {
 		most := slices.Max(slices.Collect(maps.Values(each)))
 		fmt.Printf("%-64s most %d, mean %.1f, ratio %.3f\n", what, most, float64(len(held))/float64(len(each)), float64(most*len(each))/float64(len(held)))
 	}
-	tell(fmt.Sprintf("%d addresses on 3 nodes", len(before)), before)
+	printSpread(fmt.Sprintf("%d addresses on 3 nodes", len(before)), before)
 	if err := s.KillNode(ctx, "node1"); err != nil {
 		return err
 	}
@@ -75,12 +76,13 @@ func measureSpread(ctx context.Context, dir string) error {
 			others++
 		}
 	}
-	tell("after one of them died", after)
-	fmt.Printf("%-64s %d\n", "addresses of the others that moved", others)
+	printSpread("after one of them died", after)
+	fmt.Printf("%-64s %d\n", "addresses of other nodes that moved", others)
 	return nil
 }
 
-// awaitAllHolders waits until each Service has a holder other than the node named.
+// awaitAllHolders waits until each Service has a holder other than the node named by not, and
+// returns the holders by Service.
 func awaitAllHolders(ctx context.Context, s *cluster.Cluster, not string) (map[string]string, error) {
 	var out map[string]string
 	err := cluster.Await(ctx, "a holder of each Service", func(ctx context.Context) error {
@@ -95,7 +97,7 @@ func awaitAllHolders(ctx context.Context, s *cluster.Cluster, not string) (map[s
 			}
 		}
 		if len(out) != spreadServices+1 {
-			return fmt.Errorf("%d of %d have one", len(out), spreadServices+1)
+			return fmt.Errorf("%d of %d Services have one", len(out), spreadServices+1)
 		}
 		return nil
 	})

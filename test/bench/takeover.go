@@ -22,24 +22,25 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/netns"
 )
 
-// takeoverNodes is how many nodes have speakers.
+// takeoverNodes is the number of nodes with speakers.
 const takeoverNodes = 4
 
-// measureTakeover measures how long the segment hears nothing of the addresses of a node that is cut off, of which there are many:
-// agents and engines with real sockets, on virtual cables; only their gossip is in memory.
+// measureTakeover measures how long it takes until another node has announced each of the many
+// addresses of a node that is cut off. Agents and engines use real sockets on virtual cables; only
+// their gossip is in memory.
 func measureTakeover(ctx context.Context) error {
 	for _, c := range []struct {
 		addresses int
-		alone     bool
+		onlyFirst bool
 	}{{1000, false}, {10000, true}} {
-		if err := measureCutOff(ctx, c.addresses, c.alone); err != nil {
+		if err := measureCutOff(ctx, c.addresses, c.onlyFirst); err != nil {
 			return fmt.Errorf("with %d addresses: %w", c.addresses, err)
 		}
 	}
 	return nil
 }
 
-// takeoverHarness is speakers on a segment, and somebody who listens.
+// takeoverHarness has speakers on a LAN segment and a host that listens.
 type takeoverHarness struct {
 	gossip       *memberstest.Gossip
 	fabric       netns.Handle
@@ -48,12 +49,14 @@ type takeoverHarness struct {
 	macs         []facts.MAC
 	releaseFuncs []func()
 
-	mu         sync.Mutex // guards heard: when who first announced an address, since it was last emptied
+	// guards firstHeard: when each speaker first announced an address, since it was last cleared
+	mu         sync.Mutex
 	firstHeard map[netip.Addr]map[facts.MAC]time.Time
 }
 
-// measureCutOff has the nodes hold addresses, the first of them all if it is to do so alone, and cuts the first off.
-func measureCutOff(ctx context.Context, addresses int, alone bool) error {
+// measureCutOff assigns addresses to the nodes, or all of them to the first if onlyFirst is true,
+// and cuts the first node off.
+func measureCutOff(ctx context.Context, addresses int, onlyFirst bool) error {
 	ctx, cancel := context.WithCancel(ctx)
 	c := &takeoverHarness{gossip: memberstest.New(), firstHeard: map[netip.Addr]map[facts.MAC]time.Time{}}
 	var parts sync.WaitGroup
@@ -67,22 +70,23 @@ func measureCutOff(ctx context.Context, addresses int, alone bool) error {
 	if err := c.buildSegment(ctx, &parts); err != nil {
 		return err
 	}
-	// The first speaker met nobody when it came, and takes nothing before it has waited for others.
+	// The first speaker found no other members, and takes no address before it has waited for them.
 	if err := waitFor(ctx, 6*elect.DefaultTiming().StartupDelay); err != nil {
 		return err
 	}
-	all := c.setUpServices(ctx, addresses, alone)
+	all := c.setUpServices(ctx, addresses, onlyFirst)
 	if err := c.awaitAnnouncements(ctx, all, func(facts.MAC) bool { return true }); err != nil {
 		return fmt.Errorf("waiting for every address to be announced: %w", err)
 	}
-	if alone {
+	if onlyFirst {
 		for i := range takeoverNodes {
 			for _, a := range c.agents {
 				a.PostChanges(ctx, agent.SetNode(view.Node{Name: nodeName(i)}))
 			}
 		}
 	}
-	if err := waitFor(ctx, 6*time.Second+time.Duration(addresses)*time.Millisecond); err != nil { // until the bursts are over
+	// until the bursts are over
+	if err := waitFor(ctx, 6*time.Second+time.Duration(addresses)*time.Millisecond); err != nil {
 		return err
 	}
 	dead := c.macs[0]
@@ -111,7 +115,7 @@ func measureCutOff(ctx context.Context, addresses int, alone bool) error {
 			waits = append(waits, at.Sub(begun))
 		}
 	}
-	printDurations(fmt.Sprintf("announced anew: %d of %d addresses on %d nodes", len(lost), addresses, takeoverNodes), waits)
+	printDurations(fmt.Sprintf("announced by another node: %d of %d addresses on %d nodes", len(lost), addresses, takeoverNodes), waits)
 	if others := len(c.firstHeard) - len(lost); others > 0 {
 		fmt.Printf("  %d addresses moved that the dead node did not hold\n", others)
 	}
@@ -129,21 +133,21 @@ func waitFor(ctx context.Context, d time.Duration) error {
 
 func nodeName(i int) string { return fmt.Sprintf("node%d", i) }
 
-// lastAnnouncer is who announced an address last.
+// lastAnnouncer returns the speaker that announced an address last.
 func lastAnnouncer(by map[facts.MAC]time.Time) facts.MAC {
-	var who facts.MAC
+	var last facts.MAC
 	var at time.Time
 	for m, t := range by {
 		if t.After(at) {
-			who, at = m, t
+			last, at = m, t
 		}
 	}
-	return who
+	return last
 }
 
-// buildSegment makes the segment and starts the speakers.
+// buildSegment creates the segment and starts the speakers and the listener.
 func (c *takeoverHarness) buildSegment(ctx context.Context, parts *sync.WaitGroup) error {
-	room := func() (netns.Handle, error) {
+	newNamespace := func() (netns.Handle, error) {
 		h, release, err := netns.NewUnnamed()
 		if err == nil {
 			c.releaseFuncs = append(c.releaseFuncs, release)
@@ -151,14 +155,14 @@ func (c *takeoverHarness) buildSegment(ctx context.Context, parts *sync.WaitGrou
 		return h, err
 	}
 	var err error
-	if c.fabric, err = room(); err != nil {
+	if c.fabric, err = newNamespace(); err != nil {
 		return err
 	}
 	if err := c.fabric.Do(func() error { return netns.AddBridge("lan") }); err != nil {
 		return err
 	}
-	for i := range takeoverNodes + 1 { // the last one is who listens
-		host, err := room()
+	for i := range takeoverNodes + 1 { // the last one is the listener
+		host, err := newNamespace()
 		if err != nil {
 			return err
 		}
@@ -174,15 +178,15 @@ func (c *takeoverHarness) buildSegment(ctx context.Context, parts *sync.WaitGrou
 	return nil
 }
 
-// connectHost lays a host's cable to the segment.
+// connectHost connects a host to the segment.
 func (c *takeoverHarness) connectHost(host netns.Handle, i int) (facts.Link, error) {
 	port := fmt.Sprintf("p%d", i)
-	own := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, 255, byte(1 + i)}), 16)
-	l := facts.Link{Name: "eth0", Prefixes: []netip.Prefix{own}}
+	address := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, 255, byte(1 + i)}), 16)
+	l := facts.Link{Name: "eth0", Prefixes: []netip.Prefix{address}}
 	err := errors.Join(netns.AddCable(c.fabric, port, host, l.Name), c.fabric.Do(func() error {
 		return errors.Join(netns.SetBridge(port, "lan"), netns.SetUp(port))
 	}), host.Do(func() error {
-		if err := errors.Join(netns.SetUp(l.Name), netns.AddAddress(l.Name, own)); err != nil {
+		if err := errors.Join(netns.SetUp(l.Name), netns.AddAddress(l.Name, address)); err != nil {
 			return err
 		}
 		ifi, err := net.InterfaceByName(l.Name)
@@ -194,7 +198,7 @@ func (c *takeoverHarness) connectHost(host netns.Handle, i int) (facts.Link, err
 	return l, err
 }
 
-// startSpeaker starts a speaker without what ties it to an API server.
+// startSpeaker starts the parts of a speaker that need no API server.
 func (c *takeoverHarness) startSpeaker(ctx context.Context, host netns.Handle, l facts.Link, parts *sync.WaitGroup) {
 	name := nodeName(len(c.agents))
 	member := c.gossip.Join(name, l.Prefixes[0].Addr(), uint64(len(c.agents)+1))
@@ -210,13 +214,13 @@ func (c *takeoverHarness) startSpeaker(ctx context.Context, host netns.Handle, l
 	parts.Go(func() { _ = a.Run(ctx) })
 }
 
-// noBGP announces nothing to routers.
+// noBGP is a BGP engine that does nothing.
 type noBGP struct{}
 
 // Set does nothing.
 func (noBGP) Set(bgp.Desired) {}
 
-// startListener notes who announces what first.
+// startListener records when each speaker first announces an address.
 func (c *takeoverHarness) startListener(ctx context.Context, host netns.Handle, l facts.Link, parts *sync.WaitGroup) error {
 	var port layer2.Port
 	if err := host.Do(func() (err error) {
@@ -247,9 +251,9 @@ func (c *takeoverHarness) startListener(ctx context.Context, host netns.Handle, 
 	return nil
 }
 
-// setUpServices tells every speaker of a Service for each address, and returns the addresses. To be alone, the first node is the only
-// one that is not excluded.
-func (c *takeoverHarness) setUpServices(ctx context.Context, addresses int, alone bool) map[netip.Addr]bool {
+// setUpServices configures every speaker with a Service for each address, and returns the
+// addresses. If onlyFirst is true, all nodes except the first are excluded.
+func (c *takeoverHarness) setUpServices(ctx context.Context, addresses int, onlyFirst bool) map[netip.Addr]bool {
 	first := netip.MustParseAddr("10.1.0.1")
 	all := map[netip.Addr]bool{}
 	changes := []agent.Change{agent.SetSnapshot(&snapshot.Snapshot{
@@ -257,7 +261,7 @@ func (c *takeoverHarness) setUpServices(ctx context.Context, addresses int, alon
 		L2Advertisements: []*snapshot.L2Advertisement{{Name: "ad", Pools: []string{"p"}}},
 	})}
 	for i := range takeoverNodes {
-		changes = append(changes, agent.SetNode(view.Node{Name: nodeName(i), Excluded: alone && i > 0}))
+		changes = append(changes, agent.SetNode(view.Node{Name: nodeName(i), Excluded: onlyFirst && i > 0}))
 	}
 	a := first
 	for i := range addresses {
@@ -273,8 +277,8 @@ func (c *takeoverHarness) setUpServices(ctx context.Context, addresses int, alon
 	return all
 }
 
-// awaitAnnouncements waits until each address was announced by one of whom who says true.
-func (c *takeoverHarness) awaitAnnouncements(ctx context.Context, addresses map[netip.Addr]bool, who func(facts.MAC) bool) error {
+// awaitAnnouncements waits until each address has been announced by a speaker that from accepts.
+func (c *takeoverHarness) awaitAnnouncements(ctx context.Context, addresses map[netip.Addr]bool, from func(facts.MAC) bool) error {
 	missing := func() int {
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -282,7 +286,7 @@ func (c *takeoverHarness) awaitAnnouncements(ctx context.Context, addresses map[
 		for a := range addresses {
 			found := false
 			for m := range c.firstHeard[a] {
-				found = found || who(m)
+				found = found || from(m)
 			}
 			if !found {
 				n++

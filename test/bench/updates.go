@@ -14,8 +14,8 @@ import (
 	"github.com/gantry-lb/gantry/test/cluster"
 )
 
-// measureUpdates takes the endpoint of a Service of many away and gives it back, and measures from the moment that a watch shows it until
-// the router gets the UPDATE.
+// measureUpdates removes and restores the endpoint of one Service of many, and measures from the
+// watch event until the router gets the UPDATE.
 func measureUpdates(ctx context.Context, s *cluster.Cluster, many int) error {
 	const name = "r05000"
 	heard, stop, err := listenForUpdates(s)
@@ -28,13 +28,13 @@ func measureUpdates(ctx context.Context, s *cluster.Cluster, many int) error {
 		return fmt.Errorf("watching the endpoints: %w", err)
 	}
 	defer w.Stop()
-	<-w.ResultChan() // as it is
+	<-w.ResultChan() // the current state
 	var took []time.Duration
 	for i := range sampleCount {
 		slice := &discoveryv1.EndpointSlice{}
 		slice.Namespace, slice.Name = "default", name
 		select {
-		case <-heard: // a second one of the change before
+		case <-heard: // per second one of the change before
 		default:
 		}
 		patch := fmt.Sprintf(`[{"op":"replace","path":"/endpoints/0/conditions/ready","value":%t}]`, i%2 == 1)
@@ -57,7 +57,7 @@ func measureUpdates(ctx context.Context, s *cluster.Cluster, many int) error {
 	return nil
 }
 
-// listenForUpdates tells when the router gets an UPDATE of the first node.
+// listenForUpdates reports the times when the router gets an UPDATE from node1.
 func listenForUpdates(s *cluster.Cluster) (<-chan time.Time, func(), error) {
 	c, err := s.Host("router").ListenPacket("ip4:tcp", "0.0.0.0")
 	if err != nil {
@@ -74,7 +74,7 @@ func listenForUpdates(s *cluster.Cluster) (<-chan time.Time, func(), error) {
 			if a, ok := from.(*net.IPAddr); ok && a.String() == "192.168.0.11" && isUpdate(b[:n]) {
 				select {
 				case out <- time.Now():
-				default: // a second one of the same change
+				default: // per second one of the same change
 				}
 			}
 		}
@@ -82,7 +82,7 @@ func listenForUpdates(s *cluster.Cluster) (<-chan time.Time, func(), error) {
 	return out, func() { c.Close() }, nil
 }
 
-// isUpdate says whether a TCP segment begins with an UPDATE of BGP.
+// isUpdate reports whether a TCP segment begins with a BGP UPDATE.
 func isUpdate(segment []byte) bool {
 	if len(segment) < 20 {
 		return false

@@ -13,23 +13,24 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// AddressRecorder watches the Services of a namespace, as everybody who watches sees them: when each had its address, and whether ever two
-// had the same, or one lost its own though nobody had edited it. It is for Services that share nothing.
+// AddressRecorder watches the Services of a namespace. It records when each one got its address,
+// and two violations: the same address on two Services, and an address that a Service lost without
+// an edit. The Services must not share addresses.
 type AddressRecorder struct {
-	mu               sync.Mutex // guards all that follows
+	mu               sync.Mutex // guards the fields below
 	recordByService  map[string]serviceRecord
 	serviceByAddress map[string]string // by address
 	violations       []string
 }
 
-// serviceRecord is one Service.
+// serviceRecord is what a watch last showed of a Service.
 type serviceRecord struct {
 	address    string
 	assignedAt time.Time // when it was first seen with that address
-	revision   string    // of the Service when that was given: another one may lose it
+	revision   string    // of the Service when it got the address; a later revision may lose it
 }
 
-// RecordAddresses begins a census, which lasts until ctx ends.
+// RecordAddresses starts an AddressRecorder, which runs until ctx ends.
 func (s *Cluster) RecordAddresses(ctx context.Context, namespace string) (*AddressRecorder, error) {
 	c := &AddressRecorder{recordByService: map[string]serviceRecord{}, serviceByAddress: map[string]string{}}
 	w, err := c.listAndWatch(ctx, s, namespace)
@@ -38,7 +39,7 @@ func (s *Cluster) RecordAddresses(ctx context.Context, namespace string) (*Addre
 	}
 	go func() {
 		for ctx.Err() == nil {
-			if w == nil { // the API server was away
+			if w == nil { // the API server was unreachable
 				time.Sleep(pollInterval)
 				w, _ = c.listAndWatch(ctx, s, namespace)
 				continue
@@ -54,7 +55,7 @@ func (s *Cluster) RecordAddresses(ctx context.Context, namespace string) (*Addre
 	return c, nil
 }
 
-// listAndWatch takes in what there is, and watches from there.
+// listAndWatch records the existing Services and watches from there.
 func (c *AddressRecorder) listAndWatch(ctx context.Context, s *Cluster, namespace string) (watch.Interface, error) {
 	var list corev1.ServiceList
 	if err := s.API.List(ctx, &list, client.InNamespace(namespace)); err != nil {
@@ -71,7 +72,8 @@ func (c *AddressRecorder) listAndWatch(ctx context.Context, s *Cluster, namespac
 	return w, nil
 }
 
-// resync takes out what is not there any more, and what addresses the others had: in the meantime they may have been exchanged.
+// resync removes the Services that are gone and updates the addresses of the others, which may have
+// changed while no watch was open.
 func (c *AddressRecorder) resync(there []corev1.Service) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -88,12 +90,12 @@ func (c *AddressRecorder) resync(there []corev1.Service) {
 	}
 }
 
-// recordEvent enters what a watch shows of a Service.
+// recordEvent records an event of the watch.
 func (c *AddressRecorder) recordEvent(o *corev1.Service, gone bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	old := c.recordByService[o.Name]
-	now, edition := old, fmt.Sprint(o.UID, o.Spec.Type) // Services count no generations
+	now, edition := old, fmt.Sprint(o.UID, o.Spec.Type) // a Service has no generation
 	now.address = ""
 	if in := o.Status.LoadBalancer.Ingress; len(in) > 0 && !gone {
 		now.address = in[0].IP
@@ -103,7 +105,7 @@ func (c *AddressRecorder) recordEvent(o *corev1.Service, gone bool) {
 			delete(c.serviceByAddress, old.address)
 		}
 		if old.address != "" && !gone && edition == old.revision {
-			c.violations = append(c.violations, fmt.Sprintf("Service %s had %s and has %q now", o.Name, old.address, now.address))
+			c.violations = append(c.violations, fmt.Sprintf("Service %s had the address %s and now has %q", o.Name, old.address, now.address))
 		}
 		if other, taken := c.serviceByAddress[now.address]; taken && other != o.Name {
 			c.violations = append(c.violations, fmt.Sprintf("Services %s and %s both have %s", other, o.Name, now.address))
@@ -120,7 +122,7 @@ func (c *AddressRecorder) recordEvent(o *corev1.Service, gone bool) {
 	}
 }
 
-// AwaitAddresses waits until every Service that is named has an address, and returns when each had it.
+// AwaitAddresses waits until each of the Services has an address, and returns when it got it.
 func (c *AddressRecorder) AwaitAddresses(ctx context.Context, services ...string) ([]time.Time, error) {
 	out := make([]time.Time, len(services))
 	err := Await(ctx, "addresses", func(context.Context) error {
@@ -128,7 +130,7 @@ func (c *AddressRecorder) AwaitAddresses(ctx context.Context, services ...string
 		defer c.mu.Unlock()
 		for i, n := range services {
 			if c.recordByService[n].address == "" {
-				return fmt.Errorf("Service %s has none", n)
+				return fmt.Errorf("Service %s has no address", n)
 			}
 			out[i] = c.recordByService[n].assignedAt
 		}
@@ -137,14 +139,14 @@ func (c *AddressRecorder) AwaitAddresses(ctx context.Context, services ...string
 	return out, err
 }
 
-// CountServed counts the addresses that Services have.
+// CountServed returns the number of Services that have an address.
 func (c *AddressRecorder) CountServed() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.serviceByAddress)
 }
 
-// Violations are all that should not have happened.
+// Violations returns all violations so far.
 func (c *AddressRecorder) Violations() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()

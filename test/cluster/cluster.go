@@ -1,5 +1,6 @@
-// Package stage sets Gantry up in a lab, the way a user installs it, and watches it the way a user does: by the API and
-// from a client on the LAN. The demonstration, the end-to-end tests and the benchmarks stand on it.
+// Package cluster installs Gantry in a lab, as a user does, and observes it as a user does: through
+// the API and from a client on the LAN. The demonstration, the end-to-end tests and the benchmarks
+// use it.
 package cluster
 
 import (
@@ -24,13 +25,14 @@ import (
 	"github.com/gantry-lb/gantry/test/lab"
 )
 
-// Cluster is a lab with a client of its API server.
+// Cluster is a lab with a client for its API server.
 type Cluster struct {
 	*lab.Lab
 	API client.WithWatch
 }
 
-// Start brings a lab up, for the binaries in the repository's bin directory unless others are named.
+// Start starts a lab. Unless o.BinDir names others, it runs the binaries in the repository's bin
+// directory.
 func Start(ctx context.Context, o lab.Options) (*Cluster, error) {
 	if o.BinDir == "" {
 		o.BinDir = filepath.Join(lab.RepositoryRoot(), "bin")
@@ -42,7 +44,7 @@ func Start(ctx context.Context, o lab.Options) (*Cluster, error) {
 	return Connect(l)
 }
 
-// Connect is a Stage on a lab that runs; the lab is closed when that fails.
+// Connect returns a Cluster for a running lab. It closes the lab if that fails.
 func Connect(l *lab.Lab) (*Cluster, error) {
 	config, err := l.RESTConfig()
 	if err != nil {
@@ -56,12 +58,12 @@ func Connect(l *lab.Lab) (*Cluster, error) {
 			return nil, err
 		}
 	}
-	ctrl.SetLogger(logr.Discard()) // who starts a stage reads its own log
-	// The kinds of Gantry are not installed yet: what they are is known without asking.
+	ctrl.SetLogger(logr.Discard()) // keeps the library's log out of the caller's output
+	// Gantry's kinds are not installed yet. The scheme is enough to use them later.
 	api, err := client.NewWithWatch(config, client.Options{Scheme: scheme})
 	if err != nil {
 		l.Close()
-		return nil, fmt.Errorf("making a client: %w", err)
+		return nil, fmt.Errorf("creating a client: %w", err)
 	}
 	return &Cluster{Lab: l, API: api}, nil
 }
@@ -74,7 +76,7 @@ func (s *Cluster) InstallGantry(ctx context.Context) error {
 	return s.AwaitRollout(ctx)
 }
 
-// AwaitRollout waits until every Pod of Gantry's is ready, and of the latest version.
+// AwaitRollout waits until all of Gantry's Pods are ready and of the latest version.
 func (s *Cluster) AwaitRollout(ctx context.Context) error {
 	for _, w := range []string{"deployment/gantry-controller", "daemonset/gantry-speaker"} {
 		if _, err := s.Kubectl(ctx, "", "-n", names.Namespace, "rollout", "status", "--timeout=60s", w); err != nil {
@@ -90,13 +92,14 @@ func (s *Cluster) Apply(ctx context.Context, manifests string) error {
 	return err
 }
 
-// patience bounds every wait, interval is how often it looks.
+// awaitTimeout limits every wait, and pollInterval is the time between two checks.
 const (
 	awaitTimeout = 30 * time.Second
 	pollInterval = 20 * time.Millisecond
 )
 
-// Await calls check until it returns nil; the error is check's last, with what was waited for.
+// Await calls check until it returns nil. The error has the name of what was awaited and the last
+// error of check.
 func Await(ctx context.Context, what string, check func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, awaitTimeout)
 	defer cancel()
@@ -129,7 +132,7 @@ func (s *Cluster) AwaitAddress(ctx context.Context, namespace, name string) (net
 			return err
 		}
 		if len(svc.Status.LoadBalancer.Ingress) == 0 {
-			return fmt.Errorf("it is pending: %v", svc.Status.Conditions)
+			return fmt.Errorf("it has no address: %v", svc.Status.Conditions)
 		}
 		a, err = netip.ParseAddr(svc.Status.LoadBalancer.Ingress[0].IP)
 		return err
@@ -137,7 +140,8 @@ func (s *Cluster) AwaitAddress(ctx context.Context, namespace, name string) (net
 	return a, err
 }
 
-// AwaitHolder waits until exactly one node, and not the one named, says that it announces the Service.
+// AwaitHolder waits until exactly one node announces the Service, according to the API, and it is
+// not the node named by not.
 func (s *Cluster) AwaitHolder(ctx context.Context, service, not string) (string, error) {
 	var node string
 	err := Await(ctx, "a holder of Service "+service, func(ctx context.Context) error {
@@ -154,7 +158,7 @@ func (s *Cluster) AwaitHolder(ctx context.Context, service, not string) (string,
 	return node, err
 }
 
-// Fetch gets a URL from a host of the lab, over a connection of its own.
+// Fetch gets a URL from a host of the lab, over a new connection.
 func (s *Cluster) Fetch(ctx context.Context, host, url string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
@@ -172,7 +176,7 @@ func (s *Cluster) Fetch(ctx context.Context, host, url string) (string, error) {
 	return string(b), err
 }
 
-// AwaitFetch gets a URL until that succeeds, and returns what came.
+// AwaitFetch gets a URL again and again until it succeeds, and returns the body.
 func (s *Cluster) AwaitFetch(ctx context.Context, host, url string) (string, error) {
 	var body string
 	err := Await(ctx, url+" from "+host, func(ctx context.Context) (err error) {

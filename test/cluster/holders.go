@@ -22,7 +22,7 @@ func (s *Cluster) AwaitAddresses(ctx context.Context, namespace, name string, n 
 			return err
 		}
 		if len(svc.Status.LoadBalancer.Ingress) != n {
-			return fmt.Errorf("it has %v: %v", svc.Status.LoadBalancer.Ingress, svc.Status.Conditions)
+			return fmt.Errorf("it has the addresses %v: %v", svc.Status.LoadBalancer.Ingress, svc.Status.Conditions)
 		}
 		out = nil
 		for _, in := range svc.Status.LoadBalancer.Ingress {
@@ -37,7 +37,8 @@ func (s *Cluster) AwaitAddresses(ctx context.Context, namespace, name string, n 
 	return out, err
 }
 
-// AwaitHolders waits until n nodes say that they announce the Service, and returns them sorted.
+// AwaitHolders waits until n nodes announce the Service, according to the API, and returns them
+// sorted.
 func (s *Cluster) AwaitHolders(ctx context.Context, service string, n int) ([]string, error) {
 	var out []string
 	err := Await(ctx, fmt.Sprintf("%d holders of Service %s", n, service), func(ctx context.Context) error {
@@ -58,7 +59,7 @@ func (s *Cluster) AwaitHolders(ctx context.Context, service string, n int) ([]st
 	return out, err
 }
 
-// SetNodeReady has a node say whether it is ready, and why not, in its kubelet's place.
+// SetNodeReady sets the Ready condition of a node, as its kubelet does.
 func (s *Cluster) SetNodeReady(ctx context.Context, node string, status corev1.ConditionStatus, message string) error {
 	return Await(ctx, "the condition of "+node, func(ctx context.Context) error {
 		var n corev1.Node

@@ -16,14 +16,14 @@ import (
 // linkName is the name of a host's link to the LAN.
 const linkName = "eth0"
 
-// gossipPort is where the speakers talk to each other.
+// gossipPort is the port of the gossip between speakers.
 const gossipPort = "7946"
 
-// BlockGossip has two groups of nodes not hear each other's gossip, while the LAN between them is whole. UnblockPorts on
-// each node undoes it. The addresses are those of the nodes' own links.
+// BlockGossip drops the gossip between two groups of nodes and nothing else. UnblockPorts on each
+// node undoes it.
 func (s *Cluster) BlockGossip(ctx context.Context, one, other []string) error {
 	for _, groups := range [][2][]string{{one, other}, {other, one}} {
-		far, err := s.nodeAddresses(ctx, groups[1])
+		addresses, err := s.nodeAddresses(ctx, groups[1])
 		if err != nil {
 			return err
 		}
@@ -32,8 +32,8 @@ func (s *Cluster) BlockGossip(ctx context.Context, one, other []string) error {
 		for _, proto := range []string{"tcp", "udp"} {
 			for _, port := range []string{"sport", "dport"} {
 				match := fmt.Sprintf("%s %s %s drop\n", proto, port, gossipPort)
-				rules += "add rule inet lab in ip saddr { " + strings.Join(far, ", ") + " } " + match +
-					"add rule inet lab out ip daddr { " + strings.Join(far, ", ") + " } " + match
+				rules += "add rule inet lab in ip saddr { " + strings.Join(addresses, ", ") + " } " + match +
+					"add rule inet lab out ip daddr { " + strings.Join(addresses, ", ") + " } " + match
 			}
 		}
 		for _, n := range groups[0] {
@@ -73,8 +73,8 @@ func (s *Cluster) runOnHost(host, stdin, name string, args ...string) error {
 	return nil
 }
 
-// ForgetNeighborsRepeatedly has a host ask the LAN for the addresses every 50 ms, because it forgets the answers, until ctx ends. Without a
-// stream that needs the answer nothing is asked.
+// ForgetNeighborsRepeatedly deletes the neighbor entries of the addresses on a host every 50 ms
+// until ctx ends. So the host has to ask the LAN again, if a stream on it uses the addresses.
 func (s *Cluster) ForgetNeighborsRepeatedly(ctx context.Context, host string, addresses ...netip.Addr) {
 	go func() {
 		t := time.NewTicker(50 * time.Millisecond)
@@ -82,14 +82,15 @@ func (s *Cluster) ForgetNeighborsRepeatedly(ctx context.Context, host string, ad
 		for ctx.Err() == nil {
 			<-t.C
 			for _, a := range addresses {
-				// What is not there cannot be deleted: that is no fault.
+				// An entry that does not exist cannot be deleted, which is fine.
 				_ = s.runOnHost(host, "", "ip", "neigh", "del", a.String(), "dev", linkName)
 			}
 		}
 	}()
 }
 
-// HostMAC is the Ethernet address of a host's link to the LAN, as an Answer has it.
+// HostMAC returns the Ethernet address of a host's link to the LAN, in the form of
+// NeighborAnswer.MAC.
 func (s *Cluster) HostMAC(host string) (string, error) {
 	var i *net.Interface
 	err := s.Host(host).Do(func() (err error) {
@@ -102,27 +103,27 @@ func (s *Cluster) HostMAC(host string) (string, error) {
 	return i.HardwareAddr.String(), nil
 }
 
-// NeighborAnswer is a frame in which somebody says to have an address.
+// NeighborAnswer is a frame whose sender claims an address.
 type NeighborAnswer struct {
 	At      time.Time
 	Address netip.Addr
 	MAC     string
 }
 
-// neighborFilter matches nothing but IPv4's and IPv6's questions and answers about neighbours.
+// neighborFilter matches ARP, Neighbor Solicitations and Neighbor Advertisements.
 const neighborFilter = "arp or (icmp6 and (ip6[40] == 135 or ip6[40] == 136))"
 
-// CaptureNeighborAnswers captures what a host hears of its neighbours until stop is called, which returns who said to have one of
-// the addresses, in order.
+// CaptureNeighborAnswers captures the ARP and NDP frames that a host receives. Calling stop ends
+// the capture and returns the answers for the addresses, in order.
 func (s *Cluster) CaptureNeighborAnswers(ctx context.Context, host string) (stop func(addresses ...netip.Addr) ([]NeighborAnswer, error), err error) {
 	path, end, err := s.StartCapture(ctx, host, neighborFilter)
 	if err != nil {
 		return nil, err
 	}
-	// tcpdump has written the file's header once it listens.
-	err = Await(ctx, "the capture to begin", func(context.Context) error {
+	// tcpdump writes the file's header once it is listening.
+	err = Await(ctx, "the start of the capture", func(context.Context) error {
 		if f, err := os.Stat(path); err != nil || f.Size() < 24 {
-			return errors.Join(err, errors.New("nothing is written yet"))
+			return errors.Join(err, errors.New("the file is empty"))
 		}
 		return nil
 	})
@@ -160,13 +161,14 @@ func parseCapture(b []byte, addresses []netip.Addr) []NeighborAnswer {
 	return out
 }
 
-// parseAnswer says whose address the sender of a frame says to have.
+// parseAnswer returns the address that the sender of a frame claims.
 func parseAnswer(f []byte) (NeighborAnswer, bool) {
 	switch {
 	case len(f) >= 42 && f[12] == 8 && f[13] == 6: // ARP: the sender's addresses, RFC 826
 		a, _ := netip.AddrFromSlice(f[28:32])
 		return NeighborAnswer{Address: a, MAC: net.HardwareAddr(f[22:28]).String()}, true
-	case len(f) >= 78 && f[12] == 0x86 && f[13] == 0xdd && f[20] == 58 && f[54] == 136: // Neighbor Advertisement, RFC 4861 section 4.4
+	// Neighbor Advertisement, RFC 4861 section 4.4
+	case len(f) >= 78 && f[12] == 0x86 && f[13] == 0xdd && f[20] == 58 && f[54] == 136:
 		a, _ := netip.AddrFromSlice(f[62:78])
 		return NeighborAnswer{Address: a, MAC: net.HardwareAddr(f[6:12]).String()}, true
 	}

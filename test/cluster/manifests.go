@@ -2,7 +2,7 @@ package cluster
 
 import "fmt"
 
-// PoolManifest is an IPAddressPool and its L2Advertisement, as the manuals show them.
+// PoolManifest is an IPAddressPool and its L2Advertisement, as manuals show them.
 const PoolManifest = `apiVersion: metallb.io/v1beta1
 kind: IPAddressPool
 metadata:
@@ -23,7 +23,8 @@ spec:
   - first-pool
 `
 
-// DashboardManifest is a Service of type LoadBalancer in a namespace of its own, and the Deployment behind it.
+// DashboardManifest is a Service of type LoadBalancer in a namespace of its own, and the Deployment
+// behind it.
 const DashboardManifest = `apiVersion: v1
 kind: Namespace
 metadata:
@@ -64,7 +65,7 @@ spec:
   type: LoadBalancer
 `
 
-// EchoManifest is a UDP Service whose only Pod runs on the node named.
+// EchoManifest returns a UDP Service whose only Pod runs on the given node.
 func EchoManifest(name, node string) string {
 	return fmt.Sprintf(`apiVersion: v1
 kind: Pod

@@ -19,7 +19,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// NewService is a Service of type LoadBalancer of a class; empty is none. It has no node port: there are fewer than 3,000 of them.
+// NewService returns a Service of type LoadBalancer with a class, which may be empty. It has no
+// node port: a cluster has fewer than 3,000 of them.
 func NewService(namespace, name, class string) *corev1.Service {
 	none := false
 	s := &corev1.Service{
@@ -32,10 +33,11 @@ func NewService(namespace, name, class string) *corev1.Service {
 	return s
 }
 
-// CreationTimes is when a Service was asked for, and when the API server had it.
+// CreationTimes has the time of the request for a Service and that of the API server's answer.
 type CreationTimes struct{ Requested, Completed time.Time }
 
-// CreateServices creates Services over so many connections as fast as the API server takes them.
+// CreateServices creates Services over a number of connections, as fast as the API server accepts
+// them.
 func (s *Cluster) CreateServices(ctx context.Context, connections int, services []*corev1.Service) ([]CreationTimes, error) {
 	config, err := s.RESTConfig()
 	if err != nil {
@@ -45,11 +47,11 @@ func (s *Cluster) CreateServices(ctx context.Context, connections int, services 
 	var next atomic.Int64
 	g, ctx := errgroup.WithContext(ctx)
 	for range connections {
-		own := rest.CopyConfig(config)
-		own.Dial = (&net.Dialer{}).DialContext // or client-go would have all share one connection
-		c, err := client.New(own, client.Options{Scheme: s.API.Scheme()})
+		ownConfig := rest.CopyConfig(config)
+		ownConfig.Dial = (&net.Dialer{}).DialContext // otherwise client-go shares one connection
+		c, err := client.New(ownConfig, client.Options{Scheme: s.API.Scheme()})
 		if err != nil {
-			return nil, fmt.Errorf("making a client: %w", err)
+			return nil, fmt.Errorf("creating a client: %w", err)
 		}
 		g.Go(func() error {
 			for {
@@ -68,10 +70,11 @@ func (s *Cluster) CreateServices(ctx context.Context, connections int, services 
 	return out, g.Wait()
 }
 
-// WriteCounts is how many requests changed something, by resource and subresource: "services/status", say.
+// WriteCounts is the number of write requests by resource and subresource, for example
+// "services/status".
 type WriteCounts map[string]int
 
-// CountWrites asks the API server how many there were since it started.
+// CountWrites returns the write requests since the start of the API server, from its metrics.
 func (s *Cluster) CountWrites(ctx context.Context) (WriteCounts, error) {
 	return s.CountRequests(ctx, "POST", "PUT", "PATCH", "APPLY", "DELETE")
 }
@@ -84,7 +87,7 @@ func (s *Cluster) CountRequests(ctx context.Context, verbs ...string) (WriteCoun
 	}
 	c, err := rest.HTTPClientFor(config)
 	if err != nil {
-		return nil, fmt.Errorf("making a client: %w", err)
+		return nil, fmt.Errorf("creating a client: %w", err)
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, config.Host+"/metrics", nil)
 	if err != nil {
@@ -92,7 +95,7 @@ func (s *Cluster) CountRequests(ctx context.Context, verbs ...string) (WriteCoun
 	}
 	r, err := c.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("asking for the API server's metrics: %w", err)
+		return nil, fmt.Errorf("reading the metrics of the API server: %w", err)
 	}
 	defer r.Body.Close()
 	out := WriteCounts{}
@@ -115,14 +118,14 @@ func (s *Cluster) CountRequests(ctx context.Context, verbs ...string) (WriteCoun
 	return out, lines.Err()
 }
 
-// metricLabel is the value of one label of a metric.
+// metricLabel returns the value of one label of a metric.
 func metricLabel(labels, name string) string {
 	_, rest, _ := strings.Cut(","+labels, ","+name+`="`)
 	value, _, _ := strings.Cut(rest, `"`)
 	return value
 }
 
-// Since returns how many writes came after an earlier count.
+// Since returns the writes after an earlier count.
 func (w WriteCounts) Since(before WriteCounts) WriteCounts {
 	out := WriteCounts{}
 	for k, n := range w {

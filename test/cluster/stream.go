@@ -9,28 +9,28 @@ import (
 	"time"
 )
 
-// Stream is a client on the LAN that asks again and again, and remembers what was answered when.
+// Stream is a client in the lab that sends requests at a constant rate and records the answers.
 type Stream struct {
 	stop context.CancelFunc
 	done chan struct{}
 
-	mu            sync.Mutex // guards all that follows
+	mu            sync.Mutex // guards the fields below
 	sent          int
 	answerTimes   []time.Time
 	answeredBySeq map[int]bool
 	failures      []Failure
 }
 
-// StreamResult is what a Stream saw.
+// StreamResult is the result of a Stream.
 type StreamResult struct {
 	Sent, Lost int
 	// LongestGap is the longest time without an answer.
 	LongestGap time.Duration
-	// Failures are those of connections.
+	// Failures are the failed requests of StreamTCP.
 	Failures []Failure
 }
 
-// Failure is a question by a connection that was not answered.
+// Failure is a request over TCP that was not answered.
 type Failure struct {
 	StartedAt, EndedAt time.Time
 	Err                error
@@ -41,10 +41,10 @@ func newStream(ctx context.Context) (*Stream, context.Context) {
 	return &Stream{stop: stop, done: make(chan struct{}), answeredBySeq: map[int]bool{}}, ctx
 }
 
-// lateAnswerTimeout is how long after the last question answers are still waited for.
+// lateAnswerTimeout is how long the stream waits for answers after the last request.
 const lateAnswerTimeout = 300 * time.Millisecond
 
-// Stop ends the asking, waits for late answers, and tells what was seen.
+// Stop ends the requests, waits for late answers and returns the result.
 func (s *Stream) Stop() StreamResult {
 	s.stop()
 	<-s.done
@@ -72,14 +72,14 @@ func (s *Stream) recordAnswer(seq int) {
 	}
 }
 
-// AnswerCount counts the answers so far.
+// AnswerCount returns the number of answered requests so far.
 func (s *Stream) AnswerCount() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.answeredBySeq)
 }
 
-// AwaitAnswers waits until n more questions were answered.
+// AwaitAnswers waits until n more requests have been answered.
 func (s *Stream) AwaitAnswers(ctx context.Context, n int) error {
 	target := s.AnswerCount() + n
 	return Await(ctx, fmt.Sprintf("%d more answers", n), func(context.Context) error {
@@ -90,7 +90,7 @@ func (s *Stream) AwaitAnswers(ctx context.Context, n int) error {
 	})
 }
 
-// StreamUDP asks by datagrams of one socket, rate a second.
+// StreamUDP sends datagrams from one socket, rate per second.
 func (s *Cluster) StreamUDP(ctx context.Context, host, address string, rate int) (*Stream, error) {
 	c, err := s.Host(host).Dial(ctx, "udp", address)
 	if err != nil {
@@ -105,7 +105,7 @@ func (s *Cluster) StreamUDP(ctx context.Context, host, address string, rate int)
 				if ctx.Err() != nil {
 					return
 				}
-				continue // "connection refused" of a moment: the question counts as lost
+				continue // a temporary "connection refused": the request counts as lost
 			}
 			text, _, _ := strings.Cut(strings.TrimPrefix(string(b[:n]), "seq="), " ")
 			if seq, err := strconv.Atoi(text); err == nil {
@@ -122,7 +122,7 @@ func (s *Cluster) StreamUDP(ctx context.Context, host, address string, rate int)
 	return st, nil
 }
 
-// StreamHTTP asks by a request on a connection of its own, rate a second.
+// StreamHTTP sends HTTP requests, rate per second, each over a new connection.
 func (s *Cluster) StreamHTTP(ctx context.Context, host, url string, rate int) *Stream {
 	return startStream(ctx, rate, func(ctx context.Context, st *Stream, seq int) {
 		if _, err := s.Fetch(ctx, host, url); err == nil {
@@ -131,20 +131,21 @@ func (s *Cluster) StreamHTTP(ctx context.Context, host, url string, rate int) *S
 	})
 }
 
-// startStream has every question asked beside the others, so that none waits for the answer to another. A question that was begun is ended.
-func startStream(ctx context.Context, rate int, question func(ctx context.Context, st *Stream, seq int)) *Stream {
+// startStream sends requests in parallel, so that none waits for the answer to another. Stop waits
+// until those under way have ended.
+func startStream(ctx context.Context, rate int, request func(ctx context.Context, st *Stream, seq int)) *Stream {
 	st, ctx := newStream(ctx)
 	go func() {
 		defer close(st.done)
 		var running sync.WaitGroup
 		defer running.Wait()
-		st.sendRequests(ctx, rate, func(seq int) { running.Go(func() { question(context.WithoutCancel(ctx), st, seq) }) })
+		st.sendRequests(ctx, rate, func(seq int) { running.Go(func() { request(context.WithoutCancel(ctx), st, seq) }) })
 	}()
 	return st
 }
 
-// sendRequests counts the questions and has each put, rate a second, until ctx ends.
-func (s *Stream) sendRequests(ctx context.Context, rate int, put func(seq int)) {
+// sendRequests numbers the requests and calls send for each, rate per second, until ctx ends.
+func (s *Stream) sendRequests(ctx context.Context, rate int, send func(seq int)) {
 	t := time.NewTicker(time.Second / time.Duration(rate))
 	defer t.Stop()
 	for ctx.Err() == nil {
@@ -153,6 +154,6 @@ func (s *Stream) sendRequests(ctx context.Context, rate int, put func(seq int)) 
 		s.sent++
 		seq := s.sent
 		s.mu.Unlock()
-		put(seq)
+		send(seq)
 	}
 }

@@ -14,11 +14,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// errRetransmitted says that the first packet of a connection was not answered.
-var errRetransmitted = errors.New("the connection was asked for more than once")
+// errRetransmitted means that a packet of the connection had to be sent again.
+var errRetransmitted = errors.New("a packet of the connection was sent again")
 
-// StreamTCP asks by a line on a connection of its own, rate a second. A question is lost, too, if its connection came about only
-// because the kernel asked for it again a second later, which a person would notice.
+// StreamTCP sends lines over TCP, rate per second, each over a new connection. A request also
+// counts as lost if the kernel had to repeat its SYN: that takes a second, which a person would
+// notice.
 func (s *Cluster) StreamTCP(ctx context.Context, host, address string, rate int) *Stream {
 	return startStream(ctx, rate, func(ctx context.Context, st *Stream, seq int) {
 		begun := time.Now()
@@ -30,10 +31,10 @@ func (s *Cluster) StreamTCP(ctx context.Context, host, address string, rate int)
 	})
 }
 
-// connectTimeout bounds how long a connection may take, with a packet that is sent again after a second and after three.
+// connectTimeout limits one request. The kernel repeats a SYN after one second and after three.
 const connectTimeout = 5 * time.Second
 
-// exchangeLine asks once.
+// exchangeLine sends one request and waits for the answer.
 func (s *Cluster) exchangeLine(ctx context.Context, host, address string, seq int) error {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
@@ -63,7 +64,8 @@ func (s *Cluster) exchangeLine(ctx context.Context, host, address string, seq in
 	}
 }
 
-// checkNoRetransmission says whether a connection came about without its first packet being sent again.
+// checkNoRetransmission returns errRetransmitted if the kernel had to send a packet of the
+// connection again.
 func checkNoRetransmission(c net.Conn) error {
 	tcp, ok := c.(syscall.Conn)
 	if !ok {

@@ -1,6 +1,6 @@
-// Command demo shows Gantry at work on a real cluster on this machine: a Service gets an address, a client on the LAN
-// reaches it, the node that holds the address dies, and the client goes on. With KEEP=1 in the environment the cluster is
-// left running.
+// Command demo shows Gantry on a real cluster on this machine: a Service gets an address, a client
+// on the LAN reaches it, the node that holds the address dies, and the client still reaches it.
+// With KEEP=1 in the environment the cluster stays up.
 package main
 
 import (
@@ -35,12 +35,12 @@ func printHeading(format string, args ...any) { fmt.Printf("\n== "+format+"\n", 
 
 func runDemo(ctx context.Context) error {
 	dir := lab.Directory("demo")
-	printHeading("bringing up a cluster of 3 nodes, a client and a router")
+	printHeading("starting a cluster of 3 nodes, a client and a router")
 	up := exec.CommandContext(ctx, filepath.Join(lab.RepositoryRoot(), "bin", "lab"), "up", "--nodes", "3", "--name", "demo")
 	up.Stdout, up.Stderr = os.Stdout, os.Stderr
 	up.Cancel = func() error { return up.Process.Signal(syscall.SIGTERM) }
 	if err := up.Run(); err != nil {
-		return fmt.Errorf("bringing the lab up: %w", err)
+		return fmt.Errorf("starting the lab: %w", err)
 	}
 	l, err := lab.Attach(ctx, dir)
 	if err != nil {
@@ -88,7 +88,7 @@ func runDemo(ctx context.Context) error {
 		return nil
 	}
 	keep = true
-	printHeading("the cluster stays up; go on with:\n" +
+	printHeading("the cluster stays up; continue with:\n" +
 		"export KUBECONFIG=" + s.Kubeconfig() + "\n" +
 		"bin/lab --name demo kubectl get svc,ipaddresspools,servicel2statuses -A\n" +
 		"bin/lab --name demo shell client curl -s " + url + "\n" +
@@ -96,13 +96,13 @@ func runDemo(ctx context.Context) error {
 	return nil
 }
 
-// demonstrateFailover kills the holder's node while the client keeps asking.
+// demonstrateFailover kills the node that holds the address while the client sends requests.
 func demonstrateFailover(ctx context.Context, s *cluster.Cluster, url string) error {
 	holder, err := s.AwaitHolder(ctx, "tekton-dashboard", "")
 	if err != nil {
 		return err
 	}
-	printHeading("%s holds the address; the client asks 50 times a second; now the power of %s fails", holder, holder)
+	printHeading("%s holds the address; the client sends 50 requests per second; now the power of %s fails", holder, holder)
 	stream := s.StreamHTTP(ctx, "client", url, 50)
 	if err := stream.AwaitAnswers(ctx, 25); err != nil {
 		return err
@@ -118,13 +118,13 @@ func demonstrateFailover(ctx context.Context, s *cluster.Cluster, url string) er
 		return err
 	}
 	o := stream.Stop()
-	printHeading("%s took over; the longest the client waited for an answer was %d ms", next, o.LongestGap/time.Millisecond)
-	fmt.Printf("%d of %d requests were answered. (Requests that kube-proxy sends to the Pod on the dead node are lost until\n"+
-		"Kubernetes notices, whoever holds the address.)\n", o.Sent-o.Lost, o.Sent)
+	printHeading("%s took over; the client waited at most %d ms for an answer", next, o.LongestGap/time.Millisecond)
+	fmt.Printf("%d of %d requests were answered. (Requests to the Pod on the dead node are lost until Kubernetes notices,\n"+
+		"whichever node holds the address.)\n", o.Sent-o.Lost, o.Sent)
 	return nil
 }
 
-// runAndPrintKubectl runs kubectl and prints the command and what it says.
+// runAndPrintKubectl runs kubectl and prints the command and its output.
 func runAndPrintKubectl(ctx context.Context, s *cluster.Cluster, args ...string) error {
 	fmt.Println("$ kubectl", strings.Join(args, " "))
 	out, err := s.Kubectl(ctx, "", args...)

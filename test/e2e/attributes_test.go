@@ -14,8 +14,9 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// attributedManifest is a Service of both families with three endpoints on node1 and one on node2, and two advertisements for its pool:
-// one with everything that a route can carry, and one for whole networks.
+// attributedManifest is a dual-stack Service with three endpoints on node1 and one on node2, and
+// two advertisements for its pool: one with all attributes that a route can have, and one for
+// aggregated prefixes.
 const attributedManifest = `apiVersion: metallb.io/v1beta2
 kind: BGPPeer
 metadata: {name: tor, namespace: metallb-system}
@@ -61,7 +62,7 @@ spec:
   ports: [{port: 7000, protocol: UDP}]
 `
 
-// attributedPodManifest is an endpoint of it.
+// attributedPodManifest is an endpoint of the Service.
 const attributedPodManifest = `---
 apiVersion: v1
 kind: Pod
@@ -81,7 +82,8 @@ protocol bgp node1 from node { neighbor 192.168.0.11 as 64512; }
 protocol bgp node2 from node { neighbor 192.168.0.12 as 64512; }
 `
 
-// TestRouteAttributesReachRouters follows every attribute from the objects that a user writes to FRR and BIRD, in both families.
+// TestRouteAttributesReachRouters checks every attribute of the user's objects in FRR and BIRD, in
+// both families.
 func TestRouteAttributesReachRouters(t *testing.T) {
 	for _, k := range []router.Kind{router.FRR, router.BIRD} {
 		if m := router.MissingPrerequisite(k); m != "" {
@@ -121,27 +123,28 @@ func TestRouteAttributesReachRouters(t *testing.T) {
 			awaitAttributes(ctx, t, tor, host, carried)
 			awaitAttributes(ctx, t, tor, network, wide)
 			awaitWeights(ctx, t, s, host, 3)
-			must(t, cluster.Await(ctx, "BIRD to show the same", func(ctx context.Context) error {
+			must(t, cluster.Await(ctx, "the same attributes in BIRD", func(ctx context.Context) error {
 				out, err := spine.Show(ctx, "show route all "+host.String())
 				if err != nil {
 					return err
 				}
 				for _, part := range []string{
 					"BGP.as_path: 64512 64512 64512", "BGP.med: 42", "BGP.community: (64512,7) (65535,65281)", "BGP.large_community: (64512, 1, 4294967295)",
-					"(rt, 64512, 100)", "(unknown 0x4004, 64512, 1303564382)", "(unknown 0x4004, 64512, 1290693416)", // 3.75e8 and 1.25e8 as IEEE floats
+					// 3.75e8 and 1.25e8 as IEEE floats
+					"(rt, 64512, 100)", "(unknown 0x4004, 64512, 1303564382)", "(unknown 0x4004, 64512, 1290693416)",
 				} {
 					if !strings.Contains(string(out), part) {
 						return fmt.Errorf("%s is not in\n%s", part, out)
 					}
 				}
 				if out, err = spine.Show(ctx, "show route all "+network.String()); err == nil && !strings.Contains(string(out), "BGP.community: (64512,8)") {
-					err = fmt.Errorf("the network is\n%s", out)
+					err = fmt.Errorf("the route of the aggregated prefix is\n%s", out)
 				}
 				return err
 			}))
 		})
 	}
-	t.Run("edits reset nothing", func(t *testing.T) {
+	t.Run("edits reset no session", func(t *testing.T) {
 		before := describeSessionStarts(ctx, t, tor)
 		_, err := s.Kubectl(ctx, "", "delete", "pod", "b", "d")
 		must(t, err)
@@ -158,7 +161,7 @@ func TestRouteAttributesReachRouters(t *testing.T) {
 			t.Errorf("the sessions were established %s times before the edits and %s after", before, after)
 		}
 	})
-	t.Run("advertisements that contradict each other announce nothing, and the Service says so", func(t *testing.T) {
+	t.Run("conflicting advertisements announce nothing, and the Service reports it", func(t *testing.T) {
 		must(t, s.Apply(ctx, conflictingAdvertisement))
 		awaitNextHops(ctx, t, s, netip.PrefixFrom(first, 32))
 		must(t, awaitAnnouncedCondition(ctx, s, "web", "False", names.ReasonConflictingAdvertisements))
@@ -169,17 +172,18 @@ func TestRouteAttributesReachRouters(t *testing.T) {
 	})
 }
 
-// conflictingAdvertisement is an advertisement for the same prefixes, and for chosen Services, so that the pool alone does not show it.
+// conflictingAdvertisement is an advertisement for the same prefixes with another localPref. It
+// selects Services, so the conflict is visible only on the Service and not on the pool.
 const conflictingAdvertisement = `apiVersion: metallb.io/v1beta1
 kind: BGPAdvertisement
 metadata: {name: other, namespace: metallb-system}
 spec: {ipAddressPools: [routed], localPref: 200, serviceSelectors: [{}]}
 `
 
-// awaitWeights waits until the router's kernel sends node1 so many times the traffic of node2.
+// awaitWeights waits until the router's kernel sends node1 ratio times the traffic of node2.
 func awaitWeights(ctx context.Context, t *testing.T, s *cluster.Cluster, p netip.Prefix, ratio int) {
 	t.Helper()
-	must(t, cluster.Await(ctx, fmt.Sprintf("node1 to get %d times what node2 gets for %s", ratio, p), func(context.Context) error {
+	must(t, cluster.Await(ctx, fmt.Sprintf("%d times the weight of node2 on node1 for %s", ratio, p), func(context.Context) error {
 		r, _, err := s.Host("router").RouteTo(p)
 		if err == nil && (len(r.Weights) != 2 || r.Weights[0] != ratio*r.Weights[1]) {
 			err = fmt.Errorf("%v have the weights %v", r.NextHops, r.Weights)
@@ -188,21 +192,21 @@ func awaitWeights(ctx context.Context, t *testing.T, s *cluster.Cluster, p netip
 	}))
 }
 
-// routeAttributes is what a route carries.
+// routeAttributes are the attributes of a route.
 type routeAttributes struct {
 	path, community, large string
 	med                    int
-	extended               map[string]string // link bandwidth, by the node
+	extended               map[string]string // link bandwidth by the address of the node
 }
 
-// awaitAttributes waits until FRR has the prefix from both nodes, with what it is to carry.
+// awaitAttributes waits until FRR has the prefix from both nodes with these attributes.
 func awaitAttributes(ctx context.Context, t *testing.T, tor *lab.Router, p netip.Prefix, want routeAttributes) {
 	t.Helper()
 	family := "ipv4"
 	if p.Addr().Is6() {
 		family = "ipv6"
 	}
-	must(t, cluster.Await(ctx, "FRR to show "+p.String()+" with its attributes", func(ctx context.Context) error {
+	must(t, cluster.Await(ctx, "the route of FRR to "+p.String()+" with the attributes", func(ctx context.Context) error {
 		out, err := tor.Show(ctx, fmt.Sprintf("show bgp %s unicast %s json", family, p))
 		if err != nil {
 			return err

@@ -15,15 +15,15 @@ import (
 	"github.com/gantry-lb/gantry/test/lab"
 )
 
-// TestBadInput gives wrong input of each kind, looks where a user would for what is wrong, and puts it right without a
-// restart.
+// TestBadInput makes a mistake of each kind, looks for the reason where a user would, and corrects
+// the mistake without a restart.
 func TestBadInput(t *testing.T) {
 	ctx, s := startCluster(t, lab.Options{Nodes: 2})
-	t.Run("a malformed range is refused with the text", func(t *testing.T) { testMalformedRange(ctx, t, s) })
-	t.Run("a Service without a pool says so and heals", func(t *testing.T) { testNoPool(ctx, t, s) })
-	t.Run("an advertisement for an unknown pool says so and heals", func(t *testing.T) { testUnknownPool(ctx, t, s) })
-	t.Run("a full pool says so and heals when an address is free", func(t *testing.T) { testFullPool(ctx, t, s) })
-	t.Run("a speaker without NET_RAW says so and heals", func(t *testing.T) { testNoRawSocket(ctx, t, s) })
+	t.Run("a malformed range is rejected with its text", func(t *testing.T) { testMalformedRange(ctx, t, s) })
+	t.Run("a Service reports that there is no pool, and recovers", func(t *testing.T) { testNoPool(ctx, t, s) })
+	t.Run("an advertisement reports an unknown pool, and recovers", func(t *testing.T) { testUnknownPool(ctx, t, s) })
+	t.Run("a Service reports that the pool is full, and recovers when an address is free", func(t *testing.T) { testFullPool(ctx, t, s) })
+	t.Run("a speaker reports that it lacks NET_RAW, and recovers", func(t *testing.T) { testNoRawSocket(ctx, t, s) })
 }
 
 func testMalformedRange(ctx context.Context, t *testing.T, s *cluster.Cluster) {
@@ -36,14 +36,14 @@ func testMalformedRange(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	} {
 		err := s.Apply(ctx, strings.Replace(cluster.PoolManifest, "192.168.0.201-192.168.0.233", fmt.Sprintf("%q", bad), 1))
 		if err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("the entry %q gave %v, want a refusal with %q", bad, err, want)
+			t.Errorf("the entry %q gives %v, want an error with %q", bad, err, want)
 		}
 	}
 	_, err := s.Kubectl(ctx, "", "-n", names.Namespace, "delete", "l2advertisements", "--all")
 	must(t, err)
 }
 
-// awaitAssignedReason waits until the Service has the condition AddressAssigned with the reason.
+// awaitAssignedReason waits until the condition AddressAssigned of the Service has the reason.
 func awaitAssignedReason(ctx context.Context, t *testing.T, s *cluster.Cluster, name string, reason names.Reason) {
 	t.Helper()
 	must(t, cluster.Await(ctx, "the reason "+string(reason), func(ctx context.Context) error {

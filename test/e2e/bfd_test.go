@@ -14,7 +14,7 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// bfdManifest is what a user adds for BFD: profiles, and a BGPPeer for each router that names one.
+// bfdManifest has BFD profiles, and for each router a BGPPeer that refers to one.
 const bfdManifest = `apiVersion: metallb.io/v1beta1
 kind: BFDProfile
 metadata: {name: fast, namespace: metallb-system}
@@ -36,7 +36,7 @@ metadata: {name: spine, namespace: metallb-system}
 spec: {myASN: 64512, peerASN: 65000, peerAddress: 192.168.0.2, bfdProfile: fast}
 `
 
-// frrBFDConfig is FRR's side: the nodes of documentedFRRConfig are watched with a profile.
+// frrBFDConfig adds BFD to documentedFRRConfig: FRR monitors the nodes with a profile.
 const frrBFDConfig = `router bgp 65000
  neighbor nodes bfd
  neighbor nodes bfd profile node
@@ -50,7 +50,7 @@ bfd
 exit
 `
 
-// birdBFDConfig is BIRD's side.
+// birdBFDConfig is the configuration of BIRD, with BFD.
 const birdBFDConfig = `router id 192.168.0.2;
 protocol device { scan time 1; }
 protocol kernel { merge paths on; ipv4 { export all; import none; }; }
@@ -60,7 +60,7 @@ protocol bgp node1 from node { neighbor 192.168.0.11 as 64512; }
 protocol bgp node2 from node { neighbor 192.168.0.12 as 64512; }
 `
 
-// TestBFD has FRR and BIRD watch the nodes of a cluster, and the nodes them, as the BFDProfile asks.
+// TestBFD runs BFD between the nodes of a cluster and both FRR and BIRD, as the BFDProfile says.
 func TestBFD(t *testing.T) {
 	for _, k := range []router.Kind{router.FRR, router.BIRD} {
 		if m := router.MissingPrerequisite(k); m != "" {
@@ -84,7 +84,7 @@ func TestBFD(t *testing.T) {
 			t.Logf("FRR shows (%v):\n%s", err, out)
 			out, err = spine.Show(context.WithoutCancel(ctx), "show bfd sessions")
 			t.Logf("BIRD shows (%v):\n%s", err, out)
-			t.Logf("the API says:\n%s", describeSessions(context.WithoutCancel(ctx), t, s))
+			t.Logf("the BGPSessions are:\n%s", describeSessions(context.WithoutCancel(ctx), t, s))
 		}
 	})
 	all := func(t *testing.T, hops ...string) {
@@ -95,7 +95,7 @@ func TestBFD(t *testing.T) {
 	all(t, both...)
 	awaitSessionLines(ctx, t, s, "node1 spine Up Watched", "node1 tor Up Watched", "node2 spine Up Watched", "node2 tor Up Watched")
 
-	t.Run("a cable that is cut takes the routes away on both sides", func(t *testing.T) {
+	t.Run("a cut cable removes the routes at both routers", func(t *testing.T) {
 		must(t, s.CutCableSilently(ctx, "node1"))
 		cut := time.Now()
 		all(t, "192.168.0.12")
@@ -105,17 +105,17 @@ func TestBFD(t *testing.T) {
 		must(t, s.PlugCable(ctx, "node1"))
 		all(t, both...)
 	})
-	t.Run("a changed profile is negotiated while the sessions go on", func(t *testing.T) {
+	t.Run("a changed profile is negotiated without a new session", func(t *testing.T) {
 		awaitSessionLines(ctx, t, s, "node1 spine Up Watched", "node1 tor Up Watched", "node2 spine Up Watched", "node2 tor Up Watched")
 		before := describeSessionStarts(ctx, t, tor)
 		must(t, s.Apply(ctx, strings.Replace(bfdManifest, "receiveInterval: 200, transmitInterval: 200, detectMultiplier: 3", "receiveInterval: 400, transmitInterval: 500, detectMultiplier: 5", 1)))
-		must(t, cluster.Await(ctx, "FRR to see the new intervals", func(ctx context.Context) error {
+		must(t, cluster.Await(ctx, "the new intervals in FRR", func(ctx context.Context) error {
 			return checkBFDPeers(ctx, tor, func(p bfdPeer) bool {
 				return p.Status == "up" && p.Receive == 400 && p.Transmit == 500 && p.Multiplier == 5
 			})
 		}))
 		must(t, s.Apply(ctx, bfdManifest))
-		must(t, cluster.Await(ctx, "FRR to see the old intervals again", func(ctx context.Context) error {
+		must(t, cluster.Await(ctx, "the old intervals in FRR", func(ctx context.Context) error {
 			return checkBFDPeers(ctx, tor, func(p bfdPeer) bool {
 				return p.Status == "up" && p.Receive == 200 && p.Transmit == 200 && p.Multiplier == 3
 			})
@@ -124,15 +124,15 @@ func TestBFD(t *testing.T) {
 			t.Errorf("the sessions were established %s times before the edits and %s after", before, after)
 		}
 	})
-	t.Run("what does not work is said on the objects", func(t *testing.T) {
+	t.Run("the objects report what does not work", func(t *testing.T) {
 		must(t, s.Apply(ctx, strings.ReplaceAll(bfdManifest, "bfdProfile: fast", "bfdProfile: other")))
-		// The tor's kernel returns echo packets; BIRD takes none.
+		// The kernel of tor returns echo packets; BIRD does not support them.
 		awaitSessionLines(ctx, t, s, "node1 spine Up EchoUnsupported", "node1 tor Up Watched", "node2 spine Up EchoUnsupported", "node2 tor Up Watched")
 		must(t, s.Apply(ctx, strings.ReplaceAll(bfdManifest, "bfdProfile: fast", "ebgpMultiHop: true, bfdProfile: other")))
-		must(t, cluster.Await(ctx, "the BGPPeer to say that echo does not work over several hops", func(ctx context.Context) error {
+		must(t, cluster.Await(ctx, "the BGPPeer's condition that echo does not work over several hops", func(ctx context.Context) error {
 			out, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "bgppeer", "tor", "-o", "jsonpath={.status.gantry.conditions[*].reason}")
 			if err == nil && !strings.Contains(out, "EchoUnsupported") {
-				err = fmt.Errorf("it says %q", out)
+				err = fmt.Errorf("it is %q", out)
 			}
 			return err
 		}))
@@ -141,7 +141,7 @@ func TestBFD(t *testing.T) {
 	})
 }
 
-// bfdPeer is what FRR knows of the far side of a path.
+// bfdPeer is FRR's state of a BFD peer.
 type bfdPeer struct {
 	Peer, Status string
 	Receive      int `json:"remote-receive-interval"`
@@ -149,7 +149,7 @@ type bfdPeer struct {
 	Multiplier   int `json:"remote-detect-multiplier"`
 }
 
-// checkBFDPeers says which of FRR's paths to the two nodes is not as wanted.
+// checkBFDPeers returns an error if want does not accept FRR's state of one of the two nodes.
 func checkBFDPeers(ctx context.Context, tor *lab.Router, want func(bfdPeer) bool) error {
 	out, err := tor.Show(ctx, "show bfd peers json")
 	if err != nil {
@@ -167,7 +167,8 @@ func checkBFDPeers(ctx context.Context, tor *lab.Router, want func(bfdPeer) bool
 	return nil
 }
 
-// describeSessions are the BGPSessions in lines, sorted: node, peer, BFD's state and why it is watched or not.
+// describeSessions returns a line for each BGPSession, sorted: node, peer, BFD state, and the
+// reason of the condition PathWatched.
 func describeSessions(ctx context.Context, t *testing.T, s *cluster.Cluster) string {
 	t.Helper()
 	out, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions", "--sort-by={.status.peer}", "-o",
@@ -176,10 +177,10 @@ func describeSessions(ctx context.Context, t *testing.T, s *cluster.Cluster) str
 	return out
 }
 
-// awaitSessionLines waits until the BGPSessions say these things.
+// awaitSessionLines waits until describeSessions has all these lines.
 func awaitSessionLines(ctx context.Context, t *testing.T, s *cluster.Cluster, want ...string) {
 	t.Helper()
-	must(t, cluster.Await(ctx, "the BGPSessions to say what BFD sees", func(ctx context.Context) error {
+	must(t, cluster.Await(ctx, "the BFD states in the BGPSessions", func(ctx context.Context) error {
 		out := describeSessions(ctx, t, s)
 		for _, line := range want {
 			if !strings.Contains(out, line+"\n") {

@@ -16,7 +16,8 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// documentedFRRConfig is the FRR of the docs: a top-of-rack router in AS 65000 that takes routes from three nodes in AS 64512.
+// documentedFRRConfig returns the FRR configuration in the docs: a top-of-rack router in AS 65000
+// that accepts routes from three nodes in AS 64512.
 func documentedFRRConfig(t *testing.T) string {
 	t.Helper()
 	text, err := router.DocumentedConfig(filepath.Join(lab.RepositoryRoot(), "docs", "bgp.md"), "FRR")
@@ -24,7 +25,7 @@ func documentedFRRConfig(t *testing.T) string {
 	return text
 }
 
-// peeringManifest is what a user applies for the FRR of the docs.
+// peeringManifest configures the cluster for the FRR in the docs.
 const peeringManifest = `apiVersion: metallb.io/v1beta2
 kind: BGPPeer
 metadata: {name: tor, namespace: metallb-system}
@@ -41,7 +42,7 @@ metadata: {name: routed, namespace: metallb-system}
 spec: {ipAddressPools: [routed]}
 `
 
-// racksManifest is a BGPPeer that names no router: each node finds its own.
+// racksManifest is a BGPPeer without the address of a router: each node uses its default gateway.
 const racksManifest = `apiVersion: metallb.io/v1beta2
 kind: BGPPeer
 metadata: {name: racks, namespace: metallb-system}
@@ -59,7 +60,7 @@ type: kubernetes.io/basic-auth
 stringData: {username: "", password: s3cret}
 `
 
-// TestBGP has a client behind a real router reach Services that no segment shares.
+// TestBGP checks that a client behind a real router reaches Services by routes only.
 func TestBGP(t *testing.T) {
 	if m := router.MissingPrerequisite(router.FRR); m != "" {
 		t.Skip(m)
@@ -83,7 +84,7 @@ func TestBGP(t *testing.T) {
 	})
 	awaitNextHops(ctx, t, s, vip, all...)
 	target := address.String() + ":7000"
-	far := func(t *testing.T) *cluster.Stream {
+	startFarStream := func(t *testing.T) *cluster.Stream {
 		t.Helper()
 		stream, err := s.StreamUDP(ctx, "far", target, 200)
 		must(t, err)
@@ -91,7 +92,7 @@ func TestBGP(t *testing.T) {
 		return stream
 	}
 
-	t.Run("the API tells what is announced, and how the sessions are", func(t *testing.T) {
+	t.Run("the API reports announcements and sessions", func(t *testing.T) {
 		must(t, cluster.Await(ctx, "the status objects", func(ctx context.Context) error {
 			announced, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "servicebgpstatuses", "-o", `jsonpath={range .items[*]}{.status.node} {.status.serviceName} {.status.peers}{"\n"}{end}`)
 			if err != nil {
@@ -109,17 +110,17 @@ func TestBGP(t *testing.T) {
 			return nil
 		}))
 	})
-	t.Run("a speaker that is told to stop loses no request", func(t *testing.T) {
-		stream := far(t)
+	t.Run("a speaker that stops loses no request", func(t *testing.T) {
+		stream := startFarStream(t)
 		must(t, s.SignalProgram(ctx, "node1", "gantry-speaker", syscall.SIGTERM))
 		must(t, stream.AwaitAnswers(ctx, 400))
-		awaitNextHops(ctx, t, s, vip, all...) // the next speaker is back
+		awaitNextHops(ctx, t, s, vip, all...) // the new speaker is ready
 		if o := stream.Stop(); o.Lost > 0 {
 			t.Errorf("%d of %d requests were lost", o.Lost, o.Sent)
 		}
 	})
-	t.Run("a node that is drained loses no request, and comes back when it may", func(t *testing.T) {
-		stream := far(t)
+	t.Run("a drained node loses no request, and returns afterwards", func(t *testing.T) {
+		stream := startFarStream(t)
 		_, err := s.Kubectl(ctx, "", "annotate", "node", "node2", "gantry.dev/drain=maintenance")
 		must(t, err)
 		awaitNextHops(ctx, t, s, vip, "192.168.0.11", "192.168.0.13")
@@ -131,11 +132,11 @@ func TestBGP(t *testing.T) {
 			t.Errorf("%d of %d requests were lost", o.Lost, o.Sent)
 		}
 	})
-	t.Run("with externalTrafficPolicy Local only the Pod's node is a next hop", func(t *testing.T) {
+	t.Run("with externalTrafficPolicy Local the Pod's node is the only next hop", func(t *testing.T) {
 		_, err := s.Kubectl(ctx, "", "patch", "service", "echo", "-p", `{"spec":{"externalTrafficPolicy":"Local"}}`)
 		must(t, err)
 		awaitNextHops(ctx, t, s, vip, "192.168.0.13")
-		far(t).Stop()
+		startFarStream(t).Stop()
 		_, err = s.Kubectl(ctx, "", "patch", "service", "echo", "-p", `{"spec":{"externalTrafficPolicy":"Cluster"}}`)
 		must(t, err)
 		awaitNextHops(ctx, t, s, vip, all...)
@@ -152,13 +153,13 @@ func TestBGP(t *testing.T) {
 			t.Errorf("the sessions were established %s times before the edits and %s after", before, after)
 		}
 	})
-	t.Run("one BGPPeer for every rack: the node's gateway, its label's number, and a password from a Secret", func(t *testing.T) {
+	t.Run("one BGPPeer for all racks: the node's gateway, the AS number in its label, and a password from a Secret", func(t *testing.T) {
 		_, err := s.Kubectl(ctx, "", "-n", "metallb-system", "delete", "bgppeer", "tor")
 		must(t, err)
 		awaitNextHops(ctx, t, s, vip)
 		must(t, tor.Configure(ctx, "router bgp 65000\n neighbor nodes password s3cret\n"))
 		must(t, s.Apply(ctx, racksManifest))
-		must(t, cluster.Await(ctx, "the Problem that the Secret is missing", func(ctx context.Context) error {
+		must(t, cluster.Await(ctx, "the condition that the Secret is missing", func(ctx context.Context) error {
 			out, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "bgppeer", "racks", "-o", "jsonpath={.status.gantry.conditions}")
 			if err == nil && !strings.Contains(out, "no Secret") {
 				err = fmt.Errorf("the conditions are %s", out)
@@ -169,7 +170,7 @@ func TestBGP(t *testing.T) {
 		table, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions")
 		must(t, err)
 		if n := strings.Count(table, "UnknownSecret"); n != 3 {
-			t.Errorf("kubectl shows the reason %d times, not for 3 sessions:\n%s", n, table)
+			t.Errorf("kubectl shows the reason %d times, want 3 sessions with it:\n%s", n, table)
 		}
 		awaitNextHops(ctx, t, s, vip)
 		must(t, s.Apply(ctx, secretManifest))
@@ -179,10 +180,10 @@ func TestBGP(t *testing.T) {
 		}
 		awaitNextHops(ctx, t, s, vip, all[:2]...)
 		awaitSessionReasons(ctx, t, s, "node1 racks Established", "node2 racks Established", "node3 racks NodeLabel")
-		must(t, cluster.Await(ctx, "the session of the node without the label to say so", func(ctx context.Context) error {
+		must(t, cluster.Await(ctx, "the error of the session on the node without the label", func(ctx context.Context) error {
 			out, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions", "-l", "metallb.io/node=node3", "-o", "jsonpath={.items[*].status.lastError}")
 			if err == nil && !strings.Contains(out, `no label "example.com/asn"`) {
-				err = fmt.Errorf("it says %q", out)
+				err = fmt.Errorf("it is %q", out)
 			}
 			return err
 		}))
@@ -190,20 +191,20 @@ func TestBGP(t *testing.T) {
 		must(t, err)
 		awaitNextHops(ctx, t, s, vip, all...)
 	})
-	t.Run("with graceful restart a speaker that restarts leaves its routes where they are", func(t *testing.T) {
-		stream := far(t)
+	t.Run("with graceful restart a restarted speaker keeps its routes at the router", func(t *testing.T) {
+		stream := startFarStream(t)
 		begun := countSessionStarts(ctx, t, s, "node1")
 		must(t, s.SignalProgram(ctx, "node1", "gantry-speaker", syscall.SIGTERM))
-		must(t, cluster.Await(ctx, "the next speaker and its session", func(ctx context.Context) error {
+		must(t, cluster.Await(ctx, "the session of the new speaker", func(ctx context.Context) error {
 			r, _, err := s.Host("router").RouteTo(vip)
 			if err != nil {
 				return err
 			}
 			if len(r.NextHops) != 3 {
-				t.Fatalf("the routes of the speaker went: %v", r.NextHops)
+				t.Fatalf("the router has removed the routes of the speaker: %v", r.NextHops)
 			}
 			if countSessionStarts(ctx, t, s, "node1") == begun {
-				return fmt.Errorf("it was established %d times, as before", begun)
+				return fmt.Errorf("the session was established %d times, as before", begun)
 			}
 			return nil
 		}))
@@ -215,10 +216,10 @@ func TestBGP(t *testing.T) {
 		must(t, tor.Configure(ctx, "router bgp 65000\n neighbor nodes timers connect 1\n"))
 		begun := map[string]int{"node1": countSessionStarts(ctx, t, s, "node1"), "node2": countSessionStarts(ctx, t, s, "node2"), "node3": countSessionStarts(ctx, t, s, "node3")}
 		must(t, s.Apply(ctx, strings.Replace(racksManifest, "defaultGateway:", "passive: true, defaultGateway:", 1)))
-		must(t, cluster.Await(ctx, "the router's own sessions", func(ctx context.Context) error {
+		must(t, cluster.Await(ctx, "sessions that the router has opened", func(ctx context.Context) error {
 			for node, n := range begun {
 				if countSessionStarts(ctx, t, s, node) == n {
-					return fmt.Errorf("the session with %s is the one that the node began", node)
+					return fmt.Errorf("the session with %s is still the one that the node has opened", node)
 				}
 			}
 			return nil
@@ -226,17 +227,18 @@ func TestBGP(t *testing.T) {
 		awaitNextHops(ctx, t, s, vip, all...)
 		awaitSessionReasons(ctx, t, s, "node1 racks Established", "node2 racks Established", "node3 racks Established")
 	})
-	t.Run("a Service that goes takes its route with it", func(t *testing.T) {
+	t.Run("deleting a Service removes its route", func(t *testing.T) {
 		_, err := s.Kubectl(ctx, "", "delete", "service", "echo")
 		must(t, err)
 		awaitNextHops(ctx, t, s, vip)
 	})
 }
 
-// awaitSessionReasons waits until the BGPSessions, a node and a peer each, have these Reasons in their condition.
+// awaitSessionReasons waits until the BGPSessions are exactly these, sorted by node: each has its
+// node, its peer and the reason of its condition Established.
 func awaitSessionReasons(ctx context.Context, t *testing.T, s *cluster.Cluster, want ...string) {
 	t.Helper()
-	must(t, cluster.Await(ctx, "the BGPSessions to say how they are", func(ctx context.Context) error {
+	must(t, cluster.Await(ctx, "the reasons of the BGPSessions", func(ctx context.Context) error {
 		out, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions", "--sort-by={.status.node}", "-o",
 			`jsonpath={range .items[*]}{.status.node} {.status.peer} {.status.conditions[?(@.type=="gantry.dev/Established")].reason}{"\n"}{end}`)
 		if err == nil && out != strings.Join(want, "\n")+"\n" {
@@ -246,16 +248,16 @@ func awaitSessionReasons(ctx context.Context, t *testing.T, s *cluster.Cluster, 
 	}))
 }
 
-// awaitNextHops waits until the router's kernel sends a prefix to exactly these nodes.
+// awaitNextHops waits until the router's kernel has exactly these next hops for a prefix.
 func awaitNextHops(ctx context.Context, t *testing.T, s *cluster.Cluster, p netip.Prefix, want ...string) {
 	t.Helper()
 	awaitNextHopsAt(ctx, t, s, "router", p, want...)
 }
 
-// awaitNextHopsAt waits until a router's kernel does.
+// awaitNextHopsAt does the same for any router.
 func awaitNextHopsAt(ctx context.Context, t *testing.T, s *cluster.Cluster, at string, p netip.Prefix, want ...string) {
 	t.Helper()
-	must(t, cluster.Await(ctx, fmt.Sprintf("the kernel of %s to send %s to %v", at, p, want), func(context.Context) error {
+	must(t, cluster.Await(ctx, fmt.Sprintf("the next hops in the kernel of %s: %s via %v", at, p, want), func(context.Context) error {
 		r, _, err := s.Host(at).RouteTo(p)
 		if err != nil {
 			return err
@@ -266,13 +268,13 @@ func awaitNextHopsAt(ctx context.Context, t *testing.T, s *cluster.Cluster, at s
 		}
 		slices.Sort(got)
 		if !slices.Equal(got, want) {
-			return fmt.Errorf("it sends it to %v", got)
+			return fmt.Errorf("they are %v", got)
 		}
 		return nil
 	}))
 }
 
-// countSessionStarts is how often the router has seen the session with a node come up.
+// countSessionStarts returns how often the router's session with a node has been established.
 func countSessionStarts(ctx context.Context, t *testing.T, s *cluster.Cluster, node string) int {
 	t.Helper()
 	address := map[string]string{"node1": "192.168.0.11", "node2": "192.168.0.12", "node3": "192.168.0.13"}[node]
@@ -283,7 +285,7 @@ func countSessionStarts(ctx context.Context, t *testing.T, s *cluster.Cluster, n
 	return all[address].ConnectionsEstablished
 }
 
-// describeSessionStarts returns how often the router has seen each session come up, as it prints it.
+// describeSessionStarts returns FRR's lines on how often each session has been established.
 func describeSessionStarts(ctx context.Context, t *testing.T, tor *lab.Router) string {
 	t.Helper()
 	out, err := tor.Show(ctx, "show bgp neighbors")

@@ -13,8 +13,9 @@ import (
 	"github.com/gantry-lb/gantry/test/lab"
 )
 
-// TestRestartKeepsAddresses ends all controllers at once while a Service waits for an address, and lets one pass by:
-// nobody's address may move, and whoever waited is served when there is room.
+// TestRestartKeepsAddresses ends all controllers at once while one Service waits for an address,
+// and deletes another Service. After the restart the waiting Service gets the free address, and no
+// other address moves.
 func TestRestartKeepsAddresses(t *testing.T) {
 	ctx, s := startCluster(t, lab.Options{Nodes: 1})
 	must(t, s.Apply(ctx, strings.Replace(cluster.PoolManifest, "192.168.0.201-192.168.0.233", "192.168.0.201-192.168.0.203", 1)))
@@ -26,7 +27,7 @@ func TestRestartKeepsAddresses(t *testing.T) {
 		_, err := s.AwaitAddress(ctx, "default", name)
 		must(t, err)
 	}
-	// The first address is free again when the new controllers start, and lower than that of the others.
+	// The first address is free when the new controllers start, and it is lower than the others.
 	_, err := s.Kubectl(ctx, "", "-n", "metallb-system", "scale", "deployment", "gantry-controller", "--replicas=0")
 	must(t, err)
 	_, err = s.Kubectl(ctx, "", "-n", "metallb-system", "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=controller", "--timeout=30s")
@@ -45,10 +46,11 @@ func TestRestartKeepsAddresses(t *testing.T) {
 	testShrunkPool(ctx, t, s)
 }
 
-// testShrunkPool takes the addresses out of the pool: the Services keep them and say so.
+// testShrunkPool removes the addresses from the pool: the Services keep them, and their condition
+// says so.
 func testShrunkPool(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	must(t, s.Apply(ctx, strings.Replace(cluster.PoolManifest, "192.168.0.201-192.168.0.233", "192.168.0.240", 1)))
-	must(t, cluster.Await(ctx, "the condition of a Service whose pool shrank", func(ctx context.Context) error {
+	must(t, cluster.Await(ctx, "the condition of a Service outside of its smaller pool", func(ctx context.Context) error {
 		svc, err := s.GetService(ctx, "default", "second")
 		if err != nil {
 			return err

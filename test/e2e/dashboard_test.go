@@ -11,8 +11,9 @@ import (
 	"github.com/gantry-lb/gantry/test/lab"
 )
 
-// TestFirstService follows a user's first steps: a pool, an advertisement, a Service; its address, its NodePort, the Service
-// without NodePorts, and an ExternalName Service beside it.
+// TestFirstService follows the first steps of a user: a pool, an advertisement, a Service. It
+// checks the address, the NodePort, the Service without NodePorts, and that an ExternalName Service
+// stays as it is.
 func TestFirstService(t *testing.T) {
 	for _, mode := range []string{lab.NFTables, lab.IPTables} {
 		t.Run(mode, func(t *testing.T) {
@@ -25,7 +26,7 @@ func TestFirstService(t *testing.T) {
 			other, err := s.GetService(ctx, "default", "backend-service")
 			must(t, err)
 			if len(other.Status.LoadBalancer.Ingress)+len(other.Status.Conditions)+len(other.Annotations) > 1 {
-				t.Errorf("the ExternalName Service was touched: %v %v", other.Annotations, other.Status)
+				t.Errorf("the ExternalName Service was changed: %v %v", other.Annotations, other.Status)
 			}
 		})
 	}
@@ -54,13 +55,13 @@ func checkDashboard(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 		t.Errorf("ipMode is %v, want VIP", in.IPMode)
 	}
 	if got := svc.Annotations["metallb.io/ip-allocated-from-pool"]; got != "first-pool" {
-		t.Errorf("the Service says that its pool is %q, want first-pool", got)
+		t.Errorf("the annotation has the pool %q, want first-pool", got)
 	}
 	for _, client := range []string{"client", "far"} {
 		body, err := s.AwaitFetch(ctx, client, "http://192.168.0.201:9097/")
 		must(t, err)
 		if !strings.Contains(body, "pod: tekton-dashboard-") {
-			t.Errorf("from %s the address was answered by something else:\n%s", client, body)
+			t.Errorf("from %s the answer is not the dashboard's:\n%s", client, body)
 		}
 	}
 	port := svc.Spec.Ports[0].NodePort
@@ -73,7 +74,8 @@ func checkDashboard(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	}
 }
 
-// testWithoutNodePorts deletes the Service and applies it again with allocateLoadBalancerNodePorts: false.
+// testWithoutNodePorts deletes the Service and creates it again with allocateLoadBalancerNodePorts:
+// false.
 func testWithoutNodePorts(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	_, err := s.Kubectl(ctx, "", "-n", "tekton-pipelines", "delete", "svc", "tekton-dashboard")
 	must(t, err)
@@ -81,7 +83,7 @@ func testWithoutNodePorts(ctx context.Context, t *testing.T, s *cluster.Cluster)
 	address, err := s.AwaitAddress(ctx, "tekton-pipelines", "tekton-dashboard")
 	must(t, err)
 	if address.String() != "192.168.0.201" {
-		t.Errorf("the Service that was made anew got %s, want 192.168.0.201, which is free again", address)
+		t.Errorf("the new Service got %s, want 192.168.0.201, which is free again", address)
 	}
 	svc, err := s.GetService(ctx, "tekton-pipelines", "tekton-dashboard")
 	must(t, err)

@@ -11,33 +11,33 @@ import (
 	"github.com/gantry-lb/gantry/test/lab"
 )
 
-// TestHolderMoves follows one address through planned and unplanned moves, with a client that asks 200 times a second and a
-// backend that stays where it is.
+// TestHolderMoves moves one address in planned and unplanned ways, while a client sends 200
+// requests per second. The backend stays on its node.
 func TestHolderMoves(t *testing.T) {
 	ctx, s := startCluster(t, lab.Options{Nodes: 4})
 	must(t, s.Apply(ctx, cluster.PoolManifest))
 	must(t, s.Apply(ctx, cluster.EchoManifest("echo", "node4")))
 	address, err := s.AwaitAddress(ctx, "default", "echo")
 	must(t, err)
-	// The backend's node is not to hold the address: its death would be the backend's too.
+	// The node of the backend may not hold the address, because the test kills the holder.
 	_, err = s.Kubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true")
 	must(t, err)
 	holder, err := s.AwaitHolder(ctx, "echo", "node4")
 	must(t, err)
 	target := address.String() + ":7000"
 
-	t.Run("a speaker that is told to stop loses no request", func(t *testing.T) {
+	t.Run("a speaker that stops loses no request", func(t *testing.T) {
 		stream := startUDPStream(ctx, t, s, target)
 		must(t, s.SignalProgram(ctx, holder, "gantry-speaker", syscall.SIGTERM))
 		next, err := s.AwaitHolder(ctx, "echo", holder)
 		must(t, err)
 		must(t, stream.AwaitAnswers(ctx, 200))
 		if o := stream.Stop(); o.Lost > 0 {
-			t.Errorf("%d of %d requests were lost when %s handed over to %s", o.Lost, o.Sent, holder, next)
+			t.Errorf("%d of %d requests were lost when %s handed the address over to %s", o.Lost, o.Sent, holder, next)
 		}
 		holder = next
 	})
-	t.Run("a cut cable moves the address, and it does not come back", func(t *testing.T) {
+	t.Run("a cut cable moves the address, and it does not return", func(t *testing.T) {
 		stream := startUDPStream(ctx, t, s, target)
 		old := holder
 		must(t, s.CutCable(ctx, old))
@@ -47,7 +47,7 @@ func TestHolderMoves(t *testing.T) {
 		must(t, stream.AwaitAnswers(ctx, 400))
 		stream.Stop()
 		if still, err := s.AwaitHolder(ctx, "echo", ""); err != nil || still != holder {
-			t.Errorf("after %s came back the address is at %s (%v), want it to stay at %s", old, still, err, holder)
+			t.Errorf("after %s is back the address is at %s (%v), want it to stay at %s", old, still, err, holder)
 		}
 	})
 	t.Run("a dead node moves the address", func(t *testing.T) {
@@ -59,7 +59,7 @@ func TestHolderMoves(t *testing.T) {
 		stream.Stop()
 		must(t, s.ReviveNode(ctx, old))
 	})
-	t.Run("a stopped process that goes on does not answer any more", func(t *testing.T) {
+	t.Run("a resumed process does not answer any more", func(t *testing.T) {
 		stream := startUDPStream(ctx, t, s, target)
 		old := holder
 		must(t, s.SignalProgram(ctx, old, "gantry-speaker", syscall.SIGSTOP))
@@ -69,7 +69,7 @@ func TestHolderMoves(t *testing.T) {
 		must(t, stream.AwaitAnswers(ctx, 200))
 		stream.Stop()
 		if still, err := s.AwaitHolder(ctx, "echo", ""); err != nil || still != holder {
-			t.Errorf("after %s went on the address is at %s (%v), want it to stay at %s", old, still, err, holder)
+			t.Errorf("after %s was resumed the address is at %s (%v), want it to stay at %s", old, still, err, holder)
 		}
 	})
 }
@@ -89,7 +89,8 @@ func awaitNewHolder(ctx context.Context, t *testing.T, s *cluster.Cluster, old s
 	return next
 }
 
-// TestLocalTrafficPolicy checks externalTrafficPolicy Local: the address follows the Pod, and the Pod sees the client's own address.
+// TestLocalTrafficPolicy checks externalTrafficPolicy Local: the address follows the Pod, and the
+// Pod sees the client's own address.
 func TestLocalTrafficPolicy(t *testing.T) {
 	ctx, s := startCluster(t, lab.Options{Nodes: 3})
 	must(t, s.Apply(ctx, cluster.PoolManifest))

@@ -13,14 +13,15 @@ import (
 	"github.com/gantry-lb/gantry/test/lab"
 )
 
-// dualStackPool is a pool of both families with its advertisement, and dual makes a Service ask for both.
+// dualStackPool is a pool of both families with its advertisement.
 var dualStackPool = strings.Replace(cluster.PoolManifest, "  - 192.168.0.201-192.168.0.233\n", "  - 192.168.0.201-192.168.0.233\n  - fd00:a8::201-fd00:a8::233\n", 1)
 
 func requireDualStack(echo string) string {
 	return strings.Replace(echo, "  type: LoadBalancer\n", "  type: LoadBalancer\n  ipFamilyPolicy: RequireDualStack\n", 1)
 }
 
-// watchedService is a Service whose addresses a client asks for all the time, and whose answers on the wire are captured.
+// watchedService is a Service with streams of requests to its addresses, and a capture of the ARP
+// and NDP answers for them.
 type watchedService struct {
 	cluster        *cluster.Cluster
 	addresses      []netip.Addr
@@ -29,7 +30,8 @@ type watchedService struct {
 	streams        []*cluster.Stream
 }
 
-// watchService begins to ask from the client; the neighbours are forgotten again and again, so that somebody has to answer.
+// watchService starts the streams and the capture on the client. It deletes the client's neighbor
+// entries again and again, so that some node has to answer all the time.
 func watchService(ctx context.Context, t *testing.T, s *cluster.Cluster, addresses []netip.Addr) *watchedService {
 	t.Helper()
 	w := &watchedService{cluster: s, addresses: addresses}
@@ -47,7 +49,7 @@ func watchService(ctx context.Context, t *testing.T, s *cluster.Cluster, address
 	return w
 }
 
-// awaitAnswers waits for n more answers of each stream.
+// awaitAnswers waits until each stream has n more answers.
 func (w *watchedService) awaitAnswers(ctx context.Context, t *testing.T, n int) {
 	t.Helper()
 	for _, s := range w.streams {
@@ -55,7 +57,8 @@ func (w *watchedService) awaitAnswers(ctx context.Context, t *testing.T, n int) 
 	}
 }
 
-// stopAndCollect returns who answered on the wire for each address, in order.
+// stopAndCollect stops the streams and the capture, and returns the ARP and NDP answers for each
+// address, in order.
 func (w *watchedService) stopAndCollect(t *testing.T) map[netip.Addr][]cluster.NeighborAnswer {
 	t.Helper()
 	w.stopForgetting()
@@ -70,13 +73,13 @@ func (w *watchedService) stopAndCollect(t *testing.T) map[netip.Addr][]cluster.N
 	}
 	for _, a := range w.addresses {
 		if len(out[a]) < 5 {
-			t.Fatalf("%d answers for %s were captured: the test sees too little", len(out[a]), a)
+			t.Fatalf("only %d answers for %s were captured: this test would prove nothing", len(out[a]), a)
 		}
 	}
 	return out
 }
 
-// answeringMACs are the Ethernet addresses that answered, each once, by their last answer.
+// answeringMACs returns each Ethernet address that answered once, in the order of the last answers.
 func answeringMACs(answers []cluster.NeighborAnswer) []string {
 	var out []string
 	for _, a := range answers {
@@ -85,8 +88,8 @@ func answeringMACs(answers []cluster.NeighborAnswer) []string {
 	return out
 }
 
-// TestOneNodeAnswers has the network between the nodes fail in ways that make speakers believe that others are dead. What the
-// client sees on the wire has to come from one holder.
+// TestOneNodeAnswers breaks the network between nodes in ways that make speakers believe that
+// others are dead. At any time only one node may answer the client.
 func TestOneNodeAnswers(t *testing.T) {
 	ctx, s := startCluster(t, lab.Options{Nodes: 4, Families: lab.DualStack})
 	must(t, s.Apply(ctx, dualStackPool))
@@ -95,7 +98,7 @@ func TestOneNodeAnswers(t *testing.T) {
 	must(t, err)
 	addresses, err := s.AwaitAddresses(ctx, "default", "echo", 2)
 	must(t, err)
-	// The addresses of one Service have different holders where there is a choice.
+	// The two addresses of a Service have different holders if more than one node is eligible.
 	awaitHolders := func() []string {
 		t.Helper()
 		h, err := s.AwaitHolders(ctx, "echo", 2)
@@ -104,24 +107,25 @@ func TestOneNodeAnswers(t *testing.T) {
 	}
 	holders := awaitHolders()
 
-	t.Run("gossip is blocked between two halves and the LAN is whole", func(t *testing.T) {
+	t.Run("gossip is blocked between two halves of an intact LAN", func(t *testing.T) {
 		w := watchService(ctx, t, s, addresses)
 		must(t, s.BlockGossip(ctx, []string{"node1", "node2"}, []string{"node3", "node4"}))
-		w.awaitAnswers(ctx, t, 500) // about 10 s: longer than the gossip takes to give the others up
+		// about 10 s, which is longer than the gossip needs to declare the others dead
+		w.awaitAnswers(ctx, t, 500)
 		for _, n := range []string{"node1", "node2", "node3", "node4"} {
 			must(t, s.UnblockPorts(ctx, n))
 		}
 		w.awaitAnswers(ctx, t, 100)
 		for a, answers := range w.stopAndCollect(t) {
-			if who := answeringMACs(answers); len(who) != 1 {
-				t.Errorf("%s was answered for by %v, want one node", a, who)
+			if macs := answeringMACs(answers); len(macs) != 1 {
+				t.Errorf("%v answered for %s, want one node", macs, a)
 			}
 		}
 		if now := awaitHolders(); !slices.Equal(now, holders) {
-			t.Errorf("the addresses moved from %v to %v though every holder lived", holders, now)
+			t.Errorf("the addresses moved from %v to %v although every holder was alive", holders, now)
 		}
 	})
-	t.Run("the LAN is cut and heals to one holder", func(t *testing.T) {
+	t.Run("after a partition of the LAN one holder answers", func(t *testing.T) {
 		holder := holders[0]
 		w := watchService(ctx, t, s, addresses)
 		must(t, s.Partition(ctx, []string{holder}))
@@ -132,14 +136,14 @@ func TestOneNodeAnswers(t *testing.T) {
 		for a, answers := range w.stopAndCollect(t) {
 			i := slices.IndexFunc(answers, func(x cluster.NeighborAnswer) bool { return x.At.After(healed) })
 			late := slices.DeleteFunc(slices.Clone(answers), func(x cluster.NeighborAnswer) bool { return x.At.Before(healed.Add(time.Second)) })
-			if who := answeringMACs(late); len(who) != 1 {
-				t.Errorf("a second after the LAN was whole again %s was answered for by %v, want one node", a, who)
-			} else if i > 0 && who[0] != answers[i-1].MAC {
-				t.Errorf("%s was answered for by %s while the LAN was cut, and by %s afterwards, though both lived", a, answers[i-1].MAC, who[0])
+			if macs := answeringMACs(late); len(macs) != 1 {
+				t.Errorf("one second after the partition ended %v answered for %s, want one node", macs, a)
+			} else if i > 0 && macs[0] != answers[i-1].MAC {
+				t.Errorf("the holder of %s was %s during the partition and %s afterwards, although both were alive", a, answers[i-1].MAC, macs[0])
 			}
 		}
 	})
-	t.Run("a paused holder yields without another answer", func(t *testing.T) {
+	t.Run("a paused holder gives the address up without another answer", func(t *testing.T) {
 		holder := awaitHolders()[0]
 		w := watchService(ctx, t, s, addresses)
 		must(t, s.SignalProgram(ctx, holder, "gantry-speaker", syscall.SIGSTOP))
@@ -149,7 +153,7 @@ func TestOneNodeAnswers(t *testing.T) {
 		for a, answers := range w.stopAndCollect(t) {
 			order := slices.CompactFunc(answers, func(x, y cluster.NeighborAnswer) bool { return x.MAC == y.MAC })
 			if len(order) > 2 {
-				t.Errorf("%s was answered for by %v in turn, want the former holder and then its successor", a, order)
+				t.Errorf("the answers for %s came from %v in turn, want the old holder and then the new one", a, order)
 			}
 		}
 	})
@@ -158,7 +162,7 @@ func TestOneNodeAnswers(t *testing.T) {
 		w := watchService(ctx, t, s, addresses)
 		for range 10 {
 			must(t, s.SignalProgram(ctx, before[0], "gantry-speaker", syscall.SIGSTOP))
-			<-time.After(80 * time.Millisecond) // and what the order takes to arrive
+			<-time.After(80 * time.Millisecond) // plus the time that the lab needs for the signal
 			must(t, s.SignalProgram(ctx, before[0], "gantry-speaker", syscall.SIGCONT))
 			w.awaitAnswers(ctx, t, 30)
 		}

@@ -26,7 +26,8 @@ import (
 	"github.com/gantry-lb/gantry/test/cluster"
 )
 
-// testIngress puts a real nginx behind the Service of an ingress controller, and asks it as browsers do.
+// testIngress runs a real nginx behind the Service of an ingress controller, and sends requests as
+// browsers do.
 func testIngress(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	if _, err := os.Stat("/usr/sbin/nginx"); err != nil {
 		t.Skip("nginx is missing: apt-get install nginx-light")
@@ -45,7 +46,8 @@ func testIngress(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	name := "tekton.k8s.local"
 	visit := func(scheme, port string) (string, error) {
 		resolve := func(ctx context.Context, network, _ string) (net.Conn, error) {
-			return s.Host("client").Dial(ctx, network, net.JoinHostPort(address.String(), port)) // the line in the hosts file
+			// like a line in the hosts file
+			return s.Host("client").Dial(ctx, network, net.JoinHostPort(address.String(), port))
 		}
 		c := http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{
 			DialContext: resolve, TLSClientConfig: &tls.Config{RootCAs: roots}, DisableKeepAlives: true,
@@ -69,18 +71,18 @@ func testIngress(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 		}))
 		for _, want := range []string{"pod: tekton-dashboard-", "host: tekton.k8s.local\n", "path: /about\n", "client: 192.168.0.100\n"} {
 			if !strings.Contains(body, want) {
-				t.Errorf("by %s the answer lacks %q:\n%s", scheme, want, body)
+				t.Errorf("over %s the answer lacks %q:\n%s", scheme, want, body)
 			}
 		}
 	}
 	name = "other.k8s.local"
 	if body, err := visit("http", "80"); err == nil || !strings.Contains(err.Error(), "404") {
-		t.Errorf("a host without a rule leads to %q (%v), want 404", body, err)
+		t.Errorf("a host without a rule gives %q (%v), want 404", body, err)
 	}
 }
 
-// nginxConfig is the configuration that an ingress controller makes of the Ingresses: here for nginx, with what the answers
-// are checked for.
+// nginxConfig returns the configuration that an ingress controller would generate from the
+// Ingresses, with a header that the test checks.
 func nginxConfig(ctx context.Context, t *testing.T, s *cluster.Cluster) string {
 	t.Helper()
 	var list networkingv1.IngressList
@@ -121,7 +123,8 @@ func objectMeta(namespace, name string) (m metav1.ObjectMeta) {
 	return m
 }
 
-// createCertificate makes one for the name, puts it into a Secret, and returns what a client has to trust.
+// createCertificate creates a certificate for the name in a Secret, and returns the pool for
+// clients to trust it.
 func createCertificate(ctx context.Context, t *testing.T, s *cluster.Cluster, name string) *x509.CertPool {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -32,16 +32,16 @@ import (
 // dualStackLabPool has addresses of both families.
 var dualStackLabPool = strings.Replace(cluster.PoolManifest, "  - 192.168.0.201-192.168.0.233\n", "  - 192.168.0.201-192.168.0.233\n  - fd00:a8::200-fd00:a8::2ff\n", 1)
 
-// dualStackEcho is stage.Echo with an address of each family.
+// dualStackEcho is cluster.EchoManifest with an address of each family.
 var dualStackEcho = strings.Replace(cluster.EchoManifest("echo", "node3"), "  type: LoadBalancer\n", "  type: LoadBalancer\n  ipFamilyPolicy: RequireDualStack\n", 1)
 
-// frameListener hears, and says, what passes on a host's link.
+// frameListener receives and sends frames on a host's link.
 type frameListener struct {
 	layer2.Port
 	link facts.Link
 }
 
-// listenForFrames opens an ear; hear is called for each frame.
+// listenForFrames opens a frameListener, which calls hear for each frame.
 func listenForFrames(t *testing.T, s *cluster.Cluster, host string, f layer2.Family, hear func(layer2.Frame)) frameListener {
 	t.Helper()
 	var e frameListener
@@ -69,7 +69,7 @@ func listenForFrames(t *testing.T, s *cluster.Cluster, host string, f layer2.Fam
 	return e
 }
 
-// TestLayer2OnSharedLAN holds what a user sees of layer 2 on a LAN with other hosts.
+// TestLayer2OnSharedLAN checks layer 2 on a LAN with other hosts, as a user sees it.
 func TestLayer2OnSharedLAN(t *testing.T) {
 	ctx, s := startCluster(t, lab.Options{Nodes: 3, Families: lab.DualStack})
 	must(t, s.Apply(ctx, dualStackLabPool))
@@ -89,21 +89,21 @@ func TestLayer2OnSharedLAN(t *testing.T) {
 	if !four.IsValid() || !six.IsValid() {
 		t.Fatalf("the Service has %v, want an address of each family", svc.Status.LoadBalancer.Ingress)
 	}
-	t.Run("a neighbour of IPv6 is checked on and stays", func(t *testing.T) { testIPv6NeighborStays(ctx, t, s, six) })
-	t.Run("an address that somebody uses is not given", func(t *testing.T) { testAddressProbe(ctx, t, s) })
-	t.Run("a foreign host claims the address", func(t *testing.T) { testForeignHost(ctx, t, s, four) })
-	t.Run("a host tries whether it may have the address", func(t *testing.T) { testDuplicateAddressDetection(ctx, t, s, six) })
-	t.Run("the kernel of another node speaks for the address", func(t *testing.T) { testOtherNodeAnswers(ctx, t, s, four) })
-	t.Run("the holder's link gets another Ethernet address", func(t *testing.T) { testChangedMAC(ctx, t, s, four) })
-	t.Run("a link flaps", func(t *testing.T) { testLinkFlaps(ctx, t, s, four) })
-	t.Run("a link is renamed", func(t *testing.T) { testLinkRenamed(ctx, t, s, four, six) })
-	t.Run("a client that hears no announcement follows a move", func(t *testing.T) { testClientWithoutBroadcasts(ctx, t, s, four, six) })
-	t.Run("the holder is another, and nothing is told of the foreign host", func(t *testing.T) { must(t, awaitAnnouncedCondition(ctx, s, "echo", "True", names.ReasonAnnounced)) })
-	t.Run("pings are answered on wish", func(t *testing.T) { testPings(ctx, t, s, four, six) })
-	t.Run("links are excluded while the speakers run", func(t *testing.T) { testLinksExcluded(ctx, t, s, four) })
+	t.Run("the holder answers Neighbor Unreachability Detection", func(t *testing.T) { testIPv6NeighborStays(ctx, t, s, six) })
+	t.Run("an address that another host uses is not assigned", func(t *testing.T) { testAddressProbe(ctx, t, s) })
+	t.Run("the holder defends the address against a foreign host", func(t *testing.T) { testForeignHost(ctx, t, s, four) })
+	t.Run("another host detects the address as a duplicate", func(t *testing.T) { testDuplicateAddressDetection(ctx, t, s, six) })
+	t.Run("an event reports another node that announces the address", func(t *testing.T) { testOtherNodeAnswers(ctx, t, s, four) })
+	t.Run("a changed Ethernet address of the holder is announced", func(t *testing.T) { testChangedMAC(ctx, t, s, four) })
+	t.Run("one node answers after a link has flapped", func(t *testing.T) { testLinkFlaps(ctx, t, s, four) })
+	t.Run("renaming a link loses no request", func(t *testing.T) { testLinkRenamed(ctx, t, s, four, six) })
+	t.Run("a client without broadcasts follows a move", func(t *testing.T) { testClientWithoutBroadcasts(ctx, t, s, four, six) })
+	t.Run("a new holder does not report the foreign host", func(t *testing.T) { must(t, awaitAnnouncedCondition(ctx, s, "echo", "True", names.ReasonAnnounced)) })
+	t.Run("pings are answered if the setting says so", func(t *testing.T) { testPings(ctx, t, s, four, six) })
+	t.Run("links can be excluded while speakers are running", func(t *testing.T) { testLinksExcluded(ctx, t, s, four) })
 }
 
-// awaitHolderOf waits until exactly one node says that it answers for the address.
+// awaitHolderOf waits until exactly one node holds the address, according to the API.
 func awaitHolderOf(ctx context.Context, t *testing.T, s *cluster.Cluster, a netip.Addr) v1beta1.ServiceL2Status {
 	t.Helper()
 	var holder v1beta1.ServiceL2Status
@@ -120,15 +120,16 @@ func awaitHolderOf(ctx context.Context, t *testing.T, s *cluster.Cluster, a neti
 			}
 		}
 		if n != 1 {
-			return fmt.Errorf("%d nodes say that they answer for it", n)
+			return fmt.Errorf("%d nodes hold it", n)
 		}
 		return nil
 	}))
 	return holder
 }
 
-// testIPv6NeighborStays has the client's kernel check again and again whether the holder is still there (RFC 4861 section
-// 7.3), by questions to the holder alone, while it asks the Service.
+// testIPv6NeighborStays makes the client's kernel check again and again whether the holder is
+// reachable (Neighbor Unreachability Detection, RFC 4861 section 7.3) while it sends requests to
+// the Service. The holder has to answer these unicast solicitations.
 func testIPv6NeighborStays(ctx context.Context, t *testing.T, s *cluster.Cluster, six netip.Addr) {
 	must(t, s.Host("client").Do(func() error {
 		for key, value := range map[string]string{"base_reachable_time_ms": "300", "delay_first_probe_time": "1", "gc_stale_time": "1"} {
@@ -153,18 +154,18 @@ func testIPv6NeighborStays(ctx context.Context, t *testing.T, s *cluster.Cluster
 	})
 	stream, err := s.StreamUDP(ctx, "client", netip.AddrPortFrom(six, 7000).String(), 200)
 	must(t, err)
-	must(t, cluster.Await(ctx, "three checks on the neighbour", func(context.Context) error {
+	must(t, cluster.Await(ctx, "three solicitations of the client", func(context.Context) error {
 		if n := checks.Load(); n < 3 {
-			return fmt.Errorf("the client's kernel checked %d times", n)
+			return fmt.Errorf("the client's kernel sent %d", n)
 		}
 		return nil
 	}))
 	if o := stream.Stop(); o.Lost > 0 || o.Sent == 0 {
-		t.Errorf("%d of %d requests are lost", o.Lost, o.Sent)
+		t.Errorf("%d of %d requests were lost", o.Lost, o.Sent)
 	}
-	must(t, cluster.Await(ctx, "an answer to each check", func(context.Context) error {
+	must(t, cluster.Await(ctx, "an answer to each solicitation", func(context.Context) error {
 		if n, of := answers.Load(), checks.Load(); n < of {
-			return fmt.Errorf("%d checks, %d answers to the client %s", of, n, client.link.MAC)
+			return fmt.Errorf("%d solicitations, %d answers to the client %s", of, n, client.link.MAC)
 		}
 		return nil
 	}))
@@ -172,12 +173,13 @@ func testIPv6NeighborStays(ctx context.Context, t *testing.T, s *cluster.Cluster
 		"metallb_layer2_requests_received": int(checks.Load()), "metallb_layer2_responses_sent": int(answers.Load()), "metallb_layer2_gratuitous_sent": 1,
 	} {
 		if n := readMetric(ctx, t, s, holder, fmt.Sprintf(`%s{ip="%s"}`, metric, six)); n < float64(least) {
-			t.Errorf("%s counts %v as %s, want %d at least", holder, n, metric, least)
+			t.Errorf("%s counts %v as %s, want at least %d", holder, n, metric, least)
 		}
 	}
 }
 
-// readMetric is what the speaker of the node gives as the value of one metric with its labels; 0 if there is none.
+// readMetric returns the value of a metric with its labels from the speaker of the node, or 0 if
+// there is none.
 func readMetric(ctx context.Context, t *testing.T, s *cluster.Cluster, node, metric string) float64 {
 	t.Helper()
 	body, err := s.AwaitFetch(ctx, node, "http://127.0.0.1:7473/metrics")
@@ -192,7 +194,7 @@ func readMetric(ctx context.Context, t *testing.T, s *cluster.Cluster, node, met
 	return 0
 }
 
-// testForeignHost has the router claim the address for a while.
+// testForeignHost makes the router claim the address for a while.
 func testForeignHost(ctx context.Context, t *testing.T, s *cluster.Cluster, four netip.Addr) {
 	before := awaitHolderOf(ctx, t, s, four)
 	var claimed, defended atomic.Bool
@@ -202,7 +204,7 @@ func testForeignHost(ctx context.Context, t *testing.T, s *cluster.Cluster, four
 			defended.Store(true)
 		}
 	})
-	// The burst of the address's own announcements is over.
+	// Wait until the holder's first announcements of the address are over.
 	select {
 	case <-ctx.Done():
 	case <-time.After(5 * time.Second):
@@ -214,7 +216,7 @@ func testForeignHost(ctx context.Context, t *testing.T, s *cluster.Cluster, four
 		SenderMAC: rogue.link.MAC, SenderIP: four, TargetMAC: all, TargetIP: four,
 	}
 	claimed.Store(true)
-	must(t, cluster.Await(ctx, "what tells of the foreign host", func(ctx context.Context) error {
+	must(t, cluster.Await(ctx, "the reports of the foreign host", func(ctx context.Context) error {
 		if err := rogue.Write(claim); err != nil {
 			return err
 		}
@@ -222,18 +224,20 @@ func testForeignHost(ctx context.Context, t *testing.T, s *cluster.Cluster, four
 	}))
 	must(t, cluster.Await(ctx, "a defence of the address (RFC 5227 section 2.4)", func(context.Context) error {
 		if !defended.Load() {
-			return errors.New("the client heard none")
+			return errors.New("the client received none")
 		}
 		return nil
 	}))
 	if after := awaitHolderOf(ctx, t, s, four); after.Status.Node != before.Status.Node {
 		t.Errorf("the holder changed from %s to %s", before.Status.Node, after.Status.Node)
 	}
-	stream := startUDPStream(ctx, t, s, netip.AddrPortFrom(four, 7000).String()) // the client was told the truth
+	// the client knows the right node
+	stream := startUDPStream(ctx, t, s, netip.AddrPortFrom(four, 7000).String())
 	stream.Stop()
 }
 
-// checkConflictReported says whether the event, the entry, the condition and the metric tell of a foreign host.
+// checkConflictReported returns an error unless the event, the ServiceL2Status, the conditions and
+// the metrics report the foreign host.
 func checkConflictReported(ctx context.Context, s *cluster.Cluster, node string, a netip.Addr, mac facts.MAC) error {
 	var events eventsv1.EventList
 	if err := s.API.List(ctx, &events, client.InNamespace("default")); err != nil {
@@ -244,7 +248,7 @@ func checkConflictReported(ctx context.Context, s *cluster.Cluster, node string,
 		found = found || (e.Reason == names.EventAnnounceFailed && strings.Contains(e.Note, mac.String()) && strings.Contains(e.Note, a.String()))
 	}
 	if !found {
-		return fmt.Errorf("no event %s names %s", names.EventAnnounceFailed, mac)
+		return fmt.Errorf("no event %s has %s", names.EventAnnounceFailed, mac)
 	}
 	var entries v1beta1.ServiceL2StatusList
 	if err := s.API.List(ctx, &entries, client.InNamespace(names.Namespace), client.MatchingLabels{names.LabelNode: node}); err != nil {
@@ -257,7 +261,7 @@ func checkConflictReported(ctx context.Context, s *cluster.Cluster, node string,
 		}
 	}
 	if !found {
-		return fmt.Errorf("no ServiceL2Status of %s names %s", node, mac)
+		return fmt.Errorf("no ServiceL2Status of %s has %s", node, mac)
 	}
 	var speaker v1alpha1.SpeakerStatus
 	if err := s.API.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: node}, &speaker); err != nil {
@@ -287,8 +291,9 @@ func checkConflictReported(ctx context.Context, s *cluster.Cluster, node string,
 	return nil
 }
 
-// testClientWithoutBroadcasts is a client in a network that keeps announcements to everybody from it. It asked for the addresses before, so
-// that the next holder tells it alone: it need not find out by itself, which takes half a minute.
+// testClientWithoutBroadcasts drops broadcast and multicast announcements at the client, as some
+// networks do. The client has asked for the addresses before, so the next holder sends it a unicast
+// announcement. Without that, the client would need half a minute to find the new holder.
 func testClientWithoutBroadcasts(ctx context.Context, t *testing.T, s *cluster.Cluster, four, six netip.Addr) {
 	rules := func(text string) {
 		cmd := exec.Command("nft", "-f", "-")
@@ -300,7 +305,7 @@ func testClientWithoutBroadcasts(ctx context.Context, t *testing.T, s *cluster.C
 		"add table ip6 deaf\nadd chain ip6 deaf in { type filter hook input priority 0; }\n" +
 		"add rule ip6 deaf in icmpv6 type nd-neighbor-advert ip6 daddr ff02::1 drop\n")
 	defer rules("delete table arp deaf\ndelete table ip6 deaf\n")
-	const backend = "node3" // which has to stay
+	const backend = "node3" // must not move
 	label := func(value string) {
 		_, err := s.Kubectl(ctx, "", "label", "node", backend, "node.kubernetes.io/exclude-from-external-load-balancers"+value)
 		must(t, err)
@@ -312,7 +317,8 @@ func testClientWithoutBroadcasts(ctx context.Context, t *testing.T, s *cluster.C
 	}
 }
 
-// checkClientNeedNotAsk cuts the holder off, and sees that the client does not have to ask who is the next one.
+// checkClientNeedNotAsk cuts the holder's cable, and checks that the client does not have to ask
+// for the next holder.
 func checkClientNeedNotAsk(ctx context.Context, t *testing.T, s *cluster.Cluster, a netip.Addr, backend string) {
 	var questions atomic.Int64
 	var asker atomic.Pointer[facts.MAC]
@@ -325,17 +331,18 @@ func checkClientNeedNotAsk(ctx context.Context, t *testing.T, s *cluster.Cluster
 	client := listenForFrames(t, s, "client", layer2.FamilyOf(a), func(layer2.Frame) {})
 	asker.Store(&client.link.MAC)
 	var old string
-	must(t, cluster.Await(ctx, "a holder without the backend", func(context.Context) error {
+	must(t, cluster.Await(ctx, "a holder on another node than the backend", func(context.Context) error {
 		if old = awaitHolderOf(ctx, t, s, a).Status.Node; old == backend {
 			return errors.New("it is " + old + " still")
 		}
 		return nil
 	}))
-	_ = s.Host("client").Do(exec.Command("ip", "neigh", "del", a.String(), "dev", "eth0").Run) // if it is known, it is asked for anew
+	// so that the client asks again
+	_ = s.Host("client").Do(exec.Command("ip", "neigh", "del", a.String(), "dev", "eth0").Run)
 	stream := startUDPStream(ctx, t, s, netip.AddrPortFrom(a, 7000).String())
-	must(t, cluster.Await(ctx, "the client's question", func(context.Context) error {
+	must(t, cluster.Await(ctx, "the client's query", func(context.Context) error {
 		if questions.Load() == 0 {
-			return errors.New("there was none")
+			return errors.New("the client sent none")
 		}
 		return nil
 	}))
@@ -347,7 +354,7 @@ func checkClientNeedNotAsk(ctx context.Context, t *testing.T, s *cluster.Cluster
 	}()
 	must(t, stream.AwaitAnswers(ctx, 200))
 	if n := questions.Load(); n > 0 {
-		t.Errorf("the client had to ask %d times who has %s", n, a)
+		t.Errorf("the client had to send %d queries for %s", n, a)
 	}
 	o := stream.Stop()
 	t.Logf("the client waited for %s", o.LongestGap)
@@ -360,8 +367,9 @@ func checkClientNeedNotAsk(ctx context.Context, t *testing.T, s *cluster.Cluster
 		}
 		n := readMetric(ctx, t, s, now, "gantry_speaker_takeover_seconds_count")
 		each := time.Duration(readMetric(ctx, t, s, now, "gantry_speaker_takeover_seconds_sum") / n * float64(time.Second))
-		if each < 50*time.Millisecond || each > max(2*o.LongestGap, 10*time.Second) { // a beacon comes each 50 ms
-			return fmt.Errorf("each of %v takeovers took %v, it says, and the client waited for %v", n, each, o.LongestGap)
+		// beacons are sent every 50 ms
+		if each < 50*time.Millisecond || each > max(2*o.LongestGap, 10*time.Second) {
+			return fmt.Errorf("the metrics say that each of %v takeovers took %v, but the client waited for %v", n, each, o.LongestGap)
 		}
 		return nil
 	}))

@@ -19,7 +19,8 @@ import (
 	"github.com/gantry-lb/gantry/test/lab"
 )
 
-// widePoolManifest has room for every Service of a test. That none of them has endpoints is said in the write that gives the address.
+// widePoolManifest has room for every Service of a test. None of them has endpoints, which the
+// write that assigns the address reports too.
 const widePoolManifest = `apiVersion: metallb.io/v1beta1
 kind: IPAddressPool
 metadata: {name: wide, namespace: metallb-system}
@@ -30,24 +31,24 @@ kind: L2Advertisement
 metadata: {name: wide, namespace: metallb-system}
 `
 
-// newServices is n Services.
-func newServices(name string, n int) (out []*corev1.Service, called []string) {
+// newServices returns n Services and their names.
+func newServices(name string, n int) (out []*corev1.Service, serviceNames []string) {
 	for i := range n {
 		s := cluster.NewService("default", fmt.Sprint(name, "-", i), "")
-		out, called = append(out, s), append(called, s.Name)
+		out, serviceNames = append(out, s), append(serviceNames, s.Name)
 	}
-	return out, called
+	return out, serviceNames
 }
 
-// readLease is the controllers' Lease.
+// readLease reads the Lease of the controllers.
 func readLease(ctx context.Context, s *cluster.Cluster) (*coordinationv1.Lease, error) {
 	var l coordinationv1.Lease
 	err := s.API.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: names.LeaderLease}, &l)
 	return &l, err
 }
 
-// awaitLeader waits for a controller to lead that is not the one named, and returns how it calls itself, and its Pod.
-func awaitLeader(ctx context.Context, t *testing.T, s *cluster.Cluster, not string) (who string, pod *corev1.Pod) {
+// awaitLeader waits until a controller other than not leads, and returns its identity and its Pod.
+func awaitLeader(ctx context.Context, t *testing.T, s *cluster.Cluster, not string) (identity string, pod *corev1.Pod) {
 	t.Helper()
 	must(t, cluster.Await(ctx, "a leader that is not "+not, func(ctx context.Context) error {
 		l, err := readLease(ctx, s)
@@ -55,21 +56,22 @@ func awaitLeader(ctx context.Context, t *testing.T, s *cluster.Cluster, not stri
 			return err
 		}
 		if l.Spec.HolderIdentity == nil || *l.Spec.HolderIdentity == "" || *l.Spec.HolderIdentity == not {
-			return fmt.Errorf("the Lease says %+v", l.Spec)
+			return fmt.Errorf("the Lease is %+v", l.Spec)
 		}
-		who = *l.Spec.HolderIdentity
+		identity = *l.Spec.HolderIdentity
 		return nil
 	}))
-	name, _, _ := strings.Cut(who, "_")
+	name, _, _ := strings.Cut(identity, "_")
 	pod = &corev1.Pod{}
 	must(t, s.API.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: name}, pod))
-	return who, pod
+	return identity, pod
 }
 
-// testLeaderSignal sends the leader a signal, creates a Service at once, and waits for its address and for the next leader.
+// testLeaderSignal sends the leader a signal, creates a Service immediately, and waits for its
+// address and the next leader.
 func testLeaderSignal(ctx context.Context, t *testing.T, s *cluster.Cluster, c *cluster.AddressRecorder, sig syscall.Signal, name string) {
 	t.Helper()
-	who, pod := awaitLeader(ctx, t, s, "")
+	identity, pod := awaitLeader(ctx, t, s, "")
 	must(t, s.SignalProgram(ctx, pod.Spec.NodeName, pod.Name, sig))
 	begun := time.Now()
 	must(t, s.API.Create(ctx, cluster.NewService("default", name, "")))
@@ -78,18 +80,18 @@ func testLeaderSignal(ctx context.Context, t *testing.T, s *cluster.Cluster, c *
 	next, _ := awaitLeader(ctx, t, s, "")
 	l, err := readLease(ctx, s)
 	must(t, err)
-	if next == who {
-		t.Errorf("%s leads still", who)
+	if next == identity {
+		t.Errorf("%s still leads", identity)
 	}
 	took, term := given[0].Sub(begun), time.Duration(*l.Spec.LeaseDurationSeconds)*time.Second
-	t.Logf("%s after %s an address came from %s (the lease is for %s)", took.Round(time.Millisecond), sig, next, term)
+	t.Logf("%s after %s %s assigned an address (the lease lasts %s)", took.Round(time.Millisecond), sig, next, term)
 	if sig == syscall.SIGTERM && took >= term {
-		t.Errorf("a new Service waited %s for its address, as long as the lease of a leader that is told to stop: it did not let go", took)
+		t.Errorf("a new Service waited %s for its address, which is at least the lease: the stopping leader did not release it", took)
 	}
 }
 
-// TestLeaderChangesKeepAddresses ends, kills and stops the leading controller of two. Whatever happens, no address is given twice and none
-// moves.
+// TestLeaderChangesKeepAddresses terminates, kills and pauses the leader of two controllers. No
+// address may be assigned twice, and none may move.
 func TestLeaderChangesKeepAddresses(t *testing.T) {
 	ctx, s := startCluster(t, lab.Options{Nodes: 2})
 	must(t, s.Apply(ctx, widePoolManifest))
@@ -98,26 +100,26 @@ func TestLeaderChangesKeepAddresses(t *testing.T) {
 	c, err := s.RecordAddresses(watching, "default")
 	must(t, err)
 	var before map[string]string
-	t.Run("a crowd costs one write and one event for each", func(t *testing.T) {
+	t.Run("many Services cost one write and one event each", func(t *testing.T) {
 		testWriteCounts(ctx, t, s, c)
 		before = readVersions(ctx, t, s)
 	})
-	t.Run("the other goes on when the leader is told to stop", func(t *testing.T) { testLeaderSignal(ctx, t, s, c, syscall.SIGTERM, "stop") })
-	t.Run("the other goes on when the leader is killed", func(t *testing.T) { testLeaderSignal(ctx, t, s, c, syscall.SIGKILL, "kill") })
-	t.Run("a leader that wakes after a pause gives nothing twice", func(t *testing.T) { testPausedLeader(ctx, t, s, c) })
-	t.Run("a slow API server, and one that was away", func(t *testing.T) { testSlowAPIServer(ctx, t, s, c) })
+	t.Run("the other controller continues when the leader stops", func(t *testing.T) { testLeaderSignal(ctx, t, s, c, syscall.SIGTERM, "stop") })
+	t.Run("the other controller continues when the leader is killed", func(t *testing.T) { testLeaderSignal(ctx, t, s, c, syscall.SIGKILL, "kill") })
+	t.Run("a paused leader assigns nothing twice when it resumes", func(t *testing.T) { testPausedLeader(ctx, t, s, c) })
+	t.Run("a slow and a stopped API server", func(t *testing.T) { testSlowAPIServer(ctx, t, s, c) })
 	for _, f := range c.Violations() {
 		t.Error(f)
 	}
 	now := readVersions(ctx, t, s)
 	for name, version := range before {
 		if now[name] != version {
-			t.Errorf("Service %s was written though nothing happened to it", name)
+			t.Errorf("Service %s was written although nothing had changed", name)
 		}
 	}
 }
 
-// readVersions are the resourceVersions of the Services that have an address.
+// readVersions returns the resourceVersions of the Services that have an address.
 func readVersions(ctx context.Context, t *testing.T, s *cluster.Cluster) map[string]string {
 	t.Helper()
 	var list corev1.ServiceList
@@ -131,41 +133,45 @@ func readVersions(ctx context.Context, t *testing.T, s *cluster.Cluster) map[str
 	return out
 }
 
-// testWriteCounts creates Services over 8 connections and counts what the API server was asked to write for them.
+// testWriteCounts creates Services over 8 connections and counts the writes to the API server for
+// them.
 func testWriteCounts(ctx context.Context, t *testing.T, s *cluster.Cluster, c *cluster.AddressRecorder) {
 	const n = 200
-	services, called := newServices("counted", n)
-	_, err := s.CreateServices(ctx, 1, services[:1]) // the pool's first status is none of the crowd's
+	services, serviceNames := newServices("counted", n)
+	_, err := s.CreateServices(ctx, 1, services[:1]) // the first status of the pool does not count
 	must(t, err)
-	_, err = c.AwaitAddresses(ctx, called[0])
+	_, err = c.AwaitAddresses(ctx, serviceNames[0])
 	must(t, err)
-	must(t, cluster.Await(ctx, "the event of the first Service", func(ctx context.Context) error { return checkOneEventEach(ctx, s, called[:1]) }))
+	must(t, cluster.Await(ctx, "the event of the first Service", func(ctx context.Context) error { return checkOneEventEach(ctx, s, serviceNames[:1]) }))
 	begun := time.Now()
 	before, err := s.CountWrites(ctx)
 	must(t, err)
 	_, err = s.CreateServices(ctx, 8, services[1:])
 	must(t, err)
-	_, err = c.AwaitAddresses(ctx, called...)
+	_, err = c.AwaitAddresses(ctx, serviceNames...)
 	must(t, err)
-	must(t, cluster.Await(ctx, "an event for each", func(ctx context.Context) error { return checkOneEventEach(ctx, s, called) }))
+	must(t, cluster.Await(ctx, "one event for each Service", func(ctx context.Context) error { return checkOneEventEach(ctx, s, serviceNames) }))
 	now, err := s.CountWrites(ctx)
 	must(t, err)
 	w := now.Since(before)
 	if w["services/status"] != n-1 {
 		t.Errorf("%d status writes for %d Services", w["services/status"], n-1)
 	}
-	// Five a second and one for 14 Services of the ledger, with a burst of five; one a second of the pool.
+	// The AddressLedger: 5 writes per second with a burst of 5, and one for 14 Services. The pool:
+	// one write per second.
 	if most := 6*(int(time.Since(begun).Seconds())+1) + n/14 + 5; w["addressledgers"]+w["ipaddresspools/status"] > most {
 		t.Errorf("%d writes of the ledger and %d of the pool for %d Services, want at most %d", w["addressledgers"], w["ipaddresspools/status"], n-1, most)
 	}
 	t.Logf("for %d Services: %v", n-1, w)
 }
 
-// controllerEventReasons are the reasons of the controller's events; the API server tells its own of Services, now and then.
+// controllerEventReasons are the reasons of the controller's events. The API server sometimes
+// writes events of its own for Services.
 var controllerEventReasons = []string{names.EventAllocated, names.EventAllocationFailed, names.EventLoadBalancerFailed, names.EventClearAssignment, names.EventAdditionalAssignFailed}
 
-// checkOneEventEach says whether the controller told exactly one event of each Service.
-func checkOneEventEach(ctx context.Context, s *cluster.Cluster, called []string) error {
+// checkOneEventEach returns an error unless the controller has written exactly one event for each
+// Service.
+func checkOneEventEach(ctx context.Context, s *cluster.Cluster, serviceNames []string) error {
 	var list corev1.EventList
 	if err := s.API.List(ctx, &list, client.InNamespace("default")); err != nil {
 		return err
@@ -176,7 +182,7 @@ func checkOneEventEach(ctx context.Context, s *cluster.Cluster, called []string)
 			count[e.InvolvedObject.Name] += int(max(e.Count, 1))
 		}
 	}
-	for _, name := range called {
+	for _, name := range serviceNames {
 		if count[name] != 1 {
 			return fmt.Errorf("Service %s has %d events", name, count[name])
 		}
@@ -184,30 +190,31 @@ func checkOneEventEach(ctx context.Context, s *cluster.Cluster, called []string)
 	return nil
 }
 
-// testPausedLeader stops the leader while Services come, so that its writes are under way, waits for the other, and wakes it while more
-// come.
+// testPausedLeader pauses the leader while Services are created, so that some of its writes are
+// under way. It waits for the other leader, and resumes the first one while more Services are
+// created.
 func testPausedLeader(ctx context.Context, t *testing.T, s *cluster.Cluster, c *cluster.AddressRecorder) {
-	services, called := newServices("paused", 300)
+	services, serviceNames := newServices("paused", 300)
 	coming := make(chan error, 1)
 	go func() {
 		_, err := s.CreateServices(ctx, 4, services[:100])
 		coming <- err
 	}()
-	_, err := c.AwaitAddresses(ctx, called[10]) // in the middle of it
+	_, err := c.AwaitAddresses(ctx, serviceNames[10]) // while the Services are being created
 	must(t, err)
-	who, pod := awaitLeader(ctx, t, s, "")
+	identity, pod := awaitLeader(ctx, t, s, "")
 	must(t, s.SignalProgram(ctx, pod.Spec.NodeName, pod.Name, syscall.SIGSTOP))
 	must(t, <-coming)
-	awaitLeader(ctx, t, s, who)
+	awaitLeader(ctx, t, s, identity)
 	go func() {
 		_, err := s.CreateServices(ctx, 4, services[100:])
 		coming <- err
 	}()
-	_, err = c.AwaitAddresses(ctx, called[150])
+	_, err = c.AwaitAddresses(ctx, serviceNames[150])
 	must(t, err)
 	must(t, s.SignalProgram(ctx, pod.Spec.NodeName, pod.Name, syscall.SIGCONT))
 	must(t, <-coming)
-	_, err = c.AwaitAddresses(ctx, called...)
+	_, err = c.AwaitAddresses(ctx, serviceNames...)
 	must(t, err)
 	must(t, cluster.Await(ctx, "the end of the old leader", func(ctx context.Context) error {
 		var now corev1.Pod
@@ -215,15 +222,16 @@ func testPausedLeader(ctx context.Context, t *testing.T, s *cluster.Cluster, c *
 			return err
 		}
 		if now.Status.ContainerStatuses[0].RestartCount == pod.Status.ContainerStatuses[0].RestartCount {
-			return fmt.Errorf("%s runs still", who)
+			return fmt.Errorf("%s is still running", identity)
 		}
 		return nil
 	}))
 }
 
-// testSlowAPIServer edits and deletes Services while the writes that give them addresses are under way, and takes the API server away.
+// testSlowAPIServer edits and deletes Services while the writes of their addresses are under way,
+// and then stops the API server for some seconds.
 func testSlowAPIServer(ctx context.Context, t *testing.T, s *cluster.Cluster, c *cluster.AddressRecorder) {
-	services, called := newServices("slow", 30)
+	services, serviceNames := newServices("slow", 30)
 	must(t, s.DelayAPI(ctx, 300*time.Millisecond))
 	_, err := s.CreateServices(ctx, 15, services)
 	must(t, err)
@@ -241,13 +249,13 @@ func testSlowAPIServer(ctx context.Context, t *testing.T, s *cluster.Cluster, c 
 	must(t, edits.Wait())
 	must(t, s.StopAPI(ctx))
 	must(t, s.DelayAPI(ctx, 0))
-	time.Sleep(3 * time.Second) // as long as it is away
+	time.Sleep(3 * time.Second) // how long it is stopped
 	must(t, s.StartAPI(ctx))
 	more, late := newServices("late", 5)
 	must(t, cluster.Await(ctx, "the API server", func(ctx context.Context) error { return client.IgnoreAlreadyExists(s.API.Create(ctx, more[0])) }))
 	_, err = s.CreateServices(ctx, 4, more[1:])
 	must(t, err)
-	for i, name := range called {
+	for i, name := range serviceNames {
 		if i%3 == 2 {
 			late = append(late, name)
 		}
@@ -255,7 +263,7 @@ func testSlowAPIServer(ctx context.Context, t *testing.T, s *cluster.Cluster, c 
 	_, err = c.AwaitAddresses(ctx, late...)
 	must(t, err)
 	must(t, cluster.Await(ctx, "Services without an address", func(ctx context.Context) error {
-		for i, name := range called {
+		for i, name := range serviceNames {
 			if i%3 != 1 {
 				continue
 			}
@@ -264,16 +272,17 @@ func testSlowAPIServer(ctx context.Context, t *testing.T, s *cluster.Cluster, c 
 				return err
 			}
 			if carries := len(svc.Status.LoadBalancer.Ingress) + len(svc.Status.Conditions) + len(svc.Annotations); carries > 0 {
-				return fmt.Errorf("Service %s is no LoadBalancer and carries %v %v", name, svc.Status, svc.Annotations)
+				return fmt.Errorf("Service %s is not a LoadBalancer but has %v %v", name, svc.Status, svc.Annotations)
 			}
 		}
 		return nil
 	}))
-	// Nothing is held for what is gone: the pool counts those that exist.
+	// No address is reserved for a deleted Service: the pool counts only those that exist.
 	must(t, cluster.Await(ctx, "the pool's count", func(ctx context.Context) error { return checkPoolCounts(ctx, s) }))
 }
 
-// checkPoolCounts says whether the pool's status counts exactly the addresses that Services have.
+// checkPoolCounts returns an error unless the pool's status counts exactly the addresses of
+// existing Services.
 func checkPoolCounts(ctx context.Context, s *cluster.Cluster) error {
 	var list corev1.ServiceList
 	if err := s.API.List(ctx, &list); err != nil {

@@ -23,7 +23,7 @@ import (
 	"github.com/gantry-lb/gantry/test/cluster"
 )
 
-// testLinkFlaps pulls the holder's cable again and again, and plugs it in at once.
+// testLinkFlaps cuts the holder's cable again and again, and restores it immediately.
 func testLinkFlaps(ctx context.Context, t *testing.T, s *cluster.Cluster, four netip.Addr) {
 	target := netip.AddrPortFrom(four, 7000).String()
 	for range 5 {
@@ -36,7 +36,7 @@ func testLinkFlaps(ctx context.Context, t *testing.T, s *cluster.Cluster, four n
 	for _, host := range []string{"node1", "node2", "node3"} {
 		macs = append(macs, listenForFrames(t, s, host, layer2.IPv4, func(layer2.Frame) {}).link.MAC)
 	}
-	// Whoever holds it now, one node answers.
+	// Exactly one node answers, whichever it is.
 	answered := make([]atomic.Int64, len(macs))
 	asker := listenForFrames(t, s, "client", layer2.IPv4, func(f layer2.Frame) {
 		for i, mac := range macs {
@@ -60,7 +60,7 @@ func testLinkFlaps(ctx context.Context, t *testing.T, s *cluster.Cluster, four n
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(500 * time.Millisecond): // for all of them
+		case <-time.After(500 * time.Millisecond): // time for all answers
 		}
 		nodes, sum := 0, int64(0)
 		for i := range answered {
@@ -70,16 +70,17 @@ func testLinkFlaps(ctx context.Context, t *testing.T, s *cluster.Cluster, four n
 			}
 		}
 		if nodes != 1 || sum != questions {
-			return fmt.Errorf("%d nodes give %d answers to %d questions", nodes, sum, questions)
+			return fmt.Errorf("%d nodes sent %d answers to %d queries", nodes, sum, questions)
 		}
 		return nil
 	}))
 }
 
-// clientIP is the client's address.
+// clientIP is the client's address on the LAN.
 var clientIP = netip.MustParseAddr("192.168.0.100")
 
-// testLinkRenamed gives the holders' links another name while a client asks; the link and its addresses stay what they are.
+// testLinkRenamed renames the nodes' links while a client sends requests. The links keep their
+// addresses.
 func testLinkRenamed(ctx context.Context, t *testing.T, s *cluster.Cluster, addresses ...netip.Addr) {
 	var streams []*cluster.Stream
 	for _, a := range addresses {
@@ -107,16 +108,16 @@ func testLinkRenamed(ctx context.Context, t *testing.T, s *cluster.Cluster, addr
 	rename("uplink0", "eth0")
 	for i, stream := range streams {
 		if o := stream.Stop(); o.Lost > 0 {
-			t.Errorf("%d of %d questions to %s were lost while links were renamed", o.Lost, o.Sent, addresses[i])
+			t.Errorf("%d of %d requests to %s were lost while links were renamed", o.Lost, o.Sent, addresses[i])
 		}
 	}
 	if after := awaitHolders(ctx, t, s, addresses, nil); !maps.Equal(after, before) {
-		t.Errorf("the addresses went from %v to %v though links were only renamed", before, after)
+		t.Errorf("the addresses moved from %v to %v although links were only renamed", before, after)
 	}
 }
 
-// testLinksExcluded edits what the ConfigMap of excluded interfaces says, in the place of the kubelet, which brings an edit into
-// the running container.
+// testLinksExcluded edits the mounted ConfigMap of excluded interfaces in the running containers,
+// as the kubelet does.
 func testLinksExcluded(ctx context.Context, t *testing.T, s *cluster.Cluster, four netip.Addr) {
 	volumes := findExcludeVolumes(t, s)
 	edit := func(text string) {
@@ -138,7 +139,7 @@ func testLinksExcluded(ctx context.Context, t *testing.T, s *cluster.Cluster, fo
 					}
 				}
 				if got != want {
-					return fmt.Errorf("%s says %q of eth0", node, got)
+					return fmt.Errorf("%s reports %q for eth0", node, got)
 				}
 			}
 			return nil
@@ -163,7 +164,7 @@ func testLinksExcluded(ctx context.Context, t *testing.T, s *cluster.Cluster, fo
 	startUDPStream(ctx, t, s, netip.AddrPortFrom(four, 7000).String()).Stop()
 }
 
-// findExcludeVolumes finds where the lab keeps the speakers' volume.
+// findExcludeVolumes returns the directories of the speakers' volumes in the lab.
 func findExcludeVolumes(t *testing.T, s *cluster.Cluster) []string {
 	t.Helper()
 	out, err := filepath.Glob(fmt.Sprintf("/proc/%d/root/run/lab-pods/*/volumes/exclude", s.SupervisorPID()))

@@ -14,7 +14,7 @@ import (
 	"github.com/gantry-lb/gantry/test/lab"
 )
 
-// readSoakInterval is how long the processors are kept busy; make soak does it for ten minutes.
+// readSoakInterval returns how long the processors are kept busy. make soak sets it to ten minutes.
 func readSoakInterval(t *testing.T) time.Duration {
 	t.Helper()
 	s := os.Getenv("SOAK")
@@ -23,12 +23,12 @@ func readSoakInterval(t *testing.T) time.Duration {
 	}
 	d, err := time.ParseDuration(s)
 	if err != nil {
-		t.Fatalf("SOAK says how long to soak, like 10m: %v", err)
+		t.Fatalf("SOAK is a duration such as 10m: %v", err)
 	}
 	return d
 }
 
-// TestNoFalseTakeover keeps every processor busy: no living holder may be taken for dead.
+// TestNoFalseTakeover keeps every processor busy. No living holder may be declared dead.
 func TestNoFalseTakeover(t *testing.T) {
 	ctx, s := startCluster(t, lab.Options{Nodes: 4})
 	must(t, s.Apply(ctx, cluster.PoolManifest))
@@ -42,35 +42,35 @@ func TestNoFalseTakeover(t *testing.T) {
 	}
 	before := countTakeovers(ctx, t, s)
 	if before["Unheld"] < services {
-		t.Fatalf("the metrics say that addresses were taken so often: %v, want %d that nobody held", before, services)
+		t.Fatalf("the metrics count the taken addresses as %v, want at least %d that no node held", before, services)
 	}
-	busy, rest := context.WithTimeout(ctx, readSoakInterval(t))
-	defer rest()
+	busyCtx, stopBusy := context.WithTimeout(ctx, readSoakInterval(t))
+	defer stopBusy()
 	var spinning []*exec.Cmd
 	for range runtime.NumCPU() {
-		cmd := exec.CommandContext(busy, "sh", "-c", "while :; do :; done")
+		cmd := exec.CommandContext(busyCtx, "sh", "-c", "while :; do :; done")
 		must(t, cmd.Start())
 		spinning = append(spinning, cmd)
 	}
 	for _, cmd := range spinning {
-		_ = cmd.Wait() // it is killed when the time is over
+		_ = cmd.Wait() // its context kills it at the end
 	}
 	after := countTakeovers(ctx, t, s)
 	for reason, n := range after {
 		if n != before[reason] {
-			t.Errorf("%d addresses were taken for the reason %s though nobody died", n-before[reason], reason)
+			t.Errorf("%d addresses were taken for the reason %s although no node died", n-before[reason], reason)
 		}
 	}
 	t.Logf("no takeover in %v with %d processors busy", readSoakInterval(t), runtime.NumCPU())
 }
 
-// countTakeovers counts from the speakers' metrics how often addresses were taken, by reason.
+// countTakeovers returns from the speakers' metrics how often addresses were taken, by reason.
 func countTakeovers(ctx context.Context, t *testing.T, s *cluster.Cluster) map[string]int {
 	t.Helper()
 	out := map[string]int{}
 	for _, counts := range readMoveCounts(ctx, t, s) {
-		for what, n := range counts {
-			if reason, ok := strings.CutPrefix(what, "Taken "); ok {
+		for move, n := range counts {
+			if reason, ok := strings.CutPrefix(move, "Taken "); ok {
 				out[reason] += n
 			}
 		}

@@ -1,5 +1,6 @@
-// Package e2e tries Gantry as its users do: on a real cluster, with manifests as they write them, from a client on the
-// LAN. Each test file has its lab, or shares one where nothing that a test leaves disturbs the next.
+// Package e2e tests Gantry as users see it: on a real cluster, with manifests as they write them,
+// and from a client on the LAN. Each test has a lab of its own. Subtests share it, so each one
+// restores what it changed.
 package e2e
 
 import (
@@ -19,12 +20,14 @@ import (
 
 func TestMain(m *testing.M) {
 	lab.Reexec()
-	ctrllog.SetLogger(logr.Discard()) // or client-go's complaints about an API server that a test stopped are mixed with the tests' own
-	_ = lab.EnterUserNamespace()      // what it says is said again by each test that is skipped
+	// keeps the log of client-go, for example on an API server that a test stopped, out of the
+	// tests' output
+	ctrllog.SetLogger(logr.Discard())
+	_ = lab.EnterUserNamespace() // each skipped test repeats the error
 	os.Exit(m.Run())
 }
 
-// startCluster brings a lab with Gantry up for one test and its subtests.
+// startCluster starts a lab with Gantry for one test and its subtests.
 func startCluster(t *testing.T, o lab.Options) (context.Context, *cluster.Cluster) {
 	t.Helper()
 	ctx, s := startClusterWithoutGantry(t, o)
@@ -32,7 +35,7 @@ func startCluster(t *testing.T, o lab.Options) (context.Context, *cluster.Cluste
 	return ctx, s
 }
 
-// startClusterWithoutGantry brings a lab up in which Gantry is not installed.
+// startClusterWithoutGantry starts a lab in which Gantry is not installed.
 func startClusterWithoutGantry(t *testing.T, o lab.Options) (context.Context, *cluster.Cluster) {
 	t.Helper()
 	if m := lab.MissingPrerequisite(); m != "" {
@@ -43,7 +46,7 @@ func startClusterWithoutGantry(t *testing.T, o lab.Options) (context.Context, *c
 			t.Skip("bin/" + b + " is not built: make build")
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute+readSoakInterval(t)+burstTime())
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute+readSoakInterval(t)+longBurstTimeout())
 	t.Cleanup(cancel)
 	o.Dir, o.Progress = filepath.Join(t.TempDir(), "lab"), os.Stderr
 	s, err := cluster.Start(ctx, o)
@@ -59,7 +62,7 @@ func startClusterWithoutGantry(t *testing.T, o lab.Options) (context.Context, *c
 	return ctx, s
 }
 
-// keepLogs copies the logs of a lab whose test failed to where a person finds them.
+// keepLogs copies the logs of a lab to a directory that remains after the test.
 func keepLogs(t *testing.T, s *cluster.Cluster) {
 	to := filepath.Join(os.TempDir(), fmt.Sprintf("gantry-e2e-%s-%d", filepath.Base(t.Name()), os.Getpid()))
 	if err := os.CopyFS(to, os.DirFS(filepath.Join(s.Dir(), "logs"))); err == nil {

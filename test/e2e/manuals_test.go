@@ -24,27 +24,28 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/node"
 )
 
-// TestManifestsFromManuals applies what texts on Services show, as their readers type it in, in one cluster: testdata/manuals has the
-// manifests word by word, mended only where they were no YAML.
+// TestManifestsFromManuals applies the manifests of manuals on Services, as their readers do, in
+// one cluster. testdata/manuals has these manifests unchanged, except where they were not valid
+// YAML.
 func TestManifestsFromManuals(t *testing.T) {
 	ctx, s := startCluster(t, lab.Options{Nodes: 3})
 	must(t, s.Apply(ctx, cluster.PoolManifest))
-	// The texts' cluster IPs are in networks that their clusters have.
+	// The manuals use cluster IPs of other Service networks.
 	must(t, s.Apply(ctx, serviceNetworks))
 	for _, c := range []struct {
 		name string
 		f    func(context.Context, *testing.T, *cluster.Cluster)
 	}{
-		{"a Deployment's readiness decides who answers", testReadiness},
-		{"a headless Service is left alone", testHeadless},
+		{"only ready Pods of a Deployment answer", testReadiness},
+		{"a headless Service is not changed", testHeadless},
 		{"a Service keeps its fixed cluster IP", testFixedClusterIP},
-		{"one client stays with one Pod as long as the Service says", testSessionAffinity},
+		{"session affinity keeps a client with one Pod", testSessionAffinity},
 		{"one port serves TCP and UDP", testBothProtocols},
-		{"a Service without a selector leads to hand-made endpoints", testManualEndpoints},
-		{"kubectl expose makes a Service that is reached", testKubectlExpose},
+		{"a Service without a selector uses manual endpoints", testManualEndpoints},
+		{"a Service of kubectl expose is reachable", testKubectlExpose},
 		{"a Service in JSON keeps its NodePort", testNodePort},
 		{"an ingress controller routes by host behind one address", testIngress},
-		{"a Service may change its type and come back", testServiceTypes},
+		{"a Service can change its type and back", testServiceTypes},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.f(ctx, t, s) })
 	}
@@ -61,7 +62,7 @@ metadata: {name: manuals-3}
 spec: {cidrs: [172.17.188.0/24]}
 `
 
-// readManual reads a manifest.
+// readManual reads a manifest of a manual.
 func readManual(t *testing.T, name string) string {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join("testdata", "manuals", name))
@@ -69,7 +70,8 @@ func readManual(t *testing.T, name string) string {
 	return string(b)
 }
 
-// newNamespace makes a namespace and returns kubectl for it, which is given a manifest and words.
+// newNamespace creates a namespace, and returns a function that runs kubectl in it, with a manifest
+// as its input.
 func newNamespace(ctx context.Context, t *testing.T, s *cluster.Cluster, name string) func(manifest string, args ...string) string {
 	t.Helper()
 	_, err := s.Kubectl(ctx, "", "create", "namespace", name)
@@ -82,8 +84,8 @@ func newNamespace(ctx context.Context, t *testing.T, s *cluster.Cluster, name st
 	}
 }
 
-// findAnsweringPods asks n times, each by a connection of its own, and returns the Pods that answered; a question without an answer
-// is an error.
+// findAnsweringPods sends n requests, each over a new connection, and returns the Pods that
+// answered. A request without an answer is an error.
 func findAnsweringPods(ctx context.Context, s *cluster.Cluster, host, url string, n int) ([]string, error) {
 	var pods []string
 	for range n {
@@ -101,14 +103,14 @@ func findAnsweringPods(ctx context.Context, s *cluster.Cluster, host, url string
 	return pods, nil
 }
 
-// queryCount is how often a Service is asked before its answers count as all of them: of three Pods, each with the same chance,
-// one is missed by forty questions once in three million times.
+// queryCount is the number of requests that find all Pods of a Service. If three Pods answer with
+// equal probability, forty requests miss one of them once in 3.7 million times.
 const queryCount = 40
 
 // awaitAnsweringPods waits until exactly those Pods answer.
 func awaitAnsweringPods(ctx context.Context, t *testing.T, s *cluster.Cluster, url string, want []string) {
 	t.Helper()
-	must(t, cluster.Await(ctx, fmt.Sprintf("answers of %v alone", want), func(ctx context.Context) error {
+	must(t, cluster.Await(ctx, fmt.Sprintf("answers of %v only", want), func(ctx context.Context) error {
 		got, err := findAnsweringPods(ctx, s, "client", url, queryCount)
 		if err == nil && !slices.Equal(got, want) {
 			err = fmt.Errorf("these answer: %v", got)
@@ -117,7 +119,7 @@ func awaitAnsweringPods(ctx context.Context, t *testing.T, s *cluster.Cluster, u
 	}))
 }
 
-// announcingNodes returns the nodes that say that they announce a Service.
+// announcingNodes returns the nodes that announce a Service, according to the API.
 func announcingNodes(ctx context.Context, s *cluster.Cluster, namespace, name string) ([]string, error) {
 	var list v1beta1.ServiceL2StatusList
 	err := s.API.List(ctx, &list, client.InNamespace(names.Namespace),
@@ -129,10 +131,10 @@ func announcingNodes(ctx context.Context, s *cluster.Cluster, namespace, name st
 	return nodes, err
 }
 
-// awaitUnannounced waits until no node announces the Service any more and its address does not answer.
+// awaitUnannounced waits until no node announces the Service and its address does not answer.
 func awaitUnannounced(ctx context.Context, t *testing.T, s *cluster.Cluster, service serviceKey, url string) {
 	t.Helper()
-	must(t, cluster.Await(ctx, "silence of "+service.name, func(ctx context.Context) error {
+	must(t, cluster.Await(ctx, "no announcement of "+service.name, func(ctx context.Context) error {
 		nodes, err := announcingNodes(ctx, s, service.namespace, service.name)
 		if err != nil || len(nodes) > 0 {
 			return fmt.Errorf("these announce it: %v (%v)", nodes, err)
@@ -144,7 +146,7 @@ func awaitUnannounced(ctx context.Context, t *testing.T, s *cluster.Cluster, ser
 	}))
 }
 
-// serviceKey is the name of a Service.
+// serviceKey is the namespace and the name of a Service.
 type serviceKey struct{ namespace, name string }
 
 func testReadiness(ctx context.Context, t *testing.T, s *cluster.Cluster) {
@@ -171,12 +173,13 @@ func testReadiness(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 }
 
 func testHeadless(ctx context.Context, t *testing.T, s *cluster.Cluster) {
-	svc, err := s.GetService(ctx, "readiness", "nginx") // the text's own, applied before
+	// in the same manual, applied by the test before
+	svc, err := s.GetService(ctx, "readiness", "nginx")
 	must(t, err)
 	wantUntouched(t, svc)
 }
 
-// wantUntouched says that Gantry has nothing to do with a Service.
+// wantUntouched fails the test if Gantry has written anything to a Service.
 func wantUntouched(t *testing.T, svc *corev1.Service) {
 	t.Helper()
 	if err := checkUntouched(svc); err != nil {
@@ -187,12 +190,12 @@ func wantUntouched(t *testing.T, svc *corev1.Service) {
 func checkUntouched(svc *corev1.Service) error {
 	_, annotated := svc.Annotations[names.AnnotationFromPool]
 	if len(svc.Status.LoadBalancer.Ingress) > 0 || len(svc.Status.Conditions) > 0 || annotated {
-		return fmt.Errorf("Service %s of type %s carries %v and %v", svc.Name, svc.Spec.Type, svc.Status, svc.Annotations)
+		return fmt.Errorf("Service %s of type %s has %v and %v", svc.Name, svc.Spec.Type, svc.Status, svc.Annotations)
 	}
 	return nil
 }
 
-// responderManifest is a Deployment whose Pods answer on ports.
+// responderManifest returns a Deployment whose Pods answer on the ports, each written as TCP/80.
 func responderManifest(name, labels string, ports ...string) string {
 	var list []string
 	for _, p := range ports {
@@ -229,14 +232,14 @@ func testFixedClusterIP(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 		}
 		_, err = s.AwaitFetch(ctx, "node1", "http://10.0.171.239/")
 		must(t, err)
-		kubectl("", "delete", "service", "my-service") // both texts fix the same cluster IP
+		kubectl("", "delete", "service", "my-service") // both manuals use the same cluster IP
 	}
 }
 
 func testSessionAffinity(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	kubectl := newNamespace(ctx, t, s, "affinity")
 	kubectl(readManual(t, "002-webapp.yaml"), "apply", "-f", "-")
-	// Long enough for forty questions, short enough to wait for.
+	// Long enough for forty requests, short enough to wait for.
 	kubectl("", "patch", "service", "webapp", "-p",
 		`{"spec":{"type":"LoadBalancer","sessionAffinity":"ClientIP","sessionAffinityConfig":{"clientIP":{"timeoutSeconds":2}}}}`)
 	address, err := s.AwaitAddress(ctx, "affinity", "webapp")
@@ -250,8 +253,8 @@ func testSessionAffinity(ctx context.Context, t *testing.T, s *cluster.Cluster) 
 	if len(first) != 1 {
 		t.Errorf("one client was answered by %v, want one Pod", first)
 	}
-	must(t, cluster.Await(ctx, "another Pod once the client was quiet for longer than the timeout", func(ctx context.Context) error {
-		<-time.After(2200 * time.Millisecond) // the client's quiet
+	must(t, cluster.Await(ctx, "another Pod after the affinity timeout", func(ctx context.Context) error {
+		<-time.After(2200 * time.Millisecond) // the client sends nothing for this time
 		next, err := findAnsweringPods(ctx, s, "client", url, 1)
 		if err == nil && next[0] == first[0] {
 			err = fmt.Errorf("%s still answers", next[0])
@@ -292,7 +295,7 @@ spec:
 }
 
 func testManualEndpoints(ctx context.Context, t *testing.T, s *cluster.Cluster) {
-	// 1.2.3.4 is the text's external server: here it is far away, behind the router.
+	// 1.2.3.4 is the external server in the manual. Here it is behind the router.
 	must(t, s.Host("far").Do(func() error { return netns.AddAddress("lo", netip.MustParsePrefix("1.2.3.4/32")) }))
 	must(t, s.Host("router").Do(func() error {
 		return netns.AddRoute("eth1", netip.MustParsePrefix("1.2.3.4/32"), netip.MustParseAddr("10.99.0.2"))
@@ -318,9 +321,9 @@ func testManualEndpoints(ctx context.Context, t *testing.T, s *cluster.Cluster) 
 	body, err := s.AwaitFetch(ctx, "client", url)
 	must(t, err)
 	if !strings.Contains(body, "a server of old") {
-		t.Errorf("the Service leads to %q", body)
+		t.Errorf("the Service answers %q", body)
 	}
-	// The same with an EndpointSlice, which is what Endpoints became.
+	// The same with an EndpointSlice, the successor of Endpoints.
 	kubectl("", "delete", "endpoints", "my-service")
 	awaitUnannounced(ctx, t, s, serviceKey{"external", "my-service"}, url)
 	kubectl(`apiVersion: discovery.k8s.io/v1
@@ -345,7 +348,7 @@ func testKubectlExpose(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	body, err := s.AwaitFetch(ctx, "client", fmt.Sprintf("http://%s:8081/", address))
 	must(t, err)
 	if !strings.Contains(body, "pod: nginxv1-") || !strings.Contains(body, "port: 80\n") {
-		t.Errorf("port 8081 leads to\n%s", body)
+		t.Errorf("port 8081 answers\n%s", body)
 	}
 }
 
@@ -355,7 +358,7 @@ func testNodePort(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 		must(t, err)
 	}
 	kubectl(responderManifest("nginx", "app: nginx", "TCP/80"), "apply", "-f", "-")
-	// What the API server prints cannot be created again with its version in it, whoever serves it.
+	// No API server accepts a new object with a resourceVersion.
 	kubectl(strings.Replace(readManual(t, "003-nginx.json"), `"resourceVersion": "613764",`, "", 1), "create", "-f", "-")
 	address, err := s.AwaitAddress(ctx, "default", "nginx")
 	must(t, err)
@@ -365,7 +368,7 @@ func testNodePort(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 		body, err := s.AwaitFetch(ctx, "client", url)
 		must(t, err)
 		if !strings.Contains(body, "pod: nginx-") {
-			t.Errorf("%s leads to\n%s", url, body)
+			t.Errorf("%s answers\n%s", url, body)
 		}
 	}
 	if svc, err := s.GetService(ctx, "default", "nginx"); err != nil || svc.Spec.ClusterIP != "172.17.188.189" {

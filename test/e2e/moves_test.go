@@ -22,15 +22,17 @@ import (
 	"github.com/gantry-lb/gantry/test/lab"
 )
 
-// TestMovesLoseNothing moves the addresses of a Service for each reason that a person or Kubernetes may have, while a client asks
-// both of them, 500 times a second by datagrams and 50 times by connections: no question may be lost.
+// TestMovesLoseNothing moves the addresses of a Service in each planned way. Meanwhile a client
+// sends requests to both addresses, 500 per second over UDP and 50 per second over TCP. None may be
+// lost.
 func TestMovesLoseNothing(t *testing.T) {
 	for _, mode := range []string{lab.NFTables, lab.IPTables} {
 		t.Run(mode, func(t *testing.T) { testMovesLoseNothing(t, mode) })
 	}
 }
 
-// echoManifest is a Service of both families, by UDP and TCP on the same port, whose only Pod runs on node4.
+// echoManifest returns a dual-stack Service with UDP and TCP on the same port, whose only Pod runs
+// on node4.
 func echoManifest(name string) string {
 	return requireDualStack(strings.NewReplacer(
 		"    - {containerPort: 7000, protocol: UDP}\n", "    - {containerPort: 7000, protocol: UDP}\n    - {containerPort: 7000, protocol: TCP}\n",
@@ -80,7 +82,7 @@ func testMovesLoseNothing(t *testing.T, mode string) {
 			func(n string) { kubectl("annotate", "node", n, "gantry.dev/drain=") },
 			func(n string) { kubectl("annotate", "node", n, "gantry.dev/drain-") },
 		},
-		"a node selector that leaves the node out": {
+		"a node selector without the node": {
 			func(n string) {
 				kubectl("label", "node", n, "holds-")
 				ad("  nodeSelectors:\n  - matchLabels: {holds: \"yes\"}\n")
@@ -105,7 +107,7 @@ func testMovesLoseNothing(t *testing.T, mode string) {
 			before := readMoveCounts(ctx, t, s)
 			f := startRequestStreams(ctx, t, s, 500, addresses...)
 			leaving := slices.Compact(slices.Sorted(maps.Values(holders)))
-			for _, n := range leaving { // both holders at once, unless they are one
+			for _, n := range leaving { // both holders at once, if there are two
 				c.leave(n)
 			}
 			next := awaitHolders(ctx, t, s, addresses, leaving)
@@ -115,9 +117,9 @@ func testMovesLoseNothing(t *testing.T, mode string) {
 				c.back(n)
 			}
 			f.awaitMoreAnswers(ctx, t)
-			f.checkLossless(t, 1, fmt.Sprintf("%v handed over to %v", holders, next))
+			f.checkLossless(t, 1, fmt.Sprintf("%v handed the addresses over to %v", holders, next))
 			if still := awaitHolders(ctx, t, s, addresses, nil); !maps.Equal(still, next) {
-				t.Errorf("%v are back, and the addresses went from %v to %v", leaving, next, still)
+				t.Errorf("%v are back, and the addresses moved from %v to %v", leaving, next, still)
 			}
 		})
 	}
@@ -129,15 +131,17 @@ func testMovesLoseNothing(t *testing.T, mode string) {
 		f.awaitMoreAnswers(ctx, t)
 		f.checkLossless(t, 4, "every speaker was replaced")
 	})
-	t.Run("which answer pings now", func(t *testing.T) { wantPingAnswers(ctx, t, s, addresses...) })
+	t.Run("the new speakers answer pings", func(t *testing.T) { wantPingAnswers(ctx, t, s, addresses...) })
 	t.Run("the endpoints of a Service with policy Local move", func(t *testing.T) { testLocalMoves(ctx, t, s) })
-	t.Run("a rebalance", func(t *testing.T) { testRebalance(ctx, t, s, addresses, ad) }) // once nobody has come or gone for ten seconds
-	if mode == lab.IPTables {                                                            // TestLayer2OnSharedLAN has it with nftables
-		t.Run("a link flaps", func(t *testing.T) { testLinkFlaps(ctx, t, s, addresses[0]) })
+	// after the rollout, because a rebalance waits until no member has changed for ten seconds
+	t.Run("a rebalance", func(t *testing.T) { testRebalance(ctx, t, s, addresses, ad) })
+	if mode == lab.IPTables { // TestLayer2OnSharedLAN does this with nftables
+		t.Run("one node answers after a link has flapped", func(t *testing.T) { testLinkFlaps(ctx, t, s, addresses[0]) })
 	}
 }
 
-// awaitHolders waits until each address has one holder, none of them among those named, and returns them by address.
+// awaitHolders waits until each address has one holder that is not in not, and returns the holders
+// by address.
 func awaitHolders(ctx context.Context, t *testing.T, s *cluster.Cluster, addresses []netip.Addr, not []string) map[netip.Addr]string {
 	t.Helper()
 	out := map[netip.Addr]string{}
@@ -152,7 +156,8 @@ func awaitHolders(ctx context.Context, t *testing.T, s *cluster.Cluster, address
 	return out
 }
 
-// readMoveCounts are how often each node took or gave an address up, by event and reason.
+// readMoveCounts returns how often each node took or released an address, by node, and then by
+// event and reason.
 func readMoveCounts(ctx context.Context, t *testing.T, s *cluster.Cluster) map[string]map[string]int {
 	t.Helper()
 	out := map[string]map[string]int{}
@@ -172,8 +177,8 @@ func readMoveCounts(ctx context.Context, t *testing.T, s *cluster.Cluster) map[s
 	return out
 }
 
-// checkHandedOver checks that the moves since before are counted as what they are: the addresses were handed over, and nobody was taken
-// for dead. Those who left may have been started again.
+// checkHandedOver checks the metrics of the moves since before: the addresses were handed over, and
+// no node was declared dead. It ignores the nodes in left, whose speakers may have been restarted.
 func checkHandedOver(ctx context.Context, t *testing.T, s *cluster.Cluster, before map[string]map[string]int, left []string) {
 	t.Helper()
 	handed := 0
@@ -193,10 +198,11 @@ func checkHandedOver(ctx context.Context, t *testing.T, s *cluster.Cluster, befo
 	}
 }
 
-// requestStreams are a client's questions to addresses: of each, by datagrams and by connections.
+// requestStreams are the requests of a client to addresses, over UDP and TCP to each.
 type requestStreams map[string]*cluster.Stream
 
-// startRequestStreams begins to ask each of the addresses, rate times a second by datagrams, and a tenth of that by connections.
+// startRequestStreams starts requests to each of the addresses, rate per second over UDP and a
+// tenth of that over TCP.
 func startRequestStreams(ctx context.Context, t *testing.T, s *cluster.Cluster, rate int, addresses ...netip.Addr) requestStreams {
 	t.Helper()
 	f := requestStreams{}
@@ -204,19 +210,19 @@ func startRequestStreams(ctx context.Context, t *testing.T, s *cluster.Cluster, 
 		target := netip.AddrPortFrom(a, 7000).String()
 		udp, err := s.StreamUDP(ctx, "client", target, rate)
 		must(t, err)
-		f["by UDP of "+target], f["by TCP of "+target] = udp, s.StreamTCP(ctx, "client", target, rate/10)
+		f["over UDP to "+target], f["over TCP to "+target] = udp, s.StreamTCP(ctx, "client", target, rate/10)
 	}
 	f.awaitMoreAnswers(ctx, t)
 	return f
 }
 
-// awaitMoreAnswers waits until each flow has about half a second's answers more.
+// awaitMoreAnswers waits until each stream has the answers of about half a second more.
 func (f requestStreams) awaitMoreAnswers(ctx context.Context, t *testing.T) {
 	t.Helper()
 	var more errgroup.Group
-	for how, stream := range f {
+	for name, stream := range f {
 		n := 250
-		if strings.HasPrefix(how, "by TCP") {
+		if strings.HasPrefix(name, "over TCP") {
 			n = 25
 		}
 		more.Go(func() error { return stream.AwaitAnswers(ctx, n) })
@@ -224,23 +230,24 @@ func (f requestStreams) awaitMoreAnswers(ctx context.Context, t *testing.T) {
 	must(t, more.Wait())
 }
 
-// checkLossless checks that no question was lost while each address moved so often.
-func (f requestStreams) checkLossless(t *testing.T, moves int, when string) {
+// checkLossless checks that no request was lost while each address moved this number of times.
+func (f requestStreams) checkLossless(t *testing.T, moves int, event string) {
 	t.Helper()
-	for how, stream := range f {
+	for name, stream := range f {
 		o := stream.Stop()
 		n := countTornConnections(o.Failures, moves)
 		if o.Lost > n {
-			t.Errorf("%d of %d questions %s were lost when %s: %v", o.Lost-n, o.Sent, how, when, o.Failures)
+			t.Errorf("%d of %d requests %s were lost when %s: %v", o.Lost-n, o.Sent, name, event, o.Failures)
 		}
 		if n > 0 {
-			t.Logf("%d of %d questions %s were under way at the instant of a move", n, o.Sent, how)
+			t.Logf("%d of %d requests %s were under way at the instant of a move", n, o.Sent, name)
 		}
 	}
 }
 
-// countTornConnections counts the connections that ended because their address moved while they were under way: kube-proxy on the former holder
-// knew them, and on the next one it does not. All that a move tears were under way at one instant; what else failed is lost.
+// countTornConnections counts the connections that a move of their address has reset: kube-proxy of
+// the new holder does not know the connections of the old one. All connections that one move resets
+// were open at the same instant. Any other failure counts as lost.
 func countTornConnections(failures []cluster.Failure, moves int) (n int) {
 	left := slices.DeleteFunc(slices.Clone(failures), func(f cluster.Failure) bool {
 		return !errors.Is(f.Err, syscall.ECONNRESET) && !errors.Is(f.Err, syscall.EPIPE)
@@ -254,7 +261,8 @@ func countTornConnections(failures []cluster.Failure, moves int) (n int) {
 	return n
 }
 
-// TestTornConnectionsAreCounted: what is excused is what one instant of each move explains, and nothing else.
+// TestTornConnectionsAreCounted checks that only connections are excused that were open at the
+// instant of a move.
 func TestTornConnectionsAreCounted(t *testing.T) {
 	at := func(ms int) time.Time { return time.Unix(0, 0).Add(time.Duration(ms) * time.Millisecond) }
 	reset := func(begun, ended int) cluster.Failure {
@@ -279,7 +287,8 @@ func TestTornConnectionsAreCounted(t *testing.T) {
 	}
 }
 
-// testRebalance makes one node hold everything, and then lets the others have their share.
+// testRebalance lets one node hold all addresses, and then checks that they are spread over all
+// nodes.
 func testRebalance(ctx context.Context, t *testing.T, s *cluster.Cluster, addresses []netip.Addr, ad func(string)) {
 	must(t, s.Apply(ctx, echoManifest("more0")+"---\n"+echoManifest("more1")))
 	for _, name := range []string{"more0", "more1"} {
@@ -296,7 +305,7 @@ func testRebalance(ctx context.Context, t *testing.T, s *cluster.Cluster, addres
 			}
 			held, all := map[string]int{}, 0
 			for _, o := range list.Items {
-				if g := o.Status.Gantry; g != nil { // the status comes after the object
+				if g := o.Status.Gantry; g != nil { // the status is written after the object
 					held[o.Status.Node] += len(g.Addresses)
 					all += len(g.Addresses)
 				}
@@ -308,9 +317,9 @@ func testRebalance(ctx context.Context, t *testing.T, s *cluster.Cluster, addres
 		}))
 	}
 	ad("  nodeSelectors:\n  - matchLabels: {kubernetes.io/hostname: node1}\n")
-	spread("node1 to hold everything", func(held map[string]int) error {
+	spread("all addresses on node1", func(held map[string]int) error {
 		if len(held) != 1 {
-			return fmt.Errorf("they are held like this: %v", held)
+			return fmt.Errorf("the numbers of held addresses are %v", held)
 		}
 		return nil
 	})
@@ -320,7 +329,7 @@ func testRebalance(ctx context.Context, t *testing.T, s *cluster.Cluster, addres
 	spread("an even spread", func(held map[string]int) error {
 		for _, n := range []string{"node1", "node2", "node3"} {
 			if held[n] > most || held[n] == 0 {
-				return fmt.Errorf("they are held like this: %v", held)
+				return fmt.Errorf("the numbers of held addresses are %v", held)
 			}
 		}
 		return nil
@@ -358,21 +367,21 @@ spec:
   - {name: connections, port: 7000, protocol: TCP}
 `
 
-// testLocalMoves replaces the only Pod of a Service by one on another node; the old one serves for two seconds after it was told
-// to stop.
+// testLocalMoves replaces the only Pod of a Service by one on another node. The old Pod serves for
+// two seconds after SIGTERM.
 func testLocalMoves(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	local := requireDualStack(localManifest)
 	must(t, s.Apply(ctx, local))
 	addresses, err := s.AwaitAddresses(ctx, "default", "local", 2)
 	must(t, err)
 	for _, stream := range startRequestStreams(ctx, t, s, 500, addresses...) {
-		stream.Stop() // what is lost until it is served for the first time is another matter
+		stream.Stop() // requests before the Service works for the first time may be lost
 	}
 	f := startRequestStreams(ctx, t, s, 500, addresses...)
 	for _, node := range []string{"node2", "node3"} {
 		must(t, s.Apply(ctx, strings.Replace(local, "nodeName: node1", "nodeName: "+node, 1)))
 		for _, a := range addresses {
-			must(t, cluster.Await(ctx, a.String()+" to follow the Pod to "+node, func(context.Context) error {
+			must(t, cluster.Await(ctx, a.String()+" on the Pod's node "+node, func(context.Context) error {
 				if h := awaitHolderOf(ctx, t, s, a).Status.Node; h != node {
 					return fmt.Errorf("%s holds it", h)
 				}

@@ -22,26 +22,26 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/netns"
 )
 
-// testDuplicateAddressDetection gives the router the address, whose kernel asks first whether somebody has it (RFC 4862 section 5.4), in the way of
-// today's Linux (RFC 7527).
+// testDuplicateAddressDetection assigns the address to the router, whose kernel first checks
+// whether another host has it (RFC 4862 section 5.4, with the nonce of RFC 7527).
 func testDuplicateAddressDetection(ctx context.Context, t *testing.T, s *cluster.Cluster, six netip.Addr) {
 	router := s.Host("router")
 	must(t, router.Do(func() error {
 		return errors.Join(netns.SetSysctl("net/ipv6/conf/eth0/accept_dad", "1"), netns.SetSysctl("net/ipv6/conf/eth0/dad_transmits", "1"))
 	}))
-	own := &netlink.Addr{IPNet: &net.IPNet{IP: six.AsSlice(), Mask: net.CIDRMask(64, 128)}}
+	address := &netlink.Addr{IPNet: &net.IPNet{IP: six.AsSlice(), Mask: net.CIDRMask(64, 128)}}
 	change := func(do func(netlink.Link, *netlink.Addr) error) {
 		must(t, router.Do(func() error {
 			eth0, err := netlink.LinkByName("eth0")
 			if err != nil {
 				return err
 			}
-			return do(eth0, own)
+			return do(eth0, address)
 		}))
 	}
 	change(netlink.AddrAdd)
 	defer change(netlink.AddrDel)
-	must(t, cluster.Await(ctx, "the router's kernel to learn that the address is taken", func(context.Context) error {
+	must(t, cluster.Await(ctx, "the failed duplicate address detection of the router", func(context.Context) error {
 		return router.Do(func() error {
 			eth0, err := netlink.LinkByName("eth0")
 			if err != nil {
@@ -49,7 +49,7 @@ func testDuplicateAddressDetection(ctx context.Context, t *testing.T, s *cluster
 			}
 			all, err := netlink.AddrList(eth0, netlink.FAMILY_V6)
 			for _, a := range all {
-				if a.IP.Equal(own.IP) && a.Flags&unix.IFA_F_DADFAILED != 0 {
+				if a.IP.Equal(address.IP) && a.Flags&unix.IFA_F_DADFAILED != 0 {
 					return nil
 				}
 			}
@@ -58,7 +58,8 @@ func testDuplicateAddressDetection(ctx context.Context, t *testing.T, s *cluster
 	}))
 }
 
-// testOtherNodeAnswers has a node without a claim speak for the address, as kube-proxy in ipvs mode without strictARP makes its kernel do.
+// testOtherNodeAnswers sends an announcement of the address from a node that does not hold it. The
+// kernel does so with kube-proxy in ipvs mode without strictARP.
 func testOtherNodeAnswers(ctx context.Context, t *testing.T, s *cluster.Cluster, four netip.Addr) {
 	holder := awaitHolderOf(ctx, t, s, four).Status.Node
 	stray := "node1"
@@ -67,7 +68,7 @@ func testOtherNodeAnswers(ctx context.Context, t *testing.T, s *cluster.Cluster,
 	}
 	node := listenForFrames(t, s, stray, layer2.IPv4, func(layer2.Frame) {})
 	all := layer2.AnnouncementMAC(four)
-	must(t, cluster.Await(ctx, "an event that names the node", func(ctx context.Context) error {
+	must(t, cluster.Await(ctx, "an event with the name of the node", func(ctx context.Context) error {
 		if err := node.Write(layer2.Frame{
 			Destination: all, Source: node.link.MAC, Operation: layer2.Request,
 			SenderMAC: node.link.MAC, SenderIP: four, TargetMAC: all, TargetIP: four,
@@ -83,7 +84,7 @@ func testOtherNodeAnswers(ctx context.Context, t *testing.T, s *cluster.Cluster,
 				return nil
 			}
 		}
-		return fmt.Errorf("none of %d events does", len(events.Items))
+		return fmt.Errorf("none of %d events has it", len(events.Items))
 	}))
 	if now := awaitHolderOf(ctx, t, s, four).Status.Node; now != holder {
 		t.Errorf("the holder changed from %s to %s", holder, now)
@@ -91,7 +92,8 @@ func testOtherNodeAnswers(ctx context.Context, t *testing.T, s *cluster.Cluster,
 	startUDPStream(ctx, t, s, netip.AddrPortFrom(four, 7000).String()).Stop()
 }
 
-// testChangedMAC changes the Ethernet address of the holder's link, as a bond does when it loses a port.
+// testChangedMAC changes the Ethernet address of the holder's link, as a bond does when it loses a
+// port.
 func testChangedMAC(ctx context.Context, t *testing.T, s *cluster.Cluster, four netip.Addr) {
 	holder := awaitHolderOf(ctx, t, s, four).Status.Node
 	mac := facts.MAC{2, 0xaa, 0xbb, 0xcc, 0xdd, 1}
@@ -104,7 +106,7 @@ func testChangedMAC(ctx context.Context, t *testing.T, s *cluster.Cluster, four 
 	stream := startUDPStream(ctx, t, s, netip.AddrPortFrom(four, 7000).String())
 	must(t, s.Host(holder).Do(func() error {
 		eth0, err := netlink.LinkByName("eth0")
-		// The kernel tells the others of the node's own addresses.
+		// The kernel announces the node's own addresses with the new Ethernet address.
 		err = errors.Join(err, netns.SetSysctl("net/ipv4/conf/eth0/arp_notify", "1"), netns.SetSysctl("net/ipv6/conf/eth0/ndisc_notify", "1"))
 		if err != nil {
 			return err
@@ -113,7 +115,7 @@ func testChangedMAC(ctx context.Context, t *testing.T, s *cluster.Cluster, four 
 	}))
 	must(t, cluster.Await(ctx, "an announcement with the new Ethernet address", func(context.Context) error {
 		if !announced.Load() {
-			return errors.New("the client heard none")
+			return errors.New("the client received none")
 		}
 		return nil
 	}))

@@ -14,18 +14,18 @@ import (
 	"github.com/gantry-lb/gantry/test/lab"
 )
 
-// nobodyUID is a user that owns nothing.
+// nobodyUID is a user without any files.
 const nobodyUID = 65534
 
-// prepareScript shows nobody the repository and the control plane, in mounts of its own, wherever they are, and goes on as
-// that user.
+// prepareScript mounts the repository and the control plane where the user nobody can read them,
+// and continues as that user.
 const prepareScript = `set -e
 mount --bind "$KUBE" "$ROOM/kube"
 mount --rbind "$REPOSITORY" "$ROOM/repository"
 exec setpriv --reuid 65534 --regid 65534 --clear-groups sh -c "$STEPS"
 `
 
-// stepsScript are the beginning of the demonstration, as a person types it.
+// stepsScript has the first steps of the demonstration, as a person types them.
 const stepsScript = `set -e
 cd "$ROOM/repository"
 unshare --user --map-root-user --net --mount true || exit 77
@@ -43,33 +43,33 @@ done
 exit 1
 `
 
-// TestLabForOrdinaryUser does the first steps of the demonstration as a user without any right.
+// TestLabForOrdinaryUser runs the first steps of the demonstration as a user without privileges.
 func TestLabForOrdinaryUser(t *testing.T) {
 	if m := lab.MissingPrerequisite(); m != "" {
 		t.Skip(m)
 	}
 	if ids, _ := os.ReadFile("/proc/self/uid_map"); len(strings.Fields(string(ids))) != 3 || strings.Fields(string(ids))[2] != "4294967295" {
-		t.Skip("these tests run as an ordinary user already")
+		t.Skip("this test already runs as an ordinary user")
 	}
 	if _, err := os.Stat(filepath.Join(lab.RepositoryRoot(), "bin", "lab")); err != nil {
 		t.Skip("bin/lab is not built: make build")
 	}
 	kube, err := lab.BuildKube(t.Context(), os.Stderr)
 	must(t, err)
-	room, err := os.MkdirTemp("", "gantry-user-")
+	directory, err := os.MkdirTemp("", "gantry-user-")
 	must(t, err)
-	t.Cleanup(func() { os.RemoveAll(room) })
+	t.Cleanup(func() { os.RemoveAll(directory) })
 	for _, d := range []string{"kube", "repository", "home"} {
-		must(t, os.Mkdir(filepath.Join(room, d), 0o755))
+		must(t, os.Mkdir(filepath.Join(directory, d), 0o755))
 	}
-	must(t, os.Chmod(room, 0o755))
-	must(t, os.Chown(room, nobodyUID, nobodyUID))
-	must(t, os.Chown(filepath.Join(room, "home"), nobodyUID, nobodyUID))
+	must(t, os.Chmod(directory, 0o755))
+	must(t, os.Chown(directory, nobodyUID, nobodyUID))
+	must(t, os.Chown(filepath.Join(directory, "home"), nobodyUID, nobodyUID))
 
 	cmd := exec.CommandContext(t.Context(), "unshare", "--mount", "sh", "-c", prepareScript)
 	cmd.Env = []string{
-		"PATH=" + os.Getenv("PATH"), "HOME=" + filepath.Join(room, "home"), "LAB_KUBE=" + filepath.Join(room, "kube"), "LAB_DIR=" + filepath.Join(room, "lab"),
-		"ROOM=" + room, "KUBE=" + kube, "REPOSITORY=" + lab.RepositoryRoot(), "STEPS=" + stepsScript, "MANIFESTS=" + cluster.PoolManifest + "---\n" + cluster.DashboardManifest,
+		"PATH=" + os.Getenv("PATH"), "HOME=" + filepath.Join(directory, "home"), "LAB_KUBE=" + filepath.Join(directory, "kube"), "LAB_DIR=" + filepath.Join(directory, "lab"),
+		"ROOM=" + directory, "KUBE=" + kube, "REPOSITORY=" + lab.RepositoryRoot(), "STEPS=" + stepsScript, "MANIFESTS=" + cluster.PoolManifest + "---\n" + cluster.DashboardManifest,
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
@@ -79,9 +79,9 @@ func TestLabForOrdinaryUser(t *testing.T) {
 		t.Skipf("this kernel gives ordinary users no user namespaces: %s", out)
 	}
 	if err != nil || !strings.Contains(string(out), "pod: tekton-dashboard-") {
-		t.Fatalf("the user got %v:\n%s", err, out)
+		t.Fatalf("the script failed with %v:\n%s", err, out)
 	}
-	if _, err := os.Stat(filepath.Join(room, "lab")); err == nil {
-		t.Error(fmt.Errorf("the lab's directory is left in %s", room))
+	if _, err := os.Stat(filepath.Join(directory, "lab")); err == nil {
+		t.Error(fmt.Errorf("the lab's directory is left in %s", directory))
 	}
 }

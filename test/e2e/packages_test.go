@@ -14,9 +14,9 @@ import (
 	"github.com/gantry-lb/gantry/test/packages"
 )
 
-// TestInstallationPackages installs Gantry in each of the ways that the README names, from the programs in the container image, tries
-// it, and takes it away again. At the end it looks at what the service accounts did: nothing was refused, and no right was
-// unused.
+// TestInstallationPackages installs Gantry in each way that the README describes, with the programs
+// of the container image, checks it, and uninstalls it. At the end it reads the audit log: no
+// request of the service accounts was denied, and no right was unused.
 func TestInstallationPackages(t *testing.T) {
 	if m := packages.MissingProgram(); m != "" {
 		t.Skip(m)
@@ -54,7 +54,7 @@ func TestInstallationPackages(t *testing.T) {
 	checkRightsAreUsed(t, filepath.Join(s.Dir(), "logs", "audit.log"))
 }
 
-// backendManifest answers for every Service of this test.
+// backendManifest is the backend of every Service in this test.
 const backendManifest = `apiVersion: apps/v1
 kind: Deployment
 metadata: {name: web}
@@ -68,7 +68,8 @@ spec:
       - {name: web, image: web, ports: [{containerPort: 80}]}
 `
 
-// monitoringCRDs stand in for the Prometheus operator's: the API server takes any object of them.
+// monitoringCRDs replace those of the Prometheus operator. The API server accepts any object of
+// these kinds.
 const monitoringCRDs = `apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition
 metadata: {name: servicemonitors.monitoring.coreos.com}
@@ -90,7 +91,8 @@ spec:
   - {name: v1, served: true, storage: true, schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}}
 `
 
-// everyKindManifest is an object of each kind that users write beside the pool and its advertisement.
+// everyKindManifest has an object of each kind that users write, except the pool and its
+// L2Advertisement.
 const everyKindManifest = `apiVersion: metallb.io/v1beta1
 kind: Community
 metadata: {name: communities, namespace: metallb-system}
@@ -117,14 +119,15 @@ metadata: {name: later, namespace: metallb-system}
 spec: {service: {namespace: default, name: later}, addresses: [192.168.0.233]}
 `
 
-// unpackImage makes the container image as `make image` does and returns a directory with its programs.
+// unpackImage builds the container image, as `make image` does, and returns a directory with its
+// files.
 func unpackImage(t *testing.T) string {
 	t.Helper()
 	bin, dir := filepath.Join(lab.RepositoryRoot(), "bin"), t.TempDir()
 	archive := filepath.Join(dir, "image.tar")
 	out, err := exec.Command(filepath.Join(bin, "image"), "-bin", bin, "-o", archive).CombinedOutput()
 	if err != nil {
-		t.Fatalf("making the image: %v\n%s", err, out)
+		t.Fatalf("building the image: %v\n%s", err, out)
 	}
 	img, err := packages.ReadImage(archive)
 	must(t, err)
@@ -139,7 +142,8 @@ func runKubectl(ctx context.Context, t *testing.T, s *cluster.Cluster, stdin str
 	return out
 }
 
-// checkFirstService does what everybody does first: a pool, an advertisement, a Service; then a client fetches from its address.
+// checkFirstService applies a pool, an advertisement and a Service, and checks that a client
+// reaches its address.
 func checkFirstService(ctx context.Context, t *testing.T, s *cluster.Cluster, service string) {
 	t.Helper()
 	must(t, s.Apply(ctx, cluster.PoolManifest+"---\n"+everyKindManifest))
@@ -148,7 +152,8 @@ func checkFirstService(ctx context.Context, t *testing.T, s *cluster.Cluster, se
 	runKubectl(ctx, t, s, "", "delete", "service", service)
 }
 
-// checkNoEndpointsReported has a Service without Pods say why nobody announces it.
+// checkNoEndpointsReported checks that the condition of a Service without Pods says that no node
+// announces it.
 func checkNoEndpointsReported(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	t.Helper()
 	runKubectl(ctx, t, s, "", "create", "service", "loadbalancer", "unserved", "--tcp=80")
@@ -156,7 +161,8 @@ func checkNoEndpointsReported(ctx context.Context, t *testing.T, s *cluster.Clus
 	runKubectl(ctx, t, s, "", "delete", "service", "unserved")
 }
 
-// checkFirstAddress checks that the Service has the first address of the pool and that a client reaches it there.
+// checkFirstAddress checks that the Service has the first address of the pool and that a client
+// reaches it.
 func checkFirstAddress(ctx context.Context, t *testing.T, s *cluster.Cluster, service string) {
 	t.Helper()
 	a, err := s.AwaitAddress(ctx, "default", service)
@@ -168,13 +174,13 @@ func checkFirstAddress(ctx context.Context, t *testing.T, s *cluster.Cluster, se
 	must(t, err)
 }
 
-// checkNothingIsLeft checks that the installation went without a trace.
+// checkNothingIsLeft checks that the cluster has no object of the installation any more.
 func checkNothingIsLeft(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	t.Helper()
 	out := runKubectl(ctx, t, s, "", "get", "-o", "name", "namespaces,customresourcedefinitions,clusterroles,clusterrolebindings,validatingwebhookconfigurations")
 	for _, line := range strings.Fields(out) {
 		if strings.Contains(line, "gantry") || strings.Contains(line, "metallb") {
-			t.Errorf("after the uninstallation %s is left", line)
+			t.Errorf("%s is left after the uninstallation", line)
 		}
 	}
 }
@@ -193,7 +199,8 @@ func checkLayer2Only(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	checkMayList(ctx, t, s, "gantry-controller", "secrets", "no")
 }
 
-// checkMetricsEndpoints fetches the metrics where the ServiceMonitors send Prometheus: from each endpoint of the Services that they select.
+// checkMetricsEndpoints fetches the metrics as Prometheus does: from each endpoint of the Services
+// that the ServiceMonitors select.
 func checkMetricsEndpoints(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	for component, port := range map[string]string{"controller": "7472", "speaker": "7473"} {
 		runKubectl(ctx, t, s, "", "-n", names.Namespace, "get", "servicemonitor", "gantry-"+component)
@@ -211,32 +218,32 @@ func checkMetricsEndpoints(ctx context.Context, t *testing.T, s *cluster.Cluster
 				loaded++
 			}
 		}
-		// Of the controllers, the one that leads has a configuration; every speaker does.
+		// Only the leader of the controllers has a configuration, and every speaker has one.
 		if want := map[string]int{"controller": 1, "speaker": 2}[component]; loaded != want {
-			t.Errorf("%d of the component %s say that they have a configuration, want %d", loaded, component, want)
+			t.Errorf("%d instances of %s report a loaded configuration, want %d", loaded, component, want)
 		}
 	}
 	runKubectl(ctx, t, s, "", "-n", names.Namespace, "get", "prometheusrule", "gantry")
 }
 
-// checkWebhookRefusals applies what contradicts an object that is there.
+// checkWebhookRefusals checks that the webhook denies objects that contradict existing ones.
 func checkWebhookRefusals(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	overlapping := strings.Replace(strings.Split(cluster.PoolManifest, "---")[0], "first-pool", "second-pool", 1)
 	err := s.Apply(ctx, overlapping)
 	if err == nil || !strings.Contains(err.Error(), "denied the request") || !strings.Contains(err.Error(), "first-pool") {
-		t.Errorf("a pool that overlaps another gave %v, want a refusal that names the other", err)
+		t.Errorf("a pool that overlaps another gives %v, want an error with the name of the other", err)
 	}
 	if _, err := s.Kubectl(ctx, "", "-n", names.Namespace, "delete", "bfdprofile", "fast"); err == nil || !strings.Contains(err.Error(), "router") {
-		t.Errorf("deleting a BFDProfile in use gave %v, want a refusal that names the BGPPeer", err)
+		t.Errorf("deleting a BFDProfile in use gives %v, want an error with the name of the BGPPeer", err)
 	}
 	must(t, s.Apply(ctx, strings.Replace(overlapping, "192.168.0.201-192.168.0.233", "192.168.0.240/29", 1)))
 	elsewhere := strings.NewReplacer("second-pool", "lost-pool", "namespace: metallb-system", "namespace: default", "192.168.0.201-192.168.0.233", "10.9.8.7").Replace(overlapping)
 	if err := s.Apply(ctx, elsewhere); err == nil || !strings.Contains(err.Error(), names.Namespace) {
-		t.Errorf("a pool in another namespace gave %v, want a refusal that names the right one", err)
+		t.Errorf("a pool in another namespace gives %v, want an error with the right namespace", err)
 	}
 }
 
-// testHelmChart installs, upgrades and uninstalls with Helm itself.
+// testHelmChart installs, upgrades and uninstalls the chart with Helm.
 func testHelmChart(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	helm := func(args ...string) string {
 		t.Helper()
@@ -250,7 +257,7 @@ func testHelmChart(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	}
 	dir := filepath.Join(lab.RepositoryRoot(), "charts", "gantry")
 	if out := helm("install", "gantry", dir, "--create-namespace"); !strings.Contains(out, "rollout status deployment/gantry-controller") {
-		t.Errorf("the notes do not say how to go on:\n%s", out)
+		t.Errorf("the notes lack the next step:\n%s", out)
 	}
 	must(t, s.AwaitRollout(ctx))
 	checkFirstService(ctx, t, s, "first")
@@ -263,7 +270,7 @@ func testHelmChart(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	runKubectl(ctx, t, s, "", "delete", "service", "kept")
 	helm("uninstall", "gantry")
 	if out := runKubectl(ctx, t, s, "", "-n", names.Namespace, "get", "ipaddresspools", "-o", "name"); !strings.Contains(out, "first-pool") {
-		t.Errorf("uninstalling the release took the pools away; left are %q", out)
+		t.Errorf("uninstalling the release has deleted the pools; left are %q", out)
 	}
 	kinds := strings.Fields(runKubectl(ctx, t, s, "", "get", "customresourcedefinitions", "-o", "name"))
 	for i, k := range kinds {

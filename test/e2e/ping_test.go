@@ -18,7 +18,7 @@ import (
 	"github.com/gantry-lb/gantry/test/cluster"
 )
 
-// testPings has the speakers answer pings, which they do on wish alone, and the client's kernel ping both addresses.
+// testPings checks that speakers do not answer pings by default, and that they do with the setting.
 func testPings(ctx context.Context, t *testing.T, s *cluster.Cluster, addresses ...netip.Addr) {
 	wantNoPingAnswer(t, s, addresses...)
 	_, err := s.Kubectl(ctx, "", "-n", names.Namespace, "set", "env", "daemonset/gantry-speaker", answerPingSetting)
@@ -27,14 +27,14 @@ func testPings(ctx context.Context, t *testing.T, s *cluster.Cluster, addresses 
 	wantPingAnswers(ctx, t, s, addresses...)
 }
 
-// answerPingSetting is the wish.
+// answerPingSetting turns answers to pings on.
 const answerPingSetting = "GANTRY_LAYER2_ANSWER_PING=true"
 
 func wantNoPingAnswer(t *testing.T, s *cluster.Cluster, addresses ...netip.Addr) {
 	t.Helper()
 	for _, a := range addresses {
 		if n, heard := sendPings(t, s, a, 1, time.Second); n > 0 {
-			t.Errorf("without a wish %s answers pings: %v", a, heard)
+			t.Errorf("%s answers pings without the setting: %v", a, heard)
 		}
 	}
 }
@@ -44,13 +44,13 @@ func wantPingAnswers(ctx context.Context, t *testing.T, s *cluster.Cluster, addr
 	for _, a := range addresses {
 		must(t, cluster.Await(ctx, "an answer to a ping of "+a.String(), func(context.Context) error {
 			if n, heard := sendPings(t, s, a, 1, time.Second); n != 1 {
-				return fmt.Errorf("the client heard %v", heard)
+				return fmt.Errorf("the client received %v", heard)
 			}
 			return nil
 		}))
 		n, heard := sendPings(t, s, a, 5, 10*time.Second)
 		if n != 5 {
-			t.Errorf("%d of 5 pings of %s are answered: %v", n, a, heard)
+			t.Errorf("%d of 5 pings of %s were answered: %v", n, a, heard)
 		}
 		holder := awaitHolderOf(ctx, t, s, a).Status.Node
 		if readMetric(ctx, t, s, holder, fmt.Sprintf(`gantry_layer2_pings_answered_total{ip="%s"}`, a)) == 0 {
@@ -59,7 +59,8 @@ func wantPingAnswers(ctx context.Context, t *testing.T, s *cluster.Cluster, addr
 	}
 }
 
-// sendPings sends so many pings and counts the answers, and whatever else the client hears.
+// sendPings sends a number of pings, and returns the number of answers and all ICMP messages that
+// the client received, by type and sender.
 func sendPings(t *testing.T, s *cluster.Cluster, a netip.Addr, times int, timeout time.Duration) (answers int, heard map[string]int) {
 	t.Helper()
 	network, protocol, kind := "ip4:icmp", 1, icmp.Type(ipv4.ICMPTypeEcho)

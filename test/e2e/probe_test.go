@@ -18,7 +18,8 @@ import (
 	"github.com/gantry-lb/gantry/test/cluster"
 )
 
-// probingPoolManifest has addresses that other hosts use: the router 192.168.0.240 and fd00:a8::400, and node2 192.168.0.241.
+// probingPoolManifest has addresses that other hosts use: the router uses 192.168.0.240 and
+// fd00:a8::400, and node2 uses 192.168.0.241.
 const probingPoolManifest = `apiVersion: metallb.io/v1beta1
 kind: IPAddressPool
 metadata:
@@ -43,7 +44,8 @@ spec:
   - asking
 `
 
-// testAddressProbe has an address that somebody uses passed over, whoever that is, and the next one given and announced.
+// testAddressProbe checks that addresses which other hosts or nodes use are skipped, and that the
+// next free ones are assigned and announced.
 func testAddressProbe(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	for _, add := range []struct{ host, address string }{{"router", "192.168.0.240/24"}, {"router", "fd00:a8::400/64"}, {"node2", "192.168.0.241/24"}} {
 		must(t, s.Host(add.host).Do(exec.Command("ip", "address", "add", add.address, "dev", "eth0", "nodad").Run))
@@ -60,10 +62,10 @@ func testAddressProbe(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	for _, a := range got {
 		startUDPStream(ctx, t, s, netip.AddrPortFrom(a, 7000).String()).Stop()
 	}
-	must(t, cluster.Await(ctx, "what tells who answered", func(ctx context.Context) error {
+	must(t, cluster.Await(ctx, "the reports of the used addresses", func(ctx context.Context) error {
 		return checkQuarantineReported(ctx, s, "192.168.0.240", "192.168.0.241", "fd00:a8::400")
 	}))
-	must(t, cluster.Await(ctx, "the questions to be closed", func(ctx context.Context) error {
+	must(t, cluster.Await(ctx, "the deletion of the AddressProbes", func(ctx context.Context) error {
 		var open v1alpha1.AddressProbeList
 		if err := s.API.List(ctx, &open); err != nil {
 			return err
@@ -74,7 +76,7 @@ func testAddressProbe(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 		return nil
 	}))
 
-	// Who asks for such an address is told.
+	// A Service that requests such an address gets the reason.
 	must(t, s.Apply(ctx, strings.Replace(cluster.EchoManifest("named", "node3"), "kind: Service\nmetadata:\n", "kind: Service\nmetadata:\n  annotations:\n    metallb.io/loadBalancerIPs: 192.168.0.240\n", 1)))
 	must(t, cluster.Await(ctx, "the reason", func(ctx context.Context) error {
 		svc, err := s.GetService(ctx, "default", "named")
@@ -89,29 +91,30 @@ func testAddressProbe(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	}))
 }
 
-// checkQuarantineReported says whether an event tells of one of the addresses, since Kubernetes shows the first of several alike, and the AddressLedger of all.
+// checkQuarantineReported returns an error unless an event reports one of the addresses and the
+// AddressLedger has all of them. Kubernetes merges similar events, so only one is certain.
 func checkQuarantineReported(ctx context.Context, s *cluster.Cluster, addresses ...string) error {
 	var events eventsv1.EventList
 	if err := s.API.List(ctx, &events, client.InNamespace("default")); err != nil {
 		return err
 	}
-	told := func(e eventsv1.Event) bool {
+	reportsQuarantine := func(e eventsv1.Event) bool {
 		return strings.HasPrefix(e.Note, string(names.ReasonQuarantined)) &&
 			slices.ContainsFunc(addresses, func(a string) bool { return strings.Contains(e.Note, "answered for "+a+" ") })
 	}
-	if !slices.ContainsFunc(events.Items, told) {
-		return fmt.Errorf("no event tells of a quarantine")
+	if !slices.ContainsFunc(events.Items, reportsQuarantine) {
+		return fmt.Errorf("no event reports a quarantine")
 	}
 	var ledger v1alpha1.AddressLedger
 	if err := s.API.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: names.WithheldLedger}, &ledger); err != nil {
 		return err
 	}
 	for _, a := range addresses {
-		remembered := func(w v1alpha1.WithheldAddress) bool {
+		isRecorded := func(w v1alpha1.WithheldAddress) bool {
 			return w.Address == a && w.Reason == string(names.ReasonQuarantined) && w.By != ""
 		}
-		if !slices.ContainsFunc(ledger.Spec.Withheld, remembered) {
-			return fmt.Errorf("the AddressLedger does not tell of %s: %v", a, ledger.Spec.Withheld)
+		if !slices.ContainsFunc(ledger.Spec.Withheld, isRecorded) {
+			return fmt.Errorf("the AddressLedger lacks %s: %v", a, ledger.Spec.Withheld)
 		}
 	}
 	return nil

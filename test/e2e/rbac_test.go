@@ -17,10 +17,10 @@ import (
 	"github.com/gantry-lb/gantry/test/packages"
 )
 
-// accountAction is what a service account did, or may do.
+// accountAction is a request that a service account made or may make.
 type accountAction struct {
 	account    string
-	namespaced bool // in Gantry's namespace, or by a right for that alone
+	namespaced bool // in Gantry's namespace, or by a right for that namespace only
 	group      string
 	resource   string // with the subresource after a slash
 	verb       string
@@ -34,25 +34,26 @@ func (d accountAction) String() string {
 	return fmt.Sprintf("%s: %s %s.%s %s", d.account, d.verb, d.resource, d.group, where)
 }
 
-// rarelyUsedRights are rights whose use takes what this test does not do.
+// rarelyUsedRights are rights that this test does not use, and what would use them.
 var rarelyUsedRights = map[string]string{
 	"patch events":   "an event that is repeated",
-	"update secrets": "the webhook's certificate grows old",
+	"update secrets": "the webhook's certificate expires soon",
 
-	"update addressreservations/status": "somebody reserves an address",
-	"create addressprobes":              "a pool asks the segment",
-	"delete addressprobes":              "a pool asks the segment",
-	"patch addressprobes/status":        "a pool asks the segment",
+	"update addressreservations/status": "a user reserves an address",
+	"create addressprobes":              "a pool probes its addresses",
+	"delete addressprobes":              "a pool probes its addresses",
+	"patch addressprobes/status":        "a pool probes its addresses",
 }
 
-// checkRightsAreUsed reads the audit log of a run that installed every package. What was refused is a right that is missing; what
-// was never used is one too many.
+// checkRightsAreUsed compares the audit log of a test that installed every package with the
+// manifests. A denied request means that a right is missing, and a right without requests is one
+// too many.
 func checkRightsAreUsed(t *testing.T, log string) {
 	t.Helper()
 	done, refused := readActions(t, log)
 	all := readRights(t)
 	for d, message := range refused {
-		// While it is uninstalled, a Pod may live longer than its rights.
+		// During the uninstallation a Pod may still run after its rights are gone.
 		anywhere := d
 		anywhere.namespaced = false
 		if !slices.Contains(all, d) && !slices.Contains(all, anywhere) {
@@ -67,8 +68,9 @@ func checkRightsAreUsed(t *testing.T, log string) {
 	}
 }
 
-// isUsed says whether one of the deeds takes the right. What is watched is read by a list where the API server cannot send it in
-// the watch itself, and who may list may read each object. To apply what is not there takes the right to create it.
+// isUsed reports whether one of the actions needs the right. A watch needs list too, if the API
+// server cannot send the initial objects in the watch, and list allows get. An apply of a new
+// object needs create.
 func isUsed(right accountAction, done map[accountAction]bool) bool {
 	verbs := []string{right.verb}
 	if right.verb == "get" || right.verb == "list" {
@@ -87,7 +89,7 @@ func isUsed(right accountAction, done map[accountAction]bool) bool {
 	return false
 }
 
-// readActions reads an audit log.
+// readActions returns the allowed and the denied requests in an audit log.
 func readActions(t *testing.T, path string) (done map[accountAction]bool, refused map[accountAction]string) {
 	t.Helper()
 	f, err := os.Open(path)
@@ -107,7 +109,7 @@ func readActions(t *testing.T, path string) (done map[accountAction]bool, refuse
 			} `json:"responseStatus"`
 		}
 		must(t, json.Unmarshal(lines.Bytes(), &e))
-		if e.ObjectRef == nil { // discovery, which everybody may
+		if e.ObjectRef == nil { // discovery, which every account may use
 			continue
 		}
 		o := e.ObjectRef
@@ -126,19 +128,19 @@ func readActions(t *testing.T, path string) (done map[accountAction]bool, refuse
 	}
 	must(t, lines.Err())
 	if len(done) == 0 {
-		t.Error("the audit log has no deed of a service account: this test looks in the wrong place")
+		t.Error("the audit log has no request of a service account: this test looks in the wrong place")
 	}
 	return done, refused
 }
 
-// readRights lists what the manifests of the webhook's overlay grant, which has every rule that there is.
+// readRights returns the rights that the manifests grant. The webhook's overlay has all of them.
 func readRights(t *testing.T) []accountAction {
 	t.Helper()
 	text, err := packages.RenderKustomize(t.Context(), "webhook")
 	must(t, err)
 	objects, err := packages.SplitObjects(text)
 	must(t, err)
-	rules := map[string][]rbacv1.PolicyRule{} // by the kind and name of the role
+	rules := map[string][]rbacv1.PolicyRule{} // by kind and name of the role
 	for _, o := range objects {
 		var role rbacv1.ClusterRole // a Role has the same fields
 		if k := o.GetKind(); k == "ClusterRole" || k == "Role" {

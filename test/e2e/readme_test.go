@@ -16,15 +16,16 @@ import (
 	"github.com/gantry-lb/gantry/test/packages"
 )
 
-// readmeBlock is a fenced piece of the README: its kind (sh, yaml, frr) and its text; name is the file that the prose before it
-// calls it.
+// readmeBlock is a code block of the README: its kind (sh, yaml, frr), its text, and the file name
+// that the text before it gives.
 type readmeBlock struct{ kind, text, name string }
 
 var fencedBlockPattern = regexp.MustCompile("(?ms)^```(\\w+)\n(.*?)^```$")
 
 var fileNamePattern = regexp.MustCompile("`([\\w-]+\\.yaml)`:\\s*$")
 
-// readClusterSection returns the blocks of the README's section on real clusters, by the title of their part.
+// readClusterSection returns the code blocks of the README's section on real clusters, by
+// subsection.
 func readClusterSection(t *testing.T) map[string][]readmeBlock {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(lab.RepositoryRoot(), "README.md"))
@@ -48,7 +49,7 @@ func readClusterSection(t *testing.T) map[string][]readmeBlock {
 	return blocks
 }
 
-// reader does what a reader of the README does, in a clone, with the machines that the lab has.
+// reader follows the README in a clone of the repository, on the hosts of the lab.
 type reader struct {
 	*cluster.Cluster
 	dir string
@@ -66,8 +67,8 @@ func newReader(t *testing.T, s *cluster.Cluster) *reader {
 	return &reader{s, dir, append(os.Environ(), "KUBECONFIG="+s.Kubeconfig(), "HOME="+home, "PATH="+path)}
 }
 
-// follow follows a block: files are written, commands are typed in, a router is set up, and what a client fetches is fetched on
-// the host from.
+// follow does what a code block says: it writes a file, runs commands, or starts a router with its
+// configuration. A block that is a curl command is fetched on the host from.
 func (w *reader) follow(ctx context.Context, t *testing.T, b readmeBlock, from string) {
 	t.Helper()
 	switch url, fetches := strings.CutPrefix(strings.TrimSpace(b.text), "curl "); {
@@ -76,7 +77,7 @@ func (w *reader) follow(ctx context.Context, t *testing.T, b readmeBlock, from s
 	case b.kind == "frr":
 		must(t, w.Router("router", router.FRR).Start(ctx, b.text))
 	case b.kind != "sh":
-		t.Fatalf("nobody knows how to follow a block of the kind %q", b.kind)
+		t.Fatalf("this test cannot follow a code block of the kind %q", b.kind)
 	case fetches:
 		_, err := w.AwaitFetch(ctx, from, url)
 		must(t, err)
@@ -90,7 +91,8 @@ func (w *reader) follow(ctx context.Context, t *testing.T, b readmeBlock, from s
 	}
 }
 
-// TestReadmeOnRealCluster follows the README's section on real clusters to the letter, once with Helm and once with kustomize.
+// TestReadmeOnRealCluster follows the README's section on real clusters literally, once with Helm
+// and once with kustomize.
 func TestReadmeOnRealCluster(t *testing.T) {
 	for _, m := range []string{packages.MissingProgram(), router.MissingPrerequisite(router.FRR)} {
 		if m != "" {
@@ -115,7 +117,7 @@ func TestReadmeOnRealCluster(t *testing.T) {
 			} {
 				blocks := parts[part.title]
 				if len(blocks) == 0 {
-					t.Fatalf("the README has nothing on %q", part.title)
+					t.Fatalf("the README has no code block under %q", part.title)
 				}
 				for _, b := range blocks {
 					w.follow(ctx, t, b, part.from)

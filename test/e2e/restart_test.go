@@ -17,7 +17,8 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// gracefulRestartManifest has the nodes announce to the router, too, which keeps their routes while they restart.
+// gracefulRestartManifest announces all addresses to the router as well. The router keeps the
+// routes while the speakers restart.
 const gracefulRestartManifest = `apiVersion: metallb.io/v1beta2
 kind: BGPPeer
 metadata: {name: tor, namespace: metallb-system}
@@ -28,8 +29,8 @@ kind: BGPAdvertisement
 metadata: {name: all, namespace: metallb-system}
 `
 
-// TestAPIServerUnreachable has everything happen to the speakers while nobody can ask the API server: what is announced stays
-// announced, a dead holder is replaced, and speakers that are all started again go on where they were.
+// TestAPIServerUnreachable stops the API server. Announced addresses have to stay announced, a dead
+// holder is replaced, and speakers that all restart resume what they announced before.
 func TestAPIServerUnreachable(t *testing.T) {
 	ctx, s := startCluster(t, lab.Options{Nodes: 4, Families: lab.DualStack})
 	must(t, s.Apply(ctx, dualStackPool))
@@ -47,11 +48,11 @@ func TestAPIServerUnreachable(t *testing.T) {
 	awaitNextHops(ctx, t, s, vip, "192.168.0.11", "192.168.0.12", "192.168.0.13")
 
 	var holder string // of the first address
-	t.Run("every speaker is started again", func(t *testing.T) {
+	t.Run("all speakers restart", func(t *testing.T) {
 		w := watchService(ctx, t, s, addresses)
-		w.awaitAnswers(ctx, t, 500) // the speakers keep what they know once a second
+		w.awaitAnswers(ctx, t, 500) // the speakers save a checkpoint once per second
 		must(t, s.StopAPI(ctx))
-		w.awaitAnswers(ctx, t, 200) // nothing is withdrawn because a watch was lost
+		w.awaitAnswers(ctx, t, 200) // a lost watch must not withdraw anything
 		far, err := s.StreamUDP(ctx, "far", netip.AddrPortFrom(addresses[0], 7000).String(), 200)
 		must(t, err)
 		must(t, far.AwaitAnswers(ctx, 50))
@@ -67,18 +68,18 @@ func TestAPIServerUnreachable(t *testing.T) {
 		w.awaitAnswers(ctx, t, 200)
 		for a, answers := range w.stopAndCollect(t) {
 			late := slices.DeleteFunc(answers, func(x cluster.NeighborAnswer) bool { return x.At.Before(settled) })
-			who := answeringMACs(late)
-			if len(who) != 1 {
-				t.Fatalf("after the restart %s is answered for by %v, want one node", a, who)
+			macs := answeringMACs(late)
+			if len(macs) != 1 {
+				t.Fatalf("after the restart %v answer for %s, want one node", macs, a)
 			}
 			if a == addresses[0] {
-				holder = nodeWithMAC(t, s, who[0])
+				holder = nodeWithMAC(t, s, macs[0])
 			}
 		}
-		must(t, cluster.Await(ctx, "the sessions with the router to be there again", func(ctx context.Context) error {
+		must(t, cluster.Await(ctx, "new sessions with the router", func(ctx context.Context) error {
 			for _, n := range nodes {
 				if countSessionStarts(ctx, t, s, n) == begun[n] {
-					return fmt.Errorf("not that of %s", n)
+					return fmt.Errorf("the session of %s is still the old one", n)
 				}
 			}
 			out, err := tor.Show(ctx, "show bgp ipv4 unicast "+vip.String())
@@ -92,7 +93,7 @@ func TestAPIServerUnreachable(t *testing.T) {
 			t.Errorf("%d of %d requests through the router were lost", o.Lost, o.Sent)
 		}
 	})
-	t.Run("and a dead holder is replaced", func(t *testing.T) {
+	t.Run("a dead holder is replaced", func(t *testing.T) {
 		w := watchService(ctx, t, s, addresses)
 		must(t, s.CutCable(ctx, holder))
 		w.awaitAnswers(ctx, t, 300)
@@ -101,10 +102,11 @@ func TestAPIServerUnreachable(t *testing.T) {
 	})
 	t.Run("the API server comes back", func(t *testing.T) {
 		must(t, s.StartAPI(ctx))
-		must(t, cluster.Await(ctx, "the Service's status to tell who holds it now", func(ctx context.Context) error {
+		must(t, cluster.Await(ctx, "the current holders in the API", func(ctx context.Context) error {
 			now, err := s.AwaitHolders(ctx, "echo", 2)
-			if err == nil && slices.Contains(now, holder) { // it was cut off, and takes nothing back
-				err = fmt.Errorf("%v announce it, though %s gave it up", now, holder)
+			// it lost its addresses when its cable was cut, and does not take them back
+			if err == nil && slices.Contains(now, holder) {
+				err = fmt.Errorf("%v announce it, although %s has lost it", now, holder)
 			}
 			return err
 		}))
@@ -113,7 +115,7 @@ func TestAPIServerUnreachable(t *testing.T) {
 		must(t, err)
 		stream, err := s.StreamUDP(ctx, "client", netip.AddrPortFrom(address, 7000).String(), 100)
 		must(t, err)
-		// kube-proxy asks the API server again once a minute after it was away for long.
+		// kube-proxy retries once a minute after a long outage of the API server.
 		for range 3 {
 			if err = stream.AwaitAnswers(ctx, 50); err == nil {
 				break
@@ -123,7 +125,7 @@ func TestAPIServerUnreachable(t *testing.T) {
 		stream.Stop()
 		_, err = s.Kubectl(ctx, "", "delete", "service", "echo")
 		must(t, err)
-		must(t, cluster.Await(ctx, "the addresses to be given up", func(context.Context) error {
+		must(t, cluster.Await(ctx, "the release of the addresses", func(context.Context) error {
 			out, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "servicel2statuses", "-l", names.LabelServiceName+"=echo", "-o", "name")
 			if err == nil && out != "" {
 				err = errors.New(out)
@@ -133,7 +135,7 @@ func TestAPIServerUnreachable(t *testing.T) {
 	})
 }
 
-// nodeWithMAC returns the node with the Ethernet address.
+// nodeWithMAC returns the node with this Ethernet address.
 func nodeWithMAC(t *testing.T, s *cluster.Cluster, mac string) string {
 	t.Helper()
 	for _, n := range []string{"node1", "node2", "node3", "node4"} {

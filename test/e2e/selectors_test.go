@@ -18,7 +18,8 @@ import (
 	"github.com/gantry-lb/gantry/test/lab"
 )
 
-// selectedPoolManifest is a pool of both families, dualStackWebManifest a Service of both with three Pods behind it.
+// selectedPoolManifest is a pool of both families. dualStackWebManifest is a dual-stack Service
+// with three Pods.
 const selectedPoolManifest = `apiVersion: metallb.io/v1beta1
 kind: IPAddressPool
 metadata: {name: dual, namespace: metallb-system}
@@ -52,7 +53,7 @@ spec:
   ports: [{port: 80}]
 `
 
-// l2AdvertisementManifest is an L2Advertisement with this spec.
+// l2AdvertisementManifest returns an L2Advertisement with this spec.
 func l2AdvertisementManifest(spec string) string {
 	text := "apiVersion: metallb.io/v1beta1\nkind: L2Advertisement\nmetadata: {name: ad, namespace: metallb-system}\nspec:\n"
 	for _, line := range strings.Split(strings.TrimSpace(spec), "\n") {
@@ -61,8 +62,8 @@ func l2AdvertisementManifest(spec string) string {
 	return text
 }
 
-// TestSelectorEdits edits, while it runs, everything that decides which node announces, and follows the answers of both
-// addresses of one Service.
+// TestSelectorEdits edits everything that decides which node announces, one after the other, and
+// checks after each edit who answers for both addresses of a Service.
 func TestSelectorEdits(t *testing.T) {
 	ctx, s := startCluster(t, lab.Options{Nodes: 3, Families: lab.DualStack})
 	kubectl := func(args ...string) {
@@ -82,24 +83,24 @@ func TestSelectorEdits(t *testing.T) {
 	steps := []struct {
 		name, spec string
 		edit       func()
-		want       string // the node that holds, or a Reason when none does
+		want       string // the node that holds the addresses, or the Reason why none does
 	}{
 		{name: "a node selector", spec: "nodeSelectors: [{matchLabels: {rack: node2}}]", want: "node2"},
 		{name: "another node selector", spec: "nodeSelectors: [{matchLabels: {rack: node3}}]", want: "node3"},
 		{name: "a selector that matches no node", spec: "nodeSelectors: [{matchLabels: {rack: nowhere}}]", want: string(names.ReasonNoAdvertisement)},
 		{name: "a label that makes it match", edit: func() { kubectl("label", "--overwrite", "node", "node1", "rack=nowhere") }, want: "node1"},
-		{name: "the label of the cluster's own that excludes a node", edit: func() { kubectl("label", "node", "node1", names.LabelExcludeNode+"=") }, want: string(names.ReasonNodeExcluded)},
-		{name: "that label taken off", edit: func() { kubectl("label", "node", "node1", names.LabelExcludeNode+"-") }, want: "node1"},
-		{name: "a network that is not available", edit: func() { setNetworkUnavailable(ctx, t, s, "node1", "True") }, want: string(names.ReasonNotAnnounced)},
-		{name: "and is again", edit: func() { setNetworkUnavailable(ctx, t, s, "node1", "False") }, want: "node1"},
-		{name: "an interface that is not there", spec: "interfaces: [eth77]", want: string(names.ReasonNotAnnounced)},
-		{name: "the interface that is", spec: "interfaces: [eth0, eth77]\nnodeSelectors: [{matchLabels: {rack: node2}}]", want: "node2"},
-		{name: "a Service selector that fits others", spec: "serviceSelectors: [{matchLabels: {app: other}}]", want: string(names.ReasonNoAdvertisement)},
-		{name: "a Service selector that fits, and a preferred node", spec: "serviceSelectors: [{matchLabels: {app: web}}]\npreferredNodeSelectors: [{weight: 10, preference: {matchLabels: {rack: node3}}}]", want: "node3"},
-		{name: "a pool by its label", spec: "ipAddressPoolSelectors: [{matchLabels: {zone: a}}]", want: string(names.ReasonNoAdvertisement)},
-		{name: "which it gets", edit: func() { kubectl("-n", names.Namespace, "label", "ipaddresspool", "dual", "zone=a") }, want: "node"},
-		{name: "no endpoint that serves", edit: func() { kubectl("scale", "deployment", "web", "--replicas=0") }, want: string(names.ReasonNoEndpoints)},
-		{name: "an endpoint again", edit: func() { kubectl("scale", "deployment", "web", "--replicas=3") }, want: "node"},
+		{name: "the standard label that excludes a node", edit: func() { kubectl("label", "node", "node1", names.LabelExcludeNode+"=") }, want: string(names.ReasonNodeExcluded)},
+		{name: "that label removed", edit: func() { kubectl("label", "node", "node1", names.LabelExcludeNode+"-") }, want: "node1"},
+		{name: "a node whose network is unavailable", edit: func() { setNetworkUnavailable(ctx, t, s, "node1", "True") }, want: string(names.ReasonNotAnnounced)},
+		{name: "that node's network available again", edit: func() { setNetworkUnavailable(ctx, t, s, "node1", "False") }, want: "node1"},
+		{name: "an interface that does not exist", spec: "interfaces: [eth77]", want: string(names.ReasonNotAnnounced)},
+		{name: "an interface that exists", spec: "interfaces: [eth0, eth77]\nnodeSelectors: [{matchLabels: {rack: node2}}]", want: "node2"},
+		{name: "a Service selector that matches other Services", spec: "serviceSelectors: [{matchLabels: {app: other}}]", want: string(names.ReasonNoAdvertisement)},
+		{name: "a Service selector that matches, and a preferred node", spec: "serviceSelectors: [{matchLabels: {app: web}}]\npreferredNodeSelectors: [{weight: 10, preference: {matchLabels: {rack: node3}}}]", want: "node3"},
+		{name: "a pool selector that matches no pool", spec: "ipAddressPoolSelectors: [{matchLabels: {zone: a}}]", want: string(names.ReasonNoAdvertisement)},
+		{name: "a label that makes the pool match", edit: func() { kubectl("-n", names.Namespace, "label", "ipaddresspool", "dual", "zone=a") }, want: "node"},
+		{name: "no serving endpoint", edit: func() { kubectl("scale", "deployment", "web", "--replicas=0") }, want: string(names.ReasonNoEndpoints)},
+		{name: "serving endpoints again", edit: func() { kubectl("scale", "deployment", "web", "--replicas=3") }, want: "node"},
 	}
 	for _, step := range steps {
 		t.Run(step.name, func(t *testing.T) {
@@ -123,11 +124,12 @@ func TestSelectorEdits(t *testing.T) {
 			}
 		})
 	}
-	t.Run("a Service that shares its addresses shares their holders", func(t *testing.T) { testSharedAddress(ctx, t, s) })
-	t.Run("the state of the configuration is told by every component", func(t *testing.T) { testConfigurationStates(ctx, t, s) })
+	t.Run("Services that share an address share its holder", func(t *testing.T) { testSharedAddress(ctx, t, s) })
+	t.Run("every component reports the state of the configuration", func(t *testing.T) { testConfigurationStates(ctx, t, s) })
 }
 
-// awaitAnnouncedCondition waits for the Service's condition.
+// awaitAnnouncedCondition waits until the condition Announced of the Service has this status and
+// reason.
 func awaitAnnouncedCondition(ctx context.Context, s *cluster.Cluster, service, status string, reason names.Reason) error {
 	return cluster.Await(ctx, fmt.Sprintf("Announced=%s, %s on Service %s", status, reason, service), func(ctx context.Context) error {
 		svc, err := s.GetService(ctx, "default", service)
@@ -142,7 +144,7 @@ func awaitAnnouncedCondition(ctx context.Context, s *cluster.Cluster, service, s
 	})
 }
 
-// awaitWarningEvent waits for the event that nobody announces the Service any more.
+// awaitWarningEvent waits for the event that no node announces the Service any more.
 func awaitWarningEvent(ctx context.Context, s *cluster.Cluster, service string, reason names.Reason) error {
 	return cluster.Await(ctx, fmt.Sprintf("the event %s for %s on Service %s", names.EventAnnounceFailed, reason, service), func(ctx context.Context) error {
 		var events eventsv1.EventList
@@ -154,11 +156,12 @@ func awaitWarningEvent(ctx context.Context, s *cluster.Cluster, service string, 
 				return nil
 			}
 		}
-		return fmt.Errorf("there is none among %d", len(events.Items))
+		return fmt.Errorf("none of %d events is", len(events.Items))
 	})
 }
 
-// awaitHolderPrefix waits until every report about the Service names a node with this prefix, and there is one.
+// awaitHolderPrefix waits until the Service has a ServiceL2Status, and the node of each one has
+// this prefix.
 func awaitHolderPrefix(ctx context.Context, s *cluster.Cluster, service, node string) error {
 	return cluster.Await(ctx, service+" at "+node, func(ctx context.Context) error {
 		var list v1beta1.ServiceL2StatusList
@@ -171,13 +174,13 @@ func awaitHolderPrefix(ctx context.Context, s *cluster.Cluster, service, node st
 			}
 		}
 		if len(list.Items) == 0 {
-			return fmt.Errorf("it is nowhere")
+			return fmt.Errorf("no node announces it")
 		}
 		return nil
 	})
 }
 
-// awaitNoAnswer waits until neither address answers any more, from a client that has to ask who has it.
+// awaitNoAnswer waits until neither address answers a client without neighbor entries.
 func awaitNoAnswer(ctx context.Context, s *cluster.Cluster) error {
 	return cluster.Await(ctx, "silence", func(ctx context.Context) error {
 		if err := s.Host("client").Do(flushNeighbors); err != nil {
@@ -195,11 +198,11 @@ func awaitNoAnswer(ctx context.Context, s *cluster.Cluster) error {
 	})
 }
 
-// flushNeighbors empties the neighbour cache of the namespace it runs in.
+// flushNeighbors deletes all neighbor entries of the current namespace.
 func flushNeighbors() error {
 	known, err := netlink.NeighList(0, netlink.FAMILY_ALL)
 	for i := range known {
-		_ = netlink.NeighDel(&known[i]) // one that is gone meanwhile is forgotten too
+		_ = netlink.NeighDel(&known[i]) // it may be gone already
 	}
 	return err
 }
@@ -212,7 +215,8 @@ func setNetworkUnavailable(ctx context.Context, t *testing.T, s *cluster.Cluster
 	must(t, err)
 }
 
-// testSharedAddress adds a Service of another class, which nobody may touch, and two that share an address.
+// testSharedAddress adds two Services that share an address, and one of another class, which Gantry
+// may not touch.
 func testSharedAddress(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	service := func(name, protocol, more string) string {
 		return fmt.Sprintf(`apiVersion: v1
@@ -239,7 +243,7 @@ spec:
 	first, err := s.AwaitHolder(ctx, "dns-tcp", "")
 	must(t, err)
 	if second, err := s.AwaitHolder(ctx, "dns-udp", ""); err != nil || first != second {
-		t.Errorf("one address is held by %s and by %s, %v", first, second, err)
+		t.Errorf("the shared address is held by %s and by %s (%v)", first, second, err)
 	}
 	if _, err := s.AwaitFetch(ctx, "client", "http://192.168.0.215:53/"); err != nil {
 		t.Error(err)
@@ -247,11 +251,12 @@ spec:
 	foreign, err := s.GetService(ctx, "default", "foreign")
 	must(t, err)
 	if n := len(foreign.Status.LoadBalancer.Ingress) + len(foreign.Status.Conditions); n > 0 || foreign.Annotations["metallb.io/ip-allocated-from-pool"] != "" {
-		t.Errorf("a Service of another class was touched: %+v", foreign.Status)
+		t.Errorf("a Service of another class was changed: %+v", foreign.Status)
 	}
 }
 
-// testConfigurationStates breaks one object and expects the controller and each speaker to say so, and to take it back.
+// testConfigurationStates applies an invalid object and deletes it. The ConfigurationState of the
+// controller and of each speaker has to report both.
 func testConfigurationStates(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	expect := func(result v1beta1.ConfigurationResult, text string) {
 		t.Helper()
@@ -261,11 +266,11 @@ func testConfigurationStates(ctx context.Context, t *testing.T, s *cluster.Clust
 				return err
 			}
 			if len(list.Items) != 4 {
-				return fmt.Errorf("%d ConfigurationStates, want those of the controller and three speakers", len(list.Items))
+				return fmt.Errorf("%d ConfigurationStates, want one of the controller and three of speakers", len(list.Items))
 			}
 			for _, c := range list.Items {
 				if c.Status.Result != result || !strings.Contains(c.Status.ErrorSummary, text) {
-					return fmt.Errorf("%s says %s %q", c.Name, c.Status.Result, c.Status.ErrorSummary)
+					return fmt.Errorf("%s has %s %q", c.Name, c.Status.Result, c.Status.ErrorSummary)
 				}
 			}
 			return nil

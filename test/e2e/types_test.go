@@ -10,8 +10,8 @@ import (
 	"github.com/gantry-lb/gantry/test/cluster"
 )
 
-// testServiceTypes walks a Service through every type. Each time it is no LoadBalancer, nothing of ours is left on it and its address
-// is free for another; each time it is one again, it is reached.
+// testServiceTypes changes a Service to every type and back. With any other type nothing of Gantry
+// is left on it and its address is free; as a LoadBalancer it is reachable again.
 func testServiceTypes(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	kubectl := newNamespace(ctx, t, s, "types")
 	kubectl(readManual(t, "002-webapp.yaml"), "apply", "-f", "-")
@@ -32,12 +32,12 @@ func testServiceTypes(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 			url := fmt.Sprintf("http://%s:8080/", address)
 			_, err = s.AwaitFetch(ctx, "client", url)
 			must(t, err)
-			if change.to == "headless" { // the API takes away a cluster IP only with the type that has none
+			if change.to == "headless" { // the API removes a cluster IP only for a type without one
 				kubectl("", "patch", "service", "webapp", "--type=merge", "-p", `{"spec":{"type":"ExternalName","externalName":"example.com","clusterIP":null,"clusterIPs":null}}`)
 			}
 			kubectl("", "patch", "service", "webapp", "--type=merge", "-p", change.patch)
 			awaitUnannounced(ctx, t, s, serviceKey{"types", "webapp"}, url)
-			must(t, cluster.Await(ctx, "a Service that carries nothing of ours", func(ctx context.Context) error {
+			must(t, cluster.Await(ctx, "a Service without anything of Gantry", func(ctx context.Context) error {
 				svc, err := s.GetService(ctx, "types", "webapp")
 				if err != nil {
 					return err
@@ -48,7 +48,7 @@ func testServiceTypes(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 			got, err := s.AwaitAddress(ctx, "types", "other")
 			must(t, err)
 			if got != address {
-				t.Errorf("another Service that asks for %s got %s", address, got)
+				t.Errorf("another Service that requests %s got %s", address, got)
 			}
 			kubectl("", "delete", "service", "other")
 			if change.to == "headless" {

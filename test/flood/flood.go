@@ -1,5 +1,6 @@
-// Package flood asks who has which address, many times a second, over a virtual cable between two network namespaces of
-// its own, and counts who answers how soon: this node's responder, or the kernel for addresses that are its own.
+// Package flood sends many ARP requests or Neighbor Solicitations per second over a virtual cable
+// between two network namespaces, and measures the answers. Gantry's responder answers them, or the
+// kernel for addresses of its own.
 package flood
 
 import (
@@ -25,26 +26,27 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/netns"
 )
 
-// Options say what is asked.
+// Options describe the queries.
 type Options struct {
 	Family           layer2.Family
-	Addresses        int // how many there are, each asked for in turn
+	Addresses        int // how many addresses are queried, in turn
 	QueriesPerSecond int // questions a second
 	Duration         time.Duration
 }
 
-// Outcome is what came of it.
+// Outcome is the result of a flood.
 type Outcome struct {
 	Sent, Answered int
-	// Latencies are the times from question to answer, sorted.
+	// Latencies are the times from query to answer, sorted.
 	Latencies []time.Duration
-	// ProcessorTime is how long processors worked meanwhile, for who asks and who answers.
+	// ProcessorTime is the processor time of both sides together.
 	ProcessorTime time.Duration
-	// Lost is how many frames the asking side had no room for: it then says nothing about who answers.
+	// Lost is the number of frames that the querying side dropped. If there are any, the outcome
+	// says nothing about the answering side.
 	Lost uint64
 }
 
-// LatencyQuantile returns a quantile of the latencies, between 0 and 1.
+// LatencyQuantile returns the q-quantile of the latencies; q is between 0 and 1.
 func (o Outcome) LatencyQuantile(q float64) time.Duration {
 	if len(o.Latencies) == 0 {
 		return 0
@@ -52,7 +54,7 @@ func (o Outcome) LatencyQuantile(q float64) time.Duration {
 	return o.Latencies[min(int(q*float64(len(o.Latencies))), len(o.Latencies)-1)]
 }
 
-// Harness is the two namespaces and what joins them.
+// Harness is the two namespaces and the cable between them.
 type Harness struct {
 	options              Options
 	node, client         netns.Handle
@@ -62,7 +64,7 @@ type Harness struct {
 
 const linkName = "eth0"
 
-// New lays a cable. Close it.
+// New creates a Harness. The caller closes it.
 func New(o Options) (*Harness, error) {
 	c := &Harness{options: o}
 	for _, h := range []*netns.Handle{&c.node, &c.client} {
@@ -86,14 +88,14 @@ func New(o Options) (*Harness, error) {
 	}
 	if err != nil {
 		c.Close()
-		return nil, fmt.Errorf("laying a cable: %w", err)
+		return nil, fmt.Errorf("connecting the namespaces: %w", err)
 	}
 	return c, nil
 }
 
-// configureLink brings an end of the cable up and says what it is.
-func configureLink(l *facts.Link, own netip.Prefix) error {
-	if err := netns.AddAddress(linkName, own); err != nil {
+// configureLink brings an end of the cable up with an address, and fills in l.
+func configureLink(l *facts.Link, address netip.Prefix) error {
+	if err := netns.AddAddress(linkName, address); err != nil {
 		return err
 	}
 	if err := netns.SetUp(linkName); err != nil {
@@ -113,7 +115,7 @@ func (c *Harness) Close() {
 	}
 }
 
-// addressAt returns the i-th address that is asked for.
+// addressAt returns the i-th address that is queried.
 func (c *Harness) addressAt(i int) netip.Addr {
 	if c.options.Family == layer2.IPv6 {
 		return netip.AddrFrom16([16]byte{0xfd, 0, 0xa8, 14: byte(i >> 8), 15: byte(i)})
@@ -121,7 +123,8 @@ func (c *Harness) addressAt(i int) netip.Addr {
 	return netip.AddrFrom4([4]byte{10, 20, byte(i >> 8), byte(i)})
 }
 
-// StartResponder has the speaker's engine answer until stop is called. It has announced every address once then.
+// StartResponder starts the speaker's engine, which answers until stop is called. It returns when
+// every address has been announced once.
 func (c *Harness) StartResponder(ctx context.Context) (stop func(), err error) {
 	e := layer2.New(wire.Wire{}, time.Now)
 	ctx, cancel := context.WithCancel(ctx)
@@ -153,13 +156,13 @@ func (c *Harness) StartResponder(ctx context.Context) (stop func(), err error) {
 			ended <- err
 			return stop, fmt.Errorf("the engine ended: %w", err)
 		case <-waiting:
-			return stop, fmt.Errorf("%d of %d addresses are announced", announced, len(claims))
+			return stop, fmt.Errorf("the engine has announced %d of %d addresses", announced, len(claims))
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
 }
 
-// AssignToKernel has the kernel of the node answer: it holds the addresses itself.
+// AssignToKernel assigns the addresses to the kernel of the node, which then answers.
 func (c *Harness) AssignToKernel() error {
 	return c.node.Do(func() error {
 		l, err := netlink.LinkByName("lo")
@@ -178,17 +181,17 @@ func (c *Harness) AssignToKernel() error {
 				a.Flags = 0x02 // IFA_F_NODAD
 			}
 			if err := netlink.AddrAdd(l, a); err != nil {
-				return fmt.Errorf("giving the kernel %s: %w", c.addressAt(i), err)
+				return fmt.Errorf("assigning %s to the kernel: %w", c.addressAt(i), err)
 			}
 		}
 		return nil
 	})
 }
 
-// lateAnswerTimeout is how long after the last question answers are waited for.
+// lateAnswerTimeout is how long SendQueries waits for answers after the last query.
 const lateAnswerTimeout = 300 * time.Millisecond
 
-// SendQueries asks for all addresses in turn.
+// SendQueries queries all addresses in turn and returns the outcome.
 func (c *Harness) SendQueries(ctx context.Context) (Outcome, error) {
 	var port layer2.Port
 	err := c.client.Do(func() (err error) {
@@ -198,7 +201,8 @@ func (c *Harness) SendQueries(ctx context.Context) (Outcome, error) {
 	if err != nil {
 		return Outcome{}, err
 	}
-	asked := make([]atomic.Int64, c.options.Addresses) // when, in nanoseconds since begun; 0 is not, or answered
+	// time of the open query, in nanoseconds since begun; 0 means none
+	asked := make([]atomic.Int64, c.options.Addresses)
 	begun := time.Now()
 	var o Outcome
 	done := make(chan struct{})
@@ -235,18 +239,18 @@ func (c *Harness) indexOf(a netip.Addr) int {
 	return int(b[len(b)-2])<<8 | int(b[len(b)-1])
 }
 
-// sendAtRate sends at a steady rate, the questions of a millisecond together.
+// sendAtRate sends queries at a constant rate, those of one millisecond together.
 func (c *Harness) sendAtRate(ctx context.Context, port layer2.Port, begun time.Time, asked []atomic.Int64) (int, error) {
 	frames := make([]layer2.Frame, c.options.Addresses)
 	for i := range frames {
 		a := c.addressAt(i)
-		own := netip.MustParseAddr("10.20.255.2")
+		senderIP := netip.MustParseAddr("10.20.255.2")
 		if a.Is6() {
-			own = netip.MustParseAddr("fd00:a8::ffff:2")
+			senderIP = netip.MustParseAddr("fd00:a8::ffff:2")
 		}
 		frames[i] = layer2.Frame{
 			Destination: layer2.RequestMAC(a), Source: c.clientLink.MAC, Operation: layer2.Request,
-			SenderMAC: c.clientLink.MAC, SenderIP: own, TargetIP: a,
+			SenderMAC: c.clientLink.MAC, SenderIP: senderIP, TargetIP: a,
 		}
 	}
 	tick := time.NewTicker(time.Millisecond)
@@ -269,12 +273,12 @@ func (c *Harness) sendAtRate(ctx context.Context, port layer2.Port, begun time.T
 	return sent, nil
 }
 
-// readProcessorTime is how long this program has kept processors busy, the kernel's network work on its behalf included: that is done
-// in the sender's time, or by the kernel's own threads when there is too much of it.
+// readProcessorTime returns the processor time of this program and of the kernel's work for it. The
+// kernel processes packets in the sender's time, or in ksoftirqd threads under high load.
 func readProcessorTime() (time.Duration, error) {
 	var r unix.Rusage
 	if err := unix.Getrusage(unix.RUSAGE_SELF, &r); err != nil {
-		return 0, fmt.Errorf("reading the time used: %w", err)
+		return 0, fmt.Errorf("reading the processor time: %w", err)
 	}
 	sum := time.Duration(r.Utime.Nano() + r.Stime.Nano())
 	threads, err := filepath.Glob("/proc/[0-9]*/comm")
@@ -283,12 +287,13 @@ func readProcessorTime() (time.Duration, error) {
 	}
 	for _, path := range threads {
 		name, err := os.ReadFile(path)
-		if err != nil || !strings.HasPrefix(string(name), "ksoftirqd/") { // it ended meanwhile, or is another
+		// it has ended, or is another thread
+		if err != nil || !strings.HasPrefix(string(name), "ksoftirqd/") {
 			continue
 		}
 		text, err := os.ReadFile(filepath.Join(filepath.Dir(path), "schedstat"))
 		if err != nil {
-			continue // a kernel without these figures
+			continue // the kernel does not have these statistics
 		}
 		first, _, _ := strings.Cut(string(text), " ")
 		if n, err := strconv.ParseInt(first, 10, 64); err == nil {

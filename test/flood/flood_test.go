@@ -9,13 +9,13 @@ import (
 	"github.com/gantry-lb/gantry/speaker/layer2"
 )
 
-// Every question about any of 10,000 addresses is answered, at 50,000 a second.
+// TestEveryQueryIsAnswered sends 50,000 queries per second for 10,000 addresses.
 func TestEveryQueryIsAnswered(t *testing.T) {
 	for _, f := range []layer2.Family{layer2.IPv4, layer2.IPv6} {
 		t.Run(f.String(), func(t *testing.T) {
 			c, err := New(Options{Family: f, Addresses: 10000, QueriesPerSecond: 50000, Duration: time.Second})
 			if errors.Is(err, os.ErrPermission) {
-				t.Skipf("making a network namespace needs root: %v", err)
+				t.Skipf("root is needed to create a network namespace: %v", err)
 			}
 			if err != nil {
 				t.Fatal(err)
@@ -31,10 +31,10 @@ func TestEveryQueryIsAnswered(t *testing.T) {
 				t.Fatal(err)
 			}
 			if o.Lost > 0 {
-				t.Skipf("this machine is too busy to ask: %d answers found no room on the asking side", o.Lost)
+				t.Skipf("this machine is too busy: the querying side dropped %d answers", o.Lost)
 			}
 			if o.Sent != 50000 || o.Answered != o.Sent {
-				t.Fatalf("%d of %d questions are answered", o.Answered, o.Sent)
+				t.Fatalf("%d of %d queries were answered", o.Answered, o.Sent)
 			}
 		})
 	}

@@ -19,16 +19,16 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/netns"
 )
 
-// holderArg makes the program hold a lab in the background.
+// holderArg as the first argument makes the program keep a lab running in the background.
 const holderArg = "__hold"
 
-// RunCommandLine is the program bin/lab.
+// RunCommandLine runs the command line of bin/lab and exits the process with its status.
 func RunCommandLine() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	root := &cobra.Command{Use: "lab", Short: "A Kubernetes cluster in network namespaces of this machine", SilenceUsage: true, SilenceErrors: true, TraverseChildren: true}
 	var name string
-	root.PersistentFlags().StringVar(&name, "name", "lab", "name of the lab; several may run side by side")
+	root.PersistentFlags().StringVar(&name, "name", "lab", "name of the lab; several labs can run at the same time")
 	dir := func() string { return Directory(name) }
 	root.AddCommand(upCommand(dir), holdCommand(dir), downCommand(dir), shellCommand(dir), kubectlCommand(dir))
 	root.AddCommand(&cobra.Command{Use: "status", Short: "Show the nodes and their Pods", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
@@ -46,7 +46,7 @@ func RunCommandLine() {
 	for _, l := range append(newFaultCommands(dir), routerCommands(dir)...) {
 		root.AddCommand(l)
 	}
-	for _, c := range root.Commands() { // those that are about a lab that runs
+	for _, c := range root.Commands() { // the commands that need a running lab
 		if c.Name() != "up" && c.Name() != holderArg && c.Name() != "build-kube" && c.Name() != "kubeconfig" {
 			c.PreRunE = func(*cobra.Command, []string) error { return joinNamespaces(dir()) }
 		}
@@ -58,7 +58,8 @@ func RunCommandLine() {
 	}
 }
 
-// Directory is where the lab of that name lives: LAB_DIR, or a directory for temporary files.
+// Directory returns the directory of the lab with that name: LAB_DIR if it is set, otherwise one
+// below the directory for temporary files.
 func Directory(name string) string {
 	if dir := os.Getenv("LAB_DIR"); dir != "" {
 		return dir
@@ -83,10 +84,10 @@ func addOptionFlags(c *cobra.Command, o *Options) {
 	c.Flags().StringVar(&o.BinDir, "bin-dir", filepath.Join(RepositoryRoot(), "bin"), "directory of Gantry's binaries")
 }
 
-// upCommand starts a holder in the background and waits until the lab is up.
+// upCommand starts a background process that holds the lab, and waits until the lab is up.
 func upCommand(dir func() string) *cobra.Command {
 	var o Options
-	c := &cobra.Command{Use: "up", Short: "Bring a lab up", Args: cobra.NoArgs}
+	c := &cobra.Command{Use: "up", Short: "Start a lab", Args: cobra.NoArgs}
 	addOptionFlags(c, &o)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if err := RemoveStaleLab(dir()); err != nil {
@@ -113,7 +114,7 @@ func upCommand(dir func() string) *cobra.Command {
 		}
 		w.Close()
 		done := make(chan error, 1)
-		go func() { // the pipe is closed when the lab is up, or is not going to be
+		go func() { // the pipe closes when the lab is up or has failed
 			_, err := io.Copy(c.OutOrStdout(), r)
 			done <- err
 		}()
@@ -121,11 +122,11 @@ func upCommand(dir func() string) *cobra.Command {
 		case <-c.Context().Done():
 			_ = hold.Process.Signal(syscall.SIGTERM)
 			_ = hold.Wait()
-			return errors.New("interrupted; nothing is left of the lab")
+			return errors.New("interrupted; the lab is removed")
 		case <-done:
 		}
 		if _, err := os.Stat(filepath.Join(dir(), "kubeconfig")); err != nil {
-			return errors.New("the lab did not come up")
+			return errors.New("the lab did not start")
 		}
 		fmt.Fprintf(c.OutOrStdout(), "the lab is up: export KUBECONFIG=%s\n", filepath.Join(dir(), "kubeconfig"))
 		return nil
@@ -133,15 +134,15 @@ func upCommand(dir func() string) *cobra.Command {
 	return c
 }
 
-// insideCommand is for those who run programs that start labs, such as go test -exec.
+// insideCommand runs a program that starts labs itself, for example a test with go test -exec.
 func insideCommand() *cobra.Command {
-	c := &cobra.Command{Use: "inside PROGRAM [ARGS...]", Short: "Run a program where an ordinary user may start labs", Args: cobra.MinimumNArgs(1)}
+	c := &cobra.Command{Use: "inside PROGRAM [ARGS...]", Short: "Run a program in namespaces in which an ordinary user can start labs", Args: cobra.MinimumNArgs(1)}
 	c.DisableFlagParsing = true
 	c.RunE = func(_ *cobra.Command, args []string) error { return runInside(args) }
 	return c
 }
 
-// holdCommand holds a lab until it is told to end.
+// holdCommand keeps a lab running until a signal ends the process.
 func holdCommand(dir func() string) *cobra.Command {
 	o := Options{Progress: os.Stdout}
 	c := &cobra.Command{Use: holderArg, Hidden: true, Args: cobra.NoArgs}
@@ -163,7 +164,7 @@ func holdCommand(dir func() string) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		for _, fd := range []int{1, 2} { // whoever reads the pipe learns that the lab is up
+		for _, fd := range []int{1, 2} { // closing the pipe tells its reader that the lab is up
 			if err := syscall.Dup2(int(null.Fd()), fd); err != nil {
 				return err
 			}
@@ -177,13 +178,14 @@ func holdCommand(dir func() string) *cobra.Command {
 	return c
 }
 
-// RemoveStaleLab removes what a crashed lab left in dir; it is an error when a lab runs there.
+// RemoveStaleLab removes the files of a crashed lab from dir. It returns an error if a lab runs
+// there.
 func RemoveStaleLab(dir string) error {
 	if _, err := os.Stat(dir); err != nil {
 		return nil
 	}
 	if isRunning(dir) {
-		return fmt.Errorf("a lab runs in %s already: bin/lab down takes it away", dir)
+		return fmt.Errorf("a lab already runs in %s: end it with bin/lab down", dir)
 	}
 	return os.RemoveAll(dir)
 }
@@ -197,7 +199,8 @@ func readPID(dir, fileName string) int {
 	return n
 }
 
-// isRunning says whether the supervisor of the lab in dir lives: its process, and no other that has the same number now.
+// isRunning reports whether the supervisor of the lab in dir is alive. The process number may have
+// been reused by another program, so it checks the command line too.
 func isRunning(dir string) bool {
 	n := readPID(dir, "pid")
 	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", n))
@@ -205,7 +208,7 @@ func isRunning(dir string) bool {
 }
 
 func downCommand(dir func() string) *cobra.Command {
-	return &cobra.Command{Use: "down", Short: "Take the lab away", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+	return &cobra.Command{Use: "down", Short: "End the lab", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
 		if isRunning(dir()) {
 			_ = syscall.Kill(readPID(dir(), "pid"), syscall.SIGTERM)
 		}
@@ -228,7 +231,7 @@ func shellCommand(dir func() string) *cobra.Command {
 	c.Flags().SetInterspersed(false)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if !isRunning(dir()) {
-			return fmt.Errorf("no lab runs in %s: bin/lab up brings one up", dir())
+			return fmt.Errorf("no lab runs in %s: start one with bin/lab up", dir())
 		}
 		ns := netns.Handle(fmt.Sprintf("/proc/%d/root%s/%s", readPID(dir(), "pid"), netns.Dir, args[0]))
 		if _, err := os.Stat(string(ns)); err != nil {
@@ -251,7 +254,7 @@ func shellCommand(dir func() string) *cobra.Command {
 
 func kubectlCommand(dir func() string) *cobra.Command {
 	c := &cobra.Command{Use: "kubectl ARGS...", Short: "Run kubectl as an administrator"}
-	c.Flags().SetInterspersed(false) // the flags after kubectl are kubectl's
+	c.Flags().SetInterspersed(false) // flags after kubectl belong to kubectl
 	c.DisableFlagParsing = true
 	c.RunE = func(c *cobra.Command, args []string) error {
 		kube, err := BuildKube(c.Context(), c.ErrOrStderr())

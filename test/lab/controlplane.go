@@ -21,7 +21,8 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/netns"
 )
 
-// startControlPlane starts etcd, the API server behind its relay, the controller manager and the scheduler.
+// startControlPlane starts etcd, the API server behind its relay, the controller manager and the
+// scheduler.
 func (s *supervisor) startControlPlane(ctx context.Context) error {
 	cred := filepath.Join(s.options.Dir, "credentials")
 	if err := writeCredentials(cred); err != nil {
@@ -38,8 +39,8 @@ func (s *supervisor) startControlPlane(ctx context.Context) error {
 		"--initial-cluster=default=http://127.0.0.1:2380"); err != nil {
 		return err
 	}
-	// The API server listens on loopback alone. What everybody else reaches, at the same port, is the relay, which can
-	// be stopped and slowed down.
+	// The API server listens on loopback only. All other hosts connect to the relay, on the same
+	// port. The relay can be stopped and slowed down.
 	audit, err := s.auditFlags()
 	if err != nil {
 		return err
@@ -50,14 +51,16 @@ func (s *supervisor) startControlPlane(ctx context.Context) error {
 		"--authorization-mode=RBAC", "--service-account-issuer=https://kubernetes.default.svc",
 		"--service-account-key-file="+in("sa.key"), "--service-account-signing-key-file="+in("sa.key"),
 		"--service-cluster-ip-range="+strings.Join(s.options.selectNetworks("10.96.0.0/16", "fd00:10:96::/112"), ","),
-		// The API server calls webhooks on the Pods themselves: no kube-proxy runs beside it.
+		// The API server calls webhooks at the Pods' own addresses, because no kube-proxy runs next
+		// to it.
 		"--enable-aggregator-routing=true",
 		"--allow-privileged=true", "--profiling=false")...)
 	if err != nil {
 		return err
 	}
 	client := http.Client{Transport: &http.Transport{
-		DialContext: ns.Dial, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, // readiness alone, on loopback
+		// used only for the readiness check, on loopback
+		DialContext: ns.Dial, TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
 	}, Timeout: 2 * time.Second}
 	err = api.awaitSuccess(ctx, func(ctx context.Context) error { return checkStatusOK(ctx, &client, "https://127.0.0.1:6444/readyz") })
 	if err != nil {
@@ -113,7 +116,8 @@ func checkStatusOK(ctx context.Context, c *http.Client, url string) error {
 	return nil
 }
 
-// startProxy runs kube-proxy on a node. It is told to leave the limits of conntrack alone, which are the machine's own.
+// startProxy runs kube-proxy on a node. The configuration turns its conntrack limits off: they
+// would change those of the machine.
 func (s *supervisor) startProxy(h *host) error {
 	config := fmt.Sprintf(`apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
@@ -160,17 +164,17 @@ func (s *supervisor) awaitNode(ctx context.Context, name string) error {
 		defer cancel()
 		c, err := s.hostByName[name].namespace.Dial(short, "tcp", "10.96.0.1:443")
 		if err != nil {
-			return fmt.Errorf("the API server is not reached at its cluster IP: %w", err)
+			return fmt.Errorf("the API server is unreachable at its cluster IP: %w", err)
 		}
 		return c.Close()
 	})
 }
 
-// relay stands before the API server, so that it can be stopped and slowed down for everybody at once.
+// relay forwards connections to the API server. Stopping or slowing it affects all clients at once.
 type relay struct {
 	ns netns.Handle
 
-	mu          sync.Mutex // guards all that follows
+	mu          sync.Mutex // guards the fields below
 	listener    net.Listener
 	connections map[net.Conn]struct{}
 	delay       time.Duration
@@ -201,7 +205,8 @@ func (r *relay) start() error {
 	return nil
 }
 
-// trackConnection notes a connection that l accepted, and says whether it may live: the relay may have been stopped meanwhile.
+// trackConnection records a connection that l accepted. It closes the connection and returns false
+// if the relay was stopped in the meantime.
 func (r *relay) trackConnection(l net.Listener, c net.Conn) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -213,7 +218,7 @@ func (r *relay) trackConnection(l net.Listener, c net.Conn) bool {
 	return true
 }
 
-// stop makes the API server vanish: connections break, new ones are refused.
+// stop makes the API server unreachable: open connections break and new ones are refused.
 func (r *relay) stop() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -227,7 +232,7 @@ func (r *relay) stop() {
 	}
 }
 
-// setDelay delays whatever clients send by d.
+// setDelay delays everything that clients send by d.
 func (r *relay) setDelay(d time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

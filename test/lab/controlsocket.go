@@ -16,22 +16,23 @@ import (
 	"time"
 )
 
-// controlRequest is what the outside asks of the supervisor. Only the fields that the operation needs are set.
+// controlRequest is a request to the supervisor. Only the fields that the operation needs are set.
 type controlRequest struct {
-	Op     string        // see serve
+	Op     string        // see handleRequest
 	Host   string        // a host of the LAN
-	Target string        // a program, or the beginning of a Pod's name
+	Target string        // a program, or a prefix of a Pod's name
 	Signal int           // for "signal"
 	Groups [][]string    // for "partition"
 	Proto  string        // "tcp" or "udp", for "block"
 	Port   int           // for "block"
-	Delay  time.Duration // for "slow"
+	Delay  time.Duration // for "slow-api"
 	Filter string        // for "capture"
 	Text   string        // for "router-start"
 	Names  []string      // for "router-kill"
 }
 
-// serveControl carries one order out. What goes wrong is the answer's text, with status 500.
+// serveControl handles one request. If that fails, it answers status 500 with the error as the
+// text.
 func (s *supervisor) serveControl(w http.ResponseWriter, r *http.Request) {
 	var o controlRequest
 	err := json.NewDecoder(r.Body).Decode(&o)
@@ -97,12 +98,12 @@ func (s *supervisor) sendSignal(host, target string, sig syscall.Signal) error {
 	r := s.agentByNode[host]
 	s.mu.Unlock()
 	if r == nil {
-		return fmt.Errorf("no node %q is up, and no program %q runs", host, target)
+		return fmt.Errorf("node %q is not up, and no program %q is running", host, target)
 	}
 	return r.agent.SignalPod(target, sig)
 }
 
-// blockPort drops what comes to a port of a host, and what it sends to that port of others.
+// blockPort drops packets that a host receives on a port and those that it sends to that port.
 func (s *supervisor) blockPort(host, proto string, port int) error {
 	match := proto + " dport " + strconv.Itoa(port) + " drop\n"
 	return s.applyRules(host, "add table inet lab\n"+
@@ -111,7 +112,7 @@ func (s *supervisor) blockPort(host, proto string, port int) error {
 		"add rule inet lab in "+match+"add rule inet lab out "+match)
 }
 
-// unblockPorts lifts every block of a host.
+// unblockPorts removes all blocks of a host.
 func (s *supervisor) unblockPorts(host string) error {
 	return s.applyRules(host, "add table inet lab\ndelete table inet lab\n")
 }
@@ -131,8 +132,8 @@ func (s *supervisor) applyRules(name, rules string) error {
 	return nil
 }
 
-// startCapture writes what passes a host's link to the LAN into a file of its own, until its program is signalled. The answer, one
-// word each, is the program's name and the file's; by then everything that passes is seen.
+// startCapture starts tcpdump on a host's LAN link, with a file of its own. It answers the name of
+// the program and the name of the file once tcpdump is listening.
 func (s *supervisor) startCapture(ctx context.Context, w io.Writer, o controlRequest) error {
 	h := s.hostByName[o.Host]
 	if h == nil {
@@ -150,7 +151,7 @@ func (s *supervisor) startCapture(ctx context.Context, w io.Writer, o controlReq
 	defer cancel()
 	err = p.awaitSuccess(ctx, func(context.Context) error {
 		if text, _ := os.ReadFile(p.log); !strings.Contains(string(text), "listening on") {
-			return errors.New("it does not listen yet")
+			return errors.New("it is not listening yet")
 		}
 		return nil
 	})
@@ -164,9 +165,10 @@ func (s *supervisor) startCapture(ctx context.Context, w io.Writer, o controlReq
 func (s *supervisor) endCapture(o controlRequest) error {
 	p := s.programs.find(o.Host + "/" + o.Target)
 	if p == nil {
-		return fmt.Errorf("no capture %q runs on %s", o.Target, o.Host)
+		return fmt.Errorf("no capture %q is running on %s", o.Target, o.Host)
 	}
-	// Interrupted, it leaves unread what has come: so it is interrupted once it waits for more.
+	// An interrupted tcpdump drops the frames that it has not read yet. So interrupt it only after
+	// it has read them all, which is when it sleeps.
 	for deadline := time.Now().Add(stopTimeout); processState(p.cmd.Process.Pid) == "R" && time.Now().Before(deadline); {
 		<-time.After(time.Millisecond)
 	}

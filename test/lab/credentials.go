@@ -21,7 +21,7 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 )
 
-// apiUsers are those who talk to the API server, with their groups.
+// apiUsers are the users of the API server, with their groups.
 var apiUsers = []struct{ name, user, group string }{
 	{"admin", "admin", "system:masters"},
 	{"node", "lab-node", "system:masters"},
@@ -30,8 +30,8 @@ var apiUsers = []struct{ name, user, group string }{
 	{"kube-proxy", "system:kube-proxy", ""},
 }
 
-// writeCredentials makes a CA, the API server's certificate, the key of service accounts and a token for each user, and a
-// kubeconfig for each that reaches the API server inside the lab.
+// writeCredentials creates a CA, the certificate of the API server and the key of service accounts,
+// and for each user a token and a kubeconfig that reaches the API server from inside the lab.
 func writeCredentials(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -41,7 +41,7 @@ func writeCredentials(dir string) error {
 	}
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
-		return fmt.Errorf("making the key of service accounts: %w", err)
+		return fmt.Errorf("creating the key of service accounts: %w", err)
 	}
 	if err := writePEM(filepath.Join(dir, "sa.key"), "RSA PRIVATE KEY", x509.MarshalPKCS1PrivateKey(key)); err != nil {
 		return err
@@ -73,7 +73,7 @@ func writeCertificates(dir string) error {
 	}
 	caDER, err := x509.CreateCertificate(rand.Reader, ca, ca, &caKey.PublicKey, caKey)
 	if err != nil {
-		return fmt.Errorf("making the lab's CA: %w", err)
+		return fmt.Errorf("creating the lab's CA: %w", err)
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -89,7 +89,7 @@ func writeCertificates(dir string) error {
 	}
 	der, err := x509.CreateCertificate(rand.Reader, server, ca, &key.PublicKey, caKey)
 	if err != nil {
-		return fmt.Errorf("making the API server's certificate: %w", err)
+		return fmt.Errorf("creating the API server's certificate: %w", err)
 	}
 	keyDER, err := x509.MarshalECPrivateKey(key)
 	if err != nil {

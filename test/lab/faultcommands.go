@@ -11,48 +11,48 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// faultCommand is a command that sends one order.
+// faultCommand is a subcommand that sends one request to the supervisor.
 type faultCommand struct {
 	use, summary  string
 	argumentCount int
 	buildRequest  func(args []string) (controlRequest, error)
 }
 
-// faultCommands are the commands that make something fail, or right again.
+// faultCommands are the subcommands that cause a fault or end one.
 var faultCommands = []faultCommand{
 	{"cut HOST", "Pull a host's cable", 1, hostRequest("cut")},
-	{"cut-silently HOST", "Let nothing pass to or from a host while its carrier stays", 1, hostRequest("cut-silently")},
+	{"cut-silently HOST", "Drop all frames to and from a host, which keeps the carrier", 1, hostRequest("cut-silently")},
 	{"plug HOST", "Plug a host's cable in again", 1, hostRequest("plug")},
-	{"kill NODE", "Cut a node's power", 1, hostRequest("kill")},
-	{"revive NODE", "Switch a killed node on again", 1, hostRequest("revive")},
-	{"unblock HOST", "Lift every block of a host", 1, hostRequest("unblock")},
+	{"kill NODE", "Simulate a power failure of a node", 1, hostRequest("kill")},
+	{"revive NODE", "Start a killed node again", 1, hostRequest("revive")},
+	{"unblock HOST", "Remove all blocks of a host", 1, hostRequest("unblock")},
 	{"heal", "Undo a partition", 0, func([]string) (controlRequest, error) { return controlRequest{Op: "heal"}, nil }},
 	{"partition HOST,HOST...", "Separate a group of hosts from all others", 1, func(a []string) (controlRequest, error) {
 		return controlRequest{Op: "partition", Groups: [][]string{strings.Split(a[0], ",")}}, nil
 	}},
-	{"block HOST PROTO/PORT", "Drop what a host receives on a port or sends to it", 2, func(a []string) (controlRequest, error) {
+	{"block HOST PROTO/PORT", "Drop packets that a host receives on a port or sends to it", 2, func(a []string) (controlRequest, error) {
 		proto, text, _ := strings.Cut(a[1], "/")
 		n, err := strconv.Atoi(text)
 		if err != nil || (proto != "tcp" && proto != "udp") {
-			return controlRequest{}, fmt.Errorf("%q is no port: write tcp/7946 or udp/7946", a[1])
+			return controlRequest{}, fmt.Errorf("%q is not a port: write tcp/7946 or udp/7946", a[1])
 		}
 		return controlRequest{Op: "block", Host: a[0], Proto: proto, Port: n}, nil
 	}},
 	{"signal NODE TARGET SIGNAL", "Send a signal (KILL, STOP, CONT, TERM) to a program or Pod", 3, func(a []string) (controlRequest, error) {
 		s := unix.SignalNum("SIG" + strings.TrimPrefix(strings.ToUpper(a[2]), "SIG"))
 		if s == syscall.Signal(0) {
-			return controlRequest{}, fmt.Errorf("%q is no signal: write KILL, STOP, CONT or TERM", a[2])
+			return controlRequest{}, fmt.Errorf("%q is not a signal: write KILL, STOP, CONT or TERM", a[2])
 		}
 		return controlRequest{Op: "signal", Host: a[0], Target: a[1], Signal: int(s)}, nil
 	}},
-	{"api stop|start|DURATION", "Make the API server vanish, come back, or slow by a duration (0s lifts it)", 1, func(a []string) (controlRequest, error) {
+	{"api stop|start|DURATION", "Stop the API server, start it again, or delay its requests by a duration (0s ends the delay)", 1, func(a []string) (controlRequest, error) {
 		if a[0] == "stop" || a[0] == "start" {
 			return controlRequest{Op: a[0] + "-api"}, nil
 		}
 		d, err := time.ParseDuration(a[0])
 		return controlRequest{Op: "slow-api", Delay: d}, err
 	}},
-	{"capture HOST FILTER", "Write matching frames to a file in captures; prints the capture's name and the file's", 2, func(a []string) (controlRequest, error) {
+	{"capture HOST FILTER", "Write matching frames to a file in captures; prints the names of the capture and the file", 2, func(a []string) (controlRequest, error) {
 		return controlRequest{Op: "capture", Host: a[0], Filter: a[1]}, nil
 	}},
 	{"capture-end HOST NAME", "End a capture", 2, func(a []string) (controlRequest, error) {

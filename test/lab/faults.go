@@ -9,51 +9,54 @@ import (
 	"time"
 )
 
-// The levers make something fail, or right again. Hosts are named as in Host.
+// The methods below cause a fault or end one. Lab.Host lists the names of hosts.
 
-// CutCable pulls a host's cable to the LAN: the host loses the carrier.
+// CutCable pulls the host's cable to the LAN. The host loses the carrier.
 func (l *Lab) CutCable(ctx context.Context, host string) error {
 	return l.request(ctx, controlRequest{Op: "cut", Host: host})
 }
 
-// CutCableSilently has nothing pass between a host and the LAN, while the host's carrier stays.
+// CutCableSilently drops all frames between a host and the LAN. The host keeps the carrier.
 func (l *Lab) CutCableSilently(ctx context.Context, host string) error {
 	return l.request(ctx, controlRequest{Op: "cut-silently", Host: host})
 }
 
-// PlugCable undoes both cuts.
+// PlugCable undoes CutCable and CutCableSilently.
 func (l *Lab) PlugCable(ctx context.Context, host string) error {
 	return l.request(ctx, controlRequest{Op: "plug", Host: host})
 }
 
-// Partition separates each group of hosts from all others; the hosts in no group stay together.
+// Partition separates each group of hosts from all others. The hosts in no group stay connected to
+// each other.
 func (l *Lab) Partition(ctx context.Context, groups ...[]string) error {
 	return l.request(ctx, controlRequest{Op: "partition", Groups: groups})
 }
 
-// HealPartition undoes Partition, and no cut.
+// HealPartition undoes Partition. Cut cables stay cut.
 func (l *Lab) HealPartition(ctx context.Context) error {
 	return l.request(ctx, controlRequest{Op: "heal"})
 }
 
-// KillNode is a power failure of a node: its cable is dead, and every process on it. Its kernel forgets rules, BlockPort's
-// among them, connections and neighbors.
+// KillNode simulates a power failure of a node: all its processes die and its cable loses the
+// carrier. The node's kernel loses its firewall rules (also those that block ports), connections
+// and neighbors.
 func (l *Lab) KillNode(ctx context.Context, node string) error {
 	return l.request(ctx, controlRequest{Op: "kill", Host: node})
 }
 
-// ReviveNode switches a killed node on again.
+// ReviveNode starts a killed node again.
 func (l *Lab) ReviveNode(ctx context.Context, node string) error {
 	return l.request(ctx, controlRequest{Op: "revive", Host: node})
 }
 
-// SignalProgram sends a signal to a program, such as kube-proxy on a node or kube-apiserver on any, or to the containers of the
-// Pod on the node whose name begins with target.
+// SignalProgram sends a signal to the program or the Pod named by target. A program is, for
+// example, kube-proxy on the node, or kube-apiserver, for which the node does not matter. A Pod is
+// found on the node by a prefix of its name, and all its containers get the signal.
 func (l *Lab) SignalProgram(ctx context.Context, node, target string, s syscall.Signal) error {
 	return l.request(ctx, controlRequest{Op: "signal", Host: node, Target: target, Signal: int(s)})
 }
 
-// StopAPI makes the API server vanish for everybody; StartAPI brings it back.
+// StopAPI makes the API server unreachable for all clients. StartAPI undoes it.
 func (l *Lab) StopAPI(ctx context.Context) error {
 	return l.request(ctx, controlRequest{Op: "stop-api"})
 }
@@ -63,23 +66,19 @@ func (l *Lab) StartAPI(ctx context.Context) error {
 	return l.request(ctx, controlRequest{Op: "start-api"})
 }
 
-// DelayAPI delays whatever clients send to the API server; 0 lifts it.
+// DelayAPI delays everything that clients send to the API server; 0 removes the delay.
 func (l *Lab) DelayAPI(ctx context.Context, d time.Duration) error {
 	return l.request(ctx, controlRequest{Op: "slow-api", Delay: d})
 }
 
-// BlockPort drops what a host receives on a port and what it sends to that port; proto is tcp or udp.
-func (l *Lab) BlockPort(ctx context.Context, host, proto string, port int) error {
-	return l.request(ctx, controlRequest{Op: "block", Host: host, Proto: proto, Port: port})
-}
-
-// UnblockPorts lifts every block of a host.
+// UnblockPorts removes all blocks of a host.
 func (l *Lab) UnblockPorts(ctx context.Context, host string) error {
 	return l.request(ctx, controlRequest{Op: "unblock", Host: host})
 }
 
-// StartCapture writes the frames of a host's link to the LAN that match the filter (as tcpdump has it) into a file of its own,
-// from before it returns until stop does, and returns the file's path. A host may have several captures at once.
+// StartCapture captures the frames on a host's LAN link that match the filter, in tcpdump's syntax,
+// and returns the path of the file. The file has every frame from the return of StartCapture until
+// the return of stop. A host may have several captures at the same time.
 func (l *Lab) StartCapture(ctx context.Context, host, filter string) (path string, stop func() error, err error) {
 	answer, err := sendRequest(ctx, l.options.Dir, controlRequest{Op: "capture", Host: host, Filter: filter})
 	if err != nil {
@@ -95,13 +94,13 @@ func (l *Lab) request(ctx context.Context, o controlRequest) error {
 	return err
 }
 
-// outputTail keeps what a process wrote, for an error message.
+// outputTail keeps the end of a process's output for an error message.
 type outputTail struct {
 	mu        sync.Mutex
 	lastBytes []byte
 }
 
-// Write keeps the last 64 KiB.
+// Write appends to the output, of which the last 64 KiB are kept.
 func (s *outputTail) Write(b []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -110,7 +109,7 @@ func (s *outputTail) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// String returns what is kept.
+// String returns the output that is kept.
 func (s *outputTail) String() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()

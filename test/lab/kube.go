@@ -19,16 +19,18 @@ import (
 // kubeVersion is the version of Kubernetes that the lab runs.
 const kubeVersion = "v1.37.0"
 
-// controlPlanePrograms are what the control plane binary is called by.
+// controlPlanePrograms are the names under which the control plane's binary is linked.
 var controlPlanePrograms = []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubectl"}
 
-// RepositoryRoot returns the root of the repository, from this file's place in it.
+// RepositoryRoot returns the root of the repository, which it finds from the path of this source
+// file.
 func RepositoryRoot() string {
 	_, file, _, _ := runtime.Caller(0)
 	return filepath.Join(filepath.Dir(file), "..", "..")
 }
 
-// hasAllPrograms says whether every program is in the directory; the usual bundles for tests lack most of them.
+// hasAllPrograms reports whether the directory has every program. The usual bundles for tests lack
+// most of them.
 func hasAllPrograms(dir string) bool {
 	for _, p := range controlPlanePrograms {
 		if _, err := os.Stat(filepath.Join(dir, p)); err != nil {
@@ -38,9 +40,9 @@ func hasAllPrograms(dir string) bool {
 	return true
 }
 
-// BuildKube returns a directory with the control plane's programs: the one that LAB_KUBE or KUBEBUILDER_ASSETS names, if
-// all are there, or one in the user's cache, which is built when it is missing. That takes about five minutes on two cores; progress
-// says so.
+// BuildKube returns a directory with the programs of the control plane: that of LAB_KUBE or
+// KUBEBUILDER_ASSETS if it has all of them, otherwise one in the user's cache. It builds a missing
+// one, which takes about five minutes on two cores, and reports that to progress.
 func BuildKube(ctx context.Context, progress io.Writer) (string, error) {
 	for _, v := range []string{"LAB_KUBE", "KUBEBUILDER_ASSETS"} {
 		if dir := os.Getenv(v); dir != "" && hasAllPrograms(dir) {
@@ -58,11 +60,11 @@ func BuildKube(ctx context.Context, progress io.Writer) (string, error) {
 	}
 	cache, err := os.UserCacheDir()
 	if err != nil {
-		return "", fmt.Errorf("looking for a cache directory for the control plane: %w", err)
+		return "", fmt.Errorf("finding a cache directory for the control plane: %w", err)
 	}
 	dir := filepath.Join(cache, "gantry", "kube-"+kubeVersion+"-"+hex.EncodeToString(sum.Sum(nil)[:6]))
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", fmt.Errorf("making the cache directory: %w", err)
+		return "", fmt.Errorf("creating the cache directory: %w", err)
 	}
 	lock, err := os.OpenFile(dir+".lock", os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
@@ -78,9 +80,9 @@ func BuildKube(ctx context.Context, progress io.Writer) (string, error) {
 	return dir, compilePrograms(ctx, source, dir, progress)
 }
 
-// compilePrograms builds the binary and links the programs' names to it.
+// compilePrograms builds the binary and makes a link to it for each program.
 func compilePrograms(ctx context.Context, source, dir string, progress io.Writer) error {
-	fmt.Fprintf(progress, "compiling Kubernetes %s and etcd from their modules, once: about 5 minutes on 2 cores\n", kubeVersion)
+	fmt.Fprintf(progress, "compiling Kubernetes %s and etcd from their modules, only this time: about 5 minutes on 2 cores\n", kubeVersion)
 	v := strings.Split(strings.TrimPrefix(kubeVersion, "v"), ".")
 	const pkg = "k8s.io/component-base/version."
 	flags := fmt.Sprintf("-s -w -X %sgitVersion=%s -X %sgitMajor=%s -X %sgitMinor=%s", pkg, kubeVersion, pkg, v[0], pkg, v[1])

@@ -1,9 +1,11 @@
-// Package lab brings up a real Kubernetes cluster on one Linux machine, in network namespaces alone: etcd, API server,
-// controller manager, scheduler and a kube-proxy for each node; a bridge as the LAN, with a client, one router or two, and
-// a client behind each. Pods run without a kubelet, see package node. Everything is below one process in namespaces of its own, so
-// that whatever ends that process takes the whole lab away; several labs can run side by side. A program that uses
-// the package calls Reexec before anything else, and Enter where ordinary users may run it. The command bin/lab is the same
-// for people.
+// Package lab runs a real Kubernetes cluster in network namespaces of one Linux machine: etcd, API
+// server, controller manager, scheduler, and a kube-proxy for each node. The LAN is a bridge with
+// the nodes, a client and one or two routers, each router with another client behind it. Pods run
+// without a kubelet, see package node. All processes of a lab are children of one supervisor in
+// namespaces of its own: when the supervisor ends, for whatever reason, the whole lab is gone.
+// Several labs can run at the same time. A program that uses the package calls Reexec before
+// anything else, and EnterUserNamespace if ordinary users may run it. The command bin/lab offers
+// the same on the command line.
 package lab
 
 import (
@@ -37,30 +39,31 @@ const (
 	IPTables  = "iptables"
 )
 
-// Options say what a lab is like.
+// Options describe a lab.
 type Options struct {
-	// Nodes is how many nodes it has, 1 to 20.
+	// Nodes is the number of nodes, 1 to 20; 0 means 3.
 	Nodes int
-	// ProxyMode is kube-proxy's: NFTables or IPTables.
+	// ProxyMode is the mode of kube-proxy: NFTables (the default) or IPTables.
 	ProxyMode string
-	// Families is IPv4Only or DualStack.
+	// Families is IPv4Only (the default) or DualStack.
 	Families string
-	// Routers is how many routers are on the LAN, 1 or 2, each with a client of its own behind it. They forward, and speak
-	// a routing protocol once they are told to: see Lab.Router.
+	// Routers is the number of routers on the LAN, 1 or 2, each with a client behind it; 0 means 1.
+	// They forward packets. Lab.Router starts a routing protocol on them.
 	Routers int
-	// AuditNamespace is a namespace; what its service accounts do, and whether they may, is written to logs/audit.log.
+	// AuditNamespace is a namespace. The requests of its service accounts, allowed or not, are
+	// written to logs/audit.log.
 	AuditNamespace string
-	// Dir takes everything the lab writes; it must not exist, and is gone when the lab is.
+	// Dir is the directory of all files of the lab. It must not exist, and is removed with the lab.
 	Dir string
-	// BinDir holds Gantry's binaries; empty is right for a lab without Gantry.
+	// BinDir has Gantry's binaries. It may be empty for a lab without Gantry.
 	BinDir string
-	// KubeDir holds the control plane's programs; empty builds them.
+	// KubeDir has the programs of the control plane. If it is empty, BuildKube provides them.
 	KubeDir string
-	// Progress is told what happens during the start.
+	// Progress gets a line for each step of the start.
 	Progress io.Writer `json:"-"`
 }
 
-// Defaults fills in what is not set.
+// setDefaults fills in fields that are not set and checks the others.
 func (o *Options) setDefaults() error {
 	if o.Nodes == 0 {
 		o.Nodes = 3
@@ -78,7 +81,7 @@ func (o *Options) setDefaults() error {
 		o.ProxyMode = NFTables
 	}
 	if o.ProxyMode != NFTables && o.ProxyMode != IPTables {
-		return fmt.Errorf("kube-proxy's mode is %s or %s here, not %q", NFTables, IPTables, o.ProxyMode)
+		return fmt.Errorf("the mode of kube-proxy is %s or %s, not %q", NFTables, IPTables, o.ProxyMode)
 	}
 	if o.Families == "" {
 		o.Families = IPv4Only
@@ -92,23 +95,24 @@ func (o *Options) setDefaults() error {
 	return nil
 }
 
-// Lab is a lab that runs.
+// Lab is a running lab.
 type Lab struct {
 	options     Options
 	pid         int
-	ended       chan struct{} // closed when the supervisor ended
+	ended       chan struct{} // closed when the supervisor has ended
 	apiListener net.Listener
 	output      *outputTail
-	lifeline    io.Closer // its end is the lab's
+	lifeline    io.Closer // closing it ends the lab
 }
 
-// MissingPrerequisite says what this machine lacks for a lab, in one line with the package that brings it; empty when nothing.
+// MissingPrerequisite returns one line that says what this machine lacks to run a lab and which
+// package provides it. It returns "" if nothing is missing.
 func MissingPrerequisite() string {
 	if os.Geteuid() != 0 {
 		if why := userNamespaceRefusal(); why != "" {
 			return why
 		}
-		return "an ordinary user needs a user namespace: the program has to call lab.Enter"
+		return "an ordinary user needs a user namespace: the program has to call lab.EnterUserNamespace"
 	}
 	for tool, pkg := range map[string]string{"nft": "nftables", "iptables": "iptables", "conntrack": "conntrack"} {
 		if _, err := exec.LookPath(tool); err != nil {
@@ -118,7 +122,7 @@ func MissingPrerequisite() string {
 	return ""
 }
 
-// Start brings a lab up. When ctx ends before it is, everything is taken away again.
+// Start starts a lab and waits until it is up. If ctx ends before, nothing of the lab is left.
 func Start(ctx context.Context, o Options) (*Lab, error) {
 	if err := o.setDefaults(); err != nil {
 		return nil, err
@@ -134,7 +138,7 @@ func Start(ctx context.Context, o Options) (*Lab, error) {
 		o.KubeDir = dir
 	}
 	if err := os.Mkdir(o.Dir, 0o755); err != nil {
-		return nil, fmt.Errorf("making the lab's directory: %w", err)
+		return nil, fmt.Errorf("creating the lab's directory: %w", err)
 	}
 	l := &Lab{options: o, ended: make(chan struct{}), output: &outputTail{}}
 	if err := l.startSupervisor(); err != nil {
@@ -152,8 +156,9 @@ func Start(ctx context.Context, o Options) (*Lab, error) {
 	return l, nil
 }
 
-// startSupervisor starts the supervisor. It reads from a pipe that this process alone holds open: when that ends, with the process
-// or before, the lab does, and no moment is too early for it.
+// startSupervisor starts the supervisor, which reads from a pipe that only this process holds open.
+// When the pipe closes, by Close or because this process ends, the lab ends. That works from the
+// first moment on.
 func (l *Lab) startSupervisor() error {
 	text, err := json.Marshal(l.options)
 	if err != nil {
@@ -175,13 +180,14 @@ func (l *Lab) startSupervisor() error {
 	l.lifeline, l.pid = life, cmd.Process.Pid
 	go func() {
 		_ = cmd.Wait()
-		os.RemoveAll(l.options.Dir) // after a crash; otherwise the supervisor has done it
+		// needed after a crash only; otherwise the supervisor removes it
+		os.RemoveAll(l.options.Dir)
 		close(l.ended)
 	}()
 	return os.WriteFile(filepath.Join(l.options.Dir, "pid"), fmt.Append(nil, l.pid), 0o644)
 }
 
-// awaitReady waits until the supervisor says that the lab is up.
+// awaitReady waits until the supervisor reports that the lab is up.
 func (l *Lab) awaitReady(ctx context.Context) error {
 	for {
 		if _, err := os.Stat(filepath.Join(l.options.Dir, "ready")); err == nil {
@@ -189,7 +195,7 @@ func (l *Lab) awaitReady(ctx context.Context) error {
 		}
 		select {
 		case <-l.ended:
-			return fmt.Errorf("the lab did not come up: %s", strings.TrimSpace(l.output.String()))
+			return fmt.Errorf("the lab did not start: %s", strings.TrimSpace(l.output.String()))
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(20 * time.Millisecond):
@@ -197,7 +203,7 @@ func (l *Lab) awaitReady(ctx context.Context) error {
 	}
 }
 
-// publishAPIServer makes the API server reachable on this machine's loopback.
+// publishAPIServer makes the API server reachable on the loopback interface of this machine.
 func (l *Lab) publishAPIServer() error {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -234,7 +240,7 @@ func (l *Lab) publishAPIServer() error {
 	return writeKubeconfig(cred, l.Kubeconfig(), "https://"+listener.Addr().String(), admin.BearerToken)
 }
 
-// Attach returns the lab that runs in dir, brought up by another process.
+// Attach returns the lab that another process runs in dir.
 func Attach(ctx context.Context, dir string) (*Lab, error) {
 	if !isRunning(dir) {
 		return nil, fmt.Errorf("no lab runs in %s", dir)
@@ -246,7 +252,7 @@ func Attach(ctx context.Context, dir string) (*Lab, error) {
 	l := &Lab{options: Options{Dir: dir, KubeDir: kube}, pid: readPID(dir, "pid"), ended: make(chan struct{})}
 	go func() {
 		for isRunning(dir) {
-			time.Sleep(50 * time.Millisecond) // another process's child cannot be waited for
+			time.Sleep(50 * time.Millisecond) // a process can wait for its own children only
 		}
 		os.RemoveAll(dir)
 		close(l.ended)
@@ -254,7 +260,7 @@ func Attach(ctx context.Context, dir string) (*Lab, error) {
 	return l, nil
 }
 
-// Close takes the lab away.
+// Close ends the lab and waits until nothing is left of it.
 func (l *Lab) Close() {
 	if l.apiListener != nil {
 		l.apiListener.Close()
@@ -271,19 +277,20 @@ func (l *Lab) Close() {
 	}
 }
 
-// Ended is closed when the lab is gone, for whatever reason.
+// Ended returns a channel that is closed when the lab has ended, for whatever reason.
 func (l *Lab) Ended() <-chan struct{} { return l.ended }
 
-// Kubeconfig is the path of a kubeconfig for an administrator, usable from this machine.
+// Kubeconfig returns the path of a kubeconfig for an administrator that works on this machine.
 func (l *Lab) Kubeconfig() string { return filepath.Join(l.options.Dir, "kubeconfig") }
 
-// Dir is the lab's directory, with its logs and captures.
+// Dir returns the directory of the lab, with its logs and captures.
 func (l *Lab) Dir() string { return l.options.Dir }
 
-// KubeDir returns the directory of the control plane's programs and of kubectl.
+// KubeDir returns the directory of kubectl and the control plane's programs.
 func (l *Lab) KubeDir() string { return l.options.KubeDir }
 
-// SupervisorPID is the process that everything in the lab ends with.
+// SupervisorPID returns the process ID of the supervisor. When it ends, every process of the lab
+// ends.
 func (l *Lab) SupervisorPID() int { return l.pid }
 
 // RESTConfig returns a client's configuration for an administrator.
@@ -296,18 +303,20 @@ func (l *Lab) RESTConfig() (*rest.Config, error) {
 	return c, nil
 }
 
-// Host returns a machine of the lab: node1 and so on, client, cp, router, and far behind it; with a second router, router2
-// and far2. Its methods work from this process.
+// Host returns the network namespace of a host of the lab: node1, node2 and so on; client; cp, the
+// control plane; router, and far behind it; with two routers, router2 and far2. Its methods work in
+// this process.
 func (l *Lab) Host(name string) netns.Handle {
 	return netns.Handle(fmt.Sprintf("/proc/%d/root%s/%s", l.pid, netns.Dir, name))
 }
 
-// Kubectl runs kubectl as an administrator and returns what it prints; the error tells what it said.
+// Kubectl runs kubectl as an administrator and returns its standard output. The error has its error
+// output.
 func (l *Lab) Kubectl(ctx context.Context, stdin string, args ...string) (string, error) {
 	return Kubectl(ctx, l.options.KubeDir, l.Kubeconfig(), stdin, args...)
 }
 
-// Kubectl runs the kubectl of a directory of programs.
+// Kubectl runs the kubectl of the directory dir with a kubeconfig.
 func Kubectl(ctx context.Context, dir, kubeconfig, stdin string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, filepath.Join(dir, "kubectl"), args...)
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+kubeconfig)
@@ -320,7 +329,7 @@ func Kubectl(ctx context.Context, dir, kubeconfig, stdin string, args ...string)
 	return out.String(), nil
 }
 
-// sendRequest sends an order to the supervisor of the lab in dir and returns its answer.
+// sendRequest sends a request to the supervisor of the lab in dir and returns its answer.
 func sendRequest(ctx context.Context, dir string, o controlRequest) (string, error) {
 	body, err := json.Marshal(o)
 	if err != nil {
@@ -339,7 +348,7 @@ func sendRequest(ctx context.Context, dir string, o controlRequest) (string, err
 	}
 	r, err := client.Do(req)
 	if err != nil {
-		return "", fmt.Errorf("asking the lab in %s: %w", dir, err)
+		return "", fmt.Errorf("sending a request to the lab in %s: %w", dir, err)
 	}
 	defer r.Body.Close()
 	text, err := io.ReadAll(r.Body)

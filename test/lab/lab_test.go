@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 		fmt.Println(err)
 		select {}
 	}
-	_ = EnterUserNamespace() // what it says is said again by each test that is skipped
+	_ = EnterUserNamespace() // each skipped test repeats the error
 	os.Exit(m.Run())
 }
 
@@ -61,13 +61,14 @@ func eventually(t *testing.T, what string, check func() error) {
 	}
 }
 
-// checkNothingRemains tells what is left of a lab: its directory, its mounts as this process sees them, and processes that name it.
+// checkNothingRemains returns an error if something is left of a lab: its directory, a mount that
+// this process sees, or a process that has the directory in its command line.
 func checkNothingRemains(dir string) error {
 	if _, err := os.Stat(dir); err == nil {
-		return fmt.Errorf("the directory %s is there", dir)
+		return fmt.Errorf("the directory %s exists", dir)
 	}
 	if mounts, _ := os.ReadFile("/proc/self/mountinfo"); bytes.Contains(mounts, []byte(dir)) {
-		return fmt.Errorf("a mount names %s", dir)
+		return fmt.Errorf("a mount contains the path %s", dir)
 	}
 	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, f := range lines {
@@ -78,7 +79,7 @@ func checkNothingRemains(dir string) error {
 	return nil
 }
 
-// dialFromClient says whether a connection from the client comes about.
+// dialFromClient opens and closes a connection from the client.
 func dialFromClient(ctx context.Context, l *Lab, address string) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
@@ -91,7 +92,7 @@ func dialFromClient(ctx context.Context, l *Lab, address string) error {
 
 func wantUnreachable(err error) error {
 	if err == nil {
-		return fmt.Errorf("it is still reached")
+		return fmt.Errorf("it is still reachable")
 	}
 	return nil
 }
@@ -131,44 +132,44 @@ func TestFaultsAndRecovery(t *testing.T) {
 		}
 	}
 	levers := map[string]struct{ pull, release func() error }{
-		"a cut cable separates a node": {
+		"cutting a cable separates a node": {
 			func() error { return l.CutCable(ctx, "node1") }, func() error { return l.PlugCable(ctx, "node1") }},
-		"a silently cut cable separates a node": {
+		"cutting a cable silently separates a node": {
 			func() error { return l.CutCableSilently(ctx, "node1") }, func() error { return l.PlugCable(ctx, "node1") }},
 		"a partition separates a node": {
 			func() error { return l.Partition(ctx, []string{"node1"}) }, func() error { return l.HealPartition(ctx) }},
-		"a killed node does not answer, and comes back": {
+		"a killed node does not answer until it is revived": {
 			func() error { return l.KillNode(ctx, "node1") }, func() error { return l.ReviveNode(ctx, "node1") }},
 	}
 	for name, c := range levers {
 		t.Run(name, func(t *testing.T) {
 			act(c.pull())
-			eventually(t, "the node is not reached", func() error { return wantUnreachable(reached()) })
+			eventually(t, "the node is unreachable", func() error { return wantUnreachable(reached()) })
 			act(c.release())
-			eventually(t, "the node is reached", reached)
+			eventually(t, "the node is reachable", reached)
 		})
 	}
-	t.Run("a stopped API server refuses, and comes back", func(t *testing.T) {
+	t.Run("a stopped API server is unreachable until it is started", func(t *testing.T) {
 		act(l.StopAPI(ctx))
 		if dialFromClient(ctx, l, apiAddress) == nil {
-			t.Error("the API server is reached although it is stopped")
+			t.Error("the API server is reachable although it is stopped")
 		}
 		act(l.StartAPI(ctx))
 		if err := dialFromClient(ctx, l, apiAddress); err != nil {
-			t.Error("the API server did not come back:", err)
+			t.Error("the API server is unreachable after its start:", err)
 		}
 	})
-	t.Run("healing a partition plugs no cut cable in", func(t *testing.T) {
+	t.Run("healing a partition leaves cut cables cut", func(t *testing.T) {
 		act(l.CutCableSilently(ctx, "node1"))
 		act(l.Partition(ctx, []string{"node1", "client"}))
 		act(l.HealPartition(ctx))
 		if reached() == nil {
-			t.Error("the node whose cable is cut is reached")
+			t.Error("a node with a cut cable is reachable")
 		}
 		act(l.PlugCable(ctx, "node1"))
-		eventually(t, "the node is reached", reached)
+		eventually(t, "the node is reachable", reached)
 	})
-	t.Run("the kernel of a killed node forgets", func(t *testing.T) {
+	t.Run("a killed node loses its kernel's rules and connections", func(t *testing.T) {
 		act(l.KillNode(ctx, "node1"))
 		for _, line := range [][]string{{"nft", "list", "ruleset"}, {"conntrack", "-L"}} {
 			if out := runOnHost(t, l, "node1", line...); strings.TrimSpace(out) != "" {
@@ -176,12 +177,12 @@ func TestFaultsAndRecovery(t *testing.T) {
 			}
 		}
 		act(l.ReviveNode(ctx, "node1"))
-		eventually(t, "the node is reached", reached)
+		eventually(t, "the node is reachable", reached)
 	})
-	t.Run("captures see all from their start to their end, each in its file", func(t *testing.T) { testCaptures(ctx, t, l) })
-	t.Run("orphans are buried", func(t *testing.T) { testOrphans(ctx, t, l) })
-	t.Run("routers route, and come back when they were killed", func(t *testing.T) { testRouting(ctx, t, l) })
-	t.Run("a host that is not there is named", func(t *testing.T) {
+	t.Run("parallel captures have all frames from start to end", func(t *testing.T) { testCaptures(ctx, t, l) })
+	t.Run("the supervisor waits for orphans", func(t *testing.T) { testOrphans(ctx, t, l) })
+	t.Run("routers exchange routes, also after a kill and a restart", func(t *testing.T) { testRouting(ctx, t, l) })
+	t.Run("the error on an unknown host has its name", func(t *testing.T) {
 		if err := l.CutCable(ctx, "node9"); err == nil || !strings.Contains(err.Error(), "node9") {
 			t.Errorf("got %v, want an error that names node9", err)
 		}
@@ -209,7 +210,7 @@ func testCaptures(ctx context.Context, t *testing.T, l *Lab) {
 	if _, err := exec.LookPath("tcpdump"); err != nil {
 		t.Skip("tcpdump is missing: apt-get install tcpdump")
 	}
-	// One of them sees nothing; both run on one host at one time.
+	// Both run on one host at the same time; the second one matches no frame.
 	const filter, nothing = "tcp[tcpflags] & (tcp-syn|tcp-ack) = tcp-syn and port 30080", "udp port 1"
 	path, end, err := l.StartCapture(ctx, "client", filter)
 	if err != nil {
@@ -235,7 +236,7 @@ func testCaptures(ctx context.Context, t *testing.T, l *Lab) {
 	}
 }
 
-// parentPod is a Pod whose process does not look after its child.
+// parentPod is a Pod whose process does not wait for its child.
 const parentPod = `apiVersion: v1
 kind: Pod
 metadata: {name: parent}
@@ -279,7 +280,8 @@ func testOrphans(ctx context.Context, t *testing.T, l *Lab) {
 	})
 }
 
-// testRouting has BIRD on a node tell FRR on the router a route, and looks at the router's kernel.
+// testRouting announces a route by BIRD on a node to FRR on the router, and checks the kernel of
+// the router.
 func testRouting(ctx context.Context, t *testing.T, l *Lab) {
 	for _, k := range []router.Kind{router.FRR, router.BIRD} {
 		if m := router.MissingPrerequisite(k); m != "" {
@@ -305,24 +307,24 @@ func testRouting(ctx context.Context, t *testing.T, l *Lab) {
 			return err
 		}
 	}
-	eventually(t, "the router knows the node's route", learnt(true))
+	eventually(t, "the router has the node's route", learnt(true))
 	if out, err := tor.Show(ctx, "show bgp summary"); err != nil || !strings.Contains(string(out), "192.168.0.11") {
 		t.Errorf("the router shows %s (%v), want its neighbor 192.168.0.11", out, err)
 	}
 	if err := node.Kill(ctx); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the router does not know the route of a killed one", learnt(false))
+	eventually(t, "the router has removed the route of a killed daemon", learnt(false))
 	if err := node.Restart(ctx); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the router knows it again", learnt(true))
+	eventually(t, "the router has the route again", learnt(true))
 	for _, r := range []*Router{tor, node} {
 		if err := r.Stop(ctx); err != nil {
 			t.Error(err)
 		}
 	}
-	eventually(t, "a stopped router leaves no route", learnt(false))
+	eventually(t, "the router has removed the route of a stopped daemon", learnt(false))
 	for _, host := range []string{"far", "far2"} {
 		c, err := l.Host(host).Dial(ctx, "tcp", "192.168.0.12:30080")
 		if err != nil {
@@ -348,7 +350,7 @@ func TestCancelledStartLeavesNothing(t *testing.T) {
 	if m := MissingPrerequisite(); m != "" {
 		t.Skip(m)
 	}
-	for name, text := range map[string]string{"at once": "", "on the way": "starting etcd"} {
+	for name, text := range map[string]string{"immediately": "", "during the start": "starting etcd"} {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			dir := filepath.Join(t.TempDir(), "lab")
@@ -360,7 +362,7 @@ func TestCancelledStartLeavesNothing(t *testing.T) {
 				cancel()
 			}
 			if _, err := Start(ctx, Options{Nodes: 1, Dir: dir, KubeDir: kube, Progress: cancelOnText{text, cancel}}); err == nil {
-				t.Fatal("the lab came up although its start was given up")
+				t.Fatal("the lab started although the context was cancelled")
 			}
 			if err := checkNothingRemains(dir); err != nil {
 				t.Error(err)
@@ -385,16 +387,16 @@ func TestKilledProgramLeavesNothing(t *testing.T) {
 	for line := bufio.NewScanner(out); line.Scan() && !strings.Contains(line.Text(), "etcd"); {
 	}
 	if checkNothingRemains(dir) == nil {
-		t.Error("there was no lab that could be left")
+		t.Error("the lab has not created anything yet: this test would prove nothing")
 	}
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	eventually(t, "everything is gone", func() error { return checkNothingRemains(dir) })
+	eventually(t, "nothing remains", func() error { return checkNothingRemains(dir) })
 }
 
-// cancelOnText gives up when the progress says a certain thing.
+// cancelOnText is a writer that cancels the start when the progress has a certain text.
 type cancelOnText struct {
 	text   string
 	cancel func()

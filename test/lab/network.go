@@ -14,17 +14,17 @@ const (
 	apiAddress       = apiHost + ":6444"
 	apiNumber        = 5
 	clientNumber     = 100
-	firstNodeOffset  = 10 // node i has the number firstNodeOffset+i
+	firstNodeOffset  = 10 // node i has host number firstNodeOffset+i
 	lanBridge        = "lan"
 	lanLink          = "eth0"
 )
 
 func nodeName(i int) string { return fmt.Sprintf("node%d", i) }
 
-// routerName is the name of router i, which has the number i on the LAN.
+// routerName returns the name of router i. Its host number on the LAN is i.
 func routerName(i int) string { return numberedName("router", i) }
 
-// numberedName is the name of the first, second... host of a sort.
+// numberedName returns the name of the i-th host of a kind: the first one has no number.
 func numberedName(sort string, i int) string {
 	if i == 1 {
 		return sort
@@ -37,7 +37,7 @@ func (o *Options) networksBehindRouter(i int) []string {
 	return o.selectNetworks(fmt.Sprintf("10.%d.0.0/24", 100-i), fmt.Sprintf("fd00:%d::/64", 100-i))
 }
 
-// Address returns the address with that number in a network.
+// addressInNetwork returns the address with host number n in a network.
 func addressInNetwork(network string, n int) netip.Addr {
 	b := netip.MustParsePrefix(network).Addr().AsSlice()
 	b[len(b)-1] = byte(n)
@@ -45,7 +45,7 @@ func addressInNetwork(network string, n int) netip.Addr {
 	return a
 }
 
-// selectNetworks returns the IPv4 network, and the IPv6 one in a dual-stack lab.
+// selectNetworks returns the IPv4 network, and in a dual-stack lab the IPv6 network too.
 func (o *Options) selectNetworks(v4, v6 string) []string {
 	if o.Families == DualStack {
 		return []string{v4, v6}
@@ -53,7 +53,7 @@ func (o *Options) selectNetworks(v4, v6 string) []string {
 	return []string{v4}
 }
 
-// podNetworks returns the networks of the Pods of node i.
+// podNetworks returns the Pod networks of node i.
 func (o *Options) podNetworks(i int) []netip.Prefix {
 	var out []netip.Prefix
 	for _, n := range o.selectNetworks(fmt.Sprintf("10.244.%d.0/24", i), fmt.Sprintf("fd00:10:244:%x::/64", i)) {
@@ -62,9 +62,9 @@ func (o *Options) podNetworks(i int) []netip.Prefix {
 	return out
 }
 
-// buildNetwork makes the LAN, its hosts, and the networks behind the routers.
+// buildNetwork creates the LAN, its hosts and the networks behind the routers.
 func (s *supervisor) buildNetwork() error {
-	if err := netns.SetUp("lo"); err != nil { // the supervisor's own namespace is the fabric
+	if err := netns.SetUp("lo"); err != nil { // the bridges are in the supervisor's own namespace
 		return err
 	}
 	if err := netns.AddBridge(lanBridge); err != nil {
@@ -87,7 +87,7 @@ func (s *supervisor) buildNetwork() error {
 	}
 	for i := 1; i <= s.options.Routers; i++ {
 		if err := s.addHostBehindRouter(i); err != nil {
-			return fmt.Errorf("laying the network behind %s: %w", routerName(i), err)
+			return fmt.Errorf("creating the network behind %s: %w", routerName(i), err)
 		}
 	}
 	for _, h := range s.hostByName {
@@ -98,7 +98,7 @@ func (s *supervisor) buildNetwork() error {
 	return nil
 }
 
-// addHost makes a host and plugs it into the LAN.
+// addHost creates a host and connects it to the LAN.
 func (s *supervisor) addHost(name string, number int) error {
 	ns, err := netns.New(name)
 	if err != nil {
@@ -133,10 +133,11 @@ func (s *supervisor) addHost(name string, number int) error {
 	})
 }
 
-// bridgePort is the name of a host's port on the LAN's bridge.
+// bridgePort returns the name of a host's port on the bridge of the LAN.
 func bridgePort(host string) string { return "p-" + host }
 
-// enableForwarding has a host route, spread flows over equal routes by their ports too, and use the IPv6 addresses of a link at once.
+// enableForwarding turns on forwarding, hashing of flows over equal routes by ports too, and the
+// use of IPv6 addresses of a link without Duplicate Address Detection.
 func enableForwarding(link string) error {
 	for key, value := range map[string]string{
 		"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1",
@@ -150,7 +151,7 @@ func enableForwarding(link string) error {
 	return nil
 }
 
-// addHostBehindRouter makes the client on the other side of router i.
+// addHostBehindRouter creates the client behind router i.
 func (s *supervisor) addHostBehindRouter(i int) error {
 	ns, err := netns.New(numberedName("far", i))
 	if err != nil {
@@ -200,8 +201,8 @@ func defaultRoute(a netip.Addr) netip.Prefix {
 	return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 }
 
-// addRoutes gives a host of the LAN its default route, which is via the first router, the way to what is behind the second,
-// and those to the Pods of the nodes.
+// addRoutes adds routes to a host of the LAN: a default route via the first router, one to the
+// network behind the second router, and one to the Pods of each node.
 func (s *supervisor) addRoutes(h *host) error {
 	for i := s.options.Routers; i >= 1; i-- {
 		for f, n := range s.options.selectNetworks(lanIPv4, lanIPv6) {
@@ -231,7 +232,7 @@ func (s *supervisor) addRoutes(h *host) error {
 	return nil
 }
 
-// cutCable pulls a host's cable: it loses the carrier.
+// cutCable sets the host's port down. The host loses the carrier.
 func (s *supervisor) cutCable(name string) error {
 	if s.hostByName[name] == nil {
 		return fmt.Errorf("no host %q is on the LAN", name)
@@ -239,12 +240,13 @@ func (s *supervisor) cutCable(name string) error {
 	return s.fabric.Do(func() error { return netns.SetDown(bridgePort(name)) })
 }
 
-// cutCableSilently takes a host's port out of its bridge: the carrier stays, nothing passes.
+// cutCableSilently removes the host's port from its bridge. No frame passes, and the host keeps the
+// carrier.
 func (s *supervisor) cutCableSilently(name string) error {
 	return s.reconnectHost(name, func(h *host) { h.isSilent = true })
 }
 
-// plugCable undoes cut and cutCableSilently. In a partition the host is in its part again.
+// plugCable undoes cutCable and cutCableSilently. During a partition the host returns to its part.
 func (s *supervisor) plugCable(name string) error {
 	if err := s.reconnectHost(name, func(h *host) { h.isSilent = false }); err != nil {
 		return err
@@ -252,7 +254,7 @@ func (s *supervisor) plugCable(name string) error {
 	return s.fabric.Do(func() error { return netns.SetUp(bridgePort(name)) })
 }
 
-// reconnectHost changes where a host is to be plugged in, and plugs it in there.
+// reconnectHost changes which bridge a host belongs to, and connects it.
 func (s *supervisor) reconnectHost(name string, change func(*host)) error {
 	h := s.hostByName[name]
 	if h == nil {
@@ -268,7 +270,8 @@ func (s *supervisor) reconnectHost(name string, change func(*host)) error {
 	return s.fabric.Do(func() error { return netns.SetBridge(bridgePort(name), bridge) })
 }
 
-// partitionHosts puts each group of hosts on a bridge of its own; those in no group stay together.
+// partitionHosts moves each group of hosts to a bridge of its own. The hosts in no group stay on
+// the LAN.
 func (s *supervisor) partitionHosts(groups [][]string) error {
 	for i, group := range groups {
 		bridge := fmt.Sprintf("%s%d", lanBridge, i+1)
@@ -290,7 +293,7 @@ func (s *supervisor) partitionHosts(groups [][]string) error {
 	return nil
 }
 
-// healPartition undoes partition. Cut cables stay cut.
+// healPartition undoes partitionHosts. Cut cables stay cut.
 func (s *supervisor) healPartition() error {
 	for name := range s.hostByName {
 		if err := s.reconnectHost(name, func(h *host) { h.currentBridge = lanBridge }); err != nil {

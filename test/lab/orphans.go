@@ -10,8 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// reapOrphans takes note of processes whose parents ended before them, which is the duty of process 1. A process that is the
-// supervisor's own child is waited for elsewhere, at once: what is dead at two looks in a row is nobody else's.
+// reapOrphans waits for dead processes whose parents ended before them, which is the duty of
+// process 1. The supervisor's own children are waited for elsewhere, without delay. So a child that
+// is dead in two checks in a row is an orphan.
 func (s *supervisor) reapOrphans() {
 	seen := map[int]bool{}
 	for {
@@ -30,10 +31,11 @@ func (s *supervisor) reapOrphans() {
 	}
 }
 
-// reapInterval is how often orphans are looked for: dead ones cost nothing but their entry.
+// reapInterval is the time between two checks for orphans. A dead process costs only its entry in
+// the process table, so there is no hurry.
 const reapInterval = 2 * time.Second
 
-// orphanedZombies are the children of process 1 that have ended.
+// orphanedZombies returns the children of process 1 that have ended.
 func orphanedZombies() map[int]bool {
 	out := map[int]bool{}
 	entries, _ := os.ReadDir("/proc")
@@ -49,7 +51,8 @@ func orphanedZombies() map[int]bool {
 	return out
 }
 
-// processState is a process's state as proc(5) has it: R runs or could, S waits, Z is dead; empty is gone.
+// processState returns the state of a process as in proc(5): R is running or runnable, S sleeps, Z
+// is dead. It returns "" if the process does not exist.
 func processState(pid int) string {
 	state, _ := processStat(pid)
 	return state
@@ -57,7 +60,7 @@ func processState(pid int) string {
 
 func processStat(pid int) (state string, parent int) {
 	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	_, rest, _ := strings.Cut(string(text), ") ") // after the name, which may hold anything
+	_, rest, _ := strings.Cut(string(text), ") ") // after the name, which may contain any character
 	_, _ = fmt.Sscan(rest, &state, &parent)
 	return state, parent
 }

@@ -13,22 +13,22 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/netns"
 )
 
-// process is a program of the control plane or a node, inside a namespace.
+// process is a program of the control plane or of a node, inside a namespace.
 type process struct {
 	name string // "kube-apiserver", "node1/kube-proxy"
 	log  string
 	cmd  *exec.Cmd
-	done chan struct{} // closed when it ended
+	done chan struct{} // closed when it has ended
 	err  error
 }
 
-// processes are all programs that run, by name.
+// processes are all programs that were started, by name.
 type processes struct {
 	mu     sync.Mutex
 	byName map[string]*process
 }
 
-// startProgram runs a program inside a namespace, its output in a log.
+// startProgram starts a program inside a namespace, with its output in a log file.
 func (ps *processes) startProgram(ns netns.Handle, logDir, name, path string, args ...string) (*process, error) {
 	p := &process{name: name, log: filepath.Join(logDir, filepath.Base(filepath.Dir("/"+name))+"-"+filepath.Base(name)+".log"), done: make(chan struct{})}
 	out, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
@@ -61,7 +61,7 @@ func (ps *processes) sendSignal(name string, s syscall.Signal) error {
 	defer ps.mu.Unlock()
 	p := ps.byName[name]
 	if p == nil {
-		return fmt.Errorf("no program %q runs in this lab", name)
+		return fmt.Errorf("no program %q is running in this lab", name)
 	}
 	if err := syscall.Kill(-p.cmd.Process.Pid, s); err != nil {
 		return fmt.Errorf("signalling %s: %w", name, err)
@@ -76,7 +76,8 @@ func (ps *processes) find(name string) *process {
 	return ps.byName[name]
 }
 
-// awaitSuccess calls check until it succeeds, the program ends, or ctx does. The error tells the end of the log.
+// awaitSuccess calls check until it succeeds, the program ends or ctx ends. The error has the end
+// of the log.
 func (p *process) awaitSuccess(ctx context.Context, check func(context.Context) error) error {
 	var last error
 	for {

@@ -13,47 +13,49 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// routerDirectory, in the lab's own mounts, takes the files of the routers; its name is short because sockets are in it.
+// routerDirectory has the files of the routers, in the lab's own mounts. Its name is short because
+// a socket's path has at most 107 bytes.
 const routerDirectory = "/run/routers"
 
-// Router is a host of the lab that speaks a routing protocol. It ends with the lab.
+// Router is a routing daemon on a host of the lab. It ends with the lab.
 type Router struct {
 	router.Console
 	l    *Lab
 	host string
 }
 
-// Router returns the router on a host, which is router, router2, or any other host of the LAN; Start starts it. kind is
+// Router returns the router on a host of the LAN, which may be any host. Start starts it. kind is
 // router.FRR or router.BIRD.
 func (l *Lab) Router(host string, kind router.Kind) *Router {
 	dir := fmt.Sprintf("/proc/%d/root%s/%s", l.pid, routerDirectory, host)
 	return &Router{router.Console{Kind: kind, Dir: dir}, l, host}
 }
 
-// Start starts the router with a configuration as an operator writes it, and returns when it has taken it. A router that
-// ran on the host before is stopped.
+// Start starts the router with a configuration as an operator writes it, and returns when the
+// configuration is in effect. A router that already runs on the host is stopped first.
 func (r *Router) Start(ctx context.Context, text string) error {
 	return r.l.request(ctx, controlRequest{Op: "router-start", Host: r.host, Target: string(r.Kind), Text: text})
 }
 
-// Stop ends the router in order: sessions are closed, routes withdrawn.
+// Stop ends the router in an orderly way: it closes its sessions and withdraws its routes.
 func (r *Router) Stop(ctx context.Context) error {
 	return r.l.request(ctx, controlRequest{Op: "router-stop", Host: r.host})
 }
 
-// Kill ends the daemons named (bgpd, bfdd, zebra, staticd, bird), or all, at once.
+// Kill sends SIGKILL to the daemons with these names (bgpd, bfdd, zebra, staticd, bird), or to all
+// if no name is given.
 func (r *Router) Kill(ctx context.Context, names ...string) error {
 	return r.l.request(ctx, controlRequest{Op: "router-kill", Host: r.host, Names: names})
 }
 
-// Restart starts the daemons that do not run, with the configuration of the last Start.
+// Restart starts the daemons that are not running, with the configuration of the last Start.
 func (r *Router) Restart(ctx context.Context) error {
 	return r.l.request(ctx, controlRequest{Op: "router-restart", Host: r.host})
 }
 
 // runningRouters are the routers that the supervisor runs, by host.
 type runningRouters struct {
-	mu     sync.Mutex // guards m
+	mu     sync.Mutex // guards byHost
 	byHost map[string]*router.Router
 }
 
@@ -63,7 +65,7 @@ func (rs *runningRouters) find(host string) *router.Router {
 	return rs.byHost[host]
 }
 
-// handleRouterRequest carries out what is asked of a router.
+// handleRouterRequest carries out a request about a router.
 func (s *supervisor) handleRouterRequest(ctx context.Context, o controlRequest) error {
 	h := s.hostByName[o.Host]
 	if h == nil {
@@ -76,10 +78,10 @@ func (s *supervisor) handleRouterRequest(ctx context.Context, o controlRequest) 
 		}
 		dir, logs := filepath.Join(routerDirectory, o.Host), filepath.Join(s.logDir(), o.Host)
 		if err := os.RemoveAll(dir); err != nil {
-			return fmt.Errorf("removing what the last router left: %w", err)
+			return fmt.Errorf("removing the files of the last router: %w", err)
 		}
 		if err := os.MkdirAll(logs, 0o755); err != nil {
-			return fmt.Errorf("making the directory of the router's logs: %w", err)
+			return fmt.Errorf("creating the directory of the router's logs: %w", err)
 		}
 		r, err := router.Start(ctx, router.Config{
 			Kind: router.Kind(o.Target), NetNS: h.namespace, Dir: dir, LogDir: logs, Text: o.Text,
@@ -109,11 +111,11 @@ func (s *supervisor) handleRouterRequest(ctx context.Context, o controlRequest) 
 	return nil
 }
 
-// routerCommands start a router and ask it.
+// routerCommands returns the subcommands that start and query a router.
 func routerCommands(dir func() string) []*cobra.Command {
 	find := func(host string) (*Router, error) {
 		if !isRunning(dir()) {
-			return nil, fmt.Errorf("no lab runs in %s: bin/lab up brings one up", dir())
+			return nil, fmt.Errorf("no lab runs in %s: start one with bin/lab up", dir())
 		}
 		l := &Lab{options: Options{Dir: dir()}, pid: readPID(dir(), "pid")}
 		r := l.Router(host, router.FRR)
@@ -135,7 +137,7 @@ func routerCommands(dir func() string) []*cobra.Command {
 		r.Kind = router.Kind(args[1])
 		return r.Start(c.Context(), string(text))
 	}
-	show := &cobra.Command{Use: "show HOST WORDS...", Short: "Ask a router, as in: show router bgp summary", Args: cobra.MinimumNArgs(2)}
+	show := &cobra.Command{Use: "show HOST WORDS...", Short: "Query a router, for example: show router bgp summary", Args: cobra.MinimumNArgs(2)}
 	show.RunE = func(c *cobra.Command, args []string) error {
 		r, err := find(args[0])
 		if err != nil {

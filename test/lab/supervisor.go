@@ -30,8 +30,8 @@ import (
 // supervisorArg as the first argument makes the program the supervisor of a lab.
 const supervisorArg = "__supervisor"
 
-// Reexec turns the process into a part of a lab if its arguments say so. Every program that starts labs, tests included,
-// calls it before anything else.
+// Reexec turns the process into a part of a lab if its arguments say so. Every program that starts
+// labs calls it before anything else, tests too.
 func Reexec() {
 	node.Reexec()
 	if len(os.Args) < 3 || os.Args[1] != supervisorArg {
@@ -44,8 +44,8 @@ func Reexec() {
 	os.Exit(0)
 }
 
-// supervisor is process 1 of a lab: when it dies, whatever the reason, the kernel ends every process of the lab and takes
-// its namespaces and mounts away.
+// supervisor is process 1 of a lab. When it dies, for whatever reason, the kernel ends every
+// process of the lab and removes its namespaces and mounts.
 type supervisor struct {
 	options    Options
 	log        *slog.Logger
@@ -55,13 +55,13 @@ type supervisor struct {
 	relay      relay
 	ctx        context.Context
 
-	mu          sync.Mutex // guards agents
+	mu          sync.Mutex // guards agentByNode
 	agentByNode map[string]*runningAgent
 
 	routers    runningRouters
-	cableMutex sync.Mutex // guards where hosts are plugged in
+	cableMutex sync.Mutex // guards the cables of the hosts
 
-	captureCount atomic.Int32 // counts them
+	captureCount atomic.Int32 // how many were started
 }
 
 // runningAgent is the agent of a node that is up.
@@ -82,7 +82,7 @@ func runSupervisor(text string) error {
 	if err := json.Unmarshal([]byte(text), &s.options); err != nil {
 		return fmt.Errorf("reading the options: %w", err)
 	}
-	defer s.shutDown() // also when the program that started the lab was killed
+	defer s.shutDown() // runs even if the program that started the lab was killed
 	s.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
 	if err := isolateMounts(); err != nil {
 		return err
@@ -104,10 +104,11 @@ func runSupervisor(text string) error {
 		return err
 	}
 	<-ctx.Done()
-	return nil // everything else ends with this process
+	return nil // all other processes end with this one
 }
 
-// lifelineFD is the descriptor from which the supervisor reads until whoever started the lab ends.
+// lifelineFD is the file descriptor of the pipe that closes when the process that started the lab
+// ends.
 const lifelineFD = 3
 
 // awaitLifelineEnd returns when the other end of the lifeline is closed.
@@ -118,10 +119,11 @@ func awaitLifelineEnd(fd uintptr) {
 	_, _ = io.Copy(io.Discard, f)
 }
 
-// shutDown kills every other process of the lab and waits for them, so that nobody writes into the directory any more when it
-// is removed, and nothing runs any more when it is gone.
+// shutDown kills every other process of the lab and waits for it. So no process writes into the
+// directory while it is removed, and none is running afterwards.
 func (s *supervisor) shutDown() {
-	// From process 1 this meets every process of its namespace. Again and again, as an agent may have started one since.
+	// From process 1 the signal reaches every process of its namespace. It is repeated because an
+	// agent may have started another process since.
 	for deadline := time.Now().Add(stopTimeout / 2); time.Now().Before(deadline) && unix.Kill(-1, unix.SIGKILL) == nil; {
 		if n, _ := unix.Wait4(-1, nil, unix.WNOHANG, nil); n <= 0 {
 			<-time.After(time.Millisecond)
@@ -130,7 +132,8 @@ func (s *supervisor) shutDown() {
 	os.RemoveAll(s.options.Dir)
 }
 
-// closeProgress closes the standard output, so that whoever reads the progress learns that there is no more.
+// closeProgress closes the standard output, which tells the reader of the progress that no more
+// follows.
 func closeProgress() error {
 	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
 	if err != nil {
@@ -139,7 +142,7 @@ func closeProgress() error {
 	return unix.Dup2(int(null.Fd()), 1)
 }
 
-// isolateMounts gives the supervisor mounts of its own.
+// isolateMounts makes the mounts of the supervisor independent of the machine's.
 func isolateMounts() error {
 	mounts := []struct {
 		source, target, kind string
@@ -157,7 +160,8 @@ func isolateMounts() error {
 	return nil
 }
 
-// startLab builds the network, starts the control plane and the nodes, and waits until they are ready.
+// startLab builds the network, starts the control plane and the nodes, and waits until they are
+// ready.
 func (s *supervisor) startLab(ctx context.Context) error {
 	short, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
@@ -167,7 +171,8 @@ func (s *supervisor) startLab(ctx context.Context) error {
 		}
 	}
 	if s.options.BinDir != "" {
-		// Containers that are not root have to reach the binaries, wherever they are.
+		// Containers of ordinary users need the binaries too, and may not read the original
+		// directory.
 		if err := unix.Mount(s.options.BinDir, "/run/lab-bin", "", unix.MS_BIND, ""); err != nil {
 			return fmt.Errorf("mounting %s in the lab: %w", s.options.BinDir, err)
 		}
@@ -188,7 +193,7 @@ func (s *supervisor) startLab(ctx context.Context) error {
 	return g.Wait()
 }
 
-// startTimeout bounds the start of a lab, and stopTimeout the wait for a node's processes to end.
+// startTimeout limits the start of a lab, and stopTimeout the wait for processes of a node to end.
 const (
 	startTimeout = 2 * time.Minute
 	stopTimeout  = 10 * time.Second
@@ -196,7 +201,7 @@ const (
 
 func (s *supervisor) logDir() string { return filepath.Join(s.options.Dir, "logs") }
 
-// startNode runs kube-proxy and the agent of a node and waits until the node is registered.
+// startNode starts kube-proxy and the agent of a node, and waits until the node is Ready.
 func (s *supervisor) startNode(ctx context.Context, name string) error {
 	h := s.hostByName[name]
 	if err := s.startProxy(h); err != nil {
@@ -228,7 +233,7 @@ func (s *supervisor) startNode(ctx context.Context, name string) error {
 	return s.awaitNode(ctx, name)
 }
 
-// killNode is a power failure of a node.
+// killNode simulates a power failure of a node.
 func (s *supervisor) killNode(name string) error {
 	s.mu.Lock()
 	r := s.agentByNode[name]
@@ -257,7 +262,8 @@ func (s *supervisor) killNode(name string) error {
 	return s.hostByName[name].clearKernelState()
 }
 
-// clearKernelState empties the memory of a host's kernel, which a power failure leaves nothing of: rules, connections, neighbors.
+// clearKernelState removes the state of a host's kernel that a power failure would destroy:
+// firewall rules, connections, neighbors.
 func (h *host) clearKernelState() error {
 	for _, line := range [][]string{{"nft", "flush", "ruleset"}, {"conntrack", "-F"}} {
 		cmd := exec.Command(line[0], line[1:]...)
@@ -270,7 +276,7 @@ func (h *host) clearKernelState() error {
 	return h.namespace.Do(netns.FlushNeighbors)
 }
 
-// reviveNode switches a killed node on again.
+// reviveNode starts a killed node again.
 func (s *supervisor) reviveNode(ctx context.Context, name string) error {
 	s.mu.Lock()
 	_, up := s.agentByNode[name]
@@ -286,14 +292,14 @@ func (s *supervisor) reviveNode(ctx context.Context, name string) error {
 	return s.startNode(ctx, name)
 }
 
-// host is one machine on the LAN.
+// host is a machine on the LAN.
 type host struct {
 	name        string
 	namespace   netns.Handle
 	addresses   []netip.Addr   // on the LAN
 	podNetworks []netip.Prefix // of a node
 
-	// Guarded by the supervisor's cables:
-	currentBridge string // where its cable leads: the LAN, or a part of it
-	isSilent      bool   // nothing passes its cable
+	// Guarded by the supervisor's cableMutex:
+	currentBridge string // the bridge of its cable: the LAN, or a part of it
+	isSilent      bool   // its cable drops all frames
 }

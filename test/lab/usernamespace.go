@@ -13,23 +13,25 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/netns"
 )
 
-// userNamespaceVariable in the environment says that the process was put into a user namespace by Enter.
+// userNamespaceVariable is set in the environment of a process that EnterUserNamespace has put into
+// a user namespace.
 const userNamespaceVariable = "LAB_USER_NAMESPACE"
 
-// unshareCommand is how an ordinary user becomes root of namespaces of its own.
+// unshareCommand makes an ordinary user root in new namespaces.
 var unshareCommand = []string{"unshare", "--user", "--map-root-user", "--net", "--mount"}
 
-// EnterUserNamespace lets an ordinary user start labs: where the kernel allows it, the process is replaced by itself inside user,
-// network and mount namespaces in which it is root. For root nothing happens. Inside there is no network but the labs',
-// so what is built of the control plane is built before. A program calls it after Reexec; the error says why there can be
-// no lab, as Missing does.
+// EnterUserNamespace lets an ordinary user start labs. If the kernel allows it, the process runs
+// itself again inside user, network and mount namespaces in which it is root. For root it does
+// nothing. The new namespaces have no network except that of the labs, so it builds the control
+// plane before it enters them. A program calls it after Reexec. The error says why no lab is
+// possible, as MissingPrerequisite does.
 func EnterUserNamespace() error {
 	if os.Geteuid() == 0 {
 		if os.Getenv(userNamespaceVariable) == "" {
 			return nil
 		}
 		os.Unsetenv(userNamespaceVariable)
-		return netns.SetUp("lo") // a new network namespace has it down
+		return netns.SetUp("lo") // it is down in a new network namespace
 	}
 	if why := userNamespaceRefusal(); why != "" {
 		return fmt.Errorf("starting a lab: %s", why)
@@ -40,23 +42,24 @@ func EnterUserNamespace() error {
 	}
 	self, err := os.Executable()
 	if err != nil {
-		return fmt.Errorf("finding this program: %w", err)
+		return fmt.Errorf("finding the path of this program: %w", err)
 	}
 	env := append(os.Environ(), userNamespaceVariable+"=1", "LAB_KUBE="+kube)
 	return replaceProcess(append(append(unshareCommand, self), os.Args[1:]...), env)
 }
 
-// userNamespaceRefusal says why this user cannot have a user namespace; empty when it can.
+// userNamespaceRefusal returns why this user cannot have a user namespace, or "" if it can.
 func userNamespaceRefusal() string {
 	out, err := exec.Command(unshareCommand[0], append(unshareCommand[1:], "true")...).CombinedOutput()
 	if err == nil {
 		return ""
 	}
-	return "root is needed for network namespaces, or a kernel that gives user namespaces to ordinary users: " +
+	return "network namespaces need root, or a kernel that allows user namespaces to ordinary users: " +
 		strings.TrimSpace(string(out)+" ("+err.Error()+")")
 }
 
-// joinNamespaces brings an ordinary user's process into the namespaces of the lab in dir, where its API server is.
+// joinNamespaces moves the process of an ordinary user into the namespaces of the lab in dir, where
+// the API server is.
 func joinNamespaces(dir string) error {
 	holder := readPID(dir, "holder")
 	if os.Geteuid() == 0 || holder == 0 || !isRunning(dir) {
@@ -64,16 +67,16 @@ func joinNamespaces(dir string) error {
 	}
 	self, err := os.Executable()
 	if err != nil {
-		return fmt.Errorf("finding this program: %w", err)
+		return fmt.Errorf("finding the path of this program: %w", err)
 	}
 	return replaceProcess(append([]string{"nsenter", "--target", strconv.Itoa(holder), "--user", "--net", "--preserve-credentials", self}, os.Args[1:]...), os.Environ())
 }
 
-// replaceProcess turns the process into a program; it returns only when that fails.
+// replaceProcess runs a program in place of this process. It returns only if that fails.
 func replaceProcess(line, env []string) error {
 	path, err := exec.LookPath(line[0])
 	if err != nil {
-		return fmt.Errorf("looking for %s, of the package util-linux: %w", line[0], err)
+		return fmt.Errorf("finding %s, which is in the package util-linux: %w", line[0], err)
 	}
 	if err := syscall.Exec(path, line, env); err != nil {
 		return fmt.Errorf("running %s: %w", path, err)
@@ -81,7 +84,7 @@ func replaceProcess(line, env []string) error {
 	return nil
 }
 
-// runInside runs a program, with its own directory's name in the path, in namespaces that Enter gave.
+// runInside runs a program, given by its path, in the namespaces of EnterUserNamespace.
 func runInside(line []string) error {
 	if err := EnterUserNamespace(); err != nil {
 		return err

@@ -1,25 +1,30 @@
-// Package manifests applies a directory of manifests, good and bad, as users of the metallb.io API write them, to a real API
-// server with the real controller beside it, and checks what becomes of each. The first lines of a file say what is
-// expected:
+// Package manifests applies a directory of manifests, valid and invalid, to a real API server with
+// the real controller, and checks the result of each. The manifests are such as users of the
+// metallb.io API write. The first lines of a file are expectations:
 //
 //	# valid KIND/NAME                      the condition gantry.dev/Valid is True
 //	# refused KIND/NAME: TEXT              the API server refuses it with TEXT
 //	# problem KIND/NAME REASON: TEXT       the condition is False with REASON and TEXT
 //	# address NAMESPACE/NAME: A[, B]       the Service has these addresses, in this order
 //	# pending NAMESPACE/NAME REASON: TEXT  the Service has none, for this REASON and TEXT
-//	# keeps NAMESPACE/NAME REASON: TEXT    the Service has some, though not what it asks for, for this REASON and TEXT
-//	# silent NAMESPACE/NAME REASON: TEXT   nobody announces the Service, for this REASON and TEXT; without them nothing is said of it
+//	# keeps NAMESPACE/NAME REASON: TEXT    the Service has some, but not those that it asks for,
+//	                                       for this REASON and TEXT
+//	# silent NAMESPACE/NAME REASON: TEXT   no node announces the Service, for this REASON and
+//	                                       TEXT; without them, it has no condition Announced
 //	# from NAMESPACE/NAME: POOL[, POOL]    the annotations name these pools
-//	# counts POOL: A B C D                 the pool's status says: assigned and available, IPv4 and IPv6
+//	# counts POOL: A B C D                 the counts in the pool's status: assigned IPv4,
+//	                                       available IPv4, assigned IPv6, available IPv6
 //	# reserved NAME: A[, B]                the AddressReservation keeps these addresses
 //	# unreserved NAME REASON: TEXT         the AddressReservation does not get what it asks for
 //
-// Such lines at the head of a later document begin a step: what stands before is carried out and checked first. In files with steps
-// the objects are applied, so that one may stand there again with an edit, and
+// Such lines at the head of a later document begin a new step, after the steps before it have been
+// applied and checked. In a file with steps, an object may appear again with an edit, and one more
+// line is possible:
 //
-//	# delete KIND/NAME                     deletes one that stands before.
+//	# delete KIND/NAME                     deletes an object of an earlier step.
 //
-// For each problem that is not a reference to what may yet come, the optional webhook has to refuse in the same words.
+// The optional webhook has to refuse every problem with the same text, except a reference to an
+// object that may be created later.
 package manifests
 
 import (
@@ -59,10 +64,10 @@ import (
 	"github.com/gantry-lb/gantry/test/apiserver"
 )
 
-// awaitTimeout bounds the wait for what the controller is to write.
+// awaitTimeout limits the wait for the controller.
 const awaitTimeout = time.Minute
 
-// expectation is one line of a file's head.
+// expectation is one line at the head of a document.
 type expectation struct{ kind, object, reason, text string }
 
 var (
@@ -70,7 +75,7 @@ var (
 	documentSeparator  = regexp.MustCompile(`(?m)^---\s*$`)
 )
 
-// harness is what every file runs on.
+// harness is the client and the webhook that all files share.
 type harness struct {
 	apiClient client.Client
 	validator *validate.Validator
@@ -104,7 +109,7 @@ func TestManifests(t *testing.T) {
 	}
 }
 
-// startController runs the controller as users do, but for the Pod around it.
+// startController runs the controller's program, outside of a Pod.
 func startController(t *testing.T, config *rest.Config) {
 	t.Helper()
 	dir := t.TempDir()
@@ -134,18 +139,18 @@ func startController(t *testing.T, config *rest.Config) {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		if text, err := os.ReadFile(log.Name()); err == nil && t.Failed() {
-			t.Logf("the controller said:\n%s", text)
+			t.Logf("the log of the controller:\n%s", text)
 		}
 	})
 }
 
-// step is what is applied together, and what comes of it.
+// step is a group of objects that are applied together, and the expected results.
 type step struct {
 	expectations []expectation
 	objects      []*unstructured.Unstructured
 }
 
-// parseFile reads a file.
+// parseFile reads the steps of a file.
 func parseFile(t *testing.T, file string) []step {
 	t.Helper()
 	text, err := os.ReadFile(file)
@@ -158,7 +163,7 @@ func parseFile(t *testing.T, file string) []step {
 			steps = append(steps, step{expectations: head})
 		}
 		if len(steps) == 0 {
-			t.Fatalf("%s does not say what it expects", file)
+			t.Fatalf("%s has no expectation", file)
 		}
 		o := &unstructured.Unstructured{}
 		if err := yaml.Unmarshal([]byte(doc), &o.Object); err != nil {
@@ -181,14 +186,15 @@ func parseExpectations(t *testing.T, doc string) (out []expectation) {
 		}
 		m := expectationPattern.FindStringSubmatch(line)
 		if m == nil {
-			t.Fatalf("the line %q is no expectation", line)
+			t.Fatalf("the line %q is not an expectation", line)
 		}
 		out = append(out, expectation{kind: m[1], object: m[2], reason: m[3], text: m[4] + m[5]})
 	}
 	return out
 }
 
-// runFile carries the steps of a file out, checks what is expected of each, and takes the objects away again.
+// runFile applies the steps of a file, checks the expectations of each, and removes the objects at
+// the end.
 func (b *harness) runFile(t *testing.T, file string) {
 	steps := parseFile(t, file)
 	var all []*unstructured.Unstructured
@@ -214,7 +220,7 @@ func (b *harness) runFile(t *testing.T, file string) {
 	}
 }
 
-// applyStep carries a step out.
+// applyStep deletes and writes the objects of a step.
 func (b *harness) applyStep(t *testing.T, s step, all []*unstructured.Unstructured, write func(*unstructured.Unstructured) error) {
 	for _, e := range s.expectations {
 		if e.kind != "delete" {
@@ -222,7 +228,7 @@ func (b *harness) applyStep(t *testing.T, s step, all []*unstructured.Unstructur
 		}
 		i := slices.IndexFunc(all, func(o *unstructured.Unstructured) bool { return o.GetKind()+"/"+o.GetName() == e.object })
 		if i < 0 {
-			t.Fatalf("%s is to be deleted, and stands nowhere", e.object)
+			t.Fatalf("%s is to be deleted, but the file has no such object", e.object)
 		}
 		if err := b.apiClient.Delete(t.Context(), all[i].DeepCopy()); err != nil {
 			t.Fatal(err)
@@ -245,11 +251,11 @@ func (b *harness) applyStep(t *testing.T, s step, all []*unstructured.Unstructur
 		case i < 0 && err != nil:
 			t.Fatalf("%s is refused: %v", self, err)
 		case i >= 0 && err == nil:
-			t.Errorf("%s is accepted, want a refusal with %q", self, s.expectations[i].text)
+			t.Errorf("%s is accepted, want an error with %q", self, s.expectations[i].text)
 		case i >= 0 && !strings.Contains(err.Error(), s.expectations[i].text):
 			t.Errorf("%s is refused with %v, want %q", self, err, s.expectations[i].text)
 		case i >= 0 && strings.Contains(err.Error(), "evaluating rule"):
-			t.Errorf("%s is refused with %v, which is a rule and no sentence", self, err)
+			t.Errorf("%s is refused with %v, which shows the rule instead of a message", self, err)
 		}
 		given := func(e expectation) bool { return e.kind == "address" && e.object == o.GetNamespace()+"/"+o.GetName() }
 		if i := slices.IndexFunc(s.expectations, given); i >= 0 && o.GetKind() == "Service" {
@@ -258,8 +264,9 @@ func (b *harness) applyStep(t *testing.T, s step, all []*unstructured.Unstructur
 	}
 }
 
-// awaitPools waits until the controller knows the pools that are to be valid and are there. A Service that comes after them is served
-// by all of them: pools and Services reach the controller by watches of their own, of which either may be ahead.
+// awaitPools waits until the controller knows the pools that exist and should be valid. A Service
+// that is created after this can get an address from each of them. Without it, the Service could
+// come first: the controller watches pools and Services separately.
 func (b *harness) awaitPools(t *testing.T, expected []expectation) {
 	t.Helper()
 	for _, e := range expected {
@@ -274,7 +281,7 @@ func (b *harness) awaitPools(t *testing.T, expected []expectation) {
 	}
 }
 
-// awaitExpectation waits until what is expected has come true.
+// awaitExpectation waits until the expectation is met.
 func (b *harness) awaitExpectation(t *testing.T, e expectation) {
 	t.Helper()
 	got := "nothing"
@@ -292,7 +299,7 @@ func (b *harness) awaitExpectation(t *testing.T, e expectation) {
 	t.Errorf("want %s %s %s %q, got %s", e.kind, e.object, e.reason, e.text, got)
 }
 
-// isMet says whether the expectation is met, and what is there.
+// isMet reports whether the expectation is met, and describes the current state.
 func (b *harness) isMet(ctx context.Context, e expectation) (bool, string) {
 	first, name, _ := strings.Cut(e.object, "/")
 	switch e.kind {
@@ -326,7 +333,7 @@ func (b *harness) isMet(ctx context.Context, e expectation) (bool, string) {
 	return c.Status == metav1.ConditionFalse && c.Reason == e.reason && strings.Contains(c.Message, e.text), describeCondition(c)
 }
 
-// isServiceAsExpected says whether a Service with these addresses is as expected.
+// isServiceAsExpected is isMet for a Service with these addresses.
 func isServiceAsExpected(s *corev1.Service, ips []string, e expectation) (bool, string) {
 	c := meta.FindStatusCondition(s.Status.Conditions, names.ConditionAddressAssigned)
 	got := strings.Join(ips, ", ")
@@ -351,7 +358,7 @@ func isServiceAsExpected(s *corev1.Service, ips []string, e expectation) (bool, 
 	return why && len(ips) == 0 && c.Status == metav1.ConditionFalse, got + " " + describeCondition(c)
 }
 
-// isReservationAsExpected says whether an AddressReservation is as expected.
+// isReservationAsExpected is isMet for an AddressReservation.
 func (b *harness) isReservationAsExpected(ctx context.Context, e expectation) (bool, string) {
 	var r v1alpha1.AddressReservation
 	if err := b.apiClient.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: e.object}, &r); err != nil {
@@ -368,7 +375,7 @@ func (b *harness) isReservationAsExpected(ctx context.Context, e expectation) (b
 	return c.Status == metav1.ConditionFalse && c.Reason == e.reason && strings.Contains(c.Message, e.text), got
 }
 
-// arePoolCountsAsExpected says whether the counters of a pool are as expected.
+// arePoolCountsAsExpected is isMet for the counters of a pool.
 func (b *harness) arePoolCountsAsExpected(ctx context.Context, e expectation) (bool, string) {
 	var p v1beta1.IPAddressPool
 	if err := b.apiClient.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: e.object}, &p); err != nil {
@@ -379,7 +386,7 @@ func (b *harness) arePoolCountsAsExpected(ctx context.Context, e expectation) (b
 	return strings.TrimSpace(got) == e.text, got
 }
 
-// validCondition finds the condition gantry.dev/Valid of an object.
+// validCondition returns the condition gantry.dev/Valid of an object, or nil.
 func validCondition(o *unstructured.Unstructured) *metav1.Condition {
 	list, _, _ := unstructured.NestedSlice(o.Object, "status", "gantry", "conditions")
 	text, _ := json.Marshal(list)
@@ -390,12 +397,13 @@ func validCondition(o *unstructured.Unstructured) *metav1.Condition {
 
 func describeCondition(c *metav1.Condition) string {
 	if c == nil {
-		return "without the condition"
+		return "no condition"
 	}
 	return fmt.Sprintf("%s %s: %s", c.Status, c.Reason, c.Message)
 }
 
-// checkWebhook asks the webhook about an object with a problem, before it is created.
+// checkWebhook sends an object with a problem to the webhook, before it is created, and checks the
+// answer.
 func (b *harness) checkWebhook(t *testing.T, o *unstructured.Unstructured, e expectation) {
 	t.Helper()
 	raw, err := json.Marshal(o)
@@ -413,7 +421,7 @@ func (b *harness) checkWebhook(t *testing.T, o *unstructured.Unstructured, e exp
 	}
 	dangling := snapshot.Problem{Reason: names.Reason(e.reason)}.IsDanglingReference()
 	if r.Allowed != dangling && e.reason != string(names.ReasonDuplicate) || !strings.Contains(said, e.text) {
-		t.Errorf("the webhook allows %s: %v, and says %q; want %q", e.object, r.Allowed, said, e.text)
+		t.Errorf("the webhook allows %s: %v, with the text %q; want %q", e.object, r.Allowed, said, e.text)
 	}
 }
 
@@ -423,7 +431,7 @@ func (b *harness) removeObjects(t *testing.T, objects []*unstructured.Unstructur
 	defer cancel()
 	for _, o := range slices.Backward(objects) {
 		if o.GetKind() == "Namespace" {
-			continue // nothing here would finish its deletion
+			continue // no controller runs here that completes the deletion of a namespace
 		}
 		if err := b.apiClient.Delete(ctx, o); client.IgnoreNotFound(err) != nil {
 			t.Errorf("deleting %s/%s: %v", o.GetKind(), o.GetName(), err)
@@ -437,7 +445,8 @@ func (b *harness) removeObjects(t *testing.T, objects []*unstructured.Unstructur
 	}
 }
 
-// TestBGPPeerVersionsConvert writes a peer in each version and reads it in the other: nothing may be lost, whatever runs.
+// TestBGPPeerVersionsConvert writes a BGPPeer in each version and reads it in the other one. No
+// field may be lost.
 func TestBGPPeerVersionsConvert(t *testing.T) {
 	config := apiserver.Start(t)
 	scheme, err := configuration.NewScheme()
@@ -458,7 +467,7 @@ func TestBGPPeerVersionsConvert(t *testing.T) {
 		t.Fatal(err)
 	}
 	if read.Spec.HoldTime != nil || read.Spec.KeepaliveTime != nil || read.Spec.PeerPort != 179 {
-		t.Errorf("a v1beta1 peer without timers reads in v1beta2 as %+v", read.Spec)
+		t.Errorf("a v1beta1 peer without timers is %+v in v1beta2", read.Spec)
 	}
 	now := &v1beta2.BGPPeer{Spec: v1beta2.BGPPeerSpec{
 		MyASN: 64512, DynamicASN: v1beta2.DynamicASNExternal, Interface: "eth0", VRFName: "red", EnableGracefulRestart: true,
@@ -473,7 +482,7 @@ func TestBGPPeerVersionsConvert(t *testing.T) {
 		t.Fatal(err)
 	}
 	if back.Spec.DynamicASN != "external" || back.Spec.Interface != "eth0" || back.Spec.VRFName != "red" || !back.Spec.EnableGracefulRestart || back.Spec.LocalASN != 7 {
-		t.Errorf("a v1beta2 peer reads in v1beta1 as %+v", back.Spec)
+		t.Errorf("a v1beta2 peer is %+v in v1beta1", back.Spec)
 	}
 	change := client.RawPatch(types.MergePatchType, []byte(`{"spec":{"enableGracefulRestart":false}}`))
 	if err := c.Patch(t.Context(), &back, change); err == nil || !strings.Contains(err.Error(), "enableGracefulRestart cannot be changed: delete the BGPPeer") {

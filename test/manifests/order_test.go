@@ -13,9 +13,10 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-// awaitBeforeNext waits a moment for what a Service is to get before the next object comes: of two that want the same, the one that stands
-// first in the file is to be the first, also where the controller learns of its pool between the two. Where it takes the next
-// object, check waits for it later.
+// awaitBeforeNext waits for a short time until a Service has its expected address, before the next
+// object is written. If two Services want the same address, the first one in the file gets it, even
+// if the controller sees their pool between the two. If the Service needs the next object for its
+// address, awaitExpectation waits for it later.
 func (b *harness) awaitBeforeNext(t *testing.T, e expectation) {
 	t.Helper()
 	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {
@@ -30,8 +31,9 @@ func (b *harness) awaitBeforeNext(t *testing.T, e expectation) {
 	}
 }
 
-// awaitNoPools waits until the controller knows that no pool is left: a Service of the next file must not find a pool of this one.
-// What the API server has taken, the controller's caches learn a moment later; a Service without wishes tells what it knows.
+// awaitNoPools waits until the controller has seen that no pool is left, so that no Service of the
+// next file gets an address of this one. The caches of the controller lag behind the API server, so
+// it creates Services until one of them gets the reason NoPools.
 func (b *harness) awaitNoPools(ctx context.Context, t *testing.T) {
 	t.Helper()
 	for {
@@ -51,7 +53,7 @@ func (b *harness) awaitNoPools(ctx context.Context, t *testing.T) {
 		}
 		switch {
 		case ctx.Err() != nil:
-			t.Fatal("the controller did not take notice of the pools' deletion")
+			t.Fatal("the controller has not noticed that the pools are deleted")
 		case c.Reason == string(names.ReasonNoPools):
 			return
 		}

@@ -13,7 +13,7 @@ import (
 	"path/filepath"
 )
 
-// Image is what an archive of a container image says.
+// Image is the content of a container image's archive.
 type Image struct {
 	Tags   []string
 	Config struct {
@@ -25,11 +25,11 @@ type Image struct {
 			Labels     map[string]string
 		} `json:"config"`
 	}
-	// Files are those of its layers, by their path.
+	// Files are the files of all layers, by path.
 	Files map[string]File
 }
 
-// File is a file of an image.
+// File is a file of an Image.
 type File struct {
 	Mode    fs.FileMode
 	Content []byte

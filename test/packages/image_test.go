@@ -13,7 +13,7 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 )
 
-// makeImage runs what `make image` runs, on the programs of bin/.
+// makeImage builds an image of the programs in bin/, as `make image` does.
 func makeImage(t *testing.T, out string) {
 	t.Helper()
 	bin := filepath.Join(RepositoryRoot(), "bin")
@@ -36,12 +36,12 @@ func TestImageHoldsOnlyStaticPrograms(t *testing.T) {
 		t.Fatal(err)
 	}
 	if diff := gocmp.Diff([]string{"controller", "etc/passwd", "speaker"}, slices.Sorted(maps.Keys(img.Files))); diff != "" {
-		t.Errorf("the image has other files than two programs and a user database:\n%s", diff)
+		t.Errorf("the image has other files than the two programs and the user database:\n%s", diff)
 	}
 	for _, program := range []string{"controller", "speaker"} {
 		f := img.Files[program]
 		if f.Mode != 0o755 {
-			t.Errorf("%s has mode %v, want 0755: no user of a container owns it", program, f.Mode)
+			t.Errorf("%s has mode %v, want 0755: the container's user does not own it", program, f.Mode)
 		}
 		e, err := elf.NewFile(bytes.NewReader(f.Content))
 		if err != nil {
@@ -58,7 +58,7 @@ func TestImageHoldsOnlyStaticPrograms(t *testing.T) {
 		t.Errorf("the image's configuration is %+v", c)
 	}
 	if !slices.Equal(img.Tags, []string{"registry.example/gantry:v9"}) {
-		t.Errorf("the image is called %v", img.Tags)
+		t.Errorf("the image has the tags %v", img.Tags)
 	}
 	for label, want := range map[string]string{"title": "gantry", "version": "v9", "revision": "abc", "licenses": "Apache-2.0"} {
 		if got := c.Config.Labels["org.opencontainers.image."+label]; got != want {

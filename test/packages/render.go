@@ -1,5 +1,6 @@
-// Package packages renders what users install: the overlays of config/ by kustomize and charts/gantry by Helm, with the
-// programs in the repository's bin directory. It applies nothing; the end-to-end tests do.
+// Package packages renders what users install: the overlays of config/ with kustomize, and
+// charts/gantry with Helm. It runs the programs in the repository's bin directory. It applies
+// nothing; the end-to-end tests do.
 package packages
 
 import (
@@ -15,7 +16,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// Overlays are the installations under config/, each with the values that make the chart the same one.
+// Overlays are the installations in config/, each with the chart's values for the same result.
 var Overlays = map[string]string{
 	"default":    "{}",
 	"l2-only":    "bgp: {enabled: false}",
@@ -23,13 +24,14 @@ var Overlays = map[string]string{
 	"prometheus": "prometheus: {enabled: true}",
 }
 
-// RepositoryRoot is the root of the repository, from this file's place in it.
+// RepositoryRoot returns the root of the repository, which it finds from the path of this source
+// file.
 func RepositoryRoot() string {
 	_, file, _, _ := runtime.Caller(0)
 	return filepath.Join(filepath.Dir(file), "..", "..")
 }
 
-// MissingProgram says which program is not built and how to build it; it is empty when all are there.
+// MissingProgram returns which program is not built and how to build it, or "" if all are built.
 func MissingProgram() string {
 	for _, p := range []string{"helm", "kustomize"} {
 		if _, err := os.Stat(filepath.Join(RepositoryRoot(), "bin", p)); err != nil {
@@ -44,13 +46,14 @@ func RenderKustomize(ctx context.Context, overlay string) (string, error) {
 	return runProgram(ctx, "", "kustomize", "build", filepath.Join(RepositoryRoot(), "config", overlay))
 }
 
-// RenderHelm returns the manifests of the chart, installed as release gantry in the namespace with the values, which are YAML.
+// RenderHelm returns the manifests of the chart for a release named gantry in the namespace. values
+// is YAML.
 func RenderHelm(ctx context.Context, namespace, values string, args ...string) (string, error) {
 	all := append([]string{"template", "gantry", filepath.Join(RepositoryRoot(), "charts", "gantry"), "--namespace", namespace, "--values", "-"}, args...)
 	return runProgram(ctx, values, "helm", all...)
 }
 
-// runProgram runs one of the programs; its error has what the program said.
+// runProgram runs one of the programs. The error has the program's error output.
 func runProgram(ctx context.Context, input, program string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, filepath.Join(RepositoryRoot(), "bin", program), args...)
 	var out, problems bytes.Buffer
@@ -61,7 +64,7 @@ func runProgram(ctx context.Context, input, program string, args ...string) (str
 	return out.String(), nil
 }
 
-// SplitObjects splits manifests into objects, in their order.
+// SplitObjects splits manifests into objects and keeps their order.
 func SplitObjects(manifests string) ([]*unstructured.Unstructured, error) {
 	var out []*unstructured.Unstructured
 	for i, doc := range bytes.Split([]byte("\n"+manifests), []byte("\n---\n")) {

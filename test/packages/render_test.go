@@ -19,7 +19,7 @@ func requirePrograms(t *testing.T) {
 	}
 }
 
-// indexByName returns objects by what identifies them.
+// indexByName returns the objects by API version, kind, namespace and name.
 func indexByName(t *testing.T, manifests string) map[string]map[string]any {
 	t.Helper()
 	objects, err := SplitObjects(manifests)
@@ -38,8 +38,8 @@ func indexByName(t *testing.T, manifests string) map[string]map[string]any {
 	return out
 }
 
-// sortVariables puts environments and ports in the order of their names: kustomize adds before what is there, and the order
-// means nothing.
+// sortVariables sorts environment variables and ports by name: kustomize inserts at the front, and
+// the order has no meaning.
 func sortVariables(o *unstructured.Unstructured) {
 	containers, _, _ := unstructured.NestedSlice(o.Object, "spec", "template", "spec", "containers")
 	for _, c := range containers {
@@ -65,7 +65,8 @@ func TestChartMatchesKustomize(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := indexByName(t, text)
-			// Helm stores its release in the namespace, which therefore has to be there before the chart is rendered.
+			// Helm stores its release in the namespace, so the namespace has to exist before and is
+			// not in the chart.
 			delete(want, "v1 Namespace  metallb-system")
 			text, err = RenderHelm(t.Context(), "metallb-system", values)
 			if err != nil {
@@ -73,7 +74,8 @@ func TestChartMatchesKustomize(t *testing.T) {
 			}
 			got := indexByName(t, text)
 			for _, o := range got {
-				unstructured.RemoveNestedField(o, "metadata", "annotations", "helm.sh/resource-policy") // means something to Helm alone
+				// only Helm uses it
+				unstructured.RemoveNestedField(o, "metadata", "annotations", "helm.sh/resource-policy")
 			}
 			if diff := gocmp.Diff(want, got); diff != "" {
 				t.Errorf("kustomize (-) and Helm (+) differ:\n%s", diff)
@@ -89,7 +91,7 @@ func TestChartUsesItsNamespace(t *testing.T) {
 		t.Fatal(err)
 	}
 	if i := strings.Index(text, "metallb-system"); i >= 0 {
-		t.Errorf("metallb-system is left in the chart's objects: …%s…", text[max(0, i-200):i+20])
+		t.Errorf("the chart's objects still contain metallb-system: …%s…", text[max(0, i-200):i+20])
 	}
 }
 
@@ -127,7 +129,7 @@ func TestEveryValueHasAnEffect(t *testing.T) {
 		if err != nil {
 			t.Errorf("%s: %v", values, err)
 		} else if !strings.Contains(text, want) {
-			t.Errorf("%s: nothing rendered has %q", values, want)
+			t.Errorf("%s: the rendered objects lack %q", values, want)
 		}
 	}
 	for values, gone := range map[string]string{
@@ -144,7 +146,7 @@ func TestEveryValueHasAnEffect(t *testing.T) {
 		if err != nil {
 			t.Errorf("%s: %v", values, err)
 		} else if strings.Contains(text, gone) {
-			t.Errorf("%s: %q is still rendered", values, gone)
+			t.Errorf("%s: the rendered objects still have %q", values, gone)
 		}
 	}
 }
@@ -170,7 +172,7 @@ func TestWrongValuesAreRefused(t *testing.T) {
 	} {
 		_, err := RenderHelm(t.Context(), "metallb-system", values)
 		if err == nil {
-			t.Errorf("%s: it is rendered, want a refusal", values)
+			t.Errorf("%s: the chart is rendered, want an error", values)
 			continue
 		}
 		for _, w := range want {
@@ -181,7 +183,7 @@ func TestWrongValuesAreRefused(t *testing.T) {
 	}
 }
 
-// TestEveryCRDIsInstalled finds a CRD that was generated and is not applied.
+// TestEveryCRDIsInstalled finds generated CRDs that the kustomization does not list.
 func TestEveryCRDIsInstalled(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join(RepositoryRoot(), "config", "crd", "kustomization.yaml"))
 	if err != nil {
@@ -189,11 +191,11 @@ func TestEveryCRDIsInstalled(t *testing.T) {
 	}
 	files, err := filepath.Glob(filepath.Join(RepositoryRoot(), "config", "crd", "bases", "*.yaml"))
 	if err != nil || len(files) == 0 {
-		t.Fatalf("no CRD is there: %v", err)
+		t.Fatalf("config/crd/bases has no CRD: %v", err)
 	}
 	for _, f := range files {
 		if name := filepath.Base(f); !strings.Contains(string(text), "- bases/"+name+"\n") {
-			t.Errorf("config/crd/kustomization.yaml lacks bases/%s: the kind would not be installed", name)
+			t.Errorf("config/crd/kustomization.yaml lacks bases/%s: the CRD would not be installed", name)
 		}
 	}
 }

@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// TestFlagsAreInReadme compares the flags of controller and speaker with the README's tables: a flag that nobody can read
-// about, and a row about a flag that is gone, are both faults.
+// TestFlagsAreInReadme compares the flags of controller and speaker with the tables of the README.
+// It finds flags without a row, and rows of flags that do not exist.
 func TestFlagsAreInReadme(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join(repositoryRoot, "README.md"))
 	if err != nil {
@@ -32,7 +32,7 @@ func TestFlagsAreInReadme(t *testing.T) {
 			if name, ok := definedFlag(n); ok {
 				flags[name] = true
 				if !rows[name] {
-					t.Errorf("%s defines --%s, which is in no table of the README", f.path, name)
+					t.Errorf("%s defines --%s, which has no row in the README: users look flags up there", f.path, name)
 				}
 			}
 			return true
@@ -40,7 +40,7 @@ func TestFlagsAreInReadme(t *testing.T) {
 	}
 	for name := range rows {
 		if !flags[name] {
-			t.Errorf("the README tells of --%s, which no program has", name)
+			t.Errorf("the README has a row for --%s, which no program defines", name)
 		}
 	}
 }
@@ -63,7 +63,7 @@ func definedFlag(n ast.Node) (string, bool) {
 	return name, err == nil
 }
 
-// TestReasonsAreDocumented compares the Reasons with docs/reasons.md, which people look them up in.
+// TestReasonsAreDocumented compares the Reasons with docs/reasons.md, where users look them up.
 func TestReasonsAreDocumented(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join(repositoryRoot, "docs", "reasons.md"))
 	if err != nil {
@@ -99,12 +99,13 @@ func TestReasonsAreDocumented(t *testing.T) {
 	}
 	for word := range rows {
 		if !reasons[word] {
-			t.Errorf("docs/reasons.md explains %s, which is no Reason", word)
+			t.Errorf("docs/reasons.md explains %s, which is not a Reason", word)
 		}
 	}
 }
 
-// TestDependenciesHaveAReason looks for each module that go.mod requires directly in the table of CONTRIBUTING.md.
+// TestDependenciesHaveAReason compares the direct requirements of go.mod with the table in
+// CONTRIBUTING.md.
 func TestDependenciesHaveAReason(t *testing.T) {
 	mod, err := os.ReadFile(filepath.Join(repositoryRoot, "go.mod"))
 	if err != nil {

@@ -1,5 +1,6 @@
-// Package policy holds the repository's rules as tests: who may import whom, how large things may grow, what may not be
-// called where. A failure names the place, the rule and the reason for it.
+// Package policy checks the rules of the repository: which package may import which, how large
+// files and functions may be, what may be called where, and how things are named. A failure has the
+// place, the rule and the reason for it.
 package policy
 
 import (
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -29,9 +31,18 @@ type sourceFile struct {
 	lineCount int // lines
 }
 
-// parseSources parses every Go file of the main module that is not generated.
+// parseSources returns every Go file of the main module that is not generated.
 func parseSources(t *testing.T) []sourceFile {
 	t.Helper()
+	files, err := parseOnce()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
+}
+
+// parseOnce parses the files for all tests.
+var parseOnce = sync.OnceValues(func() ([]sourceFile, error) {
 	var out []sourceFile
 	err := filepath.WalkDir(repositoryRoot, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -59,11 +70,8 @@ func parseSources(t *testing.T) []sourceFile {
 		})
 		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
-}
+	return out, err
+})
 
 func (f *sourceFile) importPaths() []string {
 	var out []string
@@ -76,7 +84,7 @@ func (f *sourceFile) importPaths() []string {
 
 func (f *sourceFile) lineOf(p token.Pos) int { return f.fileSet.Position(p).Line }
 
-// isUnder says whether the directory is one of the places, or below one.
+// isUnder reports whether the directory is one of the places, or below one of them.
 func isUnder(dir string, places ...string) bool {
 	for _, p := range places {
 		if dir == p || strings.HasPrefix(dir, p+"/") {
@@ -86,26 +94,26 @@ func isUnder(dir string, places ...string) bool {
 	return false
 }
 
-// decisionPackages are the packages that decide and do nothing else.
+// decisionPackages are the packages that make decisions and have no effects.
 var decisionPackages = []string{"controller/allocate", "controller/fence", "speaker/plan", "speaker/elect", "speaker/probing", "speaker/status", "speaker/bfd/session"}
 
-// effectPackages are the packages that touch the world, each by one library.
+// effectPackages are the packages that do I/O, each with one library.
 var effectPackages = []string{"speaker/layer2", "speaker/links", "speaker/members", "speaker/bfd", "speaker/bgp"}
 
-// importRules lists what may not be imported where, and why.
+// importRules lists imports that are not allowed in some places, and why.
 var importRules = []struct {
 	places  []string
 	not     []string
 	because string
 }{
-	{[]string{"api/names"}, []string{modulePath, "k8s.io/", "sigs.k8s.io/"}, "names are words, which every tier may use"},
-	{[]string{"api", "internal/view", "internal/snapshot"}, []string{"k8s.io/client-go", "sigs.k8s.io/controller-runtime", "log", modulePath + "controller", modulePath + "speaker"}, "values know no client and no log"},
-	{[]string{"speaker/intent", "speaker/facts"}, []string{"k8s.io/", "sigs.k8s.io/", modulePath}, "engines share these and stay free of Kubernetes"},
+	{[]string{"api/names"}, []string{modulePath, "k8s.io/", "sigs.k8s.io/"}, "names are plain words that every tier may use"},
+	{[]string{"api", "internal/view", "internal/snapshot"}, []string{"k8s.io/client-go", "sigs.k8s.io/controller-runtime", "log", modulePath + "controller", modulePath + "speaker"}, "values have no client and no log"},
+	{[]string{"speaker/intent", "speaker/facts"}, []string{"k8s.io/", "sigs.k8s.io/", modulePath}, "engines share these and do not depend on Kubernetes"},
 	{decisionPackages, []string{"context", "log", "os", "net/http", "k8s.io/api/", "k8s.io/client-go", "sigs.k8s.io/", "github.com/prometheus"}, "a decision is a function of its arguments"},
-	{effectPackages, []string{"k8s.io/", "sigs.k8s.io/", modulePath + "internal", modulePath + "speaker/plan", modulePath + "speaker/elect", modulePath + "api/v1beta1"}, "an engine does what it is told and knows no Kubernetes"},
+	{effectPackages, []string{"k8s.io/", "sigs.k8s.io/", modulePath + "internal", modulePath + "speaker/plan", modulePath + "speaker/elect", modulePath + "api/v1beta1"}, "an engine applies the desired state and does not depend on Kubernetes"},
 	{[]string{"speaker/agent"}, []string{"k8s.io/client-go", "sigs.k8s.io/controller-runtime"}, "the agent is tested without an API server"},
-	{[]string{"controller"}, []string{modulePath + "speaker"}, "the binaries share values alone"},
-	{[]string{"speaker"}, []string{modulePath + "controller"}, "the binaries share values alone"},
+	{[]string{"controller"}, []string{modulePath + "speaker"}, "the binaries share only values"},
+	{[]string{"speaker"}, []string{modulePath + "controller"}, "the binaries share only values"},
 	{[]string{"api", "internal", "controller", "speaker"}, []string{modulePath + "test"}, "the product does not depend on its tests"},
 }
 
@@ -129,7 +137,7 @@ func TestImportsPointOneWay(t *testing.T) {
 	}
 }
 
-// The sizes that nothing may exceed. What does not fit has more than one purpose.
+// The largest sizes. What is larger has more than one purpose.
 const (
 	maxFileLines     = 500
 	maxFunctionLines = 80
@@ -166,16 +174,16 @@ func TestNothingGrowsTooLarge(t *testing.T) {
 	}
 }
 
-// callRules lists what may not be called where, and why.
+// callRules lists calls that are not allowed in some places, and why.
 var callRules = []struct {
 	call    string
-	places  []string // empty: everywhere outside of test/ and tests
-	but     []string // files that may
+	places  []string // empty: everywhere except test/ and tests
+	but     []string // files that are allowed to
 	because string
 }{
 	{"time.Now", decisionPackages, nil, "time is an argument"},
-	{"time.Sleep", nil, nil, "a wait has to end when its context does"},
-	{"os.Exit", nil, []string{"controller/main.go", "speaker/main.go"}, "a program ends in main alone"},
+	{"time.Sleep", nil, nil, "a wait has to end with its context"},
+	{"os.Exit", nil, []string{"controller/main.go", "speaker/main.go"}, "a program exits only in main"},
 	{"context.Background", nil, []string{"controller/main.go", "speaker/main.go"}, "a context comes from the caller"},
 	{"net.ParseIP", nil, nil, "addresses are netip values"},
 	{"log.Print", nil, nil, "logs are structured"},
@@ -224,7 +232,7 @@ func TestEveryPackageHasOneComment(t *testing.T) {
 	}
 	for dir, n := range comments {
 		if n != 1 {
-			t.Errorf("%s has %d package comments, want one that says what it owns and never does", dir, n)
+			t.Errorf("%s has %d package comments, want one, which says what it owns and what it never does", dir, n)
 		}
 	}
 }
@@ -252,12 +260,13 @@ func TestExportedNamesHaveComments(t *testing.T) {
 	}
 }
 
-// publicPrefixes are those of the words that only api/names may spell.
+// publicPrefixes are the prefixes of words that only api/names declares.
 var publicPrefixes = []string{"metallb.io/", "metallb.universe.tf/", "gantry.dev/"}
 
 func TestPublicWordsAreDeclaredInNames(t *testing.T) {
 	for _, f := range parseSources(t) {
-		if f.isTest || isUnder(f.dir, "api/names", "test") || f.path == "internal/option/resources.go" { // an API group, no annotation
+		// uses the API group, which is no annotation
+		if f.isTest || isUnder(f.dir, "api/names", "test") || f.path == "internal/option/resources.go" {
 			continue
 		}
 		ast.Inspect(f.ast, func(n ast.Node) bool {
@@ -268,7 +277,7 @@ func TestPublicWordsAreDeclaredInNames(t *testing.T) {
 			text, _ := strconv.Unquote(lit.Value)
 			for _, p := range publicPrefixes {
 				if strings.HasPrefix(text, p) {
-					t.Errorf("%s:%d: %q: words that others see stand in api/names", f.path, f.lineOf(lit.Pos()), text)
+					t.Errorf("%s:%d: %q: words that users see are declared in api/names", f.path, f.lineOf(lit.Pos()), text)
 				}
 			}
 			return true
@@ -282,6 +291,6 @@ func TestModuleHasNoReplace(t *testing.T) {
 		t.Fatal(err)
 	}
 	if strings.Contains(string(text), "replace ") {
-		t.Error("go.mod has a replace: nobody who imports the module would get it")
+		t.Error("go.mod has a replace: modules that import this one would ignore it")
 	}
 }

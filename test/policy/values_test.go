@@ -17,8 +17,8 @@ import (
 	"github.com/gantry-lb/gantry/api/v1beta1"
 )
 
-// libraryMethods are methods whose parameters are laid down by the interface of a library. The list may only shrink, or grow with
-// a library.
+// libraryMethods are methods whose parameters an interface of a library defines. Add to the list
+// only for a library.
 var libraryMethods = map[string]bool{
 	"speaker/members/delegate.go LocalState":       true, // memberlist.Delegate
 	"speaker/members/delegate.go MergeRemoteState": true, // memberlist.Delegate
@@ -64,7 +64,7 @@ func TestEveryReasonHasComment(t *testing.T) {
 	}
 }
 
-// checkReason checks one constant; those that are no Reason pass.
+// checkReason checks one constant, and ignores those that are not a Reason.
 func checkReason(t *testing.T, f sourceFile, v *ast.ValueSpec, seen map[string]string) {
 	if id, ok := v.Type.(*ast.Ident); !ok || id.Name != "Reason" {
 		return
@@ -75,7 +75,7 @@ func checkReason(t *testing.T, f sourceFile, v *ast.ValueSpec, seen map[string]s
 	}
 	lit, ok := v.Values[0].(*ast.BasicLit)
 	if !ok || lit.Value != `"`+strings.TrimPrefix(name, "Reason")+`"` {
-		t.Errorf("%s:%d: %s is another word than its name says: who reads one has to find the other", f.path, at, name)
+		t.Errorf("%s:%d: %s has another value than its name says: a reader of one has to find the other", f.path, at, name)
 		return
 	}
 	if other, double := seen[lit.Value]; double {
@@ -84,7 +84,7 @@ func checkReason(t *testing.T, f sourceFile, v *ast.ValueSpec, seen map[string]s
 	seen[lit.Value] = name
 }
 
-// unfinishedMarks are what is left in a comment by somebody who meant to come back.
+// unfinishedMarks are the words that mark unfinished work in a comment.
 var unfinishedMarks = []string{"TO" + "DO", "FIX" + "ME", "XX" + "X"}
 
 func TestNoUnfinishedWork(t *testing.T) {
@@ -93,7 +93,7 @@ func TestNoUnfinishedWork(t *testing.T) {
 			for _, c := range group.List {
 				for _, m := range unfinishedMarks {
 					if strings.Contains(c.Text, m) {
-						t.Errorf("%s:%d: %s: do it, or say in SCOPE.md or the README that it is not there", f.path, f.lineOf(c.Pos()), m)
+						t.Errorf("%s:%d: %s: do it, or say in SCOPE.md or the README that it is missing", f.path, f.lineOf(c.Pos()), m)
 					}
 				}
 			}
@@ -101,7 +101,8 @@ func TestNoUnfinishedWork(t *testing.T) {
 	}
 }
 
-// TestManifestsHaveNoUnknownField decodes what users copy and install strictly: the API server drops a misspelt field in silence.
+// TestManifestsHaveNoUnknownField decodes the manifests strictly: the API server would silently
+// drop a misspelt field.
 func TestManifestsHaveNoUnknownField(t *testing.T) {
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{clientscheme.AddToScheme, v1beta1.AddToScheme} {
@@ -117,7 +118,7 @@ func TestManifestsHaveNoUnknownField(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, path := range files {
-			if filepath.Base(path) == "kustomization.yaml" { // no object of the API
+			if filepath.Base(path) == "kustomization.yaml" { // not an object of the API
 				continue
 			}
 			text, err := os.ReadFile(path)
@@ -137,7 +138,7 @@ func TestManifestsHaveNoUnknownField(t *testing.T) {
 	}
 }
 
-// splitDocuments splits a file, and turns each document into JSON, which resolves anchors.
+// splitDocuments splits a file and converts each document to JSON, which resolves anchors.
 func splitDocuments(t *testing.T, text []byte) [][]byte {
 	t.Helper()
 	var out [][]byte

@@ -1,7 +1,7 @@
-// Command run runs the tests of the packages that its arguments name, prints what failed and what was skipped, and closes
-// with a line that counts them. Packages that bring up labs run one after the other, so that they do not slow each
-// other down. With CI=true a skipped test is a failure, so that nothing is left out that could be installed; what this kernel
-// does not have, nobody can install, and is named.
+// Command run runs the tests of the packages in its arguments, prints the failed and the skipped
+// ones, and ends with a line of counts. Packages that start labs run one after the other, so that
+// they do not slow each other down. With CI=true a skipped test is a failure, because what it needs
+// can be installed. Only a feature that this kernel lacks is excused.
 package main
 
 import (
@@ -22,14 +22,15 @@ type testEvent struct {
 	Elapsed                       float64
 }
 
-// testTally counts outcomes and keeps the output of each test until it is known whether it matters.
+// testTally counts results and keeps the output of each test until its result is known.
 type testTally struct {
 	passed, failed int
 	skipped        []string
 	outputByTest   map[string]*strings.Builder
-	brokenPackages []string // packages that failed without a test of theirs failing
+	brokenPackages []string // packages that failed although none of their tests did
 	failedPackages map[string]bool
-	wrapperFlags   []string // flags that have the tests run where an ordinary user may start labs
+	// flags that run the tests in namespaces where an ordinary user may start labs
+	wrapperFlags []string
 }
 
 func main() {
@@ -49,7 +50,7 @@ func main() {
 		fmt.Println("skipped:", s)
 	}
 	for _, p := range t.brokenPackages {
-		fmt.Println("failed without a test:", p)
+		fmt.Println("failed, but no test of it did:", p)
 	}
 	fmt.Printf("in %d s\n", int(time.Since(begun).Seconds()))
 	fmt.Printf("%d passed, %d failed, %d skipped\n", t.passed, t.failed+len(t.brokenPackages), len(t.skipped))
@@ -58,25 +59,28 @@ func main() {
 	}
 }
 
-// hasAvoidableSkip says whether a test was skipped for anything but the kernel.
+// hasAvoidableSkip reports whether a test was skipped for another reason than a missing feature of
+// the kernel.
 func (t *testTally) hasAvoidableSkip() bool {
 	return slices.ContainsFunc(t.skipped, func(s string) bool { return !strings.Contains(s, "this kernel has no ") })
 }
 
-// wrapperFlags returns the flags for an ordinary user. Where the kernel refuses, the tests that need root are skipped.
+// wrapperFlags returns the flags for an ordinary user. If the kernel does not allow user
+// namespaces, the tests that need root are skipped.
 func wrapperFlags() []string {
 	tool, err := filepath.Abs("bin/lab")
 	if err == nil {
 		err = exec.Command(tool, "inside", "/bin/true").Run()
 	}
 	if err != nil {
-		fmt.Println("an ordinary user cannot have a lab here:", err)
+		fmt.Println("an ordinary user cannot start a lab here:", err)
 		return nil
 	}
 	return []string{"-exec", tool + " inside"}
 }
 
-// listPackages returns the packages in two groups: those without a lab, and those that may bring one up.
+// listPackages returns the packages in two groups: those without a lab, and those that may start
+// one.
 func listPackages(patterns []string) ([2][]string, error) {
 	var groups [2][]string
 	const line = `{{.ImportPath}} {{join .TestImports " "}} {{join .XTestImports " "}}`
@@ -96,7 +100,7 @@ func listPackages(patterns []string) ([2][]string, error) {
 	return groups, nil
 }
 
-// runTests runs one group.
+// runTests runs the tests of one group.
 func (t *testTally) runTests(packages []string, flags ...string) {
 	if len(packages) == 0 {
 		return
@@ -117,12 +121,12 @@ func (t *testTally) runTests(packages []string, flags ...string) {
 	for lines.Scan() {
 		var e testEvent
 		if json.Unmarshal(lines.Bytes(), &e) != nil {
-			fmt.Println(lines.Text()) // what the compiler says
+			fmt.Println(lines.Text()) // output of the compiler
 			continue
 		}
 		t.countEvent(e)
 	}
-	// Outcomes are in the events; what ends go test before there are any is in none.
+	// The events have the results of tests. An error before the first test has no event.
 	if err := cmd.Wait(); err != nil && t.failed+len(t.brokenPackages) == 0 {
 		t.brokenPackages = append(t.brokenPackages, fmt.Sprintf("go test: %v", err))
 	}
@@ -172,7 +176,7 @@ func builderText(b *strings.Builder) string {
 	return b.String()
 }
 
-// skipReason is the line in which a skipped test said why.
+// skipReason returns the line with which a test was skipped.
 func skipReason(b *strings.Builder) string {
 	for _, l := range strings.Split(builderText(b), "\n") {
 		if l = strings.TrimSpace(l); l != "" && !strings.HasPrefix(l, "===") && !strings.HasPrefix(l, "---") {

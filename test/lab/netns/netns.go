@@ -1,6 +1,7 @@
-// Package netns makes network namespaces and joins them by virtual cables. A namespace is a file under Dir in the mount
-// namespace of the process; everything here works on those files, so that a process outside can use them too, through
-// /proc/PID/root. Threads that cannot be brought back are thrown away, never reused.
+// Package netns creates network namespaces and connects them by virtual cables. A namespace is a
+// file in Dir, in the mount namespace of the process. All functions use that file, so another
+// process can use them too, by a path below /proc/PID/root. A thread that entered a namespace is
+// never used for anything else: it ends with its goroutine.
 package netns
 
 import (
@@ -17,21 +18,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Dir is where namespaces are bound.
+// Dir is the directory of the namespaces' files.
 const Dir = "/run/netns"
 
-// Handle is a network namespace, by the path of its file.
+// Handle is the path of a network namespace's file.
 type Handle string
 
-// New makes a namespace with its loopback up.
+// New creates a namespace whose loopback interface is up.
 func New(name string) (Handle, error) {
 	h := Handle(filepath.Join(Dir, name))
 	if err := os.MkdirAll(Dir, 0o755); err != nil {
-		return "", fmt.Errorf("making namespace %q: %w", name, err)
+		return "", fmt.Errorf("creating namespace %q: %w", name, err)
 	}
 	f, err := os.OpenFile(string(h), os.O_CREATE|os.O_EXCL, 0o444)
 	if err != nil {
-		return "", fmt.Errorf("making namespace %q: %w", name, err)
+		return "", fmt.Errorf("creating namespace %q: %w", name, err)
 	}
 	f.Close()
 	err = runOnThread(func() error {
@@ -44,15 +45,16 @@ func New(name string) (Handle, error) {
 		return SetUp("lo")
 	})
 	if err != nil {
-		_ = unix.Unmount(string(h), unix.MNT_DETACH) // if it came that far
+		_ = unix.Unmount(string(h), unix.MNT_DETACH) // if it was mounted
 		_ = os.Remove(string(h))
-		return "", fmt.Errorf("making namespace %q: %w", name, err)
+		return "", fmt.Errorf("creating namespace %q: %w", name, err)
 	}
 	return h, nil
 }
 
-// NewUnnamed makes a namespace with its loopback up that has no file: it lasts until release is called and nothing else is in
-// it, or until the process ends. The Handle is good in this process and in those that may read this one's /proc entry.
+// NewUnnamed creates a namespace without a file, whose loopback interface is up. It exists until
+// release is called and no process is in it, or until this process ends. The Handle works in this
+// process and in those that may read its entry in /proc.
 func NewUnnamed() (h Handle, release func(), err error) {
 	fd := -1
 	err = runOnThread(func() error {
@@ -66,28 +68,28 @@ func NewUnnamed() (h Handle, release func(), err error) {
 		return err
 	})
 	if err != nil {
-		return "", nil, fmt.Errorf("making a namespace: %w", err)
+		return "", nil, fmt.Errorf("creating a namespace: %w", err)
 	}
 	return Handle(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd)), func() { unix.Close(fd) }, nil
 }
 
 func threadNamespace() string { return fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()) }
 
-// The main goroutine keeps the main thread, which cannot be thrown away: were it lent to Do, the process as a whole would
-// from then on seem to be in that namespace, in /proc/PID/ns for one.
+// The main goroutine keeps the main thread, which cannot end with a goroutine. If Do used it, the
+// whole process would seem to be in that namespace, for example in /proc/PID/ns.
 func init() { runtime.LockOSThread() }
 
-// runOnThread runs f on a thread of its own, which ends with it.
+// runOnThread runs f on a new thread, which ends with f.
 func runOnThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread dies with the goroutine
+		runtime.LockOSThread() // never unlocked, so the thread ends with the goroutine
 		done <- f()
 	}()
 	return <-done
 }
 
-// Do runs f inside the namespace. Goroutines that f starts are outside.
+// Do runs f inside the namespace. Goroutines that f starts run outside of it.
 func (h Handle) Do(f func() error) error {
 	return runOnThread(func() error {
 		fd, err := unix.Open(string(h), unix.O_RDONLY|unix.O_CLOEXEC, 0)
@@ -102,7 +104,7 @@ func (h Handle) Do(f func() error) error {
 	})
 }
 
-// Delete removes the namespace; it ends when the last process in it does.
+// Delete removes the namespace's file. The namespace ends with the last process in it.
 func (h Handle) Delete() error {
 	if err := unix.Unmount(string(h), unix.MNT_DETACH); err != nil {
 		return fmt.Errorf("removing namespace %s: %w", h, err)
@@ -114,7 +116,7 @@ func (h Handle) Delete() error {
 func (h Handle) Dial(ctx context.Context, network, address string) (net.Conn, error) {
 	var c net.Conn
 	err := h.Do(func() (err error) {
-		// The resolver and Happy Eyeballs would use other threads: addresses are numbers here.
+		// The resolver and Happy Eyeballs would use other threads, so addresses have to be numeric.
 		d := net.Dialer{FallbackDelay: -1}
 		c, err = d.DialContext(ctx, network, address)
 		return err
@@ -142,7 +144,7 @@ func (h Handle) ListenPacket(network, address string) (net.PacketConn, error) {
 	return c, err
 }
 
-// AddCable joins two namespaces by a virtual cable, one end in each, both down.
+// AddCable connects two namespaces by a virtual cable with one end in each. Both ends are down.
 func AddCable(a Handle, aName string, b Handle, bName string) error {
 	err := a.Do(func() error {
 		fd, err := os.Open(string(b))
@@ -155,23 +157,23 @@ func AddCable(a Handle, aName string, b Handle, bName string) error {
 		return netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: bName, PeerNamespace: netlink.NsFd(int(fd.Fd()))})
 	})
 	if err != nil {
-		return fmt.Errorf("laying a cable from %s in %s to %s in %s: %w", aName, a, bName, b, err)
+		return fmt.Errorf("connecting %s in %s to %s in %s: %w", aName, a, bName, b, err)
 	}
 	return nil
 }
 
-// The functions below act on the namespace of the calling thread: call them within Do.
+// The functions below act on the namespace of the calling thread: call them inside Do.
 
 // SetUp brings a link up.
 func SetUp(link string) error { return changeLink(link, netlink.LinkSetUp) }
 
-// SetDown takes a link down; the other end of its cable loses the carrier.
+// SetDown takes a link down. The other end of its cable loses the carrier.
 func SetDown(link string) error { return changeLink(link, netlink.LinkSetDown) }
 
 func changeLink(link string, f func(netlink.Link) error) error {
 	l, err := netlink.LinkByName(link)
 	if err != nil {
-		return fmt.Errorf("looking for link %q: %w", link, err)
+		return fmt.Errorf("finding link %q: %w", link, err)
 	}
 	if err := f(l); err != nil {
 		return fmt.Errorf("setting link %q: %w", link, err)
@@ -179,7 +181,7 @@ func changeLink(link string, f func(netlink.Link) error) error {
 	return nil
 }
 
-// FlushNeighbors empties the tables of neighbors, of entries that the kernel learnt.
+// FlushNeighbors deletes the neighbors that the kernel has learnt.
 func FlushNeighbors() error {
 	list, err := netlink.NeighList(0, 0)
 	if err != nil {
@@ -190,23 +192,23 @@ func FlushNeighbors() error {
 			continue
 		}
 		if err := netlink.NeighDel(&n); err != nil && !errors.Is(err, unix.ENOENT) {
-			return fmt.Errorf("forgetting neighbor %s: %w", n.IP, err)
+			return fmt.Errorf("deleting neighbor %s: %w", n.IP, err)
 		}
 	}
 	return nil
 }
 
-// AddBridge makes a bridge and brings it up.
+// AddBridge creates a bridge and brings it up.
 func AddBridge(name string) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = name
 	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
-		return fmt.Errorf("making bridge %q: %w", name, err)
+		return fmt.Errorf("creating bridge %q: %w", name, err)
 	}
 	return SetUp(name)
 }
 
-// SetBridge makes the link a port of the bridge; an empty bridge takes it out.
+// SetBridge makes the link a port of the bridge. An empty name removes it from its bridge.
 func SetBridge(link, bridge string) error {
 	return changeLink(link, func(l netlink.Link) error {
 		if bridge == "" {
@@ -220,7 +222,8 @@ func SetBridge(link, bridge string) error {
 	})
 }
 
-// AddAddress gives the link an address; IPv6 addresses are usable at once.
+// AddAddress adds an address to the link. An IPv6 address is usable immediately, without Duplicate
+// Address Detection.
 func AddAddress(link string, p netip.Prefix) error {
 	return changeLink(link, func(l netlink.Link) error {
 		a := &netlink.Addr{IPNet: toIPNet(p)}
@@ -231,7 +234,7 @@ func AddAddress(link string, p netip.Prefix) error {
 	})
 }
 
-// AddRoute routes the prefix through the link, via the next hop if that is valid.
+// AddRoute adds a route for the prefix through the link, via the next hop if that is valid.
 func AddRoute(link string, p netip.Prefix, via netip.Addr) error {
 	return changeLink(link, func(l netlink.Link) error {
 		r := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: toIPNet(p)}

@@ -12,15 +12,18 @@ import (
 // Route is a route in the kernel's main table.
 type Route struct {
 	Prefix netip.Prefix
-	// NextHops are the next hops, sorted; several are equal in cost. A route to the link itself, or to nowhere, has none.
+	// NextHops are the next hops of equal cost, sorted. A route to the link itself has none, nor
+	// has one that discards.
 	NextHops []netip.Addr
-	// Weights are those of Via, in its order: of so many parts of the traffic each gets its own, 1 to 256.
+	// Weights are the weights of NextHops, in the same order, 1 to 256.
 	Weights []int
-	// Protocol is who set it: 2 the kernel, 3 or 4 an administrator, 12 BIRD, 186 BGP of FRR, 196 static routes of FRR.
+	// Protocol is the origin of the route (rtnetlink(7), /etc/iproute2/rt_protos): 2 the kernel, 3
+	// or 4 an administrator, 12 BIRD, 186 BGP of FRR, 196 static routes of FRR.
 	Protocol int
 }
 
-// Routes returns the routes of both families in the namespace's main table, unicast ones and those that discard.
+// Routes returns the routes of both families in the main table of the namespace, both unicast
+// routes and those that discard.
 func (h Handle) Routes() ([]Route, error) {
 	var out []Route
 	err := h.Do(func() error {
@@ -73,7 +76,7 @@ func toRoute(r netlink.Route, family int) Route {
 	return o
 }
 
-// RouteTo returns the route to exactly that prefix, and whether there is one.
+// RouteTo returns the route to exactly this prefix, and whether it exists.
 func (h Handle) RouteTo(p netip.Prefix) (Route, bool, error) {
 	list, err := h.Routes()
 	for _, r := range list {

@@ -1,8 +1,9 @@
-// Package node stands in for the kubelet in the lab. An Agent registers its node, renews the node's lease, and runs the
-// Pods that are scheduled to it: each in a network namespace of its own, Gantry's images as the real binaries with the
-// rights, the variables, the volumes and the service account of their manifest, the image MachineImage as a program of this
-// machine, every other image as a responder that answers on the container's ports. It pulls no images, and of volumes it
-// knows readConfigMap, secret, emptyDir, hostPath and the service account's.
+// Package node replaces the kubelet in the lab. An Agent registers its node, renews the node's
+// lease and runs the Pods that are scheduled to it, each in a network namespace of its own. It
+// never pulls an image. Gantry's images run as the real binaries, with the privileges, variables,
+// volumes and service account of their manifest. The image MachineImage runs a program of this
+// machine. Every other image runs a responder that answers on the container's ports. The volume
+// types are configMap, secret, emptyDir, hostPath and the service account's.
 package node
 
 import (
@@ -34,26 +35,27 @@ import (
 type Config struct {
 	Name  string
 	NetNS netns.Handle
-	// Addresses are the node's own, IPv4 first; PodCIDRs the networks of its Pods in the same order.
+	// Addresses are the node's own addresses, IPv4 first. PodCIDRs are the networks of its Pods, in
+	// the same order.
 	Addresses []netip.Addr
 	PodCIDRs  []netip.Prefix
-	// REST reaches the API server from inside the node.
+	// REST reaches the API server from the node's network namespace.
 	REST *rest.Config
-	// BinDir holds Gantry's binaries, Image is the prefix of the images that mean them.
+	// BinDir has Gantry's binaries. Image is the prefix of the image names that stand for them.
 	BinDir, Image string
-	// SelfPath is a program that calls Reexec before anything else.
+	// SelfPath is the path of a program that calls Reexec before anything else.
 	SelfPath string
-	// LogDir takes a file for each container; RunDir holds service account tokens.
+	// LogDir gets a file for each container. RunDir gets volumes and service account tokens.
 	LogDir, RunDir string
 	Log            *slog.Logger
 }
 
-// Agent runs one node. Make it with New.
+// Agent runs one node. New creates it.
 type Agent struct {
 	config Config
 	client *kubernetes.Clientset
 
-	mu             sync.Mutex // guards all that follows
+	mu             sync.Mutex // guards the fields below
 	podByUID       map[types.UID]*pod
 	usedAddresses  map[netip.Addr]bool
 	nextHostNumber int
@@ -61,23 +63,24 @@ type Agent struct {
 	running        sync.WaitGroup
 }
 
-// New returns an Agent that does nothing before Run.
+// New returns an Agent, which does nothing before Run.
 func New(c Config) (*Agent, error) {
 	client, err := kubernetes.NewForConfig(c.REST)
 	if err != nil {
-		return nil, fmt.Errorf("making a client for node %s: %w", c.Name, err)
+		return nil, fmt.Errorf("creating a client for node %s: %w", c.Name, err)
 	}
 	return &Agent{config: c, client: client, podByUID: map[types.UID]*pod{}, usedAddresses: map[netip.Addr]bool{}, nextHostNumber: 2}, nil
 }
 
-// leaseInterval is how often the lease is renewed, and leaseDurationSeconds how long it holds: the kubelet's own figures.
+// leaseInterval is the time between renewals of the lease, and leaseDurationSeconds how long it is
+// valid: both are the kubelet's defaults.
 const (
 	leaseInterval        = 10 * time.Second
 	leaseDurationSeconds = 40
 	retryInterval        = 500 * time.Millisecond
 )
 
-// Run serves until ctx ends; then every container is stopped.
+// Run runs the node until ctx ends. Then it kills every container.
 func (a *Agent) Run(ctx context.Context) error {
 	if err := a.retryUntilDone(ctx, a.registerNode); err != nil {
 		return err
@@ -118,7 +121,7 @@ func (a *Agent) retryUntilDone(ctx context.Context, f func(context.Context) erro
 	}
 }
 
-// registerNode creates the Node or takes over the one that is there, and marks it ready.
+// registerNode creates the Node, or uses an existing one, and marks it Ready.
 func (a *Agent) registerNode(ctx context.Context) error {
 	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: a.config.Name, Labels: map[string]string{
 		corev1.LabelHostname: a.config.Name, corev1.LabelOSStable: "linux", corev1.LabelArchStable: "amd64",
@@ -135,10 +138,10 @@ func (a *Agent) registerNode(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("reading node %s: %w", a.config.Name, err)
 	}
-	room := corev1.ResourceList{
+	capacity := corev1.ResourceList{
 		corev1.ResourceCPU: resource.MustParse("16"), corev1.ResourceMemory: resource.MustParse("64Gi"), corev1.ResourcePods: resource.MustParse("200"),
 	}
-	n.Status.Capacity, n.Status.Allocatable = room, room
+	n.Status.Capacity, n.Status.Allocatable = capacity, capacity
 	n.Status.NodeInfo.KubeletVersion, n.Status.NodeInfo.OperatingSystem, n.Status.NodeInfo.Architecture = "v1.37.0", "linux", "amd64"
 	n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeHostName, Address: a.config.Name}}
 	for _, ip := range a.config.Addresses {
@@ -150,9 +153,9 @@ func (a *Agent) registerNode(ctx context.Context) error {
 		LastHeartbeatTime: now, LastTransitionTime: now,
 	}}
 	if _, err := nodes.UpdateStatus(ctx, n, metav1.UpdateOptions{}); err != nil {
-		return fmt.Errorf("reporting node %s: %w", a.config.Name, err)
+		return fmt.Errorf("writing the status of node %s: %w", a.config.Name, err)
 	}
-	// The control plane would lift the taint of a node that was not ready yet too, but only every few seconds.
+	// The control plane would remove the not-ready taint too, but only after some seconds.
 	n, err = nodes.Get(ctx, a.config.Name, metav1.GetOptions{})
 	if err != nil {
 		return fmt.Errorf("reading node %s: %w", a.config.Name, err)
@@ -161,14 +164,14 @@ func (a *Agent) registerNode(ctx context.Context) error {
 	if len(taints) != len(n.Spec.Taints) {
 		n.Spec.Taints = taints
 		if _, err := nodes.Update(ctx, n, metav1.UpdateOptions{}); err != nil {
-			return fmt.Errorf("lifting the taint of node %s: %w", a.config.Name, err)
+			return fmt.Errorf("removing the taint of node %s: %w", a.config.Name, err)
 		}
 	}
 	return a.renewLease(ctx)
 }
 
-// keepLeaseRenewed keeps the lease; when it lapses the control plane calls the node NotReady. A node that it called so says that it
-// is ready again.
+// keepLeaseRenewed renews the lease: without it the control plane marks the node NotReady. If it
+// has done so, the node registers again.
 func (a *Agent) keepLeaseRenewed(ctx context.Context) {
 	for {
 		select {
@@ -193,7 +196,8 @@ func (a *Agent) keepLeaseRenewed(ctx context.Context) {
 func isNodeReady(n *corev1.Node) bool {
 	for _, c := range n.Status.Conditions {
 		if c.Type == corev1.NodeReady {
-			return c.Status == corev1.ConditionTrue || strings.Contains(c.Message, "shutting down") // which somebody means
+			// which a test has set on purpose
+			return c.Status == corev1.ConditionTrue || strings.Contains(c.Message, "shutting down")
 		}
 	}
 	return false
@@ -216,7 +220,8 @@ func (a *Agent) renewLease(ctx context.Context) error {
 	return nil
 }
 
-// KillPods is a power failure: every container dies at once and nothing is reported. The context of Run has to be ended too.
+// KillPods simulates a power failure: every container dies and nothing is reported. The caller has
+// to end the context of Run as well.
 func (a *Agent) KillPods() {
 	a.mu.Lock()
 	defer a.mu.Unlock()

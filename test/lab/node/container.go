@@ -20,21 +20,21 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// AnnotationUnready on a Pod makes its containers not ready, as a failing probe would.
+// AnnotationUnready on a Pod makes its containers unready, as a failing probe would.
 const AnnotationUnready = "lab.gantry.dev/unready"
 
-// container is one container and its restarts.
+// container is a container of a Pod, with its restarts.
 type container struct {
 	pod   *pod
 	spec  *corev1.Container
-	ended chan struct{} // closed when it runs no more and never will
+	ended chan struct{} // closed when it has ended for good
 
-	mu             sync.Mutex // guards all that follows
+	mu             sync.Mutex // guards the fields below
 	process        *exec.Cmd
 	stopped        bool
 	startedAt      time.Time
 	restarts       int32
-	probeSucceeded bool // the readiness probe's last word
+	probeSucceeded bool // the last result of the readiness probe
 	lastError      string
 }
 
@@ -47,7 +47,8 @@ const (
 	maxBackoffDelay = 10 * time.Second
 )
 
-// runAndRestart starts the container again whenever it ends, ever more slowly, until it is to end for good.
+// runAndRestart runs the container and starts it again whenever it ends, with a growing delay,
+// until it is stopped for good.
 func (r *container) runAndRestart() {
 	defer close(r.ended)
 	for backoff := minBackoffDelay; ; backoff = min(2*backoff, maxBackoffDelay) {
@@ -73,7 +74,8 @@ func (r *container) runAndRestart() {
 	}
 }
 
-// errNotReadyToStart says that something that the container needs is not there yet, its service account say.
+// errNotReadyToStart means that something is missing that the container needs, for example its
+// service account.
 var errNotReadyToStart = errors.New("the container cannot be started yet")
 
 func (r *container) isStopped() bool {
@@ -93,7 +95,7 @@ func (r *container) recordRestart(err error) {
 func (r *container) runOnce() error {
 	cmd, err := r.buildCommand()
 	if err != nil {
-		r.pod.agent.config.Log.Info("a container waits", "pod", r.pod.firstObject.Name, "reason", err)
+		r.pod.agent.config.Log.Info("a container cannot be started yet", "pod", r.pod.firstObject.Name, "reason", err)
 		return errNotReadyToStart
 	}
 	name := strings.Join([]string{r.pod.agent.config.Name, r.pod.firstObject.Namespace, r.pod.firstObject.Name, r.spec.Name}, "_") + ".log"
@@ -131,10 +133,12 @@ func (r *container) sendSignal(s syscall.Signal, final bool) {
 	}
 }
 
-// MachineImage as a container's image means a program of this machine: the container's command, with its path.
+// MachineImage is the image of a container that runs a program of this machine. The container's
+// command is the path of the program.
 const MachineImage = "lab/machine"
 
-// buildCommand makes the process of the container: Gantry's own binary, a program of the machine, or the responder.
+// buildCommand returns the command of the container: Gantry's own binary, a program of the machine,
+// or the responder.
 func (r *container) buildCommand() (*exec.Cmd, error) {
 	c := &r.pod.agent.config
 	cmd := exec.Command(c.SelfPath)
@@ -155,7 +159,8 @@ func (r *container) buildCommand() (*exec.Cmd, error) {
 	return cmd, nil
 }
 
-// responderArguments are the responder's arguments: what it says of itself, and its ports.
+// responderArguments returns the arguments of the responder: the names of the Pod and the node,
+// which it answers, and its ports.
 func (r *container) responderArguments() []string {
 	out := []string{r.pod.firstObject.Name, r.pod.agent.config.Name}
 	for _, p := range r.spec.Ports {
@@ -164,14 +169,14 @@ func (r *container) responderArguments() []string {
 	return out
 }
 
-// isReady says whether the container counts as ready.
+// isReady reports whether the container is ready.
 func (r *container) isReady() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.process != nil && (r.spec.ReadinessProbe == nil || r.probeSucceeded)
 }
 
-// runProbes runs the readiness and the liveness probe.
+// runProbes runs the readiness probe and the liveness probe.
 func (r *container) runProbes() {
 	if p := r.spec.LivenessProbe; p != nil {
 		r.pod.agent.runInBackground(func() { r.repeatProbe(p, func(ok bool) { r.handleLiveness(ok) }) })
@@ -189,16 +194,16 @@ func (r *container) runProbes() {
 	}
 }
 
-// handleLiveness ends a container that its liveness probe gave up; loop starts it again.
+// handleLiveness ends a container whose liveness probe failed. runAndRestart starts it again.
 func (r *container) handleLiveness(ok bool) {
 	if !ok {
 		r.sendSignal(syscall.SIGTERM, false)
 	}
 }
 
-// repeatProbe asks again and again, and tells an outcome once it came as often in a row as the probe demands. While the container
-// does not run nothing is asked.
-func (r *container) repeatProbe(p *corev1.Probe, tell func(bool)) {
+// repeatProbe runs a probe again and again, and calls report after as many equal results in a row
+// as the probe demands. It pauses while the container is not running.
+func (r *container) repeatProbe(p *corev1.Probe, report func(bool)) {
 	period := time.Duration(max(p.PeriodSeconds, 1)) * time.Second
 	good, bad := int32(0), int32(0)
 	for {
@@ -212,15 +217,16 @@ func (r *container) repeatProbe(p *corev1.Probe, tell func(bool)) {
 		case r.probeOnce(p) == nil:
 			good, bad = good+1, 0
 			if good >= max(p.SuccessThreshold, 1) {
-				tell(true)
+				report(true)
 			}
 		default:
 			good, bad = 0, bad+1
 			if bad >= max(p.FailureThreshold, 1) {
-				tell(false)
+				report(false)
 			}
 			if p == r.spec.ReadinessProbe && bad < 20 {
-				wait = min(period, 200*time.Millisecond) // a lab does not wait for slow starters
+				// to notice soon when the container is ready
+				wait = min(period, 200*time.Millisecond)
 			}
 		}
 		select {
@@ -233,7 +239,7 @@ func (r *container) repeatProbe(p *corev1.Probe, tell func(bool)) {
 	}
 }
 
-// probeOnce asks once, from the node.
+// probeOnce runs a probe once, from the node.
 func (r *container) probeOnce(p *corev1.Probe) error {
 	if r.pod.isAnnotatedUnready() {
 		return fmt.Errorf("the annotation %s is set", AnnotationUnready)
@@ -267,7 +273,7 @@ func (r *container) probeOnce(p *corev1.Probe) error {
 		}
 		c.Close()
 	}
-	return nil // a command cannot be run inside a responder: it succeeds
+	return nil // a command cannot run inside a responder, so it counts as a success
 }
 
 // resolvePort resolves a port by number or by the name of a container port.

@@ -19,12 +19,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tokenDir is where a Pod finds its service account.
+// tokenDir is the directory of the service account in a container.
 const tokenDir = "/var/run/secrets/kubernetes.io/serviceaccount"
 
-// containerSpec says how a container that is no responder is started.
+// containerSpec describes how to start a container that is not a responder.
 type containerSpec struct {
-	// Hostname is what the container takes its machine's name to be.
+	// Hostname is the host name that the container sees.
 	Hostname string
 	Path     string
 	Args     []string
@@ -32,22 +32,23 @@ type containerSpec struct {
 	TokenDir string
 	Mounts   []volumeMount
 	UID, GID int
-	// DropCapabilities drops every capability but Capabilities.
+	// DropCapabilities drops every capability except Capabilities.
 	DropCapabilities bool
 	Capabilities     []uintptr
 	NoNewPrivileges  bool
 }
 
-// capabilityNumbers are the numbers of those that manifests of network programs name (linux/capability.h).
+// capabilityNumbers are the numbers (linux/capability.h) of the capabilities that manifests of
+// network programs use.
 var capabilityNumbers = map[corev1.Capability]uintptr{
 	"NET_BIND_SERVICE": unix.CAP_NET_BIND_SERVICE, "NET_ADMIN": unix.CAP_NET_ADMIN, "NET_RAW": unix.CAP_NET_RAW,
 }
 
-// buildSpec reads the container's specification.
+// buildSpec translates the container's specification in the Pod.
 func (r *container) buildSpec() (containerSpec, error) {
 	c := &r.pod.agent.config
 	if len(r.spec.Command) == 0 {
-		return containerSpec{}, fmt.Errorf("container %s: the lab knows programs by the manifest's command", r.spec.Name)
+		return containerSpec{}, fmt.Errorf("container %s: its manifest has no command, and the lab does not read the image's", r.spec.Name)
 	}
 	known, env, err := r.resolveEnvironment()
 	if err != nil {
@@ -70,16 +71,16 @@ func (r *container) buildSpec() (containerSpec, error) {
 	if err := r.pod.keepTokenFresh(s.TokenDir); err != nil {
 		return containerSpec{}, err
 	}
-	pod, own := r.pod.firstObject.Spec.SecurityContext, r.spec.SecurityContext
-	if pod != nil {
-		s.setIdentity(pod.RunAsUser, pod.RunAsGroup)
+	podContext, containerContext := r.pod.firstObject.Spec.SecurityContext, r.spec.SecurityContext
+	if podContext != nil {
+		s.setIdentity(podContext.RunAsUser, podContext.RunAsGroup)
 	}
-	if own != nil {
-		s.setIdentity(own.RunAsUser, own.RunAsGroup)
-		s.NoNewPrivileges = own.AllowPrivilegeEscalation != nil && !*own.AllowPrivilegeEscalation
-		if own.Capabilities != nil && slices.Contains(own.Capabilities.Drop, "ALL") {
+	if containerContext != nil {
+		s.setIdentity(containerContext.RunAsUser, containerContext.RunAsGroup)
+		s.NoNewPrivileges = containerContext.AllowPrivilegeEscalation != nil && !*containerContext.AllowPrivilegeEscalation
+		if containerContext.Capabilities != nil && slices.Contains(containerContext.Capabilities.Drop, "ALL") {
 			s.DropCapabilities = true
-			for _, add := range own.Capabilities.Add {
+			for _, add := range containerContext.Capabilities.Add {
 				s.Capabilities = append(s.Capabilities, capabilityNumbers[add])
 			}
 		}
@@ -96,10 +97,11 @@ func (s *containerSpec) setIdentity(user, group *int64) {
 	}
 }
 
-// tokenTimeout is the life of a service account token; it is renewed at half of it.
+// tokenTimeout is how long a service account token is valid. It is renewed after half of that time.
 const tokenTimeout = time.Hour
 
-// keepTokenFresh writes the Pod's service account to dir, once, and keeps the token fresh.
+// keepTokenFresh writes the Pod's service account to dir and renews the token. Later calls do
+// nothing.
 func (p *pod) keepTokenFresh(dir string) error {
 	if _, err := os.Stat(filepath.Join(dir, "token")); err == nil {
 		return nil
@@ -152,18 +154,18 @@ func (p *pod) writeToken(dir string) error {
 	return nil
 }
 
-// enterContainer turns the process into the container; it returns only when that fails.
+// enterContainer turns this process into the container. It returns only if that fails.
 func enterContainer(text string) error {
 	var s containerSpec
 	if err := json.NewDecoder(strings.NewReader(text)).Decode(&s); err != nil {
 		return err
 	}
-	runtime.LockOSThread() // what follows counts for this thread, which becomes the container
+	runtime.LockOSThread() // the calls below affect this thread only, which becomes the container
 	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_NEWUTS); err != nil {
-		return fmt.Errorf("taking namespaces for mounts and the name: %w", err)
+		return fmt.Errorf("creating namespaces for mounts and the host name: %w", err)
 	}
 	if err := unix.Sethostname([]byte(s.Hostname)); err != nil {
-		return fmt.Errorf("taking the name %q: %w", s.Hostname, err)
+		return fmt.Errorf("setting the host name %q: %w", s.Hostname, err)
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("making the mounts private: %w", err)
@@ -185,40 +187,42 @@ func enterContainer(text string) error {
 	return syscall.Exec(s.Path, s.Args, s.Env)
 }
 
-// dropPrivileges gives up the rights that the manifest does not grant.
+// dropPrivileges gives up the privileges that the manifest does not grant.
 func (s *containerSpec) dropPrivileges() error {
 	if s.DropCapabilities {
 		for c := uintptr(0); c <= unix.CAP_LAST_CAP; c++ {
 			if !slices.Contains(s.Capabilities, c) {
-				_ = unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0) // one that this kernel does not have
+				// fails if the kernel does not have it
+				_ = unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0)
 			}
 		}
 	}
 	if (s.UID != 0 || s.GID != 0) && !isMappedUser(s.UID) {
-		// A user's own namespace has no other user than root: without capabilities it is as weak as any.
+		// The user namespace of an ordinary user maps root only. Without capabilities root is as
+		// weak as any other user.
 		if err := dropCapabilities(); err != nil {
-			return fmt.Errorf("giving up every capability: %w", err)
+			return fmt.Errorf("dropping all capabilities: %w", err)
 		}
 	} else if s.UID != 0 || s.GID != 0 {
 		if err := syscall.Setgroups(nil); err != nil {
 			return fmt.Errorf("dropping groups: %w", err)
 		}
 		if err := syscall.Setgid(s.GID); err != nil {
-			return fmt.Errorf("becoming group %d: %w", s.GID, err)
+			return fmt.Errorf("changing to group %d: %w", s.GID, err)
 		}
 		if err := syscall.Setuid(s.UID); err != nil {
-			return fmt.Errorf("becoming user %d: %w", s.UID, err)
+			return fmt.Errorf("changing to user %d: %w", s.UID, err)
 		}
 	}
 	if s.NoNewPrivileges {
 		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-			return fmt.Errorf("giving up new privileges: %w", err)
+			return fmt.Errorf("forbidding new privileges: %w", err)
 		}
 	}
 	return nil
 }
 
-// isMappedUser says whether the user namespace of this process knows the user.
+// isMappedUser reports whether the user namespace of this process maps the user.
 func isMappedUser(uid int) bool {
 	text, err := os.ReadFile("/proc/self/uid_map")
 	if err != nil {
@@ -233,10 +237,11 @@ func isMappedUser(uid int) bool {
 	return false
 }
 
-// dropCapabilities leaves the thread, and what it executes, without any, although its user is root.
+// dropCapabilities removes all capabilities from the thread and from what it executes, although its
+// user is root.
 func dropCapabilities() error {
 	for c := uintptr(0); c <= unix.CAP_LAST_CAP; c++ {
-		_ = unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0) // one that this kernel does not have
+		_ = unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0) // fails if the kernel does not have it
 	}
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var none [2]unix.CapUserData

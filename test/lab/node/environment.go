@@ -10,7 +10,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// resolveEnvironment returns the container's variables by name, and as the process takes them.
+// resolveEnvironment returns the variables of the container twice: by name, and in the form that
+// exec takes.
 func (r *container) resolveEnvironment() (map[string]string, []string, error) {
 	known := map[string]string{
 		"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "KUBERNETES_SERVICE_HOST": "10.96.0.1", "KUBERNETES_SERVICE_PORT": "443",
@@ -35,7 +36,8 @@ func (r *container) resolveEnvironment() (map[string]string, []string, error) {
 
 var variablePattern = regexp.MustCompile(`\$\$|\$\([A-Za-z_.-][A-Za-z0-9_.-]*\)`)
 
-// expandVariables puts values in for $(NAME), as the kubelet does: what is not known stays, and $$ is a dollar sign.
+// expandVariables replaces $(NAME) by the variable's value, as the kubelet does. An unknown name
+// stays as it is, and $$ becomes a dollar sign.
 func expandVariables(text string, known map[string]string) string {
 	return variablePattern.ReplaceAllStringFunc(text, func(m string) string {
 		if m == "$$" {
@@ -48,7 +50,7 @@ func expandVariables(text string, known map[string]string) string {
 	})
 }
 
-// expandAll does so in each of the texts.
+// expandAll expands the variables in each of the texts.
 func expandAll(texts []string, known map[string]string) []string {
 	var out []string
 	for _, t := range texts {
@@ -57,7 +59,8 @@ func expandAll(texts []string, known map[string]string) []string {
 	return out
 }
 
-// resolveValue resolves a variable: a literal, a field of the Pod, or a key of a ConfigMap or Secret.
+// resolveValue returns the value of a variable: a literal, a field of the Pod, or a key of a
+// ConfigMap or Secret.
 func (r *container) resolveValue(e corev1.EnvVar) (string, error) {
 	from := e.ValueFrom
 	if from == nil {
@@ -69,7 +72,7 @@ func (r *container) resolveValue(e corev1.EnvVar) (string, error) {
 		if b, ok := files[key]; ok || err != nil || isTrue(optional) {
 			return string(b), err
 		}
-		return "", fmt.Errorf("key %s is not there", key)
+		return "", fmt.Errorf("key %s is missing", key)
 	}
 	switch {
 	case from.FieldRef != nil:
@@ -83,7 +86,7 @@ func (r *container) resolveValue(e corev1.EnvVar) (string, error) {
 		files, err := r.pod.readSecret(ctx, ref.Name, isTrue(ref.Optional))
 		return pick(files, err, ref.Key, ref.Optional)
 	}
-	return "", fmt.Errorf("the lab knows fieldRef, configMapKeyRef and secretKeyRef")
+	return "", fmt.Errorf("the lab supports only fieldRef, configMapKeyRef and secretKeyRef")
 }
 
 // podField returns a field of the Pod.
@@ -102,7 +105,7 @@ func (r *container) podField(path string) (string, error) {
 		"status.podIP": r.pod.primaryIP.String(), "status.podIPs": strings.Join(ips, ","), "status.hostIP": r.pod.agent.config.Addresses[0].String(),
 	}[path]
 	if !ok {
-		return "", fmt.Errorf("the lab does not know the field %s", path)
+		return "", fmt.Errorf("the lab does not support the field %s", path)
 	}
 	return v, nil
 }

@@ -19,22 +19,23 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/netns"
 )
 
-// pod is a Pod that runs here.
+// pod is a Pod on this node.
 type pod struct {
 	agent         *Agent
-	firstObject   *corev1.Pod // as first seen: its name and its specification are good for ever
+	firstObject   *corev1.Pod // as first seen; its name and specification never change
 	latestObject  *corev1.Pod // as last seen; guarded by the agent's mutex
 	namespace     netns.Handle
-	ownsNamespace bool         // ns is the Pod's alone
-	primaryIP     netip.Addr   // the first of ips
-	ips           []netip.Addr // one for each family; set under the agent's mutex, before any container starts
+	ownsNamespace bool       // namespace belongs to this Pod only
+	primaryIP     netip.Addr // the first of ips
+	// One for each family; set under the agent's mutex before any container starts.
+	ips           []netip.Addr
 	containers    []*container // one for each container
 	ctx           context.Context
 	cancel        context.CancelFunc
-	statusChanged chan struct{} // asks for the status to be written
+	statusChanged chan struct{} // requests a write of the status
 }
 
-// syncPod brings a Pod in line with what the API server says of it.
+// syncPod starts, updates or ends a Pod after a change of its object.
 func (a *Agent) syncPod(ctx context.Context, o *corev1.Pod) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -63,7 +64,7 @@ func (a *Agent) syncPod(ctx context.Context, o *corev1.Pod) {
 	}
 }
 
-// currentObject is the Pod as last seen.
+// currentObject returns the Pod's object as last seen.
 func (p *pod) currentObject() *corev1.Pod {
 	p.agent.mu.Lock()
 	defer p.agent.mu.Unlock()
@@ -78,7 +79,7 @@ func (a *Agent) runInBackground(f func()) {
 	}()
 }
 
-// forgetPod kills a Pod whose object is gone.
+// forgetPod kills a Pod whose object was deleted.
 func (a *Agent) forgetPod(uid types.UID) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -93,7 +94,7 @@ func (a *Agent) forgetPod(uid types.UID) {
 func (p *pod) runUntilDone() {
 	defer p.cleanUp()
 	if err := p.agent.retryUntilDone(p.ctx, func(context.Context) error { return p.connectNetwork() }); err != nil {
-		for _, r := range p.containers { // they have never begun
+		for _, r := range p.containers { // none of them has been started
 			close(r.ended)
 		}
 		return
@@ -105,7 +106,7 @@ func (p *pod) runUntilDone() {
 	p.keepStatusReported()
 }
 
-// keepStatusReported writes the status after each change, the latest only.
+// keepStatusReported writes the current status after each change.
 func (p *pod) keepStatusReported() {
 	p.requestStatusUpdate()
 	for {
@@ -125,7 +126,7 @@ func (p *pod) requestStatusUpdate() {
 	}
 }
 
-// connectNetwork gives the Pod a network namespace, an address and a route to its node.
+// connectNetwork creates the Pod's network namespace, with an address and a route to its node.
 func (p *pod) connectNetwork() error {
 	a := p.agent
 	addresses, err := p.assignAddresses()
@@ -140,18 +141,18 @@ func (p *pod) connectNetwork() error {
 		return err
 	}
 	if err := p.connectToNode(ns, id, addresses); err != nil {
-		_ = ns.Delete() // with its link: the next attempt makes both anew
+		_ = ns.Delete() // its link goes with it; the next attempt creates both again
 		return err
 	}
 	p.namespace, p.ownsNamespace = ns, true
 	return nil
 }
 
-// assignAddresses gives the Pod its addresses, once.
+// assignAddresses assigns the Pod its addresses. Later calls return the same ones.
 func (p *pod) assignAddresses() ([]netip.Addr, error) {
 	p.agent.mu.Lock()
 	defer p.agent.mu.Unlock()
-	if len(p.ips) > 0 { // this is another attempt
+	if len(p.ips) > 0 { // an earlier attempt has assigned them
 		return p.ips, nil
 	}
 	addresses := p.agent.config.Addresses
@@ -165,7 +166,7 @@ func (p *pod) assignAddresses() ([]netip.Addr, error) {
 	return addresses, nil
 }
 
-// connectToNode joins the Pod's namespace to its node's.
+// connectToNode connects the Pod's namespace to that of its node.
 func (p *pod) connectToNode(ns netns.Handle, id string, addresses []netip.Addr) error {
 	a := p.agent
 	veth := "veth" + id
@@ -217,7 +218,8 @@ func configurePodSide(gateways, addresses []netip.Addr) error {
 	return nil
 }
 
-// allocateAddresses takes the next host number, the same in each family; one that was just freed is used last.
+// allocateAddresses takes the next free host number, which is the same in each family. It reuses a
+// freed number as late as possible.
 func (a *Agent) allocateAddresses() ([]netip.Addr, error) {
 	for range 252 {
 		n := a.nextHostNumber
@@ -245,7 +247,8 @@ func hostAddress(p netip.Prefix, n int) netip.Addr {
 	return a
 }
 
-// terminatePod ends the Pod in order, then tells the API server that it is gone.
+// terminatePod ends the Pod as the kubelet does, with SIGTERM and a grace period, and then deletes
+// its object.
 func (p *pod) terminatePod(ctx context.Context) {
 	grace := 30 * time.Second
 	if s := p.currentObject().DeletionGracePeriodSeconds; s != nil {
@@ -259,7 +262,7 @@ func (p *pod) terminatePod(ctx context.Context) {
 		case <-r.ended:
 		case <-deadline:
 			p.killContainers()
-			p.cancel() // for one that could not be connected until now
+			p.cancel() // for a Pod whose network was not connected yet
 			<-r.ended
 		case <-p.ctx.Done():
 		}
@@ -275,7 +278,7 @@ func (p *pod) terminatePod(ctx context.Context) {
 	}
 }
 
-// deletePodObject deletes the object of a Pod that does not run any more.
+// deletePodObject deletes the object of a Pod that is not running any more.
 func (a *Agent) deletePodObject(ctx context.Context, o *corev1.Pod) {
 	zero := int64(0)
 	_ = a.retryUntilDone(ctx, func(ctx context.Context) error {
@@ -289,7 +292,7 @@ func (a *Agent) deletePodObject(ctx context.Context, o *corev1.Pod) {
 	})
 }
 
-// sendSignal sends a signal to every container; final says that none is to be started again.
+// sendSignal sends a signal to every container. If final is true, no container is started again.
 func (p *pod) sendSignal(s syscall.Signal, final bool) {
 	for _, r := range p.containers {
 		r.sendSignal(s, final)
@@ -298,7 +301,7 @@ func (p *pod) sendSignal(s syscall.Signal, final bool) {
 
 func (p *pod) killContainers() { p.sendSignal(syscall.SIGKILL, true) }
 
-// cleanUp removes what the Pod left.
+// cleanUp removes what is left of the Pod.
 func (p *pod) cleanUp() {
 	p.killContainers()
 	for _, r := range p.containers {
@@ -319,7 +322,8 @@ func (p *pod) directory() string {
 	return filepath.Join(p.agent.config.RunDir, string(p.firstObject.UID))
 }
 
-// SignalPod sends a signal to the containers of the Pod whose name begins so; they are started again if it ends them.
+// SignalPod sends a signal to the containers of the Pod whose name has this prefix. A container
+// that the signal ends is started again.
 func (a *Agent) SignalPod(name string, s syscall.Signal) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -329,5 +333,5 @@ func (a *Agent) SignalPod(name string, s syscall.Signal) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("no Pod %q runs on node %s", name, a.config.Name)
+	return fmt.Errorf("no Pod %q is running on node %s", name, a.config.Name)
 }

@@ -13,13 +13,14 @@ import (
 	"time"
 )
 
-// responderArg and containerArg as the first argument make the program a responder, or a container of Gantry's.
+// responderArg and containerArg as the first argument make the program a responder or a container.
 const (
 	responderArg = "__responder"
 	containerArg = "__container"
 )
 
-// Reexec turns the process into a container if its arguments say so. A program that is Config.Self calls it first.
+// Reexec turns the process into a container if its arguments say so. The program of Config.SelfPath
+// calls it before anything else.
 func Reexec() {
 	if len(os.Args) < 2 {
 		return
@@ -34,22 +35,24 @@ func Reexec() {
 	}
 }
 
-// drainDelay is how long a responder answers after it was told to end, as a server does that finishes its requests.
+// drainDelay is how long a responder still answers after SIGTERM, as a server does that finishes
+// its requests.
 const drainDelay = 2 * time.Second
 
-// runResponder answers on each port until it is told to end. The arguments are the Pod's name, the node's, and the ports.
+// runResponder answers on each port until SIGTERM. The arguments are the names of the Pod and the
+// node, and the ports.
 func runResponder(args []string) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	who := "pod: " + args[0] + "\nnode: " + args[1]
+	identity := "pod: " + args[0] + "\nnode: " + args[1]
 	for _, p := range args[2:] {
 		proto, port, _ := strings.Cut(p, "/")
 		var err error
 		switch proto {
 		case "tcp":
-			err = serveTCP(who, port)
+			err = serveTCP(identity, port)
 		case "udp":
-			err = serveUDP(strings.NewReplacer(": ", "=", "\n", " ").Replace(who), port)
+			err = serveUDP(strings.NewReplacer(": ", "=", "\n", " ").Replace(identity), port)
 		}
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "lab: responder:", err)
@@ -60,8 +63,9 @@ func runResponder(args []string) {
 	time.Sleep(drainDelay)
 }
 
-// serveTCP answers HTTP requests with the facts, and any other line with the facts and the line.
-func serveTCP(who, port string) error {
+// serveTCP answers an HTTP request with the names of the Pod and the node, and any other line with
+// these names and the line.
+func serveTCP(identity, port string) error {
 	l, err := net.Listen("tcp", ":"+port)
 	if err != nil {
 		return err
@@ -72,15 +76,15 @@ func serveTCP(who, port string) error {
 			if err != nil {
 				return
 			}
-			go serveConnection(c, who, port)
+			go serveConnection(c, identity, port)
 		}
 	}()
 	return nil
 }
 
-func serveConnection(c net.Conn, who, port string) {
+func serveConnection(c net.Conn, identity, port string) {
 	defer c.Close()
-	facts := fmt.Sprintf("%s\npeer: %s\nport: %s\n", who, c.RemoteAddr(), port)
+	answer := fmt.Sprintf("%s\npeer: %s\nport: %s\n", identity, c.RemoteAddr(), port)
 	r := bufio.NewReader(c)
 	for {
 		start, err := r.Peek(4)
@@ -92,7 +96,7 @@ func serveConnection(c net.Conn, who, port string) {
 			if err != nil {
 				return
 			}
-			body := facts + "path: " + req.URL.Path + "\nhost: " + req.Host + "\n"
+			body := answer + "path: " + req.URL.Path + "\nhost: " + req.Host + "\n"
 			fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
 			if req.Close {
 				return
@@ -103,12 +107,12 @@ func serveConnection(c net.Conn, who, port string) {
 		if err != nil {
 			return
 		}
-		fmt.Fprintf(c, "%sline: %s", facts, line)
+		fmt.Fprintf(c, "%sline: %s", answer, line)
 	}
 }
 
-// serveUDP answers each datagram with the facts and the datagram's text.
-func serveUDP(who, port string) error {
+// serveUDP answers each datagram with the names of the Pod and the node, and the datagram's text.
+func serveUDP(identity, port string) error {
 	c, err := net.ListenPacket("udp", ":"+port)
 	if err != nil {
 		return err
@@ -120,7 +124,7 @@ func serveUDP(who, port string) error {
 			if err != nil {
 				return
 			}
-			answer := fmt.Sprintf("seq=%s %s peer=%s port=%s\n", b[:min(n, 64)], who, peer, port)
+			answer := fmt.Sprintf("seq=%s %s peer=%s port=%s\n", b[:min(n, 64)], identity, peer, port)
 			_, _ = c.WriteTo([]byte(answer), peer)
 		}
 	}()

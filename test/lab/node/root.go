@@ -9,11 +9,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// rootDir is where a container's root is built; it is seen in the container's own mounts alone.
+// rootDir is the root directory of a container. Only the container's own mounts show it.
 const rootDir = "/run/lab-root"
 
-// enterRoot gives the calling process a root directory that shows what the machine's does, with the volumes at their
-// places. Nothing is created in the machine's own directories for it.
+// enterRoot changes the root directory of the calling process to one that shows the machine's files
+// and the volumes. It creates nothing in the machine's own directories.
 func enterRoot(volumes []volumeMount) error {
 	if err := os.MkdirAll(rootDir, 0o755); err != nil {
 		return err
@@ -38,7 +38,8 @@ func mountVolume(v volumeMount) error {
 	if err != nil {
 		return err
 	}
-	// Where a directory on the way is missing, its parent becomes one that can take it.
+	// If a directory of the path is missing, its parent is covered by one in which it can be
+	// created.
 	at := rootDir
 	parts := strings.Split(strings.Trim(filepath.Clean(v.Target), "/"), "/")
 	for i, part := range parts {
@@ -75,8 +76,8 @@ func mountVolume(v volumeMount) error {
 	return unix.Mount("", at, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, "")
 }
 
-// coverDirectory mounts over a directory an empty one in which things can be made, and shows in it what is in another, which may
-// be the one that is covered.
+// coverDirectory mounts an empty writable directory over a directory, and shows the entries of
+// another one in it. That may be the covered directory itself.
 func coverDirectory(from, to string) error {
 	source, err := unix.Open(from, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -99,7 +100,7 @@ func coverDirectory(from, to string) error {
 	return nil
 }
 
-// bindEntry makes an entry of a directory appear at another place.
+// bindEntry makes a directory's entry appear at another path.
 func bindEntry(e os.DirEntry, from, to string) error {
 	var err error
 	switch {

@@ -27,7 +27,7 @@ func (p *pod) writeStatus(ctx context.Context) error {
 	}
 	_, err = p.agent.client.CoreV1().Pods(p.firstObject.Namespace).Patch(ctx, p.firstObject.Name, types.MergePatchType, patch, metav1.PatchOptions{}, "status")
 	if err != nil && !isGoneOrReplaced(err) {
-		return fmt.Errorf("reporting Pod %s/%s: %w", p.firstObject.Namespace, p.firstObject.Name, err)
+		return fmt.Errorf("writing the status of Pod %s/%s: %w", p.firstObject.Namespace, p.firstObject.Name, err)
 	}
 	return nil
 }
@@ -57,7 +57,8 @@ func (p *pod) podStatus() corev1.PodStatus {
 	return s
 }
 
-// podConditions puts the conditions in order; the time of the last transition changes with the value alone.
+// podConditions returns the conditions in a fixed order. The time of the last transition changes
+// only with the status.
 func podConditions(old []corev1.PodCondition, want map[corev1.PodConditionType]bool) []corev1.PodCondition {
 	var out []corev1.PodCondition
 	for _, t := range []corev1.PodConditionType{

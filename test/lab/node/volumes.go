@@ -14,18 +14,20 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// volumeMount is a directory or file that a container sees at another place.
+// volumeMount is a directory or file that a container sees at another path.
 type volumeMount struct {
 	Source, Target string
 	ReadOnly       bool
 }
 
-// prepareMounts fills the volumes that the container mounts, and says where they go.
+// prepareMounts creates the volumes that the container mounts, and returns their sources and
+// targets.
 func (r *container) prepareMounts() ([]volumeMount, error) {
 	var out []volumeMount
 	for _, m := range r.spec.VolumeMounts {
 		i := slices.IndexFunc(r.pod.firstObject.Spec.Volumes, func(v corev1.Volume) bool { return v.Name == m.Name })
-		if i < 0 || strings.HasPrefix(m.MountPath, filepath.Dir(tokenDir)) { // the account's token has a way of its own
+		// enterContainer mounts the service account's token
+		if i < 0 || strings.HasPrefix(m.MountPath, filepath.Dir(tokenDir)) {
 			continue
 		}
 		dir, err := r.pod.prepareVolume(&r.pod.firstObject.Spec.Volumes[i])
@@ -37,13 +39,13 @@ func (r *container) prepareMounts() ([]volumeMount, error) {
 	return out, nil
 }
 
-// prepareVolume makes a volume and returns its directory. What a ConfigMap or a Secret says when the container starts is what the
-// container sees until it is started again.
+// prepareVolume creates a volume and returns its directory. A container sees a ConfigMap or Secret
+// as it was when the container started.
 func (p *pod) prepareVolume(v *corev1.Volume) (string, error) {
 	dir := filepath.Join(p.directory(), "volumes", v.Name)
 	wait := 10 * time.Second
 	_, err := os.Stat(dir)
-	mounted := err == nil // when the API server is away that stays
+	mounted := err == nil // an old version is used while the API server is unreachable
 	if mounted {
 		wait = 2 * time.Second
 	}
@@ -69,15 +71,15 @@ func (p *pod) prepareVolume(v *corev1.Volume) (string, error) {
 		}
 		return dir, writeFiles(dir, files, v.Secret.Items)
 	case v.EmptyDir != nil:
-	case v.HostPath != nil: // each node has its own, and none is the machine's
+	case v.HostPath != nil: // each node has its own directory, none uses the machine's
 		dir = filepath.Join(p.agent.config.RunDir, "hostpath", p.agent.config.Name, v.HostPath.Path)
 	default:
-		return "", fmt.Errorf("volume %s: the lab knows configMap, secret, emptyDir and hostPath", v.Name)
+		return "", fmt.Errorf("volume %s: the lab supports only configMap, secret, emptyDir and hostPath", v.Name)
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
-	return dir, os.Chmod(dir, 0o777) // whatever user the container runs as
+	return dir, os.Chmod(dir, 0o777) // the container may run as any user
 }
 
 func (p *pod) readConfigMap(ctx context.Context, name string, optional bool) (map[string][]byte, error) {
@@ -109,7 +111,8 @@ func (p *pod) readSecret(ctx context.Context, name string, optional bool) (map[s
 	return s.Data, nil
 }
 
-// writeFiles writes the keys into a directory: all, or those of items under the items' paths.
+// writeFiles writes the keys into a directory: all of them, or only those of items, at the paths of
+// items.
 func writeFiles(dir string, files map[string][]byte, items []corev1.KeyToPath) error {
 	if len(items) == 0 {
 		for k := range files {
@@ -122,7 +125,7 @@ func writeFiles(dir string, files map[string][]byte, items []corev1.KeyToPath) e
 	for _, i := range items {
 		b, ok := files[i.Key]
 		if !ok {
-			return fmt.Errorf("key %s of a volume is not there", i.Key)
+			return fmt.Errorf("key %s of a volume is missing", i.Key)
 		}
 		path := filepath.Join(dir, i.Path)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {

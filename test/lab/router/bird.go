@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// birdPath is where Debian puts BIRD.
+// birdPath is the path of BIRD in Debian.
 const birdPath = "/usr/sbin/bird"
 
 // bird runs the one daemon of BIRD 2.

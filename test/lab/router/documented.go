@@ -6,8 +6,8 @@ import (
 	"regexp"
 )
 
-// DocumentedConfig returns a configuration from a file of the docs, so that what people copy from there is what the tests run: the first
-// block after a comment with that name.
+// DocumentedConfig returns a configuration from a file of the docs: the first code block after an
+// HTML comment with that name. So the tests run what readers copy.
 func DocumentedConfig(file, name string) (string, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -15,7 +15,7 @@ func DocumentedConfig(file, name string) (string, error) {
 	}
 	m := regexp.MustCompile("(?s)<!-- " + regexp.QuoteMeta(name) + " -->\n+```[a-z]*\n(.*?\n)```").FindSubmatch(text)
 	if m == nil {
-		return "", fmt.Errorf("%s has no configuration that is named %q", file, name)
+		return "", fmt.Errorf("%s has no configuration named %q", file, name)
 	}
 	return string(m[1]), nil
 }

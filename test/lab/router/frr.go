@@ -8,16 +8,17 @@ import (
 	"path/filepath"
 )
 
-// frrDir is where Debian puts FRR's daemons.
+// frrDir is the directory of FRR's daemons in Debian.
 const frrDir = "/usr/lib/frr/"
 
-// frr runs zebra, staticd, bfdd and bgpd, which together take one configuration, as Debian's service does.
+// frr runs zebra, staticd, bfdd and bgpd with one configuration for all, as Debian's service does.
 type frr struct{}
 
 func (frr) daemonNames() []string { return []string{"zebra", "staticd", "bfdd", "bgpd"} }
 
 func (frr) writeConfig(c Config) error {
-	// The daemons insist that the user they run as is in frrvty: here that is root's own group.
+	// The daemons demand that their user is in the group frrvty: here that is another name of
+	// root's group.
 	if err := os.WriteFile(filepath.Join(c.Dir, groupFile), []byte("root:x:0:\nfrr:x:0:\nfrrvty:x:0:\n"), 0o644); err != nil {
 		return err
 	}
@@ -38,7 +39,8 @@ func (frr) daemonCommand(c Config, program string) []string {
 }
 
 func (frr) checkReady(ctx context.Context, c Config, program string) error {
-	if program == "zebra" { // who asks zebra too early asks again ten seconds later only
+	// a daemon that connects to zebra too early tries again after ten seconds
+	if program == "zebra" {
 		if err := checkListening(ctx, filepath.Join(c.Dir, "zserv.api")); err != nil {
 			return err
 		}
@@ -51,12 +53,12 @@ func (frr) applyConfig(ctx context.Context, c Config) error {
 	return err
 }
 
-// checkListening says whether somebody listens at a socket.
+// checkListening returns an error if no process listens on a socket.
 func checkListening(ctx context.Context, socket string) error {
 	var d net.Dialer
 	s, err := d.DialContext(ctx, "unix", socket)
 	if err != nil {
-		return fmt.Errorf("nobody listens yet: %w", err)
+		return fmt.Errorf("no process is listening yet: %w", err)
 	}
 	return s.Close()
 }

@@ -8,15 +8,15 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/netns"
 )
 
-// HarnessOptions say what a Bed is like.
+// HarnessOptions describe a Harness.
 type HarnessOptions struct {
-	// Nodes is how many plain nodes are on the LAN, 0 to 80.
+	// Nodes is the number of plain nodes on the LAN, 0 to 80.
 	Nodes int
-	// Routers is how many routers are, 1 or 2; 0 is 1. Each has a client of its own behind it.
+	// Routers is the number of routers, 1 or 2; 0 means 1. Each has a client behind it.
 	Routers int
 }
 
-// Harness is a LAN in unnamed namespaces, dual-stack, with the addresses that lab.Lab has too:
+// Harness is a dual-stack LAN in unnamed namespaces, with the same addresses as lab.Lab:
 //
 //	router   192.168.0.1   fd00:a8::1    and towards its client 10.99.0.1, fd00:99::1
 //	router2  192.168.0.2   fd00:a8::2    and towards its client 10.98.0.1, fd00:98::1
@@ -25,9 +25,9 @@ type HarnessOptions struct {
 //	far      10.99.0.2     fd00:99::2    behind router
 //	far2     10.98.0.2     fd00:98::2    behind router2
 //
-// Everybody has the link eth0 to the LAN (far and far2 to their router; the routers' second link is eth1), and a way to
-// everybody else. All hosts forward, and the routers spread flows over equal routes by ports as well as addresses. The
-// kernel takes it all away when the process ends.
+// The link to the LAN is eth0 on each host; far and far2 have eth0 to their router, which has eth1
+// to them. Every host has routes to all others and forwards packets. Flows are hashed over equal
+// routes by addresses and ports. The kernel removes everything when the process ends.
 type Harness struct {
 	hostByName   map[string]netns.Handle
 	fabric       netns.Handle
@@ -40,7 +40,7 @@ const (
 	lanBridge = "lan"
 )
 
-// linkConfig is where a host is: its number in its networks, and its router's.
+// linkConfig is a link of a host, with its networks and the host number in them.
 type linkConfig struct {
 	link     string
 	networks []string
@@ -49,7 +49,7 @@ type linkConfig struct {
 
 var lanNetworks = []string{"192.168.0.0/24", "fd00:a8::/64"}
 
-// networksBehindRouter are the networks behind router i.
+// networksBehindRouter returns the networks behind router i.
 func networksBehindRouter(i int) []string {
 	return []string{fmt.Sprintf("10.%d.0.0/24", 100-i), fmt.Sprintf("fd00:%d::/64", 100-i)}
 }
@@ -61,11 +61,11 @@ func numberedName(host string, i int) string {
 	return host + strconv.Itoa(i)
 }
 
-// NewHarness lays a Bed. Nothing in the machine's own namespaces changes.
+// NewHarness creates a Harness. It changes nothing in the machine's own namespaces.
 func NewHarness(o HarnessOptions) (*Harness, error) {
 	o.Routers = max(o.Routers, 1)
 	if o.Nodes < 0 || o.Nodes > 80 || o.Routers > 2 {
-		return nil, fmt.Errorf("a bed has up to 80 nodes and 2 routers, not %d and %d", o.Nodes, o.Routers)
+		return nil, fmt.Errorf("a harness has at most 80 nodes and 2 routers, not %d and %d", o.Nodes, o.Routers)
 	}
 	b := &Harness{hostByName: map[string]netns.Handle{}}
 	if err := b.build(o); err != nil {
@@ -118,7 +118,7 @@ func (b *Harness) newNamespace() (netns.Handle, error) {
 	return h, err
 }
 
-// addHost makes a host and plugs it into the LAN.
+// addHost creates a host and connects it to the LAN.
 func (b *Harness) addHost(name string, number int) error {
 	h, err := b.newNamespace()
 	if err != nil {
@@ -141,7 +141,7 @@ func (b *Harness) addHost(name string, number int) error {
 	return h.Do(func() error { return configureLink(linkConfig{lanLink, lanNetworks, number}) })
 }
 
-// addHostBehindRouter makes the client behind router i.
+// addHostBehindRouter creates the client behind router i.
 func (b *Harness) addHostBehindRouter(i int) error {
 	h, err := b.newNamespace()
 	if err != nil {
@@ -163,7 +163,7 @@ func (b *Harness) addHostBehindRouter(i int) error {
 	})
 }
 
-// configureLink brings a link up with its addresses, on a host that forwards.
+// configureLink brings a link up with its addresses, and turns on forwarding on its host.
 func configureLink(p linkConfig) error {
 	for key, value := range map[string]string{
 		"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1", "net/ipv6/conf/" + p.link + "/accept_dad": "0",
@@ -184,7 +184,7 @@ func configureLink(p linkConfig) error {
 	return nil
 }
 
-// addRoutes routes each network via the address of its family.
+// addRoutes adds a route to each network, via the address of its family.
 func addRoutes(link string, networks []string, via []netip.Addr) error {
 	for i, n := range networks {
 		if err := netns.AddRoute(link, netip.MustParsePrefix(n), via[i]); err != nil {
@@ -194,7 +194,7 @@ func addRoutes(link string, networks []string, via []netip.Addr) error {
 	return nil
 }
 
-// addressesInNetworks returns the addresses with that number in networks.
+// addressesInNetworks returns the addresses with that host number in the networks.
 func addressesInNetworks(networks []string, number int) []netip.Addr {
 	var out []netip.Addr
 	for _, n := range networks {
@@ -206,20 +206,16 @@ func addressesInNetworks(networks []string, number int) []netip.Addr {
 	return out
 }
 
-// Host returns a machine of the bed by its name; of one that is not there nothing works.
+// Host returns a host by its name. The methods of an unknown host return errors.
 func (b *Harness) Host(name string) netns.Handle { return b.hostByName[name] }
 
-// CutCable pulls a host's cable to the LAN: the host loses the carrier.
-func (b *Harness) CutCable(host string) error {
-	return b.fabric.Do(func() error { return netns.SetDown("p-" + host) })
-}
-
-// CutCableSilently has nothing pass between a host and the LAN, while the carrier stays, as when a switch between them fails.
+// CutCableSilently drops all frames between a host and the LAN. The host keeps the carrier, as when
+// a switch between them fails.
 func (b *Harness) CutCableSilently(host string) error {
 	return b.fabric.Do(func() error { return netns.SetBridge("p-"+host, "") })
 }
 
-// PlugCable undoes both cuts.
+// PlugCable undoes CutCableSilently.
 func (b *Harness) PlugCable(host string) error {
 	return b.fabric.Do(func() error {
 		if err := netns.SetBridge("p-"+host, lanBridge); err != nil {
@@ -229,7 +225,7 @@ func (b *Harness) PlugCable(host string) error {
 	})
 }
 
-// Close takes the bed away, once the processes in it have ended too.
+// Close removes the namespaces. Each one exists until the processes in it have ended.
 func (b *Harness) Close() {
 	for _, f := range b.releaseFuncs {
 		f()

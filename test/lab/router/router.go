@@ -1,18 +1,20 @@
-// Package router runs a real router, FRR or BIRD as Debian packages them, inside a network namespace, from a
-// configuration that the test writes. Everything of a router is in a directory of its own and below the process that
-// started it: when that process ends, however it does, the router ends too. What a router is told by its terminal is
-// told here by Show and Configure, which need the directory alone and so work from any process.
+// Package router runs a real router, FRR or BIRD as Debian packages them, inside a network
+// namespace, with a configuration that the test writes. The files of a router are in a directory of
+// its own. Its daemons are children of the process that started it: when that process ends, for
+// whatever reason, they end too. Show and Configure replace the router's terminal. They need only
+// the directory, so they work in any process.
 //
-// With a whole cluster around it, start one by lab.Lab's Router. In seconds and without a cluster, NewHarness lays a LAN
-// with routers, plain nodes and clients behind the routers:
+// Lab.Router of package lab starts a router in a cluster. Without a cluster, and within seconds,
+// NewHarness creates a LAN with routers, plain nodes and clients behind the routers:
 //
-//	bed, err := router.NewHarness(router.HarnessOptions{Nodes: 2})
-//	defer bed.Close()
-//	r, err := router.Start(ctx, router.Config{Kind: router.FRR, NetNS: bed.Host("router"), Text: conf})
+//	h, err := router.NewHarness(router.HarnessOptions{Nodes: 2})
+//	defer h.Close()
+//	config := router.Config{Kind: router.FRR, NetNS: h.Host("router"), Text: text}
+//	r, err := router.Start(ctx, config)
 //	defer r.Stop()
 //	out, err := r.Show(ctx, "show bgp ipv4 unicast json")
 //
-// The package puts nothing into the machine's own namespaces, files or groups.
+// The package changes nothing in the machine's own namespaces, files or groups.
 package router
 
 import (
@@ -34,10 +36,10 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/netns"
 )
 
-// Kind is a make of router.
+// Kind is a routing software.
 type Kind string
 
-// The makes that the lab knows.
+// The kinds that the lab can run.
 const (
 	FRR  Kind = "frr"
 	BIRD Kind = "bird"
@@ -46,23 +48,24 @@ const (
 // Config describes a router.
 type Config struct {
 	Kind Kind
-	// NetNS is where it runs.
+	// NetNS is the namespace that it runs in.
 	NetNS netns.Handle
-	// Dir takes its files, sockets among them, so that its path has at most 80 bytes. It is made when it is missing, and
-	// not removed. Empty is a directory for temporary files, which Stop removes.
+	// Dir is the directory of its files. Its path has at most 80 bytes, because sockets are in it.
+	// It is created if missing, and not removed. If Dir is empty, a temporary directory is used,
+	// which Stop removes.
 	Dir string
-	// LogDir takes a log for each daemon; empty is Dir.
+	// LogDir gets a log of each daemon; empty means Dir.
 	LogDir string
 	// Text is the configuration as an operator writes it: frr.conf, or bird.conf.
 	Text string
 }
 
-// Router is a router that was started. Its methods may be called from several goroutines, but starting and stopping
-// at the same time is the caller's own confusion.
+// Router is a router that was started. Several goroutines may call its methods, but must not start
+// and stop it at the same time.
 type Router struct {
 	Console
 	config    Config
-	temporary bool // the directory goes with the router
+	temporary bool // Stop removes the directory
 
 	mu           sync.Mutex // guards daemons
 	daemonByName map[string]*daemon
@@ -71,28 +74,28 @@ type Router struct {
 // daemon is one process of a router.
 type daemon struct {
 	cmd  *exec.Cmd
-	done chan struct{} // closed when it ended
+	done chan struct{} // closed when it has ended
 	err  error
 }
 
-// dialect is what differs between the makes.
+// dialect is what differs between the kinds of routers.
 type dialect interface {
-	// writeConfig writes what the daemons read at their start.
+	// writeConfig writes the files that the daemons read at their start.
 	writeConfig(c Config) error
-	// daemonNames are the daemons' names, in the order of their start.
+	// daemonNames returns the names of the daemons, in the order of their start.
 	daemonNames() []string
-	// daemonCommand is the command line of a daemon.
+	// daemonCommand returns the command line of a daemon.
 	daemonCommand(c Config, program string) []string
-	// checkReady returns nil once the daemon can be told something.
+	// checkReady returns nil once the daemon accepts commands.
 	checkReady(ctx context.Context, c Config, program string) error
-	// applyConfig is called when all daemons are ready.
+	// applyConfig loads the configuration. All daemons are ready when it is called.
 	applyConfig(ctx context.Context, c Config) error
 }
 
 var dialectByKind = map[Kind]dialect{FRR: frr{}, BIRD: bird{}}
 
-// MissingPrerequisite says what this machine lacks for a router of that kind, in one line with the package that brings it; empty
-// when nothing.
+// MissingPrerequisite returns one line that says what this machine lacks to run a router of this
+// kind and which package provides it. It returns "" if nothing is missing.
 func MissingPrerequisite(k Kind) string {
 	if os.Geteuid() != 0 {
 		return "root, or a user namespace, is needed to run a router"
@@ -105,14 +108,14 @@ func MissingPrerequisite(k Kind) string {
 	return ""
 }
 
-// startTimeout bounds the start of one daemon, which takes a tenth of a second on an idle machine.
+// startTimeout limits the start of one daemon, which takes 0.1 s on an idle machine.
 const startTimeout = 30 * time.Second
 
-// Start starts a router and returns when it has taken its configuration. A line that it does not understand is an error,
-// which says which.
+// Start starts a router and returns when its configuration is in effect. A line that it does not
+// understand is an error that names the line.
 func Start(ctx context.Context, c Config) (*Router, error) {
 	if dialectByKind[c.Kind] == nil {
-		return nil, fmt.Errorf("starting a router: it is %s or %s, not %q", FRR, BIRD, c.Kind)
+		return nil, fmt.Errorf("starting a router: the kind is %s or %s, not %q", FRR, BIRD, c.Kind)
 	}
 	if m := MissingPrerequisite(c.Kind); m != "" {
 		return nil, fmt.Errorf("starting a router: %s", m)
@@ -121,7 +124,7 @@ func Start(ctx context.Context, c Config) (*Router, error) {
 	if temporary {
 		dir, err := os.MkdirTemp("", "router-")
 		if err != nil {
-			return nil, fmt.Errorf("making the router's directory: %w", err)
+			return nil, fmt.Errorf("creating the router's directory: %w", err)
 		}
 		c.Dir = dir
 	}
@@ -129,10 +132,10 @@ func Start(ctx context.Context, c Config) (*Router, error) {
 		c.LogDir = c.Dir
 	}
 	if len(c.Dir) > 80 {
-		return nil, fmt.Errorf("starting a router: the directory %s is longer than the 80 bytes that leave room for a socket's name", c.Dir)
+		return nil, fmt.Errorf("starting a router: the path of the directory %s is longer than 80 bytes, which leaves no room for a socket's name", c.Dir)
 	}
 	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
-		return nil, fmt.Errorf("making the router's directory: %w", err)
+		return nil, fmt.Errorf("creating the router's directory: %w", err)
 	}
 	r := &Router{Console: Console{c.Kind, c.Dir}, config: c, temporary: temporary, daemonByName: map[string]*daemon{}}
 	if err := r.Restart(ctx); err != nil {
@@ -142,8 +145,8 @@ func Start(ctx context.Context, c Config) (*Router, error) {
 	return r, nil
 }
 
-// Restart starts every daemon that does not run, and configures the router anew with the text of its start. After Kill
-// it is the router's return.
+// Restart starts every daemon that is not running, and loads the configuration of Start again. Use
+// it after Kill.
 func (r *Router) Restart(ctx context.Context) error {
 	d := dialectByKind[r.config.Kind]
 	if err := d.writeConfig(r.config); err != nil {
@@ -160,7 +163,7 @@ func (r *Router) Restart(ctx context.Context) error {
 	return nil
 }
 
-// startDaemon starts a daemon, unless it runs, and waits until it is ready.
+// startDaemon starts a daemon, unless it is running, and waits until it is ready.
 func (r *Router) startDaemon(ctx context.Context, name string) error {
 	r.mu.Lock()
 	old := r.daemonByName[name]
@@ -201,8 +204,9 @@ func (r *Router) startDaemon(ctx context.Context, name string) error {
 	}
 }
 
-// confinedCommand is the command in mounts of its own: a group file in which the daemon, being root, may own its terminal's
-// socket (FRR demands the group frrvty, which a user namespace cannot give it), and a /var/tmp that takes its crash logs.
+// confinedCommand returns the command with mounts of its own: a group file by which root is in the
+// group frrvty, which FRR demands for its terminal's socket and which a user namespace does not
+// have; and a /var/tmp for crash logs.
 func confinedCommand(c Config, line []string) *exec.Cmd {
 	const script = `mount --bind "$1" /etc/group && mount -t tmpfs tmpfs /var/tmp && shift && exec "$@"`
 	cmd := exec.Command("/bin/sh", append([]string{"-c", script, "sh", filepath.Join(c.Dir, groupFile)}, line...)...)
@@ -212,11 +216,11 @@ func confinedCommand(c Config, line []string) *exec.Cmd {
 	return cmd
 }
 
-// groupFile is the group file that the daemons see.
+// groupFile is the name of the group file that the daemons see.
 const groupFile = "group"
 
-// startIn starts the process from a thread that lives as long as the process does, since the process is told to end when
-// that thread does.
+// startIn starts the process from a thread that ends after it: the kernel kills the process when
+// the thread that started it ends.
 func (d *daemon) startIn(ns netns.Handle) error {
 	started := make(chan error, 2)
 	go func() {
@@ -242,7 +246,8 @@ func (d *daemon) hasEnded() bool {
 	}
 }
 
-// Signal sends a signal to the daemons named, as bgpd, bfdd, zebra, staticd or bird; to all without a name.
+// Signal sends a signal to the daemons with these names (bgpd, bfdd, zebra, staticd, bird), or to
+// all if no name is given.
 func (r *Router) Signal(s syscall.Signal, names ...string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -257,23 +262,24 @@ func (r *Router) Signal(s syscall.Signal, names ...string) error {
 		}
 	}
 	if !hit && len(names) > 0 {
-		return fmt.Errorf("no daemon %s runs in this router", strings.Join(names, ", "))
+		return fmt.Errorf("no daemon %s is running in this router", strings.Join(names, ", "))
 	}
 	return nil
 }
 
-// Kill ends the daemons named, or all, at once (SIGKILL), and returns when they are gone. The kernel's routes stay.
+// Kill sends SIGKILL to the daemons with these names, or to all, and returns when they have ended.
+// The routes in the kernel stay.
 func (r *Router) Kill(names ...string) error {
 	err := r.Signal(syscall.SIGKILL, names...)
 	r.awaitEnd(time.Minute, names...)
 	return err
 }
 
-// Stop ends the router in order, as its service manager does: sessions are closed, the kernel's routes withdrawn. After a
-// Stop a Router with a directory of its own can be started again by Restart.
+// Stop ends the router as its service manager does: it closes its sessions and removes its routes
+// from the kernel. Restart can start it again if Config.Dir was set.
 func (r *Router) Stop() {
 	order := slices.Clone(dialectByKind[r.config.Kind].daemonNames())
-	slices.Reverse(order) // zebra, which the others need to clean up, is the last
+	slices.Reverse(order) // zebra is the last, because the others need it to clean up
 	for _, name := range order {
 		if r.Signal(syscall.SIGTERM, name) != nil {
 			continue
@@ -287,10 +293,10 @@ func (r *Router) Stop() {
 	}
 }
 
-// stopTimeout bounds how long a daemon may take to end in order.
+// stopTimeout limits how long a daemon may take to end after SIGTERM.
 const stopTimeout = 5 * time.Second
 
-// awaitEnd waits until the daemons named, or all, ended.
+// awaitEnd waits until the daemons with these names, or all, have ended.
 func (r *Router) awaitEnd(limit time.Duration, names ...string) bool {
 	r.mu.Lock()
 	var wait []*daemon
@@ -311,14 +317,15 @@ func (r *Router) awaitEnd(limit time.Duration, names ...string) bool {
 	return true
 }
 
-// Console talks to the router in Dir as an operator's terminal does. It needs no other access than to the directory.
+// Console gives commands to the router in Dir, as an operator's terminal does. It needs access to
+// the directory only.
 type Console struct {
 	Kind Kind
 	Dir  string
 }
 
-// Show returns what the router answers to one command, such as "show bgp ipv4 unicast json" or "show protocols all". A
-// command that the router does not know is an error.
+// Show returns the router's answer to one command, such as "show bgp ipv4 unicast json" or "show
+// protocols all". An unknown command is an error.
 func (c Console) Show(ctx context.Context, command string) ([]byte, error) {
 	switch c.Kind {
 	case FRR:
@@ -331,11 +338,12 @@ func (c Console) Show(ctx context.Context, command string) ([]byte, error) {
 		}
 		return out, err
 	}
-	return nil, fmt.Errorf("no router of kind %q is known", c.Kind)
+	return nil, fmt.Errorf("%q is not a kind of router", c.Kind)
 }
 
-// Configure changes the running configuration: BIRD's is replaced by the text, as "configure" does; FRR takes the lines
-// on top of what it has, as when they are typed in. Router.Restart goes back to the text of the start.
+// Configure changes the running configuration. In BIRD the text replaces it, as "configure" does.
+// In FRR the lines are added to it, as if they were typed in. Router.Restart returns to the
+// configuration of Start.
 func (c Console) Configure(ctx context.Context, text string) error {
 	const name = "change.conf"
 	if err := os.WriteFile(filepath.Join(c.Dir, name), []byte(text), 0o644); err != nil {
@@ -348,7 +356,8 @@ func (c Console) Configure(ctx context.Context, text string) error {
 	return c.loadFile(ctx, name)
 }
 
-// loadFile has BIRD take the configuration in a file of its directory, which may have another path where BIRD runs.
+// loadFile makes BIRD load a file of its directory. The name is relative, because the directory may
+// have another path in BIRD's mounts.
 func (c Console) loadFile(ctx context.Context, name string) error {
 	out, err := c.Show(ctx, `configure "`+name+`"`)
 	if err == nil && !bytes.Contains(out, []byte("Reconfigur")) {
@@ -364,7 +373,8 @@ func (c Console) runProgram(ctx context.Context, program string, args ...string)
 	cmd.Stdout, cmd.Stderr = &out, &fault
 	err := cmd.Run()
 	text := strings.TrimSpace(fault.String())
-	if err == nil && strings.HasPrefix(strings.TrimSpace(out.String()), "% ") { // vtysh ends well all the same
+	// vtysh exits with status 0 all the same
+	if err == nil && strings.HasPrefix(strings.TrimSpace(out.String()), "% ") {
 		err = errors.New(strings.TrimSpace(out.String()))
 	}
 	if err != nil {

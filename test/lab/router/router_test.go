@@ -20,7 +20,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// newTestHarness makes a bed, and skips the test where the machine lacks something.
+// newTestHarness creates a Harness, and skips the test if the machine lacks something.
 func newTestHarness(t *testing.T, o HarnessOptions) *Harness {
 	t.Helper()
 	for _, k := range []Kind{FRR, BIRD} {
@@ -95,7 +95,7 @@ protocol bgp tor {
 
 var vip = netip.MustParsePrefix("198.51.100.1/32")
 
-// awaitNextHops waits until the kernel of FRR's host has that many next hops for the prefix.
+// awaitNextHops waits until the kernel of FRR's host has exactly these next hops for the prefix.
 func awaitNextHops(t *testing.T, b *Harness, want ...string) {
 	t.Helper()
 	eventually(t, fmt.Sprintf("the router's kernel sends %s to %v", vip, want), func() error {
@@ -108,13 +108,13 @@ func awaitNextHops(t *testing.T, b *Harness, want ...string) {
 			got = append(got, a.String())
 		}
 		if strings.Join(got, " ") != strings.Join(want, " ") || ok != (len(want) > 0) {
-			return fmt.Errorf("it sends it to %v", got)
+			return fmt.Errorf("it has the next hops %v", got)
 		}
 		return nil
 	})
 }
 
-// TestFRRAndBIRDExchangeRoutes has FRR and BIRD talk to each other, which neither would do if it were not a router in good order.
+// TestFRRAndBIRDExchangeRoutes connects FRR and BIRD. They exchange routes only if both work.
 func TestFRRAndBIRDExchangeRoutes(t *testing.T) {
 	b := newTestHarness(t, HarnessOptions{Nodes: 2})
 	tor := startRouter(t, Config{Kind: FRR, NetNS: b.Host("router"), Text: frrConfig})
@@ -122,7 +122,7 @@ func TestFRRAndBIRDExchangeRoutes(t *testing.T) {
 	startRouter(t, Config{Kind: BIRD, NetNS: b.Host("node2"), Text: birdConfig(12)})
 	awaitNextHops(t, b, "192.168.0.11", "192.168.0.12")
 
-	t.Run("show returns what the routers know", func(t *testing.T) {
+	t.Run("Show returns the routes of both routers", func(t *testing.T) {
 		out, err := tor.Show(t.Context(), "show bgp ipv4 unicast json")
 		if err != nil {
 			t.Fatal(err)
@@ -139,14 +139,14 @@ func TestFRRAndBIRDExchangeRoutes(t *testing.T) {
 			return err
 		})
 	})
-	t.Run("a command that a router does not know is an error", func(t *testing.T) {
+	t.Run("an unknown command is an error", func(t *testing.T) {
 		for _, r := range []*Router{tor, one} {
 			if out, err := r.Show(t.Context(), "show nonsense"); err == nil {
 				t.Errorf("%s answered %s", r.Kind, out)
 			}
 		}
 	})
-	t.Run("a killed daemon is noticed by the other side, and comes back", func(t *testing.T) {
+	t.Run("the other router notices a killed daemon and its restart", func(t *testing.T) {
 		if err := one.Kill(); err != nil {
 			t.Fatal(err)
 		}
@@ -163,7 +163,7 @@ func TestFRRAndBIRDExchangeRoutes(t *testing.T) {
 		}
 		awaitNextHops(t, b, "192.168.0.11", "192.168.0.12")
 	})
-	t.Run("the configuration can be changed while they run", func(t *testing.T) {
+	t.Run("Configure changes the configuration of a running router", func(t *testing.T) {
 		if err := one.Configure(t.Context(), strings.Replace(birdConfig(11), "route 198.51.100.1/32 blackhole;", "", 1)); err != nil {
 			t.Fatal(err)
 		}
@@ -181,9 +181,9 @@ func TestUnknownConfigLineIsNamed(t *testing.T) {
 		r, err := Start(t.Context(), Config{Kind: kind, NetNS: b.Host("router"), Text: text})
 		if err == nil {
 			r.Stop()
-			t.Errorf("%s started with a line that it does not know", kind)
+			t.Errorf("%s started with an unknown line", kind)
 		} else if !strings.Contains(err.Error(), "neighbour") && !strings.Contains(err.Error(), ":2:") {
-			t.Errorf("%s: the error %v does not say which line", kind, err)
+			t.Errorf("%s: the error %v does not name the line", kind, err)
 		}
 	}
 }
@@ -209,7 +209,7 @@ func TestClientBehindEachRouterReachesNode(t *testing.T) {
 	}
 }
 
-// startAndHang starts routers and then waits to be killed.
+// startAndHang starts routers and then waits until it is killed.
 func startAndHang() {
 	b, err := NewHarness(HarnessOptions{Nodes: 1})
 	if err != nil {
@@ -245,24 +245,25 @@ func TestRoutersEndWithTheirProgram(t *testing.T) {
 		}
 		t.Cleanup(func() { os.RemoveAll(dirs[i]) })
 		if len(processesMentioning(t, dirs[i])) == 0 {
-			t.Fatalf("no process names %s, so that this test would see nothing", dirs[i])
+			t.Fatalf("no process has %s in its command line: this test would prove nothing", dirs[i])
 		}
 	}
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	eventually(t, "the routers are gone too", func() error {
+	eventually(t, "the routers have ended too", func() error {
 		for _, dir := range dirs {
 			if left := processesMentioning(t, dir); len(left) > 0 {
-				return fmt.Errorf("these run: %s", left)
+				return fmt.Errorf("these processes are running: %s", left)
 			}
 		}
 		return nil
 	})
 }
 
-// processesMentioning are the command lines of this machine's processes that name a path.
+// processesMentioning returns the command lines of all processes of this machine that contain a
+// path.
 func processesMentioning(t *testing.T, path string) []string {
 	t.Helper()
 	entries, err := os.ReadDir("/proc")
