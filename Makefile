@@ -50,9 +50,10 @@ fuzz: ## run every fuzz target, or those in the directories FUZZ, for FUZZTIME: 
 		go test -run='^$$' -fuzz="^$$target$$" -fuzztime=$${FUZZTIME:-30s} ./$$(dirname $$file) || exit 1; \
 	done
 
-lint: ## run go vet and staticcheck
+lint: ## run go vet and staticcheck, and find functions that nothing calls
 	go vet ./...
 	$(TOOL) staticcheck ./...
+	tools/deadcode.sh
 
 generate: ## generate the deepcopy functions and the CRDs
 	$(TOOL) controller-gen object paths=./api/...

@@ -105,8 +105,8 @@ const (
 	// ConditionValid on configuration objects: the object is understood and every object that it
 	// names exists.
 	ConditionValid = "gantry.dev/Valid"
-	// ConditionPoolsValid is the controller's, ConditionConfigurationValid a speaker's condition on a
-	// ConfigurationState: the whole configuration is understood.
+	// ConditionPoolsValid is the controller's, ConditionConfigurationValid a speaker's condition on
+	// a ConfigurationState: the whole configuration is understood.
 	ConditionPoolsValid         = "poolReconcilerValid"
 	ConditionConfigurationValid = "configReconcilerValid"
 )

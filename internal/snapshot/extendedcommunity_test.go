@@ -12,7 +12,8 @@ import (
 )
 
 func TestParseExtendedCommunity(t *testing.T) {
-	for text, want := range map[string]string{ // the examples of FRR's and BIRD's manuals, as they are on the wire
+	// the examples of FRR's and BIRD's manuals, as they are on the wire
+	for text, want := range map[string]string{
 		"rt:64512:100": "0002fc0000000064", "rt:65535:4294967295": "0002ffffffffffff", "soo:64512:1": "0003fc0000000001",
 		"rt:192.0.2.1:7": "0102c00002010007", "rt:4200000000:9": "0202fa56ea000009", "0x4004fC0047c35000": "4004fc0047c35000",
 	} {

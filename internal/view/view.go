@@ -1,6 +1,6 @@
 // Package view holds small immutable extracts of Kubernetes objects, with everything that decisions
-// need of them. It is the only place where annotations and the addresses of Services are parsed. The
-// functions are pure. A value may share memory with its object, and neither may be changed.
+// need of them. It is the only place where annotations and the addresses of Services are parsed.
+// The functions are pure. A value may share memory with its object, and neither may be changed.
 package view
 
 import (

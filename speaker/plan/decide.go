@@ -31,7 +31,8 @@ func (p *Planner) decideLayer2(k view.ObjectKey, r *serviceRecord) (*Verdict, *l
 	v := &Verdict{Service: k, Addresses: s.assigned}
 	ads, adsByAddress, reason := coveringL2Ads(&p.inputs, r)
 	v.Reason = reason
-	if adsByAddress != nil { // an address without an advertisement for its own pool is not announced
+	// an address without an advertisement for its own pool is not announced
+	if adsByAddress != nil {
 		v.Addresses = slices.DeleteFunc(slices.Clone(s.assigned), func(a netip.Addr) bool { return len(adsByAddress[a]) == 0 })
 	}
 	if len(ads) == 0 || reason != names.ReasonNotHolder {

@@ -65,7 +65,8 @@ type ClusterFeed struct {
 	// Service are sorted by name.
 	slicesByService map[view.ObjectKey][]view.EndpointSlice
 
-	mu              sync.Mutex                   // guards all fields below; each informer has its own goroutine
+	// guards all fields below; each informer has its own goroutine
+	mu              sync.Mutex
 	uidByService    map[view.ObjectKey]types.UID // of Services of type LoadBalancer
 	addressesByPod  map[string]podAddresses
 	addressesByNode map[string][]string

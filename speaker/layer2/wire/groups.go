@@ -32,8 +32,9 @@ type groupMemberships struct {
 	controlSocket func(f func(fd uintptr)) error // accesses the packet socket
 	sendFrame     func(b []byte)
 
-	mu                sync.Mutex // guards the fields below
-	kernelSocket      int        // an ordinary socket for memberships in the kernel; -1 if there is none
+	mu sync.Mutex // guards the fields below
+	// an ordinary socket for memberships in the kernel; -1 if there is none
+	kernelSocket      int
 	membershipByGroup map[netip.Addr]*membership
 	kernelCount       int // how many of them are in the kernel
 	// pendingReportsByGroup has the new groups that we report, with the number of

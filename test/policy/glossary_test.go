@@ -1,0 +1,195 @@
+package policy
+
+import (
+	"fmt"
+	"go/ast"
+	"go/token"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"unicode"
+)
+
+// term is a row of the glossary of ARCHITECTURE.md.
+type term struct {
+	word   string
+	homes  []string // directories
+	places []string // the other directories that may declare the word
+}
+
+var (
+	glossaryHead = regexp.MustCompile(`(?mi)^#+ .*glossary.*$`)
+	codeMarks    = regexp.MustCompile("`([^`]+)`")
+)
+
+// parseGlossary reads the table with the columns word, meaning, home package and also in.
+func parseGlossary(t *testing.T) []term {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(repositoryRoot, "ARCHITECTURE.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	head := glossaryHead.FindIndex(text)
+	if head == nil {
+		t.Fatal("ARCHITECTURE.md has no section named Glossary: it says which package declares which word")
+	}
+	var terms []term
+	inTable := false
+	for _, line := range strings.Split(string(text[head[1]:]), "\n") {
+		if strings.HasPrefix(line, "#") {
+			break
+		}
+		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), "|")
+		if !strings.HasPrefix(line, "|") || len(cells) < 4 || strings.Contains(line, "---") {
+			continue
+		}
+		if strings.EqualFold(strings.TrimSpace(cells[0]), "word") {
+			inTable = true
+			continue
+		}
+		if inTable {
+			terms = append(terms, parseTerms(t, cells)...)
+		}
+	}
+	if len(terms) == 0 {
+		t.Fatal("the Glossary of ARCHITECTURE.md has no row: | word | meaning | home package | also in (reason) |")
+	}
+	return terms
+}
+
+// parseTerms reads a row, which may name several words of one home.
+func parseTerms(t *testing.T, cells []string) []term {
+	t.Helper()
+	homes, places := directories(t, cells[0], cells[2]), directories(t, cells[0], cells[3])
+	if len(homes) == 0 {
+		t.Errorf("the Glossary gives%sno home package: name its directory in backticks", cells[0])
+	}
+	reasons := strings.Trim(codeMarks.ReplaceAllString(cells[3], ""), " :;,.")
+	if len(places) > 0 && len(reasons) < 4*len(places) {
+		t.Errorf("the Glossary lets%salso be declared in %s without saying why", cells[0], strings.Join(places, ", "))
+	}
+	var out []term
+	for _, word := range strings.Split(cells[0], ",") {
+		out = append(out, term{strings.ToLower(strings.Trim(word, " *`_")), homes, places})
+	}
+	return out
+}
+
+// directories returns the directories that a cell names in backticks.
+func directories(t *testing.T, word, cell string) []string {
+	t.Helper()
+	var out []string
+	for _, m := range codeMarks.FindAllStringSubmatch(cell, -1) {
+		dir := strings.Trim(m[1], "/")
+		if info, err := os.Stat(filepath.Join(repositoryRoot, dir)); err != nil || !info.IsDir() {
+			if strings.Contains(dir, "/") {
+				t.Errorf("the Glossary names %q for%swhich is no directory", dir, word)
+			}
+			continue // the name of something in a reason
+		}
+		out = append(out, dir)
+	}
+	return out
+}
+
+// TestGlossaryWordsStayAtHome compares the glossary with the names of types, functions, methods and
+// packages of product code. One word means one thing, so that a reader has to learn it once.
+func TestGlossaryWordsStayAtHome(t *testing.T) {
+	terms := parseGlossary(t)
+	used := map[string]bool{} // "word directory"
+	for name, where := range declaredNames(t) {
+		words := camelWords(name)
+		for _, tm := range terms {
+			if !slices.ContainsFunc(words, func(w string) bool { return w == tm.word || w == tm.word+"s" }) {
+				continue
+			}
+			for _, at := range where {
+				i := slices.IndexFunc(slices.Concat(tm.homes, tm.places), func(p string) bool { return isUnder(at.dir, p) })
+				if i < 0 {
+					t.Errorf("%s declares %s, and %q belongs to %s: use another word, or add the package to the Glossary with the reason",
+						at.place, name, tm.word, strings.Join(tm.homes, ", "))
+					continue
+				}
+				used[tm.word+" "+slices.Concat(tm.homes, tm.places)[i]] = true
+			}
+		}
+	}
+	for _, tm := range terms {
+		for _, dir := range slices.Concat(tm.homes, tm.places) {
+			if !used[tm.word+" "+dir] {
+				t.Errorf("the Glossary says that %s declares %q, and no type, function or package there does: correct the row", dir, tm.word)
+			}
+		}
+	}
+}
+
+// declaration is where a name is declared.
+type declaration struct{ dir, place string }
+
+// declaredNames returns the types, functions, methods and packages of product code, by name.
+func declaredNames(t *testing.T) map[string][]declaration {
+	t.Helper()
+	out := map[string][]declaration{}
+	add := func(dir, place, name string) { out[name] = append(out[name], declaration{dir, place}) }
+	packages := map[string]bool{}
+	for _, f := range parseSources(t) {
+		if !isProduct(f) {
+			continue
+		}
+		if !packages[f.dir] {
+			packages[f.dir] = true
+			add(f.dir, f.dir, path.Base(f.dir))
+		}
+		for _, d := range f.ast.Decls {
+			switch d := d.(type) {
+			case *ast.FuncDecl:
+				add(f.dir, f.place(d.Pos()), d.Name.Name)
+			case *ast.GenDecl:
+				for _, s := range d.Specs {
+					if ts, ok := s.(*ast.TypeSpec); ok {
+						add(f.dir, f.place(ts.Pos()), ts.Name.Name)
+					}
+				}
+			}
+		}
+	}
+	return out
+}
+
+// place returns the file and the line of a position, as failures name them.
+func (f *sourceFile) place(p token.Pos) string { return fmt.Sprintf("%s:%d", f.path, f.lineOf(p)) }
+
+// camelWords splits a name into its words, in lower case: ARPProbeTimeout is arp, probe, timeout.
+func camelWords(name string) []string {
+	var out []string
+	letters := []rune(name)
+	start := 0
+	for i := 1; i <= len(letters); i++ {
+		if i < len(letters) && !startsWord(letters, i) {
+			continue
+		}
+		out = append(out, strings.ToLower(string(letters[start:i])))
+		start = i
+	}
+	return out
+}
+
+func startsWord(letters []rune, i int) bool {
+	return unicode.IsUpper(letters[i]) &&
+		(!unicode.IsUpper(letters[i-1]) || i+1 < len(letters) && unicode.IsLower(letters[i+1]))
+}
+
+func TestCamelWords(t *testing.T) {
+	for name, want := range map[string]string{
+		"ARPProbeTimeout": "arp probe timeout", "leaseInterval": "lease interval", "Claims": "claims", "toIPNet": "to ip net",
+		"newBGP": "new bgp", "x": "x",
+	} {
+		if got := strings.Join(camelWords(name), " "); got != want {
+			t.Errorf("%s has the words %q, want %q", name, got, want)
+		}
+	}
+}
