@@ -221,7 +221,7 @@ func (r *ServiceWorker) runOnce(ctx context.Context) {
 		r.workerState.recordAttempt(phaseDeciding, true)
 	}
 	if r.wakeWaiting || r.wakeSharers {
-		r.queueWaiting()
+		r.wakePendingServices()
 	}
 	r.syncProbes(ctx)
 	r.startSwap(ctx)

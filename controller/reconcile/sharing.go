@@ -95,8 +95,8 @@ func (r *ServiceWorker) finishSharingCheck(c *sharingCheckTask, live map[view.Ob
 	switch {
 	case !r.hasSharingConflict(&h.Service):
 		r.recordHoldable(h)
-	case r.exchangeSharers(h, holders):
-	case r.hasLostAddresses(&h.Service, holders):
+	case r.exchangeShares(h, holders):
+	case r.hasLostRight(&h.Service, holders):
 		r.Log.Info("a Service has no right any more to an address that it has", "service", h.Key.String(), "addresses", h.AssignedAddresses)
 		r.recordHoldable(h)
 		rec.loadedVersion = parseResourceVersion(h.version)
@@ -158,9 +158,9 @@ func (r *ServiceWorker) recordHoldable(h *liveService) {
 	}
 }
 
-// queueWaiting has those Services looked at that wait for what has become free: all of them, or only those that
+// wakePendingServices has those Services looked at that wait for what has become free: all of them, or only those that
 // may share an address. Anybody can change a right to share as often as he likes, and most do not share.
-func (r *ServiceWorker) queueWaiting() {
+func (r *ServiceWorker) wakePendingServices() {
 	keys := sortedKeys(r.waitingServices.reasonByService)
 	if !r.wakeWaiting {
 		keys = slices.DeleteFunc(keys, func(k view.ObjectKey) bool {
@@ -172,9 +172,9 @@ func (r *ServiceWorker) queueWaiting() {
 	r.queue.addAffected(keys...)
 }
 
-// hasLostAddresses says whether the Service has lost each address that others hold, as far as the Ledger knows:
+// hasLostRight says whether the Service has lost each address that others hold, as far as the Ledger knows:
 // the API server shows the address with a holder that may not share it with the Service.
-func (r *ServiceWorker) hasLostAddresses(v *view.Service, holders map[view.ObjectKey]*liveService) bool {
+func (r *ServiceWorker) hasLostRight(v *view.Service, holders map[view.ObjectKey]*liveService) bool {
 	for _, a := range v.AssignedAddresses {
 		rivals := r.ledger.ConflictingHolders(a, v)
 		proof := func(k view.ObjectKey) bool {
@@ -188,10 +188,10 @@ func (r *ServiceWorker) hasLostAddresses(v *view.Service, holders map[view.Objec
 	return true
 }
 
-// exchangeSharers records Services that were all edited so that they may share again, while the Ledger still
+// exchangeShares records Services that were all edited so that they may share again, while the Ledger still
 // has each as it was before and so in the way of the others. It returns false, and changes nothing,
 // when that is not how it is.
-func (r *ServiceWorker) exchangeSharers(h *liveService, holders map[view.ObjectKey]*liveService) bool {
+func (r *ServiceWorker) exchangeShares(h *liveService, holders map[view.ObjectKey]*liveService) bool {
 	var edited []*liveService
 	for _, a := range h.AssignedAddresses {
 		for _, k := range r.ledger.ConflictingHolders(a, &h.Service) {
