@@ -78,13 +78,6 @@ type Delta struct {
 	Gone []netip.Addr
 }
 
-// Build returns the Plan of complete inputs.
-func Build(in Inputs) Plan {
-	p := NewPlanner(in)
-	p.Update()
-	return p.Plan()
-}
-
 // mergeEdits returns a new sorted list with the changed elements inserted or replaced, and the gone
 // ones deleted. All three lists are sorted. It copies the elements between edits in blocks, so that
 // one change in a long list costs little.

@@ -20,6 +20,13 @@ var (
 	web     = view.ObjectKey{Namespace: "default", Name: "web"}
 )
 
+// buildPlan returns the Plan of complete inputs.
+func buildPlan(in Inputs) Plan {
+	p := NewPlanner(in)
+	p.Update()
+	return p.Plan()
+}
+
 // exampleInputs is a cluster of three nodes, seen from node a, with one Service that
 // every node may announce.
 func exampleInputs() Inputs {
@@ -97,7 +104,7 @@ func TestBidAndReason(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			in := exampleInputs()
 			tc.edit(&in)
-			p := Build(in)
+			p := buildPlan(in)
 			var candidates []string
 			var links []int
 			if p.Bids.Len() > 0 {
@@ -120,18 +127,18 @@ func TestBidAndReason(t *testing.T) {
 func TestPreferencesAddUp(t *testing.T) {
 	in := exampleInputs()
 	in.Snapshot.L2Advertisements[0].Preferences = []snapshot.Preference{{Weight: 10, Selector: selectName("c")[0]}, {Weight: 5, Selector: selectName("b")[0]}, {Weight: 1, Selector: labels.Everything()}}
-	if got, want := Build(in).Bids.Slice()[0].Candidates.Scores, []int{1, 6, 11}; !slices.Equal(got, want) {
+	if got, want := buildPlan(in).Bids.Slice()[0].Candidates.Scores, []int{1, 6, 11}; !slices.Equal(got, want) {
 		t.Errorf("the scores of a, b and c are %v, want %v", got, want)
 	}
 }
 
 // The candidates of a bid depend neither on the node that builds the plan nor on the order of maps.
 func TestCandidatesAreTheSameOnEveryNode(t *testing.T) {
-	want := Build(exampleInputs()).Bids.Slice()[0].Candidates
+	want := buildPlan(exampleInputs()).Bids.Slice()[0].Candidates
 	for _, self := range []string{"a", "b", "c"} {
 		in := exampleInputs()
 		in.Self, in.Nodes = self, maps.Clone(in.Nodes)
-		if got := Build(in).Bids.Slice()[0].Candidates; got.Key != want.Key || !slices.Equal(got.Nodes, want.Nodes) {
+		if got := buildPlan(in).Bids.Slice()[0].Candidates; got.Key != want.Key || !slices.Equal(got.Nodes, want.Nodes) {
 			t.Errorf("node %s sees the candidates %v, node a %v", self, got, want)
 		}
 	}
@@ -142,7 +149,7 @@ func TestOneNodeServesAllServicesOfAnAddress(t *testing.T) {
 	other := view.ObjectKey{Namespace: "default", Name: "other"}
 	in.Services[other] = view.Service{Key: other, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{address}, LocalTrafficPolicy: true}
 	in.Endpoints[other] = view.Endpoints{Service: other, AnyServing: true, ServingNodes: []string{"c"}}
-	p := Build(in)
+	p := buildPlan(in)
 	if p.Bids.Len() != 1 || !slices.Equal(p.Bids.Slice()[0].Candidates.Nodes, []string{"c"}) {
 		t.Errorf("the bids are %v, want one with only node c, which can serve both", p.Bids)
 	}

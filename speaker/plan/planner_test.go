@@ -16,7 +16,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// After any changes in any order, the Plan equals the one that Build makes from the present inputs,
+// After any changes in any order, the Plan equals the one that buildPlan makes from the present inputs,
 // and the Deltas lead from one Plan to the next.
 func TestIncrementalPlanEqualsRebuiltPlan(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
@@ -60,7 +60,7 @@ func TestIncrementalPlanEqualsRebuiltPlan(t *testing.T) {
 			for _, a := range d.Gone {
 				delete(bids, a)
 			}
-			if want := Build(p.Inputs()); !equalPlans(p.Plan(), want) {
+			if want := buildPlan(p.Inputs()); !equalPlans(p.Plan(), want) {
 				t.Fatalf("the plan is %+v, built from its inputs it is %+v", p.Plan(), want)
 			}
 			if len(bids) != p.Plan().Bids.Len() {
@@ -90,7 +90,7 @@ func TestTerminatingEndpointsHaveAGrace(t *testing.T) {
 		{[]string{"b"}, []string{"b"}, false, false},
 	} {
 		in.Endpoints[web] = view.Endpoints{Service: web, AnyServing: true, ServingNodes: c.nodes, ReadyNodes: c.ready}
-		p := Build(in)
+		p := buildPlan(in)
 		b := p.Bids.Slice()[0]
 		if b.IsEligible("a") != c.eligible || b.InGrace != c.grace {
 			t.Errorf("with endpoints on %v, ready ones on %v: eligible %v, grace %v", c.nodes, c.ready, b.IsEligible("a"), b.InGrace)

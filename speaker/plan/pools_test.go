@@ -19,7 +19,7 @@ func TestAddressesOfTwoPoolsAreAnnouncedByTheirOwnAds(t *testing.T) {
 	editService(func(s *view.Service) { s.AssignedAddresses = append(s.AssignedAddresses, six) })(&in)
 
 	// The advertisements of both protocols cover only the first pool.
-	p := Build(in)
+	p := buildPlan(in)
 	if p.Bids.Len() != 1 || p.Bids.Slice()[0].Address != address || p.Verdicts.Slice()[0].Reason != names.ReasonNotHolder {
 		t.Errorf("the bids are %+v, the verdict %+v; want one bid for %s", p.Bids, p.Verdicts.Slice()[0], address)
 	}
@@ -29,7 +29,7 @@ func TestAddressesOfTwoPoolsAreAnnouncedByTheirOwnAds(t *testing.T) {
 	// Now the second address is announced too, by its own advertisement.
 	in.Snapshot.L2Advertisements = append(in.Snapshot.L2Advertisements, &snapshot.L2Advertisement{Name: "six", Pools: []string{"six"}, Interfaces: []string{"eth1"}})
 	in.Snapshot.BGPAdvertisements = append(in.Snapshot.BGPAdvertisements, &snapshot.BGPAdvertisement{Name: "six", Pools: []string{"six"}, PrefixLengthIPv4: 32, PrefixLengthIPv6: 64})
-	p = Build(in)
+	p = buildPlan(in)
 	if p.Bids.Len() != 2 || !slices.Equal(p.Bids.Slice()[0].Links, []int{2}) || !slices.Equal(p.Bids.Slice()[1].Links, []int{3}) {
 		t.Errorf("the bids are %+v; want one for each address, on the links that its advertisement names", p.Bids)
 	}
@@ -50,7 +50,7 @@ func TestAddressRemovedFromItsPoolIsStillAnnounced(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			in := inputsWithPeers()
 			edit(&in)
-			if p := Build(in); p.Bids.Len() != 1 || len(p.Routes) != 1 {
+			if p := buildPlan(in); p.Bids.Len() != 1 || len(p.Routes) != 1 {
 				t.Errorf("it is not announced any more: %+v, %+v", p.Verdicts, p.BGP)
 			}
 		})

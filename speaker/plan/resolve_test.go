@@ -72,7 +72,7 @@ func TestPeerIsResolvedForTheNode(t *testing.T) {
 			p := &snapshot.Peer{Name: "gateway", MyASN: 64512, PeerASN: 65000, Port: 179}
 			in.Snapshot.Peers = []*snapshot.Peer{p}
 			c.edit(&in, p)
-			plan := Build(in)
+			plan := buildPlan(in)
 			got := plan.Peers
 			if len(got) != 1 {
 				t.Fatalf("the peers are %+v", got)
@@ -107,7 +107,7 @@ func TestDisableMPAppliesToIPv4SessionsOnly(t *testing.T) {
 	} {
 		in := inputsWithPeers()
 		in.Snapshot.Peers = []*snapshot.Peer{&c.peer}
-		p := Build(in).Peers[0]
+		p := buildPlan(in).Peers[0]
 		if p.NoMultiprotocol != c.want {
 			t.Errorf("%s: NoMultiprotocol is %t, want %t", name, p.NoMultiprotocol, c.want)
 		}
@@ -129,7 +129,7 @@ func TestAttributesOfSeveralAdvertisementsAreMerged(t *testing.T) {
 		{Name: "c", Pools: []string{"p"}, PrefixLengthIPv4: 32, PrefixLengthIPv6: 128, HasMED: true, MED: 20, ASPathPrepend: 3, ExtendedCommunities: []snapshot.ExtendedCommunity{vpn}, LinkBandwidthPerEndpoint: 16},
 	}
 	want := intent.Attributes{MED: 20, HasMED: true, PrependCount: 3, ExtendedCommunities: [][8]byte{vpn}, Bandwidth: 3 * 16e6 / 8}
-	if got := Build(in).Routes; len(got) != 1 || !reflect.DeepEqual(got[0].Attributes, want) {
+	if got := buildPlan(in).Routes; len(got) != 1 || !reflect.DeepEqual(got[0].Attributes, want) {
 		t.Errorf("the routes are %+v, want %+v", got, want)
 	}
 	p := NewPlanner(in)
@@ -140,7 +140,7 @@ func TestAttributesOfSeveralAdvertisementsAreMerged(t *testing.T) {
 		t.Errorf("with one endpoint more the bandwidth is %d", got)
 	}
 	editService(func(s *view.Service) { s.LocalTrafficPolicy = false })(&in)
-	if got := Build(in).Routes[0].Bandwidth; got != 0 {
+	if got := buildPlan(in).Routes[0].Bandwidth; got != 0 {
 		t.Errorf("a Service whose traffic is spread over all endpoints has the bandwidth %d", got)
 	}
 }
@@ -151,13 +151,13 @@ func TestDuplicatePeerIsBlocked(t *testing.T) {
 	older, younger := in.Snapshot.Peers[1], in.Snapshot.Peers[0]
 	younger.DuplicateOf, younger.BFD = []string{older.Name}, &snapshot.BFDProfile{}
 	older.NodeSelectors = []labels.Selector{labels.SelectorFromSet(labels.Set{"rack": "1"})}
-	if p := Build(in); p.Peers[0].Blocked.Reason != "" || p.Peers[0].BFD == nil {
+	if p := buildPlan(in); p.Peers[0].Blocked.Reason != "" || p.Peers[0].BFD == nil {
 		t.Errorf("where the older does not peer the younger is %+v", p.Peers[0])
 	}
 	self := in.Nodes["a"]
 	self.Labels = map[string]string{"rack": "1"}
 	in.Nodes["a"] = self
-	p := Build(in)
+	p := buildPlan(in)
 	if b := p.Peers[0].Blocked; b.Reason != string(names.ReasonDuplicatePeer) || p.Peers[0].BFD != nil || p.Peers[1].Blocked.Reason != "" {
 		t.Errorf("the peers are %+v", p.Peers)
 	}
@@ -168,12 +168,12 @@ func TestDuplicatePeerIsBlocked(t *testing.T) {
 	for i := range in.Links {
 		in.Links[i].PreferredGateways = []netip.Addr{younger.Address}
 	}
-	if p := Build(in); p.Peers[1].Blocked.Reason != string(names.ReasonDuplicatePeer) || p.Peers[0].Blocked.Reason != "" {
+	if p := buildPlan(in); p.Peers[1].Blocked.Reason != string(names.ReasonDuplicatePeer) || p.Peers[0].Blocked.Reason != "" {
 		t.Errorf("where the default gateway is the router of another peer, they are %+v", p.Peers)
 	}
 	older.DefaultGateway, younger.DuplicateOf = 0, []string{older.Name}
 	older.Fault = &snapshot.Problem{Reason: names.ReasonUnknownSecret}
-	if p := Build(in); p.Peers[0].Blocked.Reason != "" {
+	if p := buildPlan(in); p.Peers[0].Blocked.Reason != "" {
 		t.Errorf("while the older is faulty the younger is %+v", p.Peers[0])
 	}
 }
@@ -219,7 +219,7 @@ func TestIncrementalRoutesEqualRebuiltRoutes(t *testing.T) {
 		p.Update()
 		now := p.Inputs()
 		now.Services, now.Endpoints, now.Nodes = maps.Clone(now.Services), maps.Clone(now.Endpoints), maps.Clone(now.Nodes)
-		want, got := Build(now), p.Plan()
+		want, got := buildPlan(now), p.Plan()
 		if len(want.Routes)+len(got.Routes) > 0 && !reflect.DeepEqual(got.Routes, want.Routes) {
 			t.Fatalf("after step %d the routes are\n%+v, want\n%+v", step, got.Routes, want.Routes)
 		}

@@ -27,7 +27,7 @@ func inputsWithPeers() Inputs {
 // bgpVerdict returns the BGP verdict on the one Service.
 func bgpVerdict(t *testing.T, in Inputs) BGPVerdict {
 	t.Helper()
-	p := Build(in)
+	p := buildPlan(in)
 	if p.BGP.Len() != 1 {
 		t.Fatalf("%d verdicts, want one: %+v", p.BGP.Len(), p.BGP)
 	}
@@ -93,8 +93,8 @@ func TestBGPVerdictReasons(t *testing.T) {
 			if v.Reason != c.want {
 				t.Errorf("the reason is %s, want %s", v.Reason, c.want)
 			}
-			if announced := len(Build(in).Routes) > 0; announced != (c.want == names.ReasonAnnounced) || announced != (len(v.Peers) > 0) {
-				t.Errorf("reason %s, peers %v, routes %+v", v.Reason, v.Peers, Build(in).Routes)
+			if announced := len(buildPlan(in).Routes) > 0; announced != (c.want == names.ReasonAnnounced) || announced != (len(v.Peers) > 0) {
+				t.Errorf("reason %s, peers %v, routes %+v", v.Reason, v.Peers, buildPlan(in).Routes)
 			}
 		})
 	}
@@ -162,14 +162,14 @@ func TestRoutes(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			in := inputsWithPeers()
 			c.edit(&in)
-			got := Build(in).Routes
+			got := buildPlan(in).Routes
 			same := slices.EqualFunc(got, c.want, func(x, y *intent.Route) bool {
 				return x.Prefix == y.Prefix && slices.Equal(x.Peers, y.Peers) && x.Attributes.Equal(y.Attributes)
 			})
 			if !same {
 				t.Errorf("the routes are\n%+v, want\n%+v", got, c.want)
 			}
-			if again := Build(in).Routes; !reflect.DeepEqual(again, got) {
+			if again := buildPlan(in).Routes; !reflect.DeepEqual(again, got) {
 				t.Errorf("the same inputs gave\n%+v, and then\n%+v", got, again)
 			}
 		})
