@@ -22,11 +22,14 @@ type assignmentOracle struct {
 	mu           sync.Mutex // guards all that follows
 	serviceByKey map[view.ObjectKey]*corev1.Service
 	editedByUser map[view.ObjectKey]bool // the user gave a reason to move
-	faults       []string
+	// brokenKeys are the sharing keys of Services whose ports were edited: a controller may come to know late with whom they may share,
+	// so that what happens among them is judged at the end.
+	brokenKeys map[string]bool
+	faults     []string
 }
 
 func newOracle() *assignmentOracle {
-	return &assignmentOracle{serviceByKey: map[view.ObjectKey]*corev1.Service{}, editedByUser: map[view.ObjectKey]bool{}}
+	return &assignmentOracle{serviceByKey: map[view.ObjectKey]*corev1.Service{}, editedByUser: map[view.ObjectKey]bool{}, brokenKeys: map[string]bool{}}
 }
 
 func ingressAddresses(s *corev1.Service) []netip.Addr {
@@ -66,6 +69,9 @@ func (o *assignmentOracle) checkChange(before, after *corev1.Service) {
 	o.serviceByKey[k] = after
 	if before != nil && (!reflect.DeepEqual(before.Spec, after.Spec) || !maps.Equal(userAnnotations(before), userAnnotations(after))) {
 		o.editedByUser[k] = true // until it is made anew: a controller may come to know of it late
+		if shared := after.Annotations[names.AnnotationSharing]; shared != "" && !reflect.DeepEqual(before.Spec.Ports, after.Spec.Ports) {
+			o.brokenKeys[shared] = true
+		}
 		return
 	}
 	for _, a := range ingressAddresses(after) {
@@ -73,16 +79,22 @@ func (o *assignmentOracle) checkChange(before, after *corev1.Service) {
 			continue
 		}
 		for other, s := range o.serviceByKey {
-			if other != k && slices.Contains(ingressAddresses(s), a) && !canShare(s, after) {
+			if other != k && slices.Contains(ingressAddresses(s), a) && !canShare(s, after) && !o.shareBrokenKey(s, after) {
 				o.faults = append(o.faults, fmt.Sprintf("%s was given %s, which %s holds", k, a, other))
 			}
 		}
 	}
 	for _, a := range ingressAddresses(before) {
-		if !o.editedByUser[k] && !slices.Contains(ingressAddresses(after), a) {
+		if !o.editedByUser[k] && !o.shareBrokenKey(after, after) && !slices.Contains(ingressAddresses(after), a) {
 			o.faults = append(o.faults, fmt.Sprintf("%s was taken from %s, which had given no reason: %v", a, k, after.Status.Conditions))
 		}
 	}
+}
+
+// shareBrokenKey says whether two Services have one sharing key, among whose Services ports were edited.
+func (o *assignmentOracle) shareBrokenKey(a, b *corev1.Service) bool {
+	k := a.Annotations[names.AnnotationSharing]
+	return o.brokenKeys[k] && k == b.Annotations[names.AnnotationSharing]
 }
 
 // TestTwoControllersNeverGiveOneAddressTwice lets two controllers work at once through slow and faulty ways to the API server, with

@@ -96,7 +96,7 @@ func historyGenerator() *rapid.Generator[userHistory] {
 	// As often as they stand here.
 	deeds := []string{
 		"create", "create", "create", "create", "create", "create", "delete", "delete", "delete", "ask", "no longer ask", "ask a pool",
-		"release", "release", "release", "release", "count", "count", "no load balancer", "load balancer", "pool", "pool", "pause", "resume",
+		"release", "release", "release", "release", "count", "count", "port", "port", "port", "no load balancer", "load balancer", "pool", "pool", "pause", "resume",
 		"crash", "kill", "kill", "start", "start", "start", "rest",
 	}
 	return rapid.Custom(func(t *rapid.T) userHistory {
@@ -236,6 +236,8 @@ func (w *harness) changeRequest(s historyStep) {
 		}
 	case "count":
 		w.setAnnotation(k, names.AnnotationAddressCount, []string{"", "2"}[s.variant%2])
+	case "port": // which may break a right to share, or mend it
+		w.server.EditService(k, func(o *corev1.Service) { o.Spec.Ports[0].Port = int32(80 + s.variant%3) })
 	case "no load balancer":
 		w.server.EditService(k, func(o *corev1.Service) { o.Spec.Type = corev1.ServiceTypeClusterIP })
 	case "load balancer":
@@ -332,6 +334,22 @@ func (w *harness) findLeaks() []string {
 			continue // it may wait for what another has
 		}
 		out = append(out, findWaitingFaults(&v, s, has, free)...)
+	}
+	return append(out, w.findClashes()...)
+}
+
+// findClashes returns the addresses that Services have at the end without a right to share them.
+func (w *harness) findClashes() []string {
+	var out []string
+	all := w.server.AllServices()
+	for i, x := range all {
+		for _, y := range all[:i] {
+			for _, a := range ingressAddresses(x) {
+				if slices.Contains(ingressAddresses(y), a) && !canShare(x, y) {
+					out = append(out, fmt.Sprintf("%s and %s both have %s, and may not share it", x.Name, y.Name, a))
+				}
+			}
+		}
 	}
 	return out
 }
