@@ -39,7 +39,8 @@ func TestSharingRules(t *testing.T) {
 				return
 			}
 			w.wantDecision(d, "", tc.want, "192.0.2.0 is held by Service default/first", tc.words)
-			// Left to us, it gets the same address when it may share it, and the next one when not.
+			// If the choice is free, it gets the same address when it may share it, and the next
+			// one otherwise.
 			w.wantDecision(w.serveService("second", withRequested()), "192.0.2.1", names.ReasonAssigned)
 		})
 	}
@@ -51,7 +52,8 @@ func TestServiceThatMayNoLongerShareLosesTheAddress(t *testing.T) {
 	w.wantDecision(w.serveService("second", withSharingKey("k", 81)), "192.0.2.0", names.ReasonAssigned)
 	w.wantDecision(w.serveService("second", withSharingKey("k", 80)), "192.0.2.1", names.ReasonAssigned)
 	w.wantDecision(w.serveService("first"), "192.0.2.0", names.ReasonAssigned)
-	w.wantDecision(w.serveService("first", withSharingKey("m", 443)), "192.0.2.0", names.ReasonAssigned) // alone, it may change what it likes
+	// The only holder may change its sharing.
+	w.wantDecision(w.serveService("first", withSharingKey("m", 443)), "192.0.2.0", names.ReasonAssigned)
 	w.wantDecision(w.serveService("third", withSharingKey("m", 80)), "192.0.2.0", names.ReasonAssigned)
 }
 
@@ -118,12 +120,12 @@ func TestOtherFamilyIsAddedWhenAvailable(t *testing.T) {
 	if d.WantsMore || d.Pool != "four" || !slices.Equal(d.Pools, []string{"four", "more"}) {
 		t.Errorf("complete: %+v", d)
 	}
-	// Its own pool comes first when it gets the family.
+	// Its own pool comes first when it has the family.
 	w = newHarness(t, newPool(t, "four", "192.0.2.0/30"))
 	w.serveService("s", withDualStack(view.PreferDualStack))
 	w.setPools(newPool(t, "a-six", "fd00:9::/126"), newPool(t, "four", "192.0.2.0/30", "fd00:1::/126"))
 	w.wantDecision(w.serveService("s"), "192.0.2.0, fd00:1::", names.ReasonAssigned)
-	// A Service that gives a family up loses that address alone.
+	// A Service that drops a family loses only that address.
 	w.wantDecision(w.serveService("s", func(s *view.Service) { s.ClusterIPs, s.FamilyPolicy = s.ClusterIPs[:1], view.SingleStack }), "192.0.2.0", names.ReasonAssigned)
 }
 

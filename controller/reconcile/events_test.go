@@ -12,7 +12,7 @@ import (
 	"github.com/gantry-lb/gantry/controller/reconcile/apitest"
 )
 
-// TestEventReasons has Services do what users of this API filter events on.
+// TestEventReasons checks the event reasons that users of the metallb.io API filter on.
 func TestEventReasons(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
@@ -62,7 +62,7 @@ func TestEventReasons(t *testing.T) {
 	})
 }
 
-// TestLongEventNoteIsTruncated quotes what is longer than an event.
+// TestLongEventNoteIsTruncated quotes a text that is longer than an event's note may be.
 func TestLongEventNoteIsTruncated(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)

@@ -17,11 +17,11 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// assignmentOracle watches every change on the server, slowly and without help from the code that it judges.
+// assignmentOracle checks every change on the server, slowly and without the code that it checks.
 type assignmentOracle struct {
 	mu           sync.Mutex // guards all that follows
 	serviceByKey map[view.ObjectKey]*corev1.Service
-	editedByUser map[view.ObjectKey]bool // the user gave a reason to move
+	editedByUser map[view.ObjectKey]bool // the user gave a reason to change the address
 	faults       []string
 }
 
@@ -45,14 +45,14 @@ func canShare(a, b *corev1.Service) bool {
 	return k != "" && k == b.Annotations[names.AnnotationSharing] && a.Spec.Ports[0].Port != b.Spec.Ports[0].Port
 }
 
-// userAnnotations are a Service's annotations without ours.
+// userAnnotations returns a Service's annotations without ours.
 func userAnnotations(s *corev1.Service) map[string]string {
 	out := maps.Clone(s.Annotations)
 	delete(out, names.AnnotationFromPool)
 	return out
 }
 
-// checkChange is told of every change of a Service.
+// checkChange is called for every change of a Service.
 func (o *assignmentOracle) checkChange(before, after *corev1.Service) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -65,7 +65,7 @@ func (o *assignmentOracle) checkChange(before, after *corev1.Service) {
 	k := view.ObjectKey{Namespace: after.Namespace, Name: after.Name}
 	o.serviceByKey[k] = after
 	if before != nil && (!reflect.DeepEqual(before.Spec, after.Spec) || !maps.Equal(userAnnotations(before), userAnnotations(after))) {
-		o.editedByUser[k] = true // until it is made anew: a controller may come to know of it late
+		o.editedByUser[k] = true // until it is created again: a controller may notice late
 		return
 	}
 	for _, a := range ingressAddresses(after) {
@@ -80,14 +80,15 @@ func (o *assignmentOracle) checkChange(before, after *corev1.Service) {
 	}
 	for _, a := range ingressAddresses(before) {
 		if !o.editedByUser[k] && !slices.Contains(ingressAddresses(after), a) {
-			o.faults = append(o.faults, fmt.Sprintf("%s was taken from %s, which had given no reason: %v", a, k, after.Status.Conditions))
+			o.faults = append(o.faults, fmt.Sprintf("%s was taken from %s without a reason: %v", a, k, after.Status.Conditions))
 		}
 	}
 }
 
-// TestTwoControllersNeverGiveOneAddressTwice lets two controllers work at once through slow and faulty ways to the API server, with
-// caches that lag, pauses, crashes with requests under way, and a user who creates, edits and deletes. At no moment may two
-// Services hold an address that they may not share, or one lose an address that it did not give up; and in the end all is served.
+// TestTwoControllersNeverGiveOneAddressTwice runs two controllers at once with slow and faulty
+// connections to the API server, caches that are behind, pauses, crashes with requests in flight,
+// and a user who creates, edits and deletes. No two Services may ever hold an address that they may
+// not share, no Service may lose an address that it did not give up, and in the end all are served.
 func TestTwoControllersNeverGiveOneAddressTwice(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		h := historyGenerator().Draw(rt, "history")
@@ -111,7 +112,7 @@ func TestTwoControllersNeverGiveOneAddressTwice(t *testing.T) {
 					leaks = append(leaks, fmt.Sprintf("%d pending assignments stay open when nothing happens", n))
 				}
 			}
-			time.Sleep(time.Minute) // whatever is out arrives
+			time.Sleep(time.Minute) // until all sent requests have arrived
 		})
 		for _, f := range append(o.faults, leaks...) {
 			rt.Error(f)

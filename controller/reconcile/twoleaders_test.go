@@ -20,7 +20,7 @@ import (
 	"github.com/gantry-lb/gantry/api/v1beta1"
 )
 
-// runAsLeader runs a controller that was started without an election, until the test ends.
+// runAsLeader runs a controller without leader election until the test ends.
 func runAsLeader(t *testing.T, config *rest.Config, scheme *runtime.Scheme, who string) {
 	t.Helper()
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
@@ -48,7 +48,8 @@ func runAsLeader(t *testing.T, config *rest.Config, scheme *runtime.Scheme, who 
 	})
 }
 
-// testTwoLeaders has two controllers, both of which believe to lead, serve the same Services: each gets one address, and no two the same.
+// testTwoLeaders runs two controllers that both act as leader on the same Services: each Service
+// gets one address, and no two get the same.
 func testTwoLeaders(ctx context.Context, t *testing.T, config *rest.Config, direct client.Client) {
 	p := &v1beta1.IPAddressPool{Spec: poolSpec("198.18.0.0/24")}
 	p.Namespace, p.Name = names.Namespace, "p"
