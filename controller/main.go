@@ -1,5 +1,5 @@
-// Command controller gives addresses to Services of type LoadBalancer from IPAddressPools. Several
-// may run; one leads, the others wait.
+// Command controller assigns addresses from IPAddressPools to Services of type LoadBalancer.
+// Several controllers may run; one leads, the others wait.
 package main
 
 import (

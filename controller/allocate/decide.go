@@ -1,6 +1,7 @@
 package allocate
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -187,7 +188,8 @@ func (d *decider) finishDecision() Decision {
 	}
 	if (n4 > 0 && n4 < d.countPerFamily) || (n6 > 0 && n6 < d.countPerFamily) {
 		out.Reason, _, _ = d.shortageReason()
-		out.Text = "assigned " + joinAddresses(out.Addresses) + ", fewer than the " + formatCount(d.countPerFamily) + " of each family that the annotation " + names.AnnotationAddressCount + " asks for: " + d.shortageText()
+		out.Text = fmt.Sprintf("assigned %s, fewer than the %d of each family that the annotation %s asks for: %s",
+			joinAddresses(out.Addresses), d.countPerFamily, names.AnnotationAddressCount, d.shortageText())
 		out.WantsMore = true
 	}
 	return out

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -172,5 +171,3 @@ func joinPoolNames(from []*poolEntry) string {
 	}
 	return strings.Join(out, ", ")
 }
-
-func formatCount(n int) string { return strconv.Itoa(n) }

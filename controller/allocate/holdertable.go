@@ -109,9 +109,9 @@ func (h *holderTable) removeHolder(a address, id int32, room *[1]int32) []int32 
 }
 
 func (h *holderTable) growSlots() {
-	keys, who := h.keys, h.holderIDs
-	h.keys, h.holderIDs = make([]address, max(2*len(who), 64)), make([]int32, max(2*len(who), 64))
-	for i, w := range who {
+	keys, ids := h.keys, h.holderIDs
+	h.keys, h.holderIDs = make([]address, max(2*len(ids), 64)), make([]int32, max(2*len(ids), 64))
+	for i, w := range ids {
 		if w != 0 {
 			at, _ := h.findSlot(keys[i])
 			h.keys[at], h.holderIDs[at] = keys[i], w

@@ -1,7 +1,7 @@
-// Package allocate decides which addresses a Service gets. Decide is pure: it looks at a Service,
-// the Ledger and the Snapshot, and changes none of them; Commit and Release are separate, small
-// steps. The package reads no clock, logs nothing and knows no API: the owner of a Ledger tells it
-// the time by Advance. A Ledger belongs to one goroutine.
+// Package allocate decides which addresses a Service gets. Decide is pure: it reads a Service, the
+// Ledger and the Snapshot, and changes none of them. CommitAssignment and ReleaseService are
+// separate, small steps. The package reads no clock, writes no log and knows no API: the owner of a
+// Ledger sets its time with AdvanceTime. A Ledger belongs to one goroutine.
 package allocate
 
 import (
@@ -28,8 +28,9 @@ type assignmentRecord struct {
 	service                     view.ObjectKey
 	firstAddress, secondAddress address
 	sharing                     *sharing
-	poolID                      uint32 // into Ledger.pools
-	// How many addresses; from the third on they are in Ledger.more.
+	poolID                      uint32 // index into Ledger.poolNames
+	// addressCount is how many addresses it has; from the third on they are in
+	// Ledger.extraAddresses.
 	addressCount uint32
 }
 

@@ -8,8 +8,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// familyPool are the addresses of one family in one Pool: which are free, and which are shared by
-// whom.
+// familyPool is the state of one family of addresses in one Pool: which addresses are free, and
+// which ones Services share.
 type familyPool struct {
 	pool      *snapshot.Pool
 	family    view.Family
@@ -83,13 +83,13 @@ func (s *familyPool) addSharer(at uint64, sh *sharing) {
 
 // removeSharer removes a holder of a position. The position stays shared while it has other
 // holders.
-func (s *familyPool) removeSharer(at uint64, sh *sharing, alone bool) {
+func (s *familyPool) removeSharer(at uint64, sh *sharing, isLast bool) {
 	if sh == nil || s.sharedSlotsByGroup[sh.sharingGroup] == nil {
 		return
 	}
 	on := s.sharedSlotsByGroup[sh.sharingGroup]
 	on.removePorts(at, sh.ports)
-	if !alone {
+	if !isLast {
 		return
 	}
 	if on.positions = removeSorted(on.positions, at); len(on.positions) == 0 {

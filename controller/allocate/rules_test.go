@@ -2,6 +2,7 @@ package allocate
 
 import (
 	"slices"
+	"strconv"
 	"testing"
 
 	"github.com/gantry-lb/gantry/api/names"
@@ -198,7 +199,7 @@ func TestAssignmentOrders(t *testing.T) {
 	t.Run("hash, the same name has the same address", func(t *testing.T) {
 		fill := func(w *harness) {
 			for i := range 40 {
-				w.serveService("other-" + formatCount(i))
+				w.serveService("other-" + strconv.Itoa(i))
 			}
 		}
 		first := newHarness(t, editPool(newPool(t, "a", "10.0.0.0/16"), withOrder(snapshot.OrderHash)))

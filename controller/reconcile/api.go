@@ -135,9 +135,9 @@ func (c *ClusterAPI) PatchServiceStatus(ctx context.Context, before, after *core
 }
 
 // statusMergePatch returns the merge patch (RFC 7386) that changes the status and annotations of
-// one Service into those of the other. It leaves alone what the cache does not store of a Service:
-// each annotation is patched on its own, because removing the last known one would remove all
-// others as well.
+// one Service into those of the other. It does not touch what the cache does not store of a
+// Service: each annotation is patched on its own, because removing the last known one would remove
+// all others as well.
 func statusMergePatch(before, after *corev1.Service) ([]byte, error) {
 	b, a := &corev1.Service{Status: before.Status}, &corev1.Service{Status: after.Status}
 	status, err := client.MergeFrom(b).Data(a)

@@ -171,8 +171,8 @@ func TestForeignPendingAssignmentIsClosed(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("192.0.2.0/24"))
-		told := &eventRecorder{}
-		c := startController(t, s, nil, Options{RecordEvent: told.recordEvent})
+		recorder := &eventRecorder{}
+		c := startController(t, s, nil, Options{RecordEvent: recorder.recordEvent})
 		s.CreateService(newLoadBalancer("a"))
 		time.Sleep(time.Second)
 		c.stopAndWait()
@@ -185,7 +185,7 @@ func TestForeignPendingAssignmentIsClosed(t *testing.T) {
 			}
 			return nil
 		})
-		c = startController(t, s, nil, Options{RecordEvent: told.recordEvent})
+		c = startController(t, s, nil, Options{RecordEvent: recorder.recordEvent})
 		defer c.stopAndWait()
 		time.Sleep(time.Second)
 		b := newLoadBalancer("b")
@@ -202,7 +202,7 @@ func TestForeignPendingAssignmentIsClosed(t *testing.T) {
 		if s.ServiceByKey(serviceKey("a")).ResourceVersion == o.ResourceVersion {
 			t.Error("a has the resourceVersion still on which the address may be written")
 		}
-		if e := told.eventsOf("a"); len(e) != 1 {
+		if e := recorder.eventsOf("a"); len(e) != 1 {
 			t.Errorf("the events of a are %q, want the one of its address", e)
 		}
 	})

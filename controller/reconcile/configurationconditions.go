@@ -136,7 +136,7 @@ func conditionsOf(s **v1beta1.ObjectStatus) *[]metav1.Condition {
 func (r *ConfigurationConditions) writeCondition(ctx context.Context, o conditionedObject, problems []snapshot.Problem) error {
 	before, ok := o.DeepCopyObject().(client.Object)
 	if !ok {
-		return fmt.Errorf("copying %s %q: it is no object", o.kind, o.GetName())
+		return fmt.Errorf("copying %s %q: the copy is not an object", o.kind, o.GetName())
 	}
 	c := validCondition(snapshot.ObjectReference{Kind: o.kind, Namespace: o.GetNamespace(), Name: o.GetName()}, o.GetGeneration(), problems)
 	if !meta.SetStatusCondition(o.conditionList(), c) || equality.Semantic.DeepEqual(before, o.Object) {

@@ -134,16 +134,15 @@ func (r *ServiceWorker) observeStatus(v *view.Service, rec *serviceRecord, baseV
 	}
 	held, _ := r.ledger.AssignmentOf(v.Key)
 	addresses := v.AssignedAddresses
-	if len(addresses) == 0 { // what it had before somebody wiped the status is its own still
+	if len(addresses) == 0 { // a Service whose status was cleared keeps its addresses
 		addresses = held.Addresses
 	}
 	addresses = unionAddresses(addresses, r.ledgerWriter.fence.PendingAddresses(v.Key, baseVersion))
-	// The pool's name counts where no pool has the addresses any more: it is only known from who
-	// wrote it.
+	// If no pool has the addresses any more, only the annotation says from which pool they are.
 	if !slices.Equal(addresses, held.Addresses) || len(v.AssignedAddresses) > 0 && v.RecordedPool != "" && v.RecordedPool != held.Pool {
 		r.recordStatusAddresses(v, addresses)
 		if slices.ContainsFunc(held.Addresses, func(a netip.Addr) bool { return !slices.Contains(addresses, a) }) {
-			r.poolCounters.stale, r.wakeWaiting = true, true // somebody who waits may have it
+			r.poolCounters.stale, r.wakeWaiting = true, true // a waiting Service may get it
 		}
 	}
 	return true
@@ -291,7 +290,7 @@ func (r *ServiceWorker) finishWrite(_ context.Context, w *serviceWrite, o writeO
 			return
 		}
 		r.commitWrite(w)
-		// What it says is why, and it is tried again.
+		// The status reports the failure, and the assignment is repeated.
 		if w.decision.Reason == names.ReasonWriteFailed {
 			rec.refusedVersion = now.ResourceVersion
 			return

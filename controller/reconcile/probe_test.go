@@ -37,8 +37,8 @@ func TestAddressIsProbedBeforeItIsAssigned(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", probingPoolSpec("192.0.2.0/30"))
-		told := &eventRecorder{}
-		c := startController(t, s, nil, Options{RecordEvent: told.recordEvent})
+		recorder := &eventRecorder{}
+		c := startController(t, s, nil, Options{RecordEvent: recorder.recordEvent})
 		s.CreateService(newLoadBalancer("a"))
 		time.Sleep(time.Second)
 		wantAddress(t, s, "a", "", names.ReasonProbing)
@@ -56,7 +56,7 @@ func TestAddressIsProbedBeforeItIsAssigned(t *testing.T) {
 		time.Sleep(time.Second)
 		wantAddress(t, s, "a", "192.0.2.1", names.ReasonAssigned)
 		wantOpenProbes(t, s)
-		events := told.eventsOf("a")
+		events := recorder.eventsOf("a")
 		if len(events) != 2 || !strings.Contains(events[0], "Quarantined: 02:00:00:00:00:01 answered for 192.0.2.0") || !strings.Contains(events[1], "Assigned") {
 			t.Errorf("the events are %q", events)
 		}

@@ -37,11 +37,11 @@ func TestRefusedPendingAssignmentDelaysNoOtherService(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("10.0.0.0/16"))
 		s.RefuseLedgerWrites(refuseServices(bad...))
-		told := &eventRecorder{}
+		recorder := &eventRecorder{}
 		for i := range 200 {
 			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
 		}
-		c := startController(t, s, promptDelivery, Options{RecordEvent: told.recordEvent})
+		c := startController(t, s, promptDelivery, Options{RecordEvent: recorder.recordEvent})
 		defer c.stopAndWait()
 		time.Sleep(10 * time.Second)
 		for i := range 200 {
@@ -54,8 +54,8 @@ func TestRefusedPendingAssignmentDelaysNoOtherService(t *testing.T) {
 				}
 			case firstAddress(o).IsValid() || assignedReason(o) != names.ReasonWriteFailed:
 				t.Errorf("Service %s has %v for the reason %q, want none for WriteFailed", name, ingressAddresses(o), assignedReason(o))
-			case len(told.eventsOf(name)) != 1 || !strings.Contains(told.eventsOf(name)[0], "Warning AllocationFailed WriteFailed: "):
-				t.Errorf("the events of %s are %q", name, told.eventsOf(name))
+			case len(recorder.eventsOf(name)) != 1 || !strings.Contains(recorder.eventsOf(name)[0], "Warning AllocationFailed WriteFailed: "):
+				t.Errorf("the events of %s are %q", name, recorder.eventsOf(name))
 			}
 		}
 		before := s.CountWrites("service")

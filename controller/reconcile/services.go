@@ -1,13 +1,13 @@
-// Package reconcile joins the allocator to the API server. One goroutine, the worker of Services,
-// owns the Ledger and decides; what it decided is written side by side by tasks. It runs on the
-// leader only, and knows every address in use before it gives the first new one. Two workers that
-// run at once, by mistake or across a change of leaders, do not give one address twice: see package
-// fence for how.
+// Package reconcile connects the allocator to the API server. One goroutine, that of ServiceWorker,
+// owns the Ledger and decides; tasks write the decisions in parallel. It runs only on the leader,
+// and reads every address in use before it assigns the first new one. Two workers that run at once,
+// by mistake or during a change of leaders, do not assign one address twice: see package fence.
 //
-// The order of one assignment: the Decision is committed to the Ledger; its Intent is written to
-// the AddressLedger, one write for all Services of a batch; the Service's status is written; the
-// Intent is settled. An event tells the outcome. An address is given up only for what proves that
-// it is free: our own write to the Service, or an answer of the API server itself.
+// One assignment takes these steps: the Decision is committed to the Ledger; its pending assignment
+// is written to the AddressLedger, one write for a batch of Services; the Service's status is
+// written; the pending assignment is closed. An event reports the outcome. An address is released
+// only when it is proven to be free: by our own write to the Service, or by an answer of the API
+// server itself.
 package reconcile
 
 import (

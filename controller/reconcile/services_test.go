@@ -23,13 +23,13 @@ func TestEachServiceGetsOneWriteAndOneEvent(t *testing.T) {
 		const n = 2000
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("10.0.0.0/16"))
-		told := &eventRecorder{}
+		recorder := &eventRecorder{}
 		c := startController(t, s, func(what string) apitest.Delivery {
 			if what == "watch" {
 				return apitest.Delivery{}
 			}
 			return apitest.Delivery{RequestDelay: 2 * time.Millisecond, AnswerDelay: 2 * time.Millisecond}
-		}, Options{RecordEvent: told.recordEvent})
+		}, Options{RecordEvent: recorder.recordEvent})
 		defer c.stopAndWait()
 		time.Sleep(time.Second)
 		for i := range n {
@@ -42,7 +42,7 @@ func TestEachServiceGetsOneWriteAndOneEvent(t *testing.T) {
 		for i := range n {
 			name := fmt.Sprint("s", i)
 			wantAddress(t, s, name, fmt.Sprintf("10.0.%d.%d", i/256, i%256), names.ReasonAssigned)
-			if e := told.eventsOf(name); len(e) != 1 || !strings.HasPrefix(e[0], "Normal IPAllocated Assigned: ") {
+			if e := recorder.eventsOf(name); len(e) != 1 || !strings.HasPrefix(e[0], "Normal IPAllocated Assigned: ") {
 				t.Errorf("the events of %s are %q", name, e)
 			}
 		}
@@ -98,14 +98,14 @@ func TestRestartWritesNothing(t *testing.T) {
 		s.DeleteService(serviceKey("a"))
 		s.CreateService(newLoadBalancer("d"))
 		before := s.CountWrites("service")
-		told := &eventRecorder{}
-		c = startController(t, s, nil, Options{RecordEvent: told.recordEvent})
+		recorder := &eventRecorder{}
+		c = startController(t, s, nil, Options{RecordEvent: recorder.recordEvent})
 		time.Sleep(3 * time.Second)
 		wantAddress(t, s, "b", "192.0.2.1", names.ReasonAssigned)
 		wantAddress(t, s, "c", "192.0.2.2", names.ReasonAssigned)
 		wantAddress(t, s, "d", "192.0.2.0", names.ReasonAssigned)
-		if w := s.CountWrites("service") - before; w != 1 || len(told.eventsOf("b"))+len(told.eventsOf("c")) != 0 {
-			t.Errorf("a restart wrote %d Services, and recorded the event %q of b", w, told.eventsOf("b"))
+		if w := s.CountWrites("service") - before; w != 1 || len(recorder.eventsOf("b"))+len(recorder.eventsOf("c")) != 0 {
+			t.Errorf("a restart wrote %d Services, and recorded the event %q of b", w, recorder.eventsOf("b"))
 		}
 		c.stopAndWait()
 	})
@@ -194,8 +194,8 @@ func TestServicesOfAnotherClassAreNotTouched(t *testing.T) {
 func TestWaitingServiceIsServedWhenAnAddressIsFreed(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
-		told := &eventRecorder{}
-		c := startController(t, s, nil, Options{RecordEvent: told.recordEvent})
+		recorder := &eventRecorder{}
+		c := startController(t, s, nil, Options{RecordEvent: recorder.recordEvent})
 		defer c.stopAndWait()
 		s.CreateService(newLoadBalancer("a"))
 		time.Sleep(time.Second)
@@ -216,7 +216,7 @@ func TestWaitingServiceIsServedWhenAnAddressIsFreed(t *testing.T) {
 		c.ConfigurationChanged()
 		time.Sleep(3 * time.Second)
 		wantAddress(t, s, waits, "192.0.2.1", names.ReasonAddressNotInPool)
-		if e := told.eventsOf("a"); !strings.HasPrefix(e[0], "Warning AllocationFailed NoPools: ") {
+		if e := recorder.eventsOf("a"); !strings.HasPrefix(e[0], "Warning AllocationFailed NoPools: ") {
 			t.Errorf("the events of a are %q", e)
 		}
 	})
@@ -235,8 +235,8 @@ func TestRefusedWriteDelaysNoOtherService(t *testing.T) {
 			}
 			return nil
 		})
-		told := &eventRecorder{}
-		c := startController(t, s, nil, Options{RecordEvent: told.recordEvent})
+		recorder := &eventRecorder{}
+		c := startController(t, s, nil, Options{RecordEvent: recorder.recordEvent})
 		defer c.stopAndWait()
 		s.CreateService(newLoadBalancer("refused"))
 		time.Sleep(time.Second)
@@ -252,7 +252,7 @@ func TestRefusedWriteDelaysNoOtherService(t *testing.T) {
 		if n := s.CountRefused(); n > 40 {
 			t.Errorf("what is refused was tried %d times in 10 minutes", n)
 		}
-		if e := told.eventsOf("refused"); len(e) > 0 {
+		if e := recorder.eventsOf("refused"); len(e) > 0 {
 			t.Errorf("it has the events %q", e)
 		}
 		s.RefuseWrites(nil)

@@ -15,7 +15,7 @@ import (
 // A Service's status can show an address that another Service holds in the Ledger, without a right
 // to share it. Usually its own edit removed the right: a port, the sharing key or the traffic
 // policy. But the Ledger may also be out of date. The API server knows, and only these few Services
-// are read: every user who may edit a Service can break the right as often as he likes, so that
+// are read: every user who may edit a Service can break the right at any rate, so that
 // this must not cause a reading of all Services.
 
 // Limits of the cost of a broken right to share.

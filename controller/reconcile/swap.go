@@ -47,8 +47,8 @@ func (r *ServiceWorker) startSwap(ctx context.Context) {
 	if r.isLedgerFull(time.Now()) {
 		return
 	}
-	alone := len(j.stagedWrites) == 1 && r.tasksInFlight+len(r.readyTasks) == 0 && r.queue.isEmpty()
-	if wait := max(j.nextSwapDelay(time.Now(), alone), j.refusalDelay(time.Now())); wait > 0 {
+	isSingle := len(j.stagedWrites) == 1 && r.tasksInFlight+len(r.readyTasks) == 0 && r.queue.isEmpty()
+	if wait := max(j.nextSwapDelay(time.Now(), isSingle), j.refusalDelay(time.Now())); wait > 0 {
 		if now := time.Now(); !j.timerUntil.After(now) || now.Add(wait).Before(j.timerUntil) {
 			j.timerUntil = now.Add(wait)
 			r.wakeAfter(wait)
@@ -140,11 +140,11 @@ func (r *ServiceWorker) trimLedger(ctx context.Context) {
 }
 
 // nextSwapDelay is how long until the next swap is due.
-func (j *ledgerWriter) nextSwapDelay(now time.Time, alone bool) time.Duration {
+func (j *ledgerWriter) nextSwapDelay(now time.Time, isSingle bool) time.Duration {
 	switch {
 	case j.failures > 0:
 		return j.lastSwap.Add(retryDelay(j.failures)).Sub(now)
-	case len(j.stagedWrites) >= enoughForSwap, alone && j.burstUsedUntil.Sub(now) < maxSwapBurst*swapInterval:
+	case len(j.stagedWrites) >= enoughForSwap, isSingle && j.burstUsedUntil.Sub(now) < maxSwapBurst*swapInterval:
 		return 0
 	}
 	return j.lastSwap.Add(swapInterval).Sub(now)
