@@ -88,12 +88,25 @@ func (w *harness) carryOutDecision(s *view.Service, d Decision) {
 	if len(d.Proposed) > 0 {
 		w.ledger.ProposeAddresses(s.Key, d.Proposed)
 	} else {
-		w.ledger.PrepareAddresses(s.Key, d.Addresses)
+		w.holdForWrite(s, d)
 	}
 	w.written[s.Key.Name] = d.Addresses
 	if len(d.Proposed) == 0 {
 		w.ledger.CommitAssignment(s, d.Addresses, d.Pool)
 	}
+}
+
+// holdForWrite records that a Service holds its old and its new addresses until the new ones are
+// written, as the controller does.
+func (w *harness) holdForWrite(s *view.Service, d Decision) {
+	held, _ := w.ledger.AssignmentOf(s.Key)
+	both := slices.Clone(held.Addresses)
+	for _, a := range d.Addresses {
+		if !slices.Contains(both, a) {
+			both = append(both, a)
+		}
+	}
+	w.ledger.CommitAssignment(s, both, d.Pool)
 }
 
 func (w *harness) deleteService(name string) {

@@ -207,23 +207,6 @@ func (l *Ledger) ConflictingHolders(a netip.Addr, s *view.Service) []view.Object
 	return out
 }
 
-// CountInUse counts the different addresses in the pool that Services hold.
-func (l *Ledger) CountInUse(p *snapshot.Pool) (ipv4, ipv6 int64) {
-	if src := l.index.entryNamed(p.Name); src != nil && src.ipv4.canServePool(p) {
-		return src.ipv4.addressesInUse, src.ipv6.addressesInUse
-	}
-	for i, a := range l.holderTable.keys { // the index has another version of the pool
-		switch {
-		case l.holderTable.holderIDs[i] == 0 || !p.CoversAddress(a.toNetip()):
-		case a.family() == view.IPv4:
-			ipv4++
-		default:
-			ipv6++
-		}
-	}
-	return ipv4, ipv6
-}
-
 // UseSnapshot makes the Ledger use the pools of a Snapshot, as every decision does: released
 // addresses are then treated as its pools say.
 func (l *Ledger) UseSnapshot(snap *snapshot.Snapshot) { l.indexSnapshot(snap) }

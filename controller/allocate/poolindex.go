@@ -208,14 +208,6 @@ func (l *Ledger) fillFreeSets(fresh map[*familyPool]bool) {
 	})
 }
 
-// entryNamed returns the pool with that name, nil when there is none.
-func (m *poolIndex) entryNamed(pool string) *poolEntry {
-	if m == nil {
-		return nil
-	}
-	return m.entryByName[pool]
-}
-
 // entryCovering returns the pool with the address in its Ranges, nil when there is none.
 func (m *poolIndex) entryCovering(a address) *poolEntry {
 	i := sort.Search(len(m.rangeEntries), func(i int) bool { return a.isBelow(m.rangeEntries[i].first) }) - 1

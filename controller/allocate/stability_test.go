@@ -85,11 +85,13 @@ func TestOldAddressStaysUntilTheNewOneIsWritten(t *testing.T) {
 	s.AddressesToRelease = parseAddresses("192.0.2.0")
 	d := Decide(s, w.ledger, w.snapshot)
 	w.wantDecision(d, "192.0.2.1", names.ReasonAssigned)
-	w.ledger.PrepareAddresses(s.Key, d.Addresses) // and the write fails
+	w.holdForWrite(s, d)
 	w.wantDecision(w.serveService("other"), "192.0.2.2", names.ReasonAssigned)
 	if got := w.ledger.HoldersOf(netip.MustParseAddr("192.0.2.0")); len(got) != 1 {
 		t.Errorf("the old address is held by %v before the new one is written", got)
 	}
+	// The write fails.
+	w.ledger.CommitAssignment(s, w.written["s"], "a")
 	w.wantDecision(Decide(s, w.ledger, w.snapshot), "192.0.2.1", names.ReasonAssigned)
 	// The Service withdraws its request: the new address is free again.
 	s.AddressesToRelease = nil

@@ -209,18 +209,6 @@ func (l *Ledger) ProposeAddresses(k view.ObjectKey, addresses []netip.Addr) {
 	}
 }
 
-// PrepareAddresses withholds addresses for a Service that is about to get them, so that it keeps
-// what it has until they are written (make before break). CommitAssignment or ReleaseService ends
-// it; until then every decision for the Service prefers them.
-func (l *Ledger) PrepareAddresses(k view.ObjectKey, addresses []netip.Addr) {
-	held, _ := l.AssignmentOf(k)
-	added := slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { return slices.Contains(held.Addresses, a) })
-	l.ProposeAddresses(k, added)
-	for _, a := range added {
-		l.RecordNoAnswer(a)
-	}
-}
-
 // ProposedAddresses returns the addresses that need a probe, sorted, with their Services.
 func (l *Ledger) ProposedAddresses() []WithheldAddress {
 	return slices.DeleteFunc(l.AllWithheld(), func(w WithheldAddress) bool { return w.Reason != names.ReasonProbing || w.NoAnswer })

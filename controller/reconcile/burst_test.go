@@ -233,7 +233,7 @@ func TestFullAddressLedgerIsLoggedOnce(t *testing.T) {
 			t.Error(err)
 		}
 		c.stopAndWait()
-		if n := strings.Count(said.String(), "as many pending assignments are open"); n != 1 {
+		if n := strings.Count(said.String(), "the AddressLedger is full of open pending assignments"); n != 1 {
 			t.Errorf("it was logged %d times, want once: %s", n, said)
 		}
 		for _, o := range s.AllServices() {

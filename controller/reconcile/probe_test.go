@@ -57,7 +57,7 @@ func TestAddressIsProbedBeforeItIsAssigned(t *testing.T) {
 		wantAddress(t, s, "a", "192.0.2.1", names.ReasonAssigned)
 		wantOpenProbes(t, s)
 		events := recorder.eventsOf("a")
-		if len(events) != 2 || !strings.Contains(events[0], "Quarantined: 02:00:00:00:00:01 answered for 192.0.2.0") || !strings.Contains(events[1], "Assigned") {
+		if len(events) != 2 || !strings.Contains(events[0], "Quarantined: host 02:00:00:00:00:01 answered for 192.0.2.0") || !strings.Contains(events[1], "Assigned") {
 			t.Errorf("the events are %q", events)
 		}
 		if w := s.CountWrites("service"); w != 3 {

@@ -182,27 +182,6 @@ func (s *Server) SetPool(name string, spec v1beta1.IPAddressPoolSpec) {
 	s.pools[name] = p
 }
 
-// DeletePool removes a pool. The test must notify the workers.
-func (s *Server) DeletePool(name string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.pools, name)
-}
-
-// SetReservation adds a reservation or changes its spec. The test must notify the workers.
-func (s *Server) SetReservation(name string, spec v1alpha1.AddressReservationSpec) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	p := &v1alpha1.AddressReservation{Spec: spec}
-	if old := s.reservations[name]; old != nil {
-		p = old.DeepCopy()
-		p.Spec = spec
-	}
-	p.Namespace, p.Name, p.ResourceVersion = names.Namespace, name, s.nextVersion()
-	p.Generation++
-	s.reservations[name] = p
-}
-
 // ReservationByName returns a reservation, nil when there is none.
 func (s *Server) ReservationByName(name string) *v1alpha1.AddressReservation {
 	s.mu.Lock()
