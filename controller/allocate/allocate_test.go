@@ -107,7 +107,7 @@ func TestDecide(t *testing.T) {
 			},
 			service: newService("s"), want: "192.0.3.1", wantReason: names.ReasonAssigned,
 		},
-		"without pools the Service is told so": {
+		"without pools the Reason is NoPools": {
 			pools:   func(*testing.T) []*snapshot.Pool { return nil },
 			service: newService("s"), wantReason: names.ReasonNoPools, wantText: "no IPAddressPool exists",
 		},
@@ -164,11 +164,11 @@ func TestDecide(t *testing.T) {
 			},
 			service: newService("s", withDualStack(view.RequireDualStack)), want: "192.0.2.9 fd00:1::1", wantReason: names.ReasonAssigned,
 		},
-		"one family is enough for who only prefers two": {
+		"one family is enough for PreferDualStack": {
 			pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPool(t, "a", "192.0.2.1")} },
 			service: newService("s", withDualStack(view.PreferDualStack)), want: "192.0.2.1", wantReason: names.ReasonAssigned,
 		},
-		"one family is not enough for who requires two": {
+		"one family is not enough for RequireDualStack": {
 			pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPool(t, "a", "192.0.2.1")} },
 			service: newService("s", withDualStack(view.RequireDualStack)), wantReason: names.ReasonPoolExhausted,
 		},
@@ -269,7 +269,7 @@ func TestLedgerInvariants(t *testing.T) {
 			for i, k := range keys {
 				for _, o := range keys[i+1:] {
 					if reason, _ := sharingOf(live[k.Name]).conflictWith(sharingOf(live[o.Name])); reason != "" {
-						t.Fatalf("%s is held by %s and %s, who may not share it", a, k, o)
+						t.Fatalf("%s is held by %s and %s, which may not share it", a, k, o)
 					}
 				}
 			}

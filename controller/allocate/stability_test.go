@@ -22,26 +22,26 @@ func TestPoolEditsMoveNoAddress(t *testing.T) {
 		reason names.Reason
 		words  string
 	}{
-		"shrunk":                                {after: []*snapshot.Pool{p("a", "192.0.2.128/25")}, reason: names.ReasonAddressNotInPool, words: "no pool contains 192.0.2.0 any more"},
-		"deleted":                               {reason: names.ReasonAddressNotInPool},
-		"deleted, another is there":             {after: []*snapshot.Pool{p("b", "198.51.100.0/24")}, reason: names.ReasonAddressNotInPool},
-		"renamed":                               {after: []*snapshot.Pool{p("b", "192.0.2.0/24")}, reason: names.ReasonAssigned, words: `"b"`},
-		"grown, with lower addresses":           {after: []*snapshot.Pool{p("a", "192.0.0.0/16")}, reason: names.ReasonAssigned},
-		"avoids .0 and .255":                    {after: []*snapshot.Pool{p("a", "192.0.2.0/24", func(p *snapshot.Pool) { p.AvoidBuggyIPs = true })}, reason: names.ReasonAddressNotInPool, words: "excludes"},
-		"excludes the address":                  {after: []*snapshot.Pool{p("a", "192.0.2.0/24", excludingRanges(t, "192.0.2.0/28"))}, reason: names.ReasonAddressNotInPool, words: "excludes"},
-		"for another namespace":                 {after: []*snapshot.Pool{p("a", "192.0.2.0/24", restrictedTo(1, "other"))}, reason: names.ReasonPoolNotAllowed, words: "no longer admits"},
-		"for other labels":                      {after: []*snapshot.Pool{p("a", "192.0.2.0/24", selectingServices("tier=db"))}, reason: names.ReasonPoolNotAllowed},
-		"no longer unasked":                     {after: []*snapshot.Pool{p("a", "192.0.2.0/24", withoutAutoAssign)}, reason: names.ReasonAssigned},
-		"beside a better one":                   {after: []*snapshot.Pool{p("0", "198.51.100.0/24", restrictedTo(1)), p("a", "192.0.2.0/24")}, reason: names.ReasonAssigned},
-		"in another order":                      {after: []*snapshot.Pool{p("a", "192.0.2.0/24", withOrder(snapshot.OrderHash))}, reason: names.ReasonAssigned},
-		"a quota that is exceeded":              {after: []*snapshot.Pool{p("a", "192.0.2.0/24", withQuota(0, nil))}, reason: names.ReasonAssigned},
-		"named, and shrunk":                     {edits: []func(*view.Service){withPool("a")}, after: []*snapshot.Pool{p("a", "192.0.2.128/25")}, reason: names.ReasonAddressNotInPool},
-		"named, and made again elsewhere":       {edits: []func(*view.Service){withPool("a")}, after: []*snapshot.Pool{p("a", "198.51.100.0/24")}, reason: names.ReasonAddressNotInPool},
-		"named, and split":                      {edits: []func(*view.Service){withPool("a")}, after: []*snapshot.Pool{p("a", "192.0.2.128/25"), p("b", "192.0.2.0/25")}, reason: names.ReasonAddressNotInPool, words: "pool a no longer contains"},
-		"named, and deleted":                    {edits: []func(*view.Service){withPool("a")}, reason: names.ReasonPoolNotFound},
-		"named, and renamed":                    {edits: []func(*view.Service){withPool("a")}, after: []*snapshot.Pool{p("b", "192.0.2.0/24")}, reason: names.ReasonPoolNotFound},
-		"the address named, and it is gone":     {edits: []func(*view.Service){withRequested("192.0.2.0")}, after: []*snapshot.Pool{p("a", "192.0.2.128/25")}, reason: names.ReasonAddressNotInPool},
-		"the address named, for other Services": {edits: []func(*view.Service){withRequested("192.0.2.0")}, after: []*snapshot.Pool{p("a", "192.0.2.0/24", admittingNobody)}, reason: names.ReasonPoolNotAllowed},
+		"shrunk":                                     {after: []*snapshot.Pool{p("a", "192.0.2.128/25")}, reason: names.ReasonAddressNotInPool, words: "no pool contains 192.0.2.0 any more"},
+		"deleted":                                    {reason: names.ReasonAddressNotInPool},
+		"deleted, another is there":                  {after: []*snapshot.Pool{p("b", "198.51.100.0/24")}, reason: names.ReasonAddressNotInPool},
+		"renamed":                                    {after: []*snapshot.Pool{p("b", "192.0.2.0/24")}, reason: names.ReasonAssigned, words: `"b"`},
+		"grown, with lower addresses":                {after: []*snapshot.Pool{p("a", "192.0.0.0/16")}, reason: names.ReasonAssigned},
+		"avoids .0 and .255":                         {after: []*snapshot.Pool{p("a", "192.0.2.0/24", func(p *snapshot.Pool) { p.AvoidBuggyIPs = true })}, reason: names.ReasonAddressNotInPool, words: "excludes"},
+		"excludes the address":                       {after: []*snapshot.Pool{p("a", "192.0.2.0/24", excludingRanges(t, "192.0.2.0/28"))}, reason: names.ReasonAddressNotInPool, words: "excludes"},
+		"for another namespace":                      {after: []*snapshot.Pool{p("a", "192.0.2.0/24", restrictedTo(1, "other"))}, reason: names.ReasonPoolNotAllowed, words: "no longer admits"},
+		"for other labels":                           {after: []*snapshot.Pool{p("a", "192.0.2.0/24", selectingServices("tier=db"))}, reason: names.ReasonPoolNotAllowed},
+		"no longer unasked":                          {after: []*snapshot.Pool{p("a", "192.0.2.0/24", withoutAutoAssign)}, reason: names.ReasonAssigned},
+		"beside a better one":                        {after: []*snapshot.Pool{p("0", "198.51.100.0/24", restrictedTo(1)), p("a", "192.0.2.0/24")}, reason: names.ReasonAssigned},
+		"in another order":                           {after: []*snapshot.Pool{p("a", "192.0.2.0/24", withOrder(snapshot.OrderHash))}, reason: names.ReasonAssigned},
+		"a quota that is exceeded":                   {after: []*snapshot.Pool{p("a", "192.0.2.0/24", withQuota(0, nil))}, reason: names.ReasonAssigned},
+		"named, and shrunk":                          {edits: []func(*view.Service){withPool("a")}, after: []*snapshot.Pool{p("a", "192.0.2.128/25")}, reason: names.ReasonAddressNotInPool},
+		"named, and created again with other ranges": {edits: []func(*view.Service){withPool("a")}, after: []*snapshot.Pool{p("a", "198.51.100.0/24")}, reason: names.ReasonAddressNotInPool},
+		"named, and split":                           {edits: []func(*view.Service){withPool("a")}, after: []*snapshot.Pool{p("a", "192.0.2.128/25"), p("b", "192.0.2.0/25")}, reason: names.ReasonAddressNotInPool, words: "pool a no longer contains"},
+		"named, and deleted":                         {edits: []func(*view.Service){withPool("a")}, reason: names.ReasonPoolNotFound},
+		"named, and renamed":                         {edits: []func(*view.Service){withPool("a")}, after: []*snapshot.Pool{p("b", "192.0.2.0/24")}, reason: names.ReasonPoolNotFound},
+		"the address named, and it is gone":          {edits: []func(*view.Service){withRequested("192.0.2.0")}, after: []*snapshot.Pool{p("a", "192.0.2.128/25")}, reason: names.ReasonAddressNotInPool},
+		"the address named, for other Services":      {edits: []func(*view.Service){withRequested("192.0.2.0")}, after: []*snapshot.Pool{p("a", "192.0.2.0/24", admittingNobody)}, reason: names.ReasonPoolNotAllowed},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -204,7 +204,7 @@ func TestReservations(t *testing.T) {
 			t.Errorf("after its time the reservation is %s: %s", d.Reason, d.Text)
 		}
 	})
-	t.Run("of an address that somebody holds", func(t *testing.T) {
+	t.Run("of an address that another Service holds", func(t *testing.T) {
 		w := newHarness(t, newPool(t, "a", "192.0.2.0/30"))
 		w.serveService("other")
 		if d := w.setReservations(&snapshot.Reservation{Name: "r", Service: web, Addresses: parseAddresses("192.0.2.0")}); d.Reason != names.ReasonAddressInUse {

@@ -111,6 +111,6 @@ func testLedgerWrites(ctx context.Context, t *testing.T, direct client.Client, a
 		t.Errorf("a swap of what was deleted ends with %v, want not found or a conflict", err)
 	}
 	if l, err = api.ReadLedger(ctx, names.AddressLedger); err != nil || l.Spec.Writer != "" {
-		t.Errorf("what was deleted is made again as %+v: %v", l, err)
+		t.Errorf("the deleted object is created again as %+v: %v", l, err)
 	}
 }

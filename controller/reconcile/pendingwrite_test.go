@@ -64,9 +64,9 @@ func TestAddressesOfAPendingWriteAreNotGivenAway(t *testing.T) {
 	}
 }
 
-// TestAnAddressThatAStatusGivesUpGoesToTheServiceThatWaits has somebody write another address over
-// the only one of the pool.
-func TestAnAddressThatAStatusGivesUpGoesToTheServiceThatWaits(t *testing.T) {
+// TestAddressDroppedFromAStatusGoesToAWaitingService overwrites an address in a status with another
+// one; it is the only address of the pool.
+func TestAddressDroppedFromAStatusGoesToAWaitingService(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("192.0.2.0/32"))

@@ -21,7 +21,7 @@ import (
 )
 
 // runAsLeader runs a controller without leader election until the test ends.
-func runAsLeader(t *testing.T, config *rest.Config, scheme *runtime.Scheme, who string) {
+func runAsLeader(t *testing.T, config *rest.Config, scheme *runtime.Scheme, identity string) {
 	t.Helper()
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
 		Scheme: scheme, Metrics: metricsserver.Options{BindAddress: "0"},
@@ -33,7 +33,7 @@ func runAsLeader(t *testing.T, config *rest.Config, scheme *runtime.Scheme, who 
 	ctx, stop := context.WithCancel(t.Context())
 	r := NewServiceWorker(Options{
 		API: &ClusterAPI{Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Namespace: names.Namespace}, Log: slog.New(slog.DiscardHandler),
-		RecordEvent: (&eventRecorder{}).recordEvent, Namespace: names.Namespace, Identity: who,
+		RecordEvent: (&eventRecorder{}).recordEvent, Namespace: names.Namespace, Identity: identity,
 	})
 	if err := r.RegisterWorker(ctx, mgr); err != nil {
 		t.Fatal(err)
@@ -56,8 +56,8 @@ func testTwoLeaders(ctx context.Context, t *testing.T, config *rest.Config, dire
 	if err := direct.Create(ctx, p); err != nil {
 		t.Fatal(err)
 	}
-	for _, who := range []string{"one", "two"} {
-		runAsLeader(t, config, direct.Scheme(), who)
+	for _, identity := range []string{"one", "two"} {
+		runAsLeader(t, config, direct.Scheme(), identity)
 	}
 	const n = 100
 	var g errgroup.Group

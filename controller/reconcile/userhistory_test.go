@@ -103,7 +103,7 @@ func historyGenerator() *rapid.Generator[userHistory] {
 		h := userHistory{seed: rapid.Uint64().Draw(t, "seed")}
 		h.steps = rapid.SliceOfN(rapid.Custom(func(t *rapid.T) historyStep {
 			return historyStep{
-				action: rapid.SampledFrom(deeds).Draw(t, "do"), index: rapid.IntRange(0, 7).Draw(t, "who"),
+				action: rapid.SampledFrom(deeds).Draw(t, "action"), index: rapid.IntRange(0, 7).Draw(t, "index"),
 				delayAfter: time.Duration(rapid.SampledFrom([]int{0, 1, 20, 300, 1000, 3000}).Draw(t, "wait")) * time.Millisecond,
 				variant:    rapid.IntRange(0, 11).Draw(t, "choice"),
 			}
