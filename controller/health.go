@@ -15,12 +15,13 @@ import (
 	"github.com/gantry-lb/gantry/internal/option"
 )
 
-// headerTimeout bounds how long the kubelet may take to send a question.
+// headerTimeout bounds how long the kubelet may take to send a request.
 const headerTimeout = 5 * time.Second
 
-// awaitResources waits until the API server serves the kinds of the configuration, and answers the health checks meanwhile at the address:
-// alive and not ready. Without an answer the kubelet would restart the controller again and again while the API server is away, less and less
-// often, and give no address for up to five minutes after it is back.
+// awaitResources waits until the API server serves the configuration's kinds. Meanwhile it answers
+// the health checks at the address: alive and not ready. Without answers the kubelet would restart
+// the controller again and again, with growing delays, and no address would be assigned for up to
+// five minutes after the API server is back.
 func awaitResources(ctx context.Context, config *rest.Config, log *slog.Logger, address string) error {
 	stop, err := serveWaitingHealth(ctx, address)
 	if err != nil {
@@ -30,7 +31,8 @@ func awaitResources(ctx context.Context, config *rest.Config, log *slog.Logger, 
 	return option.AwaitResources(ctx, config, log, configuration.RequiredResources...)
 }
 
-// serveWaitingHealth answers the health checks of a controller that waits, until it is stopped. An empty address or 0 serves nothing.
+// serveWaitingHealth answers the health checks of a waiting controller until stop is called. With
+// an empty address or 0 it serves nothing.
 func serveWaitingHealth(ctx context.Context, address string) (stop func(), err error) {
 	if address == "" || address == "0" {
 		return func() {}, nil

@@ -18,7 +18,7 @@ import (
 	"github.com/gantry-lb/gantry/internal/configuration"
 )
 
-// freeListenAddress is one where nobody listens.
+// freeListenAddress returns an address on which no process listens.
 func freeListenAddress(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -29,7 +29,7 @@ func freeListenAddress(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// requestStatus is the status code of a health check; 0 when nobody answers.
+// requestStatus returns the status code of a health check; 0 without an answer.
 func requestStatus(address, path string) int {
 	r, err := http.Get(fmt.Sprintf("http://%s/%s", address, path))
 	if err != nil {
@@ -52,8 +52,9 @@ func awaitStatus(t *testing.T, address, path string, want int) {
 	t.Fatalf("/%s is answered with %d, want %d", path, got, want)
 }
 
-// TestControllerWaitingForTheAPIIsAlive starts while nobody answers at the API server's address, and then while the kinds are
-// missing: it is alive and not ready, and lets go of the address of its health checks when it has seen the kinds.
+// TestControllerWaitingForTheAPIIsAlive starts a controller without an API server, and then with
+// one without the CRDs. It is alive and not ready, and closes the port of its health checks once
+// the CRDs are there.
 func TestControllerWaitingForTheAPIIsAlive(t *testing.T) {
 	api, health := freeListenAddress(t), freeListenAddress(t)
 	done := make(chan error, 1)

@@ -17,23 +17,25 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-// The times of the election. A leader that stops lets go, and the other asks at most 1.1 s later (client-go waits for the retry
-// period and up to 1.2 times as much again). After a crash it waits for the lease to run out. A pause that is longer than
-// the lease ends the leadership; that no address is given twice does not depend on these times.
+// The times of the leader election. A leader that stops releases the lease, and another controller
+// asks for it at most 1.1 s later (client-go waits for the retry period and up to 1.2 times as much
+// again). After a crash the lease must expire first. A pause longer than the lease ends the
+// leadership. The times are not what keeps an address from being assigned twice.
 const (
 	leaseTimeout  = 10 * time.Second
 	renewTimeout  = 6 * time.Second
 	retryInterval = 500 * time.Millisecond
-	// earlyTakeoverInterval is how much earlier than the lease says another controller asks for it. It sees a renewal up to 1.1 s late and asks up to
-	// 1.1 s late again, and counts from what it saw; with this the address after a crash comes within the lease's time all the same. It
-	// stays well behind the renew deadline, at which the old leader has ended itself.
+	// earlyTakeoverInterval is how much earlier than the lease says another controller takes over.
+	// It sees a renewal up to 1.1 s late, asks up to 1.1 s late again, and counts from what it saw.
+	// With the slack, a Service gets its address within leaseTimeout after a crash all the same.
+	// The takeover stays well after renewTimeout, at which the old leader has stopped.
 	earlyTakeoverInterval = 2 * time.Second
 )
 
-// newLeaseLock is the Lease by which controllers elect their leader, in the gantry namespace.
+// newLeaseLock returns the Lease for the leader election, in Gantry's namespace.
 func newLeaseLock(config *rest.Config, scheme *runtime.Scheme, host, namespace string) (resourcelock.Interface, error) {
 	own := rest.AddUserAgent(rest.CopyConfig(config), "leader-election")
-	own.Timeout = renewTimeout / 2 // one request without an answer is not yet the end of a leadership
+	own.Timeout = renewTimeout / 2 // one request without an answer does not end a leadership
 	leases, err := coordinationv1.NewForConfig(own)
 	if err != nil {
 		return nil, fmt.Errorf("setting up the election: %w", err)
@@ -51,10 +53,12 @@ func newLeaseLock(config *rest.Config, scheme *runtime.Scheme, host, namespace s
 	return earlyExpiringLock{lock}, err
 }
 
-// earlyExpiringLock is a lock whose holder is taken for dead a little before the time that its record names.
+// earlyExpiringLock is a lock that expires for other controllers a little before the time in its
+// record.
 type earlyExpiringLock struct{ resourcelock.Interface }
 
-// Get returns the record and its encoded form as they are, but with the slack taken off the time of somebody else's.
+// Get returns the record and its encoded form, with earlyTakeoverInterval subtracted from the
+// duration if another controller holds the lease.
 func (l earlyExpiringLock) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
 	record, raw, err := l.Interface.Get(ctx)
 	if err != nil || record.HolderIdentity == l.Identity() {

@@ -7,7 +7,7 @@ import (
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 )
 
-// fakeLock is a lock that holds one record.
+// fakeLock is a lock with one record.
 type fakeLock struct {
 	resourcelock.Interface
 	record resourcelock.LeaderElectionRecord
@@ -20,8 +20,8 @@ func (k fakeLock) Get(context.Context) (*resourcelock.LeaderElectionRecord, []by
 	return &r, []byte("raw"), nil
 }
 
-// A leader counts on all of its lease; who waits for it to die asks early enough that an address comes within the lease's time, and later than the
-// leader's own deadline.
+// The leader may use all of its lease. Another controller asks for it early enough that a Service
+// gets its address within the lease's time, and later than the leader's own deadline.
 func TestLeaseExpiresEarlyForOtherControllers(t *testing.T) {
 	for name, c := range map[string]struct {
 		holder        string

@@ -1,5 +1,5 @@
-// Command controller gives addresses to Services of type LoadBalancer from IPAddressPools. Several may run; one leads,
-// the others wait.
+// Command controller assigns addresses from IPAddressPools to Services of type LoadBalancer.
+// Several controllers may run; one leads, the others wait.
 package main
 
 import (
@@ -32,7 +32,7 @@ import (
 	"github.com/gantry-lb/gantry/internal/option"
 )
 
-// options are the controller's options.
+// options are the options of the controller.
 type options struct {
 	option.Common
 	LeaderElect bool
@@ -61,7 +61,7 @@ func parseOptions(args []string, lookup func(string) (string, bool)) (options, e
 	var o options
 	fs := pflag.NewFlagSet("controller", pflag.ContinueOnError)
 	o.DeclareFlags(fs, ":7472", ":8081")
-	fs.BoolVar(&o.LeaderElect, "leader-elect", true, "wait to be elected before giving addresses; needed with more than one controller")
+	fs.BoolVar(&o.LeaderElect, "leader-elect", true, "wait for leadership before assigning addresses; required with more than one controller")
 	o.Webhook.declareFlags(fs)
 	if err := option.ParseFlags(fs, args, lookup); err != nil {
 		return o, err
@@ -69,12 +69,12 @@ func parseOptions(args []string, lookup func(string) (string, bool)) (options, e
 	return o, errors.Join(o.ValidateValues(), o.Webhook.validateValues())
 }
 
-// configurationScope is what of the configuration is read.
+// configurationScope is the part of the configuration that is read.
 func (o *options) configurationScope() configuration.Scope {
 	return configuration.Scope{Namespace: o.Namespace, Layer2Only: o.BGP == "disabled"}
 }
 
-// runController serves until ctx ends.
+// runController runs until ctx ends.
 func runController(ctx context.Context, o options) error {
 	log := o.NewLogger(os.Stderr)
 	ctrl.SetLogger(logr.FromSlogHandler(log.Handler()))
@@ -92,7 +92,7 @@ func runController(ctx context.Context, o options) error {
 	}
 	host, err := os.Hostname()
 	if err != nil {
-		return fmt.Errorf("asking for this machine's name: %w", err)
+		return fmt.Errorf("reading the host name: %w", err)
 	}
 	server, keeper := newWebhookServer(o, log)
 	managerOpts := managerOptions(&o, scheme)
@@ -146,8 +146,9 @@ func runController(ctx context.Context, o options) error {
 	return mgr.Start(ctx)
 }
 
-// eventAction is what tells events of one reason about one Service apart: Kubernetes counts those that have the same action as one, with the text of the first.
-// It is the word with which the text begins, if it begins with one.
+// eventAction distinguishes events of one reason about one Service: Kubernetes merges events with
+// the same action into one, with the text of the first. The action is the first word of the text if
+// a colon follows it.
 func eventAction(text string) string {
 	if word, _, ok := strings.Cut(text, ": "); ok && !strings.Contains(word, " ") {
 		return word
@@ -155,7 +156,7 @@ func eventAction(text string) string {
 	return "Allocate"
 }
 
-// managerOptions are what the manager needs to know.
+// managerOptions returns the options of the manager.
 func managerOptions(o *options, scheme *runtime.Scheme) ctrl.Options {
 	grace, duration, renew, retry, shared := 2*time.Second, leaseTimeout, renewTimeout, retryInterval, true
 	watched := o.configurationScope().CacheByObject()
@@ -164,7 +165,7 @@ func managerOptions(o *options, scheme *runtime.Scheme) ctrl.Options {
 		watched[report] = own
 	}
 	watched[&v1beta1.ConfigurationState{}], watched[&v1alpha1.AddressReservation{}], watched[&v1alpha1.AddressProbe{}] = own, own, own
-	// Cached Services are read and never changed, so that no copy of them is needed.
+	// Cached Services are never modified, so that they need not be copied.
 	watched[&corev1.Service{}] = cache.ByObject{Transform: reconcile.CompactService, UnsafeDisableDeepCopy: &shared}
 	watched[&discoveryv1.EndpointSlice{}] = cache.ByObject{Transform: reconcile.CompactEndpointSlice, UnsafeDisableDeepCopy: &shared}
 	return ctrl.Options{
@@ -183,15 +184,15 @@ func managerOptions(o *options, scheme *runtime.Scheme) ctrl.Options {
 	}
 }
 
-// addHealthChecks serve liveness, and readiness: a leader is ready once it knows every address in use, another controller once it
-// stands by. Neither holds for a leader that has work and gets nowhere.
+// addHealthChecks adds the liveness and the readiness check. A leader is ready once it knows every
+// address in use, another controller at once.
 func addHealthChecks(mgr ctrl.Manager, services *reconcile.ServiceWorker) error {
 	checkAlive := func(*http.Request) error { return services.CheckAlive(time.Now()) }
 	checkReady := func(*http.Request) error {
 		select {
 		case <-mgr.Elected():
 			if !services.IsLoaded() {
-				return errors.New("the addresses in use are not read yet")
+				return errors.New("the addresses in use have not been read yet")
 			}
 		default:
 		}

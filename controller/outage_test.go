@@ -25,7 +25,7 @@ import (
 	"github.com/gantry-lb/gantry/test/apiserver"
 )
 
-// tcpRelay is the way to the API server, which can be cut.
+// tcpRelay is the connection to the API server, which can be interrupted.
 type tcpRelay struct {
 	net.Listener
 	target string
@@ -56,7 +56,7 @@ func (r *tcpRelay) acceptConnections() {
 	}
 }
 
-// addConnections takes in a connection, unless the way is cut.
+// addConnections adds the two ends of a connection, unless it is interrupted.
 func (r *tcpRelay) addConnections(in, out net.Conn) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -68,7 +68,7 @@ func (r *tcpRelay) addConnections(in, out net.Conn) bool {
 	return true
 }
 
-// setInterrupted cuts the way or mends it.
+// setInterrupted interrupts the connection or restores it.
 func (r *tcpRelay) setInterrupted(cut bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -79,7 +79,7 @@ func (r *tcpRelay) setInterrupted(cut bool) {
 	r.conns = nil
 }
 
-// controllerProcess is a controller that runs as users run it, but for the Pod around it.
+// controllerProcess is a controller as users run it, without the Pod around it.
 type controllerProcess struct {
 	healthAddress string
 	ended         chan struct{}
@@ -130,8 +130,9 @@ func wantServiceWithAddress(t *testing.T, c client.Client, name string) {
 	}
 }
 
-// TestAPIServerOutage cuts the leader off, which ends itself, as it must, and is started again while the API server is still
-// away, as the kubelet does. It is alive until the API server is back, and then gives addresses without another start.
+// TestAPIServerOutage disconnects the leader, which then ends as it must. Like the kubelet, it
+// starts it again while the API server is still away. The controller is alive until the API server
+// is back, and then assigns addresses without another restart.
 func TestAPIServerOutage(t *testing.T) {
 	config := apiserver.Start(t)
 	dir := t.TempDir()
@@ -167,7 +168,7 @@ func TestAPIServerOutage(t *testing.T) {
 	select {
 	case <-first.ended:
 	case <-time.After(time.Minute):
-		t.Fatal("a leader that cannot reach the API server goes on")
+		t.Fatal("a leader that cannot reach the API server continues to run")
 	}
 	second := launchController(t, binary, kubeconfig)
 	awaitStatus(t, second.healthAddress, "healthz", http.StatusOK)
@@ -182,7 +183,7 @@ func TestAPIServerOutage(t *testing.T) {
 	}
 }
 
-// writeKubeconfig writes how to reach the API server at another address.
+// writeKubeconfig writes a kubeconfig for the API server at another address.
 func writeKubeconfig(t *testing.T, dir string, config *rest.Config, address string) string {
 	t.Helper()
 	k := clientcmdapi.NewConfig()

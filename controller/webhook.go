@@ -28,11 +28,11 @@ type webhookOptions struct {
 
 // declareFlags declares the flags.
 func (o *webhookOptions) declareFlags(fs *pflag.FlagSet) {
-	fs.StringVar(&o.Mode, "webhook-mode", "disabled", "enabled or disabled: refuse at apply time what contradicts other objects; needs the objects of config/webhook")
+	fs.StringVar(&o.Mode, "webhook-mode", "disabled", "enabled or disabled: refuse at apply time objects that contradict others; needs the objects of config/webhook")
 	fs.IntVar(&o.Port, "webhook-port", 9443, "port on which the webhook is served")
 	fs.StringVar(&o.ServiceName, "webhook-service", names.WebhookService, "name of the Service by which the API server calls the webhook")
-	fs.StringVar(&o.SecretName, "webhook-secret", names.WebhookSecret, "name of the Secret in which the webhook's certificate is made and renewed")
-	fs.StringVar(&o.ConfigurationName, "webhook-config", names.WebhookConfiguration, "name of the ValidatingWebhookConfiguration that is told the certificate's CA")
+	fs.StringVar(&o.SecretName, "webhook-secret", names.WebhookSecret, "name of the Secret with the webhook's certificate, which the controller creates and renews")
+	fs.StringVar(&o.ConfigurationName, "webhook-config", names.WebhookConfiguration, "name of the ValidatingWebhookConfiguration into which the controller writes the CA")
 }
 
 // validateValues says which option has a value that cannot be used.
@@ -51,7 +51,8 @@ func (o *webhookOptions) validateValues() error {
 	return nil
 }
 
-// newWebhookServer makes the server and what keeps its certificate. It listens only once registerWebhook was called.
+// newWebhookServer returns the server and the Keeper of its certificate. The server listens only
+// after registerWebhook.
 func newWebhookServer(o options, log *slog.Logger) (webhook.Server, *certs.Keeper) {
 	w := o.Webhook
 	keeper := &certs.Keeper{
@@ -61,7 +62,8 @@ func newWebhookServer(o options, log *slog.Logger) (webhook.Server, *certs.Keepe
 	return webhook.NewServer(webhook.Options{Port: w.Port, TLSOpts: []func(*tls.Config){keeper.ConfigureTLS}}), keeper
 }
 
-// registerWebhook has every controller serve, whoever leads, and be ready only when the API server can call it.
+// registerWebhook makes every controller serve, leader or not. A controller is ready only when the
+// API server can call it.
 func registerWebhook(mgr ctrl.Manager, o options, keeper *certs.Keeper) error {
 	if o.Webhook.Mode != "enabled" {
 		return nil

@@ -23,7 +23,7 @@ func parseAddresses(texts ...string) []netip.Addr {
 	return out
 }
 
-// newPool is an open pool with these entries.
+// newPool returns an open pool with these entries.
 func newPool(t testing.TB, name string, entries ...string) *snapshot.Pool {
 	t.Helper()
 	p := &snapshot.Pool{Name: name, AutoAssign: true}
@@ -37,7 +37,7 @@ func newPool(t testing.TB, name string, entries ...string) *snapshot.Pool {
 	return p
 }
 
-// newService is a Service with IPv4 cluster IPs, changed by the edits.
+// newService returns a Service with an IPv4 cluster IP, changed by the edits.
 func newService(name string, edits ...func(*view.Service)) *view.Service {
 	s := &view.Service{
 		Key: view.ObjectKey{Namespace: "default", Name: name}, IsLoadBalancer: true, ClusterIPs: parseAddresses("10.96.0.9"),
@@ -107,7 +107,7 @@ func TestDecide(t *testing.T) {
 			},
 			service: newService("s"), want: "192.0.3.1", wantReason: names.ReasonAssigned,
 		},
-		"without pools the Service is told so": {
+		"without pools the Reason is NoPools": {
 			pools:   func(*testing.T) []*snapshot.Pool { return nil },
 			service: newService("s"), wantReason: names.ReasonNoPools, wantText: "no IPAddressPool exists",
 		},
@@ -164,11 +164,11 @@ func TestDecide(t *testing.T) {
 			},
 			service: newService("s", withDualStack(view.RequireDualStack)), want: "192.0.2.9 fd00:1::1", wantReason: names.ReasonAssigned,
 		},
-		"one family is enough for who only prefers two": {
+		"one family is enough for PreferDualStack": {
 			pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPool(t, "a", "192.0.2.1")} },
 			service: newService("s", withDualStack(view.PreferDualStack)), want: "192.0.2.1", wantReason: names.ReasonAssigned,
 		},
-		"one family is not enough for who requires two": {
+		"one family is not enough for RequireDualStack": {
 			pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPool(t, "a", "192.0.2.1")} },
 			service: newService("s", withDualStack(view.RequireDualStack)), wantReason: names.ReasonPoolExhausted,
 		},
@@ -230,8 +230,9 @@ func TestAssignedAddressStays(t *testing.T) {
 	}
 }
 
-// TestLedgerInvariants serves and releases Services at random, and checks after each step that no address is held by two
-// who may not share it, and that what was released is given again, the lowest first.
+// TestLedgerInvariants serves and releases Services at random. After each step it checks that no
+// two Services hold an address that they may not share, and that released addresses are assigned
+// again, the lowest first.
 func TestLedgerInvariants(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		p := &snapshot.Pool{Name: "a", AutoAssign: true, Ranges: []snapshot.Range{{First: netip.MustParseAddr("192.0.2.250"), Last: netip.MustParseAddr("192.0.3.9")}}}
@@ -268,7 +269,7 @@ func TestLedgerInvariants(t *testing.T) {
 			for i, k := range keys {
 				for _, o := range keys[i+1:] {
 					if reason, _ := sharingOf(live[k.Name]).conflictWith(sharingOf(live[o.Name])); reason != "" {
-						t.Fatalf("%s is held by %s and %s, who may not share it", a, k, o)
+						t.Fatalf("%s is held by %s and %s, which may not share it", a, k, o)
 					}
 				}
 			}

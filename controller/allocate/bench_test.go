@@ -10,7 +10,7 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// makeServices returns Services with IPv4 cluster IPs, or IPv6 ones, that differ in their names.
+// makeServices returns Services with an IPv4 or an IPv6 cluster IP that differ in their names.
 func makeServices(n int, cluster string) []view.Service {
 	out := make([]view.Service, n)
 	ip := []netip.Addr{netip.MustParseAddr(cluster)}
@@ -34,8 +34,8 @@ func assignService(tb testing.TB, s *view.Service, l *Ledger, snap *snapshot.Sna
 	return d
 }
 
-// BenchmarkAssign decides, commits and releases for one Service more at different fills. The time for one must not grow with the
-// fill, nor with pools that do not match.
+// BenchmarkAssign decides, commits and releases for one more Service at different fills. The time
+// must not grow with the fill, nor with pools that do not match.
 func BenchmarkAssign(b *testing.B) {
 	others := func(to *snapshot.Snapshot, n int) {
 		for i := range n {
@@ -78,7 +78,7 @@ func BenchmarkAssign(b *testing.B) {
 	}
 }
 
-// BenchmarkFill gives addresses to Services that are all new; what is measured is one of them.
+// BenchmarkFill assigns addresses to new Services and measures the time per Service.
 func BenchmarkFill(b *testing.B) {
 	tests := []struct {
 		name, entry, cluster string
@@ -110,7 +110,8 @@ func BenchmarkFill(b *testing.B) {
 	}
 }
 
-// TestMemoryPerAssignment measures what the Ledger keeps for each Service, names not included, since they are those of the Service.
+// TestMemoryPerAssignment measures what the Ledger stores for each Service, without the names,
+// which belong to the Service.
 func TestMemoryPerAssignment(t *testing.T) {
 	tests := map[string]struct {
 		entry, cluster string

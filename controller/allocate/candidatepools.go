@@ -11,25 +11,28 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// candidatePools orders the pools that a Service may get an address from without naming one: the pinned ones that admit it by priority, then the
-// open ones; equals by name. Pools are filed under what a Service must have for them to admit it, so that those that do not match cost
-// nothing.
+// candidatePools are the pools from which a Service may get an address without naming one.
+// Restricted pools that admit the Service come first, by priority; then come the open ones; equal
+// ones are in order of their names. Pools are indexed by what a Service must have to be admitted,
+// so that pools that do not match cost nothing.
 type candidatePools struct {
 	openPools []*poolEntry
-	// unrestrictedPools are pinned pools that admit any Service.
+	// unrestrictedPools have a serviceAllocation that admits any Service.
 	unrestrictedPools []*poolEntry
-	// poolsByNamespace are pinned pools that admit any Service of a namespace, and selecting those that look at its labels too.
+	// poolsByNamespace admit any Service of a namespace. selectingPoolsByNamespace also have
+	// Service selectors.
 	poolsByNamespace, selectingPoolsByNamespace map[string][]*poolEntry
-	// poolsByLabel are pinned pools for all namespaces whose selectors each need some label with some value; general are the others.
+	// poolsByLabel are pools for all namespaces of which each selector needs a label with a certain
+	// value. unindexedPools are the others.
 	poolsByLabel   map[labelPair][]*poolEntry
 	unindexedPools []*poolEntry
-	// pinnedByNamespace remembers everyone and poolsByNamespace together, in order.
+	// pinnedByNamespace caches unrestrictedPools and poolsByNamespace together, in order.
 	pinnedByNamespace map[string][]*poolEntry
 }
 
 type labelPair struct{ key, value string }
 
-// addPool files a pool. It is called for pools in the order that decides between equals.
+// addPool adds a pool to the index. It is called in the order that decides between equal pools.
 func (c *candidatePools) addPool(src *poolEntry) {
 	a := src.pool.ServiceAllocation
 	switch {
@@ -54,7 +57,7 @@ func (c *candidatePools) addPool(src *poolEntry) {
 	}
 }
 
-// addPoolByLabels files a pool that admits Services of all namespaces by their labels.
+// addPoolByLabels adds a pool that admits Services of all namespaces by their labels.
 func (c *candidatePools) addPoolByLabels(src *poolEntry) {
 	var keys []labelPair
 	for _, s := range src.pool.ServiceAllocation.ServiceSelectors {
@@ -78,7 +81,8 @@ func (c *candidatePools) addPoolByLabels(src *poolEntry) {
 	}
 }
 
-// requiredLabels returns labels of which a Service must have one for the selector to match it; none when it may match without.
+// requiredLabels returns labels of which a Service must have at least one for the selector to
+// match. It returns none if the selector may match without.
 func requiredLabels(s labels.Selector) (needed []labelPair, possible bool) {
 	requirements, possible := s.Requirements()
 	for _, r := range requirements {
@@ -95,7 +99,7 @@ func requiredLabels(s labels.Selector) (needed []labelPair, possible bool) {
 
 func (c *candidatePools) clearPinned() { c.pinnedByNamespace = map[string][]*poolEntry{} }
 
-// poolsForService returns the pools for a Service: the pinned ones, in order, and the open ones.
+// poolsForService returns the pools for a Service: the restricted ones in order, and the open ones.
 func (c *candidatePools) poolsForService(s *view.Service) (pinned, open []*poolEntry) {
 	pinned, ok := c.pinnedByNamespace[s.Key.Namespace]
 	if !ok {
@@ -131,12 +135,14 @@ func compareEntries(x, y *poolEntry) int {
 	return cmp.Or(cmp.Compare(priorityRank(x.pool), priorityRank(y.pool)), cmp.Compare(x.snapshotOrder, y.snapshotOrder))
 }
 
-// priorityRank turns a priority into an order: lower is better, 0 is last. What is less than 0 counts as 0, since the contract leaves it open.
+// priorityRank turns a priority into a rank: lower is better, 0 is last. A negative priority counts
+// as 0, since the API does not define it.
 func priorityRank(p *snapshot.Pool) uint {
 	return uint(max(p.ServiceAllocation.Priority, 0)) - 1
 }
 
-// poolAdmits says whether the pool may serve the Service: its namespace and its labels both have to be admitted.
+// poolAdmits says whether the pool admits the Service: both its namespace and its labels must
+// match.
 func poolAdmits(p *snapshot.Pool, s *view.Service) bool {
 	a := p.ServiceAllocation
 	if a == nil {

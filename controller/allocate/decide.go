@@ -1,6 +1,7 @@
 package allocate
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -9,42 +10,46 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// Decision is what a Service is to hold, and why. Addresses equal to what it holds already mean that nothing changes;
-// no addresses mean that it holds none from now on. Addresses that take the place of others are to be held beside them until they are
-// written: see Ledger.Prepare.
+// Decision says which addresses a Service should hold, and why. If the addresses are those that it
+// already holds, nothing changes; if there are none, it loses what it holds. The Service holds its
+// old addresses and the new ones until the new ones are written.
 type Decision struct {
 	Addresses []netip.Addr
 	// Pool is the Pool of the first address.
 	Pool string
-	// Pools are the Pools of all addresses, in their order, each once; nil when Pool is the only one.
+	// Pools are the Pools of all addresses, in their order, each once; nil when Pool is the only
+	// one.
 	Pools []string
-	// Proposed are to be asked for on the segment before they are given, with ReasonProbing: see Ledger.Propose.
+	// Proposed are addresses that need an acquire probe first, with ReasonProbing: see
+	// Ledger.ProposeAddresses.
 	Proposed []netip.Addr
-	// Reason is ReasonAssigned when the Service has what it asks for. Any other Reason may come with addresses: those
-	// that it had and keeps.
+	// Reason is ReasonAssigned when the Service has what it asks for. With any other Reason the
+	// addresses are those that it had and keeps.
 	Reason names.Reason
 	// Text is one sentence for people.
 	Text string
-	// WantsMore says that the Service would take more than it has: look at it again when addresses become free or pools change.
+	// WantsMore says that the Service does not have all that it asks for: decide again when
+	// addresses become free or pools change.
 	WantsMore bool
 }
 
-// decider is one call of Decide.
+// decider is the state of one call of Decide.
 type decider struct {
 	service *view.Service
 	ledger  *Ledger
 	index   *poolIndex
 	sharing *sharing
-	// heldBefore is what the Service holds and may go on holding as far as others and its families are concerned; kept is what of it this
-	// decision keeps.
+	// heldBefore is what the Service holds, without addresses that it can no longer share or whose
+	// family it lost. kept is the part of it that this decision keeps.
 	heldBefore Assignment
 	kept       []netip.Addr
-	// needsIPv4 and v6 say which families it is to have, count how many addresses of each.
+	// needsIPv4 and needsIPv6 say which families it should have, countPerFamily how many addresses
+	// of each.
 	needsIPv4, needsIPv6 bool
 	countPerFamily       int
 	// picks are the addresses that this decision adds.
 	picks []pickedAddress
-	// exhaustedPools and over are the pools that had no address, and those that its namespace has its share of.
+	// exhaustedPools had no free address. In overQuotaPools the namespace has reached its quota.
 	exhaustedPools, overQuotaPools []*poolEntry
 }
 
@@ -54,8 +59,9 @@ type pickedAddress struct {
 	entry   *poolEntry
 }
 
-// Decide says what the Service is to hold. An address once given is kept, whatever becomes of the pools, until the
-// Service itself asks for something else; where what it asks for cannot be had, it keeps what it has.
+// Decide says which addresses the Service should hold. An address once given is kept, whatever
+// happens to the pools, until the Service itself asks for something else. If a request cannot be
+// fulfilled, the Service keeps what it has.
 func Decide(s *view.Service, l *Ledger, snap *snapshot.Snapshot) Decision {
 	d := decider{service: s, ledger: l, index: l.indexSnapshot(snap), sharing: sharingOf(s), countPerFamily: max(s.AddressCount, 1)}
 	for _, a := range s.ClusterIPs {
@@ -63,7 +69,7 @@ func Decide(s *view.Service, l *Ledger, snap *snapshot.Snapshot) Decision {
 		d.needsIPv4, d.needsIPv6 = d.needsIPv4 || f == view.IPv4, d.needsIPv6 || f == view.IPv6
 	}
 	if !d.needsIPv4 && !d.needsIPv6 {
-		return Decision{Reason: names.ReasonNoClusterIP, Text: "the Service has no cluster IP, so nothing would deliver packets for its address: headless Services cannot be of type LoadBalancer"}
+		return Decision{Reason: names.ReasonNoClusterIP, Text: "the Service has no cluster IP: headless Services cannot be of type LoadBalancer"}
 	}
 	if held, ok := l.AssignmentOf(s.Key); ok {
 		d.heldBefore = held
@@ -85,8 +91,8 @@ func Decide(s *view.Service, l *Ledger, snap *snapshot.Snapshot) Decision {
 	return d.decideAutomatic()
 }
 
-// hasGivenUp says whether the Service's own spec gave the address up: its sharing rights no longer cover it, or it has no cluster IP of that
-// family any more.
+// hasGivenUp says whether the Service lost the address by its own spec: it can no longer share it
+// with the other holders, or has no cluster IP of its family any more.
 func (d *decider) hasGivenUp(a netip.Addr) bool {
 	reason, _ := d.ledger.sharingConflict(addressOf(a), d.service.Key, d.sharing)
 	return reason != "" || !d.needsFamily(view.FamilyOf(a))
@@ -96,8 +102,9 @@ func (d *decider) needsFamily(f view.Family) bool {
 	return f == view.IPv4 && d.needsIPv4 || f == view.IPv6 && d.needsIPv6
 }
 
-// decideFromNamedPool serves a Service that names its pool. What it got from the pool of that name it keeps, also where the pool has changed since:
-// the pool's owner did that, not the Service's.
+// decideFromNamedPool decides for a Service that names its pool. It keeps what it got from the pool
+// with that name, even if the pool's ranges have changed since: the owner of the pool changed them,
+// not the owner of the Service.
 func (d *decider) decideFromNamedPool() Decision {
 	src := d.index.entryByName[d.service.RequestedPool]
 	if d.heldBefore.Pool != d.service.RequestedPool && src != nil {
@@ -115,7 +122,7 @@ func (d *decider) decideFromNamedPool() Decision {
 	return d.finishDecision()
 }
 
-// decideAutomatic serves a Service that leaves the choice to us.
+// decideAutomatic decides for a Service that names neither pool nor addresses.
 func (d *decider) decideAutomatic() Decision {
 	pinned, open := d.index.candidates.poolsForService(d.service)
 	if d.pickMissing(pinned, open) {
@@ -125,12 +132,12 @@ func (d *decider) decideAutomatic() Decision {
 	case len(d.index.entryByName) == 0:
 		return d.keepHeld(names.ReasonNoPools, "no IPAddressPool exists: create one")
 	case len(pinned)+len(open) == 0:
-		return d.keepHeld(names.ReasonNoEligiblePool, "no pool is open to this Service: each has autoAssign false or a serviceAllocation for others; name one with the annotation %s", names.AnnotationPool)
+		return d.keepHeld(names.ReasonNoEligiblePool, "no pool is open to this Service: each has autoAssign false or a serviceAllocation for other Services; name a pool with the annotation %s", names.AnnotationPool)
 	}
 	return d.keepHeld(d.shortageReason())
 }
 
-// decideRequested serves a Service that names its addresses.
+// decideRequested decides for a Service that names its addresses.
 func (d *decider) decideRequested() Decision {
 	want := d.service.RequestedAddresses
 	var v4, v6 int
@@ -141,11 +148,11 @@ func (d *decider) decideRequested() Decision {
 			v6++
 		}
 		if slices.Contains(d.service.AddressesToRelease, a) {
-			return d.keepHeld(names.ReasonInvalidRequest, "the Service asks for %s, and with the annotation %s to be rid of it: take one of them out", a, names.AnnotationRelease)
+			return d.keepHeld(names.ReasonInvalidRequest, "the Service requests %s and releases it with the annotation %s: remove one of the two", a, names.AnnotationRelease)
 		}
 	}
 	if (v4 > 0) != d.needsIPv4 || (v6 > 0) != d.needsIPv6 || v4 > d.countPerFamily || v6 > d.countPerFamily {
-		return d.keepHeld(names.ReasonFamilyMismatch, "the requested %s is not of the same families as the Service's cluster IPs (%s), %d of each", joinAddresses(want), joinAddresses(d.service.ClusterIPs), d.countPerFamily)
+		return d.keepHeld(names.ReasonFamilyMismatch, "the requested %s does not match the families of the Service's cluster IPs (%s): request at most %d of each", joinAddresses(want), joinAddresses(d.service.ClusterIPs), d.countPerFamily)
 	}
 	d.kept = nil
 	for _, a := range want {
@@ -165,7 +172,7 @@ func (d *decider) decideRequested() Decision {
 	return d.assignedDecision(slices.Clone(want))
 }
 
-// finishDecision makes the Decision of what is kept and picked.
+// finishDecision makes the Decision from the kept and the picked addresses.
 func (d *decider) finishDecision() Decision {
 	if wait, ok := d.decideProbe(); ok {
 		return wait
@@ -181,13 +188,15 @@ func (d *decider) finishDecision() Decision {
 	}
 	if (n4 > 0 && n4 < d.countPerFamily) || (n6 > 0 && n6 < d.countPerFamily) {
 		out.Reason, _, _ = d.shortageReason()
-		out.Text = "assigned " + joinAddresses(out.Addresses) + ", fewer than the " + formatCount(d.countPerFamily) + " of each family that the annotation " + names.AnnotationAddressCount + " asks for: " + d.shortageText()
+		out.Text = fmt.Sprintf("assigned %s, fewer than the %d of each family that the annotation %s asks for: %s",
+			joinAddresses(out.Addresses), d.countPerFamily, names.AnnotationAddressCount, d.shortageText())
 		out.WantsMore = true
 	}
 	return out
 }
 
-// decideProbe says which of the picked addresses the segment has to be asked for first.
+// decideProbe returns a Decision that proposes the picked addresses, if one of them needs an
+// acquire probe.
 func (d *decider) decideProbe() (Decision, bool) {
 	asked := false
 	for _, p := range d.picks {
@@ -202,13 +211,14 @@ func (d *decider) decideProbe() (Decision, bool) {
 	for _, p := range d.picks {
 		proposed = append(proposed, p.address.toNetip())
 	}
-	out := d.keepHeld(names.ReasonProbing, "asking the segment whether somebody uses %s already; the answer is up to a speaker with a link there", joinAddresses(proposed))
+	out := d.keepHeld(names.ReasonProbing, "checking whether a host already uses %s; a speaker with a link to the segment answers", joinAddresses(proposed))
 	out.Proposed = proposed
 	return out, true
 }
 
-// orderAddresses lists what the Service is to hold: what it keeps stays in its place, another address of the same family takes the place of one
-// that goes, and what is new comes last, IPv4 first.
+// orderAddresses lists what the Service should hold. A kept address keeps its position, a new
+// address of the same family takes the position of a lost one, and other new addresses come last,
+// IPv4 first.
 func (d *decider) orderAddresses() []netip.Addr {
 	if len(d.heldBefore.Addresses) == 0 && len(d.picks) == 1 { // nearly always
 		return []netip.Addr{d.picks[0].address.toNetip()}
@@ -233,7 +243,7 @@ func (d *decider) orderAddresses() []netip.Addr {
 	return out
 }
 
-// findPoolViolation says what the pools no longer allow of what is kept.
+// findPoolViolation says what the pools no longer allow of the kept addresses.
 func (d *decider) findPoolViolation() (names.Reason, string) {
 	for _, a := range d.kept {
 		src := d.index.entryCovering(addressOf(a))

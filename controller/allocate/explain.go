@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -12,11 +11,11 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// notAdmitted says that a pool is for others.
-const notAdmitted = "the serviceAllocation of pool %q does not admit this Service: ask for another pool or address, or add the namespace or the labels of the Service to it"
+// notAdmitted is the text for a pool that does not admit the Service.
+const notAdmitted = "pool %q does not admit this Service: ask for another pool or address, or add the Service's namespace or labels to the pool's serviceAllocation"
 
-// checkRequested says which pool gives an address that the Service asks for, or why it cannot have it. An address that it holds already is
-// judged by its pool alone.
+// checkRequested returns the pool of a requested address, or why the Service cannot have it. For an
+// address that the Service already holds, only its pool is checked.
 func (d *decider) checkRequested(a netip.Addr) (*poolEntry, names.Reason, string) {
 	at := addressOf(a)
 	src := d.index.entryAssigning(at)
@@ -27,7 +26,7 @@ func (d *decider) checkRequested(a netip.Addr) (*poolEntry, names.Reason, string
 		return nil, names.ReasonAddressNotInPool, fmt.Sprintf("no pool contains the requested %s: ask for an address of a pool, or add it to one", a)
 	}
 	if d.service.RequestedPool != "" && d.service.RequestedPool != src.pool.Name {
-		return nil, names.ReasonInvalidRequest, fmt.Sprintf("the requested %s belongs to pool %q, but the annotation %s asks for pool %q: take one of them out",
+		return nil, names.ReasonInvalidRequest, fmt.Sprintf("the requested %s belongs to pool %q, but the annotation %s asks for pool %q: remove one of the two",
 			a, src.pool.Name, names.AnnotationPool, d.service.RequestedPool)
 	}
 	if !poolAdmits(src.pool, d.service) {
@@ -43,23 +42,24 @@ func (d *decider) checkRequested(a netip.Addr) (*poolEntry, names.Reason, string
 		return nil, w.Reason, fmt.Sprintf("the requested %s %s", a, w.describeReason())
 	}
 	if !d.isWithinQuota(src.forFamily(at.family()), at) {
-		return nil, names.ReasonQuotaExceeded, fmt.Sprintf("namespace %s holds as many addresses of pool %q as its quota allows: raise the quota or free some", d.service.Key.Namespace, src.pool.Name)
+		return nil, names.ReasonQuotaExceeded, fmt.Sprintf("namespace %s has reached its quota of pool %q: raise the quota or release addresses", d.service.Key.Namespace, src.pool.Name)
 	}
 	return src, "", ""
 }
 
-// sharingConflict says why the Service may not hold the address beside those who do; the Reason is empty when it may. Of several it names the
-// first by name, so that every controller says the same.
+// sharingConflict says why the Service may not hold the address together with its holders; the
+// Reason is empty when it may. If several holders conflict, it names the first one by name, so that
+// every controller gives the same answer.
 func (l *Ledger) sharingConflict(a address, k view.ObjectKey, sh *sharing) (names.Reason, string) {
 	first, reason, why := l.firstConflictingHolder(a, k, sh)
 	if first == nil {
 		return "", ""
 	}
-	return reason, fmt.Sprintf("is held by Service %s, which may not share it: %s", first.service, why)
+	return reason, fmt.Sprintf("is held by Service %s and cannot be shared: %s", first.service, why)
 }
 
-// firstConflictingHolder returns the first holder of the address by name that may not share it with the Service, and why not; nil when there is
-// none.
+// firstConflictingHolder returns the first holder of the address by name that may not share it with
+// the Service, and why not; nil when there is none.
 func (l *Ledger) firstConflictingHolder(a address, k view.ObjectKey, sh *sharing) (first *assignmentRecord, reason names.Reason, why string) {
 	var room [1]int32
 	for _, id := range l.holderTable.recordsHolding(a, &room) {
@@ -74,7 +74,7 @@ func (l *Ledger) firstConflictingHolder(a address, k view.ObjectKey, sh *sharing
 	return first, reason, why
 }
 
-// describeReason says why the address cannot be had, as the end of a sentence.
+// describeReason says why the address cannot be assigned, as the end of a sentence.
 func (w WithheldAddress) describeReason() string {
 	until := ""
 	if !w.Until.IsZero() {
@@ -84,17 +84,18 @@ func (w WithheldAddress) describeReason() string {
 	case names.ReasonAddressReserved:
 		return fmt.Sprintf("is reserved for Service %s by AddressReservation %q%s", w.Service, w.By, until)
 	case names.ReasonQuarantined:
-		return fmt.Sprintf("is in quarantine%s: %s answered for it on the segment", until, w.By)
+		return fmt.Sprintf("is in quarantine%s: host %s answered for it on the segment", until, w.By)
 	case names.ReasonProbing:
 		return fmt.Sprintf("is about to be given to Service %s", w.Service)
 	}
-	return fmt.Sprintf("was given back by Service %s and cools down%s", w.Service, until)
+	return fmt.Sprintf("was released by Service %s and cools down%s", w.Service, until)
 }
 
-// keepHeld leaves the Service with what it has and says why it does not get what it asks for.
+// keepHeld leaves the Service with what it has, and says why it does not get what it asks for.
 func (d *decider) keepHeld(r names.Reason, format string, args ...any) Decision {
 	d.picks, d.kept = nil, d.heldBefore.Addresses
-	if d.service.RequestFault == "" { // what it holds beyond its number is an exchange that was not written
+	// Addresses beyond its count come from an exchange that was not written.
+	if d.service.RequestFault == "" {
 		d.trimToCount()
 		d.heldBefore.Addresses = d.kept
 	}
@@ -112,8 +113,9 @@ func (d *decider) assignedDecision(addresses []netip.Addr) Decision {
 	return out
 }
 
-// describeOrigins returns the pools of the addresses and a sentence about them. What no pool covers is said to be of the pool that it came from; and
-// so is what the Service got from the pool that it names, so that a later change of the pools is told from one of its own.
+// describeOrigins returns the pools of the addresses, and a sentence about them. An address that no
+// pool covers belongs to the pool that it came from. So does an address that the Service got from
+// the pool it names: otherwise a later change of the pools would look like a change of the Service.
 func (d *decider) describeOrigins(addresses []netip.Addr) (pool string, pools []string, text string) {
 	room := make([]byte, 0, 96)
 	room = append(room, "assigned "...)
@@ -153,10 +155,10 @@ func joinAddresses(addresses []netip.Addr) string {
 	return strings.Join(out, ", ")
 }
 
-// maxListedPools is how many pools are named in a sentence.
+// maxListedPools is how many pools a sentence names.
 const maxListedPools = 8
 
-// joinPoolNames names pools, sorted, each once; of many only the first.
+// joinPoolNames lists the names of pools, sorted, each once, at most maxListedPools of them.
 func joinPoolNames(from []*poolEntry) string {
 	var out []string
 	for _, src := range from {
@@ -169,5 +171,3 @@ func joinPoolNames(from []*poolEntry) string {
 	}
 	return strings.Join(out, ", ")
 }
-
-func formatCount(n int) string { return strconv.Itoa(n) }

@@ -2,14 +2,16 @@ package allocate
 
 import "math/bits"
 
-// freeSet says which of the positions 0..size-1 are taken. It is a tree of 64-bit words: a bit of the lowest level is a position,
-// a bit of a higher one says that the whole word below it is taken. Words without a bit are not stored, so that the memory grows with
-// what is taken and not with the size, and the next free position is found in as many steps as the tree has levels, at any fill.
+// freeSet stores which of the positions 0..size-1 are taken. It is a tree of 64-bit words: a bit of
+// the lowest level is a position; a bit of a higher level says that the whole word below it is
+// taken. Words without a set bit are not stored. So the memory grows with the number of taken
+// positions and not with the size, and the next free position is found in as many steps as the tree
+// has levels.
 type freeSet struct {
 	size       uint64
 	takenCount uint64 // how many positions are taken
 	levels     []map[uint64]uint64
-	// lowestCandidate is a position below which everything is taken.
+	// lowestCandidate is a position below which every position is taken.
 	lowestCandidate uint64
 }
 
@@ -26,7 +28,7 @@ func newFreeSet(size uint64) *freeSet {
 // isTaken says whether the position is taken.
 func (s *freeSet) isTaken(at uint64) bool { return s.levels[0][at/64]&(1<<(at%64)) != 0 }
 
-// markTaken marks the position as taken; it may be already.
+// markTaken marks the position as taken. It may be taken already.
 func (s *freeSet) markTaken(at uint64) {
 	if s.isTaken(at) {
 		return
@@ -45,7 +47,7 @@ func (s *freeSet) markTaken(at uint64) {
 	}
 }
 
-// markFree marks the position as free; it may be already.
+// markFree marks the position as free. It may be free already.
 func (s *freeSet) markFree(at uint64) {
 	if !s.isTaken(at) {
 		return
@@ -78,7 +80,8 @@ func (s *freeSet) nextFree(from uint64) (uint64, bool) {
 	return at, true
 }
 
-// nextFreeOnLevel returns the lowest bit of the level, not below from, that is not set; it may lie beyond the size.
+// nextFreeOnLevel returns the lowest unset bit of the level that is not below from; it may lie
+// beyond the size.
 func (s *freeSet) nextFreeOnLevel(level int, from uint64) uint64 {
 	if level == len(s.levels) {
 		return from

@@ -14,7 +14,7 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// harness is a Ledger with its pools and the Services that were served, which carries decisions out as the controller does.
+// harness is a Ledger with its pools and Services. It carries decisions out as the controller does.
 type harness struct {
 	*testing.T
 	ledger   *Ledger
@@ -41,7 +41,7 @@ func (w *harness) setPools(pools ...*snapshot.Pool) {
 	w.snapshot = next
 }
 
-// setReservations replaces the reservations, and has what they keep decided.
+// setReservations replaces the reservations and decides what they keep.
 func (w *harness) setReservations(all ...*snapshot.Reservation) (last Decision) {
 	w.snapshot = &snapshot.Snapshot{Pools: w.snapshot.Pools, Reservations: all}
 	for _, r := range all {
@@ -56,7 +56,7 @@ func (w *harness) advanceTime(d time.Duration) {
 	w.ledger.AdvanceTime(w.now)
 }
 
-// serveService has a Service served, after the edits: decided, prepared, written and committed.
+// serveService edits a Service, decides, and carries the Decision out.
 func (w *harness) serveService(name string, edits ...func(*view.Service)) Decision {
 	w.Helper()
 	s := w.services[name]
@@ -72,7 +72,7 @@ func (w *harness) serveService(name string, edits ...func(*view.Service)) Decisi
 	}
 	d := Decide(s, w.ledger, w.snapshot)
 	if again := Decide(s, w.ledger, w.snapshot); !equalDecisions(d, again) {
-		w.Errorf("%s: the same question has two answers: %+v, then %+v", name, d, again)
+		w.Errorf("%s: two equal decisions differ: %+v, then %+v", name, d, again)
 	}
 	w.carryOutDecision(s, d)
 	return d
@@ -88,12 +88,25 @@ func (w *harness) carryOutDecision(s *view.Service, d Decision) {
 	if len(d.Proposed) > 0 {
 		w.ledger.ProposeAddresses(s.Key, d.Proposed)
 	} else {
-		w.ledger.PrepareAddresses(s.Key, d.Addresses)
+		w.holdForWrite(s, d)
 	}
 	w.written[s.Key.Name] = d.Addresses
 	if len(d.Proposed) == 0 {
 		w.ledger.CommitAssignment(s, d.Addresses, d.Pool)
 	}
+}
+
+// holdForWrite records that a Service holds its old and its new addresses until the new ones are
+// written, as the controller does.
+func (w *harness) holdForWrite(s *view.Service, d Decision) {
+	held, _ := w.ledger.AssignmentOf(s.Key)
+	both := slices.Clone(held.Addresses)
+	for _, a := range d.Addresses {
+		if !slices.Contains(both, a) {
+			both = append(both, a)
+		}
+	}
+	w.ledger.CommitAssignment(s, both, d.Pool)
 }
 
 func (w *harness) deleteService(name string) {
@@ -102,7 +115,7 @@ func (w *harness) deleteService(name string) {
 	delete(w.written, name)
 }
 
-// restartController builds a Ledger anew from what is written, as a controller does that starts.
+// restartController builds a new Ledger from what is written, as a controller does at its start.
 func (w *harness) restartController() {
 	memory := w.ledger.AllWithheld()
 	pools := map[string]string{}
@@ -122,7 +135,8 @@ func (w *harness) restartController() {
 	}
 }
 
-// wantDecision checks a Decision: its addresses, "A, B" or empty, its Reason, and words of its sentence.
+// wantDecision checks a Decision: its addresses ("A, B" or empty), its Reason, and words of its
+// sentence.
 func (w *harness) wantDecision(d Decision, addresses string, reason names.Reason, words ...string) {
 	w.Helper()
 	if joinAddresses(d.Addresses) != addresses || d.Reason != reason {
@@ -177,7 +191,7 @@ func restrictedTo(priority int, namespaces ...string) func(*snapshot.Pool) {
 	}
 }
 
-// admittingNobody is what namespaceSelectors make of a pool when they match no namespace.
+// admittingNobody is the result of namespaceSelectors that match no namespace.
 func admittingNobody(p *snapshot.Pool) {
 	p.ServiceAllocation = &snapshot.ServiceAllocation{NamespacesRestricted: true}
 }

@@ -1,8 +1,9 @@
 package allocate
 
-// hashTable finds small numbers by a hash. It keeps 32 bits of the hash beside the number and leaves it to the caller to say whether a
-// number that it comes upon is the one: what is looked for stands in the record already, and a map would hold it twice.
-// Slots are probed one after the other, at most three of four are full, and a removed entry is closed by moving up what follows.
+// hashTable finds small numbers by a hash. It stores 32 bits of the hash next to the number. The
+// caller decides whether a found number is the right one: the key is already in the record, and a
+// Go map would store it twice. Slots are probed linearly, and at most three quarters are in use.
+// When an entry is removed, the entries behind it move up.
 type hashTable struct {
 	slots []slot
 	count int
@@ -14,7 +15,7 @@ type slot struct {
 	number uint32
 }
 
-// findEntry returns the place of the first entry with this hash that is accepted.
+// findEntry returns the index of the first entry with this hash that accept accepts.
 func (t *hashTable) findEntry(hash uint32, accept func(number uint32) bool) (at int, ok bool) {
 	if len(t.slots) == 0 {
 		return 0, false
@@ -28,7 +29,7 @@ func (t *hashTable) findEntry(hash uint32, accept func(number uint32) bool) (at 
 	return at, false
 }
 
-// addEntry enters a number; the caller knows that it is not there.
+// addEntry adds a number that is not in the table.
 func (t *hashTable) addEntry(hash, number uint32) {
 	if 4*(t.count+1) > 3*len(t.slots) {
 		t.growSlots()
@@ -56,12 +57,12 @@ func (t *hashTable) growSlots() {
 	}
 }
 
-// removeEntry takes the entry at a place that get returned.
+// removeEntry removes the entry at an index that findEntry returned.
 func (t *hashTable) removeEntry(at int) {
 	mask := len(t.slots) - 1
 	t.count--
 	for next := (at + 1) & mask; t.slots[next].number != 0; next = (next + 1) & mask {
-		// An entry may move up unless that puts it before the place where its probing starts.
+		// An entry may move up unless that puts it before its home slot.
 		if home := int(t.slots[next].hash) & mask; (next-home)&mask >= (next-at)&mask {
 			t.slots[at], at = t.slots[next], next
 		}

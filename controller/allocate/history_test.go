@@ -14,9 +14,10 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// TestRandomHistories has Services, pools and reservations come, change and go, time pass, and the controller restart. After each step a slow oracle,
-// which looks at every address by itself, says what has to hold: no address twice, none taken by what others do, none lost, and the next
-// one the lowest that is free.
+// TestRandomHistories creates, edits and deletes Services, pools and reservations, lets time pass
+// and restarts the controller. After each step a slow oracle looks at every address and checks that
+// no address is held twice, none is taken by the acts of others, none is lost, and the next one
+// assigned is the lowest free one.
 func TestRandomHistories(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		h := &randomHistory{T: rt, harness: newHarness(t)}
@@ -28,7 +29,7 @@ func TestRandomHistories(t *testing.T) {
 	})
 }
 
-// randomHistory is a world with what drives it.
+// randomHistory drives a harness at random.
 type randomHistory struct {
 	*rapid.T
 	harness *harness
@@ -38,13 +39,14 @@ func (h *randomHistory) drawOne(label string, of ...string) string {
 	return rapid.SampledFrom(of).Draw(h.T, label)
 }
 
-// rangeVariantsByPool are what a pool may have been edited to; they never overlap across pools.
+// rangeVariantsByPool are the ranges to which a pool may be edited; they never overlap across
+// pools.
 var rangeVariantsByPool = map[string][][]string{
 	"0": {{"192.0.2.0/29"}, {"192.0.2.2-192.0.2.12"}, {"192.0.2.4/30", "fd00:1::/126"}, {"192.0.2.0/28", "fd00:1::/125"}},
 	"1": {{"198.51.100.254-198.51.101.3"}, {"fd00:2::-fd00:2::5"}, {"198.51.101.0/29", "fd00:2::/127"}},
 }
 
-// drawPools edits the pools, those that are named or any.
+// drawPools replaces the pools by random variants of those that are named.
 func (h *randomHistory) drawPools(pools ...string) {
 	var out []*snapshot.Pool
 	for _, name := range pools {
@@ -70,7 +72,8 @@ func (h *randomHistory) drawPools(pools ...string) {
 	h.harness.setPools(out...)
 }
 
-// runStep does one thing and has the Services that it does not concern served again: they must keep what they have.
+// runStep does one thing, and then serves all unrelated Services again: they must keep what they
+// have.
 func (h *randomHistory) runStep() {
 	w := h.harness
 	name := h.drawOne("service", "a1", "a2", "a3", "a4", "b1", "b2", "b3", "b4")
@@ -111,12 +114,12 @@ func (h *randomHistory) runStep() {
 	}
 }
 
-// wantsToMove says whether a Service still waits to be rid of an address, by a wish of its own.
+// wantsToMove says whether a Service asks to exchange the address.
 func (h *randomHistory) wantsToMove(s *view.Service, a netip.Addr, from string) bool {
 	return len(s.RequestedAddresses) > 0 && !slices.Contains(s.RequestedAddresses, a) || slices.Contains(s.AddressesToRelease, a) || s.RequestedPool != "" && s.RequestedPool != from
 }
 
-// serveRandom makes a Service, or edits it.
+// serveRandom creates a Service, or edits it.
 func (h *randomHistory) serveRandom(name string, edit bool) {
 	var edits []func(*view.Service)
 	if h.harness.services[name] == nil {
@@ -177,7 +180,7 @@ func (h *randomHistory) checkInvariants() {
 		for _, a := range as {
 			for _, o := range holders[a] {
 				if reason, _ := sharingOf(w.services[n]).conflictWith(sharingOf(o)); reason != "" {
-					h.Fatalf("%s is held by %s and %s, who may not share it (%s)", a, n, o.Key, reason)
+					h.Fatalf("%s is held by %s and %s, which may not share it (%s)", a, n, o.Key, reason)
 				}
 			}
 			holders[a] = append(holders[a], w.services[n])
@@ -187,7 +190,7 @@ func (h *randomHistory) checkInvariants() {
 	for _, x := range w.ledger.AllWithheld() {
 		withheld[x.Address] = true
 		if x.Reason == names.ReasonProbing && len(holders[x.Address]) == 0 {
-			h.Fatalf("%s is kept for a write of %s that is over", x.Address, x.Service)
+			h.Fatalf("%s is withheld for a finished write of %s", x.Address, x.Service)
 		}
 	}
 	for _, p := range w.snapshot.Pools {
@@ -238,6 +241,6 @@ func (h *randomHistory) checkNextAddress(p *snapshot.Pool, lowest netip.Addr) {
 		h.Fatalf("pool %s gives %v, and %s is the lowest", p.Name, d.Addresses, lowest)
 	}
 	if got := fmt.Sprint(Decide(s, h.harness.ledger, h.harness.snapshot)); got != fmt.Sprint(d) {
-		h.Fatalf("the same question has two answers: %v, %v", d, got)
+		h.Fatalf("two equal decisions differ: %v, %v", d, got)
 	}
 }

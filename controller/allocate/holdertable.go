@@ -1,27 +1,28 @@
 package allocate
 
-// holderTable says which records hold an address. Most addresses have one holder, which stands in the table itself; those that more
-// Services share stand in crowds. The table probes its places one after the other and is at most three quarters full; a removed
-// entry is closed by moving up what follows. A map of the language would take the same memory and twice the time.
+// holderTable stores which records hold an address. Most addresses have one holder, which is in the
+// table itself; several holders are in a list of their own. Slots are probed linearly, and at most
+// three quarters are in use. When an entry is removed, the entries behind it move up. A Go map
+// would take the same memory and twice the time.
 type holderTable struct {
-	// salt is random, so that nobody can ask for addresses that all fall into one place.
+	// salt is random, so that no user can request addresses that all collide.
 	salt      uint64
 	keys      []address
-	holderIDs []int32 // 0 is an empty place, a record's number plus 1, or below zero a crowd's number minus 1, negated
+	holderIDs []int32 // 0: empty; > 0: a record's number + 1; < 0: -(a list's number + 1)
 	count     int
 
 	holderLists [][]int32
 	spareLists  []int32
 }
 
-// homeSlot is the place where the search for the address starts.
+// homeSlot is the slot where the search for the address starts.
 func (h *holderTable) homeSlot(a address) int {
 	x := (a.hi ^ h.salt) * 0xff51afd7ed558ccd
 	x = (x ^ x>>32 ^ a.lo) * 0xc4ceb9fe1a85ec53
 	return int(x^x>>32) & (len(h.holderIDs) - 1)
 }
 
-// findSlot returns the place of the address, or the empty one where it would stand.
+// findSlot returns the slot of the address, or the empty one where it belongs.
 func (h *holderTable) findSlot(a address) (at int, ok bool) {
 	if len(h.holderIDs) == 0 {
 		return 0, false
@@ -34,7 +35,8 @@ func (h *holderTable) findSlot(a address) (at int, ok bool) {
 	return at, false
 }
 
-// recordsHolding returns the records that hold the address; one alone is put into the room. The result is good until the next change.
+// recordsHolding returns the records that hold the address. A single one is returned in room. The
+// result is valid until the next change.
 func (h *holderTable) recordsHolding(a address, room *[1]int32) []int32 {
 	at, ok := h.findSlot(a)
 	switch {
@@ -47,7 +49,7 @@ func (h *holderTable) recordsHolding(a address, room *[1]int32) []int32 {
 	return room[:]
 }
 
-// addHolder enters a record as the last holder of an address and returns all of them.
+// addHolder adds a record as the last holder of an address and returns all holders.
 func (h *holderTable) addHolder(a address, id int32, room *[1]int32) []int32 {
 	if 4*(h.count+1) > 3*len(h.holderIDs) {
 		h.growSlots()
@@ -69,7 +71,7 @@ func (h *holderTable) addHolder(a address, id int32, room *[1]int32) []int32 {
 	return *crowd
 }
 
-// newHolderList returns the number of an empty crowd.
+// newHolderList returns the number of an empty list.
 func (h *holderTable) newHolderList() int32 {
 	if n := len(h.spareLists); n > 0 {
 		i := h.spareLists[n-1]
@@ -80,7 +82,7 @@ func (h *holderTable) newHolderList() int32 {
 	return int32(len(h.holderLists) - 1)
 }
 
-// removeHolder takes a record from the holders of an address and returns the others.
+// removeHolder removes a record from the holders of an address and returns the others.
 func (h *holderTable) removeHolder(a address, id int32, room *[1]int32) []int32 {
 	at, ok := h.findSlot(a)
 	switch {
@@ -107,9 +109,9 @@ func (h *holderTable) removeHolder(a address, id int32, room *[1]int32) []int32 
 }
 
 func (h *holderTable) growSlots() {
-	keys, who := h.keys, h.holderIDs
-	h.keys, h.holderIDs = make([]address, max(2*len(who), 64)), make([]int32, max(2*len(who), 64))
-	for i, w := range who {
+	keys, ids := h.keys, h.holderIDs
+	h.keys, h.holderIDs = make([]address, max(2*len(ids), 64)), make([]int32, max(2*len(ids), 64))
+	for i, w := range ids {
 		if w != 0 {
 			at, _ := h.findSlot(keys[i])
 			h.keys[at], h.holderIDs[at] = keys[i], w
@@ -121,7 +123,7 @@ func (h *holderTable) removeSlot(at int) {
 	mask := len(h.holderIDs) - 1
 	h.count--
 	for next := (at + 1) & mask; h.holderIDs[next] != 0; next = (next + 1) & mask {
-		// An entry may move up unless that puts it before its home.
+		// An entry may move up unless that puts it before its home slot.
 		if (next-h.homeSlot(h.keys[next]))&mask >= (next-at)&mask {
 			h.keys[at], h.holderIDs[at], at = h.keys[next], h.holderIDs[next], next
 		}

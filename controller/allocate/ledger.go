@@ -1,6 +1,7 @@
-// Package allocate decides which addresses a Service gets. Decide is pure: it looks at a Service, the Ledger and the
-// Snapshot, and changes none of them; Commit and Release are separate, small steps. The package reads no clock, logs
-// nothing and knows no API: the owner of a Ledger tells it the time by Advance. A Ledger belongs to one goroutine.
+// Package allocate decides which addresses a Service gets. Decide is pure: it reads a Service, the
+// Ledger and the Snapshot, and changes none of them. CommitAssignment and ReleaseService are
+// separate, small steps. The package reads no clock, writes no log and knows no API: the owner of a
+// Ledger sets its time with AdvanceTime. A Ledger belongs to one goroutine.
 package allocate
 
 import (
@@ -18,23 +19,27 @@ import (
 type Assignment struct {
 	Service   view.ObjectKey
 	Addresses []netip.Addr
-	// Pool is the Pool of the first address as it was committed, whatever became of it since.
+	// Pool is the Pool of the first address when it was committed, even if that has changed since.
 	Pool string
 }
 
-// assignmentRecord is an Assignment as the Ledger keeps it: small, because there may be a million.
+// assignmentRecord is an Assignment as stored in the Ledger: small, because there may be a million.
 type assignmentRecord struct {
 	service                     view.ObjectKey
 	firstAddress, secondAddress address
 	sharing                     *sharing
-	poolID                      uint32 // into Ledger.pools
-	addressCount                uint32 // how many addresses; from the third on they are in Ledger.more
+	poolID                      uint32 // index into Ledger.poolNames
+	// addressCount is how many addresses it has; from the third on they are in
+	// Ledger.extraAddresses.
+	addressCount uint32
 }
 
-// recordChunkSize is how many records are made at once: a list that doubles would take twice the memory while it grows.
+// recordChunkSize is how many records are allocated at once. A doubling list would need twice the
+// memory while it grows.
 const recordChunkSize = 1024
 
-// Ledger says who holds which address, and which addresses wait for somebody or something. The zero value is not usable; call NewLedger.
+// Ledger stores which Service holds which address, and which addresses are withheld. The zero value
+// is not usable; call NewLedger.
 type Ledger struct {
 	currentTime    time.Time
 	records        [][]assignmentRecord
@@ -48,18 +53,19 @@ type Ledger struct {
 	recordTable hashTable
 	hashSeed    maphash.Seed
 	holderTable holderTable
-	// withheldByAddress are the addresses that wait, by address and by the Service that may have them.
+	// withheldByAddress and withheldByService are the withheld addresses, by address and by the
+	// Service that may have them.
 	withheldByAddress map[address][]WithheldAddress
 	withheldByService map[view.ObjectKey][]address
 	// reservedByReservation are the addresses that each reservation keeps.
 	reservedByReservation map[string]map[address]struct{}
-	// checkpointVersion counts the changes of what has to be remembered.
+	// checkpointVersion counts the changes of the entries that must survive a restart.
 	checkpointVersion uint64
 	// probingCount counts the entries with ReasonProbing.
 	probingCount int
-	// deadlines is ordered by time.
+	// deadlines are ordered by time.
 	deadlines []deadline
-	// followingByService are the reservations that take over what their Services held.
+	// followingByService are the reservations that take over what their Service held.
 	followingByService map[view.ObjectKey]*snapshot.Reservation
 
 	index *poolIndex
@@ -101,7 +107,7 @@ func (l *Ledger) HoldersOf(a netip.Addr) []view.ObjectKey {
 	return out
 }
 
-// CommitAssignment records that the Service holds exactly these addresses now, in the place of what it held before.
+// CommitAssignment records that the Service now holds exactly these addresses.
 func (l *Ledger) CommitAssignment(s *view.Service, addresses []netip.Addr, pool string) {
 	if len(addresses) == 0 {
 		l.ReleaseService(s.Key)
@@ -139,8 +145,8 @@ func (l *Ledger) CommitAssignment(s *view.Service, addresses []netip.Addr, pool 
 	l.withdrawProposal(s.Key)
 }
 
-// ReleaseService frees what the Service holds and returns the addresses that nobody holds any more. An address whose Pool has a
-// cool-down, or that is reserved, is among them though it is not free yet.
+// ReleaseService removes what the Service holds and returns the addresses without a holder. Some of
+// these may not be free yet: they cool down or are reserved.
 func (l *Ledger) ReleaseService(k view.ObjectKey) []netip.Addr {
 	l.withdrawProposal(k)
 	id, ok := l.findRecord(k)
@@ -162,7 +168,7 @@ func (l *Ledger) ReleaseService(k view.ObjectKey) []netip.Addr {
 	return freed
 }
 
-// HoldingServices returns every Service that holds something, sorted.
+// HoldingServices returns every Service that holds an address, sorted.
 func (l *Ledger) HoldingServices() []view.ObjectKey {
 	out := make([]view.ObjectKey, 0, l.recordTable.count)
 	for _, c := range l.records {
@@ -176,7 +182,8 @@ func (l *Ledger) HoldingServices() []view.ObjectKey {
 	return out
 }
 
-// CanHold says whether the Service may hold a, as far as others are concerned: nobody else does, or all who do may share it with this Service.
+// CanHold says whether the Service may hold a as far as other Services are concerned: no other
+// Service holds it, or all holders can share it with this one.
 func (l *Ledger) CanHold(a netip.Addr, s *view.Service) bool {
 	reason, _ := l.sharingConflict(addressOf(a), s.Key, sharingOf(s))
 	return reason == ""
@@ -200,28 +207,12 @@ func (l *Ledger) ConflictingHolders(a netip.Addr, s *view.Service) []view.Object
 	return out
 }
 
-// CountInUse counts the different addresses in use that lie in the pool.
-func (l *Ledger) CountInUse(p *snapshot.Pool) (ipv4, ipv6 int64) {
-	if src := l.index.entryNamed(p.Name); src != nil && src.ipv4.canServePool(p) {
-		return src.ipv4.addressesInUse, src.ipv6.addressesInUse
-	}
-	for i, a := range l.holderTable.keys { // the Ledger has not met this version of the pool
-		switch {
-		case l.holderTable.holderIDs[i] == 0 || !p.CoversAddress(a.toNetip()):
-		case a.family() == view.IPv4:
-			ipv4++
-		default:
-			ipv6++
-		}
-	}
-	return ipv4, ipv6
-}
-
-// UseSnapshot lays the Ledger out for a Snapshot, as every decision does too: from then on what is given back is treated as its pools say.
+// UseSnapshot makes the Ledger use the pools of a Snapshot, as every decision does: released
+// addresses are then treated as its pools say.
 func (l *Ledger) UseSnapshot(snap *snapshot.Snapshot) { l.indexSnapshot(snap) }
 
-// PoolUsage is what the status of a Pool says, by family. Available is what a Service could be given now; more than fits counts as
-// math.MaxInt64.
+// PoolUsage is what the status of a Pool says, by family. Available addresses could be assigned
+// now. A count above math.MaxInt64 is math.MaxInt64.
 type PoolUsage struct{ AssignedIPv4, AssignedIPv6, AvailableIPv4, AvailableIPv6 int64 }
 
 // UsageOf counts the addresses of a Pool of the Snapshot.
@@ -237,17 +228,17 @@ func (l *Ledger) UsageOf(p *snapshot.Pool, snap *snapshot.Snapshot) PoolUsage {
 	return PoolUsage{src.ipv4.addressesInUse, src.ipv6.addressesInUse, free(v4, src.ipv4), free(v6, src.ipv6)}
 }
 
-// isHeld says whether anybody holds the address.
+// isHeld says whether any Service holds the address.
 func (l *Ledger) isHeld(a address) bool {
 	_, ok := l.holderTable.findSlot(a)
 	return ok
 }
 
-// addHolder enters the record as a holder of the address.
+// addHolder records a holder of the address.
 func (l *Ledger) addHolder(id int32, a address) {
 	var room [1]int32
 	all := l.holderTable.addHolder(a, id, &room)
-	if len(l.withheldByAddress) > 0 { // what was withheld for want of a holder has one now
+	if len(l.withheldByAddress) > 0 { // the address has a holder now
 		l.removeEntries(a, func(w WithheldAddress) bool {
 			return w.Reason == names.ReasonCoolingDown || w.Reason == names.ReasonProbing
 		})
@@ -261,7 +252,8 @@ func (l *Ledger) addHolder(id int32, a address) {
 	}
 }
 
-// countHolder counts a holder of an address, one of all, in its stock, and returns the position of the address if it has one.
+// countHolder counts one of all holders of an address in its familyPool, and returns the position
+// of the address if it has one.
 func (l *Ledger) countHolder(st *familyPool, a address, id int32, all []int32) (at uint64, ok bool) {
 	r := l.recordAt(id)
 	if all[0] == id {
@@ -277,7 +269,7 @@ func (l *Ledger) countHolder(st *familyPool, a address, id int32, all []int32) (
 	return at, ok
 }
 
-// firstInNamespace returns the first of the records that is of the namespace, -1 when none is.
+// firstInNamespace returns the first of the records whose Service is in the namespace, or -1.
 func (l *Ledger) firstInNamespace(namespace string, ids []int32) int32 {
 	for _, id := range ids {
 		if l.recordAt(id).service.Namespace == namespace {
@@ -287,7 +279,7 @@ func (l *Ledger) firstInNamespace(namespace string, ids []int32) int32 {
 	return -1
 }
 
-// removeHolder takes the record from the holders of the address, and says whether nobody holds it any more.
+// removeHolder removes a holder of the address, and says whether it was the last.
 func (l *Ledger) removeHolder(id int32, a address) bool {
 	var room [1]int32
 	rest := l.holderTable.removeHolder(a, id, &room)

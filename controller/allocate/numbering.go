@@ -11,8 +11,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// address is an IP address as a number of 128 bits, an IPv4 address in its mapped form. It is the key of the Ledger: half the size of
-// netip.Addr and without a pointer.
+// address is an IP address as a number of 128 bits, an IPv4 address in its mapped form. It is the
+// key of the Ledger: half the size of netip.Addr and without a pointer.
 type address struct{ hi, lo uint64 }
 
 const mappedPrefix = 0xffff << 32
@@ -38,7 +38,8 @@ func (a address) family() view.Family {
 
 func (a address) isBelow(o address) bool { return a.hi < o.hi || (a.hi == o.hi && a.lo < o.lo) }
 
-// distanceFrom returns a - o for o <= a, or the highest number of 64 bits when it is more than that.
+// distanceFrom returns a - o for o <= a. A difference of more than 64 bits is returned as the
+// highest number of 64 bits.
 func (a address) distanceFrom(o address) uint64 {
 	lo, borrow := bits.Sub64(a.lo, o.lo, 0)
 	if hi, _ := bits.Sub64(a.hi, o.hi, borrow); hi != 0 {
@@ -52,12 +53,12 @@ func (a address) addOffset(n uint64) address {
 	return address{a.hi + carry, lo}
 }
 
-// maxPositions bounds the positions of one family of a pool: what lies beyond is given only when it is asked for. Giving
-// a million a second it takes 290,000 years to get there.
+// maxPositions bounds the positions of one family of a pool. Addresses beyond are given only when
+// requested. At a million addresses per second it takes 290,000 years to get there.
 const maxPositions = 1 << 63
 
-// numbering numbers the addresses of one family that a pool may give, in the order in which it gives them: the Ranges in
-// theirs, each from its lowest address, without those that are excluded or avoided.
+// numbering numbers the addresses of one family that a pool may give, in the order in which it
+// gives them: range by range, each from its lowest address, without excluded and skipped addresses.
 type numbering struct {
 	spans          []span // by position
 	spansByAddress []span // by address
@@ -65,7 +66,7 @@ type numbering struct {
 	skipsBuggyIPs  bool
 }
 
-// span is an unbroken piece of a layout.
+// span is a contiguous part of a numbering.
 type span struct {
 	first, last   address
 	firstPosition uint64 // the position of first
@@ -98,7 +99,8 @@ func newNumbering(p *snapshot.Pool, f view.Family) numbering {
 	return l
 }
 
-// The addresses of a /24 that are not avoided are .1 to .254; sound counts them below n, and nth is its inverse.
+// The addresses of a /24 that are not skipped are .1 to .254. countUnskipped counts them below n;
+// nthUnskipped is its inverse.
 func countUnskipped(n uint64) uint64 { return n/256*254 + min(max(n%256, 1)-1, 254) }
 
 func nthUnskipped(n uint64) uint64 { return n/254*256 + n%254 + 1 }
@@ -112,7 +114,7 @@ func (l *numbering) countPositions(s span) uint64 {
 	return countUnskipped(s.last.lo-mappedPrefix+1) - countUnskipped(s.first.lo-mappedPrefix)
 }
 
-// positionOf returns where a stands, if the pool may give it.
+// positionOf returns the position of a, if the pool may give it.
 func (l *numbering) positionOf(a address) (uint64, bool) {
 	i := sort.Search(len(l.spansByAddress), func(i int) bool { return a.isBelow(l.spansByAddress[i].first) }) - 1
 	if i < 0 || l.spansByAddress[i].last.isBelow(a) {
@@ -134,7 +136,7 @@ func (l *numbering) positionOf(a address) (uint64, bool) {
 	return s.firstPosition + at, true
 }
 
-// addressAt returns what stands at the position.
+// addressAt returns the address at the position.
 func (l *numbering) addressAt(at uint64) address {
 	i := sort.Search(len(l.spans), func(i int) bool { return at < l.spans[i].firstPosition }) - 1
 	s := l.spans[i]

@@ -8,9 +8,10 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// pickMissing picks what the Service lacks, and says whether it then has what it cannot do without. The pools are tried in the order given. A pool
-// that has both families comes before all that have one; where none has both, each family comes from the first pool that has it.
-// What waits for the Service comes before everything else.
+// pickMissing picks the addresses that the Service lacks, and says whether it then has all that it
+// needs. Addresses that are withheld for the Service come first. Then the pools are tried in the
+// given order: a pool with both families comes before all pools with one; if none has both, each
+// family comes from the first pool that has it.
 func (d *decider) pickMissing(pinned, open []*poolEntry) bool {
 	d.trimToCount()
 	named := d.service.RequestedPool != ""
@@ -28,7 +29,7 @@ func (d *decider) pickMissing(pinned, open []*poolEntry) bool {
 	return true
 }
 
-// trimToCount drops what is kept beyond the number that the Service asks for, the last first.
+// trimToCount drops kept addresses beyond the number that the Service asks for, the last first.
 func (d *decider) trimToCount() {
 	if len(d.kept) <= d.countPerFamily {
 		return
@@ -44,7 +45,7 @@ func (d *decider) trimToCount() {
 	d.kept = kept
 }
 
-// pickRequiredFamilies picks the first address of each family that the Service has none of.
+// pickRequiredFamilies picks an address of each family of which the Service has none.
 func (d *decider) pickRequiredFamilies(pinned, open []*poolEntry) bool {
 	lacks4, lacks6 := d.needsIPv4 && d.countOfFamily(view.IPv4) == 0, d.needsIPv6 && d.countOfFamily(view.IPv6) == 0
 	first, second := view.IPv4, view.IPv6
@@ -58,7 +59,8 @@ func (d *decider) pickRequiredFamilies(pinned, open []*poolEntry) bool {
 		return d.pickFamily(view.IPv6, pinned, open) || d.canLackOneFamily()
 	case !lacks6:
 		return d.pickFamily(view.IPv4, pinned, open) || d.canLackOneFamily()
-	case d.service.FamilyPolicy == view.SingleStack: // two cluster IPs all the same: only the first family counts
+	// It has two cluster IPs, but only the first family counts.
+	case d.service.FamilyPolicy == view.SingleStack:
 		return d.pickFamily(first, pinned, open) || d.pickFamily(second, pinned, open)
 	}
 	if d.pickBothFamilies(pinned) || d.pickBothFamilies(open) {
@@ -73,7 +75,7 @@ func (d *decider) pickRequiredFamilies(pinned, open []*poolEntry) bool {
 	return one || other
 }
 
-// canLackOneFamily says whether the Service can do without the family that could not be had: it has the other one.
+// canLackOneFamily says whether one of its two families is enough for the Service.
 func (d *decider) canLackOneFamily() bool {
 	return d.needsIPv4 && d.needsIPv6 && d.service.FamilyPolicy != view.RequireDualStack
 }
@@ -90,8 +92,8 @@ func (d *decider) pickBothFamilies(from []*poolEntry) bool {
 	return false
 }
 
-// pickFamily picks an address of the family: from a pool that the Service has addresses of where that is possible, else from the first
-// that has one.
+// pickFamily picks an address of the family: if possible from a pool that the Service already has
+// an address of, otherwise from the first pool that has one.
 func (d *decider) pickFamily(f view.Family, pinned, open []*poolEntry) bool {
 	if f == view.IPv4 && !d.needsIPv4 || f == view.IPv6 && !d.needsIPv6 {
 		return false
@@ -119,7 +121,7 @@ func (d *decider) pickFamily(f view.Family, pinned, open []*poolEntry) bool {
 	return false
 }
 
-// countOfFamily counts the addresses of the family that are kept or picked.
+// countOfFamily counts the kept and the picked addresses of the family.
 func (d *decider) countOfFamily(f view.Family) int {
 	n := 0
 	for _, a := range d.kept {
@@ -135,7 +137,7 @@ func (d *decider) countOfFamily(f view.Family) int {
 	return n
 }
 
-// pickWithheldForService picks an address of the family that waits for the Service.
+// pickWithheldForService picks an address of the family that is withheld for this Service.
 func (d *decider) pickWithheldForService(f view.Family, named bool) bool {
 	for _, a := range d.ledger.withheldByService[d.service.Key] {
 		if a.family() != f || d.isUnpickable(a) {
@@ -159,7 +161,8 @@ func (d *decider) pickWithheldForService(f view.Family, named bool) bool {
 	return false
 }
 
-// isUnpickable says whether the address may not be picked: it is picked or kept already, or the Service wants to be rid of it.
+// isUnpickable says whether the address may not be picked: it is picked or kept already, or the
+// Service releases it.
 func (d *decider) isUnpickable(a address) bool {
 	if slices.ContainsFunc(d.picks, func(p pickedAddress) bool { return p.address == a }) {
 		return true
@@ -171,7 +174,8 @@ func (d *decider) isUnpickable(a address) bool {
 	return slices.Contains(d.kept, n) || slices.Contains(d.service.AddressesToRelease, n)
 }
 
-// isWithinQuota says whether the namespace may have the address, or one that nobody of it holds when it is the zero address.
+// isWithinQuota says whether the namespace may have the address. The zero address stands for one
+// that no Service of the namespace holds.
 func (d *decider) isWithinQuota(st *familyPool, a address) bool {
 	if st.heldByNamespace == nil {
 		return true
@@ -190,7 +194,8 @@ func (d *decider) isWithinQuota(st *familyPool, a address) bool {
 	return st.hasQuotaFor(ns, n)
 }
 
-// pickFromPool picks an address of the family from the pool: one that the Service may share, or a free one, as the pool's order says.
+// pickFromPool picks an address of the family from the pool: one that the Service may share, or a
+// free one, as the pool's order says.
 func (d *decider) pickFromPool(src *poolEntry, f view.Family) bool {
 	st := src.forFamily(f)
 	free, ok := d.nextPickablePosition(st)
@@ -215,7 +220,8 @@ func (d *decider) pickFromPool(src *poolEntry, f view.Family) bool {
 	return true
 }
 
-// nextPickablePosition returns the next free position that is not barred. What is barred is little: one lap around it is enough.
+// nextPickablePosition returns the next free position that is pickable. Few addresses are
+// unpickable, so that as many steps are enough.
 func (d *decider) nextPickablePosition(st *familyPool) (uint64, bool) {
 	from := st.searchStart(d.service.Key)
 	at, ok := st.nextFree(from)
@@ -228,7 +234,7 @@ func (d *decider) nextPickablePosition(st *familyPool) (uint64, bool) {
 	return at, ok && !d.isUnpickable(st.numbering.addressAt(at))
 }
 
-// addressOrZero returns the address at a position, if there is one.
+// addressOrZero returns the address at a position, or the zero address.
 func (s *familyPool) addressOrZero(addressOrZero uint64, there bool) address {
 	if !there {
 		return address{}
@@ -236,7 +242,7 @@ func (s *familyPool) addressOrZero(addressOrZero uint64, there bool) address {
 	return s.numbering.addressAt(addressOrZero)
 }
 
-// shortageReason says why fill could not pick what the Service lacks.
+// shortageReason says why pickMissing did not find all addresses.
 func (d *decider) shortageReason() (names.Reason, string, string) {
 	if len(d.overQuotaPools) > 0 {
 		return names.ReasonQuotaExceeded, "%s", d.shortageText()
@@ -246,7 +252,7 @@ func (d *decider) shortageReason() (names.Reason, string, string) {
 
 func (d *decider) shortageText() string {
 	if len(d.overQuotaPools) > 0 {
-		return "namespace " + d.service.Key.Namespace + " holds as many addresses as its quota allows in the pools open to this Service (" + joinPoolNames(d.overQuotaPools) + "): raise the quota or free some"
+		return "namespace " + d.service.Key.Namespace + " has reached its quota in the pools open to this Service (" + joinPoolNames(d.overQuotaPools) + "): raise the quota or release addresses"
 	}
-	return "no free address of the needed family in the pools open to this Service (" + joinPoolNames(d.exhaustedPools) + "): add addresses or free some"
+	return "no free address of the needed family in the pools open to this Service (" + joinPoolNames(d.exhaustedPools) + "): add addresses or release some"
 }

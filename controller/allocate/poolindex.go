@@ -8,15 +8,17 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// familyPool is what one Pool has of one family: which of its addresses are free, and who shares the others.
+// familyPool is the state of one family of addresses in one Pool: which addresses are free, and
+// which ones Services share.
 type familyPool struct {
 	pool      *snapshot.Pool
 	family    view.Family
 	numbering numbering
 	freeSet   *freeSet
-	// addressesInUse counts the different addresses of the Pool's Ranges that Services hold, excluded and avoided ones included.
+	// addressesInUse counts the different addresses in the Pool's Ranges that Services hold,
+	// excluded and avoided ones included.
 	addressesInUse int64
-	// roundRobinNext is where RoundRobin goes on.
+	// roundRobinNext is the position where OrderRoundRobin continues.
 	roundRobinNext uint64
 	// heldByNamespace counts the addresses that each namespace holds; nil without a Quota.
 	heldByNamespace    map[string]int
@@ -32,7 +34,8 @@ func newFamilyPool(p *snapshot.Pool, f view.Family) *familyPool {
 	return s
 }
 
-// canServePool says whether the stock of one version of a Pool may serve another: what it counts by is the same.
+// canServePool says whether the value for one version of a Pool is valid for another: all that it
+// depends on is equal.
 func (s *familyPool) canServePool(p *snapshot.Pool) bool {
 	o := s.pool
 	return o == p || slices.Equal(o.Ranges, p.Ranges) && slices.Equal(o.ExcludedRanges, p.ExcludedRanges) &&
@@ -45,7 +48,7 @@ func (s *familyPool) hasQuotaFor(namespace string, n int) bool {
 	return !ok || s.heldByNamespace[namespace]+n <= limit
 }
 
-// searchStart is where the search for a free address begins.
+// searchStart is the position where the search for a free address starts.
 func (s *familyPool) searchStart(k view.ObjectKey) uint64 {
 	switch {
 	case s.pool.Order == snapshot.OrderRoundRobin:
@@ -56,7 +59,7 @@ func (s *familyPool) searchStart(k view.ObjectKey) uint64 {
 	return 0
 }
 
-// nextFree returns the next free position in the Pool's order, from the given one on and then from the start.
+// nextFree returns the next free position, from the given one to the end and then from the start.
 func (s *familyPool) nextFree(from uint64) (uint64, bool) {
 	at, ok := s.freeSet.nextFree(from)
 	if !ok && from > 0 {
@@ -65,7 +68,7 @@ func (s *familyPool) nextFree(from uint64) (uint64, bool) {
 	return at, ok
 }
 
-// addSharer enters a holder of a position under the circle that may share it.
+// addSharer records a holder of a position that Services of the same sharingGroup may share.
 func (s *familyPool) addSharer(at uint64, sh *sharing) {
 	if sh == nil {
 		return
@@ -78,14 +81,15 @@ func (s *familyPool) addSharer(at uint64, sh *sharing) {
 	on.addHolder(at, sh.ports)
 }
 
-// removeSharer takes a holder of a position away. The position stays shared as long as it has other holders.
-func (s *familyPool) removeSharer(at uint64, sh *sharing, alone bool) {
+// removeSharer removes a holder of a position. The position stays shared while it has other
+// holders.
+func (s *familyPool) removeSharer(at uint64, sh *sharing, isLast bool) {
 	if sh == nil || s.sharedSlotsByGroup[sh.sharingGroup] == nil {
 		return
 	}
 	on := s.sharedSlotsByGroup[sh.sharingGroup]
 	on.removePorts(at, sh.ports)
-	if !alone {
+	if !isLast {
 		return
 	}
 	if on.positions = removeSorted(on.positions, at); len(on.positions) == 0 {
@@ -93,8 +97,9 @@ func (s *familyPool) removeSharer(at uint64, sh *sharing, alone bool) {
 	}
 }
 
-// hashServiceName is FNV-1a (64 bits) over the name of a Service, with a final mix so that its upper and lower bits are alike good: it must be
-// the same in every process and version, because addresses are found again by it.
+// hashServiceName is FNV-1a (64 bits) over the name of a Service, with a final mix so that upper
+// and lower bits are equally good. It must be the same in every process and version, because
+// Services get their old address back by it.
 func hashServiceName(k view.ObjectKey) uint64 {
 	h := uint64(14695981039346656037)
 	step := func(c byte) { h = (h ^ uint64(c)) * 1099511628211 }
@@ -110,11 +115,11 @@ func hashServiceName(k view.ObjectKey) uint64 {
 	return h ^ h>>32
 }
 
-// poolEntry is a Pool with its two stocks.
+// poolEntry is a Pool with its addresses of both families.
 type poolEntry struct {
 	pool       *snapshot.Pool
 	ipv4, ipv6 *familyPool
-	// snapshotOrder is its place in the Snapshot, which decides between equals.
+	// snapshotOrder is its position in the Snapshot, which decides between equal pools.
 	snapshotOrder int
 }
 
@@ -125,13 +130,14 @@ func (s *poolEntry) forFamily(f view.Family) *familyPool {
 	return s.ipv6
 }
 
-// rangeEntry is a Range with the stock that it belongs to.
+// rangeEntry is a Range with the pool to which it belongs.
 type rangeEntry struct {
 	first, last address
 	entry       *poolEntry
 }
 
-// poolIndex is a Snapshot's pools, laid out so that what one decision costs does not grow with the pools that it does not concern.
+// poolIndex are the pools of a Snapshot, indexed so that the cost of a decision does not grow with
+// unrelated pools.
 type poolIndex struct {
 	snapshot     *snapshot.Snapshot
 	entryByName  map[string]*poolEntry
@@ -139,7 +145,8 @@ type poolIndex struct {
 	candidates   candidatePools
 }
 
-// indexSnapshot lays the Ledger out for a Snapshot. Stocks of pools that give the same addresses as before are kept.
+// indexSnapshot returns the index for a Snapshot, and makes it the Ledger's. It reuses the entries
+// of pools that give the same addresses as before.
 func (l *Ledger) indexSnapshot(snap *snapshot.Snapshot) *poolIndex {
 	if l.index != nil && l.index.snapshot == snap {
 		return l.index
@@ -184,7 +191,7 @@ func (l *Ledger) indexSnapshot(snap *snapshot.Snapshot) *poolIndex {
 	return m
 }
 
-// fillFreeSets enters into fresh stocks what is held and withheld of their addresses.
+// fillFreeSets enters the held and the withheld addresses into new familyPools.
 func (l *Ledger) fillFreeSets(fresh map[*familyPool]bool) {
 	for a := range l.withheldByAddress {
 		if st := l.index.familyPoolCovering(a); fresh[st] {
@@ -201,15 +208,7 @@ func (l *Ledger) fillFreeSets(fresh map[*familyPool]bool) {
 	})
 }
 
-// entryNamed returns the source of that name, nil when there is none.
-func (m *poolIndex) entryNamed(pool string) *poolEntry {
-	if m == nil {
-		return nil
-	}
-	return m.entryByName[pool]
-}
-
-// entryCovering returns the source in whose Ranges the address lies, nil when there is none.
+// entryCovering returns the pool with the address in its Ranges, nil when there is none.
 func (m *poolIndex) entryCovering(a address) *poolEntry {
 	i := sort.Search(len(m.rangeEntries), func(i int) bool { return a.isBelow(m.rangeEntries[i].first) }) - 1
 	if i < 0 || m.rangeEntries[i].last.isBelow(a) {
@@ -228,7 +227,7 @@ func (m *poolIndex) familyPoolCovering(a address) *familyPool {
 	return nil
 }
 
-// entryAssigning returns the source that may give the address, nil when no Pool may.
+// entryAssigning returns the pool that may give the address, nil when none may.
 func (m *poolIndex) entryAssigning(a address) *poolEntry {
 	src := m.entryCovering(a)
 	if src == nil || !src.pool.CanAssign(a.toNetip()) {

@@ -10,7 +10,8 @@ func (l *Ledger) recordAt(id int32) *assignmentRecord {
 	return &l.records[id/recordChunkSize][id%recordChunkSize]
 }
 
-// hashService is the hash by which the record of a Service is found. It is the Ledger's own, so that nobody can choose names that collide.
+// hashService is the hash with which the record of a Service is found. It has a random seed, so
+// that no user can choose colliding names.
 func (l *Ledger) hashService(k view.ObjectKey) uint32 {
 	return uint32(maphash.String(l.hashSeed, k.Name) + maphash.String(l.hashSeed, k.Namespace)*31)
 }
@@ -24,7 +25,7 @@ func (l *Ledger) findRecord(k view.ObjectKey) (int32, bool) {
 	return int32(l.recordTable.slots[at].number - 1), true
 }
 
-// openRecord makes a record for a Service that has none.
+// openRecord creates a record for a Service that has none.
 func (l *Ledger) openRecord(k view.ObjectKey) int32 {
 	var id int32
 	if n := len(l.spareRecords); n > 0 {
@@ -40,7 +41,7 @@ func (l *Ledger) openRecord(k view.ObjectKey) int32 {
 	return id
 }
 
-// closeRecord forgets a record that holds nothing any more.
+// closeRecord deletes a record that holds nothing any more.
 func (l *Ledger) closeRecord(id int32) {
 	at, _ := l.recordTable.findEntry(l.hashService(l.recordAt(id).service), func(o uint32) bool { return int32(o) == id })
 	l.recordTable.removeEntry(at)
@@ -49,7 +50,7 @@ func (l *Ledger) closeRecord(id int32) {
 	l.spareRecords = append(l.spareRecords, id)
 }
 
-// appendAddresses appends what the record holds to the room.
+// appendAddresses appends what the record holds.
 func (l *Ledger) appendAddresses(id int32, room []address) []address {
 	r := l.recordAt(id)
 	if r.addressCount > 0 {
@@ -64,7 +65,7 @@ func (l *Ledger) appendAddresses(id int32, room []address) []address {
 	return room
 }
 
-// storeAddresses writes what the record holds.
+// storeAddresses sets what the record holds.
 func (l *Ledger) storeAddresses(id int32, addresses []address) {
 	r := l.recordAt(id)
 	r.addressCount = uint32(len(addresses))
@@ -89,7 +90,7 @@ func (l *Ledger) forEachAddress(f func(id int32, a address)) {
 	}
 }
 
-// changeSharing gives the record another share, and moves what it holds between the shelves.
+// changeSharing gives the record another sharing, and updates the sharedSlots of its addresses.
 func (l *Ledger) changeSharing(id int32, held []address, sh *sharing) {
 	r := l.recordAt(id)
 	if r.sharing.isEqual(sh) {
@@ -109,7 +110,7 @@ func (l *Ledger) changeSharing(id int32, held []address, sh *sharing) {
 	r.sharing = sh
 }
 
-// poolIDOf numbers the names of pools, so that a record has no string of its own.
+// poolIDOf returns the number of a pool's name, so that a record needs no string.
 func (l *Ledger) poolIDOf(name string) uint32 {
 	id, ok := l.poolIDByName[name]
 	if !ok {

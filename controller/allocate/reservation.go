@@ -10,20 +10,21 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// DecideReservation says which addresses a reservation keeps; Ledger.Keep then keeps them. What it has chosen once it goes on keeping. Reason is
-// ReasonReserved when all is well, and every other one with its sentence belongs into the reservation's condition.
+// DecideReservation says which addresses a reservation should keep; Ledger.KeepReserved then keeps
+// them. What it chose once, it continues to keep. The Reason is ReasonReserved when the addresses
+// are kept. The Reason and the Text belong into the reservation's condition.
 func DecideReservation(r *snapshot.Reservation, l *Ledger, snap *snapshot.Snapshot) Decision {
 	m := l.indexSnapshot(snap)
 	held, _ := l.AssignmentOf(r.Service)
 	kept := l.reservedAddresses(r.Name)
 	switch {
 	case r.HasExpired(l.currentTime):
-		return Decision{Reason: names.ReasonExpired, Text: "the reservation has expired: what nobody held is free"}
+		return Decision{Reason: names.ReasonExpired, Text: "the reservation has expired: addresses without a holder are free"}
 	case len(r.Addresses) > 0:
 		for _, a := range r.Addresses {
 			for _, k := range l.HoldersOf(a) {
 				if k != r.Service {
-					return Decision{Addresses: r.Addresses, Reason: names.ReasonAddressInUse, Text: fmt.Sprintf("%s is held by Service %s, and is kept once that one gives it back", a, k)}
+					return Decision{Addresses: r.Addresses, Reason: names.ReasonAddressInUse, Text: fmt.Sprintf("%s is held by Service %s; the reservation takes effect when that Service releases it", a, k)}
 				}
 			}
 		}
@@ -33,7 +34,7 @@ func DecideReservation(r *snapshot.Reservation, l *Ledger, snap *snapshot.Snapsh
 	case len(kept) > 0:
 		return reservedDecision(r, kept)
 	case r.FollowsService():
-		return Decision{Reason: names.ReasonNoAddress, Text: fmt.Sprintf("Service %s holds no address yet that could be kept", r.Service)}
+		return Decision{Reason: names.ReasonNoAddress, Text: fmt.Sprintf("Service %s holds no address yet", r.Service)}
 	}
 	src := m.entryByName[r.Pool]
 	if src == nil {
@@ -77,8 +78,9 @@ func (l *Ledger) reservedAddresses(name string) []netip.Addr {
 	return out
 }
 
-// applyReservations brings the reserved addresses in line with the Snapshot. What a reservation has chosen, or taken over from its Service, it keeps as long as
-// it exists: its status, which the Snapshot knows it by, may lag behind.
+// applyReservations brings the reserved addresses in line with the Snapshot. A reservation keeps
+// what it chose or took over from its Service as long as it exists, because its status in the
+// Snapshot may be older.
 func (l *Ledger) applyReservations(snap *snapshot.Snapshot) {
 	there := map[string]bool{}
 	l.followingByService = map[view.ObjectKey]*snapshot.Reservation{}

@@ -2,6 +2,7 @@ package allocate
 
 import (
 	"slices"
+	"strconv"
 	"testing"
 
 	"github.com/gantry-lb/gantry/api/names"
@@ -39,7 +40,8 @@ func TestSharingRules(t *testing.T) {
 				return
 			}
 			w.wantDecision(d, "", tc.want, "192.0.2.0 is held by Service default/first", tc.words)
-			// Left to us, it gets the same address when it may share it, and the next one when not.
+			// If the choice is free, it gets the same address when it may share it, and the next
+			// one otherwise.
 			w.wantDecision(w.serveService("second", withRequested()), "192.0.2.1", names.ReasonAssigned)
 		})
 	}
@@ -51,7 +53,8 @@ func TestServiceThatMayNoLongerShareLosesTheAddress(t *testing.T) {
 	w.wantDecision(w.serveService("second", withSharingKey("k", 81)), "192.0.2.0", names.ReasonAssigned)
 	w.wantDecision(w.serveService("second", withSharingKey("k", 80)), "192.0.2.1", names.ReasonAssigned)
 	w.wantDecision(w.serveService("first"), "192.0.2.0", names.ReasonAssigned)
-	w.wantDecision(w.serveService("first", withSharingKey("m", 443)), "192.0.2.0", names.ReasonAssigned) // alone, it may change what it likes
+	// The only holder may change its sharing.
+	w.wantDecision(w.serveService("first", withSharingKey("m", 443)), "192.0.2.0", names.ReasonAssigned)
 	w.wantDecision(w.serveService("third", withSharingKey("m", 80)), "192.0.2.0", names.ReasonAssigned)
 }
 
@@ -118,12 +121,12 @@ func TestOtherFamilyIsAddedWhenAvailable(t *testing.T) {
 	if d.WantsMore || d.Pool != "four" || !slices.Equal(d.Pools, []string{"four", "more"}) {
 		t.Errorf("complete: %+v", d)
 	}
-	// Its own pool comes first when it gets the family.
+	// Its own pool comes first when it has the family.
 	w = newHarness(t, newPool(t, "four", "192.0.2.0/30"))
 	w.serveService("s", withDualStack(view.PreferDualStack))
 	w.setPools(newPool(t, "a-six", "fd00:9::/126"), newPool(t, "four", "192.0.2.0/30", "fd00:1::/126"))
 	w.wantDecision(w.serveService("s"), "192.0.2.0, fd00:1::", names.ReasonAssigned)
-	// A Service that gives a family up loses that address alone.
+	// A Service that drops a family loses only that address.
 	w.wantDecision(w.serveService("s", func(s *view.Service) { s.ClusterIPs, s.FamilyPolicy = s.ClusterIPs[:1], view.SingleStack }), "192.0.2.0", names.ReasonAssigned)
 }
 
@@ -138,24 +141,24 @@ func TestPoolPriority(t *testing.T) {
 		want   string
 		reason names.Reason
 	}{
-		"open pools by name":                            {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2")}, want: "192.0.2.1", reason: names.ReasonAssigned},
-		"a pool with a priority alone before open ones": {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2", restrictedTo(0))}, want: "192.0.2.2", reason: names.ReasonAssigned},
-		"the lower number first":                        {pools: []*snapshot.Pool{p("a", "192.0.2.1", restrictedTo(20)), p("b", "192.0.2.2", restrictedTo(10))}, want: "192.0.2.2", reason: names.ReasonAssigned},
-		"0 is last":                                     {pools: []*snapshot.Pool{p("a", "192.0.2.1", restrictedTo(0)), p("b", "192.0.2.2", restrictedTo(1000))}, want: "192.0.2.2", reason: names.ReasonAssigned},
-		"below 0 counts as 0":                           {pools: []*snapshot.Pool{p("a", "192.0.2.1", restrictedTo(-7)), p("b", "192.0.2.2", restrictedTo(1000))}, want: "192.0.2.2", reason: names.ReasonAssigned},
-		"equals by name, however they admit":            {pools: []*snapshot.Pool{p("a", "192.0.2.1", selectingServices("tier=web")), p("b", "192.0.2.2", restrictedTo(0, "default")), p("c", "192.0.2.3", restrictedTo(0))}, edits: []func(*view.Service){web}, want: "192.0.2.1", reason: names.ReasonAssigned},
-		"by label, one of several values":               {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2", selectingServices("tier in (web, api)"))}, edits: []func(*view.Service){web}, want: "192.0.2.2", reason: names.ReasonAssigned},
-		"by the label's presence":                       {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2", selectingServices("tier"))}, edits: []func(*view.Service){web}, want: "192.0.2.2", reason: names.ReasonAssigned},
-		"by another label as well":                      {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2", selectingServices("tier=web,size=big"))}, edits: []func(*view.Service){web}, want: "192.0.2.1", reason: names.ReasonAssigned},
-		"one of two selectors is enough":                {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2", selectingServices("tier=db", "tier=web"))}, edits: []func(*view.Service){web}, want: "192.0.2.2", reason: names.ReasonAssigned},
-		"namespace and label both have to agree":        {pools: []*snapshot.Pool{p("a", "192.0.2.1", restrictedTo(1, "other"), selectingServices("tier=web")), p("b", "192.0.2.2", restrictedTo(2, "default"), selectingServices("tier=web"))}, edits: []func(*view.Service){web}, want: "192.0.2.2", reason: names.ReasonAssigned},
-		"a namespace selector that matches nobody":      {pools: []*snapshot.Pool{p("a", "192.0.2.1", admittingNobody, selectingServices("tier=web"))}, edits: []func(*view.Service){web}, reason: names.ReasonNoEligiblePool},
-		"nor by name":                                   {pools: []*snapshot.Pool{p("a", "192.0.2.1", admittingNobody)}, edits: []func(*view.Service){withPool("a")}, reason: names.ReasonPoolNotAllowed},
-		"nor by address":                                {pools: []*snapshot.Pool{p("a", "192.0.2.1", admittingNobody)}, edits: []func(*view.Service){withRequested("192.0.2.1")}, reason: names.ReasonPoolNotAllowed},
-		"a pinned pool that asks to be named":           {pools: []*snapshot.Pool{p("a", "192.0.2.1", restrictedTo(1), withoutAutoAssign), p("b", "192.0.2.2")}, want: "192.0.2.2", reason: names.ReasonAssigned},
-		"the next one when the first has no family":     {pools: []*snapshot.Pool{p("a", "fd00::1", restrictedTo(1)), p("b", "192.0.2.2")}, want: "192.0.2.2", reason: names.ReasonAssigned},
-		"pool and address that do not agree":            {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2")}, edits: []func(*view.Service){withPool("b"), withRequested("192.0.2.1")}, reason: names.ReasonInvalidRequest},
-		"an excluded address that is asked for":         {pools: []*snapshot.Pool{p("a", "192.0.2.0/30", excludingRanges(t, "192.0.2.1"))}, edits: []func(*view.Service){withRequested("192.0.2.1")}, reason: names.ReasonAddressNotInPool},
+		"open pools by name":                             {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2")}, want: "192.0.2.1", reason: names.ReasonAssigned},
+		"a pool with a priority alone before open ones":  {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2", restrictedTo(0))}, want: "192.0.2.2", reason: names.ReasonAssigned},
+		"the lower number first":                         {pools: []*snapshot.Pool{p("a", "192.0.2.1", restrictedTo(20)), p("b", "192.0.2.2", restrictedTo(10))}, want: "192.0.2.2", reason: names.ReasonAssigned},
+		"0 is last":                                      {pools: []*snapshot.Pool{p("a", "192.0.2.1", restrictedTo(0)), p("b", "192.0.2.2", restrictedTo(1000))}, want: "192.0.2.2", reason: names.ReasonAssigned},
+		"below 0 counts as 0":                            {pools: []*snapshot.Pool{p("a", "192.0.2.1", restrictedTo(-7)), p("b", "192.0.2.2", restrictedTo(1000))}, want: "192.0.2.2", reason: names.ReasonAssigned},
+		"equals by name, however they admit":             {pools: []*snapshot.Pool{p("a", "192.0.2.1", selectingServices("tier=web")), p("b", "192.0.2.2", restrictedTo(0, "default")), p("c", "192.0.2.3", restrictedTo(0))}, edits: []func(*view.Service){web}, want: "192.0.2.1", reason: names.ReasonAssigned},
+		"by label, one of several values":                {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2", selectingServices("tier in (web, api)"))}, edits: []func(*view.Service){web}, want: "192.0.2.2", reason: names.ReasonAssigned},
+		"by the label's presence":                        {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2", selectingServices("tier"))}, edits: []func(*view.Service){web}, want: "192.0.2.2", reason: names.ReasonAssigned},
+		"by another label as well":                       {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2", selectingServices("tier=web,size=big"))}, edits: []func(*view.Service){web}, want: "192.0.2.1", reason: names.ReasonAssigned},
+		"one of two selectors is enough":                 {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2", selectingServices("tier=db", "tier=web"))}, edits: []func(*view.Service){web}, want: "192.0.2.2", reason: names.ReasonAssigned},
+		"namespace and label both have to agree":         {pools: []*snapshot.Pool{p("a", "192.0.2.1", restrictedTo(1, "other"), selectingServices("tier=web")), p("b", "192.0.2.2", restrictedTo(2, "default"), selectingServices("tier=web"))}, edits: []func(*view.Service){web}, want: "192.0.2.2", reason: names.ReasonAssigned},
+		"a namespace selector that matches no namespace": {pools: []*snapshot.Pool{p("a", "192.0.2.1", admittingNobody, selectingServices("tier=web"))}, edits: []func(*view.Service){web}, reason: names.ReasonNoEligiblePool},
+		"nor by name":                                    {pools: []*snapshot.Pool{p("a", "192.0.2.1", admittingNobody)}, edits: []func(*view.Service){withPool("a")}, reason: names.ReasonPoolNotAllowed},
+		"nor by address":                                 {pools: []*snapshot.Pool{p("a", "192.0.2.1", admittingNobody)}, edits: []func(*view.Service){withRequested("192.0.2.1")}, reason: names.ReasonPoolNotAllowed},
+		"a pinned pool that asks to be named":            {pools: []*snapshot.Pool{p("a", "192.0.2.1", restrictedTo(1), withoutAutoAssign), p("b", "192.0.2.2")}, want: "192.0.2.2", reason: names.ReasonAssigned},
+		"the next one when the first has no family":      {pools: []*snapshot.Pool{p("a", "fd00::1", restrictedTo(1)), p("b", "192.0.2.2")}, want: "192.0.2.2", reason: names.ReasonAssigned},
+		"pool and address that do not agree":             {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2")}, edits: []func(*view.Service){withPool("b"), withRequested("192.0.2.1")}, reason: names.ReasonInvalidRequest},
+		"an excluded address that is asked for":          {pools: []*snapshot.Pool{p("a", "192.0.2.0/30", excludingRanges(t, "192.0.2.1"))}, edits: []func(*view.Service){withRequested("192.0.2.1")}, reason: names.ReasonAddressNotInPool},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -196,7 +199,7 @@ func TestAssignmentOrders(t *testing.T) {
 	t.Run("hash, the same name has the same address", func(t *testing.T) {
 		fill := func(w *harness) {
 			for i := range 40 {
-				w.serveService("other-" + formatCount(i))
+				w.serveService("other-" + strconv.Itoa(i))
 			}
 		}
 		first := newHarness(t, editPool(newPool(t, "a", "10.0.0.0/16"), withOrder(snapshot.OrderHash)))

@@ -9,18 +9,19 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// sharing is what two Services on one address are compared by. A Service that shares with nobody has none.
+// sharing is what decides whether two Services may share an address; nil for a Service that shares
+// with none.
 type sharing struct {
 	sharingGroup
 	ports        []view.Port
 	localTraffic bool
 }
 
-// sharingGroup is what Services have to agree on to share an address at all.
+// sharingGroup is what Services must have in common to share an address at all.
 type sharingGroup struct {
 	key string
-	// podSelector is the selector of a Service whose traffic stays on the node that it arrives at, so that all who share the
-	// address need the same Pods there. It is empty where any node will do.
+	// podSelector is the selector of a Service with externalTrafficPolicy Local: all Services on
+	// the address need the same Pods on a node. It is empty with policy Cluster.
 	podSelector string
 }
 
@@ -51,8 +52,9 @@ func (a *sharing) isEqual(b *sharing) bool {
 // sharingAdvice says what to do about a missing key.
 const sharingAdvice = "ask for another address, or give both the annotation " + names.AnnotationSharing + " with one value"
 
-// conflictWith says why two Services may not hold one address; the Reason is empty when they may. Both have to name the same sharing key, use no port
-// twice, and have their traffic handled alike: by Pods on any node, or by the same Pods on the node where it arrives.
+// conflictWith says why two Services may not share an address; the Reason is empty when they may.
+// Both must have the same sharing key, use different ports, and have their traffic handled alike:
+// by Pods on any node, or by the same Pods on the node where it arrives.
 func (a *sharing) conflictWith(b *sharing) (names.Reason, string) {
 	switch {
 	case a == nil:
@@ -74,10 +76,10 @@ func (a *sharing) conflictWith(b *sharing) (names.Reason, string) {
 	return "", ""
 }
 
-// sharedSlots holds the positions of a stock that one circle holds, so that the lowest one where some ports are free is found without
-// looking at each.
+// sharedSlots are the positions that the Services of one sharingGroup hold. It finds the lowest
+// position where some ports are free without a look at each position.
 type sharedSlots struct {
-	// positions are the positions, ascending, and busy those of them where a port is used.
+	// positions are in ascending order. positionsByPort are those where a port is used.
 	positions       []uint64
 	positionsByPort map[view.Port][]uint64
 }
@@ -89,7 +91,7 @@ func (s *sharedSlots) addHolder(at uint64, ports []view.Port) {
 	}
 }
 
-// removePorts takes the ports of one holder away; the spot stays until the last one left.
+// removePorts removes the ports of one holder. The position stays until its last holder is gone.
 func (s *sharedSlots) removePorts(at uint64, ports []view.Port) {
 	for _, p := range ports {
 		if s.positionsByPort[p] = removeSorted(s.positionsByPort[p], at); len(s.positionsByPort[p]) == 0 {
@@ -98,11 +100,12 @@ func (s *sharedSlots) removePorts(at uint64, ports []view.Port) {
 	}
 }
 
-// lowestWithoutPorts returns the lowest spot where none of the ports is used.
+// lowestWithoutPorts returns the lowest position where none of the ports is used.
 func (s *sharedSlots) lowestWithoutPorts(ports []view.Port) (uint64, bool) {
 	i := 0
 	for _, p := range ports {
-		// busy is a part of spots: as long as the two run alike, the port is used everywhere.
+		// busy is a subset of the positions. Up to the first difference, the port is used at every
+		// position.
 		busy := s.positionsByPort[p]
 		i = max(i, sort.Search(len(busy), func(j int) bool { return busy[j] != s.positions[j] }))
 	}

@@ -10,7 +10,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// TestPoolEditsMoveNoAddress gives an address, edits the pools, and looks again: at once, and after a restart.
+// TestPoolEditsMoveNoAddress assigns an address, edits the pools, and decides again: at once, and
+// after a restart.
 func TestPoolEditsMoveNoAddress(t *testing.T) {
 	p := func(name, entry string, edits ...func(*snapshot.Pool)) *snapshot.Pool {
 		return editPool(newPool(t, name, entry), edits...)
@@ -21,26 +22,26 @@ func TestPoolEditsMoveNoAddress(t *testing.T) {
 		reason names.Reason
 		words  string
 	}{
-		"shrunk":                                {after: []*snapshot.Pool{p("a", "192.0.2.128/25")}, reason: names.ReasonAddressNotInPool, words: "no pool contains 192.0.2.0 any more"},
-		"deleted":                               {reason: names.ReasonAddressNotInPool},
-		"deleted, another is there":             {after: []*snapshot.Pool{p("b", "198.51.100.0/24")}, reason: names.ReasonAddressNotInPool},
-		"renamed":                               {after: []*snapshot.Pool{p("b", "192.0.2.0/24")}, reason: names.ReasonAssigned, words: `"b"`},
-		"grown, with lower addresses":           {after: []*snapshot.Pool{p("a", "192.0.0.0/16")}, reason: names.ReasonAssigned},
-		"avoids .0 and .255":                    {after: []*snapshot.Pool{p("a", "192.0.2.0/24", func(p *snapshot.Pool) { p.AvoidBuggyIPs = true })}, reason: names.ReasonAddressNotInPool, words: "excludes"},
-		"excludes the address":                  {after: []*snapshot.Pool{p("a", "192.0.2.0/24", excludingRanges(t, "192.0.2.0/28"))}, reason: names.ReasonAddressNotInPool, words: "excludes"},
-		"for another namespace":                 {after: []*snapshot.Pool{p("a", "192.0.2.0/24", restrictedTo(1, "other"))}, reason: names.ReasonPoolNotAllowed, words: "no longer admits"},
-		"for other labels":                      {after: []*snapshot.Pool{p("a", "192.0.2.0/24", selectingServices("tier=db"))}, reason: names.ReasonPoolNotAllowed},
-		"no longer unasked":                     {after: []*snapshot.Pool{p("a", "192.0.2.0/24", withoutAutoAssign)}, reason: names.ReasonAssigned},
-		"beside a better one":                   {after: []*snapshot.Pool{p("0", "198.51.100.0/24", restrictedTo(1)), p("a", "192.0.2.0/24")}, reason: names.ReasonAssigned},
-		"in another order":                      {after: []*snapshot.Pool{p("a", "192.0.2.0/24", withOrder(snapshot.OrderHash))}, reason: names.ReasonAssigned},
-		"a quota that is exceeded":              {after: []*snapshot.Pool{p("a", "192.0.2.0/24", withQuota(0, nil))}, reason: names.ReasonAssigned},
-		"named, and shrunk":                     {edits: []func(*view.Service){withPool("a")}, after: []*snapshot.Pool{p("a", "192.0.2.128/25")}, reason: names.ReasonAddressNotInPool},
-		"named, and made again elsewhere":       {edits: []func(*view.Service){withPool("a")}, after: []*snapshot.Pool{p("a", "198.51.100.0/24")}, reason: names.ReasonAddressNotInPool},
-		"named, and split":                      {edits: []func(*view.Service){withPool("a")}, after: []*snapshot.Pool{p("a", "192.0.2.128/25"), p("b", "192.0.2.0/25")}, reason: names.ReasonAddressNotInPool, words: "pool a no longer contains"},
-		"named, and deleted":                    {edits: []func(*view.Service){withPool("a")}, reason: names.ReasonPoolNotFound},
-		"named, and renamed":                    {edits: []func(*view.Service){withPool("a")}, after: []*snapshot.Pool{p("b", "192.0.2.0/24")}, reason: names.ReasonPoolNotFound},
-		"the address named, and it is gone":     {edits: []func(*view.Service){withRequested("192.0.2.0")}, after: []*snapshot.Pool{p("a", "192.0.2.128/25")}, reason: names.ReasonAddressNotInPool},
-		"the address named, for other Services": {edits: []func(*view.Service){withRequested("192.0.2.0")}, after: []*snapshot.Pool{p("a", "192.0.2.0/24", admittingNobody)}, reason: names.ReasonPoolNotAllowed},
+		"shrunk":                                     {after: []*snapshot.Pool{p("a", "192.0.2.128/25")}, reason: names.ReasonAddressNotInPool, words: "no pool contains 192.0.2.0 any more"},
+		"deleted":                                    {reason: names.ReasonAddressNotInPool},
+		"deleted, another is there":                  {after: []*snapshot.Pool{p("b", "198.51.100.0/24")}, reason: names.ReasonAddressNotInPool},
+		"renamed":                                    {after: []*snapshot.Pool{p("b", "192.0.2.0/24")}, reason: names.ReasonAssigned, words: `"b"`},
+		"grown, with lower addresses":                {after: []*snapshot.Pool{p("a", "192.0.0.0/16")}, reason: names.ReasonAssigned},
+		"avoids .0 and .255":                         {after: []*snapshot.Pool{p("a", "192.0.2.0/24", func(p *snapshot.Pool) { p.AvoidBuggyIPs = true })}, reason: names.ReasonAddressNotInPool, words: "excludes"},
+		"excludes the address":                       {after: []*snapshot.Pool{p("a", "192.0.2.0/24", excludingRanges(t, "192.0.2.0/28"))}, reason: names.ReasonAddressNotInPool, words: "excludes"},
+		"for another namespace":                      {after: []*snapshot.Pool{p("a", "192.0.2.0/24", restrictedTo(1, "other"))}, reason: names.ReasonPoolNotAllowed, words: "no longer admits"},
+		"for other labels":                           {after: []*snapshot.Pool{p("a", "192.0.2.0/24", selectingServices("tier=db"))}, reason: names.ReasonPoolNotAllowed},
+		"no longer unasked":                          {after: []*snapshot.Pool{p("a", "192.0.2.0/24", withoutAutoAssign)}, reason: names.ReasonAssigned},
+		"beside a better one":                        {after: []*snapshot.Pool{p("0", "198.51.100.0/24", restrictedTo(1)), p("a", "192.0.2.0/24")}, reason: names.ReasonAssigned},
+		"in another order":                           {after: []*snapshot.Pool{p("a", "192.0.2.0/24", withOrder(snapshot.OrderHash))}, reason: names.ReasonAssigned},
+		"a quota that is exceeded":                   {after: []*snapshot.Pool{p("a", "192.0.2.0/24", withQuota(0, nil))}, reason: names.ReasonAssigned},
+		"named, and shrunk":                          {edits: []func(*view.Service){withPool("a")}, after: []*snapshot.Pool{p("a", "192.0.2.128/25")}, reason: names.ReasonAddressNotInPool},
+		"named, and created again with other ranges": {edits: []func(*view.Service){withPool("a")}, after: []*snapshot.Pool{p("a", "198.51.100.0/24")}, reason: names.ReasonAddressNotInPool},
+		"named, and split":                           {edits: []func(*view.Service){withPool("a")}, after: []*snapshot.Pool{p("a", "192.0.2.128/25"), p("b", "192.0.2.0/25")}, reason: names.ReasonAddressNotInPool, words: "pool a no longer contains"},
+		"named, and deleted":                         {edits: []func(*view.Service){withPool("a")}, reason: names.ReasonPoolNotFound},
+		"named, and renamed":                         {edits: []func(*view.Service){withPool("a")}, after: []*snapshot.Pool{p("b", "192.0.2.0/24")}, reason: names.ReasonPoolNotFound},
+		"the address named, and it is gone":          {edits: []func(*view.Service){withRequested("192.0.2.0")}, after: []*snapshot.Pool{p("a", "192.0.2.128/25")}, reason: names.ReasonAddressNotInPool},
+		"the address named, for other Services":      {edits: []func(*view.Service){withRequested("192.0.2.0")}, after: []*snapshot.Pool{p("a", "192.0.2.0/24", admittingNobody)}, reason: names.ReasonPoolNotAllowed},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -55,7 +56,7 @@ func TestPoolEditsMoveNoAddress(t *testing.T) {
 			if d := w.serveService("other"); joinAddresses(d.Addresses) == "192.0.2.0" {
 				t.Errorf("another Service was given the address too: %s", d.Text)
 			}
-			// When the pool is back as it was, so is everything else.
+			// Once the pool is restored, so is everything else.
 			w.setPools(before)
 			w.wantDecision(w.serveService("s"), "192.0.2.0", names.ReasonAssigned)
 		})
@@ -71,7 +72,7 @@ func TestServiceEditMovesItsAddress(t *testing.T) {
 	w.wantDecision(w.serveService("s", withPool("")), "198.51.100.0", names.ReasonAssigned)
 	w.wantDecision(w.serveService("s", withRequested("192.0.2.3")), "192.0.2.3", names.ReasonAssigned)
 	w.wantDecision(w.serveService("s", withRequested("203.0.113.1")), "192.0.2.3", names.ReasonAddressNotInPool)
-	// What could not be had is given once it can.
+	// What was not available is assigned once it is.
 	w.setPools(a, b, newPool(t, "c", "203.0.113.0/30"))
 	w.wantDecision(w.serveService("s"), "203.0.113.1", names.ReasonAssigned)
 	w.wantDecision(w.serveService("next"), "192.0.2.0", names.ReasonAssigned)
@@ -84,13 +85,15 @@ func TestOldAddressStaysUntilTheNewOneIsWritten(t *testing.T) {
 	s.AddressesToRelease = parseAddresses("192.0.2.0")
 	d := Decide(s, w.ledger, w.snapshot)
 	w.wantDecision(d, "192.0.2.1", names.ReasonAssigned)
-	w.ledger.PrepareAddresses(s.Key, d.Addresses) // and the write fails
+	w.holdForWrite(s, d)
 	w.wantDecision(w.serveService("other"), "192.0.2.2", names.ReasonAssigned)
 	if got := w.ledger.HoldersOf(netip.MustParseAddr("192.0.2.0")); len(got) != 1 {
 		t.Errorf("the old address is held by %v before the new one is written", got)
 	}
+	// The write fails.
+	w.ledger.CommitAssignment(s, w.written["s"], "a")
 	w.wantDecision(Decide(s, w.ledger, w.snapshot), "192.0.2.1", names.ReasonAssigned)
-	// The Service thinks better of it: the new address is free again.
+	// The Service withdraws its request: the new address is free again.
 	s.AddressesToRelease = nil
 	w.wantDecision(w.serveService("s"), "192.0.2.0", names.ReasonAssigned)
 	w.wantDecision(w.serveService("third"), "192.0.2.1", names.ReasonAssigned)
@@ -100,18 +103,20 @@ func TestReleaseAddress(t *testing.T) {
 	w := newHarness(t, newPool(t, "a", "192.0.2.0/30", "fd00:1::/126"))
 	w.wantDecision(w.serveService("s", withDualStack(view.RequireDualStack)), "192.0.2.0, fd00:1::", names.ReasonAssigned)
 	w.wantDecision(w.serveService("s", withReleased("192.0.2.0")), "192.0.2.1, fd00:1::", names.ReasonAssigned)
-	w.wantDecision(w.serveService("s"), "192.0.2.1, fd00:1::", names.ReasonAssigned) // the annotation may stay
+	// The annotation may stay.
+	w.wantDecision(w.serveService("s"), "192.0.2.1, fd00:1::", names.ReasonAssigned)
 	w.wantDecision(w.serveService("other"), "192.0.2.0", names.ReasonAssigned)
 	w.deleteService("other")
 	w.wantDecision(w.serveService("s", withReleased("192.0.2.0", "192.0.2.1")), "192.0.2.2, fd00:1::", names.ReasonAssigned)
-	w.wantDecision(w.serveService("s", withReleased("192.0.2.2"), withRequested("192.0.2.2", "fd00:1::")), "192.0.2.2, fd00:1::", names.ReasonInvalidRequest, "take one of them out")
+	w.wantDecision(w.serveService("s", withReleased("192.0.2.2"), withRequested("192.0.2.2", "fd00:1::")), "192.0.2.2, fd00:1::", names.ReasonInvalidRequest, "remove one of the two")
 	w.serveService("s", withRequested())
 
-	// What cannot be exchanged is kept.
+	// An address that cannot be exchanged is kept.
 	w = newHarness(t, newPool(t, "a", "192.0.2.0"))
 	w.serveService("s")
 	w.wantDecision(w.serveService("s", withReleased("192.0.2.0")), "192.0.2.0", names.ReasonPoolExhausted, "keeps 192.0.2.0")
-	// One that its pool no longer contains is exchanged within the pool that the Service names.
+	// An address that its pool no longer contains is exchanged within the pool that the Service
+	// names.
 	w.serveService("s", withReleased(), withPool("a"))
 	w.setPools(newPool(t, "a", "192.0.2.8/30"))
 	w.wantDecision(w.serveService("s"), "192.0.2.0", names.ReasonAddressNotInPool)
@@ -124,19 +129,20 @@ func TestQuotas(t *testing.T) {
 	w.wantDecision(w.serveService("one"), "192.0.2.0", names.ReasonAssigned)
 	w.wantDecision(w.serveService("two"), "", names.ReasonQuotaExceeded, "namespace default", "(a)")
 	w.wantDecision(w.serveService("two", withRequested("192.0.2.5")), "", names.ReasonQuotaExceeded, `pool "a"`)
-	w.wantDecision(w.serveService("six", withSingleStackIPv6), "fd00:1::", names.ReasonAssigned) // each family for itself
+	// Each family for itself.
+	w.wantDecision(w.serveService("six", withSingleStackIPv6), "fd00:1::", names.ReasonAssigned)
 	w.wantDecision(w.serveService("big-1", inNamespace("big")), "192.0.2.1", names.ReasonAssigned)
 	w.wantDecision(w.serveService("big-2", inNamespace("big"), withAddressCount(2)), "192.0.2.2", names.ReasonQuotaExceeded, "fewer than the 2")
 	w.wantDecision(w.serveService("nobody", inNamespace("none")), "", names.ReasonQuotaExceeded)
 	w.restartController()
 	w.wantDecision(w.serveService("two", withRequested()), "", names.ReasonQuotaExceeded)
-	// Another pool is tried before it is told.
+	// Another pool is tried before the shortage is reported.
 	w.setPools(a, newPool(t, "b", "198.51.100.0/30"))
 	w.wantDecision(w.serveService("two"), "198.51.100.0", names.ReasonAssigned)
 	w.deleteService("one")
 	w.wantDecision(w.serveService("three"), "192.0.2.0", names.ReasonAssigned)
 
-	// An address that is shared within a namespace counts once, and once for each namespace.
+	// An address that is shared within a namespace counts once per namespace.
 	w = newHarness(t, editPool(newPool(t, "a", "192.0.2.0/29"), withQuota(1, nil)))
 	w.serveService("one", withSharingKey("k", 1))
 	w.wantDecision(w.serveService("two", withSharingKey("k", 2)), "192.0.2.0", names.ReasonAssigned)
@@ -157,7 +163,8 @@ func TestCooldown(t *testing.T) {
 	w.deleteService("one")
 	w.wantDecision(w.serveService("three"), "", names.ReasonPoolExhausted)
 	w.wantDecision(w.serveService("three", withRequested("192.0.2.0")), "", names.ReasonCoolingDown, "default/one", "2026-01-01T00:01:00Z")
-	w.wantDecision(w.serveService("one"), "192.0.2.0", names.ReasonAssigned) // of the same name, it may have it at once
+	// A Service of the same name may have it at once.
+	w.wantDecision(w.serveService("one"), "192.0.2.0", names.ReasonAssigned)
 	w.deleteService("one")
 	w.restartController()
 	w.wantDecision(w.serveService("three", withRequested()), "", names.ReasonPoolExhausted)
@@ -170,7 +177,7 @@ func TestCooldown(t *testing.T) {
 		t.Errorf("after the cool-down %v is free, and it waits until %s", freed, next)
 	}
 	w.wantDecision(w.serveService("three"), "192.0.2.0", names.ReasonAssigned)
-	// A move begins one too.
+	// A move also starts a cool-down.
 	w.deleteService("two")
 	w.advanceTime(time.Hour)
 	w.wantDecision(w.serveService("three", withReleased("192.0.2.0")), "192.0.2.1", names.ReasonAssigned)
@@ -197,7 +204,7 @@ func TestReservations(t *testing.T) {
 			t.Errorf("after its time the reservation is %s: %s", d.Reason, d.Text)
 		}
 	})
-	t.Run("of an address that somebody holds", func(t *testing.T) {
+	t.Run("of an address that another Service holds", func(t *testing.T) {
 		w := newHarness(t, newPool(t, "a", "192.0.2.0/30"))
 		w.serveService("other")
 		if d := w.setReservations(&snapshot.Reservation{Name: "r", Service: web, Addresses: parseAddresses("192.0.2.0")}); d.Reason != names.ReasonAddressInUse {
@@ -274,11 +281,11 @@ func TestProbing(t *testing.T) {
 	w.deleteService("third")
 	w.wantDecision(w.serveService("fourth"), "", names.ReasonProbing, "192.0.2.1")
 	w.ledger.RecordNoAnswer(parseAddresses("192.0.2.1")[0])
-	// A move keeps the old address while the new one is asked for.
+	// A move keeps the old address while the new one is probed.
 	w.wantDecision(w.serveService("s", withReleased("192.0.2.0")), "192.0.2.0", names.ReasonProbing, "192.0.2.3", "keeps 192.0.2.0")
 	w.ledger.RecordNoAnswer(parseAddresses("192.0.2.3")[0])
 	w.wantDecision(w.serveService("s"), "192.0.2.3", names.ReasonAssigned)
-	// Who shares an address needs no probe: it is in use by us.
+	// A shared address needs no probe: our Services use it already.
 	w.serveService("fourth")
 	w.wantDecision(w.serveService("fourth", withSharingKey("k", 1)), "192.0.2.1", names.ReasonAssigned)
 	w.wantDecision(w.serveService("fifth", withSharingKey("k", 2), withRequested("192.0.2.1")), "192.0.2.1", names.ReasonAssigned)

@@ -11,32 +11,35 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// WithheldAddress is an address that is not free though nobody holds it, or that will not be once nobody does.
+// WithheldAddress is an address that is not free although no Service holds it, or that will not be
+// free once no Service does.
 type WithheldAddress struct {
 	Address netip.Addr
 	// Reason is ReasonAddressReserved, ReasonCoolingDown, ReasonQuarantined or ReasonProbing.
 	Reason names.Reason
-	// Service may have the address all the same; nobody may when it is quarantined.
+	// Service may have the address in spite of this, unless it is in quarantine.
 	Service view.ObjectKey
-	// Until is when the address is no longer withheld; zero is until somebody says so.
+	// Until is when the entry ends; zero means that only an explicit call ends it.
 	Until time.Time
-	// By is the AddressReservation, or who answered for the address on the segment.
+	// By is the AddressReservation, or the host that answered for the address on the segment.
 	By string
-	// NoAnswer says of an address that is being probed that nobody answered for it.
+	// NoAnswer says that no host answered an acquire probe for the address.
 	NoAnswer bool
 }
 
-// isSameEntry says whether two entries are about the same thing, so that the newer takes the older's place.
+// isSameEntry says whether two entries have the same cause, so that the newer one replaces the
+// older.
 func (w WithheldAddress) isSameEntry(o WithheldAddress) bool {
 	return w.Reason == o.Reason && (w.Reason != names.ReasonAddressReserved || w.By == o.By)
 }
 
-// outlivesRestart says whether the entry has to be remembered across a restart: the others are found again.
+// outlivesRestart says whether the entry must be stored for a restart; the others are derived
+// again.
 func (w WithheldAddress) outlivesRestart() bool {
 	return w.Reason == names.ReasonCoolingDown || w.Reason == names.ReasonQuarantined
 }
 
-// deadline is when an entry may end. Entries that ended otherwise leave theirs behind, and it is passed over.
+// deadline is when an entry may end. The deadline of an entry that ended earlier is ignored.
 type deadline struct {
 	at      time.Time
 	address address
@@ -44,15 +47,16 @@ type deadline struct {
 	by      string
 }
 
-// addDeadline files a deadline behind those that end no later. Nearly all go to the end, because a pool's cool-downs end in the order in which they
-// begin.
+// addDeadline inserts a deadline after those that end no later. Nearly all go to the end, because a
+// pool's cool-downs end in the order in which they begin.
 func (l *Ledger) addDeadline(d deadline) {
 	i := sort.Search(len(l.deadlines), func(i int) bool { return d.at.Before(l.deadlines[i].at) })
 	l.deadlines = slices.Insert(l.deadlines, i, d)
 }
 
-// AdvanceTime tells the Ledger what time it is and ends what is over. It returns the addresses that became free, and when it has to be
-// called again at the latest; zero when nothing waits for the time. Time that goes backwards is ignored.
+// AdvanceTime sets the current time and ends what is over. It returns the addresses that became
+// free, and when it must be called next; zero when no deadline is open. A time in the past is
+// ignored.
 func (l *Ledger) AdvanceTime(now time.Time) (freed []netip.Addr, next time.Time) {
 	if now.After(l.currentTime) {
 		l.currentTime = now
@@ -73,10 +77,11 @@ func (l *Ledger) AdvanceTime(now time.Time) (freed []netip.Addr, next time.Time)
 	return freed, next
 }
 
-// CheckpointVersion counts the changes of what has to be remembered across a restart, so that it is asked for only when there is news.
+// CheckpointVersion changes whenever CheckpointEntries does.
 func (l *Ledger) CheckpointVersion() uint64 { return l.checkpointVersion }
 
-// CheckpointEntries returns what has to be given to Withhold after a restart, sorted. Of more than limit those are left out that end soonest.
+// CheckpointEntries returns the entries to give to WithholdAddress after a restart, sorted. If
+// there are more than limit, those that end soonest are left out.
 func (l *Ledger) CheckpointEntries(limit int) []WithheldAddress {
 	all := slices.DeleteFunc(l.AllWithheld(), func(w WithheldAddress) bool { return !w.outlivesRestart() })
 	if len(all) <= limit {
@@ -90,7 +95,7 @@ func (l *Ledger) CheckpointEntries(limit int) []WithheldAddress {
 	return all
 }
 
-// AllWithheld returns all that is withheld, sorted.
+// AllWithheld returns all entries, sorted.
 func (l *Ledger) AllWithheld() []WithheldAddress {
 	var out []WithheldAddress
 	for _, w := range l.withheldByAddress {
@@ -102,8 +107,8 @@ func (l *Ledger) AllWithheld() []WithheldAddress {
 	return out
 }
 
-// WithholdAddress keeps an address from everybody but the Service that is named, in the place of an older entry about the same thing. One that is over
-// already is ignored.
+// WithholdAddress withholds an address from all Services but the one in the entry. The entry
+// replaces an older one with the same cause. An entry that is over already is ignored.
 func (l *Ledger) WithholdAddress(w WithheldAddress) {
 	a := addressOf(w.Address)
 	if !w.Until.IsZero() && !w.Until.After(l.currentTime) {
@@ -139,7 +144,8 @@ func (l *Ledger) WithholdAddress(w WithheldAddress) {
 	}
 }
 
-// removeEntries takes the entries that match from an address, and leaves it as free as it was.
+// removeEntries removes the matching entries of an address. It does not change whether the address
+// is free.
 func (l *Ledger) removeEntries(a address, match func(WithheldAddress) bool) {
 	rest := l.withheldByAddress[a][:0]
 	for _, w := range l.withheldByAddress[a] {
@@ -170,7 +176,8 @@ func (l *Ledger) removeEntries(a address, match func(WithheldAddress) bool) {
 	}
 }
 
-// releaseEntries takes the entries that match from an address, and says whether it became free.
+// releaseEntries removes the matching entries of an address, and says whether the address became
+// free.
 func (l *Ledger) releaseEntries(a address, match func(WithheldAddress) bool) bool {
 	if len(l.withheldByAddress[a]) == 0 {
 		return false
@@ -187,7 +194,8 @@ func (l *Ledger) releaseEntries(a address, match func(WithheldAddress) bool) boo
 	return true
 }
 
-// ProposeAddresses holds addresses for a Service until the segment has been asked for them, in the place of those proposed to it before.
+// ProposeAddresses withholds addresses for a Service until they are probed. They replace those
+// proposed to it before.
 func (l *Ledger) ProposeAddresses(k view.ObjectKey, addresses []netip.Addr) {
 	for _, a := range slices.Clone(l.withheldByService[k]) {
 		if !slices.Contains(addresses, a.toNetip()) {
@@ -201,26 +209,16 @@ func (l *Ledger) ProposeAddresses(k view.ObjectKey, addresses []netip.Addr) {
 	}
 }
 
-// PrepareAddresses holds addresses for a Service that it is about to be given, so that it keeps what it has until they are written: make before
-// break. Commit or Release ends it; until then every decision for the Service prefers them.
-func (l *Ledger) PrepareAddresses(k view.ObjectKey, addresses []netip.Addr) {
-	held, _ := l.AssignmentOf(k)
-	added := slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { return slices.Contains(held.Addresses, a) })
-	l.ProposeAddresses(k, added)
-	for _, a := range added {
-		l.RecordNoAnswer(a)
-	}
-}
-
-// ProposedAddresses returns the addresses that wait for an answer from the segment, sorted, with the Services that they are for.
+// ProposedAddresses returns the addresses that need a probe, sorted, with their Services.
 func (l *Ledger) ProposedAddresses() []WithheldAddress {
 	return slices.DeleteFunc(l.AllWithheld(), func(w WithheldAddress) bool { return w.Reason != names.ReasonProbing || w.NoAnswer })
 }
 
-// IsProbing says whether any address waits for an answer from the segment, or for the write that follows it.
+// IsProbing says whether an address waits for a probe, or for the write that follows it.
 func (l *Ledger) IsProbing() bool { return l.probingCount > 0 }
 
-// RecordNoAnswer records that nobody answered for a proposed address: the next decision gives it to the Service that it was proposed to.
+// RecordNoAnswer records that no host answered for a proposed address: the next decision assigns
+// it.
 func (l *Ledger) RecordNoAnswer(a netip.Addr) {
 	for i, w := range l.withheldByAddress[addressOf(a)] {
 		if w.Reason == names.ReasonProbing {
@@ -229,8 +227,9 @@ func (l *Ledger) RecordNoAnswer(a netip.Addr) {
 	}
 }
 
-// RecordAnswer records that somebody else uses a proposed address: it is quarantined, and the next decision gives another. A pool that no longer
-// probes quarantines for an hour.
+// RecordAnswer records that a host uses a proposed address. The address goes into quarantine, and
+// the next decision chooses another one. If the pool does not probe any more, the quarantine lasts
+// an hour.
 func (l *Ledger) RecordAnswer(a netip.Addr, by string) {
 	l.releaseEntries(addressOf(a), func(w WithheldAddress) bool { return w.Reason == names.ReasonProbing })
 	d := time.Hour
@@ -240,7 +239,7 @@ func (l *Ledger) RecordAnswer(a netip.Addr, by string) {
 	l.WithholdAddress(WithheldAddress{Address: a, Reason: names.ReasonQuarantined, Until: l.currentTime.Add(d), By: by})
 }
 
-// withdrawProposal drops what is proposed to the Service.
+// withdrawProposal removes what is proposed to the Service.
 func (l *Ledger) withdrawProposal(k view.ObjectKey) {
 	if len(l.withheldByService[k]) > 0 {
 		l.ProposeAddresses(k, nil)
@@ -257,7 +256,7 @@ func (l *Ledger) blockingEntry(a address, k view.ObjectKey) (WithheldAddress, bo
 	return WithheldAddress{}, false
 }
 
-// hasNoAnswer says whether the segment was asked for the address on behalf of the Service, and nobody answered.
+// hasNoAnswer says whether the address was probed for the Service and no host answered.
 func (l *Ledger) hasNoAnswer(a address, k view.ObjectKey) bool {
 	return slices.ContainsFunc(l.withheldByAddress[a], func(w WithheldAddress) bool { return w.Reason == names.ReasonProbing && w.Service == k && w.NoAnswer })
 }

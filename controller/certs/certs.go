@@ -32,12 +32,12 @@ const (
 )
 
 const (
-	// caLifetime is long, because every client must learn a new CA.
-	caLifetime = 10 * 365 * 24 * time.Hour
-	// certificateLifetime is short enough that renewals happen in the life of a cluster.
-	certificateLifetime = 90 * 24 * time.Hour
-	// clockSkew is how far the clocks of the control plane may be behind.
-	clockSkew = time.Hour
+	// caValidityInterval is long, because every client must learn a new CA.
+	caValidityInterval = 10 * 365 * 24 * time.Hour
+	// certificateValidityInterval is short enough that renewals happen in the life of a cluster.
+	certificateValidityInterval = 90 * 24 * time.Hour
+	// clockSkewInterval is how far the clocks of the control plane may be behind.
+	clockSkewInterval = time.Hour
 )
 
 // CertificateState is the parsed content of the Secret.
@@ -158,7 +158,7 @@ func parseServingCertificate(now time.Time, data map[string][]byte, ca *x509.Cer
 func createCA(now time.Time) (*keyPair, error) {
 	return signCertificate(nil, &x509.Certificate{
 		Subject:   pkix.Name{CommonName: "gantry webhook CA"},
-		NotBefore: now.Add(-clockSkew), NotAfter: now.Add(caLifetime),
+		NotBefore: now.Add(-clockSkewInterval), NotAfter: now.Add(caValidityInterval),
 		IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true, KeyUsage: x509.KeyUsageCertSign,
 	})
 }
@@ -166,7 +166,7 @@ func createCA(now time.Time) (*keyPair, error) {
 func createServingCertificate(now time.Time, ca *keyPair, names []string) (*keyPair, error) {
 	return signCertificate(ca, &x509.Certificate{
 		Subject:   pkix.Name{CommonName: names[0]},
-		NotBefore: now.Add(-clockSkew), NotAfter: now.Add(certificateLifetime),
+		NotBefore: now.Add(-clockSkewInterval), NotAfter: now.Add(certificateValidityInterval),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 		DNSNames: names,
 	})

@@ -89,7 +89,8 @@ func (k *Keeper) RegisterController(mgr ctrl.Manager) error {
 func (k *Keeper) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
 	state, err := k.updateSecret(ctx)
 	if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
-		return ctrl.Result{RequeueAfter: 100 * time.Millisecond}, nil // another controller was faster: read its certificate
+		// Another controller was faster: read its certificate.
+		return ctrl.Result{RequeueAfter: 100 * time.Millisecond}, nil
 	}
 	if err == nil {
 		err = k.updateWebhookConfiguration(ctx, state.CABundle)
@@ -130,7 +131,8 @@ func (k *Keeper) updateSecret(ctx context.Context) (CertificateState, error) {
 	case !bytes.Equal(data[corev1.TLSCertKey], s.Data[corev1.TLSCertKey]):
 		changed := s.DeepCopy()
 		changed.Data = data
-		err = k.client.Update(ctx, changed) // fails with a conflict when another controller wrote in between
+		// Fails with a conflict when another controller wrote in between.
+		err = k.client.Update(ctx, changed)
 	default:
 		return state, nil
 	}
@@ -174,7 +176,8 @@ var errNoCertificate = errors.New("the webhook has no certificate yet that the A
 // ConfigureTLS makes a server use the current certificate.
 func (k *Keeper) ConfigureTLS(c *tls.Config) {
 	c.MinVersion = tls.VersionTLS13
-	c.NextProtos = []string{"http/1.1"} // one client and few requests: HTTP/2 would only add ways to attack
+	// One client and few requests: HTTP/2 would only add ways to attack.
+	c.NextProtos = []string{"http/1.1"}
 	c.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 		if cert := k.servedCertificate.Load(); cert != nil {
 			return cert, nil

@@ -1,23 +1,27 @@
-// Package fence keeps two controllers from giving one address twice, whatever they do at the same time: change leaders with
-// writes in flight, wake after a pause, work on an old cache, or be started twice by mistake.
+// Package fence keeps two controllers from assigning one address twice, whatever they do at the
+// same time: change leaders with writes in flight, resume after a pause, work with an old cache, or
+// be started twice by mistake.
 //
-// What a controller is about to write it says first, as an Intent, in an object that all controllers write by compare and
-// swap (the AddressLedger). The order makes it safe:
+// Before a controller writes an address into a Service's status, it records a pending assignment in
+// an object that all controllers write by compare and swap (the AddressLedger). This order makes it
+// safe:
 //
-//  1. An address that a Service's status does not show yet is written there only after its Intent is in the object. The status is
-//     written on the base of the resourceVersion that the Intent names, so that the API server refuses it once anybody else has
-//     written the Service.
-//  2. A swap succeeds only for who knows the object as it is. So at the time of a swap nobody else has given an address that this
-//     controller has not heard of. Who is refused reads everything again: first the object, then all Services from the API
-//     server itself, never from a cache.
-//  3. An Intent is left out only when it is settled: the Service has a later resourceVersion than the base, so that the status has
-//     arrived and shows, or never can; or the API server has answered every write that may bring its addresses, which only the
-//     controller that sent them knows; or the status shows its addresses already; or the Service is gone. Until then its
-//     addresses count as held by the Service. A controller that did not send the write ends it by a write of its own, which
-//     changes the resourceVersion.
+// 1. A controller writes a new address into a status only after its pending assignment is in the
+// object. It writes the status on the resourceVersion in the assignment (the base), so that the API
+// server refuses the write if the Service has changed since. 2. A swap succeeds only if the
+// controller knows the current object. So at that moment no other controller has assigned an
+// address that this one does not know of. A controller whose swap is refused reads everything
+// again: first the object, then all Services from the API server itself, never from a cache. 3. A
+// pending assignment is removed only when it is closed. It is closed when the Service has a later
+// resourceVersion than the base, so that the status shows the addresses or never can. It is closed
+// when the API server has answered every write that may bring its addresses, which only the
+// controller that sent them knows. It is closed when the status shows its addresses already, and
+// when the Service was deleted. Until then the Service counts as a holder of the addresses. A
+// controller that did not send the write closes the assignment by a write of its own, which changes
+// the resourceVersion.
 //
-// The package is pure: it decides what the object is to say and what it means. It reads no clock and knows no API. A Fence
-// belongs to one goroutine.
+// The package is pure: it decides what the object should contain and what that means. It reads no
+// clock and knows no API. A Fence belongs to one goroutine.
 package fence
 
 import (
@@ -29,26 +33,27 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// Pending says that a status with these addresses may be on its way to a Service.
+// Pending is a pending assignment: the API server may still receive a status with these addresses
+// for the Service.
 type Pending struct {
 	Service view.ObjectKey
 	// Base is the resourceVersion of the Service on which the status is written.
 	Base string
-	// Addresses are all that the Service may come to have by a write on the Base.
+	// Addresses are all addresses that a write on the Base may bring.
 	Addresses []netip.Addr
 }
 
-// Fence is what one controller knows of the object: the Intents that it has to go on showing. The zero value is not usable; call
-// New.
+// Fence holds the pending assignments that the object must contain, as far as one controller knows.
+// The zero value is not usable; call NewFence.
 type Fence struct {
 	pendingByService map[view.ObjectKey]Pending
-	// inheritedByService are the addresses of an open Intent that was in the object when it was read: a
-	// write that this controller knows nothing of may bring them, as long as the base is the same.
+	// inheritedByService are the addresses of open assignments that were in the object when it was
+	// read. While the base is the same, a write by another controller may bring them.
 	inheritedByService map[view.ObjectKey][]netip.Addr
 }
 
-// NewFence returns the Fence for an object that shows these Intents. It is called when the object has been read; settled ones are
-// then taken out with Review.
+// NewFence returns the Fence for an object with these assignments. Call it when the object has been
+// read; RemoveSettled then removes the closed ones.
 func NewFence(intents []Pending) *Fence {
 	f := &Fence{pendingByService: make(map[view.ObjectKey]Pending, len(intents)), inheritedByService: make(map[view.ObjectKey][]netip.Addr, len(intents))}
 	f.RecordWritten(intents)
@@ -58,8 +63,9 @@ func NewFence(intents []Pending) *Fence {
 	return f
 }
 
-// RemoveSettled leaves out what is settled, given the resourceVersion of each Service read after the object, with false for a
-// Service that does not exist. What stays may still arrive, and is returned, sorted by Service.
+// RemoveSettled removes closed assignments. version returns the resourceVersion of a Service, read
+// after the object, and false for a Service that does not exist. It returns the open assignments,
+// sorted by Service.
 func (f *Fence) RemoveSettled(version func(view.ObjectKey) (string, bool)) []Pending {
 	for k, i := range f.pendingByService {
 		if now, exists := version(k); !exists || isLaterVersion(now, i.Base) {
@@ -69,8 +75,8 @@ func (f *Fence) RemoveSettled(version func(view.ObjectKey) (string, bool)) []Pen
 	return f.NextPending(nil)
 }
 
-// isLaterVersion says whether a Service that has one resourceVersion has left the base behind, so that no
-// write on the base can arrive. A reader that is behind may see a version from before the base.
+// isLaterVersion says whether the version is later than the base, so that no write on the base can
+// succeed. A cache that is behind may show a version from before the base.
 func isLaterVersion(version, base string) bool {
 	v, err1 := strconv.ParseUint(version, 10, 64)
 	b, err2 := strconv.ParseUint(base, 10, 64)
@@ -80,8 +86,8 @@ func isLaterVersion(version, base string) bool {
 	return v > b
 }
 
-// PendingAddresses returns the addresses that a write may still bring to a Service that has this
-// resourceVersion; nil when there are none. They must not be given to anybody else.
+// PendingAddresses returns the addresses that a write may still bring to a Service with this
+// resourceVersion; nil when there are none. No other Service may get them.
 func (f *Fence) PendingAddresses(k view.ObjectKey, version string) []netip.Addr {
 	if i, ok := f.pendingByService[k]; ok && !isLaterVersion(version, i.Base) {
 		return i.Addresses
@@ -89,22 +95,22 @@ func (f *Fence) PendingAddresses(k view.ObjectKey, version string) []netip.Addr 
 	return nil
 }
 
-// CoversPending says whether the object shows a pending assignment on this very base with all of these
+// CoversPending says whether the object has an assignment on the same base with all of these
 // addresses, so that they may be written without another one.
 func (f *Fence) CoversPending(i Pending) bool {
 	has, ok := f.pendingByService[i.Service]
 	return ok && has.Base == i.Base && !slices.ContainsFunc(i.Addresses, func(a netip.Addr) bool { return !slices.Contains(has.Addresses, a) })
 }
 
-// HasPending says whether a pending assignment of the Service is open, on whatever base. Another one of
-// the Service takes no more room in the object.
+// HasPending says whether the Service has an open assignment on any base. Another one of the same
+// Service takes no more room in the object.
 func (f *Fence) HasPending(k view.ObjectKey) bool {
 	_, ok := f.pendingByService[k]
 	return ok
 }
 
-// NextPending returns what the object is to show when the Intents of a batch come on top of those that are not settled, sorted by
-// Service. The Fence changes only when Wrote says that it was written.
+// NextPending returns what the object should contain when the assignments of a batch are added to
+// the open ones, sorted by Service. The Fence changes only with RecordWritten.
 func (f *Fence) NextPending(batch []Pending) []Pending {
 	all := maps.Clone(f.pendingByService)
 	for _, i := range batch {
@@ -115,8 +121,8 @@ func (f *Fence) NextPending(batch []Pending) []Pending {
 	return out
 }
 
-// mergePending returns what has to be shown of two Intents of one Service, the second of which is newer. On another base the older
-// write cannot arrive any more; on the same base either may.
+// mergePending merges an older and a newer assignment of one Service. On another base the older
+// write cannot succeed any more; on the same base both may.
 func mergePending(old, next Pending) Pending {
 	if old.Base != next.Base {
 		return next
@@ -130,7 +136,7 @@ func mergePending(old, next Pending) Pending {
 	return next
 }
 
-// RecordWritten records that the object shows the Intents of a batch now.
+// RecordWritten records that the object now contains the assignments of a batch.
 func (f *Fence) RecordWritten(batch []Pending) {
 	for _, i := range batch {
 		if f.pendingByService[i.Service].Base != i.Base {
@@ -140,16 +146,16 @@ func (f *Fence) RecordWritten(batch []Pending) {
 	}
 }
 
-// ClosePending records that no write to the Service on this base is under way any more, or on any base when base is empty: the Service
-// is gone.
+// ClosePending records that no write to the Service on this base is in flight any more. An empty
+// base means any base: the Service was deleted.
 func (f *Fence) ClosePending(k view.ObjectKey, base string) {
 	if i, ok := f.pendingByService[k]; ok && (base == "" || i.Base == base) {
 		f.removePending(k)
 	}
 }
 
-// RecordRefused records that the API server refused this controller's own write on the base, and that
-// the Service has not changed. What another's write may bring stays pending.
+// RecordRefused records that the API server refused this controller's own write on the base, and
+// that the Service has not changed. Addresses of another controller's write stay pending.
 func (f *Fence) RecordRefused(k view.ObjectKey, base string) {
 	i, ok := f.pendingByService[k]
 	if !ok || i.Base != base {
@@ -162,8 +168,8 @@ func (f *Fence) RecordRefused(k view.ObjectKey, base string) {
 	f.pendingByService[k] = i
 }
 
-// DropSuperseded records that the Service has this resourceVersion: what is pending on an older base
-// cannot arrive any more.
+// DropSuperseded records that the Service has this resourceVersion: a write on an older base cannot
+// succeed any more.
 func (f *Fence) DropSuperseded(k view.ObjectKey, version string) {
 	if i, ok := f.pendingByService[k]; ok && isLaterVersion(version, i.Base) {
 		f.removePending(k)
@@ -175,5 +181,5 @@ func (f *Fence) removePending(k view.ObjectKey) {
 	delete(f.inheritedByService, k)
 }
 
-// CountPending counts the Intents that are not settled.
+// CountPending counts the open assignments.
 func (f *Fence) CountPending() int { return len(f.pendingByService) }

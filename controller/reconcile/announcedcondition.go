@@ -29,40 +29,46 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// AnnouncedCondition writes the condition gantry.dev/Announced on Services: True while a speaker reports that it announces them (with
-// another reason while a foreign host claims an address, too), otherwise False with the reason. It speaks of the protocols, not of the nodes, so that a failover writes nothing.
+// AnnouncedCondition writes the condition gantry.dev/Announced on Services. It is True while a
+// speaker reports that it announces the Service, with another reason while a foreign host claims an
+// address; otherwise it is False with the reason. It names the protocols and no node, so that a
+// failover causes no write.
 type AnnouncedCondition struct {
 	Client client.Client
 	Log    *slog.Logger
-	// Scope is where the speakers' reports and the configuration are, and whether BGP is among them.
+	// Scope says where the speakers' reports and the configuration are, and whether BGP is part of
+	// them.
 	Scope configuration.Scope
-	// LoadBalancerClass is the load balancer class that is served.
+	// LoadBalancerClass is the class that is served.
 	LoadBalancerClass string
-	// Now gives the time.
+	// Now returns the time.
 	Now func() time.Time
-	// RecordEvent makes an event about a Service; kind is Normal or Warning.
+	// RecordEvent creates an event about a Service; kind is Normal or Warning.
 	RecordEvent func(about *corev1.Service, kind, reason, text string)
 
 	mu sync.Mutex // guards all that follows
-	// unannouncedSince are the Services that nobody announces, with the time since when.
+	// unannouncedSince are the Services that no speaker announces, with the time since when.
 	unannouncedSince map[client.ObjectKey]time.Time
-	// lastSnapshot is the configuration as last read, with the nodes; it counts until fresh.
+	// lastSnapshot and lastNodes are the configuration and the nodes as last read; they are used
+	// until freshUntil.
 	lastSnapshot *snapshot.Snapshot
 	lastNodes    []snapshot.Node
 	freshUntil   time.Time
 }
 
 const (
-	// announceTimeout is how long speakers may take before it is said that nobody announces.
+	// announceTimeout is how long speakers may take before the condition becomes False.
 	announceTimeout = 3 * time.Second
-	// reportsByServiceIndex finds the speakers' reports about a Service, and slicesByServiceIndex its EndpointSlices.
+	// reportsByServiceIndex finds the speakers' reports about a Service, slicesByServiceIndex its
+	// EndpointSlices.
 	reportsByServiceIndex = "service"
 	slicesByServiceIndex  = "endpoints"
-	// The configuration is read anew after this time at the earliest, and only so often that it takes a twentieth of a core at most; but
-	// the first time waits for caches to fill, and is no measure.
+	// The configuration is read again after minReadInterval at the earliest, and only so often that
+	// reading takes at most a twentieth of a core. maxReadInterval bounds that, because the first
+	// reading waits for caches to fill.
 	minReadInterval, readCostFactor, maxReadInterval = 100 * time.Millisecond, 20, 3 * time.Second
-	// maxRecheckInterval is how often the reason is looked for anew while nobody announces; more often in the beginning, when a manifest
-	// is still being applied.
+	// maxRecheckInterval is how often the reason is determined again while no speaker announces. It
+	// is shorter at first, while a manifest may still be in the process of being applied.
 	maxRecheckInterval = 30 * time.Second
 )
 
@@ -94,13 +100,13 @@ func (r *AnnouncedCondition) RegisterController(ctx context.Context, mgr ctrl.Ma
 	return nil
 }
 
-// reportedService names the Service that a speaker's report is about.
+// reportedService returns the Service that a speaker's report is about.
 func reportedService(o client.Object) client.ObjectKey {
 	l := o.GetLabels()
 	return client.ObjectKey{Namespace: l[names.LabelServiceNamespace], Name: l[names.LabelServiceName]}
 }
 
-// Reconcile brings one Service's condition in line with the reports.
+// Reconcile brings the condition of one Service in line with the reports.
 func (r *AnnouncedCondition) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
 	var s corev1.Service
 	if err := r.Client.Get(ctx, req.NamespacedName, &s); err != nil {
@@ -110,7 +116,7 @@ func (r *AnnouncedCondition) Reconcile(ctx context.Context, req ctrl.Request) (c
 	v := view.FromService(&s)
 	if !v.IsLoadBalancer || v.Class != r.LoadBalancerClass || len(v.AssignedAddresses) == 0 {
 		r.forgetUnannounced(req.NamespacedName)
-		return ctrl.Result{}, nil // the worker that gives addresses takes the condition away with them
+		return ctrl.Result{}, nil // ServiceWorker removes the condition together with the addresses
 	}
 	reported, err := r.readReports(ctx, req.NamespacedName)
 	if err != nil {
@@ -137,7 +143,8 @@ func (r *AnnouncedCondition) Reconcile(ctx context.Context, req ctrl.Request) (c
 	return ctrl.Result{RequeueAfter: again}, r.writeCondition(ctx, &s, c)
 }
 
-// remainingTimeout is how long to wait yet before it is said that nobody announces. A report that is replaced is gone for an instant.
+// remainingTimeout is how long to wait before the condition becomes False. A report that is
+// replaced is missing for an instant.
 func (r *AnnouncedCondition) remainingTimeout(key client.ObjectKey) time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -152,14 +159,14 @@ func (r *AnnouncedCondition) remainingTimeout(key client.ObjectKey) time.Duratio
 	return announceTimeout - r.Now().Sub(since)
 }
 
-// forgetUnannounced forgets that a Service was not announced.
+// forgetUnannounced removes the Service from unannouncedSince.
 func (r *AnnouncedCondition) forgetUnannounced(key client.ObjectKey) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.unannouncedSince, key)
 }
 
-// readReports reads what the speakers say of the Service.
+// readReports reads the speakers' reports about the Service.
 func (r *AnnouncedCondition) readReports(ctx context.Context, key client.ObjectKey) (speakerReports, error) {
 	var l2 v1beta1.ServiceL2StatusList
 	var bgp v1beta1.ServiceBGPStatusList
@@ -176,9 +183,10 @@ func (r *AnnouncedCondition) readReports(ctx context.Context, key client.ObjectK
 	return speakerReports{l2.Items, bgp.Items}, nil
 }
 
-// ForecastCondition is the condition of a Service that is about to have its first addresses, where it can be seen that nobody will announce
-// them. It is written together with the addresses, so that a Service that waits for an advertisement or for Pods costs one write
-// and not two. What was forecast and comes otherwise is put right like any other change.
+// ForecastCondition returns the condition of a Service that is about to get its first addresses, if
+// it is certain that no speaker will announce them. It is written together with the addresses, so
+// that a Service that waits for an advertisement or for Pods costs one write instead of two. A
+// wrong forecast is corrected like any other change.
 func (r *AnnouncedCondition) ForecastCondition(ctx context.Context, s *corev1.Service, assigned []netip.Addr) (metav1.Condition, bool) {
 	var none metav1.Condition
 	if meta.FindStatusCondition(s.Status.Conditions, names.ConditionAnnounced) != nil {
@@ -190,7 +198,8 @@ func (r *AnnouncedCondition) ForecastCondition(ctx context.Context, s *corev1.Se
 		return none, false
 	}
 	reason, text, err := r.explainUnannounced(ctx, s, &v)
-	if err != nil || reason == names.ReasonNotAnnounced || reason == names.ReasonAddressOutsidePools { // the pool is newer than what was read
+	// The pool may be newer than the snapshot.
+	if err != nil || reason == names.ReasonNotAnnounced || reason == names.ReasonAddressOutsidePools {
 		return none, false
 	}
 	return metav1.Condition{
@@ -198,7 +207,7 @@ func (r *AnnouncedCondition) ForecastCondition(ctx context.Context, s *corev1.Se
 	}, true
 }
 
-// readConfiguration returns what is configured, and the nodes.
+// readConfiguration returns the configuration and the nodes.
 func (r *AnnouncedCondition) readConfiguration(ctx context.Context) (*snapshot.Snapshot, []snapshot.Node, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -213,7 +222,7 @@ func (r *AnnouncedCondition) readConfiguration(ctx context.Context) (*snapshot.S
 	if o.Nodes, err = configuration.ReadNodes(ctx, r.Client); err != nil {
 		return nil, nil, err
 	}
-	o.Previous = r.lastSnapshot // what an edit broke is announced on, as it last was
+	o.Previous = r.lastSnapshot // an object that an edit broke keeps its last good state
 	r.lastSnapshot, _ = snapshot.Build(o)
 	r.lastNodes = o.Nodes
 	now := r.Now()
@@ -221,7 +230,7 @@ func (r *AnnouncedCondition) readConfiguration(ctx context.Context) (*snapshot.S
 	return r.lastSnapshot, r.lastNodes, nil
 }
 
-// explainUnannounced says why nobody announces the Service, as far as it can be seen from here.
+// explainUnannounced says why no speaker announces the Service, as far as the controller can see.
 func (r *AnnouncedCondition) explainUnannounced(ctx context.Context, s *corev1.Service, v *view.Service) (names.Reason, string, error) {
 	snap, nodes, err := r.readConfiguration(ctx)
 	if err != nil {
@@ -239,14 +248,15 @@ func (r *AnnouncedCondition) explainUnannounced(ctx context.Context, s *corev1.S
 	if !e.AnyServing {
 		return names.ReasonNoEndpoints, "no endpoint of the Service can serve: check its selector and whether its Pods are ready", nil
 	}
-	text := fmt.Sprintf("no speaker reports that it announces the Service: check that speakers run on the selected nodes (kubectl get pods,speakerstatuses -n %s), that no NetworkUnavailable is among the conditions of those nodes", r.Scope.Namespace)
+	text := fmt.Sprintf("no speaker reports that it announces the Service: check that speakers run on the selected nodes (kubectl get pods,speakerstatuses -n %s), that those nodes do not have the condition NetworkUnavailable", r.Scope.Namespace)
 	if links := limitingInterfaces(snap, v); len(links) > 0 {
-		text += ", that one of the interfaces " + strings.Join(links, ", ") + " is there and usable (the links of the SpeakerStatus), spelled exactly so"
+		text += ", that one of the interfaces " + strings.Join(links, ", ") + " exists with exactly this name and is usable (see links in the SpeakerStatus)"
 	}
 	return names.ReasonNotAnnounced, text + ", and what the speakers' logs say", nil
 }
 
-// limitingInterfaces returns the interfaces that the advertisements limit the Service to; none when one of them does not.
+// limitingInterfaces returns the interfaces to which the advertisements limit the Service; none
+// when an advertisement has no limit.
 func limitingInterfaces(s *snapshot.Snapshot, v *view.Service) []string {
 	var links []string
 	pools := s.PoolsOfAddresses(v.RecordedPool, v.AssignedAddresses...)
@@ -271,13 +281,14 @@ func limitingInterfaces(s *snapshot.Snapshot, v *view.Service) []string {
 	return slices.Compact(links)
 }
 
-// findAdvertisementFault says which selector keeps every node from announcing the Service; empty when an advertisement fits.
+// findAdvertisementFault says which selector keeps every node from announcing the Service. The
+// Reason is empty when an advertisement fits.
 func findAdvertisementFault(s *snapshot.Snapshot, v *view.Service, nodes []snapshot.Node) (names.Reason, string) {
 	var own []string
 	for _, a := range v.AssignedAddresses {
 		pools := s.PoolsOfAddresses(v.RecordedPool, a)
 		if pools == nil {
-			return names.ReasonAddressOutsidePools, fmt.Sprintf("the address %s is in no IPAddressPool any more: add it to one, or give it back", a)
+			return names.ReasonAddressOutsidePools, fmt.Sprintf("the address %s is in no IPAddressPool any more: add it to one, or release it", a)
 		}
 		if !slices.Contains(own, pools[0].Name) {
 			own = append(own, pools[0].Name)
@@ -301,12 +312,12 @@ func findAdvertisementFault(s *snapshot.Snapshot, v *view.Service, nodes []snaps
 		}
 		return true
 	}
-	heard := false // by anybody
+	heard := false // by the network or by a router
 	for _, ad := range s.L2Advertisements {
 		heard = look(ad.Pools, ad.ServiceSelectors, ad.NodeSelectors) || heard
 	}
 	routedAlone := !covered
-	var ads []*snapshot.BGPAdvertisement // that select it
+	var ads []*snapshot.BGPAdvertisement // that select the Service
 	for _, ad := range s.BGPAdvertisements {
 		to := slices.ContainsFunc(s.Peers, func(p *snapshot.Peer) bool { return len(ad.Peers) == 0 || slices.Contains(ad.Peers, p.Name) })
 		if look(ad.Pools, ad.ServiceSelectors, ad.NodeSelectors) {
@@ -318,7 +329,7 @@ func findAdvertisementFault(s *snapshot.Snapshot, v *view.Service, nodes []snaps
 	case !covered:
 		return names.ReasonNoAdvertisement, fmt.Sprintf("no L2Advertisement or BGPAdvertisement selects pool %s and this Service: create one", quotePools(own))
 	case !onNode && excluded:
-		return names.ReasonNodeExcluded, "every node that the advertisements select has the label " + names.LabelExcludeNode + ": take it off one of them"
+		return names.ReasonNodeExcluded, "every node that the advertisements select has the label " + names.LabelExcludeNode + ": remove it from one of them"
 	case !onNode:
 		return names.ReasonNoAdvertisement, "the nodeSelectors of the advertisements match no node: correct them, or label a node"
 	case !heard:
@@ -349,7 +360,7 @@ func (r *AnnouncedCondition) writeCondition(ctx context.Context, s *corev1.Servi
 		r.RecordEvent(s, corev1.EventTypeWarning, names.EventAnnounceFailed, truncateNote(c.Reason+": "+c.Message))
 	}
 	if apierrors.IsConflict(err) || client.IgnoreNotFound(err) == nil {
-		return nil // the newer object brings its own request
+		return nil // the newer object causes its own request
 	}
 	return fmt.Errorf("writing the condition %s of Service %s/%s: %w", names.ConditionAnnounced, s.Namespace, s.Name, err)
 }

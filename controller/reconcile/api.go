@@ -18,34 +18,37 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// API is what the worker needs of the API server. What Cached and Pools return may be old, and must not be changed; what
-// Live and ForEachLiveService return was true when it was asked. An in-memory one is in package memory.
+// API is what the worker needs of the API server. Results of CachedService and PoolObjects may be
+// old and must not be modified. Results of LiveService and ForEachLiveService were true at the time
+// of the call. Package apitest has one in memory.
 type API interface {
-	// CachedService returns a Service, nil when the cache has none.
+	// CachedService returns a Service from the cache, nil when the cache has none.
 	CachedService(context.Context, view.ObjectKey) (*corev1.Service, error)
 	// LiveService returns a Service, nil when there is none.
 	LiveService(context.Context, view.ObjectKey) (*corev1.Service, error)
-	// ForEachLiveService calls visit for every Service of one moment.
+	// ForEachLiveService calls visit for every Service, all as of one moment.
 	ForEachLiveService(ctx context.Context, visit func(*corev1.Service)) error
-	// PoolObjects returns the pools, the reservations, and the namespaces that they may select.
+	// PoolObjects returns the pools, the reservations, and the namespaces that pools may select.
 	PoolObjects(context.Context) (snapshot.Objects, error)
-	// PatchServiceStatus writes the difference in status and annotations, and returns what the Service is then. It is refused as a
-	// conflict when the Service is not what it was before.
+	// PatchServiceStatus writes the difference in status and annotations, and returns the Service
+	// as written. The API server refuses it as a conflict when the Service is not at the
+	// resourceVersion of before.
 	PatchServiceStatus(ctx context.Context, before, after *corev1.Service) (*corev1.Service, error)
 	// UpdatePoolStatus writes the status of a pool.
 	UpdatePoolStatus(context.Context, *v1beta1.IPAddressPool) error
 	// UpdateReservationStatus writes the status of a reservation.
 	UpdateReservationStatus(context.Context, *v1alpha1.AddressReservation) error
-	// AddressProbes returns the AddressProbes as the cache has them.
+	// AddressProbes returns the AddressProbes in the cache.
 	AddressProbes(context.Context) ([]v1alpha1.AddressProbe, error)
-	// CreateProbe creates an AddressProbe in the place of one that has its name, and returns it.
+	// CreateProbe creates an AddressProbe, replaces one of the same name, and returns it.
 	CreateProbe(context.Context, *v1alpha1.AddressProbe) (*v1alpha1.AddressProbe, error)
-	// DeleteProbe deletes the AddressProbe of that name, if there is one.
+	// DeleteProbe deletes the AddressProbe with that name, if there is one.
 	DeleteProbe(ctx context.Context, name string) error
-	// ReadLedger returns the AddressLedger of that name as it is, and makes an empty one when there is none.
+	// ReadLedger returns the AddressLedger with that name, and creates an empty one when there is
+	// none.
 	ReadLedger(ctx context.Context, name string) (*v1alpha1.AddressLedger, error)
-	// SwapLedger writes the AddressLedger, and returns it as written. It is refused as a conflict when it is not the one that was
-	// read, and as not found when it is gone.
+	// SwapLedger writes the AddressLedger and returns it as written. The API server refuses it as a
+	// conflict when it is not the one that was read, and as not found when it was deleted.
 	SwapLedger(context.Context, *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger, error)
 }
 
@@ -61,7 +64,7 @@ type ClusterAPI struct {
 
 var _ API = (*ClusterAPI)(nil)
 
-// listPageSize bounds one answer of the API server; a page of Services is about a megabyte.
+// listPageSize bounds one answer of the API server; a page of Services has about a megabyte.
 const listPageSize = 1000
 
 // CachedService implements API.
@@ -86,7 +89,8 @@ func readService(ctx context.Context, r client.Reader, k view.ObjectKey) (*corev
 	return &s, nil
 }
 
-// ForEachLiveService implements API. The pages are of one moment, which the API server promises for a list that is continued.
+// ForEachLiveService implements API. The API server promises that the pages of a continued list are
+// of one moment.
 func (c *ClusterAPI) ForEachLiveService(ctx context.Context, visit func(*corev1.Service)) error {
 	var next string
 	for {
@@ -117,11 +121,11 @@ func (c *ClusterAPI) PoolObjects(ctx context.Context) (snapshot.Objects, error) 
 	return snapshot.Objects{Pools: pools.Items, Reservations: reservations.Items, Namespaces: namespaces}, err
 }
 
-// PatchServiceStatus implements API, through the status subresource, which carries annotations too.
+// PatchServiceStatus implements API. It uses the status subresource, which accepts annotations too.
 func (c *ClusterAPI) PatchServiceStatus(ctx context.Context, before, after *corev1.Service) (*corev1.Service, error) {
 	patch, err := statusMergePatch(before, after)
 	if err != nil {
-		return nil, fmt.Errorf("writing down the status of Service %s/%s: %w", before.Namespace, before.Name, err)
+		return nil, fmt.Errorf("encoding the status of Service %s/%s: %w", before.Namespace, before.Name, err)
 	}
 	written := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: before.Namespace, Name: before.Name}}
 	if err := c.Client.Status().Patch(ctx, written, client.RawPatch(types.MergePatchType, patch)); err != nil {
@@ -130,8 +134,10 @@ func (c *ClusterAPI) PatchServiceStatus(ctx context.Context, before, after *core
 	return written, nil
 }
 
-// statusMergePatch is the merge patch (RFC 7386) that makes the one Service the other, in status and annotations. What the cache does not keep of a
-// Service is not in it: each annotation stands for itself, since to leave out the last that is known would take all others too.
+// statusMergePatch returns the merge patch (RFC 7386) that changes the status and annotations of
+// one Service into those of the other. It does not touch what the cache does not store of a
+// Service: each annotation is patched on its own, because removing the last known one would remove
+// all others as well.
 func statusMergePatch(before, after *corev1.Service) ([]byte, error) {
 	b, a := &corev1.Service{Status: before.Status}, &corev1.Service{Status: after.Status}
 	status, err := client.MergeFrom(b).Data(a)
@@ -161,8 +167,8 @@ func statusMergePatch(before, after *corev1.Service) ([]byte, error) {
 	return json.Marshal(patch)
 }
 
-// UpdatePoolStatus implements API. The counters are required fields, so that the whole status is written: a merge patch would leave
-// out what is zero on both sides.
+// UpdatePoolStatus implements API. It writes the whole status, because the counters are required
+// fields and a merge patch would omit those that are zero on both sides.
 func (c *ClusterAPI) UpdatePoolStatus(ctx context.Context, p *v1beta1.IPAddressPool) error {
 	if err := c.Client.Status().Update(ctx, p); err != nil {
 		return fmt.Errorf("writing the status of pool %q: %w", p.Name, err)
@@ -192,13 +198,13 @@ func (c *ClusterAPI) CreateProbe(ctx context.Context, p *v1alpha1.AddressProbe) 
 	p = p.DeepCopy()
 	p.Namespace = c.Namespace
 	err := c.Client.Create(ctx, p)
-	if apierrors.IsAlreadyExists(err) { // from another life: what it says is old
+	if apierrors.IsAlreadyExists(err) { // left over from before a restart: its result is old
 		if err = c.DeleteProbe(ctx, p.Name); err == nil {
 			err = c.Client.Create(ctx, p)
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("asking the speakers for %s by AddressProbe %q: %w", p.Spec.Address, p.Name, err)
+		return nil, fmt.Errorf("creating AddressProbe %q for %s: %w", p.Name, p.Spec.Address, err)
 	}
 	return p, nil
 }
@@ -220,7 +226,8 @@ func (c *ClusterAPI) ReadLedger(ctx context.Context, name string) (*v1alpha1.Add
 	err := c.LiveReader.Get(ctx, key, l)
 	if apierrors.IsNotFound(err) {
 		l.Namespace, l.Name = key.Namespace, key.Name
-		if err = c.Client.Create(ctx, l); apierrors.IsAlreadyExists(err) { // another controller was faster
+		// Another controller was faster.
+		if err = c.Client.Create(ctx, l); apierrors.IsAlreadyExists(err) {
 			err = c.LiveReader.Get(ctx, key, l)
 		}
 	}

@@ -16,8 +16,9 @@ import (
 	"github.com/gantry-lb/gantry/test/apiserver"
 )
 
-// TestWritesOnARealAPIServer gives a Service its address and takes it away, from what the cache keeps of it: everything that is not ours
-// stays, and who works on an old state is refused.
+// TestWritesOnARealAPIServer writes a Service's address and removes it, based on what the cache
+// stores of the Service. Everything that is not ours stays, and a write based on an old state is
+// refused.
 func TestWritesOnARealAPIServer(t *testing.T) {
 	config := apiserver.Start(t)
 	scheme, err := configuration.NewScheme()
@@ -110,6 +111,6 @@ func testLedgerWrites(ctx context.Context, t *testing.T, direct client.Client, a
 		t.Errorf("a swap of what was deleted ends with %v, want not found or a conflict", err)
 	}
 	if l, err = api.ReadLedger(ctx, names.AddressLedger); err != nil || l.Spec.Writer != "" {
-		t.Errorf("what was deleted is made again as %+v: %v", l, err)
+		t.Errorf("the deleted object is created again as %+v: %v", l, err)
 	}
 }

@@ -22,7 +22,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// addressRegister watches which Service has which address. It is for crowds: each look costs the same.
+// addressRegister checks which Service has which address, at the same cost for any number of
+// Services.
 type addressRegister struct {
 	mu              sync.Mutex // guards all that follows
 	holderByAddress map[netip.Addr]string
@@ -50,7 +51,7 @@ func (g *addressRegister) countServed() int {
 	return len(g.holderByAddress)
 }
 
-// busyDelivery takes 40 ms for each write, as one on two cores does.
+// busyDelivery delivers each write in 40 ms, like an API server on two cores.
 func busyDelivery(what string) apitest.Delivery {
 	if what == "watch" || what == "read" {
 		return apitest.Delivery{}
@@ -58,10 +59,11 @@ func busyDelivery(what string) apitest.Delivery {
 	return apitest.Delivery{RequestDelay: 20 * time.Millisecond, AnswerDelay: 20 * time.Millisecond}
 }
 
-// burstScenario is a crowd of Services that wait when the first pool comes, and a leader that is lost meanwhile.
+// burstScenario: many Services wait when the first pool comes, and the leader is lost meanwhile.
 type burstScenario struct {
 	services, maxPending int
-	// lostAtPercent is when the leader is lost, in hundredths of the time that all take when it is not; 0 is never.
+	// lostAtPercent is when the leader is lost, in percent of the time that all Services take
+	// without a loss; 0 is never.
 	lostAtPercent int
 	killed        bool
 }
@@ -105,8 +107,9 @@ func (b burstScenario) runBurst(t *testing.T, undisturbed time.Duration) (took t
 	return took
 }
 
-// TestBurstEndsAfterTheLossOfItsLeader ends the leader at moments that are spread over a burst, by force or in good order, when more
-// Services wait than pending assignments may be open. GANTRY_BURSTS=long takes the numbers of a large cluster.
+// TestBurstEndsAfterTheLossOfItsLeader kills or stops the leader at different moments of a burst,
+// while more Services wait than pending assignments may be open. GANTRY_BURSTS=long uses the
+// numbers of a large cluster.
 func TestBurstEndsAfterTheLossOfItsLeader(t *testing.T) {
 	sizes, bound := []int{288, 320, 640}, 256
 	if os.Getenv("GANTRY_BURSTS") == "long" {
@@ -125,7 +128,8 @@ func TestBurstEndsAfterTheLossOfItsLeader(t *testing.T) {
 	}
 }
 
-// TestPendingAssignmentsOfALostLeaderAreWritten has more of them in the AddressLedger than a controller keeps open itself.
+// TestPendingAssignmentsOfALostLeaderAreWritten has more pending assignments in the AddressLedger
+// than a controller keeps open itself.
 func TestPendingAssignmentsOfALostLeaderAreWritten(t *testing.T) {
 	for _, n := range []int{15, 16, 17, 40} {
 		runWithFakeTime(t, func(t *testing.T) {
@@ -160,14 +164,15 @@ func TestPendingAssignmentsOfALostLeaderAreWritten(t *testing.T) {
 	}
 }
 
-// TestForeignPendingAssignmentIsClosed has one in the AddressLedger that brings what the Service is not to have any more: its pool has
-// changed since. It may still be written, so that nobody else gets the address before the Service has another resourceVersion.
+// TestForeignPendingAssignmentIsClosed has a pending assignment with an address that the Service
+// should not get any more, because its pool has changed since. The write may still arrive, so that
+// no other Service gets the address before this one has another resourceVersion.
 func TestForeignPendingAssignmentIsClosed(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("192.0.2.0/24"))
-		told := &eventRecorder{}
-		c := startController(t, s, nil, Options{RecordEvent: told.recordEvent})
+		recorder := &eventRecorder{}
+		c := startController(t, s, nil, Options{RecordEvent: recorder.recordEvent})
 		s.CreateService(newLoadBalancer("a"))
 		time.Sleep(time.Second)
 		c.stopAndWait()
@@ -180,7 +185,7 @@ func TestForeignPendingAssignmentIsClosed(t *testing.T) {
 			}
 			return nil
 		})
-		c = startController(t, s, nil, Options{RecordEvent: told.recordEvent})
+		c = startController(t, s, nil, Options{RecordEvent: recorder.recordEvent})
 		defer c.stopAndWait()
 		time.Sleep(time.Second)
 		b := newLoadBalancer("b")
@@ -197,13 +202,13 @@ func TestForeignPendingAssignmentIsClosed(t *testing.T) {
 		if s.ServiceByKey(serviceKey("a")).ResourceVersion == o.ResourceVersion {
 			t.Error("a has the resourceVersion still on which the address may be written")
 		}
-		if e := told.eventsOf("a"); len(e) != 1 {
+		if e := recorder.eventsOf("a"); len(e) != 1 {
 			t.Errorf("the events of a are %q, want the one of its address", e)
 		}
 	})
 }
 
-// TestFullAddressLedgerIsLoggedOnce has writes that take long, so that many pending assignments are open.
+// TestFullAddressLedgerIsLoggedOnce has slow writes, so that many pending assignments are open.
 func TestFullAddressLedgerIsLoggedOnce(t *testing.T) {
 	said := &bytes.Buffer{}
 	runWithFakeTime(t, func(t *testing.T) {
@@ -228,7 +233,7 @@ func TestFullAddressLedgerIsLoggedOnce(t *testing.T) {
 			t.Error(err)
 		}
 		c.stopAndWait()
-		if n := strings.Count(said.String(), "as many pending assignments are open"); n != 1 {
+		if n := strings.Count(said.String(), "the AddressLedger is full of open pending assignments"); n != 1 {
 			t.Errorf("it was logged %d times, want once: %s", n, said)
 		}
 		for _, o := range s.AllServices() {
@@ -239,7 +244,8 @@ func TestFullAddressLedgerIsLoggedOnce(t *testing.T) {
 	})
 }
 
-// TestAddressLedgerIsTrimmedAfterABurst counts what it shows when nothing is under way any more, and that it is not written again.
+// TestAddressLedgerIsTrimmedAfterABurst checks its entries when no work is left, and that it is not
+// written again.
 func TestAddressLedgerIsTrimmedAfterABurst(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
@@ -268,7 +274,7 @@ func TestAddressLedgerIsTrimmedAfterABurst(t *testing.T) {
 	})
 }
 
-// TestStoppingLeaderWritesWhatTheAddressLedgerHas ends it when many writes wait for their turn.
+// TestStoppingLeaderWritesWhatTheAddressLedgerHas stops the leader while many writes wait.
 func TestStoppingLeaderWritesWhatTheAddressLedgerHas(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)

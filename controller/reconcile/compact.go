@@ -13,17 +13,18 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// annotationDomains are those of the annotations that mean something here.
+// annotationDomains are the domains of the annotations that have a meaning here.
 var annotationDomains = []string{annotationDomain(names.AnnotationPool), annotationDomain(names.AnnotationPoolOld), annotationDomain(names.AnnotationRelease)}
 
-// annotationDomain is what stands before the slash.
+// annotationDomain is the part before the slash.
 func annotationDomain(key string) string {
 	d, _, _ := strings.Cut(key, "/")
 	return d
 }
 
-// CompactService is what the cache keeps of a Service: what is looked at, and what is written. A write carries differences alone, so that what
-// is left out here stays on the API server as it is. It halves what 100,000 Services take.
+// CompactService reduces a Service in the cache to what is read and what is written. A write
+// contains only differences, so that the API server keeps everything that is left out here. It
+// halves the memory for 100,000 Services.
 func CompactService(o any) (any, error) {
 	s, ok := o.(*corev1.Service)
 	if !ok {
@@ -59,10 +60,11 @@ func CompactService(o any) (any, error) {
 	s.Spec.LoadBalancerIP = spec.LoadBalancerIP
 	s.Spec.IPFamilies = spec.IPFamilies
 	s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicy(view.Intern(string(spec.ExternalTrafficPolicy)))
-	if p := spec.IPFamilyPolicy; p != nil && *p != corev1.IPFamilyPolicySingleStack { // absent means the same
+	// Absent means SingleStack too.
+	if p := spec.IPFamilyPolicy; p != nil && *p != corev1.IPFamilyPolicySingleStack {
 		s.Spec.IPFamilyPolicy = p
 	}
-	if v := view.FromService(s); v.HasSharingAnnotation { // the rest of them share with nobody
+	if v := view.FromService(s); v.HasSharingAnnotation { // other Services cannot share an address
 		s.Spec.Selector = maps.Clone(spec.Selector)
 		for _, p := range spec.Ports {
 			s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Protocol: p.Protocol, Port: p.Port})
@@ -75,7 +77,8 @@ func CompactService(o any) (any, error) {
 	return s, nil
 }
 
-// CompactEndpointSlice is what the cache keeps of an EndpointSlice: to which Service it belongs, and one endpoint that can serve, if any can.
+// CompactEndpointSlice reduces an EndpointSlice in the cache to its Service and one endpoint that
+// can serve, if there is one.
 func CompactEndpointSlice(o any) (any, error) {
 	if s, ok := o.(*discoveryv1.EndpointSlice); ok {
 		service := s.Labels[discoveryv1.LabelServiceName]

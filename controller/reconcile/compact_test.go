@@ -14,7 +14,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// TestCompactedServiceKeepsWhatIsReadAndWritten compares what is seen of a Service before and after the cache took out the rest.
+// TestCompactedServiceKeepsWhatIsReadAndWritten compares the view of a Service before and after
+// CompactService.
 func TestCompactedServiceKeepsWhatIsReadAndWritten(t *testing.T) {
 	prefer, class := corev1.IPFamilyPolicyPreferDualStack, "example.com/class"
 	tests := map[string]func(*corev1.Service){
@@ -40,12 +41,12 @@ func TestCompactedServiceKeepsWhatIsReadAndWritten(t *testing.T) {
 			o.Labels = map[string]string{"tier": "front"}
 			o.Spec.LoadBalancerIP = "192.0.2.1"
 		},
-		"with a cluster IP in the older field alone": func(o *corev1.Service) { o.Spec.ClusterIPs, o.Spec.ClusterIP = nil, "10.96.0.1" },
+		"with a cluster IP only in the older field": func(o *corev1.Service) { o.Spec.ClusterIPs, o.Spec.ClusterIP = nil, "10.96.0.1" },
 		"with an address and conditions of others": func(o *corev1.Service) {
 			o.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2.1"}, {Hostname: "a.example"}}
 			o.Status.Conditions = []metav1.Condition{{Type: "example.com/Other", Status: metav1.ConditionTrue, Reason: "R", Message: "m"}}
 		},
-		"that goes": func(o *corev1.Service) { o.DeletionTimestamp = &metav1.Time{Time: time.Unix(1, 0)} },
+		"in deletion": func(o *corev1.Service) { o.DeletionTimestamp = &metav1.Time{Time: time.Unix(1, 0)} },
 	}
 	for name, edit := range tests {
 		t.Run("a Service "+name, func(t *testing.T) {
@@ -57,7 +58,7 @@ func TestCompactedServiceKeepsWhatIsReadAndWritten(t *testing.T) {
 				t.Fatal(err)
 			}
 			want, got := view.FromService(whole), view.FromService(o)
-			if !want.HasSharingAnnotation { // then nothing hangs on these
+			if !want.HasSharingAnnotation { // then they have no effect
 				want.Ports, want.PodSelector = nil, ""
 			}
 			if d := cmp.Diff(want, got, cmp.Comparer(func(a, b fmt.Stringer) bool { return a.String() == b.String() })); d != "" {
@@ -70,7 +71,8 @@ func TestCompactedServiceKeepsWhatIsReadAndWritten(t *testing.T) {
 	}
 }
 
-// TestStartWritesOnlyTheNewService starts a controller among 3,000 Services of 100 pools, one of which is new.
+// TestStartWritesOnlyTheNewService starts a controller with 3,000 Services of 100 pools, one of
+// which is new.
 func TestStartWritesOnlyTheNewService(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		const n = 3000

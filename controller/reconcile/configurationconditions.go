@@ -22,18 +22,20 @@ import (
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-// ConfigurationConditions tells the users of the configuration objects what is wrong with them: a condition on each object, and one
-// ConfigurationState for all. The condition of an IPAddressPool is written by Services, together with its counters.
+// ConfigurationConditions reports what is wrong with configuration objects: a condition on each
+// object, and one ConfigurationState for all. ServiceWorker writes the condition of an
+// IPAddressPool together with its counters.
 type ConfigurationConditions struct {
 	Client client.Client
 	Log    *slog.Logger
-	// Scope is what is read.
+	// Scope is the part of the configuration that is read.
 	Scope configuration.Scope
-	// OnProblems is told the Problems of every look; nil for nobody.
+	// OnProblems is called with the Problems of every reading; it may be nil.
 	OnProblems func([]snapshot.Problem)
 }
 
-// RegisterController registers the reconciler. However many objects change, one look at all of them follows.
+// RegisterController registers the reconciler. Any number of changes causes one reading of all
+// objects.
 func (r *ConfigurationConditions) RegisterController(mgr ctrl.Manager) error {
 	whole := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []ctrl.Request {
 		return []ctrl.Request{{NamespacedName: client.ObjectKey{Name: "configuration"}}}
@@ -51,15 +53,16 @@ func (r *ConfigurationConditions) RegisterController(mgr ctrl.Manager) error {
 	return nil
 }
 
-// labelChanges passes the events that may change what a selector matches.
+// labelChanges accepts events that may change what a selector matches.
 func labelChanges() predicate.Predicate { return predicate.LabelChangedPredicate{} }
 
-// hasName passes events about objects of that name.
+// hasName accepts events about objects with that name.
 func hasName(name string) predicate.Predicate {
 	return predicate.NewPredicateFuncs(func(o client.Object) bool { return o.GetName() == name })
 }
 
-// Reconcile looks at the whole configuration. Every object is tried; what failed is tried again.
+// Reconcile checks the whole configuration. A failed write does not stop the others and is
+// repeated.
 func (r *ConfigurationConditions) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
 	o, err := r.Scope.ReadObjects(ctx, r.Client)
 	if err != nil {
@@ -83,14 +86,15 @@ func (r *ConfigurationConditions) Reconcile(ctx context.Context, _ ctrl.Request)
 	return ctrl.Result{}, errors.Join(errs...)
 }
 
-// conditionedObject is a configuration object and the place of its conditions.
+// conditionedObject is a configuration object with access to its conditions.
 type conditionedObject struct {
 	client.Object
 	kind          string
 	conditionList func() *[]metav1.Condition
 }
 
-// conditionedObjects lists the objects whose conditions are ours to write. They are copies: what a cache returns is not changed.
+// conditionedObjects returns the objects with conditions that this reconciler writes. They are
+// copies, because objects from a cache must not be modified.
 func conditionedObjects(o *snapshot.Objects) []conditionedObject {
 	var out []conditionedObject
 	for i := range o.L2Advertisements {
@@ -121,7 +125,7 @@ func conditionedObjects(o *snapshot.Objects) []conditionedObject {
 	return out
 }
 
-// conditionsOf returns the conditions, made where they are missing.
+// conditionsOf returns the conditions. It creates the status if it is missing.
 func conditionsOf(s **v1beta1.ObjectStatus) *[]metav1.Condition {
 	if *s == nil {
 		*s = &v1beta1.ObjectStatus{}
@@ -132,7 +136,7 @@ func conditionsOf(s **v1beta1.ObjectStatus) *[]metav1.Condition {
 func (r *ConfigurationConditions) writeCondition(ctx context.Context, o conditionedObject, problems []snapshot.Problem) error {
 	before, ok := o.DeepCopyObject().(client.Object)
 	if !ok {
-		return fmt.Errorf("copying %s %q: it is no object", o.kind, o.GetName())
+		return fmt.Errorf("copying %s %q: the copy is not an object", o.kind, o.GetName())
 	}
 	c := validCondition(snapshot.ObjectReference{Kind: o.kind, Namespace: o.GetNamespace(), Name: o.GetName()}, o.GetGeneration(), problems)
 	if !meta.SetStatusCondition(o.conditionList(), c) || equality.Semantic.DeepEqual(before, o.Object) {

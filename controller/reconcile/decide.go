@@ -16,7 +16,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// decideService decides what becomes of one Service. One whose write is under way is looked at when that has ended.
+// decideService decides about one Service. While a write of it is in flight, it is decided when the
+// write has ended.
 func (r *ServiceWorker) decideService(ctx context.Context, l workItem) {
 	rec := r.records[l.ObjectKey]
 	if rec != nil && rec.writeInFlight {
@@ -33,15 +34,15 @@ func (r *ServiceWorker) decideService(ctx context.Context, l workItem) {
 	case s == nil && rec == nil:
 		return
 	case s == nil && l.deletedUID == rec.uid:
-		r.releaseService(l.ObjectKey, "the Service is gone")
+		r.releaseService(l.ObjectKey, "the Service was deleted")
 		return
 	case s == nil:
 		r.confirmService(l.ObjectKey, rec)
 		return
 	case rec != nil && parseResourceVersion(s.ResourceVersion) < rec.newestVersion:
-		return // the cache is behind; the event that it owes us brings us back
+		return // the cache is behind; its next event queues the Service again
 	case rec != nil && rec.uid != s.UID:
-		r.releaseService(l.ObjectKey, "the Service was made anew under the same name")
+		r.releaseService(l.ObjectKey, "the Service was deleted and created again with the same name")
 		rec = nil
 	}
 	if rec != nil && rec.refusedVersion == s.ResourceVersion && time.Now().Before(rec.retryAt) {
@@ -57,7 +58,8 @@ func (r *ServiceWorker) decideService(ctx context.Context, l workItem) {
 		r.records[l.ObjectKey] = rec
 	}
 	r.ledgerWriter.fence.DropSuperseded(l.ObjectKey, s.ResourceVersion)
-	if now := sharingText(&v); now != rec.sharing { // who waits to share with it may try again
+	// Services that wait to share with it may try again.
+	if now := sharingText(&v); now != rec.sharing {
 		rec.sharing, r.wakeSharers = now, r.wakeSharers || rec.sharing != ""
 	}
 	if !r.observeStatus(&v, rec, s.ResourceVersion) {
@@ -67,7 +69,8 @@ func (r *ServiceWorker) decideService(ctx context.Context, l workItem) {
 	r.carryOutDecision(ctx, s, &v, allocate.Decide(&v, r.ledger, r.configuration.snapshot))
 }
 
-// sharingText is what decides with whom a Service may share, in one text; empty when it wants to share with nobody.
+// sharingText is what decides with which Services this one may share, as one text; empty when it
+// does not want to share.
 func sharingText(v *view.Service) string {
 	if v.SharingKey == "" {
 		return ""
@@ -75,18 +78,18 @@ func sharingText(v *view.Service) string {
 	return fmt.Sprint(v.SharingKey, v.Ports, v.LocalTrafficPolicy, v.PodSelector)
 }
 
-// enqueueAfter has a Service looked at after d.
+// enqueueAfter queues a Service after d.
 func (r *ServiceWorker) enqueueAfter(k view.ObjectKey, d time.Duration) {
 	time.AfterFunc(d, func() { r.queue.addChanged(k) })
 }
 
-// confirmService asks the API server itself about a Service before what it holds is given up.
+// confirmService asks the API server itself about a Service before its addresses are released.
 func (r *ServiceWorker) confirmService(k view.ObjectKey, rec *serviceRecord) {
 	rec.writeInFlight = true
 	r.enqueueTask(&confirmTask{key: k, ledgerEpoch: r.ledgerEpoch})
 }
 
-// finishConfirm takes in what the API server says. An answer from before the Ledger was built anew counts for nothing.
+// finishConfirm handles the answer. An answer from before the Ledger was rebuilt is ignored.
 func (r *ServiceWorker) finishConfirm(c *confirmTask, now *corev1.Service, err error) {
 	rec := r.unlockService(c.key)
 	switch {
@@ -99,17 +102,17 @@ func (r *ServiceWorker) finishConfirm(c *confirmTask, now *corev1.Service, err e
 		r.queue.addChanged(c.key)
 		return
 	case now == nil || now.UID != rec.uid:
-		r.releaseService(c.key, "the Service is gone")
+		r.releaseService(c.key, "the Service was deleted")
 		return
 	}
 	rec.failures = 0
 	rec.newestVersion = max(rec.newestVersion, parseResourceVersion(now.ResourceVersion))
 	if v := view.FromService(now); !r.isServed(&v) && !hasOurMarks(now) {
-		r.releaseService(c.key, "the Service is no LoadBalancer of this class any more")
+		r.releaseService(c.key, "the Service is no longer a LoadBalancer of this class")
 	}
 }
 
-// unlockService ends that a Service is busy; news that came meanwhile are looked at next.
+// unlockService ends a write in flight. If the Service has changed meanwhile, it is queued again.
 func (r *ServiceWorker) unlockService(k view.ObjectKey) *serviceRecord {
 	rec := r.records[k]
 	rec.writeInFlight = false
@@ -120,37 +123,40 @@ func (r *ServiceWorker) unlockService(k view.ObjectKey) *serviceRecord {
 	return rec
 }
 
-// observeStatus takes in a status that says something else than the Ledger: another controller gave it, it came with the object, from a
-// backup say, or somebody edited it. It is a claim like any other, as far as nobody else holds the addresses. What a pending
-// assignment may still bring is held beside it. It returns false when the Ledger has another holder, and so may be wrong: the API
-// server is asked before anything is taken from anybody. What was built or checked against that very status is right.
+// observeStatus handles a status that differs from the Ledger: another controller wrote it, it came
+// with the object (from a backup, for example), or a user edited it. The Service gets the addresses
+// as far as no other Service holds them, and also those of a pending assignment. It returns false
+// when the Ledger has another holder and so may be wrong: the API server is read before any Service
+// loses an address. A status for which the Ledger was built or checked is right.
 func (r *ServiceWorker) observeStatus(v *view.Service, rec *serviceRecord, baseVersion string) bool {
 	if r.hasSharingConflict(v) && parseResourceVersion(baseVersion) > rec.loadedVersion {
 		return false
 	}
 	held, _ := r.ledger.AssignmentOf(v.Key)
 	addresses := v.AssignedAddresses
-	if len(addresses) == 0 { // what it had before somebody wiped the status is its own still
+	if len(addresses) == 0 { // a Service whose status was cleared keeps its addresses
 		addresses = held.Addresses
 	}
 	addresses = unionAddresses(addresses, r.ledgerWriter.fence.PendingAddresses(v.Key, baseVersion))
-	// The pool's name counts where no pool has the addresses any more: it is only known from who wrote it.
+	// If no pool has the addresses any more, only the annotation says from which pool they are.
 	if !slices.Equal(addresses, held.Addresses) || len(v.AssignedAddresses) > 0 && v.RecordedPool != "" && v.RecordedPool != held.Pool {
 		r.recordStatusAddresses(v, addresses)
 		if slices.ContainsFunc(held.Addresses, func(a netip.Addr) bool { return !slices.Contains(addresses, a) }) {
-			r.poolCounters.stale, r.wakeWaiting = true, true // somebody who waits may have it
+			r.poolCounters.stale, r.wakeWaiting = true, true // a waiting Service may get it
 		}
 	}
 	return true
 }
 
-// hasSharingConflict says whether the status has an address that is another's, as far as the Ledger knows.
+// hasSharingConflict says whether the status has an address that another Service holds without a
+// right to share.
 func (r *ServiceWorker) hasSharingConflict(v *view.Service) bool {
 	return slices.ContainsFunc(v.AssignedAddresses, func(a netip.Addr) bool { return !r.ledger.CanHold(a, v) })
 }
 
-// carryOutDecision commits a Decision and has it written. The Ledger comes first: from then on nobody else is given the addresses. What the
-// Service had stays with it until the new is written: make before break.
+// carryOutDecision commits a Decision and starts its write. The Ledger comes first, so that no
+// other Service gets the addresses. The Service keeps its old addresses until the new ones are
+// written (make before break).
 func (r *ServiceWorker) carryOutDecision(ctx context.Context, s *corev1.Service, v *view.Service, d allocate.Decision) {
 	if d.Reason == names.ReasonAssigned && !d.WantsMore {
 		r.waitingServices.removeService(v.Key)
@@ -173,7 +179,7 @@ func (r *ServiceWorker) carryOutDecision(ctx context.Context, s *corev1.Service,
 		w.touchesStatus = true
 	}
 	if r.records[v.Key].isContended(time.Now()) {
-		r.Log.Warn("somebody else writes this Service's status again and again; is another controller at work on it?", "service", v.Key.String(), "reason", names.ReasonWriteFailed)
+		r.Log.Warn("another writer changes this Service's status again and again; is a second controller running?", "service", v.Key.String(), "reason", names.ReasonWriteFailed)
 		r.enqueueAfter(v.Key, contendedDelay)
 		return
 	}
@@ -193,7 +199,8 @@ func (r *ServiceWorker) carryOutDecision(ctx context.Context, s *corev1.Service,
 	r.enqueueTask(w)
 }
 
-// stageWrite has a write wait for the AddressLedger. First come those of Services that the object shows already: they take no more room.
+// stageWrite makes a write wait for the AddressLedger. Services with an assignment in the object
+// come first, because they take no more room.
 func (r *ServiceWorker) stageWrite(w *serviceWrite) {
 	j := &r.ledgerWriter
 	w.entryRefused = r.records[w.service.Key].entryRefused
@@ -204,22 +211,22 @@ func (r *ServiceWorker) stageWrite(w *serviceWrite) {
 	j.stagedWrites = append(j.stagedWrites, w)
 }
 
-// hasForeignWriteInFlight says whether a write that another controller has under way may still bring the Service an address that its status
-// does not show. A write of ours ends that, even one that says nothing new.
+// hasForeignWriteInFlight says whether a write of another controller may still bring the Service an
+// address that its status does not show. Any write of ours prevents that.
 func (r *ServiceWorker) hasForeignWriteInFlight(w *serviceWrite) bool {
 	pending := r.ledgerWriter.fence.PendingAddresses(w.service.Key, w.before.ResourceVersion)
 	return len(unionAddresses(w.service.AssignedAddresses, pending)) > len(w.service.AssignedAddresses)
 }
 
-// A Service that has to be written more often than this is fought over: each side would undo the other's write within milliseconds,
-// and the API server would have to bear it.
+// A Service that must be written more often than this is contended: another writer undoes our
+// writes within milliseconds, which would load the API server.
 const (
 	maxContendedWrites = 20
 	contendedInterval  = 10 * time.Second
 	contendedDelay     = 2 * time.Second
 )
 
-// isContended counts a write that is about to be made, and says whether it has to wait.
+// isContended counts a write, and says whether it must wait.
 func (r *serviceRecord) isContended(now time.Time) bool {
 	if now.Sub(r.recentSince) > contendedInterval {
 		r.recentSince, r.recentWrites = now, 0
@@ -228,9 +235,9 @@ func (r *serviceRecord) isContended(now time.Time) bool {
 	return r.recentWrites > maxContendedWrites
 }
 
-// commitWrite records that a Service holds what was decided, and nothing else.
+// commitWrite records that a Service holds exactly what was decided.
 func (r *ServiceWorker) commitWrite(w *serviceWrite) {
-	if len(w.decision.Proposed) > 0 { // nothing is given yet
+	if len(w.decision.Proposed) > 0 { // nothing is assigned yet
 		return
 	}
 	r.ledger.CommitAssignment(&w.service, w.decision.Addresses, w.pool)
@@ -243,12 +250,13 @@ func (r *ServiceWorker) commitWrite(w *serviceWrite) {
 	}
 }
 
-// finishWrite takes in what became of a write.
+// finishWrite handles the result of a write.
 func (r *ServiceWorker) finishWrite(_ context.Context, w *serviceWrite, o writeOutcome, now *corev1.Service, err error) {
 	k, base := w.service.Key, w.before.ResourceVersion
 	rec := r.records[k]
 	r.Metrics.statusWrites.WithLabelValues(o.String()).Inc()
-	if o == outcomeUnknown { // it stays busy, and its Intent open, until it is known
+	// The write stays in flight and its assignment pending until the result is known.
+	if o == outcomeUnknown {
 		w.maybeWritten = true
 		rec.failures++
 		r.logFailure(k, err, retryDelay(rec.failures))
@@ -271,25 +279,26 @@ func (r *ServiceWorker) finishWrite(_ context.Context, w *serviceWrite, o writeO
 	if o == outcomeWritten && !w.clearsStatus && !w.touchesStatus {
 		r.reportDecision(w)
 	}
-	if w.ledgerEpoch != r.ledgerEpoch { // the Ledger was built anew meanwhile, and knows better
+	if w.ledgerEpoch != r.ledgerEpoch { // the Ledger has been rebuilt since
 		r.queue.addChanged(k)
 		return
 	}
 	switch o {
 	case outcomeWritten:
 		if w.clearsStatus {
-			r.releaseService(k, "the Service is no LoadBalancer of this class any more")
+			r.releaseService(k, "the Service is no longer a LoadBalancer of this class")
 			return
 		}
 		r.commitWrite(w)
-		if w.decision.Reason == names.ReasonWriteFailed { // what it says is why, and it is tried again
+		// The status reports the failure, and the assignment is repeated.
+		if w.decision.Reason == names.ReasonWriteFailed {
 			rec.refusedVersion = now.ResourceVersion
 			return
 		}
 		rec.failures = 0
 	case outcomeGone:
-		r.releaseService(k, "the Service is gone")
-	case outcomeConflict: // somebody else wrote the Service: what it says now counts
+		r.releaseService(k, "the Service was deleted")
+	case outcomeConflict: // another writer changed the Service: its current content counts
 		r.revertToStatus(w, now)
 		r.queue.addChanged(k)
 	case outcomeRejected:
@@ -301,15 +310,15 @@ func (r *ServiceWorker) finishWrite(_ context.Context, w *serviceWrite, o writeO
 	}
 }
 
-// retryWriteAfter has a task run after d.
+// retryWriteAfter repeats a write after d.
 func (r *ServiceWorker) retryWriteAfter(w *serviceWrite, d time.Duration) {
 	w.retryAt = time.Now().Add(d)
 	r.sleepingWrites = append(r.sleepingWrites, w)
 	r.wakeAfter(d)
 }
 
-// revertToStatus records that a Service holds what its status says and what another's write may still bring, and nothing that was decided
-// for it.
+// revertToStatus records that a Service holds what its status says and what another controller's
+// write may still bring, and nothing that was decided for it.
 func (r *ServiceWorker) revertToStatus(w *serviceWrite, now *corev1.Service) {
 	if w.clearsStatus { // nothing was decided
 		return
@@ -328,7 +337,7 @@ func (r *ServiceWorker) revertToStatus(w *serviceWrite, now *corev1.Service) {
 	r.waitingServices.setReason(w.service.Key, names.ReasonWriteFailed)
 }
 
-// releaseService frees what a Service held and lets those that wait try again.
+// releaseService releases what a Service held, and lets waiting Services try again.
 func (r *ServiceWorker) releaseService(k view.ObjectKey, why string) {
 	r.waitingServices.removeService(k)
 	delete(r.records, k)
@@ -339,8 +348,9 @@ func (r *ServiceWorker) releaseService(k view.ObjectKey, why string) {
 	}
 }
 
-// clearServiceStatus takes our status from a Service that is not ours to serve. One of another class is that class's to write, so that only
-// what it held from us is taken back; one that never was ours is left alone.
+// clearServiceStatus removes our status from a Service that this controller does not serve. If the
+// Service has another class, only what it held from us is removed. One that never was ours is not
+// touched.
 func (r *ServiceWorker) clearServiceStatus(s *corev1.Service, v *view.Service) {
 	rec := r.records[v.Key]
 	if rec == nil && (v.IsLoadBalancer || !hasOurMarks(s)) {
@@ -353,7 +363,7 @@ func (r *ServiceWorker) clearServiceStatus(s *corev1.Service, v *view.Service) {
 	case rec == nil:
 		rec = &serviceRecord{uid: s.UID, newestVersion: parseResourceVersion(s.ResourceVersion)}
 		r.records[v.Key] = rec
-	case isUnchanged(s, w.after): // nothing to write that would prove that it is so
+	case isUnchanged(s, w.after): // there is nothing to write that would confirm it
 		r.confirmService(v.Key, rec)
 		return
 	}

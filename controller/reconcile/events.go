@@ -12,22 +12,22 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// reportDecision records the outcome of a write as events and a line in the log. It is called when the status changed, so that nothing is
-// repeated on every pass.
+// reportDecision reports a written Decision by events and a log line. It is called only when the
+// status changed, so that nothing is repeated on every pass.
 func (r *ServiceWorker) reportDecision(w *serviceWrite) {
 	d := w.decision
 	if lost := lostAddresses(w.before, w.after); lost != "" {
 		r.RecordEvent(w.before, corev1.EventTypeNormal, names.EventClearAssignment, truncateNote("given up: "+lost))
 	}
-	if d.Reason == names.ReasonProbing { // the outcome is told
+	if d.Reason == names.ReasonProbing { // the result of the probe is reported
 		r.Log.Info(d.Text, "service", w.service.Key.String(), "reason", d.Reason)
 		return
 	}
 	kind, reason := eventForDecision(&w.service, d)
 	r.RecordEvent(w.before, kind, reason, truncateNote(string(d.Reason)+": "+d.Text))
-	if d.Reason == names.ReasonAssigned && d.WantsMore { // for a family that it would like to have too
+	if d.Reason == names.ReasonAssigned && d.WantsMore { // it prefers to have the other family too
 		r.RecordEvent(w.before, corev1.EventTypeNormal, names.EventAdditionalAssignFailed,
-			"no pool that is open to the Service has a free address of the other family: it gets one when there is")
+			"no pool that is open to the Service has a free address of the other family: the Service gets one once there is")
 	}
 	for _, m := range deprecatedAnnotations(w.before) {
 		r.RecordEvent(w.before, corev1.EventTypeWarning, names.EventDeprecatedAnnotation, m)
@@ -35,10 +35,10 @@ func (r *ServiceWorker) reportDecision(w *serviceWrite) {
 	r.Log.Info(d.Text, "service", w.service.Key.String(), "reason", d.Reason)
 }
 
-// maxNoteBytes is how many bytes the API server takes in the note of an event.
+// maxNoteBytes is how many bytes the API server accepts in the note of an event.
 const maxNoteBytes = 1024
 
-// truncateNote cuts a text short that an event cannot hold; the condition has all of it.
+// truncateNote shortens a text that is too long for an event; the condition has all of it.
 func truncateNote(text string) string {
 	const more = "…"
 	if len(text) <= maxNoteBytes {
@@ -47,7 +47,8 @@ func truncateNote(text string) string {
 	return strings.ToValidUTF8(text[:maxNoteBytes-len(more)], "") + more
 }
 
-// eventForDecision returns the type of the event for a Decision, and its reason in the words of the metallb.io API.
+// eventForDecision returns the type of the event for a Decision, and its reason as defined by the
+// metallb.io API.
 func eventForDecision(v *view.Service, d allocate.Decision) (kind, reason string) {
 	switch {
 	case d.Reason == names.ReasonNoClusterIP:
@@ -62,7 +63,8 @@ func eventForDecision(v *view.Service, d allocate.Decision) (kind, reason string
 	return corev1.EventTypeWarning, names.EventAllocationFailed
 }
 
-// lostAddresses lists the addresses that a Service had before and has no more; empty when there are none.
+// lostAddresses lists the addresses that a Service had before and no longer has; empty when there
+// are none.
 func lostAddresses(before, after *corev1.Service) string {
 	var lost []string
 	for _, in := range before.Status.LoadBalancer.Ingress {
@@ -74,7 +76,7 @@ func lostAddresses(before, after *corev1.Service) string {
 	return strings.Join(lost, ", ")
 }
 
-// deprecatedAnnotations says of each annotation in its older spelling how it is spelled now.
+// deprecatedAnnotations returns a sentence for each annotation in its older spelling.
 func deprecatedAnnotations(s *corev1.Service) []string {
 	var said []string
 	for _, pair := range [][2]string{

@@ -12,14 +12,14 @@ import (
 	"github.com/gantry-lb/gantry/controller/reconcile/apitest"
 )
 
-// TestEventReasons has Services do what users of this API filter events on.
+// TestEventReasons checks the event reasons that users of the metallb.io API filter on.
 func TestEventReasons(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("192.0.2.0/30"))
 		s.SetPool("q", poolSpec("198.51.100.7"))
-		told := &eventRecorder{}
-		c := startController(t, s, nil, Options{RecordEvent: told.recordEvent})
+		recorder := &eventRecorder{}
+		c := startController(t, s, nil, Options{RecordEvent: recorder.recordEvent})
 		defer c.stopAndWait()
 		old := newLoadBalancer("old")
 		old.Annotations = map[string]string{names.AnnotationPoolOld: "p"}
@@ -51,7 +51,7 @@ func TestEventReasons(t *testing.T) {
 			"single":    {"Warning not enough clusterips FamilyMismatch: "},
 			"moving":    {"Normal IPAllocated ", "Normal ClearAssignment given up: 192.0.2.2", "Normal IPAllocated "},
 		} {
-			got := told.eventsOf(name)
+			got := recorder.eventsOf(name)
 			for i := range max(len(got), len(want)) {
 				if i >= len(got) || i >= len(want) || !strings.HasPrefix(got[i], want[i]) {
 					t.Errorf("the events of %s are %q, want %q", name, got, want)
@@ -62,19 +62,19 @@ func TestEventReasons(t *testing.T) {
 	})
 }
 
-// TestLongEventNoteIsTruncated quotes what is longer than an event.
+// TestLongEventNoteIsTruncated quotes a text that is longer than an event's note may be.
 func TestLongEventNoteIsTruncated(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("192.0.2.0/30"))
-		told := &eventRecorder{}
-		c := startController(t, s, nil, Options{RecordEvent: told.recordEvent})
+		recorder := &eventRecorder{}
+		c := startController(t, s, nil, Options{RecordEvent: recorder.recordEvent})
 		defer c.stopAndWait()
 		o := newLoadBalancer("long")
 		o.Annotations = map[string]string{names.AnnotationLoadBalancerIPs: strings.Repeat("é", 2000)}
 		s.CreateService(o)
 		time.Sleep(time.Second)
-		got := told.eventsOf("long")
+		got := recorder.eventsOf("long")
 		if len(got) != 1 || !strings.HasPrefix(got[0], "Warning LoadBalancerFailed InvalidRequest: ") || len(got[0]) > len("Warning LoadBalancerFailed ")+maxNoteBytes || !utf8.ValidString(got[0]) {
 			t.Errorf("the events are %.200q, want one that the API server takes", got)
 		}

@@ -14,19 +14,19 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-// GossipKeyCreator makes the Secret with the speakers' gossip key.
+// GossipKeyCreator creates the Secret with the gossip key of the speakers.
 type GossipKeyCreator struct {
 	Client    client.Client
 	Log       *slog.Logger
 	Namespace string
 }
 
-// Start creates the Secret unless it is there, and returns when it is. It is never overwritten: speakers with different keys
-// do not hear each other.
+// Start creates the Secret unless it exists, and returns when it exists. It never overwrites the
+// Secret: speakers with different keys cannot talk to each other.
 func (g *GossipKeyCreator) Start(ctx context.Context) error {
 	key := make([]byte, 32)
 	if _, err := rand.Read(key); err != nil {
-		return fmt.Errorf("making a gossip key: %w", err)
+		return fmt.Errorf("creating a gossip key: %w", err)
 	}
 	s := &corev1.Secret{Data: map[string][]byte{names.GossipSecretKey: key}, Type: corev1.SecretTypeOpaque}
 	s.Namespace, s.Name = g.Namespace, names.GossipSecret
@@ -34,13 +34,13 @@ func (g *GossipKeyCreator) Start(ctx context.Context) error {
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 10*time.Second) {
 		err := g.Client.Create(ctx, s.DeepCopy())
 		if err == nil {
-			g.Log.Info("gossip key made", "secret", name)
+			g.Log.Info("gossip key created", "secret", name)
 			return nil
 		}
 		if apierrors.IsAlreadyExists(err) {
 			return nil
 		}
-		g.Log.Error("making the gossip key; speakers wait for it", "secret", name, "error", err)
+		g.Log.Error("creating the gossip key; speakers wait for it", "secret", name, "error", err)
 		select {
 		case <-ctx.Done():
 			return nil

@@ -19,13 +19,13 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// eventRecorder keeps the events that were told.
+// eventRecorder stores events.
 type eventRecorder struct {
 	mu     sync.Mutex // guards all that follows
 	events map[string][]string
 }
 
-// recordEvent keeps an event.
+// recordEvent stores an event.
 func (r *eventRecorder) recordEvent(s *corev1.Service, kind, reason, text string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -41,7 +41,8 @@ func (r *eventRecorder) eventsOf(name string) []string {
 	return r.events[name]
 }
 
-// runningController is a worker with its way to the API server. It may be stopped, and another one started in its place.
+// runningController is a worker with its Client. It may be stopped, and another one started
+// instead.
 type runningController struct {
 	*ServiceWorker
 	client *apitest.Client
@@ -49,13 +50,14 @@ type runningController struct {
 	wg     sync.WaitGroup
 }
 
-// startController starts a controller. Inside of a bubble it has to be ended before the bubble does.
+// startController starts a controller. In a test with fake time it must be stopped before the test
+// ends.
 func startController(t *testing.T, server *apitest.Server, weather func(string) apitest.Delivery, o Options) *runningController {
 	t.Helper()
 	return startBoundedController(t, server, weather, o, maxPendingAssignments)
 }
 
-// startBoundedController starts a controller that keeps only so many pending assignments open.
+// startBoundedController starts a controller that keeps at most this many pending assignments open.
 func startBoundedController(t *testing.T, server *apitest.Server, weather func(string) apitest.Delivery, o Options, bound int) *runningController {
 	t.Helper()
 	c := &runningController{client: apitest.NewClient(server, weather)}
@@ -82,8 +84,8 @@ func (c *runningController) stopAndWait() {
 	c.wg.Wait()
 }
 
-// killAndWait ends a controller as SIGKILL does: nothing that it has not sent yet is sent, and of what is under way lands says whether it
-// arrives.
+// killAndWait ends a controller as SIGKILL does: it sends nothing more, and lands says for each
+// sent request whether it arrives.
 func (c *runningController) killAndWait(lands func() bool) {
 	c.client.KillProcess(lands)
 	c.stopAndWait()
@@ -93,7 +95,7 @@ func poolSpec(addresses ...string) v1beta1.IPAddressPoolSpec {
 	return v1beta1.IPAddressPoolSpec{Addresses: addresses}
 }
 
-// newLoadBalancer is a Service of type LoadBalancer.
+// newLoadBalancer returns a Service of type LoadBalancer.
 func newLoadBalancer(name string) *corev1.Service {
 	return &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
@@ -114,7 +116,7 @@ func parseAddresses(texts ...string) []netip.Addr {
 	return out
 }
 
-// firstAddress is the first in the Service's status; not valid when it has none.
+// firstAddress returns the first address in the Service's status; invalid when there is none.
 func firstAddress(s *corev1.Service) netip.Addr {
 	if s == nil || len(s.Status.LoadBalancer.Ingress) == 0 {
 		return netip.Addr{}
@@ -122,7 +124,7 @@ func firstAddress(s *corev1.Service) netip.Addr {
 	return netip.MustParseAddr(s.Status.LoadBalancer.Ingress[0].IP)
 }
 
-// assignedReason is that of the condition gantry.dev/AddressAssigned.
+// assignedReason returns the reason of the condition gantry.dev/AddressAssigned.
 func assignedReason(s *corev1.Service) names.Reason {
 	if c := meta.FindStatusCondition(s.Status.Conditions, names.ConditionAddressAssigned); c != nil {
 		return names.Reason(c.Reason)
@@ -130,7 +132,7 @@ func assignedReason(s *corev1.Service) names.Reason {
 	return ""
 }
 
-// wantAddress checks the address of a Service; an empty one stands for none.
+// wantAddress checks the address of a Service; empty means none.
 func wantAddress(t *testing.T, s *apitest.Server, name, addr string, why names.Reason) {
 	t.Helper()
 	o := s.ServiceByKey(serviceKey(name))
@@ -146,13 +148,13 @@ func wantAddress(t *testing.T, s *apitest.Server, name, addr string, why names.R
 	}
 }
 
-// runWithFakeTime runs f where time passes only while everybody waits.
+// runWithFakeTime runs f with fake time, which advances only while all goroutines wait.
 func runWithFakeTime(t *testing.T, f func(*testing.T)) {
 	t.Helper()
 	synctest.Test(t, f)
 }
 
-// ingressOf is a Service's status as the controller writes it.
+// ingressOf returns a Service's ingress entries as the controller writes them.
 func ingressOf(texts ...string) []corev1.LoadBalancerIngress {
 	var out []corev1.LoadBalancerIngress
 	for _, text := range texts {
@@ -161,7 +163,7 @@ func ingressOf(texts ...string) []corev1.LoadBalancerIngress {
 	return out
 }
 
-// newPendingAssignment is an entry of the AddressLedger.
+// newPendingAssignment returns an entry of the AddressLedger.
 func newPendingAssignment(name, base string, addresses ...netip.Addr) v1alpha1.PendingAssignment {
 	p := v1alpha1.PendingAssignment{Namespace: "default", Name: name, Base: base}
 	for _, a := range addresses {
@@ -170,7 +172,7 @@ func newPendingAssignment(name, base string, addresses ...netip.Addr) v1alpha1.P
 	return p
 }
 
-// showPending has the AddressLedger show these entries, as another controller does.
+// showPending writes these entries into the AddressLedger, as another controller does.
 func showPending(t *testing.T, c *apitest.Client, pending ...v1alpha1.PendingAssignment) {
 	t.Helper()
 	l, err := c.ReadLedger(t.Context(), names.AddressLedger)

@@ -16,10 +16,10 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// loadTimeout bounds one reading of everything.
+// loadTimeout bounds one reading of all objects.
 const loadTimeout = 2 * time.Minute
 
-// reloadLedger loads, and comes again later when that fails.
+// reloadLedger loads the Ledger, and tries again later if that fails.
 func (r *ServiceWorker) reloadLedger(ctx context.Context) {
 	r.Log.Info("reading all Services", "cause", r.reloadCause)
 	r.Metrics.reloads.WithLabelValues(r.reloadCause).Inc()
@@ -32,13 +32,14 @@ func (r *ServiceWorker) reloadLedger(ctx context.Context) {
 		return
 	}
 	r.loadFailures++
-	r.Log.Error("reading the addresses in use; no address is given before that", "error", err, "again", retryDelay(r.loadFailures))
+	r.Log.Error("reading the addresses in use failed; no address is assigned until it succeeds", "error", err, "again", retryDelay(r.loadFailures))
 	r.wakeAfter(retryDelay(r.loadFailures))
 }
 
-// loadLedger builds the Ledger anew: from the AddressLedger, and then from the status of all Services, both as the API server itself
-// has them. The order matters: what was settled before the one was read shows in the other. Of two Services that hold one
-// address without a right to share it, the older keeps it; the other is served anew.
+// loadLedger builds a new Ledger from the AddressLedger and then from the status of all Services,
+// both read from the API server itself. The order matters: a pending assignment that was closed
+// before the first reading shows in the second. If two Services hold one address without a right to
+// share it, the older one keeps it and the other one gets another.
 func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
@@ -62,7 +63,7 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 	seen := map[view.ObjectKey]*serviceRecord{}
 	versions := map[view.ObjectKey]string{}
 	open := fence.NewFence(intents)
-	shown := map[view.ObjectKey]struct{}{} // the Services that the object shows
+	shown := map[view.ObjectKey]struct{}{} // the Services with a pending assignment
 	for _, i := range intents {
 		shown[i.Service] = struct{}{}
 	}
@@ -88,7 +89,8 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 	}
 	left := open.RemoveSettled(func(k view.ObjectKey) (string, bool) { v, ok := versions[k]; return v, ok })
 	for _, i := range left {
-		if rec := seen[i.Service]; rec != nil { // a list may be older than what another controller saw
+		// A list may be older than what another controller saw.
+		if rec := seen[i.Service]; rec != nil {
 			rec.newestVersion = max(rec.newestVersion, parseResourceVersion(i.Base))
 		}
 	}
@@ -99,12 +101,13 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 	r.adoptRecords(seen)
 	r.recordHeldAddresses(claimants, left)
 	r.queue.markProbesChanged()
-	r.Log.Info("the addresses in use are read", "services", len(claimants), "pools", len(config.snapshot.Pools), "intents", len(left))
+	r.Log.Info("the addresses in use have been read", "services", len(claimants), "pools", len(config.snapshot.Pools), "intents", len(left))
 	return nil
 }
 
-// adoptRecords takes over what was read of each Service. What waited for the AddressLedger is decided again; what is under way goes on,
-// since its Intent is among those that were read.
+// adoptRecords replaces the records of the Services. Writes that wait for the AddressLedger are
+// decided again. Writes in flight continue, since their pending assignments are among those that
+// were read.
 func (r *ServiceWorker) adoptRecords(seen map[view.ObjectKey]*serviceRecord) {
 	for _, w := range r.ledgerWriter.stagedWrites {
 		r.records[w.service.Key].writeInFlight = false
@@ -129,13 +132,14 @@ func (r *ServiceWorker) adoptRecords(seen map[view.ObjectKey]*serviceRecord) {
 	r.records = seen
 }
 
-// loadedService is a Service as far as it has to be known when the Ledger is built: small, because all are there at once.
+// loadedService is the part of a Service that is needed to build the Ledger: small, because all of
+// them are in memory at once.
 type loadedService struct {
 	view.ObjectKey
 	createdUnix  int64
 	addresses    []netip.Addr
 	recordedPool string
-	// sharing is what its right to share hangs on; nil when it shares with nobody.
+	// sharing is what decides whether it may share an address; nil when it does not want to.
 	sharing *view.Service
 }
 
@@ -147,7 +151,7 @@ func loadedServiceOf(v *view.Service) loadedService {
 	return c
 }
 
-// toService is the claimant as a Service that claims what it has.
+// toService returns a view with the addresses that the Service holds.
 func (c *loadedService) toService() view.Service {
 	var v view.Service
 	if c.sharing != nil {
@@ -157,8 +161,8 @@ func (c *loadedService) toService() view.Service {
 	return v
 }
 
-// recordHeldAddresses records what the Services hold: by their status, and then by Intents that may still arrive. Those that have no address
-// yet are looked at first, and those with such an Intent, which a write of ours ends.
+// recordHeldAddresses records what the Services hold, by their status and by pending assignments
+// that may still arrive. Services without an address are decided first.
 func (r *ServiceWorker) recordHeldAddresses(all []loadedService, left []fence.Pending) {
 	suspect := func(k view.ObjectKey) int {
 		if _, is := r.suspectServices[k]; is {
@@ -192,7 +196,8 @@ func (r *ServiceWorker) recordHeldAddresses(all []loadedService, left []fence.Pe
 	clear(r.suspectServices)
 }
 
-// recordStatusAddresses records that a Service holds these addresses, as far as nobody else holds them.
+// recordStatusAddresses records that a Service holds these addresses, without those that it cannot
+// hold because of other holders.
 func (r *ServiceWorker) recordStatusAddresses(v *view.Service, addresses []netip.Addr) {
 	free := slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { return !r.ledger.CanHold(a, v) })
 	if len(free) > 0 {
@@ -200,7 +205,8 @@ func (r *ServiceWorker) recordStatusAddresses(v *view.Service, addresses []netip
 	}
 }
 
-// pendingFromLedger reads the AddressLedger. One that cannot be read stops everything: to ignore it could give an address twice.
+// pendingFromLedger reads the AddressLedger. If it cannot be read, no address is assigned: to
+// ignore it could assign an address twice.
 func pendingFromLedger(l *v1alpha1.AddressLedger) ([]fence.Pending, error) {
 	var out []fence.Pending
 	for _, p := range l.Spec.Pending {
@@ -208,7 +214,7 @@ func pendingFromLedger(l *v1alpha1.AddressLedger) ([]fence.Pending, error) {
 		for _, text := range p.Addresses {
 			a, err := netip.ParseAddr(text)
 			if err != nil {
-				return nil, fmt.Errorf("reading AddressLedger %s/%s: Service %s: %w; it is the controllers' alone to write: delete it, and it is made again",
+				return nil, fmt.Errorf("reading AddressLedger %s/%s: Service %s: %w; only controllers may write it: delete it, and the controller creates it again",
 					l.Namespace, l.Name, i.Service, err)
 			}
 			i.Addresses = append(i.Addresses, a)
@@ -231,10 +237,10 @@ func pendingForLedger(intents []fence.Pending) []v1alpha1.PendingAssignment {
 	return out
 }
 
-// isServed says whether the Service is ours to serve.
+// isServed says whether this controller serves the Service.
 func (r *ServiceWorker) isServed(v *view.Service) bool {
 	return v.IsLoadBalancer && v.Class == r.LoadBalancerClass
 }
 
-// ledgerLogName is how the AddressLedger is called in messages.
+// ledgerLogName is the name of the AddressLedger in messages.
 func (r *ServiceWorker) ledgerLogName() string { return r.Namespace + "/" + names.AddressLedger }

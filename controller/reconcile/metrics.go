@@ -12,7 +12,7 @@ import (
 	"github.com/gantry-lb/gantry/api/v1beta1"
 )
 
-// collectTimeout bounds the reading of the pools, which is from memory.
+// collectTimeout bounds the reading of the pools, which are in memory.
 const collectTimeout = 5 * time.Second
 
 // newPoolMetric describes a gauge with a value for each pool.
@@ -20,32 +20,32 @@ func newPoolMetric(name, help string) *prometheus.Desc {
 	return prometheus.NewDesc("metallb_allocator_"+name, help, []string{"pool"}, nil)
 }
 
-// The metrics of pools. Despite their names they are no counters: the metallb.io API fixed them.
+// The metrics of pools. They are gauges despite their names, which the metallb.io API fixed.
 var (
 	totalMetric     = newPoolMetric("addresses_total", "Addresses of the pool, both families together.")
 	totalIPv4Metric = newPoolMetric("ipv4_addresses_total", "IPv4 addresses of the pool.")
 	totalIPv6Metric = newPoolMetric("ipv6_addresses_total", "IPv6 addresses of the pool, 2^63-1 at most.")
-	usedMetric      = newPoolMetric("addresses_in_use_total", "Addresses of the pool that Services have, both families together.")
-	usedIPv4Metric  = newPoolMetric("ipv4_addresses_in_use_total", "IPv4 addresses of the pool that Services have.")
-	usedIPv6Metric  = newPoolMetric("ipv6_addresses_in_use_total", "IPv6 addresses of the pool that Services have.")
+	usedMetric      = newPoolMetric("addresses_in_use_total", "Addresses of the pool that Services hold, both families together.")
+	usedIPv4Metric  = newPoolMetric("ipv4_addresses_in_use_total", "IPv4 addresses of the pool that Services hold.")
+	usedIPv6Metric  = newPoolMetric("ipv6_addresses_in_use_total", "IPv6 addresses of the pool that Services hold.")
 )
 
-// PoolMetrics export, while this controller leads, how full the pools are, as their status says, and what else is given to it.
-// Controllers that stand by export none of it, so that a pool is counted once.
+// PoolMetrics export how full the pools are, as their status says, and the ExtraCollectors. Only
+// the leader exports them, so that each pool is counted once.
 type PoolMetrics struct {
 	Reader    client.Reader
 	Namespace string
 	Log       *slog.Logger
 	Registry  prometheus.Registerer
-	// ExtraCollectors is exported beside.
+	// ExtraCollectors are exported too.
 	ExtraCollectors []prometheus.Collector
 
-	startContext context.Context // of Start: Collect is not given one
+	startContext context.Context // the context of Start, because Collect gets none
 }
 
 var _ prometheus.Collector = (*PoolMetrics)(nil)
 
-// Start exports until ctx ends. A manager calls it once this controller leads.
+// Start exports until ctx ends. The manager calls it once this controller is the leader.
 func (m *PoolMetrics) Start(ctx context.Context) error {
 	m.startContext = ctx
 	for _, c := range append([]prometheus.Collector{m}, m.ExtraCollectors...) {
@@ -76,7 +76,7 @@ func (m *PoolMetrics) Collect(c chan<- prometheus.Metric) {
 	}
 	for i := range pools.Items {
 		s, name := pools.Items[i].Status, pools.Items[i].Name
-		// As numbers with a point: the sum of the families of a large pool is beyond an integer.
+		// As floats, because the sum of the families of a large pool overflows an integer.
 		used4, used6 := float64(s.AssignedIPv4), float64(s.AssignedIPv6)
 		all4, all6 := used4+float64(s.AvailableIPv4), used6+float64(s.AvailableIPv6)
 		for desc, v := range map[*prometheus.Desc]float64{

@@ -12,8 +12,9 @@ import (
 	"github.com/gantry-lb/gantry/controller/reconcile/apitest"
 )
 
-// TestAddressesOfAPendingWriteAreNotGivenAway has a leader lost whose write of a second address is still on its way. The next leader
-// decides otherwise, and its own write takes longer; meanwhile a Service comes that could have the address.
+// TestAddressesOfAPendingWriteAreNotGivenAway kills a leader whose write of a second address has
+// not arrived. The next leader decides differently, and its own write takes longer. Meanwhile a new
+// Service could get the address.
 func TestAddressesOfAPendingWriteAreNotGivenAway(t *testing.T) {
 	o := newOracle()
 	runWithFakeTime(t, func(t *testing.T) {
@@ -63,8 +64,9 @@ func TestAddressesOfAPendingWriteAreNotGivenAway(t *testing.T) {
 	}
 }
 
-// TestAnAddressThatAStatusGivesUpGoesToTheServiceThatWaits has somebody write another address over the only one of the pool.
-func TestAnAddressThatAStatusGivesUpGoesToTheServiceThatWaits(t *testing.T) {
+// TestAddressDroppedFromAStatusGoesToAWaitingService overwrites an address in a status with another
+// one; it is the only address of the pool.
+func TestAddressDroppedFromAStatusGoesToAWaitingService(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("192.0.2.0/32"))

@@ -17,7 +17,7 @@ import (
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-// parsedConfiguration is what Build made of the configuration objects as last read.
+// parsedConfiguration is the configuration as last read.
 type parsedConfiguration struct {
 	snapshot *snapshot.Snapshot
 	problems []snapshot.Problem
@@ -26,10 +26,12 @@ type parsedConfiguration struct {
 	timerSet bool
 }
 
-// configurationDelay is how long edits of the configuration gather: a manifest with many pools is one change.
+// configurationDelay is how long edits of the configuration are collected, so that a manifest with
+// many pools is one change.
 const configurationDelay = 50 * time.Millisecond
 
-// readConfiguration reads the pools and parses them. What an edit broke stays at its last good state.
+// readConfiguration reads and parses the pools. An object that an edit broke keeps its last good
+// state.
 func (r *ServiceWorker) readConfiguration(ctx context.Context) (parsedConfiguration, error) {
 	o, err := r.API.PoolObjects(ctx)
 	if err != nil {
@@ -41,8 +43,9 @@ func (r *ServiceWorker) readConfiguration(ctx context.Context) (parsedConfigurat
 	return c, nil
 }
 
-// applyConfiguration takes in a change of the configuration and has every Service looked at that it may concern. It returns false while a
-// change waits to be read: what is decided meanwhile would go by a configuration that is known to be old, so that nothing is.
+// applyConfiguration reads a changed configuration and queues every Service that it may concern. It
+// returns false while a change waits to be read: a decision would use a configuration that is known
+// to be old.
 func (r *ServiceWorker) applyConfiguration(ctx context.Context) bool {
 	if !r.queue.isConfigurationChanged() {
 		return true
@@ -69,7 +72,7 @@ func (r *ServiceWorker) applyConfiguration(ctx context.Context) bool {
 	}
 	r.poolCounters.stale = true
 	if reflect.DeepEqual(old.Pools, config.snapshot.Pools) && reflect.DeepEqual(old.Reservations, config.snapshot.Reservations) {
-		return true // a namespace, say, that no pool asks for
+		return true // for example a namespace that no pool selects
 	}
 	r.wakeWaiting = true
 	r.queue.addAffected(r.ledger.HoldingServices()...)
@@ -80,7 +83,7 @@ func (r *ServiceWorker) applyConfiguration(ctx context.Context) bool {
 func validCondition(o snapshot.ObjectReference, generation int64, problems []snapshot.Problem) metav1.Condition {
 	cond := metav1.Condition{
 		Type: names.ConditionValid, Status: metav1.ConditionTrue, ObservedGeneration: generation,
-		Reason: string(names.ReasonValid), Message: "the object is understood as it stands",
+		Reason: string(names.ReasonValid), Message: "the object is understood",
 	}
 	var texts []string
 	for _, p := range problems {
@@ -93,7 +96,7 @@ func validCondition(o snapshot.ObjectReference, generation int64, problems []sna
 		texts = append(texts, p.Text)
 	}
 	if len(texts) > 0 {
-		cond.Message = configuration.SummarizeTexts(texts, "; ", "they show when these are gone")
+		cond.Message = configuration.SummarizeTexts(texts, "; ", "they are listed once these are corrected")
 	}
 	return cond
 }
@@ -101,17 +104,18 @@ func validCondition(o snapshot.ObjectReference, generation int64, problems []sna
 // poolStatusInterval bounds how often the status of a pool is written.
 const poolStatusInterval = 2 * time.Second
 
-// poolCounters are the worker's side of the status of pools.
+// poolCounters say when the status of the pools must be written.
 type poolCounters struct {
-	// stale says that the status of some pool may not be what it should.
+	// stale says that the status of a pool may be wrong.
 	stale bool
-	// lastWrite is when they were looked at; writing counts the writes under way since.
+	// lastWrite is when the statuses were last compared. writesInFlight counts the writes since
+	// then that have not ended.
 	lastWrite      time.Time
 	timerSet       bool // a timer runs
 	writesInFlight int
 }
 
-// writePoolStatuses has the counters and the conditions of the pools written, where they are not what they should be.
+// writePoolStatuses writes the counters and conditions of pools and reservations that are wrong.
 func (r *ServiceWorker) writePoolStatuses(ctx context.Context) {
 	c := &r.poolCounters
 	c.stale = r.queue.takePoolStatusChanged() || c.stale
@@ -140,7 +144,7 @@ func (r *ServiceWorker) writePoolStatuses(ctx context.Context) {
 
 func (r *ServiceWorker) writePoolStatus(p *v1beta1.IPAddressPool) {
 	parsed := r.configuration.snapshot.PoolByName(p.Name)
-	if parsed == nil { // younger than what we know: it will be told
+	if parsed == nil { // newer than the configuration that was read: the next one has it
 		return
 	}
 	u := r.ledger.UsageOf(parsed, r.configuration.snapshot)
@@ -156,9 +160,10 @@ func (r *ServiceWorker) writePoolStatus(p *v1beta1.IPAddressPool) {
 	r.startStatusWrite(&statusWrite{"a pool", "pool", p.Name, func(ctx context.Context, api API) error { return api.UpdatePoolStatus(ctx, p) }})
 }
 
-// statusWrite writes the status of one of the configuration's objects.
+// statusWrite writes the status of one configuration object.
 type statusWrite struct {
-	description, logKey, name string // of the object, for the log: an article and a noun, the key of the name, the name
+	// For the log: an article and a noun, the log key of the name, and the name of the object.
+	description, logKey, name string
 	update                    func(ctx context.Context, api API) error
 }
 
@@ -168,7 +173,7 @@ func (r *ServiceWorker) startStatusWrite(w *statusWrite) {
 	r.enqueueTask(w)
 }
 
-// runTask implements task. A conflict means that the object has just been edited; what is wrong then is looked at anew.
+// runTask implements task. After a conflict the object, which was just edited, is compared again.
 func (w *statusWrite) runTask(ctx context.Context, api API) taskResult {
 	err := w.update(ctx, api)
 	return func(_ context.Context, r *ServiceWorker) {
@@ -183,8 +188,8 @@ func (w *statusWrite) runTask(ctx context.Context, api API) taskResult {
 	}
 }
 
-// withCondition returns a status with the condition in it; the time of the last transition changes with the status of
-// the condition alone.
+// withCondition returns a status with the condition. Its transition time changes only with the
+// condition's status.
 func withCondition(s *v1beta1.ObjectStatus, c metav1.Condition) *v1beta1.ObjectStatus {
 	out := &v1beta1.ObjectStatus{}
 	if s != nil {

@@ -16,29 +16,32 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// probeRetryInterval is when an AddressProbe that nobody answered is made anew: somebody may have deleted it.
+// probeRetryInterval is when an unanswered AddressProbe is created again, since it may have been
+// deleted.
 const probeRetryInterval = 30 * time.Second
 
-// probesByAddress are the worker's side of the AddressProbes: what it asks the speakers.
+// probesByAddress are the AddressProbes that the worker has created.
 type probesByAddress map[netip.Addr]*openProbe
 
-// openProbe is an address that is asked for.
+// openProbe is the probe of one address.
 type openProbe struct {
 	service view.ObjectKey
-	// uid is that of the object; what another of its name says is old.
+	// uid is that of the object; a result in an object with another uid is old.
 	uid types.UID
-	// writeInFlight says that a write of the object is under way.
+	// writeInFlight says that a write of the object has not ended.
 	writeInFlight bool
-	// createdAt is when the object was made; failures counts attempts that failed, in a row.
+	// createdAt is when the object was created. failures counts failed attempts in a row.
 	createdAt time.Time
 	failures  int
 	retryAt   time.Time
 }
 
-// probeName is the name of the AddressProbe for an address: each has one, so that two are never asked for at once.
+// probeName is the name of the AddressProbe for an address: one per address, so that an address is
+// not probed twice at once.
 func probeName(a netip.Addr) string { return strings.ReplaceAll(a.StringExpanded(), ":", "-") }
 
-// syncProbes has the speakers asked for what is proposed, and takes in what they said.
+// syncProbes creates an AddressProbe for each proposed address, deletes those that are not needed
+// any more, and handles results.
 func (r *ServiceWorker) syncProbes(ctx context.Context) {
 	if answers := r.queue.takeProbesChanged(); answers {
 		r.readProbeAnswers(ctx)
@@ -73,7 +76,7 @@ func (r *ServiceWorker) syncProbes(ctx context.Context) {
 	}
 }
 
-// newAddressProbe is the AddressProbe for an address.
+// newAddressProbe returns the AddressProbe for an address.
 func (r *ServiceWorker) newAddressProbe(a netip.Addr, k view.ObjectKey) *v1alpha1.AddressProbe {
 	p := &v1alpha1.AddressProbe{Spec: v1alpha1.AddressProbeSpec{
 		Address: a.String(), Service: v1alpha1.ServiceReference{Namespace: k.Namespace, Name: k.Name},
@@ -85,11 +88,11 @@ func (r *ServiceWorker) newAddressProbe(a netip.Addr, k view.ObjectKey) *v1alpha
 	return p
 }
 
-// readProbeAnswers reads the AddressProbes. One that nobody here asked is of another life, and goes.
+// readProbeAnswers reads the AddressProbes. One that is left over from before a restart is deleted.
 func (r *ServiceWorker) readProbeAnswers(ctx context.Context) {
 	all, err := r.API.AddressProbes(ctx)
 	if err != nil {
-		r.Log.Error("reading what the speakers found", "error", err, "again", maxRetryDelay)
+		r.Log.Error("reading the AddressProbes failed", "error", err, "again", maxRetryDelay)
 		time.AfterFunc(maxRetryDelay, r.queue.markProbesChanged)
 		return
 	}
@@ -116,23 +119,24 @@ func (r *ServiceWorker) readProbeAnswers(ctx context.Context) {
 	}
 }
 
-// quarantineAddress withholds an address that somebody uses, and says whether it was proposed.
+// quarantineAddress withholds an address that a host uses, and says whether the address was
+// proposed.
 func (r *ServiceWorker) quarantineAddress(ctx context.Context, a netip.Addr, o *v1alpha1.AddressProbe) bool {
 	if !slices.ContainsFunc(r.ledger.ProposedAddresses(), func(w allocate.WithheldAddress) bool { return w.Address == a }) {
 		return false
 	}
 	r.ledger.RecordAnswer(a, o.Status.By)
-	r.Log.Warn("somebody on the segment uses an address of a pool; it is in quarantine", "address", a, "pool", o.Spec.Pool, "by", o.Status.By,
+	r.Log.Warn("a host on the segment uses an address of a pool; the address goes into quarantine", "address", a, "pool", o.Spec.Pool, "by", o.Status.By,
 		"node", o.Status.Node, "reason", names.ReasonQuarantined)
 	about := view.ObjectKey{Namespace: o.Spec.Service.Namespace, Name: o.Spec.Service.Name}
 	if s, err := r.API.CachedService(ctx, about); err == nil && s != nil {
-		r.RecordEvent(s, corev1.EventTypeWarning, names.EventAllocationFailed, string(names.ReasonQuarantined)+": "+o.Status.By+" answered for "+
+		r.RecordEvent(s, corev1.EventTypeWarning, names.EventAllocationFailed, string(names.ReasonQuarantined)+": host "+o.Status.By+" answered for "+
 			a.String()+" on the segment of node "+o.Status.Node+"; another address is tried")
 	}
 	return true
 }
 
-// probeWrite makes an AddressProbe, or deletes it where there is no object.
+// probeWrite creates an AddressProbe, or deletes it if object is nil.
 type probeWrite struct {
 	address netip.Addr
 	object  *v1alpha1.AddressProbe
@@ -150,7 +154,7 @@ func (w *probeWrite) runTask(ctx context.Context, api API) taskResult {
 	return func(_ context.Context, r *ServiceWorker) { r.finishProbeWrite(w, now, err) }
 }
 
-// finishProbeWrite takes in what became of a write.
+// finishProbeWrite handles the result of a write.
 func (r *ServiceWorker) finishProbeWrite(w *probeWrite, now *v1alpha1.AddressProbe, err error) {
 	p := r.openProbes[w.address]
 	p.writeInFlight = false
@@ -160,13 +164,13 @@ func (r *ServiceWorker) finishProbeWrite(w *probeWrite, now *v1alpha1.AddressPro
 		wait := retryDelay(p.failures)
 		p.retryAt = time.Now().Add(wait)
 		r.wakeAfter(wait)
-		r.Log.Error("asking the speakers for an address", "address", w.address, "error", err, "reason", names.ReasonWriteFailed, "again", wait)
+		r.Log.Error("writing an AddressProbe failed", "address", w.address, "error", err, "reason", names.ReasonWriteFailed, "again", wait)
 	case w.object == nil:
 		delete(r.openProbes, w.address)
-		r.queue.wakeWorker() // it may have been proposed again meanwhile
+		r.queue.wakeWorker() // the address may have been proposed again meanwhile
 	default:
 		p.uid, p.createdAt, p.failures, p.retryAt = now.UID, time.Now(), 0, time.Time{}
-		r.queue.markProbesChanged() // the answer may be there before ours
+		r.queue.markProbesChanged() // the result may have arrived before this answer
 		r.wakeAfter(probeRetryInterval)
 	}
 }

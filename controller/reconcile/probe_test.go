@@ -14,14 +14,14 @@ import (
 	"github.com/gantry-lb/gantry/controller/reconcile/apitest"
 )
 
-// probingPoolSpec is a pool whose addresses are asked for first.
+// probingPoolSpec returns a pool with acquire probes.
 func probingPoolSpec(addresses ...string) v1beta1.IPAddressPoolSpec {
 	p := poolSpec(addresses...)
 	p.Gantry = &v1beta1.PoolExtension{Probe: &v1beta1.PoolProbe{Quarantine: &metav1.Duration{Duration: time.Hour}}}
 	return p
 }
 
-// wantOpenProbes checks which addresses are asked for.
+// wantOpenProbes checks which addresses have an AddressProbe.
 func wantOpenProbes(t *testing.T, s *apitest.Server, want ...string) {
 	t.Helper()
 	var got []string
@@ -37,8 +37,8 @@ func TestAddressIsProbedBeforeItIsAssigned(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", probingPoolSpec("192.0.2.0/30"))
-		told := &eventRecorder{}
-		c := startController(t, s, nil, Options{RecordEvent: told.recordEvent})
+		recorder := &eventRecorder{}
+		c := startController(t, s, nil, Options{RecordEvent: recorder.recordEvent})
 		s.CreateService(newLoadBalancer("a"))
 		time.Sleep(time.Second)
 		wantAddress(t, s, "a", "", names.ReasonProbing)
@@ -56,17 +56,17 @@ func TestAddressIsProbedBeforeItIsAssigned(t *testing.T) {
 		time.Sleep(time.Second)
 		wantAddress(t, s, "a", "192.0.2.1", names.ReasonAssigned)
 		wantOpenProbes(t, s)
-		events := told.eventsOf("a")
-		if len(events) != 2 || !strings.Contains(events[0], "Quarantined: 02:00:00:00:00:01 answered for 192.0.2.0") || !strings.Contains(events[1], "Assigned") {
+		events := recorder.eventsOf("a")
+		if len(events) != 2 || !strings.Contains(events[0], "Quarantined: host 02:00:00:00:00:01 answered for 192.0.2.0") || !strings.Contains(events[1], "Assigned") {
 			t.Errorf("the events are %q", events)
 		}
 		if w := s.CountWrites("service"); w != 3 {
-			t.Errorf("%d writes of the Service, want two that tell what is asked and one with the address", w)
+			t.Errorf("%d writes of the Service, want two that report the probe and one with the address", w)
 		}
 		time.Sleep(2 * time.Second)
 		c.stopAndWait()
 
-		// The quarantine outlives the controller; what was asked in its life before does not.
+		// The quarantine survives a restart of the controller; its AddressProbes do not.
 		s.CreateService(newLoadBalancer("b"))
 		c = startController(t, s, nil, Options{})
 		defer c.stopAndWait()
@@ -100,7 +100,7 @@ func TestLeftoverProbesAreIgnored(t *testing.T) {
 		time.Sleep(time.Second)
 		wantAddress(t, s, "a", "", names.ReasonProbing)
 		wantOpenProbes(t, s, "192.0.2.0")
-		// Nobody answers, and somebody deletes the question: it is asked again.
+		// No speaker answers, and a user deletes the AddressProbe: it is created again.
 		if err := c.client.DeleteProbe(t.Context(), "192.0.2.0"); err != nil {
 			t.Fatal(err)
 		}

@@ -14,7 +14,7 @@ import (
 	"github.com/gantry-lb/gantry/controller/reconcile/apitest"
 )
 
-// errRefusedByTest is how somebody's admission webhook refuses a write.
+// errRefusedByTest is the refusal of an admission webhook.
 var errRefusedByTest = apierrors.NewForbidden(schema.GroupResource{Resource: "services"}, "any", errors.New("not now"))
 
 func TestWorkerWithoutProgressIsNotReady(t *testing.T) {
@@ -51,7 +51,8 @@ func TestWorkerWithoutProgressIsNotReady(t *testing.T) {
 	}
 }
 
-// TestLeaderWithoutAnswersIsNotReady keeps every write of the AddressLedger from arriving, and then lets it arrive.
+// TestLeaderWithoutAnswersIsNotReady loses every write of the AddressLedger, and then lets them
+// arrive.
 func TestLeaderWithoutAnswersIsNotReady(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)

@@ -13,21 +13,24 @@ import (
 	"github.com/gantry-lb/gantry/controller/allocate"
 )
 
-// What the API server refuses for good concerns the Service whose entry it does not take, a policy say,
-// and nobody else. It does not say which entry, so that the batch is written in halves until it is found.
+// A permanent refusal of the API server, by a policy for example, concerns the Service of one
+// entry. Its answer does not say which entry. So the batch is divided into halves until the entry
+// is found, and other Services do not wait.
 
 const (
-	// maxRefusalsBurst is how many new entries in a row may be refused before the writes slow down: then it
-	// is not an entry that is refused but the controller, which its RBAC does not allow to write, say.
+	// maxRefusalsBurst is how many new entries in a row may be refused before the writes slow down.
+	// By then the refusal probably concerns the controller and not an entry, for example because
+	// its RBAC rules do not allow the write.
 	maxRefusalsBurst = 64
-	// refusalInterval is the least time between two writes then, and between two of entries that were
-	// refused before.
+	// refusalInterval is the shortest time between two writes then, and between two writes of
+	// entries that were refused before.
 	refusalInterval = time.Second
-	// maxRefusalTextBytes bounds what is quoted of the API server's answer, in bytes.
+	// maxRefusalTextBytes bounds the quoted part of the API server's answer.
 	maxRefusalTextBytes = 400
 )
 
-// isPermanentRefusal says whether the API server answers so whenever it is asked the same.
+// isPermanentRefusal says whether the API server gives the same answer whenever the request is
+// repeated.
 func isPermanentRefusal(err error) bool {
 	var status apierrors.APIStatus
 	if !errors.As(err, &status) {
@@ -40,13 +43,13 @@ func isPermanentRefusal(err error) bool {
 	return false
 }
 
-// hasOnlyRefused says whether all staged writes are of Services whose entries were refused before. Those go
-// alone and last, so that nobody waits for them.
+// hasOnlyRefused says whether the entries of all staged writes were refused before. Those are
+// written one by one and last, so that no other Service waits for them.
 func (j *ledgerWriter) hasOnlyRefused() bool {
 	return !slices.ContainsFunc(j.stagedWrites, func(w *serviceWrite) bool { return !w.entryRefused })
 }
 
-// refusalDelay is how long the next swap has to wait because of what was refused.
+// refusalDelay is how long the next swap must wait because of refusals.
 func (j *ledgerWriter) refusalDelay(now time.Time) time.Duration {
 	if j.refusalsInARow <= maxRefusalsBurst && !j.hasOnlyRefused() {
 		return 0
@@ -54,7 +57,7 @@ func (j *ledgerWriter) refusalDelay(now time.Time) time.Duration {
 	return j.lastRefusal.Add(refusalInterval).Sub(now)
 }
 
-// acceptBatch notes that the API server has taken the entries of a batch.
+// acceptBatch records that the API server accepted the entries of a batch.
 func (r *ServiceWorker) acceptBatch(batch []*serviceWrite) {
 	j := &r.ledgerWriter
 	j.refusalsInARow = 0
@@ -66,12 +69,12 @@ func (r *ServiceWorker) acceptBatch(batch []*serviceWrite) {
 	}
 }
 
-// splitBatch goes on after the API server has refused a batch for good.
+// splitBatch handles a batch that the API server refused permanently.
 func (r *ServiceWorker) splitBatch(batch []*serviceWrite, err error) {
 	j := &r.ledgerWriter
 	if n := len(batch); n > 1 {
 		j.stagedWrites, j.batchLimit = append(batch, j.stagedWrites...), n/2
-		r.Log.Info("the API server refuses pending assignments; looking for the Service", "ledger", r.ledgerLogName(), "services", n, "error", err)
+		r.Log.Info("the API server refuses a batch of pending assignments; searching for the Service that causes it", "ledger", r.ledgerLogName(), "services", n, "error", err)
 		return
 	}
 	if j.lastRefusal = time.Now(); !batch[0].entryRefused {
@@ -80,8 +83,9 @@ func (r *ServiceWorker) splitBatch(batch []*serviceWrite, err error) {
 	r.failRefusedWrite(batch[0], err)
 }
 
-// failRefusedWrite gives up for a while what was decided for a Service, since the AddressLedger cannot show
-// it, and has the Service say so. It keeps what it has.
+// failRefusedWrite drops the decision for a Service, because the AddressLedger does not accept its
+// entry, and reports that in the Service's condition. The Service keeps what it has; the assignment
+// is repeated later.
 func (r *ServiceWorker) failRefusedWrite(w *serviceWrite, err error) {
 	rec := r.records[w.service.Key]
 	rec.failures++
@@ -99,7 +103,7 @@ func (r *ServiceWorker) failRefusedWrite(w *serviceWrite, err error) {
 	d := allocate.Decision{
 		Addresses: w.service.AssignedAddresses, Pool: w.service.RecordedPool, Reason: names.ReasonWriteFailed, WantsMore: true,
 		Text: "the API server refuses the pending assignment of this Service: " + text +
-			": change what the Service asks for, or what refuses it; it is tried again by and by",
+			": change the Service's request, or the policy that refuses it; the assignment is repeated later",
 	}
 	if all := w.before.Annotations[names.AnnotationFromPools]; all != "" {
 		d.Pools = strings.Split(all, ",")

@@ -16,7 +16,7 @@ import (
 	"github.com/gantry-lb/gantry/controller/reconcile/apitest"
 )
 
-// refuseServices says of an AddressLedger that shows one of the Services that it is not wanted.
+// refuseServices refuses an AddressLedger with an entry of one of the Services.
 func refuseServices(services ...string) func(*v1alpha1.AddressLedger) error {
 	return func(l *v1alpha1.AddressLedger) error {
 		for _, p := range l.Spec.Pending {
@@ -28,19 +28,20 @@ func refuseServices(services ...string) func(*v1alpha1.AddressLedger) error {
 	}
 }
 
-// TestRefusedPendingAssignmentDelaysNoOtherService has the API server refuse every AddressLedger that shows one of three Services in a crowd: the
-// others are served, the three say why they are not, and are served when they may be.
+// TestRefusedPendingAssignmentDelaysNoOtherService makes the API server refuse every AddressLedger
+// with an entry of one of three Services. The others are served. The three report the reason, and
+// are served once it is allowed.
 func TestRefusedPendingAssignmentDelaysNoOtherService(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		bad := []string{"s17", "s18", "s150"}
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("10.0.0.0/16"))
 		s.RefuseLedgerWrites(refuseServices(bad...))
-		told := &eventRecorder{}
+		recorder := &eventRecorder{}
 		for i := range 200 {
 			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
 		}
-		c := startController(t, s, promptDelivery, Options{RecordEvent: told.recordEvent})
+		c := startController(t, s, promptDelivery, Options{RecordEvent: recorder.recordEvent})
 		defer c.stopAndWait()
 		time.Sleep(10 * time.Second)
 		for i := range 200 {
@@ -53,12 +54,12 @@ func TestRefusedPendingAssignmentDelaysNoOtherService(t *testing.T) {
 				}
 			case firstAddress(o).IsValid() || assignedReason(o) != names.ReasonWriteFailed:
 				t.Errorf("Service %s has %v for the reason %q, want none for WriteFailed", name, ingressAddresses(o), assignedReason(o))
-			case len(told.eventsOf(name)) != 1 || !strings.Contains(told.eventsOf(name)[0], "Warning AllocationFailed WriteFailed: "):
-				t.Errorf("the events of %s are %q", name, told.eventsOf(name))
+			case len(recorder.eventsOf(name)) != 1 || !strings.Contains(recorder.eventsOf(name)[0], "Warning AllocationFailed WriteFailed: "):
+				t.Errorf("the events of %s are %q", name, recorder.eventsOf(name))
 			}
 		}
 		before := s.CountWrites("service")
-		for i := range 20 { // who comes later does not wait for them either
+		for i := range 20 { // later Services do not wait for them either
 			name, begun := fmt.Sprint("late", i), time.Now()
 			s.CreateService(newLoadBalancer(name))
 			time.Sleep(500 * time.Millisecond)
@@ -84,8 +85,9 @@ func TestRefusedPendingAssignmentDelaysNoOtherService(t *testing.T) {
 	})
 }
 
-// TestRefusedAddressLedger has the API server refuse every pending assignment, as it does a controller without the
-// right: it is not asked more than once a second in the long run, and all are served when it allows it.
+// TestRefusedAddressLedger makes the API server refuse every pending assignment, as for a
+// controller without the permission. The controller tries at most once per second in the long run,
+// and serves all Services once it is allowed.
 func TestRefusedAddressLedger(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
@@ -97,7 +99,7 @@ func TestRefusedAddressLedger(t *testing.T) {
 		c := startController(t, s, promptDelivery, Options{})
 		defer c.stopAndWait()
 		time.Sleep(5 * time.Minute)
-		if n := s.CountRefused(); n > 2*100+5*60 { // the first is what it takes to find each
+		if n := s.CountRefused(); n > 2*100+5*60 { // the first term is the search for each entry
 			t.Errorf("the AddressLedger was written %d times in 5 minutes", n)
 		}
 		s.RefuseLedgerWrites(nil)

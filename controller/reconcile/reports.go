@@ -10,7 +10,7 @@ import (
 	"github.com/gantry-lb/gantry/api/v1beta1"
 )
 
-// speakerReports are what the speakers say of one Service.
+// speakerReports are the speakers' reports about one Service.
 type speakerReports struct {
 	l2  []v1beta1.ServiceL2Status
 	bgp []v1beta1.ServiceBGPStatus
@@ -18,7 +18,7 @@ type speakerReports struct {
 
 func (r speakerReports) isAnnounced() bool { return len(r.announcedProtocols()) > 0 }
 
-// announcedProtocols lists by what the Service is announced.
+// announcedProtocols lists the protocols by which the Service is announced.
 func (r speakerReports) announcedProtocols() []string {
 	var out []string
 	if len(r.l2) > 0 {
@@ -30,19 +30,21 @@ func (r speakerReports) announcedProtocols() []string {
 	return out
 }
 
-// describeAnnouncement says by what the Service is announced, and who else claims its addresses. It names no node, so that a failover changes nothing.
+// describeAnnouncement says by which protocols the Service is announced, and which foreign hosts
+// claim its addresses. It names no node, so that a failover changes nothing.
 func (r speakerReports) describeAnnouncement() (names.Reason, string) {
 	text := "announced by " + strings.Join(r.announcedProtocols(), " and ")
 	contested := r.contestedAddresses()
 	if len(contested) == 0 {
 		return names.ReasonAnnounced, text
 	}
-	return names.ReasonForeignClaim, fmt.Sprintf("%s, and a host that does not hold it claims %s: clients may reach that one; find it, or take the address out of the pool",
+	return names.ReasonForeignClaim, fmt.Sprintf("%s, but a foreign host claims %s: clients may reach that host instead; find it, or remove the address from the pool",
 		text, strings.Join(contested, ", and "))
 }
 
-// contestedAddresses lists the addresses that foreign hosts claim, each with the Ethernet address of the one that has done so for longest: a
-// forger who takes another one for each frame does not have the Service written again and again.
+// contestedAddresses lists the addresses that foreign hosts claim, each with the Ethernet address
+// of the oldest claim: an attacker who changes the Ethernet address in each frame does not cause a
+// write each time.
 func (r speakerReports) contestedAddresses() []string {
 	var all []v1beta1.AddressConflict
 	for _, s := range r.l2 {

@@ -15,7 +15,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-// advanceLedgerTime tells the Ledger the time: cool-downs and reservations end by it. The worker is woken for the next that does.
+// advanceLedgerTime sets the Ledger's time, which ends cool-downs and reservations, and wakes the
+// worker for the next deadline.
 func (r *ServiceWorker) advanceLedgerTime() {
 	freed, next := r.ledger.AdvanceTime(time.Now())
 	if len(freed) > 0 {
@@ -27,11 +28,12 @@ func (r *ServiceWorker) advanceLedgerTime() {
 	}
 }
 
-// writeReservationStatus has the addresses of a reservation kept, and its status written where it is not what it should be.
+// writeReservationStatus keeps the addresses of a reservation and writes its status if that is
+// wrong.
 func (r *ServiceWorker) writeReservationStatus(o *v1alpha1.AddressReservation) {
 	all := r.configuration.snapshot.Reservations
 	i := slices.IndexFunc(all, func(p *snapshot.Reservation) bool { return p.Name == o.Name })
-	if i < 0 { // younger than what we know, or unreadable
+	if i < 0 { // newer than the configuration that was read, or invalid
 		return
 	}
 	d := allocate.DecideReservation(all[i], r.ledger, r.configuration.snapshot)

@@ -1,11 +1,13 @@
-// Package reconcile joins the allocator to the API server. One goroutine, the worker of Services, owns the Ledger and decides; what
-// it decided is written side by side by tasks. It runs on the leader only, and knows every address in use before it gives
-// the first new one. Two workers that run at once, by mistake or across a change of leaders, do not give one address twice: see
-// package fence for how.
+// Package reconcile connects the allocator to the API server. One goroutine, that of ServiceWorker,
+// owns the Ledger and decides; tasks write the decisions in parallel. It runs only on the leader,
+// and reads every address in use before it assigns the first new one. Two workers that run at once,
+// by mistake or during a change of leaders, do not assign one address twice: see package fence.
 //
-// The order of one assignment: the Decision is committed to the Ledger; its Intent is written to the AddressLedger, one write for
-// all Services of a batch; the Service's status is written; the Intent is settled. An event tells the outcome. An address is
-// given up only for what proves that it is free: our own write to the Service, or an answer of the API server itself.
+// One assignment takes these steps: the Decision is committed to the Ledger; its pending assignment
+// is written to the AddressLedger, one write for a batch of Services; the Service's status is
+// written; the pending assignment is closed. An event reports the outcome. An address is released
+// only when it is proven to be free: by our own write to the Service, or by an answer of the API
+// server itself.
 package reconcile
 
 import (
@@ -29,54 +31,58 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// Options are what a worker is made of.
+// Options are the settings of a ServiceWorker.
 type Options struct {
 	API API
 	Log *slog.Logger
-	// RecordEvent makes an event about a Service; kind is Normal or Warning.
+	// RecordEvent creates an event about a Service; kind is Normal or Warning.
 	RecordEvent func(about *corev1.Service, kind, reason, text string)
-	// ForecastAnnounced says of a Service that is about to have its first addresses that nobody will announce them; nil never does.
+	// ForecastAnnounced returns the condition of a Service that is about to get its first addresses
+	// if no speaker will announce them; it may be nil.
 	ForecastAnnounced func(ctx context.Context, s *corev1.Service, assigned []netip.Addr) (metav1.Condition, bool)
 	// Namespace holds the configuration objects.
 	Namespace string
-	// LoadBalancerClass is the load balancer class to serve; empty serves Services without a class.
+	// LoadBalancerClass is the class to serve; empty serves Services without a class.
 	LoadBalancerClass string
 	// Identity names this process in the AddressLedger.
 	Identity string
-	// Metrics are where the worker counts what it does; nil is where nobody looks.
+	// Metrics count what the worker does; may be nil.
 	Metrics *WorkerMetrics
 }
 
-// ServiceWorker gives addresses to the Services of one class. The zero value is not usable; call New.
+// ServiceWorker assigns addresses to the Services of one class. The zero value is not usable; call
+// NewServiceWorker.
 type ServiceWorker struct {
 	Options
 
 	queue *workQueue
-	// results of the tasks that ran; there is room for all that run at a time.
+	// results of finished tasks. The channel has room for all tasks in flight.
 	results chan taskResult
-	// loaded is set once the Ledger holds every address in use.
+	// loaded is set once the Ledger has every address in use.
 	loaded atomic.Bool
 
-	// The worker owns all that follows.
+	// Only the worker's goroutine uses the fields below.
 	ledger *allocate.Ledger
 	// ledgerEpoch counts how often the Ledger was built.
 	ledgerEpoch   int
 	configuration parsedConfiguration
 	records       map[view.ObjectKey]*serviceRecord
-	// waitingServices are the Services that do not have what they ask for.
+	// waitingServices do not have all that they ask for.
 	waitingServices waitingServices
-	// suspectServices are Services with an address that another had, as far as was known: the last to claim it when the Ledger is built.
+	// suspectServices have an address that another Service seemed to hold. They are the last to get
+	// their addresses when the Ledger is built.
 	suspectServices map[view.ObjectKey]struct{}
-	// reloadCause is why all Services are read next, lastReload when they were because of a right to share.
+	// reloadCause is why all Services are read next. lastReload is when they were last read because
+	// of a right to share.
 	reloadCause string
 	lastReload  time.Time
-	// nextDeadline is when the worker is woken because something that is withheld ends.
+	// nextDeadline is when the next entry of a withheld address ends.
 	nextDeadline time.Time
-	// wakeWaiting asks for a look at all of them.
+	// wakeWaiting queues all waitingServices.
 	wakeWaiting bool
 	// wakeSharers asks for a look at those of them that may share an address.
 	wakeSharers bool
-	// readyTasks are tasks that wait for a place, sleeping ones that wait for their time.
+	// readyTasks wait for a free place, sleepingWrites for their time.
 	readyTasks         []task
 	sleepingWrites     []*serviceWrite
 	tasksInFlight      int
@@ -84,43 +90,48 @@ type ServiceWorker struct {
 	withheldCheckpoint withheldCheckpoint
 	openProbes         probesByAddress
 	poolCounters       poolCounters
-	loadFailures       int // to load, in a row
+	loadFailures       int // in a row
 
 	workerState workerState
 }
 
-// serviceRecord is what the worker remembers of a Service that is, or was, ours.
+// serviceRecord is what the worker knows of a Service that it serves or served.
 type serviceRecord struct {
 	uid types.UID
-	// newestVersion is the newest resourceVersion that the Service is known to have had. A cached object that is older is not looked
-	// at: the newer one is on its way.
+	// newestVersion is the newest known resourceVersion. An older cached object is ignored, because
+	// a newer one is on its way.
 	newestVersion uint64
-	// loadedVersion is the one with which the Ledger was built, or with which the API server confirmed what the Ledger says of its
-	// addresses; 0 when it came later.
+	// loadedVersion is the resourceVersion with which the Ledger was built, or for which the API
+	// server confirmed what the Ledger has of its addresses; 0 when it came later.
 	loadedVersion uint64
-	// sharingChecks counts those of its right to share in a row that led to nothing.
+	// sharingChecks counts the checks of its right to share in a row that had no result.
 	sharingChecks int
-	// writeInFlight says that a write waits or is under way; again, that there was news meanwhile.
+	// writeInFlight says that a write waits or has not ended, changedMeanwhile that the Service
+	// changed since it began.
 	writeInFlight, changedMeanwhile bool
 	failures                        int // in a row
-	// What the API server refused is not tried again before retry, unless the Service has another resourceVersion than refused by then.
+	// A write that the API server refused is not repeated before retryAt, unless the Service has
+	// another resourceVersion than refusedVersion by then.
 	refusedVersion string
 	retryAt        time.Time
-	// entryRefused says that the API server refused the AddressLedger with an entry of this Service when it was last tried.
+	// entryRefused says that the API server refused the AddressLedger with an entry of this Service
+	// when it was last tried.
 	entryRefused bool
-	// waitingSince is since when the Service waits for its first address; zero when it has one.
+	// waitingSince is since when the Service has waited for its first address; zero when it has
+	// one.
 	waitingSince time.Time
-	// recentWrites counts those since.
+	// recentWrites counts the writes since recentSince.
 	recentWrites int
 	recentSince  time.Time
-	// sharing is what its right to share an address hung on when it was last looked at.
+	// sharing is the sharingText of the last decision.
 	sharing string
 }
 
-// decideBatchSize bounds how many Services are looked at before results are taken in: some milliseconds of work.
+// decideBatchSize bounds how many Services are decided before results are handled: some
+// milliseconds of work.
 const decideBatchSize = 64
 
-// NewServiceWorker returns a worker that has not begun.
+// NewServiceWorker returns a worker that is not running.
 func NewServiceWorker(o Options) *ServiceWorker {
 	if o.Metrics == nil {
 		o.Metrics = NewWorkerMetrics()
@@ -132,11 +143,11 @@ func NewServiceWorker(o Options) *ServiceWorker {
 	}
 }
 
-// IsLoaded says whether the Ledger holds every address in use.
+// IsLoaded says whether the Ledger has every address in use.
 func (r *ServiceWorker) IsLoaded() bool { return r.loaded.Load() }
 
-// Run works until ctx ends. Then it does what the next leader would have to do in its place: what is under way, and the
-// writes that the AddressLedger shows already.
+// Run works until ctx ends. It then finishes the tasks in flight, and the writes whose assignments
+// the AddressLedger has, so that the next leader need not.
 func (r *ServiceWorker) Run(ctx context.Context) error {
 	tasks, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
@@ -144,7 +155,8 @@ func (r *ServiceWorker) Run(ctx context.Context) error {
 	r.queue.wakeWorker()
 	for ctx.Err() == nil {
 		r.publishState()
-		if !r.loaded.Load() && !r.ledgerWriter.swapInFlight { // a swap under way belongs to the Ledger that is
+		// A swap in flight belongs to the current Ledger.
+		if !r.loaded.Load() && !r.ledgerWriter.swapInFlight {
 			r.reloadLedger(ctx)
 		}
 		if r.loaded.Load() {
@@ -159,10 +171,12 @@ func (r *ServiceWorker) Run(ctx context.Context) error {
 	return nil
 }
 
-// drainTimeout bounds what is done after the end; it is within the time that the manager waits for the worker.
+// drainTimeout bounds the work after ctx has ended; it is shorter than the manager's wait for the
+// worker.
 const drainTimeout = 1500 * time.Millisecond
 
-// drainTasks runs the writes that have begun or may begin, until there are none or the time is over. Nothing new is decided.
+// drainTasks runs the writes that have begun or are ready, until none is left or the time is over.
+// It decides nothing new.
 func (r *ServiceWorker) drainTasks(ctx context.Context, cancel func()) {
 	end := time.NewTimer(drainTimeout)
 	defer end.Stop()
@@ -185,7 +199,7 @@ func (r *ServiceWorker) drainTasks(ctx context.Context, cancel func()) {
 	}
 }
 
-// publishState publishes what work there is.
+// publishState publishes which work there is.
 func (r *ServiceWorker) publishState() {
 	open := 0
 	if r.ledgerWriter.fence != nil {
@@ -198,7 +212,7 @@ func (r *ServiceWorker) publishState() {
 	}, open)
 }
 
-// runOnce does what there is to do now.
+// runOnce does all work that is due.
 func (r *ServiceWorker) runOnce(ctx context.Context) {
 	r.advanceLedgerTime()
 	looks := decideBatchSize
@@ -221,7 +235,7 @@ func (r *ServiceWorker) runOnce(ctx context.Context) {
 		r.workerState.recordAttempt(phaseDeciding, true)
 	}
 	if r.wakeWaiting || r.wakeSharers {
-		r.wakePendingServices()
+		r.queueWaiting()
 	}
 	r.syncProbes(ctx)
 	r.startSwap(ctx)
@@ -231,7 +245,7 @@ func (r *ServiceWorker) runOnce(ctx context.Context) {
 	r.advanceLedgerTime()
 }
 
-// awaitWork waits until there is something to do or ctx ends, and takes in what has come of the tasks.
+// awaitWork waits until there is work, and handles the results of tasks.
 func (r *ServiceWorker) awaitWork(ctx, tasks context.Context) {
 	if !r.queue.isEmpty() && r.loaded.Load() && !r.configuration.timerSet {
 		r.queue.wakeWorker()
@@ -259,37 +273,40 @@ func (r *ServiceWorker) applyResult(ctx context.Context, f taskResult) {
 	f(ctx, r)
 }
 
-// wakeAfter has the worker look around after d.
+// wakeAfter wakes the worker after d.
 func (r *ServiceWorker) wakeAfter(d time.Duration) { time.AfterFunc(d, r.queue.wakeWorker) }
 
-// ledgerWriter is the worker's side of the AddressLedger.
+// ledgerWriter is the state of the writes of the AddressLedger.
 type ledgerWriter struct {
 	fence  *fence.Fence
 	object *v1alpha1.AddressLedger
-	// stagedWrites are writes whose Intents are to be in the object first.
+	// stagedWrites wait until their pending assignments are in the object.
 	stagedWrites []*serviceWrite
-	// maxPending is how many Services may have open Intents; bounded says that writes were held back by it since none was staged.
+	// maxPending is how many Services may have open assignments. fullLogged says that the log says
+	// that this is reached.
 	maxPending int
 	fullLogged bool
-	// swapInFlight says that a write of the object is under way.
+	// swapInFlight says that a write of the object has not ended.
 	swapInFlight bool
-	// lastSwap is when the last one began, spent until when as many were made as may be in the long run; due is when a timer ends that
-	// runs for the next.
+	// lastSwap is when the last swap began.
 	lastSwap       time.Time
 	burstUsedUntil time.Time
 	timerUntil     time.Time
 	wakeTimerUntil time.Time // when the timer of tidy or isLedgerFull ends
 	failures       int       // in a row
-	// writesInSwap counts the writes of the swap under way.
+	// writesInSwap counts the writes of the swap in flight.
 	writesInSwap int
-	// batchLimit bounds the writes of the next swap while one is looked for that the API server will never take; 0 bounds nothing.
+	// batchLimit bounds the writes of the next swap during the search for a refused entry; 0 means
+	// no limit.
 	batchLimit int
-	// refusalsInARow counts the new entries in a row that the API server refused for good; lastRefusal is when it refused the last of any.
+	// refusalsInARow counts the new entries in a row that the API server refused permanently.
+	// lastRefusal is when it last refused any entry.
 	refusalsInARow int
 	lastRefusal    time.Time
 }
 
-// parseResourceVersion reads a resourceVersion, which the API server counts up; 0 when it is no number, which compares with nothing.
+// parseResourceVersion reads a resourceVersion, which the API server counts up. It returns 0 when
+// it is not a number.
 func parseResourceVersion(text string) uint64 {
 	n, err := strconv.ParseUint(text, 10, 64)
 	if err != nil {
@@ -298,10 +315,10 @@ func parseResourceVersion(text string) uint64 {
 	return n
 }
 
-// logFailure logs what went wrong with a Service and when it is tried again.
+// logFailure logs what failed for a Service and when it is repeated.
 func (r *ServiceWorker) logFailure(k view.ObjectKey, err error, wait time.Duration) {
 	if errors.Is(err, context.Canceled) {
 		return
 	}
-	r.Log.Error("serving a Service", "service", k.String(), "error", err, "reason", names.ReasonWriteFailed, "again", wait)
+	r.Log.Error("serving a Service failed", "service", k.String(), "error", err, "reason", names.ReasonWriteFailed, "again", wait)
 }

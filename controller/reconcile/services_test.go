@@ -17,19 +17,19 @@ import (
 	"github.com/gantry-lb/gantry/controller/reconcile/apitest"
 )
 
-// TestEachServiceGetsOneWriteAndOneEvent counts what a crowd of Services costs.
+// TestEachServiceGetsOneWriteAndOneEvent counts the writes for many Services at once.
 func TestEachServiceGetsOneWriteAndOneEvent(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		const n = 2000
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("10.0.0.0/16"))
-		told := &eventRecorder{}
+		recorder := &eventRecorder{}
 		c := startController(t, s, func(what string) apitest.Delivery {
 			if what == "watch" {
 				return apitest.Delivery{}
 			}
 			return apitest.Delivery{RequestDelay: 2 * time.Millisecond, AnswerDelay: 2 * time.Millisecond}
-		}, Options{RecordEvent: told.recordEvent})
+		}, Options{RecordEvent: recorder.recordEvent})
 		defer c.stopAndWait()
 		time.Sleep(time.Second)
 		for i := range n {
@@ -42,7 +42,7 @@ func TestEachServiceGetsOneWriteAndOneEvent(t *testing.T) {
 		for i := range n {
 			name := fmt.Sprint("s", i)
 			wantAddress(t, s, name, fmt.Sprintf("10.0.%d.%d", i/256, i%256), names.ReasonAssigned)
-			if e := told.eventsOf(name); len(e) != 1 || !strings.HasPrefix(e[0], "Normal IPAllocated Assigned: ") {
+			if e := recorder.eventsOf(name); len(e) != 1 || !strings.HasPrefix(e[0], "Normal IPAllocated Assigned: ") {
 				t.Errorf("the events of %s are %q", name, e)
 			}
 		}
@@ -58,8 +58,9 @@ func TestEachServiceGetsOneWriteAndOneEvent(t *testing.T) {
 	})
 }
 
-// TestSequentialServicesAreServedAtOnce creates each Service when the one before has its address, as a person does or a script: the
-// first few are served at once, and the AddressLedger is not written more often than it may.
+// TestSequentialServicesAreServedAtOnce creates each Service when the previous one has its address,
+// as a person or a script does. The first few are served at once, and the AddressLedger is not
+// written too often.
 func TestSequentialServicesAreServedAtOnce(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
@@ -97,14 +98,14 @@ func TestRestartWritesNothing(t *testing.T) {
 		s.DeleteService(serviceKey("a"))
 		s.CreateService(newLoadBalancer("d"))
 		before := s.CountWrites("service")
-		told := &eventRecorder{}
-		c = startController(t, s, nil, Options{RecordEvent: told.recordEvent})
+		recorder := &eventRecorder{}
+		c = startController(t, s, nil, Options{RecordEvent: recorder.recordEvent})
 		time.Sleep(3 * time.Second)
 		wantAddress(t, s, "b", "192.0.2.1", names.ReasonAssigned)
 		wantAddress(t, s, "c", "192.0.2.2", names.ReasonAssigned)
 		wantAddress(t, s, "d", "192.0.2.0", names.ReasonAssigned)
-		if w := s.CountWrites("service") - before; w != 1 || len(told.eventsOf("b"))+len(told.eventsOf("c")) != 0 {
-			t.Errorf("a restart wrote %d Services, and told %q of b", w, told.eventsOf("b"))
+		if w := s.CountWrites("service") - before; w != 1 || len(recorder.eventsOf("b"))+len(recorder.eventsOf("c")) != 0 {
+			t.Errorf("a restart wrote %d Services, and recorded the event %q of b", w, recorder.eventsOf("b"))
 		}
 		c.stopAndWait()
 	})
@@ -118,9 +119,9 @@ func TestEditsOfAService(t *testing.T) {
 		do   func(*apitest.Server)
 		want string
 		why  names.Reason
-		next string // what a Service that comes then gets
+		next string // the address of the next new Service
 	}{
-		"one that is no LoadBalancer any more loses all that we wrote": {
+		"one that is no longer a LoadBalancer loses all that we wrote": {
 			do: edit(func(o *corev1.Service) { o.Spec.Type = corev1.ServiceTypeClusterIP }), next: "192.0.2.0",
 		},
 		"one that went to another class loses all that we wrote": {
@@ -129,10 +130,10 @@ func TestEditsOfAService(t *testing.T) {
 				o.Spec.LoadBalancerClass = &class
 			}), next: "192.0.2.0",
 		},
-		"a status that somebody wiped is written again": {
+		"a status that a user cleared is written again": {
 			do: edit(func(o *corev1.Service) { o.Status = corev1.ServiceStatus{} }), want: "192.0.2.0", why: names.ReasonAssigned, next: "192.0.2.1",
 		},
-		"a status that somebody edited is a claim": {
+		"a status that a user edited counts": {
 			do: edit(func(o *corev1.Service) { o.Status.LoadBalancer.Ingress[0].IP = "192.0.2.3" }), want: "192.0.2.3", why: names.ReasonAssigned, next: "192.0.2.0",
 		},
 		"an address on wish is moved to, and the old one is free": {
@@ -140,7 +141,7 @@ func TestEditsOfAService(t *testing.T) {
 				o.Annotations = map[string]string{names.AnnotationLoadBalancerIPs: "192.0.2.3"}
 			}), want: "192.0.2.3", why: names.ReasonAssigned, next: "192.0.2.0",
 		},
-		"made anew under its name": {
+		"created again with its name": {
 			do:   func(s *apitest.Server) { s.DeleteService(serviceKey("a")); s.CreateService(newLoadBalancer("a")) },
 			want: "192.0.2.0", why: names.ReasonAssigned, next: "192.0.2.1",
 		},
@@ -193,8 +194,8 @@ func TestServicesOfAnotherClassAreNotTouched(t *testing.T) {
 func TestWaitingServiceIsServedWhenAnAddressIsFreed(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
-		told := &eventRecorder{}
-		c := startController(t, s, nil, Options{RecordEvent: told.recordEvent})
+		recorder := &eventRecorder{}
+		c := startController(t, s, nil, Options{RecordEvent: recorder.recordEvent})
 		defer c.stopAndWait()
 		s.CreateService(newLoadBalancer("a"))
 		time.Sleep(time.Second)
@@ -215,14 +216,15 @@ func TestWaitingServiceIsServedWhenAnAddressIsFreed(t *testing.T) {
 		c.ConfigurationChanged()
 		time.Sleep(3 * time.Second)
 		wantAddress(t, s, waits, "192.0.2.1", names.ReasonAddressNotInPool)
-		if e := told.eventsOf("a"); !strings.HasPrefix(e[0], "Warning AllocationFailed NoPools: ") {
+		if e := recorder.eventsOf("a"); !strings.HasPrefix(e[0], "Warning AllocationFailed NoPools: ") {
 			t.Errorf("the events of a are %q", e)
 		}
 	})
 }
 
-// TestRefusedWriteDelaysNoOtherService has the API server refuse what is written of one Service, as somebody's admission webhook may: the others
-// are served as if it were not there, it is tried again less and less often, and it is served once it is allowed.
+// TestRefusedWriteDelaysNoOtherService makes the API server refuse the writes of one Service, as an
+// admission webhook may. The others are not affected. The write is repeated with growing delays,
+// and the Service is served once it is allowed.
 func TestRefusedWriteDelaysNoOtherService(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
@@ -233,8 +235,8 @@ func TestRefusedWriteDelaysNoOtherService(t *testing.T) {
 			}
 			return nil
 		})
-		told := &eventRecorder{}
-		c := startController(t, s, nil, Options{RecordEvent: told.recordEvent})
+		recorder := &eventRecorder{}
+		c := startController(t, s, nil, Options{RecordEvent: recorder.recordEvent})
 		defer c.stopAndWait()
 		s.CreateService(newLoadBalancer("refused"))
 		time.Sleep(time.Second)
@@ -250,8 +252,8 @@ func TestRefusedWriteDelaysNoOtherService(t *testing.T) {
 		if n := s.CountRefused(); n > 40 {
 			t.Errorf("what is refused was tried %d times in 10 minutes", n)
 		}
-		if e := told.eventsOf("refused"); len(e) > 0 {
-			t.Errorf("it was told %q", e)
+		if e := recorder.eventsOf("refused"); len(e) > 0 {
+			t.Errorf("it has the events %q", e)
 		}
 		s.RefuseWrites(nil)
 		time.Sleep(maxRetryDelay + time.Second)
@@ -261,8 +263,8 @@ func TestRefusedWriteDelaysNoOtherService(t *testing.T) {
 	})
 }
 
-// TestPoolsAppliedWithAServiceAreUsed has two pools and a Service come at short intervals, as from one manifest: it is served from the
-// pool that goes first.
+// TestPoolsAppliedWithAServiceAreUsed applies two pools and a Service at short intervals, as from
+// one manifest. The Service is served from the pool that ranks first.
 func TestPoolsAppliedWithAServiceAreUsed(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		for gap := time.Duration(0); gap < configurationDelay; gap += 5 * time.Millisecond {

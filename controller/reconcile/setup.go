@@ -17,8 +17,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// RegisterWorker has the worker run while mgr leads, with news from mgr's cache. The cache fills while the controller stands by, so that it
-// can begin at once when it leads.
+// RegisterWorker starts the worker when mgr becomes the leader, with changes from mgr's cache. The
+// cache is filled before that, so that a new leader can begin at once.
 func (r *ServiceWorker) RegisterWorker(ctx context.Context, mgr manager.Manager) error {
 	feeds := []struct {
 		object  client.Object
@@ -31,7 +31,7 @@ func (r *ServiceWorker) RegisterWorker(ctx context.Context, mgr manager.Manager)
 		{configuration.NewMetadataObject("Namespace"), r.configurationEventHandler()},
 	}
 	for _, f := range feeds {
-		// The API server may be away: mgr waits for the cache when it starts.
+		// The API server may be unreachable: mgr waits for the cache when it starts.
 		informer, err := mgr.GetCache().GetInformer(ctx, f.object, ctrlcache.BlockUntilSynced(false))
 		if err != nil {
 			return fmt.Errorf("watching %T: %w", f.object, err)
@@ -46,7 +46,7 @@ func (r *ServiceWorker) RegisterWorker(ctx context.Context, mgr manager.Manager)
 	return nil
 }
 
-// serviceEventHandler tells the worker which Services changed.
+// serviceEventHandler reports changed Services to the worker.
 func (r *ServiceWorker) serviceEventHandler() cache.ResourceEventHandler {
 	add := func(o any) {
 		if s, ok := o.(*corev1.Service); ok {
@@ -67,13 +67,14 @@ func (r *ServiceWorker) serviceEventHandler() cache.ResourceEventHandler {
 	}
 }
 
-// probeEventHandler tells the worker that a speaker may have said something about an address.
+// probeEventHandler reports changed AddressProbes to the worker.
 func (r *ServiceWorker) probeEventHandler() cache.ResourceEventHandler {
 	poke := func(any) { r.ProbesChanged() }
 	return cache.ResourceEventHandlerFuncs{AddFunc: poke, UpdateFunc: func(_, o any) { poke(o) }, DeleteFunc: poke}
 }
 
-// configurationEventHandler tells the worker that the configuration changed, or that somebody wrote a status that may not be right.
+// configurationEventHandler reports a changed configuration to the worker, and statuses written by
+// others, which may be wrong.
 func (r *ServiceWorker) configurationEventHandler() cache.ResourceEventHandler {
 	change := func(any) { r.ConfigurationChanged() }
 	return cache.ResourceEventHandlerFuncs{
@@ -91,17 +92,17 @@ func (r *ServiceWorker) configurationEventHandler() cache.ResourceEventHandler {
 	}
 }
 
-// ServiceChanged tells the worker that a Service is new or has changed. It may be called from any goroutine, as Deleted and Reconfigured
-// may.
+// ServiceChanged reports that a Service is new or has changed. It may be called from any goroutine,
+// like ServiceDeleted and ConfigurationChanged.
 func (r *ServiceWorker) ServiceChanged(k view.ObjectKey) { r.queue.addChanged(k) }
 
-// ServiceDeleted tells the worker that this very Service is gone.
+// ServiceDeleted reports that this Service was deleted.
 func (r *ServiceWorker) ServiceDeleted(s *corev1.Service) {
 	r.queue.addDeleted(view.ObjectKey{Namespace: s.Namespace, Name: s.Name}, s.UID)
 }
 
-// ProbesChanged tells the worker that AddressProbes changed.
+// ProbesChanged reports that AddressProbes changed.
 func (r *ServiceWorker) ProbesChanged() { r.queue.markProbesChanged() }
 
-// ConfigurationChanged tells the worker that a configuration object or a namespace changed.
+// ConfigurationChanged reports that a configuration object or a namespace changed.
 func (r *ServiceWorker) ConfigurationChanged() { r.queue.markConfigurationChanged() }

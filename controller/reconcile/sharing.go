@@ -12,30 +12,30 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// A Service can show an address that another one holds, as far as the Ledger knows, without a right
-// to share it. Mostly its own edit broke the right: a port, the sharing key, the traffic policy. It
-// can also be the Ledger that is behind. The API server knows which, and is asked for these few
-// Services only: anybody who may edit a Service can break a right as often as he likes, so that it
-// must not cost a reading of all Services.
+// A Service's status can show an address that another Service holds in the Ledger, without a right
+// to share it. Usually its own edit removed the right: a port, the sharing key or the traffic
+// policy. But the Ledger may also be out of date. The API server knows, and only these few Services
+// are read: every user who may edit a Service can break the right at any rate, so that
+// this must not cause a reading of all Services.
 
-// Limits of what a broken right to share may cost.
+// Limits of the cost of a broken right to share.
 const (
-	// maxSharingChecks is how many checks in a row may lead to nothing before all Services are read. With
-	// the delays between them it is about six seconds.
+	// maxSharingChecks is how many checks in a row may have no result before all Services are read.
+	// With the delays between them that takes about six seconds.
 	maxSharingChecks = 7
-	// reloadInterval is the least time between two readings of all Services for that cause.
+	// reloadInterval is the shortest time between two readings of all Services for this cause.
 	reloadInterval = 30 * time.Second
 )
 
-// sharingCheckTask asks the API server about a Service whose status shows addresses that others hold, and
-// about one of these holders for each address.
+// sharingCheckTask reads a Service whose status shows addresses of other holders, and one of the
+// conflicting holders for each address.
 type sharingCheckTask struct {
 	service     view.ObjectKey
 	holders     []view.ObjectKey
 	ledgerEpoch int
 }
 
-// startSharingCheck starts a check. Until it has ended nothing is decided for the Service.
+// startSharingCheck starts a check. Until it has ended, nothing is decided for the Service.
 func (r *ServiceWorker) startSharingCheck(v *view.Service) {
 	r.records[v.Key].writeInFlight = true
 	c := &sharingCheckTask{service: v.Key, ledgerEpoch: r.ledgerEpoch}
@@ -60,7 +60,7 @@ func (c *sharingCheckTask) runTask(ctx context.Context, api API) taskResult {
 	return func(_ context.Context, r *ServiceWorker) { r.finishSharingCheck(c, live) }
 }
 
-// retrySharingCheck has a Service looked at again whose check got no answer.
+// retrySharingCheck queues a Service again after a check without an answer.
 func (r *ServiceWorker) retrySharingCheck(c *sharingCheckTask, err error) {
 	rec := r.unlockService(c.service)
 	rec.failures++
@@ -68,8 +68,8 @@ func (r *ServiceWorker) retrySharingCheck(c *sharingCheckTask, err error) {
 	r.enqueueAfter(c.service, retryDelay(rec.failures))
 }
 
-// finishSharingCheck takes in what the API server says of the Services of a check. An answer from before the
-// Ledger was built anew counts for nothing.
+// finishSharingCheck handles the answers of a check. An answer from before the Ledger was rebuilt
+// is ignored.
 func (r *ServiceWorker) finishSharingCheck(c *sharingCheckTask, live map[view.ObjectKey]*corev1.Service) {
 	rec, s := r.unlockService(c.service), live[c.service]
 	switch {
@@ -82,7 +82,7 @@ func (r *ServiceWorker) finishSharingCheck(c *sharingCheckTask, live map[view.Ob
 	}
 	rec.newestVersion = max(rec.newestVersion, parseResourceVersion(s.ResourceVersion))
 	h := &liveService{view.FromService(s), s.ResourceVersion}
-	if !r.isServed(&h.Service) { // it is dismissed when the cache shows it so
+	if !r.isServed(&h.Service) { // its status is cleared when the cache shows the same
 		r.queue.addChanged(c.service)
 		return
 	}
@@ -95,9 +95,9 @@ func (r *ServiceWorker) finishSharingCheck(c *sharingCheckTask, live map[view.Ob
 	switch {
 	case !r.hasSharingConflict(&h.Service):
 		r.recordHoldable(h)
-	case r.exchangeShares(h, holders):
-	case r.hasLostRight(&h.Service, holders):
-		r.Log.Info("a Service has no right any more to an address that it has", "service", h.Key.String(), "addresses", h.AssignedAddresses)
+	case r.exchangeSharers(h, holders):
+	case r.hasLostAddresses(&h.Service, holders):
+		r.Log.Info("a Service may no longer share an address that it has", "service", h.Key.String(), "addresses", h.AssignedAddresses)
 		r.recordHoldable(h)
 		rec.loadedVersion = parseResourceVersion(h.version)
 	default:
@@ -108,8 +108,8 @@ func (r *ServiceWorker) finishSharingCheck(c *sharingCheckTask, live map[view.Ob
 	r.queue.addChanged(c.service)
 }
 
-// refreshLiveService takes in what the API server says of a holder, and returns the holder as it is; nil
-// when it is not ours any more, or when a write to it is under way, which says more.
+// refreshLiveService updates a holder from the API server and returns it. It returns nil when this
+// controller does not serve it any more, or when a write to it is in flight, whose result is newer.
 func (r *ServiceWorker) refreshLiveService(k view.ObjectKey, s *corev1.Service) *liveService {
 	rec := r.records[k]
 	switch {
@@ -126,7 +126,7 @@ func (r *ServiceWorker) refreshLiveService(k view.ObjectKey, s *corev1.Service) 
 	if !r.isServed(&h.Service) {
 		return nil
 	}
-	// One whose status somebody has wiped holds what it had until its status says so again.
+	// A holder with an empty status keeps what it had until its status shows it again.
 	if len(h.AssignedAddresses) > 0 && !r.hasSharingConflict(&h.Service) {
 		r.recordHoldable(h)
 	}
@@ -139,8 +139,8 @@ type liveService struct {
 	version string
 }
 
-// recordHoldable records that a Service holds what its status shows, and what a pending assignment may yet
-// write there, as far as nobody else is in the way.
+// recordHoldable records that a Service holds what its status shows and what a pending assignment
+// may still bring, except for addresses with conflicting holders.
 func (r *ServiceWorker) recordHoldable(h *liveService) {
 	before, _ := r.ledger.AssignmentOf(h.Key)
 	now := slices.DeleteFunc(unionAddresses(h.AssignedAddresses, r.ledgerWriter.fence.PendingAddresses(h.Key, h.version)), func(a netip.Addr) bool {
@@ -158,9 +158,10 @@ func (r *ServiceWorker) recordHoldable(h *liveService) {
 	}
 }
 
-// wakePendingServices has those Services looked at that wait for what has become free: all of them, or only those that
-// may share an address. Anybody can change a right to share as often as he likes, and most do not share.
-func (r *ServiceWorker) wakePendingServices() {
+// queueWaiting queues the Services that wait for what became free: all of them, or only those that
+// may share an address. Users can change a right to share as often as they like, and most Services
+// do not share.
+func (r *ServiceWorker) queueWaiting() {
 	keys := sortedKeys(r.waitingServices.reasonByService)
 	if !r.wakeWaiting {
 		keys = slices.DeleteFunc(keys, func(k view.ObjectKey) bool {
@@ -172,9 +173,9 @@ func (r *ServiceWorker) wakePendingServices() {
 	r.queue.addAffected(keys...)
 }
 
-// hasLostRight says whether the Service has lost each address that others hold, as far as the Ledger knows:
-// the API server shows the address with a holder that may not share it with the Service.
-func (r *ServiceWorker) hasLostRight(v *view.Service, holders map[view.ObjectKey]*liveService) bool {
+// hasLostAddresses says whether the Service has lost each address with conflicting holders: the API
+// server shows the address with a holder that may not share it with the Service.
+func (r *ServiceWorker) hasLostAddresses(v *view.Service, holders map[view.ObjectKey]*liveService) bool {
 	for _, a := range v.AssignedAddresses {
 		rivals := r.ledger.ConflictingHolders(a, v)
 		proof := func(k view.ObjectKey) bool {
@@ -188,10 +189,10 @@ func (r *ServiceWorker) hasLostRight(v *view.Service, holders map[view.ObjectKey
 	return true
 }
 
-// exchangeShares records Services that were all edited so that they may share again, while the Ledger still
-// has each as it was before and so in the way of the others. It returns false, and changes nothing,
-// when that is not how it is.
-func (r *ServiceWorker) exchangeShares(h *liveService, holders map[view.ObjectKey]*liveService) bool {
+// exchangeSharers handles Services that were all edited so that they may share again, while the
+// Ledger still has the previous state of each, which conflicts with the others. It returns false
+// and changes nothing in other cases.
+func (r *ServiceWorker) exchangeSharers(h *liveService, holders map[view.ObjectKey]*liveService) bool {
 	var edited []*liveService
 	for _, a := range h.AssignedAddresses {
 		for _, k := range r.ledger.ConflictingHolders(a, &h.Service) {
@@ -217,15 +218,15 @@ func (r *ServiceWorker) exchangeShares(h *liveService, holders map[view.ObjectKe
 	return true
 }
 
-// isOnlyConflict says whether nobody but the Service k is in the way of what the other Service shows.
+// isOnlyConflict says whether no other Service than k conflicts with what the Service shows.
 func (r *ServiceWorker) isOnlyConflict(k view.ObjectKey, h *view.Service) bool {
 	return !slices.ContainsFunc(h.AssignedAddresses, func(a netip.Addr) bool {
 		return slices.ContainsFunc(r.ledger.ConflictingHolders(a, h), func(rival view.ObjectKey) bool { return rival != k })
 	})
 }
 
-// scheduleSharingCheck has a Service checked again of which the API server's answers did not tell enough, and all
-// Services read when that goes on. The Service keeps what it has until then.
+// scheduleSharingCheck checks a Service again if the answers were not sufficient, and reads all
+// Services if that happens too often. Until then the Service keeps what it has.
 func (r *ServiceWorker) scheduleSharingCheck(rec *serviceRecord, k view.ObjectKey) {
 	rec.sharingChecks++
 	if rec.sharingChecks < maxSharingChecks {
@@ -241,7 +242,7 @@ func (r *ServiceWorker) scheduleSharingCheck(rec *serviceRecord, k view.ObjectKe
 	r.requireReload(reloadCauseSharing)
 }
 
-// Causes of a reading of all Services, as the metric gantry_controller_reloads_total names them.
+// Causes of a reading of all Services, as in the metric gantry_controller_reloads_total.
 const (
 	reloadCauseStart         = "Start"
 	reloadCauseSharing       = "SharingUnclear"
@@ -249,7 +250,7 @@ const (
 	reloadCauseLedgerDeleted = "LedgerDeleted"
 )
 
-// requireReload has all Services read before anything else is decided.
+// requireReload makes the worker read all Services before it decides anything else.
 func (r *ServiceWorker) requireReload(cause string) {
 	r.reloadCause = cause
 	r.loaded.Store(false)

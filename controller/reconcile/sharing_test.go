@@ -17,7 +17,7 @@ import (
 	"github.com/gantry-lb/gantry/controller/reconcile/apitest"
 )
 
-// newSharer is a Service that asks for the addresses and may share them.
+// newSharer returns a Service that requests the addresses and may share them.
 func newSharer(name string, port int32, addresses string) *corev1.Service {
 	s := newLoadBalancer(name)
 	s.Annotations = map[string]string{names.AnnotationSharing: "k", names.AnnotationLoadBalancerIPs: addresses}
@@ -26,7 +26,7 @@ func newSharer(name string, port int32, addresses string) *corev1.Service {
 	return s
 }
 
-// newDualStackSharer is a sharer of both families.
+// newDualStackSharer returns such a Service with both families.
 func newDualStackSharer(name string, port int32, addresses string) *corev1.Service {
 	s := newSharer(name, port, addresses)
 	policy := corev1.IPFamilyPolicyRequireDualStack
@@ -36,18 +36,18 @@ func newDualStackSharer(name string, port int32, addresses string) *corev1.Servi
 	return s
 }
 
-// withLocalPolicy has the traffic of a Service stay on the node where it arrives.
+// withLocalPolicy sets externalTrafficPolicy Local.
 func withLocalPolicy(s *corev1.Service) *corev1.Service {
 	s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
 	return s
 }
 
-// sharingBreach is a way in which a user breaks the right to share an address, and mends it again.
+// sharingBreach is an edit that breaks the right to share an address, and one that restores it.
 type sharingBreach struct {
 	services                 []*corev1.Service
 	editor                   string // the Service that is edited
 	breakRight, restoreRight func(*corev1.Service)
-	wantReason               names.Reason // what the editor is told while the right is broken
+	wantReason               names.Reason // the edited Service's reason while the right is broken
 }
 
 func changePort(n int32) func(*corev1.Service) {
@@ -65,7 +65,7 @@ func changeAddressCount(addresses string) func(*corev1.Service) {
 	}
 }
 
-// sharingBreaches are all ways in which a tenant's edit can break a right to share.
+// sharingBreaches are all ways in which a user's edit can break a right to share.
 func sharingBreaches() map[string]sharingBreach {
 	const one, two, dual = "192.0.2.1", "192.0.2.1,192.0.2.2", "192.0.2.1,fd00::1"
 	twice := func(s *corev1.Service) *corev1.Service { changeAddressCount(two)(s); return s }
@@ -118,9 +118,9 @@ func sharingBreaches() map[string]sharingBreach {
 	}
 }
 
-// TestBrokenSharingRightCausesNoList edits a Service so that it may not share its address any more, and back, again and again: the
-// Service that was edited loses the address, the others keep theirs, it has the address again in the end, and the API server is never
-// asked for all Services.
+// TestBrokenSharingRightCausesNoList edits a Service again and again so that it may not share its
+// address, and back. The edited Service loses the address, the others keep theirs, it has the
+// address again in the end, and the controller never lists all Services.
 func TestBrokenSharingRightCausesNoList(t *testing.T) {
 	for name, tc := range sharingBreaches() {
 		t.Run(name, func(t *testing.T) {
@@ -150,7 +150,7 @@ func TestBrokenSharingRightCausesNoList(t *testing.T) {
 					time.Sleep(3 * time.Second)
 					wantAddresses(t, s, want, "")
 				}
-				for range 50 { // faster than anybody can follow
+				for range 50 { // faster than the controller can follow
 					s.EditService(serviceKey(tc.editor), tc.breakRight)
 					time.Sleep(7 * time.Millisecond)
 					s.EditService(serviceKey(tc.editor), tc.restoreRight)
@@ -166,10 +166,10 @@ func TestBrokenSharingRightCausesNoList(t *testing.T) {
 	}
 }
 
-// promptDelivery is the way to an API server that is near.
+// promptDelivery is the delivery of a nearby API server.
 func promptDelivery(what string) apitest.Delivery {
 	switch what {
-	case "list": // with many Services
+	case "list": // it has many Services
 		return apitest.Delivery{RequestDelay: time.Millisecond, AnswerDelay: 2 * time.Second}
 	case "watch":
 		return apitest.Delivery{}
@@ -177,7 +177,7 @@ func promptDelivery(what string) apitest.Delivery {
 	return apitest.Delivery{RequestDelay: 2 * time.Millisecond, AnswerDelay: 2 * time.Millisecond}
 }
 
-// wantAddresses compares what the Services have with what they had, but for one.
+// wantAddresses checks the addresses of all Services but one.
 func wantAddresses(t *testing.T, s *apitest.Server, want map[string]string, but string) {
 	t.Helper()
 	for name, addrs := range want {
@@ -187,8 +187,9 @@ func wantAddresses(t *testing.T, s *apitest.Server, want map[string]string, but 
 	}
 }
 
-// TestRepeatedSharingEditsDelayNoOtherService measures how long a new Service waits for its address among 20,000, without and with a tenant who breaks
-// and mends a right to share ten times a second.
+// TestRepeatedSharingEditsDelayNoOtherService measures how long a new Service waits for its address
+// among 20,000, without and with a user who breaks and restores a right to share ten times per
+// second.
 func TestRepeatedSharingEditsDelayNoOtherService(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
@@ -222,15 +223,16 @@ func TestRepeatedSharingEditsDelayNoOtherService(t *testing.T) {
 		close(toggling)
 		<-done
 		if 2*busy > 3*calm {
-			t.Errorf("a new Service waits %s for its address while somebody toggles a port, and %s without", busy, calm)
+			t.Errorf("a new Service waits %s for its address while a user toggles a port, and %s without that", busy, calm)
 		}
 		if n := s.CountReads("list"); n != 1 {
-			t.Errorf("all Services were read %d times while somebody toggled a port", n-1)
+			t.Errorf("all Services were read %d times while a user toggled a port", n-1)
 		}
 	})
 }
 
-// medianAssignmentDelay creates Services one after the other, and returns how long one waits for its address in the median.
+// medianAssignmentDelay creates Services one after the other, and returns the median time until one
+// has its address.
 func medianAssignmentDelay(t *testing.T, s *apitest.Server, what string) time.Duration {
 	t.Helper()
 	var all []time.Duration
@@ -247,8 +249,9 @@ func medianAssignmentDelay(t *testing.T, s *apitest.Server, what string) time.Du
 	return all[len(all)/2]
 }
 
-// TestSharingServicesEditedTogether has two Services that share an address exchange their ports while the controller's cache lags: neither
-// loses the address, and nobody reads all Services.
+// TestSharingServicesEditedTogether exchanges the ports of two Services that share an address while
+// the controller's cache is behind. Neither loses the address, and the controller does not list all
+// Services.
 func TestSharingServicesEditedTogether(t *testing.T) {
 	for _, first := range []string{"a", "b"} {
 		t.Run(first+" first", func(t *testing.T) {
@@ -280,8 +283,8 @@ func TestSharingServicesEditedTogether(t *testing.T) {
 	}
 }
 
-// TestAddressLostByItsHolder has somebody write an address into a Service's status that another Service had until a moment ago: the
-// controller has not heard of that yet, and believes the API server.
+// TestAddressLostByItsHolder writes an address into a Service's status right after another Service
+// lost it: the controller's cache is behind, and it believes the API server.
 func TestAddressLostByItsHolder(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
@@ -304,7 +307,7 @@ func TestAddressLostByItsHolder(t *testing.T) {
 		show := func(address string) func(*corev1.Service) {
 			return func(o *corev1.Service) { o.Status.LoadBalancer.Ingress[0].IP = address }
 		}
-		s.EditService(serviceKey("has"), show("192.0.2.0")) // what the controller hears first
+		s.EditService(serviceKey("has"), show("192.0.2.0")) // the first event for the controller
 		s.EditService(serviceKey("had"), show("192.0.2.9"))
 		time.Sleep(10 * time.Second)
 		wantAddresses(t, s, map[string]string{"had": "[192.0.2.9]", "has": "[192.0.2.0]"}, "")
@@ -314,9 +317,10 @@ func TestAddressLostByItsHolder(t *testing.T) {
 	})
 }
 
-// TestReloadsAreRare has Services show addresses of others of which the API server's answers do not tell enough: those are
-// no LoadBalancers any more, and a webhook keeps the controller from taking back what it wrote on them. All Services are read then,
-// and at most every 30 seconds; meanwhile the Services keep what they show, and others are served.
+// TestReloadsAreRare has Services that show addresses of others, and answers of the API server that
+// are not sufficient: the others are no longer LoadBalancers, and a webhook prevents the controller
+// from clearing their status. All Services are read then, at most every 30 seconds. Meanwhile the
+// Services keep what they show, and others are served.
 func TestReloadsAreRare(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		const pairs = 4

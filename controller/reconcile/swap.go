@@ -12,26 +12,28 @@ import (
 
 // Limits of the AddressLedger.
 const (
-	// swapInterval is how long the Services of a batch gather when more than one wait, unless they are enoughForSwap before. It bounds
-	// the writes of the AddressLedger to five a second when few come, and to one for 14 Services when many do, and adds that
-	// much at most to an address that comes in a crowd.
+	// swapInterval is how long writes are collected when more than one waits, unless enoughForSwap
+	// wait before. It bounds the writes of the AddressLedger to five per second when few Services
+	// arrive, and to one for 14 Services when many do. It delays an address by at most that long.
 	swapInterval  = 200 * time.Millisecond
 	enoughForSwap = 14
-	// maxSwapBurst is how often in a row a Service that comes alone need not wait.
+	// maxSwapBurst is how many single writes in a row need not wait.
 	maxSwapBurst = 5
-	// maxSwapBatch bounds the Services of one write.
+	// maxSwapBatch bounds the Services of one swap.
 	maxSwapBatch = 512
-	// maxPendingAssignments bounds the Services with Intents that are not settled, and so the size of the object to about 1 MB.
+	// maxPendingAssignments bounds the Services with open pending assignments, and so the size of
+	// the object to about 1 MB.
 	maxPendingAssignments = 4096
-	// fullLedgerDelay is between the writes of an object that is nearly full.
+	// fullLedgerDelay is the time between two writes of a nearly full object.
 	fullLedgerDelay = time.Second
-	// enoughForTrim settled Intents that the object still shows are worth a write of their own, once nothing was written for a trimDelay.
+	// enoughForTrim closed assignments in the object cause a write of their own, once nothing was
+	// written for trimDelay.
 	enoughForTrim = 64
 	trimDelay     = 5 * time.Second
 )
 
-// startSwap writes the Intents of the staged writes into the AddressLedger, when it is time to. A Service that comes alone is served
-// at once.
+// startSwap writes the pending assignments of stagedWrites into the AddressLedger when that is due.
+// A single Service is served at once.
 func (r *ServiceWorker) startSwap(ctx context.Context) {
 	j := &r.ledgerWriter
 	if j.swapInFlight {
@@ -45,8 +47,8 @@ func (r *ServiceWorker) startSwap(ctx context.Context) {
 	if r.isLedgerFull(time.Now()) {
 		return
 	}
-	alone := len(j.stagedWrites) == 1 && r.tasksInFlight+len(r.readyTasks) == 0 && r.queue.isEmpty()
-	if wait := max(j.nextSwapDelay(time.Now(), alone), j.refusalDelay(time.Now())); wait > 0 {
+	isSingle := len(j.stagedWrites) == 1 && r.tasksInFlight+len(r.readyTasks) == 0 && r.queue.isEmpty()
+	if wait := max(j.nextSwapDelay(time.Now(), isSingle), j.refusalDelay(time.Now())); wait > 0 {
 		if now := time.Now(); !j.timerUntil.After(now) || now.Add(wait).Before(j.timerUntil) {
 			j.timerUntil = now.Add(wait)
 			r.wakeAfter(wait)
@@ -59,7 +61,7 @@ func (r *ServiceWorker) startSwap(ctx context.Context) {
 	}
 }
 
-// startLedgerWrite has the AddressLedger written with the Intents of a batch.
+// startLedgerWrite writes the AddressLedger with the pending assignments of a batch.
 func (r *ServiceWorker) startLedgerWrite(ctx context.Context, batch []*serviceWrite) {
 	j := &r.ledgerWriter
 	j.writesInSwap = len(batch)
@@ -69,8 +71,9 @@ func (r *ServiceWorker) startLedgerWrite(ctx context.Context, batch []*serviceWr
 	r.startTask(ctx, s)
 }
 
-// isLedgerFull says whether the staged writes wait because as many Intents are open as may be, until there is room for a large batch
-// or fullLedgerDelay is over: the object is large then, and not to be written for each Service. It is logged once until nothing waits.
+// isLedgerFull says whether the staged writes wait because too many assignments are open, until
+// there is room for a large batch or fullLedgerDelay is over: the object is large then and must not
+// be written for each Service. It logs that once until no write waits.
 func (r *ServiceWorker) isLedgerFull(now time.Time) bool {
 	j := &r.ledgerWriter
 	room := j.maxPending - j.fence.CountPending()
@@ -85,14 +88,14 @@ func (r *ServiceWorker) isLedgerFull(now time.Time) bool {
 	if !j.fullLogged {
 		j.fullLogged = true
 		r.workerState.countLedgerFull()
-		r.Log.Info("as many pending assignments are open as the AddressLedger may hold; further Services wait until some of those are written",
+		r.Log.Info("the AddressLedger is full of open pending assignments; further Services wait until some of those are written",
 			"ledger", r.ledgerLogName(), "open", j.fence.CountPending(), "waiting", len(j.stagedWrites))
 	}
 	return true
 }
 
-// takeNextBatch takes the writes of the next swap out of the staged ones: those of which the object shows a pending assignment, and others
-// as far as there is room.
+// takeNextBatch removes the writes of the next swap from stagedWrites: those with a pending
+// assignment in the object already, and others as long as there is room.
 func (j *ledgerWriter) takeNextBatch() []*serviceWrite {
 	room, most := j.maxPending-j.fence.CountPending(), maxSwapBatch
 	if j.batchLimit > 0 {
@@ -118,8 +121,8 @@ func (j *ledgerWriter) takeNextBatch() []*serviceWrite {
 	return batch
 }
 
-// trimLedger has the object written without what is settled, when there is nothing else to do and it shows much of that: it would mislead
-// everybody who looks.
+// trimLedger writes the object without closed assignments when there is no other work and the
+// object has many of them, because they would mislead its readers.
 func (r *ServiceWorker) trimLedger(ctx context.Context) {
 	j := &r.ledgerWriter
 	if len(j.object.Spec.Pending)-j.fence.CountPending() < enoughForTrim || r.tasksInFlight+len(r.readyTasks) > 0 || !r.queue.isEmpty() {
@@ -137,17 +140,17 @@ func (r *ServiceWorker) trimLedger(ctx context.Context) {
 }
 
 // nextSwapDelay is how long until the next swap is due.
-func (j *ledgerWriter) nextSwapDelay(now time.Time, alone bool) time.Duration {
+func (j *ledgerWriter) nextSwapDelay(now time.Time, isSingle bool) time.Duration {
 	switch {
 	case j.failures > 0:
 		return j.lastSwap.Add(retryDelay(j.failures)).Sub(now)
-	case len(j.stagedWrites) >= enoughForSwap, alone && j.burstUsedUntil.Sub(now) < maxSwapBurst*swapInterval:
+	case len(j.stagedWrites) >= enoughForSwap, isSingle && j.burstUsedUntil.Sub(now) < maxSwapBurst*swapInterval:
 		return 0
 	}
 	return j.lastSwap.Add(swapInterval).Sub(now)
 }
 
-// recordSwapStart records that a swap begins. Each spends an interval of those that a burst may.
+// recordSwapStart records that a swap begins. Each uses one interval of the burst.
 func (j *ledgerWriter) recordSwapStart(now time.Time) {
 	j.swapInFlight, j.lastSwap = true, now
 	if j.burstUsedUntil.Before(now) {
@@ -156,7 +159,7 @@ func (j *ledgerWriter) recordSwapStart(now time.Time) {
 	j.burstUsedUntil = j.burstUsedUntil.Add(swapInterval)
 }
 
-// pendingOfWrites are those of the writes.
+// pendingOfWrites returns the pending assignments of the writes.
 func pendingOfWrites(batch []*serviceWrite) []fence.Pending {
 	out := make([]fence.Pending, 0, len(batch))
 	for _, w := range batch {
@@ -165,7 +168,7 @@ func pendingOfWrites(batch []*serviceWrite) []fence.Pending {
 	return out
 }
 
-// pendingEntry is what the AddressLedger has to show before the write begins.
+// pendingEntry is what the AddressLedger must contain before the write begins.
 func (w *serviceWrite) pendingEntry() fence.Pending {
 	return fence.Pending{Service: w.service.Key, Base: w.before.ResourceVersion, Addresses: w.decision.Addresses}
 }
@@ -182,9 +185,10 @@ func (s *ledgerSwap) runTask(ctx context.Context, api API) taskResult {
 	return func(_ context.Context, r *ServiceWorker) { r.finishSwap(s, now, err) }
 }
 
-// finishSwap goes on with the writes of a batch whose Intents are in the AddressLedger. When somebody else has written it, or took
-// it away, everything is read again and the batch decided anew. A swap of which it is not known whether it was written is tried
-// again on the same base: if it was, that is refused. What the API server will never take is found and left out.
+// finishSwap starts the writes of a batch whose assignments are in the AddressLedger. If another
+// controller has written or deleted the AddressLedger, everything is read and decided again. A swap
+// with an unknown result is repeated on the same base: if it had succeeded, that is refused. An
+// entry that the API server refuses permanently is found and left out.
 func (r *ServiceWorker) finishSwap(s *ledgerSwap, now *v1alpha1.AddressLedger, err error) {
 	j := &r.ledgerWriter
 	j.swapInFlight, j.writesInSwap = false, 0
@@ -204,7 +208,7 @@ func (r *ServiceWorker) finishSwap(s *ledgerSwap, now *v1alpha1.AddressLedger, e
 	}
 	j.stagedWrites = append(s.batch, j.stagedWrites...)
 	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
-		r.Log.Info("another controller gave addresses, or the AddressLedger is new", "ledger", r.ledgerLogName(), "error", err)
+		r.Log.Info("another controller assigned addresses, or the AddressLedger is new", "ledger", r.ledgerLogName(), "error", err)
 		for _, w := range j.stagedWrites {
 			r.queue.addChanged(w.service.Key)
 		}
@@ -212,9 +216,9 @@ func (r *ServiceWorker) finishSwap(s *ledgerSwap, now *v1alpha1.AddressLedger, e
 		if apierrors.IsNotFound(err) {
 			cause = reloadCauseLedgerDeleted
 		}
-		r.requireReload(cause) // load has the staged writes decided again
+		r.requireReload(cause) // loadLedger makes the staged writes be decided again
 		return
 	}
 	j.failures++
-	r.Log.Error("writing the AddressLedger; no new address is given before that", "ledger", r.ledgerLogName(), "error", err, "again", retryDelay(j.failures))
+	r.Log.Error("writing the AddressLedger failed; no new address is assigned until it succeeds", "ledger", r.ledgerLogName(), "error", err, "again", retryDelay(j.failures))
 }

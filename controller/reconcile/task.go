@@ -13,34 +13,37 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// Limits of what is asked of the API server at a time.
+// Limits of the requests to the API server.
 const (
-	// maxTasksInFlight bounds the requests side by side. With 32 an API server on two cores is busy; more would only wait in its queues.
+	// maxTasksInFlight bounds the parallel requests. With 32 an API server on two cores is busy;
+	// more would only wait in its queues.
 	maxTasksInFlight = 32
-	// attemptTimeout bounds one request, so that one that hangs does not take a place for ever.
+	// attemptTimeout bounds one request, so that a hanging one does not occupy a place for ever.
 	attemptTimeout = 10 * time.Second
-	// The delays before something that failed is tried again: the first, doubled each time up to the last. They are those of
-	// controller-runtime's queues at the start, with an end that a person would wait for.
+	// The delays before a failed request is repeated: the first, doubled each time up to the last.
+	// They begin like those of controller-runtime's queues and end with a time that a person would
+	// wait.
 	firstRetryDelay, maxRetryDelay = 50 * time.Millisecond, 30 * time.Second
 )
 
-// retryDelay is how long to wait after so many failures in a row.
+// retryDelay is how long to wait after this many failures in a row.
 func retryDelay(failures int) time.Duration {
 	return min(firstRetryDelay<<min(max(failures-1, 0), 10), maxRetryDelay)
 }
 
-// task is one thing to ask of the API server: run does it, away from the worker, and then tells the worker by its result.
+// task is one request to the API server. runTask runs on its own goroutine; the worker then calls
+// the result.
 type task interface {
 	runTask(context.Context, API) taskResult
 }
 
-// taskResult is what became of a task: apply takes it in, on the worker.
+// taskResult handles the outcome of a task. It runs on the worker's goroutine.
 type taskResult func(context.Context, *ServiceWorker)
 
-// enqueueTask has a task run as soon as there is a place.
+// enqueueTask runs a task as soon as there is a free place.
 func (r *ServiceWorker) enqueueTask(t task) { r.readyTasks = append(r.readyTasks, t) }
 
-// dispatchTasks runs as many tasks as may run side by side.
+// dispatchTasks starts as many tasks as may run in parallel.
 func (r *ServiceWorker) dispatchTasks(ctx context.Context) {
 	r.sleepingWrites = slices.DeleteFunc(r.sleepingWrites, func(w *serviceWrite) bool {
 		awake := time.Until(w.retryAt) <= 0
@@ -57,7 +60,8 @@ func (r *ServiceWorker) dispatchTasks(ctx context.Context) {
 	}
 }
 
-// startTask runs a task on a goroutine of its own. The results have room for all, so that none waits for the worker.
+// startTask runs a task on its own goroutine. The channel of results has room for all tasks, so
+// that none waits for the worker.
 func (r *ServiceWorker) startTask(ctx context.Context, t task) {
 	r.tasksInFlight++
 	go func() {
@@ -67,23 +71,23 @@ func (r *ServiceWorker) startTask(ctx context.Context, t task) {
 	}()
 }
 
-// writeOutcome is what is known of a write to a Service.
+// writeOutcome is what is known about a write of a Service.
 type writeOutcome uint8
 
 const (
-	// outcomeWritten: the Service is as it was to be.
+	// outcomeWritten: the Service is as desired.
 	outcomeWritten writeOutcome = iota
-	// outcomeConflict: the Service had changed before; nothing was written.
+	// outcomeConflict: the Service has changed before; nothing was written.
 	outcomeConflict
 	// outcomeGone: there is no such Service.
 	outcomeGone
-	// outcomeRejected: the API server does not want it; nothing was written.
+	// outcomeRejected: the API server rejects the content; nothing was written.
 	outcomeRejected
 	// outcomeUnknown: it may have been written, or may still be.
 	outcomeUnknown
 )
 
-// outcomeOfError reads an answer of the API server. What is no clear answer leaves open what happened.
+// outcomeOfError returns the outcome for an error. An unclear answer is outcomeUnknown.
 func outcomeOfError(err error) writeOutcome {
 	var status apierrors.APIStatus
 	switch {
@@ -106,21 +110,23 @@ type serviceWrite struct {
 	after    *corev1.Service
 	decision allocate.Decision
 	pool     string
-	// heldBefore is what the Ledger said that the Service holds before the Decision.
+	// heldBefore is what the Service held before the Decision.
 	heldBefore allocate.Assignment
-	// ledgerEpoch is that of the Ledger in which it was decided.
+	// ledgerEpoch is the epoch of the Ledger for which it was decided.
 	ledgerEpoch int
-	// maybeWritten says that an earlier attempt may have been written; wake is when the next is due.
+	// maybeWritten says that an earlier attempt may have been written. retryAt is when the next one
+	// is due.
 	maybeWritten bool
 	retryAt      time.Time
 	// entryRefused says that the AddressLedger was refused with its entry when that was last tried.
 	entryRefused bool
-	// clearsStatus says that the Service is not ours any more; touched, that the status says nothing new.
+	// clearsStatus says that this controller does not serve the Service any more.
 	clearsStatus, touchesStatus bool
 }
 
-// runTask implements task. In doubt it asks first, and a refusal is looked into: an attempt that arrived after all, or that was
-// repeated on the way, must not be taken for somebody else's write.
+// runTask implements task. If an earlier attempt may have been written, it reads the Service first.
+// After a conflict it reads it too: an attempt of its own that arrived late or twice must not be
+// taken for another writer's.
 func (w *serviceWrite) runTask(ctx context.Context, api API) taskResult {
 	if w.maybeWritten {
 		if now, err := api.LiveService(ctx, w.service.Key); err != nil || now == nil || now.ResourceVersion != w.before.ResourceVersion {
@@ -138,28 +144,29 @@ func (w *serviceWrite) runTask(ctx context.Context, api API) taskResult {
 	return w.newResult(o, now, err)
 }
 
-// changedResult is the result when the Service has changed since: what it is now counts.
+// changedResult is the result when the Service has changed: its current content counts.
 func (w *serviceWrite) changedResult(now *corev1.Service, err error) taskResult {
 	switch {
 	case err != nil:
 		return w.newResult(outcomeUnknown, nil, err)
 	case now == nil || now.UID != w.before.UID:
 		return w.newResult(outcomeGone, nil, nil)
-	case now.ResourceVersion == w.before.ResourceVersion: // refused, but by whom: ask again
+	// Refused for no visible reason: read it again.
+	case now.ResourceVersion == w.before.ResourceVersion:
 		return w.newResult(outcomeUnknown, nil, errUnchanged)
 	}
 	return w.newResult(outcomeConflict, now, nil)
 }
 
-// errUnchanged says that a write was refused as a conflict with nothing.
+// errUnchanged says that a write was refused as a conflict although the Service has not changed.
 var errUnchanged = errors.New("the API server refuses the write as a conflict, though the Service has not changed")
 
 func (w *serviceWrite) newResult(o writeOutcome, now *corev1.Service, err error) taskResult {
 	return func(ctx context.Context, r *ServiceWorker) { r.finishWrite(ctx, w, o, now, err) }
 }
 
-// confirmTask asks the API server itself whether a Service that the cache does not show, or shows as not ours, is really so, before
-// its addresses are given to another.
+// confirmTask asks the API server whether a Service that is missing in the cache, or not ours
+// there, really is, before its addresses are released.
 type confirmTask struct {
 	key         view.ObjectKey
 	ledgerEpoch int

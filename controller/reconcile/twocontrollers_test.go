@@ -17,13 +17,13 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// assignmentOracle watches every change on the server, slowly and without help from the code that it judges.
+// assignmentOracle checks every change on the server, slowly and without the code that it checks.
 type assignmentOracle struct {
 	mu           sync.Mutex // guards all that follows
 	serviceByKey map[view.ObjectKey]*corev1.Service
-	editedByUser map[view.ObjectKey]bool // the user gave a reason to move
-	// broken are the sharing keys of Services whose ports were edited: a controller may come to know late with whom they may share, so
-	// that what happens among them is judged at the end.
+	editedByUser map[view.ObjectKey]bool // the user gave a reason to change the address
+	// broken holds the sharing keys of Services whose ports were edited. A controller may learn late
+	// which of them may share, so the oracle judges them only at the end.
 	broken map[string]bool
 	faults []string
 }
@@ -48,14 +48,14 @@ func canShare(a, b *corev1.Service) bool {
 	return k != "" && k == b.Annotations[names.AnnotationSharing] && a.Spec.Ports[0].Port != b.Spec.Ports[0].Port
 }
 
-// userAnnotations are a Service's annotations without ours.
+// userAnnotations returns a Service's annotations without ours.
 func userAnnotations(s *corev1.Service) map[string]string {
 	out := maps.Clone(s.Annotations)
 	delete(out, names.AnnotationFromPool)
 	return out
 }
 
-// checkChange is told of every change of a Service.
+// checkChange is called for every change of a Service.
 func (o *assignmentOracle) checkChange(before, after *corev1.Service) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -68,7 +68,7 @@ func (o *assignmentOracle) checkChange(before, after *corev1.Service) {
 	k := view.ObjectKey{Namespace: after.Namespace, Name: after.Name}
 	o.serviceByKey[k] = after
 	if before != nil && (!reflect.DeepEqual(before.Spec, after.Spec) || !maps.Equal(userAnnotations(before), userAnnotations(after))) {
-		o.editedByUser[k] = true // until it is made anew: a controller may come to know of it late
+		o.editedByUser[k] = true // until it is created again: a controller may notice late
 		if shared := after.Annotations[names.AnnotationSharing]; shared != "" && !reflect.DeepEqual(before.Spec.Ports, after.Spec.Ports) {
 			o.broken[shared] = true
 		}
@@ -86,7 +86,7 @@ func (o *assignmentOracle) checkChange(before, after *corev1.Service) {
 	}
 	for _, a := range ingressAddresses(before) {
 		if !o.editedByUser[k] && !o.sharedAndBroken(after, after) && !slices.Contains(ingressAddresses(after), a) {
-			o.faults = append(o.faults, fmt.Sprintf("%s was taken from %s, which had given no reason: %v", a, k, after.Status.Conditions))
+			o.faults = append(o.faults, fmt.Sprintf("%s was taken from %s without a reason: %v", a, k, after.Status.Conditions))
 		}
 	}
 }
@@ -123,7 +123,7 @@ func TestTwoControllersNeverGiveOneAddressTwice(t *testing.T) {
 					leaks = append(leaks, fmt.Sprintf("%d pending assignments stay open when nothing happens", n))
 				}
 			}
-			time.Sleep(time.Minute) // whatever is out arrives
+			time.Sleep(time.Minute) // until all sent requests have arrived
 		})
 		for _, f := range append(o.faults, leaks...) {
 			rt.Error(f)

@@ -20,8 +20,8 @@ import (
 	"github.com/gantry-lb/gantry/api/v1beta1"
 )
 
-// runAsLeader runs a controller that was started without an election, until the test ends.
-func runAsLeader(t *testing.T, config *rest.Config, scheme *runtime.Scheme, who string) {
+// runAsLeader runs a controller without leader election until the test ends.
+func runAsLeader(t *testing.T, config *rest.Config, scheme *runtime.Scheme, identity string) {
 	t.Helper()
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
 		Scheme: scheme, Metrics: metricsserver.Options{BindAddress: "0"},
@@ -33,7 +33,7 @@ func runAsLeader(t *testing.T, config *rest.Config, scheme *runtime.Scheme, who 
 	ctx, stop := context.WithCancel(t.Context())
 	r := NewServiceWorker(Options{
 		API: &ClusterAPI{Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Namespace: names.Namespace}, Log: slog.New(slog.DiscardHandler),
-		RecordEvent: (&eventRecorder{}).recordEvent, Namespace: names.Namespace, Identity: who,
+		RecordEvent: (&eventRecorder{}).recordEvent, Namespace: names.Namespace, Identity: identity,
 	})
 	if err := r.RegisterWorker(ctx, mgr); err != nil {
 		t.Fatal(err)
@@ -48,15 +48,16 @@ func runAsLeader(t *testing.T, config *rest.Config, scheme *runtime.Scheme, who 
 	})
 }
 
-// testTwoLeaders has two controllers, both of which believe to lead, serve the same Services: each gets one address, and no two the same.
+// testTwoLeaders runs two controllers that both act as leader on the same Services: each Service
+// gets one address, and no two get the same.
 func testTwoLeaders(ctx context.Context, t *testing.T, config *rest.Config, direct client.Client) {
 	p := &v1beta1.IPAddressPool{Spec: poolSpec("198.18.0.0/24")}
 	p.Namespace, p.Name = names.Namespace, "p"
 	if err := direct.Create(ctx, p); err != nil {
 		t.Fatal(err)
 	}
-	for _, who := range []string{"one", "two"} {
-		runAsLeader(t, config, direct.Scheme(), who)
+	for _, identity := range []string{"one", "two"} {
+		runAsLeader(t, config, direct.Scheme(), identity)
 	}
 	const n = 100
 	var g errgroup.Group

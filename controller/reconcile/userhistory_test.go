@@ -20,12 +20,12 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// randomNetwork is weather at random, until it is calm.
+// randomNetwork delivers requests at random until isReliable is set.
 type randomNetwork struct {
 	mu         sync.Mutex // guards all that follows
 	rand       *rand.Rand
 	isReliable bool
-	// lateRequests is one in how many writes of a Service that take longer than anybody waits.
+	// lateRequests: one in this many writes of a Service takes longer than the controller waits.
 	lateRequests int
 }
 
@@ -64,21 +64,21 @@ func (c *randomNetwork) nextDelivery(what string) apitest.Delivery {
 	case 3:
 		w.RepeatDelay = time.Duration(c.rand.Int64N(int64(10 * time.Second)))
 	case 4:
-		if what == "read" { // a list that is old when it is read
+		if what == "read" { // a list that is outdated when it arrives
 			w.AnswerDelay = time.Duration(c.rand.Int64N(int64(9 * time.Second)))
 		}
 	}
 	return w
 }
 
-// requestLands says of a request that was out when its sender was killed whether it arrives.
+// requestLands says whether a request arrives whose sender was killed.
 func (c *randomNetwork) requestLands() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.rand.IntN(2) == 0
 }
 
-// userHistory is what a user and fate do.
+// userHistory is a series of acts of a user, and failures.
 type userHistory struct {
 	seed  uint64
 	steps []historyStep
@@ -88,12 +88,12 @@ type historyStep struct {
 	action     string
 	index      int // which Service, pool or controller
 	delayAfter time.Duration
-	// variant is what the step chooses: an address, a pool's order, a number.
+	// variant selects an address, a pool's order or a number.
 	variant int
 }
 
 func historyGenerator() *rapid.Generator[userHistory] {
-	// As often as they stand here.
+	// Each act is as frequent as it is listed here.
 	deeds := []string{
 		"create", "create", "create", "create", "create", "create", "delete", "delete", "delete", "ask", "no longer ask", "ask a pool",
 		"release", "release", "release", "release", "count", "count", "port", "port", "port", "no load balancer", "load balancer", "pool", "pool", "pause", "resume",
@@ -103,7 +103,7 @@ func historyGenerator() *rapid.Generator[userHistory] {
 		h := userHistory{seed: rapid.Uint64().Draw(t, "seed")}
 		h.steps = rapid.SliceOfN(rapid.Custom(func(t *rapid.T) historyStep {
 			return historyStep{
-				action: rapid.SampledFrom(deeds).Draw(t, "do"), index: rapid.IntRange(0, 7).Draw(t, "who"),
+				action: rapid.SampledFrom(deeds).Draw(t, "action"), index: rapid.IntRange(0, 7).Draw(t, "index"),
 				delayAfter: time.Duration(rapid.SampledFrom([]int{0, 1, 20, 300, 1000, 3000}).Draw(t, "wait")) * time.Millisecond,
 				variant:    rapid.IntRange(0, 11).Draw(t, "choice"),
 			}
@@ -122,7 +122,7 @@ type harness struct {
 	maxPending int
 }
 
-// newHarness starts two controllers beside the pools.
+// newHarness sets the pools and starts two controllers.
 func newHarness(t *testing.T, check func(before, after *corev1.Service), seed uint64) *harness {
 	w := &harness{t: t, server: apitest.NewServer(check), network: newRandomNetwork(seed)}
 	w.maxPending = []int{1, 3, maxPendingAssignments}[w.network.rand.IntN(3)]
@@ -132,17 +132,18 @@ func newHarness(t *testing.T, check func(before, after *corev1.Service), seed ui
 	return w
 }
 
-// The pools: one of IPv4, one of IPv6, one of both, with few addresses, and what an edit makes of each.
+// rangeVariantsByPool: one pool has IPv4, one IPv6, one both, with few addresses each. An edit
+// selects one of the variants.
 var rangeVariantsByPool = map[string][][]string{
 	"p":  {{"192.0.2.0/30"}, {"192.0.2.0/31"}, {"192.0.2.2-192.0.2.5"}},
 	"p6": {{"fd00:1::/126"}, {"fd00:1::/127"}, {"fd00:1::2-fd00:1::5"}},
 	"q":  {{"192.0.2.8/31", "fd00:1::8/127"}, {"192.0.2.8/31"}, {"fd00:1::8-fd00:1::a", "192.0.2.9/32"}},
 }
 
-// assignmentOrders are those in which a pool gives its addresses.
+// assignmentOrders are the orders in which a pool assigns its addresses.
 var assignmentOrders = []string{"Lowest", "RoundRobin", "Hash"}
 
-// setUsualPools are those at the start and at the end.
+// setUsualPools sets the pools of the start and the end.
 func (w *harness) setUsualPools(order string) {
 	for name, edits := range rangeVariantsByPool {
 		spec := poolSpec(edits[0]...)
@@ -151,7 +152,7 @@ func (w *harness) setUsualPools(order string) {
 	}
 }
 
-// editedPoolSpec is what the step makes of a pool.
+// editedPoolSpec returns a pool as edited by the step.
 func editedPoolSpec(s historyStep) (name string, spec v1beta1.IPAddressPoolSpec) {
 	name = []string{"p", "p6", "q"}[s.index%3]
 	spec = poolSpec(rangeVariantsByPool[name][s.variant%3]...)
@@ -159,7 +160,8 @@ func editedPoolSpec(s historyStep) (name string, spec v1beta1.IPAddressPoolSpec)
 	return name, spec
 }
 
-// newService is the i-th: of four one is IPv4, two dual-stack and one IPv6; the last four share keys, two of those with a port that clashes.
+// newService returns the i-th Service. Of four, one has IPv4, two have both families and one has
+// IPv6. The last four share keys, two of them with a conflicting port.
 func (w *harness) newService(i int) *corev1.Service {
 	s := newLoadBalancer(fmt.Sprint("s", i))
 	s.Spec.Ports[0].Port = int32(80 + i/2%2)
@@ -189,7 +191,8 @@ func (w *harness) notifyConfigurationChanged() {
 	}
 }
 
-// setAnnotation sets an annotation of a Service as its user does, or takes it away when the text is empty.
+// setAnnotation sets an annotation of a Service as its user does, or removes it if the text is
+// empty.
 func (w *harness) setAnnotation(k view.ObjectKey, name, text string) {
 	w.server.EditService(k, func(o *corev1.Service) {
 		delete(o.Annotations, name)
@@ -203,7 +206,7 @@ func (w *harness) setAnnotation(k view.ObjectKey, name, text string) {
 	})
 }
 
-// requestedAddresses is the list of addresses that the Service asks for: one of each of its families.
+// requestedAddresses returns the addresses that the Service requests: one of each of its families.
 func requestedAddresses(o *corev1.Service, choice int) string {
 	var out []string
 	for _, ip := range o.Spec.ClusterIPs {
@@ -263,10 +266,10 @@ func (w *harness) runStep(s historyStep) {
 		c.client.PauseRequests()
 	case c != nil && s.action == "resume":
 		c.client.ResumeRequests()
-	case c != nil && s.action == "crash": // what it has sent arrives
+	case c != nil && s.action == "crash": // its sent requests arrive
 		c.stopAndWait()
 		w.controllers[s.index%2] = nil
-	case c != nil && s.action == "kill": // what it has sent may arrive
+	case c != nil && s.action == "kill": // its sent requests may arrive
 		c.killAndWait(w.network.requestLands)
 		w.controllers[s.index%2] = nil
 	default:
@@ -275,7 +278,7 @@ func (w *harness) runStep(s historyStep) {
 	time.Sleep(s.delayAfter)
 }
 
-// recoverAndWait makes everything work again, and waits until nothing moves.
+// recoverAndWait repairs everything, and waits until nothing changes any more.
 func (w *harness) recoverAndWait() {
 	w.network.mu.Lock()
 	w.network.isReliable = true
@@ -290,7 +293,7 @@ func (w *harness) recoverAndWait() {
 	synctest.Wait()
 }
 
-// freeAddresses are the addresses of the usual pools that nobody has, by family.
+// freeAddresses returns the addresses of the usual pools without a holder, by family.
 func (w *harness) freeAddresses() map[view.Family][]netip.Addr {
 	taken := map[netip.Addr]bool{}
 	for _, s := range w.server.AllServices() {
@@ -310,8 +313,8 @@ func (w *harness) freeAddresses() map[view.Family][]netip.Addr {
 	return out
 }
 
-// findLeaks returns what is not as it should be at the end: every Service has the addresses of its families, one of each unless it asks for
-// something else, unless all are taken that it could have.
+// findLeaks returns the faults in the final state: every Service must have one address of each of
+// its families, unless it requests something else or no address is available to it.
 func (w *harness) findLeaks() []string {
 	var out []string
 	free := w.freeAddresses()
@@ -331,7 +334,7 @@ func (w *harness) findLeaks() []string {
 			out = append(out, fmt.Sprintf("%s has %v, more than %d of a family", s.Name, v.AssignedAddresses, most))
 		}
 		if len(v.RequestedAddresses)+len(v.AddressesToRelease) > 0 || v.RequestedPool != "" {
-			continue // it may wait for what another has
+			continue // it may wait for an address of another Service
 		}
 		out = append(out, findWaitingFaults(&v, s, has, free)...)
 	}
@@ -354,7 +357,7 @@ func (w *harness) clashes() []string {
 	return out
 }
 
-// findWaitingFaults says what a Service lacks although it is free.
+// findWaitingFaults says which addresses a Service lacks although they are free.
 func findWaitingFaults(v *view.Service, s *corev1.Service, has map[view.Family]int, free map[view.Family][]netip.Addr) []string {
 	var lacks []view.Family
 	for _, f := range v.ClusterIPFamilies() {

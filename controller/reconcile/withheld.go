@@ -14,26 +14,28 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// Limits of what is remembered of addresses that are withheld.
+// Limits of the stored entries of withheld addresses.
 const (
 	// maxWithheldEntries bounds the entries of the object, and so its size to about 1 MB.
 	maxWithheldEntries = 4096
-	// withheldInterval bounds how often it is written. A cool-down that began less than this before a crash is lost.
+	// withheldInterval bounds how often it is written. A cool-down that began less than this before
+	// a crash is lost.
 	withheldInterval = time.Second
 )
 
-// withheldCheckpoint is the worker's side of the AddressLedger that remembers what is withheld.
+// withheldCheckpoint is the state of the AddressLedger that stores withheld addresses.
 type withheldCheckpoint struct {
 	object *v1alpha1.AddressLedger
-	// writtenVersion is the Ledger's count of changes that the object shows.
+	// writtenVersion is the Ledger's CheckpointVersion that the object has.
 	writtenVersion uint64
 	lastWrite      time.Time
 	writeInFlight  bool
 	timerSet       bool // a timer runs
 }
 
-// restoreWithheld makes an empty Ledger that knows what is withheld: by the object, and by the Ledger before, which may know what is not
-// written yet. An entry that cannot be read is left out: it withholds an address and no more.
+// restoreWithheld creates an empty Ledger with the withheld addresses: those in the object, and
+// those of the previous Ledger, which may be newer. An invalid entry is ignored, because it only
+// withholds an address.
 func (r *ServiceWorker) restoreWithheld(object *v1alpha1.AddressLedger) {
 	before := r.ledger
 	r.ledger = allocate.NewLedger()
@@ -41,7 +43,7 @@ func (r *ServiceWorker) restoreWithheld(object *v1alpha1.AddressLedger) {
 	for _, w := range object.Spec.Withheld {
 		a, err := netip.ParseAddr(w.Address)
 		if err != nil {
-			r.Log.Error("reading what is withheld; the entry is passed over", "ledger", r.Namespace+"/"+names.WithheldLedger, "error", err)
+			r.Log.Error("an entry of a withheld address is invalid and ignored", "ledger", r.Namespace+"/"+names.WithheldLedger, "error", err)
 			continue
 		}
 		r.ledger.WithholdAddress(allocate.WithheldAddress{
@@ -56,7 +58,7 @@ func (r *ServiceWorker) restoreWithheld(object *v1alpha1.AddressLedger) {
 	}
 }
 
-// saveWithheld has what is withheld written, where that has changed.
+// saveWithheld writes the withheld addresses if they have changed.
 func (r *ServiceWorker) saveWithheld(_ context.Context) {
 	m := &r.withheldCheckpoint
 	if m.writeInFlight || m.writtenVersion == r.ledger.CheckpointVersion() {
@@ -74,22 +76,23 @@ func (r *ServiceWorker) saveWithheld(_ context.Context) {
 	for _, e := range r.ledger.CheckpointEntries(maxWithheldEntries) {
 		w.object.Spec.Withheld = append(w.object.Spec.Withheld, v1alpha1.WithheldAddress{
 			Address: e.Address.String(), Reason: string(e.Reason), Namespace: e.Service.Namespace, Name: e.Service.Name,
-			Until: metav1.NewTime(e.Until.Add(time.Second - 1).Truncate(time.Second)), By: e.By, // the API knows no parts of a second
+			// The API has no fractions of a second.
+			Until: metav1.NewTime(e.Until.Add(time.Second - 1).Truncate(time.Second)), By: e.By,
 		})
 	}
 	m.timerSet, m.writeInFlight, m.lastWrite = false, true, time.Now()
 	r.enqueueTask(w)
 }
 
-// withheldWrite writes what is withheld.
+// withheldWrite writes the withheld addresses.
 type withheldWrite struct {
 	object      *v1alpha1.AddressLedger
 	version     uint64
 	ledgerEpoch int
 }
 
-// runTask implements task. When the object is not the one that was read, the newest is the base of the next attempt: who leads knows better
-// than who led before.
+// runTask implements task. After a conflict the next attempt overwrites the newest object: the
+// current leader knows more than the previous one.
 func (w *withheldWrite) runTask(ctx context.Context, api API) taskResult {
 	now, err := api.SwapLedger(ctx, w.object)
 	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
@@ -107,7 +110,7 @@ func (w *withheldWrite) runTask(ctx context.Context, api API) taskResult {
 			m.writtenVersion = w.version
 		}
 		if err != nil {
-			r.Log.Error("writing what is withheld", "ledger", r.Namespace+"/"+names.WithheldLedger, "error", err, "reason", names.ReasonWriteFailed, "again", withheldInterval)
+			r.Log.Error("writing the withheld addresses failed", "ledger", r.Namespace+"/"+names.WithheldLedger, "error", err, "reason", names.ReasonWriteFailed, "again", withheldInterval)
 			r.wakeAfter(withheldInterval)
 		}
 	}

@@ -13,7 +13,7 @@ import (
 	"github.com/gantry-lb/gantry/controller/reconcile/apitest"
 )
 
-// coolingPoolSpec is a pool whose addresses wait for an hour.
+// coolingPoolSpec returns a pool with a cool-down of an hour.
 func coolingPoolSpec(addresses ...string) v1beta1.IPAddressPoolSpec {
 	p := poolSpec(addresses...)
 	p.Gantry = &v1beta1.PoolExtension{Cooldown: &metav1.Duration{Duration: time.Hour}}
@@ -36,7 +36,7 @@ func TestCooldownSurvivesARestart(t *testing.T) {
 		if l == nil || len(l.Spec.Withheld) != 1 || l.Spec.Withheld[0].Address != "192.0.2.0" || l.Spec.Withheld[0].Name != "a" {
 			t.Fatalf("the object says %+v", l)
 		}
-		s.DeleteService(serviceKey("b")) // nobody sees it
+		s.DeleteService(serviceKey("b")) // no controller runs
 		c = startController(t, s, nil, Options{})
 		time.Sleep(time.Second)
 		s.CreateService(newLoadBalancer("c"))
@@ -62,7 +62,8 @@ func TestCooldownSurvivesARestart(t *testing.T) {
 	})
 }
 
-// TestManyCooldownsAreSavedInFewWrites: a thousand Services are deleted, and each address cools down.
+// TestManyCooldownsAreSavedInFewWrites deletes a thousand Services, so that a thousand addresses
+// cool down.
 func TestManyCooldownsAreSavedInFewWrites(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		const n = 1000
@@ -88,7 +89,7 @@ func TestManyCooldownsAreSavedInFewWrites(t *testing.T) {
 	})
 }
 
-// TestLostOrDamagedWithheldLedgerIsRecreated: what it said is gone, and nothing else is.
+// TestLostOrDamagedWithheldLedgerIsRecreated checks that only the entries of the object are lost.
 func TestLostOrDamagedWithheldLedgerIsRecreated(t *testing.T) {
 	for name, harm := range map[string]func(*apitest.Server){
 		"lost": (*apitest.Server).DeleteLedger,

@@ -10,8 +10,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// WorkerMetrics count what the worker does. They may be read from any goroutine. The zero value is not
-// usable; call NewWorkerMetrics.
+// WorkerMetrics count what the worker does. They may be read from any goroutine. The zero value is
+// not usable; call NewWorkerMetrics.
 type WorkerMetrics struct {
 	unfinishedWork  *prometheus.GaugeVec
 	statusWrites    *prometheus.CounterVec
@@ -25,7 +25,7 @@ func NewWorkerMetrics() *WorkerMetrics {
 	return &WorkerMetrics{
 		unfinishedWork: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "gantry_controller_work",
-			Help: "Work that is not done, by state: Staged are writes of a Service's status that wait for the AddressLedger, " +
+			Help: "Unfinished work, by state: Staged are writes of a Service's status that wait for the AddressLedger, " +
 				"Queued are requests that wait for a free place, Running are requests that the API server has not answered.",
 		}, []string{"state"}),
 		statusWrites: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -40,22 +40,22 @@ func NewWorkerMetrics() *WorkerMetrics {
 		}, []string{"reason"}),
 		assignmentDelay: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "gantry_controller_assignment_seconds",
-			Help:    "How long a Service waited for its first address. Kubernetes notes the creation in whole seconds.",
+			Help:    "How long a Service waited for its first address. Kubernetes stores the creation time in whole seconds.",
 			Buckets: []float64{.025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 1800},
 		}),
 	}
 }
 
-// workerCollectors are the metrics of the worker's work.
+// workerCollectors returns the metrics of the worker.
 func (r *ServiceWorker) workerCollectors() []prometheus.Collector {
 	m := r.Metrics
 	unseen := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "gantry_controller_unseen_services", Help: "Services that the controller has to look at, and has not yet.",
+		Name: "gantry_controller_unseen_services", Help: "Services that the controller must still decide about.",
 	}, func() float64 { return float64(r.queue.countWaiting()) })
 	return []prometheus.Collector{m.unfinishedWork, m.statusWrites, m.reloads, m.waitingServices, m.assignmentDelay, unseen}
 }
 
-// updateWorkMetrics counts the work that is not done.
+// updateWorkMetrics counts the unfinished work.
 func (r *ServiceWorker) updateWorkMetrics() {
 	for state, n := range map[string]int{
 		"Staged": len(r.ledgerWriter.stagedWrites) + r.ledgerWriter.writesInSwap, "Queued": len(r.readyTasks), "Running": r.tasksInFlight,
@@ -64,7 +64,7 @@ func (r *ServiceWorker) updateWorkMetrics() {
 	}
 }
 
-// String is the outcome as the metric names it.
+// String is the outcome as in the metric's label.
 func (o writeOutcome) String() string {
 	switch o {
 	case outcomeWritten:
@@ -79,21 +79,22 @@ func (o writeOutcome) String() string {
 	return "Unknown"
 }
 
-// waitingServices are the Services that do not have what they ask for, by reason, and their metric.
+// waitingServices are the Services that do not have all that they ask for, by reason, with their
+// metric.
 type waitingServices struct {
 	reasonByService map[view.ObjectKey]names.Reason
 	gauge           *prometheus.GaugeVec
 }
 
-// setReason enters a Service, or changes its reason. One that has all that it must have, and would take more, is
-// entered with ReasonAssigned, and not counted.
+// setReason adds a Service, or changes its reason. A Service that has all it needs, and prefers
+// more, has ReasonAssigned and is not counted in the metric.
 func (p *waitingServices) setReason(k view.ObjectKey, reason names.Reason) {
 	p.removeService(k)
 	p.reasonByService[k] = reason
 	p.addToGauge(reason, 1)
 }
 
-// removeService takes a Service out, if it is there.
+// removeService removes a Service, if it is there.
 func (p *waitingServices) removeService(k view.ObjectKey) {
 	if reason, there := p.reasonByService[k]; there {
 		delete(p.reasonByService, k)
@@ -107,12 +108,13 @@ func (p *waitingServices) addToGauge(reason names.Reason, n float64) {
 	}
 }
 
-// maxCreationDelay is how long after its creation a Service may be seen first and still be taken for new:
-// one that becomes a LoadBalancer later has waited since then, not since its creation.
+// maxCreationDelay is the age up to which a Service seen for the first time counts as new. An older
+// one probably became a LoadBalancer later and has waited since then.
 const maxCreationDelay = 10 * time.Minute
 
-// waitingStart is since when a Service that is seen first now waits for an address; zero when it has one.
-// The API notes the creation in whole seconds, so that within the first the moment now says more.
+// waitingStart is since when a Service seen for the first time has waited for an address; zero when
+// it has one. The API stores the creation in whole seconds, so that in the first second now is more
+// accurate.
 func waitingStart(s *corev1.Service, now time.Time) time.Time {
 	created := s.CreationTimestamp.Time
 	switch age := now.Sub(created); {
@@ -124,8 +126,8 @@ func waitingStart(s *corev1.Service, now time.Time) time.Time {
 	return created
 }
 
-// measureWaiting counts how long a Service waited whose first address is written, and begins anew when it has
-// lost its last.
+// measureWaiting measures how long a Service waited when its first address is written, and starts
+// again when it has lost its last one.
 func (r *ServiceWorker) measureWaiting(w *serviceWrite, rec *serviceRecord) {
 	switch {
 	case len(w.decision.Addresses) == 0 && rec.waitingSince.IsZero():

@@ -22,7 +22,7 @@ import (
 	"github.com/gantry-lb/gantry/controller/reconcile/apitest"
 )
 
-// gatherMetrics reads the metrics of a worker, by name and label as they are scraped.
+// gatherMetrics returns the metrics of a worker, by name and label as they are scraped.
 func gatherMetrics(t *testing.T, r *ServiceWorker) map[string]float64 {
 	t.Helper()
 	registry := prometheus.NewPedanticRegistry()
@@ -40,7 +40,7 @@ func gatherMetrics(t *testing.T, r *ServiceWorker) map[string]float64 {
 	return out
 }
 
-// wantMetrics compares some of the metrics of a worker.
+// wantMetrics checks some of the metrics of a worker.
 func wantMetrics(t *testing.T, r *ServiceWorker, when string, want map[string]float64) {
 	t.Helper()
 	got := gatherMetrics(t, r)
@@ -51,7 +51,8 @@ func wantMetrics(t *testing.T, r *ServiceWorker, when string, want map[string]fl
 	}
 }
 
-// TestWorkerMetrics follows them through a time without a pool, an AddressLedger that is lost, and a write that is refused.
+// TestWorkerMetrics checks them without a pool, after a deleted AddressLedger, and after a refused
+// write.
 func TestWorkerMetrics(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
@@ -93,7 +94,8 @@ func TestWorkerMetrics(t *testing.T) {
 	})
 }
 
-// TestMetricsShowAStuckWorker has the API server give no answer to what is written: the work that is not done shows.
+// TestMetricsShowAStuckWorker makes the API server answer no write: the metrics show the unfinished
+// work.
 func TestMetricsShowAStuckWorker(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
@@ -105,7 +107,7 @@ func TestMetricsShowAStuckWorker(t *testing.T) {
 			}
 			return apitest.Delivery{}
 		}, Options{})
-		defer time.Sleep(2 * time.Hour) // whatever is out arrives
+		defer time.Sleep(2 * time.Hour) // until all sent requests have arrived
 		defer c.stopAndWait()
 		time.Sleep(time.Second)
 		lost.Store(true)
@@ -119,12 +121,12 @@ func TestMetricsShowAStuckWorker(t *testing.T) {
 	})
 }
 
-// TestAssignmentDelayIsMeasured has Services wait for a while that is known.
+// TestAssignmentDelayIsMeasured makes Services wait for a known time.
 func TestAssignmentDelayIsMeasured(t *testing.T) {
 	now := time.Unix(1_700_000_000, 500)
 	for name, tc := range map[string]struct {
-		age  time.Duration // of the object when it is seen first
-		want time.Duration // since when it waits
+		age  time.Duration // of the object when the controller first sees it
+		want time.Duration // how long it has waited
 	}{
 		"created in this second":                   {age: 700 * time.Millisecond},
 		"created before a busy controller saw it":  {age: 5 * time.Second, want: 5 * time.Second},
@@ -134,17 +136,17 @@ func TestAssignmentDelayIsMeasured(t *testing.T) {
 		o := newLoadBalancer("s")
 		o.CreationTimestamp.Time = now.Add(-tc.age)
 		if got := now.Sub(waitingStart(o, now)); got != tc.want {
-			t.Errorf("%s: it waits since %s before, want %s", name, got, tc.want)
+			t.Errorf("%s: it has waited for %s, want %s", name, got, tc.want)
 		}
 	}
 	o := newLoadBalancer("s")
 	o.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2.1"}}
 	if got := waitingStart(o, now); !got.IsZero() {
-		t.Errorf("one that has an address waits since %s", got)
+		t.Errorf("one with an address has waited since %s", got)
 	}
 }
 
-// TestAlertsUseExistingMetrics looks up each metric of the worker that an alert asks for.
+// TestAlertsUseExistingMetrics looks up each metric of the worker in the alerts.
 func TestAlertsUseExistingMetrics(t *testing.T) {
 	rules, err := os.ReadFile("../../config/components/prometheus/rules.yaml")
 	if err != nil {

@@ -8,26 +8,28 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// workQueue collects what the worker has to look at, each Service once however often it changed. It may be used from any goroutine. It
-// takes nothing in until it is opened: a controller that stands by has nothing to do.
+// workQueue collects what the worker has to do, each Service once however often it changed. It may
+// be used from any goroutine. It accepts Services only after startAccepting, because a controller
+// that is not the leader has nothing to do.
 type workQueue struct {
-	// wakeSignal has something in it when there may be something to take.
+	// wakeSignal holds a value when there may be something to do.
 	wakeSignal chan struct{}
 
 	mu        sync.Mutex // guards all that follows
 	accepting bool
-	// changedServices are Services with news, later those that a change of something else may concern; the first come first, so
-	// that a new Service does not wait behind all the others.
+	// changedServices have changed. affectedServices may be affected by a change elsewhere. Changed
+	// ones come first, so that a new Service does not wait behind all the others.
 	changedServices, affectedServices serviceQueue
-	// deletedUIDs are the UIDs of Services that the cache saw deleted and that were not taken yet.
+	// deletedUIDs are the UIDs of Services that were deleted and have not been taken yet.
 	deletedUIDs map[view.ObjectKey]types.UID
-	// configurationChanged says that the configuration changed, status that somebody wrote the status of a configuration object.
+	// configurationChanged says that the configuration changed, poolStatusChanged that the status
+	// of a configuration object was written.
 	configurationChanged, poolStatusChanged bool
 	// probesChanged says that AddressProbes changed.
 	probesChanged bool
 }
 
-// serviceQueue is a list of Services without doubles.
+// serviceQueue is a list of Services, each once.
 type serviceQueue struct {
 	keys   []view.ObjectKey
 	queued map[view.ObjectKey]struct{}
@@ -64,7 +66,7 @@ func (b *workQueue) startAccepting() {
 	b.accepting = true
 }
 
-// wakeWorker has the worker look around.
+// wakeWorker makes the worker check for work.
 func (b *workQueue) wakeWorker() {
 	select {
 	case b.wakeSignal <- struct{}{}:
@@ -72,7 +74,7 @@ func (b *workQueue) wakeWorker() {
 	}
 }
 
-// addChanged takes in Services that changed.
+// addChanged adds Services that changed.
 func (b *workQueue) addChanged(keys ...view.ObjectKey) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -85,7 +87,7 @@ func (b *workQueue) addChanged(keys ...view.ObjectKey) {
 	b.wakeWorker()
 }
 
-// addAffected takes in Services that something else may concern.
+// addAffected adds Services that may be affected by a change elsewhere.
 func (b *workQueue) addAffected(keys ...view.ObjectKey) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -95,7 +97,7 @@ func (b *workQueue) addAffected(keys ...view.ObjectKey) {
 	b.wakeWorker()
 }
 
-// addDeleted takes in a Service that the cache saw deleted: this very one, whatever comes under its name.
+// addDeleted adds a deleted Service by its UID: another Service may already have its name.
 func (b *workQueue) addDeleted(k view.ObjectKey, uid types.UID) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -107,7 +109,7 @@ func (b *workQueue) addDeleted(k view.ObjectKey, uid types.UID) {
 	b.wakeWorker()
 }
 
-// markConfigurationChanged takes in that the configuration changed.
+// markConfigurationChanged records that the configuration changed.
 func (b *workQueue) markConfigurationChanged() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -115,7 +117,7 @@ func (b *workQueue) markConfigurationChanged() {
 	b.wakeWorker()
 }
 
-// markPoolStatusChanged takes in that the status of a configuration object was written.
+// markPoolStatusChanged records that the status of a configuration object was written.
 func (b *workQueue) markPoolStatusChanged() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -123,7 +125,7 @@ func (b *workQueue) markPoolStatusChanged() {
 	b.wakeWorker()
 }
 
-// markProbesChanged takes in that AddressProbes changed.
+// markProbesChanged records that AddressProbes changed.
 func (b *workQueue) markProbesChanged() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -140,7 +142,8 @@ func (b *workQueue) takeProbesChanged() bool {
 	return a
 }
 
-// takePoolStatusChanged says whether the status of a configuration object was written since it was last asked.
+// takePoolStatusChanged says whether the status of a configuration object was written since it was
+// last asked.
 func (b *workQueue) takePoolStatusChanged() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -149,13 +152,13 @@ func (b *workQueue) takePoolStatusChanged() bool {
 	return s
 }
 
-// workItem is a Service to look at; gone is the UID under which it was seen to be deleted, if it was.
+// workItem is a Service to decide. deletedUID is the UID of the deleted Service, if there is one.
 type workItem struct {
 	view.ObjectKey
 	deletedUID types.UID
 }
 
-// takeItems returns at most n Services to look at.
+// takeItems removes and returns at most n Services.
 func (b *workQueue) takeItems(n int) []workItem {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -169,7 +172,7 @@ func (b *workQueue) takeItems(n int) []workItem {
 	return out
 }
 
-// returnItem takes in again what was taken and not looked at.
+// returnItem puts back an item that was taken and not handled.
 func (b *workQueue) returnItem(l workItem) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -180,7 +183,7 @@ func (b *workQueue) returnItem(l workItem) {
 	b.wakeWorker()
 }
 
-// isConfigurationChanged says whether the configuration changed since it was last taken.
+// isConfigurationChanged says whether the configuration has changed since takeConfigurationChanged.
 func (b *workQueue) isConfigurationChanged() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -196,10 +199,10 @@ func (b *workQueue) takeConfigurationChanged() bool {
 	return c
 }
 
-// isEmpty says whether no Service waits to be looked at.
+// isEmpty says whether no Service waits.
 func (b *workQueue) isEmpty() bool { return b.countWaiting() == 0 }
 
-// countWaiting counts the Services that wait to be looked at.
+// countWaiting counts the waiting Services.
 func (b *workQueue) countWaiting() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -15,10 +15,11 @@ import (
 	"github.com/gantry-lb/gantry/controller/allocate"
 )
 
-// ipModeVIP says that packets arrive with the address as their destination, so that nodes may not shortcut it.
+// ipModeVIP says that packets arrive with the address as their destination, so that nodes must not
+// shortcut them.
 var ipModeVIP = corev1.LoadBalancerIPModeVIP
 
-// desiredService returns the Service with the status and pool annotation that a Decision asks for.
+// desiredService returns the Service with the status and the annotations for a Decision.
 func desiredService(s *corev1.Service, d allocate.Decision, pool string) *corev1.Service {
 	after := s.DeepCopy()
 	after.Status.LoadBalancer.Ingress = nil
@@ -42,14 +43,15 @@ func desiredService(s *corev1.Service, d allocate.Decision, pool string) *corev1
 	}
 	if len(d.Addresses) == 0 {
 		c.Status = metav1.ConditionFalse
-		meta.RemoveStatusCondition(&after.Status.Conditions, names.ConditionAnnounced) // there is nothing to announce
+		// There is no address to announce.
+		meta.RemoveStatusCondition(&after.Status.Conditions, names.ConditionAnnounced)
 	}
 	meta.SetStatusCondition(&after.Status.Conditions, c)
 	return after
 }
 
-// touchStatus changes the status so that the API server gives the Service another resourceVersion, without saying anything new: a write on
-// the version that it had cannot arrive any more.
+// touchStatus changes the status so that the API server gives the Service another resourceVersion,
+// without new content: a write on the previous version cannot succeed any more.
 func touchStatus(after *corev1.Service) {
 	c := meta.FindStatusCondition(after.Status.Conditions, names.ConditionAddressAssigned)
 	now := metav1.Now().Rfc3339Copy()
@@ -59,7 +61,8 @@ func touchStatus(after *corev1.Service) {
 	c.LastTransitionTime = now
 }
 
-// keepUnchangedIngress leaves the status as it is where it says the same already: another writer may have added to an entry.
+// keepUnchangedIngress keeps the ingress entries if they are equal, because another writer may have
+// added fields.
 func keepUnchangedIngress(before, after *corev1.Service) {
 	old := before.Status.LoadBalancer.Ingress
 	same := func(x, y corev1.LoadBalancerIngress) bool {
@@ -70,14 +73,14 @@ func keepUnchangedIngress(before, after *corev1.Service) {
 	}
 }
 
-// hasOurMarks says whether the Service carries anything that we wrote.
+// hasOurMarks says whether the Service has anything that we wrote.
 func hasOurMarks(s *corev1.Service) bool {
 	_, annotated := s.Annotations[names.AnnotationFromPool]
 	return annotated || meta.FindStatusCondition(s.Status.Conditions, names.ConditionAddressAssigned) != nil
 }
 
-// clearedService returns the Service without what we wrote on it: of the addresses, those that it held from us, and all when it is no
-// LoadBalancer any more.
+// clearedService returns the Service without what we wrote: the addresses that it held from us, or
+// all addresses when it is no LoadBalancer any more.
 func clearedService(s *corev1.Service, held []netip.Addr) *corev1.Service {
 	after := s.DeepCopy()
 	after.Status.LoadBalancer.Ingress = slices.DeleteFunc(after.Status.LoadBalancer.Ingress, func(in corev1.LoadBalancerIngress) bool {

@@ -14,40 +14,45 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// ErrConnectionLost is the error of a request or an answer that was lost on the way.
+// ErrConnectionLost is the error of a lost request or a lost answer.
 var ErrConnectionLost = errors.New("connection reset by peer")
 
-// Delivery is what happens to one request on its way. The zero value is a request that arrives and is answered at once.
+// Delivery says what happens to one request. The zero value is a request that arrives and is
+// answered at once.
 type Delivery struct {
-	// RequestDelay and Back are how long the request and its answer take. A request that is out arrives, even when its sender has gone.
+	// RequestDelay and AnswerDelay are how long the request and its answer take. A request that was
+	// sent arrives, even when its sender has ended.
 	RequestDelay, AnswerDelay time.Duration
-	// RequestLost says that the request does not arrive; Unanswered, that it does, but the answer does not come back.
+	// RequestLost says that the request does not arrive, AnswerLost that it arrives and the answer
+	// does not.
 	RequestLost, AnswerLost bool
-	// RepeatDelay, unless 0, is how long after it has arrived the request arrives once more; nobody hears the second answer.
+	// RepeatDelay, unless 0, is how long after its arrival the request arrives once more. The
+	// second answer is lost.
 	RepeatDelay time.Duration
 }
 
-// Client is one controller's way to the Server, and its cache. It implements reconcile.API.
+// Client is one controller's connection to the Server, and its cache. It implements reconcile.API.
 type Client struct {
 	server *Server
-	// nextDelivery is asked once for every request that writes, and for every look at the watch.
+	// nextDelivery is called once for every request that writes, and for every change in the watch.
 	nextDelivery func(what string) Delivery
 
 	mu          sync.Mutex // guards all that follows
 	cache       map[view.ObjectKey]*corev1.Service
-	changesSeen int           // how many changes the cache has taken in
+	changesSeen int           // how many changes the cache has
 	resumed     chan struct{} // closed while the Client is not paused
-	// requestLands, unless nil, says whether a request arrives that was out when the process was killed.
+	// requestLands, unless nil, says whether a request arrives that was sent before the process was
+	// killed.
 	requestLands func() bool
 }
 
-// CacheListener is who is told of what the cache sees.
+// CacheListener is notified of changes in the cache.
 type CacheListener interface {
 	ServiceChanged(view.ObjectKey)
 	ServiceDeleted(*corev1.Service)
 }
 
-// NewClient returns a Client whose cache is filled with what there is now.
+// NewClient returns a Client whose cache has all current Services.
 func NewClient(s *Server, weather func(what string) Delivery) *Client {
 	if weather == nil {
 		weather = func(string) Delivery { return Delivery{} }
@@ -58,7 +63,7 @@ func NewClient(s *Server, weather func(what string) Delivery) *Client {
 	return c
 }
 
-// FeedCache feeds the cache and tells the listener, until ctx ends.
+// FeedCache updates the cache and notifies the listener until ctx ends.
 func (c *Client) FeedCache(ctx context.Context, l CacheListener) {
 	for {
 		changes, more := c.server.changesSince(c.changesSeen)
@@ -95,8 +100,8 @@ func (c *Client) applyChange(ch serviceChange) {
 	c.cache[view.ObjectKey{Namespace: ch.after.Namespace, Name: ch.after.Name}] = ch.after
 }
 
-// PauseRequests stops everything that goes through this Client, as if its process were stopped; what is out already arrives. Resume undoes
-// it.
+// PauseRequests stops this Client, as if its process were stopped. Requests that were sent still
+// arrive. ResumeRequests undoes it.
 func (c *Client) PauseRequests() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -107,7 +112,7 @@ func (c *Client) PauseRequests() {
 	}
 }
 
-// ResumeRequests undoes Pause.
+// ResumeRequests undoes PauseRequests.
 func (c *Client) ResumeRequests() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -118,22 +123,22 @@ func (c *Client) ResumeRequests() {
 	}
 }
 
-// KillProcess ends everything that goes through this Client, as if its process were killed: no request goes out any more, and of
-// those that are out lands says one by one whether they arrive.
+// KillProcess stops this Client, as if its process were killed: it sends no more requests, and
+// lands says for each sent one whether it arrives.
 func (c *Client) KillProcess(lands func() bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.requestLands = lands
 }
 
-// killedWith returns what Kill was called with, nil before.
+// killedWith returns the argument of KillProcess, nil before the call.
 func (c *Client) killedWith() func() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.requestLands
 }
 
-// delayUntilResumed lets d pass, and then the end of a pause.
+// delayUntilResumed waits for d, and then for the end of a pause.
 func (c *Client) delayUntilResumed(ctx context.Context, d time.Duration) error {
 	if d > 0 {
 		t := time.NewTimer(d)
@@ -155,7 +160,7 @@ func (c *Client) delayUntilResumed(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// sendRequest carries a request out and its answer back.
+// sendRequest delivers a request and its answer.
 func (c *Client) sendRequest(ctx context.Context, what string, do func() error) error {
 	if err := c.delayUntilResumed(ctx, 0); err != nil {
 		return err
@@ -165,7 +170,7 @@ func (c *Client) sendRequest(ctx context.Context, what string, do func() error) 
 	}
 	w := c.nextDelivery(what)
 	answer := make(chan error, 1)
-	go func() { // whoever waits for it may go
+	go func() { // the caller may stop waiting
 		if w.RequestDelay > 0 {
 			<-time.After(w.RequestDelay)
 		}

@@ -22,7 +22,8 @@ func (s *Server) AllProbes() []v1alpha1.AddressProbe {
 	return out
 }
 
-// AnswerProbe writes what a speaker found, or returns false when nobody asks; the workers have to be told.
+// AnswerProbe writes a speaker's result, or returns false when there is no such probe. The test
+// must notify the workers.
 func (s *Server) AnswerProbe(name, outcome, by string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -1,7 +1,8 @@
-// Package memory is an API server for tests of package reconcile, in the memory of the process: Services and the AddressLedger with
-// resourceVersions and conflicts as the real one has them, watched through caches that may lag. A Server is safe for
-// concurrent use; each Client is one controller's way to it, and can be made slow, faulty, or paused. It knows what the worker
-// needs and nothing else, and no rule of validation.
+// Package apitest is an in-memory API server for tests of package reconcile. It has Services and
+// the AddressLedger with resourceVersions and conflicts like the real one, watched through caches
+// that may be behind. A Server is safe for concurrent use. Each Client is one controller's
+// connection to it, and can be made slow, faulty, or paused. It implements only what the worker
+// needs, without validation.
 package apitest
 
 import (
@@ -23,7 +24,7 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// Server holds the objects. What it hands out must not be changed.
+// Server holds the objects. Its results must not be modified.
 type Server struct {
 	mu           sync.Mutex // guards all that follows
 	version      int64
@@ -32,23 +33,27 @@ type Server struct {
 	reservations map[string]*v1alpha1.AddressReservation
 	ledgers      map[string]*v1alpha1.AddressLedger
 	probes       map[string]*v1alpha1.AddressProbe
-	// changes are all that happened to Services, for the watches; moved is closed at the next, and made anew.
+	// changes are all changes of Services, for the watches. nextChange is closed at the next change
+	// and replaced.
 	changes    []serviceChange
 	nextChange chan struct{}
-	// writesByKind counts requests that changed something, reads those that asked for Services, by kind.
+	// writesByKind counts requests that changed something; readsByKind counts those that read
+	// Services.
 	writesByKind, readsByKind map[string]int
 	onChange                  func(before, after *corev1.Service)
-	// refuseWrite, unless nil, says why a write of a Service's status is not wanted; refused counts those.
+	// refuseWrite, unless nil, returns the error for a write of a Service's status. refusedCount
+	// counts those errors.
 	refuseWrite  func(*corev1.Service) error
 	refusedCount int
 	// refuseLedgerWrite is the same for an AddressLedger.
 	refuseLedgerWrite func(*v1alpha1.AddressLedger) error
 }
 
-// serviceChange is what happened to one Service: after is nil when it was deleted.
+// serviceChange is a change of one Service; after is nil when it was deleted.
 type serviceChange struct{ before, after *corev1.Service }
 
-// NewServer returns an empty one. check, unless nil, is called with each change of a Service while nothing else can change.
+// NewServer returns an empty server. onChange, unless nil, is called with each change of a Service
+// while nothing else can change.
 func NewServer(check func(before, after *corev1.Service)) *Server {
 	if check == nil {
 		check = func(_, _ *corev1.Service) {}
@@ -66,7 +71,7 @@ func (s *Server) nextVersion() string {
 	return strconv.FormatInt(s.version, 10)
 }
 
-// storeService stores a Service and tells the watches.
+// storeService stores a Service and wakes the watches.
 func (s *Server) storeService(k view.ObjectKey, now *corev1.Service) {
 	before := s.services[k]
 	if now == nil {
@@ -81,7 +86,7 @@ func (s *Server) storeService(k view.ObjectKey, now *corev1.Service) {
 	s.nextChange = make(chan struct{})
 }
 
-// CreateService adds a Service, or returns false when one of that name exists.
+// CreateService adds a Service, or returns false when one with that name exists.
 func (s *Server) CreateService(o *corev1.Service) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -90,27 +95,29 @@ func (s *Server) CreateService(o *corev1.Service) bool {
 		return false
 	}
 	o = o.DeepCopy()
-	o.UID = types.UID("uid-" + s.nextVersion()) // and no generation: the API server counts none for Services
+	// Without a generation: the API server counts none for Services.
+	o.UID = types.UID("uid-" + s.nextVersion())
 	o.CreationTimestamp = metav1.Unix(s.version, 0)
 	s.storeService(k, o)
 	return true
 }
 
-// RefuseWrites has writes of a Service's status refused as somebody's admission webhook or quota does; nil allows all.
+// RefuseWrites refuses writes of a Service's status, as an admission webhook or a quota does; nil
+// allows all.
 func (s *Server) RefuseWrites(why func(*corev1.Service) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.refuseWrite = why
 }
 
-// RefuseLedgerWrites has writes of an AddressLedger refused; nil allows all.
+// RefuseLedgerWrites refuses writes of an AddressLedger; nil allows all.
 func (s *Server) RefuseLedgerWrites(why func(*v1alpha1.AddressLedger) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.refuseLedgerWrite = why
 }
 
-// CountRefused returns how many writes were refused so.
+// CountRefused returns how many writes were refused.
 func (s *Server) CountRefused() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -150,7 +157,7 @@ func (s *Server) ServiceByKey(k view.ObjectKey) *corev1.Service {
 	return s.services[k]
 }
 
-// AllServices returns all of them, in no order.
+// AllServices returns all Services, in no order.
 func (s *Server) AllServices() []*corev1.Service {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -161,7 +168,7 @@ func (s *Server) AllServices() []*corev1.Service {
 	return out
 }
 
-// SetPool adds a pool or changes its spec; the workers have to be told.
+// SetPool adds a pool or changes its spec. The test must notify the workers.
 func (s *Server) SetPool(name string, spec v1beta1.IPAddressPoolSpec) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -173,27 +180,6 @@ func (s *Server) SetPool(name string, spec v1beta1.IPAddressPoolSpec) {
 	p.Namespace, p.Name, p.ResourceVersion = names.Namespace, name, s.nextVersion()
 	p.Generation++
 	s.pools[name] = p
-}
-
-// DeletePool removes a pool; the workers have to be told.
-func (s *Server) DeletePool(name string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.pools, name)
-}
-
-// SetReservation adds a reservation or changes its spec; the workers have to be told.
-func (s *Server) SetReservation(name string, spec v1alpha1.AddressReservationSpec) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	p := &v1alpha1.AddressReservation{Spec: spec}
-	if old := s.reservations[name]; old != nil {
-		p = old.DeepCopy()
-		p.Spec = spec
-	}
-	p.Namespace, p.Name, p.ResourceVersion = names.Namespace, name, s.nextVersion()
-	p.Generation++
-	s.reservations[name] = p
 }
 
 // ReservationByName returns a reservation, nil when there is none.
@@ -217,7 +203,7 @@ func (s *Server) DeleteLedger() {
 	clear(s.ledgers)
 }
 
-// SetWithheld writes what is withheld as a stranger does.
+// SetWithheld writes the withheld addresses, as a foreign writer does.
 func (s *Server) SetWithheld(all ...v1alpha1.WithheldAddress) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -226,28 +212,29 @@ func (s *Server) SetWithheld(all ...v1alpha1.WithheldAddress) {
 	s.ledgers[names.WithheldLedger] = l
 }
 
-// LedgerByName returns the AddressLedger of that name, nil when there is none.
+// LedgerByName returns the AddressLedger with that name, nil when there is none.
 func (s *Server) LedgerByName(name string) *v1alpha1.AddressLedger {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.ledgers[name]
 }
 
-// CountWrites returns how many requests changed something: "service", "ledger", "withheld", "pool" and "reservation".
+// CountWrites returns how many requests changed something: "service", "ledger", "withheld", "pool"
+// and "reservation".
 func (s *Server) CountWrites(kind string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.writesByKind[kind]
 }
 
-// CountReads returns how many requests asked for Services: "list" for all of them, "service" for one.
+// CountReads returns how many requests read Services: "list" for all of them, "service" for one.
 func (s *Server) CountReads(kind string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.readsByKind[kind]
 }
 
-// countRead counts a request that asks for Services.
+// countRead counts a request that reads Services.
 func (s *Server) countRead(kind string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -330,7 +317,8 @@ func (s *Server) updateReservation(p *v1alpha1.AddressReservation) error {
 	return updateStatus(s, s.reservations, "reservation", "addressreservations", p.DeepCopy())
 }
 
-// updateStatus replaces an object among all of its kind, unless it is gone or another than it was; writes counts it.
+// updateStatus replaces an object, unless it was deleted or has another resourceVersion, and counts
+// the write.
 func updateStatus[O metav1.Object](s *Server, all map[string]O, what, resource string, o O) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -360,7 +348,7 @@ func (s *Server) poolObjects() snapshot.Objects {
 	return o
 }
 
-// currentServices returns the Services and how many changes led to them.
+// currentServices returns the Services and the number of changes so far.
 func (s *Server) currentServices() (map[view.ObjectKey]*corev1.Service, int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -371,14 +359,15 @@ func (s *Server) currentServices() (map[view.ObjectKey]*corev1.Service, int) {
 	return out, len(s.changes)
 }
 
-// changesSince returns what changed after the first n changes, and a channel that is closed when more has.
+// changesSince returns the changes after the first n, and a channel that is closed at the next
+// change.
 func (s *Server) changesSince(n int) ([]serviceChange, <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.changes[n:], s.nextChange
 }
 
-// ForgetChanges lets go of the changes that all Clients have seen by now; it is for tests that measure memory before there are any.
+// ForgetChanges drops the changes that all Clients have seen, for tests that measure memory.
 func (s *Server) ForgetChanges() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
