@@ -75,7 +75,7 @@ func TestRefusedWriteOfAWipedStatusKeepsTheAddress(t *testing.T) {
 				s := apitest.NewServer(nil)
 				s.SetPool("p", poolSpec("10.0.0.1/32"))
 				s.CreateService(newLoadBalancer("s"))
-				c := startController(t, s, promptDelivery, Options{})
+				c := startController(t, s, nil, Options{})
 				defer c.stopAndWait()
 				time.Sleep(time.Second)
 				s.CreateService(newLoadBalancer("other"))
