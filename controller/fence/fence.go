@@ -50,6 +50,8 @@ type Fence struct {
 	// inheritedByService are the addresses of open assignments that were in the object when it was
 	// read. While the base is the same, a write by another controller may bring them.
 	inheritedByService map[view.ObjectKey][]netip.Addr
+	// hasUnshown says that something is pending that the object does not show until it is written again.
+	hasUnshown bool
 }
 
 // NewFence returns the Fence for an object with these assignments. Call it when the object has been
@@ -99,7 +101,7 @@ func (f *Fence) PendingAddresses(k view.ObjectKey, version string) []netip.Addr 
 // addresses, so that they may be written without another one.
 func (f *Fence) CoversPending(i Pending) bool {
 	has, ok := f.pendingByService[i.Service]
-	return ok && has.Base == i.Base && !slices.ContainsFunc(i.Addresses, func(a netip.Addr) bool { return !slices.Contains(has.Addresses, a) })
+	return ok && !f.hasUnshown && has.Base == i.Base && !slices.ContainsFunc(i.Addresses, func(a netip.Addr) bool { return !slices.Contains(has.Addresses, a) })
 }
 
 // HasPending says whether the Service has an open assignment on any base. Another one of the same
@@ -136,8 +138,33 @@ func mergePending(old, next Pending) Pending {
 	return next
 }
 
+// AddUnshown adds what was pending before the object was read again. Somebody may have deleted or
+// edited the object, and the writes go on all the same. Of two bases the later counts. It is called
+// before RemoveSettled.
+func (f *Fence) AddUnshown(before *Fence) {
+	for k, i := range before.pendingByService {
+		has, ok := f.pendingByService[k]
+		if ok && isLaterVersion(has.Base, i.Base) {
+			continue
+		}
+		merged := i
+		if ok {
+			merged = mergePending(has, i)
+		}
+		f.hasUnshown = f.hasUnshown || !f.CoversPending(merged)
+		f.pendingByService[k], f.inheritedByService[k] = merged, merged.Addresses
+	}
+}
+
+// HasLaterBase says whether the Service has a pending assignment on a later resourceVersion than this.
+func (f *Fence) HasLaterBase(k view.ObjectKey, version string) bool {
+	i, ok := f.pendingByService[k]
+	return ok && isLaterVersion(i.Base, version)
+}
+
 // RecordWritten records that the object now contains the assignments of a batch.
 func (f *Fence) RecordWritten(batch []Pending) {
+	f.hasUnshown = false
 	for _, i := range batch {
 		if f.pendingByService[i.Service].Base != i.Base {
 			delete(f.inheritedByService, i.Service)

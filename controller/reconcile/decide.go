@@ -40,7 +40,12 @@ func (r *ServiceWorker) decideService(ctx context.Context, l workItem) {
 		r.confirmService(l.ObjectKey, rec)
 		return
 	case rec != nil && parseResourceVersion(s.ResourceVersion) < rec.newestVersion:
-		return // the cache is behind; its next event queues the Service again
+		// The cache is behind; its next event queues the Service again. Or the AddressLedger is from a
+		// backup, with a resourceVersion that this API server has never issued: ask the API server.
+		if r.ledgerWriter.fence.HasLaterBase(l.ObjectKey, s.ResourceVersion) {
+			r.confirmService(l.ObjectKey, rec)
+		}
+		return
 	case rec != nil && rec.uid != s.UID:
 		r.releaseService(l.ObjectKey, "the Service was deleted and created again with the same name")
 		rec = nil
@@ -107,6 +112,12 @@ func (r *ServiceWorker) finishConfirm(c *confirmTask, now *corev1.Service, err e
 	}
 	rec.failures = 0
 	rec.newestVersion = max(rec.newestVersion, parseResourceVersion(now.ResourceVersion))
+	if r.ledgerWriter.fence.HasLaterBase(c.key, now.ResourceVersion) {
+		r.Log.Warn("the AddressLedger shows a resourceVersion that the Service has never had; is it from a backup? The entry is passed over", "ledger", r.ledgerLogName(), "service", c.key.String())
+		r.ledgerWriter.fence.ClosePending(c.key, "")
+		rec.newestVersion = parseResourceVersion(now.ResourceVersion)
+		r.queue.addChanged(c.key)
+	}
 	if v := view.FromService(now); !r.isServed(&v) && !hasOurMarks(now) {
 		r.releaseService(c.key, "the Service is no longer a LoadBalancer of this class")
 	}
@@ -240,6 +251,10 @@ func (r *ServiceWorker) commitWrite(w *serviceWrite) {
 	if len(w.decision.Proposed) > 0 { // nothing is assigned yet
 		return
 	}
+	if len(w.decision.Addresses) == 0 && w.decision.Reason == names.ReasonWriteFailed { // its status was wiped
+		r.ledger.CommitAssignment(&w.service, w.heldBefore.Addresses, w.heldBefore.Pool)
+		return
+	}
 	r.ledger.CommitAssignment(&w.service, w.decision.Addresses, w.pool)
 	if slices.Equal(w.heldBefore.Addresses, w.decision.Addresses) {
 		return
@@ -330,7 +345,11 @@ func (r *ServiceWorker) revertToStatus(w *serviceWrite, now *corev1.Service) {
 	}
 	before, _ := r.ledger.AssignmentOf(v.Key)
 	after := unionAddresses(v.AssignedAddresses, r.ledgerWriter.fence.PendingAddresses(v.Key, now.ResourceVersion))
-	r.ledger.CommitAssignment(&v, after, v.RecordedPool)
+	pool := v.RecordedPool
+	if len(v.AssignedAddresses) == 0 { // what it had before somebody wiped the status is its own still
+		after, pool = unionAddresses(w.heldBefore.Addresses, after), w.heldBefore.Pool
+	}
+	r.ledger.CommitAssignment(&v, after, pool)
 	if len(before.Addresses) > len(after) {
 		r.wakeWaiting = true
 	}

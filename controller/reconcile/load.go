@@ -63,8 +63,11 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 	seen := map[view.ObjectKey]*serviceRecord{}
 	versions := map[view.ObjectKey]string{}
 	open := fence.NewFence(intents)
+	if before := r.ledgerWriter.fence; before != nil {
+		open.AddUnshown(before)
+	}
 	shown := map[view.ObjectKey]struct{}{} // the Services with a pending assignment
-	for _, i := range intents {
+	for _, i := range open.NextPending(nil) {
 		shown[i.Service] = struct{}{}
 	}
 	err = r.API.ForEachLiveService(ctx, func(s *corev1.Service) {

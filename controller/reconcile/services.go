@@ -208,7 +208,7 @@ func (r *ServiceWorker) publishState() {
 	r.workerState.setWork(time.Now(), [phaseCount]bool{
 		phaseLoading:  !r.loaded.Load(),
 		phaseDeciding: r.loaded.Load() && !r.queue.isEmpty(),
-		phaseWriting:  len(r.ledgerWriter.stagedWrites)+len(r.readyTasks)+r.tasksInFlight > 0,
+		phaseWriting:  len(r.ledgerWriter.stagedWrites)+len(r.sleepingWrites)+len(r.readyTasks)+r.tasksInFlight > 0,
 	}, open)
 }
 

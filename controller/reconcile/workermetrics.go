@@ -26,7 +26,7 @@ func NewWorkerMetrics() *WorkerMetrics {
 		unfinishedWork: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "gantry_controller_work",
 			Help: "Unfinished work, by state: Staged are writes of a Service's status that wait for the AddressLedger, " +
-				"Queued are requests that wait for a free place, Running are requests that the API server has not answered.",
+				"Queued are requests that wait for a free place or for another attempt, Running are requests that the API server has not answered.",
 		}, []string{"state"}),
 		statusWrites: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gantry_controller_status_writes_total",
@@ -58,7 +58,7 @@ func (r *ServiceWorker) workerCollectors() []prometheus.Collector {
 // updateWorkMetrics counts the unfinished work.
 func (r *ServiceWorker) updateWorkMetrics() {
 	for state, n := range map[string]int{
-		"Staged": len(r.ledgerWriter.stagedWrites) + r.ledgerWriter.writesInSwap, "Queued": len(r.readyTasks), "Running": r.tasksInFlight,
+		"Staged": len(r.ledgerWriter.stagedWrites) + r.ledgerWriter.writesInSwap, "Queued": len(r.readyTasks) + len(r.sleepingWrites), "Running": r.tasksInFlight,
 	} {
 		r.Metrics.unfinishedWork.WithLabelValues(state).Set(float64(n))
 	}

@@ -1,0 +1,132 @@
+package reconcile
+
+import (
+	"fmt"
+	"net/netip"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/controller/reconcile/apitest"
+)
+
+// TestAddressLedgerLostInABurst has somebody delete the AddressLedger while writes of addresses are under way: those
+// addresses are nobody else's, though the new object does not show them.
+func TestAddressLedgerLostInABurst(t *testing.T) {
+	g := &addressRegister{holderByAddress: map[netip.Addr]string{}}
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(g.checkChange)
+		s.SetPool("p", poolSpec("10.0.0.0/16"))
+		c := startController(t, s, func(what string) apitest.Delivery {
+			if what == "service" {
+				return apitest.Delivery{RequestDelay: 2 * time.Second}
+			}
+			return apitest.Delivery{}
+		}, Options{})
+		defer c.stopAndWait()
+		time.Sleep(time.Second)
+		for i := range 100 {
+			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
+		}
+		time.Sleep(time.Second)
+		s.DeleteLedger()
+		for i := range 100 {
+			s.CreateService(newLoadBalancer(fmt.Sprint("late", i)))
+		}
+		time.Sleep(2 * time.Minute)
+		for _, f := range g.faults {
+			t.Error(f)
+		}
+		if n := g.countServed(); n != 200 {
+			t.Errorf("%d of 200 Services have an address of their own", n)
+		}
+	})
+}
+
+// TestAddressLedgerFromABackup has the AddressLedger come from another cluster, in which the resourceVersions were
+// further: its Service is served all the same.
+func TestAddressLedgerFromABackup(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("10.0.0.0/24"))
+		s.CreateService(newLoadBalancer("s"))
+		showPending(t, apitest.NewClient(s, nil), newPendingAssignment("s", "987654321", parseAddresses("10.0.0.7")...))
+		c := startController(t, s, promptDelivery, Options{})
+		defer c.stopAndWait()
+		time.Sleep(10 * time.Minute)
+		if o := s.ServiceByKey(serviceKey("s")); !firstAddress(o).IsValid() {
+			t.Errorf("the Service has no address after 10 minutes: %v", o.Status.Conditions)
+		}
+		if n := c.ledgerWriter.fence.CountPending(); n > 0 {
+			t.Errorf("%d pending assignments stay open", n)
+		}
+	})
+}
+
+// TestRefusedWriteOfAWipedStatusKeepsTheAddress wipes a status, and has the API server refuse its repair for a while:
+// the address is the Service's all the same.
+func TestRefusedWriteOfAWipedStatusKeepsTheAddress(t *testing.T) {
+	for _, refused := range []string{"status", "ledger"} {
+		t.Run(refused, func(t *testing.T) {
+			runWithFakeTime(t, func(t *testing.T) {
+				s := apitest.NewServer(nil)
+				s.SetPool("p", poolSpec("10.0.0.1/32"))
+				s.CreateService(newLoadBalancer("s"))
+				c := startController(t, s, nil, Options{})
+				defer c.stopAndWait()
+				time.Sleep(time.Second)
+				s.CreateService(newLoadBalancer("other"))
+				time.Sleep(time.Second)
+				wantAddress(t, s, "s", "10.0.0.1", names.ReasonAssigned)
+				switch refused {
+				case "status":
+					s.RefuseWrites(func(o *corev1.Service) error {
+						if o.Name == "s" {
+							return errRefusedByTest
+						}
+						return nil
+					})
+				case "ledger":
+					s.RefuseLedgerWrites(refuseServices("s"))
+				}
+				s.EditService(serviceKey("s"), func(o *corev1.Service) { o.Status.LoadBalancer.Ingress = nil })
+				time.Sleep(time.Minute)
+				s.RefuseWrites(nil)
+				s.RefuseLedgerWrites(nil)
+				time.Sleep(time.Minute)
+				wantAddress(t, s, "s", "10.0.0.1", names.ReasonAssigned)
+			})
+		})
+	}
+}
+
+// TestLeaderWhoseStatusWritesGetNoAnswerIsNotReady keeps every write of a status from arriving.
+func TestLeaderWhoseStatusWritesGetNoAnswerIsNotReady(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("10.0.0.0/24"))
+		var away atomic.Bool
+		away.Store(true)
+		c := startController(t, s, func(what string) apitest.Delivery {
+			return apitest.Delivery{RequestLost: away.Load() && what == "service"}
+		}, Options{})
+		defer c.stopAndWait()
+		s.CreateService(newLoadBalancer("s"))
+		time.Sleep(time.Minute)
+		if c.CheckReady(time.Now()) == nil {
+			t.Error("it counts as ready after a minute without progress")
+		}
+		time.Sleep(time.Hour)
+		if err := c.CheckAlive(time.Now()); err != nil {
+			t.Error("it tries, and is to be restarted all the same:", err)
+		}
+		away.Store(false)
+		time.Sleep(time.Minute)
+		if err := c.CheckReady(time.Now()); err != nil {
+			t.Error("when it works again:", err)
+		}
+	})
+}
