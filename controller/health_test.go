@@ -29,8 +29,8 @@ func freeListenAddress(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// requestStatus returns the status code of a health check; 0 without an answer.
-func requestStatus(address, path string) int {
+// requestHealthStatusCode returns the status code of a health check; 0 without an answer.
+func requestHealthStatusCode(address, path string) int {
 	r, err := http.Get(fmt.Sprintf("http://%s/%s", address, path))
 	if err != nil {
 		return 0
@@ -40,12 +40,12 @@ func requestStatus(address, path string) int {
 	return r.StatusCode
 }
 
-// awaitStatus waits for a status code of a health check.
-func awaitStatus(t *testing.T, address, path string, want int) {
+// awaitHealthStatusCode waits for a status code of a health check.
+func awaitHealthStatusCode(t *testing.T, address, path string, want int) {
 	t.Helper()
 	got := 0
 	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if got = requestStatus(address, path); got == want {
+		if got = requestHealthStatusCode(address, path); got == want {
 			return
 		}
 	}
@@ -59,12 +59,12 @@ func TestControllerWaitingForTheAPIIsAlive(t *testing.T) {
 	api, health := freeListenAddress(t), freeListenAddress(t)
 	done := make(chan error, 1)
 	go func() {
-		done <- awaitResources(t.Context(), &rest.Config{Host: "http://" + api}, slog.New(slog.DiscardHandler), health)
+		done <- awaitConfigurationKinds(t.Context(), &rest.Config{Host: "http://" + api}, slog.New(slog.DiscardHandler), health)
 	}()
 	check := func() {
 		t.Helper()
-		awaitStatus(t, health, "healthz", http.StatusOK)
-		awaitStatus(t, health, "readyz", http.StatusServiceUnavailable)
+		awaitHealthStatusCode(t, health, "healthz", http.StatusOK)
+		awaitHealthStatusCode(t, health, "readyz", http.StatusServiceUnavailable)
 	}
 	check()
 	asked := make(chan struct{})
@@ -112,7 +112,7 @@ func TestControllerWaitingForTheAPIIsAlive(t *testing.T) {
 
 func TestHealthChecksTurnedOff(t *testing.T) {
 	for _, address := range []string{"", "0"} {
-		stop, err := serveWaitingHealth(context.Background(), address)
+		stop, err := serveHealthWhileWaiting(context.Background(), address)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -126,7 +126,7 @@ func TestHealthCheckAddressInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	if err := awaitResources(t.Context(), &rest.Config{}, slog.New(slog.DiscardHandler), l.Addr().String()); err == nil {
+	if err := awaitConfigurationKinds(t.Context(), &rest.Config{}, slog.New(slog.DiscardHandler), l.Addr().String()); err == nil {
 		t.Error("a controller that cannot answer its health checks says nothing of it")
 	}
 }

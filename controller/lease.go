@@ -22,20 +22,20 @@ import (
 // again). After a crash the lease must expire first. A pause longer than the lease ends the
 // leadership. The times are not what keeps an address from being assigned twice.
 const (
-	leaseTimeout  = 10 * time.Second
-	renewTimeout  = 6 * time.Second
-	retryInterval = 500 * time.Millisecond
-	// earlyTakeoverInterval is how much earlier than the lease says another controller takes over.
-	// It sees a renewal up to 1.1 s late, asks up to 1.1 s late again, and counts from what it saw.
-	// With the slack, a Service gets its address within leaseTimeout after a crash all the same.
-	// The takeover stays well after renewTimeout, at which the old leader has stopped.
-	earlyTakeoverInterval = 2 * time.Second
+	leaseTimeout       = 10 * time.Second
+	leaseRenewTimeout  = 6 * time.Second
+	leaseRetryInterval = 500 * time.Millisecond
+	// earlyLeaseTakeoverInterval is how much earlier than the lease says another controller takes
+	// over. It sees a renewal up to 1.1 s late, asks up to 1.1 s late again, and counts from what
+	// it saw. With the slack, a Service gets its address within leaseTimeout after a crash all the
+	// same. The takeover stays well after leaseRenewTimeout, at which the old leader has stopped.
+	earlyLeaseTakeoverInterval = 2 * time.Second
 )
 
-// newLeaseLock returns the Lease for the leader election, in Gantry's namespace.
-func newLeaseLock(config *rest.Config, scheme *runtime.Scheme, host, namespace string) (resourcelock.Interface, error) {
+// newControllerLeaseLock returns the Lease for the leader election, in Gantry's namespace.
+func newControllerLeaseLock(config *rest.Config, scheme *runtime.Scheme, host, namespace string) (resourcelock.Interface, error) {
 	own := rest.AddUserAgent(rest.CopyConfig(config), "leader-election")
-	own.Timeout = renewTimeout / 2 // one request without an answer does not end a leadership
+	own.Timeout = leaseRenewTimeout / 2 // one request without an answer does not end a leadership
 	leases, err := coordinationv1.NewForConfig(own)
 	if err != nil {
 		return nil, fmt.Errorf("setting up the election: %w", err)
@@ -57,13 +57,13 @@ func newLeaseLock(config *rest.Config, scheme *runtime.Scheme, host, namespace s
 // record.
 type earlyExpiringLock struct{ resourcelock.Interface }
 
-// Get returns the record and its encoded form, with earlyTakeoverInterval subtracted from the
+// Get returns the record and its encoded form, with earlyLeaseTakeoverInterval subtracted from the
 // duration if another controller holds the lease.
 func (l earlyExpiringLock) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
 	record, raw, err := l.Interface.Get(ctx)
 	if err != nil || record.HolderIdentity == l.Identity() {
 		return record, raw, err
 	}
-	record.LeaseDurationSeconds = max(record.LeaseDurationSeconds-int(earlyTakeoverInterval/time.Second), 1)
+	record.LeaseDurationSeconds = max(record.LeaseDurationSeconds-int(earlyLeaseTakeoverInterval/time.Second), 1)
 	return record, raw, nil
 }

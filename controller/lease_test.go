@@ -10,13 +10,13 @@ import (
 // fakeLock is a lock with one record.
 type fakeLock struct {
 	resourcelock.Interface
-	record resourcelock.LeaderElectionRecord
+	electionRecord resourcelock.LeaderElectionRecord
 }
 
 func (k fakeLock) Identity() string { return "me" }
 
 func (k fakeLock) Get(context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
-	r := k.record
+	r := k.electionRecord
 	return &r, []byte("raw"), nil
 }
 
@@ -32,13 +32,13 @@ func TestLeaseExpiresEarlyForOtherControllers(t *testing.T) {
 		"one that was let go":  {holder: "", written: 1, seen: 1},
 		"one of a short lease": {holder: "them", written: 2, seen: 1},
 	} {
-		lock := earlyExpiringLock{fakeLock{record: resourcelock.LeaderElectionRecord{HolderIdentity: c.holder, LeaseDurationSeconds: c.written}}}
+		lock := earlyExpiringLock{fakeLock{electionRecord: resourcelock.LeaderElectionRecord{HolderIdentity: c.holder, LeaseDurationSeconds: c.written}}}
 		r, raw, err := lock.Get(t.Context())
 		if err != nil || string(raw) != "raw" || r.LeaseDurationSeconds != c.seen {
 			t.Errorf("%s: a lease of %d s is seen as %d s (%q, %v), want %d s", name, c.written, r.LeaseDurationSeconds, raw, err, c.seen)
 		}
 	}
-	if leaseTimeout-earlyTakeoverInterval <= renewTimeout {
-		t.Errorf("another asks %s after a renewal, and the old leader ends only after %s", leaseTimeout-earlyTakeoverInterval, renewTimeout)
+	if leaseTimeout-earlyLeaseTakeoverInterval <= leaseRenewTimeout {
+		t.Errorf("another asks %s after a renewal, and the old leader ends only after %s", leaseTimeout-earlyLeaseTakeoverInterval, leaseRenewTimeout)
 	}
 }

@@ -34,7 +34,7 @@ import (
 
 // options are the options of the controller.
 type options struct {
-	option.Common
+	option.CommonOptions
 	LeaderElect bool
 	Webhook     webhookOptions
 }
@@ -42,8 +42,8 @@ type options struct {
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	option.LimitGarbage(50)
-	o, err := parseOptions(os.Args[1:], option.LookupEnvironment)
+	option.LimitHeapGarbage(50)
+	o, err := parseOptions(os.Args[1:], option.LookupEnvironmentVariable)
 	if errors.Is(err, pflag.ErrHelp) {
 		return
 	}
@@ -87,7 +87,7 @@ func runController(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	if err := awaitResources(ctx, config, log, o.HealthProbeBindAddress); err != nil {
+	if err := awaitConfigurationKinds(ctx, config, log, o.HealthProbeBindAddress); err != nil {
 		return err
 	}
 	host, err := os.Hostname()
@@ -95,9 +95,9 @@ func runController(ctx context.Context, o options) error {
 		return fmt.Errorf("reading the host name: %w", err)
 	}
 	server, keeper := newWebhookServer(o, log)
-	managerOpts := managerOptions(&o, scheme)
+	managerOpts := newManagerOptions(&o, scheme)
 	managerOpts.WebhookServer = server
-	if managerOpts.LeaderElectionResourceLockInterface, err = newLeaseLock(config, scheme, host, o.Namespace); err != nil {
+	if managerOpts.LeaderElectionResourceLockInterface, err = newControllerLeaseLock(config, scheme, host, o.Namespace); err != nil {
 		return err
 	}
 	mgr, err := ctrl.NewManager(config, managerOpts)
@@ -106,7 +106,7 @@ func runController(ctx context.Context, o options) error {
 	}
 	events := mgr.GetEventRecorder(names.ControllerEventSource)
 	recordEvent := func(s *corev1.Service, kind, reason, text string) {
-		events.Eventf(s, nil, kind, reason, eventAction(text), "%s", text)
+		events.Eventf(s, nil, kind, reason, eventActionForText(text), "%s", text)
 	}
 	announced := &reconcile.AnnouncedCondition{
 		Client: mgr.GetClient(), Log: log, Scope: o.configurationScope(), LoadBalancerClass: o.LoadBalancerClass, Now: time.Now, RecordEvent: recordEvent,
@@ -114,8 +114,8 @@ func runController(ctx context.Context, o options) error {
 	services := reconcile.NewServiceWorker(reconcile.Options{
 		API: &reconcile.ClusterAPI{Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Namespace: o.Namespace},
 		Log: log, RecordEvent: recordEvent,
-		ForecastAnnounced: announced.ForecastCondition,
-		Namespace:         o.Namespace, LoadBalancerClass: o.LoadBalancerClass, Identity: fmt.Sprintf("%s/%d", host, os.Getpid()),
+		ForecastUnannounced: announced.ForecastUnannouncedCondition,
+		Namespace:           o.Namespace, LoadBalancerClass: o.LoadBalancerClass, ProcessIdentity: fmt.Sprintf("%s/%d", host, os.Getpid()),
 	})
 	if err := services.RegisterWorker(ctx, mgr); err != nil {
 		return err
@@ -124,7 +124,7 @@ func runController(ctx context.Context, o options) error {
 		return fmt.Errorf("setting up the gossip key: %w", err)
 	}
 	gauges := &configuration.LoadMetrics{}
-	report := &reconcile.ConfigurationConditions{Client: mgr.GetClient(), Log: log, Scope: o.configurationScope(), OnProblems: gauges.RecordProblems}
+	report := &reconcile.ConfigurationConditions{Client: mgr.GetClient(), Log: log, Scope: o.configurationScope(), ReportProblems: gauges.RecordProblems}
 	if err := report.RegisterController(mgr); err != nil {
 		return err
 	}
@@ -146,22 +146,22 @@ func runController(ctx context.Context, o options) error {
 	return mgr.Start(ctx)
 }
 
-// eventAction distinguishes events of one reason about one Service: Kubernetes merges events with
-// the same action into one, with the text of the first. The action is the first word of the text if
-// a colon follows it.
-func eventAction(text string) string {
+// eventActionForText distinguishes events of one reason about one Service: Kubernetes merges events
+// with the same action into one, with the text of the first. The action is the first word of the
+// text if a colon follows it.
+func eventActionForText(text string) string {
 	if word, _, ok := strings.Cut(text, ": "); ok && !strings.Contains(word, " ") {
 		return word
 	}
 	return "Allocate"
 }
 
-// managerOptions returns the options of the manager.
-func managerOptions(o *options, scheme *runtime.Scheme) ctrl.Options {
-	grace, duration, renew, retry, shared := 2*time.Second, leaseTimeout, renewTimeout, retryInterval, true
-	watched := o.configurationScope().CacheByObject()
+// newManagerOptions returns the options of the manager.
+func newManagerOptions(o *options, scheme *runtime.Scheme) ctrl.Options {
+	grace, duration, renew, retry, shared := 2*time.Second, leaseTimeout, leaseRenewTimeout, leaseRetryInterval, true
+	watched := o.configurationScope().CacheOptionsByObject()
 	own := cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
-	for _, report := range o.configurationScope().StatusKinds() {
+	for _, report := range o.configurationScope().SpeakerStatusKinds() {
 		watched[report] = own
 	}
 	watched[&v1beta1.ConfigurationState{}], watched[&v1alpha1.AddressReservation{}], watched[&v1alpha1.AddressProbe{}] = own, own, own

@@ -30,9 +30,9 @@ type tcpRelay struct {
 	net.Listener
 	target string
 
-	mu          sync.Mutex // guards all that follows
-	interrupted bool
-	conns       []net.Conn
+	mu              sync.Mutex // guards all that follows
+	interrupted     bool
+	openConnections []net.Conn
 }
 
 // acceptConnections relays connections until the listener is closed.
@@ -43,7 +43,7 @@ func (r *tcpRelay) acceptConnections() {
 			return
 		}
 		out, err := net.Dial("tcp", r.target)
-		if err != nil || !r.addConnections(in, out) {
+		if err != nil || !r.trackConnections(in, out) {
 			_ = in.Close()
 			continue
 		}
@@ -56,15 +56,15 @@ func (r *tcpRelay) acceptConnections() {
 	}
 }
 
-// addConnections adds the two ends of a connection, unless it is interrupted.
-func (r *tcpRelay) addConnections(in, out net.Conn) bool {
+// trackConnections adds the two ends of a connection, unless it is interrupted.
+func (r *tcpRelay) trackConnections(in, out net.Conn) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.interrupted {
 		_ = out.Close()
 		return false
 	}
-	r.conns = append(r.conns, in, out)
+	r.openConnections = append(r.openConnections, in, out)
 	return true
 }
 
@@ -73,10 +73,10 @@ func (r *tcpRelay) setInterrupted(cut bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.interrupted = cut
-	for _, c := range r.conns {
+	for _, c := range r.openConnections {
 		_ = c.Close()
 	}
-	r.conns = nil
+	r.openConnections = nil
 }
 
 // controllerProcess is a controller as users run it, without the Pod around it.
@@ -85,8 +85,8 @@ type controllerProcess struct {
 	ended         chan struct{}
 }
 
-// launchController starts a controller.
-func launchController(t *testing.T, binary, kubeconfig string) *controllerProcess {
+// startControllerProcess starts a controller.
+func startControllerProcess(t *testing.T, binary, kubeconfig string) *controllerProcess {
 	t.Helper()
 	p := &controllerProcess{healthAddress: freeListenAddress(t), ended: make(chan struct{})}
 	cmd := exec.Command(binary, "--kubeconfig", kubeconfig, "--metrics-bind-address=0", "--health-probe-bind-address", p.healthAddress)
@@ -109,8 +109,8 @@ func launchController(t *testing.T, binary, kubeconfig string) *controllerProces
 	return p
 }
 
-// wantServiceWithAddress creates a Service and waits until it has an address.
-func wantServiceWithAddress(t *testing.T, c client.Client, name string) {
+// createServiceAndAwaitAddress creates a Service and waits until it has an address.
+func createServiceAndAwaitAddress(t *testing.T, c client.Client, name string) {
 	t.Helper()
 	s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}}
 	s.Spec.Type, s.Spec.Ports = corev1.ServiceTypeLoadBalancer, []corev1.ServicePort{{Port: 80}}
@@ -161,21 +161,21 @@ func TestAPIServerOutage(t *testing.T) {
 	if err := c.Create(t.Context(), pool); err != nil {
 		t.Fatal(err)
 	}
-	first := launchController(t, binary, kubeconfig)
-	wantServiceWithAddress(t, c, "before")
-	awaitStatus(t, first.healthAddress, "readyz", http.StatusOK)
+	first := startControllerProcess(t, binary, kubeconfig)
+	createServiceAndAwaitAddress(t, c, "before")
+	awaitHealthStatusCode(t, first.healthAddress, "readyz", http.StatusOK)
 	way.setInterrupted(true)
 	select {
 	case <-first.ended:
 	case <-time.After(time.Minute):
 		t.Fatal("a leader that cannot reach the API server continues to run")
 	}
-	second := launchController(t, binary, kubeconfig)
-	awaitStatus(t, second.healthAddress, "healthz", http.StatusOK)
-	awaitStatus(t, second.healthAddress, "readyz", http.StatusServiceUnavailable)
+	second := startControllerProcess(t, binary, kubeconfig)
+	awaitHealthStatusCode(t, second.healthAddress, "healthz", http.StatusOK)
+	awaitHealthStatusCode(t, second.healthAddress, "readyz", http.StatusServiceUnavailable)
 	way.setInterrupted(false)
-	wantServiceWithAddress(t, c, "after")
-	awaitStatus(t, second.healthAddress, "readyz", http.StatusOK)
+	createServiceAndAwaitAddress(t, c, "after")
+	awaitHealthStatusCode(t, second.healthAddress, "readyz", http.StatusOK)
 	select {
 	case <-second.ended:
 		t.Error("the controller that was started during the outage has ended")

@@ -53,21 +53,21 @@ func (o *webhookOptions) validateValues() error {
 
 // newWebhookServer returns the server and the Keeper of its certificate. The server listens only
 // after registerWebhook.
-func newWebhookServer(o options, log *slog.Logger) (webhook.Server, *certs.Keeper) {
+func newWebhookServer(o options, log *slog.Logger) (webhook.Server, *certs.CertificateKeeper) {
 	w := o.Webhook
-	keeper := &certs.Keeper{
-		Objects: certs.Objects{Namespace: o.Namespace, Service: w.ServiceName, Secret: w.SecretName, Configuration: w.ConfigurationName},
-		Now:     time.Now, Log: log,
+	keeper := &certs.CertificateKeeper{
+		WebhookObjects: certs.WebhookObjects{Namespace: o.Namespace, ServiceName: w.ServiceName, SecretName: w.SecretName, ConfigurationName: w.ConfigurationName},
+		Now:            time.Now, Log: log,
 	}
 	return webhook.NewServer(webhook.Options{Port: w.Port, TLSOpts: []func(*tls.Config){keeper.ConfigureTLS}}), keeper
 }
 
 // registerWebhook makes every controller serve, leader or not. A controller is ready only when the
 // API server can call it.
-func registerWebhook(mgr ctrl.Manager, o options, keeper *certs.Keeper) error {
+func registerWebhook(mgr ctrl.Manager, o options, keeper *certs.CertificateKeeper) error {
 	if o.Webhook.Mode != "enabled" {
 		return nil
 	}
-	admission.RegisterHandlers(mgr.GetWebhookServer(), &admission.Validator{Reader: mgr.GetClient(), Scope: o.configurationScope(), Now: time.Now})
+	admission.RegisterWebhookHandlers(mgr.GetWebhookServer(), &admission.Validator{Reader: mgr.GetClient(), ConfigurationScope: o.configurationScope(), Now: time.Now})
 	return errors.Join(keeper.RegisterController(mgr), mgr.AddReadyzCheck("webhook", keeper.CheckReady), mgr.AddReadyzCheck("webhook-port", mgr.GetWebhookServer().StartedChecker()))
 }

@@ -28,15 +28,15 @@ type bgpOptions struct {
 	ServiceBGPStatus string
 }
 
-// autoServiceLimit is the largest number of Services for which a node writes ServiceBGPStatus
-// objects with "auto". Each node announces each Service, so there is one object for each node and
-// Service.
-const autoServiceLimit = 500
+// autoServiceBGPStatusLimit is the largest number of Services for which a node writes
+// ServiceBGPStatus objects with "auto". Each node announces each Service, so there is one object
+// for each node and Service.
+const autoServiceBGPStatusLimit = 500
 
 func (o *bgpOptions) addFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.ServiceBGPStatus, "service-bgp-status", "auto", fmt.Sprintf(
 		"write ServiceBGPStatus objects: on, off, or auto, which is off on a node that announces more than %d Services",
-		autoServiceLimit))
+		autoServiceBGPStatusLimit))
 }
 
 func (o *bgpOptions) validate() error {
@@ -47,38 +47,38 @@ func (o *bgpOptions) validate() error {
 	return option.InvalidOptionError("service-bgp-status", o.ServiceBGPStatus, "write auto, on or off")
 }
 
-// serviceLimit returns the largest number of Services for which objects are written.
-func (o *bgpOptions) serviceLimit() int {
+// serviceBGPStatusLimit returns the largest number of Services for which objects are written.
+func (o *bgpOptions) serviceBGPStatusLimit() int {
 	switch o.ServiceBGPStatus {
 	case "on":
 		return math.MaxInt
 	case "off":
 		return 0
 	}
-	return autoServiceLimit
+	return autoServiceBGPStatusLimit
 }
 
 // bgpParts are the parts of the speaker that serve routers.
 type bgpParts struct {
-	bfdEngine    *bfd.Engine
-	bgpEngine    *bgp.Engine
-	statusWriter *reconcile.BGPStatusWriter
-	writesStatus bool // statusWriter runs
+	bfdEngine        *bfd.Engine
+	bgpEngine        *bgp.Engine
+	statusWriter     *reconcile.BGPStatusWriter
+	runsStatusWriter bool // statusWriter runs
 }
 
 // newBGPParts creates the parts. nonce identifies this run of the process.
 func newBGPParts(mgr ctrl.Manager, o options, nonce uint64, log *slog.Logger) (bgpParts, error) {
 	r := bgpParts{
-		bfdEngine:    bfd.New(udp.New(), time.Now, nonce),
-		writesStatus: !o.configurationScope().Layer2Only,
+		bfdEngine:        bfd.New(udp.New(), time.Now, nonce),
+		runsStatusWriter: !o.configurationScope().Layer2Only,
 	}
 	r.bgpEngine = bgp.New(bgp.Options{
-		NodeName: o.NodeName, UpdateSource: gobgp.New(log), Transport: tcp.Transport{}, BFD: r.bfdEngine, Log: log,
+		NodeName: o.NodeName, UpdateGenerator: gobgp.New(log), Transport: tcp.Transport{}, BFD: r.bfdEngine, Log: log,
 	})
 	r.statusWriter = &reconcile.BGPStatusWriter{
 		Client: mgr.GetClient(), Events: mgr.GetEventRecorder(names.SpeakerEventSource),
 		Sessions: r.bgpEngine, Log: log,
-		Self: o.NodeName, Namespace: o.Namespace, Limit: o.serviceLimit(),
+		Self: o.NodeName, Namespace: o.Namespace, ServiceBGPStatusLimit: o.serviceBGPStatusLimit(),
 	}
 	r.statusWriter.Init()
 	if err := errors.Join(metrics.Registry.Register(r.bgpEngine), metrics.Registry.Register(r.bfdEngine)); err != nil {
@@ -91,16 +91,16 @@ func newBGPParts(mgr ctrl.Manager, o options, nonce uint64, log *slog.Logger) (b
 // no status is written.
 func (r bgpParts) runFunctions() []func(context.Context) error {
 	out := []func(context.Context) error{r.bfdEngine.Run, r.bgpEngine.Run}
-	if r.writesStatus {
+	if r.runsStatusWriter {
 		out = append(out, r.statusWriter.Run)
 	}
 	return out
 }
 
-// observeStatus returns a function that passes a Status to the writers of layer 2 and of BGP.
-func (r bgpParts) observeStatus(layer2 func(agent.Status)) func(agent.Status) {
+// newStatusObserver returns a function that passes a Status to the writers of layer 2 and of BGP.
+func (r bgpParts) newStatusObserver(layer2 func(agent.Status)) func(agent.Status) {
 	return func(s agent.Status) {
 		layer2(s)
-		r.statusWriter.Observe(s)
+		r.statusWriter.ObserveStatus(s)
 	}
 }

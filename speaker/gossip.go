@@ -29,19 +29,20 @@ import (
 // gossipNode is this node in the gossip, with the nonce of this run.
 type gossipNode struct {
 	*members.Members
-	nonce uint64
-	// ownState is what the next run needs to join the gossip again. savedState is what an earlier
-	// run saved, nil without one.
-	ownState   checkpoint.NodeState
-	savedState *checkpoint.NodeState
-	// readKey reads the gossip key. keyUnverified is set while the saved key is used instead.
-	readKey       func(context.Context) ([]byte, error)
-	keyUnverified bool
-	log           *slog.Logger
+	runNonce uint64
+	// stateForNextRun is what the next run needs to join the gossip again. stateOfEarlierRun is
+	// what an earlier run saved, nil without one.
+	stateForNextRun   checkpoint.NodeState
+	stateOfEarlierRun *checkpoint.NodeState
+	// readCurrentKey reads the gossip key. usesUnverifiedKey is set while the saved key is used
+	// instead.
+	readCurrentKey    func(context.Context) ([]byte, error)
+	usesUnverifiedKey bool
+	log               *slog.Logger
 }
 
-// apiTimeout bounds a request to the API server if there is a saved answer.
-const apiTimeout = time.Second
+// apiRequestWithSavedAnswerTimeout bounds a request to the API server if there is a saved answer.
+const apiRequestWithSavedAnswerTimeout = time.Second
 
 // openGossip waits for the gossip key and the address of this node, then opens the sockets. If the
 // API server is unreachable, it uses the saved ones.
@@ -53,22 +54,22 @@ func openGossip(
 		return gossipNode{}, fmt.Errorf("making a nonce: %w", err)
 	}
 	n := gossipNode{
-		nonce: binary.BigEndian.Uint64(random[:]), log: log,
-		ownState: checkpoint.NodeState{Node: o.NodeName}, savedState: saved,
+		runNonce: binary.BigEndian.Uint64(random[:]), log: log,
+		stateForNextRun: checkpoint.NodeState{Node: o.NodeName}, stateOfEarlierRun: saved,
 	}
-	n.readKey = func(ctx context.Context) ([]byte, error) { return readGossipKey(ctx, api, o) }
-	err := retryUntilDone(ctx, log, func() error {
-		err := n.queryAPI(ctx, func(ctx context.Context) (err error) {
-			if n.ownState.Key, err = n.readKey(ctx); err != nil {
+	n.readCurrentKey = func(ctx context.Context) ([]byte, error) { return readGossipKey(ctx, api, o) }
+	err := retryUntilSuccess(ctx, log, func() error {
+		err := n.queryAPIWithOptionalTimeout(ctx, func(ctx context.Context) (err error) {
+			if n.stateForNextRun.Key, err = n.readCurrentKey(ctx); err != nil {
 				return err
 			}
-			n.ownState.Address, err = findGossipAddress(ctx, api, o)
+			n.stateForNextRun.Address, err = findGossipAddress(ctx, api, o)
 			return err
 		})
-		if err != nil && saved != nil && isUnreachable(err) {
+		if err != nil && saved != nil && isAPIUnreachable(err) {
 			log.Warn("the API server is unreachable: resuming from the checkpoint of this node's last speaker",
 				"reason", err.Error(), "addresses", len(saved.Bids))
-			n.ownState.Key, n.ownState.Address, n.keyUnverified = saved.Key, saved.Address, true
+			n.stateForNextRun.Key, n.stateForNextRun.Address, n.usesUnverifiedKey = saved.Key, saved.Address, true
 			return nil
 		}
 		return err
@@ -77,8 +78,8 @@ func openGossip(
 		return gossipNode{}, err
 	}
 	n.Members, err = members.New(members.Options{
-		Name: o.NodeName, Nonce: n.nonce, BindAddress: n.ownState.Address, BindPort: o.GossipBindPort,
-		Key: n.ownState.Key, Log: log,
+		Name: o.NodeName, Nonce: n.runNonce, BindAddress: n.stateForNextRun.Address, BindPort: o.GossipBindPort,
+		Key: n.stateForNextRun.Key, Log: log,
 	})
 	if saved != nil && err == nil {
 		var seeds []string
@@ -90,39 +91,39 @@ func openGossip(
 	return n, err
 }
 
-// queryAPI calls f, with a timeout if the answer was saved.
-func (n *gossipNode) queryAPI(ctx context.Context, f func(context.Context) error) error {
-	if n.savedState != nil {
+// queryAPIWithOptionalTimeout calls f, with a timeout if the answer was saved.
+func (n *gossipNode) queryAPIWithOptionalTimeout(ctx context.Context, f func(context.Context) error) error {
+	if n.stateOfEarlierRun != nil {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, apiTimeout)
+		ctx, cancel = context.WithTimeout(ctx, apiRequestWithSavedAnswerTimeout)
 		defer cancel()
 	}
 	return f(ctx)
 }
 
-// isUnreachable reports whether the error is not an answer of the API server.
-func isUnreachable(err error) bool {
+// isAPIUnreachable reports whether the error is not an answer of the API server.
+func isAPIUnreachable(err error) bool {
 	return apierrors.ReasonForError(err) == metav1.StatusReasonUnknown
 }
 
 // restoredCheckpoint returns the saved checkpoint, nil without one. With BGP disabled it omits the
 // routes.
 func (n *gossipNode) restoredCheckpoint(scope configuration.Scope) *agent.Checkpoint {
-	if n.savedState == nil {
+	if n.stateOfEarlierRun == nil {
 		return nil
 	}
-	c := n.savedState.Checkpoint
+	c := n.stateOfEarlierRun.Checkpoint
 	if scope.Layer2Only {
 		c.BGP = bgp.Desired{}
 	}
 	return &c
 }
 
-// checkpointSaver returns a function that saves the agent's checkpoint together with the state of
-// this node.
-func (n *gossipNode) checkpointSaver(store *checkpoint.Store) func(agent.Checkpoint) {
+// newCheckpointSaver returns a function that saves the agent's checkpoint together with the state
+// of this node.
+func (n *gossipNode) newCheckpointSaver(store *checkpoint.Store) func(agent.Checkpoint) {
 	return func(c agent.Checkpoint) {
-		s := n.ownState
+		s := n.stateForNextRun
 		s.Checkpoint = c
 		store.SaveState(s)
 	}
@@ -132,15 +133,15 @@ func (n *gossipNode) checkpointSaver(store *checkpoint.Store) func(agent.Checkpo
 var errKeyChanged = errors.New(
 	"the gossip key changed while the API server was unreachable: restarting with the new key")
 
-// verifyKey compares a saved key with the real one, once that can be read.
-func (n *gossipNode) verifyKey(ctx context.Context) error {
-	if !n.keyUnverified {
+// verifySavedKey compares a saved key with the real one, once that can be read.
+func (n *gossipNode) verifySavedKey(ctx context.Context) error {
+	if !n.usesUnverifiedKey {
 		return nil
 	}
 	same := true
-	err := retryUntilDone(ctx, n.log, func() error {
-		key, err := n.readKey(ctx)
-		same = err != nil || bytes.Equal(key, n.ownState.Key)
+	err := retryUntilSuccess(ctx, n.log, func() error {
+		key, err := n.readCurrentKey(ctx)
+		same = err != nil || bytes.Equal(key, n.stateForNextRun.Key)
 		return err
 	})
 	if err == nil && !same {
@@ -149,8 +150,9 @@ func (n *gossipNode) verifyKey(ctx context.Context) error {
 	return err
 }
 
-// retryUntilDone calls f every half second until it succeeds or ctx ends. It logs each error once.
-func retryUntilDone(ctx context.Context, log *slog.Logger, f func() error) error {
+// retryUntilSuccess calls f every half second until it succeeds or ctx ends. It logs each error
+// once.
+func retryUntilSuccess(ctx context.Context, log *slog.Logger, f func() error) error {
 	lastError := ""
 	for {
 		err := f()

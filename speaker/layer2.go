@@ -23,8 +23,8 @@ type layer2Options struct {
 	AnswerPing            bool
 }
 
-// minRefreshInterval keeps the load of thousands of announced addresses low.
-const minRefreshInterval = 10 * time.Second
+// minAnnouncementRefreshInterval keeps the load of thousands of announced addresses low.
+const minAnnouncementRefreshInterval = 10 * time.Second
 
 func (o *layer2Options) addFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.ExcludeInterfacesFile, "exclude-interfaces-file", "/etc/gantry/excludel2.yaml",
@@ -38,7 +38,7 @@ func (o *layer2Options) addFlags(fs *pflag.FlagSet) {
 }
 
 func (o *layer2Options) validate() error {
-	if o.RefreshInterval != 0 && o.RefreshInterval < minRefreshInterval {
+	if o.RefreshInterval != 0 && o.RefreshInterval < minAnnouncementRefreshInterval {
 		return option.InvalidOptionError("layer2-refresh-interval", o.RefreshInterval.String(), "write 0, or 10s or more")
 	}
 	return nil
@@ -48,19 +48,19 @@ func (o *layer2Options) validate() error {
 func (o *layer2Options) engineOptions(w wire.Wire) []layer2.Option {
 	out := []layer2.Option{layer2.WithRefreshInterval(o.RefreshInterval)}
 	if o.AnswerPing {
-		out = append(out, layer2.WithPingWire(w))
+		out = append(out, layer2.WithPingResponders(w))
 	}
 	return out
 }
 
-// excludedInterfaces is the content of the file, in MetalLB's format.
-type excludedInterfaces struct {
+// excludedInterfacesFile is the content of the file, in MetalLB's format.
+type excludedInterfacesFile struct {
 	Patterns []string `json:"announcedInterfacesToExclude"`
 }
 
-// readExclusionsFrom returns a function that reads the file. If there is no file it returns the
+// newExclusionReader returns a function that reads the file. If there is no file it returns the
 // default.
-func readExclusionsFrom(path string) links.ExcludePatternsFunc {
+func newExclusionReader(path string) links.ExcludePatternsFunc {
 	return func() ([]string, error) {
 		text, err := os.ReadFile(path)
 		if path == "" || errors.Is(err, fs.ErrNotExist) {
@@ -69,7 +69,7 @@ func readExclusionsFrom(path string) links.ExcludePatternsFunc {
 		if err != nil {
 			return nil, fmt.Errorf("reading the excluded interfaces (--exclude-interfaces-file): %w", err)
 		}
-		var e excludedInterfaces
+		var e excludedInterfacesFile
 		if err := yaml.UnmarshalStrict(text, &e); err != nil {
 			return nil, fmt.Errorf("reading the excluded interfaces in %q (--exclude-interfaces-file): %w",
 				path, err)

@@ -22,7 +22,7 @@ import (
 
 // options are the speaker's options.
 type options struct {
-	option.Common
+	option.CommonOptions
 	NodeName          string
 	PodName           string
 	GossipBindAddress string
@@ -40,13 +40,13 @@ const garbageCollectionPercent = 30
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	option.LimitGarbage(garbageCollectionPercent)
-	o, err := parseOptions(os.Args[1:], option.LookupEnvironment)
+	option.LimitHeapGarbage(garbageCollectionPercent)
+	o, err := parseOptions(os.Args[1:], option.LookupEnvironmentVariable)
 	if errors.Is(err, pflag.ErrHelp) {
 		return
 	}
 	if err == nil {
-		err = runWithLogging(ctx, o)
+		err = runSpeakerWithLogging(ctx, o)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "speaker:", err)
@@ -54,8 +54,8 @@ func main() {
 	}
 }
 
-// runWithLogging sets the loggers and runs the speaker.
-func runWithLogging(ctx context.Context, o options) error {
+// runSpeakerWithLogging sets the loggers and runs the speaker.
+func runSpeakerWithLogging(ctx context.Context, o options) error {
 	log := o.NewLogger(os.Stderr)
 	ctrl.SetLogger(logr.FromSlogHandler(log.Handler()))
 	klog.SetSlogLogger(log)

@@ -57,7 +57,7 @@ func runSpeaker(ctx context.Context, o options, log *slog.Logger) error {
 	parts, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	g, parts := errgroup.WithContext(parts)
-	feed, err := newFeed(mgr, config, o, log)
+	feed, err := newClusterFeed(mgr, config, o, log)
 	if err != nil {
 		return err
 	}
@@ -68,24 +68,24 @@ func runSpeaker(ctx context.Context, o options, log *slog.Logger) error {
 		stop()
 		return errors.Join(err, g.Wait())
 	}
-	watcher := links.NewWatcher(readExclusionsFrom(o.ExcludeInterfacesFile), log)
+	watcher := links.NewWatcher(newExclusionReader(o.ExcludeInterfacesFile), log)
 	engine := layer2.New(wire.Wire{}, time.Now, o.layer2Options.engineOptions(wire.Wire{})...)
 	if err := metrics.Registry.Register(engine); err != nil {
 		return fmt.Errorf("registering the metrics of layer 2: %w", err)
 	}
-	routing, err := newBGPParts(mgr, o, gossip.nonce, log)
+	routing, err := newBGPParts(mgr, o, gossip.runNonce, log)
 	if err != nil {
 		return err
 	}
 	writer := newStatusWriter(mgr, o, feed, watcher, log)
-	routing.statusWriter.PodOwner, routing.statusWriter.ServiceReference = writer.PodOwner, feed.ServiceReference
-	prober := newProber(mgr, o, log)
+	routing.statusWriter.PodOwnerReferences, routing.statusWriter.ServiceReference = writer.PodOwnerReferences, feed.ServiceReference
+	prober := newProbeWriter(mgr, o, log)
 	a := agent.New(agent.Options{
-		Self: o.NodeName, Nonce: gossip.nonce, LoadBalancerClass: o.LoadBalancerClass, Timing: elect.DefaultTiming(),
+		Self: o.NodeName, Nonce: gossip.runNonce, LoadBalancerClass: o.LoadBalancerClass, Timing: elect.DefaultTiming(),
 		Layer2: engine, BGP: routing.bgpEngine, Members: gossip, Links: watcher.LinkSets(),
 		Now: time.Now, Log: log,
-		ObserveStatus: routing.observeStatus(writer.Observe), ObserveProbeAnswer: prober.Observe,
-		SaveCheckpoint: gossip.checkpointSaver(store),
+		ObserveStatus: routing.newStatusObserver(writer.ObserveStatus), ObserveProbeAnswer: prober.ObserveAnswer,
+		SaveCheckpoint: gossip.newCheckpointSaver(store),
 		RestoreFrom:    gossip.restoredCheckpoint(o.configurationScope()),
 	})
 	if err := errors.Join(metrics.Registry.Register(a), metrics.Registry.Register(writer.Metrics)); err != nil {
@@ -107,17 +107,17 @@ func runSpeaker(ctx context.Context, o options, log *slog.Logger) error {
 	// The parts that use the API server start once it serves our kinds. Until then the speaker
 	// serves its checkpoint.
 	g.Go(func() error {
-		if err := awaitAPIKinds(parts, config, log); err != nil || parts.Err() != nil {
+		if err := awaitCustomResourceKinds(parts, config, log); err != nil || parts.Err() != nil {
 			return err
 		}
 		for _, part := range []func(context.Context) error{feed.Run, writer.Run, state.Run, prober.Run} {
 			g.Go(func() error { return part(parts) })
 		}
-		return gossip.verifyKey(parts)
+		return gossip.verifySavedKey(parts)
 	})
 	g.Go(func() error {
 		defer stop()
-		handOverAddresses(ctx, parts, a, routing.bgpEngine, log)
+		handOverAddressesAtExit(ctx, parts, a, routing.bgpEngine, log)
 		return nil
 	})
 	return g.Wait()
@@ -140,12 +140,12 @@ func newProblemObserver(state *reconcile.ConfigurationWriter) (func([]snapshot.P
 	if err := metrics.Registry.Register(gauges); err != nil {
 		return nil, fmt.Errorf("registering the metrics of the configuration: %w", err)
 	}
-	return func(p []snapshot.Problem) { gauges.RecordProblems(p); state.Observe(p) }, nil
+	return func(p []snapshot.Problem) { gauges.RecordProblems(p); state.ObserveProblems(p) }, nil
 }
 
-// newFeed returns the feed that watches the cluster, and adds the health checks. Its Agent, Seeds
-// and Problems are set before it runs.
-func newFeed(
+// newClusterFeed returns the feed that watches the cluster, and adds the health checks. Its Agent,
+// Seeds and Problems are set before it runs.
+func newClusterFeed(
 	mgr ctrl.Manager, config *rest.Config, o options, log *slog.Logger,
 ) (*reconcile.ClusterFeed, error) {
 	source, err := client.NewWithWatch(config, client.Options{
@@ -155,7 +155,7 @@ func newFeed(
 		return nil, fmt.Errorf("setting up the client for Services: %w", err)
 	}
 	feed := &reconcile.ClusterFeed{
-		Cache: mgr.GetCache(), Source: source, Log: log, Self: o.NodeName, Scope: o.configurationScope(),
+		Cache: mgr.GetCache(), WatchClient: source, Log: log, Self: o.NodeName, Scope: o.configurationScope(),
 	}
 	return feed, addHealthChecks(mgr, feed)
 }
@@ -175,9 +175,9 @@ func newStatusWriter(
 	return w
 }
 
-// newProber returns the writer that probes addresses for the controller. Its Agent is set before it
-// runs.
-func newProber(mgr ctrl.Manager, o options, log *slog.Logger) *reconcile.ProbeWriter {
+// newProbeWriter returns the writer that probes addresses for the controller. Its Agent is set
+// before it runs.
+func newProbeWriter(mgr ctrl.Manager, o options, log *slog.Logger) *reconcile.ProbeWriter {
 	w := &reconcile.ProbeWriter{
 		Client: mgr.GetClient(), Cache: mgr.GetCache(), Log: log, Self: o.NodeName, Namespace: o.Namespace,
 	}
@@ -185,15 +185,15 @@ func newProber(mgr ctrl.Manager, o options, log *slog.Logger) *reconcile.ProbeWr
 	return w
 }
 
-// awaitAPIKinds waits until the API server serves our kinds.
-func awaitAPIKinds(ctx context.Context, config *rest.Config, log *slog.Logger) error {
+// awaitCustomResourceKinds waits until the API server serves our kinds.
+func awaitCustomResourceKinds(ctx context.Context, config *rest.Config, log *slog.Logger) error {
 	resources := append(configuration.RequiredResources, "servicel2statuses", "servicebgpstatuses")
 	return option.AwaitResources(ctx, config, log, resources...)
 }
 
-// handOverAddresses waits until ctx ends. It then waits until other nodes hold the addresses of
-// this one and the routers have got the withdrawals. It returns at once when a part failed.
-func handOverAddresses(ctx, parts context.Context, a *agent.Agent, routers *bgp.Engine, log *slog.Logger) {
+// handOverAddressesAtExit waits until ctx ends. It then waits until other nodes hold the addresses
+// of this one and the routers have got the withdrawals. It returns at once when a part failed.
+func handOverAddressesAtExit(ctx, parts context.Context, a *agent.Agent, routers *bgp.Engine, log *slog.Logger) {
 	select {
 	case <-parts.Done():
 		return
@@ -204,7 +204,7 @@ func handOverAddresses(ctx, parts context.Context, a *agent.Agent, routers *bgp.
 	a.RequestHandover()
 	routers.Stop(parts)
 	select {
-	case <-a.HandedOver():
+	case <-a.HandoverDone():
 		log.Info("all addresses are handed over")
 	case <-parts.Done():
 		log.Warn("stopping although no other node took some addresses", "waited", handoverTimeout.String())
@@ -222,7 +222,7 @@ func newManager(config *rest.Config, o options) (ctrl.Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	watched := o.configurationScope().CacheByObject()
+	watched := o.configurationScope().CacheOptionsByObject()
 	speakers := labels.SelectorFromSet(labels.Set{
 		names.LabelAppName: names.AppName, names.LabelComponent: names.ComponentSpeaker,
 	})

@@ -20,10 +20,10 @@ type AddressProbeSpec struct {
 
 // The outcomes of an AddressProbe.
 const (
-	// OutcomeSilent: no host answered.
-	OutcomeSilent = "Silent"
-	// OutcomeAnswered: a host uses the address, or is about to.
-	OutcomeAnswered = "Answered"
+	// ProbeOutcomeSilent: no host answered.
+	ProbeOutcomeSilent = "Silent"
+	// ProbeOutcomeAnswered: a host uses the address, or is about to.
+	ProbeOutcomeAnswered = "Answered"
 )
 
 // AddressProbeStatus is what a speaker found. The first speaker with a result writes it.

@@ -59,7 +59,7 @@ func testPoolExtensionRules(t *testing.T, c client.Client) {
 			if err := c.Create(context.Background(), p); err != nil {
 				t.Fatal(err)
 			}
-			if _, problems := snapshot.Build(snapshot.Objects{Pools: []v1beta1.IPAddressPool{*p}}); len(problems) > 0 {
+			if _, problems := snapshot.BuildSnapshot(snapshot.Objects{Pools: []v1beta1.IPAddressPool{*p}}); len(problems) > 0 {
 				t.Errorf("it is accepted, but the controller says %v", problems)
 			}
 		})

@@ -112,8 +112,9 @@ func testAddressRules(t *testing.T, c client.Client) {
 	}
 }
 
-// sound are entries that the API server must accept. It cannot check the order of a range's ends.
-var sound = map[string]string{
+// acceptedEntryByName are entries that the API server must accept. It cannot check the order of a
+// range's ends.
+var acceptedEntryByName = map[string]string{
 	"a CIDR":                         "192.0.2.0/24",
 	"a CIDR with host bits":          "10.20.30.40/24",
 	"a CIDR of one address":          "192.0.2.1/32",
@@ -133,13 +134,13 @@ var sound = map[string]string{
 // testAcceptedEntries also checks that the rules and the parser agree: the controller can read what
 // the API server accepts.
 func testAcceptedEntries(t *testing.T, c client.Client) {
-	for name, entry := range sound {
+	for name, entry := range acceptedEntryByName {
 		t.Run(name, func(t *testing.T) {
 			p := newPool(entry)
 			if err := c.Create(context.Background(), p); err != nil {
 				t.Fatal(err)
 			}
-			s, problems := snapshot.Build(snapshot.Objects{Pools: []v1beta1.IPAddressPool{*p}})
+			s, problems := snapshot.BuildSnapshot(snapshot.Objects{Pools: []v1beta1.IPAddressPool{*p}})
 			if len(problems) > 0 || len(s.Pools) != 1 {
 				t.Errorf("%q is accepted, but the controller says %v", entry, problems)
 			}
@@ -150,7 +151,7 @@ func testAcceptedEntries(t *testing.T, c client.Client) {
 		if err := c.Create(context.Background(), p); err != nil {
 			t.Fatal(err)
 		}
-		_, problems := snapshot.Build(snapshot.Objects{Pools: []v1beta1.IPAddressPool{*p}})
+		_, problems := snapshot.BuildSnapshot(snapshot.Objects{Pools: []v1beta1.IPAddressPool{*p}})
 		if len(problems) != 1 || problems[0].Reason != names.ReasonInvalidAddress || !strings.Contains(problems[0].Text, "192.0.2.9-192.0.2.1") {
 			t.Errorf("the problems are %v, want one that quotes the range", problems)
 		}

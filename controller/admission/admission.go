@@ -35,15 +35,15 @@ var WebhookPaths = []string{
 type Validator struct {
 	// Reader reads the existing objects.
 	Reader client.Reader
-	// Scope is the part of the configuration that is read. Configuration objects are allowed only
-	// in its namespace.
-	Scope configuration.Scope
+	// ConfigurationScope is the part of the configuration that is read. Configuration objects are
+	// allowed only in its namespace.
+	ConfigurationScope configuration.Scope
 	// Now returns the creation time for a new object.
 	Now func() time.Time
 }
 
-// RegisterHandlers makes v the handler of all paths.
-func RegisterHandlers(s webhook.Server, v *Validator) {
+// RegisterWebhookHandlers makes v the handler of all paths.
+func RegisterWebhookHandlers(s webhook.Server, v *Validator) {
 	for _, path := range WebhookPaths {
 		s.Register(path, &webhook.Admission{Handler: v})
 	}
@@ -51,26 +51,26 @@ func RegisterHandlers(s webhook.Server, v *Validator) {
 
 // Handle implements admission.Handler.
 func (v *Validator) Handle(ctx context.Context, req admission.Request) admission.Response {
-	if req.Operation != admissionv1.Delete && req.Namespace != v.Scope.Namespace {
-		return admission.Denied(fmt.Sprintf("resource must be created in %s namespace: Gantry reads no other", v.Scope.Namespace))
+	if req.Operation != admissionv1.Delete && req.Namespace != v.ConfigurationScope.Namespace {
+		return admission.Denied(fmt.Sprintf("resource must be created in %s namespace: Gantry reads no other", v.ConfigurationScope.Namespace))
 	}
-	objects, err := v.readObjects(ctx)
+	objects, err := v.readConfigurationObjects(ctx)
 	if err != nil {
 		return admission.Errored(500, err)
 	}
-	_, before := snapshot.Build(objects)
+	_, before := snapshot.BuildSnapshot(objects)
 	if req.Operation == admissionv1.Delete {
-		return decideDelete(req.Kind.Kind, req.Name, &objects)
+		return decideDeletionResponse(req.Kind.Kind, req.Name, &objects)
 	}
-	if err := v.insertObject(req, &objects); err != nil {
+	if err := v.insertRequestedObject(req, &objects); err != nil {
 		return admission.Errored(400, err)
 	}
-	_, after := snapshot.Build(objects)
-	return decideResponse(snapshot.ObjectReference{Kind: req.Kind.Kind, Namespace: req.Namespace, Name: req.Name}, before, after)
+	_, after := snapshot.BuildSnapshot(objects)
+	return decideChangeResponse(snapshot.ObjectReference{Kind: req.Kind.Kind, Namespace: req.Namespace, Name: req.Name}, before, after)
 }
 
-func (v *Validator) readObjects(ctx context.Context) (snapshot.Objects, error) {
-	o, err := v.Scope.ReadObjects(ctx, v.Reader)
+func (v *Validator) readConfigurationObjects(ctx context.Context) (snapshot.Objects, error) {
+	o, err := v.ConfigurationScope.ReadObjects(ctx, v.Reader)
 	if err != nil {
 		return o, err
 	}
@@ -78,9 +78,9 @@ func (v *Validator) readObjects(ctx context.Context) (snapshot.Objects, error) {
 	return o, err
 }
 
-// decideResponse refuses an object that causes new Problems, its own or another object's, and warns
-// of references to objects that do not exist yet.
-func decideResponse(self snapshot.ObjectReference, before, after []snapshot.Problem) admission.Response {
+// decideChangeResponse refuses an object that causes new Problems, its own or another object's, and
+// warns of references to objects that do not exist yet.
+func decideChangeResponse(self snapshot.ObjectReference, before, after []snapshot.Problem) admission.Response {
 	var refused, warnings []string
 	for _, p := range after {
 		switch {
@@ -102,9 +102,9 @@ func decideResponse(self snapshot.ObjectReference, before, after []snapshot.Prob
 	return response.WithWarnings(warnings...)
 }
 
-// decideDelete refuses to delete a BFDProfile that a BGPPeer uses. Everything else may be deleted;
-// conditions report what is missing then.
-func decideDelete(kind, name string, o *snapshot.Objects) admission.Response {
+// decideDeletionResponse refuses to delete a BFDProfile that a BGPPeer uses. Everything else may be
+// deleted; conditions report what is missing then.
+func decideDeletionResponse(kind, name string, o *snapshot.Objects) admission.Response {
 	if kind != "BFDProfile" {
 		return admission.Allowed("")
 	}
@@ -116,29 +116,29 @@ func decideDelete(kind, name string, o *snapshot.Objects) admission.Response {
 	return admission.Allowed("")
 }
 
-// insertObject adds the object of the request to the others, as if it were admitted.
-func (v *Validator) insertObject(req admission.Request, o *snapshot.Objects) error {
+// insertRequestedObject adds the object of the request to the others, as if it were admitted.
+func (v *Validator) insertRequestedObject(req admission.Request, o *snapshot.Objects) error {
 	now := metav1.NewTime(v.Now())
 	switch req.Kind.Kind {
 	case "IPAddressPool":
-		return replaceOrAppend(req, &o.Pools, now, func(p *v1beta1.IPAddressPool) *metav1.ObjectMeta { return &p.ObjectMeta })
+		return replaceOrAppendByName(req, &o.Pools, now, func(p *v1beta1.IPAddressPool) *metav1.ObjectMeta { return &p.ObjectMeta })
 	case "L2Advertisement":
-		return replaceOrAppend(req, &o.L2Advertisements, now, func(p *v1beta1.L2Advertisement) *metav1.ObjectMeta { return &p.ObjectMeta })
+		return replaceOrAppendByName(req, &o.L2Advertisements, now, func(p *v1beta1.L2Advertisement) *metav1.ObjectMeta { return &p.ObjectMeta })
 	case "BGPAdvertisement":
-		return replaceOrAppend(req, &o.BGPAdvertisements, now, func(p *v1beta1.BGPAdvertisement) *metav1.ObjectMeta { return &p.ObjectMeta })
+		return replaceOrAppendByName(req, &o.BGPAdvertisements, now, func(p *v1beta1.BGPAdvertisement) *metav1.ObjectMeta { return &p.ObjectMeta })
 	case "BGPPeer":
-		return replaceOrAppend(req, &o.BGPPeers, now, func(p *v1beta2.BGPPeer) *metav1.ObjectMeta { return &p.ObjectMeta })
+		return replaceOrAppendByName(req, &o.BGPPeers, now, func(p *v1beta2.BGPPeer) *metav1.ObjectMeta { return &p.ObjectMeta })
 	case "BFDProfile":
-		return replaceOrAppend(req, &o.BFDProfiles, now, func(p *v1beta1.BFDProfile) *metav1.ObjectMeta { return &p.ObjectMeta })
+		return replaceOrAppendByName(req, &o.BFDProfiles, now, func(p *v1beta1.BFDProfile) *metav1.ObjectMeta { return &p.ObjectMeta })
 	case "Community":
-		return replaceOrAppend(req, &o.Communities, now, func(p *v1beta1.Community) *metav1.ObjectMeta { return &p.ObjectMeta })
+		return replaceOrAppendByName(req, &o.Communities, now, func(p *v1beta1.Community) *metav1.ObjectMeta { return &p.ObjectMeta })
 	}
 	return fmt.Errorf("the webhook knows no kind %q: correct the ValidatingWebhookConfiguration %q", req.Kind.Kind, names.WebhookConfiguration)
 }
 
-// replaceOrAppend decodes the object and replaces the one of its name in the list. A new object
-// counts as the youngest.
-func replaceOrAppend[T any](req admission.Request, list *[]T, now metav1.Time, metaOf func(*T) *metav1.ObjectMeta) error {
+// replaceOrAppendByName decodes the object and replaces the one of its name in the list. A new
+// object counts as the youngest.
+func replaceOrAppendByName[T any](req admission.Request, list *[]T, now metav1.Time, metaOf func(*T) *metav1.ObjectMeta) error {
 	var o T
 	if err := json.Unmarshal(req.Object.Raw, &o); err != nil {
 		return fmt.Errorf("reading the %s: %w", req.Kind.Kind, err)

@@ -53,11 +53,11 @@ func withDualStack(policy view.FamilyPolicy) func(*view.Service) {
 	return func(s *view.Service) { s.ClusterIPs, s.FamilyPolicy = parseAddresses("10.96.0.9", "fd00::9"), policy }
 }
 
-func withPool(pool string) func(*view.Service) {
+func withRequestedPool(pool string) func(*view.Service) {
 	return func(s *view.Service) { s.RequestedPool = pool }
 }
 
-func withRequested(texts ...string) func(*view.Service) {
+func withRequestedAddresses(texts ...string) func(*view.Service) {
 	return func(s *view.Service) { s.RequestedAddresses = parseAddresses(texts...) }
 }
 
@@ -117,11 +117,11 @@ func TestDecide(t *testing.T) {
 		},
 		"a reserved pool is used when named": {
 			pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{reserved(t)} },
-			service: newService("s", withPool("reserved")), want: "192.0.2.64", wantReason: names.ReasonAssigned,
+			service: newService("s", withRequestedPool("reserved")), want: "192.0.2.64", wantReason: names.ReasonAssigned,
 		},
 		"a pool that does not exist is named in the answer": {
 			pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{reserved(t)} },
-			service: newService("s", withPool("nowhere")), wantReason: names.ReasonPoolNotFound, wantText: `"nowhere"`,
+			service: newService("s", withRequestedPool("nowhere")), wantReason: names.ReasonPoolNotFound, wantText: `"nowhere"`,
 		},
 		"a pinned pool of a better priority comes before open ones": {
 			pools: func(t *testing.T) []*snapshot.Pool {
@@ -133,20 +133,20 @@ func TestDecide(t *testing.T) {
 			pools: func(t *testing.T) []*snapshot.Pool {
 				return []*snapshot.Pool{pinned(t, "b", 1, "other", "192.0.2.2")}
 			},
-			service: newService("s", withPool("b")), wantReason: names.ReasonPoolNotAllowed,
+			service: newService("s", withRequestedPool("b")), wantReason: names.ReasonPoolNotAllowed,
 		},
 		"an address that is asked for is given, of a reserved pool too": {
 			pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{reserved(t)} },
-			service: newService("s", withRequested("192.0.2.66")), want: "192.0.2.66", wantReason: names.ReasonAssigned,
+			service: newService("s", withRequestedAddresses("192.0.2.66")), want: "192.0.2.66", wantReason: names.ReasonAssigned,
 		},
 		"an address in use is refused with its holder's name": {
 			pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPool(t, "a", "192.0.2.1")} },
 			before:  []*view.Service{newService("first")},
-			service: newService("s", withRequested("192.0.2.1")), wantReason: names.ReasonAddressInUse, wantText: "default/first",
+			service: newService("s", withRequestedAddresses("192.0.2.1")), wantReason: names.ReasonAddressInUse, wantText: "default/first",
 		},
 		"an address of the wrong family is refused": {
 			pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPool(t, "a", "fd00:1::/120")} },
-			service: newService("s", withRequested("fd00:1::1")), wantReason: names.ReasonFamilyMismatch,
+			service: newService("s", withRequestedAddresses("fd00:1::1")), wantReason: names.ReasonFamilyMismatch,
 		},
 		"Services with one key and other ports share the lowest address": {
 			pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPool(t, "a", "192.0.2.1-192.0.2.2")} },
@@ -187,12 +187,12 @@ func TestDecide(t *testing.T) {
 			snap := &snapshot.Snapshot{Pools: tc.pools(t)}
 			l := NewLedger()
 			for _, s := range tc.before {
-				d := Decide(s, l, snap)
-				l.CommitAssignment(s, d.Addresses, d.Pool)
+				d := DecideAssignment(s, l, snap)
+				l.CommitAssignment(s, d.Addresses, d.PoolOfFirstAddress)
 			}
-			d := Decide(tc.service, l, snap)
-			if got := strings.ReplaceAll(joinAddresses(d.Addresses), ",", ""); got != tc.want || d.Reason != tc.wantReason || !strings.Contains(d.Text, tc.wantText) {
-				t.Errorf("got %q, %s: %s; want %q, %s with %q", got, d.Reason, d.Text, tc.want, tc.wantReason, tc.wantText)
+			d := DecideAssignment(tc.service, l, snap)
+			if got := strings.ReplaceAll(joinAddresses(d.Addresses), ",", ""); got != tc.want || d.Reason != tc.wantReason || !strings.Contains(d.ReasonText, tc.wantText) {
+				t.Errorf("got %q, %s: %s; want %q, %s with %q", got, d.Reason, d.ReasonText, tc.want, tc.wantReason, tc.wantText)
 			}
 		})
 	}
@@ -210,21 +210,21 @@ func TestAssignedAddressStays(t *testing.T) {
 		"when all pools are gone":                     {after: &snapshot.Snapshot{}, want: "192.0.2.1", wantReason: names.ReasonAddressNotInPool},
 		"when its pool is renamed":                    {after: &snapshot.Snapshot{Pools: []*snapshot.Pool{newPool(t, "b", "192.0.2.0/24")}}, want: "192.0.2.1", wantReason: names.ReasonAssigned},
 		"when a better pool appears":                  {after: &snapshot.Snapshot{Pools: []*snapshot.Pool{newPool(t, "Z", "198.51.100.0/24"), newPool(t, "a", "192.0.2.0/24")}}, want: "192.0.2.1", wantReason: names.ReasonAssigned},
-		"when its Service asks for what is not there": {after: before, edit: withRequested("203.0.113.1"), want: "192.0.2.1", wantReason: names.ReasonAddressNotInPool},
+		"when its Service asks for what is not there": {after: before, edit: withRequestedAddresses("203.0.113.1"), want: "192.0.2.1", wantReason: names.ReasonAddressNotInPool},
 		"when its Service's annotation is malformed":  {after: before, edit: func(s *view.Service) { s.RequestFault = "no address" }, want: "192.0.2.1", wantReason: names.ReasonInvalidRequest},
-		"until its Service asks for another":          {after: before, edit: withRequested("192.0.2.5"), want: "192.0.2.5", wantReason: names.ReasonAssigned},
+		"until its Service asks for another":          {after: before, edit: withRequestedAddresses("192.0.2.5"), want: "192.0.2.5", wantReason: names.ReasonAssigned},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			l, s := NewLedger(), newService("s")
-			d := Decide(s, l, before)
-			l.CommitAssignment(s, d.Addresses, d.Pool)
+			d := DecideAssignment(s, l, before)
+			l.CommitAssignment(s, d.Addresses, d.PoolOfFirstAddress)
 			if tc.edit != nil {
 				tc.edit(s)
 			}
-			d = Decide(s, l, tc.after)
+			d = DecideAssignment(s, l, tc.after)
 			if joinAddresses(d.Addresses) != tc.want || d.Reason != tc.wantReason {
-				t.Errorf("got %s, %s: %s; want %s, %s", joinAddresses(d.Addresses), d.Reason, d.Text, tc.want, tc.wantReason)
+				t.Errorf("got %s, %s: %s; want %s, %s", joinAddresses(d.Addresses), d.Reason, d.ReasonText, tc.want, tc.wantReason)
 			}
 		})
 	}
@@ -254,30 +254,30 @@ func TestLedgerInvariants(t *testing.T) {
 			if live[name] == nil {
 				live[name] = s
 			}
-			d := Decide(live[name], l, snap)
-			l.CommitAssignment(live[name], d.Addresses, d.Pool)
+			d := DecideAssignment(live[name], l, snap)
+			l.CommitAssignment(live[name], d.Addresses, d.PoolOfFirstAddress)
 		}
-		for i, held := range l.holderTable.keys {
-			if l.holderTable.holderIDs[i] == 0 {
+		for i, held := range l.holderTable.addressBySlot {
+			if l.holderTable.holderIDBySlot[i] == 0 {
 				continue
 			}
 			a := held.toNetip()
-			keys := l.HoldersOf(a)
+			keys := l.HoldersOfAddress(a)
 			if !p.CanAssign(a) {
 				t.Fatalf("%s is held and not of the pool", a)
 			}
 			for i, k := range keys {
 				for _, o := range keys[i+1:] {
-					if reason, _ := sharingOf(live[k.Name]).conflictWith(sharingOf(live[o.Name])); reason != "" {
+					if reason, _ := sharingPropertiesOf(live[k.Name]).conflictReasonWith(sharingPropertiesOf(live[o.Name])); reason != "" {
 						t.Fatalf("%s is held by %s and %s, which may not share it", a, k, o)
 					}
 				}
 			}
 		}
 		fresh := newService("fresh")
-		d := Decide(fresh, l, snap)
+		d := DecideAssignment(fresh, l, snap)
 		for a := p.Ranges[0].First; a.Compare(p.Ranges[0].Last) <= 0; a = a.Next() {
-			if len(l.HoldersOf(a)) == 0 && p.CanAssign(a) {
+			if len(l.HoldersOfAddress(a)) == 0 && p.CanAssign(a) {
 				if !slices.Equal(d.Addresses, []netip.Addr{a}) {
 					t.Fatalf("got %v, want the lowest free address %s", d.Addresses, a)
 				}
@@ -294,11 +294,11 @@ func TestServiceSelectorsRestrictAPool(t *testing.T) {
 	p := newPool(t, "a", "192.0.2.1")
 	p.ServiceAllocation = &snapshot.ServiceAllocation{ServiceSelectors: []labels.Selector{labels.SelectorFromSet(labels.Set{"tier": "web"})}}
 	snap := &snapshot.Snapshot{Pools: []*snapshot.Pool{p}}
-	if d := Decide(newService("s"), NewLedger(), snap); d.Reason != names.ReasonNoEligiblePool {
+	if d := DecideAssignment(newService("s"), NewLedger(), snap); d.Reason != names.ReasonNoEligiblePool {
 		t.Errorf("a Service that no selector matches got %s", d.Reason)
 	}
 	web := newService("s", func(s *view.Service) { s.Labels = map[string]string{"tier": "web"} })
-	if d := Decide(web, NewLedger(), snap); d.Reason != names.ReasonAssigned {
-		t.Errorf("a Service that a selector matches got %s: %s", d.Reason, d.Text)
+	if d := DecideAssignment(web, NewLedger(), snap); d.Reason != names.ReasonAssigned {
+		t.Errorf("a Service that a selector matches got %s: %s", d.Reason, d.ReasonText)
 	}
 }

@@ -10,8 +10,9 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// makeServices returns Services with an IPv4 or an IPv6 cluster IP that differ in their names.
-func makeServices(n int, cluster string) []view.Service {
+// newServicesOfFamily returns Services with an IPv4 or an IPv6 cluster IP that differ in their
+// names.
+func newServicesOfFamily(n int, cluster string) []view.Service {
 	out := make([]view.Service, n)
 	ip := []netip.Addr{netip.MustParseAddr(cluster)}
 	ports := []view.Port{{Protocol: "TCP", Number: 80}}
@@ -26,11 +27,11 @@ func makeServices(n int, cluster string) []view.Service {
 
 // assignService decides and commits.
 func assignService(tb testing.TB, s *view.Service, l *Ledger, snap *snapshot.Snapshot) Decision {
-	d := Decide(s, l, snap)
+	d := DecideAssignment(s, l, snap)
 	if len(d.Addresses) == 0 {
-		tb.Fatalf("%s got nothing: %s", s.Key, d.Text)
+		tb.Fatalf("%s got nothing: %s", s.Key, d.ReasonText)
 	}
-	l.CommitAssignment(s, d.Addresses, d.Pool)
+	l.CommitAssignment(s, d.Addresses, d.PoolOfFirstAddress)
 	return d
 }
 
@@ -60,11 +61,11 @@ func BenchmarkAssign(b *testing.B) {
 	for _, tc := range tests {
 		b.Run(tc.name, func(b *testing.B) {
 			p := newPool(b, "a", tc.entry)
-			p.Order = tc.order
+			p.AssignmentOrder = tc.order
 			snap := &snapshot.Snapshot{Pools: []*snapshot.Pool{p}}
 			others(snap, tc.others)
 			l := NewLedger()
-			all := makeServices(tc.held+1, tc.cluster)
+			all := newServicesOfFamily(tc.held+1, tc.cluster)
 			for i := range all[:tc.held] {
 				assignService(b, &all[i], l, snap)
 			}
@@ -78,8 +79,8 @@ func BenchmarkAssign(b *testing.B) {
 	}
 }
 
-// BenchmarkFill assigns addresses to new Services and measures the time per Service.
-func BenchmarkFill(b *testing.B) {
+// BenchmarkAssignToNewServices assigns addresses to new Services and measures the time per Service.
+func BenchmarkAssignToNewServices(b *testing.B) {
 	tests := []struct {
 		name, entry, cluster string
 		n                    int
@@ -91,7 +92,7 @@ func BenchmarkFill(b *testing.B) {
 	for _, tc := range tests {
 		b.Run(tc.name, func(b *testing.B) {
 			snap := &snapshot.Snapshot{Pools: []*snapshot.Pool{newPool(b, "a", tc.entry)}}
-			all := makeServices(tc.n, tc.cluster)
+			all := newServicesOfFamily(tc.n, tc.cluster)
 			runtime.GC()
 			b.ReportAllocs()
 			l := NewLedger()
@@ -133,9 +134,9 @@ func TestMemoryPerAssignment(t *testing.T) {
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			p := newPool(t, "a", tc.entry)
-			p.Order = tc.order
+			p.AssignmentOrder = tc.order
 			snap := &snapshot.Snapshot{Pools: []*snapshot.Pool{p}}
-			all := makeServices(n, tc.cluster)
+			all := newServicesOfFamily(n, tc.cluster)
 			before := heap()
 			l := NewLedger()
 			for i := range all {

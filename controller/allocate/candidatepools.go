@@ -17,17 +17,18 @@ import (
 // so that pools that do not match cost nothing.
 type candidatePools struct {
 	openPools []*poolEntry
-	// unrestrictedPools have a serviceAllocation that admits any Service.
-	unrestrictedPools []*poolEntry
-	// poolsByNamespace admit any Service of a namespace. selectingPoolsByNamespace also have
-	// Service selectors.
-	poolsByNamespace, selectingPoolsByNamespace map[string][]*poolEntry
-	// poolsByLabel are pools for all namespaces of which each selector needs a label with a certain
-	// value. unindexedPools are the others.
-	poolsByLabel   map[labelPair][]*poolEntry
-	unindexedPools []*poolEntry
-	// pinnedByNamespace caches unrestrictedPools and poolsByNamespace together, in order.
-	pinnedByNamespace map[string][]*poolEntry
+	// pinnedUnrestrictedPools have a serviceAllocation that admits any Service.
+	pinnedUnrestrictedPools []*poolEntry
+	// pinnedPoolsByNamespace admit any Service of a namespace. labelSelectingPoolsByNamespace also
+	// have Service selectors.
+	pinnedPoolsByNamespace, labelSelectingPoolsByNamespace map[string][]*poolEntry
+	// pinnedPoolsByLabel are pools for all namespaces of which each selector needs a label with a
+	// certain value. poolsWithUnindexedSelectors are the others.
+	pinnedPoolsByLabel          map[labelPair][]*poolEntry
+	poolsWithUnindexedSelectors []*poolEntry
+	// cachedPinnedByNamespace caches pinnedUnrestrictedPools and pinnedPoolsByNamespace together,
+	// in order.
+	cachedPinnedByNamespace map[string][]*poolEntry
 }
 
 type labelPair struct{ key, value string }
@@ -40,9 +41,9 @@ func (c *candidatePools) addPool(src *poolEntry) {
 	case a == nil:
 		c.openPools = append(c.openPools, src)
 	case a.NamespacesRestricted:
-		into := &c.poolsByNamespace
+		into := &c.pinnedPoolsByNamespace
 		if len(a.ServiceSelectors) > 0 {
-			into = &c.selectingPoolsByNamespace
+			into = &c.labelSelectingPoolsByNamespace
 		}
 		if *into == nil {
 			*into = map[string][]*poolEntry{}
@@ -51,7 +52,7 @@ func (c *candidatePools) addPool(src *poolEntry) {
 			(*into)[n] = append((*into)[n], src)
 		}
 	case len(a.ServiceSelectors) == 0:
-		c.unrestrictedPools = append(c.unrestrictedPools, src)
+		c.pinnedUnrestrictedPools = append(c.pinnedUnrestrictedPools, src)
 	default:
 		c.addPoolByLabels(src)
 	}
@@ -61,29 +62,29 @@ func (c *candidatePools) addPool(src *poolEntry) {
 func (c *candidatePools) addPoolByLabels(src *poolEntry) {
 	var keys []labelPair
 	for _, s := range src.pool.ServiceAllocation.ServiceSelectors {
-		needed, possible := requiredLabels(s)
+		needed, possible := labelsRequiredBySelector(s)
 		if !possible {
 			continue
 		}
 		if len(needed) == 0 {
-			c.unindexedPools = append(c.unindexedPools, src)
+			c.poolsWithUnindexedSelectors = append(c.poolsWithUnindexedSelectors, src)
 			return
 		}
 		keys = append(keys, needed...)
 	}
-	if c.poolsByLabel == nil {
-		c.poolsByLabel = map[labelPair][]*poolEntry{}
+	if c.pinnedPoolsByLabel == nil {
+		c.pinnedPoolsByLabel = map[labelPair][]*poolEntry{}
 	}
 	for _, k := range keys {
-		if l := c.poolsByLabel[k]; len(l) == 0 || l[len(l)-1] != src {
-			c.poolsByLabel[k] = append(l, src)
+		if l := c.pinnedPoolsByLabel[k]; len(l) == 0 || l[len(l)-1] != src {
+			c.pinnedPoolsByLabel[k] = append(l, src)
 		}
 	}
 }
 
-// requiredLabels returns labels of which a Service must have at least one for the selector to
-// match. It returns none if the selector may match without.
-func requiredLabels(s labels.Selector) (needed []labelPair, possible bool) {
+// labelsRequiredBySelector returns labels of which a Service must have at least one for the
+// selector to match. It returns none if the selector may match without.
+func labelsRequiredBySelector(s labels.Selector) (needed []labelPair, possible bool) {
 	requirements, possible := s.Requirements()
 	for _, r := range requirements {
 		switch r.Operator() {
@@ -97,32 +98,32 @@ func requiredLabels(s labels.Selector) (needed []labelPair, possible bool) {
 	return nil, possible
 }
 
-func (c *candidatePools) clearPinned() { c.pinnedByNamespace = map[string][]*poolEntry{} }
+func (c *candidatePools) clearPinnedCache() { c.cachedPinnedByNamespace = map[string][]*poolEntry{} }
 
 // poolsForService returns the pools for a Service: the restricted ones in order, and the open ones.
 func (c *candidatePools) poolsForService(s *view.Service) (pinned, open []*poolEntry) {
-	pinned, ok := c.pinnedByNamespace[s.Key.Namespace]
+	pinned, ok := c.cachedPinnedByNamespace[s.Key.Namespace]
 	if !ok {
-		pinned = slices.SortedFunc(slices.Values(slices.Concat(c.unrestrictedPools, c.poolsByNamespace[s.Key.Namespace])), compareEntries)
-		c.pinnedByNamespace[s.Key.Namespace] = pinned
+		pinned = slices.SortedFunc(slices.Values(slices.Concat(c.pinnedUnrestrictedPools, c.pinnedPoolsByNamespace[s.Key.Namespace])), comparePoolPriorities)
+		c.cachedPinnedByNamespace[s.Key.Namespace] = pinned
 	}
 	var more []*poolEntry
-	more = appendAdmitting(more, c.unindexedPools, s)
-	more = appendAdmitting(more, c.selectingPoolsByNamespace[s.Key.Namespace], s)
-	if len(c.poolsByLabel) > 0 {
+	more = appendAdmittingPools(more, c.poolsWithUnindexedSelectors, s)
+	more = appendAdmittingPools(more, c.labelSelectingPoolsByNamespace[s.Key.Namespace], s)
+	if len(c.pinnedPoolsByLabel) > 0 {
 		for k, v := range s.Labels {
-			more = appendAdmitting(more, c.poolsByLabel[labelPair{k, v}], s)
+			more = appendAdmittingPools(more, c.pinnedPoolsByLabel[labelPair{k, v}], s)
 		}
 	}
 	if len(more) > 0 {
 		pinned = append(more, pinned...)
-		slices.SortFunc(pinned, compareEntries)
+		slices.SortFunc(pinned, comparePoolPriorities)
 		pinned = slices.Compact(pinned)
 	}
 	return pinned, c.openPools
 }
 
-func appendAdmitting(to, from []*poolEntry, s *view.Service) []*poolEntry {
+func appendAdmittingPools(to, from []*poolEntry, s *view.Service) []*poolEntry {
 	for _, src := range from {
 		if poolAdmits(src.pool, s) {
 			to = append(to, src)
@@ -131,8 +132,8 @@ func appendAdmitting(to, from []*poolEntry, s *view.Service) []*poolEntry {
 	return to
 }
 
-func compareEntries(x, y *poolEntry) int {
-	return cmp.Or(cmp.Compare(priorityRank(x.pool), priorityRank(y.pool)), cmp.Compare(x.snapshotOrder, y.snapshotOrder))
+func comparePoolPriorities(x, y *poolEntry) int {
+	return cmp.Or(cmp.Compare(priorityRank(x.pool), priorityRank(y.pool)), cmp.Compare(x.orderInSnapshot, y.orderInSnapshot))
 }
 
 // priorityRank turns a priority into a rank: lower is better, 0 is last. A negative priority counts

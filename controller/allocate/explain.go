@@ -11,16 +11,16 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// notAdmitted is the text for a pool that does not admit the Service.
-const notAdmitted = "pool %q does not admit this Service: ask for another pool or address, or add the Service's namespace or labels to the pool's serviceAllocation"
+// notAdmittedTextFormat is the text for a pool that does not admit the Service.
+const notAdmittedTextFormat = "pool %q does not admit this Service: ask for another pool or address, or add the Service's namespace or labels to the pool's serviceAllocation"
 
-// checkRequested returns the pool of a requested address, or why the Service cannot have it. For an
-// address that the Service already holds, only its pool is checked.
-func (d *decider) checkRequested(a netip.Addr) (*poolEntry, names.Reason, string) {
-	at := addressOf(a)
-	src := d.index.entryAssigning(at)
+// checkRequestedAddress returns the pool of a requested address, or why the Service cannot have it.
+// For an address that the Service already holds, only its pool is checked.
+func (d *decider) checkRequestedAddress(a netip.Addr) (*poolEntry, names.Reason, string) {
+	at := addressFromNetip(a)
+	src := d.currentPoolIndex.poolEntryAssigning(at)
 	if src == nil {
-		if outer := d.index.entryCovering(at); outer != nil {
+		if outer := d.currentPoolIndex.poolEntryCovering(at); outer != nil {
 			return nil, names.ReasonAddressNotInPool, fmt.Sprintf("pool %q excludes the requested %s, by gantry.exclude or avoidBuggyIPs: ask for another address", outer.pool.Name, a)
 		}
 		return nil, names.ReasonAddressNotInPool, fmt.Sprintf("no pool contains the requested %s: ask for an address of a pool, or add it to one", a)
@@ -30,15 +30,15 @@ func (d *decider) checkRequested(a netip.Addr) (*poolEntry, names.Reason, string
 			a, src.pool.Name, names.AnnotationPool, d.service.RequestedPool)
 	}
 	if !poolAdmits(src.pool, d.service) {
-		return nil, names.ReasonPoolNotAllowed, fmt.Sprintf(notAdmitted, src.pool.Name)
+		return nil, names.ReasonPoolNotAllowed, fmt.Sprintf(notAdmittedTextFormat, src.pool.Name)
 	}
-	if slices.Contains(d.heldBefore.Addresses, a) {
+	if slices.Contains(d.assignmentBefore.Addresses, a) {
 		return src, "", ""
 	}
-	if reason, text := d.ledger.sharingConflict(at, d.service.Key, d.sharing); reason != "" {
+	if reason, text := d.ledger.explainSharingConflict(at, d.service.Key, d.sharing); reason != "" {
 		return nil, reason, fmt.Sprintf("the requested %s %s", a, text)
 	}
-	if w, blocked := d.ledger.blockingEntry(at, d.service.Key); blocked && !d.ledger.isHeld(at) {
+	if w, blocked := d.ledger.entryWithholdingAddress(at, d.service.Key); blocked && !d.ledger.isAddressHeld(at) {
 		return nil, w.Reason, fmt.Sprintf("the requested %s %s", a, w.describeReason())
 	}
 	if !d.isWithinQuota(src.forFamily(at.family()), at) {
@@ -47,10 +47,10 @@ func (d *decider) checkRequested(a netip.Addr) (*poolEntry, names.Reason, string
 	return src, "", ""
 }
 
-// sharingConflict says why the Service may not hold the address together with its holders; the
-// Reason is empty when it may. If several holders conflict, it names the first one by name, so that
-// every controller gives the same answer.
-func (l *Ledger) sharingConflict(a address, k view.ObjectKey, sh *sharing) (names.Reason, string) {
+// explainSharingConflict says why the Service may not hold the address together with its holders;
+// the Reason is empty when it may. If several holders conflict, it names the first one by name, so
+// that every controller gives the same answer.
+func (l *Ledger) explainSharingConflict(a address, k view.ObjectKey, sh *sharingProperties) (names.Reason, string) {
 	first, reason, why := l.firstConflictingHolder(a, k, sh)
 	if first == nil {
 		return "", ""
@@ -60,14 +60,14 @@ func (l *Ledger) sharingConflict(a address, k view.ObjectKey, sh *sharing) (name
 
 // firstConflictingHolder returns the first holder of the address by name that may not share it with
 // the Service, and why not; nil when there is none.
-func (l *Ledger) firstConflictingHolder(a address, k view.ObjectKey, sh *sharing) (first *assignmentRecord, reason names.Reason, why string) {
+func (l *Ledger) firstConflictingHolder(a address, k view.ObjectKey, sh *sharingProperties) (first *assignmentRecord, reason names.Reason, why string) {
 	var room [1]int32
-	for _, id := range l.holderTable.recordsHolding(a, &room) {
+	for _, id := range l.holderTable.recordsHoldingAddress(a, &room) {
 		r := l.recordAt(id)
 		if r.service == k || (first != nil && first.service.Compare(r.service) < 0) {
 			continue
 		}
-		if found, text := sh.conflictWith(r.sharing); found != "" {
+		if found, text := sh.conflictReasonWith(r.sharing); found != "" {
 			first, reason, why = r, found, text
 		}
 	}
@@ -77,51 +77,52 @@ func (l *Ledger) firstConflictingHolder(a address, k view.ObjectKey, sh *sharing
 // describeReason says why the address cannot be assigned, as the end of a sentence.
 func (w WithheldAddress) describeReason() string {
 	until := ""
-	if !w.Until.IsZero() {
-		until = " until " + w.Until.UTC().Format(time.RFC3339)
+	if !w.WithheldUntil.IsZero() {
+		until = " until " + w.WithheldUntil.UTC().Format(time.RFC3339)
 	}
 	switch w.Reason {
 	case names.ReasonAddressReserved:
-		return fmt.Sprintf("is reserved for Service %s by AddressReservation %q%s", w.Service, w.By, until)
+		return fmt.Sprintf("is reserved for Service %s by AddressReservation %q%s", w.Service, w.WithheldBy, until)
 	case names.ReasonQuarantined:
-		return fmt.Sprintf("is in quarantine%s: host %s answered for it on the segment", until, w.By)
+		return fmt.Sprintf("is in quarantine%s: host %s answered for it on the segment", until, w.WithheldBy)
 	case names.ReasonProbing:
 		return fmt.Sprintf("is about to be given to Service %s", w.Service)
 	}
 	return fmt.Sprintf("was released by Service %s and cools down%s", w.Service, until)
 }
 
-// keepHeld leaves the Service with what it has, and says why it does not get what it asks for.
-func (d *decider) keepHeld(r names.Reason, format string, args ...any) Decision {
-	d.picks, d.kept = nil, d.heldBefore.Addresses
+// keepAssignmentUnchanged leaves the Service with what it has, and says why it does not get what it
+// asks for.
+func (d *decider) keepAssignmentUnchanged(r names.Reason, format string, args ...any) Decision {
+	d.pickedAddresses, d.keptAddresses = nil, d.assignmentBefore.Addresses
 	// Addresses beyond its count come from an exchange that was not written.
 	if d.service.RequestFault == "" {
-		d.trimToCount()
-		d.heldBefore.Addresses = d.kept
+		d.dropSurplusAddresses()
+		d.assignmentBefore.Addresses = d.keptAddresses
 	}
-	out := Decision{Addresses: d.heldBefore.Addresses, Reason: r, Text: fmt.Sprintf(format, args...), WantsMore: true}
-	if len(d.heldBefore.Addresses) > 0 {
-		out.Text += fmt.Sprintf("; the Service keeps %s", joinAddresses(d.heldBefore.Addresses))
-		out.Pool, out.Pools, _ = d.describeOrigins(out.Addresses)
+	out := Decision{Addresses: d.assignmentBefore.Addresses, Reason: r, ReasonText: fmt.Sprintf(format, args...), WantsMoreAddresses: true}
+	if len(d.assignmentBefore.Addresses) > 0 {
+		out.ReasonText += fmt.Sprintf("; the Service keeps %s", joinAddresses(d.assignmentBefore.Addresses))
+		out.PoolOfFirstAddress, out.PoolsIfSeveral, _ = d.describePoolsOf(out.Addresses)
 	}
 	return out
 }
 
-func (d *decider) assignedDecision(addresses []netip.Addr) Decision {
+func (d *decider) newAssignedDecision(addresses []netip.Addr) Decision {
 	out := Decision{Addresses: addresses, Reason: names.ReasonAssigned}
-	out.Pool, out.Pools, out.Text = d.describeOrigins(addresses)
+	out.PoolOfFirstAddress, out.PoolsIfSeveral, out.ReasonText = d.describePoolsOf(addresses)
 	return out
 }
 
-// describeOrigins returns the pools of the addresses, and a sentence about them. An address that no
+// describePoolsOf returns the pools of the addresses, and a sentence about them. An address that no
 // pool covers belongs to the pool that it came from. So does an address that the Service got from
 // the pool it names: otherwise a later change of the pools would look like a change of the Service.
-func (d *decider) describeOrigins(addresses []netip.Addr) (pool string, pools []string, text string) {
+func (d *decider) describePoolsOf(addresses []netip.Addr) (pool string, pools []string, text string) {
 	room := make([]byte, 0, 96)
 	room = append(room, "assigned "...)
 	for i, a := range addresses {
-		name := d.heldBefore.Pool
-		if src := d.index.entryCovering(addressOf(a)); src != nil && !(name != "" && name == d.service.RequestedPool && slices.Contains(d.kept, a)) {
+		name := d.assignmentBefore.PoolOfFirstAddress
+		if src := d.currentPoolIndex.poolEntryCovering(addressFromNetip(a)); src != nil && !(name != "" && name == d.service.RequestedPool && slices.Contains(d.keptAddresses, a)) {
 			name = src.pool.Name
 		}
 		switch {
@@ -155,10 +156,10 @@ func joinAddresses(addresses []netip.Addr) string {
 	return strings.Join(out, ", ")
 }
 
-// maxListedPools is how many pools a sentence names.
-const maxListedPools = 8
+// maxPoolsNamedInText is how many pools a sentence names.
+const maxPoolsNamedInText = 8
 
-// joinPoolNames lists the names of pools, sorted, each once, at most maxListedPools of them.
+// joinPoolNames lists the names of pools, sorted, each once, at most maxPoolsNamedInText of them.
 func joinPoolNames(from []*poolEntry) string {
 	var out []string
 	for _, src := range from {
@@ -166,8 +167,8 @@ func joinPoolNames(from []*poolEntry) string {
 	}
 	slices.Sort(out)
 	out = slices.Compact(out)
-	if n := len(out); n > maxListedPools {
-		return strings.Join(out[:maxListedPools], ", ") + fmt.Sprintf(" and %d more", n-maxListedPools)
+	if n := len(out); n > maxPoolsNamedInText {
+		return strings.Join(out[:maxPoolsNamedInText], ", ") + fmt.Sprintf(" and %d more", n-maxPoolsNamedInText)
 	}
 	return strings.Join(out, ", ")
 }

@@ -8,17 +8,17 @@ import "math/bits"
 // positions and not with the size, and the next free position is found in as many steps as the tree
 // has levels.
 type freeSet struct {
-	size       uint64
-	takenCount uint64 // how many positions are taken
-	levels     []map[uint64]uint64
-	// lowestCandidate is a position below which every position is taken.
-	lowestCandidate uint64
+	positionCount uint64
+	takenCount    uint64 // how many positions are taken
+	bitsByLevel   []map[uint64]uint64
+	// lowestPossiblyFree is a position below which every position is taken.
+	lowestPossiblyFree uint64
 }
 
 func newFreeSet(size uint64) *freeSet {
-	s := &freeSet{size: size}
+	s := &freeSet{positionCount: size}
 	for n := size; ; n = (n + 63) / 64 {
-		s.levels = append(s.levels, map[uint64]uint64{})
+		s.bitsByLevel = append(s.bitsByLevel, map[uint64]uint64{})
 		if n <= 64 {
 			return s
 		}
@@ -26,7 +26,7 @@ func newFreeSet(size uint64) *freeSet {
 }
 
 // isTaken says whether the position is taken.
-func (s *freeSet) isTaken(at uint64) bool { return s.levels[0][at/64]&(1<<(at%64)) != 0 }
+func (s *freeSet) isTaken(at uint64) bool { return s.bitsByLevel[0][at/64]&(1<<(at%64)) != 0 }
 
 // markTaken marks the position as taken. It may be taken already.
 func (s *freeSet) markTaken(at uint64) {
@@ -34,10 +34,10 @@ func (s *freeSet) markTaken(at uint64) {
 		return
 	}
 	s.takenCount++
-	if at == s.lowestCandidate {
-		s.lowestCandidate++
+	if at == s.lowestPossiblyFree {
+		s.lowestPossiblyFree++
 	}
-	for _, words := range s.levels {
+	for _, words := range s.bitsByLevel {
 		w := words[at/64] | 1<<(at%64)
 		words[at/64] = w
 		if w != ^uint64(0) {
@@ -53,8 +53,8 @@ func (s *freeSet) markFree(at uint64) {
 		return
 	}
 	s.takenCount--
-	s.lowestCandidate = min(s.lowestCandidate, at)
-	for _, words := range s.levels {
+	s.lowestPossiblyFree = min(s.lowestPossiblyFree, at)
+	for _, words := range s.bitsByLevel {
 		before := words[at/64]
 		if w := before &^ (1 << (at % 64)); w == 0 {
 			delete(words, at/64)
@@ -68,14 +68,14 @@ func (s *freeSet) markFree(at uint64) {
 	}
 }
 
-// nextFree returns the lowest free position that is not below from.
-func (s *freeSet) nextFree(from uint64) (uint64, bool) {
-	at := s.nextFreeOnLevel(0, max(from, s.lowestCandidate))
-	if at >= s.size {
+// nextFreePosition returns the lowest free position that is not below from.
+func (s *freeSet) nextFreePosition(from uint64) (uint64, bool) {
+	at := s.nextFreeOnLevel(0, max(from, s.lowestPossiblyFree))
+	if at >= s.positionCount {
 		return 0, false
 	}
-	if from <= s.lowestCandidate {
-		s.lowestCandidate = at
+	if from <= s.lowestPossiblyFree {
+		s.lowestPossiblyFree = at
 	}
 	return at, true
 }
@@ -83,10 +83,10 @@ func (s *freeSet) nextFree(from uint64) (uint64, bool) {
 // nextFreeOnLevel returns the lowest unset bit of the level that is not below from; it may lie
 // beyond the size.
 func (s *freeSet) nextFreeOnLevel(level int, from uint64) uint64 {
-	if level == len(s.levels) {
+	if level == len(s.bitsByLevel) {
 		return from
 	}
-	words := s.levels[level]
+	words := s.bitsByLevel[level]
 	if open := ^words[from/64] &^ (1<<(from%64) - 1); open != 0 {
 		return from&^63 + uint64(bits.TrailingZeros64(open))
 	}

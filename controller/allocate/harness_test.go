@@ -17,17 +17,17 @@ import (
 // harness is a Ledger with its pools and Services. It carries decisions out as the controller does.
 type harness struct {
 	*testing.T
-	ledger   *Ledger
-	snapshot *snapshot.Snapshot
-	services map[string]*view.Service
-	now      time.Time
-	// written are the addresses in the status of each Service.
-	written map[string][]netip.Addr
+	ledger        *Ledger
+	snapshot      *snapshot.Snapshot
+	serviceByName map[string]*view.Service
+	currentTime   time.Time
+	// writtenAddressesByService are the addresses in the status of each Service.
+	writtenAddressesByService map[string][]netip.Addr
 }
 
 func newHarness(t *testing.T, pools ...*snapshot.Pool) *harness {
-	w := &harness{T: t, ledger: NewLedger(), services: map[string]*view.Service{}, written: map[string][]netip.Addr{}, now: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)}
-	w.ledger.AdvanceTime(w.now)
+	w := &harness{T: t, ledger: NewLedger(), serviceByName: map[string]*view.Service{}, writtenAddressesByService: map[string][]netip.Addr{}, currentTime: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)}
+	w.ledger.AdvanceTime(w.currentTime)
 	w.setPools(pools...)
 	return w
 }
@@ -46,32 +46,32 @@ func (w *harness) setReservations(all ...*snapshot.Reservation) (last Decision) 
 	w.snapshot = &snapshot.Snapshot{Pools: w.snapshot.Pools, Reservations: all}
 	for _, r := range all {
 		last = DecideReservation(r, w.ledger, w.snapshot)
-		w.ledger.KeepReserved(r, last.Addresses)
+		w.ledger.SetReservedAddresses(r, last.Addresses)
 	}
 	return last
 }
 
 func (w *harness) advanceTime(d time.Duration) {
-	w.now = w.now.Add(d)
-	w.ledger.AdvanceTime(w.now)
+	w.currentTime = w.currentTime.Add(d)
+	w.ledger.AdvanceTime(w.currentTime)
 }
 
 // serveService edits a Service, decides, and carries the Decision out.
 func (w *harness) serveService(name string, edits ...func(*view.Service)) Decision {
 	w.Helper()
-	s := w.services[name]
+	s := w.serviceByName[name]
 	if s == nil {
 		s = newService(name)
-		w.services[name] = s
+		w.serviceByName[name] = s
 	}
 	next := *s
 	s = &next
-	w.services[name] = s
+	w.serviceByName[name] = s
 	for _, e := range edits {
 		e(s)
 	}
-	d := Decide(s, w.ledger, w.snapshot)
-	if again := Decide(s, w.ledger, w.snapshot); !equalDecisions(d, again) {
+	d := DecideAssignment(s, w.ledger, w.snapshot)
+	if again := DecideAssignment(s, w.ledger, w.snapshot); !equalDecisions(d, again) {
 		w.Errorf("%s: two equal decisions differ: %+v, then %+v", name, d, again)
 	}
 	w.carryOutDecision(s, d)
@@ -79,20 +79,20 @@ func (w *harness) serveService(name string, edits ...func(*view.Service)) Decisi
 }
 
 func equalDecisions(a, b Decision) bool {
-	return slices.Equal(a.Addresses, b.Addresses) && a.Pool == b.Pool && a.Reason == b.Reason && a.Text == b.Text && slices.Equal(a.Proposed, b.Proposed)
+	return slices.Equal(a.Addresses, b.Addresses) && a.PoolOfFirstAddress == b.PoolOfFirstAddress && a.Reason == b.Reason && a.ReasonText == b.ReasonText && slices.Equal(a.AddressesToProbe, b.AddressesToProbe)
 }
 
 // carryOutDecision does what the controller does with a Decision.
 func (w *harness) carryOutDecision(s *view.Service, d Decision) {
 	w.Helper()
-	if len(d.Proposed) > 0 {
-		w.ledger.ProposeAddresses(s.Key, d.Proposed)
+	if len(d.AddressesToProbe) > 0 {
+		w.ledger.ProposeAddressesForProbe(s.Key, d.AddressesToProbe)
 	} else {
 		w.holdForWrite(s, d)
 	}
-	w.written[s.Key.Name] = d.Addresses
-	if len(d.Proposed) == 0 {
-		w.ledger.CommitAssignment(s, d.Addresses, d.Pool)
+	w.writtenAddressesByService[s.Key.Name] = d.Addresses
+	if len(d.AddressesToProbe) == 0 {
+		w.ledger.CommitAssignment(s, d.Addresses, d.PoolOfFirstAddress)
 	}
 }
 
@@ -106,31 +106,31 @@ func (w *harness) holdForWrite(s *view.Service, d Decision) {
 			both = append(both, a)
 		}
 	}
-	w.ledger.CommitAssignment(s, both, d.Pool)
+	w.ledger.CommitAssignment(s, both, d.PoolOfFirstAddress)
 }
 
 func (w *harness) deleteService(name string) {
-	w.ledger.ReleaseService(w.services[name].Key)
-	delete(w.services, name)
-	delete(w.written, name)
+	w.ledger.ReleaseService(w.serviceByName[name].Key)
+	delete(w.serviceByName, name)
+	delete(w.writtenAddressesByService, name)
 }
 
 // restartController builds a new Ledger from what is written, as a controller does at its start.
 func (w *harness) restartController() {
-	memory := w.ledger.AllWithheld()
+	memory := w.ledger.AllWithheldAddresses()
 	pools := map[string]string{}
-	for n, s := range w.services {
+	for n, s := range w.serviceByName {
 		held, _ := w.ledger.AssignmentOf(s.Key)
-		pools[n] = held.Pool
+		pools[n] = held.PoolOfFirstAddress
 	}
 	w.ledger = NewLedger()
-	w.ledger.AdvanceTime(w.now)
+	w.ledger.AdvanceTime(w.currentTime)
 	for _, m := range memory {
 		w.ledger.WithholdAddress(m)
 	}
-	for n, s := range w.services {
-		if len(w.written[n]) > 0 {
-			w.ledger.CommitAssignment(s, w.written[n], pools[n])
+	for n, s := range w.serviceByName {
+		if len(w.writtenAddressesByService[n]) > 0 {
+			w.ledger.CommitAssignment(s, w.writtenAddressesByService[n], pools[n])
 		}
 	}
 }
@@ -140,11 +140,11 @@ func (w *harness) restartController() {
 func (w *harness) wantDecision(d Decision, addresses string, reason names.Reason, words ...string) {
 	w.Helper()
 	if joinAddresses(d.Addresses) != addresses || d.Reason != reason {
-		w.Errorf("got %q, %s: %s; want %q, %s", joinAddresses(d.Addresses), d.Reason, d.Text, addresses, reason)
+		w.Errorf("got %q, %s: %s; want %q, %s", joinAddresses(d.Addresses), d.Reason, d.ReasonText, addresses, reason)
 	}
 	for _, word := range words {
-		if !strings.Contains(d.Text, word) {
-			w.Errorf("the sentence is %q, want %q in it", d.Text, word)
+		if !strings.Contains(d.ReasonText, word) {
+			w.Errorf("the sentence is %q, want %q in it", d.ReasonText, word)
 		}
 	}
 }
@@ -155,8 +155,8 @@ func inNamespace(namespace string) func(*view.Service) {
 	return func(s *view.Service) { s.Key.Namespace = namespace }
 }
 
-func withLocalTraffic(selector string) func(*view.Service) {
-	return func(s *view.Service) { s.LocalTrafficPolicy, s.PodSelector = true, selector }
+func withLocalTrafficPolicy(selector string) func(*view.Service) {
+	return func(s *view.Service) { s.HasLocalTrafficPolicy, s.PodSelector = true, selector }
 }
 
 func withSingleStackIPv6(s *view.Service) {
@@ -169,9 +169,11 @@ func withLabel(key, value string) func(*view.Service) {
 	return func(s *view.Service) { s.Labels = map[string]string{key: value} }
 }
 
-func withAddressCount(n int) func(*view.Service) { return func(s *view.Service) { s.AddressCount = n } }
+func withAddressCount(n int) func(*view.Service) {
+	return func(s *view.Service) { s.AddressesPerFamily = n }
+}
 
-func withReleased(texts ...string) func(*view.Service) {
+func withAddressesToRelease(texts ...string) func(*view.Service) {
 	return func(s *view.Service) { s.AddressesToRelease = parseAddresses(texts...) }
 }
 
@@ -185,7 +187,7 @@ func editPool(p *snapshot.Pool, edits ...func(*snapshot.Pool)) *snapshot.Pool {
 
 func withoutAutoAssign(p *snapshot.Pool) { p.AutoAssign = false }
 
-func restrictedTo(priority int, namespaces ...string) func(*snapshot.Pool) {
+func restrictedToNamespaces(priority int, namespaces ...string) func(*snapshot.Pool) {
 	return func(p *snapshot.Pool) {
 		p.ServiceAllocation = &snapshot.ServiceAllocation{Priority: priority, Namespaces: namespaces, NamespacesRestricted: len(namespaces) > 0}
 	}
@@ -215,8 +217,8 @@ func excludingRanges(t testing.TB, entries ...string) func(*snapshot.Pool) {
 	return func(p *snapshot.Pool) { p.ExcludedRanges = newPool(t, "", entries...).Ranges }
 }
 
-func withOrder(o snapshot.AssignmentOrder) func(*snapshot.Pool) {
-	return func(p *snapshot.Pool) { p.Order = o }
+func withAssignmentOrder(o snapshot.AssignmentOrder) func(*snapshot.Pool) {
+	return func(p *snapshot.Pool) { p.AssignmentOrder = o }
 }
 
 func withCooldown(d time.Duration) func(*snapshot.Pool) {
@@ -224,7 +226,9 @@ func withCooldown(d time.Duration) func(*snapshot.Pool) {
 }
 
 func withQuota(n int, namespaces map[string]int) func(*snapshot.Pool) {
-	return func(p *snapshot.Pool) { p.Quota = &snapshot.Quota{PerNamespace: n, LimitByNamespace: namespaces} }
+	return func(p *snapshot.Pool) {
+		p.Quota = &snapshot.NamespaceQuota{DefaultLimit: n, LimitByNamespace: namespaces}
+	}
 }
 
 func withProbe(p *snapshot.Pool) { p.Probe = &snapshot.ProbeSettings{QuarantineDelay: time.Hour} }

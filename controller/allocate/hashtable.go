@@ -1,28 +1,28 @@
 package allocate
 
-// hashTable finds small numbers by a hash. It stores 32 bits of the hash next to the number. The
-// caller decides whether a found number is the right one: the key is already in the record, and a
-// Go map would store it twice. Slots are probed linearly, and at most three quarters are in use.
+// numberHashTable finds small numbers by a hash. It stores 32 bits of the hash next to the number.
+// The caller decides whether a found number is the right one: the key is already in the record, and
+// a Go map would store it twice. Slots are probed linearly, and at most three quarters are in use.
 // When an entry is removed, the entries behind it move up.
-type hashTable struct {
-	slots []slot
+type numberHashTable struct {
+	slots []hashSlot
 	count int
 }
 
-// slot holds a number plus 1, so that its zero value is empty.
-type slot struct {
-	hash   uint32
-	number uint32
+// hashSlot holds a number plus 1, so that its zero value is empty.
+type hashSlot struct {
+	hash          uint32
+	numberPlusOne uint32
 }
 
 // findEntry returns the index of the first entry with this hash that accept accepts.
-func (t *hashTable) findEntry(hash uint32, accept func(number uint32) bool) (at int, ok bool) {
+func (t *numberHashTable) findEntry(hash uint32, accept func(number uint32) bool) (at int, ok bool) {
 	if len(t.slots) == 0 {
 		return 0, false
 	}
 	mask := len(t.slots) - 1
-	for at = int(hash) & mask; t.slots[at].number != 0; at = (at + 1) & mask {
-		if t.slots[at].hash == hash && accept(t.slots[at].number-1) {
+	for at = int(hash) & mask; t.slots[at].numberPlusOne != 0; at = (at + 1) & mask {
+		if t.slots[at].hash == hash && accept(t.slots[at].numberPlusOne-1) {
 			return at, true
 		}
 	}
@@ -30,42 +30,42 @@ func (t *hashTable) findEntry(hash uint32, accept func(number uint32) bool) (at 
 }
 
 // addEntry adds a number that is not in the table.
-func (t *hashTable) addEntry(hash, number uint32) {
+func (t *numberHashTable) addEntry(hash, number uint32) {
 	if 4*(t.count+1) > 3*len(t.slots) {
 		t.growSlots()
 	}
-	t.placeSlot(slot{hash, number + 1})
+	t.insertSlot(hashSlot{hash, number + 1})
 	t.count++
 }
 
-func (t *hashTable) placeSlot(s slot) {
+func (t *numberHashTable) insertSlot(s hashSlot) {
 	mask := len(t.slots) - 1
 	at := int(s.hash) & mask
-	for t.slots[at].number != 0 {
+	for t.slots[at].numberPlusOne != 0 {
 		at = (at + 1) & mask
 	}
 	t.slots[at] = s
 }
 
-func (t *hashTable) growSlots() {
+func (t *numberHashTable) growSlots() {
 	old := t.slots
-	t.slots = make([]slot, max(2*len(old), 64))
+	t.slots = make([]hashSlot, max(2*len(old), 64))
 	for _, s := range old {
-		if s.number != 0 {
-			t.placeSlot(s)
+		if s.numberPlusOne != 0 {
+			t.insertSlot(s)
 		}
 	}
 }
 
 // removeEntry removes the entry at an index that findEntry returned.
-func (t *hashTable) removeEntry(at int) {
+func (t *numberHashTable) removeEntry(at int) {
 	mask := len(t.slots) - 1
 	t.count--
-	for next := (at + 1) & mask; t.slots[next].number != 0; next = (next + 1) & mask {
+	for next := (at + 1) & mask; t.slots[next].numberPlusOne != 0; next = (next + 1) & mask {
 		// An entry may move up unless that puts it before its home slot.
 		if home := int(t.slots[next].hash) & mask; (next-home)&mask >= (next-at)&mask {
 			t.slots[at], at = t.slots[next], next
 		}
 	}
-	t.slots[at] = slot{}
+	t.slots[at] = hashSlot{}
 }

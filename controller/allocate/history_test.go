@@ -35,7 +35,7 @@ type randomHistory struct {
 	harness *harness
 }
 
-func (h *randomHistory) drawOne(label string, of ...string) string {
+func (h *randomHistory) drawOneOf(label string, of ...string) string {
 	return rapid.SampledFrom(of).Draw(h.T, label)
 }
 
@@ -52,10 +52,10 @@ func (h *randomHistory) drawPools(pools ...string) {
 	for _, name := range pools {
 		all := rangeVariantsByPool[name]
 		p := newPool(h.harness.T, name, all[rapid.IntRange(0, len(all)-1).Draw(h.T, "ranges")]...)
-		p.Order = snapshot.AssignmentOrder(h.drawOne("order", "", "Lowest", "RoundRobin", "Hash"))
-		p.AutoAssign = h.drawOne("auto", "yes", "yes", "yes", "no") == "yes"
-		p.AvoidBuggyIPs = h.drawOne("avoid", "no", "yes") == "yes"
-		switch h.drawOne("more", "none", "none", "cooldown", "quota", "exclude", "pinned", "others") {
+		p.AssignmentOrder = snapshot.AssignmentOrder(h.drawOneOf("order", "", "Lowest", "RoundRobin", "Hash"))
+		p.AutoAssign = h.drawOneOf("auto", "yes", "yes", "yes", "no") == "yes"
+		p.AvoidBuggyIPs = h.drawOneOf("avoid", "no", "yes") == "yes"
+		switch h.drawOneOf("more", "none", "none", "cooldown", "quota", "exclude", "pinned", "others") {
 		case "cooldown":
 			p.CooldownDelay = time.Minute
 		case "quota":
@@ -63,9 +63,9 @@ func (h *randomHistory) drawPools(pools ...string) {
 		case "exclude":
 			excludingRanges(h.harness.T, "192.0.2.4/31", "198.51.101.1", "fd00:1::2")(p)
 		case "pinned":
-			restrictedTo(1, "a")(p)
+			restrictedToNamespaces(1, "a")(p)
 		case "others":
-			restrictedTo(2, "nobody")(p)
+			restrictedToNamespaces(2, "nobody")(p)
 		}
 		out = append(out, p)
 	}
@@ -76,19 +76,19 @@ func (h *randomHistory) drawPools(pools ...string) {
 // have.
 func (h *randomHistory) runStep() {
 	w := h.harness
-	name := h.drawOne("service", "a1", "a2", "a3", "a4", "b1", "b2", "b3", "b4")
+	name := h.drawOneOf("service", "a1", "a2", "a3", "a4", "b1", "b2", "b3", "b4")
 	before := map[string][]netip.Addr{}
-	for n, as := range w.written {
+	for n, as := range w.writtenAddressesByService {
 		before[n] = slices.Clone(as)
 	}
 	mine := ""
-	switch what := h.drawOne("what", "serve", "serve", "serve", "edit", "delete", "pools", "restart", "later", "reserve"); what {
+	switch what := h.drawOneOf("what", "serve", "serve", "serve", "edit", "delete", "pools", "restart", "later", "reserve"); what {
 	case "serve", "edit":
 		mine = name
 		h.serveRandom(name, what == "edit")
 	case "delete":
 		mine = name
-		if w.services[name] != nil {
+		if w.serviceByName[name] != nil {
 			w.deleteService(name)
 		}
 	case "pools":
@@ -101,30 +101,30 @@ func (h *randomHistory) runStep() {
 		h.reserveRandom()
 	}
 	for _, n := range []string{"a1", "a2", "a3", "a4", "b1", "b2", "b3", "b4"} {
-		if n == mine || w.services[n] == nil {
+		if n == mine || w.serviceByName[n] == nil {
 			continue
 		}
-		from, _ := w.ledger.AssignmentOf(w.services[n].Key)
+		from, _ := w.ledger.AssignmentOf(w.serviceByName[n].Key)
 		w.serveService(n)
 		for _, a := range before[n] {
-			if !slices.Contains(w.written[n], a) && !h.wantsToMove(w.services[n], a, from.Pool) {
-				h.Fatalf("%s had %v, and has %v without asking", n, before[n], w.written[n])
+			if !slices.Contains(w.writtenAddressesByService[n], a) && !h.isWaitingToMove(w.serviceByName[n], a, from.PoolOfFirstAddress) {
+				h.Fatalf("%s had %v, and has %v without asking", n, before[n], w.writtenAddressesByService[n])
 			}
 		}
 	}
 }
 
-// wantsToMove says whether a Service asks to exchange the address.
-func (h *randomHistory) wantsToMove(s *view.Service, a netip.Addr, from string) bool {
+// isWaitingToMove says whether a Service asks to exchange the address.
+func (h *randomHistory) isWaitingToMove(s *view.Service, a netip.Addr, from string) bool {
 	return len(s.RequestedAddresses) > 0 && !slices.Contains(s.RequestedAddresses, a) || slices.Contains(s.AddressesToRelease, a) || s.RequestedPool != "" && s.RequestedPool != from
 }
 
 // serveRandom creates a Service, or edits it.
 func (h *randomHistory) serveRandom(name string, edit bool) {
 	var edits []func(*view.Service)
-	if h.harness.services[name] == nil {
+	if h.harness.serviceByName[name] == nil {
 		edits = append(edits, inNamespace(name[:1]), withAddressCount(rapid.IntRange(1, 2).Draw(h.T, "count")))
-		switch h.drawOne("families", "4", "4", "6", "prefer", "require") {
+		switch h.drawOneOf("families", "4", "4", "6", "prefer", "require") {
 		case "6":
 			edits = append(edits, withSingleStackIPv6)
 		case "prefer":
@@ -132,23 +132,23 @@ func (h *randomHistory) serveRandom(name string, edit bool) {
 		case "require":
 			edits = append(edits, withDualStack(view.RequireDualStack))
 		}
-		if k := h.drawOne("key", "", "", "k", "m"); k != "" {
+		if k := h.drawOneOf("key", "", "", "k", "m"); k != "" {
 			edits = append(edits, withSharingKey(k, rapid.SampledFrom([]uint16{80, 443, 8080}).Draw(h.T, "port")))
 		}
 	}
 	if edit {
-		switch h.drawOne("edit", "address", "pool", "no pool", "release", "release nothing") {
+		switch h.drawOneOf("edit", "address", "pool", "no pool", "release", "release nothing") {
 		case "address":
-			edits = append(edits, withRequested(h.drawOne("asked", "192.0.2.5", "192.0.2.6", "198.51.101.1")))
+			edits = append(edits, withRequestedAddresses(h.drawOneOf("asked", "192.0.2.5", "192.0.2.6", "198.51.101.1")))
 		case "pool":
-			edits = append(edits, withRequested(), withPool(h.drawOne("pool", "0", "1", "2")))
+			edits = append(edits, withRequestedAddresses(), withRequestedPool(h.drawOneOf("pool", "0", "1", "2")))
 		case "no pool":
-			edits = append(edits, withRequested(), withPool(""))
+			edits = append(edits, withRequestedAddresses(), withRequestedPool(""))
 		case "release":
-			held := h.harness.written[name]
-			edits = append(edits, withRequested(), func(s *view.Service) { s.AddressesToRelease = held[:min(len(held), 1)] })
+			held := h.harness.writtenAddressesByService[name]
+			edits = append(edits, withRequestedAddresses(), func(s *view.Service) { s.AddressesToRelease = held[:min(len(held), 1)] })
 		case "release nothing":
-			edits = append(edits, withReleased())
+			edits = append(edits, withAddressesToRelease())
 		}
 	}
 	h.harness.serveService(name, edits...)
@@ -156,7 +156,7 @@ func (h *randomHistory) serveRandom(name string, edit bool) {
 
 func (h *randomHistory) reserveRandom() {
 	r := &snapshot.Reservation{Name: "r", Service: view.ObjectKey{Namespace: "a", Name: "a1"}}
-	switch h.drawOne("reservation", "none", "address", "pool", "follows") {
+	switch h.drawOneOf("reservation", "none", "address", "pool", "follows") {
 	case "none":
 		h.harness.setReservations()
 		return
@@ -165,8 +165,8 @@ func (h *randomHistory) reserveRandom() {
 	case "pool":
 		r.Pool = "0"
 	}
-	if h.drawOne("expires", "no", "yes") == "yes" {
-		r.ExpiresAt = h.harness.now.Add(time.Minute)
+	if h.drawOneOf("expires", "no", "yes") == "yes" {
+		r.ExpiresAt = h.harness.currentTime.Add(time.Minute)
 	}
 	h.harness.setReservations(r)
 }
@@ -176,18 +176,18 @@ func (h *randomHistory) checkInvariants() {
 	w := h.harness
 	w.ledger.UseSnapshot(w.snapshot)
 	holders := map[netip.Addr][]*view.Service{}
-	for n, as := range w.written {
+	for n, as := range w.writtenAddressesByService {
 		for _, a := range as {
 			for _, o := range holders[a] {
-				if reason, _ := sharingOf(w.services[n]).conflictWith(sharingOf(o)); reason != "" {
+				if reason, _ := sharingPropertiesOf(w.serviceByName[n]).conflictReasonWith(sharingPropertiesOf(o)); reason != "" {
 					h.Fatalf("%s is held by %s and %s, which may not share it (%s)", a, n, o.Key, reason)
 				}
 			}
-			holders[a] = append(holders[a], w.services[n])
+			holders[a] = append(holders[a], w.serviceByName[n])
 		}
 	}
 	withheld := map[netip.Addr]bool{}
-	for _, x := range w.ledger.AllWithheld() {
+	for _, x := range w.ledger.AllWithheldAddresses() {
 		withheld[x.Address] = true
 		if x.Reason == names.ReasonProbing && len(holders[x.Address]) == 0 {
 			h.Fatalf("%s is withheld for a finished write of %s", x.Address, x.Service)
@@ -202,20 +202,20 @@ func (h *randomHistory) checkInvariants() {
 				if free && a.Is4() && !lowest.IsValid() {
 					lowest = a
 				}
-				want.AssignedIPv4 += countIf(held && a.Is4())
-				want.AssignedIPv6 += countIf(held && a.Is6())
-				want.AvailableIPv4 += countIf(free && a.Is4())
-				want.AvailableIPv6 += countIf(free && a.Is6())
+				want.AssignedIPv4 += oneIfTrue(held && a.Is4())
+				want.AssignedIPv6 += oneIfTrue(held && a.Is6())
+				want.AvailableIPv4 += oneIfTrue(free && a.Is4())
+				want.AvailableIPv6 += oneIfTrue(free && a.Is6())
 			}
 		}
-		if got := w.ledger.UsageOf(p, w.snapshot); got != want {
+		if got := w.ledger.UsageOfPool(p, w.snapshot); got != want {
 			h.Fatalf("pool %s counts %+v, and the oracle %+v", p.Name, got, want)
 		}
 		h.checkNextAddress(p, lowest)
 	}
 }
 
-func countIf(is bool) int64 {
+func oneIfTrue(is bool) int64 {
 	if is {
 		return 1
 	}
@@ -224,8 +224,8 @@ func countIf(is bool) int64 {
 
 // checkNextAddress checks what a new Service that names the pool would get.
 func (h *randomHistory) checkNextAddress(p *snapshot.Pool, lowest netip.Addr) {
-	s := newService("fresh", inNamespace("z"), withPool(p.Name))
-	d := Decide(s, h.harness.ledger, h.harness.snapshot)
+	s := newService("fresh", inNamespace("z"), withRequestedPool(p.Name))
+	d := DecideAssignment(s, h.harness.ledger, h.harness.snapshot)
 	switch {
 	case !poolAdmits(p, s):
 		if d.Reason != names.ReasonPoolNotAllowed {
@@ -235,12 +235,12 @@ func (h *randomHistory) checkNextAddress(p *snapshot.Pool, lowest netip.Addr) {
 		if len(d.Addresses) > 0 {
 			h.Fatalf("got %v from pool %s, which is full", d.Addresses, p.Name)
 		}
-	case len(d.Addresses) != 1 || !p.CanAssign(d.Addresses[0]) || len(h.harness.ledger.HoldersOf(d.Addresses[0])) > 0:
-		h.Fatalf("pool %s has %s free, and gives %v: %s", p.Name, lowest, d.Addresses, d.Text)
-	case (p.Order == "" || p.Order == snapshot.OrderLowest) && d.Addresses[0] != lowest:
+	case len(d.Addresses) != 1 || !p.CanAssign(d.Addresses[0]) || len(h.harness.ledger.HoldersOfAddress(d.Addresses[0])) > 0:
+		h.Fatalf("pool %s has %s free, and gives %v: %s", p.Name, lowest, d.Addresses, d.ReasonText)
+	case (p.AssignmentOrder == "" || p.AssignmentOrder == snapshot.OrderLowest) && d.Addresses[0] != lowest:
 		h.Fatalf("pool %s gives %v, and %s is the lowest", p.Name, d.Addresses, lowest)
 	}
-	if got := fmt.Sprint(Decide(s, h.harness.ledger, h.harness.snapshot)); got != fmt.Sprint(d) {
+	if got := fmt.Sprint(DecideAssignment(s, h.harness.ledger, h.harness.snapshot)); got != fmt.Sprint(d) {
 		h.Fatalf("two equal decisions differ: %v, %v", d, got)
 	}
 }

@@ -5,94 +5,94 @@ package allocate
 // three quarters are in use. When an entry is removed, the entries behind it move up. A Go map
 // would take the same memory and twice the time.
 type holderTable struct {
-	// salt is random, so that no user can request addresses that all collide.
-	salt      uint64
-	keys      []address
-	holderIDs []int32 // 0: empty; > 0: a record's number + 1; < 0: -(a list's number + 1)
-	count     int
+	// hashSalt is random, so that no user can request addresses that all collide.
+	hashSalt       uint64
+	addressBySlot  []address
+	holderIDBySlot []int32 // 0: empty; > 0: a record's number + 1; < 0: -(a list's number + 1)
+	count          int
 
-	holderLists [][]int32
-	spareLists  []int32
+	holderLists       [][]int32
+	freeHolderListIDs []int32
 }
 
-// homeSlot is the slot where the search for the address starts.
-func (h *holderTable) homeSlot(a address) int {
-	x := (a.hi ^ h.salt) * 0xff51afd7ed558ccd
-	x = (x ^ x>>32 ^ a.lo) * 0xc4ceb9fe1a85ec53
-	return int(x^x>>32) & (len(h.holderIDs) - 1)
+// searchStartSlot is the slot where the search for the address starts.
+func (h *holderTable) searchStartSlot(a address) int {
+	x := (a.highBits ^ h.hashSalt) * 0xff51afd7ed558ccd
+	x = (x ^ x>>32 ^ a.lowBits) * 0xc4ceb9fe1a85ec53
+	return int(x^x>>32) & (len(h.holderIDBySlot) - 1)
 }
 
 // findSlot returns the slot of the address, or the empty one where it belongs.
 func (h *holderTable) findSlot(a address) (at int, ok bool) {
-	if len(h.holderIDs) == 0 {
+	if len(h.holderIDBySlot) == 0 {
 		return 0, false
 	}
-	for at = h.homeSlot(a); h.holderIDs[at] != 0; at = (at + 1) & (len(h.holderIDs) - 1) {
-		if h.keys[at] == a {
+	for at = h.searchStartSlot(a); h.holderIDBySlot[at] != 0; at = (at + 1) & (len(h.holderIDBySlot) - 1) {
+		if h.addressBySlot[at] == a {
 			return at, true
 		}
 	}
 	return at, false
 }
 
-// recordsHolding returns the records that hold the address. A single one is returned in room. The
-// result is valid until the next change.
-func (h *holderTable) recordsHolding(a address, room *[1]int32) []int32 {
+// recordsHoldingAddress returns the records that hold the address. A single one is returned in
+// room. The result is valid until the next change.
+func (h *holderTable) recordsHoldingAddress(a address, room *[1]int32) []int32 {
 	at, ok := h.findSlot(a)
 	switch {
 	case !ok:
 		return nil
-	case h.holderIDs[at] < 0:
-		return h.holderLists[-h.holderIDs[at]-1]
+	case h.holderIDBySlot[at] < 0:
+		return h.holderLists[-h.holderIDBySlot[at]-1]
 	}
-	room[0] = h.holderIDs[at] - 1
+	room[0] = h.holderIDBySlot[at] - 1
 	return room[:]
 }
 
 // addHolder adds a record as the last holder of an address and returns all holders.
 func (h *holderTable) addHolder(a address, id int32, room *[1]int32) []int32 {
-	if 4*(h.count+1) > 3*len(h.holderIDs) {
+	if 4*(h.count+1) > 3*len(h.holderIDBySlot) {
 		h.growSlots()
 	}
 	at, ok := h.findSlot(a)
 	switch {
 	case !ok:
-		h.keys[at], h.holderIDs[at] = a, id+1
+		h.addressBySlot[at], h.holderIDBySlot[at] = a, id+1
 		h.count++
 		room[0] = id
 		return room[:]
-	case h.holderIDs[at] > 0:
+	case h.holderIDBySlot[at] > 0:
 		crowd := h.newHolderList()
-		h.holderLists[crowd] = append(h.holderLists[crowd], h.holderIDs[at]-1)
-		h.holderIDs[at] = -crowd - 1
+		h.holderLists[crowd] = append(h.holderLists[crowd], h.holderIDBySlot[at]-1)
+		h.holderIDBySlot[at] = -crowd - 1
 	}
-	crowd := &h.holderLists[-h.holderIDs[at]-1]
+	crowd := &h.holderLists[-h.holderIDBySlot[at]-1]
 	*crowd = append(*crowd, id)
 	return *crowd
 }
 
 // newHolderList returns the number of an empty list.
 func (h *holderTable) newHolderList() int32 {
-	if n := len(h.spareLists); n > 0 {
-		i := h.spareLists[n-1]
-		h.spareLists = h.spareLists[:n-1]
+	if n := len(h.freeHolderListIDs); n > 0 {
+		i := h.freeHolderListIDs[n-1]
+		h.freeHolderListIDs = h.freeHolderListIDs[:n-1]
 		return i
 	}
 	h.holderLists = append(h.holderLists, nil)
 	return int32(len(h.holderLists) - 1)
 }
 
-// removeHolder removes a record from the holders of an address and returns the others.
+// removeRecordAsHolder removes a record from the holders of an address and returns the others.
 func (h *holderTable) removeHolder(a address, id int32, room *[1]int32) []int32 {
 	at, ok := h.findSlot(a)
 	switch {
 	case !ok:
 		return nil
-	case h.holderIDs[at] > 0:
+	case h.holderIDBySlot[at] > 0:
 		h.removeSlot(at)
 		return nil
 	}
-	i := -h.holderIDs[at] - 1
+	i := -h.holderIDBySlot[at] - 1
 	rest := h.holderLists[i][:0]
 	for _, o := range h.holderLists[i] {
 		if o != id {
@@ -102,31 +102,31 @@ func (h *holderTable) removeHolder(a address, id int32, room *[1]int32) []int32 
 	if h.holderLists[i] = rest; len(rest) > 1 {
 		return rest
 	}
-	h.holderIDs[at], room[0] = rest[0]+1, rest[0]
+	h.holderIDBySlot[at], room[0] = rest[0]+1, rest[0]
 	h.holderLists[i] = rest[:0]
-	h.spareLists = append(h.spareLists, i)
+	h.freeHolderListIDs = append(h.freeHolderListIDs, i)
 	return room[:]
 }
 
 func (h *holderTable) growSlots() {
-	keys, ids := h.keys, h.holderIDs
-	h.keys, h.holderIDs = make([]address, max(2*len(ids), 64)), make([]int32, max(2*len(ids), 64))
+	keys, ids := h.addressBySlot, h.holderIDBySlot
+	h.addressBySlot, h.holderIDBySlot = make([]address, max(2*len(ids), 64)), make([]int32, max(2*len(ids), 64))
 	for i, w := range ids {
 		if w != 0 {
 			at, _ := h.findSlot(keys[i])
-			h.keys[at], h.holderIDs[at] = keys[i], w
+			h.addressBySlot[at], h.holderIDBySlot[at] = keys[i], w
 		}
 	}
 }
 
 func (h *holderTable) removeSlot(at int) {
-	mask := len(h.holderIDs) - 1
+	mask := len(h.holderIDBySlot) - 1
 	h.count--
-	for next := (at + 1) & mask; h.holderIDs[next] != 0; next = (next + 1) & mask {
+	for next := (at + 1) & mask; h.holderIDBySlot[next] != 0; next = (next + 1) & mask {
 		// An entry may move up unless that puts it before its home slot.
-		if (next-h.homeSlot(h.keys[next]))&mask >= (next-at)&mask {
-			h.keys[at], h.holderIDs[at], at = h.keys[next], h.holderIDs[next], next
+		if (next-h.searchStartSlot(h.addressBySlot[next]))&mask >= (next-at)&mask {
+			h.addressBySlot[at], h.holderIDBySlot[at], at = h.addressBySlot[next], h.holderIDBySlot[next], next
 		}
 	}
-	h.holderIDs[at] = 0
+	h.holderIDBySlot[at] = 0
 }

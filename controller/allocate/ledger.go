@@ -19,65 +19,66 @@ import (
 type Assignment struct {
 	Service   view.ObjectKey
 	Addresses []netip.Addr
-	// Pool is the Pool of the first address when it was committed, even if that has changed since.
-	Pool string
+	// PoolOfFirstAddress is the Pool of the first address when it was committed, even if that has
+	// changed since.
+	PoolOfFirstAddress string
 }
 
 // assignmentRecord is an Assignment as stored in the Ledger: small, because there may be a million.
 type assignmentRecord struct {
 	service                     view.ObjectKey
 	firstAddress, secondAddress address
-	sharing                     *sharing
-	poolID                      uint32 // index into Ledger.poolNames
+	sharing                     *sharingProperties
+	poolID                      uint32 // index into Ledger.poolNameByID
 	// addressCount is how many addresses it has; from the third on they are in
-	// Ledger.extraAddresses.
+	// Ledger.extraAddressesByRecord.
 	addressCount uint32
 }
 
-// recordChunkSize is how many records are allocated at once. A doubling list would need twice the
+// recordsPerChunk is how many records are allocated at once. A doubling list would need twice the
 // memory while it grows.
-const recordChunkSize = 1024
+const recordsPerChunk = 1024
 
 // Ledger stores which Service holds which address, and which addresses are withheld. The zero value
 // is not usable; call NewLedger.
 type Ledger struct {
-	currentTime    time.Time
-	records        [][]assignmentRecord
-	recordCount    int
-	spareRecords   []int32
-	extraAddresses map[int32][]address
-	poolNames      []string
-	poolIDByName   map[string]uint32
+	currentTime            time.Time
+	recordChunks           [][]assignmentRecord
+	recordCount            int
+	freeRecordIDs          []int32
+	extraAddressesByRecord map[int32][]address
+	poolNameByID           []string
+	poolIDByName           map[string]uint32
 
-	// recordTable finds a record by its Service.
-	recordTable hashTable
-	hashSeed    maphash.Seed
-	holderTable holderTable
-	// withheldByAddress and withheldByService are the withheld addresses, by address and by the
-	// Service that may have them.
-	withheldByAddress map[address][]WithheldAddress
-	withheldByService map[view.ObjectKey][]address
-	// reservedByReservation are the addresses that each reservation keeps.
-	reservedByReservation map[string]map[address]struct{}
+	// recordIDTable finds a record by its Service.
+	recordIDTable   numberHashTable
+	serviceHashSeed maphash.Seed
+	holderTable     holderTable
+	// withheldEntriesByAddress and withheldAddressesByService are the withheld addresses, by
+	// address and by the Service that may have them.
+	withheldEntriesByAddress   map[address][]WithheldAddress
+	withheldAddressesByService map[view.ObjectKey][]address
+	// reservedAddressesByReservation are the addresses that each reservation keeps.
+	reservedAddressesByReservation map[string]map[address]struct{}
 	// checkpointVersion counts the changes of the entries that must survive a restart.
 	checkpointVersion uint64
-	// probingCount counts the entries with ReasonProbing.
-	probingCount int
-	// deadlines are ordered by time.
-	deadlines []deadline
-	// followingByService are the reservations that take over what their Service held.
-	followingByService map[view.ObjectKey]*snapshot.Reservation
+	// probingEntryCount counts the entries with ReasonProbing.
+	probingEntryCount int
+	// withholdDeadlines are ordered by time.
+	withholdDeadlines []withholdDeadline
+	// followingReservationByService are the reservations that take over what their Service held.
+	followingReservationByService map[view.ObjectKey]*snapshot.Reservation
 
-	index *poolIndex
+	currentPoolIndex *poolIndex
 }
 
 // NewLedger returns an empty Ledger.
 func NewLedger() *Ledger {
 	l := &Ledger{
-		extraAddresses: map[int32][]address{}, poolIDByName: map[string]uint32{}, hashSeed: maphash.MakeSeed(),
-		withheldByAddress: map[address][]WithheldAddress{}, withheldByService: map[view.ObjectKey][]address{}, reservedByReservation: map[string]map[address]struct{}{},
+		extraAddressesByRecord: map[int32][]address{}, poolIDByName: map[string]uint32{}, serviceHashSeed: maphash.MakeSeed(),
+		withheldEntriesByAddress: map[address][]WithheldAddress{}, withheldAddressesByService: map[view.ObjectKey][]address{}, reservedAddressesByReservation: map[string]map[address]struct{}{},
 	}
-	l.holderTable.salt = maphash.String(l.hashSeed, "salt")
+	l.holderTable.hashSalt = maphash.String(l.serviceHashSeed, "salt")
 	return l
 }
 
@@ -89,18 +90,18 @@ func (l *Ledger) AssignmentOf(k view.ObjectKey) (Assignment, bool) {
 	}
 	var room [2]address
 	r := l.recordAt(id)
-	out := Assignment{Service: r.service, Pool: l.poolNames[r.poolID], Addresses: make([]netip.Addr, 0, r.addressCount)}
-	for _, a := range l.appendAddresses(id, room[:0]) {
+	out := Assignment{Service: r.service, PoolOfFirstAddress: l.poolNameByID[r.poolID], Addresses: make([]netip.Addr, 0, r.addressCount)}
+	for _, a := range l.appendRecordAddresses(id, room[:0]) {
 		out.Addresses = append(out.Addresses, a.toNetip())
 	}
 	return out, true
 }
 
-// HoldersOf returns the Services that hold the address, sorted.
-func (l *Ledger) HoldersOf(a netip.Addr) []view.ObjectKey {
+// HoldersOfAddress returns the Services that hold the address, sorted.
+func (l *Ledger) HoldersOfAddress(a netip.Addr) []view.ObjectKey {
 	var room [1]int32
 	var out []view.ObjectKey
-	for _, id := range l.holderTable.recordsHolding(addressOf(a), &room) {
+	for _, id := range l.holderTable.recordsHoldingAddress(addressFromNetip(a), &room) {
 		out = append(out, l.recordAt(id).service)
 	}
 	slices.SortFunc(out, view.ObjectKey.Compare)
@@ -116,62 +117,62 @@ func (l *Ledger) CommitAssignment(s *view.Service, addresses []netip.Addr, pool 
 	var roomOld, roomNew [2]address
 	old, now := roomOld[:0], roomNew[:0]
 	for _, a := range addresses {
-		now = append(now, addressOf(a))
+		now = append(now, addressFromNetip(a))
 	}
 	id, known := l.findRecord(s.Key)
-	sh := sharingOf(s)
+	sh := sharingPropertiesOf(s)
 	if known {
-		old = l.appendAddresses(id, old)
-		if r := l.recordAt(id); slices.Equal(old, now) && l.poolNames[r.poolID] == pool && r.sharing.isEqual(sh) {
+		old = l.appendRecordAddresses(id, old)
+		if r := l.recordAt(id); slices.Equal(old, now) && l.poolNameByID[r.poolID] == pool && r.sharing.isEqual(sh) {
 			return
 		}
 	} else {
-		id = l.openRecord(s.Key)
+		id = l.createRecord(s.Key)
 	}
-	l.changeSharing(id, old, sh)
+	l.changeSharingProperties(id, old, sh)
 	for _, a := range old {
 		if !slices.Contains(now, a) {
-			l.removeHolder(id, a)
+			l.removeRecordAsHolder(id, a)
 		}
 	}
 	r := l.recordAt(id)
-	r.poolID = l.poolIDOf(pool)
-	l.storeAddresses(id, now)
+	r.poolID = l.ensurePoolID(pool)
+	l.storeRecordAddresses(id, now)
 	for _, a := range now {
 		if !slices.Contains(old, a) {
-			l.addHolder(id, a)
+			l.addRecordAsHolder(id, a)
 		}
 	}
-	l.withdrawProposal(s.Key)
+	l.withdrawProposedAddresses(s.Key)
 }
 
 // ReleaseService removes what the Service holds and returns the addresses without a holder. Some of
 // these may not be free yet: they cool down or are reserved.
 func (l *Ledger) ReleaseService(k view.ObjectKey) []netip.Addr {
-	l.withdrawProposal(k)
+	l.withdrawProposedAddresses(k)
 	id, ok := l.findRecord(k)
 	if !ok {
 		return nil
 	}
 	var room [2]address
 	var freed []netip.Addr
-	for _, a := range l.appendAddresses(id, room[:0]) {
-		if !l.removeHolder(id, a) {
+	for _, a := range l.appendRecordAddresses(id, room[:0]) {
+		if !l.removeRecordAsHolder(id, a) {
 			continue
 		}
 		freed = append(freed, a.toNetip())
-		if r := l.followingByService[k]; r != nil && !r.HasExpired(l.currentTime) {
-			l.WithholdAddress(WithheldAddress{Address: a.toNetip(), Service: k, Reason: names.ReasonAddressReserved, Until: r.ExpiresAt, By: r.Name})
+		if r := l.followingReservationByService[k]; r != nil && !r.HasExpired(l.currentTime) {
+			l.WithholdAddress(WithheldAddress{Address: a.toNetip(), Service: k, Reason: names.ReasonAddressReserved, WithheldUntil: r.ExpiresAt, WithheldBy: r.Name})
 		}
 	}
-	l.closeRecord(id)
+	l.deleteRecord(id)
 	return freed
 }
 
-// HoldingServices returns every Service that holds an address, sorted.
-func (l *Ledger) HoldingServices() []view.ObjectKey {
-	out := make([]view.ObjectKey, 0, l.recordTable.count)
-	for _, c := range l.records {
+// ServicesHoldingAddresses returns every Service that holds an address, sorted.
+func (l *Ledger) ServicesHoldingAddresses() []view.ObjectKey {
+	out := make([]view.ObjectKey, 0, l.recordIDTable.count)
+	for _, c := range l.recordChunks {
 		for i := range c {
 			if c[i].addressCount > 0 {
 				out = append(out, c[i].service)
@@ -182,10 +183,10 @@ func (l *Ledger) HoldingServices() []view.ObjectKey {
 	return out
 }
 
-// CanHold says whether the Service may hold a as far as other Services are concerned: no other
-// Service holds it, or all holders can share it with this one.
-func (l *Ledger) CanHold(a netip.Addr, s *view.Service) bool {
-	reason, _ := l.sharingConflict(addressOf(a), s.Key, sharingOf(s))
+// CanServiceHold says whether the Service may hold a as far as other Services are concerned: no
+// other Service holds it, or all holders can share it with this one.
+func (l *Ledger) CanServiceHold(a netip.Addr, s *view.Service) bool {
+	reason, _ := l.explainSharingConflict(addressFromNetip(a), s.Key, sharingPropertiesOf(s))
 	return reason == ""
 }
 
@@ -193,13 +194,13 @@ func (l *Ledger) CanHold(a netip.Addr, s *view.Service) bool {
 func (l *Ledger) ConflictingHolders(a netip.Addr, s *view.Service) []view.ObjectKey {
 	var room [1]int32
 	var out []view.ObjectKey
-	sh := sharingOf(s)
-	for _, id := range l.holderTable.recordsHolding(addressOf(a), &room) {
+	sh := sharingPropertiesOf(s)
+	for _, id := range l.holderTable.recordsHoldingAddress(addressFromNetip(a), &room) {
 		r := l.recordAt(id)
 		if r.service == s.Key {
 			continue
 		}
-		if reason, _ := sh.conflictWith(r.sharing); reason != "" {
+		if reason, _ := sh.conflictReasonWith(r.sharing); reason != "" {
 			out = append(out, r.service)
 		}
 	}
@@ -215,9 +216,9 @@ func (l *Ledger) UseSnapshot(snap *snapshot.Snapshot) { l.indexSnapshot(snap) }
 // now. A count above math.MaxInt64 is math.MaxInt64.
 type PoolUsage struct{ AssignedIPv4, AssignedIPv6, AvailableIPv4, AvailableIPv6 int64 }
 
-// UsageOf counts the addresses of a Pool of the Snapshot.
-func (l *Ledger) UsageOf(p *snapshot.Pool, snap *snapshot.Snapshot) PoolUsage {
-	src := l.indexSnapshot(snap).entryByName[p.Name]
+// UsageOfPool counts the addresses of a Pool of the Snapshot.
+func (l *Ledger) UsageOfPool(p *snapshot.Pool, snap *snapshot.Snapshot) PoolUsage {
+	src := l.indexSnapshot(snap).poolEntryByName[p.Name]
 	if src == nil {
 		return PoolUsage{}
 	}
@@ -225,52 +226,52 @@ func (l *Ledger) UsageOf(p *snapshot.Pool, snap *snapshot.Snapshot) PoolUsage {
 	free := func(size int64, s *familyPool) int64 {
 		return max(size-int64(min(s.freeSet.takenCount, uint64(size))), 0)
 	}
-	return PoolUsage{src.ipv4.addressesInUse, src.ipv6.addressesInUse, free(v4, src.ipv4), free(v6, src.ipv6)}
+	return PoolUsage{src.ipv4Pool.addressesInUseCount, src.ipv6Pool.addressesInUseCount, free(v4, src.ipv4Pool), free(v6, src.ipv6Pool)}
 }
 
-// isHeld says whether any Service holds the address.
-func (l *Ledger) isHeld(a address) bool {
+// isAddressHeld says whether any Service holds the address.
+func (l *Ledger) isAddressHeld(a address) bool {
 	_, ok := l.holderTable.findSlot(a)
 	return ok
 }
 
-// addHolder records a holder of the address.
-func (l *Ledger) addHolder(id int32, a address) {
+// addRecordAsHolder records a holder of the address.
+func (l *Ledger) addRecordAsHolder(id int32, a address) {
 	var room [1]int32
 	all := l.holderTable.addHolder(a, id, &room)
-	if len(l.withheldByAddress) > 0 { // the address has a holder now
-		l.removeEntries(a, func(w WithheldAddress) bool {
+	if len(l.withheldEntriesByAddress) > 0 { // the address has a holder now
+		l.removeWithheldEntries(a, func(w WithheldAddress) bool {
 			return w.Reason == names.ReasonCoolingDown || w.Reason == names.ReasonProbing
 		})
 	}
-	st := l.index.familyPoolCovering(a)
+	st := l.currentPoolIndex.familyPoolCovering(a)
 	if st == nil {
 		return
 	}
-	if at, ok := l.countHolder(st, a, id, all); ok && len(all) == 1 {
-		st.roundRobinNext = at + 1
+	if at, ok := l.countHolderInPool(st, a, id, all); ok && len(all) == 1 {
+		st.nextRoundRobinPosition = at + 1
 	}
 }
 
-// countHolder counts one of all holders of an address in its familyPool, and returns the position
-// of the address if it has one.
-func (l *Ledger) countHolder(st *familyPool, a address, id int32, all []int32) (at uint64, ok bool) {
+// countHolderInPool counts one of all holders of an address in its familyPool, and returns the
+// position of the address if it has one.
+func (l *Ledger) countHolderInPool(st *familyPool, a address, id int32, all []int32) (at uint64, ok bool) {
 	r := l.recordAt(id)
 	if all[0] == id {
-		st.addressesInUse++
+		st.addressesInUseCount++
 	}
-	if st.heldByNamespace != nil && l.firstInNamespace(r.service.Namespace, all) == id {
-		st.heldByNamespace[r.service.Namespace]++
+	if st.heldCountByNamespace != nil && l.firstRecordInNamespace(r.service.Namespace, all) == id {
+		st.heldCountByNamespace[r.service.Namespace]++
 	}
-	if at, ok = st.numbering.positionOf(a); ok {
+	if at, ok = st.numbering.positionOfAddress(a); ok {
 		st.freeSet.markTaken(at)
 		st.addSharer(at, r.sharing)
 	}
 	return at, ok
 }
 
-// firstInNamespace returns the first of the records whose Service is in the namespace, or -1.
-func (l *Ledger) firstInNamespace(namespace string, ids []int32) int32 {
+// firstRecordInNamespace returns the first of the records whose Service is in the namespace, or -1.
+func (l *Ledger) firstRecordInNamespace(namespace string, ids []int32) int32 {
 	for _, id := range ids {
 		if l.recordAt(id).service.Namespace == namespace {
 			return id
@@ -279,32 +280,32 @@ func (l *Ledger) firstInNamespace(namespace string, ids []int32) int32 {
 	return -1
 }
 
-// removeHolder removes a holder of the address, and says whether it was the last.
-func (l *Ledger) removeHolder(id int32, a address) bool {
+// removeRecordAsHolder removes a holder of the address, and says whether it was the last.
+func (l *Ledger) removeRecordAsHolder(id int32, a address) bool {
 	var room [1]int32
 	rest := l.holderTable.removeHolder(a, id, &room)
-	st := l.index.familyPoolCovering(a)
+	st := l.currentPoolIndex.familyPoolCovering(a)
 	if st == nil {
 		return len(rest) == 0
 	}
 	r := l.recordAt(id)
-	if ns := r.service.Namespace; st.heldByNamespace != nil && l.firstInNamespace(ns, rest) < 0 {
-		if st.heldByNamespace[ns]--; st.heldByNamespace[ns] <= 0 {
-			delete(st.heldByNamespace, ns)
+	if ns := r.service.Namespace; st.heldCountByNamespace != nil && l.firstRecordInNamespace(ns, rest) < 0 {
+		if st.heldCountByNamespace[ns]--; st.heldCountByNamespace[ns] <= 0 {
+			delete(st.heldCountByNamespace, ns)
 		}
 	}
-	at, placed := st.numbering.positionOf(a)
+	at, placed := st.numbering.positionOfAddress(a)
 	if placed {
 		st.removeSharer(at, r.sharing, len(rest) == 0)
 	}
 	if len(rest) > 0 {
 		return false
 	}
-	st.addressesInUse--
+	st.addressesInUseCount--
 	if st.pool.CooldownDelay > 0 {
-		l.WithholdAddress(WithheldAddress{Address: a.toNetip(), Service: r.service, Reason: names.ReasonCoolingDown, Until: l.currentTime.Add(st.pool.CooldownDelay)})
+		l.WithholdAddress(WithheldAddress{Address: a.toNetip(), Service: r.service, Reason: names.ReasonCoolingDown, WithheldUntil: l.currentTime.Add(st.pool.CooldownDelay)})
 	}
-	if placed && len(l.withheldByAddress[a]) == 0 {
+	if placed && len(l.withheldEntriesByAddress[a]) == 0 {
 		st.freeSet.markFree(at)
 	}
 	return true

@@ -8,46 +8,47 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// pickMissing picks the addresses that the Service lacks, and says whether it then has all that it
-// needs. Addresses that are withheld for the Service come first. Then the pools are tried in the
-// given order: a pool with both families comes before all pools with one; if none has both, each
-// family comes from the first pool that has it.
-func (d *decider) pickMissing(pinned, open []*poolEntry) bool {
-	d.trimToCount()
+// pickMissingAddresses picks the addresses that the Service lacks, and says whether it then has all
+// that it needs. Addresses that are withheld for the Service come first. Then the pools are tried
+// in the given order: a pool with both families comes before all pools with one; if none has both,
+// each family comes from the first pool that has it.
+func (d *decider) pickMissingAddresses(pinned, open []*poolEntry) bool {
+	d.dropSurplusAddresses()
 	named := d.service.RequestedPool != ""
 	for _, f := range [...]view.Family{view.IPv4, view.IPv6} {
-		for d.needsFamily(f) && d.countOfFamily(f) < d.countPerFamily && d.pickWithheldForService(f, named) {
+		for d.needsFamily(f) && d.countDecidedOfFamily(f) < d.wantedPerFamily && d.pickAddressWithheldForService(f, named) {
 		}
 	}
 	if !d.pickRequiredFamilies(pinned, open) {
 		return false
 	}
 	for _, f := range [...]view.Family{view.IPv4, view.IPv6} {
-		for d.countOfFamily(f) > 0 && d.countOfFamily(f) < d.countPerFamily && d.pickFamily(f, pinned, open) {
+		for d.countDecidedOfFamily(f) > 0 && d.countDecidedOfFamily(f) < d.wantedPerFamily && d.pickAddressOfFamily(f, pinned, open) {
 		}
 	}
 	return true
 }
 
-// trimToCount drops kept addresses beyond the number that the Service asks for, the last first.
-func (d *decider) trimToCount() {
-	if len(d.kept) <= d.countPerFamily {
+// dropSurplusAddresses drops kept addresses beyond the number that the Service asks for, the last
+// first.
+func (d *decider) dropSurplusAddresses() {
+	if len(d.keptAddresses) <= d.wantedPerFamily {
 		return
 	}
 	n := map[view.Family]int{}
-	kept := d.kept[:0]
-	for _, a := range d.kept {
+	kept := d.keptAddresses[:0]
+	for _, a := range d.keptAddresses {
 		f := view.FamilyOf(a)
-		if n[f]++; n[f] <= d.countPerFamily {
+		if n[f]++; n[f] <= d.wantedPerFamily {
 			kept = append(kept, a)
 		}
 	}
-	d.kept = kept
+	d.keptAddresses = kept
 }
 
 // pickRequiredFamilies picks an address of each family of which the Service has none.
 func (d *decider) pickRequiredFamilies(pinned, open []*poolEntry) bool {
-	lacks4, lacks6 := d.needsIPv4 && d.countOfFamily(view.IPv4) == 0, d.needsIPv6 && d.countOfFamily(view.IPv6) == 0
+	lacks4, lacks6 := d.needsIPv4 && d.countDecidedOfFamily(view.IPv4) == 0, d.needsIPv6 && d.countDecidedOfFamily(view.IPv6) == 0
 	first, second := view.IPv4, view.IPv6
 	if d.service.PrimaryFamily == view.IPv6 {
 		first, second = second, first
@@ -56,19 +57,19 @@ func (d *decider) pickRequiredFamilies(pinned, open []*poolEntry) bool {
 	case !lacks4 && !lacks6:
 		return true
 	case !lacks4:
-		return d.pickFamily(view.IPv6, pinned, open) || d.canLackOneFamily()
+		return d.pickAddressOfFamily(view.IPv6, pinned, open) || d.canLackOneFamily()
 	case !lacks6:
-		return d.pickFamily(view.IPv4, pinned, open) || d.canLackOneFamily()
+		return d.pickAddressOfFamily(view.IPv4, pinned, open) || d.canLackOneFamily()
 	// It has two cluster IPs, but only the first family counts.
 	case d.service.FamilyPolicy == view.SingleStack:
-		return d.pickFamily(first, pinned, open) || d.pickFamily(second, pinned, open)
+		return d.pickAddressOfFamily(first, pinned, open) || d.pickAddressOfFamily(second, pinned, open)
 	}
 	if d.pickBothFamilies(pinned) || d.pickBothFamilies(open) {
 		return true
 	}
 	d.exhaustedPools = nil
-	one := d.pickFamily(first, pinned, open)
-	other := d.pickFamily(second, pinned, open)
+	one := d.pickAddressOfFamily(first, pinned, open)
+	other := d.pickAddressOfFamily(second, pinned, open)
 	if d.service.FamilyPolicy == view.RequireDualStack {
 		return one && other
 	}
@@ -83,26 +84,26 @@ func (d *decider) canLackOneFamily() bool {
 // pickBothFamilies picks an address of each family from the first pool that has both.
 func (d *decider) pickBothFamilies(from []*poolEntry) bool {
 	for _, src := range from {
-		n := len(d.picks)
+		n := len(d.pickedAddresses)
 		if d.pickFromPool(src, view.IPv4) && d.pickFromPool(src, view.IPv6) {
 			return true
 		}
-		d.picks = d.picks[:n]
+		d.pickedAddresses = d.pickedAddresses[:n]
 	}
 	return false
 }
 
-// pickFamily picks an address of the family: if possible from a pool that the Service already has
-// an address of, otherwise from the first pool that has one.
-func (d *decider) pickFamily(f view.Family, pinned, open []*poolEntry) bool {
+// pickAddressOfFamily picks an address of the family: if possible from a pool that the Service
+// already has an address of, otherwise from the first pool that has one.
+func (d *decider) pickAddressOfFamily(f view.Family, pinned, open []*poolEntry) bool {
 	if f == view.IPv4 && !d.needsIPv4 || f == view.IPv6 && !d.needsIPv6 {
 		return false
 	}
 	own := func(src *poolEntry) bool {
-		return slices.ContainsFunc(d.picks, func(p pickedAddress) bool { return p.entry == src }) ||
-			slices.ContainsFunc(d.kept, src.pool.CanAssign)
+		return slices.ContainsFunc(d.pickedAddresses, func(p pickedAddress) bool { return p.poolEntry == src }) ||
+			slices.ContainsFunc(d.keptAddresses, src.pool.CanAssign)
 	}
-	if len(d.picks)+len(d.kept) > 0 {
+	if len(d.pickedAddresses)+len(d.keptAddresses) > 0 {
 		for _, from := range [...][]*poolEntry{pinned, open} {
 			for _, src := range from {
 				if own(src) && d.pickFromPool(src, f) {
@@ -121,15 +122,15 @@ func (d *decider) pickFamily(f view.Family, pinned, open []*poolEntry) bool {
 	return false
 }
 
-// countOfFamily counts the kept and the picked addresses of the family.
-func (d *decider) countOfFamily(f view.Family) int {
+// countDecidedOfFamily counts the kept and the picked addresses of the family.
+func (d *decider) countDecidedOfFamily(f view.Family) int {
 	n := 0
-	for _, a := range d.kept {
+	for _, a := range d.keptAddresses {
 		if view.FamilyOf(a) == f {
 			n++
 		}
 	}
-	for _, p := range d.picks {
+	for _, p := range d.pickedAddresses {
 		if p.address.family() == f {
 			n++
 		}
@@ -137,25 +138,25 @@ func (d *decider) countOfFamily(f view.Family) int {
 	return n
 }
 
-// pickWithheldForService picks an address of the family that is withheld for this Service.
-func (d *decider) pickWithheldForService(f view.Family, named bool) bool {
-	for _, a := range d.ledger.withheldByService[d.service.Key] {
+// pickAddressWithheldForService picks an address of the family that is withheld for this Service.
+func (d *decider) pickAddressWithheldForService(f view.Family, named bool) bool {
+	for _, a := range d.ledger.withheldAddressesByService[d.service.Key] {
 		if a.family() != f || d.isUnpickable(a) {
 			continue
 		}
-		src := d.index.entryAssigning(a)
+		src := d.currentPoolIndex.poolEntryAssigning(a)
 		if src == nil || !poolAdmits(src.pool, d.service) || named && src.pool.Name != d.service.RequestedPool {
 			continue
 		}
-		reason, _ := d.ledger.sharingConflict(a, d.service.Key, d.sharing)
-		if _, blocked := d.ledger.blockingEntry(a, d.service.Key); blocked || reason != "" {
+		reason, _ := d.ledger.explainSharingConflict(a, d.service.Key, d.sharing)
+		if _, blocked := d.ledger.entryWithholdingAddress(a, d.service.Key); blocked || reason != "" {
 			continue
 		}
 		if !d.isWithinQuota(src.forFamily(f), a) {
 			d.overQuotaPools = append(d.overQuotaPools, src)
 			continue
 		}
-		d.picks = append(d.picks, pickedAddress{a, src})
+		d.pickedAddresses = append(d.pickedAddresses, pickedAddress{a, src})
 		return true
 	}
 	return false
@@ -164,30 +165,30 @@ func (d *decider) pickWithheldForService(f view.Family, named bool) bool {
 // isUnpickable says whether the address may not be picked: it is picked or kept already, or the
 // Service releases it.
 func (d *decider) isUnpickable(a address) bool {
-	if slices.ContainsFunc(d.picks, func(p pickedAddress) bool { return p.address == a }) {
+	if slices.ContainsFunc(d.pickedAddresses, func(p pickedAddress) bool { return p.address == a }) {
 		return true
 	}
-	if len(d.kept)+len(d.service.AddressesToRelease) == 0 {
+	if len(d.keptAddresses)+len(d.service.AddressesToRelease) == 0 {
 		return false
 	}
 	n := a.toNetip()
-	return slices.Contains(d.kept, n) || slices.Contains(d.service.AddressesToRelease, n)
+	return slices.Contains(d.keptAddresses, n) || slices.Contains(d.service.AddressesToRelease, n)
 }
 
 // isWithinQuota says whether the namespace may have the address. The zero address stands for one
 // that no Service of the namespace holds.
 func (d *decider) isWithinQuota(st *familyPool, a address) bool {
-	if st.heldByNamespace == nil {
+	if st.heldCountByNamespace == nil {
 		return true
 	}
 	ns := d.service.Key.Namespace
 	var room [1]int32
-	if a != (address{}) && d.ledger.firstInNamespace(ns, d.ledger.holderTable.recordsHolding(a, &room)) >= 0 {
+	if a != (address{}) && d.ledger.firstRecordInNamespace(ns, d.ledger.holderTable.recordsHoldingAddress(a, &room)) >= 0 {
 		return true
 	}
 	n := 1
-	for _, p := range d.picks {
-		if p.entry.forFamily(p.address.family()) == st {
+	for _, p := range d.pickedAddresses {
+		if p.poolEntry.forFamily(p.address.family()) == st {
 			n++
 		}
 	}
@@ -200,10 +201,10 @@ func (d *decider) pickFromPool(src *poolEntry, f view.Family) bool {
 	st := src.forFamily(f)
 	free, ok := d.nextPickablePosition(st)
 	if d.sharing != nil {
-		if on := st.sharedSlotsByGroup[d.sharing.sharingGroup]; on != nil {
-			at, shared := on.lowestWithoutPorts(d.sharing.ports)
-			if a := st.addressOrZero(at, shared); shared && !d.isUnpickable(a) && d.isWithinQuota(st, a) && (!ok || at < free || st.pool.Order != snapshot.OrderLowest && st.pool.Order != "") {
-				d.picks = append(d.picks, pickedAddress{a, src})
+		if on := st.sharedPositionsByGroup[d.sharing.sharingTerms]; on != nil {
+			at, shared := on.lowestWithFreePorts(d.sharing.ports)
+			if a := st.addressOrZero(at, shared); shared && !d.isUnpickable(a) && d.isWithinQuota(st, a) && (!ok || at < free || st.pool.AssignmentOrder != snapshot.OrderLowest && st.pool.AssignmentOrder != "") {
+				d.pickedAddresses = append(d.pickedAddresses, pickedAddress{a, src})
 				return true
 			}
 		}
@@ -216,22 +217,22 @@ func (d *decider) pickFromPool(src *poolEntry, f view.Family) bool {
 		d.overQuotaPools = append(d.overQuotaPools, src)
 		return false
 	}
-	d.picks = append(d.picks, pickedAddress{st.numbering.addressAt(free), src})
+	d.pickedAddresses = append(d.pickedAddresses, pickedAddress{st.numbering.addressAtPosition(free), src})
 	return true
 }
 
 // nextPickablePosition returns the next free position that is pickable. Few addresses are
 // unpickable, so that as many steps are enough.
 func (d *decider) nextPickablePosition(st *familyPool) (uint64, bool) {
-	from := st.searchStart(d.service.Key)
-	at, ok := st.nextFree(from)
-	for range len(d.picks) + len(d.service.AddressesToRelease) {
-		if !ok || !d.isUnpickable(st.numbering.addressAt(at)) {
+	from := st.firstSearchPosition(d.service.Key)
+	at, ok := st.nextFreePosition(from)
+	for range len(d.pickedAddresses) + len(d.service.AddressesToRelease) {
+		if !ok || !d.isUnpickable(st.numbering.addressAtPosition(at)) {
 			break
 		}
-		at, ok = st.nextFree(at + 1)
+		at, ok = st.nextFreePosition(at + 1)
 	}
-	return at, ok && !d.isUnpickable(st.numbering.addressAt(at))
+	return at, ok && !d.isUnpickable(st.numbering.addressAtPosition(at))
 }
 
 // addressOrZero returns the address at a position, or the zero address.
@@ -239,10 +240,10 @@ func (s *familyPool) addressOrZero(addressOrZero uint64, there bool) address {
 	if !there {
 		return address{}
 	}
-	return s.numbering.addressAt(addressOrZero)
+	return s.numbering.addressAtPosition(addressOrZero)
 }
 
-// shortageReason says why pickMissing did not find all addresses.
+// shortageReason says why pickMissingAddresses did not find all addresses.
 func (d *decider) shortageReason() (names.Reason, string, string) {
 	if len(d.overQuotaPools) > 0 {
 		return names.ReasonQuotaExceeded, "%s", d.shortageText()

@@ -13,30 +13,30 @@ import (
 type familyPool struct {
 	pool      *snapshot.Pool
 	family    view.Family
-	numbering numbering
+	numbering addressNumbering
 	freeSet   *freeSet
-	// addressesInUse counts the different addresses in the Pool's Ranges that Services hold,
+	// addressesInUseCount counts the different addresses in the Pool's Ranges that Services hold,
 	// excluded and avoided ones included.
-	addressesInUse int64
-	// roundRobinNext is the position where OrderRoundRobin continues.
-	roundRobinNext uint64
-	// heldByNamespace counts the addresses that each namespace holds; nil without a Quota.
-	heldByNamespace    map[string]int
-	sharedSlotsByGroup map[sharingGroup]*sharedSlots
+	addressesInUseCount int64
+	// nextRoundRobinPosition is the position where OrderRoundRobin continues.
+	nextRoundRobinPosition uint64
+	// heldCountByNamespace counts the addresses that each namespace holds; nil without a Quota.
+	heldCountByNamespace   map[string]int
+	sharedPositionsByGroup map[sharingTerms]*sharedPositions
 }
 
 func newFamilyPool(p *snapshot.Pool, f view.Family) *familyPool {
-	s := &familyPool{pool: p, family: f, numbering: newNumbering(p, f), sharedSlotsByGroup: map[sharingGroup]*sharedSlots{}}
+	s := &familyPool{pool: p, family: f, numbering: newAddressNumbering(p, f), sharedPositionsByGroup: map[sharingTerms]*sharedPositions{}}
 	s.freeSet = newFreeSet(s.numbering.positionCount)
 	if p.Quota != nil {
-		s.heldByNamespace = map[string]int{}
+		s.heldCountByNamespace = map[string]int{}
 	}
 	return s
 }
 
-// canServePool says whether the value for one version of a Pool is valid for another: all that it
-// depends on is equal.
-func (s *familyPool) canServePool(p *snapshot.Pool) bool {
+// canReuseForPool says whether the value for one version of a Pool is valid for another: all that
+// it depends on is equal.
+func (s *familyPool) canReuseForPool(p *snapshot.Pool) bool {
 	o := s.pool
 	return o == p || slices.Equal(o.Ranges, p.Ranges) && slices.Equal(o.ExcludedRanges, p.ExcludedRanges) &&
 		o.AvoidBuggyIPs == p.AvoidBuggyIPs && (o.Quota == nil) == (p.Quota == nil)
@@ -45,55 +45,56 @@ func (s *familyPool) canServePool(p *snapshot.Pool) bool {
 // hasQuotaFor says whether the namespace may hold n more addresses.
 func (s *familyPool) hasQuotaFor(namespace string, n int) bool {
 	limit, ok := s.pool.Quota.LimitForNamespace(namespace)
-	return !ok || s.heldByNamespace[namespace]+n <= limit
+	return !ok || s.heldCountByNamespace[namespace]+n <= limit
 }
 
-// searchStart is the position where the search for a free address starts.
-func (s *familyPool) searchStart(k view.ObjectKey) uint64 {
+// firstSearchPosition is the position where the search for a free address starts.
+func (s *familyPool) firstSearchPosition(k view.ObjectKey) uint64 {
 	switch {
-	case s.pool.Order == snapshot.OrderRoundRobin:
-		return s.roundRobinNext
-	case s.pool.Order == snapshot.OrderHash && s.numbering.positionCount > 0:
+	case s.pool.AssignmentOrder == snapshot.OrderRoundRobin:
+		return s.nextRoundRobinPosition
+	case s.pool.AssignmentOrder == snapshot.OrderHash && s.numbering.positionCount > 0:
 		return hashServiceName(k) % s.numbering.positionCount
 	}
 	return 0
 }
 
-// nextFree returns the next free position, from the given one to the end and then from the start.
-func (s *familyPool) nextFree(from uint64) (uint64, bool) {
-	at, ok := s.freeSet.nextFree(from)
+// nextFreePosition returns the next free position, from the given one to the end and then from the
+// start.
+func (s *familyPool) nextFreePosition(from uint64) (uint64, bool) {
+	at, ok := s.freeSet.nextFreePosition(from)
 	if !ok && from > 0 {
-		at, ok = s.freeSet.nextFree(0)
+		at, ok = s.freeSet.nextFreePosition(0)
 	}
 	return at, ok
 }
 
-// addSharer records a holder of a position that Services of the same sharingGroup may share.
-func (s *familyPool) addSharer(at uint64, sh *sharing) {
+// addSharer records a holder of a position that Services of the same sharingTerms may share.
+func (s *familyPool) addSharer(at uint64, sh *sharingProperties) {
 	if sh == nil {
 		return
 	}
-	on := s.sharedSlotsByGroup[sh.sharingGroup]
+	on := s.sharedPositionsByGroup[sh.sharingTerms]
 	if on == nil {
-		on = &sharedSlots{positionsByPort: map[view.Port][]uint64{}}
-		s.sharedSlotsByGroup[sh.sharingGroup] = on
+		on = &sharedPositions{usedPositionsByPort: map[view.Port][]uint64{}}
+		s.sharedPositionsByGroup[sh.sharingTerms] = on
 	}
-	on.addHolder(at, sh.ports)
+	on.addHolderPorts(at, sh.ports)
 }
 
 // removeSharer removes a holder of a position. The position stays shared while it has other
 // holders.
-func (s *familyPool) removeSharer(at uint64, sh *sharing, isLast bool) {
-	if sh == nil || s.sharedSlotsByGroup[sh.sharingGroup] == nil {
+func (s *familyPool) removeSharer(at uint64, sh *sharingProperties, isLast bool) {
+	if sh == nil || s.sharedPositionsByGroup[sh.sharingTerms] == nil {
 		return
 	}
-	on := s.sharedSlotsByGroup[sh.sharingGroup]
-	on.removePorts(at, sh.ports)
+	on := s.sharedPositionsByGroup[sh.sharingTerms]
+	on.removeHolderPorts(at, sh.ports)
 	if !isLast {
 		return
 	}
 	if on.positions = removeSorted(on.positions, at); len(on.positions) == 0 {
-		delete(s.sharedSlotsByGroup, sh.sharingGroup)
+		delete(s.sharedPositionsByGroup, sh.sharingTerms)
 	}
 }
 
@@ -117,73 +118,73 @@ func hashServiceName(k view.ObjectKey) uint64 {
 
 // poolEntry is a Pool with its addresses of both families.
 type poolEntry struct {
-	pool       *snapshot.Pool
-	ipv4, ipv6 *familyPool
-	// snapshotOrder is its position in the Snapshot, which decides between equal pools.
-	snapshotOrder int
+	pool               *snapshot.Pool
+	ipv4Pool, ipv6Pool *familyPool
+	// orderInSnapshot is its position in the Snapshot, which decides between equal pools.
+	orderInSnapshot int
 }
 
 func (s *poolEntry) forFamily(f view.Family) *familyPool {
 	if f == view.IPv4 {
-		return s.ipv4
+		return s.ipv4Pool
 	}
-	return s.ipv6
+	return s.ipv6Pool
 }
 
 // rangeEntry is a Range with the pool to which it belongs.
 type rangeEntry struct {
 	first, last address
-	entry       *poolEntry
+	poolEntry   *poolEntry
 }
 
 // poolIndex are the pools of a Snapshot, indexed so that the cost of a decision does not grow with
 // unrelated pools.
 type poolIndex struct {
-	snapshot     *snapshot.Snapshot
-	entryByName  map[string]*poolEntry
-	rangeEntries []rangeEntry // by address
-	candidates   candidatePools
+	snapshot           *snapshot.Snapshot
+	poolEntryByName    map[string]*poolEntry
+	sortedRangeEntries []rangeEntry // by address
+	candidatePools     candidatePools
 }
 
 // indexSnapshot returns the index for a Snapshot, and makes it the Ledger's. It reuses the entries
 // of pools that give the same addresses as before.
 func (l *Ledger) indexSnapshot(snap *snapshot.Snapshot) *poolIndex {
-	if l.index != nil && l.index.snapshot == snap {
-		return l.index
+	if l.currentPoolIndex != nil && l.currentPoolIndex.snapshot == snap {
+		return l.currentPoolIndex
 	}
-	m := &poolIndex{snapshot: snap, entryByName: map[string]*poolEntry{}}
+	m := &poolIndex{snapshot: snap, poolEntryByName: map[string]*poolEntry{}}
 	fresh := map[*familyPool]bool{}
 	var pools []*snapshot.Pool
 	if snap != nil {
 		pools = snap.Pools
 	}
 	for i, p := range pools {
-		src := &poolEntry{pool: p, snapshotOrder: i}
+		src := &poolEntry{pool: p, orderInSnapshot: i}
 		var old *poolEntry
-		if l.index != nil {
-			old = l.index.entryByName[p.Name]
+		if l.currentPoolIndex != nil {
+			old = l.currentPoolIndex.poolEntryByName[p.Name]
 		}
-		if old != nil && old.ipv4.canServePool(p) {
-			src.ipv4, src.ipv6 = old.ipv4, old.ipv6
-			src.ipv4.pool, src.ipv6.pool = p, p
+		if old != nil && old.ipv4Pool.canReuseForPool(p) {
+			src.ipv4Pool, src.ipv6Pool = old.ipv4Pool, old.ipv6Pool
+			src.ipv4Pool.pool, src.ipv6Pool.pool = p, p
 		} else {
-			src.ipv4, src.ipv6 = newFamilyPool(p, view.IPv4), newFamilyPool(p, view.IPv6)
-			fresh[src.ipv4], fresh[src.ipv6] = true, true
+			src.ipv4Pool, src.ipv6Pool = newFamilyPool(p, view.IPv4), newFamilyPool(p, view.IPv6)
+			fresh[src.ipv4Pool], fresh[src.ipv6Pool] = true, true
 		}
-		m.entryByName[p.Name] = src
-		m.candidates.addPool(src)
+		m.poolEntryByName[p.Name] = src
+		m.candidatePools.addPool(src)
 		for _, r := range p.Ranges {
-			m.rangeEntries = append(m.rangeEntries, rangeEntry{addressOf(r.First), addressOf(r.Last), src})
+			m.sortedRangeEntries = append(m.sortedRangeEntries, rangeEntry{addressFromNetip(r.First), addressFromNetip(r.Last), src})
 		}
 	}
-	m.candidates.clearPinned()
-	slices.SortFunc(m.rangeEntries, func(x, y rangeEntry) int {
+	m.candidatePools.clearPinnedCache()
+	slices.SortFunc(m.sortedRangeEntries, func(x, y rangeEntry) int {
 		if x.first.isBelow(y.first) {
 			return -1
 		}
 		return 1
 	})
-	l.index = m
+	l.currentPoolIndex = m
 	if len(fresh) > 0 {
 		l.fillFreeSets(fresh)
 	}
@@ -193,43 +194,43 @@ func (l *Ledger) indexSnapshot(snap *snapshot.Snapshot) *poolIndex {
 
 // fillFreeSets enters the held and the withheld addresses into new familyPools.
 func (l *Ledger) fillFreeSets(fresh map[*familyPool]bool) {
-	for a := range l.withheldByAddress {
-		if st := l.index.familyPoolCovering(a); fresh[st] {
-			if at, ok := st.numbering.positionOf(a); ok {
+	for a := range l.withheldEntriesByAddress {
+		if st := l.currentPoolIndex.familyPoolCovering(a); fresh[st] {
+			if at, ok := st.numbering.positionOfAddress(a); ok {
 				st.freeSet.markTaken(at)
 			}
 		}
 	}
 	var room [1]int32
-	l.forEachAddress(func(id int32, a address) {
-		if st := l.index.familyPoolCovering(a); fresh[st] {
-			l.countHolder(st, a, id, l.holderTable.recordsHolding(a, &room))
+	l.forEachRecordAddress(func(id int32, a address) {
+		if st := l.currentPoolIndex.familyPoolCovering(a); fresh[st] {
+			l.countHolderInPool(st, a, id, l.holderTable.recordsHoldingAddress(a, &room))
 		}
 	})
 }
 
-// entryCovering returns the pool with the address in its Ranges, nil when there is none.
-func (m *poolIndex) entryCovering(a address) *poolEntry {
-	i := sort.Search(len(m.rangeEntries), func(i int) bool { return a.isBelow(m.rangeEntries[i].first) }) - 1
-	if i < 0 || m.rangeEntries[i].last.isBelow(a) {
+// poolEntryCovering returns the pool with the address in its Ranges, nil when there is none.
+func (m *poolIndex) poolEntryCovering(a address) *poolEntry {
+	i := sort.Search(len(m.sortedRangeEntries), func(i int) bool { return a.isBelow(m.sortedRangeEntries[i].first) }) - 1
+	if i < 0 || m.sortedRangeEntries[i].last.isBelow(a) {
 		return nil
 	}
-	return m.rangeEntries[i].entry
+	return m.sortedRangeEntries[i].poolEntry
 }
 
 func (m *poolIndex) familyPoolCovering(a address) *familyPool {
 	if m == nil {
 		return nil
 	}
-	if src := m.entryCovering(a); src != nil {
+	if src := m.poolEntryCovering(a); src != nil {
 		return src.forFamily(a.family())
 	}
 	return nil
 }
 
-// entryAssigning returns the pool that may give the address, nil when none may.
-func (m *poolIndex) entryAssigning(a address) *poolEntry {
-	src := m.entryCovering(a)
+// poolEntryAssigning returns the pool that may give the address, nil when none may.
+func (m *poolIndex) poolEntryAssigning(a address) *poolEntry {
+	src := m.poolEntryCovering(a)
 	if src == nil || !src.pool.CanAssign(a.toNetip()) {
 		return nil
 	}

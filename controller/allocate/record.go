@@ -7,51 +7,51 @@ import (
 )
 
 func (l *Ledger) recordAt(id int32) *assignmentRecord {
-	return &l.records[id/recordChunkSize][id%recordChunkSize]
+	return &l.recordChunks[id/recordsPerChunk][id%recordsPerChunk]
 }
 
 // hashService is the hash with which the record of a Service is found. It has a random seed, so
 // that no user can choose colliding names.
 func (l *Ledger) hashService(k view.ObjectKey) uint32 {
-	return uint32(maphash.String(l.hashSeed, k.Name) + maphash.String(l.hashSeed, k.Namespace)*31)
+	return uint32(maphash.String(l.serviceHashSeed, k.Name) + maphash.String(l.serviceHashSeed, k.Namespace)*31)
 }
 
 // findRecord returns the record of the Service.
 func (l *Ledger) findRecord(k view.ObjectKey) (int32, bool) {
-	at, ok := l.recordTable.findEntry(l.hashService(k), func(id uint32) bool { return l.recordAt(int32(id)).service == k })
+	at, ok := l.recordIDTable.findEntry(l.hashService(k), func(id uint32) bool { return l.recordAt(int32(id)).service == k })
 	if !ok {
 		return 0, false
 	}
-	return int32(l.recordTable.slots[at].number - 1), true
+	return int32(l.recordIDTable.slots[at].numberPlusOne - 1), true
 }
 
-// openRecord creates a record for a Service that has none.
-func (l *Ledger) openRecord(k view.ObjectKey) int32 {
+// createRecord creates a record for a Service that has none.
+func (l *Ledger) createRecord(k view.ObjectKey) int32 {
 	var id int32
-	if n := len(l.spareRecords); n > 0 {
-		id, l.spareRecords = l.spareRecords[n-1], l.spareRecords[:n-1]
+	if n := len(l.freeRecordIDs); n > 0 {
+		id, l.freeRecordIDs = l.freeRecordIDs[n-1], l.freeRecordIDs[:n-1]
 	} else {
-		if id = int32(l.recordCount); l.recordCount%recordChunkSize == 0 {
-			l.records = append(l.records, make([]assignmentRecord, recordChunkSize))
+		if id = int32(l.recordCount); l.recordCount%recordsPerChunk == 0 {
+			l.recordChunks = append(l.recordChunks, make([]assignmentRecord, recordsPerChunk))
 		}
 		l.recordCount++
 	}
 	l.recordAt(id).service = k
-	l.recordTable.addEntry(l.hashService(k), uint32(id))
+	l.recordIDTable.addEntry(l.hashService(k), uint32(id))
 	return id
 }
 
-// closeRecord deletes a record that holds nothing any more.
-func (l *Ledger) closeRecord(id int32) {
-	at, _ := l.recordTable.findEntry(l.hashService(l.recordAt(id).service), func(o uint32) bool { return int32(o) == id })
-	l.recordTable.removeEntry(at)
-	delete(l.extraAddresses, id)
+// deleteRecord deletes a record that holds nothing any more.
+func (l *Ledger) deleteRecord(id int32) {
+	at, _ := l.recordIDTable.findEntry(l.hashService(l.recordAt(id).service), func(o uint32) bool { return int32(o) == id })
+	l.recordIDTable.removeEntry(at)
+	delete(l.extraAddressesByRecord, id)
 	*l.recordAt(id) = assignmentRecord{}
-	l.spareRecords = append(l.spareRecords, id)
+	l.freeRecordIDs = append(l.freeRecordIDs, id)
 }
 
-// appendAddresses appends what the record holds.
-func (l *Ledger) appendAddresses(id int32, room []address) []address {
+// appendRecordAddresses appends what the record holds.
+func (l *Ledger) appendRecordAddresses(id int32, room []address) []address {
 	r := l.recordAt(id)
 	if r.addressCount > 0 {
 		room = append(room, r.firstAddress)
@@ -60,13 +60,13 @@ func (l *Ledger) appendAddresses(id int32, room []address) []address {
 		room = append(room, r.secondAddress)
 	}
 	if r.addressCount > 2 {
-		room = append(room, l.extraAddresses[id]...)
+		room = append(room, l.extraAddressesByRecord[id]...)
 	}
 	return room
 }
 
-// storeAddresses sets what the record holds.
-func (l *Ledger) storeAddresses(id int32, addresses []address) {
+// storeRecordAddresses sets what the record holds.
+func (l *Ledger) storeRecordAddresses(id int32, addresses []address) {
 	r := l.recordAt(id)
 	r.addressCount = uint32(len(addresses))
 	r.firstAddress, r.secondAddress = addresses[0], address{}
@@ -74,48 +74,49 @@ func (l *Ledger) storeAddresses(id int32, addresses []address) {
 		r.secondAddress = addresses[1]
 	}
 	if len(addresses) > 2 {
-		l.extraAddresses[id] = append([]address(nil), addresses[2:]...)
+		l.extraAddressesByRecord[id] = append([]address(nil), addresses[2:]...)
 	} else {
-		delete(l.extraAddresses, id)
+		delete(l.extraAddressesByRecord, id)
 	}
 }
 
-// forEachAddress calls f for every address of every record.
-func (l *Ledger) forEachAddress(f func(id int32, a address)) {
+// forEachRecordAddress calls f for every address of every record.
+func (l *Ledger) forEachRecordAddress(f func(id int32, a address)) {
 	var room [2]address
 	for i := range l.recordCount {
-		for _, a := range l.appendAddresses(int32(i), room[:0]) {
+		for _, a := range l.appendRecordAddresses(int32(i), room[:0]) {
 			f(int32(i), a)
 		}
 	}
 }
 
-// changeSharing gives the record another sharing, and updates the sharedSlots of its addresses.
-func (l *Ledger) changeSharing(id int32, held []address, sh *sharing) {
+// changeSharingProperties gives the record another sharing, and updates the sharedPositions of its
+// addresses.
+func (l *Ledger) changeSharingProperties(id int32, held []address, sh *sharingProperties) {
 	r := l.recordAt(id)
 	if r.sharing.isEqual(sh) {
 		return
 	}
 	var room [1]int32
 	for _, a := range held {
-		st := l.index.familyPoolCovering(a)
+		st := l.currentPoolIndex.familyPoolCovering(a)
 		if st == nil {
 			continue
 		}
-		if at, ok := st.numbering.positionOf(a); ok {
-			st.removeSharer(at, r.sharing, len(l.holderTable.recordsHolding(a, &room)) == 1)
+		if at, ok := st.numbering.positionOfAddress(a); ok {
+			st.removeSharer(at, r.sharing, len(l.holderTable.recordsHoldingAddress(a, &room)) == 1)
 			st.addSharer(at, sh)
 		}
 	}
 	r.sharing = sh
 }
 
-// poolIDOf returns the number of a pool's name, so that a record needs no string.
-func (l *Ledger) poolIDOf(name string) uint32 {
+// ensurePoolID returns the number of a pool's name, so that a record needs no string.
+func (l *Ledger) ensurePoolID(name string) uint32 {
 	id, ok := l.poolIDByName[name]
 	if !ok {
-		id = uint32(len(l.poolNames))
-		l.poolNames = append(l.poolNames, name)
+		id = uint32(len(l.poolNameByID))
+		l.poolNameByID = append(l.poolNameByID, name)
 		l.poolIDByName[name] = id
 	}
 	return id

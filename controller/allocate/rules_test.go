@@ -20,21 +20,21 @@ func TestSharingRules(t *testing.T) {
 		"one key, other ports":           {first: []func(*view.Service){withSharingKey("k", 80)}, second: []func(*view.Service){withSharingKey("k", 81)}, want: names.ReasonAssigned},
 		"one key, one number, TCP, UDP":  {first: []func(*view.Service){withSharingKey("k", 53)}, second: []func(*view.Service){withSharingKey("k", 53), udp}, want: names.ReasonAssigned},
 		"across namespaces":              {first: []func(*view.Service){withSharingKey("k", 80)}, second: []func(*view.Service){inNamespace("other"), withSharingKey("k", 81)}, want: names.ReasonAssigned},
-		"both Local, the same Pods":      {first: []func(*view.Service){withSharingKey("k", 80), withLocalTraffic("app=a")}, second: []func(*view.Service){withSharingKey("k", 81), withLocalTraffic("app=a")}, want: names.ReasonAssigned},
-		"Local without Pods, Cluster":    {first: []func(*view.Service){withSharingKey("k", 80), withLocalTraffic("")}, second: []func(*view.Service){withSharingKey("k", 81)}, want: names.ReasonAssigned},
+		"both Local, the same Pods":      {first: []func(*view.Service){withSharingKey("k", 80), withLocalTrafficPolicy("app=a")}, second: []func(*view.Service){withSharingKey("k", 81), withLocalTrafficPolicy("app=a")}, want: names.ReasonAssigned},
+		"Local without Pods, Cluster":    {first: []func(*view.Service){withSharingKey("k", 80), withLocalTrafficPolicy("")}, second: []func(*view.Service){withSharingKey("k", 81)}, want: names.ReasonAssigned},
 		"one port is used twice":         {first: []func(*view.Service){withSharingKey("k", 80)}, second: []func(*view.Service){withSharingKey("k", 80)}, want: names.ReasonPortConflict, words: "both use TCP/80"},
 		"the keys differ":                {first: []func(*view.Service){withSharingKey("k", 80)}, second: []func(*view.Service){withSharingKey("m", 81)}, want: names.ReasonSharingKeyDiffers, words: `its sharing key is "k", not "m"`},
 		"the first has no key":           {first: nil, second: []func(*view.Service){withSharingKey("k", 81)}, want: names.ReasonAddressInUse, words: "that Service has no sharing key"},
 		"the second has no key":          {first: []func(*view.Service){withSharingKey("k", 80)}, second: nil, want: names.ReasonAddressInUse, words: "this Service has no sharing key"},
 		"an empty key is none":           {first: []func(*view.Service){withSharingKey("", 80)}, second: []func(*view.Service){withSharingKey("", 81)}, want: names.ReasonAddressInUse},
-		"one is Local, the other is not": {first: []func(*view.Service){withSharingKey("k", 80)}, second: []func(*view.Service){withSharingKey("k", 81), withLocalTraffic("app=a")}, want: names.ReasonTrafficPolicyConflict, words: "one has externalTrafficPolicy Local"},
-		"both Local, other Pods":         {first: []func(*view.Service){withSharingKey("k", 80), withLocalTraffic("app=a")}, second: []func(*view.Service){withSharingKey("k", 81), withLocalTraffic("app=b")}, want: names.ReasonTrafficPolicyConflict, words: "selectors differ"},
+		"one is Local, the other is not": {first: []func(*view.Service){withSharingKey("k", 80)}, second: []func(*view.Service){withSharingKey("k", 81), withLocalTrafficPolicy("app=a")}, want: names.ReasonTrafficPolicyConflict, words: "one has externalTrafficPolicy Local"},
+		"both Local, other Pods":         {first: []func(*view.Service){withSharingKey("k", 80), withLocalTrafficPolicy("app=a")}, second: []func(*view.Service){withSharingKey("k", 81), withLocalTrafficPolicy("app=b")}, want: names.ReasonTrafficPolicyConflict, words: "selectors differ"},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			w := newHarness(t, newPool(t, "a", "192.0.2.0/29"))
 			w.wantDecision(w.serveService("first", tc.first...), "192.0.2.0", names.ReasonAssigned)
-			d := w.serveService("second", append(tc.second, withRequested("192.0.2.0"))...)
+			d := w.serveService("second", append(tc.second, withRequestedAddresses("192.0.2.0"))...)
 			if tc.want == names.ReasonAssigned {
 				w.wantDecision(d, "192.0.2.0", names.ReasonAssigned)
 				return
@@ -42,7 +42,7 @@ func TestSharingRules(t *testing.T) {
 			w.wantDecision(d, "", tc.want, "192.0.2.0 is held by Service default/first", tc.words)
 			// If the choice is free, it gets the same address when it may share it, and the next
 			// one otherwise.
-			w.wantDecision(w.serveService("second", withRequested()), "192.0.2.1", names.ReasonAssigned)
+			w.wantDecision(w.serveService("second", withRequestedAddresses()), "192.0.2.1", names.ReasonAssigned)
 		})
 	}
 }
@@ -58,7 +58,7 @@ func TestServiceThatMayNoLongerShareLosesTheAddress(t *testing.T) {
 	w.wantDecision(w.serveService("third", withSharingKey("m", 80)), "192.0.2.0", names.ReasonAssigned)
 }
 
-func TestFamilies(t *testing.T) {
+func TestFamilyPolicies(t *testing.T) {
 	v4, v6 := func() *snapshot.Pool { return newPool(t, "four", "192.0.2.0/30") }, func() *snapshot.Pool { return newPool(t, "six", "fd00:1::/126") }
 	both := func() *snapshot.Pool { return newPool(t, "z-both", "198.51.100.0/30", "fd00:2::/126") }
 	one := func() *snapshot.Pool { return newPool(t, "one", "192.0.2.9", "fd00:3::9") }
@@ -82,21 +82,21 @@ func TestFamilies(t *testing.T) {
 		"preferred, only the second family":                   {pools: []*snapshot.Pool{v6()}, edits: []func(*view.Service){withDualStack(view.PreferDualStack)}, want: "fd00:1::", reason: names.ReasonAssigned, waits: true},
 		"preferred by a Service of one cluster IP: only that": {pools: []*snapshot.Pool{both()}, edits: []func(*view.Service){func(s *view.Service) { s.FamilyPolicy = view.PreferDualStack }}, want: "198.51.100.0", reason: names.ReasonAssigned},
 		"required with one cluster IP":                        {pools: []*snapshot.Pool{both()}, edits: []func(*view.Service){func(s *view.Service) { s.FamilyPolicy = view.RequireDualStack }}, reason: names.ReasonFamilyMismatch, waits: true},
-		"asked for, from two pools":                           {pools: []*snapshot.Pool{v4(), v6()}, edits: []func(*view.Service){withDualStack(view.RequireDualStack), withRequested("fd00:1::2", "192.0.2.2")}, want: "fd00:1::2, 192.0.2.2", pools2: []string{"six", "four"}, reason: names.ReasonAssigned},
-		"asked for, one address for two families":             {pools: []*snapshot.Pool{both()}, edits: []func(*view.Service){withDualStack(view.PreferDualStack), withRequested("198.51.100.1")}, reason: names.ReasonFamilyMismatch, waits: true},
-		"the named pool alone counts":                         {pools: []*snapshot.Pool{v4(), v6(), both()}, edits: []func(*view.Service){withDualStack(view.PreferDualStack), withPool("four")}, want: "192.0.2.0", reason: names.ReasonAssigned, waits: true},
-		"the named pool lacks what is required":               {pools: []*snapshot.Pool{v4(), v6(), both()}, edits: []func(*view.Service){withDualStack(view.RequireDualStack), withPool("four")}, reason: names.ReasonPoolExhausted, waits: true},
+		"asked for, from two pools":                           {pools: []*snapshot.Pool{v4(), v6()}, edits: []func(*view.Service){withDualStack(view.RequireDualStack), withRequestedAddresses("fd00:1::2", "192.0.2.2")}, want: "fd00:1::2, 192.0.2.2", pools2: []string{"six", "four"}, reason: names.ReasonAssigned},
+		"asked for, one address for two families":             {pools: []*snapshot.Pool{both()}, edits: []func(*view.Service){withDualStack(view.PreferDualStack), withRequestedAddresses("198.51.100.1")}, reason: names.ReasonFamilyMismatch, waits: true},
+		"the named pool alone counts":                         {pools: []*snapshot.Pool{v4(), v6(), both()}, edits: []func(*view.Service){withDualStack(view.PreferDualStack), withRequestedPool("four")}, want: "192.0.2.0", reason: names.ReasonAssigned, waits: true},
+		"the named pool lacks what is required":               {pools: []*snapshot.Pool{v4(), v6(), both()}, edits: []func(*view.Service){withDualStack(view.RequireDualStack), withRequestedPool("four")}, reason: names.ReasonPoolExhausted, waits: true},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			w := newHarness(t, tc.pools...)
 			d := w.serveService("s", tc.edits...)
 			w.wantDecision(d, tc.want, tc.reason)
-			if !slices.Equal(d.Pools, tc.pools2) || (len(d.Pools) > 0 && d.Pool != d.Pools[0]) {
-				t.Errorf("the pools are %q, %q; want %q", d.Pool, d.Pools, tc.pools2)
+			if !slices.Equal(d.PoolsIfSeveral, tc.pools2) || (len(d.PoolsIfSeveral) > 0 && d.PoolOfFirstAddress != d.PoolsIfSeveral[0]) {
+				t.Errorf("the pools are %q, %q; want %q", d.PoolOfFirstAddress, d.PoolsIfSeveral, tc.pools2)
 			}
-			if d.WantsMore != tc.waits {
-				t.Errorf("it waits for more: %v, want %v", d.WantsMore, tc.waits)
+			if d.WantsMoreAddresses != tc.waits {
+				t.Errorf("it waits for more: %v, want %v", d.WantsMoreAddresses, tc.waits)
 			}
 			w.restartController()
 			if again := w.serveService("s"); !slices.Equal(again.Addresses, d.Addresses) {
@@ -112,13 +112,13 @@ func TestOtherFamilyIsAddedWhenAvailable(t *testing.T) {
 	w.wantDecision(w.serveService("s", withDualStack(view.PreferDualStack)), "192.0.2.0", names.ReasonAssigned)
 	w.setPools(v4, more)
 	w.serveService("other", withSingleStackIPv6)
-	if d := w.serveService("s"); !d.WantsMore || joinAddresses(d.Addresses) != "192.0.2.0" {
+	if d := w.serveService("s"); !d.WantsMoreAddresses || joinAddresses(d.Addresses) != "192.0.2.0" {
 		t.Errorf("while the other family is used up: %+v", d)
 	}
 	w.deleteService("other")
 	d := w.serveService("s")
 	w.wantDecision(d, "192.0.2.0, fd00:1::1", names.ReasonAssigned, "from the pools four, more")
-	if d.WantsMore || d.Pool != "four" || !slices.Equal(d.Pools, []string{"four", "more"}) {
+	if d.WantsMoreAddresses || d.PoolOfFirstAddress != "four" || !slices.Equal(d.PoolsIfSeveral, []string{"four", "more"}) {
 		t.Errorf("complete: %+v", d)
 	}
 	// Its own pool comes first when it has the family.
@@ -142,23 +142,23 @@ func TestPoolPriority(t *testing.T) {
 		reason names.Reason
 	}{
 		"open pools by name":                             {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2")}, want: "192.0.2.1", reason: names.ReasonAssigned},
-		"a pool with a priority alone before open ones":  {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2", restrictedTo(0))}, want: "192.0.2.2", reason: names.ReasonAssigned},
-		"the lower number first":                         {pools: []*snapshot.Pool{p("a", "192.0.2.1", restrictedTo(20)), p("b", "192.0.2.2", restrictedTo(10))}, want: "192.0.2.2", reason: names.ReasonAssigned},
-		"0 is last":                                      {pools: []*snapshot.Pool{p("a", "192.0.2.1", restrictedTo(0)), p("b", "192.0.2.2", restrictedTo(1000))}, want: "192.0.2.2", reason: names.ReasonAssigned},
-		"below 0 counts as 0":                            {pools: []*snapshot.Pool{p("a", "192.0.2.1", restrictedTo(-7)), p("b", "192.0.2.2", restrictedTo(1000))}, want: "192.0.2.2", reason: names.ReasonAssigned},
-		"equals by name, however they admit":             {pools: []*snapshot.Pool{p("a", "192.0.2.1", selectingServices("tier=web")), p("b", "192.0.2.2", restrictedTo(0, "default")), p("c", "192.0.2.3", restrictedTo(0))}, edits: []func(*view.Service){web}, want: "192.0.2.1", reason: names.ReasonAssigned},
+		"a pool with a priority alone before open ones":  {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2", restrictedToNamespaces(0))}, want: "192.0.2.2", reason: names.ReasonAssigned},
+		"the lower number first":                         {pools: []*snapshot.Pool{p("a", "192.0.2.1", restrictedToNamespaces(20)), p("b", "192.0.2.2", restrictedToNamespaces(10))}, want: "192.0.2.2", reason: names.ReasonAssigned},
+		"0 is last":                                      {pools: []*snapshot.Pool{p("a", "192.0.2.1", restrictedToNamespaces(0)), p("b", "192.0.2.2", restrictedToNamespaces(1000))}, want: "192.0.2.2", reason: names.ReasonAssigned},
+		"below 0 counts as 0":                            {pools: []*snapshot.Pool{p("a", "192.0.2.1", restrictedToNamespaces(-7)), p("b", "192.0.2.2", restrictedToNamespaces(1000))}, want: "192.0.2.2", reason: names.ReasonAssigned},
+		"equals by name, however they admit":             {pools: []*snapshot.Pool{p("a", "192.0.2.1", selectingServices("tier=web")), p("b", "192.0.2.2", restrictedToNamespaces(0, "default")), p("c", "192.0.2.3", restrictedToNamespaces(0))}, edits: []func(*view.Service){web}, want: "192.0.2.1", reason: names.ReasonAssigned},
 		"by label, one of several values":                {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2", selectingServices("tier in (web, api)"))}, edits: []func(*view.Service){web}, want: "192.0.2.2", reason: names.ReasonAssigned},
 		"by the label's presence":                        {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2", selectingServices("tier"))}, edits: []func(*view.Service){web}, want: "192.0.2.2", reason: names.ReasonAssigned},
 		"by another label as well":                       {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2", selectingServices("tier=web,size=big"))}, edits: []func(*view.Service){web}, want: "192.0.2.1", reason: names.ReasonAssigned},
 		"one of two selectors is enough":                 {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2", selectingServices("tier=db", "tier=web"))}, edits: []func(*view.Service){web}, want: "192.0.2.2", reason: names.ReasonAssigned},
-		"namespace and label both have to agree":         {pools: []*snapshot.Pool{p("a", "192.0.2.1", restrictedTo(1, "other"), selectingServices("tier=web")), p("b", "192.0.2.2", restrictedTo(2, "default"), selectingServices("tier=web"))}, edits: []func(*view.Service){web}, want: "192.0.2.2", reason: names.ReasonAssigned},
+		"namespace and label both have to agree":         {pools: []*snapshot.Pool{p("a", "192.0.2.1", restrictedToNamespaces(1, "other"), selectingServices("tier=web")), p("b", "192.0.2.2", restrictedToNamespaces(2, "default"), selectingServices("tier=web"))}, edits: []func(*view.Service){web}, want: "192.0.2.2", reason: names.ReasonAssigned},
 		"a namespace selector that matches no namespace": {pools: []*snapshot.Pool{p("a", "192.0.2.1", admittingNobody, selectingServices("tier=web"))}, edits: []func(*view.Service){web}, reason: names.ReasonNoEligiblePool},
-		"nor by name":                                    {pools: []*snapshot.Pool{p("a", "192.0.2.1", admittingNobody)}, edits: []func(*view.Service){withPool("a")}, reason: names.ReasonPoolNotAllowed},
-		"nor by address":                                 {pools: []*snapshot.Pool{p("a", "192.0.2.1", admittingNobody)}, edits: []func(*view.Service){withRequested("192.0.2.1")}, reason: names.ReasonPoolNotAllowed},
-		"a pinned pool that asks to be named":            {pools: []*snapshot.Pool{p("a", "192.0.2.1", restrictedTo(1), withoutAutoAssign), p("b", "192.0.2.2")}, want: "192.0.2.2", reason: names.ReasonAssigned},
-		"the next one when the first has no family":      {pools: []*snapshot.Pool{p("a", "fd00::1", restrictedTo(1)), p("b", "192.0.2.2")}, want: "192.0.2.2", reason: names.ReasonAssigned},
-		"pool and address that do not agree":             {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2")}, edits: []func(*view.Service){withPool("b"), withRequested("192.0.2.1")}, reason: names.ReasonInvalidRequest},
-		"an excluded address that is asked for":          {pools: []*snapshot.Pool{p("a", "192.0.2.0/30", excludingRanges(t, "192.0.2.1"))}, edits: []func(*view.Service){withRequested("192.0.2.1")}, reason: names.ReasonAddressNotInPool},
+		"nor by name":                                    {pools: []*snapshot.Pool{p("a", "192.0.2.1", admittingNobody)}, edits: []func(*view.Service){withRequestedPool("a")}, reason: names.ReasonPoolNotAllowed},
+		"nor by address":                                 {pools: []*snapshot.Pool{p("a", "192.0.2.1", admittingNobody)}, edits: []func(*view.Service){withRequestedAddresses("192.0.2.1")}, reason: names.ReasonPoolNotAllowed},
+		"a pinned pool that asks to be named":            {pools: []*snapshot.Pool{p("a", "192.0.2.1", restrictedToNamespaces(1), withoutAutoAssign), p("b", "192.0.2.2")}, want: "192.0.2.2", reason: names.ReasonAssigned},
+		"the next one when the first has no family":      {pools: []*snapshot.Pool{p("a", "fd00::1", restrictedToNamespaces(1)), p("b", "192.0.2.2")}, want: "192.0.2.2", reason: names.ReasonAssigned},
+		"pool and address that do not agree":             {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2")}, edits: []func(*view.Service){withRequestedPool("b"), withRequestedAddresses("192.0.2.1")}, reason: names.ReasonInvalidRequest},
+		"an excluded address that is asked for":          {pools: []*snapshot.Pool{p("a", "192.0.2.0/30", excludingRanges(t, "192.0.2.1"))}, edits: []func(*view.Service){withRequestedAddresses("192.0.2.1")}, reason: names.ReasonAddressNotInPool},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -189,7 +189,7 @@ func TestAssignmentOrders(t *testing.T) {
 		check(t, take(w, "e"), "192.0.2.10")
 	})
 	t.Run("round robin", func(t *testing.T) {
-		w := newHarness(t, editPool(newPool(t, "a", "192.0.2.0/30"), withOrder(snapshot.OrderRoundRobin)))
+		w := newHarness(t, editPool(newPool(t, "a", "192.0.2.0/30"), withAssignmentOrder(snapshot.OrderRoundRobin)))
 		check(t, take(w, "a", "b"), "192.0.2.0", "192.0.2.1")
 		w.deleteService("a")
 		w.deleteService("b")
@@ -202,9 +202,9 @@ func TestAssignmentOrders(t *testing.T) {
 				w.serveService("other-" + strconv.Itoa(i))
 			}
 		}
-		first := newHarness(t, editPool(newPool(t, "a", "10.0.0.0/16"), withOrder(snapshot.OrderHash)))
+		first := newHarness(t, editPool(newPool(t, "a", "10.0.0.0/16"), withAssignmentOrder(snapshot.OrderHash)))
 		a := take(first, "web", "api")
-		second := newHarness(t, editPool(newPool(t, "a", "10.0.0.0/16"), withOrder(snapshot.OrderHash)))
+		second := newHarness(t, editPool(newPool(t, "a", "10.0.0.0/16"), withAssignmentOrder(snapshot.OrderHash)))
 		fill(second)
 		check(t, take(second, "api", "web"), a[1], a[0])
 		second.deleteService("web")
@@ -212,7 +212,7 @@ func TestAssignmentOrders(t *testing.T) {
 		check(t, take(second, "web"), a[0])
 	})
 	t.Run("hash, to the last address", func(t *testing.T) {
-		w := newHarness(t, editPool(newPool(t, "a", "192.0.2.0/29"), withOrder(snapshot.OrderHash)))
+		w := newHarness(t, editPool(newPool(t, "a", "192.0.2.0/29"), withAssignmentOrder(snapshot.OrderHash)))
 		got := take(w, "a", "b", "c", "d", "e", "f", "g", "h")
 		slices.Sort(got)
 		check(t, got, "192.0.2.0", "192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4", "192.0.2.5", "192.0.2.6", "192.0.2.7")
@@ -228,10 +228,10 @@ func TestSeveralAddresses(t *testing.T) {
 	w.wantDecision(w.serveService("two", withAddressCount(2), withDualStack(view.RequireDualStack)), "192.0.2.1, 198.51.100.0, fd00:1::, fd00:1::1", names.ReasonAssigned)
 	d = w.serveService("many", withAddressCount(8))
 	w.wantDecision(d, "198.51.100.1, 198.51.100.2, 198.51.100.3", names.ReasonPoolExhausted, "fewer than the 8")
-	if !d.WantsMore {
+	if !d.WantsMoreAddresses {
 		t.Error("it does not wait for the others")
 	}
 	w.deleteService("two")
 	w.wantDecision(w.serveService("many"), "198.51.100.1, 198.51.100.2, 198.51.100.3, 198.51.100.0, 192.0.2.1", names.ReasonPoolExhausted)
-	w.wantDecision(w.serveService("many", withAddressCount(2), withRequested("198.51.100.1", "192.0.2.1")), "198.51.100.1, 192.0.2.1", names.ReasonAssigned)
+	w.wantDecision(w.serveService("many", withAddressCount(2), withRequestedAddresses("198.51.100.1", "192.0.2.1")), "198.51.100.1, 192.0.2.1", names.ReasonAssigned)
 }

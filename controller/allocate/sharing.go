@@ -9,28 +9,28 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// sharing is what decides whether two Services may share an address; nil for a Service that shares
-// with none.
-type sharing struct {
-	sharingGroup
-	ports        []view.Port
-	localTraffic bool
+// sharingProperties is what decides whether two Services may share an address; nil for a Service
+// that shares with none.
+type sharingProperties struct {
+	sharingTerms
+	ports                 []view.Port
+	hasLocalTrafficPolicy bool
 }
 
-// sharingGroup is what Services must have in common to share an address at all.
-type sharingGroup struct {
-	key string
+// sharingTerms is what Services must have in common to share an address at all.
+type sharingTerms struct {
+	sharingKey string
 	// podSelector is the selector of a Service with externalTrafficPolicy Local: all Services on
 	// the address need the same Pods on a node. It is empty with policy Cluster.
 	podSelector string
 }
 
-func sharingOf(s *view.Service) *sharing {
+func sharingPropertiesOf(s *view.Service) *sharingProperties {
 	if s.SharingKey == "" {
 		return nil
 	}
-	out := &sharing{sharingGroup: sharingGroup{key: s.SharingKey}, ports: s.Ports, localTraffic: s.LocalTrafficPolicy}
-	if s.LocalTrafficPolicy {
+	out := &sharingProperties{sharingTerms: sharingTerms{sharingKey: s.SharingKey}, ports: s.Ports, hasLocalTrafficPolicy: s.HasLocalTrafficPolicy}
+	if s.HasLocalTrafficPolicy {
 		out.podSelector = s.PodSelector
 	}
 	return out
@@ -38,32 +38,32 @@ func sharingOf(s *view.Service) *sharing {
 
 // CanShareAddress says whether two Services may hold one address.
 func CanShareAddress(a, b *view.Service) bool {
-	reason, _ := sharingOf(a).conflictWith(sharingOf(b))
+	reason, _ := sharingPropertiesOf(a).conflictReasonWith(sharingPropertiesOf(b))
 	return reason == ""
 }
 
-func (a *sharing) isEqual(b *sharing) bool {
+func (a *sharingProperties) isEqual(b *sharingProperties) bool {
 	if a == nil || b == nil {
 		return a == b
 	}
-	return a.sharingGroup == b.sharingGroup && a.localTraffic == b.localTraffic && slices.Equal(a.ports, b.ports)
+	return a.sharingTerms == b.sharingTerms && a.hasLocalTrafficPolicy == b.hasLocalTrafficPolicy && slices.Equal(a.ports, b.ports)
 }
 
-// sharingAdvice says what to do about a missing key.
-const sharingAdvice = "ask for another address, or give both the annotation " + names.AnnotationSharing + " with one value"
+// sharingAdviceText says what to do about a missing key.
+const sharingAdviceText = "ask for another address, or give both the annotation " + names.AnnotationSharing + " with one value"
 
-// conflictWith says why two Services may not share an address; the Reason is empty when they may.
-// Both must have the same sharing key, use different ports, and have their traffic handled alike:
-// by Pods on any node, or by the same Pods on the node where it arrives.
-func (a *sharing) conflictWith(b *sharing) (names.Reason, string) {
+// conflictReasonWith says why two Services may not share an address; the Reason is empty when they
+// may. Both must have the same sharing key, use different ports, and have their traffic handled
+// alike: by Pods on any node, or by the same Pods on the node where it arrives.
+func (a *sharingProperties) conflictReasonWith(b *sharingProperties) (names.Reason, string) {
 	switch {
 	case a == nil:
-		return names.ReasonAddressInUse, "this Service has no sharing key: " + sharingAdvice
+		return names.ReasonAddressInUse, "this Service has no sharing key: " + sharingAdviceText
 	case b == nil:
-		return names.ReasonAddressInUse, "that Service has no sharing key: " + sharingAdvice
-	case a.key != b.key:
-		return names.ReasonSharingKeyDiffers, fmt.Sprintf("its sharing key is %q, not %q: ask for another address, or write the same key", b.key, a.key)
-	case a.podSelector != b.podSelector && a.localTraffic && b.localTraffic:
+		return names.ReasonAddressInUse, "that Service has no sharing key: " + sharingAdviceText
+	case a.sharingKey != b.sharingKey:
+		return names.ReasonSharingKeyDiffers, fmt.Sprintf("its sharing key is %q, not %q: ask for another address, or write the same key", b.sharingKey, a.sharingKey)
+	case a.podSelector != b.podSelector && a.hasLocalTrafficPolicy && b.hasLocalTrafficPolicy:
 		return names.ReasonTrafficPolicyConflict, "both have externalTrafficPolicy Local and their selectors differ: ask for another address, or select the same Pods"
 	case a.podSelector != b.podSelector:
 		return names.ReasonTrafficPolicyConflict, "one has externalTrafficPolicy Local and the other Cluster: ask for another address, or give both the same policy"
@@ -76,43 +76,44 @@ func (a *sharing) conflictWith(b *sharing) (names.Reason, string) {
 	return "", ""
 }
 
-// sharedSlots are the positions that the Services of one sharingGroup hold. It finds the lowest
+// sharedPositions are the positions that the Services of one sharingTerms hold. It finds the lowest
 // position where some ports are free without a look at each position.
-type sharedSlots struct {
-	// positions are in ascending order. positionsByPort are those where a port is used.
-	positions       []uint64
-	positionsByPort map[view.Port][]uint64
+type sharedPositions struct {
+	// positions are in ascending order. usedPositionsByPort are those where a port is used.
+	positions           []uint64
+	usedPositionsByPort map[view.Port][]uint64
 }
 
-func (s *sharedSlots) addHolder(at uint64, ports []view.Port) {
+func (s *sharedPositions) addHolderPorts(at uint64, ports []view.Port) {
 	s.positions = insertSorted(s.positions, at)
 	for _, p := range ports {
-		s.positionsByPort[p] = insertSorted(s.positionsByPort[p], at)
+		s.usedPositionsByPort[p] = insertSorted(s.usedPositionsByPort[p], at)
 	}
 }
 
-// removePorts removes the ports of one holder. The position stays until its last holder is gone.
-func (s *sharedSlots) removePorts(at uint64, ports []view.Port) {
+// removeHolderPorts removes the ports of one holder. The position stays until its last holder is
+// gone.
+func (s *sharedPositions) removeHolderPorts(at uint64, ports []view.Port) {
 	for _, p := range ports {
-		if s.positionsByPort[p] = removeSorted(s.positionsByPort[p], at); len(s.positionsByPort[p]) == 0 {
-			delete(s.positionsByPort, p)
+		if s.usedPositionsByPort[p] = removeSorted(s.usedPositionsByPort[p], at); len(s.usedPositionsByPort[p]) == 0 {
+			delete(s.usedPositionsByPort, p)
 		}
 	}
 }
 
-// lowestWithoutPorts returns the lowest position where none of the ports is used.
-func (s *sharedSlots) lowestWithoutPorts(ports []view.Port) (uint64, bool) {
+// lowestWithFreePorts returns the lowest position where none of the ports is used.
+func (s *sharedPositions) lowestWithFreePorts(ports []view.Port) (uint64, bool) {
 	i := 0
 	for _, p := range ports {
 		// busy is a subset of the positions. Up to the first difference, the port is used at every
 		// position.
-		busy := s.positionsByPort[p]
+		busy := s.usedPositionsByPort[p]
 		i = max(i, sort.Search(len(busy), func(j int) bool { return busy[j] != s.positions[j] }))
 	}
 next:
 	for ; i < len(s.positions); i++ {
 		for _, p := range ports {
-			if _, used := slices.BinarySearch(s.positionsByPort[p], s.positions[i]); used {
+			if _, used := slices.BinarySearch(s.usedPositionsByPort[p], s.positions[i]); used {
 				continue next
 			}
 		}

@@ -29,19 +29,19 @@ func TestPoolEditsMoveNoAddress(t *testing.T) {
 		"grown, with lower addresses":                {after: []*snapshot.Pool{p("a", "192.0.0.0/16")}, reason: names.ReasonAssigned},
 		"avoids .0 and .255":                         {after: []*snapshot.Pool{p("a", "192.0.2.0/24", func(p *snapshot.Pool) { p.AvoidBuggyIPs = true })}, reason: names.ReasonAddressNotInPool, words: "excludes"},
 		"excludes the address":                       {after: []*snapshot.Pool{p("a", "192.0.2.0/24", excludingRanges(t, "192.0.2.0/28"))}, reason: names.ReasonAddressNotInPool, words: "excludes"},
-		"for another namespace":                      {after: []*snapshot.Pool{p("a", "192.0.2.0/24", restrictedTo(1, "other"))}, reason: names.ReasonPoolNotAllowed, words: "no longer admits"},
+		"for another namespace":                      {after: []*snapshot.Pool{p("a", "192.0.2.0/24", restrictedToNamespaces(1, "other"))}, reason: names.ReasonPoolNotAllowed, words: "no longer admits"},
 		"for other labels":                           {after: []*snapshot.Pool{p("a", "192.0.2.0/24", selectingServices("tier=db"))}, reason: names.ReasonPoolNotAllowed},
 		"no longer unasked":                          {after: []*snapshot.Pool{p("a", "192.0.2.0/24", withoutAutoAssign)}, reason: names.ReasonAssigned},
-		"beside a better one":                        {after: []*snapshot.Pool{p("0", "198.51.100.0/24", restrictedTo(1)), p("a", "192.0.2.0/24")}, reason: names.ReasonAssigned},
-		"in another order":                           {after: []*snapshot.Pool{p("a", "192.0.2.0/24", withOrder(snapshot.OrderHash))}, reason: names.ReasonAssigned},
+		"beside a better one":                        {after: []*snapshot.Pool{p("0", "198.51.100.0/24", restrictedToNamespaces(1)), p("a", "192.0.2.0/24")}, reason: names.ReasonAssigned},
+		"in another order":                           {after: []*snapshot.Pool{p("a", "192.0.2.0/24", withAssignmentOrder(snapshot.OrderHash))}, reason: names.ReasonAssigned},
 		"a quota that is exceeded":                   {after: []*snapshot.Pool{p("a", "192.0.2.0/24", withQuota(0, nil))}, reason: names.ReasonAssigned},
-		"named, and shrunk":                          {edits: []func(*view.Service){withPool("a")}, after: []*snapshot.Pool{p("a", "192.0.2.128/25")}, reason: names.ReasonAddressNotInPool},
-		"named, and created again with other ranges": {edits: []func(*view.Service){withPool("a")}, after: []*snapshot.Pool{p("a", "198.51.100.0/24")}, reason: names.ReasonAddressNotInPool},
-		"named, and split":                           {edits: []func(*view.Service){withPool("a")}, after: []*snapshot.Pool{p("a", "192.0.2.128/25"), p("b", "192.0.2.0/25")}, reason: names.ReasonAddressNotInPool, words: "pool a no longer contains"},
-		"named, and deleted":                         {edits: []func(*view.Service){withPool("a")}, reason: names.ReasonPoolNotFound},
-		"named, and renamed":                         {edits: []func(*view.Service){withPool("a")}, after: []*snapshot.Pool{p("b", "192.0.2.0/24")}, reason: names.ReasonPoolNotFound},
-		"the address named, and it is gone":          {edits: []func(*view.Service){withRequested("192.0.2.0")}, after: []*snapshot.Pool{p("a", "192.0.2.128/25")}, reason: names.ReasonAddressNotInPool},
-		"the address named, for other Services":      {edits: []func(*view.Service){withRequested("192.0.2.0")}, after: []*snapshot.Pool{p("a", "192.0.2.0/24", admittingNobody)}, reason: names.ReasonPoolNotAllowed},
+		"named, and shrunk":                          {edits: []func(*view.Service){withRequestedPool("a")}, after: []*snapshot.Pool{p("a", "192.0.2.128/25")}, reason: names.ReasonAddressNotInPool},
+		"named, and created again with other ranges": {edits: []func(*view.Service){withRequestedPool("a")}, after: []*snapshot.Pool{p("a", "198.51.100.0/24")}, reason: names.ReasonAddressNotInPool},
+		"named, and split":                           {edits: []func(*view.Service){withRequestedPool("a")}, after: []*snapshot.Pool{p("a", "192.0.2.128/25"), p("b", "192.0.2.0/25")}, reason: names.ReasonAddressNotInPool, words: "pool a no longer contains"},
+		"named, and deleted":                         {edits: []func(*view.Service){withRequestedPool("a")}, reason: names.ReasonPoolNotFound},
+		"named, and renamed":                         {edits: []func(*view.Service){withRequestedPool("a")}, after: []*snapshot.Pool{p("b", "192.0.2.0/24")}, reason: names.ReasonPoolNotFound},
+		"the address named, and it is gone":          {edits: []func(*view.Service){withRequestedAddresses("192.0.2.0")}, after: []*snapshot.Pool{p("a", "192.0.2.128/25")}, reason: names.ReasonAddressNotInPool},
+		"the address named, for other Services":      {edits: []func(*view.Service){withRequestedAddresses("192.0.2.0")}, after: []*snapshot.Pool{p("a", "192.0.2.0/24", admittingNobody)}, reason: names.ReasonPoolNotAllowed},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -54,7 +54,7 @@ func TestPoolEditsMoveNoAddress(t *testing.T) {
 				w.restartController()
 			}
 			if d := w.serveService("other"); joinAddresses(d.Addresses) == "192.0.2.0" {
-				t.Errorf("another Service was given the address too: %s", d.Text)
+				t.Errorf("another Service was given the address too: %s", d.ReasonText)
 			}
 			// Once the pool is restored, so is everything else.
 			w.setPools(before)
@@ -67,11 +67,11 @@ func TestServiceEditMovesItsAddress(t *testing.T) {
 	a, b := newPool(t, "a", "192.0.2.0/30"), newPool(t, "b", "198.51.100.0/30")
 	w := newHarness(t, a, b)
 	w.wantDecision(w.serveService("s"), "192.0.2.0", names.ReasonAssigned)
-	w.wantDecision(w.serveService("s", withPool("b")), "198.51.100.0", names.ReasonAssigned)
-	w.wantDecision(w.serveService("s", withPool("nowhere")), "198.51.100.0", names.ReasonPoolNotFound, "keeps 198.51.100.0")
-	w.wantDecision(w.serveService("s", withPool("")), "198.51.100.0", names.ReasonAssigned)
-	w.wantDecision(w.serveService("s", withRequested("192.0.2.3")), "192.0.2.3", names.ReasonAssigned)
-	w.wantDecision(w.serveService("s", withRequested("203.0.113.1")), "192.0.2.3", names.ReasonAddressNotInPool)
+	w.wantDecision(w.serveService("s", withRequestedPool("b")), "198.51.100.0", names.ReasonAssigned)
+	w.wantDecision(w.serveService("s", withRequestedPool("nowhere")), "198.51.100.0", names.ReasonPoolNotFound, "keeps 198.51.100.0")
+	w.wantDecision(w.serveService("s", withRequestedPool("")), "198.51.100.0", names.ReasonAssigned)
+	w.wantDecision(w.serveService("s", withRequestedAddresses("192.0.2.3")), "192.0.2.3", names.ReasonAssigned)
+	w.wantDecision(w.serveService("s", withRequestedAddresses("203.0.113.1")), "192.0.2.3", names.ReasonAddressNotInPool)
 	// What was not available is assigned once it is.
 	w.setPools(a, b, newPool(t, "c", "203.0.113.0/30"))
 	w.wantDecision(w.serveService("s"), "203.0.113.1", names.ReasonAssigned)
@@ -81,18 +81,18 @@ func TestServiceEditMovesItsAddress(t *testing.T) {
 func TestOldAddressStaysUntilTheNewOneIsWritten(t *testing.T) {
 	w := newHarness(t, newPool(t, "a", "192.0.2.0/30"))
 	w.serveService("s")
-	s := w.services["s"]
+	s := w.serviceByName["s"]
 	s.AddressesToRelease = parseAddresses("192.0.2.0")
-	d := Decide(s, w.ledger, w.snapshot)
+	d := DecideAssignment(s, w.ledger, w.snapshot)
 	w.wantDecision(d, "192.0.2.1", names.ReasonAssigned)
 	w.holdForWrite(s, d)
 	w.wantDecision(w.serveService("other"), "192.0.2.2", names.ReasonAssigned)
-	if got := w.ledger.HoldersOf(netip.MustParseAddr("192.0.2.0")); len(got) != 1 {
+	if got := w.ledger.HoldersOfAddress(netip.MustParseAddr("192.0.2.0")); len(got) != 1 {
 		t.Errorf("the old address is held by %v before the new one is written", got)
 	}
 	// The write fails.
-	w.ledger.CommitAssignment(s, w.written["s"], "a")
-	w.wantDecision(Decide(s, w.ledger, w.snapshot), "192.0.2.1", names.ReasonAssigned)
+	w.ledger.CommitAssignment(s, w.writtenAddressesByService["s"], "a")
+	w.wantDecision(DecideAssignment(s, w.ledger, w.snapshot), "192.0.2.1", names.ReasonAssigned)
 	// The Service withdraws its request: the new address is free again.
 	s.AddressesToRelease = nil
 	w.wantDecision(w.serveService("s"), "192.0.2.0", names.ReasonAssigned)
@@ -102,25 +102,25 @@ func TestOldAddressStaysUntilTheNewOneIsWritten(t *testing.T) {
 func TestReleaseAddress(t *testing.T) {
 	w := newHarness(t, newPool(t, "a", "192.0.2.0/30", "fd00:1::/126"))
 	w.wantDecision(w.serveService("s", withDualStack(view.RequireDualStack)), "192.0.2.0, fd00:1::", names.ReasonAssigned)
-	w.wantDecision(w.serveService("s", withReleased("192.0.2.0")), "192.0.2.1, fd00:1::", names.ReasonAssigned)
+	w.wantDecision(w.serveService("s", withAddressesToRelease("192.0.2.0")), "192.0.2.1, fd00:1::", names.ReasonAssigned)
 	// The annotation may stay.
 	w.wantDecision(w.serveService("s"), "192.0.2.1, fd00:1::", names.ReasonAssigned)
 	w.wantDecision(w.serveService("other"), "192.0.2.0", names.ReasonAssigned)
 	w.deleteService("other")
-	w.wantDecision(w.serveService("s", withReleased("192.0.2.0", "192.0.2.1")), "192.0.2.2, fd00:1::", names.ReasonAssigned)
-	w.wantDecision(w.serveService("s", withReleased("192.0.2.2"), withRequested("192.0.2.2", "fd00:1::")), "192.0.2.2, fd00:1::", names.ReasonInvalidRequest, "remove one of the two")
-	w.serveService("s", withRequested())
+	w.wantDecision(w.serveService("s", withAddressesToRelease("192.0.2.0", "192.0.2.1")), "192.0.2.2, fd00:1::", names.ReasonAssigned)
+	w.wantDecision(w.serveService("s", withAddressesToRelease("192.0.2.2"), withRequestedAddresses("192.0.2.2", "fd00:1::")), "192.0.2.2, fd00:1::", names.ReasonInvalidRequest, "remove one of the two")
+	w.serveService("s", withRequestedAddresses())
 
 	// An address that cannot be exchanged is kept.
 	w = newHarness(t, newPool(t, "a", "192.0.2.0"))
 	w.serveService("s")
-	w.wantDecision(w.serveService("s", withReleased("192.0.2.0")), "192.0.2.0", names.ReasonPoolExhausted, "keeps 192.0.2.0")
+	w.wantDecision(w.serveService("s", withAddressesToRelease("192.0.2.0")), "192.0.2.0", names.ReasonPoolExhausted, "keeps 192.0.2.0")
 	// An address that its pool no longer contains is exchanged within the pool that the Service
 	// names.
-	w.serveService("s", withReleased(), withPool("a"))
+	w.serveService("s", withAddressesToRelease(), withRequestedPool("a"))
 	w.setPools(newPool(t, "a", "192.0.2.8/30"))
 	w.wantDecision(w.serveService("s"), "192.0.2.0", names.ReasonAddressNotInPool)
-	w.wantDecision(w.serveService("s", withReleased("192.0.2.0")), "192.0.2.8", names.ReasonAssigned)
+	w.wantDecision(w.serveService("s", withAddressesToRelease("192.0.2.0")), "192.0.2.8", names.ReasonAssigned)
 }
 
 func TestQuotas(t *testing.T) {
@@ -128,14 +128,14 @@ func TestQuotas(t *testing.T) {
 	w := newHarness(t, a)
 	w.wantDecision(w.serveService("one"), "192.0.2.0", names.ReasonAssigned)
 	w.wantDecision(w.serveService("two"), "", names.ReasonQuotaExceeded, "namespace default", "(a)")
-	w.wantDecision(w.serveService("two", withRequested("192.0.2.5")), "", names.ReasonQuotaExceeded, `pool "a"`)
+	w.wantDecision(w.serveService("two", withRequestedAddresses("192.0.2.5")), "", names.ReasonQuotaExceeded, `pool "a"`)
 	// Each family for itself.
 	w.wantDecision(w.serveService("six", withSingleStackIPv6), "fd00:1::", names.ReasonAssigned)
 	w.wantDecision(w.serveService("big-1", inNamespace("big")), "192.0.2.1", names.ReasonAssigned)
 	w.wantDecision(w.serveService("big-2", inNamespace("big"), withAddressCount(2)), "192.0.2.2", names.ReasonQuotaExceeded, "fewer than the 2")
 	w.wantDecision(w.serveService("nobody", inNamespace("none")), "", names.ReasonQuotaExceeded)
 	w.restartController()
-	w.wantDecision(w.serveService("two", withRequested()), "", names.ReasonQuotaExceeded)
+	w.wantDecision(w.serveService("two", withRequestedAddresses()), "", names.ReasonQuotaExceeded)
 	// Another pool is tried before the shortage is reported.
 	w.setPools(a, newPool(t, "b", "198.51.100.0/30"))
 	w.wantDecision(w.serveService("two"), "198.51.100.0", names.ReasonAssigned)
@@ -146,7 +146,7 @@ func TestQuotas(t *testing.T) {
 	w = newHarness(t, editPool(newPool(t, "a", "192.0.2.0/29"), withQuota(1, nil)))
 	w.serveService("one", withSharingKey("k", 1))
 	w.wantDecision(w.serveService("two", withSharingKey("k", 2)), "192.0.2.0", names.ReasonAssigned)
-	w.wantDecision(w.serveService("three", withSharingKey("k", 3), withRequested("192.0.2.0")), "192.0.2.0", names.ReasonAssigned)
+	w.wantDecision(w.serveService("three", withSharingKey("k", 3), withRequestedAddresses("192.0.2.0")), "192.0.2.0", names.ReasonAssigned)
 	w.wantDecision(w.serveService("elsewhere", inNamespace("other"), withSharingKey("k", 4)), "192.0.2.0", names.ReasonAssigned)
 	w.wantDecision(w.serveService("further", inNamespace("other")), "", names.ReasonQuotaExceeded)
 	w.deleteService("one")
@@ -162,25 +162,25 @@ func TestCooldown(t *testing.T) {
 	w.serveService("two")
 	w.deleteService("one")
 	w.wantDecision(w.serveService("three"), "", names.ReasonPoolExhausted)
-	w.wantDecision(w.serveService("three", withRequested("192.0.2.0")), "", names.ReasonCoolingDown, "default/one", "2026-01-01T00:01:00Z")
+	w.wantDecision(w.serveService("three", withRequestedAddresses("192.0.2.0")), "", names.ReasonCoolingDown, "default/one", "2026-01-01T00:01:00Z")
 	// A Service of the same name may have it at once.
 	w.wantDecision(w.serveService("one"), "192.0.2.0", names.ReasonAssigned)
 	w.deleteService("one")
 	w.restartController()
-	w.wantDecision(w.serveService("three", withRequested()), "", names.ReasonPoolExhausted)
-	if _, next := w.ledger.AdvanceTime(w.now); !next.Equal(w.now.Add(time.Minute)) {
+	w.wantDecision(w.serveService("three", withRequestedAddresses()), "", names.ReasonPoolExhausted)
+	if _, next := w.ledger.AdvanceTime(w.currentTime); !next.Equal(w.currentTime.Add(time.Minute)) {
 		t.Errorf("the Ledger wants to be called at %s, want in a minute", next)
 	}
 	w.advanceTime(59 * time.Second)
 	w.wantDecision(w.serveService("three"), "", names.ReasonPoolExhausted)
-	if freed, next := w.ledger.AdvanceTime(w.now.Add(time.Second)); len(freed) != 1 || !next.IsZero() {
+	if freed, next := w.ledger.AdvanceTime(w.currentTime.Add(time.Second)); len(freed) != 1 || !next.IsZero() {
 		t.Errorf("after the cool-down %v is free, and it waits until %s", freed, next)
 	}
 	w.wantDecision(w.serveService("three"), "192.0.2.0", names.ReasonAssigned)
 	// A move also starts a cool-down.
 	w.deleteService("two")
 	w.advanceTime(time.Hour)
-	w.wantDecision(w.serveService("three", withReleased("192.0.2.0")), "192.0.2.1", names.ReasonAssigned)
+	w.wantDecision(w.serveService("three", withAddressesToRelease("192.0.2.0")), "192.0.2.1", names.ReasonAssigned)
 	w.wantDecision(w.serveService("four"), "", names.ReasonPoolExhausted)
 }
 
@@ -188,12 +188,12 @@ func TestReservations(t *testing.T) {
 	web := view.ObjectKey{Namespace: "default", Name: "web"}
 	t.Run("by address", func(t *testing.T) {
 		w := newHarness(t, editPool(newPool(t, "a", "192.0.2.0/30"), withoutAutoAssign), newPool(t, "b", "198.51.100.0/30"))
-		r := &snapshot.Reservation{Name: "r", Service: web, Addresses: parseAddresses("192.0.2.0", "198.51.100.0"), ExpiresAt: w.now.Add(time.Hour)}
+		r := &snapshot.Reservation{Name: "r", Service: web, Addresses: parseAddresses("192.0.2.0", "198.51.100.0"), ExpiresAt: w.currentTime.Add(time.Hour)}
 		if d := w.setReservations(r); d.Reason != names.ReasonReserved {
-			t.Errorf("the reservation is %s: %s", d.Reason, d.Text)
+			t.Errorf("the reservation is %s: %s", d.Reason, d.ReasonText)
 		}
 		w.wantDecision(w.serveService("other"), "198.51.100.1", names.ReasonAssigned)
-		w.wantDecision(w.serveService("other", withRequested("192.0.2.0")), "198.51.100.1", names.ReasonAddressReserved, `default/web by AddressReservation "r" until 2026-01-01T01:00:00Z`)
+		w.wantDecision(w.serveService("other", withRequestedAddresses("192.0.2.0")), "198.51.100.1", names.ReasonAddressReserved, `default/web by AddressReservation "r" until 2026-01-01T01:00:00Z`)
 		w.wantDecision(w.serveService("web"), "192.0.2.0", names.ReasonAssigned)
 		w.deleteService("web")
 		w.restartController()
@@ -201,14 +201,14 @@ func TestReservations(t *testing.T) {
 		w.advanceTime(time.Hour)
 		w.wantDecision(w.serveService("other"), "192.0.2.0", names.ReasonAssigned)
 		if d := w.setReservations(r); d.Reason != names.ReasonExpired {
-			t.Errorf("after its time the reservation is %s: %s", d.Reason, d.Text)
+			t.Errorf("after its time the reservation is %s: %s", d.Reason, d.ReasonText)
 		}
 	})
 	t.Run("of an address that another Service holds", func(t *testing.T) {
 		w := newHarness(t, newPool(t, "a", "192.0.2.0/30"))
 		w.serveService("other")
 		if d := w.setReservations(&snapshot.Reservation{Name: "r", Service: web, Addresses: parseAddresses("192.0.2.0")}); d.Reason != names.ReasonAddressInUse {
-			t.Errorf("the reservation is %s: %s", d.Reason, d.Text)
+			t.Errorf("the reservation is %s: %s", d.Reason, d.ReasonText)
 		}
 		w.wantDecision(w.serveService("other"), "192.0.2.0", names.ReasonAssigned)
 		w.deleteService("other")
@@ -219,9 +219,9 @@ func TestReservations(t *testing.T) {
 		w := newHarness(t, newPool(t, "a", "192.0.2.0/30"), newPool(t, "b", "198.51.100.0/30", "fd00:1::/126"))
 		r := &snapshot.Reservation{Name: "r", Service: web, Pool: "b"}
 		if d := w.setReservations(r); joinAddresses(d.Addresses) != "198.51.100.0, fd00:1::" {
-			t.Errorf("it keeps %v, %s: %s", d.Addresses, d.Reason, d.Text)
+			t.Errorf("it keeps %v, %s: %s", d.Addresses, d.Reason, d.ReasonText)
 		}
-		w.wantDecision(w.serveService("other", withPool("b")), "198.51.100.1", names.ReasonAssigned)
+		w.wantDecision(w.serveService("other", withRequestedPool("b")), "198.51.100.1", names.ReasonAssigned)
 		w.wantDecision(w.serveService("web", withDualStack(view.RequireDualStack)), "198.51.100.0, fd00:1::", names.ReasonAssigned)
 		if d := w.setReservations(r); joinAddresses(d.Addresses) != "198.51.100.0, fd00:1::" {
 			t.Errorf("later it keeps %v", d.Addresses)
@@ -234,7 +234,7 @@ func TestReservations(t *testing.T) {
 		w := newHarness(t, newPool(t, "a", "192.0.2.0/30"))
 		r := &snapshot.Reservation{Name: "r", Service: web}
 		if d := w.setReservations(r); d.Reason != names.ReasonNoAddress {
-			t.Errorf("without a Service it is %s: %s", d.Reason, d.Text)
+			t.Errorf("without a Service it is %s: %s", d.Reason, d.ReasonText)
 		}
 		w.serveService("web")
 		w.setReservations(r)
@@ -255,23 +255,23 @@ func TestReservations(t *testing.T) {
 	})
 }
 
-func TestProbing(t *testing.T) {
+func TestAddressIsProbedBeforeAssignment(t *testing.T) {
 	w := newHarness(t, editPool(newPool(t, "a", "192.0.2.0/30"), withProbe))
 	d := w.serveService("s")
 	w.wantDecision(d, "", names.ReasonProbing, "192.0.2.0")
-	if joinAddresses(d.Proposed) != "192.0.2.0" || len(w.ledger.ProposedAddresses()) != 1 {
-		t.Fatalf("proposed is %v, the Ledger has %v", d.Proposed, w.ledger.ProposedAddresses())
+	if joinAddresses(d.AddressesToProbe) != "192.0.2.0" || len(w.ledger.AddressesUnderProbe()) != 1 {
+		t.Fatalf("proposed is %v, the Ledger has %v", d.AddressesToProbe, w.ledger.AddressesUnderProbe())
 	}
 	w.wantDecision(w.serveService("other"), "", names.ReasonProbing, "192.0.2.1")
-	w.ledger.RecordNoAnswer(parseAddresses("192.0.2.0")[0])
-	w.ledger.RecordAnswer(parseAddresses("192.0.2.1")[0], "02:00:00:00:00:01")
+	w.ledger.RecordNoProbeAnswer(parseAddresses("192.0.2.0")[0])
+	w.ledger.RecordProbeAnswer(parseAddresses("192.0.2.1")[0], "02:00:00:00:00:01")
 	w.wantDecision(w.serveService("s"), "192.0.2.0", names.ReasonAssigned)
 	w.wantDecision(w.serveService("other"), "", names.ReasonProbing, "192.0.2.2")
-	w.ledger.RecordNoAnswer(parseAddresses("192.0.2.2")[0])
+	w.ledger.RecordNoProbeAnswer(parseAddresses("192.0.2.2")[0])
 	w.wantDecision(w.serveService("other"), "192.0.2.2", names.ReasonAssigned)
-	w.wantDecision(w.serveService("third", withRequested("192.0.2.1")), "", names.ReasonQuarantined, "02:00:00:00:00:01 answered", "until 2026-01-01T01:00:00Z")
-	if len(w.ledger.ProposedAddresses()) != 0 {
-		t.Errorf("still proposed: %v", w.ledger.ProposedAddresses())
+	w.wantDecision(w.serveService("third", withRequestedAddresses("192.0.2.1")), "", names.ReasonQuarantined, "02:00:00:00:00:01 answered", "until 2026-01-01T01:00:00Z")
+	if len(w.ledger.AddressesUnderProbe()) != 0 {
+		t.Errorf("still proposed: %v", w.ledger.AddressesUnderProbe())
 	}
 	w.restartController()
 	w.wantDecision(w.serveService("third"), "", names.ReasonQuarantined)
@@ -280,22 +280,22 @@ func TestProbing(t *testing.T) {
 	// A proposal that its Service no longer needs is free again.
 	w.deleteService("third")
 	w.wantDecision(w.serveService("fourth"), "", names.ReasonProbing, "192.0.2.1")
-	w.ledger.RecordNoAnswer(parseAddresses("192.0.2.1")[0])
+	w.ledger.RecordNoProbeAnswer(parseAddresses("192.0.2.1")[0])
 	// A move keeps the old address while the new one is probed.
-	w.wantDecision(w.serveService("s", withReleased("192.0.2.0")), "192.0.2.0", names.ReasonProbing, "192.0.2.3", "keeps 192.0.2.0")
-	w.ledger.RecordNoAnswer(parseAddresses("192.0.2.3")[0])
+	w.wantDecision(w.serveService("s", withAddressesToRelease("192.0.2.0")), "192.0.2.0", names.ReasonProbing, "192.0.2.3", "keeps 192.0.2.0")
+	w.ledger.RecordNoProbeAnswer(parseAddresses("192.0.2.3")[0])
 	w.wantDecision(w.serveService("s"), "192.0.2.3", names.ReasonAssigned)
 	// A shared address needs no probe: our Services use it already.
 	w.serveService("fourth")
 	w.wantDecision(w.serveService("fourth", withSharingKey("k", 1)), "192.0.2.1", names.ReasonAssigned)
-	w.wantDecision(w.serveService("fifth", withSharingKey("k", 2), withRequested("192.0.2.1")), "192.0.2.1", names.ReasonAssigned)
+	w.wantDecision(w.serveService("fifth", withSharingKey("k", 2), withRequestedAddresses("192.0.2.1")), "192.0.2.1", names.ReasonAssigned)
 }
 
-func TestUsage(t *testing.T) {
+func TestPoolUsage(t *testing.T) {
 	w := newHarness(t, editPool(newPool(t, "a", "192.0.2.0/29", "fd00::/32"), withCooldown(time.Minute), excludingRanges(t, "192.0.2.7")))
 	check := func(want PoolUsage) {
 		t.Helper()
-		if got := w.ledger.UsageOf(w.snapshot.Pools[0], w.snapshot); got != want {
+		if got := w.ledger.UsageOfPool(w.snapshot.Pools[0], w.snapshot); got != want {
 			t.Errorf("got %+v, want %+v", got, want)
 		}
 	}

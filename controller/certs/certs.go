@@ -24,11 +24,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// The entries of the Secret in addition to those of the type kubernetes.io/tls. caCertEntry holds
-// the CA that signs, followed by older CAs that have not expired.
+// The entries of the Secret in addition to those of the type kubernetes.io/tls. caCertSecretKey
+// holds the CA that signs, followed by older CAs that have not expired.
 const (
-	caCertEntry = "ca.crt"
-	caKeyEntry  = "ca.key"
+	caCertSecretKey = "ca.crt"
+	caKeySecretKey  = "ca.key"
 )
 
 const (
@@ -56,13 +56,13 @@ type CertificateState struct {
 // from the source of random numbers.
 func RenewSecretData(now time.Time, old map[string][]byte, names []string) (map[string][]byte, CertificateState, error) {
 	data := old
-	ca, err := parseCA(now, data)
+	ca, err := parseSigningCA(now, data)
 	if err != nil {
 		fresh, err := createCA(now)
 		if err != nil {
 			return nil, CertificateState{}, err
 		}
-		data = map[string][]byte{caCertEntry: append(bytes.Clone(fresh.certPEM), unexpiredCertificates(now, old[caCertEntry])...), caKeyEntry: fresh.keyPEM}
+		data = map[string][]byte{caCertSecretKey: append(bytes.Clone(fresh.certPEM), unexpiredCertificates(now, old[caCertSecretKey])...), caKeySecretKey: fresh.keyPEM}
 		ca = fresh
 	}
 	state, err := parseServingCertificate(now, data, ca.cert, names)
@@ -74,15 +74,15 @@ func RenewSecretData(now time.Time, old map[string][]byte, names []string) (map[
 		return nil, CertificateState{}, err
 	}
 	data = map[string][]byte{
-		caCertEntry: data[caCertEntry], caKeyEntry: data[caKeyEntry],
+		caCertSecretKey: data[caCertSecretKey], caKeySecretKey: data[caKeySecretKey],
 		corev1.TLSCertKey: cert.certPEM, corev1.TLSPrivateKeyKey: cert.keyPEM,
 	}
 	state, err = parseServingCertificate(now, data, ca.cert, names)
 	return data, state, err
 }
 
-// renewalTime is when two thirds of a certificate's life are over.
-func renewalTime(c *x509.Certificate) time.Time {
+// renewalDueTime is when two thirds of a certificate's life are over.
+func renewalDueTime(c *x509.Certificate) time.Time {
 	return c.NotBefore.Add(c.NotAfter.Sub(c.NotBefore) * 2 / 3)
 }
 
@@ -92,28 +92,28 @@ var errRenewalDue = errors.New("two thirds of its life are over")
 // keyPair is a certificate and its private key.
 type keyPair struct {
 	cert            *x509.Certificate
-	key             crypto.Signer
+	privateKey      crypto.Signer
 	certPEM, keyPEM []byte
 }
 
-// parseCA returns the CA that signs, or an error when it must be replaced.
-func parseCA(now time.Time, data map[string][]byte) (*keyPair, error) {
-	first, _ := pem.Decode(data[caCertEntry])
+// parseSigningCA returns the CA that signs, or an error when it must be replaced.
+func parseSigningCA(now time.Time, data map[string][]byte) (*keyPair, error) {
+	first, _ := pem.Decode(data[caCertSecretKey])
 	if first == nil {
-		return nil, fmt.Errorf("%s holds no certificate", caCertEntry)
+		return nil, fmt.Errorf("%s holds no certificate", caCertSecretKey)
 	}
-	whole, err := tls.X509KeyPair(pem.EncodeToMemory(first), data[caKeyEntry])
+	whole, err := tls.X509KeyPair(pem.EncodeToMemory(first), data[caKeySecretKey])
 	if err != nil {
 		return nil, fmt.Errorf("reading the CA: %w", err)
 	}
 	key, ok := whole.PrivateKey.(crypto.Signer)
 	if !ok || !whole.Leaf.IsCA {
-		return nil, fmt.Errorf("%s holds no CA", caCertEntry)
+		return nil, fmt.Errorf("%s holds no CA", caCertSecretKey)
 	}
-	if now.After(renewalTime(whole.Leaf)) {
+	if now.After(renewalDueTime(whole.Leaf)) {
 		return nil, errRenewalDue
 	}
-	return &keyPair{cert: whole.Leaf, key: key}, nil
+	return &keyPair{cert: whole.Leaf, privateKey: key}, nil
 }
 
 // unexpiredCertificates returns the certificates of a bundle that have not expired.
@@ -145,14 +145,14 @@ func parseServingCertificate(now time.Time, data map[string][]byte, ca *x509.Cer
 			return CertificateState{}, fmt.Errorf("the certificate does not hold for %s", n)
 		}
 	}
-	next := renewalTime(c.Leaf)
+	next := renewalDueTime(c.Leaf)
 	if now.After(next) {
 		return CertificateState{}, errRenewalDue
 	}
-	if r := renewalTime(ca); r.Before(next) {
+	if r := renewalDueTime(ca); r.Before(next) {
 		next = r
 	}
-	return CertificateState{CABundle: unexpiredCertificates(now, data[caCertEntry]), Certificate: c, RenewAt: next}, nil
+	return CertificateState{CABundle: unexpiredCertificates(now, data[caCertSecretKey]), Certificate: c, RenewAt: next}, nil
 }
 
 func createCA(now time.Time) (*keyPair, error) {
@@ -185,7 +185,7 @@ func signCertificate(ca *keyPair, template *x509.Certificate) (*keyPair, error) 
 	}
 	parent, signer := template, crypto.Signer(key)
 	if ca != nil {
-		parent, signer = ca.cert, ca.key
+		parent, signer = ca.cert, ca.privateKey
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, signer)
 	if err != nil {
@@ -200,7 +200,7 @@ func signCertificate(ca *keyPair, template *x509.Certificate) (*keyPair, error) 
 		return nil, fmt.Errorf("encoding the key: %w", err)
 	}
 	return &keyPair{
-		cert: cert, key: key,
+		cert: cert, privateKey: key,
 		certPEM: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
 		keyPEM:  pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}),
 	}, nil

@@ -16,19 +16,20 @@ var (
 
 const day = 24 * time.Hour
 
-// mustRenew renews and checks that a client that trusts the bundle accepts the certificate.
-func mustRenew(t *testing.T, now time.Time, old map[string][]byte) (map[string][]byte, CertificateState) {
+// renewAndCheckTrust renews and checks that a client that trusts the bundle accepts the
+// certificate.
+func renewAndCheckTrust(t *testing.T, now time.Time, old map[string][]byte) (map[string][]byte, CertificateState) {
 	t.Helper()
 	data, state, err := RenewSecretData(now, old, serverNames)
 	if err != nil {
 		t.Fatal(err)
 	}
-	wantTrusted(t, now, state.CABundle, state)
+	checkServerTrusted(t, now, state.CABundle, state)
 	return data, state
 }
 
-// wantTrusted checks that a client that trusts the bundle accepts the certificate.
-func wantTrusted(t *testing.T, now time.Time, bundle []byte, s CertificateState) {
+// checkServerTrusted checks that a client that trusts the bundle accepts the certificate.
+func checkServerTrusted(t *testing.T, now time.Time, bundle []byte, s CertificateState) {
 	t.Helper()
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(bundle)
@@ -40,9 +41,9 @@ func wantTrusted(t *testing.T, now time.Time, bundle []byte, s CertificateState)
 }
 
 func TestSoundCertificateIsKept(t *testing.T) {
-	data, state := mustRenew(t, startTime, nil)
+	data, state := renewAndCheckTrust(t, startTime, nil)
 	for _, after := range []time.Duration{0, day, 59 * day} {
-		again, same := mustRenew(t, startTime.Add(after), data)
+		again, same := renewAndCheckTrust(t, startTime.Add(after), data)
 		if !bytes.Equal(again[corev1.TLSCertKey], data[corev1.TLSCertKey]) || !same.RenewAt.Equal(state.RenewAt) {
 			t.Errorf("after %v a sound certificate was replaced", after)
 		}
@@ -50,29 +51,29 @@ func TestSoundCertificateIsKept(t *testing.T) {
 }
 
 func TestRenewalComesBeforeExpiry(t *testing.T) {
-	data, state := mustRenew(t, startTime, nil)
+	data, state := renewAndCheckTrust(t, startTime, nil)
 	if left := state.Certificate.Leaf.NotAfter.Sub(state.RenewAt); left < 20*day {
 		t.Errorf("the certificate is renewed %v before its end: a controller that is down for that long breaks the webhook", left)
 	}
-	_, next := mustRenew(t, state.RenewAt.Add(time.Second), data)
+	_, next := renewAndCheckTrust(t, state.RenewAt.Add(time.Second), data)
 	if !next.RenewAt.After(state.RenewAt.Add(30 * day)) {
 		t.Errorf("at its renewal the certificate was kept, until %v", next.RenewAt)
 	}
 	if !bytes.Equal(next.CABundle, state.CABundle) {
 		t.Error("the CA was replaced together with the certificate, though it is valid for years")
 	}
-	wantTrusted(t, state.RenewAt, state.CABundle, next)
+	checkServerTrusted(t, state.RenewAt, state.CABundle, next)
 }
 
 func TestNewCAIsTrustedBesideTheOldOne(t *testing.T) {
-	data, before := mustRenew(t, startTime, nil)
+	data, before := renewAndCheckTrust(t, startTime, nil)
 	first := before.CABundle
 	for now := startTime; now.Before(startTime.Add(20 * 365 * day)); now = now.Add(30 * day) {
 		var next CertificateState
-		data, next = mustRenew(t, now, data)
+		data, next = renewAndCheckTrust(t, now, data)
 		// Another controller may still serve the previous certificate, and the API server may have
 		// the new bundle.
-		wantTrusted(t, now, next.CABundle, before)
+		checkServerTrusted(t, now, next.CABundle, before)
 		if n := bytes.Count(next.CABundle, []byte("BEGIN")); n > 3 {
 			t.Fatalf("at %v %d CAs are trusted: expired ones remain", now, n)
 		}
@@ -84,15 +85,15 @@ func TestNewCAIsTrustedBesideTheOldOne(t *testing.T) {
 }
 
 func TestDamagedCertificateIsReplaced(t *testing.T) {
-	sound, state := mustRenew(t, startTime, nil)
-	other, _ := mustRenew(t, startTime, nil)
+	sound, state := renewAndCheckTrust(t, startTime, nil)
+	other, _ := renewAndCheckTrust(t, startTime, nil)
 	for name, damage := range map[string]func(map[string][]byte){
-		"no CA":                   func(d map[string][]byte) { delete(d, caCertEntry) },
-		"no key of the CA":        func(d map[string][]byte) { delete(d, caKeyEntry) },
-		"garbage for a CA":        func(d map[string][]byte) { d[caCertEntry] = []byte("garbage") },
-		"another's key of the CA": func(d map[string][]byte) { d[caKeyEntry] = other[caKeyEntry] },
+		"no CA":                   func(d map[string][]byte) { delete(d, caCertSecretKey) },
+		"no key of the CA":        func(d map[string][]byte) { delete(d, caKeySecretKey) },
+		"garbage for a CA":        func(d map[string][]byte) { d[caCertSecretKey] = []byte("garbage") },
+		"another's key of the CA": func(d map[string][]byte) { d[caKeySecretKey] = other[caKeySecretKey] },
 		"the certificate as a CA": func(d map[string][]byte) {
-			d[caCertEntry], d[caKeyEntry] = d[corev1.TLSCertKey], d[corev1.TLSPrivateKeyKey]
+			d[caCertSecretKey], d[caKeySecretKey] = d[corev1.TLSCertKey], d[corev1.TLSPrivateKeyKey]
 		},
 		"no certificate": func(d map[string][]byte) { delete(d, corev1.TLSCertKey) },
 		"no key":         func(d map[string][]byte) { delete(d, corev1.TLSPrivateKeyKey) },
@@ -105,7 +106,7 @@ func TestDamagedCertificateIsReplaced(t *testing.T) {
 			data[k] = v
 		}
 		damage(data)
-		_, next := mustRenew(t, startTime, data)
+		_, next := renewAndCheckTrust(t, startTime, data)
 		if next.Certificate.Leaf.Equal(state.Certificate.Leaf) {
 			t.Errorf("%s: the certificate was kept", name)
 		}

@@ -25,28 +25,29 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 )
 
-// Objects names the objects that the Keeper maintains.
-type Objects struct {
+// WebhookObjects names the objects that the Keeper maintains.
+type WebhookObjects struct {
 	Namespace string
-	// Service is the webhook's Service, Secret the Secret with the certificate; both are in
+	// ServiceName is the webhook's Service, Secret the Secret with the certificate; both are in
 	// Namespace.
-	Service, Secret string
-	// Configuration is the ValidatingWebhookConfiguration that must contain the CA.
-	Configuration string
+	ServiceName, SecretName string
+	// ConfigurationName is the ValidatingWebhookConfiguration that must contain the CA.
+	ConfigurationName string
 }
 
 // limitCache limits a cache to these objects. The RBAC rules allow no others.
-func (o Objects) limitCache(c *cluster.Options) {
+func (o WebhookObjects) limitCache(c *cluster.Options) {
 	named := func(name string) fields.Selector { return fields.OneTermEqualSelector("metadata.name", name) }
 	c.Cache.ByObject = map[client.Object]cache.ByObject{
-		&corev1.Secret{}: {Namespaces: map[string]cache.Config{o.Namespace: {FieldSelector: named(o.Secret)}}},
-		&admissionv1.ValidatingWebhookConfiguration{}: {Field: named(o.Configuration)},
+		&corev1.Secret{}: {Namespaces: map[string]cache.Config{o.Namespace: {FieldSelector: named(o.SecretName)}}},
+		&admissionv1.ValidatingWebhookConfiguration{}: {Field: named(o.ConfigurationName)},
 	}
 }
 
-// Keeper runs in every controller, leader or not. Set the fields, then call RegisterController.
-type Keeper struct {
-	Objects
+// CertificateKeeper runs in every controller, leader or not. Set the fields, then call
+// RegisterController.
+type CertificateKeeper struct {
+	WebhookObjects
 	Now func() time.Time
 	Log *slog.Logger
 
@@ -56,7 +57,7 @@ type Keeper struct {
 
 // RegisterController registers the reconciler. It runs at the start, on every change of the
 // objects, and when a certificate is due for renewal.
-func (k *Keeper) RegisterController(mgr ctrl.Manager) error {
+func (k *CertificateKeeper) RegisterController(mgr ctrl.Manager) error {
 	// A cache of its own, because the manager's cache limits Secrets in another way.
 	own, err := cluster.New(mgr.GetConfig(), k.limitCache, func(c *cluster.Options) { c.Scheme = mgr.GetScheme() })
 	if err != nil {
@@ -70,7 +71,7 @@ func (k *Keeper) RegisterController(mgr ctrl.Manager) error {
 	first <- event.GenericEvent{Object: &corev1.Secret{}}
 	needLeader := false
 	one := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []ctrl.Request {
-		return []ctrl.Request{{NamespacedName: client.ObjectKey{Namespace: k.Namespace, Name: k.Secret}}}
+		return []ctrl.Request{{NamespacedName: client.ObjectKey{Namespace: k.Namespace, Name: k.SecretName}}}
 	})
 	err = ctrl.NewControllerManagedBy(mgr).
 		Named("certificate").
@@ -86,7 +87,7 @@ func (k *Keeper) RegisterController(mgr ctrl.Manager) error {
 }
 
 // Reconcile implements reconcile.Reconciler.
-func (k *Keeper) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
+func (k *CertificateKeeper) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
 	state, err := k.updateSecret(ctx)
 	if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
 		// Another controller was faster: read its certificate.
@@ -105,19 +106,19 @@ func (k *Keeper) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, er
 }
 
 // serverNames are the DNS names by which the API server may call the webhook.
-func (k *Keeper) serverNames() []string {
-	host := k.Service + "." + k.Namespace + ".svc"
-	return []string{host, k.Service + "." + k.Namespace, host + ".cluster.local"}
+func (k *CertificateKeeper) serverNames() []string {
+	host := k.ServiceName + "." + k.Namespace + ".svc"
+	return []string{host, k.ServiceName + "." + k.Namespace, host + ".cluster.local"}
 }
 
 // updateSecret creates or renews the Secret where that is necessary, and returns its parsed
 // content.
-func (k *Keeper) updateSecret(ctx context.Context) (CertificateState, error) {
+func (k *CertificateKeeper) updateSecret(ctx context.Context) (CertificateState, error) {
 	var s corev1.Secret
-	err := k.client.Get(ctx, client.ObjectKey{Namespace: k.Namespace, Name: k.Secret}, &s)
+	err := k.client.Get(ctx, client.ObjectKey{Namespace: k.Namespace, Name: k.SecretName}, &s)
 	missing := apierrors.IsNotFound(err)
 	if err != nil && !missing {
-		return CertificateState{}, fmt.Errorf("reading the Secret %s: %w", k.Secret, err)
+		return CertificateState{}, fmt.Errorf("reading the Secret %s: %w", k.SecretName, err)
 	}
 	data, state, err := RenewSecretData(k.Now(), s.Data, k.serverNames())
 	if err != nil {
@@ -126,7 +127,7 @@ func (k *Keeper) updateSecret(ctx context.Context) (CertificateState, error) {
 	switch {
 	case missing:
 		s = corev1.Secret{Type: corev1.SecretTypeTLS, Data: data}
-		s.Namespace, s.Name = k.Namespace, k.Secret
+		s.Namespace, s.Name = k.Namespace, k.SecretName
 		err = k.client.Create(ctx, &s)
 	case !bytes.Equal(data[corev1.TLSCertKey], s.Data[corev1.TLSCertKey]):
 		changed := s.DeepCopy()
@@ -137,22 +138,22 @@ func (k *Keeper) updateSecret(ctx context.Context) (CertificateState, error) {
 		return state, nil
 	}
 	if err != nil {
-		return CertificateState{}, fmt.Errorf("writing the Secret %s: %w", k.Secret, err)
+		return CertificateState{}, fmt.Errorf("writing the Secret %s: %w", k.SecretName, err)
 	}
-	k.Log.Info("webhook certificate made", "secret", k.Namespace+"/"+k.Secret, "until", state.Certificate.Leaf.NotAfter)
+	k.Log.Info("webhook certificate made", "secret", k.Namespace+"/"+k.SecretName, "until", state.Certificate.Leaf.NotAfter)
 	return state, nil
 }
 
 // updateWebhookConfiguration writes the CA bundle into the webhook configuration, so that the API
 // server trusts it.
-func (k *Keeper) updateWebhookConfiguration(ctx context.Context, bundle []byte) error {
+func (k *CertificateKeeper) updateWebhookConfiguration(ctx context.Context, bundle []byte) error {
 	var c admissionv1.ValidatingWebhookConfiguration
-	err := k.client.Get(ctx, client.ObjectKey{Name: k.Configuration}, &c)
+	err := k.client.Get(ctx, client.ObjectKey{Name: k.ConfigurationName}, &c)
 	if apierrors.IsNotFound(err) {
-		return fmt.Errorf("the ValidatingWebhookConfiguration %s is missing, so that the API server does not call the webhook: apply config/webhook, or remove --webhook-mode", k.Configuration)
+		return fmt.Errorf("the ValidatingWebhookConfiguration %s is missing, so that the API server does not call the webhook: apply config/webhook, or remove --webhook-mode", k.ConfigurationName)
 	}
 	if err != nil {
-		return fmt.Errorf("reading the ValidatingWebhookConfiguration %s: %w", k.Configuration, err)
+		return fmt.Errorf("reading the ValidatingWebhookConfiguration %s: %w", k.ConfigurationName, err)
 	}
 	changed := c.DeepCopy()
 	unchanged := true
@@ -165,7 +166,7 @@ func (k *Keeper) updateWebhookConfiguration(ctx context.Context, bundle []byte) 
 		return nil
 	}
 	if err := k.client.Patch(ctx, changed, client.StrategicMergeFrom(&c)); err != nil {
-		return fmt.Errorf("writing the CA into the ValidatingWebhookConfiguration %s: %w", k.Configuration, err)
+		return fmt.Errorf("writing the CA into the ValidatingWebhookConfiguration %s: %w", k.ConfigurationName, err)
 	}
 	return nil
 }
@@ -174,7 +175,7 @@ func (k *Keeper) updateWebhookConfiguration(ctx context.Context, bundle []byte) 
 var errNoCertificate = errors.New("the webhook has no certificate yet that the API server trusts")
 
 // ConfigureTLS makes a server use the current certificate.
-func (k *Keeper) ConfigureTLS(c *tls.Config) {
+func (k *CertificateKeeper) ConfigureTLS(c *tls.Config) {
 	c.MinVersion = tls.VersionTLS13
 	// One client and few requests: HTTP/2 would only add ways to attack.
 	c.NextProtos = []string{"http/1.1"}
@@ -187,7 +188,7 @@ func (k *Keeper) ConfigureTLS(c *tls.Config) {
 }
 
 // CheckReady says whether the API server can call the webhook; it is a readiness check.
-func (k *Keeper) CheckReady(*http.Request) error {
+func (k *CertificateKeeper) CheckReady(*http.Request) error {
 	if k.servedCertificate.Load() == nil {
 		return errNoCertificate
 	}

@@ -28,12 +28,13 @@ import (
 	"github.com/gantry-lb/gantry/test/apiserver"
 )
 
-var webhookObjects = certs.Objects{
-	Namespace: names.Namespace, Service: names.WebhookService, Secret: names.WebhookSecret, Configuration: names.WebhookConfiguration,
+var webhookObjects = certs.WebhookObjects{
+	Namespace: names.Namespace, ServiceName: names.WebhookService, SecretName: names.WebhookSecret, ConfigurationName: names.WebhookConfiguration,
 }
 
-// startKeeper runs a Keeper in a manager of its own, as a controller that is not the leader does.
-func startKeeper(t *testing.T, rc *rest.Config, now func() time.Time) *certs.Keeper {
+// startCertificateKeeper runs a Keeper in a manager of its own, as a controller that is not the
+// leader does.
+func startCertificateKeeper(t *testing.T, rc *rest.Config, now func() time.Time) *certs.CertificateKeeper {
 	t.Helper()
 	skipValidation := true
 	mgr, err := ctrl.NewManager(rc, ctrl.Options{
@@ -43,7 +44,7 @@ func startKeeper(t *testing.T, rc *rest.Config, now func() time.Time) *certs.Kee
 	if err != nil {
 		t.Fatal(err)
 	}
-	k := &certs.Keeper{Objects: webhookObjects, Now: now, Log: slog.New(slog.DiscardHandler)}
+	k := &certs.CertificateKeeper{WebhookObjects: webhookObjects, Now: now, Log: slog.New(slog.DiscardHandler)}
 	if err := k.RegisterController(mgr); err != nil {
 		t.Fatal(err)
 	}
@@ -59,8 +60,8 @@ func startKeeper(t *testing.T, rc *rest.Config, now func() time.Time) *certs.Kee
 	return k
 }
 
-// servedCertificate returns the certificate of the Keeper's server.
-func servedCertificate(k *certs.Keeper) (*x509.Certificate, error) {
+// certificateServedBy returns the certificate of the Keeper's server.
+func certificateServedBy(k *certs.CertificateKeeper) (*x509.Certificate, error) {
 	var c tls.Config
 	k.ConfigureTLS(&c)
 	cert, err := c.GetCertificate(nil)
@@ -88,11 +89,11 @@ func awaitNoError(t *testing.T, what string, check func() error) {
 	}
 }
 
-// agreedCertificate returns the certificate that all Keepers serve. It is an error if they differ,
-// if it is the unwanted one, or if a client that trusts the webhook configuration does not accept
-// it.
-func agreedCertificate(ctx context.Context, api client.Client, now time.Time, unwanted *x509.Certificate, keepers ...*certs.Keeper) (*x509.Certificate, error) {
-	first, err := servedCertificate(keepers[0])
+// certificateServedByAll returns the certificate that all Keepers serve. It is an error if they
+// differ, if it is the unwanted one, or if a client that trusts the webhook configuration does not
+// accept it.
+func certificateServedByAll(ctx context.Context, api client.Client, now time.Time, unwanted *x509.Certificate, keepers ...*certs.CertificateKeeper) (*x509.Certificate, error) {
+	first, err := certificateServedBy(keepers[0])
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +101,7 @@ func agreedCertificate(ctx context.Context, api client.Client, now time.Time, un
 		return nil, errors.New("the certificate is the old one")
 	}
 	for _, k := range keepers[1:] {
-		if other, err := servedCertificate(k); err != nil || !other.Equal(first) {
+		if other, err := certificateServedBy(k); err != nil || !other.Equal(first) {
 			return nil, fmt.Errorf("two controllers serve different certificates (%v)", err)
 		}
 	}
@@ -147,12 +148,12 @@ func TestTwoControllersServeOneCertificate(t *testing.T) {
 	if err := api.Create(ctx, newWebhookConfiguration()); err != nil {
 		t.Fatal(err)
 	}
-	a, b := startKeeper(t, rc, now), startKeeper(t, rc, now)
+	a, b := startCertificateKeeper(t, rc, now), startCertificateKeeper(t, rc, now)
 	var cert *x509.Certificate
 	awaitAgreement := func(what string, not *x509.Certificate) {
 		t.Helper()
 		awaitNoError(t, what, func() (err error) {
-			c, err := agreedCertificate(ctx, api, now(), not, a, b)
+			c, err := certificateServedByAll(ctx, api, now(), not, a, b)
 			if err == nil {
 				cert = c
 			}

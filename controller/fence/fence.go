@@ -37,8 +37,8 @@ import (
 // for the Service.
 type Pending struct {
 	Service view.ObjectKey
-	// Base is the resourceVersion of the Service on which the status is written.
-	Base string
+	// BaseVersion is the resourceVersion of the Service on which the status is written.
+	BaseVersion string
 	// Addresses are all addresses that a write on the Base may bring.
 	Addresses []netip.Addr
 }
@@ -47,34 +47,35 @@ type Pending struct {
 // The zero value is not usable; call NewFence.
 type Fence struct {
 	pendingByService map[view.ObjectKey]Pending
-	// inheritedByService are the addresses of open assignments that were in the object when it was
-	// read. While the base is the same, a write by another controller may bring them.
-	inheritedByService map[view.ObjectKey][]netip.Addr
-	// hasUnshown says that something is pending that the object does not show until it is written again.
+	// inheritedAddressesByService are the addresses of open assignments that were in the object
+	// when it was read. While the base is the same, a write by another controller may bring them.
+	inheritedAddressesByService map[view.ObjectKey][]netip.Addr
+	// hasUnshown says that something is pending that the object does not show until it is written
+	// again.
 	hasUnshown bool
 }
 
 // NewFence returns the Fence for an object with these assignments. Call it when the object has been
-// read; RemoveSettled then removes the closed ones.
+// read; RemoveSettledPending then removes the closed ones.
 func NewFence(intents []Pending) *Fence {
-	f := &Fence{pendingByService: make(map[view.ObjectKey]Pending, len(intents)), inheritedByService: make(map[view.ObjectKey][]netip.Addr, len(intents))}
-	f.RecordWritten(intents)
+	f := &Fence{pendingByService: make(map[view.ObjectKey]Pending, len(intents)), inheritedAddressesByService: make(map[view.ObjectKey][]netip.Addr, len(intents))}
+	f.RecordWrittenBatch(intents)
 	for k, i := range f.pendingByService {
-		f.inheritedByService[k] = i.Addresses
+		f.inheritedAddressesByService[k] = i.Addresses
 	}
 	return f
 }
 
-// RemoveSettled removes closed assignments. version returns the resourceVersion of a Service, read
-// after the object, and false for a Service that does not exist. It returns the open assignments,
-// sorted by Service.
-func (f *Fence) RemoveSettled(version func(view.ObjectKey) (string, bool)) []Pending {
+// RemoveSettledPending removes closed assignments. version returns the resourceVersion of a
+// Service, read after the object, and false for a Service that does not exist. It returns the open
+// assignments, sorted by Service.
+func (f *Fence) RemoveSettledPending(version func(view.ObjectKey) (string, bool)) []Pending {
 	for k, i := range f.pendingByService {
-		if now, exists := version(k); !exists || isLaterVersion(now, i.Base) {
+		if now, exists := version(k); !exists || isLaterVersion(now, i.BaseVersion) {
 			f.removePending(k)
 		}
 	}
-	return f.NextPending(nil)
+	return f.PendingAfterBatch(nil)
 }
 
 // isLaterVersion says whether the version is later than the base, so that no write on the base can
@@ -91,7 +92,7 @@ func isLaterVersion(version, base string) bool {
 // PendingAddresses returns the addresses that a write may still bring to a Service with this
 // resourceVersion; nil when there are none. No other Service may get them.
 func (f *Fence) PendingAddresses(k view.ObjectKey, version string) []netip.Addr {
-	if i, ok := f.pendingByService[k]; ok && !isLaterVersion(version, i.Base) {
+	if i, ok := f.pendingByService[k]; ok && !isLaterVersion(version, i.BaseVersion) {
 		return i.Addresses
 	}
 	return nil
@@ -101,7 +102,7 @@ func (f *Fence) PendingAddresses(k view.ObjectKey, version string) []netip.Addr 
 // addresses, so that they may be written without another one.
 func (f *Fence) CoversPending(i Pending) bool {
 	has, ok := f.pendingByService[i.Service]
-	return ok && !f.hasUnshown && has.Base == i.Base && !slices.ContainsFunc(i.Addresses, func(a netip.Addr) bool { return !slices.Contains(has.Addresses, a) })
+	return ok && !f.hasUnshown && has.BaseVersion == i.BaseVersion && !slices.ContainsFunc(i.Addresses, func(a netip.Addr) bool { return !slices.Contains(has.Addresses, a) })
 }
 
 // HasPending says whether the Service has an open assignment on any base. Another one of the same
@@ -111,9 +112,9 @@ func (f *Fence) HasPending(k view.ObjectKey) bool {
 	return ok
 }
 
-// NextPending returns what the object should contain when the assignments of a batch are added to
-// the open ones, sorted by Service. The Fence changes only with RecordWritten.
-func (f *Fence) NextPending(batch []Pending) []Pending {
+// PendingAfterBatch returns what the object should contain when the assignments of a batch are
+// added to the open ones, sorted by Service. The Fence changes only with RecordWrittenBatch.
+func (f *Fence) PendingAfterBatch(batch []Pending) []Pending {
 	all := maps.Clone(f.pendingByService)
 	for _, i := range batch {
 		all[i.Service] = mergePending(all[i.Service], i)
@@ -126,7 +127,7 @@ func (f *Fence) NextPending(batch []Pending) []Pending {
 // mergePending merges an older and a newer assignment of one Service. On another base the older
 // write cannot succeed any more; on the same base both may.
 func mergePending(old, next Pending) Pending {
-	if old.Base != next.Base {
+	if old.BaseVersion != next.BaseVersion {
 		return next
 	}
 	next.Addresses = slices.Clone(next.Addresses)
@@ -140,11 +141,11 @@ func mergePending(old, next Pending) Pending {
 
 // AddUnshown adds what was pending before the object was read again. Somebody may have deleted or
 // edited the object, and the writes go on all the same. Of two bases the later counts. It is called
-// before RemoveSettled.
+// before RemoveSettledPending.
 func (f *Fence) AddUnshown(before *Fence) {
 	for k, i := range before.pendingByService {
 		has, ok := f.pendingByService[k]
-		if ok && isLaterVersion(has.Base, i.Base) {
+		if ok && isLaterVersion(has.BaseVersion, i.BaseVersion) {
 			continue
 		}
 		merged := i
@@ -152,22 +153,23 @@ func (f *Fence) AddUnshown(before *Fence) {
 			merged = mergePending(has, i)
 		}
 		f.hasUnshown = f.hasUnshown || !f.CoversPending(merged)
-		f.pendingByService[k], f.inheritedByService[k] = merged, merged.Addresses
+		f.pendingByService[k], f.inheritedAddressesByService[k] = merged, merged.Addresses
 	}
 }
 
-// HasLaterBase says whether the Service has a pending assignment on a later resourceVersion than this.
+// HasLaterBase says whether the Service has a pending assignment on a later resourceVersion than
+// this.
 func (f *Fence) HasLaterBase(k view.ObjectKey, version string) bool {
 	i, ok := f.pendingByService[k]
-	return ok && isLaterVersion(i.Base, version)
+	return ok && isLaterVersion(i.BaseVersion, version)
 }
 
-// RecordWritten records that the object now contains the assignments of a batch.
-func (f *Fence) RecordWritten(batch []Pending) {
+// RecordWrittenBatch records that the object now contains the assignments of a batch.
+func (f *Fence) RecordWrittenBatch(batch []Pending) {
 	f.hasUnshown = false
 	for _, i := range batch {
-		if f.pendingByService[i.Service].Base != i.Base {
-			delete(f.inheritedByService, i.Service)
+		if f.pendingByService[i.Service].BaseVersion != i.BaseVersion {
+			delete(f.inheritedAddressesByService, i.Service)
 		}
 		f.pendingByService[i.Service] = mergePending(f.pendingByService[i.Service], i)
 	}
@@ -176,36 +178,36 @@ func (f *Fence) RecordWritten(batch []Pending) {
 // ClosePending records that no write to the Service on this base is in flight any more. An empty
 // base means any base: the Service was deleted.
 func (f *Fence) ClosePending(k view.ObjectKey, base string) {
-	if i, ok := f.pendingByService[k]; ok && (base == "" || i.Base == base) {
+	if i, ok := f.pendingByService[k]; ok && (base == "" || i.BaseVersion == base) {
 		f.removePending(k)
 	}
 }
 
-// RecordRefused records that the API server refused this controller's own write on the base, and
-// that the Service has not changed. Addresses of another controller's write stay pending.
-func (f *Fence) RecordRefused(k view.ObjectKey, base string) {
+// RecordRefusedWrite records that the API server refused this controller's own write on the base,
+// and that the Service has not changed. Addresses of another controller's write stay pending.
+func (f *Fence) RecordRefusedWrite(k view.ObjectKey, base string) {
 	i, ok := f.pendingByService[k]
-	if !ok || i.Base != base {
+	if !ok || i.BaseVersion != base {
 		return
 	}
-	if i.Addresses = f.inheritedByService[k]; len(i.Addresses) == 0 {
+	if i.Addresses = f.inheritedAddressesByService[k]; len(i.Addresses) == 0 {
 		f.removePending(k)
 		return
 	}
 	f.pendingByService[k] = i
 }
 
-// DropSuperseded records that the Service has this resourceVersion: a write on an older base cannot
-// succeed any more.
-func (f *Fence) DropSuperseded(k view.ObjectKey, version string) {
-	if i, ok := f.pendingByService[k]; ok && isLaterVersion(version, i.Base) {
+// DropSupersededPending records that the Service has this resourceVersion: a write on an older base
+// cannot succeed any more.
+func (f *Fence) DropSupersededPending(k view.ObjectKey, version string) {
+	if i, ok := f.pendingByService[k]; ok && isLaterVersion(version, i.BaseVersion) {
 		f.removePending(k)
 	}
 }
 
 func (f *Fence) removePending(k view.ObjectKey) {
 	delete(f.pendingByService, k)
-	delete(f.inheritedByService, k)
+	delete(f.inheritedAddressesByService, k)
 }
 
 // CountPending counts the open assignments.

@@ -11,7 +11,7 @@ import (
 )
 
 func newPending(name, base string, addresses ...string) Pending {
-	i := Pending{Service: view.ObjectKey{Namespace: "default", Name: name}, Base: base}
+	i := Pending{Service: view.ObjectKey{Namespace: "default", Name: name}, BaseVersion: base}
 	for _, a := range addresses {
 		i.Addresses = append(i.Addresses, netip.MustParseAddr(a))
 	}
@@ -28,28 +28,28 @@ func wantPending(t *testing.T, what string, got []Pending, want ...Pending) {
 func TestPendingStaysUntilItIsClosed(t *testing.T) {
 	f := NewFence([]Pending{newPending("arrived", "1", "192.0.2.1"), newPending("deleted", "2", "192.0.2.2"), newPending("under-way", "3", "192.0.2.3")})
 	versions := map[string]string{"arrived": "9", "under-way": "3"}
-	left := f.RemoveSettled(func(k view.ObjectKey) (string, bool) { v, ok := versions[k.Name]; return v, ok })
+	left := f.RemoveSettledPending(func(k view.ObjectKey) (string, bool) { v, ok := versions[k.Name]; return v, ok })
 	wantPending(t, "after reading the Services", left, newPending("under-way", "3", "192.0.2.3"))
 
 	batch := []Pending{newPending("new", "7", "192.0.2.1")}
-	wantPending(t, "the next object", f.NextPending(batch), newPending("new", "7", "192.0.2.1"), newPending("under-way", "3", "192.0.2.3"))
-	wantPending(t, "before it is written", f.NextPending(nil), newPending("under-way", "3", "192.0.2.3"))
-	f.RecordWritten(batch)
+	wantPending(t, "the next object", f.PendingAfterBatch(batch), newPending("new", "7", "192.0.2.1"), newPending("under-way", "3", "192.0.2.3"))
+	wantPending(t, "before it is written", f.PendingAfterBatch(nil), newPending("under-way", "3", "192.0.2.3"))
+	f.RecordWrittenBatch(batch)
 	f.ClosePending(view.ObjectKey{Namespace: "default", Name: "new"}, "6")
 	if f.CountPending() != 2 {
 		t.Error("an Intent on another base was settled too")
 	}
 	f.ClosePending(view.ObjectKey{Namespace: "default", Name: "new"}, "7")
 	f.ClosePending(view.ObjectKey{Namespace: "default", Name: "under-way"}, "")
-	wantPending(t, "when all is settled", f.NextPending(nil))
+	wantPending(t, "when all is settled", f.PendingAfterBatch(nil))
 }
 
 func TestTwoWritesOnOneBaseMayBothArrive(t *testing.T) {
 	f := NewFence([]Pending{newPending("s", "3", "192.0.2.1")})
-	f.RecordWritten([]Pending{newPending("s", "3", "192.0.2.2")})
-	wantPending(t, "two writes on one base", f.NextPending(nil), newPending("s", "3", "192.0.2.2", "192.0.2.1"))
-	f.RecordWritten([]Pending{newPending("s", "4", "192.0.2.5")})
-	wantPending(t, "on a later base the older cannot arrive", f.NextPending(nil), newPending("s", "4", "192.0.2.5"))
+	f.RecordWrittenBatch([]Pending{newPending("s", "3", "192.0.2.2")})
+	wantPending(t, "two writes on one base", f.PendingAfterBatch(nil), newPending("s", "3", "192.0.2.2", "192.0.2.1"))
+	f.RecordWrittenBatch([]Pending{newPending("s", "4", "192.0.2.5")})
+	wantPending(t, "on a later base the older cannot arrive", f.PendingAfterBatch(nil), newPending("s", "4", "192.0.2.5"))
 }
 
 func serviceKey(name string) view.ObjectKey { return view.ObjectKey{Namespace: "default", Name: name} }
@@ -60,24 +60,24 @@ func TestForeignAddressesStayPendingAfterARefusedWrite(t *testing.T) {
 	if !f.CoversPending(theirs) || f.CoversPending(ours) || f.CoversPending(newPending("s", "4", "192.0.2.1")) || f.CoversPending(newPending("other", "3")) {
 		t.Error("a write needs no further pending assignment just where the object shows its base and all of its addresses")
 	}
-	f.RecordWritten([]Pending{ours})
-	f.RecordRefused(serviceKey("s"), "2")
-	wantPending(t, "a refusal on another base", f.NextPending(nil), newPending("s", "3", "192.0.2.2", "192.0.2.1"))
-	f.RecordRefused(serviceKey("s"), "3")
-	wantPending(t, "after our write was refused", f.NextPending(nil), theirs)
+	f.RecordWrittenBatch([]Pending{ours})
+	f.RecordRefusedWrite(serviceKey("s"), "2")
+	wantPending(t, "a refusal on another base", f.PendingAfterBatch(nil), newPending("s", "3", "192.0.2.2", "192.0.2.1"))
+	f.RecordRefusedWrite(serviceKey("s"), "3")
+	wantPending(t, "after our write was refused", f.PendingAfterBatch(nil), theirs)
 
-	f.RecordWritten([]Pending{newPending("s", "4", "192.0.2.3")})
-	f.RecordRefused(serviceKey("s"), "4")
-	wantPending(t, "on a later base theirs cannot arrive", f.NextPending(nil))
+	f.RecordWrittenBatch([]Pending{newPending("s", "4", "192.0.2.3")})
+	f.RecordRefusedWrite(serviceKey("s"), "4")
+	wantPending(t, "on a later base theirs cannot arrive", f.PendingAfterBatch(nil))
 }
 
 func TestLaterVersionClosesAPendingAssignment(t *testing.T) {
 	f := NewFence([]Pending{newPending("s", "10", "192.0.2.1"), newPending("behind", "10", "192.0.2.2")})
-	left := f.RemoveSettled(func(k view.ObjectKey) (string, bool) {
+	left := f.RemoveSettledPending(func(k view.ObjectKey) (string, bool) {
 		return map[string]string{"s": "10", "behind": "9"}[k.Name], true
 	})
 	wantPending(t, "a list that is older than a pending assignment ends none", left, newPending("behind", "10", "192.0.2.2"), newPending("s", "10", "192.0.2.1"))
-	f.DropSuperseded(serviceKey("s"), "9")
+	f.DropSupersededPending(serviceKey("s"), "9")
 	for _, version := range []string{"9", "10"} {
 		if got := f.PendingAddresses(serviceKey("s"), version); len(got) != 1 {
 			t.Errorf("a Service of version %s may still get %v, want the address on base 10", version, got)
@@ -86,7 +86,7 @@ func TestLaterVersionClosesAPendingAssignment(t *testing.T) {
 	if got := f.PendingAddresses(serviceKey("s"), "11"); len(got) > 0 || !f.HasPending(serviceKey("s")) {
 		t.Errorf("a Service of version 11 may still get %v, want nothing", got)
 	}
-	f.DropSuperseded(serviceKey("s"), "11")
+	f.DropSupersededPending(serviceKey("s"), "11")
 	if f.HasPending(serviceKey("s")) || f.CountPending() != 1 {
 		t.Error("what is pending on an older base was not ended")
 	}

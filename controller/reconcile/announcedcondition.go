@@ -47,29 +47,31 @@ type AnnouncedCondition struct {
 	RecordEvent func(about *corev1.Service, kind, reason, text string)
 
 	mu sync.Mutex // guards all that follows
-	// unannouncedSince are the Services that no speaker announces, with the time since when.
-	unannouncedSince map[client.ObjectKey]time.Time
-	// lastSnapshot and lastNodes are the configuration and the nodes as last read; they are used
-	// until freshUntil.
-	lastSnapshot *snapshot.Snapshot
-	lastNodes    []snapshot.Node
-	freshUntil   time.Time
+	// unannouncedSinceByService are the Services that no speaker announces, with the time since
+	// when.
+	unannouncedSinceByService map[client.ObjectKey]time.Time
+	// cachedSnapshot and cachedNodes are the configuration and the nodes as last read; they are
+	// used until cacheFreshUntil.
+	cachedSnapshot  *snapshot.Snapshot
+	cachedNodes     []snapshot.Node
+	cacheFreshUntil time.Time
 }
 
 const (
-	// announceTimeout is how long speakers may take before the condition becomes False.
-	announceTimeout = 3 * time.Second
+	// speakerReportTimeout is how long speakers may take before the condition becomes False.
+	speakerReportTimeout = 3 * time.Second
 	// reportsByServiceIndex finds the speakers' reports about a Service, slicesByServiceIndex its
 	// EndpointSlices.
 	reportsByServiceIndex = "service"
 	slicesByServiceIndex  = "endpoints"
-	// The configuration is read again after minReadInterval at the earliest, and only so often that
-	// reading takes at most a twentieth of a core. maxReadInterval bounds that, because the first
-	// reading waits for caches to fill.
-	minReadInterval, readCostFactor, maxReadInterval = 100 * time.Millisecond, 20, 3 * time.Second
-	// maxRecheckInterval is how often the reason is determined again while no speaker announces. It
-	// is shorter at first, while a manifest may still be in the process of being applied.
-	maxRecheckInterval = 30 * time.Second
+	// The configuration is read again after minConfigurationReadInterval at the earliest, and only
+	// so often that reading takes at most a twentieth of a core. maxConfigurationReadInterval
+	// bounds that, because the first reading waits for caches to fill.
+	minConfigurationReadInterval, configurationReadCostFactor, maxConfigurationReadInterval = 100 * time.Millisecond, 20, 3 * time.Second
+	// maxUnannouncedRecheckInterval is how often the reason is determined again while no speaker
+	// announces. It is shorter at first, while a manifest may still be in the process of being
+	// applied.
+	maxUnannouncedRecheckInterval = 30 * time.Second
 )
 
 // RegisterController registers the reconciler.
@@ -79,7 +81,7 @@ func (r *AnnouncedCondition) RegisterController(ctx context.Context, mgr ctrl.Ma
 	})
 	b := ctrl.NewControllerManagedBy(mgr).Named("announced").For(&corev1.Service{}).
 		WithOptions(workers.Options{MaxConcurrentReconciles: 4})
-	for _, report := range r.Scope.StatusKinds() {
+	for _, report := range r.Scope.SpeakerStatusKinds() {
 		err := mgr.GetFieldIndexer().IndexField(ctx, report, reportsByServiceIndex, func(o client.Object) []string {
 			return []string{reportedService(o).String()}
 		})
@@ -114,11 +116,11 @@ func (r *AnnouncedCondition) Reconcile(ctx context.Context, req ctrl.Request) (c
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
 	v := view.FromService(&s)
-	if !v.IsLoadBalancer || v.Class != r.LoadBalancerClass || len(v.AssignedAddresses) == 0 {
+	if !v.IsLoadBalancer || v.LoadBalancerClass != r.LoadBalancerClass || len(v.AssignedAddresses) == 0 {
 		r.forgetUnannounced(req.NamespacedName)
 		return ctrl.Result{}, nil // ServiceWorker removes the condition together with the addresses
 	}
-	reported, err := r.readReports(ctx, req.NamespacedName)
+	reported, err := r.readSpeakerReports(ctx, req.NamespacedName)
 	if err != nil {
 		return ctrl.Result{}, err
 	}
@@ -129,7 +131,7 @@ func (r *AnnouncedCondition) Reconcile(ctx context.Context, req ctrl.Request) (c
 		reason, text := reported.describeAnnouncement()
 		c.Status, c.Reason, c.Message = metav1.ConditionTrue, string(reason), text
 	} else {
-		wait := r.remainingTimeout(req.NamespacedName)
+		wait := r.remainingReportTimeout(req.NamespacedName)
 		if wait > 0 {
 			return ctrl.Result{RequeueAfter: wait}, nil
 		}
@@ -138,36 +140,36 @@ func (r *AnnouncedCondition) Reconcile(ctx context.Context, req ctrl.Request) (c
 			return ctrl.Result{}, err
 		}
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, string(reason), text
-		again = min(announceTimeout-wait, maxRecheckInterval)
+		again = min(speakerReportTimeout-wait, maxUnannouncedRecheckInterval)
 	}
-	return ctrl.Result{RequeueAfter: again}, r.writeCondition(ctx, &s, c)
+	return ctrl.Result{RequeueAfter: again}, r.writeAnnouncedCondition(ctx, &s, c)
 }
 
-// remainingTimeout is how long to wait before the condition becomes False. A report that is
+// remainingReportTimeout is how long to wait before the condition becomes False. A report that is
 // replaced is missing for an instant.
-func (r *AnnouncedCondition) remainingTimeout(key client.ObjectKey) time.Duration {
+func (r *AnnouncedCondition) remainingReportTimeout(key client.ObjectKey) time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	since, known := r.unannouncedSince[key]
+	since, known := r.unannouncedSinceByService[key]
 	if !known {
 		since = r.Now()
-		if r.unannouncedSince == nil {
-			r.unannouncedSince = map[client.ObjectKey]time.Time{}
+		if r.unannouncedSinceByService == nil {
+			r.unannouncedSinceByService = map[client.ObjectKey]time.Time{}
 		}
-		r.unannouncedSince[key] = since
+		r.unannouncedSinceByService[key] = since
 	}
-	return announceTimeout - r.Now().Sub(since)
+	return speakerReportTimeout - r.Now().Sub(since)
 }
 
-// forgetUnannounced removes the Service from unannouncedSince.
+// forgetUnannounced removes the Service from unannouncedSinceByService.
 func (r *AnnouncedCondition) forgetUnannounced(key client.ObjectKey) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.unannouncedSince, key)
+	delete(r.unannouncedSinceByService, key)
 }
 
-// readReports reads the speakers' reports about the Service.
-func (r *AnnouncedCondition) readReports(ctx context.Context, key client.ObjectKey) (speakerReports, error) {
+// readSpeakerReports reads the speakers' reports about the Service.
+func (r *AnnouncedCondition) readSpeakerReports(ctx context.Context, key client.ObjectKey) (speakerReports, error) {
 	var l2 v1beta1.ServiceL2StatusList
 	var bgp v1beta1.ServiceBGPStatusList
 	match := []client.ListOption{client.InNamespace(r.Scope.Namespace), client.MatchingFields{reportsByServiceIndex: key.String()}}
@@ -183,18 +185,18 @@ func (r *AnnouncedCondition) readReports(ctx context.Context, key client.ObjectK
 	return speakerReports{l2.Items, bgp.Items}, nil
 }
 
-// ForecastCondition returns the condition of a Service that is about to get its first addresses, if
-// it is certain that no speaker will announce them. It is written together with the addresses, so
-// that a Service that waits for an advertisement or for Pods costs one write instead of two. A
-// wrong forecast is corrected like any other change.
-func (r *AnnouncedCondition) ForecastCondition(ctx context.Context, s *corev1.Service, assigned []netip.Addr) (metav1.Condition, bool) {
+// ForecastUnannouncedCondition returns the condition of a Service that is about to get its first
+// addresses, if it is certain that no speaker will announce them. It is written together with the
+// addresses, so that a Service that waits for an advertisement or for Pods costs one write instead
+// of two. A wrong forecast is corrected like any other change.
+func (r *AnnouncedCondition) ForecastUnannouncedCondition(ctx context.Context, s *corev1.Service, assigned []netip.Addr) (metav1.Condition, bool) {
 	var none metav1.Condition
 	if meta.FindStatusCondition(s.Status.Conditions, names.ConditionAnnounced) != nil {
 		return none, false
 	}
 	v := view.FromService(s)
 	v.AssignedAddresses = assigned
-	if reported, err := r.readReports(ctx, client.ObjectKeyFromObject(s)); err != nil || reported.isAnnounced() {
+	if reported, err := r.readSpeakerReports(ctx, client.ObjectKeyFromObject(s)); err != nil || reported.isAnnounced() {
 		return none, false
 	}
 	reason, text, err := r.explainUnannounced(ctx, s, &v)
@@ -207,13 +209,13 @@ func (r *AnnouncedCondition) ForecastCondition(ctx context.Context, s *corev1.Se
 	}, true
 }
 
-// readConfiguration returns the configuration and the nodes.
-func (r *AnnouncedCondition) readConfiguration(ctx context.Context) (*snapshot.Snapshot, []snapshot.Node, error) {
+// readCachedConfiguration returns the configuration and the nodes.
+func (r *AnnouncedCondition) readCachedConfiguration(ctx context.Context) (*snapshot.Snapshot, []snapshot.Node, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	begun := r.Now()
-	if begun.Before(r.freshUntil) {
-		return r.lastSnapshot, r.lastNodes, nil
+	if begun.Before(r.cacheFreshUntil) {
+		return r.cachedSnapshot, r.cachedNodes, nil
 	}
 	o, err := r.Scope.ReadObjects(ctx, r.Client)
 	if err != nil {
@@ -222,17 +224,17 @@ func (r *AnnouncedCondition) readConfiguration(ctx context.Context) (*snapshot.S
 	if o.Nodes, err = configuration.ReadNodes(ctx, r.Client); err != nil {
 		return nil, nil, err
 	}
-	o.Previous = r.lastSnapshot // an object that an edit broke keeps its last good state
-	r.lastSnapshot, _ = snapshot.Build(o)
-	r.lastNodes = o.Nodes
+	o.PreviousSnapshot = r.cachedSnapshot // an object that an edit broke keeps its last good state
+	r.cachedSnapshot, _ = snapshot.BuildSnapshot(o)
+	r.cachedNodes = o.Nodes
 	now := r.Now()
-	r.freshUntil = now.Add(min(max(minReadInterval, readCostFactor*now.Sub(begun)), maxReadInterval))
-	return r.lastSnapshot, r.lastNodes, nil
+	r.cacheFreshUntil = now.Add(min(max(minConfigurationReadInterval, configurationReadCostFactor*now.Sub(begun)), maxConfigurationReadInterval))
+	return r.cachedSnapshot, r.cachedNodes, nil
 }
 
 // explainUnannounced says why no speaker announces the Service, as far as the controller can see.
 func (r *AnnouncedCondition) explainUnannounced(ctx context.Context, s *corev1.Service, v *view.Service) (names.Reason, string, error) {
-	snap, nodes, err := r.readConfiguration(ctx)
+	snap, nodes, err := r.readCachedConfiguration(ctx)
 	if err != nil {
 		return "", "", err
 	}
@@ -261,7 +263,7 @@ func limitingInterfaces(s *snapshot.Snapshot, v *view.Service) []string {
 	var links []string
 	pools := s.PoolsOfAddresses(v.RecordedPool, v.AssignedAddresses...)
 	selects := func(names []string, services []labels.Selector) bool {
-		return snapshot.SelectorsMatch(services, v.Labels) && slices.ContainsFunc(pools, func(p *snapshot.Pool) bool { return slices.Contains(names, p.Name) })
+		return snapshot.AnySelectorMatches(services, v.Labels) && slices.ContainsFunc(pools, func(p *snapshot.Pool) bool { return slices.Contains(names, p.Name) })
 	}
 	for _, ad := range s.BGPAdvertisements {
 		if selects(ad.Pools, ad.ServiceSelectors) {
@@ -296,12 +298,12 @@ func findAdvertisementFault(s *snapshot.Snapshot, v *view.Service, nodes []snaps
 	}
 	covered, onNode, excluded := false, false, false
 	look := func(pools []string, services, selectors []labels.Selector) (selected bool) {
-		if !slices.ContainsFunc(own, func(name string) bool { return slices.Contains(pools, name) }) || !snapshot.SelectorsMatch(services, v.Labels) {
+		if !slices.ContainsFunc(own, func(name string) bool { return slices.Contains(pools, name) }) || !snapshot.AnySelectorMatches(services, v.Labels) {
 			return false
 		}
 		covered = true
 		for _, n := range nodes {
-			if !snapshot.SelectorsMatch(selectors, n.Labels) {
+			if !snapshot.AnySelectorMatches(selectors, n.Labels) {
 				continue
 			}
 			if _, out := n.Labels[names.LabelExcludeNode]; out {
@@ -327,7 +329,7 @@ func findAdvertisementFault(s *snapshot.Snapshot, v *view.Service, nodes []snaps
 	}
 	switch {
 	case !covered:
-		return names.ReasonNoAdvertisement, fmt.Sprintf("no L2Advertisement or BGPAdvertisement selects pool %s and this Service: create one", quotePools(own))
+		return names.ReasonNoAdvertisement, fmt.Sprintf("no L2Advertisement or BGPAdvertisement selects pool %s and this Service: create one", quotePoolNames(own))
 	case !onNode && excluded:
 		return names.ReasonNodeExcluded, "every node that the advertisements select has the label " + names.LabelExcludeNode + ": remove it from one of them"
 	case !onNode:
@@ -340,8 +342,8 @@ func findAdvertisementFault(s *snapshot.Snapshot, v *view.Service, nodes []snaps
 	return "", ""
 }
 
-// quotePools lists pools for people.
-func quotePools(pools []string) string {
+// quotePoolNames lists pools for people.
+func quotePoolNames(pools []string) string {
 	out := make([]string, len(pools))
 	for i, p := range pools {
 		out[i] = strconv.Quote(p)
@@ -349,7 +351,7 @@ func quotePools(pools []string) string {
 	return strings.Join(out, " or ")
 }
 
-func (r *AnnouncedCondition) writeCondition(ctx context.Context, s *corev1.Service, c metav1.Condition) error {
+func (r *AnnouncedCondition) writeAnnouncedCondition(ctx context.Context, s *corev1.Service, c metav1.Condition) error {
 	after, before := s.DeepCopy(), meta.FindStatusCondition(s.Status.Conditions, c.Type)
 	if !meta.SetStatusCondition(&after.Status.Conditions, c) {
 		return nil

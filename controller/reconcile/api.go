@@ -18,9 +18,9 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// API is what the worker needs of the API server. Results of CachedService and PoolObjects may be
-// old and must not be modified. Results of LiveService and ForEachLiveService were true at the time
-// of the call. Package apitest has one in memory.
+// API is what the worker needs of the API server. Results of CachedService and ReadPoolObjects may
+// be old and must not be modified. Results of LiveService and ForEachLiveService were true at the
+// time of the call. Package apitest has one in memory.
 type API interface {
 	// CachedService returns a Service from the cache, nil when the cache has none.
 	CachedService(context.Context, view.ObjectKey) (*corev1.Service, error)
@@ -28,8 +28,9 @@ type API interface {
 	LiveService(context.Context, view.ObjectKey) (*corev1.Service, error)
 	// ForEachLiveService calls visit for every Service, all as of one moment.
 	ForEachLiveService(ctx context.Context, visit func(*corev1.Service)) error
-	// PoolObjects returns the pools, the reservations, and the namespaces that pools may select.
-	PoolObjects(context.Context) (snapshot.Objects, error)
+	// ReadPoolObjects returns the pools, the reservations, and the namespaces that pools may
+	// select.
+	ReadPoolObjects(context.Context) (snapshot.Objects, error)
 	// PatchServiceStatus writes the difference in status and annotations, and returns the Service
 	// as written. The API server refuses it as a conflict when the Service is not at the
 	// resourceVersion of before.
@@ -38,18 +39,19 @@ type API interface {
 	UpdatePoolStatus(context.Context, *v1beta1.IPAddressPool) error
 	// UpdateReservationStatus writes the status of a reservation.
 	UpdateReservationStatus(context.Context, *v1alpha1.AddressReservation) error
-	// AddressProbes returns the AddressProbes in the cache.
-	AddressProbes(context.Context) ([]v1alpha1.AddressProbe, error)
-	// CreateProbe creates an AddressProbe, replaces one of the same name, and returns it.
-	CreateProbe(context.Context, *v1alpha1.AddressProbe) (*v1alpha1.AddressProbe, error)
+	// CachedAddressProbes returns the CachedAddressProbes in the cache.
+	CachedAddressProbes(context.Context) ([]v1alpha1.AddressProbe, error)
+	// CreateOrReplaceProbe creates an AddressProbe, replaces one of the same name, and returns it.
+	CreateOrReplaceProbe(context.Context, *v1alpha1.AddressProbe) (*v1alpha1.AddressProbe, error)
 	// DeleteProbe deletes the AddressProbe with that name, if there is one.
 	DeleteProbe(ctx context.Context, name string) error
-	// ReadLedger returns the AddressLedger with that name, and creates an empty one when there is
-	// none.
-	ReadLedger(ctx context.Context, name string) (*v1alpha1.AddressLedger, error)
-	// SwapLedger writes the AddressLedger and returns it as written. The API server refuses it as a
-	// conflict when it is not the one that was read, and as not found when it was deleted.
-	SwapLedger(context.Context, *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger, error)
+	// ReadOrCreateLedger returns the AddressLedger with that name, and creates an empty one when
+	// there is none.
+	ReadOrCreateLedger(ctx context.Context, name string) (*v1alpha1.AddressLedger, error)
+	// CompareAndSwapLedger writes the AddressLedger and returns it as written. The API server
+	// refuses it as a conflict when it is not the one that was read, and as not found when it was
+	// deleted.
+	CompareAndSwapLedger(context.Context, *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger, error)
 }
 
 // ClusterAPI is the API of a real cluster.
@@ -107,8 +109,8 @@ func (c *ClusterAPI) ForEachLiveService(ctx context.Context, visit func(*corev1.
 	}
 }
 
-// PoolObjects implements API.
-func (c *ClusterAPI) PoolObjects(ctx context.Context) (snapshot.Objects, error) {
+// ReadPoolObjects implements API.
+func (c *ClusterAPI) ReadPoolObjects(ctx context.Context) (snapshot.Objects, error) {
 	var pools v1beta1.IPAddressPoolList
 	if err := c.Client.List(ctx, &pools, client.InNamespace(c.Namespace)); err != nil {
 		return snapshot.Objects{}, fmt.Errorf("reading the pools: %w", err)
@@ -184,8 +186,8 @@ func (c *ClusterAPI) UpdateReservationStatus(ctx context.Context, o *v1alpha1.Ad
 	return nil
 }
 
-// AddressProbes implements API.
-func (c *ClusterAPI) AddressProbes(ctx context.Context) ([]v1alpha1.AddressProbe, error) {
+// CachedAddressProbes implements API.
+func (c *ClusterAPI) CachedAddressProbes(ctx context.Context) ([]v1alpha1.AddressProbe, error) {
 	var list v1alpha1.AddressProbeList
 	if err := c.Client.List(ctx, &list, client.InNamespace(c.Namespace)); err != nil {
 		return nil, fmt.Errorf("reading the AddressProbes: %w", err)
@@ -193,8 +195,8 @@ func (c *ClusterAPI) AddressProbes(ctx context.Context) ([]v1alpha1.AddressProbe
 	return list.Items, nil
 }
 
-// CreateProbe implements API.
-func (c *ClusterAPI) CreateProbe(ctx context.Context, p *v1alpha1.AddressProbe) (*v1alpha1.AddressProbe, error) {
+// CreateOrReplaceProbe implements API.
+func (c *ClusterAPI) CreateOrReplaceProbe(ctx context.Context, p *v1alpha1.AddressProbe) (*v1alpha1.AddressProbe, error) {
 	p = p.DeepCopy()
 	p.Namespace = c.Namespace
 	err := c.Client.Create(ctx, p)
@@ -219,8 +221,8 @@ func (c *ClusterAPI) DeleteProbe(ctx context.Context, name string) error {
 	return nil
 }
 
-// ReadLedger implements API.
-func (c *ClusterAPI) ReadLedger(ctx context.Context, name string) (*v1alpha1.AddressLedger, error) {
+// ReadOrCreateLedger implements API.
+func (c *ClusterAPI) ReadOrCreateLedger(ctx context.Context, name string) (*v1alpha1.AddressLedger, error) {
 	l := &v1alpha1.AddressLedger{}
 	key := client.ObjectKey{Namespace: c.Namespace, Name: name}
 	err := c.LiveReader.Get(ctx, key, l)
@@ -237,8 +239,8 @@ func (c *ClusterAPI) ReadLedger(ctx context.Context, name string) (*v1alpha1.Add
 	return l, nil
 }
 
-// SwapLedger implements API.
-func (c *ClusterAPI) SwapLedger(ctx context.Context, l *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger, error) {
+// CompareAndSwapLedger implements API.
+func (c *ClusterAPI) CompareAndSwapLedger(ctx context.Context, l *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger, error) {
 	written := l.DeepCopy()
 	if err := c.Client.Update(ctx, written); err != nil {
 		return nil, fmt.Errorf("writing the AddressLedger: %w", err)

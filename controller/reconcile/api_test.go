@@ -37,7 +37,7 @@ func TestWritesOnARealAPIServer(t *testing.T) {
 	api := &ClusterAPI{Client: direct, LiveReader: direct, Namespace: names.Namespace}
 	t.Run("a Service", func(t *testing.T) { testServiceWrites(ctx, t, direct, api) })
 	t.Run("the AddressLedger", func(t *testing.T) { testLedgerWrites(ctx, t, direct, api) })
-	t.Run("two controllers at once", func(t *testing.T) { testTwoLeaders(ctx, t, config, direct) })
+	t.Run("two controllers at once", func(t *testing.T) { testTwoLeadersAtOnce(ctx, t, config, direct) })
 }
 
 func testServiceWrites(ctx context.Context, t *testing.T, direct client.Client, api *ClusterAPI) {
@@ -65,7 +65,7 @@ func testServiceWrites(ctx context.Context, t *testing.T, direct client.Client, 
 		return s.(*corev1.Service)
 	}
 	first, before := live(), cached()
-	given := desiredService(before, allocate.Decision{Addresses: parseAddresses("192.0.2.1"), Reason: names.ReasonAssigned, Text: "assigned"}, "p")
+	given := withDecidedStatus(before, allocate.Decision{Addresses: parseAddresses("192.0.2.1"), Reason: names.ReasonAssigned, ReasonText: "assigned"}, "p")
 	written, err := api.PatchServiceStatus(ctx, before, given)
 	if err != nil {
 		t.Fatal(err)
@@ -77,7 +77,7 @@ func testServiceWrites(ctx context.Context, t *testing.T, direct client.Client, 
 		t.Errorf("a write on an old state ends with %v, want a conflict", err)
 	}
 	now := cached()
-	if _, err := api.PatchServiceStatus(ctx, now, clearedService(now, parseAddresses("192.0.2.1"))); err != nil {
+	if _, err := api.PatchServiceStatus(ctx, now, withoutOurStatus(now, parseAddresses("192.0.2.1"))); err != nil {
 		t.Fatal(err)
 	}
 	last := live()
@@ -88,29 +88,29 @@ func testServiceWrites(ctx context.Context, t *testing.T, direct client.Client, 
 }
 
 func testLedgerWrites(ctx context.Context, t *testing.T, direct client.Client, api *ClusterAPI) {
-	l, err := api.ReadLedger(ctx, names.AddressLedger)
+	l, err := api.ReadOrCreateLedger(ctx, names.AddressLedger)
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := api.ReadLedger(ctx, names.AddressLedger)
+	again, err := api.ReadOrCreateLedger(ctx, names.AddressLedger)
 	if err != nil || again.UID != l.UID {
 		t.Fatalf("a second controller made another one: %v", err)
 	}
 	l.Spec.Writer = "one"
-	if l, err = api.SwapLedger(ctx, l); err != nil {
+	if l, err = api.CompareAndSwapLedger(ctx, l); err != nil {
 		t.Fatal(err)
 	}
 	again.Spec.Writer = "two"
-	if _, err := api.SwapLedger(ctx, again); !apierrors.IsConflict(err) {
+	if _, err := api.CompareAndSwapLedger(ctx, again); !apierrors.IsConflict(err) {
 		t.Errorf("a swap on an old state ends with %v, want a conflict", err)
 	}
 	if err := direct.Delete(ctx, l); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := api.SwapLedger(ctx, l); !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+	if _, err := api.CompareAndSwapLedger(ctx, l); !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
 		t.Errorf("a swap of what was deleted ends with %v, want not found or a conflict", err)
 	}
-	if l, err = api.ReadLedger(ctx, names.AddressLedger); err != nil || l.Spec.Writer != "" {
+	if l, err = api.ReadOrCreateLedger(ctx, names.AddressLedger); err != nil || l.Spec.Writer != "" {
 		t.Errorf("the deleted object is created again as %+v: %v", l, err)
 	}
 }

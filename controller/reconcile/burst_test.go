@@ -30,7 +30,7 @@ type addressRegister struct {
 	faults          []string
 }
 
-func (g *addressRegister) checkChange(before, after *corev1.Service) {
+func (g *addressRegister) recordServiceChange(before, after *corev1.Service) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, a := range ingressAddresses(before) {
@@ -51,8 +51,8 @@ func (g *addressRegister) countServed() int {
 	return len(g.holderByAddress)
 }
 
-// busyDelivery delivers each write in 40 ms, like an API server on two cores.
-func busyDelivery(what string) apitest.Delivery {
+// newBusyDelivery delivers each write in 40 ms, like an API server on two cores.
+func newBusyDelivery(what string) apitest.Delivery {
 	if what == "watch" || what == "read" {
 		return apitest.Delivery{}
 	}
@@ -61,43 +61,43 @@ func busyDelivery(what string) apitest.Delivery {
 
 // burstScenario: many Services wait when the first pool comes, and the leader is lost meanwhile.
 type burstScenario struct {
-	services, maxPending int
+	serviceCount, maxPending int
 	// lostAtPercent is when the leader is lost, in percent of the time that all Services take
 	// without a loss; 0 is never.
 	lostAtPercent int
-	killed        bool
+	leaderKilled  bool
 }
 
 // runBurst returns how long it takes until all Services have an address.
 func (b burstScenario) runBurst(t *testing.T, undisturbed time.Duration) (took time.Duration) {
 	g := &addressRegister{holderByAddress: map[netip.Addr]string{}}
 	runWithFakeTime(t, func(t *testing.T) {
-		s := apitest.NewServer(g.checkChange)
-		for i := range b.services {
+		s := apitest.NewServer(g.recordServiceChange)
+		for i := range b.serviceCount {
 			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
 		}
-		s.ForgetChanges()
-		c := startBoundedController(t, s, busyDelivery, Options{Identity: "first"}, b.maxPending)
+		s.DropSeenChanges()
+		c := startBoundedController(t, s, newBusyDelivery, Options{ProcessIdentity: "first"}, b.maxPending)
 		synctest.Wait()
 		time.Sleep(time.Minute) // each has said by then that there is no pool
 		s.SetPool("p", poolSpec("10.0.0.0/16"))
-		c.ConfigurationChanged()
+		c.NotifyConfigurationChanged()
 		begun := time.Now()
 		if b.lostAtPercent > 0 {
 			time.Sleep(undisturbed * time.Duration(b.lostAtPercent) / 100)
-			if random := rand.New(rand.NewPCG(uint64(b.lostAtPercent), 1)); b.killed {
+			if random := rand.New(rand.NewPCG(uint64(b.lostAtPercent), 1)); b.leaderKilled {
 				c.killAndWait(func() bool { return random.IntN(2) == 0 })
 			} else {
 				c.stopAndWait()
 			}
-			c = startBoundedController(t, s, busyDelivery, Options{Identity: "second"}, b.maxPending)
+			c = startBoundedController(t, s, newBusyDelivery, Options{ProcessIdentity: "second"}, b.maxPending)
 		}
-		for g.countServed() < b.services && time.Since(begun) < time.Hour {
+		for g.countServed() < b.serviceCount && time.Since(begun) < time.Hour {
 			time.Sleep(100 * time.Millisecond)
 		}
 		took = time.Since(begun)
-		if n := g.countServed(); n < b.services {
-			t.Errorf("%d of %d Services have an address", n, b.services)
+		if n := g.countServed(); n < b.serviceCount {
+			t.Errorf("%d of %d Services have an address", n, b.serviceCount)
 		}
 		c.stopAndWait()
 	})
@@ -116,7 +116,7 @@ func TestBurstEndsAfterTheLossOfItsLeader(t *testing.T) {
 		sizes, bound = []int{4500, 5000, 10000}, maxPendingAssignments
 	}
 	for _, n := range sizes {
-		undisturbed := burstScenario{services: n, maxPending: bound}.runBurst(t, 0)
+		undisturbed := burstScenario{serviceCount: n, maxPending: bound}.runBurst(t, 0)
 		for lost := 10; lost < 100; lost += 10 {
 			for _, killed := range []bool{true, false} {
 				took := burstScenario{n, bound, lost, killed}.runBurst(t, undisturbed)
@@ -141,7 +141,7 @@ func TestPendingAssignmentsOfALostLeaderAreWritten(t *testing.T) {
 				s.CreateService(o)
 				pending = append(pending, newPendingAssignment(o.Name, s.ServiceByKey(serviceKey(o.Name)).ResourceVersion, netip.AddrFrom4([4]byte{10, 0, 0, byte(100 + i)})))
 			}
-			showPending(t, apitest.NewClient(s, nil), pending...)
+			showPendingInLedger(t, apitest.NewClient(s, nil), pending...)
 			c := startBoundedController(t, s, nil, Options{}, 16)
 			defer c.stopAndWait()
 			s.CreateService(newLoadBalancer("late"))
@@ -177,9 +177,9 @@ func TestForeignPendingAssignmentIsClosed(t *testing.T) {
 		time.Sleep(time.Second)
 		c.stopAndWait()
 		o := s.ServiceByKey(serviceKey("a"))
-		showPending(t, apitest.NewClient(s, nil), newPendingAssignment("a", o.ResourceVersion, parseAddresses("192.0.2.9")...))
+		showPendingInLedger(t, apitest.NewClient(s, nil), newPendingAssignment("a", o.ResourceVersion, parseAddresses("192.0.2.9")...))
 		var allow atomic.Bool
-		s.RefuseWrites(func(*corev1.Service) error {
+		s.RefuseServiceWrites(func(*corev1.Service) error {
 			if !allow.Load() {
 				return errRefusedByTest
 			}
@@ -253,13 +253,13 @@ func TestAddressLedgerIsTrimmedAfterABurst(t *testing.T) {
 		for i := range 200 {
 			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
 		}
-		c := startController(t, s, busyDelivery, Options{})
+		c := startController(t, s, newBusyDelivery, Options{})
 		defer c.stopAndWait()
 		time.Sleep(2 * time.Second)
-		if n := len(s.LedgerByName(names.AddressLedger).Spec.Pending); n < enoughForTrim {
+		if n := len(s.LedgerByName(names.AddressLedger).Spec.Pending); n < minSettledForTrim {
 			t.Fatalf("after the burst the AddressLedger shows %d pending assignments, too few for this test", n)
 		}
-		time.Sleep(2 * trimDelay)
+		time.Sleep(2 * ledgerTrimDelay)
 		if n := len(s.LedgerByName(names.AddressLedger).Spec.Pending); n != 0 {
 			t.Errorf("the AddressLedger shows %d pending assignments when none is open", n)
 		}
@@ -282,7 +282,7 @@ func TestStoppingLeaderWritesWhatTheAddressLedgerHas(t *testing.T) {
 		for i := range 200 {
 			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
 		}
-		c := startController(t, s, busyDelivery, Options{})
+		c := startController(t, s, newBusyDelivery, Options{})
 		synctest.Wait()
 		for len(s.LedgerByName(names.AddressLedger).Spec.Pending) < 100 {
 			time.Sleep(time.Millisecond)
@@ -290,7 +290,7 @@ func TestStoppingLeaderWritesWhatTheAddressLedgerHas(t *testing.T) {
 		shown := s.LedgerByName(names.AddressLedger).Spec.Pending
 		begun := time.Now()
 		c.stopAndWait()
-		if took := time.Since(begun); took > drainTimeout {
+		if took := time.Since(begun); took > drainTasksTimeout {
 			t.Errorf("it took %s, more than it may", took)
 		}
 		for _, p := range shown {

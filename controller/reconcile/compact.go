@@ -32,12 +32,12 @@ func CompactService(o any) (any, error) {
 	}
 	old := s.ObjectMeta
 	s.ObjectMeta = metav1.ObjectMeta{
-		Namespace: view.Intern(old.Namespace), Name: old.Name, UID: old.UID, ResourceVersion: old.ResourceVersion, Generation: old.Generation,
+		Namespace: view.InternString(old.Namespace), Name: old.Name, UID: old.UID, ResourceVersion: old.ResourceVersion, Generation: old.Generation,
 		CreationTimestamp: old.CreationTimestamp, DeletionTimestamp: old.DeletionTimestamp,
 	}
 	for k, v := range old.Annotations {
 		if slices.Contains(annotationDomains, annotationDomain(k)) {
-			metav1.SetMetaDataAnnotation(&s.ObjectMeta, view.Intern(k), v)
+			metav1.SetMetaDataAnnotation(&s.ObjectMeta, view.InternString(k), v)
 		}
 	}
 	spec := s.Spec
@@ -48,18 +48,18 @@ func CompactService(o any) (any, error) {
 	if len(old.Labels) > 0 {
 		s.Labels = make(map[string]string, len(old.Labels))
 		for k, v := range old.Labels {
-			s.Labels[view.Intern(k)] = v
+			s.Labels[view.InternString(k)] = v
 		}
 	}
 	if from, ok := s.Annotations[names.AnnotationFromPool]; ok {
-		s.Annotations[names.AnnotationFromPool] = view.Intern(from)
+		s.Annotations[names.AnnotationFromPool] = view.InternString(from)
 	}
 	if s.Spec.ClusterIPs = spec.ClusterIPs; len(spec.ClusterIPs) == 0 {
 		s.Spec.ClusterIP = spec.ClusterIP
 	}
 	s.Spec.LoadBalancerIP = spec.LoadBalancerIP
 	s.Spec.IPFamilies = spec.IPFamilies
-	s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicy(view.Intern(string(spec.ExternalTrafficPolicy)))
+	s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicy(view.InternString(string(spec.ExternalTrafficPolicy)))
 	// Absent means SingleStack too.
 	if p := spec.IPFamilyPolicy; p != nil && *p != corev1.IPFamilyPolicySingleStack {
 		s.Spec.IPFamilyPolicy = p
@@ -72,7 +72,7 @@ func CompactService(o any) (any, error) {
 	}
 	for i := range s.Status.Conditions {
 		c := &s.Status.Conditions[i]
-		c.Type, c.Status, c.Reason = view.Intern(c.Type), metav1.ConditionStatus(view.Intern(string(c.Status))), view.Intern(c.Reason)
+		c.Type, c.Status, c.Reason = view.InternString(c.Type), metav1.ConditionStatus(view.InternString(string(c.Status))), view.InternString(c.Reason)
 	}
 	return s, nil
 }

@@ -30,8 +30,8 @@ type ConfigurationConditions struct {
 	Log    *slog.Logger
 	// Scope is the part of the configuration that is read.
 	Scope configuration.Scope
-	// OnProblems is called with the Problems of every reading; it may be nil.
-	OnProblems func([]snapshot.Problem)
+	// ReportProblems is called with the Problems of every reading; it may be nil.
+	ReportProblems func([]snapshot.Problem)
 }
 
 // RegisterController registers the reconciler. Any number of changes causes one reading of all
@@ -41,9 +41,9 @@ func (r *ConfigurationConditions) RegisterController(mgr ctrl.Manager) error {
 		return []ctrl.Request{{NamespacedName: client.ObjectKey{Name: "configuration"}}}
 	})
 	b := ctrl.NewControllerManagedBy(mgr).Named("configuration").
-		Watches(&v1beta1.ConfigurationState{}, whole, builder.WithPredicates(hasName(names.ComponentController))).
-		WatchesMetadata(configuration.NewMetadataObject("Node"), whole, builder.WithPredicates(labelChanges())).
-		WatchesMetadata(configuration.NewMetadataObject("Namespace"), whole, builder.WithPredicates(labelChanges()))
+		Watches(&v1beta1.ConfigurationState{}, whole, builder.WithPredicates(nameMatches(names.ComponentController))).
+		WatchesMetadata(configuration.NewMetadataObject("Node"), whole, builder.WithPredicates(onlyLabelChanges())).
+		WatchesMetadata(configuration.NewMetadataObject("Namespace"), whole, builder.WithPredicates(onlyLabelChanges()))
 	for _, k := range r.Scope.WatchedKinds() {
 		b = b.Watches(k, whole)
 	}
@@ -53,11 +53,11 @@ func (r *ConfigurationConditions) RegisterController(mgr ctrl.Manager) error {
 	return nil
 }
 
-// labelChanges accepts events that may change what a selector matches.
-func labelChanges() predicate.Predicate { return predicate.LabelChangedPredicate{} }
+// onlyLabelChanges accepts events that may change what a selector matches.
+func onlyLabelChanges() predicate.Predicate { return predicate.LabelChangedPredicate{} }
 
-// hasName accepts events about objects with that name.
-func hasName(name string) predicate.Predicate {
+// nameMatches accepts events about objects with that name.
+func nameMatches(name string) predicate.Predicate {
 	return predicate.NewPredicateFuncs(func(o client.Object) bool { return o.GetName() == name })
 }
 
@@ -74,14 +74,14 @@ func (r *ConfigurationConditions) Reconcile(ctx context.Context, _ ctrl.Request)
 	if err := errors.Join(errNodes, errNamespaces); err != nil {
 		return ctrl.Result{}, err
 	}
-	_, problems := snapshot.Build(o)
-	if r.OnProblems != nil {
-		r.OnProblems(problems)
+	_, problems := snapshot.BuildSnapshot(o)
+	if r.ReportProblems != nil {
+		r.ReportProblems(problems)
 	}
 	state := configuration.StateWriter{Component: names.ComponentController, Namespace: r.Scope.Namespace}
 	errs := []error{state.WriteState(ctx, r.Client, problems)}
 	for _, c := range conditionedObjects(&o) {
-		errs = append(errs, r.writeCondition(ctx, c, problems))
+		errs = append(errs, r.writeValidCondition(ctx, c, problems))
 	}
 	return ctrl.Result{}, errors.Join(errs...)
 }
@@ -89,8 +89,8 @@ func (r *ConfigurationConditions) Reconcile(ctx context.Context, _ ctrl.Request)
 // conditionedObject is a configuration object with access to its conditions.
 type conditionedObject struct {
 	client.Object
-	kind          string
-	conditionList func() *[]metav1.Condition
+	kind               string
+	conditionsToUpdate func() *[]metav1.Condition
 }
 
 // conditionedObjects returns the objects with conditions that this reconciler writes. They are
@@ -133,13 +133,13 @@ func conditionsOf(s **v1beta1.ObjectStatus) *[]metav1.Condition {
 	return &(*s).Conditions
 }
 
-func (r *ConfigurationConditions) writeCondition(ctx context.Context, o conditionedObject, problems []snapshot.Problem) error {
+func (r *ConfigurationConditions) writeValidCondition(ctx context.Context, o conditionedObject, problems []snapshot.Problem) error {
 	before, ok := o.DeepCopyObject().(client.Object)
 	if !ok {
 		return fmt.Errorf("copying %s %q: the copy is not an object", o.kind, o.GetName())
 	}
-	c := validCondition(snapshot.ObjectReference{Kind: o.kind, Namespace: o.GetNamespace(), Name: o.GetName()}, o.GetGeneration(), problems)
-	if !meta.SetStatusCondition(o.conditionList(), c) || equality.Semantic.DeepEqual(before, o.Object) {
+	c := newValidCondition(snapshot.ObjectReference{Kind: o.kind, Namespace: o.GetNamespace(), Name: o.GetName()}, o.GetGeneration(), problems)
+	if !meta.SetStatusCondition(o.conditionsToUpdate(), c) || equality.Semantic.DeepEqual(before, o.Object) {
 		return nil
 	}
 	if err := r.Client.Status().Patch(ctx, o.Object, client.MergeFrom(before)); client.IgnoreNotFound(err) != nil {

@@ -19,7 +19,7 @@ import (
 // decideService decides about one Service. While a write of it is in flight, it is decided when the
 // write has ended.
 func (r *ServiceWorker) decideService(ctx context.Context, l workItem) {
-	rec := r.records[l.ObjectKey]
+	rec := r.recordByService[l.ObjectKey]
 	if rec != nil && rec.writeInFlight {
 		rec.changedMeanwhile = true
 		return
@@ -27,7 +27,7 @@ func (r *ServiceWorker) decideService(ctx context.Context, l workItem) {
 	s, err := r.API.CachedService(ctx, l.ObjectKey)
 	if err != nil {
 		r.logFailure(l.ObjectKey, err, maxRetryDelay)
-		r.enqueueAfter(l.ObjectKey, maxRetryDelay)
+		r.enqueueServiceAfter(l.ObjectKey, maxRetryDelay)
 		return
 	}
 	switch {
@@ -37,13 +37,14 @@ func (r *ServiceWorker) decideService(ctx context.Context, l workItem) {
 		r.releaseService(l.ObjectKey, "the Service was deleted")
 		return
 	case s == nil:
-		r.confirmService(l.ObjectKey, rec)
+		r.startConfirmService(l.ObjectKey, rec)
 		return
 	case rec != nil && parseResourceVersion(s.ResourceVersion) < rec.newestVersion:
-		// The cache is behind; its next event queues the Service again. Or the AddressLedger is from a
-		// backup, with a resourceVersion that this API server has never issued: ask the API server.
+		// The cache is behind; its next event queues the Service again. Or the AddressLedger is
+		// from a backup, with a resourceVersion that this API server has never issued: ask the API
+		// server.
 		if r.ledgerWriter.fence.HasLaterBase(l.ObjectKey, s.ResourceVersion) {
-			r.confirmService(l.ObjectKey, rec)
+			r.startConfirmService(l.ObjectKey, rec)
 		}
 		return
 	case rec != nil && rec.uid != s.UID:
@@ -54,82 +55,82 @@ func (r *ServiceWorker) decideService(ctx context.Context, l workItem) {
 		return // a timer runs
 	}
 	v := view.FromService(s)
-	if !r.isServed(&v) {
+	if !r.isServiceOurs(&v) {
 		r.clearServiceStatus(s, &v)
 		return
 	}
 	if rec == nil {
-		rec = &serviceRecord{uid: s.UID, newestVersion: parseResourceVersion(s.ResourceVersion), waitingSince: waitingStart(s, time.Now())}
-		r.records[l.ObjectKey] = rec
+		rec = &serviceRecord{uid: s.UID, newestVersion: parseResourceVersion(s.ResourceVersion), waitingSince: firstAddressWaitStart(s, time.Now())}
+		r.recordByService[l.ObjectKey] = rec
 	}
-	r.ledgerWriter.fence.DropSuperseded(l.ObjectKey, s.ResourceVersion)
+	r.ledgerWriter.fence.DropSupersededPending(l.ObjectKey, s.ResourceVersion)
 	// Services that wait to share with it may try again.
-	if now := sharingText(&v); now != rec.sharing {
-		rec.sharing, r.wakeSharers = now, r.wakeSharers || rec.sharing != ""
+	if now := sharingTextOf(&v); now != rec.lastSharingText {
+		rec.lastSharingText, r.retryWaitingSharers = now, r.retryWaitingSharers || rec.lastSharingText != ""
 	}
 	if !r.observeStatus(&v, rec, s.ResourceVersion) {
 		r.startSharingCheck(&v)
 		return
 	}
-	r.carryOutDecision(ctx, s, &v, allocate.Decide(&v, r.ledger, r.configuration.snapshot))
+	r.carryOutDecision(ctx, s, &v, allocate.DecideAssignment(&v, r.ledger, r.configuration.snapshot))
 }
 
-// sharingText is what decides with which Services this one may share, as one text; empty when it
+// sharingTextOf is what decides with which Services this one may share, as one text; empty when it
 // does not want to share.
-func sharingText(v *view.Service) string {
+func sharingTextOf(v *view.Service) string {
 	if v.SharingKey == "" {
 		return ""
 	}
-	return fmt.Sprint(v.SharingKey, v.Ports, v.LocalTrafficPolicy, v.PodSelector)
+	return fmt.Sprint(v.SharingKey, v.Ports, v.HasLocalTrafficPolicy, v.PodSelector)
 }
 
-// enqueueAfter queues a Service after d.
-func (r *ServiceWorker) enqueueAfter(k view.ObjectKey, d time.Duration) {
-	time.AfterFunc(d, func() { r.queue.addChanged(k) })
+// enqueueServiceAfter queues a Service after d.
+func (r *ServiceWorker) enqueueServiceAfter(k view.ObjectKey, d time.Duration) {
+	time.AfterFunc(d, func() { r.workQueue.addChanged(k) })
 }
 
-// confirmService asks the API server itself about a Service before its addresses are released.
-func (r *ServiceWorker) confirmService(k view.ObjectKey, rec *serviceRecord) {
+// startConfirmService asks the API server itself about a Service before its addresses are released.
+func (r *ServiceWorker) startConfirmService(k view.ObjectKey, rec *serviceRecord) {
 	rec.writeInFlight = true
-	r.enqueueTask(&confirmTask{key: k, ledgerEpoch: r.ledgerEpoch})
+	r.enqueueTask(&confirmServiceTask{service: k, ledgerBuildNumber: r.ledgerBuildNumber})
 }
 
 // finishConfirm handles the answer. An answer from before the Ledger was rebuilt is ignored.
-func (r *ServiceWorker) finishConfirm(c *confirmTask, now *corev1.Service, err error) {
-	rec := r.unlockService(c.key)
+func (r *ServiceWorker) finishConfirm(c *confirmServiceTask, now *corev1.Service, err error) {
+	rec := r.markServiceIdle(c.service)
 	switch {
 	case err != nil:
-		rec.failures++
-		r.logFailure(c.key, err, retryDelay(rec.failures))
-		r.enqueueAfter(c.key, retryDelay(rec.failures))
+		rec.consecutiveFailures++
+		r.logFailure(c.service, err, retryDelay(rec.consecutiveFailures))
+		r.enqueueServiceAfter(c.service, retryDelay(rec.consecutiveFailures))
 		return
-	case c.ledgerEpoch != r.ledgerEpoch:
-		r.queue.addChanged(c.key)
+	case c.ledgerBuildNumber != r.ledgerBuildNumber:
+		r.workQueue.addChanged(c.service)
 		return
 	case now == nil || now.UID != rec.uid:
-		r.releaseService(c.key, "the Service was deleted")
+		r.releaseService(c.service, "the Service was deleted")
 		return
 	}
-	rec.failures = 0
+	rec.consecutiveFailures = 0
 	rec.newestVersion = max(rec.newestVersion, parseResourceVersion(now.ResourceVersion))
-	if r.ledgerWriter.fence.HasLaterBase(c.key, now.ResourceVersion) {
-		r.Log.Warn("the AddressLedger shows a resourceVersion that the Service has never had; is it from a backup? The entry is passed over", "ledger", r.ledgerLogName(), "service", c.key.String())
-		r.ledgerWriter.fence.ClosePending(c.key, "")
+	if r.ledgerWriter.fence.HasLaterBase(c.service, now.ResourceVersion) {
+		r.Log.Warn("the AddressLedger shows a resourceVersion that the Service has never had; is it from a backup? The entry is passed over", "ledger", r.ledgerLogName(), "service", c.service.String())
+		r.ledgerWriter.fence.ClosePending(c.service, "")
 		rec.newestVersion = parseResourceVersion(now.ResourceVersion)
-		r.queue.addChanged(c.key)
+		r.workQueue.addChanged(c.service)
 	}
-	if v := view.FromService(now); !r.isServed(&v) && !hasOurMarks(now) {
-		r.releaseService(c.key, "the Service is no longer a LoadBalancer of this class")
+	if v := view.FromService(now); !r.isServiceOurs(&v) && !hasOurStatusOrAnnotations(now) {
+		r.releaseService(c.service, "the Service is no longer a LoadBalancer of this class")
 	}
 }
 
-// unlockService ends a write in flight. If the Service has changed meanwhile, it is queued again.
-func (r *ServiceWorker) unlockService(k view.ObjectKey) *serviceRecord {
-	rec := r.records[k]
+// markServiceIdle ends a write in flight. If the Service has changed meanwhile, it is queued again.
+func (r *ServiceWorker) markServiceIdle(k view.ObjectKey) *serviceRecord {
+	rec := r.recordByService[k]
 	rec.writeInFlight = false
 	if rec.changedMeanwhile {
 		rec.changedMeanwhile = false
-		r.queue.addChanged(k)
+		r.workQueue.addChanged(k)
 	}
 	return rec
 }
@@ -150,10 +151,11 @@ func (r *ServiceWorker) observeStatus(v *view.Service, rec *serviceRecord, baseV
 	}
 	addresses = unionAddresses(addresses, r.ledgerWriter.fence.PendingAddresses(v.Key, baseVersion))
 	// If no pool has the addresses any more, only the annotation says from which pool they are.
-	if !slices.Equal(addresses, held.Addresses) || len(v.AssignedAddresses) > 0 && v.RecordedPool != "" && v.RecordedPool != held.Pool {
+	if !slices.Equal(addresses, held.Addresses) || len(v.AssignedAddresses) > 0 && v.RecordedPool != "" && v.RecordedPool != held.PoolOfFirstAddress {
 		r.recordStatusAddresses(v, addresses)
 		if slices.ContainsFunc(held.Addresses, func(a netip.Addr) bool { return !slices.Contains(addresses, a) }) {
-			r.poolCounters.stale, r.wakeWaiting = true, true // a waiting Service may get it
+			// a waiting Service may get it
+			r.poolStatusState.mayBeStale, r.retryWaitingServices = true, true
 		}
 	}
 	return true
@@ -162,59 +164,59 @@ func (r *ServiceWorker) observeStatus(v *view.Service, rec *serviceRecord, baseV
 // hasSharingConflict says whether the status has an address that another Service holds without a
 // right to share.
 func (r *ServiceWorker) hasSharingConflict(v *view.Service) bool {
-	return slices.ContainsFunc(v.AssignedAddresses, func(a netip.Addr) bool { return !r.ledger.CanHold(a, v) })
+	return slices.ContainsFunc(v.AssignedAddresses, func(a netip.Addr) bool { return !r.ledger.CanServiceHold(a, v) })
 }
 
 // carryOutDecision commits a Decision and starts its write. The Ledger comes first, so that no
 // other Service gets the addresses. The Service keeps its old addresses until the new ones are
 // written (make before break).
 func (r *ServiceWorker) carryOutDecision(ctx context.Context, s *corev1.Service, v *view.Service, d allocate.Decision) {
-	if d.Reason == names.ReasonAssigned && !d.WantsMore {
+	if d.Reason == names.ReasonAssigned && !d.WantsMoreAddresses {
 		r.waitingServices.removeService(v.Key)
 	} else {
 		r.waitingServices.setReason(v.Key, d.Reason)
 	}
-	w := &serviceWrite{service: *v, before: s, decision: d, pool: d.Pool, ledgerEpoch: r.ledgerEpoch}
-	w.heldBefore, _ = r.ledger.AssignmentOf(v.Key)
-	w.after = desiredService(s, d, w.pool)
-	if len(d.Proposed) > 0 {
-		r.ledger.ProposeAddresses(v.Key, d.Proposed)
+	w := &serviceWrite{service: *v, serviceBefore: s, decision: d, pool: d.PoolOfFirstAddress, ledgerBuildNumber: r.ledgerBuildNumber}
+	w.assignmentBefore, _ = r.ledger.AssignmentOf(v.Key)
+	w.serviceAfter = withDecidedStatus(s, d, w.pool)
+	if len(d.AddressesToProbe) > 0 {
+		r.ledger.ProposeAddressesForProbe(v.Key, d.AddressesToProbe)
 	}
-	if isUnchanged(s, w.after) {
+	if isUnchanged(s, w.serviceAfter) {
 		if !r.hasForeignWriteInFlight(w) {
 			r.ledgerWriter.fence.ClosePending(v.Key, s.ResourceVersion)
 			r.commitWrite(w)
 			return
 		}
-		touchStatus(w.after)
-		w.touchesStatus = true
+		changeStatusVersion(w.serviceAfter)
+		w.onlyTouchesStatus = true
 	}
-	if r.records[v.Key].isContended(time.Now()) {
+	if r.recordByService[v.Key].isContended(time.Now()) {
 		r.Log.Warn("another writer changes this Service's status again and again; is a second controller running?", "service", v.Key.String(), "reason", names.ReasonWriteFailed)
-		r.enqueueAfter(v.Key, contendedDelay)
+		r.enqueueServiceAfter(v.Key, contendedWriteDelay)
 		return
 	}
-	if len(d.Addresses) > 0 && r.ForecastAnnounced != nil {
-		if c, sure := r.ForecastAnnounced(ctx, s, d.Addresses); sure {
-			meta.SetStatusCondition(&w.after.Status.Conditions, c)
+	if len(d.Addresses) > 0 && r.ForecastUnannounced != nil {
+		if c, sure := r.ForecastUnannounced(ctx, s, d.Addresses); sure {
+			meta.SetStatusCondition(&w.serviceAfter.Status.Conditions, c)
 		}
 	}
-	if len(d.Proposed) == 0 {
-		r.ledger.CommitAssignment(v, unionAddresses(w.heldBefore.Addresses, d.Addresses), w.pool)
+	if len(d.AddressesToProbe) == 0 {
+		r.ledger.CommitAssignment(v, unionAddresses(w.assignmentBefore.Addresses, d.Addresses), w.pool)
 	}
-	r.records[v.Key].writeInFlight = true
+	r.recordByService[v.Key].writeInFlight = true
 	if len(unionAddresses(v.AssignedAddresses, d.Addresses)) > len(v.AssignedAddresses) && !r.ledgerWriter.fence.CoversPending(w.pendingEntry()) {
-		r.stageWrite(w)
+		r.stageWriteForLedger(w)
 		return
 	}
 	r.enqueueTask(w)
 }
 
-// stageWrite makes a write wait for the AddressLedger. Services with an assignment in the object
-// come first, because they take no more room.
-func (r *ServiceWorker) stageWrite(w *serviceWrite) {
+// stageWriteForLedger makes a write wait for the AddressLedger. Services with an assignment in the
+// object come first, because they take no more room.
+func (r *ServiceWorker) stageWriteForLedger(w *serviceWrite) {
 	j := &r.ledgerWriter
-	w.entryRefused = r.records[w.service.Key].entryRefused
+	w.ledgerEntryRefused = r.recordByService[w.service.Key].ledgerEntryRefused
 	if j.fence.HasPending(w.service.Key) {
 		j.stagedWrites = slices.Insert(j.stagedWrites, 0, w)
 		return
@@ -225,22 +227,22 @@ func (r *ServiceWorker) stageWrite(w *serviceWrite) {
 // hasForeignWriteInFlight says whether a write of another controller may still bring the Service an
 // address that its status does not show. Any write of ours prevents that.
 func (r *ServiceWorker) hasForeignWriteInFlight(w *serviceWrite) bool {
-	pending := r.ledgerWriter.fence.PendingAddresses(w.service.Key, w.before.ResourceVersion)
+	pending := r.ledgerWriter.fence.PendingAddresses(w.service.Key, w.serviceBefore.ResourceVersion)
 	return len(unionAddresses(w.service.AssignedAddresses, pending)) > len(w.service.AssignedAddresses)
 }
 
 // A Service that must be written more often than this is contended: another writer undoes our
 // writes within milliseconds, which would load the API server.
 const (
-	maxContendedWrites = 20
-	contendedInterval  = 10 * time.Second
-	contendedDelay     = 2 * time.Second
+	maxContendedWrites     = 20
+	contendedCountInterval = 10 * time.Second
+	contendedWriteDelay    = 2 * time.Second
 )
 
 // isContended counts a write, and says whether it must wait.
 func (r *serviceRecord) isContended(now time.Time) bool {
-	if now.Sub(r.recentSince) > contendedInterval {
-		r.recentSince, r.recentWrites = now, 0
+	if now.Sub(r.recentWritesSince) > contendedCountInterval {
+		r.recentWritesSince, r.recentWrites = now, 0
 	}
 	r.recentWrites++
 	return r.recentWrites > maxContendedWrites
@@ -248,54 +250,55 @@ func (r *serviceRecord) isContended(now time.Time) bool {
 
 // commitWrite records that a Service holds exactly what was decided.
 func (r *ServiceWorker) commitWrite(w *serviceWrite) {
-	if len(w.decision.Proposed) > 0 { // nothing is assigned yet
+	if len(w.decision.AddressesToProbe) > 0 { // nothing is assigned yet
 		return
 	}
-	if len(w.decision.Addresses) == 0 && w.decision.Reason == names.ReasonWriteFailed { // its status was wiped
-		r.ledger.CommitAssignment(&w.service, w.heldBefore.Addresses, w.heldBefore.Pool)
+	// its status was wiped
+	if len(w.decision.Addresses) == 0 && w.decision.Reason == names.ReasonWriteFailed {
+		r.ledger.CommitAssignment(&w.service, w.assignmentBefore.Addresses, w.assignmentBefore.PoolOfFirstAddress)
 		return
 	}
 	r.ledger.CommitAssignment(&w.service, w.decision.Addresses, w.pool)
-	if slices.Equal(w.heldBefore.Addresses, w.decision.Addresses) {
+	if slices.Equal(w.assignmentBefore.Addresses, w.decision.Addresses) {
 		return
 	}
-	r.poolCounters.stale = true
-	if slices.ContainsFunc(w.heldBefore.Addresses, func(a netip.Addr) bool { return !slices.Contains(w.decision.Addresses, a) }) {
-		r.wakeWaiting = true
+	r.poolStatusState.mayBeStale = true
+	if slices.ContainsFunc(w.assignmentBefore.Addresses, func(a netip.Addr) bool { return !slices.Contains(w.decision.Addresses, a) }) {
+		r.retryWaitingServices = true
 	}
 }
 
 // finishWrite handles the result of a write.
 func (r *ServiceWorker) finishWrite(_ context.Context, w *serviceWrite, o writeOutcome, now *corev1.Service, err error) {
-	k, base := w.service.Key, w.before.ResourceVersion
-	rec := r.records[k]
-	r.Metrics.statusWrites.WithLabelValues(o.String()).Inc()
+	k, base := w.service.Key, w.serviceBefore.ResourceVersion
+	rec := r.recordByService[k]
+	r.Metrics.statusWritesByOutcome.WithLabelValues(o.String()).Inc()
 	// The write stays in flight and its assignment pending until the result is known.
 	if o == outcomeUnknown {
-		w.maybeWritten = true
-		rec.failures++
-		r.logFailure(k, err, retryDelay(rec.failures))
-		r.retryWriteAfter(w, retryDelay(rec.failures))
+		w.maybeAlreadyWritten = true
+		rec.consecutiveFailures++
+		r.logFailure(k, err, retryDelay(rec.consecutiveFailures))
+		r.retryWriteAfter(w, retryDelay(rec.consecutiveFailures))
 		return
 	}
 	r.workerState.recordAttempt(phaseWriting, true)
 	if o == outcomeRejected {
-		r.ledgerWriter.fence.RecordRefused(k, base)
+		r.ledgerWriter.fence.RecordRefusedWrite(k, base)
 	} else {
 		r.ledgerWriter.fence.ClosePending(k, base)
 	}
-	r.unlockService(k)
+	r.markServiceIdle(k)
 	if now != nil {
 		rec.newestVersion = max(rec.newestVersion, parseResourceVersion(now.ResourceVersion))
 	}
 	if o == outcomeWritten && !w.clearsStatus {
-		r.measureWaiting(w, rec)
+		r.observeWaitingTime(w, rec)
 	}
-	if o == outcomeWritten && !w.clearsStatus && !w.touchesStatus {
+	if o == outcomeWritten && !w.clearsStatus && !w.onlyTouchesStatus {
 		r.reportDecision(w)
 	}
-	if w.ledgerEpoch != r.ledgerEpoch { // the Ledger has been rebuilt since
-		r.queue.addChanged(k)
+	if w.ledgerBuildNumber != r.ledgerBuildNumber { // the Ledger has been rebuilt since
+		r.workQueue.addChanged(k)
 		return
 	}
 	switch o {
@@ -310,18 +313,18 @@ func (r *ServiceWorker) finishWrite(_ context.Context, w *serviceWrite, o writeO
 			rec.refusedVersion = now.ResourceVersion
 			return
 		}
-		rec.failures = 0
-	case outcomeGone:
+		rec.consecutiveFailures = 0
+	case outcomeServiceGone:
 		r.releaseService(k, "the Service was deleted")
 	case outcomeConflict: // another writer changed the Service: its current content counts
 		r.revertToStatus(w, now)
-		r.queue.addChanged(k)
+		r.workQueue.addChanged(k)
 	case outcomeRejected:
-		rec.failures++
-		rec.refusedVersion, rec.retryAt = base, time.Now().Add(retryDelay(rec.failures))
-		r.logFailure(k, err, retryDelay(rec.failures))
-		r.revertToStatus(w, w.before)
-		r.enqueueAfter(k, retryDelay(rec.failures))
+		rec.consecutiveFailures++
+		rec.refusedVersion, rec.retryAt = base, time.Now().Add(retryDelay(rec.consecutiveFailures))
+		r.logFailure(k, err, retryDelay(rec.consecutiveFailures))
+		r.revertToStatus(w, w.serviceBefore)
+		r.enqueueServiceAfter(k, retryDelay(rec.consecutiveFailures))
 	}
 }
 
@@ -329,7 +332,7 @@ func (r *ServiceWorker) finishWrite(_ context.Context, w *serviceWrite, o writeO
 func (r *ServiceWorker) retryWriteAfter(w *serviceWrite, d time.Duration) {
 	w.retryAt = time.Now().Add(d)
 	r.sleepingWrites = append(r.sleepingWrites, w)
-	r.wakeAfter(d)
+	r.wakeWorkerAfter(d)
 }
 
 // revertToStatus records that a Service holds what its status says and what another controller's
@@ -346,12 +349,13 @@ func (r *ServiceWorker) revertToStatus(w *serviceWrite, now *corev1.Service) {
 	before, _ := r.ledger.AssignmentOf(v.Key)
 	after := unionAddresses(v.AssignedAddresses, r.ledgerWriter.fence.PendingAddresses(v.Key, now.ResourceVersion))
 	pool := v.RecordedPool
-	if len(v.AssignedAddresses) == 0 { // what it had before somebody wiped the status is its own still
-		after, pool = unionAddresses(w.heldBefore.Addresses, after), w.heldBefore.Pool
+	// what it had before somebody wiped the status is its own still
+	if len(v.AssignedAddresses) == 0 {
+		after, pool = unionAddresses(w.assignmentBefore.Addresses, after), w.assignmentBefore.PoolOfFirstAddress
 	}
 	r.ledger.CommitAssignment(&v, after, pool)
 	if len(before.Addresses) > len(after) {
-		r.wakeWaiting = true
+		r.retryWaitingServices = true
 	}
 	r.waitingServices.setReason(w.service.Key, names.ReasonWriteFailed)
 }
@@ -359,11 +363,11 @@ func (r *ServiceWorker) revertToStatus(w *serviceWrite, now *corev1.Service) {
 // releaseService releases what a Service held, and lets waiting Services try again.
 func (r *ServiceWorker) releaseService(k view.ObjectKey, why string) {
 	r.waitingServices.removeService(k)
-	delete(r.records, k)
+	delete(r.recordByService, k)
 	r.ledgerWriter.fence.ClosePending(k, "")
 	if freed := r.ledger.ReleaseService(k); len(freed) > 0 {
 		r.Log.Info("addresses released", "service", k.String(), "addresses", freed, "why", why)
-		r.poolCounters.stale, r.wakeWaiting = true, true
+		r.poolStatusState.mayBeStale, r.retryWaitingServices = true, true
 	}
 }
 
@@ -371,19 +375,19 @@ func (r *ServiceWorker) releaseService(k view.ObjectKey, why string) {
 // Service has another class, only what it held from us is removed. One that never was ours is not
 // touched.
 func (r *ServiceWorker) clearServiceStatus(s *corev1.Service, v *view.Service) {
-	rec := r.records[v.Key]
-	if rec == nil && (v.IsLoadBalancer || !hasOurMarks(s)) {
+	rec := r.recordByService[v.Key]
+	if rec == nil && (v.IsLoadBalancer || !hasOurStatusOrAnnotations(s)) {
 		return
 	}
-	w := &serviceWrite{service: *v, before: s, ledgerEpoch: r.ledgerEpoch, clearsStatus: true}
-	w.heldBefore, _ = r.ledger.AssignmentOf(v.Key)
-	w.after = clearedService(s, w.heldBefore.Addresses)
+	w := &serviceWrite{service: *v, serviceBefore: s, ledgerBuildNumber: r.ledgerBuildNumber, clearsStatus: true}
+	w.assignmentBefore, _ = r.ledger.AssignmentOf(v.Key)
+	w.serviceAfter = withoutOurStatus(s, w.assignmentBefore.Addresses)
 	switch {
 	case rec == nil:
 		rec = &serviceRecord{uid: s.UID, newestVersion: parseResourceVersion(s.ResourceVersion)}
-		r.records[v.Key] = rec
-	case isUnchanged(s, w.after): // there is nothing to write that would confirm it
-		r.confirmService(v.Key, rec)
+		r.recordByService[v.Key] = rec
+	case isUnchanged(s, w.serviceAfter): // there is nothing to write that would confirm it
+		r.startConfirmService(v.Key, rec)
 		return
 	}
 	rec.writeInFlight = true

@@ -16,35 +16,36 @@ import (
 // status changed, so that nothing is repeated on every pass.
 func (r *ServiceWorker) reportDecision(w *serviceWrite) {
 	d := w.decision
-	if lost := lostAddresses(w.before, w.after); lost != "" {
-		r.RecordEvent(w.before, corev1.EventTypeNormal, names.EventClearAssignment, truncateNote("given up: "+lost))
+	if lost := describeLostAddresses(w.serviceBefore, w.serviceAfter); lost != "" {
+		r.RecordEvent(w.serviceBefore, corev1.EventTypeNormal, names.EventClearAssignment, truncateNote("given up: "+lost))
 	}
 	if d.Reason == names.ReasonProbing { // the result of the probe is reported
-		r.Log.Info(d.Text, "service", w.service.Key.String(), "reason", d.Reason)
+		r.Log.Info(d.ReasonText, "service", w.service.Key.String(), "reason", d.Reason)
 		return
 	}
 	kind, reason := eventForDecision(&w.service, d)
-	r.RecordEvent(w.before, kind, reason, truncateNote(string(d.Reason)+": "+d.Text))
-	if d.Reason == names.ReasonAssigned && d.WantsMore { // it prefers to have the other family too
-		r.RecordEvent(w.before, corev1.EventTypeNormal, names.EventAdditionalAssignFailed,
+	r.RecordEvent(w.serviceBefore, kind, reason, truncateNote(string(d.Reason)+": "+d.ReasonText))
+	// it prefers to have the other family too
+	if d.Reason == names.ReasonAssigned && d.WantsMoreAddresses {
+		r.RecordEvent(w.serviceBefore, corev1.EventTypeNormal, names.EventAdditionalAssignFailed,
 			"no pool that is open to the Service has a free address of the other family: the Service gets one once there is")
 	}
-	for _, m := range deprecatedAnnotations(w.before) {
-		r.RecordEvent(w.before, corev1.EventTypeWarning, names.EventDeprecatedAnnotation, m)
+	for _, m := range deprecatedAnnotations(w.serviceBefore) {
+		r.RecordEvent(w.serviceBefore, corev1.EventTypeWarning, names.EventDeprecatedAnnotation, m)
 	}
-	r.Log.Info(d.Text, "service", w.service.Key.String(), "reason", d.Reason)
+	r.Log.Info(d.ReasonText, "service", w.service.Key.String(), "reason", d.Reason)
 }
 
-// maxNoteBytes is how many bytes the API server accepts in the note of an event.
-const maxNoteBytes = 1024
+// maxEventNoteBytes is how many bytes the API server accepts in the note of an event.
+const maxEventNoteBytes = 1024
 
 // truncateNote shortens a text that is too long for an event; the condition has all of it.
 func truncateNote(text string) string {
 	const more = "…"
-	if len(text) <= maxNoteBytes {
+	if len(text) <= maxEventNoteBytes {
 		return text
 	}
-	return strings.ToValidUTF8(text[:maxNoteBytes-len(more)], "") + more
+	return strings.ToValidUTF8(text[:maxEventNoteBytes-len(more)], "") + more
 }
 
 // eventForDecision returns the type of the event for a Decision, and its reason as defined by the
@@ -63,9 +64,9 @@ func eventForDecision(v *view.Service, d allocate.Decision) (kind, reason string
 	return corev1.EventTypeWarning, names.EventAllocationFailed
 }
 
-// lostAddresses lists the addresses that a Service had before and no longer has; empty when there
-// are none.
-func lostAddresses(before, after *corev1.Service) string {
+// describeLostAddresses lists the addresses that a Service had before and no longer has; empty when
+// there are none.
+func describeLostAddresses(before, after *corev1.Service) string {
 	var lost []string
 	for _, in := range before.Status.LoadBalancer.Ingress {
 		still := func(x corev1.LoadBalancerIngress) bool { return x.IP == in.IP }

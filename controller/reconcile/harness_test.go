@@ -21,24 +21,24 @@ import (
 
 // eventRecorder stores events.
 type eventRecorder struct {
-	mu     sync.Mutex // guards all that follows
-	events map[string][]string
+	mu              sync.Mutex // guards all that follows
+	eventsByService map[string][]string
 }
 
 // recordEvent stores an event.
 func (r *eventRecorder) recordEvent(s *corev1.Service, kind, reason, text string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.events == nil {
-		r.events = map[string][]string{}
+	if r.eventsByService == nil {
+		r.eventsByService = map[string][]string{}
 	}
-	r.events[s.Name] = append(r.events[s.Name], kind+" "+reason+" "+text)
+	r.eventsByService[s.Name] = append(r.eventsByService[s.Name], kind+" "+reason+" "+text)
 }
 
 func (r *eventRecorder) eventsOf(name string) []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.events[name]
+	return r.eventsByService[name]
 }
 
 // runningController is a worker with its Client. It may be stopped, and another one started
@@ -69,7 +69,7 @@ func startBoundedController(t *testing.T, server *apitest.Server, weather func(s
 		o.RecordEvent = (&eventRecorder{}).recordEvent
 	}
 	c.ServiceWorker = NewServiceWorker(o)
-	c.ledgerWriter.maxPending = bound
+	c.ledgerWriter.maxPendingServices = bound
 	var ctx context.Context
 	ctx, c.stop = context.WithCancel(context.Background())
 	c.wg.Go(func() { _ = c.Run(ctx) })
@@ -172,16 +172,16 @@ func newPendingAssignment(name, base string, addresses ...netip.Addr) v1alpha1.P
 	return p
 }
 
-// showPending writes these entries into the AddressLedger, as another controller does.
-func showPending(t *testing.T, c *apitest.Client, pending ...v1alpha1.PendingAssignment) {
+// showPendingInLedger writes these entries into the AddressLedger, as another controller does.
+func showPendingInLedger(t *testing.T, c *apitest.Client, pending ...v1alpha1.PendingAssignment) {
 	t.Helper()
-	l, err := c.ReadLedger(t.Context(), names.AddressLedger)
+	l, err := c.ReadOrCreateLedger(t.Context(), names.AddressLedger)
 	if err != nil {
 		t.Fatal(err)
 	}
 	l = l.DeepCopy()
 	l.Spec.Writer, l.Spec.Pending = "another", pending
-	if _, err := c.SwapLedger(t.Context(), l); err != nil {
+	if _, err := c.CompareAndSwapLedger(t.Context(), l); err != nil {
 		t.Fatal(err)
 	}
 }

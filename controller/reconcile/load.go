@@ -16,24 +16,24 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// loadTimeout bounds one reading of all objects.
-const loadTimeout = 2 * time.Minute
+// loadLedgerTimeout bounds one reading of all objects.
+const loadLedgerTimeout = 2 * time.Minute
 
-// reloadLedger loads the Ledger, and tries again later if that fails.
-func (r *ServiceWorker) reloadLedger(ctx context.Context) {
+// loadLedgerOrRetry loads the Ledger, and tries again later if that fails.
+func (r *ServiceWorker) loadLedgerOrRetry(ctx context.Context) {
 	r.Log.Info("reading all Services", "cause", r.reloadCause)
-	r.Metrics.reloads.WithLabelValues(r.reloadCause).Inc()
+	r.Metrics.reloadsByCause.WithLabelValues(r.reloadCause).Inc()
 	err := r.loadLedger(ctx)
 	r.workerState.recordAttempt(phaseLoading, err == nil)
 	if err == nil {
-		r.loadFailures = 0
-		r.loaded.Store(true)
-		r.poolCounters.stale = true
+		r.consecutiveLoadFailures = 0
+		r.ledgerLoaded.Store(true)
+		r.poolStatusState.mayBeStale = true
 		return
 	}
-	r.loadFailures++
-	r.Log.Error("reading the addresses in use failed; no address is assigned until it succeeds", "error", err, "again", retryDelay(r.loadFailures))
-	r.wakeAfter(retryDelay(r.loadFailures))
+	r.consecutiveLoadFailures++
+	r.Log.Error("reading the addresses in use failed; no address is assigned until it succeeds", "error", err, "again", retryDelay(r.consecutiveLoadFailures))
+	r.wakeWorkerAfter(retryDelay(r.consecutiveLoadFailures))
 }
 
 // loadLedger builds a new Ledger from the AddressLedger and then from the status of all Services,
@@ -41,17 +41,17 @@ func (r *ServiceWorker) reloadLedger(ctx context.Context) {
 // before the first reading shows in the second. If two Services hold one address without a right to
 // share it, the older one keeps it and the other one gets another.
 func (r *ServiceWorker) loadLedger(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
+	ctx, cancel := context.WithTimeout(ctx, loadLedgerTimeout)
 	defer cancel()
 	config, err := r.readConfiguration(ctx)
 	if err != nil {
 		return err
 	}
-	object, err := r.API.ReadLedger(ctx, names.AddressLedger)
+	object, err := r.API.ReadOrCreateLedger(ctx, names.AddressLedger)
 	if err != nil {
 		return err
 	}
-	memory, err := r.API.ReadLedger(ctx, names.WithheldLedger)
+	memory, err := r.API.ReadOrCreateLedger(ctx, names.WithheldLedger)
 	if err != nil {
 		return err
 	}
@@ -67,7 +67,7 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 		open.AddUnshown(before)
 	}
 	shown := map[view.ObjectKey]struct{}{} // the Services with a pending assignment
-	for _, i := range open.NextPending(nil) {
+	for _, i := range open.PendingAfterBatch(nil) {
 		shown[i.Service] = struct{}{}
 	}
 	err = r.API.ForEachLiveService(ctx, func(s *corev1.Service) {
@@ -75,9 +75,9 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 		if _, in := shown[v.Key]; in {
 			versions[v.Key] = s.ResourceVersion
 		}
-		if !r.isServed(&v) {
-			if hasOurMarks(s) {
-				r.queue.addAffected(v.Key)
+		if !r.isServiceOurs(&v) {
+			if hasOurStatusOrAnnotations(s) {
+				r.workQueue.addAffected(v.Key)
 			}
 			return
 		}
@@ -90,20 +90,20 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	left := open.RemoveSettled(func(k view.ObjectKey) (string, bool) { v, ok := versions[k]; return v, ok })
+	left := open.RemoveSettledPending(func(k view.ObjectKey) (string, bool) { v, ok := versions[k]; return v, ok })
 	for _, i := range left {
 		// A list may be older than what another controller saw.
 		if rec := seen[i.Service]; rec != nil {
-			rec.newestVersion = max(rec.newestVersion, parseResourceVersion(i.Base))
+			rec.newestVersion = max(rec.newestVersion, parseResourceVersion(i.BaseVersion))
 		}
 	}
-	r.restoreWithheld(memory)
-	r.configuration, r.ledgerEpoch = config, r.ledgerEpoch+1
+	r.restoreWithheldAddresses(memory)
+	r.configuration, r.ledgerBuildNumber = config, r.ledgerBuildNumber+1
 	r.ledger.UseSnapshot(config.snapshot)
-	r.ledgerWriter.fence, r.ledgerWriter.object = open, object
+	r.ledgerWriter.fence, r.ledgerWriter.ledgerObject = open, object
 	r.adoptRecords(seen)
 	r.recordHeldAddresses(claimants, left)
-	r.queue.markProbesChanged()
+	r.workQueue.markProbesChanged()
 	r.Log.Info("the addresses in use have been read", "services", len(claimants), "pools", len(config.snapshot.Pools), "intents", len(left))
 	return nil
 }
@@ -113,15 +113,15 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 // were read.
 func (r *ServiceWorker) adoptRecords(seen map[view.ObjectKey]*serviceRecord) {
 	for _, w := range r.ledgerWriter.stagedWrites {
-		r.records[w.service.Key].writeInFlight = false
+		r.recordByService[w.service.Key].writeInFlight = false
 	}
 	r.ledgerWriter.stagedWrites = nil
-	for k, old := range r.records {
+	for k, old := range r.recordByService {
 		switch now := seen[k]; {
 		case now != nil:
-			now.writeInFlight, now.changedMeanwhile, now.failures = old.writeInFlight, old.changedMeanwhile, old.failures
+			now.writeInFlight, now.changedMeanwhile, now.consecutiveFailures = old.writeInFlight, old.changedMeanwhile, old.consecutiveFailures
 			if old.uid == now.uid {
-				now.newestVersion, now.entryRefused = max(now.newestVersion, old.newestVersion), old.entryRefused
+				now.newestVersion, now.ledgerEntryRefused = max(now.newestVersion, old.newestVersion), old.ledgerEntryRefused
 				if !old.waitingSince.IsZero() && !now.waitingSince.IsZero() {
 					now.waitingSince = old.waitingSince
 				}
@@ -132,7 +132,7 @@ func (r *ServiceWorker) adoptRecords(seen map[view.ObjectKey]*serviceRecord) {
 			r.waitingServices.removeService(k)
 		}
 	}
-	r.records = seen
+	r.recordByService = seen
 }
 
 // loadedService is the part of a Service that is needed to build the Ledger: small, because all of
@@ -142,14 +142,15 @@ type loadedService struct {
 	createdUnix  int64
 	addresses    []netip.Addr
 	recordedPool string
-	// sharing is what decides whether it may share an address; nil when it does not want to.
-	sharing *view.Service
+	// sharingRelevantView is what decides whether it may share an address; nil when it does not
+	// want to.
+	sharingRelevantView *view.Service
 }
 
 func loadedServiceOf(v *view.Service) loadedService {
-	c := loadedService{ObjectKey: view.ObjectKey{Namespace: view.Intern(v.Key.Namespace), Name: v.Key.Name}, createdUnix: v.CreatedUnix, addresses: v.AssignedAddresses, recordedPool: view.Intern(v.RecordedPool)}
+	c := loadedService{ObjectKey: view.ObjectKey{Namespace: view.InternString(v.Key.Namespace), Name: v.Key.Name}, createdUnix: v.CreatedUnixSeconds, addresses: v.AssignedAddresses, recordedPool: view.InternString(v.RecordedPool)}
 	if v.SharingKey != "" {
-		c.sharing = &view.Service{SharingKey: v.SharingKey, Ports: v.Ports, LocalTrafficPolicy: v.LocalTrafficPolicy, PodSelector: v.PodSelector}
+		c.sharingRelevantView = &view.Service{SharingKey: v.SharingKey, Ports: v.Ports, HasLocalTrafficPolicy: v.HasLocalTrafficPolicy, PodSelector: v.PodSelector}
 	}
 	return c
 }
@@ -157,10 +158,10 @@ func loadedServiceOf(v *view.Service) loadedService {
 // toService returns a view with the addresses that the Service holds.
 func (c *loadedService) toService() view.Service {
 	var v view.Service
-	if c.sharing != nil {
-		v = *c.sharing
+	if c.sharingRelevantView != nil {
+		v = *c.sharingRelevantView
 	}
-	v.Key, v.CreatedUnix, v.AssignedAddresses, v.RecordedPool = c.ObjectKey, c.createdUnix, c.addresses, c.recordedPool
+	v.Key, v.CreatedUnixSeconds, v.AssignedAddresses, v.RecordedPool = c.ObjectKey, c.createdUnix, c.addresses, c.recordedPool
 	return v
 }
 
@@ -183,9 +184,9 @@ func (r *ServiceWorker) recordHeldAddresses(all []loadedService, left []fence.Pe
 	for i := range all {
 		c := &all[i]
 		if len(c.addresses) == 0 || len(intents[c.ObjectKey]) > 0 {
-			r.queue.addChanged(c.ObjectKey)
+			r.workQueue.addChanged(c.ObjectKey)
 		} else {
-			r.queue.addAffected(c.ObjectKey)
+			r.workQueue.addAffected(c.ObjectKey)
 		}
 		v := c.toService()
 		r.recordStatusAddresses(&v, c.addresses)
@@ -202,7 +203,7 @@ func (r *ServiceWorker) recordHeldAddresses(all []loadedService, left []fence.Pe
 // recordStatusAddresses records that a Service holds these addresses, without those that it cannot
 // hold because of other holders.
 func (r *ServiceWorker) recordStatusAddresses(v *view.Service, addresses []netip.Addr) {
-	free := slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { return !r.ledger.CanHold(a, v) })
+	free := slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { return !r.ledger.CanServiceHold(a, v) })
 	if len(free) > 0 {
 		r.ledger.CommitAssignment(v, free, v.RecordedPool)
 	}
@@ -213,7 +214,7 @@ func (r *ServiceWorker) recordStatusAddresses(v *view.Service, addresses []netip
 func pendingFromLedger(l *v1alpha1.AddressLedger) ([]fence.Pending, error) {
 	var out []fence.Pending
 	for _, p := range l.Spec.Pending {
-		i := fence.Pending{Service: view.ObjectKey{Namespace: p.Namespace, Name: p.Name}, Base: p.Base}
+		i := fence.Pending{Service: view.ObjectKey{Namespace: p.Namespace, Name: p.Name}, BaseVersion: p.Base}
 		for _, text := range p.Addresses {
 			a, err := netip.ParseAddr(text)
 			if err != nil {
@@ -231,7 +232,7 @@ func pendingFromLedger(l *v1alpha1.AddressLedger) ([]fence.Pending, error) {
 func pendingForLedger(intents []fence.Pending) []v1alpha1.PendingAssignment {
 	var out []v1alpha1.PendingAssignment
 	for _, i := range intents {
-		p := v1alpha1.PendingAssignment{Namespace: i.Service.Namespace, Name: i.Service.Name, Base: i.Base}
+		p := v1alpha1.PendingAssignment{Namespace: i.Service.Namespace, Name: i.Service.Name, Base: i.BaseVersion}
 		for _, a := range i.Addresses {
 			p.Addresses = append(p.Addresses, a.String())
 		}
@@ -240,9 +241,9 @@ func pendingForLedger(intents []fence.Pending) []v1alpha1.PendingAssignment {
 	return out
 }
 
-// isServed says whether this controller serves the Service.
-func (r *ServiceWorker) isServed(v *view.Service) bool {
-	return v.IsLoadBalancer && v.Class == r.LoadBalancerClass
+// isServiceOurs says whether this controller serves the Service.
+func (r *ServiceWorker) isServiceOurs(v *view.Service) bool {
+	return v.IsLoadBalancer && v.LoadBalancerClass == r.LoadBalancerClass
 }
 
 // ledgerLogName is the name of the AddressLedger in messages.

@@ -13,12 +13,12 @@ import (
 	"github.com/gantry-lb/gantry/controller/reconcile/apitest"
 )
 
-// TestAddressLedgerLostInABurst has somebody delete the AddressLedger while writes of addresses are under way: those
-// addresses are nobody else's, though the new object does not show them.
+// TestAddressLedgerLostInABurst has somebody delete the AddressLedger while writes of addresses are
+// under way: those addresses are nobody else's, though the new object does not show them.
 func TestAddressLedgerLostInABurst(t *testing.T) {
 	g := &addressRegister{holderByAddress: map[netip.Addr]string{}}
 	runWithFakeTime(t, func(t *testing.T) {
-		s := apitest.NewServer(g.checkChange)
+		s := apitest.NewServer(g.recordServiceChange)
 		s.SetPool("p", poolSpec("10.0.0.0/16"))
 		c := startController(t, s, func(what string) apitest.Delivery {
 			if what == "service" {
@@ -32,7 +32,7 @@ func TestAddressLedgerLostInABurst(t *testing.T) {
 			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
 		}
 		time.Sleep(time.Second)
-		s.DeleteLedger()
+		s.DeleteAllLedgers()
 		for i := range 100 {
 			s.CreateService(newLoadBalancer(fmt.Sprint("late", i)))
 		}
@@ -46,15 +46,15 @@ func TestAddressLedgerLostInABurst(t *testing.T) {
 	})
 }
 
-// TestAddressLedgerFromABackup has the AddressLedger come from another cluster, in which the resourceVersions were
-// further: its Service is served all the same.
+// TestAddressLedgerFromABackup has the AddressLedger come from another cluster, in which the
+// resourceVersions were further: its Service is served all the same.
 func TestAddressLedgerFromABackup(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("10.0.0.0/24"))
 		s.CreateService(newLoadBalancer("s"))
-		showPending(t, apitest.NewClient(s, nil), newPendingAssignment("s", "987654321", parseAddresses("10.0.0.7")...))
-		c := startController(t, s, promptDelivery, Options{})
+		showPendingInLedger(t, apitest.NewClient(s, nil), newPendingAssignment("s", "987654321", parseAddresses("10.0.0.7")...))
+		c := startController(t, s, newPromptDelivery, Options{})
 		defer c.stopAndWait()
 		time.Sleep(10 * time.Minute)
 		if o := s.ServiceByKey(serviceKey("s")); !firstAddress(o).IsValid() {
@@ -66,8 +66,8 @@ func TestAddressLedgerFromABackup(t *testing.T) {
 	})
 }
 
-// TestRefusedWriteOfAWipedStatusKeepsTheAddress wipes a status, and has the API server refuse its repair for a while:
-// the address is the Service's all the same.
+// TestRefusedWriteOfAWipedStatusKeepsTheAddress wipes a status, and has the API server refuse its
+// repair for a while: the address is the Service's all the same.
 func TestRefusedWriteOfAWipedStatusKeepsTheAddress(t *testing.T) {
 	for _, refused := range []string{"status", "ledger"} {
 		t.Run(refused, func(t *testing.T) {
@@ -83,7 +83,7 @@ func TestRefusedWriteOfAWipedStatusKeepsTheAddress(t *testing.T) {
 				wantAddress(t, s, "s", "10.0.0.1", names.ReasonAssigned)
 				switch refused {
 				case "status":
-					s.RefuseWrites(func(o *corev1.Service) error {
+					s.RefuseServiceWrites(func(o *corev1.Service) error {
 						if o.Name == "s" {
 							return errRefusedByTest
 						}
@@ -94,7 +94,7 @@ func TestRefusedWriteOfAWipedStatusKeepsTheAddress(t *testing.T) {
 				}
 				s.EditService(serviceKey("s"), func(o *corev1.Service) { o.Status.LoadBalancer.Ingress = nil })
 				time.Sleep(time.Minute)
-				s.RefuseWrites(nil)
+				s.RefuseServiceWrites(nil)
 				s.RefuseLedgerWrites(nil)
 				time.Sleep(time.Minute)
 				wantAddress(t, s, "s", "10.0.0.1", names.ReasonAssigned)

@@ -12,8 +12,8 @@ import (
 	"github.com/gantry-lb/gantry/api/v1beta1"
 )
 
-// collectTimeout bounds the reading of the pools, which are in memory.
-const collectTimeout = 5 * time.Second
+// metricsCollectTimeout bounds the reading of the pools, which are in memory.
+const metricsCollectTimeout = 5 * time.Second
 
 // newPoolMetric describes a gauge with a value for each pool.
 func newPoolMetric(name, help string) *prometheus.Desc {
@@ -22,12 +22,12 @@ func newPoolMetric(name, help string) *prometheus.Desc {
 
 // The metrics of pools. They are gauges despite their names, which the metallb.io API fixed.
 var (
-	totalMetric     = newPoolMetric("addresses_total", "Addresses of the pool, both families together.")
-	totalIPv4Metric = newPoolMetric("ipv4_addresses_total", "IPv4 addresses of the pool.")
-	totalIPv6Metric = newPoolMetric("ipv6_addresses_total", "IPv6 addresses of the pool, 2^63-1 at most.")
-	usedMetric      = newPoolMetric("addresses_in_use_total", "Addresses of the pool that Services hold, both families together.")
-	usedIPv4Metric  = newPoolMetric("ipv4_addresses_in_use_total", "IPv4 addresses of the pool that Services hold.")
-	usedIPv6Metric  = newPoolMetric("ipv6_addresses_in_use_total", "IPv6 addresses of the pool that Services hold.")
+	addressesTotalMetric     = newPoolMetric("addresses_total", "Addresses of the pool, both families together.")
+	addressesTotalIPv4Metric = newPoolMetric("ipv4_addresses_total", "IPv4 addresses of the pool.")
+	addressesTotalIPv6Metric = newPoolMetric("ipv6_addresses_total", "IPv6 addresses of the pool, 2^63-1 at most.")
+	addressesUsedMetric      = newPoolMetric("addresses_in_use_total", "Addresses of the pool that Services hold, both families together.")
+	addressesUsedIPv4Metric  = newPoolMetric("ipv4_addresses_in_use_total", "IPv4 addresses of the pool that Services hold.")
+	addressesUsedIPv6Metric  = newPoolMetric("ipv6_addresses_in_use_total", "IPv6 addresses of the pool that Services hold.")
 )
 
 // PoolMetrics export how full the pools are, as their status says, and the ExtraCollectors. Only
@@ -60,14 +60,14 @@ func (m *PoolMetrics) Start(ctx context.Context) error {
 
 // Describe is part of prometheus.Collector.
 func (m *PoolMetrics) Describe(c chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{totalMetric, totalIPv4Metric, totalIPv6Metric, usedMetric, usedIPv4Metric, usedIPv6Metric} {
+	for _, d := range []*prometheus.Desc{addressesTotalMetric, addressesTotalIPv4Metric, addressesTotalIPv6Metric, addressesUsedMetric, addressesUsedIPv4Metric, addressesUsedIPv6Metric} {
 		c <- d
 	}
 }
 
 // Collect is part of prometheus.Collector.
 func (m *PoolMetrics) Collect(c chan<- prometheus.Metric) {
-	ctx, cancel := context.WithTimeout(m.startContext, collectTimeout)
+	ctx, cancel := context.WithTimeout(m.startContext, metricsCollectTimeout)
 	defer cancel()
 	var pools v1beta1.IPAddressPoolList
 	if err := m.Reader.List(ctx, &pools, client.InNamespace(m.Namespace)); err != nil {
@@ -80,8 +80,8 @@ func (m *PoolMetrics) Collect(c chan<- prometheus.Metric) {
 		used4, used6 := float64(s.AssignedIPv4), float64(s.AssignedIPv6)
 		all4, all6 := used4+float64(s.AvailableIPv4), used6+float64(s.AvailableIPv6)
 		for desc, v := range map[*prometheus.Desc]float64{
-			totalMetric: all4 + all6, totalIPv4Metric: all4, totalIPv6Metric: all6,
-			usedMetric: used4 + used6, usedIPv4Metric: used4, usedIPv6Metric: used6,
+			addressesTotalMetric: all4 + all6, addressesTotalIPv4Metric: all4, addressesTotalIPv6Metric: all6,
+			addressesUsedMetric: used4 + used6, addressesUsedIPv4Metric: used4, addressesUsedIPv6Metric: used6,
 		} {
 			c <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, v, name)
 		}

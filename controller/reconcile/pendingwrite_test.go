@@ -18,7 +18,7 @@ import (
 func TestAddressesOfAPendingWriteAreNotGivenAway(t *testing.T) {
 	o := newOracle()
 	runWithFakeTime(t, func(t *testing.T) {
-		s := apitest.NewServer(o.checkChange)
+		s := apitest.NewServer(o.checkServiceChange)
 		s.SetPool("p4", poolSpec("192.0.2.0/30"))
 		s.SetPool("p6", poolSpec("fd00:1::/126"))
 		w := &harness{server: s}
@@ -34,7 +34,7 @@ func TestAddressesOfAPendingWriteAreNotGivenAway(t *testing.T) {
 			return apitest.Delivery{}
 		})
 		assigned := parseAddresses("192.0.2.0", "fd00:1::1")
-		showPending(t, lost, newPendingAssignment("d", d.ResourceVersion, assigned...))
+		showPendingInLedger(t, lost, newPendingAssignment("d", d.ResourceVersion, assigned...))
 		after := d.DeepCopy()
 		after.Status.LoadBalancer.Ingress = ingressOf("192.0.2.0", "fd00:1::1")
 		go func() { _, _ = lost.PatchServiceStatus(context.Background(), d, after) }()

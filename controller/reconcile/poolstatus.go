@@ -22,24 +22,24 @@ type parsedConfiguration struct {
 	snapshot *snapshot.Snapshot
 	problems []snapshot.Problem
 	readAt   time.Time
-	// timerSet says that a timer runs for the next reading.
-	timerSet bool
+	// rereadTimerSet says that a timer runs for the next reading.
+	rereadTimerSet bool
 }
 
-// configurationDelay is how long edits of the configuration are collected, so that a manifest with
-// many pools is one change.
-const configurationDelay = 50 * time.Millisecond
+// configurationReadDelay is how long edits of the configuration are collected, so that a manifest
+// with many pools is one change.
+const configurationReadDelay = 50 * time.Millisecond
 
-// readConfiguration reads and parses the pools. An object that an edit broke keeps its last good
-// state.
+// readCachedConfiguration reads and parses the pools. An object that an edit broke keeps its last
+// good state.
 func (r *ServiceWorker) readConfiguration(ctx context.Context) (parsedConfiguration, error) {
-	o, err := r.API.PoolObjects(ctx)
+	o, err := r.API.ReadPoolObjects(ctx)
 	if err != nil {
 		return parsedConfiguration{}, err
 	}
-	o.Previous = r.configuration.snapshot
+	o.PreviousSnapshot = r.configuration.snapshot
 	c := parsedConfiguration{readAt: time.Now()}
-	c.snapshot, c.problems = snapshot.Build(o)
+	c.snapshot, c.problems = snapshot.BuildSnapshot(o)
 	return c, nil
 }
 
@@ -47,22 +47,22 @@ func (r *ServiceWorker) readConfiguration(ctx context.Context) (parsedConfigurat
 // returns false while a change waits to be read: a decision would use a configuration that is known
 // to be old.
 func (r *ServiceWorker) applyConfiguration(ctx context.Context) bool {
-	if !r.queue.isConfigurationChanged() {
+	if !r.workQueue.isConfigurationChanged() {
 		return true
 	}
-	if wait := time.Until(r.configuration.readAt.Add(configurationDelay)); wait > 0 {
-		if !r.configuration.timerSet {
-			r.configuration.timerSet = true
-			r.wakeAfter(wait)
+	if wait := time.Until(r.configuration.readAt.Add(configurationReadDelay)); wait > 0 {
+		if !r.configuration.rereadTimerSet {
+			r.configuration.rereadTimerSet = true
+			r.wakeWorkerAfter(wait)
 		}
 		return false
 	}
-	r.queue.takeConfigurationChanged()
+	r.workQueue.takeConfigurationChanged()
 	config, err := r.readConfiguration(ctx)
 	if err != nil {
 		r.Log.Error("reading the pools", "error", err, "again", retryDelay(1))
-		r.configuration.timerSet = false
-		time.AfterFunc(retryDelay(1), r.queue.markConfigurationChanged)
+		r.configuration.rereadTimerSet = false
+		time.AfterFunc(retryDelay(1), r.workQueue.markConfigurationChanged)
 		return true
 	}
 	old := r.configuration.snapshot
@@ -70,17 +70,17 @@ func (r *ServiceWorker) applyConfiguration(ctx context.Context) bool {
 	for _, p := range config.problems {
 		r.Log.Debug("configuration problem", "object", p.Object.Kind+"/"+p.Object.Name, "reason", p.Reason, "text", p.Text)
 	}
-	r.poolCounters.stale = true
+	r.poolStatusState.mayBeStale = true
 	if reflect.DeepEqual(old.Pools, config.snapshot.Pools) && reflect.DeepEqual(old.Reservations, config.snapshot.Reservations) {
 		return true // for example a namespace that no pool selects
 	}
-	r.wakeWaiting = true
-	r.queue.addAffected(r.ledger.HoldingServices()...)
+	r.retryWaitingServices = true
+	r.workQueue.addAffected(r.ledger.ServicesHoldingAddresses()...)
 	return true
 }
 
-// validCondition returns the condition that says whether an object has Problems.
-func validCondition(o snapshot.ObjectReference, generation int64, problems []snapshot.Problem) metav1.Condition {
+// newValidCondition returns the condition that says whether an object has Problems.
+func newValidCondition(o snapshot.ObjectReference, generation int64, problems []snapshot.Problem) metav1.Condition {
 	cond := metav1.Condition{
 		Type: names.ConditionValid, Status: metav1.ConditionTrue, ObservedGeneration: generation,
 		Reason: string(names.ReasonValid), Message: "the object is understood",
@@ -104,36 +104,36 @@ func validCondition(o snapshot.ObjectReference, generation int64, problems []sna
 // poolStatusInterval bounds how often the status of a pool is written.
 const poolStatusInterval = 2 * time.Second
 
-// poolCounters say when the status of the pools must be written.
-type poolCounters struct {
-	// stale says that the status of a pool may be wrong.
-	stale bool
+// poolStatusState say when the status of the pools must be written.
+type poolStatusState struct {
+	// mayBeStale says that the status of a pool may be wrong.
+	mayBeStale bool
 	// lastWrite is when the statuses were last compared. writesInFlight counts the writes since
 	// then that have not ended.
 	lastWrite      time.Time
-	timerSet       bool // a timer runs
+	writeTimerSet  bool // a timer runs
 	writesInFlight int
 }
 
 // writePoolStatuses writes the counters and conditions of pools and reservations that are wrong.
 func (r *ServiceWorker) writePoolStatuses(ctx context.Context) {
-	c := &r.poolCounters
-	c.stale = r.queue.takePoolStatusChanged() || c.stale
-	if !c.stale || c.writesInFlight > 0 {
+	c := &r.poolStatusState
+	c.mayBeStale = r.workQueue.takePoolStatusChanged() || c.mayBeStale
+	if !c.mayBeStale || c.writesInFlight > 0 {
 		return
 	}
 	if wait := time.Until(c.lastWrite.Add(poolStatusInterval)); wait > 0 {
-		if !c.timerSet {
-			c.timerSet = true
-			r.wakeAfter(wait)
+		if !c.writeTimerSet {
+			c.writeTimerSet = true
+			r.wakeWorkerAfter(wait)
 		}
 		return
 	}
-	o, err := r.API.PoolObjects(ctx)
+	o, err := r.API.ReadPoolObjects(ctx)
 	if err != nil {
 		r.Log.Error("reading the pools", "error", err, "again", poolStatusInterval)
 	}
-	c.stale, c.timerSet, c.lastWrite = err != nil, false, time.Now()
+	c.mayBeStale, c.writeTimerSet, c.lastWrite = err != nil, false, time.Now()
 	for i := range o.Pools {
 		r.writePoolStatus(&o.Pools[i])
 	}
@@ -147,10 +147,10 @@ func (r *ServiceWorker) writePoolStatus(p *v1beta1.IPAddressPool) {
 	if parsed == nil { // newer than the configuration that was read: the next one has it
 		return
 	}
-	u := r.ledger.UsageOf(parsed, r.configuration.snapshot)
+	u := r.ledger.UsageOfPool(parsed, r.configuration.snapshot)
 	after := v1beta1.IPAddressPoolStatus{
 		AssignedIPv4: u.AssignedIPv4, AssignedIPv6: u.AssignedIPv6, AvailableIPv4: u.AvailableIPv4, AvailableIPv6: u.AvailableIPv6,
-		Gantry: withCondition(p.Status.Gantry, validCondition(snapshot.ObjectReference{Kind: "IPAddressPool", Namespace: p.Namespace, Name: p.Name}, p.Generation, r.configuration.problems)),
+		Gantry: withCondition(p.Status.Gantry, newValidCondition(snapshot.ObjectReference{Kind: "IPAddressPool", Namespace: p.Namespace, Name: p.Name}, p.Generation, r.configuration.problems)),
 	}
 	if equality.Semantic.DeepEqual(p.Status, after) {
 		return
@@ -163,27 +163,27 @@ func (r *ServiceWorker) writePoolStatus(p *v1beta1.IPAddressPool) {
 // statusWrite writes the status of one configuration object.
 type statusWrite struct {
 	// For the log: an article and a noun, the log key of the name, and the name of the object.
-	description, logKey, name string
-	update                    func(ctx context.Context, api API) error
+	description, logKey, objectName string
+	updateStatus                    func(ctx context.Context, api API) error
 }
 
 // startStatusWrite starts it.
 func (r *ServiceWorker) startStatusWrite(w *statusWrite) {
-	r.poolCounters.writesInFlight++
+	r.poolStatusState.writesInFlight++
 	r.enqueueTask(w)
 }
 
 // runTask implements task. After a conflict the object, which was just edited, is compared again.
 func (w *statusWrite) runTask(ctx context.Context, api API) taskResult {
-	err := w.update(ctx, api)
+	err := w.updateStatus(ctx, api)
 	return func(_ context.Context, r *ServiceWorker) {
-		r.poolCounters.writesInFlight--
+		r.poolStatusState.writesInFlight--
 		if err == nil || apierrors.IsNotFound(err) {
 			return
 		}
-		r.poolCounters.stale = true
+		r.poolStatusState.mayBeStale = true
 		if !apierrors.IsConflict(err) {
-			r.Log.Error("writing the status of "+w.description, w.logKey, w.name, "error", err, "reason", names.ReasonWriteFailed, "again", poolStatusInterval)
+			r.Log.Error("writing the status of "+w.description, w.logKey, w.objectName, "error", err, "reason", names.ReasonWriteFailed, "again", poolStatusInterval)
 		}
 	}
 }

@@ -20,20 +20,20 @@ import (
 // deleted.
 const probeRetryInterval = 30 * time.Second
 
-// probesByAddress are the AddressProbes that the worker has created.
+// probesByAddress are the CachedAddressProbes that the worker has created.
 type probesByAddress map[netip.Addr]*openProbe
 
 // openProbe is the probe of one address.
 type openProbe struct {
 	service view.ObjectKey
-	// uid is that of the object; a result in an object with another uid is old.
-	uid types.UID
+	// objectUID is that of the object; a result in an object with another uid is old.
+	objectUID types.UID
 	// writeInFlight says that a write of the object has not ended.
 	writeInFlight bool
 	// createdAt is when the object was created. failures counts failed attempts in a row.
-	createdAt time.Time
-	failures  int
-	retryAt   time.Time
+	createdAt           time.Time
+	consecutiveFailures int
+	retryAt             time.Time
 }
 
 // probeName is the name of the AddressProbe for an address: one per address, so that an address is
@@ -43,31 +43,31 @@ func probeName(a netip.Addr) string { return strings.ReplaceAll(a.StringExpanded
 // syncProbes creates an AddressProbe for each proposed address, deletes those that are not needed
 // any more, and handles results.
 func (r *ServiceWorker) syncProbes(ctx context.Context) {
-	if answers := r.queue.takeProbesChanged(); answers {
+	if answers := r.workQueue.takeProbesChanged(); answers {
 		r.readProbeAnswers(ctx)
 	}
-	if !r.ledger.IsProbing() && len(r.openProbes) == 0 {
+	if !r.ledger.HasProbingAddresses() && len(r.openProbeByAddress) == 0 {
 		return
 	}
 	proposed := map[netip.Addr]allocate.WithheldAddress{}
-	for _, w := range r.ledger.ProposedAddresses() {
+	for _, w := range r.ledger.AddressesUnderProbe() {
 		proposed[w.Address] = w
 	}
 	now := time.Now()
 	for a, w := range proposed {
-		p := r.openProbes[a]
+		p := r.openProbeByAddress[a]
 		if p == nil {
 			p = &openProbe{service: w.Service}
-			r.openProbes[a] = p
+			r.openProbeByAddress[a] = p
 		}
-		old := p.uid != "" && now.Sub(p.createdAt) >= probeRetryInterval
-		if p.writeInFlight || now.Before(p.retryAt) || p.uid != "" && p.service == w.Service && !old {
+		old := p.objectUID != "" && now.Sub(p.createdAt) >= probeRetryInterval
+		if p.writeInFlight || now.Before(p.retryAt) || p.objectUID != "" && p.service == w.Service && !old {
 			continue
 		}
-		p.service, p.writeInFlight, p.uid = w.Service, true, ""
-		r.enqueueTask(&probeWrite{address: a, object: r.newAddressProbe(a, w.Service)})
+		p.service, p.writeInFlight, p.objectUID = w.Service, true, ""
+		r.enqueueTask(&probeWrite{address: a, probeObject: r.newAddressProbe(a, w.Service)})
 	}
-	for a, p := range r.openProbes {
+	for a, p := range r.openProbeByAddress {
 		if _, wanted := proposed[a]; wanted || p.writeInFlight || now.Before(p.retryAt) {
 			continue
 		}
@@ -88,12 +88,13 @@ func (r *ServiceWorker) newAddressProbe(a netip.Addr, k view.ObjectKey) *v1alpha
 	return p
 }
 
-// readProbeAnswers reads the AddressProbes. One that is left over from before a restart is deleted.
+// readProbeAnswers reads the CachedAddressProbes. One that is left over from before a restart is
+// deleted.
 func (r *ServiceWorker) readProbeAnswers(ctx context.Context) {
-	all, err := r.API.AddressProbes(ctx)
+	all, err := r.API.CachedAddressProbes(ctx)
 	if err != nil {
 		r.Log.Error("reading the AddressProbes failed", "error", err, "again", maxRetryDelay)
-		time.AfterFunc(maxRetryDelay, r.queue.markProbesChanged)
+		time.AfterFunc(maxRetryDelay, r.workQueue.markProbesChanged)
 		return
 	}
 	for i := range all {
@@ -102,18 +103,18 @@ func (r *ServiceWorker) readProbeAnswers(ctx context.Context) {
 		if err != nil || probeName(a) != o.Name {
 			continue // not ours
 		}
-		p := r.openProbes[a]
+		p := r.openProbeByAddress[a]
 		switch {
 		case p == nil:
-			r.openProbes[a] = &openProbe{writeInFlight: true}
+			r.openProbeByAddress[a] = &openProbe{writeInFlight: true}
 			r.enqueueTask(&probeWrite{address: a})
-		case p.writeInFlight || p.uid != o.UID:
-		case o.Status.Outcome == v1alpha1.OutcomeSilent:
-			r.ledger.RecordNoAnswer(a)
-			r.queue.addChanged(p.service)
-		case o.Status.Outcome == v1alpha1.OutcomeAnswered:
+		case p.writeInFlight || p.objectUID != o.UID:
+		case o.Status.Outcome == v1alpha1.ProbeOutcomeSilent:
+			r.ledger.RecordNoProbeAnswer(a)
+			r.workQueue.addChanged(p.service)
+		case o.Status.Outcome == v1alpha1.ProbeOutcomeAnswered:
 			if r.quarantineAddress(ctx, a, o) {
-				r.queue.addChanged(p.service)
+				r.workQueue.addChanged(p.service)
 			}
 		}
 	}
@@ -122,10 +123,10 @@ func (r *ServiceWorker) readProbeAnswers(ctx context.Context) {
 // quarantineAddress withholds an address that a host uses, and says whether the address was
 // proposed.
 func (r *ServiceWorker) quarantineAddress(ctx context.Context, a netip.Addr, o *v1alpha1.AddressProbe) bool {
-	if !slices.ContainsFunc(r.ledger.ProposedAddresses(), func(w allocate.WithheldAddress) bool { return w.Address == a }) {
+	if !slices.ContainsFunc(r.ledger.AddressesUnderProbe(), func(w allocate.WithheldAddress) bool { return w.Address == a }) {
 		return false
 	}
-	r.ledger.RecordAnswer(a, o.Status.By)
+	r.ledger.RecordProbeAnswer(a, o.Status.By)
 	r.Log.Warn("a host on the segment uses an address of a pool; the address goes into quarantine", "address", a, "pool", o.Spec.Pool, "by", o.Status.By,
 		"node", o.Status.Node, "reason", names.ReasonQuarantined)
 	about := view.ObjectKey{Namespace: o.Spec.Service.Namespace, Name: o.Spec.Service.Name}
@@ -138,39 +139,39 @@ func (r *ServiceWorker) quarantineAddress(ctx context.Context, a netip.Addr, o *
 
 // probeWrite creates an AddressProbe, or deletes it if object is nil.
 type probeWrite struct {
-	address netip.Addr
-	object  *v1alpha1.AddressProbe
+	address     netip.Addr
+	probeObject *v1alpha1.AddressProbe
 }
 
 // runTask implements task.
 func (w *probeWrite) runTask(ctx context.Context, api API) taskResult {
 	var now *v1alpha1.AddressProbe
 	var err error
-	if w.object == nil {
+	if w.probeObject == nil {
 		err = api.DeleteProbe(ctx, probeName(w.address))
 	} else {
-		now, err = api.CreateProbe(ctx, w.object)
+		now, err = api.CreateOrReplaceProbe(ctx, w.probeObject)
 	}
 	return func(_ context.Context, r *ServiceWorker) { r.finishProbeWrite(w, now, err) }
 }
 
 // finishProbeWrite handles the result of a write.
 func (r *ServiceWorker) finishProbeWrite(w *probeWrite, now *v1alpha1.AddressProbe, err error) {
-	p := r.openProbes[w.address]
+	p := r.openProbeByAddress[w.address]
 	p.writeInFlight = false
 	switch {
 	case err != nil:
-		p.failures++
-		wait := retryDelay(p.failures)
+		p.consecutiveFailures++
+		wait := retryDelay(p.consecutiveFailures)
 		p.retryAt = time.Now().Add(wait)
-		r.wakeAfter(wait)
+		r.wakeWorkerAfter(wait)
 		r.Log.Error("writing an AddressProbe failed", "address", w.address, "error", err, "reason", names.ReasonWriteFailed, "again", wait)
-	case w.object == nil:
-		delete(r.openProbes, w.address)
-		r.queue.wakeWorker() // the address may have been proposed again meanwhile
+	case w.probeObject == nil:
+		delete(r.openProbeByAddress, w.address)
+		r.workQueue.wakeWorker() // the address may have been proposed again meanwhile
 	default:
-		p.uid, p.createdAt, p.failures, p.retryAt = now.UID, time.Now(), 0, time.Time{}
-		r.queue.markProbesChanged() // the result may have arrived before this answer
-		r.wakeAfter(probeRetryInterval)
+		p.objectUID, p.createdAt, p.consecutiveFailures, p.retryAt = now.UID, time.Now(), 0, time.Time{}
+		r.workQueue.markProbesChanged() // the result may have arrived before this answer
+		r.wakeWorkerAfter(probeRetryInterval)
 	}
 }

@@ -46,13 +46,13 @@ func TestAddressIsProbedBeforeItIsAssigned(t *testing.T) {
 		if p := s.AllProbes()[0].Spec; p.Pool != "p" || p.Service.Name != "a" || p.Address != "192.0.2.0" {
 			t.Errorf("the question is %+v", p)
 		}
-		s.AnswerProbe("192.0.2.0", v1alpha1.OutcomeAnswered, "02:00:00:00:00:01")
-		c.ProbesChanged()
+		s.AnswerProbe("192.0.2.0", v1alpha1.ProbeOutcomeAnswered, "02:00:00:00:00:01")
+		c.NotifyProbesChanged()
 		time.Sleep(time.Second)
 		wantAddress(t, s, "a", "", names.ReasonProbing)
 		wantOpenProbes(t, s, "192.0.2.1")
-		s.AnswerProbe("192.0.2.1", v1alpha1.OutcomeSilent, "")
-		c.ProbesChanged()
+		s.AnswerProbe("192.0.2.1", v1alpha1.ProbeOutcomeSilent, "")
+		c.NotifyProbesChanged()
 		time.Sleep(time.Second)
 		wantAddress(t, s, "a", "192.0.2.1", names.ReasonAssigned)
 		wantOpenProbes(t, s)
@@ -66,7 +66,7 @@ func TestAddressIsProbedBeforeItIsAssigned(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		c.stopAndWait()
 
-		// The quarantine survives a restart of the controller; its AddressProbes do not.
+		// The quarantine survives a restart of the controller; its CachedAddressProbes do not.
 		s.CreateService(newLoadBalancer("b"))
 		c = startController(t, s, nil, Options{})
 		defer c.stopAndWait()
@@ -92,7 +92,7 @@ func TestLeftoverProbesAreIgnored(t *testing.T) {
 		time.Sleep(time.Second)
 		wantOpenProbes(t, s, "192.0.2.0", "192.0.2.1")
 		c.stopAndWait()
-		s.AnswerProbe("192.0.2.0", v1alpha1.OutcomeSilent, "")
+		s.AnswerProbe("192.0.2.0", v1alpha1.ProbeOutcomeSilent, "")
 		s.DeleteService(serviceKey("b"))
 		time.Sleep(time.Hour)
 		c = startController(t, s, nil, Options{})
@@ -106,8 +106,8 @@ func TestLeftoverProbesAreIgnored(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		wantOpenProbes(t, s, "192.0.2.0")
-		s.AnswerProbe("192.0.2.0", v1alpha1.OutcomeSilent, "")
-		c.ProbesChanged()
+		s.AnswerProbe("192.0.2.0", v1alpha1.ProbeOutcomeSilent, "")
+		c.NotifyProbesChanged()
 		time.Sleep(time.Second)
 		wantAddress(t, s, "a", "192.0.2.0", names.ReasonAssigned)
 	})
@@ -131,13 +131,13 @@ func TestManyAddressesAreProbedInParallel(t *testing.T) {
 		for range 60 {
 			time.Sleep(time.Second)
 			for _, p := range s.AllProbes() {
-				outcome := v1alpha1.OutcomeSilent
+				outcome := v1alpha1.ProbeOutcomeSilent
 				if strings.HasSuffix(p.Name, "7") {
-					outcome = v1alpha1.OutcomeAnswered
+					outcome = v1alpha1.ProbeOutcomeAnswered
 				}
 				s.AnswerProbe(p.Name, outcome, "somebody")
 			}
-			c.ProbesChanged()
+			c.NotifyProbesChanged()
 		}
 		given := map[string]bool{}
 		for i := range n {

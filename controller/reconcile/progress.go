@@ -11,11 +11,11 @@ import (
 // How long a worker with work may make no progress.
 const (
 	// readinessTimeout is when it counts as not ready. It is longer than one request may take
-	// (attemptTimeout), so that a single hanging request does not count.
+	// (requestTimeout), so that a single hanging request does not count.
 	readinessTimeout = 20 * time.Second
 	// livenessTimeout is when the process should be restarted. It is longer than one reading of all
-	// Services may take (loadTimeout). An API server that refuses every request is no reason for a
-	// restart: each of its answers counts as an attempt.
+	// Services may take (loadLedgerTimeout). An API server that refuses every request is no reason
+	// for a restart: each of its answers counts as an attempt.
 	livenessTimeout = 5 * time.Minute
 )
 
@@ -38,13 +38,13 @@ func (p workPhase) String() string {
 type phaseActivity struct {
 	// busySince is since when there has been work without a break; zero while there is none.
 	busySince time.Time
-	// lastAttempt is when an attempt last ended, lastProgress when one last succeeded.
-	lastAttempt, lastProgress time.Time
+	// lastAttemptEnd is when an attempt last ended, lastProgress when one last succeeded.
+	lastAttemptEnd, lastProgress time.Time
 }
 
-// findStuckPhase returns an error for the first kind of work without a success for longer than the
-// timeout. last returns the time that counts as success.
-func findStuckPhase(all [phaseCount]phaseActivity, now time.Time, timeout time.Duration, last func(phaseActivity) time.Time) error {
+// findPhaseWithoutProgress returns an error for the first kind of work without a success for longer
+// than the timeout. last returns the time that counts as success.
+func findPhaseWithoutProgress(all [phaseCount]phaseActivity, now time.Time, timeout time.Duration, last func(phaseActivity) time.Time) error {
 	for p, a := range all {
 		if a.busySince.IsZero() {
 			continue
@@ -62,30 +62,30 @@ func findStuckPhase(all [phaseCount]phaseActivity, now time.Time, timeout time.D
 
 // checkReadiness says why a worker is not ready: it has work and makes no progress.
 func checkReadiness(all [phaseCount]phaseActivity, now time.Time) error {
-	return findStuckPhase(all, now, readinessTimeout, func(a phaseActivity) time.Time { return a.lastProgress })
+	return findPhaseWithoutProgress(all, now, readinessTimeout, func(a phaseActivity) time.Time { return a.lastProgress })
 }
 
 // checkLiveness says why a worker should be restarted: it has work and makes no attempt.
 func checkLiveness(all [phaseCount]phaseActivity, now time.Time) error {
-	return findStuckPhase(all, now, livenessTimeout, func(a phaseActivity) time.Time { return a.lastAttempt })
+	return findPhaseWithoutProgress(all, now, livenessTimeout, func(a phaseActivity) time.Time { return a.lastAttemptEnd })
 }
 
 // workerState is what other goroutines may read of the worker.
 type workerState struct {
-	mu         sync.Mutex // guards all that follows
-	activities [phaseCount]phaseActivity
-	// pendingCount counts the open pending assignments. fullCount counts how often the
+	mu              sync.Mutex // guards all that follows
+	activityByPhase [phaseCount]phaseActivity
+	// pendingCount counts the open pending assignments. ledgerFullCount counts how often the
 	// AddressLedger was full.
-	pendingCount, fullCount int
+	pendingCount, ledgerFullCount int
 }
 
-// setWork records which work there is now.
-func (s *workerState) setWork(now time.Time, busy [phaseCount]bool, open int) {
+// setBusyPhases records which work there is now.
+func (s *workerState) setBusyPhases(now time.Time, busy [phaseCount]bool, open int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.pendingCount = open
 	for p := range busy {
-		switch a := &s.activities[p]; {
+		switch a := &s.activityByPhase[p]; {
 		case !busy[p]:
 			a.busySince = time.Time{}
 		case a.busySince.IsZero():
@@ -98,8 +98,8 @@ func (s *workerState) setWork(now time.Time, busy [phaseCount]bool, open int) {
 func (s *workerState) recordAttempt(p workPhase, progress bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	a, now := &s.activities[p], time.Now()
-	a.lastAttempt = now
+	a, now := &s.activityByPhase[p], time.Now()
+	a.lastAttemptEnd = now
 	if progress {
 		a.lastProgress = now
 	}
@@ -108,13 +108,13 @@ func (s *workerState) recordAttempt(p workPhase, progress bool) {
 func (s *workerState) countLedgerFull() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.fullCount++
+	s.ledgerFullCount++
 }
 
 func (s *workerState) readState() (activities [phaseCount]phaseActivity, open, bounded int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.activities, s.pendingCount, s.fullCount
+	return s.activityByPhase, s.pendingCount, s.ledgerFullCount
 }
 
 // CheckReady says why the worker is not ready, nil when it is. It may be called from any goroutine,

@@ -24,16 +24,16 @@ func TestWorkerWithoutProgressIsNotReady(t *testing.T) {
 		activity       phaseActivity
 		unready, ended bool
 	}{
-		"idle for a day":                      {activity: phaseActivity{lastAttempt: ago(24 * time.Hour), lastProgress: ago(24 * time.Hour)}},
-		"work that has just come":             {activity: phaseActivity{busySince: ago(time.Second), lastAttempt: ago(time.Hour), lastProgress: ago(time.Hour)}},
-		"busy for a day, and getting on":      {activity: phaseActivity{busySince: ago(24 * time.Hour), lastAttempt: ago(time.Second), lastProgress: ago(time.Second)}},
-		"one request that hangs":              {activity: phaseActivity{busySince: ago(attemptTimeout), lastAttempt: ago(time.Hour)}},
-		"refused for a minute":                {activity: phaseActivity{busySince: ago(time.Minute), lastAttempt: ago(time.Second), lastProgress: ago(time.Hour)}, unready: true},
-		"refused for a day":                   {activity: phaseActivity{busySince: ago(24 * time.Hour), lastAttempt: ago(maxRetryDelay)}, unready: true},
-		"stuck for a minute":                  {activity: phaseActivity{busySince: ago(time.Minute), lastAttempt: ago(time.Hour)}, unready: true},
+		"idle for a day":                      {activity: phaseActivity{lastAttemptEnd: ago(24 * time.Hour), lastProgress: ago(24 * time.Hour)}},
+		"work that has just come":             {activity: phaseActivity{busySince: ago(time.Second), lastAttemptEnd: ago(time.Hour), lastProgress: ago(time.Hour)}},
+		"busy for a day, and getting on":      {activity: phaseActivity{busySince: ago(24 * time.Hour), lastAttemptEnd: ago(time.Second), lastProgress: ago(time.Second)}},
+		"one request that hangs":              {activity: phaseActivity{busySince: ago(requestTimeout), lastAttemptEnd: ago(time.Hour)}},
+		"refused for a minute":                {activity: phaseActivity{busySince: ago(time.Minute), lastAttemptEnd: ago(time.Second), lastProgress: ago(time.Hour)}, unready: true},
+		"refused for a day":                   {activity: phaseActivity{busySince: ago(24 * time.Hour), lastAttemptEnd: ago(maxRetryDelay)}, unready: true},
+		"stuck for a minute":                  {activity: phaseActivity{busySince: ago(time.Minute), lastAttemptEnd: ago(time.Hour)}, unready: true},
 		"stuck for ten minutes":               {activity: phaseActivity{busySince: ago(10 * time.Minute)}, unready: true, ended: true},
-		"stuck since long after work came":    {activity: phaseActivity{busySince: ago(time.Hour), lastAttempt: ago(10 * time.Minute), lastProgress: ago(10 * time.Minute)}, unready: true, ended: true},
-		"the longest reading of all Services": {activity: phaseActivity{busySince: ago(loadTimeout)}, unready: true},
+		"stuck since long after work came":    {activity: phaseActivity{busySince: ago(time.Hour), lastAttemptEnd: ago(10 * time.Minute), lastProgress: ago(10 * time.Minute)}, unready: true, ended: true},
+		"the longest reading of all Services": {activity: phaseActivity{busySince: ago(loadLedgerTimeout)}, unready: true},
 	}
 	for name, tc := range tests {
 		for p := range phaseCount {

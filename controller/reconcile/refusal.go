@@ -22,9 +22,9 @@ const (
 	// By then the refusal probably concerns the controller and not an entry, for example because
 	// its RBAC rules do not allow the write.
 	maxRefusalsBurst = 64
-	// refusalInterval is the shortest time between two writes then, and between two writes of
-	// entries that were refused before.
-	refusalInterval = time.Second
+	// swapAfterRefusalInterval is the shortest time between two writes then, and between two writes
+	// of entries that were refused before.
+	swapAfterRefusalInterval = time.Second
 	// maxRefusalTextBytes bounds the quoted part of the API server's answer.
 	maxRefusalTextBytes = 400
 )
@@ -46,7 +46,7 @@ func isPermanentRefusal(err error) bool {
 // hasOnlyRefused says whether the entries of all staged writes were refused before. Those are
 // written one by one and last, so that no other Service waits for them.
 func (j *ledgerWriter) hasOnlyRefused() bool {
-	return !slices.ContainsFunc(j.stagedWrites, func(w *serviceWrite) bool { return !w.entryRefused })
+	return !slices.ContainsFunc(j.stagedWrites, func(w *serviceWrite) bool { return !w.ledgerEntryRefused })
 }
 
 // refusalDelay is how long the next swap must wait because of refusals.
@@ -54,30 +54,30 @@ func (j *ledgerWriter) refusalDelay(now time.Time) time.Duration {
 	if j.refusalsInARow <= maxRefusalsBurst && !j.hasOnlyRefused() {
 		return 0
 	}
-	return j.lastRefusal.Add(refusalInterval).Sub(now)
+	return j.lastRefusalTime.Add(swapAfterRefusalInterval).Sub(now)
 }
 
-// acceptBatch records that the API server accepted the entries of a batch.
-func (r *ServiceWorker) acceptBatch(batch []*serviceWrite) {
+// recordAcceptedBatch records that the API server accepted the entries of a batch.
+func (r *ServiceWorker) recordAcceptedBatch(batch []*serviceWrite) {
 	j := &r.ledgerWriter
 	j.refusalsInARow = 0
-	if j.batchLimit *= 2; j.batchLimit >= maxSwapBatch {
+	if j.batchLimit *= 2; j.batchLimit >= maxWritesPerSwap {
 		j.batchLimit = 0
 	}
 	for _, w := range batch {
-		r.records[w.service.Key].entryRefused = false
+		r.recordByService[w.service.Key].ledgerEntryRefused = false
 	}
 }
 
-// splitBatch handles a batch that the API server refused permanently.
-func (r *ServiceWorker) splitBatch(batch []*serviceWrite, err error) {
+// splitRefusedBatch handles a batch that the API server refused permanently.
+func (r *ServiceWorker) splitRefusedBatch(batch []*serviceWrite, err error) {
 	j := &r.ledgerWriter
 	if n := len(batch); n > 1 {
 		j.stagedWrites, j.batchLimit = append(batch, j.stagedWrites...), n/2
 		r.Log.Info("the API server refuses a batch of pending assignments; searching for the Service that causes it", "ledger", r.ledgerLogName(), "services", n, "error", err)
 		return
 	}
-	if j.lastRefusal = time.Now(); !batch[0].entryRefused {
+	if j.lastRefusalTime = time.Now(); !batch[0].ledgerEntryRefused {
 		j.refusalsInARow++
 	}
 	r.failRefusedWrite(batch[0], err)
@@ -87,13 +87,13 @@ func (r *ServiceWorker) splitBatch(batch []*serviceWrite, err error) {
 // entry, and reports that in the Service's condition. The Service keeps what it has; the assignment
 // is repeated later.
 func (r *ServiceWorker) failRefusedWrite(w *serviceWrite, err error) {
-	rec := r.records[w.service.Key]
-	rec.failures++
-	rec.entryRefused = true
-	wait := retryDelay(rec.failures)
-	rec.refusedVersion, rec.retryAt = w.before.ResourceVersion, time.Now().Add(wait)
+	rec := r.recordByService[w.service.Key]
+	rec.consecutiveFailures++
+	rec.ledgerEntryRefused = true
+	wait := retryDelay(rec.consecutiveFailures)
+	rec.refusedVersion, rec.retryAt = w.serviceBefore.ResourceVersion, time.Now().Add(wait)
 	r.logFailure(w.service.Key, err, wait)
-	r.enqueueAfter(w.service.Key, wait)
+	r.enqueueServiceAfter(w.service.Key, wait)
 	r.waitingServices.setReason(w.service.Key, names.ReasonWriteFailed)
 
 	text := err.Error()
@@ -101,18 +101,18 @@ func (r *ServiceWorker) failRefusedWrite(w *serviceWrite, err error) {
 		text = strings.ToValidUTF8(text[:maxRefusalTextBytes], "") + "…"
 	}
 	d := allocate.Decision{
-		Addresses: w.service.AssignedAddresses, Pool: w.service.RecordedPool, Reason: names.ReasonWriteFailed, WantsMore: true,
-		Text: "the API server refuses the pending assignment of this Service: " + text +
+		Addresses: w.service.AssignedAddresses, PoolOfFirstAddress: w.service.RecordedPool, Reason: names.ReasonWriteFailed, WantsMoreAddresses: true,
+		ReasonText: "the API server refuses the pending assignment of this Service: " + text +
 			": change the Service's request, or the policy that refuses it; the assignment is repeated later",
 	}
-	if all := w.before.Annotations[names.AnnotationFromPools]; all != "" {
-		d.Pools = strings.Split(all, ",")
+	if all := w.serviceBefore.Annotations[names.AnnotationFromPools]; all != "" {
+		d.PoolsIfSeveral = strings.Split(all, ",")
 	}
-	failed := &serviceWrite{service: w.service, before: w.before, decision: d, pool: d.Pool, heldBefore: w.heldBefore, ledgerEpoch: w.ledgerEpoch}
-	failed.after = desiredService(w.before, d, d.Pool)
-	if isUnchanged(failed.before, failed.after) {
-		r.unlockService(w.service.Key)
-		r.revertToStatus(w, w.before)
+	failed := &serviceWrite{service: w.service, serviceBefore: w.serviceBefore, decision: d, pool: d.PoolOfFirstAddress, assignmentBefore: w.assignmentBefore, ledgerBuildNumber: w.ledgerBuildNumber}
+	failed.serviceAfter = withDecidedStatus(w.serviceBefore, d, d.PoolOfFirstAddress)
+	if isUnchanged(failed.serviceBefore, failed.serviceAfter) {
+		r.markServiceIdle(w.service.Key)
+		r.revertToStatus(w, w.serviceBefore)
 		return
 	}
 	r.enqueueTask(failed)

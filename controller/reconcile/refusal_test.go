@@ -41,7 +41,7 @@ func TestRefusedPendingAssignmentDelaysNoOtherService(t *testing.T) {
 		for i := range 200 {
 			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
 		}
-		c := startController(t, s, promptDelivery, Options{RecordEvent: recorder.recordEvent})
+		c := startController(t, s, newPromptDelivery, Options{RecordEvent: recorder.recordEvent})
 		defer c.stopAndWait()
 		time.Sleep(10 * time.Second)
 		for i := range 200 {
@@ -67,9 +67,9 @@ func TestRefusedPendingAssignmentDelaysNoOtherService(t *testing.T) {
 				t.Errorf("Service %s has no address after %s", name, time.Since(begun))
 			}
 		}
-		refused := s.CountRefused()
+		refused := s.CountRefusedWrites()
 		time.Sleep(10 * time.Minute)
-		if n := s.CountRefused() - refused; n > 3*25 {
+		if n := s.CountRefusedWrites() - refused; n > 3*25 {
 			t.Errorf("what is refused was tried %d times in 10 minutes", n)
 		}
 		if n := s.CountWrites("service") - before; n > 20 {
@@ -96,10 +96,11 @@ func TestRefusedAddressLedger(t *testing.T) {
 		for i := range 100 {
 			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
 		}
-		c := startController(t, s, promptDelivery, Options{})
+		c := startController(t, s, newPromptDelivery, Options{})
 		defer c.stopAndWait()
 		time.Sleep(5 * time.Minute)
-		if n := s.CountRefused(); n > 2*100+5*60 { // the first term is the search for each entry
+		// the first term is the search for each entry
+		if n := s.CountRefusedWrites(); n > 2*100+5*60 {
 			t.Errorf("the AddressLedger was written %d times in 5 minutes", n)
 		}
 		s.RefuseLedgerWrites(nil)

@@ -12,8 +12,8 @@ import (
 
 // speakerReports are the speakers' reports about one Service.
 type speakerReports struct {
-	l2  []v1beta1.ServiceL2Status
-	bgp []v1beta1.ServiceBGPStatus
+	layer2Statuses []v1beta1.ServiceL2Status
+	bgpStatuses    []v1beta1.ServiceBGPStatus
 }
 
 func (r speakerReports) isAnnounced() bool { return len(r.announcedProtocols()) > 0 }
@@ -21,10 +21,10 @@ func (r speakerReports) isAnnounced() bool { return len(r.announcedProtocols()) 
 // announcedProtocols lists the protocols by which the Service is announced.
 func (r speakerReports) announcedProtocols() []string {
 	var out []string
-	if len(r.l2) > 0 {
+	if len(r.layer2Statuses) > 0 {
 		out = append(out, "layer 2")
 	}
-	if slices.ContainsFunc(r.bgp, func(s v1beta1.ServiceBGPStatus) bool { return len(s.Status.Peers) > 0 }) {
+	if slices.ContainsFunc(r.bgpStatuses, func(s v1beta1.ServiceBGPStatus) bool { return len(s.Status.Peers) > 0 }) {
 		out = append(out, "BGP")
 	}
 	return out
@@ -47,7 +47,7 @@ func (r speakerReports) describeAnnouncement() (names.Reason, string) {
 // write each time.
 func (r speakerReports) contestedAddresses() []string {
 	var all []v1beta1.AddressConflict
-	for _, s := range r.l2 {
+	for _, s := range r.layer2Statuses {
 		if s.Status.Gantry != nil {
 			all = append(all, s.Status.Gantry.Conflicts...)
 		}

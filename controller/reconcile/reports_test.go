@@ -29,16 +29,16 @@ func TestAnnouncementText(t *testing.T) {
 		reason  names.Reason
 		text    string
 	}{
-		"layer 2": {speakerReports{l2: []v1beta1.ServiceL2Status{newL2Report()}}, names.ReasonAnnounced, "announced by layer 2"},
+		"layer 2": {speakerReports{layer2Statuses: []v1beta1.ServiceL2Status{newL2Report()}}, names.ReasonAnnounced, "announced by layer 2"},
 		"two nodes, an older speaker's among them": {
-			speakerReports{l2: []v1beta1.ServiceL2Status{newL2Report(), {}}}, names.ReasonAnnounced, "announced by layer 2"},
+			speakerReports{layer2Statuses: []v1beta1.ServiceL2Status{newL2Report(), {}}}, names.ReasonAnnounced, "announced by layer 2"},
 		"both protocols": {
-			speakerReports{l2: []v1beta1.ServiceL2Status{newL2Report()}, bgp: []v1beta1.ServiceBGPStatus{peers}}, names.ReasonAnnounced, "announced by layer 2 and BGP"},
+			speakerReports{layer2Statuses: []v1beta1.ServiceL2Status{newL2Report()}, bgpStatuses: []v1beta1.ServiceBGPStatus{peers}}, names.ReasonAnnounced, "announced by layer 2 and BGP"},
 		"a foreign host": {
-			speakerReports{l2: []v1beta1.ServiceL2Status{newL2Report(newConflict("192.168.0.201", "02:00:00:00:00:99", 7))}},
+			speakerReports{layer2Statuses: []v1beta1.ServiceL2Status{newL2Report(newConflict("192.168.0.201", "02:00:00:00:00:99", 7))}},
 			names.ReasonForeignClaim, "announced by layer 2, but a foreign host claims 192.168.0.201 (02:00:00:00:00:99): "},
 		"of many the one that claimed first, for each address, whoever reports it": {
-			speakerReports{l2: []v1beta1.ServiceL2Status{
+			speakerReports{layer2Statuses: []v1beta1.ServiceL2Status{
 				newL2Report(newConflict("fd00::1", "02:00:00:00:00:01", 9), newConflict("fd00::1", "02:00:00:00:00:02", 8)),
 				newL2Report(newConflict("192.168.0.201", "02:00:00:00:00:04", 7), newConflict("192.168.0.201", "02:00:00:00:00:03", 7)),
 			}},

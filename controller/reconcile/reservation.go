@@ -20,11 +20,11 @@ import (
 func (r *ServiceWorker) advanceLedgerTime() {
 	freed, next := r.ledger.AdvanceTime(time.Now())
 	if len(freed) > 0 {
-		r.poolCounters.stale, r.wakeWaiting = true, true
+		r.poolStatusState.mayBeStale, r.retryWaitingServices = true, true
 	}
-	if !next.IsZero() && !next.Equal(r.nextDeadline) {
-		r.nextDeadline = next
-		r.wakeAfter(time.Until(next))
+	if !next.IsZero() && !next.Equal(r.nextWithheldDeadline) {
+		r.nextWithheldDeadline = next
+		r.wakeWorkerAfter(time.Until(next))
 	}
 }
 
@@ -37,20 +37,20 @@ func (r *ServiceWorker) writeReservationStatus(o *v1alpha1.AddressReservation) {
 		return
 	}
 	d := allocate.DecideReservation(all[i], r.ledger, r.configuration.snapshot)
-	r.ledger.KeepReserved(all[i], d.Addresses)
+	r.ledger.SetReservedAddresses(all[i], d.Addresses)
 	after := v1alpha1.AddressReservationStatus{Conditions: slices.Clone(o.Status.Conditions)}
 	for _, a := range d.Addresses {
 		after.Addresses = append(after.Addresses, a.String())
 	}
 	cond := metav1.Condition{
-		Type: names.ConditionReserved, Status: metav1.ConditionTrue, ObservedGeneration: o.Generation, Reason: string(d.Reason), Message: d.Text,
+		Type: names.ConditionReserved, Status: metav1.ConditionTrue, ObservedGeneration: o.Generation, Reason: string(d.Reason), Message: d.ReasonText,
 	}
 	if d.Reason != names.ReasonReserved {
 		cond.Status = metav1.ConditionFalse
 	}
 	meta.SetStatusCondition(&after.Conditions, cond)
 	about := snapshot.ObjectReference{Kind: "AddressReservation", Namespace: o.Namespace, Name: o.Name}
-	meta.SetStatusCondition(&after.Conditions, validCondition(about, o.Generation, r.configuration.problems))
+	meta.SetStatusCondition(&after.Conditions, newValidCondition(about, o.Generation, r.configuration.problems))
 	if equality.Semantic.DeepEqual(o.Status, after) {
 		return
 	}

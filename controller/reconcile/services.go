@@ -37,15 +37,15 @@ type Options struct {
 	Log *slog.Logger
 	// RecordEvent creates an event about a Service; kind is Normal or Warning.
 	RecordEvent func(about *corev1.Service, kind, reason, text string)
-	// ForecastAnnounced returns the condition of a Service that is about to get its first addresses
-	// if no speaker will announce them; it may be nil.
-	ForecastAnnounced func(ctx context.Context, s *corev1.Service, assigned []netip.Addr) (metav1.Condition, bool)
+	// ForecastUnannounced returns the condition of a Service that is about to get its first
+	// addresses if no speaker will announce them; it may be nil.
+	ForecastUnannounced func(ctx context.Context, s *corev1.Service, assigned []netip.Addr) (metav1.Condition, bool)
 	// Namespace holds the configuration objects.
 	Namespace string
 	// LoadBalancerClass is the class to serve; empty serves Services without a class.
 	LoadBalancerClass string
-	// Identity names this process in the AddressLedger.
-	Identity string
+	// ProcessIdentity names this process in the AddressLedger.
+	ProcessIdentity string
 	// Metrics count what the worker does; may be nil.
 	Metrics *WorkerMetrics
 }
@@ -55,42 +55,42 @@ type Options struct {
 type ServiceWorker struct {
 	Options
 
-	queue *workQueue
-	// results of finished tasks. The channel has room for all tasks in flight.
-	results chan taskResult
-	// loaded is set once the Ledger has every address in use.
-	loaded atomic.Bool
+	workQueue *workQueue
+	// taskResults of finished tasks. The channel has room for all tasks in flight.
+	taskResults chan taskResult
+	// ledgerLoaded is set once the Ledger has every address in use.
+	ledgerLoaded atomic.Bool
 
 	// Only the worker's goroutine uses the fields below.
 	ledger *allocate.Ledger
-	// ledgerEpoch counts how often the Ledger was built.
-	ledgerEpoch   int
-	configuration parsedConfiguration
-	records       map[view.ObjectKey]*serviceRecord
-	// waitingServices do not have all that they ask for.
+	// ledgerBuildNumber counts how often the Ledger was built.
+	ledgerBuildNumber int
+	configuration     parsedConfiguration
+	recordByService   map[view.ObjectKey]*serviceRecord
+	// waitingServicesByReason do not have all that they ask for.
 	waitingServices waitingServices
 	// suspectServices have an address that another Service seemed to hold. They are the last to get
 	// their addresses when the Ledger is built.
 	suspectServices map[view.ObjectKey]struct{}
-	// reloadCause is why all Services are read next. lastReload is when they were last read because
-	// of a right to share.
-	reloadCause string
-	lastReload  time.Time
-	// nextDeadline is when the next entry of a withheld address ends.
-	nextDeadline time.Time
-	// wakeWaiting queues all waitingServices.
-	wakeWaiting bool
-	// wakeSharers asks for a look at those of them that may share an address.
-	wakeSharers bool
+	// reloadCause is why all Services are read next. lastSharingReload is when they were last read
+	// because of a right to share.
+	reloadCause       string
+	lastSharingReload time.Time
+	// nextWithheldDeadline is when the next entry of a withheld address ends.
+	nextWithheldDeadline time.Time
+	// retryWaitingServices queues all waitingServicesByReason.
+	retryWaitingServices bool
+	// retryWaitingSharers asks for a look at those of them that may share an address.
+	retryWaitingSharers bool
 	// readyTasks wait for a free place, sleepingWrites for their time.
-	readyTasks         []task
-	sleepingWrites     []*serviceWrite
-	tasksInFlight      int
-	ledgerWriter       ledgerWriter
-	withheldCheckpoint withheldCheckpoint
-	openProbes         probesByAddress
-	poolCounters       poolCounters
-	loadFailures       int // in a row
+	readyTasks              []task
+	sleepingWrites          []*serviceWrite
+	tasksInFlight           int
+	ledgerWriter            ledgerWriter
+	withheldCheckpoint      withheldCheckpoint
+	openProbeByAddress      probesByAddress
+	poolStatusState         poolStatusState
+	consecutiveLoadFailures int // in a row
 
 	workerState workerState
 }
@@ -109,22 +109,22 @@ type serviceRecord struct {
 	// writeInFlight says that a write waits or has not ended, changedMeanwhile that the Service
 	// changed since it began.
 	writeInFlight, changedMeanwhile bool
-	failures                        int // in a row
+	consecutiveFailures             int // in a row
 	// A write that the API server refused is not repeated before retryAt, unless the Service has
 	// another resourceVersion than refusedVersion by then.
 	refusedVersion string
 	retryAt        time.Time
-	// entryRefused says that the API server refused the AddressLedger with an entry of this Service
-	// when it was last tried.
-	entryRefused bool
+	// ledgerEntryRefused says that the API server refused the AddressLedger with an entry of this
+	// Service when it was last tried.
+	ledgerEntryRefused bool
 	// waitingSince is since when the Service has waited for its first address; zero when it has
 	// one.
 	waitingSince time.Time
-	// recentWrites counts the writes since recentSince.
-	recentWrites int
-	recentSince  time.Time
-	// sharing is the sharingText of the last decision.
-	sharing string
+	// recentWrites counts the writes since recentWritesSince.
+	recentWrites      int
+	recentWritesSince time.Time
+	// lastSharingText is the sharingTextOf of the last decision.
+	lastSharingText string
 }
 
 // decideBatchSize bounds how many Services are decided before results are handled: some
@@ -137,29 +137,29 @@ func NewServiceWorker(o Options) *ServiceWorker {
 		o.Metrics = NewWorkerMetrics()
 	}
 	return &ServiceWorker{
-		Options: o, queue: newWorkQueue(), results: make(chan taskResult, maxTasksInFlight+2),
-		openProbes: probesByAddress{}, records: map[view.ObjectKey]*serviceRecord{}, waitingServices: waitingServices{map[view.ObjectKey]names.Reason{}, o.Metrics.waitingServices}, suspectServices: map[view.ObjectKey]struct{}{},
-		reloadCause: reloadCauseStart, ledgerWriter: ledgerWriter{maxPending: maxPendingAssignments},
+		Options: o, workQueue: newWorkQueue(), taskResults: make(chan taskResult, maxTasksInFlight+2),
+		openProbeByAddress: probesByAddress{}, recordByService: map[view.ObjectKey]*serviceRecord{}, waitingServices: waitingServices{map[view.ObjectKey]names.Reason{}, o.Metrics.waitingServicesByReason}, suspectServices: map[view.ObjectKey]struct{}{},
+		reloadCause: reloadCauseStart, ledgerWriter: ledgerWriter{maxPendingServices: maxPendingAssignments},
 	}
 }
 
 // IsLoaded says whether the Ledger has every address in use.
-func (r *ServiceWorker) IsLoaded() bool { return r.loaded.Load() }
+func (r *ServiceWorker) IsLoaded() bool { return r.ledgerLoaded.Load() }
 
 // Run works until ctx ends. It then finishes the tasks in flight, and the writes whose assignments
 // the AddressLedger has, so that the next leader need not.
 func (r *ServiceWorker) Run(ctx context.Context) error {
 	tasks, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	r.queue.startAccepting()
-	r.queue.wakeWorker()
+	r.workQueue.startAccepting()
+	r.workQueue.wakeWorker()
 	for ctx.Err() == nil {
 		r.publishState()
 		// A swap in flight belongs to the current Ledger.
-		if !r.loaded.Load() && !r.ledgerWriter.swapInFlight {
-			r.reloadLedger(ctx)
+		if !r.ledgerLoaded.Load() && !r.ledgerWriter.swapInFlight {
+			r.loadLedgerOrRetry(ctx)
 		}
-		if r.loaded.Load() {
+		if r.ledgerLoaded.Load() {
 			r.runOnce(tasks)
 		}
 		r.publishState()
@@ -167,18 +167,18 @@ func (r *ServiceWorker) Run(ctx context.Context) error {
 		r.awaitWork(ctx, tasks)
 	}
 	r.drainTasks(tasks, cancel)
-	r.workerState.setWork(time.Now(), [phaseCount]bool{}, 0)
+	r.workerState.setBusyPhases(time.Now(), [phaseCount]bool{}, 0)
 	return nil
 }
 
-// drainTimeout bounds the work after ctx has ended; it is shorter than the manager's wait for the
-// worker.
-const drainTimeout = 1500 * time.Millisecond
+// drainTasksTimeout bounds the work after ctx has ended; it is shorter than the manager's wait for
+// the worker.
+const drainTasksTimeout = 1500 * time.Millisecond
 
 // drainTasks runs the writes that have begun or are ready, until none is left or the time is over.
 // It decides nothing new.
 func (r *ServiceWorker) drainTasks(ctx context.Context, cancel func()) {
-	end := time.NewTimer(drainTimeout)
+	end := time.NewTimer(drainTasksTimeout)
 	defer end.Stop()
 	for r.tasksInFlight > 0 || len(r.readyTasks) > 0 {
 		r.readyTasks = slices.DeleteFunc(r.readyTasks, func(t task) bool { _, is := t.(*serviceWrite); return !is })
@@ -187,12 +187,12 @@ func (r *ServiceWorker) drainTasks(ctx context.Context, cancel func()) {
 			return
 		}
 		select {
-		case f := <-r.results:
+		case f := <-r.taskResults:
 			r.applyResult(ctx, f)
 		case <-end.C:
 			cancel()
 			for ; r.tasksInFlight > 0; r.tasksInFlight-- {
-				<-r.results
+				<-r.taskResults
 			}
 			return
 		}
@@ -205,9 +205,9 @@ func (r *ServiceWorker) publishState() {
 	if r.ledgerWriter.fence != nil {
 		open = r.ledgerWriter.fence.CountPending()
 	}
-	r.workerState.setWork(time.Now(), [phaseCount]bool{
-		phaseLoading:  !r.loaded.Load(),
-		phaseDeciding: r.loaded.Load() && !r.queue.isEmpty(),
+	r.workerState.setBusyPhases(time.Now(), [phaseCount]bool{
+		phaseLoading:  !r.ledgerLoaded.Load(),
+		phaseDeciding: r.ledgerLoaded.Load() && !r.workQueue.isEmpty(),
 		phaseWriting:  len(r.ledgerWriter.stagedWrites)+len(r.sleepingWrites)+len(r.readyTasks)+r.tasksInFlight > 0,
 	}, open)
 }
@@ -219,27 +219,27 @@ func (r *ServiceWorker) runOnce(ctx context.Context) {
 	if !r.applyConfiguration(ctx) {
 		looks = 0
 	}
-	letters := r.queue.takeItems(looks)
+	letters := r.workQueue.takeItems(looks)
 	for _, l := range letters {
-		if r.loaded.Load() {
+		if r.ledgerLoaded.Load() {
 			r.decideService(ctx, l)
 		} else {
-			r.queue.returnItem(l)
+			r.workQueue.putBackItem(l)
 		}
 	}
-	if !r.loaded.Load() {
-		r.queue.wakeWorker()
+	if !r.ledgerLoaded.Load() {
+		r.workQueue.wakeWorker()
 		return
 	}
 	if len(letters) > 0 {
 		r.workerState.recordAttempt(phaseDeciding, true)
 	}
-	if r.wakeWaiting || r.wakeSharers {
+	if r.retryWaitingServices || r.retryWaitingSharers {
 		r.queueWaiting()
 	}
 	r.syncProbes(ctx)
 	r.startSwap(ctx)
-	r.saveWithheld(ctx)
+	r.saveWithheldAddresses(ctx)
 	r.writePoolStatuses(ctx)
 	r.dispatchTasks(ctx)
 	r.advanceLedgerTime()
@@ -247,19 +247,19 @@ func (r *ServiceWorker) runOnce(ctx context.Context) {
 
 // awaitWork waits until there is work, and handles the results of tasks.
 func (r *ServiceWorker) awaitWork(ctx, tasks context.Context) {
-	if !r.queue.isEmpty() && r.loaded.Load() && !r.configuration.timerSet {
-		r.queue.wakeWorker()
+	if !r.workQueue.isEmpty() && r.ledgerLoaded.Load() && !r.configuration.rereadTimerSet {
+		r.workQueue.wakeWorker()
 	}
 	select {
 	case <-ctx.Done():
 		return
-	case <-r.queue.wakeSignal:
-	case f := <-r.results:
+	case <-r.workQueue.wakeSignal:
+	case f := <-r.taskResults:
 		r.applyResult(tasks, f)
 	}
 	for {
 		select {
-		case f := <-r.results:
+		case f := <-r.taskResults:
 			r.applyResult(tasks, f)
 		default:
 			return
@@ -273,36 +273,36 @@ func (r *ServiceWorker) applyResult(ctx context.Context, f taskResult) {
 	f(ctx, r)
 }
 
-// wakeAfter wakes the worker after d.
-func (r *ServiceWorker) wakeAfter(d time.Duration) { time.AfterFunc(d, r.queue.wakeWorker) }
+// wakeWorkerAfter wakes the worker after d.
+func (r *ServiceWorker) wakeWorkerAfter(d time.Duration) { time.AfterFunc(d, r.workQueue.wakeWorker) }
 
 // ledgerWriter is the state of the writes of the AddressLedger.
 type ledgerWriter struct {
-	fence  *fence.Fence
-	object *v1alpha1.AddressLedger
+	fence        *fence.Fence
+	ledgerObject *v1alpha1.AddressLedger
 	// stagedWrites wait until their pending assignments are in the object.
 	stagedWrites []*serviceWrite
-	// maxPending is how many Services may have open assignments. fullLogged says that the log says
-	// that this is reached.
-	maxPending int
-	fullLogged bool
+	// maxPendingServices is how many Services may have open assignments. fullLedgerLogged says that
+	// the log says that this is reached.
+	maxPendingServices int
+	fullLedgerLogged   bool
 	// swapInFlight says that a write of the object has not ended.
 	swapInFlight bool
-	// lastSwap is when the last swap began.
-	lastSwap       time.Time
-	burstUsedUntil time.Time
-	timerUntil     time.Time
-	wakeTimerUntil time.Time // when the timer of tidy or isLedgerFull ends
-	failures       int       // in a row
+	// lastSwapStart is when the last swap began.
+	lastSwapStart       time.Time
+	burstUsedUntil      time.Time
+	swapTimerUntil      time.Time
+	wakeTimerUntil      time.Time // when the timer of tidy or isLedgerFull ends
+	consecutiveFailures int       // in a row
 	// writesInSwap counts the writes of the swap in flight.
 	writesInSwap int
 	// batchLimit bounds the writes of the next swap during the search for a refused entry; 0 means
 	// no limit.
 	batchLimit int
 	// refusalsInARow counts the new entries in a row that the API server refused permanently.
-	// lastRefusal is when it last refused any entry.
-	refusalsInARow int
-	lastRefusal    time.Time
+	// lastRefusalTime is when it last refused any entry.
+	refusalsInARow  int
+	lastRefusalTime time.Time
 }
 
 // parseResourceVersion reads a resourceVersion, which the API server counts up. It returns 0 when

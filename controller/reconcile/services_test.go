@@ -74,11 +74,11 @@ func TestSequentialServicesAreServedAtOnce(t *testing.T) {
 			for synctest.Wait(); !firstAddress(s.ServiceByKey(serviceKey(fmt.Sprint("s", i)))).IsValid(); synctest.Wait() {
 				time.Sleep(time.Millisecond)
 			}
-			if i == maxSwapBurst-1 && time.Since(begun) > 0 {
-				t.Errorf("the first %d Services took %s", maxSwapBurst, time.Since(begun))
+			if i == maxImmediateSwaps-1 && time.Since(begun) > 0 {
+				t.Errorf("the first %d Services took %s", maxImmediateSwaps, time.Since(begun))
 			}
 		}
-		if w, most := s.CountWrites("ledger"), maxSwapBurst+int(time.Since(begun)/swapInterval)+1; w > most {
+		if w, most := s.CountWrites("ledger"), maxImmediateSwaps+int(time.Since(begun)/ledgerSwapInterval)+1; w > most {
 			t.Errorf("%d writes of the AddressLedger in %s, want at most %d", w, time.Since(begun), most)
 		}
 	})
@@ -159,7 +159,7 @@ func TestEditsOfAService(t *testing.T) {
 				tc.do(s)
 				time.Sleep(time.Second)
 				wantAddress(t, s, "a", tc.want, tc.why)
-				if o := s.ServiceByKey(serviceKey("a")); tc.want == "" && (hasOurMarks(o) || len(o.Status.Conditions) > 0) {
+				if o := s.ServiceByKey(serviceKey("a")); tc.want == "" && (hasOurStatusOrAnnotations(o) || len(o.Status.Conditions) > 0) {
 					t.Errorf("it still carries %v %v", o.Annotations, o.Status.Conditions)
 				}
 				s.CreateService(newLoadBalancer("b"))
@@ -201,7 +201,7 @@ func TestWaitingServiceIsServedWhenAnAddressIsFreed(t *testing.T) {
 		time.Sleep(time.Second)
 		wantAddress(t, s, "a", "", names.ReasonNoPools)
 		s.SetPool("p", poolSpec("192.0.2.1/32"))
-		c.ConfigurationChanged()
+		c.NotifyConfigurationChanged()
 		s.CreateService(newLoadBalancer("b"))
 		time.Sleep(time.Second)
 		holder, waits := "a", "b"
@@ -213,7 +213,7 @@ func TestWaitingServiceIsServedWhenAnAddressIsFreed(t *testing.T) {
 		time.Sleep(time.Second)
 		wantAddress(t, s, waits, "192.0.2.1", names.ReasonAssigned)
 		s.SetPool("p", poolSpec("192.0.2.9/32"))
-		c.ConfigurationChanged()
+		c.NotifyConfigurationChanged()
 		time.Sleep(3 * time.Second)
 		wantAddress(t, s, waits, "192.0.2.1", names.ReasonAddressNotInPool)
 		if e := recorder.eventsOf("a"); !strings.HasPrefix(e[0], "Warning AllocationFailed NoPools: ") {
@@ -229,7 +229,7 @@ func TestRefusedWriteDelaysNoOtherService(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("192.0.2.0/28"))
-		s.RefuseWrites(func(o *corev1.Service) error {
+		s.RefuseServiceWrites(func(o *corev1.Service) error {
 			if o.Name == "refused" {
 				return apierrors.NewForbidden(schema.GroupResource{Resource: "services"}, o.Name, errors.New("no"))
 			}
@@ -249,13 +249,13 @@ func TestRefusedWriteDelaysNoOtherService(t *testing.T) {
 			}
 		}
 		time.Sleep(10 * time.Minute)
-		if n := s.CountRefused(); n > 40 {
+		if n := s.CountRefusedWrites(); n > 40 {
 			t.Errorf("what is refused was tried %d times in 10 minutes", n)
 		}
 		if e := recorder.eventsOf("refused"); len(e) > 0 {
 			t.Errorf("it has the events %q", e)
 		}
-		s.RefuseWrites(nil)
+		s.RefuseServiceWrites(nil)
 		time.Sleep(maxRetryDelay + time.Second)
 		if !firstAddress(s.ServiceByKey(serviceKey("refused"))).IsValid() {
 			t.Error("it is not served when it is allowed")
@@ -267,7 +267,7 @@ func TestRefusedWriteDelaysNoOtherService(t *testing.T) {
 // one manifest. The Service is served from the pool that ranks first.
 func TestPoolsAppliedWithAServiceAreUsed(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
-		for gap := time.Duration(0); gap < configurationDelay; gap += 5 * time.Millisecond {
+		for gap := time.Duration(0); gap < configurationReadDelay; gap += 5 * time.Millisecond {
 			s := apitest.NewServer(nil)
 			c := startController(t, s, nil, Options{})
 			time.Sleep(time.Second)
@@ -275,7 +275,7 @@ func TestPoolsAppliedWithAServiceAreUsed(t *testing.T) {
 				p := poolSpec(fmt.Sprintf("192.0.2.%d/32", i))
 				p.AllocateTo = &v1beta1.ServiceAllocation{Priority: 2 - i}
 				s.SetPool(name, p)
-				c.ConfigurationChanged()
+				c.NotifyConfigurationChanged()
 				time.Sleep(gap)
 			}
 			s.CreateService(newLoadBalancer("a"))

@@ -50,7 +50,7 @@ func (r *ServiceWorker) RegisterWorker(ctx context.Context, mgr manager.Manager)
 func (r *ServiceWorker) serviceEventHandler() cache.ResourceEventHandler {
 	add := func(o any) {
 		if s, ok := o.(*corev1.Service); ok {
-			r.ServiceChanged(view.ObjectKey{Namespace: s.Namespace, Name: s.Name})
+			r.NotifyServiceChanged(view.ObjectKey{Namespace: s.Namespace, Name: s.Name})
 		}
 	}
 	return cache.ResourceEventHandlerFuncs{
@@ -61,22 +61,22 @@ func (r *ServiceWorker) serviceEventHandler() cache.ResourceEventHandler {
 				o = unknown.Obj
 			}
 			if s, ok := o.(*corev1.Service); ok {
-				r.ServiceDeleted(s)
+				r.NotifyServiceDeleted(s)
 			}
 		},
 	}
 }
 
-// probeEventHandler reports changed AddressProbes to the worker.
+// probeEventHandler reports changed CachedAddressProbes to the worker.
 func (r *ServiceWorker) probeEventHandler() cache.ResourceEventHandler {
-	poke := func(any) { r.ProbesChanged() }
+	poke := func(any) { r.NotifyProbesChanged() }
 	return cache.ResourceEventHandlerFuncs{AddFunc: poke, UpdateFunc: func(_, o any) { poke(o) }, DeleteFunc: poke}
 }
 
 // configurationEventHandler reports a changed configuration to the worker, and statuses written by
 // others, which may be wrong.
 func (r *ServiceWorker) configurationEventHandler() cache.ResourceEventHandler {
-	change := func(any) { r.ConfigurationChanged() }
+	change := func(any) { r.NotifyConfigurationChanged() }
 	return cache.ResourceEventHandlerFuncs{
 		AddFunc:    change,
 		DeleteFunc: change,
@@ -84,7 +84,7 @@ func (r *ServiceWorker) configurationEventHandler() cache.ResourceEventHandler {
 			before, ok1 := o.(client.Object)
 			after, ok2 := n.(client.Object)
 			if ok1 && ok2 && before.GetUID() == after.GetUID() && before.GetGeneration() == after.GetGeneration() && maps.Equal(before.GetLabels(), after.GetLabels()) {
-				r.queue.markPoolStatusChanged()
+				r.workQueue.markPoolStatusChanged()
 				return
 			}
 			change(n)
@@ -92,17 +92,17 @@ func (r *ServiceWorker) configurationEventHandler() cache.ResourceEventHandler {
 	}
 }
 
-// ServiceChanged reports that a Service is new or has changed. It may be called from any goroutine,
-// like ServiceDeleted and ConfigurationChanged.
-func (r *ServiceWorker) ServiceChanged(k view.ObjectKey) { r.queue.addChanged(k) }
+// NotifyServiceChanged reports that a Service is new or has changed. It may be called from any
+// goroutine, like NotifyServiceDeleted and NotifyConfigurationChanged.
+func (r *ServiceWorker) NotifyServiceChanged(k view.ObjectKey) { r.workQueue.addChanged(k) }
 
-// ServiceDeleted reports that this Service was deleted.
-func (r *ServiceWorker) ServiceDeleted(s *corev1.Service) {
-	r.queue.addDeleted(view.ObjectKey{Namespace: s.Namespace, Name: s.Name}, s.UID)
+// NotifyServiceDeleted reports that this Service was deleted.
+func (r *ServiceWorker) NotifyServiceDeleted(s *corev1.Service) {
+	r.workQueue.addDeleted(view.ObjectKey{Namespace: s.Namespace, Name: s.Name}, s.UID)
 }
 
-// ProbesChanged reports that AddressProbes changed.
-func (r *ServiceWorker) ProbesChanged() { r.queue.markProbesChanged() }
+// NotifyProbesChanged reports that CachedAddressProbes changed.
+func (r *ServiceWorker) NotifyProbesChanged() { r.workQueue.markProbesChanged() }
 
-// ConfigurationChanged reports that a configuration object or a namespace changed.
-func (r *ServiceWorker) ConfigurationChanged() { r.queue.markConfigurationChanged() }
+// NotifyConfigurationChanged reports that a configuration object or a namespace changed.
+func (r *ServiceWorker) NotifyConfigurationChanged() { r.workQueue.markConfigurationChanged() }

@@ -30,15 +30,15 @@ const (
 // sharingCheckTask reads a Service whose status shows addresses of other holders, and one of the
 // conflicting holders for each address.
 type sharingCheckTask struct {
-	service     view.ObjectKey
-	holders     []view.ObjectKey
-	ledgerEpoch int
+	service           view.ObjectKey
+	holders           []view.ObjectKey
+	ledgerBuildNumber int
 }
 
 // startSharingCheck starts a check. Until it has ended, nothing is decided for the Service.
 func (r *ServiceWorker) startSharingCheck(v *view.Service) {
-	r.records[v.Key].writeInFlight = true
-	c := &sharingCheckTask{service: v.Key, ledgerEpoch: r.ledgerEpoch}
+	r.recordByService[v.Key].writeInFlight = true
+	c := &sharingCheckTask{service: v.Key, ledgerBuildNumber: r.ledgerBuildNumber}
 	for _, a := range v.AssignedAddresses {
 		if rivals := r.ledger.ConflictingHolders(a, v); len(rivals) > 0 && !slices.Contains(c.holders, rivals[0]) {
 			c.holders = append(c.holders, rivals[0])
@@ -62,19 +62,19 @@ func (c *sharingCheckTask) runTask(ctx context.Context, api API) taskResult {
 
 // retrySharingCheck queues a Service again after a check without an answer.
 func (r *ServiceWorker) retrySharingCheck(c *sharingCheckTask, err error) {
-	rec := r.unlockService(c.service)
-	rec.failures++
-	r.logFailure(c.service, err, retryDelay(rec.failures))
-	r.enqueueAfter(c.service, retryDelay(rec.failures))
+	rec := r.markServiceIdle(c.service)
+	rec.consecutiveFailures++
+	r.logFailure(c.service, err, retryDelay(rec.consecutiveFailures))
+	r.enqueueServiceAfter(c.service, retryDelay(rec.consecutiveFailures))
 }
 
 // finishSharingCheck handles the answers of a check. An answer from before the Ledger was rebuilt
 // is ignored.
 func (r *ServiceWorker) finishSharingCheck(c *sharingCheckTask, live map[view.ObjectKey]*corev1.Service) {
-	rec, s := r.unlockService(c.service), live[c.service]
+	rec, s := r.markServiceIdle(c.service), live[c.service]
 	switch {
-	case c.ledgerEpoch != r.ledgerEpoch:
-		r.queue.addChanged(c.service)
+	case c.ledgerBuildNumber != r.ledgerBuildNumber:
+		r.workQueue.addChanged(c.service)
 		return
 	case s == nil || s.UID != rec.uid:
 		r.releaseService(c.service, "the Service is gone")
@@ -82,8 +82,8 @@ func (r *ServiceWorker) finishSharingCheck(c *sharingCheckTask, live map[view.Ob
 	}
 	rec.newestVersion = max(rec.newestVersion, parseResourceVersion(s.ResourceVersion))
 	h := &liveService{view.FromService(s), s.ResourceVersion}
-	if !r.isServed(&h.Service) { // its status is cleared when the cache shows the same
-		r.queue.addChanged(c.service)
+	if !r.isServiceOurs(&h.Service) { // its status is cleared when the cache shows the same
+		r.workQueue.addChanged(c.service)
 		return
 	}
 	holders := map[view.ObjectKey]*liveService{}
@@ -94,41 +94,41 @@ func (r *ServiceWorker) finishSharingCheck(c *sharingCheckTask, live map[view.Ob
 	}
 	switch {
 	case !r.hasSharingConflict(&h.Service):
-		r.recordHoldable(h)
+		r.recordShownAddresses(h)
 	case r.exchangeSharers(h, holders):
 	case r.hasLostAddresses(&h.Service, holders):
 		r.Log.Info("a Service may no longer share an address that it has", "service", h.Key.String(), "addresses", h.AssignedAddresses)
-		r.recordHoldable(h)
-		rec.loadedVersion = parseResourceVersion(h.version)
+		r.recordShownAddresses(h)
+		rec.loadedVersion = parseResourceVersion(h.resourceVersion)
 	default:
 		r.scheduleSharingCheck(rec, h.Key)
 		return
 	}
-	rec.sharingChecks, rec.failures = 0, 0
-	r.queue.addChanged(c.service)
+	rec.sharingChecks, rec.consecutiveFailures = 0, 0
+	r.workQueue.addChanged(c.service)
 }
 
 // refreshLiveService updates a holder from the API server and returns it. It returns nil when this
 // controller does not serve it any more, or when a write to it is in flight, whose result is newer.
 func (r *ServiceWorker) refreshLiveService(k view.ObjectKey, s *corev1.Service) *liveService {
-	rec := r.records[k]
+	rec := r.recordByService[k]
 	switch {
 	case rec == nil || rec.writeInFlight:
 		return nil
 	case s == nil || s.UID != rec.uid:
 		r.releaseService(k, "the Service is gone")
-		r.queue.addChanged(k)
+		r.workQueue.addChanged(k)
 		return nil
 	}
 	h := &liveService{view.FromService(s), s.ResourceVersion}
-	rec.newestVersion = max(rec.newestVersion, parseResourceVersion(h.version))
-	r.queue.addChanged(k)
-	if !r.isServed(&h.Service) {
+	rec.newestVersion = max(rec.newestVersion, parseResourceVersion(h.resourceVersion))
+	r.workQueue.addChanged(k)
+	if !r.isServiceOurs(&h.Service) {
 		return nil
 	}
 	// A holder with an empty status keeps what it had until its status shows it again.
 	if len(h.AssignedAddresses) > 0 && !r.hasSharingConflict(&h.Service) {
-		r.recordHoldable(h)
+		r.recordShownAddresses(h)
 	}
 	return h
 }
@@ -136,24 +136,24 @@ func (r *ServiceWorker) refreshLiveService(k view.ObjectKey, s *corev1.Service) 
 // liveService is a Service as the API server has it.
 type liveService struct {
 	view.Service
-	version string
+	resourceVersion string
 }
 
-// recordHoldable records that a Service holds what its status shows and what a pending assignment
-// may still bring, except for addresses with conflicting holders.
-func (r *ServiceWorker) recordHoldable(h *liveService) {
+// recordShownAddresses records that a Service holds what its status shows and what a pending
+// assignment may still bring, except for addresses with conflicting holders.
+func (r *ServiceWorker) recordShownAddresses(h *liveService) {
 	before, _ := r.ledger.AssignmentOf(h.Key)
-	now := slices.DeleteFunc(unionAddresses(h.AssignedAddresses, r.ledgerWriter.fence.PendingAddresses(h.Key, h.version)), func(a netip.Addr) bool {
-		return !r.ledger.CanHold(a, &h.Service)
+	now := slices.DeleteFunc(unionAddresses(h.AssignedAddresses, r.ledgerWriter.fence.PendingAddresses(h.Key, h.resourceVersion)), func(a netip.Addr) bool {
+		return !r.ledger.CanServiceHold(a, &h.Service)
 	})
 	r.ledger.CommitAssignment(&h.Service, now, h.RecordedPool)
 	for _, a := range before.Addresses {
 		switch {
 		case slices.Contains(now, a):
-		case len(r.ledger.HoldersOf(a)) == 0:
-			r.poolCounters.stale, r.wakeWaiting = true, true
+		case len(r.ledger.HoldersOfAddress(a)) == 0:
+			r.poolStatusState.mayBeStale, r.retryWaitingServices = true, true
 		default:
-			r.wakeSharers = true
+			r.retryWaitingSharers = true
 		}
 	}
 }
@@ -163,14 +163,14 @@ func (r *ServiceWorker) recordHoldable(h *liveService) {
 // do not share.
 func (r *ServiceWorker) queueWaiting() {
 	keys := sortedKeys(r.waitingServices.reasonByService)
-	if !r.wakeWaiting {
+	if !r.retryWaitingServices {
 		keys = slices.DeleteFunc(keys, func(k view.ObjectKey) bool {
-			rec := r.records[k]
-			return rec == nil || rec.sharing == ""
+			rec := r.recordByService[k]
+			return rec == nil || rec.lastSharingText == ""
 		})
 	}
-	r.wakeWaiting, r.wakeSharers = false, false
-	r.queue.addAffected(keys...)
+	r.retryWaitingServices, r.retryWaitingSharers = false, false
+	r.workQueue.addAffected(keys...)
 }
 
 // hasLostAddresses says whether the Service has lost each address with conflicting holders: the API
@@ -210,11 +210,11 @@ func (r *ServiceWorker) exchangeSharers(h *liveService, holders map[view.ObjectK
 			}
 		}
 	}
-	r.recordHoldable(h)
+	r.recordShownAddresses(h)
 	for _, other := range edited {
-		r.recordHoldable(other)
+		r.recordShownAddresses(other)
 	}
-	r.recordHoldable(h)
+	r.recordShownAddresses(h)
 	return true
 }
 
@@ -230,14 +230,14 @@ func (r *ServiceWorker) isOnlyConflict(k view.ObjectKey, h *view.Service) bool {
 func (r *ServiceWorker) scheduleSharingCheck(rec *serviceRecord, k view.ObjectKey) {
 	rec.sharingChecks++
 	if rec.sharingChecks < maxSharingChecks {
-		r.enqueueAfter(k, retryDelay(rec.sharingChecks))
+		r.enqueueServiceAfter(k, retryDelay(rec.sharingChecks))
 		return
 	}
-	if wait := time.Until(r.lastReload.Add(reloadInterval)); wait > 0 {
-		r.enqueueAfter(k, wait)
+	if wait := time.Until(r.lastSharingReload.Add(reloadInterval)); wait > 0 {
+		r.enqueueServiceAfter(k, wait)
 		return
 	}
-	r.lastReload = time.Now()
+	r.lastSharingReload = time.Now()
 	r.suspectServices[k] = struct{}{}
 	r.requireReload(reloadCauseSharing)
 }
@@ -253,6 +253,6 @@ const (
 // requireReload makes the worker read all Services before it decides anything else.
 func (r *ServiceWorker) requireReload(cause string) {
 	r.reloadCause = cause
-	r.loaded.Store(false)
-	r.queue.wakeWorker()
+	r.ledgerLoaded.Store(false)
+	r.workQueue.wakeWorker()
 }

@@ -45,7 +45,7 @@ func withLocalPolicy(s *corev1.Service) *corev1.Service {
 // sharingBreach is an edit that breaks the right to share an address, and one that restores it.
 type sharingBreach struct {
 	services                 []*corev1.Service
-	editor                   string // the Service that is edited
+	editedService            string // the Service that is edited
 	breakRight, restoreRight func(*corev1.Service)
 	wantReason               names.Reason // the edited Service's reason while the right is broken
 }
@@ -125,9 +125,9 @@ func TestBrokenSharingRightCausesNoList(t *testing.T) {
 	for name, tc := range sharingBreaches() {
 		t.Run(name, func(t *testing.T) {
 			runWithFakeTime(t, func(t *testing.T) {
-				s := apitest.NewServer(newOracle().checkChange)
+				s := apitest.NewServer(newOracle().checkServiceChange)
 				s.SetPool("p", poolSpec("192.0.2.0/28", "fd00::/120"))
-				c := startController(t, s, promptDelivery, Options{})
+				c := startController(t, s, newPromptDelivery, Options{})
 				defer c.stopAndWait()
 				time.Sleep(5 * time.Second)
 				for _, o := range tc.services {
@@ -140,20 +140,20 @@ func TestBrokenSharingRightCausesNoList(t *testing.T) {
 					want[o.Name] = fmt.Sprint(ingressAddresses(s.ServiceByKey(serviceKey(o.Name))))
 				}
 				for range 3 {
-					s.EditService(serviceKey(tc.editor), tc.breakRight)
+					s.EditService(serviceKey(tc.editedService), tc.breakRight)
 					time.Sleep(3 * time.Second)
-					if e := s.ServiceByKey(serviceKey(tc.editor)); firstAddress(e).IsValid() || assignedReason(e) != tc.wantReason {
+					if e := s.ServiceByKey(serviceKey(tc.editedService)); firstAddress(e).IsValid() || assignedReason(e) != tc.wantReason {
 						t.Errorf("%s has %v for the reason %q, want none for %q", e.Name, ingressAddresses(e), assignedReason(e), tc.wantReason)
 					}
-					wantAddresses(t, s, want, tc.editor)
-					s.EditService(serviceKey(tc.editor), tc.restoreRight)
+					wantAddresses(t, s, want, tc.editedService)
+					s.EditService(serviceKey(tc.editedService), tc.restoreRight)
 					time.Sleep(3 * time.Second)
 					wantAddresses(t, s, want, "")
 				}
 				for range 50 { // faster than the controller can follow
-					s.EditService(serviceKey(tc.editor), tc.breakRight)
+					s.EditService(serviceKey(tc.editedService), tc.breakRight)
 					time.Sleep(7 * time.Millisecond)
-					s.EditService(serviceKey(tc.editor), tc.restoreRight)
+					s.EditService(serviceKey(tc.editedService), tc.restoreRight)
 					time.Sleep(7 * time.Millisecond)
 				}
 				time.Sleep(10 * time.Second)
@@ -166,8 +166,8 @@ func TestBrokenSharingRightCausesNoList(t *testing.T) {
 	}
 }
 
-// promptDelivery is the delivery of a nearby API server.
-func promptDelivery(what string) apitest.Delivery {
+// newPromptDelivery is the delivery of a nearby API server.
+func newPromptDelivery(what string) apitest.Delivery {
 	switch what {
 	case "list": // it has many Services
 		return apitest.Delivery{RequestDelay: time.Millisecond, AnswerDelay: 2 * time.Second}
@@ -199,7 +199,7 @@ func TestRepeatedSharingEditsDelayNoOtherService(t *testing.T) {
 		for i := range 20_000 {
 			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
 		}
-		c := startController(t, s, promptDelivery, Options{})
+		c := startController(t, s, newPromptDelivery, Options{})
 		defer c.stopAndWait()
 		time.Sleep(2 * time.Minute)
 		if n := s.CountReads("list"); n != 1 {
@@ -256,9 +256,9 @@ func TestSharingServicesEditedTogether(t *testing.T) {
 	for _, first := range []string{"a", "b"} {
 		t.Run(first+" first", func(t *testing.T) {
 			runWithFakeTime(t, func(t *testing.T) {
-				s := apitest.NewServer(newOracle().checkChange)
+				s := apitest.NewServer(newOracle().checkServiceChange)
 				s.SetPool("p", poolSpec("192.0.2.0/28"))
-				c := startController(t, s, promptDelivery, Options{})
+				c := startController(t, s, newPromptDelivery, Options{})
 				defer c.stopAndWait()
 				time.Sleep(5 * time.Second)
 				ports := map[string]int32{"a": 80, "b": 81}
@@ -294,7 +294,7 @@ func TestAddressLostByItsHolder(t *testing.T) {
 			if what == "watch" && slow.Load() {
 				return apitest.Delivery{AnswerDelay: 300 * time.Millisecond}
 			}
-			return promptDelivery(what)
+			return newPromptDelivery(what)
 		}, Options{})
 		defer c.stopAndWait()
 		time.Sleep(5 * time.Second)
@@ -326,7 +326,7 @@ func TestReloadsAreRare(t *testing.T) {
 		const pairs = 4
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("192.0.2.0/24"))
-		c := startController(t, s, promptDelivery, Options{})
+		c := startController(t, s, newPromptDelivery, Options{})
 		defer c.stopAndWait()
 		time.Sleep(5 * time.Second)
 		for i := range pairs {
@@ -335,7 +335,7 @@ func TestReloadsAreRare(t *testing.T) {
 			s.CreateService(newLoadBalancer(fmt.Sprint("new", i)))
 			time.Sleep(time.Second)
 		}
-		s.RefuseWrites(func(o *corev1.Service) error {
+		s.RefuseServiceWrites(func(o *corev1.Service) error {
 			if o.Spec.Type != corev1.ServiceTypeLoadBalancer {
 				return apierrors.NewForbidden(schema.GroupResource{Resource: "services"}, o.Name, errors.New("no"))
 			}

@@ -12,24 +12,25 @@ import (
 
 // Limits of the AddressLedger.
 const (
-	// swapInterval is how long writes are collected when more than one waits, unless enoughForSwap
-	// wait before. It bounds the writes of the AddressLedger to five per second when few Services
-	// arrive, and to one for 14 Services when many do. It delays an address by at most that long.
-	swapInterval  = 200 * time.Millisecond
-	enoughForSwap = 14
-	// maxSwapBurst is how many single writes in a row need not wait.
-	maxSwapBurst = 5
-	// maxSwapBatch bounds the Services of one swap.
-	maxSwapBatch = 512
+	// ledgerSwapInterval is how long writes are collected when more than one waits, unless
+	// minWritesForEarlySwap wait before. It bounds the writes of the AddressLedger to five per
+	// second when few Services arrive, and to one for 14 Services when many do. It delays an
+	// address by at most that long.
+	ledgerSwapInterval    = 200 * time.Millisecond
+	minWritesForEarlySwap = 14
+	// maxImmediateSwaps is how many single writes in a row need not wait.
+	maxImmediateSwaps = 5
+	// maxWritesPerSwap bounds the Services of one swap.
+	maxWritesPerSwap = 512
 	// maxPendingAssignments bounds the Services with open pending assignments, and so the size of
 	// the object to about 1 MB.
 	maxPendingAssignments = 4096
 	// fullLedgerDelay is the time between two writes of a nearly full object.
 	fullLedgerDelay = time.Second
-	// enoughForTrim closed assignments in the object cause a write of their own, once nothing was
-	// written for trimDelay.
-	enoughForTrim = 64
-	trimDelay     = 5 * time.Second
+	// minSettledForTrim closed assignments in the object cause a write of their own, once nothing
+	// was written for ledgerTrimDelay.
+	minSettledForTrim = 64
+	ledgerTrimDelay   = 5 * time.Second
 )
 
 // startSwap writes the pending assignments of stagedWrites into the AddressLedger when that is due.
@@ -40,22 +41,22 @@ func (r *ServiceWorker) startSwap(ctx context.Context) {
 		return
 	}
 	if len(j.stagedWrites) == 0 {
-		j.fullLogged = false
+		j.fullLedgerLogged = false
 		r.trimLedger(ctx)
 		return
 	}
 	if r.isLedgerFull(time.Now()) {
 		return
 	}
-	isSingle := len(j.stagedWrites) == 1 && r.tasksInFlight+len(r.readyTasks) == 0 && r.queue.isEmpty()
+	isSingle := len(j.stagedWrites) == 1 && r.tasksInFlight+len(r.readyTasks) == 0 && r.workQueue.isEmpty()
 	if wait := max(j.nextSwapDelay(time.Now(), isSingle), j.refusalDelay(time.Now())); wait > 0 {
-		if now := time.Now(); !j.timerUntil.After(now) || now.Add(wait).Before(j.timerUntil) {
-			j.timerUntil = now.Add(wait)
-			r.wakeAfter(wait)
+		if now := time.Now(); !j.swapTimerUntil.After(now) || now.Add(wait).Before(j.swapTimerUntil) {
+			j.swapTimerUntil = now.Add(wait)
+			r.wakeWorkerAfter(wait)
 		}
 		return
 	}
-	j.timerUntil = time.Time{}
+	j.swapTimerUntil = time.Time{}
 	if batch := j.takeNextBatch(); len(batch) > 0 {
 		r.startLedgerWrite(ctx, batch)
 	}
@@ -65,8 +66,8 @@ func (r *ServiceWorker) startSwap(ctx context.Context) {
 func (r *ServiceWorker) startLedgerWrite(ctx context.Context, batch []*serviceWrite) {
 	j := &r.ledgerWriter
 	j.writesInSwap = len(batch)
-	s := &ledgerSwap{batch: batch, object: &v1alpha1.AddressLedger{TypeMeta: j.object.TypeMeta, ObjectMeta: *j.object.ObjectMeta.DeepCopy(), Spec: j.object.Spec}}
-	s.object.Spec.Writer, s.object.Spec.Pending = r.Identity, pendingForLedger(j.fence.NextPending(pendingOfWrites(batch)))
+	s := &ledgerSwap{writes: batch, ledgerObject: &v1alpha1.AddressLedger{TypeMeta: j.ledgerObject.TypeMeta, ObjectMeta: *j.ledgerObject.ObjectMeta.DeepCopy(), Spec: j.ledgerObject.Spec}}
+	s.ledgerObject.Spec.Writer, s.ledgerObject.Spec.Pending = r.ProcessIdentity, pendingForLedger(j.fence.PendingAfterBatch(pendingEntriesOfWrites(batch)))
 	j.recordSwapStart(time.Now())
 	r.startTask(ctx, s)
 }
@@ -76,17 +77,17 @@ func (r *ServiceWorker) startLedgerWrite(ctx context.Context, batch []*serviceWr
 // be written for each Service. It logs that once until no write waits.
 func (r *ServiceWorker) isLedgerFull(now time.Time) bool {
 	j := &r.ledgerWriter
-	room := j.maxPending - j.fence.CountPending()
-	again := j.lastSwap.Add(fullLedgerDelay)
+	room := j.maxPendingServices - j.fence.CountPending()
+	again := j.lastSwapStart.Add(fullLedgerDelay)
 	switch {
-	case j.fence.HasPending(j.stagedWrites[0].service.Key), room >= min(maxSwapBatch, len(j.stagedWrites), j.maxPending/2), room > 0 && !now.Before(again):
+	case j.fence.HasPending(j.stagedWrites[0].service.Key), room >= min(maxWritesPerSwap, len(j.stagedWrites), j.maxPendingServices/2), room > 0 && !now.Before(again):
 		return false
 	case room > 0 && (!j.wakeTimerUntil.After(now) || j.wakeTimerUntil.After(again)):
 		j.wakeTimerUntil = again
-		r.wakeAfter(again.Sub(now))
+		r.wakeWorkerAfter(again.Sub(now))
 	}
-	if !j.fullLogged {
-		j.fullLogged = true
+	if !j.fullLedgerLogged {
+		j.fullLedgerLogged = true
 		r.workerState.countLedgerFull()
 		r.Log.Info("the AddressLedger is full of open pending assignments; further Services wait until some of those are written",
 			"ledger", r.ledgerLogName(), "open", j.fence.CountPending(), "waiting", len(j.stagedWrites))
@@ -97,7 +98,7 @@ func (r *ServiceWorker) isLedgerFull(now time.Time) bool {
 // takeNextBatch removes the writes of the next swap from stagedWrites: those with a pending
 // assignment in the object already, and others as long as there is room.
 func (j *ledgerWriter) takeNextBatch() []*serviceWrite {
-	room, most := j.maxPending-j.fence.CountPending(), maxSwapBatch
+	room, most := j.maxPendingServices-j.fence.CountPending(), maxWritesPerSwap
 	if j.batchLimit > 0 {
 		most = min(most, j.batchLimit)
 	}
@@ -108,7 +109,7 @@ func (j *ledgerWriter) takeNextBatch() []*serviceWrite {
 	var batch, rest []*serviceWrite
 	for _, w := range j.stagedWrites {
 		shown := j.fence.HasPending(w.service.Key)
-		if len(batch) == most || w.entryRefused && !again || !shown && room <= 0 {
+		if len(batch) == most || w.ledgerEntryRefused && !again || !shown && room <= 0 {
 			rest = append(rest, w)
 			continue
 		}
@@ -125,14 +126,14 @@ func (j *ledgerWriter) takeNextBatch() []*serviceWrite {
 // object has many of them, because they would mislead its readers.
 func (r *ServiceWorker) trimLedger(ctx context.Context) {
 	j := &r.ledgerWriter
-	if len(j.object.Spec.Pending)-j.fence.CountPending() < enoughForTrim || r.tasksInFlight+len(r.readyTasks) > 0 || !r.queue.isEmpty() {
+	if len(j.ledgerObject.Spec.Pending)-j.fence.CountPending() < minSettledForTrim || r.tasksInFlight+len(r.readyTasks) > 0 || !r.workQueue.isEmpty() {
 		return
 	}
 	now := time.Now()
-	if wait := j.lastSwap.Add(max(trimDelay, retryDelay(j.failures))).Sub(now); wait > 0 {
+	if wait := j.lastSwapStart.Add(max(ledgerTrimDelay, retryDelay(j.consecutiveFailures))).Sub(now); wait > 0 {
 		if !j.wakeTimerUntil.After(now) {
 			j.wakeTimerUntil = now.Add(wait)
-			r.wakeAfter(wait)
+			r.wakeWorkerAfter(wait)
 		}
 		return
 	}
@@ -142,25 +143,25 @@ func (r *ServiceWorker) trimLedger(ctx context.Context) {
 // nextSwapDelay is how long until the next swap is due.
 func (j *ledgerWriter) nextSwapDelay(now time.Time, isSingle bool) time.Duration {
 	switch {
-	case j.failures > 0:
-		return j.lastSwap.Add(retryDelay(j.failures)).Sub(now)
-	case len(j.stagedWrites) >= enoughForSwap, isSingle && j.burstUsedUntil.Sub(now) < maxSwapBurst*swapInterval:
+	case j.consecutiveFailures > 0:
+		return j.lastSwapStart.Add(retryDelay(j.consecutiveFailures)).Sub(now)
+	case len(j.stagedWrites) >= minWritesForEarlySwap, isSingle && j.burstUsedUntil.Sub(now) < maxImmediateSwaps*ledgerSwapInterval:
 		return 0
 	}
-	return j.lastSwap.Add(swapInterval).Sub(now)
+	return j.lastSwapStart.Add(ledgerSwapInterval).Sub(now)
 }
 
 // recordSwapStart records that a swap begins. Each uses one interval of the burst.
 func (j *ledgerWriter) recordSwapStart(now time.Time) {
-	j.swapInFlight, j.lastSwap = true, now
+	j.swapInFlight, j.lastSwapStart = true, now
 	if j.burstUsedUntil.Before(now) {
 		j.burstUsedUntil = now
 	}
-	j.burstUsedUntil = j.burstUsedUntil.Add(swapInterval)
+	j.burstUsedUntil = j.burstUsedUntil.Add(ledgerSwapInterval)
 }
 
-// pendingOfWrites returns the pending assignments of the writes.
-func pendingOfWrites(batch []*serviceWrite) []fence.Pending {
+// pendingEntriesOfWrites returns the pending assignments of the writes.
+func pendingEntriesOfWrites(batch []*serviceWrite) []fence.Pending {
 	out := make([]fence.Pending, 0, len(batch))
 	for _, w := range batch {
 		out = append(out, w.pendingEntry())
@@ -170,18 +171,18 @@ func pendingOfWrites(batch []*serviceWrite) []fence.Pending {
 
 // pendingEntry is what the AddressLedger must contain before the write begins.
 func (w *serviceWrite) pendingEntry() fence.Pending {
-	return fence.Pending{Service: w.service.Key, Base: w.before.ResourceVersion, Addresses: w.decision.Addresses}
+	return fence.Pending{Service: w.service.Key, BaseVersion: w.serviceBefore.ResourceVersion, Addresses: w.decision.Addresses}
 }
 
 // ledgerSwap writes the AddressLedger for a batch.
 type ledgerSwap struct {
-	batch  []*serviceWrite
-	object *v1alpha1.AddressLedger
+	writes       []*serviceWrite
+	ledgerObject *v1alpha1.AddressLedger
 }
 
 // runTask implements task.
 func (s *ledgerSwap) runTask(ctx context.Context, api API) taskResult {
-	now, err := api.SwapLedger(ctx, s.object)
+	now, err := api.CompareAndSwapLedger(ctx, s.ledgerObject)
 	return func(_ context.Context, r *ServiceWorker) { r.finishSwap(s, now, err) }
 }
 
@@ -193,24 +194,24 @@ func (r *ServiceWorker) finishSwap(s *ledgerSwap, now *v1alpha1.AddressLedger, e
 	j := &r.ledgerWriter
 	j.swapInFlight, j.writesInSwap = false, 0
 	if err == nil {
-		r.acceptBatch(s.batch)
-		j.failures, j.object = 0, now
+		r.recordAcceptedBatch(s.writes)
+		j.consecutiveFailures, j.ledgerObject = 0, now
 		r.workerState.recordAttempt(phaseWriting, true)
-		j.fence.RecordWritten(pendingOfWrites(s.batch))
-		for _, w := range s.batch {
+		j.fence.RecordWrittenBatch(pendingEntriesOfWrites(s.writes))
+		for _, w := range s.writes {
 			r.enqueueTask(w)
 		}
 		return
 	}
-	if isPermanentRefusal(err) && len(s.batch) > 0 {
-		r.splitBatch(s.batch, err)
+	if isPermanentRefusal(err) && len(s.writes) > 0 {
+		r.splitRefusedBatch(s.writes, err)
 		return
 	}
-	j.stagedWrites = append(s.batch, j.stagedWrites...)
+	j.stagedWrites = append(s.writes, j.stagedWrites...)
 	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
 		r.Log.Info("another controller assigned addresses, or the AddressLedger is new", "ledger", r.ledgerLogName(), "error", err)
 		for _, w := range j.stagedWrites {
-			r.queue.addChanged(w.service.Key)
+			r.workQueue.addChanged(w.service.Key)
 		}
 		cause := reloadCauseLedgerChanged
 		if apierrors.IsNotFound(err) {
@@ -219,6 +220,6 @@ func (r *ServiceWorker) finishSwap(s *ledgerSwap, now *v1alpha1.AddressLedger, e
 		r.requireReload(cause) // loadLedger makes the staged writes be decided again
 		return
 	}
-	j.failures++
-	r.Log.Error("writing the AddressLedger failed; no new address is assigned until it succeeds", "ledger", r.ledgerLogName(), "error", err, "again", retryDelay(j.failures))
+	j.consecutiveFailures++
+	r.Log.Error("writing the AddressLedger failed; no new address is assigned until it succeeds", "ledger", r.ledgerLogName(), "error", err, "again", retryDelay(j.consecutiveFailures))
 }

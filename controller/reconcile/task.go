@@ -18,8 +18,8 @@ const (
 	// maxTasksInFlight bounds the parallel requests. With 32 an API server on two cores is busy;
 	// more would only wait in its queues.
 	maxTasksInFlight = 32
-	// attemptTimeout bounds one request, so that a hanging one does not occupy a place for ever.
-	attemptTimeout = 10 * time.Second
+	// requestTimeout bounds one request, so that a hanging one does not occupy a place for ever.
+	requestTimeout = 10 * time.Second
 	// The delays before a failed request is repeated: the first, doubled each time up to the last.
 	// They begin like those of controller-runtime's queues and end with a time that a person would
 	// wait.
@@ -65,9 +65,9 @@ func (r *ServiceWorker) dispatchTasks(ctx context.Context) {
 func (r *ServiceWorker) startTask(ctx context.Context, t task) {
 	r.tasksInFlight++
 	go func() {
-		ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
+		ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 		defer cancel()
-		r.results <- t.runTask(ctx, r.API)
+		r.taskResults <- t.runTask(ctx, r.API)
 	}()
 }
 
@@ -79,8 +79,8 @@ const (
 	outcomeWritten writeOutcome = iota
 	// outcomeConflict: the Service has changed before; nothing was written.
 	outcomeConflict
-	// outcomeGone: there is no such Service.
-	outcomeGone
+	// outcomeServiceGone: there is no such Service.
+	outcomeServiceGone
 	// outcomeRejected: the API server rejects the content; nothing was written.
 	outcomeRejected
 	// outcomeUnknown: it may have been written, or may still be.
@@ -96,7 +96,7 @@ func outcomeOfError(err error) writeOutcome {
 	case apierrors.IsConflict(err):
 		return outcomeConflict
 	case apierrors.IsNotFound(err):
-		return outcomeGone
+		return outcomeServiceGone
 	case errors.As(err, &status) && status.Status().Code >= 400 && status.Status().Code < 500 && !apierrors.IsTimeout(err):
 		return outcomeRejected
 	}
@@ -105,40 +105,41 @@ func outcomeOfError(err error) writeOutcome {
 
 // serviceWrite brings a Service's status in line with a Decision.
 type serviceWrite struct {
-	service  view.Service
-	before   *corev1.Service
-	after    *corev1.Service
-	decision allocate.Decision
-	pool     string
-	// heldBefore is what the Service held before the Decision.
-	heldBefore allocate.Assignment
-	// ledgerEpoch is the epoch of the Ledger for which it was decided.
-	ledgerEpoch int
-	// maybeWritten says that an earlier attempt may have been written. retryAt is when the next one
-	// is due.
-	maybeWritten bool
-	retryAt      time.Time
-	// entryRefused says that the AddressLedger was refused with its entry when that was last tried.
-	entryRefused bool
+	service       view.Service
+	serviceBefore *corev1.Service
+	serviceAfter  *corev1.Service
+	decision      allocate.Decision
+	pool          string
+	// assignmentBefore is what the Service held before the Decision.
+	assignmentBefore allocate.Assignment
+	// ledgerBuildNumber is the epoch of the Ledger for which it was decided.
+	ledgerBuildNumber int
+	// maybeAlreadyWritten says that an earlier attempt may have been written. retryAt is when the
+	// next one is due.
+	maybeAlreadyWritten bool
+	retryAt             time.Time
+	// ledgerEntryRefused says that the AddressLedger was refused with its entry when that was last
+	// tried.
+	ledgerEntryRefused bool
 	// clearsStatus says that this controller does not serve the Service any more.
-	clearsStatus, touchesStatus bool
+	clearsStatus, onlyTouchesStatus bool
 }
 
 // runTask implements task. If an earlier attempt may have been written, it reads the Service first.
 // After a conflict it reads it too: an attempt of its own that arrived late or twice must not be
 // taken for another writer's.
 func (w *serviceWrite) runTask(ctx context.Context, api API) taskResult {
-	if w.maybeWritten {
-		if now, err := api.LiveService(ctx, w.service.Key); err != nil || now == nil || now.ResourceVersion != w.before.ResourceVersion {
+	if w.maybeAlreadyWritten {
+		if now, err := api.LiveService(ctx, w.service.Key); err != nil || now == nil || now.ResourceVersion != w.serviceBefore.ResourceVersion {
 			return w.changedResult(now, err)
 		}
 	}
-	now, err := api.PatchServiceStatus(ctx, w.before, w.after)
+	now, err := api.PatchServiceStatus(ctx, w.serviceBefore, w.serviceAfter)
 	o := outcomeOfError(err)
 	switch {
 	case o == outcomeConflict:
 		return w.changedResult(api.LiveService(ctx, w.service.Key))
-	case o == outcomeRejected && w.maybeWritten:
+	case o == outcomeRejected && w.maybeAlreadyWritten:
 		o = outcomeUnknown
 	}
 	return w.newResult(o, now, err)
@@ -149,31 +150,32 @@ func (w *serviceWrite) changedResult(now *corev1.Service, err error) taskResult 
 	switch {
 	case err != nil:
 		return w.newResult(outcomeUnknown, nil, err)
-	case now == nil || now.UID != w.before.UID:
-		return w.newResult(outcomeGone, nil, nil)
+	case now == nil || now.UID != w.serviceBefore.UID:
+		return w.newResult(outcomeServiceGone, nil, nil)
 	// Refused for no visible reason: read it again.
-	case now.ResourceVersion == w.before.ResourceVersion:
-		return w.newResult(outcomeUnknown, nil, errUnchanged)
+	case now.ResourceVersion == w.serviceBefore.ResourceVersion:
+		return w.newResult(outcomeUnknown, nil, errConflictWithoutChange)
 	}
 	return w.newResult(outcomeConflict, now, nil)
 }
 
-// errUnchanged says that a write was refused as a conflict although the Service has not changed.
-var errUnchanged = errors.New("the API server refuses the write as a conflict, though the Service has not changed")
+// errConflictWithoutChange says that a write was refused as a conflict although the Service has not
+// changed.
+var errConflictWithoutChange = errors.New("the API server refuses the write as a conflict, though the Service has not changed")
 
 func (w *serviceWrite) newResult(o writeOutcome, now *corev1.Service, err error) taskResult {
 	return func(ctx context.Context, r *ServiceWorker) { r.finishWrite(ctx, w, o, now, err) }
 }
 
-// confirmTask asks the API server whether a Service that is missing in the cache, or not ours
-// there, really is, before its addresses are released.
-type confirmTask struct {
-	key         view.ObjectKey
-	ledgerEpoch int
+// confirmServiceTask asks the API server whether a Service that is missing in the cache, or not
+// ours there, really is, before its addresses are released.
+type confirmServiceTask struct {
+	service           view.ObjectKey
+	ledgerBuildNumber int
 }
 
 // runTask implements task.
-func (c *confirmTask) runTask(ctx context.Context, api API) taskResult {
-	now, err := api.LiveService(ctx, c.key)
+func (c *confirmServiceTask) runTask(ctx context.Context, api API) taskResult {
+	now, err := api.LiveService(ctx, c.service)
 	return func(_ context.Context, r *ServiceWorker) { r.finishConfirm(c, now, err) }
 }

@@ -22,14 +22,14 @@ type assignmentOracle struct {
 	mu           sync.Mutex // guards all that follows
 	serviceByKey map[view.ObjectKey]*corev1.Service
 	editedByUser map[view.ObjectKey]bool // the user gave a reason to change the address
-	// broken holds the sharing keys of Services whose ports were edited. A controller may learn late
-	// which of them may share, so the oracle judges them only at the end.
-	broken map[string]bool
-	faults []string
+	// brokenSharingKeys holds the sharing keys of Services whose ports were edited. A controller
+	// may learn late which of them may share, so the oracle judges them only at the end.
+	brokenSharingKeys map[string]bool
+	faults            []string
 }
 
 func newOracle() *assignmentOracle {
-	return &assignmentOracle{serviceByKey: map[view.ObjectKey]*corev1.Service{}, editedByUser: map[view.ObjectKey]bool{}, broken: map[string]bool{}}
+	return &assignmentOracle{serviceByKey: map[view.ObjectKey]*corev1.Service{}, editedByUser: map[view.ObjectKey]bool{}, brokenSharingKeys: map[string]bool{}}
 }
 
 func ingressAddresses(s *corev1.Service) []netip.Addr {
@@ -55,8 +55,8 @@ func userAnnotations(s *corev1.Service) map[string]string {
 	return out
 }
 
-// checkChange is called for every change of a Service.
-func (o *assignmentOracle) checkChange(before, after *corev1.Service) {
+// checkServiceChange is called for every change of a Service.
+func (o *assignmentOracle) checkServiceChange(before, after *corev1.Service) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if after == nil {
@@ -70,7 +70,7 @@ func (o *assignmentOracle) checkChange(before, after *corev1.Service) {
 	if before != nil && (!reflect.DeepEqual(before.Spec, after.Spec) || !maps.Equal(userAnnotations(before), userAnnotations(after))) {
 		o.editedByUser[k] = true // until it is created again: a controller may notice late
 		if shared := after.Annotations[names.AnnotationSharing]; shared != "" && !reflect.DeepEqual(before.Spec.Ports, after.Spec.Ports) {
-			o.broken[shared] = true
+			o.brokenSharingKeys[shared] = true
 		}
 		return
 	}
@@ -91,27 +91,29 @@ func (o *assignmentOracle) checkChange(before, after *corev1.Service) {
 	}
 }
 
-// sharedAndBroken says whether two Services have one sharing key, among whose Services ports were edited.
+// sharedAndBroken says whether two Services have one sharing key, among whose Services ports were
+// edited.
 func (o *assignmentOracle) sharedAndBroken(a, b *corev1.Service) bool {
 	k := a.Annotations[names.AnnotationSharing]
-	return o.broken[k] && k == b.Annotations[names.AnnotationSharing]
+	return o.brokenSharingKeys[k] && k == b.Annotations[names.AnnotationSharing]
 }
 
-// TestTwoControllersNeverGiveOneAddressTwice lets two controllers work at once through slow and faulty ways to the API server, with
-// caches that lag, pauses, crashes with requests under way, and a user who creates, edits and deletes. At no moment may two
-// Services hold an address that they may not share, or one lose an address that it did not give up; and in the end all is served.
+// TestTwoControllersNeverGiveOneAddressTwice lets two controllers work at once through slow and
+// faulty ways to the API server, with caches that lag, pauses, crashes with requests under way, and
+// a user who creates, edits and deletes. At no moment may two Services hold an address that they
+// may not share, or one lose an address that it did not give up; and in the end all is served.
 func TestTwoControllersNeverGiveOneAddressTwice(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		h := historyGenerator().Draw(rt, "history")
 		o := newOracle()
 		var leaks []string
 		runWithFakeTime(t, func(t *testing.T) {
-			w := newHarness(t, o.checkChange, h.seed)
+			w := newHarness(t, o.checkServiceChange, h.seed)
 			for _, s := range h.steps {
 				w.runStep(s)
 			}
 			w.recoverAndWait()
-			leaks = w.findLeaks()
+			leaks = w.findFinalFaults()
 			writes := w.server.CountWrites("service") + w.server.CountWrites("ledger") + w.server.CountWrites("pool")
 			time.Sleep(5 * time.Minute)
 			if n := w.server.CountWrites("service") + w.server.CountWrites("ledger") + w.server.CountWrites("pool") - writes; n > 0 {

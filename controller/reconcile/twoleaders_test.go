@@ -33,7 +33,7 @@ func runAsLeader(t *testing.T, config *rest.Config, scheme *runtime.Scheme, iden
 	ctx, stop := context.WithCancel(t.Context())
 	r := NewServiceWorker(Options{
 		API: &ClusterAPI{Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Namespace: names.Namespace}, Log: slog.New(slog.DiscardHandler),
-		RecordEvent: (&eventRecorder{}).recordEvent, Namespace: names.Namespace, Identity: identity,
+		RecordEvent: (&eventRecorder{}).recordEvent, Namespace: names.Namespace, ProcessIdentity: identity,
 	})
 	if err := r.RegisterWorker(ctx, mgr); err != nil {
 		t.Fatal(err)
@@ -48,9 +48,9 @@ func runAsLeader(t *testing.T, config *rest.Config, scheme *runtime.Scheme, iden
 	})
 }
 
-// testTwoLeaders runs two controllers that both act as leader on the same Services: each Service
-// gets one address, and no two get the same.
-func testTwoLeaders(ctx context.Context, t *testing.T, config *rest.Config, direct client.Client) {
+// testTwoLeadersAtOnce runs two controllers that both act as leader on the same Services: each
+// Service gets one address, and no two get the same.
+func testTwoLeadersAtOnce(ctx context.Context, t *testing.T, config *rest.Config, direct client.Client) {
 	p := &v1beta1.IPAddressPool{Spec: poolSpec("198.18.0.0/24")}
 	p.Namespace, p.Name = names.Namespace, "p"
 	if err := direct.Create(ctx, p); err != nil {

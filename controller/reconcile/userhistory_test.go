@@ -25,13 +25,14 @@ type randomNetwork struct {
 	mu         sync.Mutex // guards all that follows
 	rand       *rand.Rand
 	isReliable bool
-	// lateRequests: one in this many writes of a Service takes longer than the controller waits.
-	lateRequests int
+	// writesPerLateRequest: one in this many writes of a Service takes longer than the controller
+	// waits.
+	writesPerLateRequest int
 }
 
 func newRandomNetwork(seed uint64) *randomNetwork {
 	r := rand.New(rand.NewPCG(seed, 1))
-	return &randomNetwork{rand: r, lateRequests: []int{2, 4, 24}[r.IntN(3)]}
+	return &randomNetwork{rand: r, writesPerLateRequest: []int{2, 4, 24}[r.IntN(3)]}
 }
 
 func (c *randomNetwork) nextDelivery(what string) apitest.Delivery {
@@ -50,7 +51,7 @@ func (c *randomNetwork) nextDelivery(what string) apitest.Delivery {
 	if what == "watch" {
 		return w
 	}
-	if what == "service" && c.rand.IntN(c.lateRequests) == 0 {
+	if what == "service" && c.rand.IntN(c.writesPerLateRequest) == 0 {
 		w.RequestDelay = time.Duration(c.rand.Int64N(int64(15 * time.Second)))
 		return w
 	}
@@ -85,9 +86,9 @@ type userHistory struct {
 }
 
 type historyStep struct {
-	action     string
-	index      int // which Service, pool or controller
-	delayAfter time.Duration
+	action      string
+	targetIndex int // which Service, pool or controller
+	delayAfter  time.Duration
 	// variant selects an address, a pool's order or a number.
 	variant int
 }
@@ -103,7 +104,7 @@ func historyGenerator() *rapid.Generator[userHistory] {
 		h := userHistory{seed: rapid.Uint64().Draw(t, "seed")}
 		h.steps = rapid.SliceOfN(rapid.Custom(func(t *rapid.T) historyStep {
 			return historyStep{
-				action: rapid.SampledFrom(deeds).Draw(t, "action"), index: rapid.IntRange(0, 7).Draw(t, "index"),
+				action: rapid.SampledFrom(deeds).Draw(t, "action"), targetIndex: rapid.IntRange(0, 7).Draw(t, "index"),
 				delayAfter: time.Duration(rapid.SampledFrom([]int{0, 1, 20, 300, 1000, 3000}).Draw(t, "wait")) * time.Millisecond,
 				variant:    rapid.IntRange(0, 11).Draw(t, "choice"),
 			}
@@ -118,7 +119,7 @@ type harness struct {
 	server      *apitest.Server
 	network     *randomNetwork
 	controllers [2]*runningController
-	// maxPending is how many pending assignments a controller keeps open.
+	// maxPendingServices is how many pending assignments a controller keeps open.
 	maxPending int
 }
 
@@ -127,8 +128,8 @@ func newHarness(t *testing.T, check func(before, after *corev1.Service), seed ui
 	w := &harness{t: t, server: apitest.NewServer(check), network: newRandomNetwork(seed)}
 	w.maxPending = []int{1, 3, maxPendingAssignments}[w.network.rand.IntN(3)]
 	w.setUsualPools(assignmentOrders[w.network.rand.IntN(len(assignmentOrders))])
-	w.runStep(historyStep{action: "start", index: 0})
-	w.runStep(historyStep{action: "start", index: 1})
+	w.runStep(historyStep{action: "start", targetIndex: 0})
+	w.runStep(historyStep{action: "start", targetIndex: 1})
 	return w
 }
 
@@ -154,7 +155,7 @@ func (w *harness) setUsualPools(order string) {
 
 // editedPoolSpec returns a pool as edited by the step.
 func editedPoolSpec(s historyStep) (name string, spec v1beta1.IPAddressPoolSpec) {
-	name = []string{"p", "p6", "q"}[s.index%3]
+	name = []string{"p", "p6", "q"}[s.targetIndex%3]
 	spec = poolSpec(rangeVariantsByPool[name][s.variant%3]...)
 	spec.Gantry = &v1beta1.PoolExtension{Order: assignmentOrders[s.variant/4]}
 	return name, spec
@@ -186,7 +187,7 @@ func (w *harness) newService(i int) *corev1.Service {
 func (w *harness) notifyConfigurationChanged() {
 	for _, c := range w.controllers {
 		if c != nil {
-			c.ConfigurationChanged()
+			c.NotifyConfigurationChanged()
 		}
 	}
 }
@@ -221,7 +222,7 @@ func requestedAddresses(o *corev1.Service, choice int) string {
 
 // changeRequest changes what a Service asks for.
 func (w *harness) changeRequest(s historyStep) {
-	k := serviceKey(fmt.Sprint("s", s.index))
+	k := serviceKey(fmt.Sprint("s", s.targetIndex))
 	o := w.server.ServiceByKey(k)
 	if o == nil {
 		return
@@ -249,18 +250,18 @@ func (w *harness) changeRequest(s historyStep) {
 }
 
 func (w *harness) runStep(s historyStep) {
-	c := w.controllers[s.index%2]
+	c := w.controllers[s.targetIndex%2]
 	switch {
 	case s.action == "create":
-		w.server.CreateService(w.newService(s.index))
+		w.server.CreateService(w.newService(s.targetIndex))
 	case s.action == "delete":
-		w.server.DeleteService(serviceKey(fmt.Sprint("s", s.index)))
+		w.server.DeleteService(serviceKey(fmt.Sprint("s", s.targetIndex)))
 	case s.action == "pool":
 		w.server.SetPool(editedPoolSpec(s))
 		w.notifyConfigurationChanged()
 	case s.action == "start":
 		if c == nil {
-			w.controllers[s.index%2] = startBoundedController(w.t, w.server, w.network.nextDelivery, Options{Identity: fmt.Sprint("controller", s.index%2)}, w.maxPending)
+			w.controllers[s.targetIndex%2] = startBoundedController(w.t, w.server, w.network.nextDelivery, Options{ProcessIdentity: fmt.Sprint("controller", s.targetIndex%2)}, w.maxPending)
 		}
 	case c != nil && s.action == "pause":
 		c.client.PauseRequests()
@@ -268,10 +269,10 @@ func (w *harness) runStep(s historyStep) {
 		c.client.ResumeRequests()
 	case c != nil && s.action == "crash": // its sent requests arrive
 		c.stopAndWait()
-		w.controllers[s.index%2] = nil
+		w.controllers[s.targetIndex%2] = nil
 	case c != nil && s.action == "kill": // its sent requests may arrive
 		c.killAndWait(w.network.requestLands)
-		w.controllers[s.index%2] = nil
+		w.controllers[s.targetIndex%2] = nil
 	default:
 		w.changeRequest(s)
 	}
@@ -285,8 +286,8 @@ func (w *harness) recoverAndWait() {
 	w.network.mu.Unlock()
 	w.setUsualPools("")
 	for i := range w.controllers {
-		w.runStep(historyStep{action: "start", index: i})
-		w.runStep(historyStep{action: "resume", index: i})
+		w.runStep(historyStep{action: "start", targetIndex: i})
+		w.runStep(historyStep{action: "resume", targetIndex: i})
 	}
 	w.notifyConfigurationChanged()
 	time.Sleep(5 * time.Minute)
@@ -313,15 +314,15 @@ func (w *harness) freeAddresses() map[view.Family][]netip.Addr {
 	return out
 }
 
-// findLeaks returns the faults in the final state: every Service must have one address of each of
-// its families, unless it requests something else or no address is available to it.
-func (w *harness) findLeaks() []string {
+// findFinalFaults returns the faults in the final state: every Service must have one address of
+// each of its families, unless it requests something else or no address is available to it.
+func (w *harness) findFinalFaults() []string {
 	var out []string
 	free := w.freeAddresses()
 	for _, s := range w.server.AllServices() {
 		v := view.FromService(s)
 		if !v.IsLoadBalancer {
-			if len(v.AssignedAddresses) > 0 || hasOurMarks(s) {
+			if len(v.AssignedAddresses) > 0 || hasOurStatusOrAnnotations(s) {
 				out = append(out, fmt.Sprintf("%s is no load balancer and carries %v", s.Name, s.Status))
 			}
 			continue
@@ -330,7 +331,7 @@ func (w *harness) findLeaks() []string {
 		for _, a := range v.AssignedAddresses {
 			has[view.FamilyOf(a)]++
 		}
-		if most := max(v.AddressCount, 1); has[view.IPv4] > most || has[view.IPv6] > most {
+		if most := max(v.AddressesPerFamily, 1); has[view.IPv4] > most || has[view.IPv6] > most {
 			out = append(out, fmt.Sprintf("%s has %v, more than %d of a family", s.Name, v.AssignedAddresses, most))
 		}
 		if len(v.RequestedAddresses)+len(v.AddressesToRelease) > 0 || v.RequestedPool != "" {
@@ -338,11 +339,12 @@ func (w *harness) findLeaks() []string {
 		}
 		out = append(out, findWaitingFaults(&v, s, has, free)...)
 	}
-	return append(out, w.clashes()...)
+	return append(out, w.findUnallowedSharing()...)
 }
 
-// clashes returns the addresses that Services have at the end without a right to share them.
-func (w *harness) clashes() []string {
+// findUnallowedSharing returns the addresses that Services have at the end without a right to share
+// them.
+func (w *harness) findUnallowedSharing() []string {
 	var out []string
 	all := w.server.AllServices()
 	for i, x := range all {

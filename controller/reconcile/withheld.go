@@ -18,25 +18,25 @@ import (
 const (
 	// maxWithheldEntries bounds the entries of the object, and so its size to about 1 MB.
 	maxWithheldEntries = 4096
-	// withheldInterval bounds how often it is written. A cool-down that began less than this before
-	// a crash is lost.
-	withheldInterval = time.Second
+	// withheldSaveInterval bounds how often it is written. A cool-down that began less than this
+	// before a crash is lost.
+	withheldSaveInterval = time.Second
 )
 
 // withheldCheckpoint is the state of the AddressLedger that stores withheld addresses.
 type withheldCheckpoint struct {
-	object *v1alpha1.AddressLedger
+	ledgerObject *v1alpha1.AddressLedger
 	// writtenVersion is the Ledger's CheckpointVersion that the object has.
 	writtenVersion uint64
 	lastWrite      time.Time
 	writeInFlight  bool
-	timerSet       bool // a timer runs
+	saveTimerSet   bool // a timer runs
 }
 
-// restoreWithheld creates an empty Ledger with the withheld addresses: those in the object, and
-// those of the previous Ledger, which may be newer. An invalid entry is ignored, because it only
-// withholds an address.
-func (r *ServiceWorker) restoreWithheld(object *v1alpha1.AddressLedger) {
+// restoreWithheldAddresses creates an empty Ledger with the withheld addresses: those in the
+// object, and those of the previous Ledger, which may be newer. An invalid entry is ignored,
+// because it only withholds an address.
+func (r *ServiceWorker) restoreWithheldAddresses(object *v1alpha1.AddressLedger) {
 	before := r.ledger
 	r.ledger = allocate.NewLedger()
 	r.ledger.AdvanceTime(time.Now())
@@ -47,10 +47,10 @@ func (r *ServiceWorker) restoreWithheld(object *v1alpha1.AddressLedger) {
 			continue
 		}
 		r.ledger.WithholdAddress(allocate.WithheldAddress{
-			Address: a, Reason: names.Reason(w.Reason), Service: view.ObjectKey{Namespace: w.Namespace, Name: w.Name}, Until: w.Until.Time, By: w.By,
+			Address: a, Reason: names.Reason(w.Reason), Service: view.ObjectKey{Namespace: w.Namespace, Name: w.Name}, WithheldUntil: w.Until.Time, WithheldBy: w.By,
 		})
 	}
-	r.withheldCheckpoint.object, r.withheldCheckpoint.writtenVersion = object, r.ledger.CheckpointVersion()
+	r.withheldCheckpoint.ledgerObject, r.withheldCheckpoint.writtenVersion = object, r.ledger.CheckpointVersion()
 	if before != nil {
 		for _, w := range before.CheckpointEntries(maxWithheldEntries) {
 			r.ledger.WithholdAddress(w)
@@ -58,45 +58,45 @@ func (r *ServiceWorker) restoreWithheld(object *v1alpha1.AddressLedger) {
 	}
 }
 
-// saveWithheld writes the withheld addresses if they have changed.
-func (r *ServiceWorker) saveWithheld(_ context.Context) {
+// saveWithheldAddresses writes the withheld addresses if they have changed.
+func (r *ServiceWorker) saveWithheldAddresses(_ context.Context) {
 	m := &r.withheldCheckpoint
 	if m.writeInFlight || m.writtenVersion == r.ledger.CheckpointVersion() {
 		return
 	}
-	if wait := time.Until(m.lastWrite.Add(withheldInterval)); wait > 0 {
-		if !m.timerSet {
-			m.timerSet = true
-			r.wakeAfter(wait)
+	if wait := time.Until(m.lastWrite.Add(withheldSaveInterval)); wait > 0 {
+		if !m.saveTimerSet {
+			m.saveTimerSet = true
+			r.wakeWorkerAfter(wait)
 		}
 		return
 	}
-	w := &withheldWrite{object: m.object.DeepCopy(), version: r.ledger.CheckpointVersion(), ledgerEpoch: r.ledgerEpoch}
-	w.object.Spec.Writer, w.object.Spec.Withheld = r.Identity, nil
+	w := &withheldWrite{ledgerObject: m.ledgerObject.DeepCopy(), checkpointVersion: r.ledger.CheckpointVersion(), ledgerBuildNumber: r.ledgerBuildNumber}
+	w.ledgerObject.Spec.Writer, w.ledgerObject.Spec.Withheld = r.ProcessIdentity, nil
 	for _, e := range r.ledger.CheckpointEntries(maxWithheldEntries) {
-		w.object.Spec.Withheld = append(w.object.Spec.Withheld, v1alpha1.WithheldAddress{
+		w.ledgerObject.Spec.Withheld = append(w.ledgerObject.Spec.Withheld, v1alpha1.WithheldAddress{
 			Address: e.Address.String(), Reason: string(e.Reason), Namespace: e.Service.Namespace, Name: e.Service.Name,
 			// The API has no fractions of a second.
-			Until: metav1.NewTime(e.Until.Add(time.Second - 1).Truncate(time.Second)), By: e.By,
+			Until: metav1.NewTime(e.WithheldUntil.Add(time.Second - 1).Truncate(time.Second)), By: e.WithheldBy,
 		})
 	}
-	m.timerSet, m.writeInFlight, m.lastWrite = false, true, time.Now()
+	m.saveTimerSet, m.writeInFlight, m.lastWrite = false, true, time.Now()
 	r.enqueueTask(w)
 }
 
 // withheldWrite writes the withheld addresses.
 type withheldWrite struct {
-	object      *v1alpha1.AddressLedger
-	version     uint64
-	ledgerEpoch int
+	ledgerObject      *v1alpha1.AddressLedger
+	checkpointVersion uint64
+	ledgerBuildNumber int
 }
 
 // runTask implements task. After a conflict the next attempt overwrites the newest object: the
 // current leader knows more than the previous one.
 func (w *withheldWrite) runTask(ctx context.Context, api API) taskResult {
-	now, err := api.SwapLedger(ctx, w.object)
+	now, err := api.CompareAndSwapLedger(ctx, w.ledgerObject)
 	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
-		if read, again := api.ReadLedger(ctx, names.WithheldLedger); again == nil {
+		if read, again := api.ReadOrCreateLedger(ctx, names.WithheldLedger); again == nil {
 			now = read
 		}
 	}
@@ -104,14 +104,14 @@ func (w *withheldWrite) runTask(ctx context.Context, api API) taskResult {
 		m := &r.withheldCheckpoint
 		m.writeInFlight = false
 		if now != nil {
-			m.object = now
+			m.ledgerObject = now
 		}
-		if err == nil && w.ledgerEpoch == r.ledgerEpoch {
-			m.writtenVersion = w.version
+		if err == nil && w.ledgerBuildNumber == r.ledgerBuildNumber {
+			m.writtenVersion = w.checkpointVersion
 		}
 		if err != nil {
-			r.Log.Error("writing the withheld addresses failed", "ledger", r.Namespace+"/"+names.WithheldLedger, "error", err, "reason", names.ReasonWriteFailed, "again", withheldInterval)
-			r.wakeAfter(withheldInterval)
+			r.Log.Error("writing the withheld addresses failed", "ledger", r.Namespace+"/"+names.WithheldLedger, "error", err, "reason", names.ReasonWriteFailed, "again", withheldSaveInterval)
+			r.wakeWorkerAfter(withheldSaveInterval)
 		}
 	}
 }

@@ -92,9 +92,9 @@ func TestManyCooldownsAreSavedInFewWrites(t *testing.T) {
 // TestLostOrDamagedWithheldLedgerIsRecreated checks that only the entries of the object are lost.
 func TestLostOrDamagedWithheldLedgerIsRecreated(t *testing.T) {
 	for name, harm := range map[string]func(*apitest.Server){
-		"lost": (*apitest.Server).DeleteLedger,
+		"lost": (*apitest.Server).DeleteAllLedgers,
 		"wrong": func(s *apitest.Server) {
-			s.SetWithheld(v1alpha1.WithheldAddress{Address: "here", Reason: "CoolingDown"})
+			s.SetWithheldAddresses(v1alpha1.WithheldAddress{Address: "here", Reason: "CoolingDown"})
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -13,29 +13,29 @@ import (
 // WorkerMetrics count what the worker does. They may be read from any goroutine. The zero value is
 // not usable; call NewWorkerMetrics.
 type WorkerMetrics struct {
-	unfinishedWork  *prometheus.GaugeVec
-	statusWrites    *prometheus.CounterVec
-	reloads         *prometheus.CounterVec
-	waitingServices *prometheus.GaugeVec
-	assignmentDelay prometheus.Histogram
+	unfinishedWorkByState   *prometheus.GaugeVec
+	statusWritesByOutcome   *prometheus.CounterVec
+	reloadsByCause          *prometheus.CounterVec
+	waitingServicesByReason *prometheus.GaugeVec
+	assignmentDelay         prometheus.Histogram
 }
 
 // NewWorkerMetrics returns metrics that count from zero.
 func NewWorkerMetrics() *WorkerMetrics {
 	return &WorkerMetrics{
-		unfinishedWork: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		unfinishedWorkByState: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "gantry_controller_work",
 			Help: "Unfinished work, by state: Staged are writes of a Service's status that wait for the AddressLedger, " +
 				"Queued are requests that wait for a free place or for another attempt, Running are requests that the API server has not answered.",
 		}, []string{"state"}),
-		statusWrites: prometheus.NewCounterVec(prometheus.CounterOpts{
+		statusWritesByOutcome: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gantry_controller_status_writes_total",
 			Help: "Writes of a Service's status, by outcome: Written, Conflict, Gone, Refused or Unknown.",
 		}, []string{"outcome"}),
-		reloads: prometheus.NewCounterVec(prometheus.CounterOpts{
+		reloadsByCause: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gantry_controller_reloads_total", Help: "How often all Services were read from the API server, by cause.",
 		}, []string{"cause"}),
-		waitingServices: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		waitingServicesByReason: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "gantry_controller_pending_services", Help: "Services that do not have what they ask for, by reason.",
 		}, []string{"reason"}),
 		assignmentDelay: prometheus.NewHistogram(prometheus.HistogramOpts{
@@ -51,8 +51,8 @@ func (r *ServiceWorker) workerCollectors() []prometheus.Collector {
 	m := r.Metrics
 	unseen := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "gantry_controller_unseen_services", Help: "Services that the controller must still decide about.",
-	}, func() float64 { return float64(r.queue.countWaiting()) })
-	return []prometheus.Collector{m.unfinishedWork, m.statusWrites, m.reloads, m.waitingServices, m.assignmentDelay, unseen}
+	}, func() float64 { return float64(r.workQueue.countWaiting()) })
+	return []prometheus.Collector{m.unfinishedWorkByState, m.statusWritesByOutcome, m.reloadsByCause, m.waitingServicesByReason, m.assignmentDelay, unseen}
 }
 
 // updateWorkMetrics counts the unfinished work.
@@ -60,7 +60,7 @@ func (r *ServiceWorker) updateWorkMetrics() {
 	for state, n := range map[string]int{
 		"Staged": len(r.ledgerWriter.stagedWrites) + r.ledgerWriter.writesInSwap, "Queued": len(r.readyTasks) + len(r.sleepingWrites), "Running": r.tasksInFlight,
 	} {
-		r.Metrics.unfinishedWork.WithLabelValues(state).Set(float64(n))
+		r.Metrics.unfinishedWorkByState.WithLabelValues(state).Set(float64(n))
 	}
 }
 
@@ -71,7 +71,7 @@ func (o writeOutcome) String() string {
 		return "Written"
 	case outcomeConflict:
 		return "Conflict"
-	case outcomeGone:
+	case outcomeServiceGone:
 		return "Gone"
 	case outcomeRejected:
 		return "Refused"
@@ -79,11 +79,11 @@ func (o writeOutcome) String() string {
 	return "Unknown"
 }
 
-// waitingServices are the Services that do not have all that they ask for, by reason, with their
-// metric.
+// waitingServicesByReason are the Services that do not have all that they ask for, by reason, with
+// their metric.
 type waitingServices struct {
 	reasonByService map[view.ObjectKey]names.Reason
-	gauge           *prometheus.GaugeVec
+	gaugeByReason   *prometheus.GaugeVec
 }
 
 // setReason adds a Service, or changes its reason. A Service that has all it needs, and prefers
@@ -91,44 +91,44 @@ type waitingServices struct {
 func (p *waitingServices) setReason(k view.ObjectKey, reason names.Reason) {
 	p.removeService(k)
 	p.reasonByService[k] = reason
-	p.addToGauge(reason, 1)
+	p.addToReasonGauge(reason, 1)
 }
 
 // removeService removes a Service, if it is there.
 func (p *waitingServices) removeService(k view.ObjectKey) {
 	if reason, there := p.reasonByService[k]; there {
 		delete(p.reasonByService, k)
-		p.addToGauge(reason, -1)
+		p.addToReasonGauge(reason, -1)
 	}
 }
 
-func (p *waitingServices) addToGauge(reason names.Reason, n float64) {
+func (p *waitingServices) addToReasonGauge(reason names.Reason, n float64) {
 	if reason != names.ReasonAssigned {
-		p.gauge.WithLabelValues(string(reason)).Add(n)
+		p.gaugeByReason.WithLabelValues(string(reason)).Add(n)
 	}
 }
 
-// maxCreationDelay is the age up to which a Service seen for the first time counts as new. An older
-// one probably became a LoadBalancer later and has waited since then.
-const maxCreationDelay = 10 * time.Minute
+// maxMeasuredCreationDelay is the age up to which a Service seen for the first time counts as new.
+// An older one probably became a LoadBalancer later and has waited since then.
+const maxMeasuredCreationDelay = 10 * time.Minute
 
-// waitingStart is since when a Service seen for the first time has waited for an address; zero when
-// it has one. The API stores the creation in whole seconds, so that in the first second now is more
-// accurate.
-func waitingStart(s *corev1.Service, now time.Time) time.Time {
+// firstAddressWaitStart is since when a Service seen for the first time has waited for an address;
+// zero when it has one. The API stores the creation in whole seconds, so that in the first second
+// now is more accurate.
+func firstAddressWaitStart(s *corev1.Service, now time.Time) time.Time {
 	created := s.CreationTimestamp.Time
 	switch age := now.Sub(created); {
 	case len(s.Status.LoadBalancer.Ingress) > 0:
 		return time.Time{}
-	case age < time.Second, age > maxCreationDelay:
+	case age < time.Second, age > maxMeasuredCreationDelay:
 		return now
 	}
 	return created
 }
 
-// measureWaiting measures how long a Service waited when its first address is written, and starts
-// again when it has lost its last one.
-func (r *ServiceWorker) measureWaiting(w *serviceWrite, rec *serviceRecord) {
+// observeWaitingTime measures how long a Service waited when its first address is written, and
+// starts again when it has lost its last one.
+func (r *ServiceWorker) observeWaitingTime(w *serviceWrite, rec *serviceRecord) {
 	switch {
 	case len(w.decision.Addresses) == 0 && rec.waitingSince.IsZero():
 		rec.waitingSince = time.Now()

@@ -68,18 +68,18 @@ func TestWorkerMetrics(t *testing.T) {
 			`gantry_controller_work{state="Staged"}`: 0, `gantry_controller_work{state="Running"}`: 0, "gantry_controller_unseen_services": 0,
 		})
 		s.SetPool("p", poolSpec("10.0.0.0/24"))
-		c.ConfigurationChanged()
+		c.NotifyConfigurationChanged()
 		time.Sleep(time.Minute)
 		wantMetrics(t, c.ServiceWorker, "with a pool", map[string]float64{
 			`gantry_controller_pending_services{reason="NoPools"}`: 0, "gantry_controller_assignment_seconds_count": 10, `gantry_controller_work{state="Staged"}`: 0,
 		})
-		s.DeleteLedger()
+		s.DeleteAllLedgers()
 		s.CreateService(newLoadBalancer("after"))
 		time.Sleep(time.Minute)
 		wantMetrics(t, c.ServiceWorker, "after the AddressLedger was deleted", map[string]float64{
 			`gantry_controller_reloads_total{cause="LedgerDeleted"}`: 1, "gantry_controller_assignment_seconds_count": 11,
 		})
-		s.RefuseWrites(func(*corev1.Service) error {
+		s.RefuseServiceWrites(func(*corev1.Service) error {
 			return apierrors.NewForbidden(schema.GroupResource{Resource: "services"}, "refused", errors.New("no"))
 		})
 		s.CreateService(newLoadBalancer("refused"))
@@ -88,7 +88,7 @@ func TestWorkerMetrics(t *testing.T) {
 		if n := gatherMetrics(t, c.ServiceWorker)[`gantry_controller_status_writes_total{outcome="Refused"}`]; n < 1 {
 			t.Errorf("%v writes are counted as refused", n)
 		}
-		s.RefuseWrites(nil)
+		s.RefuseServiceWrites(nil)
 		time.Sleep(time.Minute)
 		wantMetrics(t, c.ServiceWorker, "when it is allowed", map[string]float64{`gantry_controller_pending_services{reason="WriteFailed"}`: 0})
 	})
@@ -135,13 +135,13 @@ func TestAssignmentDelayIsMeasured(t *testing.T) {
 	} {
 		o := newLoadBalancer("s")
 		o.CreationTimestamp.Time = now.Add(-tc.age)
-		if got := now.Sub(waitingStart(o, now)); got != tc.want {
+		if got := now.Sub(firstAddressWaitStart(o, now)); got != tc.want {
 			t.Errorf("%s: it has waited for %s, want %s", name, got, tc.want)
 		}
 	}
 	o := newLoadBalancer("s")
 	o.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2.1"}}
-	if got := waitingStart(o, now); !got.IsZero() {
+	if got := firstAddressWaitStart(o, now); !got.IsZero() {
 		t.Errorf("one with an address has waited since %s", got)
 	}
 }

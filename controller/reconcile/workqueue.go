@@ -25,7 +25,7 @@ type workQueue struct {
 	// configurationChanged says that the configuration changed, poolStatusChanged that the status
 	// of a configuration object was written.
 	configurationChanged, poolStatusChanged bool
-	// probesChanged says that AddressProbes changed.
+	// probesChanged says that CachedAddressProbes changed.
 	probesChanged bool
 }
 
@@ -125,7 +125,7 @@ func (b *workQueue) markPoolStatusChanged() {
 	b.wakeWorker()
 }
 
-// markProbesChanged records that AddressProbes changed.
+// markProbesChanged records that CachedAddressProbes changed.
 func (b *workQueue) markProbesChanged() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -133,7 +133,7 @@ func (b *workQueue) markProbesChanged() {
 	b.wakeWorker()
 }
 
-// takeProbesChanged says whether AddressProbes changed since it was last asked.
+// takeProbesChanged says whether CachedAddressProbes changed since it was last asked.
 func (b *workQueue) takeProbesChanged() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -172,8 +172,8 @@ func (b *workQueue) takeItems(n int) []workItem {
 	return out
 }
 
-// returnItem puts back an item that was taken and not handled.
-func (b *workQueue) returnItem(l workItem) {
+// putBackItem puts back an item that was taken and not handled.
+func (b *workQueue) putBackItem(l workItem) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if _, newer := b.deletedUIDs[l.ObjectKey]; l.deletedUID != "" && !newer {

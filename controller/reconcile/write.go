@@ -19,8 +19,8 @@ import (
 // shortcut them.
 var ipModeVIP = corev1.LoadBalancerIPModeVIP
 
-// desiredService returns the Service with the status and the annotations for a Decision.
-func desiredService(s *corev1.Service, d allocate.Decision, pool string) *corev1.Service {
+// withDecidedStatus returns the Service with the status and the annotations for a Decision.
+func withDecidedStatus(s *corev1.Service, d allocate.Decision, pool string) *corev1.Service {
 	after := s.DeepCopy()
 	after.Status.LoadBalancer.Ingress = nil
 	for _, a := range d.Addresses {
@@ -32,14 +32,14 @@ func desiredService(s *corev1.Service, d allocate.Decision, pool string) *corev1
 	} else {
 		delete(after.Annotations, names.AnnotationFromPool)
 	}
-	if len(d.Pools) > 1 {
-		after.Annotations[names.AnnotationFromPools] = strings.Join(d.Pools, ",")
+	if len(d.PoolsIfSeveral) > 1 {
+		after.Annotations[names.AnnotationFromPools] = strings.Join(d.PoolsIfSeveral, ",")
 	} else {
 		delete(after.Annotations, names.AnnotationFromPools)
 	}
 	c := metav1.Condition{
 		Type: names.ConditionAddressAssigned, Status: metav1.ConditionTrue, ObservedGeneration: s.Generation,
-		Reason: string(d.Reason), Message: d.Text,
+		Reason: string(d.Reason), Message: d.ReasonText,
 	}
 	if len(d.Addresses) == 0 {
 		c.Status = metav1.ConditionFalse
@@ -50,9 +50,9 @@ func desiredService(s *corev1.Service, d allocate.Decision, pool string) *corev1
 	return after
 }
 
-// touchStatus changes the status so that the API server gives the Service another resourceVersion,
-// without new content: a write on the previous version cannot succeed any more.
-func touchStatus(after *corev1.Service) {
+// changeStatusVersion changes the status so that the API server gives the Service another
+// resourceVersion, without new content: a write on the previous version cannot succeed any more.
+func changeStatusVersion(after *corev1.Service) {
 	c := meta.FindStatusCondition(after.Status.Conditions, names.ConditionAddressAssigned)
 	now := metav1.Now().Rfc3339Copy()
 	if !now.After(c.LastTransitionTime.Time) { // the API has no fractions of a second
@@ -73,15 +73,15 @@ func keepUnchangedIngress(before, after *corev1.Service) {
 	}
 }
 
-// hasOurMarks says whether the Service has anything that we wrote.
-func hasOurMarks(s *corev1.Service) bool {
+// hasOurStatusOrAnnotations says whether the Service has anything that we wrote.
+func hasOurStatusOrAnnotations(s *corev1.Service) bool {
 	_, annotated := s.Annotations[names.AnnotationFromPool]
 	return annotated || meta.FindStatusCondition(s.Status.Conditions, names.ConditionAddressAssigned) != nil
 }
 
-// clearedService returns the Service without what we wrote: the addresses that it held from us, or
-// all addresses when it is no LoadBalancer any more.
-func clearedService(s *corev1.Service, held []netip.Addr) *corev1.Service {
+// withoutOurStatus returns the Service without what we wrote: the addresses that it held from us,
+// or all addresses when it is no LoadBalancer any more.
+func withoutOurStatus(s *corev1.Service, held []netip.Addr) *corev1.Service {
 	after := s.DeepCopy()
 	after.Status.LoadBalancer.Ingress = slices.DeleteFunc(after.Status.LoadBalancer.Ingress, func(in corev1.LoadBalancerIngress) bool {
 		a, err := netip.ParseAddr(in.IP)

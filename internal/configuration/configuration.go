@@ -29,8 +29,8 @@ import (
 // configuration can be read.
 var RequiredResources = []string{"ipaddresspools", "l2advertisements", "bgpadvertisements", "bgppeers", "bfdprofiles", "communities", "configurationstates"}
 
-// passwordEntry is the entry with the password in a Secret of type kubernetes.io/basic-auth.
-const passwordEntry = corev1.BasicAuthPasswordKey
+// passwordSecretKey is the entry with the password in a Secret of type kubernetes.io/basic-auth.
+const passwordSecretKey = corev1.BasicAuthPasswordKey
 
 // NewScheme returns a scheme with every kind that the binaries use.
 func NewScheme() (*runtime.Scheme, error) {
@@ -45,11 +45,11 @@ func NewScheme() (*runtime.Scheme, error) {
 	return s, nil
 }
 
-// usedGroups are the API groups of the kinds that the binaries use. clusterScopedKinds are their
-// kinds without a namespace.
+// registeredAPIGroups are the API groups of the kinds that the binaries use. clusterScopedKinds are
+// their kinds without a namespace.
 var (
-	usedGroups         = []string{"", "discovery.k8s.io", "events.k8s.io", v1beta1.GroupVersion.Group, v1alpha1.GroupVersion.Group}
-	clusterScopedKinds = map[string]bool{"Node": true, "Namespace": true, "PersistentVolume": true, "ComponentStatus": true}
+	registeredAPIGroups = []string{"", "discovery.k8s.io", "events.k8s.io", v1beta1.GroupVersion.Group, v1alpha1.GroupVersion.Group}
+	clusterScopedKinds  = map[string]bool{"Node": true, "Namespace": true, "PersistentVolume": true, "ComponentStatus": true}
 )
 
 // NewRESTMapper returns the resources of the kinds in the scheme without asking the API server: a
@@ -57,7 +57,7 @@ var (
 func NewRESTMapper(s *runtime.Scheme) meta.RESTMapper {
 	m := meta.NewDefaultRESTMapper(s.PrioritizedVersionsAllGroups())
 	for kind := range s.AllKnownTypes() {
-		if !slices.Contains(usedGroups, kind.Group) || strings.HasSuffix(kind.Kind, "List") {
+		if !slices.Contains(registeredAPIGroups, kind.Group) || strings.HasSuffix(kind.Kind, "List") {
 			continue
 		}
 		scope := meta.RESTScope(meta.RESTScopeNamespace)
@@ -87,8 +87,8 @@ func (s Scope) WatchedKinds() []client.Object {
 	return out
 }
 
-// StatusKinds are the kinds in which speakers report what they announce.
-func (s Scope) StatusKinds() []client.Object {
+// SpeakerStatusKinds are the kinds in which speakers report what they announce.
+func (s Scope) SpeakerStatusKinds() []client.Object {
 	out := []client.Object{&v1beta1.ServiceL2Status{}}
 	if !s.Layer2Only {
 		out = append(out, &v1beta1.ServiceBGPStatus{})
@@ -96,9 +96,9 @@ func (s Scope) StatusKinds() []client.Object {
 	return out
 }
 
-// CacheByObject limits a cache to what ReadObjects reads: one namespace, and only Secrets that may
-// hold a password.
-func (s Scope) CacheByObject() map[client.Object]cache.ByObject {
+// CacheOptionsByObject limits a cache to what ReadObjects reads: one namespace, and only Secrets
+// that may hold a password.
+func (s Scope) CacheOptionsByObject() map[client.Object]cache.ByObject {
 	own := map[string]cache.Config{s.Namespace: {}}
 	passwords := fields.OneTermEqualSelector("type", string(corev1.SecretTypeBasicAuth))
 	out := map[client.Object]cache.ByObject{}
@@ -116,10 +116,10 @@ func (s Scope) CacheByObject() map[client.Object]cache.ByObject {
 func keepOnlyPassword(o any) (any, error) {
 	if s, ok := o.(*corev1.Secret); ok {
 		s.ManagedFields, s.Annotations = nil, nil
-		password, set := s.Data[passwordEntry]
+		password, set := s.Data[passwordSecretKey]
 		s.Data = nil
 		if set {
-			s.Data = map[string][]byte{passwordEntry: password}
+			s.Data = map[string][]byte{passwordSecretKey: password}
 		}
 	}
 	return o, nil
@@ -154,7 +154,7 @@ func (s Scope) ReadObjects(ctx context.Context, c client.Reader) (snapshot.Objec
 		if secret.Type != corev1.SecretTypeBasicAuth {
 			continue
 		}
-		password, set := secret.Data[passwordEntry]
+		password, set := secret.Data[passwordSecretKey]
 		o.Secrets = append(o.Secrets, snapshot.Secret{Name: secret.Name, Password: string(password), HasPassword: set})
 	}
 	return o, nil
@@ -162,7 +162,7 @@ func (s Scope) ReadObjects(ctx context.Context, c client.Reader) (snapshot.Objec
 
 // ReadNodes reads the labels of all nodes, from their metadata only.
 func ReadNodes(ctx context.Context, c client.Reader) ([]snapshot.Node, error) {
-	list, err := listMetadata(ctx, c, "NodeList")
+	list, err := readMetadataOfKind(ctx, c, "NodeList")
 	var out []snapshot.Node
 	for i := range list.Items {
 		out = append(out, snapshot.Node{Name: list.Items[i].Name, Labels: list.Items[i].Labels})
@@ -172,7 +172,7 @@ func ReadNodes(ctx context.Context, c client.Reader) ([]snapshot.Node, error) {
 
 // ReadNamespaces reads the labels of all namespaces, from their metadata only.
 func ReadNamespaces(ctx context.Context, c client.Reader) ([]snapshot.Namespace, error) {
-	list, err := listMetadata(ctx, c, "NamespaceList")
+	list, err := readMetadataOfKind(ctx, c, "NamespaceList")
 	var out []snapshot.Namespace
 	for i := range list.Items {
 		out = append(out, snapshot.Namespace{Name: list.Items[i].Name, Labels: list.Items[i].Labels})
@@ -180,7 +180,7 @@ func ReadNamespaces(ctx context.Context, c client.Reader) ([]snapshot.Namespace,
 	return out, err
 }
 
-func listMetadata(ctx context.Context, c client.Reader, kind string) (*metav1.PartialObjectMetadataList, error) {
+func readMetadataOfKind(ctx context.Context, c client.Reader, kind string) (*metav1.PartialObjectMetadataList, error) {
 	list := &metav1.PartialObjectMetadataList{}
 	list.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind(kind))
 	if err := c.List(ctx, list); err != nil {

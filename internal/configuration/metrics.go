@@ -10,33 +10,33 @@ import (
 
 // The alerts of the metallb.io API know the metrics by these names and meanings.
 var (
-	loadedMetric = prometheus.NewDesc("metallb_k8s_client_config_loaded_bool", "1 once the configuration was read.", nil, nil)
-	staleMetric  = prometheus.NewDesc("metallb_k8s_client_config_stale_bool", "1 while some object is served in its last good state, or not at all, because it is faulty.", nil, nil)
+	configurationLoadedMetric = prometheus.NewDesc("metallb_k8s_client_config_loaded_bool", "1 once the configuration was read.", nil, nil)
+	configurationStaleMetric  = prometheus.NewDesc("metallb_k8s_client_config_stale_bool", "1 while some object is served in its last good state, or not at all, because it is faulty.", nil, nil)
 )
 
 // LoadMetrics export whether a component has read the configuration and whether all of it is sound.
 // The zero value has read none.
 type LoadMetrics struct {
-	loaded, stale atomic.Bool
+	isLoaded, isStale atomic.Bool
 }
 
 var _ prometheus.Collector = (*LoadMetrics)(nil)
 
 // RecordProblems sets the Problems of the configuration that was read last.
 func (g *LoadMetrics) RecordProblems(problems []snapshot.Problem) {
-	g.stale.Store(len(ErrorTexts(problems)) > 0)
-	g.loaded.Store(true)
+	g.isStale.Store(len(ServingProblemTexts(problems)) > 0)
+	g.isLoaded.Store(true)
 }
 
 // Describe is part of prometheus.Collector.
 func (g *LoadMetrics) Describe(c chan<- *prometheus.Desc) {
-	c <- loadedMetric
-	c <- staleMetric
+	c <- configurationLoadedMetric
+	c <- configurationStaleMetric
 }
 
 // Collect is part of prometheus.Collector.
 func (g *LoadMetrics) Collect(c chan<- prometheus.Metric) {
-	for desc, set := range map[*prometheus.Desc]bool{loadedMetric: g.loaded.Load(), staleMetric: g.stale.Load()} {
+	for desc, set := range map[*prometheus.Desc]bool{configurationLoadedMetric: g.isLoaded.Load(), configurationStaleMetric: g.isStale.Load()} {
 		value := 0.0
 		if set {
 			value = 1

@@ -49,10 +49,10 @@ func (s StateWriter) objectLabels() map[string]string {
 	return out
 }
 
-// ErrorTexts returns the texts of the Problems that keep a part of the configuration from being
-// served, in their order. References to pools and peers are left out: those may be created later,
-// and the condition of the advertisement reports them.
-func ErrorTexts(problems []snapshot.Problem) []string {
+// ServingProblemTexts returns the texts of the Problems that keep a part of the configuration from
+// being served, in their order. References to pools and peers are left out: those may be created
+// later, and the condition of the advertisement reports them.
+func ServingProblemTexts(problems []snapshot.Problem) []string {
 	var out []string
 	for _, p := range problems {
 		if p.Reason != names.ReasonUnknownPool && p.Reason != names.ReasonUnknownPeer {
@@ -62,13 +62,13 @@ func ErrorTexts(problems []snapshot.Problem) []string {
 	return out
 }
 
-// maxSummaryBytes bounds a summary, without the note on what is left out. The API server accepts
-// 32768 bytes in a condition.
-const maxSummaryBytes = 4096
+// maxErrorSummaryBytes bounds a summary, without the note on what is left out. The API server
+// accepts 32768 bytes in a condition.
+const maxErrorSummaryBytes = 4096
 
 // NextStatus returns the status for the Problems, given the status before.
 func (s StateWriter) NextStatus(before v1beta1.ConfigurationStateStatus, problems []snapshot.Problem) v1beta1.ConfigurationStateStatus {
-	texts := ErrorTexts(problems)
+	texts := ServingProblemTexts(problems)
 	after := v1beta1.ConfigurationStateStatus{Result: v1beta1.ConfigurationValid, Conditions: slices.Clone(before.Conditions)}
 	c := metav1.Condition{
 		Type: s.conditionType(), Status: metav1.ConditionTrue, Reason: string(names.ReasonReconciled), Message: "the whole configuration is understood",
@@ -86,9 +86,9 @@ func (s StateWriter) NextStatus(before v1beta1.ConfigurationStateStatus, problem
 func SummarizeTexts(texts []string, separator, advice string) string {
 	var b strings.Builder
 	for i, t := range texts {
-		if i == 0 && len(t) > maxSummaryBytes {
-			t = strings.ToValidUTF8(t[:maxSummaryBytes], "") + "…"
-		} else if b.Len()+len(t) > maxSummaryBytes {
+		if i == 0 && len(t) > maxErrorSummaryBytes {
+			t = strings.ToValidUTF8(t[:maxErrorSummaryBytes], "") + "…"
+		} else if b.Len()+len(t) > maxErrorSummaryBytes {
 			fmt.Fprintf(&b, "%sand %d more: %s", separator, len(texts)-i, advice)
 			break
 		}
@@ -119,7 +119,7 @@ func (s StateWriter) WriteState(ctx context.Context, c client.Client, problems [
 	}
 	before := o.DeepCopy()
 	o.Status = s.NextStatus(before.Status, problems)
-	if equalStatuses(before.Status, o.Status) {
+	if areStatusesEqual(before.Status, o.Status) {
 		return nil
 	}
 	if err := c.Status().Patch(ctx, &o, client.MergeFrom(before)); err != nil {
@@ -128,6 +128,6 @@ func (s StateWriter) WriteState(ctx context.Context, c client.Client, problems [
 	return nil
 }
 
-func equalStatuses(a, b v1beta1.ConfigurationStateStatus) bool {
+func areStatusesEqual(a, b v1beta1.ConfigurationStateStatus) bool {
 	return a.Result == b.Result && a.ErrorSummary == b.ErrorSummary && slices.Equal(a.Conditions, b.Conditions)
 }

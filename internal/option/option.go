@@ -19,11 +19,11 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-// ListenOff is the value that turns a listening address off.
-const ListenOff = "0"
+// ListenAddressOff is the value that turns a listening address off.
+const ListenAddressOff = "0"
 
-// Common are the options of both binaries.
-type Common struct {
+// CommonOptions are the options of both binaries.
+type CommonOptions struct {
 	Kubeconfig             string
 	Namespace              string
 	LoadBalancerClass      string
@@ -34,7 +34,7 @@ type Common struct {
 }
 
 // DeclareFlags declares the flags; metrics and health are the default addresses to listen on.
-func (c *Common) DeclareFlags(fs *pflag.FlagSet, metrics, health string) {
+func (c *CommonOptions) DeclareFlags(fs *pflag.FlagSet, metrics, health string) {
 	fs.StringVar(&c.Kubeconfig, "kubeconfig", "", "path of a kubeconfig; empty uses the Pod's service account")
 	fs.StringVar(&c.Namespace, "namespace", names.Namespace, "namespace of Gantry's own objects and of its configuration")
 	fs.StringVar(&c.LoadBalancerClass, "load-balancer-class", "", "serve only Services with this spec.loadBalancerClass; empty serves those without one")
@@ -45,7 +45,7 @@ func (c *Common) DeclareFlags(fs *pflag.FlagSet, metrics, health string) {
 }
 
 // ValidateValues says which option has a value that cannot be used.
-func (c *Common) ValidateValues() error {
+func (c *CommonOptions) ValidateValues() error {
 	if c.Namespace == "" {
 		return InvalidOptionError("namespace", c.Namespace, "name the namespace that holds the IPAddressPools")
 	}
@@ -58,7 +58,7 @@ func (c *Common) ValidateValues() error {
 	for _, l := range []struct{ flag, value string }{
 		{"metrics-bind-address", c.MetricsBindAddress}, {"health-probe-bind-address", c.HealthProbeBindAddress},
 	} {
-		if _, _, err := net.SplitHostPort(l.value); l.value != ListenOff && err != nil {
+		if _, _, err := net.SplitHostPort(l.value); l.value != ListenAddressOff && err != nil {
 			return InvalidOptionError(l.flag, l.value, "write ADDRESS:PORT, :PORT or 0")
 		}
 	}
@@ -67,10 +67,10 @@ func (c *Common) ValidateValues() error {
 
 // InvalidOptionError is the error for an option whose value cannot be used.
 func InvalidOptionError(flag, value, hint string) error {
-	return fmt.Errorf("--%s (or %s): %q cannot be used: %s", flag, environmentVariable(flag), value, hint)
+	return fmt.Errorf("--%s (or %s): %q cannot be used: %s", flag, environmentVariableName(flag), value, hint)
 }
 
-func environmentVariable(flag string) string {
+func environmentVariableName(flag string) string {
 	return "GANTRY_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
 }
 
@@ -85,7 +85,7 @@ func ParseFlags(fs *pflag.FlagSet, args []string, lookup func(string) (string, b
 	}
 	var failed error
 	fs.VisitAll(func(f *pflag.Flag) {
-		value, ok := lookup(environmentVariable(f.Name))
+		value, ok := lookup(environmentVariableName(f.Name))
 		if f.Changed || !ok || failed != nil {
 			return
 		}
@@ -102,14 +102,14 @@ var logLevelByName = map[string]slog.Level{
 }
 
 // NewLogger returns a logger that writes lines of JSON at the level or above.
-func (c *Common) NewLogger(w io.Writer) *slog.Logger {
+func (c *CommonOptions) NewLogger(w io.Writer) *slog.Logger {
 	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: logLevelByName[c.LogLevel]}))
 }
 
 // LoadRESTConfig returns how to reach the API server. The client does not limit its own rate: the
 // API server's priority and fairness does that better, and an address must not wait for a
 // client-side token.
-func (c *Common) LoadRESTConfig() (*rest.Config, error) {
+func (c *CommonOptions) LoadRESTConfig() (*rest.Config, error) {
 	config, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
 	if err != nil {
 		return nil, fmt.Errorf("reading how to reach the API server (--kubeconfig %q, or the Pod's service account): %w", c.Kubeconfig, err)
@@ -118,5 +118,5 @@ func (c *Common) LoadRESTConfig() (*rest.Config, error) {
 	return config, nil
 }
 
-// LookupEnvironment reads a variable of the process's environment.
-func LookupEnvironment(name string) (string, bool) { return os.LookupEnv(name) }
+// LookupEnvironmentVariable reads a variable of the process's environment.
+func LookupEnvironmentVariable(name string) (string, bool) { return os.LookupEnv(name) }

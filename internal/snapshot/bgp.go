@@ -17,9 +17,9 @@ type Peer struct {
 	// Fault is why no node may peer; nil when nodes may. Only Name and NodeSelectors of a faulty
 	// Peer are valid.
 	Fault *Problem
-	// DuplicateOf are the names of older peers with the same session as far as the router can see.
-	// On nodes that have one of them this peer does not connect.
-	DuplicateOf []string
+	// DuplicateOfPeers are the names of older peers with the same session as far as the router can
+	// see. On nodes that have one of them this peer does not connect.
+	DuplicateOfPeers []string
 	// MyASN is the node's AS number. LocalASN is the number that the router sees; 0 means MyASN.
 	MyASN, LocalASN uint32
 	// PeerASN is the router's AS number; 0 when DynamicASN says which numbers are accepted.
@@ -190,9 +190,9 @@ func (s *Snapshot) bgpAdvertisementByName(name string) *BGPAdvertisement {
 	return nil
 }
 
-// SelectorsMatch says whether one of the selectors matches the labels. An empty list matches
+// AnySelectorMatches says whether one of the selectors matches the labels. An empty list matches
 // everything.
-func SelectorsMatch(selectors []labels.Selector, set map[string]string) bool {
+func AnySelectorMatches(selectors []labels.Selector, set map[string]string) bool {
 	for _, s := range selectors {
 		if s.Matches(labels.Set(set)) {
 			return true

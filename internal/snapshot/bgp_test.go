@@ -37,13 +37,13 @@ func newBGPAdvertisement(name string, age time.Duration, spec v1beta1.BGPAdverti
 	return ad
 }
 
-func seconds(n int) *metav1.Duration {
+func durationOfSeconds(n int) *metav1.Duration {
 	return &metav1.Duration{Duration: time.Duration(n) * time.Second}
 }
 
-func lengthPointer(n int32) *int32 { return &n }
+func prefixLengthPointer(n int32) *int32 { return &n }
 
-func selectorFor(key, value string) []metav1.LabelSelector {
+func selectorForLabel(key, value string) []metav1.LabelSelector {
 	return []metav1.LabelSelector{{MatchLabels: map[string]string{key: value}}}
 }
 
@@ -64,15 +64,15 @@ func TestMissingTimersAreDerived(t *testing.T) {
 		hold, keepalive time.Duration
 	}{
 		"neither":                       {hold: 90 * time.Second, keepalive: 30 * time.Second},
-		"only the hold time":            {spec: v1beta2.BGPPeerSpec{HoldTime: seconds(9)}, hold: 9 * time.Second, keepalive: 3 * time.Second},
-		"only the keepalive time":       {spec: v1beta2.BGPPeerSpec{KeepaliveTime: seconds(5)}, hold: 15 * time.Second, keepalive: 5 * time.Second},
-		"both":                          {spec: v1beta2.BGPPeerSpec{HoldTime: seconds(30), KeepaliveTime: seconds(2)}, hold: 30 * time.Second, keepalive: 2 * time.Second},
-		"never":                         {spec: v1beta2.BGPPeerSpec{HoldTime: seconds(0), KeepaliveTime: seconds(0)}},
+		"only the hold time":            {spec: v1beta2.BGPPeerSpec{HoldTime: durationOfSeconds(9)}, hold: 9 * time.Second, keepalive: 3 * time.Second},
+		"only the keepalive time":       {spec: v1beta2.BGPPeerSpec{KeepaliveTime: durationOfSeconds(5)}, hold: 15 * time.Second, keepalive: 5 * time.Second},
+		"both":                          {spec: v1beta2.BGPPeerSpec{HoldTime: durationOfSeconds(30), KeepaliveTime: durationOfSeconds(2)}, hold: 30 * time.Second, keepalive: 2 * time.Second},
+		"never":                         {spec: v1beta2.BGPPeerSpec{HoldTime: durationOfSeconds(0), KeepaliveTime: durationOfSeconds(0)}},
 		"fractions of a second are cut": {spec: v1beta2.BGPPeerSpec{HoldTime: &metav1.Duration{Duration: 3900 * time.Millisecond}}, hold: 3 * time.Second, keepalive: time.Second},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			s, problems := Build(Objects{BGPPeers: []v1beta2.BGPPeer{newPeer("p", 0, tc.spec)}})
+			s, problems := BuildSnapshot(Objects{BGPPeers: []v1beta2.BGPPeer{newPeer("p", 0, tc.spec)}})
 			if len(problems) > 0 {
 				t.Fatal(problems)
 			}
@@ -103,12 +103,12 @@ func TestPeerWithMissingReferenceIsNotServed(t *testing.T) {
 		"no host's source address":            {spec: v1beta2.BGPPeerSpec{SourceAddress: "0.0.0.0"}, reason: names.ReasonInvalidAddress},
 		"an address of every link":            {spec: v1beta2.BGPPeerSpec{PeerAddress: "fe80::1"}, reason: names.ReasonInvalidAddress},
 		"an address of one link":              {spec: v1beta2.BGPPeerSpec{PeerAddress: "fe80::1", VRFName: "eth0"}, served: true},
-		"a keepalive beyond the default hold": {spec: v1beta2.BGPPeerSpec{HoldTime: seconds(3), KeepaliveTime: seconds(4)}, reason: names.ReasonInvalidTimer},
+		"a keepalive beyond the default hold": {spec: v1beta2.BGPPeerSpec{HoldTime: durationOfSeconds(3), KeepaliveTime: durationOfSeconds(4)}, reason: names.ReasonInvalidTimer},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			tc.o.BGPPeers = []v1beta2.BGPPeer{newPeer("p", 0, tc.spec), newPeer("sound", 0, v1beta2.BGPPeerSpec{PeerAddress: "192.0.2.2"})}
-			s, problems := Build(tc.o)
+			s, problems := BuildSnapshot(tc.o)
 			p, sound := s.PeerByName("p"), s.PeerByName("sound")
 			if p == nil || sound == nil || sound.Fault != nil || (p.Fault == nil) != tc.served || p.Fault != nil && p.Fault.Reason != tc.reason {
 				t.Errorf("the peer is %+v, the sound one %+v", p, sound)
@@ -117,13 +117,13 @@ func TestPeerWithMissingReferenceIsNotServed(t *testing.T) {
 				t.Errorf("the problems are %v, want %s", got, tc.reason)
 			}
 			// What was served before is served unchanged.
-			tc.o.Previous = &Snapshot{Peers: []*Peer{{Name: "p", Password: "old"}}}
-			if s, _ := Build(tc.o); !tc.served && (s.PeerByName("p").Fault != nil || s.PeerByName("p").Password != "old") {
+			tc.o.PreviousSnapshot = &Snapshot{Peers: []*Peer{{Name: "p", Password: "old"}}}
+			if s, _ := BuildSnapshot(tc.o); !tc.served && (s.PeerByName("p").Fault != nil || s.PeerByName("p").Password != "old") {
 				t.Error("the last good state of the peer was lost")
 			}
 			// A faulty state is no last good state.
-			tc.o.Previous = s
-			if s, _ := Build(tc.o); (s.PeerByName("p").Fault == nil) != tc.served {
+			tc.o.PreviousSnapshot = s
+			if s, _ := BuildSnapshot(tc.o); (s.PeerByName("p").Fault == nil) != tc.served {
 				t.Errorf("after a second Build the peer is %+v", s.PeerByName("p"))
 			}
 		})
@@ -144,7 +144,7 @@ func TestUnsupportedEchoModeIsReportedAndThePeerServed(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			tc.spec.BFDProfile = "echo"
-			s, problems := Build(Objects{BGPPeers: []v1beta2.BGPPeer{newPeer("p", 0, tc.spec)}, BFDProfiles: profiles})
+			s, problems := BuildSnapshot(Objects{BGPPeers: []v1beta2.BGPPeer{newPeer("p", 0, tc.spec)}, BFDProfiles: profiles})
 			if got := reasonsOfKind(problems, "BGPPeer"); !reflect.DeepEqual(got, tc.want) {
 				t.Errorf("the problems are %v, want %v", problems, tc.want)
 			}
@@ -164,18 +164,18 @@ func TestPeersWithTheSameSessionAreReported(t *testing.T) {
 		"the same address":  {want: []names.Reason{names.ReasonDuplicatePeer}},
 		"another port":      {younger: v1beta2.BGPPeerSpec{PeerPort: 1179}},
 		"another source":    {younger: v1beta2.BGPPeerSpec{SourceAddress: "192.0.2.9"}},
-		"no node in common": {younger: v1beta2.BGPPeerSpec{NodeSelectors: selectorFor("rack", "b")}, nodes: []Node{{Name: "n", Labels: map[string]string{"rack": "a"}}}},
+		"no node in common": {younger: v1beta2.BGPPeerSpec{NodeSelectors: selectorForLabel("rack", "b")}, nodes: []Node{{Name: "n", Labels: map[string]string{"rack": "a"}}}},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			s, problems := Build(Objects{BGPPeers: []v1beta2.BGPPeer{newPeer("younger", 0, tc.younger), newPeer("older", time.Hour, v1beta2.BGPPeerSpec{})}, Nodes: tc.nodes})
+			s, problems := BuildSnapshot(Objects{BGPPeers: []v1beta2.BGPPeer{newPeer("younger", 0, tc.younger), newPeer("older", time.Hour, v1beta2.BGPPeerSpec{})}, Nodes: tc.nodes})
 			if got := reasonsOfKind(problems, "BGPPeer"); !reflect.DeepEqual(got, tc.want) {
 				t.Errorf("the problems are %v, want %v", problems, tc.want)
 			}
-			if len(s.Peers) != 2 || len(s.PeerByName("older").DuplicateOf) > 0 {
+			if len(s.Peers) != 2 || len(s.PeerByName("older").DuplicateOfPeers) > 0 {
 				t.Errorf("the peers are %+v", s.Peers)
 			}
-			if got := s.PeerByName("younger").DuplicateOf; (len(got) > 0) != (tc.younger.PeerPort == 0 && tc.younger.SourceAddress == "") {
+			if got := s.PeerByName("younger").DuplicateOfPeers; (len(got) > 0) != (tc.younger.PeerPort == 0 && tc.younger.SourceAddress == "") {
 				t.Errorf("the younger is a duplicate of %v", got)
 			}
 		})
@@ -199,7 +199,7 @@ func TestOlderPeerDecidesTheBFDProfile(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			tc.younger.PeerPort = 1179 // a session that the router can tell apart
-			s, problems := Build(Objects{
+			s, problems := BuildSnapshot(Objects{
 				BGPPeers: []v1beta2.BGPPeer{
 					newPeer("a younger", 0, tc.younger), newPeer("older", time.Hour, v1beta2.BGPPeerSpec{BFDProfile: "fast"}),
 				},
@@ -224,16 +224,16 @@ func TestAggregatesStayWithinTheirPools(t *testing.T) {
 		spec  v1beta1.BGPAdvertisementSpec
 		want  string // in the Problem; empty for none
 	}{
-		"as long as the entry":           {entry: "1.1.1.0/28", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: lengthPointer(28)}},
-		"shorter than the entry":         {entry: "1.1.1.0/28", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: lengthPointer(26)}, want: "invalid aggregation length 26: prefix 28 in this pool is more specific than the aggregation length for addresses 1.1.1.0/28"},
-		"a range counts by its widest":   {entry: "3.3.3.2-3.3.3.254", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: lengthPointer(26)}},
-		"shorter than a range's widest":  {entry: "3.3.3.2-3.3.3.254", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: lengthPointer(25)}, want: "invalid aggregation length 25: prefix 26"},
-		"IPv6":                           {entry: "2001:db8::/64", spec: v1beta1.BGPAdvertisementSpec{AggregationLengthV6: lengthPointer(48)}, want: "spec.aggregationLengthV6: invalid aggregation length 48: prefix 64"},
-		"the length of the other family": {entry: "2001:db8::/64", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: lengthPointer(8)}},
+		"as long as the entry":           {entry: "1.1.1.0/28", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: prefixLengthPointer(28)}},
+		"shorter than the entry":         {entry: "1.1.1.0/28", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: prefixLengthPointer(26)}, want: "invalid aggregation length 26: prefix 28 in this pool is more specific than the aggregation length for addresses 1.1.1.0/28"},
+		"a range counts by its widest":   {entry: "3.3.3.2-3.3.3.254", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: prefixLengthPointer(26)}},
+		"shorter than a range's widest":  {entry: "3.3.3.2-3.3.3.254", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: prefixLengthPointer(25)}, want: "invalid aggregation length 25: prefix 26"},
+		"IPv6":                           {entry: "2001:db8::/64", spec: v1beta1.BGPAdvertisementSpec{AggregationLengthV6: prefixLengthPointer(48)}, want: "spec.aggregationLengthV6: invalid aggregation length 48: prefix 64"},
+		"the length of the other family": {entry: "2001:db8::/64", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: prefixLengthPointer(8)}},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			s, problems := Build(Objects{
+			s, problems := BuildSnapshot(Objects{
 				Pools:             []v1beta1.IPAddressPool{newPool("p", 0, tc.entry), newPool("sound", 0, "10.0.0.0/8", "fd00::/8")},
 				BGPAdvertisements: []v1beta1.BGPAdvertisement{newBGPAdvertisement("ad", 0, tc.spec)},
 			})
@@ -260,14 +260,14 @@ func TestConflictingLocalPrefIsReported(t *testing.T) {
 	}{
 		"another localPref":  {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200}, clash: true},
 		"the same localPref": {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 100}},
-		"other prefixes":     {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200, AggregationLength: lengthPointer(24)}},
+		"other prefixes":     {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200, AggregationLength: prefixLengthPointer(24)}},
 		"other peers":        {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200, Peers: []string{"b"}}},
-		"other nodes":        {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200, NodeSelectors: selectorFor("rack", "b")}},
-		"only some Services": {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200, ServiceSelectors: selectorFor("app", "x")}},
+		"other nodes":        {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200, NodeSelectors: selectorForLabel("rack", "b")}},
+		"only some Services": {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200, ServiceSelectors: selectorForLabel("app", "x")}},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			s, problems := Build(Objects{
+			s, problems := BuildSnapshot(Objects{
 				Pools:    []v1beta1.IPAddressPool{newPool("p", 0, "192.0.2.0/24")},
 				BGPPeers: []v1beta2.BGPPeer{newPeer("a", 0, v1beta2.BGPPeerSpec{}), newPeer("b", 0, v1beta2.BGPPeerSpec{PeerAddress: "192.0.2.2"})},
 				Nodes:    []Node{{Name: "n", Labels: map[string]string{"rack": "a"}}},
@@ -302,7 +302,7 @@ func TestCommunityAliases(t *testing.T) {
 			newBGPAdvertisement("bad", 0, v1beta1.BGPAdvertisementSpec{Communities: []string{"unknown"}}),
 		},
 	}
-	s, problems := Build(o)
+	s, problems := BuildSnapshot(o)
 	want := []Community{{A: 64512, B: 7}, {A: 65535, B: 65281}, {Large: true, A: 1, B: 2, C: 3}}
 	if got := s.bgpAdvertisementByName("good").Communities; !reflect.DeepEqual(got, want) {
 		t.Errorf("the communities are %v, want %v", got, want)
@@ -316,8 +316,8 @@ func TestCommunityAliases(t *testing.T) {
 	if got := reasonsOfKind(problems, "BGPAdvertisement"); !reflect.DeepEqual(got, []names.Reason{names.ReasonUnknownCommunity}) {
 		t.Errorf("the problems of the advertisements are %v", problems)
 	}
-	o.Previous, o.Communities = s, nil
-	if s, _ := Build(o); s.bgpAdvertisementByName("good") == nil || !reflect.DeepEqual(s.bgpAdvertisementByName("good").Communities, want) {
+	o.PreviousSnapshot, o.Communities = s, nil
+	if s, _ := BuildSnapshot(o); s.bgpAdvertisementByName("good") == nil || !reflect.DeepEqual(s.bgpAdvertisementByName("good").Communities, want) {
 		t.Error("the last good state of the advertisement was lost with its aliases")
 	}
 }
@@ -344,17 +344,17 @@ func TestABrokenEditKeepsTheLastGoodState(t *testing.T) {
 	o := Objects{
 		Pools: []v1beta1.IPAddressPool{newPool("a", time.Hour, "192.0.2.0/28"), newPool("b", 0, "198.51.100.0/28")},
 		L2Advertisements: []v1beta1.L2Advertisement{newL2Advertisement("ad", v1beta1.L2AdvertisementSpec{
-			IPAddressPools: []string{"a"}, NodeSelectors: selectorFor("rack", "a"),
+			IPAddressPools: []string{"a"}, NodeSelectors: selectorForLabel("rack", "a"),
 		})},
 	}
-	good, problems := Build(o)
+	good, problems := BuildSnapshot(o)
 	if len(problems) > 0 {
 		t.Fatal(problems)
 	}
-	o.Previous = good
+	o.PreviousSnapshot = good
 	o.Pools = []v1beta1.IPAddressPool{newPool("a", time.Hour, "192.0.2.9-192.0.2.1"), newPool("b", 0, "198.51.100.0/24")}
 	o.L2Advertisements[0].Spec.NodeSelectors = []metav1.LabelSelector{{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "rack", Operator: "Is"}}}}
-	s, problems := Build(o)
+	s, problems := BuildSnapshot(o)
 	if len(problems) != 2 {
 		t.Errorf("the problems are %v, want one of the pool and one of the advertisement", problems)
 	}
@@ -375,17 +375,17 @@ func TestTheOrderOfBGPObjectsDoesNotMatter(t *testing.T) {
 		BGPPeers: []v1beta2.BGPPeer{newPeer("x", 0, v1beta2.BGPPeerSpec{}), newPeer("y", 0, v1beta2.BGPPeerSpec{}), newPeer("z", 0, v1beta2.BGPPeerSpec{BFDProfile: "no"})},
 		BGPAdvertisements: []v1beta1.BGPAdvertisement{
 			newBGPAdvertisement("one", 0, v1beta1.BGPAdvertisementSpec{LocalPref: 1}), newBGPAdvertisement("two", 0, v1beta1.BGPAdvertisementSpec{LocalPref: 2}),
-			newBGPAdvertisement("three", 0, v1beta1.BGPAdvertisementSpec{AggregationLength: lengthPointer(26), Communities: []string{"1:2", "alias"}}),
+			newBGPAdvertisement("three", 0, v1beta1.BGPAdvertisementSpec{AggregationLength: prefixLengthPointer(26), Communities: []string{"1:2", "alias"}}),
 		},
 		Communities: []v1beta1.Community{{Spec: v1beta1.CommunitySpec{Communities: []v1beta1.CommunityAlias{{Name: "alias", Value: "1:3"}}}}},
 	}
-	wantSnapshot, wantProblems := Build(o)
+	wantSnapshot, wantProblems := BuildSnapshot(o)
 	for range 20 {
 		rand.Shuffle(len(o.BGPPeers), func(i, j int) { o.BGPPeers[i], o.BGPPeers[j] = o.BGPPeers[j], o.BGPPeers[i] })
 		rand.Shuffle(len(o.BGPAdvertisements), func(i, j int) {
 			o.BGPAdvertisements[i], o.BGPAdvertisements[j] = o.BGPAdvertisements[j], o.BGPAdvertisements[i]
 		})
-		s, problems := Build(o)
+		s, problems := BuildSnapshot(o)
 		if !reflect.DeepEqual(problems, wantProblems) || !reflect.DeepEqual(s, wantSnapshot) {
 			t.Fatal("another order of the objects gave another result")
 		}

@@ -17,7 +17,7 @@ import (
 
 // parseBGPAdvertisements parses the BGPAdvertisements, the oldest first. If two contradict each
 // other, the older one stays in force.
-func (b *builder) parseBGPAdvertisements(in []v1beta1.BGPAdvertisement, o *Objects, pools []*Pool) []*BGPAdvertisement {
+func (b *snapshotBuilder) parseBGPAdvertisements(in []v1beta1.BGPAdvertisement, o *Objects, pools []*Pool) []*BGPAdvertisement {
 	aliases, extended := b.parseCommunityAliases(o.Communities), b.parseExtendedAliases(o.Communities)
 	in = slices.Clone(in)
 	slices.SortFunc(in, func(x, y v1beta1.BGPAdvertisement) int {
@@ -26,16 +26,16 @@ func (b *builder) parseBGPAdvertisements(in []v1beta1.BGPAdvertisement, o *Objec
 	var out []*BGPAdvertisement
 	for i := range in {
 		object := ObjectReference{Kind: "BGPAdvertisement", Namespace: in[i].Namespace, Name: in[i].Name}
-		b.broken = false
+		b.currentObjectBroken = false
 		ad := b.parseBGPAdvertisement(object, &in[i], o, pools, aliases)
 		b.parseBGPAdvertisementExtension(object, ad, in[i].Spec.Gantry, extended)
 		ad.Pools = slices.DeleteFunc(ad.Pools, func(name string) bool {
-			p := findPool(pools, name)
+			p := findPoolByName(pools, name)
 			return !b.checkAggregationLength(object, ad, p) || !b.checkLocalPref(object, ad, out, o.Nodes, p)
 		})
-		if b.broken {
-			last := o.Previous.bgpAdvertisementByName(ad.Name)
-			if last == nil && !b.partlyServed {
+		if b.currentObjectBroken {
+			last := o.PreviousSnapshot.bgpAdvertisementByName(ad.Name)
+			if last == nil && !b.currentObjectPartlyServed {
 				continue
 			}
 			if last != nil {
@@ -48,8 +48,8 @@ func (b *builder) parseBGPAdvertisements(in []v1beta1.BGPAdvertisement, o *Objec
 	return out
 }
 
-func (b *builder) parseBGPAdvertisement(o ObjectReference, in *v1beta1.BGPAdvertisement, objects *Objects, pools []*Pool, aliases map[string]Community) *BGPAdvertisement {
-	b.partlyServed = false
+func (b *snapshotBuilder) parseBGPAdvertisement(o ObjectReference, in *v1beta1.BGPAdvertisement, objects *Objects, pools []*Pool, aliases map[string]Community) *BGPAdvertisement {
+	b.currentObjectPartlyServed = false
 	length := func(p *int32, d int) int {
 		if p == nil {
 			return d
@@ -94,7 +94,7 @@ func (b *builder) parseBGPAdvertisement(o ObjectReference, in *v1beta1.BGPAdvert
 
 // reportDuplicates reports the texts that a list has twice. They do no harm, but are seldom
 // intended.
-func (b *builder) reportDuplicates(o ObjectReference, field string, list []string) {
+func (b *snapshotBuilder) reportDuplicates(o ObjectReference, field string, list []string) {
 	for i, text := range list {
 		if slices.Contains(list[:i], text) {
 			b.reportProblem(o, field, names.ReasonDuplicate, "%s lists %q twice: remove one", field, text)
@@ -103,7 +103,7 @@ func (b *builder) reportDuplicates(o ObjectReference, field string, list []strin
 }
 
 // reportDuplicateSelectors does the same for selectors.
-func (b *builder) reportDuplicateSelectors(o ObjectReference, field string, in []metav1.LabelSelector) {
+func (b *snapshotBuilder) reportDuplicateSelectors(o ObjectReference, field string, in []metav1.LabelSelector) {
 	var seen []string
 	for i := range in {
 		text := metav1.FormatLabelSelector(&in[i])
@@ -116,14 +116,14 @@ func (b *builder) reportDuplicateSelectors(o ObjectReference, field string, in [
 
 // checkAggregationLength says whether the announced prefixes lie within the entries of a pool. An
 // aggregate that is wider than an entry would attract traffic for addresses outside of the cluster.
-func (b *builder) checkAggregationLength(o ObjectReference, ad *BGPAdvertisement, p *Pool) bool {
+func (b *snapshotBuilder) checkAggregationLength(o ObjectReference, ad *BGPAdvertisement, p *Pool) bool {
 	for _, r := range p.Ranges {
-		if bits, length := r.widestPrefix().Bits(), ad.prefixLength(r.First); bits > length {
+		if bits, length := r.widestPrefix().Bits(), ad.prefixLengthFor(r.First); bits > length {
 			field := "spec.aggregationLength"
 			if r.First.Is6() {
 				field = "spec.aggregationLengthV6"
 			}
-			b.partlyServed = true
+			b.currentObjectPartlyServed = true
 			b.reportFault(o, field, names.ReasonAggregationLength,
 				"%s: invalid aggregation length %d: prefix %d in this pool is more specific than the aggregation length for addresses %s of pool %q: write at least %d, or remove the pool",
 				field, length, bits, r, p.Name, bits)
@@ -133,8 +133,8 @@ func (b *builder) checkAggregationLength(o ObjectReference, ad *BGPAdvertisement
 	return true
 }
 
-// prefixLength is the length of the announced prefix for an address.
-func (ad *BGPAdvertisement) prefixLength(a netip.Addr) int {
+// prefixLengthFor is the length of the announced prefix for an address.
+func (ad *BGPAdvertisement) prefixLengthFor(a netip.Addr) int {
 	if a.Is4() {
 		return ad.PrefixLengthIPv4
 	}
@@ -143,10 +143,10 @@ func (ad *BGPAdvertisement) prefixLength(a netip.Addr) int {
 
 // checkLocalPref says whether no older advertisement gives the same prefixes of a pool another
 // localPref, at a peer and on a node that both have.
-func (b *builder) checkLocalPref(o ObjectReference, ad *BGPAdvertisement, older []*BGPAdvertisement, nodes []Node, p *Pool) bool {
+func (b *snapshotBuilder) checkLocalPref(o ObjectReference, ad *BGPAdvertisement, older []*BGPAdvertisement, nodes []Node, p *Pool) bool {
 	for _, other := range older {
-		if ad.conflictsWith(other, nodes, p) {
-			b.partlyServed = true
+		if ad.hasConflictWith(other, nodes, p) {
+			b.currentObjectPartlyServed = true
 			b.reportFault(o, "spec.localPref", names.ReasonConflictingAdvertisements,
 				"spec.localPref: %d contradicts BGPAdvertisement %q, which announces the same prefixes of pool %q with %d: write the same localPref, or separate them by peers, nodeSelectors or pools",
 				ad.LocalPref, other.Name, p.Name, other.LocalPref)
@@ -156,7 +156,7 @@ func (b *builder) checkLocalPref(o ObjectReference, ad *BGPAdvertisement, older 
 	return true
 }
 
-func (ad *BGPAdvertisement) conflictsWith(other *BGPAdvertisement, nodes []Node, p *Pool) bool {
+func (ad *BGPAdvertisement) hasConflictWith(other *BGPAdvertisement, nodes []Node, p *Pool) bool {
 	return ad.LocalPref != other.LocalPref && len(ad.ServiceSelectors) == 0 && len(other.ServiceSelectors) == 0 &&
 		slices.Contains(other.Pools, p.Name) && ad.announcesSamePrefixes(other, p) &&
 		havePeerInCommon(ad.Peers, other.Peers) && haveNodeInCommon(ad.NodeSelectors, other.NodeSelectors, nodes)
@@ -165,7 +165,7 @@ func (ad *BGPAdvertisement) conflictsWith(other *BGPAdvertisement, nodes []Node,
 // announcesSamePrefixes says whether both announce the same prefixes of a pool, for at least one
 // family.
 func (ad *BGPAdvertisement) announcesSamePrefixes(other *BGPAdvertisement, p *Pool) bool {
-	return slices.ContainsFunc(p.Ranges, func(r Range) bool { return ad.prefixLength(r.First) == other.prefixLength(r.First) })
+	return slices.ContainsFunc(p.Ranges, func(r Range) bool { return ad.prefixLengthFor(r.First) == other.prefixLengthFor(r.First) })
 }
 
 func havePeerInCommon(x, y []string) bool {
@@ -175,11 +175,11 @@ func havePeerInCommon(x, y []string) bool {
 // haveNodeInCommon says whether a node matches both lists of selectors. If no node is known, the
 // answer is yes.
 func haveNodeInCommon(x, y []labels.Selector, nodes []Node) bool {
-	return len(nodes) == 0 || slices.ContainsFunc(nodes, func(n Node) bool { return SelectorsMatch(x, n.Labels) && SelectorsMatch(y, n.Labels) })
+	return len(nodes) == 0 || slices.ContainsFunc(nodes, func(n Node) bool { return AnySelectorMatches(x, n.Labels) && AnySelectorMatches(y, n.Labels) })
 }
 
-// findPool returns the pool with that name, or nil.
-func findPool(pools []*Pool, name string) *Pool {
+// findPoolByName returns the pool with that name, or nil.
+func findPoolByName(pools []*Pool, name string) *Pool {
 	s := Snapshot{Pools: pools}
 	return s.PoolByName(name)
 }
@@ -187,10 +187,10 @@ func findPool(pools []*Pool, name string) *Pool {
 // withoutUnfitPools returns a copy of the advertisement without the pools that it does not fit any
 // more.
 func (ad *BGPAdvertisement) withoutUnfitPools(older []*BGPAdvertisement, nodes []Node, pools []*Pool) *BGPAdvertisement {
-	var quiet builder
+	var quiet snapshotBuilder
 	out := *ad
 	out.Pools = slices.DeleteFunc(slices.Clone(ad.Pools), func(name string) bool {
-		p := findPool(pools, name)
+		p := findPoolByName(pools, name)
 		return p == nil || !quiet.checkAggregationLength(ObjectReference{}, ad, p) || !quiet.checkLocalPref(ObjectReference{}, ad, older, nodes, p)
 	})
 	return &out
@@ -203,7 +203,7 @@ func (r Range) widestPrefix() netip.Prefix {
 		p := netip.PrefixFrom(a, a.BitLen())
 		for p.Bits() > 0 {
 			w := netip.PrefixFrom(a, p.Bits()-1)
-			if w.Masked().Addr() != a || r.Last.Less(lastAddress(w)) {
+			if w.Masked().Addr() != a || r.Last.Less(lastAddressOfPrefix(w)) {
 				break
 			}
 			p = w
@@ -211,7 +211,7 @@ func (r Range) widestPrefix() netip.Prefix {
 		if p.Bits() < best.Bits() {
 			best = p
 		}
-		end := lastAddress(p)
+		end := lastAddressOfPrefix(p)
 		if end == r.Last {
 			return best
 		}
@@ -221,7 +221,7 @@ func (r Range) widestPrefix() netip.Prefix {
 
 // String writes the Range as a CIDR if it is one, and with both ends otherwise.
 func (r Range) String() string {
-	if p := r.widestPrefix(); p.Masked().Addr() == r.First && lastAddress(p) == r.Last {
+	if p := r.widestPrefix(); p.Masked().Addr() == r.First && lastAddressOfPrefix(p) == r.Last {
 		return p.String()
 	}
 	return r.First.String() + "-" + r.Last.String()

@@ -17,19 +17,19 @@ import (
 
 // Defaults and limits of a BGP session (RFC 4271, section 10) and of BFD.
 const (
-	defaultPeerPort           = 179
-	defaultHoldTime           = 90 * time.Second
-	maxHoldTime               = 65535 * time.Second
-	defaultBFDIntervalMillis  = 300
-	defaultDetectMultiplier   = 3
-	defaultEchoIntervalMillis = 50
-	defaultMinimumTTL         = 254
-	maxPasswordBytes          = 80 // the kernel's limit for TCP MD5 keys
+	defaultPeerPort              = 179
+	defaultBGPHoldTime           = 90 * time.Second
+	maxBGPHoldTime               = 65535 * time.Second
+	defaultBFDIntervalMillis     = 300
+	defaultBFDDetectMultiplier   = 3
+	defaultBFDEchoIntervalMillis = 50
+	defaultBFDMinimumTTL         = 254
+	maxPasswordBytes             = 80 // the kernel's limit for TCP MD5 keys
 )
 
 // parsePeers parses the BGPPeers, the oldest first. A broken one keeps its last good state; one
 // that never had a good state has a Fault.
-func (b *builder) parsePeers(in []v1beta2.BGPPeer, o *Objects) []*Peer {
+func (b *snapshotBuilder) parsePeers(in []v1beta2.BGPPeer, o *Objects) []*Peer {
 	in = slices.Clone(in)
 	slices.SortFunc(in, func(x, y v1beta2.BGPPeer) int {
 		return cmp.Or(x.CreationTimestamp.Compare(y.CreationTimestamp.Time), cmp.Compare(x.Name, y.Name))
@@ -41,17 +41,17 @@ func (b *builder) parsePeers(in []v1beta2.BGPPeer, o *Objects) []*Peer {
 	var out []*Peer
 	for i := range in {
 		object := ObjectReference{Kind: "BGPPeer", Namespace: in[i].Namespace, Name: in[i].Name}
-		b.broken = false
+		b.currentObjectBroken = false
 		p := b.parsePeer(object, &in[i].Spec)
 		p.Name = in[i].Name
 		b.resolveBFDProfile(object, p, in[i].Spec.BFDProfile, profiles)
 		b.resolvePassword(object, p, &in[i].Spec, o)
 		b.reportDuplicateSelectors(object, "spec.nodeSelectors", in[i].Spec.NodeSelectors)
 		b.parsePeerExtension(object, p, in[i].Spec.Gantry, o.Nodes)
-		if b.broken {
-			last := o.Previous.PeerByName(p.Name)
+		if b.currentObjectBroken {
+			last := o.PreviousSnapshot.PeerByName(p.Name)
 			if last == nil || last.Fault != nil {
-				cause := b.firstFault
+				cause := b.currentObjectFirstFault
 				p.Fault = &cause
 				out = append(out, p)
 				continue
@@ -64,16 +64,16 @@ func (b *builder) parsePeers(in []v1beta2.BGPPeer, o *Objects) []*Peer {
 	return out
 }
 
-// findDuplicateSessions sets DuplicateOf to the older peers with the same session. A router would
-// end the older session when the newer one connects.
-func (b *builder) findDuplicateSessions(o ObjectReference, p *Peer, older []*Peer, nodes []Node) *Peer {
+// findDuplicateSessions sets DuplicateOfPeers to the older peers with the same session. A router
+// would end the older session when the newer one connects.
+func (b *snapshotBuilder) findDuplicateSessions(o ObjectReference, p *Peer, older []*Peer, nodes []Node) *Peer {
 	out := *p
-	out.DuplicateOf = nil
+	out.DuplicateOfPeers = nil
 	for _, q := range older {
 		if q.Fault != nil || !q.hasSameSession(p) {
 			continue
 		}
-		out.DuplicateOf = append(out.DuplicateOf, q.Name)
+		out.DuplicateOfPeers = append(out.DuplicateOfPeers, q.Name)
 		if haveNodeInCommon(q.NodeSelectors, p.NodeSelectors, nodes) {
 			b.reportProblem(o, "spec.peerAddress", names.ReasonDuplicatePeer,
 				"spec.peerAddress: BGPPeer %q already connects to %s from the same nodes and source address, and the router cannot tell the two sessions apart, so that this one is not started there: delete one of them, or give it another sourceAddress, peerPort or nodeSelectors",
@@ -85,7 +85,7 @@ func (b *builder) findDuplicateSessions(o ObjectReference, p *Peer, older []*Pee
 
 // resolveBFDConflict gives a peer the BFD parameters of an older peer with the same path, since
 // there is only one BFD session to an address.
-func (b *builder) resolveBFDConflict(o ObjectReference, p *Peer, older []*Peer, nodes []Node) *Peer {
+func (b *snapshotBuilder) resolveBFDConflict(o ObjectReference, p *Peer, older []*Peer, nodes []Node) *Peer {
 	for _, q := range older {
 		if p.BFD == nil || q.BFD == nil || q.Fault != nil || !q.hasSameBFDPath(p) || q.hasSameSession(p) || p.BFD.hasSameParameters(q.BFD) || !haveNodeInCommon(q.NodeSelectors, p.NodeSelectors, nodes) {
 			continue
@@ -130,7 +130,7 @@ func (p *Peer) describeRemote() string {
 
 // parsePeerExtension reads spec.gantry of a peer. A node without the label does not peer; the
 // others do.
-func (b *builder) parsePeerExtension(o ObjectReference, p *Peer, in *v1beta2.PeerExtension, nodes []Node) {
+func (b *snapshotBuilder) parsePeerExtension(o ObjectReference, p *Peer, in *v1beta2.PeerExtension, nodes []Node) {
 	if in == nil {
 		return
 	}
@@ -144,7 +144,7 @@ func (b *builder) parsePeerExtension(o ObjectReference, p *Peer, in *v1beta2.Pee
 	}
 	bad, first, why := 0, "", error(nil)
 	for _, n := range nodes {
-		if _, _, err := p.ASNsForNode(n.Labels); err != nil && SelectorsMatch(p.NodeSelectors, n.Labels) {
+		if _, _, err := p.ASNsForNode(n.Labels); err != nil && AnySelectorMatches(p.NodeSelectors, n.Labels) {
 			bad++
 			if first == "" || n.Name < first {
 				first, why = n.Name, err
@@ -156,7 +156,7 @@ func (b *builder) parsePeerExtension(o ObjectReference, p *Peer, in *v1beta2.Pee
 	}
 }
 
-func (b *builder) parsePeer(o ObjectReference, in *v1beta2.BGPPeerSpec) *Peer {
+func (b *snapshotBuilder) parsePeer(o ObjectReference, in *v1beta2.BGPPeerSpec) *Peer {
 	p := &Peer{
 		MyASN: in.MyASN, PeerASN: in.PeerASN, LocalASN: in.LocalASN, Interface: in.Interface,
 		Port: in.PeerPort, VRF: in.VRFName, ConnectInterval: durationOrZero(in.ConnectTime),
@@ -180,7 +180,7 @@ func (b *builder) parsePeer(o ObjectReference, in *v1beta2.BGPPeerSpec) *Peer {
 		p.DynamicASN = ExternalASN
 	}
 	p.HoldTime, p.KeepaliveInterval = parseTimers(in)
-	if p.HoldTime != 0 && p.HoldTime < 3*time.Second || p.HoldTime > maxHoldTime {
+	if p.HoldTime != 0 && p.HoldTime < 3*time.Second || p.HoldTime > maxBGPHoldTime {
 		b.reportFault(o, "spec.holdTime", names.ReasonInvalidTimer, "spec.holdTime: %s is out of range: write 0s (never) or 3s to 65535s", p.HoldTime)
 	}
 	if p.KeepaliveInterval > p.HoldTime {
@@ -190,7 +190,7 @@ func (b *builder) parsePeer(o ObjectReference, in *v1beta2.BGPPeerSpec) *Peer {
 }
 
 // checkPeerAddresses reports addresses that no router can have, and link-local ones without a link.
-func (b *builder) checkPeerAddresses(o ObjectReference, p *Peer) {
+func (b *snapshotBuilder) checkPeerAddresses(o ObjectReference, p *Peer) {
 	for field, a := range map[string]netip.Addr{"spec.peerAddress": p.Address, "spec.sourceAddress": p.SourceAddress} {
 		if a.IsUnspecified() || a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
 			b.reportFault(o, field, names.ReasonInvalidAddress, "%s: %s cannot be the address of a host: write one such as 192.0.2.1", field, a)
@@ -214,7 +214,7 @@ func parseTimers(in *v1beta2.BGPPeerSpec) (hold, keepalive time.Duration) {
 		keepalive = durationOrZero(in.KeepaliveTime)
 		hold = 3 * keepalive
 	default:
-		hold, keepalive = defaultHoldTime, defaultHoldTime/3
+		hold, keepalive = defaultBGPHoldTime, defaultBGPHoldTime/3
 	}
 	return hold.Truncate(time.Second), keepalive
 }
@@ -227,7 +227,7 @@ func durationOrZero(d *metav1.Duration) time.Duration {
 }
 
 // parseOptionalAddress parses an address; an empty text is the zero Addr.
-func (b *builder) parseOptionalAddress(o ObjectReference, field, text string) netip.Addr {
+func (b *snapshotBuilder) parseOptionalAddress(o ObjectReference, field, text string) netip.Addr {
 	if text == "" {
 		return netip.Addr{}
 	}
@@ -238,7 +238,7 @@ func (b *builder) parseOptionalAddress(o ObjectReference, field, text string) ne
 	return a.Unmap()
 }
 
-func (b *builder) resolveBFDProfile(o ObjectReference, p *Peer, name string, profiles map[string]*BFDProfile) {
+func (b *snapshotBuilder) resolveBFDProfile(o ObjectReference, p *Peer, name string, profiles map[string]*BFDProfile) {
 	if name == "" {
 		return
 	}
@@ -255,7 +255,7 @@ func (b *builder) resolveBFDProfile(o ObjectReference, p *Peer, name string, pro
 
 // resolvePassword sets the password. If the Secret is missing, the password is not empty: the peer
 // waits for the Secret.
-func (b *builder) resolvePassword(o ObjectReference, p *Peer, in *v1beta2.BGPPeerSpec, objects *Objects) {
+func (b *snapshotBuilder) resolvePassword(o ObjectReference, p *Peer, in *v1beta2.BGPPeerSpec, objects *Objects) {
 	p.Password = in.Password
 	name := in.PasswordSecret.Name
 	if name == "" {
@@ -287,9 +287,9 @@ func parseBFDProfile(in *v1beta1.BFDProfile) *BFDProfile {
 	return &BFDProfile{
 		Name:            in.Name,
 		ReceiveInterval: ms(or(in.Spec.ReceiveInterval, defaultBFDIntervalMillis)), TransmitInterval: ms(or(in.Spec.TransmitInterval, defaultBFDIntervalMillis)),
-		DetectMultiplier: uint8(min(or(in.Spec.DetectMultiplier, defaultDetectMultiplier), 255)),
-		EchoInterval:     ms(or(in.Spec.EchoInterval, defaultEchoIntervalMillis)),
+		DetectMultiplier: uint8(min(or(in.Spec.DetectMultiplier, defaultBFDDetectMultiplier), 255)),
+		EchoInterval:     ms(or(in.Spec.EchoInterval, defaultBFDEchoIntervalMillis)),
 		EchoMode:         in.Spec.EchoMode != nil && *in.Spec.EchoMode, PassiveMode: in.Spec.PassiveMode != nil && *in.Spec.PassiveMode,
-		MinimumTTL: uint8(min(or(in.Spec.MinimumTTL, defaultMinimumTTL), 254)),
+		MinimumTTL: uint8(min(or(in.Spec.MinimumTTL, defaultBFDMinimumTTL), 254)),
 	}
 }

@@ -35,43 +35,44 @@ type Objects struct {
 	Nodes             []Node
 	// Secrets are those of type kubernetes.io/basic-auth.
 	Secrets []Secret
-	// Previous is the Snapshot before this one; nil at the start. If an edit breaks an object, its
-	// state in Previous stays in force.
-	Previous *Snapshot
+	// PreviousSnapshot is the Snapshot before this one; nil at the start. If an edit breaks an
+	// object, its state in Previous stays in force.
+	PreviousSnapshot *Snapshot
 }
 
-// builder collects the Problems of one Build.
-type builder struct {
+// snapshotBuilder collects the Problems of one Build.
+type snapshotBuilder struct {
 	problems []Problem
-	// broken says that the current object cannot be served as written, partlyServed that it can be
-	// for some of its pools.
-	broken, partlyServed bool
-	// firstFault is the first Problem that broke the current object.
-	firstFault Problem
+	// currentObjectBroken says that the current object cannot be served as written,
+	// currentObjectPartlyServed that it can be for some of its pools.
+	currentObjectBroken, currentObjectPartlyServed bool
+	// currentObjectFirstFault is the first Problem that broke the current object.
+	currentObjectFirstFault Problem
 }
 
 // reportFault records a Problem that makes the object keep its last good state.
-func (b *builder) reportFault(o ObjectReference, field string, reason names.Reason, format string, args ...any) {
+func (b *snapshotBuilder) reportFault(o ObjectReference, field string, reason names.Reason, format string, args ...any) {
 	b.reportProblem(o, field, reason, format, args...)
-	if !b.broken {
-		b.broken, b.firstFault = true, b.problems[len(b.problems)-1]
+	if !b.currentObjectBroken {
+		b.currentObjectBroken, b.currentObjectFirstFault = true, b.problems[len(b.problems)-1]
 	}
 }
 
-func (b *builder) reportProblem(o ObjectReference, field string, reason names.Reason, format string, args ...any) {
+func (b *snapshotBuilder) reportProblem(o ObjectReference, field string, reason names.Reason, format string, args ...any) {
 	b.problems = append(b.problems, Problem{Object: o, Field: field, Reason: reason, Text: fmt.Sprintf(format, args...)})
 }
 
-// Build parses the objects. The Snapshot has everything that is sound; a Problem names each fault.
-func Build(o Objects) (*Snapshot, []Problem) {
-	var b builder
-	s := &Snapshot{Pools: b.parsePools(o.Pools, o.Namespaces, o.Previous)}
+// BuildSnapshot parses the objects. The Snapshot has everything that is sound; a Problem names each
+// fault.
+func BuildSnapshot(o Objects) (*Snapshot, []Problem) {
+	var b snapshotBuilder
+	s := &Snapshot{Pools: b.parsePools(o.Pools, o.Namespaces, o.PreviousSnapshot)}
 	advertisements := slices.Clone(o.L2Advertisements)
 	slices.SortFunc(advertisements, func(x, y v1beta1.L2Advertisement) int { return cmp.Compare(x.Name, y.Name) })
 	for i := range advertisements {
-		b.broken = false
+		b.currentObjectBroken = false
 		ad := b.parseL2Advertisement(&advertisements[i], s.Pools)
-		if last := o.Previous.l2AdvertisementByName(ad.Name); b.broken && last != nil {
+		if last := o.PreviousSnapshot.l2AdvertisementByName(ad.Name); b.currentObjectBroken && last != nil {
 			ad = last
 		}
 		s.L2Advertisements = append(s.L2Advertisements, ad)
@@ -88,7 +89,7 @@ func Build(o Objects) (*Snapshot, []Problem) {
 
 // parsePools parses the pools, the oldest first. If two entries overlap, the older pool keeps its
 // addresses and the later entry is left out. A pool that an edit broke keeps its previous entries.
-func (b *builder) parsePools(in []v1beta1.IPAddressPool, namespaces []Namespace, last *Snapshot) []*Pool {
+func (b *snapshotBuilder) parsePools(in []v1beta1.IPAddressPool, namespaces []Namespace, last *Snapshot) []*Pool {
 	in = slices.Clone(in)
 	slices.SortFunc(in, func(x, y v1beta1.IPAddressPool) int {
 		return cmp.Or(x.CreationTimestamp.Compare(y.CreationTimestamp.Time), cmp.Compare(x.Name, y.Name))
@@ -98,7 +99,7 @@ func (b *builder) parsePools(in []v1beta1.IPAddressPool, namespaces []Namespace,
 	for i := range in {
 		p := &in[i]
 		o := ObjectReference{Kind: "IPAddressPool", Namespace: p.Namespace, Name: p.Name}
-		b.broken = false
+		b.currentObjectBroken = false
 		pool := &Pool{
 			Name: p.Name, Labels: p.Labels,
 			AutoAssign:        p.Spec.AutoAssign == nil || *p.Spec.AutoAssign,
@@ -106,12 +107,12 @@ func (b *builder) parsePools(in []v1beta1.IPAddressPool, namespaces []Namespace,
 			ServiceAllocation: b.parseServiceAllocation(o, p.Spec.AllocateTo, namespaces),
 		}
 		before := last.PoolByName(p.Name)
-		if b.broken && before != nil {
+		if b.currentObjectBroken && before != nil {
 			pool.ServiceAllocation = before.ServiceAllocation
 		}
-		b.broken = false
+		b.currentObjectBroken = false
 		entries := b.parseRanges(o, p.Spec.Addresses, takenRanges)
-		if b.broken && before != nil {
+		if b.currentObjectBroken && before != nil {
 			entries = before.rangesWithoutOverlap(takenRanges)
 		}
 		for _, e := range entries {
@@ -127,7 +128,7 @@ func (b *builder) parsePools(in []v1beta1.IPAddressPool, namespaces []Namespace,
 
 // parseRanges parses the entries of one pool. It leaves out those that are invalid or overlap
 // takenRanges.
-func (b *builder) parseRanges(o ObjectReference, entries []string, takenRanges []poolRange) []poolRange {
+func (b *snapshotBuilder) parseRanges(o ObjectReference, entries []string, takenRanges []poolRange) []poolRange {
 	var out []poolRange
 	for j, text := range entries {
 		field := fmt.Sprintf("spec.addresses[%d]", j)
@@ -146,7 +147,7 @@ func (b *builder) parseRanges(o ObjectReference, entries []string, takenRanges [
 		}
 		if clash {
 			b.reportFault(o, field, names.ReasonOverlap, "%s: %q overlaps with already defined CIDR or range %q of pool %q: remove one of them",
-				field, text, t.text, t.poolName)
+				field, text, t.entryText, t.poolName)
 			continue
 		}
 		out = append(out, poolRange{r, o.Name, text})
@@ -168,7 +169,7 @@ func (p *Pool) rangesWithoutOverlap(takenRanges []poolRange) []poolRange {
 // poolRange is a Range with its pool and its text there.
 type poolRange struct {
 	Range
-	poolName, text string
+	poolName, entryText string
 }
 
 func findOverlap(takenRanges []poolRange, r Range) (poolRange, bool) {
@@ -180,7 +181,7 @@ func findOverlap(takenRanges []poolRange, r Range) (poolRange, bool) {
 	return poolRange{}, false
 }
 
-func (b *builder) parseServiceAllocation(o ObjectReference, in *v1beta1.ServiceAllocation, namespaces []Namespace) *ServiceAllocation {
+func (b *snapshotBuilder) parseServiceAllocation(o ObjectReference, in *v1beta1.ServiceAllocation, namespaces []Namespace) *ServiceAllocation {
 	if in == nil {
 		return nil
 	}
@@ -208,7 +209,7 @@ func (b *builder) parseServiceAllocation(o ObjectReference, in *v1beta1.ServiceA
 
 // parseSelectors parses label selectors. An invalid one matches nothing: it must not widen what the
 // object selects.
-func (b *builder) parseSelectors(o ObjectReference, field string, in []metav1.LabelSelector) []labels.Selector {
+func (b *snapshotBuilder) parseSelectors(o ObjectReference, field string, in []metav1.LabelSelector) []labels.Selector {
 	var out []labels.Selector
 	for i := range in {
 		s, err := metav1.LabelSelectorAsSelector(&in[i])
@@ -221,7 +222,7 @@ func (b *builder) parseSelectors(o ObjectReference, field string, in []metav1.La
 	return out
 }
 
-func (b *builder) parseL2Advertisement(in *v1beta1.L2Advertisement, pools []*Pool) *L2Advertisement {
+func (b *snapshotBuilder) parseL2Advertisement(in *v1beta1.L2Advertisement, pools []*Pool) *L2Advertisement {
 	o := ObjectReference{Kind: "L2Advertisement", Namespace: in.Namespace, Name: in.Name}
 	ad := &L2Advertisement{
 		Name:             in.Name,
@@ -236,7 +237,7 @@ func (b *builder) parseL2Advertisement(in *v1beta1.L2Advertisement, pools []*Poo
 	for i := range in.Spec.PreferredNodeSelectors {
 		w := &in.Spec.PreferredNodeSelectors[i]
 		for _, s := range b.parseSelectors(o, fmt.Sprintf("spec.preferredNodeSelectors[%d].preference", i), []metav1.LabelSelector{w.Preference}) {
-			ad.Preferences = append(ad.Preferences, Preference{Weight: int(w.Weight), Selector: s})
+			ad.Preferences = append(ad.Preferences, NodePreference{Weight: int(w.Weight), NodeSelector: s})
 		}
 	}
 	return ad
@@ -244,7 +245,7 @@ func (b *builder) parseL2Advertisement(in *v1beta1.L2Advertisement, pools []*Poo
 
 // resolvePools returns the names of the pools that an advertisement covers: by name and by
 // selector, or all pools when it has neither.
-func (b *builder) resolvePools(o ObjectReference, wanted []string, selectors []metav1.LabelSelector, pools []*Pool) []string {
+func (b *snapshotBuilder) resolvePools(o ObjectReference, wanted []string, selectors []metav1.LabelSelector, pools []*Pool) []string {
 	all := len(wanted) == 0 && len(selectors) == 0
 	parsed := b.parseSelectors(o, "spec.ipAddressPoolSelectors", selectors)
 	var out []string
@@ -277,7 +278,7 @@ func ParseRange(text string) (Range, error) {
 	if err != nil || p.Addr().Is4In6() {
 		return Range{}, fmt.Errorf("%q is no CIDR, range or address: write 192.0.2.0/24, 192.0.2.10-192.0.2.20 or 192.0.2.10, without blanks", text)
 	}
-	return Range{p.Masked().Addr(), lastAddress(p)}, nil
+	return Range{p.Masked().Addr(), lastAddressOfPrefix(p)}, nil
 }
 
 func parseRangeEnds(text, first, last string) (Range, error) {
@@ -296,8 +297,8 @@ func parseRangeEnds(text, first, last string) (Range, error) {
 	return Range{a, z}, nil
 }
 
-// lastAddress returns the highest address of p.
-func lastAddress(p netip.Prefix) netip.Addr {
+// lastAddressOfPrefix returns the highest address of p.
+func lastAddressOfPrefix(p netip.Prefix) netip.Addr {
 	b := p.Addr().AsSlice()
 	for i := range b {
 		keep := min(max(p.Bits()-8*i, 0), 8)

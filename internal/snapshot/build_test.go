@@ -59,7 +59,7 @@ func newL2Advertisement(name string, spec v1beta1.L2AdvertisementSpec) v1beta1.L
 }
 
 func TestABadEntryHarmsOnlyItself(t *testing.T) {
-	s, problems := Build(Objects{Pools: []v1beta1.IPAddressPool{
+	s, problems := BuildSnapshot(Objects{Pools: []v1beta1.IPAddressPool{
 		newPool("young", 0, "192.0.2.4-192.0.2.9", "nonsense", "198.51.100.1"),
 		newPool("old", time.Hour, "192.0.2.0/29"),
 	}})
@@ -98,7 +98,7 @@ func TestAdvertisementsAttachToPools(t *testing.T) {
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			s, problems := Build(Objects{
+			s, problems := BuildSnapshot(Objects{
 				Pools:            []v1beta1.IPAddressPool{newPool("b", 0, "192.0.2.1"), newPool("a", 0, "192.0.2.2")},
 				L2Advertisements: []v1beta1.L2Advertisement{newL2Advertisement("ad", tc.spec)},
 			})
@@ -123,13 +123,13 @@ func TestTheOrderOfObjectsDoesNotMatter(t *testing.T) {
 		},
 		L2Advertisements: []v1beta1.L2Advertisement{newL2Advertisement("one", v1beta1.L2AdvertisementSpec{}), newL2Advertisement("two", v1beta1.L2AdvertisementSpec{IPAddressPools: []string{"no", "c"}})},
 	}
-	wantSnapshot, wantProblems := Build(o)
+	wantSnapshot, wantProblems := BuildSnapshot(o)
 	for range 20 {
 		rand.Shuffle(len(o.Pools), func(i, j int) { o.Pools[i], o.Pools[j] = o.Pools[j], o.Pools[i] })
 		rand.Shuffle(len(o.L2Advertisements), func(i, j int) {
 			o.L2Advertisements[i], o.L2Advertisements[j] = o.L2Advertisements[j], o.L2Advertisements[i]
 		})
-		s, problems := Build(o)
+		s, problems := BuildSnapshot(o)
 		if !reflect.DeepEqual(problems, wantProblems) || !reflect.DeepEqual(s, wantSnapshot) {
 			t.Fatal("another order of the objects gave another result")
 		}
@@ -151,7 +151,7 @@ func TestPoolSize(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p := newPool("a", 0, tc.entries...)
 			p.Spec.AvoidBuggyIPs = tc.avoid
-			s, _ := Build(Objects{Pools: []v1beta1.IPAddressPool{p}})
+			s, _ := BuildSnapshot(Objects{Pools: []v1beta1.IPAddressPool{p}})
 			if v4, v6 := s.PoolByName("a").CountAddresses(); v4 != tc.ipv4 || v6 != tc.ipv6 {
 				t.Errorf("got %d and %d addresses, want %d and %d", v4, v6, tc.ipv4, tc.ipv6)
 			}

@@ -63,7 +63,7 @@ func ParseCommunity(text string) (Community, error) {
 
 // parseCommunityAliases returns the communities by alias. If two Community objects define one
 // alias, the older one counts.
-func (b *builder) parseCommunityAliases(in []v1beta1.Community) map[string]Community {
+func (b *snapshotBuilder) parseCommunityAliases(in []v1beta1.Community) map[string]Community {
 	in = slices.Clone(in)
 	slices.SortFunc(in, func(x, y v1beta1.Community) int {
 		return cmp.Or(x.CreationTimestamp.Compare(y.CreationTimestamp.Time), cmp.Compare(x.Name, y.Name))

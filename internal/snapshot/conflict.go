@@ -8,10 +8,10 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-// MaxCommunityBytes is how many bytes of communities a route may have: a standard one takes 4, an
-// extended one 8, a large one 12. A message has at most 4096 bytes (RFC 4271, section 4.1), and
-// everything else in an UPDATE needs less than the rest.
-const MaxCommunityBytes = 3800
+// MaxCommunityBytesPerRoute is how many bytes of communities a route may have: a standard one takes
+// 4, an extended one 8, a large one 12. A message has at most 4096 bytes (RFC 4271, section 4.1),
+// and everything else in an UPDATE needs less than the rest.
+const MaxCommunityBytesPerRoute = 3800
 
 // FindAdvertisementConflict says why a speaker cannot announce a Service by all advertisements that
 // select it, and what to do. The Reason is empty when it can.
@@ -19,7 +19,7 @@ func FindAdvertisementConflict(ads []*BGPAdvertisement, addresses []netip.Addr, 
 	for i, x := range ads {
 		var standard, large, extended []string
 		for j, y := range ads {
-			if !havePeerInCommon(x.Peers, y.Peers) || !haveNodeInCommon(x.NodeSelectors, y.NodeSelectors, nodes) || !slices.ContainsFunc(addresses, func(a netip.Addr) bool { return x.prefixLength(a) == y.prefixLength(a) }) {
+			if !havePeerInCommon(x.Peers, y.Peers) || !haveNodeInCommon(x.NodeSelectors, y.NodeSelectors, nodes) || !slices.ContainsFunc(addresses, func(a netip.Addr) bool { return x.prefixLengthFor(a) == y.prefixLengthFor(a) }) {
 				continue
 			}
 			if j < i && x.LocalPref != y.LocalPref {
@@ -38,7 +38,7 @@ func FindAdvertisementConflict(ads []*BGPAdvertisement, addresses []netip.Addr, 
 				extended = append(extended, string(c[:]))
 			}
 		}
-		if 4*countDistinct(standard)+8*countDistinct(extended)+12*countDistinct(large) > MaxCommunityBytes {
+		if 4*countDistinctTexts(standard)+8*countDistinctTexts(extended)+12*countDistinctTexts(large) > MaxCommunityBytesPerRoute {
 			return names.ReasonTooManyCommunities, fmt.Sprintf(
 				"the BGPAdvertisements that select the Service, %q among them, have more communities in total than a route can carry: remove some, or separate them by peers", x.Name)
 		}
@@ -46,8 +46,8 @@ func FindAdvertisementConflict(ads []*BGPAdvertisement, addresses []netip.Addr, 
 	return "", ""
 }
 
-// countDistinct counts the different texts.
-func countDistinct(texts []string) int {
+// countDistinctTexts counts the different texts.
+func countDistinctTexts(texts []string) int {
 	slices.Sort(texts)
 	return len(slices.Compact(texts))
 }

@@ -30,16 +30,16 @@ func ParseExtendedCommunity(text string) (ExtendedCommunity, error) {
 	subtype, known := map[string]byte{"rt": 2, "soo": 3}[parts[0]]
 	if known && len(parts) == 3 {
 		c[1] = subtype
-		if c.encodeFields(parts[1], parts[2]) {
+		if c.encodeAdministratorAndNumber(parts[1], parts[2]) {
 			return c, nil
 		}
 	}
 	return ExtendedCommunity{}, fmt.Errorf("invalid extended community value: %q: write rt:A:N or soo:A:N, where A is a number of an autonomous system or an IPv4 address, and N is at most 65535 unless A is at most 65535, or eight bytes such as 0x0002fc0000000064", text)
 }
 
-// encodeFields writes the administrator and the number. A two-octet AS number leaves four octets
-// for N; a four-octet one and an IPv4 address leave two.
-func (c *ExtendedCommunity) encodeFields(administrator, number string) bool {
+// encodeAdministratorAndNumber writes the administrator and the number. A two-octet AS number
+// leaves four octets for N; a four-octet one and an IPv4 address leave two.
+func (c *ExtendedCommunity) encodeAdministratorAndNumber(administrator, number string) bool {
 	bits := 16
 	a, err := strconv.ParseUint(administrator, 10, 32)
 	address, parseErr := netip.ParseAddr(administrator)
@@ -70,7 +70,7 @@ func (c *ExtendedCommunity) encodeFields(administrator, number string) bool {
 
 // parseExtendedAliases returns the extended communities by alias. If two Community objects define
 // one alias, the older one counts.
-func (b *builder) parseExtendedAliases(in []v1beta1.Community) map[string]ExtendedCommunity {
+func (b *snapshotBuilder) parseExtendedAliases(in []v1beta1.Community) map[string]ExtendedCommunity {
 	out, from := map[string]ExtendedCommunity{}, map[string]string{}
 	in = slices.Clone(in)
 	slices.SortFunc(in, func(x, y v1beta1.Community) int {
@@ -99,7 +99,7 @@ func (b *builder) parseExtendedAliases(in []v1beta1.Community) map[string]Extend
 }
 
 // parseBGPAdvertisementExtension reads spec.gantry of an advertisement.
-func (b *builder) parseBGPAdvertisementExtension(o ObjectReference, ad *BGPAdvertisement, in *v1beta1.BGPAdvertisementExtension, aliases map[string]ExtendedCommunity) {
+func (b *snapshotBuilder) parseBGPAdvertisementExtension(o ObjectReference, ad *BGPAdvertisement, in *v1beta1.BGPAdvertisementExtension, aliases map[string]ExtendedCommunity) {
 	if in == nil {
 		return
 	}

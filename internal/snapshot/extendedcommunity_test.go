@@ -54,7 +54,7 @@ func TestBGPAdvertisementExtension(t *testing.T) {
 			newBGPAdvertisement("wrong", 0, v1beta1.BGPAdvertisementSpec{Gantry: &v1beta1.BGPAdvertisementExtension{ExtendedCommunities: []string{"1:2"}}}),
 		},
 	}
-	s, problems := Build(o)
+	s, problems := BuildSnapshot(o)
 	good := s.bgpAdvertisementByName("good")
 	if !good.HasMED || good.MED != 42 || good.ASPathPrepend != 2 || good.LinkBandwidthPerEndpoint != 10 || len(good.ExtendedCommunities) != 2 {
 		t.Errorf("it is %+v", good)
@@ -76,7 +76,7 @@ func TestNodeLabelsSetASNs(t *testing.T) {
 		return out
 	}
 	o := Objects{BGPPeers: []v1beta2.BGPPeer{peer}, Nodes: []Node{{Name: "a", Labels: label("rack/asn", "65001")}, {Name: "b", Labels: label("rack/asn", "65002", "rack/mine", "64600")}}}
-	s, problems := Build(o)
+	s, problems := BuildSnapshot(o)
 	if len(problems) > 0 {
 		t.Fatal(problems)
 	}
@@ -89,7 +89,7 @@ func TestNodeLabelsSetASNs(t *testing.T) {
 		"no label": nil, "a word": label("rack/asn", "rack-7"), "zero": label("rack/asn", "0"), "a number of ours that is none": label("rack/asn", "1", "rack/mine", "x"),
 	} {
 		o.Nodes[0].Labels = bad
-		s, problems := Build(o)
+		s, problems := BuildSnapshot(o)
 		if got := reasonsOfKind(problems, "BGPPeer"); !reflect.DeepEqual(got, []names.Reason{names.ReasonNodeLabel}) || !strings.Contains(problems[0].Text, `node "a"`) || s.PeerByName("p") == nil {
 			t.Errorf("%s: the problems are %v", name, problems)
 		}

@@ -18,18 +18,18 @@ import (
 const defaultQuarantineDelay = time.Hour
 
 // parsePoolExtension reads spec.gantry of a pool.
-func (b *builder) parsePoolExtension(o ObjectReference, pool, before *Pool, in *v1beta1.PoolExtension) {
+func (b *snapshotBuilder) parsePoolExtension(o ObjectReference, pool, before *Pool, in *v1beta1.PoolExtension) {
 	if in == nil {
 		return
 	}
-	pool.Order = AssignmentOrder(in.Order)
+	pool.AssignmentOrder = AssignmentOrder(in.Order)
 	if in.Cooldown != nil {
 		pool.CooldownDelay = max(in.Cooldown.Duration, 0)
 	}
 	if in.Quota != nil {
-		pool.Quota = &Quota{PerNamespace: -1, LimitByNamespace: map[string]int{}}
+		pool.Quota = &NamespaceQuota{DefaultLimit: -1, LimitByNamespace: map[string]int{}}
 		if in.Quota.PerNamespace != nil {
-			pool.Quota.PerNamespace = int(*in.Quota.PerNamespace)
+			pool.Quota.DefaultLimit = int(*in.Quota.PerNamespace)
 		}
 		for _, n := range in.Quota.Namespaces {
 			pool.Quota.LimitByNamespace[n.Namespace] = int(n.Addresses)
@@ -41,7 +41,7 @@ func (b *builder) parsePoolExtension(o ObjectReference, pool, before *Pool, in *
 			pool.Probe.QuarantineDelay = in.Probe.Quarantine.Duration
 		}
 	}
-	b.broken = false
+	b.currentObjectBroken = false
 	for i, text := range in.Exclude {
 		r, err := ParseRange(text)
 		if err != nil {
@@ -52,7 +52,7 @@ func (b *builder) parsePoolExtension(o ObjectReference, pool, before *Pool, in *
 		pool.ExcludedRanges = append(pool.ExcludedRanges, r)
 	}
 	switch {
-	case !b.broken:
+	case !b.currentObjectBroken:
 	case before != nil:
 		pool.ExcludedRanges = before.ExcludedRanges
 	default: // it is unknown which addresses must not be given
@@ -62,7 +62,7 @@ func (b *builder) parsePoolExtension(o ObjectReference, pool, before *Pool, in *
 
 // parseReservations parses the AddressReservations. It reports only faults that the object itself
 // shows; package allocate reports what cannot be reserved.
-func (b *builder) parseReservations(in []v1alpha1.AddressReservation, pools []*Pool) []*Reservation {
+func (b *snapshotBuilder) parseReservations(in []v1alpha1.AddressReservation, pools []*Pool) []*Reservation {
 	var out []*Reservation
 	for i := range in {
 		r := &in[i]
@@ -97,7 +97,7 @@ func (b *builder) parseReservations(in []v1alpha1.AddressReservation, pools []*P
 }
 
 // parseReservedAddresses parses the addresses of a reservation.
-func (b *builder) parseReservedAddresses(o ObjectReference, field string, texts []string) []netip.Addr {
+func (b *snapshotBuilder) parseReservedAddresses(o ObjectReference, field string, texts []string) []netip.Addr {
 	var out []netip.Addr
 	for i, text := range texts {
 		a, err := netip.ParseAddr(text)

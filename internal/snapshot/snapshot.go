@@ -48,12 +48,12 @@ type Pool struct {
 	ServiceAllocation *ServiceAllocation
 	// ExcludedRanges are in Ranges but never given. A Service that holds such an address keeps it.
 	ExcludedRanges []Range
-	// Order says which free address is given next.
-	Order AssignmentOrder
+	// AssignmentOrder says which free address is given next.
+	AssignmentOrder AssignmentOrder
 	// CooldownDelay is how long a released address waits before another Service may get it.
 	CooldownDelay time.Duration
 	// Quota is nil when a namespace may hold any number of addresses.
-	Quota *Quota
+	Quota *NamespaceQuota
 	// Probe is nil when addresses are given without an acquire probe.
 	Probe *ProbeSettings
 }
@@ -74,23 +74,23 @@ const (
 	OrderHash AssignmentOrder = "Hash"
 )
 
-// Quota limits how many addresses of each family the Services of one namespace may hold from a
-// Pool.
-type Quota struct {
-	// PerNamespace applies to namespaces without an entry in LimitByNamespace; negative means no
+// NamespaceQuota limits how many addresses of each family the Services of one namespace may hold
+// from a Pool.
+type NamespaceQuota struct {
+	// DefaultLimit applies to namespaces without an entry in LimitByNamespace; negative means no
 	// limit.
-	PerNamespace     int
+	DefaultLimit     int
 	LimitByNamespace map[string]int
 }
 
 // LimitForNamespace returns the limit of a namespace; ok is false when there is none.
-func (q *Quota) LimitForNamespace(namespace string) (n int, ok bool) {
+func (q *NamespaceQuota) LimitForNamespace(namespace string) (n int, ok bool) {
 	if q == nil {
 		return 0, false
 	}
 	n, named := q.LimitByNamespace[namespace]
 	if !named {
-		n = q.PerNamespace
+		n = q.DefaultLimit
 	}
 	return n, n >= 0
 }
@@ -116,14 +116,14 @@ type ServiceAllocation struct {
 }
 
 // CoversAddress says whether a is in a Range of the pool, even if the pool excludes or avoids it.
-func (p *Pool) CoversAddress(a netip.Addr) bool { return rangesContain(p.Ranges, a) }
+func (p *Pool) CoversAddress(a netip.Addr) bool { return anyRangeContains(p.Ranges, a) }
 
 // CanAssign says whether the pool may give a: it is in a Range and neither avoided nor excluded.
 func (p *Pool) CanAssign(a netip.Addr) bool {
-	return !(p.AvoidBuggyIPs && IsBuggyIPv4(a)) && rangesContain(p.Ranges, a) && !rangesContain(p.ExcludedRanges, a)
+	return !(p.AvoidBuggyIPs && IsBuggyIPv4(a)) && anyRangeContains(p.Ranges, a) && !anyRangeContains(p.ExcludedRanges, a)
 }
 
-func rangesContain(ranges []Range, a netip.Addr) bool {
+func anyRangeContains(ranges []Range, a netip.Addr) bool {
 	for _, r := range ranges {
 		if r.Contains(a) {
 			return true
@@ -184,15 +184,15 @@ type L2Advertisement struct {
 	// Interfaces are exact names of links. Without names it covers all usable links.
 	Interfaces []string
 	// Preferences: a node's score is the sum of the weights of those that match it.
-	Preferences []Preference
+	Preferences []NodePreference
 	// Rebalance makes a node that holds too many addresses give some away slowly.
 	Rebalance bool
 }
 
-// Preference prefers the nodes that the selector matches.
-type Preference struct {
-	Weight   int // 1..100
-	Selector labels.Selector
+// NodePreference prefers the nodes that the selector matches.
+type NodePreference struct {
+	Weight       int // 1..100
+	NodeSelector labels.Selector
 }
 
 // ObjectReference names the configuration object that a Problem is about.

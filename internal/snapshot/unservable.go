@@ -8,18 +8,18 @@ var unservableRanges = []struct {
 	Range
 	what string
 }{
-	{rangeOfPrefix("0.0.0.0/8"), "addresses of \"this host\""},
-	{rangeOfPrefix("127.0.0.0/8"), "loopback addresses"},
-	{rangeOfPrefix("224.0.0.0/4"), "multicast addresses"},
-	{rangeOfPrefix("255.255.255.255/32"), "the broadcast address"},
-	{rangeOfPrefix("::/127"), "the unspecified and the loopback address"},
-	{rangeOfPrefix("fe80::/10"), "link-local addresses, which mean nothing without a link"},
-	{rangeOfPrefix("ff00::/8"), "multicast addresses"},
+	{parsePrefixRange("0.0.0.0/8"), "addresses of \"this host\""},
+	{parsePrefixRange("127.0.0.0/8"), "loopback addresses"},
+	{parsePrefixRange("224.0.0.0/4"), "multicast addresses"},
+	{parsePrefixRange("255.255.255.255/32"), "the broadcast address"},
+	{parsePrefixRange("::/127"), "the unspecified and the loopback address"},
+	{parsePrefixRange("fe80::/10"), "link-local addresses, which mean nothing without a link"},
+	{parsePrefixRange("ff00::/8"), "multicast addresses"},
 }
 
-func rangeOfPrefix(text string) Range {
+func parsePrefixRange(text string) Range {
 	p := netip.MustParsePrefix(text)
-	return Range{p.Addr(), lastAddress(p)}
+	return Range{p.Addr(), lastAddressOfPrefix(p)}
 }
 
 // unservablePurpose returns the purpose of the addresses of r when none of them can serve. It is

@@ -26,8 +26,8 @@ type EndpointSlice struct {
 type NodeEndpoints struct {
 	// Node is empty when the node is unknown.
 	Node string
-	// Count is how many endpoints can serve on the node.
-	Count int
+	// ServingCount is how many endpoints can serve on the node.
+	ServingCount int
 	// HasReady says that one of them is ready and does not terminate.
 	HasReady bool
 }
@@ -35,10 +35,10 @@ type NodeEndpoints struct {
 // FromEndpointSlice converts an EndpointSlice. An endpoint can serve when it has an address and is
 // ready (an absent condition counts as ready), or when it still serves while it terminates.
 func FromEndpointSlice(s *discoveryv1.EndpointSlice) EndpointSlice {
-	out := EndpointSlice{Service: ObjectKey{Namespace: Intern(s.Namespace), Name: s.Labels[discoveryv1.LabelServiceName]}, Name: s.Name, AddressType: discoveryv1.AddressType(Intern(string(s.AddressType)))}
+	out := EndpointSlice{Service: ObjectKey{Namespace: InternString(s.Namespace), Name: s.Labels[discoveryv1.LabelServiceName]}, Name: s.Name, AddressType: discoveryv1.AddressType(InternString(string(s.AddressType)))}
 	for i := range s.Endpoints {
 		e := &s.Endpoints[i]
-		if len(e.Addresses) == 0 || !canServe(e.Conditions) {
+		if len(e.Addresses) == 0 || !canEndpointServe(e.Conditions) {
 			continue
 		}
 		node := ""
@@ -48,9 +48,9 @@ func FromEndpointSlice(s *discoveryv1.EndpointSlice) EndpointSlice {
 		j := slices.IndexFunc(out.NodeEndpoints, func(p NodeEndpoints) bool { return p.Node == node })
 		if j < 0 {
 			j = len(out.NodeEndpoints)
-			out.NodeEndpoints = append(out.NodeEndpoints, NodeEndpoints{Node: Intern(node)})
+			out.NodeEndpoints = append(out.NodeEndpoints, NodeEndpoints{Node: InternString(node)})
 		}
-		out.NodeEndpoints[j].Count++
+		out.NodeEndpoints[j].ServingCount++
 		if c := e.Conditions; (c.Ready == nil || *c.Ready) && (c.Terminating == nil || !*c.Terminating) {
 			out.NodeEndpoints[j].HasReady = true
 		}
@@ -80,7 +80,7 @@ func MergeSlices(service ObjectKey, all []EndpointSlice) Endpoints {
 			if counts[p.Node] == nil {
 				counts[p.Node] = map[discoveryv1.AddressType]int{}
 			}
-			counts[p.Node][s.AddressType] += p.Count
+			counts[p.Node][s.AddressType] += p.ServingCount
 			if p.HasReady {
 				e.ReadyNodes = append(e.ReadyNodes, p.Node)
 			}
@@ -95,27 +95,27 @@ func MergeSlices(service ObjectKey, all []EndpointSlice) Endpoints {
 	return e
 }
 
-func canServe(c discoveryv1.EndpointConditions) bool {
+func canEndpointServe(c discoveryv1.EndpointConditions) bool {
 	return c.Ready == nil || *c.Ready || (c.Serving != nil && *c.Serving)
 }
 
-// shutdownMessage is part of the message of the Ready condition while the kubelet shuts down.
-const shutdownMessage = "node is shutting down"
+// nodeShutdownMessage is part of the message of the Ready condition while the kubelet shuts down.
+const nodeShutdownMessage = "node is shutting down"
 
 // FromNode converts a node.
 func FromNode(n *corev1.Node) Node {
 	v := Node{Name: n.Name, Labels: n.Labels}
-	_, v.Excluded = n.Labels[names.LabelExcludeNode]
-	_, v.Leaving = n.Annotations[names.AnnotationDrain]
+	_, v.IsExcluded = n.Labels[names.LabelExcludeNode]
+	_, v.IsLeaving = n.Annotations[names.AnnotationDrain]
 	for _, t := range n.Spec.Taints {
-		v.Leaving = v.Leaving || t.Key == names.TaintOutOfService
+		v.IsLeaving = v.IsLeaving || t.Key == names.TaintOutOfService
 	}
 	for _, c := range n.Status.Conditions {
 		switch c.Type {
 		case corev1.NodeNetworkUnavailable:
 			v.NetworkUnavailable = c.Status == corev1.ConditionTrue
 		case corev1.NodeReady:
-			v.Leaving = v.Leaving || (c.Status != corev1.ConditionTrue && strings.Contains(c.Message, shutdownMessage))
+			v.IsLeaving = v.IsLeaving || (c.Status != corev1.ConditionTrue && strings.Contains(c.Message, nodeShutdownMessage))
 		}
 	}
 	for _, a := range n.Status.Addresses {

@@ -14,16 +14,16 @@ import (
 
 // Limits of what one Service may ask for. A larger number is probably a typing error.
 const (
-	maxAddressCount    = 16
-	maxListedAddresses = 2 * maxAddressCount
+	maxAddressesPerFamily = 16
+	maxRequestedAddresses = 2 * maxAddressesPerFamily
 )
 
 // readRequest reads what the Service asks for. RequestFault is the first fault; the Service then
 // asks for nothing.
 func (v *Service) readRequest(s *corev1.Service) {
-	v.AddressCount, v.RequestFault = readAddressCount(s)
+	v.AddressesPerFamily, v.RequestFault = readAddressCount(s)
 	if v.RequestFault == "" {
-		v.RequestedAddresses, v.RequestFault = readRequestedAddresses(s, v.AddressCount)
+		v.RequestedAddresses, v.RequestFault = readRequestedAddresses(s, v.AddressesPerFamily)
 	}
 	if text := s.Annotations[names.AnnotationRelease]; text != "" && v.RequestFault == "" {
 		v.AddressesToRelease, v.RequestFault = ParseAddressList("annotation "+names.AnnotationRelease, text)
@@ -41,8 +41,8 @@ func readAddressCount(s *corev1.Service) (int, string) {
 		return 1, ""
 	}
 	n, err := strconv.Atoi(strings.TrimSpace(text))
-	if err != nil || n < 1 || n > maxAddressCount {
-		return 1, fmt.Sprintf("annotation %s: %q is no number from 1 to %d", names.AnnotationAddressCount, text, maxAddressCount)
+	if err != nil || n < 1 || n > maxAddressesPerFamily {
+		return 1, fmt.Sprintf("annotation %s: %q is no number from 1 to %d", names.AnnotationAddressCount, text, maxAddressesPerFamily)
 	}
 	return n, ""
 }
@@ -86,12 +86,12 @@ func readRequestedAddresses(s *corev1.Service, n int) ([]netip.Addr, string) {
 // IPv6 address is returned as IPv4.
 func ParseAddressList(source, text string) ([]netip.Addr, string) {
 	var out []netip.Addr
-	for _, part := range strings.SplitN(text, ",", maxListedAddresses+1) {
+	for _, part := range strings.SplitN(text, ",", maxRequestedAddresses+1) {
 		part = strings.TrimSpace(part)
 		a, err := netip.ParseAddr(part)
 		switch {
-		case len(out) == maxListedAddresses:
-			return nil, fmt.Sprintf("%s: there are more than %d addresses", source, maxListedAddresses)
+		case len(out) == maxRequestedAddresses:
+			return nil, fmt.Sprintf("%s: there are more than %d addresses", source, maxRequestedAddresses)
 		case err != nil || a.Zone() != "":
 			return nil, fmt.Sprintf("%s: %q is no address: write one IPv4 or IPv6 address, or one of each with a comma between", source, part)
 		case slices.Contains(out, a.Unmap()):

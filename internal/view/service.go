@@ -12,20 +12,20 @@ import (
 // FromService converts a Service.
 func FromService(s *corev1.Service) Service {
 	v := Service{
-		Key:                ObjectKey{Namespace: s.Namespace, Name: s.Name},
-		UID:                string(s.UID),
-		Labels:             s.Labels,
-		IsLoadBalancer:     s.Spec.Type == corev1.ServiceTypeLoadBalancer,
-		FamilyPolicy:       SingleStack,
-		LocalTrafficPolicy: s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal,
-		PodSelector:        labels.Set(s.Spec.Selector).String(),
-		RecordedPool:       s.Annotations[names.AnnotationFromPool],
-		IsDeleting:         s.DeletionTimestamp != nil,
-		CreatedUnix:        s.CreationTimestamp.Unix(),
-		Generation:         s.Generation,
+		Key:                   ObjectKey{Namespace: s.Namespace, Name: s.Name},
+		UID:                   string(s.UID),
+		Labels:                s.Labels,
+		IsLoadBalancer:        s.Spec.Type == corev1.ServiceTypeLoadBalancer,
+		FamilyPolicy:          SingleStack,
+		HasLocalTrafficPolicy: s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal,
+		PodSelector:           labels.Set(s.Spec.Selector).String(),
+		RecordedPool:          s.Annotations[names.AnnotationFromPool],
+		IsDeleting:            s.DeletionTimestamp != nil,
+		CreatedUnixSeconds:    s.CreationTimestamp.Unix(),
+		Generation:            s.Generation,
 	}
 	if s.Spec.LoadBalancerClass != nil {
-		v.Class = *s.Spec.LoadBalancerClass
+		v.LoadBalancerClass = *s.Spec.LoadBalancerClass
 	}
 	if s.Spec.IPFamilyPolicy != nil {
 		v.FamilyPolicy = FamilyPolicy(*s.Spec.IPFamilyPolicy)
@@ -65,7 +65,7 @@ func (v *Service) readStatus(s *corev1.Service) {
 	for _, in := range s.Status.LoadBalancer.Ingress {
 		a, err := netip.ParseAddr(in.IP)
 		if err != nil {
-			v.MalformedIngress = append(v.MalformedIngress, in.IP+in.Hostname)
+			v.MalformedIngressEntries = append(v.MalformedIngressEntries, in.IP+in.Hostname)
 			continue
 		}
 		v.AssignedAddresses = append(v.AssignedAddresses, a.Unmap())

@@ -63,23 +63,23 @@ type Service struct {
 	Labels map[string]string
 	// IsLoadBalancer says that spec.type is LoadBalancer.
 	IsLoadBalancer bool
-	// Class is spec.loadBalancerClass; empty when absent.
-	Class string
+	// LoadBalancerClass is spec.loadBalancerClass; empty when absent.
+	LoadBalancerClass string
 	// ClusterIPs are the valid addresses of spec.readClusterIPs; empty for a headless Service.
 	ClusterIPs []netip.Addr
 	// PrimaryFamily is the family of spec.ipFamilies[0], or of the first cluster IP.
 	PrimaryFamily Family
 	FamilyPolicy  FamilyPolicy
 	Ports         []Port
-	// LocalTrafficPolicy is true for externalTrafficPolicy Local.
-	LocalTrafficPolicy bool
+	// HasLocalTrafficPolicy is true for externalTrafficPolicy Local.
+	HasLocalTrafficPolicy bool
 	// PodSelector is spec.selector in canonical form ("a=b,c=d"); empty when the Service has none.
 	PodSelector string
 	// AssignedAddresses are the addresses in status.loadBalancer.ingress, in the order of the
 	// status.
 	AssignedAddresses []netip.Addr
-	// MalformedIngress holds ingress entries that are no addresses, for example host names.
-	MalformedIngress []string
+	// MalformedIngressEntries holds ingress entries that are no addresses, for example host names.
+	MalformedIngressEntries []string
 	// RecordedPool is the pool that was written with the status (names.AnnotationFromPool).
 	RecordedPool string
 	// RequestedPool is the pool named by the annotation; empty when there is none.
@@ -87,8 +87,8 @@ type Service struct {
 	// RequestedAddresses are the addresses named by the annotation or spec.loadBalancerIP, in that
 	// order.
 	RequestedAddresses []netip.Addr
-	// AddressCount is how many addresses of each family it asks for; 0 counts as 1.
-	AddressCount int
+	// AddressesPerFamily is how many addresses of each family it asks for; 0 counts as 1.
+	AddressesPerFamily int
 	// AddressesToRelease are addresses that it wants to exchange for others, if it holds them.
 	AddressesToRelease []netip.Addr
 	// RequestFault says in one sentence why the request cannot be read; empty when it can.
@@ -97,9 +97,9 @@ type Service struct {
 	SharingKey string
 	// HasSharingAnnotation says that the sharing annotation exists, even with an empty value.
 	HasSharingAnnotation bool
-	// CreatedUnix is the creation time in seconds since 1970. If two Services claim one address,
-	// the older one keeps it.
-	CreatedUnix int64
+	// CreatedUnixSeconds is the creation time in seconds since 1970. If two Services claim one
+	// address, the older one keeps it.
+	CreatedUnixSeconds int64
 	// Generation counts the edits of the spec; conditions refer to it.
 	Generation int64
 	// IsDeleting says that the object has a deletion timestamp.
@@ -142,8 +142,8 @@ func (e Endpoints) NodesForLocalTraffic() []string {
 	return e.ServingNodes
 }
 
-// CountOnNode returns how many endpoints on the node can serve.
-func (e Endpoints) CountOnNode(node string) int {
+// CountServingOnNode returns how many endpoints on the node can serve.
+func (e Endpoints) CountServingOnNode(node string) int {
 	i, ok := slices.BinarySearch(e.ServingNodes, node)
 	if !ok || i >= len(e.ServingCounts) {
 		return 0
@@ -163,11 +163,11 @@ type Node struct {
 	Labels map[string]string
 	// InternalAddresses are the node's internal addresses.
 	InternalAddresses []netip.Addr
-	// Excluded says that the node has the label that excludes it from external load balancers.
-	Excluded bool
+	// IsExcluded says that the node has the label that excludes it from external load balancers.
+	IsExcluded bool
 	// NetworkUnavailable says that the condition of that name is True.
 	NetworkUnavailable bool
-	// Leaving says that the node's addresses should move to other nodes: it has the out-of-service
-	// taint or the drain annotation, or its kubelet reports its shutdown.
-	Leaving bool
+	// IsLeaving says that the node's addresses should move to other nodes: it has the
+	// out-of-service taint or the drain annotation, or its kubelet reports its shutdown.
+	IsLeaving bool
 }

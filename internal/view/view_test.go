@@ -102,7 +102,7 @@ func TestNodeExclusionAndLeaving(t *testing.T) {
 			n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeHostName, Address: "n"}, {Type: corev1.NodeInternalIP, Address: "192.0.2.1"}}
 			tc.edit(n)
 			v := FromNode(n)
-			if v.Excluded != tc.excluded || v.NetworkUnavailable != tc.unavailable || v.Leaving != tc.leaving {
+			if v.IsExcluded != tc.excluded || v.NetworkUnavailable != tc.unavailable || v.IsLeaving != tc.leaving {
 				t.Errorf("got %+v", v)
 			}
 			if want := []netip.Addr{netip.MustParseAddr("192.0.2.1")}; !reflect.DeepEqual(v.InternalAddresses, want) {
@@ -136,8 +136,8 @@ func TestAddressCountAndReleaseAnnotations(t *testing.T) {
 			s := &corev1.Service{}
 			s.Annotations = tc.annotations
 			v := FromService(s)
-			if v.AddressCount != tc.count || !slices.Equal(v.AddressesToRelease, tc.releasing) {
-				t.Errorf("got %d, exchanging %v; want %d, %v", v.AddressCount, v.AddressesToRelease, tc.count, tc.releasing)
+			if v.AddressesPerFamily != tc.count || !slices.Equal(v.AddressesToRelease, tc.releasing) {
+				t.Errorf("got %d, exchanging %v; want %d, %v", v.AddressesPerFamily, v.AddressesToRelease, tc.count, tc.releasing)
 			}
 			if (tc.wantFault == "") != (v.RequestFault == "") || !strings.Contains(v.RequestFault, tc.wantFault) {
 				t.Errorf("the fault is %q, want one with %q", v.RequestFault, tc.wantFault)
@@ -156,7 +156,7 @@ func FuzzParseAddressList(f *testing.F) {
 		if (len(out) == 0) == (fault == "") {
 			t.Fatalf("%q gives %v and the fault %q: want one of the two", text, out, fault)
 		}
-		if len(out) > maxListedAddresses {
+		if len(out) > maxRequestedAddresses {
 			t.Fatalf("%d addresses are too many", len(out))
 		}
 		var texts []string

@@ -52,9 +52,9 @@ type BGP interface {
 // Members carries messages between the speakers. No method blocks.
 type Members interface {
 	SendMessage(to string, payload []byte)
-	SetState(state []byte)
+	SetLocalState(state []byte)
 	SetMACs(macs []facts.MAC)
-	Rejoin()
+	RejoinSeeds()
 	MemberSets() <-chan facts.MemberSet
 	Messages() <-chan members.Message
 	RemoteStates() <-chan []byte
@@ -98,8 +98,9 @@ type Status struct {
 	Bindings []intent.Binding
 	// Links are the node's usable links. They show which families cannot be sent on them.
 	Links facts.LinkSet
-	// FaultsByLink says which family cannot be sent on a link and why, by the index of the link.
-	FaultsByLink map[int]string
+	// FaultByLinkIndex says which family cannot be sent on a link and why, by the index of the
+	// link.
+	FaultByLinkIndex map[int]string
 	// MemberNames are the nodes whose speakers are alive, including this one, sorted.
 	MemberNames []string
 	// RawSocketsDenied says why this node cannot open raw sockets; empty if it can.
@@ -110,18 +111,18 @@ type Status struct {
 
 // Agent makes the decisions of this node. Only Run uses its state.
 type Agent struct {
-	options       Options
-	changeBatches chan []Change
-	usableLinks   chan usableLinks // the latest value only
+	options           Options
+	changeBatches     chan []Change
+	latestUsableLinks chan usableLinks // the latest value only
 	// probeQuestions are those of SetProbeQuestions, the latest value only.
 	probeQuestions   chan []probing.Question
 	planUpdates      chan planUpdate
 	handoverRequests chan struct{}
-	handedOver       chan struct{}
+	handoverDone     chan struct{}
 	metrics          metrics
 
 	links             facts.LinkSet
-	portStates        portStates
+	portFaults        portFaults
 	memberNames       []string              // of live members, sorted
 	addressesByMember map[string]netip.Addr // of current and earlier members
 	livenessProbes    livenessProbes
@@ -130,12 +131,12 @@ type Agent struct {
 	addressProbes     addressProbes
 	bindingsByAddress map[netip.Addr]intent.Binding
 	checkpoint        checkpointState
-	events            []elect.Event
-	// stateChanged and statusChanged are set when the end of a turn has to publish the state or the
-	// Status.
-	stateChanged, statusChanged bool
-	stateSetAt                  time.Time // when Members last got the full state
-	statusObservedAt            time.Time // when ObserveStatus was last called
+	unreportedEvents  []elect.Event
+	// gossipStateChanged and statusChanged are set when the end of a turn has to publish the state
+	// or the Status.
+	gossipStateChanged, statusChanged bool
+	gossipStateSetAt                  time.Time // when Members last got the full state
+	statusObservedAt                  time.Time // when ObserveStatus was last called
 }
 
 // New returns an Agent that does nothing before Run.
@@ -147,20 +148,20 @@ func New(o Options) *Agent {
 		o.ObserveProbeAnswer = func(probing.Answer) {}
 	}
 	return &Agent{
-		options:          o,
-		changeBatches:    make(chan []Change, 64),
-		usableLinks:      make(chan usableLinks, 1),
-		probeQuestions:   make(chan []probing.Question, 1),
-		planUpdates:      make(chan planUpdate),
-		handoverRequests: make(chan struct{}, 1),
-		handedOver:       make(chan struct{}),
-		metrics:          newMetrics(),
-		portStates: portStates{
-			deniedByPort: map[portID]string{}, failedByPort: map[portID]string{},
+		options:           o,
+		changeBatches:     make(chan []Change, 64),
+		latestUsableLinks: make(chan usableLinks, 1),
+		probeQuestions:    make(chan []probing.Question, 1),
+		planUpdates:       make(chan planUpdate),
+		handoverRequests:  make(chan struct{}, 1),
+		handoverDone:      make(chan struct{}),
+		metrics:           newMetrics(),
+		portFaults: portFaults{
+			denialReasonByPort: map[portID]string{}, openErrorByPort: map[portID]string{},
 		},
 		addressesByMember: map[string]netip.Addr{},
 		livenessProbes: livenessProbes{
-			openByElectionID: map[uint64]*openLivenessProbe{}, electionIDByWireID: map[uint64]uint64{},
+			openProbeByElectionID: map[uint64]*openLivenessProbe{}, electionIDByWireID: map[uint64]uint64{},
 		},
 		bindingsByAddress: map[netip.Addr]intent.Binding{},
 	}
@@ -175,7 +176,7 @@ func (a *Agent) PostChanges(ctx context.Context, changes ...Change) {
 	}
 }
 
-// RequestHandover asks the agent to hand over all addresses. HandedOver is closed when it holds
+// RequestHandover asks the agent to hand over all addresses. HandoverDone is closed when it holds
 // none.
 func (a *Agent) RequestHandover() {
 	select {
@@ -184,8 +185,8 @@ func (a *Agent) RequestHandover() {
 	}
 }
 
-// HandedOver is closed when nothing is held any more after RequestHandover.
-func (a *Agent) HandedOver() <-chan struct{} { return a.handedOver }
+// HandoverDone is closed when nothing is held any more after RequestHandover.
+func (a *Agent) HandoverDone() <-chan struct{} { return a.handoverDone }
 
 // Run runs the agent until ctx ends. It then stops answering for all addresses.
 func (a *Agent) Run(ctx context.Context) error {
@@ -193,7 +194,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	go func() {
 		defer close(done)
 		a.runPlanner(ctx, plan.NewPlanner(plan.Inputs{
-			Self: a.options.Self, Class: a.options.LoadBalancerClass,
+			Self: a.options.Self, LoadBalancerClass: a.options.LoadBalancerClass,
 			Services: map[view.ObjectKey]view.Service{}, Endpoints: map[view.ObjectKey]view.Endpoints{},
 			Nodes: map[string]view.Node{},
 		}))
@@ -222,7 +223,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		case s := <-a.options.Members.RemoteStates():
 			in = append(in, elect.RemoteStateReceived{Payload: s})
 		case r := <-a.options.Layer2.Reports():
-			in = a.handleReport(in, r)
+			in = a.handleEngineReport(in, r)
 		case <-a.handoverRequests:
 			a.options.Log.Info("handing over all addresses before the speaker stops",
 				"held", len(a.bindingsByAddress))
@@ -234,22 +235,22 @@ func (a *Agent) Run(ctx context.Context) error {
 		a.stepElection(a.appendPendingInputs(a.appendRestoredBids(in)))
 		a.runAddressProbes()
 		a.finishTurn()
-		timer.Reset(max(a.nextDeadline().Sub(a.options.Now()), 0))
+		timer.Reset(max(a.nextActionDeadline().Sub(a.options.Now()), 0))
 	}
 }
 
-// maxInputsPerStep bounds the messages and reports that one step processes.
-const maxInputsPerStep = 512
+// maxElectionInputsPerStep bounds the messages and reports that one step processes.
+const maxElectionInputsPerStep = 512
 
 // appendPendingInputs adds the messages and reports that already wait, so that a burst of them
 // costs one step.
 func (a *Agent) appendPendingInputs(in []elect.Input) []elect.Input {
-	for range maxInputsPerStep {
+	for range maxElectionInputsPerStep {
 		select {
 		case m := <-a.options.Members.Messages():
 			in = append(in, elect.MessageReceived{From: m.From, Payload: m.Payload})
 		case r := <-a.options.Layer2.Reports():
-			in = a.handleReport(in, r)
+			in = a.handleEngineReport(in, r)
 		default:
 			return in
 		}
@@ -261,28 +262,28 @@ func (a *Agent) appendPendingInputs(in []elect.Input) []elect.Input {
 func (a *Agent) finishTurn() {
 	now := a.options.Now()
 	a.options.Layer2.SetSendDeadline(a.machine.LeaseDeadline(now))
-	if a.stateChanged && now.Sub(a.stateSetAt) >= stateInterval {
-		a.stateChanged, a.stateSetAt = false, now
-		a.options.Members.SetState(a.machine.EncodeState())
+	if a.gossipStateChanged && now.Sub(a.gossipStateSetAt) >= stateEncodingInterval {
+		a.gossipStateChanged, a.gossipStateSetAt = false, now
+		a.options.Members.SetLocalState(a.machine.EncodeState())
 	}
 	a.saveCheckpoint(now)
-	if a.options.RestoreFrom != nil && !a.checkpoint.hasPlan { // the plan has no Services yet
+	if a.options.RestoreFrom != nil && !a.checkpoint.hasFirstPlan { // the plan has no Services yet
 		return
 	}
 	if a.statusChanged && now.Sub(a.statusObservedAt) >= a.statusInterval() {
 		a.statusChanged, a.statusObservedAt = false, now
 		a.options.ObserveStatus(a.buildStatus())
-		a.events = nil
+		a.unreportedEvents = nil
 	}
 }
 
 // statusInterval bounds how often a Status is built. The cost is proportional to the number of
 // Services; with 10,000 of them the interval is 100 ms.
 func (a *Agent) statusInterval() time.Duration {
-	services := max(a.plan.Bids.Len(), a.plan.Verdicts.Len(), a.plan.BGP.Len())
+	services := max(a.plan.Bids.Len(), a.plan.Layer2Verdicts.Len(), a.plan.BGPVerdicts.Len())
 	return time.Duration(services) * 10 * time.Microsecond
 }
 
-// stateInterval bounds how often the full state is encoded for push/pull. The cost is proportional
-// to the number of addresses. A new claim does not wait for it: it is sent at once.
-const stateInterval = 200 * time.Millisecond
+// stateEncodingInterval bounds how often the full state is encoded for push/pull. The cost is
+// proportional to the number of addresses. A new claim does not wait for it: it is sent at once.
+const stateEncodingInterval = 200 * time.Millisecond

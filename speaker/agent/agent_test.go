@@ -19,7 +19,7 @@ import (
 func (c *harness) otherSpeakers(not *speaker) []*speaker {
 	var out []*speaker
 	for _, n := range nodeNames {
-		if s := c.speakers[n]; s != not {
+		if s := c.speakerByName[n]; s != not {
 			out = append(out, s)
 		}
 	}
@@ -29,24 +29,24 @@ func (c *harness) otherSpeakers(not *speaker) []*speaker {
 // TestATakeoverDoesNotWaitForPlanning: the planner of each other node is blocked when the holder
 // dies.
 func TestATakeoverDoesNotWaitForPlanning(t *testing.T) {
-	withHarness(t, func(c *harness) {
-		dead := c.wantHolder(ipv4Address)
+	runWithHarness(t, func(c *harness) {
+		dead := c.requireOneHolder(serviceIPv4)
 		stuck := make(chan struct{})
 		for _, s := range c.otherSpeakers(dead) {
-			s.PostChanges(c.t.Context(), func(*planEditor) { <-stuck })
+			s.PostChanges(c.t.Context(), func(*plannerEditor) { <-stuck })
 		}
 		synctest.Wait()
-		dead.cutOff()
-		gap, order := c.askRepeatedly(ipv4Address, time.Second)
+		dead.disconnectNode()
+		gap, order := c.sendRequestsFor(serviceIPv4, time.Second)
 		if gap > 600*time.Millisecond || len(order) != 1 || order[0] == dead.name {
 			t.Errorf("no node answered for %v, then %v did; want one node other than %s within 600 ms", gap, order, dead.name)
 		}
-		next := c.wantHolder(ipv4Address)
+		next := c.requireOneHolder(serviceIPv4)
 		n, seconds := next.takeoverMetrics(t)
 		if n == 0 || seconds/float64(n) < 0.2 || seconds/float64(n) > 0.6 {
 			t.Errorf("the metrics count %d takeovers of %v s in total, want 0.2 to 0.6 s each", n, seconds)
 		}
-		if got := next.moveCount(t, elect.EventTaken, names.ReasonHolderGone); got == 0 {
+		if got := next.electionEventCount(t, elect.EventAddressTaken, names.ReasonHolderGone); got == 0 {
 			t.Error("the metrics count no move for the reason HolderGone")
 		}
 		close(stuck)
@@ -56,21 +56,21 @@ func TestATakeoverDoesNotWaitForPlanning(t *testing.T) {
 // TestNothingIsWithdrawnWithoutWatchEvents: a lost watch delivers no events and therefore changes
 // nothing.
 func TestNothingIsWithdrawnWithoutWatchEvents(t *testing.T) {
-	withHarness(t, func(c *harness) {
+	runWithHarness(t, func(c *harness) {
 		before := map[netip.Addr]string{
-			ipv4Address: c.wantHolder(ipv4Address).name, ipv6Address: c.wantHolder(ipv6Address).name,
+			serviceIPv4: c.requireOneHolder(serviceIPv4).name, serviceIPv6: c.requireOneHolder(serviceIPv6).name,
 		}
 		for range 40 {
 			time.Sleep(5 * time.Second)
 			for a, n := range before {
-				if now := c.wantHolder(a).name; now != n {
+				if now := c.requireOneHolder(a).name; now != n {
 					t.Fatalf("%s moved from %s to %s although nothing happened", a, n, now)
 				}
 			}
 		}
-		for _, s := range c.speakers {
+		for _, s := range c.speakerByName {
 			_, events := s.lastStatus()
-			if slices.ContainsFunc(events, func(e elect.Event) bool { return e.Kind == elect.EventGivenUp }) {
+			if slices.ContainsFunc(events, func(e elect.Event) bool { return e.Kind == elect.EventAddressGivenUp }) {
 				t.Errorf("%s gave an address up: %v", s.name, events)
 			}
 		}
@@ -80,15 +80,15 @@ func TestNothingIsWithdrawnWithoutWatchEvents(t *testing.T) {
 // TestARestartedSpeakerKeepsItsAddressesWhileItReadsTheCluster: a restarted speaker has its
 // checkpoint and reads the cluster in parts. The missing parts take no address from it.
 func TestARestartedSpeakerKeepsItsAddressesWhileItReadsTheCluster(t *testing.T) {
-	withHarness(t, func(c *harness) {
+	runWithHarness(t, func(c *harness) {
 		// Stop the other speakers, so that no other node can hold the addresses.
-		last := c.wantHolder(ipv4Address)
+		last := c.requireOneHolder(serviceIPv4)
 		for _, s := range c.otherSpeakers(last) {
 			s.stop()
 		}
 		time.Sleep(5 * time.Second)
-		for _, a := range []netip.Addr{ipv4Address, ipv6Address} {
-			if h := c.wantHolder(a); h != last {
+		for _, a := range []netip.Addr{serviceIPv4, serviceIPv6} {
+			if h := c.requireOneHolder(a); h != last {
 				t.Fatalf("%s is held by %s, want the only running speaker", a, h.name)
 			}
 		}
@@ -101,26 +101,26 @@ func TestARestartedSpeakerKeepsItsAddressesWhileItReadsTheCluster(t *testing.T) 
 		}
 		again := c.startSpeaker(last.name, saved)
 		time.Sleep(5 * time.Second) // the API server is unreachable
-		if h := c.wantHolder(ipv4Address); h != again {
+		if h := c.requireOneHolder(serviceIPv4); h != again {
 			t.Fatalf("%s holds the address, want the speaker with the checkpoint", h.name)
 		}
 		for _, part := range []Change{snapshotChange(), serviceChange(), SetNode(view.Node{Name: "node1"})} {
 			// no endpoints yet
 			again.PostChanges(c.t.Context(), part)
-			gap, order := c.askRepeatedly(ipv4Address, time.Second)
+			gap, order := c.sendRequestsFor(serviceIPv4, time.Second)
 			if gap > 2*time.Millisecond || !slices.Equal(order, []string{again.name}) {
 				t.Errorf("while the speaker reads the cluster, no node answers for %v, then %v", gap, order)
 			}
 		}
-		c.postEverything(again.name)
-		gap, order := c.askRepeatedly(ipv6Address, time.Second)
+		c.postClusterState(again.name)
+		gap, order := c.sendRequestsFor(serviceIPv6, time.Second)
 		if gap > 2*time.Millisecond || !slices.Equal(order, []string{again.name}) {
 			t.Errorf("after the speaker read the cluster, no node answers for %v, then %v", gap, order)
 		}
 		// From now on a deleted Service loses its address.
 		again.PostChanges(c.t.Context(), RemoveService(serviceKey))
 		time.Sleep(time.Second)
-		if who := c.askOnce(ipv4Address); len(who) > 0 {
+		if who := c.sendOneRequest(serviceIPv4); len(who) > 0 {
 			t.Errorf("%v answer for a deleted Service", who)
 		}
 	})
@@ -129,15 +129,15 @@ func TestARestartedSpeakerKeepsItsAddressesWhileItReadsTheCluster(t *testing.T) 
 // TestAStoppingSpeakerHandsOverWithoutAGap sends a request every millisecond while a speaker hands
 // over and stops. Each request gets an answer.
 func TestAStoppingSpeakerHandsOverWithoutAGap(t *testing.T) {
-	for name, a := range map[string]netip.Addr{"IPv4": ipv4Address, "IPv6": ipv6Address} {
+	for name, a := range map[string]netip.Addr{"IPv4": serviceIPv4, "IPv6": serviceIPv6} {
 		t.Run(name, func(t *testing.T) {
-			withHarness(t, func(c *harness) {
-				old := c.wantHolder(a)
+			runWithHarness(t, func(c *harness) {
+				old := c.requireOneHolder(a)
 				old.RequestHandover()
 				synctest.Wait()
-				gap, order := c.askRepeatedly(a, time.Second)
+				gap, order := c.sendRequestsFor(a, time.Second)
 				select {
-				case <-old.HandedOver():
+				case <-old.HandoverDone():
 				default:
 					t.Fatal("the handover is not done after a second")
 				}
@@ -145,14 +145,14 @@ func TestAStoppingSpeakerHandsOverWithoutAGap(t *testing.T) {
 					t.Errorf("after the handover the speaker still holds %v", status.HeldAddresses)
 				}
 				old.stop()
-				after, last := c.askRepeatedly(a, time.Second)
+				after, last := c.sendRequestsFor(a, time.Second)
 				if max(gap, after) > 2*time.Millisecond {
 					t.Errorf("no node answered for %v", max(gap, after))
 				}
-				if n := c.wantHolder(a); n == old || len(last) != 1 || order[len(order)-1] != n.name {
+				if n := c.requireOneHolder(a); n == old || len(last) != 1 || order[len(order)-1] != n.name {
 					t.Errorf("%v and then %v answered, want a node other than %s after the handover", order, last, old.name)
 				}
-				if got := c.wantHolder(a).moveCount(t, elect.EventTaken, names.ReasonHandedOver); got == 0 {
+				if got := c.requireOneHolder(a).electionEventCount(t, elect.EventAddressTaken, names.ReasonHandedOver); got == 0 {
 					t.Error("the metrics count no move for the reason HandedOver")
 				}
 			})
@@ -163,19 +163,19 @@ func TestAStoppingSpeakerHandsOverWithoutAGap(t *testing.T) {
 // TestTheLastSpeakerKeepsItsAddresses: a speaker without a successor still answers after
 // RequestHandover.
 func TestTheLastSpeakerKeepsItsAddresses(t *testing.T) {
-	withHarness(t, func(c *harness) {
-		last := c.wantHolder(ipv4Address)
+	runWithHarness(t, func(c *harness) {
+		last := c.requireOneHolder(serviceIPv4)
 		for _, s := range c.otherSpeakers(last) {
 			s.stop()
 		}
 		time.Sleep(5 * time.Second)
 		last.RequestHandover()
-		gap, order := c.askRepeatedly(ipv4Address, 10*time.Second)
+		gap, order := c.sendRequestsFor(serviceIPv4, 10*time.Second)
 		if gap > 2*time.Millisecond || !slices.Equal(order, []string{last.name}) {
 			t.Errorf("no node answered for %v, then %v did", gap, order)
 		}
 		select {
-		case <-last.HandedOver():
+		case <-last.HandoverDone():
 			t.Error("the speaker reports a handover that did not happen")
 		default:
 		}
@@ -184,20 +184,20 @@ func TestTheLastSpeakerKeepsItsAddresses(t *testing.T) {
 
 // TestAnExcludedNodeHandsOverWithoutAGap: a plan that excludes the holder moves its addresses.
 func TestAnExcludedNodeHandsOverWithoutAGap(t *testing.T) {
-	withHarness(t, func(c *harness) {
-		old := c.wantHolder(ipv4Address)
-		for _, s := range c.speakers {
-			s.PostChanges(c.t.Context(), SetNode(view.Node{Name: old.name, Excluded: true}))
+	runWithHarness(t, func(c *harness) {
+		old := c.requireOneHolder(serviceIPv4)
+		for _, s := range c.speakerByName {
+			s.PostChanges(c.t.Context(), SetNode(view.Node{Name: old.name, IsExcluded: true}))
 		}
-		gap, order := c.askRepeatedly(ipv4Address, time.Second)
+		gap, order := c.sendRequestsFor(serviceIPv4, time.Second)
 		if gap > 2*time.Millisecond || order[len(order)-1] == old.name {
 			t.Errorf("no node answered for %v, then %v did; want a move from %s without a gap", gap, order, old.name)
 		}
-		next := c.wantHolder(ipv4Address)
-		for _, s := range c.speakers {
+		next := c.requireOneHolder(serviceIPv4)
+		for _, s := range c.speakerByName {
 			s.PostChanges(c.t.Context(), SetNode(view.Node{Name: old.name}))
 		}
-		if _, order := c.askRepeatedly(ipv4Address, 5*time.Second); !slices.Equal(order, []string{next.name}) {
+		if _, order := c.sendRequestsFor(serviceIPv4, 5*time.Second); !slices.Equal(order, []string{next.name}) {
 			t.Errorf("%v answered after the node was included again, want %s to keep the address", order, next.name)
 		}
 	})
@@ -206,15 +206,15 @@ func TestAnExcludedNodeHandsOverWithoutAGap(t *testing.T) {
 // TestAForeignHostIsReportedAndTheAddressDefended: a host outside of the cluster answers for an
 // address.
 func TestAForeignHostIsReportedAndTheAddressDefended(t *testing.T) {
-	withHarness(t, func(c *harness) {
-		holder := c.wantHolder(ipv4Address)
+	runWithHarness(t, func(c *harness) {
+		holder := c.requireOneHolder(serviceIPv4)
 		time.Sleep(10 * time.Second) // its own announcements are over
 		c.segment.TakeSentFrames()
 		stranger := facts.MAC{2, 0, 0, 0, 0, 0x99}
-		all := layer2.AnnouncementMAC(ipv4Address)
-		err := c.clientPorts[layer2.IPv4].Write(layer2.Frame{
-			Destination: all, Source: stranger, Operation: layer2.Reply,
-			SenderMAC: stranger, SenderIP: ipv4Address, TargetMAC: all, TargetIP: ipv4Address,
+		all := layer2.AnnouncementDestinationMAC(serviceIPv4)
+		err := c.clientPortByFamily[layer2.IPv4].Write(layer2.Frame{
+			EthernetDestination: all, EthernetSource: stranger, Operation: layer2.Reply,
+			SenderMAC: stranger, SenderIP: serviceIPv4, TargetMAC: all, TargetIP: serviceIPv4,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -222,7 +222,7 @@ func TestAForeignHostIsReportedAndTheAddressDefended(t *testing.T) {
 		time.Sleep(100 * time.Millisecond)
 		defended := 0
 		for _, f := range c.segment.TakeSentFrames() {
-			if f.From == holder.name && f.Frame.SenderIP == ipv4Address && f.Frame.TargetIP == ipv4Address {
+			if f.From == holder.name && f.Frame.SenderIP == serviceIPv4 && f.Frame.TargetIP == serviceIPv4 {
 				defended++
 			}
 		}
@@ -234,10 +234,10 @@ func TestAForeignHostIsReportedAndTheAddressDefended(t *testing.T) {
 			t.Fatal("there are no events, want a conflict")
 		}
 		e := events[len(events)-1]
-		if e.Kind != elect.EventConflict || e.ForeignMAC != stranger || e.Address != ipv4Address {
+		if e.Kind != elect.EventConflict || e.ForeignMAC != stranger || e.Address != serviceIPv4 {
 			t.Errorf("the events are %+v, want the conflict last", events)
 		}
-		if now := c.wantHolder(ipv4Address); now != holder {
+		if now := c.requireOneHolder(serviceIPv4); now != holder {
 			t.Errorf("the address moved from %s to %s", holder.name, now.name)
 		}
 	})
@@ -246,23 +246,23 @@ func TestAForeignHostIsReportedAndTheAddressDefended(t *testing.T) {
 // TestANodeWithoutRawSocketsHoldsNothingAndSaysWhy: another node takes over when sockets fail for
 // lack of permission.
 func TestANodeWithoutRawSocketsHoldsNothingAndSaysWhy(t *testing.T) {
-	withHarness(t, func(c *harness) {
-		denied := c.wantHolder(ipv4Address)
+	runWithHarness(t, func(c *harness) {
+		denied := c.requireOneHolder(serviceIPv4)
 		denied.host.SetOpenError(layer2.ErrDenied)
-		denied.host.FailPorts(layer2.ErrLinkGone)
+		denied.host.FailOpenPorts(layer2.ErrLinkGone)
 		time.Sleep(2 * time.Second)
-		next := c.wantHolder(ipv4Address)
+		next := c.requireOneHolder(serviceIPv4)
 		status, _ := denied.lastStatus()
-		if next == denied || !strings.Contains(status.RawSocketsDenied, "NET_RAW") || len(status.FaultsByLink) != 1 {
+		if next == denied || !strings.Contains(status.RawSocketsDenied, "NET_RAW") || len(status.FaultByLinkIndex) != 1 {
 			t.Errorf("%s holds the address, %s reports %q and %v",
-				next.name, denied.name, status.RawSocketsDenied, status.FaultsByLink)
+				next.name, denied.name, status.RawSocketsDenied, status.FaultByLinkIndex)
 		}
 		denied.host.SetOpenError(nil)
 		time.Sleep(time.Minute)
 		status, _ = denied.lastStatus()
-		if status.RawSocketsDenied != "" || len(status.FaultsByLink) != 0 || c.wantHolder(ipv4Address) != next {
+		if status.RawSocketsDenied != "" || len(status.FaultByLinkIndex) != 0 || c.requireOneHolder(serviceIPv4) != next {
 			t.Errorf("when sockets are permitted, %s reports %q and %v, and %s holds the address",
-				denied.name, status.RawSocketsDenied, status.FaultsByLink, c.wantHolder(ipv4Address).name)
+				denied.name, status.RawSocketsDenied, status.FaultByLinkIndex, c.requireOneHolder(serviceIPv4).name)
 		}
 	})
 }
@@ -270,21 +270,21 @@ func TestANodeWithoutRawSocketsHoldsNothingAndSaysWhy(t *testing.T) {
 // TestTheNewHolderUpdatesTheClientsOfTheDeadOne: a client asked the dead holder. Only the new
 // holder sends it the new Ethernet address.
 func TestTheNewHolderUpdatesTheClientsOfTheDeadOne(t *testing.T) {
-	for name, a := range map[string]netip.Addr{"IPv4": ipv4Address, "IPv6": ipv6Address} {
+	for name, a := range map[string]netip.Addr{"IPv4": serviceIPv4, "IPv6": serviceIPv6} {
 		t.Run(name, func(t *testing.T) {
-			withHarness(t, func(c *harness) {
-				dead := c.wantHolder(a) // sends the client's request
-				c.takeClientFrames()
-				dead.cutOff()
+			runWithHarness(t, func(c *harness) {
+				dead := c.requireOneHolder(a) // sends the client's request
+				c.drainClientFrames()
+				dead.disconnectNode()
 				time.Sleep(5 * time.Second)
 				next, count := "", 0
-				for _, f := range c.takeClientFrames() {
+				for _, f := range c.drainClientFrames() {
 					if f.SenderIP == a {
 						next = c.nodeOfMAC(f.SenderMAC)
 						count++
 					}
 				}
-				if count != 2 || next != c.wantHolder(a).name {
+				if count != 2 || next != c.requireOneHolder(a).name {
 					t.Errorf("the client gets %d frames from %q, want two from the new holder", count, next)
 				}
 			})
@@ -295,11 +295,11 @@ func TestTheNewHolderUpdatesTheClientsOfTheDeadOne(t *testing.T) {
 // TestALinkThatComesBackMakesTheNodeACandidate: without its link the node loses the address. With
 // the link it is a candidate again.
 func TestALinkThatComesBackMakesTheNodeACandidate(t *testing.T) {
-	withHarness(t, func(c *harness) {
-		old := c.wantHolder(ipv4Address)
+	runWithHarness(t, func(c *harness) {
+		old := c.requireOneHolder(serviceIPv4)
 		old.host.Disconnect()
 		old.links <- nil
-		gap, order := c.askRepeatedly(ipv4Address, 2*time.Second)
+		gap, order := c.sendRequestsFor(serviceIPv4, 2*time.Second)
 		if gap > 600*time.Millisecond || order[len(order)-1] == old.name {
 			t.Errorf("no node answered for %v, then %v did", gap, order)
 		}
@@ -311,7 +311,7 @@ func TestALinkThatComesBackMakesTheNodeACandidate(t *testing.T) {
 			s.RequestHandover()
 		}
 		time.Sleep(2 * time.Second)
-		if h := c.wantHolder(ipv4Address); h != old {
+		if h := c.requireOneHolder(serviceIPv4); h != old {
 			t.Errorf("%s holds the address, want the node with the restored link", h.name)
 		}
 	})

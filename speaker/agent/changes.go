@@ -7,48 +7,48 @@ import (
 )
 
 // Change is a change of the planner's inputs.
-type Change func(*planEditor)
+type Change func(*plannerEditor)
 
-// ApplyChanges applies changes to a Planner as an Agent does. It reports whether MarkSynced was
-// among them.
+// ApplyChanges applies changes to a Planner as an Agent does. It reports whether MarkClusterSynced
+// was among them.
 func ApplyChanges(p *plan.Planner, changes ...Change) (synced bool) {
-	in := planEditor{Planner: p}
+	in := plannerEditor{Planner: p}
 	in.applyChanges(changes)
-	return in.synced
+	return in.clusterSynced
 }
 
 // SetService adds or replaces a Service.
 func SetService(s view.Service) Change {
-	return func(in *planEditor) { in.SetService(s) }
+	return func(in *plannerEditor) { in.SetService(s) }
 }
 
 // RemoveService removes a Service.
 func RemoveService(k view.ObjectKey) Change {
-	return func(in *planEditor) { in.RemoveService(k) }
+	return func(in *plannerEditor) { in.RemoveService(k) }
 }
 
 // SetEndpoints replaces the endpoints of a Service. Without any endpoints it removes the entry.
 func SetEndpoints(e view.Endpoints) Change {
-	return func(in *planEditor) { in.SetEndpoints(e) }
+	return func(in *plannerEditor) { in.SetEndpoints(e) }
 }
 
 // SetNode adds or replaces a node.
 func SetNode(n view.Node) Change {
-	return func(in *planEditor) { in.SetNode(n) }
+	return func(in *plannerEditor) { in.SetNode(n) }
 }
 
 // RemoveNode removes a node.
 func RemoveNode(name string) Change {
-	return func(in *planEditor) { in.RemoveNode(name) }
+	return func(in *plannerEditor) { in.RemoveNode(name) }
 }
 
 // SetSnapshot replaces the configuration.
 func SetSnapshot(s *snapshot.Snapshot) Change {
-	return func(in *planEditor) { in.SetSnapshot(s) }
+	return func(in *plannerEditor) { in.SetSnapshot(s) }
 }
 
-// MarkSynced says that the whole cluster state has been posted once. Planning starts then: with
-// half of the cluster state a speaker would give up addresses for lack of endpoints.
-func MarkSynced() Change {
-	return func(in *planEditor) { in.synced = true }
+// MarkClusterSynced says that the whole cluster state has been posted once. Planning starts then:
+// with half of the cluster state a speaker would give up addresses for lack of endpoints.
+func MarkClusterSynced() Change {
+	return func(in *plannerEditor) { in.clusterSynced = true }
 }

@@ -29,19 +29,19 @@ const (
 	// checkpointInterval bounds how often a Checkpoint is made. The cost is proportional to the
 	// number of addresses.
 	checkpointInterval = time.Second
-	// planTimeout is how long a starting agent waits for a plan before it uses the Checkpoint.
-	planTimeout = time.Second
+	// firstPlanTimeout is how long a starting agent waits for a plan before it uses the Checkpoint.
+	firstPlanTimeout = time.Second
 )
 
 // checkpointState is the state of restoring and saving.
 type checkpointState struct {
 	// restoredBids are the bids of the checkpoint, until there is a plan.
 	restoredBids        []intent.Bid
-	restoredBidsChanged bool      // the election does not know them, or not with the current links
+	restoredBidsPending bool      // the election does not know them, or not with the current links
 	startedAt           time.Time // when the agent started
-	hasPlan             bool      // there is a plan
-	contentChanged      bool      // the bids or the members changed since the last checkpoint
-	savedDigest         uint64    // of the claims in the last checkpoint
+	hasFirstPlan        bool      // there is a plan
+	changedSinceSave    bool      // the bids or the members changed since the last checkpoint
+	savedClaimsDigest   uint64    // of the claims in the last checkpoint
 	savedAt             time.Time // when the last checkpoint was made
 }
 
@@ -50,7 +50,7 @@ func (a *Agent) restoreCheckpoint(c *Checkpoint) {
 	if c == nil {
 		return
 	}
-	a.checkpoint.restoredBids, a.checkpoint.restoredBidsChanged = c.Bids, true
+	a.checkpoint.restoredBids, a.checkpoint.restoredBidsPending = c.Bids, true
 	a.checkpoint.startedAt = a.options.Now()
 	a.stepElection([]elect.Input{elect.ClaimsRestored{Claims: c.Claims}})
 }
@@ -59,23 +59,23 @@ func (a *Agent) restoreCheckpoint(c *Checkpoint) {
 // first plan replaces them.
 func (a *Agent) appendRestoredBids(in []elect.Input) []elect.Input {
 	c := &a.checkpoint
-	if c.hasPlan || c.restoredBids == nil || !c.restoredBidsChanged ||
-		a.options.Now().Sub(c.startedAt) < planTimeout {
+	if c.hasFirstPlan || c.restoredBids == nil || !c.restoredBidsPending ||
+		a.options.Now().Sub(c.startedAt) < firstPlanTimeout {
 		return in
 	}
-	c.restoredBidsChanged = false
+	c.restoredBidsPending = false
 	out := elect.BidsChanged{Bids: slices.Clone(c.restoredBids)}
-	usable := a.portStates.usableLinks(a.links).links
+	usable := a.portFaults.usableLinks(a.links).links
 	for i := range out.Bids {
 		b := &out.Bids[i]
-		b.Links = slices.DeleteFunc(slices.Clone(b.Links), func(index int) bool {
-			return !canCarry(usable, index, b.Address)
+		b.LinkIndexes = slices.DeleteFunc(slices.Clone(b.LinkIndexes), func(index int) bool {
+			return !canLinkCarry(usable, index, b.Address)
 		})
 	}
 	return append(in, out)
 }
 
-func canCarry(links facts.LinkSet, index int, a netip.Addr) bool {
+func canLinkCarry(links facts.LinkSet, index int, a netip.Addr) bool {
 	l, ok := links.FindByIndex(index)
 	return ok && l.CanCarry(a)
 }
@@ -83,14 +83,14 @@ func canCarry(links facts.LinkSet, index int, a netip.Addr) bool {
 // replaceRestoredBids replaces the restored bids by those of the first plan: addresses without a
 // bid in the plan are gone.
 func (a *Agent) replaceRestoredBids(p planUpdate) {
-	if !a.checkpoint.hasPlan {
+	if !a.checkpoint.hasFirstPlan {
 		for _, b := range a.checkpoint.restoredBids {
 			if _, still := p.changedBids[b.Address]; !still {
 				p.goneAddresses[b.Address] = struct{}{}
 			}
 		}
 	}
-	a.checkpoint.hasPlan, a.checkpoint.contentChanged, a.checkpoint.restoredBids = true, true, nil
+	a.checkpoint.hasFirstPlan, a.checkpoint.changedSinceSave, a.checkpoint.restoredBids = true, true, nil
 }
 
 // restoreRoutesTimer fires when routers have to get the routes of the checkpoint. It is nil when
@@ -99,18 +99,18 @@ func (a *Agent) restoreRoutesTimer() <-chan time.Time {
 	if c := a.options.RestoreFrom; c == nil || len(c.BGP.Peers) == 0 {
 		return nil
 	}
-	return time.After(planTimeout)
+	return time.After(firstPlanTimeout)
 }
 
 // saveCheckpoint saves a Checkpoint if something changed.
 func (a *Agent) saveCheckpoint(now time.Time) {
 	c := &a.checkpoint
 	digest := a.machine.ClaimsDigest()
-	changed := c.contentChanged || digest != c.savedDigest
-	if a.options.SaveCheckpoint == nil || !c.hasPlan || !changed || now.Sub(c.savedAt) < checkpointInterval {
+	changed := c.changedSinceSave || digest != c.savedClaimsDigest
+	if a.options.SaveCheckpoint == nil || !c.hasFirstPlan || !changed || now.Sub(c.savedAt) < checkpointInterval {
 		return
 	}
-	c.savedAt, c.contentChanged, c.savedDigest = now, false, digest
+	c.savedAt, c.changedSinceSave, c.savedClaimsDigest = now, false, digest
 	out := Checkpoint{Bids: a.plan.Bids.Slice(), Claims: a.machine.Claims(), BGP: desiredBGP(a.plan)}
 	for name, address := range a.addressesByMember {
 		if name != a.options.Self && address.IsValid() {

@@ -15,7 +15,7 @@ import (
 // has to answer before the first message is sent.
 func (a *Agent) stepElection(in []elect.Input) {
 	var u engineUpdate
-	a.reportCandidacies(in)
+	a.passCandidaciesToEngine(in)
 	for _, e := range a.machine.Step(a.options.Now(), in...) {
 		switch e := e.(type) {
 		case elect.HoldAddress:
@@ -25,18 +25,18 @@ func (a *Agent) stepElection(in []elect.Input) {
 			delete(a.bindingsByAddress, e.Address)
 			u.bindingsChanged = true
 		case elect.RepeatAnnouncement:
-			u.announceAgain = append(u.announceAgain, e.Address)
+			u.addressesToAnnounceAgain = append(u.addressesToAnnounceAgain, e.Address)
 		default:
-			a.updateEngine(&u)
-			a.performEffect(e)
+			a.passHeldAddressesToEngine(&u)
+			a.performElectionEffect(e)
 		}
 	}
-	a.updateEngine(&u)
-	a.stateChanged = a.stateChanged || len(in) > 0
+	a.passHeldAddressesToEngine(&u)
+	a.gossipStateChanged = a.gossipStateChanged || len(in) > 0
 }
 
-// reportCandidacies passes the addresses that this node is a candidate for to the engine.
-func (a *Agent) reportCandidacies(in []elect.Input) {
+// passCandidaciesToEngine passes the addresses that this node is a candidate for to the engine.
+func (a *Agent) passCandidaciesToEngine(in []elect.Input) {
 	for _, i := range in {
 		bids, ok := i.(elect.BidsChanged)
 		if !ok {
@@ -45,8 +45,8 @@ func (a *Agent) reportCandidacies(in []elect.Input) {
 		candidacies := make([]intent.Binding, 0, len(bids.Bids))
 		gone := slices.Clone(bids.GoneAddresses)
 		for _, b := range bids.Bids {
-			if b.IsEligible(a.options.Self) && len(b.Links) > 0 {
-				candidacies = append(candidacies, intent.Binding{Address: b.Address, Links: b.Links})
+			if b.IsEligible(a.options.Self) && len(b.LinkIndexes) > 0 {
+				candidacies = append(candidacies, intent.Binding{Address: b.Address, LinkIndexes: b.LinkIndexes})
 			} else {
 				gone = append(gone, b.Address)
 			}
@@ -57,28 +57,28 @@ func (a *Agent) reportCandidacies(in []elect.Input) {
 
 // engineUpdate collects what changes for the engine.
 type engineUpdate struct {
-	bindingsChanged bool
-	announceAgain   []netip.Addr
+	bindingsChanged          bool
+	addressesToAnnounceAgain []netip.Addr
 }
 
-// updateEngine passes the held addresses to the engine. It first renews the deadline, so that a new
-// holder answers at once.
-func (a *Agent) updateEngine(u *engineUpdate) {
-	if !u.bindingsChanged && len(u.announceAgain) == 0 {
+// passHeldAddressesToEngine passes the held addresses to the engine. It first renews the deadline,
+// so that a new holder answers at once.
+func (a *Agent) passHeldAddressesToEngine(u *engineUpdate) {
+	if !u.bindingsChanged && len(u.addressesToAnnounceAgain) == 0 {
 		return
 	}
 	a.options.Layer2.SetSendDeadline(a.machine.LeaseDeadline(a.options.Now()))
 	if u.bindingsChanged {
 		a.options.Layer2.ApplyBindings(slices.Collect(maps.Values(a.bindingsByAddress)))
-		a.stateChanged, a.statusChanged = true, true
+		a.gossipStateChanged, a.statusChanged = true, true
 	}
-	if len(u.announceAgain) > 0 {
-		a.options.Layer2.RepeatAnnouncements(u.announceAgain)
+	if len(u.addressesToAnnounceAgain) > 0 {
+		a.options.Layer2.RepeatAnnouncements(u.addressesToAnnounceAgain)
 	}
 	*u = engineUpdate{}
 }
 
-func (a *Agent) performEffect(e elect.Effect) {
+func (a *Agent) performElectionEffect(e elect.Effect) {
 	switch e := e.(type) {
 	case elect.SendMessage:
 		a.options.Members.SendMessage(e.To, e.Payload)
@@ -89,25 +89,25 @@ func (a *Agent) performEffect(e elect.Effect) {
 	case elect.LivenessProbe:
 		a.probeLiveness(e)
 	case elect.RejoinGossip:
-		a.options.Members.Rejoin()
+		a.options.Members.RejoinSeeds()
 	case elect.Event:
 		if e.IsForeignAnswer() { // the engine ignores addresses that it does not hold
 			a.options.Layer2.DefendAddress(e.Address)
 		}
-		a.events = append(a.events, e)
+		a.unreportedEvents = append(a.unreportedEvents, e)
 		a.statusChanged = true
 		a.metrics.countEvent(e)
-		a.options.Log.Info(e.Text, "address", e.Address, "reason", eventReason(e))
+		a.options.Log.Info(e.Text, "address", e.Address, "reason", eventReasonText(e))
 	case elect.HandoverFinished:
 		select {
-		case <-a.handedOver:
+		case <-a.handoverDone:
 		default:
-			close(a.handedOver)
+			close(a.handoverDone)
 		}
 	}
 }
 
-func eventReason(e elect.Event) string {
+func eventReasonText(e elect.Event) string {
 	if e.Reason != "" {
 		return string(e.Reason)
 	}
@@ -117,36 +117,37 @@ func eventReason(e elect.Event) string {
 // livenessProbes are the liveness probes without a result. One probe of the election is several
 // probes on the segment.
 type livenessProbes struct {
-	lastWireID         uint64
-	openByElectionID   map[uint64]*openLivenessProbe // by the election's ID
-	electionIDByWireID map[uint64]uint64             // by the ID on the segment
-	firstMember        int                           // index of the member that is probed first
+	lastWireProbeID       uint64
+	openProbeByElectionID map[uint64]*openLivenessProbe // by the election's ID
+	electionIDByWireID    map[uint64]uint64             // by the ID on the segment
+	firstMemberIndex      int                           // index of the member that is probed first
 }
 
-type openLivenessProbe struct{ partsLeft int }
+type openLivenessProbe struct{ partsWithoutResult int }
 
 // livenessProbeIDBase keeps the IDs of liveness probes apart from those of acquire probes.
 const livenessProbeIDBase = 1 << 63
 
-// maxTargetsPerKind bounds how many gateways, and how many other nodes, one liveness probe asks.
-const maxTargetsPerKind = 3
+// maxLivenessTargetsPerKind bounds how many gateways, and how many other nodes, one liveness probe
+// asks.
+const maxLivenessTargetsPerKind = 3
 
 // probeLiveness probes the default gateways and some nodes on the same segment. Without any target
 // the result is that nothing was sent.
 func (a *Agent) probeLiveness(e elect.LivenessProbe) {
 	var targets []layer2.Probe
 	for _, l := range a.links {
-		for _, g := range l.Gateways[:min(len(l.Gateways), maxTargetsPerKind)] {
+		for _, g := range l.Gateways[:min(len(l.Gateways), maxLivenessTargetsPerKind)] {
 			targets = append(targets, layer2.Probe{Address: g, Links: []int{l.Index}})
 		}
 	}
-	gateways := min(len(targets), maxTargetsPerKind)
+	gateways := min(len(targets), maxLivenessTargetsPerKind)
 	targets = targets[:gateways]
-	for _, name := range a.membersInTurn() {
+	for _, name := range a.nodesInProbeOrder() {
 		address := a.addressesByMember[name]
 		for _, l := range a.links {
 			onLink := slices.ContainsFunc(l.Prefixes, func(p netip.Prefix) bool { return p.Contains(address) })
-			if onLink && len(targets) < gateways+maxTargetsPerKind {
+			if onLink && len(targets) < gateways+maxLivenessTargetsPerKind {
 				targets = append(targets, layer2.Probe{Address: address, Links: []int{l.Index}})
 			}
 		}
@@ -156,20 +157,20 @@ func (a *Agent) probeLiveness(e elect.LivenessProbe) {
 		a.stepElection([]elect.Input{elect.ProbeFinished{Result: r}})
 		return
 	}
-	a.livenessProbes.openByElectionID[e.ID] = &openLivenessProbe{partsLeft: len(targets)}
+	a.livenessProbes.openProbeByElectionID[e.ID] = &openLivenessProbe{partsWithoutResult: len(targets)}
 	for _, p := range targets {
-		a.livenessProbes.lastWireID++
-		p.ID = livenessProbeIDBase + a.livenessProbes.lastWireID
+		a.livenessProbes.lastWireProbeID++
+		p.ID = livenessProbeIDBase + a.livenessProbes.lastWireProbeID
 		p.Kind, p.Attempts, p.Interval = layer2.LivenessProbe, e.Attempts, e.Interval
 		a.livenessProbes.electionIDByWireID[p.ID] = e.ID
 		a.options.Layer2.SendProbe(p)
 	}
 }
 
-// membersInTurn returns the other nodes in the order in which they are probed. Members come first,
-// since many of the earlier members may be gone. Each call starts with another member, since some
-// may be dead.
-func (a *Agent) membersInTurn() []string {
+// nodesInProbeOrder returns the other nodes in the order in which they are probed. Members come
+// first, since many of the earlier members may be gone. Each call starts with another member, since
+// some may be dead.
+func (a *Agent) nodesInProbeOrder() []string {
 	var live, gone []string
 	for _, name := range slices.Sorted(maps.Keys(a.addressesByMember)) {
 		switch {
@@ -181,8 +182,8 @@ func (a *Agent) membersInTurn() []string {
 		}
 	}
 	if len(live) > 0 {
-		first := (a.livenessProbes.firstMember + 1) % len(live)
-		a.livenessProbes.firstMember = first
+		first := (a.livenessProbes.firstMemberIndex + 1) % len(live)
+		a.livenessProbes.firstMemberIndex = first
 		live = slices.Concat(live[first:], live[:first])
 	}
 	return append(live, gone...)
@@ -193,20 +194,20 @@ func (a *Agent) membersInTurn() []string {
 func (a *Agent) handleLivenessResult(in []elect.Input, r facts.ProbeResult) []elect.Input {
 	id := a.livenessProbes.electionIDByWireID[r.ID]
 	delete(a.livenessProbes.electionIDByWireID, r.ID)
-	p := a.livenessProbes.openByElectionID[id]
+	p := a.livenessProbes.openProbeByElectionID[id]
 	if p == nil {
 		return in
 	}
-	if p.partsLeft--; len(r.Answers) == 0 && p.partsLeft > 0 {
+	if p.partsWithoutResult--; len(r.AnsweringMACs) == 0 && p.partsWithoutResult > 0 {
 		return in
 	}
-	delete(a.livenessProbes.openByElectionID, id)
+	delete(a.livenessProbes.openProbeByElectionID, id)
 	r.ID = id
 	return append(in, elect.ProbeFinished{Result: r})
 }
 
-// handleReport processes a report of the layer-2 engine.
-func (a *Agent) handleReport(in []elect.Input, r layer2.Report) []elect.Input {
+// handleEngineReport processes a report of the layer-2 engine.
+func (a *Agent) handleEngineReport(in []elect.Input, r layer2.Report) []elect.Input {
 	switch r := r.(type) {
 	case facts.ProbeResult:
 		if r.ID >= livenessProbeIDBase {
@@ -214,20 +215,20 @@ func (a *Agent) handleReport(in []elect.Input, r layer2.Report) []elect.Input {
 		}
 		if r.ID >= addressProbeIDBase {
 			r.ID -= addressProbeIDBase
-			a.addressProbes.queue.RecordResult(r, a.probingState(), a.options.Now())
+			a.addressProbes.queue.RecordProbeResult(r, a.probingState(), a.options.Now())
 			return in
 		}
 		return append(in, elect.ProbeFinished{Result: r})
 	case facts.Conflict:
 		return append(in, elect.ConflictDetected{Conflict: r})
 	case layer2.PortFailed:
-		a.portStates.recordFailure(r)
+		a.portFaults.recordPortFailure(r)
 		a.options.Log.Error("layer 2 is not usable on a link",
 			"link", r.Link.Name, "family", r.Family.String(), "error", r.Err)
 		a.statusChanged = true
 		a.publishUsableLinks()
 	case layer2.PortOpened:
-		a.portStates.recordOpened(r)
+		a.portFaults.recordPortOpened(r)
 		a.statusChanged = true
 		a.publishUsableLinks()
 	}
@@ -238,18 +239,18 @@ func (a *Agent) handleReport(in []elect.Input, r layer2.Report) []elect.Input {
 func (a *Agent) updateMembers(set facts.MemberSet) elect.Input {
 	a.addressProbes.members = set
 	a.memberNames = make([]string, 0, len(set.Members))
-	a.statusChanged, a.checkpoint.contentChanged = true, true
+	a.statusChanged, a.checkpoint.changedSinceSave = true, true
 	for _, m := range set.Members {
 		a.addressesByMember[m.Name] = m.Address
 		a.memberNames = append(a.memberNames, m.Name)
 	}
-	return elect.MembersChanged{Set: set}
+	return elect.MembersChanged{MemberSet: set}
 }
 
 // updateLinks stores the links and passes them to the engine.
 func (a *Agent) updateLinks(links facts.LinkSet) {
 	a.links = links
-	a.portStates.pruneLinks(links)
+	a.portFaults.forgetGoneLinks(links)
 	macs := make([]facts.MAC, 0, len(links))
 	for _, l := range links {
 		macs = append(macs, l.MAC)
@@ -266,16 +267,16 @@ func (a *Agent) updateLinks(links facts.LinkSet) {
 // publishUsableLinks passes the links to the planner. It replaces a value that the planner has not
 // read yet.
 func (a *Agent) publishUsableLinks() {
-	u := a.portStates.usableLinks(a.links)
-	a.checkpoint.restoredBidsChanged = true
+	u := a.portFaults.usableLinks(a.links)
+	a.checkpoint.restoredBidsPending = true
 	for {
 		select {
-		case a.usableLinks <- u:
+		case a.latestUsableLinks <- u:
 			return
 		default:
 		}
 		select {
-		case <-a.usableLinks:
+		case <-a.latestUsableLinks:
 		default:
 		}
 	}
@@ -284,17 +285,17 @@ func (a *Agent) publishUsableLinks() {
 func (a *Agent) buildStatus() Status {
 	held := slices.SortedFunc(maps.Keys(a.bindingsByAddress), netip.Addr.Compare)
 	s := Status{
-		Plan:          a.plan,
-		Holders:       a.machine.Holders(),
-		HeldAddresses: held,
-		Links:         a.portStates.markLinks(a.links),
-		FaultsByLink:  a.portStates.faultsByLink(),
-		MemberNames:   a.memberNames,
-		Events:        a.events,
+		Plan:             a.plan,
+		Holders:          a.machine.Holders(),
+		HeldAddresses:    held,
+		Links:            a.portFaults.markUnusableFamilies(a.links),
+		FaultByLinkIndex: a.portFaults.faultByLinkIndex(),
+		MemberNames:      a.memberNames,
+		Events:           a.unreportedEvents,
 	}
 	for _, ip := range held {
 		s.Bindings = append(s.Bindings, a.bindingsByAddress[ip])
 	}
-	s.RawSocketsDenied, _ = a.portStates.deniedEverywhere(a.links)
+	s.RawSocketsDenied, _ = a.portFaults.findDenialOnAllLinks(a.links)
 	return s
 }

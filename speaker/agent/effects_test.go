@@ -20,11 +20,11 @@ func TestLivenessProbesReachEveryMemberInTurn(t *testing.T) {
 	}
 	asked := map[string]int{}
 	for range len(a.memberNames) {
-		order := a.membersInTurn()
+		order := a.nodesInProbeOrder()
 		if len(order) != 9 || slices.Contains(order, "node3") || !slices.Equal(order[7:], []string{"node0", "node1"}) {
 			t.Fatalf("the order is %v, want the seven other members, then the earlier ones", order)
 		}
-		for _, name := range order[:maxTargetsPerKind] {
+		for _, name := range order[:maxLivenessTargetsPerKind] {
 			asked[name]++
 		}
 	}

@@ -27,8 +27,8 @@ import (
 
 var (
 	serviceKey  = view.ObjectKey{Namespace: "default", Name: "web"}
-	ipv4Address = netip.MustParseAddr("192.168.0.201")
-	ipv6Address = netip.MustParseAddr("fd00:a8::201")
+	serviceIPv4 = netip.MustParseAddr("192.168.0.201")
+	serviceIPv6 = netip.MustParseAddr("fd00:a8::201")
 	clientIPv4  = netip.MustParseAddr("192.168.0.100")
 	clientIPv6  = netip.MustParseAddr("fd00:a8::100")
 )
@@ -44,15 +44,15 @@ func (discardBGP) Set(bgp.Desired) {}
 // harness is a cluster on a segment in memory, with a client that sends requests for the addresses
 // of a Service. It runs in a synctest bubble.
 type harness struct {
-	t        *testing.T
-	segment  *layer2test.LAN
-	gossip   *memberstest.Gossip
-	speakers map[string]*speaker
+	t             *testing.T
+	segment       *layer2test.LAN
+	gossip        *memberstest.Gossip
+	speakerByName map[string]*speaker
 
-	clientPorts   map[layer2.Family]layer2.Port // of the client
-	mu            sync.Mutex                    // guards answersByNode and clientFrames
-	answersByNode map[string]int                // since the last askOnce
-	// unsolicited frames to the client, since the last takeClientFrames
+	clientPortByFamily map[layer2.Family]layer2.Port // of the client
+	mu                 sync.Mutex                    // guards answerCountByNode and clientFrames
+	answerCountByNode  map[string]int                // since the last sendOneRequest
+	// unsolicited frames to the client, since the last drainClientFrames
 	clientFrames []layer2.Frame
 }
 
@@ -67,22 +67,22 @@ type speaker struct {
 	checkpoint *Checkpoint
 	stop       func()
 
-	mu     sync.Mutex // guards the fields below
-	status Status
-	events []elect.Event
+	mu        sync.Mutex // guards the fields below
+	status    Status
+	allEvents []elect.Event
 }
 
-// withHarness runs f with a cluster whose speakers know everything.
-func withHarness(t *testing.T, f func(c *harness)) {
+// runWithHarness runs f with a cluster whose speakers know everything.
+func runWithHarness(t *testing.T, f func(c *harness)) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &harness{
-			t: t, segment: layer2test.New(), gossip: memberstest.New(), speakers: map[string]*speaker{},
-			clientPorts: map[layer2.Family]layer2.Port{}, answersByNode: map[string]int{},
+			t: t, segment: layer2test.New(), gossip: memberstest.New(), speakerByName: map[string]*speaker{},
+			clientPortByFamily: map[layer2.Family]layer2.Port{}, answerCountByNode: map[string]int{},
 		}
-		c.openClient()
+		c.openClientPorts()
 		for _, n := range nodeNames {
 			c.startSpeaker(n, nil)
-			c.postEverything(n)
+			c.postClusterState(n)
 		}
 		time.Sleep(15 * time.Second)
 		f(c)
@@ -92,7 +92,7 @@ func withHarness(t *testing.T, f func(c *harness)) {
 // clientMAC is the client's Ethernet address.
 var clientMAC = facts.MAC{2, 0, 0, 0, 0, 0x64}
 
-func (c *harness) openClient() {
+func (c *harness) openClientPorts() {
 	host := c.segment.AddHost("client")
 	var read sync.WaitGroup
 	for _, f := range []layer2.Family{layer2.IPv4, layer2.IPv6} {
@@ -100,14 +100,14 @@ func (c *harness) openClient() {
 		if err != nil {
 			c.t.Fatal(err)
 		}
-		c.clientPorts[f] = p
+		c.clientPortByFamily[f] = p
 		read.Go(func() {
 			_ = p.Receive(func(f layer2.Frame) (layer2.Frame, bool) {
 				c.mu.Lock()
 				defer c.mu.Unlock()
-				if f.Operation == layer2.Reply && f.Destination == clientMAC && !f.Unsolicited {
-					c.answersByNode[c.nodeOfMAC(f.SenderMAC)]++
-				} else if f.Destination == clientMAC {
+				if f.Operation == layer2.Reply && f.EthernetDestination == clientMAC && !f.Unsolicited {
+					c.answerCountByNode[c.nodeOfMAC(f.SenderMAC)]++
+				} else if f.EthernetDestination == clientMAC {
 					c.clientFrames = append(c.clientFrames, f)
 				}
 				return layer2.Frame{}, false
@@ -115,7 +115,7 @@ func (c *harness) openClient() {
 		})
 	}
 	c.t.Cleanup(func() {
-		for _, p := range c.clientPorts {
+		for _, p := range c.clientPortByFamily {
 			_ = p.Close()
 		}
 		read.Wait()
@@ -128,7 +128,7 @@ func (c *harness) nodeOfMAC(mac facts.MAC) string {
 }
 
 // startSpeaker starts a speaker. checkpoint is that of an earlier run, or nil.
-func (c *harness) startSpeaker(name string, memory *Checkpoint) *speaker {
+func (c *harness) startSpeaker(name string, checkpoint *Checkpoint) *speaker {
 	number := name[len(name)-1] - '0'
 	address := netip.AddrFrom4([4]byte{192, 168, 0, 10 + number})
 	s := &speaker{
@@ -137,18 +137,18 @@ func (c *harness) startSpeaker(name string, memory *Checkpoint) *speaker {
 			netip.PrefixFrom(address, 24), netip.PrefixFrom(netip.MustParseAddr(fmt.Sprintf("fd00:a8::%d", number)), 64),
 		}},
 	}
-	if old := c.speakers[name]; old != nil {
+	if old := c.speakerByName[name]; old != nil {
 		s.host = old.host
 	} else {
 		s.host = c.segment.AddHost(name)
 	}
-	c.speakers[name] = s
+	c.speakerByName[name] = s
 	nonce := uint64(time.Now().UnixNano()) + uint64(number)
 	s.member = c.gossip.Join(name, address, nonce)
 	engine := layer2.New(s.host, time.Now)
 	s.Agent = New(Options{
 		Self: name, Nonce: nonce, Timing: elect.DefaultTiming(), Layer2: engine, BGP: discardBGP{}, Members: s.member, Links: s.links,
-		Now: time.Now, Log: slog.New(slog.DiscardHandler), ObserveStatus: s.observeStatus, RestoreFrom: memory,
+		Now: time.Now, Log: slog.New(slog.DiscardHandler), ObserveStatus: s.observeStatus, RestoreFrom: checkpoint,
 		SaveCheckpoint: func(m Checkpoint) {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -178,21 +178,21 @@ func (s *speaker) observeStatus(status Status) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.status = status
-	s.events = append(s.events, status.Events...)
+	s.allEvents = append(s.allEvents, status.Events...)
 }
 
 // lastStatus returns the last Status, and all Events since the start.
 func (s *speaker) lastStatus() (Status, []elect.Event) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.status, slices.Clone(s.events)
+	return s.status, slices.Clone(s.allEvents)
 }
 
 // snapshotChange has a pool of both families that every node announces.
 func snapshotChange() Change {
 	return SetSnapshot(&snapshot.Snapshot{
 		Pools: []*snapshot.Pool{{Name: "p", Ranges: []snapshot.Range{
-			{First: ipv4Address, Last: ipv4Address.Next()}, {First: ipv6Address, Last: ipv6Address.Next()},
+			{First: serviceIPv4, Last: serviceIPv4.Next()}, {First: serviceIPv6, Last: serviceIPv6.Next()},
 		}}},
 		L2Advertisements: []*snapshot.L2Advertisement{{Name: "ad", Pools: []string{"p"}}},
 	})
@@ -200,7 +200,7 @@ func snapshotChange() Change {
 
 func serviceChange() Change {
 	return SetService(view.Service{
-		Key: serviceKey, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{ipv4Address, ipv6Address},
+		Key: serviceKey, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{serviceIPv4, serviceIPv6},
 	})
 }
 
@@ -210,27 +210,28 @@ func endpointsChange() Change {
 	})
 }
 
-// postEverything posts the whole cluster state to a speaker.
-func (c *harness) postEverything(name string) {
+// postClusterState posts the whole cluster state to a speaker.
+func (c *harness) postClusterState(name string) {
 	all := []Change{snapshotChange(), serviceChange(), endpointsChange()}
 	for _, n := range nodeNames {
 		all = append(all, SetNode(view.Node{Name: n}))
 	}
-	c.speakers[name].PostChanges(c.t.Context(), append(all, MarkSynced())...)
+	c.speakerByName[name].PostChanges(c.t.Context(), append(all, MarkClusterSynced())...)
 }
 
-// askOnce sends one request for an address. It returns the nodes that answer within a millisecond.
-func (c *harness) askOnce(a netip.Addr) []string {
+// sendOneRequest sends one request for an address. It returns the nodes that answer within a
+// millisecond.
+func (c *harness) sendOneRequest(a netip.Addr) []string {
 	c.t.Helper()
 	c.mu.Lock()
-	clear(c.answersByNode)
+	clear(c.answerCountByNode)
 	c.mu.Unlock()
 	asker := clientIPv4
 	if a.Is6() {
 		asker = clientIPv6
 	}
-	err := c.clientPorts[layer2.FamilyOf(a)].Write(layer2.Frame{
-		Destination: layer2.RequestMAC(a), Source: clientMAC, Operation: layer2.Request,
+	err := c.clientPortByFamily[layer2.FamilyOf(a)].Write(layer2.Frame{
+		EthernetDestination: layer2.RequestDestinationMAC(a), EthernetSource: clientMAC, Operation: layer2.Request,
 		SenderMAC: clientMAC, SenderIP: asker, TargetIP: a,
 	})
 	if err != nil {
@@ -240,20 +241,20 @@ func (c *harness) askOnce(a netip.Addr) []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var out []string
-	for n := range c.answersByNode {
+	for n := range c.answerCountByNode {
 		out = append(out, n)
 	}
 	slices.Sort(out)
 	return out
 }
 
-// askRepeatedly sends requests for the given time. It returns the longest time without an answer,
+// sendRequestsFor sends requests for the given time. It returns the longest time without an answer,
 // and the nodes that answered in order of time.
-func (c *harness) askRepeatedly(a netip.Addr, d time.Duration) (gap time.Duration, order []string) {
+func (c *harness) sendRequestsFor(a netip.Addr, d time.Duration) (gap time.Duration, order []string) {
 	c.t.Helper()
 	last := time.Now()
 	for end := last.Add(d); time.Now().Before(end); {
-		who := c.askOnce(a)
+		who := c.sendOneRequest(a)
 		if text := strings.Join(who, "+"); text != "" && (len(order) == 0 || order[len(order)-1] != text) {
 			order = append(order, text)
 		}
@@ -265,18 +266,18 @@ func (c *harness) askRepeatedly(a netip.Addr, d time.Duration) (gap time.Duratio
 	return gap, order
 }
 
-// wantHolder returns the node that answers for the address. It fails unless exactly one does.
-func (c *harness) wantHolder(a netip.Addr) *speaker {
+// requireOneHolder returns the node that answers for the address. It fails unless exactly one does.
+func (c *harness) requireOneHolder(a netip.Addr) *speaker {
 	c.t.Helper()
-	who := c.askOnce(a)
+	who := c.sendOneRequest(a)
 	if len(who) != 1 {
 		c.t.Fatalf("%v answer for %s, want one node\n%s%s", who, a, c.segment, c.gossip)
 	}
-	return c.speakers[who[0]]
+	return c.speakerByName[who[0]]
 }
 
-// takeClientFrames returns the frames sent to the client since the last call, without answers.
-func (c *harness) takeClientFrames() []layer2.Frame {
+// drainClientFrames returns the frames sent to the client since the last call, without answers.
+func (c *harness) drainClientFrames() []layer2.Frame {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	out := c.clientFrames
@@ -284,8 +285,8 @@ func (c *harness) takeClientFrames() []layer2.Frame {
 	return out
 }
 
-// cutOff cuts a node off. Gossip does not learn of it.
-func (s *speaker) cutOff() {
+// disconnectNode cuts a node off. Gossip does not learn of it.
+func (s *speaker) disconnectNode() {
 	s.host.Disconnect()
 	s.member.Disconnect()
 }
@@ -308,8 +309,8 @@ func (s *speaker) takeoverMetrics(t *testing.T) (count uint64, seconds float64) 
 	return 0, 0
 }
 
-// moveCount returns the speaker's counter for an event and a reason.
-func (s *speaker) moveCount(t *testing.T, event string, reason names.Reason) float64 {
+// electionEventCount returns the speaker's counter for an event and a reason.
+func (s *speaker) electionEventCount(t *testing.T, event string, reason names.Reason) float64 {
 	t.Helper()
 	families, err := s.metricsRegistry(t).Gather()
 	if err != nil {

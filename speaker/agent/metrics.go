@@ -8,13 +8,13 @@ import (
 
 // metrics count the events of the election on this node.
 type metrics struct {
-	movesTotal      *prometheus.CounterVec
-	takeoverSeconds prometheus.Histogram
+	electionEventsTotal *prometheus.CounterVec
+	takeoverSeconds     prometheus.Histogram
 }
 
 func newMetrics() metrics {
 	return metrics{
-		movesTotal: prometheus.NewCounterVec(prometheus.CounterOpts{
+		electionEventsTotal: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gantry_speaker_moves_total",
 			Help: "Addresses that this node took or gave up, by reason.",
 		}, []string{"event", "reason"}),
@@ -30,7 +30,7 @@ func (m metrics) countEvent(n elect.Event) {
 	if n.Reason == "" {
 		return
 	}
-	m.movesTotal.WithLabelValues(n.Kind, string(n.Reason)).Inc()
+	m.electionEventsTotal.WithLabelValues(n.Kind, string(n.Reason)).Inc()
 	if n.TakeoverDelay > 0 {
 		m.takeoverSeconds.Observe(n.TakeoverDelay.Seconds())
 	}
@@ -38,12 +38,12 @@ func (m metrics) countEvent(n elect.Event) {
 
 // Describe is part of prometheus.Collector.
 func (a *Agent) Describe(c chan<- *prometheus.Desc) {
-	a.metrics.movesTotal.Describe(c)
+	a.metrics.electionEventsTotal.Describe(c)
 	a.metrics.takeoverSeconds.Describe(c)
 }
 
 // Collect is part of prometheus.Collector.
 func (a *Agent) Collect(c chan<- prometheus.Metric) {
-	a.metrics.movesTotal.Collect(c)
+	a.metrics.electionEventsTotal.Collect(c)
 	a.metrics.takeoverSeconds.Collect(c)
 }

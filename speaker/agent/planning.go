@@ -12,10 +12,10 @@ import (
 	"github.com/gantry-lb/gantry/speaker/plan"
 )
 
-// usableLinks is what the planner has to know of the links.
+// latestUsableLinks is what the planner has to know of the links.
 type usableLinks struct {
 	links      facts.LinkSet
-	rawSockets plan.RawSockets
+	rawSockets plan.RawSocketPermission
 }
 
 // planUpdate is what changed in the plan since Run last read one.
@@ -32,11 +32,11 @@ func newPlanUpdate() planUpdate {
 
 // mergeDelta adds a later Delta.
 func (p *planUpdate) mergeDelta(d plan.Delta) {
-	for _, b := range d.Changed {
+	for _, b := range d.ChangedBids {
 		p.changedBids[b.Address] = b
 		delete(p.goneAddresses, b.Address)
 	}
-	for _, a := range d.Gone {
+	for _, a := range d.GoneAddresses {
 		p.goneAddresses[a] = struct{}{}
 		delete(p.changedBids, a)
 	}
@@ -55,7 +55,7 @@ func (p planUpdate) electionInput() elect.BidsChanged {
 
 // runPlanner owns the Planner. It merges updates that Run has not read yet.
 func (a *Agent) runPlanner(ctx context.Context, p *plan.Planner) {
-	in := planEditor{Planner: p}
+	in := plannerEditor{Planner: p}
 	next := newPlanUpdate()
 	var out chan planUpdate // nil while there is no update
 	restoreRoutes := a.restoreRoutesTimer()
@@ -67,7 +67,7 @@ func (a *Agent) runPlanner(ctx context.Context, p *plan.Planner) {
 			next, out = newPlanUpdate(), nil
 			continue
 		case <-restoreRoutes:
-			if !in.synced {
+			if !in.clusterSynced {
 				a.options.Log.Warn("no plan yet: announcing the routes of the last speaker of this node",
 					"routes", len(a.options.RestoreFrom.BGP.Routes))
 				a.options.BGP.Set(a.options.RestoreFrom.BGP)
@@ -78,11 +78,11 @@ func (a *Agent) runPlanner(ctx context.Context, p *plan.Planner) {
 			for range len(a.changeBatches) { // many changes cost one plan
 				in.applyChanges(<-a.changeBatches)
 			}
-		case u := <-a.usableLinks:
+		case u := <-a.latestUsableLinks:
 			p.SetLinks(u.links)
-			p.SetRawSockets(u.rawSockets)
+			p.SetRawSocketPermission(u.rawSockets)
 		}
-		if in.synced {
+		if in.clusterSynced {
 			next.mergeDelta(p.Update())
 			next.plan, next.snapshot = p.Plan(), p.Snapshot()
 			a.options.BGP.Set(desiredBGP(next.plan))
@@ -93,16 +93,16 @@ func (a *Agent) runPlanner(ctx context.Context, p *plan.Planner) {
 
 // desiredBGP returns what the plan announces to routers.
 func desiredBGP(p plan.Plan) bgp.Desired {
-	return bgp.Desired{Peers: p.Peers, Routes: p.Routes, Leaving: p.Leaving}
+	return bgp.Desired{Peers: p.Peers, Routes: p.Routes, Leaving: p.NodeLeaving}
 }
 
-// planEditor applies Changes to a Planner.
-type planEditor struct {
+// plannerEditor applies Changes to a Planner.
+type plannerEditor struct {
 	*plan.Planner
-	synced bool
+	clusterSynced bool
 }
 
-func (in *planEditor) applyChanges(batch []Change) {
+func (in *plannerEditor) applyChanges(batch []Change) {
 	for _, c := range batch {
 		c(in)
 	}

@@ -38,7 +38,7 @@ func (a *Agent) SetProbeQuestions(questions []probing.Question) {
 
 func (a *Agent) probingState() probing.State {
 	return probing.State{
-		Self: a.options.Self, Snapshot: a.addressProbes.snapshot, Links: a.portStates.markLinks(a.links),
+		Self: a.options.Self, Snapshot: a.addressProbes.snapshot, Links: a.portFaults.markUnusableFamilies(a.links),
 		Members: a.addressProbes.members, IsHeld: a.machine.IsClaimed,
 	}
 }
@@ -46,14 +46,14 @@ func (a *Agent) probingState() probing.State {
 // runAddressProbes sends the due probes and reports the answers.
 func (a *Agent) runAddressProbes() {
 	now := a.options.Now()
-	if !a.addressProbes.queue.HasDue(now) {
+	if !a.addressProbes.queue.HasDueWork(now) {
 		return
 	}
 	questions, answers := a.addressProbes.queue.Advance(a.probingState(), now)
 	for _, q := range questions {
 		a.options.Layer2.SendProbe(layer2.Probe{
 			ID: addressProbeIDBase + q.ID, Address: q.Address, Links: q.Links,
-			Attempts: probing.Attempts, Interval: probing.Interval,
+			Attempts: probing.ProbeAttempts, Interval: probing.ProbeInterval,
 		})
 	}
 	for _, answer := range answers {
@@ -61,10 +61,10 @@ func (a *Agent) runAddressProbes() {
 	}
 }
 
-// nextDeadline returns when the agent has to act without an input.
-func (a *Agent) nextDeadline() time.Time {
+// nextActionDeadline returns when the agent has to act without an input.
+func (a *Agent) nextActionDeadline() time.Time {
 	next := a.machine.NextDeadline()
-	if s := a.addressProbes.queue.NextDue(); !s.IsZero() && s.Before(next) {
+	if s := a.addressProbes.queue.NextDueTime(); !s.IsZero() && s.Before(next) {
 		next = s
 	}
 	return next

@@ -23,8 +23,9 @@ import (
 	"github.com/gantry-lb/gantry/speaker/members/memberstest"
 )
 
-// realHarness is a speaker with real links and sockets. Its links lead to a bridge with a client.
-type realHarness struct {
+// realLinksHarness is a speaker with real links and sockets. Its links lead to a bridge with a
+// client.
+type realLinksHarness struct {
 	t                              *testing.T
 	nodeNamespace, clientNamespace *netnstest.Namespace
 	clientPort                     layer2.Port // of the client
@@ -36,8 +37,8 @@ type realHarness struct {
 	announcedMACs, answeredMACs map[facts.MAC]bool
 }
 
-func newRealHarness(t *testing.T) *realHarness {
-	m := &realHarness{
+func newRealLinksHarness(t *testing.T) *realLinksHarness {
+	m := &realLinksHarness{
 		t: t, nodeNamespace: netnstest.New(t), clientNamespace: netnstest.New(t),
 		announcedMACs: map[facts.MAC]bool{}, answeredMACs: map[facts.MAC]bool{},
 	}
@@ -48,7 +49,7 @@ func newRealHarness(t *testing.T) *realHarness {
 		Members: memberstest.New().Join("node1", netip.MustParseAddr("192.168.0.11"), 1),
 		Now:     time.Now, Log: slog.New(slog.DiscardHandler),
 	})
-	m.openClient()
+	m.connectClient()
 	ctx, cancel := context.WithCancel(context.Background())
 	var parts sync.WaitGroup
 	for _, part := range []func(context.Context) error{watcher.Run, engine.Run, agent.Run} {
@@ -62,12 +63,12 @@ func newRealHarness(t *testing.T) *realHarness {
 		cancel()
 		parts.Wait()
 	})
-	agent.PostChanges(ctx, snapshotChange(), serviceChange(), endpointsChange(), SetNode(view.Node{Name: "node1"}), MarkSynced())
+	agent.PostChanges(ctx, snapshotChange(), serviceChange(), endpointsChange(), SetNode(view.Node{Name: "node1"}), MarkClusterSynced())
 	return m
 }
 
-// openClient creates the bridge and listens on it.
-func (m *realHarness) openClient() {
+// connectClient creates the bridge and listens on it.
+func (m *realLinksHarness) connectClient() {
 	m.clientNamespace.MustRun(func() error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = "lan0"
@@ -94,8 +95,8 @@ func (m *realHarness) openClient() {
 			m.mu.Lock()
 			defer m.mu.Unlock()
 			switch {
-			case f.SenderIP != ipv4Address:
-			case f.TargetIP == ipv4Address:
+			case f.SenderIP != serviceIPv4:
+			case f.TargetIP == serviceIPv4:
 				m.announcedMACs[f.SenderMAC] = true
 			case f.Operation == layer2.Reply:
 				m.answeredMACs[f.SenderMAC] = true
@@ -109,26 +110,26 @@ func (m *realHarness) openClient() {
 	})
 }
 
-// connectLink connects a new link of the node to the bridge.
-func (m *realHarness) connectLink(name string) facts.MAC {
+// connectNewNodeLink connects a new link of the node to the bridge.
+func (m *realLinksHarness) connectNewNodeLink(name string) facts.MAC {
 	m.t.Helper()
 	port := "port-" + name
-	m.nodeNamespace.AddVeth(name, m.clientNamespace, port)
+	m.nodeNamespace.AddVethPair(name, m.clientNamespace, port)
 	m.clientNamespace.MustRun(func() error {
 		p, err := netlink.LinkByName(port)
 		bridge, err2 := netlink.LinkByName("lan0")
 		return errors.Join(err, err2, netlink.LinkSetMaster(p, bridge))
 	})
 	var mac facts.MAC
-	m.editLink(name, func(l netlink.Link) error {
+	m.editNodeLink(name, func(l netlink.Link) error {
 		mac = facts.MAC(l.Attrs().HardwareAddr)
 		return nil
 	})
 	return mac
 }
 
-// editLink changes a link of the node.
-func (m *realHarness) editLink(name string, f func(netlink.Link) error) {
+// editNodeLink changes a link of the node.
+func (m *realLinksHarness) editNodeLink(name string, f func(netlink.Link) error) {
 	m.t.Helper()
 	m.nodeNamespace.MustRun(func() error {
 		l, err := netlink.LinkByName(name)
@@ -139,8 +140,8 @@ func (m *realHarness) editLink(name string, f func(netlink.Link) error) {
 	})
 }
 
-// wantAnswers sends requests until exactly the links with these Ethernet addresses answer.
-func (m *realHarness) wantAnswers(sentence string, macs ...facts.MAC) {
+// awaitAnswersFrom sends requests until exactly the links with these Ethernet addresses answer.
+func (m *realLinksHarness) awaitAnswersFrom(sentence string, macs ...facts.MAC) {
 	m.t.Helper()
 	var got map[facts.MAC]bool
 	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); {
@@ -149,8 +150,8 @@ func (m *realHarness) wantAnswers(sentence string, macs ...facts.MAC) {
 		m.mu.Unlock()
 		for range 3 {
 			err := m.clientPort.Write(layer2.Frame{
-				Destination: layer2.RequestMAC(ipv4Address), Source: m.clientMAC, Operation: layer2.Request,
-				SenderMAC: m.clientMAC, SenderIP: clientIPv4, TargetIP: ipv4Address,
+				EthernetDestination: layer2.RequestDestinationMAC(serviceIPv4), EthernetSource: m.clientMAC, Operation: layer2.Request,
+				SenderMAC: m.clientMAC, SenderIP: clientIPv4, TargetIP: serviceIPv4,
 			})
 			if err != nil {
 				m.t.Fatal(err)
@@ -170,8 +171,8 @@ func (m *realHarness) wantAnswers(sentence string, macs ...facts.MAC) {
 	m.t.Fatalf("%s: %v answer, want %v", sentence, got, macs)
 }
 
-// wantAnnounced waits until the link with the Ethernet address has announced the address.
-func (m *realHarness) wantAnnounced(sentence string, mac facts.MAC) {
+// awaitAnnouncementFrom waits until the link with the Ethernet address has announced the address.
+func (m *realLinksHarness) awaitAnnouncementFrom(sentence string, mac facts.MAC) {
 	m.t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); {
 		m.mu.Lock()
@@ -188,24 +189,24 @@ func (m *realHarness) wantAnnounced(sentence string, mac facts.MAC) {
 // TestAddressesFollowRealLinks: links appear, are renamed, get an address, vanish and come back
 // under their old name.
 func TestAddressesFollowRealLinks(t *testing.T) {
-	m := newRealHarness(t)
-	m.wantAnswers("there is no link")
-	eth0 := m.connectLink("eth0")
-	m.wantAnswers("a link comes", eth0)
-	m.wantAnnounced("a link comes", eth0)
-	eth1 := m.connectLink("eth1")
-	m.wantAnswers("no subnet covers the address: every link is used", eth0, eth1)
+	m := newRealLinksHarness(t)
+	m.awaitAnswersFrom("there is no link")
+	eth0 := m.connectNewNodeLink("eth0")
+	m.awaitAnswersFrom("a link comes", eth0)
+	m.awaitAnnouncementFrom("a link comes", eth0)
+	eth1 := m.connectNewNodeLink("eth1")
+	m.awaitAnswersFrom("no subnet covers the address: every link is used", eth0, eth1)
 	m.nodeNamespace.AddAddress("eth0", "192.168.0.11/24")
-	m.wantAnswers("one link gets an address whose subnet does", eth0)
-	m.editLink("eth0", func(l netlink.Link) error { return netlink.LinkSetName(l, "lan7") })
-	m.wantAnswers("it is renamed", eth0)
-	m.editLink("lan7", netlink.LinkDel)
-	m.wantAnswers("it vanishes", eth1)
-	again := m.connectLink("eth0")
+	m.awaitAnswersFrom("one link gets an address whose subnet does", eth0)
+	m.editNodeLink("eth0", func(l netlink.Link) error { return netlink.LinkSetName(l, "lan7") })
+	m.awaitAnswersFrom("it is renamed", eth0)
+	m.editNodeLink("lan7", netlink.LinkDel)
+	m.awaitAnswersFrom("it vanishes", eth1)
+	again := m.connectNewNodeLink("eth0")
 	m.nodeNamespace.AddAddress("eth0", "192.168.0.11/24")
-	m.wantAnswers("a link of its first name comes", again)
-	m.wantAnnounced("a link of its first name comes", again)
-	m.editLink("eth0", func(l netlink.Link) error { return netlink.LinkSetHardwareAddr(l, []byte{2, 0, 0, 0, 0, 0x77}) })
-	m.wantAnswers("it gets another Ethernet address", facts.MAC{2, 0, 0, 0, 0, 0x77})
-	m.wantAnnounced("it gets another Ethernet address", facts.MAC{2, 0, 0, 0, 0, 0x77})
+	m.awaitAnswersFrom("a link of its first name comes", again)
+	m.awaitAnnouncementFrom("a link of its first name comes", again)
+	m.editNodeLink("eth0", func(l netlink.Link) error { return netlink.LinkSetHardwareAddr(l, []byte{2, 0, 0, 0, 0, 0x77}) })
+	m.awaitAnswersFrom("it gets another Ethernet address", facts.MAC{2, 0, 0, 0, 0, 0x77})
+	m.awaitAnnouncementFrom("it gets another Ethernet address", facts.MAC{2, 0, 0, 0, 0, 0x77})
 }

@@ -12,10 +12,10 @@ import (
 const (
 	// socketCheckInterval is how often lost sockets of all sessions are opened again.
 	socketCheckInterval = time.Second
-	// datagramsPerRound is how many datagrams are read before timers are checked. It is
+	// maxDatagramsPerRound is how many datagrams are read before timers are checked. It is
 	// more than a receive buffer holds, so that nothing that arrived in time counts as
 	// late, and few enough that a flood does not stop the timers.
-	datagramsPerRound = 4096
+	maxDatagramsPerRound = 4096
 	// maxQueuedEvents bounds the queue of events. A full queue drops the oldest.
 	maxQueuedEvents = 4096
 )
@@ -27,12 +27,12 @@ type Engine struct {
 	now       func() time.Time
 	random    *rand.Rand
 
-	desired      chan []Session // holds the latest value only
-	events       chan Event
-	changed      chan struct{}
-	stopRequests chan chan struct{}
-	records      atomic.Pointer[[]*sessionRecord] // of the desired sessions, in their order
-	discards     discardCounters
+	desiredSessions chan []Session // holds the latest value only
+	events          chan Event
+	statusChanged   chan struct{}
+	stopRequests    chan chan struct{}
+	sessionRecords  atomic.Pointer[[]*sessionRecord] // of the desired sessions, in their order
+	discardCounters discardCounters
 
 	// Only Run uses the following fields.
 	sessionsByKey           map[Key]*runningSession
@@ -47,13 +47,13 @@ type Engine struct {
 // jitter differ between speakers and between restarts of a speaker.
 func New(transport Transport, now func() time.Time, seed uint64) *Engine {
 	return &Engine{
-		transport:    transport,
-		now:          now,
-		random:       rand.New(rand.NewPCG(seed, 0)),
-		desired:      make(chan []Session, 1),
-		events:       make(chan Event),
-		changed:      make(chan struct{}, 1),
-		stopRequests: make(chan chan struct{}),
+		transport:       transport,
+		now:             now,
+		random:          rand.New(rand.NewPCG(seed, 0)),
+		desiredSessions: make(chan []Session, 1),
+		events:          make(chan Event),
+		statusChanged:   make(chan struct{}, 1),
+		stopRequests:    make(chan chan struct{}),
 
 		sessionsByKey:           map[Key]*runningSession{},
 		sessionsByDiscriminator: map[uint32]*runningSession{},
@@ -66,12 +66,12 @@ func New(transport Transport, now func() time.Time, seed uint64) *Engine {
 func (e *Engine) Set(sessions []Session) {
 	for {
 		select {
-		case e.desired <- sessions:
+		case e.desiredSessions <- sessions:
 			return
 		default:
 		}
 		select {
-		case <-e.desired:
+		case <-e.desiredSessions:
 		default:
 		}
 	}
@@ -81,8 +81,8 @@ func (e *Engine) Set(sessions []Session) {
 // stopped sends no event. A reader that is too slow loses the oldest events.
 func (e *Engine) Events() <-chan Event { return e.events }
 
-// Changed is ready to read after the Status of a session changed in more than its Counters.
-func (e *Engine) Changed() <-chan struct{} { return e.changed }
+// StatusChanged is ready to read after the Status of a session changed in more than its Counters.
+func (e *Engine) StatusChanged() <-chan struct{} { return e.statusChanged }
 
 // Stop shuts all sessions down and returns when AdminDown was signalled to the neighbours, which
 // takes about 100 ms, or when ctx ends. A later Set starts new sessions.
@@ -119,7 +119,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		case <-ending:
 			ending = nil
 			e.reconcileSessions(nil)
-		case sessions := <-e.desired:
+		case sessions := <-e.desiredSessions:
 			if ending != nil {
 				e.reconcileSessions(sessions)
 			}
@@ -127,14 +127,14 @@ func (e *Engine) Run(ctx context.Context) error {
 			e.stopWaiters = append(e.stopWaiters, done)
 		case events <- head:
 			e.queuedEvents = e.queuedEvents[1:]
-		case <-e.transport.Ready():
+		case <-e.transport.DatagramsReady():
 		case <-timer.C:
 		}
-		if len(e.desired) > 0 && ending != nil {
-			e.reconcileSessions(<-e.desired)
+		if len(e.desiredSessions) > 0 && ending != nil {
+			e.reconcileSessions(<-e.desiredSessions)
 		}
 		e.receiveDatagrams()
-		next := e.processTimers()
+		next := e.processDueTimers()
 		if len(e.sessionsByKey) == 0 && ending == nil {
 			return nil
 		}
@@ -142,31 +142,31 @@ func (e *Engine) Run(ctx context.Context) error {
 	}
 }
 
-// receiveDatagrams reads what arrived. Run calls it before processTimers: a
+// receiveDatagrams reads what arrived. Run calls it before processDueTimers: a
 // datagram that waited in a socket while the process did not run was in time.
 func (e *Engine) receiveDatagrams() {
-	for range datagramsPerRound {
+	for range maxDatagramsPerRound {
 		d, ok := e.transport.Receive()
 		if !ok {
 			return
 		}
 		if d.Echo {
-			e.receiveEcho(d)
+			e.handleReturnedEcho(d)
 			continue
 		}
 		s, p, discarded := e.matchSession(d)
-		if discarded == session.Accepted {
-			discarded = s.stepMachine(e, session.Received{Packet: p}).Discard
+		if discarded == session.NotDiscarded {
+			discarded = s.stepMachine(e, session.PacketReceived{Packet: p}).Discard
 		}
 		if s != nil {
-			s.recordDatagram(d, discarded)
+			s.recordReceivedDatagram(d, discarded)
 		}
-		e.discards.countDiscard(discarded)
+		e.discardCounters.countDiscard(discarded)
 	}
 }
 
-// processTimers does what is due and returns the time until it must be called again.
-func (e *Engine) processTimers() time.Duration {
+// processDueTimers does what is due and returns the time until it must be called again.
+func (e *Engine) processDueTimers() time.Duration {
 	now := e.now()
 	check := !now.Before(e.nextSocketCheck)
 	if check {
@@ -180,7 +180,7 @@ func (e *Engine) processTimers() time.Duration {
 		if at := s.machine.NextTick(); !at.IsZero() && !now.Before(at) {
 			s.stepMachine(e, session.Tick{})
 		}
-		if s.machine.IsStopped() && !s.wanted {
+		if s.machine.IsStopped() && !s.isConfigured {
 			s.sender.Close()
 			delete(e.sessionsByKey, key)
 			delete(e.sessionsByDiscriminator, s.discriminator)
@@ -209,20 +209,20 @@ func (e *Engine) reconcileSessions(sessions []Session) {
 		}
 		seen[s.Key] = true
 		if f := s.Validate(); f != (Fault{}) {
-			records = append(records, e.newInvalidRecord(s, f))
+			records = append(records, e.newRecordOfInvalidSession(s, f))
 			continue
 		}
 		wanted[s.Key] = true
 		records = append(records, e.ensureSession(s).record)
 	}
 	for key, running := range e.sessionsByKey {
-		if !wanted[key] && running.wanted {
-			running.wanted = false
+		if !wanted[key] && running.isConfigured {
+			running.isConfigured = false
 			running.stepMachine(e, session.Stop{})
 		}
 	}
-	e.records.Store(&records)
-	notifyChanged(e.changed)
+	e.sessionRecords.Store(&records)
+	notifyStatusChanged(e.statusChanged)
 }
 
 // ensureSession starts a session, or updates it if it is running.
@@ -234,20 +234,20 @@ func (e *Engine) ensureSession(desired Session) *runningSession {
 		s.machine = session.New(s.discriminator, desired.machineConfig(), e.random, e.now())
 		e.sessionsByKey[desired.Key], e.sessionsByDiscriminator[s.discriminator] = s, s
 	}
-	if s.record == nil || !s.wanted {
-		s.record = &sessionRecord{changed: e.changed}
+	if s.record == nil || !s.isConfigured {
+		s.record = &sessionRecord{statusChanged: e.statusChanged}
 	}
 	if s.profile != desired.Profile {
 		s.profile = desired.Profile
 		if exists {
-			s.stepMachine(e, session.Configure{Config: desired.machineConfig()})
+			s.stepMachine(e, session.ConfigChanged{Config: desired.machineConfig()})
 		}
 	}
 	s.record.session.Store(&desired)
-	if !s.wanted && exists {
+	if !s.isConfigured && exists {
 		s.stepMachine(e, session.Start{})
 	}
-	s.wanted = true
+	s.isConfigured = true
 	s.ensureOpen()
 	s.publishState()
 	return s

@@ -34,8 +34,8 @@ type enginePair struct {
 	hosts        [2]*bfdtest.Host
 }
 
-// simulatePair runs f with a pair. It returns after both engines have ended.
-func simulatePair(t *testing.T, f func(p *enginePair)) {
+// simulateEnginePair runs f with a pair. It returns after both engines have ended.
+func simulateEnginePair(t *testing.T, f func(p *enginePair)) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &enginePair{t: t, network: bfdtest.New()}
 		p.hosts = [2]*bfdtest.Host{p.network.AddHost(nodeAddress), p.network.AddHost(routerAddress)}
@@ -54,7 +54,7 @@ func simulatePair(t *testing.T, f func(p *enginePair)) {
 				}
 			}
 			for _, h := range p.hosts {
-				if n := h.OpenSenders(); n != 0 {
+				if n := h.OpenSenderCount(); n != 0 {
 					t.Errorf("%d senders are left open", n)
 				}
 			}
@@ -71,8 +71,8 @@ func (p *enginePair) sessionToNode(profile bfd.Profile) bfd.Session {
 	return bfd.Session{Key: bfd.Key{Peer: nodeAddress}, Profile: profile}
 }
 
-// bringUp sets both sides and waits until the node reports Up.
-func (p *enginePair) bringUp(profile bfd.Profile) {
+// bringSessionUp sets both sides and waits until the node reports Up.
+func (p *enginePair) bringSessionUp(profile bfd.Profile) {
 	p.t.Helper()
 	p.node.Set([]bfd.Session{p.sessionToRouter(profile)})
 	p.router.Set([]bfd.Session{p.sessionToNode(profile)})
@@ -112,19 +112,19 @@ func (p *enginePair) nodeStatus() bfd.Status {
 }
 
 func TestCutLinkIsDetectedInTime(t *testing.T) {
-	simulatePair(t, func(p *enginePair) {
-		p.bringUp(fastProfile())
+	simulateEnginePair(t, func(p *enginePair) {
+		p.bringSessionUp(fastProfile())
 		p.expectNoEvent("the path is fine", 10*time.Minute)
 		if s := p.nodeStatus(); s.State != session.Up || s.DetectionTime != 150*time.Millisecond || s.UsedTransmitInterval != 50*time.Millisecond {
 			t.Errorf("status %+v, want Up with 3 x 50 ms", s)
 		}
 		cut := time.Now()
-		p.network.SetDelivery(func(netip.Addr, netip.Addr) (time.Duration, bool) { return 0, false })
+		p.network.SetDeliveryFunc(func(netip.Addr, netip.Addr) (time.Duration, bool) { return 0, false })
 		p.waitForEvent("the cable is cut", bfd.Event{Cause: session.CauseDetectionExpired})
 		if d := time.Since(cut); d > 150*time.Millisecond {
 			t.Errorf("noticed after %s, later than the detection time", d)
 		}
-		p.network.SetDelivery(func(netip.Addr, netip.Addr) (time.Duration, bool) { return 0, true })
+		p.network.SetDeliveryFunc(func(netip.Addr, netip.Addr) (time.Duration, bool) { return 0, true })
 		p.waitForEvent("the cable is plugged in again", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
 		if s := p.nodeStatus(); s.UpEvents != 2 || s.DownEvents != 1 || s.ReportedEvents != 3 {
 			t.Errorf("counters %+v, want 2 ups, 1 down, 3 events", s.Counters)
@@ -133,20 +133,20 @@ func TestCutLinkIsDetectedInTime(t *testing.T) {
 }
 
 func TestOneWayCutIsDetected(t *testing.T) {
-	simulatePair(t, func(p *enginePair) {
-		p.bringUp(fastProfile())
-		p.network.SetDelivery(func(from, _ netip.Addr) (time.Duration, bool) { return 0, from == routerAddress })
+	simulateEnginePair(t, func(p *enginePair) {
+		p.bringSessionUp(fastProfile())
+		p.network.SetDeliveryFunc(func(from, _ netip.Addr) (time.Duration, bool) { return 0, from == routerAddress })
 		p.waitForEvent("the router hears nothing", bfd.Event{Cause: session.CauseNeighbourDown})
 	})
 }
 
 func TestProfileChangeKeepsSessionUp(t *testing.T) {
-	simulatePair(t, func(p *enginePair) {
-		p.bringUp(bfdtest.DefaultProfile())
+	simulateEnginePair(t, func(p *enginePair) {
+		p.bringSessionUp(bfdtest.DefaultProfile())
 		p.node.Set([]bfd.Session{p.sessionToRouter(fastProfile())})
 		p.expectNoEvent("one side got faster", 5*time.Second)
-		if s := p.nodeStatus(); s.UsedTransmitInterval != 300*time.Millisecond || s.Polling {
-			t.Errorf("we send every %s, polling %v; the router still takes only one in 300 ms", s.UsedTransmitInterval, s.Polling)
+		if s := p.nodeStatus(); s.UsedTransmitInterval != 300*time.Millisecond || s.IsPolling {
+			t.Errorf("we send every %s, polling %v; the router still takes only one in 300 ms", s.UsedTransmitInterval, s.IsPolling)
 		}
 		p.router.Set([]bfd.Session{p.sessionToNode(fastProfile())})
 		p.expectNoEvent("the other side got faster", 5*time.Second)
@@ -164,11 +164,11 @@ func TestProfileChangeKeepsSessionUp(t *testing.T) {
 }
 
 func TestRemovalIsSignalledToNeighbour(t *testing.T) {
-	simulatePair(t, func(p *enginePair) {
-		p.bringUp(fastProfile())
+	simulateEnginePair(t, func(p *enginePair) {
+		p.bringSessionUp(fastProfile())
 		p.router.Set(nil)
 		p.waitForEvent("the router's session is removed", bfd.Event{Cause: session.CauseNeighbourAdminDown})
-		if p.expectNoEvent("no event follows", 10*time.Second); p.nodeStatus().RemoteDiagnostic != session.NoDiagnostic {
+		if p.expectNoEvent("no event follows", 10*time.Second); p.nodeStatus().RemoteDiagnostic != session.DiagnosticNone {
 			t.Errorf("the neighbour is gone, but the status says %s", p.nodeStatus().RemoteDiagnostic)
 		}
 		p.router.Set([]bfd.Session{p.sessionToNode(fastProfile())})
@@ -176,10 +176,10 @@ func TestRemovalIsSignalledToNeighbour(t *testing.T) {
 		if err := p.node.Stop(context.Background()); err != nil {
 			t.Fatal(err)
 		}
-		if s := p.router.Status()[0]; s.RemoteDiagnostic != session.AdministrativelyDown || s.State != session.Down {
+		if s := p.router.Status()[0]; s.RemoteDiagnostic != session.DiagnosticAdminDown || s.State != session.Down {
 			t.Errorf("the router has %s, the node's diagnostic %q; want Down, administratively", s.State, s.RemoteDiagnostic)
 		}
-		if p.hosts[0].OpenSenders() != 0 {
+		if p.hosts[0].OpenSenderCount() != 0 {
 			t.Error("the node has an open sender after Stop")
 		}
 		p.node.Set([]bfd.Session{p.sessionToRouter(fastProfile())})
@@ -188,8 +188,8 @@ func TestRemovalIsSignalledToNeighbour(t *testing.T) {
 }
 
 func TestSessionRemovedAndAddedAtOnce(t *testing.T) {
-	simulatePair(t, func(p *enginePair) {
-		p.bringUp(fastProfile())
+	simulateEnginePair(t, func(p *enginePair) {
+		p.bringSessionUp(fastProfile())
 		p.node.Set(nil)
 		synctest.Wait()
 		p.node.Set([]bfd.Session{p.sessionToRouter(fastProfile())})
@@ -199,7 +199,7 @@ func TestSessionRemovedAndAddedAtOnce(t *testing.T) {
 }
 
 func TestTwoPassiveSidesStayDown(t *testing.T) {
-	simulatePair(t, func(p *enginePair) {
+	simulateEnginePair(t, func(p *enginePair) {
 		passive := fastProfile()
 		passive.Passive = true
 		p.node.Set([]bfd.Session{p.sessionToRouter(passive)})
@@ -214,11 +214,11 @@ func TestTwoPassiveSidesStayDown(t *testing.T) {
 }
 
 func TestEchoDetectsForwardingFailure(t *testing.T) {
-	simulatePair(t, func(p *enginePair) {
+	simulateEnginePair(t, func(p *enginePair) {
 		echo := bfdtest.DefaultProfile()
 		echo.EchoMode = true
 		p.hosts[1].ReturnEchoes()
-		p.bringUp(echo)
+		p.bringSessionUp(echo)
 		p.expectNoEvent("echo packets return", time.Minute)
 		if s := p.nodeStatus(); s.EchoReturned < 1000 || s.EchoSent != s.EchoReturned || s.Fault != (bfd.Fault{}) {
 			t.Errorf("%d echo packets sent, %d returned, %v; want at least one in 50 ms and no fault", s.EchoSent, s.EchoReturned, s.Fault)
@@ -238,7 +238,7 @@ func TestEchoDetectsForwardingFailure(t *testing.T) {
 }
 
 func TestEchoUnsupportedIsReported(t *testing.T) {
-	simulatePair(t, func(p *enginePair) {
+	simulateEnginePair(t, func(p *enginePair) {
 		echo := fastProfile()
 		echo.EchoMode = true
 		p.node.Set([]bfd.Session{p.sessionToRouter(echo)})
@@ -249,7 +249,7 @@ func TestEchoUnsupportedIsReported(t *testing.T) {
 			t.Errorf("fault %+v, %d echo packets sent; want that it accepts none", s.Fault, s.EchoSent)
 		}
 	})
-	simulatePair(t, func(p *enginePair) {
+	simulateEnginePair(t, func(p *enginePair) {
 		here, there := p.sessionToRouter(fastProfile()), p.sessionToNode(fastProfile())
 		here.Multihop, there.Multihop, here.EchoMode = true, true, true
 		p.hosts[1].ReturnEchoes()
@@ -260,7 +260,7 @@ func TestEchoUnsupportedIsReported(t *testing.T) {
 			t.Errorf("fault %+v, %d echo packets sent; want that they do not return", s.Fault, s.EchoSent)
 		}
 		select {
-		case <-p.node.Changed():
+		case <-p.node.StatusChanged():
 		default:
 			t.Error("Changed did not report the new status")
 		}
@@ -279,13 +279,13 @@ func TestSendErrorsAreReported(t *testing.T) {
 		names.ReasonBFDUnsent:       errors.New("no such link"),
 		names.ReasonEchoUnsupported: bfd.ErrEchoUnsupported,
 	} {
-		simulatePair(t, func(p *enginePair) {
+		simulateEnginePair(t, func(p *enginePair) {
 			echo := fastProfile()
 			echo.EchoMode = true
 			if reason == names.ReasonEchoUnsupported {
 				p.hosts[0].FailEchoes(err)
 			}
-			p.bringUp(echo)
+			p.bringSessionUp(echo)
 			if reason != names.ReasonEchoUnsupported {
 				p.hosts[0].FailSends(err)
 				p.waitForEvent("nothing can be sent", bfd.Event{Cause: session.CauseNeighbourDown})
@@ -306,13 +306,13 @@ func TestSendErrorsAreReported(t *testing.T) {
 }
 
 func TestAuthenticationIsReported(t *testing.T) {
-	simulatePair(t, func(p *enginePair) {
+	simulateEnginePair(t, func(p *enginePair) {
 		p.node.Set([]bfd.Session{p.sessionToRouter(fastProfile())})
 		synctest.Wait()
 		b := session.Packet{State: session.Down, DetectMultiplier: 3, MyDiscriminator: 7, DesiredMinTxInterval: time.Second, RequiredMinRxInterval: time.Second}.Append(nil)
 		b[1] |= 1 << 2 // the A bit
 		b[3] = 28
-		p.hosts[0].Inject(bfd.Datagram{From: routerAddress, To: nodeAddress, TTL: 255, Payload: append(b, 1, 4, 1, 'x')})
+		p.hosts[0].InjectDatagram(bfd.Datagram{From: routerAddress, To: nodeAddress, TTL: 255, Payload: append(b, 1, 4, 1, 'x')})
 		synctest.Wait()
 		if s := p.nodeStatus(); s.Fault.Reason != names.ReasonBFDAuthentication || s.State != session.Down {
 			t.Errorf("%s with fault %+v, want Down with the authentication fault", s.State, s.Fault)

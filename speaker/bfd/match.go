@@ -7,10 +7,10 @@ import "github.com/gantry-lb/gantry/speaker/bfd/session"
 // a datagram whose TTL is too low, so that the session can report the fault.
 func (e *Engine) matchSession(d Datagram) (*runningSession, session.Packet, session.DiscardReason) {
 	if !d.Multihop && d.TTL != 255 { // it crossed a router (RFC 5881 section 5)
-		return nil, session.Packet{}, session.LowTTL
+		return nil, session.Packet{}, session.DiscardLowTTL
 	}
 	p, discarded := session.Parse(d.Payload)
-	if discarded != session.Accepted {
+	if discarded != session.NotDiscarded {
 		return nil, p, discarded
 	}
 	var found *runningSession
@@ -20,19 +20,20 @@ func (e *Engine) matchSession(d Datagram) (*runningSession, session.Packet, sess
 			found = s
 		}
 	} else {
-		found = e.findBySource(d)
+		found = e.findSessionByAddresses(d)
 	}
 	switch {
 	case found == nil:
-		return nil, p, session.UnknownSession
+		return nil, p, session.DiscardUnknownSession
 	case d.Multihop && d.TTL < found.profile.MinimumTTL:
-		return found, p, session.LowTTL
+		return found, p, session.DiscardLowTTL
 	}
-	return found, p, session.Accepted
+	return found, p, session.NotDiscarded
 }
 
-// findBySource finds the session by addresses: of several, the one with the most specific key.
-func (e *Engine) findBySource(d Datagram) *runningSession {
+// findSessionByAddresses finds the session by addresses: of several, the one with the most specific
+// key.
+func (e *Engine) findSessionByAddresses(d Datagram) *runningSession {
 	var found *runningSession
 	for key, s := range e.sessionsByKey {
 		if key.matchesDatagram(d) && (found == nil || key.specificity() > found.key.specificity()) {

@@ -23,21 +23,21 @@ func TestHostileDatagrams(t *testing.T) {
 		forge func(d *bfd.Datagram, p *session.Packet)
 		want  session.DiscardReason
 	}{
-		"from beyond a router":                               {func(d *bfd.Datagram, _ *session.Packet) { d.TTL = 254 }, session.LowTTL},
-		"from an unknown address":                            {func(d *bfd.Datagram, _ *session.Packet) { d.From = unknown }, session.UnknownSession},
-		"from an unknown address, without our discriminator": {func(d *bfd.Datagram, p *session.Packet) { d.From, p.YourDiscriminator = unknown, 0 }, session.UnknownSession},
-		"on another link":                                    {func(d *bfd.Datagram, _ *session.Packet) { d.Interface = "eth9" }, session.UnknownSession},
-		"in a VRF":                                           {func(d *bfd.Datagram, _ *session.Packet) { d.VRF = "red" }, session.UnknownSession},
-		"to the port of multihop":                            {func(d *bfd.Datagram, _ *session.Packet) { d.Multihop = true }, session.UnknownSession},
-		"to another of our addresses":                        {func(d *bfd.Datagram, _ *session.Packet) { d.To = unknown }, session.UnknownSession},
-		"with a wrong discriminator":                         {func(_ *bfd.Datagram, p *session.Packet) { p.YourDiscriminator++ }, session.UnknownSession},
-		"as an echo packet":                                  {func(d *bfd.Datagram, _ *session.Packet) { d.Echo = true }, session.UnknownSession},
-		"an echo packet, cut off":                            {func(d *bfd.Datagram, _ *session.Packet) { d.Echo, d.Payload = true, []byte{1} }, session.BadLength},
-		"bytes that are not BFD":                             {func(d *bfd.Datagram, _ *session.Packet) { d.Payload = []byte("GET / HTTP/1.1\r\nHost: localhost\r\n") }, session.BadVersion},
-		"Up without our discriminator":                       {func(_ *bfd.Datagram, p *session.Packet) { p.YourDiscriminator, p.State = 0, session.Up }, session.WrongState},
-		"without its own discriminator":                      {func(_ *bfd.Datagram, p *session.Packet) { p.MyDiscriminator = 0 }, session.ZeroDiscriminator},
+		"from beyond a router":                               {func(d *bfd.Datagram, _ *session.Packet) { d.TTL = 254 }, session.DiscardLowTTL},
+		"from an unknown address":                            {func(d *bfd.Datagram, _ *session.Packet) { d.From = unknown }, session.DiscardUnknownSession},
+		"from an unknown address, without our discriminator": {func(d *bfd.Datagram, p *session.Packet) { d.From, p.YourDiscriminator = unknown, 0 }, session.DiscardUnknownSession},
+		"on another link":                                    {func(d *bfd.Datagram, _ *session.Packet) { d.Interface = "eth9" }, session.DiscardUnknownSession},
+		"in a VRF":                                           {func(d *bfd.Datagram, _ *session.Packet) { d.VRF = "red" }, session.DiscardUnknownSession},
+		"to the port of multihop":                            {func(d *bfd.Datagram, _ *session.Packet) { d.Multihop = true }, session.DiscardUnknownSession},
+		"to another of our addresses":                        {func(d *bfd.Datagram, _ *session.Packet) { d.To = unknown }, session.DiscardUnknownSession},
+		"with a wrong discriminator":                         {func(_ *bfd.Datagram, p *session.Packet) { p.YourDiscriminator++ }, session.DiscardUnknownSession},
+		"as an echo packet":                                  {func(d *bfd.Datagram, _ *session.Packet) { d.Echo = true }, session.DiscardUnknownSession},
+		"an echo packet, cut off":                            {func(d *bfd.Datagram, _ *session.Packet) { d.Echo, d.Payload = true, []byte{1} }, session.DiscardBadLength},
+		"bytes that are not BFD":                             {func(d *bfd.Datagram, _ *session.Packet) { d.Payload = []byte("GET / HTTP/1.1\r\nHost: localhost\r\n") }, session.DiscardBadVersion},
+		"Up without our discriminator":                       {func(_ *bfd.Datagram, p *session.Packet) { p.YourDiscriminator, p.State = 0, session.Up }, session.DiscardWrongState},
+		"without its own discriminator":                      {func(_ *bfd.Datagram, p *session.Packet) { p.MyDiscriminator = 0 }, session.DiscardZeroDiscriminator},
 	} {
-		simulatePair(t, func(p *enginePair) {
+		simulateEnginePair(t, func(p *enginePair) {
 			s := p.sessionToRouter(fastProfile())
 			s.Interface, s.Local = "eth0", nodeAddress
 			o := p.sessionToNode(fastProfile())
@@ -52,7 +52,7 @@ func TestHostileDatagrams(t *testing.T) {
 				d.Payload = packet.Append(nil)
 			}
 			for range 10000 {
-				p.hosts[0].Inject(d)
+				p.hosts[0].InjectDatagram(d)
 			}
 			p.expectNoEvent(sentence, time.Second)
 			if n := p.node.DiscardedPackets()[tc.want] - before; n == 0 {
@@ -64,20 +64,20 @@ func TestHostileDatagrams(t *testing.T) {
 
 // TestLowTTLOverMultihopIsReported checks the fault, since the profile sets the minimum TTL.
 func TestLowTTLOverMultihopIsReported(t *testing.T) {
-	simulatePair(t, func(p *enginePair) {
+	simulateEnginePair(t, func(p *enginePair) {
 		s := p.sessionToRouter(fastProfile())
 		s.Multihop = true
 		p.node.Set([]bfd.Session{s})
 		synctest.Wait()
 		packet := session.Packet{State: session.Down, DetectMultiplier: 3, MyDiscriminator: 5, DesiredMinTxInterval: time.Second, RequiredMinRxInterval: time.Second}
 		d := bfd.Datagram{From: routerAddress, To: nodeAddress, Multihop: true, TTL: 253, Payload: packet.Append(nil)}
-		p.hosts[0].Inject(d)
+		p.hosts[0].InjectDatagram(d)
 		synctest.Wait()
 		if s := p.nodeStatus(); s.Fault.Reason != names.ReasonBFDTTLTooLow || s.State != session.Down {
 			t.Errorf("a packet with TTL 253: %s, %+v", s.State, s.Fault)
 		}
 		d.TTL = 254
-		p.hosts[0].Inject(d)
+		p.hosts[0].InjectDatagram(d)
 		synctest.Wait()
 		if s := p.nodeStatus(); s.Fault != (bfd.Fault{}) || s.State != session.Init {
 			t.Errorf("a packet with TTL 254: %s, %+v", s.State, s.Fault)
@@ -88,13 +88,13 @@ func TestLowTTLOverMultihopIsReported(t *testing.T) {
 // TestSessionsToOnePeerAreDistinguished checks that the
 // session with the more specific key gets the packet.
 func TestSessionsToOnePeerAreDistinguished(t *testing.T) {
-	simulatePair(t, func(p *enginePair) {
+	simulateEnginePair(t, func(p *enginePair) {
 		plain, bound := p.sessionToRouter(fastProfile()), p.sessionToRouter(fastProfile())
 		bound.Interface = "eth1"
 		p.node.Set([]bfd.Session{plain, bound})
 		synctest.Wait()
 		packet := session.Packet{State: session.Down, DetectMultiplier: 3, MyDiscriminator: 5, DesiredMinTxInterval: time.Second, RequiredMinRxInterval: time.Second}
-		p.hosts[0].Inject(bfd.Datagram{From: routerAddress, To: nodeAddress, Interface: "eth1", TTL: 255, Payload: packet.Append(nil)})
+		p.hosts[0].InjectDatagram(bfd.Datagram{From: routerAddress, To: nodeAddress, Interface: "eth1", TTL: 255, Payload: packet.Append(nil)})
 		synctest.Wait()
 		if all := p.node.Status(); all[0].State != session.Down || all[1].State != session.Init {
 			t.Errorf("a packet on eth1 brought the session of any link to %s and that of eth1 to %s", all[0].State, all[1].State)

@@ -26,7 +26,7 @@ func (c *discardCounters) countDiscard(reason session.DiscardReason) {
 func (e *Engine) DiscardedPackets() map[session.DiscardReason]uint64 {
 	out := map[session.DiscardReason]uint64{}
 	for i, d := range session.DiscardReasons {
-		if n := e.discards.byReason[i].Load(); n > 0 {
+		if n := e.discardCounters.byReason[i].Load(); n > 0 {
 			out[d] = n
 		}
 	}
@@ -38,15 +38,15 @@ func (e *Engine) DiscardedPackets() map[session.DiscardReason]uint64 {
 var (
 	sessionLabels = []string{"peer", "vrf"}
 
-	upMetric            = prometheus.NewDesc("metallb_bfd_session_up", "1 while the BFD session is Up.", sessionLabels, nil)
-	inputMetric         = prometheus.NewDesc("metallb_bfd_control_packet_input", "Control packets received.", sessionLabels, nil)
-	outputMetric        = prometheus.NewDesc("metallb_bfd_control_packet_output", "Control packets sent.", sessionLabels, nil)
-	echoInputMetric     = prometheus.NewDesc("metallb_bfd_echo_packet_input", "Echo packets that returned.", sessionLabels, nil)
-	echoOutputMetric    = prometheus.NewDesc("metallb_bfd_echo_packet_output", "Echo packets sent.", sessionLabels, nil)
-	upEventsMetric      = prometheus.NewDesc("metallb_bfd_session_up_events", "How often the BFD session came Up.", sessionLabels, nil)
-	downEventsMetric    = prometheus.NewDesc("metallb_bfd_session_down_events", "How often the BFD session left the state Up.", sessionLabels, nil)
-	notificationsMetric = prometheus.NewDesc("metallb_bfd_zebra_notifications", "Changes of state that were reported to the BGP engine.", sessionLabels, nil)
-	discardedMetric     = prometheus.NewDesc("gantry_bfd_discarded_packets_total", "Packets that were discarded, by the rule of RFC 5880 section 6.8.6 or of the transport.", []string{"reason"}, nil)
+	sessionUpMetric        = prometheus.NewDesc("metallb_bfd_session_up", "1 while the BFD session is Up.", sessionLabels, nil)
+	controlInputMetric     = prometheus.NewDesc("metallb_bfd_control_packet_input", "Control packets received.", sessionLabels, nil)
+	controlOutputMetric    = prometheus.NewDesc("metallb_bfd_control_packet_output", "Control packets sent.", sessionLabels, nil)
+	echoInputMetric        = prometheus.NewDesc("metallb_bfd_echo_packet_input", "Echo packets that returned.", sessionLabels, nil)
+	echoOutputMetric       = prometheus.NewDesc("metallb_bfd_echo_packet_output", "Echo packets sent.", sessionLabels, nil)
+	upEventsMetric         = prometheus.NewDesc("metallb_bfd_session_up_events", "How often the BFD session came Up.", sessionLabels, nil)
+	downEventsMetric       = prometheus.NewDesc("metallb_bfd_session_down_events", "How often the BFD session left the state Up.", sessionLabels, nil)
+	notificationsMetric    = prometheus.NewDesc("metallb_bfd_zebra_notifications", "Changes of state that were reported to the BGP engine.", sessionLabels, nil)
+	discardedPacketsMetric = prometheus.NewDesc("gantry_bfd_discarded_packets_total", "Packets that were discarded, by the rule of RFC 5880 section 6.8.6 or of the transport.", []string{"reason"}, nil)
 )
 
 var _ prometheus.Collector = (*Engine)(nil)
@@ -54,7 +54,7 @@ var _ prometheus.Collector = (*Engine)(nil)
 // Describe implements prometheus.Collector.
 func (e *Engine) Describe(c chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		upMetric, inputMetric, outputMetric, echoInputMetric, echoOutputMetric, upEventsMetric, downEventsMetric, notificationsMetric, discardedMetric,
+		sessionUpMetric, controlInputMetric, controlOutputMetric, echoInputMetric, echoOutputMetric, upEventsMetric, downEventsMetric, notificationsMetric, discardedPacketsMetric,
 	} {
 		c <- d
 	}
@@ -78,17 +78,17 @@ func (e *Engine) Collect(c chan<- prometheus.Metric) {
 		}
 	}
 	for at, n := range sums {
-		c <- prometheus.MustNewConstMetric(upMetric, prometheus.GaugeValue, up[at], at.peer, at.vrf)
+		c <- prometheus.MustNewConstMetric(sessionUpMetric, prometheus.GaugeValue, up[at], at.peer, at.vrf)
 		for d, v := range map[*prometheus.Desc]uint64{
-			inputMetric: n.ControlReceived, outputMetric: n.ControlSent, echoInputMetric: n.EchoReturned, echoOutputMetric: n.EchoSent,
+			controlInputMetric: n.ControlReceived, controlOutputMetric: n.ControlSent, echoInputMetric: n.EchoReturned, echoOutputMetric: n.EchoSent,
 			upEventsMetric: n.UpEvents, downEventsMetric: n.DownEvents, notificationsMetric: n.ReportedEvents,
 		} {
 			c <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), at.peer, at.vrf)
 		}
 	}
 	for i, d := range session.DiscardReasons {
-		n := float64(e.discards.byReason[i].Load())
-		c <- prometheus.MustNewConstMetric(discardedMetric, prometheus.CounterValue, n, string(d))
+		n := float64(e.discardCounters.byReason[i].Load())
+		c <- prometheus.MustNewConstMetric(discardedPacketsMetric, prometheus.CounterValue, n, string(d))
 	}
 }
 

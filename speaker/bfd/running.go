@@ -18,16 +18,17 @@ type runningSession struct {
 	machine       *session.Machine
 	sender        Sender
 	record        *sessionRecord
-	// wanted is false once the session was removed, while AdminDown is signalled to the neighbour.
-	wanted bool
-	// sendError is why the last control packet was not sent; nil if it was.
-	sendError error
-	// echoError is why the last echo packet was not sent; nil if it was.
-	echoError error
+	// isConfigured is false once the session was removed, while AdminDown is signalled to the
+	// neighbour.
+	isConfigured bool
+	// lastSendError is why the last control packet was not sent; nil if it was.
+	lastSendError error
+	// lastEchoError is why the last echo packet was not sent; nil if it was.
+	lastEchoError error
 	// peerAuthenticates is true if the neighbour's last packet was authenticated.
 	peerAuthenticates bool
-	// lowTTL is the TTL of the neighbour's last packet if it was too low, else 0.
-	lowTTL uint8
+	// rejectedTTL is the TTL of the neighbour's last packet if it was too low, else 0.
+	rejectedTTL uint8
 }
 
 // stepMachine steps the state machine, sends its packets and reports its change of state.
@@ -36,39 +37,40 @@ func (s *runningSession) stepMachine(e *Engine, in session.Input) session.Output
 	out := s.machine.Step(now, in)
 	for _, p := range out.Packets {
 		e.sendBuffer = p.Append(e.sendBuffer[:0])
-		s.recordSend(s.sender.SendControl(e.sendBuffer))
+		s.recordControlSend(s.sender.SendControl(e.sendBuffer))
 	}
-	if out.SendEcho {
+	if out.EchoRequested {
 		s.sendEcho(e)
 	}
 	if c := out.Change; c != nil {
-		s.reportChange(e, Event{Key: s.key, Up: c.To == session.Up, Cause: c.Cause, Text: describeChange(*c), At: now}, *c)
+		s.reportChange(e, Event{Key: s.key, Up: c.To == session.Up, Cause: c.Cause, Text: describeStateChange(*c), At: now}, *c)
 	}
 	s.publishState()
 	return out
 }
 
-// recordDatagram records whether a packet was accepted, and the faults that a rejected one shows.
-func (s *runningSession) recordDatagram(d Datagram, discarded session.DiscardReason) {
-	s.peerAuthenticates, s.lowTTL = discarded == session.NotAuthenticated, 0
+// recordReceivedDatagram records whether a packet was accepted, and the faults that a rejected one
+// shows.
+func (s *runningSession) recordReceivedDatagram(d Datagram, discarded session.DiscardReason) {
+	s.peerAuthenticates, s.rejectedTTL = discarded == session.DiscardNotAuthenticated, 0
 	switch discarded {
-	case session.Accepted, session.StoppedSession:
+	case session.NotDiscarded, session.DiscardStoppedSession:
 		s.record.counters.controlReceived.Add(1)
-	case session.LowTTL:
-		s.lowTTL = d.TTL
+	case session.DiscardLowTTL:
+		s.rejectedTTL = d.TTL
 	}
-	s.record.setFault(s.currentFault())
+	s.record.publishFault(s.currentFault())
 }
 
-// recordSend counts a sent control packet, or stores the error.
-func (s *runningSession) recordSend(err error) {
-	if s.sendError = err; err == nil {
+// recordControlSend counts a sent control packet, or stores the error.
+func (s *runningSession) recordControlSend(err error) {
+	if s.lastSendError = err; err == nil {
 		s.record.counters.controlSent.Add(1)
 	}
 }
 
 // reportChange reports that the session came Up or left the state Up.
-func (s *runningSession) reportChange(e *Engine, v Event, c session.Change) {
+func (s *runningSession) reportChange(e *Engine, v Event, c session.StateChange) {
 	switch {
 	case c.To == session.Up:
 		s.record.counters.upEvents.Add(1)
@@ -83,9 +85,9 @@ func (s *runningSession) reportChange(e *Engine, v Event, c session.Change) {
 	}
 }
 
-// describeChange says why a session changed, with the neighbour's diagnostic if there is one.
-func describeChange(c session.Change) string {
-	if c.Cause == session.CauseNeighbourDown && c.RemoteDiagnostic != session.NoDiagnostic {
+// describeStateChange says why a session changed, with the neighbour's diagnostic if there is one.
+func describeStateChange(c session.StateChange) string {
+	if c.Cause == session.CauseNeighbourDown && c.RemoteDiagnostic != session.DiagnosticNone {
 		return fmt.Sprintf("%s: %s", c.Cause, c.RemoteDiagnostic)
 	}
 	return c.Cause.String()
@@ -94,30 +96,30 @@ func describeChange(c session.Change) string {
 // ensureOpen opens lost sockets again.
 func (s *runningSession) ensureOpen() {
 	if err := s.sender.EnsureOpen(); err != nil {
-		s.sendError = err
+		s.lastSendError = err
 	}
-	s.record.setFault(s.currentFault())
+	s.record.publishFault(s.currentFault())
 }
 
 // publishState publishes the state and the fault.
 func (s *runningSession) publishState() {
-	s.record.setView(s.machine.View())
-	s.record.setFault(s.currentFault())
+	s.record.publishView(s.machine.View())
+	s.record.publishFault(s.currentFault())
 }
 
 // currentFault returns the most serious fault of the session, or none.
 func (s *runningSession) currentFault() Fault {
 	switch {
-	case errors.Is(s.sendError, ErrPortInUse):
-		return Fault{names.ReasonBFDPortInUse, s.sendError.Error()}
-	case s.sendError != nil:
-		return Fault{names.ReasonBFDUnsent, fmt.Sprintf("BFD packets to %s are not sent: %v", s.key, s.sendError)}
+	case errors.Is(s.lastSendError, ErrPortInUse):
+		return Fault{names.ReasonBFDPortInUse, s.lastSendError.Error()}
+	case s.lastSendError != nil:
+		return Fault{names.ReasonBFDUnsent, fmt.Sprintf("BFD packets to %s are not sent: %v", s.key, s.lastSendError)}
 	case s.peerAuthenticates:
 		return Fault{names.ReasonBFDAuthentication, fmt.Sprintf("%s authenticates its BFD packets, which is not supported: disable authentication there", s.key)}
-	case s.lowTTL != 0:
-		return Fault{names.ReasonBFDTTLTooLow, fmt.Sprintf("packets of %s arrive with a TTL of %d, less than minimumTtl %d: raise the TTL that the router sends with, or lower minimumTtl", s.key, s.lowTTL, s.profile.MinimumTTL)}
-	case s.echoError != nil:
-		return Fault{names.ReasonEchoUnsupported, fmt.Sprintf("echo mode does not work with %s: %v", s.key, s.echoError)}
+	case s.rejectedTTL != 0:
+		return Fault{names.ReasonBFDTTLTooLow, fmt.Sprintf("packets of %s arrive with a TTL of %d, less than minimumTtl %d: raise the TTL that the router sends with, or lower minimumTtl", s.key, s.rejectedTTL, s.profile.MinimumTTL)}
+	case s.lastEchoError != nil:
+		return Fault{names.ReasonEchoUnsupported, fmt.Sprintf("echo mode does not work with %s: %v", s.key, s.lastEchoError)}
 	case s.machine.View().EchoRefused:
 		return Fault{names.ReasonEchoUnsupported, fmt.Sprintf("%s does not accept echo packets: only control packets watch the path; enable echo mode there too, or disable it here", s.key)}
 	case s.machine.View().EchoLost:
@@ -132,20 +134,20 @@ const echoPayloadLength = 12
 // sendEcho sends one echo packet.
 func (s *runningSession) sendEcho(e *Engine) {
 	e.sendBuffer = binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint32(e.sendBuffer[:0], s.discriminator), s.echoSecret)
-	if s.echoError = s.sender.SendEcho(e.sendBuffer); s.echoError == nil {
+	if s.lastEchoError = s.sender.SendEcho(e.sendBuffer); s.lastEchoError == nil {
 		s.record.counters.echoSent.Add(1)
 	}
 }
 
-// receiveEcho handles an echo packet that returned.
-func (e *Engine) receiveEcho(d Datagram) {
+// handleReturnedEcho handles an echo packet that returned.
+func (e *Engine) handleReturnedEcho(d Datagram) {
 	if len(d.Payload) < echoPayloadLength {
-		e.discards.countDiscard(session.BadLength)
+		e.discardCounters.countDiscard(session.DiscardBadLength)
 		return
 	}
 	s := e.sessionsByDiscriminator[binary.BigEndian.Uint32(d.Payload)]
 	if s == nil || s.echoSecret != binary.BigEndian.Uint64(d.Payload[4:]) {
-		e.discards.countDiscard(session.UnknownSession)
+		e.discardCounters.countDiscard(session.DiscardUnknownSession)
 		return
 	}
 	s.record.counters.echoReturned.Add(1)

@@ -36,35 +36,36 @@ type sessionRecord struct {
 		controlReceived, controlSent, echoReturned, echoSent atomic.Uint64
 		upEvents, downEvents, reportedEvents                 atomic.Uint64
 	}
-	changed chan<- struct{} // the Engine's
+	statusChanged chan<- struct{} // the Engine's
 }
 
-// newInvalidRecord returns the record of a session that does not run because it is invalid.
-func (e *Engine) newInvalidRecord(s Session, f Fault) *sessionRecord {
-	r := &sessionRecord{changed: e.changed}
+// newRecordOfInvalidSession returns the record of a session that does not run because it is
+// invalid.
+func (e *Engine) newRecordOfInvalidSession(s Session, f Fault) *sessionRecord {
+	r := &sessionRecord{statusChanged: e.statusChanged}
 	r.session.Store(&s)
-	r.setView(session.View{State: session.Down})
-	r.setFault(f)
+	r.publishView(session.View{State: session.Down})
+	r.publishFault(f)
 	return r
 }
 
-// setView publishes a view. It allocates only when the view changed.
-func (r *sessionRecord) setView(v session.View) {
+// publishView publishes a view. It allocates only when the view changed.
+func (r *sessionRecord) publishView(v session.View) {
 	if old := r.view.Load(); old == nil || *old != v {
 		r.view.Store(&v)
-		notifyChanged(r.changed)
+		notifyStatusChanged(r.statusChanged)
 	}
 }
 
-// setFault publishes a fault.
-func (r *sessionRecord) setFault(f Fault) {
+// publishFault publishes a fault.
+func (r *sessionRecord) publishFault(f Fault) {
 	if old := r.fault.Load(); old == nil || *old != f {
 		r.fault.Store(&f)
-		notifyChanged(r.changed)
+		notifyStatusChanged(r.statusChanged)
 	}
 }
 
-func notifyChanged(c chan<- struct{}) {
+func notifyStatusChanged(c chan<- struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:
@@ -73,7 +74,7 @@ func notifyChanged(c chan<- struct{}) {
 
 // Status returns every session of the last applied Set, in its order.
 func (e *Engine) Status() []Status {
-	records := e.records.Load()
+	records := e.sessionRecords.Load()
 	if records == nil {
 		return nil
 	}

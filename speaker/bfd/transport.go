@@ -20,8 +20,8 @@ type Transport interface {
 	// and SendControl retry what cannot be opened yet. A Transport may drop
 	// datagrams that no open Sender's neighbour can have sent.
 	OpenSender(k Key, discriminator uint32) Sender
-	// Ready delivers a value when there may be something to receive.
-	Ready() <-chan struct{}
+	// DatagramsReady delivers a value when there may be something to receive.
+	DatagramsReady() <-chan struct{}
 	// Receive returns the next datagram, if there is one.
 	Receive() (Datagram, bool)
 	// Close closes everything, open Senders included.

@@ -52,7 +52,7 @@ func TestInvalidSessionsAreRejected(t *testing.T) {
 }
 
 func TestInvalidSessionDoesNotAffectOthers(t *testing.T) {
-	simulatePair(t, func(p *enginePair) {
+	simulateEnginePair(t, func(p *enginePair) {
 		bad := p.sessionToRouter(fastProfile())
 		bad.Peer, bad.DetectMultiplier = netip.MustParseAddr("192.0.2.99"), 0
 		p.node.Set([]bfd.Session{bad, p.sessionToRouter(fastProfile())})

@@ -18,12 +18,12 @@ type BFD interface {
 	Set(sessions []bfd.Session)
 	Events() <-chan bfd.Event
 	Status() []bfd.Status
-	Changed() <-chan struct{}
+	StatusChanged() <-chan struct{}
 }
 
-// linkCheckInterval is how often the Engine checks whether internal
+// internalRouterCheckInterval is how often the Engine checks whether internal
 // routers are on a link of this node, since addresses come and go.
-const linkCheckInterval = 5 * time.Second
+const internalRouterCheckInterval = 5 * time.Second
 
 // bfdPaths are the paths that BFD watches. The maps are keyed by the peers' names.
 type bfdPaths struct {
@@ -44,7 +44,7 @@ func (e *Engine) updateBFDSessions(peers []intent.Peer) {
 		if p.BFD == nil || !p.Address.IsValid() {
 			continue
 		}
-		s := e.bfdSession(p)
+		s := e.newBFDSession(p)
 		if f, shared := first[s.Key]; !shared {
 			first[s.Key], sessions = s, append(sessions, s)
 		} else if f != s {
@@ -59,7 +59,7 @@ func (e *Engine) updateBFDSessions(peers []intent.Peer) {
 	e.bfdPaths = bfdPaths{peers, keys, faults}
 	e.mu.Unlock()
 	if changed {
-		e.notifyChanged()
+		e.notifyStatusChanged()
 	}
 	if !slices.Equal(sessions, e.bfdSessions) {
 		e.bfdSessions = sessions
@@ -67,9 +67,9 @@ func (e *Engine) updateBFDSessions(peers []intent.Peer) {
 	}
 }
 
-// bfdSession returns the BFD session of a peer. A peer that may be several hops
+// newBFDSession returns the BFD session of a peer. A peer that may be several hops
 // away gets a single-hop session if it is on a link of this node.
-func (e *Engine) bfdSession(p *intent.Peer) bfd.Session {
+func (e *Engine) newBFDSession(p *intent.Peer) bfd.Session {
 	s := bfd.Session{
 		Key: bfd.Key{Peer: p.Address.WithZone(""), Local: p.SourceAddress},
 		Profile: bfd.Profile{
@@ -87,8 +87,8 @@ func (e *Engine) bfdSession(p *intent.Peer) bfd.Session {
 	return s
 }
 
-// bfdState returns the state and fault of a path. The state is Down before BFD has started.
-func bfdState(all []bfd.Status, k bfd.Key) (state string, fault bfd.Fault) {
+// bfdPathState returns the state and fault of a path. The state is Down before BFD has started.
+func bfdPathState(all []bfd.Status, k bfd.Key) (state string, fault bfd.Fault) {
 	for i := range all {
 		if all[i].Key == k {
 			return all[i].State.String(), all[i].Fault
@@ -100,8 +100,8 @@ func bfdState(all []bfd.Status, k bfd.Key) (state string, fault bfd.Fault) {
 // logBFDFaults logs each change of a BFD fault.
 func (e *Engine) logBFDFaults() {
 	for _, s := range e.options.BFD.Status() {
-		if old, known := e.faultsByPath[s.Key]; s.Fault != old {
-			e.faultsByPath[s.Key] = s.Fault
+		if old, known := e.bfdFaultByPath[s.Key]; s.Fault != old {
+			e.bfdFaultByPath[s.Key] = s.Fault
 			switch {
 			case s.Fault != (bfd.Fault{}):
 				e.options.Log.Warn("BFD does not run as configured", "peers", e.peersByPath[s.Key], "reason", s.Fault.Reason, "text", s.Fault.Text)
@@ -110,14 +110,14 @@ func (e *Engine) logBFDFaults() {
 			}
 		}
 	}
-	maps.DeleteFunc(e.faultsByPath, func(k bfd.Key, _ bfd.Fault) bool { return e.peersByPath[k] == nil })
+	maps.DeleteFunc(e.bfdFaultByPath, func(k bfd.Key, _ bfd.Fault) bool { return e.peersByPath[k] == nil })
 }
 
 // forwardBFDEvent passes an event to the workers of its path.
 func (e *Engine) forwardBFDEvent(v bfd.Event) {
 	e.options.Log.Info("the state of a BFD session changed", "router", v.Key.String(), "up", v.Up, "why", v.Text)
 	for _, name := range e.peersByPath[v.Key] {
-		if w, ok := e.workersByPeer[name]; ok {
+		if w, ok := e.workerByPeer[name]; ok {
 			w.queueBFDEvent(v)
 		}
 	}
@@ -144,5 +144,5 @@ func (w *worker) handleBFDEvent(v bfd.Event) {
 	if !v.IsPathFailure() || w.session == nil {
 		return
 	}
-	w.session.terminate(fmt.Errorf("BFD: %s", v.Text), w.hardReset(message.NewCease(message.CeaseBFDDown, "")))
+	w.session.endWithNotification(fmt.Errorf("BFD: %s", v.Text), w.wrapInHardResetIfNeeded(message.NewCease(message.CeaseBFDDown, "")))
 }

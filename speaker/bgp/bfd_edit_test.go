@@ -15,10 +15,10 @@ import (
 // The routes return each time, and BFD comes up when both sides have it enabled.
 func TestBFDCanBeEnabledAndDisabled(t *testing.T) {
 	t.Parallel()
-	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour+"\n neighbor 192.168.0.11 timers connect 1\n neighbor 192.168.0.11 bfd profile fast") + frrBFDProfiles})
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour+"\n neighbor 192.168.0.11 timers connect 1\n neighbor 192.168.0.11 bfd profile fast") + frrBFDProfiles})
 	s := startSpeaker(t, b.Host("node1"))
-	p := torPeer()
+	p := exampleExternalPeer()
 	p.ConnectTime = time.Second
 	set := func(f *intent.BFD) {
 		p.BFD = f
@@ -50,7 +50,7 @@ func TestBFDCanBeEnabledAndDisabled(t *testing.T) {
 	waitForBFD("disabled on the router", "Down")
 	configure("neighbor 192.168.0.11 bfd profile fast")
 	waitForBFD("enabled again on the router", "Up")
-	ups := s.waitStable("tor").EstablishedCount
+	ups := s.waitForStableSession("tor").EstablishedCount
 	echo := fastBFD()
 	echo.EchoMode = true
 	set(echo)
@@ -68,23 +68,23 @@ func TestBFDCanBeEnabledAndDisabled(t *testing.T) {
 // FRR then treats the neighbour as several hops away.
 func TestBFDWithTTLSecurityOverTwoHops(t *testing.T) {
 	t.Parallel()
-	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
 	neighbour := "neighbor 192.168.0.11 remote-as 64512\n neighbor 192.168.0.11 ttl-security hops 2\n neighbor 192.168.0.11 update-source 10.99.0.2\n neighbor 192.168.0.11 bfd profile fast"
-	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("far"), Text: frrConfig(neighbour) + frrBFDProfiles})
+	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("far"), ConfigText: frrConfig(neighbour) + frrBFDProfiles})
 	s := startSpeaker(t, b.Host("node1"))
-	p := torPeer()
+	p := exampleExternalPeer()
 	p.Address, p.MaxHops, p.BFD = netip.MustParseAddr("10.99.0.2"), 2, fastBFD()
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
-	s.waitEstablished("tor")
-	eventually(t, "BFD is up", func() error { return s.checkBFD("Up") })
+	s.waitForEstablished("tor")
+	eventually(t, "BFD is up", func() error { return s.checkBFDState("Up") })
 }
 
-// waitStable waits until the session and BFD have been up for two seconds. FRR restarts its
-// BFD session when a BGP session is established, which looks like a failed path.
-func (s *testSpeaker) waitStable(peer string) bgp.Status {
+// waitForStableSession waits until the session and BFD have been up for two seconds. FRR restarts
+// its BFD session when a BGP session is established, which looks like a failed path.
+func (s *testSpeaker) waitForStableSession(peer string) bgp.Status {
 	s.t.Helper()
 	eventually(s.t, "the session and BFD have been up for two seconds", func() error {
-		if st := s.peerStatus(peer); st.State != bgp.Established || st.BFDState != "Up" || time.Since(st.Since) < 2*time.Second {
+		if st := s.peerStatus(peer); st.State != bgp.Established || st.BFDState != "Up" || time.Since(st.StateSince) < 2*time.Second {
 			return fmt.Errorf("BFD is %q, the session %s: %s", st.BFDState, st.State, st.LastError)
 		}
 		return nil

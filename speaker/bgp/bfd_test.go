@@ -53,38 +53,38 @@ func fastBFD() *intent.BFD {
 
 // bfdCase is a kind of session with BFD. NODE4 and NODE6 are replaced by the node's addresses.
 type bfdCase struct {
-	frr, families string // FRR's side
-	bird          string // or BIRD's, on the second router
-	peer          func(*intent.Peer)
-	ipv6          bool
+	frrNeighbour, frrFamilies string // FRR's side
+	birdProtocol              string // or BIRD's, on the second router
+	editPeer                  func(*intent.Peer)
+	ipv6                      bool
 }
 
 // cutCount is how often to cut the path: twice in an ordinary session.
 func (c *bfdCase) cutCount() int {
-	if c.peer == nil {
+	if c.editPeer == nil {
 		return 2
 	}
 	return 1
 }
 
 var bfdCases = map[string]bfdCase{
-	"FRR":                       {frr: "neighbor NODE4 remote-as 64512\n neighbor NODE4 bfd profile fast"},
-	"FRR, internal":             {frr: "neighbor NODE4 remote-as 65000\n neighbor NODE4 bfd profile fast", peer: func(p *intent.Peer) { p.LocalASN = 65000 }},
-	"FRR, we are passive":       {frr: "neighbor NODE4 remote-as 64512\n neighbor NODE4 bfd profile begins", peer: func(p *intent.Peer) { p.BFD.Passive = true }},
-	"FRR, with echo packets":    {frr: "neighbor NODE4 remote-as 64512\n neighbor NODE4 bfd profile echo", peer: func(p *intent.Peer) { p.BFD.EchoMode = true }},
-	"FRR, from a given address": {frr: "neighbor NODE4 remote-as 64512\n neighbor NODE4 bfd profile fast", peer: func(p *intent.Peer) { p.SourceAddress = netip.MustParseAddr("192.168.0.99") }},
+	"FRR":                       {frrNeighbour: "neighbor NODE4 remote-as 64512\n neighbor NODE4 bfd profile fast"},
+	"FRR, internal":             {frrNeighbour: "neighbor NODE4 remote-as 65000\n neighbor NODE4 bfd profile fast", editPeer: func(p *intent.Peer) { p.LocalASN = 65000 }},
+	"FRR, we are passive":       {frrNeighbour: "neighbor NODE4 remote-as 64512\n neighbor NODE4 bfd profile begins", editPeer: func(p *intent.Peer) { p.BFD.Passive = true }},
+	"FRR, with echo packets":    {frrNeighbour: "neighbor NODE4 remote-as 64512\n neighbor NODE4 bfd profile echo", editPeer: func(p *intent.Peer) { p.BFD.EchoMode = true }},
+	"FRR, from a given address": {frrNeighbour: "neighbor NODE4 remote-as 64512\n neighbor NODE4 bfd profile fast", editPeer: func(p *intent.Peer) { p.SourceAddress = netip.MustParseAddr("192.168.0.99") }},
 	"FRR, over several hops": {
-		frr:  "neighbor NODE4 remote-as 64512\n neighbor NODE4 ebgp-multihop 3\n neighbor NODE4 update-source 10.99.0.1\n neighbor NODE4 bfd profile fast",
-		peer: func(p *intent.Peer) { p.Address, p.Multihop = netip.MustParseAddr("10.99.0.1"), true },
+		frrNeighbour: "neighbor NODE4 remote-as 64512\n neighbor NODE4 ebgp-multihop 3\n neighbor NODE4 update-source 10.99.0.1\n neighbor NODE4 bfd profile fast",
+		editPeer:     func(p *intent.Peer) { p.Address, p.Multihop = netip.MustParseAddr("10.99.0.1"), true },
 	},
 	"FRR, over IPv6": {
-		frr: "neighbor NODE6 remote-as 64512\n neighbor NODE6 bfd profile fast", families: fmt.Sprintf(activateIPv6, "NODE6"), ipv6: true,
-		peer: func(p *intent.Peer) { p.Address, p.IPv4, p.IPv6 = routerIPv6, false, true },
+		frrNeighbour: "neighbor NODE6 remote-as 64512\n neighbor NODE6 bfd profile fast", frrFamilies: fmt.Sprintf(frrActivateIPv6, "NODE6"), ipv6: true,
+		editPeer: func(p *intent.Peer) { p.Address, p.IPv4, p.IPv6 = routerIPv6, false, true },
 	},
-	"BIRD": {bird: "protocol bgp from node { neighbor NODE4 as 64512; }", peer: func(p *intent.Peer) { p.Address = netip.MustParseAddr("192.168.0.2") }},
+	"BIRD": {birdProtocol: "protocol bgp from node { neighbor NODE4 as 64512; }", editPeer: func(p *intent.Peer) { p.Address = netip.MustParseAddr("192.168.0.2") }},
 	"BIRD, over IPv6": {
-		bird: "protocol bgp from node6 { neighbor NODE6 as 64512; }", ipv6: true,
-		peer: func(p *intent.Peer) { p.Address, p.IPv4, p.IPv6 = netip.MustParseAddr("fd00:a8::2"), false, true },
+		birdProtocol: "protocol bgp from node6 { neighbor NODE6 as 64512; }", ipv6: true,
+		editPeer: func(p *intent.Peer) { p.Address, p.IPv4, p.IPv6 = netip.MustParseAddr("fd00:a8::2"), false, true },
 	},
 }
 
@@ -94,7 +94,7 @@ var bfdCases = map[string]bfdCase{
 func TestBFDDetectsCutPath(t *testing.T) {
 	t.Parallel()
 	cases := slices.Sorted(maps.Keys(bfdCases))
-	b := newNetwork(t, router.HarnessOptions{Nodes: len(cases), Routers: 2})
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: len(cases), Routers: 2})
 	frr, bird := []string{""}, []string{birdBFDConfig}
 	var families []string
 	hosts := map[string]caseNode{}
@@ -103,12 +103,12 @@ func TestBFDDetectsCutPath(t *testing.T) {
 		hosts[name] = h
 		c := bfdCases[name]
 		address := strings.NewReplacer("NODE4", h.ipv4, "NODE6", h.ipv6)
-		frr = append(frr, address.Replace(c.frr))
-		bird = append(bird, address.Replace(c.bird))
-		families = append(families, address.Replace(c.families))
+		frr = append(frr, address.Replace(c.frrNeighbour))
+		bird = append(bird, address.Replace(c.birdProtocol))
+		families = append(families, address.Replace(c.frrFamilies))
 	}
-	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(strings.Join(frr, "\n "), families...) + frrBFDProfiles})
-	startRouter(t, router.Config{Kind: router.BIRD, NetNS: b.Host("router2"), Text: strings.Join(bird, "\n")})
+	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(strings.Join(frr, "\n "), families...) + frrBFDProfiles})
+	startRouter(t, router.Config{Kind: router.BIRD, NetNS: b.Host("router2"), ConfigText: strings.Join(bird, "\n")})
 	for _, name := range cases {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -118,16 +118,16 @@ func TestBFDDetectsCutPath(t *testing.T) {
 }
 
 func testCutAndReconnect(t *testing.T, b *router.Harness, c bfdCase, h caseNode) {
-	p := torPeer()
+	p := exampleExternalPeer()
 	p.BFD, p.HoldTime, p.ConnectTime = fastBFD(), 9*time.Second, time.Second
-	if c.peer != nil {
-		c.peer(&p)
+	if c.editPeer != nil {
+		c.editPeer(&p)
 	}
 	if p.SourceAddress.IsValid() {
 		p.SourceAddress = netip.MustParseAddr(h.ipv4)
 	}
 	at := "router"
-	if c.bird != "" {
+	if c.birdProtocol != "" {
 		at = "router2"
 	}
 	node := fmt.Sprintf("node%d", 1+h.index)
@@ -137,7 +137,7 @@ func testCutAndReconnect(t *testing.T, b *router.Harness, c bfdCase, h caseNode)
 	}
 	installed := func(want bool) func() error {
 		return func() error {
-			if _, ok, err := b.Host(at).RouteTo(netip.MustParsePrefix(vip)); err != nil || ok != want {
+			if _, ok, err := b.Host(at).FindRoute(netip.MustParsePrefix(vip)); err != nil || ok != want {
 				return fmt.Errorf("route present: %t (%v)", ok, err)
 			}
 			return nil
@@ -175,10 +175,10 @@ func testCutAndReconnect(t *testing.T, b *router.Harness, c bfdCase, h caseNode)
 			t.Fatal(err)
 		}
 	}
-	s.waitEstablished("tor")
+	s.waitForEstablished("tor")
 	eventually(t, "the router's kernel has the route again", installed(true))
 	t.Run("the profile may change", func(t *testing.T) {
-		eventually(t, "BFD is up", func() error { return s.checkBFD("Up") })
+		eventually(t, "BFD is up", func() error { return s.checkBFDState("Up") })
 		ups := s.peerStatus("tor").EstablishedCount
 		slow := *p.BFD
 		slow.TransmitInterval, slow.ReceiveInterval = 300*time.Millisecond, 300*time.Millisecond
@@ -188,7 +188,7 @@ func testCutAndReconnect(t *testing.T, b *router.Harness, c bfdCase, h caseNode)
 		}{{&slow, "Up"}, {fastBFD(), "Up"}} {
 			p.BFD = step.profile
 			s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(vip)})
-			eventually(t, "BFD is in the wanted state", func() error { return s.checkBFD(step.state) })
+			eventually(t, "BFD is in the wanted state", func() error { return s.checkBFDState(step.state) })
 		}
 		if st := s.peerStatus("tor"); st.EstablishedCount != ups || st.State != bgp.Established {
 			t.Errorf("the edit reset the session: it is %s, established %d times, before the edit %d: %s", st.State, st.EstablishedCount, ups, st.LastError)
@@ -196,8 +196,8 @@ func testCutAndReconnect(t *testing.T, b *router.Harness, c bfdCase, h caseNode)
 	})
 }
 
-// checkBFD returns an error unless BFD is in the wanted state.
-func (s *testSpeaker) checkBFD(want string) error {
+// checkBFDState returns an error unless BFD is in the wanted state.
+func (s *testSpeaker) checkBFDState(want string) error {
 	if st := s.peerStatus("tor"); st.BFDState != want {
 		return fmt.Errorf("it is %q", st.BFDState)
 	}
@@ -208,11 +208,11 @@ func (s *testSpeaker) checkBFD(want string) error {
 // router's link. An internal router then appears to be several hops away.
 func TestBFDFollowsNodeAddresses(t *testing.T) {
 	t.Parallel()
-	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
-	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig("neighbor 192.168.0.11 remote-as 65000\n neighbor 192.168.0.11 bfd profile fast") + frrBFDProfiles})
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig("neighbor 192.168.0.11 remote-as 65000\n neighbor 192.168.0.11 bfd profile fast") + frrBFDProfiles})
 	address := func(op string) {
 		t.Helper()
-		err := b.Host("node1").Do(func() error {
+		err := b.Host("node1").RunInside(func() error {
 			if out, err := exec.Command("ip", "address", op, "192.168.0.11/24", "dev", "eth0").CombinedOutput(); err != nil {
 				return fmt.Errorf("%w: %s", err, out)
 			}
@@ -224,7 +224,7 @@ func TestBFDFollowsNodeAddresses(t *testing.T) {
 	}
 	address("del")
 	s := startSpeaker(t, b.Host("node1"))
-	p := torPeer()
+	p := exampleExternalPeer()
 	p.LocalASN, p.BFD, p.ConnectTime = 65000, fastBFD(), time.Second
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
 	eventually(t, "the BFD fault is reported", func() error {
@@ -234,8 +234,8 @@ func TestBFDFollowsNodeAddresses(t *testing.T) {
 		return nil
 	})
 	address("add")
-	s.waitEstablished("tor")
-	eventually(t, "BFD is up", func() error { return s.checkBFD("Up") })
+	s.waitForEstablished("tor")
+	eventually(t, "BFD is up", func() error { return s.checkBFDState("Up") })
 	if f := s.peerStatus("tor").BFDFault; f.Reason != "" {
 		t.Errorf("the fault %+v remains", f)
 	}
@@ -245,22 +245,22 @@ func TestBFDFollowsNodeAddresses(t *testing.T) {
 // restarting speaker although its BFD session goes down.
 func TestBFDAndGracefulRestart(t *testing.T) {
 	t.Parallel()
-	b := newNetwork(t, router.HarnessOptions{Nodes: 2, Routers: 2})
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 2, Routers: 2})
 	calm := strings.NewReplacer("100", "300") // a busy machine must not take a path down
 	frr := frrConfig("neighbor 192.168.0.11 remote-as 64512\n neighbor 192.168.0.11 bfd profile fast", " bgp graceful-restart", " neighbor 192.168.0.11 bfd check-control-plane-failure")
-	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frr + calm.Replace(frrBFDProfiles)})
-	startRouter(t, router.Config{Kind: router.BIRD, NetNS: b.Host("router2"), Text: calm.Replace(birdBFDConfig) + "protocol bgp from node { neighbor 192.168.0.12 as 64512; bfd graceful; }"})
+	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frr + calm.Replace(frrBFDProfiles)})
+	startRouter(t, router.Config{Kind: router.BIRD, NetNS: b.Host("router2"), ConfigText: calm.Replace(birdBFDConfig) + "protocol bgp from node { neighbor 192.168.0.12 as 64512; bfd graceful; }"})
 	for i, at := range []string{"router", "router2"} {
 		t.Run(at, func(t *testing.T) {
 			t.Parallel()
 			node := fmt.Sprintf("node%d", 1+i)
-			p := torPeer()
+			p := exampleExternalPeer()
 			p.Address = netip.MustParseAddr(fmt.Sprintf("192.168.0.%d", 1+i))
 			p.BFD, p.HoldTime, p.GracefulRestart, p.RestartTime = fastBFD(), 9*time.Second, true, 120*time.Second
 			p.BFD.TransmitInterval, p.BFD.ReceiveInterval = 300*time.Millisecond, 300*time.Millisecond
 			desired := bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)}
 			has := func() bool {
-				_, ok, err := b.Host(at).RouteTo(netip.MustParsePrefix(servicePrefix))
+				_, ok, err := b.Host(at).FindRoute(netip.MustParsePrefix(servicePrefix))
 				return ok && err == nil
 			}
 			up := func(s *testSpeaker) {
@@ -280,7 +280,7 @@ func TestBFDAndGracefulRestart(t *testing.T) {
 			}
 			s := startSpeaker(t, b.Host(node))
 			up(s)
-			for _, end := range []func(){func() { s.Stop(t.Context()); s.exit() }, func() { s.exit() }, func() { s.crash() }} {
+			for _, end := range []func(){func() { s.Stop(t.Context()); s.endEngines() }, func() { s.endEngines() }, func() { s.crashEngines() }} {
 				end()
 				look := time.NewTicker(10 * time.Millisecond)
 				for range 150 { // longer than BFD needs

@@ -1,7 +1,7 @@
 // Package bgp keeps BGP sessions with routers and announces routes on them. Engine.Set declares the
 // desired peers and routes. For each peer one goroutine connects to the router, keeps the Table of
-// routes that the router should have, relays messages between the router and an UpdateSource, which
-// encodes the UPDATEs, and reports the Status of the session. Routes that a router sends are
+// routes that the router should have, relays messages between the router and an UpdateGenerator,
+// which encodes the UPDATEs, and reports the Status of the session. Routes that a router sends are
 // dropped at the relay. A misbehaving router affects only its own session.
 package bgp
 
@@ -16,12 +16,12 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bgp/message"
 )
 
-// UpdateSource encodes routes as UPDATEs. Package gobgp implements it.
-type UpdateSource interface {
-	// OpenConnection returns a connection that takes part in the session after the OPENs: reading
-	// it gives the messages to send to the router, and the router's messages are written to it. asn
-	// is our AS number. The connection follows the Table until it is closed.
-	OpenConnection(n Negotiated, asn uint32, t *Table) net.Conn
+// UpdateGenerator encodes routes as UPDATEs. Package gobgp implements it.
+type UpdateGenerator interface {
+	// OpenUpdateConnection returns a connection that takes part in the session after the OPENs:
+	// reading it gives the messages to send to the router, and the router's messages are written to
+	// it. asn is our AS number. The connection follows the Table until it is closed.
+	OpenUpdateConnection(n Negotiated, asn uint32, t *Table) net.Conn
 }
 
 // Negotiated is the result of the OPENs of both sides (RFC 5492).
@@ -50,10 +50,10 @@ type Transport interface {
 	Dial(ctx context.Context, o DialOptions) (Conn, error)
 	// Listen accepts connections of routers on a TCP port.
 	Listen(ctx context.Context, port uint16) (Listener, error)
-	// FindRouter reports the link-local address of the router on a link, with the link as zone,
-	// and reports it again when it changes. It reports an error while the link cannot be used. It
-	// also advertises this node to the router. It returns when ctx ends.
-	FindRouter(ctx context.Context, device string, report func(router netip.Addr, err error))
+	// FindRouterOnLink reports the link-local address of the router on a link, with the link as
+	// zone, and reports it again when it changes. It reports an error while the link cannot be
+	// used. It also advertises this node to the router. It returns when ctx ends.
+	FindRouterOnLink(ctx context.Context, device string, report func(router netip.Addr, err error))
 	// IsOnLink reports whether an address belongs to a network of one of this node's links.
 	IsOnLink(address netip.Addr) bool
 }
@@ -70,10 +70,10 @@ type Listener interface {
 
 // DialOptions say where and how to connect.
 type DialOptions struct {
-	// Remote is the router's address and port.
-	Remote netip.AddrPort
-	// Source is our address. It is invalid when the kernel chooses the address.
-	Source netip.Addr
+	// RouterAddress is the router's address and port.
+	RouterAddress netip.AddrPort
+	// LocalAddress is our address. It is invalid when the kernel chooses the address.
+	LocalAddress netip.Addr
 	// Device is the link or VRF device to bind to; empty binds to none.
 	Device string
 	// Password is that of TCP MD5 (RFC 2385); empty for none.
@@ -95,9 +95,9 @@ type Conn interface {
 	RemoteIP() netip.Addr
 	// LocalIP returns the address of this end.
 	LocalIP() netip.Addr
-	// NextHops returns this node's addresses for next hops. One is
+	// LocalNextHops returns this node's addresses for next hops. One is
 	// the connection's own address. Either may be invalid.
-	NextHops() (ipv4, ipv6 netip.Addr)
+	LocalNextHops() (ipv4, ipv6 netip.Addr)
 }
 
 // Status describes a session.
@@ -108,16 +108,16 @@ type Status struct {
 	Remote netip.AddrPort
 	// State is the state of the finite state machine.
 	State State
-	// Since is when the State began.
-	Since time.Time
+	// StateSince is when the State began.
+	StateSince time.Time
 	// EstablishedCount is how often the session was established.
 	EstablishedCount int
 	// Families are those of an established session.
 	Families []message.Family
-	// WantedRoutes is how many routes the router should have.
-	WantedRoutes int
-	// AnnouncedRoutes is how many routes an established session announces.
-	AnnouncedRoutes int
+	// WantedRouteCount is how many routes the router should have.
+	WantedRouteCount int
+	// AnnouncedRouteCount is how many routes an established session announces.
+	AnnouncedRouteCount int
 	// ASN is the router's AS number, 0 before its first OPEN.
 	ASN uint32
 	// HoldTime is the negotiated hold time.
@@ -130,8 +130,8 @@ type Status struct {
 	BFDFault bfd.Fault
 	// Reason is why the speaker does not try to connect; empty while it does.
 	Reason names.Reason
-	// Withheld is why an established session announces fewer than WantedRoutes; otherwise zero.
-	Withheld Withheld
+	// Withheld is why an established session announces fewer than WantedRouteCount; otherwise zero.
+	Withheld WithheldReason
 	// LastError is one sentence on why the last session ended or
 	// could not be established; empty if none failed.
 	LastError string
@@ -141,8 +141,8 @@ type Status struct {
 	counter *messageCounter // the source of Messages
 }
 
-// Withheld is why a desired route is not announced. Text says what to do.
-type Withheld struct {
+// WithheldReason is why a desired route is not announced. Text says what to do.
+type WithheldReason struct {
 	Reason names.Reason
 	Text   string
 }
@@ -160,12 +160,12 @@ const (
 )
 
 // MessageCounts are totals since the peer was configured.
-type MessageCounts struct{ Sent, Received CountsByType }
+type MessageCounts struct{ Sent, Received MessageCountsByType }
 
-// CountsByType counts messages by type.
-type CountsByType struct{ Opens, Updates, Notifications, Keepalives, RouteRefreshes uint64 }
+// MessageCountsByType counts messages by type.
+type MessageCountsByType struct{ Opens, Updates, Notifications, Keepalives, RouteRefreshes uint64 }
 
-func (m *CountsByType) countMessage(t message.Type) {
+func (m *MessageCountsByType) countMessage(t message.Type) {
 	switch t {
 	case message.TypeOpen:
 		m.Opens++

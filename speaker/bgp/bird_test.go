@@ -36,63 +36,63 @@ func waitForBIRD(t *testing.T, r *router.Router, command string, want ...string)
 
 // birdCase is a kind of session with BIRD. NODE4 and NODE6 are replaced by the node's addresses.
 type birdCase struct {
-	protocol   string
-	peer       func(*intent.Peer)
-	attributes intent.Attributes
-	ipv6Only   bool // the node has no IPv4 address
-	ipv6Route  bool // the route is of IPv6
-	want       []string
-	hold       time.Duration
+	protocol       string
+	editPeer       func(*intent.Peer)
+	attributes     intent.Attributes
+	ipv6Only       bool // the node has no IPv4 address
+	ipv6Route      bool // the route is of IPv6
+	wantRouteTexts []string
+	wantHoldTime   time.Duration
 }
 
 // TestSessionsWithBIRD runs the cases of TestSessionsWithFRR that BIRD supports.
 func TestSessionsWithBIRD(t *testing.T) {
 	cases := map[string]birdCase{
 		"external": {
-			protocol: "neighbor NODE4 as 64512; ipv4 { import all; export none; };",
-			want:     []string{"BGP.as_path: 64512\n", "BGP.next_hop: NODE4", "via NODE4 on eth0"},
+			protocol:       "neighbor NODE4 as 64512; ipv4 { import all; export none; };",
+			wantRouteTexts: []string{"BGP.as_path: 64512\n", "BGP.next_hop: NODE4", "via NODE4 on eth0"},
 		},
 		"internal, with a local preference": {
-			protocol: "neighbor NODE4 as 65000; ipv4 { import all; export none; };", peer: func(p *intent.Peer) { p.LocalASN = 65000 },
-			attributes: intent.Attributes{LocalPref: 250}, want: []string{"BGP.as_path: \n", "BGP.local_pref: 250"},
+			protocol: "neighbor NODE4 as 65000; ipv4 { import all; export none; };", editPeer: func(p *intent.Peer) { p.LocalASN = 65000 },
+			attributes: intent.Attributes{LocalPref: 250}, wantRouteTexts: []string{"BGP.as_path: \n", "BGP.local_pref: 250"},
 		},
 		"four-octet AS numbers": {
-			protocol: "neighbor NODE4 as 4200000001; ipv4 { import all; export none; };", peer: func(p *intent.Peer) { p.LocalASN = 4200000001 },
-			want: []string{"BGP.as_path: 4200000001\n"},
+			protocol: "neighbor NODE4 as 4200000001; ipv4 { import all; export none; };", editPeer: func(p *intent.Peer) { p.LocalASN = 4200000001 },
+			wantRouteTexts: []string{"BGP.as_path: 4200000001\n"},
 		},
 		"over IPv6": {
 			protocol: "neighbor NODE6 as 64512; ipv6 { import all; export none; };", ipv6Route: true,
-			peer: func(p *intent.Peer) { p.Address, p.IPv4, p.IPv6 = routerIPv6, false, true }, want: []string{"BGP.next_hop: NODE6", "via NODE6 on eth0"},
+			editPeer: func(p *intent.Peer) { p.Address, p.IPv4, p.IPv6 = routerIPv6, false, true }, wantRouteTexts: []string{"BGP.next_hop: NODE6", "via NODE6 on eth0"},
 		},
 		"both families over IPv4": {
-			protocol: "neighbor NODE4 as 64512; ipv4 { import all; export none; }; ipv6 { import all; export none; };", peer: func(p *intent.Peer) { p.IPv6 = true }, ipv6Route: true,
-			want: []string{"BGP.next_hop: NODE6", "via NODE6 on eth0"},
+			protocol: "neighbor NODE4 as 64512; ipv4 { import all; export none; }; ipv6 { import all; export none; };", editPeer: func(p *intent.Peer) { p.IPv6 = true }, ipv6Route: true,
+			wantRouteTexts: []string{"BGP.next_hop: NODE6", "via NODE6 on eth0"},
 		},
 		"IPv4 routes of a node that has no IPv4 address": {
 			protocol: "neighbor NODE6 as 64512; ipv4 { import all; export none; extended next hop on; };", ipv6Only: true,
-			peer: func(p *intent.Peer) { p.Address = routerIPv6 }, want: []string{"BGP.next_hop: NODE6", "via NODE6 on eth0"},
+			editPeer: func(p *intent.Peer) { p.Address = routerIPv6 }, wantRouteTexts: []string{"BGP.next_hop: NODE6", "via NODE6 on eth0"},
 		},
-		"a password":   {protocol: `neighbor NODE4 as 64512; password "s3cret"; ipv4 { import all; export none; };`, peer: func(p *intent.Peer) { p.Password = "s3cret" }},
-		"TTL security": {protocol: "neighbor NODE4 as 64512; ttl security on; ipv4 { import all; export none; };", peer: func(p *intent.Peer) { p.MaxHops = 1 }},
+		"a password":   {protocol: `neighbor NODE4 as 64512; password "s3cret"; ipv4 { import all; export none; };`, editPeer: func(p *intent.Peer) { p.Password = "s3cret" }},
+		"TTL security": {protocol: "neighbor NODE4 as 64512; ttl security on; ipv4 { import all; export none; };", editPeer: func(p *intent.Peer) { p.MaxHops = 1 }},
 		"several hops": {
 			protocol: "neighbor NODE4 as 64512; multihop 3; source address 10.99.0.1; ipv4 { import all; export none; };",
-			peer:     func(p *intent.Peer) { p.Address, p.Multihop = netip.MustParseAddr("10.99.0.1"), true },
+			editPeer: func(p *intent.Peer) { p.Address, p.Multihop = netip.MustParseAddr("10.99.0.1"), true },
 		},
-		"a hold time":  {protocol: "neighbor NODE4 as 64512; hold time 6; ipv4 { import all; export none; };", hold: 6 * time.Second},
-		"no hold time": {protocol: "neighbor NODE4 as 64512; hold time 0; ipv4 { import all; export none; };", peer: func(p *intent.Peer) { p.HoldTime = 0 }},
+		"a hold time":  {protocol: "neighbor NODE4 as 64512; hold time 6; ipv4 { import all; export none; };", wantHoldTime: 6 * time.Second},
+		"no hold time": {protocol: "neighbor NODE4 as 64512; hold time 0; ipv4 { import all; export none; };", editPeer: func(p *intent.Peer) { p.HoldTime = 0 }},
 		"attributes": {
 			protocol: "neighbor NODE4 as 64512; ipv4 { import all; export none; };",
 			attributes: intent.Attributes{
 				MED: 42, HasMED: true, PrependCount: 2, Communities: []uint32{64512<<16 | 7, 0xffffff01}, LargeCommunities: [][3]uint32{{64512, 1, 4294967295}},
 				ExtendedCommunities: [][8]byte{{0x00, 0x02, 0xfc, 0x00, 0, 0, 0, 9}},
 			},
-			want: []string{
+			wantRouteTexts: []string{
 				"BGP.as_path: 64512 64512 64512\n", "BGP.med: 42", "BGP.community: (64512,7) (65535,65281)", "BGP.large_community: (64512, 1, 4294967295)",
 				"BGP.ext_community: (rt, 64512, 9)",
 			},
 		},
 	}
-	b := newNetwork(t, router.HarnessOptions{Nodes: len(cases)})
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: len(cases)})
 	text := "router id 192.168.0.1;\nprotocol device {}\n"
 	names := slices.Sorted(maps.Keys(cases))
 	at := map[string]*strings.Replacer{}
@@ -103,13 +103,13 @@ func TestSessionsWithBIRD(t *testing.T) {
 			removeAddress(t, b.Host(fmt.Sprintf("node%d", i+1)), fmt.Sprintf("192.168.0.%d/24", 11+i))
 		}
 	}
-	bird := startRouter(t, router.Config{Kind: router.BIRD, NetNS: b.Host("router"), Text: text})
+	bird := startRouter(t, router.Config{Kind: router.BIRD, NetNS: b.Host("router"), ConfigText: text})
 	for i, name := range names {
 		c := cases[name]
 		t.Run(name, func(t *testing.T) {
-			p := torPeer()
-			if c.peer != nil {
-				c.peer(&p)
+			p := exampleExternalPeer()
+			if c.editPeer != nil {
+				c.editPeer(&p)
 			}
 			prefix := fmt.Sprintf("198.51.100.%d/32", 1+i)
 			if c.ipv6Route {
@@ -119,14 +119,14 @@ func TestSessionsWithBIRD(t *testing.T) {
 			rs := newRoutes(prefix)
 			rs[0].Attributes = c.attributes
 			s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: rs})
-			st := s.waitEstablished("tor")
+			st := s.waitForEstablished("tor")
 			want := []string{fmt.Sprintf("[node%d ", i+1)}
-			for _, w := range c.want {
+			for _, w := range c.wantRouteTexts {
 				want = append(want, at[name].Replace(w))
 			}
 			waitForBIRD(t, bird, "show route all for "+prefix, want...)
-			if c.hold > 0 && st.HoldTime != c.hold {
-				t.Errorf("the hold time is %s, want %s", st.HoldTime, c.hold)
+			if c.wantHoldTime > 0 && st.HoldTime != c.wantHoldTime {
+				t.Errorf("the hold time is %s, want %s", st.HoldTime, c.wantHoldTime)
 			}
 		})
 	}
@@ -135,7 +135,7 @@ func TestSessionsWithBIRD(t *testing.T) {
 // removeAddress removes an address from a node.
 func removeAddress(t *testing.T, h netns.Handle, address string) {
 	t.Helper()
-	err := h.Do(func() error {
+	err := h.RunInside(func() error {
 		out, err := exec.Command("ip", "address", "del", address, "dev", "eth0").CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("%w: %s", err, out)
@@ -150,20 +150,20 @@ func removeAddress(t *testing.T, h netns.Handle, address string) {
 // TestDocumentedBIRDConfiguration runs the configuration of
 // docs/bgp.md through a crash and a drain.
 func TestDocumentedBIRDConfiguration(t *testing.T) {
-	b := newNetwork(t, router.HarnessOptions{Nodes: 2})
-	bird := startRouter(t, router.Config{Kind: router.BIRD, NetNS: b.Host("router"), Text: documentedConfig(t, "BIRD")})
-	p := torPeer()
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 2})
+	bird := startRouter(t, router.Config{Kind: router.BIRD, NetNS: b.Host("router"), ConfigText: readDocumentedConfig(t, "BIRD")})
+	p := exampleExternalPeer()
 	p.GracefulRestart, p.RestartTime, p.IPv6 = true, 120*time.Second, true
 	d := bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "198.51.100.2/32", "2001:db8::1/128")}
 	s := startSpeaker(t, b.Host("node1"))
 	s.Set(d)
-	if st := s.waitEstablished("tor"); !st.GracefulRestart || len(st.Families) != 2 {
+	if st := s.waitForEstablished("tor"); !st.GracefulRestart || len(st.Families) != 2 {
 		t.Fatalf("graceful restart of both families was not negotiated: %+v", st)
 	}
 	waitForBIRD(t, bird, "show route", servicePrefix, "198.51.100.2/32", "2001:db8::1/128")
 	t.Run("the kernel has the routes", func(t *testing.T) {
 		eventually(t, "the kernel routes the address", func() error {
-			r, ok, err := b.Host("router").RouteTo(netip.MustParsePrefix(servicePrefix))
+			r, ok, err := b.Host("router").FindRoute(netip.MustParsePrefix(servicePrefix))
 			if err != nil || !ok || len(r.NextHops) != 1 || r.NextHops[0].String() != "192.168.0.11" {
 				return fmt.Errorf("%+v, %v", r, err)
 			}
@@ -172,7 +172,7 @@ func TestDocumentedBIRDConfiguration(t *testing.T) {
 	})
 	whole := t // the next speaker lives longer than the subtest that starts it
 	t.Run("the routes of a crashed speaker stay until the next one has sent its own", func(t *testing.T) {
-		s.exit()
+		s.endEngines()
 		waitForBIRD(t, bird, "show protocols all node1", "Neighbor graceful restart active")
 		waitForBIRD(t, bird, "show route for "+servicePrefix, servicePrefix)
 		s = startSpeaker(whole, b.Host("node1"))
@@ -194,14 +194,14 @@ func TestDocumentedBIRDConfiguration(t *testing.T) {
 func TestBIRDWithFourOctetASN(t *testing.T) {
 	t.Parallel()
 	const number = 4200000000
-	b := newNetwork(t, router.HarnessOptions{Nodes: 2})
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 2})
 	text := "router id 192.168.0.1;\nprotocol device {}\n"
 	for i, mine := range []uint32{64512, number} {
 		text += fmt.Sprintf("protocol bgp node%d { local as %d; neighbor 192.168.0.%d as %d; connect delay time 1; connect retry time 1; ipv4 { import all; export none; }; }\n", i+1, uint32(number), 11+i, mine)
 	}
-	bird := startRouter(t, router.Config{Kind: router.BIRD, NetNS: b.Host("router"), Text: text})
+	bird := startRouter(t, router.Config{Kind: router.BIRD, NetNS: b.Host("router"), ConfigText: text})
 	active, passive := startSpeaker(t, b.Host("node1")), startSpeaker(t, b.Host("node2"))
-	p := torPeer()
+	p := exampleExternalPeer()
 	p.PeerASN, p.ConnectTime = number, time.Second
 	active.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
 	p.LocalASN, p.Passive = number, true

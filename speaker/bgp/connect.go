@@ -18,26 +18,26 @@ type routerSearch struct {
 	err     error
 }
 
-// discovery is a result of a routerSearch.
-type discovery struct {
+// routerDiscovery is a result of a routerSearch.
+type routerDiscovery struct {
 	search  *routerSearch
 	address netip.Addr
 	err     error
 }
 
-// resolveUnnumbered fills in the addresses of unnumbered peers.
+// resolveUnnumberedPeers fills in the addresses of unnumbered peers.
 // It runs one routerSearch on each of their links.
-func (e *Engine) resolveUnnumbered(ctx context.Context, peers []intent.Peer) []intent.Peer {
+func (e *Engine) resolveUnnumberedPeers(ctx context.Context, peers []intent.Peer) []intent.Peer {
 	wanted := map[string]bool{}
 	for i := range peers {
 		if peers[i].Unnumbered {
 			wanted[peers[i].Device] = true
 		}
 	}
-	for device, r := range e.searchesByDevice {
+	for device, r := range e.searchByDevice {
 		if !wanted[device] {
 			r.cancel()
-			delete(e.searchesByDevice, device)
+			delete(e.searchByDevice, device)
 		}
 	}
 	if len(wanted) == 0 {
@@ -49,7 +49,7 @@ func (e *Engine) resolveUnnumbered(ctx context.Context, peers []intent.Peer) []i
 		if !p.Unnumbered {
 			continue
 		}
-		r := e.searchesByDevice[p.Device]
+		r := e.searchByDevice[p.Device]
 		if r == nil {
 			r = e.startRouterSearch(ctx, p.Device)
 		}
@@ -71,11 +71,11 @@ func (e *Engine) resolveUnnumbered(ctx context.Context, peers []intent.Peer) []i
 func (e *Engine) startRouterSearch(ctx context.Context, device string) *routerSearch {
 	ctx, cancel := context.WithCancel(ctx)
 	r := &routerSearch{cancel: cancel}
-	e.searchesByDevice[device] = r
+	e.searchByDevice[device] = r
 	e.goroutines.Go(func() {
-		e.options.Transport.FindRouter(ctx, device, func(a netip.Addr, err error) {
+		e.options.Transport.FindRouterOnLink(ctx, device, func(a netip.Addr, err error) {
 			select {
-			case e.discoveries <- discovery{r, a, err}:
+			case e.routerDiscoveries <- routerDiscovery{r, a, err}:
 			case <-ctx.Done():
 			}
 		})
@@ -85,7 +85,7 @@ func (e *Engine) startRouterSearch(ctx context.Context, device string) *routerSe
 
 // recordDiscovery stores the result of a search. A known router stays
 // when its link fails: the session then ends by itself.
-func (e *Engine) recordDiscovery(s discovery) {
+func (e *Engine) recordDiscovery(s routerDiscovery) {
 	s.search.err = s.err
 	if s.err != nil {
 		e.options.Log.Warn("looking for an unnumbered router", "error", s.err)
@@ -112,10 +112,10 @@ const listenRetryInterval = 5 * time.Second
 func (e *Engine) listenForPassivePeers(ctx context.Context, peers []intent.Peer) []intent.Peer {
 	passive := slices.ContainsFunc(peers, func(p intent.Peer) bool { return p.Passive })
 	if !passive {
-		e.passive.close()
+		e.passiveListener.close()
 		return peers
 	}
-	err := e.passive.listenWithPasswords(ctx, e.options.Transport, peers)
+	err := e.passiveListener.listenWithPasswords(ctx, e.options.Transport, peers)
 	if err == nil {
 		return peers
 	}
@@ -173,8 +173,8 @@ func (d *passiveListener) connections() <-chan Conn {
 	return d.listener.Connections()
 }
 
-// retryDue is ready to read when it is time to listen again.
-func (d *passiveListener) retryDue() <-chan time.Time {
+// listenRetryDue is ready to read when it is time to listen again.
+func (d *passiveListener) listenRetryDue() <-chan time.Time {
 	if d.retryTimer == nil || d.listener != nil {
 		return nil
 	}
@@ -188,21 +188,21 @@ func (d *passiveListener) close() {
 	*d = passiveListener{}
 }
 
-// assignConnection passes a connection to the passive peer with that
+// assignPassiveConnection passes a connection to the passive peer with that
 // router. It closes connections from all other addresses.
-func (e *Engine) assignConnection(c Conn) {
+func (e *Engine) assignPassiveConnection(c Conn) {
 	for i := range e.lastDesired.Peers {
 		p := &e.lastDesired.Peers[i]
 		address := p.Address
-		if r := e.searchesByDevice[p.Device]; p.Unnumbered && r != nil {
+		if r := e.searchByDevice[p.Device]; p.Unnumbered && r != nil {
 			address = r.address
 		}
 		if !p.Passive || p.Blocked.IsSet() || address.WithZone("") != c.RemoteIP().WithZone("") || p.SourceAddress.IsValid() && p.SourceAddress != c.LocalIP() {
 			continue
 		}
-		if w, ok := e.workersByPeer[p.Name]; ok {
+		if w, ok := e.workerByPeer[p.Name]; ok {
 			select {
-			case w.incoming <- c:
+			case w.incomingConnections <- c:
 				return
 			default: // it handles another connection
 			}

@@ -6,10 +6,10 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// documentedConfig returns a configuration from docs/bgp.md by its name.
-func documentedConfig(t *testing.T, name string) string {
+// readDocumentedConfig returns a configuration from docs/bgp.md by its name.
+func readDocumentedConfig(t *testing.T, name string) string {
 	t.Helper()
-	text, err := router.DocumentedConfig("../../docs/bgp.md", name)
+	text, err := router.ReadDocumentedConfig("../../docs/bgp.md", name)
 	if err != nil {
 		t.Fatal(err)
 	}

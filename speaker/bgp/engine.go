@@ -16,8 +16,8 @@ import (
 type Options struct {
 	// NodeName is this node's name. The router ID is derived from it where nothing else gives one.
 	NodeName string
-	// UpdateSource encodes the UPDATEs.
-	UpdateSource UpdateSource
+	// UpdateGenerator encodes the UPDATEs.
+	UpdateGenerator UpdateGenerator
 	// Transport connects to the routers.
 	Transport Transport
 	// BFD watches the paths to peers with a BFD profile. Only this Engine sets its sessions.
@@ -39,39 +39,39 @@ type Desired struct {
 
 // Engine runs the desired sessions. Make it with New. Any goroutine may call Set, Status and Stop.
 type Engine struct {
-	options      Options
-	desired      chan Desired // holds the latest
-	stopRequests chan chan struct{}
-	changed      chan struct{}
+	options       Options
+	desired       chan Desired // holds the latest
+	stopRequests  chan chan struct{}
+	statusChanged chan struct{}
 
 	mu           sync.Mutex // guards statusByPeer and bfdPaths
 	statusByPeer map[string]Status
 	bfdPaths     bfdPaths
 
 	// Only Run uses the following fields.
-	lastDesired      Desired // the latest value from Set
-	searchesByDevice map[string]*routerSearch
-	discoveries      chan discovery
-	passive          passiveListener
-	workersByPeer    map[string]*worker
-	goroutines       sync.WaitGroup
-	peersByPath      map[bfd.Key][]string // names of the peers on each path with BFD
-	bfdSessions      []bfd.Session        // the sessions last set
-	faultsByPath     map[bfd.Key]bfd.Fault
+	lastDesired       Desired // the latest value from Set
+	searchByDevice    map[string]*routerSearch
+	routerDiscoveries chan routerDiscovery
+	passiveListener   passiveListener
+	workerByPeer      map[string]*worker
+	goroutines        sync.WaitGroup
+	peersByPath       map[bfd.Key][]string // names of the peers on each path with BFD
+	bfdSessions       []bfd.Session        // the sessions last set
+	bfdFaultByPath    map[bfd.Key]bfd.Fault
 }
 
 // New returns an Engine. It does nothing before Run.
 func New(o Options) *Engine {
 	return &Engine{
-		options:          o,
-		desired:          make(chan Desired, 1),
-		stopRequests:     make(chan chan struct{}),
-		changed:          make(chan struct{}, 1),
-		statusByPeer:     map[string]Status{},
-		searchesByDevice: map[string]*routerSearch{},
-		discoveries:      make(chan discovery),
-		workersByPeer:    map[string]*worker{},
-		faultsByPath:     map[bfd.Key]bfd.Fault{},
+		options:           o,
+		desired:           make(chan Desired, 1),
+		stopRequests:      make(chan chan struct{}),
+		statusChanged:     make(chan struct{}, 1),
+		statusByPeer:      map[string]Status{},
+		searchByDevice:    map[string]*routerSearch{},
+		routerDiscoveries: make(chan routerDiscovery),
+		workerByPeer:      map[string]*worker{},
+		bfdFaultByPath:    map[bfd.Key]bfd.Fault{},
 	}
 }
 
@@ -91,8 +91,8 @@ func (e *Engine) Set(d Desired) {
 	}
 }
 
-// Changed is ready to read after a Status changed in more than its message counts.
-func (e *Engine) Changed() <-chan struct{} { return e.changed }
+// StatusChanged is ready to read after a Status changed in more than its message counts.
+func (e *Engine) StatusChanged() <-chan struct{} { return e.statusChanged }
 
 // Status returns the Status of each session, sorted by peer.
 func (e *Engine) Status() []Status {
@@ -101,9 +101,9 @@ func (e *Engine) Status() []Status {
 	paths := e.options.BFD.Status()
 	out := make([]Status, 0, len(e.statusByPeer))
 	for _, s := range e.statusByPeer {
-		s.Messages = s.counter.counts()
+		s.Messages = s.counter.currentCounts()
 		if k, ok := e.bfdPaths.keyByPeer[s.Peer]; ok {
-			s.BFDState, s.BFDFault = bfdState(paths, k)
+			s.BFDState, s.BFDFault = bfdPathState(paths, k)
 			if f, ok := e.bfdPaths.faultByPeer[s.Peer]; ok {
 				s.BFDFault = f
 			}
@@ -135,9 +135,9 @@ func (e *Engine) Stop(ctx context.Context) {
 // the process would, so that routers keep the routes where graceful restart was negotiated.
 func (e *Engine) Run(ctx context.Context) error {
 	defer e.goroutines.Wait()
-	defer e.passive.close()
+	defer e.passiveListener.close()
 	stopped := false
-	linkCheck := time.NewTicker(linkCheckInterval)
+	linkCheck := time.NewTicker(internalRouterCheckInterval)
 	defer linkCheck.Stop()
 	for {
 		select {
@@ -145,29 +145,29 @@ func (e *Engine) Run(ctx context.Context) error {
 			return nil
 		case d := <-e.desired:
 			if !stopped {
-				e.applyDesired(ctx, d)
+				e.applyDesiredState(ctx, d)
 			}
-		case s := <-e.discoveries:
+		case s := <-e.routerDiscoveries:
 			if e.recordDiscovery(s); !stopped {
-				e.applyDesired(ctx, e.lastDesired)
+				e.applyDesiredState(ctx, e.lastDesired)
 			}
-		case c := <-e.passive.connections():
-			e.assignConnection(c)
-		case <-e.passive.retryDue():
+		case c := <-e.passiveListener.connections():
+			e.assignPassiveConnection(c)
+		case <-e.passiveListener.listenRetryDue():
 			if !stopped {
-				e.applyDesired(ctx, e.lastDesired)
+				e.applyDesiredState(ctx, e.lastDesired)
 			}
 		case v := <-e.options.BFD.Events():
 			e.forwardBFDEvent(v)
-		case <-e.options.BFD.Changed():
+		case <-e.options.BFD.StatusChanged():
 			e.logBFDFaults()
-			e.notifyChanged()
+			e.notifyStatusChanged()
 		case <-linkCheck.C:
 			e.updateBFDSessions(e.bfdPaths.peers)
 		case done := <-e.stopRequests:
 			stopped = true
-			go e.stopWorkers(done, e.workersByPeer)
-			e.workersByPeer = map[string]*worker{}
+			go e.stopWorkers(done, e.workerByPeer)
+			e.workerByPeer = map[string]*worker{}
 		}
 	}
 }
@@ -185,23 +185,23 @@ func (e *Engine) stopWorkers(done chan struct{}, workers map[string]*worker) {
 	close(done)
 }
 
-// applyDesired starts, updates and stops workers to match the desired state.
-func (e *Engine) applyDesired(ctx context.Context, d Desired) {
+// applyDesiredState starts, updates and stops workers to match the desired state.
+func (e *Engine) applyDesiredState(ctx context.Context, d Desired) {
 	e.lastDesired = d
-	d.Peers = e.listenForPassivePeers(ctx, e.resolveUnnumbered(ctx, e.keepKnownAddresses(d.Peers)))
+	d.Peers = e.listenForPassivePeers(ctx, e.resolveUnnumberedPeers(ctx, e.keepEstablishedAddresses(d.Peers)))
 	e.updateBFDSessions(d.Peers)
 	configured := map[string]bool{}
 	for _, p := range d.Peers {
 		configured[p.Name] = true
 	}
-	for name, w := range e.workersByPeer {
+	for name, w := range e.workerByPeer {
 		if !configured[name] {
-			w.sendOrder(workerOrder{stop: true, removed: true})
-			delete(e.workersByPeer, name)
+			w.sendOrder(workerOrder{stop: true, peerRemoved: true})
+			delete(e.workerByPeer, name)
 		}
 	}
 	for _, p := range d.Peers {
-		w, ok := e.workersByPeer[p.Name]
+		w, ok := e.workerByPeer[p.Name]
 		if !ok {
 			w = e.startWorker(ctx, p)
 		}
@@ -212,7 +212,7 @@ func (e *Engine) applyDesired(ctx context.Context, d Desired) {
 // startWorker starts the worker of a new peer.
 func (e *Engine) startWorker(ctx context.Context, p intent.Peer) *worker {
 	w := newWorker(e, p.Name)
-	e.workersByPeer[p.Name] = w
+	e.workerByPeer[p.Name] = w
 	e.goroutines.Go(func() { w.run(ctx) })
 	return w
 }
@@ -222,22 +222,22 @@ func (e *Engine) recordStatus(s Status) {
 	e.mu.Lock()
 	e.statusByPeer[s.Peer] = s
 	e.mu.Unlock()
-	e.notifyChanged()
+	e.notifyStatusChanged()
 }
 
 // removeStatus drops the Status of a removed peer unless a new worker has taken the name.
 func (e *Engine) removeStatus(w *worker) {
 	e.mu.Lock()
-	if e.statusByPeer[w.name].counter == &w.counter {
-		delete(e.statusByPeer, w.name)
+	if e.statusByPeer[w.peerName].counter == &w.counter {
+		delete(e.statusByPeer, w.peerName)
 	}
 	e.mu.Unlock()
-	e.notifyChanged()
+	e.notifyStatusChanged()
 }
 
-func (e *Engine) notifyChanged() {
+func (e *Engine) notifyStatusChanged() {
 	select {
-	case e.changed <- struct{}{}:
+	case e.statusChanged <- struct{}{}:
 	default:
 	}
 }

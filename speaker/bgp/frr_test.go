@@ -19,22 +19,22 @@ const (
 )
 
 var (
-	routerIPv6        = netip.MustParseAddr("fd00:a8::1")
-	externalNeighbour = "neighbor 192.168.0.11 remote-as 64512"
+	routerIPv6           = netip.MustParseAddr("fd00:a8::1")
+	frrExternalNeighbour = "neighbor 192.168.0.11 remote-as 64512"
 )
 
-const activateIPv6 = ` address-family ipv6 unicast
+const frrActivateIPv6 = ` address-family ipv6 unicast
   neighbor %s activate
  exit-address-family`
 
 // sessionCase is a kind of session. NODE4 and NODE6 are replaced by the node's addresses.
 type sessionCase struct {
-	neighbour              string // FRR's side
-	families               string
-	peer                   func(*intent.Peer) // edits our peer, an ordinary external session
+	frrNeighbour           string // FRR's side
+	frrFamilies            string
+	editPeer               func(*intent.Peer) // edits our peer, an ordinary external session
 	fromNodeAddress        bool               // start from the node's address
 	ipv4Routes, ipv6Routes bool               // the families to announce; IPv4 by default
-	check                  func(t *testing.T, h caseNode, st bgp.Status, p frrPath)
+	checkRoute             func(t *testing.T, h caseNode, st bgp.Status, p frrPath)
 }
 
 // caseNode is the node of a case.
@@ -48,80 +48,80 @@ type caseNode struct {
 // router at the same time. FRR is configured as its manual shows.
 func TestSessionsWithFRR(t *testing.T) {
 	cases := map[string]sessionCase{
-		"external": {neighbour: "neighbor NODE4 remote-as 64512", check: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
+		"external": {frrNeighbour: "neighbor NODE4 remote-as 64512", checkRoute: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
 			if p.ASPath.String != "64512" || p.NextHops[0].IP != h.ipv4 || p.LocalPref != 0 {
 				t.Errorf("%+v, want AS path 64512 via %s", p, h.ipv4)
 			}
 		}},
-		"internal": {neighbour: "neighbor NODE4 remote-as 65000", peer: func(p *intent.Peer) { p.LocalASN = 65000 }, check: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
+		"internal": {frrNeighbour: "neighbor NODE4 remote-as 65000", editPeer: func(p *intent.Peer) { p.LocalASN = 65000 }, checkRoute: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
 			if p.ASPath.String != "Local" || p.LocalPref != 100 {
 				t.Errorf("%+v, want an empty AS path and localPref 100", p)
 			}
 		}},
-		"four-octet AS numbers": {neighbour: "neighbor NODE4 remote-as 4200000001", peer: func(p *intent.Peer) { p.LocalASN = 4200000001 }, check: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
+		"four-octet AS numbers": {frrNeighbour: "neighbor NODE4 remote-as 4200000001", editPeer: func(p *intent.Peer) { p.LocalASN = 4200000001 }, checkRoute: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
 			if p.ASPath.String != "4200000001" {
 				t.Errorf("the AS path is %s", p.ASPath.String)
 			}
 		}},
-		"any external number": {neighbour: "neighbor NODE4 remote-as 64512", peer: func(p *intent.Peer) { p.PeerASN, p.DynamicASN = 0, intent.ASNExternal }, check: func(t *testing.T, h caseNode, st bgp.Status, _ frrPath) {
+		"any external number": {frrNeighbour: "neighbor NODE4 remote-as 64512", editPeer: func(p *intent.Peer) { p.PeerASN, p.DynamicASN = 0, intent.AcceptExternalASN }, checkRoute: func(t *testing.T, h caseNode, st bgp.Status, _ frrPath) {
 			if st.ASN != 65000 {
 				t.Errorf("the status has the AS number %d", st.ASN)
 			}
 		}},
-		"the internal number": {neighbour: "neighbor NODE4 remote-as 65000", peer: func(p *intent.Peer) { p.LocalASN, p.PeerASN, p.DynamicASN = 65000, 0, intent.ASNInternal }},
+		"the internal number": {frrNeighbour: "neighbor NODE4 remote-as 65000", editPeer: func(p *intent.Peer) { p.LocalASN, p.PeerASN, p.DynamicASN = 65000, 0, intent.AcceptInternalASN }},
 		"over IPv6": {
-			neighbour: "neighbor NODE6 remote-as 64512", families: fmt.Sprintf(activateIPv6, "NODE6"),
-			peer: func(p *intent.Peer) { p.Address, p.IPv4, p.IPv6 = routerIPv6, false, true }, ipv6Routes: true,
-			check: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
+			frrNeighbour: "neighbor NODE6 remote-as 64512", frrFamilies: fmt.Sprintf(frrActivateIPv6, "NODE6"),
+			editPeer: func(p *intent.Peer) { p.Address, p.IPv4, p.IPv6 = routerIPv6, false, true }, ipv6Routes: true,
+			checkRoute: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
 				if p.NextHops[0].IP != h.ipv6 {
 					t.Errorf("the next hop is %+v", p.NextHops)
 				}
 			},
 		},
 		"both families over IPv4": {
-			neighbour: "neighbor NODE4 remote-as 64512", families: fmt.Sprintf(activateIPv6, "NODE4"), peer: func(p *intent.Peer) { p.IPv6 = true }, ipv4Routes: true, ipv6Routes: true,
-			check: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
+			frrNeighbour: "neighbor NODE4 remote-as 64512", frrFamilies: fmt.Sprintf(frrActivateIPv6, "NODE4"), editPeer: func(p *intent.Peer) { p.IPv6 = true }, ipv4Routes: true, ipv6Routes: true,
+			checkRoute: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
 				if p.NextHops[0].IP != h.ipv6 {
 					t.Errorf("the IPv6 next hop is %+v", p.NextHops)
 				}
 			},
 		},
 		"both families over IPv6, with the link's IPv4 address as next hop": {
-			neighbour: "neighbor NODE6 remote-as 64512", families: fmt.Sprintf(activateIPv6, "NODE6"),
-			peer: func(p *intent.Peer) { p.Address, p.IPv6 = routerIPv6, true }, ipv6Routes: true, ipv4Routes: true,
-			check: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
+			frrNeighbour: "neighbor NODE6 remote-as 64512", frrFamilies: fmt.Sprintf(frrActivateIPv6, "NODE6"),
+			editPeer: func(p *intent.Peer) { p.Address, p.IPv6 = routerIPv6, true }, ipv6Routes: true, ipv4Routes: true,
+			checkRoute: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
 				if p.NextHops[0].IP != h.ipv4 {
 					t.Errorf("the IPv4 next hop is %+v", p.NextHops)
 				}
 			},
 		},
-		"without multiprotocol": {neighbour: "neighbor NODE4 remote-as 64512\n neighbor NODE4 dont-capability-negotiate", peer: func(p *intent.Peer) { p.NoMultiprotocol = true }},
-		"a password":            {neighbour: "neighbor NODE4 remote-as 64512\n neighbor NODE4 password s3cret", peer: func(p *intent.Peer) { p.Password = "s3cret" }},
-		"TTL security":          {neighbour: "neighbor NODE4 remote-as 64512\n neighbor NODE4 ttl-security hops 1", peer: func(p *intent.Peer) { p.MaxHops = 1 }},
+		"without multiprotocol": {frrNeighbour: "neighbor NODE4 remote-as 64512\n neighbor NODE4 dont-capability-negotiate", editPeer: func(p *intent.Peer) { p.NoMultiprotocol = true }},
+		"a password":            {frrNeighbour: "neighbor NODE4 remote-as 64512\n neighbor NODE4 password s3cret", editPeer: func(p *intent.Peer) { p.Password = "s3cret" }},
+		"TTL security":          {frrNeighbour: "neighbor NODE4 remote-as 64512\n neighbor NODE4 ttl-security hops 1", editPeer: func(p *intent.Peer) { p.MaxHops = 1 }},
 		"several hops": {
-			neighbour: "neighbor NODE4 remote-as 64512\n neighbor NODE4 ebgp-multihop 3\n neighbor NODE4 update-source 10.99.0.1",
-			peer:      func(p *intent.Peer) { p.Address, p.Multihop = netip.MustParseAddr("10.99.0.1"), true },
+			frrNeighbour: "neighbor NODE4 remote-as 64512\n neighbor NODE4 ebgp-multihop 3\n neighbor NODE4 update-source 10.99.0.1",
+			editPeer:     func(p *intent.Peer) { p.Address, p.Multihop = netip.MustParseAddr("10.99.0.1"), true },
 		},
-		"a source address": {neighbour: "neighbor NODE4 remote-as 64512", fromNodeAddress: true},
-		"a device":         {neighbour: "neighbor NODE4 remote-as 64512", peer: func(p *intent.Peer) { p.Device = "eth0" }},
-		"a router ID": {neighbour: "neighbor NODE4 remote-as 64512", peer: func(p *intent.Peer) { p.RouterID = netip.MustParseAddr("10.1.2.3") }, check: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
+		"a source address": {frrNeighbour: "neighbor NODE4 remote-as 64512", fromNodeAddress: true},
+		"a device":         {frrNeighbour: "neighbor NODE4 remote-as 64512", editPeer: func(p *intent.Peer) { p.Device = "eth0" }},
+		"a router ID": {frrNeighbour: "neighbor NODE4 remote-as 64512", editPeer: func(p *intent.Peer) { p.RouterID = netip.MustParseAddr("10.1.2.3") }, checkRoute: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
 			if p.Peer.RouterID != "10.1.2.3" {
 				t.Errorf("the router ID is %s", p.Peer.RouterID)
 			}
 		}},
-		"a hold time": {neighbour: "neighbor NODE4 remote-as 64512", peer: func(p *intent.Peer) { p.HoldTime, p.KeepaliveTime = 6*time.Second, time.Second }, check: func(t *testing.T, h caseNode, st bgp.Status, _ frrPath) {
+		"a hold time": {frrNeighbour: "neighbor NODE4 remote-as 64512", editPeer: func(p *intent.Peer) { p.HoldTime, p.KeepaliveTime = 6*time.Second, time.Second }, checkRoute: func(t *testing.T, h caseNode, st bgp.Status, _ frrPath) {
 			if st.HoldTime != 6*time.Second {
 				t.Errorf("the hold time is %s", st.HoldTime)
 			}
 		}},
-		"no hold time": {neighbour: "neighbor NODE4 remote-as 64512", peer: func(p *intent.Peer) { p.HoldTime = 0 }, check: func(t *testing.T, h caseNode, st bgp.Status, _ frrPath) {
+		"no hold time": {frrNeighbour: "neighbor NODE4 remote-as 64512", editPeer: func(p *intent.Peer) { p.HoldTime = 0 }, checkRoute: func(t *testing.T, h caseNode, st bgp.Status, _ frrPath) {
 			if st.HoldTime != 0 {
 				t.Errorf("the hold time is %s", st.HoldTime)
 			}
 		}},
-		"another port": {neighbour: "neighbor NODE4 remote-as 64512", peer: func(p *intent.Peer) { p.Port = 1179 }},
+		"another port": {frrNeighbour: "neighbor NODE4 remote-as 64512", editPeer: func(p *intent.Peer) { p.Port = 1179 }},
 	}
-	b := newNetwork(t, router.HarnessOptions{Nodes: len(cases)})
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: len(cases)})
 	redirectPort1179(t, b)
 	var lines, families []string
 	names := slices.Sorted(maps.Keys(cases))
@@ -129,17 +129,17 @@ func TestSessionsWithFRR(t *testing.T) {
 	for i, name := range names {
 		h := caseNode{i, fmt.Sprintf("192.168.0.%d", 11+i), fmt.Sprintf("fd00:a8::%x", 11+i)}
 		address := strings.NewReplacer("NODE4", h.ipv4, "NODE6", h.ipv6)
-		lines = append(lines, address.Replace(cases[name].neighbour))
-		families = append(families, address.Replace(cases[name].families))
+		lines = append(lines, address.Replace(cases[name].frrNeighbour))
+		families = append(families, address.Replace(cases[name].frrFamilies))
 		at[name] = h
 	}
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(strings.Join(lines, "\n "), families...)})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(strings.Join(lines, "\n "), families...)})
 	for _, name := range names {
 		c, h := cases[name], at[name]
 		t.Run(name, func(t *testing.T) {
-			p := torPeer()
-			if c.peer != nil {
-				c.peer(&p)
+			p := exampleExternalPeer()
+			if c.editPeer != nil {
+				c.editPeer(&p)
 			}
 			if c.fromNodeAddress {
 				p.SourceAddress = netip.MustParseAddr(h.ipv4)
@@ -156,30 +156,30 @@ func TestSessionsWithFRR(t *testing.T) {
 				slices.Reverse(prefixes)
 			}
 			s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(prefixes...)})
-			st := s.waitEstablished("tor")
+			st := s.waitForEstablished("tor")
 			var got frrPath
 			for _, prefix := range prefixes {
 				got = waitForRoute(t, frr, prefix)
 			}
-			if c.check != nil {
-				c.check(t, h, st, got)
+			if c.checkRoute != nil {
+				c.checkRoute(t, h, st, got)
 			}
 		})
 	}
 }
 
 func TestAttributesReachFRR(t *testing.T) {
-	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour)})
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour)})
 	s := startSpeaker(t, b.Host("node1"))
-	p := torPeer()
+	p := exampleExternalPeer()
 	rs := newRoutes("198.51.100.1/32", "198.51.100.0/24")
 	rs[0].Attributes = intent.Attributes{
 		MED: 42, HasMED: true, PrependCount: 2, Communities: []uint32{64512<<16 | 7, 0xffffff01}, LargeCommunities: [][3]uint32{{64512, 1, 4294967295}},
 		ExtendedCommunities: [][8]byte{{0x00, 0x02, 0xfc, 0x00, 0, 0, 0, 9}}, // a route target
 	}
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: rs})
-	s.waitEstablished("tor")
+	s.waitForEstablished("tor")
 	got := waitForRoute(t, frr, servicePrefix)
 	want := frrPath{}
 	want.ASPath.String, want.Community.String = "64512 64512 64512", "64512:7 no-export"
@@ -220,10 +220,10 @@ func TestAttributesReachFRR(t *testing.T) {
 }
 
 func TestLocalPreferenceReachesInternalRouters(t *testing.T) {
-	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig("neighbor 192.168.0.11 remote-as 65000")})
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig("neighbor 192.168.0.11 remote-as 65000")})
 	s := startSpeaker(t, b.Host("node1"))
-	p := torPeer()
+	p := exampleExternalPeer()
 	p.LocalASN = 65000
 	rs := newRoutes(servicePrefix)
 	rs[0].LocalPref = 250
@@ -236,17 +236,17 @@ func TestLocalPreferenceReachesInternalRouters(t *testing.T) {
 // TestPasswordRotation changes the password of an open session, first
 // here and then at the router, as docs/bgp.md says.
 func TestPasswordRotation(t *testing.T) {
-	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour + "\n neighbor 192.168.0.11 password old")})
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour + "\n neighbor 192.168.0.11 password old")})
 	s := startSpeaker(t, b.Host("node1"))
-	p := torPeer()
+	p := exampleExternalPeer()
 	p.Password = "wrong"
 	p.HoldTime = 9 * time.Second
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
 	s.waitForError("tor", "Is the password the same on both sides?")
 	p.Password = "old"
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
-	s.waitEstablished("tor")
+	s.waitForEstablished("tor")
 	waitForRoute(t, frr, servicePrefix)
 	p.Blocked = intent.BlockReason{Reason: "UnknownSecret", Text: "the Secret is missing"}
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "198.51.100.2/32")})
@@ -270,13 +270,13 @@ func TestPasswordRotation(t *testing.T) {
 // TestResetWithGracefulNotificationKeepsRoutes changes the OPEN, which
 // resets the session. With RFC 8538 the router keeps the routes.
 func TestResetWithGracefulNotificationKeepsRoutes(t *testing.T) {
-	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour, " bgp graceful-restart", " bgp graceful-restart notification")})
-	p := torPeer()
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour, " bgp graceful-restart", " bgp graceful-restart notification")})
+	p := exampleExternalPeer()
 	p.GracefulRestart, p.RestartTime = true, 120*time.Second
 	s := startSpeaker(t, b.Host("node1"))
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
-	s.waitEstablished("tor")
+	s.waitForEstablished("tor")
 	waitForRoute(t, frr, servicePrefix)
 	for i := range 3 {
 		p.HoldTime = time.Duration(60+i) * time.Second // is in the OPEN
@@ -295,10 +295,10 @@ func TestResetWithGracefulNotificationKeepsRoutes(t *testing.T) {
 }
 
 func TestConfigurationErrorsAreExplained(t *testing.T) {
-	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour)})
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour)})
 	s := startSpeaker(t, b.Host("node1"))
-	p := torPeer()
+	p := exampleExternalPeer()
 	p.PeerASN = 65001
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
 	s.waitForError("tor", "its AS number is 65000, and the BGPPeer asks for 65001")
@@ -319,7 +319,7 @@ func TestConfigurationErrorsAreExplained(t *testing.T) {
 	s.waitForError("tor", `this node has no link or VRF "blue"`)
 	p.Device = ""
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
-	if st := s.waitEstablished("tor"); st.Reason != "" {
+	if st := s.waitForEstablished("tor"); st.Reason != "" {
 		t.Errorf("the reason is still %q", st.Reason)
 	}
 	if err := frr.Configure(t.Context(), "router bgp 65000\n neighbor 192.168.0.11 shutdown message maintenance\n"); err != nil {
@@ -329,12 +329,12 @@ func TestConfigurationErrorsAreExplained(t *testing.T) {
 }
 
 func TestStopWithdrawsRoutes(t *testing.T) {
-	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour, " bgp graceful-restart", " bgp graceful-restart preserve-fw-state")})
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour, " bgp graceful-restart", " bgp graceful-restart preserve-fw-state")})
 	s := startSpeaker(t, b.Host("node1"))
-	p := torPeer()
+	p := exampleExternalPeer()
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
-	s.waitEstablished("tor")
+	s.waitForEstablished("tor")
 	waitForRoute(t, frr, servicePrefix)
 	s.Stop(t.Context())
 	waitForNoRoute(t, frr, servicePrefix)
@@ -346,14 +346,14 @@ func TestStopWithdrawsRoutes(t *testing.T) {
 
 // TestGracefulRestart checks the router's routes when a speaker restarts, crashes or leaves.
 func TestGracefulRestart(t *testing.T) {
-	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour, " bgp graceful-restart")})
-	p := torPeer()
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour, " bgp graceful-restart")})
+	p := exampleExternalPeer()
 	p.GracefulRestart, p.RestartTime = true, 120*time.Second
 	desired := bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "198.51.100.2/32")}
 	s := startSpeaker(t, b.Host("node1"))
 	s.Set(desired)
-	if st := s.waitEstablished("tor"); !st.GracefulRestart {
+	if st := s.waitForEstablished("tor"); !st.GracefulRestart {
 		t.Fatalf("graceful restart was not negotiated: %+v", st)
 	}
 	waitForRoute(t, frr, servicePrefix)
@@ -361,8 +361,8 @@ func TestGracefulRestart(t *testing.T) {
 		name string
 		end  func(s *testSpeaker)
 	}{
-		{"a stopped speaker", func(s *testSpeaker) { s.Stop(t.Context()); s.exit() }},
-		{"a crashed speaker", func(s *testSpeaker) { s.exit() }},
+		{"a stopped speaker", func(s *testSpeaker) { s.Stop(t.Context()); s.endEngines() }},
+		{"a crashed speaker", func(s *testSpeaker) { s.endEngines() }},
 	} {
 		how.end(s)
 		eventually(t, how.name+": the router keeps the route as stale", func() error {
@@ -373,7 +373,7 @@ func TestGracefulRestart(t *testing.T) {
 		})
 		s = startSpeaker(t, b.Host("node1"))
 		s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
-		s.waitEstablished("tor")
+		s.waitForEstablished("tor")
 		waitForNoRoute(t, frr, "198.51.100.2/32") // the End-of-RIB removes stale routes
 		if got := waitForRoute(t, frr, servicePrefix); got.Stale {
 			t.Errorf("%s: the route is stale after the restart: %+v", how.name, got)

@@ -28,14 +28,14 @@ import (
 type hostTransport struct{ netns.Handle }
 
 func (n hostTransport) Dial(ctx context.Context, t bgp.DialOptions) (c bgp.Conn, err error) {
-	err = n.Do(func() (err error) {
+	err = n.RunInside(func() (err error) {
 		// The runtime caches the links of another namespace by name.
-		if zone := t.Remote.Addr().Zone(); zone != "" {
+		if zone := t.RouterAddress.Addr().Zone(); zone != "" {
 			link, err := net.InterfaceByName(zone)
 			if err != nil {
 				return err
 			}
-			t.Remote = netip.AddrPortFrom(t.Remote.Addr().WithZone(strconv.Itoa(link.Index)), t.Remote.Port())
+			t.RouterAddress = netip.AddrPortFrom(t.RouterAddress.Addr().WithZone(strconv.Itoa(link.Index)), t.RouterAddress.Port())
 		}
 		c, err = tcp.Transport{}.Dial(ctx, t)
 		return err
@@ -44,30 +44,30 @@ func (n hostTransport) Dial(ctx context.Context, t bgp.DialOptions) (c bgp.Conn,
 }
 
 func (n hostTransport) Listen(ctx context.Context, port uint16) (l bgp.Listener, err error) {
-	err = n.Do(func() (err error) {
+	err = n.RunInside(func() (err error) {
 		l, err = tcp.Transport{}.Listen(ctx, port)
 		return err
 	})
 	return l, err
 }
 
-func (n hostTransport) FindRouter(ctx context.Context, device string, report func(netip.Addr, error)) {
-	_ = n.Do(func() error {
-		tcp.Transport{}.FindRouter(ctx, device, report)
+func (n hostTransport) FindRouterOnLink(ctx context.Context, device string, report func(netip.Addr, error)) {
+	_ = n.RunInside(func() error {
+		tcp.Transport{}.FindRouterOnLink(ctx, device, report)
 		return nil
 	})
 }
 
 func (n hostTransport) IsOnLink(a netip.Addr) (on bool) {
-	_ = n.Do(func() error {
+	_ = n.RunInside(func() error {
 		on = tcp.Transport{}.IsOnLink(a)
 		return nil
 	})
 	return on
 }
 
-// newNetwork creates the lab network. It skips the test where the machine lacks something.
-func newNetwork(t *testing.T, o router.HarnessOptions) *router.Harness {
+// newLabNetwork creates the lab network. It skips the test where the machine lacks something.
+func newLabNetwork(t *testing.T, o router.HarnessOptions) *router.Harness {
 	t.Helper()
 	for _, k := range []router.Kind{router.FRR, router.BIRD} {
 		if m := router.MissingPrerequisite(k); m != "" {
@@ -95,15 +95,15 @@ func startRouter(t *testing.T, c router.Config) *router.Router {
 // testSpeaker is an Engine on a lab host.
 type testSpeaker struct {
 	*bgp.Engine
-	t     *testing.T
-	exit  func() // ends the engines without Stop
-	crash func() // ends them without a last BFD packet, as SIGKILL does
+	t            *testing.T
+	endEngines   func() // ends the engines without Stop
+	crashEngines func() // ends them without a last BFD packet, as SIGKILL does
 }
 
 // killableTransport is the BFD transport of a speaker that may crash.
 type killableTransport struct {
 	bfd.Transport
-	dead atomic.Bool
+	isKilled atomic.Bool
 }
 
 type killableSender struct {
@@ -116,7 +116,7 @@ func (m *killableTransport) OpenSender(k bfd.Key, discriminator uint32) bfd.Send
 }
 
 func (p killableSender) SendControl(packet []byte) error {
-	if p.transport.dead.Load() {
+	if p.transport.isKilled.Load() {
 		return nil
 	}
 	return p.Sender.SendControl(packet)
@@ -127,12 +127,12 @@ func startSpeaker(t *testing.T, host netns.Handle) *testSpeaker {
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	transport := &killableTransport{Transport: udp.New()}
 	bfdEngine := bfd.New(transport, time.Now, 1)
-	e := bgp.New(bgp.Options{NodeName: "node1", UpdateSource: gobgp.New(log), Transport: hostTransport{host}, BFD: bfdEngine, Log: log})
+	e := bgp.New(bgp.Options{NodeName: "node1", UpdateGenerator: gobgp.New(log), Transport: hostTransport{host}, BFD: bfdEngine, Log: log})
 	ctx, cancel := context.WithCancel(t.Context())
 	bfdDone, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(bfdDone)
-		if err := host.Do(func() error { return bfdEngine.Run(ctx) }); err != nil {
+		if err := host.RunInside(func() error { return bfdEngine.Run(ctx) }); err != nil {
 			t.Errorf("the BFD engine ended: %v", err)
 		}
 	}()
@@ -144,7 +144,7 @@ func startSpeaker(t *testing.T, host netns.Handle) *testSpeaker {
 	}()
 	exit := func() { cancel(); <-done; <-bfdDone }
 	t.Cleanup(exit)
-	return &testSpeaker{e, t, exit, func() { transport.dead.Store(true); exit() }}
+	return &testSpeaker{e, t, exit, func() { transport.isKilled.Store(true); exit() }}
 }
 
 // peerStatus returns the Status of a peer.
@@ -157,8 +157,8 @@ func (s *testSpeaker) peerStatus(peer string) bgp.Status {
 	return bgp.Status{}
 }
 
-// waitEstablished waits until the session with a peer is established.
-func (s *testSpeaker) waitEstablished(peer string) bgp.Status {
+// waitForEstablished waits until the session with a peer is established.
+func (s *testSpeaker) waitForEstablished(peer string) bgp.Status {
 	s.t.Helper()
 	eventually(s.t, "the session with "+peer+" is established", func() error {
 		if st := s.peerStatus(peer); st.State != bgp.Established {
@@ -197,8 +197,8 @@ func eventually(t *testing.T, what string, check func() error) {
 	}
 }
 
-// torPeer is the peer of an ordinary external session.
-func torPeer() intent.Peer {
+// exampleExternalPeer is the peer of an ordinary external session.
+func exampleExternalPeer() intent.Peer {
 	return intent.Peer{
 		Name: "tor", Address: netip.MustParseAddr("192.168.0.1"), Port: 179, LocalASN: 64512, PeerASN: 65000,
 		HoldTime: 90 * time.Second, IPv4: true,
@@ -288,7 +288,7 @@ func waitForNoRoute(t *testing.T, r *router.Router, prefix string) {
 // redirectPort1179 makes the router accept BGP on port 1179 as well.
 func redirectPort1179(t *testing.T, b *router.Harness) {
 	t.Helper()
-	err := b.Host("router").Do(func() error {
+	err := b.Host("router").RunInside(func() error {
 		out, err := exec.Command("nft", "add table ip t; add chain ip t c { type nat hook prerouting priority -100; }; add rule ip t c tcp dport 1179 redirect to :179").CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("%w: %s", err, out)

@@ -23,10 +23,10 @@ import (
 
 // hostileRouter is a router that misbehaves. It counts its connections.
 type hostileRouter struct {
-	port        uint16
-	connections atomic.Int32
-	behave      func(c net.Conn)
-	listener    net.Listener
+	port             uint16
+	connections      atomic.Int32
+	handleConnection func(c net.Conn)
+	listener         net.Listener
 }
 
 // startHostileRouter starts a hostileRouter on the lab's router.
@@ -36,7 +36,7 @@ func startHostileRouter(t *testing.T, h netns.Handle, port uint16, behave func(c
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &hostileRouter{port: port, behave: behave, listener: l}
+	r := &hostileRouter{port: port, handleConnection: behave, listener: l}
 	t.Cleanup(func() { l.Close() })
 	go func() {
 		for {
@@ -56,8 +56,8 @@ func startHostileRouter(t *testing.T, h netns.Handle, port uint16, behave func(c
 
 // sendOpenAndKeepalive answers the speaker's OPEN as a router does.
 func sendOpenAndKeepalive(c net.Conn, hold uint16) error {
-	buf := make([]byte, message.MaxLength)
-	if _, err := message.Read(c, buf); err != nil {
+	buf := make([]byte, message.MaxMessageLength)
+	if _, err := message.ReadMessage(c, buf); err != nil {
 		return err
 	}
 	o := message.Open{ASN: 65000, HoldSeconds: hold, RouterID: netip.MustParseAddr("192.0.2.66"), Families: []message.Family{message.IPv4}, FourOctetASN: true, RouteRefresh: true}
@@ -65,8 +65,8 @@ func sendOpenAndKeepalive(c net.Conn, hold uint16) error {
 	return err
 }
 
-// makeUpdate returns an UPDATE with count /24 routes, numbered from first.
-func makeUpdate(from, count int) []byte {
+// encodeNumberedUpdate returns an UPDATE with count /24 routes, numbered from first.
+func encodeNumberedUpdate(from, count int) []byte {
 	attrs := []byte{0x40, 1, 1, 0, 0x40, 2, 6, 2, 1, 0, 0, 0xfd, 0xe8, 0x40, 3, 4, 192, 168, 0, 1}
 	var nlri []byte
 	for i := from; i < from+count; i++ {
@@ -82,8 +82,8 @@ func makeUpdate(from, count int) []byte {
 // TestHostileRoutersAffectOnlyTheirSessions connects one speaker to
 // every kind of misbehaving router at once, and to a good one.
 func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
-	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour)})
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour)})
 	flooded := make(chan error, 1)
 	const messages = 4000 // of 900 routes each
 	behaviours := map[string]struct {
@@ -104,7 +104,7 @@ func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
 		}, "is not a BGP message"},
 		"a long message": {func(c net.Conn) {
 			_ = sendOpenAndKeepalive(c, 90)
-			m := makeUpdate(0, 1)
+			m := encodeNumberedUpdate(0, 1)
 			m[16], m[17] = 0xff, 0xff
 			_, _ = c.Write(m)
 			_, _ = io.Copy(io.Discard, c)
@@ -129,20 +129,20 @@ func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
 			go func() { _, _ = io.Copy(io.Discard, c) }()
 			var err error
 			for i := 0; i < messages && err == nil; i++ {
-				_, err = c.Write(makeUpdate(i*900, 900))
+				_, err = c.Write(encodeNumberedUpdate(i*900, 900))
 			}
 			flooded <- err
 			<-t.Context().Done()
 		}, ""},
 	}
 	s := startSpeaker(t, b.Host("node1"))
-	d := bgp.Desired{Peers: []intent.Peer{torPeer()}, Routes: newRoutes(servicePrefix)}
+	d := bgp.Desired{Peers: []intent.Peer{exampleExternalPeer()}, Routes: newRoutes(servicePrefix)}
 	rogues := map[string]*hostileRouter{}
 	port := uint16(2000)
 	for name, bad := range behaviours {
 		port++
 		rogues[name] = startHostileRouter(t, b.Host("router"), port, bad.behave)
-		p := torPeer()
+		p := exampleExternalPeer()
 		p.Name, p.Port = name, port
 		d.Peers = append(d.Peers, p)
 		d.Routes[0].Peers = append(d.Routes[0].Peers, name)
@@ -151,7 +151,7 @@ func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	s.Set(d)
-	s.waitEstablished("tor")
+	s.waitForEstablished("tor")
 	waitForRoute(t, frr, servicePrefix)
 	for name, bad := range behaviours {
 		if bad.want == "" {
@@ -197,7 +197,7 @@ func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
 // TestSessionReconnectsAtOnce closes an established session several
 // times. The speaker reconnects without a long delay.
 func TestSessionReconnectsAtOnce(t *testing.T) {
-	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
 	hung := make(chan net.Conn, 16)
 	bad := startHostileRouter(t, b.Host("router"), 2001, func(c net.Conn) {
 		if sendOpenAndKeepalive(c, 90) == nil {
@@ -209,7 +209,7 @@ func TestSessionReconnectsAtOnce(t *testing.T) {
 		}
 	})
 	s := startSpeaker(t, b.Host("node1"))
-	p := torPeer()
+	p := exampleExternalPeer()
 	p.Port = bad.port
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
 	for i := range 3 {
@@ -222,5 +222,5 @@ func TestSessionReconnectsAtOnce(t *testing.T) {
 		})
 		c.Close()
 	}
-	s.waitEstablished("tor")
+	s.waitForEstablished("tor")
 }

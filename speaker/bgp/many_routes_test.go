@@ -16,8 +16,8 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// acceptedFromNode returns how many routes and UPDATEs FRR has received from the first node.
-func acceptedFromNode(t *testing.T, r *router.Router) (routes, updates int) {
+// countAcceptedFromNode returns how many routes and UPDATEs FRR has received from the first node.
+func countAcceptedFromNode(t *testing.T, r *router.Router) (routes, updates int) {
 	t.Helper()
 	out, err := r.Show(t.Context(), "show bgp neighbors 192.168.0.11 json")
 	if err != nil {
@@ -40,31 +40,31 @@ func acceptedFromNode(t *testing.T, r *router.Router) (routes, updates int) {
 // route, then settings of the peer that are not in the OPEN.
 func TestOneRouteChangeSendsOneUpdate(t *testing.T) {
 	const many = 10000
-	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour)})
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour)})
 	s := startSpeaker(t, b.Host("node1"))
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(s.Engine)
-	p := torPeer()
+	p := exampleExternalPeer()
 	d := bgp.Desired{Peers: []intent.Peer{p}}
 	for i := range many {
 		d.Routes = append(d.Routes, &intent.Route{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), 32), Peers: []string{"tor"}})
 	}
 	s.Set(d)
-	st := s.waitEstablished("tor")
+	st := s.waitForEstablished("tor")
 	eventually(t, "the router has them all", func() error {
-		if n, _ := acceptedFromNode(t, frr); n != many {
+		if n, _ := countAcceptedFromNode(t, frr); n != many {
 			return fmt.Errorf("it has %d", n)
 		}
 		return nil
 	})
-	t.Logf("that took %s from the session's start", time.Since(st.Since))
-	_, before := acceptedFromNode(t, frr)
+	t.Logf("that took %s from the session's start", time.Since(st.StateSince))
+	_, before := countAcceptedFromNode(t, frr)
 	d.Routes = d.Routes[:many-1]
 	begun := time.Now()
 	s.Set(d)
 	eventually(t, "the router removes one route", func() error {
-		if n, _ := acceptedFromNode(t, frr); n != many-1 {
+		if n, _ := countAcceptedFromNode(t, frr); n != many-1 {
 			return fmt.Errorf("it has %d", n)
 		}
 		return nil
@@ -75,10 +75,10 @@ func TestOneRouteChangeSendsOneUpdate(t *testing.T) {
 	d.Routes = append([]*intent.Route{{Prefix: netip.MustParsePrefix(servicePrefix), Peers: []string{"tor"}}}, d.Routes...)
 	s.Set(d)
 	waitForRoute(t, frr, servicePrefix)
-	if _, after := acceptedFromNode(t, frr); after != before+2 {
+	if _, after := countAcceptedFromNode(t, frr); after != before+2 {
 		t.Errorf("two changes of one route each cost %d UPDATEs", after-before)
 	}
-	if st := s.peerStatus("tor"); st.EstablishedCount != 1 || st.AnnouncedRoutes != many || st.WantedRoutes != many {
+	if st := s.peerStatus("tor"); st.EstablishedCount != 1 || st.AnnouncedRouteCount != many || st.WantedRouteCount != many {
 		t.Errorf("the session is %+v", st)
 	}
 	for name, want := range map[string]float64{
@@ -97,12 +97,12 @@ func TestOneRouteChangeSendsOneUpdate(t *testing.T) {
 // TestRandomEditsKeepSession makes random edits as fast as
 // possible and checks the router's routes at the end.
 func TestRandomEditsKeepSession(t *testing.T) {
-	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour)})
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour)})
 	s := startSpeaker(t, b.Host("node1"))
-	p := torPeer()
+	p := exampleExternalPeer()
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
-	s.waitEstablished("tor")
+	s.waitForEstablished("tor")
 	random := rand.New(rand.NewPCG(7, 9))
 	var want map[string]int // the metric of each route
 	for range 1000 {
@@ -131,7 +131,7 @@ func TestRandomEditsKeepSession(t *testing.T) {
 		}
 	}
 	eventually(t, "the router has the latest routes", func() error {
-		if n, _ := acceptedFromNode(t, frr); n != len(want) {
+		if n, _ := countAcceptedFromNode(t, frr); n != len(want) {
 			return fmt.Errorf("it has %d routes, want %d", n, len(want))
 		}
 		for prefix, med := range want {

@@ -5,11 +5,11 @@ import "github.com/prometheus/client_golang/prometheus"
 // The metrics have the names that existing dashboards for this API use. peer is
 // the router's address and port. The configured peers bound the labels.
 var (
-	peerLabels      = []string{"peer"}
-	upMetric        = prometheus.NewDesc("metallb_bgp_session_up", "1 while the session is established.", peerLabels, nil)
-	announcedMetric = prometheus.NewDesc("metallb_bgp_announced_prefixes_total", "Prefixes that are announced on the session.", peerLabels, nil)
-	pendingMetric   = prometheus.NewDesc("metallb_bgp_pending_prefixes_total", "Prefixes that should be announced on the session.", peerLabels, nil)
-	countMetrics    = []countMetric{
+	peerLabels            = []string{"peer"}
+	sessionUpMetric       = prometheus.NewDesc("metallb_bgp_session_up", "1 while the session is established.", peerLabels, nil)
+	announcedRoutesMetric = prometheus.NewDesc("metallb_bgp_announced_prefixes_total", "Prefixes that are announced on the session.", peerLabels, nil)
+	pendingRoutesMetric   = prometheus.NewDesc("metallb_bgp_pending_prefixes_total", "Prefixes that should be announced on the session.", peerLabels, nil)
+	messageMetrics        = []messageMetric{
 		{prometheus.NewDesc("metallb_bgp_updates_total", "UPDATEs sent.", peerLabels, nil), func(c MessageCounts) uint64 { return c.Sent.Updates }},
 		{prometheus.NewDesc("metallb_bgp_updates_total_received", "UPDATEs received; their routes are dropped.", peerLabels, nil), func(c MessageCounts) uint64 { return c.Received.Updates }},
 		{prometheus.NewDesc("metallb_bgp_opens_sent", "OPENs sent.", peerLabels, nil), func(c MessageCounts) uint64 { return c.Sent.Opens }},
@@ -22,16 +22,16 @@ var (
 		{prometheus.NewDesc("metallb_bgp_total_sent", "Messages sent.", peerLabels, nil), func(c MessageCounts) uint64 { return c.Sent.totalMessages() }},
 		{prometheus.NewDesc("metallb_bgp_total_received", "Messages received.", peerLabels, nil), func(c MessageCounts) uint64 { return c.Received.totalMessages() }},
 	}
-	establishedMetric = prometheus.NewDesc("gantry_bgp_sessions_established_total", "How often the session was established.", peerLabels, nil)
+	establishedCountMetric = prometheus.NewDesc("gantry_bgp_sessions_established_total", "How often the session was established.", peerLabels, nil)
 )
 
-// countMetric is a metric with its value from the MessageCounts.
-type countMetric struct {
+// messageMetric is a metric with its value from the MessageCounts.
+type messageMetric struct {
 	desc  *prometheus.Desc
 	value func(MessageCounts) uint64
 }
 
-func (m CountsByType) totalMessages() uint64 {
+func (m MessageCountsByType) totalMessages() uint64 {
 	return m.Opens + m.Updates + m.Notifications + m.Keepalives + m.RouteRefreshes
 }
 
@@ -39,10 +39,10 @@ var _ prometheus.Collector = (*Engine)(nil)
 
 // Describe implements prometheus.Collector.
 func (e *Engine) Describe(c chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{upMetric, announcedMetric, pendingMetric, establishedMetric} {
+	for _, d := range []*prometheus.Desc{sessionUpMetric, announcedRoutesMetric, pendingRoutesMetric, establishedCountMetric} {
 		c <- d
 	}
-	for _, m := range countMetrics {
+	for _, m := range messageMetrics {
 		c <- m.desc
 	}
 }
@@ -65,18 +65,18 @@ func (e *Engine) Collect(c chan<- prometheus.Metric) {
 		if s.State != Established {
 			at.up = 0
 		}
-		at.announced += s.AnnouncedRoutes
-		at.pending += s.WantedRoutes
+		at.announced += s.AnnouncedRouteCount
+		at.pending += s.WantedRouteCount
 		at.sessions += s.EstablishedCount
-		for _, m := range countMetrics {
+		for _, m := range messageMetrics {
 			at.counts[m.desc] += m.value(s.Messages)
 		}
 	}
 	for peer, s := range all {
-		c <- prometheus.MustNewConstMetric(upMetric, prometheus.GaugeValue, s.up, peer)
-		c <- prometheus.MustNewConstMetric(announcedMetric, prometheus.GaugeValue, float64(s.announced), peer)
-		c <- prometheus.MustNewConstMetric(pendingMetric, prometheus.GaugeValue, float64(s.pending), peer)
-		c <- prometheus.MustNewConstMetric(establishedMetric, prometheus.CounterValue, float64(s.sessions), peer)
+		c <- prometheus.MustNewConstMetric(sessionUpMetric, prometheus.GaugeValue, s.up, peer)
+		c <- prometheus.MustNewConstMetric(announcedRoutesMetric, prometheus.GaugeValue, float64(s.announced), peer)
+		c <- prometheus.MustNewConstMetric(pendingRoutesMetric, prometheus.GaugeValue, float64(s.pending), peer)
+		c <- prometheus.MustNewConstMetric(establishedCountMetric, prometheus.CounterValue, float64(s.sessions), peer)
 		for d, n := range s.counts {
 			c <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), peer)
 		}

@@ -72,7 +72,7 @@ func buildOpen(p *intent.Peer, id netip.Addr, restarted bool) message.Open {
 // configuration. The error is a *message.Notification.
 func negotiate(p *intent.Peer, local, remote message.Open) (Negotiated, error) {
 	n := Negotiated{LocalOpen: local, RemoteOpen: remote}
-	if f := checkASN(p, remote.ASN); f != nil {
+	if f := checkRouterASN(p, remote.ASN); f != nil {
 		return n, f
 	}
 	if remote.ASN == local.ASN && remote.RouterID == local.RouterID {
@@ -114,14 +114,14 @@ func keepaliveInterval(p *intent.Peer, hold time.Duration) time.Duration {
 	return max(out.Truncate(time.Second), time.Second)
 }
 
-func checkASN(p *intent.Peer, got uint32) *message.Notification {
+func checkRouterASN(p *intent.Peer, got uint32) *message.Notification {
 	var want string
 	switch {
-	case p.DynamicASN == intent.ASNInternal && got != p.LocalASN:
+	case p.DynamicASN == intent.AcceptInternalASN && got != p.LocalASN:
 		want = fmt.Sprintf("the internal %d", p.LocalASN)
-	case p.DynamicASN == intent.ASNExternal && got == p.LocalASN:
+	case p.DynamicASN == intent.AcceptExternalASN && got == p.LocalASN:
 		want = "an external one"
-	case p.DynamicASN == intent.ASNGiven && got != p.PeerASN:
+	case p.DynamicASN == intent.AcceptGivenASN && got != p.PeerASN:
 		want = fmt.Sprint(p.PeerASN)
 	default:
 		return nil

@@ -19,15 +19,15 @@ import (
 // unnumberedPeer is a peer whose router is found on a link.
 func unnumberedPeer(device string) intent.Peer {
 	return intent.Peer{
-		Name: "tor", Unnumbered: true, Device: device, Port: 179, LocalASN: 64512, DynamicASN: intent.ASNExternal, HoldTime: 9 * time.Second, IPv4: true, IPv6: true,
+		Name: "tor", Unnumbered: true, Device: device, Port: 179, LocalASN: 64512, DynamicASN: intent.AcceptExternalASN, HoldTime: 9 * time.Second, IPv4: true, IPv6: true,
 	}
 }
 
-// kernelRoute returns how a host's kernel routes an address.
-func kernelRoute(t *testing.T, h netns.Handle, address string) string {
+// kernelRouteTo returns how a host's kernel routes an address.
+func kernelRouteTo(t *testing.T, h netns.Handle, address string) string {
 	t.Helper()
 	var out []byte
-	err := h.Do(func() error {
+	err := h.RunInside(func() error {
 		// It fails and says so when there is no route.
 		out, _ = exec.Command("ip", "route", "get", address).CombinedOutput()
 		return nil
@@ -41,14 +41,14 @@ func kernelRoute(t *testing.T, h netns.Handle, address string) string {
 // TestUnnumberedPeer lets FRR and the speaker find each other only by
 // router advertisements, with the documented configuration.
 func TestUnnumberedPeer(t *testing.T) {
-	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: documentedConfig(t, "FRR, unnumbered")})
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: readDocumentedConfig(t, "FRR, unnumbered")})
 	s := startSpeaker(t, b.Host("node1"))
 	p := unnumberedPeer("eth0")
 	p.BFD = &intent.BFD{TransmitInterval: 100 * time.Millisecond, ReceiveInterval: 100 * time.Millisecond, EchoInterval: 50 * time.Millisecond, Multiplier: 3, MinTTL: 254}
 	d := bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "2001:db8::1/128")}
 	s.Set(d)
-	st := s.waitEstablished("tor")
+	st := s.waitForEstablished("tor")
 	if a := st.Remote.Addr(); !a.IsLinkLocalUnicast() || a.Zone() != "eth0" || st.ASN != 65000 {
 		t.Errorf("the router is %s of AS %d", a, st.ASN)
 	}
@@ -59,7 +59,7 @@ func TestUnnumberedPeer(t *testing.T) {
 	}
 	for _, address := range []string{"198.51.100.1", "2001:db8::1"} {
 		eventually(t, "the router's kernel sends "+address+" to the node", func() error {
-			if out := kernelRoute(t, b.Host("router"), address); !strings.Contains(out, "fe80::") || !strings.Contains(out, "dev eth0") {
+			if out := kernelRouteTo(t, b.Host("router"), address); !strings.Contains(out, "fe80::") || !strings.Contains(out, "dev eth0") {
 				return fmt.Errorf("it says %s", out)
 			}
 			return nil
@@ -93,10 +93,10 @@ func TestUnnumberedPeer(t *testing.T) {
 
 // TestPassivePeer lets FRR connect to the speaker.
 func TestPassivePeer(t *testing.T) {
-	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour + "\n neighbor 192.168.0.11 timers connect 1\n neighbor 192.168.0.11 password s3cret")})
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour + "\n neighbor 192.168.0.11 timers connect 1\n neighbor 192.168.0.11 password s3cret")})
 	s := startSpeaker(t, b.Host("node1"))
-	p := torPeer()
+	p := exampleExternalPeer()
 	p.Passive, p.MaxHops = true, 0
 	d := bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)}
 	other, err := b.Host("node1").Listen("tcp", ":179")
@@ -121,7 +121,7 @@ func TestPassivePeer(t *testing.T) {
 	d.Peers = []intent.Peer{twin, p, twin}
 	d.Peers[2].Name = "yet again"
 	s.Set(d)
-	s.waitEstablished("tor")
+	s.waitForEstablished("tor")
 	waitForRoute(t, frr, servicePrefix)
 	t.Run("connections from other addresses are closed", func(t *testing.T) {
 		c, err := b.Host("client").Dial(t.Context(), "tcp", "192.168.0.11:179")
@@ -154,21 +154,21 @@ func TestPassivePeer(t *testing.T) {
 // TestSeveralPeersAtOneAddress connects a node twice to one
 // router: from two addresses, as two autonomous systems.
 func TestSeveralPeersAtOneAddress(t *testing.T) {
-	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
-	err := b.Host("node1").Do(func() error { return netns.AddAddress("eth0", netip.MustParsePrefix("192.168.0.71/24")) })
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	err := b.Host("node1").RunInside(func() error { return netns.AddAddress("eth0", netip.MustParsePrefix("192.168.0.71/24")) })
 	if err != nil {
 		t.Fatal(err)
 	}
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour + "\n neighbor 192.168.0.71 remote-as 64513")})
-	first, second := torPeer(), torPeer()
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour + "\n neighbor 192.168.0.71 remote-as 64513")})
+	first, second := exampleExternalPeer(), exampleExternalPeer()
 	first.SourceAddress = netip.MustParseAddr("192.168.0.11")
 	second.Name, second.SourceAddress, second.LocalASN, second.RouterID = "again", netip.MustParseAddr("192.168.0.71"), 64513, netip.MustParseAddr("10.0.0.71")
 	d := bgp.Desired{Peers: []intent.Peer{first, second}, Routes: newRoutes(servicePrefix)}
 	d.Routes[0].Peers = []string{"again", "tor"}
 	s := startSpeaker(t, b.Host("node1"))
 	s.Set(d)
-	s.waitEstablished("tor")
-	s.waitEstablished("again")
+	s.waitForEstablished("tor")
+	s.waitForEstablished("again")
 	paths := func(want ...string) {
 		t.Helper()
 		eventually(t, fmt.Sprintf("the router has paths through %v", want), func() error {
@@ -208,21 +208,21 @@ func TestSeveralPeersAtOneAddress(t *testing.T) {
 // addresses of a node, which belong to two BGPPeers.
 func TestTwoPassivePeersOfOneRouter(t *testing.T) {
 	t.Parallel()
-	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
-	err := b.Host("node1").Do(func() error { return netns.AddAddress("eth0", netip.MustParsePrefix("192.168.0.71/24")) })
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	err := b.Host("node1").RunInside(func() error { return netns.AddAddress("eth0", netip.MustParsePrefix("192.168.0.71/24")) })
 	if err != nil {
 		t.Fatal(err)
 	}
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour + "\n neighbor 192.168.0.71 remote-as 64513\n neighbor 192.168.0.71 timers connect 1\n neighbor 192.168.0.11 timers connect 1")})
-	first, second := torPeer(), torPeer()
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour + "\n neighbor 192.168.0.71 remote-as 64513\n neighbor 192.168.0.71 timers connect 1\n neighbor 192.168.0.11 timers connect 1")})
+	first, second := exampleExternalPeer(), exampleExternalPeer()
 	first.SourceAddress, first.Passive = netip.MustParseAddr("192.168.0.11"), true
 	second.Name, second.SourceAddress, second.LocalASN, second.Passive = "again", netip.MustParseAddr("192.168.0.71"), 64513, true
 	d := bgp.Desired{Peers: []intent.Peer{first, second}, Routes: newRoutes(servicePrefix)}
 	d.Routes[0].Peers = []string{"again", "tor"}
 	s := startSpeaker(t, b.Host("node1"))
 	s.Set(d)
-	s.waitEstablished("tor")
-	s.waitEstablished("again")
+	s.waitForEstablished("tor")
+	s.waitForEstablished("again")
 	eventually(t, "the router has both paths", func() error {
 		if got := frrPaths(t, frr, servicePrefix); len(got) != 2 {
 			return fmt.Errorf("it has %+v", got)

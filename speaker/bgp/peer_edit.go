@@ -12,20 +12,20 @@ import (
 // the connection stay the same, and the router's AS number is still accepted.
 func (w *worker) canKeepSession(previous, next *intent.Peer) bool {
 	x, y := *previous, *next
-	if w.session != nil && checkASN(&y, w.session.negotiated.RemoteOpen.ASN) == nil {
+	if w.session != nil && checkRouterASN(&y, w.session.negotiated.RemoteOpen.ASN) == nil {
 		x.PeerASN, x.DynamicASN = y.PeerASN, y.DynamicASN
 	}
-	return isSameSession(&x, &y)
+	return needSameSession(&x, &y)
 }
 
-// applyTimers applies edits of the keepalive and connect times, which need no new session.
-func (w *worker) applyTimers(previous *intent.Peer) {
-	p := &w.order.peer
+// applyTimerEdits applies edits of the keepalive and connect times, which need no new session.
+func (w *worker) applyTimerEdits(previous *intent.Peer) {
+	p := &w.currentOrder.peer
 	switch {
 	case w.session != nil && previous.KeepaliveTime != p.KeepaliveTime:
 		w.session.setKeepaliveInterval(keepaliveInterval(p, w.session.negotiated.HoldTime))
 	case w.session == nil && w.attemptDone == nil && previous.ConnectTime != p.ConnectTime && previous.Name != "":
-		w.failures = 0
+		w.failedAttemptCount = 0
 		w.retryTimer.Reset(0)
 	}
 }
@@ -37,15 +37,15 @@ func (w *worker) addLastNotification(err error) error {
 		w.lastNotification = &n
 		return err
 	}
-	if w.lastNotification == nil || w.order.peer.Blocked.IsSet() {
+	if w.lastNotification == nil || w.currentOrder.peer.Blocked.IsSet() {
 		return err
 	}
 	return fmt.Errorf("%w (before that, %w)", err, *w.lastNotification)
 }
 
-// keepKnownAddresses keeps the address of an established session while its router cannot be
+// keepEstablishedAddresses keeps the address of an established session while its router cannot be
 // determined, since a default route is missing for a moment when it is replaced.
-func (e *Engine) keepKnownAddresses(peers []intent.Peer) []intent.Peer {
+func (e *Engine) keepEstablishedAddresses(peers []intent.Peer) []intent.Peer {
 	cloned := false
 	for i := range peers {
 		if p := &peers[i]; p.Address.IsValid() || p.Unnumbered {

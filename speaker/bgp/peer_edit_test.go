@@ -23,10 +23,10 @@ import (
 // TestPeerEditsResetOnlyWhenNeeded edits a BGPPeer with an established session. Only edits
 // that need another OPEN or connection reset it, and every edit takes effect.
 func TestPeerEditsResetOnlyWhenNeeded(t *testing.T) {
-	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour)})
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour)})
 	s := startSpeaker(t, b.Host("node1"))
-	p := torPeer()
+	p := exampleExternalPeer()
 	set := func(edit func()) (before bgp.Status) {
 		t.Helper()
 		before = s.peerStatus("tor")
@@ -35,7 +35,7 @@ func TestPeerEditsResetOnlyWhenNeeded(t *testing.T) {
 		return before
 	}
 	set(func() {})
-	s.waitEstablished("tor")
+	s.waitForEstablished("tor")
 	waitForRoute(t, frr, servicePrefix)
 	t.Run("the keepalive time", func(t *testing.T) {
 		before := set(func() { p.KeepaliveTime = time.Second })
@@ -48,8 +48,8 @@ func TestPeerEditsResetOnlyWhenNeeded(t *testing.T) {
 	})
 	t.Run("the expected AS number", func(t *testing.T) {
 		for _, edit := range []func(){
-			func() { p.PeerASN, p.DynamicASN = 0, intent.ASNExternal },
-			func() { p.PeerASN, p.DynamicASN = 65000, intent.ASNGiven },
+			func() { p.PeerASN, p.DynamicASN = 0, intent.AcceptExternalASN },
+			func() { p.PeerASN, p.DynamicASN = 65000, intent.AcceptGivenASN },
 			func() { p.ConnectTime = time.Minute },
 		} {
 			set(edit)
@@ -64,18 +64,18 @@ func TestPeerEditsResetOnlyWhenNeeded(t *testing.T) {
 		set(func() { p.PeerASN, p.ConnectTime = 65001, time.Hour })
 		s.waitForError("tor", "its AS number is 65000, and the BGPPeer asks for 65001")
 		waitForNoRoute(t, frr, servicePrefix)
-		set(func() { p.PeerASN, p.DynamicASN = 0, intent.ASNInternal })
+		set(func() { p.PeerASN, p.DynamicASN = 0, intent.AcceptInternalASN })
 		s.waitForError("tor", "the BGPPeer asks for the internal 64512")
 		if err := frr.Configure(t.Context(), "router bgp 65000\n no neighbor 192.168.0.11\n"); err != nil {
 			t.Fatal(err)
 		}
-		set(func() { p.PeerASN, p.DynamicASN = 0, intent.ASNExternal })
+		set(func() { p.PeerASN, p.DynamicASN = 0, intent.AcceptExternalASN })
 		s.waitForError("tor", "before its OPEN")
-		if err := frr.Configure(t.Context(), "router bgp 65000\n "+externalNeighbour+"\n"); err != nil {
+		if err := frr.Configure(t.Context(), "router bgp 65000\n "+frrExternalNeighbour+"\n"); err != nil {
 			t.Fatal(err)
 		}
 		set(func() { p.ConnectTime = time.Second })
-		s.waitEstablished("tor")
+		s.waitForEstablished("tor")
 		waitForRoute(t, frr, servicePrefix)
 	})
 	t.Run("the contents of the OPEN", func(t *testing.T) {
@@ -106,13 +106,13 @@ func TestPeerEditsResetOnlyWhenNeeded(t *testing.T) {
 // TestRefusalReasonIsKept exceeds a router's prefix limit. FRR
 // says so once, and then only closes connections.
 func TestRefusalReasonIsKept(t *testing.T) {
-	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour, " address-family ipv4 unicast", "  neighbor 192.168.0.11 maximum-prefix 2", " exit-address-family")})
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour, " address-family ipv4 unicast", "  neighbor 192.168.0.11 maximum-prefix 2", " exit-address-family")})
 	s := startSpeaker(t, b.Host("node1"))
-	p := torPeer()
+	p := exampleExternalPeer()
 	p.ConnectTime = time.Second
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "198.51.100.2/32")})
-	s.waitEstablished("tor")
+	s.waitForEstablished("tor")
 	waitForRoute(t, frr, servicePrefix)
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "198.51.100.2/32", "198.51.100.3/32", "198.51.100.4/32", "198.51.100.5/32")})
 	s.waitForError("tor", "maximum number of prefixes reached, 2 of ipv4-unicast: raise the limit")
@@ -129,31 +129,31 @@ func TestRefusalReasonIsKept(t *testing.T) {
 
 // TestErrorSuggestsEBGPMultiHop connects to a router several hops away without ebgpMultiHop.
 func TestErrorSuggestsEBGPMultiHop(t *testing.T) {
-	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
-	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("far"), Text: frrConfig("neighbor 192.168.0.11 remote-as 64512\n neighbor 192.168.0.11 ebgp-multihop")})
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("far"), ConfigText: frrConfig("neighbor 192.168.0.11 remote-as 64512\n neighbor 192.168.0.11 ebgp-multihop")})
 	s := startSpeaker(t, b.Host("node1"))
-	p := torPeer()
+	p := exampleExternalPeer()
 	p.Address = netip.MustParseAddr("10.99.0.2")
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
 	s.waitForError("tor", "ebgpMultiHop")
 	p.Multihop = true
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
-	s.waitEstablished("tor")
+	s.waitForEstablished("tor")
 }
 
 // TestTwoUnnumberedRouters uses a node with two uplinks to two routers.
 func TestTwoUnnumberedRouters(t *testing.T) {
-	b := newNetwork(t, router.HarnessOptions{Nodes: 1, Routers: 2})
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1, Routers: 2})
 	if err := netns.AddCable(b.Host("node1"), "up2", b.Host("router2"), "down"); err != nil {
 		t.Fatal(err)
 	}
 	for at, link := range map[string]string{"node1": "up2", "router2": "down"} {
-		if err := b.Host(at).Do(func() error { return netns.SetUp(link) }); err != nil {
+		if err := b.Host(at).RunInside(func() error { return netns.SetLinkUp(link) }); err != nil {
 			t.Fatal(err)
 		}
 	}
-	first := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: documentedConfig(t, "FRR, unnumbered")})
-	second := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router2"), Text: strings.NewReplacer("eth0", "down", "192.168.0.1", "192.168.0.2", "65000", "65002").Replace(documentedConfig(t, "FRR, unnumbered"))})
+	first := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: readDocumentedConfig(t, "FRR, unnumbered")})
+	second := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router2"), ConfigText: strings.NewReplacer("eth0", "down", "192.168.0.1", "192.168.0.2", "65000", "65002").Replace(readDocumentedConfig(t, "FRR, unnumbered"))})
 	s := startSpeaker(t, b.Host("node1"))
 	p, q := unnumberedPeer("eth0"), unnumberedPeer("up2")
 	q.Name = "again"
@@ -162,8 +162,8 @@ func TestTwoUnnumberedRouters(t *testing.T) {
 		rs[i].Peers = []string{"again", "tor"}
 	}
 	s.Set(bgp.Desired{Peers: []intent.Peer{p, q}, Routes: rs})
-	s.waitEstablished("tor")
-	s.waitEstablished("again")
+	s.waitForEstablished("tor")
+	s.waitForEstablished("again")
 	for _, r := range []*router.Router{first, second} {
 		for _, prefix := range []string{servicePrefix, "2001:db8::1/128"} {
 			waitForRoute(t, r, prefix)
@@ -174,43 +174,43 @@ func TestTwoUnnumberedRouters(t *testing.T) {
 // TestOversizedRouteDoesNotAffectOthers announces one route
 // with more communities than fit into a message.
 func TestOversizedRouteDoesNotAffectOthers(t *testing.T) {
-	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour)})
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour)})
 	s := startSpeaker(t, b.Host("node1"))
 	rs := newRoutes(servicePrefix, "198.51.100.2/32", "198.51.100.3/32")
 	for i := range 400 {
 		rs[1].LargeCommunities = append(rs[1].LargeCommunities, [3]uint32{64512, 1, uint32(i)})
 	}
 	rs[2].LargeCommunities = rs[1].LargeCommunities[:280]
-	s.Set(bgp.Desired{Peers: []intent.Peer{torPeer()}, Routes: rs})
-	s.waitEstablished("tor")
+	s.Set(bgp.Desired{Peers: []intent.Peer{exampleExternalPeer()}, Routes: rs})
+	s.waitForEstablished("tor")
 	waitForRoute(t, frr, servicePrefix)
 	waitForRoute(t, frr, "198.51.100.3/32")
 	if got := frrPaths(t, frr, "198.51.100.2/32"); len(got) > 0 {
 		t.Errorf("the router has %+v", got)
 	}
-	if st := s.peerStatus("tor"); st.EstablishedCount != 1 || st.WantedRoutes != 3 || st.AnnouncedRoutes != 2 || st.Withheld.Reason != names.ReasonTooManyCommunities {
+	if st := s.peerStatus("tor"); st.EstablishedCount != 1 || st.WantedRouteCount != 3 || st.AnnouncedRouteCount != 2 || st.Withheld.Reason != names.ReasonTooManyCommunities {
 		t.Errorf("the session is %+v", st)
 	}
 	rs[1].LargeCommunities = rs[1].LargeCommunities[:1]
-	s.Set(bgp.Desired{Peers: []intent.Peer{torPeer()}, Routes: rs})
+	s.Set(bgp.Desired{Peers: []intent.Peer{exampleExternalPeer()}, Routes: rs})
 	waitForRoute(t, frr, "198.51.100.2/32")
 }
 
 // TestSessionSurvivesMissingDefaultGateway removes the gateway's address for a moment, as
 // a replaced default route does. The session with the gateway continues.
 func TestSessionSurvivesMissingDefaultGateway(t *testing.T) {
-	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour+"\n neighbor 192.168.0.11 bfd profile fast") + frrBFDProfiles})
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour+"\n neighbor 192.168.0.11 bfd profile fast") + frrBFDProfiles})
 	s := startSpeaker(t, b.Host("node1"))
-	p, lost := torPeer(), torPeer()
+	p, lost := exampleExternalPeer(), exampleExternalPeer()
 	p.BFD = fastBFD()
 	lost.Address, lost.Blocked = netip.Addr{}, intent.BlockReason{Reason: "NoGateway", Text: "no default gateway"}
 	s.Set(bgp.Desired{Peers: []intent.Peer{lost}, Routes: newRoutes(servicePrefix)})
 	s.waitForError("tor", "no default gateway")
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
-	s.waitEstablished("tor")
-	ups := s.waitStable("tor").EstablishedCount
+	s.waitForEstablished("tor")
+	ups := s.waitForStableSession("tor").EstablishedCount
 	s.Set(bgp.Desired{Peers: []intent.Peer{lost}, Routes: newRoutes(servicePrefix, "198.51.100.2/32")})
 	waitForRoute(t, frr, "198.51.100.2/32")
 	s.Set(bgp.Desired{Peers: []intent.Peer{lost}, Routes: newRoutes(servicePrefix, "198.51.100.3/32")})
@@ -229,7 +229,7 @@ func TestSessionSurvivesMissingDefaultGateway(t *testing.T) {
 // and without anything to send, only TCP keepalives notice it.
 func TestRouterRestartIsNoticedWithoutHoldTime(t *testing.T) {
 	t.Parallel()
-	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
 	forgets, forgotten := make(chan struct{}), make(chan struct{})
 	quiet := make(chan net.Conn)
 	var again atomic.Bool
@@ -241,7 +241,7 @@ func TestRouterRestartIsNoticedWithoutHoldTime(t *testing.T) {
 		// Read our KEEPALIVE and UPDATE: unacknowledged data would be
 		// retransmitted and notice the loss.
 		for range 2 {
-			if _, err := message.Read(c, make([]byte, message.MaxLength)); err != nil {
+			if _, err := message.ReadMessage(c, make([]byte, message.MaxMessageLength)); err != nil {
 				t.Error(err)
 			}
 		}
@@ -258,7 +258,7 @@ func TestRouterRestartIsNoticedWithoutHoldTime(t *testing.T) {
 		close(forgotten)
 	})
 	s := startSpeaker(t, b.Host("node1"))
-	p := torPeer()
+	p := exampleExternalPeer()
 	p.HoldTime, p.Port = 0, bad.port
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
 	eventually(t, "the router has acknowledged the route", func() error {
@@ -288,10 +288,10 @@ func TestRouterRestartIsNoticedWithoutHoldTime(t *testing.T) {
 // one enabled, and then removes the node's next hop of the other one.
 func TestWithheldRouteHasReason(t *testing.T) {
 	t.Parallel()
-	b := newNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), Text: frrConfig(externalNeighbour)})
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour)})
 	s := startSpeaker(t, b.Host("node1"))
-	p := torPeer()
+	p := exampleExternalPeer()
 	p.IPv6 = true
 	waitForReason := func(want names.Reason, text string) {
 		t.Helper()
@@ -305,10 +305,10 @@ func TestWithheldRouteHasReason(t *testing.T) {
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "2001:db8::1/128")})
 	waitForReason(names.ReasonFamilyNotCarried, "2001:db8::1/128: it does not accept routes of ipv6-unicast")
 	waitForRoute(t, frr, servicePrefix)
-	if err := b.Host("node1").Do(func() error { return netns.SetSysctl("net/ipv6/conf/eth0/disable_ipv6", "1") }); err != nil {
+	if err := b.Host("node1").RunInside(func() error { return netns.SetSysctl("net/ipv6/conf/eth0/disable_ipv6", "1") }); err != nil {
 		t.Fatal(err)
 	}
-	if err := frr.Configure(t.Context(), "router bgp 65000\n"+fmt.Sprintf(activateIPv6, "192.168.0.11")+"\n"); err != nil {
+	if err := frr.Configure(t.Context(), "router bgp 65000\n"+fmt.Sprintf(frrActivateIPv6, "192.168.0.11")+"\n"); err != nil {
 		t.Fatal(err)
 	}
 	waitForReason(names.ReasonNoNextHop, "2001:db8::1/128")

@@ -13,14 +13,14 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// updateTable updates the Table to the desired routes.
-func (w *worker) updateTable() {
-	w.status.WantedRoutes = 0
-	for range w.peerRoutes() {
-		w.status.WantedRoutes++
+// updateRouteTable updates the Table to the desired routes.
+func (w *worker) updateRouteTable() {
+	w.status.WantedRouteCount = 0
+	for range w.routesOfPeer() {
+		w.status.WantedRouteCount++
 	}
-	w.table.Replace(func(yield func(netip.Prefix, PathAttributes) bool) {
-		for r := range w.peerRoutes() {
+	w.table.ReplaceRoutes(func(yield func(netip.Prefix, PathAttributes) bool) {
+		for r := range w.routesOfPeer() {
 			if t, ok := w.pathAttributes(r); ok && !yield(r.Prefix, t) {
 				return
 			}
@@ -28,11 +28,11 @@ func (w *worker) updateTable() {
 	})
 }
 
-// peerRoutes yields the routes for this peer.
-func (w *worker) peerRoutes() iter.Seq[*intent.Route] {
+// routesOfPeer yields the routes for this peer.
+func (w *worker) routesOfPeer() iter.Seq[*intent.Route] {
 	return func(yield func(*intent.Route) bool) {
-		for _, r := range w.order.allRoutes {
-			if slices.Contains(r.Peers, w.name) && !yield(r) {
+		for _, r := range w.currentOrder.allRoutes {
+			if slices.Contains(r.Peers, w.peerName) && !yield(r) {
 				return
 			}
 		}
@@ -46,14 +46,14 @@ const gracefulShutdownCommunity = 0xffff0000
 // returns false when the route is not announced: before the first session, after
 // the withdrawal, or when its attributes do not fit into a message.
 func (w *worker) pathAttributes(r *intent.Route) (PathAttributes, bool) {
-	if w.shutdown == routesWithdrawn {
+	if w.shutdownPhase == shutdownRoutesWithdrawn {
 		return PathAttributes{}, false
 	}
-	t := PathAttributes{NextHop: chooseNextHop(message.FamilyOf(r.Prefix), w.extendedNextHop, w.nextHop4, w.nextHop6), Attributes: r.Attributes}
+	t := PathAttributes{NextHop: chooseNextHop(message.FamilyOf(r.Prefix), w.allowsIPv6NextHop, w.ipv4NextHop, w.ipv6NextHop), Attributes: r.Attributes}
 	if t.Bandwidth > 0 {
-		t.ExtendedCommunities = append(slices.Clone(t.ExtendedCommunities), linkBandwidthCommunity(w.order.peer.LocalASN, t.Bandwidth))
+		t.ExtendedCommunities = append(slices.Clone(t.ExtendedCommunities), linkBandwidthCommunity(w.currentOrder.peer.LocalASN, t.Bandwidth))
 	}
-	if w.shutdown == shutdownAnnounced {
+	if w.shutdownPhase == shutdownAnnounced {
 		t.LocalPref = 1 // the lowest preference: 0 means the default
 		t.Communities = append(slices.Clone(t.Communities), gracefulShutdownCommunity)
 		slices.Sort(t.Communities)
@@ -62,29 +62,29 @@ func (w *worker) pathAttributes(r *intent.Route) (PathAttributes, bool) {
 	return t, t.NextHop.IsValid() && !r.HasTooManyCommunities()
 }
 
-// findWithheld returns why the first route that is missing on the session is
+// findWithheldReason returns why the first route that is missing on the session is
 // not announced. While the node leaves, no route is missing.
-func (w *worker) findWithheld() Withheld {
-	if w.shutdown != noShutdown || w.status.AnnouncedRoutes >= w.status.WantedRoutes {
-		return Withheld{}
+func (w *worker) findWithheldReason() WithheldReason {
+	if w.shutdownPhase != shutdownNotStarted || w.status.AnnouncedRouteCount >= w.status.WantedRouteCount {
+		return WithheldReason{}
 	}
-	for r := range w.peerRoutes() {
+	for r := range w.routesOfPeer() {
 		f := message.FamilyOf(r.Prefix)
 		if !slices.Contains(w.status.Families, f) {
-			return Withheld{names.ReasonFamilyNotCarried, fmt.Sprintf(
+			return WithheldReason{names.ReasonFamilyNotCarried, fmt.Sprintf(
 				"the router does not get %s: it does not accept routes of %s on this session: activate that address family for this neighbour there", r.Prefix, f)}
 		}
 		switch t, ok := w.pathAttributes(r); {
 		case ok:
 		case !t.NextHop.IsValid():
-			return Withheld{names.ReasonNoNextHop, fmt.Sprintf(
+			return WithheldReason{names.ReasonNoNextHop, fmt.Sprintf(
 				"the router does not get %s: the link of this session has no address that can be the next hop of %s routes: add one to the node's link, or remove dualStackAddressFamily", r.Prefix, f)}
 		default:
-			return Withheld{names.ReasonTooManyCommunities, fmt.Sprintf(
+			return WithheldReason{names.ReasonTooManyCommunities, fmt.Sprintf(
 				"the router does not get %s: it has more communities than fit into a message: remove some from its BGPAdvertisements", r.Prefix)}
 		}
 	}
-	return Withheld{}
+	return WithheldReason{}
 }
 
 // linkBandwidthCommunity returns the link bandwidth extended community
@@ -98,7 +98,7 @@ func linkBandwidthCommunity(asn uint32, bytes uint64) [8]byte {
 // stopSession ends the session in order before the worker ends.
 func (w *worker) stopSession(o workerOrder) {
 	w.abortAttempt()
-	if o.removed {
+	if o.peerRemoved {
 		defer w.engine.removeStatus(w)
 	}
 	s := w.session
@@ -106,24 +106,24 @@ func (w *worker) stopSession(o workerOrder) {
 		return
 	}
 	switch {
-	case o.removed:
-		s.terminate(fmt.Errorf("the peer was removed"), w.hardReset(message.NewCease(message.CeaseDeconfigured, "")))
+	case o.peerRemoved:
+		s.endWithNotification(fmt.Errorf("the peer was removed"), w.wrapInHardResetIfNeeded(message.NewCease(message.CeaseDeconfigured, "")))
 		return
-	case !w.order.leaving && s.negotiated.GracefulRestart:
+	case !w.currentOrder.leaving && s.negotiated.GracefulRestart:
 		w.log.Info("the speaker restarts; the router keeps the routes", "router", w.status.Remote)
-		s.terminate(fmt.Errorf("the speaker restarts"), nil)
+		s.endWithNotification(fmt.Errorf("the speaker restarts"), nil)
 		return
 	}
 	w.log.Info("withdrawing the routes before the session ends", "router", w.status.Remote, "routes", w.table.Len())
 	for _, step := range []struct {
 		phase shutdownPhase
 		wait  time.Duration
-	}{{shutdownAnnounced, gracefulShutdownDelay}, {routesWithdrawn, withdrawDelay}} {
-		if w.shutdown >= step.phase {
+	}{{shutdownAnnounced, gracefulShutdownDelay}, {shutdownRoutesWithdrawn, closeAfterWithdrawalDelay}} {
+		if w.shutdownPhase >= step.phase {
 			continue
 		}
-		w.shutdown = step.phase
-		w.updateTable()
+		w.shutdownPhase = step.phase
+		w.updateRouteTable()
 		select {
 		case <-time.After(step.wait):
 		case <-s.ended:
@@ -132,12 +132,12 @@ func (w *worker) stopSession(o workerOrder) {
 			return
 		}
 	}
-	s.terminate(fmt.Errorf("the speaker stops"), w.hardReset(message.NewCease(message.CeaseShutdown, "the speaker stops")))
+	s.endWithNotification(fmt.Errorf("the speaker stops"), w.wrapInHardResetIfNeeded(message.NewCease(message.CeaseShutdown, "the speaker stops")))
 }
 
-// hardReset turns a Cease into a Hard Reset if the router
+// wrapInHardResetIfNeeded turns a Cease into a Hard Reset if the router
 // would keep routes after a Cease (RFC 8538).
-func (w *worker) hardReset(f *message.Notification) *message.Notification {
+func (w *worker) wrapInHardResetIfNeeded(f *message.Notification) *message.Notification {
 	if w.session.negotiated.GracefulNotification {
 		return f.AsHardReset()
 	}
@@ -146,11 +146,11 @@ func (w *worker) hardReset(f *message.Notification) *message.Notification {
 
 // setLeaving starts the graceful shutdown of a leaving node's routes, or cancels it.
 func (w *worker) setLeaving(leaving bool) {
-	w.shutdown = noShutdown
+	w.shutdownPhase = shutdownNotStarted
 	w.shutdownTimer.Stop()
 	if leaving {
 		w.log.Info("the node is leaving: announcing its routes with GRACEFUL_SHUTDOWN, then withdrawing them", "routes", w.table.Len())
-		w.shutdown = shutdownAnnounced
+		w.shutdownPhase = shutdownAnnounced
 		w.shutdownTimer.Reset(gracefulShutdownDelay)
 	}
 }

@@ -14,16 +14,16 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bgp/message"
 )
 
-// session relays messages between the router and the UpdateSource after
+// session relays messages between the router and the UpdateGenerator after
 // the OPENs. The first error on either side ends it.
 type session struct {
-	conn       Conn     // to the router
-	updates    net.Conn // the UpdateSource's messages
-	negotiated Negotiated
-	counter    *messageCounter
-	confirmed  chan struct{} // closed at the router's first KEEPALIVE
-	ended      chan struct{} // closed at the end of the session
-	endReason  error         // set before ended is closed
+	routerConn             Conn     // to the router
+	generatorConn          net.Conn // the UpdateGenerator's messages
+	negotiated             Negotiated
+	counter                *messageCounter
+	firstKeepaliveReceived chan struct{} // closed at the router's first KEEPALIVE
+	ended                  chan struct{} // closed at the end of the session
+	endReason              error         // set before ended is closed
 
 	endOnce            sync.Once
 	writeMutex         sync.Mutex // guards writer
@@ -49,7 +49,7 @@ func (c *messageCounter) countReceived(k message.Type) {
 	c.mu.Unlock()
 }
 
-func (c *messageCounter) counts() MessageCounts {
+func (c *messageCounter) currentCounts() MessageCounts {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.MessageCounts
@@ -61,21 +61,22 @@ const (
 	writeTimeout = 90 * time.Second
 	// notificationTimeout bounds the sending of the last NOTIFICATION.
 	notificationTimeout = time.Second
-	// minRefreshInterval is the shortest time between two answered ROUTE-REFRESHes of
+	// minRouteRefreshInterval is the shortest time between two answered ROUTE-REFRESHes of
 	// one family, since each answer sends every route again.
-	minRefreshInterval = time.Second
+	minRouteRefreshInterval = time.Second
 )
 
-// startRelay starts a session after the OPENs. updates is the UpdateSource's connection.
-func startRelay(conn Conn, updates net.Conn, n Negotiated, counter *messageCounter) *session {
+// startSessionRelay starts a session after the OPENs. updates is the UpdateGenerator's connection.
+func startSessionRelay(conn Conn, updates net.Conn, n Negotiated, counter *messageCounter) *session {
 	s := &session{
-		conn: conn, updates: updates, negotiated: n, counter: counter,
-		confirmed: make(chan struct{}), ended: make(chan struct{}), writer: bufio.NewWriterSize(conn, 1<<16), keepaliveIntervals: make(chan time.Duration, 1),
+		routerConn: conn, generatorConn: updates, negotiated: n, counter: counter,
+		firstKeepaliveReceived: make(chan struct{}), ended: make(chan struct{}), writer: bufio.NewWriterSize(conn, 1<<16), keepaliveIntervals: make(chan time.Duration, 1),
 	}
 	if k, ok := conn.(interface {
 		SetKeepAliveConfig(net.KeepAliveConfig) error
 	}); ok && n.HoldTime == 0 {
-		_ = k.SetKeepAliveConfig(tcpKeepalive) // or a restart of the router would never be noticed
+		// or a restart of the router would never be noticed
+		_ = k.SetKeepAliveConfig(tcpKeepaliveConfig)
 	}
 	go s.relayFromRouter()
 	go s.relayToRouter()
@@ -83,14 +84,14 @@ func startRelay(conn Conn, updates net.Conn, n Negotiated, counter *messageCount
 	return s
 }
 
-// tcpKeepalive is for sessions without a hold time.
-var tcpKeepalive = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 4}
+// tcpKeepaliveConfig is for sessions without a hold time.
+var tcpKeepaliveConfig = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 4}
 
 // sendKeepalives sends our keepalives after the first one, which the
-// UpdateSource sends as the answer to the router's OPEN.
+// UpdateGenerator sends as the answer to the router's OPEN.
 func (s *session) sendKeepalives() {
 	select {
-	case <-s.confirmed:
+	case <-s.firstKeepaliveReceived:
 	case <-s.ended:
 		return
 	}
@@ -130,7 +131,7 @@ func (s *session) writeMessage(t message.Type, m []byte, flush bool) error {
 		timeout = s.negotiated.HoldTime
 	}
 	s.writeMutex.Lock()
-	_ = s.conn.SetWriteDeadline(time.Now().Add(timeout))
+	_ = s.routerConn.SetWriteDeadline(time.Now().Add(timeout))
 	s.counter.countSent(t)
 	_, err := s.writer.Write(m)
 	if err == nil && flush {
@@ -138,19 +139,19 @@ func (s *session) writeMessage(t message.Type, m []byte, flush bool) error {
 	}
 	s.writeMutex.Unlock()
 	if err != nil {
-		s.terminate(fmt.Errorf("sending %s to the router: %w", t, err), nil)
+		s.endWithNotification(fmt.Errorf("sending %s to the router: %w", t, err), nil)
 	}
 	return err
 }
 
-// terminate ends the session. notification is sent to the router unless it is nil.
-func (s *session) terminate(reason error, notification *message.Notification) {
+// endWithNotification ends the session. notification is sent to the router unless it is nil.
+func (s *session) endWithNotification(reason error, notification *message.Notification) {
 	s.endOnce.Do(func() {
 		s.endReason = reason
 		if notification != nil {
 			// The deadline unblocks a writer, and closing the connection one that blocks later.
-			_ = s.conn.SetWriteDeadline(time.Now().Add(notificationTimeout))
-			closing := time.AfterFunc(2*notificationTimeout, func() { s.conn.Close() })
+			_ = s.routerConn.SetWriteDeadline(time.Now().Add(notificationTimeout))
+			closing := time.AfterFunc(2*notificationTimeout, func() { s.routerConn.Close() })
 			defer closing.Stop()
 			s.writeMutex.Lock()
 			_, _ = s.writer.Write(notification.Encode())
@@ -159,8 +160,8 @@ func (s *session) terminate(reason error, notification *message.Notification) {
 			}
 			s.writeMutex.Unlock()
 		}
-		s.updates.Close()
-		go closeConnection(s.conn, notification != nil)
+		s.generatorConn.Close()
+		go closeConnection(s.routerConn, notification != nil)
 		close(s.ended)
 	})
 }
@@ -180,14 +181,14 @@ func closeConnection(c Conn, notified bool) {
 // relayFromRouter reads the router's messages. It drops
 // UPDATEs, so that a flood of routes costs no memory.
 func (s *session) relayFromRouter() {
-	r, buf := bufio.NewReaderSize(s.conn, 1<<16), make([]byte, message.MaxLength)
+	r, buf := bufio.NewReaderSize(s.routerConn, 1<<16), make([]byte, message.MaxMessageLength)
 	refreshes := map[uint16]time.Time{}
 	confirmed := false
 	for {
 		if s.negotiated.HoldTime > 0 {
-			_ = s.conn.SetReadDeadline(time.Now().Add(s.negotiated.HoldTime))
+			_ = s.routerConn.SetReadDeadline(time.Now().Add(s.negotiated.HoldTime))
 		}
-		m, err := message.Read(r, buf)
+		m, err := message.ReadMessage(r, buf)
 		if err != nil {
 			s.handleReadError(err)
 			return
@@ -199,7 +200,7 @@ func (s *session) relayFromRouter() {
 			s.endForProtocolError(&message.Notification{Code: message.CodeFSM, Text: "it sent a second OPEN"})
 			return
 		case message.TypeNotification:
-			s.terminate(receivedNotification{"the router ended the session", message.DecodeNotification(message.BodyOf(m)), s.negotiated.LocalOpen}, nil)
+			s.endWithNotification(receivedNotification{"the router ended the session", message.DecodeNotification(message.BodyOf(m)), s.negotiated.LocalOpen}, nil)
 			return
 		case message.TypeUpdate:
 			if !confirmed {
@@ -210,17 +211,17 @@ func (s *session) relayFromRouter() {
 		case message.TypeKeepalive:
 			if !confirmed {
 				confirmed = true
-				close(s.confirmed)
+				close(s.firstKeepaliveReceived)
 			}
 		case message.TypeRouteRefresh:
 			afi := uint16(message.BodyOf(m)[0])<<8 | uint16(message.BodyOf(m)[1])
-			if time.Since(refreshes[afi]) < minRefreshInterval {
+			if time.Since(refreshes[afi]) < minRouteRefreshInterval {
 				continue
 			}
 			refreshes[afi] = time.Now()
 		}
-		if _, err := s.updates.Write(m); err != nil {
-			s.terminate(fmt.Errorf("the UPDATE encoder closed the session: %w", err), message.NewCease(message.CeaseReset, ""))
+		if _, err := s.generatorConn.Write(m); err != nil {
+			s.endWithNotification(fmt.Errorf("the UPDATE encoder closed the session: %w", err), message.NewCease(message.CeaseReset, ""))
 			return
 		}
 	}
@@ -233,28 +234,28 @@ func (s *session) handleReadError(err error) {
 	case errors.As(err, &notification):
 		s.endForProtocolError(notification)
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		s.terminate(fmt.Errorf("no message from the router for %s, the hold time", s.negotiated.HoldTime), &message.Notification{Code: message.CodeHoldTimer})
+		s.endWithNotification(fmt.Errorf("no message from the router for %s, the hold time", s.negotiated.HoldTime), &message.Notification{Code: message.CodeHoldTimer})
 	case errors.Is(err, io.EOF):
-		s.terminate(errors.New("the router closed the connection without a NOTIFICATION"), nil)
+		s.endWithNotification(errors.New("the router closed the connection without a NOTIFICATION"), nil)
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		s.terminate(errors.New("the router closed the connection in the middle of a message"), nil)
+		s.endWithNotification(errors.New("the router closed the connection in the middle of a message"), nil)
 	default:
-		s.terminate(fmt.Errorf("the connection failed: %w", err), nil)
+		s.endWithNotification(fmt.Errorf("the connection failed: %w", err), nil)
 	}
 }
 
 // endForProtocolError ends the session because the router violated the protocol.
 func (s *session) endForProtocolError(notification *message.Notification) {
-	s.terminate(fmt.Errorf("the router violated the protocol: %w", notification), notification)
+	s.endWithNotification(fmt.Errorf("the router violated the protocol: %w", notification), notification)
 }
 
-// relayToRouter writes the UpdateSource's messages to the router.
+// relayToRouter writes the UpdateGenerator's messages to the router.
 func (s *session) relayToRouter() {
-	r, buf := bufio.NewReaderSize(s.updates, 1<<16), make([]byte, message.MaxLength)
+	r, buf := bufio.NewReaderSize(s.generatorConn, 1<<16), make([]byte, message.MaxMessageLength)
 	for {
-		m, err := message.Read(r, buf)
+		m, err := message.ReadMessage(r, buf)
 		if err != nil {
-			s.terminate(fmt.Errorf("the UPDATE encoder ended the session: %w", err), message.NewCease(message.CeaseReset, ""))
+			s.endWithNotification(fmt.Errorf("the UPDATE encoder ended the session: %w", err), message.NewCease(message.CeaseReset, ""))
 			return
 		}
 		// Messages that arrive together are sent together.
@@ -275,9 +276,9 @@ func exchangeOpens(c Conn, counter *messageCounter, local message.Open, check fu
 		return Negotiated{}, fmt.Errorf("sending our OPEN: %w", err)
 	}
 	counter.countSent(message.TypeOpen)
-	m, err := message.Read(c, make([]byte, message.MaxLength))
+	m, err := message.ReadMessage(c, make([]byte, message.MaxMessageLength))
 	if err != nil {
-		return Negotiated{}, rejectOpen(c, counter, explainOpenError(err))
+		return Negotiated{}, rejectRouterOpen(c, counter, explainOpenError(err))
 	}
 	counter.countReceived(message.TypeOf(m))
 	switch message.TypeOf(m) {
@@ -285,15 +286,15 @@ func exchangeOpens(c Conn, counter *messageCounter, local message.Open, check fu
 		return Negotiated{}, receivedNotification{"the router refused the session", message.DecodeNotification(message.BodyOf(m)), local}
 	case message.TypeOpen:
 	default:
-		return Negotiated{}, rejectOpen(c, counter, &message.Notification{Code: message.CodeFSM, Subcode: 1, Text: fmt.Sprintf("its first message is %s, not OPEN", message.TypeOf(m))})
+		return Negotiated{}, rejectRouterOpen(c, counter, &message.Notification{Code: message.CodeFSM, Subcode: 1, Text: fmt.Sprintf("its first message is %s, not OPEN", message.TypeOf(m))})
 	}
 	remote, err := message.DecodeOpen(message.BodyOf(m))
 	if err != nil {
-		return Negotiated{}, rejectOpen(c, counter, err)
+		return Negotiated{}, rejectRouterOpen(c, counter, err)
 	}
 	negotiated, err := check(remote)
 	if err != nil {
-		return negotiated, rejectOpen(c, counter, err)
+		return negotiated, rejectRouterOpen(c, counter, err)
 	}
 	_ = c.SetDeadline(time.Time{})
 	return negotiated, nil
@@ -310,8 +311,9 @@ func explainOpenError(err error) error {
 	return err
 }
 
-// rejectOpen sends the router a NOTIFICATION, if err is one, and returns the error for the status.
-func rejectOpen(c Conn, counter *messageCounter, err error) error {
+// rejectRouterOpen sends the router a NOTIFICATION, if err is one, and returns the error for the
+// status.
+func rejectRouterOpen(c Conn, counter *messageCounter, err error) error {
 	var notification *message.Notification
 	if !errors.As(err, &notification) {
 		return err

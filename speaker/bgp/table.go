@@ -22,21 +22,21 @@ func (t *PathAttributes) Equal(o *PathAttributes) bool {
 	return t == o || t.NextHop == o.NextHop && t.Attributes.Equal(o.Attributes)
 }
 
-// Change is a change of one prefix: its new Attributes, or nil when it is withdrawn.
-type Change struct {
+// RouteChange is a change of one prefix: its new Attributes, or nil when it is withdrawn.
+type RouteChange struct {
 	Prefix     netip.Prefix
 	Attributes *PathAttributes
 }
 
 // Table holds the routes to announce to one peer: its Adj-RIB-Out (RFC 4271 section 3.2). The
-// peer's worker writes it. The UpdateSource, on another goroutine, reads its Changes. A slow
-// session costs no memory, since only the last change of each prefix is kept.
+// peer's worker writes it. The UpdateGenerator, on another goroutine, reads its PendingChanges. A
+// slow session costs no memory, since only the last change of each prefix is kept.
 type Table struct {
-	mu               sync.Mutex // guards the fields below, and those of Changes
+	mu               sync.Mutex // guards the fields below, and those of PendingChanges
 	routes           map[netip.Prefix]*PathAttributes
 	recentAttributes []*PathAttributes // the latest ones, for sharing
 	// changes are those that the subscriber has not taken yet; nil without a subscriber.
-	changes *Changes
+	changes *PendingChanges
 }
 
 // maxRecentAttributes bounds the search for equal attributes.
@@ -45,16 +45,16 @@ const maxRecentAttributes = 16
 // NewTable returns an empty Table.
 func NewTable() *Table { return &Table{routes: map[netip.Prefix]*PathAttributes{}} }
 
-// Replace sets the routes. It iterates twice when routes are removed.
-func (t *Table) Replace(all iter.Seq2[netip.Prefix, PathAttributes]) {
+// ReplaceRoutes sets the routes. It iterates twice when routes are removed.
+func (t *Table) ReplaceRoutes(all iter.Seq2[netip.Prefix, PathAttributes]) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	wanted := 0
 	for prefix, attributes := range all {
 		wanted++
 		if old, ok := t.routes[prefix]; !ok || !old.Equal(&attributes) {
-			t.routes[prefix] = t.internAttributes(attributes)
-			t.changes.markChanged(prefix)
+			t.routes[prefix] = t.shareEqualAttributes(attributes)
+			t.changes.markPrefixChanged(prefix)
 		}
 	}
 	if len(t.routes) == wanted {
@@ -67,13 +67,13 @@ func (t *Table) Replace(all iter.Seq2[netip.Prefix, PathAttributes]) {
 	for prefix := range t.routes {
 		if _, ok := kept[prefix]; !ok {
 			delete(t.routes, prefix)
-			t.changes.markChanged(prefix)
+			t.changes.markPrefixChanged(prefix)
 		}
 	}
 }
 
-// internAttributes returns equal attributes that are in use already, or a pointer to these.
-func (t *Table) internAttributes(attributes PathAttributes) *PathAttributes {
+// shareEqualAttributes returns equal attributes that are in use already, or a pointer to these.
+func (t *Table) shareEqualAttributes(attributes PathAttributes) *PathAttributes {
 	for _, recent := range t.recentAttributes {
 		if recent.Equal(&attributes) {
 			return recent
@@ -103,71 +103,71 @@ func (t *Table) Len(families ...message.Family) int {
 	return n
 }
 
-// Subscribe returns the Changes of the Table. The first ones are all its routes.
+// Subscribe returns the PendingChanges of the Table. The first ones are all its routes.
 // A Table has one subscriber: an earlier one gets no more changes.
-func (t *Table) Subscribe() *Changes {
+func (t *Table) Subscribe() *PendingChanges {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.changes = &Changes{
-		table:           t,
-		ready:           make(chan struct{}, 1),
-		changedPrefixes: map[netip.Prefix]struct{}{},
-		resendFamilies:  []message.Family{message.IPv4, message.IPv6},
+	t.changes = &PendingChanges{
+		table:            t,
+		ready:            make(chan struct{}, 1),
+		changedPrefixes:  map[netip.Prefix]struct{}{},
+		familiesToResend: []message.Family{message.IPv4, message.IPv6},
 	}
 	t.changes.signalReady()
 	return t.changes
 }
 
-// Changes are the changes of a Table since the last TakePending.
-type Changes struct {
-	table           *Table
-	ready           chan struct{}
-	changedPrefixes map[netip.Prefix]struct{}
-	resendFamilies  []message.Family // every route of these is pending
+// PendingChanges are the changes of a Table since the last TakePending.
+type PendingChanges struct {
+	table            *Table
+	ready            chan struct{}
+	changedPrefixes  map[netip.Prefix]struct{}
+	familiesToResend []message.Family // every route of these is pending
 }
 
 // Ready is ready to read when there may be pending changes.
-func (c *Changes) Ready() <-chan struct{} { return c.ready }
+func (c *PendingChanges) Ready() <-chan struct{} { return c.ready }
 
 // TakePending returns the pending changes, in no order.
-func (c *Changes) TakePending() []Change {
+func (c *PendingChanges) TakePending() []RouteChange {
 	c.table.mu.Lock()
 	defer c.table.mu.Unlock()
-	out := make([]Change, 0, len(c.changedPrefixes)+len(c.resendFamilies)*len(c.table.routes)/2)
+	out := make([]RouteChange, 0, len(c.changedPrefixes)+len(c.familiesToResend)*len(c.table.routes)/2)
 	for p := range c.changedPrefixes {
-		if t := c.table.routes[p]; t == nil || !slices.Contains(c.resendFamilies, message.FamilyOf(p)) {
-			out = append(out, Change{p, t})
+		if t := c.table.routes[p]; t == nil || !slices.Contains(c.familiesToResend, message.FamilyOf(p)) {
+			out = append(out, RouteChange{p, t})
 		}
 	}
-	if len(c.resendFamilies) > 0 {
+	if len(c.familiesToResend) > 0 {
 		for p, t := range c.table.routes {
-			if slices.Contains(c.resendFamilies, message.FamilyOf(p)) {
-				out = append(out, Change{p, t})
+			if slices.Contains(c.familiesToResend, message.FamilyOf(p)) {
+				out = append(out, RouteChange{p, t})
 			}
 		}
 	}
-	c.resendFamilies, c.changedPrefixes = nil, map[netip.Prefix]struct{}{} // a map never shrinks
+	c.familiesToResend, c.changedPrefixes = nil, map[netip.Prefix]struct{}{} // a map never shrinks
 	return out
 }
 
 // ResendFamily makes every route of a family pending again (RFC 2918).
-func (c *Changes) ResendFamily(f message.Family) {
+func (c *PendingChanges) ResendFamily(f message.Family) {
 	c.table.mu.Lock()
 	defer c.table.mu.Unlock()
-	if !slices.Contains(c.resendFamilies, f) {
-		c.resendFamilies = append(c.resendFamilies, f)
+	if !slices.Contains(c.familiesToResend, f) {
+		c.familiesToResend = append(c.familiesToResend, f)
 	}
 	c.signalReady()
 }
 
-func (c *Changes) markChanged(p netip.Prefix) {
+func (c *PendingChanges) markPrefixChanged(p netip.Prefix) {
 	if c != nil {
 		c.changedPrefixes[p] = struct{}{}
 		c.signalReady()
 	}
 }
 
-func (c *Changes) signalReady() {
+func (c *PendingChanges) signalReady() {
 	select {
 	case c.ready <- struct{}{}:
 	default:

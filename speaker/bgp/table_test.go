@@ -14,8 +14,8 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// hostPrefixes returns n host prefixes of both families.
-func hostPrefixes(n int) []netip.Prefix {
+// numberedHostPrefixes returns n host prefixes of both families.
+func numberedHostPrefixes(n int) []netip.Prefix {
 	var out []netip.Prefix
 	for i := range n {
 		a := netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})
@@ -41,7 +41,7 @@ func routesWithMED(prefixes map[netip.Prefix]uint32) iter.Seq2[netip.Prefix, bgp
 // TestChangesReflectTable changes the table at random while a
 // subscriber reads the changes on another goroutine.
 func TestChangesReflectTable(t *testing.T) {
-	random, prefixes := rand.New(rand.NewPCG(3, 4)), hostPrefixes(60)
+	random, prefixes := rand.New(rand.NewPCG(3, 4)), numberedHostPrefixes(60)
 	table := bgp.NewTable()
 	has := map[netip.Prefix]uint32{}
 	edit := func() {
@@ -51,7 +51,7 @@ func TestChangesReflectTable(t *testing.T) {
 				has[p] = uint32(random.IntN(40))
 			}
 		}
-		table.Replace(routesWithMED(has))
+		table.ReplaceRoutes(routesWithMED(has))
 	}
 	for range 20 {
 		changes := table.Subscribe()
@@ -87,12 +87,12 @@ func TestChangesReflectTable(t *testing.T) {
 }
 
 func TestChangesResendFamily(t *testing.T) {
-	prefixes, table := hostPrefixes(4), bgp.NewTable()
+	prefixes, table := numberedHostPrefixes(4), bgp.NewTable()
 	has := map[netip.Prefix]uint32{prefixes[0]: 1, prefixes[1]: 1, prefixes[2]: 1}
-	table.Replace(routesWithMED(has))
+	table.ReplaceRoutes(routesWithMED(has))
 	previous := table.Subscribe()
 	changes := table.Subscribe()
-	pending := func(c *bgp.Changes) (out []netip.Prefix) {
+	pending := func(c *bgp.PendingChanges) (out []netip.Prefix) {
 		for _, change := range c.TakePending() {
 			out = append(out, change.Prefix)
 		}
@@ -107,15 +107,15 @@ func TestChangesResendFamily(t *testing.T) {
 	}
 	want("at first", pending(changes), prefixes[0], prefixes[2], prefixes[1])
 	want("no changes", pending(changes))
-	table.Replace(routesWithMED(has))
+	table.ReplaceRoutes(routesWithMED(has))
 	want("the same routes again", pending(changes))
 	changes.ResendFamily(message.IPv4)
 	delete(has, prefixes[0])
 	has[prefixes[3]] = 2
-	table.Replace(routesWithMED(has))
+	table.ReplaceRoutes(routesWithMED(has))
 	want("a family is sent again, with other changes", pending(changes), prefixes[0], prefixes[2], prefixes[3])
 	pending(previous)
-	table.Replace(routesWithMED(map[netip.Prefix]uint32{}))
+	table.ReplaceRoutes(routesWithMED(map[netip.Prefix]uint32{}))
 	want("nothing for the previous subscriber", pending(previous))
 	want("all are withdrawn", pending(changes), prefixes[2], prefixes[1], prefixes[3])
 	if n := table.Len(); n != 0 {
@@ -127,7 +127,7 @@ func TestChangesResendFamily(t *testing.T) {
 func TestTableUsesLittleMemoryPerRoute(t *testing.T) {
 	const many, most = 10000, 120
 	has := map[netip.Prefix]uint32{}
-	for _, p := range hostPrefixes(many) {
+	for _, p := range numberedHostPrefixes(many) {
 		has[p] = 7
 	}
 	heap := func() uint64 {
@@ -140,7 +140,7 @@ func TestTableUsesLittleMemoryPerRoute(t *testing.T) {
 	before := heap()
 	table := bgp.NewTable()
 	changes := table.Subscribe()
-	table.Replace(routesWithMED(has))
+	table.ReplaceRoutes(routesWithMED(has))
 	if n := len(changes.TakePending()); n != many {
 		t.Fatalf("%d routes are pending", n)
 	}

@@ -23,40 +23,40 @@ type workerOrder struct {
 	leaving   bool
 	// stop ends the worker, since the speaker stops or the peer was removed.
 	stop bool
-	// removed means that the peer is no longer configured.
-	removed bool
+	// peerRemoved means that the peer is no longer configured.
+	peerRemoved bool
 }
 
 // worker owns one peer: its session and the Table of its
 // routes. Only run uses the fields from ctx on.
 type worker struct {
-	engine    *Engine
-	name      string
-	log       *slog.Logger
-	orders    chan workerOrder // holds the latest
-	bfdEvents chan bfd.Event
-	incoming  chan Conn // a connection that the router opened
-	done      chan struct{}
-	counter   messageCounter
+	engine              *Engine
+	peerName            string
+	log                 *slog.Logger
+	latestOrder         chan workerOrder // holds the latest
+	bfdEvents           chan bfd.Event
+	incomingConnections chan Conn // a connection that the router opened
+	done                chan struct{}
+	counter             messageCounter
 
-	ctx             context.Context
-	order           workerOrder // the latest
-	status          Status
-	table           *Table // the routes to announce
-	session         *session
-	confirmed       <-chan struct{} // of session; nil once it was handled
-	nextHop4        netip.Addr      // invalid if the session has none
-	nextHop6        netip.Addr      // invalid if the session has none
-	extendedNextHop bool            // IPv4 routes may have IPv6 next hops
+	ctx               context.Context
+	currentOrder      workerOrder // the latest
+	status            Status
+	table             *Table // the routes to announce
+	session           *session
+	sessionConfirmed  <-chan struct{} // of session; nil once it was handled
+	ipv4NextHop       netip.Addr      // invalid if the session has none
+	ipv6NextHop       netip.Addr      // invalid if the session has none
+	allowsIPv6NextHop bool            // IPv4 routes may have IPv6 next hops
 
-	attemptDone      <-chan attemptResult // result of the attempt under way; nil without one
-	cancelAttempt    context.CancelFunc
-	failures         int
-	lastNotification *receivedNotification // since the last established session; nil without one
-	retryTimer       *time.Timer
-	shutdown         shutdownPhase
-	shutdownTimer    *time.Timer
-	restarting       bool // no session was established since the process started
+	attemptDone         <-chan attemptResult // result of the attempt under way; nil without one
+	cancelAttempt       context.CancelFunc
+	failedAttemptCount  int
+	lastNotification    *receivedNotification // since the last established session; nil without one
+	retryTimer          *time.Timer
+	shutdownPhase       shutdownPhase
+	shutdownTimer       *time.Timer
+	noSessionSinceStart bool // no session was established since the process started
 }
 
 // attemptResult is the result of an attempt to connect.
@@ -70,9 +70,9 @@ type attemptResult struct {
 type shutdownPhase uint8
 
 const (
-	noShutdown        shutdownPhase = iota
-	shutdownAnnounced               // announced with GRACEFUL_SHUTDOWN
-	routesWithdrawn
+	shutdownNotStarted shutdownPhase = iota
+	shutdownAnnounced                // announced with GRACEFUL_SHUTDOWN
+	shutdownRoutesWithdrawn
 )
 
 // Timers of a worker.
@@ -81,30 +81,30 @@ const (
 	// GRACEFUL_SHUTDOWN and withdrawing them. The router installs other paths
 	// meanwhile (RFC 8326 section 4.1 asks for the convergence time).
 	gracefulShutdownDelay = 500 * time.Millisecond
-	// withdrawDelay is the time between the withdrawal and the end of
+	// closeAfterWithdrawalDelay is the time between the withdrawal and the end of
 	// the session. The router has read the withdrawal by then.
-	withdrawDelay = 100 * time.Millisecond
+	closeAfterWithdrawalDelay = 100 * time.Millisecond
 	// firstRetryDelay is the delay after the first failure. It doubles with each further failure.
 	firstRetryDelay = 250 * time.Millisecond
 	// maxRetryDelay applies where connectTime is not set.
 	maxRetryDelay = 10 * time.Second
-	// stableInterval is how long a session must be established
+	// stableSessionInterval is how long a session must be established
 	// for an immediate reconnect after its end.
-	stableInterval = 10 * time.Second
+	stableSessionInterval = 10 * time.Second
 )
 
 func newWorker(e *Engine, name string) *worker {
 	w := &worker{
-		engine:     e,
-		name:       name,
-		log:        e.options.Log.With("peer", name),
-		orders:     make(chan workerOrder, 1),
-		bfdEvents:  make(chan bfd.Event, 16),
-		incoming:   make(chan Conn, 1),
-		done:       make(chan struct{}),
-		status:     Status{Peer: name, State: Idle, Since: time.Now()},
-		table:      NewTable(),
-		restarting: true,
+		engine:              e,
+		peerName:            name,
+		log:                 e.options.Log.With("peer", name),
+		latestOrder:         make(chan workerOrder, 1),
+		bfdEvents:           make(chan bfd.Event, 16),
+		incomingConnections: make(chan Conn, 1),
+		done:                make(chan struct{}),
+		status:              Status{Peer: name, State: Idle, StateSince: time.Now()},
+		table:               NewTable(),
+		noSessionSinceStart: true,
 	}
 	w.status.counter = &w.counter
 	return w
@@ -114,14 +114,14 @@ func newWorker(e *Engine, name string) *worker {
 func (w *worker) sendOrder(o workerOrder) {
 	for {
 		select {
-		case w.orders <- o:
+		case w.latestOrder <- o:
 			return
 		case <-w.done:
 			return
 		default:
 		}
 		select {
-		case <-w.orders:
+		case <-w.latestOrder:
 		default:
 		}
 	}
@@ -133,7 +133,7 @@ func (w *worker) run(ctx context.Context) {
 	w.retryTimer, w.shutdownTimer = time.NewTimer(time.Hour), time.NewTimer(time.Hour)
 	w.retryTimer.Stop()
 	w.shutdownTimer.Stop()
-	defer w.cleanUp()
+	defer w.closeConnections()
 	first := true
 	for {
 		var ended <-chan struct{}
@@ -143,10 +143,10 @@ func (w *worker) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			if w.session != nil {
-				w.session.terminate(ctx.Err(), nil)
+				w.session.endWithNotification(ctx.Err(), nil)
 			}
 			return
-		case o := <-w.orders:
+		case o := <-w.latestOrder:
 			if o.stop {
 				w.stopSession(o)
 				return
@@ -158,28 +158,28 @@ func (w *worker) run(ctx context.Context) {
 		case a := <-w.attemptDone:
 			w.attemptDone = nil
 			w.startSession(a)
-		case <-w.confirmed:
-			w.confirmed = nil
+		case <-w.sessionConfirmed:
+			w.sessionConfirmed = nil
 			w.recordEstablished()
 		case <-ended:
 			w.endSession()
 		case v := <-w.bfdEvents:
 			w.handleBFDEvent(v)
-		case c := <-w.incoming:
+		case c := <-w.incomingConnections:
 			w.acceptConnection(c)
 		case <-w.shutdownTimer.C:
-			w.shutdown = routesWithdrawn
-			w.updateTable()
+			w.shutdownPhase = shutdownRoutesWithdrawn
+			w.updateRouteTable()
 		}
 		w.reportStatus()
 	}
 }
 
-// cleanUp ends the attempt and closes a waiting connection.
-func (w *worker) cleanUp() {
+// closeConnections ends the attempt and closes a waiting connection.
+func (w *worker) closeConnections() {
 	w.abortAttempt()
 	select {
-	case c := <-w.incoming:
+	case c := <-w.incomingConnections:
 		c.Close()
 	default:
 	}
@@ -201,8 +201,8 @@ func (w *worker) abortAttempt() {
 // applyOrder applies an order. The session is reset only if
 // the edit changes our OPEN or the connection.
 func (w *worker) applyOrder(o workerOrder, first bool) {
-	previous := w.order
-	w.order = o
+	previous := w.currentOrder
+	w.currentOrder = o
 	if o.leaving != previous.leaving {
 		w.setLeaving(o.leaving)
 	}
@@ -213,24 +213,24 @@ func (w *worker) applyOrder(o workerOrder, first bool) {
 		w.log.Info("the peer's configuration changed; reconnecting")
 		w.abortAttempt()
 		if w.session != nil {
-			w.session.terminate(fmt.Errorf("the peer's configuration changed"), message.NewCease(message.CeaseConfigChange, ""))
+			w.session.endWithNotification(fmt.Errorf("the peer's configuration changed"), message.NewCease(message.CeaseConfigChange, ""))
 			w.endSession()
 		}
-		w.failures, w.lastNotification = 0, nil
+		w.failedAttemptCount, w.lastNotification = 0, nil
 		w.retryTimer.Reset(0)
 	case previous.peer.Password != o.peer.Password && !o.peer.Blocked.IsSet():
 		w.changePassword()
 	case previous.peer.Blocked != o.peer.Blocked && w.session == nil:
 		w.abortAttempt()
-		w.failures = 0
+		w.failedAttemptCount = 0
 		w.retryTimer.Reset(0)
 	}
-	w.applyTimers(&previous.peer)
-	w.updateTable()
+	w.applyTimerEdits(&previous.peer)
+	w.updateRouteTable()
 }
 
-// isSameSession reports whether both configurations need the same OPEN and connection.
-func isSameSession(a, b *intent.Peer) bool {
+// needSameSession reports whether both configurations need the same OPEN and connection.
+func needSameSession(a, b *intent.Peer) bool {
 	x, y := *a, *b
 	for _, p := range []*intent.Peer{&x, &y} {
 		p.Password, p.Blocked, p.BFD, p.ConnectTime, p.KeepaliveTime = "", intent.BlockReason{}, nil, 0, 0
@@ -242,12 +242,12 @@ func isSameSession(a, b *intent.Peer) bool {
 func (w *worker) changePassword() {
 	if w.session == nil {
 		w.abortAttempt()
-		w.failures = 0
+		w.failedAttemptCount = 0
 		w.retryTimer.Reset(0)
 		return
 	}
-	if err := w.session.conn.SetPassword(w.order.peer.Password); err != nil {
-		w.session.terminate(err, message.NewCease(message.CeaseReset, "new password"))
+	if err := w.session.routerConn.SetPassword(w.currentOrder.peer.Password); err != nil {
+		w.session.endWithNotification(err, message.NewCease(message.CeaseReset, "new password"))
 		return
 	}
 	w.log.Info("the password of the session changed; change it on the router before the hold time ends", "hold", w.session.negotiated.HoldTime)
@@ -255,12 +255,12 @@ func (w *worker) changePassword() {
 
 // connectToRouter starts an attempt unless a session or an attempt exists or the peer is blocked.
 func (w *worker) connectToRouter() {
-	p := w.order.peer
+	p := w.currentOrder.peer
 	switch {
 	case w.session != nil || w.attemptDone != nil:
 		return
 	case p.Blocked.IsSet():
-		w.recordFailure(errors.New(p.Blocked.Text))
+		w.recordAttemptFailure(errors.New(p.Blocked.Text))
 		return
 	case p.Passive:
 		w.enterState(Active)
@@ -274,9 +274,9 @@ func (w *worker) connectToRouter() {
 // session wins unless graceful restart was negotiated: then a new connection
 // means that the router has restarted (RFC 4724 section 5).
 func (w *worker) acceptConnection(c Conn) {
-	p := w.order.peer
+	p := w.currentOrder.peer
 	if w.session != nil && w.session.negotiated.GracefulRestart {
-		w.session.terminate(errors.New("the router opened a new connection"), nil)
+		w.session.endWithNotification(errors.New("the router opened a new connection"), nil)
 		w.endSession()
 	}
 	if !p.Passive || p.Blocked.IsSet() || w.session != nil || w.attemptDone != nil {
@@ -292,11 +292,11 @@ func (w *worker) acceptConnection(c Conn) {
 
 // startAttempt starts an attempt on the connection that connect returns.
 func (w *worker) startAttempt(connect func(context.Context) (Conn, error)) {
-	p := w.order.peer
+	p := w.currentOrder.peer
 	ctx, cancel := context.WithCancel(w.ctx)
 	result := make(chan attemptResult, 1)
 	w.attemptDone, w.cancelAttempt = result, cancel
-	restarted := w.restarting
+	restarted := w.noSessionSinceStart
 	go func() {
 		defer cancel()
 		result <- w.attemptSession(ctx, p, restarted, connect)
@@ -315,7 +315,7 @@ func (w *worker) attemptSession(ctx context.Context, p intent.Peer, restarted bo
 	}
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
-	ipv4, _ := c.NextHops()
+	ipv4, _ := c.LocalNextHops()
 	local := buildOpen(&p, chooseRouterID(p.RouterID, ipv4, w.engine.options.NodeName), restarted)
 	a, err := exchangeOpens(c, &w.counter, local, func(remote message.Open) (Negotiated, error) { return negotiate(&p, local, remote) })
 	if err != nil {
@@ -327,7 +327,7 @@ func (w *worker) attemptSession(ctx context.Context, p intent.Peer, restarted bo
 
 // dialOptions returns where and how to connect to a peer.
 func dialOptions(p *intent.Peer) DialOptions {
-	o := DialOptions{Remote: netip.AddrPortFrom(p.Address, p.Port), Source: p.SourceAddress, Device: p.Device, Password: p.Password, TTL: 255}
+	o := DialOptions{RouterAddress: netip.AddrPortFrom(p.Address, p.Port), LocalAddress: p.SourceAddress, Device: p.Device, Password: p.Password, TTL: 255}
 	switch {
 	case p.MaxHops > 0:
 		o.MinTTL = 255 - (p.MaxHops - 1)
@@ -340,34 +340,34 @@ func dialOptions(p *intent.Peer) DialOptions {
 // startSession starts the session after a successful attempt.
 func (w *worker) startSession(a attemptResult) {
 	if a.err != nil {
-		w.recordFailure(a.err)
+		w.recordAttemptFailure(a.err)
 		return
 	}
 	w.setNextHops(a)
-	updates := w.engine.options.UpdateSource.OpenConnection(a.negotiated, w.order.peer.LocalASN, w.table)
-	w.session = startRelay(a.conn, updates, a.negotiated, &w.counter)
-	w.confirmed = w.session.confirmed
+	updates := w.engine.options.UpdateGenerator.OpenUpdateConnection(a.negotiated, w.currentOrder.peer.LocalASN, w.table)
+	w.session = startSessionRelay(a.conn, updates, a.negotiated, &w.counter)
+	w.sessionConfirmed = w.session.firstKeepaliveReceived
 	w.enterState(OpenSent)
 }
 
 // setNextHops sets the next hops of the routes.
 func (w *worker) setNextHops(a attemptResult) {
-	w.nextHop4, w.nextHop6 = a.conn.NextHops()
-	w.extendedNextHop = a.negotiated.ExtendedNextHop
-	if local, ok := a.conn.LocalAddr().(*net.TCPAddr); ok && w.order.peer.Unnumbered {
+	w.ipv4NextHop, w.ipv6NextHop = a.conn.LocalNextHops()
+	w.allowsIPv6NextHop = a.negotiated.ExtendedNextHop
+	if local, ok := a.conn.LocalAddr().(*net.TCPAddr); ok && w.currentOrder.peer.Unnumbered {
 		// The router knows only this link's own address. Other
 		// addresses of the node may be unknown there.
-		if w.nextHop6 = local.AddrPort().Addr(); w.extendedNextHop {
-			w.nextHop4 = netip.Addr{}
+		if w.ipv6NextHop = local.AddrPort().Addr(); w.allowsIPv6NextHop {
+			w.ipv4NextHop = netip.Addr{}
 		}
 	}
-	w.updateTable()
+	w.updateRouteTable()
 }
 
 // recordEstablished records that the router has confirmed the session.
 func (w *worker) recordEstablished() {
 	a := w.session.negotiated
-	w.restarting, w.lastNotification = false, nil
+	w.noSessionSinceStart, w.lastNotification = false, nil
 	w.status.EstablishedCount++
 	w.status.Families, w.status.ASN, w.status.HoldTime, w.status.GracefulRestart = a.Families, a.RemoteOpen.ASN, a.HoldTime, a.GracefulRestart
 	w.enterState(Established)
@@ -377,24 +377,24 @@ func (w *worker) recordEstablished() {
 // endSession records the end of the session and schedules the
 // next attempt: at once after a stable session.
 func (w *worker) endSession() {
-	if w.status.State == Established && time.Now().Sub(w.status.Since) >= stableInterval {
-		w.failures = -1
+	if w.status.State == Established && time.Now().Sub(w.status.StateSince) >= stableSessionInterval {
+		w.failedAttemptCount = -1
 	}
 	err := w.session.endReason
-	w.session, w.confirmed = nil, nil
-	w.recordFailure(err)
+	w.session, w.sessionConfirmed = nil, nil
+	w.recordAttemptFailure(err)
 }
 
-// recordFailure records why there is no session and schedules the next attempt.
-func (w *worker) recordFailure(err error) {
+// recordAttemptFailure records why there is no session and schedules the next attempt.
+func (w *worker) recordAttemptFailure(err error) {
 	err = w.addLastNotification(err)
 	if text := err.Error(); text != w.status.LastError || w.status.State == Established {
 		w.log.Warn("no session", "router", w.status.Remote, "error", text)
 		w.status.LastError = text
 	}
 	w.enterState(Idle)
-	w.retryTimer.Reset(retryDelay(w.failures, w.order.peer.ConnectTime))
-	w.failures++
+	w.retryTimer.Reset(retryDelay(w.failedAttemptCount, w.currentOrder.peer.ConnectTime))
+	w.failedAttemptCount++
 }
 
 // retryDelay returns the delay before the next attempt. It doubles with each
@@ -413,18 +413,18 @@ func retryDelay(failures int, longest time.Duration) time.Duration {
 
 func (w *worker) enterState(s State) {
 	if w.status.State != s {
-		w.status.State, w.status.Since = s, time.Now()
+		w.status.State, w.status.StateSince = s, time.Now()
 	}
 }
 
 // reportStatus reports the Status to the Engine.
 func (w *worker) reportStatus() {
-	w.status.Remote = netip.AddrPortFrom(w.order.peer.Address, w.order.peer.Port)
-	w.status.AnnouncedRoutes, w.status.Reason, w.status.Withheld = 0, names.Reason(w.order.peer.Blocked.Reason), Withheld{}
+	w.status.Remote = netip.AddrPortFrom(w.currentOrder.peer.Address, w.currentOrder.peer.Port)
+	w.status.AnnouncedRouteCount, w.status.Reason, w.status.Withheld = 0, names.Reason(w.currentOrder.peer.Blocked.Reason), WithheldReason{}
 	if w.status.State == Established {
 		w.status.Reason = ""
-		w.status.AnnouncedRoutes = w.table.Len(w.status.Families...)
-		w.status.Withheld = w.findWithheld()
+		w.status.AnnouncedRouteCount = w.table.Len(w.status.Families...)
+		w.status.Withheld = w.findWithheldReason()
 	}
 	w.engine.recordStatus(w.status)
 }

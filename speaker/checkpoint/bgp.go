@@ -11,36 +11,36 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// peerEntry is an intent.Peer without its password, which must not be on a disk. Signed is set if
+// savedPeer is an intent.Peer without its password, which must not be on a disk. Signed is set if
 // the peer has one.
-type peerEntry struct {
+type savedPeer struct {
 	intent.Peer
 	Signed bool `json:",omitempty"`
 }
 
-// routeGroup is routes with the same peers and attributes. Thousands of Services share one.
-type routeGroup struct {
+// savedRouteGroup is routes with the same peers and attributes. Thousands of Services share one.
+type savedRouteGroup struct {
 	Peers      []string
 	Attributes intent.Attributes
 	Prefixes   []netip.Prefix
 }
 
-// groupLookback bounds how many groups are compared with each route.
-const groupLookback = 8
+// maxComparedGroups bounds how many groups are compared with each route.
+const maxComparedGroups = 8
 
-func packBGP(d bgp.Desired) (peers []peerEntry, groups []routeGroup) {
+func packBGPState(d bgp.Desired) (peers []savedPeer, groups []savedRouteGroup) {
 	for _, p := range d.Peers {
 		signed := p.Password != ""
 		p.Password = ""
-		peers = append(peers, peerEntry{p, signed})
+		peers = append(peers, savedPeer{p, signed})
 	}
 	for _, r := range d.Routes {
-		last := groups[max(0, len(groups)-groupLookback):]
-		i := slices.IndexFunc(last, func(g routeGroup) bool {
+		last := groups[max(0, len(groups)-maxComparedGroups):]
+		i := slices.IndexFunc(last, func(g savedRouteGroup) bool {
 			return slices.Equal(g.Peers, r.Peers) && g.Attributes.Equal(r.Attributes)
 		})
 		if i < 0 {
-			groups = append(groups, routeGroup{
+			groups = append(groups, savedRouteGroup{
 				Peers: r.Peers, Attributes: r.Attributes, Prefixes: []netip.Prefix{r.Prefix},
 			})
 			continue
@@ -50,8 +50,8 @@ func packBGP(d bgp.Desired) (peers []peerEntry, groups []routeGroup) {
 	return peers, groups
 }
 
-// unpackBGP returns the peers and routes to resume with. It blocks peers with a password.
-func unpackBGP(peers []peerEntry, groups []routeGroup) (bgp.Desired, error) {
+// unpackBGPState returns the peers and routes to resume with. It blocks peers with a password.
+func unpackBGPState(peers []savedPeer, groups []savedRouteGroup) (bgp.Desired, error) {
 	var d bgp.Desired
 	known := map[string]bool{}
 	for _, p := range peers {

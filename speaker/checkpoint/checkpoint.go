@@ -34,26 +34,26 @@ type NodeState struct {
 	agent.Checkpoint
 }
 
-// fileName is the name of the file in its directory.
-const fileName = "speaker.json"
+// checkpointFileName is the name of the file in its directory.
+const checkpointFileName = "speaker.json"
 
-// bootIDFile is a kernel file that identifies the boot of the machine.
-const bootIDFile = "/proc/sys/kernel/random/boot_id"
+// bootIDPath is a kernel file that identifies the boot of the machine.
+const bootIDPath = "/proc/sys/kernel/random/boot_id"
 
 // Store saves NodeStates in a directory. Run writes them.
 type Store struct {
 	directory, bootID string
 	log               *slog.Logger
-	unwritten         chan NodeState
+	unwrittenState    chan NodeState
 }
 
 // New returns a Store for the directory, which must exist. With an empty name or a missing
 // directory the Store saves nothing.
 func New(dir string, log *slog.Logger) *Store {
-	boot, err := os.ReadFile(bootIDFile)
+	boot, err := os.ReadFile(bootIDPath)
 	s := &Store{
 		directory: dir, bootID: strings.TrimSpace(string(boot)), log: log,
-		unwritten: make(chan NodeState, 1),
+		unwrittenState: make(chan NodeState, 1),
 	}
 	if dir == "" || err != nil {
 		s.directory = ""
@@ -73,7 +73,7 @@ func (s *Store) LoadState(node string) *NodeState {
 	if s.directory == "" {
 		return nil
 	}
-	b, err := os.ReadFile(filepath.Join(s.directory, fileName))
+	b, err := os.ReadFile(filepath.Join(s.directory, checkpointFileName))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
@@ -84,11 +84,11 @@ func (s *Store) LoadState(node string) *NodeState {
 	switch {
 	case err != nil:
 		s.log.Warn("the checkpoint of this node's last speaker is not usable",
-			"file", filepath.Join(s.directory, fileName), "reason", err.Error())
+			"file", filepath.Join(s.directory, checkpointFileName), "reason", err.Error())
 		return nil
 	case state.Node != node:
 		s.log.Warn("the checkpoint belongs to another node",
-			"file", filepath.Join(s.directory, fileName), "node", state.Node)
+			"file", filepath.Join(s.directory, checkpointFileName), "node", state.Node)
 		return nil
 	}
 	return &state
@@ -98,10 +98,10 @@ func (s *Store) LoadState(node string) *NodeState {
 // Only one goroutine may call it.
 func (s *Store) SaveState(state NodeState) {
 	select {
-	case <-s.unwritten:
+	case <-s.unwrittenState:
 	default:
 	}
-	s.unwritten <- state
+	s.unwrittenState <- state
 }
 
 // Run writes states until ctx ends.
@@ -111,7 +111,7 @@ func (s *Store) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case state := <-s.unwritten:
+		case state := <-s.unwrittenState:
 			if s.directory == "" {
 				continue
 			}
@@ -130,15 +130,15 @@ func (s *Store) writeFile(state NodeState) error {
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(s.directory, fileName)
+	path := filepath.Join(s.directory, checkpointFileName)
 	if err := os.WriteFile(path+".new", b, 0o600); err != nil {
 		return err
 	}
 	return os.Rename(path+".new", path)
 }
 
-// formatVersion is the version of the file format. Files of other versions are not used.
-const formatVersion = 1
+// fileFormatVersion is the version of the file format. Files of other versions are not used.
+const fileFormatVersion = 1
 
 // fileContent is the second line of the file. The first line is the SHA-256 of the second.
 type fileContent struct {
@@ -151,16 +151,16 @@ type fileContent struct {
 	MemberAddresses []netip.Addr `json:"Peers"`
 	Claims          []elect.Claim
 	Candidates      []map[string]int // scores by node
-	Bids            []bidEntry
+	Bids            []savedBid
 	// Routers and Routes are for BGP. Leaving is set when the routes were being withdrawn.
-	Routers []peerEntry  `json:",omitempty"`
-	Routes  []routeGroup `json:",omitempty"`
-	Leaving bool         `json:",omitempty"`
+	Routers []savedPeer       `json:",omitempty"`
+	Routes  []savedRouteGroup `json:",omitempty"`
+	Leaving bool              `json:",omitempty"`
 }
 
-// bidEntry is an intent.Bid. Its candidates are an index into those of the file, since thousands of
+// savedBid is an intent.Bid. Its candidates are an index into those of the file, since thousands of
 // addresses share them.
-type bidEntry struct {
+type savedBid struct {
 	Address    netip.Addr
 	Candidates int
 	Siblings   []netip.Addr `json:",omitempty"`
@@ -170,24 +170,24 @@ type bidEntry struct {
 
 func encodeFile(s NodeState, boot string) ([]byte, error) {
 	c := fileContent{
-		Version: formatVersion, Boot: boot, Node: s.Node, Address: s.Address, Key: s.Key,
+		Version: fileFormatVersion, Boot: boot, Node: s.Node, Address: s.Address, Key: s.Key,
 		MemberAddresses: s.MemberAddresses, Claims: s.Claims,
 	}
-	c.Routers, c.Routes = packBGP(s.BGP)
+	c.Routers, c.Routes = packBGPState(s.BGP)
 	c.Leaving = s.BGP.Leaving
 	known := map[uint64]int{}
 	for _, b := range s.Bids {
-		i, ok := known[b.Candidates.Key]
+		i, ok := known[b.Candidates.ContentHash]
 		if !ok {
 			i = len(c.Candidates)
-			known[b.Candidates.Key] = i
+			known[b.Candidates.ContentHash] = i
 			scores := map[string]int{}
 			for j, n := range b.Candidates.Nodes {
 				scores[n] = b.Candidates.Scores[j]
 			}
 			c.Candidates = append(c.Candidates, scores)
 		}
-		c.Bids = append(c.Bids, bidEntry{b.Address, i, b.Siblings, b.Links, b.MayRebalance})
+		c.Bids = append(c.Bids, savedBid{b.Address, i, b.Siblings, b.LinkIndexes, b.MayRebalance})
 	}
 	text, err := json.Marshal(c)
 	if err != nil {
@@ -202,18 +202,18 @@ func decodeFile(b []byte, boot string) (NodeState, error) {
 	if want := sha256.Sum256(text); string(sum) != hex.EncodeToString(want[:]) {
 		return NodeState{}, errors.New("its checksum does not match its content")
 	}
-	return parseContent(text, boot)
+	return parseFileContent(text, boot)
 }
 
-// parseContent parses the second line.
-func parseContent(text []byte, boot string) (NodeState, error) {
+// parseFileContent parses the second line.
+func parseFileContent(text []byte, boot string) (NodeState, error) {
 	var c fileContent
 	if err := json.Unmarshal(text, &c); err != nil {
 		return NodeState{}, err
 	}
 	switch {
-	case c.Version != formatVersion:
-		return NodeState{}, fmt.Errorf("it has format version %d, this speaker reads version %d", c.Version, formatVersion)
+	case c.Version != fileFormatVersion:
+		return NodeState{}, fmt.Errorf("it has format version %d, this speaker reads version %d", c.Version, fileFormatVersion)
 	case c.Boot != boot:
 		return NodeState{}, errors.New("the node has booted since")
 	}
@@ -227,7 +227,7 @@ func parseContent(text []byte, boot string) (NodeState, error) {
 		}
 	}
 	var err error
-	if s.BGP, err = unpackBGP(c.Routers, c.Routes); err != nil {
+	if s.BGP, err = unpackBGPState(c.Routers, c.Routes); err != nil {
 		return NodeState{}, err
 	}
 	s.BGP.Leaving = c.Leaving
@@ -241,7 +241,7 @@ func parseContent(text []byte, boot string) (NodeState, error) {
 			return NodeState{}, fmt.Errorf("the entry of address %s is invalid", x.Address)
 		}
 		s.Bids = append(s.Bids, intent.Bid{
-			Address: x.Address, Candidates: candidates[x.Candidates], Siblings: x.Siblings, Links: x.Links,
+			Address: x.Address, Candidates: candidates[x.Candidates], Siblings: x.Siblings, LinkIndexes: x.Links,
 			MayRebalance: x.Rebalance,
 		})
 	}

@@ -24,7 +24,7 @@ func exampleState() NodeState {
 		Node: "node1", Address: netip.MustParseAddr("10.0.0.1"), Key: []byte("0123456789abcdef"),
 		Checkpoint: agent.Checkpoint{
 			Bids: []intent.Bid{
-				{Address: a, Candidates: nodes, Siblings: []netip.Addr{b}, Links: []int{2, 3}, MayRebalance: true},
+				{Address: a, Candidates: nodes, Siblings: []netip.Addr{b}, LinkIndexes: []int{2, 3}, MayRebalance: true},
 				{Address: b, Candidates: nodes},
 			},
 			Claims: []elect.Claim{
@@ -45,7 +45,7 @@ func exampleState() NodeState {
 					},
 					{
 						Name: "unnumbered", Unnumbered: true, Device: "eth0", Port: 179,
-						LocalASN: 64512, DynamicASN: intent.ASNExternal, IPv6: true,
+						LocalASN: 64512, DynamicASN: intent.AcceptExternalASN, IPv6: true,
 					},
 				},
 				Routes: []*intent.Route{
@@ -76,7 +76,7 @@ func TestASavedStateIsLoaded(t *testing.T) {
 	if s.LoadState("node2") != nil {
 		t.Error("another node loads the state")
 	}
-	info, err := os.Stat(filepath.Join(s.directory, fileName))
+	info, err := os.Stat(filepath.Join(s.directory, checkpointFileName))
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the file with the key has mode %v (%v), want 0600", info.Mode(), err)
 	}
@@ -89,7 +89,7 @@ func TestPasswordsAreNotSaved(t *testing.T) {
 	if err := s.writeFile(with); err != nil {
 		t.Fatal(err)
 	}
-	text, err := os.ReadFile(filepath.Join(s.directory, fileName))
+	text, err := os.ReadFile(filepath.Join(s.directory, checkpointFileName))
 	if err != nil || bytes.Contains(text, []byte("s3cret")) {
 		t.Errorf("the password is in the file (%v)", err)
 	}
@@ -115,7 +115,7 @@ func TestUnusableFilesAreNotLoaded(t *testing.T) {
 	for name, b := range map[string][]byte{
 		"of another boot": other, "empty": nil, "truncated": good[:len(good)/2], "corrupt": corrupt,
 	} {
-		if err := os.WriteFile(filepath.Join(s.directory, fileName), b, 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(s.directory, checkpointFileName), b, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		if s.LoadState("node1") != nil {
@@ -161,7 +161,7 @@ func FuzzParseContent(f *testing.F) {
 	f.Add([]byte(`{"Version":1,"Boot":"boot","Candidates":[{}],"Bids":[{"Address":"192.0.2.1"}]}`))
 	f.Add([]byte(`{"Version":1,"Boot":"boot","Routers":[{"Name":"a"}],"Routes":[{"Peers":["a"],"Prefixes":["10.0.0.0/8","10.1.0.0/16"]}]}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		s, err := parseContent(text, "boot")
+		s, err := parseFileContent(text, "boot")
 		if err != nil {
 			return
 		}

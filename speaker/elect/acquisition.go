@@ -23,23 +23,23 @@ const (
 // acquisition is the attempt of this node to take an address: it waits for its turn, then probes.
 type acquisition struct {
 	expectedTaker string // the node that is expected to take the address
-	probing       bool
-	// answeredProbes counts the probes that a host answered, and firstAnswerAt is the time of the
-	// first. retryDelay is the delay before the next probe.
-	answeredProbes int
-	firstAnswerAt  time.Time
-	retryDelay     time.Duration
-	reason         names.Reason
-	holderLastSeen time.Time // last sign of life of the previous holder, if known
+	isProbing     bool
+	// answeredProbeCount counts the probes that a host answered, and firstAnswerAt is the time of
+	// the first. nextProbeDelay is the delay before the next probe.
+	answeredProbeCount   int
+	firstAnswerAt        time.Time
+	nextProbeDelay       time.Duration
+	reason               names.Reason
+	previousHolderSeenAt time.Time // last sign of life of the previous holder, if known
 }
 
 // endAcquisition cancels the attempt to take the address.
 func (m *Machine) endAcquisition(a *addressState) {
-	delete(m.unplacedAddresses, a)
+	delete(m.addressesToAcquire, a)
 	if a.acquisition != nil {
 		a.acquisition = nil
 		m.unscheduleAddress(a)
-		m.countAddress(a)
+		m.updateGroupCounts(a)
 	}
 }
 
@@ -71,7 +71,7 @@ func (m *Machine) registerProbe(p pendingProbe) uint64 {
 // probeAddress sends an acquire probe for the address.
 func (m *Machine) probeAddress(a *addressState) {
 	m.emitEffect(AcquireProbe{
-		ID: m.registerProbe(pendingProbe{address: a}), Address: a.ip, Links: a.bid.Links,
+		ID: m.registerProbe(pendingProbe{address: a}), Address: a.ip, Links: a.bid.LinkIndexes,
 		Attempts: m.timing.ProbeAttempts, Interval: m.timing.ProbeInterval,
 	})
 }
@@ -81,9 +81,9 @@ func (m *Machine) probeAddress(a *addressState) {
 // without strictARP).
 const strayAnswerLimit = 3
 
-// maxRetryDelay bounds the delay between two probes for an address that a host answers for. It is
-// also how long it may take to notice that a holder outside of the gossip is gone.
-const maxRetryDelay = 2 * time.Second
+// maxProbeRetryDelay bounds the delay between two probes for an address that a host answers for. It
+// is also how long it may take to notice that a holder outside of the gossip is gone.
+const maxProbeRetryDelay = 2 * time.Second
 
 // handleProbeResult processes the result of any probe.
 func (m *Machine) handleProbeResult(r facts.ProbeResult) {
@@ -93,9 +93,9 @@ func (m *Machine) handleProbeResult(r facts.ProbeResult) {
 	case !ok:
 	case p.address == nil:
 		m.handleLivenessResult(p, r)
-	case p.address.rechecking:
+	case p.address.isRechecking:
 		m.handleRecheckResult(p.address, r)
-	case p.address.acquisition != nil && p.address.acquisition.probing:
+	case p.address.acquisition != nil && p.address.acquisition.isProbing:
 		m.judgeAcquireProbe(p.address, r)
 	}
 }
@@ -103,52 +103,53 @@ func (m *Machine) handleProbeResult(r facts.ProbeResult) {
 // judgeAcquireProbe continues an acquisition after its probe.
 func (m *Machine) judgeAcquireProbe(a *addressState, r facts.ProbeResult) {
 	c := a.acquisition
-	c.probing = false
+	c.isProbing = false
 	switch {
 	case r.NotSent: // no link worked, so the silence means nothing
-		m.scheduleAddress(a, m.now.Add(4*m.timing.RetryDelay))
-	case len(r.Answers) > 0:
-		m.handleProbeAnswer(a, c, r.Answers[0])
+		m.scheduleAddress(a, m.now.Add(4*m.timing.FirstProbeRetryDelay))
+	case len(r.AnsweringMACs) > 0:
+		m.handleUnclaimedAnswer(a, c, r.AnsweringMACs[0])
 	default:
-		if mac, found := m.firstUnknownMAC(r.RivalProbers); found {
+		if mac, found := m.firstUnknownMAC(r.RivalMACs); found {
 			// the host is about to use the address (RFC 5227 section 2.1.1)
-			m.handleProbeAnswer(a, c, mac)
+			m.handleUnclaimedAnswer(a, c, mac)
 			return
 		}
-		if m.isOutranked(a, r.RivalProbers) {
+		if m.isOutrankedByRival(a, r.RivalMACs) {
 			// the other node takes the address, or this one probes again
-			m.scheduleAddress(a, m.now.Add(m.timing.CandidateDelay))
+			m.scheduleAddress(a, m.now.Add(m.timing.PerCandidateDelay))
 			return
 		}
 		m.takeAddress(a, a.claim.Epoch+1, c.reason)
 	}
 }
 
-// isOutranked reports whether a node with a higher rendezvous weight probed at the same time. Two
-// nodes may both find the address free; only one may take it.
-func (m *Machine) isOutranked(a *addressState, rivals []facts.MAC) bool {
+// isOutrankedByRival reports whether a node with a higher rendezvous weight probed at the same
+// time. Two nodes may both find the address free; only one may take it.
+func (m *Machine) isOutrankedByRival(a *addressState, rivals []facts.MAC) bool {
 	return slices.ContainsFunc(rivals, func(mac facts.MAC) bool {
 		n, known := m.nodeOfMAC(mac)
 		return known && a.bid.IsEligible(n) && rendezvousWeight(a.ip, n) > rendezvousWeight(a.ip, m.self)
 	})
 }
 
-// handleProbeAnswer processes an answer for an address that has no live claim.
-func (m *Machine) handleProbeAnswer(a *addressState, c *acquisition, mac facts.MAC) {
-	if c.answeredProbes++; c.answeredProbes == 1 {
+// handleUnclaimedAnswer processes an answer for an address that has no live claim.
+func (m *Machine) handleUnclaimedAnswer(a *addressState, c *acquisition, mac facts.MAC) {
+	if c.answeredProbeCount++; c.answeredProbeCount == 1 {
 		c.firstAnswerAt = m.now
 	}
 	m.scheduleAddress(a, m.now.Add(m.jitteredRetryDelay(a, c)))
-	c.retryDelay = min(2*c.retryDelay, maxRetryDelay)
+	c.nextProbeDelay = min(2*c.nextProbeDelay, maxProbeRetryDelay)
 	owner, known := m.nodeOfMAC(mac)
 	_, member := m.membersByName[owner]
 	switch {
 	case !known:
-		if c.answeredProbes == 2 { // not at once: it may be a node that this one does not know yet
+		// not at once: it may be a node that this one does not know yet
+		if c.answeredProbeCount == 2 {
 			m.emitEvent(conflictEvent(a, mac, "a host outside of the cluster (%s) answers for %s"))
 		}
 	case !member: // it holds the address, and only the gossip does not reach it
-	case a.claim.Holder != owner && c.answeredProbes >= strayAnswerLimit &&
+	case a.claim.Holder != owner && c.answeredProbeCount >= strayAnswerLimit &&
 		m.lastSyncByMember[owner].After(c.firstAnswerAt): // a sync showed that it claims nothing
 		m.emitEvent(strayAnswerEvent(a, owner, mac))
 		m.takeAddress(a, a.claim.Epoch+1, c.reason)
@@ -161,8 +162,8 @@ func (m *Machine) handleProbeAnswer(a *addressState, c *acquisition, mac facts.M
 // not know each other, such as those of two clusters on one segment, would otherwise probe at the
 // same times for ever and take each other for a rival.
 func (m *Machine) jitteredRetryDelay(a *addressState, c *acquisition) time.Duration {
-	h := mixBits(rendezvousWeight(a.ip, m.self) ^ m.nonce + uint64(c.answeredProbes))
-	return c.retryDelay/2 + time.Duration(h%uint64(c.retryDelay/2))
+	h := mixHashBits(rendezvousWeight(a.ip, m.self) ^ m.nonce + uint64(c.answeredProbeCount))
+	return c.nextProbeDelay/2 + time.Duration(h%uint64(c.nextProbeDelay/2))
 }
 
 // firstUnknownMAC returns the first of the Ethernet addresses that belongs to no node.
@@ -192,22 +193,22 @@ var reasonSentences = map[names.Reason]string{
 
 // takeAddress starts to hold the address.
 func (m *Machine) takeAddress(a *addressState, epoch uint64, reason names.Reason) {
-	e := Event{Kind: EventTaken, Address: a.ip, Reason: reason,
+	e := Event{Kind: EventAddressTaken, Address: a.ip, Reason: reason,
 		Text: fmt.Sprintf("%s is now held by node %s: %s", a.ip, m.self, reasonSentences[reason])}
-	if a.acquisition != nil && !a.acquisition.holderLastSeen.IsZero() && reason == reasonHolderGone {
-		e.TakeoverDelay = m.now.Sub(a.acquisition.holderLastSeen)
+	if a.acquisition != nil && !a.acquisition.previousHolderSeenAt.IsZero() && reason == reasonHolderGone {
+		e.TakeoverDelay = m.now.Sub(a.acquisition.previousHolderSeenAt)
 	}
 	m.endAcquisition(a)
-	a.held = true
+	a.isHeld = true
 	m.heldAddresses[a] = struct{}{}
-	m.lease.startIfFirst(m.now, len(m.heldAddresses))
-	m.assertClaim(a, epoch)
-	m.emitAddressEffect(HoldAddress{intent.Binding{Address: a.ip, Links: a.bid.Links}})
+	m.lease.startWithFirstAddress(m.now, len(m.heldAddresses))
+	m.claimAddress(a, epoch)
+	m.emitAddressEffect(HoldAddress{intent.Binding{Address: a.ip, LinkIndexes: a.bid.LinkIndexes}})
 	m.emitEvent(e)
 }
 
-// assertClaim claims the address for this node and sends the claim to all members.
-func (m *Machine) assertClaim(a *addressState, epoch uint64) {
+// claimAddress claims the address for this node and sends the claim to all members.
+func (m *Machine) claimAddress(a *addressState, epoch uint64) {
 	c := Claim{Address: a.ip, Holder: m.self, Nonce: m.nonce, Epoch: epoch}
 	m.recordClaim(a, c)
 	m.output.claimsToBroadcast = append(m.output.claimsToBroadcast, c)
@@ -225,16 +226,16 @@ func (m *Machine) releaseAddress(a *addressState, reason names.Reason) {
 
 // stopAnswering stops answering for the address at once.
 func (m *Machine) stopAnswering(a *addressState, reason names.Reason) {
-	if a.rechecking {
+	if a.isRechecking {
 		m.lease.uncheckedCount--
 	}
 	m.forgetOrphanClaim(a)
-	a.held, a.rechecking = false, false
+	a.isHeld, a.isRechecking = false, false
 	delete(m.heldAddresses, a)
 	m.endMove(a)
-	m.countAddress(a)
+	m.updateGroupCounts(a)
 	m.emitAddressEffect(DropAddress{a.ip})
-	m.emitEvent(Event{Kind: EventGivenUp, Address: a.ip, Reason: reason,
+	m.emitEvent(Event{Kind: EventAddressGivenUp, Address: a.ip, Reason: reason,
 		Text: fmt.Sprintf("%s is no longer held by node %s: %s", a.ip, m.self, reasonSentences[reason])})
 }
 
@@ -247,7 +248,7 @@ func (m *Machine) emitEvent(e Event) { m.emitEffect(e) }
 // higher rendezvous weight wins, which both compute alike.
 func (m *Machine) handleConflict(c facts.Conflict) {
 	a := m.addressesByIP[c.Address]
-	if a == nil || !a.held {
+	if a == nil || !a.isHeld {
 		return
 	}
 	owner, known := m.nodeOfMAC(c.MAC)
@@ -256,13 +257,14 @@ func (m *Machine) handleConflict(c facts.Conflict) {
 	case !known:
 		m.emitEffect(RejoinGossip{}) // it may be a member that this node lost
 		m.emitEvent(conflictEvent(a, c.MAC, "another host (%s) answers for %s, which this node holds"))
-	case m.lease.expired: // this node was the one that was away
+	case m.lease.isExpired: // this node was the one that was away
 		m.yieldAddress(a)
-	case member && m.now.Sub(a.disputedAt) > 2*maxRetryDelay: // once, even if it is declared dead
-		a.disputedAt = m.now
+	case member && m.now.Sub(a.claimSentToRivalAt) > 2*maxProbeRetryDelay:
+		// Once, even if the member is declared dead.
+		a.claimSentToRivalAt = m.now
 		m.exchangeClaims(a, owner)
 	case member && m.isAlive(owner):
-		if m.now.Sub(a.disputedAt) < maxRetryDelay/4 || !m.lastSyncByMember[owner].After(a.disputedAt) {
+		if m.now.Sub(a.claimSentToRivalAt) < maxProbeRetryDelay/4 || !m.lastSyncByMember[owner].After(a.claimSentToRivalAt) {
 			m.exchangeClaims(a, owner)
 			return
 		}
@@ -308,7 +310,7 @@ func (m *Machine) yieldAddress(a *addressState) {
 	m.reconcileAddress(a)
 }
 
-func (m *Machine) learnMACs() {
+func (m *Machine) recordMemberMACs() {
 	for _, n := range m.memberNames {
 		for _, mac := range m.membersByName[n].MACs {
 			if n != m.self {
@@ -322,8 +324,10 @@ func (m *Machine) learnMACs() {
 	}
 }
 
-// hasOtherLinks reports whether a held address moves to other links of this node.
-func hasOtherLinks(old, now intent.Bid) bool { return !slices.Equal(old.Links, now.Links) }
+// haveLinksChanged reports whether a held address moves to other links of this node.
+func haveLinksChanged(old, now intent.Bid) bool {
+	return !slices.Equal(old.LinkIndexes, now.LinkIndexes)
+}
 
 // sortedByIP returns the addresses of a set, sorted.
 func sortedByIP(set map[*addressState]struct{}) []*addressState {

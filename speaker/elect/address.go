@@ -11,23 +11,23 @@ import (
 // addressState is all that this node knows and does about one address. At most one of acquisition
 // and move is set.
 type addressState struct {
-	ip    netip.Addr
-	bid   intent.Bid // without candidates when no node may hold the address
-	claim Claim      // the highest known claim
-	held  bool
+	ip     netip.Addr
+	bid    intent.Bid // without candidates when no node may hold the address
+	claim  Claim      // the highest known claim
+	isHeld bool
 	// acquisition is set while this node tries to take the address, move while it hands the address
 	// over.
 	acquisition *acquisition
 	move        *move
-	// rechecking is set while a probe checks whether another node took the address; see lease.go.
-	rechecking bool
+	// isRechecking is set while a probe checks whether another node took the address; see lease.go.
+	isRechecking bool
 	// orphanClaim is a claim above this node's own whose holder is not a live member. orphanSince
 	// is when it arrived; see claims.go.
 	orphanClaim Claim
 	orphanSince time.Time
-	// disputedAt is when this node last sent its claim to another member that also answered for the
-	// address.
-	disputedAt time.Time
+	// claimSentToRivalAt is when this node last sent its claim to another member that also answered
+	// for the address.
+	claimSentToRivalAt time.Time
 	// dueAt is when work on the acquisition, the move or the orphan claim continues.
 	// queueIndex is the position in the queue of due addresses, -1 when the address is not in it.
 	dueAt      time.Time
@@ -36,15 +36,15 @@ type addressState struct {
 	// placement.go.
 	group       *candidateGroup
 	countedNode string
-	// idleSince is the time since which no node may hold the address.
-	idleSince time.Time
+	// unheldSince is the time since which no node may hold the address.
+	unheldSince time.Time
 }
 
-// ensureAddress returns the state of the address and creates it if there is none.
-func (m *Machine) ensureAddress(ip netip.Addr) *addressState {
+// ensureAddressState returns the state of the address and creates it if there is none.
+func (m *Machine) ensureAddressState(ip netip.Addr) *addressState {
 	a := m.addressesByIP[ip]
 	if a == nil {
-		a = &addressState{ip: ip, queueIndex: -1, idleSince: m.now, claim: Claim{Address: ip}}
+		a = &addressState{ip: ip, queueIndex: -1, unheldSince: m.now, claim: Claim{Address: ip}}
 		m.addressesByIP[ip] = a
 		m.claimBuckets[bucketIndex(ip)].addAddress(a)
 	}
@@ -53,7 +53,7 @@ func (m *Machine) ensureAddress(ip netip.Addr) *addressState {
 
 // canServe reports whether this node can hold the address.
 func (m *Machine) canServe(a *addressState) bool {
-	return a.bid.IsEligible(m.self) && len(a.bid.Links) > 0
+	return a.bid.IsEligible(m.self) && len(a.bid.LinkIndexes) > 0
 }
 
 // reconcileAddress starts or stops what this node does about the address so that it fits what it
@@ -61,22 +61,22 @@ func (m *Machine) canServe(a *addressState) bool {
 func (m *Machine) reconcileAddress(a *addressState) {
 	able := m.canServe(a) && !m.leaving
 	switch {
-	case a.held && a.bid.Candidates == nil:
+	case a.isHeld && a.bid.Candidates == nil:
 		m.releaseAddress(a, reasonNobodyServes)
-	case a.held && !able && a.bid.InGrace && !m.leaving:
-		m.beginGrace(a)
-	case a.held && !able:
+	case a.isHeld && !able && a.bid.InGrace && !m.leaving:
+		m.beginGracePeriod(a)
+	case a.isHeld && !able:
 		m.beginMove(a)
-	case a.held:
+	case a.isHeld:
 		if a.move != nil && !a.move.forRebalance {
 			m.endMove(a)
 		}
-	case !able || !m.takingAllowed || m.isLiveClaim(a.claim):
+	case !able || !m.acquisitionsAllowed || m.isLiveClaim(a.claim):
 		m.endAcquisition(a)
 	case a.acquisition == nil:
-		m.unplacedAddresses[a] = struct{}{}
+		m.addressesToAcquire[a] = struct{}{}
 	}
-	m.countAddress(a)
+	m.updateGroupCounts(a)
 }
 
 // recordClaim replaces the known claim to the address.
@@ -87,7 +87,7 @@ func (m *Machine) recordClaim(a *addressState, c Claim) {
 			delete(m.addressesByHolder, old.Holder)
 		}
 	}
-	change := a.claim.digestPart() ^ c.digestPart()
+	change := a.claim.digestContribution() ^ c.digestContribution()
 	m.claimsDigest ^= change
 	m.claimBuckets[bucketIndex(a.ip)].updateDigest(change)
 	a.claim = c
@@ -95,7 +95,7 @@ func (m *Machine) recordClaim(a *addressState, c Claim) {
 		m.addressesByHolder[c.Holder] = map[*addressState]struct{}{}
 	}
 	m.addressesByHolder[c.Holder][a] = struct{}{}
-	m.countAddress(a)
+	m.updateGroupCounts(a)
 }
 
 // isLiveClaim reports whether the claim is binding: its holder is alive and has not restarted since
@@ -105,7 +105,7 @@ func (m *Machine) isLiveClaim(c Claim) bool {
 		return false
 	}
 	if c.Holder == m.self { // not ours: from before a restart, or of an address given up
-		return m.ensureAddress(c.Address).held && c.Nonce == m.nonce
+		return m.ensureAddressState(c.Address).isHeld && c.Nonce == m.nonce
 	}
 	n := m.membersByName[c.Holder].Nonce
 	return n == 0 || n == c.Nonce
@@ -141,22 +141,22 @@ func (m *Machine) forgetIdleAddresses() {
 		return
 	}
 	m.lastSweepAt = m.now
-	m.sweptBucket = (m.sweptBucket + 1) % bucketCount
-	for a := range m.claimBuckets[m.sweptBucket].addresses {
-		if a.bid.Candidates != nil || a.held || !m.takingAllowed {
-			a.idleSince = m.now
+	m.lastSweptBucket = (m.lastSweptBucket + 1) % claimBucketCount
+	for a := range m.claimBuckets[m.lastSweptBucket].addresses {
+		if a.bid.Candidates != nil || a.isHeld || !m.acquisitionsAllowed {
+			a.unheldSince = m.now
 			continue
 		}
-		old := m.now.Sub(a.idleSince)
+		old := m.now.Sub(a.unheldSince)
 		if c := a.claim; old >= claimRetentionTimeout/10 && c.Epoch > 0 && !c.Released && !m.isLiveClaim(c) {
 			c.Released = true
 			m.recordClaim(a, c)
 		}
 		if old >= claimRetentionTimeout && (a.claim.Epoch == 0 || a.claim.Released) {
-			m.claimBuckets[m.sweptBucket].removeAddress(a)
+			m.claimBuckets[m.lastSweptBucket].removeAddress(a)
 			delete(m.addressesByHolder[a.claim.Holder], a)
 			delete(m.addressesByIP, a.ip)
-			delete(m.repeatsLeft, a)
+			delete(m.claimRepeatsLeftByAddress, a)
 		}
 	}
 }

@@ -8,14 +8,14 @@ import (
 	"time"
 )
 
-// digestPart is what the claim adds to the digests. Two members compare digests to find out whether
-// they know the same claims.
-func (c Claim) digestPart() uint64 {
+// digestContribution is what the claim adds to the digests. Two members compare digests to find out
+// whether they know the same claims.
+func (c Claim) digestContribution() uint64 {
 	if c.Released || c.Epoch == 0 {
 		return 0
 	}
 	const prime = 0x9e3779b97f4a7c15
-	return mixBits((rendezvousWeight(c.Address, c.Holder) ^ c.Epoch*prime) + c.Nonce*prime)
+	return mixHashBits((rendezvousWeight(c.Address, c.Holder) ^ c.Epoch*prime) + c.Nonce*prime)
 }
 
 // supersedes reports whether c wins over d. The higher epoch wins. In the same epoch the holder
@@ -49,7 +49,7 @@ func bucketIndex(a netip.Addr) int {
 	for _, c := range b {
 		h = (h ^ uint64(c)) * 1099511628211
 	}
-	return int(mixBits(h) % bucketCount)
+	return int(mixHashBits(h) % claimBucketCount)
 }
 
 func (b *claimBucket) addAddress(a *addressState) {
@@ -81,19 +81,19 @@ func (b *claimBucket) sortedClaims() []Claim {
 	return out
 }
 
-// mergeClaim processes a claim that another member sent. An empty from means that the claim came
-// with a full state.
-func (m *Machine) mergeClaim(from string, c Claim) {
+// mergeReceivedClaim processes a claim that another member sent. An empty from means that the claim
+// came with a full state.
+func (m *Machine) mergeReceivedClaim(from string, c Claim) {
 	if c.Epoch == 0 {
 		return
 	}
-	a := m.ensureAddress(c.Address)
+	a := m.ensureAddressState(c.Address)
 	known := a.claim
 	switch {
 	case c == known:
 	case c.supersedes(known):
 		m.acceptClaim(a, c)
-	case a.held && m.membersByName[from].Name != "":
+	case a.isHeld && m.membersByName[from].Name != "":
 		// The sender is behind. If it answers for the address too, hosts on the segment have to
 		// learn the right holder again.
 		m.queueClaim(kindClaims, from, known)
@@ -111,12 +111,12 @@ func (m *Machine) mergeClaim(from string, c Claim) {
 // it first waits, since the member list may be out of date.
 func (m *Machine) acceptClaim(a *addressState, c Claim) {
 	switch {
-	case a.held && (c.Released || c.Holder == m.self):
-		m.claimAbove(a, c)
-	case a.held && !m.isLiveClaim(c):
+	case a.isHeld && (c.Released || c.Holder == m.self):
+		m.raiseClaimAbove(a, c)
+	case a.isHeld && !m.isLiveClaim(c):
 		m.deferOrphanClaim(a, c)
 		return
-	case a.held:
+	case a.isHeld:
 		m.stopAnswering(a, reasonSuperseded)
 		m.recordClaim(a, c)
 	case c.Holder == m.self && c.Nonce == m.nonce && !c.Released:
@@ -130,11 +130,11 @@ func (m *Machine) acceptClaim(a *addressState, c Claim) {
 	m.reconcileAddress(a)
 }
 
-// claimAbove claims a held address again, above a claim that is not binding.
-func (m *Machine) claimAbove(a *addressState, c Claim) {
+// raiseClaimAbove claims a held address again, above a claim that is not binding.
+func (m *Machine) raiseClaimAbove(a *addressState, c Claim) {
 	m.forgetOrphanClaim(a)
 	m.recordClaim(a, c)
-	m.assertClaim(a, c.Epoch+1)
+	m.claimAddress(a, c.Epoch+1)
 }
 
 // orphanClaimTimeout is how long this node waits for the holder of an orphan claim to become a
@@ -147,7 +147,7 @@ const orphanClaimTimeout = 500 * time.Millisecond
 func (m *Machine) deferOrphanClaim(a *addressState, c Claim) {
 	if a.orphanClaim.Epoch == 0 {
 		a.orphanSince = m.now
-		m.orphanAddresses[a] = struct{}{}
+		m.addressesWithOrphanClaim[a] = struct{}{}
 		if a.move == nil {
 			m.scheduleAddress(a, m.now.Add(orphanClaimTimeout))
 		}
@@ -166,7 +166,7 @@ func (m *Machine) resolveOrphanClaim(a *addressState) {
 	case m.isLiveClaim(c):
 		m.acceptClaim(a, c)
 	case m.now.Sub(a.orphanSince) >= orphanClaimTimeout || a.move != nil:
-		m.claimAbove(a, c)
+		m.raiseClaimAbove(a, c)
 	}
 }
 
@@ -174,7 +174,7 @@ func (m *Machine) resolveOrphanClaim(a *addressState) {
 // move.
 func (m *Machine) overruleOrphanClaim(a *addressState) {
 	if a.orphanClaim.Epoch > 0 {
-		m.claimAbove(a, a.orphanClaim)
+		m.raiseClaimAbove(a, a.orphanClaim)
 	}
 }
 
@@ -183,7 +183,7 @@ func (m *Machine) forgetOrphanClaim(a *addressState) {
 		return
 	}
 	a.orphanClaim = Claim{}
-	delete(m.orphanAddresses, a)
+	delete(m.addressesWithOrphanClaim, a)
 	if a.move == nil {
 		m.unscheduleAddress(a)
 	}
@@ -195,32 +195,32 @@ func (m *Machine) receiveMessage(from string, payload []byte) {
 	if _, ok := m.membersByName[from]; !ok || from == m.self {
 		return
 	}
-	kind, r := openMessage(payload)
+	kind, r := parseMessageHeader(payload)
 	switch kind {
 	case kindBeacon:
 		m.handleBeacon(from, r)
-	case kindAck:
+	case kindBeaconAck:
 		m.handleAck(from, r)
 	case kindClaims:
 		for _, c := range r.readClaims() {
-			m.mergeClaim(from, c)
+			m.mergeReceivedClaim(from, c)
 		}
-	case kindSuspect:
+	case kindSuspicion:
 		m.handleSuspicion(from, r)
 	case kindOffer:
 		m.handleOffers(from, r.readClaims())
-	case kindRefuse:
+	case kindRefusal:
 		m.handleRefusals(from, r.readClaims())
-	case kindSync:
+	case kindSyncRequest:
 		m.answerSyncRequest(from, r)
-	case kindDelta:
-		m.mergeDelta(from, r)
+	case kindSyncDelta:
+		m.mergeSyncDelta(from, r)
 	}
 }
 
 // mergeRemoteState merges the full state of another member: the full exchange of rule 1.
 func (m *Machine) mergeRemoteState(payload []byte) {
-	kind, r := openMessage(payload)
+	kind, r := parseMessageHeader(payload)
 	if kind != kindClaims {
 		return
 	}
@@ -229,16 +229,16 @@ func (m *Machine) mergeRemoteState(payload []byte) {
 		return
 	}
 	for _, c := range claims {
-		m.mergeClaim("", c)
+		m.mergeReceivedClaim("", c)
 	}
-	m.stateSynced = true
+	m.fullStateReceived = true
 }
 
 // restoreClaims records the claims of the checkpoint. They say nothing about which members are
 // alive.
 func (m *Machine) restoreClaims(claims []Claim) {
 	for _, c := range claims {
-		if a := m.ensureAddress(c.Address); c.Epoch > 0 && !a.held && c.supersedes(a.claim) {
+		if a := m.ensureAddressState(c.Address); c.Epoch > 0 && !a.isHeld && c.supersedes(a.claim) {
 			m.recordClaim(a, c)
 			m.reconcileAddress(a)
 		}
@@ -264,7 +264,7 @@ func (m *Machine) EncodeState() []byte {
 			n++
 		}
 	}
-	out := binary.AppendUvarint(append(make([]byte, 0, size+12), messageHeader(kindClaims)...), n)
+	out := binary.AppendUvarint(append(make([]byte, 0, size+12), encodeMessageHeader(kindClaims)...), n)
 	for i := range m.claimBuckets {
 		out = append(out, m.claimBuckets[i].encodedClaims...)
 	}
@@ -296,12 +296,12 @@ type syncRequest struct {
 // requestSync asks a member for all buckets that differ. Afterwards both members know the same
 // claims.
 func (m *Machine) requestSync(to string) {
-	m.lastSyncID++
-	b := binary.AppendUvarint(messageHeader(kindSync), m.lastSyncID)
+	m.lastSyncRequestID++
+	b := binary.AppendUvarint(encodeMessageHeader(kindSyncRequest), m.lastSyncRequestID)
 	for i := range m.claimBuckets {
 		b = binary.BigEndian.AppendUint32(b, uint32(m.claimBuckets[i].digest))
 	}
-	m.syncRequestsByID[m.lastSyncID] = syncRequest{member: to, sentAt: m.now, receivedBuckets: map[uint64]bool{}}
+	m.syncRequestsByID[m.lastSyncRequestID] = syncRequest{member: to, sentAt: m.now, receivedBuckets: map[uint64]bool{}}
 	maps.DeleteFunc(m.syncRequestsByID, func(_ uint64, r syncRequest) bool {
 		return m.now.Sub(r.sentAt) > m.timing.StartupDelay
 	})
@@ -321,7 +321,7 @@ func (m *Machine) answerSyncRequest(to string, r *messageReader) {
 	if r.err != nil {
 		return
 	}
-	prefix := binary.AppendUvarint(binary.AppendUvarint(messageHeader(kindDelta), id), uint64(len(differ)))
+	prefix := binary.AppendUvarint(binary.AppendUvarint(encodeMessageHeader(kindSyncDelta), id), uint64(len(differ)))
 	if len(differ) == 0 {
 		m.sendMessage(to, prefix)
 		return
@@ -332,8 +332,9 @@ func (m *Machine) answerSyncRequest(to string, r *messageReader) {
 	}
 }
 
-// mergeDelta processes a bucket of another member and sends back the claims that the member lacks.
-func (m *Machine) mergeDelta(from string, r *messageReader) {
+// mergeSyncDelta processes a bucket of another member and sends back the claims that the member
+// lacks.
+func (m *Machine) mergeSyncDelta(from string, r *messageReader) {
 	id, n := r.readUvarint(), r.readUvarint()
 	e, ok := m.syncRequestsByID[id]
 	if r.err != nil || !ok || e.member != from {
@@ -342,13 +343,13 @@ func (m *Machine) mergeDelta(from string, r *messageReader) {
 	if n > 0 {
 		i := r.readUvarint()
 		claims := r.readClaims()
-		if r.err != nil || i >= bucketCount {
+		if r.err != nil || i >= claimBucketCount {
 			return
 		}
 		theirs := map[netip.Addr]Claim{}
 		for _, c := range claims {
 			theirs[c.Address] = c
-			m.mergeClaim(from, c)
+			m.mergeReceivedClaim(from, c)
 		}
 		for _, c := range m.claimBuckets[i].sortedClaims() {
 			if t, ok := theirs[c.Address]; !ok || c.supersedes(t) {
@@ -360,7 +361,7 @@ func (m *Machine) mergeDelta(from string, r *messageReader) {
 	if uint64(len(e.receivedBuckets)) >= n {
 		delete(m.syncRequestsByID, id)
 		m.lastSyncByMember[from] = m.now
-		m.markHeard(from)
+		m.recordSignOfLife(from)
 		m.declareAlive(from) // it answered, so any report of its death is wrong
 		m.finishSync(id, e.sentAt)
 	}

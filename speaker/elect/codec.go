@@ -13,15 +13,15 @@ const wireVersion = 2
 
 // The kinds of messages, with their bodies.
 const (
-	kindBeacon  = 1 // nonce, seq, digest, flags
-	kindAck     = 2 // nonce and seq of the beacon, digest of the sender
-	kindClaims  = 3 // claims
-	kindSuspect = 4 // node, nonce, kind of suspicion, milliseconds of silence
-	kindOffer   = 5 // claims that the receiver is asked to make
-	kindRefuse  = 6 // offered claims that the sender refuses
+	kindBeacon    = 1 // nonce, seq, digest, flags
+	kindBeaconAck = 2 // nonce and seq of the beacon, digest of the sender
+	kindClaims    = 3 // claims
+	kindSuspicion = 4 // node, nonce, kind of suspicion, milliseconds of silence
+	kindOffer     = 5 // claims that the receiver is asked to make
+	kindRefusal   = 6 // offered claims that the sender refuses
 	// ID, digests of all buckets; the answer is a delta for each bucket that differs
-	kindSync  = 7
-	kindDelta = 8 // ID, number of deltas in the answer, bucket, all claims of the bucket
+	kindSyncRequest = 7
+	kindSyncDelta   = 8 // ID, number of deltas in the answer, bucket, all claims of the bucket
 )
 
 // The flags of a beacon.
@@ -35,10 +35,10 @@ const (
 // the datagram is fragmented.
 const claimsPerMessage = 32
 
-// bucketCount is the number of buckets that the claims are divided into, so that two members find
-// their differences. All digests fit into one datagram. With 10,000 addresses a bucket has 40
+// claimBucketCount is the number of buckets that the claims are divided into, so that two members
+// find their differences. All digests fit into one datagram. With 10,000 addresses a bucket has 40
 // claims.
-const bucketCount = 256
+const claimBucketCount = 256
 
 // Claim is a node's claim to an address. Only the holder makes it.
 type Claim struct {
@@ -56,7 +56,7 @@ type Claim struct {
 // errMalformedMessage is the error for bytes that are not a message.
 var errMalformedMessage = errors.New("elect: malformed message")
 
-func messageHeader(kind byte) []byte { return []byte{wireVersion, kind} }
+func encodeMessageHeader(kind byte) []byte { return []byte{wireVersion, kind} }
 
 func appendString(b []byte, s string) []byte {
 	if len(s) > 255 {
@@ -162,8 +162,8 @@ func (r *messageReader) readClaims() []Claim {
 	return out
 }
 
-// openMessage checks the header and returns the kind and a reader of the body.
-func openMessage(payload []byte) (byte, *messageReader) {
+// parseMessageHeader checks the header and returns the kind and a reader of the body.
+func parseMessageHeader(payload []byte) (byte, *messageReader) {
 	if len(payload) < 2 || payload[0] != wireVersion {
 		return 0, &messageReader{err: errMalformedMessage}
 	}

@@ -22,7 +22,7 @@ func TestClaimsSurviveTheWire(t *testing.T) {
 	}
 	for name, claims := range tests {
 		t.Run(name, func(t *testing.T) {
-			kind, r := openMessage(appendClaims(messageHeader(kindOffer), claims))
+			kind, r := parseMessageHeader(appendClaims(encodeMessageHeader(kindOffer), claims))
 			if got := r.readClaims(); kind != kindOffer || r.err != nil || !reflect.DeepEqual(got, claims) {
 				t.Errorf("read kind %d, %v, error %v; written %v", kind, got, r.err, claims)
 			}
@@ -36,12 +36,12 @@ func FuzzReceive(f *testing.F) {
 	claim := Claim{Address: netip.MustParseAddr("192.0.2.1"), Holder: "b", Nonce: 2, Epoch: 5}
 	f.Add([]byte(nil))
 	f.Add([]byte{wireVersion + 1, kindClaims, 1})
-	f.Add(appendClaims(messageHeader(kindClaims), []Claim{claim}))
-	f.Add(append(messageHeader(kindDelta), 1, 1, 7, 0))
-	f.Add(append(messageHeader(kindSync), make([]byte, 1+4*bucketCount)...))
-	f.Add([]byte{wireVersion, kindAck, 1, 1, 0})
-	f.Add(appendClaims(messageHeader(kindOffer), []Claim{claim}))
-	f.Add(append(appendString(messageHeader(kindSuspect), "b"), 2, 1, 9))
+	f.Add(appendClaims(encodeMessageHeader(kindClaims), []Claim{claim}))
+	f.Add(append(encodeMessageHeader(kindSyncDelta), 1, 1, 7, 0))
+	f.Add(append(encodeMessageHeader(kindSyncRequest), make([]byte, 1+4*claimBucketCount)...))
+	f.Add([]byte{wireVersion, kindBeaconAck, 1, 1, 0})
+	f.Add(appendClaims(encodeMessageHeader(kindOffer), []Claim{claim}))
+	f.Add(append(appendString(encodeMessageHeader(kindSuspicion), "b"), 2, 1, 9))
 	f.Add([]byte{wireVersion, kindBeacon, 2, 1, 0, 0})
 	f.Add([]byte{wireVersion, kindClaims, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1})
 	f.Fuzz(func(t *testing.T, payload []byte) {

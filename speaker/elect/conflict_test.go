@@ -14,17 +14,17 @@ import (
 func TestSpeakersWithoutCommonGossipNeverAnswerTogether(t *testing.T) {
 	for seed := range int64(seedCount) {
 		w := newHarness(t, seed, 2+int(seed%3), 1+int(seed%5))
-		w.gossipPart[w.nodeNames[0]] = 1 // from the beginning
+		w.gossipPartByNode[w.nodeNames[0]] = 1 // from the beginning
 		w.startAll()
-		w.runFor(20*time.Second, w.neverTwoHolders(0))
-		holder := w.wantOneHolderEach(time.Millisecond, "start")
+		w.runSimulationFor(20*time.Second, w.newTwoHoldersCheck(0))
+		holder := w.requireOneHolderEach(time.Millisecond, "start")
 		w.killSpeaker(holder)
-		w.runFor(20*time.Second, w.neverTwoHolders(0))
-		w.wantOneHolderEach(time.Millisecond, "the death of "+holder)
+		w.runSimulationFor(20*time.Second, w.newTwoHoldersCheck(0))
+		w.requireOneHolderEach(time.Millisecond, "the death of "+holder)
 		w.addresses = append(w.addresses, netip.MustParseAddr("192.0.2.200"), netip.MustParseAddr("192.0.2.201"))
 		w.deliverBids() // all learn of a Service at once
-		w.runFor(20*time.Second, w.neverTwoHolders(0))
-		w.wantOneHolderEach(time.Millisecond, "new addresses")
+		w.runSimulationFor(20*time.Second, w.newTwoHoldersCheck(0))
+		w.requireOneHolderEach(time.Millisecond, "new addresses")
 		if t.Failed() {
 			t.Fatalf("seed %d", seed)
 		}
@@ -37,21 +37,21 @@ func TestAMemberThatAnswersWithoutAClaimIsReported(t *testing.T) {
 	for seed := range int64(seedCount) {
 		w := newHarness(t, seed, 3, 1)
 		w.startAll()
-		holder := w.wantOneHolderEach(6*time.Second, "start")
+		holder := w.requireOneHolderEach(6*time.Second, "start")
 		taken := w.takeCount
 		for i := range 5 {
 			for _, n := range w.nodeNames {
 				if n != holder {
-					c := facts.Conflict{Address: w.addresses[0], MAC: w.nodesByName[n].mac, Link: 1}
+					c := facts.Conflict{Address: w.addresses[0], MAC: w.nodesByName[n].mac, LinkIndex: 1}
 					w.stepNode(w.nodesByName[holder], ConflictDetected{c})
 				}
 			}
-			w.runFor(time.Second, w.neverTwoHolders(0))
+			w.runSimulationFor(time.Second, w.newTwoHoldersCheck(0))
 			if reported := w.eventCounts[EventStrayAnswer] > 0; reported != (i > 0) {
 				t.Fatalf("seed %d: after %d answers the node is reported: %v", seed, i+1, reported)
 			}
 		}
-		if now := w.wantOneHolderEach(time.Millisecond, "claims"); now != holder || w.takeCount != taken {
+		if now := w.requireOneHolderEach(time.Millisecond, "claims"); now != holder || w.takeCount != taken {
 			t.Errorf("seed %d: the address moved from %s to %s", seed, holder, now)
 		}
 		if n := w.eventCounts[EventConflict]; n > 0 {
@@ -65,7 +65,7 @@ func TestAMemberThatAnswersWithoutAClaimIsReported(t *testing.T) {
 func TestARemovedNodeThatStillAnswersIsReported(t *testing.T) {
 	w := newHarness(t, 1, 4, 1)
 	w.startAll()
-	holder := w.wantOneHolderEach(6*time.Second, "start")
+	holder := w.requireOneHolderEach(6*time.Second, "start")
 	gone := w.nodeNames[0]
 	if gone == holder {
 		gone = w.nodeNames[1]
@@ -74,12 +74,12 @@ func TestARemovedNodeThatStillAnswersIsReported(t *testing.T) {
 	w.nodesByName[gone].canServe = false
 	w.killSpeaker(gone)
 	w.deliverBids()
-	w.runFor(10*time.Second, nil)
-	w.stepNode(w.nodesByName[holder], ConflictDetected{facts.Conflict{Address: w.addresses[0], MAC: mac, Link: 1}})
+	w.runSimulationFor(10*time.Second, nil)
+	w.stepNode(w.nodesByName[holder], ConflictDetected{facts.Conflict{Address: w.addresses[0], MAC: mac, LinkIndex: 1}})
 	if w.eventCounts[EventConflict] != 1 {
 		t.Errorf("the other host is reported %d times, want once", w.eventCounts[EventConflict])
 	}
-	if now := w.wantOneHolderEach(time.Second, "the claim"); now != holder {
+	if now := w.requireOneHolderEach(time.Second, "the claim"); now != holder {
 		t.Errorf("the address moved from %s to %s", holder, now)
 	}
 }
@@ -91,22 +91,22 @@ func TestAHigherClaimWinsOnlyIfItsHolderLives(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := newHarness(t, 1, 3, 1)
 			w.startAll()
-			holder := w.wantOneHolderEach(6*time.Second, "start")
-			w.gossipPart["other"] = 1
+			holder := w.requireOneHolderEach(6*time.Second, "start")
+			w.gossipPartByNode["other"] = 1
 			w.nodesByName["other"] = &simNode{name: "other", mac: facts.MAC{2, 0, 0, 0, 1, 1}, canServe: true}
 			w.nodeNames = append(w.nodeNames, "other")
-			w.switchOn("other")
+			w.startProcess("other")
 			w.deliverBids()
 			w.deliverMembers()
-			w.runFor(2*time.Second, nil) // its probe is answered by the holder
+			w.runSimulationFor(2*time.Second, nil) // its probe is answered by the holder
 			claim := Claim{Address: w.addresses[0], Holder: "other", Nonce: w.nodesByName["other"].nonce, Epoch: 7}
-			state := appendClaims(messageHeader(kindClaims), []Claim{claim})
+			state := appendClaims(encodeMessageHeader(kindClaims), []Claim{claim})
 			w.stepNode(w.nodesByName[holder], RemoteStateReceived{state})
-			w.runFor(orphanClaimTimeout/2, w.neverTwoHolders(0))
+			w.runSimulationFor(orphanClaimTimeout/2, w.newTwoHoldersCheck(0))
 			if !lives {
 				w.nodesByName["other"].machine = nil
-				w.runFor(orphanClaimTimeout, w.neverTwoHolders(0))
-				if now := w.wantOneHolderEach(time.Millisecond, "the end of the timeout"); now != holder {
+				w.runSimulationFor(orphanClaimTimeout, w.newTwoHoldersCheck(0))
+				if now := w.requireOneHolderEach(time.Millisecond, "the end of the timeout"); now != holder {
 					t.Errorf("%s holds the address, want %s to keep it", now, holder)
 				}
 				if c := w.nodesByName[holder].machine.addressesByIP[w.addresses[0]].claim; c.Epoch <= claim.Epoch {
@@ -116,13 +116,13 @@ func TestAHigherClaimWinsOnlyIfItsHolderLives(t *testing.T) {
 			}
 			m := w.nodesByName["other"].machine
 			m.output = stepOutput{}
-			m.takeAddress(m.ensureAddress(claim.Address), claim.Epoch, reasonUnheld)
+			m.takeAddress(m.ensureAddressState(claim.Address), claim.Epoch, reasonUnheld)
 			for _, e := range m.orderedEffects() {
 				w.performEffect(w.nodesByName["other"], e)
 			}
-			w.gossipPart["other"] = 0
+			w.gossipPartByNode["other"] = 0
 			w.deliverMembers()
-			if now := w.wantOneHolderEach(100*time.Millisecond, "the end of the cut"); now != "other" {
+			if now := w.requireOneHolderEach(100*time.Millisecond, "the end of the cut"); now != "other" {
 				t.Errorf("%s holds the address, want the node with the higher claim", now)
 			}
 		})

@@ -16,33 +16,33 @@ import (
 // harness is a segment with speakers in virtual time. Each message and each probe is an event in a
 // queue, and a seed decides what is random. Gossip and the segment can be cut separately.
 type harness struct {
-	t               testing.TB
-	random          *rand.Rand
-	now             time.Time
-	nodesByName     map[string]*simNode
-	nodeNames       []string
-	events          simEventQueue
-	eventCounter    int
-	loss            float64
-	maxMessageDelay time.Duration // of one message
-	addresses       []netip.Addr
-	scoresByNode    map[string]int
-	rebalance       bool
-	siblingCount    int // so many consecutive addresses belong to one Service
-	// gossipPart and lanPart are the part of the network that a node is in. Nodes in the same part
-	// reach each other. The gateway is in part 0 of the LAN.
-	gossipPart, lanPart map[string]int
-	messageCount        int
-	openProbes          []*simProbe
-	takeCount           int             // how often any address was taken
-	takeoverDelays      []time.Duration // of all takeovers
-	eventCounts         map[string]int  // by kind
-	trace               bool            // log the effects
+	t                   testing.TB
+	random              *rand.Rand
+	now                 time.Time
+	nodesByName         map[string]*simNode
+	nodeNames           []string
+	eventQueue          simEventQueue
+	scheduledEventCount int
+	messageLossRate     float64
+	maxMessageDelay     time.Duration // of one message
+	addresses           []netip.Addr
+	scoresByNode        map[string]int
+	allowRebalance      bool
+	siblingCount        int // so many consecutive addresses belong to one Service
+	// gossipPartByNode and lanPartByNode are the part of the network that a node is in. Nodes in
+	// the same part reach each other. The gateway is in part 0 of the LAN.
+	gossipPartByNode, lanPartByNode map[string]int
+	messageCount                    int
+	openProbes                      []*simProbe
+	takeCount                       int             // how often any address was taken
+	takeoverDelays                  []time.Duration // of all takeovers
+	eventCounts                     map[string]int  // by kind
+	logEffects                      bool            // log the effects
 }
 
 // simProbe is a probe without a result.
 type simProbe struct {
-	from            *simNode
+	prober          *simNode
 	address         netip.Addr
 	answers, rivals []facts.MAC
 }
@@ -79,7 +79,7 @@ type simNode struct {
 	machine        *Machine
 	heldAddresses  map[netip.Addr]bool
 	answerDeadline time.Time
-	paused         bool
+	isPaused       bool
 	inbox          []Input
 	timerID        int
 	handedOver     bool
@@ -90,7 +90,7 @@ type simNode struct {
 func newHarness(t testing.TB, seed int64, n, addresses int) *harness {
 	w := &harness{
 		t: t, random: rand.New(rand.NewSource(seed)), now: time.Unix(1000, 0), nodesByName: map[string]*simNode{},
-		gossipPart: map[string]int{}, lanPart: map[string]int{}, eventCounts: map[string]int{},
+		gossipPartByNode: map[string]int{}, lanPartByNode: map[string]int{}, eventCounts: map[string]int{},
 		maxMessageDelay: 3 * time.Millisecond,
 	}
 	a := netip.MustParseAddr("192.0.2.1")
@@ -106,15 +106,15 @@ func newHarness(t testing.TB, seed int64, n, addresses int) *harness {
 	return w
 }
 
-func (w *harness) schedule(d time.Duration, do func()) {
-	w.eventCounter++
-	heap.Push(&w.events, simEvent{w.now.Add(d), w.eventCounter, do})
+func (w *harness) scheduleEvent(d time.Duration, do func()) {
+	w.scheduledEventCount++
+	heap.Push(&w.eventQueue, simEvent{w.now.Add(d), w.scheduledEventCount, do})
 }
 
 // startAll starts all speakers.
 func (w *harness) startAll() {
 	for _, n := range w.nodeNames {
-		w.switchOn(n)
+		w.startProcess(n)
 	}
 	w.deliverMembers()
 	w.deliverBids()
@@ -123,7 +123,7 @@ func (w *harness) startAll() {
 	}
 }
 
-func (w *harness) switchOn(name string) {
+func (w *harness) startProcess(name string) {
 	n := w.nodesByName[name]
 	*n = simNode{
 		name: name, mac: n.mac, canServe: n.canServe, nonce: w.random.Uint64(),
@@ -134,7 +134,7 @@ func (w *harness) switchOn(name string) {
 
 // startSpeaker starts a speaker with a new nonce, which joins the gossip.
 func (w *harness) startSpeaker(name string) {
-	w.switchOn(name)
+	w.startProcess(name)
 	w.deliverBids()
 	w.deliverMembers()
 	for _, other := range w.nodeNames {
@@ -159,7 +159,7 @@ func (w *harness) exchangeStates(x, y string) {
 // killSpeaker stops a speaker without a message. Gossip notices it 5 s later.
 func (w *harness) killSpeaker(name string) {
 	w.nodesByName[name].machine, w.nodesByName[name].heldAddresses = nil, nil
-	w.schedule(5*time.Second, w.deliverMembers)
+	w.scheduleEvent(5*time.Second, w.deliverMembers)
 }
 
 // deliverMembers delivers the live members to all speakers, as gossip sees them.
@@ -195,7 +195,7 @@ func (w *harness) deliverBids() {
 		}
 		var in BidsChanged
 		for i, a := range w.addresses {
-			b := intent.Bid{Address: a, Candidates: candidates, MayRebalance: w.rebalance}
+			b := intent.Bid{Address: a, Candidates: candidates, MayRebalance: w.allowRebalance}
 			for j := i - i%max(w.siblingCount, 1); w.siblingCount > 0 && j < i-i%w.siblingCount+w.siblingCount; j++ {
 				if j != i {
 					b.Siblings = append(b.Siblings, w.addresses[j])
@@ -203,7 +203,7 @@ func (w *harness) deliverBids() {
 			}
 			b.InGrace = n.inGrace
 			if n.canServe {
-				b.Links = []int{1}
+				b.LinkIndexes = []int{1}
 			}
 			in.Bids = append(in.Bids, b)
 		}
@@ -211,44 +211,44 @@ func (w *harness) deliverBids() {
 	}
 }
 
-func (w *harness) canGossip(a, b string) bool { return w.gossipPart[a] == w.gossipPart[b] }
+func (w *harness) canGossip(a, b string) bool { return w.gossipPartByNode[a] == w.gossipPartByNode[b] }
 
-func (w *harness) canHear(a, b string) bool { return w.lanPart[a] == w.lanPart[b] }
+func (w *harness) canHearOnLAN(a, b string) bool { return w.lanPartByNode[a] == w.lanPartByNode[b] }
 
-// cutOff separates some nodes from all others, in gossip and on the segment.
-func (w *harness) cutOff(part int, names ...string) {
+// cutOffNodes separates some nodes from all others, in gossip and on the segment.
+func (w *harness) cutOffNodes(part int, names ...string) {
 	for _, n := range names {
-		w.gossipPart[n], w.lanPart[n] = part, part
+		w.gossipPartByNode[n], w.lanPartByNode[n] = part, part
 	}
-	w.schedule(5*time.Second, w.deliverMembers)
+	w.scheduleEvent(5*time.Second, w.deliverMembers)
 }
 
-// blockGossip separates some nodes from all others in gossip only.
-func (w *harness) blockGossip(part int, names ...string) {
+// blockGossipOf separates some nodes from all others in gossip only.
+func (w *harness) blockGossipOf(part int, names ...string) {
 	for _, n := range names {
-		w.gossipPart[n] = part
+		w.gossipPartByNode[n] = part
 	}
-	w.schedule(5*time.Second, w.deliverMembers)
+	w.scheduleEvent(5*time.Second, w.deliverMembers)
 }
 
 // healCuts ends all cuts. A while later the nodes exchange their states. Later still all are
 // members again, since a node declared dead has to refute that first.
 func (w *harness) healCuts() {
-	w.gossipPart, w.lanPart = map[string]int{}, map[string]int{}
-	w.schedule(time.Duration(50+w.random.Intn(350))*time.Millisecond, func() {
+	w.gossipPartByNode, w.lanPartByNode = map[string]int{}, map[string]int{}
+	w.scheduleEvent(time.Duration(50+w.random.Intn(350))*time.Millisecond, func() {
 		for i, name := range w.nodeNames {
 			w.exchangeStates(name, w.nodeNames[(i+1)%len(w.nodeNames)])
 		}
-		w.schedule(time.Duration(w.random.Intn(300))*time.Millisecond, w.deliverMembers)
+		w.scheduleEvent(time.Duration(w.random.Intn(300))*time.Millisecond, w.deliverMembers)
 	})
 }
 
 // pauseSpeaker stops a speaker's process for a while. Its inputs wait.
 func (w *harness) pauseSpeaker(name string, d time.Duration) {
 	n := w.nodesByName[name]
-	n.paused = true
-	w.schedule(d, func() {
-		n.paused = false
+	n.isPaused = true
+	w.scheduleEvent(d, func() {
+		n.isPaused = false
 		inbox := n.inbox
 		n.inbox = nil
 		w.stepNode(n, append(inbox, TimePassed{})...)
@@ -260,25 +260,25 @@ func (w *harness) stepNode(n *simNode, inputs ...Input) {
 	if n.machine == nil {
 		return
 	}
-	if n.paused {
+	if n.isPaused {
 		n.inbox = append(n.inbox, inputs...)
 		return
 	}
-	expired := n.machine.lease.expired
+	expired := n.machine.lease.isExpired
 	for _, e := range n.machine.Step(w.now, inputs...) {
-		if _, send := e.(SendMessage); w.trace && !send {
+		if _, send := e.(SendMessage); w.logEffects && !send {
 			w.t.Logf("%v %s: %T%+v", w.now.Sub(time.Unix(1000, 0)), n.name, e, e)
 		}
 		w.performEffect(n, e)
 	}
-	if w.trace && expired != n.machine.lease.expired {
+	if w.logEffects && expired != n.machine.lease.isExpired {
 		w.t.Logf("%v %s: lease expired: %v", w.now.Sub(time.Unix(1000, 0)), n.name, !expired)
 	}
 	n.answerDeadline = n.machine.LeaseDeadline(w.now)
 	n.timerID++
 	id, m := n.timerID, n.machine
-	w.schedule(max(n.machine.NextDeadline().Sub(w.now), 0), func() {
-		if n.timerID == id && n.machine == m && !n.paused {
+	w.scheduleEvent(max(n.machine.NextDeadline().Sub(w.now), 0), func() {
+		if n.timerID == id && n.machine == m && !n.isPaused {
 			w.stepNode(n, TimePassed{})
 		}
 	})
@@ -287,7 +287,7 @@ func (w *harness) stepNode(n *simNode, inputs ...Input) {
 func (w *harness) performEffect(n *simNode, e Effect) {
 	later := func(d time.Duration, to *simNode, in func() Input) {
 		m := to.machine
-		w.schedule(d, func() {
+		w.scheduleEvent(d, func() {
 			if to.machine == m {
 				w.stepNode(to, in())
 			}
@@ -303,18 +303,18 @@ func (w *harness) performEffect(n *simNode, e Effect) {
 		delete(n.heldAddresses, e.Address)
 	case SendMessage:
 		w.messageCount++
-		if to := w.nodesByName[e.To]; w.canGossip(n.name, e.To) && w.random.Float64() >= w.loss {
+		if to := w.nodesByName[e.To]; w.canGossip(n.name, e.To) && w.random.Float64() >= w.messageLossRate {
 			delay := time.Duration(w.random.Int63n(int64(w.maxMessageDelay)))
 			later(delay, to, func() Input { return MessageReceived{From: n.name, Payload: e.Payload} })
 		}
 	case AcquireProbe:
-		q := &simProbe{from: n, address: e.Address}
+		q := &simProbe{prober: n, address: e.Address}
 		w.openProbes = append(w.openProbes, q)
 		for i := range e.Attempts { // collect answers while the probe is open
-			w.schedule(time.Duration(i)*e.Interval+time.Millisecond, func() {
-				q.answers = append(q.answers, w.wireAnswers(n, e.Address)...)
+			w.scheduleEvent(time.Duration(i)*e.Interval+time.Millisecond, func() {
+				q.answers = append(q.answers, w.answersOnLAN(n, e.Address)...)
 				for _, o := range w.openProbes {
-					if o.from != n && o.address == e.Address && w.canHear(o.from.name, n.name) {
+					if o.prober != n && o.address == e.Address && w.canHearOnLAN(o.prober.name, n.name) {
 						o.rivals = append(o.rivals, n.mac)
 					}
 				}
@@ -323,21 +323,21 @@ func (w *harness) performEffect(n *simNode, e Effect) {
 		later(time.Duration(e.Attempts)*e.Interval, n, func() Input {
 			w.openProbes = slices.DeleteFunc(w.openProbes, func(o *simProbe) bool { return o == q })
 			return ProbeFinished{facts.ProbeResult{
-				ID: e.ID, Address: e.Address, Answers: q.answers, RivalProbers: q.rivals,
+				ID: e.ID, Address: e.Address, AnsweringMACs: q.answers, RivalMACs: q.rivals,
 			}}
 		})
 	case LivenessProbe:
 		r := facts.ProbeResult{ID: e.ID}
 		wait := time.Duration(e.Attempts) * e.Interval
-		if !w.isAlone(n.name) {
-			r.Answers, wait = []facts.MAC{{2, 0, 0, 0, 0xff, 0xfe}}, time.Millisecond
+		if !w.isIsolatedOnLAN(n.name) {
+			r.AnsweringMACs, wait = []facts.MAC{{2, 0, 0, 0, 0xff, 0xfe}}, time.Millisecond
 		}
 		later(wait, n, func() Input { return ProbeFinished{r} })
 	case HandoverFinished:
 		n.handedOver = true
 	case Event:
 		w.eventCounts[e.Kind]++
-		if e.Kind == EventTaken {
+		if e.Kind == EventAddressTaken {
 			w.takeCount++
 			if e.TakeoverDelay > 0 {
 				w.takeoverDelays = append(w.takeoverDelays, e.TakeoverDelay)
@@ -348,35 +348,36 @@ func (w *harness) performEffect(n *simNode, e Effect) {
 
 // announceOnWire delivers the announcement of an address to all on the segment.
 func (w *harness) announceOnWire(n *simNode, a netip.Addr) {
-	w.schedule(100*time.Microsecond, func() {
+	w.scheduleEvent(100*time.Microsecond, func() {
 		if !w.isAnswering(n, a) {
 			return
 		}
 		for _, q := range w.openProbes {
-			if q.from != n && q.address == a && w.canHear(q.from.name, n.name) {
+			if q.prober != n && q.address == a && w.canHearOnLAN(q.prober.name, n.name) {
 				q.answers = append(q.answers, n.mac)
 			}
 		}
 		for _, name := range w.nodeNames {
-			if o := w.nodesByName[name]; o != n && o.heldAddresses[a] && w.canHear(name, n.name) {
-				w.stepNode(o, ConflictDetected{facts.Conflict{Address: a, MAC: n.mac, Link: 1}})
+			if o := w.nodesByName[name]; o != n && o.heldAddresses[a] && w.canHearOnLAN(name, n.name) {
+				w.stepNode(o, ConflictDetected{facts.Conflict{Address: a, MAC: n.mac, LinkIndex: 1}})
 			}
 		}
 	})
 }
 
-// isAlone reports whether the node hears neither the gateway nor another node on the segment.
-func (w *harness) isAlone(name string) bool {
-	return w.lanPart[name] != 0 && !slices.ContainsFunc(w.nodeNames, func(o string) bool {
-		return o != name && w.canHear(name, o)
+// isIsolatedOnLAN reports whether the node hears neither the gateway nor another node on the
+// segment.
+func (w *harness) isIsolatedOnLAN(name string) bool {
+	return w.lanPartByNode[name] != 0 && !slices.ContainsFunc(w.nodeNames, func(o string) bool {
+		return o != name && w.canHearOnLAN(name, o)
 	})
 }
 
-// wireAnswers returns the answers to a request for the address.
-func (w *harness) wireAnswers(from *simNode, a netip.Addr) []facts.MAC {
+// answersOnLAN returns the answers to a request for the address.
+func (w *harness) answersOnLAN(from *simNode, a netip.Addr) []facts.MAC {
 	var out []facts.MAC
 	for _, name := range w.nodeNames {
-		if n := w.nodesByName[name]; n != from && w.isAnswering(n, a) && w.canHear(name, from.name) {
+		if n := w.nodesByName[name]; n != from && w.isAnswering(n, a) && w.canHearOnLAN(name, from.name) {
 			out = append(out, n.mac)
 		}
 	}
@@ -385,7 +386,7 @@ func (w *harness) wireAnswers(from *simNode, a netip.Addr) []facts.MAC {
 
 // isAnswering reports whether the node would answer for the address now.
 func (w *harness) isAnswering(n *simNode, a netip.Addr) bool {
-	return n.machine != nil && n.heldAddresses[a] && !n.paused && w.now.Before(n.answerDeadline)
+	return n.machine != nil && n.heldAddresses[a] && !n.isPaused && w.now.Before(n.answerDeadline)
 }
 
 // answeringNodes returns the nodes that would answer for the address now.
@@ -399,11 +400,11 @@ func (w *harness) answeringNodes(a netip.Addr) []string {
 	return out
 }
 
-// runFor lets time pass. It calls check after each event.
-func (w *harness) runFor(d time.Duration, check func()) {
+// runSimulationFor lets time pass. It calls check after each event.
+func (w *harness) runSimulationFor(d time.Duration, check func()) {
 	end := w.now.Add(d)
-	for len(w.events) > 0 && !w.events[0].at.After(end) {
-		h := heap.Pop(&w.events).(simEvent)
+	for len(w.eventQueue) > 0 && !w.eventQueue[0].at.After(end) {
+		h := heap.Pop(&w.eventQueue).(simEvent)
 		w.now = maxTime(w.now, h.at)
 		h.perform()
 		if check != nil {
@@ -413,11 +414,11 @@ func (w *harness) runFor(d time.Duration, check func()) {
 	w.now = end
 }
 
-// wantOneHolderEach lets time pass, then fails unless exactly one node answers for each address. It
-// returns the holder of the first address.
-func (w *harness) wantOneHolderEach(d time.Duration, what string) string {
+// requireOneHolderEach lets time pass, then fails unless exactly one node answers for each address.
+// It returns the holder of the first address.
+func (w *harness) requireOneHolderEach(d time.Duration, what string) string {
 	w.t.Helper()
-	w.runFor(d, nil)
+	w.runSimulationFor(d, nil)
 	first := ""
 	for _, a := range w.addresses {
 		h := w.answeringNodes(a)
@@ -431,9 +432,9 @@ func (w *harness) wantOneHolderEach(d time.Duration, what string) string {
 	return first
 }
 
-// neverTwoHolders returns a check that fails when two nodes that hear each other on the segment
+// newTwoHoldersCheck returns a check that fails when two nodes that hear each other on the segment
 // both answer for an address for longer than the limit.
-func (w *harness) neverTwoHolders(limit time.Duration) func() {
+func (w *harness) newTwoHoldersCheck(limit time.Duration) func() {
 	since := map[netip.Addr]time.Time{}
 	return func() {
 		for _, a := range w.addresses {
@@ -441,7 +442,7 @@ func (w *harness) neverTwoHolders(limit time.Duration) func() {
 			both := false
 			for i := range h {
 				for j := range i {
-					both = both || w.canHear(h[i], h[j])
+					both = both || w.canHearOnLAN(h[i], h[j])
 				}
 			}
 			if !both {

@@ -18,49 +18,49 @@ import (
 // after each pause of the process. It is regained when a member has sent all its claims. If no
 // member does, it is regained when probes for all held addresses find no other holder.
 type lease struct {
-	expired   bool
+	isExpired bool
 	expiredAt time.Time // when it expired
 	// confirmedAt is when this node sent the last message or probe that was answered.
 	confirmedAt time.Time
 	lastProbeAt time.Time // when the last liveness probe for the lease was sent
 	lastSyncAt  time.Time // when members were last asked for their claims
-	// firstValidSync is the ID of the first sync that counts. Answers to earlier ones may be from
+	// firstValidSyncID is the ID of the first sync that counts. Answers to earlier ones may be from
 	// before the pause.
-	firstValidSync uint64
+	firstValidSyncID uint64
 	// recheckRunning is set while the held addresses are probed; uncheckedCount is the number
 	// without a result.
 	recheckRunning   bool
 	recheckStartedAt time.Time // when it started
 	uncheckedCount   int
-	// isolated is set when nothing else on the segment or in the gossip answers: the probes found
+	// isIsolated is set when nothing else on the segment or in the gossip answers: the probes found
 	// no other holder, and this node answers.
-	isolated bool
+	isIsolated bool
 }
 
-// startIfFirst starts the lease with the first held address. The probe for it has just found no
-// holder, or a holder has just offered it.
-func (l *lease) startIfFirst(now time.Time, held int) {
-	if held == 1 && !l.expired {
+// startWithFirstAddress starts the lease with the first held address. The probe for it has just
+// found no holder, or a holder has just offered it.
+func (l *lease) startWithFirstAddress(now time.Time, held int) {
+	if held == 1 && !l.isExpired {
 		*l = lease{confirmedAt: now, lastProbeAt: now}
 	}
 }
 
-// confirmSent records that something sent at the given time was answered.
-func (l *lease) confirmSent(sent time.Time) {
+// recordConfirmation records that something sent at the given time was answered.
+func (l *lease) recordConfirmation(sent time.Time) {
 	if sent.After(l.confirmedAt) {
 		l.confirmedAt = sent
 	}
 }
 
-// hasRivals reports whether another node could hold an address that this node holds.
-func (m *Machine) hasRivals() bool {
+// hasPossibleRivals reports whether another node could hold an address that this node holds.
+func (m *Machine) hasPossibleRivals() bool {
 	if len(m.heldAddresses) == 0 {
 		return false
 	}
 	if len(m.memberNames) > 1 {
 		return true
 	}
-	for g := range m.heldGroups() {
+	for g := range m.groupsOfHeldAddresses() {
 		if len(g.candidates.Nodes) > 1 {
 			return true
 		}
@@ -68,7 +68,7 @@ func (m *Machine) hasRivals() bool {
 	return false
 }
 
-func (m *Machine) heldGroups() map[*candidateGroup]struct{} {
+func (m *Machine) groupsOfHeldAddresses() map[*candidateGroup]struct{} {
 	out := map[*candidateGroup]struct{}{}
 	for _, g := range m.groupsByKey {
 		if g.countByNode[m.self] > 0 {
@@ -81,30 +81,30 @@ func (m *Machine) heldGroups() map[*candidateGroup]struct{} {
 // LeaseDeadline returns until when this node may answer unless it is stepped again before.
 func (m *Machine) LeaseDeadline(now time.Time) time.Time {
 	l := &m.lease
-	if !m.hasRivals() {
+	if !m.hasPossibleRivals() {
 		return now.Add(time.Second)
 	}
-	if l.expired {
+	if l.isExpired {
 		return time.Time{}
 	}
 	until := m.now.Add(m.timing.LeaseTimeout)
 	if len(m.memberNames) > 1 { // others count from the last beacon
 		until = m.liveness.lastBeaconAt.Add(m.timing.LeaseTimeout)
 	}
-	if end := l.confirmedAt.Add(m.timing.ConfirmationTimeout); !l.isolated && end.Before(until) {
+	if end := l.confirmedAt.Add(m.timing.ConfirmationTimeout); !l.isIsolated && end.Before(until) {
 		until = end
 	}
 	return until
 }
 
-// detectPause expires the lease if the process did not run for so long that another node may have
-// taken over.
-func (m *Machine) detectPause(now time.Time) {
+// detectProcessPause expires the lease if the process did not run for so long that another node may
+// have taken over.
+func (m *Machine) detectProcessPause(now time.Time) {
 	if now.Sub(m.now) <= m.timing.LeaseTimeout {
 		return
 	}
-	m.liveness.restartSilence(now)
-	if m.hasRivals() {
+	m.liveness.restartSilenceTimers(now)
+	if m.hasPossibleRivals() {
 		m.now = now
 		m.expireLease()
 	}
@@ -112,18 +112,18 @@ func (m *Machine) detectPause(now time.Time) {
 
 func (m *Machine) expireLease() {
 	l := &m.lease
-	*l = lease{expired: true, expiredAt: m.now, confirmedAt: l.confirmedAt, firstValidSync: m.lastSyncID + 1}
+	*l = lease{isExpired: true, expiredAt: m.now, confirmedAt: l.confirmedAt, firstValidSyncID: m.lastSyncRequestID + 1}
 }
 
 // maintainLease sends liveness probes when acknowledgements are missing, expires the lease when
 // nothing answers, and tries to regain an expired lease.
 func (m *Machine) maintainLease() {
 	l := &m.lease
-	if len(m.heldAddresses) == 0 || !m.hasRivals() {
+	if len(m.heldAddresses) == 0 || !m.hasPossibleRivals() {
 		*l = lease{confirmedAt: m.now}
 		return
 	}
-	if l.expired {
+	if l.isExpired {
 		m.tryRegainLease()
 		return
 	}
@@ -132,7 +132,7 @@ func (m *Machine) maintainLease() {
 		l.lastProbeAt = m.now
 		m.probeLiveness(pendingProbe{})
 	}
-	if !l.isolated && unconfirmed >= m.timing.ConfirmationTimeout {
+	if !l.isIsolated && unconfirmed >= m.timing.ConfirmationTimeout {
 		m.expireLease()
 		m.tryRegainLease()
 	}
@@ -144,9 +144,9 @@ func (m *Machine) probeLiveness(p pendingProbe) {
 	})
 }
 
-// probePacingInterval is the additional time for each probed address. The engine spreads probes
+// perProbedAddressDelay is the additional time for each probed address. The engine spreads probes
 // over time.
-const probePacingInterval = time.Millisecond
+const perProbedAddressDelay = time.Millisecond
 
 // tryRegainLease asks members for their claims. If no member answers, it probes all held addresses.
 func (m *Machine) tryRegainLease() {
@@ -155,20 +155,20 @@ func (m *Machine) tryRegainLease() {
 		l.lastSyncAt = m.now
 		for i := range min(3, len(m.otherMembers)) {
 			// start with another member each time, since some may be dead
-			m.requestSync(m.otherMembers[(int(m.lastSyncID)+i)%len(m.otherMembers)])
+			m.requestSync(m.otherMembers[(int(m.lastSyncRequestID)+i)%len(m.otherMembers)])
 		}
 		m.probeLiveness(pendingProbe{})
 	}
-	recheckTimeout := 2*m.timing.StartupDelay + time.Duration(len(m.heldAddresses))*probePacingInterval
+	recheckTimeout := 2*m.timing.StartupDelay + time.Duration(len(m.heldAddresses))*perProbedAddressDelay
 	switch {
 	case l.recheckRunning && l.uncheckedCount <= 0:
 		m.regainLease()
-		l.isolated = m.now.Sub(l.confirmedAt) >= m.timing.ConfirmationTimeout
+		l.isIsolated = m.now.Sub(l.confirmedAt) >= m.timing.ConfirmationTimeout
 	case l.recheckRunning && m.now.Sub(l.recheckStartedAt) < recheckTimeout: // wait for the results
 	case m.now.Sub(l.expiredAt) >= m.timing.LivenessProbeDelay:
 		l.recheckRunning, l.recheckStartedAt, l.uncheckedCount = true, m.now, len(m.heldAddresses)
 		for _, a := range sortedByIP(m.heldAddresses) {
-			a.rechecking = true
+			a.isRechecking = true
 			m.probeAddress(a)
 		}
 	}
@@ -176,38 +176,38 @@ func (m *Machine) tryRegainLease() {
 
 // handleLivenessResult processes the result of a liveness probe.
 func (m *Machine) handleLivenessResult(p pendingProbe, r facts.ProbeResult) {
-	if len(r.Answers) == 0 {
+	if len(r.AnsweringMACs) == 0 {
 		return
 	}
 	if p.node != "" {
 		h := m.liveness.recordsByMember[p.node]
-		if h != nil && h.silent && !m.liveness.isConnectedWitness(p.node, m.self) {
+		if h != nil && h.isSilent && !m.liveness.isConnectedWitness(p.node, m.self) {
 			m.liveness.addConnectedWitness(p.node, m.self)
-			h.reportedAt = m.now
+			h.silenceReportedAt = m.now
 			m.broadcastSuspicion(p.node, h)
 		}
 		return
 	}
 	l := &m.lease
-	if l.isolated { // no longer: find out what the others did meanwhile
+	if l.isIsolated { // no longer: find out what the others did meanwhile
 		m.expireLease()
 	}
-	l.confirmSent(p.sentAt)
+	l.recordConfirmation(p.sentAt)
 }
 
 // handleRecheckResult processes the result of a probe for a held address while the lease is
 // expired.
 func (m *Machine) handleRecheckResult(a *addressState, r facts.ProbeResult) {
 	l := &m.lease
-	a.rechecking = false
-	if !a.held || !l.expired || !l.recheckRunning {
+	a.isRechecking = false
+	if !a.isHeld || !l.isExpired || !l.recheckRunning {
 		return
 	}
 	l.uncheckedCount--
 	switch {
 	case r.NotSent:
 		l.recheckRunning, l.expiredAt = false, m.now // no link works: try later
-	case len(r.Answers) > 0:
+	case len(r.AnsweringMACs) > 0:
 		m.yieldAddress(a)
 	}
 }
@@ -216,7 +216,7 @@ func (m *Machine) handleRecheckResult(a *addressState, r facts.ProbeResult) {
 // another holder.
 func (m *Machine) regainLease() {
 	l := &m.lease
-	l.expired, l.recheckRunning = false, false
+	l.isExpired, l.recheckRunning = false, false
 	l.lastProbeAt = m.now
 	for _, a := range sortedByIP(m.heldAddresses) {
 		m.emitAddressEffect(RepeatAnnouncement{a.ip})
@@ -225,11 +225,11 @@ func (m *Machine) regainLease() {
 
 // finishSync records that a member sent all its claims, and that this node knows them now.
 func (m *Machine) finishSync(id uint64, sent time.Time) {
-	m.stateSynced = true
+	m.fullStateReceived = true
 	l := &m.lease
-	if l.expired && id >= l.firstValidSync {
+	if l.isExpired && id >= l.firstValidSyncID {
 		m.regainLease()
 	}
-	l.confirmSent(sent)
-	l.isolated = false
+	l.recordConfirmation(sent)
+	l.isIsolated = false
 }

@@ -11,12 +11,12 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-// watcherCount is the number of members that watch each member.
-const watcherCount = 2
+// watchersPerMember is the number of members that watch each member.
+const watchersPerMember = 2
 
-// retractionRepeats is how often a member repeats that a node is heard again, in case that a
+// retractionRepeatCount is how often a member repeats that a node is heard again, in case that a
 // message is lost.
-const retractionRepeats = 5
+const retractionRepeatCount = 5
 
 // beaconsPerAck is how many beacons a watcher gets for each one that it has to acknowledge. With a
 // beacon every 50 ms a node and each of its watchers exchange 25 packets a second.
@@ -50,12 +50,12 @@ type livenessWatch struct {
 
 // beaconRecord is what this node heard from one member.
 type beaconRecord struct {
-	nonce, lastSeq uint64
-	lastHeardAt    time.Time
-	silent         bool
-	// reportedAt is when this node last reported the silence to the others. retractionsLeft is how
-	// often it will still report the end of the silence.
-	reportedAt         time.Time
+	memberNonce, lastSeq uint64
+	lastHeardAt          time.Time
+	isSilent             bool
+	// silenceReportedAt is when this node last reported the silence to the others. retractionsLeft
+	// is how often it will still report the end of the silence.
+	silenceReportedAt  time.Time
 	retractionsLeft    int
 	digestDiffersSince time.Time // zero while its digest equals ours
 	syncRequestedAt    time.Time
@@ -74,18 +74,18 @@ func (w *livenessWatch) isDeclaredDead(n string, nonce uint64) bool {
 	return ok && (nonce == 0 || d == nonce)
 }
 
-// lastSeen is when the node was last heard, zero when it is not known.
-func (w *livenessWatch) lastSeen(n string) time.Time { return w.lastSeenByNode[n] }
+// lastSeenAt is when the node was last heard, zero when it is not known.
+func (w *livenessWatch) lastSeenAt(n string) time.Time { return w.lastSeenByNode[n] }
 
-// restartSilence counts every silence from now on, because this node itself did not run.
-func (w *livenessWatch) restartSilence(now time.Time) {
+// restartSilenceTimers counts every silence from now on, because this node itself did not run.
+func (w *livenessWatch) restartSilenceTimers(now time.Time) {
 	for _, h := range w.recordsByMember {
 		h.lastHeardAt = now
 	}
 }
 
-// pruneMembers forgets nodes that are not members any more, and the deaths of earlier runs.
-func (w *livenessWatch) pruneMembers(members map[string]facts.Member) {
+// forgetGoneMembers forgets nodes that are not members any more, and the deaths of earlier runs.
+func (w *livenessWatch) forgetGoneMembers(members map[string]facts.Member) {
 	for n := range w.recordsByMember {
 		if _, ok := members[n]; !ok {
 			delete(w.recordsByMember, n)
@@ -140,25 +140,25 @@ func (m *Machine) ringNeighbours(n string, k int) []string {
 	return out
 }
 
-// adoptUnwatched finds the nodes whose watchers are all dead and for which this node is among the
-// next living ones. These nodes send this node no beacons. It has to ask them.
-func (m *Machine) adoptUnwatched() {
+// adoptUnwatchedNodes finds the nodes whose watchers are all dead and for which this node is among
+// the next living ones. These nodes send this node no beacons. It has to ask them.
+func (m *Machine) adoptUnwatchedNodes() {
 	w := &m.liveness
 	w.adoptedNodes = nil
-	if len(w.deadNonceByNode) < watcherCount {
+	if len(w.deadNonceByNode) < watchersPerMember {
 		return
 	}
 	for _, n := range m.watchRing {
-		if n == m.self || !m.isAlive(n) || slices.ContainsFunc(m.ringNeighbours(n, watcherCount), m.isAlive) {
+		if n == m.self || !m.isAlive(n) || slices.ContainsFunc(m.ringNeighbours(n, watchersPerMember), m.isAlive) {
 			continue
 		}
 		living := slices.DeleteFunc(m.ringNeighbours(n, len(m.watchRing)), func(o string) bool { return !m.isAlive(o) })
-		if !slices.Contains(living[:min(len(living), watcherCount)], m.self) {
+		if !slices.Contains(living[:min(len(living), watchersPerMember)], m.self) {
 			continue
 		}
 		w.adoptedNodes = append(w.adoptedNodes, n)
-		if w.recordsByMember[n] == nil || w.recordsByMember[n].nonce != m.membersByName[n].Nonce {
-			w.recordsByMember[n] = &beaconRecord{nonce: m.membersByName[n].Nonce}
+		if w.recordsByMember[n] == nil || w.recordsByMember[n].memberNonce != m.membersByName[n].Nonce {
+			w.recordsByMember[n] = &beaconRecord{memberNonce: m.membersByName[n].Nonce}
 		}
 		if !slices.Contains(w.watchedMembers, n) { // it did not send to this node until now
 			w.recordsByMember[n].lastHeardAt = m.now
@@ -166,8 +166,8 @@ func (m *Machine) adoptUnwatched() {
 	}
 }
 
-// syncWithAdopted sends sync requests to the adopted nodes. Each living node answers them.
-func (m *Machine) syncWithAdopted() {
+// syncWithAdoptedNodes sends sync requests to the adopted nodes. Each living node answers them.
+func (m *Machine) syncWithAdoptedNodes() {
 	for _, n := range m.liveness.adoptedNodes {
 		if h := m.liveness.recordsByMember[n]; h != nil && m.now.Sub(h.syncRequestedAt) >= m.timing.BeaconInterval {
 			h.syncRequestedAt = m.now
@@ -176,15 +176,15 @@ func (m *Machine) syncWithAdopted() {
 	}
 }
 
-// markHeard records a sign of life.
-func (m *Machine) markHeard(n string) {
+// recordSignOfLife records a sign of life.
+func (m *Machine) recordSignOfLife(n string) {
 	h := m.liveness.recordsByMember[n]
 	if h == nil {
 		return
 	}
 	h.lastHeardAt = m.now
-	if h.silent {
-		h.silent, h.reportedAt, h.retractionsLeft = false, m.now, retractionRepeats
+	if h.isSilent {
+		h.isSilent, h.silenceReportedAt, h.retractionsLeft = false, m.now, retractionRepeatCount
 		m.broadcastSuspicion(n, h)
 	}
 }
@@ -208,10 +208,10 @@ func (m *Machine) sendBeacon(names []string) {
 		if m.leaving {
 			flags |= flagLeaving
 		}
-		if (w.beaconSeq+uint64(i)*beaconsPerAck/watcherCount)%beaconsPerAck == 0 {
+		if (w.beaconSeq+uint64(i)*beaconsPerAck/watchersPerMember)%beaconsPerAck == 0 {
 			flags |= flagAckRequested
 		}
-		b := binary.AppendUvarint(messageHeader(kindBeacon), m.nonce)
+		b := binary.AppendUvarint(encodeMessageHeader(kindBeacon), m.nonce)
 		b = binary.AppendUvarint(b, w.beaconSeq)
 		b = binary.AppendUvarint(b, m.claimsDigest)
 		m.sendMessage(n, append(b, flags))
@@ -226,8 +226,8 @@ func (m *Machine) handleBeacon(from string, r *messageReader) {
 	}
 	w := &m.liveness
 	h := w.recordsByMember[from]
-	if h == nil || h.nonce != nonce {
-		h = &beaconRecord{nonce: nonce}
+	if h == nil || h.memberNonce != nonce {
+		h = &beaconRecord{memberNonce: nonce}
 		w.recordsByMember[from] = h
 	}
 	if seq <= h.lastSeq { // late or replayed
@@ -235,16 +235,16 @@ func (m *Machine) handleBeacon(from string, r *messageReader) {
 	}
 	h.lastSeq = seq
 	w.leavingNodes[from] = flags&flagLeaving != 0
-	m.markHeard(from)
+	m.recordSignOfLife(from)
 	if _, ok := w.deadNonceByNode[from]; ok && len(w.witnessesByNode[from]) == 0 {
 		m.declareAlive(from)
 	}
 	if flags&flagAckRequested != 0 {
-		b := binary.AppendUvarint(messageHeader(kindAck), nonce)
+		b := binary.AppendUvarint(encodeMessageHeader(kindBeaconAck), nonce)
 		b = binary.AppendUvarint(b, seq)
 		m.sendMessage(from, binary.AppendUvarint(b, m.claimsDigest))
 	}
-	m.compareDigest(from, h, digest)
+	m.syncIfDigestDiffers(from, h, digest)
 }
 
 // handleAck processes the acknowledgement of a beacon. If the previous acknowledgement was long ago
@@ -262,12 +262,12 @@ func (m *Machine) handleAck(from string, r *messageReader) {
 		}
 		return
 	}
-	m.lease.confirmSent(sent)
+	m.lease.recordConfirmation(sent)
 }
 
-// compareDigest asks a member for its claims if its digest differs for some time: a message was
-// lost.
-func (m *Machine) compareDigest(from string, h *beaconRecord, digest uint64) {
+// syncIfDigestDiffers asks a member for its claims if its digest differs for some time: a message
+// was lost.
+func (m *Machine) syncIfDigestDiffers(from string, h *beaconRecord, digest uint64) {
 	if digest == m.claimsDigest {
 		h.digestDiffersSince = time.Time{}
 		return
@@ -285,23 +285,23 @@ func (m *Machine) compareDigest(from string, h *beaconRecord, digest uint64) {
 // detectSilence detects the silence of watched nodes and reports it.
 func (m *Machine) detectSilence() {
 	w := &m.liveness
-	m.syncWithAdopted()
+	m.syncWithAdoptedNodes()
 	for _, n := range slices.Concat(w.watchedMembers, w.adoptedNodes) {
 		h := w.recordsByMember[n]
 		if h == nil {
 			continue
 		}
-		if !h.silent && m.now.Sub(h.lastHeardAt) >= m.timing.SilenceTimeout {
-			h.silent = true
-			h.reportedAt = time.Time{}
+		if !h.isSilent && m.now.Sub(h.lastHeardAt) >= m.timing.SilenceTimeout {
+			h.isSilent = true
+			h.silenceReportedAt = time.Time{}
 		}
-		if (!h.silent && h.retractionsLeft == 0) || m.now.Sub(h.reportedAt) < 2*m.timing.BeaconInterval {
+		if (!h.isSilent && h.retractionsLeft == 0) || m.now.Sub(h.silenceReportedAt) < 2*m.timing.BeaconInterval {
 			continue
 		}
-		h.reportedAt = m.now // repeat it, since datagrams get lost
+		h.silenceReportedAt = m.now // repeat it, since datagrams get lost
 		m.broadcastSuspicion(n, h)
 		switch {
-		case !h.silent:
+		case !h.isSilent:
 			h.retractionsLeft--
 		case !w.isConnectedWitness(n, m.self): // this node itself may be cut off
 			m.probeLiveness(pendingProbe{node: n})
@@ -313,7 +313,7 @@ func (m *Machine) detectSilence() {
 func (m *Machine) nextSilenceDeadline() time.Time {
 	var next time.Time
 	for _, n := range m.liveness.watchedMembers {
-		if h := m.liveness.recordsByMember[n]; h != nil && !h.silent {
+		if h := m.liveness.recordsByMember[n]; h != nil && !h.isSilent {
 			if t := h.lastHeardAt.Add(m.timing.SilenceTimeout); next.IsZero() || t.Before(next) {
 				next = t
 			}
@@ -324,12 +324,12 @@ func (m *Machine) nextSilenceDeadline() time.Time {
 
 // broadcastSuspicion reports to all members that a node is silent, or that it is heard again.
 func (m *Machine) broadcastSuspicion(n string, h *beaconRecord) {
-	if h.silent {
+	if h.isSilent {
 		m.liveness.lastSeenByNode[n] = h.lastHeardAt
 	}
-	m.recordTestimony(n, m.self, h.nonce, h.silent)
-	b := appendString(messageHeader(kindSuspect), n)
-	b = binary.AppendUvarint(b, h.nonce)
+	m.recordTestimony(n, m.self, h.memberNonce, h.isSilent)
+	b := appendString(encodeMessageHeader(kindSuspicion), n)
+	b = binary.AppendUvarint(b, h.memberNonce)
 	b = append(b, m.liveness.suspicionKind(n, m.self, h))
 	b = binary.AppendUvarint(b, uint64(m.now.Sub(h.lastHeardAt).Milliseconds()))
 	for _, o := range m.otherMembers {
@@ -382,13 +382,13 @@ func (m *Machine) declareAlive(n string) {
 	delete(w.connectedWitnesses, n)
 	delete(w.lastSeenByNode, n)
 	if was {
-		m.adoptUnwatched()
-		m.reconcileHolder(n)
+		m.adoptUnwatchedNodes()
+		m.reconcileAddressesOfHolder(n)
 	}
 }
 
-// reconcileHolder reconciles all addresses of a node that died or came back.
-func (m *Machine) reconcileHolder(n string) {
+// reconcileAddressesOfHolder reconciles all addresses of a node that died or came back.
+func (m *Machine) reconcileAddressesOfHolder(n string) {
 	for _, a := range sortedByIP(m.addressesByHolder[n]) {
 		m.reconcileAddress(a)
 	}
@@ -406,13 +406,13 @@ func (m *Machine) judgeSilence(n string) {
 	}
 	for _, witness := range slices.Sorted(maps.Keys(by)) {
 		nonce := by[witness]
-		if votes[nonce] < watcherCount && !(w.isConnectedWitness(n, witness) && m.isOnlyWitness(n, witness)) {
+		if votes[nonce] < watchersPerMember && !(w.isConnectedWitness(n, witness) && m.isOnlyWitness(n, witness)) {
 			continue
 		}
 		if !w.isDeclaredDead(n, nonce) {
 			w.deadNonceByNode[n] = nonce
-			m.adoptUnwatched()
-			m.reconcileHolder(n)
+			m.adoptUnwatchedNodes()
+			m.reconcileAddressesOfHolder(n)
 		}
 		return
 	}
@@ -421,7 +421,7 @@ func (m *Machine) judgeSilence(n string) {
 // isOnlyWitness reports whether no other watcher of the node is alive and hears it.
 func (m *Machine) isOnlyWitness(n, witness string) bool {
 	w := &m.liveness
-	return !slices.ContainsFunc(m.ringNeighbours(n, watcherCount), func(o string) bool {
+	return !slices.ContainsFunc(m.ringNeighbours(n, watchersPerMember), func(o string) bool {
 		_, silent := w.witnessesByNode[n][o]
 		return o != witness && !silent && len(w.witnessesByNode[o]) == 0 && m.isAlive(o)
 	})
@@ -436,7 +436,7 @@ const (
 
 func (w *livenessWatch) suspicionKind(n, by string, h *beaconRecord) byte {
 	switch {
-	case !h.silent:
+	case !h.isSilent:
 		return suspicionRetracted
 	case w.isConnectedWitness(n, by):
 		return suspicionVerified

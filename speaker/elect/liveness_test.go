@@ -7,9 +7,9 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-// suspicionMessage is the message of a member that hears nothing from a node.
-func suspicionMessage(node string, nonce uint64, said byte) []byte {
-	return append(binary.AppendUvarint(appendString(messageHeader(kindSuspect), node), nonce), said, 100)
+// encodeSuspicionMessage is the message of a member that hears nothing from a node.
+func encodeSuspicionMessage(node string, nonce uint64, said byte) []byte {
+	return append(binary.AppendUvarint(appendString(encodeMessageHeader(kindSuspicion), node), nonce), said, 100)
 }
 
 func TestTwoWitnessesDeclareANodeDead(t *testing.T) {
@@ -28,7 +28,7 @@ func TestTwoWitnessesDeclareANodeDead(t *testing.T) {
 			m := New("a", 1, DefaultTiming(), testStart)
 			m.Step(testStart, MembersChanged{facts.MemberSet{Members: all, Synced: true}})
 			for i, witness := range []string{"b", "c"} {
-				report := suspicionMessage("d", c.nonces[i], suspicionUnverified)
+				report := encodeSuspicionMessage("d", c.nonces[i], suspicionUnverified)
 				m.Step(testStart, MessageReceived{From: witness, Payload: report})
 			}
 			m.Step(testStart, MembersChanged{facts.MemberSet{Members: c.after, Synced: true}})
@@ -60,12 +60,12 @@ func TestOneWitnessIsEnoughWhenTheOtherWatcherIsDead(t *testing.T) {
 			// d is watched by the other two, and none of them is this node
 			var d, first, second string
 			for _, n := range m.watchRing {
-				if w := m.ringNeighbours(n, watcherCount); n != "a" && w[0] != "a" && w[1] != "a" {
+				if w := m.ringNeighbours(n, watchersPerMember); n != "a" && w[0] != "a" && w[1] != "a" {
 					d, first, second = n, w[0], w[1]
 				}
 			}
 			say := func(from, of string, said byte) {
-				report := suspicionMessage(of, m.membersByName[of].Nonce, said)
+				report := encodeSuspicionMessage(of, m.membersByName[of].Nonce, said)
 				m.Step(testStart, MessageReceived{From: from, Payload: report})
 			}
 			if c.otherDies {

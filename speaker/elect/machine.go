@@ -27,9 +27,9 @@ type Timing struct {
 	// SilenceTimeout is how long a watcher waits for a beacon before it suspects the sender: four
 	// lost beacons.
 	SilenceTimeout time.Duration
-	// CandidateDelay is the additional delay of each further candidate before it probes. It is
+	// PerCandidateDelay is the additional delay of each further candidate before it probes. It is
 	// longer than a probe takes, so that the claim of the better candidate arrives first.
-	CandidateDelay time.Duration
+	PerCandidateDelay time.Duration
 	// ProbeAttempts and ProbeInterval are the number of requests in a probe and the time between
 	// them.
 	ProbeAttempts int
@@ -42,8 +42,8 @@ type Timing struct {
 	// GraceDelay is how long a holder keeps an address after its last local endpoint ended:
 	// kube-proxy on other nodes updates its rules about once a second.
 	GraceDelay time.Duration
-	// RetryDelay is the first delay after a host answered an acquire probe.
-	RetryDelay time.Duration
+	// FirstProbeRetryDelay is the first delay after a host answered an acquire probe.
+	FirstProbeRetryDelay time.Duration
 	// LeaseTimeout bounds how long a holder may answer after its last beacon. It is shorter than a
 	// takeover by another node, which takes SilenceTimeout and the probe.
 	LeaseTimeout time.Duration
@@ -66,13 +66,13 @@ func DefaultTiming() Timing {
 	return Timing{
 		BeaconInterval:        50 * time.Millisecond,
 		SilenceTimeout:        200 * time.Millisecond,
-		CandidateDelay:        100 * time.Millisecond,
+		PerCandidateDelay:     100 * time.Millisecond,
 		ProbeAttempts:         2,
 		ProbeInterval:         30 * time.Millisecond,
 		StartupDelay:          time.Second,
 		OfferTimeout:          150 * time.Millisecond,
 		GraceDelay:            1200 * time.Millisecond,
-		RetryDelay:            250 * time.Millisecond,
+		FirstProbeRetryDelay:  250 * time.Millisecond,
 		LeaseTimeout:          200 * time.Millisecond,
 		ConfirmationTimeout:   300 * time.Millisecond,
 		LivenessProbeDelay:    200 * time.Millisecond,
@@ -95,18 +95,18 @@ type Machine struct {
 	// addresses with claims, by the claim's holder
 	addressesByHolder map[string]map[*addressState]struct{}
 	// acquisitions to start at the end of the step
-	unplacedAddresses map[*addressState]struct{}
-	dueAddresses      addressQueue
-	claimBuckets      [bucketCount]claimBucket
-	claimsDigest      uint64 // XOR of the buckets' digests
-	groupsByKey       map[uint64]*candidateGroup
+	addressesToAcquire map[*addressState]struct{}
+	dueAddresses       addressQueue
+	claimBuckets       [claimBucketCount]claimBucket
+	claimsDigest       uint64 // XOR of the buckets' digests
+	groupsByKey        map[uint64]*candidateGroup
 	// new claims, with the number of repetitions that are still to be sent
-	repeatsLeft      map[*addressState]int
-	orphanAddresses  map[*addressState]struct{}
-	lastSweepAt      time.Time // when forgetIdleAddresses last examined a bucket
-	sweptBucket      int
-	lastRebalanceAt  time.Time // when a rebalance was last considered
-	membersChangedAt time.Time // when a member last came or went
+	claimRepeatsLeftByAddress map[*addressState]int
+	addressesWithOrphanClaim  map[*addressState]struct{}
+	lastSweepAt               time.Time // when forgetIdleAddresses last examined a bucket
+	lastSweptBucket           int
+	lastRebalanceAt           time.Time // when a rebalance was last considered
+	membersChangedAt          time.Time // when a member last came or went
 
 	membersByName map[string]facts.Member
 	memberNames   []string             // sorted
@@ -117,17 +117,17 @@ type Machine struct {
 	liveness      livenessWatch
 	lease         lease
 	// lastSyncByMember is when each member last answered a sync request with all its claims.
-	lastSyncByMember map[string]time.Time
-	lastSyncID       uint64
-	syncRequestsByID map[uint64]syncRequest
+	lastSyncByMember  map[string]time.Time
+	lastSyncRequestID uint64
+	syncRequestsByID  map[uint64]syncRequest
 
-	bidsKnown        bool // the first BidsChanged came
-	stateSynced      bool // the full state of another member came
-	takingAllowed    bool // see allowTaking
-	leaving          bool // HandoverRequested came
-	handoverReported bool // HandoverFinished was an effect
-	lastProbeID      uint64
-	probesByID       map[uint64]pendingProbe
+	bidsReceived        bool // the first BidsChanged came
+	fullStateReceived   bool // the full state of another member came
+	acquisitionsAllowed bool // see allowAcquisitions
+	leaving             bool // HandoverRequested came
+	handoverReported    bool // HandoverFinished was an effect
+	lastProbeID         uint64
+	probesByID          map[uint64]pendingProbe
 
 	output stepOutput
 }
@@ -136,21 +136,21 @@ type Machine struct {
 func New(self string, nonce uint64, timing Timing, now time.Time) *Machine {
 	m := &Machine{
 		self: self, nonce: nonce, timing: timing, startedAt: now, now: now,
-		addressesByIP:     map[netip.Addr]*addressState{},
-		heldAddresses:     map[*addressState]struct{}{},
-		addressesByHolder: map[string]map[*addressState]struct{}{},
-		unplacedAddresses: map[*addressState]struct{}{},
-		groupsByKey:       map[uint64]*candidateGroup{},
-		repeatsLeft:       map[*addressState]int{},
-		orphanAddresses:   map[*addressState]struct{}{},
-		lastSweepAt:       now,
-		lastRebalanceAt:   now,
-		membersChangedAt:  now,
-		nodesByMAC:        map[facts.MAC]string{},
-		liveness:          newLivenessWatch(),
-		lastSyncByMember:  map[string]time.Time{},
-		syncRequestsByID:  map[uint64]syncRequest{},
-		probesByID:        map[uint64]pendingProbe{},
+		addressesByIP:             map[netip.Addr]*addressState{},
+		heldAddresses:             map[*addressState]struct{}{},
+		addressesByHolder:         map[string]map[*addressState]struct{}{},
+		addressesToAcquire:        map[*addressState]struct{}{},
+		groupsByKey:               map[uint64]*candidateGroup{},
+		claimRepeatsLeftByAddress: map[*addressState]int{},
+		addressesWithOrphanClaim:  map[*addressState]struct{}{},
+		lastSweepAt:               now,
+		lastRebalanceAt:           now,
+		membersChangedAt:          now,
+		nodesByMAC:                map[facts.MAC]string{},
+		liveness:                  newLivenessWatch(),
+		lastSyncByMember:          map[string]time.Time{},
+		syncRequestsByID:          map[uint64]syncRequest{},
+		probesByID:                map[uint64]pendingProbe{},
 	}
 	m.applyMembers(facts.MemberSet{})
 	return m
@@ -159,7 +159,7 @@ func New(self string, nonce uint64, timing Timing, now time.Time) *Machine {
 // Step processes facts that become known at one time. It returns what has to be done, in order.
 func (m *Machine) Step(now time.Time, inputs ...Input) []Effect {
 	m.output = stepOutput{}
-	m.detectPause(now)
+	m.detectProcessPause(now)
 	m.now = now
 	for _, in := range inputs {
 		m.applyInput(in)
@@ -173,7 +173,7 @@ func (m *Machine) applyInput(in Input) {
 	case BidsChanged:
 		m.applyBids(in)
 	case MembersChanged:
-		m.applyMembers(in.Set)
+		m.applyMembers(in.MemberSet)
 	case MessageReceived:
 		m.receiveMessage(in.From, in.Payload)
 	case RemoteStateReceived:
@@ -192,7 +192,7 @@ func (m *Machine) applyInput(in Input) {
 
 // performDueWork does all work whose time has come.
 func (m *Machine) performDueWork() {
-	m.allowTaking()
+	m.allowAcquisitions()
 	m.sendDueBeacon()
 	m.detectSilence()
 	m.maintainLease()
@@ -202,7 +202,7 @@ func (m *Machine) performDueWork() {
 		m.unscheduleAddress(a)
 		switch {
 		case a.acquisition != nil:
-			a.acquisition.probing = true
+			a.acquisition.isProbing = true
 			m.probeAddress(a)
 			// in case that the probe's result is lost
 			m.scheduleAddress(a, m.now.Add(10*m.timing.StartupDelay))
@@ -212,7 +212,7 @@ func (m *Machine) performDueWork() {
 			m.resolveOrphanClaim(a)
 		}
 	}
-	m.rebalanceHeld()
+	m.rebalanceHeldAddresses()
 	m.forgetIdleAddresses()
 	if m.leaving && !m.handoverReported && len(m.heldAddresses) == 0 {
 		m.handoverReported = true
@@ -220,20 +220,20 @@ func (m *Machine) performDueWork() {
 	}
 }
 
-// allowTaking lifts rule 1: a starting speaker takes no address before a full exchange of state
-// with another member, or before StartupDelay has passed without reaching one. If members are known
-// but send no state, it waits five times as long at most. It always probes before it takes an
+// allowAcquisitions lifts rule 1: a starting speaker takes no address before a full exchange of
+// state with another member, or before StartupDelay has passed without reaching one. If members are
+// known but send no state, it waits five times as long at most. It always probes before it takes an
 // address.
-func (m *Machine) allowTaking() {
-	if m.takingAllowed || !m.bidsKnown {
+func (m *Machine) allowAcquisitions() {
+	if m.acquisitionsAllowed || !m.bidsReceived {
 		return
 	}
 	wait := m.timing.StartupDelay
 	if len(m.memberNames) > 1 {
 		wait *= 5
 	}
-	if m.stateSynced || !m.now.Before(m.startedAt.Add(wait)) {
-		m.takingAllowed = true
+	if m.fullStateReceived || !m.now.Before(m.startedAt.Add(wait)) {
+		m.acquisitionsAllowed = true
 		for _, a := range m.addressesByIP {
 			m.reconcileAddress(a)
 		}
@@ -252,7 +252,7 @@ func (m *Machine) NextDeadline() time.Time {
 		earlier(m.liveness.lastBeaconAt.Add(m.timing.BeaconInterval))
 		earlier(m.nextSilenceDeadline())
 	}
-	if !m.takingAllowed {
+	if !m.acquisitionsAllowed {
 		earlier(m.startedAt.Add(m.timing.StartupDelay))
 	}
 	if len(m.dueAddresses) > 0 {
@@ -270,20 +270,20 @@ func maxTime(a, b time.Time) time.Time {
 
 // applyBids processes changed bids. A bid is gone when no node can serve the address any more.
 func (m *Machine) applyBids(in BidsChanged) {
-	m.bidsKnown = true
+	m.bidsReceived = true
 	for _, ip := range in.GoneAddresses {
 		if a := m.addressesByIP[ip]; a != nil {
-			a.bid, a.idleSince = intent.Bid{}, m.now
+			a.bid, a.unheldSince = intent.Bid{}, m.now
 			m.reconcileAddress(a)
 		}
 	}
 	for _, b := range in.Bids {
-		a := m.ensureAddress(b.Address)
+		a := m.ensureAddressState(b.Address)
 		old := a.bid
 		a.bid = b
-		if a.held && hasOtherLinks(old, b) && len(b.Links) > 0 {
+		if a.isHeld && haveLinksChanged(old, b) && len(b.LinkIndexes) > 0 {
 			// without links it answers on the old ones until another node takes over
-			m.emitAddressEffect(HoldAddress{intent.Binding{Address: a.ip, Links: b.Links}})
+			m.emitAddressEffect(HoldAddress{intent.Binding{Address: a.ip, LinkIndexes: b.LinkIndexes}})
 		}
 		m.reconcileAddress(a)
 	}
@@ -305,16 +305,16 @@ func (m *Machine) applyMembers(set facts.MemberSet) {
 	slices.Sort(m.memberNames)
 	m.otherMembers = slices.DeleteFunc(slices.Clone(m.memberNames), func(n string) bool { return n == m.self })
 	m.buildWatchRing()
-	m.liveness.pruneMembers(m.membersByName)
-	m.liveness.watchers = m.ringNeighbours(m.self, watcherCount)
-	m.liveness.watchedMembers = m.ringNeighbours(m.self, -watcherCount)
-	m.learnMACs()
-	m.adoptUnwatched()
+	m.liveness.forgetGoneMembers(m.membersByName)
+	m.liveness.watchers = m.ringNeighbours(m.self, watchersPerMember)
+	m.liveness.watchedMembers = m.ringNeighbours(m.self, -watchersPerMember)
+	m.recordMemberMACs()
+	m.adoptUnwatchedNodes()
 	mine := sortedByIP(m.heldAddresses)
 	for _, n := range m.memberNames {
 		if p, ok := old[n]; !ok || p.Nonce != m.membersByName[n].Nonce {
 			m.membersChangedAt = m.now
-			m.reconcileHolder(n)
+			m.reconcileAddressesOfHolder(n)
 			for _, a := range mine { // it may hold the same addresses if a partition healed
 				m.queueClaim(kindClaims, n, a.claim)
 			}
@@ -323,10 +323,10 @@ func (m *Machine) applyMembers(set facts.MemberSet) {
 	for _, n := range slices.Sorted(maps.Keys(old)) {
 		if _, ok := m.membersByName[n]; !ok {
 			m.membersChangedAt = m.now
-			m.reconcileHolder(n)
+			m.reconcileAddressesOfHolder(n)
 		}
 	}
-	for _, a := range sortedByIP(m.orphanAddresses) {
+	for _, a := range sortedByIP(m.addressesWithOrphanClaim) {
 		m.resolveOrphanClaim(a)
 	}
 }

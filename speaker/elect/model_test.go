@@ -21,8 +21,8 @@ import (
 // run has reached. Beacons and acknowledgements arrive in time unless the fault stops them. The
 // simulation tests their loss.
 
-// modelRuns bounds the runs of each scenario. The target "make model" removes the bound.
-var modelRuns = func() int {
+// maxModelRuns bounds the runs of each scenario. The target "make model" removes the bound.
+var maxModelRuns = func() int {
 	if n, err := strconv.Atoi(os.Getenv("GANTRY_MODEL_RUNS")); err == nil {
 		return n
 	}
@@ -34,28 +34,28 @@ const modelSlot = 10 * time.Millisecond
 
 // chooser takes its choices from a path, and the first choice where the path ends.
 type chooser struct {
-	path, widths []int
-	depth        int
+	chosenOptions, optionCounts []int
+	depth                       int
 }
 
 func (c *chooser) choose(n int) int {
 	if n <= 1 {
 		return 0
 	}
-	if c.depth == len(c.path) {
-		c.path, c.widths = append(c.path, 0), append(c.widths, n)
+	if c.depth == len(c.chosenOptions) {
+		c.chosenOptions, c.optionCounts = append(c.chosenOptions, 0), append(c.optionCounts, n)
 	}
 	c.depth++
-	return c.path[c.depth-1]
+	return c.chosenOptions[c.depth-1]
 }
 
 // nextPath moves to the next path. It returns false when there is none.
 func (c *chooser) nextPath() bool {
 	c.depth = 0
-	for i := len(c.path) - 1; i >= 0; i-- {
-		if c.path[i]+1 < c.widths[i] {
-			c.path[i]++
-			c.path, c.widths = c.path[:i+1], c.widths[:i+1]
+	for i := len(c.chosenOptions) - 1; i >= 0; i-- {
+		if c.chosenOptions[i]+1 < c.optionCounts[i] {
+			c.chosenOptions[i]++
+			c.chosenOptions, c.optionCounts = c.chosenOptions[:i+1], c.optionCounts[:i+1]
 			return true
 		}
 	}
@@ -64,10 +64,10 @@ func (c *chooser) nextPath() bool {
 
 // model is one run.
 type model struct {
-	t       *testing.T
-	choices *chooser
-	slot    int
-	nodes   []*modelNode
+	t           *testing.T
+	choices     *chooser
+	currentSlot int
+	nodes       []*modelNode
 	// messages are the messages under way, openProbes the probes without a result.
 	messages   []modelMessage
 	openProbes []*modelProbe
@@ -76,9 +76,9 @@ type model struct {
 	lossesLeft, delaysLeft, swapsLeft int
 	pendingFault                      func(*model) // happens once, at a chosen slot
 	lastFaultSlot                     int
-	gossipPart, lanPart               [3]int
+	gossipPartByNode, lanPartByNode   [3]int
 	seenStates                        map[uint64]bool // states that any run has reached
-	pruned                            bool
+	reachedSeenState                  bool
 	// the node that answered for an address in an epoch
 	answererByTerm map[modelTerm]int
 	takeCounts     [2]int
@@ -106,7 +106,7 @@ type modelNode struct {
 type modelMessage struct {
 	from, to, dueSlot int
 	payload           []byte
-	late              bool
+	isDelayed         bool
 }
 
 type modelProbe struct {
@@ -123,7 +123,9 @@ func modelName(i int) string { return string(rune('a' + i)) }
 
 func modelMAC(i int) facts.MAC { return facts.MAC{2, 0, 0, 0, 0, byte(i)} }
 
-func (w *model) currentTime() time.Time { return testStart.Add(time.Duration(w.slot) * modelSlot) }
+func (w *model) currentTime() time.Time {
+	return testStart.Add(time.Duration(w.currentSlot) * modelSlot)
+}
 
 // startNodes starts the nodes. They know each other and the bids.
 func (w *model) startNodes() {
@@ -139,16 +141,16 @@ func (w *model) startNodes() {
 	for _, n := range w.nodes {
 		bids := BidsChanged{}
 		for _, a := range modelAddresses {
-			bids.Bids = append(bids.Bids, intent.Bid{Address: a, Candidates: candidates, Links: []int{1}})
+			bids.Bids = append(bids.Bids, intent.Bid{Address: a, Candidates: candidates, LinkIndexes: []int{1}})
 		}
-		w.stepNode(n, bids, w.membersOf(n.id), RemoteStateReceived{appendClaims(messageHeader(kindClaims), nil)})
+		w.stepNode(n, bids, w.membersOf(n.id), RemoteStateReceived{appendClaims(encodeMessageHeader(kindClaims), nil)})
 	}
 }
 
 func (w *model) membersOf(of int) MembersChanged {
 	var set facts.MemberSet
 	for i := range 3 {
-		if w.gossipPart[i] == w.gossipPart[of] && (i == of || len(w.nodes) < 3 || w.nodes[i].machine != nil) {
+		if w.gossipPartByNode[i] == w.gossipPartByNode[of] && (i == of || len(w.nodes) < 3 || w.nodes[i].machine != nil) {
 			set.Members = append(set.Members, facts.Member{
 				Name: modelName(i), Nonce: uint64(i + 1), MACs: []facts.MAC{modelMAC(i)},
 			})
@@ -162,7 +164,7 @@ func (w *model) stepNode(n *modelNode, inputs ...Input) {
 	if n.machine == nil {
 		return
 	}
-	if w.slot < n.pausedUntil {
+	if w.currentSlot < n.pausedUntil {
 		n.inbox = append(n.inbox, inputs...)
 		return
 	}
@@ -185,24 +187,24 @@ func (w *model) performEffect(n *modelNode, e Effect) {
 		w.hearAnnouncement(n, e.Address)
 	case SendMessage:
 		to := int(e.To[0] - 'a')
-		if w.gossipPart[to] == w.gossipPart[n.id] {
-			w.messages = append(w.messages, modelMessage{from: n.id, to: to, dueSlot: w.slot + 1, payload: e.Payload})
+		if w.gossipPartByNode[to] == w.gossipPartByNode[n.id] {
+			w.messages = append(w.messages, modelMessage{from: n.id, to: to, dueSlot: w.currentSlot + 1, payload: e.Payload})
 		}
 	case AcquireProbe:
 		w.openProbes = append(w.openProbes, &modelProbe{
-			node: n.id, id: e.ID, address: e.Address, dueSlot: w.slot + 6, frameSlots: []int{w.slot, w.slot + 3},
+			node: n.id, id: e.ID, address: e.Address, dueSlot: w.currentSlot + 6, frameSlots: []int{w.currentSlot, w.currentSlot + 3},
 		})
 	case LivenessProbe:
-		w.openProbes = append(w.openProbes, &modelProbe{node: n.id, id: e.ID, dueSlot: w.slot + 1})
+		w.openProbes = append(w.openProbes, &modelProbe{node: n.id, id: e.ID, dueSlot: w.currentSlot + 1})
 	case Event:
-		w.trace = append(w.trace, fmt.Sprintf("%d ms: %s", w.slot*10, e.Text))
-		if e.Kind != EventTaken {
+		w.trace = append(w.trace, fmt.Sprintf("%d ms: %s", w.currentSlot*10, e.Text))
+		if e.Kind != EventAddressTaken {
 			return
 		}
 		i := slices.Index(modelAddresses, e.Address)
 		w.takeCounts[i]++
 		for _, o := range w.nodes {
-			if o != n && e.Reason != reasonHandedOver && w.isAnswering(o, e.Address) && w.lanPart[o.id] == w.lanPart[n.id] {
+			if o != n && e.Reason != reasonHandedOver && w.isAnswering(o, e.Address) && w.lanPartByNode[o.id] == w.lanPartByNode[n.id] {
 				w.failRun("%s took %s while %s answered for it", modelName(n.id), e.Address, modelName(o.id))
 			}
 		}
@@ -214,22 +216,22 @@ func (w *model) failRun(format string, args ...any) {
 	for _, line := range w.trace {
 		w.t.Log(line)
 	}
-	w.t.Fatalf("choices %v: %d ms: %s", w.choices.path, w.slot*10, fmt.Sprintf(format, args...))
+	w.t.Fatalf("choices %v: %d ms: %s", w.choices.chosenOptions, w.currentSlot*10, fmt.Sprintf(format, args...))
 }
 
 func (w *model) isAnswering(n *modelNode, a netip.Addr) bool {
-	return n.machine != nil && n.heldAddresses[a] && w.slot >= n.pausedUntil && w.currentTime().Before(n.answerDeadline)
+	return n.machine != nil && n.heldAddresses[a] && w.currentSlot >= n.pausedUntil && w.currentTime().Before(n.answerDeadline)
 }
 
 // hearAnnouncement delivers an announcement to nodes that probe for the address or hold it.
 func (w *model) hearAnnouncement(n *modelNode, a netip.Addr) {
 	for _, q := range w.openProbes {
-		if q.node != n.id && q.address == a && w.lanPart[q.node] == w.lanPart[n.id] {
+		if q.node != n.id && q.address == a && w.lanPartByNode[q.node] == w.lanPartByNode[n.id] {
 			q.answers = append(q.answers, modelMAC(n.id))
 		}
 	}
 	for _, o := range w.nodes {
-		if o != n && o.heldAddresses[a] && w.lanPart[o.id] == w.lanPart[n.id] {
+		if o != n && o.heldAddresses[a] && w.lanPartByNode[o.id] == w.lanPartByNode[n.id] {
 			w.stepNode(o, ConflictDetected{facts.Conflict{Address: a, MAC: modelMAC(n.id)}})
 		}
 	}
@@ -240,17 +242,17 @@ func (w *model) hearAnnouncement(n *modelNode, a netip.Addr) {
 func (w *model) deliverDueMessages() {
 	var due []modelMessage
 	w.messages = slices.DeleteFunc(w.messages, func(m modelMessage) bool {
-		if m.dueSlot <= w.slot {
+		if m.dueSlot <= w.currentSlot {
 			due = append(due, m)
 		}
-		return m.dueSlot <= w.slot
+		return m.dueSlot <= w.currentSlot
 	})
 	for to := range w.nodes {
 		var free []modelMessage
 		for _, m := range due {
 			switch {
 			case m.to != to:
-			case m.payload[1] == kindBeacon || m.payload[1] == kindAck:
+			case m.payload[1] == kindBeacon || m.payload[1] == kindBeaconAck:
 				w.deliverMessage(m)
 			default:
 				free = append(free, m)
@@ -269,7 +271,7 @@ func (w *model) deliverDueMessages() {
 			if w.lossesLeft > 0 {
 				ways = append(ways, "is lost")
 			}
-			if w.delaysLeft > 0 && !m.late {
+			if w.delaysLeft > 0 && !m.isDelayed {
 				ways = append(ways, "is late")
 			}
 			switch ways[w.choices.choose(len(ways))] {
@@ -279,7 +281,7 @@ func (w *model) deliverDueMessages() {
 				w.lossesLeft--
 			case "is late":
 				w.delaysLeft--
-				m.late, m.dueSlot = true, w.slot+2
+				m.isDelayed, m.dueSlot = true, w.currentSlot+2
 				w.messages = append(w.messages, m)
 			}
 		}
@@ -287,7 +289,7 @@ func (w *model) deliverDueMessages() {
 }
 
 func (w *model) deliverMessage(m modelMessage) {
-	if w.gossipPart[m.from] == w.gossipPart[m.to] {
+	if w.gossipPartByNode[m.from] == w.gossipPartByNode[m.to] {
 		w.stepNode(w.nodes[m.to], MessageReceived{From: modelName(m.from), Payload: m.payload})
 	}
 }
@@ -297,7 +299,7 @@ func (w *model) advanceProbes() {
 	var done []*modelProbe
 	for _, q := range w.openProbes {
 		for _, o := range w.nodes {
-			if o.id == q.node || w.lanPart[o.id] != w.lanPart[q.node] || !slices.Contains(q.frameSlots, w.slot) {
+			if o.id == q.node || w.lanPartByNode[o.id] != w.lanPartByNode[q.node] || !slices.Contains(q.frameSlots, w.currentSlot) {
 				continue
 			}
 			if w.isAnswering(o, q.address) {
@@ -309,15 +311,15 @@ func (w *model) advanceProbes() {
 				}
 			}
 		}
-		if q.dueSlot <= w.slot {
+		if q.dueSlot <= w.currentSlot {
 			done = append(done, q)
 		}
 	}
 	for _, q := range done {
 		w.openProbes = slices.DeleteFunc(w.openProbes, func(o *modelProbe) bool { return o == q })
-		r := facts.ProbeResult{ID: q.id, Address: q.address, Answers: q.answers, RivalProbers: q.rivals}
-		if !q.address.IsValid() && w.lanPart[q.node] == 0 { // the gateway is in part 0
-			r.Answers = []facts.MAC{{0xfe}}
+		r := facts.ProbeResult{ID: q.id, Address: q.address, AnsweringMACs: q.answers, RivalMACs: q.rivals}
+		if !q.address.IsValid() && w.lanPartByNode[q.node] == 0 { // the gateway is in part 0
+			r.AnsweringMACs = []facts.MAC{{0xfe}}
 		}
 		w.stepNode(w.nodes[q.node], ProbeFinished{r})
 	}
@@ -330,7 +332,7 @@ func (w *model) checkOneAnswererPerEpoch() {
 			if !w.isAnswering(n, a) {
 				continue
 			}
-			term := modelTerm{a, n.machine.addressesByIP[a].claim.Epoch, w.lanPart[n.id]}
+			term := modelTerm{a, n.machine.addressesByIP[a].claim.Epoch, w.lanPartByNode[n.id]}
 			if other, ok := w.answererByTerm[term]; ok && other != n.id {
 				w.failRun("%s and %s answered for %s in epoch %d", modelName(other), modelName(n.id), a, term.epoch)
 			}
@@ -342,23 +344,23 @@ func (w *model) checkOneAnswererPerEpoch() {
 // runSlots runs the given number of slots. It ends early in a state that an earlier run has
 // reached.
 func (w *model) runSlots(slots int) {
-	for end := w.slot + slots; w.slot < end && !w.pruned; {
-		if w.pendingFault != nil && w.slot%4 == 0 && (w.choices.choose(2) == 0 || w.slot >= w.lastFaultSlot) {
+	for end := w.currentSlot + slots; w.currentSlot < end && !w.reachedSeenState; {
+		if w.pendingFault != nil && w.currentSlot%4 == 0 && (w.choices.choose(2) == 0 || w.currentSlot >= w.lastFaultSlot) {
 			w.pendingFault(w)
 			w.pendingFault = nil
 		}
 		w.deliverDueMessages()
 		w.advanceProbes()
 		for _, n := range w.nodes {
-			if n.machine != nil && w.slot >= n.pausedUntil && !w.currentTime().Before(n.nextTick) {
+			if n.machine != nil && w.currentSlot >= n.pausedUntil && !w.currentTime().Before(n.nextTick) {
 				w.stepNode(n, TimePassed{})
 			}
 		}
 		w.checkOneAnswererPerEpoch()
-		w.slot++
+		w.currentSlot++
 		if w.seenStates != nil {
-			h := w.fingerprint()
-			w.pruned = w.seenStates[h] && w.choices.depth == len(w.choices.path)
+			h := w.stateFingerprint()
+			w.reachedSeenState = w.seenStates[h] && w.choices.depth == len(w.choices.chosenOptions)
 			w.seenStates[h] = true
 		}
 	}
@@ -367,10 +369,10 @@ func (w *model) runSlots(slots int) {
 // stopChoices ends losses, delays and reordering.
 func (w *model) stopChoices() { w.lossesLeft, w.delaysLeft, w.swapsLeft, w.seenStates = 0, 0, 0, nil }
 
-// fingerprint is a hash of all that decides what happens next.
-func (w *model) fingerprint() uint64 {
+// stateFingerprint is a hash of all that decides what happens next.
+func (w *model) stateFingerprint() uint64 {
 	h := fnv.New64a()
-	fmt.Fprint(h, w.slot, w.lossesLeft, w.delaysLeft, w.swapsLeft, w.pendingFault == nil, w.gossipPart, w.lanPart, w.takeCounts)
+	fmt.Fprint(h, w.currentSlot, w.lossesLeft, w.delaysLeft, w.swapsLeft, w.pendingFault == nil, w.gossipPartByNode, w.lanPartByNode, w.takeCounts)
 	for _, n := range w.nodes {
 		fmt.Fprint(h, n.pausedUntil, len(n.heldAddresses), n.answerDeadline.UnixNano(), len(n.inbox))
 		if n.machine != nil {
@@ -378,7 +380,7 @@ func (w *model) fingerprint() uint64 {
 		}
 	}
 	for _, m := range w.messages {
-		fmt.Fprint(h, m.from, m.to, m.dueSlot, m.late, m.payload)
+		fmt.Fprint(h, m.from, m.to, m.dueSlot, m.isDelayed, m.payload)
 	}
 	for _, q := range w.openProbes {
 		fmt.Fprint(h, q.node, q.dueSlot, q.id, q.address, q.answers, q.rivals)

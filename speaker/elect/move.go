@@ -15,9 +15,9 @@ type move struct {
 	inGrace bool
 }
 
-// beginGrace delays a move. When the endpoints of a Service move to another node, kube-proxy there
-// may take a second to learn of them, and the endpoints here still serve.
-func (m *Machine) beginGrace(a *addressState) {
+// beginGracePeriod delays a move. When the endpoints of a Service move to another node, kube-proxy
+// there may take a second to learn of them, and the endpoints here still serve.
+func (m *Machine) beginGracePeriod(a *addressState) {
 	if a.move == nil || a.move.forRebalance {
 		m.overruleOrphanClaim(a)
 		a.move = &move{offeredEpoch: a.claim.Epoch, inGrace: true}
@@ -55,7 +55,7 @@ func (m *Machine) offerAddress(a *addressState, to string) {
 	v.triedNodes = append(v.triedNodes, to)
 	m.scheduleAddress(a, m.now.Add(m.timing.OfferTimeout))
 	m.queueClaim(kindOffer, to, Claim{Address: a.ip, Holder: to, Epoch: v.offeredEpoch})
-	m.countAddress(a) // place the next address as if this one had moved
+	m.updateGroupCounts(a) // place the next address as if this one had moved
 }
 
 // offerToNextCandidate offers the address to the best candidate without an earlier offer. When all
@@ -66,7 +66,7 @@ func (m *Machine) offerToNextCandidate(a *addressState) {
 	v.inGrace = false
 	if v.forRebalance {
 		m.endMove(a)
-		m.countAddress(a)
+		m.updateGroupCounts(a)
 		return
 	}
 	for _, s := range m.rankCandidates(a, func(string) bool { return false }) {
@@ -81,21 +81,21 @@ func (m *Machine) offerToNextCandidate(a *addressState) {
 		return
 	}
 	v.target, v.triedNodes = "", nil
-	m.scheduleAddress(a, m.now.Add(2*m.timing.RetryDelay))
+	m.scheduleAddress(a, m.now.Add(2*m.timing.FirstProbeRetryDelay))
 }
 
 // handleOffers takes the offered addresses that this node can serve and refuses the others. Effects
 // are ordered so that this node answers before the old holder learns of it and stops.
 func (m *Machine) handleOffers(from string, claims []Claim) {
 	for _, c := range claims {
-		a := m.ensureAddress(c.Address)
-		able := m.canServe(a) && !m.leaving && m.takingAllowed && !m.lease.expired
+		a := m.ensureAddressState(c.Address)
+		able := m.canServe(a) && !m.leaving && m.acquisitionsAllowed && !m.lease.isExpired
 		// A delayed offer, for example because of a cut cable, may come from a node that is no
 		// longer the holder.
 		known := a.claim
 		stale := c.Epoch <= known.Epoch || (known.Holder != from && m.isLiveClaim(known))
-		if !able || stale || a.held || c.Holder != m.self {
-			m.queueClaim(kindRefuse, from, c)
+		if !able || stale || a.isHeld || c.Holder != m.self {
+			m.queueClaim(kindRefusal, from, c)
 			continue
 		}
 		m.takeAddress(a, c.Epoch, reasonHandedOver)

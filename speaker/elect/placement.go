@@ -17,17 +17,17 @@ type candidateGroup struct {
 	countByNode  map[string]int // by node: addresses that it holds or is about to take
 }
 
-// countAddress updates the groups after a change of the address.
-func (m *Machine) countAddress(a *addressState) {
+// updateGroupCounts updates the groups after a change of the address.
+func (m *Machine) updateGroupCounts(a *addressState) {
 	var g *candidateGroup
 	owner := ""
 	if c := a.bid.Candidates; c != nil {
-		if g = m.groupsByKey[c.Key]; g == nil {
+		if g = m.groupsByKey[c.ContentHash]; g == nil {
 			g = &candidateGroup{candidates: c, countByNode: map[string]int{}}
-			m.groupsByKey[c.Key] = g
+			m.groupsByKey[c.ContentHash] = g
 		}
 		switch {
-		case a.held && a.move != nil && a.move.target != "":
+		case a.isHeld && a.move != nil && a.move.target != "":
 			owner = a.move.target
 		case m.isLiveClaim(a.claim):
 			owner = a.claim.Holder
@@ -44,7 +44,7 @@ func (m *Machine) countAddress(a *addressState) {
 			delete(old.countByNode, a.countedNode)
 		}
 		if old.addressCount == 0 && old != g {
-			delete(m.groupsByKey, old.candidates.Key)
+			delete(m.groupsByKey, old.candidates.ContentHash)
 		}
 	}
 	if g != nil {
@@ -54,9 +54,9 @@ func (m *Machine) countAddress(a *addressState) {
 	a.group, a.countedNode = g, owner
 }
 
-// maxPerNode is how many of total addresses one of n nodes may hold: a tenth above the mean,
-// rounded up, so that at least one node is below it.
-func maxPerNode(total, n int) int {
+// maxAddressesPerNode is how many of total addresses one of n nodes may hold: a tenth above the
+// mean, rounded up, so that at least one node is below it.
+func maxAddressesPerNode(total, n int) int {
 	if n == 0 {
 		return total
 	}
@@ -67,7 +67,7 @@ func maxPerNode(total, n int) int {
 type rankedCandidate struct {
 	node         string
 	score        int
-	holdsShare   bool // it holds its share of the group
+	hasFullShare bool // it holds its share of the group
 	holdsSibling bool // it holds another address of the same Service
 	weight       uint64
 }
@@ -78,14 +78,14 @@ type rankedCandidate struct {
 func (s rankedCandidate) compareRank(o rankedCandidate) int {
 	return cmp.Or(
 		cmp.Compare(o.score, s.score),
-		compareBool(s.holdsShare, o.holdsShare),
-		compareBool(s.holdsSibling, o.holdsSibling),
+		compareFalseFirst(s.hasFullShare, o.hasFullShare),
+		compareFalseFirst(s.holdsSibling, o.holdsSibling),
 		cmp.Compare(o.weight, s.weight),
 		cmp.Compare(s.node, o.node),
 	)
 }
 
-func compareBool(x, y bool) int {
+func compareFalseFirst(x, y bool) int {
 	switch {
 	case x == y:
 		return 0
@@ -117,9 +117,9 @@ func (m *Machine) rankCandidates(a *addressState, also func(string) bool) []rank
 		}
 		out = append(out, s)
 	}
-	most := maxPerNode(g.addressCount, n)
+	most := maxAddressesPerNode(g.addressCount, n)
 	for i := range out {
-		out[i].holdsShare = g.countByNode[out[i].node] >= most
+		out[i].hasFullShare = g.countByNode[out[i].node] >= most
 		out[i].holdsSibling = m.holdsSibling(a, out[i].node)
 	}
 	slices.SortFunc(out, rankedCandidate.compareRank)
@@ -134,32 +134,32 @@ func (m *Machine) holdsSibling(a *addressState, node string) bool {
 	})
 }
 
-// coldStartFactor times StartupDelay is how long a starting speaker leaves room for nodes that are
-// not members yet. When a whole cluster starts, the first speaker must not take every address.
-const coldStartFactor = 4
+// coldStartDelayFactor times StartupDelay is how long a starting speaker leaves room for nodes that
+// are not members yet. When a whole cluster starts, the first speaker must not take every address.
+const coldStartDelayFactor = 4
 
 // beginAcquisitions starts the acquisitions of addresses without a holder, in an order that is the
 // same on all nodes. Each node computes which node should take which address. The lower its own
 // rank, the longer it waits.
 func (m *Machine) beginAcquisitions() {
-	if len(m.unplacedAddresses) == 0 {
+	if len(m.addressesToAcquire) == 0 {
 		return
 	}
-	list := make([]*addressState, 0, len(m.unplacedAddresses))
-	for a := range m.unplacedAddresses {
+	list := make([]*addressState, 0, len(m.addressesToAcquire))
+	for a := range m.addressesToAcquire {
 		list = append(list, a)
 	}
-	clear(m.unplacedAddresses)
+	clear(m.addressesToAcquire)
 	slices.SortFunc(list, func(x, y *addressState) int { return x.ip.Compare(y.ip) })
-	cold := m.now.Before(m.startedAt.Add(coldStartFactor * m.timing.StartupDelay))
+	cold := m.now.Before(m.startedAt.Add(coldStartDelayFactor * m.timing.StartupDelay))
 	absent := func(n string) bool { _, ok := m.membersByName[n]; return cold && !ok }
 	for _, a := range list {
-		if a.held || a.acquisition != nil || !m.canServe(a) || m.isLiveClaim(a.claim) {
+		if a.isHeld || a.acquisition != nil || !m.canServe(a) || m.isLiveClaim(a.claim) {
 			continue
 		}
-		a.acquisition = &acquisition{reason: reasonUnheld, retryDelay: m.timing.RetryDelay}
+		a.acquisition = &acquisition{reason: reasonUnheld, nextProbeDelay: m.timing.FirstProbeRetryDelay}
 		if c := a.claim; c.Epoch > 0 && !c.Released {
-			a.acquisition.reason, a.acquisition.holderLastSeen = reasonHolderGone, m.liveness.lastSeen(c.Holder)
+			a.acquisition.reason, a.acquisition.previousHolderSeenAt = reasonHolderGone, m.liveness.lastSeenAt(c.Holder)
 		}
 		rank := 0
 		wait := time.Duration(0)
@@ -176,15 +176,15 @@ func (m *Machine) beginAcquisitions() {
 			}
 			rank++
 		}
-		m.countAddress(a)
-		m.scheduleAddress(a, m.now.Add(wait+time.Duration(rank)*m.timing.CandidateDelay))
+		m.updateGroupCounts(a)
+		m.scheduleAddress(a, m.now.Add(wait+time.Duration(rank)*m.timing.PerCandidateDelay))
 	}
 }
 
-// rebalanceHeld offers addresses above this node's share to nodes that hold fewer. It moves a few
-// at a time, and none while members come or go.
-func (m *Machine) rebalanceHeld() {
-	if !m.takingAllowed || m.leaving || m.now.Sub(m.lastRebalanceAt) < m.timing.RebalanceInterval ||
+// rebalanceHeldAddresses offers addresses above this node's share to nodes that hold fewer. It
+// moves a few at a time, and none while members come or go.
+func (m *Machine) rebalanceHeldAddresses() {
+	if !m.acquisitionsAllowed || m.leaving || m.now.Sub(m.lastRebalanceAt) < m.timing.RebalanceInterval ||
 		m.now.Sub(m.membersChangedAt) < m.timing.RebalanceDelay {
 		return
 	}
@@ -214,10 +214,10 @@ func (m *Machine) rebalanceGroup(g *candidateGroup, list []*addressState) {
 		}
 		i := slices.IndexFunc(all, func(s rankedCandidate) bool { return s.node == m.self })
 		over := i < 0 || all[i].score < all[0].score
-		if n := countTopScores(all); !over && g.countByNode[m.self] <= maxPerNode(g.addressCount, n) {
+		if n := countTopScoredCandidates(all); !over && g.countByNode[m.self] <= maxAddressesPerNode(g.addressCount, n) {
 			return
 		}
-		if to := all[0]; to.node != m.self && !to.holdsShare && a.orphanClaim.Epoch == 0 {
+		if to := all[0]; to.node != m.self && !to.hasFullShare && a.orphanClaim.Epoch == 0 {
 			batch--
 			a.move = &move{offeredEpoch: a.claim.Epoch, forRebalance: true}
 			m.offerAddress(a, to.node)
@@ -225,8 +225,8 @@ func (m *Machine) rebalanceGroup(g *candidateGroup, list []*addressState) {
 	}
 }
 
-// countTopScores returns how many candidates share the highest score.
-func countTopScores(all []rankedCandidate) int {
+// countTopScoredCandidates returns how many candidates share the highest score.
+func countTopScoredCandidates(all []rankedCandidate) int {
 	n := 0
 	for _, s := range all {
 		if s.score == all[0].score {
@@ -248,10 +248,10 @@ func rendezvousWeight(a netip.Addr, node string) uint64 {
 	for i := range len(node) {
 		h = (h ^ uint64(node[i])) * prime
 	}
-	return mixBits(h)
+	return mixHashBits(h)
 }
 
-func mixBits(h uint64) uint64 {
+func mixHashBits(h uint64) uint64 {
 	h ^= h >> 30
 	h *= 0xbf58476d1ce4e5b9
 	h ^= h >> 27

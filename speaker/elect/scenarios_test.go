@@ -17,22 +17,22 @@ func (m *Machine) writeModelState(w io.Writer) {
 		if a == nil {
 			continue
 		}
-		fmt.Fprint(w, a.claim, a.held, a.rechecking, a.countedNode, since(a.dueAt), a.queueIndex >= 0, a.orphanClaim, since(a.orphanSince))
+		fmt.Fprint(w, a.claim, a.isHeld, a.isRechecking, a.countedNode, since(a.dueAt), a.queueIndex >= 0, a.orphanClaim, since(a.orphanSince))
 		if c := a.acquisition; c != nil {
-			fmt.Fprint(w, c.expectedTaker, c.probing, c.answeredProbes, c.retryDelay, c.reason)
+			fmt.Fprint(w, c.expectedTaker, c.isProbing, c.answeredProbeCount, c.nextProbeDelay, c.reason)
 		}
 		if v := a.move; v != nil {
 			fmt.Fprint(w, *v)
 		}
-		fmt.Fprint(w, m.repeatsLeft[a])
+		fmt.Fprint(w, m.claimRepeatsLeftByAddress[a])
 	}
 	l := m.lease
-	fmt.Fprint(w, l.expired, since(l.expiredAt), since(l.confirmedAt), since(l.lastProbeAt))
-	fmt.Fprint(w, l.firstValidSync, l.recheckRunning, l.uncheckedCount, l.isolated)
-	fmt.Fprint(w, m.memberNames, m.leaving, m.takingAllowed, since(m.liveness.lastBeaconAt), m.lastSyncID, m.lastProbeID)
+	fmt.Fprint(w, l.isExpired, since(l.expiredAt), since(l.confirmedAt), since(l.lastProbeAt))
+	fmt.Fprint(w, l.firstValidSyncID, l.recheckRunning, l.uncheckedCount, l.isIsolated)
+	fmt.Fprint(w, m.memberNames, m.leaving, m.acquisitionsAllowed, since(m.liveness.lastBeaconAt), m.lastSyncRequestID, m.lastProbeID)
 	for _, n := range slices.Sorted(maps.Keys(m.liveness.recordsByMember)) {
 		h := *m.liveness.recordsByMember[n]
-		fmt.Fprint(w, n, h.lastSeq, since(h.lastHeardAt), h.silent, since(h.reportedAt), h.retractionsLeft)
+		fmt.Fprint(w, n, h.lastSeq, since(h.lastHeardAt), h.isSilent, since(h.silenceReportedAt), h.retractionsLeft)
 		fmt.Fprint(w, since(h.digestDiffersSince), since(h.syncRequestedAt), since(m.lastSyncByMember[n]))
 	}
 	fmt.Fprint(w, m.liveness.witnessesByNode, m.liveness.deadNonceByNode, m.liveness.leavingNodes)
@@ -41,13 +41,13 @@ func (m *Machine) writeModelState(w io.Writer) {
 
 // modelScenario is a fault, and what must be true afterwards.
 type modelScenario struct {
-	// startsSettled is set when all addresses have holders at the beginning. No choices are made
-	// before.
-	startsSettled bool
-	fault         func(*model)
-	choiceSlots   int // slots with choices
-	// repair ends the fault; nil if it is permanent.
-	repair func(*model)
+	// startsWithHolders is set when all addresses have holders at the beginning. No choices are
+	// made before.
+	startsWithHolders bool
+	injectFault       func(*model)
+	choiceSlots       int // slots with choices
+	// repairFault ends the fault; nil if it is permanent.
+	repairFault func(*model)
 	// maxMoves is how often an address may change its holder.
 	maxMoves int
 }
@@ -59,28 +59,28 @@ func faultOnAnyNode(f func(w *model, n *modelNode)) func(*model) {
 
 var modelScenarios = map[string]modelScenario{
 	"all start at once": {choiceSlots: 40, maxMoves: 1},
-	"a node dies": {startsSettled: true, choiceSlots: 60, maxMoves: 2, fault: faultOnAnyNode(func(_ *model, n *modelNode) {
+	"a node dies": {startsWithHolders: true, choiceSlots: 60, maxMoves: 2, injectFault: faultOnAnyNode(func(_ *model, n *modelNode) {
 		n.machine, n.heldAddresses = nil, nil
 	})},
-	"a speaker stops": {startsSettled: true, choiceSlots: 40, maxMoves: 2, fault: faultOnAnyNode(func(w *model, n *modelNode) {
+	"a speaker stops": {startsWithHolders: true, choiceSlots: 40, maxMoves: 2, injectFault: faultOnAnyNode(func(w *model, n *modelNode) {
 		n.leaving = true
 		w.stepNode(n, HandoverRequested{})
 	})},
-	"a speaker stops and another one dies": {startsSettled: true, choiceSlots: 60, maxMoves: 4, fault: faultOnAnyNode(func(w *model, n *modelNode) {
+	"a speaker stops and another one dies": {startsWithHolders: true, choiceSlots: 60, maxMoves: 4, injectFault: faultOnAnyNode(func(w *model, n *modelNode) {
 		n.leaving = true
 		w.stepNode(n, HandoverRequested{})
 		other := w.nodes[(n.id+1+w.choices.choose(2))%3]
 		other.machine, other.heldAddresses = nil, nil
 	})},
-	"a process is paused": {startsSettled: true, choiceSlots: 90, maxMoves: 2, fault: faultOnAnyNode(func(w *model, n *modelNode) {
-		n.pausedUntil = w.slot + []int{9, 21, 27, 30, 35, 60}[w.choices.choose(6)]
+	"a process is paused": {startsWithHolders: true, choiceSlots: 90, maxMoves: 2, injectFault: faultOnAnyNode(func(w *model, n *modelNode) {
+		n.pausedUntil = w.currentSlot + []int{9, 21, 27, 30, 35, 60}[w.choices.choose(6)]
 	})},
-	"gossip is blocked and the segment is not": {startsSettled: true, choiceSlots: 80, maxMoves: 1, fault: faultOnAnyNode(func(w *model, n *modelNode) {
-		w.gossipPart[n.id] = 1
-	}), repair: func(w *model) { w.gossipPart = [3]int{} }},
-	"the LAN is cut": {startsSettled: true, choiceSlots: 80, maxMoves: 3, fault: faultOnAnyNode(func(w *model, n *modelNode) {
-		w.gossipPart[n.id], w.lanPart[n.id] = 1, 1
-	}), repair: func(w *model) { w.gossipPart, w.lanPart = [3]int{}, [3]int{} }},
+	"gossip is blocked and the segment is not": {startsWithHolders: true, choiceSlots: 80, maxMoves: 1, injectFault: faultOnAnyNode(func(w *model, n *modelNode) {
+		w.gossipPartByNode[n.id] = 1
+	}), repairFault: func(w *model) { w.gossipPartByNode = [3]int{} }},
+	"the LAN is cut": {startsWithHolders: true, choiceSlots: 80, maxMoves: 3, injectFault: faultOnAnyNode(func(w *model, n *modelNode) {
+		w.gossipPartByNode[n.id], w.lanPartByNode[n.id] = 1, 1
+	}), repairFault: func(w *model) { w.gossipPartByNode, w.lanPartByNode = [3]int{}, [3]int{} }},
 }
 
 func TestModelScenarios(t *testing.T) {
@@ -88,7 +88,7 @@ func TestModelScenarios(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			c, seen, runs := &chooser{}, map[uint64]bool{}, 0
-			for more := true; more && (modelRuns == 0 || runs < modelRuns); more = c.nextPath() {
+			for more := true; more && (maxModelRuns == 0 || runs < maxModelRuns); more = c.nextPath() {
 				s.runOnce(t, c, seen)
 				runs++
 			}
@@ -100,7 +100,7 @@ func TestModelScenarios(t *testing.T) {
 // runOnce is one run of the scenario.
 func (s modelScenario) runOnce(t *testing.T, c *chooser, seen map[uint64]bool) {
 	w := &model{t: t, choices: c, lossesLeft: 1, delaysLeft: 1, swapsLeft: 1, seenStates: seen}
-	if s.startsSettled {
+	if s.startsWithHolders {
 		w.stopChoices()
 		w.startNodes()
 		w.runSlots(200)
@@ -108,14 +108,14 @@ func (s modelScenario) runOnce(t *testing.T, c *chooser, seen map[uint64]bool) {
 	} else {
 		w.startNodes()
 	}
-	w.pendingFault, w.lastFaultSlot = s.fault, w.slot+20
+	w.pendingFault, w.lastFaultSlot = s.injectFault, w.currentSlot+20
 	w.runSlots(s.choiceSlots)
-	if w.pruned {
+	if w.reachedSeenState {
 		return
 	}
 	w.stopChoices()
-	if s.repair != nil {
-		s.repair(w)
+	if s.repairFault != nil {
+		s.repairFault(w)
 	}
 	w.runSlots(300)
 	for i, a := range modelAddresses {

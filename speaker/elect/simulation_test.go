@@ -10,19 +10,19 @@ import (
 // seedCount is the number of seeds that each property is tried with.
 const seedCount = 20
 
-// scenarios are faults of a few nodes. Each runs with many seeds, with and without loss of
+// faultScenarios are faults of a few nodes. Each runs with many seeds, with and without loss of
 // messages.
-var scenarios = map[string]func(w *harness){
+var faultScenarios = map[string]func(w *harness){
 	"all start at once and each address is taken": func(w *harness) {
-		w.runFor(2*time.Second, w.neverTwoHolders(handoverOverlapTimeout))
-		w.wantOneHolderEach(3*time.Second, "start")
+		w.runSimulationFor(2*time.Second, w.newTwoHoldersCheck(handoverOverlapTimeout))
+		w.requireOneHolderEach(3*time.Second, "start")
 	},
 	"another node takes over within a second and keeps the address": func(w *harness) {
-		old := w.wantOneHolderEach(6*time.Second, "start")
+		old := w.requireOneHolderEach(6*time.Second, "start")
 		others := w.addressesByNode()
 		w.killSpeaker(old)
-		w.runFor(time.Second, w.neverTwoHolders(handoverOverlapTimeout))
-		next := w.wantOneHolderEach(time.Millisecond, "takeover")
+		w.runSimulationFor(time.Second, w.newTwoHoldersCheck(handoverOverlapTimeout))
+		next := w.requireOneHolderEach(time.Millisecond, "takeover")
 		for n, held := range others { // addresses of other nodes stay where they are
 			for _, a := range held {
 				if now := w.answeringNodes(a); n != old && now[0] != n {
@@ -30,18 +30,18 @@ var scenarios = map[string]func(w *harness){
 				}
 			}
 		}
-		w.runFor(10*time.Second, w.neverTwoHolders(handoverOverlapTimeout))
+		w.runSimulationFor(10*time.Second, w.newTwoHoldersCheck(handoverOverlapTimeout))
 		w.startSpeaker(old)
-		w.runFor(5*time.Second, w.neverTwoHolders(handoverOverlapTimeout))
-		if got := w.wantOneHolderEach(time.Second, "return"); got != next {
+		w.runSimulationFor(5*time.Second, w.newTwoHoldersCheck(handoverOverlapTimeout))
+		if got := w.requireOneHolderEach(time.Second, "return"); got != next {
 			w.t.Errorf("%s came back and the address moved from %s to %s", old, next, got)
 		}
 	},
 	"a stopping speaker hands over without a gap": func(w *harness) {
-		old := w.wantOneHolderEach(6*time.Second, "start")
-		one := w.neverTwoHolders(handoverOverlapTimeout)
+		old := w.requireOneHolderEach(6*time.Second, "start")
+		one := w.newTwoHoldersCheck(handoverOverlapTimeout)
 		w.stepNode(w.nodesByName[old], HandoverRequested{})
-		w.runFor(3*time.Second, func() {
+		w.runSimulationFor(3*time.Second, func() {
 			one()
 			if len(w.answeringNodes(w.addresses[0])) == 0 {
 				w.t.Fatal("no node answers during the handover")
@@ -52,31 +52,31 @@ var scenarios = map[string]func(w *harness){
 		}
 	},
 	"a node that may not hold the address any more hands it over": func(w *harness) {
-		old := w.wantOneHolderEach(6*time.Second, "start")
+		old := w.requireOneHolderEach(6*time.Second, "start")
 		w.nodesByName[old].canServe = false
 		w.deliverBids()
-		w.runFor(2*time.Second, w.neverTwoHolders(handoverOverlapTimeout))
-		if next := w.wantOneHolderEach(time.Second, "exclusion"); next == old {
+		w.runSimulationFor(2*time.Second, w.newTwoHoldersCheck(handoverOverlapTimeout))
+		if next := w.requireOneHolderEach(time.Second, "exclusion"); next == old {
 			w.t.Errorf("%s keeps the address that it may not hold", old)
 		}
 	},
 	"a holder without endpoints hands over after a delay": func(w *harness) {
-		old := w.wantOneHolderEach(6*time.Second, "start")
+		old := w.requireOneHolderEach(6*time.Second, "start")
 		w.nodesByName[old].canServe, w.nodesByName[old].inGrace = false, true
 		w.deliverBids()
-		w.runFor(time.Second, w.alwaysAnswered())
+		w.runSimulationFor(time.Second, w.newAlwaysAnsweredCheck())
 		if now := w.answeringNodes(w.addresses[0]); !slices.Contains(now, old) {
 			w.t.Errorf("after a second %v answer, want %s, whose successor may not be ready", now, old)
 		}
-		w.runFor(time.Second, w.alwaysAnswered())
-		if next := w.wantOneHolderEach(time.Millisecond, "the end of the delay"); next == old {
+		w.runSimulationFor(time.Second, w.newAlwaysAnsweredCheck())
+		if next := w.requireOneHolderEach(time.Millisecond, "the end of the delay"); next == old {
 			w.t.Errorf("%s keeps the address", old)
 		}
 	},
 	"a partition heals to one holder within a second": func(w *harness) {
-		old := w.wantOneHolderEach(6*time.Second, "start")
-		w.cutOff(1, old)
-		w.runFor(10*time.Second, w.neverTwoHolders(handoverOverlapTimeout))
+		old := w.requireOneHolderEach(6*time.Second, "start")
+		w.cutOffNodes(1, old)
+		w.runSimulationFor(10*time.Second, w.newTwoHoldersCheck(handoverOverlapTimeout))
 		var next string // on the side of the other nodes and the gateway
 		for _, n := range w.answeringNodes(w.addresses[0]) {
 			if n != old {
@@ -84,21 +84,21 @@ var scenarios = map[string]func(w *harness){
 			}
 		}
 		w.healCuts()
-		if now := w.wantOneHolderEach(time.Second, "healing"); now != next && w.loss == 0 {
+		if now := w.requireOneHolderEach(time.Second, "healing"); now != next && w.messageLossRate == 0 {
 			w.t.Errorf("%s took the address from %s, which had taken over and was alive", now, next)
 		}
-		w.runFor(5*time.Second, w.neverTwoHolders(handoverOverlapTimeout))
+		w.runSimulationFor(5*time.Second, w.newTwoHoldersCheck(handoverOverlapTimeout))
 	},
 	"a short cut heals to one holder": func(w *harness) {
-		old := w.wantOneHolderEach(6*time.Second, "start")
-		w.cutOff(1, old)
-		w.runFor(time.Duration(w.random.Intn(1500))*time.Millisecond, w.neverTwoHolders(handoverOverlapTimeout))
+		old := w.requireOneHolderEach(6*time.Second, "start")
+		w.cutOffNodes(1, old)
+		w.runSimulationFor(time.Duration(w.random.Intn(1500))*time.Millisecond, w.newTwoHoldersCheck(handoverOverlapTimeout))
 		w.healCuts()
-		w.runFor(time.Second, w.neverTwoHolders(handoverOverlapTimeout))
-		w.wantOneHolderEach(time.Millisecond, "healing")
+		w.runSimulationFor(time.Second, w.newTwoHoldersCheck(handoverOverlapTimeout))
+		w.requireOneHolderEach(time.Millisecond, "healing")
 	},
 	"blocked gossip alone makes no second holder": func(w *harness) {
-		old := w.wantOneHolderEach(6*time.Second, "start")
+		old := w.requireOneHolderEach(6*time.Second, "start")
 		part := []string{old}
 		if w.random.Intn(2) == 0 {
 			for _, n := range w.nodeNames[:len(w.nodeNames)/2] {
@@ -108,38 +108,38 @@ var scenarios = map[string]func(w *harness){
 			}
 		}
 		taken := w.takeCount
-		w.blockGossip(1, part...)
-		w.runFor(15*time.Second, w.neverTwoHolders(0))
+		w.blockGossipOf(1, part...)
+		w.runSimulationFor(15*time.Second, w.newTwoHoldersCheck(0))
 		w.healCuts()
-		w.runFor(3*time.Second, w.neverTwoHolders(0))
-		if got := w.wantOneHolderEach(time.Millisecond, "healing"); got != old || w.takeCount != taken {
+		w.runSimulationFor(3*time.Second, w.newTwoHoldersCheck(0))
+		if got := w.requireOneHolderEach(time.Millisecond, "healing"); got != old || w.takeCount != taken {
 			w.t.Errorf("%d addresses moved though every holder was alive, the first one from %s to %s", w.takeCount-taken, old, got)
 		}
 	},
 	"a short pause changes nothing": func(w *harness) {
-		old := w.wantOneHolderEach(6*time.Second, "start")
+		old := w.requireOneHolderEach(6*time.Second, "start")
 		taken := w.takeCount
 		for range 5 {
 			w.pauseSpeaker(old, 100*time.Millisecond)
-			w.runFor(time.Second, w.neverTwoHolders(0))
+			w.runSimulationFor(time.Second, w.newTwoHoldersCheck(0))
 		}
-		if w.loss == 0 && w.takeCount != taken {
+		if w.messageLossRate == 0 && w.takeCount != taken {
 			w.t.Errorf("pauses of 100 ms moved %d addresses", w.takeCount-taken)
 		}
-		w.wantOneHolderEach(time.Second, "after the pause")
+		w.requireOneHolderEach(time.Second, "after the pause")
 	},
 	"a paused holder never answers together with its successor": func(w *harness) {
-		old := w.wantOneHolderEach(6*time.Second, "start")
+		old := w.requireOneHolderEach(6*time.Second, "start")
 		w.pauseSpeaker(old, 200*time.Millisecond+time.Duration(w.random.Intn(2000))*time.Millisecond)
-		w.runFor(5*time.Second, w.neverTwoHolders(0))
-		w.wantOneHolderEach(time.Second, "after the pause")
+		w.runSimulationFor(5*time.Second, w.newTwoHoldersCheck(0))
+		w.requireOneHolderEach(time.Second, "after the pause")
 	},
 	"a deleted Service loses its address": func(w *harness) {
-		w.wantOneHolderEach(6*time.Second, "start")
+		w.requireOneHolderEach(6*time.Second, "start")
 		for _, name := range w.nodeNames {
 			w.stepNode(w.nodesByName[name], BidsChanged{GoneAddresses: w.addresses})
 		}
-		w.runFor(time.Second, nil)
+		w.runSimulationFor(time.Second, nil)
 		for _, a := range w.addresses {
 			if h := w.answeringNodes(a); len(h) > 0 {
 				w.t.Errorf("%v still answer for %s", h, a)
@@ -160,13 +160,13 @@ func (w *harness) addressesByNode() map[string][]netip.Addr {
 }
 
 func TestSimulatedSpeakers(t *testing.T) {
-	for name, scenario := range scenarios {
+	for name, scenario := range faultScenarios {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			for seed := range int64(seedCount) {
 				for _, loss := range []float64{0, 0.1} {
 					w := newHarness(t, seed, 3+int(seed%4), 1+int(seed%5))
-					w.loss = loss
+					w.messageLossRate = loss
 					if seed%3 == 0 {
 						w.maxMessageDelay = 20 * time.Millisecond // messages overtake each other
 					}
@@ -185,17 +185,17 @@ func TestTakeoverTimeIn100Nodes(t *testing.T) {
 	var all []time.Duration
 	for seed := range int64(2) {
 		w := newHarness(t, seed, 100, 300)
-		w.loss = 0.01
+		w.messageLossRate = 0.01
 		w.startAll()
-		w.wantOneHolderEach(6*time.Second, "start")
+		w.requireOneHolderEach(6*time.Second, "start")
 		for i := range 5 {
 			w.killSpeaker(w.nodeNames[(i*17+int(seed))%100])
-			w.runFor(time.Second, nil)
-			w.wantOneHolderEach(time.Millisecond, "takeover")
+			w.runSimulationFor(time.Second, nil)
+			w.requireOneHolderEach(time.Millisecond, "takeover")
 		}
 		all = append(all, w.takeoverDelays...)
 		before := w.messageCount
-		w.runFor(5*time.Second, nil)
+		w.runSimulationFor(5*time.Second, nil)
 		if each := float64(w.messageCount-before) / 5 / 2 / 95; each > 25.5 {
 			t.Errorf("%.1f packets a second go between a node and each of its watchers, want at most 25", each)
 		}
@@ -215,25 +215,25 @@ func TestTakeoverTimeIn100Nodes(t *testing.T) {
 // gets them back.
 func TestTwoHundredNodesSurviveACutAndFiveDeaths(t *testing.T) {
 	w := newHarness(t, 1, 200, 60)
-	w.loss = 0.01
+	w.messageLossRate = 0.01
 	w.startAll()
-	w.wantOneHolderEach(3*time.Second, "start")
-	w.cutOff(1, w.nodeNames[:70]...)
-	w.runFor(6*time.Second, nil)
+	w.requireOneHolderEach(3*time.Second, "start")
+	w.cutOffNodes(1, w.nodeNames[:70]...)
+	w.runSimulationFor(6*time.Second, nil)
 	w.healCuts()
-	w.wantOneHolderEach(time.Second, "healing")
+	w.requireOneHolderEach(time.Second, "healing")
 	dead := w.nodeNames[20:25]
 	for _, n := range dead {
 		w.killSpeaker(n)
 	}
-	w.runFor(time.Second, nil)
-	w.wantOneHolderEach(time.Millisecond, "five deaths at once")
+	w.runSimulationFor(time.Second, nil)
+	w.requireOneHolderEach(time.Millisecond, "five deaths at once")
 	for _, n := range dead {
 		w.startSpeaker(n)
 	}
 	taken := w.takeCount
-	w.runFor(time.Second, nil)
-	w.wantOneHolderEach(time.Millisecond, "their return")
+	w.runSimulationFor(time.Second, nil)
+	w.requireOneHolderEach(time.Millisecond, "their return")
 	if w.takeCount != taken {
 		t.Errorf("%d addresses moved because nodes came back", w.takeCount-taken)
 	}

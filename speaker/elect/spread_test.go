@@ -6,15 +6,16 @@ import (
 	"time"
 )
 
-// wantEvenSpread fails if a node holds more than a tenth above its share, as the README promises.
-func (w *harness) wantEvenSpread(what string, nodes int) {
+// requireEvenSpread fails if a node holds more than a tenth above its share, as the README
+// promises.
+func (w *harness) requireEvenSpread(what string, nodes int) {
 	w.t.Helper()
 	held := w.addressesByNode()
 	total := 0
 	for _, a := range held {
 		total += len(a)
 	}
-	most := maxPerNode(len(w.addresses), nodes)
+	most := maxAddressesPerNode(len(w.addresses), nodes)
 	for n, a := range held {
 		if len(a) > most {
 			w.t.Errorf("%s: %s holds %d of %d addresses over %d nodes, want %d at most", what, n, len(a), total, nodes, most)
@@ -30,16 +31,16 @@ func TestAddressesAreSpreadEvenly(t *testing.T) {
 		t.Run(fmt.Sprintf("%d addresses over %d nodes", c.addresses, c.nodes), func(t *testing.T) {
 			t.Parallel()
 			w := newHarness(t, int64(c.nodes), c.nodes, c.addresses)
-			w.rebalance = true
+			w.allowRebalance = true
 			w.startAll()
-			w.wantOneHolderEach(6*time.Second, "start")
-			w.wantEvenSpread("placed", c.nodes)
+			w.requireOneHolderEach(6*time.Second, "start")
+			w.requireEvenSpread("placed", c.nodes)
 
 			lost := w.nodeNames[c.nodes/2]
 			before := w.addressesByNode()
 			w.killSpeaker(lost)
-			w.runFor(4*time.Second, nil) // less than RebalanceDelay
-			w.wantEvenSpread("after a loss", c.nodes-1)
+			w.runSimulationFor(4*time.Second, nil) // less than RebalanceDelay
+			w.requireEvenSpread("after a loss", c.nodes-1)
 			after := w.addressesByNode()
 			for n, held := range before {
 				for _, a := range held {
@@ -48,24 +49,24 @@ func TestAddressesAreSpreadEvenly(t *testing.T) {
 					}
 				}
 			}
-			w.runFor(6*time.Second, nil)
+			w.runSimulationFor(6*time.Second, nil)
 			w.startSpeaker(lost)
-			w.runFor(5*time.Second, w.alwaysAnswered())
+			w.runSimulationFor(5*time.Second, w.newAlwaysAnsweredCheck())
 			if got := len(w.addressesByNode()[lost]); got > 0 {
 				t.Errorf("%s came back and took %d addresses at once", lost, got)
 			}
 			taken := w.takeCount
-			w.runFor(time.Duration(20+c.addresses/c.nodes)*time.Second, w.alwaysAnswered())
-			w.wantEvenSpread("after a rebalance", c.nodes)
+			w.runSimulationFor(time.Duration(20+c.addresses/c.nodes)*time.Second, w.newAlwaysAnsweredCheck())
+			w.requireEvenSpread("after a rebalance", c.nodes)
 			over := 0
 			for _, a := range after {
-				over += max(len(a)-maxPerNode(c.addresses, c.nodes), 0)
+				over += max(len(a)-maxAddressesPerNode(c.addresses, c.nodes), 0)
 			}
 			if moved := w.takeCount - taken; moved > over {
 				t.Errorf("the rebalance moved %d addresses where %d were too many on their nodes", moved, over)
 			}
 			taken = w.takeCount
-			w.runFor(30*time.Second, nil)
+			w.runSimulationFor(30*time.Second, nil)
 			if w.takeCount != taken {
 				t.Errorf("%d addresses moved after the rebalance was over", w.takeCount-taken)
 			}
@@ -73,8 +74,8 @@ func TestAddressesAreSpreadEvenly(t *testing.T) {
 	}
 }
 
-// alwaysAnswered returns a check that fails when no node answers for an address.
-func (w *harness) alwaysAnswered() func() {
+// newAlwaysAnsweredCheck returns a check that fails when no node answers for an address.
+func (w *harness) newAlwaysAnsweredCheck() func() {
 	next := w.now
 	return func() {
 		if w.now.Before(next) { // the check is expensive for many addresses
@@ -92,12 +93,12 @@ func (w *harness) alwaysAnswered() func() {
 func TestPreferredNodesHoldTheAddresses(t *testing.T) {
 	w := newHarness(t, 1, 6, 40)
 	w.scoresByNode = map[string]int{"n002": 10, "n003": 10, "n005": 3}
-	w.rebalance = true
+	w.allowRebalance = true
 	w.startAll()
-	w.wantOneHolderEach(6*time.Second, "start")
+	w.requireOneHolderEach(6*time.Second, "start")
 	only := func(when string, names ...string) {
 		t.Helper()
-		w.wantEvenSpread(when, len(names))
+		w.requireEvenSpread(when, len(names))
 		for n, held := range w.addressesByNode() {
 			if w.scoresByNode[n] != w.scoresByNode[names[0]] {
 				t.Errorf("%s: %s holds %d addresses, want %v to hold them", when, n, len(held), names)
@@ -106,27 +107,27 @@ func TestPreferredNodesHoldTheAddresses(t *testing.T) {
 	}
 	only("both preferred nodes live", "n002", "n003")
 	w.killSpeaker("n002")
-	w.runFor(time.Second, nil)
+	w.runSimulationFor(time.Second, nil)
 	only("one preferred node lives", "n003")
 	w.killSpeaker("n003")
-	w.runFor(time.Second, nil)
+	w.runSimulationFor(time.Second, nil)
 	only("none of the most preferred nodes lives", "n005")
-	w.runFor(6*time.Second, nil)
+	w.runSimulationFor(6*time.Second, nil)
 	w.startSpeaker("n002")
 	w.startSpeaker("n003")
-	w.runFor(60*time.Second, w.alwaysAnswered())
+	w.runSimulationFor(60*time.Second, w.newAlwaysAnsweredCheck())
 	only("the preferred nodes are back", "n002", "n003")
 }
 
 func TestWithoutRebalanceHoldersKeepTheirAddresses(t *testing.T) {
 	w := newHarness(t, 2, 4, 20)
 	w.startAll()
-	w.wantOneHolderEach(6*time.Second, "start")
+	w.requireOneHolderEach(6*time.Second, "start")
 	w.killSpeaker("n001")
-	w.runFor(7*time.Second, nil)
+	w.runSimulationFor(7*time.Second, nil)
 	w.startSpeaker("n001")
 	taken := w.takeCount
-	w.runFor(time.Minute, w.alwaysAnswered())
+	w.runSimulationFor(time.Minute, w.newAlwaysAnsweredCheck())
 	if w.takeCount != taken || len(w.addressesByNode()["n001"]) > 0 {
 		t.Errorf("%d addresses moved though rebalancing is off", w.takeCount-taken)
 	}
@@ -138,7 +139,7 @@ func TestSiblingsHaveDifferentHolders(t *testing.T) {
 		w := newHarness(t, seed, 4, 8)
 		w.siblingCount = 2
 		w.startAll()
-		w.wantOneHolderEach(6*time.Second, "start")
+		w.requireOneHolderEach(6*time.Second, "start")
 		for i := 0; i < len(w.addresses); i += 2 {
 			if x, y := w.answeringNodes(w.addresses[i]), w.answeringNodes(w.addresses[i+1]); x[0] == y[0] {
 				t.Errorf("seed %d: %s holds both addresses of one Service", seed, x[0])
@@ -152,8 +153,8 @@ func TestSiblingsHaveDifferentHolders(t *testing.T) {
 func TestTheFirstSpeakerOfAClusterDoesNotTakeEverything(t *testing.T) {
 	w := newHarness(t, 3, 4, 40)
 	for i, n := range w.nodeNames {
-		w.schedule(time.Duration(i)*300*time.Millisecond, func() { w.startSpeaker(n) })
+		w.scheduleEvent(time.Duration(i)*300*time.Millisecond, func() { w.startSpeaker(n) })
 	}
-	w.wantOneHolderEach(8*time.Second, "start")
-	w.wantEvenSpread("after a staggered start", 4)
+	w.requireOneHolderEach(8*time.Second, "start")
+	w.requireEvenSpread("after a staggered start", 4)
 }

@@ -22,7 +22,7 @@ type BidsChanged struct {
 }
 
 // MembersChanged is the set of all live members.
-type MembersChanged struct{ Set facts.MemberSet }
+type MembersChanged struct{ MemberSet facts.MemberSet }
 
 // MessageReceived is a message from another member.
 type MessageReceived struct {
@@ -102,17 +102,17 @@ type HandoverFinished struct{}
 
 // The kinds of Events. They are values of the metric label "event".
 const (
-	EventTaken       = "Taken"    // this node holds the address now
-	EventGivenUp     = "Given"    // this node gave the address up
-	EventConflict    = "Conflict" // a host outside of the cluster answers for the address
-	EventStrayAnswer = "Stray"    // a member answers for the address without a claim
+	EventAddressTaken   = "Taken"    // this node holds the address now
+	EventAddressGivenUp = "Given"    // this node gave the address up
+	EventConflict       = "Conflict" // a host outside of the cluster answers for the address
+	EventStrayAnswer    = "Stray"    // a member answers for the address without a claim
 )
 
 // Event is something that users may want to know.
 type Event struct {
 	Kind    string
 	Address netip.Addr
-	// Reason is set for EventTaken and EventGivenUp.
+	// Reason is set for EventAddressTaken and EventAddressGivenUp.
 	Reason     names.Reason
 	ForeignMAC facts.MAC // the host that answers, for EventConflict and EventStrayAnswer
 	Text       string
@@ -141,8 +141,8 @@ type Holder struct {
 	Address netip.Addr
 	Node    string
 	Epoch   uint64
-	// Alive is set when the holder is a member that is not declared dead.
-	Alive bool
+	// IsAlive is set when the holder is a member that is not declared dead.
+	IsAlive bool
 }
 
 // Holders returns the holders of all claims that are not released, sorted by address.
@@ -150,7 +150,7 @@ func (m *Machine) Holders() []Holder {
 	var out []Holder
 	for _, a := range m.addressesByIP {
 		if c := a.claim; c.Epoch > 0 && !c.Released {
-			out = append(out, Holder{Address: a.ip, Node: c.Holder, Epoch: c.Epoch, Alive: m.isLiveClaim(c)})
+			out = append(out, Holder{Address: a.ip, Node: c.Holder, Epoch: c.Epoch, IsAlive: m.isLiveClaim(c)})
 		}
 	}
 	slices.SortFunc(out, func(x, y Holder) int { return x.Address.Compare(y.Address) })
@@ -167,15 +167,15 @@ func (m *Machine) IsClaimed(ip netip.Addr) bool {
 type stepOutput struct {
 	addressEffects    []Effect // HoldAddress, DropAddress and RepeatAnnouncement, in order
 	claimsToBroadcast []Claim  // claims for all members
-	claimsByBatch     map[batchKey][]Claim
-	batchOrder        []batchKey // order of claimsByBatch
+	claimsByBatch     map[claimBatchKey][]Claim
+	claimBatchOrder   []claimBatchKey // order of claimsByBatch
 	messages          []SendMessage
 	otherEffects      []Effect
 	handoverFinished  bool
 }
 
-// batchKey is the kind and the receiver of claims that share a message.
-type batchKey struct {
+// claimBatchKey is the kind and the receiver of claims that share a message.
+type claimBatchKey struct {
 	kind     byte
 	receiver string
 }
@@ -186,12 +186,12 @@ func (m *Machine) orderedEffects() []Effect {
 	o := &m.output
 	out := o.addressEffects
 	for _, c := range o.claimsToBroadcast {
-		m.repeatsLeft[m.ensureAddress(c.Address)] = claimRepeats
+		m.claimRepeatsLeftByAddress[m.ensureAddressState(c.Address)] = claimRepeatCount
 	}
 	m.broadcastClaims(kindClaims, o.claimsToBroadcast)
-	for _, b := range o.batchOrder {
+	for _, b := range o.claimBatchOrder {
 		for chunk := range slices.Chunk(o.claimsByBatch[b], claimsPerMessage) {
-			m.sendMessage(b.receiver, appendClaims(messageHeader(b.kind), chunk))
+			m.sendMessage(b.receiver, appendClaims(encodeMessageHeader(b.kind), chunk))
 		}
 	}
 	for _, s := range o.messages {
@@ -204,17 +204,17 @@ func (m *Machine) orderedEffects() []Effect {
 	return out
 }
 
-// claimRepeats is how often a new claim is repeated, with the next beacons. A lost datagram must
-// not leave the previous holder answering.
-const claimRepeats = 2
+// claimRepeatCount is how often a new claim is repeated, with the next beacons. A lost datagram
+// must not leave the previous holder answering.
+const claimRepeatCount = 2
 
 // repeatNewClaims sends new claims again.
 func (m *Machine) repeatNewClaims() {
 	var again []Claim
-	for a, left := range m.repeatsLeft {
+	for a, left := range m.claimRepeatsLeftByAddress {
 		again = append(again, a.claim)
-		if m.repeatsLeft[a] = left - 1; left <= 1 {
-			delete(m.repeatsLeft, a)
+		if m.claimRepeatsLeftByAddress[a] = left - 1; left <= 1 {
+			delete(m.claimRepeatsLeftByAddress, a)
 		}
 	}
 	slices.SortFunc(again, func(x, y Claim) int { return x.Address.Compare(y.Address) })
@@ -228,7 +228,7 @@ func (m *Machine) sendMessage(to string, payload []byte) {
 // broadcastClaims sends claims to all other members.
 func (m *Machine) broadcastClaims(kind byte, claims []Claim) {
 	for chunk := range slices.Chunk(claims, claimsPerMessage) {
-		payload := appendClaims(messageHeader(kind), chunk)
+		payload := appendClaims(encodeMessageHeader(kind), chunk)
 		for _, n := range m.otherMembers {
 			m.sendMessage(n, payload)
 		}
@@ -237,12 +237,12 @@ func (m *Machine) broadcastClaims(kind byte, claims []Claim) {
 
 // queueClaim adds a claim to the messages for one member. Claims of one step share messages.
 func (m *Machine) queueClaim(kind byte, to string, c Claim) {
-	b := batchKey{kind, to}
+	b := claimBatchKey{kind, to}
 	if m.output.claimsByBatch == nil {
-		m.output.claimsByBatch = map[batchKey][]Claim{}
+		m.output.claimsByBatch = map[claimBatchKey][]Claim{}
 	}
 	if len(m.output.claimsByBatch[b]) == 0 {
-		m.output.batchOrder = append(m.output.batchOrder, b)
+		m.output.claimBatchOrder = append(m.output.claimBatchOrder, b)
 	}
 	m.output.claimsByBatch[b] = append(m.output.claimsByBatch[b], c)
 }

@@ -31,8 +31,9 @@ type Link struct {
 	// ResolvedGateways are the Gateways with an Ethernet address in the kernel's neighbour table,
 	// sorted by address.
 	ResolvedGateways []Neighbour
-	// NoIPv4 and NoIPv6 are set when frames of the family cannot be sent on this link.
-	NoIPv4, NoIPv6 bool
+	// CannotSendIPv4 and CannotSendIPv6 are set when frames of the family cannot be sent on this
+	// link.
+	CannotSendIPv4, CannotSendIPv6 bool
 }
 
 // Neighbour is another host on a link.
@@ -44,9 +45,9 @@ type Neighbour struct {
 // CanCarry reports whether the node can answer for the address on the link.
 func (l Link) CanCarry(a netip.Addr) bool {
 	if a.Is4() {
-		return !l.NoIPv4
+		return !l.CannotSendIPv4
 	}
-	return !l.NoIPv6
+	return !l.CannotSendIPv6
 }
 
 // SkipReason is why a network interface is not a Link.
@@ -56,11 +57,12 @@ type SkipReason string
 const (
 	NotSkipped SkipReason = ""
 	// its name is usual for container networks and tunnels
-	SkippedUsual      SkipReason = "usual"
-	SkippedExcluded   SkipReason = "excluded"    // by another name
-	SkippedDown       SkipReason = "down"        // or without carrier
-	SkippedMember     SkipReason = "member"      // of a bridge, bond or VRF, which is used instead
-	SkippedNoEthernet SkipReason = "no Ethernet" // or no ARP, or no broadcast
+	SkippedContainerNetwork SkipReason = "usual"
+	SkippedExcludedByName   SkipReason = "excluded" // by another name
+	SkippedDown             SkipReason = "down"     // or without carrier
+	// of a bridge, bond or VRF, which is used instead
+	SkippedMemberOfMaster SkipReason = "member"
+	SkippedNoEthernet     SkipReason = "no Ethernet" // or no ARP, or no broadcast
 )
 
 // SkippedLink is a network interface that is not a Link.
@@ -113,11 +115,12 @@ func (s MemberSet) HasMember(name string) bool {
 type ProbeResult struct {
 	ID      uint64
 	Address netip.Addr
-	// Answers are the Ethernet addresses that answered, each once, without those of this node.
-	Answers []MAC
-	// RivalProbers are the Ethernet addresses of hosts that probed for the address at the same time
+	// AnsweringMACs are the Ethernet addresses that answered, each once, without those of this
+	// node.
+	AnsweringMACs []MAC
+	// RivalMACs are the Ethernet addresses of hosts that probed for the address at the same time
 	// (RFC 5227 section 2.1.1), each once, without those of this node.
-	RivalProbers []MAC
+	RivalMACs []MAC
 	// NotSent is set when no link could send the probe. No answer then means nothing.
 	NotSent bool
 }
@@ -125,7 +128,7 @@ type ProbeResult struct {
 // Conflict reports that another host answers for an address that this node answers for (RFC 5227
 // section 2.4).
 type Conflict struct {
-	Address netip.Addr
-	MAC     MAC
-	Link    int
+	Address   netip.Addr
+	MAC       MAC
+	LinkIndex int
 }

@@ -18,8 +18,8 @@ type Candidates struct {
 	// Scores are the preferences of the nodes, in the same order. Nodes with a higher score are
 	// preferred.
 	Scores []int
-	// Key is a hash. It is the same on all nodes for the same nodes and scores.
-	Key uint64
+	// ContentHash is a hash. It is the same on all nodes for the same nodes and scores.
+	ContentHash uint64
 }
 
 // NewCandidates returns the Candidates for scores by node. It returns nil without any node.
@@ -33,7 +33,7 @@ func NewCandidates(scores map[string]int) *Candidates {
 		c.Scores[i] = scores[n]
 		h.Write(strconv.AppendInt(append([]byte(n), 0), int64(scores[n]), 10))
 	}
-	c.Key = h.Sum64()
+	c.ContentHash = h.Sum64()
 	return c
 }
 
@@ -55,9 +55,9 @@ type Bid struct {
 	// Siblings are the other addresses of the same Services. If possible they get different
 	// holders.
 	Siblings []netip.Addr
-	// Links are the indexes of this node's links on which it would answer. Empty if this node is
-	// not a candidate.
-	Links []int
+	// LinkIndexes are the indexes of this node's links on which it would answer. Empty if this node
+	// is not a candidate.
+	LinkIndexes []int
 	// InGrace is set while this node is no candidate any more but can still serve: its last
 	// endpoint is ending, and other nodes have new ones.
 	InGrace bool
@@ -71,15 +71,15 @@ func (b Bid) IsEligible(self string) bool { return b.Candidates.HasNode(self) }
 // Equal reports whether two bids have the same content.
 func (b Bid) Equal(o Bid) bool {
 	sameCandidates := b.Candidates == o.Candidates ||
-		(b.Candidates != nil && o.Candidates != nil && b.Candidates.Key == o.Candidates.Key)
+		(b.Candidates != nil && o.Candidates != nil && b.Candidates.ContentHash == o.Candidates.ContentHash)
 	return sameCandidates && b.Address == o.Address && b.MayRebalance == o.MayRebalance &&
-		b.InGrace == o.InGrace && slices.Equal(b.Links, o.Links) && slices.Equal(b.Siblings, o.Siblings)
+		b.InGrace == o.InGrace && slices.Equal(b.LinkIndexes, o.LinkIndexes) && slices.Equal(b.Siblings, o.Siblings)
 }
 
 // Binding is an address with the links on which to answer for it. It is what the layer-2 engine
 // applies.
 type Binding struct {
 	Address netip.Addr
-	// Links are link indexes, sorted.
-	Links []int
+	// LinkIndexes are link indexes, sorted.
+	LinkIndexes []int
 }

@@ -69,7 +69,7 @@ func (b BlockReason) IsSet() bool { return b != BlockReason{} }
 
 // IsExternal reports whether the router belongs to another autonomous system.
 func (p *Peer) IsExternal() bool {
-	return p.DynamicASN == ASNExternal || (p.DynamicASN == ASNGiven && p.PeerASN != p.LocalASN)
+	return p.DynamicASN == AcceptExternalASN || (p.DynamicASN == AcceptGivenASN && p.PeerASN != p.LocalASN)
 }
 
 // DynamicASN is which AS numbers of a router are accepted.
@@ -77,9 +77,9 @@ type DynamicASN uint8
 
 // The values of DynamicASN.
 const (
-	ASNGiven    DynamicASN = iota // only PeerASN
-	ASNInternal                   // only LocalASN
-	ASNExternal                   // any but LocalASN
+	AcceptGivenASN    DynamicASN = iota // only PeerASN
+	AcceptInternalASN                   // only LocalASN
+	AcceptExternalASN                   // any but LocalASN
 )
 
 // BFD holds the parameters of a BFD session (RFC 5880).

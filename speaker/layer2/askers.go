@@ -102,11 +102,12 @@ func (e *Engine) scheduleNotices(a netip.Addr, l facts.Link) {
 	}
 }
 
-// noticeBatchSize is how many notices are sent each batchInterval, besides the announcements.
+// noticeBatchSize is how many notices are sent each announcementBatchInterval, besides the
+// announcements.
 const noticeBatchSize = 50
 
 // sendDueNotices sends the notices that are due, at most noticeBatchSize of them each
-// batchInterval, and returns when the next one is due.
+// announcementBatchInterval, and returns when the next one is due.
 func (e *Engine) sendDueNotices(now time.Time) time.Time {
 	if now.Before(e.nextNoticeBatchAt) {
 		return e.nextNoticeBatchAt
@@ -129,7 +130,7 @@ func (e *Engine) sendDueNotices(now time.Time) time.Time {
 		}
 	}
 	if room == 0 {
-		e.nextNoticeBatchAt = now.Add(batchInterval)
+		e.nextNoticeBatchAt = now.Add(announcementBatchInterval)
 		if next.Before(e.nextNoticeBatchAt) && !next.IsZero() {
 			next = e.nextNoticeBatchAt
 		}
@@ -142,12 +143,12 @@ func (e *Engine) sendDueNotices(now time.Time) time.Time {
 // announcements. For IPv6 it is an unsolicited Neighbor Advertisement (RFC 4861 section 7.2.6).
 func (e *Engine) sendNotice(n unicastNotice) {
 	p := e.ports[portKey{n.announcement.Link, FamilyOf(n.announcement.Address)}]
-	h := e.holdings[n.announcement.Address]
+	h := e.holdingByAddress[n.announcement.Address]
 	if p == nil || !slices.Contains(h.links, n.announcement.Link) || e.isPastSendDeadline() {
 		return
 	}
 	f := Frame{
-		Destination: n.target.MAC, Source: p.link.MAC, Operation: Request,
+		EthernetDestination: n.target.MAC, EthernetSource: p.link.MAC, Operation: Request,
 		SenderMAC: p.link.MAC, SenderIP: n.announcement.Address, TargetIP: n.target.Address,
 	}
 	if p.key.family == IPv6 {
@@ -162,20 +163,20 @@ func (e *Engine) sendNotice(n unicastNotice) {
 // repetitions and limits the rate, so that a flood of requests costs the engine no
 // time. Each reader has its own.
 type requestFilter struct {
-	recentRequests [1024]recentRequest
-	windowStart    time.Time
-	windowCount    int
+	recentRequests   [1024]recentRequest
+	windowStart      time.Time
+	requestsInWindow int
 }
 
 type recentRequest struct {
-	mac    facts.MAC
-	target netip.Addr
-	seenAt time.Time
+	mac              facts.MAC
+	requestedAddress netip.Addr
+	seenAt           time.Time
 }
 
 const (
-	// sameRequestInterval is how long a repeated request is dropped.
-	sameRequestInterval = time.Minute
+	// repeatedRequestInterval is how long a repeated request is dropped.
+	repeatedRequestInterval = time.Minute
 	// requestsPerSecondLimit is how many requests are passed on per second.
 	requestsPerSecondLimit = 1000
 )
@@ -184,13 +185,13 @@ const (
 func (s *requestFilter) isWorthRecording(f Frame, now time.Time) bool {
 	b := f.TargetIP.As16()
 	slot := &s.recentRequests[(uint(b[15])|uint(b[14])<<8^uint(f.SenderMAC[5])<<2^uint(f.SenderMAC[4])<<5)%uint(len(s.recentRequests))]
-	if slot.mac == f.SenderMAC && slot.target == f.TargetIP && now.Sub(slot.seenAt) < sameRequestInterval {
+	if slot.mac == f.SenderMAC && slot.requestedAddress == f.TargetIP && now.Sub(slot.seenAt) < repeatedRequestInterval {
 		return false
 	}
 	if now.Sub(s.windowStart) >= time.Second {
-		s.windowStart, s.windowCount = now, 0
+		s.windowStart, s.requestsInWindow = now, 0
 	}
-	if s.windowCount++; s.windowCount > requestsPerSecondLimit {
+	if s.requestsInWindow++; s.requestsInWindow > requestsPerSecondLimit {
 		return false
 	}
 	*slot = recentRequest{f.SenderMAC, f.TargetIP, now}

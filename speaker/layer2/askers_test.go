@@ -11,13 +11,13 @@ import (
 	"github.com/gantry-lb/gantry/speaker/layer2"
 )
 
-// neighbourNumber returns the neighbour with that number.
-func neighbourNumber(n int) facts.Neighbour {
+// numberedNeighbour returns the neighbour with that number.
+func numberedNeighbour(n int) facts.Neighbour {
 	return facts.Neighbour{Address: netip.AddrFrom4([4]byte{192, 168, 0, byte(n)}), MAC: facts.MAC{2, 0, 0, 0, 0, byte(n)}}
 }
 
 func TestAskerCache(t *testing.T) {
-	link := facts.Link{Index: 2, ResolvedGateways: []facts.Neighbour{neighbourNumber(1), {Address: netip.MustParseAddr("fe80::1"), MAC: facts.MAC{2, 0, 0, 0, 0, 1}}}}
+	link := facts.Link{Index: 2, ResolvedGateways: []facts.Neighbour{numberedNeighbour(1), {Address: netip.MustParseAddr("fe80::1"), MAC: facts.MAC{2, 0, 0, 0, 0, 1}}}}
 	tests := map[string]struct {
 		do   func(n *layer2.AskerCache)
 		at   time.Duration
@@ -26,22 +26,22 @@ func TestAskerCache(t *testing.T) {
 		"gateways get a notice without a request": {func(*layer2.AskerCache) {}, 0, "1"},
 		"the latest comes first, after gateways": {func(n *layer2.AskerCache) {
 			for i := 5; i < 8; i++ {
-				n.RecordRequest(held, 2, neighbourNumber(i), epoch)
+				n.RecordRequest(heldIPv4, 2, numberedNeighbour(i), testStart)
 			}
-			n.RecordRequest(held, 2, neighbourNumber(5), epoch)
+			n.RecordRequest(heldIPv4, 2, numberedNeighbour(5), testStart)
 		}, 0, "1 5 7 6"},
-		"a gateway that asked gets one notice": {func(n *layer2.AskerCache) { n.RecordRequest(held, 2, neighbourNumber(1), epoch) }, 0, "1"},
-		"a request on another link":            {func(n *layer2.AskerCache) { n.RecordRequest(held, 3, neighbourNumber(5), epoch) }, 0, "1"},
-		"a request for another address":        {func(n *layer2.AskerCache) { n.RecordRequest(other, 2, neighbourNumber(5), epoch) }, 0, "1"},
-		"a request 29 minutes ago":             {func(n *layer2.AskerCache) { n.RecordRequest(held, 2, neighbourNumber(5), epoch) }, 29 * time.Minute, "1 5"},
-		"a request 31 minutes ago":             {func(n *layer2.AskerCache) { n.RecordRequest(held, 2, neighbourNumber(5), epoch) }, 31 * time.Minute, "1"},
+		"a gateway that asked gets one notice": {func(n *layer2.AskerCache) { n.RecordRequest(heldIPv4, 2, numberedNeighbour(1), testStart) }, 0, "1"},
+		"a request on another link":            {func(n *layer2.AskerCache) { n.RecordRequest(heldIPv4, 3, numberedNeighbour(5), testStart) }, 0, "1"},
+		"a request for another address":        {func(n *layer2.AskerCache) { n.RecordRequest(otherIPv4, 2, numberedNeighbour(5), testStart) }, 0, "1"},
+		"a request 29 minutes ago":             {func(n *layer2.AskerCache) { n.RecordRequest(heldIPv4, 2, numberedNeighbour(5), testStart) }, 29 * time.Minute, "1 5"},
+		"a request 31 minutes ago":             {func(n *layer2.AskerCache) { n.RecordRequest(heldIPv4, 2, numberedNeighbour(5), testStart) }, 31 * time.Minute, "1"},
 		"the last eight of many": {func(n *layer2.AskerCache) {
 			for i := range 100 {
-				n.RecordRequest(held, 2, neighbourNumber(100+i), epoch)
+				n.RecordRequest(heldIPv4, 2, numberedNeighbour(100+i), testStart)
 			}
 		}, 0, "1 199 198 197 196 195 194 193 192"},
 		"a link that is gone is forgotten": {func(n *layer2.AskerCache) {
-			n.RecordRequest(held, 2, neighbourNumber(5), epoch)
+			n.RecordRequest(heldIPv4, 2, numberedNeighbour(5), testStart)
 			n.ForgetLink(2)
 		}, 0, "1"},
 	}
@@ -50,7 +50,7 @@ func TestAskerCache(t *testing.T) {
 			n := layer2.NewAskerCache()
 			tt.do(n)
 			var got []string
-			for _, who := range n.NoticeTargets(held, link, epoch.Add(tt.at)) {
+			for _, who := range n.NoticeTargets(heldIPv4, link, testStart.Add(tt.at)) {
 				b := who.Address.As4()
 				got = append(got, fmt.Sprint(b[3]))
 			}
@@ -66,15 +66,15 @@ func TestAskerCache(t *testing.T) {
 func TestAskerCacheIsBounded(t *testing.T) {
 	n := layer2.NewAskerCache()
 	for i := range 100_000 {
-		n.RecordRequest(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 2, neighbourNumber(5), epoch)
+		n.RecordRequest(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 2, numberedNeighbour(5), testStart)
 	}
-	n.RecordRequest(held, 2, neighbourNumber(6), epoch)
-	if got := n.NoticeTargets(held, facts.Link{Index: 2}, epoch); len(got) != 1 || got[0] != neighbourNumber(6) {
+	n.RecordRequest(heldIPv4, 2, numberedNeighbour(6), testStart)
+	if got := n.NoticeTargets(heldIPv4, facts.Link{Index: 2}, testStart); len(got) != 1 || got[0] != numberedNeighbour(6) {
 		t.Errorf("the targets are %v, want the last asker", got)
 	}
 	remembered := 0
 	for i := range 100_000 {
-		remembered += len(n.NoticeTargets(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), facts.Link{Index: 2}, epoch))
+		remembered += len(n.NoticeTargets(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), facts.Link{Index: 2}, testStart))
 	}
 	if remembered > 16384 {
 		t.Errorf("%d askers are remembered", remembered)

@@ -38,7 +38,7 @@ func (e *Engine) SetCandidacies(changed []intent.Binding, gone []netip.Addr) {
 	o.mu.Lock()
 	for _, c := range changed {
 		if FamilyOf(c.Address) == IPv6 {
-			o.pending[c.Address] = c.Links
+			o.pending[c.Address] = c.LinkIndexes
 		}
 	}
 	for _, a := range gone {

@@ -15,7 +15,7 @@ import (
 func (b *harness) setCandidacies(addresses ...netip.Addr) {
 	var bindings []intent.Binding
 	for _, a := range addresses {
-		bindings = append(bindings, intent.Binding{Address: a, Links: []int{b.link.Index}})
+		bindings = append(bindings, intent.Binding{Address: a, LinkIndexes: []int{b.link.Index}})
 	}
 	b.engine.SetCandidacies(bindings, nil)
 }
@@ -26,9 +26,9 @@ func (s simulation) takeNoticeCounts() map[facts.MAC]int {
 	s.t.Helper()
 	notices := map[facts.MAC]int{}
 	for _, f := range s.lan.TakeSentFrames() {
-		if f.From == "node1" && f.Frame.Destination[0]&1 == 0 {
-			notices[f.Frame.Destination]++
-			if f.Frame != s.noticeFor(s.held) {
+		if f.From == "node1" && f.Frame.EthernetDestination[0]&1 == 0 {
+			notices[f.Frame.EthernetDestination]++
+			if f.Frame != s.noticeFor(s.heldIP) {
 				s.t.Errorf("a unicast frame is %+v, want the notice", f.Frame)
 			}
 		}
@@ -42,19 +42,19 @@ func TestRecentAskersReceiveNotices(t *testing.T) {
 	late := map[layer2.Family]netip.Addr{layer2.IPv4: netip.MustParseAddr("192.168.0.98"), layer2.IPv6: netip.MustParseAddr("fd00:a8::98")}
 	for family, c := range addressesByFamily {
 		t.Run(family, func(t *testing.T) {
-			simulateWith(t, c, func(s simulation) {
-				s.setCandidacies(s.held, s.other)
+			simulateWithOptions(t, c, func(s simulation) {
+				s.setCandidacies(s.heldIP, s.unheldIP)
 				synctest.Wait()
-				long, elsewhere := s.requestFor(s.held), s.requestFor(s.other)
-				long.SenderIP, long.SenderMAC = late[layer2.FamilyOf(s.held)], facts.MAC{2, 0, 0, 0, 0, 0x62}
-				elsewhere.SenderIP, elsewhere.SenderMAC = late[layer2.FamilyOf(s.held)].Next(), facts.MAC{2, 0, 0, 0, 0, 0x63}
+				long, elsewhere := s.requestFor(s.heldIP), s.requestFor(s.unheldIP)
+				long.SenderIP, long.SenderMAC = late[layer2.FamilyOf(s.heldIP)], facts.MAC{2, 0, 0, 0, 0, 0x62}
+				elsewhere.SenderIP, elsewhere.SenderMAC = late[layer2.FamilyOf(s.heldIP)].Next(), facts.MAC{2, 0, 0, 0, 0, 0x63}
 				s.sendFrame(long)
 				time.Sleep(time.Hour)
-				s.sendFrame(s.requestFor(s.held))
+				s.sendFrame(s.requestFor(s.heldIP))
 				s.sendFrame(elsewhere)
 				synctest.Wait()
 				s.lan.TakeSentFrames()
-				s.holdNewAddress(s.held)
+				s.holdNewAddress(s.heldIP)
 				time.Sleep(10 * time.Second)
 				if notices := s.takeNoticeCounts(); len(notices) != 1 || notices[s.clientMAC] != 2 {
 					t.Fatalf("notices: %v, want two to the client", notices)
@@ -68,15 +68,15 @@ func TestRecentAskersReceiveNotices(t *testing.T) {
 func TestAskersOfAnEarlierHoldReceiveNotices(t *testing.T) {
 	for family, c := range addressesByFamily {
 		t.Run(family, func(t *testing.T) {
-			simulateWith(t, c, func(s simulation) {
-				s.holdNewAddress(s.held)
-				s.sendFrame(s.requestFor(s.held))
-				s.wantHeard("the address is held", s.replyFor(s.held))
+			simulateWithOptions(t, c, func(s simulation) {
+				s.holdNewAddress(s.heldIP)
+				s.sendFrame(s.requestFor(s.heldIP))
+				s.awaitClientFrame("the address is held", s.replyFor(s.heldIP))
 				time.Sleep(2 * time.Minute)
 				s.engine.ApplyBindings(nil)
 				synctest.Wait()
 				s.lan.TakeSentFrames()
-				s.holdNewAddress(s.held)
+				s.holdNewAddress(s.heldIP)
 				time.Sleep(10 * time.Second)
 				if notices := s.takeNoticeCounts(); len(notices) != 1 || notices[s.clientMAC] != 2 {
 					t.Fatalf("notices: %v, want two to the client", notices)
@@ -94,52 +94,52 @@ func TestCandidacyAdmitsRequestsForIPv6(t *testing.T) {
 		want bool
 	}{
 		"no candidacy":                    {func(simulation) {}, false},
-		"a candidacy for the address":     {func(s simulation) { s.setCandidacies(s.held) }, true},
-		"a candidacy for another address": {func(s simulation) { s.setCandidacies(s.other) }, false},
+		"a candidacy for the address":     {func(s simulation) { s.setCandidacies(s.heldIP) }, true},
+		"a candidacy for another address": {func(s simulation) { s.setCandidacies(s.unheldIP) }, false},
 		"a link that is added": {func(s simulation) {
 			s.engine.SetLinks(nil)
 			synctest.Wait()
-			s.setCandidacies(s.held)
+			s.setCandidacies(s.heldIP)
 			synctest.Wait()
 			s.engine.SetLinks(facts.LinkSet{s.link})
 		}, true},
 		"a port that broke": {func(s simulation) {
-			s.setCandidacies(s.held)
+			s.setCandidacies(s.heldIP)
 			synctest.Wait()
-			s.nodeHost.FailPorts(layer2.ErrLinkGone)
+			s.nodeHost.FailOpenPorts(layer2.ErrLinkGone)
 			time.Sleep(time.Second)
 		}, true},
 		"a candidacy that ended": {func(s simulation) {
-			s.setCandidacies(s.held)
+			s.setCandidacies(s.heldIP)
 			synctest.Wait()
-			s.engine.SetCandidacies(nil, []netip.Addr{s.held})
+			s.engine.SetCandidacies(nil, []netip.Addr{s.heldIP})
 		}, false},
 		"a candidacy that ended and began again": {func(s simulation) {
-			s.setCandidacies(s.held)
-			s.engine.SetCandidacies(nil, []netip.Addr{s.held})
-			s.setCandidacies(s.held)
+			s.setCandidacies(s.heldIP)
+			s.engine.SetCandidacies(nil, []netip.Addr{s.heldIP})
+			s.setCandidacies(s.heldIP)
 		}, true},
 		"a candidacy on another link only": {func(s simulation) {
-			s.setCandidacies(s.held)
+			s.setCandidacies(s.heldIP)
 			synctest.Wait()
-			s.engine.SetCandidacies([]intent.Binding{{Address: s.held, Links: []int{s.link.Index + 1}}}, nil)
+			s.engine.SetCandidacies([]intent.Binding{{Address: s.heldIP, LinkIndexes: []int{s.link.Index + 1}}}, nil)
 		}, false},
 		"an address that was held and is given up": {func(s simulation) {
-			s.setCandidacies(s.held)
+			s.setCandidacies(s.heldIP)
 			synctest.Wait()
-			s.holdAddresses(s.held)
+			s.holdAddresses(s.heldIP)
 			synctest.Wait()
 			s.engine.ApplyBindings(nil)
 		}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			simulateWith(t, addresses6, func(s simulation) {
+			simulateWithOptions(t, ipv6TestAddresses, func(s simulation) {
 				tt.do(s)
 				synctest.Wait()
-				s.sendFrame(s.requestFor(s.held))
+				s.sendFrame(s.requestFor(s.heldIP))
 				time.Sleep(10 * time.Second)
 				s.lan.TakeSentFrames()
-				s.holdNewAddress(s.held)
+				s.holdNewAddress(s.heldIP)
 				time.Sleep(10 * time.Second)
 				if notices := s.takeNoticeCounts(); (notices[s.clientMAC] > 0) != tt.want {
 					t.Fatalf("notices: %v, want one to the client: %v", notices, tt.want)
@@ -154,9 +154,9 @@ func TestCandidacyAdmitsRequestsForIPv6(t *testing.T) {
 func TestNoticesArePaced(t *testing.T) {
 	for family, c := range addressesByFamily {
 		t.Run(family, func(t *testing.T) {
-			simulateWith(t, c, func(s simulation) {
+			simulateWithOptions(t, c, func(s simulation) {
 				var all []netip.Addr
-				for a := s.held; len(all) < 1000; a = a.Next() {
+				for a := s.heldIP; len(all) < 1000; a = a.Next() {
 					all = append(all, a)
 				}
 				s.setCandidacies(all...)
@@ -171,7 +171,7 @@ func TestNoticesArePaced(t *testing.T) {
 				synctest.Wait()
 				within, notices := map[time.Time]int{}, map[netip.Addr]bool{}
 				for _, f := range s.lan.TakeSentFrames() {
-					if f.From == "node1" && f.Frame.Destination == s.clientMAC {
+					if f.From == "node1" && f.Frame.EthernetDestination == s.clientMAC {
 						within[f.At.Truncate(10*time.Millisecond)]++
 						notices[f.Frame.SenderIP] = true
 					}

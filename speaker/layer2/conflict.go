@@ -34,24 +34,24 @@ func (e *Engine) reportConflict(f Frame, link int) {
 	}
 	if !known && len(e.conflictReportedAt) >= conflictHostsLimit {
 		// a flood must not cause a scan for each frame
-		if now.Sub(e.conflictsClearedAt) < conflictReportInterval {
-			e.dropped.Add(1)
+		if now.Sub(e.oldConflictsDeletedAt) < conflictReportInterval {
+			e.droppedEventCount.Add(1)
 			return
 		}
-		e.conflictsClearedAt = now
+		e.oldConflictsDeletedAt = now
 		maps.DeleteFunc(e.conflictReportedAt, func(_ conflictKey, t time.Time) bool { return now.Sub(t) >= conflictReportInterval })
 		if len(e.conflictReportedAt) >= conflictHostsLimit {
-			e.dropped.Add(1)
+			e.droppedEventCount.Add(1)
 			return
 		}
 	}
 	e.conflictReportedAt[k] = now
-	e.sendReport(facts.Conflict{Address: f.SenderIP, MAC: f.SenderMAC, Link: link})
+	e.sendReport(facts.Conflict{Address: f.SenderIP, MAC: f.SenderMAC, LinkIndex: link})
 }
 
 // announceDefence counts the claim of another host and announces the address.
 func (e *Engine) announceDefence(a netip.Addr) {
-	h, held := e.holdings[a]
+	h, held := e.holdingByAddress[a]
 	if !held {
 		return
 	}

@@ -9,23 +9,23 @@ import (
 // the earlier one counts. The monotonic clock does not move when an operator sets the time back.
 // The wall clock does not stop while the machine is suspended. Any goroutine may use it.
 type sendDeadline struct {
-	reference time.Time
-	monotonic atomic.Int64 // nanoseconds since reference
-	wall      atomic.Int64 // nanoseconds since 1970
+	referenceTime        time.Time
+	monotonicNanoseconds atomic.Int64 // nanoseconds since reference
+	wallClockNanoseconds atomic.Int64 // nanoseconds since 1970
 }
 
 // extendTo sets the deadline. The zero time forbids sending at once.
 func (f *sendDeadline) extendTo(until time.Time) {
 	if until.IsZero() {
-		f.monotonic.Store(0)
-		f.wall.Store(0)
+		f.monotonicNanoseconds.Store(0)
+		f.wallClockNanoseconds.Store(0)
 		return
 	}
-	f.monotonic.Store(int64(until.Sub(f.reference)))
-	f.wall.Store(until.UnixNano())
+	f.monotonicNanoseconds.Store(int64(until.Sub(f.referenceTime)))
+	f.wallClockNanoseconds.Store(until.UnixNano())
 }
 
 // isPast says whether nothing may be sent any more.
 func (f *sendDeadline) isPast(now time.Time) bool {
-	return int64(now.Sub(f.reference)) >= f.monotonic.Load() || now.UnixNano() >= f.wall.Load()
+	return int64(now.Sub(f.referenceTime)) >= f.monotonicNanoseconds.Load() || now.UnixNano() >= f.wallClockNanoseconds.Load()
 }

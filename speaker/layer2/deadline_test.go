@@ -24,7 +24,7 @@ func TestSendDeadline(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			f := sendDeadline{reference: base}
+			f := sendDeadline{referenceTime: base}
 			for _, u := range tt.renew {
 				f.extendTo(u)
 			}

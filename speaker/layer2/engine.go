@@ -48,9 +48,9 @@ type Port interface {
 	// LeaveGroup leaves it. For IPv4 both do nothing.
 	JoinGroup(a netip.Addr) error
 	LeaveGroup(a netip.Addr)
-	// LostFrames counts the frames that were lost because a receive or send buffer was full. Any
-	// goroutine may call it.
-	LostFrames() uint64
+	// LostFrameCount counts the frames that were lost because a receive or send buffer was full.
+	// Any goroutine may call it.
+	LostFrameCount() uint64
 	// Close ends Receive. It does not wait for it.
 	Close() error
 }
@@ -115,18 +115,19 @@ type Engine struct {
 	// candidacyUpdates has the candidacies that Run has not applied yet.
 	candidacyUpdates candidacyUpdates
 
-	dropped atomic.Uint64
-	// lostByClosedPorts counts the frames that ports lost before they were closed.
-	lostByClosedPorts atomic.Uint64
+	droppedEventCount atomic.Uint64
+	// framesLostByClosedPorts counts the frames that ports lost before they were closed.
+	framesLostByClosedPorts atomic.Uint64
 	// responderTable is the part of the state below that the readers of the ports and
 	// the metrics use.
 	responderTable atomic.Pointer[responderTable]
 
 	// Run owns all fields below.
-	holdings     map[netip.Addr]holding // part of the responderTable: never edited, only replaced
-	ports        map[portKey]*port
-	presentLinks facts.LinkSet
-	probeByID    map[uint64]*runningProbe
+	// part of the responderTable: never edited, only replaced
+	holdingByAddress map[netip.Addr]holding
+	ports            map[portKey]*port
+	currentLinks     facts.LinkSet
+	probeByID        map[uint64]*runningProbe
 	// probesByAge has the same probes, the oldest first, and some that are finished.
 	probesByAge []*runningProbe
 	// probesByAddress has the running probes of each address.
@@ -136,13 +137,13 @@ type Engine struct {
 	nextProbeBatchAt time.Time
 	// probedAddressesChanged means that probedAddresses is older than probesByAddress.
 	probedAddressesChanged bool
-	schedule               *Schedule
+	schedule               *AnnouncementSchedule
 	readerEvents           chan readerEvent
-	readers                sync.WaitGroup
+	readerGoroutines       sync.WaitGroup
 	conflictReportedAt     map[conflictKey]time.Time
-	// conflictsClearedAt is when old entries were last deleted from conflictReportedAt.
-	conflictsClearedAt time.Time
-	defendedAt         map[netip.Addr]time.Time
+	// oldConflictsDeletedAt is when old entries were last deleted from conflictReportedAt.
+	oldConflictsDeletedAt time.Time
+	defendedAt            map[netip.Addr]time.Time
 	// askers knows which hosts asked for which address. The two lists are notices to such hosts,
 	// each sorted by time.
 	askers                        *AskerCache
@@ -151,11 +152,11 @@ type Engine struct {
 	// candidateLinksByAddress has the IPv6 addresses that this node may come to hold,
 	// with their links.
 	candidateLinksByAddress map[netip.Addr][]int
-	// lastGeneration is the number of ports opened so far.
-	lastGeneration uint64
-	pingWire       PingWire // nil unless pings are answered
-	// workNeeded means that something was scheduled since the last call of runDueWork.
-	workNeeded bool
+	// lastPortGeneration is the number of ports opened so far.
+	lastPortGeneration  uint64
+	pingResponderOpener PingResponderOpener // nil unless pings are answered
+	// hasNewWork means that something was scheduled since the last call of runDueWork.
+	hasNewWork bool
 }
 
 // Option sets an optional behaviour of an Engine.
@@ -165,7 +166,7 @@ type Option func(*Engine)
 // switches forget addresses too soon. The announcements of many addresses are spread over time and
 // paced. 0 turns it off.
 func WithRefreshInterval(d time.Duration) Option {
-	return func(e *Engine) { e.schedule = NewSchedule(d) }
+	return func(e *Engine) { e.schedule = NewAnnouncementSchedule(d) }
 }
 
 // New returns an Engine without bindings.
@@ -178,13 +179,13 @@ func New(wire Wire, now func() time.Time, options ...Option) *Engine {
 		defendRequests:          make(chan netip.Addr, 256),
 		probeInbox:              newProbeInbox(),
 		reports:                 make(chan Report, 16384),
-		sendDeadline:            sendDeadline{reference: now()},
+		sendDeadline:            sendDeadline{referenceTime: now()},
 		candidacyUpdates:        newCandidacyUpdates(),
-		holdings:                map[netip.Addr]holding{},
+		holdingByAddress:        map[netip.Addr]holding{},
 		ports:                   map[portKey]*port{},
 		probeByID:               map[uint64]*runningProbe{},
 		probesByAddress:         map[netip.Addr][]*runningProbe{},
-		schedule:                NewSchedule(0),
+		schedule:                NewAnnouncementSchedule(0),
 		readerEvents:            make(chan readerEvent, 1024),
 		conflictReportedAt:      map[conflictKey]time.Time{},
 		defendedAt:              map[netip.Addr]time.Time{},
@@ -194,12 +195,13 @@ func New(wire Wire, now func() time.Time, options ...Option) *Engine {
 	for _, o := range options {
 		o(e)
 	}
-	e.publishTable()
+	e.publishResponderTable()
 	return e
 }
 
-// putLatest puts v into c, which holds one value, and drops the value that was not received yet.
-func putLatest[T any](c chan T, v T) {
+// replaceLatest puts v into c, which holds one value, and drops the value that was not received
+// yet.
+func replaceLatest[T any](c chan T, v T) {
 	for {
 		select {
 		case c <- v:
@@ -214,10 +216,10 @@ func putLatest[T any](c chan T, v T) {
 }
 
 // ApplyBindings replaces the addresses and links on which the engine answers.
-func (e *Engine) ApplyBindings(bindings []intent.Binding) { putLatest(e.bindings, bindings) }
+func (e *Engine) ApplyBindings(bindings []intent.Binding) { replaceLatest(e.bindings, bindings) }
 
 // SetLinks replaces the set of usable links.
-func (e *Engine) SetLinks(links facts.LinkSet) { putLatest(e.linkSets, links) }
+func (e *Engine) SetLinks(links facts.LinkSet) { replaceLatest(e.linkSets, links) }
 
 // RepeatAnnouncements starts the burst of announcements of held addresses again. When 16 requests
 // wait already, a further one is dropped, because bursts are under way then.
@@ -225,7 +227,7 @@ func (e *Engine) RepeatAnnouncements(addresses []netip.Addr) {
 	select {
 	case e.announceRequests <- addresses:
 	default:
-		e.dropped.Add(1)
+		e.droppedEventCount.Add(1)
 	}
 }
 
@@ -236,7 +238,7 @@ func (e *Engine) DefendAddress(a netip.Addr) {
 	select {
 	case e.defendRequests <- a:
 	default:
-		e.dropped.Add(1)
+		e.droppedEventCount.Add(1)
 	}
 }
 
@@ -259,7 +261,7 @@ func (e *Engine) sendReport(r Report) {
 		}
 		select {
 		case <-e.reports:
-			e.dropped.Add(1)
+			e.droppedEventCount.Add(1)
 		default:
 		}
 	}
@@ -273,7 +275,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	for {
 		// After a frame, of which there may be a flood, due work is done only if the
 		// frame needs it.
-		e.workNeeded = true
+		e.hasNewWork = true
 		select {
 		case <-ctx.Done():
 			return nil
@@ -283,7 +285,7 @@ func (e *Engine) Run(ctx context.Context) error {
 			e.applyLinks(links)
 		case addresses := <-e.announceRequests:
 			for _, a := range addresses {
-				e.startBurst(a, e.holdings[a].links)
+				e.startAnnouncementBurst(a, e.holdingByAddress[a].links)
 			}
 		case a := <-e.defendRequests:
 			e.announceDefence(a)
@@ -294,14 +296,14 @@ func (e *Engine) Run(ctx context.Context) error {
 				e.beginProbe(p)
 			}
 		case r := <-e.readerEvents:
-			e.workNeeded = false
+			e.hasNewWork = false
 			e.handleReaderEvent(r)
 			for range len(e.readerEvents) {
 				e.handleReaderEvent(<-e.readerEvents)
 			}
 		case <-timer.C:
 		}
-		if e.workNeeded {
+		if e.hasNewWork {
 			timer.Reset(e.runDueWork(e.now()))
 		}
 	}
@@ -315,7 +317,7 @@ func (e *Engine) runDueWork(now time.Time) time.Duration {
 			next = t
 		}
 	}
-	e.workNeeded = false
+	e.hasNewWork = false
 	earlier(e.reopenPorts(now)) // first, because it starts bursts
 	earlier(e.advanceProbes(now))
 	due, at := e.schedule.Advance(now)
@@ -324,7 +326,7 @@ func (e *Engine) runDueWork(now time.Time) time.Duration {
 	}
 	earlier(at)
 	earlier(e.sendDueNotices(now))
-	if e.workNeeded { // a port failed meanwhile
+	if e.hasNewWork { // a port failed meanwhile
 		return 0
 	}
 	return max(next.Sub(now), 0)
@@ -332,16 +334,16 @@ func (e *Engine) runDueWork(now time.Time) time.Duration {
 
 // updateHoldings applies new bindings. It announces each address on each link that is new for it.
 func (e *Engine) updateHoldings(bindings []intent.Binding) {
-	before, held := e.holdings, make(map[netip.Addr]holding, len(bindings))
+	before, held := e.holdingByAddress, make(map[netip.Addr]holding, len(bindings))
 	for _, b := range bindings {
-		h := holding{b.Links, before[b.Address].counters}
+		h := holding{b.LinkIndexes, before[b.Address].counters}
 		if h.counters == nil {
 			h.counters = &atomicCounters{}
 		}
 		held[b.Address] = h
 	}
-	e.holdings = held
-	e.publishTable()
+	e.holdingByAddress = held
+	e.publishResponderTable()
 	for a, h := range before {
 		if _, still := held[a]; !still {
 			delete(e.defendedAt, a)
@@ -363,12 +365,12 @@ func (e *Engine) updateHoldings(bindings []intent.Binding) {
 				added = append(added, l)
 			}
 		}
-		e.startAnswering(a, added)
+		e.startAnsweringOnLinks(a, added)
 	}
 }
 
-// startAnswering begins to answer for an address on more links.
-func (e *Engine) startAnswering(a netip.Addr, links []int) {
+// startAnsweringOnLinks begins to answer for an address on more links.
+func (e *Engine) startAnsweringOnLinks(a netip.Addr, links []int) {
 	for _, l := range links {
 		key := portKey{l, FamilyOf(a)}
 		if p := e.ports[key]; p != nil {
@@ -377,15 +379,15 @@ func (e *Engine) startAnswering(a netip.Addr, links []int) {
 			e.ensurePort(key)
 		}
 	}
-	e.startBurst(a, links)
+	e.startAnnouncementBurst(a, links)
 	for _, index := range links {
-		if l, ok := e.presentLinks.FindByIndex(index); ok {
+		if l, ok := e.currentLinks.FindByIndex(index); ok {
 			e.scheduleNotices(a, l)
 		}
 	}
 }
 
-func (e *Engine) startBurst(a netip.Addr, links []int) {
+func (e *Engine) startAnnouncementBurst(a netip.Addr, links []int) {
 	for _, l := range links {
 		if e.ports[portKey{l, FamilyOf(a)}] != nil {
 			e.schedule.StartBurst(a, l, e.now())
@@ -407,14 +409,14 @@ func announcementOperations(f Family) []Operation {
 func (e *Engine) sendAnnouncement(g Announcement) {
 	key := portKey{g.Link, FamilyOf(g.Address)}
 	p := e.ports[key]
-	h := e.holdings[g.Address]
+	h := e.holdingByAddress[g.Address]
 	if p == nil || !slices.Contains(h.links, g.Link) || e.isPastSendDeadline() {
 		return
 	}
-	all := AnnouncementMAC(g.Address)
+	all := AnnouncementDestinationMAC(g.Address)
 	for _, op := range announcementOperations(key.family) {
 		if e.writeFrame(p, Frame{
-			Destination: all, Source: p.link.MAC, Operation: op,
+			EthernetDestination: all, EthernetSource: p.link.MAC, Operation: op,
 			SenderMAC: p.link.MAC, SenderIP: g.Address, TargetMAC: all, TargetIP: g.Address,
 		}) {
 			h.counters.gratuitous.Add(1)
@@ -433,21 +435,21 @@ func (e *Engine) handleReaderEvent(r readerEvent) {
 	if r.pingResponder != nil {
 		if p.pingResponder == r.pingResponder {
 			e.closePingResponder(p)
-			e.workNeeded = true
+			e.hasNewWork = true
 		}
 		return
 	}
 	if r.err != nil {
-		e.failPort(p, r.err)
+		e.closeFailedPort(p, r.err)
 		return
 	}
 	f := r.frame
 	if f.Operation == Request && f.SenderIP.IsUnspecified() {
-		e.recordRival(f.TargetIP, f.SenderMAC)
+		e.recordRivalProber(f.TargetIP, f.SenderMAC)
 		return
 	}
-	e.recordAnswer(f.SenderIP, f.SenderMAC)
-	if slices.Contains(e.holdings[f.SenderIP].links, r.port.link) {
+	e.recordProbeAnswer(f.SenderIP, f.SenderMAC)
+	if slices.Contains(e.holdingByAddress[f.SenderIP].links, r.port.link) {
 		e.reportConflict(f, r.port.link)
 	} else if f.Operation == Request {
 		e.askers.RecordRequest(f.TargetIP, r.port.link, facts.Neighbour{Address: f.SenderIP, MAC: f.SenderMAC}, e.now())

@@ -22,14 +22,14 @@ type simulation struct {
 }
 
 // simulateIPv4 runs f in a bubble with IPv4 addresses.
-func simulateIPv4(t *testing.T, f func(s simulation)) { simulateWith(t, addresses4, f) }
+func simulateIPv4(t *testing.T, f func(s simulation)) { simulateWithOptions(t, ipv4TestAddresses, f) }
 
-func simulateWith(t *testing.T, c testAddresses, f func(s simulation), options ...layer2.Option) {
+func simulateWithOptions(t *testing.T, c testAddresses, f func(s simulation), options ...layer2.Option) {
 	synctest.Test(t, func(t *testing.T) {
 		lan := layer2test.New()
 		node := lan.AddHost("node1")
 		mac := facts.MAC{2, 0, 0, 0, 0, 0x64}
-		client, err := lan.AddHost("client").OpenPort(facts.Link{Index: 1, Name: "eth0", MAC: mac}, layer2.FamilyOf(c.held))
+		client, err := lan.AddHost("client").OpenPort(facts.Link{Index: 1, Name: "eth0", MAC: mac}, layer2.FamilyOf(c.heldIP))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -44,9 +44,9 @@ func simulateWith(t *testing.T, c testAddresses, f func(s simulation), options .
 
 func TestScenariosInMemory(t *testing.T) {
 	for family, c := range addressesByFamily {
-		for name, scenario := range scenarios {
+		for name, scenario := range wireScenarios {
 			t.Run(family+": "+name, func(t *testing.T) {
-				simulateWith(t, c, func(s simulation) { scenario(s.harness) })
+				simulateWithOptions(t, c, func(s simulation) { scenario(s.harness) })
 			})
 		}
 	}
@@ -70,7 +70,7 @@ func TestAnnouncementBursts(t *testing.T) {
 		do   func(s simulation)
 		want int
 	}{
-		"the same bindings again announce nothing": {func(s simulation) { s.holdAddresses(held) }, 0},
+		"the same bindings again announce nothing": {func(s simulation) { s.holdAddresses(heldIPv4) }, 0},
 		"a link that went away and comes back is announced on": {func(s simulation) {
 			s.engine.SetLinks(nil)
 			synctest.Wait()
@@ -84,27 +84,27 @@ func TestAnnouncementBursts(t *testing.T) {
 			s.link.Prefixes = nil
 			s.engine.SetLinks(facts.LinkSet{s.link})
 		}, 0},
-		"a port that broke is opened again and announced on":      {func(s simulation) { s.nodeHost.FailPorts(layer2.ErrLinkGone) }, burst},
-		"announcements are repeated on request":                   {func(s simulation) { s.engine.RepeatAnnouncements([]netip.Addr{held}) }, burst},
-		"an address that is not held is not announced on request": {func(s simulation) { s.engine.RepeatAnnouncements([]netip.Addr{other}) }, 0},
+		"a port that broke is opened again and announced on":      {func(s simulation) { s.nodeHost.FailOpenPorts(layer2.ErrLinkGone) }, burst},
+		"announcements are repeated on request":                   {func(s simulation) { s.engine.RepeatAnnouncements([]netip.Addr{heldIPv4}) }, burst},
+		"an address that is not held is not announced on request": {func(s simulation) { s.engine.RepeatAnnouncements([]netip.Addr{otherIPv4}) }, 0},
 		"an address given up and taken again": {func(s simulation) {
 			s.engine.ApplyBindings(nil)
 			synctest.Wait()
-			s.holdAddresses(held)
+			s.holdAddresses(heldIPv4)
 		}, burst},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			simulateIPv4(t, func(s simulation) {
-				s.holdAddresses(held)
+				s.holdAddresses(heldIPv4)
 				settle()
-				if n := s.takeAnnouncementCounts()[held]; n != burst {
+				if n := s.takeAnnouncementCounts()[heldIPv4]; n != burst {
 					t.Fatalf("a new address is announced %d times, want %d", n, burst)
 				}
 				tt.do(s)
 				settle()
-				if n := s.takeAnnouncementCounts(); n[held] != tt.want || n[other] != 0 {
-					t.Fatalf("announcements: %v, want %d of %s", n, tt.want, held)
+				if n := s.takeAnnouncementCounts(); n[heldIPv4] != tt.want || n[otherIPv4] != 0 {
+					t.Fatalf("announcements: %v, want %d of %s", n, tt.want, heldIPv4)
 				}
 			})
 		})
@@ -122,13 +122,13 @@ func TestRefreshInterval(t *testing.T) {
 		"each 100 seconds": {[]layer2.Option{layer2.WithRefreshInterval(100 * time.Second)}, 12},
 	} {
 		t.Run(name, func(t *testing.T) {
-			simulateWith(t, addresses4, func(s simulation) {
-				s.holdAddresses(held)
+			simulateWithOptions(t, ipv4TestAddresses, func(s simulation) {
+				s.holdAddresses(heldIPv4)
 				time.Sleep(150 * time.Second)
 				s.takeAnnouncementCounts()
-				s.holdAddresses(held)
+				s.holdAddresses(heldIPv4)
 				time.Sleep(10 * time.Minute)
-				if n := s.takeAnnouncementCounts()[held]; n != tt.want {
+				if n := s.takeAnnouncementCounts()[heldIPv4]; n != tt.want {
 					t.Fatalf("in ten minutes %d refreshing frames of two forms, want %d", n, tt.want)
 				}
 			}, tt.options...)
@@ -165,12 +165,12 @@ func TestDeniedPortIsReportedOnceAndRetried(t *testing.T) {
 		if n := len(s.engine.Reports()); n != 0 {
 			t.Fatalf("the same refusal is reported %d times more", n)
 		}
-		s.holdAddresses(held)
+		s.holdAddresses(heldIPv4)
 		s.nodeHost.SetOpenError(nil)
 		time.Sleep(10 * time.Second)
 		awaitReport[layer2.PortOpened](s.harness, "the port is opened later")
-		s.sendFrame(s.requestFor(held))
-		s.wantHeard("the port works", s.replyFor(held))
+		s.sendFrame(s.requestFor(heldIPv4))
+		s.awaitClientFrame("the port works", s.replyFor(heldIPv4))
 	})
 }
 
@@ -179,7 +179,7 @@ func TestFlappingPortIsRetriedMoreAndMoreSlowly(t *testing.T) {
 		deadline := time.Now().Add(10 * time.Minute)
 		opened := 0
 		for time.Now().Before(deadline) {
-			s.nodeHost.FailPorts(layer2.ErrLinkGone)
+			s.nodeHost.FailOpenPorts(layer2.ErrLinkGone)
 			time.Sleep(time.Second)
 			for len(s.engine.Reports()) > 0 {
 				if _, ok := (<-s.engine.Reports()).(layer2.PortOpened); ok {
@@ -195,9 +195,9 @@ func TestFlappingPortIsRetriedMoreAndMoreSlowly(t *testing.T) {
 
 func TestConflictIsReportedOncePerSecond(t *testing.T) {
 	simulateIPv4(t, func(s simulation) {
-		s.holdNewAddress(held)
+		s.holdNewAddress(heldIPv4)
 		for range 50 { // for 5 s
-			s.sendFrame(s.gratuitousReply(foreignMAC, held))
+			s.sendFrame(s.gratuitousReply(foreignMAC, heldIPv4))
 			time.Sleep(100 * time.Millisecond)
 		}
 		n := 0
@@ -214,9 +214,9 @@ func TestConflictIsReportedOncePerSecond(t *testing.T) {
 
 func TestFloodOfForgedConflictsIsBounded(t *testing.T) {
 	simulateIPv4(t, func(s simulation) {
-		s.holdNewAddress(held)
+		s.holdNewAddress(heldIPv4)
 		for i := range 20000 {
-			s.sendFrame(s.gratuitousReply(facts.MAC{2, 0xee, 0, byte(i >> 16), byte(i >> 8), byte(i)}, held))
+			s.sendFrame(s.gratuitousReply(facts.MAC{2, 0xee, 0, byte(i >> 16), byte(i >> 8), byte(i)}, heldIPv4))
 			if i%500 == 0 {
 				synctest.Wait()
 			}
@@ -226,8 +226,8 @@ func TestFloodOfForgedConflictsIsBounded(t *testing.T) {
 			t.Fatalf("%d reports wait", n)
 		}
 		s.discardHeardFrames()
-		s.sendFrame(s.requestFor(held))
-		s.wantHeard("the address is still answered for", s.replyFor(held))
+		s.sendFrame(s.requestFor(heldIPv4))
+		s.awaitClientFrame("the address is still answered for", s.replyFor(heldIPv4))
 	})
 }
 
@@ -237,10 +237,10 @@ func TestAddressIsAnsweredOnItsLinksOnly(t *testing.T) {
 		second.Index, second.MAC = 3, facts.MAC{2, 0, 0, 0, 0, 0x0c}
 		s.engine.SetLinks(facts.LinkSet{s.link, second})
 		s.engine.SetSendDeadline(time.Now().Add(time.Hour))
-		s.engine.ApplyBindings([]intent.Binding{{Address: held, Links: []int{second.Index}}})
+		s.engine.ApplyBindings([]intent.Binding{{Address: heldIPv4, LinkIndexes: []int{second.Index}}})
 		time.Sleep(10 * time.Second)
 		s.discardHeardFrames()
-		s.sendFrame(s.requestFor(held))
+		s.sendFrame(s.requestFor(heldIPv4))
 		time.Sleep(time.Second)
 		if n := len(s.heardFrames); n != 1 {
 			t.Fatalf("%d answers, want one", n)
@@ -301,18 +301,18 @@ func TestProbesArePaced(t *testing.T) {
 // and counted each time.
 func TestDefenceIsRateLimited(t *testing.T) {
 	simulateIPv4(t, func(s simulation) {
-		s.holdAddresses(held)
+		s.holdAddresses(heldIPv4)
 		time.Sleep(10 * time.Second)
 		s.takeAnnouncementCounts()
 		for range 25 { // for 25 s
-			s.engine.DefendAddress(held)
-			s.engine.DefendAddress(other)
+			s.engine.DefendAddress(heldIPv4)
+			s.engine.DefendAddress(otherIPv4)
 			time.Sleep(time.Second)
 		}
-		if n := s.takeAnnouncementCounts(); n[held] != 6 || n[other] != 0 {
-			t.Fatalf("announcements: %v, want three of two forms for %s", n, held)
+		if n := s.takeAnnouncementCounts(); n[heldIPv4] != 6 || n[otherIPv4] != 0 {
+			t.Fatalf("announcements: %v, want three of two forms for %s", n, heldIPv4)
 		}
-		if n := s.engine.Counters()[held].Conflicts; n != 25 {
+		if n := s.engine.Counters()[heldIPv4].Conflicts; n != 25 {
 			t.Fatalf("%d conflicts are counted, want 25", n)
 		}
 	})
@@ -324,9 +324,9 @@ func TestInvalidProbeDoesNotHarmThePort(t *testing.T) {
 		if r := awaitReport[facts.ProbeResult](s.harness, "the probe ends"); !r.NotSent {
 			t.Fatalf("the result is %+v, want that it was not sent", r)
 		}
-		s.holdNewAddress(held)
-		s.sendFrame(s.requestFor(held))
-		s.wantHeard("the port works", s.replyFor(held))
+		s.holdNewAddress(heldIPv4)
+		s.sendFrame(s.requestFor(heldIPv4))
+		s.awaitClientFrame("the port works", s.replyFor(heldIPv4))
 	})
 }
 

@@ -40,18 +40,19 @@ var (
 	allNodesMAC = facts.MAC{0x33, 0x33, 0, 0, 0, 1}
 )
 
-// AnnouncementMAC returns the Ethernet address to which announcements of an address are sent.
-func AnnouncementMAC(a netip.Addr) facts.MAC {
+// AnnouncementDestinationMAC returns the Ethernet address to which announcements of an address are
+// sent.
+func AnnouncementDestinationMAC(a netip.Addr) facts.MAC {
 	if a.Is6() {
 		return allNodesMAC
 	}
 	return broadcastMAC
 }
 
-// RequestMAC returns the Ethernet address to which requests for an address are sent: the broadcast
-// address, or for IPv6 the address of the solicited-node group (RFC 4291 section 2.7.1). Addresses
-// with the same last three bytes share that group.
-func RequestMAC(a netip.Addr) facts.MAC {
+// RequestDestinationMAC returns the Ethernet address to which requests for an address are sent: the
+// broadcast address, or for IPv6 the address of the solicited-node group (RFC 4291 section 2.7.1).
+// Addresses with the same last three bytes share that group.
+func RequestDestinationMAC(a netip.Addr) facts.MAC {
 	if !a.Is6() {
 		return broadcastMAC
 	}

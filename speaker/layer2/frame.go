@@ -20,12 +20,12 @@ const (
 // IPv6. In a Reply, SenderIP is the address that the sender claims. TargetIP is the address of the
 // receiver, or equal to SenderIP in a Reply to all hosts.
 type Frame struct {
-	Destination, Source facts.MAC
-	Operation           Operation
-	SenderMAC           facts.MAC
-	SenderIP            netip.Addr
-	TargetMAC           facts.MAC
-	TargetIP            netip.Addr
+	EthernetDestination, EthernetSource facts.MAC
+	Operation                           Operation
+	SenderMAC                           facts.MAC
+	SenderIP                            netip.Addr
+	TargetMAC                           facts.MAC
+	TargetIP                            netip.Addr
 	// Unsolicited marks a Reply to one host that sent no request. ARP has no such flag.
 	Unsolicited bool
 }
@@ -35,7 +35,7 @@ type DropReason string
 
 // The outcomes for a frame that requests a held address.
 const (
-	Answered       DropReason = ""
+	NotDropped     DropReason = ""
 	DropNoRequest  DropReason = "NoRequest"
 	DropNotForUs   DropReason = "NotForUs"
 	DropGratuitous DropReason = "Gratuitous"
@@ -51,7 +51,7 @@ func BuildReply(f Frame, own facts.MAC) (Frame, DropReason) {
 	switch {
 	case f.Operation != Request:
 		return Frame{}, DropNoRequest
-	case f.Destination != RequestMAC(f.TargetIP) && f.Destination != own:
+	case f.EthernetDestination != RequestDestinationMAC(f.TargetIP) && f.EthernetDestination != own:
 		return Frame{}, DropNotForUs
 	case f.SenderIP == f.TargetIP: // an announcement, not a request
 		return Frame{}, DropGratuitous
@@ -60,11 +60,11 @@ func BuildReply(f Frame, own facts.MAC) (Frame, DropReason) {
 		return Frame{}, DropBadSender
 	}
 	answer := Frame{
-		Destination: f.SenderMAC, Source: own, Operation: Reply,
+		EthernetDestination: f.SenderMAC, EthernetSource: own, Operation: Reply,
 		SenderMAC: own, SenderIP: f.TargetIP, TargetMAC: f.SenderMAC, TargetIP: f.SenderIP,
 	}
 	if f.TargetIP.Is6() && f.SenderIP.IsUnspecified() {
-		answer.Destination, answer.TargetMAC, answer.TargetIP = allNodesMAC, allNodesMAC, f.TargetIP
+		answer.EthernetDestination, answer.TargetMAC, answer.TargetIP = allNodesMAC, allNodesMAC, f.TargetIP
 	}
-	return answer, Answered
+	return answer, NotDropped
 }

@@ -11,12 +11,12 @@ import (
 func TestBuildReply(t *testing.T) {
 	own, client := facts.MAC{2, 0, 0, 0, 0, 0x0b}, facts.MAC{2, 0, 0, 0, 0, 0x64}
 	request := layer2.Frame{
-		Destination: ethernetBroadcast, Source: client, Operation: layer2.Request,
-		SenderMAC: client, SenderIP: clientIP, TargetIP: held,
+		EthernetDestination: ethernetBroadcast, EthernetSource: client, Operation: layer2.Request,
+		SenderMAC: client, SenderIP: clientIPv4, TargetIP: heldIPv4,
 	}
 	reply := layer2.Frame{
-		Destination: client, Source: own, Operation: layer2.Reply,
-		SenderMAC: own, SenderIP: held, TargetMAC: client, TargetIP: clientIP,
+		EthernetDestination: client, EthernetSource: own, Operation: layer2.Reply,
+		SenderMAC: own, SenderIP: heldIPv4, TargetMAC: client, TargetIP: clientIPv4,
 	}
 	probeReply := reply
 	probeReply.TargetIP = netip.IPv4Unspecified()
@@ -25,18 +25,18 @@ func TestBuildReply(t *testing.T) {
 		want layer2.Frame
 		why  layer2.DropReason
 	}{
-		"a broadcast request":                    {func(*layer2.Frame) {}, reply, layer2.Answered},
-		"a request to our MAC":                   {func(f *layer2.Frame) { f.Destination = own }, reply, layer2.Answered},
-		"a probe without sender address":         {func(f *layer2.Frame) { f.SenderIP = netip.IPv4Unspecified() }, probeReply, layer2.Answered},
-		"a request to another host's MAC":        {func(f *layer2.Frame) { f.Destination = foreignMAC }, layer2.Frame{}, layer2.DropNotForUs},
-		"a request to a group":                   {func(f *layer2.Frame) { f.Destination = facts.MAC{1, 0, 0x5e} }, layer2.Frame{}, layer2.DropNotForUs},
+		"a broadcast request":                    {func(*layer2.Frame) {}, reply, layer2.NotDropped},
+		"a request to our MAC":                   {func(f *layer2.Frame) { f.EthernetDestination = own }, reply, layer2.NotDropped},
+		"a probe without sender address":         {func(f *layer2.Frame) { f.SenderIP = netip.IPv4Unspecified() }, probeReply, layer2.NotDropped},
+		"a request to another host's MAC":        {func(f *layer2.Frame) { f.EthernetDestination = foreignMAC }, layer2.Frame{}, layer2.DropNotForUs},
+		"a request to a group":                   {func(f *layer2.Frame) { f.EthernetDestination = facts.MAC{1, 0, 0x5e} }, layer2.Frame{}, layer2.DropNotForUs},
 		"a reply":                                {func(f *layer2.Frame) { f.Operation = layer2.Reply }, layer2.Frame{}, layer2.DropNoRequest},
 		"an unknown operation":                   {func(f *layer2.Frame) { f.Operation = 9 }, layer2.Frame{}, layer2.DropNoRequest},
-		"an announcement of our address":         {func(f *layer2.Frame) { f.SenderIP = held }, layer2.Frame{}, layer2.DropGratuitous},
+		"an announcement of our address":         {func(f *layer2.Frame) { f.SenderIP = heldIPv4 }, layer2.Frame{}, layer2.DropGratuitous},
 		"a sender with the broadcast address":    {func(f *layer2.Frame) { f.SenderMAC = ethernetBroadcast }, layer2.Frame{}, layer2.DropBadSender},
 		"a sender with a group address":          {func(f *layer2.Frame) { f.SenderMAC = facts.MAC{1} }, layer2.Frame{}, layer2.DropBadSender},
 		"a sender without Ethernet address":      {func(f *layer2.Frame) { f.SenderMAC = facts.MAC{} }, layer2.Frame{}, layer2.DropBadSender},
-		"the target MAC of a request is ignored": {func(f *layer2.Frame) { f.TargetMAC = foreignMAC }, reply, layer2.Answered},
+		"the target MAC of a request is ignored": {func(f *layer2.Frame) { f.TargetMAC = foreignMAC }, reply, layer2.NotDropped},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -60,21 +60,21 @@ func FuzzBuildReply(f *testing.F) {
 		}
 		own := facts.MAC{2, 0, 0, 0, 0, 0x0b}
 		in := layer2.Frame{
-			Destination: facts.MAC(b[:6]), Operation: layer2.Operation(op), SenderMAC: facts.MAC(b[6:12]),
-			SenderIP: netip.AddrFrom4([4]byte(b[12:16])), TargetIP: held,
+			EthernetDestination: facts.MAC(b[:6]), Operation: layer2.Operation(op), SenderMAC: facts.MAC(b[6:12]),
+			SenderIP: netip.AddrFrom4([4]byte(b[12:16])), TargetIP: heldIPv4,
 		}
 		out, why := layer2.BuildReply(in, own)
-		if why != layer2.Answered {
+		if why != layer2.NotDropped {
 			if out != (layer2.Frame{}) {
 				t.Fatalf("a frame beside the reason %q: %+v", why, out)
 			}
 			return
 		}
-		if out.Destination != in.SenderMAC || out.Destination[0]&1 == 1 || out.SenderMAC != own || out.Source != own ||
-			out.SenderIP != held || out.TargetIP != in.SenderIP || out.Operation != layer2.Reply {
+		if out.EthernetDestination != in.SenderMAC || out.EthernetDestination[0]&1 == 1 || out.SenderMAC != own || out.EthernetSource != own ||
+			out.SenderIP != heldIPv4 || out.TargetIP != in.SenderIP || out.Operation != layer2.Reply {
 			t.Fatalf("Answer(%+v) = %+v", in, out)
 		}
-		if _, why := layer2.BuildReply(out, out.Destination); why == layer2.Answered {
+		if _, why := layer2.BuildReply(out, out.EthernetDestination); why == layer2.NotDropped {
 			t.Fatalf("the answer %+v is answered in turn", out)
 		}
 	})
@@ -82,7 +82,7 @@ func FuzzBuildReply(f *testing.F) {
 
 func BenchmarkBuildReply(b *testing.B) {
 	own := facts.MAC{2, 0, 0, 0, 0, 0x0b}
-	f := layer2.Frame{Destination: ethernetBroadcast, Operation: layer2.Request, SenderMAC: foreignMAC, SenderIP: clientIP, TargetIP: held}
+	f := layer2.Frame{EthernetDestination: ethernetBroadcast, Operation: layer2.Request, SenderMAC: foreignMAC, SenderIP: clientIPv4, TargetIP: heldIPv4}
 	b.ReportAllocs()
 	for b.Loop() {
 		layer2.BuildReply(f, own)

@@ -15,24 +15,24 @@ import (
 
 // testAddresses are the addresses in a scenario.
 type testAddresses struct {
-	held, other, clientIP netip.Addr
-	nodeIP                netip.Prefix
+	heldIP, unheldIP, clientIP netip.Addr
+	nodePrefix                 netip.Prefix
 }
 
 var (
-	addresses4 = testAddresses{held, other, clientIP, nodeIP}
-	addresses6 = testAddresses{
+	ipv4TestAddresses = testAddresses{heldIPv4, otherIPv4, clientIPv4, nodePrefixIPv4}
+	ipv6TestAddresses = testAddresses{
 		netip.MustParseAddr("fd00:a8::201"), netip.MustParseAddr("fd00:a8::202"),
 		netip.MustParseAddr("fd00:a8::100"), netip.MustParsePrefix("fd00:a8::11/64"),
 	}
-	addressesByFamily = map[string]testAddresses{"IPv4": addresses4, "IPv6": addresses6}
+	addressesByFamily = map[string]testAddresses{"IPv4": ipv4TestAddresses, "IPv6": ipv6TestAddresses}
 )
 
 var (
-	held              = netip.MustParseAddr("192.168.0.201")
-	other             = netip.MustParseAddr("192.168.0.202")
-	clientIP          = netip.MustParseAddr("192.168.0.100")
-	nodeIP            = netip.MustParsePrefix("192.168.0.11/24")
+	heldIPv4          = netip.MustParseAddr("192.168.0.201")
+	otherIPv4         = netip.MustParseAddr("192.168.0.202")
+	clientIPv4        = netip.MustParseAddr("192.168.0.100")
+	nodePrefixIPv4    = netip.MustParsePrefix("192.168.0.11/24")
 	ethernetBroadcast = facts.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 	foreignMAC        = facts.MAC{2, 0, 0, 0, 0, 0x99}
 )
@@ -76,10 +76,10 @@ func (b *harness) startEngine(run func(context.Context) error) {
 		_ = b.clientPort.Close() // it is only read from by now
 		<-read
 	})
-	if err := b.clientPort.JoinGroup(b.held); err != nil { // to hear the requests for it
+	if err := b.clientPort.JoinGroup(b.heldIP); err != nil { // to hear the requests for it
 		b.t.Fatal(err)
 	}
-	b.link.Prefixes = []netip.Prefix{b.nodeIP}
+	b.link.Prefixes = []netip.Prefix{b.nodePrefix}
 	b.engine.SetLinks(facts.LinkSet{b.link})
 	awaitReport[layer2.PortOpened](b, "the link is opened")
 }
@@ -88,7 +88,7 @@ func (b *harness) startEngine(run func(context.Context) error) {
 func (b *harness) holdAddresses(addresses ...netip.Addr) {
 	var bindings []intent.Binding
 	for _, a := range addresses {
-		bindings = append(bindings, intent.Binding{Address: a, Links: []int{b.link.Index}})
+		bindings = append(bindings, intent.Binding{Address: a, LinkIndexes: []int{b.link.Index}})
 	}
 	b.engine.SetSendDeadline(time.Now().Add(time.Hour))
 	b.engine.ApplyBindings(bindings)
@@ -98,22 +98,22 @@ func (b *harness) holdAddresses(addresses ...netip.Addr) {
 func (b *harness) holdNewAddress(a netip.Addr) {
 	b.t.Helper()
 	b.holdAddresses(a)
-	b.wantHeard("the address is announced", b.gratuitousReply(b.link.MAC, a))
+	b.awaitClientFrame("the address is announced", b.gratuitousReply(b.link.MAC, a))
 }
 
 // requestFor returns the client's request for an address.
 func (b *harness) requestFor(a netip.Addr) layer2.Frame {
 	return layer2.Frame{
-		Destination: layer2.RequestMAC(a), Source: b.clientMAC, Operation: layer2.Request,
+		EthernetDestination: layer2.RequestDestinationMAC(a), EthernetSource: b.clientMAC, Operation: layer2.Request,
 		SenderMAC: b.clientMAC, SenderIP: b.clientIP, TargetIP: a,
 	}
 }
 
 // gratuitousReply returns an announcement of an address.
 func (b *harness) gratuitousReply(mac facts.MAC, a netip.Addr) layer2.Frame {
-	all := layer2.AnnouncementMAC(a)
+	all := layer2.AnnouncementDestinationMAC(a)
 	return layer2.Frame{
-		Destination: all, Source: mac, Operation: layer2.Reply,
+		EthernetDestination: all, EthernetSource: mac, Operation: layer2.Reply,
 		SenderMAC: mac, SenderIP: a, TargetMAC: all, TargetIP: a,
 	}
 }
@@ -121,7 +121,7 @@ func (b *harness) gratuitousReply(mac facts.MAC, a netip.Addr) layer2.Frame {
 // noticeFor returns the engine's unicast notice about an address to the client.
 func (b *harness) noticeFor(a netip.Addr) layer2.Frame {
 	f := layer2.Frame{
-		Destination: b.clientMAC, Source: b.link.MAC, Operation: layer2.Request,
+		EthernetDestination: b.clientMAC, EthernetSource: b.link.MAC, Operation: layer2.Request,
 		SenderMAC: b.link.MAC, SenderIP: a, TargetIP: b.clientIP,
 	}
 	if a.Is6() {
@@ -140,13 +140,13 @@ func (b *harness) sendFrame(f layer2.Frame) {
 // replyFor returns the engine's reply to the client for a.
 func (b *harness) replyFor(a netip.Addr) layer2.Frame {
 	return layer2.Frame{
-		Destination: b.clientMAC, Source: b.link.MAC, Operation: layer2.Reply,
+		EthernetDestination: b.clientMAC, EthernetSource: b.link.MAC, Operation: layer2.Reply,
 		SenderMAC: b.link.MAC, SenderIP: a, TargetMAC: b.clientMAC, TargetIP: b.clientIP,
 	}
 }
 
-// wantHeard waits until the client hears the frame.
-func (b *harness) wantHeard(sentence string, want layer2.Frame) {
+// awaitClientFrame waits until the client hears the frame.
+func (b *harness) awaitClientFrame(sentence string, want layer2.Frame) {
 	b.t.Helper()
 	timeout := time.After(30 * time.Second)
 	for {
@@ -161,8 +161,8 @@ func (b *harness) wantHeard(sentence string, want layer2.Frame) {
 	}
 }
 
-// wantSilence asserts that the client hears nothing about a for 300 ms.
-func (b *harness) wantSilence(sentence string, a netip.Addr) {
+// requireClientSilence asserts that the client hears nothing about a for 300 ms.
+func (b *harness) requireClientSilence(sentence string, a netip.Addr) {
 	b.t.Helper()
 	b.discardHeardFrames()
 	timeout := time.After(300 * time.Millisecond)
@@ -180,7 +180,7 @@ func (b *harness) wantSilence(sentence string, a netip.Addr) {
 
 // unspecifiedAddress is the sender address of a host without an address.
 func (b *harness) unspecifiedAddress() netip.Addr {
-	if b.held.Is4() {
+	if b.heldIP.Is4() {
 		return netip.IPv4Unspecified()
 	}
 	return netip.IPv6Unspecified()
@@ -208,99 +208,100 @@ func awaitReport[T any](b *harness, sentence string) T {
 	}
 }
 
-// scenarios must pass on every kind of Wire.
-var scenarios = map[string]func(b *harness){
+// wireScenarios must pass on every kind of Wire.
+var wireScenarios = map[string]func(b *harness){
 	"a held address is answered for, another is not": func(b *harness) {
-		b.holdNewAddress(b.held)
-		b.sendFrame(b.requestFor(b.held))
-		b.wantHeard("a request for the held address", b.replyFor(b.held))
-		b.sendFrame(b.requestFor(b.other))
-		b.wantSilence("a request for another address", b.other)
+		b.holdNewAddress(b.heldIP)
+		b.sendFrame(b.requestFor(b.heldIP))
+		b.awaitClientFrame("a request for the held address", b.replyFor(b.heldIP))
+		b.sendFrame(b.requestFor(b.unheldIP))
+		b.requireClientSilence("a request for another address", b.unheldIP)
 	},
 	"a request to the link's own MAC is answered": func(b *harness) {
-		b.holdNewAddress(b.held)
-		f := b.requestFor(b.held)
-		f.Destination = b.link.MAC
+		b.holdNewAddress(b.heldIP)
+		f := b.requestFor(b.heldIP)
+		f.EthernetDestination = b.link.MAC
 		b.sendFrame(f)
-		b.wantHeard("a neighbour sends a unicast request", b.replyFor(b.held))
+		b.awaitClientFrame("a neighbour sends a unicast request", b.replyFor(b.heldIP))
 	},
 	"a host that wants the address for itself learns that it is taken": func(b *harness) {
-		b.holdNewAddress(b.held)
-		f := b.requestFor(b.held)
+		b.holdNewAddress(b.heldIP)
+		f := b.requestFor(b.heldIP)
 		f.SenderIP = b.unspecifiedAddress()
 		b.sendFrame(f)
-		want := b.gratuitousReply(b.link.MAC, b.held) // an IPv6 prober has no address to answer to
-		if b.held.Is4() {
-			want = b.replyFor(b.held)
+		// an IPv6 prober has no address to answer to
+		want := b.gratuitousReply(b.link.MAC, b.heldIP)
+		if b.heldIP.Is4() {
+			want = b.replyFor(b.heldIP)
 			want.TargetIP = b.unspecifiedAddress()
 		}
-		b.wantHeard("the host probes (RFC 5227 section 2.1.1, RFC 4862 section 5.4)", want)
+		b.awaitClientFrame("the host probes (RFC 5227 section 2.1.1, RFC 4862 section 5.4)", want)
 	},
 	"nothing is answered before the send deadline is set": func(b *harness) {
-		b.engine.ApplyBindings([]intent.Binding{{Address: b.held, Links: []int{b.link.Index}}})
-		b.sendFrame(b.requestFor(b.held))
-		b.wantSilence("no send deadline was set", b.held)
-		b.holdNewAddress(b.other) // sets the deadline; the first address is not held any more
-		b.holdNewAddress(b.held)
-		b.sendFrame(b.requestFor(b.held))
-		b.wantHeard("the send deadline is in the future", b.replyFor(b.held))
+		b.engine.ApplyBindings([]intent.Binding{{Address: b.heldIP, LinkIndexes: []int{b.link.Index}}})
+		b.sendFrame(b.requestFor(b.heldIP))
+		b.requireClientSilence("no send deadline was set", b.heldIP)
+		b.holdNewAddress(b.unheldIP) // sets the deadline; the first address is not held any more
+		b.holdNewAddress(b.heldIP)
+		b.sendFrame(b.requestFor(b.heldIP))
+		b.awaitClientFrame("the send deadline is in the future", b.replyFor(b.heldIP))
 		b.engine.SetSendDeadline(time.Time{})
-		b.sendFrame(b.requestFor(b.held))
-		b.wantSilence("sending is forbidden again", b.held)
+		b.sendFrame(b.requestFor(b.heldIP))
+		b.requireClientSilence("sending is forbidden again", b.heldIP)
 	},
 	"answers end at the send deadline": func(b *harness) {
-		b.holdNewAddress(b.held)
+		b.holdNewAddress(b.heldIP)
 		b.engine.SetSendDeadline(time.Now().Add(50 * time.Millisecond))
 		<-time.After(60 * time.Millisecond)
-		b.sendFrame(b.requestFor(b.held))
-		b.wantSilence("the send deadline is past", b.held)
+		b.sendFrame(b.requestFor(b.heldIP))
+		b.requireClientSilence("the send deadline is past", b.heldIP)
 	},
 	"a new address is announced in the forms of its family": func(b *harness) {
-		b.holdAddresses(b.held)
-		want := b.gratuitousReply(b.link.MAC, b.held)
-		if b.held.Is4() {
+		b.holdAddresses(b.heldIP)
+		want := b.gratuitousReply(b.link.MAC, b.heldIP)
+		if b.heldIP.Is4() {
 			request := want
 			request.Operation = layer2.Request
-			b.wantHeard("the address is new", request)
+			b.awaitClientFrame("the address is new", request)
 		}
-		b.wantHeard("the address is new", want)
+		b.awaitClientFrame("the address is new", want)
 	},
 	"an address that is given up is not answered for": func(b *harness) {
-		b.holdNewAddress(b.held)
-		b.sendFrame(b.requestFor(b.held))
-		b.wantHeard("the address is held", b.replyFor(b.held))
+		b.holdNewAddress(b.heldIP)
+		b.sendFrame(b.requestFor(b.heldIP))
+		b.awaitClientFrame("the address is held", b.replyFor(b.heldIP))
 		b.engine.ApplyBindings(nil)
 		for len(b.engine.Counters()) > 0 { // until the engine has applied it
 			<-time.After(5 * time.Millisecond)
 		}
-		b.sendFrame(b.requestFor(b.held))
-		b.wantSilence("the address is given up", b.held)
+		b.sendFrame(b.requestFor(b.heldIP))
+		b.requireClientSilence("the address is given up", b.heldIP)
 	},
 	"a probe reports the host that answers": func(b *harness) {
-		b.engine.SendProbe(layer2.Probe{ID: 7, Address: b.held, Links: []int{b.link.Index}, Attempts: 2, Interval: 100 * time.Millisecond})
-		b.wantHeard("the engine probes", layer2.Frame{
-			Destination: layer2.RequestMAC(b.held), Source: b.link.MAC, Operation: layer2.Request,
-			SenderMAC: b.link.MAC, SenderIP: b.unspecifiedAddress(), TargetIP: b.held,
+		b.engine.SendProbe(layer2.Probe{ID: 7, Address: b.heldIP, Links: []int{b.link.Index}, Attempts: 2, Interval: 100 * time.Millisecond})
+		b.awaitClientFrame("the engine probes", layer2.Frame{
+			EthernetDestination: layer2.RequestDestinationMAC(b.heldIP), EthernetSource: b.link.MAC, Operation: layer2.Request,
+			SenderMAC: b.link.MAC, SenderIP: b.unspecifiedAddress(), TargetIP: b.heldIP,
 		})
-		answer := b.gratuitousReply(b.clientMAC, b.held)
-		if b.held.Is4() {
-			answer.Destination, answer.TargetMAC, answer.TargetIP = b.link.MAC, b.link.MAC, b.unspecifiedAddress()
+		answer := b.gratuitousReply(b.clientMAC, b.heldIP)
+		if b.heldIP.Is4() {
+			answer.EthernetDestination, answer.TargetMAC, answer.TargetIP = b.link.MAC, b.link.MAC, b.unspecifiedAddress()
 		}
 		b.sendFrame(answer)
 		r := awaitReport[facts.ProbeResult](b, "the probe ends")
-		if r.ID != 7 || r.Address != b.held || r.NotSent || !slices.Equal(r.Answers, []facts.MAC{b.clientMAC}) {
+		if r.ID != 7 || r.Address != b.heldIP || r.NotSent || !slices.Equal(r.AnsweringMACs, []facts.MAC{b.clientMAC}) {
 			b.t.Fatalf("the result is %+v, want the client's answer", r)
 		}
 	},
 	"a probe without answers reports none": func(b *harness) {
-		b.engine.SendProbe(layer2.Probe{ID: 8, Address: b.held, Links: []int{b.link.Index}, Attempts: 2, Interval: 30 * time.Millisecond})
+		b.engine.SendProbe(layer2.Probe{ID: 8, Address: b.heldIP, Links: []int{b.link.Index}, Attempts: 2, Interval: 30 * time.Millisecond})
 		r := awaitReport[facts.ProbeResult](b, "the probe ends")
-		if r.ID != 8 || r.NotSent || len(r.Answers) != 0 {
+		if r.ID != 8 || r.NotSent || len(r.AnsweringMACs) != 0 {
 			b.t.Fatalf("the result is %+v, want no answer", r)
 		}
 	},
 	"a probe on a missing link reports that it was not sent": func(b *harness) {
-		b.engine.SendProbe(layer2.Probe{ID: 9, Address: b.held, Links: []int{b.link.Index + 1000}, Attempts: 1, Interval: time.Millisecond})
+		b.engine.SendProbe(layer2.Probe{ID: 9, Address: b.heldIP, Links: []int{b.link.Index + 1000}, Attempts: 1, Interval: time.Millisecond})
 		if r := awaitReport[facts.ProbeResult](b, "the probe ends"); !r.NotSent {
 			b.t.Fatalf("the result is %+v, want that it was not sent", r)
 		}
@@ -310,43 +311,43 @@ var scenarios = map[string]func(b *harness){
 			b.t.Fatal(err)
 		}
 		b.engine.SendProbe(layer2.Probe{ID: 10, Address: b.clientIP, Links: []int{b.link.Index}, Attempts: 1, Interval: 50 * time.Millisecond, Kind: layer2.LivenessProbe})
-		b.wantHeard("the engine probes", layer2.Frame{
-			Destination: layer2.RequestMAC(b.clientIP), Source: b.link.MAC, Operation: layer2.Request,
-			SenderMAC: b.link.MAC, SenderIP: b.nodeIP.Addr(), TargetIP: b.clientIP,
+		b.awaitClientFrame("the engine probes", layer2.Frame{
+			EthernetDestination: layer2.RequestDestinationMAC(b.clientIP), EthernetSource: b.link.MAC, Operation: layer2.Request,
+			SenderMAC: b.link.MAC, SenderIP: b.nodePrefix.Addr(), TargetIP: b.clientIP,
 		})
 	},
 	"a host that probes the same address is reported as a rival": func(b *harness) {
-		b.engine.SendProbe(layer2.Probe{ID: 11, Address: b.held, Links: []int{b.link.Index}, Attempts: 2, Interval: 100 * time.Millisecond})
-		b.wantHeard("the engine probes", layer2.Frame{
-			Destination: layer2.RequestMAC(b.held), Source: b.link.MAC, Operation: layer2.Request,
-			SenderMAC: b.link.MAC, SenderIP: b.unspecifiedAddress(), TargetIP: b.held,
+		b.engine.SendProbe(layer2.Probe{ID: 11, Address: b.heldIP, Links: []int{b.link.Index}, Attempts: 2, Interval: 100 * time.Millisecond})
+		b.awaitClientFrame("the engine probes", layer2.Frame{
+			EthernetDestination: layer2.RequestDestinationMAC(b.heldIP), EthernetSource: b.link.MAC, Operation: layer2.Request,
+			SenderMAC: b.link.MAC, SenderIP: b.unspecifiedAddress(), TargetIP: b.heldIP,
 		})
-		rival := b.requestFor(b.held)
+		rival := b.requestFor(b.heldIP)
 		rival.SenderIP = b.unspecifiedAddress()
 		b.sendFrame(rival)
 		r := awaitReport[facts.ProbeResult](b, "the probe ends")
-		if r.ID != 11 || r.NotSent || len(r.Answers) != 0 || !slices.Equal(r.RivalProbers, []facts.MAC{b.clientMAC}) {
+		if r.ID != 11 || r.NotSent || len(r.AnsweringMACs) != 0 || !slices.Equal(r.RivalMACs, []facts.MAC{b.clientMAC}) {
 			b.t.Fatalf("the result is %+v, want the client as a rival", r)
 		}
 	},
 	"a gateway of the link gets a unicast notice": func(b *harness) {
 		b.link.ResolvedGateways = []facts.Neighbour{{Address: b.clientIP, MAC: b.clientMAC}}
 		b.engine.SetLinks(facts.LinkSet{b.link})
-		b.holdAddresses(b.held)
-		b.wantHeard("the address is new", b.noticeFor(b.held))
+		b.holdAddresses(b.heldIP)
+		b.awaitClientFrame("the address is new", b.noticeFor(b.heldIP))
 	},
 	"a defence announces the address": func(b *harness) {
-		b.holdNewAddress(b.held)
+		b.holdNewAddress(b.heldIP)
 		b.discardHeardFrames()
-		b.engine.DefendAddress(b.held)
-		b.wantHeard("the address is defended", b.gratuitousReply(b.link.MAC, b.held))
+		b.engine.DefendAddress(b.heldIP)
+		b.awaitClientFrame("the address is defended", b.gratuitousReply(b.link.MAC, b.heldIP))
 	},
 	"a foreign host that claims a held address is reported": func(b *harness) {
-		b.holdNewAddress(b.held)
-		b.sendFrame(b.requestFor(b.held))
-		b.wantHeard("the address is held", b.replyFor(b.held))
-		b.sendFrame(b.gratuitousReply(foreignMAC, b.held))
-		want := facts.Conflict{Address: b.held, MAC: foreignMAC, Link: b.link.Index}
+		b.holdNewAddress(b.heldIP)
+		b.sendFrame(b.requestFor(b.heldIP))
+		b.awaitClientFrame("the address is held", b.replyFor(b.heldIP))
+		b.sendFrame(b.gratuitousReply(foreignMAC, b.heldIP))
+		want := facts.Conflict{Address: b.heldIP, MAC: foreignMAC, LinkIndex: b.link.Index}
 		if r := awaitReport[facts.Conflict](b, "the conflict is reported"); r != want {
 			b.t.Fatalf("the report is %+v, want %+v", r, want)
 		}

@@ -41,15 +41,15 @@ func TestReconnectedLinkIsAnnouncedOn(t *testing.T) {
 				}
 			}
 			want("the link is up", 1)
-			b.holdNewAddress(b.held)
-			b.changeNodeLink(netlink.LinkSetDown)
+			b.holdNewAddress(b.heldIP)
+			b.editNodeLink(netlink.LinkSetDown)
 			want("the link is down", 0)
-			b.changeNodeLink(netlink.LinkSetUp)
+			b.editNodeLink(netlink.LinkSetUp)
 			want("the link is up again", 1)
 			b.discardHeardFrames()
-			b.wantHeard("the link is up again", b.gratuitousReply(b.link.MAC, b.held))
-			b.sendFrame(b.requestFor(b.held))
-			b.wantHeard("a request for the address", b.replyFor(b.held))
+			b.awaitClientFrame("the link is up again", b.gratuitousReply(b.link.MAC, b.heldIP))
+			b.sendFrame(b.requestFor(b.heldIP))
+			b.awaitClientFrame("a request for the address", b.replyFor(b.heldIP))
 		})
 	}
 }
@@ -57,19 +57,19 @@ func TestReconnectedLinkIsAnnouncedOn(t *testing.T) {
 // A link that goes down and up before the link watcher sees it breaks the port. The
 // engine opens the port again.
 func TestPortReopensAfterLinkFlap(t *testing.T) {
-	b := newVethHarness(t, addresses4)
-	b.holdNewAddress(b.held)
-	b.changeNodeLink(netlink.LinkSetDown)
+	b := newVethHarness(t, ipv4TestAddresses)
+	b.holdNewAddress(b.heldIP)
+	b.editNodeLink(netlink.LinkSetDown)
 	if r := awaitReport[layer2.PortFailed](b, "the link is down"); r.IsPermissionDenied() || !errors.Is(r.Err, layer2.ErrLinkGone) || r.Link.Index != b.link.Index {
 		t.Fatalf("the report is %+v, want that the link is gone", r)
 	}
-	b.changeNodeLink(netlink.LinkSetUp)
+	b.editNodeLink(netlink.LinkSetUp)
 	b.discardHeardFrames()
-	b.wantHeard("the link is up", b.gratuitousReply(b.link.MAC, b.held))
+	b.awaitClientFrame("the link is up", b.gratuitousReply(b.link.MAC, b.heldIP))
 }
 
-// changeNodeLink changes the node's end of the veth pair.
-func (b *harness) changeNodeLink(f func(netlink.Link) error) {
+// editNodeLink changes the node's end of the veth pair.
+func (b *harness) editNodeLink(f func(netlink.Link) error) {
 	b.t.Helper()
 	b.nodeNamespace.MustRun(func() error {
 		l, err := netlink.LinkByIndex(b.link.Index)

@@ -28,7 +28,7 @@ type Counters struct {
 // Counters returns the counters of every held address.
 func (e *Engine) Counters() map[netip.Addr]Counters {
 	out := map[netip.Addr]Counters{}
-	for a, h := range e.responderTable.Load().holdings {
+	for a, h := range e.responderTable.Load().holdingByAddress {
 		out[a] = Counters{h.counters.requests.Load(), h.counters.answers.Load(), h.counters.gratuitous.Load(), h.counters.conflicts.Load(), h.counters.pings.Load()}
 	}
 	return out
@@ -37,9 +37,9 @@ func (e *Engine) Counters() map[netip.Addr]Counters {
 // DroppedCount counts what was lost because a buffer was full: received frames, sent frames, and
 // reports that were not read in time.
 func (e *Engine) DroppedCount() uint64 {
-	n := e.dropped.Load() + e.lostByClosedPorts.Load()
+	n := e.droppedEventCount.Load() + e.framesLostByClosedPorts.Load()
 	for _, p := range e.responderTable.Load().openPorts {
-		n += p.LostFrames()
+		n += p.LostFrameCount()
 	}
 	return n
 }

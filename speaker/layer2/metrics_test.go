@@ -17,22 +17,22 @@ func TestCounters(t *testing.T) {
 		if n := s.engine.Counters(); len(n) != 0 {
 			t.Fatalf("counters before anything is held: %v", n)
 		}
-		s.holdAddresses(held, other)
+		s.holdAddresses(heldIPv4, otherIPv4)
 		time.Sleep(10 * time.Second)
 		for range 3 {
-			s.sendFrame(s.requestFor(held))
+			s.sendFrame(s.requestFor(heldIPv4))
 		}
 		synctest.Wait()
 		s.engine.SetSendDeadline(time.Time{})
-		s.sendFrame(s.requestFor(held))
+		s.sendFrame(s.requestFor(heldIPv4))
 		synctest.Wait()
-		want := map[netip.Addr]layer2.Counters{held: {Requests: 4, Answers: 3, Gratuitous: 14}, other: {Gratuitous: 14}}
+		want := map[netip.Addr]layer2.Counters{heldIPv4: {Requests: 4, Answers: 3, Gratuitous: 14}, otherIPv4: {Gratuitous: 14}}
 		if got := s.engine.Counters(); !maps.Equal(got, want) {
 			t.Fatalf("counters %v, want %v", got, want)
 		}
-		s.holdAddresses(held)
+		s.holdAddresses(heldIPv4)
 		synctest.Wait()
-		delete(want, other)
+		delete(want, otherIPv4)
 		if got := s.engine.Counters(); !maps.Equal(got, want) {
 			t.Fatalf("after the other address is given up: %v, want %v", got, want)
 		}

@@ -8,8 +8,8 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-// PingWire opens ping responders on links (RFC 792, RFC 4443 section 4).
-type PingWire interface {
+// PingResponderOpener opens ping responders on links (RFC 792, RFC 4443 section 4).
+type PingResponderOpener interface {
 	OpenPingResponder(l facts.Link, f Family) (PingResponder, error)
 }
 
@@ -22,9 +22,11 @@ type PingResponder interface {
 	Close() error
 }
 
-// WithPingWire answers pings of held addresses. By default they have no answer, because the kernel
-// does not know the addresses and kube-proxy serves only their ports.
-func WithPingWire(w PingWire) Option { return func(e *Engine) { e.pingWire = w } }
+// WithPingResponders answers pings of held addresses. By default they have no answer, because the
+// kernel does not know the addresses and kube-proxy serves only their ports.
+func WithPingResponders(w PingResponderOpener) Option {
+	return func(e *Engine) { e.pingResponderOpener = w }
+}
 
 // pingRetryInterval is the delay before a failed ping responder is opened again, while
 // the port of its link works.
@@ -32,22 +34,22 @@ const pingRetryInterval = 10 * time.Second
 
 // openPingResponder begins to answer pings on the link of an open port.
 func (e *Engine) openPingResponder(p *port) {
-	if e.pingWire == nil || p.pingResponder != nil || e.now().Before(p.pingRetryAt) {
+	if e.pingResponderOpener == nil || p.pingResponder != nil || e.now().Before(p.pingRetryAt) {
 		return
 	}
-	responder, err := e.pingWire.OpenPingResponder(p.link, p.key.family)
+	responder, err := e.pingResponderOpener.OpenPingResponder(p.link, p.key.family)
 	p.pingRetryAt = e.now().Add(pingRetryInterval)
 	if err != nil {
-		e.dropped.Add(1)
+		e.droppedEventCount.Add(1)
 		return
 	}
 	p.pingResponder = responder
 	generation, link := p.generation, p.key.link
-	e.readers.Add(1)
+	e.readerGoroutines.Add(1)
 	go func() {
-		defer e.readers.Done()
+		defer e.readerGoroutines.Done()
 		err := responder.Serve(func(a netip.Addr) bool {
-			h, held := e.responderTable.Load().holdings[a]
+			h, held := e.responderTable.Load().holdingByAddress[a]
 			if !held || !slices.Contains(h.links, link) || e.isPastSendDeadline() {
 				return false
 			}

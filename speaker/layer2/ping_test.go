@@ -23,10 +23,10 @@ import (
 
 // pingClient sends pings from the client's kernel.
 type pingClient struct {
-	t      *testing.T
-	conn   *icmp.PacketConn
-	isIPv6 bool
-	sent   int
+	t         *testing.T
+	conn      *icmp.PacketConn
+	isIPv6    bool
+	sentCount int
 }
 
 func newPingClient(t *testing.T, room *netnstest.Namespace, from netip.Addr) *pingClient {
@@ -47,9 +47,9 @@ func newPingClient(t *testing.T, room *netnstest.Namespace, from netip.Addr) *pi
 // bytes comes from the address before the timeout.
 func (p *pingClient) receivesReply(a netip.Addr, size int, timeout time.Duration) bool {
 	p.t.Helper()
-	p.sent++
-	data := bytes.Repeat([]byte{byte(p.sent)}, size)
-	m := icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{ID: 7, Seq: p.sent, Data: data}}
+	p.sentCount++
+	data := bytes.Repeat([]byte{byte(p.sentCount)}, size)
+	m := icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{ID: 7, Seq: p.sentCount, Data: data}}
 	protocol := 1
 	if p.isIPv6 {
 		m.Type, protocol = ipv6.ICMPTypeEchoRequest, 58
@@ -75,7 +75,7 @@ func (p *pingClient) receivesReply(a netip.Addr, size int, timeout time.Duration
 			continue // another packet, such as neighbour discovery
 		}
 		e, ok := got.Body.(*icmp.Echo)
-		if ok && e.ID == 7 && e.Seq == p.sent && bytes.Equal(e.Data, data) && from.String() == a.String() {
+		if ok && e.ID == 7 && e.Seq == p.sentCount && bytes.Equal(e.Data, data) && from.String() == a.String() {
 			return true
 		}
 	}
@@ -86,35 +86,35 @@ func TestPingsAreAnswered(t *testing.T) {
 		t.Run(family, func(t *testing.T) {
 			t.Parallel()
 			node, client := netnstest.New(t), netnstest.New(t)
-			node.AddVeth("eth0", client, "eth0")
-			b := newHarnessBetween(t, c, linkEnd{node, "eth0"}, linkEnd{client, "eth0"}, layer2.WithPingWire(wire.Wire{}))
+			node.AddVethPair("eth0", client, "eth0")
+			b := newHarnessBetween(t, c, linkEnd{node, "eth0"}, linkEnd{client, "eth0"}, layer2.WithPingResponders(wire.Wire{}))
 			p := newPingClient(t, client, c.clientIP)
-			b.holdNewAddress(b.held)
+			b.holdNewAddress(b.heldIP)
 			for _, size := range []int{0, 1, 56, 1400} {
-				if !p.receivesReply(b.held, size, 30*time.Second) {
+				if !p.receivesReply(b.heldIP, size, 30*time.Second) {
 					t.Errorf("a ping of %d bytes is not answered", size)
 				}
 			}
-			if n := b.engine.Counters()[b.held].Pings; n != 4 {
+			if n := b.engine.Counters()[b.heldIP].Pings; n != 4 {
 				t.Errorf("%d pings are counted, want 4", n)
 			}
-			if p.receivesReply(b.held, 4000, 300*time.Millisecond) {
+			if p.receivesReply(b.heldIP, 4000, 300*time.Millisecond) {
 				t.Error("a fragmented ping is answered")
 			}
 			b.engine.SetSendDeadline(time.Time{})
-			if p.receivesReply(b.held, 56, 300*time.Millisecond) {
+			if p.receivesReply(b.heldIP, 56, 300*time.Millisecond) {
 				t.Error("a ping is answered after the send deadline")
 			}
 			b.engine.SetSendDeadline(time.Now().Add(time.Hour))
-			if !p.receivesReply(b.held, 56, 30*time.Second) {
+			if !p.receivesReply(b.heldIP, 56, 30*time.Second) {
 				t.Error("a ping is not answered after the send deadline was extended")
 			}
 			// the first address is not held any more, which the client's kernel does not know
-			b.holdNewAddress(b.other)
-			if p.receivesReply(b.held, 56, 300*time.Millisecond) {
+			b.holdNewAddress(b.unheldIP)
+			if p.receivesReply(b.heldIP, 56, 300*time.Millisecond) {
 				t.Error("a ping of an address that was given up is answered")
 			}
-			if !p.receivesReply(b.other, 56, 30*time.Second) {
+			if !p.receivesReply(b.unheldIP, 56, 30*time.Second) {
 				t.Error("a ping of the new address is not answered")
 			}
 		})
@@ -122,27 +122,27 @@ func TestPingsAreAnswered(t *testing.T) {
 }
 
 func TestPingsAreNotAnsweredByDefault(t *testing.T) {
-	b := newVethHarness(t, addresses4)
+	b := newVethHarness(t, ipv4TestAddresses)
 	client := b.clientNamespace
-	b.holdNewAddress(b.held)
-	if newPingClient(t, client, b.clientIP).receivesReply(b.held, 56, 300*time.Millisecond) {
+	b.holdNewAddress(b.heldIP)
+	if newPingClient(t, client, b.clientIP).receivesReply(b.heldIP, 56, 300*time.Millisecond) {
 		t.Error("a ping is answered")
 	}
 }
 
-// failingPingWire fails to open openFailures times, then opens serveFailures responders that end at
-// once, and then works.
-type failingPingWire struct {
+// failingPingOpener fails to open openFailures times, then opens serveFailures responders that end
+// at once, and then works.
+type failingPingOpener struct {
 	mu                          sync.Mutex // guards the fields below
 	openFailures, serveFailures int
-	openedAt                    []time.Time
+	openAttemptTimes            []time.Time
 	closedCount                 int
 }
 
-func (b *failingPingWire) OpenPingResponder(facts.Link, layer2.Family) (layer2.PingResponder, error) {
+func (b *failingPingOpener) OpenPingResponder(facts.Link, layer2.Family) (layer2.PingResponder, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.openedAt = append(b.openedAt, time.Now())
+	b.openAttemptTimes = append(b.openAttemptTimes, time.Now())
 	if b.openFailures--; b.openFailures >= 0 {
 		return nil, errors.New("no buffers")
 	}
@@ -154,7 +154,7 @@ func (b *failingPingWire) OpenPingResponder(facts.Link, layer2.Family) (layer2.P
 }
 
 type failingPingResponder struct {
-	owner *failingPingWire
+	owner *failingPingOpener
 	ended chan struct{}
 }
 
@@ -177,14 +177,14 @@ func (p *failingPingResponder) Close() error {
 
 // A failed ping responder is opened again, at a pace, and the port still works.
 func TestPingResponderFailureDoesNotAffectThePort(t *testing.T) {
-	broken := &failingPingWire{openFailures: 2, serveFailures: 2}
-	simulateWith(t, addresses4, func(s simulation) {
+	broken := &failingPingOpener{openFailures: 2, serveFailures: 2}
+	simulateWithOptions(t, ipv4TestAddresses, func(s simulation) {
 		begun := time.Now()
-		s.holdNewAddress(held)
+		s.holdNewAddress(heldIPv4)
 		time.Sleep(time.Minute)
 		broken.mu.Lock()
 		var at []time.Duration
-		for _, o := range broken.openedAt {
+		for _, o := range broken.openAttemptTimes {
 			at = append(at, o.Sub(begun).Round(time.Second))
 		}
 		want := []time.Duration{0, 10 * time.Second, 20 * time.Second, 30 * time.Second, 40 * time.Second}
@@ -195,9 +195,9 @@ func TestPingResponderFailureDoesNotAffectThePort(t *testing.T) {
 		if n := len(s.engine.Reports()); n != 0 {
 			t.Errorf("%d reports", n)
 		}
-		s.sendFrame(s.requestFor(held))
-		s.wantHeard("the port works", s.replyFor(held))
-	}, layer2.WithPingWire(broken))
+		s.sendFrame(s.requestFor(heldIPv4))
+		s.awaitClientFrame("the port works", s.replyFor(heldIPv4))
+	}, layer2.WithPingResponders(broken))
 	broken.mu.Lock()
 	defer broken.mu.Unlock()
 	if broken.closedCount != 3 {

@@ -44,21 +44,21 @@ type readerEvent struct {
 }
 
 const (
-	minRetryDelay = 100 * time.Millisecond
-	maxRetryDelay = 10 * time.Second
+	minPortRetryDelay = 100 * time.Millisecond
+	maxPortRetryDelay = 10 * time.Second
 )
 
 // applyLinks opens a port on each new link and closes the ports of deleted links. A
 // link with a new Ethernet address counts as new, because the segment has to learn
 // that address. A renamed link keeps its ports.
 func (e *Engine) applyLinks(links facts.LinkSet) {
-	e.presentLinks = links
+	e.currentLinks = links
 	for key, p := range e.ports {
 		l, ok := links.FindByIndex(key.link)
 		if !ok || l.MAC != p.link.MAC {
 			delete(e.ports, key)
 			e.closePort(p)
-			for a := range e.holdings {
+			for a := range e.holdingByAddress {
 				e.schedule.Remove(a, key.link)
 			}
 			if !ok { // the index may be reused for another link
@@ -71,7 +71,7 @@ func (e *Engine) applyLinks(links facts.LinkSet) {
 	for _, l := range links {
 		e.ensurePort(portKey{l.Index, IPv4})
 	}
-	for a, h := range e.holdings {
+	for a, h := range e.holdingByAddress {
 		for _, l := range h.links {
 			e.ensurePort(portKey{l, FamilyOf(a)})
 		}
@@ -81,18 +81,18 @@ func (e *Engine) applyLinks(links facts.LinkSet) {
 			e.ensurePort(portKey{l, IPv6})
 		}
 	}
-	e.publishTable()
+	e.publishResponderTable()
 }
 
 // ensurePort opens the port if the link exists. An IPv6 port is opened only for an address that
 // this node holds or may come to hold, because its filter checks every IPv6 packet of the link. It
 // stays open until the link is deleted.
 func (e *Engine) ensurePort(key portKey) {
-	l, ok := e.presentLinks.FindByIndex(key.link)
+	l, ok := e.currentLinks.FindByIndex(key.link)
 	if !ok || e.ports[key] != nil {
 		return
 	}
-	p := &port{key: key, link: l, retryDelay: minRetryDelay}
+	p := &port{key: key, link: l, retryDelay: minPortRetryDelay}
 	e.ports[key] = p
 	e.openPort(p)
 }
@@ -101,20 +101,20 @@ func (e *Engine) ensurePort(key portKey) {
 func (e *Engine) openPort(p *port) {
 	socket, err := e.wire.OpenPort(p.link, p.key.family)
 	if err != nil {
-		e.failPort(p, err)
+		e.closeFailedPort(p, err)
 		return
 	}
 	p.socket, p.reportedError, p.retryAt, p.openedAt = socket, "", time.Time{}, e.now()
-	e.lastGeneration++
-	p.generation = e.lastGeneration
-	e.readers.Add(1)
+	e.lastPortGeneration++
+	p.generation = e.lastPortGeneration
+	e.readerGoroutines.Add(1)
 	go e.readFrames(socket, p.key, p.generation, p.link.MAC)
-	e.publishTable()
+	e.publishResponderTable()
 	p.pingRetryAt = time.Time{}
 	e.openPingResponder(p)
 	e.joinCandidateGroups(p)
 	e.sendReport(PortOpened{Link: p.link, Family: p.key.family})
-	for a, h := range e.holdings {
+	for a, h := range e.holdingByAddress {
 		if FamilyOf(a) == p.key.family && slices.Contains(h.links, p.link.Index) {
 			e.joinGroup(p, a)
 			e.schedule.StartBurst(a, p.link.Index, e.now())
@@ -129,21 +129,21 @@ func (e *Engine) joinGroup(p *port, a netip.Addr) {
 		return
 	}
 	if err := p.socket.JoinGroup(a); err != nil {
-		e.failPort(p, err)
+		e.closeFailedPort(p, err)
 	}
 }
 
-// failPort closes the port and schedules the next attempt, with a delay that doubles up to
-// maxRetryDelay. The same error is reported once.
-func (e *Engine) failPort(p *port, err error) {
+// closeFailedPort closes the port and schedules the next attempt, with a delay that doubles up to
+// maxPortRetryDelay. The same error is reported once.
+func (e *Engine) closeFailedPort(p *port, err error) {
 	now := e.now()
-	if p.socket != nil && now.Sub(p.openedAt) >= maxRetryDelay {
-		p.retryDelay = minRetryDelay
+	if p.socket != nil && now.Sub(p.openedAt) >= maxPortRetryDelay {
+		p.retryDelay = minPortRetryDelay
 	}
 	e.closePort(p)
 	p.retryAt = now.Add(p.retryDelay)
-	p.retryDelay = min(2*p.retryDelay, maxRetryDelay)
-	e.workNeeded = true
+	p.retryDelay = min(2*p.retryDelay, maxPortRetryDelay)
+	e.hasNewWork = true
 	if text := err.Error(); text != p.reportedError {
 		p.reportedError = text
 		e.sendReport(PortFailed{Link: p.link, Family: p.key.family, Err: err})
@@ -153,10 +153,10 @@ func (e *Engine) failPort(p *port, err error) {
 func (e *Engine) closePort(p *port) {
 	e.closePingResponder(p)
 	if p.socket != nil {
-		e.lostByClosedPorts.Add(p.socket.LostFrames())
+		e.framesLostByClosedPorts.Add(p.socket.LostFrameCount())
 		p.socket.Close() // the reader ends; its last event has an old generation
 		p.socket, p.generation = nil, 0
-		e.publishTable()
+		e.publishResponderTable()
 	}
 }
 
@@ -168,7 +168,7 @@ func (e *Engine) reopenPorts(now time.Time) time.Time {
 			e.openPort(p)
 		}
 		at := p.retryAt
-		if p.socket != nil && e.pingWire != nil {
+		if p.socket != nil && e.pingResponderOpener != nil {
 			if e.openPingResponder(p); p.pingResponder == nil {
 				at = p.pingRetryAt
 			}
@@ -189,9 +189,9 @@ func (e *Engine) writeFrame(p *port, f Frame) bool {
 	err := p.socket.Write(f)
 	switch {
 	case errors.Is(err, ErrNotSent):
-		e.dropped.Add(1)
+		e.droppedEventCount.Add(1)
 	case err != nil:
-		e.failPort(p, err)
+		e.closeFailedPort(p, err)
 	}
 	return err == nil
 }
@@ -204,7 +204,7 @@ func (e *Engine) closeAllPorts() {
 	}
 	done := make(chan struct{})
 	go func() {
-		e.readers.Wait()
+		e.readerGoroutines.Wait()
 		close(done)
 	}()
 	for {

@@ -16,8 +16,8 @@ type runningProbe struct {
 	nextAttemptAt time.Time
 	isFinished    bool // to be deleted from probesByAge
 	wasSent       bool // at least one link sent a frame
-	answers       []facts.MAC
-	rivals        []facts.MAC
+	answeringMACs []facts.MAC
+	rivalMACs     []facts.MAC
 	joinedPorts   []Port // the ports that joined the group of the address for this probe
 }
 
@@ -49,8 +49,8 @@ func (i *probeInbox) takePending() []Probe {
 	return all
 }
 
-// probeBatchSize is how many acquire probes are sent each batchInterval. A node that takes
-// thousands of addresses must not overrun the segment.
+// probeBatchSize is how many acquire probes are sent each announcementBatchInterval. A node that
+// takes thousands of addresses must not overrun the segment.
 const probeBatchSize = 100
 
 // beginProbe begins a Probe.
@@ -99,14 +99,14 @@ func (e *Engine) advanceProbes(now time.Time) time.Time {
 			continue
 		}
 		due, at := !now.Before(q.nextAttemptAt), q.nextAttemptAt
-		switch more := due && len(q.answers) == 0 && q.attemptsSent < q.Attempts; {
+		switch more := due && len(q.answeringMACs) == 0 && q.attemptsSent < q.Attempts; {
 		case more && q.Kind == AcquireProbe && room == 0:
 			at = e.nextProbeBatchAt
 		case more:
 			// liveness probes are not paced: they must not wait behind acquire probes
 			if q.Kind == AcquireProbe {
 				if room--; room == 0 {
-					e.nextProbeBatchAt = now.Add(batchInterval)
+					e.nextProbeBatchAt = now.Add(announcementBatchInterval)
 				}
 			}
 			q.attemptsSent++
@@ -115,9 +115,9 @@ func (e *Engine) advanceProbes(now time.Time) time.Time {
 			for _, l := range q.Links {
 				e.sendProbeFrame(q, l)
 			}
-		case len(q.answers) > 0 || due:
+		case len(q.answeringMACs) > 0 || due:
 			e.endProbe(q)
-			e.sendReport(facts.ProbeResult{ID: q.ID, Address: q.Address, Answers: q.answers, RivalProbers: q.rivals, NotSent: !q.wasSent})
+			e.sendReport(facts.ProbeResult{ID: q.ID, Address: q.Address, AnsweringMACs: q.answeringMACs, RivalMACs: q.rivalMACs, NotSent: !q.wasSent})
 			continue
 		}
 		if next.IsZero() || at.Before(next) {
@@ -138,7 +138,7 @@ func (e *Engine) sendProbeFrame(q *runningProbe, link int) {
 		q.joinedPorts = append(q.joinedPorts, p.socket)
 	}
 	f := Frame{
-		Destination: RequestMAC(q.Address), Source: p.link.MAC, Operation: Request,
+		EthernetDestination: RequestDestinationMAC(q.Address), EthernetSource: p.link.MAC, Operation: Request,
 		SenderMAC: p.link.MAC, SenderIP: unspecifiedAddress(p.key.family), TargetIP: q.Address,
 	}
 	if q.Kind == LivenessProbe {
@@ -162,22 +162,22 @@ func probeSourceAddress(l facts.Link, a netip.Addr) netip.Addr {
 	return own
 }
 
-// recordAnswer counts the sender of a frame as an answer to the probes of its address.
-func (e *Engine) recordAnswer(a netip.Addr, mac facts.MAC) {
+// recordProbeAnswer counts the sender of a frame as an answer to the probes of its address.
+func (e *Engine) recordProbeAnswer(a netip.Addr, mac facts.MAC) {
 	for _, q := range e.probesByAddress[a] {
-		if !slices.Contains(q.answers, mac) && len(q.answers) < probeHostsLimit {
-			q.answers = append(q.answers, mac)
-			e.workNeeded = true
+		if !slices.Contains(q.answeringMACs, mac) && len(q.answeringMACs) < probeHostsLimit {
+			q.answeringMACs = append(q.answeringMACs, mac)
+			e.hasNewWork = true
 		}
 	}
 }
 
-// recordRival stores a host that itself probes whether it may use an address that is being probed
-// here (RFC 5227 section 2.1.1, RFC 4862 section 5.4.3).
-func (e *Engine) recordRival(a netip.Addr, mac facts.MAC) {
+// recordRivalProber stores a host that itself probes whether it may use an address that is being
+// probed here (RFC 5227 section 2.1.1, RFC 4862 section 5.4.3).
+func (e *Engine) recordRivalProber(a netip.Addr, mac facts.MAC) {
 	for _, q := range e.probesByAddress[a] {
-		if q.Kind == AcquireProbe && !slices.Contains(q.rivals, mac) && len(q.rivals) < probeHostsLimit {
-			q.rivals = append(q.rivals, mac)
+		if q.Kind == AcquireProbe && !slices.Contains(q.rivalMACs, mac) && len(q.rivalMACs) < probeHostsLimit {
+			q.rivalMACs = append(q.rivalMACs, mac)
 		}
 	}
 }

@@ -10,7 +10,7 @@ import (
 // responderTable is what the readers of the ports look up for each frame. It is never edited, only
 // replaced, so that readers and engine share no lock. So a busy engine does not delay answers.
 type responderTable struct {
-	holdings map[netip.Addr]holding
+	holdingByAddress map[netip.Addr]holding
 	// probedAddresses are the addresses with a running probe.
 	probedAddresses map[netip.Addr]struct{}
 	// ownMACs are the Ethernet addresses of this node's ports.
@@ -18,9 +18,9 @@ type responderTable struct {
 	openPorts []Port
 }
 
-// publishTable gives the readers the present state.
-func (e *Engine) publishTable() {
-	t := &responderTable{holdings: e.holdings, probedAddresses: e.probedAddresses}
+// publishResponderTable gives the readers the present state.
+func (e *Engine) publishResponderTable() {
+	t := &responderTable{holdingByAddress: e.holdingByAddress, probedAddresses: e.probedAddresses}
 	for _, p := range e.ports {
 		if !slices.Contains(t.ownMACs, p.link.MAC) {
 			t.ownMACs = append(t.ownMACs, p.link.MAC)
@@ -38,13 +38,13 @@ func (e *Engine) publishProbedAddresses() {
 	for a := range e.probesByAddress {
 		e.probedAddresses[a] = struct{}{}
 	}
-	e.publishTable()
+	e.publishResponderTable()
 }
 
 // readFrames answers requests until the port fails, and passes everything else of interest to Run.
 // The last event is the error that ended it.
 func (e *Engine) readFrames(socket Port, key portKey, generation uint64, own facts.MAC) {
-	defer e.readers.Done()
+	defer e.readerGoroutines.Done()
 	var filter requestFilter
 	err := socket.Receive(func(f Frame) (Frame, bool) {
 		t := e.responderTable.Load()
@@ -55,8 +55,8 @@ func (e *Engine) readFrames(socket Port, key portKey, generation uint64, own fac
 		if t.concernsProbe(f) {
 			// blocks if need be: a lost answer could make two nodes use one address
 			e.readerEvents <- r
-		} else if h, held := t.holdings[f.SenderIP]; held && slices.Contains(h.links, key.link) {
-			e.deliverOrDrop(r)
+		} else if h, held := t.holdingByAddress[f.SenderIP]; held && slices.Contains(h.links, key.link) {
+			e.deliverOrDropEvent(r)
 		}
 		if f.Operation != Request {
 			return Frame{}, false
@@ -68,13 +68,13 @@ func (e *Engine) readFrames(socket Port, key portKey, generation uint64, own fac
 			default: // the host asks again
 			}
 		}
-		h, held := t.holdings[f.TargetIP]
+		h, held := t.holdingByAddress[f.TargetIP]
 		if !held || !slices.Contains(h.links, key.link) {
 			return Frame{}, false
 		}
 		h.counters.requests.Add(1)
 		answer, why := BuildReply(f, own)
-		if why != Answered || e.isPastSendDeadline() {
+		if why != NotDropped || e.isPastSendDeadline() {
 			return Frame{}, false
 		}
 		h.counters.answers.Add(1)
@@ -103,11 +103,11 @@ func hasUsableSender(f Frame) bool {
 	return !f.SenderIP.IsUnspecified() && !f.SenderIP.IsMulticast() && f.SenderMAC != facts.MAC{} && f.SenderMAC[0]&1 == 0
 }
 
-// deliverOrDrop passes on an event that may be lost in a flood.
-func (e *Engine) deliverOrDrop(r readerEvent) {
+// deliverOrDropEvent passes on an event that may be lost in a flood.
+func (e *Engine) deliverOrDropEvent(r readerEvent) {
 	select {
 	case e.readerEvents <- r:
 	default:
-		e.dropped.Add(1)
+		e.droppedEventCount.Add(1)
 	}
 }

@@ -22,18 +22,18 @@ var burstOffsets = [...]time.Duration{0, 100 * time.Millisecond, 300 * time.Mill
 	1100 * time.Millisecond, 2200 * time.Millisecond, 3300 * time.Millisecond, 4400 * time.Millisecond}
 
 const (
-	// At most announcementBatchSize announcements are sent each batchInterval, so that many
-	// addresses at once do not overrun a switch.
-	announcementBatchSize = 50
-	batchInterval         = 10 * time.Millisecond
+	// At most announcementBatchSize announcements are sent each announcementBatchInterval, so that
+	// many addresses at once do not overrun a switch.
+	announcementBatchSize     = 50
+	announcementBatchInterval = 10 * time.Millisecond
 )
 
-// Schedule decides when each address is announced on each link. It reads no clock. An announcement
-// costs the logarithm of the number of entries. The zero value is not usable.
-type Schedule struct {
+// AnnouncementSchedule decides when each address is announced on each link. It reads no clock. An
+// announcement costs the logarithm of the number of entries. The zero value is not usable.
+type AnnouncementSchedule struct {
 	entryByAnnouncement map[Announcement]*scheduleEntry
-	waiting             entryHeap // by time
-	due                 entryHeap // by round: first announcements come before repetitions
+	waitingEntries      entryHeap // by time
+	dueEntries          entryHeap // by round: first announcements come before repetitions
 	nextBatchAt         time.Time
 	// refreshInterval is how often an address is announced after its burst; 0 means never.
 	refreshInterval time.Duration
@@ -41,23 +41,23 @@ type Schedule struct {
 
 // scheduleEntry is one address on one link. It is in one of the two heaps, at heapIndex.
 type scheduleEntry struct {
-	announcement Announcement
-	roundsSent   int // the announcements sent so far
-	dueAt        time.Time
-	heap         *entryHeap
-	heapIndex    int
+	announcement      Announcement
+	announcementsSent int // the announcements sent so far
+	dueAt             time.Time
+	currentHeap       *entryHeap
+	heapIndex         int
 }
 
-// NewSchedule returns an empty Schedule. After its burst an address is announced each
-// refresh, or never if that is 0.
-func NewSchedule(refresh time.Duration) *Schedule {
-	return &Schedule{
+// NewAnnouncementSchedule returns an empty AnnouncementSchedule. After its burst an address is
+// announced each refresh, or never if that is 0.
+func NewAnnouncementSchedule(refresh time.Duration) *AnnouncementSchedule {
+	return &AnnouncementSchedule{
 		refreshInterval:     refresh,
 		entryByAnnouncement: map[Announcement]*scheduleEntry{},
-		waiting:             entryHeap{isBefore: func(x, y *scheduleEntry) bool { return x.dueAt.Before(y.dueAt) }},
-		due: entryHeap{isBefore: func(x, y *scheduleEntry) bool {
-			if x.roundsSent != y.roundsSent {
-				return x.roundsSent < y.roundsSent
+		waitingEntries:      entryHeap{isBefore: func(x, y *scheduleEntry) bool { return x.dueAt.Before(y.dueAt) }},
+		dueEntries: entryHeap{isBefore: func(x, y *scheduleEntry) bool {
+			if x.announcementsSent != y.announcementsSent {
+				return x.announcementsSent < y.announcementsSent
 			}
 			if c := x.announcement.Address.Compare(y.announcement.Address); c != 0 {
 				return c < 0
@@ -68,39 +68,39 @@ func NewSchedule(refresh time.Duration) *Schedule {
 }
 
 // StartBurst starts a burst. A burst under way starts from the beginning.
-func (s *Schedule) StartBurst(a netip.Addr, link int, now time.Time) {
+func (s *AnnouncementSchedule) StartBurst(a netip.Addr, link int, now time.Time) {
 	s.Remove(a, link)
 	e := &scheduleEntry{announcement: Announcement{a, link}, dueAt: now}
 	s.entryByAnnouncement[e.announcement] = e
-	s.waiting.insertEntry(e)
+	s.waitingEntries.insertEntry(e)
 }
 
 // Remove deletes the address on the link.
-func (s *Schedule) Remove(a netip.Addr, link int) {
+func (s *AnnouncementSchedule) Remove(a netip.Addr, link int) {
 	if e := s.entryByAnnouncement[Announcement{a, link}]; e != nil {
-		e.heap.removeEntry(e)
+		e.currentHeap.removeEntry(e)
 		delete(s.entryByAnnouncement, e.announcement)
 	}
 }
 
 // Len returns the number of entries: an address counts once for each of its links.
-func (s *Schedule) Len() int { return len(s.entryByAnnouncement) }
+func (s *AnnouncementSchedule) Len() int { return len(s.entryByAnnouncement) }
 
 // Advance returns the announcements that are due, at most announcementBatchSize of them, and the
-// time of the next call. That is the zero time when the Schedule is empty.
-func (s *Schedule) Advance(now time.Time) ([]Announcement, time.Time) {
+// time of the next call. That is the zero time when the AnnouncementSchedule is empty.
+func (s *AnnouncementSchedule) Advance(now time.Time) ([]Announcement, time.Time) {
 	if now.Before(s.nextBatchAt) {
 		return nil, s.nextBatchAt
 	}
-	for s.waiting.Len() > 0 && !now.Before(s.waiting.entries[0].dueAt) {
-		e := s.waiting.entries[0]
-		s.waiting.removeEntry(e)
-		s.due.insertEntry(e)
+	for s.waitingEntries.Len() > 0 && !now.Before(s.waitingEntries.entries[0].dueAt) {
+		e := s.waitingEntries.entries[0]
+		s.waitingEntries.removeEntry(e)
+		s.dueEntries.insertEntry(e)
 	}
 	var out []Announcement
-	for s.due.Len() > 0 && len(out) < announcementBatchSize {
-		e := s.due.entries[0]
-		s.due.removeEntry(e)
+	for s.dueEntries.Len() > 0 && len(out) < announcementBatchSize {
+		e := s.dueEntries.entries[0]
+		s.dueEntries.removeEntry(e)
 		out = append(out, e.announcement)
 		after, again := s.nextRoundDelay(e)
 		if !again {
@@ -108,15 +108,15 @@ func (s *Schedule) Advance(now time.Time) ([]Announcement, time.Time) {
 			continue
 		}
 		e.dueAt = now.Add(after)
-		e.roundsSent++
-		s.waiting.insertEntry(e)
+		e.announcementsSent++
+		s.waitingEntries.insertEntry(e)
 	}
 	switch {
-	case s.due.Len() > 0:
-		s.nextBatchAt = now.Add(batchInterval)
+	case s.dueEntries.Len() > 0:
+		s.nextBatchAt = now.Add(announcementBatchInterval)
 		return out, s.nextBatchAt
-	case s.waiting.Len() > 0:
-		return out, s.waiting.entries[0].dueAt
+	case s.waitingEntries.Len() > 0:
+		return out, s.waitingEntries.entries[0].dueAt
 	}
 	return out, time.Time{}
 }
@@ -125,11 +125,11 @@ func (s *Schedule) Advance(now time.Time) ([]Announcement, time.Time) {
 // The delay counts from when the round was sent, so that delayed rounds do not pile up. The first
 // refresh comes sooner, by another amount for each address, so that addresses that were taken
 // together are not all refreshed together.
-func (s *Schedule) nextRoundDelay(e *scheduleEntry) (time.Duration, bool) {
+func (s *AnnouncementSchedule) nextRoundDelay(e *scheduleEntry) (time.Duration, bool) {
 	switch {
-	case e.roundsSent+1 < len(burstOffsets):
-		return burstOffsets[e.roundsSent+1] - burstOffsets[e.roundsSent], true
-	case e.roundsSent+1 == len(burstOffsets):
+	case e.announcementsSent+1 < len(burstOffsets):
+		return burstOffsets[e.announcementsSent+1] - burstOffsets[e.announcementsSent], true
+	case e.announcementsSent+1 == len(burstOffsets):
 		return s.refreshInterval - s.refreshInterval/2*time.Duration(pseudoRandomByte(e.announcement))/256, s.refreshInterval > 0
 	}
 	return s.refreshInterval, true
@@ -151,7 +151,7 @@ type entryHeap struct {
 }
 
 func (q *entryHeap) insertEntry(e *scheduleEntry) {
-	e.heap = q
+	e.currentHeap = q
 	heap.Push(q, e)
 }
 

@@ -13,16 +13,16 @@ import (
 	"github.com/gantry-lb/gantry/speaker/layer2"
 )
 
-var epoch = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+var testStart = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // runSchedule calls Advance whenever it is due, and returns when each announcement was
 // due, in milliseconds.
-func runSchedule(t *testing.T, s *layer2.Schedule, from, to time.Time) map[layer2.Announcement][]int64 {
+func runSchedule(t *testing.T, s *layer2.AnnouncementSchedule, from, to time.Time) map[layer2.Announcement][]int64 {
 	out := map[layer2.Announcement][]int64{}
 	for now := from; !now.After(to); {
 		due, next := s.Advance(now)
 		for _, g := range due {
-			out[g] = append(out[g], now.Sub(epoch).Milliseconds())
+			out[g] = append(out[g], now.Sub(testStart).Milliseconds())
 		}
 		if next.IsZero() {
 			break
@@ -37,35 +37,35 @@ func runSchedule(t *testing.T, s *layer2.Schedule, from, to time.Time) map[layer
 
 func TestSchedule(t *testing.T) {
 	burst := []int64{0, 100, 300, 1100, 2200, 3300, 4400}
-	a, b := layer2.Announcement{Address: held, Link: 2}, layer2.Announcement{Address: held, Link: 3}
+	a, b := layer2.Announcement{Address: heldIPv4, Link: 2}, layer2.Announcement{Address: heldIPv4, Link: 3}
 	tests := map[string]struct {
-		do   func(s *layer2.Schedule)
+		do   func(s *layer2.AnnouncementSchedule)
 		to   time.Duration
 		want map[layer2.Announcement][]int64
 	}{
-		"nothing is due before the first start": {func(*layer2.Schedule) {}, time.Hour, nil},
-		"a burst":                               {func(s *layer2.Schedule) { s.StartBurst(held, 2, epoch) }, 10 * time.Second, map[layer2.Announcement][]int64{a: burst}},
-		"a burst on each of two links": {func(s *layer2.Schedule) {
-			s.StartBurst(held, 2, epoch)
-			s.StartBurst(held, 3, epoch)
+		"nothing is due before the first start": {func(*layer2.AnnouncementSchedule) {}, time.Hour, nil},
+		"a burst":                               {func(s *layer2.AnnouncementSchedule) { s.StartBurst(heldIPv4, 2, testStart) }, 10 * time.Second, map[layer2.Announcement][]int64{a: burst}},
+		"a burst on each of two links": {func(s *layer2.AnnouncementSchedule) {
+			s.StartBurst(heldIPv4, 2, testStart)
+			s.StartBurst(heldIPv4, 3, testStart)
 		}, 10 * time.Second, map[layer2.Announcement][]int64{a: burst, b: burst}},
-		"nothing is announced after the burst without a refresh interval": {func(s *layer2.Schedule) { s.StartBurst(held, 2, epoch) }, time.Hour, map[layer2.Announcement][]int64{a: burst}},
-		"started twice is one burst": {func(s *layer2.Schedule) {
-			s.StartBurst(held, 2, epoch)
-			s.StartBurst(held, 2, epoch)
+		"nothing is announced after the burst without a refresh interval": {func(s *layer2.AnnouncementSchedule) { s.StartBurst(heldIPv4, 2, testStart) }, time.Hour, map[layer2.Announcement][]int64{a: burst}},
+		"started twice is one burst": {func(s *layer2.AnnouncementSchedule) {
+			s.StartBurst(heldIPv4, 2, testStart)
+			s.StartBurst(heldIPv4, 2, testStart)
 		}, 10 * time.Second, map[layer2.Announcement][]int64{a: burst}},
-		"removed from one of its links": {func(s *layer2.Schedule) {
-			s.StartBurst(held, 2, epoch)
-			s.StartBurst(held, 3, epoch)
-			s.Remove(held, 2)
-			s.Remove(other, 2)
+		"removed from one of its links": {func(s *layer2.AnnouncementSchedule) {
+			s.StartBurst(heldIPv4, 2, testStart)
+			s.StartBurst(heldIPv4, 3, testStart)
+			s.Remove(heldIPv4, 2)
+			s.Remove(otherIPv4, 2)
 		}, 10 * time.Second, map[layer2.Announcement][]int64{b: burst}},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			s := layer2.NewSchedule(0)
+			s := layer2.NewAnnouncementSchedule(0)
 			tt.do(s)
-			if got := runSchedule(t, s, epoch, epoch.Add(tt.to)); !maps.EqualFunc(got, tt.want, slices.Equal) {
+			if got := runSchedule(t, s, testStart, testStart.Add(tt.to)); !maps.EqualFunc(got, tt.want, slices.Equal) {
 				t.Errorf("due at %v ms, want %v", got, tt.want)
 			}
 		})
@@ -75,12 +75,12 @@ func TestSchedule(t *testing.T) {
 // Addresses that were taken together are refreshed at the given interval, and not all at once.
 func TestRefreshesAreSpread(t *testing.T) {
 	const n, every = 1000, 2 * time.Minute
-	s := layer2.NewSchedule(every)
+	s := layer2.NewAnnouncementSchedule(every)
 	for i := range n {
-		s.StartBurst(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 2, epoch)
+		s.StartBurst(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 2, testStart)
 	}
-	burst := epoch.Add(10 * time.Second)
-	runSchedule(t, s, epoch, burst)
+	burst := testStart.Add(10 * time.Second)
+	runSchedule(t, s, testStart, burst)
 	seconds := map[int64]int{}
 	for _, at := range runSchedule(t, s, burst, burst.Add(5*every)) {
 		if len(at) < 4 || len(at) > 5 {
@@ -102,16 +102,16 @@ func TestRefreshesAreSpread(t *testing.T) {
 
 // The first announcement of a new address goes out before the repetitions of many others.
 func TestNewAddressIsAnnouncedBeforeRepetitions(t *testing.T) {
-	s := layer2.NewSchedule(0)
+	s := layer2.NewAnnouncementSchedule(0)
 	for i := range 5000 {
-		s.StartBurst(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 2, epoch)
+		s.StartBurst(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 2, testStart)
 	}
-	late := epoch.Add(1500 * time.Millisecond)
-	runSchedule(t, s, epoch, late)
-	s.StartBurst(held, 2, late)
+	late := testStart.Add(1500 * time.Millisecond)
+	runSchedule(t, s, testStart, late)
+	s.StartBurst(heldIPv4, 2, late)
 	for wait := late; ; {
 		due, next := s.Advance(wait)
-		if i := slices.Index(due, layer2.Announcement{Address: held, Link: 2}); i >= 0 {
+		if i := slices.Index(due, layer2.Announcement{Address: heldIPv4, Link: 2}); i >= 0 {
 			if wait.Sub(late) > 20*time.Millisecond {
 				t.Fatalf("the new address is announced after %v", wait.Sub(late))
 			}
@@ -125,7 +125,7 @@ func TestNewAddressIsAnnouncedBeforeRepetitions(t *testing.T) {
 // are never too many at once, nor any sooner again than the burst allows.
 func TestScheduleProperties(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
-		s, now := layer2.NewSchedule(2*time.Minute), epoch
+		s, now := layer2.NewAnnouncementSchedule(2*time.Minute), testStart
 		scheduled := map[layer2.Announcement]time.Time{} // when the burst was started last
 		last := map[layer2.Announcement]time.Time{}
 		sent := map[layer2.Announcement]bool{}
@@ -186,11 +186,11 @@ func TestScheduleProperties(t *testing.T) {
 }
 
 func BenchmarkSchedule(b *testing.B) {
-	s := layer2.NewSchedule(2 * time.Minute)
+	s := layer2.NewAnnouncementSchedule(2 * time.Minute)
 	for i := range 10000 {
-		s.StartBurst(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 2, epoch)
+		s.StartBurst(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 2, testStart)
 	}
-	now := epoch
+	now := testStart
 	b.ReportAllocs()
 	for b.Loop() {
 		_, now = s.Advance(now)

@@ -19,7 +19,7 @@ import (
 // unusualFrame builds an unusual request for the held address. Its sender is not the
 // harness's client.
 type unusualFrame struct {
-	build      func(o unusualSender) []byte
+	buildFrame func(o unusualSender) []byte
 	isAnswered bool
 }
 
@@ -31,19 +31,19 @@ type unusualSender struct {
 
 // The layouts of RFC 826 and RFC 8200, in bytes from the start of the frame.
 const (
-	hardwareOffset, protocolOffset, lengthsOffset, operationOffset                          = 14, 16, 18, 20
-	hopLimitOffset, sourceOffset, destinationOffset, icmpOffset, codeOffset, checksumOffset = 21, 22, 38, 54, 55, 56
+	arpHardwareTypeOffset, arpProtocolTypeOffset, arpLengthsOffset, arpOperationOffset                          = 14, 16, 18, 20
+	ip6HopLimitOffset, ip6SourceOffset, ip6DestinationOffset, icmp6Offset, icmp6CodeOffset, icmp6ChecksumOffset = 21, 22, 38, 54, 55, 56
 )
 
 // arpRequest returns an ordinary ARP request.
 func (o unusualSender) arpRequest() []byte {
-	b := slices.Concat(ethernetBroadcast[:], o.clientMAC[:], []byte{8, 6, 0, 1, 8, 0, 6, 4, 0, 1}, o.clientMAC[:], o.senderIP.AsSlice(), make([]byte, 6), o.held.AsSlice())
+	b := slices.Concat(ethernetBroadcast[:], o.clientMAC[:], []byte{8, 6, 0, 1, 8, 0, 6, 4, 0, 1}, o.clientMAC[:], o.senderIP.AsSlice(), make([]byte, 6), o.heldIP.AsSlice())
 	return append(b, make([]byte, 60-len(b))...)
 }
 
 // solicitation returns an ordinary Neighbor Solicitation to the given destination.
 func (o unusualSender) solicitation(mac facts.MAC, from, to netip.Addr, options ...ndp.Option) []byte {
-	m, err := ndp.MarshalMessageChecksum(&ndp.NeighborSolicitation{TargetAddress: o.held, Options: options}, from, to)
+	m, err := ndp.MarshalMessageChecksum(&ndp.NeighborSolicitation{TargetAddress: o.heldIP, Options: options}, from, to)
 	if err != nil {
 		o.t.Fatal(err)
 	}
@@ -54,7 +54,7 @@ func (o unusualSender) solicitation(mac facts.MAC, from, to netip.Addr, options 
 
 // solicitedNodeGroup returns the group for requests for the held address.
 func (o unusualSender) solicitedNodeGroup() netip.Addr {
-	g, err := ndp.SolicitedNodeMulticast(o.held)
+	g, err := ndp.SolicitedNodeMulticast(o.heldIP)
 	if err != nil {
 		o.t.Fatal(err)
 	}
@@ -67,14 +67,14 @@ func (o unusualSender) sourceMACOption() ndp.Option {
 
 // ordinaryRequest returns the ordinary request of the family.
 func (o unusualSender) ordinaryRequest() []byte {
-	if o.held.Is4() {
+	if o.heldIP.Is4() {
 		return o.arpRequest()
 	}
-	return o.solicitation(layer2.RequestMAC(o.held), o.senderIP, o.solicitedNodeGroup(), o.sourceMACOption())
+	return o.solicitation(layer2.RequestDestinationMAC(o.heldIP), o.senderIP, o.solicitedNodeGroup(), o.sourceMACOption())
 }
 
-// withBytesAt overwrites bytes of the ordinary request.
-func withBytesAt(at int, value ...byte) func(unusualSender) []byte {
+// requestWithBytesAt overwrites bytes of the ordinary request.
+func requestWithBytesAt(at int, value ...byte) func(unusualSender) []byte {
 	return func(o unusualSender) []byte {
 		b := o.ordinaryRequest()
 		copy(b[at:], value)
@@ -82,9 +82,9 @@ func withBytesAt(at int, value ...byte) func(unusualSender) []byte {
 	}
 }
 
-// withVLANTag puts the request into a VLAN (IEEE 802.1Q). The kernel removes the tag before a
-// socket receives the frame.
-func withVLANTag(kind, vlan uint16) func(unusualSender) []byte {
+// requestWithVLANTag puts the request into a VLAN (IEEE 802.1Q). The kernel removes the tag before
+// a socket receives the frame.
+func requestWithVLANTag(kind, vlan uint16) func(unusualSender) []byte {
 	return func(o unusualSender) []byte {
 		b := o.ordinaryRequest()
 		tag := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, kind), vlan)
@@ -96,52 +96,52 @@ var unusualFramesByFamily = map[string]map[string]unusualFrame{
 	"IPv4": {
 		"a request without padding":              {func(o unusualSender) []byte { return o.arpRequest()[:42] }, true},
 		"a unicast request to the holder":        {func(o unusualSender) []byte { return slices.Concat(o.link.MAC[:], o.arpRequest()[6:]) }, true},
-		"a VLAN tag with only a priority":        {withVLANTag(0x8100, 5<<13), true},
-		"a VLAN":                                 {withVLANTag(0x8100, 5), false},
-		"a provider's VLAN":                      {withVLANTag(0x88a8, 5), false},
-		"operation 0":                            {withBytesAt(operationOffset, 0, 0), false},
-		"a reverse ARP request":                  {withBytesAt(operationOffset, 0, 3), false},
-		"addresses of another length":            {withBytesAt(lengthsOffset, 8, 4), false},
-		"another length of IP":                   {withBytesAt(lengthsOffset, 6, 16), false},
-		"another hardware":                       {withBytesAt(hardwareOffset, 0, 32), false},
-		"another protocol":                       {withBytesAt(protocolOffset, 0x86, 0xdd), false},
+		"a VLAN tag with only a priority":        {requestWithVLANTag(0x8100, 5<<13), true},
+		"a VLAN":                                 {requestWithVLANTag(0x8100, 5), false},
+		"a provider's VLAN":                      {requestWithVLANTag(0x88a8, 5), false},
+		"operation 0":                            {requestWithBytesAt(arpOperationOffset, 0, 0), false},
+		"a reverse ARP request":                  {requestWithBytesAt(arpOperationOffset, 0, 3), false},
+		"addresses of another length":            {requestWithBytesAt(arpLengthsOffset, 8, 4), false},
+		"another length of IP":                   {requestWithBytesAt(arpLengthsOffset, 6, 16), false},
+		"another hardware":                       {requestWithBytesAt(arpHardwareTypeOffset, 0, 32), false},
+		"another protocol":                       {requestWithBytesAt(arpProtocolTypeOffset, 0x86, 0xdd), false},
 		"a frame that is cut short":              {func(o unusualSender) []byte { return o.arpRequest()[:36] }, false},
-		"a broadcast sender":                     {withBytesAt(22, ethernetBroadcast[:]...), false},
+		"a broadcast sender":                     {requestWithBytesAt(22, ethernetBroadcast[:]...), false},
 		"a request to another host":              {func(o unusualSender) []byte { return slices.Concat(foreignMAC[:], o.arpRequest()[6:]) }, false},
 		"a request to a group":                   {func(o unusualSender) []byte { return slices.Concat([]byte{1, 0, 0x5e, 0, 0, 1}, o.arpRequest()[6:]) }, false},
-		"a request for the sender's own address": {func(o unusualSender) []byte { b := o.arpRequest(); copy(b[28:32], o.held.AsSlice()); return b }, false},
+		"a request for the sender's own address": {func(o unusualSender) []byte { b := o.arpRequest(); copy(b[28:32], o.heldIP.AsSlice()); return b }, false},
 	},
 	"IPv6": {
 		"a request to the group": {func(o unusualSender) []byte { return o.ordinaryRequest() }, true},
 		"a unicast request to the holder, with a link-layer address": {func(o unusualSender) []byte {
-			return o.solicitation(o.link.MAC, o.senderIP, o.held, o.sourceMACOption())
+			return o.solicitation(o.link.MAC, o.senderIP, o.heldIP, o.sourceMACOption())
 		}, true},
-		"a unicast request to the holder, without a link-layer address": {func(o unusualSender) []byte { return o.solicitation(o.link.MAC, o.senderIP, o.held) }, true},
+		"a unicast request to the holder, without a link-layer address": {func(o unusualSender) []byte { return o.solicitation(o.link.MAC, o.senderIP, o.heldIP) }, true},
 		"a request without a link-layer address": {func(o unusualSender) []byte {
-			return o.solicitation(layer2.RequestMAC(o.held), o.senderIP, o.solicitedNodeGroup())
+			return o.solicitation(layer2.RequestDestinationMAC(o.heldIP), o.senderIP, o.solicitedNodeGroup())
 		}, true},
 		"an unknown option": {func(o unusualSender) []byte {
-			return o.solicitation(layer2.RequestMAC(o.held), o.senderIP, o.solicitedNodeGroup(), o.sourceMACOption(), &ndp.RawOption{Type: 200, Length: 1, Value: make([]byte, 6)})
+			return o.solicitation(layer2.RequestDestinationMAC(o.heldIP), o.senderIP, o.solicitedNodeGroup(), o.sourceMACOption(), &ndp.RawOption{Type: 200, Length: 1, Value: make([]byte, 6)})
 		}, true},
-		"a VLAN tag with only a priority": {withVLANTag(0x8100, 5<<13), true},
-		"a VLAN":                          {withVLANTag(0x8100, 5), false},
-		"a hop limit of 254":              {withBytesAt(hopLimitOffset, 254), false},
-		"a wrong checksum":                {withBytesAt(checksumOffset, 0x55, 0xaa), false},
-		"another code":                    {withBytesAt(codeOffset, 1), false},
+		"a VLAN tag with only a priority": {requestWithVLANTag(0x8100, 5<<13), true},
+		"a VLAN":                          {requestWithVLANTag(0x8100, 5), false},
+		"a hop limit of 254":              {requestWithBytesAt(ip6HopLimitOffset, 254), false},
+		"a wrong checksum":                {requestWithBytesAt(icmp6ChecksumOffset, 0x55, 0xaa), false},
+		"another code":                    {requestWithBytesAt(icmp6CodeOffset, 1), false},
 		"a request to all nodes": {func(o unusualSender) []byte {
-			return o.solicitation(layer2.AnnouncementMAC(o.held), o.senderIP, netip.MustParseAddr("ff02::1"), o.sourceMACOption())
+			return o.solicitation(layer2.AnnouncementDestinationMAC(o.heldIP), o.senderIP, netip.MustParseAddr("ff02::1"), o.sourceMACOption())
 		}, false},
 		"a request to another host": {func(o unusualSender) []byte {
-			return o.solicitation(foreignMAC, o.senderIP, o.held, o.sourceMACOption())
+			return o.solicitation(foreignMAC, o.senderIP, o.heldIP, o.sourceMACOption())
 		}, false},
 		"a sender that is a group": {func(o unusualSender) []byte {
-			return o.solicitation(layer2.RequestMAC(o.held), netip.MustParseAddr("ff02::1"), o.solicitedNodeGroup(), o.sourceMACOption())
+			return o.solicitation(layer2.RequestDestinationMAC(o.heldIP), netip.MustParseAddr("ff02::1"), o.solicitedNodeGroup(), o.sourceMACOption())
 		}, false},
 		"a fragment": {func(o unusualSender) []byte {
 			b := o.ordinaryRequest()
 			b[20] = unix.IPPROTO_FRAGMENT
-			binary.BigEndian.PutUint16(b[18:], uint16(len(b)-icmpOffset+8))
-			return slices.Insert(b, icmpOffset, 58, 0, 0, 0, 0, 0, 0, 1)
+			binary.BigEndian.PutUint16(b[18:], uint16(len(b)-icmp6Offset+8))
+			return slices.Insert(b, icmp6Offset, 58, 0, 0, 0, 0, 0, 0, 1)
 		}, false},
 	},
 }
@@ -157,14 +157,14 @@ func TestUnusualRequests(t *testing.T) {
 				return errors.Join(err, netlink.SetPromiscOn(eth0))
 			})
 			send := openRawSender(b)
-			b.holdNewAddress(b.held)
+			b.holdNewAddress(b.heldIP)
 			for name, c := range unusualFramesByFamily[family] {
 				t.Run(name, func(t *testing.T) {
 					o := unusualSender{b, b.clientIP.Next()}
 					b.discardHeardFrames()
-					send(c.build(o))
-					b.sendFrame(b.requestFor(b.held))
-					if got := b.hasReplyBefore(b.replyFor(b.held)); got != c.isAnswered {
+					send(c.buildFrame(o))
+					b.sendFrame(b.requestFor(b.heldIP))
+					if got := b.hasReplyBefore(b.replyFor(b.heldIP)); got != c.isAnswered {
 						t.Errorf("it is answered: %v, want %v", got, c.isAnswered)
 					}
 				})
@@ -185,7 +185,7 @@ func (b *harness) hasReplyBefore(last layer2.Frame) bool {
 			if f == last {
 				return another
 			}
-			another = another || (f.Operation == layer2.Reply && f.Destination == b.clientMAC && f.SenderIP == b.held)
+			another = another || (f.Operation == layer2.Reply && f.EthernetDestination == b.clientMAC && f.SenderIP == b.heldIP)
 		case <-timeout:
 			b.t.Fatal("an ordinary request is not answered")
 		}

@@ -21,7 +21,7 @@ import (
 // newVethHarness returns a harness of two namespaces with a veth pair between them.
 func newVethHarness(t testing.TB, c testAddresses) *harness {
 	node, client := netnstest.New(t), netnstest.New(t)
-	node.AddVeth("eth0", client, "eth0")
+	node.AddVethPair("eth0", client, "eth0")
 	return newHarnessBetween(t, c, linkEnd{node, "eth0"}, linkEnd{client, "eth0"})
 }
 
@@ -34,8 +34,8 @@ type linkEnd struct {
 // newHarnessBetween returns a harness on two links that are connected to each other.
 func newHarnessBetween(t testing.TB, c testAddresses, nodeEnd, clientEnd linkEnd, options ...layer2.Option) *harness {
 	node, client := nodeEnd.namespace, clientEnd.namespace
-	node.AddAddress(nodeEnd.name, c.nodeIP.String())
-	client.AddAddress(clientEnd.name, netip.PrefixFrom(c.clientIP, c.nodeIP.Bits()).String())
+	node.AddAddress(nodeEnd.name, c.nodePrefix.String())
+	client.AddAddress(clientEnd.name, netip.PrefixFrom(c.clientIP, c.nodePrefix.Bits()).String())
 	b := &harness{testAddresses: c, t: t, nodeNamespace: node, clientNamespace: client, engine: layer2.New(wire.Wire{}, time.Now, options...)}
 	node.MustRun(func() (err error) {
 		b.link, err = linkByName(nodeEnd.name)
@@ -47,7 +47,7 @@ func newHarnessBetween(t testing.TB, c testAddresses, nodeEnd, clientEnd linkEnd
 			return err
 		}
 		b.clientMAC = l.MAC
-		b.clientPort, err = wire.Wire{}.OpenPort(l, layer2.FamilyOf(c.held))
+		b.clientPort, err = wire.Wire{}.OpenPort(l, layer2.FamilyOf(c.heldIP))
 		return err
 	})
 	b.startEngine(func(ctx context.Context) error { return node.Run(ctx, b.engine.Run) })
@@ -67,7 +67,7 @@ func linkByName(name string) (facts.Link, error) {
 
 func TestScenariosOnVeth(t *testing.T) {
 	for family, c := range addressesByFamily {
-		for name, scenario := range scenarios {
+		for name, scenario := range wireScenarios {
 			t.Run(family+": "+name, func(t *testing.T) {
 				t.Parallel()
 				scenario(newVethHarness(t, c))
@@ -109,7 +109,7 @@ func linkAttributes(name string) netlink.LinkAttrs {
 func TestScenariosOnStackedLinks(t *testing.T) {
 	for kind, stack := range stackedLinkKinds {
 		t.Run(kind, func(t *testing.T) {
-			if errors.Is(stackLink(netnstest.New(t), netnstest.New(t), stack), unix.EOPNOTSUPP) {
+			if errors.Is(addStackedLink(netnstest.New(t), netnstest.New(t), stack), unix.EOPNOTSUPP) {
 				t.Skipf("this kernel has no %s", kind)
 			}
 			for family, c := range addressesByFamily {
@@ -119,7 +119,7 @@ func TestScenariosOnStackedLinks(t *testing.T) {
 				} {
 					t.Run(family+": "+name, func(t *testing.T) {
 						t.Parallel()
-						scenarios[name](newStackedHarness(t, kind, stack, c))
+						wireScenarios[name](newStackedLinkHarness(t, kind, stack, c))
 					})
 				}
 			}
@@ -127,11 +127,11 @@ func TestScenariosOnStackedLinks(t *testing.T) {
 	}
 }
 
-// newStackedHarness returns a harness whose node has a link on top of its veth link.
+// newStackedLinkHarness returns a harness whose node has a link on top of its veth link.
 // For a VLAN the client has one too.
-func newStackedHarness(t *testing.T, kind string, stack func(netlink.Link) error, c testAddresses) *harness {
+func newStackedLinkHarness(t *testing.T, kind string, stack func(netlink.Link) error, c testAddresses) *harness {
 	node, client := netnstest.New(t), netnstest.New(t)
-	if err := stackLink(node, client, stack); err != nil {
+	if err := addStackedLink(node, client, stack); err != nil {
 		t.Fatal(err)
 	}
 	if kind != "VLAN" {
@@ -144,9 +144,9 @@ func newStackedHarness(t *testing.T, kind string, stack func(netlink.Link) error
 	return newHarnessBetween(t, c, linkEnd{node, "lan0"}, linkEnd{client, "lan0"})
 }
 
-// stackLink adds a veth pair and puts a link on top of its end in the first namespace.
-func stackLink(room, peer *netnstest.Namespace, stack func(netlink.Link) error) error {
-	room.AddVeth("eth0", peer, "eth0")
+// addStackedLink adds a veth pair and puts a link on top of its end in the first namespace.
+func addStackedLink(room, peer *netnstest.Namespace, stack func(netlink.Link) error) error {
+	room.AddVethPair("eth0", peer, "eth0")
 	return room.Run(context.Background(), func(context.Context) error {
 		eth0, err := netlink.LinkByName("eth0")
 		if err != nil {
@@ -159,14 +159,14 @@ func stackLink(room, peer *netnstest.Namespace, stack func(netlink.Link) error) 
 // BenchmarkAnswerOverVeth measures the time from the client's request to its receipt of the reply,
 // over two sockets and a veth pair.
 func BenchmarkAnswerOverVeth(b *testing.B) {
-	bed := newVethHarness(b, addresses4)
-	bed.holdNewAddress(held)
-	bed.sendFrame(bed.requestFor(held))
-	bed.wantHeard("the address is held", bed.replyFor(held))
-	want := bed.replyFor(held)
+	bed := newVethHarness(b, ipv4TestAddresses)
+	bed.holdNewAddress(heldIPv4)
+	bed.sendFrame(bed.requestFor(heldIPv4))
+	bed.awaitClientFrame("the address is held", bed.replyFor(heldIPv4))
+	want := bed.replyFor(heldIPv4)
 	b.ReportAllocs()
 	for b.Loop() {
-		bed.sendFrame(bed.requestFor(held))
+		bed.sendFrame(bed.requestFor(heldIPv4))
 		for f := range bed.heardFrames {
 			if f == want {
 				break

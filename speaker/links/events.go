@@ -13,19 +13,19 @@ import (
 const netlinkGroups = 1<<(unix.RTNLGRP_LINK-1) | 1<<(unix.RTNLGRP_IPV4_IFADDR-1) | 1<<(unix.RTNLGRP_IPV6_IFADDR-1) |
 	1<<(unix.RTNLGRP_IPV4_ROUTE-1) | 1<<(unix.RTNLGRP_IPV6_ROUTE-1)
 
-// subscription is a subscription to rtnetlink. It says only that an event came; the state is read
-// as a whole. It uses its own socket, because a subscription of the netlink library cannot be
+// netlinkSubscription is a subscription to rtnetlink. It says only that an event came; the state is
+// read as a whole. It uses its own socket, because a subscription of the netlink library cannot be
 // closed while it blocks.
-type subscription struct {
+type netlinkSubscription struct {
 	socket *os.File
-	// changed has a value when an event came since it was last received.
-	changed chan struct{}
-	// failed delivers the error that ended the subscription.
-	failed chan error
+	// eventReceived has a value when an event came since it was last received.
+	eventReceived chan struct{}
+	// failure delivers the error that ended the subscription.
+	failure chan error
 }
 
-// subscribe opens a subscription. The caller closes it.
-func subscribe() (*subscription, error) {
+// subscribeToNetlink opens a subscription. The caller closes it.
+func subscribeToNetlink() (*netlinkSubscription, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("opening netlink socket: %w", err)
@@ -34,53 +34,53 @@ func subscribe() (*subscription, error) {
 		_ = unix.Close(fd) // the error of bind says more
 		return nil, fmt.Errorf("subscribing to links, addresses and routes: %w", err)
 	}
-	e := &subscription{socket: os.NewFile(uintptr(fd), "netlink"), changed: make(chan struct{}, 1), failed: make(chan error, 1)}
+	e := &netlinkSubscription{socket: os.NewFile(uintptr(fd), "netlink"), eventReceived: make(chan struct{}, 1), failure: make(chan error, 1)}
 	go e.readEvents()
 	return e, nil
 }
 
 // readEvents reads events until the socket fails or is closed. Then it closes failed.
-func (e *subscription) readEvents() {
-	defer close(e.failed)
+func (e *netlinkSubscription) readEvents() {
+	defer close(e.failure)
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := e.socket.Read(buf)
 		// events were lost, but every event leads to a full read anyway
 		if errors.Is(err, unix.ENOBUFS) {
-			e.signalChange()
+			e.signalEvent()
 			continue
 		}
 		if err != nil {
-			e.failed <- fmt.Errorf("reading netlink events: %w", err)
+			e.failure <- fmt.Errorf("reading netlink events: %w", err)
 			return
 		}
-		if isRelevant(buf[:n]) {
-			e.signalChange()
+		if isRelevantEvent(buf[:n]) {
+			e.signalEvent()
 		}
 	}
 }
 
-func (e *subscription) signalChange() {
+func (e *netlinkSubscription) signalEvent() {
 	select {
-	case e.changed <- struct{}{}:
+	case e.eventReceived <- struct{}{}:
 	default:
 	}
 }
 
 // close ends the subscription and waits for its reader.
-func (e *subscription) close() {
+func (e *netlinkSubscription) close() {
 	_ = e.socket.Close() // nothing was written
-	for range e.failed {
+	for range e.failure {
 	}
 }
 
-// destinationLengthOffset is where a route message has the prefix length of its destination, in
-// bytes (struct rtmsg). The length of a default route is 0.
-const destinationLengthOffset = 1
+// rtmsgDestinationLengthOffset is where a route message has the prefix length of its destination,
+// in bytes (struct rtmsg). The length of a default route is 0.
+const rtmsgDestinationLengthOffset = 1
 
-// isRelevant says whether a netlink datagram is about anything but non-default routes. Those may
-// change often on a node that speaks BGP. A datagram that cannot be parsed is relevant.
-func isRelevant(b []byte) bool {
+// isRelevantEvent says whether a netlink datagram is about anything but non-default routes. Those
+// may change often on a node that speaks BGP. A datagram that cannot be parsed is relevant.
+func isRelevantEvent(b []byte) bool {
 	messages, err := syscall.ParseNetlinkMessage(b)
 	if err != nil {
 		return true
@@ -88,7 +88,7 @@ func isRelevant(b []byte) bool {
 	for _, m := range messages {
 		switch m.Header.Type {
 		case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
-			if len(m.Data) <= destinationLengthOffset || m.Data[destinationLengthOffset] == 0 {
+			if len(m.Data) <= rtmsgDestinationLengthOffset || m.Data[rtmsgDestinationLengthOffset] == 0 {
 				return true
 			}
 		default:

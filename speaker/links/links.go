@@ -30,8 +30,8 @@ var DefaultExcludePatterns = []string{
 }
 
 const (
-	// coalesceDelay is how long events are gathered: an interface that comes up sends several.
-	coalesceDelay = 5 * time.Millisecond
+	// eventCoalesceDelay is how long events are gathered: an interface that comes up sends several.
+	eventCoalesceDelay = 5 * time.Millisecond
 	// resyncInterval is how often the interfaces and the patterns are read without an event.
 	resyncInterval = 5 * time.Second
 	// readRetryDelay is the delay after the interfaces could not be read.
@@ -46,14 +46,14 @@ type ExcludePatternsFunc func() ([]string, error)
 
 // Watcher delivers the usable links of the process's network namespace.
 type Watcher struct {
-	readPatterns       ExcludePatternsFunc
-	patterns           []string // as last read
-	excludeExpressions []*regexp.Regexp
-	defaultExpressions []*regexp.Regexp // of DefaultExcludePatterns
-	loggedError        string           // the last error of readPatterns in the log
-	log                *slog.Logger
-	linkSets           chan facts.LinkSet
-	skippedLinks       atomic.Pointer[[]facts.SkippedLink]
+	readExcludePatterns ExcludePatternsFunc
+	excludePatterns     []string // as last read
+	excludeExpressions  []*regexp.Regexp
+	defaultExpressions  []*regexp.Regexp // of DefaultExcludePatterns
+	lastLoggedError     string           // the last error of readExcludePatterns in the log
+	log                 *slog.Logger
+	linkSets            chan facts.LinkSet
+	skippedLinks        atomic.Pointer[[]facts.SkippedLink]
 }
 
 // NewWatcher returns a Watcher that excludes the interfaces whose names match one of the patterns.
@@ -63,18 +63,18 @@ func NewWatcher(exclude ExcludePatternsFunc, log *slog.Logger) *Watcher {
 	if exclude == nil {
 		exclude = func() ([]string, error) { return DefaultExcludePatterns, nil }
 	}
-	w := &Watcher{readPatterns: exclude, log: log, linkSets: make(chan facts.LinkSet, 1)}
+	w := &Watcher{readExcludePatterns: exclude, log: log, linkSets: make(chan facts.LinkSet, 1)}
 	// cannot fail; a test checks that
 	w.defaultExpressions, _ = compilePatterns(DefaultExcludePatterns)
 	w.skippedLinks.Store(&[]facts.SkippedLink{})
 	return w
 }
 
-// reloadPatterns reads the exclude patterns again.
-func (w *Watcher) reloadPatterns() {
-	patterns, err := w.readPatterns()
-	if err == nil && w.excludeExpressions != nil && slices.Equal(patterns, w.patterns) {
-		w.loggedError = ""
+// reloadExcludePatterns reads the exclude patterns again.
+func (w *Watcher) reloadExcludePatterns() {
+	patterns, err := w.readExcludePatterns()
+	if err == nil && w.excludeExpressions != nil && slices.Equal(patterns, w.excludePatterns) {
+		w.lastLoggedError = ""
 		return
 	}
 	var compiled []*regexp.Regexp
@@ -83,15 +83,15 @@ func (w *Watcher) reloadPatterns() {
 	}
 	if err != nil {
 		if w.excludeExpressions == nil {
-			w.patterns, w.excludeExpressions = DefaultExcludePatterns, w.defaultExpressions
+			w.excludePatterns, w.excludeExpressions = DefaultExcludePatterns, w.defaultExpressions
 		}
-		if err.Error() != w.loggedError {
-			w.loggedError = err.Error()
+		if err.Error() != w.lastLoggedError {
+			w.lastLoggedError = err.Error()
 			w.log.Error("reading the exclude patterns of interfaces; the last valid ones stay in use", "error", err)
 		}
 		return
 	}
-	w.patterns, w.excludeExpressions, w.loggedError = slices.Clone(patterns), compiled, ""
+	w.excludePatterns, w.excludeExpressions, w.lastLoggedError = slices.Clone(patterns), compiled, ""
 }
 
 func compilePatterns(patterns []string) ([]*regexp.Regexp, error) {
@@ -133,26 +133,26 @@ func (w *Watcher) Run(ctx context.Context) error {
 
 // watchEvents subscribes and delivers sets until netlink fails or ctx ends.
 func (w *Watcher) watchEvents(ctx context.Context, last *facts.LinkSet) error {
-	e, err := subscribe()
+	e, err := subscribeToNetlink()
 	if err != nil {
 		return err
 	}
 	defer e.close()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	changed := e.changed
+	changed := e.eventReceived
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case err := <-e.failed:
+		case err := <-e.failure:
 			return err
 		case <-changed:
 			// The events of this delay are gathered. It is not extended, however many events come.
 			changed = nil
-			timer.Reset(coalesceDelay)
+			timer.Reset(eventCoalesceDelay)
 		case <-timer.C:
-			changed = e.changed
+			changed = e.eventReceived
 			timer.Reset(w.deliverLinks(last))
 		}
 	}
@@ -194,7 +194,7 @@ func (w *Watcher) ReadLinks() (facts.LinkSet, error) {
 	if err != nil {
 		w.log.Warn("reading the default routes", "error", err)
 	}
-	w.reloadPatterns()
+	w.reloadExcludePatterns()
 	set, skipped := facts.LinkSet{}, []facts.SkippedLink{}
 	for _, l := range all {
 		a := l.Attrs()
@@ -208,7 +208,7 @@ func (w *Watcher) ReadLinks() (facts.LinkSet, error) {
 			w.log.Warn("reading the addresses of a link", "link", a.Name, "error", err)
 		}
 		link.Gateways, link.PreferredGateways = gateways.allByLink[a.Index], gateways.preferredByLink[a.Index]
-		link.ResolvedGateways, err = readRouters(a.Index, link.Gateways)
+		link.ResolvedGateways, err = readResolvedGateways(a.Index, link.Gateways)
 		if err != nil {
 			w.log.Warn("reading the Ethernet addresses of the gateways", "link", a.Name, "error", err)
 		}
@@ -224,21 +224,21 @@ func (w *Watcher) ReadLinks() (facts.LinkSet, error) {
 // carrier and can broadcast. It is not a port of a bridge or bond: the master is used instead.
 func (w *Watcher) skipReason(a *netlink.LinkAttrs) facts.SkipReason {
 	switch {
-	case matchesAny(w.excludeExpressions, a.Name) && matchesAny(w.defaultExpressions, a.Name):
-		return facts.SkippedUsual
-	case matchesAny(w.excludeExpressions, a.Name):
-		return facts.SkippedExcluded
+	case matchesAnyExpression(w.excludeExpressions, a.Name) && matchesAnyExpression(w.defaultExpressions, a.Name):
+		return facts.SkippedContainerNetwork
+	case matchesAnyExpression(w.excludeExpressions, a.Name):
+		return facts.SkippedExcludedByName
 	case a.Flags&net.FlagLoopback != 0, a.Flags&net.FlagBroadcast == 0, a.RawFlags&unix.IFF_NOARP != 0, len(a.HardwareAddr) != 6:
 		return facts.SkippedNoEthernet
 	case a.MasterIndex != 0:
-		return facts.SkippedMember
+		return facts.SkippedMemberOfMaster
 	case a.Flags&net.FlagUp == 0, a.RawFlags&unix.IFF_LOWER_UP == 0:
 		return facts.SkippedDown
 	}
 	return facts.NotSkipped
 }
 
-func matchesAny(expressions []*regexp.Regexp, name string) bool {
+func matchesAnyExpression(expressions []*regexp.Regexp, name string) bool {
 	return slices.ContainsFunc(expressions, func(re *regexp.Regexp) bool { return re.MatchString(name) })
 }
 
@@ -308,8 +308,8 @@ func readDefaultGateways() (defaultGateways, error) {
 	return out, err
 }
 
-// readRouters returns the gateways whose Ethernet addresses the kernel knows.
-func readRouters(index int, gateways []netip.Addr) ([]facts.Neighbour, error) {
+// readResolvedGateways returns the gateways whose Ethernet addresses the kernel knows.
+func readResolvedGateways(index int, gateways []netip.Addr) ([]facts.Neighbour, error) {
 	if len(gateways) == 0 {
 		return nil, nil
 	}

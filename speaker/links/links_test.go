@@ -23,31 +23,31 @@ import (
 
 // harness is a Watcher in its own namespace, with another namespace as its neighbour.
 type harness struct {
-	t          *testing.T
-	node, peer *netnstest.Namespace
-	watcher    *links.Watcher
-	patterns   atomic.Pointer[exclusion]
+	t                                 *testing.T
+	nodeNamespace, neighbourNamespace *netnstest.Namespace
+	watcher                           *links.Watcher
+	excludePatternsResult             atomic.Pointer[excludePatternsResult]
 }
 
-// exclusion is what the function for the exclude patterns returns.
-type exclusion struct {
+// excludePatternsResult is what the function for the exclude patterns returns.
+type excludePatternsResult struct {
 	patterns []string
 	err      error
 }
 
-func (b *harness) readPatterns() ([]string, error) {
-	e := b.patterns.Load()
+func (b *harness) readExcludePatterns() ([]string, error) {
+	e := b.excludePatternsResult.Load()
 	return e.patterns, e.err
 }
 
 func newHarness(t *testing.T) *harness {
-	b := &harness{t: t, node: netnstest.New(t), peer: netnstest.New(t)}
-	b.patterns.Store(&exclusion{patterns: links.DefaultExcludePatterns})
-	w := links.NewWatcher(b.readPatterns, slog.New(slog.DiscardHandler))
+	b := &harness{t: t, nodeNamespace: netnstest.New(t), neighbourNamespace: netnstest.New(t)}
+	b.excludePatternsResult.Store(&excludePatternsResult{patterns: links.DefaultExcludePatterns})
+	w := links.NewWatcher(b.readExcludePatterns, slog.New(slog.DiscardHandler))
 	b.watcher = w
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- b.node.Run(ctx, w.Run) }()
+	go func() { ended <- b.nodeNamespace.Run(ctx, w.Run) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {
@@ -73,10 +73,10 @@ func (b *harness) awaitLinks(sentence string, f func(facts.LinkSet) bool) facts.
 	}
 }
 
-// changeLink changes a link of the node.
-func (b *harness) changeLink(name string, f func(netlink.Link) error) {
+// editNodeLink changes a link of the node.
+func (b *harness) editNodeLink(name string, f func(netlink.Link) error) {
 	b.t.Helper()
-	b.node.MustRun(func() error {
+	b.nodeNamespace.MustRun(func() error {
 		l, err := netlink.LinkByName(name)
 		if err != nil {
 			return err
@@ -93,58 +93,58 @@ func linkNames(s facts.LinkSet) []string {
 	return out
 }
 
-func haveNames(want ...string) func(facts.LinkSet) bool {
+func hasLinkNames(want ...string) func(facts.LinkSet) bool {
 	return func(s facts.LinkSet) bool { return slices.Equal(linkNames(s), want) }
 }
 
 func TestLinkChangesAreDelivered(t *testing.T) {
 	b := newHarness(t)
-	b.awaitLinks("there is no link at first", haveNames())
-	b.node.AddVeth("eth0", b.peer, "eth0")
-	s := b.awaitLinks("a link is added", haveNames("eth0"))
+	b.awaitLinks("there is no link at first", hasLinkNames())
+	b.nodeNamespace.AddVethPair("eth0", b.neighbourNamespace, "eth0")
+	s := b.awaitLinks("a link is added", hasLinkNames("eth0"))
 	if s[0].MAC == (facts.MAC{}) || s[0].Index == 0 {
 		t.Fatalf("the link is %+v, want its index and Ethernet address", s[0])
 	}
-	b.node.AddAddress("eth0", "192.168.0.11/24")
+	b.nodeNamespace.AddAddress("eth0", "192.168.0.11/24")
 	prefix := netip.MustParsePrefix("192.168.0.11/24")
 	b.awaitLinks("it gets an address", func(s facts.LinkSet) bool { return len(s) == 1 && slices.Contains(s[0].Prefixes, prefix) })
-	b.node.AddAddress("eth0", "fd00:a8::11/64")
+	b.nodeNamespace.AddAddress("eth0", "fd00:a8::11/64")
 	six := netip.MustParsePrefix("fd00:a8::11/64")
 	b.awaitLinks("it gets an IPv6 address", func(s facts.LinkSet) bool { return len(s) == 1 && slices.Contains(s[0].Prefixes, six) })
 	gateway := netip.MustParseAddr("192.168.0.1")
-	b.changeLink("eth0", func(l netlink.Link) error {
+	b.editNodeLink("eth0", func(l netlink.Link) error {
 		return netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: gateway.AsSlice()})
 	})
 	b.awaitLinks("it gets a gateway", func(s facts.LinkSet) bool { return len(s) == 1 && slices.Equal(s[0].Gateways, []netip.Addr{gateway}) })
 	mac := facts.MAC{2, 0, 0, 0, 0, 1}
-	b.changeLink("eth0", func(l netlink.Link) error {
+	b.editNodeLink("eth0", func(l netlink.Link) error {
 		return netlink.NeighAdd(&netlink.Neigh{LinkIndex: l.Attrs().Index, IP: gateway.AsSlice(), HardwareAddr: mac[:], State: netlink.NUD_PERMANENT})
 	})
-	b.node.AddAddress("eth0", "192.168.0.12/24") // neighbours cause no event
+	b.nodeNamespace.AddAddress("eth0", "192.168.0.12/24") // neighbours cause no event
 	b.awaitLinks("the gateway's Ethernet address is known", func(s facts.LinkSet) bool {
 		return len(s) == 1 && slices.Equal(s[0].ResolvedGateways, []facts.Neighbour{{Address: gateway, MAC: mac}})
 	})
-	b.changeLink("eth0", netlink.LinkSetDown)
-	b.awaitLinks("it goes down", haveNames())
-	b.changeLink("eth0", netlink.LinkSetUp)
-	b.awaitLinks("it comes up", haveNames("eth0"))
-	b.changeLink("eth0", func(l netlink.Link) error {
+	b.editNodeLink("eth0", netlink.LinkSetDown)
+	b.awaitLinks("it goes down", hasLinkNames())
+	b.editNodeLink("eth0", netlink.LinkSetUp)
+	b.awaitLinks("it comes up", hasLinkNames("eth0"))
+	b.editNodeLink("eth0", func(l netlink.Link) error {
 		return netlink.LinkSetHardwareAddr(l, []byte{2, 0, 0, 0, 0, 0x77})
 	})
 	b.awaitLinks("its Ethernet address changes", func(s facts.LinkSet) bool { return len(s) == 1 && s[0].MAC[5] == 0x77 })
-	b.changeLink("eth0", netlink.LinkDel)
-	b.awaitLinks("it is deleted", haveNames())
+	b.editNodeLink("eth0", netlink.LinkDel)
+	b.awaitLinks("it is deleted", hasLinkNames())
 }
 
 // A default route with several next hops has a gateway on each of their links.
 func TestNextHopsOfDefaultRoutesAreGateways(t *testing.T) {
 	b := newHarness(t)
 	hops := map[string]netip.Addr{"eth0": netip.MustParseAddr("10.1.0.1"), "eth1": netip.MustParseAddr("10.2.0.1")}
-	b.node.AddVeth("eth0", b.peer, "eth0")
-	b.node.AddVeth("eth1", b.peer, "eth1")
-	b.node.AddAddress("eth0", "10.1.0.11/24")
-	b.node.AddAddress("eth1", "10.2.0.11/24")
-	b.node.MustRun(func() error {
+	b.nodeNamespace.AddVethPair("eth0", b.neighbourNamespace, "eth0")
+	b.nodeNamespace.AddVethPair("eth1", b.neighbourNamespace, "eth1")
+	b.nodeNamespace.AddAddress("eth0", "10.1.0.11/24")
+	b.nodeNamespace.AddAddress("eth1", "10.2.0.11/24")
+	b.nodeNamespace.MustRun(func() error {
 		r := &netlink.Route{Dst: &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}}
 		for _, name := range []string{"eth0", "eth1"} {
 			l, err := netlink.LinkByName(name)
@@ -165,7 +165,7 @@ func TestNextHopsOfDefaultRoutesAreGateways(t *testing.T) {
 	})
 	// A backup is a gateway, too, but not a preferred one.
 	backup := netip.MustParseAddr("10.1.0.99")
-	b.changeLink("eth0", func(l netlink.Link) error {
+	b.editNodeLink("eth0", func(l netlink.Link) error {
 		return netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: backup.AsSlice(), Priority: 100})
 	})
 	b.awaitLinks("the backup is known as one", func(s facts.LinkSet) bool {
@@ -175,21 +175,21 @@ func TestNextHopsOfDefaultRoutesAreGateways(t *testing.T) {
 
 func TestLinkWithoutCarrierIsNotUsable(t *testing.T) {
 	b := newHarness(t)
-	b.node.AddVeth("eth0", b.peer, "eth0")
-	b.awaitLinks("the link is up", haveNames("eth0"))
-	b.peer.MustRun(func() error {
+	b.nodeNamespace.AddVethPair("eth0", b.neighbourNamespace, "eth0")
+	b.awaitLinks("the link is up", hasLinkNames("eth0"))
+	b.neighbourNamespace.MustRun(func() error {
 		l, err := netlink.LinkByName("eth0")
 		return errors.Join(err, netlink.LinkSetDown(l))
 	})
-	b.awaitLinks("the other end is down", haveNames())
+	b.awaitLinks("the other end is down", hasLinkNames())
 }
 
 func TestUsableLinks(t *testing.T) {
 	b := newHarness(t)
 	for _, name := range []string{"eth0", "port0", "noarp0", "veth12", "cali12", "lxc12", "vet0"} {
-		b.node.AddVeth(name, b.peer, name)
+		b.nodeNamespace.AddVethPair(name, b.neighbourNamespace, name)
 	}
-	b.node.MustRun(func() error {
+	b.nodeNamespace.MustRun(func() error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = "br0"
 		bridge := &netlink.Bridge{LinkAttrs: attrs}
@@ -210,13 +210,13 @@ func TestUsableLinks(t *testing.T) {
 // A stream of irrelevant events does not delay a change.
 func TestAddressIsDeliveredDuringAStreamOfEvents(t *testing.T) {
 	b := newHarness(t)
-	b.node.AddVeth("eth0", b.peer, "eth0")
-	b.awaitLinks("the link is there", haveNames("eth0"))
+	b.nodeNamespace.AddVethPair("eth0", b.neighbourNamespace, "eth0")
+	b.awaitLinks("the link is there", hasLinkNames("eth0"))
 	stop := make(chan struct{})
 	churned := make(chan struct{})
 	go func() {
 		defer close(churned)
-		_ = b.node.Run(context.Background(), func(context.Context) error {
+		_ = b.nodeNamespace.Run(context.Background(), func(context.Context) error {
 			l, err := netlink.LinkByName("eth0")
 			for i := 0; err == nil && i < 1_000_000; i++ {
 				select {
@@ -229,7 +229,7 @@ func TestAddressIsDeliveredDuringAStreamOfEvents(t *testing.T) {
 			return err
 		})
 	}()
-	b.node.AddAddress("eth0", "192.168.0.11/24")
+	b.nodeNamespace.AddAddress("eth0", "192.168.0.11/24")
 	b.awaitLinks("the address is delivered during the stream", func(s facts.LinkSet) bool {
 		return len(s) == 1 && slices.Contains(s[0].Prefixes, netip.MustParsePrefix("192.168.0.11/24"))
 	})
@@ -240,45 +240,45 @@ func TestAddressIsDeliveredDuringAStreamOfEvents(t *testing.T) {
 // The patterns are read again while the Watcher runs. Invalid patterns change nothing.
 func TestExcludePatternsAreReloaded(t *testing.T) {
 	b := newHarness(t)
-	b.node.AddVeth("eth0", b.peer, "eth0")
-	b.node.AddVeth("storage0", b.peer, "storage0")
-	b.awaitLinks("both are used", haveNames("eth0", "storage0"))
+	b.nodeNamespace.AddVethPair("eth0", b.neighbourNamespace, "eth0")
+	b.nodeNamespace.AddVethPair("storage0", b.neighbourNamespace, "storage0")
+	b.awaitLinks("both are used", hasLinkNames("eth0", "storage0"))
 	// causes an event, so that the test need not wait for the next read
-	set := func(e exclusion, link, address string) {
-		b.patterns.Store(&e)
-		b.node.AddAddress(link, address)
+	set := func(e excludePatternsResult, link, address string) {
+		b.excludePatternsResult.Store(&e)
+		b.nodeNamespace.AddAddress(link, address)
 	}
-	set(exclusion{patterns: []string{"^lo$", "^storage"}}, "eth0", "10.9.0.1/24")
-	b.awaitLinks("one is excluded", haveNames("eth0"))
-	if got, want := b.watcher.SkippedLinks(), []facts.SkippedLink{{Name: "lo", Reason: facts.SkippedUsual}, {Name: "storage0", Reason: facts.SkippedExcluded}}; !slices.Equal(got, want) {
+	set(excludePatternsResult{patterns: []string{"^lo$", "^storage"}}, "eth0", "10.9.0.1/24")
+	b.awaitLinks("one is excluded", hasLinkNames("eth0"))
+	if got, want := b.watcher.SkippedLinks(), []facts.SkippedLink{{Name: "lo", Reason: facts.SkippedContainerNetwork}, {Name: "storage0", Reason: facts.SkippedExcludedByName}}; !slices.Equal(got, want) {
 		t.Errorf("skipped: %v, want %v", got, want)
 	}
-	for i, e := range []exclusion{{patterns: []string{"("}}, {err: errors.New("no such file")}} {
+	for i, e := range []excludePatternsResult{{patterns: []string{"("}}, {err: errors.New("no such file")}} {
 		set(e, "eth0", fmt.Sprintf("10.9.%d.1/24", i+1))
-		b.awaitLinks("the last valid patterns stay in use", func(s facts.LinkSet) bool { return haveNames("eth0")(s) && len(s[0].Prefixes) >= i+2 })
+		b.awaitLinks("the last valid patterns stay in use", func(s facts.LinkSet) bool { return hasLinkNames("eth0")(s) && len(s[0].Prefixes) >= i+2 })
 	}
-	set(exclusion{patterns: []string{"^lo$"}}, "eth0", "10.9.9.1/24")
-	b.awaitLinks("it is used again", haveNames("eth0", "storage0"))
+	set(excludePatternsResult{patterns: []string{"^lo$"}}, "eth0", "10.9.9.1/24")
+	b.awaitLinks("it is used again", hasLinkNames("eth0", "storage0"))
 }
 
 func TestSkippedLinksHaveTheirReason(t *testing.T) {
 	b := newHarness(t)
 	for _, name := range []string{"eth0", "port0", "noarp0", "veth12", "down0"} {
-		b.node.AddVeth(name, b.peer, name)
+		b.nodeNamespace.AddVethPair(name, b.neighbourNamespace, name)
 	}
-	b.changeLink("noarp0", netlink.LinkSetARPOff)
-	b.changeLink("down0", netlink.LinkSetDown)
-	b.node.MustRun(func() error {
+	b.editNodeLink("noarp0", netlink.LinkSetARPOff)
+	b.editNodeLink("down0", netlink.LinkSetDown)
+	b.nodeNamespace.MustRun(func() error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = "br0"
 		bridge := &netlink.Bridge{LinkAttrs: attrs}
 		port, err := netlink.LinkByName("port0")
 		return errors.Join(err, netlink.LinkAdd(bridge), netlink.LinkSetMaster(port, bridge), netlink.LinkSetUp(bridge))
 	})
-	b.awaitLinks("two are usable", haveNames("eth0", "br0"))
+	b.awaitLinks("two are usable", hasLinkNames("eth0", "br0"))
 	want := []facts.SkippedLink{
-		{Name: "down0", Reason: facts.SkippedDown}, {Name: "lo", Reason: facts.SkippedUsual}, {Name: "noarp0", Reason: facts.SkippedNoEthernet},
-		{Name: "port0", Reason: facts.SkippedMember}, {Name: "veth12", Reason: facts.SkippedUsual},
+		{Name: "down0", Reason: facts.SkippedDown}, {Name: "lo", Reason: facts.SkippedContainerNetwork}, {Name: "noarp0", Reason: facts.SkippedNoEthernet},
+		{Name: "port0", Reason: facts.SkippedMemberOfMaster}, {Name: "veth12", Reason: facts.SkippedContainerNetwork},
 	}
 	if got := b.watcher.SkippedLinks(); !slices.Equal(got, want) {
 		t.Errorf("skipped: %v, want %v", got, want)
@@ -288,10 +288,10 @@ func TestSkippedLinksHaveTheirReason(t *testing.T) {
 // A renamed link keeps its index. A link on top of another is a link of its own.
 func TestRenamedAndStackedLinksAreDelivered(t *testing.T) {
 	b := newHarness(t)
-	b.node.AddVeth("eth0", b.peer, "eth0")
-	index := b.awaitLinks("a link is added", haveNames("eth0"))[0].Index
-	b.changeLink("eth0", func(l netlink.Link) error { return netlink.LinkSetName(l, "lan0") })
-	if s := b.awaitLinks("it is renamed", haveNames("lan0")); s[0].Index != index {
+	b.nodeNamespace.AddVethPair("eth0", b.neighbourNamespace, "eth0")
+	index := b.awaitLinks("a link is added", hasLinkNames("eth0"))[0].Index
+	b.editNodeLink("eth0", func(l netlink.Link) error { return netlink.LinkSetName(l, "lan0") })
+	if s := b.awaitLinks("it is renamed", hasLinkNames("lan0")); s[0].Index != index {
 		t.Errorf("the index is %d, want %d still", s[0].Index, index)
 	}
 	stacked := map[string]func(parent int) netlink.Link{
@@ -311,7 +311,7 @@ func TestRenamedAndStackedLinksAreDelivered(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			l := link(index)
 			var refused error
-			b.node.MustRun(func() error {
+			b.nodeNamespace.MustRun(func() error {
 				refused = netlink.LinkAdd(l)
 				return nil
 			})
@@ -324,16 +324,16 @@ func TestRenamedAndStackedLinksAreDelivered(t *testing.T) {
 			want := []string{"lan0", "stacked0"}
 			if kind == "bond" {
 				want = []string{"stacked0"} // used instead of its member
-				b.node.MustRun(func() error {
+				b.nodeNamespace.MustRun(func() error {
 					member, err := netlink.LinkByIndex(index)
 					return errors.Join(err, netlink.LinkSetDown(member), netlink.LinkSetMaster(member, l), netlink.LinkSetUp(member))
 				})
 			}
-			b.changeLink("stacked0", netlink.LinkSetUp)
-			b.awaitLinks("the link on top is used", haveNames(want...))
-			b.changeLink("stacked0", netlink.LinkDel)
-			b.changeLink("lan0", netlink.LinkSetUp)
-			b.awaitLinks("it is gone", haveNames("lan0"))
+			b.editNodeLink("stacked0", netlink.LinkSetUp)
+			b.awaitLinks("the link on top is used", hasLinkNames(want...))
+			b.editNodeLink("stacked0", netlink.LinkDel)
+			b.editNodeLink("lan0", netlink.LinkSetUp)
+			b.awaitLinks("it is gone", hasLinkNames("lan0"))
 		})
 	}
 }

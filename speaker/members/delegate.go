@@ -36,7 +36,7 @@ func (d *messageDelegate) NotifyMsg(b []byte) {
 		}
 		select {
 		case <-d.messages: // drop the oldest message, which says the least
-			d.droppedCount.Add(1)
+			d.droppedMessageCount.Add(1)
 		default:
 		}
 	}
@@ -46,7 +46,7 @@ func (d *messageDelegate) NotifyMsg(b []byte) {
 func (d *messageDelegate) GetBroadcasts(int, int) [][]byte { return nil }
 
 // LocalState returns this node's part of a full exchange.
-func (d *messageDelegate) LocalState(bool) []byte { return *d.state.Load() }
+func (d *messageDelegate) LocalState(bool) []byte { return *d.localState.Load() }
 
 // MergeRemoteState delivers another member's part of a full exchange. If there is no room it drops
 // the state, since the next exchange repeats it.
@@ -54,7 +54,7 @@ func (d *messageDelegate) MergeRemoteState(b []byte, _ bool) {
 	select {
 	case d.remoteStates <- slices.Clone(b):
 	default:
-		d.droppedCount.Add(1)
+		d.droppedMessageCount.Add(1)
 	}
 }
 
@@ -64,7 +64,7 @@ type eventDelegate Members
 
 var _ memberlist.EventDelegate = (*eventDelegate)(nil)
 
-func (w *eventDelegate) setNode(n *memberlist.Node) {
+func (w *eventDelegate) storeNode(n *memberlist.Node) {
 	node := *n
 	node.Addr, node.Meta = slices.Clone(n.Addr), slices.Clone(n.Meta)
 	m := (*Members)(w)
@@ -72,7 +72,7 @@ func (w *eventDelegate) setNode(n *memberlist.Node) {
 }
 
 // NotifyJoin adds a new member.
-func (w *eventDelegate) NotifyJoin(n *memberlist.Node) { w.setNode(n) }
+func (w *eventDelegate) NotifyJoin(n *memberlist.Node) { w.storeNode(n) }
 
 // NotifyLeave removes a member that left or died.
 func (w *eventDelegate) NotifyLeave(n *memberlist.Node) {
@@ -81,4 +81,4 @@ func (w *eventDelegate) NotifyLeave(n *memberlist.Node) {
 }
 
 // NotifyUpdate updates a member whose metadata changed.
-func (w *eventDelegate) NotifyUpdate(n *memberlist.Node) { w.setNode(n) }
+func (w *eventDelegate) NotifyUpdate(n *memberlist.Node) { w.storeNode(n) }

@@ -60,37 +60,37 @@ type Members struct {
 	mu          sync.Mutex // guards nodesByName; held during delivery, so that sets arrive in order
 	nodesByName map[string]memberlist.Node
 	metadata    atomic.Pointer[[]byte]
-	// state is what this node sends in a full exchange.
-	state  atomic.Pointer[[]byte]
-	seeds  atomic.Pointer[[]string]
-	synced atomic.Bool
+	// localState is what this node sends in a full exchange.
+	localState     atomic.Pointer[[]byte]
+	seeds          atomic.Pointer[[]string]
+	stateExchanged atomic.Bool
 
-	memberSets      chan facts.MemberSet
-	messages        chan Message
-	remoteStates    chan []byte
-	outgoing        chan outgoingMessage
-	rejoinRequests  chan struct{}
-	metadataChanges chan struct{}
-	// strangers are the addresses of greetings from nodes that are not members.
-	strangers    chan string
-	droppedCount atomic.Uint64
+	memberSets       chan facts.MemberSet
+	messages         chan Message
+	remoteStates     chan []byte
+	outgoingMessages chan outgoingMessage
+	rejoinRequests   chan struct{}
+	metadataChanges  chan struct{}
+	// strangerAddresses are the addresses of greetings from nodes that are not members.
+	strangerAddresses   chan string
+	droppedMessageCount atomic.Uint64
 }
 
 // New opens the sockets. The speaker is the only member until Run has reached a seed.
 func New(o Options) (*Members, error) {
 	m := &Members{
-		options:         o,
-		nodesByName:     map[string]memberlist.Node{},
-		memberSets:      make(chan facts.MemberSet, 1),
-		messages:        make(chan Message, 4096),
-		remoteStates:    make(chan []byte, 16),
-		outgoing:        make(chan outgoingMessage, 4096),
-		rejoinRequests:  make(chan struct{}, 1),
-		metadataChanges: make(chan struct{}, 1),
-		strangers:       make(chan string, 1),
+		options:           o,
+		nodesByName:       map[string]memberlist.Node{},
+		memberSets:        make(chan facts.MemberSet, 1),
+		messages:          make(chan Message, 4096),
+		remoteStates:      make(chan []byte, 16),
+		outgoingMessages:  make(chan outgoingMessage, 4096),
+		rejoinRequests:    make(chan struct{}, 1),
+		metadataChanges:   make(chan struct{}, 1),
+		strangerAddresses: make(chan string, 1),
 	}
 	m.SetMACs(nil)
-	m.SetState(nil)
+	m.SetLocalState(nil)
 	m.SetSeeds(nil)
 	key := sha256.Sum256(o.Key)
 	c := memberlist.DefaultLANConfig()
@@ -136,17 +136,17 @@ func (m *Members) Messages() <-chan Message { return m.messages }
 // RemoteStates delivers the full states of others.
 func (m *Members) RemoteStates() <-chan []byte { return m.remoteStates }
 
-// SetState sets what this node sends in a full exchange.
-func (m *Members) SetState(state []byte) { m.state.Store(&state) }
+// SetLocalState sets what this node sends in a full exchange.
+func (m *Members) SetLocalState(state []byte) { m.localState.Store(&state) }
 
 // SetSeeds sets the addresses at which other members may be found. Without a port they use the port
 // of this node.
 func (m *Members) SetSeeds(addresses []string) { m.seeds.Store(&addresses) }
 
-// Rejoin contacts all seeds that are not members at once.
-func (m *Members) Rejoin() { wakeUp(m.rejoinRequests) }
+// RejoinSeeds contacts all seeds that are not members at once.
+func (m *Members) RejoinSeeds() { signalChannel(m.rejoinRequests) }
 
-func wakeUp(c chan struct{}) {
+func signalChannel(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:
@@ -163,16 +163,16 @@ func (m *Members) SetMACs(macs []facts.MAC) {
 		b = append(b, mac[:]...)
 	}
 	if old := m.metadata.Swap(&b); old != nil && !slices.Equal(*old, b) {
-		wakeUp(m.metadataChanges)
+		signalChannel(m.metadataChanges)
 	}
 }
 
 // SendMessage sends a message to one member. It may be lost.
 func (m *Members) SendMessage(to string, payload []byte) {
 	select {
-	case m.outgoing <- outgoingMessage{to, payload}:
+	case m.outgoingMessages <- outgoingMessage{to, payload}:
 	default:
-		m.droppedCount.Add(1)
+		m.droppedMessageCount.Add(1)
 	}
 }
 
@@ -186,7 +186,7 @@ func (m *Members) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
-		case msg := <-m.outgoing:
+		case msg := <-m.outgoingMessages:
 			m.transmitMessage(msg)
 		}
 	}
@@ -230,11 +230,11 @@ func (m *Members) transmitMessage(msg outgoingMessage) {
 }
 
 const (
-	// aloneJoinInterval is the time between two attempts to join the seeds while no other member is
-	// known. joinInterval is the time otherwise; these attempts find members again after a
+	// noMemberJoinInterval is the time between two attempts to join the seeds while no other member
+	// is known. joinInterval is the time otherwise; these attempts find members again after a
 	// partition.
-	aloneJoinInterval = 500 * time.Millisecond
-	joinInterval      = 5 * time.Second
+	noMemberJoinInterval = 500 * time.Millisecond
+	joinInterval         = 5 * time.Second
 )
 
 // joinSeeds joins seeds that are not members, again and again.
@@ -242,7 +242,7 @@ func (m *Members) joinSeeds(ctx context.Context) {
 	for {
 		if missing := m.missingSeeds(); len(missing) > 0 {
 			if n, err := m.memberlist.Join(missing); n > 0 {
-				m.synced.Store(true)
+				m.stateExchanged.Store(true)
 				m.changeMembers(func() {})
 			} else if err != nil {
 				m.options.Log.Debug("joining seeds", "seeds", missing, "error", err)
@@ -251,7 +251,7 @@ func (m *Members) joinSeeds(ctx context.Context) {
 		wait := joinInterval
 		m.mu.Lock()
 		if len(m.nodesByName) < 2 {
-			wait = aloneJoinInterval
+			wait = noMemberJoinInterval
 		}
 		m.mu.Unlock()
 		select {
@@ -298,7 +298,7 @@ func (m *Members) handleGreeting(address string) {
 		return
 	}
 	select {
-	case m.strangers <- address:
+	case m.strangerAddresses <- address:
 	default:
 	}
 }
@@ -310,9 +310,9 @@ func (m *Members) joinStrangers(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case s := <-m.strangers:
+		case s := <-m.strangerAddresses:
 			if n, err := m.memberlist.Join([]string{s}); n > 0 {
-				m.synced.Store(true)
+				m.stateExchanged.Store(true)
 				m.changeMembers(func() {})
 			} else if err != nil {
 				m.options.Log.Debug("joining a stranger", "stranger", s, "error", err)
@@ -346,10 +346,10 @@ func (m *Members) changeMembers(edit func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	edit()
-	set := facts.MemberSet{Synced: m.synced.Load()}
+	set := facts.MemberSet{Synced: m.stateExchanged.Load()}
 	for _, name := range slices.Sorted(maps.Keys(m.nodesByName)) {
 		n := m.nodesByName[name]
-		set.Members = append(set.Members, memberOfNode(&n))
+		set.Members = append(set.Members, memberFromNode(&n))
 	}
 	for {
 		select {
@@ -364,7 +364,7 @@ func (m *Members) changeMembers(edit func()) {
 	}
 }
 
-func memberOfNode(n *memberlist.Node) facts.Member {
+func memberFromNode(n *memberlist.Node) facts.Member {
 	a, _ := netip.AddrFromSlice(n.Addr)
 	out := facts.Member{Name: n.Name, Address: a.Unmap()}
 	if len(n.Meta) < 8 {

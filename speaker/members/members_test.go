@@ -10,8 +10,8 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-// testTimeout bounds each wait of these tests.
-const testTimeout = 20 * time.Second
+// testAwaitTimeout bounds each wait of these tests.
+const testAwaitTimeout = 20 * time.Second
 
 // startMember starts a member on loopback that knows the addresses of others.
 func startMember(t *testing.T, name string, key string, seeds ...string) (*Members, context.CancelFunc) {
@@ -23,7 +23,7 @@ func startMember(t *testing.T, name string, key string, seeds ...string) (*Membe
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.SetState([]byte("state of " + name))
+	m.SetLocalState([]byte("state of " + name))
 	m.SetMACs([]facts.MAC{{2, 0, 0, 0, 0, name[0]}})
 	m.SetSeeds(seeds)
 	ctx, stop := context.WithCancel(t.Context())
@@ -41,7 +41,7 @@ func startMember(t *testing.T, name string, key string, seeds ...string) (*Membe
 // awaitMembers reads sets until one satisfies the check.
 func awaitMembers(t *testing.T, m *Members, what string, check func(facts.MemberSet) bool) {
 	t.Helper()
-	deadline := time.After(testTimeout)
+	deadline := time.After(testAwaitTimeout)
 	for {
 		select {
 		case set := <-m.MemberSets():
@@ -81,7 +81,7 @@ func TestSpeakersFindEachOtherAndTalk(t *testing.T) {
 		if string(state) != "state of a" && string(state) != "state of c" {
 			t.Errorf("b got the state %q", state)
 		}
-	case <-time.After(testTimeout):
+	case <-time.After(testAwaitTimeout):
 		t.Error("b got no state when it joined")
 	}
 
@@ -91,7 +91,7 @@ func TestSpeakersFindEachOtherAndTalk(t *testing.T) {
 		if msg.From != "b" || string(msg.Payload) != "hello" {
 			t.Errorf("c got %q from %q, want hello from b", msg.Payload, msg.From)
 		}
-	case <-time.After(testTimeout):
+	case <-time.After(testAwaitTimeout):
 		t.Error("the message did not arrive")
 	}
 
@@ -102,7 +102,7 @@ func TestSpeakersFindEachOtherAndTalk(t *testing.T) {
 func TestASpeakerWithAnotherKeyIsNoMember(t *testing.T) {
 	a, _ := startMember(t, "a", "the right key of 16 bytes or more")
 	b, _ := startMember(t, "b", "another key of 16 bytes or more", a.Address().String())
-	b.Rejoin()
+	b.RejoinSeeds()
 	c, _ := startMember(t, "c", "the right key of 16 bytes or more", a.Address().String())
 	awaitMembers(t, c, "a and c to be together", func(set facts.MemberSet) bool { return set.HasMember("a") && set.HasMember("c") })
 	awaitMembers(t, a, "a to know c and not b", func(set facts.MemberSet) bool { return set.HasMember("c") && !set.HasMember("b") })

@@ -15,54 +15,54 @@ import (
 
 // layer2Decision is the result of the rules for a Service that at least one node may hold.
 type layer2Decision struct {
-	verdict    *Verdict
-	candidates *intent.Candidates
-	links      map[netip.Addr][]int
-	rebalance  bool
-	// grace means that this node should not announce the Service, but can serve it for a while.
-	grace bool
+	verdict              *Layer2Verdict
+	candidates           *intent.Candidates
+	linkIndexesByAddress map[netip.Addr][]int
+	mayRebalance         bool
+	// inGrace means that this node should not announce the Service, but can serve it for a while.
+	inGrace bool
 }
 
 // decideLayer2 applies the rules in order. If a rule about the whole Service fails, the Service has
 // no candidates, and the decision is nil. The rules about nodes are applied to each node. The
 // reason is that of this node.
-func (p *Planner) decideLayer2(k view.ObjectKey, r *serviceRecord) (*Verdict, *layer2Decision) {
+func (p *Planner) decideLayer2(k view.ObjectKey, r *serviceRecord) (*Layer2Verdict, *layer2Decision) {
 	s := r.service
-	v := &Verdict{Service: k, Addresses: s.assigned}
+	v := &Layer2Verdict{Service: k, Addresses: s.assignedAddresses}
 	ads, adsByAddress, reason := coveringL2Ads(&p.inputs, r)
 	v.Reason = reason
 	// an address without an advertisement for its own pool is not announced
 	if adsByAddress != nil {
-		v.Addresses = slices.DeleteFunc(slices.Clone(s.assigned), func(a netip.Addr) bool { return len(adsByAddress[a]) == 0 })
+		v.Addresses = slices.DeleteFunc(slices.Clone(s.assignedAddresses), func(a netip.Addr) bool { return len(adsByAddress[a]) == 0 })
 	}
 	if len(ads) == 0 || reason != names.ReasonNotHolder {
 		return v, nil
 	}
 	d := &layer2Decision{}
 	f := p.admittedNodesFor(ads)
-	v.Reason = f.reason
+	v.Reason = f.reasonForSelf
 	var local []string
-	if s.isLocalTraffic {
+	if s.hasLocalTrafficPolicy {
 		e := r.endpoints.toView(k)
-		if local = e.NodesForLocalTraffic(); f.reason == names.ReasonNotHolder && !slices.Contains(local, p.inputs.Self) {
+		if local = e.NodesForLocalTraffic(); f.reasonForSelf == names.ReasonNotHolder && !slices.Contains(local, p.inputs.Self) {
 			v.Reason = names.ReasonNoLocalEndpoints
-			d.grace = e.CanServeOn(p.inputs.Self)
+			d.inGrace = e.CanServeOn(p.inputs.Self)
 		}
 	}
 	if v.Reason == names.ReasonNotHolder {
-		d.links, v.Reason = p.linksByAddress(ads, adsByAddress, v.Addresses)
+		d.linkIndexesByAddress, v.Reason = p.answeringLinksByAddress(ads, adsByAddress, v.Addresses)
 	}
-	d.rebalance = slices.ContainsFunc(ads, func(ad *snapshot.L2Advertisement) bool { return ad.Rebalance })
-	v.Eligible = v.Reason == names.ReasonNotHolder
-	if s.isLocalTraffic {
-		d.candidates = f.candidatesAmong(local, p.inputs.Self, v.Eligible)
+	d.mayRebalance = slices.ContainsFunc(ads, func(ad *snapshot.L2Advertisement) bool { return ad.Rebalance })
+	v.IsEligible = v.Reason == names.ReasonNotHolder
+	if s.hasLocalTrafficPolicy {
+		d.candidates = f.candidatesAmong(local, p.inputs.Self, v.IsEligible)
 	} else {
-		d.candidates = f.allCandidates(p.inputs.Self, v.Eligible)
+		d.candidates = f.allCandidates(p.inputs.Self, v.IsEligible)
 	}
 	if d.candidates == nil {
 		return v, nil
 	}
-	v.Candidates = len(d.candidates.Nodes)
+	v.CandidateCount = len(d.candidates.Nodes)
 	return v, d
 }
 
@@ -71,17 +71,17 @@ func (p *Planner) decideLayer2(k view.ObjectKey, r *serviceRecord) (*Verdict, *l
 // ReasonNotHolder if no rule about the whole Service fails.
 func coveringL2Ads(in *Inputs, r *serviceRecord) (ads []*snapshot.L2Advertisement, adsByAddress map[netip.Addr][]*snapshot.L2Advertisement, reason names.Reason) {
 	s := r.service
-	if len(s.assigned) == 0 {
+	if len(s.assignedAddresses) == 0 {
 		return nil, nil, names.ReasonNoAddress
 	}
-	pools := in.Snapshot.PoolsOfAddresses(s.recordedPool, s.assigned...)
+	pools := in.Snapshot.PoolsOfAddresses(s.recordedPool, s.assignedAddresses...)
 	if pools == nil {
 		return nil, nil, names.ReasonAddressOutsidePools
 	}
 	ads = selectL2Ads(in.Snapshot, pools, s)
 	if len(slices.Compact(slices.Clone(pools))) > 1 {
 		adsByAddress = map[netip.Addr][]*snapshot.L2Advertisement{}
-		for i, a := range s.assigned {
+		for i, a := range s.assignedAddresses {
 			adsByAddress[a] = selectL2Ads(in.Snapshot, pools[i:i+1], s)
 		}
 	}
@@ -90,7 +90,7 @@ func coveringL2Ads(in *Inputs, r *serviceRecord) (ads []*snapshot.L2Advertisemen
 		return nil, nil, names.ReasonNoAdvertisement
 	case s.hasSharingKey && slices.ContainsFunc(ads, func(ad *snapshot.L2Advertisement) bool { return len(ad.ServiceSelectors) > 0 }):
 		return ads, adsByAddress, names.ReasonSharedWithServiceSelector
-	case !r.endpoints.isServing:
+	case !r.endpoints.anyCanServe:
 		return ads, adsByAddress, names.ReasonNoEndpoints
 	}
 	return ads, adsByAddress, names.ReasonNotHolder
@@ -99,8 +99,8 @@ func coveringL2Ads(in *Inputs, r *serviceRecord) (ads []*snapshot.L2Advertisemen
 // admittedNodes has the nodes that a list of advertisements admits. It is the same for all Services
 // with these advertisements.
 type admittedNodes struct {
-	scoreByNode map[string]int
-	reason      names.Reason // of this node: ReasonNotHolder if it is admitted
+	scoreByNode   map[string]int
+	reasonForSelf names.Reason // of this node: ReasonNotHolder if it is admitted
 	// The candidates including and excluding this node; nil until they are needed.
 	withSelf, withoutSelf *intent.Candidates
 }
@@ -115,14 +115,14 @@ func (p *Planner) admittedNodesFor(ads []*snapshot.L2Advertisement) *admittedNod
 	if f != nil {
 		return f
 	}
-	f = &admittedNodes{scoreByNode: map[string]int{}, reason: names.ReasonNoAdvertisement}
+	f = &admittedNodes{scoreByNode: map[string]int{}, reasonForSelf: names.ReasonNoAdvertisement}
 	for name, n := range p.inputs.Nodes {
-		reason := nodeReason(ads, &n)
+		reason := nodeExclusionReason(ads, &n)
 		if reason == names.ReasonNotHolder {
 			f.scoreByNode[name] = preferenceScore(ads, &n)
 		}
 		if name == p.inputs.Self {
-			f.reason = reason
+			f.reasonForSelf = reason
 		}
 	}
 	p.admittedNodesByAds[key] = f
@@ -132,7 +132,7 @@ func (p *Planner) admittedNodesFor(ads []*snapshot.L2Advertisement) *admittedNod
 // allCandidates returns all admitted nodes. It leaves out this node if the node is
 // admitted but not able to answer.
 func (f *admittedNodes) allCandidates(self string, canAnswer bool) *intent.Candidates {
-	if canAnswer || f.reason != names.ReasonNotHolder {
+	if canAnswer || f.reasonForSelf != names.ReasonNotHolder {
 		if f.withSelf == nil {
 			f.withSelf = intent.NewCandidates(f.scoreByNode)
 		}
@@ -157,24 +157,27 @@ func (f *admittedNodes) candidatesAmong(nodes []string, self string, canAnswer b
 	return intent.NewCandidates(scores)
 }
 
-// nodeReason returns why the advertisements do not admit the node, or ReasonNotHolder if they do.
-func nodeReason(ads []*snapshot.L2Advertisement, n *view.Node) names.Reason {
+// nodeExclusionReason returns why the advertisements do not admit the node, or ReasonNotHolder if
+// they do.
+func nodeExclusionReason(ads []*snapshot.L2Advertisement, n *view.Node) names.Reason {
 	switch {
 	case n.NetworkUnavailable:
 		return names.ReasonNodeNetworkUnavailable
-	case n.Excluded:
+	case n.IsExcluded:
 		return names.ReasonNodeExcluded
-	case n.Leaving:
+	case n.IsLeaving:
 		return names.ReasonNodeLeaving
-	case !slices.ContainsFunc(ads, func(ad *snapshot.L2Advertisement) bool { return matchesAny(ad.NodeSelectors, labels.Set(n.Labels)) }):
+	case !slices.ContainsFunc(ads, func(ad *snapshot.L2Advertisement) bool {
+		return matchesAnySelector(ad.NodeSelectors, labels.Set(n.Labels))
+	}):
 		return names.ReasonNoAdvertisement
 	}
 	return names.ReasonNotHolder
 }
 
-// linksByAddress returns this node's links for each address. It does not judge the
+// answeringLinksByAddress returns this node's links for each address. It does not judge the
 // links of other nodes.
-func (p *Planner) linksByAddress(ads []*snapshot.L2Advertisement, adsByAddress map[netip.Addr][]*snapshot.L2Advertisement, addresses []netip.Addr) (map[netip.Addr][]int, names.Reason) {
+func (p *Planner) answeringLinksByAddress(ads []*snapshot.L2Advertisement, adsByAddress map[netip.Addr][]*snapshot.L2Advertisement, addresses []netip.Addr) (map[netip.Addr][]int, names.Reason) {
 	out := make(map[netip.Addr][]int, len(addresses))
 	for _, a := range addresses {
 		if adsByAddress != nil {
@@ -196,7 +199,7 @@ func (p *Planner) linksByAddress(ads []*snapshot.L2Advertisement, adsByAddress m
 func selectL2Ads(s *snapshot.Snapshot, pools []*snapshot.Pool, svc *serviceFacts) []*snapshot.L2Advertisement {
 	var out []*snapshot.L2Advertisement
 	for _, ad := range s.L2Advertisements {
-		if namesAnyPool(ad.Pools, pools) && matchesAny(ad.ServiceSelectors, svc.labels) {
+		if namesAnyPool(ad.Pools, pools) && matchesAnySelector(ad.ServiceSelectors, svc.labels) {
 			out = append(out, ad)
 		}
 	}
@@ -208,8 +211,8 @@ func namesAnyPool(named []string, pools []*snapshot.Pool) bool {
 	return slices.ContainsFunc(pools, func(p *snapshot.Pool) bool { return slices.Contains(named, p.Name) })
 }
 
-// matchesAny says whether at least one selector matches. An empty list matches everything.
-func matchesAny(selectors []labels.Selector, set labels.Labels) bool {
+// matchesAnySelector says whether at least one selector matches. An empty list matches everything.
+func matchesAnySelector(selectors []labels.Selector, set labels.Labels) bool {
 	return len(selectors) == 0 ||
 		slices.ContainsFunc(selectors, func(s labels.Selector) bool { return s.Matches(set) })
 }
@@ -219,11 +222,11 @@ func matchesAny(selectors []labels.Selector, set labels.Labels) bool {
 func preferenceScore(ads []*snapshot.L2Advertisement, n *view.Node) int {
 	sum := 0
 	for _, ad := range ads {
-		if !matchesAny(ad.NodeSelectors, labels.Set(n.Labels)) {
+		if !matchesAnySelector(ad.NodeSelectors, labels.Set(n.Labels)) {
 			continue
 		}
 		for _, p := range ad.Preferences {
-			if p.Selector.Matches(labels.Set(n.Labels)) {
+			if p.NodeSelector.Matches(labels.Set(n.Labels)) {
 				sum += p.Weight
 			}
 		}
@@ -239,11 +242,11 @@ func answeringLinks(in *Inputs, ads []*snapshot.L2Advertisement, a netip.Addr) [
 	self := in.Nodes[in.Self]
 	var out []int
 	for _, ad := range ads {
-		if !matchesAny(ad.NodeSelectors, labels.Set(self.Labels)) {
+		if !matchesAnySelector(ad.NodeSelectors, labels.Set(self.Labels)) {
 			continue
 		}
 		if len(ad.Interfaces) == 0 {
-			out = append(out, linksCovering(in, a)...)
+			out = append(out, linksCoveringAddress(in, a)...)
 			continue
 		}
 		for _, l := range in.Links {
@@ -256,8 +259,8 @@ func answeringLinks(in *Inputs, ads []*snapshot.L2Advertisement, a netip.Addr) [
 	return slices.Compact(out)
 }
 
-// linksCovering returns the links whose subnet covers a, or else all links that can carry a.
-func linksCovering(in *Inputs, a netip.Addr) []int {
+// linksCoveringAddress returns the links whose subnet covers a, or else all links that can carry a.
+func linksCoveringAddress(in *Inputs, a netip.Addr) []int {
 	var on, all []int
 	for _, l := range in.Links {
 		if !l.CanCarry(a) {

@@ -12,13 +12,13 @@ type SortedList[T any] struct {
 	length int
 }
 
-// partSize is the number of elements of a new part. A part is split when it has twice as many. Two
-// neighbours are joined when together they have at most half as many.
-const partSize = 128
+// sortedListPartSize is the number of elements of a new part. A part is split when it has twice as
+// many. Two neighbours are joined when together they have at most half as many.
+const sortedListPartSize = 128
 
 // NewSortedList returns a SortedList of sorted elements.
 func NewSortedList[T any](sorted ...T) SortedList[T] {
-	return SortedList[T]{parts: slices.Collect(slices.Chunk(sorted, partSize)), length: len(sorted)}
+	return SortedList[T]{parts: slices.Collect(slices.Chunk(sorted, sortedListPartSize)), length: len(sorted)}
 }
 
 // Len returns the number of elements.
@@ -63,7 +63,7 @@ func (l SortedList[T]) withEdits(changed, gone []T, compare func(x, y T) int) So
 	if len(changed)+len(gone) == 0 {
 		return l
 	}
-	out := SortedList[T]{parts: make([][]T, 0, len(l.parts)+len(changed)/partSize+1)}
+	out := SortedList[T]{parts: make([][]T, 0, len(l.parts)+len(changed)/sortedListPartSize+1)}
 	if len(l.parts) == 0 {
 		out.appendPart(changed)
 		return out
@@ -76,7 +76,7 @@ func (l SortedList[T]) withEdits(changed, gone []T, compare func(x, y T) int) So
 			without, _ = slices.BinarySearchFunc(gone, next, compare)
 		}
 		if of+without > 0 {
-			part = mergeEdits(part, changed[:of], gone[:without], compare)
+			part = mergeSortedEdits(part, changed[:of], gone[:without], compare)
 			changed, gone = changed[of:], gone[without:]
 		}
 		out.appendPart(part)
@@ -91,9 +91,9 @@ func (l *SortedList[T]) appendPart(part []T) {
 	last := len(l.parts) - 1
 	switch {
 	case len(part) == 0:
-	case len(part) >= 2*partSize:
-		l.parts = slices.AppendSeq(l.parts, slices.Chunk(part, partSize))
-	case last >= 0 && len(l.parts[last])+len(part) <= partSize/2:
+	case len(part) >= 2*sortedListPartSize:
+		l.parts = slices.AppendSeq(l.parts, slices.Chunk(part, sortedListPartSize))
+	case last >= 0 && len(l.parts[last])+len(part) <= sortedListPartSize/2:
 		l.parts[last] = slices.Concat(l.parts[last], part)
 	default:
 		l.parts = append(l.parts, part)

@@ -37,7 +37,7 @@ func TestSortedList(t *testing.T) {
 				want = append(want, e)
 			}
 			slices.Sort(want)
-			list = list.withEdits(sortedElements(add), sortedElements(drop), cmp.Compare[int])
+			list = list.withEdits(sortedKeys(add), sortedKeys(drop), cmp.Compare[int])
 			if got := list.Slice(); !slices.Equal(got, want) || list.Len() != len(want) {
 				t.Fatalf("with seed %d, step %d leads to %v (%d), want %v", seed, step, got, list.Len(), want)
 			}
@@ -51,14 +51,14 @@ func TestSortedList(t *testing.T) {
 					t.Fatalf("with seed %d, step %d finds %d for %d: %v", seed, step, got, e, found)
 				}
 			}
-			if n := len(list.parts); n > 4+4*len(want)/partSize {
+			if n := len(list.parts); n > 4+4*len(want)/sortedListPartSize {
 				t.Fatalf("with seed %d, after step %d %d elements are in %d parts", seed, step, len(want), n)
 			}
 		}
 	}
 }
 
-func sortedElements(set map[int]bool) []int {
+func sortedKeys(set map[int]bool) []int {
 	var out []int
 	for e := range set {
 		out = append(out, e)

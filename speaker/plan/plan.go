@@ -1,6 +1,6 @@
 // Package plan decides what this node should announce. A Planner turns the
 // configuration, the Services, their endpoints, the nodes and the links into Bids for
-// the election, Routes for the routers and a Verdict on each Service. It is pure and
+// the election, Routes for the routers and a Layer2Verdict on each Service. It is pure and
 // deterministic: the same inputs in any order give the same Plan. A change of a Service
 // or its endpoints costs one decision. A change of the configuration, a node or a link
 // decides all Services again. Package elect decides which node holds an address.
@@ -21,9 +21,9 @@ import (
 type Inputs struct {
 	// Self is the name of this node.
 	Self string
-	// Class is the load balancer class to serve. If it is empty, Services without a
+	// LoadBalancerClass is the load balancer class to serve. If it is empty, Services without a
 	// class are served.
-	Class string
+	LoadBalancerClass string
 	// Snapshot is the configuration; nil counts as empty.
 	Snapshot *snapshot.Snapshot
 	Services map[view.ObjectKey]view.Service
@@ -42,46 +42,46 @@ type Inputs struct {
 type Plan struct {
 	// Bids has one entry for each layer 2 address that some node may hold, sorted by address.
 	Bids SortedList[intent.Bid]
-	// Verdicts has one entry for each Service of our class, sorted by Service.
-	Verdicts SortedList[*Verdict]
+	// Layer2Verdicts has one entry for each Service of our class, sorted by Service.
+	Layer2Verdicts SortedList[*Layer2Verdict]
 	// Peers are this node's BGP peers, sorted by name. Routes are what it announces to
 	// them, sorted by prefix.
 	Peers  []intent.Peer
 	Routes []*intent.Route
-	// BGP has one entry for each Service of our class, sorted by Service.
-	BGP SortedList[*BGPVerdict]
-	// Leaving means that the node is excluded or drained and has to stop serving.
+	// BGPVerdicts has one entry for each Service of our class, sorted by Service.
+	BGPVerdicts SortedList[*BGPVerdict]
+	// NodeLeaving means that the node is excluded or drained and has to stop serving.
 	// Routes still has its routes.
-	Leaving bool
+	NodeLeaving bool
 }
 
-// Verdict says whether this node may announce a Service by layer 2, and why not.
-type Verdict struct {
+// Layer2Verdict says whether this node may announce a Service by layer 2, and why not.
+type Layer2Verdict struct {
 	Service   view.ObjectKey
 	Addresses []netip.Addr
-	// Eligible means that this node takes part in the election. Reason is then ReasonNotHolder; for
-	// the holder, ReasonAnnounced replaces it.
-	Eligible bool
-	// Candidates is how many nodes may hold the addresses.
-	Candidates int
-	Reason     names.Reason
+	// IsEligible means that this node takes part in the election. Reason is then ReasonNotHolder;
+	// for the holder, ReasonAnnounced replaces it.
+	IsEligible bool
+	// CandidateCount is how many nodes may hold the addresses.
+	CandidateCount int
+	Reason         names.Reason
 }
 
-func (v *Verdict) equal(o *Verdict) bool {
-	return v.Eligible == o.Eligible && v.Candidates == o.Candidates && v.Reason == o.Reason && slices.Equal(v.Addresses, o.Addresses)
+func (v *Layer2Verdict) equal(o *Layer2Verdict) bool {
+	return v.IsEligible == o.IsEligible && v.CandidateCount == o.CandidateCount && v.Reason == o.Reason && slices.Equal(v.Addresses, o.Addresses)
 }
 
 // Delta is what changed between two Plans.
 type Delta struct {
-	Changed []intent.Bid
-	// Gone are the addresses that have no bid any more, sorted.
-	Gone []netip.Addr
+	ChangedBids []intent.Bid
+	// GoneAddresses are the addresses that have no bid any more, sorted.
+	GoneAddresses []netip.Addr
 }
 
-// mergeEdits returns a new sorted list with the changed elements inserted or replaced, and the gone
-// ones deleted. All three lists are sorted. It copies the elements between edits in blocks, so that
-// one change in a long list costs little.
-func mergeEdits[T any](old, changed, gone []T, compare func(x, y T) int) []T {
+// mergeSortedEdits returns a new sorted list with the changed elements inserted or replaced, and
+// the gone ones deleted. All three lists are sorted. It copies the elements between edits in
+// blocks, so that one change in a long list costs little.
+func mergeSortedEdits[T any](old, changed, gone []T, compare func(x, y T) int) []T {
 	out := make([]T, 0, len(old)+len(changed))
 	for len(changed)+len(gone) > 0 {
 		var e T

@@ -16,8 +16,8 @@ import (
 )
 
 var (
-	address = netip.MustParseAddr("192.0.2.1")
-	web     = view.ObjectKey{Namespace: "default", Name: "web"}
+	serviceAddress = netip.MustParseAddr("192.0.2.1")
+	webService     = view.ObjectKey{Namespace: "default", Name: "web"}
 )
 
 // buildPlan returns the Plan of complete inputs.
@@ -30,12 +30,12 @@ func buildPlan(in Inputs) Plan {
 // exampleInputs is a cluster of three nodes, seen from node a, with one Service that
 // every node may announce.
 func exampleInputs() Inputs {
-	pool := &snapshot.Pool{Name: "p", Ranges: []snapshot.Range{{First: address, Last: address.Next()}}}
+	pool := &snapshot.Pool{Name: "p", Ranges: []snapshot.Range{{First: serviceAddress, Last: serviceAddress.Next()}}}
 	in := Inputs{
 		Self:      "a",
 		Snapshot:  &snapshot.Snapshot{Pools: []*snapshot.Pool{pool}, L2Advertisements: []*snapshot.L2Advertisement{{Name: "ad", Pools: []string{"p"}}}},
-		Services:  map[view.ObjectKey]view.Service{web: {Key: web, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{address}}},
-		Endpoints: map[view.ObjectKey]view.Endpoints{web: {Service: web, AnyServing: true, ServingNodes: []string{"b"}}},
+		Services:  map[view.ObjectKey]view.Service{webService: {Key: webService, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{serviceAddress}}},
+		Endpoints: map[view.ObjectKey]view.Endpoints{webService: {Service: webService, AnyServing: true, ServingNodes: []string{"b"}}},
 		Nodes:     map[string]view.Node{},
 		Links: facts.LinkSet{
 			{Index: 2, Name: "eth0", Prefixes: []netip.Prefix{netip.MustParsePrefix("192.0.2.10/24")}},
@@ -50,9 +50,9 @@ func exampleInputs() Inputs {
 
 func editService(f func(*view.Service)) func(*Inputs) {
 	return func(in *Inputs) {
-		s := in.Services[web]
+		s := in.Services[webService]
 		f(&s)
-		in.Services[web] = s
+		in.Services[webService] = s
 	}
 }
 
@@ -64,11 +64,11 @@ func editNode(name string, f func(*view.Node)) func(*Inputs) {
 	}
 }
 
-func editAd(f func(*snapshot.L2Advertisement)) func(*Inputs) {
+func editL2Advertisement(f func(*snapshot.L2Advertisement)) func(*Inputs) {
 	return func(in *Inputs) { f(in.Snapshot.L2Advertisements[0]) }
 }
 
-func selectName(name string) []labels.Selector {
+func selectNodeByName(name string) []labels.Selector {
 	return []labels.Selector{labels.SelectorFromSet(labels.Set{"name": name})}
 }
 
@@ -80,24 +80,24 @@ func TestBidAndReason(t *testing.T) {
 		reason     names.Reason
 	}{
 		"every node may hold the address":               {edit: func(*Inputs) {}, candidates: []string{"a", "b", "c"}, links: []int{2}, reason: names.ReasonNotHolder},
-		"a Service of another class has no bid":         {edit: editService(func(s *view.Service) { s.Class = "other" })},
+		"a Service of another class has no bid":         {edit: editService(func(s *view.Service) { s.LoadBalancerClass = "other" })},
 		"without an address":                            {edit: editService(func(s *view.Service) { s.AssignedAddresses = nil }), reason: names.ReasonNoAddress},
 		"an address of no pool":                         {edit: editService(func(s *view.Service) { s.AssignedAddresses = []netip.Addr{netip.MustParseAddr("203.0.113.1")} }), reason: names.ReasonAddressOutsidePools},
 		"no advertisement":                              {edit: func(in *Inputs) { in.Snapshot.L2Advertisements = nil }, reason: names.ReasonNoAdvertisement},
-		"an advertisement for other Services":           {edit: editAd(func(ad *snapshot.L2Advertisement) { ad.ServiceSelectors = selectName("other") }), reason: names.ReasonNoAdvertisement},
+		"an advertisement for other Services":           {edit: editL2Advertisement(func(ad *snapshot.L2Advertisement) { ad.ServiceSelectors = selectNodeByName("other") }), reason: names.ReasonNoAdvertisement},
 		"no endpoints":                                  {edit: func(in *Inputs) { in.Endpoints = nil }, reason: names.ReasonNoEndpoints},
-		"policy Local allows only nodes with endpoints": {edit: editService(func(s *view.Service) { s.LocalTrafficPolicy = true }), candidates: []string{"b"}, reason: names.ReasonNoLocalEndpoints},
-		"a node selector allows only its nodes":         {edit: editAd(func(ad *snapshot.L2Advertisement) { ad.NodeSelectors = selectName("c") }), candidates: []string{"c"}, reason: names.ReasonNoAdvertisement},
-		"an excluded node":                              {edit: editNode("a", func(n *view.Node) { n.Excluded = true }), candidates: []string{"b", "c"}, reason: names.ReasonNodeExcluded},
-		"a leaving node":                                {edit: editNode("b", func(n *view.Node) { n.Leaving = true }), candidates: []string{"a", "c"}, links: []int{2}, reason: names.ReasonNotHolder},
+		"policy Local allows only nodes with endpoints": {edit: editService(func(s *view.Service) { s.HasLocalTrafficPolicy = true }), candidates: []string{"b"}, reason: names.ReasonNoLocalEndpoints},
+		"a node selector allows only its nodes":         {edit: editL2Advertisement(func(ad *snapshot.L2Advertisement) { ad.NodeSelectors = selectNodeByName("c") }), candidates: []string{"c"}, reason: names.ReasonNoAdvertisement},
+		"an excluded node":                              {edit: editNode("a", func(n *view.Node) { n.IsExcluded = true }), candidates: []string{"b", "c"}, reason: names.ReasonNodeExcluded},
+		"a leaving node":                                {edit: editNode("b", func(n *view.Node) { n.IsLeaving = true }), candidates: []string{"a", "c"}, links: []int{2}, reason: names.ReasonNotHolder},
 		"a node without network":                        {edit: editNode("a", func(n *view.Node) { n.NetworkUnavailable = true }), candidates: []string{"b", "c"}, reason: names.ReasonNodeNetworkUnavailable},
-		"named links":                                   {edit: editAd(func(ad *snapshot.L2Advertisement) { ad.Interfaces = []string{"eth1"} }), candidates: []string{"a", "b", "c"}, links: []int{3}, reason: names.ReasonNotHolder},
-		"named links that this node does not have":      {edit: editAd(func(ad *snapshot.L2Advertisement) { ad.Interfaces = []string{"eth9"} }), candidates: []string{"b", "c"}, reason: names.ReasonNoLinks},
+		"named links":                                   {edit: editL2Advertisement(func(ad *snapshot.L2Advertisement) { ad.Interfaces = []string{"eth1"} }), candidates: []string{"a", "b", "c"}, links: []int{3}, reason: names.ReasonNotHolder},
+		"named links that this node does not have":      {edit: editL2Advertisement(func(ad *snapshot.L2Advertisement) { ad.Interfaces = []string{"eth9"} }), candidates: []string{"b", "c"}, reason: names.ReasonNoLinks},
 		"no link's subnet covers the address":           {edit: func(in *Inputs) { in.Links[0].Prefixes = nil }, candidates: []string{"a", "b", "c"}, links: []int{2, 3}, reason: names.ReasonNotHolder},
 		"raw sockets are not permitted":                 {edit: func(in *Inputs) { in.Links, in.RawSocketsDenied = nil, true }, candidates: []string{"b", "c"}, reason: names.ReasonRawSocketDenied},
 		"a shared address and a service selector": {edit: func(in *Inputs) {
 			editService(func(s *view.Service) { s.HasSharingAnnotation, s.Labels = true, map[string]string{"name": "x"} })(in)
-			editAd(func(ad *snapshot.L2Advertisement) { ad.ServiceSelectors = selectName("x") })(in)
+			editL2Advertisement(func(ad *snapshot.L2Advertisement) { ad.ServiceSelectors = selectNodeByName("x") })(in)
 		}, reason: names.ReasonSharedWithServiceSelector},
 	}
 	for name, tc := range tests {
@@ -108,14 +108,14 @@ func TestBidAndReason(t *testing.T) {
 			var candidates []string
 			var links []int
 			if p.Bids.Len() > 0 {
-				candidates, links = p.Bids.Slice()[0].Candidates.Nodes, p.Bids.Slice()[0].Links
+				candidates, links = p.Bids.Slice()[0].Candidates.Nodes, p.Bids.Slice()[0].LinkIndexes
 			}
 			if !reflect.DeepEqual(candidates, tc.candidates) || !reflect.DeepEqual(links, tc.links) {
 				t.Errorf("the candidates are %v on links %v, want %v on %v", candidates, links, tc.candidates, tc.links)
 			}
 			var reason names.Reason
-			if p.Verdicts.Len() > 0 {
-				reason = p.Verdicts.Slice()[0].Reason
+			if p.Layer2Verdicts.Len() > 0 {
+				reason = p.Layer2Verdicts.Slice()[0].Reason
 			}
 			if reason != tc.reason {
 				t.Errorf("the reason is %q, want %q", reason, tc.reason)
@@ -126,7 +126,7 @@ func TestBidAndReason(t *testing.T) {
 
 func TestPreferencesAddUp(t *testing.T) {
 	in := exampleInputs()
-	in.Snapshot.L2Advertisements[0].Preferences = []snapshot.Preference{{Weight: 10, Selector: selectName("c")[0]}, {Weight: 5, Selector: selectName("b")[0]}, {Weight: 1, Selector: labels.Everything()}}
+	in.Snapshot.L2Advertisements[0].Preferences = []snapshot.NodePreference{{Weight: 10, NodeSelector: selectNodeByName("c")[0]}, {Weight: 5, NodeSelector: selectNodeByName("b")[0]}, {Weight: 1, NodeSelector: labels.Everything()}}
 	if got, want := buildPlan(in).Bids.Slice()[0].Candidates.Scores, []int{1, 6, 11}; !slices.Equal(got, want) {
 		t.Errorf("the scores of a, b and c are %v, want %v", got, want)
 	}
@@ -138,7 +138,7 @@ func TestCandidatesAreTheSameOnEveryNode(t *testing.T) {
 	for _, self := range []string{"a", "b", "c"} {
 		in := exampleInputs()
 		in.Self, in.Nodes = self, maps.Clone(in.Nodes)
-		if got := buildPlan(in).Bids.Slice()[0].Candidates; got.Key != want.Key || !slices.Equal(got.Nodes, want.Nodes) {
+		if got := buildPlan(in).Bids.Slice()[0].Candidates; got.ContentHash != want.ContentHash || !slices.Equal(got.Nodes, want.Nodes) {
 			t.Errorf("node %s sees the candidates %v, node a %v", self, got, want)
 		}
 	}
@@ -147,7 +147,7 @@ func TestCandidatesAreTheSameOnEveryNode(t *testing.T) {
 func TestOneNodeServesAllServicesOfAnAddress(t *testing.T) {
 	in := exampleInputs()
 	other := view.ObjectKey{Namespace: "default", Name: "other"}
-	in.Services[other] = view.Service{Key: other, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{address}, LocalTrafficPolicy: true}
+	in.Services[other] = view.Service{Key: other, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{serviceAddress}, HasLocalTrafficPolicy: true}
 	in.Endpoints[other] = view.Endpoints{Service: other, AnyServing: true, ServingNodes: []string{"c"}}
 	p := buildPlan(in)
 	if p.Bids.Len() != 1 || !slices.Equal(p.Bids.Slice()[0].Candidates.Nodes, []string{"c"}) {

@@ -23,7 +23,7 @@ type Planner struct {
 	servicesByAddress  map[netip.Addr]serviceList
 	admittedNodesByAds map[string]*admittedNodes // by the names of the advertisements
 	changedServices    map[view.ObjectKey]struct{}
-	replanAll          bool // everything has to be decided again
+	mustReplanAll      bool // everything has to be decided again
 	// servicesByPrefix has the Services that contribute to the route of each prefix.
 	servicesByPrefix map[netip.Prefix]serviceList
 	peerNameLists    nameListCache // of lists of peer names
@@ -33,7 +33,7 @@ type Planner struct {
 func NewPlanner(in Inputs) *Planner {
 	p := &Planner{
 		inputs: in, recordByService: map[view.ObjectKey]*serviceRecord{}, servicesByAddress: map[netip.Addr]serviceList{}, admittedNodesByAds: map[string]*admittedNodes{},
-		changedServices: map[view.ObjectKey]struct{}{}, replanAll: true, servicesByPrefix: map[netip.Prefix]serviceList{},
+		changedServices: map[view.ObjectKey]struct{}{}, mustReplanAll: true, servicesByPrefix: map[netip.Prefix]serviceList{},
 	}
 	p.inputs.Services, p.inputs.Endpoints = nil, nil
 	if p.inputs.Nodes = maps.Clone(in.Nodes); p.inputs.Nodes == nil {
@@ -61,9 +61,9 @@ func (p *Planner) Inputs() Inputs {
 	out.Nodes, out.Services, out.Endpoints = maps.Clone(p.inputs.Nodes), map[view.ObjectKey]view.Service{}, map[view.ObjectKey]view.Endpoints{}
 	for k, r := range p.recordByService {
 		if r.service != nil {
-			out.Services[k] = r.service.toView(k, p.inputs.Class)
+			out.Services[k] = r.service.toView(k, p.inputs.LoadBalancerClass)
 		}
-		if r.endpoints.isServing {
+		if r.endpoints.anyCanServe {
 			out.Endpoints[k] = r.endpoints.toView(k)
 		}
 	}
@@ -72,7 +72,7 @@ func (p *Planner) Inputs() Inputs {
 
 // SetService adds or replaces a Service. A Service of another class or type is removed.
 func (p *Planner) SetService(s view.Service) {
-	if !s.IsLoadBalancer || s.Class != p.inputs.Class {
+	if !s.IsLoadBalancer || s.LoadBalancerClass != p.inputs.LoadBalancerClass {
 		p.RemoveService(s.Key)
 		return
 	}
@@ -121,46 +121,46 @@ func (p *Planner) SetNode(n view.Node) {
 		return
 	}
 	p.inputs.Nodes[n.Name] = n
-	p.replanAll = true
+	p.mustReplanAll = true
 }
 
 // RemoveNode removes a node.
 func (p *Planner) RemoveNode(name string) {
 	delete(p.inputs.Nodes, name)
-	p.replanAll = true
+	p.mustReplanAll = true
 }
 
 // SetSnapshot replaces the configuration.
-func (p *Planner) SetSnapshot(s *snapshot.Snapshot) { p.inputs.Snapshot, p.replanAll = s, true }
+func (p *Planner) SetSnapshot(s *snapshot.Snapshot) { p.inputs.Snapshot, p.mustReplanAll = s, true }
 
 // SetLinks replaces the links on which frames can be sent.
 func (p *Planner) SetLinks(links facts.LinkSet) {
 	if !reflect.DeepEqual(p.inputs.Links, links) {
-		p.inputs.Links, p.replanAll = links, true
+		p.inputs.Links, p.mustReplanAll = links, true
 	}
 }
 
-// SetRawSockets sets whether raw sockets are permitted.
-func (p *Planner) SetRawSockets(d RawSockets) {
+// SetRawSocketPermission sets whether raw sockets are permitted.
+func (p *Planner) SetRawSocketPermission(d RawSocketPermission) {
 	if denied := d == RawSocketsDenied; p.inputs.RawSocketsDenied != denied {
-		p.inputs.RawSocketsDenied, p.replanAll = denied, true
+		p.inputs.RawSocketsDenied, p.mustReplanAll = denied, true
 	}
 }
 
-// RawSockets says whether raw sockets are permitted on this node.
-type RawSockets bool
+// RawSocketPermission says whether raw sockets are permitted on this node.
+type RawSocketPermission bool
 
-// The values of RawSockets.
+// The values of RawSocketPermission.
 const (
-	RawSocketsPermitted RawSockets = false
-	RawSocketsDenied    RawSockets = true
+	RawSocketsPermitted RawSocketPermission = false
+	RawSocketsDenied    RawSocketPermission = true
 )
 
 // Update decides what changed since the last call.
 func (p *Planner) Update() Delta {
-	all := p.replanAll
+	all := p.mustReplanAll
 	if all {
-		p.replanAll = false
+		p.mustReplanAll = false
 		clear(p.admittedNodesByAds)
 		p.peerNameLists = nil
 		for k := range p.recordByService {
@@ -168,14 +168,14 @@ func (p *Planner) Update() Delta {
 		}
 	}
 	touched := map[netip.Addr]struct{}{}
-	var verdicts, gone []*Verdict
+	var verdicts, gone []*Layer2Verdict
 	order := sortedServices(p.changedServices)
 	for _, k := range order {
 		r := p.recordByService[k]
 		if r == nil {
 			continue
 		}
-		p.withdrawFromAddresses(k, r, touched)
+		p.removeFromAddresses(k, r, touched)
 		if r.service == nil {
 			if r.verdict != nil {
 				gone = append(gone, r.verdict)
@@ -200,17 +200,17 @@ func (p *Planner) Update() Delta {
 	}
 	p.updateRoutes(order, all)
 	for _, k := range order {
-		if r := p.recordByService[k]; r != nil && r.service == nil && !r.endpoints.isServing {
+		if r := p.recordByService[k]; r != nil && r.service == nil && !r.endpoints.anyCanServe {
 			delete(p.recordByService, k)
 		}
 	}
 	clear(p.changedServices)
-	p.plan.Verdicts = p.plan.Verdicts.withEdits(verdicts, gone, func(x, y *Verdict) int { return x.Service.Compare(y.Service) })
+	p.plan.Layer2Verdicts = p.plan.Layer2Verdicts.withEdits(verdicts, gone, func(x, y *Layer2Verdict) int { return x.Service.Compare(y.Service) })
 	return p.updateBids(touched)
 }
 
-// withdrawFromAddresses removes a Service from its addresses.
-func (p *Planner) withdrawFromAddresses(k view.ObjectKey, r *serviceRecord, touched map[netip.Addr]struct{}) {
+// removeFromAddresses removes a Service from its addresses.
+func (p *Planner) removeFromAddresses(k view.ObjectKey, r *serviceRecord, touched map[netip.Addr]struct{}) {
 	if r.decision == nil {
 		return
 	}
@@ -233,13 +233,13 @@ func (p *Planner) updateBids(touched map[netip.Addr]struct{}) Delta {
 		b, ok := p.combinedBid(a)
 		switch {
 		case ok && (!had || !b.Equal(old)):
-			d.Changed = append(d.Changed, b)
+			d.ChangedBids = append(d.ChangedBids, b)
 		case !ok && had:
-			d.Gone = append(d.Gone, a)
+			d.GoneAddresses = append(d.GoneAddresses, a)
 			gone = append(gone, intent.Bid{Address: a})
 		}
 	}
-	p.plan.Bids = p.plan.Bids.withEdits(d.Changed, gone, byAddress)
+	p.plan.Bids = p.plan.Bids.withEdits(d.ChangedBids, gone, byAddress)
 	return d
 }
 
@@ -254,9 +254,9 @@ func (p *Planner) combinedBid(a netip.Addr) (intent.Bid, bool) {
 		} else if both := commonCandidates(b.Candidates, d.candidates); both != nil {
 			b.Candidates = both
 		}
-		b.MayRebalance = b.MayRebalance || d.rebalance
-		b.InGrace = b.InGrace && (d.grace || d.verdict.Eligible)
-		b.Links = append(b.Links, d.links[a]...)
+		b.MayRebalance = b.MayRebalance || d.mayRebalance
+		b.InGrace = b.InGrace && (d.inGrace || d.verdict.IsEligible)
+		b.LinkIndexes = append(b.LinkIndexes, d.linkIndexesByAddress[a]...)
 		for _, o := range d.verdict.Addresses {
 			if o != a {
 				b.Siblings = append(b.Siblings, o)
@@ -266,10 +266,10 @@ func (p *Planner) combinedBid(a netip.Addr) (intent.Bid, bool) {
 	if b.Candidates == nil {
 		return b, false
 	}
-	slices.Sort(b.Links)
-	b.Links = slices.Compact(b.Links)
-	if !b.IsEligible(p.inputs.Self) || len(b.Links) == 0 {
-		b.Links = nil
+	slices.Sort(b.LinkIndexes)
+	b.LinkIndexes = slices.Compact(b.LinkIndexes)
+	if !b.IsEligible(p.inputs.Self) || len(b.LinkIndexes) == 0 {
+		b.LinkIndexes = nil
 	} else {
 		b.InGrace = false
 	}

@@ -16,8 +16,8 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// After any changes in any order, the Plan equals the one that buildPlan makes from the present inputs,
-// and the Deltas lead from one Plan to the next.
+// After any changes in any order, the Plan equals the one that buildPlan makes from the present
+// inputs, and the Deltas lead from one Plan to the next.
 func TestIncrementalPlanEqualsRebuiltPlan(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		first := exampleInputs()
@@ -29,11 +29,11 @@ func TestIncrementalPlanEqualsRebuiltPlan(t *testing.T) {
 			key := view.ObjectKey{Namespace: "default", Name: name.Draw(t, "service")}
 			switch rapid.IntRange(0, 7).Draw(t, "change") {
 			case 0:
-				a := address
+				a := serviceAddress
 				if rapid.Bool().Draw(t, "other address") {
-					a = address.Next()
+					a = serviceAddress.Next()
 				}
-				p.SetService(view.Service{Key: key, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{a}, LocalTrafficPolicy: rapid.Bool().Draw(t, "local")})
+				p.SetService(view.Service{Key: key, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{a}, HasLocalTrafficPolicy: rapid.Bool().Draw(t, "local")})
 			case 1:
 				p.RemoveService(key)
 			case 2:
@@ -43,21 +43,21 @@ func TestIncrementalPlanEqualsRebuiltPlan(t *testing.T) {
 				p.SetEndpoints(view.Endpoints{Service: key})
 			case 4:
 				n := node.Draw(t, "node")
-				p.SetNode(view.Node{Name: n, Labels: map[string]string{"name": n}, Excluded: rapid.Bool().Draw(t, "excluded")})
+				p.SetNode(view.Node{Name: n, Labels: map[string]string{"name": n}, IsExcluded: rapid.Bool().Draw(t, "excluded")})
 			case 5:
 				p.RemoveNode(node.Draw(t, "removed"))
 			case 6:
 				p.SetLinks(p.Inputs().Links[:rapid.IntRange(0, len(p.Inputs().Links)).Draw(t, "links")])
 			case 7:
 				s := *first.Snapshot
-				s.L2Advertisements = []*snapshot.L2Advertisement{{Name: "ad", Pools: []string{"p"}, NodeSelectors: selectName(node.Draw(t, "selected"))}}
+				s.L2Advertisements = []*snapshot.L2Advertisement{{Name: "ad", Pools: []string{"p"}, NodeSelectors: selectNodeByName(node.Draw(t, "selected"))}}
 				p.SetSnapshot(&s)
 			}
 			d := p.Update()
-			for _, b := range d.Changed {
+			for _, b := range d.ChangedBids {
 				bids[b.Address] = true
 			}
-			for _, a := range d.Gone {
+			for _, a := range d.GoneAddresses {
 				delete(bids, a)
 			}
 			if want := buildPlan(p.Inputs()); !equalPlans(p.Plan(), want) {
@@ -71,14 +71,14 @@ func TestIncrementalPlanEqualsRebuiltPlan(t *testing.T) {
 }
 
 func equalPlans(x, y Plan) bool {
-	return slices.EqualFunc(x.Bids.Slice(), y.Bids.Slice(), intent.Bid.Equal) && reflect.DeepEqual(x.Verdicts.Slice(), y.Verdicts.Slice())
+	return slices.EqualFunc(x.Bids.Slice(), y.Bids.Slice(), intent.Bid.Equal) && reflect.DeepEqual(x.Layer2Verdicts.Slice(), y.Layer2Verdicts.Slice())
 }
 
 // Once endpoints are ready elsewhere, the node is no candidate, although its
 // terminating endpoints still serve.
 func TestTerminatingEndpointsHaveAGrace(t *testing.T) {
 	in := exampleInputs()
-	editService(func(s *view.Service) { s.LocalTrafficPolicy = true })(&in)
+	editService(func(s *view.Service) { s.HasLocalTrafficPolicy = true })(&in)
 	for _, c := range []struct {
 		nodes, ready []string
 		eligible     bool
@@ -89,14 +89,14 @@ func TestTerminatingEndpointsHaveAGrace(t *testing.T) {
 		{[]string{"a", "b"}, []string{"b"}, false, true},
 		{[]string{"b"}, []string{"b"}, false, false},
 	} {
-		in.Endpoints[web] = view.Endpoints{Service: web, AnyServing: true, ServingNodes: c.nodes, ReadyNodes: c.ready}
+		in.Endpoints[webService] = view.Endpoints{Service: webService, AnyServing: true, ServingNodes: c.nodes, ReadyNodes: c.ready}
 		p := buildPlan(in)
 		b := p.Bids.Slice()[0]
 		if b.IsEligible("a") != c.eligible || b.InGrace != c.grace {
 			t.Errorf("with endpoints on %v, ready ones on %v: eligible %v, grace %v", c.nodes, c.ready, b.IsEligible("a"), b.InGrace)
 		}
-		if want := names.ReasonNoLocalEndpoints; !c.eligible && p.Verdicts.Slice()[0].Reason != want {
-			t.Errorf("the reason is %s, want %s", p.Verdicts.Slice()[0].Reason, want)
+		if want := names.ReasonNoLocalEndpoints; !c.eligible && p.Layer2Verdicts.Slice()[0].Reason != want {
+			t.Errorf("the reason is %s, want %s", p.Layer2Verdicts.Slice()[0].Reason, want)
 		}
 	}
 }
@@ -134,7 +134,7 @@ func BenchmarkChangeOfOneServiceAmong10000(b *testing.B) {
 	for i := 0; b.Loop(); i++ {
 		p.SetEndpoints(view.Endpoints{Service: k, AnyServing: i%2 == 1})
 		begun := time.Now()
-		if d := p.Update(); len(d.Changed)+len(d.Gone) != 1 {
+		if d := p.Update(); len(d.ChangedBids)+len(d.GoneAddresses) != 1 {
 			b.Fatalf("the delta is %v", d)
 		}
 		longest = max(longest, time.Since(begun))
@@ -146,7 +146,7 @@ func BenchmarkChangeOfOneServiceAmong10000(b *testing.B) {
 func BenchmarkReplanOf10000Services(b *testing.B) {
 	p := NewPlanner(largeInputs(10000))
 	for i := 0; b.Loop(); i++ {
-		p.SetNode(view.Node{Name: "node-new", Excluded: i%2 == 0})
+		p.SetNode(view.Node{Name: "node-new", IsExcluded: i%2 == 0})
 		p.Update()
 	}
 }

@@ -20,20 +20,20 @@ func TestAddressesOfTwoPoolsAreAnnouncedByTheirOwnAds(t *testing.T) {
 
 	// The advertisements of both protocols cover only the first pool.
 	p := buildPlan(in)
-	if p.Bids.Len() != 1 || p.Bids.Slice()[0].Address != address || p.Verdicts.Slice()[0].Reason != names.ReasonNotHolder {
-		t.Errorf("the bids are %+v, the verdict %+v; want one bid for %s", p.Bids, p.Verdicts.Slice()[0], address)
+	if p.Bids.Len() != 1 || p.Bids.Slice()[0].Address != serviceAddress || p.Layer2Verdicts.Slice()[0].Reason != names.ReasonNotHolder {
+		t.Errorf("the bids are %+v, the verdict %+v; want one bid for %s", p.Bids, p.Layer2Verdicts.Slice()[0], serviceAddress)
 	}
-	if len(p.Routes) != 1 || p.Routes[0].Prefix.Addr() != address || p.BGP.Slice()[0].Reason != names.ReasonAnnounced {
-		t.Errorf("the routes are %+v, the verdict %+v; want one for %s", p.Routes, p.BGP.Slice()[0], address)
+	if len(p.Routes) != 1 || p.Routes[0].Prefix.Addr() != serviceAddress || p.BGPVerdicts.Slice()[0].Reason != names.ReasonAnnounced {
+		t.Errorf("the routes are %+v, the verdict %+v; want one for %s", p.Routes, p.BGPVerdicts.Slice()[0], serviceAddress)
 	}
 	// Now the second address is announced too, by its own advertisement.
 	in.Snapshot.L2Advertisements = append(in.Snapshot.L2Advertisements, &snapshot.L2Advertisement{Name: "six", Pools: []string{"six"}, Interfaces: []string{"eth1"}})
 	in.Snapshot.BGPAdvertisements = append(in.Snapshot.BGPAdvertisements, &snapshot.BGPAdvertisement{Name: "six", Pools: []string{"six"}, PrefixLengthIPv4: 32, PrefixLengthIPv6: 64})
 	p = buildPlan(in)
-	if p.Bids.Len() != 2 || !slices.Equal(p.Bids.Slice()[0].Links, []int{2}) || !slices.Equal(p.Bids.Slice()[1].Links, []int{3}) {
+	if p.Bids.Len() != 2 || !slices.Equal(p.Bids.Slice()[0].LinkIndexes, []int{2}) || !slices.Equal(p.Bids.Slice()[1].LinkIndexes, []int{3}) {
 		t.Errorf("the bids are %+v; want one for each address, on the links that its advertisement names", p.Bids)
 	}
-	if len(p.Routes) != 2 || p.Routes[0].Prefix != netip.PrefixFrom(address, 32) || p.Routes[1].Prefix != netip.MustParsePrefix("fd00:1::/64") {
+	if len(p.Routes) != 2 || p.Routes[0].Prefix != netip.PrefixFrom(serviceAddress, 32) || p.Routes[1].Prefix != netip.MustParsePrefix("fd00:1::/64") {
 		t.Errorf("the routes are %+v; want one for each address, of the length that its advertisement says", p.Routes)
 	}
 }
@@ -51,7 +51,7 @@ func TestAddressRemovedFromItsPoolIsStillAnnounced(t *testing.T) {
 			in := inputsWithPeers()
 			edit(&in)
 			if p := buildPlan(in); p.Bids.Len() != 1 || len(p.Routes) != 1 {
-				t.Errorf("it is not announced any more: %+v, %+v", p.Verdicts, p.BGP)
+				t.Errorf("it is not announced any more: %+v, %+v", p.Layer2Verdicts, p.BGPVerdicts)
 			}
 		})
 	}

@@ -17,7 +17,7 @@ type serviceRecord struct {
 	service   *serviceFacts
 	endpoints endpointFacts
 	// verdict is the one in the Plan. decision is nil if no node may hold the addresses by layer 2.
-	verdict  *Verdict
+	verdict  *Layer2Verdict
 	decision *layer2Decision
 	// contribution is nil until the Service is decided.
 	contribution *contribution
@@ -25,26 +25,26 @@ type serviceRecord struct {
 
 // serviceFacts are the fields of a Service that the rules use.
 type serviceFacts struct {
-	labels       labelList
-	recordedPool string // as recorded on the Service
-	assigned     []netip.Addr
-	// isLocalTraffic means the traffic policy Local. hasSharingKey means that the Service has the
-	// annotation for shared addresses.
-	isLocalTraffic, hasSharingKey bool
+	labels            labelList
+	recordedPool      string // as recorded on the Service
+	assignedAddresses []netip.Addr
+	// hasLocalTrafficPolicy means the traffic policy Local. hasSharingKey means that the Service
+	// has the annotation for shared addresses.
+	hasLocalTrafficPolicy, hasSharingKey bool
 }
 
 func newServiceFacts(s *view.Service) *serviceFacts {
-	return &serviceFacts{labels: newLabelList(s.Labels), recordedPool: view.Intern(s.RecordedPool), assigned: slices.Clip(s.AssignedAddresses), isLocalTraffic: s.LocalTrafficPolicy, hasSharingKey: s.HasSharingAnnotation}
+	return &serviceFacts{labels: newLabelList(s.Labels), recordedPool: view.InternString(s.RecordedPool), assignedAddresses: slices.Clip(s.AssignedAddresses), hasLocalTrafficPolicy: s.HasLocalTrafficPolicy, hasSharingKey: s.HasSharingAnnotation}
 }
 
 func (s *serviceFacts) equal(o *serviceFacts) bool {
-	return s.recordedPool == o.recordedPool && s.isLocalTraffic == o.isLocalTraffic && s.hasSharingKey == o.hasSharingKey && slices.Equal(s.assigned, o.assigned) && slices.Equal(s.labels, o.labels)
+	return s.recordedPool == o.recordedPool && s.hasLocalTrafficPolicy == o.hasLocalTrafficPolicy && s.hasSharingKey == o.hasSharingKey && slices.Equal(s.assignedAddresses, o.assignedAddresses) && slices.Equal(s.labels, o.labels)
 }
 
 // toView returns the Service as a View, with the stored fields only.
 func (s *serviceFacts) toView(k view.ObjectKey, class string) view.Service {
 	out := view.Service{
-		Key: k, IsLoadBalancer: true, Class: class, RecordedPool: s.recordedPool, AssignedAddresses: s.assigned, LocalTrafficPolicy: s.isLocalTraffic, HasSharingAnnotation: s.hasSharingKey,
+		Key: k, IsLoadBalancer: true, LoadBalancerClass: class, RecordedPool: s.recordedPool, AssignedAddresses: s.assignedAddresses, HasLocalTrafficPolicy: s.hasLocalTrafficPolicy, HasSharingAnnotation: s.hasSharingKey,
 	}
 	if len(s.labels) > 0 {
 		out.Labels = map[string]string{}
@@ -70,7 +70,7 @@ func newLabelList(set map[string]string) labelList {
 	out := make(labelList, 0, len(set))
 	for k, v := range set {
 		// many Services have the same keys, few the same values
-		out = append(out, label{view.Intern(k), v})
+		out = append(out, label{view.InternString(k), v})
 	}
 	slices.SortFunc(out, func(x, y label) int { return strings.Compare(x.key, y.key) })
 	return out
@@ -93,53 +93,53 @@ func (t labelList) Lookup(key string) (string, bool) {
 
 // endpointFacts are the endpoints of one Service.
 type endpointFacts struct {
-	isServing bool // at least one endpoint can serve, on any node
-	nodes     []nodeEndpoints
+	anyCanServe  bool // at least one endpoint can serve, on any node
+	servingNodes []nodeEndpoints
 }
 
 // nodeEndpoints is a node with endpoints that can serve.
 type nodeEndpoints struct {
-	node     string
-	count    int32
-	hasReady bool // one of them is ready and does not terminate
+	nodeName         string
+	servingCount     int32
+	hasReadyEndpoint bool // one of them is ready and does not terminate
 }
 
 func newEndpointFacts(e *view.Endpoints) endpointFacts {
-	out := endpointFacts{isServing: e.AnyServing}
+	out := endpointFacts{anyCanServe: e.AnyServing}
 	if !e.AnyServing || len(e.ServingNodes) == 0 {
 		return out
 	}
-	out.nodes = make([]nodeEndpoints, 0, len(e.ServingNodes))
+	out.servingNodes = make([]nodeEndpoints, 0, len(e.ServingNodes))
 	for _, n := range e.ServingNodes {
 		_, ready := slices.BinarySearch(e.ReadyNodes, n)
-		out.nodes = append(out.nodes, nodeEndpoints{n, int32(e.CountOnNode(n)), ready})
+		out.servingNodes = append(out.servingNodes, nodeEndpoints{n, int32(e.CountServingOnNode(n)), ready})
 	}
 	return out
 }
 
 func (e endpointFacts) equal(o endpointFacts) bool {
-	return e.isServing == o.isServing && slices.Equal(e.nodes, o.nodes)
+	return e.anyCanServe == o.anyCanServe && slices.Equal(e.servingNodes, o.servingNodes)
 }
 
 // toView returns the endpoints as a View, with the stored fields only.
 func (e endpointFacts) toView(k view.ObjectKey) view.Endpoints {
-	out := view.Endpoints{Service: k, AnyServing: e.isServing}
-	for _, p := range e.nodes {
-		out.ServingNodes, out.ServingCounts = append(out.ServingNodes, p.node), append(out.ServingCounts, int(p.count))
-		if p.hasReady {
-			out.ReadyNodes = append(out.ReadyNodes, p.node)
+	out := view.Endpoints{Service: k, AnyServing: e.anyCanServe}
+	for _, p := range e.servingNodes {
+		out.ServingNodes, out.ServingCounts = append(out.ServingNodes, p.nodeName), append(out.ServingCounts, int(p.servingCount))
+		if p.hasReadyEndpoint {
+			out.ReadyNodes = append(out.ReadyNodes, p.nodeName)
 		}
 	}
 	return out
 }
 
-// onNode returns the endpoints on a node.
-func (e endpointFacts) onNode(node string) (nodeEndpoints, bool) {
-	i, ok := slices.BinarySearchFunc(e.nodes, node, func(p nodeEndpoints, node string) int { return strings.Compare(p.node, node) })
+// endpointsOnNode returns the endpoints on a node.
+func (e endpointFacts) endpointsOnNode(node string) (nodeEndpoints, bool) {
+	i, ok := slices.BinarySearchFunc(e.servingNodes, node, func(p nodeEndpoints, node string) int { return strings.Compare(p.nodeName, node) })
 	if !ok {
 		return nodeEndpoints{}, false
 	}
-	return e.nodes[i], true
+	return e.servingNodes[i], true
 }
 
 // serviceList has the Services of one address or prefix, sorted. Nearly always it has one.

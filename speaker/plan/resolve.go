@@ -32,23 +32,23 @@ func resolvePeer(p *snapshot.Peer, self *view.Node, links facts.LinkSet) intent.
 	if p.DefaultGateway != 0 {
 		out.IPv4, out.IPv6 = p.DualStack || p.DefaultGateway == view.IPv4, p.DualStack || p.DefaultGateway == view.IPv6
 		if out.Address = preferredGateway(p.DefaultGateway, links); !out.Address.IsValid() {
-			out.Blocked = newBlock(names.ReasonNoGateway, fmt.Sprintf("this node has no IPv%d default gateway: add a default route, or set peerAddress in the BGPPeer", p.DefaultGateway))
+			out.Blocked = newBlockReason(names.ReasonNoGateway, fmt.Sprintf("this node has no IPv%d default gateway: add a default route, or set peerAddress in the BGPPeer", p.DefaultGateway))
 		}
 	}
 	if err != nil {
-		out.Blocked = newBlock(names.ReasonNodeLabel, err.Error())
+		out.Blocked = newBlockReason(names.ReasonNodeLabel, err.Error())
 	}
 	if p.Fault != nil {
-		out.Blocked = newBlock(p.Fault.Reason, p.Fault.Text)
+		out.Blocked = newBlockReason(p.Fault.Reason, p.Fault.Text)
 	}
 	// Without the capability a session carries only IPv4, over IPv4. A peer that needs
 	// more keeps it.
 	out.NoMultiprotocol = p.DisableMultiprotocol && out.IPv4 && !out.IPv6
 	switch p.DynamicASN {
 	case snapshot.InternalASN:
-		out.DynamicASN = intent.ASNInternal
+		out.DynamicASN = intent.AcceptInternalASN
 	case snapshot.ExternalASN:
-		out.DynamicASN = intent.ASNExternal
+		out.DynamicASN = intent.AcceptExternalASN
 	}
 	if b := p.BFD; b != nil && !out.Blocked.IsSet() {
 		out.BFD = &intent.BFD{
@@ -59,27 +59,27 @@ func resolvePeer(p *snapshot.Peer, self *view.Node, links facts.LinkSet) intent.
 	return out
 }
 
-// duplicateOf returns the name of another peer of this node that the router cannot tell from this
-// one: an older peer, or, if this peer is the default gateway, a peer with the gateway's address.
-// It returns "" if there is none.
-func duplicateOf(p *snapshot.Peer, router netip.Addr, s *snapshot.Snapshot, self *view.Node) string {
+// duplicatePeerName returns the name of another peer of this node that the router cannot tell from
+// this one: an older peer, or, if this peer is the default gateway, a peer with the gateway's
+// address. It returns "" if there is none.
+func duplicatePeerName(p *snapshot.Peer, router netip.Addr, s *snapshot.Snapshot, self *view.Node) string {
 	for _, q := range s.Peers {
-		same := slices.Contains(p.DuplicateOf, q.Name) ||
+		same := slices.Contains(p.DuplicateOfPeers, q.Name) ||
 			p.DefaultGateway != 0 && q.Address.IsValid() && q.Address == router.WithZone("") && q.Port == p.Port && q.VRF == p.VRF && q.SourceAddress == p.SourceAddress
-		if same && q.Fault == nil && matchesAny(q.NodeSelectors, labels.Set(self.Labels)) {
+		if same && q.Fault == nil && matchesAnySelector(q.NodeSelectors, labels.Set(self.Labels)) {
 			return q.Name
 		}
 	}
 	return ""
 }
 
-func newBlock(r names.Reason, text string) intent.BlockReason {
+func newBlockReason(r names.Reason, text string) intent.BlockReason {
 	return intent.BlockReason{Reason: string(r), Text: text}
 }
 
-// isUnusable says whether no session with the peer is possible for now. A missing default gateway
-// does not count: it may be missing for an instant, and sessions survive that.
-func isUnusable(p *intent.Peer) bool {
+// isPeerUnusable says whether no session with the peer is possible for now. A missing default
+// gateway does not count: it may be missing for an instant, and sessions survive that.
+func isPeerUnusable(p *intent.Peer) bool {
 	return p.Blocked.IsSet() && p.Blocked.Reason != string(names.ReasonNoGateway)
 }
 

@@ -85,7 +85,7 @@ func TestPeerIsResolvedForTheNode(t *testing.T) {
 			if c.blocked == "" || c.blocked == names.ReasonNoGateway {
 				return
 			}
-			if v := plan.BGP.Slice()[0]; got[0].BFD != nil || len(plan.Routes) > 0 || v.Reason != names.ReasonNoPeers {
+			if v := plan.BGPVerdicts.Slice()[0]; got[0].BFD != nil || len(plan.Routes) > 0 || v.Reason != names.ReasonNoPeers {
 				t.Errorf("a node that cannot peer has %+v and the verdict %+v", plan, v)
 			}
 		})
@@ -120,8 +120,8 @@ func TestDisableMPAppliesToIPv4SessionsOnly(t *testing.T) {
 func TestAttributesOfSeveralAdvertisementsAreMerged(t *testing.T) {
 	in := inputsWithPeers()
 	in.Snapshot.Peers = in.Snapshot.Peers[:1]
-	editService(func(s *view.Service) { s.LocalTrafficPolicy = true })(&in)
-	in.Endpoints[web] = view.Endpoints{Service: web, AnyServing: true, ServingNodes: []string{"a"}, ServingCounts: []int{3}}
+	editService(func(s *view.Service) { s.HasLocalTrafficPolicy = true })(&in)
+	in.Endpoints[webService] = view.Endpoints{Service: webService, AnyServing: true, ServingNodes: []string{"a"}, ServingCounts: []int{3}}
 	vpn := snapshot.ExtendedCommunity{0, 2, 0, 1, 0, 0, 0, 2}
 	in.Snapshot.BGPAdvertisements = []*snapshot.BGPAdvertisement{
 		{Name: "a", Pools: []string{"p"}, PrefixLengthIPv4: 32, PrefixLengthIPv6: 128},
@@ -134,12 +134,12 @@ func TestAttributesOfSeveralAdvertisementsAreMerged(t *testing.T) {
 	}
 	p := NewPlanner(in)
 	p.Update()
-	p.SetEndpoints(view.Endpoints{Service: web, AnyServing: true, ServingNodes: []string{"a"}, ServingCounts: []int{4}})
+	p.SetEndpoints(view.Endpoints{Service: webService, AnyServing: true, ServingNodes: []string{"a"}, ServingCounts: []int{4}})
 	p.Update()
 	if got := p.Plan().Routes[0].Bandwidth; got != 4*16e6/8 {
 		t.Errorf("with one endpoint more the bandwidth is %d", got)
 	}
-	editService(func(s *view.Service) { s.LocalTrafficPolicy = false })(&in)
+	editService(func(s *view.Service) { s.HasLocalTrafficPolicy = false })(&in)
 	if got := buildPlan(in).Routes[0].Bandwidth; got != 0 {
 		t.Errorf("a Service whose traffic is spread over all endpoints has the bandwidth %d", got)
 	}
@@ -149,7 +149,7 @@ func TestAttributesOfSeveralAdvertisementsAreMerged(t *testing.T) {
 func TestDuplicatePeerIsBlocked(t *testing.T) {
 	in := inputsWithPeers()
 	older, younger := in.Snapshot.Peers[1], in.Snapshot.Peers[0]
-	younger.DuplicateOf, younger.BFD = []string{older.Name}, &snapshot.BFDProfile{}
+	younger.DuplicateOfPeers, younger.BFD = []string{older.Name}, &snapshot.BFDProfile{}
 	older.NodeSelectors = []labels.Selector{labels.SelectorFromSet(labels.Set{"rack": "1"})}
 	if p := buildPlan(in); p.Peers[0].Blocked.Reason != "" || p.Peers[0].BFD == nil {
 		t.Errorf("where the older does not peer the younger is %+v", p.Peers[0])
@@ -164,14 +164,14 @@ func TestDuplicatePeerIsBlocked(t *testing.T) {
 	if len(p.Routes) != 1 || len(p.Routes[0].Peers) != 1 || p.Routes[0].Peers[0] != older.Name {
 		t.Errorf("the routes are %+v", p.Routes)
 	}
-	older.DuplicateOf, older.DefaultGateway, younger.DuplicateOf = nil, view.IPv4, nil
+	older.DuplicateOfPeers, older.DefaultGateway, younger.DuplicateOfPeers = nil, view.IPv4, nil
 	for i := range in.Links {
 		in.Links[i].PreferredGateways = []netip.Addr{younger.Address}
 	}
 	if p := buildPlan(in); p.Peers[1].Blocked.Reason != string(names.ReasonDuplicatePeer) || p.Peers[0].Blocked.Reason != "" {
 		t.Errorf("where the default gateway is the router of another peer, they are %+v", p.Peers)
 	}
-	older.DefaultGateway, younger.DuplicateOf = 0, []string{older.Name}
+	older.DefaultGateway, younger.DuplicateOfPeers = 0, []string{older.Name}
 	older.Fault = &snapshot.Problem{Reason: names.ReasonUnknownSecret}
 	if p := buildPlan(in); p.Peers[0].Blocked.Reason != "" {
 		t.Errorf("while the older is faulty the younger is %+v", p.Peers[0])
@@ -212,7 +212,7 @@ func TestIncrementalRoutesEqualRebuiltRoutes(t *testing.T) {
 			p.SetSnapshot(&s)
 		default:
 			p.SetService(view.Service{
-				Key: k, IsLoadBalancer: random.IntN(8) > 0, LocalTrafficPolicy: random.IntN(2) == 0,
+				Key: k, IsLoadBalancer: random.IntN(8) > 0, HasLocalTrafficPolicy: random.IntN(2) == 0,
 				AssignedAddresses: []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, byte(random.IntN(40))})},
 			})
 		}
@@ -223,7 +223,7 @@ func TestIncrementalRoutesEqualRebuiltRoutes(t *testing.T) {
 		if len(want.Routes)+len(got.Routes) > 0 && !reflect.DeepEqual(got.Routes, want.Routes) {
 			t.Fatalf("after step %d the routes are\n%+v, want\n%+v", step, got.Routes, want.Routes)
 		}
-		if want, got := want.BGP.Slice(), got.BGP.Slice(); !reflect.DeepEqual(got, want) {
+		if want, got := want.BGPVerdicts.Slice(), got.BGPVerdicts.Slice(); !reflect.DeepEqual(got, want) {
 			t.Fatalf("after step %d the verdicts are\n%+v, want\n%+v", step, got, want)
 		}
 	}

@@ -61,17 +61,17 @@ func (p *Planner) updateRoutes(changed []view.ObjectKey, all bool) {
 		p.plan.Peers = nil
 		if p.inputs.Snapshot != nil && known {
 			for _, c := range p.inputs.Snapshot.Peers {
-				if !matchesAny(c.NodeSelectors, labels.Set(self.Labels)) {
+				if !matchesAnySelector(c.NodeSelectors, labels.Set(self.Labels)) {
 					continue
 				}
 				q := resolvePeer(c, &self, p.inputs.Links)
-				if other := duplicateOf(c, q.Address, p.inputs.Snapshot, &self); other != "" && !isUnusable(&q) {
-					q.Blocked, q.BFD = newBlock(names.ReasonDuplicatePeer, fmt.Sprintf("the BGPPeer %q already connects this node to the same router: delete one of the two, or set a different sourceAddress or peerPort in one", other)), nil
+				if other := duplicatePeerName(c, q.Address, p.inputs.Snapshot, &self); other != "" && !isPeerUnusable(&q) {
+					q.Blocked, q.BFD = newBlockReason(names.ReasonDuplicatePeer, fmt.Sprintf("the BGPPeer %q already connects this node to the same router: delete one of the two, or set a different sourceAddress or peerPort in one", other)), nil
 				}
 				p.plan.Peers = append(p.plan.Peers, q)
 			}
 		}
-		p.plan.Leaving = self.Leaving || self.Excluded
+		p.plan.NodeLeaving = self.IsLeaving || self.IsExcluded
 	}
 	var verdicts, gone []*BGPVerdict
 	touched := map[netip.Prefix]struct{}{}
@@ -102,13 +102,13 @@ func (p *Planner) updateRoutes(changed []view.ObjectKey, all bool) {
 			touched[prefix] = struct{}{}
 		}
 	}
-	p.plan.BGP = p.plan.BGP.withEdits(verdicts, gone, func(x, y *BGPVerdict) int { return x.Service.Compare(y.Service) })
+	p.plan.BGPVerdicts = p.plan.BGPVerdicts.withEdits(verdicts, gone, func(x, y *BGPVerdict) int { return x.Service.Compare(y.Service) })
 	p.rebuildRoutes(touched)
 }
 
 // removeContribution removes what a Service adds to the routes, and marks its prefixes as touched.
 func (p *Planner) removeContribution(k view.ObjectKey, s *contribution, touched map[netip.Prefix]struct{}) {
-	s.eachPrefix(func(prefix netip.Prefix) {
+	s.forEachPrefix(func(prefix netip.Prefix) {
 		if p.servicesByPrefix[prefix] = p.servicesByPrefix[prefix].withoutService(k); len(p.servicesByPrefix[prefix]) == 0 {
 			delete(p.servicesByPrefix, prefix)
 		}
@@ -118,15 +118,15 @@ func (p *Planner) removeContribution(k view.ObjectKey, s *contribution, touched 
 
 // addContribution stores what a Service adds to the routes, and marks its prefixes as touched.
 func (p *Planner) addContribution(k view.ObjectKey, s *contribution, touched map[netip.Prefix]struct{}) {
-	s.eachPrefix(func(prefix netip.Prefix) {
+	s.forEachPrefix(func(prefix netip.Prefix) {
 		p.servicesByPrefix[prefix] = p.servicesByPrefix[prefix].withService(k)
 		touched[prefix] = struct{}{}
 	})
 }
 
-// eachPrefix calls visit with each prefix that the advertisements announce for the Service. A
+// forEachPrefix calls visit with each prefix that the advertisements announce for the Service. A
 // prefix may come several times.
-func (s *contribution) eachPrefix(visit func(netip.Prefix)) {
+func (s *contribution) forEachPrefix(visit func(netip.Prefix)) {
 	for _, o := range s.ads {
 		for _, a := range o.addresses {
 			visit(announcedPrefix(o.ad, a))
@@ -164,9 +164,9 @@ func (p *Planner) rebuildRoutes(touched map[netip.Prefix]struct{}) {
 // decideBGP decides one Service.
 func (p *Planner) decideBGP(k view.ObjectKey, r *serviceRecord, self *view.Node) *contribution {
 	ads, reason := coveringBGPAds(&p.inputs, r, self)
-	out := &contribution{verdict: &BGPVerdict{Service: k, Addresses: r.service.assigned, Reason: reason}, ads: ads}
-	if here, ok := r.endpoints.onNode(p.inputs.Self); ok && r.service.isLocalTraffic {
-		out.localEndpoints = int(here.count)
+	out := &contribution{verdict: &BGPVerdict{Service: k, Addresses: r.service.assignedAddresses, Reason: reason}, ads: ads}
+	if here, ok := r.endpoints.endpointsOnNode(p.inputs.Self); ok && r.service.hasLocalTrafficPolicy {
+		out.localEndpoints = int(here.servingCount)
 	}
 	if reason == names.ReasonAnnounced {
 		if out.verdict.Peers = p.peerNameLists.intern((routeTable{}).addContribution(p.plan.Peers, out, netip.Prefix{})); len(out.verdict.Peers) == 0 {
@@ -180,22 +180,22 @@ func (p *Planner) decideBGP(k view.ObjectKey, r *serviceRecord, self *view.Node)
 // on this node. A leaving node still announces: the BGP engine withdraws its routes in order.
 func coveringBGPAds(in *Inputs, r *serviceRecord, self *view.Node) ([]adCoverage, names.Reason) {
 	s := r.service
-	if len(s.assigned) == 0 {
+	if len(s.assignedAddresses) == 0 {
 		return nil, names.ReasonNoAddress
 	}
-	pools := in.Snapshot.PoolsOfAddresses(s.recordedPool, s.assigned...)
+	pools := in.Snapshot.PoolsOfAddresses(s.recordedPool, s.assignedAddresses...)
 	if pools == nil {
 		return nil, names.ReasonAddressOutsidePools
 	}
 	var ads []adCoverage // in the order of the Snapshot
 	for _, ad := range in.Snapshot.BGPAdvertisements {
-		if !namesAnyPool(ad.Pools, pools) || !matchesAny(ad.NodeSelectors, labels.Set(self.Labels)) || !matchesAny(ad.ServiceSelectors, s.labels) {
+		if !namesAnyPool(ad.Pools, pools) || !matchesAnySelector(ad.NodeSelectors, labels.Set(self.Labels)) || !matchesAnySelector(ad.ServiceSelectors, s.labels) {
 			continue
 		}
-		o := adCoverage{ad: ad, addresses: s.assigned}
+		o := adCoverage{ad: ad, addresses: s.assignedAddresses}
 		if slices.ContainsFunc(pools, func(p *snapshot.Pool) bool { return !slices.Contains(ad.Pools, p.Name) }) {
 			o.addresses = nil
-			for i, a := range s.assigned {
+			for i, a := range s.assignedAddresses {
 				if slices.Contains(ad.Pools, pools[i].Name) {
 					o.addresses = append(o.addresses, a)
 				}
@@ -203,7 +203,7 @@ func coveringBGPAds(in *Inputs, r *serviceRecord, self *view.Node) ([]adCoverage
 		}
 		ads = append(ads, o)
 	}
-	_, here := r.endpoints.onNode(in.Self)
+	_, here := r.endpoints.endpointsOnNode(in.Self)
 	switch {
 	case len(ads) == 0:
 		return nil, names.ReasonNoAdvertisement
@@ -213,9 +213,9 @@ func coveringBGPAds(in *Inputs, r *serviceRecord, self *view.Node) ([]adCoverage
 		return nil, names.ReasonTooManyCommunities
 	case self.NetworkUnavailable:
 		return nil, names.ReasonNodeNetworkUnavailable
-	case !r.endpoints.isServing:
+	case !r.endpoints.anyCanServe:
 		return nil, names.ReasonNoEndpoints
-	case s.isLocalTraffic && !here:
+	case s.hasLocalTrafficPolicy && !here:
 		return nil, names.ReasonNoLocalEndpoints
 	}
 	return ads, names.ReasonAnnounced

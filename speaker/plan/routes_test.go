@@ -24,19 +24,19 @@ func inputsWithPeers() Inputs {
 	return in
 }
 
-// bgpVerdict returns the BGP verdict on the one Service.
-func bgpVerdict(t *testing.T, in Inputs) BGPVerdict {
+// soleBGPVerdict returns the BGP verdict on the one Service.
+func soleBGPVerdict(t *testing.T, in Inputs) BGPVerdict {
 	t.Helper()
 	p := buildPlan(in)
-	if p.BGP.Len() != 1 {
-		t.Fatalf("%d verdicts, want one: %+v", p.BGP.Len(), p.BGP)
+	if p.BGPVerdicts.Len() != 1 {
+		t.Fatalf("%d verdicts, want one: %+v", p.BGPVerdicts.Len(), p.BGPVerdicts)
 	}
-	return *p.BGP.Slice()[0]
+	return *p.BGPVerdicts.Slice()[0]
 }
 
 func TestBGPVerdictReasons(t *testing.T) {
 	none := func(in *Inputs) {}
-	local := editService(func(s *view.Service) { s.LocalTrafficPolicy = true })
+	local := editService(func(s *view.Service) { s.HasLocalTrafficPolicy = true })
 	for name, c := range map[string]struct {
 		edit func(*Inputs)
 		want names.Reason
@@ -45,8 +45,8 @@ func TestBGPVerdictReasons(t *testing.T) {
 		"no address":                          {editService(func(s *view.Service) { s.AssignedAddresses = nil }), names.ReasonNoAddress},
 		"an address of no pool":               {editService(func(s *view.Service) { s.AssignedAddresses = []netip.Addr{netip.MustParseAddr("203.0.113.1")} }), names.ReasonAddressOutsidePools},
 		"an advertisement of another pool":    {func(in *Inputs) { in.Snapshot.BGPAdvertisements[0].Pools = []string{"other"} }, names.ReasonNoAdvertisement},
-		"an advertisement for other nodes":    {func(in *Inputs) { in.Snapshot.BGPAdvertisements[0].NodeSelectors = selectName("b") }, names.ReasonNoAdvertisement},
-		"an advertisement for other Services": {func(in *Inputs) { in.Snapshot.BGPAdvertisements[0].ServiceSelectors = selectName("b") }, names.ReasonNoAdvertisement},
+		"an advertisement for other nodes":    {func(in *Inputs) { in.Snapshot.BGPAdvertisements[0].NodeSelectors = selectNodeByName("b") }, names.ReasonNoAdvertisement},
+		"an advertisement for other Services": {func(in *Inputs) { in.Snapshot.BGPAdvertisements[0].ServiceSelectors = selectNodeByName("b") }, names.ReasonNoAdvertisement},
 		"two values of localPref for one peer": {func(in *Inputs) {
 			in.Snapshot.BGPAdvertisements = append(in.Snapshot.BGPAdvertisements, &snapshot.BGPAdvertisement{Name: "more", Pools: []string{"p"}, PrefixLengthIPv4: 32, PrefixLengthIPv6: 128, LocalPref: 200, Peers: []string{"tor1"}})
 		}, names.ReasonConflictingAdvertisements},
@@ -75,7 +75,7 @@ func TestBGPVerdictReasons(t *testing.T) {
 		"Local, with an endpoint on another node": {local, names.ReasonNoLocalEndpoints},
 		"Local, with an endpoint on this node":    {func(in *Inputs) { local(in); in.Self = "b" }, names.ReasonAnnounced},
 		"no peer on this node": {func(in *Inputs) {
-			in.Snapshot.Peers[0].NodeSelectors, in.Snapshot.Peers[1].NodeSelectors = selectName("b"), selectName("c")
+			in.Snapshot.Peers[0].NodeSelectors, in.Snapshot.Peers[1].NodeSelectors = selectNodeByName("b"), selectNodeByName("c")
 		}, names.ReasonNoPeers},
 		"peers of another family": {func(in *Inputs) {
 			in.Snapshot.Peers[0].Address, in.Snapshot.Peers[1].Address = netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2")
@@ -84,12 +84,12 @@ func TestBGPVerdictReasons(t *testing.T) {
 			in.Snapshot.Peers[0].Address, in.Snapshot.Peers[0].DualStack = netip.MustParseAddr("2001:db8::1"), true
 		}, names.ReasonAnnounced},
 		"peers that do not exist":                           {func(in *Inputs) { in.Snapshot.BGPAdvertisements[0].Peers = []string{"tor9"} }, names.ReasonNoPeers},
-		"a leaving node, whose routes the engine withdraws": {editNode("a", func(n *view.Node) { n.Leaving = true }), names.ReasonAnnounced},
+		"a leaving node, whose routes the engine withdraws": {editNode("a", func(n *view.Node) { n.IsLeaving = true }), names.ReasonAnnounced},
 	} {
 		t.Run(name, func(t *testing.T) {
 			in := inputsWithPeers()
 			c.edit(&in)
-			v := bgpVerdict(t, in)
+			v := soleBGPVerdict(t, in)
 			if v.Reason != c.want {
 				t.Errorf("the reason is %s, want %s", v.Reason, c.want)
 			}
@@ -116,10 +116,10 @@ func adsWithManyCommunities(length, count int) []*snapshot.BGPAdvertisement {
 
 // The limit of the speakers equals the one that the controller uses for a Service's condition.
 func TestCommunityLimitEqualsTheControllers(t *testing.T) {
-	few := intent.Attributes{Communities: make([]uint32, snapshot.MaxCommunityBytes/4)}
-	many := intent.Attributes{Communities: make([]uint32, snapshot.MaxCommunityBytes/4+1)}
+	few := intent.Attributes{Communities: make([]uint32, snapshot.MaxCommunityBytesPerRoute/4)}
+	many := intent.Attributes{Communities: make([]uint32, snapshot.MaxCommunityBytesPerRoute/4+1)}
 	if few.HasTooManyCommunities() || !many.HasTooManyCommunities() {
-		t.Errorf("%d bytes are too many: %t; 4 more: %t", snapshot.MaxCommunityBytes, few.HasTooManyCommunities(), many.HasTooManyCommunities())
+		t.Errorf("%d bytes are too many: %t; 4 more: %t", snapshot.MaxCommunityBytesPerRoute, few.HasTooManyCommunities(), many.HasTooManyCommunities())
 	}
 }
 
@@ -133,12 +133,12 @@ func TestRoutes(t *testing.T) {
 		"a host route for all peers": {func(*Inputs) {}, []*intent.Route{{Prefix: prefix("192.0.2.1/32"), Peers: []string{"tor1", "tor2"}}}},
 		"an aggregate once for several Services": {func(in *Inputs) {
 			in.Snapshot.BGPAdvertisements[0].PrefixLengthIPv4 = 24
-			in.Services[second] = view.Service{Key: second, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{address.Next()}}
+			in.Services[second] = view.Service{Key: second, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{serviceAddress.Next()}}
 			in.Endpoints[second] = view.Endpoints{Service: second, AnyServing: true}
 		}, []*intent.Route{{Prefix: prefix("192.0.2.0/24"), Peers: []string{"tor1", "tor2"}}}},
 		"an aggregate stays while one Service needs it": {func(in *Inputs) {
 			in.Snapshot.BGPAdvertisements[0].PrefixLengthIPv4 = 24
-			in.Services[second] = view.Service{Key: second, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{address.Next()}}
+			in.Services[second] = view.Service{Key: second, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{serviceAddress.Next()}}
 		}, []*intent.Route{{Prefix: prefix("192.0.2.0/24"), Peers: []string{"tor1", "tor2"}}}},
 		"communities of several advertisements are united, for the peers of each": {func(in *Inputs) {
 			in.Snapshot.BGPAdvertisements[0].Communities = []snapshot.Community{{A: 64512, B: 2}}

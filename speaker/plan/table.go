@@ -27,7 +27,7 @@ func (t routeTable) addContribution(peers []intent.Peer, s *contribution, only n
 	weights := map[routeKey]uint64{}
 	for i := range peers {
 		p := &peers[i]
-		if isUnusable(p) {
+		if isPeerUnusable(p) {
 			continue
 		}
 		for _, o := range s.ads {

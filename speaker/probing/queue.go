@@ -20,20 +20,21 @@ import (
 // two seconds apart, because a link may take long to come up. Here a user waits and the hosts are
 // servers. The holder detects a host that answers later.
 const (
-	Attempts = 3
-	Interval = 200 * time.Millisecond
+	ProbeAttempts = 3
+	ProbeInterval = 200 * time.Millisecond
 )
 
 const (
-	// turnDelay is how long each node waits for the node before it. A probe and its
+	// nodeTurnDelay is how long each node waits for the node before it. A probe and its
 	// answer through the API take less. offSubnetDelay is added on nodes without a
 	// link in the subnet of the address.
-	turnDelay      = time.Second
+	nodeTurnDelay  = time.Second
 	offSubnetDelay = 3 * time.Second
-	// maxTurns bounds the delay in a large cluster.
-	maxTurns = 10
-	// retryInterval is the delay after a probe that could not be sent, or whose answer is doubtful.
-	retryInterval = time.Second
+	// maxNodeTurns bounds the delay in a large cluster.
+	maxNodeTurns = 10
+	// probeRetryInterval is the delay after a probe that could not be sent, or whose answer is
+	// doubtful.
+	probeRetryInterval = time.Second
 	// memberAnswersRequired is how often one of our own nodes has to answer for an address that
 	// none of them holds, before the answer counts. A node may be behind for a moment, or the
 	// address may be configured on the node.
@@ -75,11 +76,11 @@ type State struct {
 
 // Queue has the open questions. The zero value has none. It belongs to one goroutine.
 type Queue struct {
-	openByID map[string]*openQuestion
-	// openByProbeID finds the question of a Probe by its number, which is never used again.
-	openByProbeID map[uint64]*openQuestion
-	lastProbeID   uint64
-	finished      []Answer
+	openQuestionByID map[string]*openQuestion
+	// openQuestionByProbeID finds the question of a Probe by its number, which is never used again.
+	openQuestionByProbeID map[uint64]*openQuestion
+	lastProbeID           uint64
+	newAnswers            []Answer
 }
 
 type openQuestion struct {
@@ -92,76 +93,76 @@ type openQuestion struct {
 
 // SetQuestions replaces the open questions. A question that was answered is not probed again.
 func (d *Queue) SetQuestions(questions []Question, w State, now time.Time) {
-	before := d.openByID
-	d.openByID = make(map[string]*openQuestion, len(questions))
+	before := d.openQuestionByID
+	d.openQuestionByID = make(map[string]*openQuestion, len(questions))
 	for _, q := range questions {
 		o := before[q.ID]
 		if o == nil {
-			o = &openQuestion{Question: q, dueAt: now.Add(firstDelay(q, w))}
+			o = &openQuestion{Question: q, dueAt: now.Add(firstProbeDelay(q, w))}
 		}
-		d.openByID[q.ID] = o
+		d.openQuestionByID[q.ID] = o
 	}
-	for n, o := range d.openByProbeID {
-		if d.openByID[o.ID] == nil {
-			delete(d.openByProbeID, n)
+	for n, o := range d.openQuestionByProbeID {
+		if d.openQuestionByID[o.ID] == nil {
+			delete(d.openQuestionByProbeID, n)
 		}
 	}
 }
 
 // Advance returns the probes to send now, and the new answers.
 func (d *Queue) Advance(w State, now time.Time) (probes []Probe, answers []Answer) {
-	for _, o := range d.openByID {
+	for _, o := range d.openQuestionByID {
 		if o.isFinished || o.isProbing || now.Before(o.dueAt) {
 			continue
 		}
-		links, own, _ := probeLinks(o.Question, w)
+		links, own, _ := linksToProbe(o.Question, w)
 		switch {
 		case own != "":
 			d.finishQuestion(o, own)
 		case len(links) == 0 || w.IsHeld != nil && w.IsHeld(o.Address):
-			o.dueAt = now.Add(retryInterval)
+			o.dueAt = now.Add(probeRetryInterval)
 		default:
-			if d.openByProbeID == nil {
-				d.openByProbeID = map[uint64]*openQuestion{}
+			if d.openQuestionByProbeID == nil {
+				d.openQuestionByProbeID = map[uint64]*openQuestion{}
 			}
 			d.lastProbeID++
-			d.openByProbeID[d.lastProbeID], o.isProbing = o, true
+			d.openQuestionByProbeID[d.lastProbeID], o.isProbing = o, true
 			probes = append(probes, Probe{d.lastProbeID, o.Address, links})
 		}
 	}
 	slices.SortFunc(probes, func(x, y Probe) int { return x.Address.Compare(y.Address) })
-	answers, d.finished = d.finished, nil
+	answers, d.newAnswers = d.newAnswers, nil
 	return probes, answers
 }
 
-// RecordResult handles the result of a Probe.
-func (d *Queue) RecordResult(r facts.ProbeResult, w State, now time.Time) {
-	o := d.openByProbeID[r.ID]
-	delete(d.openByProbeID, r.ID)
+// RecordProbeResult handles the result of a Probe.
+func (d *Queue) RecordProbeResult(r facts.ProbeResult, w State, now time.Time) {
+	o := d.openQuestionByProbeID[r.ID]
+	delete(d.openQuestionByProbeID, r.ID)
 	if o == nil {
 		return
 	}
 	o.isProbing = false
-	foreign, ours := splitAnswers(r, w.Members)
+	foreign, ours := separateForeignAnswers(r, w.Members)
 	switch {
 	case len(foreign) > 0:
-		d.finishQuestion(o, joinMACs(foreign))
+		d.finishQuestion(o, formatMACs(foreign))
 	case r.NotSent:
-		o.dueAt = now.Add(retryInterval)
+		o.dueAt = now.Add(probeRetryInterval)
 	case len(ours) > 0:
 		if o.memberAnswers++; o.memberAnswers >= memberAnswersRequired {
-			d.finishQuestion(o, joinMACs(ours))
+			d.finishQuestion(o, formatMACs(ours))
 			return
 		}
-		o.dueAt = now.Add(retryInterval)
+		o.dueAt = now.Add(probeRetryInterval)
 	default:
 		d.finishQuestion(o, "")
 	}
 }
 
-// NextDue returns when Advance has something to do; zero if no question is due at any time.
-func (d *Queue) NextDue() (next time.Time) {
-	for _, o := range d.openByID {
+// NextDueTime returns when Advance has something to do; zero if no question is due at any time.
+func (d *Queue) NextDueTime() (next time.Time) {
+	for _, o := range d.openQuestionByID {
 		if !o.isFinished && !o.isProbing && (next.IsZero() || o.dueAt.Before(next)) {
 			next = o.dueAt
 		}
@@ -169,31 +170,32 @@ func (d *Queue) NextDue() (next time.Time) {
 	return next
 }
 
-// HasDue says whether Advance has something to do.
-func (d *Queue) HasDue(now time.Time) bool {
-	next := d.NextDue()
-	return len(d.finished) > 0 || !next.IsZero() && !next.After(now)
+// HasDueWork says whether Advance has something to do.
+func (d *Queue) HasDueWork(now time.Time) bool {
+	next := d.NextDueTime()
+	return len(d.newAnswers) > 0 || !next.IsZero() && !next.After(now)
 }
 
 func (d *Queue) finishQuestion(o *openQuestion, by string) {
 	o.isFinished = true
-	d.finished = append(d.finished, Answer{o.Question, by})
+	d.newAnswers = append(d.newAnswers, Answer{o.Question, by})
 }
 
-// splitAnswers separates the answers of foreign hosts from those of our own nodes. A foreign host
-// that probes for the address at the same time counts as an answer, one of our nodes does not.
-func splitAnswers(r facts.ProbeResult, members facts.MemberSet) (foreign, ours []facts.MAC) {
+// separateForeignAnswers separates the answers of foreign hosts from those of our own nodes. A
+// foreign host that probes for the address at the same time counts as an answer, one of our nodes
+// does not.
+func separateForeignAnswers(r facts.ProbeResult, members facts.MemberSet) (foreign, ours []facts.MAC) {
 	member := func(m facts.MAC) bool {
 		return slices.ContainsFunc(members.Members, func(o facts.Member) bool { return slices.Contains(o.MACs, m) })
 	}
-	for _, m := range r.Answers {
+	for _, m := range r.AnsweringMACs {
 		if member(m) {
 			ours = append(ours, m)
 		} else {
 			foreign = append(foreign, m)
 		}
 	}
-	for _, m := range r.RivalProbers {
+	for _, m := range r.RivalMACs {
 		if !member(m) && !slices.Contains(foreign, m) {
 			foreign = append(foreign, m)
 		}
@@ -204,7 +206,7 @@ func splitAnswers(r facts.ProbeResult, members facts.MemberSet) (foreign, ours [
 // reportedMACsLimit is how many Ethernet addresses an answer lists.
 const reportedMACsLimit = 8
 
-func joinMACs(macs []facts.MAC) string {
+func formatMACs(macs []facts.MAC) string {
 	var out []string
 	for _, m := range macs[:min(len(macs), reportedMACsLimit)] {
 		out = append(out, m.String())
@@ -213,22 +215,22 @@ func joinMACs(macs []facts.MAC) string {
 	return strings.Join(out, ", ")
 }
 
-// firstDelay returns how long this node leaves a question to other nodes.
-func firstDelay(q Question, w State) time.Duration {
+// firstProbeDelay returns how long this node leaves a question to other nodes.
+func firstProbeDelay(q Question, w State) time.Duration {
 	order := slices.Clone(w.Members.Members)
 	slices.SortFunc(order, func(x, y facts.Member) int {
-		return cmp.Or(cmp.Compare(nodeRank(x.Name, q.Address), nodeRank(y.Name, q.Address)), cmp.Compare(x.Name, y.Name))
+		return cmp.Or(cmp.Compare(nodeRankForAddress(x.Name, q.Address), nodeRankForAddress(y.Name, q.Address)), cmp.Compare(x.Name, y.Name))
 	})
 	before := slices.IndexFunc(order, func(m facts.Member) bool { return m.Name == w.Self })
-	out := time.Duration(min(max(before, 0), maxTurns)) * turnDelay
-	if _, _, near := probeLinks(q, w); !near {
+	out := time.Duration(min(max(before, 0), maxNodeTurns)) * nodeTurnDelay
+	if _, _, near := linksToProbe(q, w); !near {
 		out += offSubnetDelay
 	}
 	return out
 }
 
-// nodeRank spreads the questions over the nodes.
-func nodeRank(node string, a netip.Addr) uint64 {
+// nodeRankForAddress spreads the questions over the nodes.
+func nodeRankForAddress(node string, a netip.Addr) uint64 {
 	h := fnv.New64a()
 	b := a.As16()
 	_, _ = h.Write(b[:])
@@ -236,11 +238,11 @@ func nodeRank(node string, a netip.Addr) uint64 {
 	return h.Sum64()
 }
 
-// probeLinks returns the links on which the address would be announced: those that the
+// linksToProbe returns the links on which the address would be announced: those that the
 // L2Advertisements of its pool admit. Of these it returns the links whose subnet covers the
 // address, or else all. own is this node's Ethernet address if the address is configured on this
 // node. near means that a link's subnet covers the address.
-func probeLinks(q Question, w State) (links []int, own string, near bool) {
+func linksToProbe(q Question, w State) (links []int, own string, near bool) {
 	var on, all []int
 	for _, l := range w.Links {
 		for _, p := range l.Prefixes {

@@ -11,17 +11,17 @@ import (
 )
 
 var (
-	epoch       = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-	address     = netip.MustParseAddr("192.0.2.10")
-	question    = Question{ID: "q", Address: address, Pool: "p"}
-	nobodyHolds = func(netip.Addr) bool { return false }
+	testStart       = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	questionAddress = netip.MustParseAddr("192.0.2.10")
+	exampleQuestion = Question{ID: "q", Address: questionAddress, Pool: "p"}
+	noAddressIsHeld = func(netip.Addr) bool { return false }
 )
 
 func numberedMAC(n byte) facts.MAC { return facts.MAC{2, 0, 0, 0, 0, n} }
 
 // exampleState is the state of one of three nodes on a segment; eth1 is on another segment.
 func exampleState(self string) State {
-	w := State{Self: self, IsHeld: nobodyHolds, Links: facts.LinkSet{
+	w := State{Self: self, IsHeld: noAddressIsHeld, Links: facts.LinkSet{
 		{Index: 2, Name: "eth0", MAC: numberedMAC(1), Prefixes: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24")}},
 		{Index: 3, Name: "eth1", MAC: numberedMAC(2), Prefixes: []netip.Prefix{netip.MustParsePrefix("198.51.100.1/24")}},
 	}}
@@ -36,13 +36,13 @@ func TestNodesProbeOneAfterAnother(t *testing.T) {
 	var first []time.Duration
 	for _, self := range []string{"a", "b", "c"} {
 		var d Queue
-		d.SetQuestions([]Question{question}, exampleState(self), epoch)
-		first = append(first, d.NextDue().Sub(epoch))
-		if probes, _ := d.Advance(exampleState(self), epoch.Add(time.Minute)); len(probes) != 1 || !slices.Equal(probes[0].Links, []int{2}) {
+		d.SetQuestions([]Question{exampleQuestion}, exampleState(self), testStart)
+		first = append(first, d.NextDueTime().Sub(testStart))
+		if probes, _ := d.Advance(exampleState(self), testStart.Add(time.Minute)); len(probes) != 1 || !slices.Equal(probes[0].Links, []int{2}) {
 			t.Errorf("node %s probes %+v, want the link of the subnet", self, probes)
 		}
-		d.SetQuestions(nil, exampleState(self), epoch)
-		if probes, answers := d.Advance(exampleState(self), epoch.Add(time.Hour)); len(probes)+len(answers) > 0 || !d.NextDue().IsZero() {
+		d.SetQuestions(nil, exampleState(self), testStart)
+		if probes, answers := d.Advance(exampleState(self), testStart.Add(time.Hour)); len(probes)+len(answers) > 0 || !d.NextDueTime().IsZero() {
 			t.Errorf("a closed question is still probed: %v %v", probes, answers)
 		}
 	}
@@ -66,7 +66,7 @@ func TestProbeGoesToTheLinksOfTheAddress(t *testing.T) {
 			w.Snapshot = &snapshot.Snapshot{L2Advertisements: []*snapshot.L2Advertisement{{Pools: []string{"o"}, Interfaces: []string{"eth1"}}}}
 		}, want: []int{2}},
 		"all links if none has the subnet": {edit: func(w *State) { w.Links[0].Prefixes = nil }, want: []int{2, 3}, far: true},
-		"no link that cannot send frames":  {edit: func(w *State) { w.Links[0].NoIPv4 = true }, want: []int{3}, far: true},
+		"no link that cannot send frames":  {edit: func(w *State) { w.Links[0].CannotSendIPv4 = true }, want: []int{3}, far: true},
 		"no link: it is tried again later": {edit: func(w *State) { w.Links = nil }, far: true},
 		"not while a member holds it":      {edit: func(w *State) { w.IsHeld = func(netip.Addr) bool { return true } }},
 	}
@@ -78,17 +78,17 @@ func TestProbeGoesToTheLinksOfTheAddress(t *testing.T) {
 				tc.edit(&w)
 			}
 			var d Queue
-			d.SetQuestions([]Question{question}, w, epoch)
-			if far := d.NextDue().Sub(epoch) >= offSubnetDelay; far != tc.far {
-				t.Errorf("it probes after %s", d.NextDue().Sub(epoch))
+			d.SetQuestions([]Question{exampleQuestion}, w, testStart)
+			if far := d.NextDueTime().Sub(testStart) >= offSubnetDelay; far != tc.far {
+				t.Errorf("it probes after %s", d.NextDueTime().Sub(testStart))
 			}
-			probes, answers := d.Advance(w, epoch.Add(offSubnetDelay))
+			probes, answers := d.Advance(w, testStart.Add(offSubnetDelay))
 			if len(answers) > 0 {
 				t.Errorf("it is answered without a probe: %v", answers)
 			}
 			if len(tc.want) == 0 {
-				if len(probes) > 0 || d.NextDue().IsZero() {
-					t.Errorf("it probes %v, and again at %s", probes, d.NextDue())
+				if len(probes) > 0 || d.NextDueTime().IsZero() {
+					t.Errorf("it probes %v, and again at %s", probes, d.NextDueTime())
 				}
 				return
 			}
@@ -106,24 +106,24 @@ func TestProbeResultsAnswerTheQuestion(t *testing.T) {
 		want    string // "open" while there is no answer
 	}{
 		"no answer":                                     {[]facts.ProbeResult{{}}, ""},
-		"a foreign host answers":                        {[]facts.ProbeResult{{Answers: []facts.MAC{foreign}}}, "02:00:00:00:00:63"},
-		"two answer":                                    {[]facts.ProbeResult{{Answers: []facts.MAC{foreign, numberedMAC(98)}}}, "02:00:00:00:00:62, 02:00:00:00:00:63"},
-		"a foreign host probes it too":                  {[]facts.ProbeResult{{RivalProbers: []facts.MAC{foreign}}}, "02:00:00:00:00:63"},
-		"another member probes it too":                  {[]facts.ProbeResult{{RivalProbers: []facts.MAC{member}}}, ""},
+		"a foreign host answers":                        {[]facts.ProbeResult{{AnsweringMACs: []facts.MAC{foreign}}}, "02:00:00:00:00:63"},
+		"two answer":                                    {[]facts.ProbeResult{{AnsweringMACs: []facts.MAC{foreign, numberedMAC(98)}}}, "02:00:00:00:00:62, 02:00:00:00:00:63"},
+		"a foreign host probes it too":                  {[]facts.ProbeResult{{RivalMACs: []facts.MAC{foreign}}}, "02:00:00:00:00:63"},
+		"another member probes it too":                  {[]facts.ProbeResult{{RivalMACs: []facts.MAC{member}}}, ""},
 		"the probe was not sent":                        {[]facts.ProbeResult{{NotSent: true}}, "open"},
 		"the first probe was not sent":                  {[]facts.ProbeResult{{NotSent: true}, {}}, ""},
-		"a member answers once":                         {[]facts.ProbeResult{{Answers: []facts.MAC{member}}, {}}, ""},
-		"a member answers twice":                        {[]facts.ProbeResult{{Answers: []facts.MAC{member}}, {Answers: []facts.MAC{member}}}, "open"},
-		"a member answers three times":                  {[]facts.ProbeResult{{Answers: []facts.MAC{member}}, {Answers: []facts.MAC{member}}, {Answers: []facts.MAC{member}}}, "02:00:00:00:00:0b"},
-		"a member and a foreign host answer":            {[]facts.ProbeResult{{Answers: []facts.MAC{member, foreign}}}, "02:00:00:00:00:63"},
-		"a foreign host answers, though a link is down": {[]facts.ProbeResult{{NotSent: true, Answers: []facts.MAC{foreign}}}, "02:00:00:00:00:63"},
+		"a member answers once":                         {[]facts.ProbeResult{{AnsweringMACs: []facts.MAC{member}}, {}}, ""},
+		"a member answers twice":                        {[]facts.ProbeResult{{AnsweringMACs: []facts.MAC{member}}, {AnsweringMACs: []facts.MAC{member}}}, "open"},
+		"a member answers three times":                  {[]facts.ProbeResult{{AnsweringMACs: []facts.MAC{member}}, {AnsweringMACs: []facts.MAC{member}}, {AnsweringMACs: []facts.MAC{member}}}, "02:00:00:00:00:0b"},
+		"a member and a foreign host answer":            {[]facts.ProbeResult{{AnsweringMACs: []facts.MAC{member, foreign}}}, "02:00:00:00:00:63"},
+		"a foreign host answers, though a link is down": {[]facts.ProbeResult{{NotSent: true, AnsweringMACs: []facts.MAC{foreign}}}, "02:00:00:00:00:63"},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			w := exampleState("a")
 			var d Queue
-			d.SetQuestions([]Question{question}, w, epoch)
-			now := epoch
+			d.SetQuestions([]Question{exampleQuestion}, w, testStart)
+			now := testStart
 			var answers []Answer
 			for _, r := range tc.results {
 				now = now.Add(time.Minute)
@@ -132,8 +132,8 @@ func TestProbeResultsAnswerTheQuestion(t *testing.T) {
 					t.Fatalf("it probes %v, want one probe", probes)
 				}
 				r.ID = probes[0].ID
-				d.RecordResult(r, w, now)
-				d.RecordResult(r, w, now) // a repeated result counts once
+				d.RecordProbeResult(r, w, now)
+				d.RecordProbeResult(r, w, now) // a repeated result counts once
 				_, answers = d.Advance(w, now)
 			}
 			got := "open"
@@ -143,7 +143,8 @@ func TestProbeResultsAnswerTheQuestion(t *testing.T) {
 			if got != tc.want || len(answers) > 1 {
 				t.Errorf("the answers are %+v, want %q", answers, tc.want)
 			}
-			d.SetQuestions([]Question{question}, w, now) // the API still lists it, since it is slow
+			// the API still lists it, since it is slow
+			d.SetQuestions([]Question{exampleQuestion}, w, now)
 			if probes, _ := d.Advance(w, now.Add(time.Hour)); (len(probes) > 0) != (tc.want == "open") {
 				t.Errorf("it probes again: %v", probes)
 			}
@@ -155,8 +156,8 @@ func TestOwnAddressNeedsNoProbe(t *testing.T) {
 	w := exampleState("a")
 	own := Question{ID: "own", Address: netip.MustParseAddr("192.0.2.1")}
 	var d Queue
-	d.SetQuestions([]Question{own}, w, epoch)
-	probes, answers := d.Advance(w, epoch.Add(time.Minute))
+	d.SetQuestions([]Question{own}, w, testStart)
+	probes, answers := d.Advance(w, testStart.Add(time.Minute))
 	if len(probes) > 0 || len(answers) != 1 || answers[0].AnsweredBy != numberedMAC(1).String() {
 		t.Errorf("it probes %v and answers %v", probes, answers)
 	}

@@ -38,14 +38,14 @@ type ProbeWriter struct {
 	probesChanged chan struct{}
 }
 
-// Init prepares the writer. It comes before Observe and Run.
+// Init prepares the writer. It comes before ObserveAnswer and Run.
 func (w *ProbeWriter) Init() {
 	w.answers, w.probesChanged = make(chan probing.Answer, 1024), make(chan struct{}, 1)
 }
 
-// Observe queues an answer and returns at once. If the queue is full, the answer is dropped: the
-// controller asks again.
-func (w *ProbeWriter) Observe(a probing.Answer) {
+// ObserveAnswer queues an answer and returns at once. If the queue is full, the answer is dropped:
+// the controller asks again.
+func (w *ProbeWriter) ObserveAnswer(a probing.Answer) {
 	select {
 	case w.answers <- a:
 	default:
@@ -102,7 +102,7 @@ func (w *ProbeWriter) Run(ctx context.Context) error {
 		case a := <-w.answers:
 			if err := w.writeAnswer(ctx, a); err != nil && ctx.Err() == nil {
 				w.Log.Warn("writing the answer to an AddressProbe; trying again", "address", a.Address, "error", err)
-				time.AfterFunc(writeRetryDelay, func() { w.Observe(a) })
+				time.AfterFunc(writeRetryDelay, func() { w.ObserveAnswer(a) })
 			}
 		}
 	}
@@ -142,9 +142,9 @@ func (w *ProbeWriter) writeAnswer(ctx context.Context, a probing.Answer) error {
 	}
 	before := p.DeepCopy()
 	now := metav1.Now()
-	p.Status = v1alpha1.AddressProbeStatus{Outcome: v1alpha1.OutcomeSilent, By: a.AnsweredBy, Node: w.Self, Time: &now}
+	p.Status = v1alpha1.AddressProbeStatus{Outcome: v1alpha1.ProbeOutcomeSilent, By: a.AnsweredBy, Node: w.Self, Time: &now}
 	if a.AnsweredBy != "" {
-		p.Status.Outcome = v1alpha1.OutcomeAnswered
+		p.Status.Outcome = v1alpha1.ProbeOutcomeAnswered
 		w.Log.Warn("another host uses an address that was about to be assigned", "address", a.Address, "pool", a.Pool, "by", a.AnsweredBy)
 	}
 	err = w.Client.Status().Patch(ctx, &p, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))

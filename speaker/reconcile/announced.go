@@ -21,8 +21,8 @@ const (
 // AnnouncedMetrics is the metric for what the node announces. Register it. The zero
 // value announces nothing.
 type AnnouncedMetrics struct {
-	node    string
-	current atomic.Pointer[announcedServices]
+	nodeName        string
+	currentServices atomic.Pointer[announcedServices]
 }
 
 // announcedServices is what is announced by both protocols. It is immutable.
@@ -32,7 +32,7 @@ type announcedServices struct {
 }
 
 // NewAnnouncedMetrics returns the metric of a node.
-func NewAnnouncedMetrics(node string) *AnnouncedMetrics { return &AnnouncedMetrics{node: node} }
+func NewAnnouncedMetrics(node string) *AnnouncedMetrics { return &AnnouncedMetrics{nodeName: node} }
 
 var _ prometheus.Collector = (*AnnouncedMetrics)(nil)
 
@@ -40,14 +40,14 @@ var _ prometheus.Collector = (*AnnouncedMetrics)(nil)
 var announcedMetric = prometheus.NewDesc("metallb_speaker_announced", "Addresses of Services that this node announces.",
 	[]string{"service", "protocol", "node", "ip"}, nil)
 
-// setAnnounced sets the Services held by layer 2, and those that the Plan announces by BGP. A
-// leaving node announces nothing by BGP.
-func (a *AnnouncedMetrics) setAnnounced(held []status.HeldService, p plan.Plan) {
+// setAnnouncedServices sets the Services held by layer 2, and those that the Plan announces by BGP.
+// A leaving node announces nothing by BGP.
+func (a *AnnouncedMetrics) setAnnouncedServices(held []status.HeldService, p plan.Plan) {
 	now := &announcedServices{held: held}
-	if !p.Leaving {
-		now.bgpVerdicts = p.BGP
+	if !p.NodeLeaving {
+		now.bgpVerdicts = p.BGPVerdicts
 	}
-	a.current.Store(now)
+	a.currentServices.Store(now)
 }
 
 // Describe implements prometheus.Collector.
@@ -55,13 +55,13 @@ func (a *AnnouncedMetrics) Describe(c chan<- *prometheus.Desc) { c <- announcedM
 
 // Collect implements prometheus.Collector.
 func (a *AnnouncedMetrics) Collect(c chan<- prometheus.Metric) {
-	now := a.current.Load()
+	now := a.currentServices.Load()
 	if now == nil {
 		return
 	}
 	emit := func(service view.ObjectKey, protocol string, addresses []netip.Addr) {
 		for _, ip := range addresses {
-			c <- prometheus.MustNewConstMetric(announcedMetric, prometheus.GaugeValue, 1, service.String(), protocol, a.node, ip.String())
+			c <- prometheus.MustNewConstMetric(announcedMetric, prometheus.GaugeValue, 1, service.String(), protocol, a.nodeName, ip.String())
 		}
 	}
 	for _, h := range now.held {

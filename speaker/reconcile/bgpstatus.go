@@ -27,7 +27,7 @@ import (
 // SessionSource has the states of the BGP sessions; *bgp.Engine is one.
 type SessionSource interface {
 	Status() []bgp.Status
-	Changed() <-chan struct{}
+	StatusChanged() <-chan struct{}
 }
 
 // BGPStatusWriter writes what this node announces to routers (ServiceBGPStatus) and the states of
@@ -39,26 +39,27 @@ type BGPStatusWriter struct {
 	Log      *slog.Logger
 	// ServiceReference returns the Service for an event, or nil if there is no such Service.
 	ServiceReference func(view.ObjectKey) *corev1.Service
-	// Self is this node, Namespace is that of the objects. PodOwner returns the owner
+	// Self is this node, Namespace is that of the objects. PodOwnerReferences returns the owner
 	// with which the objects vanish.
-	Self, Namespace string
-	PodOwner        func(ctx context.Context) []metav1.OwnerReference
-	// Limit is the number of Services up to which a node writes ServiceBGPStatus objects. Above it
-	// the node writes none.
-	Limit int
+	Self, Namespace    string
+	PodOwnerReferences func(ctx context.Context) []metav1.OwnerReference
+	// ServiceBGPStatusLimit is the number of Services up to which a node writes ServiceBGPStatus
+	// objects. Above it the node writes none.
+	ServiceBGPStatusLimit int
 
 	latestPlan    chan plan.Plan
-	isLimitLogged bool // that Limit is exceeded
+	isLimitLogged bool // that the limit is exceeded
 }
 
-// coalesceDelay gathers changes that come together, such as the steps to an established session.
-const coalesceDelay = 200 * time.Millisecond
+// sessionChangeCoalesceDelay gathers changes that come together, such as the steps to an
+// established session.
+const sessionChangeCoalesceDelay = 200 * time.Millisecond
 
-// Init prepares the writer. It comes before Observe and Run.
+// Init prepares the writer. It comes before ObserveStatus and Run.
 func (w *BGPStatusWriter) Init() { w.latestPlan = make(chan plan.Plan, 1) }
 
-// Observe takes the agent's Status and returns at once.
-func (w *BGPStatusWriter) Observe(s agent.Status) {
+// ObserveStatus takes the agent's Status and returns at once.
+func (w *BGPStatusWriter) ObserveStatus(s agent.Status) {
 	for {
 		select {
 		case w.latestPlan <- s.Plan:
@@ -84,9 +85,9 @@ func (w *BGPStatusWriter) Run(ctx context.Context) error {
 			return nil
 		case p = <-w.latestPlan:
 			known = true
-			timer.Reset(coalesceDelay)
-		case <-w.Sessions.Changed():
-			timer.Reset(coalesceDelay)
+			timer.Reset(sessionChangeCoalesceDelay)
+		case <-w.Sessions.StatusChanged():
+			timer.Reset(sessionChangeCoalesceDelay)
 		case <-timer.C:
 			if !known {
 				continue
@@ -100,18 +101,19 @@ func (w *BGPStatusWriter) Run(ctx context.Context) error {
 }
 
 func (w *BGPStatusWriter) writeStatus(ctx context.Context, p plan.Plan) error {
-	if err := w.writeAnnouncements(ctx, p); err != nil {
+	if err := w.writeServiceBGPStatuses(ctx, p); err != nil {
 		return err
 	}
-	return w.writeSessions(ctx)
+	return w.writeBGPSessions(ctx)
 }
 
-// writeAnnouncements writes and removes ServiceBGPStatus objects of this node as the Plan says.
-func (w *BGPStatusWriter) writeAnnouncements(ctx context.Context, p plan.Plan) error {
-	want, all := status.Announcements(p, w.Limit)
-	if all > w.Limit {
-		if !w.isLimitLogged && w.Limit > 0 {
-			w.Log.Warn("this node announces too many Services to write ServiceBGPStatus objects; see --service-bgp-status", "services", all, "limit", w.Limit)
+// writeServiceBGPStatuses writes and removes ServiceBGPStatus objects of this node as the Plan
+// says.
+func (w *BGPStatusWriter) writeServiceBGPStatuses(ctx context.Context, p plan.Plan) error {
+	want, all := status.BGPAnnouncements(p, w.ServiceBGPStatusLimit)
+	if all > w.ServiceBGPStatusLimit {
+		if !w.isLimitLogged && w.ServiceBGPStatusLimit > 0 {
+			w.Log.Warn("this node announces too many Services to write ServiceBGPStatus objects; see --service-bgp-status", "services", all, "limit", w.ServiceBGPStatusLimit)
 		}
 		w.isLimitLogged = true
 	} else {
@@ -121,20 +123,20 @@ func (w *BGPStatusWriter) writeAnnouncements(ctx context.Context, p plan.Plan) e
 	if err := w.Client.List(ctx, &list, client.InNamespace(w.Namespace), client.MatchingLabels{names.LabelNode: w.Self}); err != nil {
 		return fmt.Errorf("listing ServiceBGPStatuses: %w", err)
 	}
-	var have []status.Announcement
+	var have []status.BGPAnnouncement
 	var obsolete []string // of an earlier version, with another name
 	for i := range list.Items {
 		s := &list.Items[i].Status
 		k := view.ObjectKey{Namespace: s.ServiceNamespace, Name: s.ServiceName}
-		if list.Items[i].Name != status.AnnouncementName(w.Self, k) {
+		if list.Items[i].Name != status.ServiceBGPStatusName(w.Self, k) {
 			obsolete = append(obsolete, list.Items[i].Name)
 			continue
 		}
-		have = append(have, status.Announcement{Service: k, Peers: s.Peers})
+		have = append(have, status.BGPAnnouncement{Service: k, Peers: s.Peers})
 	}
-	write, remove := status.DiffAnnouncements(want, have)
+	write, remove := status.DiffBGPAnnouncements(want, have)
 	for _, k := range remove {
-		obsolete = append(obsolete, status.AnnouncementName(w.Self, k))
+		obsolete = append(obsolete, status.ServiceBGPStatusName(w.Self, k))
 	}
 	for _, name := range obsolete {
 		o := &v1beta1.ServiceBGPStatus{}
@@ -144,8 +146,8 @@ func (w *BGPStatusWriter) writeAnnouncements(ctx context.Context, p plan.Plan) e
 		}
 	}
 	for _, a := range write {
-		created := !slices.ContainsFunc(have, func(h status.Announcement) bool { return h.Service == a.Service })
-		if err := w.writeAnnouncement(ctx, a); err != nil {
+		created := !slices.ContainsFunc(have, func(h status.BGPAnnouncement) bool { return h.Service == a.Service })
+		if err := w.writeServiceBGPStatus(ctx, a); err != nil {
 			return err
 		}
 		if created {
@@ -155,13 +157,13 @@ func (w *BGPStatusWriter) writeAnnouncements(ctx context.Context, p plan.Plan) e
 	return nil
 }
 
-func (w *BGPStatusWriter) writeAnnouncement(ctx context.Context, a status.Announcement) error {
+func (w *BGPStatusWriter) writeServiceBGPStatus(ctx context.Context, a status.BGPAnnouncement) error {
 	o := &v1beta1.ServiceBGPStatus{}
-	o.Namespace, o.Name = w.Namespace, status.AnnouncementName(w.Self, a.Service)
+	o.Namespace, o.Name = w.Namespace, status.ServiceBGPStatusName(w.Self, a.Service)
 	o.Labels = map[string]string{
-		names.LabelNode: w.Self, names.LabelServiceName: truncateLabel(a.Service.Name), names.LabelServiceNamespace: a.Service.Namespace,
+		names.LabelNode: w.Self, names.LabelServiceName: truncateLabelValue(a.Service.Name), names.LabelServiceNamespace: a.Service.Namespace,
 	}
-	o.OwnerReferences = w.PodOwner(ctx)
+	o.OwnerReferences = w.PodOwnerReferences(ctx)
 	if err := w.Client.Create(ctx, o); client.IgnoreAlreadyExists(err) != nil {
 		return fmt.Errorf("creating ServiceBGPStatus %q: %w", o.Name, err)
 	}
@@ -174,7 +176,7 @@ func (w *BGPStatusWriter) writeAnnouncement(ctx context.Context, a status.Announ
 }
 
 // sendAnnouncedEvent sends the event that existing tools look for.
-func (w *BGPStatusWriter) sendAnnouncedEvent(a status.Announcement) {
+func (w *BGPStatusWriter) sendAnnouncedEvent(a status.BGPAnnouncement) {
 	svc := w.ServiceReference(a.Service)
 	if svc == nil {
 		return // the Service is gone
@@ -183,8 +185,8 @@ func (w *BGPStatusWriter) sendAnnouncedEvent(a status.Announcement) {
 		"announcing from node %q with protocol %q", w.Self, "bgp")
 }
 
-// writeSessions writes and removes BGPSession objects of this node as the sessions are.
-func (w *BGPStatusWriter) writeSessions(ctx context.Context) error {
+// writeBGPSessions writes and removes BGPSession objects of this node as the sessions are.
+func (w *BGPStatusWriter) writeBGPSessions(ctx context.Context) error {
 	var list v1alpha1.BGPSessionList
 	if err := w.Client.List(ctx, &list, client.InNamespace(w.Namespace), client.MatchingLabels{names.LabelNode: w.Self}); err != nil {
 		return fmt.Errorf("listing BGPSessions: %w", err)
@@ -194,10 +196,10 @@ func (w *BGPStatusWriter) writeSessions(ctx context.Context) error {
 		stale[list.Items[i].Name] = &list.Items[i]
 	}
 	for _, s := range w.Sessions.Status() {
-		name := status.SessionName(w.Self, s.Peer)
+		name := status.BGPSessionName(w.Self, s.Peer)
 		o := stale[name]
 		delete(stale, name)
-		if err := w.writeSession(ctx, name, o, s); err != nil {
+		if err := w.writeBGPSession(ctx, name, o, s); err != nil {
 			return err
 		}
 	}
@@ -209,22 +211,22 @@ func (w *BGPStatusWriter) writeSessions(ctx context.Context) error {
 	return nil
 }
 
-func (w *BGPStatusWriter) writeSession(ctx context.Context, name string, o *v1alpha1.BGPSession, s bgp.Status) error {
+func (w *BGPStatusWriter) writeBGPSession(ctx context.Context, name string, o *v1alpha1.BGPSession, s bgp.Status) error {
 	if o == nil {
 		o = &v1alpha1.BGPSession{}
 		o.Namespace, o.Name = w.Namespace, name
-		o.Labels = map[string]string{names.LabelNode: w.Self, names.LabelPeer: truncateLabel(s.Peer)}
-		o.OwnerReferences = w.PodOwner(ctx)
+		o.Labels = map[string]string{names.LabelNode: w.Self, names.LabelPeer: truncateLabelValue(s.Peer)}
+		o.OwnerReferences = w.PodOwnerReferences(ctx)
 		if err := w.Client.Create(ctx, o); client.IgnoreAlreadyExists(err) != nil {
 			return fmt.Errorf("creating BGPSession %q: %w", name, err)
 		}
 	}
 	o = o.DeepCopy()
 	base := client.MergeFrom(o.DeepCopy())
-	since := metav1.NewTime(s.Since.Truncate(time.Second))
+	since := metav1.NewTime(s.StateSince.Truncate(time.Second))
 	want := v1alpha1.BGPSessionStatus{
 		Node: w.Self, Peer: s.Peer, State: string(s.State), Since: &since,
-		Prefixes: int32(s.AnnouncedRoutes), BFD: s.BFDState, LastError: s.LastError, Conditions: slices.Clone(o.Status.Conditions),
+		Prefixes: int32(s.AnnouncedRouteCount), BFD: s.BFDState, LastError: s.LastError, Conditions: slices.Clone(o.Status.Conditions),
 	}
 	if s.Remote.IsValid() {
 		want.Address = s.Remote.String()

@@ -40,7 +40,7 @@ type fakeSessions struct {
 	changed chan struct{}
 }
 
-func (e *fakeSessions) Changed() <-chan struct{} { return e.changed }
+func (e *fakeSessions) StatusChanged() <-chan struct{} { return e.changed }
 
 func (e *fakeSessions) Status() []bgp.Status {
 	e.mu.Lock()
@@ -80,8 +80,8 @@ func TestBGPStatusObjectsFollowTheAgent(t *testing.T) {
 	e := &fakeSessions{changed: make(chan struct{}, 1)}
 	w := &reconcile.BGPStatusWriter{
 		Client: mgr.GetClient(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Sessions: e, Log: slog.New(slog.DiscardHandler),
-		Self: selfNode, Namespace: names.Namespace, Limit: 2, PodOwner: func(context.Context) []metav1.OwnerReference { return nil },
-		ServiceReference: serviceReference(t, api),
+		Self: selfNode, Namespace: names.Namespace, ServiceBGPStatusLimit: 2, PodOwnerReferences: func(context.Context) []metav1.OwnerReference { return nil },
+		ServiceReference: newServiceReference(t, api),
 	}
 	w.Init()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -117,13 +117,15 @@ func TestBGPStatusObjectsFollowTheAgent(t *testing.T) {
 		})
 	}
 	verdict := func(name string, peers ...string) *plan.BGPVerdict {
-		v := &plan.BGPVerdict{Service: web, Peers: peers, Reason: names.ReasonAnnounced}
+		v := &plan.BGPVerdict{Service: webService, Peers: peers, Reason: names.ReasonAnnounced}
 		if v.Service.Name = name; len(peers) == 0 {
 			v.Reason = names.ReasonNoEndpoints
 		}
 		return v
 	}
-	observe := func(v ...*plan.BGPVerdict) { w.Observe(agent.Status{Plan: plan.Plan{BGP: plan.NewSortedList(v...)}}) }
+	observe := func(v ...*plan.BGPVerdict) {
+		w.ObserveStatus(agent.Status{Plan: plan.Plan{BGPVerdicts: plan.NewSortedList(v...)}})
+	}
 
 	observe(verdict("dns"), verdict("web", "tor1", "tor2"))
 	announced("node1 default/web [tor1 tor2], labels web")
@@ -133,7 +135,7 @@ func TestBGPStatusObjectsFollowTheAgent(t *testing.T) {
 	announced() // more than the limit
 	observe(verdict("web", "tor2"))
 	announced("node1 default/web [tor2], labels web")
-	w.Observe(agent.Status{Plan: plan.Plan{BGP: plan.NewSortedList(verdict("web", "tor2")), Leaving: true}})
+	w.ObserveStatus(agent.Status{Plan: plan.Plan{BGPVerdicts: plan.NewSortedList(verdict("web", "tor2")), NodeLeaving: true}})
 	announced()
 	if err := api.Get(t.Context(), client.ObjectKeyFromObject(foreign), foreign); err != nil {
 		t.Errorf("the object of another node: %v", err)
@@ -169,17 +171,17 @@ func TestBGPStatusObjectsFollowTheAgent(t *testing.T) {
 		})
 	}
 	remote := netip.MustParseAddrPort("192.0.2.1:179")
-	up := bgp.Status{Peer: "tor1", Remote: remote, State: bgp.Established, Since: time.Unix(1e9, 0), Families: []message.Family{message.IPv4}, WantedRoutes: 3, AnnouncedRoutes: 3}
-	down := bgp.Status{Peer: "tor2", Remote: remote, State: bgp.Idle, Since: time.Unix(1e9, 0), LastError: "connecting: refused"}
+	up := bgp.Status{Peer: "tor1", Remote: remote, State: bgp.Established, StateSince: time.Unix(1e9, 0), Families: []message.Family{message.IPv4}, WantedRouteCount: 3, AnnouncedRouteCount: 3}
+	down := bgp.Status{Peer: "tor2", Remote: remote, State: bgp.Idle, StateSince: time.Unix(1e9, 0), LastError: "connecting: refused"}
 	e.setStates(up, down)
 	sessions("node1 tor1 192.0.2.1:179 Established Established Announced [ipv4-unicast] 3", "node1 tor2 192.0.2.1:179 Idle NoSession [] 0 connecting: refused")
-	up.AnnouncedRoutes, up.Withheld = 2, bgp.Withheld{Reason: names.ReasonNoNextHop, Text: "no next hop"}
+	up.AnnouncedRouteCount, up.Withheld = 2, bgp.WithheldReason{Reason: names.ReasonNoNextHop, Text: "no next hop"}
 	e.setStates(up, down)
 	sessions("node1 tor1 192.0.2.1:179 Established Established NoNextHop [ipv4-unicast] 2", "node1 tor2 192.0.2.1:179 Idle NoSession [] 0 connecting: refused")
-	up.Withheld = bgp.Withheld{}
-	up.State, up.AnnouncedRoutes, up.LastError = bgp.Active, 0, "the router closed the connection"
+	up.Withheld = bgp.WithheldReason{}
+	up.State, up.AnnouncedRouteCount, up.LastError = bgp.Active, 0, "the router closed the connection"
 	e.setStates(up)
-	blocked := bgp.Status{Peer: "tor2", State: bgp.Idle, Since: time.Unix(1e9, 0), Reason: names.ReasonUnknownSecret, LastError: "no Secret"}
+	blocked := bgp.Status{Peer: "tor2", State: bgp.Idle, StateSince: time.Unix(1e9, 0), Reason: names.ReasonUnknownSecret, LastError: "no Secret"}
 	e.setStates(up, blocked)
 	sessions("node1 tor1 192.0.2.1:179 Active NoSession [] 0 the router closed the connection", "node1 tor2  Idle UnknownSecret [] 0 no Secret")
 	e.setStates()

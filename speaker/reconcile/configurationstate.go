@@ -28,13 +28,13 @@ type ConfigurationWriter struct {
 	objectDeleted  chan struct{}
 }
 
-// Init prepares the writer. It comes before Observe and Run.
+// Init prepares the writer. It comes before ObserveProblems and Run.
 func (w *ConfigurationWriter) Init() {
 	w.latestProblems, w.objectDeleted = make(chan []snapshot.Problem, 1), make(chan struct{}, 1)
 }
 
-// Observe takes the Problems and returns at once. Calls must not overlap.
-func (w *ConfigurationWriter) Observe(problems []snapshot.Problem) {
+// ObserveProblems takes the Problems and returns at once. Calls must not overlap.
+func (w *ConfigurationWriter) ObserveProblems(problems []snapshot.Problem) {
 	select {
 	case <-w.latestProblems:
 	default:
@@ -49,7 +49,7 @@ func (w *ConfigurationWriter) Run(ctx context.Context) error {
 		return err
 	}
 	deleted := func(o any) {
-		if s, ok := lastKnownState(o).(*v1beta1.ConfigurationState); ok && s.Name == w.State.ObjectName() {
+		if s, ok := lastKnownObject(o).(*v1beta1.ConfigurationState); ok && s.Name == w.State.ObjectName() {
 			select {
 			case w.objectDeleted <- struct{}{}:
 			default:

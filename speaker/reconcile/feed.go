@@ -41,11 +41,11 @@ type SeedSetter interface {
 // ClusterFeed watches the cluster for one agent. It stores no Service and no EndpointSlice object.
 type ClusterFeed struct {
 	Cache cache.Cache
-	// Source reads the Services and EndpointSlices.
-	Source client.WithWatch
-	Agent  ChangePoster
-	Seeds  SeedSetter
-	Log    *slog.Logger
+	// WatchClient reads the Services and EndpointSlices.
+	WatchClient client.WithWatch
+	Agent       ChangePoster
+	Seeds       SeedSetter
+	Log         *slog.Logger
 	// Self is this node's name: its own Pod is no seed.
 	Self string
 	// Scope is the part of the configuration to read.
@@ -54,16 +54,16 @@ type ClusterFeed struct {
 	ObserveProblems func([]snapshot.Problem)
 
 	isSynced atomic.Bool
-	// isComplete means that all existing objects have been seen, so that the
+	// allObjectsSeen means that all existing objects have been seen, so that the
 	// configuration may be read.
-	isComplete atomic.Bool
+	allObjectsSeen atomic.Bool
 	// buildMutex guards lastSnapshot, from which snapshot.Build keeps the parts that an edit broke.
 	buildMutex   sync.Mutex
 	lastSnapshot *snapshot.Snapshot
 
-	// slicesByService belongs to the goroutine that follows the EndpointSlices. The slices of a
-	// Service are sorted by name.
-	slicesByService map[view.ObjectKey][]view.EndpointSlice
+	// endpointSlicesByService belongs to the goroutine that follows the EndpointSlices. The slices
+	// of a Service are sorted by name.
+	endpointSlicesByService map[view.ObjectKey][]view.EndpointSlice
 
 	// guards all fields below; each informer has its own goroutine
 	mu              sync.Mutex
@@ -79,9 +79,9 @@ const freeMemoryDelay = 5 * time.Second
 
 // watchedKind is a kind and the handlers of its objects.
 type watchedKind struct {
-	object client.Object
-	set    func(ctx context.Context, o any)
-	remove func(ctx context.Context, o any)
+	object       client.Object
+	setObject    func(ctx context.Context, o any)
+	removeObject func(ctx context.Context, o any)
 }
 
 // podAddresses has the addresses of a speaker's Pod.
@@ -93,7 +93,7 @@ type podAddresses struct {
 // Run registers the handlers, and posts MarkSynced once everything that exists has been posted. It
 // returns when ctx ends.
 func (f *ClusterFeed) Run(ctx context.Context) error {
-	f.slicesByService = map[view.ObjectKey][]view.EndpointSlice{}
+	f.endpointSlicesByService = map[view.ObjectKey][]view.EndpointSlice{}
 	f.mu.Lock()
 	f.uidByService, f.addressesByPod, f.addressesByNode, f.labelsByNode = map[view.ObjectKey]types.UID{}, map[string]podAddresses{}, map[string][]string{}, map[string]map[string]string{}
 	f.mu.Unlock()
@@ -111,30 +111,30 @@ func (f *ClusterFeed) Run(ctx context.Context) error {
 			return fmt.Errorf("watching %T: %w", w.object, err)
 		}
 		reg, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
-			AddFunc:    func(o any) { w.set(ctx, o) },
-			UpdateFunc: func(_, o any) { w.set(ctx, o) },
-			DeleteFunc: func(o any) { w.remove(ctx, lastKnownState(o)) },
+			AddFunc:    func(o any) { w.setObject(ctx, o) },
+			UpdateFunc: func(_, o any) { w.setObject(ctx, o) },
+			DeleteFunc: func(o any) { w.removeObject(ctx, lastKnownObject(o)) },
 		})
 		if err != nil {
 			return fmt.Errorf("watching %T: %w", w.object, err)
 		}
 		synced = append(synced, reg.HasSynced)
 	}
-	services, endpoints := f.serviceMirror(ctx), f.sliceMirror(ctx)
+	services, endpoints := f.newServiceMirror(ctx), f.newEndpointSliceMirror(ctx)
 	var following sync.WaitGroup
 	defer following.Wait()
 	following.Go(func() {
-		services.followObjects(ctx, f.Source, &corev1.Service{}, func() client.ObjectList { return &corev1.ServiceList{} })
+		services.followObjects(ctx, f.WatchClient, &corev1.Service{}, func() client.ObjectList { return &corev1.ServiceList{} })
 	})
 	following.Go(func() {
-		endpoints.followObjects(ctx, f.Source, &discoveryv1.EndpointSlice{}, func() client.ObjectList { return &discoveryv1.EndpointSliceList{} })
+		endpoints.followObjects(ctx, f.WatchClient, &discoveryv1.EndpointSlice{}, func() client.ObjectList { return &discoveryv1.EndpointSliceList{} })
 	})
 	if !toolscache.WaitForCacheSync(ctx.Done(), append(synced, services.hasSynced, endpoints.hasSynced)...) {
 		return nil
 	}
-	f.isComplete.Store(true)
+	f.allObjectsSeen.Store(true)
 	f.rebuildSnapshot(ctx, nil)
-	f.Agent.PostChanges(ctx, agent.MarkSynced())
+	f.Agent.PostChanges(ctx, agent.MarkClusterSynced())
 	f.isSynced.Store(true)
 	f.Log.Info("the state of the cluster has been read")
 	select {
@@ -149,8 +149,8 @@ func (f *ClusterFeed) Run(ctx context.Context) error {
 // HasSynced says whether everything that exists has been posted once.
 func (f *ClusterFeed) HasSynced() bool { return f.isSynced.Load() }
 
-// lastKnownState returns the last known state of an object whose deletion event was missed.
-func lastKnownState(o any) any {
+// lastKnownObject returns the last known state of an object whose deletion event was missed.
+func lastKnownObject(o any) any {
 	if gone, ok := o.(toolscache.DeletedFinalStateUnknown); ok {
 		return gone.Obj
 	}
@@ -171,7 +171,7 @@ func (f *ClusterFeed) setNode(ctx context.Context, o any) {
 	before, known := f.labelsByNode[n.Name]
 	f.labelsByNode[n.Name] = n.Labels
 	f.mu.Unlock()
-	f.updateSeeds()
+	f.updateGossipSeeds()
 	f.Agent.PostChanges(ctx, agent.SetNode(v))
 	if !known || !maps.Equal(before, n.Labels) {
 		f.rebuildSnapshot(ctx, nil)
@@ -187,7 +187,7 @@ func (f *ClusterFeed) removeNode(ctx context.Context, o any) {
 	delete(f.addressesByNode, n.Name)
 	delete(f.labelsByNode, n.Name)
 	f.mu.Unlock()
-	f.updateSeeds()
+	f.updateGossipSeeds()
 	f.Agent.PostChanges(ctx, agent.RemoveNode(n.Name))
 }
 
@@ -203,7 +203,7 @@ func (f *ClusterFeed) setPod(_ context.Context, o any) {
 	f.mu.Lock()
 	f.addressesByPod[p.Name] = s
 	f.mu.Unlock()
-	f.updateSeeds()
+	f.updateGossipSeeds()
 }
 
 func (f *ClusterFeed) removePod(_ context.Context, o any) {
@@ -214,13 +214,13 @@ func (f *ClusterFeed) removePod(_ context.Context, o any) {
 	f.mu.Lock()
 	delete(f.addressesByPod, p.Name)
 	f.mu.Unlock()
-	f.updateSeeds()
+	f.updateGossipSeeds()
 }
 
-// updateSeeds sets the addresses at which other speakers may be reached: those of
+// updateGossipSeeds sets the addresses at which other speakers may be reached: those of
 // their Pods. If there are no other Pods, it uses the nodes, so that speakers that run
 // as plain processes find each other too.
-func (f *ClusterFeed) updateSeeds() {
+func (f *ClusterFeed) updateGossipSeeds() {
 	f.mu.Lock()
 	var out []string
 	for _, p := range f.addressesByPod {
@@ -243,7 +243,7 @@ func (f *ClusterFeed) updateSeeds() {
 // rebuildSnapshot reads the configuration objects from the cache and posts their Snapshot. It does
 // nothing until everything has been seen once.
 func (f *ClusterFeed) rebuildSnapshot(ctx context.Context, _ any) {
-	if !f.isComplete.Load() {
+	if !f.allObjectsSeen.Load() {
 		return
 	}
 	read, cancel := context.WithTimeout(ctx, 10*time.Second)
@@ -260,8 +260,8 @@ func (f *ClusterFeed) rebuildSnapshot(ctx context.Context, _ any) {
 		o.Nodes = append(o.Nodes, snapshot.Node{Name: name, Labels: set})
 	}
 	f.mu.Unlock()
-	o.Previous = f.lastSnapshot
-	s, problems := snapshot.Build(o)
+	o.PreviousSnapshot = f.lastSnapshot
+	s, problems := snapshot.BuildSnapshot(o)
 	f.lastSnapshot = s
 	f.Agent.PostChanges(ctx, agent.SetSnapshot(s))
 	if f.ObserveProblems != nil {

@@ -14,20 +14,20 @@ import (
 	"github.com/gantry-lb/gantry/speaker/agent"
 )
 
-// postBatchSize bounds how many changes are posted together when all objects are read again.
-const postBatchSize = 500
+// changesPerPost bounds how many changes are posted together when all objects are read again.
+const changesPerPost = 500
 
-// serviceMirror follows the Services. It ignores those that are not of type IsLoadBalancer.
-func (f *ClusterFeed) serviceMirror(ctx context.Context) *objectMirror[*view.Service] {
+// newServiceMirror follows the Services. It ignores those that are not of type IsLoadBalancer.
+func (f *ClusterFeed) newServiceMirror(ctx context.Context) *objectMirror[*view.Service] {
 	set := func(v *view.Service) { f.postChanges(ctx, f.appendServiceChange(nil, v)) }
 	return &objectMirror[*view.Service]{
-		reduce: func(o any) (*view.Service, bool) {
+		reduceObject: func(o any) (*view.Service, bool) {
 			s, ok := o.(*corev1.Service)
 			if !ok {
 				return nil, false
 			}
 			v := view.FromService(s)
-			v.Key.Namespace = view.Intern(v.Key.Namespace)
+			v.Key.Namespace = view.InternString(v.Key.Namespace)
 			return &v, true
 		},
 		onAdd:     set,
@@ -72,7 +72,7 @@ func (f *ClusterFeed) replaceServices(ctx context.Context, all []*view.Service) 
 	var out []agent.Change
 	for i, v := range all {
 		delete(gone, v.Key)
-		if out, all[i] = f.appendServiceChange(out, v), nil; len(out) >= postBatchSize {
+		if out, all[i] = f.appendServiceChange(out, v), nil; len(out) >= changesPerPost {
 			f.Agent.PostChanges(ctx, out...)
 			out = nil
 		}
@@ -104,10 +104,10 @@ func (f *ClusterFeed) ServiceReference(k view.ObjectKey) *corev1.Service {
 	return s
 }
 
-// sliceMirror follows the EndpointSlices.
-func (f *ClusterFeed) sliceMirror(ctx context.Context) *objectMirror[*view.EndpointSlice] {
+// newEndpointSliceMirror follows the EndpointSlices.
+func (f *ClusterFeed) newEndpointSliceMirror(ctx context.Context) *objectMirror[*view.EndpointSlice] {
 	return &objectMirror[*view.EndpointSlice]{
-		reduce: func(o any) (*view.EndpointSlice, bool) {
+		reduceObject: func(o any) (*view.EndpointSlice, bool) {
 			s, ok := o.(*discoveryv1.EndpointSlice)
 			if !ok {
 				return nil, false
@@ -115,59 +115,60 @@ func (f *ClusterFeed) sliceMirror(ctx context.Context) *objectMirror[*view.Endpo
 			v := view.FromEndpointSlice(s)
 			return &v, true
 		},
-		onAdd: func(v *view.EndpointSlice) { f.postChanges(ctx, f.endpointChanges(f.storeSlice(v))) },
+		onAdd: func(v *view.EndpointSlice) { f.postChanges(ctx, f.endpointChanges(f.storeEndpointSlice(v))) },
 		onUpdate: func(v *view.EndpointSlice) {
-			before := f.removeSlice(v)
-			f.postChanges(ctx, f.endpointChanges(before, f.storeSlice(v)))
+			before := f.removeEndpointSlice(v)
+			f.postChanges(ctx, f.endpointChanges(before, f.storeEndpointSlice(v)))
 		},
-		onDelete:  func(v *view.EndpointSlice) { f.postChanges(ctx, f.endpointChanges(f.removeSlice(v))) },
-		onReplace: func(all []*view.EndpointSlice) { f.replaceSlices(ctx, all) },
+		onDelete:  func(v *view.EndpointSlice) { f.postChanges(ctx, f.endpointChanges(f.removeEndpointSlice(v))) },
+		onReplace: func(all []*view.EndpointSlice) { f.replaceEndpointSlices(ctx, all) },
 		synced:    make(chan struct{}),
 	}
 }
 
-// storeSlice stores a slice and returns its Service, which has no name if the slice has none.
-func (f *ClusterFeed) storeSlice(v *view.EndpointSlice) view.ObjectKey {
+// storeEndpointSlice stores a slice and returns its Service, which has no name if the slice has
+// none.
+func (f *ClusterFeed) storeEndpointSlice(v *view.EndpointSlice) view.ObjectKey {
 	if v.Service.Name == "" {
 		return view.ObjectKey{}
 	}
-	all := f.slicesByService[v.Service]
-	i, found := findSlice(all, v.Name)
+	all := f.endpointSlicesByService[v.Service]
+	i, found := findEndpointSlice(all, v.Name)
 	if found {
 		all[i] = *v
 	} else {
-		f.slicesByService[v.Service] = slices.Insert(slices.Clip(all), i, *v)
+		f.endpointSlicesByService[v.Service] = slices.Insert(slices.Clip(all), i, *v)
 	}
 	return v.Service
 }
 
-// removeSlice removes a slice and returns the Service that it belonged to. The slice may name
-// another Service by now.
-func (f *ClusterFeed) removeSlice(v *view.EndpointSlice) view.ObjectKey {
+// removeEndpointSlice removes a slice and returns the Service that it belonged to. The slice may
+// name another Service by now.
+func (f *ClusterFeed) removeEndpointSlice(v *view.EndpointSlice) view.ObjectKey {
 	of := v.Service
-	if _, found := findSlice(f.slicesByService[of], v.Name); !found {
+	if _, found := findEndpointSlice(f.endpointSlicesByService[of], v.Name); !found {
 		of = view.ObjectKey{}
-		for k, all := range f.slicesByService {
-			if _, found := findSlice(all, v.Name); found && k.Namespace == v.Service.Namespace {
+		for k, all := range f.endpointSlicesByService {
+			if _, found := findEndpointSlice(all, v.Name); found && k.Namespace == v.Service.Namespace {
 				of = k
 				break
 			}
 		}
 	}
-	all := f.slicesByService[of]
-	i, found := findSlice(all, v.Name)
+	all := f.endpointSlicesByService[of]
+	i, found := findEndpointSlice(all, v.Name)
 	if !found {
 		return view.ObjectKey{}
 	}
 	if len(all) == 1 {
-		delete(f.slicesByService, of)
+		delete(f.endpointSlicesByService, of)
 	} else {
-		f.slicesByService[of] = slices.Delete(all, i, i+1)
+		f.endpointSlicesByService[of] = slices.Delete(all, i, i+1)
 	}
 	return of
 }
 
-func findSlice(all []view.EndpointSlice, name string) (int, bool) {
+func findEndpointSlice(all []view.EndpointSlice, name string) (int, bool) {
 	return slices.BinarySearchFunc(all, name, func(s view.EndpointSlice, name string) int { return strings.Compare(s.Name, name) })
 }
 
@@ -177,28 +178,28 @@ func (f *ClusterFeed) endpointChanges(services ...view.ObjectKey) []agent.Change
 	var out []agent.Change
 	for i, k := range services {
 		if k.Name != "" && !slices.Contains(services[:i], k) {
-			out = append(out, agent.SetEndpoints(view.MergeSlices(k, f.slicesByService[k])))
+			out = append(out, agent.SetEndpoints(view.MergeSlices(k, f.endpointSlicesByService[k])))
 		}
 	}
 	return out
 }
 
-// replaceSlices posts the endpoints of all Services.
-func (f *ClusterFeed) replaceSlices(ctx context.Context, all []*view.EndpointSlice) {
-	before := f.slicesByService
-	f.slicesByService = make(map[view.ObjectKey][]view.EndpointSlice, len(all))
+// replaceEndpointSlices posts the endpoints of all Services.
+func (f *ClusterFeed) replaceEndpointSlices(ctx context.Context, all []*view.EndpointSlice) {
+	before := f.endpointSlicesByService
+	f.endpointSlicesByService = make(map[view.ObjectKey][]view.EndpointSlice, len(all))
 	for _, v := range all {
-		f.storeSlice(v)
+		f.storeEndpointSlice(v)
 	}
 	for k := range before {
-		if _, still := f.slicesByService[k]; !still {
+		if _, still := f.endpointSlicesByService[k]; !still {
 			f.postChanges(ctx, f.endpointChanges(k))
 		}
 	}
-	for chunk := range slices.Chunk(slices.Collect(maps.Keys(f.slicesByService)), postBatchSize) {
+	for chunk := range slices.Chunk(slices.Collect(maps.Keys(f.endpointSlicesByService)), changesPerPost) {
 		var out []agent.Change
 		for _, k := range chunk {
-			out = append(out, agent.SetEndpoints(view.MergeSlices(k, f.slicesByService[k])))
+			out = append(out, agent.SetEndpoints(view.MergeSlices(k, f.endpointSlicesByService[k])))
 		}
 		f.postChanges(ctx, out)
 	}

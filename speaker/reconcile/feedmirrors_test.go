@@ -27,19 +27,19 @@ import (
 // recordingPlanner applies the changes that a ClusterFeed posts, like an agent.
 type recordingPlanner struct {
 	*plan.Planner
-	posts int
+	postCount int
 }
 
 func (p *recordingPlanner) PostChanges(_ context.Context, changes ...agent.Change) {
-	p.posts++
+	p.postCount++
 	agent.ApplyChanges(p.Planner, changes...)
 }
 
-// newMirrors returns the mirrors of a ClusterFeed that has seen nothing.
-func newMirrors(t *testing.T, in plan.Inputs) (*recordingPlanner, *objectMirror[*view.Service], *objectMirror[*view.EndpointSlice], *ClusterFeed) {
+// newFeedMirrors returns the mirrors of a ClusterFeed that has seen nothing.
+func newFeedMirrors(t *testing.T, in plan.Inputs) (*recordingPlanner, *objectMirror[*view.Service], *objectMirror[*view.EndpointSlice], *ClusterFeed) {
 	p := &recordingPlanner{Planner: plan.NewPlanner(in)}
-	f := &ClusterFeed{Agent: p, slicesByService: map[view.ObjectKey][]view.EndpointSlice{}, uidByService: map[view.ObjectKey]types.UID{}}
-	return p, f.serviceMirror(t.Context()), f.sliceMirror(t.Context()), f
+	f := &ClusterFeed{Agent: p, endpointSlicesByService: map[view.ObjectKey][]view.EndpointSlice{}, uidByService: map[view.ObjectKey]types.UID{}}
+	return p, f.newServiceMirror(t.Context()), f.newEndpointSliceMirror(t.Context()), f
 }
 
 // exampleService returns a Service as the API server sends it, with many fields that a
@@ -84,7 +84,7 @@ func passToMirror(t *testing.T, give func(any) error, objects ...any) {
 }
 
 func TestServiceMirrorFollowsServices(t *testing.T) {
-	p, services, _, f := newMirrors(t, plan.Inputs{})
+	p, services, _, f := newFeedMirrors(t, plan.Inputs{})
 	a := netip.MustParseAddr("192.0.2.1")
 	has := func(want ...string) {
 		t.Helper()
@@ -111,10 +111,10 @@ func TestServiceMirrorFollowsServices(t *testing.T) {
 	if !services.hasSynced() {
 		t.Error("the mirror has not synced")
 	}
-	posts := p.posts
+	posts := p.postCount
 	passToMirror(t, services.Update, plain)
 	passToMirror(t, services.Delete, plain)
-	if p.posts != posts {
+	if p.postCount != posts {
 		t.Error("a Service of another type causes changes")
 	}
 	passToMirror(t, services.Add, exampleService("three", a))
@@ -140,7 +140,7 @@ func TestServiceMirrorFollowsServices(t *testing.T) {
 }
 
 func TestEndpointsOfSeveralSlicesAreJoined(t *testing.T) {
-	p, _, endpoints, _ := newMirrors(t, plan.Inputs{})
+	p, _, endpoints, _ := newFeedMirrors(t, plan.Inputs{})
 	on := func(service string, want ...string) {
 		t.Helper()
 		if got := p.Inputs().Endpoints[view.ObjectKey{Namespace: "default", Name: service}].ServingNodes; !slices.Equal(got, want) {
@@ -188,7 +188,7 @@ func TestMirrorFollowsTheAPIServer(t *testing.T) {
 	one := create("one")
 	calls := make(chan string, 16)
 	m := &objectMirror[string]{
-		reduce: func(o any) (string, bool) {
+		reduceObject: func(o any) (string, bool) {
 			s, ok := o.(*corev1.Service)
 			if !ok {
 				return "", false
@@ -253,7 +253,7 @@ func TestAServiceTakesLittleMemory(t *testing.T) {
 		BGPAdvertisements: []*snapshot.BGPAdvertisement{{Name: "ad", Pools: []string{"p"}, PrefixLengthIPv4: 32, PrefixLengthIPv6: 128}},
 		Peers:             []*snapshot.Peer{{Name: "tor1", Address: first}, {Name: "tor2", Address: first}},
 	}}
-	p, services, endpoints, f := newMirrors(t, in)
+	p, services, endpoints, f := newFeedMirrors(t, in)
 	heap := func() uint64 {
 		runtime.GC()
 		runtime.GC()
@@ -278,6 +278,6 @@ func TestAServiceTakesLittleMemory(t *testing.T) {
 	if each > bytesPerServiceLimit {
 		t.Errorf("a Service takes %d bytes, more than %d", each, bytesPerServiceLimit)
 	}
-	runtime.KeepAlive(maps.Keys(f.slicesByService))
+	runtime.KeepAlive(maps.Keys(f.endpointSlicesByService))
 	runtime.KeepAlive(p)
 }

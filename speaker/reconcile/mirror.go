@@ -16,8 +16,8 @@ import (
 // time. With 10,000 Services that would be most of the speaker's memory. It is the store of a
 // reflector, whose goroutine makes all calls.
 type objectMirror[T any] struct {
-	// reduce returns the needed part of an object.
-	reduce func(o any) (T, bool)
+	// reduceObject returns the needed part of an object.
+	reduceObject func(o any) (T, bool)
 	// onAdd, onUpdate and onDelete get a changed object. onReplace gets all objects.
 	onAdd, onUpdate, onDelete func(T)
 	onReplace                 func([]T)
@@ -56,7 +56,7 @@ func (m *objectMirror[T]) hasSynced() bool {
 // Transformer lets the reflector reduce the objects that it gathers before Replace.
 func (m *objectMirror[T]) Transformer() toolscache.TransformFunc {
 	return func(o any) (any, error) {
-		v, ok := m.reduce(o)
+		v, ok := m.reduceObject(o)
 		if !ok {
 			return nil, fmt.Errorf("unexpected object of type %T", o)
 		}
@@ -65,16 +65,16 @@ func (m *objectMirror[T]) Transformer() toolscache.TransformFunc {
 }
 
 // Add implements toolscache.ReflectorStore.
-func (m *objectMirror[T]) Add(o any) error { return m.reduceAndPass(o, m.onAdd) }
+func (m *objectMirror[T]) Add(o any) error { return m.reduceAndPassOn(o, m.onAdd) }
 
 // Update implements toolscache.ReflectorStore.
-func (m *objectMirror[T]) Update(o any) error { return m.reduceAndPass(o, m.onUpdate) }
+func (m *objectMirror[T]) Update(o any) error { return m.reduceAndPassOn(o, m.onUpdate) }
 
 // Delete implements toolscache.ReflectorStore.
-func (m *objectMirror[T]) Delete(o any) error { return m.reduceAndPass(o, m.onDelete) }
+func (m *objectMirror[T]) Delete(o any) error { return m.reduceAndPassOn(o, m.onDelete) }
 
-func (m *objectMirror[T]) reduceAndPass(o any, pass func(T)) error {
-	v, ok := m.reduce(o)
+func (m *objectMirror[T]) reduceAndPassOn(o any, pass func(T)) error {
+	v, ok := m.reduceObject(o)
 	if !ok {
 		return fmt.Errorf("unexpected object of type %T", o)
 	}
@@ -90,7 +90,7 @@ func (m *objectMirror[T]) Replace(all []any, _ string) error {
 		v, reduced := o.(T)
 		if !reduced {
 			var ok bool
-			if v, ok = m.reduce(o); !ok {
+			if v, ok = m.reduceObject(o); !ok {
 				return fmt.Errorf("unexpected object of type %T", o)
 			}
 		}

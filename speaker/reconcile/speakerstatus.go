@@ -19,8 +19,8 @@ import (
 // writeSpeakerStatus writes the node's SpeakerStatus if it changed.
 func (w *StatusWriter) writeSpeakerStatus(ctx context.Context, s v1alpha1.SpeakerStatusStatus) error {
 	var before []metav1.Condition
-	if w.writtenSpeaker != nil {
-		before = w.writtenSpeaker.Conditions
+	if w.writtenSpeakerStatus != nil {
+		before = w.writtenSpeakerStatus.Conditions
 	}
 	conditions := make([]metav1.Condition, len(before))
 	copy(conditions, before)
@@ -28,7 +28,7 @@ func (w *StatusWriter) writeSpeakerStatus(ctx context.Context, s v1alpha1.Speake
 		meta.SetStatusCondition(&conditions, c)
 	}
 	s.Conditions = conditions
-	if w.writtenSpeaker != nil && equality.Semantic.DeepEqual(*w.writtenSpeaker, s) {
+	if w.writtenSpeakerStatus != nil && equality.Semantic.DeepEqual(*w.writtenSpeakerStatus, s) {
 		return nil
 	}
 	o := &v1alpha1.SpeakerStatus{
@@ -41,15 +41,15 @@ func (w *StatusWriter) writeSpeakerStatus(ctx context.Context, s v1alpha1.Speake
 		// The Node is the owner, since the speaker's Pod is replaced too often.
 		o.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: node.Name, UID: node.UID}}
 	}
-	if err := applyObject(ctx, w.Client, o); err != nil {
+	if err := applyObjectAndStatus(ctx, w.Client, o); err != nil {
 		return err
 	}
-	w.writtenSpeaker = &s
+	w.writtenSpeakerStatus = &s
 	return nil
 }
 
-// applyObject writes an object and its status by server-side apply.
-func applyObject(ctx context.Context, c client.Client, o client.Object) error {
+// applyObjectAndStatus writes an object and its status by server-side apply.
+func applyObjectAndStatus(ctx context.Context, c client.Client, o client.Object) error {
 	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(o)
 	if err != nil {
 		return fmt.Errorf("encoding %T %q: %w", o, o.GetName(), err)

@@ -46,13 +46,13 @@ type StatusWriter struct {
 	Self, Pod, Namespace, Version string
 
 	latestStatus chan agent.Status
-	// entriesChanged has a value when a ServiceL2Status appeared, changed or vanished.
-	entriesChanged chan struct{}
+	// serviceL2StatusChanged has a value when a ServiceL2Status appeared, changed or vanished.
+	serviceL2StatusChanged chan struct{}
 
 	// Run owns the fields below.
-	conflicts      status.Conflicts
-	reportedDenial string // the last message about raw sockets
-	writtenSpeaker *v1alpha1.SpeakerStatusStatus
+	conflicts            status.Conflicts
+	lastReportedDenial   string // the last message about raw sockets
+	writtenSpeakerStatus *v1alpha1.SpeakerStatusStatus
 }
 
 const (
@@ -66,21 +66,21 @@ const (
 	concurrentWritesLimit = 16
 )
 
-// Init prepares the writer. It comes before Observe and Run.
+// Init prepares the writer. It comes before ObserveStatus and Run.
 func (w *StatusWriter) Init() {
-	w.latestStatus, w.entriesChanged = make(chan agent.Status, 1), make(chan struct{}, 1)
+	w.latestStatus, w.serviceL2StatusChanged = make(chan agent.Status, 1), make(chan struct{}, 1)
 }
 
-// watchEntries wakes the writer when a ServiceL2Status changes: another speaker may have removed
-// one of ours by mistake.
-func (w *StatusWriter) watchEntries(ctx context.Context) error {
+// watchServiceL2Statuses wakes the writer when a ServiceL2Status changes: another speaker may have
+// removed one of ours by mistake.
+func (w *StatusWriter) watchServiceL2Statuses(ctx context.Context) error {
 	informer, err := w.Cache.GetInformer(ctx, &v1beta1.ServiceL2Status{})
 	if err != nil {
 		return fmt.Errorf("watching ServiceL2Statuses: %w", err)
 	}
 	wake := func(any) {
 		select {
-		case w.entriesChanged <- struct{}{}:
+		case w.serviceL2StatusChanged <- struct{}{}:
 		default:
 		}
 	}
@@ -90,9 +90,9 @@ func (w *StatusWriter) watchEntries(ctx context.Context) error {
 	return err
 }
 
-// Observe takes the agent's Status and returns at once. Events of a Status that was
+// ObserveStatus takes the agent's Status and returns at once. Events of a Status that was
 // not written yet are kept.
-func (w *StatusWriter) Observe(s agent.Status) {
+func (w *StatusWriter) ObserveStatus(s agent.Status) {
 	for {
 		select {
 		case w.latestStatus <- s:
@@ -109,7 +109,7 @@ func (w *StatusWriter) Observe(s agent.Status) {
 
 // Run writes until ctx ends.
 func (w *StatusWriter) Run(ctx context.Context) error {
-	if err := w.watchEntries(ctx); err != nil {
+	if err := w.watchServiceL2Statuses(ctx); err != nil {
 		return err
 	}
 	var s agent.Status
@@ -125,11 +125,11 @@ func (w *StatusWriter) Run(ctx context.Context) error {
 		case s = <-w.latestStatus:
 			observed = true
 			w.reportElectionEvents(s)
-			w.reportDenial(ctx, s)
-		case <-w.entriesChanged:
+			w.reportRawSocketDenial(ctx, s)
+		case <-w.serviceL2StatusChanged:
 		case <-retry.C:
 		case now := <-look.C:
-			if !w.conflicts.ForgetExpired(now) && w.writtenSpeaker != nil && slices.Equal(w.writtenSpeaker.Links, status.BuildSpeakerStatus(w.statusInputs(s)).Links) {
+			if !w.conflicts.ForgetExpired(now) && w.writtenSpeakerStatus != nil && slices.Equal(w.writtenSpeakerStatus.Links, status.BuildSpeakerStatus(w.statusInputs(s)).Links) {
 				continue
 			}
 		}
@@ -145,21 +145,22 @@ func (w *StatusWriter) Run(ctx context.Context) error {
 
 func (w *StatusWriter) statusInputs(s agent.Status) status.Inputs {
 	return status.Inputs{
-		Self: w.Self, Plan: s.Plan, Bindings: s.Bindings, Links: s.Links, SkippedLinks: w.SkippedLinks(), MemberNames: s.MemberNames, FaultsByLink: s.FaultsByLink, RawSocketsDenied: s.RawSocketsDenied,
+		Self: w.Self, Plan: s.Plan, Bindings: s.Bindings, Links: s.Links, SkippedLinks: w.SkippedLinks(), MemberNames: s.MemberNames, FaultByLinkIndex: s.FaultByLinkIndex, RawSocketsDenied: s.RawSocketsDenied,
 		Conflicts: &w.conflicts, Version: w.Version,
 	}
 }
 
-// reportDenial sends an event about the node, once for each change, if layer 2 does not work on it.
-func (w *StatusWriter) reportDenial(ctx context.Context, s agent.Status) {
-	if s.RawSocketsDenied != "" && s.RawSocketsDenied != w.reportedDenial {
+// reportRawSocketDenial sends an event about the node, once for each change, if layer 2 does not
+// work on it.
+func (w *StatusWriter) reportRawSocketDenial(ctx context.Context, s agent.Status) {
+	if s.RawSocketsDenied != "" && s.RawSocketsDenied != w.lastReportedDenial {
 		node := &corev1.Node{}
 		if err := w.Client.Get(ctx, client.ObjectKey{Name: w.Self}, node); err == nil {
 			w.Events.Eventf(node, nil, corev1.EventTypeWarning, names.EventAnnounceFailed, "Announce",
 				"%s: node %q announces nothing by layer 2: %s", names.ReasonRawSocketDenied, w.Self, s.RawSocketsDenied)
 		}
 	}
-	w.reportedDenial = s.RawSocketsDenied
+	w.lastReportedDenial = s.RawSocketsDenied
 }
 
 // reportElectionEvents sends an event about each Service whose address this node took, or which a
@@ -169,12 +170,12 @@ func (w *StatusWriter) reportElectionEvents(s agent.Status) {
 	for _, a := range s.HeldAddresses {
 		held[a] = true
 	}
-	w.conflicts.KeepAddresses(held)
+	w.conflicts.KeepHeldAddresses(held)
 	if len(s.Events) == 0 {
 		return
 	}
 	services := map[netip.Addr][]view.ObjectKey{}
-	for v := range s.Plan.Verdicts.All() {
+	for v := range s.Plan.Layer2Verdicts.All() {
 		for _, a := range v.Addresses {
 			services[a] = append(services[a], v.Service)
 		}
@@ -195,7 +196,7 @@ func (w *StatusWriter) sendKubernetesEvent(k view.ObjectKey, n elect.Event) {
 		return // the Service is gone
 	}
 	switch n.Kind {
-	case elect.EventTaken:
+	case elect.EventAddressTaken:
 		w.Events.Eventf(svc, nil, corev1.EventTypeNormal, names.EventNodeAssigned, "Announce",
 			"announcing from node %q with protocol %q: %s", w.Self, protocolLayer2, n.Text)
 	// the action differs, since the API shows only the first of similar events
@@ -207,18 +208,18 @@ func (w *StatusWriter) sendKubernetesEvent(k view.ObjectKey, n elect.Event) {
 // writeStatus writes and removes objects as this node's held addresses are.
 func (w *StatusWriter) writeStatus(ctx context.Context, in status.Inputs) error {
 	want := status.BuildHeldServices(in)
-	w.Metrics.setAnnounced(want, in.Plan)
-	have, err := w.listEntries(ctx)
+	w.Metrics.setAnnouncedServices(want, in.Plan)
+	have, err := w.listServiceL2Statuses(ctx)
 	if err != nil {
 		return err
 	}
-	write, remove := status.DiffEntries(w.Self, want, have)
+	write, remove := status.DiffServiceL2Statuses(w.Self, want, have)
 	var g errgroup.Group // continues after an error: a refused object must not block others
 	g.SetLimit(concurrentWritesLimit)
 	if len(write) > 0 {
-		owner := w.PodOwner(ctx)
+		owner := w.PodOwnerReferences(ctx)
 		for _, a := range write {
-			g.Go(func() error { return w.writeEntry(ctx, a, owner) })
+			g.Go(func() error { return w.writeServiceL2Status(ctx, a, owner) })
 		}
 	}
 	for _, name := range remove {
@@ -233,47 +234,47 @@ func (w *StatusWriter) writeStatus(ctx context.Context, in status.Inputs) error 
 	return errors.Join(g.Wait(), w.writeSpeakerStatus(ctx, status.BuildSpeakerStatus(in)))
 }
 
-// listEntries returns every existing entry.
-func (w *StatusWriter) listEntries(ctx context.Context) ([]status.WrittenEntry, error) {
+// listServiceL2Statuses returns every existing entry.
+func (w *StatusWriter) listServiceL2Statuses(ctx context.Context) ([]status.WrittenServiceL2Status, error) {
 	var list v1beta1.ServiceL2StatusList
 	if err := w.Client.List(ctx, &list, client.InNamespace(w.Namespace), client.UnsafeDisableDeepCopy); err != nil {
 		return nil, fmt.Errorf("listing ServiceL2Statuses: %w", err)
 	}
-	out := make([]status.WrittenEntry, 0, len(list.Items))
+	out := make([]status.WrittenServiceL2Status, 0, len(list.Items))
 	for i := range list.Items {
 		o := &list.Items[i]
 		// The labels exist before the status does, but they truncate long names.
-		e := status.Entry{Service: view.ObjectKey{Namespace: o.Labels[names.LabelServiceNamespace], Name: o.Labels[names.LabelServiceName]}, Node: o.Labels[names.LabelNode]}
+		e := status.Layer2Announcement{Service: view.ObjectKey{Namespace: o.Labels[names.LabelServiceNamespace], Name: o.Labels[names.LabelServiceName]}, Node: o.Labels[names.LabelNode]}
 		if o.Status.ServiceName != "" {
-			e = status.Entry{Service: view.ObjectKey{Namespace: o.Status.ServiceNamespace, Name: o.Status.ServiceName}, Node: o.Status.Node}
+			e = status.Layer2Announcement{Service: view.ObjectKey{Namespace: o.Status.ServiceNamespace, Name: o.Status.ServiceName}, Node: o.Status.Node}
 		}
-		out = append(out, status.WrittenEntry{Entry: e, ActualName: o.Name, Status: o.Status})
+		out = append(out, status.WrittenServiceL2Status{Layer2Announcement: e, ActualName: o.Name, Status: o.Status})
 	}
 	return out, nil
 }
 
-// writeEntry writes an entry.
-func (w *StatusWriter) writeEntry(ctx context.Context, a status.HeldService, owner []metav1.OwnerReference) error {
+// writeServiceL2Status writes an entry.
+func (w *StatusWriter) writeServiceL2Status(ctx context.Context, a status.HeldService, owner []metav1.OwnerReference) error {
 	o := &v1beta1.ServiceL2Status{
 		TypeMeta: metav1.TypeMeta{APIVersion: v1beta1.GroupVersion.String(), Kind: "ServiceL2Status"},
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: w.Namespace, Name: a.ObjectName(), OwnerReferences: owner,
 			Labels: map[string]string{
-				names.LabelNode: a.Node, names.LabelServiceName: truncateLabel(a.Service.Name), names.LabelServiceNamespace: a.Service.Namespace,
+				names.LabelNode: a.Node, names.LabelServiceName: truncateLabelValue(a.Service.Name), names.LabelServiceNamespace: a.Service.Namespace,
 			},
 		},
 		Status: a.ToAPI(),
 	}
-	return applyObject(ctx, w.Client, o)
+	return applyObjectAndStatus(ctx, w.Client, o)
 }
 
-// truncateLabel shortens a name to the limit of a label value, 63 characters. Service names are
-// shorter in practice.
-func truncateLabel(s string) string { return strings.TrimRight(s[:min(len(s), 63)], "-.") }
+// truncateLabelValue shortens a name to the limit of a label value, 63 characters. Service names
+// are shorter in practice.
+func truncateLabelValue(s string) string { return strings.TrimRight(s[:min(len(s), 63)], "-.") }
 
-// PodOwner returns the speaker's Pod as the owner of objects, so that they vanish with it. It
-// returns none if the speaker does not run in a Pod.
-func (w *StatusWriter) PodOwner(ctx context.Context) []metav1.OwnerReference {
+// PodOwnerReferences returns the speaker's Pod as the owner of objects, so that they vanish with
+// it. It returns none if the speaker does not run in a Pod.
+func (w *StatusWriter) PodOwnerReferences(ctx context.Context) []metav1.OwnerReference {
 	if w.Pod == "" {
 		return nil
 	}

@@ -40,22 +40,22 @@ import (
 const selfNode, otherNode = "node1", "node2"
 
 var (
-	heldIPv4   = netip.MustParseAddr("192.168.0.201")
-	heldIPv6   = netip.MustParseAddr("fd00:a8::201")
-	web        = view.ObjectKey{Namespace: "default", Name: "web"}
-	dns        = view.ObjectKey{Namespace: "default", Name: "dns"}
-	foreignMAC = facts.MAC{2, 0, 0, 0, 0, 0x99}
-	bothLinks  = []int{2, 3}
-	twoLinks   = facts.LinkSet{{Index: 2, Name: "eth0", MAC: facts.MAC{2, 0, 0, 0, 0, 2}}, {Index: 3, Name: "eth1", MAC: facts.MAC{2, 0, 0, 0, 0, 3}}}
+	heldIPv4        = netip.MustParseAddr("192.168.0.201")
+	heldIPv6        = netip.MustParseAddr("fd00:a8::201")
+	webService      = view.ObjectKey{Namespace: "default", Name: "web"}
+	dnsService      = view.ObjectKey{Namespace: "default", Name: "dns"}
+	foreignMAC      = facts.MAC{2, 0, 0, 0, 0, 0x99}
+	bothLinkIndexes = []int{2, 3}
+	nodeLinks       = facts.LinkSet{{Index: 2, Name: "eth0", MAC: facts.MAC{2, 0, 0, 0, 0, 2}}, {Index: 3, Name: "eth1", MAC: facts.MAC{2, 0, 0, 0, 0, 3}}}
 )
 
 // harness is a StatusWriter with a real API server.
 type harness struct {
-	t         *testing.T
-	apiClient client.Client
-	writer    *reconcile.StatusWriter
-	metrics   *prometheus.Registry
-	state     agent.Status // as last observed
+	t                  *testing.T
+	apiClient          client.Client
+	writer             *reconcile.StatusWriter
+	metricsRegistry    *prometheus.Registry
+	lastObservedStatus agent.Status // as last observed
 }
 
 func newHarness(t *testing.T) *harness {
@@ -69,7 +69,7 @@ func newHarness(t *testing.T) *harness {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &harness{t: t, metrics: prometheus.NewRegistry()}
+	d := &harness{t: t, metricsRegistry: prometheus.NewRegistry()}
 	if d.apiClient, err = client.New(config, client.Options{Scheme: scheme}); err != nil {
 		t.Fatal(err)
 	}
@@ -77,12 +77,12 @@ func newHarness(t *testing.T) *harness {
 	d.writer = &reconcile.StatusWriter{
 		Client: mgr.GetClient(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Log: log,
 		SkippedLinks: func() []facts.SkippedLink {
-			return []facts.SkippedLink{{Name: "storage0", Reason: facts.SkippedExcluded}}
+			return []facts.SkippedLink{{Name: "storage0", Reason: facts.SkippedExcludedByName}}
 		},
-		Metrics: reconcile.NewAnnouncedMetrics(selfNode), Self: selfNode, Namespace: names.Namespace, Version: "v1.2.3", ServiceReference: serviceReference(t, d.apiClient),
+		Metrics: reconcile.NewAnnouncedMetrics(selfNode), Self: selfNode, Namespace: names.Namespace, Version: "v1.2.3", ServiceReference: newServiceReference(t, d.apiClient),
 	}
 	d.writer.Init()
-	d.metrics.MustRegister(d.writer.Metrics)
+	d.metricsRegistry.MustRegister(d.writer.Metrics)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 2)
 	go func() { ended <- mgr.Start(ctx) }()
@@ -94,18 +94,18 @@ func newHarness(t *testing.T) *harness {
 		}
 	})
 	d.createObject(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: selfNode}})
-	for _, k := range []view.ObjectKey{web, dns} {
+	for _, k := range []view.ObjectKey{webService, dnsService} {
 		s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: k.Namespace, Name: k.Name}}
 		s.Spec.Ports = []corev1.ServicePort{{Port: 80}}
 		d.createObject(s)
 	}
-	d.state = agent.Status{Links: twoLinks, MemberNames: []string{selfNode, otherNode}}
-	d.state.Plan.Verdicts = plan.NewSortedList(&plan.Verdict{Service: dns, Addresses: []netip.Addr{heldIPv4}}, &plan.Verdict{Service: web, Addresses: []netip.Addr{heldIPv4, heldIPv6}})
+	d.lastObservedStatus = agent.Status{Links: nodeLinks, MemberNames: []string{selfNode, otherNode}}
+	d.lastObservedStatus.Plan.Layer2Verdicts = plan.NewSortedList(&plan.Layer2Verdict{Service: dnsService, Addresses: []netip.Addr{heldIPv4}}, &plan.Layer2Verdict{Service: webService, Addresses: []netip.Addr{heldIPv4, heldIPv6}})
 	return d
 }
 
-// serviceReference returns a function that reads the Service for an event.
-func serviceReference(t *testing.T, api client.Reader) func(view.ObjectKey) *corev1.Service {
+// newServiceReference returns a function that reads the Service for an event.
+func newServiceReference(t *testing.T, api client.Reader) func(view.ObjectKey) *corev1.Service {
 	return func(k view.ObjectKey) *corev1.Service {
 		s := &corev1.Service{}
 		if err := api.Get(t.Context(), client.ObjectKey{Namespace: k.Namespace, Name: k.Name}, s); err != nil {
@@ -123,14 +123,14 @@ func (d *harness) createObject(o client.Object) {
 }
 
 // observeBindings passes the bindings to the writer, and events that are reported once.
-func (d *harness) observeBindings(claims []intent.Binding, notes ...elect.Event) {
-	d.state.Bindings, d.state.HeldAddresses = claims, nil
-	for _, c := range claims {
-		d.state.HeldAddresses = append(d.state.HeldAddresses, c.Address)
+func (d *harness) observeBindings(bindings []intent.Binding, electionEvents ...elect.Event) {
+	d.lastObservedStatus.Bindings, d.lastObservedStatus.HeldAddresses = bindings, nil
+	for _, c := range bindings {
+		d.lastObservedStatus.HeldAddresses = append(d.lastObservedStatus.HeldAddresses, c.Address)
 	}
-	s := d.state
-	s.Events = notes
-	d.writer.Observe(s)
+	s := d.lastObservedStatus
+	s.Events = electionEvents
+	d.writer.ObserveStatus(s)
 }
 
 // awaitCheck calls check until it returns nil.
@@ -151,8 +151,8 @@ func (d *harness) awaitCheck(what string, check func() error) {
 	}
 }
 
-// listEntries returns a line for each ServiceL2Status, sorted.
-func (d *harness) listEntries() (lines []string, versions map[string]string, err error) {
+// listStatusTexts returns a line for each ServiceL2Status, sorted.
+func (d *harness) listStatusTexts() (lines []string, versions map[string]string, err error) {
 	var list v1beta1.ServiceL2StatusList
 	if err := d.apiClient.List(d.t.Context(), &list, client.InNamespace(names.Namespace)); err != nil {
 		return nil, nil, err
@@ -178,10 +178,10 @@ func (d *harness) listEntries() (lines []string, versions map[string]string, err
 	return lines, versions, nil
 }
 
-func (d *harness) wantEntries(what string, want ...string) {
+func (d *harness) awaitStatusTexts(what string, want ...string) {
 	d.t.Helper()
 	d.awaitCheck(what, func() error {
-		got, _, err := d.listEntries()
+		got, _, err := d.listStatusTexts()
 		if diff := cmp.Diff(want, got); err == nil && diff != "" {
 			err = fmt.Errorf("the entries are (-want +got)\n%s", diff)
 		}
@@ -189,8 +189,8 @@ func (d *harness) wantEntries(what string, want ...string) {
 	})
 }
 
-// wantSpeaker waits until check accepts the node's SpeakerStatus.
-func (d *harness) wantSpeaker(what string, check func(s v1alpha1.SpeakerStatusStatus) bool) {
+// awaitSpeakerStatus waits until check accepts the node's SpeakerStatus.
+func (d *harness) awaitSpeakerStatus(what string, check func(s v1alpha1.SpeakerStatusStatus) bool) {
 	d.t.Helper()
 	d.awaitCheck(what, func() error {
 		var s v1alpha1.SpeakerStatus
@@ -202,8 +202,8 @@ func (d *harness) wantSpeaker(what string, check func(s v1alpha1.SpeakerStatusSt
 	})
 }
 
-// countEvents returns how often each sentence was sent with a reason.
-func (d *harness) countEvents(reason string) (map[string]int, error) {
+// countEventsByText returns how often each sentence was sent with a reason.
+func (d *harness) countEventsByText(reason string) (map[string]int, error) {
 	var list eventsv1.EventList
 	if err := d.apiClient.List(d.t.Context(), &list); err != nil {
 		return nil, err
@@ -222,10 +222,10 @@ func (d *harness) countEvents(reason string) (map[string]int, error) {
 	return out, nil
 }
 
-func (d *harness) wantEvents(what, reason string, want map[string]int) {
+func (d *harness) awaitEventCounts(what, reason string, want map[string]int) {
 	d.t.Helper()
 	d.awaitCheck(what, func() error {
-		got, err := d.countEvents(reason)
+		got, err := d.countEventsByText(reason)
 		if diff := cmp.Diff(want, got); err == nil && diff != "" {
 			err = fmt.Errorf("the events %s are (-want +got)\n%s", reason, diff)
 		}
@@ -236,7 +236,7 @@ func (d *harness) wantEvents(what, reason string, want map[string]int) {
 // metricLines returns a line for each announced address, sorted.
 func (d *harness) metricLines() (lines []string) {
 	d.t.Helper()
-	all, err := d.metrics.Gather()
+	all, err := d.metricsRegistry.Gather()
 	if err != nil {
 		d.t.Fatal(err)
 	}
@@ -254,62 +254,63 @@ func (d *harness) metricLines() (lines []string) {
 }
 
 const (
-	dnsEntry = "default/dns on node1 labelled default/dns@node1 192.168.0.201"
-	webEntry = "default/web on node1 labelled default/web@node1 192.168.0.201 fd00:a8::201"
+	dnsStatusText = "default/dns on node1 labelled default/dns@node1 192.168.0.201"
+	webStatusText = "default/web on node1 labelled default/web@node1 192.168.0.201 fd00:a8::201"
 )
 
 // The objects follow what the speaker holds, and are written only when it changes.
 func TestStatusObjectsFollowTheAgent(t *testing.T) {
 	d := newHarness(t)
-	both := []intent.Binding{{Address: heldIPv4, Links: bothLinks}, {Address: heldIPv6, Links: bothLinks}}
-	d.observeBindings(both, elect.Event{Kind: elect.EventTaken, Address: heldIPv6, Reason: names.ReasonUnheld, Text: "taken"})
-	d.wantEntries("two addresses are held", dnsEntry, webEntry)
-	d.wantEvents("one of them was taken now", names.EventNodeAssigned,
+	both := []intent.Binding{{Address: heldIPv4, LinkIndexes: bothLinkIndexes}, {Address: heldIPv6, LinkIndexes: bothLinkIndexes}}
+	d.observeBindings(both, elect.Event{Kind: elect.EventAddressTaken, Address: heldIPv6, Reason: names.ReasonUnheld, Text: "taken"})
+	d.awaitStatusTexts("two addresses are held", dnsStatusText, webStatusText)
+	d.awaitEventCounts("one of them was taken now", names.EventNodeAssigned,
 		map[string]int{`Service web: announcing from node "node1" with protocol "layer2": taken`: 1})
-	d.wantSpeaker("the speaker is described", func(s v1alpha1.SpeakerStatusStatus) bool {
+	d.awaitSpeakerStatus("the speaker is described", func(s v1alpha1.SpeakerStatusStatus) bool {
 		return s.Node == selfNode && s.Version == "v1.2.3" && s.Held == 2 && slices.Equal(s.Members, []string{selfNode, otherNode}) && len(s.Links) == 3 &&
 			s.Links[2].Name == "storage0" && s.Links[2].Reason == string(names.ReasonLinkExcluded) &&
 			meta.IsStatusConditionTrue(s.Conditions, names.ConditionLayer2Usable) && meta.IsStatusConditionTrue(s.Conditions, names.ConditionUncontested)
 	})
 
-	_, before, err := d.listEntries()
+	_, before, err := d.listStatusTexts()
 	if err != nil {
 		t.Fatal(err)
 	}
 	d.observeBindings(both)
-	d.state.MemberNames = []string{selfNode} // its write comes after those of the status before
+	// its write comes after those of the status before
+	d.lastObservedStatus.MemberNames = []string{selfNode}
 	d.observeBindings(both)
-	d.wantSpeaker("a member is gone", func(s v1alpha1.SpeakerStatusStatus) bool { return slices.Equal(s.Members, []string{selfNode}) })
-	if _, after, err := d.listEntries(); err != nil || !cmp.Equal(before, after) {
+	d.awaitSpeakerStatus("a member is gone", func(s v1alpha1.SpeakerStatusStatus) bool { return slices.Equal(s.Members, []string{selfNode}) })
+	if _, after, err := d.listStatusTexts(); err != nil || !cmp.Equal(before, after) {
 		t.Errorf("entries are written again without a change: %v, %v (%v)", before, after, err)
 	}
-	d.wantEvents("no new event is sent", names.EventNodeAssigned,
+	d.awaitEventCounts("no new event is sent", names.EventNodeAssigned,
 		map[string]int{`Service web: announcing from node "node1" with protocol "layer2": taken`: 1})
 
 	d.checkWritesOfOthers(both)
 	d.checkConflicts(both)
 
-	d.state.Plan.Routes = []*intent.Route{{Prefix: netip.MustParsePrefix("192.168.0.201/32")}}
-	d.state.Plan.BGP = plan.NewSortedList(&plan.BGPVerdict{Service: dns, Addresses: []netip.Addr{heldIPv4}, Reason: names.ReasonAnnounced}, &plan.BGPVerdict{Service: web, Addresses: []netip.Addr{heldIPv6}, Reason: names.ReasonNoPeers})
+	d.lastObservedStatus.Plan.Routes = []*intent.Route{{Prefix: netip.MustParsePrefix("192.168.0.201/32")}}
+	d.lastObservedStatus.Plan.BGPVerdicts = plan.NewSortedList(&plan.BGPVerdict{Service: dnsService, Addresses: []netip.Addr{heldIPv4}, Reason: names.ReasonAnnounced}, &plan.BGPVerdict{Service: webService, Addresses: []netip.Addr{heldIPv6}, Reason: names.ReasonNoPeers})
 	d.observeBindings(both[:1])
-	d.wantEntries("one address is given up", dnsEntry, "default/web on node1 labelled default/web@node1 192.168.0.201")
-	d.wantSpeaker("one is left, and a route", func(s v1alpha1.SpeakerStatusStatus) bool { return s.Held == 1 && s.Routes == 1 })
+	d.awaitStatusTexts("one address is given up", dnsStatusText, "default/web on node1 labelled default/web@node1 192.168.0.201")
+	d.awaitSpeakerStatus("one is left, and a route", func(s v1alpha1.SpeakerStatusStatus) bool { return s.Held == 1 && s.Routes == 1 })
 	const metric = "metallb_speaker_announced ip=192.168.0.201 node=node1 protocol="
 	if diff := cmp.Diff([]string{metric + "bgp service=default/dns", metric + "layer2 service=default/dns", metric + "layer2 service=default/web"}, d.metricLines()); diff != "" {
 		t.Errorf("the metrics are (-want +got)\n%s", diff)
 	}
-	d.observeBindings([]intent.Binding{{Address: heldIPv4, Links: []int{3}}})
-	d.wantEntries("on one link only", strings.Replace(dnsEntry, " 192", " eth1 192", 1), "default/web on node1 labelled default/web@node1 eth1 192.168.0.201")
+	d.observeBindings([]intent.Binding{{Address: heldIPv4, LinkIndexes: []int{3}}})
+	d.awaitStatusTexts("on one link only", strings.Replace(dnsStatusText, " 192", " eth1 192", 1), "default/web on node1 labelled default/web@node1 eth1 192.168.0.201")
 
-	d.state.RawSocketsDenied = "raw sockets are not permitted"
+	d.lastObservedStatus.RawSocketsDenied = "raw sockets are not permitted"
 	d.observeBindings(nil)
 	d.observeBindings(nil)
-	d.wantEntries("nothing is held")
-	d.wantSpeaker("layer 2 does not work", func(s v1alpha1.SpeakerStatusStatus) bool {
+	d.awaitStatusTexts("nothing is held")
+	d.awaitSpeakerStatus("layer 2 does not work", func(s v1alpha1.SpeakerStatusStatus) bool {
 		c := meta.FindStatusCondition(s.Conditions, names.ConditionLayer2Usable)
 		return s.Held == 0 && c != nil && c.Status == metav1.ConditionFalse && c.Reason == string(names.ReasonRawSocketDenied)
 	})
-	d.wantEvents("the event about the node is sent once", names.EventAnnounceFailed, map[string]int{
+	d.awaitEventCounts("the event about the node is sent once", names.EventAnnounceFailed, map[string]int{
 		`Service web: Conflict: another host`: 1, `Service dns: Conflict: another host`: 1,
 		`Node node1: RawSocketDenied: node "node1" announces nothing by layer 2: raw sockets are not permitted`: 1,
 	})
@@ -320,7 +321,7 @@ func (d *harness) checkWritesOfOthers(both []intent.Binding) {
 	d.t.Helper()
 	t := d.t
 	for name, status := range map[string]v1beta1.ServiceL2StatusStatus{
-		status.Entry{Service: dns, Node: otherNode}.ObjectName(): {Node: otherNode, ServiceNamespace: "default", ServiceName: "dns"},
+		status.Layer2Announcement{Service: dnsService, Node: otherNode}.ObjectName(): {Node: otherNode, ServiceNamespace: "default", ServiceName: "dns"},
 		"l2-x7f2k": {Node: selfNode, ServiceNamespace: "default", ServiceName: "web"},
 		"l2-other": {Node: otherNode, ServiceNamespace: "default", ServiceName: "elsewhere"},
 	} {
@@ -335,16 +336,16 @@ func (d *harness) checkWritesOfOthers(both []intent.Binding) {
 		}
 	}
 	const elsewhere = "default/elsewhere on node2 labelled default/elsewhere@node2"
-	d.wantEntries("the entry of a dead node and our second one are removed, another node's entry stays", dnsEntry, elsewhere, webEntry)
-	mine := &v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: status.Entry{Service: web, Node: selfNode}.ObjectName()}}
+	d.awaitStatusTexts("the entry of a dead node and our second one are removed, another node's entry stays", dnsStatusText, elsewhere, webStatusText)
+	mine := &v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: status.Layer2Announcement{Service: webService, Node: selfNode}.ObjectName()}}
 	if err := d.apiClient.Delete(t.Context(), mine); err != nil {
 		t.Fatal(err)
 	}
-	d.wantEntries("a deleted entry is written again", dnsEntry, elsewhere, webEntry)
+	d.awaitStatusTexts("a deleted entry is written again", dnsStatusText, elsewhere, webStatusText)
 	if err := d.apiClient.Delete(t.Context(), &v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "l2-other"}}); err != nil {
 		t.Fatal(err)
 	}
-	d.wantEntries("the other node's is gone", dnsEntry, webEntry)
+	d.awaitStatusTexts("the other node's is gone", dnsStatusText, webStatusText)
 }
 
 // checkConflicts plays a foreign host that claims an address.
@@ -355,16 +356,16 @@ func (d *harness) checkConflicts(both []intent.Binding) {
 		d.observeBindings(both, claim)
 	}
 	const but = " but 192.168.0.201 by 02:00:00:00:00:99"
-	d.wantEntries("a foreign host is named", dnsEntry+but, webEntry+but)
-	d.wantSpeaker("a foreign host is named", func(s v1alpha1.SpeakerStatusStatus) bool {
+	d.awaitStatusTexts("a foreign host is named", dnsStatusText+but, webStatusText+but)
+	d.awaitSpeakerStatus("a foreign host is named", func(s v1alpha1.SpeakerStatusStatus) bool {
 		c := meta.FindStatusCondition(s.Conditions, names.ConditionUncontested)
 		return c != nil && c.Status == metav1.ConditionFalse && c.Reason == string(names.ReasonForeignClaim) && strings.Contains(c.Message, foreignMAC.String())
 	})
-	d.wantEvents("the event is sent once", names.EventAnnounceFailed, map[string]int{
+	d.awaitEventCounts("the event is sent once", names.EventAnnounceFailed, map[string]int{
 		`Service web: Conflict: another host`: 1, `Service dns: Conflict: another host`: 1,
 	})
 	d.observeBindings(both[1:]) // the address is given up, and taken again
-	d.wantEntries("no conflict over what is not held", "default/web on node1 labelled default/web@node1 fd00:a8::201")
+	d.awaitStatusTexts("no conflict over what is not held", "default/web on node1 labelled default/web@node1 fd00:a8::201")
 	d.observeBindings(both)
-	d.wantEntries("the conflict is over", dnsEntry, webEntry)
+	d.awaitStatusTexts("the conflict is over", dnsStatusText, webStatusText)
 }

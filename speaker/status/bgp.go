@@ -14,8 +14,8 @@ import (
 	"github.com/gantry-lb/gantry/speaker/plan"
 )
 
-// Announcement means that a node announces a Service to routers.
-type Announcement struct {
+// BGPAnnouncement means that a node announces a Service to routers.
+type BGPAnnouncement struct {
 	Service view.ObjectKey
 	// Peers are the names of the BGPPeers, sorted.
 	Peers []string
@@ -92,26 +92,26 @@ func PathWatchedCondition(p BFDPath) (metav1.Condition, bool) {
 	return c, true
 }
 
-// AnnouncementName returns the name of the object for a node and a Service.
-func AnnouncementName(node string, service view.ObjectKey) string {
-	return "bgp-" + shortDigest(service.String()+"@"+node)
+// ServiceBGPStatusName returns the name of the object for a node and a Service.
+func ServiceBGPStatusName(node string, service view.ObjectKey) string {
+	return "bgp-" + shortNameDigest(service.String()+"@"+node)
 }
 
-// SessionName returns the name of the object for a node and a BGPPeer.
-func SessionName(node, peer string) string { return "session-" + shortDigest(peer+"@"+node) }
+// BGPSessionName returns the name of the object for a node and a BGPPeer.
+func BGPSessionName(node, peer string) string { return "session-" + shortNameDigest(peer+"@"+node) }
 
-func shortDigest(text string) string {
+func shortNameDigest(text string) string {
 	sum := sha256.Sum256([]byte(text))
 	return hex.EncodeToString(sum[:8])
 }
 
-// Announcements returns what the Plan announces by BGP, sorted by Service, and the number of these
-// Services. A leaving node announces nothing. Above the limit it returns only the number.
-func Announcements(p plan.Plan, limit int) (out []Announcement, all int) {
-	if p.Leaving {
+// BGPAnnouncements returns what the Plan announces by BGP, sorted by Service, and the number of
+// these Services. A leaving node announces nothing. Above the limit it returns only the number.
+func BGPAnnouncements(p plan.Plan, limit int) (out []BGPAnnouncement, all int) {
+	if p.NodeLeaving {
 		return nil, 0
 	}
-	for v := range p.BGP.All() {
+	for v := range p.BGPVerdicts.All() {
 		if v.Reason == names.ReasonAnnounced {
 			all++
 		}
@@ -119,17 +119,17 @@ func Announcements(p plan.Plan, limit int) (out []Announcement, all int) {
 	if all > limit {
 		return nil, all
 	}
-	for v := range p.BGP.All() {
+	for v := range p.BGPVerdicts.All() {
 		if v.Reason == names.ReasonAnnounced {
-			out = append(out, Announcement{v.Service, v.Peers})
+			out = append(out, BGPAnnouncement{v.Service, v.Peers})
 		}
 	}
 	return out, all
 }
 
-// DiffAnnouncements compares the wanted announcements with the existing ones. It returns those to
-// write, and the Services whose announcement has to be removed.
-func DiffAnnouncements(want, have []Announcement) (write []Announcement, remove []view.ObjectKey) {
+// DiffBGPAnnouncements compares the wanted announcements with the existing ones. It returns those
+// to write, and the Services whose announcement has to be removed.
+func DiffBGPAnnouncements(want, have []BGPAnnouncement) (write []BGPAnnouncement, remove []view.ObjectKey) {
 	existing := make(map[view.ObjectKey][]string, len(have))
 	for _, a := range have {
 		existing[a.Service] = a.Peers

@@ -85,28 +85,28 @@ func TestRoutesAnnouncedCondition(t *testing.T) {
 
 func TestAnnouncements(t *testing.T) {
 	key := func(name string) view.ObjectKey { return view.ObjectKey{Namespace: "default", Name: name} }
-	p := plan.Plan{BGP: plan.NewSortedList(
+	p := plan.Plan{BGPVerdicts: plan.NewSortedList(
 		&plan.BGPVerdict{Service: key("a"), Peers: []string{"tor1", "tor2"}, Reason: names.ReasonAnnounced},
 		&plan.BGPVerdict{Service: key("b"), Reason: names.ReasonNoEndpoints},
 		&plan.BGPVerdict{Service: key("c"), Peers: []string{"tor1"}, Reason: names.ReasonAnnounced},
 	)}
-	want := []status.Announcement{{key("a"), []string{"tor1", "tor2"}}, {key("c"), []string{"tor1"}}}
-	if got, all := status.Announcements(p, 2); all != 2 || !reflect.DeepEqual(got, want) {
+	want := []status.BGPAnnouncement{{key("a"), []string{"tor1", "tor2"}}, {key("c"), []string{"tor1"}}}
+	if got, all := status.BGPAnnouncements(p, 2); all != 2 || !reflect.DeepEqual(got, want) {
 		t.Errorf("they are %+v, want %+v", got, want)
 	}
-	if got, all := status.Announcements(p, 1); all != 2 || got != nil {
+	if got, all := status.BGPAnnouncements(p, 1); all != 2 || got != nil {
 		t.Errorf("above the limit they are %+v of %d", got, all)
 	}
-	p.Leaving = true
-	if got, all := status.Announcements(p, 2); len(got)+all > 0 {
+	p.NodeLeaving = true
+	if got, all := status.BGPAnnouncements(p, 2); len(got)+all > 0 {
 		t.Errorf("a node that leaves announces %+v", got)
 	}
-	have := []status.Announcement{{key("a"), []string{"tor1"}}, {key("b"), []string{"tor1"}}, {key("c"), []string{"tor1"}}}
-	write, remove := status.DiffAnnouncements(want, have)
+	have := []status.BGPAnnouncement{{key("a"), []string{"tor1"}}, {key("b"), []string{"tor1"}}, {key("c"), []string{"tor1"}}}
+	write, remove := status.DiffBGPAnnouncements(want, have)
 	if !reflect.DeepEqual(write, want[:1]) || !reflect.DeepEqual(remove, []view.ObjectKey{key("b")}) {
 		t.Errorf("write %+v and remove %v", write, remove)
 	}
-	if status.AnnouncementName("n1", key("a")) == status.AnnouncementName("n2", key("a")) || status.SessionName("n", "a") == status.SessionName("a", "n") {
+	if status.ServiceBGPStatusName("n1", key("a")) == status.ServiceBGPStatusName("n2", key("a")) || status.BGPSessionName("n", "a") == status.BGPSessionName("a", "n") {
 		t.Error("two objects have one name")
 	}
 }

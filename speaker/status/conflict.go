@@ -69,8 +69,8 @@ func (c *Conflicts) ForgetExpired(now time.Time) bool {
 	return len(c.openConflicts) < n
 }
 
-// KeepAddresses removes the claims to addresses that this node does not hold.
-func (c *Conflicts) KeepAddresses(held map[netip.Addr]bool) {
+// KeepHeldAddresses removes the claims to addresses that this node does not hold.
+func (c *Conflicts) KeepHeldAddresses(held map[netip.Addr]bool) {
 	c.openConflicts = slices.DeleteFunc(c.openConflicts, func(k openConflict) bool { return !held[k.Address] })
 }
 

@@ -12,19 +12,19 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-// reasonBySkip has the Reason for each way to be no usable link.
-var reasonBySkip = map[facts.SkipReason]names.Reason{
-	facts.SkippedExcluded:   names.ReasonLinkExcluded,
-	facts.SkippedDown:       names.ReasonLinkDown,
-	facts.SkippedMember:     names.ReasonLinkMember,
-	facts.SkippedNoEthernet: names.ReasonLinkNoEthernet,
+// reasonBySkipReason has the Reason for each way to be no usable link.
+var reasonBySkipReason = map[facts.SkipReason]names.Reason{
+	facts.SkippedExcludedByName: names.ReasonLinkExcluded,
+	facts.SkippedDown:           names.ReasonLinkDown,
+	facts.SkippedMemberOfMaster: names.ReasonLinkMember,
+	facts.SkippedNoEthernet:     names.ReasonLinkNoEthernet,
 }
 
 // BuildSpeakerStatus describes the node. Its conditions have no times yet, because these depend on
 // what was written before.
 func BuildSpeakerStatus(in Inputs) v1alpha1.SpeakerStatusStatus {
 	routes := len(in.Plan.Routes)
-	if in.Plan.Leaving { // the routes are being withdrawn
+	if in.Plan.NodeLeaving { // the routes are being withdrawn
 		routes = 0
 	}
 	return v1alpha1.SpeakerStatusStatus{
@@ -38,9 +38,9 @@ func BuildSpeakerStatus(in Inputs) v1alpha1.SpeakerStatusStatus {
 func speakerLinks(in Inputs) []v1alpha1.SpeakerLink {
 	var out []v1alpha1.SpeakerLink
 	for _, l := range in.Links {
-		link := v1alpha1.SpeakerLink{Name: l.Name, Usable: !l.NoIPv4 && !l.NoIPv6, MAC: l.MAC.String()}
+		link := v1alpha1.SpeakerLink{Name: l.Name, Usable: !l.CannotSendIPv4 && !l.CannotSendIPv6, MAC: l.MAC.String()}
 		if !link.Usable {
-			link.Reason, link.Message = string(names.ReasonPortFailed), in.FaultsByLink[l.Index]
+			link.Reason, link.Message = string(names.ReasonPortFailed), in.FaultByLinkIndex[l.Index]
 			if in.RawSocketsDenied != "" {
 				link.Reason = string(names.ReasonRawSocketDenied)
 			}
@@ -48,7 +48,7 @@ func speakerLinks(in Inputs) []v1alpha1.SpeakerLink {
 		out = append(out, link)
 	}
 	for _, s := range in.SkippedLinks {
-		if why, ok := reasonBySkip[s.Reason]; ok {
+		if why, ok := reasonBySkipReason[s.Reason]; ok {
 			out = append(out, v1alpha1.SpeakerLink{Name: s.Name, Reason: string(why)})
 		}
 	}
@@ -61,7 +61,7 @@ func layer2UsableCondition(in Inputs) metav1.Condition {
 	c := metav1.Condition{Type: names.ConditionLayer2Usable, Status: metav1.ConditionFalse}
 	n := 0
 	for _, l := range in.Links {
-		if !l.NoIPv4 || !l.NoIPv6 {
+		if !l.CannotSendIPv4 || !l.CannotSendIPv6 {
 			n++
 		}
 	}

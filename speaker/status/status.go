@@ -1,6 +1,6 @@
 // Package status decides what a speaker writes about itself. BuildHeldServices turns the Plan and
-// the held addresses into the ServiceL2Status entries of this node. DiffEntries returns those to
-// write and to remove. BuildSpeakerStatus describes the node. The package is pure; package
+// the held addresses into the ServiceL2Status entries of this node. DiffServiceL2Statuses returns
+// those to write and to remove. BuildSpeakerStatus describes the node. The package is pure; package
 // reconcile writes the objects.
 package status
 
@@ -18,33 +18,33 @@ import (
 	"github.com/gantry-lb/gantry/speaker/plan"
 )
 
-// Entry means that a node announces a Service by layer 2.
-type Entry struct {
+// Layer2Announcement means that a node announces a Service by layer 2.
+type Layer2Announcement struct {
 	Service view.ObjectKey
 	Node    string
 }
 
 // ObjectName returns the name of the entry's object. It depends only on the node and the Service.
-func (e Entry) ObjectName() string {
+func (e Layer2Announcement) ObjectName() string {
 	sum := sha256.Sum256([]byte(e.Service.String() + "@" + e.Node))
 	return "l2-" + hex.EncodeToString(sum[:8])
 }
 
 // Compare orders entries by Service, then node.
-func (e Entry) Compare(o Entry) int {
+func (e Layer2Announcement) Compare(o Layer2Announcement) int {
 	if c := e.Service.Compare(o.Service); c != 0 {
 		return c
 	}
 	return strings.Compare(e.Node, o.Node)
 }
 
-// HeldService is an Entry with its content.
+// HeldService is a Layer2Announcement with its content.
 type HeldService struct {
-	Entry
+	Layer2Announcement
 	// Addresses are the addresses of the Service that the node holds, sorted.
 	Addresses []netip.Addr
-	// IsComplete means that these are all addresses of the Service.
-	IsComplete bool
+	// HoldsAllAddresses means that these are all addresses of the Service.
+	HoldsAllAddresses bool
 	// Interfaces are the names of the links on which the Service is announced, sorted. It is empty
 	// if these are all links of the node.
 	Interfaces []string
@@ -61,8 +61,8 @@ type Inputs struct {
 	// Links are the usable links of the node, SkippedLinks the others.
 	Links        facts.LinkSet
 	SkippedLinks []facts.SkippedLink
-	// FaultsByLink has what cannot be sent on a link and why, by the index of the link.
-	FaultsByLink map[int]string
+	// FaultByLinkIndex has what cannot be sent on a link and why, by the index of the link.
+	FaultByLinkIndex map[int]string
 	// MemberNames are the nodes with a live speaker, this one included, sorted.
 	MemberNames []string
 	// RawSocketsDenied is why raw sockets are not permitted; empty if they are.
@@ -76,16 +76,16 @@ type Inputs struct {
 func BuildHeldServices(in Inputs) []HeldService {
 	held := make(map[netip.Addr][]int, len(in.Bindings))
 	for _, c := range in.Bindings {
-		held[c.Address] = c.Links
+		held[c.Address] = c.LinkIndexes
 	}
 	var out []HeldService
-	for v := range in.Plan.Verdicts.All() {
-		a := HeldService{Entry: Entry{Service: v.Service, Node: in.Self}, IsComplete: true}
+	for v := range in.Plan.Layer2Verdicts.All() {
+		a := HeldService{Layer2Announcement: Layer2Announcement{Service: v.Service, Node: in.Self}, HoldsAllAddresses: true}
 		var links []int
 		for _, ip := range v.Addresses {
 			on, ok := held[ip]
 			if !ok {
-				a.IsComplete = false
+				a.HoldsAllAddresses = false
 				continue
 			}
 			a.Addresses = append(a.Addresses, ip)
@@ -99,7 +99,7 @@ func BuildHeldServices(in Inputs) []HeldService {
 		a.Interfaces = interfaceNames(in.Links, links)
 		out = append(out, a)
 	}
-	slices.SortFunc(out, func(x, y HeldService) int { return x.Compare(y.Entry) })
+	slices.SortFunc(out, func(x, y HeldService) int { return x.Compare(y.Layer2Announcement) })
 	return out
 }
 
@@ -135,19 +135,19 @@ func (a HeldService) ToAPI() v1beta1.ServiceL2StatusStatus {
 	return s
 }
 
-// WrittenEntry is an existing object.
-type WrittenEntry struct {
-	Entry
+// WrittenServiceL2Status is an existing object.
+type WrittenServiceL2Status struct {
+	Layer2Announcement
 	// ActualName is the name of the object.
 	ActualName string
 	Status     v1beta1.ServiceL2StatusStatus
 }
 
-// DiffEntries compares the wanted entries with the existing ones. It returns the entries to write
-// and the names of the objects to remove. An object of this node is removed if it is no longer
-// wanted or has another name. An object of another node is removed if this node holds every address
-// of the Service: the holder cleans up after a node that died.
-func DiffEntries(self string, want []HeldService, have []WrittenEntry) (write []HeldService, remove []string) {
+// DiffServiceL2Statuses compares the wanted entries with the existing ones. It returns the entries
+// to write and the names of the objects to remove. An object of this node is removed if it is no
+// longer wanted or has another name. An object of another node is removed if this node holds every
+// address of the Service: the holder cleans up after a node that died.
+func DiffServiceL2Statuses(self string, want []HeldService, have []WrittenServiceL2Status) (write []HeldService, remove []string) {
 	wanted := make(map[view.ObjectKey]HeldService, len(want))
 	for _, a := range want {
 		wanted[a.Service] = a
@@ -157,8 +157,8 @@ func DiffEntries(self string, want []HeldService, have []WrittenEntry) (write []
 		a, ok := wanted[w.Service]
 		switch {
 		case w.Node == self && ok && w.ActualName == a.ObjectName():
-			same[w.Service] = equalStatus(w.Status, a.ToAPI())
-		case w.Node == self, ok && a.IsComplete:
+			same[w.Service] = equalServiceL2Status(w.Status, a.ToAPI())
+		case w.Node == self, ok && a.HoldsAllAddresses:
 			remove = append(remove, w.ActualName)
 		}
 	}
@@ -170,8 +170,9 @@ func DiffEntries(self string, want []HeldService, have []WrittenEntry) (write []
 	return write, remove
 }
 
-// equalStatus compares what users see. Times are compared to the second, the precision of the API.
-func equalStatus(x, y v1beta1.ServiceL2StatusStatus) bool {
+// equalServiceL2Status compares what users see. Times are compared to the second, the precision of
+// the API.
+func equalServiceL2Status(x, y v1beta1.ServiceL2StatusStatus) bool {
 	if x.Node != y.Node || x.ServiceName != y.ServiceName || x.ServiceNamespace != y.ServiceNamespace ||
 		!slices.Equal(x.Interfaces, y.Interfaces) || (x.Gantry == nil) != (y.Gantry == nil) {
 		return false

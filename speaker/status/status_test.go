@@ -21,9 +21,9 @@ import (
 var (
 	heldIPv4     = netip.MustParseAddr("192.168.0.201")
 	heldIPv6     = netip.MustParseAddr("fd00:a8::201")
-	web          = view.ObjectKey{Namespace: "default", Name: "web"}
-	dns          = view.ObjectKey{Namespace: "default", Name: "dns"}
-	epoch        = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	webService   = view.ObjectKey{Namespace: "default", Name: "web"}
+	dnsService   = view.ObjectKey{Namespace: "default", Name: "dns"}
+	testStart    = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 	foreignMAC   = facts.MAC{2, 0, 0, 0, 0, 0x99}
 	exampleLinks = facts.LinkSet{{Index: 2, Name: "eth0", MAC: facts.MAC{2, 0, 0, 0, 0, 2}}, {Index: 3, Name: "eth1", MAC: facts.MAC{2, 0, 0, 0, 0, 3}}}
 )
@@ -33,8 +33,8 @@ var (
 func exampleInputs(bindings ...intent.Binding) Inputs {
 	return Inputs{
 		Self: "a", Links: exampleLinks, MemberNames: []string{"a", "b"}, Bindings: bindings,
-		Plan: plan.Plan{Verdicts: plan.NewSortedList(
-			&plan.Verdict{Service: web, Addresses: []netip.Addr{heldIPv6, heldIPv4}}, &plan.Verdict{Service: dns, Addresses: []netip.Addr{heldIPv4}},
+		Plan: plan.Plan{Layer2Verdicts: plan.NewSortedList(
+			&plan.Layer2Verdict{Service: webService, Addresses: []netip.Addr{heldIPv6, heldIPv4}}, &plan.Layer2Verdict{Service: dnsService, Addresses: []netip.Addr{heldIPv4}},
 		)},
 	}
 }
@@ -43,7 +43,7 @@ func exampleInputs(bindings ...intent.Binding) Inputs {
 func formatHeldServices(all []HeldService) string {
 	var b strings.Builder
 	for _, a := range all {
-		fmt.Fprintf(&b, "%s: %v whole=%v on %v\n", a.Service, a.Addresses, a.IsComplete, a.Interfaces)
+		fmt.Fprintf(&b, "%s: %v whole=%v on %v\n", a.Service, a.Addresses, a.HoldsAllAddresses, a.Interfaces)
 	}
 	return b.String()
 }
@@ -55,10 +55,10 @@ func TestBuildHeldServices(t *testing.T) {
 		want     string
 	}{
 		"nothing held": {nil, ""},
-		"every address, on all links": {[]intent.Binding{{Address: heldIPv4, Links: both}, {Address: heldIPv6, Links: both}},
+		"every address, on all links": {[]intent.Binding{{Address: heldIPv4, LinkIndexes: both}, {Address: heldIPv6, LinkIndexes: both}},
 			"default/dns: [192.168.0.201] whole=true on []\ndefault/web: [192.168.0.201 fd00:a8::201] whole=true on []\n"},
-		"one family, on one link":                 {[]intent.Binding{{Address: heldIPv6, Links: []int{3}}}, "default/web: [fd00:a8::201] whole=false on [eth1]\n"},
-		"an address that no Service has any more": {[]intent.Binding{{Address: netip.MustParseAddr("10.0.0.1"), Links: both}}, ""},
+		"one family, on one link":                 {[]intent.Binding{{Address: heldIPv6, LinkIndexes: []int{3}}}, "default/web: [fd00:a8::201] whole=false on [eth1]\n"},
+		"an address that no Service has any more": {[]intent.Binding{{Address: netip.MustParseAddr("10.0.0.1"), LinkIndexes: both}}, ""},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -70,38 +70,38 @@ func TestBuildHeldServices(t *testing.T) {
 }
 
 func TestDiffEntries(t *testing.T) {
-	in := exampleInputs(intent.Binding{Address: heldIPv4, Links: []int{2, 3}})
+	in := exampleInputs(intent.Binding{Address: heldIPv4, LinkIndexes: []int{2, 3}})
 	want := BuildHeldServices(in) // web in part, dns completely
-	written := func(e Entry, edit func(w *WrittenEntry)) WrittenEntry {
-		w := WrittenEntry{Entry: e, ActualName: e.ObjectName(), Status: HeldService{Entry: e, Addresses: []netip.Addr{heldIPv4}}.ToAPI()}
+	written := func(e Layer2Announcement, edit func(w *WrittenServiceL2Status)) WrittenServiceL2Status {
+		w := WrittenServiceL2Status{Layer2Announcement: e, ActualName: e.ObjectName(), Status: HeldService{Layer2Announcement: e, Addresses: []netip.Addr{heldIPv4}}.ToAPI()}
 		if edit != nil {
 			edit(&w)
 		}
 		return w
 	}
-	mine := []WrittenEntry{written(Entry{web, "a"}, nil), written(Entry{dns, "a"}, nil)}
+	mine := []WrittenServiceL2Status{written(Layer2Announcement{webService, "a"}, nil), written(Layer2Announcement{dnsService, "a"}, nil)}
 	old := view.ObjectKey{Namespace: "default", Name: "old"}
 	tests := map[string]struct {
-		have   []WrittenEntry
+		have   []WrittenServiceL2Status
 		write  []view.ObjectKey
 		remove []string
 	}{
-		"nothing is written yet":                         {nil, []view.ObjectKey{dns, web}, nil},
+		"nothing is written yet":                         {nil, []view.ObjectKey{dnsService, webService}, nil},
 		"everything is written already":                  {mine, nil, nil},
-		"another node holds a part of a Service":         {append(slices.Clone(mine), written(Entry{web, "b"}, nil)), nil, nil},
-		"a dead node's entry of a Service we hold whole": {append(slices.Clone(mine), written(Entry{dns, "b"}, nil)), nil, []string{Entry{dns, "b"}.ObjectName()}},
-		"another node's Service":                         {append(slices.Clone(mine), written(Entry{old, "b"}, nil)), nil, nil},
-		"our entry of a Service we do not hold":          {append(slices.Clone(mine), written(Entry{old, "a"}, nil)), nil, []string{Entry{old, "a"}.ObjectName()}},
-		"our entry under a name of other software":       {append(slices.Clone(mine), written(Entry{web, "a"}, func(w *WrittenEntry) { w.ActualName = "l2-x7f2k" })), nil, []string{"l2-x7f2k"}},
-		"other interfaces": {[]WrittenEntry{mine[0], written(Entry{dns, "a"}, func(w *WrittenEntry) {
+		"another node holds a part of a Service":         {append(slices.Clone(mine), written(Layer2Announcement{webService, "b"}, nil)), nil, nil},
+		"a dead node's entry of a Service we hold whole": {append(slices.Clone(mine), written(Layer2Announcement{dnsService, "b"}, nil)), nil, []string{Layer2Announcement{dnsService, "b"}.ObjectName()}},
+		"another node's Service":                         {append(slices.Clone(mine), written(Layer2Announcement{old, "b"}, nil)), nil, nil},
+		"our entry of a Service we do not hold":          {append(slices.Clone(mine), written(Layer2Announcement{old, "a"}, nil)), nil, []string{Layer2Announcement{old, "a"}.ObjectName()}},
+		"our entry under a name of other software":       {append(slices.Clone(mine), written(Layer2Announcement{webService, "a"}, func(w *WrittenServiceL2Status) { w.ActualName = "l2-x7f2k" })), nil, []string{"l2-x7f2k"}},
+		"other interfaces": {[]WrittenServiceL2Status{mine[0], written(Layer2Announcement{dnsService, "a"}, func(w *WrittenServiceL2Status) {
 			w.Status.Interfaces = append(w.Status.Interfaces, HeldService{Interfaces: []string{"eth7"}}.ToAPI().Interfaces...)
 		})},
-			[]view.ObjectKey{dns}, nil},
-		"no status yet": {[]WrittenEntry{mine[0], written(Entry{dns, "a"}, func(w *WrittenEntry) { w.Status.Gantry = nil })}, []view.ObjectKey{dns}, nil},
+			[]view.ObjectKey{dnsService}, nil},
+		"no status yet": {[]WrittenServiceL2Status{mine[0], written(Layer2Announcement{dnsService, "a"}, func(w *WrittenServiceL2Status) { w.Status.Gantry = nil })}, []view.ObjectKey{dnsService}, nil},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			write, remove := DiffEntries("a", want, tt.have)
+			write, remove := DiffServiceL2Statuses("a", want, tt.have)
 			var keys []view.ObjectKey
 			for _, a := range write {
 				keys = append(keys, a.Service)
@@ -115,31 +115,31 @@ func TestDiffEntries(t *testing.T) {
 
 func TestConflicts(t *testing.T) {
 	var c Conflicts
-	if !c.RecordConflict(heldIPv4, foreignMAC, epoch) || c.RecordConflict(heldIPv4, foreignMAC, epoch.Add(time.Second)) {
+	if !c.RecordConflict(heldIPv4, foreignMAC, testStart) || c.RecordConflict(heldIPv4, foreignMAC, testStart.Add(time.Second)) {
 		t.Error("a repeated claim counts as new, or a new one does not")
 	}
 	for i := range 100 {
-		c.RecordConflict(heldIPv6, facts.MAC{2, 0xee, byte(i)}, epoch)
+		c.RecordConflict(heldIPv6, facts.MAC{2, 0xee, byte(i)}, testStart)
 	}
 	if n := len(c.OfAddress(heldIPv6)); n != 16 {
 		t.Errorf("%d claims of forged hosts are kept, want 16", n)
 	}
-	if c.ForgetExpired(epoch.Add(30 * time.Second)) {
+	if c.ForgetExpired(testStart.Add(30 * time.Second)) {
 		t.Error("a claim is over too soon")
 	}
-	if !c.ForgetExpired(epoch.Add(60*time.Second)) || len(c.OfAddress(heldIPv6)) != 0 || len(c.OfAddress(heldIPv4)) != 1 {
+	if !c.ForgetExpired(testStart.Add(60*time.Second)) || len(c.OfAddress(heldIPv6)) != 0 || len(c.OfAddress(heldIPv4)) != 1 {
 		t.Errorf("after a minute: %v, want the one that went on", c.All())
 	}
-	in := exampleInputs(intent.Binding{Address: heldIPv4, Links: []int{2}})
+	in := exampleInputs(intent.Binding{Address: heldIPv4, LinkIndexes: []int{2}})
 	in.Conflicts = &c
 	got := BuildHeldServices(in)[0].ToAPI().Gantry.Conflicts
-	if len(got) != 1 || got[0].Address != "192.168.0.201" || got[0].MAC != "02:00:00:00:00:99" || !got[0].Since.Equal(&metav1.Time{Time: epoch}) {
+	if len(got) != 1 || got[0].Address != "192.168.0.201" || got[0].MAC != "02:00:00:00:00:99" || !got[0].Since.Equal(&metav1.Time{Time: testStart}) {
 		t.Errorf("the status says %+v", got)
 	}
 	if k := speakerCondition(in, names.ConditionUncontested); k.Status != metav1.ConditionFalse || !strings.Contains(k.Message, "192.168.0.201 by 02:00:00:00:00:99") {
 		t.Errorf("the condition is %+v", k)
 	}
-	c.KeepAddresses(map[netip.Addr]bool{heldIPv6: true})
+	c.KeepHeldAddresses(map[netip.Addr]bool{heldIPv6: true})
 	if len(c.All()) != 0 || speakerCondition(in, names.ConditionUncontested).Status != metav1.ConditionTrue {
 		t.Error("a claim to an address that is not held any more is no conflict")
 	}
@@ -155,13 +155,13 @@ func speakerCondition(in Inputs, kind string) metav1.Condition {
 }
 
 func TestBuildSpeakerStatus(t *testing.T) {
-	in := exampleInputs(intent.Binding{Address: heldIPv4, Links: []int{2}})
+	in := exampleInputs(intent.Binding{Address: heldIPv4, LinkIndexes: []int{2}})
 	in.Links = slices.Clone(exampleLinks)
-	in.Links[1].NoIPv6 = true
-	in.FaultsByLink = map[int]string{3: "opening NDP socket on \"eth1\": no buffers"}
+	in.Links[1].CannotSendIPv6 = true
+	in.FaultByLinkIndex = map[int]string{3: "opening NDP socket on \"eth1\": no buffers"}
 	in.SkippedLinks = []facts.SkippedLink{
-		{Name: "br-port", Reason: facts.SkippedMember}, {Name: "eth2", Reason: facts.SkippedDown}, {Name: "storage0", Reason: facts.SkippedExcluded},
-		{Name: "tap0", Reason: facts.SkippedNoEthernet}, {Name: "veth1", Reason: facts.SkippedUsual}, {Name: "eth0", Reason: facts.SkippedDown},
+		{Name: "br-port", Reason: facts.SkippedMemberOfMaster}, {Name: "eth2", Reason: facts.SkippedDown}, {Name: "storage0", Reason: facts.SkippedExcludedByName},
+		{Name: "tap0", Reason: facts.SkippedNoEthernet}, {Name: "veth1", Reason: facts.SkippedContainerNetwork}, {Name: "eth0", Reason: facts.SkippedDown},
 	}
 	s := BuildSpeakerStatus(in)
 	var lines []string

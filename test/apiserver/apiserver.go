@@ -26,16 +26,16 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// startTimeout limits the start of the API server. A busy machine with two cores needs a few
-// seconds.
-const startTimeout = 90 * time.Second
+// apiServerStartTimeout limits the start of the API server. A busy machine with two cores needs a
+// few seconds.
+const apiServerStartTimeout = 90 * time.Second
 
 // Start runs an API server until the test ends, and returns a client configuration with all rights.
 func Start(t testing.TB) *rest.Config {
 	t.Helper()
 	programs := findPrograms(t)
 	dir := t.TempDir()
-	client, peer, secure := freePort(t), freePort(t), freePort(t)
+	client, peer, secure := findFreePort(t), findFreePort(t), findFreePort(t)
 	clientURL, peerURL := "http://127.0.0.1:"+client, "http://127.0.0.1:"+peer
 	etcd := startProgram(t, dir, filepath.Join(programs, "etcd"),
 		"--data-dir="+filepath.Join(dir, "etcd"), "--unsafe-no-fsync", "--log-level=warn",
@@ -56,7 +56,7 @@ func Start(t testing.TB) *rest.Config {
 		Host: "https://127.0.0.1:" + secure, BearerToken: token, QPS: -1,
 		TLSClientConfig: rest.TLSClientConfig{CAFile: filepath.Join(dir, "certificates", "apiserver.crt")},
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
+	ctx, cancel := context.WithTimeout(t.Context(), apiServerStartTimeout)
 	defer cancel()
 	awaitSuccess(ctx, t, []*process{etcd, api}, func() error {
 		c, err := kubernetes.NewForConfig(config) // fails until the server has made its certificate
@@ -98,8 +98,8 @@ func isExecutable(path string) bool {
 	return err == nil && s.Mode().IsRegular() && s.Mode()&0o111 != 0
 }
 
-// freePort returns a port that was free a moment ago.
-func freePort(t testing.TB) string {
+// findFreePort returns a port that was free a moment ago.
+func findFreePort(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -137,9 +137,9 @@ func writeCredentials(t testing.TB, dir string) (token, key string) {
 
 // process is a program that runs until the test ends.
 type process struct {
-	name, log string
-	done      chan struct{} // closed when it has ended
-	err       error         // set before done is closed
+	name, logPath string
+	endedSignal   chan struct{} // closed when it has ended
+	exitError     error         // set before done is closed
 }
 
 // startProgram starts a program with its output in a log file. The kernel kills the program when
@@ -147,8 +147,8 @@ type process struct {
 // its thread for that reason.
 func startProgram(t testing.TB, dir, path string, args ...string) *process {
 	t.Helper()
-	p := &process{name: filepath.Base(path), log: filepath.Join(dir, filepath.Base(path)+".log"), done: make(chan struct{})}
-	out, err := os.Create(p.log)
+	p := &process{name: filepath.Base(path), logPath: filepath.Join(dir, filepath.Base(path)+".log"), endedSignal: make(chan struct{})}
+	out, err := os.Create(p.logPath)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -163,8 +163,8 @@ func startProgram(t testing.TB, dir, path string, args ...string) *process {
 		err := cmd.Start()
 		started <- err
 		if err == nil {
-			p.err = cmd.Wait()
-			close(p.done)
+			p.exitError = cmd.Wait()
+			close(p.endedSignal)
 		}
 	}()
 	if err := <-started; err != nil {
@@ -172,7 +172,7 @@ func startProgram(t testing.TB, dir, path string, args ...string) *process {
 	}
 	t.Cleanup(func() {
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // the program may have ended already
-		<-p.done
+		<-p.endedSignal
 	})
 	return p
 }
@@ -187,8 +187,8 @@ func awaitSuccess(ctx context.Context, t testing.TB, programs []*process, check 
 		}
 		for _, p := range programs {
 			select {
-			case <-p.done:
-				t.Fatalf("%s ended: %v\n%s", p.name, p.err, readLogEnd(p.log))
+			case <-p.endedSignal:
+				t.Fatalf("%s ended: %v\n%s", p.name, p.exitError, readLogEnd(p.logPath))
 			default:
 			}
 		}
@@ -196,7 +196,7 @@ func awaitSuccess(ctx context.Context, t testing.TB, programs []*process, check 
 		case <-ctx.Done():
 			var logs strings.Builder
 			for _, p := range programs {
-				fmt.Fprintf(&logs, "%s:\n%s\n", p.name, readLogEnd(p.log))
+				fmt.Fprintf(&logs, "%s:\n%s\n", p.name, readLogEnd(p.logPath))
 			}
 			t.Fatalf("waiting for the API server: %v\n%s", err, &logs)
 		case <-time.After(50 * time.Millisecond):

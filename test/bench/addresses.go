@@ -13,10 +13,10 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// A rate is measured over measureInterval of processor time, batchSize things at a time.
+// A rate is measured over rateMeasureInterval of processor time, actionsPerBatch things at a time.
 const (
-	measureInterval = time.Second
-	batchSize       = 1000
+	rateMeasureInterval = time.Second
+	actionsPerBatch     = 1000
 )
 
 // measureAllocator measures the allocator without the rest of the controller, on one core and in
@@ -35,7 +35,7 @@ func measureAllocator(_ context.Context, _ string) error {
 		{"/8 with 1,000,000", "10.0.0.0/8", "10.96.0.9", 1_000_000, 0, snapshot.OrderLowest},
 		{"/8 with 1,000,000, round robin", "10.0.0.0/8", "10.96.0.9", 1_000_000, 0, snapshot.OrderRoundRobin},
 		{"/8 with 1,000,000, by hash", "10.0.0.0/8", "10.96.0.9", 1_000_000, 0, snapshot.OrderHash},
-		{"/12, all but 1,000 held", "10.0.0.0/12", "10.96.0.9", 1<<20 - batchSize, 0, snapshot.OrderLowest},
+		{"/12, all but 1,000 held", "10.0.0.0/12", "10.96.0.9", 1<<20 - actionsPerBatch, 0, snapshot.OrderLowest},
 		{"/8 with 100,000, and 1,000 pools for others", "10.0.0.0/8", "10.96.0.9", 100_000, 1000, snapshot.OrderLowest},
 		{"IPv6 /64 with 100,000", "fd00::/64", "fd01::1", 100_000, 0, snapshot.OrderLowest},
 		{"IPv6 /64 with 100,000, by hash", "fd00::/64", "fd01::1", 100_000, 0, snapshot.OrderHash},
@@ -45,8 +45,8 @@ func measureAllocator(_ context.Context, _ string) error {
 		if err != nil {
 			return err
 		}
-		all := newServices(c.held+batchSize, c.cluster)
-		before := heapInUse()
+		all := newServices(c.held+actionsPerBatch, c.cluster)
+		before := heapBytesInUse()
 		l := allocate.NewLedger()
 		for i := range all[:c.held] {
 			if err := assignAddress(l, &all[i], snap); err != nil {
@@ -55,11 +55,11 @@ func measureAllocator(_ context.Context, _ string) error {
 		}
 		each := ""
 		if c.held > 0 {
-			each = fmt.Sprintf("  %4d bytes each", (heapInUse()-before)/uint64(c.held))
+			each = fmt.Sprintf("  %4d bytes each", (heapBytesInUse()-before)/uint64(c.held))
 		}
 		fresh := all[c.held:]
 		var failed error
-		ours := measureRate(func() {
+		ours := measureRatePerSecond(func() {
 			for i := range fresh {
 				if err := assignAddress(l, &fresh[i], snap); err != nil {
 					failed = err
@@ -74,7 +74,7 @@ func measureAllocator(_ context.Context, _ string) error {
 			return failed
 		}
 		baseline, first := newBaselineMap(all[:c.held])
-		theirs := measureRate(func() {
+		theirs := measureRatePerSecond(func() {
 			a := first
 			for i := range fresh {
 				baseline[a] = fresh[i].Key.Name
@@ -99,7 +99,7 @@ func newPoolSnapshot(entry string, order snapshot.AssignmentOrder, others int) (
 	if err != nil {
 		return nil, err
 	}
-	out := &snapshot.Snapshot{Pools: []*snapshot.Pool{{Name: "a", AutoAssign: true, Ranges: []snapshot.Range{r}, Order: order}}}
+	out := &snapshot.Snapshot{Pools: []*snapshot.Pool{{Name: "a", AutoAssign: true, Ranges: []snapshot.Range{r}, AssignmentOrder: order}}}
 	for i := range others {
 		r, err := snapshot.ParseRange(fmt.Sprintf("172.%d.%d.0/24", 16+i/256, i%256))
 		if err != nil {
@@ -127,11 +127,11 @@ func newServices(n int, clusterIP string) []view.Service {
 }
 
 func assignAddress(l *allocate.Ledger, s *view.Service, snap *snapshot.Snapshot) error {
-	d := allocate.Decide(s, l, snap)
+	d := allocate.DecideAssignment(s, l, snap)
 	if len(d.Addresses) == 0 {
-		return fmt.Errorf("%s got no address: %s", s.Key, d.Text)
+		return fmt.Errorf("%s got no address: %s", s.Key, d.ReasonText)
 	}
-	l.CommitAssignment(s, d.Addresses, d.Pool)
+	l.CommitAssignment(s, d.Addresses, d.PoolOfFirstAddress)
 	return nil
 }
 
@@ -146,17 +146,17 @@ func newBaselineMap(all []view.Service) (map[netip.Addr]string, netip.Addr) {
 	return out, a
 }
 
-// measureRate returns how many things per second of processor time do processes, batchSize in each
-// call. It calls undo in between and does not measure it.
-func measureRate(do, undo func()) float64 {
+// measureRatePerSecond returns how many things per second of processor time do processes,
+// actionsPerBatch in each call. It calls undo in between and does not measure it.
+func measureRatePerSecond(do, undo func()) float64 {
 	n, spent := 0, time.Duration(0)
 	do() // allocates the memory that later calls reuse
 	undo()
-	for spent < measureInterval {
+	for spent < rateMeasureInterval {
 		start := processorTime()
 		do()
 		spent += processorTime() - start
-		n += batchSize
+		n += actionsPerBatch
 		undo()
 	}
 	return float64(n) / spent.Seconds()
@@ -171,7 +171,7 @@ func processorTime() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-func heapInUse() uint64 {
+func heapBytesInUse() uint64 {
 	var m runtime.MemStats
 	runtime.GC()
 	runtime.GC()

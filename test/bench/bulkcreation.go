@@ -18,16 +18,16 @@ import (
 
 // The load on the controller.
 const (
-	clientConnections = 8
-	benchClass        = "example.com/bench" // only this program serves the class
+	clientConnectionCount  = 8
+	benchLoadBalancerClass = "example.com/bench" // only this program serves the class
 )
 
-// bulkSizes are the numbers of Services that are created at once.
-var bulkSizes = []int{2000, 8000}
+// bulkServiceCounts are the numbers of Services that are created at once.
+var bulkServiceCounts = []int{2000, 8000}
 
-// roomyPoolManifest has room for all Services. It has no advertisement, because only the controller
+// largePoolManifest has room for all Services. It has no advertisement, because only the controller
 // is measured.
-const roomyPoolManifest = `apiVersion: metallb.io/v1beta1
+const largePoolManifest = `apiVersion: metallb.io/v1beta1
 kind: IPAddressPool
 metadata: {name: roomy, namespace: metallb-system}
 spec: {addresses: [10.192.0.0/16]}
@@ -44,13 +44,13 @@ func measureBulkCreation(ctx context.Context, dir string) error {
 	if err := s.InstallGantry(ctx); err != nil {
 		return err
 	}
-	if err := s.Apply(ctx, roomyPoolManifest); err != nil {
+	if err := s.ApplyManifests(ctx, largePoolManifest); err != nil {
 		return err
 	}
 	if err := measureLeaderChanges(ctx, s); err != nil {
 		return err
 	}
-	for _, n := range bulkSizes {
+	for _, n := range bulkServiceCounts {
 		b, err := measureBulkBaseline(ctx, s, n)
 		if err != nil {
 			return err
@@ -59,42 +59,43 @@ func measureBulkCreation(ctx context.Context, dir string) error {
 		if err != nil {
 			return err
 		}
-		fmt.Printf("%-64s %s\n", fmt.Sprintf("%d Services over %d connections: creation to address", n, clientConnections), g)
+		fmt.Printf("%-64s %s\n", fmt.Sprintf("%d Services over %d connections: creation to address", n, clientConnectionCount), g)
 		fmt.Printf("%-64s %s\n", "baseline: this program watches and writes the status, 32 at a time", b)
 		fmt.Printf("  processor time for each Service: %s\n  and in the baseline: %s\n", g.cpuPerService, b.cpuPerService)
 		fmt.Printf("  writes for each Service: %.3f of its status, %.3f events, %.3f others (AddressLedger %d, pools %d)\n",
 			g.writesPerService("services/status"), g.writesPerService("events"), g.writesPerService("addressledgers")+g.writesPerService("ipaddresspools/status"),
-			g.writes["addressledgers"], g.writes["ipaddresspools/status"])
+			g.writeCounts["addressledgers"], g.writeCounts["ipaddresspools/status"])
 	}
 	return measureControllerRestart(ctx, s, 8000)
 }
 
 // bulkResult is the result for a number of Services that were created at once.
 type bulkResult struct {
-	count int
+	serviceCount int
 	// from the request for a Service until a watch shows its address
-	p50, p99, longest time.Duration
-	creationTime      time.Duration // from the first creation to the last
-	lastAddressTime   time.Duration // from the last creation to the last address
-	writes            cluster.WriteCounts
-	cpuPerService     string
+	medianLatency, p99Latency, longestLatency time.Duration
+	creationTime                              time.Duration // from the first creation to the last
+	// from the last creation to the last address
+	lastAddressTime time.Duration
+	writeCounts     cluster.RequestCountsByResource
+	cpuPerService   string
 }
 
 // String returns the figures in one line.
 func (g bulkResult) String() string {
 	ms := func(d time.Duration) int64 { return d.Milliseconds() }
 	return fmt.Sprintf("median %4d  99%% %4d  max %4d ms; last address %4d ms after the last creation (%d per second)",
-		ms(g.p50), ms(g.p99), ms(g.longest), ms(g.lastAddressTime), int(float64(g.count)/g.creationTime.Seconds()))
+		ms(g.medianLatency), ms(g.p99Latency), ms(g.longestLatency), ms(g.lastAddressTime), int(float64(g.serviceCount)/g.creationTime.Seconds()))
 }
 
 func (g bulkResult) writesPerService(what string) float64 {
-	return float64(g.writes[what]) / float64(g.count)
+	return float64(g.writeCounts[what]) / float64(g.serviceCount)
 }
 
 // createInBulk creates n Services of a class in a namespace of their own, and waits until each has
 // an address and its event.
 func createInBulk(ctx context.Context, s *cluster.Cluster, namespace, class string, n int) (bulkResult, error) {
-	g := bulkResult{count: n}
+	g := bulkResult{serviceCount: n}
 	if err := s.API.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}); client.IgnoreAlreadyExists(err) != nil {
 		return g, err
 	}
@@ -114,8 +115,8 @@ func createInBulk(ctx context.Context, s *cluster.Cluster, namespace, class stri
 	if err != nil {
 		return g, err
 	}
-	usedBefore := readCPUUsage(s.SupervisorPID())
-	created, err := s.CreateServices(ctx, clientConnections, services)
+	usedBefore := readCPUTimeByProgram(s.SupervisorPID())
+	created, err := s.CreateServices(ctx, clientConnectionCount, services)
 	if err != nil {
 		return g, err
 	}
@@ -133,7 +134,7 @@ func createInBulk(ctx context.Context, s *cluster.Cluster, namespace, class stri
 	if err != nil {
 		return g, err
 	}
-	g.writes, g.cpuPerService = now.Since(before), readCPUUsage(s.SupervisorPID()).describeSince(usedBefore, n)
+	g.writeCounts, g.cpuPerService = now.Since(before), readCPUTimeByProgram(s.SupervisorPID()).describeSince(usedBefore, n)
 	g.computeTimes(created, given)
 	return g, nil
 }
@@ -146,7 +147,7 @@ func (g *bulkResult) computeTimes(created []cluster.CreationTimes, given []time.
 		first, done, last = earlierTime(first, created[i].Requested), laterTime(done, created[i].Completed), laterTime(last, given[i])
 	}
 	slices.Sort(waits)
-	g.p50, g.p99, g.longest = waits[len(waits)/2], waits[len(waits)*99/100], waits[len(waits)-1]
+	g.medianLatency, g.p99Latency, g.longestLatency = waits[len(waits)/2], waits[len(waits)*99/100], waits[len(waits)-1]
 	g.creationTime, g.lastAddressTime = done.Sub(first), max(0, last.Sub(done))
 }
 
@@ -194,7 +195,7 @@ func measureBulkBaseline(ctx context.Context, s *cluster.Cluster, n int) (bulkRe
 			})
 		}
 	}()
-	g, err := createInBulk(ctx, s, namespace, benchClass, n)
+	g, err := createInBulk(ctx, s, namespace, benchLoadBalancerClass, n)
 	if err != nil {
 		return g, err
 	}

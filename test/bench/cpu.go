@@ -9,12 +9,12 @@ import (
 	"time"
 )
 
-// cpuUsage is the processor time of each program of a lab, by name.
-type cpuUsage map[string]time.Duration
+// cpuTimeByProgram is the processor time of each program of a lab, by name.
+type cpuTimeByProgram map[string]time.Duration
 
-// readCPUUsage returns the processor time so far of the programs below a process. It does not count
-// those that have ended.
-func readCPUUsage(root int) cpuUsage {
+// readCPUTimeByProgram returns the processor time so far of the programs below a process. It does
+// not count those that have ended.
+func readCPUTimeByProgram(root int) cpuTimeByProgram {
 	type process struct {
 		parent int
 		name   string
@@ -36,7 +36,7 @@ func readCPUUsage(root int) cpuUsage {
 		pid, _ := strconv.Atoi(filepath.Base(d))
 		all[pid] = process{parent, filepath.Base(name), time.Duration(user+system) * time.Second / clockTicksPerSecond}
 	}
-	out := cpuUsage{}
+	out := cpuTimeByProgram{}
 	for pid, p := range all {
 		for up := pid; up > 1; up = all[up].parent {
 			if up == root {
@@ -50,7 +50,7 @@ func readCPUUsage(root int) cpuUsage {
 
 // describeSince lists the processor time since an earlier reading, divided by n, for the programs
 // that matter.
-func (u cpuUsage) describeSince(before cpuUsage, n int) string {
+func (u cpuTimeByProgram) describeSince(before cpuTimeByProgram, n int) string {
 	var out []string
 	for _, name := range []string{"kube-apiserver", "etcd", "controller", "speaker", "kube-proxy", "kube-controller-manager"} {
 		out = append(out, fmt.Sprintf("%s %.2f", name, float64((u[name]-before[name]).Microseconds())/1000/float64(n)))

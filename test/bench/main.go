@@ -26,10 +26,10 @@ import (
 
 // How often each thing is measured.
 const (
-	sampleCount       = 30
-	cutCount          = 20
-	stopCount         = 3
-	requestsPerSecond = 500 // requests per second
+	samplesPerMeasurement   = 30
+	cableCutCount           = 20
+	repetitionsPerDeparture = 3
+	requestsPerSecond       = 500 // requests per second
 )
 
 func main() {
@@ -42,8 +42,8 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	work := runBenchmarks
-	if len(os.Args) == 3 && childSteps[os.Args[1]] != nil {
-		work = func(ctx context.Context, args []string) error { return childSteps[args[0]](ctx, args[1]) }
+	if len(os.Args) == 3 && stepByArg[os.Args[1]] != nil {
+		work = func(ctx context.Context, args []string) error { return stepByArg[args[0]](ctx, args[1]) }
 	}
 	if err := work(ctx, os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -60,11 +60,11 @@ var benchmarks = []struct {
 	{"responder", func(ctx context.Context, _ string) error { return measureResponder(ctx) }},
 	{"scale", measureScale},
 	{"crowds", measureBulkCreation},
-	{"toggles", measureToggles},
-	{"moves", measureMoves},
+	{"toggles", measureWaitsDuringToggles},
+	{"moves", measureServiceMoves},
 	{"routes", measureRoutes},
 	{"manyroutes", measureManyRoutes},
-	{"spread", measureSpread},
+	{"spread", measureHolderSpread},
 	{"takeover", func(ctx context.Context, _ string) error { return measureTakeover(ctx) }},
 	{"planning", func(context.Context, string) error { return measurePlanning() }},
 }
@@ -86,8 +86,9 @@ func runBenchmarks(ctx context.Context, chosen []string) error {
 	return nil
 }
 
-// measureMoves measures single Services and moves of their addresses, on a lab of four nodes.
-func measureMoves(ctx context.Context, dir string) error {
+// measureServiceMoves measures single Services and moves of their addresses, on a lab of four
+// nodes.
+func measureServiceMoves(ctx context.Context, dir string) error {
 	s, err := cluster.Start(ctx, lab.Options{Nodes: 4, Dir: dir, Progress: os.Stderr})
 	if err != nil {
 		return err
@@ -96,16 +97,16 @@ func measureMoves(ctx context.Context, dir string) error {
 	if err := s.InstallGantry(ctx); err != nil {
 		return err
 	}
-	if err := s.Apply(ctx, cluster.PoolManifest); err != nil {
+	if err := s.ApplyManifests(ctx, cluster.PoolManifest); err != nil {
 		return err
 	}
 	if err := measureAssignment(ctx, s); err != nil {
 		return err
 	}
-	if err := s.Apply(ctx, cluster.EchoManifest("echo", "node4")); err != nil {
+	if err := s.ApplyManifests(ctx, cluster.EchoManifest("echo", "node4")); err != nil {
 		return err
 	}
-	if _, err := s.Kubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true"); err != nil {
+	if _, err := s.RunKubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true"); err != nil {
 		return err
 	}
 	address, err := s.AwaitAddress(ctx, "default", "echo")
@@ -131,7 +132,7 @@ func printDurations(what string, v []time.Duration) time.Duration {
 // baseline is the same with a status that this program writes itself.
 func measureAssignment(ctx context.Context, s *cluster.Cluster) error {
 	var given, baseline []time.Duration
-	for i := range sampleCount {
+	for i := range samplesPerMeasurement {
 		for _, mine := range []bool{true, false} {
 			d, err := measureOneService(ctx, s, fmt.Sprintf("bench-%d-%t", i, mine), mine)
 			if err != nil {
@@ -195,12 +196,12 @@ func measureFailover(ctx context.Context, s *cluster.Cluster, target string) err
 	if err != nil {
 		return err
 	}
-	for i := range cutCount {
+	for i := range cableCutCount {
 		cut := s.CutCable
 		if i%2 == 1 {
 			cut = s.CutCableSilently
 		}
-		stream, err := s.StreamUDP(ctx, "client", target, requestsPerSecond)
+		stream, err := s.StartUDPStream(ctx, "client", target, requestsPerSecond)
 		if err != nil {
 			return err
 		}
@@ -208,7 +209,7 @@ func measureFailover(ctx context.Context, s *cluster.Cluster, target string) err
 			return err
 		}
 		baseline = append(baseline, stream.Stop().LongestGap)
-		if stream, err = s.StreamUDP(ctx, "client", target, requestsPerSecond); err != nil {
+		if stream, err = s.StartUDPStream(ctx, "client", target, requestsPerSecond); err != nil {
 			return err
 		}
 		if err := stream.AwaitAnswers(ctx, requestsPerSecond/5); err != nil {
@@ -240,7 +241,7 @@ func measureFailover(ctx context.Context, s *cluster.Cluster, target string) err
 // awaitRejoined waits until every speaker is ready again, and then for some seconds until the
 // gossip has spread it.
 func awaitRejoined(ctx context.Context, s *cluster.Cluster) error {
-	if _, err := s.Kubectl(ctx, "", "-n", "metallb-system", "rollout", "status", "--timeout=60s", "daemonset/gantry-speaker"); err != nil {
+	if _, err := s.RunKubectl(ctx, "", "-n", "metallb-system", "rollout", "status", "--timeout=60s", "daemonset/gantry-speaker"); err != nil {
 		return err
 	}
 	select {
@@ -261,10 +262,10 @@ var plannedDepartures = []plannedDeparture{
 		return s.SignalProgram(ctx, node, "gantry-speaker", syscall.SIGTERM)
 	}, func(ctx context.Context, s *cluster.Cluster, _ string) error { return awaitRejoined(ctx, s) }},
 	{"the holder's node is drained (gantry.dev/drain)", func(ctx context.Context, s *cluster.Cluster, node string) error {
-		_, err := s.Kubectl(ctx, "", "annotate", "node", node, "gantry.dev/drain=")
+		_, err := s.RunKubectl(ctx, "", "annotate", "node", node, "gantry.dev/drain=")
 		return err
 	}, func(ctx context.Context, s *cluster.Cluster, node string) error {
-		_, err := s.Kubectl(ctx, "", "annotate", "node", node, "gantry.dev/drain-")
+		_, err := s.RunKubectl(ctx, "", "annotate", "node", node, "gantry.dev/drain-")
 		return err
 	}},
 }
@@ -274,14 +275,14 @@ var plannedDepartures = []plannedDeparture{
 func measureHandover(ctx context.Context, s *cluster.Cluster, target string) error {
 	for _, d := range plannedDepartures {
 		lost, sent := 0, 0
-		for range stopCount {
+		for range repetitionsPerDeparture {
 			o, err := d.measureOnce(ctx, s, target)
 			if err != nil {
 				return err
 			}
-			lost, sent = lost+o.Lost, sent+o.Sent
+			lost, sent = lost+o.LostCount, sent+o.SentCount
 		}
-		fmt.Printf("%-64s %d of %d requests, %d times\n", "lost when "+d.description, lost, sent, stopCount)
+		fmt.Printf("%-64s %d of %d requests, %d times\n", "lost when "+d.description, lost, sent, repetitionsPerDeparture)
 	}
 	return nil
 }
@@ -292,7 +293,7 @@ func (d plannedDeparture) measureOnce(ctx context.Context, s *cluster.Cluster, t
 	if err != nil {
 		return cluster.StreamResult{}, err
 	}
-	stream, err := s.StreamUDP(ctx, "client", target, requestsPerSecond)
+	stream, err := s.StartUDPStream(ctx, "client", target, requestsPerSecond)
 	if err != nil {
 		return cluster.StreamResult{}, err
 	}

@@ -51,7 +51,7 @@ func measureManyRoutes(ctx context.Context, dir string) error {
 	if err := s.InstallGantry(ctx); err != nil {
 		return err
 	}
-	if err := s.Apply(ctx, strings.Replace(routingManifest, ", bfdProfile: PROFILE", "", 1)+"---\n"+secondPeerManifest); err != nil {
+	if err := s.ApplyManifests(ctx, strings.Replace(routingManifest, ", bfdProfile: PROFILE", "", 1)+"---\n"+secondPeerManifest); err != nil {
 		return err
 	}
 	if err := createServicesWithEndpoints(ctx, s, many); err != nil {
@@ -73,7 +73,7 @@ func measureManyRoutes(ctx context.Context, dir string) error {
 		took = append(took, d)
 	}
 	printDurations(fmt.Sprintf("%d routes at FRR, from the start of the session", many), took)
-	if err := measureUpdates(ctx, s, many); err != nil {
+	if err := measureUpdatesOfOneService(ctx, s, many); err != nil {
 		return err
 	}
 	if err := measureSingleChanges(ctx, s, tors[0], many); err != nil {
@@ -91,7 +91,7 @@ func measureSpeakerRestart(ctx context.Context, s *cluster.Cluster, tors []*lab.
 	const namespace, set = "metallb-system", "daemonset/gantry-speaker"
 	begun := time.Now()
 	for _, args := range [][]string{{"rollout", "restart", set, "-n", namespace}, {"rollout", "status", set, "-n", namespace, "--timeout=120s"}} {
-		if _, err := s.Kubectl(ctx, "", args...); err != nil {
+		if _, err := s.RunKubectl(ctx, "", args...); err != nil {
 			return err
 		}
 	}
@@ -113,7 +113,7 @@ func measureSpeakerRestart(ctx context.Context, s *cluster.Cluster, tors []*lab.
 func createServicesWithEndpoints(ctx context.Context, s *cluster.Cluster, n int) error {
 	var svcs []*corev1.Service
 	g, within := errgroup.WithContext(ctx)
-	g.SetLimit(clientConnections)
+	g.SetLimit(clientConnectionCount)
 	ready, node, number, proto := true, "node1", int32(80), corev1.ProtocolTCP
 	for i := range n {
 		name := fmt.Sprintf("r%05d", i)
@@ -131,7 +131,7 @@ func createServicesWithEndpoints(ctx context.Context, s *cluster.Cluster, n int)
 	if err := g.Wait(); err != nil {
 		return fmt.Errorf("creating endpoints: %w", err)
 	}
-	_, err := s.CreateServices(ctx, clientConnections, svcs)
+	_, err := s.CreateServices(ctx, clientConnectionCount, svcs)
 	return err
 }
 
@@ -175,7 +175,7 @@ func measureSessionReset(ctx context.Context, tor *lab.Router, n int) (time.Dura
 		if err != nil {
 			return 0, err
 		}
-		if now := all["192.168.0.11"]; now.State == "Established" && now.Established > before["192.168.0.11"].Established {
+		if now := all["192.168.0.11"]; now.State == "Established" && now.TimesEstablished > before["192.168.0.11"].TimesEstablished {
 			begun = asked
 		}
 		if time.Since(cleared) > time.Minute {

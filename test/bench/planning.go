@@ -15,15 +15,15 @@ import (
 
 // The size of the cluster, and how often each thing is measured.
 const (
-	plannedServices = 10000
-	plannedNodes    = 100
-	plannedChanges  = 2000
-	fullPlans       = 20
+	plannedServiceCount = 10000
+	plannedNodeCount    = 100
+	plannedChangeCount  = 2000
+	fullPlanCount       = 20
 )
 
-// threadTime returns the processor time of the calling thread. The main goroutine has a thread of
-// its own.
-func threadTime() time.Duration {
+// threadProcessorTime returns the processor time of the calling thread. The main goroutine has a
+// thread of its own.
+func threadProcessorTime() time.Duration {
 	var t unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t); err != nil {
 		return 0
@@ -39,7 +39,7 @@ func measurePlanning() error {
 		Pools:            []*snapshot.Pool{{Name: "p", Ranges: []snapshot.Range{{First: first, Last: netip.MustParseAddr("10.255.255.255")}}}},
 		L2Advertisements: []*snapshot.L2Advertisement{{Name: "ad", Pools: []string{"p"}}},
 	}})
-	for i := range plannedNodes {
+	for i := range plannedNodeCount {
 		p.SetNode(view.Node{Name: fmt.Sprintf("node-%03d", i)})
 	}
 	key := func(i int) view.ObjectKey {
@@ -49,37 +49,37 @@ func measurePlanning() error {
 		return view.Endpoints{Service: key(i), AnyServing: true, ServingNodes: []string{"node-001"}, ReadyNodes: []string{"node-001"}}
 	}
 	a := first
-	for i := range plannedServices {
+	for i := range plannedServiceCount {
 		a = a.Next()
 		p.SetService(view.Service{Key: key(i), IsLoadBalancer: true, AssignedAddresses: []netip.Addr{a}})
 		p.SetEndpoints(endpoints(i))
 	}
-	if got := len(p.Update().Changed); got != plannedServices {
-		return fmt.Errorf("%d addresses are planned, want %d", got, plannedServices)
+	if got := len(p.Update().ChangedBids); got != plannedServiceCount {
+		return fmt.Errorf("%d addresses are planned, want %d", got, plannedServiceCount)
 	}
 	var one, busy, all []time.Duration
-	for i := range plannedChanges {
-		k := i * 7 % plannedServices
+	for i := range plannedChangeCount {
+		k := i * 7 % plannedServiceCount
 		if i%2 == 1 { // the endpoints that the last change removed come back
-			p.SetEndpoints(endpoints((i - 1) * 7 % plannedServices))
+			p.SetEndpoints(endpoints((i - 1) * 7 % plannedServiceCount))
 		} else {
 			p.SetEndpoints(view.Endpoints{Service: key(k)})
 		}
-		worked, begun := threadTime(), time.Now()
-		if d := p.Update(); len(d.Changed)+len(d.Gone) != 1 {
-			return fmt.Errorf("a change of one Service changed %d addresses", len(d.Changed)+len(d.Gone))
+		worked, begun := threadProcessorTime(), time.Now()
+		if d := p.Update(); len(d.ChangedBids)+len(d.GoneAddresses) != 1 {
+			return fmt.Errorf("a change of one Service changed %d addresses", len(d.ChangedBids)+len(d.GoneAddresses))
 		}
-		one, busy = append(one, time.Since(begun)), append(busy, threadTime()-worked)
+		one, busy = append(one, time.Since(begun)), append(busy, threadProcessorTime()-worked)
 	}
-	for i := range fullPlans {
-		p.SetNode(view.Node{Name: "node-new", Excluded: i%2 == 0})
+	for i := range fullPlanCount {
+		p.SetNode(view.Node{Name: "node-new", IsExcluded: i%2 == 0})
 		begun := time.Now()
 		p.Update()
 		all = append(all, time.Since(begun))
 	}
 	slices.Sort(one)
 	slices.Sort(busy)
-	fmt.Printf("%-64s median %.0f, longest %.0f us; in processor time %.0f and %.0f us (n=%d)\n", fmt.Sprintf("planning a change of one of %d Services", plannedServices),
+	fmt.Printf("%-64s median %.0f, longest %.0f us; in processor time %.0f and %.0f us (n=%d)\n", fmt.Sprintf("planning a change of one of %d Services", plannedServiceCount),
 		inMicroseconds(one[len(one)/2]), inMicroseconds(one[len(one)-1]), inMicroseconds(busy[len(busy)/2]), inMicroseconds(busy[len(busy)-1]), len(one))
 	printDurations("planning all of them again, as after a new node", all)
 	return nil

@@ -11,7 +11,7 @@ import (
 
 // The load on the responder.
 const (
-	heldAddresses    = 10000
+	heldAddressCount = 10000
 	queriesPerSecond = 50000 // per second
 	floodInterval    = 5 * time.Second
 )
@@ -30,10 +30,10 @@ func measureResponder(ctx context.Context) error {
 				queryCost = o.ProcessorTime
 				continue
 			}
-			each := float64((o.ProcessorTime - queryCost).Nanoseconds()) / 1000 / float64(o.Sent)
+			each := float64((o.ProcessorTime - queryCost).Nanoseconds()) / 1000 / float64(o.SentCount)
 			fmt.Printf("%-64s answered %d of %d, median %.1f, 99%% %.1f us, %.2f us of CPU each (the client dropped %d)\n",
-				fmt.Sprintf("%s, %d addresses, %d queries per second: the %s", f, heldAddresses, queriesPerSecond, answering),
-				o.Answered, o.Sent, inMicroseconds(o.LatencyQuantile(0.5)), inMicroseconds(o.LatencyQuantile(0.99)), each, o.Lost)
+				fmt.Sprintf("%s, %d addresses, %d queries per second: the %s", f, heldAddressCount, queriesPerSecond, answering),
+				o.AnsweredCount, o.SentCount, inMicroseconds(o.LatencyQuantile(0.5)), inMicroseconds(o.LatencyQuantile(0.99)), each, o.DroppedFrames)
 		}
 	}
 	return nil
@@ -42,7 +42,7 @@ func measureResponder(ctx context.Context) error {
 func inMicroseconds(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 }
 
 func runFlood(ctx context.Context, f layer2.Family, answering string) (flood.Outcome, error) {
-	c, err := flood.New(flood.Options{Family: f, Addresses: heldAddresses, QueriesPerSecond: queriesPerSecond, Duration: floodInterval})
+	c, err := flood.NewHarness(flood.Options{Family: f, AddressCount: heldAddressCount, QueriesPerSecond: queriesPerSecond, Duration: floodInterval})
 	if err != nil {
 		return flood.Outcome{}, err
 	}

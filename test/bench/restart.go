@@ -75,10 +75,10 @@ func measureLeaderChange(ctx context.Context, s *cluster.Cluster, sig syscall.Si
 // Services.
 func measureControllerRestart(ctx context.Context, s *cluster.Cluster, n int) error {
 	const deployment = "deployment/gantry-controller"
-	if _, err := s.Kubectl(ctx, "", "-n", names.Namespace, "scale", deployment, "--replicas=0"); err != nil {
+	if _, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "scale", deployment, "--replicas=0"); err != nil {
 		return err
 	}
-	if _, err := s.Kubectl(ctx, "", "-n", names.Namespace, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=controller", "--timeout=30s"); err != nil {
+	if _, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=controller", "--timeout=30s"); err != nil {
 		return err
 	}
 	if err := s.API.Create(ctx, cluster.NewService("default", "waits", "")); err != nil {
@@ -94,14 +94,14 @@ func measureControllerRestart(ctx context.Context, s *cluster.Cluster, n int) er
 	if err != nil {
 		return err
 	}
-	if _, err := s.Kubectl(ctx, "", "-n", names.Namespace, "scale", deployment, "--replicas=1"); err != nil {
+	if _, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "scale", deployment, "--replicas=1"); err != nil {
 		return err
 	}
 	given, err := c.AwaitAddresses(ctx, "waits")
 	if err != nil {
 		return err
 	}
-	begun, err := processStart(filepath.Join("bin", "controller"))
+	begun, err := readProcessStartTime(filepath.Join("bin", "controller"))
 	if err != nil {
 		return err
 	}
@@ -124,8 +124,9 @@ func measureControllerRestart(ctx context.Context, s *cluster.Cluster, n int) er
 // Go).
 const clockTicksPerSecond = 100
 
-// processStart returns the start of the youngest process whose program's path has this suffix.
-func processStart(program string) (time.Time, error) {
+// readProcessStartTime returns the start of the youngest process whose program's path has this
+// suffix.
+func readProcessStartTime(program string) (time.Time, error) {
 	var info syscall.Sysinfo_t
 	if err := syscall.Sysinfo(&info); err != nil {
 		return time.Time{}, fmt.Errorf("reading the machine's start time: %w", err)

@@ -79,10 +79,10 @@ func measureRoutes(ctx context.Context, dir string) error {
 	if err := s.InstallGantry(ctx); err != nil {
 		return err
 	}
-	if err := s.Apply(ctx, strings.Replace(routingManifest, "PROFILE", "fast", 1)); err != nil {
+	if err := s.ApplyManifests(ctx, strings.Replace(routingManifest, "PROFILE", "fast", 1)); err != nil {
 		return err
 	}
-	if err := s.Apply(ctx, cluster.EchoManifest("echo", "node3")); err != nil {
+	if err := s.ApplyManifests(ctx, cluster.EchoManifest("echo", "node3")); err != nil {
 		return err
 	}
 	address, err := s.AwaitAddress(ctx, "default", "echo")
@@ -96,8 +96,8 @@ func measureRoutes(ctx context.Context, dir string) error {
 	for _, part := range []func() error{
 		func() error { return measureRouteInstallation(ctx, s) },
 		func() error { return measureCableCuts(ctx, s, vip, "3 x 50 ms", 10) },
-		func() error { return measurePlannedLoss(ctx, s, vip) },
-		func() error { return measureEdits(ctx, s, tor) },
+		func() error { return measureLossInPlannedStops(ctx, s, vip) },
+		func() error { return measureRandomEdits(ctx, s, tor) },
 		func() error {
 			if err := tor.Stop(ctx); err != nil {
 				return err
@@ -105,7 +105,7 @@ func measureRoutes(ctx context.Context, dir string) error {
 			if err := tor.Start(ctx, frrConfig("192.168.0.1", 3, "plain")); err != nil {
 				return err
 			}
-			if err := s.Apply(ctx, strings.Replace(routingManifest, "PROFILE", "plain", 1)); err != nil {
+			if err := s.ApplyManifests(ctx, strings.Replace(routingManifest, "PROFILE", "plain", 1)); err != nil {
 				return err
 			}
 			if err := awaitNextHops(ctx, s, vip, 3); err != nil {
@@ -123,13 +123,13 @@ func measureRoutes(ctx context.Context, dir string) error {
 
 // countNextHops returns the number of next hops of a prefix in the router's kernel.
 func countNextHops(s *cluster.Cluster, p netip.Prefix) (int, error) {
-	r, _, err := s.Host("router").RouteTo(p)
+	r, _, err := s.Host("router").FindRoute(p)
 	return len(r.NextHops), err
 }
 
 // awaitNextHops waits until the router's kernel has this number of next hops for a prefix.
 func awaitNextHops(ctx context.Context, s *cluster.Cluster, p netip.Prefix, want int) error {
-	return cluster.Await(ctx, fmt.Sprintf("%d next hops for %s", want, p), func(context.Context) error {
+	return cluster.AwaitNoError(ctx, fmt.Sprintf("%d next hops for %s", want, p), func(context.Context) error {
 		n, err := countNextHops(s, p)
 		if err == nil && n != want {
 			err = fmt.Errorf("it has %d", n)
@@ -163,7 +163,7 @@ func watchNextHops(ctx context.Context, s *cluster.Cluster, p netip.Prefix, want
 // route in the router's kernel.
 func measureRouteInstallation(ctx context.Context, s *cluster.Cluster) error {
 	var took []time.Duration
-	for i := range sampleCount {
+	for i := range samplesPerMeasurement {
 		svc := cluster.NewService("default", fmt.Sprintf("routed-%d", i), "")
 		svc.Spec.Selector = map[string]string{"app": "echo"}
 		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 200, 9, byte(i)}), 32)
@@ -221,7 +221,7 @@ func watchCarrierLoss(ctx context.Context, s *cluster.Cluster) <-chan time.Time 
 	go func() {
 		for ctx.Err() == nil {
 			var up bool
-			err := s.Host("node1").Do(func() error {
+			err := s.Host("node1").RunInside(func() error {
 				link, err := net.InterfaceByName("eth0")
 				up = err == nil && link.Flags&net.FlagRunning != 0
 				return err
@@ -236,11 +236,11 @@ func watchCarrierLoss(ctx context.Context, s *cluster.Cluster) <-chan time.Time 
 	return out
 }
 
-// measurePlannedLoss stops speakers and drains a node while a client behind the router sends
+// measureLossInPlannedStops stops speakers and drains a node while a client behind the router sends
 // requests, and counts the lost ones.
-func measurePlannedLoss(ctx context.Context, s *cluster.Cluster, vip netip.Prefix) error {
+func measureLossInPlannedStops(ctx context.Context, s *cluster.Cluster, vip netip.Prefix) error {
 	kubectl := func(args ...string) error {
-		_, err := s.Kubectl(ctx, "", args...)
+		_, err := s.RunKubectl(ctx, "", args...)
 		return err
 	}
 	for what, do := range map[string]func() error{
@@ -268,8 +268,8 @@ func measurePlannedLoss(ctx context.Context, s *cluster.Cluster, vip netip.Prefi
 		},
 	} {
 		lost, sent := 0, 0
-		for range stopCount {
-			stream, err := s.StreamUDP(ctx, "far", vip.Addr().String()+":7000", requestsPerSecond)
+		for range repetitionsPerDeparture {
+			stream, err := s.StartUDPStream(ctx, "far", vip.Addr().String()+":7000", requestsPerSecond)
 			if err != nil {
 				return err
 			}
@@ -282,20 +282,20 @@ func measurePlannedLoss(ctx context.Context, s *cluster.Cluster, vip netip.Prefi
 			if err := awaitNextHops(ctx, s, vip, 3); err != nil {
 				return err
 			}
-			if err := stream.AwaitAnswers(ctx, stream.AnswerCount()+requestsPerSecond/2); err != nil {
+			if err := stream.AwaitAnswers(ctx, stream.CountAnswers()+requestsPerSecond/2); err != nil {
 				return err
 			}
 			o := stream.Stop()
-			lost, sent = lost+o.Lost, sent+o.Sent
+			lost, sent = lost+o.LostCount, sent+o.SentCount
 		}
-		fmt.Printf("%-64s %d of %d requests, %d times\n", "BGP: lost when "+what, lost, sent, stopCount)
+		fmt.Printf("%-64s %d of %d requests, %d times\n", "BGP: lost when "+what, lost, sent, repetitionsPerDeparture)
 	}
 	return nil
 }
 
-// measureEdits makes 1,000 random edits of Services and advertisements, and counts the session
-// resets at the router.
-func measureEdits(ctx context.Context, s *cluster.Cluster, tor *lab.Router) error {
+// measureRandomEdits makes 1,000 random edits of Services and advertisements, and counts the
+// session resets at the router.
+func measureRandomEdits(ctx context.Context, s *cluster.Cluster, tor *lab.Router) error {
 	const edits = 1000
 	before, err := countEstablishedSessions(ctx, tor)
 	if err != nil {
@@ -347,17 +347,17 @@ func countEstablishedSessions(ctx context.Context, tor *lab.Router) (int, error)
 	all, err := readNeighbors(ctx, tor)
 	sum := 0
 	for _, n := range all {
-		sum += n.Established
+		sum += n.TimesEstablished
 	}
 	return sum, err
 }
 
 // frrNeighbor is FRR's state of a BGP neighbor.
 type frrNeighbor struct {
-	State       string                    `json:"bgpState"`
-	Established int                       `json:"connectionsEstablished"`
-	Messages    struct{ UpdatesRecv int } `json:"messageStats"`
-	Families    map[string]struct {
+	State            string                    `json:"bgpState"`
+	TimesEstablished int                       `json:"connectionsEstablished"`
+	Messages         struct{ UpdatesRecv int } `json:"messageStats"`
+	Families         map[string]struct {
 		Accepted int `json:"acceptedPrefixCounter"`
 	} `json:"addressFamilyInfo"`
 }

@@ -26,16 +26,16 @@ import (
 
 // The size of the cluster in which the controller starts.
 const (
-	scaleServices = 100000
-	scalePools    = 1000
-	// fillArg and startArg start this program again, so that the memory of one controller is
-	// measured: the first assigns addresses to all Services and writes them to a file, the second
-	// starts with that file.
-	fillArg, startArg = "scale-fill", "scale-start"
+	scaleServiceCount = 100000
+	scalePoolCount    = 1000
+	// scaleFillStepArg and scaleStartStepArg start this program again, so that the memory of one
+	// controller is measured: the first assigns addresses to all Services and writes them to a
+	// file, the second starts with that file.
+	scaleFillStepArg, scaleStartStepArg = "scale-fill", "scale-start"
 )
 
-// childSteps are the functions of the child processes, by argument.
-var childSteps = map[string]func(ctx context.Context, file string) error{fillArg: measureFill, startArg: measureStart}
+// stepByArg are the functions of the child processes, by argument.
+var stepByArg = map[string]func(ctx context.Context, file string) error{scaleFillStepArg: measureScaleFill, scaleStartStepArg: measureScaleStart}
 
 // measureScale starts the real worker with 100,000 Services and 1,000 pools, on an API in memory.
 func measureScale(ctx context.Context, dir string) error {
@@ -43,7 +43,7 @@ func measureScale(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	for _, arg := range []string{fillArg, startArg} {
+	for _, arg := range []string{scaleFillStepArg, scaleStartStepArg} {
 		cmd := exec.CommandContext(ctx, self, arg, dir)
 		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 		cmd.Env = append(os.Environ(), "GOGC=50") // the controller's own setting
@@ -78,19 +78,19 @@ func compactService(s *corev1.Service) *corev1.Service {
 // runningWorker is a controller's worker that is running.
 type runningWorker struct {
 	*reconcile.ServiceWorker
-	stop  context.CancelFunc
-	ended chan struct{}
+	stop        context.CancelFunc
+	endedSignal chan struct{}
 }
 
 func startWorker(ctx context.Context, s *server.Server) *runningWorker {
 	client := server.NewClient(s, nil)
-	w := &runningWorker{ended: make(chan struct{}), ServiceWorker: reconcile.NewServiceWorker(reconcile.Options{
+	w := &runningWorker{endedSignal: make(chan struct{}), ServiceWorker: reconcile.NewServiceWorker(reconcile.Options{
 		API: copyingAPI{client}, Log: slog.New(slog.DiscardHandler), RecordEvent: func(*corev1.Service, string, string, string) {}, Namespace: names.Namespace,
 	})}
 	ctx, w.stop = context.WithCancel(ctx)
 	go client.FeedCache(ctx, w)
 	go func() {
-		defer close(w.ended)
+		defer close(w.endedSignal)
 		_ = w.Run(ctx)
 	}()
 	return w
@@ -113,27 +113,27 @@ func awaitTrue(ctx context.Context, what string, done func() bool) (time.Duratio
 // newServerWithPools returns a Server with all pools.
 func newServerWithPools() *server.Server {
 	s := server.NewServer(nil)
-	for i := range scalePools {
+	for i := range scalePoolCount {
 		s.SetPool(fmt.Sprintf("pool-%04d", i), v1beta1.IPAddressPoolSpec{Addresses: []string{fmt.Sprintf("10.%d.%d.0/24", i/256, i%256)}})
 	}
 	return s
 }
 
-// measureFill measures how long the addresses for 100,000 existing Services take, and writes the
-// Services to the file.
-func measureFill(ctx context.Context, file string) error {
+// measureScaleFill measures how long the addresses for 100,000 existing Services take, and writes
+// the Services to the file.
+func measureScaleFill(ctx context.Context, file string) error {
 	s := newServerWithPools()
-	for i := range scaleServices {
+	for i := range scaleServiceCount {
 		s.CreateService(compactService(newTypicalService(i)))
 	}
 	w := startWorker(ctx, s)
-	given, err := awaitTrue(ctx, "all addresses", func() bool { return s.CountWrites("service") >= scaleServices })
+	given, err := awaitTrue(ctx, "all addresses", func() bool { return s.CountWrites("service") >= scaleServiceCount })
 	if err != nil {
 		return err
 	}
 	w.stop()
-	<-w.ended
-	fmt.Printf("%-64s %.1f s, %d writes of the AddressLedger\n", fmt.Sprintf("%d Services and %d pools in memory: an address for each", scaleServices, scalePools), given.Seconds(), s.CountWrites("ledger"))
+	<-w.endedSignal
+	fmt.Printf("%-64s %.1f s, %d writes of the AddressLedger\n", fmt.Sprintf("%d Services and %d pools in memory: an address for each", scaleServiceCount, scalePoolCount), given.Seconds(), s.CountWrites("ledger"))
 	f, err := os.Create(file)
 	if err != nil {
 		return err
@@ -152,8 +152,9 @@ func measureFill(ctx context.Context, file string) error {
 	return f.Close()
 }
 
-// loadServer returns a Server with the Services of the file, as the controller's cache stores them.
-func loadServer(file string) (*server.Server, error) {
+// loadServerFromFile returns a Server with the Services of the file, as the controller's cache
+// stores them.
+func loadServerFromFile(file string) (*server.Server, error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return nil, err
@@ -164,7 +165,7 @@ func loadServer(file string) (*server.Server, error) {
 		var b []byte
 		err := in.Decode(&b)
 		if errors.Is(err, io.EOF) {
-			s.ForgetChanges()
+			s.DropSeenChanges()
 			return s, nil
 		}
 		var o corev1.Service
@@ -175,9 +176,9 @@ func loadServer(file string) (*server.Server, error) {
 	}
 }
 
-// measureStart measures the start of a controller with the Services of the file.
-func measureStart(ctx context.Context, file string) error {
-	s, err := loadServer(file)
+// measureScaleStart measures the start of a controller with the Services of the file.
+func measureScaleStart(ctx context.Context, file string) error {
+	s, err := loadServerFromFile(file)
 	if err != nil {
 		return err
 	}
@@ -198,7 +199,7 @@ func measureStart(ctx context.Context, file string) error {
 		return err
 	}
 	loaded := time.Since(begun)
-	more := compactService(newTypicalService(scaleServices))
+	more := compactService(newTypicalService(scaleServiceCount))
 	s.CreateService(more)
 	k := view.ObjectKey{Namespace: more.Namespace, Name: more.Name}
 	if _, err := awaitTrue(ctx, "an address", func() bool { return len(s.ServiceByKey(k).Status.LoadBalancer.Ingress) > 0 }); err != nil {
@@ -207,10 +208,10 @@ func measureStart(ctx context.Context, file string) error {
 	next := time.Since(begun)
 	time.Sleep(5 * time.Second) // the worker checks every Service
 	fmt.Printf("%-64s ready after %.2f s, the next address after %.2f s, %d MB at most (VmHWM), %d writes of Services (one is for the new one)\n",
-		fmt.Sprintf("start with %d Services and %d pools in memory", scaleServices, scalePools), loaded.Seconds(), next.Seconds(), readProcessStatus("VmHWM")>>10, s.CountWrites("service"))
+		fmt.Sprintf("start with %d Services and %d pools in memory", scaleServiceCount, scalePoolCount), loaded.Seconds(), next.Seconds(), readProcessStatus("VmHWM")>>10, s.CountWrites("service"))
 	fmt.Printf("%-64s %.2f s, %d MB (VmRSS)\n", "baseline: copying and reading the same Services once; memory of these only", reading.Seconds(), memoryBefore>>10)
 	w.stop()
-	<-w.ended
+	<-w.endedSignal
 	return nil
 }
 

@@ -15,8 +15,8 @@ import (
 	"github.com/gantry-lb/gantry/test/lab"
 )
 
-// spreadServices is the number of addresses that are spread over the nodes.
-const spreadServices = 90
+// spreadServiceCount is the number of addresses that are spread over the nodes.
+const spreadServiceCount = 90
 
 const spreadManifest = `apiVersion: metallb.io/v1beta1
 kind: IPAddressPool
@@ -28,9 +28,9 @@ kind: L2Advertisement
 metadata: {name: spread, namespace: metallb-system}
 `
 
-// measureSpread measures how evenly three of four nodes hold the addresses, and which addresses
-// move when one of them dies.
-func measureSpread(ctx context.Context, dir string) error {
+// measureHolderSpread measures how evenly three of four nodes hold the addresses, and which
+// addresses move when one of them dies.
+func measureHolderSpread(ctx context.Context, dir string) error {
 	s, err := cluster.Start(ctx, lab.Options{Nodes: 4, Dir: dir})
 	if err != nil {
 		return err
@@ -39,15 +39,15 @@ func measureSpread(ctx context.Context, dir string) error {
 	if err := s.InstallGantry(ctx); err != nil {
 		return err
 	}
-	if _, err := s.Kubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true"); err != nil {
+	if _, err := s.RunKubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true"); err != nil {
 		return err
 	}
 	docs := []string{spreadManifest, cluster.EchoManifest("echo", "node4")}
-	for i := range spreadServices {
+	for i := range spreadServiceCount {
 		docs = append(docs, fmt.Sprintf("apiVersion: v1\nkind: Service\nmetadata: {name: spread-%02d}\n"+
 			"spec: {type: LoadBalancer, selector: {app: echo}, ports: [{port: 7000, protocol: UDP}]}\n", i))
 	}
-	if err := s.Apply(ctx, strings.Join(docs, "---\n")); err != nil {
+	if err := s.ApplyManifests(ctx, strings.Join(docs, "---\n")); err != nil {
 		return err
 	}
 	before, err := awaitAllHolders(ctx, s, "")
@@ -85,7 +85,7 @@ func measureSpread(ctx context.Context, dir string) error {
 // returns the holders by Service.
 func awaitAllHolders(ctx context.Context, s *cluster.Cluster, not string) (map[string]string, error) {
 	var out map[string]string
-	err := cluster.Await(ctx, "a holder of each Service", func(ctx context.Context) error {
+	err := cluster.AwaitNoError(ctx, "a holder of each Service", func(ctx context.Context) error {
 		var list v1beta1.ServiceL2StatusList
 		if err := s.API.List(ctx, &list, client.InNamespace(names.Namespace)); err != nil {
 			return err
@@ -96,8 +96,8 @@ func awaitAllHolders(ctx context.Context, s *cluster.Cluster, not string) (map[s
 				out[o.Labels[names.LabelServiceName]] = o.Status.Node
 			}
 		}
-		if len(out) != spreadServices+1 {
-			return fmt.Errorf("%d of %d Services have one", len(out), spreadServices+1)
+		if len(out) != spreadServiceCount+1 {
+			return fmt.Errorf("%d of %d Services have one", len(out), spreadServiceCount+1)
 		}
 		return nil
 	})

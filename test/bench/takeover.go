@@ -22,8 +22,8 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/netns"
 )
 
-// takeoverNodes is the number of nodes with speakers.
-const takeoverNodes = 4
+// takeoverNodeCount is the number of nodes with speakers.
+const takeoverNodeCount = 4
 
 // measureTakeover measures how long it takes until another node has announced each of the many
 // addresses of a node that is cut off. Agents and engines use real sockets on virtual cables; only
@@ -33,7 +33,7 @@ func measureTakeover(ctx context.Context) error {
 		addresses int
 		onlyFirst bool
 	}{{1000, false}, {10000, true}} {
-		if err := measureCutOff(ctx, c.addresses, c.onlyFirst); err != nil {
+		if err := measureTakeoverAfterCut(ctx, c.addresses, c.onlyFirst); err != nil {
 			return fmt.Errorf("with %d addresses: %w", c.addresses, err)
 		}
 	}
@@ -46,19 +46,20 @@ type takeoverHarness struct {
 	fabric       netns.Handle
 	agents       []*agent.Agent
 	members      []*memberstest.Member
-	macs         []facts.MAC
+	speakerMACs  []facts.MAC
 	releaseFuncs []func()
 
-	// guards firstHeard: when each speaker first announced an address, since it was last cleared
-	mu         sync.Mutex
-	firstHeard map[netip.Addr]map[facts.MAC]time.Time
+	// guards firstHeardByAddress: when each speaker first announced an address, since it was last
+	// cleared
+	mu                  sync.Mutex
+	firstHeardByAddress map[netip.Addr]map[facts.MAC]time.Time
 }
 
-// measureCutOff assigns addresses to the nodes, or all of them to the first if onlyFirst is true,
-// and cuts the first node off.
-func measureCutOff(ctx context.Context, addresses int, onlyFirst bool) error {
+// measureTakeoverAfterCut assigns addresses to the nodes, or all of them to the first if onlyFirst
+// is true, and cuts the first node off.
+func measureTakeoverAfterCut(ctx context.Context, addresses int, onlyFirst bool) error {
 	ctx, cancel := context.WithCancel(ctx)
-	c := &takeoverHarness{gossip: memberstest.New(), firstHeard: map[netip.Addr]map[facts.MAC]time.Time{}}
+	c := &takeoverHarness{gossip: memberstest.New(), firstHeardByAddress: map[netip.Addr]map[facts.MAC]time.Time{}}
 	var parts sync.WaitGroup
 	defer func() {
 		cancel()
@@ -71,7 +72,7 @@ func measureCutOff(ctx context.Context, addresses int, onlyFirst bool) error {
 		return err
 	}
 	// The first speaker found no other members, and takes no address before it has waited for them.
-	if err := waitFor(ctx, 6*elect.DefaultTiming().StartupDelay); err != nil {
+	if err := waitForDelay(ctx, 6*elect.DefaultTiming().StartupDelay); err != nil {
 		return err
 	}
 	all := c.setUpServices(ctx, addresses, onlyFirst)
@@ -79,28 +80,28 @@ func measureCutOff(ctx context.Context, addresses int, onlyFirst bool) error {
 		return fmt.Errorf("waiting for every address to be announced: %w", err)
 	}
 	if onlyFirst {
-		for i := range takeoverNodes {
+		for i := range takeoverNodeCount {
 			for _, a := range c.agents {
 				a.PostChanges(ctx, agent.SetNode(view.Node{Name: nodeName(i)}))
 			}
 		}
 	}
 	// until the bursts are over
-	if err := waitFor(ctx, 6*time.Second+time.Duration(addresses)*time.Millisecond); err != nil {
+	if err := waitForDelay(ctx, 6*time.Second+time.Duration(addresses)*time.Millisecond); err != nil {
 		return err
 	}
-	dead := c.macs[0]
+	dead := c.speakerMACs[0]
 	lost := map[netip.Addr]bool{}
 	c.mu.Lock()
 	for a := range all {
-		if last := lastAnnouncer(c.firstHeard[a]); last == dead {
+		if last := lastAnnouncingMAC(c.firstHeardByAddress[a]); last == dead {
 			lost[a] = true
 		}
 	}
-	c.firstHeard = map[netip.Addr]map[facts.MAC]time.Time{}
+	c.firstHeardByAddress = map[netip.Addr]map[facts.MAC]time.Time{}
 	c.mu.Unlock()
 	begun := time.Now()
-	if err := c.fabric.Do(func() error { return netns.SetBridge("p0", "") }); err != nil {
+	if err := c.fabric.RunInside(func() error { return netns.SetBridgeOfLink("p0", "") }); err != nil {
 		return err
 	}
 	c.members[0].Disconnect()
@@ -111,18 +112,18 @@ func measureCutOff(ctx context.Context, addresses int, onlyFirst bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for a := range lost {
-		for _, at := range c.firstHeard[a] {
+		for _, at := range c.firstHeardByAddress[a] {
 			waits = append(waits, at.Sub(begun))
 		}
 	}
-	printDurations(fmt.Sprintf("announced by another node: %d of %d addresses on %d nodes", len(lost), addresses, takeoverNodes), waits)
-	if others := len(c.firstHeard) - len(lost); others > 0 {
+	printDurations(fmt.Sprintf("announced by another node: %d of %d addresses on %d nodes", len(lost), addresses, takeoverNodeCount), waits)
+	if others := len(c.firstHeardByAddress) - len(lost); others > 0 {
 		fmt.Printf("  %d addresses moved that the dead node did not hold\n", others)
 	}
 	return nil
 }
 
-func waitFor(ctx context.Context, d time.Duration) error {
+func waitForDelay(ctx context.Context, d time.Duration) error {
 	select {
 	case <-ctx.Done():
 		return context.Cause(ctx)
@@ -133,8 +134,8 @@ func waitFor(ctx context.Context, d time.Duration) error {
 
 func nodeName(i int) string { return fmt.Sprintf("node%d", i) }
 
-// lastAnnouncer returns the speaker that announced an address last.
-func lastAnnouncer(by map[facts.MAC]time.Time) facts.MAC {
+// lastAnnouncingMAC returns the speaker that announced an address last.
+func lastAnnouncingMAC(by map[facts.MAC]time.Time) facts.MAC {
 	var last facts.MAC
 	var at time.Time
 	for m, t := range by {
@@ -158,10 +159,10 @@ func (c *takeoverHarness) buildSegment(ctx context.Context, parts *sync.WaitGrou
 	if c.fabric, err = newNamespace(); err != nil {
 		return err
 	}
-	if err := c.fabric.Do(func() error { return netns.AddBridge("lan") }); err != nil {
+	if err := c.fabric.RunInside(func() error { return netns.AddBridge("lan") }); err != nil {
 		return err
 	}
-	for i := range takeoverNodes + 1 { // the last one is the listener
+	for i := range takeoverNodeCount + 1 { // the last one is the listener
 		host, err := newNamespace()
 		if err != nil {
 			return err
@@ -170,7 +171,7 @@ func (c *takeoverHarness) buildSegment(ctx context.Context, parts *sync.WaitGrou
 		if err != nil {
 			return err
 		}
-		if i == takeoverNodes {
+		if i == takeoverNodeCount {
 			return c.startListener(ctx, host, l, parts)
 		}
 		c.startSpeaker(ctx, host, l, parts)
@@ -183,10 +184,10 @@ func (c *takeoverHarness) connectHost(host netns.Handle, i int) (facts.Link, err
 	port := fmt.Sprintf("p%d", i)
 	address := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, 255, byte(1 + i)}), 16)
 	l := facts.Link{Name: "eth0", Prefixes: []netip.Prefix{address}}
-	err := errors.Join(netns.AddCable(c.fabric, port, host, l.Name), c.fabric.Do(func() error {
-		return errors.Join(netns.SetBridge(port, "lan"), netns.SetUp(port))
-	}), host.Do(func() error {
-		if err := errors.Join(netns.SetUp(l.Name), netns.AddAddress(l.Name, address)); err != nil {
+	err := errors.Join(netns.AddCable(c.fabric, port, host, l.Name), c.fabric.RunInside(func() error {
+		return errors.Join(netns.SetBridgeOfLink(port, "lan"), netns.SetLinkUp(port))
+	}), host.RunInside(func() error {
+		if err := errors.Join(netns.SetLinkUp(l.Name), netns.AddAddress(l.Name, address)); err != nil {
 			return err
 		}
 		ifi, err := net.InterfaceByName(l.Name)
@@ -206,24 +207,24 @@ func (c *takeoverHarness) startSpeaker(ctx context.Context, host netns.Handle, l
 	links := make(chan facts.LinkSet, 1)
 	links <- facts.LinkSet{l}
 	a := agent.New(agent.Options{
-		Self: name, Nonce: uint64(len(c.agents) + 1), Timing: elect.DefaultTiming(), Layer2: engine, BGP: noBGP{}, Members: member,
+		Self: name, Nonce: uint64(len(c.agents) + 1), Timing: elect.DefaultTiming(), Layer2: engine, BGP: noOpBGPEngine{}, Members: member,
 		Links: links, Now: time.Now, Log: slog.New(slog.DiscardHandler),
 	})
-	c.agents, c.members, c.macs = append(c.agents, a), append(c.members, member), append(c.macs, l.MAC)
-	parts.Go(func() { _ = host.Do(func() error { return engine.Run(ctx) }) })
+	c.agents, c.members, c.speakerMACs = append(c.agents, a), append(c.members, member), append(c.speakerMACs, l.MAC)
+	parts.Go(func() { _ = host.RunInside(func() error { return engine.Run(ctx) }) })
 	parts.Go(func() { _ = a.Run(ctx) })
 }
 
-// noBGP is a BGP engine that does nothing.
-type noBGP struct{}
+// noOpBGPEngine is a BGP engine that does nothing.
+type noOpBGPEngine struct{}
 
 // Set does nothing.
-func (noBGP) Set(bgp.Desired) {}
+func (noOpBGPEngine) Set(bgp.Desired) {}
 
 // startListener records when each speaker first announces an address.
 func (c *takeoverHarness) startListener(ctx context.Context, host netns.Handle, l facts.Link, parts *sync.WaitGroup) error {
 	var port layer2.Port
-	if err := host.Do(func() (err error) {
+	if err := host.RunInside(func() (err error) {
 		port, err = wire.Wire{}.OpenPort(l, layer2.IPv4)
 		return err
 	}); err != nil {
@@ -237,11 +238,11 @@ func (c *takeoverHarness) startListener(ctx context.Context, host netns.Handle, 
 		_ = port.Receive(func(f layer2.Frame) (layer2.Frame, bool) {
 			if f.SenderIP == f.TargetIP {
 				c.mu.Lock()
-				if c.firstHeard[f.SenderIP] == nil {
-					c.firstHeard[f.SenderIP] = map[facts.MAC]time.Time{}
+				if c.firstHeardByAddress[f.SenderIP] == nil {
+					c.firstHeardByAddress[f.SenderIP] = map[facts.MAC]time.Time{}
 				}
-				if c.firstHeard[f.SenderIP][f.SenderMAC].IsZero() {
-					c.firstHeard[f.SenderIP][f.SenderMAC] = time.Now()
+				if c.firstHeardByAddress[f.SenderIP][f.SenderMAC].IsZero() {
+					c.firstHeardByAddress[f.SenderIP][f.SenderMAC] = time.Now()
 				}
 				c.mu.Unlock()
 			}
@@ -260,8 +261,8 @@ func (c *takeoverHarness) setUpServices(ctx context.Context, addresses int, only
 		Pools:            []*snapshot.Pool{{Name: "p", Ranges: []snapshot.Range{{First: first, Last: netip.MustParseAddr("10.1.254.255")}}}},
 		L2Advertisements: []*snapshot.L2Advertisement{{Name: "ad", Pools: []string{"p"}}},
 	})}
-	for i := range takeoverNodes {
-		changes = append(changes, agent.SetNode(view.Node{Name: nodeName(i), Excluded: onlyFirst && i > 0}))
+	for i := range takeoverNodeCount {
+		changes = append(changes, agent.SetNode(view.Node{Name: nodeName(i), IsExcluded: onlyFirst && i > 0}))
 	}
 	a := first
 	for i := range addresses {
@@ -272,7 +273,7 @@ func (c *takeoverHarness) setUpServices(ctx context.Context, addresses int, only
 		a = a.Next()
 	}
 	for _, s := range c.agents {
-		s.PostChanges(ctx, append(changes, agent.MarkSynced())...)
+		s.PostChanges(ctx, append(changes, agent.MarkClusterSynced())...)
 	}
 	return all
 }
@@ -285,7 +286,7 @@ func (c *takeoverHarness) awaitAnnouncements(ctx context.Context, addresses map[
 		n := 0
 		for a := range addresses {
 			found := false
-			for m := range c.firstHeard[a] {
+			for m := range c.firstHeardByAddress[a] {
 				found = found || from(m)
 			}
 			if !found {

@@ -16,15 +16,16 @@ import (
 
 // What the tenant does, and beside how many Services.
 const (
-	togglesBeside  = 20_000
-	toggleInterval = 100 * time.Millisecond
-	togglesWaits   = 100 // Services whose wait is measured, each way
+	servicesBesideToggles = 20_000
+	toggleInterval        = 100 * time.Millisecond
+	measuredWaitCount     = 100 // Services whose wait is measured, each way
 )
 
-// measureToggles measures how long a new Service waits for its address among 20,000 others on a lab of one node, while a tenant breaks and
-// mends the right of two Services to share an address ten times a second. The baseline is the same without the tenant. It counts
-// how often the API server was asked for all Services meanwhile.
-func measureToggles(ctx context.Context, dir string) error {
+// measureWaitsDuringToggles measures how long a new Service waits for its address among 20,000
+// others on a lab of one node, while a tenant breaks and mends the right of two Services to share
+// an address ten times a second. The baseline is the same without the tenant. It counts how often
+// the API server was asked for all Services meanwhile.
+func measureWaitsDuringToggles(ctx context.Context, dir string) error {
 	s, err := cluster.Start(ctx, lab.Options{Nodes: 1, Dir: dir})
 	if err != nil {
 		return err
@@ -33,10 +34,10 @@ func measureToggles(ctx context.Context, dir string) error {
 	if err := s.InstallGantry(ctx); err != nil {
 		return err
 	}
-	if err := s.Apply(ctx, roomyPoolManifest); err != nil {
+	if err := s.ApplyManifests(ctx, largePoolManifest); err != nil {
 		return err
 	}
-	if _, err := createInBulk(ctx, s, "beside", "", togglesBeside); err != nil {
+	if _, err := createInBulk(ctx, s, "beside", "", servicesBesideToggles); err != nil {
 		return err
 	}
 	for i, name := range []string{"sharer-a", "sharer-b"} {
@@ -50,7 +51,7 @@ func measureToggles(ctx context.Context, dir string) error {
 			return err
 		}
 	}
-	calm, err := measureWaits(ctx, s, "calm")
+	calm, err := measureAssignmentWaits(ctx, s, "calm")
 	if err != nil {
 		return err
 	}
@@ -66,7 +67,7 @@ func measureToggles(ctx context.Context, dir string) error {
 		edits, err = togglePort(toggling, s.API, "sharer-b")
 		return err
 	})
-	busy, err := measureWaits(ctx, s, "busy")
+	busy, err := measureAssignmentWaits(ctx, s, "busy")
 	end()
 	if other := tenant.Wait(); err == nil {
 		err = other
@@ -78,16 +79,17 @@ func measureToggles(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	b := printDurations(fmt.Sprintf("a Service's address beside %d, while a port is toggled", togglesBeside), busy)
+	b := printDurations(fmt.Sprintf("a Service's address beside %d, while a port is toggled", servicesBesideToggles), busy)
 	c := printDurations("baseline: the same while nobody toggles", calm)
 	fmt.Printf("  ratio of the medians %.2f; %d edits, and all Services read %d times\n", float64(b)/float64(c), edits, after.Since(before)["services"])
 	return nil
 }
 
-// measureWaits creates Services one after the other, and measures how long each waits for its address.
-func measureWaits(ctx context.Context, s *cluster.Cluster, name string) ([]time.Duration, error) {
+// measureAssignmentWaits creates Services one after the other, and measures how long each waits for
+// its address.
+func measureAssignmentWaits(ctx context.Context, s *cluster.Cluster, name string) ([]time.Duration, error) {
 	var out []time.Duration
-	for i := range togglesWaits {
+	for i := range measuredWaitCount {
 		d, err := measureOneService(ctx, s, fmt.Sprint(name, "-", i), false)
 		if err != nil {
 			return nil, err
@@ -98,7 +100,8 @@ func measureWaits(ctx context.Context, s *cluster.Cluster, name string) ([]time.
 	return out, nil
 }
 
-// togglePort sets the port of a Service to 80 and to 81 in turns until ctx ends, and returns how often.
+// togglePort sets the port of a Service to 80 and to 81 in turns until ctx ends, and returns how
+// often.
 func togglePort(ctx context.Context, c client.Client, name string) (int, error) {
 	tick := time.NewTicker(toggleInterval)
 	defer tick.Stop()

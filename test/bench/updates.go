@@ -14,11 +14,11 @@ import (
 	"github.com/gantry-lb/gantry/test/cluster"
 )
 
-// measureUpdates removes and restores the endpoint of one Service of many, and measures from the
-// watch event until the router gets the UPDATE.
-func measureUpdates(ctx context.Context, s *cluster.Cluster, many int) error {
+// measureUpdatesOfOneService removes and restores the endpoint of one Service of many, and measures
+// from the watch event until the router gets the UPDATE.
+func measureUpdatesOfOneService(ctx context.Context, s *cluster.Cluster, many int) error {
 	const name = "r05000"
-	heard, stop, err := listenForUpdates(s)
+	heard, stop, err := listenForBGPUpdates(s)
 	if err != nil {
 		return err
 	}
@@ -30,7 +30,7 @@ func measureUpdates(ctx context.Context, s *cluster.Cluster, many int) error {
 	defer w.Stop()
 	<-w.ResultChan() // the current state
 	var took []time.Duration
-	for i := range sampleCount {
+	for i := range samplesPerMeasurement {
 		slice := &discoveryv1.EndpointSlice{}
 		slice.Namespace, slice.Name = "default", name
 		select {
@@ -57,8 +57,8 @@ func measureUpdates(ctx context.Context, s *cluster.Cluster, many int) error {
 	return nil
 }
 
-// listenForUpdates reports the times when the router gets an UPDATE from node1.
-func listenForUpdates(s *cluster.Cluster) (<-chan time.Time, func(), error) {
+// listenForBGPUpdates reports the times when the router gets an UPDATE from node1.
+func listenForBGPUpdates(s *cluster.Cluster) (<-chan time.Time, func(), error) {
 	c, err := s.Host("router").ListenPacket("ip4:tcp", "0.0.0.0")
 	if err != nil {
 		return nil, nil, fmt.Errorf("listening at the router: %w", err)
@@ -71,7 +71,7 @@ func listenForUpdates(s *cluster.Cluster) (<-chan time.Time, func(), error) {
 			if err != nil {
 				return
 			}
-			if a, ok := from.(*net.IPAddr); ok && a.String() == "192.168.0.11" && isUpdate(b[:n]) {
+			if a, ok := from.(*net.IPAddr); ok && a.String() == "192.168.0.11" && isBGPUpdate(b[:n]) {
 				select {
 				case out <- time.Now():
 				default: // per second one of the same change
@@ -82,8 +82,8 @@ func listenForUpdates(s *cluster.Cluster) (<-chan time.Time, func(), error) {
 	return out, func() { c.Close() }, nil
 }
 
-// isUpdate reports whether a TCP segment begins with a BGP UPDATE.
-func isUpdate(segment []byte) bool {
+// isBGPUpdate reports whether a TCP segment begins with a BGP UPDATE.
+func isBGPUpdate(segment []byte) bool {
 	if len(segment) < 20 {
 		return false
 	}

@@ -61,7 +61,7 @@ func (c *AddressRecorder) listAndWatch(ctx context.Context, s *Cluster, namespac
 	if err := s.API.List(ctx, &list, client.InNamespace(namespace)); err != nil {
 		return nil, fmt.Errorf("listing Services: %w", err)
 	}
-	c.resync(list.Items)
+	c.resyncWithList(list.Items)
 	for i := range list.Items {
 		c.recordEvent(&list.Items[i], false)
 	}
@@ -72,9 +72,9 @@ func (c *AddressRecorder) listAndWatch(ctx context.Context, s *Cluster, namespac
 	return w, nil
 }
 
-// resync removes the Services that are gone and updates the addresses of the others, which may have
-// changed while no watch was open.
-func (c *AddressRecorder) resync(there []corev1.Service) {
+// resyncWithList removes the Services that are gone and updates the addresses of the others, which
+// may have changed while no watch was open.
+func (c *AddressRecorder) resyncWithList(there []corev1.Service) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	clear(c.serviceByAddress)
@@ -125,7 +125,7 @@ func (c *AddressRecorder) recordEvent(o *corev1.Service, gone bool) {
 // AwaitAddresses waits until each of the Services has an address, and returns when it got it.
 func (c *AddressRecorder) AwaitAddresses(ctx context.Context, services ...string) ([]time.Time, error) {
 	out := make([]time.Time, len(services))
-	err := Await(ctx, "addresses", func(context.Context) error {
+	err := AwaitNoError(ctx, "addresses", func(context.Context) error {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		for i, n := range services {

@@ -41,11 +41,11 @@ func Start(ctx context.Context, o lab.Options) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	return Connect(l)
+	return ConnectToLab(l)
 }
 
-// Connect returns a Cluster for a running lab. It closes the lab if that fails.
-func Connect(l *lab.Lab) (*Cluster, error) {
+// ConnectToLab returns a Cluster for a running lab. It closes the lab if that fails.
+func ConnectToLab(l *lab.Lab) (*Cluster, error) {
 	config, err := l.RESTConfig()
 	if err != nil {
 		l.Close()
@@ -70,7 +70,7 @@ func Connect(l *lab.Lab) (*Cluster, error) {
 
 // InstallGantry applies config/default and waits until every Pod of it is ready.
 func (s *Cluster) InstallGantry(ctx context.Context) error {
-	if _, err := s.Kubectl(ctx, "", "apply", "-k", filepath.Join(lab.RepositoryRoot(), "config", "default")); err != nil {
+	if _, err := s.RunKubectl(ctx, "", "apply", "-k", filepath.Join(lab.RepositoryRoot(), "config", "default")); err != nil {
 		return err
 	}
 	return s.AwaitRollout(ctx)
@@ -79,16 +79,16 @@ func (s *Cluster) InstallGantry(ctx context.Context) error {
 // AwaitRollout waits until all of Gantry's Pods are ready and of the latest version.
 func (s *Cluster) AwaitRollout(ctx context.Context) error {
 	for _, w := range []string{"deployment/gantry-controller", "daemonset/gantry-speaker"} {
-		if _, err := s.Kubectl(ctx, "", "-n", names.Namespace, "rollout", "status", "--timeout=60s", w); err != nil {
+		if _, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "rollout", "status", "--timeout=60s", w); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// Apply applies manifests.
-func (s *Cluster) Apply(ctx context.Context, manifests string) error {
-	_, err := s.Kubectl(ctx, manifests, "apply", "-f", "-")
+// ApplyManifests applies manifests.
+func (s *Cluster) ApplyManifests(ctx context.Context, manifests string) error {
+	_, err := s.RunKubectl(ctx, manifests, "apply", "-f", "-")
 	return err
 }
 
@@ -98,9 +98,9 @@ const (
 	pollInterval = 20 * time.Millisecond
 )
 
-// Await calls check until it returns nil. The error has the name of what was awaited and the last
-// error of check.
-func Await(ctx context.Context, what string, check func(context.Context) error) error {
+// AwaitNoError calls check until it returns nil. The error has the name of what was awaited and the
+// last error of check.
+func AwaitNoError(ctx context.Context, what string, check func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, awaitTimeout)
 	defer cancel()
 	for {
@@ -126,7 +126,7 @@ func (s *Cluster) GetService(ctx context.Context, namespace, name string) (*core
 // AwaitAddress waits until the Service has an address and returns the first.
 func (s *Cluster) AwaitAddress(ctx context.Context, namespace, name string) (netip.Addr, error) {
 	var a netip.Addr
-	err := Await(ctx, "an address of Service "+name, func(ctx context.Context) error {
+	err := AwaitNoError(ctx, "an address of Service "+name, func(ctx context.Context) error {
 		svc, err := s.GetService(ctx, namespace, name)
 		if err != nil {
 			return err
@@ -144,7 +144,7 @@ func (s *Cluster) AwaitAddress(ctx context.Context, namespace, name string) (net
 // not the node named by not.
 func (s *Cluster) AwaitHolder(ctx context.Context, service, not string) (string, error) {
 	var node string
-	err := Await(ctx, "a holder of Service "+service, func(ctx context.Context) error {
+	err := AwaitNoError(ctx, "a holder of Service "+service, func(ctx context.Context) error {
 		var list v1beta1.ServiceL2StatusList
 		if err := s.API.List(ctx, &list, client.InNamespace(names.Namespace), client.MatchingLabels{names.LabelServiceName: service}); err != nil {
 			return err
@@ -158,8 +158,8 @@ func (s *Cluster) AwaitHolder(ctx context.Context, service, not string) (string,
 	return node, err
 }
 
-// Fetch gets a URL from a host of the lab, over a new connection.
-func (s *Cluster) Fetch(ctx context.Context, host, url string) (string, error) {
+// FetchURL gets a URL from a host of the lab, over a new connection.
+func (s *Cluster) FetchURL(ctx context.Context, host, url string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	c := http.Client{Transport: &http.Transport{DialContext: s.Host(host).Dial, DisableKeepAlives: true}}
@@ -176,11 +176,11 @@ func (s *Cluster) Fetch(ctx context.Context, host, url string) (string, error) {
 	return string(b), err
 }
 
-// AwaitFetch gets a URL again and again until it succeeds, and returns the body.
-func (s *Cluster) AwaitFetch(ctx context.Context, host, url string) (string, error) {
+// AwaitURL gets a URL again and again until it succeeds, and returns the body.
+func (s *Cluster) AwaitURL(ctx context.Context, host, url string) (string, error) {
 	var body string
-	err := Await(ctx, url+" from "+host, func(ctx context.Context) (err error) {
-		body, err = s.Fetch(ctx, host, url)
+	err := AwaitNoError(ctx, url+" from "+host, func(ctx context.Context) (err error) {
+		body, err = s.FetchURL(ctx, host, url)
 		return err
 	})
 	return body, err

@@ -16,7 +16,7 @@ import (
 // AwaitAddresses waits until the Service has n addresses and returns them.
 func (s *Cluster) AwaitAddresses(ctx context.Context, namespace, name string, n int) ([]netip.Addr, error) {
 	var out []netip.Addr
-	err := Await(ctx, fmt.Sprintf("%d addresses of Service %s", n, name), func(ctx context.Context) error {
+	err := AwaitNoError(ctx, fmt.Sprintf("%d addresses of Service %s", n, name), func(ctx context.Context) error {
 		svc, err := s.GetService(ctx, namespace, name)
 		if err != nil {
 			return err
@@ -41,7 +41,7 @@ func (s *Cluster) AwaitAddresses(ctx context.Context, namespace, name string, n 
 // sorted.
 func (s *Cluster) AwaitHolders(ctx context.Context, service string, n int) ([]string, error) {
 	var out []string
-	err := Await(ctx, fmt.Sprintf("%d holders of Service %s", n, service), func(ctx context.Context) error {
+	err := AwaitNoError(ctx, fmt.Sprintf("%d holders of Service %s", n, service), func(ctx context.Context) error {
 		var list v1beta1.ServiceL2StatusList
 		if err := s.API.List(ctx, &list, client.InNamespace(names.Namespace), client.MatchingLabels{names.LabelServiceName: service}); err != nil {
 			return err
@@ -61,7 +61,7 @@ func (s *Cluster) AwaitHolders(ctx context.Context, service string, n int) ([]st
 
 // SetNodeReady sets the Ready condition of a node, as its kubelet does.
 func (s *Cluster) SetNodeReady(ctx context.Context, node string, status corev1.ConditionStatus, message string) error {
-	return Await(ctx, "the condition of "+node, func(ctx context.Context) error {
+	return AwaitNoError(ctx, "the condition of "+node, func(ctx context.Context) error {
 		var n corev1.Node
 		if err := s.API.Get(ctx, client.ObjectKey{Name: node}, &n); err != nil {
 			return err

@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// linkName is the name of a host's link to the LAN.
-const linkName = "eth0"
+// lanLinkName is the name of a host's link to the LAN.
+const lanLinkName = "eth0"
 
 // gossipPort is the port of the gossip between speakers.
 const gossipPort = "7946"
@@ -48,7 +48,7 @@ func (s *Cluster) BlockGossip(ctx context.Context, one, other []string) error {
 func (s *Cluster) nodeAddresses(ctx context.Context, nodes []string) ([]string, error) {
 	var out []string
 	for _, n := range nodes {
-		text, err := s.Kubectl(ctx, "", "get", "node", n, "-o", "jsonpath={.status.addresses[?(@.type=='InternalIP')].address}")
+		text, err := s.RunKubectl(ctx, "", "get", "node", n, "-o", "jsonpath={.status.addresses[?(@.type=='InternalIP')].address}")
 		if err != nil {
 			return nil, err
 		}
@@ -67,7 +67,7 @@ func (s *Cluster) runOnHost(host, stdin, name string, args ...string) error {
 	cmd.Stdin = strings.NewReader(stdin)
 	var out strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := s.Host(host).Do(cmd.Run); err != nil {
+	if err := s.Host(host).RunInside(cmd.Run); err != nil {
 		return fmt.Errorf("%s on %s: %w: %s", name, host, err, out.String())
 	}
 	return nil
@@ -83,7 +83,7 @@ func (s *Cluster) ForgetNeighborsRepeatedly(ctx context.Context, host string, ad
 			<-t.C
 			for _, a := range addresses {
 				// An entry that does not exist cannot be deleted, which is fine.
-				_ = s.runOnHost(host, "", "ip", "neigh", "del", a.String(), "dev", linkName)
+				_ = s.runOnHost(host, "", "ip", "neigh", "del", a.String(), "dev", lanLinkName)
 			}
 		}
 	}()
@@ -93,8 +93,8 @@ func (s *Cluster) ForgetNeighborsRepeatedly(ctx context.Context, host string, ad
 // NeighborAnswer.MAC.
 func (s *Cluster) HostMAC(host string) (string, error) {
 	var i *net.Interface
-	err := s.Host(host).Do(func() (err error) {
-		i, err = net.InterfaceByName(linkName)
+	err := s.Host(host).RunInside(func() (err error) {
+		i, err = net.InterfaceByName(lanLinkName)
 		return err
 	})
 	if err != nil {
@@ -105,9 +105,9 @@ func (s *Cluster) HostMAC(host string) (string, error) {
 
 // NeighborAnswer is a frame whose sender claims an address.
 type NeighborAnswer struct {
-	At      time.Time
-	Address netip.Addr
-	MAC     string
+	CapturedAt time.Time
+	Address    netip.Addr
+	MAC        string
 }
 
 // neighborFilter matches ARP, Neighbor Solicitations and Neighbor Advertisements.
@@ -121,7 +121,7 @@ func (s *Cluster) CaptureNeighborAnswers(ctx context.Context, host string) (stop
 		return nil, err
 	}
 	// tcpdump writes the file's header once it is listening.
-	err = Await(ctx, "the start of the capture", func(context.Context) error {
+	err = AwaitNoError(ctx, "the start of the capture", func(context.Context) error {
 		if f, err := os.Stat(path); err != nil || f.Size() < 24 {
 			return errors.Join(err, errors.New("the file is empty"))
 		}
@@ -135,12 +135,13 @@ func (s *Cluster) CaptureNeighborAnswers(ctx context.Context, host string) (stop
 		if err != nil {
 			return nil, err
 		}
-		return parseCapture(b, addresses), nil
+		return parseCapturedAnswers(b, addresses), nil
 	}, err
 }
 
-// parseCapture reads a capture file (https://www.tcpdump.org/manpages/pcap-savefile.5.html).
-func parseCapture(b []byte, addresses []netip.Addr) []NeighborAnswer {
+// parseCapturedAnswers reads a capture file
+// (https://www.tcpdump.org/manpages/pcap-savefile.5.html).
+func parseCapturedAnswers(b []byte, addresses []netip.Addr) []NeighborAnswer {
 	const fileHeader, recordHeader = 24, 16
 	var out []NeighborAnswer
 	for b = b[min(fileHeader, len(b)):]; len(b) >= recordHeader; {
@@ -149,10 +150,10 @@ func parseCapture(b []byte, addresses []netip.Addr) []NeighborAnswer {
 		if len(b) < recordHeader+n {
 			break
 		}
-		a, ok := parseAnswer(b[recordHeader : recordHeader+n])
+		a, ok := parseNeighborAnswer(b[recordHeader : recordHeader+n])
 		for _, wanted := range addresses {
 			if ok && a.Address == wanted {
-				a.At = at
+				a.CapturedAt = at
 				out = append(out, a)
 			}
 		}
@@ -161,8 +162,8 @@ func parseCapture(b []byte, addresses []netip.Addr) []NeighborAnswer {
 	return out
 }
 
-// parseAnswer returns the address that the sender of a frame claims.
-func parseAnswer(f []byte) (NeighborAnswer, bool) {
+// parseNeighborAnswer returns the address that the sender of a frame claims.
+func parseNeighborAnswer(f []byte) (NeighborAnswer, bool) {
 	switch {
 	case len(f) >= 42 && f[12] == 8 && f[13] == 6: // ARP: the sender's addresses, RFC 826
 		a, _ := netip.AddrFromSlice(f[28:32])

@@ -70,17 +70,18 @@ func (s *Cluster) CreateServices(ctx context.Context, connections int, services 
 	return out, g.Wait()
 }
 
-// WriteCounts is the number of write requests by resource and subresource, for example
+// RequestCountsByResource is the number of write requests by resource and subresource, for example
 // "services/status".
-type WriteCounts map[string]int
+type RequestCountsByResource map[string]int
 
 // CountWrites returns the write requests since the start of the API server, from its metrics.
-func (s *Cluster) CountWrites(ctx context.Context) (WriteCounts, error) {
+func (s *Cluster) CountWrites(ctx context.Context) (RequestCountsByResource, error) {
 	return s.CountRequests(ctx, "POST", "PUT", "PATCH", "APPLY", "DELETE")
 }
 
-// CountRequests asks the API server how many requests of these verbs it has answered since it started, LIST say.
-func (s *Cluster) CountRequests(ctx context.Context, verbs ...string) (WriteCounts, error) {
+// CountRequests asks the API server how many requests of these verbs it has answered since it
+// started, LIST say.
+func (s *Cluster) CountRequests(ctx context.Context, verbs ...string) (RequestCountsByResource, error) {
 	config, err := s.RESTConfig()
 	if err != nil {
 		return nil, err
@@ -98,7 +99,7 @@ func (s *Cluster) CountRequests(ctx context.Context, verbs ...string) (WriteCoun
 		return nil, fmt.Errorf("reading the metrics of the API server: %w", err)
 	}
 	defer r.Body.Close()
-	out := WriteCounts{}
+	out := RequestCountsByResource{}
 	lines := bufio.NewScanner(r.Body)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
@@ -107,9 +108,9 @@ func (s *Cluster) CountRequests(ctx context.Context, verbs ...string) (WriteCoun
 		if labels == lines.Text() || !ok || err != nil || !strings.Contains(labels, `code="2`) {
 			continue
 		}
-		if slices.Contains(verbs, metricLabel(labels, "verb")) {
-			name := metricLabel(labels, "resource")
-			if sub := metricLabel(labels, "subresource"); sub != "" {
+		if slices.Contains(verbs, readMetricLabel(labels, "verb")) {
+			name := readMetricLabel(labels, "resource")
+			if sub := readMetricLabel(labels, "subresource"); sub != "" {
 				name += "/" + sub
 			}
 			out[name] += int(n)
@@ -118,16 +119,16 @@ func (s *Cluster) CountRequests(ctx context.Context, verbs ...string) (WriteCoun
 	return out, lines.Err()
 }
 
-// metricLabel returns the value of one label of a metric.
-func metricLabel(labels, name string) string {
+// readMetricLabel returns the value of one label of a metric.
+func readMetricLabel(labels, name string) string {
 	_, rest, _ := strings.Cut(","+labels, ","+name+`="`)
 	value, _, _ := strings.Cut(rest, `"`)
 	return value
 }
 
 // Since returns the writes after an earlier count.
-func (w WriteCounts) Since(before WriteCounts) WriteCounts {
-	out := WriteCounts{}
+func (w RequestCountsByResource) Since(before RequestCountsByResource) RequestCountsByResource {
+	out := RequestCountsByResource{}
 	for k, n := range w {
 		if n -= before[k]; n != 0 {
 			out[k] = n

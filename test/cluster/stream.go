@@ -15,23 +15,23 @@ type Stream struct {
 	done chan struct{}
 
 	mu            sync.Mutex // guards the fields below
-	sent          int
+	sentCount     int
 	answerTimes   []time.Time
 	answeredBySeq map[int]bool
-	failures      []Failure
+	failures      []RequestFailure
 }
 
 // StreamResult is the result of a Stream.
 type StreamResult struct {
-	Sent, Lost int
+	SentCount, LostCount int
 	// LongestGap is the longest time without an answer.
 	LongestGap time.Duration
-	// Failures are the failed requests of StreamTCP.
-	Failures []Failure
+	// Failures are the failed requests of StartTCPStream.
+	Failures []RequestFailure
 }
 
-// Failure is a request over TCP that was not answered.
-type Failure struct {
+// RequestFailure is a request over TCP that was not answered.
+type RequestFailure struct {
 	StartedAt, EndedAt time.Time
 	Err                error
 }
@@ -50,14 +50,14 @@ func (s *Stream) Stop() StreamResult {
 	<-s.done
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	o := StreamResult{Sent: s.sent, Lost: s.sent - len(s.answeredBySeq), Failures: s.failures}
+	o := StreamResult{SentCount: s.sentCount, LostCount: s.sentCount - len(s.answeredBySeq), Failures: s.failures}
 	for i := 1; i < len(s.answerTimes); i++ {
 		o.LongestGap = max(o.LongestGap, s.answerTimes[i].Sub(s.answerTimes[i-1]))
 	}
 	return o
 }
 
-func (s *Stream) recordFailure(f Failure) {
+func (s *Stream) recordFailure(f RequestFailure) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.failures = append(s.failures, f)
@@ -72,8 +72,8 @@ func (s *Stream) recordAnswer(seq int) {
 	}
 }
 
-// AnswerCount returns the number of answered requests so far.
-func (s *Stream) AnswerCount() int {
+// CountAnswers returns the number of answered requests so far.
+func (s *Stream) CountAnswers() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.answeredBySeq)
@@ -81,17 +81,17 @@ func (s *Stream) AnswerCount() int {
 
 // AwaitAnswers waits until n more requests have been answered.
 func (s *Stream) AwaitAnswers(ctx context.Context, n int) error {
-	target := s.AnswerCount() + n
-	return Await(ctx, fmt.Sprintf("%d more answers", n), func(context.Context) error {
-		if have := s.AnswerCount(); have < target {
+	target := s.CountAnswers() + n
+	return AwaitNoError(ctx, fmt.Sprintf("%d more answers", n), func(context.Context) error {
+		if have := s.CountAnswers(); have < target {
 			return fmt.Errorf("%d are missing", target-have)
 		}
 		return nil
 	})
 }
 
-// StreamUDP sends datagrams from one socket, rate per second.
-func (s *Cluster) StreamUDP(ctx context.Context, host, address string, rate int) (*Stream, error) {
+// StartUDPStream sends datagrams from one socket, rate per second.
+func (s *Cluster) StartUDPStream(ctx context.Context, host, address string, rate int) (*Stream, error) {
 	c, err := s.Host(host).Dial(ctx, "udp", address)
 	if err != nil {
 		return nil, fmt.Errorf("opening a socket on %s: %w", host, err)
@@ -122,10 +122,10 @@ func (s *Cluster) StreamUDP(ctx context.Context, host, address string, rate int)
 	return st, nil
 }
 
-// StreamHTTP sends HTTP requests, rate per second, each over a new connection.
-func (s *Cluster) StreamHTTP(ctx context.Context, host, url string, rate int) *Stream {
+// StartHTTPStream sends HTTP requests, rate per second, each over a new connection.
+func (s *Cluster) StartHTTPStream(ctx context.Context, host, url string, rate int) *Stream {
 	return startStream(ctx, rate, func(ctx context.Context, st *Stream, seq int) {
-		if _, err := s.Fetch(ctx, host, url); err == nil {
+		if _, err := s.FetchURL(ctx, host, url); err == nil {
 			st.recordAnswer(seq)
 		}
 	})
@@ -151,8 +151,8 @@ func (s *Stream) sendRequests(ctx context.Context, rate int, send func(seq int))
 	for ctx.Err() == nil {
 		<-t.C
 		s.mu.Lock()
-		s.sent++
-		seq := s.sent
+		s.sentCount++
+		seq := s.sentCount
 		s.mu.Unlock()
 		send(seq)
 	}

@@ -17,26 +17,26 @@ import (
 // errRetransmitted means that a packet of the connection had to be sent again.
 var errRetransmitted = errors.New("a packet of the connection was sent again")
 
-// StreamTCP sends lines over TCP, rate per second, each over a new connection. A request also
+// StartTCPStream sends lines over TCP, rate per second, each over a new connection. A request also
 // counts as lost if the kernel had to repeat its SYN: that takes a second, which a person would
 // notice.
-func (s *Cluster) StreamTCP(ctx context.Context, host, address string, rate int) *Stream {
+func (s *Cluster) StartTCPStream(ctx context.Context, host, address string, rate int) *Stream {
 	return startStream(ctx, rate, func(ctx context.Context, st *Stream, seq int) {
 		begun := time.Now()
 		if err := s.exchangeLine(ctx, host, address, seq); err != nil {
-			st.recordFailure(Failure{StartedAt: begun, EndedAt: time.Now(), Err: err})
+			st.recordFailure(RequestFailure{StartedAt: begun, EndedAt: time.Now(), Err: err})
 			return
 		}
 		st.recordAnswer(seq)
 	})
 }
 
-// connectTimeout limits one request. The kernel repeats a SYN after one second and after three.
-const connectTimeout = 5 * time.Second
+// tcpConnectTimeout limits one request. The kernel repeats a SYN after one second and after three.
+const tcpConnectTimeout = 5 * time.Second
 
 // exchangeLine sends one request and waits for the answer.
 func (s *Cluster) exchangeLine(ctx context.Context, host, address string, seq int) error {
-	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	ctx, cancel := context.WithTimeout(ctx, tcpConnectTimeout)
 	defer cancel()
 	c, err := s.Host(host).Dial(ctx, "tcp", address)
 	if err != nil {

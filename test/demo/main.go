@@ -34,7 +34,7 @@ func main() {
 func printHeading(format string, args ...any) { fmt.Printf("\n== "+format+"\n", args...) }
 
 func runDemo(ctx context.Context) error {
-	dir := lab.Directory("demo")
+	dir := lab.LabDirectory("demo")
 	printHeading("starting a cluster of 3 nodes, a client and a router")
 	up := exec.CommandContext(ctx, filepath.Join(lab.RepositoryRoot(), "bin", "lab"), "up", "--nodes", "3", "--name", "demo")
 	up.Stdout, up.Stderr = os.Stdout, os.Stderr
@@ -42,7 +42,7 @@ func runDemo(ctx context.Context) error {
 	if err := up.Run(); err != nil {
 		return fmt.Errorf("starting the lab: %w", err)
 	}
-	l, err := lab.Attach(ctx, dir)
+	l, err := lab.AttachToLab(ctx, dir)
 	if err != nil {
 		return err
 	}
@@ -52,7 +52,7 @@ func runDemo(ctx context.Context) error {
 			l.Close()
 		}
 	}()
-	s, err := cluster.Connect(l)
+	s, err := cluster.ConnectToLab(l)
 	if err != nil {
 		return err
 	}
@@ -64,7 +64,7 @@ func runDemo(ctx context.Context) error {
 		return err
 	}
 	printHeading("applying a pool, an advertisement and a Service")
-	if err := s.Apply(ctx, cluster.PoolManifest+"---\n"+cluster.DashboardManifest); err != nil {
+	if err := s.ApplyManifests(ctx, cluster.PoolManifest+"---\n"+cluster.DashboardManifest); err != nil {
 		return err
 	}
 	address, err := s.AwaitAddress(ctx, "tekton-pipelines", "tekton-dashboard")
@@ -72,7 +72,7 @@ func runDemo(ctx context.Context) error {
 		return err
 	}
 	url := fmt.Sprintf("http://%s:9097/", address)
-	body, err := s.AwaitFetch(ctx, "client", url)
+	body, err := s.AwaitURL(ctx, "client", url)
 	if err != nil {
 		return err
 	}
@@ -103,7 +103,7 @@ func demonstrateFailover(ctx context.Context, s *cluster.Cluster, url string) er
 		return err
 	}
 	printHeading("%s holds the address; the client sends 50 requests per second; now the power of %s fails", holder, holder)
-	stream := s.StreamHTTP(ctx, "client", url, 50)
+	stream := s.StartHTTPStream(ctx, "client", url, 50)
 	if err := stream.AwaitAnswers(ctx, 25); err != nil {
 		return err
 	}
@@ -120,14 +120,14 @@ func demonstrateFailover(ctx context.Context, s *cluster.Cluster, url string) er
 	o := stream.Stop()
 	printHeading("%s took over; the client waited at most %d ms for an answer", next, o.LongestGap/time.Millisecond)
 	fmt.Printf("%d of %d requests were answered. (Requests to the Pod on the dead node are lost until Kubernetes notices,\n"+
-		"whichever node holds the address.)\n", o.Sent-o.Lost, o.Sent)
+		"whichever node holds the address.)\n", o.SentCount-o.LostCount, o.SentCount)
 	return nil
 }
 
 // runAndPrintKubectl runs kubectl and prints the command and its output.
 func runAndPrintKubectl(ctx context.Context, s *cluster.Cluster, args ...string) error {
 	fmt.Println("$ kubectl", strings.Join(args, " "))
-	out, err := s.Kubectl(ctx, "", args...)
+	out, err := s.RunKubectl(ctx, "", args...)
 	fmt.Print(out)
 	return err
 }

@@ -14,10 +14,10 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// attributedManifest is a dual-stack Service with three endpoints on node1 and one on node2, and
-// two advertisements for its pool: one with all attributes that a route can have, and one for
+// routeAttributesManifest is a dual-stack Service with three endpoints on node1 and one on node2,
+// and two advertisements for its pool: one with all attributes that a route can have, and one for
 // aggregated prefixes.
-const attributedManifest = `apiVersion: metallb.io/v1beta2
+const routeAttributesManifest = `apiVersion: metallb.io/v1beta2
 kind: BGPPeer
 metadata: {name: tor, namespace: metallb-system}
 spec: {myASN: 64512, peerASN: 65000, peerAddress: 192.168.0.1, dualStackAddressFamily: true}
@@ -62,8 +62,8 @@ spec:
   ports: [{port: 7000, protocol: UDP}]
 `
 
-// attributedPodManifest is an endpoint of the Service.
-const attributedPodManifest = `---
+// routeAttributesPodManifest is an endpoint of the Service.
+const routeAttributesPodManifest = `---
 apiVersion: v1
 kind: Pod
 metadata: {name: %s, labels: {part: web}}
@@ -73,7 +73,7 @@ spec:
   containers: [{name: echo, image: echo, ports: [{containerPort: 7000, protocol: UDP}]}]
 `
 
-const attributedBIRDConfig = `router id 192.168.0.2;
+const routeAttributesBIRDConfig = `router id 192.168.0.2;
 protocol device {}
 protocol kernel { merge paths on; ipv4 { export all; import none; }; }
 protocol kernel { merge paths on; ipv6 { export all; import none; }; }
@@ -92,13 +92,13 @@ func TestRouteAttributesReachRouters(t *testing.T) {
 	}
 	ctx, s := startCluster(t, lab.Options{Nodes: 2, Routers: 2, Families: lab.DualStack})
 	tor, spine := s.Router("router", router.FRR), s.Router("router2", router.BIRD)
-	must(t, tor.Start(ctx, documentedFRRConfig(t)))
-	must(t, spine.Start(ctx, attributedBIRDConfig))
-	must(t, s.Apply(ctx, attributedManifest+fmt.Sprintf(attributedPodManifest, "a", "node1")+fmt.Sprintf(attributedPodManifest, "b", "node1")+fmt.Sprintf(attributedPodManifest, "d", "node1")+fmt.Sprintf(attributedPodManifest, "c", "node2")))
+	failOnError(t, tor.Start(ctx, documentedFRRConfig(t)))
+	failOnError(t, spine.Start(ctx, routeAttributesBIRDConfig))
+	failOnError(t, s.ApplyManifests(ctx, routeAttributesManifest+fmt.Sprintf(routeAttributesPodManifest, "a", "node1")+fmt.Sprintf(routeAttributesPodManifest, "b", "node1")+fmt.Sprintf(routeAttributesPodManifest, "d", "node1")+fmt.Sprintf(routeAttributesPodManifest, "c", "node2")))
 	first, err := s.AwaitAddress(ctx, "default", "web")
-	must(t, err)
+	failOnError(t, err)
 	svc, err := s.GetService(ctx, "default", "web")
-	must(t, err)
+	failOnError(t, err)
 	addresses := []netip.Addr{first, netip.MustParseAddr(svc.Status.LoadBalancer.Ingress[1].IP)}
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -109,10 +109,10 @@ func TestRouteAttributesReachRouters(t *testing.T) {
 		}
 	})
 	carried := routeAttributes{
-		path: "64512 64512 64512", med: 42, community: "64512:7 no-export", large: "64512:1:4294967295",
-		extended: map[string]string{"192.168.0.11": "LB:64512:375000000 (3.000 Gbps)", "192.168.0.12": "LB:64512:125000000 (1.000 Gbps)"},
+		asPath: "64512 64512 64512", med: 42, communities: "64512:7 no-export", largeCommunities: "64512:1:4294967295",
+		linkBandwidthByNode: map[string]string{"192.168.0.11": "LB:64512:375000000 (3.000 Gbps)", "192.168.0.12": "LB:64512:125000000 (1.000 Gbps)"},
 	}
-	wide := routeAttributes{path: "64512", community: "64512:8"}
+	wide := routeAttributes{asPath: "64512", communities: "64512:8"}
 	for _, a := range addresses {
 		family, bits := "ipv4", 26
 		if a.Is6() {
@@ -120,10 +120,10 @@ func TestRouteAttributesReachRouters(t *testing.T) {
 		}
 		host, network := netip.PrefixFrom(a, a.BitLen()), netip.PrefixFrom(a, bits).Masked()
 		t.Run(family, func(t *testing.T) {
-			awaitAttributes(ctx, t, tor, host, carried)
-			awaitAttributes(ctx, t, tor, network, wide)
-			awaitWeights(ctx, t, s, host, 3)
-			must(t, cluster.Await(ctx, "the same attributes in BIRD", func(ctx context.Context) error {
+			awaitRouteAttributes(ctx, t, tor, host, carried)
+			awaitRouteAttributes(ctx, t, tor, network, wide)
+			awaitNextHopWeights(ctx, t, s, host, 3)
+			failOnError(t, cluster.AwaitNoError(ctx, "the same attributes in BIRD", func(ctx context.Context) error {
 				out, err := spine.Show(ctx, "show route all "+host.String())
 				if err != nil {
 					return err
@@ -146,45 +146,46 @@ func TestRouteAttributesReachRouters(t *testing.T) {
 	}
 	t.Run("edits reset no session", func(t *testing.T) {
 		before := describeSessionStarts(ctx, t, tor)
-		_, err := s.Kubectl(ctx, "", "delete", "pod", "b", "d")
-		must(t, err)
-		carried.extended["192.168.0.11"] = carried.extended["192.168.0.12"]
-		awaitAttributes(ctx, t, tor, netip.PrefixFrom(first, 32), carried)
-		awaitWeights(ctx, t, s, netip.PrefixFrom(first, 32), 1)
-		_, err = s.Kubectl(ctx, "", "-n", "metallb-system", "delete", "bgpadvertisement", "wide")
-		must(t, err)
+		_, err := s.RunKubectl(ctx, "", "delete", "pod", "b", "d")
+		failOnError(t, err)
+		carried.linkBandwidthByNode["192.168.0.11"] = carried.linkBandwidthByNode["192.168.0.12"]
+		awaitRouteAttributes(ctx, t, tor, netip.PrefixFrom(first, 32), carried)
+		awaitNextHopWeights(ctx, t, s, netip.PrefixFrom(first, 32), 1)
+		_, err = s.RunKubectl(ctx, "", "-n", "metallb-system", "delete", "bgpadvertisement", "wide")
+		failOnError(t, err)
 		awaitNextHops(ctx, t, s, netip.PrefixFrom(first, 26).Masked())
-		_, err = s.Kubectl(ctx, "", "-n", "metallb-system", "patch", "bgpadvertisement", "each", "--type=merge", "-p", `{"spec":{"communities":null,"gantry":null}}`)
-		must(t, err)
-		awaitAttributes(ctx, t, tor, netip.PrefixFrom(first, 32), routeAttributes{path: "64512"})
+		_, err = s.RunKubectl(ctx, "", "-n", "metallb-system", "patch", "bgpadvertisement", "each", "--type=merge", "-p", `{"spec":{"communities":null,"gantry":null}}`)
+		failOnError(t, err)
+		awaitRouteAttributes(ctx, t, tor, netip.PrefixFrom(first, 32), routeAttributes{asPath: "64512"})
 		if after := describeSessionStarts(ctx, t, tor); after != before {
 			t.Errorf("the sessions were established %s times before the edits and %s after", before, after)
 		}
 	})
 	t.Run("conflicting advertisements announce nothing, and the Service reports it", func(t *testing.T) {
-		must(t, s.Apply(ctx, conflictingAdvertisement))
+		failOnError(t, s.ApplyManifests(ctx, conflictingAdvertisementManifest))
 		awaitNextHops(ctx, t, s, netip.PrefixFrom(first, 32))
-		must(t, awaitAnnouncedCondition(ctx, s, "web", "False", names.ReasonConflictingAdvertisements))
-		_, err := s.Kubectl(ctx, "", "-n", "metallb-system", "delete", "bgpadvertisement", "other")
-		must(t, err)
-		awaitAttributes(ctx, t, tor, netip.PrefixFrom(first, 32), routeAttributes{path: "64512"})
-		must(t, awaitAnnouncedCondition(ctx, s, "web", "True", names.ReasonAnnounced))
+		failOnError(t, awaitAnnouncedCondition(ctx, s, "web", "False", names.ReasonConflictingAdvertisements))
+		_, err := s.RunKubectl(ctx, "", "-n", "metallb-system", "delete", "bgpadvertisement", "other")
+		failOnError(t, err)
+		awaitRouteAttributes(ctx, t, tor, netip.PrefixFrom(first, 32), routeAttributes{asPath: "64512"})
+		failOnError(t, awaitAnnouncedCondition(ctx, s, "web", "True", names.ReasonAnnounced))
 	})
 }
 
-// conflictingAdvertisement is an advertisement for the same prefixes with another localPref. It
-// selects Services, so the conflict is visible only on the Service and not on the pool.
-const conflictingAdvertisement = `apiVersion: metallb.io/v1beta1
+// conflictingAdvertisementManifest is an advertisement for the same prefixes with another
+// localPref. It selects Services, so the conflict is visible only on the Service and not on the
+// pool.
+const conflictingAdvertisementManifest = `apiVersion: metallb.io/v1beta1
 kind: BGPAdvertisement
 metadata: {name: other, namespace: metallb-system}
 spec: {ipAddressPools: [routed], localPref: 200, serviceSelectors: [{}]}
 `
 
-// awaitWeights waits until the router's kernel sends node1 ratio times the traffic of node2.
-func awaitWeights(ctx context.Context, t *testing.T, s *cluster.Cluster, p netip.Prefix, ratio int) {
+// awaitNextHopWeights waits until the router's kernel sends node1 ratio times the traffic of node2.
+func awaitNextHopWeights(ctx context.Context, t *testing.T, s *cluster.Cluster, p netip.Prefix, ratio int) {
 	t.Helper()
-	must(t, cluster.Await(ctx, fmt.Sprintf("%d times the weight of node2 on node1 for %s", ratio, p), func(context.Context) error {
-		r, _, err := s.Host("router").RouteTo(p)
+	failOnError(t, cluster.AwaitNoError(ctx, fmt.Sprintf("%d times the weight of node2 on node1 for %s", ratio, p), func(context.Context) error {
+		r, _, err := s.Host("router").FindRoute(p)
 		if err == nil && (len(r.Weights) != 2 || r.Weights[0] != ratio*r.Weights[1]) {
 			err = fmt.Errorf("%v have the weights %v", r.NextHops, r.Weights)
 		}
@@ -194,19 +195,20 @@ func awaitWeights(ctx context.Context, t *testing.T, s *cluster.Cluster, p netip
 
 // routeAttributes are the attributes of a route.
 type routeAttributes struct {
-	path, community, large string
-	med                    int
-	extended               map[string]string // link bandwidth by the address of the node
+	asPath, communities, largeCommunities string
+	med                                   int
+	// link bandwidth by the address of the node
+	linkBandwidthByNode map[string]string
 }
 
-// awaitAttributes waits until FRR has the prefix from both nodes with these attributes.
-func awaitAttributes(ctx context.Context, t *testing.T, tor *lab.Router, p netip.Prefix, want routeAttributes) {
+// awaitRouteAttributes waits until FRR has the prefix from both nodes with these attributes.
+func awaitRouteAttributes(ctx context.Context, t *testing.T, tor *lab.Router, p netip.Prefix, want routeAttributes) {
 	t.Helper()
 	family := "ipv4"
 	if p.Addr().Is6() {
 		family = "ipv6"
 	}
-	must(t, cluster.Await(ctx, "the route of FRR to "+p.String()+" with the attributes", func(ctx context.Context) error {
+	failOnError(t, cluster.AwaitNoError(ctx, "the route of FRR to "+p.String()+" with the attributes", func(ctx context.Context) error {
 		out, err := tor.Show(ctx, fmt.Sprintf("show bgp %s unicast %s json", family, p))
 		if err != nil {
 			return err
@@ -228,10 +230,10 @@ func awaitAttributes(ctx context.Context, t *testing.T, tor *lab.Router, p netip
 			return fmt.Errorf("there are %d paths, not 2", len(shown.Paths))
 		}
 		for _, got := range shown.Paths {
-			if got.Path.String != want.path || got.Community.String != want.community || got.Large.String != want.large || got.Metric != want.med {
+			if got.Path.String != want.asPath || got.Community.String != want.communities || got.Large.String != want.largeCommunities || got.Metric != want.med {
 				return fmt.Errorf("it shows %+v, not %+v", got, want)
 			}
-			bandwidth := want.extended[got.Peer.PeerID]
+			bandwidth := want.linkBandwidthByNode[got.Peer.PeerID]
 			if bandwidth == "" && got.Extended.String != "" || bandwidth != "" && got.Extended.String != "LB:"+strings.TrimPrefix(bandwidth, "LB:")+" RT:64512:100" && got.Extended.String != "RT:64512:100 "+bandwidth {
 				return fmt.Errorf("it shows the extended communities %q from %s, not %q", got.Extended.String, got.Peer.PeerID, bandwidth)
 			}

@@ -34,19 +34,19 @@ func testMalformedRange(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 		"192.168.0.1-fe80::1":          "mixes IPv4 and IPv6",
 		"192.168.0.201 to 192.168.0.9": "is no CIDR, range or address",
 	} {
-		err := s.Apply(ctx, strings.Replace(cluster.PoolManifest, "192.168.0.201-192.168.0.233", fmt.Sprintf("%q", bad), 1))
+		err := s.ApplyManifests(ctx, strings.Replace(cluster.PoolManifest, "192.168.0.201-192.168.0.233", fmt.Sprintf("%q", bad), 1))
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("the entry %q gives %v, want an error with %q", bad, err, want)
 		}
 	}
-	_, err := s.Kubectl(ctx, "", "-n", names.Namespace, "delete", "l2advertisements", "--all")
-	must(t, err)
+	_, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "delete", "l2advertisements", "--all")
+	failOnError(t, err)
 }
 
 // awaitAssignedReason waits until the condition AddressAssigned of the Service has the reason.
 func awaitAssignedReason(ctx context.Context, t *testing.T, s *cluster.Cluster, name string, reason names.Reason) {
 	t.Helper()
-	must(t, cluster.Await(ctx, "the reason "+string(reason), func(ctx context.Context) error {
+	failOnError(t, cluster.AwaitNoError(ctx, "the reason "+string(reason), func(ctx context.Context) error {
 		svc, err := s.GetService(ctx, "tekton-pipelines", name)
 		if err != nil {
 			return err
@@ -60,26 +60,26 @@ func awaitAssignedReason(ctx context.Context, t *testing.T, s *cluster.Cluster, 
 }
 
 func testNoPool(ctx context.Context, t *testing.T, s *cluster.Cluster) {
-	must(t, s.Apply(ctx, cluster.DashboardManifest))
+	failOnError(t, s.ApplyManifests(ctx, cluster.DashboardManifest))
 	awaitAssignedReason(ctx, t, s, "tekton-dashboard", names.ReasonNoPools)
-	must(t, cluster.Await(ctx, "an event", func(ctx context.Context) error {
-		out, err := s.Kubectl(ctx, "", "-n", "tekton-pipelines", "get", "events", "--field-selector", "reason=AllocationFailed", "-o", "wide")
+	failOnError(t, cluster.AwaitNoError(ctx, "an event", func(ctx context.Context) error {
+		out, err := s.RunKubectl(ctx, "", "-n", "tekton-pipelines", "get", "events", "--field-selector", "reason=AllocationFailed", "-o", "wide")
 		if err == nil && !strings.Contains(out, "NoPools") {
 			err = fmt.Errorf("events: %s", out)
 		}
 		return err
 	}))
 	pool, _, _ := strings.Cut(cluster.PoolManifest, "---")
-	must(t, s.Apply(ctx, pool))
+	failOnError(t, s.ApplyManifests(ctx, pool))
 	awaitAssignedReason(ctx, t, s, "tekton-dashboard", names.ReasonAssigned)
 }
 
 func testUnknownPool(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	_, ad, _ := strings.Cut(cluster.PoolManifest, "---")
-	must(t, s.Apply(ctx, strings.Replace(ad, "- first-pool", "- frist-pool", 1)))
+	failOnError(t, s.ApplyManifests(ctx, strings.Replace(ad, "- first-pool", "- frist-pool", 1)))
 	valid := func(reason names.Reason, text string) {
 		t.Helper()
-		must(t, cluster.Await(ctx, "the advertisement's condition", func(ctx context.Context) error {
+		failOnError(t, cluster.AwaitNoError(ctx, "the advertisement's condition", func(ctx context.Context) error {
 			var o v1beta1.L2Advertisement
 			if err := s.API.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: "example"}, &o); err != nil {
 				return err
@@ -94,48 +94,48 @@ func testUnknownPool(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 		}))
 	}
 	valid(names.ReasonUnknownPool, `"frist-pool"`)
-	must(t, s.Apply(ctx, ad))
+	failOnError(t, s.ApplyManifests(ctx, ad))
 	valid(names.ReasonValid, "")
-	_, err := s.AwaitFetch(ctx, "client", "http://192.168.0.201:9097/")
-	must(t, err)
+	_, err := s.AwaitURL(ctx, "client", "http://192.168.0.201:9097/")
+	failOnError(t, err)
 }
 
 func testFullPool(ctx context.Context, t *testing.T, s *cluster.Cluster) {
-	must(t, s.Apply(ctx, strings.Replace(cluster.PoolManifest, "192.168.0.201-192.168.0.233", "192.168.0.201", 1)))
+	failOnError(t, s.ApplyManifests(ctx, strings.Replace(cluster.PoolManifest, "192.168.0.201-192.168.0.233", "192.168.0.201", 1)))
 	second := strings.ReplaceAll(cluster.DashboardManifest[strings.LastIndex(cluster.DashboardManifest, "---"):], "  name: tekton-dashboard", "  name: second")
-	must(t, s.Apply(ctx, second))
+	failOnError(t, s.ApplyManifests(ctx, second))
 	awaitAssignedReason(ctx, t, s, "second", names.ReasonPoolExhausted)
 	awaitAssignedReason(ctx, t, s, "tekton-dashboard", names.ReasonAssigned)
-	_, err := s.Kubectl(ctx, "", "-n", "tekton-pipelines", "patch", "svc", "tekton-dashboard", "-p", `{"spec":{"type":"ClusterIP"}}`)
-	must(t, err)
+	_, err := s.RunKubectl(ctx, "", "-n", "tekton-pipelines", "patch", "svc", "tekton-dashboard", "-p", `{"spec":{"type":"ClusterIP"}}`)
+	failOnError(t, err)
 	awaitAssignedReason(ctx, t, s, "second", names.ReasonAssigned)
 	first, err := s.GetService(ctx, "tekton-pipelines", "tekton-dashboard")
-	must(t, err)
+	failOnError(t, err)
 	if len(first.Status.LoadBalancer.Ingress) > 0 {
 		t.Errorf("a ClusterIP Service keeps the address %v", first.Status.LoadBalancer.Ingress)
 	}
-	_, err = s.AwaitFetch(ctx, "client", "http://192.168.0.201:9097/")
-	must(t, err)
+	_, err = s.AwaitURL(ctx, "client", "http://192.168.0.201:9097/")
+	failOnError(t, err)
 }
 
 func testNoRawSocket(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	patch := func(caps string) {
 		t.Helper()
-		_, err := s.Kubectl(ctx, "", "-n", names.Namespace, "patch", "daemonset", "gantry-speaker", "-p",
+		_, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "patch", "daemonset", "gantry-speaker", "-p",
 			`{"spec":{"template":{"spec":{"containers":[{"name":"speaker","securityContext":{"capabilities":{"add":`+caps+`}}}]}}}}`)
-		must(t, err)
-		_, err = s.Kubectl(ctx, "", "-n", names.Namespace, "rollout", "status", "--timeout=60s", "daemonset/gantry-speaker")
-		must(t, err)
+		failOnError(t, err)
+		_, err = s.RunKubectl(ctx, "", "-n", names.Namespace, "rollout", "status", "--timeout=60s", "daemonset/gantry-speaker")
+		failOnError(t, err)
 	}
 	patch("[]")
-	must(t, cluster.Await(ctx, "an event on the node", func(ctx context.Context) error {
-		out, err := s.Kubectl(ctx, "", "get", "events", "-A", "--field-selector", "reason=announceFailed", "-o", "wide")
+	failOnError(t, cluster.AwaitNoError(ctx, "an event on the node", func(ctx context.Context) error {
+		out, err := s.RunKubectl(ctx, "", "get", "events", "-A", "--field-selector", "reason=announceFailed", "-o", "wide")
 		if err == nil && !strings.Contains(out, "RawSocketDenied") {
 			err = fmt.Errorf("events: %s", out)
 		}
 		return err
 	}))
 	patch(`["NET_RAW", "NET_BIND_SERVICE"]`)
-	_, err := s.AwaitFetch(ctx, "client", "http://192.168.0.201:9097/")
-	must(t, err)
+	_, err := s.AwaitURL(ctx, "client", "http://192.168.0.201:9097/")
+	failOnError(t, err)
 }

@@ -69,13 +69,13 @@ func TestBFD(t *testing.T) {
 	}
 	ctx, s := startCluster(t, lab.Options{Nodes: 2, Routers: 2})
 	tor, spine := s.Router("router", router.FRR), s.Router("router2", router.BIRD)
-	must(t, tor.Start(ctx, documentedFRRConfig(t)+frrBFDConfig))
-	must(t, spine.Start(ctx, birdBFDConfig))
+	failOnError(t, tor.Start(ctx, documentedFRRConfig(t)+frrBFDConfig))
+	failOnError(t, spine.Start(ctx, birdBFDConfig))
 	_, routed, _ := strings.Cut(peeringManifest, "---\n") // without its peer
-	must(t, s.Apply(ctx, bfdManifest+"---\n"+routed))
-	must(t, s.Apply(ctx, cluster.EchoManifest("echo", "node2")))
+	failOnError(t, s.ApplyManifests(ctx, bfdManifest+"---\n"+routed))
+	failOnError(t, s.ApplyManifests(ctx, cluster.EchoManifest("echo", "node2")))
 	address, err := s.AwaitAddress(ctx, "default", "echo")
-	must(t, err)
+	failOnError(t, err)
 	vip := netip.PrefixFrom(address, 32)
 	both := []string{"192.168.0.11", "192.168.0.12"}
 	t.Cleanup(func() {
@@ -89,33 +89,33 @@ func TestBFD(t *testing.T) {
 	})
 	all := func(t *testing.T, hops ...string) {
 		t.Helper()
-		awaitNextHopsAt(ctx, t, s, "router", vip, hops...)
-		awaitNextHopsAt(ctx, t, s, "router2", vip, hops...)
+		awaitNextHopsOnRouter(ctx, t, s, "router", vip, hops...)
+		awaitNextHopsOnRouter(ctx, t, s, "router2", vip, hops...)
 	}
 	all(t, both...)
 	awaitSessionLines(ctx, t, s, "node1 spine Up Watched", "node1 tor Up Watched", "node2 spine Up Watched", "node2 tor Up Watched")
 
 	t.Run("a cut cable removes the routes at both routers", func(t *testing.T) {
-		must(t, s.CutCableSilently(ctx, "node1"))
+		failOnError(t, s.CutCableSilently(ctx, "node1"))
 		cut := time.Now()
 		all(t, "192.168.0.12")
 		if took := time.Since(cut); took > 30*time.Second {
 			t.Errorf("that took %s: the hold time is 90 s", took)
 		}
-		must(t, s.PlugCable(ctx, "node1"))
+		failOnError(t, s.PlugCable(ctx, "node1"))
 		all(t, both...)
 	})
 	t.Run("a changed profile is negotiated without a new session", func(t *testing.T) {
 		awaitSessionLines(ctx, t, s, "node1 spine Up Watched", "node1 tor Up Watched", "node2 spine Up Watched", "node2 tor Up Watched")
 		before := describeSessionStarts(ctx, t, tor)
-		must(t, s.Apply(ctx, strings.Replace(bfdManifest, "receiveInterval: 200, transmitInterval: 200, detectMultiplier: 3", "receiveInterval: 400, transmitInterval: 500, detectMultiplier: 5", 1)))
-		must(t, cluster.Await(ctx, "the new intervals in FRR", func(ctx context.Context) error {
+		failOnError(t, s.ApplyManifests(ctx, strings.Replace(bfdManifest, "receiveInterval: 200, transmitInterval: 200, detectMultiplier: 3", "receiveInterval: 400, transmitInterval: 500, detectMultiplier: 5", 1)))
+		failOnError(t, cluster.AwaitNoError(ctx, "the new intervals in FRR", func(ctx context.Context) error {
 			return checkBFDPeers(ctx, tor, func(p bfdPeer) bool {
 				return p.Status == "up" && p.Receive == 400 && p.Transmit == 500 && p.Multiplier == 5
 			})
 		}))
-		must(t, s.Apply(ctx, bfdManifest))
-		must(t, cluster.Await(ctx, "the old intervals in FRR", func(ctx context.Context) error {
+		failOnError(t, s.ApplyManifests(ctx, bfdManifest))
+		failOnError(t, cluster.AwaitNoError(ctx, "the old intervals in FRR", func(ctx context.Context) error {
 			return checkBFDPeers(ctx, tor, func(p bfdPeer) bool {
 				return p.Status == "up" && p.Receive == 200 && p.Transmit == 200 && p.Multiplier == 3
 			})
@@ -125,18 +125,18 @@ func TestBFD(t *testing.T) {
 		}
 	})
 	t.Run("the objects report what does not work", func(t *testing.T) {
-		must(t, s.Apply(ctx, strings.ReplaceAll(bfdManifest, "bfdProfile: fast", "bfdProfile: other")))
+		failOnError(t, s.ApplyManifests(ctx, strings.ReplaceAll(bfdManifest, "bfdProfile: fast", "bfdProfile: other")))
 		// The kernel of tor returns echo packets; BIRD does not support them.
 		awaitSessionLines(ctx, t, s, "node1 spine Up EchoUnsupported", "node1 tor Up Watched", "node2 spine Up EchoUnsupported", "node2 tor Up Watched")
-		must(t, s.Apply(ctx, strings.ReplaceAll(bfdManifest, "bfdProfile: fast", "ebgpMultiHop: true, bfdProfile: other")))
-		must(t, cluster.Await(ctx, "the BGPPeer's condition that echo does not work over several hops", func(ctx context.Context) error {
-			out, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "bgppeer", "tor", "-o", "jsonpath={.status.gantry.conditions[*].reason}")
+		failOnError(t, s.ApplyManifests(ctx, strings.ReplaceAll(bfdManifest, "bfdProfile: fast", "ebgpMultiHop: true, bfdProfile: other")))
+		failOnError(t, cluster.AwaitNoError(ctx, "the BGPPeer's condition that echo does not work over several hops", func(ctx context.Context) error {
+			out, err := s.RunKubectl(ctx, "", "-n", "metallb-system", "get", "bgppeer", "tor", "-o", "jsonpath={.status.gantry.conditions[*].reason}")
 			if err == nil && !strings.Contains(out, "EchoUnsupported") {
 				err = fmt.Errorf("it is %q", out)
 			}
 			return err
 		}))
-		must(t, s.Apply(ctx, bfdManifest))
+		failOnError(t, s.ApplyManifests(ctx, bfdManifest))
 		awaitSessionLines(ctx, t, s, "node1 spine Up Watched", "node1 tor Up Watched", "node2 spine Up Watched", "node2 tor Up Watched")
 	})
 }
@@ -171,16 +171,16 @@ func checkBFDPeers(ctx context.Context, tor *lab.Router, want func(bfdPeer) bool
 // reason of the condition PathWatched.
 func describeSessions(ctx context.Context, t *testing.T, s *cluster.Cluster) string {
 	t.Helper()
-	out, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions", "--sort-by={.status.peer}", "-o",
+	out, err := s.RunKubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions", "--sort-by={.status.peer}", "-o",
 		`jsonpath={range .items[*]}{.status.node} {.status.peer} {.status.bfd} {.status.conditions[?(@.type=="gantry.dev/PathWatched")].reason}{"\n"}{end}`)
-	must(t, err)
+	failOnError(t, err)
 	return out
 }
 
 // awaitSessionLines waits until describeSessions has all these lines.
 func awaitSessionLines(ctx context.Context, t *testing.T, s *cluster.Cluster, want ...string) {
 	t.Helper()
-	must(t, cluster.Await(ctx, "the BFD states in the BGPSessions", func(ctx context.Context) error {
+	failOnError(t, cluster.AwaitNoError(ctx, "the BFD states in the BGPSessions", func(ctx context.Context) error {
 		out := describeSessions(ctx, t, s)
 		for _, line := range want {
 			if !strings.Contains(out, line+"\n") {

@@ -20,8 +20,8 @@ import (
 // that accepts routes from three nodes in AS 64512.
 func documentedFRRConfig(t *testing.T) string {
 	t.Helper()
-	text, err := router.DocumentedConfig(filepath.Join(lab.RepositoryRoot(), "docs", "bgp.md"), "FRR")
-	must(t, err)
+	text, err := router.ReadDocumentedConfig(filepath.Join(lab.RepositoryRoot(), "docs", "bgp.md"), "FRR")
+	failOnError(t, err)
 	return text
 }
 
@@ -42,8 +42,9 @@ metadata: {name: routed, namespace: metallb-system}
 spec: {ipAddressPools: [routed]}
 `
 
-// racksManifest is a BGPPeer without the address of a router: each node uses its default gateway.
-const racksManifest = `apiVersion: metallb.io/v1beta2
+// rackPeersManifest is a BGPPeer without the address of a router: each node uses its default
+// gateway.
+const rackPeersManifest = `apiVersion: metallb.io/v1beta2
 kind: BGPPeer
 metadata: {name: racks, namespace: metallb-system}
 spec:
@@ -53,7 +54,7 @@ spec:
   gantry: {defaultGateway: IPv4, peerASNLabel: example.com/asn}
 `
 
-const secretManifest = `apiVersion: v1
+const peerPasswordManifest = `apiVersion: v1
 kind: Secret
 metadata: {name: router, namespace: metallb-system}
 type: kubernetes.io/basic-auth
@@ -67,11 +68,11 @@ func TestBGP(t *testing.T) {
 	}
 	ctx, s := startCluster(t, lab.Options{Nodes: 3})
 	tor := s.Router("router", router.FRR)
-	must(t, tor.Start(ctx, documentedFRRConfig(t)))
-	must(t, s.Apply(ctx, peeringManifest))
-	must(t, s.Apply(ctx, cluster.EchoManifest("echo", "node3")))
+	failOnError(t, tor.Start(ctx, documentedFRRConfig(t)))
+	failOnError(t, s.ApplyManifests(ctx, peeringManifest))
+	failOnError(t, s.ApplyManifests(ctx, cluster.EchoManifest("echo", "node3")))
 	address, err := s.AwaitAddress(ctx, "default", "echo")
-	must(t, err)
+	failOnError(t, err)
 	vip := netip.PrefixFrom(address, 32)
 	all := []string{"192.168.0.11", "192.168.0.12", "192.168.0.13"}
 	t.Cleanup(func() {
@@ -86,19 +87,19 @@ func TestBGP(t *testing.T) {
 	target := address.String() + ":7000"
 	startFarStream := func(t *testing.T) *cluster.Stream {
 		t.Helper()
-		stream, err := s.StreamUDP(ctx, "far", target, 200)
-		must(t, err)
-		must(t, stream.AwaitAnswers(ctx, 50))
+		stream, err := s.StartUDPStream(ctx, "far", target, 200)
+		failOnError(t, err)
+		failOnError(t, stream.AwaitAnswers(ctx, 50))
 		return stream
 	}
 
 	t.Run("the API reports announcements and sessions", func(t *testing.T) {
-		must(t, cluster.Await(ctx, "the status objects", func(ctx context.Context) error {
-			announced, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "servicebgpstatuses", "-o", `jsonpath={range .items[*]}{.status.node} {.status.serviceName} {.status.peers}{"\n"}{end}`)
+		failOnError(t, cluster.AwaitNoError(ctx, "the status objects", func(ctx context.Context) error {
+			announced, err := s.RunKubectl(ctx, "", "-n", "metallb-system", "get", "servicebgpstatuses", "-o", `jsonpath={range .items[*]}{.status.node} {.status.serviceName} {.status.peers}{"\n"}{end}`)
 			if err != nil {
 				return err
 			}
-			sessions, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions", "-o", `jsonpath={range .items[*]}{.status.node} {.status.peer} {.status.address} {.status.state} {.status.prefixes} {.status.families}{"\n"}{end}`)
+			sessions, err := s.RunKubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions", "-o", `jsonpath={range .items[*]}{.status.node} {.status.peer} {.status.address} {.status.state} {.status.prefixes} {.status.families}{"\n"}{end}`)
 			if err != nil {
 				return err
 			}
@@ -112,91 +113,91 @@ func TestBGP(t *testing.T) {
 	})
 	t.Run("a speaker that stops loses no request", func(t *testing.T) {
 		stream := startFarStream(t)
-		must(t, s.SignalProgram(ctx, "node1", "gantry-speaker", syscall.SIGTERM))
-		must(t, stream.AwaitAnswers(ctx, 400))
+		failOnError(t, s.SignalProgram(ctx, "node1", "gantry-speaker", syscall.SIGTERM))
+		failOnError(t, stream.AwaitAnswers(ctx, 400))
 		awaitNextHops(ctx, t, s, vip, all...) // the new speaker is ready
-		if o := stream.Stop(); o.Lost > 0 {
-			t.Errorf("%d of %d requests were lost", o.Lost, o.Sent)
+		if o := stream.Stop(); o.LostCount > 0 {
+			t.Errorf("%d of %d requests were lost", o.LostCount, o.SentCount)
 		}
 	})
 	t.Run("a drained node loses no request, and returns afterwards", func(t *testing.T) {
 		stream := startFarStream(t)
-		_, err := s.Kubectl(ctx, "", "annotate", "node", "node2", "gantry.dev/drain=maintenance")
-		must(t, err)
+		_, err := s.RunKubectl(ctx, "", "annotate", "node", "node2", "gantry.dev/drain=maintenance")
+		failOnError(t, err)
 		awaitNextHops(ctx, t, s, vip, "192.168.0.11", "192.168.0.13")
-		must(t, stream.AwaitAnswers(ctx, 100))
-		_, err = s.Kubectl(ctx, "", "annotate", "node", "node2", "gantry.dev/drain-")
-		must(t, err)
+		failOnError(t, stream.AwaitAnswers(ctx, 100))
+		_, err = s.RunKubectl(ctx, "", "annotate", "node", "node2", "gantry.dev/drain-")
+		failOnError(t, err)
 		awaitNextHops(ctx, t, s, vip, all...)
-		if o := stream.Stop(); o.Lost > 0 {
-			t.Errorf("%d of %d requests were lost", o.Lost, o.Sent)
+		if o := stream.Stop(); o.LostCount > 0 {
+			t.Errorf("%d of %d requests were lost", o.LostCount, o.SentCount)
 		}
 	})
 	t.Run("with externalTrafficPolicy Local the Pod's node is the only next hop", func(t *testing.T) {
-		_, err := s.Kubectl(ctx, "", "patch", "service", "echo", "-p", `{"spec":{"externalTrafficPolicy":"Local"}}`)
-		must(t, err)
+		_, err := s.RunKubectl(ctx, "", "patch", "service", "echo", "-p", `{"spec":{"externalTrafficPolicy":"Local"}}`)
+		failOnError(t, err)
 		awaitNextHops(ctx, t, s, vip, "192.168.0.13")
 		startFarStream(t).Stop()
-		_, err = s.Kubectl(ctx, "", "patch", "service", "echo", "-p", `{"spec":{"externalTrafficPolicy":"Cluster"}}`)
-		must(t, err)
+		_, err = s.RunKubectl(ctx, "", "patch", "service", "echo", "-p", `{"spec":{"externalTrafficPolicy":"Cluster"}}`)
+		failOnError(t, err)
 		awaitNextHops(ctx, t, s, vip, all...)
 	})
 	t.Run("no edit of an advertisement resets a session", func(t *testing.T) {
 		before := describeSessionStarts(ctx, t, tor)
-		must(t, s.Apply(ctx, strings.Replace(peeringManifest, "{ipAddressPools: [routed]}", `{ipAddressPools: [routed], communities: ["64512:7"], aggregationLength: 24}`, 1)))
+		failOnError(t, s.ApplyManifests(ctx, strings.Replace(peeringManifest, "{ipAddressPools: [routed]}", `{ipAddressPools: [routed], communities: ["64512:7"], aggregationLength: 24}`, 1)))
 		wide := netip.MustParsePrefix("198.51.100.0/24")
 		awaitNextHops(ctx, t, s, wide, all...)
 		awaitNextHops(ctx, t, s, vip)
-		must(t, s.Apply(ctx, peeringManifest))
+		failOnError(t, s.ApplyManifests(ctx, peeringManifest))
 		awaitNextHops(ctx, t, s, vip, all...)
 		if after := describeSessionStarts(ctx, t, tor); after != before {
 			t.Errorf("the sessions were established %s times before the edits and %s after", before, after)
 		}
 	})
 	t.Run("one BGPPeer for all racks: the node's gateway, the AS number in its label, and a password from a Secret", func(t *testing.T) {
-		_, err := s.Kubectl(ctx, "", "-n", "metallb-system", "delete", "bgppeer", "tor")
-		must(t, err)
+		_, err := s.RunKubectl(ctx, "", "-n", "metallb-system", "delete", "bgppeer", "tor")
+		failOnError(t, err)
 		awaitNextHops(ctx, t, s, vip)
-		must(t, tor.Configure(ctx, "router bgp 65000\n neighbor nodes password s3cret\n"))
-		must(t, s.Apply(ctx, racksManifest))
-		must(t, cluster.Await(ctx, "the condition that the Secret is missing", func(ctx context.Context) error {
-			out, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "bgppeer", "racks", "-o", "jsonpath={.status.gantry.conditions}")
+		failOnError(t, tor.Configure(ctx, "router bgp 65000\n neighbor nodes password s3cret\n"))
+		failOnError(t, s.ApplyManifests(ctx, rackPeersManifest))
+		failOnError(t, cluster.AwaitNoError(ctx, "the condition that the Secret is missing", func(ctx context.Context) error {
+			out, err := s.RunKubectl(ctx, "", "-n", "metallb-system", "get", "bgppeer", "racks", "-o", "jsonpath={.status.gantry.conditions}")
 			if err == nil && !strings.Contains(out, "no Secret") {
 				err = fmt.Errorf("the conditions are %s", out)
 			}
 			return err
 		}))
 		awaitSessionReasons(ctx, t, s, "node1 racks UnknownSecret", "node2 racks UnknownSecret", "node3 racks UnknownSecret")
-		table, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions")
-		must(t, err)
+		table, err := s.RunKubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions")
+		failOnError(t, err)
 		if n := strings.Count(table, "UnknownSecret"); n != 3 {
 			t.Errorf("kubectl shows the reason %d times, want 3 sessions with it:\n%s", n, table)
 		}
 		awaitNextHops(ctx, t, s, vip)
-		must(t, s.Apply(ctx, secretManifest))
+		failOnError(t, s.ApplyManifests(ctx, peerPasswordManifest))
 		for _, node := range []string{"node1", "node2"} {
-			_, err := s.Kubectl(ctx, "", "label", "node", node, "example.com/asn=65000")
-			must(t, err)
+			_, err := s.RunKubectl(ctx, "", "label", "node", node, "example.com/asn=65000")
+			failOnError(t, err)
 		}
 		awaitNextHops(ctx, t, s, vip, all[:2]...)
 		awaitSessionReasons(ctx, t, s, "node1 racks Established", "node2 racks Established", "node3 racks NodeLabel")
-		must(t, cluster.Await(ctx, "the error of the session on the node without the label", func(ctx context.Context) error {
-			out, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions", "-l", "metallb.io/node=node3", "-o", "jsonpath={.items[*].status.lastError}")
+		failOnError(t, cluster.AwaitNoError(ctx, "the error of the session on the node without the label", func(ctx context.Context) error {
+			out, err := s.RunKubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions", "-l", "metallb.io/node=node3", "-o", "jsonpath={.items[*].status.lastError}")
 			if err == nil && !strings.Contains(out, `no label "example.com/asn"`) {
 				err = fmt.Errorf("it is %q", out)
 			}
 			return err
 		}))
-		_, err = s.Kubectl(ctx, "", "label", "node", "node3", "example.com/asn=65000")
-		must(t, err)
+		_, err = s.RunKubectl(ctx, "", "label", "node", "node3", "example.com/asn=65000")
+		failOnError(t, err)
 		awaitNextHops(ctx, t, s, vip, all...)
 	})
 	t.Run("with graceful restart a restarted speaker keeps its routes at the router", func(t *testing.T) {
 		stream := startFarStream(t)
 		begun := countSessionStarts(ctx, t, s, "node1")
-		must(t, s.SignalProgram(ctx, "node1", "gantry-speaker", syscall.SIGTERM))
-		must(t, cluster.Await(ctx, "the session of the new speaker", func(ctx context.Context) error {
-			r, _, err := s.Host("router").RouteTo(vip)
+		failOnError(t, s.SignalProgram(ctx, "node1", "gantry-speaker", syscall.SIGTERM))
+		failOnError(t, cluster.AwaitNoError(ctx, "the session of the new speaker", func(ctx context.Context) error {
+			r, _, err := s.Host("router").FindRoute(vip)
 			if err != nil {
 				return err
 			}
@@ -208,15 +209,15 @@ func TestBGP(t *testing.T) {
 			}
 			return nil
 		}))
-		if o := stream.Stop(); o.Lost > 0 {
-			t.Errorf("%d of %d requests were lost", o.Lost, o.Sent)
+		if o := stream.Stop(); o.LostCount > 0 {
+			t.Errorf("%d of %d requests were lost", o.LostCount, o.SentCount)
 		}
 	})
 	t.Run("the router connects to the nodes", func(t *testing.T) {
-		must(t, tor.Configure(ctx, "router bgp 65000\n neighbor nodes timers connect 1\n"))
+		failOnError(t, tor.Configure(ctx, "router bgp 65000\n neighbor nodes timers connect 1\n"))
 		begun := map[string]int{"node1": countSessionStarts(ctx, t, s, "node1"), "node2": countSessionStarts(ctx, t, s, "node2"), "node3": countSessionStarts(ctx, t, s, "node3")}
-		must(t, s.Apply(ctx, strings.Replace(racksManifest, "defaultGateway:", "passive: true, defaultGateway:", 1)))
-		must(t, cluster.Await(ctx, "sessions that the router has opened", func(ctx context.Context) error {
+		failOnError(t, s.ApplyManifests(ctx, strings.Replace(rackPeersManifest, "defaultGateway:", "passive: true, defaultGateway:", 1)))
+		failOnError(t, cluster.AwaitNoError(ctx, "sessions that the router has opened", func(ctx context.Context) error {
 			for node, n := range begun {
 				if countSessionStarts(ctx, t, s, node) == n {
 					return fmt.Errorf("the session with %s is still the one that the node has opened", node)
@@ -228,8 +229,8 @@ func TestBGP(t *testing.T) {
 		awaitSessionReasons(ctx, t, s, "node1 racks Established", "node2 racks Established", "node3 racks Established")
 	})
 	t.Run("deleting a Service removes its route", func(t *testing.T) {
-		_, err := s.Kubectl(ctx, "", "delete", "service", "echo")
-		must(t, err)
+		_, err := s.RunKubectl(ctx, "", "delete", "service", "echo")
+		failOnError(t, err)
 		awaitNextHops(ctx, t, s, vip)
 	})
 }
@@ -238,8 +239,8 @@ func TestBGP(t *testing.T) {
 // node, its peer and the reason of its condition Established.
 func awaitSessionReasons(ctx context.Context, t *testing.T, s *cluster.Cluster, want ...string) {
 	t.Helper()
-	must(t, cluster.Await(ctx, "the reasons of the BGPSessions", func(ctx context.Context) error {
-		out, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions", "--sort-by={.status.node}", "-o",
+	failOnError(t, cluster.AwaitNoError(ctx, "the reasons of the BGPSessions", func(ctx context.Context) error {
+		out, err := s.RunKubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions", "--sort-by={.status.node}", "-o",
 			`jsonpath={range .items[*]}{.status.node} {.status.peer} {.status.conditions[?(@.type=="gantry.dev/Established")].reason}{"\n"}{end}`)
 		if err == nil && out != strings.Join(want, "\n")+"\n" {
 			err = fmt.Errorf("they say\n%s", out)
@@ -251,14 +252,14 @@ func awaitSessionReasons(ctx context.Context, t *testing.T, s *cluster.Cluster, 
 // awaitNextHops waits until the router's kernel has exactly these next hops for a prefix.
 func awaitNextHops(ctx context.Context, t *testing.T, s *cluster.Cluster, p netip.Prefix, want ...string) {
 	t.Helper()
-	awaitNextHopsAt(ctx, t, s, "router", p, want...)
+	awaitNextHopsOnRouter(ctx, t, s, "router", p, want...)
 }
 
-// awaitNextHopsAt does the same for any router.
-func awaitNextHopsAt(ctx context.Context, t *testing.T, s *cluster.Cluster, at string, p netip.Prefix, want ...string) {
+// awaitNextHopsOnRouter does the same for any router.
+func awaitNextHopsOnRouter(ctx context.Context, t *testing.T, s *cluster.Cluster, at string, p netip.Prefix, want ...string) {
 	t.Helper()
-	must(t, cluster.Await(ctx, fmt.Sprintf("the next hops in the kernel of %s: %s via %v", at, p, want), func(context.Context) error {
-		r, _, err := s.Host(at).RouteTo(p)
+	failOnError(t, cluster.AwaitNoError(ctx, fmt.Sprintf("the next hops in the kernel of %s: %s via %v", at, p, want), func(context.Context) error {
+		r, _, err := s.Host(at).FindRoute(p)
 		if err != nil {
 			return err
 		}
@@ -279,9 +280,9 @@ func countSessionStarts(ctx context.Context, t *testing.T, s *cluster.Cluster, n
 	t.Helper()
 	address := map[string]string{"node1": "192.168.0.11", "node2": "192.168.0.12", "node3": "192.168.0.13"}[node]
 	out, err := s.Router("router", router.FRR).Show(ctx, "show bgp neighbors "+address+" json")
-	must(t, err)
+	failOnError(t, err)
 	var all map[string]struct{ ConnectionsEstablished int }
-	must(t, json.Unmarshal(out, &all))
+	failOnError(t, json.Unmarshal(out, &all))
 	return all[address].ConnectionsEstablished
 }
 
@@ -289,7 +290,7 @@ func countSessionStarts(ctx context.Context, t *testing.T, s *cluster.Cluster, n
 func describeSessionStarts(ctx context.Context, t *testing.T, tor *lab.Router) string {
 	t.Helper()
 	out, err := tor.Show(ctx, "show bgp neighbors")
-	must(t, err)
+	failOnError(t, err)
 	var lines []string
 	for _, l := range strings.Split(string(out), "\n") {
 		if strings.Contains(l, "Connections established") {

@@ -30,12 +30,12 @@ spec: {addresses: [10.77.0.0/16]}
 // expire, and the next leader reads all Services.
 const leaderLossTimeout = 15 * time.Second
 
-// isLongBurst reports whether the long form of the tests runs, as in make bursts.
-func isLongBurst() bool { return os.Getenv("GANTRY_BURSTS") == "long" }
+// isLongBurstRun reports whether the long form of the tests runs, as in make bursts.
+func isLongBurstRun() bool { return os.Getenv("GANTRY_BURSTS") == "long" }
 
 // longBurstTimeout returns how much longer the long form may take than other tests.
 func longBurstTimeout() time.Duration {
-	if isLongBurst() {
+	if isLongBurstRun() {
 		return 90 * time.Minute
 	}
 	return 0
@@ -52,24 +52,24 @@ type burstHarness struct {
 func newBurstHarness(ctx context.Context, t *testing.T, s *cluster.Cluster, n int) *burstHarness {
 	t.Helper()
 	b := &burstHarness{Cluster: s, t: t}
-	_, err := s.Kubectl(ctx, "", "-n", names.Namespace, "delete", "daemonset", "gantry-speaker")
-	must(t, err)
+	_, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "delete", "daemonset", "gantry-speaker")
+	failOnError(t, err)
 	b.scaleControllers(ctx, 0)
 	b.services, _ = newServices("burst", n)
 	for _, svc := range b.services { // kube-proxy ignores them
 		svc.Labels = map[string]string{"service.kubernetes.io/service-proxy-name": "nobody"}
 	}
 	_, err = s.CreateServices(ctx, 16, b.services)
-	must(t, err)
+	failOnError(t, err)
 	return b
 }
 
 // scaleControllers sets the number of controllers to n, and waits until all of them are ready.
 func (b *burstHarness) scaleControllers(ctx context.Context, n int) {
 	b.t.Helper()
-	_, err := b.Kubectl(ctx, "", "-n", names.Namespace, "scale", "deployment/gantry-controller", fmt.Sprint("--replicas=", n))
-	must(b.t, err)
-	b.await(ctx, 2*time.Minute, func() error {
+	_, err := b.RunKubectl(ctx, "", "-n", names.Namespace, "scale", "deployment/gantry-controller", fmt.Sprint("--replicas=", n))
+	failOnError(b.t, err)
+	b.awaitNoError(ctx, 2*time.Minute, func() error {
 		var pods corev1.PodList
 		if err := b.API.List(ctx, &pods, client.InNamespace(names.Namespace), client.MatchingLabels{"app.kubernetes.io/component": "controller"}); err != nil {
 			return err
@@ -89,8 +89,8 @@ func (b *burstHarness) scaleControllers(ctx context.Context, n int) {
 	})
 }
 
-// await waits until check returns nil, for longer than the other tests wait.
-func (b *burstHarness) await(ctx context.Context, timeout time.Duration, check func() error) {
+// awaitNoError waits until check returns nil, for longer than the other tests wait.
+func (b *burstHarness) awaitNoError(ctx context.Context, timeout time.Duration, check func() error) {
 	b.t.Helper()
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -107,21 +107,21 @@ func (b *burstHarness) await(ctx context.Context, timeout time.Duration, check f
 func (b *burstHarness) removeAddresses(ctx context.Context) {
 	b.t.Helper()
 	b.scaleControllers(ctx, 0)
-	_, err := b.Kubectl(ctx, "", "-n", names.Namespace, "delete", "ipaddresspool", "burst", "--ignore-not-found")
-	must(b.t, err)
+	_, err := b.RunKubectl(ctx, "", "-n", names.Namespace, "delete", "ipaddresspool", "burst", "--ignore-not-found")
+	failOnError(b.t, err)
 	emptyStatus := client.RawPatch("application/merge-patch+json", fmt.Appendf(nil, `{"metadata":{"annotations":{%q:null}},"status":{"loadBalancer":null,"conditions":null}}`, names.AnnotationFromPool))
 	var g errgroup.Group
 	g.SetLimit(32)
 	for _, svc := range b.services {
 		g.Go(func() error { return b.API.Status().Patch(ctx, svc.DeepCopy(), emptyStatus) })
 	}
-	must(b.t, g.Wait())
+	failOnError(b.t, g.Wait())
 }
 
 // awaitNoPools waits until the condition of every Service says that there is no pool.
 func (b *burstHarness) awaitNoPools(ctx context.Context) {
 	b.t.Helper()
-	b.await(ctx, 10*time.Minute, func() error {
+	b.awaitNoError(ctx, 10*time.Minute, func() error {
 		time.Sleep(2 * time.Second) // a list of all is work for the API server
 		var list corev1.ServiceList
 		if err := b.API.List(ctx, &list, client.InNamespace("default")); err != nil {
@@ -150,8 +150,8 @@ func (b *burstHarness) startAndApplyPool(ctx context.Context, wait bool) (*clust
 		b.awaitNoPools(ctx)
 	}
 	c, err := b.RecordAddresses(ctx, "default")
-	must(b.t, err)
-	must(b.t, b.Apply(ctx, burstPoolManifest))
+	failOnError(b.t, err)
+	failOnError(b.t, b.ApplyManifests(ctx, burstPoolManifest))
 	return c, time.Now()
 }
 
@@ -160,16 +160,16 @@ func (b *burstHarness) startAndApplyPool(ctx context.Context, wait bool) (*clust
 func (b *burstHarness) endLeader(ctx context.Context, c *cluster.AddressRecorder, sig syscall.Signal) {
 	b.t.Helper()
 	_, pod := awaitLeader(ctx, b.t, b.Cluster, "")
-	must(b.t, b.SignalProgram(ctx, pod.Spec.NodeName, pod.Name, sig))
+	failOnError(b.t, b.SignalProgram(ctx, pod.Spec.NodeName, pod.Name, sig))
 	var l v1alpha1.AddressLedger
-	must(b.t, b.API.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: names.AddressLedger}, &l))
+	failOnError(b.t, b.API.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: names.AddressLedger}, &l))
 	b.t.Logf("%s to %s with %d of %d Services served and %d pending assignments in the AddressLedger", sig, pod.Name, c.CountServed(), len(b.services), len(l.Spec.Pending))
 }
 
 // awaitServedServices waits until n Services have an address.
 func (b *burstHarness) awaitServedServices(ctx context.Context, c *cluster.AddressRecorder, n int, timeout time.Duration) {
 	b.t.Helper()
-	b.await(ctx, timeout, func() error {
+	b.awaitNoError(ctx, timeout, func() error {
 		if served := c.CountServed(); served < n {
 			return fmt.Errorf("%d of %d Services have an address", served, len(b.services))
 		}
@@ -181,7 +181,7 @@ func (b *burstHarness) awaitServedServices(ctx context.Context, c *cluster.Addre
 // number of pending assignments allowed at once. Meanwhile it ends the leader twice, by SIGTERM and
 // by SIGKILL.
 func TestBurstSurvivesLeaderLoss(t *testing.T) {
-	if isLongBurst() {
+	if isLongBurstRun() {
 		t.Skip("make bursts runs the long form instead")
 	}
 	ctx, s := startCluster(t, lab.Options{Nodes: 2})
@@ -202,7 +202,7 @@ func TestBurstSurvivesLeaderLoss(t *testing.T) {
 // moment, by SIGKILL or SIGTERM. It may take leaderLossTimeout longer than a burst that keeps its
 // leader.
 func TestTenBurstsSurviveLeaderLoss(t *testing.T) {
-	if !isLongBurst() {
+	if !isLongBurstRun() {
 		t.Skip("make bursts runs it")
 	}
 	ctx, s := startCluster(t, lab.Options{Nodes: 2})

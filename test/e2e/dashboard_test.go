@@ -18,13 +18,13 @@ func TestFirstService(t *testing.T) {
 	for _, mode := range []string{lab.NFTables, lab.IPTables} {
 		t.Run(mode, func(t *testing.T) {
 			ctx, s := startCluster(t, lab.Options{Nodes: 3, ProxyMode: mode})
-			must(t, s.Apply(ctx, cluster.PoolManifest))
-			must(t, s.Apply(ctx, cluster.DashboardManifest))
-			must(t, s.Apply(ctx, externalNameManifest))
+			failOnError(t, s.ApplyManifests(ctx, cluster.PoolManifest))
+			failOnError(t, s.ApplyManifests(ctx, cluster.DashboardManifest))
+			failOnError(t, s.ApplyManifests(ctx, externalNameManifest))
 			checkDashboard(ctx, t, s)
 			testWithoutNodePorts(ctx, t, s)
 			other, err := s.GetService(ctx, "default", "backend-service")
-			must(t, err)
+			failOnError(t, err)
 			if len(other.Status.LoadBalancer.Ingress)+len(other.Status.Conditions)+len(other.Annotations) > 1 {
 				t.Errorf("the ExternalName Service was changed: %v %v", other.Annotations, other.Status)
 			}
@@ -44,12 +44,12 @@ spec:
 
 func checkDashboard(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	address, err := s.AwaitAddress(ctx, "tekton-pipelines", "tekton-dashboard")
-	must(t, err)
+	failOnError(t, err)
 	if want := netip.MustParseAddr("192.168.0.201"); address != want {
 		t.Fatalf("the first Service got %s, want the pool's first address %s", address, want)
 	}
 	svc, err := s.GetService(ctx, "tekton-pipelines", "tekton-dashboard")
-	must(t, err)
+	failOnError(t, err)
 	in := svc.Status.LoadBalancer.Ingress[0]
 	if in.IPMode == nil || *in.IPMode != "VIP" {
 		t.Errorf("ipMode is %v, want VIP", in.IPMode)
@@ -58,18 +58,18 @@ func checkDashboard(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 		t.Errorf("the annotation has the pool %q, want first-pool", got)
 	}
 	for _, client := range []string{"client", "far"} {
-		body, err := s.AwaitFetch(ctx, client, "http://192.168.0.201:9097/")
-		must(t, err)
+		body, err := s.AwaitURL(ctx, client, "http://192.168.0.201:9097/")
+		failOnError(t, err)
 		if !strings.Contains(body, "pod: tekton-dashboard-") {
 			t.Errorf("from %s the answer is not the dashboard's:\n%s", client, body)
 		}
 	}
 	port := svc.Spec.Ports[0].NodePort
 	for _, node := range []string{"192.168.0.11", "192.168.0.12", "192.168.0.13"} {
-		_, err := s.AwaitFetch(ctx, "client", fmt.Sprintf("http://%s:%d/", node, port))
-		must(t, err)
+		_, err := s.AwaitURL(ctx, "client", fmt.Sprintf("http://%s:%d/", node, port))
+		failOnError(t, err)
 	}
-	if body, err := s.Fetch(ctx, "client", fmt.Sprintf("http://192.168.0.201:%d/", port)); err == nil {
+	if body, err := s.FetchURL(ctx, "client", fmt.Sprintf("http://192.168.0.201:%d/", port)); err == nil {
 		t.Errorf("the NodePort answers on the external address:\n%s", body)
 	}
 }
@@ -77,19 +77,19 @@ func checkDashboard(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 // testWithoutNodePorts deletes the Service and creates it again with allocateLoadBalancerNodePorts:
 // false.
 func testWithoutNodePorts(ctx context.Context, t *testing.T, s *cluster.Cluster) {
-	_, err := s.Kubectl(ctx, "", "-n", "tekton-pipelines", "delete", "svc", "tekton-dashboard")
-	must(t, err)
-	must(t, s.Apply(ctx, strings.Replace(cluster.DashboardManifest, "  type: LoadBalancer", "  allocateLoadBalancerNodePorts: false\n  type: LoadBalancer", 1)))
+	_, err := s.RunKubectl(ctx, "", "-n", "tekton-pipelines", "delete", "svc", "tekton-dashboard")
+	failOnError(t, err)
+	failOnError(t, s.ApplyManifests(ctx, strings.Replace(cluster.DashboardManifest, "  type: LoadBalancer", "  allocateLoadBalancerNodePorts: false\n  type: LoadBalancer", 1)))
 	address, err := s.AwaitAddress(ctx, "tekton-pipelines", "tekton-dashboard")
-	must(t, err)
+	failOnError(t, err)
 	if address.String() != "192.168.0.201" {
 		t.Errorf("the new Service got %s, want 192.168.0.201, which is free again", address)
 	}
 	svc, err := s.GetService(ctx, "tekton-pipelines", "tekton-dashboard")
-	must(t, err)
+	failOnError(t, err)
 	if p := svc.Spec.Ports[0].NodePort; p != 0 {
 		t.Errorf("the Service has the NodePort %d, want none", p)
 	}
-	_, err = s.AwaitFetch(ctx, "client", "http://192.168.0.201:9097/")
-	must(t, err)
+	_, err = s.AwaitURL(ctx, "client", "http://192.168.0.201:9097/")
+	failOnError(t, err)
 }

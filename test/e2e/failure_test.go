@@ -15,36 +15,36 @@ import (
 // requests per second. The backend stays on its node.
 func TestHolderMoves(t *testing.T) {
 	ctx, s := startCluster(t, lab.Options{Nodes: 4})
-	must(t, s.Apply(ctx, cluster.PoolManifest))
-	must(t, s.Apply(ctx, cluster.EchoManifest("echo", "node4")))
+	failOnError(t, s.ApplyManifests(ctx, cluster.PoolManifest))
+	failOnError(t, s.ApplyManifests(ctx, cluster.EchoManifest("echo", "node4")))
 	address, err := s.AwaitAddress(ctx, "default", "echo")
-	must(t, err)
+	failOnError(t, err)
 	// The node of the backend may not hold the address, because the test kills the holder.
-	_, err = s.Kubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true")
-	must(t, err)
+	_, err = s.RunKubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true")
+	failOnError(t, err)
 	holder, err := s.AwaitHolder(ctx, "echo", "node4")
-	must(t, err)
+	failOnError(t, err)
 	target := address.String() + ":7000"
 
 	t.Run("a speaker that stops loses no request", func(t *testing.T) {
 		stream := startUDPStream(ctx, t, s, target)
-		must(t, s.SignalProgram(ctx, holder, "gantry-speaker", syscall.SIGTERM))
+		failOnError(t, s.SignalProgram(ctx, holder, "gantry-speaker", syscall.SIGTERM))
 		next, err := s.AwaitHolder(ctx, "echo", holder)
-		must(t, err)
-		must(t, stream.AwaitAnswers(ctx, 200))
-		if o := stream.Stop(); o.Lost > 0 {
-			t.Errorf("%d of %d requests were lost when %s handed the address over to %s", o.Lost, o.Sent, holder, next)
+		failOnError(t, err)
+		failOnError(t, stream.AwaitAnswers(ctx, 200))
+		if o := stream.Stop(); o.LostCount > 0 {
+			t.Errorf("%d of %d requests were lost when %s handed the address over to %s", o.LostCount, o.SentCount, holder, next)
 		}
 		holder = next
 	})
 	t.Run("a cut cable moves the address, and it does not return", func(t *testing.T) {
 		stream := startUDPStream(ctx, t, s, target)
 		old := holder
-		must(t, s.CutCable(ctx, old))
+		failOnError(t, s.CutCable(ctx, old))
 		holder = awaitNewHolder(ctx, t, s, old)
-		must(t, stream.AwaitAnswers(ctx, 200))
-		must(t, s.PlugCable(ctx, old))
-		must(t, stream.AwaitAnswers(ctx, 400))
+		failOnError(t, stream.AwaitAnswers(ctx, 200))
+		failOnError(t, s.PlugCable(ctx, old))
+		failOnError(t, stream.AwaitAnswers(ctx, 400))
 		stream.Stop()
 		if still, err := s.AwaitHolder(ctx, "echo", ""); err != nil || still != holder {
 			t.Errorf("after %s is back the address is at %s (%v), want it to stay at %s", old, still, err, holder)
@@ -53,20 +53,20 @@ func TestHolderMoves(t *testing.T) {
 	t.Run("a dead node moves the address", func(t *testing.T) {
 		stream := startUDPStream(ctx, t, s, target)
 		old := holder
-		must(t, s.KillNode(ctx, old))
+		failOnError(t, s.KillNode(ctx, old))
 		holder = awaitNewHolder(ctx, t, s, old)
-		must(t, stream.AwaitAnswers(ctx, 200))
+		failOnError(t, stream.AwaitAnswers(ctx, 200))
 		stream.Stop()
-		must(t, s.ReviveNode(ctx, old))
+		failOnError(t, s.ReviveNode(ctx, old))
 	})
 	t.Run("a resumed process does not answer any more", func(t *testing.T) {
 		stream := startUDPStream(ctx, t, s, target)
 		old := holder
-		must(t, s.SignalProgram(ctx, old, "gantry-speaker", syscall.SIGSTOP))
+		failOnError(t, s.SignalProgram(ctx, old, "gantry-speaker", syscall.SIGSTOP))
 		holder = awaitNewHolder(ctx, t, s, old)
-		must(t, stream.AwaitAnswers(ctx, 200))
-		must(t, s.SignalProgram(ctx, old, "gantry-speaker", syscall.SIGCONT))
-		must(t, stream.AwaitAnswers(ctx, 200))
+		failOnError(t, stream.AwaitAnswers(ctx, 200))
+		failOnError(t, s.SignalProgram(ctx, old, "gantry-speaker", syscall.SIGCONT))
+		failOnError(t, stream.AwaitAnswers(ctx, 200))
 		stream.Stop()
 		if still, err := s.AwaitHolder(ctx, "echo", ""); err != nil || still != holder {
 			t.Errorf("after %s was resumed the address is at %s (%v), want it to stay at %s", old, still, err, holder)
@@ -76,16 +76,16 @@ func TestHolderMoves(t *testing.T) {
 
 func startUDPStream(ctx context.Context, t *testing.T, s *cluster.Cluster, target string) *cluster.Stream {
 	t.Helper()
-	stream, err := s.StreamUDP(ctx, "client", target, 200)
-	must(t, err)
-	must(t, stream.AwaitAnswers(ctx, 50))
+	stream, err := s.StartUDPStream(ctx, "client", target, 200)
+	failOnError(t, err)
+	failOnError(t, stream.AwaitAnswers(ctx, 50))
 	return stream
 }
 
 func awaitNewHolder(ctx context.Context, t *testing.T, s *cluster.Cluster, old string) string {
 	t.Helper()
 	next, err := s.AwaitHolder(ctx, "echo", old)
-	must(t, err)
+	failOnError(t, err)
 	return next
 }
 
@@ -93,26 +93,26 @@ func awaitNewHolder(ctx context.Context, t *testing.T, s *cluster.Cluster, old s
 // Pod sees the client's own address.
 func TestLocalTrafficPolicy(t *testing.T) {
 	ctx, s := startCluster(t, lab.Options{Nodes: 3})
-	must(t, s.Apply(ctx, cluster.PoolManifest))
+	failOnError(t, s.ApplyManifests(ctx, cluster.PoolManifest))
 	local := strings.Replace(cluster.DashboardManifest, "  type: LoadBalancer", "  externalTrafficPolicy: Local\n  type: LoadBalancer", 1)
-	must(t, s.Apply(ctx, strings.Replace(local, "replicas: 3", "replicas: 1", 1)))
-	body, err := s.AwaitFetch(ctx, "client", "http://192.168.0.201:9097/")
-	must(t, err)
+	failOnError(t, s.ApplyManifests(ctx, strings.Replace(local, "replicas: 3", "replicas: 1", 1)))
+	body, err := s.AwaitURL(ctx, "client", "http://192.168.0.201:9097/")
+	failOnError(t, err)
 	holder, err := s.AwaitHolder(ctx, "tekton-dashboard", "")
-	must(t, err)
+	failOnError(t, err)
 	for _, want := range []string{"node: " + holder + "\n", "peer: 192.168.0.100:"} {
 		if !strings.Contains(body, want) {
 			t.Errorf("with externalTrafficPolicy Local the answer lacks %q:\n%s", want, body)
 		}
 	}
-	_, err = s.Kubectl(ctx, "", "cordon", holder)
-	must(t, err)
-	_, err = s.Kubectl(ctx, "", "-n", "tekton-pipelines", "delete", "pod", "--all", "--grace-period=1")
-	must(t, err)
+	_, err = s.RunKubectl(ctx, "", "cordon", holder)
+	failOnError(t, err)
+	_, err = s.RunKubectl(ctx, "", "-n", "tekton-pipelines", "delete", "pod", "--all", "--grace-period=1")
+	failOnError(t, err)
 	next, err := s.AwaitHolder(ctx, "tekton-dashboard", holder)
-	must(t, err)
-	must(t, cluster.Await(ctx, "the answer of the Pod's new node", func(ctx context.Context) error {
-		body, err := s.Fetch(ctx, "client", "http://192.168.0.201:9097/")
+	failOnError(t, err)
+	failOnError(t, cluster.AwaitNoError(ctx, "the answer of the Pod's new node", func(ctx context.Context) error {
+		body, err := s.FetchURL(ctx, "client", "http://192.168.0.201:9097/")
 		if err == nil && !strings.Contains(body, "node: "+next+"\n") {
 			err = fmt.Errorf("answered: %s", body)
 		}

@@ -13,10 +13,10 @@ import (
 	"github.com/gantry-lb/gantry/test/lab"
 )
 
-// dualStackPool is a pool of both families with its advertisement.
-var dualStackPool = strings.Replace(cluster.PoolManifest, "  - 192.168.0.201-192.168.0.233\n", "  - 192.168.0.201-192.168.0.233\n  - fd00:a8::201-fd00:a8::233\n", 1)
+// dualStackPoolManifest is a pool of both families with its advertisement.
+var dualStackPoolManifest = strings.Replace(cluster.PoolManifest, "  - 192.168.0.201-192.168.0.233\n", "  - 192.168.0.201-192.168.0.233\n  - fd00:a8::201-fd00:a8::233\n", 1)
 
-func requireDualStack(echo string) string {
+func withRequiredDualStack(echo string) string {
 	return strings.Replace(echo, "  type: LoadBalancer\n", "  type: LoadBalancer\n  ipFamilyPolicy: RequireDualStack\n", 1)
 }
 
@@ -37,11 +37,11 @@ func watchService(ctx context.Context, t *testing.T, s *cluster.Cluster, address
 	w := &watchedService{cluster: s, addresses: addresses}
 	var err error
 	w.endCapture, err = s.CaptureNeighborAnswers(ctx, "client")
-	must(t, err)
+	failOnError(t, err)
 	for _, a := range addresses {
-		stream, err := s.StreamUDP(ctx, "client", netip.AddrPortFrom(a, 7000).String(), 100)
-		must(t, err)
-		must(t, stream.AwaitAnswers(ctx, 20))
+		stream, err := s.StartUDPStream(ctx, "client", netip.AddrPortFrom(a, 7000).String(), 100)
+		failOnError(t, err)
+		failOnError(t, stream.AwaitAnswers(ctx, 20))
 		w.streams = append(w.streams, stream)
 	}
 	ctx, w.stopForgetting = context.WithCancel(ctx)
@@ -53,7 +53,7 @@ func watchService(ctx context.Context, t *testing.T, s *cluster.Cluster, address
 func (w *watchedService) awaitAnswers(ctx context.Context, t *testing.T, n int) {
 	t.Helper()
 	for _, s := range w.streams {
-		must(t, s.AwaitAnswers(ctx, n))
+		failOnError(t, s.AwaitAnswers(ctx, n))
 	}
 }
 
@@ -66,7 +66,7 @@ func (w *watchedService) stopAndCollect(t *testing.T) map[netip.Addr][]cluster.N
 		s.Stop()
 	}
 	all, err := w.endCapture(w.addresses...)
-	must(t, err)
+	failOnError(t, err)
 	out := map[netip.Addr][]cluster.NeighborAnswer{}
 	for _, a := range all {
 		out[a.Address] = append(out[a.Address], a)
@@ -92,28 +92,28 @@ func answeringMACs(answers []cluster.NeighborAnswer) []string {
 // others are dead. At any time only one node may answer the client.
 func TestOneNodeAnswers(t *testing.T) {
 	ctx, s := startCluster(t, lab.Options{Nodes: 4, Families: lab.DualStack})
-	must(t, s.Apply(ctx, dualStackPool))
-	must(t, s.Apply(ctx, requireDualStack(cluster.EchoManifest("echo", "node4"))))
-	_, err := s.Kubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true")
-	must(t, err)
+	failOnError(t, s.ApplyManifests(ctx, dualStackPoolManifest))
+	failOnError(t, s.ApplyManifests(ctx, withRequiredDualStack(cluster.EchoManifest("echo", "node4"))))
+	_, err := s.RunKubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true")
+	failOnError(t, err)
 	addresses, err := s.AwaitAddresses(ctx, "default", "echo", 2)
-	must(t, err)
+	failOnError(t, err)
 	// The two addresses of a Service have different holders if more than one node is eligible.
 	awaitHolders := func() []string {
 		t.Helper()
 		h, err := s.AwaitHolders(ctx, "echo", 2)
-		must(t, err)
+		failOnError(t, err)
 		return h
 	}
 	holders := awaitHolders()
 
 	t.Run("gossip is blocked between two halves of an intact LAN", func(t *testing.T) {
 		w := watchService(ctx, t, s, addresses)
-		must(t, s.BlockGossip(ctx, []string{"node1", "node2"}, []string{"node3", "node4"}))
+		failOnError(t, s.BlockGossip(ctx, []string{"node1", "node2"}, []string{"node3", "node4"}))
 		// about 10 s, which is longer than the gossip needs to declare the others dead
 		w.awaitAnswers(ctx, t, 500)
 		for _, n := range []string{"node1", "node2", "node3", "node4"} {
-			must(t, s.UnblockPorts(ctx, n))
+			failOnError(t, s.UnblockPorts(ctx, n))
 		}
 		w.awaitAnswers(ctx, t, 100)
 		for a, answers := range w.stopAndCollect(t) {
@@ -128,14 +128,14 @@ func TestOneNodeAnswers(t *testing.T) {
 	t.Run("after a partition of the LAN one holder answers", func(t *testing.T) {
 		holder := holders[0]
 		w := watchService(ctx, t, s, addresses)
-		must(t, s.Partition(ctx, []string{holder}))
+		failOnError(t, s.Partition(ctx, []string{holder}))
 		w.awaitAnswers(ctx, t, 400)
 		healed := time.Now()
-		must(t, s.HealPartition(ctx))
+		failOnError(t, s.HealPartition(ctx))
 		w.awaitAnswers(ctx, t, 150)
 		for a, answers := range w.stopAndCollect(t) {
-			i := slices.IndexFunc(answers, func(x cluster.NeighborAnswer) bool { return x.At.After(healed) })
-			late := slices.DeleteFunc(slices.Clone(answers), func(x cluster.NeighborAnswer) bool { return x.At.Before(healed.Add(time.Second)) })
+			i := slices.IndexFunc(answers, func(x cluster.NeighborAnswer) bool { return x.CapturedAt.After(healed) })
+			late := slices.DeleteFunc(slices.Clone(answers), func(x cluster.NeighborAnswer) bool { return x.CapturedAt.Before(healed.Add(time.Second)) })
 			if macs := answeringMACs(late); len(macs) != 1 {
 				t.Errorf("one second after the partition ended %v answered for %s, want one node", macs, a)
 			} else if i > 0 && macs[0] != answers[i-1].MAC {
@@ -146,9 +146,9 @@ func TestOneNodeAnswers(t *testing.T) {
 	t.Run("a paused holder gives the address up without another answer", func(t *testing.T) {
 		holder := awaitHolders()[0]
 		w := watchService(ctx, t, s, addresses)
-		must(t, s.SignalProgram(ctx, holder, "gantry-speaker", syscall.SIGSTOP))
+		failOnError(t, s.SignalProgram(ctx, holder, "gantry-speaker", syscall.SIGSTOP))
 		w.awaitAnswers(ctx, t, 100)
-		must(t, s.SignalProgram(ctx, holder, "gantry-speaker", syscall.SIGCONT))
+		failOnError(t, s.SignalProgram(ctx, holder, "gantry-speaker", syscall.SIGCONT))
 		w.awaitAnswers(ctx, t, 100)
 		for a, answers := range w.stopAndCollect(t) {
 			order := slices.CompactFunc(answers, func(x, y cluster.NeighborAnswer) bool { return x.MAC == y.MAC })
@@ -161,9 +161,9 @@ func TestOneNodeAnswers(t *testing.T) {
 		before := awaitHolders()
 		w := watchService(ctx, t, s, addresses)
 		for range 10 {
-			must(t, s.SignalProgram(ctx, before[0], "gantry-speaker", syscall.SIGSTOP))
+			failOnError(t, s.SignalProgram(ctx, before[0], "gantry-speaker", syscall.SIGSTOP))
 			<-time.After(80 * time.Millisecond) // plus the time that the lab needs for the signal
-			must(t, s.SignalProgram(ctx, before[0], "gantry-speaker", syscall.SIGCONT))
+			failOnError(t, s.SignalProgram(ctx, before[0], "gantry-speaker", syscall.SIGCONT))
 			w.awaitAnswers(ctx, t, 30)
 		}
 		w.stopAndCollect(t)

@@ -26,22 +26,22 @@ import (
 	"github.com/gantry-lb/gantry/test/cluster"
 )
 
-// testIngress runs a real nginx behind the Service of an ingress controller, and sends requests as
-// browsers do.
-func testIngress(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+// testIngressController runs a real nginx behind the Service of an ingress controller, and sends
+// requests as browsers do.
+func testIngressController(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	if _, err := os.Stat("/usr/sbin/nginx"); err != nil {
 		t.Skip("nginx is missing: apt-get install nginx-light")
 	}
-	must(t, s.Apply(ctx, strings.Replace(cluster.DashboardManifest, "type: LoadBalancer", "type: ClusterIP", 1)))
-	must(t, s.Apply(ctx, readManual(t, "004-ingress.yaml")))
-	kubectl := newNamespace(ctx, t, s, "ingress-nginx")
+	failOnError(t, s.ApplyManifests(ctx, strings.Replace(cluster.DashboardManifest, "type: LoadBalancer", "type: ClusterIP", 1)))
+	failOnError(t, s.ApplyManifests(ctx, readManual(t, "004-ingress.yaml")))
+	kubectl := createNamespaceWithKubectl(ctx, t, s, "ingress-nginx")
 	roots := createCertificate(ctx, t, s, "tekton.k8s.local")
-	must(t, s.API.Create(ctx, &corev1.ConfigMap{
-		ObjectMeta: objectMeta("ingress-nginx", "ingress-nginx-controller"), Data: map[string]string{"nginx.conf": nginxConfig(ctx, t, s)},
+	failOnError(t, s.API.Create(ctx, &corev1.ConfigMap{
+		ObjectMeta: newObjectMeta("ingress-nginx", "ingress-nginx-controller"), Data: map[string]string{"nginx.conf": nginxConfig(ctx, t, s)},
 	}))
 	kubectl(readManual(t, "004-ingress-controller.yaml"), "apply", "-f", "-")
 	address, err := s.AwaitAddress(ctx, "ingress-nginx", "ingress-nginx-controller")
-	must(t, err)
+	failOnError(t, err)
 
 	name := "tekton.k8s.local"
 	visit := func(scheme, port string) (string, error) {
@@ -65,7 +65,7 @@ func testIngress(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	}
 	for scheme, port := range map[string]string{"http": "80", "https": "443"} {
 		var body string
-		must(t, cluster.Await(ctx, scheme+" through the ingress controller", func(context.Context) (err error) {
+		failOnError(t, cluster.AwaitNoError(ctx, scheme+" through the ingress controller", func(context.Context) (err error) {
 			body, err = visit(scheme, port)
 			return err
 		}))
@@ -86,14 +86,14 @@ func testIngress(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 func nginxConfig(ctx context.Context, t *testing.T, s *cluster.Cluster) string {
 	t.Helper()
 	var list networkingv1.IngressList
-	must(t, s.API.List(ctx, &list))
+	failOnError(t, s.API.List(ctx, &list))
 	var servers strings.Builder
 	for _, i := range list.Items {
 		for _, rule := range i.Spec.Rules {
 			fmt.Fprintf(&servers, "server {\n  listen 80;\n  listen 443 ssl;\n  server_name %s;\n", rule.Host)
 			for _, p := range rule.HTTP.Paths {
 				svc, err := s.GetService(ctx, i.Namespace, p.Backend.Service.Name)
-				must(t, err)
+				failOnError(t, err)
 				fmt.Fprintf(&servers, "  location %s { proxy_pass http://%s:%d; proxy_set_header Host $host; add_header X-Client $remote_addr; }\n",
 					p.Path, svc.Spec.ClusterIP, p.Backend.Service.Port.Number)
 			}
@@ -118,7 +118,7 @@ http {
 ` + servers.String() + "}\n"
 }
 
-func objectMeta(namespace, name string) (m metav1.ObjectMeta) {
+func newObjectMeta(namespace, name string) (m metav1.ObjectMeta) {
 	m.Namespace, m.Name = namespace, name
 	return m
 }
@@ -128,18 +128,18 @@ func objectMeta(namespace, name string) (m metav1.ObjectMeta) {
 func createCertificate(ctx context.Context, t *testing.T, s *cluster.Cluster, name string) *x509.CertPool {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(t, err)
+	failOnError(t, err)
 	c := &x509.Certificate{
 		SerialNumber: big.NewInt(1), DNSNames: []string{name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
 		IsCA: true, BasicConstraintsValid: true,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, c, c, &key.PublicKey, key)
-	must(t, err)
+	failOnError(t, err)
 	keyDER, err := x509.MarshalECPrivateKey(key)
-	must(t, err)
+	failOnError(t, err)
 	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	must(t, client.IgnoreAlreadyExists(s.API.Create(ctx, &corev1.Secret{
-		ObjectMeta: objectMeta("ingress-nginx", "certificate"), Type: corev1.SecretTypeTLS,
+	failOnError(t, client.IgnoreAlreadyExists(s.API.Create(ctx, &corev1.Secret{
+		ObjectMeta: newObjectMeta("ingress-nginx", "certificate"), Type: corev1.SecretTypeTLS,
 		Data: map[string][]byte{corev1.TLSCertKey: text, corev1.TLSPrivateKeyKey: pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: keyDER})},
 	})))
 	pool := x509.NewCertPool()

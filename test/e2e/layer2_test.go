@@ -29,11 +29,11 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/netns"
 )
 
-// dualStackLabPool has addresses of both families.
-var dualStackLabPool = strings.Replace(cluster.PoolManifest, "  - 192.168.0.201-192.168.0.233\n", "  - 192.168.0.201-192.168.0.233\n  - fd00:a8::200-fd00:a8::2ff\n", 1)
+// dualStackLabPoolManifest has addresses of both families.
+var dualStackLabPoolManifest = strings.Replace(cluster.PoolManifest, "  - 192.168.0.201-192.168.0.233\n", "  - 192.168.0.201-192.168.0.233\n  - fd00:a8::200-fd00:a8::2ff\n", 1)
 
-// dualStackEcho is cluster.EchoManifest with an address of each family.
-var dualStackEcho = strings.Replace(cluster.EchoManifest("echo", "node3"), "  type: LoadBalancer\n", "  type: LoadBalancer\n  ipFamilyPolicy: RequireDualStack\n", 1)
+// dualStackEchoManifest is cluster.EchoManifest with an address of each family.
+var dualStackEchoManifest = strings.Replace(cluster.EchoManifest("echo", "node3"), "  type: LoadBalancer\n", "  type: LoadBalancer\n  ipFamilyPolicy: RequireDualStack\n", 1)
 
 // frameListener receives and sends frames on a host's link.
 type frameListener struct {
@@ -45,7 +45,7 @@ type frameListener struct {
 func listenForFrames(t *testing.T, s *cluster.Cluster, host string, f layer2.Family, hear func(layer2.Frame)) frameListener {
 	t.Helper()
 	var e frameListener
-	must(t, s.Host(host).Do(func() error {
+	failOnError(t, s.Host(host).RunInside(func() error {
 		i, err := net.InterfaceByName("eth0")
 		if err != nil {
 			return err
@@ -72,12 +72,12 @@ func listenForFrames(t *testing.T, s *cluster.Cluster, host string, f layer2.Fam
 // TestLayer2OnSharedLAN checks layer 2 on a LAN with other hosts, as a user sees it.
 func TestLayer2OnSharedLAN(t *testing.T) {
 	ctx, s := startCluster(t, lab.Options{Nodes: 3, Families: lab.DualStack})
-	must(t, s.Apply(ctx, dualStackLabPool))
-	must(t, s.Apply(ctx, dualStackEcho))
+	failOnError(t, s.ApplyManifests(ctx, dualStackLabPoolManifest))
+	failOnError(t, s.ApplyManifests(ctx, dualStackEchoManifest))
 	_, err := s.AwaitAddress(ctx, "default", "echo")
-	must(t, err)
+	failOnError(t, err)
 	svc, err := s.GetService(ctx, "default", "echo")
-	must(t, err)
+	failOnError(t, err)
 	var four, six netip.Addr
 	for _, in := range svc.Status.LoadBalancer.Ingress {
 		if a := netip.MustParseAddr(in.IP); a.Is4() {
@@ -94,11 +94,13 @@ func TestLayer2OnSharedLAN(t *testing.T) {
 	t.Run("the holder defends the address against a foreign host", func(t *testing.T) { testForeignHost(ctx, t, s, four) })
 	t.Run("another host detects the address as a duplicate", func(t *testing.T) { testDuplicateAddressDetection(ctx, t, s, six) })
 	t.Run("an event reports another node that announces the address", func(t *testing.T) { testOtherNodeAnswers(ctx, t, s, four) })
-	t.Run("a changed Ethernet address of the holder is announced", func(t *testing.T) { testChangedMAC(ctx, t, s, four) })
+	t.Run("a changed Ethernet address of the holder is announced", func(t *testing.T) { testHolderChangesMAC(ctx, t, s, four) })
 	t.Run("one node answers after a link has flapped", func(t *testing.T) { testLinkFlaps(ctx, t, s, four) })
 	t.Run("renaming a link loses no request", func(t *testing.T) { testLinkRenamed(ctx, t, s, four, six) })
 	t.Run("a client without broadcasts follows a move", func(t *testing.T) { testClientWithoutBroadcasts(ctx, t, s, four, six) })
-	t.Run("a new holder does not report the foreign host", func(t *testing.T) { must(t, awaitAnnouncedCondition(ctx, s, "echo", "True", names.ReasonAnnounced)) })
+	t.Run("a new holder does not report the foreign host", func(t *testing.T) {
+		failOnError(t, awaitAnnouncedCondition(ctx, s, "echo", "True", names.ReasonAnnounced))
+	})
 	t.Run("pings are answered if the setting says so", func(t *testing.T) { testPings(ctx, t, s, four, six) })
 	t.Run("links can be excluded while speakers are running", func(t *testing.T) { testLinksExcluded(ctx, t, s, four) })
 }
@@ -107,7 +109,7 @@ func TestLayer2OnSharedLAN(t *testing.T) {
 func awaitHolderOf(ctx context.Context, t *testing.T, s *cluster.Cluster, a netip.Addr) v1beta1.ServiceL2Status {
 	t.Helper()
 	var holder v1beta1.ServiceL2Status
-	must(t, cluster.Await(ctx, "a holder of "+a.String(), func(ctx context.Context) error {
+	failOnError(t, cluster.AwaitNoError(ctx, "a holder of "+a.String(), func(ctx context.Context) error {
 		var list v1beta1.ServiceL2StatusList
 		if err := s.API.List(ctx, &list, client.InNamespace(names.Namespace)); err != nil {
 			return err
@@ -131,7 +133,7 @@ func awaitHolderOf(ctx context.Context, t *testing.T, s *cluster.Cluster, a neti
 // reachable (Neighbor Unreachability Detection, RFC 4861 section 7.3) while it sends requests to
 // the Service. The holder has to answer these unicast solicitations.
 func testIPv6NeighborStays(ctx context.Context, t *testing.T, s *cluster.Cluster, six netip.Addr) {
-	must(t, s.Host("client").Do(func() error {
+	failOnError(t, s.Host("client").RunInside(func() error {
 		for key, value := range map[string]string{"base_reachable_time_ms": "300", "delay_first_probe_time": "1", "gc_stale_time": "1"} {
 			if err := netns.SetSysctl("net/ipv6/neigh/eth0/"+key, value); err != nil {
 				return err
@@ -143,27 +145,27 @@ func testIPv6NeighborStays(ctx context.Context, t *testing.T, s *cluster.Cluster
 	var checks, answers atomic.Int64
 	var client frameListener
 	asked := listenForFrames(t, s, holder, layer2.IPv6, func(f layer2.Frame) {
-		if f.Operation == layer2.Request && f.TargetIP == six && f.Destination[0]&1 == 0 {
+		if f.Operation == layer2.Request && f.TargetIP == six && f.EthernetDestination[0]&1 == 0 {
 			checks.Add(1)
 		}
 	})
 	client = listenForFrames(t, s, "client", layer2.IPv6, func(f layer2.Frame) {
-		if f.Operation == layer2.Reply && f.SenderIP == six && f.SenderMAC == asked.link.MAC && f.Destination[0]&1 == 0 && !f.Unsolicited {
+		if f.Operation == layer2.Reply && f.SenderIP == six && f.SenderMAC == asked.link.MAC && f.EthernetDestination[0]&1 == 0 && !f.Unsolicited {
 			answers.Add(1)
 		}
 	})
-	stream, err := s.StreamUDP(ctx, "client", netip.AddrPortFrom(six, 7000).String(), 200)
-	must(t, err)
-	must(t, cluster.Await(ctx, "three solicitations of the client", func(context.Context) error {
+	stream, err := s.StartUDPStream(ctx, "client", netip.AddrPortFrom(six, 7000).String(), 200)
+	failOnError(t, err)
+	failOnError(t, cluster.AwaitNoError(ctx, "three solicitations of the client", func(context.Context) error {
 		if n := checks.Load(); n < 3 {
 			return fmt.Errorf("the client's kernel sent %d", n)
 		}
 		return nil
 	}))
-	if o := stream.Stop(); o.Lost > 0 || o.Sent == 0 {
-		t.Errorf("%d of %d requests were lost", o.Lost, o.Sent)
+	if o := stream.Stop(); o.LostCount > 0 || o.SentCount == 0 {
+		t.Errorf("%d of %d requests were lost", o.LostCount, o.SentCount)
 	}
-	must(t, cluster.Await(ctx, "an answer to each solicitation", func(context.Context) error {
+	failOnError(t, cluster.AwaitNoError(ctx, "an answer to each solicitation", func(context.Context) error {
 		if n, of := answers.Load(), checks.Load(); n < of {
 			return fmt.Errorf("%d solicitations, %d answers to the client %s", of, n, client.link.MAC)
 		}
@@ -172,22 +174,22 @@ func testIPv6NeighborStays(ctx context.Context, t *testing.T, s *cluster.Cluster
 	for metric, least := range map[string]int{
 		"metallb_layer2_requests_received": int(checks.Load()), "metallb_layer2_responses_sent": int(answers.Load()), "metallb_layer2_gratuitous_sent": 1,
 	} {
-		if n := readMetric(ctx, t, s, holder, fmt.Sprintf(`%s{ip="%s"}`, metric, six)); n < float64(least) {
+		if n := readSpeakerMetric(ctx, t, s, holder, fmt.Sprintf(`%s{ip="%s"}`, metric, six)); n < float64(least) {
 			t.Errorf("%s counts %v as %s, want at least %d", holder, n, metric, least)
 		}
 	}
 }
 
-// readMetric returns the value of a metric with its labels from the speaker of the node, or 0 if
-// there is none.
-func readMetric(ctx context.Context, t *testing.T, s *cluster.Cluster, node, metric string) float64 {
+// readSpeakerMetric returns the value of a metric with its labels from the speaker of the node, or
+// 0 if there is none.
+func readSpeakerMetric(ctx context.Context, t *testing.T, s *cluster.Cluster, node, metric string) float64 {
 	t.Helper()
-	body, err := s.AwaitFetch(ctx, node, "http://127.0.0.1:7473/metrics")
-	must(t, err)
+	body, err := s.AwaitURL(ctx, node, "http://127.0.0.1:7473/metrics")
+	failOnError(t, err)
 	for line := range strings.Lines(body) {
 		if text, ok := strings.CutPrefix(line, metric+" "); ok {
 			v, err := strconv.ParseFloat(strings.TrimSpace(text), 64)
-			must(t, err)
+			failOnError(t, err)
 			return v
 		}
 	}
@@ -210,19 +212,19 @@ func testForeignHost(ctx context.Context, t *testing.T, s *cluster.Cluster, four
 	case <-time.After(5 * time.Second):
 	}
 	rogue := listenForFrames(t, s, "router", layer2.IPv4, func(layer2.Frame) {})
-	all := layer2.AnnouncementMAC(four)
+	all := layer2.AnnouncementDestinationMAC(four)
 	claim := layer2.Frame{
-		Destination: all, Source: rogue.link.MAC, Operation: layer2.Reply,
+		EthernetDestination: all, EthernetSource: rogue.link.MAC, Operation: layer2.Reply,
 		SenderMAC: rogue.link.MAC, SenderIP: four, TargetMAC: all, TargetIP: four,
 	}
 	claimed.Store(true)
-	must(t, cluster.Await(ctx, "the reports of the foreign host", func(ctx context.Context) error {
+	failOnError(t, cluster.AwaitNoError(ctx, "the reports of the foreign host", func(ctx context.Context) error {
 		if err := rogue.Write(claim); err != nil {
 			return err
 		}
 		return checkConflictReported(ctx, s, before.Status.Node, four, rogue.link.MAC)
 	}))
-	must(t, cluster.Await(ctx, "a defence of the address (RFC 5227 section 2.4)", func(context.Context) error {
+	failOnError(t, cluster.AwaitNoError(ctx, "a defence of the address (RFC 5227 section 2.4)", func(context.Context) error {
 		if !defended.Load() {
 			return errors.New("the client received none")
 		}
@@ -278,7 +280,7 @@ func checkConflictReported(ctx context.Context, s *cluster.Cluster, node string,
 	if c == nil || c.Status != metav1.ConditionTrue || c.Reason != string(names.ReasonForeignClaim) || !strings.Contains(c.Message, fmt.Sprintf("%s (%s)", a, mac)) {
 		return fmt.Errorf("the condition of the Service is %+v", c)
 	}
-	body, err := s.Fetch(ctx, node, "http://127.0.0.1:7473/metrics")
+	body, err := s.FetchURL(ctx, node, "http://127.0.0.1:7473/metrics")
 	if err != nil {
 		return err
 	}
@@ -298,7 +300,7 @@ func testClientWithoutBroadcasts(ctx context.Context, t *testing.T, s *cluster.C
 	rules := func(text string) {
 		cmd := exec.Command("nft", "-f", "-")
 		cmd.Stdin = strings.NewReader(text)
-		must(t, s.Host("client").Do(cmd.Run))
+		failOnError(t, s.Host("client").RunInside(cmd.Run))
 	}
 	rules("add table arp deaf\nadd chain arp deaf in { type filter hook input priority 0; }\n" +
 		fmt.Sprintf("add rule arp deaf in arp saddr ip %s meta pkttype broadcast drop\n", four) +
@@ -307,19 +309,19 @@ func testClientWithoutBroadcasts(ctx context.Context, t *testing.T, s *cluster.C
 	defer rules("delete table arp deaf\ndelete table ip6 deaf\n")
 	const backend = "node3" // must not move
 	label := func(value string) {
-		_, err := s.Kubectl(ctx, "", "label", "node", backend, "node.kubernetes.io/exclude-from-external-load-balancers"+value)
-		must(t, err)
+		_, err := s.RunKubectl(ctx, "", "label", "node", backend, "node.kubernetes.io/exclude-from-external-load-balancers"+value)
+		failOnError(t, err)
 	}
 	label("=true")
 	defer label("-")
 	for _, a := range []netip.Addr{four, six} {
-		checkClientNeedNotAsk(ctx, t, s, a, backend)
+		checkClientNeedsNoQuery(ctx, t, s, a, backend)
 	}
 }
 
-// checkClientNeedNotAsk cuts the holder's cable, and checks that the client does not have to ask
+// checkClientNeedsNoQuery cuts the holder's cable, and checks that the client does not have to ask
 // for the next holder.
-func checkClientNeedNotAsk(ctx context.Context, t *testing.T, s *cluster.Cluster, a netip.Addr, backend string) {
+func checkClientNeedsNoQuery(ctx context.Context, t *testing.T, s *cluster.Cluster, a netip.Addr, backend string) {
 	var questions atomic.Int64
 	var asker atomic.Pointer[facts.MAC]
 	heard := listenForFrames(t, s, "router", layer2.FamilyOf(a), func(f layer2.Frame) {
@@ -327,46 +329,46 @@ func checkClientNeedNotAsk(ctx context.Context, t *testing.T, s *cluster.Cluster
 			questions.Add(1)
 		}
 	})
-	must(t, heard.JoinGroup(a))
+	failOnError(t, heard.JoinGroup(a))
 	client := listenForFrames(t, s, "client", layer2.FamilyOf(a), func(layer2.Frame) {})
 	asker.Store(&client.link.MAC)
 	var old string
-	must(t, cluster.Await(ctx, "a holder on another node than the backend", func(context.Context) error {
+	failOnError(t, cluster.AwaitNoError(ctx, "a holder on another node than the backend", func(context.Context) error {
 		if old = awaitHolderOf(ctx, t, s, a).Status.Node; old == backend {
 			return errors.New("it is " + old + " still")
 		}
 		return nil
 	}))
 	// so that the client asks again
-	_ = s.Host("client").Do(exec.Command("ip", "neigh", "del", a.String(), "dev", "eth0").Run)
+	_ = s.Host("client").RunInside(exec.Command("ip", "neigh", "del", a.String(), "dev", "eth0").Run)
 	stream := startUDPStream(ctx, t, s, netip.AddrPortFrom(a, 7000).String())
-	must(t, cluster.Await(ctx, "the client's query", func(context.Context) error {
+	failOnError(t, cluster.AwaitNoError(ctx, "the client's query", func(context.Context) error {
 		if questions.Load() == 0 {
 			return errors.New("the client sent none")
 		}
 		return nil
 	}))
 	questions.Store(0)
-	must(t, s.CutCable(ctx, old))
+	failOnError(t, s.CutCable(ctx, old))
 	defer func() {
-		must(t, s.PlugCable(ctx, old))
-		must(t, s.AwaitRollout(ctx))
+		failOnError(t, s.PlugCable(ctx, old))
+		failOnError(t, s.AwaitRollout(ctx))
 	}()
-	must(t, stream.AwaitAnswers(ctx, 200))
+	failOnError(t, stream.AwaitAnswers(ctx, 200))
 	if n := questions.Load(); n > 0 {
 		t.Errorf("the client had to send %d queries for %s", n, a)
 	}
 	o := stream.Stop()
 	t.Logf("the client waited for %s", o.LongestGap)
-	must(t, cluster.Await(ctx, "metrics of the new holder", func(ctx context.Context) error {
+	failOnError(t, cluster.AwaitNoError(ctx, "metrics of the new holder", func(ctx context.Context) error {
 		now := awaitHolderOf(ctx, t, s, a).Status.Node
 		for _, metric := range []string{`gantry_speaker_moves_total{event="Taken",reason="HolderGone"}`, "gantry_speaker_takeover_seconds_count"} {
-			if readMetric(ctx, t, s, now, metric) == 0 {
+			if readSpeakerMetric(ctx, t, s, now, metric) == 0 {
 				return fmt.Errorf("%s does not count %s", now, metric)
 			}
 		}
-		n := readMetric(ctx, t, s, now, "gantry_speaker_takeover_seconds_count")
-		each := time.Duration(readMetric(ctx, t, s, now, "gantry_speaker_takeover_seconds_sum") / n * float64(time.Second))
+		n := readSpeakerMetric(ctx, t, s, now, "gantry_speaker_takeover_seconds_count")
+		each := time.Duration(readSpeakerMetric(ctx, t, s, now, "gantry_speaker_takeover_seconds_sum") / n * float64(time.Second))
 		// beacons are sent every 50 ms
 		if each < 50*time.Millisecond || each > max(2*o.LongestGap, 10*time.Second) {
 			return fmt.Errorf("the metrics say that each of %v takeovers took %v, but the client waited for %v", n, each, o.LongestGap)

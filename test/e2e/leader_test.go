@@ -40,8 +40,8 @@ func newServices(name string, n int) (out []*corev1.Service, serviceNames []stri
 	return out, serviceNames
 }
 
-// readLease reads the Lease of the controllers.
-func readLease(ctx context.Context, s *cluster.Cluster) (*coordinationv1.Lease, error) {
+// readLeaderLease reads the Lease of the controllers.
+func readLeaderLease(ctx context.Context, s *cluster.Cluster) (*coordinationv1.Lease, error) {
 	var l coordinationv1.Lease
 	err := s.API.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: names.LeaderLease}, &l)
 	return &l, err
@@ -50,8 +50,8 @@ func readLease(ctx context.Context, s *cluster.Cluster) (*coordinationv1.Lease, 
 // awaitLeader waits until a controller other than not leads, and returns its identity and its Pod.
 func awaitLeader(ctx context.Context, t *testing.T, s *cluster.Cluster, not string) (identity string, pod *corev1.Pod) {
 	t.Helper()
-	must(t, cluster.Await(ctx, "a leader that is not "+not, func(ctx context.Context) error {
-		l, err := readLease(ctx, s)
+	failOnError(t, cluster.AwaitNoError(ctx, "a leader that is not "+not, func(ctx context.Context) error {
+		l, err := readLeaderLease(ctx, s)
 		if err != nil {
 			return err
 		}
@@ -63,7 +63,7 @@ func awaitLeader(ctx context.Context, t *testing.T, s *cluster.Cluster, not stri
 	}))
 	name, _, _ := strings.Cut(identity, "_")
 	pod = &corev1.Pod{}
-	must(t, s.API.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: name}, pod))
+	failOnError(t, s.API.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: name}, pod))
 	return identity, pod
 }
 
@@ -72,14 +72,14 @@ func awaitLeader(ctx context.Context, t *testing.T, s *cluster.Cluster, not stri
 func testLeaderSignal(ctx context.Context, t *testing.T, s *cluster.Cluster, c *cluster.AddressRecorder, sig syscall.Signal, name string) {
 	t.Helper()
 	identity, pod := awaitLeader(ctx, t, s, "")
-	must(t, s.SignalProgram(ctx, pod.Spec.NodeName, pod.Name, sig))
+	failOnError(t, s.SignalProgram(ctx, pod.Spec.NodeName, pod.Name, sig))
 	begun := time.Now()
-	must(t, s.API.Create(ctx, cluster.NewService("default", name, "")))
+	failOnError(t, s.API.Create(ctx, cluster.NewService("default", name, "")))
 	given, err := c.AwaitAddresses(ctx, name)
-	must(t, err)
+	failOnError(t, err)
 	next, _ := awaitLeader(ctx, t, s, "")
-	l, err := readLease(ctx, s)
-	must(t, err)
+	l, err := readLeaderLease(ctx, s)
+	failOnError(t, err)
 	if next == identity {
 		t.Errorf("%s still leads", identity)
 	}
@@ -94,15 +94,15 @@ func testLeaderSignal(ctx context.Context, t *testing.T, s *cluster.Cluster, c *
 // address may be assigned twice, and none may move.
 func TestLeaderChangesKeepAddresses(t *testing.T) {
 	ctx, s := startCluster(t, lab.Options{Nodes: 2})
-	must(t, s.Apply(ctx, widePoolManifest))
+	failOnError(t, s.ApplyManifests(ctx, widePoolManifest))
 	watching, end := context.WithCancel(ctx)
 	defer end()
 	c, err := s.RecordAddresses(watching, "default")
-	must(t, err)
+	failOnError(t, err)
 	var before map[string]string
 	t.Run("many Services cost one write and one event each", func(t *testing.T) {
 		testWriteCounts(ctx, t, s, c)
-		before = readVersions(ctx, t, s)
+		before = readResourceVersions(ctx, t, s)
 	})
 	t.Run("the other controller continues when the leader stops", func(t *testing.T) { testLeaderSignal(ctx, t, s, c, syscall.SIGTERM, "stop") })
 	t.Run("the other controller continues when the leader is killed", func(t *testing.T) { testLeaderSignal(ctx, t, s, c, syscall.SIGKILL, "kill") })
@@ -111,7 +111,7 @@ func TestLeaderChangesKeepAddresses(t *testing.T) {
 	for _, f := range c.Violations() {
 		t.Error(f)
 	}
-	now := readVersions(ctx, t, s)
+	now := readResourceVersions(ctx, t, s)
 	for name, version := range before {
 		if now[name] != version {
 			t.Errorf("Service %s was written although nothing had changed", name)
@@ -119,11 +119,11 @@ func TestLeaderChangesKeepAddresses(t *testing.T) {
 	}
 }
 
-// readVersions returns the resourceVersions of the Services that have an address.
-func readVersions(ctx context.Context, t *testing.T, s *cluster.Cluster) map[string]string {
+// readResourceVersions returns the resourceVersions of the Services that have an address.
+func readResourceVersions(ctx context.Context, t *testing.T, s *cluster.Cluster) map[string]string {
 	t.Helper()
 	var list corev1.ServiceList
-	must(t, s.API.List(ctx, &list, client.InNamespace("default")))
+	failOnError(t, s.API.List(ctx, &list, client.InNamespace("default")))
 	out := map[string]string{}
 	for _, o := range list.Items {
 		if len(o.Status.LoadBalancer.Ingress) > 0 {
@@ -139,20 +139,20 @@ func testWriteCounts(ctx context.Context, t *testing.T, s *cluster.Cluster, c *c
 	const n = 200
 	services, serviceNames := newServices("counted", n)
 	_, err := s.CreateServices(ctx, 1, services[:1]) // the first status of the pool does not count
-	must(t, err)
+	failOnError(t, err)
 	_, err = c.AwaitAddresses(ctx, serviceNames[0])
-	must(t, err)
-	must(t, cluster.Await(ctx, "the event of the first Service", func(ctx context.Context) error { return checkOneEventEach(ctx, s, serviceNames[:1]) }))
+	failOnError(t, err)
+	failOnError(t, cluster.AwaitNoError(ctx, "the event of the first Service", func(ctx context.Context) error { return checkOneEventEach(ctx, s, serviceNames[:1]) }))
 	begun := time.Now()
 	before, err := s.CountWrites(ctx)
-	must(t, err)
+	failOnError(t, err)
 	_, err = s.CreateServices(ctx, 8, services[1:])
-	must(t, err)
+	failOnError(t, err)
 	_, err = c.AwaitAddresses(ctx, serviceNames...)
-	must(t, err)
-	must(t, cluster.Await(ctx, "one event for each Service", func(ctx context.Context) error { return checkOneEventEach(ctx, s, serviceNames) }))
+	failOnError(t, err)
+	failOnError(t, cluster.AwaitNoError(ctx, "one event for each Service", func(ctx context.Context) error { return checkOneEventEach(ctx, s, serviceNames) }))
 	now, err := s.CountWrites(ctx)
-	must(t, err)
+	failOnError(t, err)
 	w := now.Since(before)
 	if w["services/status"] != n-1 {
 		t.Errorf("%d status writes for %d Services", w["services/status"], n-1)
@@ -201,22 +201,22 @@ func testPausedLeader(ctx context.Context, t *testing.T, s *cluster.Cluster, c *
 		coming <- err
 	}()
 	_, err := c.AwaitAddresses(ctx, serviceNames[10]) // while the Services are being created
-	must(t, err)
+	failOnError(t, err)
 	identity, pod := awaitLeader(ctx, t, s, "")
-	must(t, s.SignalProgram(ctx, pod.Spec.NodeName, pod.Name, syscall.SIGSTOP))
-	must(t, <-coming)
+	failOnError(t, s.SignalProgram(ctx, pod.Spec.NodeName, pod.Name, syscall.SIGSTOP))
+	failOnError(t, <-coming)
 	awaitLeader(ctx, t, s, identity)
 	go func() {
 		_, err := s.CreateServices(ctx, 4, services[100:])
 		coming <- err
 	}()
 	_, err = c.AwaitAddresses(ctx, serviceNames[150])
-	must(t, err)
-	must(t, s.SignalProgram(ctx, pod.Spec.NodeName, pod.Name, syscall.SIGCONT))
-	must(t, <-coming)
+	failOnError(t, err)
+	failOnError(t, s.SignalProgram(ctx, pod.Spec.NodeName, pod.Name, syscall.SIGCONT))
+	failOnError(t, <-coming)
 	_, err = c.AwaitAddresses(ctx, serviceNames...)
-	must(t, err)
-	must(t, cluster.Await(ctx, "the end of the old leader", func(ctx context.Context) error {
+	failOnError(t, err)
+	failOnError(t, cluster.AwaitNoError(ctx, "the end of the old leader", func(ctx context.Context) error {
 		var now corev1.Pod
 		if err := s.API.Get(ctx, client.ObjectKeyFromObject(pod), &now); err != nil {
 			return err
@@ -232,9 +232,9 @@ func testPausedLeader(ctx context.Context, t *testing.T, s *cluster.Cluster, c *
 // and then stops the API server for some seconds.
 func testSlowAPIServer(ctx context.Context, t *testing.T, s *cluster.Cluster, c *cluster.AddressRecorder) {
 	services, serviceNames := newServices("slow", 30)
-	must(t, s.DelayAPI(ctx, 300*time.Millisecond))
+	failOnError(t, s.DelayAPI(ctx, 300*time.Millisecond))
 	_, err := s.CreateServices(ctx, 15, services)
-	must(t, err)
+	failOnError(t, err)
 	var edits errgroup.Group
 	for i, svc := range services {
 		switch i % 3 {
@@ -246,23 +246,23 @@ func testSlowAPIServer(ctx context.Context, t *testing.T, s *cluster.Cluster, c 
 			})
 		}
 	}
-	must(t, edits.Wait())
-	must(t, s.StopAPI(ctx))
-	must(t, s.DelayAPI(ctx, 0))
+	failOnError(t, edits.Wait())
+	failOnError(t, s.StopAPI(ctx))
+	failOnError(t, s.DelayAPI(ctx, 0))
 	time.Sleep(3 * time.Second) // how long it is stopped
-	must(t, s.StartAPI(ctx))
+	failOnError(t, s.StartAPI(ctx))
 	more, late := newServices("late", 5)
-	must(t, cluster.Await(ctx, "the API server", func(ctx context.Context) error { return client.IgnoreAlreadyExists(s.API.Create(ctx, more[0])) }))
+	failOnError(t, cluster.AwaitNoError(ctx, "the API server", func(ctx context.Context) error { return client.IgnoreAlreadyExists(s.API.Create(ctx, more[0])) }))
 	_, err = s.CreateServices(ctx, 4, more[1:])
-	must(t, err)
+	failOnError(t, err)
 	for i, name := range serviceNames {
 		if i%3 == 2 {
 			late = append(late, name)
 		}
 	}
 	_, err = c.AwaitAddresses(ctx, late...)
-	must(t, err)
-	must(t, cluster.Await(ctx, "Services without an address", func(ctx context.Context) error {
+	failOnError(t, err)
+	failOnError(t, cluster.AwaitNoError(ctx, "Services without an address", func(ctx context.Context) error {
 		for i, name := range serviceNames {
 			if i%3 != 1 {
 				continue
@@ -278,7 +278,7 @@ func testSlowAPIServer(ctx context.Context, t *testing.T, s *cluster.Cluster, c 
 		return nil
 	}))
 	// No address is reserved for a deleted Service: the pool counts only those that exist.
-	must(t, cluster.Await(ctx, "the pool's count", func(ctx context.Context) error { return checkPoolCounts(ctx, s) }))
+	failOnError(t, cluster.AwaitNoError(ctx, "the pool's count", func(ctx context.Context) error { return checkPoolCounts(ctx, s) }))
 }
 
 // checkPoolCounts returns an error unless the pool's status counts exactly the addresses of
@@ -289,7 +289,7 @@ func checkPoolCounts(ctx context.Context, s *cluster.Cluster) error {
 		return err
 	}
 	have := slices.DeleteFunc(list.Items, func(o corev1.Service) bool { return len(o.Status.LoadBalancer.Ingress) == 0 })
-	text, err := s.Kubectl(ctx, "", "-n", names.Namespace, "get", "ipaddresspool", "wide", "-o", "jsonpath={.status.assignedIPv4}")
+	text, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "get", "ipaddresspool", "wide", "-o", "jsonpath={.status.assignedIPv4}")
 	if err != nil {
 		return err
 	}

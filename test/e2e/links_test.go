@@ -28,8 +28,8 @@ func testLinkFlaps(ctx context.Context, t *testing.T, s *cluster.Cluster, four n
 	target := netip.AddrPortFrom(four, 7000).String()
 	for range 5 {
 		holder := awaitHolderOf(ctx, t, s, four).Status.Node
-		must(t, s.CutCable(ctx, holder))
-		must(t, s.PlugCable(ctx, holder))
+		failOnError(t, s.CutCable(ctx, holder))
+		failOnError(t, s.PlugCable(ctx, holder))
 	}
 	startUDPStream(ctx, t, s, target).Stop()
 	var macs []facts.MAC
@@ -40,19 +40,19 @@ func testLinkFlaps(ctx context.Context, t *testing.T, s *cluster.Cluster, four n
 	answered := make([]atomic.Int64, len(macs))
 	asker := listenForFrames(t, s, "client", layer2.IPv4, func(f layer2.Frame) {
 		for i, mac := range macs {
-			if f.Operation == layer2.Reply && f.SenderIP == four && f.SenderMAC == mac && f.Destination[0]&1 == 0 {
+			if f.Operation == layer2.Reply && f.SenderIP == four && f.SenderMAC == mac && f.EthernetDestination[0]&1 == 0 {
 				answered[i].Add(1)
 			}
 		}
 	})
 	const questions = 5
-	must(t, cluster.Await(ctx, "one node that answers", func(ctx context.Context) error {
+	failOnError(t, cluster.AwaitNoError(ctx, "one node that answers", func(ctx context.Context) error {
 		for i := range answered {
 			answered[i].Store(0)
 		}
 		for range questions {
 			if err := asker.Write(layer2.Frame{
-				Destination: layer2.AnnouncementMAC(four), Source: asker.link.MAC, Operation: layer2.Request,
+				EthernetDestination: layer2.AnnouncementDestinationMAC(four), EthernetSource: asker.link.MAC, Operation: layer2.Request,
 				SenderMAC: asker.link.MAC, SenderIP: clientIP, TargetIP: four,
 			}); err != nil {
 				return err
@@ -88,9 +88,9 @@ func testLinkRenamed(ctx context.Context, t *testing.T, s *cluster.Cluster, addr
 	}
 	rename := func(from, to string) {
 		for _, node := range []string{"node1", "node2", "node3"} {
-			must(t, s.Host(node).Do(exec.Command("ip", "link", "set", from, "name", to).Run))
+			failOnError(t, s.Host(node).RunInside(exec.Command("ip", "link", "set", from, "name", to).Run))
 		}
-		must(t, cluster.Await(ctx, "links named "+to, func(ctx context.Context) error {
+		failOnError(t, cluster.AwaitNoError(ctx, "links named "+to, func(ctx context.Context) error {
 			for _, node := range []string{"node1", "node2", "node3"} {
 				var speaker v1alpha1.SpeakerStatus
 				if err := s.API.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: node}, &speaker); err != nil {
@@ -107,8 +107,8 @@ func testLinkRenamed(ctx context.Context, t *testing.T, s *cluster.Cluster, addr
 	rename("eth0", "uplink0")
 	rename("uplink0", "eth0")
 	for i, stream := range streams {
-		if o := stream.Stop(); o.Lost > 0 {
-			t.Errorf("%d of %d requests to %s were lost while links were renamed", o.Lost, o.Sent, addresses[i])
+		if o := stream.Stop(); o.LostCount > 0 {
+			t.Errorf("%d of %d requests to %s were lost while links were renamed", o.LostCount, o.SentCount, addresses[i])
 		}
 	}
 	if after := awaitHolders(ctx, t, s, addresses, nil); !maps.Equal(after, before) {
@@ -122,11 +122,11 @@ func testLinksExcluded(ctx context.Context, t *testing.T, s *cluster.Cluster, fo
 	volumes := findExcludeVolumes(t, s)
 	edit := func(text string) {
 		for _, dir := range volumes {
-			must(t, os.WriteFile(filepath.Join(dir, "excludel2.yaml"), []byte(text), 0o644))
+			failOnError(t, os.WriteFile(filepath.Join(dir, "excludel2.yaml"), []byte(text), 0o644))
 		}
 	}
 	links := func(want string) {
-		must(t, cluster.Await(ctx, "links that are "+want, func(ctx context.Context) error {
+		failOnError(t, cluster.AwaitNoError(ctx, "links that are "+want, func(ctx context.Context) error {
 			for _, node := range []string{"node1", "node2", "node3"} {
 				var speaker v1alpha1.SpeakerStatus
 				if err := s.API.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: node}, &speaker); err != nil {
@@ -148,7 +148,7 @@ func testLinksExcluded(ctx context.Context, t *testing.T, s *cluster.Cluster, fo
 	links("true ")
 	edit("announcedInterfacesToExclude: [\"^lo$\", \"^veth.*\", \"^eth0$\"]\n")
 	links("false " + string(names.ReasonLinkExcluded))
-	must(t, cluster.Await(ctx, "no holder", func(ctx context.Context) error {
+	failOnError(t, cluster.AwaitNoError(ctx, "no holder", func(ctx context.Context) error {
 		var list v1beta1.ServiceL2StatusList
 		if err := s.API.List(ctx, &list, client.InNamespace(names.Namespace)); err != nil {
 			return err
@@ -168,7 +168,7 @@ func testLinksExcluded(ctx context.Context, t *testing.T, s *cluster.Cluster, fo
 func findExcludeVolumes(t *testing.T, s *cluster.Cluster) []string {
 	t.Helper()
 	out, err := filepath.Glob(fmt.Sprintf("/proc/%d/root/run/lab-pods/*/volumes/exclude", s.SupervisorPID()))
-	must(t, err)
+	failOnError(t, err)
 	if len(out) < 3 {
 		t.Fatalf("the speakers' volumes are %v", out)
 	}

@@ -31,14 +31,14 @@ func readSoakInterval(t *testing.T) time.Duration {
 // TestNoFalseTakeover keeps every processor busy. No living holder may be declared dead.
 func TestNoFalseTakeover(t *testing.T) {
 	ctx, s := startCluster(t, lab.Options{Nodes: 4})
-	must(t, s.Apply(ctx, cluster.PoolManifest))
+	failOnError(t, s.ApplyManifests(ctx, cluster.PoolManifest))
 	const services = 8
 	for i := range services {
-		must(t, s.Apply(ctx, cluster.EchoManifest(fmt.Sprintf("echo%d", i), "node4")))
+		failOnError(t, s.ApplyManifests(ctx, cluster.EchoManifest(fmt.Sprintf("echo%d", i), "node4")))
 	}
 	for i := range services {
 		_, err := s.AwaitHolder(ctx, fmt.Sprintf("echo%d", i), "")
-		must(t, err)
+		failOnError(t, err)
 	}
 	before := countTakeovers(ctx, t, s)
 	if before["Unheld"] < services {
@@ -49,7 +49,7 @@ func TestNoFalseTakeover(t *testing.T) {
 	var spinning []*exec.Cmd
 	for range runtime.NumCPU() {
 		cmd := exec.CommandContext(busyCtx, "sh", "-c", "while :; do :; done")
-		must(t, cmd.Start())
+		failOnError(t, cmd.Start())
 		spinning = append(spinning, cmd)
 	}
 	for _, cmd := range spinning {

@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 func startCluster(t *testing.T, o lab.Options) (context.Context, *cluster.Cluster) {
 	t.Helper()
 	ctx, s := startClusterWithoutGantry(t, o)
-	must(t, s.InstallGantry(ctx))
+	failOnError(t, s.InstallGantry(ctx))
 	return ctx, s
 }
 
@@ -55,22 +55,22 @@ func startClusterWithoutGantry(t *testing.T, o lab.Options) (context.Context, *c
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			keepLogs(t, s)
+			copyLogsAfterTest(t, s)
 		}
 		s.Close()
 	})
 	return ctx, s
 }
 
-// keepLogs copies the logs of a lab to a directory that remains after the test.
-func keepLogs(t *testing.T, s *cluster.Cluster) {
+// copyLogsAfterTest copies the logs of a lab to a directory that remains after the test.
+func copyLogsAfterTest(t *testing.T, s *cluster.Cluster) {
 	to := filepath.Join(os.TempDir(), fmt.Sprintf("gantry-e2e-%s-%d", filepath.Base(t.Name()), os.Getpid()))
 	if err := os.CopyFS(to, os.DirFS(filepath.Join(s.Dir(), "logs"))); err == nil {
 		t.Log("the lab's logs are in", to)
 	}
 }
 
-func must(t *testing.T, err error) {
+func failOnError(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)

@@ -29,29 +29,29 @@ import (
 // YAML.
 func TestManifestsFromManuals(t *testing.T) {
 	ctx, s := startCluster(t, lab.Options{Nodes: 3})
-	must(t, s.Apply(ctx, cluster.PoolManifest))
+	failOnError(t, s.ApplyManifests(ctx, cluster.PoolManifest))
 	// The manuals use cluster IPs of other Service networks.
-	must(t, s.Apply(ctx, serviceNetworks))
+	failOnError(t, s.ApplyManifests(ctx, serviceCIDRManifest))
 	for _, c := range []struct {
 		name string
 		f    func(context.Context, *testing.T, *cluster.Cluster)
 	}{
 		{"only ready Pods of a Deployment answer", testReadiness},
-		{"a headless Service is not changed", testHeadless},
+		{"a headless Service is not changed", testHeadlessService},
 		{"a Service keeps its fixed cluster IP", testFixedClusterIP},
 		{"session affinity keeps a client with one Pod", testSessionAffinity},
 		{"one port serves TCP and UDP", testBothProtocols},
 		{"a Service without a selector uses manual endpoints", testManualEndpoints},
 		{"a Service of kubectl expose is reachable", testKubectlExpose},
-		{"a Service in JSON keeps its NodePort", testNodePort},
-		{"an ingress controller routes by host behind one address", testIngress},
+		{"a Service in JSON keeps its NodePort", testNodePortService},
+		{"an ingress controller routes by host behind one address", testIngressController},
 		{"a Service can change its type and back", testServiceTypes},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.f(ctx, t, s) })
 	}
 }
 
-const serviceNetworks = `apiVersion: networking.k8s.io/v1
+const serviceCIDRManifest = `apiVersion: networking.k8s.io/v1
 kind: ServiceCIDR
 metadata: {name: manuals}
 spec: {cidrs: [10.0.171.0/24]}
@@ -66,20 +66,20 @@ spec: {cidrs: [172.17.188.0/24]}
 func readManual(t *testing.T, name string) string {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join("testdata", "manuals", name))
-	must(t, err)
+	failOnError(t, err)
 	return string(b)
 }
 
-// newNamespace creates a namespace, and returns a function that runs kubectl in it, with a manifest
-// as its input.
-func newNamespace(ctx context.Context, t *testing.T, s *cluster.Cluster, name string) func(manifest string, args ...string) string {
+// createNamespaceWithKubectl creates a namespace, and returns a function that runs kubectl in it,
+// with a manifest as its input.
+func createNamespaceWithKubectl(ctx context.Context, t *testing.T, s *cluster.Cluster, name string) func(manifest string, args ...string) string {
 	t.Helper()
-	_, err := s.Kubectl(ctx, "", "create", "namespace", name)
-	must(t, err)
+	_, err := s.RunKubectl(ctx, "", "create", "namespace", name)
+	failOnError(t, err)
 	return func(manifest string, args ...string) string {
 		t.Helper()
-		out, err := s.Kubectl(ctx, manifest, append([]string{"-n", name}, args...)...)
-		must(t, err)
+		out, err := s.RunKubectl(ctx, manifest, append([]string{"-n", name}, args...)...)
+		failOnError(t, err)
 		return out
 	}
 }
@@ -89,7 +89,7 @@ func newNamespace(ctx context.Context, t *testing.T, s *cluster.Cluster, name st
 func findAnsweringPods(ctx context.Context, s *cluster.Cluster, host, url string, n int) ([]string, error) {
 	var pods []string
 	for range n {
-		body, err := s.Fetch(ctx, host, url)
+		body, err := s.FetchURL(ctx, host, url)
 		if err != nil {
 			return nil, err
 		}
@@ -103,15 +103,15 @@ func findAnsweringPods(ctx context.Context, s *cluster.Cluster, host, url string
 	return pods, nil
 }
 
-// queryCount is the number of requests that find all Pods of a Service. If three Pods answer with
-// equal probability, forty requests miss one of them once in 3.7 million times.
-const queryCount = 40
+// requestsPerBalancingCheck is the number of requests that find all Pods of a Service. If three
+// Pods answer with equal probability, forty requests miss one of them once in 3.7 million times.
+const requestsPerBalancingCheck = 40
 
 // awaitAnsweringPods waits until exactly those Pods answer.
 func awaitAnsweringPods(ctx context.Context, t *testing.T, s *cluster.Cluster, url string, want []string) {
 	t.Helper()
-	must(t, cluster.Await(ctx, fmt.Sprintf("answers of %v only", want), func(ctx context.Context) error {
-		got, err := findAnsweringPods(ctx, s, "client", url, queryCount)
+	failOnError(t, cluster.AwaitNoError(ctx, fmt.Sprintf("answers of %v only", want), func(ctx context.Context) error {
+		got, err := findAnsweringPods(ctx, s, "client", url, requestsPerBalancingCheck)
 		if err == nil && !slices.Equal(got, want) {
 			err = fmt.Errorf("these answer: %v", got)
 		}
@@ -134,12 +134,12 @@ func announcingNodes(ctx context.Context, s *cluster.Cluster, namespace, name st
 // awaitUnannounced waits until no node announces the Service and its address does not answer.
 func awaitUnannounced(ctx context.Context, t *testing.T, s *cluster.Cluster, service serviceKey, url string) {
 	t.Helper()
-	must(t, cluster.Await(ctx, "no announcement of "+service.name, func(ctx context.Context) error {
+	failOnError(t, cluster.AwaitNoError(ctx, "no announcement of "+service.name, func(ctx context.Context) error {
 		nodes, err := announcingNodes(ctx, s, service.namespace, service.name)
 		if err != nil || len(nodes) > 0 {
 			return fmt.Errorf("these announce it: %v (%v)", nodes, err)
 		}
-		if body, err := s.Fetch(ctx, "client", url); err == nil {
+		if body, err := s.FetchURL(ctx, "client", url); err == nil {
 			return fmt.Errorf("it still answers: %s", body)
 		}
 		return nil
@@ -150,11 +150,11 @@ func awaitUnannounced(ctx context.Context, t *testing.T, s *cluster.Cluster, ser
 type serviceKey struct{ namespace, name string }
 
 func testReadiness(ctx context.Context, t *testing.T, s *cluster.Cluster) {
-	kubectl := newNamespace(ctx, t, s, "readiness")
+	kubectl := createNamespaceWithKubectl(ctx, t, s, "readiness")
 	kubectl(readManual(t, "000-nginx.yaml"), "apply", "-f", "-")
 	kubectl("", "patch", "service", "nginx-service", "-p", `{"spec":{"type":"LoadBalancer"}}`)
 	address, err := s.AwaitAddress(ctx, "readiness", "nginx-service")
-	must(t, err)
+	failOnError(t, err)
 	url := fmt.Sprintf("http://%s/", address)
 	kubectl("", "rollout", "status", "deployment/nginx-deployment", "--timeout=30s")
 	pods := strings.Fields(kubectl("", "get", "pods", "-l", "app=nginx", "-o", "jsonpath={.items[*].metadata.name}"))
@@ -172,22 +172,22 @@ func testReadiness(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	awaitAnsweringPods(ctx, t, s, url, pods)
 }
 
-func testHeadless(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+func testHeadlessService(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	// in the same manual, applied by the test before
 	svc, err := s.GetService(ctx, "readiness", "nginx")
-	must(t, err)
-	wantUntouched(t, svc)
+	failOnError(t, err)
+	wantServiceUntouched(t, svc)
 }
 
-// wantUntouched fails the test if Gantry has written anything to a Service.
-func wantUntouched(t *testing.T, svc *corev1.Service) {
+// wantServiceUntouched fails the test if Gantry has written anything to a Service.
+func wantServiceUntouched(t *testing.T, svc *corev1.Service) {
 	t.Helper()
-	if err := checkUntouched(svc); err != nil {
+	if err := checkServiceUntouched(svc); err != nil {
 		t.Error(err)
 	}
 }
 
-func checkUntouched(svc *corev1.Service) error {
+func checkServiceUntouched(svc *corev1.Service) error {
 	_, annotated := svc.Annotations[names.AnnotationFromPool]
 	if len(svc.Status.LoadBalancer.Ingress) > 0 || len(svc.Status.Conditions) > 0 || annotated {
 		return fmt.Errorf("Service %s of type %s has %v and %v", svc.Name, svc.Spec.Type, svc.Status, svc.Annotations)
@@ -218,42 +218,42 @@ spec:
 func testFixedClusterIP(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	for file, label := range map[string]string{"002-my-service.yaml": "app: MyApp", "004-my-service.yaml": "app.kubernetes.io/name: MyApp"} {
 		ns := "fixed-" + file[:3]
-		kubectl := newNamespace(ctx, t, s, ns)
+		kubectl := createNamespaceWithKubectl(ctx, t, s, ns)
 		kubectl(responderManifest("my-app", label, "TCP/9376"), "apply", "-f", "-")
 		kubectl(readManual(t, file), "apply", "-f", "-")
 		address, err := s.AwaitAddress(ctx, ns, "my-service")
-		must(t, err)
+		failOnError(t, err)
 		if svc, err := s.GetService(ctx, ns, "my-service"); err != nil || svc.Spec.ClusterIP != "10.0.171.239" {
 			t.Errorf("%s: the cluster IP is %s (%v), want what the manifest says", file, svc.Spec.ClusterIP, err)
 		}
 		for _, host := range []string{"client", "far"} {
-			_, err = s.AwaitFetch(ctx, host, fmt.Sprintf("http://%s/", address))
-			must(t, err)
+			_, err = s.AwaitURL(ctx, host, fmt.Sprintf("http://%s/", address))
+			failOnError(t, err)
 		}
-		_, err = s.AwaitFetch(ctx, "node1", "http://10.0.171.239/")
-		must(t, err)
+		_, err = s.AwaitURL(ctx, "node1", "http://10.0.171.239/")
+		failOnError(t, err)
 		kubectl("", "delete", "service", "my-service") // both manuals use the same cluster IP
 	}
 }
 
 func testSessionAffinity(ctx context.Context, t *testing.T, s *cluster.Cluster) {
-	kubectl := newNamespace(ctx, t, s, "affinity")
+	kubectl := createNamespaceWithKubectl(ctx, t, s, "affinity")
 	kubectl(readManual(t, "002-webapp.yaml"), "apply", "-f", "-")
 	// Long enough for forty requests, short enough to wait for.
 	kubectl("", "patch", "service", "webapp", "-p",
 		`{"spec":{"type":"LoadBalancer","sessionAffinity":"ClientIP","sessionAffinityConfig":{"clientIP":{"timeoutSeconds":2}}}}`)
 	address, err := s.AwaitAddress(ctx, "affinity", "webapp")
-	must(t, err)
+	failOnError(t, err)
 	url := fmt.Sprintf("http://%s:8080/", address)
 	kubectl("", "rollout", "status", "deployment/webapp", "--timeout=30s")
-	_, err = s.AwaitFetch(ctx, "client", url)
-	must(t, err)
-	first, err := findAnsweringPods(ctx, s, "client", url, queryCount)
-	must(t, err)
+	_, err = s.AwaitURL(ctx, "client", url)
+	failOnError(t, err)
+	first, err := findAnsweringPods(ctx, s, "client", url, requestsPerBalancingCheck)
+	failOnError(t, err)
 	if len(first) != 1 {
 		t.Errorf("one client was answered by %v, want one Pod", first)
 	}
-	must(t, cluster.Await(ctx, "another Pod after the affinity timeout", func(ctx context.Context) error {
+	failOnError(t, cluster.AwaitNoError(ctx, "another Pod after the affinity timeout", func(ctx context.Context) error {
 		<-time.After(2200 * time.Millisecond) // the client sends nothing for this time
 		next, err := findAnsweringPods(ctx, s, "client", url, 1)
 		if err == nil && next[0] == first[0] {
@@ -264,7 +264,7 @@ func testSessionAffinity(ctx context.Context, t *testing.T, s *cluster.Cluster) 
 }
 
 func testBothProtocols(ctx context.Context, t *testing.T, s *cluster.Cluster) {
-	kubectl := newNamespace(ctx, t, s, "dns")
+	kubectl := createNamespaceWithKubectl(ctx, t, s, "dns")
 	kubectl(responderManifest("dns", "app: dns", "TCP/53", "UDP/53"), "apply", "-f", "-")
 	kubectl(`apiVersion: v1
 kind: Service
@@ -284,42 +284,42 @@ spec:
     protocol: TCP
 `, "apply", "-f", "-")
 	address, err := s.AwaitAddress(ctx, "dns", "dns")
-	must(t, err)
+	failOnError(t, err)
 	target := netip.AddrPortFrom(address, 53).String()
-	_, err = s.AwaitFetch(ctx, "client", "http://"+target+"/")
-	must(t, err)
-	stream, err := s.StreamUDP(ctx, "client", target, 50)
-	must(t, err)
-	must(t, stream.AwaitAnswers(ctx, 10))
+	_, err = s.AwaitURL(ctx, "client", "http://"+target+"/")
+	failOnError(t, err)
+	stream, err := s.StartUDPStream(ctx, "client", target, 50)
+	failOnError(t, err)
+	failOnError(t, stream.AwaitAnswers(ctx, 10))
 	stream.Stop()
 }
 
 func testManualEndpoints(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	// 1.2.3.4 is the external server in the manual. Here it is behind the router.
-	must(t, s.Host("far").Do(func() error { return netns.AddAddress("lo", netip.MustParsePrefix("1.2.3.4/32")) }))
-	must(t, s.Host("router").Do(func() error {
+	failOnError(t, s.Host("far").RunInside(func() error { return netns.AddAddress("lo", netip.MustParsePrefix("1.2.3.4/32")) }))
+	failOnError(t, s.Host("router").RunInside(func() error {
 		return netns.AddRoute("eth1", netip.MustParsePrefix("1.2.3.4/32"), netip.MustParseAddr("10.99.0.2"))
 	}))
 	l, err := s.Host("far").Listen("tcp", "1.2.3.4:80")
-	must(t, err)
+	failOnError(t, err)
 	server := http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "pod: none, a server of old\n") })}
 	go func() { _ = server.Serve(l) }()
 	defer server.Close()
 
-	kubectl := newNamespace(ctx, t, s, "external")
+	kubectl := createNamespaceWithKubectl(ctx, t, s, "external")
 	kubectl(readManual(t, "002-external.yaml"), "apply", "-f", "-")
-	_, err = s.AwaitFetch(ctx, "node1", "http://"+kubectl("", "get", "service", "my-service", "-o", "jsonpath={.spec.clusterIP}")+"/")
-	must(t, err)
+	_, err = s.AwaitURL(ctx, "node1", "http://"+kubectl("", "get", "service", "my-service", "-o", "jsonpath={.spec.clusterIP}")+"/")
+	failOnError(t, err)
 	svc, err := s.GetService(ctx, "external", "my-service")
-	must(t, err)
-	wantUntouched(t, svc)
+	failOnError(t, err)
+	wantServiceUntouched(t, svc)
 
 	kubectl("", "patch", "service", "my-service", "-p", `{"spec":{"type":"LoadBalancer"}}`)
 	address, err := s.AwaitAddress(ctx, "external", "my-service")
-	must(t, err)
+	failOnError(t, err)
 	url := fmt.Sprintf("http://%s/", address)
-	body, err := s.AwaitFetch(ctx, "client", url)
-	must(t, err)
+	body, err := s.AwaitURL(ctx, "client", url)
+	failOnError(t, err)
 	if !strings.Contains(body, "a server of old") {
 		t.Errorf("the Service answers %q", body)
 	}
@@ -335,38 +335,38 @@ addressType: IPv4
 ports: [{port: 80, protocol: TCP, name: ""}]
 endpoints: [{addresses: [1.2.3.4]}]
 `, "apply", "-f", "-")
-	_, err = s.AwaitFetch(ctx, "client", url)
-	must(t, err)
+	_, err = s.AwaitURL(ctx, "client", url)
+	failOnError(t, err)
 }
 
 func testKubectlExpose(ctx context.Context, t *testing.T, s *cluster.Cluster) {
-	kubectl := newNamespace(ctx, t, s, "expose")
+	kubectl := createNamespaceWithKubectl(ctx, t, s, "expose")
 	kubectl("", "create", "deployment", "nginxv1", "--image=nginx", "--port=80")
 	kubectl("", "expose", "deployment", "nginxv1", "--port=8081", "--target-port=80", "--type=LoadBalancer")
 	address, err := s.AwaitAddress(ctx, "expose", "nginxv1")
-	must(t, err)
-	body, err := s.AwaitFetch(ctx, "client", fmt.Sprintf("http://%s:8081/", address))
-	must(t, err)
+	failOnError(t, err)
+	body, err := s.AwaitURL(ctx, "client", fmt.Sprintf("http://%s:8081/", address))
+	failOnError(t, err)
 	if !strings.Contains(body, "pod: nginxv1-") || !strings.Contains(body, "port: 80\n") {
 		t.Errorf("port 8081 answers\n%s", body)
 	}
 }
 
-func testNodePort(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+func testNodePortService(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	kubectl := func(manifest string, args ...string) {
-		_, err := s.Kubectl(ctx, manifest, args...)
-		must(t, err)
+		_, err := s.RunKubectl(ctx, manifest, args...)
+		failOnError(t, err)
 	}
 	kubectl(responderManifest("nginx", "app: nginx", "TCP/80"), "apply", "-f", "-")
 	// No API server accepts a new object with a resourceVersion.
 	kubectl(strings.Replace(readManual(t, "003-nginx.json"), `"resourceVersion": "613764",`, "", 1), "create", "-f", "-")
 	address, err := s.AwaitAddress(ctx, "default", "nginx")
-	must(t, err)
+	failOnError(t, err)
 	for _, url := range []string{
 		fmt.Sprintf("http://%s:30080/", address), "http://192.168.0.11:31455/", "http://192.168.0.12:31455/", "http://192.168.0.13:31455/",
 	} {
-		body, err := s.AwaitFetch(ctx, "client", url)
-		must(t, err)
+		body, err := s.AwaitURL(ctx, "client", url)
+		failOnError(t, err)
 		if !strings.Contains(body, "pod: nginx-") {
 			t.Errorf("%s answers\n%s", url, body)
 		}

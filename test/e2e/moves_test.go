@@ -34,7 +34,7 @@ func TestMovesLoseNothing(t *testing.T) {
 // echoManifest returns a dual-stack Service with UDP and TCP on the same port, whose only Pod runs
 // on node4.
 func echoManifest(name string) string {
-	return requireDualStack(strings.NewReplacer(
+	return withRequiredDualStack(strings.NewReplacer(
 		"    - {containerPort: 7000, protocol: UDP}\n", "    - {containerPort: 7000, protocol: UDP}\n    - {containerPort: 7000, protocol: TCP}\n",
 		"  - {port: 7000, protocol: UDP}\n", "  - {name: datagrams, port: 7000, protocol: UDP}\n  - {name: connections, port: 7000, protocol: TCP}\n",
 	).Replace(cluster.EchoManifest(name, "node4")))
@@ -42,22 +42,22 @@ func echoManifest(name string) string {
 
 func testMovesLoseNothing(t *testing.T, mode string) {
 	ctx, s := startCluster(t, lab.Options{Nodes: 4, ProxyMode: mode, Families: lab.DualStack})
-	must(t, s.Apply(ctx, dualStackPool))
-	must(t, s.Apply(ctx, echoManifest("echo")))
+	failOnError(t, s.ApplyManifests(ctx, dualStackPoolManifest))
+	failOnError(t, s.ApplyManifests(ctx, echoManifest("echo")))
 	kubectl := func(args ...string) {
 		t.Helper()
-		_, err := s.Kubectl(ctx, "", args...)
-		must(t, err)
+		_, err := s.RunKubectl(ctx, "", args...)
+		failOnError(t, err)
 	}
 	kubectl("label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true")
 	kubectl("label", "node", "node1", "node2", "node3", "holds=yes")
 	addresses, err := s.AwaitAddresses(ctx, "default", "echo", 2)
-	must(t, err)
+	failOnError(t, err)
 
 	ad := func(extra string) {
 		t.Helper()
 		_, doc, _ := strings.Cut(cluster.PoolManifest, "---")
-		must(t, s.Apply(ctx, doc+extra))
+		failOnError(t, s.ApplyManifests(ctx, doc+extra))
 	}
 	leaves := map[string]struct{ leave, back func(node string) }{
 		"the exclude label": {
@@ -75,8 +75,8 @@ func testMovesLoseNothing(t *testing.T, mode string) {
 			func(n string) { kubectl("taint", "node", n, "node.kubernetes.io/out-of-service-") },
 		},
 		"a shutdown of the kubelet": {
-			func(n string) { must(t, s.SetNodeReady(ctx, n, corev1.ConditionFalse, "node is shutting down")) },
-			func(n string) { must(t, s.SetNodeReady(ctx, n, corev1.ConditionTrue, "")) },
+			func(n string) { failOnError(t, s.SetNodeReady(ctx, n, corev1.ConditionFalse, "node is shutting down")) },
+			func(n string) { failOnError(t, s.SetNodeReady(ctx, n, corev1.ConditionTrue, "")) },
 		},
 		"the drain annotation": {
 			func(n string) { kubectl("annotate", "node", n, "gantry.dev/drain=") },
@@ -126,13 +126,13 @@ func testMovesLoseNothing(t *testing.T, mode string) {
 	wantNoPingAnswer(t, s, addresses...)
 	t.Run("a rollout of the speakers", func(t *testing.T) {
 		f := startRequestStreams(ctx, t, s, 500, addresses...)
-		kubectl("-n", "metallb-system", "set", "env", "daemonset/gantry-speaker", answerPingSetting)
+		kubectl("-n", "metallb-system", "set", "env", "daemonset/gantry-speaker", answerPingEnvironment)
 		kubectl("-n", "metallb-system", "rollout", "status", "--timeout=60s", "daemonset/gantry-speaker")
 		f.awaitMoreAnswers(ctx, t)
 		f.checkLossless(t, 4, "every speaker was replaced")
 	})
 	t.Run("the new speakers answer pings", func(t *testing.T) { wantPingAnswers(ctx, t, s, addresses...) })
-	t.Run("the endpoints of a Service with policy Local move", func(t *testing.T) { testLocalMoves(ctx, t, s) })
+	t.Run("the endpoints of a Service with policy Local move", func(t *testing.T) { testLocalTrafficMoves(ctx, t, s) })
 	// after the rollout, because a rebalance waits until no member has changed for ten seconds
 	t.Run("a rebalance", func(t *testing.T) { testRebalance(ctx, t, s, addresses, ad) })
 	if mode == lab.IPTables { // TestLayer2OnSharedLAN does this with nftables
@@ -146,7 +146,7 @@ func awaitHolders(ctx context.Context, t *testing.T, s *cluster.Cluster, address
 	t.Helper()
 	out := map[netip.Addr]string{}
 	for _, a := range addresses {
-		must(t, cluster.Await(ctx, "another holder of "+a.String(), func(context.Context) error {
+		failOnError(t, cluster.AwaitNoError(ctx, "another holder of "+a.String(), func(context.Context) error {
 			if out[a] = awaitHolderOf(ctx, t, s, a).Status.Node; slices.Contains(not, out[a]) {
 				return fmt.Errorf("it is %s", out[a])
 			}
@@ -162,8 +162,8 @@ func readMoveCounts(ctx context.Context, t *testing.T, s *cluster.Cluster) map[s
 	t.Helper()
 	out := map[string]map[string]int{}
 	for _, node := range []string{"node1", "node2", "node3", "node4"} {
-		body, err := s.AwaitFetch(ctx, node, "http://127.0.0.1:7473/metrics")
-		must(t, err)
+		body, err := s.AwaitURL(ctx, node, "http://127.0.0.1:7473/metrics")
+		failOnError(t, err)
 		out[node] = map[string]int{}
 		for line := range strings.Lines(body) {
 			var n int
@@ -208,9 +208,9 @@ func startRequestStreams(ctx context.Context, t *testing.T, s *cluster.Cluster, 
 	f := requestStreams{}
 	for _, a := range addresses {
 		target := netip.AddrPortFrom(a, 7000).String()
-		udp, err := s.StreamUDP(ctx, "client", target, rate)
-		must(t, err)
-		f["over UDP to "+target], f["over TCP to "+target] = udp, s.StreamTCP(ctx, "client", target, rate/10)
+		udp, err := s.StartUDPStream(ctx, "client", target, rate)
+		failOnError(t, err)
+		f["over UDP to "+target], f["over TCP to "+target] = udp, s.StartTCPStream(ctx, "client", target, rate/10)
 	}
 	f.awaitMoreAnswers(ctx, t)
 	return f
@@ -227,7 +227,7 @@ func (f requestStreams) awaitMoreAnswers(ctx context.Context, t *testing.T) {
 		}
 		more.Go(func() error { return stream.AwaitAnswers(ctx, n) })
 	}
-	must(t, more.Wait())
+	failOnError(t, more.Wait())
 }
 
 // checkLossless checks that no request was lost while each address moved this number of times.
@@ -236,11 +236,11 @@ func (f requestStreams) checkLossless(t *testing.T, moves int, event string) {
 	for name, stream := range f {
 		o := stream.Stop()
 		n := countTornConnections(o.Failures, moves)
-		if o.Lost > n {
-			t.Errorf("%d of %d requests %s were lost when %s: %v", o.Lost-n, o.Sent, name, event, o.Failures)
+		if o.LostCount > n {
+			t.Errorf("%d of %d requests %s were lost when %s: %v", o.LostCount-n, o.SentCount, name, event, o.Failures)
 		}
 		if n > 0 {
-			t.Logf("%d of %d requests %s were under way at the instant of a move", n, o.Sent, name)
+			t.Logf("%d of %d requests %s were under way at the instant of a move", n, o.SentCount, name)
 		}
 	}
 }
@@ -248,14 +248,14 @@ func (f requestStreams) checkLossless(t *testing.T, moves int, event string) {
 // countTornConnections counts the connections that a move of their address has reset: kube-proxy of
 // the new holder does not know the connections of the old one. All connections that one move resets
 // were open at the same instant. Any other failure counts as lost.
-func countTornConnections(failures []cluster.Failure, moves int) (n int) {
-	left := slices.DeleteFunc(slices.Clone(failures), func(f cluster.Failure) bool {
+func countTornConnections(failures []cluster.RequestFailure, moves int) (n int) {
+	left := slices.DeleteFunc(slices.Clone(failures), func(f cluster.RequestFailure) bool {
 		return !errors.Is(f.Err, syscall.ECONNRESET) && !errors.Is(f.Err, syscall.EPIPE)
 	})
-	slices.SortFunc(left, func(x, y cluster.Failure) int { return x.EndedAt.Compare(y.EndedAt) })
+	slices.SortFunc(left, func(x, y cluster.RequestFailure) int { return x.EndedAt.Compare(y.EndedAt) })
 	for all := len(left); moves > 0 && len(left) > 0; moves-- {
 		instant := left[0].EndedAt
-		left = slices.DeleteFunc(left, func(f cluster.Failure) bool { return !f.StartedAt.After(instant) })
+		left = slices.DeleteFunc(left, func(f cluster.RequestFailure) bool { return !f.StartedAt.After(instant) })
 		n = all - len(left)
 	}
 	return n
@@ -265,21 +265,21 @@ func countTornConnections(failures []cluster.Failure, moves int) (n int) {
 // instant of a move.
 func TestTornConnectionsAreCounted(t *testing.T) {
 	at := func(ms int) time.Time { return time.Unix(0, 0).Add(time.Duration(ms) * time.Millisecond) }
-	reset := func(begun, ended int) cluster.Failure {
-		return cluster.Failure{StartedAt: at(begun), EndedAt: at(ended), Err: fmt.Errorf("reading: %w", syscall.ECONNRESET)}
+	reset := func(begun, ended int) cluster.RequestFailure {
+		return cluster.RequestFailure{StartedAt: at(begun), EndedAt: at(ended), Err: fmt.Errorf("reading: %w", syscall.ECONNRESET)}
 	}
 	for name, tt := range map[string]struct {
-		failures []cluster.Failure
+		failures []cluster.RequestFailure
 		moves    int
 		want     int
 	}{
 		"none":                          {nil, 1, 0},
-		"two at one instant":            {[]cluster.Failure{reset(0, 5), reset(3, 9)}, 1, 2},
-		"two one after the other":       {[]cluster.Failure{reset(0, 5), reset(6, 9)}, 1, 1},
-		"each at a move":                {[]cluster.Failure{reset(6, 9), reset(0, 5)}, 2, 2},
-		"an address that did not move":  {[]cluster.Failure{reset(0, 5)}, 0, 0},
-		"a connection that was refused": {[]cluster.Failure{{StartedAt: at(0), EndedAt: at(5), Err: syscall.ECONNREFUSED}}, 1, 0},
-		"silence":                       {[]cluster.Failure{{StartedAt: at(0), EndedAt: at(5000), Err: context.DeadlineExceeded}}, 1, 0},
+		"two at one instant":            {[]cluster.RequestFailure{reset(0, 5), reset(3, 9)}, 1, 2},
+		"two one after the other":       {[]cluster.RequestFailure{reset(0, 5), reset(6, 9)}, 1, 1},
+		"each at a move":                {[]cluster.RequestFailure{reset(6, 9), reset(0, 5)}, 2, 2},
+		"an address that did not move":  {[]cluster.RequestFailure{reset(0, 5)}, 0, 0},
+		"a connection that was refused": {[]cluster.RequestFailure{{StartedAt: at(0), EndedAt: at(5), Err: syscall.ECONNREFUSED}}, 1, 0},
+		"silence":                       {[]cluster.RequestFailure{{StartedAt: at(0), EndedAt: at(5000), Err: context.DeadlineExceeded}}, 1, 0},
 	} {
 		if got := countTornConnections(tt.failures, tt.moves); got != tt.want {
 			t.Errorf("%s: %d are excused, want %d", name, got, tt.want)
@@ -290,15 +290,15 @@ func TestTornConnectionsAreCounted(t *testing.T) {
 // testRebalance lets one node hold all addresses, and then checks that they are spread over all
 // nodes.
 func testRebalance(ctx context.Context, t *testing.T, s *cluster.Cluster, addresses []netip.Addr, ad func(string)) {
-	must(t, s.Apply(ctx, echoManifest("more0")+"---\n"+echoManifest("more1")))
+	failOnError(t, s.ApplyManifests(ctx, echoManifest("more0")+"---\n"+echoManifest("more1")))
 	for _, name := range []string{"more0", "more1"} {
 		more, err := s.AwaitAddresses(ctx, "default", name, 2)
-		must(t, err)
+		failOnError(t, err)
 		addresses = append(addresses, more...)
 	}
 	spread := func(what string, check func(held map[string]int) error) {
 		t.Helper()
-		must(t, cluster.Await(ctx, what, func(ctx context.Context) error {
+		failOnError(t, cluster.AwaitNoError(ctx, what, func(ctx context.Context) error {
 			var list v1beta1.ServiceL2StatusList
 			if err := s.API.List(ctx, &list, client.InNamespace(names.Namespace)); err != nil {
 				return err
@@ -337,7 +337,7 @@ func testRebalance(ctx context.Context, t *testing.T, s *cluster.Cluster, addres
 	f.checkLossless(t, 1, "addresses were rebalanced")
 }
 
-const localManifest = `apiVersion: apps/v1
+const localTrafficManifest = `apiVersion: apps/v1
 kind: Deployment
 metadata: {name: local}
 spec:
@@ -367,21 +367,21 @@ spec:
   - {name: connections, port: 7000, protocol: TCP}
 `
 
-// testLocalMoves replaces the only Pod of a Service by one on another node. The old Pod serves for
-// two seconds after SIGTERM.
-func testLocalMoves(ctx context.Context, t *testing.T, s *cluster.Cluster) {
-	local := requireDualStack(localManifest)
-	must(t, s.Apply(ctx, local))
+// testLocalTrafficMoves replaces the only Pod of a Service by one on another node. The old Pod
+// serves for two seconds after SIGTERM.
+func testLocalTrafficMoves(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+	local := withRequiredDualStack(localTrafficManifest)
+	failOnError(t, s.ApplyManifests(ctx, local))
 	addresses, err := s.AwaitAddresses(ctx, "default", "local", 2)
-	must(t, err)
+	failOnError(t, err)
 	for _, stream := range startRequestStreams(ctx, t, s, 500, addresses...) {
 		stream.Stop() // requests before the Service works for the first time may be lost
 	}
 	f := startRequestStreams(ctx, t, s, 500, addresses...)
 	for _, node := range []string{"node2", "node3"} {
-		must(t, s.Apply(ctx, strings.Replace(local, "nodeName: node1", "nodeName: "+node, 1)))
+		failOnError(t, s.ApplyManifests(ctx, strings.Replace(local, "nodeName: node1", "nodeName: "+node, 1)))
 		for _, a := range addresses {
-			must(t, cluster.Await(ctx, a.String()+" on the Pod's node "+node, func(context.Context) error {
+			failOnError(t, cluster.AwaitNoError(ctx, a.String()+" on the Pod's node "+node, func(context.Context) error {
 				if h := awaitHolderOf(ctx, t, s, a).Status.Node; h != node {
 					return fmt.Errorf("%s holds it", h)
 				}
@@ -393,6 +393,6 @@ func testLocalMoves(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 		}
 	}
 	f.checkLossless(t, 2, "the Pod moved from node to node")
-	_, err = s.Kubectl(ctx, "", "delete", "--wait=false", "deployment/local", "service/local")
-	must(t, err)
+	_, err = s.RunKubectl(ctx, "", "delete", "--wait=false", "deployment/local", "service/local")
+	failOnError(t, err)
 }

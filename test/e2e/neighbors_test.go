@@ -26,12 +26,12 @@ import (
 // whether another host has it (RFC 4862 section 5.4, with the nonce of RFC 7527).
 func testDuplicateAddressDetection(ctx context.Context, t *testing.T, s *cluster.Cluster, six netip.Addr) {
 	router := s.Host("router")
-	must(t, router.Do(func() error {
+	failOnError(t, router.RunInside(func() error {
 		return errors.Join(netns.SetSysctl("net/ipv6/conf/eth0/accept_dad", "1"), netns.SetSysctl("net/ipv6/conf/eth0/dad_transmits", "1"))
 	}))
 	address := &netlink.Addr{IPNet: &net.IPNet{IP: six.AsSlice(), Mask: net.CIDRMask(64, 128)}}
 	change := func(do func(netlink.Link, *netlink.Addr) error) {
-		must(t, router.Do(func() error {
+		failOnError(t, router.RunInside(func() error {
 			eth0, err := netlink.LinkByName("eth0")
 			if err != nil {
 				return err
@@ -41,8 +41,8 @@ func testDuplicateAddressDetection(ctx context.Context, t *testing.T, s *cluster
 	}
 	change(netlink.AddrAdd)
 	defer change(netlink.AddrDel)
-	must(t, cluster.Await(ctx, "the failed duplicate address detection of the router", func(context.Context) error {
-		return router.Do(func() error {
+	failOnError(t, cluster.AwaitNoError(ctx, "the failed duplicate address detection of the router", func(context.Context) error {
+		return router.RunInside(func() error {
 			eth0, err := netlink.LinkByName("eth0")
 			if err != nil {
 				return err
@@ -67,10 +67,10 @@ func testOtherNodeAnswers(ctx context.Context, t *testing.T, s *cluster.Cluster,
 		stray = "node2"
 	}
 	node := listenForFrames(t, s, stray, layer2.IPv4, func(layer2.Frame) {})
-	all := layer2.AnnouncementMAC(four)
-	must(t, cluster.Await(ctx, "an event with the name of the node", func(ctx context.Context) error {
+	all := layer2.AnnouncementDestinationMAC(four)
+	failOnError(t, cluster.AwaitNoError(ctx, "an event with the name of the node", func(ctx context.Context) error {
 		if err := node.Write(layer2.Frame{
-			Destination: all, Source: node.link.MAC, Operation: layer2.Request,
+			EthernetDestination: all, EthernetSource: node.link.MAC, Operation: layer2.Request,
 			SenderMAC: node.link.MAC, SenderIP: four, TargetMAC: all, TargetIP: four,
 		}); err != nil {
 			return err
@@ -92,9 +92,9 @@ func testOtherNodeAnswers(ctx context.Context, t *testing.T, s *cluster.Cluster,
 	startUDPStream(ctx, t, s, netip.AddrPortFrom(four, 7000).String()).Stop()
 }
 
-// testChangedMAC changes the Ethernet address of the holder's link, as a bond does when it loses a
-// port.
-func testChangedMAC(ctx context.Context, t *testing.T, s *cluster.Cluster, four netip.Addr) {
+// testHolderChangesMAC changes the Ethernet address of the holder's link, as a bond does when it
+// loses a port.
+func testHolderChangesMAC(ctx context.Context, t *testing.T, s *cluster.Cluster, four netip.Addr) {
 	holder := awaitHolderOf(ctx, t, s, four).Status.Node
 	mac := facts.MAC{2, 0xaa, 0xbb, 0xcc, 0xdd, 1}
 	var announced atomic.Bool
@@ -104,7 +104,7 @@ func testChangedMAC(ctx context.Context, t *testing.T, s *cluster.Cluster, four 
 		}
 	})
 	stream := startUDPStream(ctx, t, s, netip.AddrPortFrom(four, 7000).String())
-	must(t, s.Host(holder).Do(func() error {
+	failOnError(t, s.Host(holder).RunInside(func() error {
 		eth0, err := netlink.LinkByName("eth0")
 		// The kernel announces the node's own addresses with the new Ethernet address.
 		err = errors.Join(err, netns.SetSysctl("net/ipv4/conf/eth0/arp_notify", "1"), netns.SetSysctl("net/ipv6/conf/eth0/ndisc_notify", "1"))
@@ -113,13 +113,13 @@ func testChangedMAC(ctx context.Context, t *testing.T, s *cluster.Cluster, four 
 		}
 		return netlink.LinkSetHardwareAddr(eth0, net.HardwareAddr(mac[:]))
 	}))
-	must(t, cluster.Await(ctx, "an announcement with the new Ethernet address", func(context.Context) error {
+	failOnError(t, cluster.AwaitNoError(ctx, "an announcement with the new Ethernet address", func(context.Context) error {
 		if !announced.Load() {
 			return errors.New("the client received none")
 		}
 		return nil
 	}))
-	must(t, stream.AwaitAnswers(ctx, 100))
+	failOnError(t, stream.AwaitAnswers(ctx, 100))
 	stream.Stop()
 	if now := awaitHolderOf(ctx, t, s, four).Status.Node; now != holder {
 		t.Errorf("the holder changed from %s to %s", holder, now)

@@ -17,16 +17,16 @@ import (
 // nobodyUID is a user without any files.
 const nobodyUID = 65534
 
-// prepareScript mounts the repository and the control plane where the user nobody can read them,
-// and continues as that user.
-const prepareScript = `set -e
+// prepareOrdinaryUserScript mounts the repository and the control plane where the user nobody can
+// read them, and continues as that user.
+const prepareOrdinaryUserScript = `set -e
 mount --bind "$KUBE" "$ROOM/kube"
 mount --rbind "$REPOSITORY" "$ROOM/repository"
 exec setpriv --reuid 65534 --regid 65534 --clear-groups sh -c "$STEPS"
 `
 
-// stepsScript has the first steps of the demonstration, as a person types them.
-const stepsScript = `set -e
+// demonstrationStepsScript has the first steps of the demonstration, as a person types them.
+const demonstrationStepsScript = `set -e
 cd "$ROOM/repository"
 unshare --user --map-root-user --net --mount true || exit 77
 trap 'bin/lab down' EXIT
@@ -54,22 +54,22 @@ func TestLabForOrdinaryUser(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(lab.RepositoryRoot(), "bin", "lab")); err != nil {
 		t.Skip("bin/lab is not built: make build")
 	}
-	kube, err := lab.BuildKube(t.Context(), os.Stderr)
-	must(t, err)
+	kube, err := lab.BuildKubePrograms(t.Context(), os.Stderr)
+	failOnError(t, err)
 	directory, err := os.MkdirTemp("", "gantry-user-")
-	must(t, err)
+	failOnError(t, err)
 	t.Cleanup(func() { os.RemoveAll(directory) })
 	for _, d := range []string{"kube", "repository", "home"} {
-		must(t, os.Mkdir(filepath.Join(directory, d), 0o755))
+		failOnError(t, os.Mkdir(filepath.Join(directory, d), 0o755))
 	}
-	must(t, os.Chmod(directory, 0o755))
-	must(t, os.Chown(directory, nobodyUID, nobodyUID))
-	must(t, os.Chown(filepath.Join(directory, "home"), nobodyUID, nobodyUID))
+	failOnError(t, os.Chmod(directory, 0o755))
+	failOnError(t, os.Chown(directory, nobodyUID, nobodyUID))
+	failOnError(t, os.Chown(filepath.Join(directory, "home"), nobodyUID, nobodyUID))
 
-	cmd := exec.CommandContext(t.Context(), "unshare", "--mount", "sh", "-c", prepareScript)
+	cmd := exec.CommandContext(t.Context(), "unshare", "--mount", "sh", "-c", prepareOrdinaryUserScript)
 	cmd.Env = []string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + filepath.Join(directory, "home"), "LAB_KUBE=" + filepath.Join(directory, "kube"), "LAB_DIR=" + filepath.Join(directory, "lab"),
-		"ROOM=" + directory, "KUBE=" + kube, "REPOSITORY=" + lab.RepositoryRoot(), "STEPS=" + stepsScript, "MANIFESTS=" + cluster.PoolManifest + "---\n" + cluster.DashboardManifest,
+		"ROOM=" + directory, "KUBE=" + kube, "REPOSITORY=" + lab.RepositoryRoot(), "STEPS=" + demonstrationStepsScript, "MANIFESTS=" + cluster.PoolManifest + "---\n" + cluster.DashboardManifest,
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }

@@ -18,19 +18,19 @@ import (
 // of the container image, checks it, and uninstalls it. At the end it reads the audit log: no
 // request of the service accounts was denied, and no right was unused.
 func TestInstallationPackages(t *testing.T) {
-	if m := packages.MissingProgram(); m != "" {
+	if m := packages.DescribeMissingProgram(); m != "" {
 		t.Skip(m)
 	}
 	ctx, s := startClusterWithoutGantry(t, lab.Options{Nodes: 2, BinDir: unpackImage(t), AuditNamespace: names.Namespace})
-	must(t, s.Apply(ctx, monitoringCRDs))
-	must(t, s.Apply(ctx, backendManifest))
+	failOnError(t, s.ApplyManifests(ctx, monitoringCRDsManifest))
+	failOnError(t, s.ApplyManifests(ctx, backendManifest))
 	t.Run("dist/gantry.yaml", func(t *testing.T) {
 		text, err := packages.RenderKustomize(ctx, "default")
-		must(t, err)
-		must(t, s.Apply(ctx, text))
-		must(t, s.AwaitRollout(ctx))
+		failOnError(t, err)
+		failOnError(t, s.ApplyManifests(ctx, text))
+		failOnError(t, s.AwaitRollout(ctx))
 		checkFirstService(ctx, t, s, "plain")
-		checkMayList(ctx, t, s, "gantry-speaker", "secrets", "yes")
+		checkListRight(ctx, t, s, "gantry-speaker", "secrets", "yes")
 		checkNoEndpointsReported(ctx, t, s)
 		runKubectl(ctx, t, s, "", "-n", names.Namespace, "delete", "bgppeer", "router")
 		runKubectl(ctx, t, s, "", "-n", names.Namespace, "wait", "bgpsessions", "--all", "--for=delete", "--timeout=30s")
@@ -43,7 +43,7 @@ func TestInstallationPackages(t *testing.T) {
 		t.Run("config/"+overlay, func(t *testing.T) {
 			dir := filepath.Join(lab.RepositoryRoot(), "config", overlay)
 			runKubectl(ctx, t, s, "", "apply", "-k", dir)
-			must(t, s.AwaitRollout(ctx))
+			failOnError(t, s.AwaitRollout(ctx))
 			checkFirstService(ctx, t, s, overlay)
 			check(ctx, t, s)
 			runKubectl(ctx, t, s, "", "delete", "-k", dir)
@@ -68,9 +68,9 @@ spec:
       - {name: web, image: web, ports: [{containerPort: 80}]}
 `
 
-// monitoringCRDs replace those of the Prometheus operator. The API server accepts any object of
-// these kinds.
-const monitoringCRDs = `apiVersion: apiextensions.k8s.io/v1
+// monitoringCRDsManifest replace those of the Prometheus operator. The API server accepts any
+// object of these kinds.
+const monitoringCRDsManifest = `apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition
 metadata: {name: servicemonitors.monitoring.coreos.com}
 spec:
@@ -130,15 +130,15 @@ func unpackImage(t *testing.T) string {
 		t.Fatalf("building the image: %v\n%s", err, out)
 	}
 	img, err := packages.ReadImage(archive)
-	must(t, err)
-	must(t, img.WriteFiles(filepath.Join(dir, "root")))
+	failOnError(t, err)
+	failOnError(t, img.WriteFiles(filepath.Join(dir, "root")))
 	return filepath.Join(dir, "root")
 }
 
 func runKubectl(ctx context.Context, t *testing.T, s *cluster.Cluster, stdin string, args ...string) string {
 	t.Helper()
-	out, err := s.Kubectl(ctx, stdin, args...)
-	must(t, err)
+	out, err := s.RunKubectl(ctx, stdin, args...)
+	failOnError(t, err)
 	return out
 }
 
@@ -146,7 +146,7 @@ func runKubectl(ctx context.Context, t *testing.T, s *cluster.Cluster, stdin str
 // reaches its address.
 func checkFirstService(ctx context.Context, t *testing.T, s *cluster.Cluster, service string) {
 	t.Helper()
-	must(t, s.Apply(ctx, cluster.PoolManifest+"---\n"+everyKindManifest))
+	failOnError(t, s.ApplyManifests(ctx, cluster.PoolManifest+"---\n"+everyKindManifest))
 	runKubectl(ctx, t, s, "", "expose", "deployment", "web", "--name", service, "--port=80", "--type=LoadBalancer")
 	checkFirstAddress(ctx, t, s, service)
 	runKubectl(ctx, t, s, "", "delete", "service", service)
@@ -166,12 +166,12 @@ func checkNoEndpointsReported(ctx context.Context, t *testing.T, s *cluster.Clus
 func checkFirstAddress(ctx context.Context, t *testing.T, s *cluster.Cluster, service string) {
 	t.Helper()
 	a, err := s.AwaitAddress(ctx, "default", service)
-	must(t, err)
+	failOnError(t, err)
 	if a.String() != "192.168.0.201" {
 		t.Errorf("the first Service has the address %v, want the first of the pool, 192.168.0.201", a)
 	}
-	_, err = s.AwaitFetch(ctx, "client", "http://"+a.String()+"/")
-	must(t, err)
+	_, err = s.AwaitURL(ctx, "client", "http://"+a.String()+"/")
+	failOnError(t, err)
 }
 
 // checkNothingIsLeft checks that the cluster has no object of the installation any more.
@@ -185,18 +185,18 @@ func checkNothingIsLeft(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	}
 }
 
-// checkMayList checks whether a service account may list a resource in Gantry's namespace.
-func checkMayList(ctx context.Context, t *testing.T, s *cluster.Cluster, account, resource, want string) {
+// checkListRight checks whether a service account may list a resource in Gantry's namespace.
+func checkListRight(ctx context.Context, t *testing.T, s *cluster.Cluster, account, resource, want string) {
 	t.Helper()
-	out, _ := s.Kubectl(ctx, "", "auth", "can-i", "list", resource, "-n", names.Namespace, "--as=system:serviceaccount:"+names.Namespace+":"+account)
+	out, _ := s.RunKubectl(ctx, "", "auth", "can-i", "list", resource, "-n", names.Namespace, "--as=system:serviceaccount:"+names.Namespace+":"+account)
 	if strings.TrimSpace(out) != want {
 		t.Errorf("may %s list %s: %s, want %s", account, resource, out, want)
 	}
 }
 
 func checkLayer2Only(ctx context.Context, t *testing.T, s *cluster.Cluster) {
-	checkMayList(ctx, t, s, "gantry-speaker", "secrets", "no")
-	checkMayList(ctx, t, s, "gantry-controller", "secrets", "no")
+	checkListRight(ctx, t, s, "gantry-speaker", "secrets", "no")
+	checkListRight(ctx, t, s, "gantry-controller", "secrets", "no")
 }
 
 // checkMetricsEndpoints fetches the metrics as Prometheus does: from each endpoint of the Services
@@ -212,8 +212,8 @@ func checkMetricsEndpoints(ctx context.Context, t *testing.T, s *cluster.Cluster
 		}
 		loaded := 0
 		for _, e := range endpoints {
-			text, err := s.AwaitFetch(ctx, "client", "http://"+e+":"+port+"/metrics")
-			must(t, err)
+			text, err := s.AwaitURL(ctx, "client", "http://"+e+":"+port+"/metrics")
+			failOnError(t, err)
 			if strings.Contains(text, "\nmetallb_k8s_client_config_loaded_bool 1\n") {
 				loaded++
 			}
@@ -229,16 +229,16 @@ func checkMetricsEndpoints(ctx context.Context, t *testing.T, s *cluster.Cluster
 // checkWebhookRefusals checks that the webhook denies objects that contradict existing ones.
 func checkWebhookRefusals(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	overlapping := strings.Replace(strings.Split(cluster.PoolManifest, "---")[0], "first-pool", "second-pool", 1)
-	err := s.Apply(ctx, overlapping)
+	err := s.ApplyManifests(ctx, overlapping)
 	if err == nil || !strings.Contains(err.Error(), "denied the request") || !strings.Contains(err.Error(), "first-pool") {
 		t.Errorf("a pool that overlaps another gives %v, want an error with the name of the other", err)
 	}
-	if _, err := s.Kubectl(ctx, "", "-n", names.Namespace, "delete", "bfdprofile", "fast"); err == nil || !strings.Contains(err.Error(), "router") {
+	if _, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "delete", "bfdprofile", "fast"); err == nil || !strings.Contains(err.Error(), "router") {
 		t.Errorf("deleting a BFDProfile in use gives %v, want an error with the name of the BGPPeer", err)
 	}
-	must(t, s.Apply(ctx, strings.Replace(overlapping, "192.168.0.201-192.168.0.233", "192.168.0.240/29", 1)))
+	failOnError(t, s.ApplyManifests(ctx, strings.Replace(overlapping, "192.168.0.201-192.168.0.233", "192.168.0.240/29", 1)))
 	elsewhere := strings.NewReplacer("second-pool", "lost-pool", "namespace: metallb-system", "namespace: default", "192.168.0.201-192.168.0.233", "10.9.8.7").Replace(overlapping)
-	if err := s.Apply(ctx, elsewhere); err == nil || !strings.Contains(err.Error(), names.Namespace) {
+	if err := s.ApplyManifests(ctx, elsewhere); err == nil || !strings.Contains(err.Error(), names.Namespace) {
 		t.Errorf("a pool in another namespace gives %v, want an error with the right namespace", err)
 	}
 }
@@ -259,12 +259,12 @@ func testHelmChart(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	if out := helm("install", "gantry", dir, "--create-namespace"); !strings.Contains(out, "rollout status deployment/gantry-controller") {
 		t.Errorf("the notes lack the next step:\n%s", out)
 	}
-	must(t, s.AwaitRollout(ctx))
+	failOnError(t, s.AwaitRollout(ctx))
 	checkFirstService(ctx, t, s, "first")
 	runKubectl(ctx, t, s, "", "expose", "deployment", "web", "--name", "kept", "--port=80", "--type=LoadBalancer")
 	checkFirstAddress(ctx, t, s, "kept")
 	helm("upgrade", "gantry", dir, "--set", "webhook.enabled=true,prometheus.enabled=true,logLevel=debug")
-	must(t, s.AwaitRollout(ctx))
+	failOnError(t, s.AwaitRollout(ctx))
 	checkFirstAddress(ctx, t, s, "kept")
 	checkWebhookRefusals(ctx, t, s)
 	runKubectl(ctx, t, s, "", "delete", "service", "kept")

@@ -21,14 +21,14 @@ import (
 // testPings checks that speakers do not answer pings by default, and that they do with the setting.
 func testPings(ctx context.Context, t *testing.T, s *cluster.Cluster, addresses ...netip.Addr) {
 	wantNoPingAnswer(t, s, addresses...)
-	_, err := s.Kubectl(ctx, "", "-n", names.Namespace, "set", "env", "daemonset/gantry-speaker", answerPingSetting)
-	must(t, err)
-	must(t, s.AwaitRollout(ctx))
+	_, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "set", "env", "daemonset/gantry-speaker", answerPingEnvironment)
+	failOnError(t, err)
+	failOnError(t, s.AwaitRollout(ctx))
 	wantPingAnswers(ctx, t, s, addresses...)
 }
 
-// answerPingSetting turns answers to pings on.
-const answerPingSetting = "GANTRY_LAYER2_ANSWER_PING=true"
+// answerPingEnvironment turns answers to pings on.
+const answerPingEnvironment = "GANTRY_LAYER2_ANSWER_PING=true"
 
 func wantNoPingAnswer(t *testing.T, s *cluster.Cluster, addresses ...netip.Addr) {
 	t.Helper()
@@ -42,7 +42,7 @@ func wantNoPingAnswer(t *testing.T, s *cluster.Cluster, addresses ...netip.Addr)
 func wantPingAnswers(ctx context.Context, t *testing.T, s *cluster.Cluster, addresses ...netip.Addr) {
 	t.Helper()
 	for _, a := range addresses {
-		must(t, cluster.Await(ctx, "an answer to a ping of "+a.String(), func(context.Context) error {
+		failOnError(t, cluster.AwaitNoError(ctx, "an answer to a ping of "+a.String(), func(context.Context) error {
 			if n, heard := sendPings(t, s, a, 1, time.Second); n != 1 {
 				return fmt.Errorf("the client received %v", heard)
 			}
@@ -53,7 +53,7 @@ func wantPingAnswers(ctx context.Context, t *testing.T, s *cluster.Cluster, addr
 			t.Errorf("%d of 5 pings of %s were answered: %v", n, a, heard)
 		}
 		holder := awaitHolderOf(ctx, t, s, a).Status.Node
-		if readMetric(ctx, t, s, holder, fmt.Sprintf(`gantry_layer2_pings_answered_total{ip="%s"}`, a)) == 0 {
+		if readSpeakerMetric(ctx, t, s, holder, fmt.Sprintf(`gantry_layer2_pings_answered_total{ip="%s"}`, a)) == 0 {
 			t.Errorf("the metrics of %s count no ping of %s", holder, a)
 		}
 	}
@@ -68,7 +68,7 @@ func sendPings(t *testing.T, s *cluster.Cluster, a netip.Addr, times int, timeou
 		network, protocol, kind = "ip6:ipv6-icmp", 58, ipv6.ICMPTypeEchoRequest
 	}
 	var c *icmp.PacketConn
-	must(t, s.Host("client").Do(func() (err error) {
+	failOnError(t, s.Host("client").RunInside(func() (err error) {
 		c, err = icmp.ListenPacket(network, "")
 		return err
 	}))
@@ -76,18 +76,18 @@ func sendPings(t *testing.T, s *cluster.Cluster, a netip.Addr, times int, timeou
 	id := os.Getpid() & 0xffff
 	for seq := range times {
 		b, err := (&icmp.Message{Type: kind, Body: &icmp.Echo{ID: id, Seq: seq, Data: []byte("are you there?")}}).Marshal(nil)
-		must(t, err)
+		failOnError(t, err)
 		_, err = c.WriteTo(b, &net.IPAddr{IP: a.AsSlice()})
-		must(t, err)
+		failOnError(t, err)
 	}
 	heard = map[string]int{}
-	must(t, c.SetReadDeadline(time.Now().Add(timeout)))
+	failOnError(t, c.SetReadDeadline(time.Now().Add(timeout)))
 	for in := make([]byte, 2048); answers < times; {
 		n, from, err := c.ReadFrom(in)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			break
 		}
-		must(t, err)
+		failOnError(t, err)
 		m, err := icmp.ParseMessage(protocol, in[:n])
 		if err != nil {
 			continue

@@ -48,24 +48,24 @@ spec:
 // next free ones are assigned and announced.
 func testAddressProbe(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	for _, add := range []struct{ host, address string }{{"router", "192.168.0.240/24"}, {"router", "fd00:a8::400/64"}, {"node2", "192.168.0.241/24"}} {
-		must(t, s.Host(add.host).Do(exec.Command("ip", "address", "add", add.address, "dev", "eth0", "nodad").Run))
+		failOnError(t, s.Host(add.host).RunInside(exec.Command("ip", "address", "add", add.address, "dev", "eth0", "nodad").Run))
 	}
-	must(t, s.Apply(ctx, probingPoolManifest))
-	web := strings.ReplaceAll(dualStackEcho, "name: echo", "name: asked")
+	failOnError(t, s.ApplyManifests(ctx, probingPoolManifest))
+	web := strings.ReplaceAll(dualStackEchoManifest, "name: echo", "name: asked")
 	web = strings.Replace(web, "kind: Service\nmetadata:\n", "kind: Service\nmetadata:\n  annotations:\n    metallb.io/address-pool: asking\n", 1)
-	must(t, s.Apply(ctx, web))
+	failOnError(t, s.ApplyManifests(ctx, web))
 	got, err := s.AwaitAddresses(ctx, "default", "asked", 2)
-	must(t, err)
+	failOnError(t, err)
 	if want := []netip.Addr{netip.MustParseAddr("192.168.0.242"), netip.MustParseAddr("fd00:a8::401")}; !slices.Equal(got, want) {
 		t.Errorf("the Service has %v, want %v: the others are in use", got, want)
 	}
 	for _, a := range got {
 		startUDPStream(ctx, t, s, netip.AddrPortFrom(a, 7000).String()).Stop()
 	}
-	must(t, cluster.Await(ctx, "the reports of the used addresses", func(ctx context.Context) error {
+	failOnError(t, cluster.AwaitNoError(ctx, "the reports of the used addresses", func(ctx context.Context) error {
 		return checkQuarantineReported(ctx, s, "192.168.0.240", "192.168.0.241", "fd00:a8::400")
 	}))
-	must(t, cluster.Await(ctx, "the deletion of the AddressProbes", func(ctx context.Context) error {
+	failOnError(t, cluster.AwaitNoError(ctx, "the deletion of the AddressProbes", func(ctx context.Context) error {
 		var open v1alpha1.AddressProbeList
 		if err := s.API.List(ctx, &open); err != nil {
 			return err
@@ -77,8 +77,8 @@ func testAddressProbe(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	}))
 
 	// A Service that requests such an address gets the reason.
-	must(t, s.Apply(ctx, strings.Replace(cluster.EchoManifest("named", "node3"), "kind: Service\nmetadata:\n", "kind: Service\nmetadata:\n  annotations:\n    metallb.io/loadBalancerIPs: 192.168.0.240\n", 1)))
-	must(t, cluster.Await(ctx, "the reason", func(ctx context.Context) error {
+	failOnError(t, s.ApplyManifests(ctx, strings.Replace(cluster.EchoManifest("named", "node3"), "kind: Service\nmetadata:\n", "kind: Service\nmetadata:\n  annotations:\n    metallb.io/loadBalancerIPs: 192.168.0.240\n", 1)))
+	failOnError(t, cluster.AwaitNoError(ctx, "the reason", func(ctx context.Context) error {
 		svc, err := s.GetService(ctx, "default", "named")
 		if err != nil {
 			return err

@@ -34,8 +34,8 @@ func (d accountAction) String() string {
 	return fmt.Sprintf("%s: %s %s.%s %s", d.account, d.verb, d.resource, d.group, where)
 }
 
-// rarelyUsedRights are rights that this test does not use, and what would use them.
-var rarelyUsedRights = map[string]string{
+// reasonByRarelyUsedRight are rights that this test does not use, and what would use them.
+var reasonByRarelyUsedRight = map[string]string{
 	"patch events":   "an event that is repeated",
 	"update secrets": "the webhook's certificate expires soon",
 
@@ -50,8 +50,8 @@ var rarelyUsedRights = map[string]string{
 // too many.
 func checkRightsAreUsed(t *testing.T, log string) {
 	t.Helper()
-	done, refused := readActions(t, log)
-	all := readRights(t)
+	done, refused := readAuditedActions(t, log)
+	all := readGrantedRights(t)
 	for d, message := range refused {
 		// During the uninstallation a Pod may still run after its rights are gone.
 		anywhere := d
@@ -61,17 +61,17 @@ func checkRightsAreUsed(t *testing.T, log string) {
 		}
 	}
 	for _, right := range all {
-		if isUsed(right, done) || rarelyUsedRights[right.verb+" "+right.resource] != "" {
+		if isRightUsed(right, done) || reasonByRarelyUsedRight[right.verb+" "+right.resource] != "" {
 			continue
 		}
 		t.Errorf("never used: %v", right)
 	}
 }
 
-// isUsed reports whether one of the actions needs the right. A watch needs list too, if the API
-// server cannot send the initial objects in the watch, and list allows get. An apply of a new
+// isRightUsed reports whether one of the actions needs the right. A watch needs list too, if the
+// API server cannot send the initial objects in the watch, and list allows get. An apply of a new
 // object needs create.
-func isUsed(right accountAction, done map[accountAction]bool) bool {
+func isRightUsed(right accountAction, done map[accountAction]bool) bool {
 	verbs := []string{right.verb}
 	if right.verb == "get" || right.verb == "list" {
 		verbs = append(verbs, "list", "watch")
@@ -89,11 +89,11 @@ func isUsed(right accountAction, done map[accountAction]bool) bool {
 	return false
 }
 
-// readActions returns the allowed and the denied requests in an audit log.
-func readActions(t *testing.T, path string) (done map[accountAction]bool, refused map[accountAction]string) {
+// readAuditedActions returns the allowed and the denied requests in an audit log.
+func readAuditedActions(t *testing.T, path string) (done map[accountAction]bool, refused map[accountAction]string) {
 	t.Helper()
 	f, err := os.Open(path)
-	must(t, err)
+	failOnError(t, err)
 	defer f.Close()
 	done, refused = map[accountAction]bool{}, map[accountAction]string{}
 	lines := bufio.NewScanner(f)
@@ -108,7 +108,7 @@ func readActions(t *testing.T, path string) (done map[accountAction]bool, refuse
 				Message string
 			} `json:"responseStatus"`
 		}
-		must(t, json.Unmarshal(lines.Bytes(), &e))
+		failOnError(t, json.Unmarshal(lines.Bytes(), &e))
 		if e.ObjectRef == nil { // discovery, which every account may use
 			continue
 		}
@@ -126,25 +126,26 @@ func readActions(t *testing.T, path string) (done map[accountAction]bool, refuse
 			done[d] = true
 		}
 	}
-	must(t, lines.Err())
+	failOnError(t, lines.Err())
 	if len(done) == 0 {
 		t.Error("the audit log has no request of a service account: this test looks in the wrong place")
 	}
 	return done, refused
 }
 
-// readRights returns the rights that the manifests grant. The webhook's overlay has all of them.
-func readRights(t *testing.T) []accountAction {
+// readGrantedRights returns the rights that the manifests grant. The webhook's overlay has all of
+// them.
+func readGrantedRights(t *testing.T) []accountAction {
 	t.Helper()
 	text, err := packages.RenderKustomize(t.Context(), "webhook")
-	must(t, err)
+	failOnError(t, err)
 	objects, err := packages.SplitObjects(text)
-	must(t, err)
+	failOnError(t, err)
 	rules := map[string][]rbacv1.PolicyRule{} // by kind and name of the role
 	for _, o := range objects {
 		var role rbacv1.ClusterRole // a Role has the same fields
 		if k := o.GetKind(); k == "ClusterRole" || k == "Role" {
-			must(t, runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, &role))
+			failOnError(t, runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, &role))
 			rules[k+role.Name] = role.Rules
 		}
 	}
@@ -154,9 +155,9 @@ func readRights(t *testing.T) []accountAction {
 			continue
 		}
 		var b rbacv1.RoleBinding
-		must(t, runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, &b))
+		failOnError(t, runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, &b))
 		for _, r := range rules[b.RoleRef.Kind+b.RoleRef.Name] {
-			out = append(out, grantedActions(r, b.Subjects[0].Name, b.Kind == "RoleBinding")...)
+			out = append(out, actionsGrantedByRule(r, b.Subjects[0].Name, b.Kind == "RoleBinding")...)
 		}
 	}
 	if len(out) == 0 {
@@ -165,7 +166,7 @@ func readRights(t *testing.T) []accountAction {
 	return out
 }
 
-func grantedActions(r rbacv1.PolicyRule, account string, inside bool) []accountAction {
+func actionsGrantedByRule(r rbacv1.PolicyRule, account string, inside bool) []accountAction {
 	var out []accountAction
 	for _, group := range r.APIGroups {
 		for _, resource := range r.Resources {

@@ -18,7 +18,7 @@ import (
 
 // readmeBlock is a code block of the README: its kind (sh, yaml, frr), its text, and the file name
 // that the text before it gives.
-type readmeBlock struct{ kind, text, name string }
+type readmeBlock struct{ language, text, fileName string }
 
 var fencedBlockPattern = regexp.MustCompile("(?ms)^```(\\w+)\n(.*?)^```$")
 
@@ -29,7 +29,7 @@ var fileNamePattern = regexp.MustCompile("`([\\w-]+\\.yaml)`:\\s*$")
 func readClusterSection(t *testing.T) map[string][]readmeBlock {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(lab.RepositoryRoot(), "README.md"))
-	must(t, err)
+	failOnError(t, err)
 	_, section, found := strings.Cut(string(text), "\n## On a real cluster\n")
 	if !found {
 		t.Fatal("the README has no section on real clusters")
@@ -39,9 +39,9 @@ func readClusterSection(t *testing.T) map[string][]readmeBlock {
 	for _, part := range strings.Split(section, "\n### ")[1:] {
 		title, body, _ := strings.Cut(part, "\n")
 		for _, at := range fencedBlockPattern.FindAllStringSubmatchIndex(body, -1) {
-			b := readmeBlock{kind: body[at[2]:at[3]], text: body[at[4]:at[5]]}
+			b := readmeBlock{language: body[at[2]:at[3]], text: body[at[4]:at[5]]}
 			if m := fileNamePattern.FindStringSubmatch(body[:at[0]]); m != nil {
-				b.name = m[1]
+				b.fileName = m[1]
 			}
 			blocks[title] = append(blocks[title], b)
 		}
@@ -49,44 +49,44 @@ func readClusterSection(t *testing.T) map[string][]readmeBlock {
 	return blocks
 }
 
-// reader follows the README in a clone of the repository, on the hosts of the lab.
-type reader struct {
+// readmeReader follows the README in a clone of the repository, on the hosts of the lab.
+type readmeReader struct {
 	*cluster.Cluster
-	dir string
-	env []string
+	cloneDir    string
+	environment []string
 }
 
-func newReader(t *testing.T, s *cluster.Cluster) *reader {
+func newReadmeReader(t *testing.T, s *cluster.Cluster) *readmeReader {
 	t.Helper()
 	dir := t.TempDir()
 	for _, name := range []string{"charts", "config"} {
-		must(t, os.Symlink(filepath.Join(lab.RepositoryRoot(), name), filepath.Join(dir, name)))
+		failOnError(t, os.Symlink(filepath.Join(lab.RepositoryRoot(), name), filepath.Join(dir, name)))
 	}
 	home := t.TempDir()
 	path := strings.Join([]string{s.KubeDir(), filepath.Join(lab.RepositoryRoot(), "bin"), os.Getenv("PATH")}, ":")
-	return &reader{s, dir, append(os.Environ(), "KUBECONFIG="+s.Kubeconfig(), "HOME="+home, "PATH="+path)}
+	return &readmeReader{s, dir, append(os.Environ(), "KUBECONFIG="+s.Kubeconfig(), "HOME="+home, "PATH="+path)}
 }
 
-// follow does what a code block says: it writes a file, runs commands, or starts a router with its
-// configuration. A block that is a curl command is fetched on the host from.
-func (w *reader) follow(ctx context.Context, t *testing.T, b readmeBlock, from string) {
+// followCodeBlock does what a code block says: it writes a file, runs commands, or starts a router
+// with its configuration. A block that is a curl command is fetched on the host from.
+func (w *readmeReader) followCodeBlock(ctx context.Context, t *testing.T, b readmeBlock, from string) {
 	t.Helper()
 	switch url, fetches := strings.CutPrefix(strings.TrimSpace(b.text), "curl "); {
-	case b.kind == "yaml":
-		must(t, os.WriteFile(filepath.Join(w.dir, b.name), []byte(b.text), 0o600))
-	case b.kind == "frr":
-		must(t, w.Router("router", router.FRR).Start(ctx, b.text))
-	case b.kind != "sh":
-		t.Fatalf("this test cannot follow a code block of the kind %q", b.kind)
+	case b.language == "yaml":
+		failOnError(t, os.WriteFile(filepath.Join(w.cloneDir, b.fileName), []byte(b.text), 0o600))
+	case b.language == "frr":
+		failOnError(t, w.Router("router", router.FRR).Start(ctx, b.text))
+	case b.language != "sh":
+		t.Fatalf("this test cannot follow a code block of the kind %q", b.language)
 	case fetches:
-		_, err := w.AwaitFetch(ctx, from, url)
-		must(t, err)
+		_, err := w.AwaitURL(ctx, from, url)
+		failOnError(t, err)
 	default:
 		cmd := exec.CommandContext(ctx, "sh", "-eu")
-		cmd.Dir, cmd.Env, cmd.Stdin = w.dir, w.env, strings.NewReader(b.text)
+		cmd.Dir, cmd.Env, cmd.Stdin = w.cloneDir, w.environment, strings.NewReader(b.text)
 		out, err := cmd.CombinedOutput()
 		if err != nil {
-			must(t, fmt.Errorf("%s%w: %s", b.text, err, out))
+			failOnError(t, fmt.Errorf("%s%w: %s", b.text, err, out))
 		}
 	}
 }
@@ -94,7 +94,7 @@ func (w *reader) follow(ctx context.Context, t *testing.T, b readmeBlock, from s
 // TestReadmeOnRealCluster follows the README's section on real clusters literally, once with Helm
 // and once with kustomize.
 func TestReadmeOnRealCluster(t *testing.T) {
-	for _, m := range []string{packages.MissingProgram(), router.MissingPrerequisite(router.FRR)} {
+	for _, m := range []string{packages.DescribeMissingProgram(), router.MissingPrerequisite(router.FRR)} {
 		if m != "" {
 			t.Skip(m)
 		}
@@ -105,11 +105,11 @@ func TestReadmeOnRealCluster(t *testing.T) {
 		t.Fatalf("%d ways to install and %d to uninstall, want Helm and kustomize, and the wait after both", len(install)-1, len(remove))
 	}
 	ctx, s := startClusterWithoutGantry(t, lab.Options{Nodes: 3})
-	w := newReader(t, s)
+	w := newReadmeReader(t, s)
 	for i, way := range []string{"Helm", "kustomize"} {
 		t.Run(way, func(t *testing.T) {
-			w.follow(ctx, t, install[i], "")
-			w.follow(ctx, t, install[2], "")
+			w.followCodeBlock(ctx, t, install[i], "")
+			w.followCodeBlock(ctx, t, install[2], "")
 			for _, part := range []struct{ title, from string }{
 				{"Addresses of the nodes' own network", "client"},
 				{"Addresses behind routers", "far"},
@@ -120,12 +120,12 @@ func TestReadmeOnRealCluster(t *testing.T) {
 					t.Fatalf("the README has no code block under %q", part.title)
 				}
 				for _, b := range blocks {
-					w.follow(ctx, t, b, part.from)
+					w.followCodeBlock(ctx, t, b, part.from)
 				}
 			}
 			runKubectl(ctx, t, s, "", "delete", "service,deployment", "web", "--ignore-not-found")
 			runKubectl(ctx, t, s, "", "delete", "service", "web-routed")
-			w.follow(ctx, t, remove[i], "")
+			w.followCodeBlock(ctx, t, remove[i], "")
 		})
 	}
 	checkNothingIsLeft(ctx, t, s)

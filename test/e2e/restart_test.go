@@ -33,17 +33,17 @@ metadata: {name: all, namespace: metallb-system}
 // holder is replaced, and speakers that all restart resume what they announced before.
 func TestAPIServerUnreachable(t *testing.T) {
 	ctx, s := startCluster(t, lab.Options{Nodes: 4, Families: lab.DualStack})
-	must(t, s.Apply(ctx, dualStackPool))
-	must(t, s.Apply(ctx, requireDualStack(cluster.EchoManifest("echo", "node4"))))
-	_, err := s.Kubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true")
-	must(t, err)
+	failOnError(t, s.ApplyManifests(ctx, dualStackPoolManifest))
+	failOnError(t, s.ApplyManifests(ctx, withRequiredDualStack(cluster.EchoManifest("echo", "node4"))))
+	_, err := s.RunKubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true")
+	failOnError(t, err)
 	addresses, err := s.AwaitAddresses(ctx, "default", "echo", 2)
-	must(t, err)
+	failOnError(t, err)
 	_, err = s.AwaitHolders(ctx, "echo", 2)
-	must(t, err)
+	failOnError(t, err)
 	tor := s.Router("router", router.FRR)
-	must(t, tor.Start(ctx, documentedFRRConfig(t)))
-	must(t, s.Apply(ctx, gracefulRestartManifest))
+	failOnError(t, tor.Start(ctx, documentedFRRConfig(t)))
+	failOnError(t, s.ApplyManifests(ctx, gracefulRestartManifest))
 	vip, nodes := netip.PrefixFrom(addresses[0], addresses[0].BitLen()), []string{"node1", "node2", "node3"}
 	awaitNextHops(ctx, t, s, vip, "192.168.0.11", "192.168.0.12", "192.168.0.13")
 
@@ -51,23 +51,23 @@ func TestAPIServerUnreachable(t *testing.T) {
 	t.Run("all speakers restart", func(t *testing.T) {
 		w := watchService(ctx, t, s, addresses)
 		w.awaitAnswers(ctx, t, 500) // the speakers save a checkpoint once per second
-		must(t, s.StopAPI(ctx))
+		failOnError(t, s.StopAPI(ctx))
 		w.awaitAnswers(ctx, t, 200) // a lost watch must not withdraw anything
-		far, err := s.StreamUDP(ctx, "far", netip.AddrPortFrom(addresses[0], 7000).String(), 200)
-		must(t, err)
-		must(t, far.AwaitAnswers(ctx, 50))
+		far, err := s.StartUDPStream(ctx, "far", netip.AddrPortFrom(addresses[0], 7000).String(), 200)
+		failOnError(t, err)
+		failOnError(t, far.AwaitAnswers(ctx, 50))
 		begun := map[string]int{}
 		for _, n := range nodes {
 			begun[n] = countSessionStarts(ctx, t, s, n)
 		}
 		for _, n := range []string{"node1", "node2", "node3", "node4"} {
-			must(t, s.SignalProgram(ctx, n, "gantry-speaker", syscall.SIGKILL))
+			failOnError(t, s.SignalProgram(ctx, n, "gantry-speaker", syscall.SIGKILL))
 		}
 		w.awaitAnswers(ctx, t, 300)
 		settled := time.Now()
 		w.awaitAnswers(ctx, t, 200)
 		for a, answers := range w.stopAndCollect(t) {
-			late := slices.DeleteFunc(answers, func(x cluster.NeighborAnswer) bool { return x.At.Before(settled) })
+			late := slices.DeleteFunc(answers, func(x cluster.NeighborAnswer) bool { return x.CapturedAt.Before(settled) })
 			macs := answeringMACs(late)
 			if len(macs) != 1 {
 				t.Fatalf("after the restart %v answer for %s, want one node", macs, a)
@@ -76,7 +76,7 @@ func TestAPIServerUnreachable(t *testing.T) {
 				holder = nodeWithMAC(t, s, macs[0])
 			}
 		}
-		must(t, cluster.Await(ctx, "new sessions with the router", func(ctx context.Context) error {
+		failOnError(t, cluster.AwaitNoError(ctx, "new sessions with the router", func(ctx context.Context) error {
 			for _, n := range nodes {
 				if countSessionStarts(ctx, t, s, n) == begun[n] {
 					return fmt.Errorf("the session of %s is still the old one", n)
@@ -89,20 +89,20 @@ func TestAPIServerUnreachable(t *testing.T) {
 			return err
 		}))
 		awaitNextHops(ctx, t, s, vip, "192.168.0.11", "192.168.0.12", "192.168.0.13")
-		if o := far.Stop(); o.Lost > 0 {
-			t.Errorf("%d of %d requests through the router were lost", o.Lost, o.Sent)
+		if o := far.Stop(); o.LostCount > 0 {
+			t.Errorf("%d of %d requests through the router were lost", o.LostCount, o.SentCount)
 		}
 	})
 	t.Run("a dead holder is replaced", func(t *testing.T) {
 		w := watchService(ctx, t, s, addresses)
-		must(t, s.CutCable(ctx, holder))
+		failOnError(t, s.CutCable(ctx, holder))
 		w.awaitAnswers(ctx, t, 300)
 		w.stopAndCollect(t)
-		must(t, s.PlugCable(ctx, holder))
+		failOnError(t, s.PlugCable(ctx, holder))
 	})
 	t.Run("the API server comes back", func(t *testing.T) {
-		must(t, s.StartAPI(ctx))
-		must(t, cluster.Await(ctx, "the current holders in the API", func(ctx context.Context) error {
+		failOnError(t, s.StartAPI(ctx))
+		failOnError(t, cluster.AwaitNoError(ctx, "the current holders in the API", func(ctx context.Context) error {
 			now, err := s.AwaitHolders(ctx, "echo", 2)
 			// it lost its addresses when its cable was cut, and does not take them back
 			if err == nil && slices.Contains(now, holder) {
@@ -110,23 +110,23 @@ func TestAPIServerUnreachable(t *testing.T) {
 			}
 			return err
 		}))
-		must(t, s.Apply(ctx, cluster.EchoManifest("later", "node4")))
+		failOnError(t, s.ApplyManifests(ctx, cluster.EchoManifest("later", "node4")))
 		address, err := s.AwaitAddress(ctx, "default", "later")
-		must(t, err)
-		stream, err := s.StreamUDP(ctx, "client", netip.AddrPortFrom(address, 7000).String(), 100)
-		must(t, err)
+		failOnError(t, err)
+		stream, err := s.StartUDPStream(ctx, "client", netip.AddrPortFrom(address, 7000).String(), 100)
+		failOnError(t, err)
 		// kube-proxy retries once a minute after a long outage of the API server.
 		for range 3 {
 			if err = stream.AwaitAnswers(ctx, 50); err == nil {
 				break
 			}
 		}
-		must(t, err)
+		failOnError(t, err)
 		stream.Stop()
-		_, err = s.Kubectl(ctx, "", "delete", "service", "echo")
-		must(t, err)
-		must(t, cluster.Await(ctx, "the release of the addresses", func(context.Context) error {
-			out, err := s.Kubectl(ctx, "", "-n", "metallb-system", "get", "servicel2statuses", "-l", names.LabelServiceName+"=echo", "-o", "name")
+		_, err = s.RunKubectl(ctx, "", "delete", "service", "echo")
+		failOnError(t, err)
+		failOnError(t, cluster.AwaitNoError(ctx, "the release of the addresses", func(context.Context) error {
+			out, err := s.RunKubectl(ctx, "", "-n", "metallb-system", "get", "servicel2statuses", "-l", names.LabelServiceName+"=echo", "-o", "name")
 			if err == nil && out != "" {
 				err = errors.New(out)
 			}
@@ -140,7 +140,7 @@ func nodeWithMAC(t *testing.T, s *cluster.Cluster, mac string) string {
 	t.Helper()
 	for _, n := range []string{"node1", "node2", "node3", "node4"} {
 		own, err := s.HostMAC(n)
-		must(t, err)
+		failOnError(t, err)
 		if own == mac {
 			return n
 		}

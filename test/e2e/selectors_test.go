@@ -68,17 +68,17 @@ func TestSelectorEdits(t *testing.T) {
 	ctx, s := startCluster(t, lab.Options{Nodes: 3, Families: lab.DualStack})
 	kubectl := func(args ...string) {
 		t.Helper()
-		_, err := s.Kubectl(ctx, "", args...)
-		must(t, err)
+		_, err := s.RunKubectl(ctx, "", args...)
+		failOnError(t, err)
 	}
 	for _, n := range []string{"node1", "node2", "node3"} {
 		kubectl("label", "node", n, "rack="+n)
 	}
-	must(t, s.Apply(ctx, selectedPoolManifest))
-	must(t, s.Apply(ctx, dualStackWebManifest))
+	failOnError(t, s.ApplyManifests(ctx, selectedPoolManifest))
+	failOnError(t, s.ApplyManifests(ctx, dualStackWebManifest))
 	_, err := s.AwaitAddress(ctx, "default", "web")
-	must(t, err)
-	must(t, awaitAnnouncedCondition(ctx, s, "web", "False", names.ReasonNoAdvertisement))
+	failOnError(t, err)
+	failOnError(t, awaitAnnouncedCondition(ctx, s, "web", "False", names.ReasonNoAdvertisement))
 
 	steps := []struct {
 		name, spec string
@@ -105,22 +105,22 @@ func TestSelectorEdits(t *testing.T) {
 	for _, step := range steps {
 		t.Run(step.name, func(t *testing.T) {
 			if step.spec != "" {
-				must(t, s.Apply(ctx, l2AdvertisementManifest(step.spec)))
+				failOnError(t, s.ApplyManifests(ctx, l2AdvertisementManifest(step.spec)))
 			}
 			if step.edit != nil {
 				step.edit()
 			}
 			if !strings.HasPrefix(step.want, "node") {
-				must(t, awaitAnnouncedCondition(ctx, s, "web", "False", names.Reason(step.want)))
-				must(t, awaitWarningEvent(ctx, s, "web", names.Reason(step.want)))
-				must(t, awaitNoAnswer(ctx, s))
+				failOnError(t, awaitAnnouncedCondition(ctx, s, "web", "False", names.Reason(step.want)))
+				failOnError(t, awaitWarningEvent(ctx, s, "web", names.Reason(step.want)))
+				failOnError(t, awaitNoAnswer(ctx, s))
 				return
 			}
-			must(t, awaitAnnouncedCondition(ctx, s, "web", "True", names.ReasonAnnounced))
-			must(t, awaitHolderPrefix(ctx, s, "web", step.want))
+			failOnError(t, awaitAnnouncedCondition(ctx, s, "web", "True", names.ReasonAnnounced))
+			failOnError(t, awaitHolderNodePrefix(ctx, s, "web", step.want))
 			for _, url := range []string{"http://192.168.0.210/", "http://[fd00:a8::210]/"} {
-				_, err := s.AwaitFetch(ctx, "client", url)
-				must(t, err)
+				_, err := s.AwaitURL(ctx, "client", url)
+				failOnError(t, err)
 			}
 		})
 	}
@@ -131,7 +131,7 @@ func TestSelectorEdits(t *testing.T) {
 // awaitAnnouncedCondition waits until the condition Announced of the Service has this status and
 // reason.
 func awaitAnnouncedCondition(ctx context.Context, s *cluster.Cluster, service, status string, reason names.Reason) error {
-	return cluster.Await(ctx, fmt.Sprintf("Announced=%s, %s on Service %s", status, reason, service), func(ctx context.Context) error {
+	return cluster.AwaitNoError(ctx, fmt.Sprintf("Announced=%s, %s on Service %s", status, reason, service), func(ctx context.Context) error {
 		svc, err := s.GetService(ctx, "default", service)
 		if err != nil {
 			return err
@@ -146,7 +146,7 @@ func awaitAnnouncedCondition(ctx context.Context, s *cluster.Cluster, service, s
 
 // awaitWarningEvent waits for the event that no node announces the Service any more.
 func awaitWarningEvent(ctx context.Context, s *cluster.Cluster, service string, reason names.Reason) error {
-	return cluster.Await(ctx, fmt.Sprintf("the event %s for %s on Service %s", names.EventAnnounceFailed, reason, service), func(ctx context.Context) error {
+	return cluster.AwaitNoError(ctx, fmt.Sprintf("the event %s for %s on Service %s", names.EventAnnounceFailed, reason, service), func(ctx context.Context) error {
 		var events eventsv1.EventList
 		if err := s.API.List(ctx, &events, client.InNamespace("default")); err != nil {
 			return err
@@ -160,10 +160,10 @@ func awaitWarningEvent(ctx context.Context, s *cluster.Cluster, service string, 
 	})
 }
 
-// awaitHolderPrefix waits until the Service has a ServiceL2Status, and the node of each one has
+// awaitHolderNodePrefix waits until the Service has a ServiceL2Status, and the node of each one has
 // this prefix.
-func awaitHolderPrefix(ctx context.Context, s *cluster.Cluster, service, node string) error {
-	return cluster.Await(ctx, service+" at "+node, func(ctx context.Context) error {
+func awaitHolderNodePrefix(ctx context.Context, s *cluster.Cluster, service, node string) error {
+	return cluster.AwaitNoError(ctx, service+" at "+node, func(ctx context.Context) error {
 		var list v1beta1.ServiceL2StatusList
 		if err := s.API.List(ctx, &list, client.InNamespace(names.Namespace), client.MatchingLabels{names.LabelServiceName: service}); err != nil {
 			return err
@@ -182,14 +182,14 @@ func awaitHolderPrefix(ctx context.Context, s *cluster.Cluster, service, node st
 
 // awaitNoAnswer waits until neither address answers a client without neighbor entries.
 func awaitNoAnswer(ctx context.Context, s *cluster.Cluster) error {
-	return cluster.Await(ctx, "silence", func(ctx context.Context) error {
-		if err := s.Host("client").Do(flushNeighbors); err != nil {
+	return cluster.AwaitNoError(ctx, "silence", func(ctx context.Context) error {
+		if err := s.Host("client").RunInside(flushNeighbors); err != nil {
 			return err
 		}
 		var four, six error
 		g, ctx := errgroup.WithContext(ctx)
-		g.Go(func() error { _, four = s.Fetch(ctx, "client", "http://192.168.0.210/"); return nil })
-		g.Go(func() error { _, six = s.Fetch(ctx, "client", "http://[fd00:a8::210]/"); return nil })
+		g.Go(func() error { _, four = s.FetchURL(ctx, "client", "http://192.168.0.210/"); return nil })
+		g.Go(func() error { _, six = s.FetchURL(ctx, "client", "http://[fd00:a8::210]/"); return nil })
 		_ = g.Wait()
 		if four == nil || six == nil {
 			return fmt.Errorf("an address answers: %v, %v", four, six)
@@ -211,8 +211,8 @@ func flushNeighbors() error {
 func setNetworkUnavailable(ctx context.Context, t *testing.T, s *cluster.Cluster, node, status string) {
 	t.Helper()
 	patch := fmt.Sprintf(`{"status":{"conditions":[{"type":"NetworkUnavailable","status":%q,"reason":"Test","message":"set by a test"}]}}`, status)
-	_, err := s.Kubectl(ctx, "", "patch", "node", node, "--subresource=status", "--type=strategic", "-p", patch)
-	must(t, err)
+	_, err := s.RunKubectl(ctx, "", "patch", "node", node, "--subresource=status", "--type=strategic", "-p", patch)
+	failOnError(t, err)
 }
 
 // testSharedAddress adds two Services that share an address, and one of another class, which Gantry
@@ -231,25 +231,25 @@ spec:
 %s---
 `, name, protocol, more)
 	}
-	must(t, s.Apply(ctx, service("dns-tcp", "TCP", "")+service("dns-udp", "UDP", "")+service("foreign", "TCP", "  loadBalancerClass: example.com/other\n")))
+	failOnError(t, s.ApplyManifests(ctx, service("dns-tcp", "TCP", "")+service("dns-udp", "UDP", "")+service("foreign", "TCP", "  loadBalancerClass: example.com/other\n")))
 	for _, name := range []string{"dns-tcp", "dns-udp"} {
 		a, err := s.AwaitAddress(ctx, "default", name)
-		must(t, err)
+		failOnError(t, err)
 		if a.String() != "192.168.0.215" {
 			t.Errorf("%s got %s", name, a)
 		}
-		must(t, awaitAnnouncedCondition(ctx, s, name, "True", names.ReasonAnnounced))
+		failOnError(t, awaitAnnouncedCondition(ctx, s, name, "True", names.ReasonAnnounced))
 	}
 	first, err := s.AwaitHolder(ctx, "dns-tcp", "")
-	must(t, err)
+	failOnError(t, err)
 	if second, err := s.AwaitHolder(ctx, "dns-udp", ""); err != nil || first != second {
 		t.Errorf("the shared address is held by %s and by %s (%v)", first, second, err)
 	}
-	if _, err := s.AwaitFetch(ctx, "client", "http://192.168.0.215:53/"); err != nil {
+	if _, err := s.AwaitURL(ctx, "client", "http://192.168.0.215:53/"); err != nil {
 		t.Error(err)
 	}
 	foreign, err := s.GetService(ctx, "default", "foreign")
-	must(t, err)
+	failOnError(t, err)
 	if n := len(foreign.Status.LoadBalancer.Ingress) + len(foreign.Status.Conditions); n > 0 || foreign.Annotations["metallb.io/ip-allocated-from-pool"] != "" {
 		t.Errorf("a Service of another class was changed: %+v", foreign.Status)
 	}
@@ -260,7 +260,7 @@ spec:
 func testConfigurationStates(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	expect := func(result v1beta1.ConfigurationResult, text string) {
 		t.Helper()
-		must(t, cluster.Await(ctx, string(result)+" from every component", func(ctx context.Context) error {
+		failOnError(t, cluster.AwaitNoError(ctx, string(result)+" from every component", func(ctx context.Context) error {
 			var list v1beta1.ConfigurationStateList
 			if err := s.API.List(ctx, &list, client.InNamespace(names.Namespace)); err != nil {
 				return err
@@ -277,12 +277,12 @@ func testConfigurationStates(ctx context.Context, t *testing.T, s *cluster.Clust
 		}))
 	}
 	expect(v1beta1.ConfigurationValid, "")
-	must(t, s.Apply(ctx, strings.NewReplacer("name: dual", "name: second", "192.168.0.210-192.168.0.219, ", "192.168.0.230-192.168.0.220, ", "210-fd", "230-fd", "219\"", "239\"").Replace(selectedPoolManifest)))
+	failOnError(t, s.ApplyManifests(ctx, strings.NewReplacer("name: dual", "name: second", "192.168.0.210-192.168.0.219, ", "192.168.0.230-192.168.0.220, ", "210-fd", "230-fd", "219\"", "239\"").Replace(selectedPoolManifest)))
 	expect(v1beta1.ConfigurationInvalid, `configuration error: IPAddressPool metallb-system/second: spec.addresses[0]: the range "192.168.0.230-192.168.0.220" ends before it starts`)
-	_, err := s.Kubectl(ctx, "", "-n", names.Namespace, "delete", "configurationstate", "speaker-node2", "controller")
-	must(t, err)
+	_, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "delete", "configurationstate", "speaker-node2", "controller")
+	failOnError(t, err)
 	expect(v1beta1.ConfigurationInvalid, "ends before it starts")
-	_, err = s.Kubectl(ctx, "", "-n", names.Namespace, "delete", "ipaddresspool", "second")
-	must(t, err)
+	_, err = s.RunKubectl(ctx, "", "-n", names.Namespace, "delete", "ipaddresspool", "second")
+	failOnError(t, err)
 	expect(v1beta1.ConfigurationValid, "")
 }

@@ -14,21 +14,22 @@ import (
 	"github.com/gantry-lb/gantry/test/lab"
 )
 
-// TestABrokenRightToShare has a tenant break and mend the right of two Services to share an address as fast as the API server takes
-// it: nobody asks for all Services, the others are served, and in the end both have the address.
+// TestABrokenRightToShare has a tenant break and mend the right of two Services to share an address
+// as fast as the API server takes it: nobody asks for all Services, the others are served, and in
+// the end both have the address.
 func TestABrokenRightToShare(t *testing.T) {
 	ctx, s := startCluster(t, lab.Options{Nodes: 1})
-	must(t, s.Apply(ctx, widePoolManifest))
+	failOnError(t, s.ApplyManifests(ctx, widePoolManifest))
 	for i, name := range []string{"a", "b"} {
 		o := cluster.NewService("default", name, "")
 		o.Annotations = map[string]string{names.AnnotationSharing: "k", names.AnnotationLoadBalancerIPs: "10.77.0.200"}
 		o.Spec.Ports[0].Port = int32(80 + i)
-		must(t, s.API.Create(ctx, o))
+		failOnError(t, s.API.Create(ctx, o))
 		_, err := s.AwaitAddress(ctx, "default", name)
-		must(t, err)
+		failOnError(t, err)
 	}
 	before, err := s.CountRequests(ctx, "LIST")
-	must(t, err)
+	failOnError(t, err)
 	lost := 0
 	var tenant errgroup.Group
 	tenant.Go(func() error {
@@ -48,14 +49,14 @@ func TestABrokenRightToShare(t *testing.T) {
 	})
 	for i := range 10 {
 		name := fmt.Sprint("other-", i)
-		must(t, s.API.Create(ctx, cluster.NewService("default", name, "")))
+		failOnError(t, s.API.Create(ctx, cluster.NewService("default", name, "")))
 		_, err := s.AwaitAddress(ctx, "default", name)
-		must(t, err)
+		failOnError(t, err)
 	}
-	must(t, tenant.Wait())
+	failOnError(t, tenant.Wait())
 	for _, name := range []string{"a", "b"} {
 		address, err := s.AwaitAddress(ctx, "default", name)
-		must(t, err)
+		failOnError(t, err)
 		if address.String() != "10.77.0.200" {
 			t.Errorf("Service %s has %s, want 10.77.0.200", name, address)
 		}
@@ -64,7 +65,7 @@ func TestABrokenRightToShare(t *testing.T) {
 		t.Error("the Service that was edited never lost its address: the right to share was not broken")
 	}
 	now, err := s.CountRequests(ctx, "LIST")
-	must(t, err)
+	failOnError(t, err)
 	if n := now.Since(before)["services"]; n > 0 {
 		t.Errorf("all Services were read %d times", n)
 	}

@@ -13,7 +13,7 @@ import (
 // testServiceTypes changes a Service to every type and back. With any other type nothing of Gantry
 // is left on it and its address is free; as a LoadBalancer it is reachable again.
 func testServiceTypes(ctx context.Context, t *testing.T, s *cluster.Cluster) {
-	kubectl := newNamespace(ctx, t, s, "types")
+	kubectl := createNamespaceWithKubectl(ctx, t, s, "types")
 	kubectl(readManual(t, "002-webapp.yaml"), "apply", "-f", "-")
 	const balancer = `{"spec":{"type":"LoadBalancer","externalName":null,"clusterIP":"","clusterIPs":null}}`
 	for _, change := range []struct {
@@ -28,25 +28,25 @@ func testServiceTypes(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 		t.Run(string(change.to), func(t *testing.T) {
 			kubectl("", "patch", "service", "webapp", "--type=merge", "-p", `{"spec":{"type":"LoadBalancer"}}`)
 			address, err := s.AwaitAddress(ctx, "types", "webapp")
-			must(t, err)
+			failOnError(t, err)
 			url := fmt.Sprintf("http://%s:8080/", address)
-			_, err = s.AwaitFetch(ctx, "client", url)
-			must(t, err)
+			_, err = s.AwaitURL(ctx, "client", url)
+			failOnError(t, err)
 			if change.to == "headless" { // the API removes a cluster IP only for a type without one
 				kubectl("", "patch", "service", "webapp", "--type=merge", "-p", `{"spec":{"type":"ExternalName","externalName":"example.com","clusterIP":null,"clusterIPs":null}}`)
 			}
 			kubectl("", "patch", "service", "webapp", "--type=merge", "-p", change.patch)
 			awaitUnannounced(ctx, t, s, serviceKey{"types", "webapp"}, url)
-			must(t, cluster.Await(ctx, "a Service without anything of Gantry", func(ctx context.Context) error {
+			failOnError(t, cluster.AwaitNoError(ctx, "a Service without anything of Gantry", func(ctx context.Context) error {
 				svc, err := s.GetService(ctx, "types", "webapp")
 				if err != nil {
 					return err
 				}
-				return checkUntouched(svc)
+				return checkServiceUntouched(svc)
 			}))
 			kubectl(fmt.Sprintf(otherServiceManifest, address), "apply", "-f", "-")
 			got, err := s.AwaitAddress(ctx, "types", "other")
-			must(t, err)
+			failOnError(t, err)
 			if got != address {
 				t.Errorf("another Service that requests %s got %s", address, got)
 			}
@@ -55,7 +55,7 @@ func testServiceTypes(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 				kubectl("", "patch", "service", "webapp", "--type=merge", "-p", `{"spec":{"type":"ExternalName","externalName":"example.com","clusterIP":null,"clusterIPs":null}}`)
 				kubectl("", "patch", "service", "webapp", "--type=merge", "-p", balancer)
 				_, err = s.AwaitAddress(ctx, "types", "webapp")
-				must(t, err)
+				failOnError(t, err)
 			}
 		})
 	}

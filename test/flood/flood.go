@@ -29,21 +29,21 @@ import (
 // Options describe the queries.
 type Options struct {
 	Family           layer2.Family
-	Addresses        int // how many addresses are queried, in turn
+	AddressCount     int // how many addresses are queried, in turn
 	QueriesPerSecond int // questions a second
 	Duration         time.Duration
 }
 
 // Outcome is the result of a flood.
 type Outcome struct {
-	Sent, Answered int
+	SentCount, AnsweredCount int
 	// Latencies are the times from query to answer, sorted.
 	Latencies []time.Duration
 	// ProcessorTime is the processor time of both sides together.
 	ProcessorTime time.Duration
-	// Lost is the number of frames that the querying side dropped. If there are any, the outcome
-	// says nothing about the answering side.
-	Lost uint64
+	// DroppedFrames is the number of frames that the querying side dropped. If there are any, the
+	// outcome says nothing about the answering side.
+	DroppedFrames uint64
 }
 
 // LatencyQuantile returns the q-quantile of the latencies; q is between 0 and 1.
@@ -62,10 +62,10 @@ type Harness struct {
 	releaseFuncs         []func()
 }
 
-const linkName = "eth0"
+const cableLinkName = "eth0"
 
-// New creates a Harness. The caller closes it.
-func New(o Options) (*Harness, error) {
+// NewHarness creates a Harness. The caller closes it.
+func NewHarness(o Options) (*Harness, error) {
 	c := &Harness{options: o}
 	for _, h := range []*netns.Handle{&c.node, &c.client} {
 		ns, release, err := netns.NewUnnamed()
@@ -76,14 +76,14 @@ func New(o Options) (*Harness, error) {
 		*h = ns
 		c.releaseFuncs = append(c.releaseFuncs, release)
 	}
-	err := netns.AddCable(c.node, linkName, c.client, linkName)
+	err := netns.AddCable(c.node, cableLinkName, c.client, cableLinkName)
 	for _, end := range []struct {
 		ns   netns.Handle
 		link *facts.Link
 		own  string
 	}{{c.node, &c.nodeLink, "10.20.255.1/16"}, {c.client, &c.clientLink, "10.20.255.2/16"}} {
 		if err == nil {
-			err = end.ns.Do(func() error { return configureLink(end.link, netip.MustParsePrefix(end.own)) })
+			err = end.ns.RunInside(func() error { return configureLink(end.link, netip.MustParsePrefix(end.own)) })
 		}
 	}
 	if err != nil {
@@ -95,13 +95,13 @@ func New(o Options) (*Harness, error) {
 
 // configureLink brings an end of the cable up with an address, and fills in l.
 func configureLink(l *facts.Link, address netip.Prefix) error {
-	if err := netns.AddAddress(linkName, address); err != nil {
+	if err := netns.AddAddress(cableLinkName, address); err != nil {
 		return err
 	}
-	if err := netns.SetUp(linkName); err != nil {
+	if err := netns.SetLinkUp(cableLinkName); err != nil {
 		return err
 	}
-	i, err := net.InterfaceByName(linkName)
+	i, err := net.InterfaceByName(cableLinkName)
 	if err == nil {
 		*l = facts.Link{Index: i.Index, Name: i.Name, MAC: facts.MAC(i.HardwareAddr)}
 	}
@@ -129,16 +129,16 @@ func (c *Harness) StartResponder(ctx context.Context) (stop func(), err error) {
 	e := layer2.New(wire.Wire{}, time.Now)
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan error, 1)
-	go func() { ended <- c.node.Do(func() error { return e.Run(ctx) }) }()
+	go func() { ended <- c.node.RunInside(func() error { return e.Run(ctx) }) }()
 	stop = func() {
 		cancel()
 		<-ended
 	}
 	e.SetLinks(facts.LinkSet{c.nodeLink})
 	e.SetSendDeadline(time.Now().Add(time.Hour))
-	claims := make([]intent.Binding, c.options.Addresses)
+	claims := make([]intent.Binding, c.options.AddressCount)
 	for i := range claims {
-		claims[i] = intent.Binding{Address: c.addressAt(i), Links: []int{c.nodeLink.Index}}
+		claims[i] = intent.Binding{Address: c.addressAt(i), LinkIndexes: []int{c.nodeLink.Index}}
 	}
 	e.ApplyBindings(claims)
 	for waiting := time.After(30 * time.Second); ; {
@@ -164,18 +164,18 @@ func (c *Harness) StartResponder(ctx context.Context) (stop func(), err error) {
 
 // AssignToKernel assigns the addresses to the kernel of the node, which then answers.
 func (c *Harness) AssignToKernel() error {
-	return c.node.Do(func() error {
+	return c.node.RunInside(func() error {
 		l, err := netlink.LinkByName("lo")
 		if err != nil {
 			return err
 		}
 		if c.options.Family == layer2.IPv6 {
-			if l, err = netlink.LinkByName(linkName); err != nil {
+			if l, err = netlink.LinkByName(cableLinkName); err != nil {
 				return err
 			}
 		}
 		bits := c.addressAt(0).BitLen()
-		for i := range c.options.Addresses {
+		for i := range c.options.AddressCount {
 			a := &netlink.Addr{IPNet: &net.IPNet{IP: c.addressAt(i).AsSlice(), Mask: net.CIDRMask(bits, bits)}}
 			if c.options.Family == layer2.IPv6 {
 				a.Flags = 0x02 // IFA_F_NODAD
@@ -194,7 +194,7 @@ const lateAnswerTimeout = 300 * time.Millisecond
 // SendQueries queries all addresses in turn and returns the outcome.
 func (c *Harness) SendQueries(ctx context.Context) (Outcome, error) {
 	var port layer2.Port
-	err := c.client.Do(func() (err error) {
+	err := c.client.RunInside(func() (err error) {
 		port, err = wire.Wire{}.OpenPort(c.clientLink, c.options.Family)
 		return err
 	})
@@ -202,16 +202,16 @@ func (c *Harness) SendQueries(ctx context.Context) (Outcome, error) {
 		return Outcome{}, err
 	}
 	// time of the open query, in nanoseconds since begun; 0 means none
-	asked := make([]atomic.Int64, c.options.Addresses)
+	asked := make([]atomic.Int64, c.options.AddressCount)
 	begun := time.Now()
 	var o Outcome
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		_ = port.Receive(func(f layer2.Frame) (layer2.Frame, bool) {
-			if i := c.indexOf(f.SenderIP); i < len(asked) && f.Operation == layer2.Reply && f.Destination == c.clientLink.MAC {
+			if i := c.indexOfAddress(f.SenderIP); i < len(asked) && f.Operation == layer2.Reply && f.EthernetDestination == c.clientLink.MAC {
 				if at := asked[i].Swap(0); at > 0 {
-					o.Answered++
+					o.AnsweredCount++
 					o.Latencies = append(o.Latencies, time.Since(begun)-time.Duration(at))
 				}
 			}
@@ -220,11 +220,11 @@ func (c *Harness) SendQueries(ctx context.Context) (Outcome, error) {
 	}()
 	before, err := readProcessorTime()
 	if err == nil {
-		o.Sent, err = c.sendAtRate(ctx, port, begun, asked)
+		o.SentCount, err = c.sendAtRate(ctx, port, begun, asked)
 	}
 	after, err2 := readProcessorTime()
 	time.Sleep(lateAnswerTimeout)
-	o.ProcessorTime, o.Lost = after-before, port.LostFrames()
+	o.ProcessorTime, o.DroppedFrames = after-before, port.LostFrameCount()
 	port.Close()
 	<-done
 	slices.Sort(o.Latencies)
@@ -234,14 +234,14 @@ func (c *Harness) SendQueries(ctx context.Context) (Outcome, error) {
 	return o, err
 }
 
-func (c *Harness) indexOf(a netip.Addr) int {
+func (c *Harness) indexOfAddress(a netip.Addr) int {
 	b := a.AsSlice()
 	return int(b[len(b)-2])<<8 | int(b[len(b)-1])
 }
 
 // sendAtRate sends queries at a constant rate, those of one millisecond together.
 func (c *Harness) sendAtRate(ctx context.Context, port layer2.Port, begun time.Time, asked []atomic.Int64) (int, error) {
-	frames := make([]layer2.Frame, c.options.Addresses)
+	frames := make([]layer2.Frame, c.options.AddressCount)
 	for i := range frames {
 		a := c.addressAt(i)
 		senderIP := netip.MustParseAddr("10.20.255.2")
@@ -249,7 +249,7 @@ func (c *Harness) sendAtRate(ctx context.Context, port layer2.Port, begun time.T
 			senderIP = netip.MustParseAddr("fd00:a8::ffff:2")
 		}
 		frames[i] = layer2.Frame{
-			Destination: layer2.RequestMAC(a), Source: c.clientLink.MAC, Operation: layer2.Request,
+			EthernetDestination: layer2.RequestDestinationMAC(a), EthernetSource: c.clientLink.MAC, Operation: layer2.Request,
 			SenderMAC: c.clientLink.MAC, SenderIP: senderIP, TargetIP: a,
 		}
 	}

@@ -13,7 +13,7 @@ import (
 func TestEveryQueryIsAnswered(t *testing.T) {
 	for _, f := range []layer2.Family{layer2.IPv4, layer2.IPv6} {
 		t.Run(f.String(), func(t *testing.T) {
-			c, err := New(Options{Family: f, Addresses: 10000, QueriesPerSecond: 50000, Duration: time.Second})
+			c, err := NewHarness(Options{Family: f, AddressCount: 10000, QueriesPerSecond: 50000, Duration: time.Second})
 			if errors.Is(err, os.ErrPermission) {
 				t.Skipf("root is needed to create a network namespace: %v", err)
 			}
@@ -30,11 +30,11 @@ func TestEveryQueryIsAnswered(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if o.Lost > 0 {
-				t.Skipf("this machine is too busy: the querying side dropped %d answers", o.Lost)
+			if o.DroppedFrames > 0 {
+				t.Skipf("this machine is too busy: the querying side dropped %d answers", o.DroppedFrames)
 			}
-			if o.Sent != 50000 || o.Answered != o.Sent {
-				t.Fatalf("%d of %d queries were answered", o.Answered, o.Sent)
+			if o.SentCount != 50000 || o.AnsweredCount != o.SentCount {
+				t.Fatalf("%d of %d queries were answered", o.AnsweredCount, o.SentCount)
 			}
 		})
 	}

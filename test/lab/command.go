@@ -19,8 +19,8 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/netns"
 )
 
-// holderArg as the first argument makes the program keep a lab running in the background.
-const holderArg = "__hold"
+// holdLabArg as the first argument makes the program keep a lab running in the background.
+const holdLabArg = "__hold"
 
 // RunCommandLine runs the command line of bin/lab and exits the process with its status.
 func RunCommandLine() {
@@ -29,17 +29,17 @@ func RunCommandLine() {
 	root := &cobra.Command{Use: "lab", Short: "A Kubernetes cluster in network namespaces of this machine", SilenceUsage: true, SilenceErrors: true, TraverseChildren: true}
 	var name string
 	root.PersistentFlags().StringVar(&name, "name", "lab", "name of the lab; several labs can run at the same time")
-	dir := func() string { return Directory(name) }
+	dir := func() string { return LabDirectory(name) }
 	root.AddCommand(upCommand(dir), holdCommand(dir), downCommand(dir), shellCommand(dir), kubectlCommand(dir))
 	root.AddCommand(&cobra.Command{Use: "status", Short: "Show the nodes and their Pods", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
-		return sendAndPrint(c, dir(), controlRequest{Op: "status"})
+		return sendAndPrintAnswer(c, dir(), controlRequest{Op: "status"})
 	}})
 	root.AddCommand(&cobra.Command{Use: "kubeconfig", Short: "Print the path of the kubeconfig", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
 		_, err := fmt.Fprintln(c.OutOrStdout(), filepath.Join(dir(), "kubeconfig"))
 		return err
 	}})
 	root.AddCommand(&cobra.Command{Use: "build-kube", Short: "Build the control plane's programs", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
-		path, err := BuildKube(c.Context(), c.ErrOrStderr())
+		path, err := BuildKubePrograms(c.Context(), c.ErrOrStderr())
 		fmt.Fprintln(c.OutOrStdout(), path)
 		return err
 	}})
@@ -47,7 +47,7 @@ func RunCommandLine() {
 		root.AddCommand(l)
 	}
 	for _, c := range root.Commands() { // the commands that need a running lab
-		if c.Name() != "up" && c.Name() != holderArg && c.Name() != "build-kube" && c.Name() != "kubeconfig" {
+		if c.Name() != "up" && c.Name() != holdLabArg && c.Name() != "build-kube" && c.Name() != "kubeconfig" {
 			c.PreRunE = func(*cobra.Command, []string) error { return joinNamespaces(dir()) }
 		}
 	}
@@ -58,16 +58,16 @@ func RunCommandLine() {
 	}
 }
 
-// Directory returns the directory of the lab with that name: LAB_DIR if it is set, otherwise one
+// LabDirectory returns the directory of the lab with that name: LAB_DIR if it is set, otherwise one
 // below the directory for temporary files.
-func Directory(name string) string {
+func LabDirectory(name string) string {
 	if dir := os.Getenv("LAB_DIR"); dir != "" {
 		return dir
 	}
 	return filepath.Join(os.TempDir(), "gantry-"+name)
 }
 
-func sendAndPrint(c *cobra.Command, dir string, o controlRequest) error {
+func sendAndPrintAnswer(c *cobra.Command, dir string, o controlRequest) error {
 	text, err := sendRequest(c.Context(), dir, o)
 	if err != nil {
 		return err
@@ -96,7 +96,7 @@ func upCommand(dir func() string) *cobra.Command {
 		if err := EnterUserNamespace(); err != nil {
 			return err
 		}
-		kube, err := BuildKube(c.Context(), c.ErrOrStderr())
+		kube, err := BuildKubePrograms(c.Context(), c.ErrOrStderr())
 		if err != nil {
 			return err
 		}
@@ -104,7 +104,7 @@ func upCommand(dir func() string) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		hold := exec.Command("/proc/self/exe", holderArg, "--nodes", strconv.Itoa(o.Nodes), "--routers", strconv.Itoa(o.Routers), "--proxy-mode", o.ProxyMode,
+		hold := exec.Command("/proc/self/exe", holdLabArg, "--nodes", strconv.Itoa(o.Nodes), "--routers", strconv.Itoa(o.Routers), "--proxy-mode", o.ProxyMode,
 			"--families", o.Families, "--bin-dir", o.BinDir)
 		hold.Env = append(os.Environ(), "LAB_DIR="+dir(), "LAB_KUBE="+kube)
 		hold.Stdout, hold.Stderr = w, w
@@ -138,14 +138,14 @@ func upCommand(dir func() string) *cobra.Command {
 func insideCommand() *cobra.Command {
 	c := &cobra.Command{Use: "inside PROGRAM [ARGS...]", Short: "Run a program in namespaces in which an ordinary user can start labs", Args: cobra.MinimumNArgs(1)}
 	c.DisableFlagParsing = true
-	c.RunE = func(_ *cobra.Command, args []string) error { return runInside(args) }
+	c.RunE = func(_ *cobra.Command, args []string) error { return runInUserNamespace(args) }
 	return c
 }
 
 // holdCommand keeps a lab running until a signal ends the process.
 func holdCommand(dir func() string) *cobra.Command {
 	o := Options{Progress: os.Stdout}
-	c := &cobra.Command{Use: holderArg, Hidden: true, Args: cobra.NoArgs}
+	c := &cobra.Command{Use: holdLabArg, Hidden: true, Args: cobra.NoArgs}
 	addOptionFlags(c, &o)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		o.Dir = dir()
@@ -190,7 +190,7 @@ func RemoveStaleLab(dir string) error {
 	return os.RemoveAll(dir)
 }
 
-func readPID(dir, fileName string) int {
+func readPIDFile(dir, fileName string) int {
 	b, err := os.ReadFile(filepath.Join(dir, fileName))
 	if err != nil {
 		return 0
@@ -202,7 +202,7 @@ func readPID(dir, fileName string) int {
 // isRunning reports whether the supervisor of the lab in dir is alive. The process number may have
 // been reused by another program, so it checks the command line too.
 func isRunning(dir string) bool {
-	n := readPID(dir, "pid")
+	n := readPIDFile(dir, "pid")
 	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", n))
 	return n != 0 && err == nil && strings.Contains(string(line), supervisorArg)
 }
@@ -210,9 +210,9 @@ func isRunning(dir string) bool {
 func downCommand(dir func() string) *cobra.Command {
 	return &cobra.Command{Use: "down", Short: "End the lab", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
 		if isRunning(dir()) {
-			_ = syscall.Kill(readPID(dir(), "pid"), syscall.SIGTERM)
+			_ = syscall.Kill(readPIDFile(dir(), "pid"), syscall.SIGTERM)
 		}
-		for deadline := time.Now().Add(stopTimeout); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		for deadline := time.Now().Add(processStopTimeout); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 			if _, err := os.Stat(dir()); err != nil {
 				return nil
 			}
@@ -220,7 +220,7 @@ func downCommand(dir func() string) *cobra.Command {
 				return os.RemoveAll(dir())
 			}
 		}
-		_ = syscall.Kill(readPID(dir(), "pid"), syscall.SIGKILL)
+		_ = syscall.Kill(readPIDFile(dir(), "pid"), syscall.SIGKILL)
 		return os.RemoveAll(dir())
 	}}
 }
@@ -233,7 +233,7 @@ func shellCommand(dir func() string) *cobra.Command {
 		if !isRunning(dir()) {
 			return fmt.Errorf("no lab runs in %s: start one with bin/lab up", dir())
 		}
-		ns := netns.Handle(fmt.Sprintf("/proc/%d/root%s/%s", readPID(dir(), "pid"), netns.Dir, args[0]))
+		ns := netns.Handle(fmt.Sprintf("/proc/%d/root%s/%s", readPIDFile(dir(), "pid"), netns.NamespaceDir, args[0]))
 		if _, err := os.Stat(string(ns)); err != nil {
 			return fmt.Errorf("the lab has no host %q", args[0])
 		}
@@ -244,7 +244,7 @@ func shellCommand(dir func() string) *cobra.Command {
 		cmd := exec.Command(line[0], line[1:]...)
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 		cmd.Env = append(os.Environ(), "KUBECONFIG="+filepath.Join(dir(), "kubeconfig"), "PS1="+args[0]+"# ")
-		if err := ns.Do(cmd.Start); err != nil {
+		if err := ns.RunInside(cmd.Start); err != nil {
 			return err
 		}
 		return cmd.Wait()
@@ -257,7 +257,7 @@ func kubectlCommand(dir func() string) *cobra.Command {
 	c.Flags().SetInterspersed(false) // flags after kubectl belong to kubectl
 	c.DisableFlagParsing = true
 	c.RunE = func(c *cobra.Command, args []string) error {
-		kube, err := BuildKube(c.Context(), c.ErrOrStderr())
+		kube, err := BuildKubePrograms(c.Context(), c.ErrOrStderr())
 		if err != nil {
 			return err
 		}

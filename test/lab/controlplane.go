@@ -66,8 +66,8 @@ func (s *supervisor) startControlPlane(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.relay.ns = ns
-	if err := s.relay.start(); err != nil {
+	s.relay.namespace = ns
+	if err := s.relay.startListening(); err != nil {
 		return err
 	}
 	if _, err := start("kube-controller-manager", "--kubeconfig="+in("kube-controller-manager.kubeconfig"),
@@ -149,7 +149,7 @@ func (s *supervisor) awaitNode(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	proxy := s.programs.find(name + "/kube-proxy")
+	proxy := s.programs.findByName(name + "/kube-proxy")
 	return proxy.awaitSuccess(ctx, func(ctx context.Context) error {
 		n, err := client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
 		if err != nil {
@@ -172,25 +172,25 @@ func (s *supervisor) awaitNode(ctx context.Context, name string) error {
 
 // relay forwards connections to the API server. Stopping or slowing it affects all clients at once.
 type relay struct {
-	ns netns.Handle
+	namespace netns.Handle
 
-	mu          sync.Mutex // guards the fields below
-	listener    net.Listener
-	connections map[net.Conn]struct{}
-	delay       time.Duration
+	mu              sync.Mutex // guards the fields below
+	listener        net.Listener
+	openConnections map[net.Conn]struct{}
+	delay           time.Duration
 }
 
-func (r *relay) start() error {
+func (r *relay) startListening() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.listener != nil {
 		return nil
 	}
-	l, err := r.ns.Listen("tcp", apiAddress)
+	l, err := r.namespace.Listen("tcp", apiAddress)
 	if err != nil {
 		return fmt.Errorf("listening for the API server's clients: %w", err)
 	}
-	r.listener, r.connections = l, map[net.Conn]struct{}{}
+	r.listener, r.openConnections = l, map[net.Conn]struct{}{}
 	go func() {
 		for {
 			c, err := l.Accept()
@@ -214,12 +214,12 @@ func (r *relay) trackConnection(l net.Listener, c net.Conn) bool {
 		c.Close()
 		return false
 	}
-	r.connections[c] = struct{}{}
+	r.openConnections[c] = struct{}{}
 	return true
 }
 
-// stop makes the API server unreachable: open connections break and new ones are refused.
-func (r *relay) stop() {
+// stopListening makes the API server unreachable: open connections break and new ones are refused.
+func (r *relay) stopListening() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.listener == nil {
@@ -227,7 +227,7 @@ func (r *relay) stop() {
 	}
 	r.listener.Close()
 	r.listener = nil
-	for c := range r.connections {
+	for c := range r.openConnections {
 		c.Close()
 	}
 }
@@ -243,10 +243,10 @@ func (r *relay) relayConnection(c net.Conn) {
 	defer func() {
 		c.Close()
 		r.mu.Lock()
-		delete(r.connections, c)
+		delete(r.openConnections, c)
 		r.mu.Unlock()
 	}()
-	server, err := r.ns.Dial(context.Background(), "tcp", "127.0.0.1:6444")
+	server, err := r.namespace.Dial(context.Background(), "tcp", "127.0.0.1:6444")
 	if err != nil {
 		return
 	}

@@ -63,9 +63,9 @@ func (s *supervisor) handleRequest(r *http.Request, w http.ResponseWriter, o con
 	case "signal":
 		return s.sendSignal(o.Host, o.Target, syscall.Signal(o.Signal))
 	case "stop-api":
-		s.relay.stop()
+		s.relay.stopListening()
 	case "start-api":
-		return s.relay.start()
+		return s.relay.startListening()
 	case "slow-api":
 		s.relay.setDelay(o.Delay)
 	case "block":
@@ -91,7 +91,7 @@ func (s *supervisor) sendSignal(host, target string, sig syscall.Signal) error {
 	if s.programs.sendSignal(host+"/"+target, sig) == nil || s.programs.sendSignal(target, sig) == nil {
 		return nil
 	}
-	if r := s.routers.find(host); r != nil && r.Signal(sig, target) == nil {
+	if r := s.routers.findByHost(host); r != nil && r.SignalDaemons(sig, target) == nil {
 		return nil
 	}
 	s.mu.Lock()
@@ -106,7 +106,7 @@ func (s *supervisor) sendSignal(host, target string, sig syscall.Signal) error {
 // blockPort drops packets that a host receives on a port and those that it sends to that port.
 func (s *supervisor) blockPort(host, proto string, port int) error {
 	match := proto + " dport " + strconv.Itoa(port) + " drop\n"
-	return s.applyRules(host, "add table inet lab\n"+
+	return s.applyFirewallRules(host, "add table inet lab\n"+
 		"add chain inet lab in { type filter hook input priority -300; }\n"+
 		"add chain inet lab out { type filter hook output priority -300; }\n"+
 		"add rule inet lab in "+match+"add rule inet lab out "+match)
@@ -114,10 +114,10 @@ func (s *supervisor) blockPort(host, proto string, port int) error {
 
 // unblockPorts removes all blocks of a host.
 func (s *supervisor) unblockPorts(host string) error {
-	return s.applyRules(host, "add table inet lab\ndelete table inet lab\n")
+	return s.applyFirewallRules(host, "add table inet lab\ndelete table inet lab\n")
 }
 
-func (s *supervisor) applyRules(name, rules string) error {
+func (s *supervisor) applyFirewallRules(name, rules string) error {
 	h := s.hostByName[name]
 	if h == nil {
 		return fmt.Errorf("no host %q is on the LAN", name)
@@ -126,7 +126,7 @@ func (s *supervisor) applyRules(name, rules string) error {
 	cmd.Stdin = strings.NewReader(rules)
 	var out strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := h.namespace.Do(cmd.Run); err != nil {
+	if err := h.namespace.RunInside(cmd.Run); err != nil {
 		return fmt.Errorf("setting rules on %s: %w: %s", name, err, out.String())
 	}
 	return nil
@@ -147,10 +147,10 @@ func (s *supervisor) startCapture(ctx context.Context, w io.Writer, o controlReq
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
+	ctx, cancel := context.WithTimeout(ctx, processStopTimeout)
 	defer cancel()
 	err = p.awaitSuccess(ctx, func(context.Context) error {
-		if text, _ := os.ReadFile(p.log); !strings.Contains(string(text), "listening on") {
+		if text, _ := os.ReadFile(p.logPath); !strings.Contains(string(text), "listening on") {
 			return errors.New("it is not listening yet")
 		}
 		return nil
@@ -163,23 +163,23 @@ func (s *supervisor) startCapture(ctx context.Context, w io.Writer, o controlReq
 
 // endCapture ends a capture and waits until its file is complete.
 func (s *supervisor) endCapture(o controlRequest) error {
-	p := s.programs.find(o.Host + "/" + o.Target)
+	p := s.programs.findByName(o.Host + "/" + o.Target)
 	if p == nil {
 		return fmt.Errorf("no capture %q is running on %s", o.Target, o.Host)
 	}
 	// An interrupted tcpdump drops the frames that it has not read yet. So interrupt it only after
 	// it has read them all, which is when it sleeps.
-	for deadline := time.Now().Add(stopTimeout); processState(p.cmd.Process.Pid) == "R" && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(processStopTimeout); processState(p.cmd.Process.Pid) == "R" && time.Now().Before(deadline); {
 		<-time.After(time.Millisecond)
 	}
 	if err := s.programs.sendSignal(p.name, syscall.SIGINT); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return err
 	}
 	select {
-	case <-p.done:
+	case <-p.endedSignal:
 		return nil
-	case <-time.After(stopTimeout):
-		return fmt.Errorf("the capture on %s did not end within %v", o.Host, stopTimeout)
+	case <-time.After(processStopTimeout):
+		return fmt.Errorf("the capture on %s did not end within %v", o.Host, processStopTimeout)
 	}
 }
 

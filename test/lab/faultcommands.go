@@ -13,9 +13,9 @@ import (
 
 // faultCommand is a subcommand that sends one request to the supervisor.
 type faultCommand struct {
-	use, summary  string
-	argumentCount int
-	buildRequest  func(args []string) (controlRequest, error)
+	usageLine, summary string
+	argumentCount      int
+	buildRequest       func(args []string) (controlRequest, error)
 }
 
 // faultCommands are the subcommands that cause a fault or end one.
@@ -67,12 +67,12 @@ func hostRequest(op string) func([]string) (controlRequest, error) {
 func newFaultCommands(dir func() string) []*cobra.Command {
 	var out []*cobra.Command
 	for _, l := range faultCommands {
-		out = append(out, &cobra.Command{Use: l.use, Short: l.summary, Args: cobra.ExactArgs(l.argumentCount), RunE: func(c *cobra.Command, args []string) error {
+		out = append(out, &cobra.Command{Use: l.usageLine, Short: l.summary, Args: cobra.ExactArgs(l.argumentCount), RunE: func(c *cobra.Command, args []string) error {
 			o, err := l.buildRequest(args)
 			if err != nil {
 				return err
 			}
-			return sendAndPrint(c, dir(), o)
+			return sendAndPrintAnswer(c, dir(), o)
 		}})
 	}
 	return out

@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kubeVersion is the version of Kubernetes that the lab runs.
-const kubeVersion = "v1.37.0"
+// kubernetesVersion is the version of Kubernetes that the lab runs.
+const kubernetesVersion = "v1.37.0"
 
 // controlPlanePrograms are the names under which the control plane's binary is linked.
 var controlPlanePrograms = []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubectl"}
@@ -40,10 +40,10 @@ func hasAllPrograms(dir string) bool {
 	return true
 }
 
-// BuildKube returns a directory with the programs of the control plane: that of LAB_KUBE or
+// BuildKubePrograms returns a directory with the programs of the control plane: that of LAB_KUBE or
 // KUBEBUILDER_ASSETS if it has all of them, otherwise one in the user's cache. It builds a missing
 // one, which takes about five minutes on two cores, and reports that to progress.
-func BuildKube(ctx context.Context, progress io.Writer) (string, error) {
+func BuildKubePrograms(ctx context.Context, progress io.Writer) (string, error) {
 	for _, v := range []string{"LAB_KUBE", "KUBEBUILDER_ASSETS"} {
 		if dir := os.Getenv(v); dir != "" && hasAllPrograms(dir) {
 			return dir, nil
@@ -62,7 +62,7 @@ func BuildKube(ctx context.Context, progress io.Writer) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("finding a cache directory for the control plane: %w", err)
 	}
-	dir := filepath.Join(cache, "gantry", "kube-"+kubeVersion+"-"+hex.EncodeToString(sum.Sum(nil)[:6]))
+	dir := filepath.Join(cache, "gantry", "kube-"+kubernetesVersion+"-"+hex.EncodeToString(sum.Sum(nil)[:6]))
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", fmt.Errorf("creating the cache directory: %w", err)
 	}
@@ -82,10 +82,10 @@ func BuildKube(ctx context.Context, progress io.Writer) (string, error) {
 
 // compilePrograms builds the binary and makes a link to it for each program.
 func compilePrograms(ctx context.Context, source, dir string, progress io.Writer) error {
-	fmt.Fprintf(progress, "compiling Kubernetes %s and etcd from their modules, only this time: about 5 minutes on 2 cores\n", kubeVersion)
-	v := strings.Split(strings.TrimPrefix(kubeVersion, "v"), ".")
+	fmt.Fprintf(progress, "compiling Kubernetes %s and etcd from their modules, only this time: about 5 minutes on 2 cores\n", kubernetesVersion)
+	v := strings.Split(strings.TrimPrefix(kubernetesVersion, "v"), ".")
 	const pkg = "k8s.io/component-base/version."
-	flags := fmt.Sprintf("-s -w -X %sgitVersion=%s -X %sgitMajor=%s -X %sgitMinor=%s", pkg, kubeVersion, pkg, v[0], pkg, v[1])
+	flags := fmt.Sprintf("-s -w -X %sgitVersion=%s -X %sgitMajor=%s -X %sgitMinor=%s", pkg, kubernetesVersion, pkg, v[0], pkg, v[1])
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", flags, "-o", filepath.Join(dir, "kube.new"), ".")
 	cmd.Dir = source
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")

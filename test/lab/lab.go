@@ -57,7 +57,8 @@ type Options struct {
 	Dir string
 	// BinDir has Gantry's binaries. It may be empty for a lab without Gantry.
 	BinDir string
-	// KubeDir has the programs of the control plane. If it is empty, BuildKube provides them.
+	// KubeDir has the programs of the control plane. If it is empty, BuildKubePrograms provides
+	// them.
 	KubeDir string
 	// Progress gets a line for each step of the start.
 	Progress io.Writer `json:"-"`
@@ -97,12 +98,12 @@ func (o *Options) setDefaults() error {
 
 // Lab is a running lab.
 type Lab struct {
-	options     Options
-	pid         int
-	ended       chan struct{} // closed when the supervisor has ended
-	apiListener net.Listener
-	output      *outputTail
-	lifeline    io.Closer // closing it ends the lab
+	options         Options
+	supervisorPID   int
+	supervisorEnded chan struct{} // closed when the supervisor has ended
+	apiListener     net.Listener
+	output          *outputTail
+	lifeline        io.Closer // closing it ends the lab
 }
 
 // MissingPrerequisite returns one line that says what this machine lacks to run a lab and which
@@ -131,7 +132,7 @@ func Start(ctx context.Context, o Options) (*Lab, error) {
 		return nil, fmt.Errorf("starting a lab: %s", m)
 	}
 	if o.KubeDir == "" {
-		dir, err := BuildKube(ctx, o.Progress)
+		dir, err := BuildKubePrograms(ctx, o.Progress)
 		if err != nil {
 			return nil, err
 		}
@@ -140,7 +141,7 @@ func Start(ctx context.Context, o Options) (*Lab, error) {
 	if err := os.Mkdir(o.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("creating the lab's directory: %w", err)
 	}
-	l := &Lab{options: o, ended: make(chan struct{}), output: &outputTail{}}
+	l := &Lab{options: o, supervisorEnded: make(chan struct{}), output: &outputTail{}}
 	if err := l.startSupervisor(); err != nil {
 		os.RemoveAll(o.Dir)
 		return nil, err
@@ -177,14 +178,14 @@ func (l *Lab) startSupervisor() error {
 		life.Close()
 		return fmt.Errorf("starting the lab's supervisor: %w", err)
 	}
-	l.lifeline, l.pid = life, cmd.Process.Pid
+	l.lifeline, l.supervisorPID = life, cmd.Process.Pid
 	go func() {
 		_ = cmd.Wait()
 		// needed after a crash only; otherwise the supervisor removes it
 		os.RemoveAll(l.options.Dir)
-		close(l.ended)
+		close(l.supervisorEnded)
 	}()
-	return os.WriteFile(filepath.Join(l.options.Dir, "pid"), fmt.Append(nil, l.pid), 0o644)
+	return os.WriteFile(filepath.Join(l.options.Dir, "pid"), fmt.Append(nil, l.supervisorPID), 0o644)
 }
 
 // awaitReady waits until the supervisor reports that the lab is up.
@@ -194,7 +195,7 @@ func (l *Lab) awaitReady(ctx context.Context) error {
 			return nil
 		}
 		select {
-		case <-l.ended:
+		case <-l.supervisorEnded:
 			return fmt.Errorf("the lab did not start: %s", strings.TrimSpace(l.output.String()))
 		case <-ctx.Done():
 			return ctx.Err()
@@ -240,22 +241,22 @@ func (l *Lab) publishAPIServer() error {
 	return writeKubeconfig(cred, l.Kubeconfig(), "https://"+listener.Addr().String(), admin.BearerToken)
 }
 
-// Attach returns the lab that another process runs in dir.
-func Attach(ctx context.Context, dir string) (*Lab, error) {
+// AttachToLab returns the lab that another process runs in dir.
+func AttachToLab(ctx context.Context, dir string) (*Lab, error) {
 	if !isRunning(dir) {
 		return nil, fmt.Errorf("no lab runs in %s", dir)
 	}
-	kube, err := BuildKube(ctx, io.Discard)
+	kube, err := BuildKubePrograms(ctx, io.Discard)
 	if err != nil {
 		return nil, err
 	}
-	l := &Lab{options: Options{Dir: dir, KubeDir: kube}, pid: readPID(dir, "pid"), ended: make(chan struct{})}
+	l := &Lab{options: Options{Dir: dir, KubeDir: kube}, supervisorPID: readPIDFile(dir, "pid"), supervisorEnded: make(chan struct{})}
 	go func() {
 		for isRunning(dir) {
 			time.Sleep(50 * time.Millisecond) // a process can wait for its own children only
 		}
 		os.RemoveAll(dir)
-		close(l.ended)
+		close(l.supervisorEnded)
 	}()
 	return l, nil
 }
@@ -268,17 +269,17 @@ func (l *Lab) Close() {
 	if l.lifeline != nil {
 		l.lifeline.Close()
 	}
-	_ = syscall.Kill(l.pid, syscall.SIGTERM) // for a lab that another process started
+	_ = syscall.Kill(l.supervisorPID, syscall.SIGTERM) // for a lab that another process started
 	select {
-	case <-l.ended:
-	case <-time.After(stopTimeout):
-		_ = syscall.Kill(l.pid, syscall.SIGKILL)
-		<-l.ended
+	case <-l.supervisorEnded:
+	case <-time.After(processStopTimeout):
+		_ = syscall.Kill(l.supervisorPID, syscall.SIGKILL)
+		<-l.supervisorEnded
 	}
 }
 
 // Ended returns a channel that is closed when the lab has ended, for whatever reason.
-func (l *Lab) Ended() <-chan struct{} { return l.ended }
+func (l *Lab) Ended() <-chan struct{} { return l.supervisorEnded }
 
 // Kubeconfig returns the path of a kubeconfig for an administrator that works on this machine.
 func (l *Lab) Kubeconfig() string { return filepath.Join(l.options.Dir, "kubeconfig") }
@@ -291,7 +292,7 @@ func (l *Lab) KubeDir() string { return l.options.KubeDir }
 
 // SupervisorPID returns the process ID of the supervisor. When it ends, every process of the lab
 // ends.
-func (l *Lab) SupervisorPID() int { return l.pid }
+func (l *Lab) SupervisorPID() int { return l.supervisorPID }
 
 // RESTConfig returns a client's configuration for an administrator.
 func (l *Lab) RESTConfig() (*rest.Config, error) {
@@ -307,17 +308,17 @@ func (l *Lab) RESTConfig() (*rest.Config, error) {
 // control plane; router, and far behind it; with two routers, router2 and far2. Its methods work in
 // this process.
 func (l *Lab) Host(name string) netns.Handle {
-	return netns.Handle(fmt.Sprintf("/proc/%d/root%s/%s", l.pid, netns.Dir, name))
+	return netns.Handle(fmt.Sprintf("/proc/%d/root%s/%s", l.supervisorPID, netns.NamespaceDir, name))
 }
 
-// Kubectl runs kubectl as an administrator and returns its standard output. The error has its error
-// output.
-func (l *Lab) Kubectl(ctx context.Context, stdin string, args ...string) (string, error) {
-	return Kubectl(ctx, l.options.KubeDir, l.Kubeconfig(), stdin, args...)
+// RunKubectl runs kubectl as an administrator and returns its standard output. The error has its
+// error output.
+func (l *Lab) RunKubectl(ctx context.Context, stdin string, args ...string) (string, error) {
+	return RunKubectl(ctx, l.options.KubeDir, l.Kubeconfig(), stdin, args...)
 }
 
-// Kubectl runs the kubectl of the directory dir with a kubeconfig.
-func Kubectl(ctx context.Context, dir, kubeconfig, stdin string, args ...string) (string, error) {
+// RunKubectl runs the kubectl of the directory dir with a kubeconfig.
+func RunKubectl(ctx context.Context, dir, kubeconfig, stdin string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, filepath.Join(dir, "kubectl"), args...)
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+kubeconfig)
 	cmd.Stdin = strings.NewReader(stdin)

@@ -44,8 +44,8 @@ func startTestLab(t *testing.T) (context.Context, *Lab) {
 	return ctx, l
 }
 
-// eventually waits until check succeeds.
-func eventually(t *testing.T, what string, check func() error) {
+// awaitNoError waits until check succeeds.
+func awaitNoError(t *testing.T, what string, check func() error) {
 	t.Helper()
 	deadline := time.After(time.Minute)
 	for {
@@ -90,7 +90,7 @@ func dialFromClient(ctx context.Context, l *Lab, address string) error {
 	return c.Close()
 }
 
-func wantUnreachable(err error) error {
+func errorUnlessUnreachable(err error) error {
 	if err == nil {
 		return fmt.Errorf("it is still reachable")
 	}
@@ -119,11 +119,11 @@ spec:
 
 func TestFaultsAndRecovery(t *testing.T) {
 	ctx, l := startTestLab(t)
-	if _, err := l.Kubectl(ctx, echoManifest, "apply", "-f", "-"); err != nil {
+	if _, err := l.RunKubectl(ctx, echoManifest, "apply", "-f", "-"); err != nil {
 		t.Fatal(err)
 	}
 	reached := func() error { return dialFromClient(ctx, l, "192.168.0.11:30080") }
-	eventually(t, "the client reaches the Service at its NodePort", reached)
+	awaitNoError(t, "the client reaches the Service at its NodePort", reached)
 
 	act := func(err error) {
 		t.Helper()
@@ -144,9 +144,9 @@ func TestFaultsAndRecovery(t *testing.T) {
 	for name, c := range levers {
 		t.Run(name, func(t *testing.T) {
 			act(c.pull())
-			eventually(t, "the node is unreachable", func() error { return wantUnreachable(reached()) })
+			awaitNoError(t, "the node is unreachable", func() error { return errorUnlessUnreachable(reached()) })
 			act(c.release())
-			eventually(t, "the node is reachable", reached)
+			awaitNoError(t, "the node is reachable", reached)
 		})
 	}
 	t.Run("a stopped API server is unreachable until it is started", func(t *testing.T) {
@@ -167,7 +167,7 @@ func TestFaultsAndRecovery(t *testing.T) {
 			t.Error("a node with a cut cable is reachable")
 		}
 		act(l.PlugCable(ctx, "node1"))
-		eventually(t, "the node is reachable", reached)
+		awaitNoError(t, "the node is reachable", reached)
 	})
 	t.Run("a killed node loses its kernel's rules and connections", func(t *testing.T) {
 		act(l.KillNode(ctx, "node1"))
@@ -177,7 +177,7 @@ func TestFaultsAndRecovery(t *testing.T) {
 			}
 		}
 		act(l.ReviveNode(ctx, "node1"))
-		eventually(t, "the node is reachable", reached)
+		awaitNoError(t, "the node is reachable", reached)
 	})
 	t.Run("parallel captures have all frames from start to end", func(t *testing.T) { testCaptures(ctx, t, l) })
 	t.Run("the supervisor waits for orphans", func(t *testing.T) { testOrphans(ctx, t, l) })
@@ -200,7 +200,7 @@ func runOnHost(t *testing.T, l *Lab, host string, line ...string) string {
 	var out bytes.Buffer
 	cmd := exec.Command(line[0], line[1:]...)
 	cmd.Stdout = &out
-	if err := l.Host(host).Do(cmd.Run); err != nil {
+	if err := l.Host(host).RunInside(cmd.Run); err != nil {
 		t.Fatalf("%v on %s: %v", line, host, err)
 	}
 	return out.String()
@@ -236,8 +236,8 @@ func testCaptures(ctx context.Context, t *testing.T, l *Lab) {
 	}
 }
 
-// parentPod is a Pod whose process does not wait for its child.
-const parentPod = `apiVersion: v1
+// parentPodManifest is a Pod whose process does not wait for its child.
+const parentPodManifest = `apiVersion: v1
 kind: Pod
 metadata: {name: parent}
 spec:
@@ -246,13 +246,13 @@ spec:
 `
 
 func testOrphans(ctx context.Context, t *testing.T, l *Lab) {
-	if _, err := l.Kubectl(ctx, parentPod, "apply", "-f", "-"); err != nil {
+	if _, err := l.RunKubectl(ctx, parentPodManifest, "apply", "-f", "-"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := l.Kubectl(ctx, "", "wait", "--for=condition=Ready", "pod/parent", "--timeout=30s"); err != nil {
+	if _, err := l.RunKubectl(ctx, "", "wait", "--for=condition=Ready", "pod/parent", "--timeout=30s"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := l.Kubectl(ctx, "", "delete", "pod", "parent", "--now"); err != nil {
+	if _, err := l.RunKubectl(ctx, "", "delete", "pod", "parent", "--now"); err != nil {
 		t.Fatal(err)
 	}
 	dead := func() int {
@@ -266,13 +266,13 @@ func testOrphans(ctx context.Context, t *testing.T, l *Lab) {
 		}
 		return n
 	}
-	eventually(t, "the Pod's child is an orphan", func() error {
+	awaitNoError(t, "the Pod's child is an orphan", func() error {
 		if dead() == 0 {
 			return fmt.Errorf("no child of the supervisor is dead")
 		}
 		return nil
 	})
-	eventually(t, "no orphan is left", func() error {
+	awaitNoError(t, "no orphan is left", func() error {
 		if n := dead(); n > 0 {
 			return fmt.Errorf("%d are", n)
 		}
@@ -300,31 +300,31 @@ func testRouting(ctx context.Context, t *testing.T, l *Lab) {
 	}
 	learnt := func(want bool) func() error {
 		return func() error {
-			r, ok, err := l.Host("router").RouteTo(netip.MustParsePrefix("198.51.100.1/32"))
+			r, ok, err := l.Host("router").FindRoute(netip.MustParsePrefix("198.51.100.1/32"))
 			if err == nil && ok != want {
 				err = fmt.Errorf("the router's kernel has %v", r)
 			}
 			return err
 		}
 	}
-	eventually(t, "the router has the node's route", learnt(true))
+	awaitNoError(t, "the router has the node's route", learnt(true))
 	if out, err := tor.Show(ctx, "show bgp summary"); err != nil || !strings.Contains(string(out), "192.168.0.11") {
 		t.Errorf("the router shows %s (%v), want its neighbor 192.168.0.11", out, err)
 	}
 	if err := node.Kill(ctx); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the router has removed the route of a killed daemon", learnt(false))
+	awaitNoError(t, "the router has removed the route of a killed daemon", learnt(false))
 	if err := node.Restart(ctx); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the router has the route again", learnt(true))
+	awaitNoError(t, "the router has the route again", learnt(true))
 	for _, r := range []*Router{tor, node} {
 		if err := r.Stop(ctx); err != nil {
 			t.Error(err)
 		}
 	}
-	eventually(t, "the router has removed the route of a stopped daemon", learnt(false))
+	awaitNoError(t, "the router has removed the route of a stopped daemon", learnt(false))
 	for _, host := range []string{"far", "far2"} {
 		c, err := l.Host(host).Dial(ctx, "tcp", "192.168.0.12:30080")
 		if err != nil {
@@ -354,7 +354,7 @@ func TestCancelledStartLeavesNothing(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			dir := filepath.Join(t.TempDir(), "lab")
-			kube, err := BuildKube(ctx, os.Stderr)
+			kube, err := BuildKubePrograms(ctx, os.Stderr)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -393,17 +393,17 @@ func TestKilledProgramLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	eventually(t, "nothing remains", func() error { return checkNothingRemains(dir) })
+	awaitNoError(t, "nothing remains", func() error { return checkNothingRemains(dir) })
 }
 
 // cancelOnText is a writer that cancels the start when the progress has a certain text.
 type cancelOnText struct {
-	text   string
-	cancel func()
+	textToFind string
+	cancel     func()
 }
 
 func (c cancelOnText) Write(b []byte) (int, error) {
-	if strings.Contains(string(b), c.text) {
+	if strings.Contains(string(b), c.textToFind) {
 		c.cancel()
 	}
 	return len(b), nil

@@ -12,8 +12,8 @@ const (
 	lanIPv4, lanIPv6 = "192.168.0.0/24", "fd00:a8::/64"
 	apiHost          = "192.168.0.5"
 	apiAddress       = apiHost + ":6444"
-	apiNumber        = 5
-	clientNumber     = 100
+	apiHostNumber    = 5
+	clientHostNumber = 100
 	firstNodeOffset  = 10 // node i has host number firstNodeOffset+i
 	lanBridge        = "lan"
 	lanLink          = "eth0"
@@ -22,10 +22,10 @@ const (
 func nodeName(i int) string { return fmt.Sprintf("node%d", i) }
 
 // routerName returns the name of router i. Its host number on the LAN is i.
-func routerName(i int) string { return numberedName("router", i) }
+func routerName(i int) string { return nameWithNumber("router", i) }
 
-// numberedName returns the name of the i-th host of a kind: the first one has no number.
-func numberedName(sort string, i int) string {
+// nameWithNumber returns the name of the i-th host of a kind: the first one has no number.
+func nameWithNumber(sort string, i int) string {
 	if i == 1 {
 		return sort
 	}
@@ -64,13 +64,14 @@ func (o *Options) podNetworks(i int) []netip.Prefix {
 
 // buildNetwork creates the LAN, its hosts and the networks behind the routers.
 func (s *supervisor) buildNetwork() error {
-	if err := netns.SetUp("lo"); err != nil { // the bridges are in the supervisor's own namespace
+	// the bridges are in the supervisor's own namespace
+	if err := netns.SetLinkUp("lo"); err != nil {
 		return err
 	}
 	if err := netns.AddBridge(lanBridge); err != nil {
 		return err
 	}
-	numbers := map[string]int{"cp": apiNumber, "client": clientNumber}
+	numbers := map[string]int{"cp": apiHostNumber, "client": clientHostNumber}
 	for i := 1; i <= s.options.Routers; i++ {
 		numbers[routerName(i)] = i
 	}
@@ -91,7 +92,7 @@ func (s *supervisor) buildNetwork() error {
 		}
 	}
 	for _, h := range s.hostByName {
-		if err := h.namespace.Do(func() error { return s.addRoutes(h) }); err != nil {
+		if err := h.namespace.RunInside(func() error { return s.addRoutes(h) }); err != nil {
 			return fmt.Errorf("routing on %s: %w", h.name, err)
 		}
 	}
@@ -100,7 +101,7 @@ func (s *supervisor) buildNetwork() error {
 
 // addHost creates a host and connects it to the LAN.
 func (s *supervisor) addHost(name string, number int) error {
-	ns, err := netns.New(name)
+	ns, err := netns.NewNamed(name)
 	if err != nil {
 		return err
 	}
@@ -109,17 +110,17 @@ func (s *supervisor) addHost(name string, number int) error {
 	if err := netns.AddCable(s.fabric, bridgePort(name), ns, lanLink); err != nil {
 		return err
 	}
-	if err := netns.SetBridge(bridgePort(name), lanBridge); err != nil {
+	if err := netns.SetBridgeOfLink(bridgePort(name), lanBridge); err != nil {
 		return err
 	}
-	if err := netns.SetUp(bridgePort(name)); err != nil {
+	if err := netns.SetLinkUp(bridgePort(name)); err != nil {
 		return err
 	}
-	return ns.Do(func() error {
+	return ns.RunInside(func() error {
 		if err := enableForwarding(lanLink); err != nil {
 			return err
 		}
-		if err := netns.SetUp(lanLink); err != nil {
+		if err := netns.SetLinkUp(lanLink); err != nil {
 			return err
 		}
 		for _, n := range s.options.selectNetworks(lanIPv4, lanIPv6) {
@@ -153,7 +154,7 @@ func enableForwarding(link string) error {
 
 // addHostBehindRouter creates the client behind router i.
 func (s *supervisor) addHostBehindRouter(i int) error {
-	ns, err := netns.New(numberedName("far", i))
+	ns, err := netns.NewNamed(nameWithNumber("far", i))
 	if err != nil {
 		return err
 	}
@@ -166,11 +167,11 @@ func (s *supervisor) addHostBehindRouter(i int) error {
 		link   string
 		number int
 	}{{router, "eth1", 1}, {ns, lanLink, 2}} {
-		err := end.ns.Do(func() error {
+		err := end.ns.RunInside(func() error {
 			if err := enableForwarding(end.link); err != nil {
 				return err
 			}
-			if err := netns.SetUp(end.link); err != nil {
+			if err := netns.SetLinkUp(end.link); err != nil {
 				return err
 			}
 			for _, n := range s.options.networksBehindRouter(i) {
@@ -184,7 +185,7 @@ func (s *supervisor) addHostBehindRouter(i int) error {
 			return err
 		}
 	}
-	return ns.Do(func() error {
+	return ns.RunInside(func() error {
 		for _, n := range s.options.networksBehindRouter(i) {
 			if err := netns.AddRoute(lanLink, defaultRoute(addressInNetwork(n, 1)), addressInNetwork(n, 1)); err != nil {
 				return err
@@ -237,21 +238,21 @@ func (s *supervisor) cutCable(name string) error {
 	if s.hostByName[name] == nil {
 		return fmt.Errorf("no host %q is on the LAN", name)
 	}
-	return s.fabric.Do(func() error { return netns.SetDown(bridgePort(name)) })
+	return s.fabric.RunInside(func() error { return netns.SetLinkDown(bridgePort(name)) })
 }
 
 // cutCableSilently removes the host's port from its bridge. No frame passes, and the host keeps the
 // carrier.
 func (s *supervisor) cutCableSilently(name string) error {
-	return s.reconnectHost(name, func(h *host) { h.isSilent = true })
+	return s.reconnectHost(name, func(h *host) { h.dropsAllFrames = true })
 }
 
 // plugCable undoes cutCable and cutCableSilently. During a partition the host returns to its part.
 func (s *supervisor) plugCable(name string) error {
-	if err := s.reconnectHost(name, func(h *host) { h.isSilent = false }); err != nil {
+	if err := s.reconnectHost(name, func(h *host) { h.dropsAllFrames = false }); err != nil {
 		return err
 	}
-	return s.fabric.Do(func() error { return netns.SetUp(bridgePort(name)) })
+	return s.fabric.RunInside(func() error { return netns.SetLinkUp(bridgePort(name)) })
 }
 
 // reconnectHost changes which bridge a host belongs to, and connects it.
@@ -264,10 +265,10 @@ func (s *supervisor) reconnectHost(name string, change func(*host)) error {
 	defer s.cableMutex.Unlock()
 	change(h)
 	bridge := h.currentBridge
-	if h.isSilent {
+	if h.dropsAllFrames {
 		bridge = ""
 	}
-	return s.fabric.Do(func() error { return netns.SetBridge(bridgePort(name), bridge) })
+	return s.fabric.RunInside(func() error { return netns.SetBridgeOfLink(bridgePort(name), bridge) })
 }
 
 // partitionHosts moves each group of hosts to a bridge of its own. The hosts in no group stay on
@@ -275,8 +276,8 @@ func (s *supervisor) reconnectHost(name string, change func(*host)) error {
 func (s *supervisor) partitionHosts(groups [][]string) error {
 	for i, group := range groups {
 		bridge := fmt.Sprintf("%s%d", lanBridge, i+1)
-		err := s.fabric.Do(func() error {
-			if netns.SetUp(bridge) == nil {
+		err := s.fabric.RunInside(func() error {
+			if netns.SetLinkUp(bridge) == nil {
 				return nil
 			}
 			return netns.AddBridge(bridge)

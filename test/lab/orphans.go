@@ -19,7 +19,7 @@ func (s *supervisor) reapOrphans() {
 		select {
 		case <-s.ctx.Done():
 			return
-		case <-time.After(reapInterval):
+		case <-time.After(reapOrphansInterval):
 		}
 		dead := orphanedZombies()
 		for pid := range dead {
@@ -31,9 +31,9 @@ func (s *supervisor) reapOrphans() {
 	}
 }
 
-// reapInterval is the time between two checks for orphans. A dead process costs only its entry in
-// the process table, so there is no hurry.
-const reapInterval = 2 * time.Second
+// reapOrphansInterval is the time between two checks for orphans. A dead process costs only its
+// entry in the process table, so there is no hurry.
+const reapOrphansInterval = 2 * time.Second
 
 // orphanedZombies returns the children of process 1 that have ended.
 func orphanedZombies() map[int]bool {

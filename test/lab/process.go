@@ -15,23 +15,23 @@ import (
 
 // process is a program of the control plane or of a node, inside a namespace.
 type process struct {
-	name string // "kube-apiserver", "node1/kube-proxy"
-	log  string
-	cmd  *exec.Cmd
-	done chan struct{} // closed when it has ended
-	err  error
+	name        string // "kube-apiserver", "node1/kube-proxy"
+	logPath     string
+	cmd         *exec.Cmd
+	endedSignal chan struct{} // closed when it has ended
+	exitError   error
 }
 
 // processes are all programs that were started, by name.
 type processes struct {
-	mu     sync.Mutex
-	byName map[string]*process
+	mu            sync.Mutex
+	processByName map[string]*process
 }
 
 // startProgram starts a program inside a namespace, with its output in a log file.
 func (ps *processes) startProgram(ns netns.Handle, logDir, name, path string, args ...string) (*process, error) {
-	p := &process{name: name, log: filepath.Join(logDir, filepath.Base(filepath.Dir("/"+name))+"-"+filepath.Base(name)+".log"), done: make(chan struct{})}
-	out, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	p := &process{name: name, logPath: filepath.Join(logDir, filepath.Base(filepath.Dir("/"+name))+"-"+filepath.Base(name)+".log"), endedSignal: make(chan struct{})}
+	out, err := os.OpenFile(p.logPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("opening the log of %s: %w", name, err)
 	}
@@ -39,19 +39,19 @@ func (ps *processes) startProgram(ns netns.Handle, logDir, name, path string, ar
 	p.cmd = exec.Command(path, args...)
 	p.cmd.Stdout, p.cmd.Stderr = out, out
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := ns.Do(p.cmd.Start); err != nil {
+	if err := ns.RunInside(p.cmd.Start); err != nil {
 		return nil, fmt.Errorf("starting %s: %w", name, err)
 	}
 	go func() {
-		p.err = p.cmd.Wait()
-		close(p.done)
+		p.exitError = p.cmd.Wait()
+		close(p.endedSignal)
 	}()
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	if ps.byName == nil {
-		ps.byName = map[string]*process{}
+	if ps.processByName == nil {
+		ps.processByName = map[string]*process{}
 	}
-	ps.byName[name] = p
+	ps.processByName[name] = p
 	return p, nil
 }
 
@@ -59,7 +59,7 @@ func (ps *processes) startProgram(ns netns.Handle, logDir, name, path string, ar
 func (ps *processes) sendSignal(name string, s syscall.Signal) error {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	p := ps.byName[name]
+	p := ps.processByName[name]
 	if p == nil {
 		return fmt.Errorf("no program %q is running in this lab", name)
 	}
@@ -69,11 +69,11 @@ func (ps *processes) sendSignal(name string, s syscall.Signal) error {
 	return nil
 }
 
-// find returns the program of that name.
-func (ps *processes) find(name string) *process {
+// findByName returns the program of that name.
+func (ps *processes) findByName(name string) *process {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	return ps.byName[name]
+	return ps.processByName[name]
 }
 
 // awaitSuccess calls check until it succeeds, the program ends or ctx ends. The error has the end
@@ -85,13 +85,13 @@ func (p *process) awaitSuccess(ctx context.Context, check func(context.Context) 
 			return nil
 		}
 		select {
-		case <-p.done:
-			last = fmt.Errorf("it ended: %w", p.err)
+		case <-p.endedSignal:
+			last = fmt.Errorf("it ended: %w", p.exitError)
 		case <-ctx.Done():
 		case <-time.After(50 * time.Millisecond):
 			continue
 		}
-		text, _ := os.ReadFile(p.log)
-		return fmt.Errorf("waiting for %s: %w; the end of %s:\n%s", p.name, last, p.log, lastLines(string(text), 15))
+		text, _ := os.ReadFile(p.logPath)
+		return fmt.Errorf("waiting for %s: %w; the end of %s:\n%s", p.name, last, p.logPath, lastLines(string(text), 15))
 	}
 }

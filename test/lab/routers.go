@@ -20,49 +20,49 @@ const routerDirectory = "/run/routers"
 // Router is a routing daemon on a host of the lab. It ends with the lab.
 type Router struct {
 	router.Console
-	l    *Lab
+	lab  *Lab
 	host string
 }
 
 // Router returns the router on a host of the LAN, which may be any host. Start starts it. kind is
 // router.FRR or router.BIRD.
 func (l *Lab) Router(host string, kind router.Kind) *Router {
-	dir := fmt.Sprintf("/proc/%d/root%s/%s", l.pid, routerDirectory, host)
+	dir := fmt.Sprintf("/proc/%d/root%s/%s", l.supervisorPID, routerDirectory, host)
 	return &Router{router.Console{Kind: kind, Dir: dir}, l, host}
 }
 
 // Start starts the router with a configuration as an operator writes it, and returns when the
 // configuration is in effect. A router that already runs on the host is stopped first.
 func (r *Router) Start(ctx context.Context, text string) error {
-	return r.l.request(ctx, controlRequest{Op: "router-start", Host: r.host, Target: string(r.Kind), Text: text})
+	return r.lab.sendControlRequest(ctx, controlRequest{Op: "router-start", Host: r.host, Target: string(r.Kind), Text: text})
 }
 
 // Stop ends the router in an orderly way: it closes its sessions and withdraws its routes.
 func (r *Router) Stop(ctx context.Context) error {
-	return r.l.request(ctx, controlRequest{Op: "router-stop", Host: r.host})
+	return r.lab.sendControlRequest(ctx, controlRequest{Op: "router-stop", Host: r.host})
 }
 
 // Kill sends SIGKILL to the daemons with these names (bgpd, bfdd, zebra, staticd, bird), or to all
 // if no name is given.
 func (r *Router) Kill(ctx context.Context, names ...string) error {
-	return r.l.request(ctx, controlRequest{Op: "router-kill", Host: r.host, Names: names})
+	return r.lab.sendControlRequest(ctx, controlRequest{Op: "router-kill", Host: r.host, Names: names})
 }
 
 // Restart starts the daemons that are not running, with the configuration of the last Start.
 func (r *Router) Restart(ctx context.Context) error {
-	return r.l.request(ctx, controlRequest{Op: "router-restart", Host: r.host})
+	return r.lab.sendControlRequest(ctx, controlRequest{Op: "router-restart", Host: r.host})
 }
 
 // runningRouters are the routers that the supervisor runs, by host.
 type runningRouters struct {
-	mu     sync.Mutex // guards byHost
-	byHost map[string]*router.Router
+	mu           sync.Mutex // guards routerByHost
+	routerByHost map[string]*router.Router
 }
 
-func (rs *runningRouters) find(host string) *router.Router {
+func (rs *runningRouters) findByHost(host string) *router.Router {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
-	return rs.byHost[host]
+	return rs.routerByHost[host]
 }
 
 // handleRouterRequest carries out a request about a router.
@@ -71,7 +71,7 @@ func (s *supervisor) handleRouterRequest(ctx context.Context, o controlRequest) 
 	if h == nil {
 		return fmt.Errorf("no host %q is on the LAN", o.Host)
 	}
-	r := s.routers.find(o.Host)
+	r := s.routers.findByHost(o.Host)
 	if o.Op == "router-start" {
 		if r != nil {
 			r.Stop()
@@ -84,17 +84,17 @@ func (s *supervisor) handleRouterRequest(ctx context.Context, o controlRequest) 
 			return fmt.Errorf("creating the directory of the router's logs: %w", err)
 		}
 		r, err := router.Start(ctx, router.Config{
-			Kind: router.Kind(o.Target), NetNS: h.namespace, Dir: dir, LogDir: logs, Text: o.Text,
+			Kind: router.Kind(o.Target), NetNS: h.namespace, Dir: dir, LogDir: logs, ConfigText: o.Text,
 		})
 		if err != nil {
 			return err
 		}
 		s.routers.mu.Lock()
 		defer s.routers.mu.Unlock()
-		if s.routers.byHost == nil {
-			s.routers.byHost = map[string]*router.Router{}
+		if s.routers.routerByHost == nil {
+			s.routers.routerByHost = map[string]*router.Router{}
 		}
-		s.routers.byHost[o.Host] = r
+		s.routers.routerByHost[o.Host] = r
 		return nil
 	}
 	if r == nil {
@@ -117,7 +117,7 @@ func routerCommands(dir func() string) []*cobra.Command {
 		if !isRunning(dir()) {
 			return nil, fmt.Errorf("no lab runs in %s: start one with bin/lab up", dir())
 		}
-		l := &Lab{options: Options{Dir: dir()}, pid: readPID(dir(), "pid")}
+		l := &Lab{options: Options{Dir: dir()}, supervisorPID: readPIDFile(dir(), "pid")}
 		r := l.Router(host, router.FRR)
 		if _, err := os.Stat(filepath.Join(r.Dir, "bird.conf")); err == nil {
 			r.Kind = router.BIRD

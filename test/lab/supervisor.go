@@ -66,9 +66,9 @@ type supervisor struct {
 
 // runningAgent is the agent of a node that is up.
 type runningAgent struct {
-	agent  *node.Agent
-	cancel context.CancelFunc
-	done   chan struct{}
+	agent       *node.Agent
+	cancel      context.CancelFunc
+	endedSignal chan struct{}
 }
 
 func runSupervisor(text string) error {
@@ -100,7 +100,7 @@ func runSupervisor(text string) error {
 	if err := os.WriteFile(filepath.Join(s.options.Dir, "ready"), nil, 0o644); err != nil {
 		return err
 	}
-	if err := closeProgress(); err != nil {
+	if err := closeProgressOutput(); err != nil {
 		return err
 	}
 	<-ctx.Done()
@@ -124,7 +124,7 @@ func awaitLifelineEnd(fd uintptr) {
 func (s *supervisor) shutDown() {
 	// From process 1 the signal reaches every process of its namespace. It is repeated because an
 	// agent may have started another process since.
-	for deadline := time.Now().Add(stopTimeout / 2); time.Now().Before(deadline) && unix.Kill(-1, unix.SIGKILL) == nil; {
+	for deadline := time.Now().Add(processStopTimeout / 2); time.Now().Before(deadline) && unix.Kill(-1, unix.SIGKILL) == nil; {
 		if n, _ := unix.Wait4(-1, nil, unix.WNOHANG, nil); n <= 0 {
 			<-time.After(time.Millisecond)
 		}
@@ -132,9 +132,9 @@ func (s *supervisor) shutDown() {
 	os.RemoveAll(s.options.Dir)
 }
 
-// closeProgress closes the standard output, which tells the reader of the progress that no more
-// follows.
-func closeProgress() error {
+// closeProgressOutput closes the standard output, which tells the reader of the progress that no
+// more follows.
+func closeProgressOutput() error {
 	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
 	if err != nil {
 		return err
@@ -163,7 +163,7 @@ func isolateMounts() error {
 // startLab builds the network, starts the control plane and the nodes, and waits until they are
 // ready.
 func (s *supervisor) startLab(ctx context.Context) error {
-	short, cancel := context.WithTimeout(ctx, startTimeout)
+	short, cancel := context.WithTimeout(ctx, labStartTimeout)
 	defer cancel()
 	for _, d := range []string{s.logDir(), filepath.Join(s.options.Dir, "captures"), "/run/lab-bin", "/run/lab-pods", routerDirectory} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
@@ -193,10 +193,11 @@ func (s *supervisor) startLab(ctx context.Context) error {
 	return g.Wait()
 }
 
-// startTimeout limits the start of a lab, and stopTimeout the wait for processes of a node to end.
+// labStartTimeout limits the start of a lab, and processStopTimeout the wait for processes of a
+// node to end.
 const (
-	startTimeout = 2 * time.Minute
-	stopTimeout  = 10 * time.Second
+	labStartTimeout    = 2 * time.Minute
+	processStopTimeout = 10 * time.Second
 )
 
 func (s *supervisor) logDir() string { return filepath.Join(s.options.Dir, "logs") }
@@ -213,19 +214,19 @@ func (s *supervisor) startNode(ctx context.Context, name string) error {
 	}
 	rest.QPS, rest.Dial = -1, h.namespace.Dial
 	agent, err := node.New(node.Config{
-		Name: name, NetNS: h.namespace, Addresses: h.addresses, PodCIDRs: h.podNetworks, REST: rest,
-		BinDir: "/run/lab-bin", Image: "gantry-lb/gantry", SelfPath: "/proc/self/exe", LogDir: s.logDir(), RunDir: "/run/lab-pods", Log: s.log,
+		Name: name, NetNS: h.namespace, Addresses: h.addresses, PodCIDRs: h.podNetworks, RESTConfig: rest,
+		BinDir: "/run/lab-bin", ImagePrefix: "gantry-lb/gantry", SelfPath: "/proc/self/exe", LogDir: s.logDir(), RunDir: "/run/lab-pods", Log: s.log,
 	})
 	if err != nil {
 		return err
 	}
 	life, cancel := context.WithCancel(s.ctx)
-	r := &runningAgent{agent: agent, cancel: cancel, done: make(chan struct{})}
+	r := &runningAgent{agent: agent, cancel: cancel, endedSignal: make(chan struct{})}
 	s.mu.Lock()
 	s.agentByNode[name] = r
 	s.mu.Unlock()
 	go func() {
-		defer close(r.done)
+		defer close(r.endedSignal)
 		if err := agent.Run(life); err != nil && life.Err() == nil {
 			s.log.Error("the node's agent ended", "node", name, "error", err)
 		}
@@ -250,13 +251,13 @@ func (s *supervisor) killNode(name string) error {
 	if err := s.programs.sendSignal(name+"/kube-proxy", syscall.SIGKILL); err != nil {
 		return err
 	}
-	<-s.programs.find(name + "/kube-proxy").done
+	<-s.programs.findByName(name + "/kube-proxy").endedSignal
 	select {
-	case <-r.done: // before the node may come back
-	case <-time.After(stopTimeout):
-		return fmt.Errorf("the Pods of %s did not end within %v", name, stopTimeout)
+	case <-r.endedSignal: // before the node may come back
+	case <-time.After(processStopTimeout):
+		return fmt.Errorf("the Pods of %s did not end within %v", name, processStopTimeout)
 	}
-	if router := s.routers.find(name); router != nil {
+	if router := s.routers.findByHost(name); router != nil {
 		_ = router.Kill()
 	}
 	return s.hostByName[name].clearKernelState()
@@ -269,11 +270,11 @@ func (h *host) clearKernelState() error {
 		cmd := exec.Command(line[0], line[1:]...)
 		var out strings.Builder
 		cmd.Stdout, cmd.Stderr = &out, &out
-		if err := h.namespace.Do(cmd.Run); err != nil {
+		if err := h.namespace.RunInside(cmd.Run); err != nil {
 			return fmt.Errorf("%s on %s: %w: %s", strings.Join(line, " "), h.name, err, strings.TrimSpace(out.String()))
 		}
 	}
-	return h.namespace.Do(netns.FlushNeighbors)
+	return h.namespace.RunInside(netns.FlushNeighbors)
 }
 
 // reviveNode starts a killed node again.
@@ -287,7 +288,7 @@ func (s *supervisor) reviveNode(ctx context.Context, name string) error {
 	if err := s.plugCable(name); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	ctx, cancel := context.WithTimeout(ctx, labStartTimeout)
 	defer cancel()
 	return s.startNode(ctx, name)
 }
@@ -300,6 +301,6 @@ type host struct {
 	podNetworks []netip.Prefix // of a node
 
 	// Guarded by the supervisor's cableMutex:
-	currentBridge string // the bridge of its cable: the LAN, or a part of it
-	isSilent      bool   // its cable drops all frames
+	currentBridge  string // the bridge of its cable: the LAN, or a part of it
+	dropsAllFrames bool   // its cable drops all frames
 }

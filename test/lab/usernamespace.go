@@ -31,12 +31,12 @@ func EnterUserNamespace() error {
 			return nil
 		}
 		os.Unsetenv(userNamespaceVariable)
-		return netns.SetUp("lo") // it is down in a new network namespace
+		return netns.SetLinkUp("lo") // it is down in a new network namespace
 	}
 	if why := userNamespaceRefusal(); why != "" {
 		return fmt.Errorf("starting a lab: %s", why)
 	}
-	kube, err := BuildKube(context.Background(), os.Stderr)
+	kube, err := BuildKubePrograms(context.Background(), os.Stderr)
 	if err != nil {
 		return err
 	}
@@ -61,7 +61,7 @@ func userNamespaceRefusal() string {
 // joinNamespaces moves the process of an ordinary user into the namespaces of the lab in dir, where
 // the API server is.
 func joinNamespaces(dir string) error {
-	holder := readPID(dir, "holder")
+	holder := readPIDFile(dir, "holder")
 	if os.Geteuid() == 0 || holder == 0 || !isRunning(dir) {
 		return nil
 	}
@@ -84,8 +84,8 @@ func replaceProcess(line, env []string) error {
 	return nil
 }
 
-// runInside runs a program, given by its path, in the namespaces of EnterUserNamespace.
-func runInside(line []string) error {
+// runInUserNamespace runs a program, given by its path, in the namespaces of EnterUserNamespace.
+func runInUserNamespace(line []string) error {
 	if err := EnterUserNamespace(); err != nil {
 		return err
 	}

@@ -68,7 +68,7 @@ import (
 const awaitTimeout = time.Minute
 
 // expectation is one line at the head of a document.
-type expectation struct{ kind, object, reason, text string }
+type expectation struct{ kind, object, reason, wantText string }
 
 var (
 	expectationPattern = regexp.MustCompile(`^# (valid|refused|problem|address|pending|keeps|silent|from|counts|reserved|unreserved|delete) (\S+?):?(?: ([A-Z]\w+))?(?:: ?(.*)| (\d\S.*))?$`)
@@ -103,9 +103,9 @@ func TestManifests(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	b := &harness{c, &validate.Validator{Reader: c, Scope: configuration.Scope{Namespace: names.Namespace}, Now: time.Now}}
+	b := &harness{c, &validate.Validator{Reader: c, ConfigurationScope: configuration.Scope{Namespace: names.Namespace}, Now: time.Now}}
 	for _, file := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".yaml"), func(t *testing.T) { b.runFile(t, file) })
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".yaml"), func(t *testing.T) { b.runManifestFile(t, file) })
 	}
 }
 
@@ -144,23 +144,23 @@ func startController(t *testing.T, config *rest.Config) {
 	})
 }
 
-// step is a group of objects that are applied together, and the expected results.
-type step struct {
+// manifestStep is a group of objects that are applied together, and the expected results.
+type manifestStep struct {
 	expectations []expectation
 	objects      []*unstructured.Unstructured
 }
 
-// parseFile reads the steps of a file.
-func parseFile(t *testing.T, file string) []step {
+// parseManifestSteps reads the steps of a file.
+func parseManifestSteps(t *testing.T, file string) []manifestStep {
 	t.Helper()
 	text, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var steps []step
+	var steps []manifestStep
 	for _, doc := range documentSeparator.Split(string(text), -1) {
 		if head := parseExpectations(t, doc); len(head) > 0 {
-			steps = append(steps, step{expectations: head})
+			steps = append(steps, manifestStep{expectations: head})
 		}
 		if len(steps) == 0 {
 			t.Fatalf("%s has no expectation", file)
@@ -188,15 +188,15 @@ func parseExpectations(t *testing.T, doc string) (out []expectation) {
 		if m == nil {
 			t.Fatalf("the line %q is not an expectation", line)
 		}
-		out = append(out, expectation{kind: m[1], object: m[2], reason: m[3], text: m[4] + m[5]})
+		out = append(out, expectation{kind: m[1], object: m[2], reason: m[3], wantText: m[4] + m[5]})
 	}
 	return out
 }
 
-// runFile applies the steps of a file, checks the expectations of each, and removes the objects at
-// the end.
-func (b *harness) runFile(t *testing.T, file string) {
-	steps := parseFile(t, file)
+// runManifestFile applies the steps of a file, checks the expectations of each, and removes the
+// objects at the end.
+func (b *harness) runManifestFile(t *testing.T, file string) {
+	steps := parseManifestSteps(t, file)
 	var all []*unstructured.Unstructured
 	for _, s := range steps {
 		all = append(all, s.objects...)
@@ -221,7 +221,7 @@ func (b *harness) runFile(t *testing.T, file string) {
 }
 
 // applyStep deletes and writes the objects of a step.
-func (b *harness) applyStep(t *testing.T, s step, all []*unstructured.Unstructured, write func(*unstructured.Unstructured) error) {
+func (b *harness) applyStep(t *testing.T, s manifestStep, all []*unstructured.Unstructured, write func(*unstructured.Unstructured) error) {
 	for _, e := range s.expectations {
 		if e.kind != "delete" {
 			continue
@@ -251,15 +251,15 @@ func (b *harness) applyStep(t *testing.T, s step, all []*unstructured.Unstructur
 		case i < 0 && err != nil:
 			t.Fatalf("%s is refused: %v", self, err)
 		case i >= 0 && err == nil:
-			t.Errorf("%s is accepted, want an error with %q", self, s.expectations[i].text)
-		case i >= 0 && !strings.Contains(err.Error(), s.expectations[i].text):
-			t.Errorf("%s is refused with %v, want %q", self, err, s.expectations[i].text)
+			t.Errorf("%s is accepted, want an error with %q", self, s.expectations[i].wantText)
+		case i >= 0 && !strings.Contains(err.Error(), s.expectations[i].wantText):
+			t.Errorf("%s is refused with %v, want %q", self, err, s.expectations[i].wantText)
 		case i >= 0 && strings.Contains(err.Error(), "evaluating rule"):
 			t.Errorf("%s is refused with %v, which shows the rule instead of a message", self, err)
 		}
 		given := func(e expectation) bool { return e.kind == "address" && e.object == o.GetNamespace()+"/"+o.GetName() }
 		if i := slices.IndexFunc(s.expectations, given); i >= 0 && o.GetKind() == "Service" {
-			b.awaitBeforeNext(t, s.expectations[i])
+			b.awaitAddressBeforeNextObject(t, s.expectations[i])
 		}
 	}
 }
@@ -287,7 +287,7 @@ func (b *harness) awaitExpectation(t *testing.T, e expectation) {
 	got := "nothing"
 	for end := time.Now().Add(awaitTimeout); time.Now().Before(end); {
 		var met bool
-		if met, got = b.isMet(t.Context(), e); met {
+		if met, got = b.isExpectationMet(t.Context(), e); met {
 			return
 		}
 		select {
@@ -296,11 +296,11 @@ func (b *harness) awaitExpectation(t *testing.T, e expectation) {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
-	t.Errorf("want %s %s %s %q, got %s", e.kind, e.object, e.reason, e.text, got)
+	t.Errorf("want %s %s %s %q, got %s", e.kind, e.object, e.reason, e.wantText, got)
 }
 
-// isMet reports whether the expectation is met, and describes the current state.
-func (b *harness) isMet(ctx context.Context, e expectation) (bool, string) {
+// isExpectationMet reports whether the expectation is met, and describes the current state.
+func (b *harness) isExpectationMet(ctx context.Context, e expectation) (bool, string) {
 	first, name, _ := strings.Cut(e.object, "/")
 	switch e.kind {
 	case "reserved", "unreserved":
@@ -330,35 +330,35 @@ func (b *harness) isMet(ctx context.Context, e expectation) (bool, string) {
 	if e.kind == "valid" {
 		return c.Status == metav1.ConditionTrue, describeCondition(c)
 	}
-	return c.Status == metav1.ConditionFalse && c.Reason == e.reason && strings.Contains(c.Message, e.text), describeCondition(c)
+	return c.Status == metav1.ConditionFalse && c.Reason == e.reason && strings.Contains(c.Message, e.wantText), describeCondition(c)
 }
 
-// isServiceAsExpected is isMet for a Service with these addresses.
+// isServiceAsExpected is isExpectationMet for a Service with these addresses.
 func isServiceAsExpected(s *corev1.Service, ips []string, e expectation) (bool, string) {
 	c := meta.FindStatusCondition(s.Status.Conditions, names.ConditionAddressAssigned)
 	got := strings.Join(ips, ", ")
-	why := c != nil && c.Reason == e.reason && strings.Contains(c.Message, e.text)
+	why := c != nil && c.Reason == e.reason && strings.Contains(c.Message, e.wantText)
 	switch e.kind {
 	case "address":
-		return c != nil && got == e.text && s.Annotations[names.AnnotationFromPool] != "", got + " " + describeCondition(c)
+		return c != nil && got == e.wantText && s.Annotations[names.AnnotationFromPool] != "", got + " " + describeCondition(c)
 	case "from":
-		first, _, several := strings.Cut(e.text, ", ")
+		first, _, several := strings.Cut(e.wantText, ", ")
 		all, there := s.Annotations[names.AnnotationFromPools]
 		from := s.Annotations[names.AnnotationFromPool]
-		return from == first && there == several && (!several || strings.ReplaceAll(all, ",", ", ") == e.text), from + "; " + all
+		return from == first && there == several && (!several || strings.ReplaceAll(all, ",", ", ") == e.wantText), from + "; " + all
 	case "silent":
 		c := meta.FindStatusCondition(s.Status.Conditions, names.ConditionAnnounced)
 		if e.reason == "" {
 			return c == nil, describeCondition(c)
 		}
-		return c != nil && c.Status == metav1.ConditionFalse && c.Reason == e.reason && strings.Contains(c.Message, e.text), describeCondition(c)
+		return c != nil && c.Status == metav1.ConditionFalse && c.Reason == e.reason && strings.Contains(c.Message, e.wantText), describeCondition(c)
 	case "keeps":
 		return why && len(ips) > 0 && c.Status == metav1.ConditionTrue, got + " " + describeCondition(c)
 	}
 	return why && len(ips) == 0 && c.Status == metav1.ConditionFalse, got + " " + describeCondition(c)
 }
 
-// isReservationAsExpected is isMet for an AddressReservation.
+// isReservationAsExpected is isExpectationMet for an AddressReservation.
 func (b *harness) isReservationAsExpected(ctx context.Context, e expectation) (bool, string) {
 	var r v1alpha1.AddressReservation
 	if err := b.apiClient.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: e.object}, &r); err != nil {
@@ -370,12 +370,12 @@ func (b *harness) isReservationAsExpected(ctx context.Context, e expectation) (b
 		return false, got
 	}
 	if e.kind == "reserved" {
-		return c.Status == metav1.ConditionTrue && strings.Join(r.Status.Addresses, ", ") == e.text, got
+		return c.Status == metav1.ConditionTrue && strings.Join(r.Status.Addresses, ", ") == e.wantText, got
 	}
-	return c.Status == metav1.ConditionFalse && c.Reason == e.reason && strings.Contains(c.Message, e.text), got
+	return c.Status == metav1.ConditionFalse && c.Reason == e.reason && strings.Contains(c.Message, e.wantText), got
 }
 
-// arePoolCountsAsExpected is isMet for the counters of a pool.
+// arePoolCountsAsExpected is isExpectationMet for the counters of a pool.
 func (b *harness) arePoolCountsAsExpected(ctx context.Context, e expectation) (bool, string) {
 	var p v1beta1.IPAddressPool
 	if err := b.apiClient.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: e.object}, &p); err != nil {
@@ -383,7 +383,7 @@ func (b *harness) arePoolCountsAsExpected(ctx context.Context, e expectation) (b
 	}
 	s := p.Status
 	got := fmt.Sprintln(s.AssignedIPv4, s.AvailableIPv4, s.AssignedIPv6, s.AvailableIPv6)
-	return strings.TrimSpace(got) == e.text, got
+	return strings.TrimSpace(got) == e.wantText, got
 }
 
 // validCondition returns the condition gantry.dev/Valid of an object, or nil.
@@ -420,8 +420,8 @@ func (b *harness) checkWebhook(t *testing.T, o *unstructured.Unstructured, e exp
 		said += r.Result.Message
 	}
 	dangling := snapshot.Problem{Reason: names.Reason(e.reason)}.IsDanglingReference()
-	if r.Allowed != dangling && e.reason != string(names.ReasonDuplicate) || !strings.Contains(said, e.text) {
-		t.Errorf("the webhook allows %s: %v, with the text %q; want %q", e.object, r.Allowed, said, e.text)
+	if r.Allowed != dangling && e.reason != string(names.ReasonDuplicate) || !strings.Contains(said, e.wantText) {
+		t.Errorf("the webhook allows %s: %v, with the text %q; want %q", e.object, r.Allowed, said, e.wantText)
 	}
 }
 

@@ -13,14 +13,14 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-// awaitBeforeNext waits for a short time until a Service has its expected address, before the next
-// object is written. If two Services want the same address, the first one in the file gets it, even
-// if the controller sees their pool between the two. If the Service needs the next object for its
-// address, awaitExpectation waits for it later.
-func (b *harness) awaitBeforeNext(t *testing.T, e expectation) {
+// awaitAddressBeforeNextObject waits for a short time until a Service has its expected address,
+// before the next object is written. If two Services want the same address, the first one in the
+// file gets it, even if the controller sees their pool between the two. If the Service needs the
+// next object for its address, awaitExpectation waits for it later.
+func (b *harness) awaitAddressBeforeNextObject(t *testing.T, e expectation) {
 	t.Helper()
 	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {
-		if met, _ := b.isMet(t.Context(), e); met {
+		if met, _ := b.isExpectationMet(t.Context(), e); met {
 			return
 		}
 		select {

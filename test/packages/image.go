@@ -25,12 +25,12 @@ type Image struct {
 			Labels     map[string]string
 		} `json:"config"`
 	}
-	// Files are the files of all layers, by path.
-	Files map[string]File
+	// FileByPath are the files of all layers, by path.
+	FileByPath map[string]ImageFile
 }
 
-// File is a file of an Image.
-type File struct {
+// ImageFile is a file of an Image.
+type ImageFile struct {
 	Mode    fs.FileMode
 	Content []byte
 }
@@ -42,7 +42,7 @@ func ReadImage(path string) (*Image, error) {
 		return nil, fmt.Errorf("opening the image: %w", err)
 	}
 	defer f.Close()
-	archive, err := readTar(f)
+	archive, err := readTarFiles(f)
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", path, err)
 	}
@@ -54,7 +54,7 @@ func ReadImage(path string) (*Image, error) {
 	if err := json.Unmarshal(archive["manifest.json"].Content, &manifest); err != nil || len(manifest) != 1 {
 		return nil, fmt.Errorf("reading manifest.json of %s: %d images, %w", path, len(manifest), err)
 	}
-	img := &Image{Tags: manifest[0].RepoTags, Files: map[string]File{}}
+	img := &Image{Tags: manifest[0].RepoTags, FileByPath: map[string]ImageFile{}}
 	if err := json.Unmarshal(archive[manifest[0].Config].Content, &img.Config); err != nil {
 		return nil, fmt.Errorf("reading the configuration of %s: %w", path, err)
 	}
@@ -63,19 +63,19 @@ func ReadImage(path string) (*Image, error) {
 		if err != nil {
 			return nil, fmt.Errorf("reading layer %s: %w", layer, err)
 		}
-		files, err := readTar(z)
+		files, err := readTarFiles(z)
 		if err != nil {
 			return nil, fmt.Errorf("reading layer %s: %w", layer, err)
 		}
 		for name, file := range files {
-			img.Files[name] = file
+			img.FileByPath[name] = file
 		}
 	}
 	return img, nil
 }
 
-func readTar(r io.Reader) (map[string]File, error) {
-	out := map[string]File{}
+func readTarFiles(r io.Reader) (map[string]ImageFile, error) {
+	out := map[string]ImageFile{}
 	for t := tar.NewReader(r); ; {
 		h, err := t.Next()
 		if errors.Is(err, io.EOF) {
@@ -88,13 +88,13 @@ func readTar(r io.Reader) (map[string]File, error) {
 		if err != nil {
 			return nil, err
 		}
-		out[h.Name] = File{Mode: h.FileInfo().Mode(), Content: content}
+		out[h.Name] = ImageFile{Mode: h.FileInfo().Mode(), Content: content}
 	}
 }
 
 // WriteFiles writes the image's files below a directory.
 func (i *Image) WriteFiles(dir string) error {
-	for name, f := range i.Files {
+	for name, f := range i.FileByPath {
 		path := filepath.Join(dir, filepath.FromSlash(name))
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return err

@@ -13,8 +13,8 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 )
 
-// makeImage builds an image of the programs in bin/, as `make image` does.
-func makeImage(t *testing.T, out string) {
+// buildImageArchive builds an image of the programs in bin/, as `make image` does.
+func buildImageArchive(t *testing.T, out string) {
 	t.Helper()
 	bin := filepath.Join(RepositoryRoot(), "bin")
 	for _, p := range []string{"image", "controller", "speaker"} {
@@ -30,16 +30,16 @@ func makeImage(t *testing.T, out string) {
 
 func TestImageHoldsOnlyStaticPrograms(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "image.tar")
-	makeImage(t, out)
+	buildImageArchive(t, out)
 	img, err := ReadImage(out)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := gocmp.Diff([]string{"controller", "etc/passwd", "speaker"}, slices.Sorted(maps.Keys(img.Files))); diff != "" {
+	if diff := gocmp.Diff([]string{"controller", "etc/passwd", "speaker"}, slices.Sorted(maps.Keys(img.FileByPath))); diff != "" {
 		t.Errorf("the image has other files than the two programs and the user database:\n%s", diff)
 	}
 	for _, program := range []string{"controller", "speaker"} {
-		f := img.Files[program]
+		f := img.FileByPath[program]
 		if f.Mode != 0o755 {
 			t.Errorf("%s has mode %v, want 0755: the container's user does not own it", program, f.Mode)
 		}
@@ -71,7 +71,7 @@ func TestImageIsReproducible(t *testing.T) {
 	dir := t.TempDir()
 	var archives [2][]byte
 	for i, name := range []string{"a.tar", "b.tar"} {
-		makeImage(t, filepath.Join(dir, name))
+		buildImageArchive(t, filepath.Join(dir, name))
 		b, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil {
 			t.Fatal(err)

@@ -14,13 +14,13 @@ import (
 
 func requirePrograms(t *testing.T) {
 	t.Helper()
-	if m := MissingProgram(); m != "" {
+	if m := DescribeMissingProgram(); m != "" {
 		t.Skip(m)
 	}
 }
 
-// indexByName returns the objects by API version, kind, namespace and name.
-func indexByName(t *testing.T, manifests string) map[string]map[string]any {
+// indexObjectsByName returns the objects by API version, kind, namespace and name.
+func indexObjectsByName(t *testing.T, manifests string) map[string]map[string]any {
 	t.Helper()
 	objects, err := SplitObjects(manifests)
 	if err != nil {
@@ -32,15 +32,15 @@ func indexByName(t *testing.T, manifests string) map[string]map[string]any {
 		if out[key] != nil {
 			t.Errorf("%s is rendered twice", key)
 		}
-		sortVariables(o)
+		sortEnvironmentVariables(o)
 		out[key] = o.Object
 	}
 	return out
 }
 
-// sortVariables sorts environment variables and ports by name: kustomize inserts at the front, and
-// the order has no meaning.
-func sortVariables(o *unstructured.Unstructured) {
+// sortEnvironmentVariables sorts environment variables and ports by name: kustomize inserts at the
+// front, and the order has no meaning.
+func sortEnvironmentVariables(o *unstructured.Unstructured) {
 	containers, _, _ := unstructured.NestedSlice(o.Object, "spec", "template", "spec", "containers")
 	for _, c := range containers {
 		for _, field := range []string{"env", "ports"} {
@@ -58,13 +58,13 @@ func sortVariables(o *unstructured.Unstructured) {
 
 func TestChartMatchesKustomize(t *testing.T) {
 	requirePrograms(t)
-	for overlay, values := range Overlays {
+	for overlay, values := range HelmValuesByOverlay {
 		t.Run(overlay, func(t *testing.T) {
 			text, err := RenderKustomize(t.Context(), overlay)
 			if err != nil {
 				t.Fatal(err)
 			}
-			want := indexByName(t, text)
+			want := indexObjectsByName(t, text)
 			// Helm stores its release in the namespace, so the namespace has to exist before and is
 			// not in the chart.
 			delete(want, "v1 Namespace  metallb-system")
@@ -72,7 +72,7 @@ func TestChartMatchesKustomize(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			got := indexByName(t, text)
+			got := indexObjectsByName(t, text)
 			for _, o := range got {
 				// only Helm uses it
 				unstructured.RemoveNestedField(o, "metadata", "annotations", "helm.sh/resource-policy")

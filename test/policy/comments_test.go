@@ -16,19 +16,19 @@ const (
 	tabColumns        = 4
 )
 
-// directive matches comments that a program reads. Their form is not ours to choose.
-var directive = regexp.MustCompile(`^//(go:|line |lint:|nolint|export |\s*\+kubebuilder|\s*\+k8s|\s*\+groupName)`)
+// directivePattern matches comments that a program reads. Their form is not ours to choose.
+var directivePattern = regexp.MustCompile(`^//(go:|line |lint:|nolint|export |\s*\+kubebuilder|\s*\+k8s|\s*\+groupName)`)
 
 func TestCommentLinesAreNarrow(t *testing.T) {
 	for _, f := range parseSources(t) {
 		lines := readLines(t, f)
 		for _, group := range f.ast.Comments {
 			for _, c := range group.List {
-				if directive.MatchString(c.Text) {
+				if directivePattern.MatchString(c.Text) {
 					continue
 				}
 				for i := f.lineOf(c.Pos()); i <= f.lineOf(c.End()); i++ {
-					if n := columns(lines[i-1]); n > maxCommentColumns && !isOneWord(lines[i-1]) {
+					if n := countColumns(lines[i-1]); n > maxCommentColumns && !isOneWord(lines[i-1]) {
 						t.Errorf("%s:%d: a line with a comment has %d columns, more than %d: wrap it, so that it is read without scrolling",
 							f.path, i, n, maxCommentColumns)
 					}
@@ -48,7 +48,7 @@ func readLines(t *testing.T, f sourceFile) []string {
 	return strings.Split(string(text), "\n")
 }
 
-func columns(line string) int {
+func countColumns(line string) int {
 	return utf8.RuneCountInString(line) + (tabColumns-1)*strings.Count(line, "\t")
 }
 
@@ -62,13 +62,13 @@ func isOneWord(line string) bool {
 // lintersInUse are the linters that `make lint` runs.
 var lintersInUse = []string{"govet", "staticcheck"}
 
-var nolint = regexp.MustCompile(`^//\s*nolint(?::\s*([\w,]+))?`)
+var nolintPattern = regexp.MustCompile(`^//\s*nolint(?::\s*([\w,]+))?`)
 
 func TestNolintNamesALinterInUse(t *testing.T) {
 	for _, f := range parseSources(t) {
 		for _, group := range f.ast.Comments {
 			for _, c := range group.List {
-				m := nolint.FindStringSubmatch(c.Text)
+				m := nolintPattern.FindStringSubmatch(c.Text)
 				if m == nil {
 					continue
 				}

@@ -11,11 +11,11 @@ import (
 // The figures of names in product code. A reader who sees only the package and the name of a
 // function should be able to guess what it does, and short names rarely allow that.
 const (
-	minMeanLetters    = 8.5
-	shortNameLetters  = 4
-	maxShortNameShare = 0.15
-	shortVerbLetters  = 5
-	maxTypesOfVerb    = 6
+	minMeanLetters       = 8.5
+	shortNameLetters     = 4
+	maxShortNameShare    = 0.15
+	shortVerbLetters     = 5
+	maxTypesPerShortVerb = 6
 )
 
 // commonVerbs are short method names that Go and its libraries give one meaning, and where from.
@@ -46,7 +46,7 @@ var commonVerbs = map[string]string{
 func isProduct(f sourceFile) bool {
 	base := path.Base(f.dir)
 	standIn := strings.HasSuffix(base, "test") && base != "latest"
-	return isUnder(f.dir, "api", "internal", "controller", "speaker") && !f.isTest && !standIn
+	return isInOrBelow(f.dir, "api", "internal", "controller", "speaker") && !f.isTest && !standIn
 }
 
 // productFunctions calls visit for each function and method of product code.
@@ -86,12 +86,12 @@ func TestFunctionNamesAreLongEnough(t *testing.T) {
 	}
 	if share > maxShortNameShare {
 		t.Errorf("%.1f %% of the function names of product code have %d letters or fewer, more than %.0f %%: say verb and object; most frequent: %s",
-			100*share, shortNameLetters, 100*maxShortNameShare, strings.Join(mostFrequent(short, 12), ", "))
+			100*share, shortNameLetters, 100*maxShortNameShare, strings.Join(mostFrequentKeys(short, 12), ", "))
 	}
 }
 
-// mostFrequent returns up to n keys, those with the highest counts first.
-func mostFrequent(counts map[string]int, n int) []string {
+// mostFrequentKeys returns up to n keys, those with the highest counts first.
+func mostFrequentKeys(counts map[string]int, n int) []string {
 	var keys []string
 	for k := range counts {
 		keys = append(keys, k)
@@ -118,9 +118,9 @@ func TestShortVerbsHaveOneMeaning(t *testing.T) {
 	})
 	for verb, on := range types {
 		slices.Sort(on)
-		if on = slices.Compact(on); len(on) > maxTypesOfVerb {
+		if on = slices.Compact(on); len(on) > maxTypesPerShortVerb {
 			t.Errorf("%q is a method of %d types, more than %d: say what it acts on, or give the reason in commonVerbs: %s",
-				verb, len(on), maxTypesOfVerb, strings.Join(on, ", "))
+				verb, len(on), maxTypesPerShortVerb, strings.Join(on, ", "))
 		}
 	}
 }

@@ -14,30 +14,30 @@ import (
 	"unicode"
 )
 
-// term is a row of the glossary of ARCHITECTURE.md.
-type term struct {
-	word   string
-	homes  []string // directories
-	places []string // the other directories that may declare the word
+// glossaryTerm is a row of the glossary of ARCHITECTURE.md.
+type glossaryTerm struct {
+	word            string
+	homeDirectories []string // directories
+	secondPlaces    []string // the other directories that may declare the word
 }
 
 var (
-	glossaryHead = regexp.MustCompile(`(?mi)^#+ .*glossary.*$`)
-	codeMarks    = regexp.MustCompile("`([^`]+)`")
+	glossaryHeadingPattern = regexp.MustCompile(`(?mi)^#+ .*glossary.*$`)
+	codeMarkPattern        = regexp.MustCompile("`([^`]+)`")
 )
 
 // parseGlossary reads the table with the columns word, meaning, home package and also in.
-func parseGlossary(t *testing.T) []term {
+func parseGlossary(t *testing.T) []glossaryTerm {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(repositoryRoot, "ARCHITECTURE.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	head := glossaryHead.FindIndex(text)
+	head := glossaryHeadingPattern.FindIndex(text)
 	if head == nil {
 		t.Fatal("ARCHITECTURE.md has no section named Glossary: it says which package declares which word")
 	}
-	var terms []term
+	var terms []glossaryTerm
 	inTable := false
 	for _, line := range strings.Split(string(text[head[1]:]), "\n") {
 		if strings.HasPrefix(line, "#") {
@@ -62,28 +62,28 @@ func parseGlossary(t *testing.T) []term {
 }
 
 // parseTerms reads a row, which may name several words of one home.
-func parseTerms(t *testing.T, cells []string) []term {
+func parseTerms(t *testing.T, cells []string) []glossaryTerm {
 	t.Helper()
-	homes, places := directories(t, cells[0], cells[2]), directories(t, cells[0], cells[3])
+	homes, places := parseDirectories(t, cells[0], cells[2]), parseDirectories(t, cells[0], cells[3])
 	if len(homes) == 0 {
 		t.Errorf("the Glossary gives%sno home package: name its directory in backticks", cells[0])
 	}
-	reasons := strings.Trim(codeMarks.ReplaceAllString(cells[3], ""), " :;,.")
+	reasons := strings.Trim(codeMarkPattern.ReplaceAllString(cells[3], ""), " :;,.")
 	if len(places) > 0 && len(reasons) < 4*len(places) {
 		t.Errorf("the Glossary lets%salso be declared in %s without saying why", cells[0], strings.Join(places, ", "))
 	}
-	var out []term
+	var out []glossaryTerm
 	for _, word := range strings.Split(cells[0], ",") {
-		out = append(out, term{strings.ToLower(strings.Trim(word, " *`_")), homes, places})
+		out = append(out, glossaryTerm{strings.ToLower(strings.Trim(word, " *`_")), homes, places})
 	}
 	return out
 }
 
-// directories returns the directories that a cell names in backticks.
-func directories(t *testing.T, word, cell string) []string {
+// parseDirectories returns the directories that a cell names in backticks.
+func parseDirectories(t *testing.T, word, cell string) []string {
 	t.Helper()
 	var out []string
-	for _, m := range codeMarks.FindAllStringSubmatch(cell, -1) {
+	for _, m := range codeMarkPattern.FindAllStringSubmatch(cell, -1) {
 		dir := strings.Trim(m[1], "/")
 		if info, err := os.Stat(filepath.Join(repositoryRoot, dir)); err != nil || !info.IsDir() {
 			if strings.Contains(dir, "/") {
@@ -108,18 +108,18 @@ func TestGlossaryWordsStayAtHome(t *testing.T) {
 				continue
 			}
 			for _, at := range where {
-				i := slices.IndexFunc(slices.Concat(tm.homes, tm.places), func(p string) bool { return isUnder(at.dir, p) })
+				i := slices.IndexFunc(slices.Concat(tm.homeDirectories, tm.secondPlaces), func(p string) bool { return isInOrBelow(at.dir, p) })
 				if i < 0 {
 					t.Errorf("%s declares %s, and %q belongs to %s: use another word, or add the package to the Glossary with the reason",
-						at.place, name, tm.word, strings.Join(tm.homes, ", "))
+						at.fileAndLine, name, tm.word, strings.Join(tm.homeDirectories, ", "))
 					continue
 				}
-				used[tm.word+" "+slices.Concat(tm.homes, tm.places)[i]] = true
+				used[tm.word+" "+slices.Concat(tm.homeDirectories, tm.secondPlaces)[i]] = true
 			}
 		}
 	}
 	for _, tm := range terms {
-		for _, dir := range slices.Concat(tm.homes, tm.places) {
+		for _, dir := range slices.Concat(tm.homeDirectories, tm.secondPlaces) {
 			if !used[tm.word+" "+dir] {
 				t.Errorf("the Glossary says that %s declares %q, and no type, function or package there does: correct the row", dir, tm.word)
 			}
@@ -128,7 +128,7 @@ func TestGlossaryWordsStayAtHome(t *testing.T) {
 }
 
 // declaration is where a name is declared.
-type declaration struct{ dir, place string }
+type declaration struct{ dir, fileAndLine string }
 
 // declaredNames returns the types, functions, methods and packages of product code, by name.
 func declaredNames(t *testing.T) map[string][]declaration {
@@ -147,11 +147,11 @@ func declaredNames(t *testing.T) map[string][]declaration {
 		for _, d := range f.ast.Decls {
 			switch d := d.(type) {
 			case *ast.FuncDecl:
-				add(f.dir, f.place(d.Pos()), d.Name.Name)
+				add(f.dir, f.fileAndLineOf(d.Pos()), d.Name.Name)
 			case *ast.GenDecl:
 				for _, s := range d.Specs {
 					if ts, ok := s.(*ast.TypeSpec); ok {
-						add(f.dir, f.place(ts.Pos()), ts.Name.Name)
+						add(f.dir, f.fileAndLineOf(ts.Pos()), ts.Name.Name)
 					}
 				}
 			}
@@ -160,8 +160,10 @@ func declaredNames(t *testing.T) map[string][]declaration {
 	return out
 }
 
-// place returns the file and the line of a position, as failures name them.
-func (f *sourceFile) place(p token.Pos) string { return fmt.Sprintf("%s:%d", f.path, f.lineOf(p)) }
+// fileAndLineOf returns the file and the line of a position, as failures name them.
+func (f *sourceFile) fileAndLineOf(p token.Pos) string {
+	return fmt.Sprintf("%s:%d", f.path, f.lineOf(p))
+}
 
 // camelWords splits a name into its words, in lower case: ARPProbeTimeout is arp, probe, timeout.
 func camelWords(name string) []string {
@@ -169,7 +171,7 @@ func camelWords(name string) []string {
 	letters := []rune(name)
 	start := 0
 	for i := 1; i <= len(letters); i++ {
-		if i < len(letters) && !startsWord(letters, i) {
+		if i < len(letters) && !isWordStart(letters, i) {
 			continue
 		}
 		out = append(out, strings.ToLower(string(letters[start:i])))
@@ -178,7 +180,7 @@ func camelWords(name string) []string {
 	return out
 }
 
-func startsWord(letters []rune, i int) bool {
+func isWordStart(letters []rune, i int) bool {
 	return unicode.IsUpper(letters[i]) &&
 		(!unicode.IsUpper(letters[i-1]) || i+1 < len(letters) && unicode.IsLower(letters[i+1]))
 }

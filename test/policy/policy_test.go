@@ -34,15 +34,15 @@ type sourceFile struct {
 // parseSources returns every Go file of the main module that is not generated.
 func parseSources(t *testing.T) []sourceFile {
 	t.Helper()
-	files, err := parseOnce()
+	files, err := parseSourcesOnce()
 	if err != nil {
 		t.Fatal(err)
 	}
 	return files
 }
 
-// parseOnce parses the files for all tests.
-var parseOnce = sync.OnceValues(func() ([]sourceFile, error) {
+// parseSourcesOnce parses the files for all tests.
+var parseSourcesOnce = sync.OnceValues(func() ([]sourceFile, error) {
 	var out []sourceFile
 	err := filepath.WalkDir(repositoryRoot, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -84,8 +84,8 @@ func (f *sourceFile) importPaths() []string {
 
 func (f *sourceFile) lineOf(p token.Pos) int { return f.fileSet.Position(p).Line }
 
-// isUnder reports whether the directory is one of the places, or below one of them.
-func isUnder(dir string, places ...string) bool {
+// isInOrBelow reports whether the directory is one of the places, or below one of them.
+func isInOrBelow(dir string, places ...string) bool {
 	for _, p := range places {
 		if dir == p || strings.HasPrefix(dir, p+"/") {
 			return true
@@ -123,7 +123,7 @@ func TestImportsPointOneWay(t *testing.T) {
 			continue
 		}
 		for _, rule := range importRules {
-			if !isUnder(f.dir, rule.places...) {
+			if !isInOrBelow(f.dir, rule.places...) {
 				continue
 			}
 			for _, p := range f.importPaths() {
@@ -192,7 +192,7 @@ var callRules = []struct {
 
 func TestForbiddenCalls(t *testing.T) {
 	for _, f := range parseSources(t) {
-		if f.isTest || isUnder(f.dir, "test", "speaker/links/netnstest") { // for tests only
+		if f.isTest || isInOrBelow(f.dir, "test", "speaker/links/netnstest") { // for tests only
 			continue
 		}
 		ast.Inspect(f.ast, func(n ast.Node) bool {
@@ -205,7 +205,7 @@ func TestForbiddenCalls(t *testing.T) {
 				return true
 			}
 			for _, c := range callRules {
-				if x.Name+"."+sel.Sel.Name != c.call || (c.places != nil && !isUnder(f.dir, c.places...)) || isUnder(f.path, c.but...) {
+				if x.Name+"."+sel.Sel.Name != c.call || (c.places != nil && !isInOrBelow(f.dir, c.places...)) || isInOrBelow(f.path, c.but...) {
 					continue
 				}
 				t.Errorf("%s:%d: %s: %s", f.path, f.lineOf(n.Pos()), c.call, c.because)
@@ -266,7 +266,7 @@ var publicPrefixes = []string{"metallb.io/", "metallb.universe.tf/", "gantry.dev
 func TestPublicWordsAreDeclaredInNames(t *testing.T) {
 	for _, f := range parseSources(t) {
 		// uses the API group, which is no annotation
-		if f.isTest || isUnder(f.dir, "api/names", "test") || f.path == "internal/option/resources.go" {
+		if f.isTest || isInOrBelow(f.dir, "api/names", "test") || f.path == "internal/option/resources.go" {
 			continue
 		}
 		ast.Inspect(f.ast, func(n ast.Node) bool {

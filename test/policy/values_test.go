@@ -26,7 +26,7 @@ var libraryMethods = map[string]bool{
 
 func TestExportedFunctionsTakeNoBool(t *testing.T) {
 	for _, f := range parseSources(t) {
-		if f.isTest || isUnder(f.dir, "test") {
+		if f.isTest || isInOrBelow(f.dir, "test") {
 			continue
 		}
 		for _, d := range f.ast.Decls {
@@ -46,7 +46,7 @@ func TestExportedFunctionsTakeNoBool(t *testing.T) {
 func TestEveryReasonHasComment(t *testing.T) {
 	seen := map[string]string{} // word -> the constant that has it
 	for _, f := range parseSources(t) {
-		if f.isTest || !isUnder(f.dir, "api/names") {
+		if f.isTest || !isInOrBelow(f.dir, "api/names") {
 			continue
 		}
 		for _, d := range f.ast.Decls {

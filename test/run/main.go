@@ -24,17 +24,17 @@ type testEvent struct {
 
 // testTally counts results and keeps the output of each test until its result is known.
 type testTally struct {
-	passed, failed int
-	skipped        []string
-	outputByTest   map[string]*strings.Builder
-	brokenPackages []string // packages that failed although none of their tests did
-	failedPackages map[string]bool
+	passed, failed    int
+	skipped           []string
+	outputByTest      map[string]*strings.Builder
+	brokenPackages    []string // packages that failed although none of their tests did
+	isFailedByPackage map[string]bool
 	// flags that run the tests in namespaces where an ordinary user may start labs
 	wrapperFlags []string
 }
 
 func main() {
-	t := testTally{outputByTest: map[string]*strings.Builder{}, failedPackages: map[string]bool{}}
+	t := testTally{outputByTest: map[string]*strings.Builder{}, isFailedByPackage: map[string]bool{}}
 	begun := time.Now()
 	if os.Geteuid() != 0 {
 		t.wrapperFlags = wrapperFlags()
@@ -156,8 +156,8 @@ func (t *testTally) countEvent(e testEvent) {
 	case "fail":
 		if e.Test != "" {
 			t.failed++
-			t.failedPackages[e.Package] = true
-		} else if !t.failedPackages[e.Package] {
+			t.isFailedByPackage[e.Package] = true
+		} else if !t.isFailedByPackage[e.Package] {
 			t.brokenPackages = append(t.brokenPackages, e.Package)
 		}
 		fmt.Printf("FAIL %s\n", name)
@@ -165,11 +165,11 @@ func (t *testTally) countEvent(e testEvent) {
 			fmt.Println(b.String())
 		}
 	case "build-fail":
-		fmt.Println(builderText(t.outputByTest[name]))
+		fmt.Println(textOrEmpty(t.outputByTest[name]))
 	}
 }
 
-func builderText(b *strings.Builder) string {
+func textOrEmpty(b *strings.Builder) string {
 	if b == nil {
 		return ""
 	}
@@ -178,7 +178,7 @@ func builderText(b *strings.Builder) string {
 
 // skipReason returns the line with which a test was skipped.
 func skipReason(b *strings.Builder) string {
-	for _, l := range strings.Split(builderText(b), "\n") {
+	for _, l := range strings.Split(textOrEmpty(b), "\n") {
 		if l = strings.TrimSpace(l); l != "" && !strings.HasPrefix(l, "===") && !strings.HasPrefix(l, "---") {
 			return l
 		}

@@ -37,10 +37,10 @@ type Client struct {
 	// nextDelivery is called once for every request that writes, and for every change in the watch.
 	nextDelivery func(what string) Delivery
 
-	mu          sync.Mutex // guards all that follows
-	cache       map[view.ObjectKey]*corev1.Service
-	changesSeen int           // how many changes the cache has
-	resumed     chan struct{} // closed while the Client is not paused
+	mu               sync.Mutex // guards all that follows
+	cachedServices   map[view.ObjectKey]*corev1.Service
+	changesSeenCount int           // how many changes the cache has
+	resumeSignal     chan struct{} // closed while the Client is not paused
 	// requestLands, unless nil, says whether a request arrives that was sent before the process was
 	// killed.
 	requestLands func() bool
@@ -48,8 +48,8 @@ type Client struct {
 
 // CacheListener is notified of changes in the cache.
 type CacheListener interface {
-	ServiceChanged(view.ObjectKey)
-	ServiceDeleted(*corev1.Service)
+	NotifyServiceChanged(view.ObjectKey)
+	NotifyServiceDeleted(*corev1.Service)
 }
 
 // NewClient returns a Client whose cache has all current Services.
@@ -57,26 +57,26 @@ func NewClient(s *Server, weather func(what string) Delivery) *Client {
 	if weather == nil {
 		weather = func(string) Delivery { return Delivery{} }
 	}
-	c := &Client{server: s, nextDelivery: weather, resumed: make(chan struct{})}
-	close(c.resumed)
-	c.cache, c.changesSeen = s.currentServices()
+	c := &Client{server: s, nextDelivery: weather, resumeSignal: make(chan struct{})}
+	close(c.resumeSignal)
+	c.cachedServices, c.changesSeenCount = s.currentServices()
 	return c
 }
 
 // FeedCache updates the cache and notifies the listener until ctx ends.
 func (c *Client) FeedCache(ctx context.Context, l CacheListener) {
 	for {
-		changes, more := c.server.changesSince(c.changesSeen)
+		changes, more := c.server.changesSince(c.changesSeenCount)
 		for _, ch := range changes {
 			if c.delayUntilResumed(ctx, c.nextDelivery("watch").AnswerDelay) != nil {
 				return
 			}
 			c.applyChange(ch)
 			if ch.after == nil {
-				l.ServiceDeleted(ch.before)
+				l.NotifyServiceDeleted(ch.before)
 				continue
 			}
-			l.ServiceChanged(view.ObjectKey{Namespace: ch.after.Namespace, Name: ch.after.Name})
+			l.NotifyServiceChanged(view.ObjectKey{Namespace: ch.after.Namespace, Name: ch.after.Name})
 		}
 		if len(changes) > 0 {
 			continue
@@ -92,12 +92,12 @@ func (c *Client) FeedCache(ctx context.Context, l CacheListener) {
 func (c *Client) applyChange(ch serviceChange) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.changesSeen++
+	c.changesSeenCount++
 	if ch.after == nil {
-		delete(c.cache, view.ObjectKey{Namespace: ch.before.Namespace, Name: ch.before.Name})
+		delete(c.cachedServices, view.ObjectKey{Namespace: ch.before.Namespace, Name: ch.before.Name})
 		return
 	}
-	c.cache[view.ObjectKey{Namespace: ch.after.Namespace, Name: ch.after.Name}] = ch.after
+	c.cachedServices[view.ObjectKey{Namespace: ch.after.Namespace, Name: ch.after.Name}] = ch.after
 }
 
 // PauseRequests stops this Client, as if its process were stopped. Requests that were sent still
@@ -106,8 +106,8 @@ func (c *Client) PauseRequests() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	select {
-	case <-c.resumed:
-		c.resumed = make(chan struct{})
+	case <-c.resumeSignal:
+		c.resumeSignal = make(chan struct{})
 	default:
 	}
 }
@@ -117,9 +117,9 @@ func (c *Client) ResumeRequests() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	select {
-	case <-c.resumed:
+	case <-c.resumeSignal:
 	default:
-		close(c.resumed)
+		close(c.resumeSignal)
 	}
 }
 
@@ -131,8 +131,8 @@ func (c *Client) KillProcess(lands func() bool) {
 	c.requestLands = lands
 }
 
-// killedWith returns the argument of KillProcess, nil before the call.
-func (c *Client) killedWith() func() bool {
+// requestLandsAfterKill returns the argument of KillProcess, nil before the call.
+func (c *Client) requestLandsAfterKill() func() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.requestLands
@@ -150,7 +150,7 @@ func (c *Client) delayUntilResumed(ctx context.Context, d time.Duration) error {
 		}
 	}
 	c.mu.Lock()
-	resumed := c.resumed
+	resumed := c.resumeSignal
 	c.mu.Unlock()
 	select {
 	case <-ctx.Done():
@@ -160,12 +160,12 @@ func (c *Client) delayUntilResumed(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// sendRequest delivers a request and its answer.
-func (c *Client) sendRequest(ctx context.Context, what string, do func() error) error {
+// deliverRequest delivers a request and its answer.
+func (c *Client) deliverRequest(ctx context.Context, what string, do func() error) error {
 	if err := c.delayUntilResumed(ctx, 0); err != nil {
 		return err
 	}
-	if c.killedWith() != nil {
+	if c.requestLandsAfterKill() != nil {
 		return ErrConnectionLost
 	}
 	w := c.nextDelivery(what)
@@ -174,7 +174,7 @@ func (c *Client) sendRequest(ctx context.Context, what string, do func() error) 
 		if w.RequestDelay > 0 {
 			<-time.After(w.RequestDelay)
 		}
-		if lands := c.killedWith(); w.RequestLost || lands != nil && !lands() {
+		if lands := c.requestLandsAfterKill(); w.RequestLost || lands != nil && !lands() {
 			answer <- ErrConnectionLost
 			return
 		}
@@ -203,14 +203,14 @@ func (c *Client) sendRequest(ctx context.Context, what string, do func() error) 
 func (c *Client) CachedService(_ context.Context, k view.ObjectKey) (*corev1.Service, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.cache[k], nil
+	return c.cachedServices[k], nil
 }
 
 // LiveService implements reconcile.API.
 func (c *Client) LiveService(ctx context.Context, k view.ObjectKey) (*corev1.Service, error) {
 	now := make(chan *corev1.Service, 2)
 	c.server.countRead("service")
-	if err := c.sendRequest(ctx, "read", func() error { now <- c.server.ServiceByKey(k); return nil }); err != nil {
+	if err := c.deliverRequest(ctx, "read", func() error { now <- c.server.ServiceByKey(k); return nil }); err != nil {
 		return nil, err
 	}
 	return <-now, nil
@@ -220,7 +220,7 @@ func (c *Client) LiveService(ctx context.Context, k view.ObjectKey) (*corev1.Ser
 func (c *Client) ForEachLiveService(ctx context.Context, visit func(*corev1.Service)) error {
 	all := make(chan []*corev1.Service, 2)
 	c.server.countRead("list")
-	if err := c.sendRequest(ctx, "list", func() error { all <- c.server.AllServices(); return nil }); err != nil {
+	if err := c.deliverRequest(ctx, "list", func() error { all <- c.server.AllServices(); return nil }); err != nil {
 		return err
 	}
 	for _, s := range <-all {
@@ -229,15 +229,15 @@ func (c *Client) ForEachLiveService(ctx context.Context, visit func(*corev1.Serv
 	return nil
 }
 
-// PoolObjects implements reconcile.API.
-func (c *Client) PoolObjects(context.Context) (snapshot.Objects, error) {
+// ReadPoolObjects implements reconcile.API.
+func (c *Client) ReadPoolObjects(context.Context) (snapshot.Objects, error) {
 	return c.server.poolObjects(), nil
 }
 
 // PatchServiceStatus implements reconcile.API.
 func (c *Client) PatchServiceStatus(ctx context.Context, before, after *corev1.Service) (*corev1.Service, error) {
 	now := make(chan *corev1.Service, 2)
-	err := c.sendRequest(ctx, "service", func() error {
+	err := c.deliverRequest(ctx, "service", func() error {
 		s, err := c.server.patchService(before, after)
 		now <- s
 		return err
@@ -250,23 +250,23 @@ func (c *Client) PatchServiceStatus(ctx context.Context, before, after *corev1.S
 
 // UpdatePoolStatus implements reconcile.API.
 func (c *Client) UpdatePoolStatus(ctx context.Context, p *v1beta1.IPAddressPool) error {
-	return c.sendRequest(ctx, "pool", func() error { return c.server.updatePool(p) })
+	return c.deliverRequest(ctx, "pool", func() error { return c.server.updatePool(p) })
 }
 
 // UpdateReservationStatus implements reconcile.API.
 func (c *Client) UpdateReservationStatus(ctx context.Context, o *v1alpha1.AddressReservation) error {
-	return c.sendRequest(ctx, "reservation", func() error { return c.server.updateReservation(o) })
+	return c.deliverRequest(ctx, "reservation", func() error { return c.server.updateReservation(o) })
 }
 
-// AddressProbes implements reconcile.API.
-func (c *Client) AddressProbes(context.Context) ([]v1alpha1.AddressProbe, error) {
+// CachedAddressProbes implements reconcile.API.
+func (c *Client) CachedAddressProbes(context.Context) ([]v1alpha1.AddressProbe, error) {
 	return c.server.AllProbes(), nil
 }
 
-// CreateProbe implements reconcile.API.
-func (c *Client) CreateProbe(ctx context.Context, p *v1alpha1.AddressProbe) (*v1alpha1.AddressProbe, error) {
+// CreateOrReplaceProbe implements reconcile.API.
+func (c *Client) CreateOrReplaceProbe(ctx context.Context, p *v1alpha1.AddressProbe) (*v1alpha1.AddressProbe, error) {
 	now := make(chan *v1alpha1.AddressProbe, 2)
-	if err := c.sendRequest(ctx, "probe", func() error { now <- c.server.createProbe(p); return nil }); err != nil {
+	if err := c.deliverRequest(ctx, "probe", func() error { now <- c.server.createOrReplaceProbe(p); return nil }); err != nil {
 		return nil, err
 	}
 	return <-now, nil
@@ -274,23 +274,23 @@ func (c *Client) CreateProbe(ctx context.Context, p *v1alpha1.AddressProbe) (*v1
 
 // DeleteProbe implements reconcile.API.
 func (c *Client) DeleteProbe(ctx context.Context, name string) error {
-	return c.sendRequest(ctx, "probe", func() error { c.server.deleteProbe(name); return nil })
+	return c.deliverRequest(ctx, "probe", func() error { c.server.deleteProbe(name); return nil })
 }
 
-// ReadLedger implements reconcile.API.
-func (c *Client) ReadLedger(ctx context.Context, name string) (*v1alpha1.AddressLedger, error) {
+// ReadOrCreateLedger implements reconcile.API.
+func (c *Client) ReadOrCreateLedger(ctx context.Context, name string) (*v1alpha1.AddressLedger, error) {
 	now := make(chan *v1alpha1.AddressLedger, 2)
-	if err := c.sendRequest(ctx, "read", func() error { now <- c.server.readLedger(name); return nil }); err != nil {
+	if err := c.deliverRequest(ctx, "read", func() error { now <- c.server.readOrCreateLedger(name); return nil }); err != nil {
 		return nil, err
 	}
 	return <-now, nil
 }
 
-// SwapLedger implements reconcile.API.
-func (c *Client) SwapLedger(ctx context.Context, l *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger, error) {
+// CompareAndSwapLedger implements reconcile.API.
+func (c *Client) CompareAndSwapLedger(ctx context.Context, l *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger, error) {
 	now := make(chan *v1alpha1.AddressLedger, 2)
-	err := c.sendRequest(ctx, "ledger", func() error {
-		l, err := c.server.swapLedger(l)
+	err := c.deliverRequest(ctx, "ledger", func() error {
+		l, err := c.server.compareAndSwapLedger(l)
 		now <- l
 		return err
 	})

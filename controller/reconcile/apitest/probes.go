@@ -10,12 +10,12 @@ import (
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 )
 
-// AllProbes returns the AddressProbes, sorted by name.
+// AllProbes returns the CachedAddressProbes, sorted by name.
 func (s *Server) AllProbes() []v1alpha1.AddressProbe {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	out := make([]v1alpha1.AddressProbe, 0, len(s.probes))
-	for _, p := range s.probes {
+	out := make([]v1alpha1.AddressProbe, 0, len(s.probeByName))
+	for _, p := range s.probeByName {
 		out = append(out, *p)
 	}
 	slices.SortFunc(out, func(x, y v1alpha1.AddressProbe) int { return cmp.Compare(x.Name, y.Name) })
@@ -27,22 +27,22 @@ func (s *Server) AllProbes() []v1alpha1.AddressProbe {
 func (s *Server) AnswerProbe(name, outcome, by string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.probes[name] == nil {
+	if s.probeByName[name] == nil {
 		return false
 	}
-	p := s.probes[name].DeepCopy()
+	p := s.probeByName[name].DeepCopy()
 	p.Status = v1alpha1.AddressProbeStatus{Outcome: outcome, By: by, Node: "node"}
-	s.probes[name] = p
+	s.probeByName[name] = p
 	return true
 }
 
-func (s *Server) createProbe(p *v1alpha1.AddressProbe) *v1alpha1.AddressProbe {
+func (s *Server) createOrReplaceProbe(p *v1alpha1.AddressProbe) *v1alpha1.AddressProbe {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.writesByKind["probe"]++
 	p = p.DeepCopy()
 	p.Namespace, p.UID, p.ResourceVersion = names.Namespace, types.UID("uid-"+s.nextVersion()), s.nextVersion()
-	s.probes[p.Name] = p
+	s.probeByName[p.Name] = p
 	return p
 }
 
@@ -50,5 +50,5 @@ func (s *Server) deleteProbe(name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.writesByKind["probe"]++
-	delete(s.probes, name)
+	delete(s.probeByName, name)
 }

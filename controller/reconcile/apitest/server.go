@@ -26,25 +26,25 @@ import (
 
 // Server holds the objects. Its results must not be modified.
 type Server struct {
-	mu           sync.Mutex // guards all that follows
-	version      int64
-	services     map[view.ObjectKey]*corev1.Service
-	pools        map[string]*v1beta1.IPAddressPool
-	reservations map[string]*v1alpha1.AddressReservation
-	ledgers      map[string]*v1alpha1.AddressLedger
-	probes       map[string]*v1alpha1.AddressProbe
-	// changes are all changes of Services, for the watches. nextChange is closed at the next change
-	// and replaced.
-	changes    []serviceChange
-	nextChange chan struct{}
+	mu                sync.Mutex // guards all that follows
+	lastVersion       int64
+	serviceByKey      map[view.ObjectKey]*corev1.Service
+	poolByName        map[string]*v1beta1.IPAddressPool
+	reservationByName map[string]*v1alpha1.AddressReservation
+	ledgerByName      map[string]*v1alpha1.AddressLedger
+	probeByName       map[string]*v1alpha1.AddressProbe
+	// serviceChanges are all changes of Services, for the watches. nextChangeSignal is closed at
+	// the next change and replaced.
+	serviceChanges   []serviceChange
+	nextChangeSignal chan struct{}
 	// writesByKind counts requests that changed something; readsByKind counts those that read
 	// Services.
 	writesByKind, readsByKind map[string]int
 	onChange                  func(before, after *corev1.Service)
-	// refuseWrite, unless nil, returns the error for a write of a Service's status. refusedCount
-	// counts those errors.
-	refuseWrite  func(*corev1.Service) error
-	refusedCount int
+	// refuseServiceWrite, unless nil, returns the error for a write of a Service's status.
+	// refusedWriteCount counts those errors.
+	refuseServiceWrite func(*corev1.Service) error
+	refusedWriteCount  int
 	// refuseLedgerWrite is the same for an AddressLedger.
 	refuseLedgerWrite func(*v1alpha1.AddressLedger) error
 }
@@ -59,31 +59,31 @@ func NewServer(check func(before, after *corev1.Service)) *Server {
 		check = func(_, _ *corev1.Service) {}
 	}
 	return &Server{
-		services: map[view.ObjectKey]*corev1.Service{}, pools: map[string]*v1beta1.IPAddressPool{},
-		reservations: map[string]*v1alpha1.AddressReservation{}, ledgers: map[string]*v1alpha1.AddressLedger{},
-		probes:     map[string]*v1alpha1.AddressProbe{},
-		nextChange: make(chan struct{}), writesByKind: map[string]int{}, readsByKind: map[string]int{}, onChange: check,
+		serviceByKey: map[view.ObjectKey]*corev1.Service{}, poolByName: map[string]*v1beta1.IPAddressPool{},
+		reservationByName: map[string]*v1alpha1.AddressReservation{}, ledgerByName: map[string]*v1alpha1.AddressLedger{},
+		probeByName:      map[string]*v1alpha1.AddressProbe{},
+		nextChangeSignal: make(chan struct{}), writesByKind: map[string]int{}, readsByKind: map[string]int{}, onChange: check,
 	}
 }
 
 func (s *Server) nextVersion() string {
-	s.version++
-	return strconv.FormatInt(s.version, 10)
+	s.lastVersion++
+	return strconv.FormatInt(s.lastVersion, 10)
 }
 
 // storeService stores a Service and wakes the watches.
 func (s *Server) storeService(k view.ObjectKey, now *corev1.Service) {
-	before := s.services[k]
+	before := s.serviceByKey[k]
 	if now == nil {
-		delete(s.services, k)
+		delete(s.serviceByKey, k)
 	} else {
 		now.ResourceVersion = s.nextVersion()
-		s.services[k] = now
+		s.serviceByKey[k] = now
 	}
 	s.onChange(before, now)
-	s.changes = append(s.changes, serviceChange{before, now})
-	close(s.nextChange)
-	s.nextChange = make(chan struct{})
+	s.serviceChanges = append(s.serviceChanges, serviceChange{before, now})
+	close(s.nextChangeSignal)
+	s.nextChangeSignal = make(chan struct{})
 }
 
 // CreateService adds a Service, or returns false when one with that name exists.
@@ -91,23 +91,23 @@ func (s *Server) CreateService(o *corev1.Service) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	k := view.ObjectKey{Namespace: o.Namespace, Name: o.Name}
-	if s.services[k] != nil {
+	if s.serviceByKey[k] != nil {
 		return false
 	}
 	o = o.DeepCopy()
 	// Without a generation: the API server counts none for Services.
 	o.UID = types.UID("uid-" + s.nextVersion())
-	o.CreationTimestamp = metav1.Unix(s.version, 0)
+	o.CreationTimestamp = metav1.Unix(s.lastVersion, 0)
 	s.storeService(k, o)
 	return true
 }
 
-// RefuseWrites refuses writes of a Service's status, as an admission webhook or a quota does; nil
-// allows all.
-func (s *Server) RefuseWrites(why func(*corev1.Service) error) {
+// RefuseServiceWrites refuses writes of a Service's status, as an admission webhook or a quota
+// does; nil allows all.
+func (s *Server) RefuseServiceWrites(why func(*corev1.Service) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.refuseWrite = why
+	s.refuseServiceWrite = why
 }
 
 // RefuseLedgerWrites refuses writes of an AddressLedger; nil allows all.
@@ -117,21 +117,21 @@ func (s *Server) RefuseLedgerWrites(why func(*v1alpha1.AddressLedger) error) {
 	s.refuseLedgerWrite = why
 }
 
-// CountRefused returns how many writes were refused.
-func (s *Server) CountRefused() int {
+// CountRefusedWrites returns how many writes were refused.
+func (s *Server) CountRefusedWrites() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.refusedCount
+	return s.refusedWriteCount
 }
 
 // EditService changes a Service as a user does, or returns false when there is none.
 func (s *Server) EditService(k view.ObjectKey, edit func(*corev1.Service)) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.services[k] == nil {
+	if s.serviceByKey[k] == nil {
 		return false
 	}
-	o := s.services[k].DeepCopy()
+	o := s.serviceByKey[k].DeepCopy()
 	edit(o)
 	if o.Spec.Type != corev1.ServiceTypeLoadBalancer { // as the real one does
 		o.Status.LoadBalancer = corev1.LoadBalancerStatus{}
@@ -145,7 +145,7 @@ func (s *Server) EditService(k view.ObjectKey, edit func(*corev1.Service)) bool 
 func (s *Server) DeleteService(k view.ObjectKey) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.services[k] != nil {
+	if s.serviceByKey[k] != nil {
 		s.storeService(k, nil)
 	}
 }
@@ -154,15 +154,15 @@ func (s *Server) DeleteService(k view.ObjectKey) {
 func (s *Server) ServiceByKey(k view.ObjectKey) *corev1.Service {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.services[k]
+	return s.serviceByKey[k]
 }
 
 // AllServices returns all Services, in no order.
 func (s *Server) AllServices() []*corev1.Service {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	out := make([]*corev1.Service, 0, len(s.services))
-	for _, o := range s.services {
+	out := make([]*corev1.Service, 0, len(s.serviceByKey))
+	for _, o := range s.serviceByKey {
 		out = append(out, o)
 	}
 	return out
@@ -173,50 +173,50 @@ func (s *Server) SetPool(name string, spec v1beta1.IPAddressPoolSpec) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := &v1beta1.IPAddressPool{Spec: spec}
-	if old := s.pools[name]; old != nil {
+	if old := s.poolByName[name]; old != nil {
 		p = old.DeepCopy()
 		p.Spec = spec
 	}
 	p.Namespace, p.Name, p.ResourceVersion = names.Namespace, name, s.nextVersion()
 	p.Generation++
-	s.pools[name] = p
+	s.poolByName[name] = p
 }
 
 // ReservationByName returns a reservation, nil when there is none.
 func (s *Server) ReservationByName(name string) *v1alpha1.AddressReservation {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.reservations[name]
+	return s.reservationByName[name]
 }
 
 // PoolByName returns a pool, nil when there is none.
 func (s *Server) PoolByName(name string) *v1beta1.IPAddressPool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.pools[name]
+	return s.poolByName[name]
 }
 
-// DeleteLedger deletes the AddressLedgers.
-func (s *Server) DeleteLedger() {
+// DeleteAllLedgers deletes the AddressLedgers.
+func (s *Server) DeleteAllLedgers() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	clear(s.ledgers)
+	clear(s.ledgerByName)
 }
 
-// SetWithheld writes the withheld addresses, as a foreign writer does.
-func (s *Server) SetWithheld(all ...v1alpha1.WithheldAddress) {
+// SetWithheldAddresses writes the withheld addresses, as a foreign writer does.
+func (s *Server) SetWithheldAddresses(all ...v1alpha1.WithheldAddress) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	l := s.ledgers[names.WithheldLedger].DeepCopy()
+	l := s.ledgerByName[names.WithheldLedger].DeepCopy()
 	l.Spec.Withheld, l.ResourceVersion = all, s.nextVersion()
-	s.ledgers[names.WithheldLedger] = l
+	s.ledgerByName[names.WithheldLedger] = l
 }
 
 // LedgerByName returns the AddressLedger with that name, nil when there is none.
 func (s *Server) LedgerByName(name string) *v1alpha1.AddressLedger {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.ledgers[name]
+	return s.ledgerByName[name]
 }
 
 // CountWrites returns how many requests changed something: "service", "ledger", "withheld", "pool"
@@ -253,20 +253,20 @@ func (s *Server) patchService(before, after *corev1.Service) (*corev1.Service, e
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	k := view.ObjectKey{Namespace: before.Namespace, Name: before.Name}
-	switch now := s.services[k]; {
+	switch now := s.serviceByKey[k]; {
 	case now == nil:
 		return nil, notFoundError("services", k.String())
 	case now.ResourceVersion != before.ResourceVersion:
 		return nil, conflictError("services", k.String())
 	}
-	if s.refuseWrite != nil {
-		if err := s.refuseWrite(after); err != nil {
-			s.refusedCount++
+	if s.refuseServiceWrite != nil {
+		if err := s.refuseServiceWrite(after); err != nil {
+			s.refusedWriteCount++
 			return nil, err
 		}
 	}
 	s.writesByKind["service"]++
-	if now := s.services[k]; equality.Semantic.DeepEqual(now.Status, after.Status) && equality.Semantic.DeepEqual(now.Annotations, after.Annotations) {
+	if now := s.serviceByKey[k]; equality.Semantic.DeepEqual(now.Status, after.Status) && equality.Semantic.DeepEqual(now.Annotations, after.Annotations) {
 		return now, nil // a write that changes nothing leaves the resourceVersion as it is
 	}
 	after = after.DeepCopy()
@@ -274,18 +274,18 @@ func (s *Server) patchService(before, after *corev1.Service) (*corev1.Service, e
 	return after, nil
 }
 
-func (s *Server) swapLedger(l *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger, error) {
+func (s *Server) compareAndSwapLedger(l *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case s.ledgers[l.Name] == nil:
+	case s.ledgerByName[l.Name] == nil:
 		return nil, notFoundError("addressledgers", l.Name)
-	case s.ledgers[l.Name].ResourceVersion != l.ResourceVersion:
+	case s.ledgerByName[l.Name].ResourceVersion != l.ResourceVersion:
 		return nil, conflictError("addressledgers", l.Name)
 	}
 	if s.refuseLedgerWrite != nil {
 		if err := s.refuseLedgerWrite(l); err != nil {
-			s.refusedCount++
+			s.refusedWriteCount++
 			return nil, err
 		}
 	}
@@ -296,30 +296,30 @@ func (s *Server) swapLedger(l *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger,
 	s.writesByKind[what]++
 	l = l.DeepCopy()
 	l.ResourceVersion = s.nextVersion()
-	s.ledgers[l.Name] = l
+	s.ledgerByName[l.Name] = l
 	return l, nil
 }
 
-func (s *Server) readLedger(name string) *v1alpha1.AddressLedger {
+func (s *Server) readOrCreateLedger(name string) *v1alpha1.AddressLedger {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ledgers[name] == nil {
-		s.ledgers[name] = &v1alpha1.AddressLedger{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: name, ResourceVersion: s.nextVersion()}}
+	if s.ledgerByName[name] == nil {
+		s.ledgerByName[name] = &v1alpha1.AddressLedger{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: name, ResourceVersion: s.nextVersion()}}
 	}
-	return s.ledgers[name]
+	return s.ledgerByName[name]
 }
 
 func (s *Server) updatePool(p *v1beta1.IPAddressPool) error {
-	return updateStatus(s, s.pools, "pool", "ipaddresspools", p.DeepCopy())
+	return replaceIfUnchanged(s, s.poolByName, "pool", "ipaddresspools", p.DeepCopy())
 }
 
 func (s *Server) updateReservation(p *v1alpha1.AddressReservation) error {
-	return updateStatus(s, s.reservations, "reservation", "addressreservations", p.DeepCopy())
+	return replaceIfUnchanged(s, s.reservationByName, "reservation", "addressreservations", p.DeepCopy())
 }
 
-// updateStatus replaces an object, unless it was deleted or has another resourceVersion, and counts
-// the write.
-func updateStatus[O metav1.Object](s *Server, all map[string]O, what, resource string, o O) error {
+// replaceIfUnchanged replaces an object, unless it was deleted or has another resourceVersion, and
+// counts the write.
+func replaceIfUnchanged[O metav1.Object](s *Server, all map[string]O, what, resource string, o O) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now, exists := all[o.GetName()]
@@ -339,10 +339,10 @@ func (s *Server) poolObjects() snapshot.Objects {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var o snapshot.Objects
-	for _, p := range s.pools {
+	for _, p := range s.poolByName {
 		o.Pools = append(o.Pools, *p)
 	}
-	for _, p := range s.reservations {
+	for _, p := range s.reservationByName {
 		o.Reservations = append(o.Reservations, *p)
 	}
 	return o
@@ -352,11 +352,11 @@ func (s *Server) poolObjects() snapshot.Objects {
 func (s *Server) currentServices() (map[view.ObjectKey]*corev1.Service, int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	out := make(map[view.ObjectKey]*corev1.Service, len(s.services))
-	for k, o := range s.services {
+	out := make(map[view.ObjectKey]*corev1.Service, len(s.serviceByKey))
+	for k, o := range s.serviceByKey {
 		out[k] = o
 	}
-	return out, len(s.changes)
+	return out, len(s.serviceChanges)
 }
 
 // changesSince returns the changes after the first n, and a channel that is closed at the next
@@ -364,12 +364,12 @@ func (s *Server) currentServices() (map[view.ObjectKey]*corev1.Service, int) {
 func (s *Server) changesSince(n int) ([]serviceChange, <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.changes[n:], s.nextChange
+	return s.serviceChanges[n:], s.nextChangeSignal
 }
 
-// ForgetChanges drops the changes that all Clients have seen, for tests that measure memory.
-func (s *Server) ForgetChanges() {
+// DropSeenChanges drops the changes that all Clients have seen, for tests that measure memory.
+func (s *Server) DropSeenChanges() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.changes = nil
+	s.serviceChanges = nil
 }

@@ -20,26 +20,26 @@ const maxQueuedDatagrams = 4096
 
 // Network connects hosts. Make it with New. Any goroutine may use it.
 type Network struct {
-	mu    sync.Mutex // guards the fields below and those of the hosts
-	hosts map[netip.Addr]*Host
-	// delivery returns the delay of a datagram, or false if it is lost.
-	delivery func(from, to netip.Addr) (time.Duration, bool)
+	mu            sync.Mutex // guards the fields below and those of the hosts
+	hostByAddress map[netip.Addr]*Host
+	// deliveryFunc returns the delay of a datagram, or false if it is lost.
+	deliveryFunc func(from, to netip.Addr) (time.Duration, bool)
 }
 
 // New returns a Network without loss and delay.
 func New() *Network {
 	return &Network{
-		hosts:    map[netip.Addr]*Host{},
-		delivery: func(netip.Addr, netip.Addr) (time.Duration, bool) { return 0, true },
+		hostByAddress: map[netip.Addr]*Host{},
+		deliveryFunc:  func(netip.Addr, netip.Addr) (time.Duration, bool) { return 0, true },
 	}
 }
 
-// SetDelivery sets the function that returns the delay of a datagram, or
+// SetDeliveryFunc sets the function that returns the delay of a datagram, or
 // false to lose it. The function is called with the Network locked.
-func (n *Network) SetDelivery(delivery func(from, to netip.Addr) (time.Duration, bool)) {
+func (n *Network) SetDeliveryFunc(delivery func(from, to netip.Addr) (time.Duration, bool)) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.delivery = delivery
+	n.deliveryFunc = delivery
 }
 
 // AddHost adds a host.
@@ -47,7 +47,7 @@ func (n *Network) AddHost(address netip.Addr) *Host {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	h := &Host{network: n, address: address, ready: make(chan struct{}, 1)}
-	n.hosts[address] = h
+	n.hostByAddress[address] = h
 	return h
 }
 
@@ -56,8 +56,8 @@ func (n *Network) String() string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	var out []string
-	for a, h := range n.hosts {
-		out = append(out, fmt.Sprintf("%s: %d open senders, %d datagrams in the inbox", a, h.openSenders, len(h.inbox)))
+	for a, h := range n.hostByAddress {
+		out = append(out, fmt.Sprintf("%s: %d open senders, %d datagrams in the inbox", a, h.openSenderCount, len(h.inbox)))
 	}
 	slices.Sort(out)
 	return strings.Join(out, "\n")
@@ -65,14 +65,14 @@ func (n *Network) String() string {
 
 // Host is the Transport of an Engine.
 type Host struct {
-	network       *Network
-	address       netip.Addr
-	ready         chan struct{}
-	inbox         []bfd.Datagram
-	openSenders   int
-	sendError     error
-	echoError     error
-	returnsEchoes bool
+	network         *Network
+	address         netip.Addr
+	ready           chan struct{}
+	inbox           []bfd.Datagram
+	openSenderCount int
+	sendError       error
+	echoError       error
+	returnsEchoes   bool
 }
 
 var _ bfd.Transport = (*Host)(nil)
@@ -81,12 +81,12 @@ var _ bfd.Transport = (*Host)(nil)
 func (h *Host) OpenSender(k bfd.Key, _ uint32) bfd.Sender {
 	h.network.mu.Lock()
 	defer h.network.mu.Unlock()
-	h.openSenders++
+	h.openSenderCount++
 	return &sender{host: h, key: k}
 }
 
-// Ready delivers a value when a datagram arrived.
-func (h *Host) Ready() <-chan struct{} { return h.ready }
+// DatagramsReady delivers a value when a datagram arrived.
+func (h *Host) DatagramsReady() <-chan struct{} { return h.ready }
 
 // Receive returns the oldest datagram.
 func (h *Host) Receive() (bfd.Datagram, bool) {
@@ -103,11 +103,11 @@ func (h *Host) Receive() (bfd.Datagram, bool) {
 // Close does nothing.
 func (h *Host) Close() {}
 
-// OpenSenders returns how many senders are open.
-func (h *Host) OpenSenders() int {
+// OpenSenderCount returns how many senders are open.
+func (h *Host) OpenSenderCount() int {
 	h.network.mu.Lock()
 	defer h.network.mu.Unlock()
-	return h.openSenders
+	return h.openSenderCount
 }
 
 // FailSends makes every SendControl and EnsureOpen of the host fail with err, or succeed with nil.
@@ -136,8 +136,8 @@ func (h *Host) setReturnsEchoes(r bool) {
 	h.returnsEchoes = r
 }
 
-// Inject delivers a datagram to the host.
-func (h *Host) Inject(d bfd.Datagram) {
+// InjectDatagram delivers a datagram to the host.
+func (h *Host) InjectDatagram(d bfd.Datagram) {
 	h.network.mu.Lock()
 	defer h.network.mu.Unlock()
 	h.enqueueDatagram(d)
@@ -191,7 +191,7 @@ func (s *sender) SendEcho(payload []byte) error {
 	if s.host.echoError != nil {
 		return s.host.echoError
 	}
-	if to := n.hosts[s.key.Peer]; to != nil && to.returnsEchoes {
+	if to := n.hostByAddress[s.key.Peer]; to != nil && to.returnsEchoes {
 		s.sendAlongPath(bfd.Datagram{From: s.host.address, To: s.host.address, TTL: 254, Echo: true, Payload: slices.Clone(payload)}, s.host.address, 2)
 	}
 	return nil
@@ -202,13 +202,13 @@ func (s *sender) SendEcho(payload []byte) error {
 func (s *sender) sendAlongPath(datagram bfd.Datagram, to netip.Addr, traversals int) {
 	n, delay := s.host.network, time.Duration(0)
 	for range traversals {
-		d, arrives := n.delivery(s.host.address, s.key.Peer)
+		d, arrives := n.deliveryFunc(s.host.address, s.key.Peer)
 		if !arrives {
 			return
 		}
 		delay += d
 	}
-	h := n.hosts[to]
+	h := n.hostByAddress[to]
 	if h == nil {
 		return
 	}
@@ -216,14 +216,14 @@ func (s *sender) sendAlongPath(datagram bfd.Datagram, to netip.Addr, traversals 
 		h.enqueueDatagram(datagram)
 		return
 	}
-	time.AfterFunc(delay, func() { h.Inject(datagram) })
+	time.AfterFunc(delay, func() { h.InjectDatagram(datagram) })
 }
 
 // Close closes the sender.
 func (s *sender) Close() {
 	s.host.network.mu.Lock()
 	defer s.host.network.mu.Unlock()
-	s.host.openSenders--
+	s.host.openSenderCount--
 }
 
 // DefaultProfile returns the profile of a BFDProfile without any

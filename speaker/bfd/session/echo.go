@@ -5,12 +5,12 @@ import "time"
 // echoFunction is the Echo function (RFC 5880 section 6.8.9): packets addressed to ourselves
 // that the neighbour's forwarding plane returns. Its zero value does nothing.
 type echoFunction struct {
-	nextAt   time.Time // when the next packet is due
-	interval time.Duration
-	// lastReturn is when the last packet returned. Before the first return, silence means that
+	nextEchoAt time.Time // when the next packet is due
+	interval   time.Duration
+	// lastReturnAt is when the last packet returned. Before the first return, silence means that
 	// the neighbour does not return them, and only control packets watch the path.
-	lastReturn time.Time
-	sentCount  int
+	lastReturnAt time.Time
+	sentCount    int
 }
 
 // sendDueEcho requests an echo packet when one is due.
@@ -21,31 +21,31 @@ func (m *Machine) sendDueEcho() {
 	}
 	e := &m.echo
 	e.interval = max(m.config.EchoInterval, m.remote.requiredMinEchoRxInterval)
-	if e.nextAt.IsZero() {
-		e.nextAt = m.now
+	if e.nextEchoAt.IsZero() {
+		e.nextEchoAt = m.now
 	}
-	if m.now.Before(e.nextAt) {
+	if m.now.Before(e.nextEchoAt) {
 		return
 	}
-	m.output.SendEcho = true
+	m.output.EchoRequested = true
 	e.sentCount++
-	e.nextAt = m.now.Add(m.withJitter(e.interval))
+	e.nextEchoAt = m.now.Add(m.withJitter(e.interval))
 }
 
-// recordReturn records that an echo packet returned.
-func (e *echoFunction) recordReturn(now time.Time) {
+// recordEchoReturn records that an echo packet returned.
+func (e *echoFunction) recordEchoReturn(now time.Time) {
 	if e.interval > 0 {
-		e.lastReturn = now
+		e.lastReturnAt = now
 	}
 }
 
 // detectionDeadline returns when silence means that the path
 // has failed; zero if echo packets do not watch it.
 func (e *echoFunction) detectionDeadline(multiplier uint8) time.Time {
-	if e.lastReturn.IsZero() {
+	if e.lastReturnAt.IsZero() {
 		return time.Time{}
 	}
-	return e.lastReturn.Add(time.Duration(multiplier) * e.interval)
+	return e.lastReturnAt.Add(time.Duration(multiplier) * e.interval)
 }
 
 // maxUnreturnedEchoes is how many echo packets are sent without a return before that is reported.
@@ -53,5 +53,5 @@ const maxUnreturnedEchoes = 10
 
 // isLost reports whether echo packets are sent and none has returned.
 func (e *echoFunction) isLost() bool {
-	return e.lastReturn.IsZero() && e.sentCount >= maxUnreturnedEchoes
+	return e.lastReturnAt.IsZero() && e.sentCount >= maxUnreturnedEchoes
 }

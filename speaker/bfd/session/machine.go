@@ -29,11 +29,11 @@ type Config struct {
 }
 
 const (
-	// slowTxInterval is the shortest transmit interval of a
+	// minNotUpTxInterval is the shortest transmit interval of a
 	// session that is not Up (RFC 5880 section 6.8.3).
-	slowTxInterval = time.Second
-	// adminDownPackets is how many packets signal AdminDown: one or two may be lost.
-	adminDownPackets = 3
+	minNotUpTxInterval = time.Second
+	// adminDownPacketCount is how many packets signal AdminDown: one or two may be lost.
+	adminDownPacketCount = 3
 	// adminDownInterval is the longest interval between these packets, so
 	// that a planned stop does not wait for a slow session.
 	adminDownInterval = 50 * time.Millisecond
@@ -47,11 +47,11 @@ type Machine struct {
 	now           time.Time // of the step under way
 	output        Output
 
-	state      State
-	diagnostic Diagnostic
-	stateSince time.Time
-	remote     remoteState
-	lastHeard  time.Time // zero once the Detection Time has passed without a packet
+	state          State
+	diagnostic     Diagnostic
+	stateSince     time.Time
+	remote         remoteState
+	lastReceivedAt time.Time // zero once the Detection Time has passed without a packet
 
 	// Our packets announce the first two intervals (bfd.DesiredMinTxInterval,
 	// bfd.RequiredMinRxInterval); the session runs with the used ones. They
@@ -62,12 +62,12 @@ type Machine struct {
 	usedRxInterval        time.Duration
 	poll                  pollSequence
 
-	lastSent       Packet        // without P and F; zero before the first packet
-	lastTransmitAt time.Time     // when the last packet but a Final was sent
-	nextSendAt     time.Time     // of the next periodic packet; zero without one
-	lastTxInterval time.Duration // with which nextSendAt was computed
-	adminDownLeft  int           // AdminDown packets still to be sent
-	echo           echoFunction
+	lastSentPacket       Packet        // without P and F; zero before the first packet
+	lastTransmitAt       time.Time     // when the last packet but a Final was sent
+	nextSendAt           time.Time     // of the next periodic packet; zero without one
+	scheduledTxInterval  time.Duration // with which nextSendAt was computed
+	adminDownPacketsLeft int           // AdminDown packets still to be sent
+	echo                 echoFunction
 }
 
 // remoteState is what the neighbour's last packet said.
@@ -82,24 +82,24 @@ type remoteState struct {
 	requiredMinEchoRxInterval time.Duration
 }
 
-// unknownRemote is the state of a neighbour without a packet yet (RFC 5880 section 6.8.1).
-var unknownRemote = remoteState{state: Down, requiredMinRxInterval: time.Microsecond}
+// initialRemoteState is the state of a neighbour without a packet yet (RFC 5880 section 6.8.1).
+var initialRemoteState = remoteState{state: Down, requiredMinRxInterval: time.Microsecond}
 
 // pollSequence is the state of Poll Sequences (RFC 5880 section 6.5).
 type pollSequence struct {
-	active bool
+	isActive bool
 	// pollSent means that a packet of this sequence was sent. A Final before that does not end it.
 	pollSent bool
-	// anotherNeeded means that an interval changed since the
+	// anotherPollNeeded means that an interval changed since the
 	// sequence began, so that another one must follow.
-	anotherNeeded bool
+	anotherPollNeeded bool
 }
 
 // New returns a session in the state Down. Its first packet is due at once. The
 // discriminator is not 0 and unique among the sessions of the system.
 func New(discriminator uint32, c Config, random *rand.Rand, now time.Time) *Machine {
 	m := &Machine{config: c, random: random, discriminator: discriminator, now: now, stateSince: now, state: Down}
-	m.remote = unknownRemote
+	m.remote = initialRemoteState
 	m.updateIntervals()
 	m.nextSendAt = now
 	return m
@@ -110,21 +110,21 @@ func New(discriminator uint32, c Config, random *rand.Rand, now time.Time) *Mach
 func (m *Machine) Step(now time.Time, in Input) Output {
 	m.now, m.output = now, Output{}
 	switch in := in.(type) {
-	case Received:
+	case PacketReceived:
 		m.receivePacket(in.Packet)
-	case Configure:
+	case ConfigChanged:
 		m.config = in.Config
 	case Stop:
 		m.shutDown()
 	case Start:
 		m.restartSession()
 	case EchoReturned:
-		m.echo.recordReturn(now)
+		m.echo.recordEchoReturn(now)
 	case Tick:
 		m.expireDetection()
 	}
 	m.updateIntervals()
-	m.transmitDue()
+	m.sendDuePacket()
 	m.sendDueEcho()
 	return m.output
 }
@@ -132,7 +132,7 @@ func (m *Machine) Step(now time.Time, in Input) Output {
 // receivePacket applies RFC 5880 section 6.8.6 from the point where the session is known.
 func (m *Machine) receivePacket(p Packet) {
 	if p.Authenticated {
-		m.output.Discard = NotAuthenticated
+		m.output.Discard = DiscardNotAuthenticated
 		return
 	}
 	m.remote = remoteState{
@@ -145,29 +145,29 @@ func (m *Machine) receivePacket(p Packet) {
 		requiredMinRxInterval:     p.RequiredMinRxInterval,
 		requiredMinEchoRxInterval: p.RequiredMinEchoRxInterval,
 	}
-	if p.Final && m.poll.active && m.poll.pollSent {
-		m.poll = pollSequence{active: m.poll.anotherNeeded}
+	if p.Final && m.poll.isActive && m.poll.pollSent {
+		m.poll = pollSequence{isActive: m.poll.anotherPollNeeded}
 	}
 	if m.state == AdminDown {
-		m.output.Discard = StoppedSession
+		m.output.Discard = DiscardStoppedSession
 		return
 	}
-	m.lastHeard = m.now
-	m.updateState(p)
+	m.lastReceivedAt = m.now
+	m.updateStateFromPacket(p)
 	if p.Poll {
 		// The answer has the intervals of the new state (RFC 5880 section 6.8.3).
 		m.updateIntervals()
 		final := m.currentPacket()
-		m.lastSent, final.Final = final, true
+		m.lastSentPacket, final.Final = final, true
 		m.output.Packets = append(m.output.Packets, final)
 	}
 }
 
-// updateState applies the state machine of RFC 5880 section 6.8.6.
-func (m *Machine) updateState(p Packet) {
+// updateStateFromPacket applies the state machine of RFC 5880 section 6.8.6.
+func (m *Machine) updateStateFromPacket(p Packet) {
 	if p.State == AdminDown {
 		if m.state != Down {
-			m.enterState(Down, NeighbourDown, CauseNeighbourAdminDown)
+			m.enterState(Down, DiagnosticNeighbourDown, CauseNeighbourAdminDown)
 		}
 		return
 	}
@@ -177,22 +177,22 @@ func (m *Machine) updateState(p Packet) {
 		case Down:
 			m.enterState(Init, m.diagnostic, CauseNeighbourAnswers)
 		case Init:
-			m.enterState(Up, NoDiagnostic, CauseNeighbourAnswers)
+			m.enterState(Up, DiagnosticNone, CauseNeighbourAnswers)
 		}
 	case Init:
 		if p.State == Init || p.State == Up {
-			m.enterState(Up, NoDiagnostic, CauseNeighbourAnswers)
+			m.enterState(Up, DiagnosticNone, CauseNeighbourAnswers)
 		}
 	case Up:
 		if p.State == Down {
-			m.enterState(Down, NeighbourDown, CauseNeighbourDown)
+			m.enterState(Down, DiagnosticNeighbourDown, CauseNeighbourDown)
 		}
 	}
 }
 
 // enterState changes the state.
 func (m *Machine) enterState(s State, d Diagnostic, c Cause) {
-	m.output.Change = &Change{From: m.state, To: s, Cause: c, RemoteDiagnostic: m.remote.diagnostic}
+	m.output.Change = &StateChange{From: m.state, To: s, Cause: c, RemoteDiagnostic: m.remote.diagnostic}
 	m.state, m.diagnostic, m.stateSince = s, d, m.now
 	m.echo = echoFunction{}
 }
@@ -201,16 +201,16 @@ func (m *Machine) enterState(s State, d Diagnostic, c Cause) {
 // passed without a packet (RFC 5880 sections 6.8.4 and 6.8.5).
 func (m *Machine) expireDetection() {
 	if at := m.detectionDeadline(); !at.IsZero() && !m.now.Before(at) {
-		m.lastHeard = time.Time{}
+		m.lastReceivedAt = time.Time{}
 		if m.state == Init || m.state == Up {
-			m.enterState(Down, DetectionExpired, CauseDetectionExpired)
+			m.enterState(Down, DiagnosticDetectionExpired, CauseDetectionExpired)
 		}
 		// The discriminator must be forgotten (RFC 5880 section 6.8.1). So are
 		// the other values: a neighbour that returns sends them again.
-		m.remote, m.poll = unknownRemote, pollSequence{}
+		m.remote, m.poll = initialRemoteState, pollSequence{}
 	}
 	if at := m.echo.detectionDeadline(m.config.DetectMultiplier); !at.IsZero() && !m.now.Before(at) && m.state == Up {
-		m.enterState(Down, EchoFailed, CauseEchoFailed)
+		m.enterState(Down, DiagnosticEchoFailed, CauseEchoFailed)
 	}
 }
 
@@ -222,31 +222,31 @@ func (m *Machine) detectionTime() time.Duration {
 
 // detectionDeadline returns when the Detection Time expires; zero if it does not run.
 func (m *Machine) detectionDeadline() time.Time {
-	if m.lastHeard.IsZero() {
+	if m.lastReceivedAt.IsZero() {
 		return time.Time{}
 	}
-	return m.lastHeard.Add(m.detectionTime())
+	return m.lastReceivedAt.Add(m.detectionTime())
 }
 
 // updateIntervals applies a change of the intervals (RFC 5880 section 6.8.3).
 func (m *Machine) updateIntervals() {
 	tx, rx := m.config.DesiredMinTxInterval, m.config.RequiredMinRxInterval
 	if m.state != Up {
-		tx = max(tx, slowTxInterval)
+		tx = max(tx, minNotUpTxInterval)
 	}
 	if tx != m.desiredMinTxInterval || rx != m.requiredMinRxInterval {
 		m.desiredMinTxInterval, m.requiredMinRxInterval = tx, rx
 		switch {
 		case m.remote.discriminator == 0 || m.state == AdminDown: // no neighbour to negotiate with
-		case m.poll.active:
-			m.poll.anotherNeeded = true
+		case m.poll.isActive:
+			m.poll.anotherPollNeeded = true
 		default:
-			m.poll = pollSequence{active: true}
+			m.poll = pollSequence{isActive: true}
 		}
 	}
 	// Until its Final the neighbour may not know the change. Until then we
 	// send as often as it expects and wait as long as its packets may take.
-	unconfirmed := m.state == Up && m.poll.active
+	unconfirmed := m.state == Up && m.poll.isActive
 	if !unconfirmed || m.desiredMinTxInterval < m.usedTxInterval {
 		m.usedTxInterval = m.desiredMinTxInterval
 	}
@@ -260,12 +260,12 @@ func (m *Machine) shutDown() {
 	if m.state == AdminDown {
 		return
 	}
-	m.adminDownLeft = 0
+	m.adminDownPacketsLeft = 0
 	if m.remote.discriminator != 0 {
-		m.adminDownLeft = adminDownPackets
+		m.adminDownPacketsLeft = adminDownPacketCount
 	}
-	m.poll, m.lastHeard = pollSequence{}, time.Time{}
-	m.enterState(AdminDown, AdministrativelyDown, CauseStopped)
+	m.poll, m.lastReceivedAt = pollSequence{}, time.Time{}
+	m.enterState(AdminDown, DiagnosticAdminDown, CauseStopped)
 }
 
 // restartSession starts the session again after a shutdown. The neighbour's values may be outdated.
@@ -273,17 +273,17 @@ func (m *Machine) restartSession() {
 	if m.state != AdminDown {
 		return
 	}
-	m.remote = unknownRemote
-	m.enterState(Down, NoDiagnostic, CauseStarted)
+	m.remote = initialRemoteState
+	m.enterState(Down, DiagnosticNone, CauseStarted)
 }
 
 // IsStopped reports whether the session has ended and AdminDown was signalled.
-func (m *Machine) IsStopped() bool { return m.state == AdminDown && m.adminDownLeft == 0 }
+func (m *Machine) IsStopped() bool { return m.state == AdminDown && m.adminDownPacketsLeft == 0 }
 
 // NextTick returns the latest time for the next Tick; zero if none is needed.
 func (m *Machine) NextTick() time.Time {
 	next := m.nextSendAt
-	for _, t := range [...]time.Time{m.detectionDeadline(), m.echo.nextAt, m.echo.detectionDeadline(m.config.DetectMultiplier)} {
+	for _, t := range [...]time.Time{m.detectionDeadline(), m.echo.nextEchoAt, m.echo.detectionDeadline(m.config.DetectMultiplier)} {
 		if !t.IsZero() && (next.IsZero() || t.Before(next)) {
 			next = t
 		}

@@ -8,33 +8,33 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bfd/session"
 )
 
-var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+var testStart = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
 const (
 	ourDiscriminator, theirDiscriminator = 11, 22
-	ms                                   = time.Millisecond
+	millisecond                          = time.Millisecond
 )
 
-func testConfig() session.Config {
-	return session.Config{DesiredMinTxInterval: 50 * ms, RequiredMinRxInterval: 100 * ms, DetectMultiplier: 3}
+func exampleConfig() session.Config {
+	return session.Config{DesiredMinTxInterval: 50 * millisecond, RequiredMinRxInterval: 100 * millisecond, DetectMultiplier: 3}
 }
 
 // harness is a Machine and its virtual time.
 type harness struct {
-	t       *testing.T
-	machine *session.Machine
-	now     time.Time
-	output  session.Output
+	t          *testing.T
+	machine    *session.Machine
+	now        time.Time
+	lastOutput session.Output
 }
 
 func newHarness(t *testing.T, c session.Config) *harness {
-	return &harness{t: t, machine: session.New(ourDiscriminator, c, rand.New(rand.NewPCG(1, 2)), epoch), now: epoch}
+	return &harness{t: t, machine: session.New(ourDiscriminator, c, rand.New(rand.NewPCG(1, 2)), testStart), now: testStart}
 }
 
 // stepMachine steps the machine at the current time.
 func (k *harness) stepMachine(in session.Input) session.Output {
-	k.output = k.machine.Step(k.now, in)
-	return k.output
+	k.lastOutput = k.machine.Step(k.now, in)
+	return k.lastOutput
 }
 
 // receivePacket steps the machine with a packet of the
@@ -47,16 +47,16 @@ func (k *harness) receivePacket(p session.Packet) session.Output {
 		p.MyDiscriminator = theirDiscriminator
 	}
 	if p.DesiredMinTxInterval == 0 {
-		p.DesiredMinTxInterval = 60 * ms
+		p.DesiredMinTxInterval = 60 * millisecond
 	}
 	if p.RequiredMinRxInterval == 0 {
-		p.RequiredMinRxInterval = 70 * ms
+		p.RequiredMinRxInterval = 70 * millisecond
 	}
-	return k.stepMachine(session.Received{Packet: p})
+	return k.stepMachine(session.PacketReceived{Packet: p})
 }
 
-// passTime lets time pass and returns the sent packets.
-func (k *harness) passTime(d time.Duration) []session.Packet {
+// advanceTime lets time pass and returns the sent packets.
+func (k *harness) advanceTime(d time.Duration) []session.Packet {
 	k.t.Helper()
 	end, sent := k.now.Add(d), []session.Packet(nil)
 	for range 100000 {
@@ -77,13 +77,13 @@ func (k *harness) passTime(d time.Duration) []session.Packet {
 // bringUp brings the session Up and answers its Poll Sequence.
 func (k *harness) bringUp() {
 	k.t.Helper()
-	k.passTime(0)
+	k.advanceTime(0)
 	k.receivePacket(session.Packet{State: session.Down, DesiredMinTxInterval: time.Second})
 	k.receivePacket(session.Packet{State: session.Init, YourDiscriminator: ourDiscriminator, DesiredMinTxInterval: time.Second})
 	k.wantState("the neighbour is in Init", session.Up)
-	k.passTime(50 * ms)
+	k.advanceTime(50 * millisecond)
 	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, Final: true})
-	if k.machine.View().Polling {
+	if k.machine.View().IsPolling {
 		k.t.Fatal("the Final did not end the Poll Sequence")
 	}
 }
@@ -98,10 +98,10 @@ func (k *harness) wantState(sentence string, s session.State) {
 // lastPacket returns the last packet of the last step.
 func (k *harness) lastPacket(sentence string) session.Packet {
 	k.t.Helper()
-	if len(k.output.Packets) == 0 {
+	if len(k.lastOutput.Packets) == 0 {
 		k.t.Fatalf("%s: nothing was sent", sentence)
 	}
-	return k.output.Packets[len(k.output.Packets)-1]
+	return k.lastOutput.Packets[len(k.lastOutput.Packets)-1]
 }
 
 // TestStateTransitions checks the table of RFC 5880 section 6.8.6.
@@ -116,7 +116,7 @@ func TestStateTransitions(t *testing.T) {
 		},
 	} {
 		for received, want := range to {
-			k := newHarness(t, testConfig())
+			k := newHarness(t, exampleConfig())
 			switch from {
 			case session.Init:
 				k.receivePacket(session.Packet{State: session.Down})
@@ -128,7 +128,7 @@ func TestStateTransitions(t *testing.T) {
 			k.wantState("to begin with", from)
 			k.receivePacket(session.Packet{State: received, YourDiscriminator: ourDiscriminator})
 			k.wantState(from.String()+" hears "+received.String(), want)
-			if reported := k.output.Change != nil; reported != (from != want) {
+			if reported := k.lastOutput.Change != nil; reported != (from != want) {
 				t.Errorf("%s hears %s: change reported: %v", from, received, reported)
 			}
 		}
@@ -136,21 +136,21 @@ func TestStateTransitions(t *testing.T) {
 }
 
 func TestSessionThatIsDownSendsSlowly(t *testing.T) {
-	k := newHarness(t, testConfig())
-	for _, p := range k.passTime(60 * time.Second) {
+	k := newHarness(t, exampleConfig())
+	for _, p := range k.advanceTime(60 * time.Second) {
 		if p.DesiredMinTxInterval != time.Second || p.YourDiscriminator != 0 || p.State != session.Down || p.Poll || p.Final || p.ControlPlaneIndependent || p.Demand || p.RequiredMinEchoRxInterval != 0 {
 			t.Fatalf("sent %+v", p)
 		}
 	}
-	if n := len(newHarness(t, testConfig()).passTime(60 * time.Second)); n < 60 || n > 81 {
+	if n := len(newHarness(t, exampleConfig()).advanceTime(60 * time.Second)); n < 60 || n > 81 {
 		t.Errorf("%d packets in a minute, want one in 0.75 to 1 s", n)
 	}
 }
 
 func TestJitter(t *testing.T) {
-	k := newHarness(t, testConfig())
+	k := newHarness(t, exampleConfig())
 	k.bringUp()
-	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, DesiredMinTxInterval: time.Hour, RequiredMinRxInterval: 40 * ms})
+	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, DesiredMinTxInterval: time.Hour, RequiredMinRxInterval: 40 * millisecond})
 	var gaps []time.Duration
 	last := k.now
 	for len(gaps) < 2000 {
@@ -165,7 +165,7 @@ func TestJitter(t *testing.T) {
 	}
 	// RFC 5880 section 6.8.7: the interval of 50 ms is reduced by up
 	// to 25 %. 2,000 packets come close to both bounds.
-	if shortest < 37500*time.Microsecond || shortest > 38*ms || longest > 50*ms || longest < 49500*time.Microsecond {
+	if shortest < 37500*time.Microsecond || shortest > 38*millisecond || longest > 50*millisecond || longest < 49500*time.Microsecond {
 		t.Errorf("packets are %s to %s apart, want 37.5 to 50 ms", shortest, longest)
 	}
 }
@@ -176,20 +176,20 @@ func TestDetectionTime(t *testing.T) {
 		multiplier uint8
 		want       time.Duration
 	}{
-		"the neighbour sends slower than we can receive": {150 * ms, 4, 600 * ms},
-		"it would send faster":                           {10 * ms, 2, 200 * ms},
+		"the neighbour sends slower than we can receive": {150 * millisecond, 4, 600 * millisecond},
+		"it would send faster":                           {10 * millisecond, 2, 200 * millisecond},
 	} {
-		k := newHarness(t, testConfig())
+		k := newHarness(t, exampleConfig())
 		k.bringUp()
 		k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, DesiredMinTxInterval: tc.theirTx, DetectMultiplier: tc.multiplier})
-		k.passTime(tc.want - time.Nanosecond)
+		k.advanceTime(tc.want - time.Nanosecond)
 		k.wantState(sentence+", just before", session.Up)
-		k.passTime(time.Nanosecond)
+		k.advanceTime(time.Nanosecond)
 		k.wantState(sentence, session.Down)
-		if p := k.lastPacket(sentence); p.Diagnostic != session.DetectionExpired || p.YourDiscriminator != 0 || p.DesiredMinTxInterval != time.Second {
+		if p := k.lastPacket(sentence); p.Diagnostic != session.DiagnosticDetectionExpired || p.YourDiscriminator != 0 || p.DesiredMinTxInterval != time.Second {
 			t.Errorf("%s: sent %+v, want the diagnostic, no discriminator (RFC 5880 section 6.8.1), slow rate", sentence, p)
 		}
-		if c := k.output.Change; c == nil || c.Cause != session.CauseDetectionExpired {
+		if c := k.lastOutput.Change; c == nil || c.Cause != session.CauseDetectionExpired {
 			t.Errorf("%s: change %+v", sentence, c)
 		}
 	}
@@ -198,7 +198,7 @@ func TestDetectionTime(t *testing.T) {
 // TestPacketReadAfterDeadlineIsInTime checks a process that did not run for a
 // while and reads a packet from the socket after the deadline.
 func TestPacketReadAfterDeadlineIsInTime(t *testing.T) {
-	k := newHarness(t, testConfig())
+	k := newHarness(t, exampleConfig())
 	k.bringUp()
 	k.now = k.now.Add(time.Minute)
 	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator})
@@ -207,7 +207,7 @@ func TestPacketReadAfterDeadlineIsInTime(t *testing.T) {
 }
 
 func TestPollIsAnsweredAtOnce(t *testing.T) {
-	k := newHarness(t, testConfig())
+	k := newHarness(t, exampleConfig())
 	k.bringUp()
 	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, Poll: true})
 	if p := k.lastPacket("a Poll came"); !p.Final || p.Poll || p.State != session.Up {
@@ -217,103 +217,103 @@ func TestPollIsAnsweredAtOnce(t *testing.T) {
 
 // TestLongerTransmitIntervalWaitsForFinal and the next test check RFC 5880 section 6.8.3.
 func TestLongerTransmitIntervalWaitsForFinal(t *testing.T) {
-	k := newHarness(t, testConfig())
+	k := newHarness(t, exampleConfig())
 	k.bringUp()
-	slower := testConfig()
-	slower.DesiredMinTxInterval = 500 * ms
-	k.stepMachine(session.Configure{Config: slower})
-	if p := k.lastPacket("a longer interval"); !p.Poll || p.DesiredMinTxInterval != 500*ms {
+	slower := exampleConfig()
+	slower.DesiredMinTxInterval = 500 * millisecond
+	k.stepMachine(session.ConfigChanged{Config: slower})
+	if p := k.lastPacket("a longer interval"); !p.Poll || p.DesiredMinTxInterval != 500*millisecond {
 		t.Errorf("sent %+v, want the new interval with Poll, at once", p)
 	}
-	if d := k.machine.View().UsedTransmitInterval; d != 70*ms {
+	if d := k.machine.View().UsedTransmitInterval; d != 70*millisecond {
 		t.Errorf("sends every %s before the answer, want the previous 70 ms", d)
 	}
-	for _, p := range k.passTime(200 * ms) {
+	for _, p := range k.advanceTime(200 * millisecond) {
 		if !p.Poll {
 			t.Errorf("sent %+v without Poll before the answer", p)
 		}
 	}
 	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, Final: true})
-	if d := k.machine.View().UsedTransmitInterval; d != 500*ms {
+	if d := k.machine.View().UsedTransmitInterval; d != 500*millisecond {
 		t.Errorf("sends every %s after the answer, want 500 ms", d)
 	}
 }
 
 func TestShorterReceiveIntervalWaitsForFinal(t *testing.T) {
-	k := newHarness(t, testConfig())
+	k := newHarness(t, exampleConfig())
 	k.bringUp()
-	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, DesiredMinTxInterval: 10 * ms})
-	faster := testConfig()
-	faster.RequiredMinRxInterval = 20 * ms
-	k.stepMachine(session.Configure{Config: faster})
-	if p := k.lastPacket("a shorter interval"); !p.Poll || p.RequiredMinRxInterval != 20*ms {
+	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, DesiredMinTxInterval: 10 * millisecond})
+	faster := exampleConfig()
+	faster.RequiredMinRxInterval = 20 * millisecond
+	k.stepMachine(session.ConfigChanged{Config: faster})
+	if p := k.lastPacket("a shorter interval"); !p.Poll || p.RequiredMinRxInterval != 20*millisecond {
 		t.Errorf("sent %+v, want the new interval with Poll", p)
 	}
-	if d := k.machine.View().DetectionTime; d != 400*ms {
+	if d := k.machine.View().DetectionTime; d != 400*millisecond {
 		t.Errorf("waits %s before the answer, want the previous 4 x 100 ms", d)
 	}
-	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, DesiredMinTxInterval: 10 * ms, Final: true})
-	if d := k.machine.View().DetectionTime; d != 80*ms {
+	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, DesiredMinTxInterval: 10 * millisecond, Final: true})
+	if d := k.machine.View().DetectionTime; d != 80*millisecond {
 		t.Errorf("waits %s after the answer, want 4 x 20 ms", d)
 	}
 }
 
 func TestChangeDuringPollSequence(t *testing.T) {
-	k := newHarness(t, testConfig())
+	k := newHarness(t, exampleConfig())
 	k.bringUp()
-	for _, tx := range []time.Duration{500 * ms, 900 * ms} {
-		c := testConfig()
+	for _, tx := range []time.Duration{500 * millisecond, 900 * millisecond} {
+		c := exampleConfig()
 		c.DesiredMinTxInterval = tx
-		k.stepMachine(session.Configure{Config: c})
+		k.stepMachine(session.ConfigChanged{Config: c})
 	}
 	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, Final: true})
-	if v := k.machine.View(); !v.Polling || v.UsedTransmitInterval != 70*ms {
+	if v := k.machine.View(); !v.IsPolling || v.UsedTransmitInterval != 70*millisecond {
 		t.Fatalf("the first answer ended both sequences: %+v", v)
 	}
 	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, Final: true})
-	if !k.machine.View().Polling {
+	if !k.machine.View().IsPolling {
 		t.Fatal("a second answer to the first sequence ended the second, of which nothing was sent")
 	}
-	k.passTime(70 * ms)
+	k.advanceTime(70 * millisecond)
 	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, Final: true})
-	if v := k.machine.View(); v.Polling || v.UsedTransmitInterval != 900*ms {
+	if v := k.machine.View(); v.IsPolling || v.UsedTransmitInterval != 900*millisecond {
 		t.Errorf("after the second answer: %+v, want 900 ms", v)
 	}
 }
 
 func TestUnrequestedFinalIsIgnored(t *testing.T) {
-	k := newHarness(t, testConfig())
+	k := newHarness(t, exampleConfig())
 	k.bringUp()
 	before := k.machine.View()
 	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, Final: true})
-	if k.machine.View() != before || len(k.output.Packets) != 0 {
+	if k.machine.View() != before || len(k.lastOutput.Packets) != 0 {
 		t.Errorf("a stray Final made %+v of %+v", k.machine.View(), before)
 	}
 }
 
 func TestNeighbourLimitsTransmitRate(t *testing.T) {
-	k := newHarness(t, testConfig())
+	k := newHarness(t, exampleConfig())
 	k.bringUp()
-	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, RequiredMinRxInterval: 400 * ms, DesiredMinTxInterval: 10 * time.Second})
-	if n := len(k.passTime(4 * time.Second)); n < 9 || n > 14 {
+	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, RequiredMinRxInterval: 400 * millisecond, DesiredMinTxInterval: 10 * time.Second})
+	if n := len(k.advanceTime(4 * time.Second)); n < 9 || n > 14 {
 		t.Errorf("%d packets in 4 s to a neighbour that takes one in 400 ms", n)
 	}
-	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, RequiredMinRxInterval: 10 * ms, DesiredMinTxInterval: 10 * time.Second})
-	if n := len(k.passTime(time.Second)); n < 20 || n > 27 {
+	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, RequiredMinRxInterval: 10 * millisecond, DesiredMinTxInterval: 10 * time.Second})
+	if n := len(k.advanceTime(time.Second)); n < 20 || n > 27 {
 		t.Errorf("%d packets in 1 s once it takes more than our 50 ms, want the change to act at once", n)
 	}
-	k.stepMachine(session.Received{Packet: session.Packet{State: session.Up, MyDiscriminator: theirDiscriminator, YourDiscriminator: ourDiscriminator, DetectMultiplier: 4, DesiredMinTxInterval: 10 * time.Second}})
-	if sent := k.passTime(5 * time.Second); len(sent) != 0 {
+	k.stepMachine(session.PacketReceived{Packet: session.Packet{State: session.Up, MyDiscriminator: theirDiscriminator, YourDiscriminator: ourDiscriminator, DetectMultiplier: 4, DesiredMinTxInterval: 10 * time.Second}})
+	if sent := k.advanceTime(5 * time.Second); len(sent) != 0 {
 		t.Errorf("%d periodic packets to a neighbour that wants none (Required Min RX 0)", len(sent))
 	}
 }
 
 func TestNeighbourInDemandMode(t *testing.T) {
-	k := newHarness(t, testConfig())
+	k := newHarness(t, exampleConfig())
 	k.bringUp()
 	demand := session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, Demand: true, DesiredMinTxInterval: 10 * time.Second}
 	k.receivePacket(demand)
-	if n := len(k.passTime(5 * time.Second)); n != 0 {
+	if n := len(k.advanceTime(5 * time.Second)); n != 0 {
 		t.Errorf("%d periodic packets to a neighbour in demand mode (RFC 5880 section 6.8.7)", n)
 	}
 	demand.Poll = true
@@ -321,29 +321,29 @@ func TestNeighbourInDemandMode(t *testing.T) {
 	if !k.lastPacket("it polls").Final {
 		t.Error("its Poll was not answered")
 	}
-	slower := testConfig()
-	slower.RequiredMinRxInterval = 200 * ms
-	k.stepMachine(session.Configure{Config: slower})
-	if n := len(k.passTime(time.Second)); n == 0 {
+	slower := exampleConfig()
+	slower.RequiredMinRxInterval = 200 * millisecond
+	k.stepMachine(session.ConfigChanged{Config: slower})
+	if n := len(k.advanceTime(time.Second)); n == 0 {
 		t.Error("no Poll is sent to a neighbour in demand mode")
 	}
 	demand.Poll, demand.Final = false, true
 	k.receivePacket(demand)
-	if n := len(k.passTime(5 * time.Second)); n != 0 {
+	if n := len(k.advanceTime(5 * time.Second)); n != 0 {
 		t.Errorf("%d periodic packets after the Poll Sequence", n)
 	}
 	demand.Final, demand.Demand = false, false
 	k.receivePacket(demand)
-	if n := len(k.passTime(time.Second)); n < 10 {
+	if n := len(k.advanceTime(time.Second)); n < 10 {
 		t.Errorf("%d packets in a second after demand mode ended", n)
 	}
 }
 
 func TestPassiveSessionWaitsForNeighbour(t *testing.T) {
-	c := testConfig()
+	c := exampleConfig()
 	c.Passive = true
 	k := newHarness(t, c)
-	if n := len(k.passTime(time.Minute)); n != 0 {
+	if n := len(k.advanceTime(time.Minute)); n != 0 {
 		t.Fatalf("%d packets before the neighbour's first", n)
 	}
 	k.receivePacket(session.Packet{State: session.Down, DesiredMinTxInterval: time.Second})
@@ -352,35 +352,35 @@ func TestPassiveSessionWaitsForNeighbour(t *testing.T) {
 	}
 	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator})
 	k.wantState("it is Up", session.Up)
-	k.passTime(time.Minute)
+	k.advanceTime(time.Minute)
 	k.wantState("it is gone", session.Down)
-	if n := len(k.passTime(time.Minute)); n != 0 {
+	if n := len(k.advanceTime(time.Minute)); n != 0 {
 		t.Errorf("%d packets after it is gone: a passive session waits", n)
 	}
 }
 
 func TestShutdownSendsAdminDown(t *testing.T) {
-	k := newHarness(t, testConfig())
+	k := newHarness(t, exampleConfig())
 	k.bringUp()
 	sent := k.stepMachine(session.Stop{}).Packets
 	if k.machine.IsStopped() {
 		t.Fatal("stopped after one packet, which may be lost")
 	}
-	sent = append(sent, k.passTime(100*ms)...)
+	sent = append(sent, k.advanceTime(100*millisecond)...)
 	if len(sent) != 3 || !k.machine.IsStopped() {
 		t.Fatalf("%d packets within 100 ms, stopped: %v; want 3 and stopped", len(sent), k.machine.IsStopped())
 	}
 	for _, p := range sent {
-		if p.State != session.AdminDown || p.Diagnostic != session.AdministrativelyDown || p.YourDiscriminator != theirDiscriminator {
+		if p.State != session.AdminDown || p.Diagnostic != session.DiagnosticAdminDown || p.YourDiscriminator != theirDiscriminator {
 			t.Errorf("sent %+v", p)
 		}
 	}
-	if sent := k.passTime(time.Minute); len(sent) != 0 {
+	if sent := k.advanceTime(time.Minute); len(sent) != 0 {
 		t.Errorf("%d packets after the end", len(sent))
 	}
 	k.receivePacket(session.Packet{State: session.Down, YourDiscriminator: ourDiscriminator})
-	if k.wantState("it hears the neighbour", session.AdminDown); k.output.Discard != session.StoppedSession {
-		t.Errorf("discarded as %q", k.output.Discard)
+	if k.wantState("it hears the neighbour", session.AdminDown); k.lastOutput.Discard != session.DiscardStoppedSession {
+		t.Errorf("discarded as %q", k.lastOutput.Discard)
 	}
 	k.stepMachine(session.Start{})
 	k.wantState("it starts again", session.Down)
@@ -390,8 +390,8 @@ func TestShutdownSendsAdminDown(t *testing.T) {
 }
 
 func TestShutdownWithoutNeighbourEndsAtOnce(t *testing.T) {
-	k := newHarness(t, testConfig())
-	k.passTime(5 * time.Second)
+	k := newHarness(t, exampleConfig())
+	k.advanceTime(5 * time.Second)
 	k.stepMachine(session.Stop{})
 	if !k.machine.IsStopped() {
 		t.Error("IsStopped waits for a neighbour that never sent a packet")
@@ -399,11 +399,11 @@ func TestShutdownWithoutNeighbourEndsAtOnce(t *testing.T) {
 }
 
 func TestNeighbourRestart(t *testing.T) {
-	k := newHarness(t, testConfig())
+	k := newHarness(t, exampleConfig())
 	k.bringUp()
 	k.receivePacket(session.Packet{State: session.Down, MyDiscriminator: 99, DesiredMinTxInterval: time.Second})
-	if k.wantState("a packet after the restart", session.Down); k.output.Change.Cause != session.CauseNeighbourDown {
-		t.Errorf("change %+v", k.output.Change)
+	if k.wantState("a packet after the restart", session.Down); k.lastOutput.Change.Cause != session.CauseNeighbourDown {
+		t.Errorf("change %+v", k.lastOutput.Change)
 	}
 	k.receivePacket(session.Packet{State: session.Down, MyDiscriminator: 99, DesiredMinTxInterval: time.Second})
 	k.wantState("another", session.Init)
@@ -413,11 +413,11 @@ func TestNeighbourRestart(t *testing.T) {
 }
 
 func TestAuthenticatedPacketsChangeNothing(t *testing.T) {
-	k := newHarness(t, testConfig())
+	k := newHarness(t, exampleConfig())
 	k.bringUp()
 	before := k.machine.View()
 	k.receivePacket(session.Packet{State: session.Down, Authenticated: true, YourDiscriminator: ourDiscriminator})
-	if k.output.Discard != session.NotAuthenticated || k.machine.View() != before {
-		t.Errorf("%q, %+v", k.output.Discard, k.machine.View())
+	if k.lastOutput.Discard != session.DiscardNotAuthenticated || k.machine.View() != before {
+		t.Errorf("%q, %+v", k.lastOutput.Discard, k.machine.View())
 	}
 }

@@ -25,11 +25,11 @@ type Diagnostic uint8
 
 // The diagnostics that this package sends. String names all of them.
 const (
-	NoDiagnostic         Diagnostic = 0
-	DetectionExpired     Diagnostic = 1
-	EchoFailed           Diagnostic = 2
-	NeighbourDown        Diagnostic = 3
-	AdministrativelyDown Diagnostic = 7
+	DiagnosticNone             Diagnostic = 0
+	DiagnosticDetectionExpired Diagnostic = 1
+	DiagnosticEchoFailed       Diagnostic = 2
+	DiagnosticNeighbourDown    Diagnostic = 3
+	DiagnosticAdminDown        Diagnostic = 7
 )
 
 // String names the diagnostic in words.
@@ -101,29 +101,29 @@ type DiscardReason string
 // The discard rules of RFC 5880 section 6.8.6 and of the transports: the TTL
 // of RFC 5881 section 5 and RFC 5883, and packets without a session.
 const (
-	Accepted          DiscardReason = ""
-	BadVersion        DiscardReason = "version"
-	BadLength         DiscardReason = "length"
-	ZeroMultiplier    DiscardReason = "multiplier"
-	Multipoint        DiscardReason = "multipoint"
-	ZeroDiscriminator DiscardReason = "my_discriminator"
-	UnknownSession    DiscardReason = "session"
-	WrongState        DiscardReason = "state"
-	NotAuthenticated  DiscardReason = "authentication"
-	LowTTL            DiscardReason = "ttl"
-	StoppedSession    DiscardReason = "admin_down"
+	NotDiscarded             DiscardReason = ""
+	DiscardBadVersion        DiscardReason = "version"
+	DiscardBadLength         DiscardReason = "length"
+	DiscardZeroMultiplier    DiscardReason = "multiplier"
+	DiscardMultipoint        DiscardReason = "multipoint"
+	DiscardZeroDiscriminator DiscardReason = "my_discriminator"
+	DiscardUnknownSession    DiscardReason = "session"
+	DiscardWrongState        DiscardReason = "state"
+	DiscardNotAuthenticated  DiscardReason = "authentication"
+	DiscardLowTTL            DiscardReason = "ttl"
+	DiscardStoppedSession    DiscardReason = "admin_down"
 )
 
-// DiscardReasons are all reasons but Accepted.
+// DiscardReasons are all reasons but NotDiscarded.
 var DiscardReasons = [...]DiscardReason{
-	BadVersion, BadLength, ZeroMultiplier, Multipoint, ZeroDiscriminator, UnknownSession, WrongState, NotAuthenticated, LowTTL, StoppedSession,
+	DiscardBadVersion, DiscardBadLength, DiscardZeroMultiplier, DiscardMultipoint, DiscardZeroDiscriminator, DiscardUnknownSession, DiscardWrongState, DiscardNotAuthenticated, DiscardLowTTL, DiscardStoppedSession,
 }
 
 // Parse decodes the payload of a datagram. It applies the rules of RFC 5880 section 6.8.6
 // that need no session. It ignores bytes after the packet's own length.
 func Parse(b []byte) (Packet, DiscardReason) {
 	if len(b) < packetLength {
-		return Packet{}, BadLength
+		return Packet{}, DiscardBadLength
 	}
 	flags := b[1]
 	least := packetLength
@@ -139,19 +139,19 @@ func Parse(b []byte) (Packet, DiscardReason) {
 	}
 	switch {
 	case b[0]>>5 != protocolVersion:
-		return Packet{}, BadVersion
+		return Packet{}, DiscardBadVersion
 	case int(b[3]) < least || int(b[3]) > len(b):
-		return Packet{}, BadLength
+		return Packet{}, DiscardBadLength
 	case p.DetectMultiplier == 0:
-		return Packet{}, ZeroMultiplier
+		return Packet{}, DiscardZeroMultiplier
 	case flags&flagMultipoint != 0:
-		return Packet{}, Multipoint
+		return Packet{}, DiscardMultipoint
 	case p.MyDiscriminator == 0:
-		return Packet{}, ZeroDiscriminator
+		return Packet{}, DiscardZeroDiscriminator
 	case p.YourDiscriminator == 0 && p.State != Down && p.State != AdminDown:
-		return Packet{}, WrongState
+		return Packet{}, DiscardWrongState
 	}
-	return p, Accepted
+	return p, NotDiscarded
 }
 
 func decodeInterval(b []byte) time.Duration {

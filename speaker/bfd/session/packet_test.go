@@ -8,9 +8,9 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bfd/session"
 )
 
-// validPacket is a packet on the wire: Up, multiplier 3,
+// validPacketHex is a packet on the wire: Up, multiplier 3,
 // discriminators 1 and 2, intervals 50, 100 and 0 ms.
-const validPacket = "20c00318" + "00000001" + "00000002" + "0000c350" + "000186a0" + "00000000"
+const validPacketHex = "20c00318" + "00000001" + "00000002" + "0000c350" + "000186a0" + "00000000"
 
 func decodeHex(t testing.TB, text string) []byte {
 	t.Helper()
@@ -25,12 +25,12 @@ func TestPacketEncoding(t *testing.T) {
 	want := session.Packet{
 		State: session.Up, DetectMultiplier: 3, MyDiscriminator: 1, YourDiscriminator: 2, DesiredMinTxInterval: 50 * time.Millisecond, RequiredMinRxInterval: 100 * time.Millisecond,
 	}
-	got, why := session.Parse(decodeHex(t, validPacket))
-	if why != session.Accepted || got != want {
-		t.Errorf("%s is read as %+v (%s), want %+v", validPacket, got, why, want)
+	got, why := session.Parse(decodeHex(t, validPacketHex))
+	if why != session.NotDiscarded || got != want {
+		t.Errorf("%s is read as %+v (%s), want %+v", validPacketHex, got, why, want)
 	}
-	if b := hex.EncodeToString(want.Append(nil)); b != validPacket {
-		t.Errorf("%+v is written as %s, want %s", want, b, validPacket)
+	if b := hex.EncodeToString(want.Append(nil)); b != validPacketHex {
+		t.Errorf("%+v is written as %s, want %s", want, b, validPacketHex)
 	}
 }
 
@@ -41,26 +41,26 @@ func TestDiscardRules(t *testing.T) {
 		edit func(b []byte) []byte
 		want session.DiscardReason
 	}{
-		"nothing is wrong":                         {func(b []byte) []byte { return b }, session.Accepted},
-		"the datagram is longer than the packet":   {func(b []byte) []byte { return append(b, 1, 2, 3) }, session.Accepted},
-		"version 0":                                {func(b []byte) []byte { b[0] &= 0x1f; return b }, session.BadVersion},
-		"version 2":                                {func(b []byte) []byte { b[0] = 0x40; return b }, session.BadVersion},
-		"no bytes":                                 {func(b []byte) []byte { return nil }, session.BadLength},
-		"one byte is missing":                      {func(b []byte) []byte { return b[:23] }, session.BadLength},
-		"it says to be shorter":                    {func(b []byte) []byte { b[3] = 23; return b }, session.BadLength},
-		"it says to be longer":                     {func(b []byte) []byte { b[3] = 25; return b }, session.BadLength},
-		"authenticated without a section":          {func(b []byte) []byte { b[1] |= 4; return b }, session.BadLength},
-		"multiplier 0":                             {func(b []byte) []byte { b[2] = 0; return b }, session.ZeroMultiplier},
-		"multipoint":                               {func(b []byte) []byte { b[1] |= 1; return b }, session.Multipoint},
-		"no discriminator of its own":              {func(b []byte) []byte { b[7] = 0; return b }, session.ZeroDiscriminator},
-		"Up without ours":                          {func(b []byte) []byte { b[11] = 0; return b }, session.WrongState},
-		"Init without ours":                        {func(b []byte) []byte { b[11], b[1] = 0, 0x80; return b }, session.WrongState},
-		"Down without ours":                        {func(b []byte) []byte { b[11], b[1] = 0, 0x40; return b }, session.Accepted},
-		"AdminDown without ours":                   {func(b []byte) []byte { b[11], b[1] = 0, 0; return b }, session.Accepted},
-		"an unassigned diagnostic":                 {func(b []byte) []byte { b[0] |= 31; return b }, session.Accepted},
-		"authenticated, with the shortest section": {func(b []byte) []byte { b[1] |= 4; b[3] = 26; return append(b, 1, 2) }, session.Accepted},
+		"nothing is wrong":                         {func(b []byte) []byte { return b }, session.NotDiscarded},
+		"the datagram is longer than the packet":   {func(b []byte) []byte { return append(b, 1, 2, 3) }, session.NotDiscarded},
+		"version 0":                                {func(b []byte) []byte { b[0] &= 0x1f; return b }, session.DiscardBadVersion},
+		"version 2":                                {func(b []byte) []byte { b[0] = 0x40; return b }, session.DiscardBadVersion},
+		"no bytes":                                 {func(b []byte) []byte { return nil }, session.DiscardBadLength},
+		"one byte is missing":                      {func(b []byte) []byte { return b[:23] }, session.DiscardBadLength},
+		"it says to be shorter":                    {func(b []byte) []byte { b[3] = 23; return b }, session.DiscardBadLength},
+		"it says to be longer":                     {func(b []byte) []byte { b[3] = 25; return b }, session.DiscardBadLength},
+		"authenticated without a section":          {func(b []byte) []byte { b[1] |= 4; return b }, session.DiscardBadLength},
+		"multiplier 0":                             {func(b []byte) []byte { b[2] = 0; return b }, session.DiscardZeroMultiplier},
+		"multipoint":                               {func(b []byte) []byte { b[1] |= 1; return b }, session.DiscardMultipoint},
+		"no discriminator of its own":              {func(b []byte) []byte { b[7] = 0; return b }, session.DiscardZeroDiscriminator},
+		"Up without ours":                          {func(b []byte) []byte { b[11] = 0; return b }, session.DiscardWrongState},
+		"Init without ours":                        {func(b []byte) []byte { b[11], b[1] = 0, 0x80; return b }, session.DiscardWrongState},
+		"Down without ours":                        {func(b []byte) []byte { b[11], b[1] = 0, 0x40; return b }, session.NotDiscarded},
+		"AdminDown without ours":                   {func(b []byte) []byte { b[11], b[1] = 0, 0; return b }, session.NotDiscarded},
+		"an unassigned diagnostic":                 {func(b []byte) []byte { b[0] |= 31; return b }, session.NotDiscarded},
+		"authenticated, with the shortest section": {func(b []byte) []byte { b[1] |= 4; b[3] = 26; return append(b, 1, 2) }, session.NotDiscarded},
 	} {
-		if _, why := session.Parse(tc.edit(decodeHex(t, validPacket))); why != tc.want {
+		if _, why := session.Parse(tc.edit(decodeHex(t, validPacketHex))); why != tc.want {
 			t.Errorf("%s: %q, want %q", sentence, why, tc.want)
 		}
 	}
@@ -69,19 +69,19 @@ func TestDiscardRules(t *testing.T) {
 // FuzzParse checks that Parse does not panic and that an
 // accepted packet is encoded and decoded without change.
 func FuzzParse(f *testing.F) {
-	f.Add(decodeHex(f, validPacket))
+	f.Add(decodeHex(f, validPacketHex))
 	f.Add(decodeHex(f, "20440318"+"00000001"+"00000000"+"000f4240"+"000f4240"+"0000c350"))
 	f.Add(decodeHex(f, "2046031c"+"00000001"+"00000000"+"000f4240"+"000f4240"+"00000000"+"01040178"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		p, why := session.Parse(b)
-		if why != session.Accepted {
+		if why != session.NotDiscarded {
 			return
 		}
 		if p.Authenticated {
 			return // never written
 		}
 		again, why := session.Parse(p.Append(nil))
-		if why != session.Accepted || again != p {
+		if why != session.NotDiscarded || again != p {
 			t.Fatalf("%x is read as %+v, and written and read again as %+v (%s)", b, p, again, why)
 		}
 	})

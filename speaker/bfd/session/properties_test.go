@@ -15,53 +15,53 @@ import (
 // packets. It keeps their order, as paths do for the packets of one flow. RFC 5880 has no
 // remedy without authentication for an old packet that overtakes a new one.
 type machinePair struct {
-	now          time.Time
-	machines     [2]*session.Machine
-	inFlight     []packetInFlight
-	lastArrival  [2]time.Time // of the last packet on its way there
-	random       *rand.Rand
-	maxDelay     time.Duration // the longest
-	maxLostInRow int           // how many packets in a row may be lost
-	lostInRow    [2]int        // in a row
-	lossRate     float64
-	isCut        bool
-	downCount    [2]int
-	lastChange   [2]time.Time // of the last change of state
+	now                 time.Time
+	machines            [2]*session.Machine
+	packetsInFlight     []packetInFlight
+	lastArrivalAt       [2]time.Time // of the last packet on its way there
+	random              *rand.Rand
+	maxDelay            time.Duration // the longest
+	maxLostPacketsInRow int           // how many packets in a row may be lost
+	lostPacketsInRow    [2]int        // in a row
+	lossRate            float64
+	isPathCut           bool
+	downCount           [2]int
+	lastStateChangeAt   [2]time.Time // of the last change of state
 }
 
 type packetInFlight struct {
-	at     time.Time
-	to     int
-	packet session.Packet
+	at            time.Time
+	receiverIndex int
+	packet        session.Packet
 }
 
 // sendPackets puts the packets of a machine in flight.
 func (l *machinePair) sendPackets(from int, out session.Output) {
 	if out.Change != nil {
-		l.lastChange[from] = l.now
+		l.lastStateChangeAt[from] = l.now
 		if out.Change.From == session.Up {
 			l.downCount[from]++
 		}
 	}
 	for _, p := range out.Packets {
-		if l.isCut || (l.lostInRow[from] < l.maxLostInRow && l.random.Float64() < l.lossRate) {
-			l.lostInRow[from]++
+		if l.isPathCut || (l.lostPacketsInRow[from] < l.maxLostPacketsInRow && l.random.Float64() < l.lossRate) {
+			l.lostPacketsInRow[from]++
 			continue
 		}
-		l.lostInRow[from] = 0
+		l.lostPacketsInRow[from] = 0
 		at := l.now.Add(time.Duration(l.random.Int64N(int64(l.maxDelay) + 1)))
-		if at.Before(l.lastArrival[1-from]) {
-			at = l.lastArrival[1-from]
+		if at.Before(l.lastArrivalAt[1-from]) {
+			at = l.lastArrivalAt[1-from]
 		}
-		l.lastArrival[1-from] = at
-		l.inFlight = append(l.inFlight, packetInFlight{at, 1 - from, p})
+		l.lastArrivalAt[1-from] = at
+		l.packetsInFlight = append(l.packetsInFlight, packetInFlight{at, 1 - from, p})
 	}
 }
 
 // runUntil runs the pair until the time, or until check returns true.
 func (l *machinePair) runUntil(end time.Time, check func() bool) bool {
 	for !check() {
-		slices.SortStableFunc(l.inFlight, func(a, b packetInFlight) int { return a.at.Compare(b.at) })
+		slices.SortStableFunc(l.packetsInFlight, func(a, b packetInFlight) int { return a.at.Compare(b.at) })
 		next, who := end, -1
 		for i, m := range l.machines {
 			if at := m.NextTick(); !at.IsZero() && !at.After(next) {
@@ -69,11 +69,11 @@ func (l *machinePair) runUntil(end time.Time, check func() bool) bool {
 			}
 		}
 		// A packet that arrives at a deadline is in time.
-		if len(l.inFlight) > 0 && !l.inFlight[0].at.After(next) {
-			v := l.inFlight[0]
-			l.inFlight = l.inFlight[1:]
+		if len(l.packetsInFlight) > 0 && !l.packetsInFlight[0].at.After(next) {
+			v := l.packetsInFlight[0]
+			l.packetsInFlight = l.packetsInFlight[1:]
 			l.now = v.at
-			l.sendPackets(v.to, l.machines[v.to].Step(l.now, session.Received{Packet: v.packet}))
+			l.sendPackets(v.receiverIndex, l.machines[v.receiverIndex].Step(l.now, session.PacketReceived{Packet: v.packet}))
 			continue
 		}
 		if who < 0 {
@@ -88,13 +88,13 @@ func (l *machinePair) runUntil(end time.Time, check func() bool) bool {
 	return true
 }
 
-func (l *machinePair) bothUp() bool {
+func (l *machinePair) areBothUp() bool {
 	return l.machines[0].View().State == session.Up && l.machines[1].View().State == session.Up
 }
 
-// drawConfig draws a configuration.
-func drawConfig(t *rapid.T, name string) session.Config {
-	interval := rapid.SampledFrom([]time.Duration{10 * ms, 20 * ms, 50 * ms, 100 * ms, 300 * ms, time.Second, 3 * time.Second})
+// drawRandomConfig draws a configuration.
+func drawRandomConfig(t *rapid.T, name string) session.Config {
+	interval := rapid.SampledFrom([]time.Duration{10 * millisecond, 20 * millisecond, 50 * millisecond, 100 * millisecond, 300 * millisecond, time.Second, 3 * time.Second})
 	return session.Config{
 		DesiredMinTxInterval: interval.Draw(t, name+" transmit"), RequiredMinRxInterval: interval.Draw(t, name+" receive"),
 		DetectMultiplier: uint8(rapid.IntRange(2, 6).Draw(t, name+" multiplier")),
@@ -103,14 +103,14 @@ func drawConfig(t *rapid.T, name string) session.Config {
 
 // newMachinePair connects two machines with drawn configurations.
 func newMachinePair(t *rapid.T) (*machinePair, [2]session.Config) {
-	configs := [2]session.Config{drawConfig(t, "one"), drawConfig(t, "other")}
+	configs := [2]session.Config{drawRandomConfig(t, "one"), drawRandomConfig(t, "other")}
 	configs[rapid.IntRange(0, 1).Draw(t, "which")].Passive = rapid.Bool().Draw(t, "passive")
 	random := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0))
-	l := &machinePair{now: epoch, random: random}
+	l := &machinePair{now: testStart, random: random}
 	// At most multiplier-1 intervals may pass without a packet. Each packet arrives at most
-	// one interval and the delay's spread after the previous one. With maxLostInRow packets
-	// lost in a row the silence is (maxLostInRow+1) x interval + delay.
-	l.maxLostInRow = int(min(configs[0].DetectMultiplier, configs[1].DetectMultiplier)) - 2
+	// one interval and the delay's spread after the previous one. With maxLostPacketsInRow packets
+	// lost in a row the silence is (maxLostPacketsInRow+1) x interval + delay.
+	l.maxLostPacketsInRow = int(min(configs[0].DetectMultiplier, configs[1].DetectMultiplier)) - 2
 	l.lossRate = rapid.SampledFrom([]float64{0, 0.1, 0.5, 1}).Draw(t, "loss")
 	pace := func(from, to session.Config) time.Duration {
 		return max(from.DesiredMinTxInterval, to.RequiredMinRxInterval)
@@ -127,16 +127,16 @@ func newMachinePair(t *rapid.T) (*machinePair, [2]session.Config) {
 func TestNoFalseDown(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		l, _ := newMachinePair(t)
-		run := l.maxLostInRow
-		l.maxLostInRow = 0 // loss may delay the start without bound
-		if !l.runUntil(epoch.Add(time.Minute), l.bothUp) {
+		run := l.maxLostPacketsInRow
+		l.maxLostPacketsInRow = 0 // loss may delay the start without bound
+		if !l.runUntil(testStart.Add(time.Minute), l.areBothUp) {
 			t.Fatalf("not up after a minute without loss: %+v, %+v", l.machines[0].View(), l.machines[1].View())
 		}
 		l.runUntil(l.now.Add(10*time.Second), func() bool { return false })
-		l.maxLostInRow = run
+		l.maxLostPacketsInRow = run
 		l.downCount = [2]int{}
 		l.runUntil(l.now.Add(2*time.Minute), func() bool { return false })
-		if l.downCount != [2]int{} || !l.bothUp() {
+		if l.downCount != [2]int{} || !l.areBothUp() {
 			t.Fatalf("down %v times; %+v, %+v", l.downCount, l.machines[0].View(), l.machines[1].View())
 		}
 	})
@@ -146,21 +146,21 @@ func TestNoFalseDown(t *testing.T) {
 func TestIntervalChangesKeepSessionUp(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		l, _ := newMachinePair(t)
-		l.maxLostInRow, l.maxDelay = 0, min(l.maxDelay, 4*ms)
-		l.runUntil(epoch.Add(time.Minute), l.bothUp)
+		l.maxLostPacketsInRow, l.maxDelay = 0, min(l.maxDelay, 4*millisecond)
+		l.runUntil(testStart.Add(time.Minute), l.areBothUp)
 		l.runUntil(l.now.Add(10*time.Second), func() bool { return false })
 		l.downCount = [2]int{}
 		for range rapid.IntRange(1, 4).Draw(t, "changes") {
 			i := rapid.IntRange(0, 1).Draw(t, "end")
-			l.sendPackets(i, l.machines[i].Step(l.now, session.Configure{Config: drawConfig(t, "changed")}))
+			l.sendPackets(i, l.machines[i].Step(l.now, session.ConfigChanged{Config: drawRandomConfig(t, "changed")}))
 			l.runUntil(l.now.Add(time.Duration(rapid.Int64Range(0, int64(5*time.Second)).Draw(t, "pause"))), func() bool { return false })
 		}
 		l.runUntil(l.now.Add(30*time.Second), func() bool { return false })
-		if l.downCount != [2]int{} || !l.bothUp() {
+		if l.downCount != [2]int{} || !l.areBothUp() {
 			t.Fatalf("down %v times; %+v, %+v", l.downCount, l.machines[0].View(), l.machines[1].View())
 		}
 		for i := range l.machines {
-			if v := l.machines[i].View(); v.Polling {
+			if v := l.machines[i].View(); v.IsPolling {
 				t.Fatalf("still polling: %+v", v)
 			}
 		}
@@ -172,22 +172,22 @@ func TestIntervalChangesKeepSessionUp(t *testing.T) {
 func TestCutIsDetectedWithinDetectionTime(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		l, configs := newMachinePair(t)
-		l.maxLostInRow = 0
-		if !l.runUntil(epoch.Add(time.Minute), l.bothUp) {
+		l.maxLostPacketsInRow = 0
+		if !l.runUntil(testStart.Add(time.Minute), l.areBothUp) {
 			t.Fatal("not up after a minute without loss")
 		}
 		l.runUntil(l.now.Add(10*time.Second), func() bool { return false })
 		cut := l.now
-		l.isCut = true
+		l.isPathCut = true
 		l.runUntil(cut.Add(2*time.Minute), func() bool { return false })
 		for i, m := range l.machines {
 			bound := time.Duration(configs[1-i].DetectMultiplier)*max(configs[i].RequiredMinRxInterval, configs[1-i].DesiredMinTxInterval) + l.maxDelay
-			if d := l.lastChange[i].Sub(cut); m.View().State != session.Down || d > bound {
+			if d := l.lastStateChangeAt[i].Sub(cut); m.View().State != session.Down || d > bound {
 				t.Fatalf("end %d is %s after %s, want Down within %s", i, m.View().State, d, bound)
 			}
 		}
-		l.isCut = false
-		if !l.runUntil(l.now.Add(time.Minute), l.bothUp) {
+		l.isPathCut = false
+		if !l.runUntil(l.now.Add(time.Minute), l.areBothUp) {
 			t.Fatalf("not up again after a minute: %+v, %+v", l.machines[0].View(), l.machines[1].View())
 		}
 	})
@@ -197,8 +197,8 @@ func TestCutIsDetectedWithinDetectionTime(t *testing.T) {
 func TestSessionComesUpDespiteLoss(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		l, _ := newMachinePair(t)
-		l.maxLostInRow, l.lossRate = 1<<30, 0.5
-		if !l.runUntil(epoch.Add(10*time.Minute), l.bothUp) {
+		l.maxLostPacketsInRow, l.lossRate = 1<<30, 0.5
+		if !l.runUntil(testStart.Add(10*time.Minute), l.areBothUp) {
 			t.Fatalf("not up in ten minutes with half of the packets lost: %+v, %+v", l.machines[0].View(), l.machines[1].View())
 		}
 	})

@@ -21,12 +21,12 @@ func (m *Machine) canSend() (once, periodic bool) {
 	r := m.remote
 	switch {
 	case m.state == AdminDown:
-		return m.adminDownLeft > 0, m.adminDownLeft > 0
+		return m.adminDownPacketsLeft > 0, m.adminDownPacketsLeft > 0
 	case m.config.Passive && r.discriminator == 0:
 		return false, false
 	case r.requiredMinRxInterval == 0:
 		return true, false
-	case r.demand && m.state == Up && r.state == Up && !m.poll.active:
+	case r.demand && m.state == Up && r.state == Up && !m.poll.isActive:
 		return true, false
 	}
 	return true, true
@@ -46,8 +46,8 @@ func (m *Machine) withJitter(d time.Duration) time.Duration {
 	return d - time.Duration(m.random.Int64N(int64(d)/4+1))
 }
 
-// transmitDue sends the periodic packet when it is due, or an early one when its content changed.
-func (m *Machine) transmitDue() {
+// sendDuePacket sends the periodic packet when it is due, or an early one when its content changed.
+func (m *Machine) sendDuePacket() {
 	once, periodic := m.canSend()
 	interval := m.transmitInterval()
 	switch {
@@ -55,26 +55,26 @@ func (m *Machine) transmitDue() {
 		m.nextSendAt = time.Time{}
 	case m.nextSendAt.IsZero():
 		m.nextSendAt = m.now
-	case interval != m.lastTxInterval && !m.lastTransmitAt.IsZero():
+	case interval != m.scheduledTxInterval && !m.lastTransmitAt.IsZero():
 		// The new interval counts from the last packet.
 		m.nextSendAt = m.lastTransmitAt.Add(m.withJitter(interval))
 	}
-	m.lastTxInterval = interval
+	m.scheduledTxInterval = interval
 	p := m.currentPacket()
 	due := periodic && !m.now.Before(m.nextSendAt)
-	if !due && (!once || p == m.lastSent) {
+	if !due && (!once || p == m.lastSentPacket) {
 		return
 	}
-	m.lastSent = p
+	m.lastSentPacket = p
 	if m.state == AdminDown {
-		m.adminDownLeft--
+		m.adminDownPacketsLeft--
 	}
-	if m.poll.active {
+	if m.poll.isActive {
 		p.Poll, m.poll.pollSent = true, true
 	}
 	m.output.Packets = append(m.output.Packets, p)
 	m.lastTransmitAt = m.now
-	if m.nextSendAt = m.now.Add(m.withJitter(interval)); !periodic || m.state == AdminDown && m.adminDownLeft == 0 {
+	if m.nextSendAt = m.now.Add(m.withJitter(interval)); !periodic || m.state == AdminDown && m.adminDownPacketsLeft == 0 {
 		m.nextSendAt = time.Time{}
 	}
 }

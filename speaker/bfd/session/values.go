@@ -2,14 +2,15 @@ package session
 
 import "time"
 
-// Input is an input of Machine.Step: Received, Configure, Start, Stop, EchoReturned or Tick.
+// Input is an input of Machine.Step: PacketReceived, ConfigChanged, Start, Stop, EchoReturned or
+// Tick.
 type Input interface{ isInput() }
 
-// Received is a packet of this session that Parse accepted.
-type Received struct{ Packet Packet }
+// PacketReceived is a packet of this session that Parse accepted.
+type PacketReceived struct{ Packet Packet }
 
-// Configure changes the parameters. A session that is Up stays Up.
-type Configure struct{ Config Config }
+// ConfigChanged changes the parameters. A session that is Up stays Up.
+type ConfigChanged struct{ Config Config }
 
 // Stop shuts the session down and signals AdminDown to the neighbour.
 type Stop struct{}
@@ -23,21 +24,21 @@ type EchoReturned struct{}
 // Tick is the passing of time.
 type Tick struct{}
 
-func (Received) isInput()     {}
-func (Configure) isInput()    {}
-func (Stop) isInput()         {}
-func (Start) isInput()        {}
-func (EchoReturned) isInput() {}
-func (Tick) isInput()         {}
+func (PacketReceived) isInput() {}
+func (ConfigChanged) isInput()  {}
+func (Stop) isInput()           {}
+func (Start) isInput()          {}
+func (EchoReturned) isInput()   {}
+func (Tick) isInput()           {}
 
 // Output is the result of a step.
 type Output struct {
 	// Packets are to be sent, in order.
 	Packets []Packet
-	// SendEcho requests one echo packet.
-	SendEcho bool
+	// EchoRequested requests one echo packet.
+	EchoRequested bool
 	// Change is the change of state; nil if there was none.
-	Change *Change
+	Change *StateChange
 	// Discard is why the packet was discarded.
 	Discard DiscardReason
 }
@@ -64,8 +65,8 @@ func (c Cause) String() string {
 	}[c%7]
 }
 
-// Change is a change of state.
-type Change struct {
+// StateChange is a change of state.
+type StateChange struct {
 	From, To State
 	Cause    Cause
 	// RemoteDiagnostic is the diagnostic of the neighbour's last packet.
@@ -76,8 +77,8 @@ type Change struct {
 type View struct {
 	State, RemoteState           State
 	Diagnostic, RemoteDiagnostic Diagnostic
-	// Since is when the session entered its State.
-	Since time.Time
+	// StateSince is when the session entered its State.
+	StateSince time.Time
 	// LocalDiscriminator is our discriminator.
 	LocalDiscriminator uint32
 	// RemoteDiscriminator is the neighbour's, 0 before its first packet.
@@ -87,8 +88,8 @@ type View struct {
 	// DetectionTime is how long we wait for a packet, 0 before
 	// the first one (RFC 5880 section 6.8.4).
 	DetectionTime time.Duration
-	// Polling is true during a Poll Sequence.
-	Polling bool
+	// IsPolling is true during a Poll Sequence.
+	IsPolling bool
 	// EchoLost is true when echo packets are sent and none has returned.
 	EchoLost bool
 	// EchoRefused is true when the neighbour accepts no echo packets.
@@ -99,11 +100,11 @@ type View struct {
 func (m *Machine) View() View {
 	v := View{
 		State: m.state, RemoteState: m.remote.state, Diagnostic: m.diagnostic, RemoteDiagnostic: m.remote.diagnostic,
-		Since: m.stateSince, LocalDiscriminator: m.discriminator, RemoteDiscriminator: m.remote.discriminator,
-		UsedTransmitInterval: m.transmitInterval(), Polling: m.poll.active, EchoLost: m.echo.isLost(),
+		StateSince: m.stateSince, LocalDiscriminator: m.discriminator, RemoteDiscriminator: m.remote.discriminator,
+		UsedTransmitInterval: m.transmitInterval(), IsPolling: m.poll.isActive, EchoLost: m.echo.isLost(),
 		EchoRefused: m.config.EchoInterval > 0 && m.state == Up && m.remote.requiredMinEchoRxInterval == 0,
 	}
-	if !m.lastHeard.IsZero() {
+	if !m.lastReceivedAt.IsZero() {
 		v.DetectionTime = m.detectionTime()
 	}
 	return v

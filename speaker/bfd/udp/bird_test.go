@@ -73,8 +73,8 @@ func TestSessionsWithBIRD(t *testing.T) {
 	slower := fastProfile()
 	slower.TransmitInterval, slower.ReceiveInterval, slower.DetectMultiplier = 300*time.Millisecond, 300*time.Millisecond, 4
 	b.engine.Set(sessionsToRouter(slower))
-	b.expectAllUp("a change of intervals", 2*time.Second)
-	b.eventually("the poll sequences end", b.checkNoPoll)
+	b.expectAllStayUp("a change of intervals", 2*time.Second)
+	b.eventually("the poll sequences end", b.checkNoPollSequence)
 	if err := r.Configure(t.Context(), strings.ReplaceAll(birdConfig, "50 ms", "100 ms")); err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +84,7 @@ func TestSessionsWithBIRD(t *testing.T) {
 			return s.DetectionTime == 300*time.Millisecond && s.UsedTransmitInterval == 100*time.Millisecond
 		})
 	})
-	b.expectAllUp("a change of BIRD's intervals", 2*time.Second)
+	b.expectAllStayUp("a change of BIRD's intervals", 2*time.Second)
 
 	if err := r.Kill(); err != nil {
 		t.Fatal(err)
@@ -95,7 +95,7 @@ func TestSessionsWithBIRD(t *testing.T) {
 	}
 	b.eventually("both are up again", func() error { return b.checkAllUp(2) })
 
-	b.stop()
+	b.stopEngine()
 	b.waitForBIRD("the speaker has stopped", r, nodeIPv4, "Down")
 	b.waitForBIRD("the speaker has stopped", r, nodeIPv6, "Down")
 }
@@ -122,5 +122,5 @@ func TestMultihopSessionsWithBIRD(t *testing.T) {
 	b.eventually("both are up, though we wait for BIRD to begin", func() error { return b.checkAllUp(2) })
 	b.waitForBIRD("IPv4 is up", r, nodeIPv4, "Up")
 	b.waitForBIRD("IPv6 is up", r, nodeIPv6, "Up")
-	b.expectAllUp("the path is fine", time.Second)
+	b.expectAllStayUp("the path is fine", time.Second)
 }

@@ -9,8 +9,8 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bfd"
 )
 
-// addControlMessage adds the kernel's ancillary data to a datagram.
-func (t *Transport) addControlMessage(d *bfd.Datagram, m unix.SocketControlMessage) {
+// addAncillaryData adds the kernel's ancillary data to a datagram.
+func (t *Transport) addAncillaryData(d *bfd.Datagram, m unix.SocketControlMessage) {
 	is := func(level, kind int32, minLength int) bool {
 		return m.Header.Level == level && m.Header.Type == kind && len(m.Data) >= minLength
 	}

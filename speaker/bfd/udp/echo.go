@@ -31,38 +31,38 @@ type echoPath struct {
 // SendEcho sends an echo packet.
 func (s *sender) SendEcho(payload []byte) error {
 	if s.echo == nil {
-		if err := s.openEcho(); err != nil {
+		if err := s.openEchoSocket(); err != nil {
 			return err
 		}
 	}
 	e := s.echo
 	to := &unix.SockaddrLinklayer{Protocol: etherType(e.path.localAddress.Is6()), Ifindex: e.path.linkIndex, Halen: e.path.hardwareLength, Addr: e.path.hardwareAddress}
-	if err := unix.Sendto(e.fd, encodeEcho(e.path.localAddress, s.sourcePort, payload), unix.MSG_DONTWAIT, to); err != nil {
-		s.closeEcho()
+	if err := unix.Sendto(e.fd, encodeEchoPacket(e.path.localAddress, s.sourcePort, payload), unix.MSG_DONTWAIT, to); err != nil {
+		s.closeEchoSocket()
 		return fmt.Errorf("sending an echo packet through %s: %w", s.key, err)
 	}
 	return nil
 }
 
-// checkEcho closes the socket when the path to the neighbour
+// closeEchoIfPathChanged closes the socket when the path to the neighbour
 // has changed. The next packet opens it again.
-func (s *sender) checkEcho() {
+func (s *sender) closeEchoIfPathChanged() {
 	if s.echo == nil {
 		return
 	}
 	if now, err := s.findEchoPath(); err != nil || now != s.echo.path {
-		s.closeEcho()
+		s.closeEchoSocket()
 	}
 }
 
-func (s *sender) closeEcho() {
+func (s *sender) closeEchoSocket() {
 	if s.echo != nil {
 		s.echo.close(s.transport)
 		s.echo = nil
 	}
 }
 
-func (s *sender) openEcho() error {
+func (s *sender) openEchoSocket() error {
 	path, err := s.findEchoPath()
 	if err != nil {
 		return err
@@ -81,7 +81,7 @@ func (s *sender) openEcho() error {
 		_ = unix.Close(fd) // nothing was sent
 		return fmt.Errorf("opening a packet socket for echo packets: %w", err)
 	}
-	r, err := s.transport.startReceiver(fd, func(t *Transport, fd int) (bfd.Datagram, error) { return readEcho(t, fd, s.key) })
+	r, err := s.transport.startReceiver(fd, func(t *Transport, fd int) (bfd.Datagram, error) { return readEchoPacket(t, fd, s.key) })
 	if err != nil {
 		return err
 	}
@@ -173,21 +173,21 @@ func echoFilter(v6 bool) []bpf.Instruction {
 	}
 }
 
-// readEcho reads an IP packet that the filter accepted. Its payload identifies the session.
-func readEcho(t *Transport, fd int, k bfd.Key) (bfd.Datagram, error) {
-	n, _, err := unix.Recvfrom(fd, t.buffer, unix.MSG_DONTWAIT)
+// readEchoPacket reads an IP packet that the filter accepted. Its payload identifies the session.
+func readEchoPacket(t *Transport, fd int, k bfd.Key) (bfd.Datagram, error) {
+	n, _, err := unix.Recvfrom(fd, t.readBuffer, unix.MSG_DONTWAIT)
 	if err != nil {
 		return bfd.Datagram{}, err
 	}
 	head := ipHeaderLength(k.Peer.Is6()) + udpHeaderLength
 	if n < head {
-		return bfd.Datagram{}, errMalformed
+		return bfd.Datagram{}, errMalformedDatagram
 	}
-	return bfd.Datagram{From: k.Peer, VRF: k.VRF, Echo: true, Payload: t.buffer[head:n]}, nil
+	return bfd.Datagram{From: k.Peer, VRF: k.VRF, Echo: true, Payload: t.readBuffer[head:n]}, nil
 }
 
-// encodeEcho encodes the IP packet from ourselves to ourselves.
-func encodeEcho(local netip.Addr, sourcePort uint16, payload []byte) []byte {
+// encodeEchoPacket encodes the IP packet from ourselves to ourselves.
+func encodeEchoPacket(local netip.Addr, sourcePort uint16, payload []byte) []byte {
 	const networkControl = 0xc0
 	size := udpHeaderLength + len(payload)
 	address := local.AsSlice()

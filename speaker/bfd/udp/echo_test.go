@@ -47,7 +47,7 @@ func TestEchoWithFRR(t *testing.T) {
 	p := bfdtest.DefaultProfile()
 	p.EchoMode = true
 	b.engine.Set([]bfd.Session{{Key: bfd.Key{Peer: routerIPv4}, Profile: p}})
-	b.waitForEvent("the router is there", routerIPv4, isUp)
+	b.waitForEvent("the router is there", routerIPv4, isUpEvent)
 	b.eventually("its kernel returns our echo packets", func() error {
 		return b.checkStatus(routerIPv4, func(s bfd.Status) bool { return s.EchoReturned > 20 && s.Fault == (bfd.Fault{}) })
 	})
@@ -59,17 +59,17 @@ func TestEchoWithFRR(t *testing.T) {
 		return err
 	})
 	before := b.engine.Status()[0].DownEvents
-	if err := b.Host("router").Do(func() error { return netns.SetSysctl("net/ipv4/ip_forward", "0") }); err != nil {
+	if err := b.Host("router").RunInside(func() error { return netns.SetSysctl("net/ipv4/ip_forward", "0") }); err != nil {
 		t.Fatal(err)
 	}
 	b.waitForEvent("its forwarding plane fails, bfdd does not", routerIPv4, func(v bfd.Event) bool { return v.Cause == session.CauseEchoFailed && v.IsPathFailure() })
-	b.waitForEvent("control packets bring it up again", routerIPv4, isUp)
+	b.waitForEvent("control packets bring it up again", routerIPv4, isUpEvent)
 	b.eventually("the fault that echo packets do not return is reported", func() error {
 		return b.checkStatus(routerIPv4, func(s bfd.Status) bool {
 			return s.Fault.Reason == names.ReasonEchoUnsupported && s.State == session.Up && s.DownEvents == before+1
 		})
 	})
-	if err := b.Host("router").Do(func() error { return netns.SetSysctl("net/ipv4/ip_forward", "1") }); err != nil {
+	if err := b.Host("router").RunInside(func() error { return netns.SetSysctl("net/ipv4/ip_forward", "1") }); err != nil {
 		t.Fatal(err)
 	}
 	b.eventually("it forwards again", func() error { return b.checkAllUp(1) })

@@ -12,12 +12,12 @@ import (
 
 const (
 	udpHeaderLength = 8
-	// ipHeaderOffset makes an offset relative to the IP header
+	// relativeToIPHeader makes an offset relative to the IP header
 	// (SKF_NET_OFF). Others are relative to the UDP header.
-	ipHeaderOffset = 0xfff00000
+	relativeToIPHeader = 0xfff00000
 	// yourDiscriminatorOffset is the offset of Your Discriminator.
 	yourDiscriminatorOffset = udpHeaderLength + 8
-	minPacketLength         = 24
+	minControlLength        = 24
 	// maxFilteredSessions bounds the sessions for which the kernel filters by neighbour. A
 	// program has at most 4096 instructions and costs time for every packet.
 	maxFilteredSessions = 100
@@ -31,13 +31,13 @@ func attachSessionFilter(fd int, key listenerKey, senders map[*sender]struct{}) 
 	pass, drop := bpf.RetConstant{Val: maxDatagramLength}, bpf.RetConstant{Val: 0}
 	program := []bpf.Instruction{
 		bpf.LoadExtension{Num: bpf.ExtLen},
-		bpf.JumpIf{Cond: bpf.JumpGreaterOrEqual, Val: udpHeaderLength + minPacketLength, SkipTrue: 1},
+		bpf.JumpIf{Cond: bpf.JumpGreaterOrEqual, Val: udpHeaderLength + minControlLength, SkipTrue: 1},
 		drop,
 		bpf.LoadAbsolute{Off: udpHeaderLength, Size: 1},
 		bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 5},
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 1, SkipTrue: 1},
 		drop,
-		bpf.LoadAbsolute{Off: ipHeaderOffset + ttlOffset(key.ipv6), Size: 1},
+		bpf.LoadAbsolute{Off: relativeToIPHeader + ttlOffset(key.ipv6), Size: 1},
 		bpf.JumpIf{Cond: bpf.JumpGreaterOrEqual, Val: minTTL(key.multihop), SkipTrue: 1},
 		drop,
 	}
@@ -45,14 +45,14 @@ func attachSessionFilter(fd int, key listenerKey, senders map[*sender]struct{}) 
 		return attachFilter(fd, append(program, pass))
 	}
 	for s := range maps.Keys(senders) {
-		program = append(program, acceptFromNeighbour(s.key.Peer, s.discriminator)...)
+		program = append(program, neighbourFilterInstructions(s.key.Peer, s.discriminator)...)
 	}
 	return attachFilter(fd, append(program, drop))
 }
 
-// acceptFromNeighbour returns instructions that accept packets from the address
+// neighbourFilterInstructions returns instructions that accept packets from the address
 // with the discriminator or without one. Other packets fall through.
-func acceptFromNeighbour(from netip.Addr, discriminator uint32) []bpf.Instruction {
+func neighbourFilterInstructions(from netip.Addr, discriminator uint32) []bpf.Instruction {
 	tail := []bpf.Instruction{
 		bpf.LoadAbsolute{Off: yourDiscriminatorOffset, Size: 4},
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0, SkipTrue: 1},
@@ -64,7 +64,7 @@ func acceptFromNeighbour(from netip.Addr, discriminator uint32) []bpf.Instructio
 	for i := 0; i < len(words); i += 4 {
 		left := uint8(len(words)-i-4)/4*2 + uint8(len(tail)) // instructions after this pair
 		out = append(out,
-			bpf.LoadAbsolute{Off: ipHeaderOffset + sourceOffset(from.Is6()) + uint32(i), Size: 4},
+			bpf.LoadAbsolute{Off: relativeToIPHeader + sourceAddressOffset(from.Is6()) + uint32(i), Size: 4},
 			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: binary.BigEndian.Uint32(words[i:]), SkipTrue: left},
 		)
 	}
@@ -79,7 +79,7 @@ func ttlOffset(v6 bool) uint32 {
 	return 8
 }
 
-func sourceOffset(v6 bool) uint32 {
+func sourceAddressOffset(v6 bool) uint32 {
 	if v6 {
 		return 8
 	}

@@ -13,8 +13,9 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bfd/session"
 )
 
-// sendFlood sends packets to the node that are invalid for its sessions, until ctx ends.
-func sendFlood(ctx context.Context) error {
+// floodWithInvalidPackets sends packets to the node that are invalid for its sessions, until ctx
+// ends.
+func floodWithInvalidPackets(ctx context.Context) error {
 	c, err := net.ListenPacket("udp4", ":0")
 	if err != nil {
 		return err

@@ -64,10 +64,10 @@ func TestSessionsWithFRR(t *testing.T) {
 	b := newHarness(t)
 	r := b.startRouter(router.FRR, "router", frrConfig)
 	b.engine.Set(sessionsToRouter(fastProfile()))
-	b.waitForEvent("the router is there", routerIPv4, isUp)
+	b.waitForEvent("the router is there", routerIPv4, isUpEvent)
 	b.eventually("IPv6 is up too", func() error { return b.checkAllUp(2) })
 	for _, peer := range []string{nodeIPv4.String(), nodeIPv6.String()} {
-		peers, err := b.frrPeers(r)
+		peers, err := b.frrSessionsByPeer(r)
 		if p := peers[peer]; err != nil || p.Status != "up" || p.RemoteTransmit != 50 || p.RemoteReceive != 50 || p.RemoteMultiplier != 3 {
 			t.Errorf("FRR shows %+v (%v), want up with 3 x 50 ms", p, err)
 		}
@@ -76,13 +76,13 @@ func TestSessionsWithFRR(t *testing.T) {
 	slower := fastProfile()
 	slower.TransmitInterval, slower.ReceiveInterval, slower.DetectMultiplier = 200*time.Millisecond, 400*time.Millisecond, 5
 	b.engine.Set(sessionsToRouter(slower))
-	b.waitForFRR("the intervals changed", r, nodeIPv4, func(p frrPeer) bool {
+	b.waitForFRR("the intervals changed", r, nodeIPv4, func(p frrSession) bool {
 		return p.Status == "up" && p.RemoteTransmit == 200 && p.RemoteReceive == 400 && p.RemoteMultiplier == 5
 	})
-	b.expectAllUp("a change of intervals", 2*time.Second)
+	b.expectAllStayUp("a change of intervals", 2*time.Second)
 	b.engine.Set(sessionsToRouter(fastProfile()))
-	b.waitForFRR("they changed back", r, nodeIPv6, func(p frrPeer) bool { return p.Status == "up" && p.RemoteTransmit == 50 })
-	b.eventually("the poll sequences end", func() error { return b.checkNoPoll() })
+	b.waitForFRR("they changed back", r, nodeIPv6, func(p frrSession) bool { return p.Status == "up" && p.RemoteTransmit == 50 })
+	b.eventually("the poll sequences end", func() error { return b.checkNoPollSequence() })
 	if err := r.Configure(t.Context(), "bfd\n profile node\n receive-interval 100\n transmit-interval 120\n detect-multiplier 4\n"); err != nil {
 		t.Fatal(err)
 	}
@@ -91,7 +91,7 @@ func TestSessionsWithFRR(t *testing.T) {
 			return s.DetectionTime == 480*time.Millisecond && s.UsedTransmitInterval == 100*time.Millisecond
 		})
 	})
-	b.expectAllUp("a change of FRR's intervals", 2*time.Second)
+	b.expectAllStayUp("a change of FRR's intervals", 2*time.Second)
 
 	killed := time.Now()
 	if err := r.Kill("bfdd"); err != nil {
@@ -114,7 +114,7 @@ func TestFRRDetectsCutNode(t *testing.T) {
 	if err := b.CutCableSilently("node1"); err != nil {
 		t.Fatal(err)
 	}
-	b.waitForFRR("the path is lost", r, nodeIPv4, func(p frrPeer) bool { return p.Status == "down" && p.Diagnostic == "control detection time expired" })
+	b.waitForFRR("the path is lost", r, nodeIPv4, func(p frrSession) bool { return p.Status == "down" && p.Diagnostic == "control detection time expired" })
 	b.waitForEvent("the node reports it too", routerIPv4, func(v bfd.Event) bool { return !v.Up && v.IsPathFailure() })
 	if err := b.PlugCable("node1"); err != nil {
 		t.Fatal(err)
@@ -129,15 +129,15 @@ func TestPlannedStopIsSignalledToFRR(t *testing.T) {
 	b.engine.Set(sessionsToRouter(fastProfile()))
 	b.eventually("both are up", func() error { return b.checkAllUp(2) })
 	b.engine.Set(sessionsToRouter(fastProfile())[:1])
-	b.waitForFRR("one session was shut down", r, nodeIPv6, func(p frrPeer) bool {
+	b.waitForFRR("one session was shut down", r, nodeIPv6, func(p frrSession) bool {
 		return p.Status == "down" && p.RemoteDiagnostic == "administratively down"
 	})
-	b.stop()
-	if err := <-b.ended; err != nil {
+	b.stopEngine()
+	if err := <-b.engineEnded; err != nil {
 		t.Fatal(err)
 	}
-	b.ended <- nil
-	b.waitForFRR("the speaker shut down", r, nodeIPv4, func(p frrPeer) bool {
+	b.engineEnded <- nil
+	b.waitForFRR("the speaker shut down", r, nodeIPv4, func(p frrSession) bool {
 		return p.Status == "down" && p.RemoteDiagnostic == "administratively down"
 	})
 	b.startEngine(2)
@@ -150,7 +150,7 @@ func TestFRRAdminDownIsNoPathFailure(t *testing.T) {
 	b := newHarness(t)
 	r := b.startRouter(router.FRR, "router", frrConfig)
 	b.engine.Set(sessionsToRouter(fastProfile())[:1])
-	b.waitForEvent("the router is there", routerIPv4, isUp)
+	b.waitForEvent("the router is there", routerIPv4, isUpEvent)
 	const peer = "bfd\n peer 192.168.0.11 local-address 192.168.0.1 interface eth0\n "
 	if err := r.Configure(t.Context(), peer+"shutdown\n"); err != nil {
 		t.Fatal(err)
@@ -161,7 +161,7 @@ func TestFRRAdminDownIsNoPathFailure(t *testing.T) {
 	if err := r.Configure(t.Context(), peer+"no shutdown\n"); err != nil {
 		t.Fatal(err)
 	}
-	b.waitForEvent("its administrator starts the session again", routerIPv4, isUp)
+	b.waitForEvent("its administrator starts the session again", routerIPv4, isUpEvent)
 }
 
 func TestMultihopSessionsWithFRR(t *testing.T) {
@@ -181,7 +181,7 @@ func TestMultihopSessionsWithFRR(t *testing.T) {
 		sessions[i].MinimumTTL = 1
 	}
 	b.engine.Set(sessions)
-	b.expectAllUp("every TTL is accepted", time.Second)
+	b.expectAllStayUp("every TTL is accepted", time.Second)
 	if err := b.CutCableSilently("router"); err != nil {
 		t.Fatal(err)
 	}
@@ -190,7 +190,7 @@ func TestMultihopSessionsWithFRR(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.eventually("both are up again", func() error { return b.checkAllUp(2) })
-	b.waitForFRR("it is multihop", r, nodeIPv6, func(p frrPeer) bool { return p.Multihop && p.Status == "up" })
+	b.waitForFRR("it is multihop", r, nodeIPv6, func(p frrSession) bool { return p.Multihop && p.Status == "up" })
 }
 
 func TestHungRouterProcessIsDetected(t *testing.T) {
@@ -198,13 +198,13 @@ func TestHungRouterProcessIsDetected(t *testing.T) {
 	b := newHarness(t)
 	r := b.startRouter(router.FRR, "router", frrConfig)
 	b.engine.Set(sessionsToRouter(fastProfile())[:1])
-	b.waitForEvent("the router is there", routerIPv4, isUp)
-	if err := r.Signal(syscall.SIGSTOP, "bfdd"); err != nil {
+	b.waitForEvent("the router is there", routerIPv4, isUpEvent)
+	if err := r.SignalDaemons(syscall.SIGSTOP, "bfdd"); err != nil {
 		t.Fatal(err)
 	}
 	b.waitForEvent("bfdd hangs", routerIPv4, func(v bfd.Event) bool { return v.IsPathFailure() })
-	if err := r.Signal(syscall.SIGCONT, "bfdd"); err != nil {
+	if err := r.SignalDaemons(syscall.SIGCONT, "bfdd"); err != nil {
 		t.Fatal(err)
 	}
-	b.waitForEvent("bfdd continues", routerIPv4, isUp)
+	b.waitForEvent("bfdd continues", routerIPv4, isUpEvent)
 }

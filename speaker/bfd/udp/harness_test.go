@@ -31,10 +31,10 @@ const waitTimeout = 30 * time.Second
 // harness is a node with our engine and other hosts of the lab network.
 type harness struct {
 	*router.Harness
-	t      *testing.T
-	engine *bfd.Engine
-	stop   context.CancelFunc // ends the engine, as an ordinary stop of the speaker does
-	ended  chan error
+	t           *testing.T
+	engine      *bfd.Engine
+	stopEngine  context.CancelFunc // ends the engine, as an ordinary stop of the speaker does
+	engineEnded chan error
 }
 
 // newHarness creates the lab network with an engine on the node.
@@ -61,8 +61,8 @@ func (b *harness) startEngine(seed uint64) { b.startEngineOn("node1", seed) }
 func (b *harness) startEngineOn(host string, seed uint64) {
 	engine, ended := bfd.New(udp.New(), time.Now, seed), make(chan error, 1)
 	ctx, stop := context.WithCancel(context.Background())
-	go func() { ended <- b.Host(host).Do(func() error { return engine.Run(ctx) }) }()
-	b.engine, b.ended, b.stop = engine, ended, stop
+	go func() { ended <- b.Host(host).RunInside(func() error { return engine.Run(ctx) }) }()
+	b.engine, b.engineEnded, b.stopEngine = engine, ended, stop
 	b.t.Cleanup(func() {
 		stop()
 		if err := <-ended; err != nil {
@@ -75,7 +75,7 @@ func (b *harness) startEngineOn(host string, seed uint64) {
 // startRouter starts a router on a host.
 func (b *harness) startRouter(kind router.Kind, host, text string) *router.Router {
 	b.t.Helper()
-	r, err := router.Start(b.t.Context(), router.Config{Kind: kind, NetNS: b.Host(host), Text: text})
+	r, err := router.Start(b.t.Context(), router.Config{Kind: kind, NetNS: b.Host(host), ConfigText: text})
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -99,12 +99,12 @@ func (b *harness) waitForEvent(sentence string, peer netip.Addr, match func(v bf
 	}
 }
 
-func isUp(v bfd.Event) bool { return v.Up }
+func isUpEvent(v bfd.Event) bool { return v.Up }
 
-// expectAllUp lets time pass in which every session must stay Up. If this
+// expectAllStayUp lets time pass in which every session must stay Up. If this
 // process was not scheduled for longer than a fast session tolerates, a
 // session that went down proves nothing: it must come back.
-func (b *harness) expectAllUp(sentence string, d time.Duration) {
+func (b *harness) expectAllStayUp(sentence string, d time.Duration) {
 	b.t.Helper()
 	before := b.engine.Status()
 	worst := measureSchedulingDelay(d)
@@ -112,7 +112,7 @@ func (b *harness) expectAllUp(sentence string, d time.Duration) {
 		if s.State == session.Up && s.DownEvents == before[i].DownEvents {
 			continue
 		}
-		if worst < bearableDelay {
+		if worst < tolerableSchedulingDelay {
 			b.t.Fatalf("%s: %s is %s and went down %d times, because %s", sentence, s.Key, s.State, s.DownEvents-before[i].DownEvents, s.Diagnostic)
 		}
 		b.t.Logf("%s: not judged, since the processors were busy for %s", sentence, worst)
@@ -121,8 +121,9 @@ func (b *harness) expectAllUp(sentence string, d time.Duration) {
 	}
 }
 
-// bearableDelay is a scheduling delay that a session of 3 x 50 ms tolerates on both sides.
-const bearableDelay = 50 * time.Millisecond
+// tolerableSchedulingDelay is a scheduling delay that a session of 3 x 50 ms tolerates on both
+// sides.
+const tolerableSchedulingDelay = 50 * time.Millisecond
 
 // measureSchedulingDelay waits for d and returns the longest time
 // for which this process was ready but did not run.
@@ -157,8 +158,8 @@ func (b *harness) eventually(what string, check func() error) {
 	}
 }
 
-// frrPeer is FRR's state of a session, with intervals in milliseconds.
-type frrPeer struct {
+// frrSession is FRR's state of a session, with intervals in milliseconds.
+type frrSession struct {
 	Peer             string `json:"peer"`
 	Multihop         bool   `json:"multihop"`
 	Status           string `json:"status"`
@@ -170,17 +171,17 @@ type frrPeer struct {
 	RemoteEcho       int    `json:"remote-echo-receive-interval"`
 }
 
-// frrPeers returns FRR's sessions by peer.
-func (b *harness) frrPeers(r *router.Router) (map[string]frrPeer, error) {
+// frrSessionsByPeer returns FRR's sessions by peer.
+func (b *harness) frrSessionsByPeer(r *router.Router) (map[string]frrSession, error) {
 	out, err := r.Show(b.t.Context(), "show bfd peers json")
 	if err != nil {
 		return nil, err
 	}
-	var all []frrPeer
+	var all []frrSession
 	if err := json.Unmarshal(out, &all); err != nil {
 		return nil, fmt.Errorf("reading %s: %w", out, err)
 	}
-	peers := map[string]frrPeer{}
+	peers := map[string]frrSession{}
 	for _, p := range all {
 		peers[p.Peer] = p
 	}
@@ -188,10 +189,10 @@ func (b *harness) frrPeers(r *router.Router) (map[string]frrPeer, error) {
 }
 
 // waitForFRR waits until FRR's state of a peer passes the check.
-func (b *harness) waitForFRR(what string, r *router.Router, peer netip.Addr, check func(p frrPeer) bool) {
+func (b *harness) waitForFRR(what string, r *router.Router, peer netip.Addr, check func(p frrSession) bool) {
 	b.t.Helper()
 	b.eventually("FRR shows that "+what, func() error {
-		peers, err := b.frrPeers(r)
+		peers, err := b.frrSessionsByPeer(r)
 		if err != nil {
 			return err
 		}
@@ -216,10 +217,10 @@ func (b *harness) checkAllUp(n int) error {
 	return nil
 }
 
-// checkNoPoll returns an error while a session has a Poll Sequence under way.
-func (b *harness) checkNoPoll() error {
+// checkNoPollSequence returns an error while a session has a Poll Sequence under way.
+func (b *harness) checkNoPollSequence() error {
 	for _, s := range b.engine.Status() {
-		if s.Polling {
+		if s.IsPolling {
 			return fmt.Errorf("%s is polling", s.Key)
 		}
 	}

@@ -20,8 +20,8 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// runEngineIn runs an engine in a network namespace. The harness has no lab network.
-func runEngineIn(t *testing.T, r *netnstest.Namespace, seed uint64) *harness {
+// runEngineInNamespace runs an engine in a network namespace. The harness has no lab network.
+func runEngineInNamespace(t *testing.T, r *netnstest.Namespace, seed uint64) *harness {
 	t.Helper()
 	engine, ended := bfd.New(udp.New(), time.Now, seed), make(chan error)
 	ctx, stop := context.WithCancel(context.Background())
@@ -41,9 +41,9 @@ var (
 	farAddress  = netip.MustParseAddr("192.0.2.2")
 )
 
-// connectRooms connects two network namespaces by eth0.
-func connectRooms(near, far *netnstest.Namespace) {
-	near.AddVeth("eth0", far, "eth0")
+// connectNamespaces connects two network namespaces by eth0.
+func connectNamespaces(near, far *netnstest.Namespace) {
+	near.AddVethPair("eth0", far, "eth0")
 	near.AddAddress("eth0", nearAddress.String()+"/24")
 	far.AddAddress("eth0", farAddress.String()+"/24")
 }
@@ -51,11 +51,11 @@ func connectRooms(near, far *netnstest.Namespace) {
 func TestLinkLossAndReturn(t *testing.T) {
 	t.Parallel()
 	near, far := netnstest.New(t), netnstest.New(t)
-	connectRooms(near, far)
-	a, b := runEngineIn(t, near, 1), runEngineIn(t, far, 2)
+	connectNamespaces(near, far)
+	a, b := runEngineInNamespace(t, near, 1), runEngineInNamespace(t, far, 2)
 	a.engine.Set([]bfd.Session{{Key: bfd.Key{Peer: farAddress, Interface: "eth0", Local: nearAddress}, Profile: fastProfile()}})
 	b.engine.Set([]bfd.Session{{Key: bfd.Key{Peer: nearAddress}, Profile: fastProfile()}})
-	a.waitForEvent("the link is there", farAddress, isUp)
+	a.waitForEvent("the link is there", farAddress, isUpEvent)
 
 	near.MustRun(func() error {
 		l, err := netlink.LinkByName("eth0")
@@ -68,35 +68,35 @@ func TestLinkLossAndReturn(t *testing.T) {
 	a.eventually("the fault is reported", func() error {
 		return a.checkStatus(farAddress, func(s bfd.Status) bool { return s.Fault.Reason == names.ReasonBFDUnsent })
 	})
-	connectRooms(near, far)
-	a.waitForEvent("a link with that name and another index appears", farAddress, isUp)
+	connectNamespaces(near, far)
+	a.waitForEvent("a link with that name and another index appears", farAddress, isUpEvent)
 	a.eventually("no fault remains", func() error { return a.checkAllUp(1) })
 
-	near.MustRun(func() error { return netns.SetDown("eth0") })
+	near.MustRun(func() error { return netns.SetLinkDown("eth0") })
 	a.waitForEvent("the link is set down", farAddress, func(v bfd.Event) bool { return v.IsPathFailure() })
-	near.MustRun(func() error { return netns.SetUp("eth0") })
-	a.waitForEvent("the link is set up", farAddress, isUp)
+	near.MustRun(func() error { return netns.SetLinkUp("eth0") })
+	a.waitForEvent("the link is set up", farAddress, isUpEvent)
 }
 
 func TestLinkLocalNeighboursOnTwoLinks(t *testing.T) {
 	t.Parallel()
 	near := netnstest.New(t)
-	a := runEngineIn(t, near, 1)
+	a := runEngineInNamespace(t, near, 1)
 	peer, local := netip.MustParseAddr("fe80::2"), netip.MustParseAddr("fe80::1")
 	var sessions []bfd.Session
 	for i := range uint64(2) {
 		far := netnstest.New(t)
 		name := fmt.Sprintf("eth%d", i)
-		near.AddVeth(name, far, "eth0")
+		near.AddVethPair(name, far, "eth0")
 		near.AddAddress(name, local.String()+"/64")
 		far.AddAddress("eth0", peer.String()+"/64")
-		b := runEngineIn(t, far, 2+i)
+		b := runEngineInNamespace(t, far, 2+i)
 		b.engine.Set([]bfd.Session{{Key: bfd.Key{Peer: local, Interface: "eth0", Local: peer}, Profile: fastProfile()}})
 		sessions = append(sessions, bfd.Session{Key: bfd.Key{Peer: peer, Interface: name}, Profile: fastProfile()})
 	}
 	a.engine.Set(sessions)
 	a.eventually("the same address is up on both links", func() error { return a.checkAllUp(2) })
-	near.MustRun(func() error { return netns.SetDown("eth1") })
+	near.MustRun(func() error { return netns.SetLinkDown("eth1") })
 	a.waitForEvent("one link goes down", peer, func(v bfd.Event) bool { return v.IsPathFailure() && v.Key.Interface == "eth1" })
 	a.eventually("the other one is up", func() error {
 		for _, s := range a.engine.Status() {
@@ -113,12 +113,12 @@ func TestLinkLocalNeighboursOnTwoLinks(t *testing.T) {
 func TestSessionBoundToDevice(t *testing.T) {
 	t.Parallel()
 	near, far, other := netnstest.New(t), netnstest.New(t), netnstest.New(t)
-	connectRooms(near, far)
-	near.AddVeth("red", other, "eth0")
+	connectNamespaces(near, far)
+	near.AddVethPair("red", other, "eth0")
 	near.AddAddress("red", "198.51.100.1/24")
 	other.AddAddress("eth0", "198.51.100.2/24")
 	inside, outside := netip.MustParseAddr("198.51.100.2"), farAddress
-	a, b, c := runEngineIn(t, near, 1), runEngineIn(t, far, 2), runEngineIn(t, other, 3)
+	a, b, c := runEngineInNamespace(t, near, 1), runEngineInNamespace(t, far, 2), runEngineInNamespace(t, other, 3)
 	sessions := []bfd.Session{
 		{Key: bfd.Key{Peer: inside, VRF: "red"}, Profile: fastProfile()},
 		{Key: bfd.Key{Peer: outside}, Profile: fastProfile()},
@@ -128,7 +128,7 @@ func TestSessionBoundToDevice(t *testing.T) {
 	c.engine.Set([]bfd.Session{{Key: bfd.Key{Peer: netip.MustParseAddr("198.51.100.1")}, Profile: fastProfile()}})
 	a.eventually("both are up", func() error { return a.checkAllUp(2) })
 	a.engine.Set(sessions[:1])
-	a.expectAllUp("the unbound session is removed", 500*time.Millisecond)
+	a.expectAllStayUp("the unbound session is removed", 500*time.Millisecond)
 	a.engine.Set(sessions)
 	a.eventually("both are up again", func() error { return a.checkAllUp(2) })
 }
@@ -136,13 +136,13 @@ func TestSessionBoundToDevice(t *testing.T) {
 func TestPortInUseIsReported(t *testing.T) {
 	t.Parallel()
 	near, far := netnstest.New(t), netnstest.New(t)
-	connectRooms(near, far)
+	connectNamespaces(near, far)
 	var squatter net.PacketConn
 	near.MustRun(func() (err error) {
 		squatter, err = net.ListenPacket("udp4", ":3784")
 		return err
 	})
-	a, b := runEngineIn(t, near, 1), runEngineIn(t, far, 2)
+	a, b := runEngineInNamespace(t, near, 1), runEngineInNamespace(t, far, 2)
 	a.engine.Set([]bfd.Session{{Key: bfd.Key{Peer: farAddress}, Profile: fastProfile()}})
 	b.engine.Set([]bfd.Session{{Key: bfd.Key{Peer: nearAddress}, Profile: fastProfile()}})
 	a.eventually("the fault is reported", func() error {
@@ -151,7 +151,7 @@ func TestPortInUseIsReported(t *testing.T) {
 	if err := squatter.Close(); err != nil {
 		t.Fatal(err)
 	}
-	a.waitForEvent("the port is free", farAddress, isUp)
+	a.waitForEvent("the port is free", farAddress, isUpEvent)
 }
 
 // TestSessionsSurviveFlood sends garbage from both sides of a router, well-formed packets of
@@ -166,15 +166,15 @@ func TestSessionsSurviveFlood(t *testing.T) {
 	defer cancel()
 	ended := make(chan error, 2)
 	for _, host := range []string{"router", "client"} {
-		go func() { ended <- b.Host(host).Do(func() error { return sendFlood(ctx) }) }()
+		go func() { ended <- b.Host(host).RunInside(func() error { return floodWithInvalidPackets(ctx) }) }()
 	}
-	b.expectAllUp("under a flood", 3*time.Second)
+	b.expectAllStayUp("under a flood", 3*time.Second)
 	for range 2 {
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
 	}
-	if n := b.engine.DiscardedPackets()[session.WrongState]; n < 1000 {
+	if n := b.engine.DiscardedPackets()[session.DiscardWrongState]; n < 1000 {
 		t.Errorf("%d packets of the flood came to us, too few for a result: %v", n, b.engine.DiscardedPackets())
 	}
 }

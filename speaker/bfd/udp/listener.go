@@ -80,7 +80,7 @@ func (t *Transport) openListener(key listenerKey, senders map[*sender]struct{}) 
 		}
 		return err
 	}
-	if l.receiver, err = t.startReceiver(fd, func(t *Transport, fd int) (bfd.Datagram, error) { return readControl(t, fd, key) }); err != nil {
+	if l.receiver, err = t.startReceiver(fd, func(t *Transport, fd int) (bfd.Datagram, error) { return readControlPacket(t, fd, key) }); err != nil {
 		return err
 	}
 	t.listenersByKey[key] = l
@@ -118,7 +118,7 @@ func (t *Transport) configureListener(fd int, l *listener, key listenerKey) (int
 			return 0, err
 		}
 	}
-	if err := t.sharePort(fd, key); err != nil {
+	if err := t.allowPortSharing(fd, key); err != nil {
 		return 0, err
 	}
 	if err := unix.Bind(fd, socketAddress(local, key.udpPort(), 0)); err != nil {
@@ -127,9 +127,9 @@ func (t *Transport) configureListener(fd int, l *listener, key listenerKey) (int
 	return vrfIndex, nil
 }
 
-// sharePort lets listeners of several VRFs use the same port. A single listener stays
+// allowPortSharing lets listeners of several VRFs use the same port. A single listener stays
 // exclusive, since another program that shared the port would take our packets silently.
-func (t *Transport) sharePort(fd int, key listenerKey) error {
+func (t *Transport) allowPortSharing(fd int, key listenerKey) error {
 	reuse := []socketOption{{unix.SOL_SOCKET, unix.SO_REUSEADDR, 1, "SO_REUSEADDR"}}
 	for other, l := range t.listenersByKey {
 		if other.ipv6 != key.ipv6 || other.multihop != key.multihop || l.receiver == nil {
@@ -163,30 +163,30 @@ func (t *Transport) releaseListener(key listenerKey, s *sender) {
 // receiver is a receiving socket. Its goroutine only waits
 // for data. The Transport's goroutine reads.
 type receiver struct {
-	fd      int
-	file    *os.File // owns fd
-	readOne func(t *Transport, fd int) (bfd.Datagram, error)
-	stop    chan struct{} // ends the goroutine
-	done    chan struct{} // closed by the goroutine at its end
+	fd             int
+	file           *os.File // owns fd
+	readFunc       func(t *Transport, fd int) (bfd.Datagram, error)
+	stopRequested  chan struct{} // ends the goroutine
+	goroutineEnded chan struct{} // closed by the goroutine at its end
 }
 
 // startReceiver waits for datagrams on a non-blocking socket. It takes ownership of the socket.
 func (t *Transport) startReceiver(fd int, readOne func(t *Transport, fd int) (bfd.Datagram, error)) (*receiver, error) {
-	r := &receiver{fd: fd, file: os.NewFile(uintptr(fd), "bfd"), readOne: readOne, stop: make(chan struct{}), done: make(chan struct{})}
+	r := &receiver{fd: fd, file: os.NewFile(uintptr(fd), "bfd"), readFunc: readOne, stopRequested: make(chan struct{}), goroutineEnded: make(chan struct{})}
 	raw, err := r.file.SyscallConn()
 	if err != nil {
 		_ = r.file.Close() // nothing was received
 		return nil, fmt.Errorf("waiting for BFD packets: %w", err)
 	}
 	t.receivers = append(t.receivers, r)
-	go r.awaitDatagrams(raw, t.ready)
+	go r.awaitDatagrams(raw, t.datagramsReady)
 	return r, nil
 }
 
 // awaitDatagrams notifies the Transport's goroutine of data,
 // and waits for more only after that has read.
 func (r *receiver) awaitDatagrams(raw syscall.RawConn, ready chan<- struct{}) {
-	defer close(r.done)
+	defer close(r.goroutineEnded)
 	hasData := func(fd uintptr) bool {
 		var b [1]byte
 		_, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
@@ -195,47 +195,47 @@ func (r *receiver) awaitDatagrams(raw syscall.RawConn, ready chan<- struct{}) {
 	for raw.Read(hasData) == nil {
 		select {
 		case ready <- struct{}{}:
-		case <-r.stop:
+		case <-r.stopRequested:
 			return
 		}
 	}
 }
 
 // readDatagram reads one datagram.
-func (r *receiver) readDatagram(t *Transport) (bfd.Datagram, error) { return r.readOne(t, r.fd) }
+func (r *receiver) readDatagram(t *Transport) (bfd.Datagram, error) { return r.readFunc(t, r.fd) }
 
 // close closes the socket and ends its goroutine.
 func (r *receiver) close(t *Transport) {
 	t.receivers = slices.DeleteFunc(t.receivers, func(o *receiver) bool { return o == r })
-	close(r.stop)
+	close(r.stopRequested)
 	_ = r.file.Close() // only unread datagrams are lost
-	<-r.done
+	<-r.goroutineEnded
 }
 
-// errMalformed means that a datagram is invalid and can be dropped.
-var errMalformed = errors.New("malformed datagram")
+// errMalformedDatagram means that a datagram is invalid and can be dropped.
+var errMalformedDatagram = errors.New("malformed datagram")
 
-// readControl reads a control packet and its addresses.
-func readControl(t *Transport, fd int, key listenerKey) (bfd.Datagram, error) {
-	n, oob, _, from, err := unix.Recvmsg(fd, t.buffer, t.controlBuffer, unix.MSG_DONTWAIT)
+// readControlPacket reads a control packet and its addresses.
+func readControlPacket(t *Transport, fd int, key listenerKey) (bfd.Datagram, error) {
+	n, oob, _, from, err := unix.Recvmsg(fd, t.readBuffer, t.ancillaryBuffer, unix.MSG_DONTWAIT)
 	if err != nil {
 		return bfd.Datagram{}, err
 	}
-	d := bfd.Datagram{VRF: key.vrf, Multihop: key.multihop, Payload: t.buffer[:n]}
+	d := bfd.Datagram{VRF: key.vrf, Multihop: key.multihop, Payload: t.readBuffer[:n]}
 	switch s := from.(type) {
 	case *unix.SockaddrInet4:
 		d.From = netip.AddrFrom4(s.Addr)
 	case *unix.SockaddrInet6:
 		d.From = netip.AddrFrom16(s.Addr)
 	default:
-		return d, errMalformed
+		return d, errMalformedDatagram
 	}
-	messages, err := unix.ParseSocketControlMessage(t.controlBuffer[:oob])
+	messages, err := unix.ParseSocketControlMessage(t.ancillaryBuffer[:oob])
 	if err != nil {
-		return d, errMalformed
+		return d, errMalformedDatagram
 	}
 	for _, m := range messages {
-		t.addControlMessage(&d, m)
+		t.addAncillaryData(&d, m)
 	}
 	return d, nil
 }

@@ -13,13 +13,13 @@ import (
 
 // sender is the sending socket of a session.
 type sender struct {
-	transport     *Transport
-	key           bfd.Key
-	discriminator uint32
-	sourcePort    uint16      // 0 before the socket is first opened
-	fd            int         // -1 while it is not open
-	deviceIndex   int         // of the device that the socket is bound to, 0 without one
-	echo          *echoSocket // nil while no echo packets are sent
+	transport        *Transport
+	key              bfd.Key
+	discriminator    uint32
+	sourcePort       uint16      // 0 before the socket is first opened
+	fd               int         // -1 while it is not open
+	boundDeviceIndex int         // of the device that the socket is bound to, 0 without one
+	echo             *echoSocket // nil while no echo packets are sent
 }
 
 var _ bfd.Sender = (*sender)(nil)
@@ -38,10 +38,10 @@ func (s *sender) boundDevice() string {
 
 // EnsureOpen opens sockets that are not open, or that are bound to a deleted link.
 func (s *sender) EnsureOpen() error {
-	s.checkEcho()
+	s.closeEchoIfPathChanged()
 	if d := s.boundDevice(); d != "" {
 		index, err := linkIndex(d)
-		if err != nil || index != s.deviceIndex {
+		if err != nil || index != s.boundDeviceIndex {
 			s.closeSocket()
 			clear(s.transport.linkNamesByIndex)
 		}
@@ -91,7 +91,7 @@ func (s *sender) bindSocket() error {
 		_ = unix.Close(fd) // nothing was sent
 		return fmt.Errorf("opening a socket for BFD to %s: %w", s.key, err)
 	}
-	s.fd, s.deviceIndex = fd, link
+	s.fd, s.boundDeviceIndex = fd, link
 	return nil
 }
 
@@ -143,7 +143,7 @@ func (s *sender) SendControl(packet []byte) error {
 			return err
 		}
 	}
-	err := unix.Sendto(s.fd, packet, unix.MSG_DONTWAIT, socketAddress(s.key.Peer, s.listenerKey().udpPort(), s.deviceIndex))
+	err := unix.Sendto(s.fd, packet, unix.MSG_DONTWAIT, socketAddress(s.key.Peer, s.listenerKey().udpPort(), s.boundDeviceIndex))
 	if err == nil {
 		return nil
 	}
@@ -163,7 +163,7 @@ func (s *sender) closeSocket() {
 // Close releases everything.
 func (s *sender) Close() {
 	s.closeSocket()
-	s.closeEcho()
+	s.closeEchoSocket()
 	s.releaseSourcePort()
 	s.transport.releaseListener(s.listenerKey(), s)
 	delete(s.transport.senders, s)

@@ -14,20 +14,20 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// soakSessionVariable is set in the environment of the soak process.
-const soakSessionVariable = "SOAK_SESSION"
+// soakSessionEnvVariable is set in the environment of the soak process.
+const soakSessionEnvVariable = "SOAK_SESSION"
 
 // TestNoFalseDownUnderLoad keeps every core busy with other processes and checks that
 // sessions of 3 x 50 ms with FRR stay Up. SOAK is the duration; `make soak` runs ten
 // minutes. The sessions run in a process of their own with the scheduling weight of a Pod
 // with a CPU request, against busy processes with the default weight.
 func TestNoFalseDownUnderLoad(t *testing.T) {
-	if os.Getenv(soakSessionVariable) != "" {
+	if os.Getenv(soakSessionEnvVariable) != "" {
 		runSoak(t)
 		return
 	}
 	self := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
-	self.Env = append(os.Environ(), soakSessionVariable+"=1")
+	self.Env = append(os.Environ(), soakSessionEnvVariable+"=1")
 	self.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
 	out, err := self.CombinedOutput()
 	t.Logf("%s", out)
@@ -53,7 +53,7 @@ func runSoak(t *testing.T) {
 	r := b.startRouter(router.FRR, "router", frrConfig)
 	b.engine.Set(sessionsToRouter(fastProfile()))
 	b.eventually("both are up", func() error { return b.checkAllUp(2) })
-	keepBusy(t)
+	keepCoresBusy(t)
 	late := measureWakeupDelay(t)
 	before := b.engine.Status()
 	timer := time.NewTimer(last)
@@ -71,23 +71,23 @@ func runSoak(t *testing.T) {
 	if downs > 0 && (strict || worst < 25*time.Millisecond) {
 		t.Errorf("%d false downs; the last events: %v", downs, b.pendingEvents())
 	}
-	b.waitForFRR("the session is up", r, nodeIPv4, func(p frrPeer) bool { return p.Status == "up" })
+	b.waitForFRR("the session is up", r, nodeIPv4, func(p frrSession) bool { return p.Status == "up" })
 }
 
-// keepBusy starts a busy process for each core, in its own session, until the test ends.
-func keepBusy(t *testing.T) {
+// keepCoresBusy starts a busy process for each core, in its own session, until the test ends.
+func keepCoresBusy(t *testing.T) {
 	for range runtime.NumCPU() {
 		busy := exec.Command("/bin/sh", "-c", "while :; do :; done")
 		busy.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setsid: true}
-		if err := startOnThread(t, busy); err != nil {
+		if err := startOnLockedThread(t, busy); err != nil {
 			t.Fatal(err)
 		}
 	}
 }
 
-// startOnThread starts a process from a thread that lives until the
+// startOnLockedThread starts a process from a thread that lives until the
 // test ends, since the process dies with the thread.
-func startOnThread(t *testing.T, c *exec.Cmd) error {
+func startOnLockedThread(t *testing.T, c *exec.Cmd) error {
 	started, end := make(chan error), make(chan struct{})
 	ended := make(chan struct{})
 	go func() {

@@ -33,15 +33,15 @@ const (
 // Transport opens sockets in the network namespace of the
 // calling thread. Only one goroutine may use it.
 type Transport struct {
-	ready            chan struct{}
-	receivers        []*receiver // read in turn
-	nextReceiver     int
-	listenersByKey   map[listenerKey]*listener
-	senders          map[*sender]struct{}
-	usedSourcePorts  map[uint16]bool
-	linkNamesByIndex map[int]string
-	buffer           []byte
-	controlBuffer    []byte
+	datagramsReady    chan struct{}
+	receivers         []*receiver // read in turn
+	nextReceiverIndex int
+	listenersByKey    map[listenerKey]*listener
+	senders           map[*sender]struct{}
+	usedSourcePorts   map[uint16]bool
+	linkNamesByIndex  map[int]string
+	readBuffer        []byte
+	ancillaryBuffer   []byte
 }
 
 var _ bfd.Transport = (*Transport)(nil)
@@ -49,13 +49,13 @@ var _ bfd.Transport = (*Transport)(nil)
 // New returns a Transport without sockets.
 func New() *Transport {
 	return &Transport{
-		ready:            make(chan struct{}),
+		datagramsReady:   make(chan struct{}),
 		listenersByKey:   map[listenerKey]*listener{},
 		senders:          map[*sender]struct{}{},
 		usedSourcePorts:  map[uint16]bool{},
 		linkNamesByIndex: map[int]string{},
-		buffer:           make([]byte, maxDatagramLength),
-		controlBuffer:    make([]byte, maxControlLength),
+		readBuffer:       make([]byte, maxDatagramLength),
+		ancillaryBuffer:  make([]byte, maxControlLength),
 	}
 }
 
@@ -66,20 +66,20 @@ func (t *Transport) OpenSender(k bfd.Key, discriminator uint32) bfd.Sender {
 	return s
 }
 
-// Ready delivers a value when a socket may have a datagram.
-func (t *Transport) Ready() <-chan struct{} { return t.ready }
+// DatagramsReady delivers a value when a socket may have a datagram.
+func (t *Transport) DatagramsReady() <-chan struct{} { return t.datagramsReady }
 
 // Receive returns the next datagram. It reads the sockets in turn.
 func (t *Transport) Receive() (bfd.Datagram, bool) {
 	for range len(t.receivers) {
-		r := t.receivers[t.nextReceiver%len(t.receivers)]
-		t.nextReceiver++
+		r := t.receivers[t.nextReceiverIndex%len(t.receivers)]
+		t.nextReceiverIndex++
 		for {
 			d, err := r.readDatagram(t)
 			if err == nil {
 				return d, true
 			}
-			if !errors.Is(err, errMalformed) && !errors.Is(err, unix.EINTR) {
+			if !errors.Is(err, errMalformedDatagram) && !errors.Is(err, unix.EINTR) {
 				break // no datagram
 			}
 		}
@@ -158,14 +158,14 @@ func addressFamily(v6 bool) int {
 
 // socketOption is a socket option with an integer value.
 type socketOption struct {
-	level, name, value int
-	description        string
+	protocolLevel, name, value int
+	description                string
 }
 
 // setOptions sets options. Its error names the option.
 func setOptions(fd int, options []socketOption) error {
 	for _, o := range options {
-		if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
+		if err := unix.SetsockoptInt(fd, o.protocolLevel, o.name, o.value); err != nil {
 			return fmt.Errorf("setting %s: %w", o.description, err)
 		}
 	}

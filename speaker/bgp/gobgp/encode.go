@@ -12,9 +12,9 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bgp/message"
 )
 
-// encoder encodes the UPDATEs of one session.
-type encoder struct {
-	asn uint32 // our AS number on this session
+// updateEncoder encodes the UPDATEs of one session.
+type updateEncoder struct {
+	localASN uint32 // our AS number on this session
 	// isExternal is true if the router is in another AS.
 	isExternal bool
 	// fourOctetASN is true if the router supports AS numbers of four octets (RFC 6793).
@@ -22,31 +22,31 @@ type encoder struct {
 	families     []message.Family
 }
 
-func newEncoder(n bgp.Negotiated, asn uint32) *encoder {
-	return &encoder{asn: asn, isExternal: n.RemoteOpen.ASN != asn, fourOctetASN: n.RemoteOpen.FourOctetASN, families: n.Families}
+func newUpdateEncoder(n bgp.Negotiated, asn uint32) *updateEncoder {
+	return &updateEncoder{localASN: asn, isExternal: n.RemoteOpen.ASN != asn, fourOctetASN: n.RemoteOpen.FourOctetASN, families: n.Families}
 }
 
 const (
 	// defaultLocalPref is the local preference of routes without a configured one.
 	defaultLocalPref = 100
-	// updateCapacity is the space in an UPDATE for withdrawn
+	// maxUpdateContentBytes is the space in an UPDATE for withdrawn
 	// routes, attributes and routes together, in bytes.
-	updateCapacity = message.MaxLength - 19 - 4
+	maxUpdateContentBytes = message.MaxMessageLength - 19 - 4
 )
 
 // encodeUpdates calls emit with each UPDATE that the changes need: withdrawals first, then
 // the routes, grouped by attributes. A route that does not fit into an UPDATE is emitted as
 // a fault. It sorts changes, and stops at the first error of emit.
-func (e *encoder) encodeUpdates(changes []bgp.Change, emit func(update []byte, fault error) error) error {
-	changes = slices.DeleteFunc(changes, func(c bgp.Change) bool { return !slices.Contains(e.families, message.FamilyOf(c.Prefix)) })
-	slices.SortFunc(changes, func(x, y bgp.Change) int { return x.Prefix.Compare(y.Prefix) })
+func (e *updateEncoder) encodeUpdates(changes []bgp.RouteChange, emit func(update []byte, fault error) error) error {
+	changes = slices.DeleteFunc(changes, func(c bgp.RouteChange) bool { return !slices.Contains(e.families, message.FamilyOf(c.Prefix)) })
+	slices.SortFunc(changes, func(x, y bgp.RouteChange) int { return x.Prefix.Compare(y.Prefix) })
 	index := map[*bgp.PathAttributes]int{nil: 0} // withdrawals have no attributes
 	for _, c := range changes {
 		if _, ok := index[c.Attributes]; !ok {
 			index[c.Attributes] = len(index)
 		}
 	}
-	byGroup := func(x, y bgp.Change) int {
+	byGroup := func(x, y bgp.RouteChange) int {
 		return cmp.Or(cmp.Compare(index[x.Attributes], index[y.Attributes]), cmp.Compare(message.FamilyOf(x.Prefix), message.FamilyOf(y.Prefix)))
 	}
 	if !slices.IsSortedFunc(changes, byGroup) { // usually all have the same attributes
@@ -54,13 +54,13 @@ func (e *encoder) encodeUpdates(changes []bgp.Change, emit func(update []byte, f
 	}
 	for len(changes) > 0 {
 		first := changes[0]
-		n := slices.IndexFunc(changes, func(c bgp.Change) bool {
+		n := slices.IndexFunc(changes, func(c bgp.RouteChange) bool {
 			return c.Attributes != first.Attributes || message.FamilyOf(c.Prefix) != message.FamilyOf(first.Prefix)
 		})
 		if n < 0 {
 			n = len(changes)
 		}
-		if err := e.encodeGroup(changes[:n], emit); err != nil {
+		if err := e.encodeAttributeGroup(changes[:n], emit); err != nil {
 			return err
 		}
 		changes = changes[n:]
@@ -68,8 +68,9 @@ func (e *encoder) encodeUpdates(changes []bgp.Change, emit func(update []byte, f
 	return nil
 }
 
-// encodeGroup calls emit with the UPDATEs of changes of one family and the same attributes.
-func (e *encoder) encodeGroup(group []bgp.Change, emit func(update []byte, fault error) error) error {
+// encodeAttributeGroup calls emit with the UPDATEs of changes of one family and the same
+// attributes.
+func (e *updateEncoder) encodeAttributeGroup(group []bgp.RouteChange, emit func(update []byte, fault error) error) error {
 	var attributes []packet.PathAttributeInterface
 	taken := 0
 	if group[0].Attributes != nil {
@@ -79,9 +80,9 @@ func (e *encoder) encodeGroup(group []bgp.Change, emit func(update []byte, fault
 		taken += a.Len()
 	}
 	for len(group) > 0 {
-		left, n := updateCapacity-taken-mpHeaderLength, 0
-		for n < len(group) && left >= encodedLength(group[n].Prefix) {
-			left -= encodedLength(group[n].Prefix)
+		left, n := maxUpdateContentBytes-taken-maxMPHeaderLength, 0
+		for n < len(group) && left >= encodedPrefixLength(group[n].Prefix) {
+			left -= encodedPrefixLength(group[n].Prefix)
 			n++
 		}
 		if n == 0 {
@@ -96,15 +97,16 @@ func (e *encoder) encodeGroup(group []bgp.Change, emit func(update []byte, fault
 	return nil
 }
 
-// mpHeaderLength is the longest header of a multiprotocol attribute, in bytes (RFC 4760 section 3).
-const mpHeaderLength = 4 + 2 + 1 + 1 + 16 + 1
+// maxMPHeaderLength is the longest header of a multiprotocol attribute, in bytes (RFC 4760 section
+// 3).
+const maxMPHeaderLength = 4 + 2 + 1 + 1 + 16 + 1
 
-// encodedLength returns the length of an encoded prefix in bytes: its
+// encodedPrefixLength returns the length of an encoded prefix in bytes: its
 // length octet and the significant octets (RFC 4271 section 4.3).
-func encodedLength(p netip.Prefix) int { return 1 + (p.Bits()+7)/8 }
+func encodedPrefixLength(p netip.Prefix) int { return 1 + (p.Bits()+7)/8 }
 
 // encodeUpdate returns the UPDATE for some changes of a group.
-func (e *encoder) encodeUpdate(group []bgp.Change, attributes []packet.PathAttributeInterface) ([]byte, error) {
+func (e *updateEncoder) encodeUpdate(group []bgp.RouteChange, attributes []packet.PathAttributeInterface) ([]byte, error) {
 	var withdrawn, plain []*packet.IPAddrPrefix
 	var multi []packet.AddrPrefixInterface
 	family, routeAttributes := message.FamilyOf(group[0].Prefix), group[0].Attributes
@@ -138,7 +140,7 @@ func (e *encoder) encodeUpdate(group []bgp.Change, attributes []packet.PathAttri
 }
 
 // encodeAttributes returns the attributes except the next hop.
-func (e *encoder) encodeAttributes(t *bgp.PathAttributes) []packet.PathAttributeInterface {
+func (e *updateEncoder) encodeAttributes(t *bgp.PathAttributes) []packet.PathAttributeInterface {
 	const igp = 0
 	out := append([]packet.PathAttributeInterface{packet.NewPathAttributeOrigin(igp)}, e.encodeASPath(t)...)
 	if t.HasMED {
@@ -170,7 +172,7 @@ func (e *encoder) encodeAttributes(t *bgp.PathAttributes) []packet.PathAttribute
 
 // encodeASPath returns the AS path. It contains our AS number once
 // for an external router, plus the configured prepends.
-func (e *encoder) encodeASPath(t *bgp.PathAttributes) []packet.PathAttributeInterface {
+func (e *updateEncoder) encodeASPath(t *bgp.PathAttributes) []packet.PathAttributeInterface {
 	times := int(t.PrependCount)
 	if e.isExternal {
 		times++
@@ -179,13 +181,13 @@ func (e *encoder) encodeASPath(t *bgp.PathAttributes) []packet.PathAttributeInte
 		return []packet.PathAttributeInterface{packet.NewPathAttributeAsPath(nil)}
 	}
 	const sequence = packet.BGP_ASPATH_ATTR_TYPE_SEQ
-	wide := packet.NewAs4PathParam(sequence, slices.Repeat([]uint32{e.asn}, times))
+	wide := packet.NewAs4PathParam(sequence, slices.Repeat([]uint32{e.localASN}, times))
 	if e.fourOctetASN {
 		return []packet.PathAttributeInterface{packet.NewPathAttributeAsPath([]packet.AsPathParamInterface{wide})}
 	}
-	narrow := packet.NewAsPathParam(sequence, slices.Repeat([]uint16{message.TwoOctetASN(e.asn)}, times))
+	narrow := packet.NewAsPathParam(sequence, slices.Repeat([]uint16{message.TwoOctetASN(e.localASN)}, times))
 	out := []packet.PathAttributeInterface{packet.NewPathAttributeAsPath([]packet.AsPathParamInterface{narrow})}
-	if e.asn > 0xffff { // the router forwards AS4_PATH unread (RFC 6793 section 4.2.2)
+	if e.localASN > 0xffff { // the router forwards AS4_PATH unread (RFC 6793 section 4.2.2)
 		out = append(out, packet.NewPathAttributeAs4Path([]*packet.As4PathParam{wide}))
 	}
 	return out

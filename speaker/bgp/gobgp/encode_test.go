@@ -24,9 +24,9 @@ func negotiatedWith(asn uint32, edit func(*bgp.Negotiated)) bgp.Negotiated {
 	return a
 }
 
-// decodeRoutes encodes changes and returns the attributes of
+// encodeAndDecodeRoutes encodes changes and returns the attributes of
 // each prefix as a router decodes them, or "withdrawn".
-func decodeRoutes(t *testing.T, e *encoder, changes []bgp.Change) (routes map[string]string, messages int) {
+func encodeAndDecodeRoutes(t *testing.T, e *updateEncoder, changes []bgp.RouteChange) (routes map[string]string, messages int) {
 	t.Helper()
 	routes = map[string]string{}
 	err := e.encodeUpdates(changes, func(m []byte, fault error) error {
@@ -34,7 +34,7 @@ func decodeRoutes(t *testing.T, e *encoder, changes []bgp.Change) (routes map[st
 			return fault
 		}
 		messages++
-		if len(m) > message.MaxLength {
+		if len(m) > message.MaxMessageLength {
 			t.Fatalf("a message has %d octets", len(m))
 		}
 		parsed, err := packet.ParseBGPMessage(m, &packet.MarshallingOption{})
@@ -110,8 +110,8 @@ func TestUpdatesDecodeAsExpected(t *testing.T) {
 		"a family that was not negotiated": {64512, 65000, func(a *bgp.Negotiated) { a.Families = a.Families[:1] }, v6, bgp.PathAttributes{NextHop: hop6}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			e := newEncoder(negotiatedWith(tc.router, tc.edit), tc.asn)
-			got, _ := decodeRoutes(t, e, []bgp.Change{{Prefix: tc.prefix, Attributes: &tc.terms}})
+			e := newUpdateEncoder(negotiatedWith(tc.router, tc.edit), tc.asn)
+			got, _ := encodeAndDecodeRoutes(t, e, []bgp.RouteChange{{Prefix: tc.prefix, Attributes: &tc.terms}})
 			if got[tc.prefix.String()] != tc.want {
 				t.Errorf("it reads %q, want %q", got[tc.prefix.String()], tc.want)
 			}
@@ -123,20 +123,20 @@ func TestUpdatesDecodeAsExpected(t *testing.T) {
 // routes as the Table, and that routes with the same attributes share UPDATEs.
 func TestUpdatesAreComplete(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
-	e := newEncoder(negotiatedWith(65000, nil), 64512)
+	e := newUpdateEncoder(negotiatedWith(65000, nil), 64512)
 	many := &bgp.PathAttributes{NextHop: netip.MustParseAddr("10.0.0.1")}
 	for i := range 900 {
 		many.Communities = append(many.Communities, uint32(i))
 	}
 	terms := []*bgp.PathAttributes{nil, {NextHop: netip.MustParseAddr("10.0.0.1")}, {NextHop: netip.MustParseAddr("2001:db8::1")}, many}
-	var changes []bgp.Change
+	var changes []bgp.RouteChange
 	want, octets := map[string]string{}, 0
 	for i := range 10000 {
 		a := netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})
 		if i%3 == 0 {
 			a = netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 14: byte(i >> 8), 15: byte(i)})
 		}
-		c := bgp.Change{Prefix: netip.PrefixFrom(a, a.BitLen()), Attributes: terms[random.IntN(3)]}
+		c := bgp.RouteChange{Prefix: netip.PrefixFrom(a, a.BitLen()), Attributes: terms[random.IntN(3)]}
 		if i < 300 {
 			c.Attributes = many
 		}
@@ -145,16 +145,16 @@ func TestUpdatesAreComplete(t *testing.T) {
 		}
 		changes = append(changes, c)
 		want[c.Prefix.String()] = fmt.Sprint(c.Attributes == nil, c.Attributes == many)
-		octets += encodedLength(c.Prefix)
+		octets += encodedPrefixLength(c.Prefix)
 	}
 	random.Shuffle(len(changes), func(i, j int) { changes[i], changes[j] = changes[j], changes[i] })
-	got, messages := decodeRoutes(t, e, slices.Clone(changes))
+	got, messages := encodeAndDecodeRoutes(t, e, slices.Clone(changes))
 	for p, w := range want {
 		if is := fmt.Sprint(got[p] == "withdrawn", strings.Contains(got[p], "Communities")); got[p] == "" || is != w {
 			t.Fatalf("%s reads %.60q, want %s", p, got[p], w)
 		}
 	}
-	if most := octets/(message.MaxLength-100) + 5 + 300*17/(updateCapacity-3700-mpHeaderLength) + 1; messages > most {
+	if most := octets/(message.MaxMessageLength-100) + 5 + 300*17/(maxUpdateContentBytes-3700-maxMPHeaderLength) + 1; messages > most {
 		t.Errorf("%d routes take %d messages, want %d at most", len(changes), messages, most)
 	}
 }
@@ -164,7 +164,7 @@ func TestOversizedRouteDoesNotAffectOthers(t *testing.T) {
 	good := &bgp.PathAttributes{NextHop: netip.MustParseAddr("10.0.0.1")}
 	var messages int
 	var faults []error
-	err := newEncoder(negotiatedWith(65000, nil), 64512).encodeUpdates([]bgp.Change{
+	err := newUpdateEncoder(negotiatedWith(65000, nil), 64512).encodeUpdates([]bgp.RouteChange{
 		{Prefix: netip.MustParsePrefix("192.0.2.1/32"), Attributes: vast}, {Prefix: netip.MustParsePrefix("192.0.2.2/32"), Attributes: good},
 	}, func(m []byte, fault error) error {
 		if fault != nil {

@@ -14,43 +14,44 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bgp/message"
 )
 
-// UpdateSource implements bgp.UpdateSource.
-type UpdateSource struct{ log *slog.Logger }
+// UpdateGenerator implements bgp.UpdateGenerator.
+type UpdateGenerator struct{ log *slog.Logger }
 
-var _ bgp.UpdateSource = (*UpdateSource)(nil)
+var _ bgp.UpdateGenerator = (*UpdateGenerator)(nil)
 
-// New returns an UpdateSource. It logs routes that do not fit into a message.
-func New(log *slog.Logger) *UpdateSource { return &UpdateSource{log} }
+// New returns an UpdateGenerator. It logs routes that do not fit into a message.
+func New(log *slog.Logger) *UpdateGenerator { return &UpdateGenerator{log} }
 
-// OpenConnection starts a routeSender and returns the near end of its connection.
-func (u *UpdateSource) OpenConnection(n bgp.Negotiated, asn uint32, t *bgp.Table) net.Conn {
+// OpenUpdateConnection starts a routeSender and returns the near end of its connection.
+func (u *UpdateGenerator) OpenUpdateConnection(n bgp.Negotiated, asn uint32, t *bgp.Table) net.Conn {
 	near, far := net.Pipe()
 	s := &routeSender{
-		conn: far, negotiated: n, encoder: newEncoder(n, asn), changes: t.Subscribe(), log: u.log,
-		confirmed: make(chan struct{}), ended: make(chan struct{}),
+		conn: far, negotiated: n, encoder: newUpdateEncoder(n, asn), changes: t.Subscribe(), log: u.log,
+		sessionConfirmed: make(chan struct{}), connectionClosed: make(chan struct{}),
 	}
-	go s.readMessages()
-	go s.run()
+	go s.readRouterMessages()
+	go s.sendRoutes()
 	return near
 }
 
-// routeSender sends routes on one session. The goroutine of run writes, that of readMessages reads.
+// routeSender sends routes on one session. The goroutine of run writes, that of readRouterMessages
+// reads.
 type routeSender struct {
-	conn       net.Conn
-	negotiated bgp.Negotiated
-	encoder    *encoder
-	changes    *bgp.Changes
-	log        *slog.Logger
-	confirmed  chan struct{} // closed when the router has confirmed the session
-	ended      chan struct{} // closed when the connection is closed
+	conn             net.Conn
+	negotiated       bgp.Negotiated
+	encoder          *updateEncoder
+	changes          *bgp.PendingChanges
+	log              *slog.Logger
+	sessionConfirmed chan struct{} // closed when the router has confirmed the session
+	connectionClosed chan struct{} // closed when the connection is closed
 }
 
-// readMessages reads the router's messages that the relay forwards.
-func (s *routeSender) readMessages() {
-	defer close(s.ended)
-	r, buf, confirmed := bufio.NewReader(s.conn), make([]byte, message.MaxLength), false
+// readRouterMessages reads the router's messages that the relay forwards.
+func (s *routeSender) readRouterMessages() {
+	defer close(s.connectionClosed)
+	r, buf, confirmed := bufio.NewReader(s.conn), make([]byte, message.MaxMessageLength), false
 	for {
-		m, err := message.Read(r, buf)
+		m, err := message.ReadMessage(r, buf)
 		if err != nil {
 			return
 		}
@@ -58,7 +59,7 @@ func (s *routeSender) readMessages() {
 		case message.TypeKeepalive:
 			if !confirmed {
 				confirmed = true
-				close(s.confirmed)
+				close(s.sessionConfirmed)
 			}
 		case message.TypeRouteRefresh: // its body is the AFI, a reserved octet and the SAFI
 			s.changes.ResendFamily(message.Family(uint16(message.BodyOf(m)[0])<<8 | uint16(message.BodyOf(m)[1])))
@@ -66,18 +67,18 @@ func (s *routeSender) readMessages() {
 	}
 }
 
-// run sends the KEEPALIVE that answers the OPEN, then the Table's routes and their changes.
-func (s *routeSender) run() {
+// sendRoutes sends the KEEPALIVE that answers the OPEN, then the Table's routes and their changes.
+func (s *routeSender) sendRoutes() {
 	defer s.conn.Close()
 	if _, err := s.conn.Write(message.EncodeKeepalive()); err != nil {
 		return
 	}
 	var ready <-chan struct{} // nil before the router has confirmed the session
-	confirmed := s.confirmed
+	confirmed := s.sessionConfirmed
 	for {
 		var err error
 		select {
-		case <-s.ended:
+		case <-s.connectionClosed:
 			return
 		case <-confirmed:
 			confirmed, ready = nil, s.changes.Ready()

@@ -42,24 +42,24 @@ func (t Type) String() string {
 // Lengths in bytes (RFC 4271 section 4.1).
 const (
 	headerLength = 19
-	// MaxLength is the longest message without the extended message capability (RFC 8654).
-	MaxLength = 4096
+	// MaxMessageLength is the longest message without the extended message capability (RFC 8654).
+	MaxMessageLength = 4096
 )
 
 // minLengthByType is the shortest message of each type.
 var minLengthByType = map[Type]int{TypeOpen: 29, TypeUpdate: 23, TypeNotification: 21, TypeKeepalive: 19, TypeRouteRefresh: 23}
 
-var marker = bytes.Repeat([]byte{0xff}, 16)
+var headerMarker = bytes.Repeat([]byte{0xff}, 16)
 
-// TypeOf returns the type of a message that Read returned.
+// TypeOf returns the type of a message that ReadMessage returned.
 func TypeOf(message []byte) Type { return Type(message[18]) }
 
-// BodyOf returns the body of a message that Read returned.
+// BodyOf returns the body of a message that ReadMessage returned.
 func BodyOf(message []byte) []byte { return message[headerLength:] }
 
-// Read reads one message, header included, into buf, which must have MaxLength bytes. It
-// returns a *Notification for an invalid message. Other errors are those of the reader.
-func Read(r io.Reader, buf []byte) ([]byte, error) {
+// ReadMessage reads one message, header included, into buf, which must have MaxMessageLength bytes.
+// It returns a *Notification for an invalid message. Other errors are those of the reader.
+func ReadMessage(r io.Reader, buf []byte) ([]byte, error) {
 	if _, err := io.ReadFull(r, buf[:headerLength]); err != nil {
 		return nil, err
 	}
@@ -67,20 +67,20 @@ func Read(r io.Reader, buf []byte) ([]byte, error) {
 	t := Type(buf[18])
 	least, known := minLengthByType[t]
 	switch {
-	case !bytes.Equal(buf[:16], marker):
+	case !bytes.Equal(buf[:16], headerMarker):
 		return nil, &Notification{Code: CodeHeader, Subcode: 1, Text: "what it sent is not a BGP message"}
 	case !known:
 		return nil, &Notification{Code: CodeHeader, Subcode: 3, Data: []byte{buf[18]}, Text: fmt.Sprintf("it sent a message of the unknown type %d", buf[18])}
-	case n < least || n > MaxLength || (t == TypeKeepalive && n != least):
-		return nil, &Notification{Code: CodeHeader, Subcode: 2, Data: bytes.Clone(buf[16:18]), Text: fmt.Sprintf("it sent %s %s of %d bytes", articleFor(t), t, n)}
+	case n < least || n > MaxMessageLength || (t == TypeKeepalive && n != least):
+		return nil, &Notification{Code: CodeHeader, Subcode: 2, Data: bytes.Clone(buf[16:18]), Text: fmt.Sprintf("it sent %s %s of %d bytes", indefiniteArticleFor(t), t, n)}
 	}
 	if _, err := io.ReadFull(r, buf[headerLength:n]); err != nil {
-		return nil, fmt.Errorf("reading the rest of %s %s: %w", articleFor(t), t, err)
+		return nil, fmt.Errorf("reading the rest of %s %s: %w", indefiniteArticleFor(t), t, err)
 	}
 	return buf[:n], nil
 }
 
-func articleFor(t Type) string {
+func indefiniteArticleFor(t Type) string {
 	if t == TypeOpen || t == TypeUpdate {
 		return "an"
 	}
@@ -90,7 +90,7 @@ func articleFor(t Type) string {
 // encodeMessage puts a header before a body.
 func encodeMessage(t Type, body []byte) []byte {
 	out := make([]byte, headerLength, headerLength+len(body))
-	copy(out, marker)
+	copy(out, headerMarker)
 	binary.BigEndian.PutUint16(out[16:], uint16(headerLength+len(body)))
 	out[18] = byte(t)
 	return append(out, body...)

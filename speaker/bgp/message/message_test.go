@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-func fullOpen() Open {
+func openWithAllCapabilities() Open {
 	return Open{
 		ASN: 4200000001, HoldSeconds: 90, RouterID: netip.MustParseAddr("10.0.0.1"), Families: []Family{IPv4, IPv6}, FourOctetASN: true, RouteRefresh: true, ExtendedNextHop: true,
 		GracefulRestart: &GracefulRestart{Restarting: true, GracefulNotification: true, RestartSeconds: 120, ForwardingByFamily: map[Family]bool{IPv4: true, IPv6: true}},
@@ -20,8 +20,8 @@ func fullOpen() Open {
 
 func TestOpenRoundTrip(t *testing.T) {
 	plain := Open{ASN: 64512, HoldSeconds: 0, RouterID: netip.MustParseAddr("192.0.2.1")}
-	for name, o := range map[string]Open{"all capabilities": fullOpen(), "no capability": plain} {
-		m, err := Read(bytes.NewReader(o.Encode()), make([]byte, MaxLength))
+	for name, o := range map[string]Open{"all capabilities": openWithAllCapabilities(), "no capability": plain} {
+		m, err := ReadMessage(bytes.NewReader(o.Encode()), make([]byte, MaxMessageLength))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -85,7 +85,7 @@ func TestNotificationDescriptions(t *testing.T) {
 		"cease, maximum number of prefixes reached":       {Code: CodeCease, Subcode: 1},
 		"OPEN message error, bad peer AS":                 {Code: CodeOpen, Subcode: 2},
 	} {
-		m, err := Read(bytes.NewReader(f.Encode()), make([]byte, MaxLength))
+		m, err := ReadMessage(bytes.NewReader(f.Encode()), make([]byte, MaxMessageLength))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -98,18 +98,18 @@ func TestNotificationDescriptions(t *testing.T) {
 	}
 }
 
-// FuzzRead reads arbitrary bytes as messages. Read must not panic, read
+// FuzzRead reads arbitrary bytes as messages. ReadMessage must not panic, read
 // beyond a message, or return a message that its type does not allow.
 func FuzzRead(f *testing.F) {
-	o := fullOpen()
+	o := openWithAllCapabilities()
 	f.Add(o.Encode())
 	f.Add(EncodeKeepalive())
 	f.Add(NewCease(CeaseShutdown, "text").AsHardReset().Encode())
 	f.Add(append(encodeMessage(TypeUpdate, []byte{0, 0, 0, 0}), EncodeKeepalive()...))
 	f.Fuzz(func(t *testing.T, in []byte) {
-		r, buf, read := bytes.NewReader(in), make([]byte, MaxLength), 0
+		r, buf, read := bytes.NewReader(in), make([]byte, MaxMessageLength), 0
 		for {
-			m, err := Read(r, buf)
+			m, err := ReadMessage(r, buf)
 			if err != nil {
 				var fault *Notification
 				if !errors.As(err, &fault) && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {

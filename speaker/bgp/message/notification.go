@@ -43,12 +43,12 @@ type Notification struct {
 	Text string
 }
 
-var codeNames = map[uint8]string{
+var nameByCode = map[uint8]string{
 	CodeHeader: "message header error", CodeOpen: "OPEN message error", CodeUpdate: "UPDATE message error",
 	CodeHoldTimer: "hold timer expired", CodeFSM: "unexpected message", CodeCease: "cease",
 }
 
-var subcodeNames = map[[2]uint8]string{
+var nameBySubcode = map[[2]uint8]string{
 	{CodeHeader, 1}: "connection not synchronised", {CodeHeader, 2}: "bad message length", {CodeHeader, 3}: "bad message type",
 	{CodeOpen, 1}: "unsupported version", {CodeOpen, 2}: "bad peer AS", {CodeOpen, 3}: "bad BGP identifier",
 	{CodeOpen, 4}: "unsupported optional parameter", {CodeOpen, 6}: "unacceptable hold time", {CodeOpen, 7}: "unsupported capability",
@@ -66,11 +66,11 @@ var subcodeNames = map[[2]uint8]string{
 
 // Description names code and subcode, with the administrator's message if there is one (RFC 9003).
 func (n *Notification) Description() string {
-	out, ok := codeNames[n.Code]
+	out, ok := nameByCode[n.Code]
 	if !ok {
 		out = fmt.Sprintf("error code %d", n.Code)
 	}
-	if s, ok := subcodeNames[[2]uint8{n.Code, n.Subcode}]; ok {
+	if s, ok := nameBySubcode[[2]uint8{n.Code, n.Subcode}]; ok {
 		out += ", " + s
 	} else if n.Subcode != 0 {
 		out += fmt.Sprintf(", subcode %d", n.Subcode)
@@ -78,12 +78,12 @@ func (n *Notification) Description() string {
 	if c := n.shutdownCommunication(); c != "" {
 		out += fmt.Sprintf(" (%q)", c)
 	}
-	return out + n.prefixLimit()
+	return out + n.prefixLimitText()
 }
 
-// prefixLimit returns the maximum of prefixes, if the router sent
+// prefixLimitText returns the maximum of prefixes, if the router sent
 // it: AFI, SAFI and the number (RFC 4486 section 4).
-func (n *Notification) prefixLimit() string {
+func (n *Notification) prefixLimitText() string {
 	if n.Code != CodeCease || n.Subcode != CeaseMaxPrefixes || len(n.Data) < 7 {
 		return ""
 	}
@@ -147,7 +147,7 @@ func (n *Notification) AsHardReset() *Notification {
 	return &Notification{Code: CodeCease, Subcode: CeaseHardReset, Data: append([]byte{n.Code, n.Subcode}, n.Data...), Text: n.Text}
 }
 
-// DecodeNotification decodes the body of a NOTIFICATION that Read returned.
+// DecodeNotification decodes the body of a NOTIFICATION that ReadMessage returned.
 func DecodeNotification(body []byte) *Notification {
 	if len(body) < 2 {
 		return &Notification{}

@@ -107,7 +107,7 @@ func (o *Open) Encode() []byte {
 		add(capExtendedNextHop, []byte{0, byte(IPv4), 0, safiUnicast, 0, byte(IPv6)})
 	}
 	if g := o.GracefulRestart; g != nil {
-		add(capGracefulRestart, g.encodeValue(o.Families))
+		add(capGracefulRestart, g.encodeCapabilityValue(o.Families))
 	}
 	if o.FourOctetASN {
 		add(capFourOctetASN, binary.BigEndian.AppendUint32(nil, o.ASN))
@@ -122,7 +122,7 @@ func (o *Open) Encode() []byte {
 	return encodeMessage(TypeOpen, append(body, params...))
 }
 
-func (g *GracefulRestart) encodeValue(order []Family) []byte {
+func (g *GracefulRestart) encodeCapabilityValue(order []Family) []byte {
 	flags := g.RestartSeconds & 0x0fff
 	if g.Restarting {
 		flags |= 0x8000
@@ -145,7 +145,8 @@ func (g *GracefulRestart) encodeValue(order []Family) []byte {
 	return out
 }
 
-// DecodeOpen decodes the body of an OPEN that Read returned. It ignores unknown capabilities.
+// DecodeOpen decodes the body of an OPEN that ReadMessage returned. It ignores unknown
+// capabilities.
 func DecodeOpen(body []byte) (Open, error) {
 	var o Open
 	if len(body) < 10 {
@@ -163,18 +164,18 @@ func DecodeOpen(body []byte) (Open, error) {
 		n, lengthOctets, params = int(binary.BigEndian.Uint16(body[11:])), 2, body[13:]
 	}
 	if n != len(params) {
-		return o, malformedOpen("the length of its optional parameters is wrong")
+		return o, malformedOpenError("the length of its optional parameters is wrong")
 	}
 	for len(params) > 0 {
 		if len(params) < 1+lengthOctets {
-			return o, malformedOpen("an optional parameter of its OPEN is cut off")
+			return o, malformedOpenError("an optional parameter of its OPEN is cut off")
 		}
 		l := int(params[1])
 		if lengthOctets == 2 {
 			l = int(binary.BigEndian.Uint16(params[1:]))
 		}
 		if len(params) < 1+lengthOctets+l {
-			return o, malformedOpen("an optional parameter of its OPEN is cut off")
+			return o, malformedOpenError("an optional parameter of its OPEN is cut off")
 		}
 		if params[0] == 2 { // other parameters are deprecated
 			if err := o.decodeCapabilities(params[1+lengthOctets : 1+lengthOctets+l]); err != nil {
@@ -195,12 +196,12 @@ func DecodeOpen(body []byte) (Open, error) {
 	return o, nil
 }
 
-func malformedOpen(text string) error { return &Notification{Code: CodeOpen, Text: text} }
+func malformedOpenError(text string) error { return &Notification{Code: CodeOpen, Text: text} }
 
 func (o *Open) decodeCapabilities(b []byte) error {
 	for len(b) > 0 {
 		if len(b) < 2 || len(b) < 2+int(b[1]) {
-			return malformedOpen("a capability in its OPEN is cut off")
+			return malformedOpenError("a capability in its OPEN is cut off")
 		}
 		o.decodeCapability(b[0], b[2:2+int(b[1])])
 		b = b[2+int(b[1]):]

@@ -32,14 +32,14 @@ const maxPasswordLength = unix.TCP_MD5SIG_MAXKEYLEN
 // Dial connects to a router.
 func (Transport) Dial(ctx context.Context, o bgp.DialOptions) (bgp.Conn, error) {
 	d := net.Dialer{Timeout: dialTimeout, KeepAlive: -1, FallbackDelay: -1, Control: func(_, _ string, c syscall.RawConn) error { return configureSocket(c, o) }}
-	if o.Source.IsValid() {
-		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(o.Source, 0))
+	if o.LocalAddress.IsValid() {
+		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(o.LocalAddress, 0))
 	}
-	c, err := d.DialContext(ctx, "tcp", o.Remote.String())
+	c, err := d.DialContext(ctx, "tcp", o.RouterAddress.String())
 	if err != nil {
 		return nil, explainDialError(err, o)
 	}
-	out := &conn{TCPConn: c.(*net.TCPConn), remoteIP: o.Remote.Addr()}
+	out := &conn{TCPConn: c.(*net.TCPConn), remoteIP: o.RouterAddress.Addr()}
 	out.nextHop4, out.nextHop6 = localNextHops(c.LocalAddr().(*net.TCPAddr).AddrPort().Addr())
 	return out, nil
 }
@@ -62,34 +62,34 @@ func (Transport) IsOnLink(a netip.Addr) bool {
 func explainDialError(err error, o bgp.DialOptions) error {
 	switch {
 	case errors.Is(err, syscall.ENODEV) && o.Device != "":
-		return fmt.Errorf("connecting to %s: this node has no link or VRF %q: create it (a VRF needs a kernel with VRF support), or correct the BGPPeer: %w", o.Remote, o.Device, err)
-	case errors.Is(err, syscall.EADDRNOTAVAIL) && o.Source.IsValid():
-		return fmt.Errorf("connecting from %s: no interface of this node has that address: correct sourceAddress, or remove it: %w", o.Source, err)
-	case isUnreachable(err) && o.TTL == 1 && !(Transport{}).IsOnLink(o.Remote.Addr()):
-		return fmt.Errorf("connecting to %s: no interface of this node has a network with that address, and an external router must be on a link of the node unless ebgpMultiHop is true: set it if the router is several hops away: %w", o.Remote, err)
-	case isTimeout(err):
+		return fmt.Errorf("connecting to %s: this node has no link or VRF %q: create it (a VRF needs a kernel with VRF support), or correct the BGPPeer: %w", o.RouterAddress, o.Device, err)
+	case errors.Is(err, syscall.EADDRNOTAVAIL) && o.LocalAddress.IsValid():
+		return fmt.Errorf("connecting from %s: no interface of this node has that address: correct sourceAddress, or remove it: %w", o.LocalAddress, err)
+	case isRouterUnreachable(err) && o.TTL == 1 && !(Transport{}).IsOnLink(o.RouterAddress.Addr()):
+		return fmt.Errorf("connecting to %s: no interface of this node has a network with that address, and an external router must be on a link of the node unless ebgpMultiHop is true: set it if the router is several hops away: %w", o.RouterAddress, err)
+	case isDialTimeout(err):
 		what := "is the router up, and does it allow this node?"
 		if o.Password != "" {
 			what += " Is the password the same on both sides?"
 		} else {
 			what += " Does it require a password?"
 		}
-		return fmt.Errorf("connecting to %s: no answer within %s: %s", o.Remote, dialTimeout, what)
+		return fmt.Errorf("connecting to %s: no answer within %s: %s", o.RouterAddress, dialTimeout, what)
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("connecting to %s: refused: does BGP run there, with this node as a neighbour?", o.Remote)
+		return fmt.Errorf("connecting to %s: refused: does BGP run there, with this node as a neighbour?", o.RouterAddress)
 	}
-	return fmt.Errorf("connecting to %s: %w", o.Remote, err)
+	return fmt.Errorf("connecting to %s: %w", o.RouterAddress, err)
 }
 
-// isTimeout reports whether the router did not answer. The net package has two such errors.
-func isTimeout(err error) bool {
+// isDialTimeout reports whether the router did not answer. The net package has two such errors.
+func isDialTimeout(err error) bool {
 	var n net.Error
 	return errors.As(err, &n) && n.Timeout()
 }
 
-// isUnreachable reports whether no packet came from the router itself.
-func isUnreachable(err error) bool {
-	return isTimeout(err) || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.ENETUNREACH)
+// isRouterUnreachable reports whether no packet came from the router itself.
+func isRouterUnreachable(err error) bool {
+	return isDialTimeout(err) || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.ENETUNREACH)
 }
 
 // configureSocket sets the options that the first packet needs.
@@ -106,13 +106,13 @@ func configureSocket(c syscall.RawConn, o bgp.DialOptions) error {
 			set(fmt.Sprintf("binding to %q", o.Device), unix.SetsockoptString(s, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, o.Device))
 		}
 		if o.Password != "" {
-			set("setting the password", setMD5Key(s, o.Remote.Addr(), o.Password))
+			set("setting the password", setMD5Key(s, o.RouterAddress.Addr(), o.Password))
 		}
-		if e := setTTLs(s, o.Remote.Addr(), o.TTL, o.MinTTL); err == nil {
+		if e := setTTLs(s, o.RouterAddress.Addr(), o.TTL, o.MinTTL); err == nil {
 			err = e
 		}
 		// Routing traffic has priority: class selector 6 (RFC 4594 section 3.2).
-		if o.Remote.Addr().Unmap().Is4() {
+		if o.RouterAddress.Addr().Unmap().Is4() {
 			set("setting the traffic class", unix.SetsockoptInt(s, unix.IPPROTO_IP, unix.IP_TOS, 0xc0))
 		} else {
 			set("setting the traffic class", unix.SetsockoptInt(s, unix.IPPROTO_IPV6, unix.IPV6_TCLASS, 0xc0))
@@ -162,14 +162,14 @@ func (c *conn) SetPassword(password string) error {
 	return errors.Join(err, fault)
 }
 
-// NextHops returns this node's addresses for next hops.
-func (c *conn) NextHops() (ipv4, ipv6 netip.Addr) { return c.nextHop4, c.nextHop6 }
+// LocalNextHops returns this node's addresses for next hops.
+func (c *conn) LocalNextHops() (ipv4, ipv6 netip.Addr) { return c.nextHop4, c.nextHop6 }
 
 // localNextHops returns the local address and an address of the other family from the same link.
 // It prefers a global address to a link-local one, which is valid only on its link.
 func localNextHops(local netip.Addr) (ipv4, ipv6 netip.Addr) {
 	local = local.Unmap()
-	for _, a := range linkAddresses(local) {
+	for _, a := range addressesOfSameLink(local) {
 		switch {
 		case a.Is4() && (!ipv4.IsValid() || ipv4.IsLinkLocalUnicast()):
 			ipv4 = a
@@ -186,8 +186,8 @@ func localNextHops(local netip.Addr) (ipv4, ipv6 netip.Addr) {
 	return ipv4, local
 }
 
-// linkAddresses returns the addresses of the link with the given address.
-func linkAddresses(local netip.Addr) []netip.Addr {
+// addressesOfSameLink returns the addresses of the link with the given address.
+func addressesOfSameLink(local netip.Addr) []netip.Addr {
 	links, err := net.Interfaces()
 	if err != nil {
 		return nil

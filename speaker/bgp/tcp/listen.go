@@ -17,7 +17,7 @@ import (
 
 // Listen accepts connections over IPv4 and IPv6.
 func (Transport) Listen(ctx context.Context, port uint16) (bgp.Listener, error) {
-	l := &listener{connections: make(chan bgp.Conn), done: make(chan struct{})}
+	l := &listener{connections: make(chan bgp.Conn), closed: make(chan struct{})}
 	for _, network := range []string{"tcp4", "tcp6"} {
 		config := net.ListenConfig{KeepAlive: -1}
 		s, err := config.Listen(ctx, network, fmt.Sprintf(":%d", port))
@@ -52,7 +52,7 @@ const acceptRetryDelay = 100 * time.Millisecond
 type listener struct {
 	sockets     []*net.TCPListener
 	connections chan bgp.Conn
-	done        chan struct{}
+	closed      chan struct{}
 }
 
 func (l *listener) acceptConnections(s *net.TCPListener) {
@@ -63,7 +63,7 @@ func (l *listener) acceptConnections(s *net.TCPListener) {
 				return
 			}
 			select { // such as without free file descriptors
-			case <-l.done:
+			case <-l.closed:
 				return
 			case <-time.After(acceptRetryDelay):
 			}
@@ -74,7 +74,7 @@ func (l *listener) acceptConnections(s *net.TCPListener) {
 		out.nextHop4, out.nextHop6 = localNextHops(c.LocalAddr().(*net.TCPAddr).AddrPort().Addr())
 		select {
 		case l.connections <- out:
-		case <-l.done:
+		case <-l.closed:
 			c.Close()
 			return
 		}
@@ -110,9 +110,9 @@ func (l *listener) SetPassword(router netip.Addr, password string) error {
 // Close closes the sockets. Delivered connections stay open.
 func (l *listener) Close() {
 	select {
-	case <-l.done:
+	case <-l.closed:
 	default:
-		close(l.done)
+		close(l.closed)
 	}
 	for _, s := range l.sockets {
 		s.Close()

@@ -19,26 +19,26 @@ const (
 	advertiseInterval = 10 * time.Second
 	// solicitInterval is how often the node solicits routers while none is known.
 	solicitInterval = time.Second
-	// routerTimeout is how long a router may be silent before another router on the link replaces
-	// it: three of the advertisement intervals that routers use for unnumbered neighbours.
-	routerTimeout = 30 * time.Second
-	// retryInterval is the time between two attempts to use the link.
-	retryInterval = time.Second
+	// silentRouterTimeout is how long a router may be silent before another router on the link
+	// replaces it: three of the advertisement intervals that routers use for unnumbered neighbours.
+	silentRouterTimeout = 30 * time.Second
+	// linkRetryInterval is the time between two attempts to use the link.
+	linkRetryInterval = time.Second
 )
 
 var (
-	allNodes   = netip.MustParseAddr("ff02::1")
-	allRouters = netip.MustParseAddr("ff02::2")
+	allNodesGroup   = netip.MustParseAddr("ff02::1")
+	allRoutersGroup = netip.MustParseAddr("ff02::2")
 )
 
-// FindRouter reports the link-local address of the router on a link by its router advertisements
-// (RFC 4861), and again when another router replaces it. It reports an error while the link
-// cannot be used. Until ctx ends it also advertises this node, with a router lifetime of 0: the
-// router finds its neighbour, and no host uses the node as a gateway.
-func (Transport) FindRouter(ctx context.Context, device string, report func(router netip.Addr, err error)) {
+// FindRouterOnLink reports the link-local address of the router on a link by its router
+// advertisements (RFC 4861), and again when another router replaces it. It reports an error while
+// the link cannot be used. Until ctx ends it also advertises this node, with a router lifetime of
+// 0: the router finds its neighbour, and no host uses the node as a gateway.
+func (Transport) FindRouterOnLink(ctx context.Context, device string, report func(router netip.Addr, err error)) {
 	reported := ""
 	for ctx.Err() == nil {
-		err := searchLink(ctx, device, func(a netip.Addr) {
+		err := searchRouterOnLink(ctx, device, func(a netip.Addr) {
 			reported = ""
 			report(a, nil)
 		})
@@ -51,13 +51,13 @@ func (Transport) FindRouter(ctx context.Context, device string, report func(rout
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(retryInterval):
+		case <-time.After(linkRetryInterval):
 		}
 	}
 }
 
-// searchLink searches with one socket until it fails or ctx ends.
-func searchLink(ctx context.Context, device string, report func(netip.Addr)) error {
+// searchRouterOnLink searches with one socket until it fails or ctx ends.
+func searchRouterOnLink(ctx context.Context, device string, report func(netip.Addr)) error {
 	link, err := net.InterfaceByName(device)
 	if err != nil {
 		return fmt.Errorf("this node has no link %q: correct interface: %w", device, err)
@@ -73,28 +73,28 @@ func searchLink(ctx context.Context, device string, report func(netip.Addr)) err
 	filter.Accept(ipv6.ICMPTypeRouterAdvertisement)
 	filter.Accept(ipv6.ICMPTypeRouterSolicitation)
 	for _, e := range []error{
-		c.SetICMPFilter(&filter), c.SetControlMessage(ipv6.FlagHopLimit|ipv6.FlagInterface, true), c.JoinGroup(allNodes), c.JoinGroup(allRouters),
+		c.SetICMPFilter(&filter), c.SetControlMessage(ipv6.FlagHopLimit|ipv6.FlagInterface, true), c.JoinGroup(allNodesGroup), c.JoinGroup(allRoutersGroup),
 	} {
 		if e != nil {
 			return fmt.Errorf("looking for a router on %q: %w", device, e)
 		}
 	}
-	f := routerFinder{conn: c, linkLocal: own, link: link, report: report}
-	return f.readAndSolicit(ctx)
+	f := routerFinder{conn: c, linkLocalAddress: own, link: link, reportRouter: report}
+	return f.exchangeNDPMessages(ctx)
 }
 
 // routerFinder searches on one link.
 type routerFinder struct {
-	conn      *ndp.Conn
-	linkLocal netip.Addr
-	link      *net.Interface
-	report    func(netip.Addr)
-	router    netip.Addr
-	lastHeard time.Time // of router
+	conn              *ndp.Conn
+	linkLocalAddress  netip.Addr
+	link              *net.Interface
+	reportRouter      func(netip.Addr)
+	currentRouter     netip.Addr
+	routerLastHeardAt time.Time // of router
 }
 
-// readAndSolicit reads messages and sends advertisements and solicitations when they are due.
-func (f *routerFinder) readAndSolicit(ctx context.Context) error {
+// exchangeNDPMessages reads messages and sends advertisements and solicitations when they are due.
+func (f *routerFinder) exchangeNDPMessages(ctx context.Context) error {
 	var advertised, solicited time.Time
 	for ctx.Err() == nil {
 		now := time.Now()
@@ -105,10 +105,10 @@ func (f *routerFinder) readAndSolicit(ctx context.Context) error {
 			}
 		}
 		wake := advertised.Add(advertiseInterval)
-		if now.Sub(f.lastHeard) > routerTimeout {
+		if now.Sub(f.routerLastHeardAt) > silentRouterTimeout {
 			if now.Sub(solicited) >= solicitInterval {
 				solicited = now
-				if err := f.sendMessage(&ndp.RouterSolicitation{Options: f.sourceOptions()}, allRouters); err != nil {
+				if err := f.sendNDPMessage(&ndp.RouterSolicitation{Options: f.sourceMACOptions()}, allRoutersGroup); err != nil {
 					return err
 				}
 			}
@@ -121,7 +121,7 @@ func (f *routerFinder) readAndSolicit(ctx context.Context) error {
 			continue
 		case err != nil:
 			return fmt.Errorf("looking for a router on %q: %w", f.link.Name, err)
-		case cm == nil || cm.HopLimit != ndp.HopLimit || cm.IfIndex != f.link.Index || !from.IsLinkLocalUnicast() || from == f.linkLocal:
+		case cm == nil || cm.HopLimit != ndp.HopLimit || cm.IfIndex != f.link.Index || !from.IsLinkLocalUnicast() || from == f.linkLocalAddress:
 			continue // from beyond a router, or our own
 		}
 		switch m.(type) {
@@ -138,29 +138,29 @@ func (f *routerFinder) readAndSolicit(ctx context.Context) error {
 
 // recordRouter records a router. The first router stays until it is silent.
 func (f *routerFinder) recordRouter(from netip.Addr, now time.Time) {
-	if from != f.router && f.router.IsValid() && now.Sub(f.lastHeard) < routerTimeout {
+	if from != f.currentRouter && f.currentRouter.IsValid() && now.Sub(f.routerLastHeardAt) < silentRouterTimeout {
 		return
 	}
-	f.lastHeard = now
-	if from != f.router {
-		f.router = from
-		f.report(from)
+	f.routerLastHeardAt = now
+	if from != f.currentRouter {
+		f.currentRouter = from
+		f.reportRouter(from)
 	}
 }
 
 func (f *routerFinder) sendAdvertisement() error {
-	return f.sendMessage(&ndp.RouterAdvertisement{Options: f.sourceOptions()}, allNodes)
+	return f.sendNDPMessage(&ndp.RouterAdvertisement{Options: f.sourceMACOptions()}, allNodesGroup)
 }
 
-// sourceOptions returns the option with the link's own Ethernet address.
-func (f *routerFinder) sourceOptions() []ndp.Option {
+// sourceMACOptions returns the option with the link's own Ethernet address.
+func (f *routerFinder) sourceMACOptions() []ndp.Option {
 	if len(f.link.HardwareAddr) == 0 {
 		return nil
 	}
 	return []ndp.Option{&ndp.LinkLayerAddress{Direction: ndp.Source, Addr: f.link.HardwareAddr}}
 }
 
-func (f *routerFinder) sendMessage(m ndp.Message, to netip.Addr) error {
+func (f *routerFinder) sendNDPMessage(m ndp.Message, to netip.Addr) error {
 	if err := f.conn.WriteTo(m, nil, to); err != nil {
 		return fmt.Errorf("sending to the routers on %q: %w", f.link.Name, err)
 	}

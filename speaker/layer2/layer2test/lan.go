@@ -17,12 +17,12 @@ import (
 	"github.com/gantry-lb/gantry/speaker/layer2"
 )
 
-// ErrClosed is the error of a closed Port.
-var ErrClosed = errors.New("the port is closed")
+// ErrPortClosed is the error of a closed Port.
+var ErrPortClosed = errors.New("the port is closed")
 
-// queueLength is how many frames a host queues before it reads them. Further frames
+// frameQueueLength is how many frames a host queues before it reads them. Further frames
 // are lost, as on a socket.
-const queueLength = 4096
+const frameQueueLength = 4096
 
 // LAN is an Ethernet segment. Any goroutine may use it. The zero value is not usable.
 type LAN struct {
@@ -85,7 +85,7 @@ func (l *LAN) deliverFrame(from *port, f layer2.Frame) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if from.isClosed() {
-		return ErrClosed
+		return ErrPortClosed
 	}
 	l.sentFrames = append(l.sentFrames, SentFrame{At: time.Now(), From: from.host.name, Frame: f})
 	if from.host.isDisconnected {
@@ -93,7 +93,7 @@ func (l *LAN) deliverFrame(from *port, f layer2.Frame) error {
 	}
 	for _, h := range l.hosts {
 		for _, p := range h.ports {
-			addressed := p.family == layer2.FamilyOf(f.TargetIP) && p.acceptsMAC(f.Destination)
+			addressed := p.family == layer2.FamilyOf(f.TargetIP) && p.acceptsDestinationMAC(f.EthernetDestination)
 			if p == from || !addressed || h.isDisconnected {
 				continue
 			}
@@ -121,7 +121,7 @@ func (h *Host) OpenPort(link facts.Link, family layer2.Family) (layer2.Port, err
 	if h.openError != nil {
 		return nil, fmt.Errorf("opening a port on %q: %w", link.Name, h.openError)
 	}
-	p := &port{host: h, link: link, family: family, groupUsers: map[netip.Addr]int{}, receivedFrames: make(chan layer2.Frame, queueLength), closed: make(chan struct{})}
+	p := &port{host: h, link: link, family: family, joinCountByAddress: map[netip.Addr]int{}, receivedFrames: make(chan layer2.Frame, frameQueueLength), closed: make(chan struct{})}
 	h.ports = append(h.ports, p)
 	return p, nil
 }
@@ -145,25 +145,25 @@ func (h *Host) setDisconnected(cut bool) {
 	h.isDisconnected = cut
 }
 
-// FailPorts ends every open port of the host with err, like a link that goes down.
-func (h *Host) FailPorts(err error) {
+// FailOpenPorts ends every open port of the host with err, like a link that goes down.
+func (h *Host) FailOpenPorts(err error) {
 	h.lan.mu.Lock()
 	ports := slices.Clone(h.ports)
 	h.lan.mu.Unlock()
 	for _, p := range ports {
-		p.closeWith(err)
+		p.closeWithError(err)
 	}
 }
 
 // port is a connection of a host to the LAN.
 type port struct {
-	host           *Host
-	link           facts.Link
-	family         layer2.Family
-	groupUsers     map[netip.Addr]int // the addresses whose groups are joined, and how often
-	receivedFrames chan layer2.Frame
-	closed         chan struct{} // closed by closeWith
-	err            error         // set before closed is closed
+	host               *Host
+	link               facts.Link
+	family             layer2.Family
+	joinCountByAddress map[netip.Addr]int // the addresses whose groups are joined, and how often
+	receivedFrames     chan layer2.Frame
+	closed             chan struct{} // closed by closeWithError
+	err                error         // set before closed is closed
 }
 
 var _ layer2.Port = (*port)(nil)
@@ -182,8 +182,8 @@ func (p *port) Receive(handle func(layer2.Frame) (layer2.Frame, bool)) error {
 	}
 }
 
-// LostFrames returns 0: frames that a host does not read are not counted.
-func (p *port) LostFrames() uint64 { return 0 }
+// LostFrameCount returns 0: frames that a host does not read are not counted.
+func (p *port) LostFrameCount() uint64 { return 0 }
 
 // Write sends a frame.
 func (p *port) Write(f layer2.Frame) error { return p.host.lan.deliverFrame(p, f) }
@@ -192,7 +192,7 @@ func (p *port) Write(f layer2.Frame) error { return p.host.lan.deliverFrame(p, f
 func (p *port) JoinGroup(a netip.Addr) error {
 	p.host.lan.mu.Lock()
 	defer p.host.lan.mu.Unlock()
-	p.groupUsers[a]++
+	p.joinCountByAddress[a]++
 	return nil
 }
 
@@ -200,18 +200,18 @@ func (p *port) JoinGroup(a netip.Addr) error {
 func (p *port) LeaveGroup(a netip.Addr) {
 	p.host.lan.mu.Lock()
 	defer p.host.lan.mu.Unlock()
-	if p.groupUsers[a]--; p.groupUsers[a] <= 0 {
-		delete(p.groupUsers, a)
+	if p.joinCountByAddress[a]--; p.joinCountByAddress[a] <= 0 {
+		delete(p.joinCountByAddress, a)
 	}
 }
 
-// acceptsMAC says whether the network card receives frames to this Ethernet address.
-func (p *port) acceptsMAC(to facts.MAC) bool {
+// acceptsDestinationMAC says whether the network card receives frames to this Ethernet address.
+func (p *port) acceptsDestinationMAC(to facts.MAC) bool {
 	if to[0] != 0x33 || to[2] != 0xff { // not a solicited-node group
 		return to[0]&1 == 1 || to == p.link.MAC
 	}
-	for a := range p.groupUsers {
-		if layer2.RequestMAC(a) == to {
+	for a := range p.joinCountByAddress {
+		if layer2.RequestDestinationMAC(a) == to {
 			return true
 		}
 	}
@@ -220,11 +220,11 @@ func (p *port) acceptsMAC(to facts.MAC) bool {
 
 // Close disconnects the port.
 func (p *port) Close() error {
-	p.closeWith(ErrClosed)
+	p.closeWithError(ErrPortClosed)
 	return nil
 }
 
-func (p *port) closeWith(err error) {
+func (p *port) closeWithError(err error) {
 	p.host.lan.mu.Lock()
 	defer p.host.lan.mu.Unlock()
 	if p.isClosed() {

@@ -35,7 +35,7 @@ func decodeARP(b []byte) (layer2.Frame, bool) {
 		return layer2.Frame{}, false
 	}
 	return layer2.Frame{
-		Destination: facts.MAC(b[0:6]), Source: facts.MAC(b[6:12]),
+		EthernetDestination: facts.MAC(b[0:6]), EthernetSource: facts.MAC(b[6:12]),
 		Operation: layer2.Operation(binary.BigEndian.Uint16(b[arpOperationOffset:])),
 		SenderMAC: facts.MAC(b[senderMACOffset:senderIPOffset]), SenderIP: netip.AddrFrom4([4]byte(b[senderIPOffset:targetMACOffset])),
 		TargetMAC: facts.MAC(b[targetMACOffset:targetIPOffset]), TargetIP: netip.AddrFrom4([4]byte(b[targetIPOffset:arpFrameLength])),
@@ -45,8 +45,8 @@ func decodeARP(b []byte) (layer2.Frame, bool) {
 // encodeARP writes the frame into b, which has room for it, and returns the written bytes.
 func encodeARP(b []byte, f layer2.Frame) ([]byte, error) {
 	b = b[:arpFrameLength]
-	copy(b[0:6], f.Destination[:])
-	copy(b[6:12], f.Source[:])
+	copy(b[0:6], f.EthernetDestination[:])
+	copy(b[6:12], f.EthernetSource[:])
 	binary.BigEndian.PutUint16(b[etherTypeOffset:], unix.ETH_P_ARP)
 	binary.BigEndian.PutUint32(b[arpTypesOffset:], arpTypesEthernetIPv4)
 	binary.BigEndian.PutUint16(b[arpLengthsOffset:], arpAddressLengths)

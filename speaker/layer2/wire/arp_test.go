@@ -13,7 +13,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/layer2"
 )
 
-var equateAddresses = cmpopts.EquateComparable(netip.Addr{})
+var compareAddressesOption = cmpopts.EquateComparable(netip.Addr{})
 
 // decodeWithLibrary decodes a frame with the library mdlayher/arp.
 func decodeWithLibrary(b []byte) (layer2.Frame, bool) {
@@ -26,7 +26,7 @@ func decodeWithLibrary(b []byte) (layer2.Frame, bool) {
 		return layer2.Frame{}, false
 	}
 	return layer2.Frame{
-		Destination: facts.MAC(e.Destination), Source: facts.MAC(e.Source), Operation: layer2.Operation(a.Operation),
+		EthernetDestination: facts.MAC(e.Destination), EthernetSource: facts.MAC(e.Source), Operation: layer2.Operation(a.Operation),
 		SenderMAC: facts.MAC(a.SenderHardwareAddr), SenderIP: a.SenderIP,
 		TargetMAC: facts.MAC(a.TargetHardwareAddr), TargetIP: a.TargetIP,
 	}, true
@@ -34,7 +34,7 @@ func decodeWithLibrary(b []byte) (layer2.Frame, bool) {
 
 func exampleARPFrame() layer2.Frame {
 	return layer2.Frame{
-		Destination: facts.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, Source: facts.MAC{2, 0, 0, 0, 0, 1}, Operation: layer2.Request,
+		EthernetDestination: facts.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, EthernetSource: facts.MAC{2, 0, 0, 0, 0, 1}, Operation: layer2.Request,
 		SenderMAC: facts.MAC{2, 0, 0, 0, 0, 1}, SenderIP: netip.MustParseAddr("192.168.0.100"),
 		TargetMAC: facts.MAC{2, 0, 0, 0, 0, 3}, TargetIP: netip.MustParseAddr("192.168.0.201"),
 	}
@@ -55,7 +55,7 @@ func TestARPFrameIsReadByTheLibrary(t *testing.T) {
 	b := encodeFrame(t, encodeARP, f)
 	for name, decode := range map[string]func([]byte) (layer2.Frame, bool){"library": decodeWithLibrary, "own": decodeARP} {
 		got, ok := decode(b)
-		if diff := cmp.Diff(f, got, equateAddresses); !ok || diff != "" {
+		if diff := cmp.Diff(f, got, compareAddressesOption); !ok || diff != "" {
 			t.Errorf("%s: ok=%v (-want +got)\n%s", name, ok, diff)
 		}
 	}
@@ -94,7 +94,7 @@ func checkARPFrame(t *testing.T, b []byte) {
 	}
 	want, ok := decodeWithLibrary(b)
 	if !ok || got != want {
-		t.Fatalf("the library says ok=%v (-library +own)\n%s", ok, cmp.Diff(want, got, equateAddresses))
+		t.Fatalf("the library says ok=%v (-library +own)\n%s", ok, cmp.Diff(want, got, compareAddressesOption))
 	}
 	if again := encodeFrame(t, encodeARP, got); string(again) != string(b[:arpFrameLength]) {
 		t.Fatalf("written as %x, read from %x", again, b)

@@ -26,17 +26,17 @@ const kernelGroupsLimit = 256
 // the link has to receive their packets, and switches that snoop on MLD need reports.
 // Any goroutine may call its methods.
 type groupMemberships struct {
-	linkIndex     int
-	reportSource  netip.Addr // of MLD reports
-	linkMAC       facts.MAC
-	controlSocket func(f func(fd uintptr)) error // accesses the packet socket
-	sendFrame     func(b []byte)
+	linkIndex          int
+	reportSourceIP     netip.Addr // of MLD reports
+	linkMAC            facts.MAC
+	accessPacketSocket func(f func(fd uintptr)) error // accesses the packet socket
+	sendFrame          func(b []byte)
 
 	mu sync.Mutex // guards the fields below
 	// an ordinary socket for memberships in the kernel; -1 if there is none
-	kernelSocket      int
-	membershipByGroup map[netip.Addr]*membership
-	kernelCount       int // how many of them are in the kernel
+	kernelMembershipSocket int
+	membershipByGroup      map[netip.Addr]*groupMembership
+	kernelGroupCount       int // how many of them are in the kernel
 	// pendingReportsByGroup has the new groups that we report, with the number of
 	// reports still due.
 	pendingReportsByGroup map[netip.Addr]int
@@ -45,8 +45,8 @@ type groupMemberships struct {
 	reportDueAt time.Time
 }
 
-// membership is a joined group. Addresses with the same last three bytes share one.
-type membership struct {
+// groupMembership is a joined group. Addresses with the same last three bytes share one.
+type groupMembership struct {
 	userCount      int
 	isSelfReported bool // reported by us, not by the kernel
 }
@@ -54,20 +54,20 @@ type membership struct {
 // newGroupMemberships joins the group of all nodes, to which announcements are sent.
 func newGroupMemberships(l facts.Link, control func(f func(fd uintptr)) error, send func([]byte)) (*groupMemberships, error) {
 	g := &groupMemberships{
-		linkIndex: l.Index, reportSource: netip.IPv6Unspecified(), linkMAC: l.MAC, controlSocket: control, sendFrame: send,
-		membershipByGroup: map[netip.Addr]*membership{}, pendingReportsByGroup: map[netip.Addr]int{},
+		linkIndex: l.Index, reportSourceIP: netip.IPv6Unspecified(), linkMAC: l.MAC, accessPacketSocket: control, sendFrame: send,
+		membershipByGroup: map[netip.Addr]*groupMembership{}, pendingReportsByGroup: map[netip.Addr]int{},
 	}
 	for _, p := range l.Prefixes {
 		if p.Addr().Is6() && p.Addr().IsLinkLocalUnicast() {
-			g.reportSource = p.Addr()
+			g.reportSourceIP = p.Addr()
 		}
 	}
-	if err := g.setPacketMembership(unix.PACKET_ADD_MEMBERSHIP, unix.PACKET_MR_MULTICAST, layer2.AnnouncementMAC(allNodesGroup)); err != nil {
+	if err := g.setPacketMembership(unix.PACKET_ADD_MEMBERSHIP, unix.PACKET_MR_MULTICAST, layer2.AnnouncementDestinationMAC(allNodesGroup)); err != nil {
 		return nil, err
 	}
 	var err error
-	if g.kernelSocket, err = unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
-		g.kernelSocket = -1 // the kernel has IPv6 off: we report every group
+	if g.kernelMembershipSocket, err = unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+		g.kernelMembershipSocket = -1 // the kernel has IPv6 off: we report every group
 	}
 	return g, nil
 }
@@ -77,7 +77,7 @@ func (g *groupMemberships) setPacketMembership(option int, kind uint16, mac fact
 	r := unix.PacketMreq{Ifindex: int32(g.linkIndex), Type: kind, Alen: uint16(len(mac))}
 	copy(r.Address[:], mac[:])
 	var err error
-	if failed := g.controlSocket(func(fd uintptr) { err = unix.SetsockoptPacketMreq(int(fd), unix.SOL_PACKET, option, &r) }); failed != nil {
+	if failed := g.accessPacketSocket(func(fd uintptr) { err = unix.SetsockoptPacketMreq(int(fd), unix.SOL_PACKET, option, &r) }); failed != nil {
 		return failed
 	}
 	return err
@@ -85,14 +85,14 @@ func (g *groupMemberships) setPacketMembership(option int, kind uint16, mac fact
 
 // setKernelMembership makes the kernel join or leave a group. The kernel sends the reports.
 func (g *groupMemberships) setKernelMembership(option int, group netip.Addr) error {
-	if g.kernelSocket < 0 {
+	if g.kernelMembershipSocket < 0 {
 		return unix.EAFNOSUPPORT
 	}
-	return unix.SetsockoptIPv6Mreq(g.kernelSocket, unix.IPPROTO_IPV6, option, &unix.IPv6Mreq{Multiaddr: group.As16(), Interface: uint32(g.linkIndex)})
+	return unix.SetsockoptIPv6Mreq(g.kernelMembershipSocket, unix.IPPROTO_IPV6, option, &unix.IPv6Mreq{Multiaddr: group.As16(), Interface: uint32(g.linkIndex)})
 }
 
-// joinGroupOf joins the group to which requests for the address are sent.
-func (g *groupMemberships) joinGroupOf(a netip.Addr) error {
+// joinGroupOfAddress joins the group to which requests for the address are sent.
+func (g *groupMemberships) joinGroupOfAddress(a netip.Addr) error {
 	group, err := ndp.SolicitedNodeMulticast(a)
 	if err != nil {
 		return fmt.Errorf("joining the group of %s: %w: %w", a, layer2.ErrNotSent, err)
@@ -103,15 +103,15 @@ func (g *groupMemberships) joinGroupOf(a netip.Addr) error {
 		m.userCount++
 		return nil
 	}
-	m := &membership{userCount: 1}
-	if m.isSelfReported = g.kernelCount >= kernelGroupsLimit || g.setKernelMembership(unix.IPV6_JOIN_GROUP, group) != nil; m.isSelfReported {
+	m := &groupMembership{userCount: 1}
+	if m.isSelfReported = g.kernelGroupCount >= kernelGroupsLimit || g.setKernelMembership(unix.IPV6_JOIN_GROUP, group) != nil; m.isSelfReported {
 		err = g.beginSelfReporting(group)
 	} else {
-		err = g.setPacketMembership(unix.PACKET_ADD_MEMBERSHIP, unix.PACKET_MR_MULTICAST, layer2.RequestMAC(a))
-		g.kernelCount++
+		err = g.setPacketMembership(unix.PACKET_ADD_MEMBERSHIP, unix.PACKET_MR_MULTICAST, layer2.RequestDestinationMAC(a))
+		g.kernelGroupCount++
 	}
 	if err != nil {
-		return fmt.Errorf("joining the group of %s: %w", a, classifyError(err))
+		return fmt.Errorf("joining the group of %s: %w", a, translateKernelError(err))
 	}
 	g.membershipByGroup[group] = m
 	return nil
@@ -126,15 +126,17 @@ func (g *groupMemberships) beginSelfReporting(group netip.Addr) error {
 		}
 	}
 	g.pendingReportsByGroup[group] = changeReportCount
-	g.scheduleReport(reportDelay)
+	g.scheduleReport(reportCoalesceDelay)
 	return nil
 }
 
 // selfReportedCount returns how many groups we report.
-func (g *groupMemberships) selfReportedCount() int { return len(g.membershipByGroup) - g.kernelCount }
+func (g *groupMemberships) selfReportedCount() int {
+	return len(g.membershipByGroup) - g.kernelGroupCount
+}
 
-// leaveGroupOf undoes joinGroupOf.
-func (g *groupMemberships) leaveGroupOf(a netip.Addr) {
+// leaveGroupOfAddress undoes joinGroupOfAddress.
+func (g *groupMemberships) leaveGroupOfAddress(a netip.Addr) {
 	group, err := ndp.SolicitedNodeMulticast(a)
 	if err != nil {
 		return
@@ -151,13 +153,13 @@ func (g *groupMemberships) leaveGroupOf(a netip.Addr) {
 	delete(g.membershipByGroup, group)
 	// If this fails, the port receives requests that it does not answer.
 	if !m.isSelfReported {
-		g.kernelCount--
+		g.kernelGroupCount--
 		_ = g.setKernelMembership(unix.IPV6_LEAVE_GROUP, group)
-		_ = g.setPacketMembership(unix.PACKET_DROP_MEMBERSHIP, unix.PACKET_MR_MULTICAST, layer2.RequestMAC(a))
+		_ = g.setPacketMembership(unix.PACKET_DROP_MEMBERSHIP, unix.PACKET_MR_MULTICAST, layer2.RequestDestinationMAC(a))
 		return
 	}
 	delete(g.pendingReportsByGroup, group)
-	g.sendReports(changeToInclude, []netip.Addr{group}) // includes no source, which means: left
+	g.sendReports(mldChangeToInclude, []netip.Addr{group}) // includes no source, which means: left
 	if g.selfReportedCount() == 0 {
 		_ = g.setPacketMembership(unix.PACKET_DROP_MEMBERSHIP, unix.PACKET_MR_ALLMULTI, facts.MAC{})
 	}
@@ -165,8 +167,8 @@ func (g *groupMemberships) leaveGroupOf(a netip.Addr) {
 
 // The times of the reports that we send (RFC 3810 section 9).
 const (
-	// reportDelay gathers the groups that the engine joins together.
-	reportDelay = 10 * time.Millisecond
+	// reportCoalesceDelay gathers the groups that the engine joins together.
+	reportCoalesceDelay = 10 * time.Millisecond
 	// A change is reported as often as the Robustness Variable says, at most a second apart.
 	changeReportCount    = 2
 	changeReportInterval = time.Second
@@ -197,11 +199,11 @@ func (g *groupMemberships) sendDueReport() {
 		return
 	}
 	if len(g.pendingReportsByGroup) == 0 {
-		g.sendReports(modeIsExclude, g.selfReportedGroups())
+		g.sendReports(mldModeIsExclude, g.selfReportedGroups())
 		g.scheduleReport(allGroupsReportInterval)
 		return
 	}
-	g.sendReports(changeToExclude, slices.SortedFunc(maps.Keys(g.pendingReportsByGroup), netip.Addr.Compare))
+	g.sendReports(mldChangeToExclude, slices.SortedFunc(maps.Keys(g.pendingReportsByGroup), netip.Addr.Compare))
 	for group := range g.pendingReportsByGroup {
 		if g.pendingReportsByGroup[group]--; g.pendingReportsByGroup[group] == 0 {
 			delete(g.pendingReportsByGroup, group)
@@ -210,12 +212,12 @@ func (g *groupMemberships) sendDueReport() {
 	g.scheduleReport(changeReportInterval)
 }
 
-// answerQuery answers the query of a router or switch for the joined groups.
-func (g *groupMemberships) answerQuery() {
+// answerMLDQuery answers the query of a router or switch for the joined groups.
+func (g *groupMemberships) answerMLDQuery() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.selfReportedCount() > 0 {
-		g.scheduleReport(reportDelay)
+		g.scheduleReport(reportCoalesceDelay)
 	}
 }
 
@@ -233,7 +235,7 @@ func (g *groupMemberships) selfReportedGroups() []netip.Addr {
 // sendReports sends as many reports as the groups need.
 func (g *groupMemberships) sendReports(kind byte, all []netip.Addr) {
 	for part := range slices.Chunk(all, maxRecordsPerReport) {
-		g.sendFrame(encodeMLDReport(g.linkMAC, g.reportSource, kind, part))
+		g.sendFrame(encodeMLDReport(g.linkMAC, g.reportSourceIP, kind, part))
 	}
 }
 
@@ -246,9 +248,9 @@ func (g *groupMemberships) closeMemberships() {
 		g.reportTimer.Stop()
 	}
 	clear(g.membershipByGroup)
-	g.kernelCount = 0
-	if g.kernelSocket >= 0 {
-		_ = unix.Close(g.kernelSocket) // nothing was written
-		g.kernelSocket = -1
+	g.kernelGroupCount = 0
+	if g.kernelMembershipSocket >= 0 {
+		_ = unix.Close(g.kernelMembershipSocket) // nothing was written
+		g.kernelMembershipSocket = -1
 	}
 }

@@ -26,7 +26,7 @@ type harness struct {
 
 func newHarness(t *testing.T) *harness {
 	l := &harness{t: t, nodeNamespace: netnstest.New(t), switchNamespace: netnstest.New(t)}
-	l.nodeNamespace.AddVeth("eth0", l.switchNamespace, "port0")
+	l.nodeNamespace.AddVethPair("eth0", l.switchNamespace, "port0")
 	l.switchNamespace.MustRun(func() error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = "br0"
@@ -161,7 +161,7 @@ func TestMLDQueryIsAnswered(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(netlink.LinkSetNoMaster(p), l.replugPort(p)); err != nil {
+		if err := errors.Join(netlink.LinkSetNoMaster(p), l.replugSwitchPort(p)); err != nil {
 			return err
 		}
 		querier, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
@@ -181,15 +181,15 @@ func TestMLDQueryIsAnswered(t *testing.T) {
 	})
 }
 
-// replugPort connects the port to the switch again. The switch has forgotten its groups.
-func (l *harness) replugPort(port netlink.Link) error {
+// replugSwitchPort connects the port to the switch again. The switch has forgotten its groups.
+func (l *harness) replugSwitchPort(port netlink.Link) error {
 	b, err := netlink.LinkByName("br0")
 	return errors.Join(err, netlink.LinkSetMaster(port, b))
 }
 
 // buildMLDQuery returns a General Query (RFC 3810 section 5.1), made from a report.
 func buildMLDQuery(mac facts.MAC) []byte {
-	b := encodeMLDReport(mac, netip.MustParseAddr("fe80::1"), modeIsExclude, []netip.Addr{netip.IPv6Unspecified()})
+	b := encodeMLDReport(mac, netip.MustParseAddr("fe80::1"), mldModeIsExclude, []netip.Addr{netip.IPv6Unspecified()})
 	b[mldOffset], b[mldOffset+2], b[mldOffset+3] = typeMLDQuery, 0, 0
 	clear(b[mldOffset+4:])
 	b[mldOffset+5] = 10 // the maximum response delay, in milliseconds
@@ -204,7 +204,7 @@ func buildMLDQuery(mac facts.MAC) []byte {
 // The filter passes queries, and not reports.
 func TestFilterPassesMLDQueries(t *testing.T) {
 	vm := newFilterVM(t, ndpFilter)
-	report := encodeMLDReport(nodeMAC, held6, modeIsExclude, []netip.Addr{held6})
+	report := encodeMLDReport(nodeMAC, heldIPv6, mldModeIsExclude, []netip.Addr{heldIPv6})
 	if !isICMPv6ChecksumValid(report[ip6SourceOffset:icmp6Offset], report[mldOffset:]) {
 		t.Error("the checksum of a report is wrong")
 	}

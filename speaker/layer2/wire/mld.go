@@ -12,9 +12,9 @@ import (
 // The types of records in a report (RFC 3810 section 5.2.12). A listener to all
 // sources excludes none.
 const (
-	modeIsExclude   byte = 2
-	changeToInclude byte = 3
-	changeToExclude byte = 4
+	mldModeIsExclude   byte = 2
+	mldChangeToInclude byte = 3
+	mldChangeToExclude byte = 4
 )
 
 // A Multicast Listener Report, version 2 (RFC 3810 section 5.2), in bytes from the start of the

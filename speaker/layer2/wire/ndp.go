@@ -68,10 +68,10 @@ func decodeNDP(b []byte) (layer2.Frame, bool) {
 		return layer2.Frame{}, false
 	}
 	source, target := netip.AddrFrom16([16]byte(b[ip6SourceOffset:ip6DestinationOffset])), netip.AddrFrom16([16]byte(b[ip6DestinationOffset:icmp6Offset]))
-	f := layer2.Frame{Destination: facts.MAC(b[0:6]), Source: facts.MAC(b[6:12]), SenderMAC: facts.MAC(b[6:12])}
+	f := layer2.Frame{EthernetDestination: facts.MAC(b[0:6]), EthernetSource: facts.MAC(b[6:12]), SenderMAC: facts.MAC(b[6:12])}
 	switch m := m.(type) {
 	case *ndp.NeighborSolicitation:
-		mac, given := linkLayerOption(m.Options, ndp.Source)
+		mac, given := linkLayerAddressOption(m.Options, ndp.Source)
 		if m.TargetAddress.IsMulticast() || source.IsMulticast() || source.Is4In6() {
 			return layer2.Frame{}, false
 		}
@@ -93,18 +93,18 @@ func decodeNDP(b []byte) (layer2.Frame, bool) {
 		if target.IsMulticast() {
 			target = m.TargetAddress // as in an announcement with ARP
 		}
-		if mac, given := linkLayerOption(m.Options, ndp.Target); given {
+		if mac, given := linkLayerAddressOption(m.Options, ndp.Target); given {
 			f.SenderMAC = mac
 		}
-		f.Operation, f.SenderIP, f.TargetMAC, f.TargetIP = layer2.Reply, m.TargetAddress, f.Destination, target
+		f.Operation, f.SenderIP, f.TargetMAC, f.TargetIP = layer2.Reply, m.TargetAddress, f.EthernetDestination, target
 	default:
 		return layer2.Frame{}, false
 	}
 	return f, true
 }
 
-// linkLayerOption returns the Ethernet address in the options.
-func linkLayerOption(options []ndp.Option, d ndp.Direction) (facts.MAC, bool) {
+// linkLayerAddressOption returns the Ethernet address in the options.
+func linkLayerAddressOption(options []ndp.Option, d ndp.Direction) (facts.MAC, bool) {
 	for _, o := range options {
 		if l, ok := o.(*ndp.LinkLayerAddress); ok && l.Direction == d && len(l.Addr) == 6 {
 			return facts.MAC(l.Addr), true
@@ -153,7 +153,7 @@ func encodeNDP(b []byte, f layer2.Frame) ([]byte, error) {
 		if !source.IsUnspecified() { // a sender without an address must not send this option
 			s.Options = []ndp.Option{&ndp.LinkLayerAddress{Direction: ndp.Source, Addr: mac}}
 		}
-		if f.Destination[0]&1 == 1 {
+		if f.EthernetDestination[0]&1 == 1 {
 			group, err := ndp.SolicitedNodeMulticast(f.TargetIP)
 			if err != nil {
 				return nil, err
@@ -178,8 +178,8 @@ func encodeNDP(b []byte, f layer2.Frame) ([]byte, error) {
 		return nil, fmt.Errorf("a message of %d bytes is too long", len(payload))
 	}
 	b = b[:icmp6Offset+len(payload)]
-	copy(b[0:6], f.Destination[:])
-	copy(b[6:12], f.Source[:])
+	copy(b[0:6], f.EthernetDestination[:])
+	copy(b[6:12], f.EthernetSource[:])
 	binary.BigEndian.PutUint16(b[etherTypeOffset:], unix.ETH_P_IPV6)
 	binary.BigEndian.PutUint32(b[ip6Offset:], 6<<28)
 	binary.BigEndian.PutUint16(b[ip6LengthOffset:], uint16(len(payload)))

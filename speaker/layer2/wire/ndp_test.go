@@ -15,37 +15,37 @@ import (
 var (
 	nodeMAC   = facts.MAC{2, 0, 0, 0, 0, 0x0b}
 	clientMAC = facts.MAC{2, 0, 0, 0, 0, 0x64}
-	held6     = netip.MustParseAddr("fd00:a8::201")
-	asker6    = netip.MustParseAddr("fd00:a8::100")
+	heldIPv6  = netip.MustParseAddr("fd00:a8::201")
+	askerIPv6 = netip.MustParseAddr("fd00:a8::100")
 )
 
 // exampleNDPFrames returns the kinds of frames that the engine sends for IPv6.
 func exampleNDPFrames() map[string]layer2.Frame {
-	all := layer2.AnnouncementMAC(held6)
+	all := layer2.AnnouncementDestinationMAC(heldIPv6)
 	return map[string]layer2.Frame{
 		"a solicitation": {
-			Destination: layer2.RequestMAC(held6), Source: clientMAC, Operation: layer2.Request,
-			SenderMAC: clientMAC, SenderIP: asker6, TargetIP: held6,
+			EthernetDestination: layer2.RequestDestinationMAC(heldIPv6), EthernetSource: clientMAC, Operation: layer2.Request,
+			SenderMAC: clientMAC, SenderIP: askerIPv6, TargetIP: heldIPv6,
 		},
 		"a unicast solicitation": {
-			Destination: nodeMAC, Source: clientMAC, Operation: layer2.Request,
-			SenderMAC: clientMAC, SenderIP: asker6, TargetIP: held6,
+			EthernetDestination: nodeMAC, EthernetSource: clientMAC, Operation: layer2.Request,
+			SenderMAC: clientMAC, SenderIP: askerIPv6, TargetIP: heldIPv6,
 		},
 		"a solicitation without a sender address": {
-			Destination: layer2.RequestMAC(held6), Source: clientMAC, Operation: layer2.Request,
-			SenderMAC: clientMAC, SenderIP: netip.IPv6Unspecified(), TargetIP: held6,
+			EthernetDestination: layer2.RequestDestinationMAC(heldIPv6), EthernetSource: clientMAC, Operation: layer2.Request,
+			SenderMAC: clientMAC, SenderIP: netip.IPv6Unspecified(), TargetIP: heldIPv6,
 		},
 		"a solicited advertisement": {
-			Destination: clientMAC, Source: nodeMAC, Operation: layer2.Reply,
-			SenderMAC: nodeMAC, SenderIP: held6, TargetMAC: clientMAC, TargetIP: asker6,
+			EthernetDestination: clientMAC, EthernetSource: nodeMAC, Operation: layer2.Reply,
+			SenderMAC: nodeMAC, SenderIP: heldIPv6, TargetMAC: clientMAC, TargetIP: askerIPv6,
 		},
 		"a unicast notice": {
-			Destination: clientMAC, Source: nodeMAC, Operation: layer2.Reply,
-			SenderMAC: nodeMAC, SenderIP: held6, TargetMAC: clientMAC, TargetIP: asker6, Unsolicited: true,
+			EthernetDestination: clientMAC, EthernetSource: nodeMAC, Operation: layer2.Reply,
+			SenderMAC: nodeMAC, SenderIP: heldIPv6, TargetMAC: clientMAC, TargetIP: askerIPv6, Unsolicited: true,
 		},
 		"an announcement": {
-			Destination: all, Source: nodeMAC, Operation: layer2.Reply,
-			SenderMAC: nodeMAC, SenderIP: held6, TargetMAC: all, TargetIP: held6,
+			EthernetDestination: all, EthernetSource: nodeMAC, Operation: layer2.Reply,
+			SenderMAC: nodeMAC, SenderIP: heldIPv6, TargetMAC: all, TargetIP: heldIPv6,
 		},
 	}
 }
@@ -57,10 +57,10 @@ func TestEncodedFramesAreDecodedAndPassTheirFilterOnly(t *testing.T) {
 	for name, f := range frames {
 		t.Run(name, func(t *testing.T) {
 			family := layer2.FamilyOf(f.TargetIP)
-			p := protocolOf(family)
+			p := protocolOfFamily(family)
 			b := encodeFrame(t, p.encode, f)
 			got, ok := p.decode(b)
-			if diff := cmp.Diff(f, got, equateAddresses); !ok || diff != "" {
+			if diff := cmp.Diff(f, got, compareAddressesOption); !ok || diff != "" {
 				t.Errorf("ok=%v (-want +got)\n%s", ok, diff)
 			}
 			for of, m := range vm {
@@ -113,7 +113,7 @@ func TestDecodeNDPRefuses(t *testing.T) {
 		"a solicited flag in an announcement":          {"an announcement", func(b []byte) []byte { b[icmp6Offset+4] = 0x60; return withValidChecksum(b) }},
 		"a link-layer option without a sender address": {"a solicitation", func(b []byte) []byte { clear(b[ip6SourceOffset:ip6DestinationOffset]); return withValidChecksum(b) }},
 		"a unicast solicitation without a sender address": {"a solicitation without a sender address", func(b []byte) []byte {
-			to := held6.As16()
+			to := heldIPv6.As16()
 			copy(b[ip6DestinationOffset:], to[:])
 			return withValidChecksum(b)
 		}},
@@ -159,9 +159,9 @@ func checkNDPFrame(t *testing.T, b []byte) {
 	if !got.TargetIP.Is6() || !got.SenderIP.Is6() || got.SenderIP.IsMulticast() || got.TargetIP.IsMulticast() {
 		t.Fatalf("decoded as %+v", got)
 	}
-	if answer, why := layer2.BuildReply(got, nodeMAC); why == layer2.Answered {
+	if answer, why := layer2.BuildReply(got, nodeMAC); why == layer2.NotDropped {
 		if again, ok := decodeNDP(encodeFrame(t, encodeNDP, answer)); !ok || again != answer {
-			t.Fatalf("the answer is not readable: ok=%v (-want +got)\n%s", ok, cmp.Diff(answer, again, equateAddresses))
+			t.Fatalf("the answer is not readable: ok=%v (-want +got)\n%s", ok, cmp.Diff(answer, again, compareAddressesOption))
 		}
 	}
 }

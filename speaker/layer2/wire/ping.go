@@ -28,7 +28,7 @@ const (
 	icmp4Offset          = 34
 
 	ip4VersionAndLength = 0x45   // version 4, a header of 20 bytes
-	fragmentMask        = 0x3fff // more fragments, or not the first one
+	ip4FragmentMask     = 0x3fff // more fragments, or not the first one
 	typeEchoRequest4    = 8
 	typeEchoRequest6    = 128 // RFC 4443 section 4.1
 	typeEchoReply6      = 129
@@ -50,7 +50,7 @@ var pingFilter4 = []bpf.Instruction{
 	bpf.LoadAbsolute{Off: ip4Offset, Size: 1},
 	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: ip4VersionAndLength, SkipTrue: 7},
 	bpf.LoadAbsolute{Off: ip4FragmentOffset, Size: 2},
-	bpf.JumpIf{Cond: bpf.JumpBitsSet, Val: fragmentMask, SkipTrue: 5},
+	bpf.JumpIf{Cond: bpf.JumpBitsSet, Val: ip4FragmentMask, SkipTrue: 5},
 	bpf.LoadAbsolute{Off: ip4ProtocolOffset, Size: 1},
 	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_ICMP, SkipTrue: 3},
 	bpf.LoadAbsolute{Off: icmp4Offset, Size: 2},
@@ -77,18 +77,18 @@ var pingFilter6 = []bpf.Instruction{
 type pingSocket struct {
 	linkName string
 	file     *os.File
-	// buildReply turns a request into its reply, in place.
-	buildReply func(b []byte, held func(netip.Addr) bool) ([]byte, bool)
+	// buildPingReply turns a request into its reply, in place.
+	buildPingReply func(b []byte, held func(netip.Addr) bool) ([]byte, bool)
 }
 
-var _ layer2.PingWire = Wire{}
+var _ layer2.PingResponderOpener = Wire{}
 
 // OpenPingResponder opens a socket for echo requests on the link.
 func (Wire) OpenPingResponder(l facts.Link, f layer2.Family) (layer2.PingResponder, error) {
-	p := &pingSocket{linkName: l.Name, buildReply: buildPingReply4}
+	p := &pingSocket{linkName: l.Name, buildPingReply: buildPingReply4}
 	filter, protocol := pingFilter4, uint16(unix.ETH_P_IP)
 	if f == layer2.IPv6 {
-		p.buildReply, filter, protocol = buildPingReply6, pingFilter6, unix.ETH_P_IPV6
+		p.buildPingReply, filter, protocol = buildPingReply6, pingFilter6, unix.ETH_P_IPV6
 	}
 	fd, err := openPacketSocket(filterForLink(l.Index, filter))
 	if err == nil {
@@ -98,7 +98,7 @@ func (Wire) OpenPingResponder(l facts.Link, f layer2.Family) (layer2.PingRespond
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("opening a socket for pings on %q: %w", l.Name, classifyError(err))
+		return nil, fmt.Errorf("opening a socket for pings on %q: %w", l.Name, translateKernelError(err))
 	}
 	return p, nil
 }
@@ -109,15 +109,15 @@ func (p *pingSocket) Serve(held func(netip.Addr) bool) error {
 	for {
 		n, err := p.file.Read(b)
 		if err != nil {
-			return fmt.Errorf("reading pings on %q: %w", p.linkName, classifyError(err))
+			return fmt.Errorf("reading pings on %q: %w", p.linkName, translateKernelError(err))
 		}
-		answer, ok := p.buildReply(b[:n], held)
+		answer, ok := p.buildPingReply(b[:n], held)
 		if !ok {
 			continue
 		}
 		// A reply that finds no room in the send buffer is lost, like any packet.
-		if _, err := p.file.Write(answer); err != nil && !errors.Is(classifyError(err), layer2.ErrNotSent) && !errors.Is(err, unix.EMSGSIZE) {
-			return fmt.Errorf("answering a ping on %q: %w", p.linkName, classifyError(err))
+		if _, err := p.file.Write(answer); err != nil && !errors.Is(translateKernelError(err), layer2.ErrNotSent) && !errors.Is(err, unix.EMSGSIZE) {
+			return fmt.Errorf("answering a ping on %q: %w", p.linkName, translateKernelError(err))
 		}
 	}
 }
@@ -128,7 +128,7 @@ func (p *pingSocket) Close() error { return p.file.Close() }
 // buildPingReply4 turns a frame with an echo request into the reply.
 func buildPingReply4(b []byte, held func(netip.Addr) bool) ([]byte, bool) {
 	if len(b) < icmp4Offset+echoMinLength || binary.BigEndian.Uint16(b[etherTypeOffset:]) != unix.ETH_P_IP || b[ip4Offset] != ip4VersionAndLength ||
-		binary.BigEndian.Uint16(b[ip4FragmentOffset:])&fragmentMask != 0 || b[ip4ProtocolOffset] != unix.IPPROTO_ICMP ||
+		binary.BigEndian.Uint16(b[ip4FragmentOffset:])&ip4FragmentMask != 0 || b[ip4ProtocolOffset] != unix.IPPROTO_ICMP ||
 		binary.BigEndian.Uint16(b[icmp4Offset:]) != typeEchoRequest4<<8 {
 		return nil, false
 	}

@@ -14,8 +14,8 @@ import (
 )
 
 var (
-	held4  = netip.MustParseAddr("192.168.0.201")
-	asker4 = netip.MustParseAddr("192.168.0.100")
+	heldIPv4  = netip.MustParseAddr("192.168.0.201")
+	askerIPv4 = netip.MustParseAddr("192.168.0.100")
 )
 
 // echoRequest returns an Ethernet frame with an echo request, padded if it is short.
@@ -25,10 +25,10 @@ func echoRequest(t testing.TB, f layer2.Family, data string) []byte {
 	if f == layer2.IPv6 {
 		ip := make([]byte, 40)
 		ip[0], ip[6], ip[7] = 0x60, unix.IPPROTO_ICMPV6, 9
-		copy(ip[8:], asker6.AsSlice())
-		copy(ip[24:], held6.AsSlice())
+		copy(ip[8:], askerIPv6.AsSlice())
+		copy(ip[24:], heldIPv6.AsSlice())
 		m, err := (&icmp.Message{Type: ipv6.ICMPTypeEchoRequest, Body: &icmp.Echo{ID: 7, Seq: 1, Data: []byte(data)}}).
-			Marshal(icmp.IPv6PseudoHeader(asker6.AsSlice(), held6.AsSlice()))
+			Marshal(icmp.IPv6PseudoHeader(askerIPv6.AsSlice(), heldIPv6.AsSlice()))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -43,8 +43,8 @@ func echoRequest(t testing.TB, f layer2.Family, data string) []byte {
 	ip := make([]byte, 20)
 	n := 20 + len(m)
 	ip[0], ip[2], ip[3], ip[6], ip[8], ip[9] = 0x45, byte(n>>8), byte(n), 0x40, 9, unix.IPPROTO_ICMP
-	copy(ip[12:], asker4.AsSlice())
-	copy(ip[16:], held4.AsSlice())
+	copy(ip[12:], askerIPv4.AsSlice())
+	copy(ip[16:], heldIPv4.AsSlice())
 	sum := ^onesComplementSum(0, ip)
 	ip[10], ip[11] = byte(sum>>8), byte(sum)
 	return append(append(append(head, ip...), m...), make([]byte, max(0, 46-n))...)
@@ -57,8 +57,8 @@ var pingCaseByFamily = map[layer2.Family]struct {
 	body        int
 	reply       byte
 }{
-	layer2.IPv4: {buildPingReply4, held4, asker4, icmp4Offset, 0},
-	layer2.IPv6: {buildPingReply6, held6, asker6, icmp6Offset, typeEchoReply6},
+	layer2.IPv4: {buildPingReply4, heldIPv4, askerIPv4, icmp4Offset, 0},
+	layer2.IPv6: {buildPingReply6, heldIPv6, askerIPv6, icmp6Offset, typeEchoReply6},
 }
 
 func TestPingReplies(t *testing.T) {

@@ -24,10 +24,10 @@ type port struct {
 	rawConn     syscall.RawConn
 	memberships *groupMemberships // nil for IPv4
 
-	mu        sync.Mutex // guards the fields below; no frame waits for it
-	receiving bool
-	closed    bool
-	ring      *receiveRing // Receive uses it while it runs; otherwise it needs mu
+	mu          sync.Mutex // guards the fields below; no frame waits for it
+	isReceiving bool
+	closed      bool
+	receiveRing *receiveRing // Receive uses it while it runs; otherwise it needs mu
 
 	// Write uses these fields. writeFunc is stored, so that no closure is allocated per frame. It
 	// sends writeBuffer and sets writeError.
@@ -45,29 +45,29 @@ func (p *port) Receive(handle func(layer2.Frame) (layer2.Frame, bool)) error {
 		p.mu.Unlock()
 		return fmt.Errorf("reading %s on %q: %w", p.protocol.name, p.linkName, os.ErrClosed)
 	}
-	p.receiving = true
+	p.isReceiving = true
 	p.mu.Unlock()
-	r := &receiver{port: p, handle: handle}
-	r.batch.linkVectors()
+	r := &receiver{port: p, handleFrame: handle}
+	r.answerBatch.linkMessageVectors()
 	err := p.rawConn.Read(r.drainRing)
 	if err == nil || r.err != nil {
 		err = r.err
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.receiving = false
+	p.isReceiving = false
 	if p.closed {
-		p.ring.unmapMemory()
+		p.receiveRing.unmapMemory()
 	}
-	return fmt.Errorf("reading %s on %q: %w", p.protocol.name, p.linkName, classifyError(err))
+	return fmt.Errorf("reading %s on %q: %w", p.protocol.name, p.linkName, translateKernelError(err))
 }
 
 // receiver is the state of a running Receive.
 type receiver struct {
 	*port
-	handle func(layer2.Frame) (layer2.Frame, bool)
-	batch  sendBatch
-	err    error
+	handleFrame func(layer2.Frame) (layer2.Frame, bool)
+	answerBatch sendBatch
+	err         error
 }
 
 // drainRing handles the frames in the ring. It returns false to be called again when there are
@@ -75,23 +75,23 @@ type receiver struct {
 // call sends many answers.
 func (r *receiver) drainRing(fd uintptr) bool {
 	for {
-		b := r.ring.nextFrame()
+		b := r.receiveRing.nextFrame()
 		if b == nil {
 			break
 		}
 		f, ok := r.protocol.decode(b)
 		if !ok && r.memberships != nil && isMLDQuery(b) {
-			r.memberships.answerQuery()
+			r.memberships.answerMLDQuery()
 		}
-		r.ring.releaseFrame()
+		r.receiveRing.releaseFrame()
 		if !ok {
 			continue
 		}
-		answer, ok := r.handle(f)
+		answer, ok := r.handleFrame(f)
 		if !ok || layer2.FamilyOf(answer.SenderIP) != r.family {
 			continue
 		}
-		if err := r.batch.addFrame(r.protocol.encode, answer); err == nil && r.batch.count < len(r.batch.messages) {
+		if err := r.answerBatch.addFrame(r.protocol.encode, answer); err == nil && r.answerBatch.count < len(r.answerBatch.messages) {
 			continue
 		}
 		if r.flushBatch(fd); r.err != nil {
@@ -116,35 +116,35 @@ const sendBufferTimeout = 10
 
 // flushBatch sends the batch. Answers that find no room in time are lost; the client asks again.
 func (r *receiver) flushBatch(fd uintptr) {
-	for waited := false; r.batch.count > 0; {
-		sent, err := r.batch.sendFrames(fd)
+	for waited := false; r.answerBatch.count > 0; {
+		sent, err := r.answerBatch.sendFrames(fd)
 		if err == nil {
-			r.batch.dropFrames(sent)
+			r.answerBatch.dropFrames(sent)
 			continue
 		}
 		switch {
 		case errors.Is(err, unix.EINTR):
-		case errors.Is(classifyError(err), layer2.ErrNotSent) && !waited:
+		case errors.Is(translateKernelError(err), layer2.ErrNotSent) && !waited:
 			waited = true
 			_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, sendBufferTimeout)
-		case errors.Is(classifyError(err), layer2.ErrNotSent):
-			r.lostFrames.Add(uint64(r.batch.count))
-			r.batch.count = 0
+		case errors.Is(translateKernelError(err), layer2.ErrNotSent):
+			r.lostFrames.Add(uint64(r.answerBatch.count))
+			r.answerBatch.count = 0
 		default:
-			r.err, r.batch.count = err, 0
+			r.err, r.answerBatch.count = err, 0
 		}
 	}
 }
 
-// batchSize is how many answers one system call sends.
-const batchSize = 32
+// answerBatchSize is how many answers one system call sends.
+const answerBatchSize = 32
 
 // sendBatch has the frames to send together (sendmmsg).
 type sendBatch struct {
 	count    int
-	messages [batchSize]mmsghdr
-	vectors  [batchSize]unix.Iovec
-	frames   [batchSize][maxFrameLength]byte
+	messages [answerBatchSize]mmsghdr
+	vectors  [answerBatchSize]unix.Iovec
+	frames   [answerBatchSize][maxFrameLength]byte
 }
 
 // mmsghdr is the kernel's struct mmsghdr.
@@ -153,7 +153,7 @@ type mmsghdr struct {
 	length uint32
 }
 
-func (b *sendBatch) linkVectors() {
+func (b *sendBatch) linkMessageVectors() {
 	for i := range b.messages {
 		b.vectors[i].Base = &b.frames[i][0]
 		b.messages[i].header.Iov = &b.vectors[i]
@@ -204,18 +204,18 @@ func (p *port) Write(f layer2.Frame) error {
 		err = p.writeError
 	}
 	if err != nil {
-		return fmt.Errorf("sending %s on %q: %w", p.protocol.name, p.linkName, classifyError(err))
+		return fmt.Errorf("sending %s on %q: %w", p.protocol.name, p.linkName, translateKernelError(err))
 	}
 	return nil
 }
 
-func (p *port) writeOnce(fd uintptr) bool {
+func (p *port) writeBufferedFrame(fd uintptr) bool {
 	_, p.writeError = unix.Write(int(fd), p.writeBuffer)
 	return true
 }
 
-// writeReport sends an MLD report. A lost report is followed by another.
-func (p *port) writeReport(b []byte) {
+// writeMLDReport sends an MLD report. A lost report is followed by another.
+func (p *port) writeMLDReport(b []byte) {
 	_ = p.rawConn.Write(func(fd uintptr) bool {
 		_, _ = unix.Write(int(fd), b)
 		return true
@@ -227,19 +227,19 @@ func (p *port) JoinGroup(a netip.Addr) error {
 	if p.memberships == nil {
 		return nil
 	}
-	return p.memberships.joinGroupOf(a)
+	return p.memberships.joinGroupOfAddress(a)
 }
 
 // LeaveGroup undoes JoinGroup.
 func (p *port) LeaveGroup(a netip.Addr) {
 	if p.memberships != nil {
-		p.memberships.leaveGroupOf(a)
+		p.memberships.leaveGroupOfAddress(a)
 	}
 }
 
-// LostFrames counts the frames that found the ring full, and the answers that found the send buffer
-// full. Any goroutine may call it.
-func (p *port) LostFrames() uint64 {
+// LostFrameCount counts the frames that found the ring full, and the answers that found the send
+// buffer full. Any goroutine may call it.
+func (p *port) LostFrameCount() uint64 {
 	_ = p.rawConn.Control(func(fd uintptr) { // fails on a closed port, which loses no more
 		// Reading the kernel's counters resets them.
 		if s, err := unix.GetsockoptTpacketStats(int(fd), unix.SOL_PACKET, unix.PACKET_STATISTICS); err == nil {
@@ -257,8 +257,8 @@ func (p *port) Close() error {
 	err := p.file.Close()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.closed && !p.receiving && p.ring != nil {
-		p.ring.unmapMemory()
+	if !p.closed && !p.isReceiving && p.receiveRing != nil {
+		p.receiveRing.unmapMemory()
 	}
 	p.closed = true
 	return err

@@ -13,14 +13,15 @@ import (
 // does not count against the socket's receive buffer, whose limit only NET_ADMIN may exceed.
 const (
 	// The slot sizes are in bytes. A slot has the 66 bytes that the kernel puts before a frame, and
-	// the frame: 60 bytes for ARP, 86 or more for neighbour discovery. Both sizes divide blockSize.
+	// the frame: 60 bytes for ARP, 86 or more for neighbour discovery. Both sizes divide
+	// ringBlockSize.
 	arpSlotSize = 128
 	ndpSlotSize = 512
 	// The slot counts are the frames that the ring holds while the speaker does not run: at 50,000
 	// frames per second, those of a third and of a sixth of a second.
-	arpSlotCount = 16384
-	ndpSlotCount = 8192
-	blockSize    = 1 << 16
+	arpSlotCount  = 16384
+	ndpSlotCount  = 8192
+	ringBlockSize = 1 << 16
 )
 
 // receiveRing is the memory into which the kernel writes frames. One goroutine reads
@@ -38,7 +39,7 @@ func newReceiveRing(fd, slot, slots int) (*receiveRing, error) {
 		return nil, fmt.Errorf("setting up the receive ring: %w", err)
 	}
 	request := unix.TpacketReq{
-		Block_size: blockSize, Block_nr: uint32(slots * slot / blockSize), Frame_size: uint32(slot), Frame_nr: uint32(slots),
+		Block_size: ringBlockSize, Block_nr: uint32(slots * slot / ringBlockSize), Frame_size: uint32(slot), Frame_nr: uint32(slots),
 	}
 	if err := unix.SetsockoptTpacketReq(fd, unix.SOL_PACKET, unix.PACKET_RX_RING, &request); err != nil {
 		return nil, fmt.Errorf("setting up the receive ring: %w", err)
@@ -50,14 +51,14 @@ func newReceiveRing(fd, slot, slots int) (*receiveRing, error) {
 	return &receiveRing{memory: memory, slotSize: slot}, nil
 }
 
-func (r *receiveRing) slotHeader() *unix.Tpacket2Hdr {
+func (r *receiveRing) currentSlotHeader() *unix.Tpacket2Hdr {
 	return (*unix.Tpacket2Hdr)(unsafe.Pointer(&r.memory[r.nextOffset]))
 }
 
 // nextFrame returns the next frame, or nil when there is none. The frame is valid
 // until releaseFrame.
 func (r *receiveRing) nextFrame() []byte {
-	h := r.slotHeader()
+	h := r.currentSlotHeader()
 	if atomic.LoadUint32(&h.Status)&unix.TP_STATUS_USER == 0 {
 		return nil
 	}
@@ -71,7 +72,7 @@ func (r *receiveRing) nextFrame() []byte {
 
 // releaseFrame returns the slot of the last frame to the kernel.
 func (r *receiveRing) releaseFrame() {
-	atomic.StoreUint32(&r.slotHeader().Status, unix.TP_STATUS_KERNEL)
+	atomic.StoreUint32(&r.currentSlotHeader().Status, unix.TP_STATUS_KERNEL)
 	if r.nextOffset += r.slotSize; r.nextOffset == len(r.memory) {
 		r.nextOffset = 0
 	}

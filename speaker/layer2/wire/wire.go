@@ -63,7 +63,7 @@ type protocol struct {
 	encode    func(b []byte, f layer2.Frame) ([]byte, error)
 }
 
-func protocolOf(f layer2.Family) protocol {
+func protocolOfFamily(f layer2.Family) protocol {
 	if f == layer2.IPv6 {
 		return protocol{"NDP", unix.ETH_P_IPV6, ndpSlotSize, ndpSlotCount, ndpFilter, decodeNDP, encodeNDP}
 	}
@@ -72,10 +72,10 @@ func protocolOf(f layer2.Family) protocol {
 
 // OpenPort opens a socket on the link.
 func (Wire) OpenPort(l facts.Link, family layer2.Family) (layer2.Port, error) {
-	p := &port{linkName: l.Name, protocol: protocolOf(family), family: family, writeBuffer: make([]byte, 0, maxFrameLength)}
-	p.writeFunc = p.writeOnce
+	p := &port{linkName: l.Name, protocol: protocolOfFamily(family), family: family, writeBuffer: make([]byte, 0, maxFrameLength)}
+	p.writeFunc = p.writeBufferedFrame
 	if err := p.openSocket(l); err != nil {
-		return nil, fmt.Errorf("opening %s socket on %q: %w", p.protocol.name, l.Name, classifyError(err))
+		return nil, fmt.Errorf("opening %s socket on %q: %w", p.protocol.name, l.Name, translateKernelError(err))
 	}
 	return p, nil
 }
@@ -87,7 +87,7 @@ func (p *port) openSocket(l facts.Link) error {
 		return err
 	}
 	p.file = os.NewFile(uintptr(fd), p.protocol.name)
-	p.ring, err = newReceiveRing(fd, p.protocol.slotSize, p.protocol.slotCount)
+	p.receiveRing, err = newReceiveRing(fd, p.protocol.slotSize, p.protocol.slotCount)
 	if err == nil {
 		// The filter and the ring are set before the socket is bound, so that no other
 		// frame is ever queued.
@@ -97,7 +97,7 @@ func (p *port) openSocket(l facts.Link) error {
 		p.rawConn, err = p.file.SyscallConn()
 	}
 	if err == nil && p.family == layer2.IPv6 {
-		p.memberships, err = newGroupMemberships(l, p.rawConn.Control, p.writeReport)
+		p.memberships, err = newGroupMemberships(l, p.rawConn.Control, p.writeMLDReport)
 	}
 	if err != nil {
 		_ = p.Close() // nothing was sent yet
@@ -135,8 +135,8 @@ func networkByteOrder(v uint16) uint16 {
 	return binary.NativeEndian.Uint16(b[:])
 }
 
-// classifyError turns an error of the kernel into the error that the engine knows.
-func classifyError(err error) error {
+// translateKernelError turns an error of the kernel into the error that the engine knows.
+func translateKernelError(err error) error {
 	switch {
 	case errors.Is(err, os.ErrPermission):
 		return layer2.ErrDenied

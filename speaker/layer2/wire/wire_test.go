@@ -19,12 +19,12 @@ import (
 	"github.com/gantry-lb/gantry/speaker/links/netnstest"
 )
 
-var families = []layer2.Family{layer2.IPv4, layer2.IPv6}
+var bothFamilies = []layer2.Family{layer2.IPv4, layer2.IPv6}
 
-// newCable makes a namespace whose eth0 leads to another.
-func newCable(t *testing.T) (room *netnstest.Namespace, link facts.Link) {
+// newVethNamespace makes a namespace whose eth0 leads to another.
+func newVethNamespace(t *testing.T) (room *netnstest.Namespace, link facts.Link) {
 	room, peer := netnstest.New(t), netnstest.New(t)
-	room.AddVeth("eth0", peer, "eth0")
+	room.AddVethPair("eth0", peer, "eth0")
 	room.MustRun(func() error {
 		ifi, err := net.InterfaceByName("eth0")
 		if err == nil {
@@ -45,8 +45,8 @@ func openPort(t *testing.T, room *netnstest.Namespace, link facts.Link, f layer2
 }
 
 func TestOpenPortClassifiesErrors(t *testing.T) {
-	room, link := newCable(t)
-	for _, f := range families {
+	room, link := newVethNamespace(t)
+	for _, f := range bothFamilies {
 		t.Run(f.String()+": a link that is not there", func(t *testing.T) {
 			if _, err := openPort(t, room, facts.Link{Index: 4711, Name: "eth9"}, f); !errors.Is(err, layer2.ErrLinkGone) {
 				t.Errorf("Open = %v, want that the link is gone", err)
@@ -80,9 +80,9 @@ func dropCapabilities() error {
 }
 
 func TestReceiveEnds(t *testing.T) {
-	for _, f := range families {
+	for _, f := range bothFamilies {
 		t.Run(f.String()+": with ErrLinkGone when the link goes down", func(t *testing.T) {
-			room, link := newCable(t)
+			room, link := newVethNamespace(t)
 			port, err := openPort(t, room, link, f)
 			if err != nil {
 				t.Fatal(err)
@@ -93,12 +93,12 @@ func TestReceiveEnds(t *testing.T) {
 				l, err := netlink.LinkByName("eth0")
 				return errors.Join(err, netlink.LinkSetDown(l))
 			})
-			if err := awaitEnd(t, ended); !errors.Is(err, layer2.ErrLinkGone) {
+			if err := awaitReceiveEnd(t, ended); !errors.Is(err, layer2.ErrLinkGone) {
 				t.Errorf("Receive = %v, want that the link is gone", err)
 			}
 		})
 		t.Run(f.String()+": when the port is closed", func(t *testing.T) {
-			room, link := newCable(t)
+			room, link := newVethNamespace(t)
 			port, err := openPort(t, room, link, f)
 			if err != nil {
 				t.Fatal(err)
@@ -107,7 +107,7 @@ func TestReceiveEnds(t *testing.T) {
 			if err := port.Close(); err != nil {
 				t.Fatal(err)
 			}
-			if err := awaitEnd(t, ended); err == nil {
+			if err := awaitReceiveEnd(t, ended); err == nil {
 				t.Error("Receive ends without a reason")
 			}
 		})
@@ -117,7 +117,7 @@ func TestReceiveEnds(t *testing.T) {
 // A port does not receive frames that arrive for a link on top of its own.
 func TestFramesForAStackedLinkAreNotHeardBelow(t *testing.T) {
 	room, peer := netnstest.New(t), netnstest.New(t)
-	room.AddVeth("eth0", peer, "eth0")
+	room.AddVethPair("eth0", peer, "eth0")
 	var lower, upper, far facts.Link
 	room.MustRun(func() (err error) {
 		if lower, err = linkByName("eth0"); err != nil {
@@ -133,7 +133,7 @@ func TestFramesForAStackedLinkAreNotHeardBelow(t *testing.T) {
 		far, err = linkByName("eth0")
 		return err
 	})
-	for _, f := range families {
+	for _, f := range bothFamilies {
 		t.Run(f.String(), func(t *testing.T) {
 			heard := map[string]chan facts.MAC{"eth0": make(chan facts.MAC, 16), "top0": make(chan facts.MAC, 16)}
 			for _, l := range []facts.Link{lower, upper} {
@@ -145,8 +145,8 @@ func TestFramesForAStackedLinkAreNotHeardBelow(t *testing.T) {
 				go func() {
 					ended <- port.Receive(func(f layer2.Frame) (layer2.Frame, bool) {
 						// not the kernels' own frames
-						if f.Source == far.MAC && f.Operation == layer2.Request {
-							heard[l.Name] <- f.Destination
+						if f.EthernetSource == far.MAC && f.Operation == layer2.Request {
+							heard[l.Name] <- f.EthernetDestination
 						}
 						return layer2.Frame{}, false
 					})
@@ -166,7 +166,7 @@ func TestFramesForAStackedLinkAreNotHeardBelow(t *testing.T) {
 				own, target = netip.MustParseAddr("fd00:a8::100"), netip.MustParseAddr("fd00:a8::201")
 			}
 			for _, to := range []facts.Link{upper, lower} {
-				q := layer2.Frame{Destination: to.MAC, Source: far.MAC, Operation: layer2.Request, SenderMAC: far.MAC, SenderIP: own, TargetIP: target}
+				q := layer2.Frame{EthernetDestination: to.MAC, EthernetSource: far.MAC, Operation: layer2.Request, SenderMAC: far.MAC, SenderIP: own, TargetIP: target}
 				if err := asker.Write(q); err != nil {
 					t.Fatal(err)
 				}
@@ -203,7 +203,7 @@ func startReceiving(p layer2.Port) <-chan error {
 	return ended
 }
 
-func awaitEnd(t *testing.T, ended <-chan error) error {
+func awaitReceiveEnd(t *testing.T, ended <-chan error) error {
 	t.Helper()
 	select {
 	case err := <-ended:
@@ -215,7 +215,7 @@ func awaitEnd(t *testing.T, ended <-chan error) error {
 }
 
 func TestFrameOfTheOtherFamilyIsNotSent(t *testing.T) {
-	room, link := newCable(t)
+	room, link := newVethNamespace(t)
 	port, err := openPort(t, room, link, layer2.IPv4)
 	if err != nil {
 		t.Fatal(err)
@@ -229,7 +229,7 @@ func TestFrameOfTheOtherFamilyIsNotSent(t *testing.T) {
 
 // Addresses with the same last three bytes share a group. The group is left with the last of them.
 func TestAddressesOfOneGroupShareTheMembership(t *testing.T) {
-	room, link := newCable(t)
+	room, link := newVethNamespace(t)
 	port, err := openPort(t, room, link, layer2.IPv6)
 	if err != nil {
 		t.Fatal(err)

@@ -67,8 +67,8 @@ func (r *Namespace) Run(ctx context.Context, f func(context.Context) error) erro
 	return <-ended
 }
 
-// AddVeth adds a pair of links: name in this namespace, peerName in the other. Both are up.
-func (r *Namespace) AddVeth(name string, peer *Namespace, peerName string) {
+// AddVethPair adds a pair of links: name in this namespace, peerName in the other. Both are up.
+func (r *Namespace) AddVethPair(name string, peer *Namespace, peerName string) {
 	r.t.Helper()
 	r.MustRun(func() error {
 		attrs := netlink.NewLinkAttrs()

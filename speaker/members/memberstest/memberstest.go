@@ -15,8 +15,8 @@ import (
 	"github.com/gantry-lb/gantry/speaker/members"
 )
 
-// queueLength is how many messages wait for a member. Further ones are lost, like datagrams.
-const queueLength = 4096
+// messageQueueLength is how many messages wait for a member. Further ones are lost, like datagrams.
+const messageQueueLength = 4096
 
 // Gossip connects members. Any goroutine may use it. Use New to create it.
 type Gossip struct {
@@ -31,7 +31,7 @@ func New() *Gossip { return &Gossip{} }
 type Member struct {
 	gossip       *Gossip
 	facts        facts.Member
-	state        []byte
+	localState   []byte
 	disconnected bool
 	memberSets   chan facts.MemberSet
 	messages     chan members.Message
@@ -45,22 +45,22 @@ func (h *Gossip) Join(name string, address netip.Addr, nonce uint64) *Member {
 	m := &Member{
 		gossip: h, facts: facts.Member{Name: name, Address: address, Nonce: nonce},
 		memberSets:   make(chan facts.MemberSet, 1),
-		messages:     make(chan members.Message, queueLength),
-		remoteStates: make(chan []byte, queueLength),
+		messages:     make(chan members.Message, messageQueueLength),
+		remoteStates: make(chan []byte, messageQueueLength),
 	}
 	for _, o := range h.members {
 		if !o.disconnected {
-			sendOrDrop(m.remoteStates, o.state)
+			sendOrDrop(m.remoteStates, o.localState)
 		}
 	}
 	h.members = append(h.members, m)
 	slices.SortFunc(h.members, func(x, y *Member) int { return strings.Compare(x.facts.Name, y.facts.Name) })
-	h.deliverSets()
+	h.deliverMemberSets()
 	return m
 }
 
-// deliverSets delivers the current members to all of them. The caller holds mu.
-func (h *Gossip) deliverSets() {
+// deliverMemberSets delivers the current members to all of them. The caller holds mu.
+func (h *Gossip) deliverMemberSets() {
 	set := facts.MemberSet{Synced: len(h.members) > 1}
 	for _, m := range h.members {
 		set.Members = append(set.Members, m.facts)
@@ -94,7 +94,7 @@ func (m *Member) Leave() {
 	m.gossip.mu.Lock()
 	defer m.gossip.mu.Unlock()
 	m.gossip.members = slices.DeleteFunc(m.gossip.members, func(o *Member) bool { return o == m })
-	m.gossip.deliverSets()
+	m.gossip.deliverMemberSets()
 }
 
 // Disconnect loses all messages from and to the member. It stays in the sets of the others.
@@ -115,11 +115,11 @@ func (m *Member) SendMessage(to string, payload []byte) {
 	}
 }
 
-// SetState sets the state that later members get.
-func (m *Member) SetState(state []byte) {
+// SetLocalState sets the state that later members get.
+func (m *Member) SetLocalState(state []byte) {
 	m.gossip.mu.Lock()
 	defer m.gossip.mu.Unlock()
-	m.state = state
+	m.localState = state
 }
 
 // SetMACs publishes the Ethernet addresses of the member.
@@ -127,11 +127,11 @@ func (m *Member) SetMACs(macs []facts.MAC) {
 	m.gossip.mu.Lock()
 	defer m.gossip.mu.Unlock()
 	m.facts.MACs = macs
-	m.gossip.deliverSets()
+	m.gossip.deliverMemberSets()
 }
 
-// Rejoin does nothing, because members never lose each other.
-func (m *Member) Rejoin() {}
+// RejoinSeeds does nothing, because members never lose each other.
+func (m *Member) RejoinSeeds() {}
 
 // MemberSets delivers the current members, the latest set only.
 func (m *Member) MemberSets() <-chan facts.MemberSet { return m.memberSets }

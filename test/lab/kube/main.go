@@ -1,6 +1,6 @@
-// Command kube is the lab's control plane in one binary. Like busybox it acts as the program it is called by, through
-// a link named kube-apiserver, etcd and so on, or as the one its first argument names: one link step instead of
-// six, and one copy of the libraries that they share.
+// Command kube is the lab's control plane in one binary. Like busybox it acts as the program it is
+// called by, through a link named kube-apiserver, etcd and so on, or as the one its first argument
+// names: one link step instead of six, and one copy of the libraries that they share.
 package main
 
 import (
@@ -13,7 +13,8 @@ import (
 	"github.com/spf13/cobra"
 	"go.etcd.io/etcd/server/v3/etcdmain"
 	"k8s.io/component-base/cli"
-	_ "k8s.io/component-base/logs/json/register" // the JSON log format, as the released binaries have it
+	// the JSON log format, as the released binaries have it
+	_ "k8s.io/component-base/logs/json/register"
 	_ "k8s.io/component-base/metrics/prometheus/clientgo"
 	_ "k8s.io/component-base/metrics/prometheus/version"
 	kubectl "k8s.io/kubectl/pkg/cmd"

@@ -18,16 +18,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Dir is the directory of the namespaces' files.
-const Dir = "/run/netns"
+// NamespaceDir is the directory of the namespaces' files.
+const NamespaceDir = "/run/netns"
 
 // Handle is the path of a network namespace's file.
 type Handle string
 
-// New creates a namespace whose loopback interface is up.
-func New(name string) (Handle, error) {
-	h := Handle(filepath.Join(Dir, name))
-	if err := os.MkdirAll(Dir, 0o755); err != nil {
+// NewNamed creates a namespace whose loopback interface is up.
+func NewNamed(name string) (Handle, error) {
+	h := Handle(filepath.Join(NamespaceDir, name))
+	if err := os.MkdirAll(NamespaceDir, 0o755); err != nil {
 		return "", fmt.Errorf("creating namespace %q: %w", name, err)
 	}
 	f, err := os.OpenFile(string(h), os.O_CREATE|os.O_EXCL, 0o444)
@@ -42,7 +42,7 @@ func New(name string) (Handle, error) {
 		if err := unix.Mount(threadNamespace(), string(h), "", unix.MS_BIND, ""); err != nil {
 			return err
 		}
-		return SetUp("lo")
+		return SetLinkUp("lo")
 	})
 	if err != nil {
 		_ = unix.Unmount(string(h), unix.MNT_DETACH) // if it was mounted
@@ -61,7 +61,7 @@ func NewUnnamed() (h Handle, release func(), err error) {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return err
 		}
-		if err := SetUp("lo"); err != nil {
+		if err := SetLinkUp("lo"); err != nil {
 			return err
 		}
 		fd, err = unix.Open(threadNamespace(), unix.O_RDONLY|unix.O_CLOEXEC, 0)
@@ -89,8 +89,8 @@ func runOnThread(f func() error) error {
 	return <-done
 }
 
-// Do runs f inside the namespace. Goroutines that f starts run outside of it.
-func (h Handle) Do(f func() error) error {
+// RunInside runs f inside the namespace. Goroutines that f starts run outside of it.
+func (h Handle) RunInside(f func() error) error {
 	return runOnThread(func() error {
 		fd, err := unix.Open(string(h), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
@@ -115,7 +115,7 @@ func (h Handle) Delete() error {
 // Dial opens a connection from inside the namespace.
 func (h Handle) Dial(ctx context.Context, network, address string) (net.Conn, error) {
 	var c net.Conn
-	err := h.Do(func() (err error) {
+	err := h.RunInside(func() (err error) {
 		// The resolver and Happy Eyeballs would use other threads, so addresses have to be numeric.
 		d := net.Dialer{FallbackDelay: -1}
 		c, err = d.DialContext(ctx, network, address)
@@ -127,7 +127,7 @@ func (h Handle) Dial(ctx context.Context, network, address string) (net.Conn, er
 // Listen listens for connections inside the namespace.
 func (h Handle) Listen(network, address string) (net.Listener, error) {
 	var l net.Listener
-	err := h.Do(func() (err error) {
+	err := h.RunInside(func() (err error) {
 		l, err = net.Listen(network, address)
 		return err
 	})
@@ -137,7 +137,7 @@ func (h Handle) Listen(network, address string) (net.Listener, error) {
 // ListenPacket listens for datagrams inside the namespace.
 func (h Handle) ListenPacket(network, address string) (net.PacketConn, error) {
 	var c net.PacketConn
-	err := h.Do(func() (err error) {
+	err := h.RunInside(func() (err error) {
 		c, err = net.ListenPacket(network, address)
 		return err
 	})
@@ -146,7 +146,7 @@ func (h Handle) ListenPacket(network, address string) (net.PacketConn, error) {
 
 // AddCable connects two namespaces by a virtual cable with one end in each. Both ends are down.
 func AddCable(a Handle, aName string, b Handle, bName string) error {
-	err := a.Do(func() error {
+	err := a.RunInside(func() error {
 		fd, err := os.Open(string(b))
 		if err != nil {
 			return err
@@ -164,11 +164,11 @@ func AddCable(a Handle, aName string, b Handle, bName string) error {
 
 // The functions below act on the namespace of the calling thread: call them inside Do.
 
-// SetUp brings a link up.
-func SetUp(link string) error { return changeLink(link, netlink.LinkSetUp) }
+// SetLinkUp brings a link up.
+func SetLinkUp(link string) error { return changeLink(link, netlink.LinkSetUp) }
 
-// SetDown takes a link down. The other end of its cable loses the carrier.
-func SetDown(link string) error { return changeLink(link, netlink.LinkSetDown) }
+// SetLinkDown takes a link down. The other end of its cable loses the carrier.
+func SetLinkDown(link string) error { return changeLink(link, netlink.LinkSetDown) }
 
 func changeLink(link string, f func(netlink.Link) error) error {
 	l, err := netlink.LinkByName(link)
@@ -205,11 +205,11 @@ func AddBridge(name string) error {
 	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
 		return fmt.Errorf("creating bridge %q: %w", name, err)
 	}
-	return SetUp(name)
+	return SetLinkUp(name)
 }
 
-// SetBridge makes the link a port of the bridge. An empty name removes it from its bridge.
-func SetBridge(link, bridge string) error {
+// SetBridgeOfLink makes the link a port of the bridge. An empty name removes it from its bridge.
+func SetBridgeOfLink(link, bridge string) error {
 	return changeLink(link, func(l netlink.Link) error {
 		if bridge == "" {
 			return netlink.LinkSetNoMaster(l)

@@ -26,7 +26,7 @@ type Route struct {
 // routes and those that discard.
 func (h Handle) Routes() ([]Route, error) {
 	var out []Route
-	err := h.Do(func() error {
+	err := h.RunInside(func() error {
 		for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 			list, err := netlink.RouteList(nil, family)
 			if err != nil {
@@ -76,8 +76,8 @@ func toRoute(r netlink.Route, family int) Route {
 	return o
 }
 
-// RouteTo returns the route to exactly this prefix, and whether it exists.
-func (h Handle) RouteTo(p netip.Prefix) (Route, bool, error) {
+// FindRoute returns the route to exactly this prefix, and whether it exists.
+func (h Handle) FindRoute(p netip.Prefix) (Route, bool, error) {
 	list, err := h.Routes()
 	for _, r := range list {
 		if r.Prefix == p {

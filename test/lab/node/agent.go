@@ -39,10 +39,10 @@ type Config struct {
 	// the same order.
 	Addresses []netip.Addr
 	PodCIDRs  []netip.Prefix
-	// REST reaches the API server from the node's network namespace.
-	REST *rest.Config
+	// RESTConfig reaches the API server from the node's network namespace.
+	RESTConfig *rest.Config
 	// BinDir has Gantry's binaries. Image is the prefix of the image names that stand for them.
-	BinDir, Image string
+	BinDir, ImagePrefix string
 	// SelfPath is the path of a program that calls Reexec before anything else.
 	SelfPath string
 	// LogDir gets a file for each container. RunDir gets volumes and service account tokens.
@@ -60,12 +60,12 @@ type Agent struct {
 	usedAddresses  map[netip.Addr]bool
 	nextHostNumber int
 	killed         bool
-	running        sync.WaitGroup
+	runningTasks   sync.WaitGroup
 }
 
 // New returns an Agent, which does nothing before Run.
 func New(c Config) (*Agent, error) {
-	client, err := kubernetes.NewForConfig(c.REST)
+	client, err := kubernetes.NewForConfig(c.RESTConfig)
 	if err != nil {
 		return nil, fmt.Errorf("creating a client for node %s: %w", c.Name, err)
 	}
@@ -77,7 +77,7 @@ func New(c Config) (*Agent, error) {
 const (
 	leaseInterval        = 10 * time.Second
 	leaseDurationSeconds = 40
-	retryInterval        = 500 * time.Millisecond
+	apiRetryInterval     = 500 * time.Millisecond
 )
 
 // Run runs the node until ctx ends. Then it kills every container.
@@ -101,7 +101,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		},
 	})
 	informer.RunWithContext(ctx)
-	a.running.Wait()
+	a.runningTasks.Wait()
 	return nil
 }
 
@@ -116,7 +116,7 @@ func (a *Agent) retryUntilDone(ctx context.Context, f func(context.Context) erro
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(retryInterval):
+		case <-time.After(apiRetryInterval):
 		}
 	}
 }

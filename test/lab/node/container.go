@@ -25,9 +25,9 @@ const AnnotationUnready = "lab.gantry.dev/unready"
 
 // container is a container of a Pod, with its restarts.
 type container struct {
-	pod   *pod
-	spec  *corev1.Container
-	ended chan struct{} // closed when it has ended for good
+	pod         *pod
+	spec        *corev1.Container
+	endedSignal chan struct{} // closed when it has ended for good
 
 	mu             sync.Mutex // guards the fields below
 	process        *exec.Cmd
@@ -39,7 +39,7 @@ type container struct {
 }
 
 func newContainer(p *pod, c *corev1.Container) *container {
-	return &container{pod: p, spec: c, ended: make(chan struct{})}
+	return &container{pod: p, spec: c, endedSignal: make(chan struct{})}
 }
 
 const (
@@ -50,7 +50,7 @@ const (
 // runAndRestart runs the container and starts it again whenever it ends, with a growing delay,
 // until it is stopped for good.
 func (r *container) runAndRestart() {
-	defer close(r.ended)
+	defer close(r.endedSignal)
 	for backoff := minBackoffDelay; ; backoff = min(2*backoff, maxBackoffDelay) {
 		begun := time.Now()
 		err := r.runOnce()
@@ -110,7 +110,7 @@ func (r *container) runOnce() error {
 		r.mu.Unlock()
 		return nil
 	}
-	if err := r.pod.namespace.Do(cmd.Start); err != nil {
+	if err := r.pod.namespace.RunInside(cmd.Start); err != nil {
 		r.mu.Unlock()
 		return fmt.Errorf("starting container %s: %w", r.spec.Name, err)
 	}
@@ -143,7 +143,7 @@ func (r *container) buildCommand() (*exec.Cmd, error) {
 	c := &r.pod.agent.config
 	cmd := exec.Command(c.SelfPath)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if !strings.HasPrefix(r.spec.Image, c.Image) && r.spec.Image != MachineImage {
+	if !strings.HasPrefix(r.spec.Image, c.ImagePrefix) && r.spec.Image != MachineImage {
 		cmd.Args = append([]string{"lab", responderArg}, r.responderArguments()...)
 		return cmd, nil
 	}
@@ -232,7 +232,7 @@ func (r *container) repeatProbe(p *corev1.Probe, report func(bool)) {
 		select {
 		case <-r.pod.ctx.Done():
 			return
-		case <-r.ended:
+		case <-r.endedSignal:
 			return
 		case <-time.After(wait):
 		}

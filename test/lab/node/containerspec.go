@@ -55,14 +55,14 @@ func (r *container) buildSpec() (containerSpec, error) {
 		return containerSpec{}, fmt.Errorf("container %s: %w", r.spec.Name, err)
 	}
 	s := containerSpec{
-		Args: expandAll(append(slices.Clone(r.spec.Command), r.spec.Args...), known),
+		Args: expandVariablesInAll(append(slices.Clone(r.spec.Command), r.spec.Args...), known),
 		Env:  env, TokenDir: filepath.Join(r.pod.directory(), "token"),
 	}
 	if s.Hostname = r.pod.firstObject.Name; r.pod.firstObject.Spec.HostNetwork {
 		s.Hostname = c.Name
 	}
 	s.Path = s.Args[0]
-	if strings.HasPrefix(r.spec.Image, c.Image) {
+	if strings.HasPrefix(r.spec.Image, c.ImagePrefix) {
 		s.Path = filepath.Join(c.BinDir, filepath.Base(s.Path))
 	}
 	if s.Mounts, err = r.prepareMounts(); err != nil {

@@ -50,8 +50,8 @@ func expandVariables(text string, known map[string]string) string {
 	})
 }
 
-// expandAll expands the variables in each of the texts.
-func expandAll(texts []string, known map[string]string) []string {
+// expandVariablesInAll expands the variables in each of the texts.
+func expandVariablesInAll(texts []string, known map[string]string) []string {
 	var out []string
 	for _, t := range texts {
 		out = append(out, expandVariables(t, known))
@@ -69,34 +69,34 @@ func (r *container) resolveValue(e corev1.EnvVar) (string, error) {
 	ctx, cancel := context.WithTimeout(r.pod.ctx, 10*time.Second)
 	defer cancel()
 	pick := func(files map[string][]byte, err error, key string, optional *bool) (string, error) {
-		if b, ok := files[key]; ok || err != nil || isTrue(optional) {
+		if b, ok := files[key]; ok || err != nil || isTruePointer(optional) {
 			return string(b), err
 		}
 		return "", fmt.Errorf("key %s is missing", key)
 	}
 	switch {
 	case from.FieldRef != nil:
-		return r.podField(from.FieldRef.FieldPath)
+		return r.readPodField(from.FieldRef.FieldPath)
 	case from.ConfigMapKeyRef != nil:
 		ref := from.ConfigMapKeyRef
-		files, err := r.pod.readConfigMap(ctx, ref.Name, isTrue(ref.Optional))
+		files, err := r.pod.readConfigMap(ctx, ref.Name, isTruePointer(ref.Optional))
 		return pick(files, err, ref.Key, ref.Optional)
 	case from.SecretKeyRef != nil:
 		ref := from.SecretKeyRef
-		files, err := r.pod.readSecret(ctx, ref.Name, isTrue(ref.Optional))
+		files, err := r.pod.readSecret(ctx, ref.Name, isTruePointer(ref.Optional))
 		return pick(files, err, ref.Key, ref.Optional)
 	}
 	return "", fmt.Errorf("the lab supports only fieldRef, configMapKeyRef and secretKeyRef")
 }
 
-// podField returns a field of the Pod.
-func (r *container) podField(path string) (string, error) {
+// readPodField returns a field of the Pod.
+func (r *container) readPodField(path string) (string, error) {
 	o := r.pod.firstObject
 	if kind, key, ok := strings.Cut(strings.TrimSuffix(path, "']"), "['"); ok {
 		return map[string]map[string]string{"metadata.labels": o.Labels, "metadata.annotations": o.Annotations}[kind][key], nil
 	}
 	var ips []string
-	for _, ip := range r.pod.ips {
+	for _, ip := range r.pod.podIPs {
 		ips = append(ips, ip.String())
 	}
 	v, ok := map[string]string{

@@ -28,7 +28,7 @@ type pod struct {
 	ownsNamespace bool       // namespace belongs to this Pod only
 	primaryIP     netip.Addr // the first of ips
 	// One for each family; set under the agent's mutex before any container starts.
-	ips           []netip.Addr
+	podIPs        []netip.Addr
 	containers    []*container // one for each container
 	ctx           context.Context
 	cancel        context.CancelFunc
@@ -72,9 +72,9 @@ func (p *pod) currentObject() *corev1.Pod {
 }
 
 func (a *Agent) runInBackground(f func()) {
-	a.running.Add(1)
+	a.runningTasks.Add(1)
 	go func() {
-		defer a.running.Done()
+		defer a.runningTasks.Done()
 		f()
 	}()
 }
@@ -95,7 +95,7 @@ func (p *pod) runUntilDone() {
 	defer p.cleanUp()
 	if err := p.agent.retryUntilDone(p.ctx, func(context.Context) error { return p.connectNetwork() }); err != nil {
 		for _, r := range p.containers { // none of them has been started
-			close(r.ended)
+			close(r.endedSignal)
 		}
 		return
 	}
@@ -136,7 +136,7 @@ func (p *pod) connectNetwork() error {
 	}
 	sum := sha256.Sum256([]byte(p.firstObject.UID))
 	id := hex.EncodeToString(sum[:5])
-	ns, err := netns.New("pod-" + id)
+	ns, err := netns.NewNamed("pod-" + id)
 	if err != nil {
 		return err
 	}
@@ -152,8 +152,8 @@ func (p *pod) connectNetwork() error {
 func (p *pod) assignAddresses() ([]netip.Addr, error) {
 	p.agent.mu.Lock()
 	defer p.agent.mu.Unlock()
-	if len(p.ips) > 0 { // an earlier attempt has assigned them
-		return p.ips, nil
+	if len(p.podIPs) > 0 { // an earlier attempt has assigned them
+		return p.podIPs, nil
 	}
 	addresses := p.agent.config.Addresses
 	if !p.firstObject.Spec.HostNetwork {
@@ -162,7 +162,7 @@ func (p *pod) assignAddresses() ([]netip.Addr, error) {
 			return nil, err
 		}
 	}
-	p.primaryIP, p.ips = addresses[0], addresses
+	p.primaryIP, p.podIPs = addresses[0], addresses
 	return addresses, nil
 }
 
@@ -174,15 +174,15 @@ func (p *pod) connectToNode(ns netns.Handle, id string, addresses []netip.Addr) 
 		return err
 	}
 	gateways := []netip.Addr{netip.MustParseAddr("169.254.1.1"), netip.MustParseAddr("fe80::1")}
-	err := a.config.NetNS.Do(func() error { return configureNodeSide(veth, gateways[:len(addresses)], addresses) })
+	err := a.config.NetNS.RunInside(func() error { return configureNodeSide(veth, gateways[:len(addresses)], addresses) })
 	if err != nil {
 		return err
 	}
-	return ns.Do(func() error { return configurePodSide(gateways[:len(addresses)], addresses) })
+	return ns.RunInside(func() error { return configurePodSide(gateways[:len(addresses)], addresses) })
 }
 
 func configureNodeSide(veth string, gateways, addresses []netip.Addr) error {
-	if err := netns.SetUp(veth); err != nil {
+	if err := netns.SetLinkUp(veth); err != nil {
 		return err
 	}
 	for i, ip := range addresses {
@@ -197,7 +197,7 @@ func configureNodeSide(veth string, gateways, addresses []netip.Addr) error {
 }
 
 func configurePodSide(gateways, addresses []netip.Addr) error {
-	if err := netns.SetUp("eth0"); err != nil {
+	if err := netns.SetLinkUp("eth0"); err != nil {
 		return err
 	}
 	for i, ip := range addresses {
@@ -259,11 +259,11 @@ func (p *pod) terminatePod(ctx context.Context) {
 	deadline := time.After(grace)
 	for _, r := range p.containers {
 		select {
-		case <-r.ended:
+		case <-r.endedSignal:
 		case <-deadline:
 			p.killContainers()
 			p.cancel() // for a Pod whose network was not connected yet
-			<-r.ended
+			<-r.endedSignal
 		case <-p.ctx.Done():
 		}
 	}
@@ -285,7 +285,7 @@ func (a *Agent) deletePodObject(ctx context.Context, o *corev1.Pod) {
 		err := a.client.CoreV1().Pods(o.Namespace).Delete(ctx, o.Name, metav1.DeleteOptions{
 			GracePeriodSeconds: &zero, Preconditions: metav1.NewUIDPreconditions(string(o.UID)),
 		})
-		if isGoneOrReplaced(err) {
+		if isPodGoneOrReplaced(err) {
 			return nil
 		}
 		return err
@@ -305,7 +305,7 @@ func (p *pod) killContainers() { p.sendSignal(syscall.SIGKILL, true) }
 func (p *pod) cleanUp() {
 	p.killContainers()
 	for _, r := range p.containers {
-		<-r.ended
+		<-r.endedSignal
 	}
 	p.agent.mu.Lock()
 	delete(p.agent.usedAddresses, p.primaryIP)

@@ -35,9 +35,9 @@ func Reexec() {
 	}
 }
 
-// drainDelay is how long a responder still answers after SIGTERM, as a server does that finishes
-// its requests.
-const drainDelay = 2 * time.Second
+// responderDrainDelay is how long a responder still answers after SIGTERM, as a server does that
+// finishes its requests.
+const responderDrainDelay = 2 * time.Second
 
 // runResponder answers on each port until SIGTERM. The arguments are the names of the Pod and the
 // node, and the ports.
@@ -60,7 +60,7 @@ func runResponder(args []string) {
 		}
 	}
 	<-ctx.Done()
-	time.Sleep(drainDelay)
+	time.Sleep(responderDrainDelay)
 }
 
 // serveTCP answers an HTTP request with the names of the Pod and the node, and any other line with

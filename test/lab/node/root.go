@@ -9,16 +9,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// rootDir is the root directory of a container. Only the container's own mounts show it.
-const rootDir = "/run/lab-root"
+// containerRootDir is the root directory of a container. Only the container's own mounts show it.
+const containerRootDir = "/run/lab-root"
 
 // enterRoot changes the root directory of the calling process to one that shows the machine's files
 // and the volumes. It creates nothing in the machine's own directories.
 func enterRoot(volumes []volumeMount) error {
-	if err := os.MkdirAll(rootDir, 0o755); err != nil {
+	if err := os.MkdirAll(containerRootDir, 0o755); err != nil {
 		return err
 	}
-	if err := coverDirectory("/", rootDir); err != nil {
+	if err := coverDirectory("/", containerRootDir); err != nil {
 		return err
 	}
 	for _, v := range volumes {
@@ -26,7 +26,7 @@ func enterRoot(volumes []volumeMount) error {
 			return fmt.Errorf("mounting a volume at %s: %w", v.Target, err)
 		}
 	}
-	if err := unix.Chroot(rootDir); err != nil {
+	if err := unix.Chroot(containerRootDir); err != nil {
 		return fmt.Errorf("entering the container's root: %w", err)
 	}
 	return os.Chdir("/")
@@ -40,18 +40,18 @@ func mountVolume(v volumeMount) error {
 	}
 	// If a directory of the path is missing, its parent is covered by one in which it can be
 	// created.
-	at := rootDir
+	at := containerRootDir
 	parts := strings.Split(strings.Trim(filepath.Clean(v.Target), "/"), "/")
 	for i, part := range parts {
 		next := filepath.Join(at, part)
 		if target, err := os.Readlink(next); err == nil { // such as /var/run
 			if !filepath.IsAbs(target) {
-				target = filepath.Join(strings.TrimPrefix(at, rootDir), target)
+				target = filepath.Join(strings.TrimPrefix(at, containerRootDir), target)
 			}
 			return mountVolume(volumeMount{v.Source, filepath.Join(append([]string{target}, parts[i+1:]...)...), v.ReadOnly})
 		}
 		if _, err := os.Stat(next); err != nil {
-			if at != rootDir {
+			if at != containerRootDir {
 				if err := coverDirectory(at, at); err != nil {
 					return err
 				}
@@ -93,15 +93,15 @@ func coverDirectory(from, to string) error {
 		return err
 	}
 	for _, e := range entries {
-		if err := bindEntry(e, filepath.Join(old, e.Name()), filepath.Join(to, e.Name())); err != nil {
+		if err := bindMountEntry(e, filepath.Join(old, e.Name()), filepath.Join(to, e.Name())); err != nil {
 			return fmt.Errorf("showing %s in the container: %w", e.Name(), err)
 		}
 	}
 	return nil
 }
 
-// bindEntry makes a directory's entry appear at another path.
-func bindEntry(e os.DirEntry, from, to string) error {
+// bindMountEntry makes a directory's entry appear at another path.
+func bindMountEntry(e os.DirEntry, from, to string) error {
 	var err error
 	switch {
 	case e.Type()&os.ModeSymlink != 0:

@@ -12,7 +12,9 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-func isGoneOrReplaced(err error) bool { return apierrors.IsNotFound(err) || apierrors.IsConflict(err) }
+func isPodGoneOrReplaced(err error) bool {
+	return apierrors.IsNotFound(err) || apierrors.IsConflict(err)
+}
 
 func (p *pod) isAnnotatedUnready() bool {
 	return p.currentObject().Annotations[AnnotationUnready] == "true"
@@ -26,7 +28,7 @@ func (p *pod) writeStatus(ctx context.Context) error {
 		return err
 	}
 	_, err = p.agent.client.CoreV1().Pods(p.firstObject.Namespace).Patch(ctx, p.firstObject.Name, types.MergePatchType, patch, metav1.PatchOptions{}, "status")
-	if err != nil && !isGoneOrReplaced(err) {
+	if err != nil && !isPodGoneOrReplaced(err) {
 		return fmt.Errorf("writing the status of Pod %s/%s: %w", p.firstObject.Namespace, p.firstObject.Name, err)
 	}
 	return nil
@@ -36,7 +38,7 @@ func (p *pod) writeStatus(ctx context.Context) error {
 func (p *pod) podStatus() corev1.PodStatus {
 	o := p.currentObject()
 	s := corev1.PodStatus{Phase: corev1.PodRunning, PodIP: p.primaryIP.String(), HostIP: p.agent.config.Addresses[0].String()}
-	for _, ip := range p.ips {
+	for _, ip := range p.podIPs {
 		s.PodIPs = append(s.PodIPs, corev1.PodIP{IP: ip.String()})
 	}
 	for _, ip := range p.agent.config.Addresses {

@@ -53,23 +53,23 @@ func (p *pod) prepareVolume(v *corev1.Volume) (string, error) {
 	defer cancel()
 	switch {
 	case v.ConfigMap != nil:
-		files, err := p.readConfigMap(ctx, v.ConfigMap.Name, isTrue(v.ConfigMap.Optional))
+		files, err := p.readConfigMap(ctx, v.ConfigMap.Name, isTruePointer(v.ConfigMap.Optional))
 		if err != nil && mounted {
 			return dir, nil
 		}
 		if err != nil {
 			return "", err
 		}
-		return dir, writeFiles(dir, files, v.ConfigMap.Items)
+		return dir, writeVolumeFiles(dir, files, v.ConfigMap.Items)
 	case v.Secret != nil:
-		files, err := p.readSecret(ctx, v.Secret.SecretName, isTrue(v.Secret.Optional))
+		files, err := p.readSecret(ctx, v.Secret.SecretName, isTruePointer(v.Secret.Optional))
 		if err != nil && mounted {
 			return dir, nil
 		}
 		if err != nil {
 			return "", err
 		}
-		return dir, writeFiles(dir, files, v.Secret.Items)
+		return dir, writeVolumeFiles(dir, files, v.Secret.Items)
 	case v.EmptyDir != nil:
 	case v.HostPath != nil: // each node has its own directory, none uses the machine's
 		dir = filepath.Join(p.agent.config.RunDir, "hostpath", p.agent.config.Name, v.HostPath.Path)
@@ -111,9 +111,9 @@ func (p *pod) readSecret(ctx context.Context, name string, optional bool) (map[s
 	return s.Data, nil
 }
 
-// writeFiles writes the keys into a directory: all of them, or only those of items, at the paths of
-// items.
-func writeFiles(dir string, files map[string][]byte, items []corev1.KeyToPath) error {
+// writeVolumeFiles writes the keys into a directory: all of them, or only those of items, at the
+// paths of items.
+func writeVolumeFiles(dir string, files map[string][]byte, items []corev1.KeyToPath) error {
 	if len(items) == 0 {
 		for k := range files {
 			items = append(items, corev1.KeyToPath{Key: k, Path: k})
@@ -138,4 +138,4 @@ func writeFiles(dir string, files map[string][]byte, items []corev1.KeyToPath) e
 	return nil
 }
 
-func isTrue(b *bool) bool { return b != nil && *b }
+func isTruePointer(b *bool) bool { return b != nil && *b }

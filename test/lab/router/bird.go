@@ -20,11 +20,11 @@ func birdSocket(dir string) string { return filepath.Join(dir, "bird.ctl") }
 func (bird) daemonNames() []string { return []string{"bird"} }
 
 func (bird) writeConfig(c Config) error {
-	if err := os.WriteFile(filepath.Join(c.Dir, groupFile), []byte("root:x:0:\n"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(c.Dir, groupFileName), []byte("root:x:0:\n"), 0o644); err != nil {
 		return err
 	}
 	path := filepath.Join(c.Dir, "bird.conf")
-	if err := os.WriteFile(path, []byte(c.Text), 0o644); err != nil {
+	if err := os.WriteFile(path, []byte(c.ConfigText), 0o644); err != nil {
 		return err
 	}
 	if out, err := exec.Command(birdPath, "-p", "-c", path).CombinedOutput(); err != nil {
@@ -38,7 +38,7 @@ func (bird) daemonCommand(c Config, _ string) []string {
 }
 
 func (bird) checkReady(ctx context.Context, c Config, _ string) error {
-	return checkListening(ctx, birdSocket(c.Dir))
+	return checkSocketListening(ctx, birdSocket(c.Dir))
 }
 
 func (bird) applyConfig(ctx context.Context, c Config) error {

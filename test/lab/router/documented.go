@@ -6,9 +6,9 @@ import (
 	"regexp"
 )
 
-// DocumentedConfig returns a configuration from a file of the docs: the first code block after an
-// HTML comment with that name. So the tests run what readers copy.
-func DocumentedConfig(file, name string) (string, error) {
+// ReadDocumentedConfig returns a configuration from a file of the docs: the first code block after
+// an HTML comment with that name. So the tests run what readers copy.
+func ReadDocumentedConfig(file, name string) (string, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return "", fmt.Errorf("reading the docs: %w", err)

@@ -19,13 +19,13 @@ func (frr) daemonNames() []string { return []string{"zebra", "staticd", "bfdd", 
 func (frr) writeConfig(c Config) error {
 	// The daemons demand that their user is in the group frrvty: here that is another name of
 	// root's group.
-	if err := os.WriteFile(filepath.Join(c.Dir, groupFile), []byte("root:x:0:\nfrr:x:0:\nfrrvty:x:0:\n"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(c.Dir, groupFileName), []byte("root:x:0:\nfrr:x:0:\nfrrvty:x:0:\n"), 0o644); err != nil {
 		return err
 	}
 	if err := os.WriteFile(filepath.Join(c.Dir, "empty.conf"), nil, 0o644); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(c.Dir, "frr.conf"), []byte(c.Text), 0o644)
+	return os.WriteFile(filepath.Join(c.Dir, "frr.conf"), []byte(c.ConfigText), 0o644)
 }
 
 func (frr) daemonCommand(c Config, program string) []string {
@@ -41,11 +41,11 @@ func (frr) daemonCommand(c Config, program string) []string {
 func (frr) checkReady(ctx context.Context, c Config, program string) error {
 	// a daemon that connects to zebra too early tries again after ten seconds
 	if program == "zebra" {
-		if err := checkListening(ctx, filepath.Join(c.Dir, "zserv.api")); err != nil {
+		if err := checkSocketListening(ctx, filepath.Join(c.Dir, "zserv.api")); err != nil {
 			return err
 		}
 	}
-	return checkListening(ctx, filepath.Join(c.Dir, program+".vty"))
+	return checkSocketListening(ctx, filepath.Join(c.Dir, program+".vty"))
 }
 
 func (frr) applyConfig(ctx context.Context, c Config) error {
@@ -53,8 +53,8 @@ func (frr) applyConfig(ctx context.Context, c Config) error {
 	return err
 }
 
-// checkListening returns an error if no process listens on a socket.
-func checkListening(ctx context.Context, socket string) error {
+// checkSocketListening returns an error if no process listens on a socket.
+func checkSocketListening(ctx context.Context, socket string) error {
 	var d net.Dialer
 	s, err := d.DialContext(ctx, "unix", socket)
 	if err != nil {

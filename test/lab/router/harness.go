@@ -42,9 +42,9 @@ const (
 
 // linkConfig is a link of a host, with its networks and the host number in them.
 type linkConfig struct {
-	link     string
-	networks []string
-	number   int
+	link       string
+	networks   []string
+	hostNumber int
 }
 
 var lanNetworks = []string{"192.168.0.0/24", "fd00:a8::/64"}
@@ -54,7 +54,7 @@ func networksBehindRouter(i int) []string {
 	return []string{fmt.Sprintf("10.%d.0.0/24", 100-i), fmt.Sprintf("fd00:%d::/64", 100-i)}
 }
 
-func numberedName(host string, i int) string {
+func nameWithNumber(host string, i int) string {
 	if i == 1 {
 		return host
 	}
@@ -68,18 +68,18 @@ func NewHarness(o HarnessOptions) (*Harness, error) {
 		return nil, fmt.Errorf("a harness has at most 80 nodes and 2 routers, not %d and %d", o.Nodes, o.Routers)
 	}
 	b := &Harness{hostByName: map[string]netns.Handle{}}
-	if err := b.build(o); err != nil {
+	if err := b.buildNetwork(o); err != nil {
 		b.Close()
 		return nil, err
 	}
 	return b, nil
 }
 
-func (b *Harness) build(o HarnessOptions) (err error) {
+func (b *Harness) buildNetwork(o HarnessOptions) (err error) {
 	if b.fabric, err = b.newNamespace(); err != nil {
 		return err
 	}
-	if err := b.fabric.Do(func() error { return netns.AddBridge(lanBridge) }); err != nil {
+	if err := b.fabric.RunInside(func() error { return netns.AddBridge(lanBridge) }); err != nil {
 		return err
 	}
 	numbers := map[string]int{"client": 100}
@@ -87,7 +87,7 @@ func (b *Harness) build(o HarnessOptions) (err error) {
 		numbers["node"+strconv.Itoa(i)] = 10 + i
 	}
 	for i := 1; i <= o.Routers; i++ {
-		numbers[numberedName("router", i)] = i
+		numbers[nameWithNumber("router", i)] = i
 	}
 	for name, n := range numbers {
 		if err := b.addHost(name, n); err != nil {
@@ -99,10 +99,10 @@ func (b *Harness) build(o HarnessOptions) (err error) {
 			return err
 		}
 		for name := range numbers {
-			if name == numberedName("router", i) {
+			if name == nameWithNumber("router", i) {
 				continue
 			}
-			if err := b.hostByName[name].Do(func() error { return addRoutes(lanLink, networksBehindRouter(i), addressesInNetworks(lanNetworks, i)) }); err != nil {
+			if err := b.hostByName[name].RunInside(func() error { return addRoutes(lanLink, networksBehindRouter(i), addressesInNetworks(lanNetworks, i)) }); err != nil {
 				return fmt.Errorf("routing on %s: %w", name, err)
 			}
 		}
@@ -129,16 +129,16 @@ func (b *Harness) addHost(name string, number int) error {
 	if err := netns.AddCable(b.fabric, port, h, lanLink); err != nil {
 		return err
 	}
-	err = b.fabric.Do(func() error {
-		if err := netns.SetBridge(port, lanBridge); err != nil {
+	err = b.fabric.RunInside(func() error {
+		if err := netns.SetBridgeOfLink(port, lanBridge); err != nil {
 			return err
 		}
-		return netns.SetUp(port)
+		return netns.SetLinkUp(port)
 	})
 	if err != nil {
 		return err
 	}
-	return h.Do(func() error { return configureLink(linkConfig{lanLink, lanNetworks, number}) })
+	return h.RunInside(func() error { return configureLink(linkConfig{lanLink, lanNetworks, number}) })
 }
 
 // addHostBehindRouter creates the client behind router i.
@@ -147,15 +147,15 @@ func (b *Harness) addHostBehindRouter(i int) error {
 	if err != nil {
 		return err
 	}
-	router := b.hostByName[numberedName("router", i)]
-	b.hostByName[numberedName("far", i)] = h
+	router := b.hostByName[nameWithNumber("router", i)]
+	b.hostByName[nameWithNumber("far", i)] = h
 	if err := netns.AddCable(router, wanLink, h, lanLink); err != nil {
 		return err
 	}
-	if err := router.Do(func() error { return configureLink(linkConfig{wanLink, networksBehindRouter(i), 1}) }); err != nil {
+	if err := router.RunInside(func() error { return configureLink(linkConfig{wanLink, networksBehindRouter(i), 1}) }); err != nil {
 		return err
 	}
-	return h.Do(func() error {
+	return h.RunInside(func() error {
 		if err := configureLink(linkConfig{lanLink, networksBehindRouter(i), 2}); err != nil {
 			return err
 		}
@@ -173,10 +173,10 @@ func configureLink(p linkConfig) error {
 			return err
 		}
 	}
-	if err := netns.SetUp(p.link); err != nil {
+	if err := netns.SetLinkUp(p.link); err != nil {
 		return err
 	}
-	for i, a := range addressesInNetworks(p.networks, p.number) {
+	for i, a := range addressesInNetworks(p.networks, p.hostNumber) {
 		if err := netns.AddAddress(p.link, netip.PrefixFrom(a, netip.MustParsePrefix(p.networks[i]).Bits())); err != nil {
 			return err
 		}
@@ -212,16 +212,16 @@ func (b *Harness) Host(name string) netns.Handle { return b.hostByName[name] }
 // CutCableSilently drops all frames between a host and the LAN. The host keeps the carrier, as when
 // a switch between them fails.
 func (b *Harness) CutCableSilently(host string) error {
-	return b.fabric.Do(func() error { return netns.SetBridge("p-"+host, "") })
+	return b.fabric.RunInside(func() error { return netns.SetBridgeOfLink("p-"+host, "") })
 }
 
 // PlugCable undoes CutCableSilently.
 func (b *Harness) PlugCable(host string) error {
-	return b.fabric.Do(func() error {
-		if err := netns.SetBridge("p-"+host, lanBridge); err != nil {
+	return b.fabric.RunInside(func() error {
+		if err := netns.SetBridgeOfLink("p-"+host, lanBridge); err != nil {
 			return err
 		}
-		return netns.SetUp("p-" + host)
+		return netns.SetLinkUp("p-" + host)
 	})
 }
 

@@ -56,16 +56,16 @@ type Config struct {
 	Dir string
 	// LogDir gets a log of each daemon; empty means Dir.
 	LogDir string
-	// Text is the configuration as an operator writes it: frr.conf, or bird.conf.
-	Text string
+	// ConfigText is the configuration as an operator writes it: frr.conf, or bird.conf.
+	ConfigText string
 }
 
 // Router is a router that was started. Several goroutines may call its methods, but must not start
 // and stop it at the same time.
 type Router struct {
 	Console
-	config    Config
-	temporary bool // Stop removes the directory
+	config           Config
+	removesDirOnStop bool // Stop removes the directory
 
 	mu           sync.Mutex // guards daemons
 	daemonByName map[string]*daemon
@@ -73,13 +73,13 @@ type Router struct {
 
 // daemon is one process of a router.
 type daemon struct {
-	cmd  *exec.Cmd
-	done chan struct{} // closed when it has ended
-	err  error
+	cmd         *exec.Cmd
+	endedSignal chan struct{} // closed when it has ended
+	exitError   error
 }
 
-// dialect is what differs between the kinds of routers.
-type dialect interface {
+// routerDialect is what differs between the kinds of routers.
+type routerDialect interface {
 	// writeConfig writes the files that the daemons read at their start.
 	writeConfig(c Config) error
 	// daemonNames returns the names of the daemons, in the order of their start.
@@ -92,7 +92,7 @@ type dialect interface {
 	applyConfig(ctx context.Context, c Config) error
 }
 
-var dialectByKind = map[Kind]dialect{FRR: frr{}, BIRD: bird{}}
+var dialectByKind = map[Kind]routerDialect{FRR: frr{}, BIRD: bird{}}
 
 // MissingPrerequisite returns one line that says what this machine lacks to run a router of this
 // kind and which package provides it. It returns "" if nothing is missing.
@@ -108,8 +108,8 @@ func MissingPrerequisite(k Kind) string {
 	return ""
 }
 
-// startTimeout limits the start of one daemon, which takes 0.1 s on an idle machine.
-const startTimeout = 30 * time.Second
+// routerStartTimeout limits the start of one daemon, which takes 0.1 s on an idle machine.
+const routerStartTimeout = 30 * time.Second
 
 // Start starts a router and returns when its configuration is in effect. A line that it does not
 // understand is an error that names the line.
@@ -137,7 +137,7 @@ func Start(ctx context.Context, c Config) (*Router, error) {
 	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("creating the router's directory: %w", err)
 	}
-	r := &Router{Console: Console{c.Kind, c.Dir}, config: c, temporary: temporary, daemonByName: map[string]*daemon{}}
+	r := &Router{Console: Console{c.Kind, c.Dir}, config: c, removesDirOnStop: temporary, daemonByName: map[string]*daemon{}}
 	if err := r.Restart(ctx); err != nil {
 		r.Stop()
 		return nil, err
@@ -177,7 +177,7 @@ func (r *Router) startDaemon(ctx context.Context, name string) error {
 		return fmt.Errorf("opening the log of %s: %w", name, err)
 	}
 	defer log.Close()
-	d := &daemon{done: make(chan struct{}), cmd: confinedCommand(r.config, kind.daemonCommand(r.config, name))}
+	d := &daemon{endedSignal: make(chan struct{}), cmd: confinedCommand(r.config, kind.daemonCommand(r.config, name))}
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	if err := d.startIn(r.config.NetNS); err != nil {
 		return fmt.Errorf("starting %s: %w", name, err)
@@ -185,7 +185,7 @@ func (r *Router) startDaemon(ctx context.Context, name string) error {
 	r.mu.Lock()
 	r.daemonByName[name] = d
 	r.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	ctx, cancel := context.WithTimeout(ctx, routerStartTimeout)
 	defer cancel()
 	for {
 		last := kind.checkReady(ctx, r.config, name)
@@ -193,8 +193,8 @@ func (r *Router) startDaemon(ctx context.Context, name string) error {
 			return nil
 		}
 		select {
-		case <-d.done:
-			last = fmt.Errorf("it ended: %w", d.err)
+		case <-d.endedSignal:
+			last = fmt.Errorf("it ended: %w", d.exitError)
 		case <-ctx.Done():
 		case <-time.After(10 * time.Millisecond):
 			continue
@@ -209,27 +209,27 @@ func (r *Router) startDaemon(ctx context.Context, name string) error {
 // have; and a /var/tmp for crash logs.
 func confinedCommand(c Config, line []string) *exec.Cmd {
 	const script = `mount --bind "$1" /etc/group && mount -t tmpfs tmpfs /var/tmp && shift && exec "$@"`
-	cmd := exec.Command("/bin/sh", append([]string{"-c", script, "sh", filepath.Join(c.Dir, groupFile)}, line...)...)
+	cmd := exec.Command("/bin/sh", append([]string{"-c", script, "sh", filepath.Join(c.Dir, groupFileName)}, line...)...)
 	cmd.Dir = c.Dir
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + c.Dir}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS, Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	return cmd
 }
 
-// groupFile is the name of the group file that the daemons see.
-const groupFile = "group"
+// groupFileName is the name of the group file that the daemons see.
+const groupFileName = "group"
 
 // startIn starts the process from a thread that ends after it: the kernel kills the process when
 // the thread that started it ends.
 func (d *daemon) startIn(ns netns.Handle) error {
 	started := make(chan error, 2)
 	go func() {
-		defer close(d.done)
-		started <- ns.Do(func() error {
+		defer close(d.endedSignal)
+		started <- ns.RunInside(func() error {
 			err := d.cmd.Start()
 			started <- err
 			if err == nil {
-				d.err = d.cmd.Wait()
+				d.exitError = d.cmd.Wait()
 			}
 			return err
 		})
@@ -239,16 +239,16 @@ func (d *daemon) startIn(ns netns.Handle) error {
 
 func (d *daemon) hasEnded() bool {
 	select {
-	case <-d.done:
+	case <-d.endedSignal:
 		return true
 	default:
 		return false
 	}
 }
 
-// Signal sends a signal to the daemons with these names (bgpd, bfdd, zebra, staticd, bird), or to
-// all if no name is given.
-func (r *Router) Signal(s syscall.Signal, names ...string) error {
+// SignalDaemons sends a signal to the daemons with these names (bgpd, bfdd, zebra, staticd, bird),
+// or to all if no name is given.
+func (r *Router) SignalDaemons(s syscall.Signal, names ...string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	hit := false
@@ -270,8 +270,8 @@ func (r *Router) Signal(s syscall.Signal, names ...string) error {
 // Kill sends SIGKILL to the daemons with these names, or to all, and returns when they have ended.
 // The routes in the kernel stay.
 func (r *Router) Kill(names ...string) error {
-	err := r.Signal(syscall.SIGKILL, names...)
-	r.awaitEnd(time.Minute, names...)
+	err := r.SignalDaemons(syscall.SIGKILL, names...)
+	r.awaitDaemonsEnd(time.Minute, names...)
 	return err
 }
 
@@ -281,23 +281,23 @@ func (r *Router) Stop() {
 	order := slices.Clone(dialectByKind[r.config.Kind].daemonNames())
 	slices.Reverse(order) // zebra is the last, because the others need it to clean up
 	for _, name := range order {
-		if r.Signal(syscall.SIGTERM, name) != nil {
+		if r.SignalDaemons(syscall.SIGTERM, name) != nil {
 			continue
 		}
-		if !r.awaitEnd(stopTimeout, name) {
+		if !r.awaitDaemonsEnd(routerStopTimeout, name) {
 			_ = r.Kill(name)
 		}
 	}
-	if r.temporary {
+	if r.removesDirOnStop {
 		os.RemoveAll(r.config.Dir)
 	}
 }
 
-// stopTimeout limits how long a daemon may take to end after SIGTERM.
-const stopTimeout = 5 * time.Second
+// routerStopTimeout limits how long a daemon may take to end after SIGTERM.
+const routerStopTimeout = 5 * time.Second
 
-// awaitEnd waits until the daemons with these names, or all, have ended.
-func (r *Router) awaitEnd(limit time.Duration, names ...string) bool {
+// awaitDaemonsEnd waits until the daemons with these names, or all, have ended.
+func (r *Router) awaitDaemonsEnd(limit time.Duration, names ...string) bool {
 	r.mu.Lock()
 	var wait []*daemon
 	for name, d := range r.daemonByName {
@@ -309,7 +309,7 @@ func (r *Router) awaitEnd(limit time.Duration, names ...string) bool {
 	timeout := time.After(limit)
 	for _, d := range wait {
 		select {
-		case <-d.done:
+		case <-d.endedSignal:
 		case <-timeout:
 			return false
 		}

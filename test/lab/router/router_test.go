@@ -15,7 +15,7 @@ import (
 
 func TestMain(m *testing.M) {
 	if len(os.Args) == 2 && os.Args[1] == "__abandon" {
-		startAndHang()
+		startRoutersAndHang()
 	}
 	os.Exit(m.Run())
 }
@@ -46,8 +46,8 @@ func startRouter(t *testing.T, c Config) *Router {
 	return r
 }
 
-// eventually waits until check succeeds.
-func eventually(t *testing.T, what string, check func() error) {
+// awaitNoError waits until check succeeds.
+func awaitNoError(t *testing.T, what string, check func() error) {
 	t.Helper()
 	deadline := time.After(time.Minute)
 	for {
@@ -93,13 +93,13 @@ protocol bgp tor {
 `, number)
 }
 
-var vip = netip.MustParsePrefix("198.51.100.1/32")
+var servicePrefix = netip.MustParsePrefix("198.51.100.1/32")
 
 // awaitNextHops waits until the kernel of FRR's host has exactly these next hops for the prefix.
 func awaitNextHops(t *testing.T, b *Harness, want ...string) {
 	t.Helper()
-	eventually(t, fmt.Sprintf("the router's kernel sends %s to %v", vip, want), func() error {
-		r, ok, err := b.Host("router").RouteTo(vip)
+	awaitNoError(t, fmt.Sprintf("the router's kernel sends %s to %v", servicePrefix, want), func() error {
+		r, ok, err := b.Host("router").FindRoute(servicePrefix)
 		if err != nil {
 			return err
 		}
@@ -117,9 +117,9 @@ func awaitNextHops(t *testing.T, b *Harness, want ...string) {
 // TestFRRAndBIRDExchangeRoutes connects FRR and BIRD. They exchange routes only if both work.
 func TestFRRAndBIRDExchangeRoutes(t *testing.T) {
 	b := newTestHarness(t, HarnessOptions{Nodes: 2})
-	tor := startRouter(t, Config{Kind: FRR, NetNS: b.Host("router"), Text: frrConfig})
-	one := startRouter(t, Config{Kind: BIRD, NetNS: b.Host("node1"), Text: birdConfig(11)})
-	startRouter(t, Config{Kind: BIRD, NetNS: b.Host("node2"), Text: birdConfig(12)})
+	tor := startRouter(t, Config{Kind: FRR, NetNS: b.Host("router"), ConfigText: frrConfig})
+	one := startRouter(t, Config{Kind: BIRD, NetNS: b.Host("node1"), ConfigText: birdConfig(11)})
+	startRouter(t, Config{Kind: BIRD, NetNS: b.Host("node2"), ConfigText: birdConfig(12)})
 	awaitNextHops(t, b, "192.168.0.11", "192.168.0.12")
 
 	t.Run("Show returns the routes of both routers", func(t *testing.T) {
@@ -128,10 +128,10 @@ func TestFRRAndBIRDExchangeRoutes(t *testing.T) {
 			t.Fatal(err)
 		}
 		var table struct{ Routes map[string][]any }
-		if err := json.Unmarshal(out, &table); err != nil || len(table.Routes[vip.String()]) != 2 {
-			t.Errorf("FRR shows %s (%v), want two paths to %s", out, err, vip)
+		if err := json.Unmarshal(out, &table); err != nil || len(table.Routes[servicePrefix.String()]) != 2 {
+			t.Errorf("FRR shows %s (%v), want two paths to %s", out, err, servicePrefix)
 		}
-		eventually(t, "BIRD has FRR's route", func() error {
+		awaitNoError(t, "BIRD has FRR's route", func() error {
 			out, err := one.Show(t.Context(), "show route for 203.0.113.1")
 			if err == nil && !bytes.Contains(out, []byte("via 192.168.0.1")) {
 				err = fmt.Errorf("it shows %s", out)
@@ -178,7 +178,7 @@ func TestFRRAndBIRDExchangeRoutes(t *testing.T) {
 func TestUnknownConfigLineIsNamed(t *testing.T) {
 	b := newTestHarness(t, HarnessOptions{})
 	for kind, text := range map[Kind]string{FRR: "router bgp 65000\n neighbour 1.2.3.4\n", BIRD: "protocol device {}\nneighbour;\n"} {
-		r, err := Start(t.Context(), Config{Kind: kind, NetNS: b.Host("router"), Text: text})
+		r, err := Start(t.Context(), Config{Kind: kind, NetNS: b.Host("router"), ConfigText: text})
 		if err == nil {
 			r.Stop()
 			t.Errorf("%s started with an unknown line", kind)
@@ -209,14 +209,14 @@ func TestClientBehindEachRouterReachesNode(t *testing.T) {
 	}
 }
 
-// startAndHang starts routers and then waits until it is killed.
-func startAndHang() {
+// startRoutersAndHang starts routers and then waits until it is killed.
+func startRoutersAndHang() {
 	b, err := NewHarness(HarnessOptions{Nodes: 1})
 	if err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}
-	for host, c := range map[string]Config{"router": {Kind: FRR, Text: frrConfig}, "node1": {Kind: BIRD, Text: birdConfig(11)}} {
+	for host, c := range map[string]Config{"router": {Kind: FRR, ConfigText: frrConfig}, "node1": {Kind: BIRD, ConfigText: birdConfig(11)}} {
 		c.NetNS = b.Host(host)
 		r, err := Start(context.Background(), c)
 		if err != nil {
@@ -252,7 +252,7 @@ func TestRoutersEndWithTheirProgram(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	eventually(t, "the routers have ended too", func() error {
+	awaitNoError(t, "the routers have ended too", func() error {
 		for _, dir := range dirs {
 			if left := processesMentioning(t, dir); len(left) > 0 {
 				return fmt.Errorf("these processes are running: %s", left)
