@@ -2,6 +2,7 @@ package fence
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -89,5 +90,37 @@ func TestLaterVersionClosesAPendingAssignment(t *testing.T) {
 	f.DropSupersededPending(serviceKey("s"), "11")
 	if f.HasPending(serviceKey("s")) || f.CountPending() != 1 {
 		t.Error("what is pending on an older base was not ended")
+	}
+}
+
+// TestPendingAssignmentsOfALostObject has an object come back empty, or with an entry on another base.
+func TestPendingAssignmentsOfALostObject(t *testing.T) {
+	k := view.ObjectKey{Namespace: "default", Name: "s"}
+	a, b := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
+	mine := Pending{Service: k, BaseVersion: "5", Addresses: []netip.Addr{a}}
+	for name, tc := range map[string]struct {
+		object []Pending
+		want   []netip.Addr
+		shown  bool
+	}{
+		"empty":        {want: []netip.Addr{a}},
+		"as it was":    {object: []Pending{mine}, want: []netip.Addr{a}, shown: true},
+		"later base":   {object: []Pending{{Service: k, BaseVersion: "7", Addresses: []netip.Addr{b}}}, want: []netip.Addr{b}},
+		"earlier base": {object: []Pending{{Service: k, BaseVersion: "4", Addresses: []netip.Addr{b}}}, want: []netip.Addr{a}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := NewFence(tc.object)
+			f.AddUnshown(NewFence([]Pending{mine}))
+			if got := f.PendingAddresses(k, "4"); !slices.Equal(got, tc.want) {
+				t.Errorf("%v is pending, want %v", got, tc.want)
+			}
+			if got := f.CoversPending(mine); got != tc.shown {
+				t.Errorf("the object shows it: %v, want %v", got, tc.shown)
+			}
+			f.RecordWrittenBatch(nil)
+			if got, want := f.CoversPending(mine), slices.Contains(tc.want, a); got != want {
+				t.Errorf("after another write the object shows it: %v, want %v", got, want)
+			}
+		})
 	}
 }

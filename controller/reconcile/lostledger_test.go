@@ -8,6 +8,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"pgregory.net/rapid"
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/controller/reconcile/apitest"
@@ -127,6 +128,44 @@ func TestLeaderWhoseStatusWritesGetNoAnswerIsNotReady(t *testing.T) {
 		time.Sleep(time.Minute)
 		if err := c.CheckReady(time.Now()); err != nil {
 			t.Error("when it works again:", err)
+		}
+	})
+}
+
+// TestLostAddressLedgerGivesNoAddressTwice deletes the AddressLedger again and again beside one controller with a slow and
+// faulty way to the API server, and a user who creates, edits and deletes.
+func TestLostAddressLedgerGivesNoAddressTwice(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		h := historyGenerator().Draw(rt, "history")
+		o := newOracle()
+		var leaks []string
+		runWithFakeTime(t, func(t *testing.T) {
+			w := &harness{t: t, server: apitest.NewServer(o.checkServiceChange), network: newRandomNetwork(h.seed), maxPending: []int{1, 3, maxPendingAssignments}[h.seed%3]}
+			w.setUsualPools(assignmentOrders[h.seed%3])
+			w.runStep(historyStep{action: "start"})
+			for _, s := range h.steps {
+				switch s.action {
+				case "kill", "crash", "start":
+					w.server.DeleteAllLedgers()
+					time.Sleep(s.delayAfter)
+				default:
+					w.runStep(s)
+				}
+			}
+			w.runStep(historyStep{action: "resume"})
+			time.Sleep(time.Minute) // a second controller knows nothing of what the object does not show
+			w.recoverAndWait()
+			leaks = w.findFinalFaults()
+			for _, c := range w.controllers {
+				c.stopAndWait()
+				if n := c.ledgerWriter.fence.CountPending(); n > 0 {
+					leaks = append(leaks, fmt.Sprintf("%d pending assignments stay open when nothing happens", n))
+				}
+			}
+			time.Sleep(time.Minute) // whatever is out arrives
+		})
+		for _, f := range append(o.faults, leaks...) {
+			rt.Error(f)
 		}
 	})
 }
