@@ -139,9 +139,9 @@ func mergePending(old, next Pending) Pending {
 	return next
 }
 
-// AddUnshown adds what was pending before the object was read again. Somebody may have deleted or
-// edited the object, and the writes go on all the same. Of two bases the later counts. It is called
-// before RemoveSettledPending.
+// AddUnshown adds the assignments that were pending before the object was read again, because a
+// user may have deleted or edited the object while the writes continue. Of two bases the later one
+// counts. Call it before RemoveSettledPending.
 func (f *Fence) AddUnshown(before *Fence) {
 	for k, i := range before.pendingByService {
 		has, ok := f.pendingByService[k]
@@ -158,7 +158,7 @@ func (f *Fence) AddUnshown(before *Fence) {
 }
 
 // HasLaterBase says whether the Service has a pending assignment on a later resourceVersion than
-// this.
+// this one.
 func (f *Fence) HasLaterBase(k view.ObjectKey, version string) bool {
 	i, ok := f.pendingByService[k]
 	return ok && isLaterVersion(i.BaseVersion, version)

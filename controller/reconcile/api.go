@@ -39,7 +39,7 @@ type API interface {
 	UpdatePoolStatus(context.Context, *v1beta1.IPAddressPool) error
 	// UpdateReservationStatus writes the status of a reservation.
 	UpdateReservationStatus(context.Context, *v1alpha1.AddressReservation) error
-	// CachedAddressProbes returns the CachedAddressProbes in the cache.
+	// CachedAddressProbes returns the AddressProbes in the cache.
 	CachedAddressProbes(context.Context) ([]v1alpha1.AddressProbe, error)
 	// CreateOrReplaceProbe creates an AddressProbe, replaces one of the same name, and returns it.
 	CreateOrReplaceProbe(context.Context, *v1alpha1.AddressProbe) (*v1alpha1.AddressProbe, error)

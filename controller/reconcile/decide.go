@@ -114,7 +114,7 @@ func (r *ServiceWorker) finishConfirm(c *confirmServiceTask, now *corev1.Service
 	rec.consecutiveFailures = 0
 	rec.newestVersion = max(rec.newestVersion, parseResourceVersion(now.ResourceVersion))
 	if r.ledgerWriter.fence.HasLaterBase(c.service, now.ResourceVersion) {
-		r.Log.Warn("the AddressLedger shows a resourceVersion that the Service has never had; is it from a backup? The entry is passed over", "ledger", r.ledgerLogName(), "service", c.service.String())
+		r.Log.Warn("the AddressLedger has a resourceVersion that the Service never had; is it from a backup? The entry is ignored", "ledger", r.ledgerLogName(), "service", c.service.String())
 		r.ledgerWriter.fence.ClosePending(c.service, "")
 		rec.newestVersion = parseResourceVersion(now.ResourceVersion)
 		r.workQueue.addChanged(c.service)
@@ -349,7 +349,7 @@ func (r *ServiceWorker) revertToStatus(w *serviceWrite, now *corev1.Service) {
 	before, _ := r.ledger.AssignmentOf(v.Key)
 	after := unionAddresses(v.AssignedAddresses, r.ledgerWriter.fence.PendingAddresses(v.Key, now.ResourceVersion))
 	pool := v.RecordedPool
-	// what it had before somebody wiped the status is its own still
+	// A Service whose status was cleared keeps its addresses.
 	if len(v.AssignedAddresses) == 0 {
 		after, pool = unionAddresses(w.assignmentBefore.Addresses, after), w.assignmentBefore.PoolOfFirstAddress
 	}

@@ -14,8 +14,8 @@ import (
 	"github.com/gantry-lb/gantry/controller/reconcile/apitest"
 )
 
-// TestAddressLedgerLostInABurst has somebody delete the AddressLedger while writes of addresses are
-// under way: those addresses are nobody else's, though the new object does not show them.
+// TestAddressLedgerLostInABurst deletes the AddressLedger while writes of addresses are in flight.
+// No other Service gets these addresses, although the new object does not list them.
 func TestAddressLedgerLostInABurst(t *testing.T) {
 	g := &addressRegister{holderByAddress: map[netip.Addr]string{}}
 	runWithFakeTime(t, func(t *testing.T) {
@@ -47,8 +47,8 @@ func TestAddressLedgerLostInABurst(t *testing.T) {
 	})
 }
 
-// TestAddressLedgerFromABackup has the AddressLedger come from another cluster, in which the
-// resourceVersions were further: its Service is served all the same.
+// TestAddressLedgerFromABackup starts with the AddressLedger of another cluster with later
+// resourceVersions: its Service is served all the same.
 func TestAddressLedgerFromABackup(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
@@ -67,8 +67,8 @@ func TestAddressLedgerFromABackup(t *testing.T) {
 	})
 }
 
-// TestRefusedWriteOfAWipedStatusKeepsTheAddress wipes a status, and has the API server refuse its
-// repair for a while: the address is the Service's all the same.
+// TestRefusedWriteOfAWipedStatusKeepsTheAddress clears a status, and makes the API server refuse
+// its repair for a while. The Service keeps the address.
 func TestRefusedWriteOfAWipedStatusKeepsTheAddress(t *testing.T) {
 	for _, refused := range []string{"status", "ledger"} {
 		t.Run(refused, func(t *testing.T) {
@@ -104,7 +104,7 @@ func TestRefusedWriteOfAWipedStatusKeepsTheAddress(t *testing.T) {
 	}
 }
 
-// TestLeaderWhoseStatusWritesGetNoAnswerIsNotReady keeps every write of a status from arriving.
+// TestLeaderWhoseStatusWritesGetNoAnswerIsNotReady loses every write of a status.
 func TestLeaderWhoseStatusWritesGetNoAnswerIsNotReady(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)

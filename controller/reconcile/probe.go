@@ -20,7 +20,7 @@ import (
 // deleted.
 const probeRetryInterval = 30 * time.Second
 
-// probesByAddress are the CachedAddressProbes that the worker has created.
+// probesByAddress are the AddressProbes that the worker has created.
 type probesByAddress map[netip.Addr]*openProbe
 
 // openProbe is the probe of one address.
@@ -88,7 +88,7 @@ func (r *ServiceWorker) newAddressProbe(a netip.Addr, k view.ObjectKey) *v1alpha
 	return p
 }
 
-// readProbeAnswers reads the CachedAddressProbes. One that is left over from before a restart is
+// readProbeAnswers reads the AddressProbes. One that is left over from before a restart is
 // deleted.
 func (r *ServiceWorker) readProbeAnswers(ctx context.Context) {
 	all, err := r.API.CachedAddressProbes(ctx)

@@ -66,7 +66,7 @@ func TestAddressIsProbedBeforeItIsAssigned(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		c.stopAndWait()
 
-		// The quarantine survives a restart of the controller; its CachedAddressProbes do not.
+		// The quarantine survives a restart of the controller; its AddressProbes do not.
 		s.CreateService(newLoadBalancer("b"))
 		c = startController(t, s, nil, Options{})
 		defer c.stopAndWait()

@@ -56,7 +56,7 @@ type ServiceWorker struct {
 	Options
 
 	workQueue *workQueue
-	// taskResults of finished tasks. The channel has room for all tasks in flight.
+	// taskResults are the results of finished tasks. The channel has room for all tasks in flight.
 	taskResults chan taskResult
 	// ledgerLoaded is set once the Ledger has every address in use.
 	ledgerLoaded atomic.Bool

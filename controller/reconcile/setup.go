@@ -67,7 +67,7 @@ func (r *ServiceWorker) serviceEventHandler() cache.ResourceEventHandler {
 	}
 }
 
-// probeEventHandler reports changed CachedAddressProbes to the worker.
+// probeEventHandler reports changed AddressProbes to the worker.
 func (r *ServiceWorker) probeEventHandler() cache.ResourceEventHandler {
 	poke := func(any) { r.NotifyProbesChanged() }
 	return cache.ResourceEventHandlerFuncs{AddFunc: poke, UpdateFunc: func(_, o any) { poke(o) }, DeleteFunc: poke}
@@ -101,7 +101,7 @@ func (r *ServiceWorker) NotifyServiceDeleted(s *corev1.Service) {
 	r.workQueue.addDeleted(view.ObjectKey{Namespace: s.Namespace, Name: s.Name}, s.UID)
 }
 
-// NotifyProbesChanged reports that CachedAddressProbes changed.
+// NotifyProbesChanged reports that AddressProbes changed.
 func (r *ServiceWorker) NotifyProbesChanged() { r.workQueue.markProbesChanged() }
 
 // NotifyConfigurationChanged reports that a configuration object or a namespace changed.

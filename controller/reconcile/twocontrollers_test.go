@@ -98,10 +98,10 @@ func (o *assignmentOracle) sharedAndBroken(a, b *corev1.Service) bool {
 	return o.brokenSharingKeys[k] && k == b.Annotations[names.AnnotationSharing]
 }
 
-// TestTwoControllersNeverGiveOneAddressTwice lets two controllers work at once through slow and
-// faulty ways to the API server, with caches that lag, pauses, crashes with requests under way, and
-// a user who creates, edits and deletes. At no moment may two Services hold an address that they
-// may not share, or one lose an address that it did not give up; and in the end all is served.
+// TestTwoControllersNeverGiveOneAddressTwice runs two controllers at once with slow and faulty
+// connections to the API server, caches that are behind, pauses, crashes with requests in flight,
+// and a user who creates, edits and deletes. No two Services may ever hold an address that they may
+// not share, no Service may lose an address that it did not give up, and in the end all are served.
 func TestTwoControllersNeverGiveOneAddressTwice(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		h := historyGenerator().Draw(rt, "history")

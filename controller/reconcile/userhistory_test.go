@@ -240,7 +240,7 @@ func (w *harness) changeRequest(s historyStep) {
 		}
 	case "count":
 		w.setAnnotation(k, names.AnnotationAddressCount, []string{"", "2"}[s.variant%2])
-	case "port": // which may break a right to share, or mend it
+	case "port": // which may break a right to share, or restore it
 		w.server.EditService(k, changePort(int32(80+s.variant%3)))
 	case "no load balancer":
 		w.server.EditService(k, func(o *corev1.Service) { o.Spec.Type = corev1.ServiceTypeClusterIP })

@@ -25,7 +25,7 @@ type workQueue struct {
 	// configurationChanged says that the configuration changed, poolStatusChanged that the status
 	// of a configuration object was written.
 	configurationChanged, poolStatusChanged bool
-	// probesChanged says that CachedAddressProbes changed.
+	// probesChanged says that AddressProbes changed.
 	probesChanged bool
 }
 
@@ -125,7 +125,7 @@ func (b *workQueue) markPoolStatusChanged() {
 	b.wakeWorker()
 }
 
-// markProbesChanged records that CachedAddressProbes changed.
+// markProbesChanged records that AddressProbes changed.
 func (b *workQueue) markProbesChanged() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -133,7 +133,7 @@ func (b *workQueue) markProbesChanged() {
 	b.wakeWorker()
 }
 
-// takeProbesChanged says whether CachedAddressProbes changed since it was last asked.
+// takeProbesChanged says whether AddressProbes changed since it was last asked.
 func (b *workQueue) takeProbesChanged() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -10,7 +10,7 @@ import (
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 )
 
-// AllProbes returns the CachedAddressProbes, sorted by name.
+// AllProbes returns the AddressProbes, sorted by name.
 func (s *Server) AllProbes() []v1alpha1.AddressProbe {
 	s.mu.Lock()
 	defer s.mu.Unlock()
