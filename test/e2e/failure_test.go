@@ -76,6 +76,7 @@ func TestHolderMoves(t *testing.T) {
 
 func startUDPStream(ctx context.Context, t *testing.T, s *cluster.Cluster, target string) *cluster.Stream {
 	t.Helper()
+	must(t, s.AwaitUDPAnswer(ctx, "client", target))
 	stream, err := s.StreamUDP(ctx, "client", target, 200)
 	must(t, err)
 	must(t, stream.AwaitAnswers(ctx, 50))

@@ -152,7 +152,9 @@ func testIPv6NeighborStays(ctx context.Context, t *testing.T, s *cluster.Cluster
 			answers.Add(1)
 		}
 	})
-	stream, err := s.StreamUDP(ctx, "client", netip.AddrPortFrom(six, 7000).String(), 200)
+	target := netip.AddrPortFrom(six, 7000).String()
+	must(t, s.AwaitUDPAnswer(ctx, "client", target)) // kube-proxy has its rules
+	stream, err := s.StreamUDP(ctx, "client", target, 200)
 	must(t, err)
 	must(t, cluster.Await(ctx, "three solicitations of the client", func(context.Context) error {
 		if n := checks.Load(); n < 3 {
