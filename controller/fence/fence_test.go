@@ -93,7 +93,8 @@ func TestLaterVersionClosesAPendingAssignment(t *testing.T) {
 	}
 }
 
-// TestPendingAssignmentsOfALostObject has an object come back empty, or with an entry on another base.
+// TestPendingAssignmentsOfALostObject reads an object that is empty, or that has an entry on another
+// base, after the first one was lost.
 func TestPendingAssignmentsOfALostObject(t *testing.T) {
 	k := view.ObjectKey{Namespace: "default", Name: "s"}
 	a, b := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")

@@ -132,8 +132,8 @@ func TestLeaderWhoseStatusWritesGetNoAnswerIsNotReady(t *testing.T) {
 	})
 }
 
-// TestLostAddressLedgerGivesNoAddressTwice deletes the AddressLedger again and again beside one controller with a slow and
-// faulty way to the API server, and a user who creates, edits and deletes.
+// TestLostAddressLedgerGivesNoAddressTwice deletes the AddressLedger again and again while one
+// controller works over a slow and faulty connection, and a user creates, edits and deletes Services.
 func TestLostAddressLedgerGivesNoAddressTwice(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		h := historyGenerator().Draw(rt, "history")
@@ -153,7 +153,8 @@ func TestLostAddressLedgerGivesNoAddressTwice(t *testing.T) {
 				}
 			}
 			w.runStep(historyStep{action: "resume"})
-			time.Sleep(time.Minute) // a second controller knows nothing of what the object does not show
+			// A second controller cannot know what the object does not show.
+			time.Sleep(time.Minute)
 			w.recoverAndWait()
 			leaks = w.findFinalFaults()
 			for _, c := range w.controllers {

@@ -122,6 +122,27 @@ func (s *Cluster) StartUDPStream(ctx context.Context, host, address string, rate
 	return st, nil
 }
 
+// AwaitUDPAnswer sends a datagram from a new socket again and again until one is answered. If the
+// first datagram of a socket reaches a node before kube-proxy has set its rules, the kernel keeps a
+// connection without translation for that socket, and none of its datagrams is ever answered.
+func (s *Cluster) AwaitUDPAnswer(ctx context.Context, host, address string) error {
+	return AwaitNoError(ctx, "an answer from "+address+" to "+host, func(ctx context.Context) error {
+		c, err := s.Host(host).Dial(ctx, "udp", address)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		if err := c.SetDeadline(time.Now().Add(lateAnswerTimeout)); err != nil {
+			return err
+		}
+		if _, err := fmt.Fprint(c, 0); err != nil {
+			return err
+		}
+		_, err = c.Read(make([]byte, 512))
+		return err
+	})
+}
+
 // StartHTTPStream sends HTTP requests, rate per second, each over a new connection.
 func (s *Cluster) StartHTTPStream(ctx context.Context, host, url string, rate int) *Stream {
 	return startStream(ctx, rate, func(ctx context.Context, st *Stream, seq int) {

@@ -76,6 +76,7 @@ func TestHolderMoves(t *testing.T) {
 
 func startUDPStream(ctx context.Context, t *testing.T, s *cluster.Cluster, target string) *cluster.Stream {
 	t.Helper()
+	failOnError(t, s.AwaitUDPAnswer(ctx, "client", target))
 	stream, err := s.StartUDPStream(ctx, "client", target, 200)
 	failOnError(t, err)
 	failOnError(t, stream.AwaitAnswers(ctx, 50))

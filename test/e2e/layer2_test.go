@@ -154,7 +154,9 @@ func testIPv6NeighborStays(ctx context.Context, t *testing.T, s *cluster.Cluster
 			answers.Add(1)
 		}
 	})
-	stream, err := s.StartUDPStream(ctx, "client", netip.AddrPortFrom(six, 7000).String(), 200)
+	target := netip.AddrPortFrom(six, 7000).String()
+	failOnError(t, s.AwaitUDPAnswer(ctx, "client", target)) // kube-proxy has its rules
+	stream, err := s.StartUDPStream(ctx, "client", target, 200)
 	failOnError(t, err)
 	failOnError(t, cluster.AwaitNoError(ctx, "three solicitations of the client", func(context.Context) error {
 		if n := checks.Load(); n < 3 {
