@@ -93,8 +93,8 @@ func TestLaterVersionClosesAPendingAssignment(t *testing.T) {
 	}
 }
 
-// TestPendingAssignmentsOfALostObject reads an object that is empty, or that has an entry on another
-// base, after the first one was lost.
+// TestPendingAssignmentsOfALostObject reads an object that is empty, or that has an entry on
+// another base, after the first one was lost.
 func TestPendingAssignmentsOfALostObject(t *testing.T) {
 	k := view.ObjectKey{Namespace: "default", Name: "s"}
 	a, b := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")

@@ -133,7 +133,8 @@ func TestLeaderWhoseStatusWritesGetNoAnswerIsNotReady(t *testing.T) {
 }
 
 // TestLostAddressLedgerGivesNoAddressTwice deletes the AddressLedger again and again while one
-// controller works over a slow and faulty connection, and a user creates, edits and deletes Services.
+// controller works over a slow and faulty connection, and a user creates, edits and deletes
+// Services.
 func TestLostAddressLedgerGivesNoAddressTwice(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		h := historyGenerator().Draw(rt, "history")

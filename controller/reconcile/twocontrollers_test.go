@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"flag"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -103,6 +104,7 @@ func (o *assignmentOracle) sharedAndBroken(a, b *corev1.Service) bool {
 // and a user who creates, edits and deletes. No two Services may ever hold an address that they may
 // not share, no Service may lose an address that it did not give up, and in the end all are served.
 func TestTwoControllersNeverGiveOneAddressTwice(t *testing.T) {
+	raiseHistoryCount(t, "400")
 	rapid.Check(t, func(rt *rapid.T) {
 		h := historyGenerator().Draw(rt, "history")
 		o := newOracle()
@@ -129,6 +131,24 @@ func TestTwoControllersNeverGiveOneAddressTwice(t *testing.T) {
 		})
 		for _, f := range append(o.faults, leaks...) {
 			rt.Error(f)
+		}
+	})
+}
+
+// raiseHistoryCount makes rapid try this many histories instead of its default of 100, unless the
+// command line has a number, as `make histories` does.
+func raiseHistoryCount(t *testing.T, count string) {
+	t.Helper()
+	checks := flag.Lookup("rapid.checks")
+	if checks.Value.String() != checks.DefValue {
+		return
+	}
+	if err := checks.Value.Set(count); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := checks.Value.Set(checks.DefValue); err != nil {
+			t.Error(err)
 		}
 	})
 }

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
+	"strconv"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -18,7 +20,8 @@ import (
 const (
 	servicesBesideToggles = 20_000
 	toggleInterval        = 100 * time.Millisecond
-	measuredWaitCount     = 100 // Services whose wait is measured, each way
+	toggleRounds          = 4  // without and with the tenant in turns
+	measuredWaitCount     = 25 // Services whose wait is measured, each round
 )
 
 // measureWaitsDuringToggles measures how long a new Service waits for its address among 20,000
@@ -37,7 +40,11 @@ func measureWaitsDuringToggles(ctx context.Context, dir string) error {
 	if err := s.ApplyManifests(ctx, largePoolManifest); err != nil {
 		return err
 	}
-	if _, err := createInBulk(ctx, s, "beside", "", servicesBesideToggles); err != nil {
+	beside, err := readServicesBeside()
+	if err != nil {
+		return err
+	}
+	if _, err := createInBulk(ctx, s, "beside", "", beside); err != nil {
 		return err
 	}
 	for i, name := range []string{"sharer-a", "sharer-b"} {
@@ -51,38 +58,71 @@ func measureWaitsDuringToggles(ctx context.Context, dir string) error {
 			return err
 		}
 	}
-	calm, err := measureAssignmentWaits(ctx, s, "calm")
-	if err != nil {
-		return err
+	var calm, busy []time.Duration
+	edits, lists := 0, 0
+	for round := range toggleRounds {
+		c, err := measureAssignmentWaits(ctx, s, fmt.Sprint("calm-", round))
+		if err != nil {
+			return err
+		}
+		b, err := measureWaitsWhileToggled(ctx, s, fmt.Sprint("busy-", round))
+		if err != nil {
+			return err
+		}
+		calm, busy = append(calm, c...), append(busy, b.waits...)
+		edits, lists = edits+b.edits, lists+b.lists
 	}
+	b := printDurations(fmt.Sprintf("a Service's address beside %d, while a port is toggled", beside), busy)
+	c := printDurations("baseline: the same while nobody toggles", calm)
+	fmt.Printf("  ratio of the medians %.2f; %d edits, and all Services read %d times\n", float64(b)/float64(c), edits, lists)
+	return nil
+}
+
+// toggledWaits is what was measured while a port was toggled.
+type toggledWaits struct {
+	waits        []time.Duration
+	edits, lists int
+}
+
+// measureWaitsWhileToggled measures the waits while a tenant toggles a port.
+func measureWaitsWhileToggled(ctx context.Context, s *cluster.Cluster, name string) (toggledWaits, error) {
+	var out toggledWaits
 	before, err := s.CountRequests(ctx, "LIST")
 	if err != nil {
-		return err
+		return out, err
 	}
 	toggling, end := context.WithCancel(ctx)
 	defer end()
-	edits := 0
 	var tenant errgroup.Group
-	tenant.Go(func() error {
-		edits, err = togglePort(toggling, s.API, "sharer-b")
+	tenant.Go(func() (err error) {
+		out.edits, err = togglePort(toggling, s.API, "sharer-b")
 		return err
 	})
-	busy, err := measureAssignmentWaits(ctx, s, "busy")
+	waits, err := measureAssignmentWaits(ctx, s, name)
 	end()
 	if other := tenant.Wait(); err == nil {
 		err = other
 	}
 	if err != nil {
-		return err
+		return out, err
 	}
 	after, err := s.CountRequests(ctx, "LIST")
-	if err != nil {
-		return err
+	out.waits, out.lists = waits, after.Since(before)["services"]
+	return out, err
+}
+
+// readServicesBeside is how many Services there are beside. The variable BESIDE makes it fewer,
+// for a machine that is slow to create them.
+func readServicesBeside() (int, error) {
+	text := os.Getenv("BESIDE")
+	if text == "" {
+		return servicesBesideToggles, nil
 	}
-	b := printDurations(fmt.Sprintf("a Service's address beside %d, while a port is toggled", servicesBesideToggles), busy)
-	c := printDurations("baseline: the same while nobody toggles", calm)
-	fmt.Printf("  ratio of the medians %.2f; %d edits, and all Services read %d times\n", float64(b)/float64(c), edits, after.Since(before)["services"])
-	return nil
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		return 0, fmt.Errorf("BESIDE says how many Services there are beside, like 20000: %q", text)
+	}
+	return n, nil
 }
 
 // measureAssignmentWaits creates Services one after the other, and measures how long each waits for
