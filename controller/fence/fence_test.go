@@ -38,7 +38,7 @@ func TestPendingStaysUntilItIsClosed(t *testing.T) {
 	f.RecordWrittenBatch(batch)
 	f.ClosePending(view.ObjectKey{Namespace: "default", Name: "new"}, "6")
 	if f.CountPending() != 2 {
-		t.Error("an Intent on another base was settled too")
+		t.Error("a pending assignment on another base was closed too")
 	}
 	f.ClosePending(view.ObjectKey{Namespace: "default", Name: "new"}, "7")
 	f.ClosePending(view.ObjectKey{Namespace: "default", Name: "under-way"}, "")

@@ -104,7 +104,7 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 	r.adoptRecords(seen)
 	r.recordHeldAddresses(claimants, left)
 	r.workQueue.markProbesChanged()
-	r.Log.Info("the addresses in use have been read", "services", len(claimants), "pools", len(config.snapshot.Pools), "intents", len(left))
+	r.Log.Info("the addresses in use have been read", "services", len(claimants), "pools", len(config.snapshot.Pools), "pending", len(left))
 	return nil
 }
 
