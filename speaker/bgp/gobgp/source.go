@@ -34,7 +34,7 @@ func (u *UpdateGenerator) OpenUpdateConnection(n bgp.Negotiated, asn uint32, t *
 	return near
 }
 
-// routeSender sends routes on one session. The goroutine of run writes, that of readRouterMessages
+// routeSender sends routes on one session. The goroutine of sendRoutes writes, that of readRouterMessages
 // reads.
 type routeSender struct {
 	conn             net.Conn
