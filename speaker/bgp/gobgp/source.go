@@ -34,8 +34,8 @@ func (u *UpdateGenerator) OpenUpdateConnection(n bgp.Negotiated, asn uint32, t *
 	return near
 }
 
-// routeSender sends routes on one session. The goroutine of sendRoutes writes, that of readRouterMessages
-// reads.
+// routeSender sends this node's routes to the router on one session. The goroutine of sendRoutes
+// writes, and that of readRouterMessages reads.
 type routeSender struct {
 	conn             net.Conn
 	negotiated       bgp.Negotiated
