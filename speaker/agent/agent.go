@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/gantry-lb/gantry/internal/latest"
 	"github.com/gantry-lb/gantry/internal/view"
 	"github.com/gantry-lb/gantry/speaker/bgp"
 	"github.com/gantry-lb/gantry/speaker/elect"
@@ -111,13 +112,12 @@ type Status struct {
 
 // Agent makes the decisions of this node. Only Run uses its state.
 type Agent struct {
-	options           Options
-	changeBatches     chan []Change
-	latestUsableLinks chan usableLinks // the latest value only
-	// probeQuestions are those of SetProbeQuestions, the latest value only.
-	probeQuestions   chan []probing.Question
+	options          Options
+	changeBatches    chan []Change
+	usableLinks      *latest.Value[usableLinks]
+	probeQuestions   *latest.Value[[]probing.Question] // of SetProbeQuestions
 	planUpdates      chan planUpdate
-	handoverRequests chan struct{}
+	handoverRequests *latest.Wake
 	handoverDone     chan struct{}
 	metrics          metrics
 
@@ -148,14 +148,14 @@ func New(o Options) *Agent {
 		o.ObserveProbeAnswer = func(probing.Answer) {}
 	}
 	return &Agent{
-		options:           o,
-		changeBatches:     make(chan []Change, 64),
-		latestUsableLinks: make(chan usableLinks, 1),
-		probeQuestions:    make(chan []probing.Question, 1),
-		planUpdates:       make(chan planUpdate),
-		handoverRequests:  make(chan struct{}, 1),
-		handoverDone:      make(chan struct{}),
-		metrics:           newMetrics(),
+		options:          o,
+		changeBatches:    make(chan []Change, 64),
+		usableLinks:      latest.NewValue[usableLinks](),
+		probeQuestions:   latest.NewValue[[]probing.Question](),
+		planUpdates:      make(chan planUpdate),
+		handoverRequests: latest.NewWake(),
+		handoverDone:     make(chan struct{}),
+		metrics:          newMetrics(),
 		portFaults: portFaults{
 			denialReasonByPort: map[portID]string{}, openErrorByPort: map[portID]string{},
 		},
@@ -178,12 +178,7 @@ func (a *Agent) PostChanges(ctx context.Context, changes ...Change) {
 
 // RequestHandover asks the agent to hand over all addresses. HandoverDone is closed when it holds
 // none.
-func (a *Agent) RequestHandover() {
-	select {
-	case a.handoverRequests <- struct{}{}:
-	default:
-	}
-}
+func (a *Agent) RequestHandover() { a.handoverRequests.Signal() }
 
 // HandoverDone is closed when nothing is held any more after RequestHandover.
 func (a *Agent) HandoverDone() <-chan struct{} { return a.handoverDone }
@@ -224,11 +219,11 @@ func (a *Agent) Run(ctx context.Context) error {
 			in = append(in, elect.RemoteStateReceived{Payload: s})
 		case r := <-a.options.Layer2.Reports():
 			in = a.handleEngineReport(in, r)
-		case <-a.handoverRequests:
+		case <-a.handoverRequests.C():
 			a.options.Log.Info("handing over all addresses before the speaker stops",
 				"held", len(a.bindingsByAddress))
 			in = append(in, elect.HandoverRequested{})
-		case q := <-a.probeQuestions:
+		case q := <-a.probeQuestions.C():
 			a.addressProbes.queue.SetQuestions(q, a.probingState(), a.options.Now())
 		case <-timer.C:
 		}

@@ -267,19 +267,8 @@ func (a *Agent) updateLinks(links facts.LinkSet) {
 // publishUsableLinks passes the links to the planner. It replaces a value that the planner has not
 // read yet.
 func (a *Agent) publishUsableLinks() {
-	u := a.portFaults.usableLinks(a.links)
 	a.checkpoint.restoredBidsPending = true
-	for {
-		select {
-		case a.latestUsableLinks <- u:
-			return
-		default:
-		}
-		select {
-		case <-a.latestUsableLinks:
-		default:
-		}
-	}
+	a.usableLinks.Put(a.portFaults.usableLinks(a.links))
 }
 
 func (a *Agent) buildStatus() Status {

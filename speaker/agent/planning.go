@@ -12,7 +12,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/plan"
 )
 
-// latestUsableLinks is what the planner has to know of the links.
+// usableLinks is what the planner has to know of the links.
 type usableLinks struct {
 	links      facts.LinkSet
 	rawSockets plan.RawSocketPermission
@@ -78,7 +78,7 @@ func (a *Agent) runPlanner(ctx context.Context, p *plan.Planner) {
 			for range len(a.changeBatches) { // many changes cost one plan
 				in.applyChanges(<-a.changeBatches)
 			}
-		case u := <-a.latestUsableLinks:
+		case u := <-a.usableLinks.C():
 			p.SetLinks(u.links)
 			p.SetRawSocketPermission(u.rawSockets)
 		}

@@ -69,7 +69,7 @@ func (p *portFaults) faultByLinkIndex() map[int]string {
 	return out
 }
 
-// latestUsableLinks returns the links on which frames can be sent.
+// usableLinks returns the links on which frames can be sent.
 func (p *portFaults) usableLinks(links facts.LinkSet) usableLinks {
 	var out usableLinks
 	for _, l := range p.markUnusableFamilies(links) {

@@ -22,19 +22,7 @@ const addressProbeIDBase = 1 << 62
 
 // SetProbeQuestions replaces the open questions. The answers go to Options.ObserveProbeAnswer. It
 // does not block.
-func (a *Agent) SetProbeQuestions(questions []probing.Question) {
-	for {
-		select {
-		case a.probeQuestions <- questions:
-			return
-		default:
-		}
-		select {
-		case <-a.probeQuestions:
-		default:
-		}
-	}
-}
+func (a *Agent) SetProbeQuestions(questions []probing.Question) { a.probeQuestions.Put(questions) }
 
 func (a *Agent) probingState() probing.State {
 	return probing.State{

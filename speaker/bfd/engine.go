@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/gantry-lb/gantry/internal/latest"
 	"github.com/gantry-lb/gantry/speaker/bfd/session"
 )
 
@@ -27,9 +28,9 @@ type Engine struct {
 	now       func() time.Time
 	random    *rand.Rand
 
-	desiredSessions chan []Session // holds the latest value only
+	desiredSessions *latest.Value[[]Session]
 	events          chan Event
-	statusChanged   chan struct{}
+	statusChanged   *latest.Wake
 	stopRequests    chan chan struct{}
 	sessionRecords  atomic.Pointer[[]*sessionRecord] // of the desired sessions, in their order
 	discardCounters discardCounters
@@ -50,9 +51,9 @@ func New(transport Transport, now func() time.Time, seed uint64) *Engine {
 		transport:       transport,
 		now:             now,
 		random:          rand.New(rand.NewPCG(seed, 0)),
-		desiredSessions: make(chan []Session, 1),
+		desiredSessions: latest.NewValue[[]Session](),
 		events:          make(chan Event),
-		statusChanged:   make(chan struct{}, 1),
+		statusChanged:   latest.NewWake(),
 		stopRequests:    make(chan chan struct{}),
 
 		sessionsByKey:           map[Key]*runningSession{},
@@ -63,26 +64,14 @@ func New(transport Transport, now func() time.Time, seed uint64) *Engine {
 // Set declares the sessions to run; of two with one Key the first. A session that exists keeps
 // running, and negotiates a changed Profile while it is Up. A removed session signals
 // AdminDown to its neighbour. The caller must not change the slice afterwards.
-func (e *Engine) Set(sessions []Session) {
-	for {
-		select {
-		case e.desiredSessions <- sessions:
-			return
-		default:
-		}
-		select {
-		case <-e.desiredSessions:
-		default:
-		}
-	}
-}
+func (e *Engine) Set(sessions []Session) { e.desiredSessions.Put(sessions) }
 
 // Events delivers the events in order. A new session is Down. A session that is removed or
 // stopped sends no event. A reader that is too slow loses the oldest events.
 func (e *Engine) Events() <-chan Event { return e.events }
 
 // StatusChanged is ready to read after the Status of a session changed in more than its Counters.
-func (e *Engine) StatusChanged() <-chan struct{} { return e.statusChanged }
+func (e *Engine) StatusChanged() <-chan struct{} { return e.statusChanged.C() }
 
 // Stop shuts all sessions down and returns when AdminDown was signalled to the neighbours, which
 // takes about 100 ms, or when ctx ends. A later Set starts new sessions.
@@ -119,7 +108,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		case <-ending:
 			ending = nil
 			e.reconcileSessions(nil)
-		case sessions := <-e.desiredSessions:
+		case sessions := <-e.desiredSessions.C():
 			if ending != nil {
 				e.reconcileSessions(sessions)
 			}
@@ -130,8 +119,8 @@ func (e *Engine) Run(ctx context.Context) error {
 		case <-e.transport.DatagramsReady():
 		case <-timer.C:
 		}
-		if len(e.desiredSessions) > 0 && ending != nil {
-			e.reconcileSessions(<-e.desiredSessions)
+		if len(e.desiredSessions.C()) > 0 && ending != nil {
+			e.reconcileSessions(<-e.desiredSessions.C())
 		}
 		e.receiveDatagrams()
 		next := e.processDueTimers()
@@ -222,7 +211,7 @@ func (e *Engine) reconcileSessions(sessions []Session) {
 		}
 	}
 	e.sessionRecords.Store(&records)
-	notifyStatusChanged(e.statusChanged)
+	e.statusChanged.Signal()
 }
 
 // ensureSession starts a session, or updates it if it is running.

@@ -3,6 +3,7 @@ package bfd
 import (
 	"sync/atomic"
 
+	"github.com/gantry-lb/gantry/internal/latest"
 	"github.com/gantry-lb/gantry/speaker/bfd/session"
 )
 
@@ -36,7 +37,7 @@ type sessionRecord struct {
 		controlReceived, controlSent, echoReturned, echoSent atomic.Uint64
 		upEvents, downEvents, reportedEvents                 atomic.Uint64
 	}
-	statusChanged chan<- struct{} // the Engine's
+	statusChanged *latest.Wake // the Engine's
 }
 
 // newRecordOfInvalidSession returns the record of a session that does not run because it is
@@ -53,7 +54,7 @@ func (e *Engine) newRecordOfInvalidSession(s Session, f Fault) *sessionRecord {
 func (r *sessionRecord) publishView(v session.View) {
 	if old := r.view.Load(); old == nil || *old != v {
 		r.view.Store(&v)
-		notifyStatusChanged(r.statusChanged)
+		r.statusChanged.Signal()
 	}
 }
 
@@ -61,14 +62,7 @@ func (r *sessionRecord) publishView(v session.View) {
 func (r *sessionRecord) publishFault(f Fault) {
 	if old := r.fault.Load(); old == nil || *old != f {
 		r.fault.Store(&f)
-		notifyStatusChanged(r.statusChanged)
-	}
-}
-
-func notifyStatusChanged(c chan<- struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
+		r.statusChanged.Signal()
 	}
 }
 

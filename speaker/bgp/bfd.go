@@ -59,7 +59,7 @@ func (e *Engine) updateBFDSessions(peers []intent.Peer) {
 	e.bfdPaths = bfdPaths{peers, keys, faults}
 	e.mu.Unlock()
 	if changed {
-		e.notifyStatusChanged()
+		e.statusChanged.Signal()
 	}
 	if !slices.Equal(sessions, e.bfdSessions) {
 		e.bfdSessions = sessions
@@ -118,22 +118,7 @@ func (e *Engine) forwardBFDEvent(v bfd.Event) {
 	e.options.Log.Info("the state of a BFD session changed", "router", v.Key.String(), "up", v.Up, "why", v.Text)
 	for _, name := range e.peersByPath[v.Key] {
 		if w, ok := e.workerByPeer[name]; ok {
-			w.queueBFDEvent(v)
-		}
-	}
-}
-
-// queueBFDEvent queues an event for the worker. A full queue drops the oldest event.
-func (w *worker) queueBFDEvent(v bfd.Event) {
-	for {
-		select {
-		case w.bfdEvents <- v:
-			return
-		default:
-		}
-		select {
-		case <-w.bfdEvents:
-		default:
+			w.bfdEvents.Put(v)
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gantry-lb/gantry/internal/latest"
 	"github.com/gantry-lb/gantry/speaker/bfd"
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
@@ -40,9 +41,9 @@ type Desired struct {
 // Engine runs the desired sessions. Make it with New. Any goroutine may call Set, Status and Stop.
 type Engine struct {
 	options       Options
-	desired       chan Desired // holds the latest
+	desired       *latest.Value[Desired]
 	stopRequests  chan chan struct{}
-	statusChanged chan struct{}
+	statusChanged *latest.Wake
 
 	mu           sync.Mutex // guards statusByPeer and bfdPaths
 	statusByPeer map[string]Status
@@ -64,9 +65,9 @@ type Engine struct {
 func New(o Options) *Engine {
 	return &Engine{
 		options:           o,
-		desired:           make(chan Desired, 1),
+		desired:           latest.NewValue[Desired](),
 		stopRequests:      make(chan chan struct{}),
-		statusChanged:     make(chan struct{}, 1),
+		statusChanged:     latest.NewWake(),
 		statusByPeer:      map[string]Status{},
 		searchByDevice:    map[string]*routerSearch{},
 		routerDiscoveries: make(chan routerDiscovery),
@@ -77,22 +78,10 @@ func New(o Options) *Engine {
 
 // Set declares the desired state and returns at once. Only the latest value
 // counts. The caller must not change the value afterwards.
-func (e *Engine) Set(d Desired) {
-	for {
-		select {
-		case e.desired <- d:
-			return
-		default:
-		}
-		select {
-		case <-e.desired:
-		default:
-		}
-	}
-}
+func (e *Engine) Set(d Desired) { e.desired.Put(d) }
 
 // StatusChanged is ready to read after a Status changed in more than its message counts.
-func (e *Engine) StatusChanged() <-chan struct{} { return e.statusChanged }
+func (e *Engine) StatusChanged() <-chan struct{} { return e.statusChanged.C() }
 
 // Status returns the Status of each session, sorted by peer.
 func (e *Engine) Status() []Status {
@@ -143,7 +132,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case d := <-e.desired:
+		case d := <-e.desired.C():
 			if !stopped {
 				e.applyDesiredState(ctx, d)
 			}
@@ -161,7 +150,7 @@ func (e *Engine) Run(ctx context.Context) error {
 			e.forwardBFDEvent(v)
 		case <-e.options.BFD.StatusChanged():
 			e.logBFDFaults()
-			e.notifyStatusChanged()
+			e.statusChanged.Signal()
 		case <-linkCheck.C:
 			e.updateBFDSessions(e.bfdPaths.peers)
 		case done := <-e.stopRequests:
@@ -222,7 +211,7 @@ func (e *Engine) recordStatus(s Status) {
 	e.mu.Lock()
 	e.statusByPeer[s.Peer] = s
 	e.mu.Unlock()
-	e.notifyStatusChanged()
+	e.statusChanged.Signal()
 }
 
 // removeStatus drops the Status of a removed peer unless a new worker has taken the name.
@@ -232,12 +221,5 @@ func (e *Engine) removeStatus(w *worker) {
 		delete(e.statusByPeer, w.peerName)
 	}
 	e.mu.Unlock()
-	e.notifyStatusChanged()
-}
-
-func (e *Engine) notifyStatusChanged() {
-	select {
-	case e.statusChanged <- struct{}{}:
-	default:
-	}
+	e.statusChanged.Signal()
 }

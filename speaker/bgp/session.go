@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/gantry-lb/gantry/internal/latest"
 	"github.com/gantry-lb/gantry/speaker/bgp/message"
 )
 
@@ -28,7 +29,7 @@ type session struct {
 	endOnce            sync.Once
 	writeMutex         sync.Mutex // guards writer
 	writer             *bufio.Writer
-	keepaliveIntervals chan time.Duration // holds the latest interval between keepalives
+	keepaliveIntervals *latest.Value[time.Duration] // between our keepalives
 }
 
 // messageCounter counts messages in both directions.
@@ -70,7 +71,7 @@ const (
 func startSessionRelay(conn Conn, updates net.Conn, n Negotiated, counter *messageCounter) *session {
 	s := &session{
 		routerConn: conn, generatorConn: updates, negotiated: n, counter: counter,
-		firstKeepaliveReceived: make(chan struct{}), ended: make(chan struct{}), writer: bufio.NewWriterSize(conn, 1<<16), keepaliveIntervals: make(chan time.Duration, 1),
+		firstKeepaliveReceived: make(chan struct{}), ended: make(chan struct{}), writer: bufio.NewWriterSize(conn, 1<<16), keepaliveIntervals: latest.NewValue[time.Duration](),
 	}
 	if k, ok := conn.(interface {
 		SetKeepAliveConfig(net.KeepAliveConfig) error
@@ -106,7 +107,7 @@ func (s *session) sendKeepalives() {
 		select {
 		case <-s.ended:
 			return
-		case interval = <-s.keepaliveIntervals:
+		case interval = <-s.keepaliveIntervals.C():
 		case <-due:
 			if err := s.writeMessage(message.TypeKeepalive, message.EncodeKeepalive(), true); err != nil {
 				return
@@ -116,13 +117,7 @@ func (s *session) sendKeepalives() {
 }
 
 // setKeepaliveInterval changes the interval between our keepalives.
-func (s *session) setKeepaliveInterval(interval time.Duration) {
-	select {
-	case <-s.keepaliveIntervals:
-	default:
-	}
-	s.keepaliveIntervals <- interval
-}
+func (s *session) setKeepaliveInterval(interval time.Duration) { s.keepaliveIntervals.Put(interval) }
 
 // writeMessage writes a message to the router, and flushes it if asked. An error ends the session.
 func (s *session) writeMessage(t message.Type, m []byte, flush bool) error {

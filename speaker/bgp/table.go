@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/gantry-lb/gantry/internal/latest"
 	"github.com/gantry-lb/gantry/speaker/bgp/message"
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
@@ -110,24 +111,24 @@ func (t *Table) Subscribe() *PendingChanges {
 	defer t.mu.Unlock()
 	t.changes = &PendingChanges{
 		table:            t,
-		ready:            make(chan struct{}, 1),
+		ready:            latest.NewWake(),
 		changedPrefixes:  map[netip.Prefix]struct{}{},
 		familiesToResend: []message.Family{message.IPv4, message.IPv6},
 	}
-	t.changes.signalReady()
+	t.changes.ready.Signal()
 	return t.changes
 }
 
 // PendingChanges are the changes of a Table since the last TakePending.
 type PendingChanges struct {
 	table            *Table
-	ready            chan struct{}
+	ready            *latest.Wake
 	changedPrefixes  map[netip.Prefix]struct{}
 	familiesToResend []message.Family // every route of these is pending
 }
 
 // Ready is ready to read when there may be pending changes.
-func (c *PendingChanges) Ready() <-chan struct{} { return c.ready }
+func (c *PendingChanges) Ready() <-chan struct{} { return c.ready.C() }
 
 // TakePending returns the pending changes, in no order.
 func (c *PendingChanges) TakePending() []RouteChange {
@@ -157,19 +158,12 @@ func (c *PendingChanges) ResendFamily(f message.Family) {
 	if !slices.Contains(c.familiesToResend, f) {
 		c.familiesToResend = append(c.familiesToResend, f)
 	}
-	c.signalReady()
+	c.ready.Signal()
 }
 
 func (c *PendingChanges) markPrefixChanged(p netip.Prefix) {
 	if c != nil {
 		c.changedPrefixes[p] = struct{}{}
-		c.signalReady()
-	}
-}
-
-func (c *PendingChanges) signalReady() {
-	select {
-	case c.ready <- struct{}{}:
-	default:
+		c.ready.Signal()
 	}
 }

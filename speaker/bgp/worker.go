@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/latest"
 	"github.com/gantry-lb/gantry/speaker/bfd"
 	"github.com/gantry-lb/gantry/speaker/bgp/message"
 	"github.com/gantry-lb/gantry/speaker/intent"
@@ -33,8 +34,8 @@ type worker struct {
 	engine              *Engine
 	peerName            string
 	log                 *slog.Logger
-	latestOrder         chan workerOrder // holds the latest
-	bfdEvents           chan bfd.Event
+	latestOrder         *latest.Value[workerOrder]
+	bfdEvents           *latest.Queue[bfd.Event]
 	incomingConnections chan Conn // a connection that the router opened
 	done                chan struct{}
 	counter             messageCounter
@@ -98,8 +99,8 @@ func newWorker(e *Engine, name string) *worker {
 		engine:              e,
 		peerName:            name,
 		log:                 e.options.Log.With("peer", name),
-		latestOrder:         make(chan workerOrder, 1),
-		bfdEvents:           make(chan bfd.Event, 16),
+		latestOrder:         latest.NewValue[workerOrder](),
+		bfdEvents:           latest.NewQueue[bfd.Event](16),
 		incomingConnections: make(chan Conn, 1),
 		done:                make(chan struct{}),
 		status:              Status{Peer: name, State: Idle, StateSince: time.Now()},
@@ -111,21 +112,7 @@ func newWorker(e *Engine, name string) *worker {
 }
 
 // sendOrder replaces the pending order. Nothing follows a stop.
-func (w *worker) sendOrder(o workerOrder) {
-	for {
-		select {
-		case w.latestOrder <- o:
-			return
-		case <-w.done:
-			return
-		default:
-		}
-		select {
-		case <-w.latestOrder:
-		default:
-		}
-	}
-}
+func (w *worker) sendOrder(o workerOrder) { w.latestOrder.Put(o) }
 
 // run runs the worker until an order stops it or ctx ends.
 func (w *worker) run(ctx context.Context) {
@@ -146,7 +133,7 @@ func (w *worker) run(ctx context.Context) {
 				w.session.endWithNotification(ctx.Err(), nil)
 			}
 			return
-		case o := <-w.latestOrder:
+		case o := <-w.latestOrder.C():
 			if o.stop {
 				w.stopSession(o)
 				return
@@ -163,7 +150,7 @@ func (w *worker) run(ctx context.Context) {
 			w.recordEstablished()
 		case <-ended:
 			w.endSession()
-		case v := <-w.bfdEvents:
+		case v := <-w.bfdEvents.C():
 			w.handleBFDEvent(v)
 		case c := <-w.incomingConnections:
 			w.acceptConnection(c)

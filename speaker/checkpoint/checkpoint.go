@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/gantry-lb/gantry/internal/latest"
 	"github.com/gantry-lb/gantry/speaker/agent"
 	"github.com/gantry-lb/gantry/speaker/elect"
 	"github.com/gantry-lb/gantry/speaker/intent"
@@ -44,7 +45,7 @@ const bootIDPath = "/proc/sys/kernel/random/boot_id"
 type Store struct {
 	directory, bootID string
 	log               *slog.Logger
-	unwrittenState    chan NodeState
+	unwrittenState    *latest.Value[NodeState]
 }
 
 // New returns a Store for the directory, which must exist. With an empty name or a missing
@@ -53,7 +54,7 @@ func New(dir string, log *slog.Logger) *Store {
 	boot, err := os.ReadFile(bootIDPath)
 	s := &Store{
 		directory: dir, bootID: strings.TrimSpace(string(boot)), log: log,
-		unwrittenState: make(chan NodeState, 1),
+		unwrittenState: latest.NewValue[NodeState](),
 	}
 	if dir == "" || err != nil {
 		s.directory = ""
@@ -95,14 +96,7 @@ func (s *Store) LoadState(node string) *NodeState {
 }
 
 // SaveState passes a NodeState to Run. It replaces one that is not written yet. It does not block.
-// Only one goroutine may call it.
-func (s *Store) SaveState(state NodeState) {
-	select {
-	case <-s.unwrittenState:
-	default:
-	}
-	s.unwrittenState <- state
-}
+func (s *Store) SaveState(state NodeState) { s.unwrittenState.Put(state) }
 
 // Run writes states until ctx ends.
 func (s *Store) Run(ctx context.Context) error {
@@ -111,7 +105,7 @@ func (s *Store) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case state := <-s.unwrittenState:
+		case state := <-s.unwrittenState.C():
 			if s.directory == "" {
 				continue
 			}

@@ -5,19 +5,20 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/gantry-lb/gantry/internal/latest"
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
 // candidacyUpdates has the candidacies that SetCandidacies got and Run has not applied yet.
 type candidacyUpdates struct {
-	wake chan struct{} // has a value while something is pending
+	wake *latest.Wake
 
 	mu      sync.Mutex // guards pending
 	pending map[netip.Addr][]int
 }
 
 func newCandidacyUpdates() candidacyUpdates {
-	return candidacyUpdates{wake: make(chan struct{}, 1), pending: map[netip.Addr][]int{}}
+	return candidacyUpdates{wake: latest.NewWake(), pending: map[netip.Addr][]int{}}
 }
 
 func (o *candidacyUpdates) takePending() map[netip.Addr][]int {
@@ -47,10 +48,7 @@ func (e *Engine) SetCandidacies(changed []intent.Binding, gone []netip.Addr) {
 		}
 	}
 	o.mu.Unlock()
-	select {
-	case o.wake <- struct{}{}:
-	default:
-	}
+	o.wake.Signal()
 }
 
 // applyCandidacies applies the pending updates.

@@ -46,7 +46,7 @@ func (e *Engine) reportConflict(f Frame, link int) {
 		}
 	}
 	e.conflictReportedAt[k] = now
-	e.sendReport(facts.Conflict{Address: f.SenderIP, MAC: f.SenderMAC, LinkIndex: link})
+	e.reports.Put(facts.Conflict{Address: f.SenderIP, MAC: f.SenderMAC, LinkIndex: link})
 }
 
 // announceDefence counts the claim of another host and announces the address.

@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/gantry-lb/gantry/internal/latest"
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
@@ -104,13 +105,12 @@ type Engine struct {
 	wire Wire
 	now  func() time.Time
 
-	// bindings and linkSets hold the latest value only.
-	bindings         chan []intent.Binding
-	linkSets         chan facts.LinkSet
-	announceRequests chan []netip.Addr
-	defendRequests   chan netip.Addr
+	bindings         *latest.Value[[]intent.Binding]
+	linkSets         *latest.Value[facts.LinkSet]
+	announceRequests *latest.Queue[[]netip.Addr]
+	defendRequests   *latest.Queue[netip.Addr]
 	probeInbox       *probeInbox
-	reports          chan Report
+	reports          *latest.Queue[Report]
 	sendDeadline     sendDeadline
 	// candidacyUpdates has the candidacies that Run has not applied yet.
 	candidacyUpdates candidacyUpdates
@@ -173,12 +173,12 @@ func WithRefreshInterval(d time.Duration) Option {
 func New(wire Wire, now func() time.Time, options ...Option) *Engine {
 	e := &Engine{
 		wire: wire, now: now,
-		bindings:                make(chan []intent.Binding, 1),
-		linkSets:                make(chan facts.LinkSet, 1),
-		announceRequests:        make(chan []netip.Addr, 16),
-		defendRequests:          make(chan netip.Addr, 256),
+		bindings:                latest.NewValue[[]intent.Binding](),
+		linkSets:                latest.NewValue[facts.LinkSet](),
+		announceRequests:        latest.NewQueue[[]netip.Addr](16),
+		defendRequests:          latest.NewQueue[netip.Addr](256),
 		probeInbox:              newProbeInbox(),
-		reports:                 make(chan Report, 16384),
+		reports:                 latest.NewQueue[Report](16384),
 		sendDeadline:            sendDeadline{referenceTime: now()},
 		candidacyUpdates:        newCandidacyUpdates(),
 		holdingByAddress:        map[netip.Addr]holding{},
@@ -199,48 +199,22 @@ func New(wire Wire, now func() time.Time, options ...Option) *Engine {
 	return e
 }
 
-// replaceLatest puts v into c, which holds one value, and drops the value that was not received
-// yet.
-func replaceLatest[T any](c chan T, v T) {
-	for {
-		select {
-		case c <- v:
-			return
-		default:
-		}
-		select {
-		case <-c:
-		default:
-		}
-	}
-}
-
 // ApplyBindings replaces the addresses and links on which the engine answers.
-func (e *Engine) ApplyBindings(bindings []intent.Binding) { replaceLatest(e.bindings, bindings) }
+func (e *Engine) ApplyBindings(bindings []intent.Binding) { e.bindings.Put(bindings) }
 
 // SetLinks replaces the set of usable links.
-func (e *Engine) SetLinks(links facts.LinkSet) { replaceLatest(e.linkSets, links) }
+func (e *Engine) SetLinks(links facts.LinkSet) { e.linkSets.Put(links) }
 
 // RepeatAnnouncements starts the burst of announcements of held addresses again. When 16 requests
 // wait already, a further one is dropped, because bursts are under way then.
 func (e *Engine) RepeatAnnouncements(addresses []netip.Addr) {
-	select {
-	case e.announceRequests <- addresses:
-	default:
-		e.droppedEventCount.Add(1)
-	}
+	e.announceRequests.PutIfRoom(addresses)
 }
 
 // DefendAddress handles the claim of another host to a held address. The engine counts the claim
 // and announces the address once, unless it did so less than defendInterval ago. When 256 requests
 // wait already, a further one is dropped.
-func (e *Engine) DefendAddress(a netip.Addr) {
-	select {
-	case e.defendRequests <- a:
-	default:
-		e.droppedEventCount.Add(1)
-	}
-}
+func (e *Engine) DefendAddress(a netip.Addr) { e.defendRequests.PutIfRoom(a) }
 
 // SendProbe probes an address. The result comes as a report. Many probes are paced, in
 // the order of the calls.
@@ -250,22 +224,7 @@ func (e *Engine) SendProbe(p Probe) { e.probeInbox.enqueue(p) }
 func (e *Engine) SetSendDeadline(t time.Time) { e.sendDeadline.extendTo(t) }
 
 // Reports delivers what the engine finds. When the channel is full, the oldest reports are dropped.
-func (e *Engine) Reports() <-chan Report { return e.reports }
-
-func (e *Engine) sendReport(r Report) {
-	for {
-		select {
-		case e.reports <- r:
-			return
-		default:
-		}
-		select {
-		case <-e.reports:
-			e.droppedEventCount.Add(1)
-		default:
-		}
-	}
-}
+func (e *Engine) Reports() <-chan Report { return e.reports.C() }
 
 // Run works until ctx ends. Then it closes every port and waits for every reader.
 func (e *Engine) Run(ctx context.Context) error {
@@ -279,19 +238,19 @@ func (e *Engine) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case bindings := <-e.bindings:
+		case bindings := <-e.bindings.C():
 			e.updateHoldings(bindings)
-		case links := <-e.linkSets:
+		case links := <-e.linkSets.C():
 			e.applyLinks(links)
-		case addresses := <-e.announceRequests:
+		case addresses := <-e.announceRequests.C():
 			for _, a := range addresses {
 				e.startAnnouncementBurst(a, e.holdingByAddress[a].links)
 			}
-		case a := <-e.defendRequests:
+		case a := <-e.defendRequests.C():
 			e.announceDefence(a)
-		case <-e.candidacyUpdates.wake:
+		case <-e.candidacyUpdates.wake.C():
 			e.applyCandidacies()
-		case <-e.probeInbox.wake:
+		case <-e.probeInbox.wake.C():
 			for _, p := range e.probeInbox.takePending() {
 				e.beginProbe(p)
 			}

@@ -37,7 +37,8 @@ func (e *Engine) Counters() map[netip.Addr]Counters {
 // DroppedCount counts what was lost because a buffer was full: received frames, sent frames, and
 // reports that were not read in time.
 func (e *Engine) DroppedCount() uint64 {
-	n := e.droppedEventCount.Load() + e.framesLostByClosedPorts.Load()
+	n := e.droppedEventCount.Load() + e.framesLostByClosedPorts.Load() +
+		e.announceRequests.Dropped() + e.defendRequests.Dropped() + e.reports.Dropped()
 	for _, p := range e.responderTable.Load().openPorts {
 		n += p.LostFrameCount()
 	}

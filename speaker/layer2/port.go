@@ -113,7 +113,7 @@ func (e *Engine) openPort(p *port) {
 	p.pingRetryAt = time.Time{}
 	e.openPingResponder(p)
 	e.joinCandidateGroups(p)
-	e.sendReport(PortOpened{Link: p.link, Family: p.key.family})
+	e.reports.Put(PortOpened{Link: p.link, Family: p.key.family})
 	for a, h := range e.holdingByAddress {
 		if FamilyOf(a) == p.key.family && slices.Contains(h.links, p.link.Index) {
 			e.joinGroup(p, a)
@@ -146,7 +146,7 @@ func (e *Engine) closeFailedPort(p *port, err error) {
 	e.hasNewWork = true
 	if text := err.Error(); text != p.reportedError {
 		p.reportedError = text
-		e.sendReport(PortFailed{Link: p.link, Family: p.key.family, Err: err})
+		e.reports.Put(PortFailed{Link: p.link, Family: p.key.family, Err: err})
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gantry-lb/gantry/internal/latest"
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
@@ -24,21 +25,18 @@ type runningProbe struct {
 // probeInbox has the Probes that Run has not begun yet. It has no limit of its own: a node may have
 // to probe every address of a node that died.
 type probeInbox struct {
-	wake    chan struct{} // has a value while something is pending
-	mu      sync.Mutex    // guards pending
+	wake    *latest.Wake
+	mu      sync.Mutex // guards pending
 	pending []Probe
 }
 
-func newProbeInbox() *probeInbox { return &probeInbox{wake: make(chan struct{}, 1)} }
+func newProbeInbox() *probeInbox { return &probeInbox{wake: latest.NewWake()} }
 
 func (i *probeInbox) enqueue(p Probe) {
 	i.mu.Lock()
 	i.pending = append(i.pending, p)
 	i.mu.Unlock()
-	select {
-	case i.wake <- struct{}{}:
-	default:
-	}
+	i.wake.Signal()
 }
 
 func (i *probeInbox) takePending() []Probe {
@@ -117,7 +115,7 @@ func (e *Engine) advanceProbes(now time.Time) time.Time {
 			}
 		case len(q.answeringMACs) > 0 || due:
 			e.endProbe(q)
-			e.sendReport(facts.ProbeResult{ID: q.ID, Address: q.Address, AnsweringMACs: q.answeringMACs, RivalMACs: q.rivalMACs, NotSent: !q.wasSent})
+			e.reports.Put(facts.ProbeResult{ID: q.ID, Address: q.Address, AnsweringMACs: q.answeringMACs, RivalMACs: q.rivalMACs, NotSent: !q.wasSent})
 			continue
 		}
 		if next.IsZero() || at.Before(next) {

@@ -7,6 +7,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/gantry-lb/gantry/internal/latest"
 )
 
 // netlinkGroups are the rtnetlink groups for links, addresses and routes, one bit each.
@@ -17,9 +19,8 @@ const netlinkGroups = 1<<(unix.RTNLGRP_LINK-1) | 1<<(unix.RTNLGRP_IPV4_IFADDR-1)
 // read as a whole. It uses its own socket, because a subscription of the netlink library cannot be
 // closed while it blocks.
 type netlinkSubscription struct {
-	socket *os.File
-	// eventReceived has a value when an event came since it was last received.
-	eventReceived chan struct{}
+	socket        *os.File
+	eventReceived *latest.Wake
 	// failure delivers the error that ended the subscription.
 	failure chan error
 }
@@ -34,7 +35,7 @@ func subscribeToNetlink() (*netlinkSubscription, error) {
 		_ = unix.Close(fd) // the error of bind says more
 		return nil, fmt.Errorf("subscribing to links, addresses and routes: %w", err)
 	}
-	e := &netlinkSubscription{socket: os.NewFile(uintptr(fd), "netlink"), eventReceived: make(chan struct{}, 1), failure: make(chan error, 1)}
+	e := &netlinkSubscription{socket: os.NewFile(uintptr(fd), "netlink"), eventReceived: latest.NewWake(), failure: make(chan error, 1)}
 	go e.readEvents()
 	return e, nil
 }
@@ -47,7 +48,7 @@ func (e *netlinkSubscription) readEvents() {
 		n, err := e.socket.Read(buf)
 		// events were lost, but every event leads to a full read anyway
 		if errors.Is(err, unix.ENOBUFS) {
-			e.signalEvent()
+			e.eventReceived.Signal()
 			continue
 		}
 		if err != nil {
@@ -55,15 +56,8 @@ func (e *netlinkSubscription) readEvents() {
 			return
 		}
 		if isRelevantEvent(buf[:n]) {
-			e.signalEvent()
+			e.eventReceived.Signal()
 		}
-	}
-}
-
-func (e *netlinkSubscription) signalEvent() {
-	select {
-	case e.eventReceived <- struct{}{}:
-	default:
 	}
 }
 

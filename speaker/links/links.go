@@ -19,6 +19,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/gantry-lb/gantry/internal/latest"
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
@@ -52,7 +53,7 @@ type Watcher struct {
 	defaultExpressions  []*regexp.Regexp // of DefaultExcludePatterns
 	lastLoggedError     string           // the last error of readExcludePatterns in the log
 	log                 *slog.Logger
-	linkSets            chan facts.LinkSet
+	linkSets            *latest.Value[facts.LinkSet]
 	skippedLinks        atomic.Pointer[[]facts.SkippedLink]
 }
 
@@ -63,7 +64,7 @@ func NewWatcher(exclude ExcludePatternsFunc, log *slog.Logger) *Watcher {
 	if exclude == nil {
 		exclude = func() ([]string, error) { return DefaultExcludePatterns, nil }
 	}
-	w := &Watcher{readExcludePatterns: exclude, log: log, linkSets: make(chan facts.LinkSet, 1)}
+	w := &Watcher{readExcludePatterns: exclude, log: log, linkSets: latest.NewValue[facts.LinkSet]()}
 	// cannot fail; a test checks that
 	w.defaultExpressions, _ = compilePatterns(DefaultExcludePatterns)
 	w.skippedLinks.Store(&[]facts.SkippedLink{})
@@ -111,7 +112,7 @@ func (w *Watcher) SkippedLinks() []facts.SkippedLink { return *w.skippedLinks.Lo
 
 // LinkSets delivers the links at the start and after each change. A later set replaces
 // one that was not received yet.
-func (w *Watcher) LinkSets() <-chan facts.LinkSet { return w.linkSets }
+func (w *Watcher) LinkSets() <-chan facts.LinkSet { return w.linkSets.C() }
 
 // Run watches until ctx ends. When netlink fails, for example for lack of buffers, it
 // subscribes again.
@@ -140,7 +141,7 @@ func (w *Watcher) watchEvents(ctx context.Context, last *facts.LinkSet) error {
 	defer e.close()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	changed := e.eventReceived
+	changed := e.eventReceived.C()
 	for {
 		select {
 		case <-ctx.Done():
@@ -152,7 +153,7 @@ func (w *Watcher) watchEvents(ctx context.Context, last *facts.LinkSet) error {
 			changed = nil
 			timer.Reset(eventCoalesceDelay)
 		case <-timer.C:
-			changed = e.eventReceived
+			changed = e.eventReceived.C()
 			timer.Reset(w.deliverLinks(last))
 		}
 	}
@@ -170,17 +171,8 @@ func (w *Watcher) deliverLinks(last *facts.LinkSet) time.Duration {
 		return resyncInterval
 	}
 	*last = set
-	for {
-		select {
-		case w.linkSets <- set:
-			return resyncInterval
-		default:
-		}
-		select {
-		case <-w.linkSets:
-		default:
-		}
-	}
+	w.linkSets.Put(set)
+	return resyncInterval
 }
 
 // ReadLinks returns the usable links. An interface whose addresses cannot be read is delivered

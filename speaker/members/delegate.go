@@ -27,19 +27,8 @@ func (d *messageDelegate) NotifyMsg(b []byte) {
 		(*Members)(d).handleGreeting(string(b[1:]))
 		return
 	}
-	msg := Message{From: string(b[1 : 1+n]), Payload: slices.Clone(b[1+n:])}
-	for {
-		select {
-		case d.messages <- msg:
-			return
-		default:
-		}
-		select {
-		case <-d.messages: // drop the oldest message, which says the least
-			d.droppedMessageCount.Add(1)
-		default:
-		}
-	}
+	// a full queue drops the oldest message, which says the least
+	d.messages.Put(Message{From: string(b[1 : 1+n]), Payload: slices.Clone(b[1+n:])})
 }
 
 // GetBroadcasts returns nothing: messages go directly to their receivers.
@@ -51,11 +40,7 @@ func (d *messageDelegate) LocalState(bool) []byte { return *d.localState.Load() 
 // MergeRemoteState delivers another member's part of a full exchange. If there is no room it drops
 // the state, since the next exchange repeats it.
 func (d *messageDelegate) MergeRemoteState(b []byte, _ bool) {
-	select {
-	case d.remoteStates <- slices.Clone(b):
-	default:
-		d.droppedMessageCount.Add(1)
-	}
+	d.remoteStates.PutIfRoom(slices.Clone(b))
 }
 
 // eventDelegate receives the callbacks of memberlist for members that come and go. memberlist holds

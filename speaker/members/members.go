@@ -22,6 +22,7 @@ import (
 
 	"github.com/hashicorp/memberlist"
 
+	"github.com/gantry-lb/gantry/internal/latest"
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
@@ -65,15 +66,14 @@ type Members struct {
 	seeds          atomic.Pointer[[]string]
 	stateExchanged atomic.Bool
 
-	memberSets       chan facts.MemberSet
-	messages         chan Message
-	remoteStates     chan []byte
-	outgoingMessages chan outgoingMessage
-	rejoinRequests   chan struct{}
-	metadataChanges  chan struct{}
+	memberSets       *latest.Value[facts.MemberSet]
+	messages         *latest.Queue[Message]
+	remoteStates     *latest.Queue[[]byte]
+	outgoingMessages *latest.Queue[outgoingMessage]
+	rejoinRequests   *latest.Wake
+	metadataChanges  *latest.Wake
 	// strangerAddresses are the addresses of greetings from nodes that are not members.
-	strangerAddresses   chan string
-	droppedMessageCount atomic.Uint64
+	strangerAddresses *latest.Queue[string]
 }
 
 // New opens the sockets. The speaker is the only member until Run has reached a seed.
@@ -81,13 +81,13 @@ func New(o Options) (*Members, error) {
 	m := &Members{
 		options:           o,
 		nodesByName:       map[string]memberlist.Node{},
-		memberSets:        make(chan facts.MemberSet, 1),
-		messages:          make(chan Message, 4096),
-		remoteStates:      make(chan []byte, 16),
-		outgoingMessages:  make(chan outgoingMessage, 4096),
-		rejoinRequests:    make(chan struct{}, 1),
-		metadataChanges:   make(chan struct{}, 1),
-		strangerAddresses: make(chan string, 1),
+		memberSets:        latest.NewValue[facts.MemberSet](),
+		messages:          latest.NewQueue[Message](4096),
+		remoteStates:      latest.NewQueue[[]byte](16),
+		outgoingMessages:  latest.NewQueue[outgoingMessage](4096),
+		rejoinRequests:    latest.NewWake(),
+		metadataChanges:   latest.NewWake(),
+		strangerAddresses: latest.NewQueue[string](1),
 	}
 	m.SetMACs(nil)
 	m.SetLocalState(nil)
@@ -128,13 +128,13 @@ func (w logWriter) Write(b []byte) (int, error) {
 func (m *Members) Address() netip.AddrPort { return m.address }
 
 // MemberSets delivers the live members, now and after each change. Only the latest set is kept.
-func (m *Members) MemberSets() <-chan facts.MemberSet { return m.memberSets }
+func (m *Members) MemberSets() <-chan facts.MemberSet { return m.memberSets.C() }
 
 // Messages delivers the messages of others, in any order.
-func (m *Members) Messages() <-chan Message { return m.messages }
+func (m *Members) Messages() <-chan Message { return m.messages.C() }
 
 // RemoteStates delivers the full states of others.
-func (m *Members) RemoteStates() <-chan []byte { return m.remoteStates }
+func (m *Members) RemoteStates() <-chan []byte { return m.remoteStates.C() }
 
 // SetLocalState sets what this node sends in a full exchange.
 func (m *Members) SetLocalState(state []byte) { m.localState.Store(&state) }
@@ -144,14 +144,7 @@ func (m *Members) SetLocalState(state []byte) { m.localState.Store(&state) }
 func (m *Members) SetSeeds(addresses []string) { m.seeds.Store(&addresses) }
 
 // RejoinSeeds contacts all seeds that are not members at once.
-func (m *Members) RejoinSeeds() { signalChannel(m.rejoinRequests) }
-
-func signalChannel(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
-}
+func (m *Members) RejoinSeeds() { m.rejoinRequests.Signal() }
 
 // maxMetadataMACs is how many Ethernet addresses fit into memberlist's metadata of 512 bytes.
 const maxMetadataMACs = 64
@@ -163,17 +156,13 @@ func (m *Members) SetMACs(macs []facts.MAC) {
 		b = append(b, mac[:]...)
 	}
 	if old := m.metadata.Swap(&b); old != nil && !slices.Equal(*old, b) {
-		signalChannel(m.metadataChanges)
+		m.metadataChanges.Signal()
 	}
 }
 
 // SendMessage sends a message to one member. It may be lost.
 func (m *Members) SendMessage(to string, payload []byte) {
-	select {
-	case m.outgoingMessages <- outgoingMessage{to, payload}:
-	default:
-		m.droppedMessageCount.Add(1)
-	}
+	m.outgoingMessages.PutIfRoom(outgoingMessage{to, payload})
 }
 
 // Run joins the seeds until ctx ends. It then leaves, so that the other members know at once.
@@ -186,7 +175,7 @@ func (m *Members) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
-		case msg := <-m.outgoingMessages:
+		case msg := <-m.outgoingMessages.C():
 			m.transmitMessage(msg)
 		}
 	}
@@ -207,7 +196,7 @@ func (m *Members) publishMetadata(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-m.metadataChanges:
+		case <-m.metadataChanges.C():
 		}
 		if err := m.memberlist.UpdateNode(time.Second); err != nil {
 			m.options.Log.Debug("publishing the metadata of this node", "error", err)
@@ -257,7 +246,7 @@ func (m *Members) joinSeeds(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-m.rejoinRequests:
+		case <-m.rejoinRequests.C():
 		case <-time.After(wait):
 		}
 	}
@@ -294,12 +283,8 @@ func (m *Members) handleGreeting(address string) {
 		return n.Address() == address
 	})
 	m.mu.Unlock()
-	if known {
-		return
-	}
-	select {
-	case m.strangerAddresses <- address:
-	default:
+	if !known {
+		m.strangerAddresses.PutIfRoom(address)
 	}
 }
 
@@ -310,7 +295,7 @@ func (m *Members) joinStrangers(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case s := <-m.strangerAddresses:
+		case s := <-m.strangerAddresses.C():
 			if n, err := m.memberlist.Join([]string{s}); n > 0 {
 				m.stateExchanged.Store(true)
 				m.changeMembers(func() {})
@@ -351,17 +336,7 @@ func (m *Members) changeMembers(edit func()) {
 		n := m.nodesByName[name]
 		set.Members = append(set.Members, memberFromNode(&n))
 	}
-	for {
-		select {
-		case m.memberSets <- set:
-			return
-		default:
-		}
-		select {
-		case <-m.memberSets:
-		default:
-		}
-	}
+	m.memberSets.Put(set)
 }
 
 func memberFromNode(n *memberlist.Node) facts.Member {

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gantry-lb/gantry/internal/latest"
 	"github.com/gantry-lb/gantry/speaker/bfd"
 )
 
@@ -46,7 +47,7 @@ func (n *Network) SetDeliveryFunc(delivery func(from, to netip.Addr) (time.Durat
 func (n *Network) AddHost(address netip.Addr) *Host {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	h := &Host{network: n, address: address, ready: make(chan struct{}, 1)}
+	h := &Host{network: n, address: address, ready: latest.NewWake()}
 	n.hostByAddress[address] = h
 	return h
 }
@@ -67,7 +68,7 @@ func (n *Network) String() string {
 type Host struct {
 	network         *Network
 	address         netip.Addr
-	ready           chan struct{}
+	ready           *latest.Wake
 	inbox           []bfd.Datagram
 	openSenderCount int
 	sendError       error
@@ -86,7 +87,7 @@ func (h *Host) OpenSender(k bfd.Key, _ uint32) bfd.Sender {
 }
 
 // DatagramsReady delivers a value when a datagram arrived.
-func (h *Host) DatagramsReady() <-chan struct{} { return h.ready }
+func (h *Host) DatagramsReady() <-chan struct{} { return h.ready.C() }
 
 // Receive returns the oldest datagram.
 func (h *Host) Receive() (bfd.Datagram, bool) {
@@ -147,10 +148,7 @@ func (h *Host) enqueueDatagram(d bfd.Datagram) {
 	if len(h.inbox) < maxQueuedDatagrams {
 		h.inbox = append(h.inbox, d)
 	}
-	select {
-	case h.ready <- struct{}{}:
-	default:
-	}
+	h.ready.Signal()
 }
 
 // sender is the sending side of a session.

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/gantry-lb/gantry/internal/latest"
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/members"
 )
@@ -33,9 +34,9 @@ type Member struct {
 	facts        facts.Member
 	localState   []byte
 	disconnected bool
-	memberSets   chan facts.MemberSet
-	messages     chan members.Message
-	remoteStates chan []byte
+	memberSets   *latest.Value[facts.MemberSet]
+	messages     *latest.Queue[members.Message]
+	remoteStates *latest.Queue[[]byte]
 }
 
 // Join adds a member, which exchanges states with all others at once.
@@ -44,13 +45,13 @@ func (h *Gossip) Join(name string, address netip.Addr, nonce uint64) *Member {
 	defer h.mu.Unlock()
 	m := &Member{
 		gossip: h, facts: facts.Member{Name: name, Address: address, Nonce: nonce},
-		memberSets:   make(chan facts.MemberSet, 1),
-		messages:     make(chan members.Message, messageQueueLength),
-		remoteStates: make(chan []byte, messageQueueLength),
+		memberSets:   latest.NewValue[facts.MemberSet](),
+		messages:     latest.NewQueue[members.Message](messageQueueLength),
+		remoteStates: latest.NewQueue[[]byte](messageQueueLength),
 	}
 	for _, o := range h.members {
 		if !o.disconnected {
-			sendOrDrop(m.remoteStates, o.localState)
+			m.remoteStates.PutIfRoom(o.localState)
 		}
 	}
 	h.members = append(h.members, m)
@@ -66,11 +67,7 @@ func (h *Gossip) deliverMemberSets() {
 		set.Members = append(set.Members, m.facts)
 	}
 	for _, m := range h.members {
-		select {
-		case <-m.memberSets: // replace a set that was not read
-		default:
-		}
-		m.memberSets <- set
+		m.memberSets.Put(set)
 	}
 }
 
@@ -110,7 +107,7 @@ func (m *Member) SendMessage(to string, payload []byte) {
 	defer m.gossip.mu.Unlock()
 	for _, o := range m.gossip.members {
 		if o.facts.Name == to && !o.disconnected && !m.disconnected {
-			sendOrDrop(o.messages, members.Message{From: m.facts.Name, Payload: payload})
+			o.messages.PutIfRoom(members.Message{From: m.facts.Name, Payload: payload})
 		}
 	}
 }
@@ -134,18 +131,10 @@ func (m *Member) SetMACs(macs []facts.MAC) {
 func (m *Member) RejoinSeeds() {}
 
 // MemberSets delivers the current members, the latest set only.
-func (m *Member) MemberSets() <-chan facts.MemberSet { return m.memberSets }
+func (m *Member) MemberSets() <-chan facts.MemberSet { return m.memberSets.C() }
 
 // Messages delivers the messages of others.
-func (m *Member) Messages() <-chan members.Message { return m.messages }
+func (m *Member) Messages() <-chan members.Message { return m.messages.C() }
 
 // RemoteStates delivers the states of the members that joined before.
-func (m *Member) RemoteStates() <-chan []byte { return m.remoteStates }
-
-// sendOrDrop drops the value if the channel is full.
-func sendOrDrop[T any](c chan T, v T) {
-	select {
-	case c <- v:
-	default:
-	}
-}
+func (m *Member) RemoteStates() <-chan []byte { return m.remoteStates.C() }

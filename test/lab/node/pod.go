@@ -16,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/gantry-lb/gantry/internal/latest"
 	"github.com/gantry-lb/gantry/test/lab/netns"
 )
 
@@ -32,7 +33,7 @@ type pod struct {
 	containers    []*container // one for each container
 	ctx           context.Context
 	cancel        context.CancelFunc
-	statusChanged chan struct{} // requests a write of the status
+	statusChanged *latest.Wake // requests a write of the status
 }
 
 // syncPod starts, updates or ends a Pod after a change of its object.
@@ -48,7 +49,7 @@ func (a *Agent) syncPod(ctx context.Context, o *corev1.Pod) {
 		a.runInBackground(func() { a.deletePodObject(ctx, o) })
 	case p == nil && (o.Status.Phase == corev1.PodSucceeded || o.Status.Phase == corev1.PodFailed):
 	case p == nil:
-		p = &pod{agent: a, firstObject: o, latestObject: o, statusChanged: make(chan struct{}, 1)}
+		p = &pod{agent: a, firstObject: o, latestObject: o, statusChanged: latest.NewWake()}
 		for i := range o.Spec.Containers {
 			p.containers = append(p.containers, newContainer(p, &o.Spec.Containers[i]))
 		}
@@ -113,18 +114,13 @@ func (p *pod) keepStatusReported() {
 		select {
 		case <-p.ctx.Done():
 			return
-		case <-p.statusChanged:
+		case <-p.statusChanged.C():
 		}
 		_ = p.agent.retryUntilDone(p.ctx, p.writeStatus)
 	}
 }
 
-func (p *pod) requestStatusUpdate() {
-	select {
-	case p.statusChanged <- struct{}{}:
-	default:
-	}
-}
+func (p *pod) requestStatusUpdate() { p.statusChanged.Signal() }
 
 // connectNetwork creates the Pod's network namespace, with an address and a route to its node.
 func (p *pod) connectNetwork() error {
