@@ -66,8 +66,11 @@ type bgpParts struct {
 	runsStatusWriter bool // statusWriter runs
 }
 
-// newBGPParts creates the parts. nonce identifies this run of the process.
-func newBGPParts(mgr ctrl.Manager, o options, nonce uint64, log *slog.Logger) (bgpParts, error) {
+// newBGPParts creates the parts. nonce identifies this run of the process. The objects of the
+// statusWriter have the same owner as those of layer2Writer.
+func newBGPParts(
+	mgr ctrl.Manager, o options, nonce uint64, layer2Writer *reconcile.StatusWriter, log *slog.Logger,
+) (bgpParts, error) {
 	r := bgpParts{
 		bfdEngine:        bfd.New(udp.New(), time.Now, nonce),
 		runsStatusWriter: !o.configurationScope().Layer2Only,
@@ -75,12 +78,12 @@ func newBGPParts(mgr ctrl.Manager, o options, nonce uint64, log *slog.Logger) (b
 	r.bgpEngine = bgp.New(bgp.Options{
 		NodeName: o.NodeName, UpdateGenerator: gobgp.New(log), Transport: tcp.Transport{}, BFD: r.bfdEngine, Log: log,
 	})
-	r.statusWriter = &reconcile.BGPStatusWriter{
+	r.statusWriter = reconcile.NewBGPStatusWriter(reconcile.BGPStatusWriterOptions{
 		Client: mgr.GetClient(), Events: mgr.GetEventRecorder(names.SpeakerEventSource),
 		Sessions: r.bgpEngine, Log: log,
 		Self: o.NodeName, Namespace: o.Namespace, ServiceBGPStatusLimit: o.serviceBGPStatusLimit(),
-	}
-	r.statusWriter.Init()
+		ServiceReference: layer2Writer.ServiceReference, PodOwnerReferences: layer2Writer.PodOwnerReferences,
+	})
 	if err := errors.Join(metrics.Registry.Register(r.bgpEngine), metrics.Registry.Register(r.bfdEngine)); err != nil {
 		return r, fmt.Errorf("registering the metrics of BGP and BFD: %w", err)
 	}

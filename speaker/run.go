@@ -73,12 +73,11 @@ func runSpeaker(ctx context.Context, o options, log *slog.Logger) error {
 	if err := metrics.Registry.Register(engine); err != nil {
 		return fmt.Errorf("registering the metrics of layer 2: %w", err)
 	}
-	routing, err := newBGPParts(mgr, o, gossip.runNonce, log)
+	writer := newStatusWriter(mgr, o, feed, watcher, log)
+	routing, err := newBGPParts(mgr, o, gossip.runNonce, writer, log)
 	if err != nil {
 		return err
 	}
-	writer := newStatusWriter(mgr, o, feed, watcher, log)
-	routing.statusWriter.PodOwnerReferences, routing.statusWriter.ServiceReference = writer.PodOwnerReferences, feed.ServiceReference
 	prober := newProbeWriter(mgr, o, log)
 	a := agent.New(agent.Options{
 		Self: o.NodeName, Nonce: gossip.runNonce, LoadBalancerClass: o.LoadBalancerClass, Timing: elect.DefaultTiming(),
@@ -91,11 +90,10 @@ func runSpeaker(ctx context.Context, o options, log *slog.Logger) error {
 	if err := errors.Join(metrics.Registry.Register(a), metrics.Registry.Register(writer.Metrics)); err != nil {
 		return fmt.Errorf("registering the metrics of the election and of announcements: %w", err)
 	}
-	state := &reconcile.ConfigurationWriter{
+	state := reconcile.NewConfigurationWriter(reconcile.ConfigurationWriterOptions{
 		Client: mgr.GetClient(), Cache: mgr.GetCache(), Log: log,
 		State: configuration.StateWriter{Component: names.ComponentSpeaker, Node: o.NodeName, Namespace: o.Namespace},
-	}
-	state.Init()
+	})
 	problems, err := newProblemObserver(state)
 	if err != nil {
 		return err
@@ -164,25 +162,21 @@ func newClusterFeed(
 func newStatusWriter(
 	mgr ctrl.Manager, o options, feed *reconcile.ClusterFeed, watcher *links.Watcher, log *slog.Logger,
 ) *reconcile.StatusWriter {
-	w := &reconcile.StatusWriter{
+	return reconcile.NewStatusWriter(reconcile.StatusWriterOptions{
 		Client: mgr.GetClient(), Cache: mgr.GetCache(), Log: log,
 		Events:           mgr.GetEventRecorder(names.SpeakerEventSource),
 		ServiceReference: feed.ServiceReference, SkippedLinks: watcher.SkippedLinks,
 		Metrics: reconcile.NewAnnouncedMetrics(o.NodeName),
 		Self:    o.NodeName, Pod: o.PodName, Namespace: o.Namespace, Version: moduleVersion(),
-	}
-	w.Init()
-	return w
+	})
 }
 
 // newProbeWriter returns the writer that probes addresses for the controller. Its Agent is set
 // before it runs.
 func newProbeWriter(mgr ctrl.Manager, o options, log *slog.Logger) *reconcile.ProbeWriter {
-	w := &reconcile.ProbeWriter{
+	return reconcile.NewProbeWriter(reconcile.ProbeWriterOptions{
 		Client: mgr.GetClient(), Cache: mgr.GetCache(), Log: log, Self: o.NodeName, Namespace: o.Namespace,
-	}
-	w.Init()
-	return w
+	})
 }
 
 // awaitCustomResourceKinds waits until the API server serves our kinds.

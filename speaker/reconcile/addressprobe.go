@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/internal/latest"
 	"github.com/gantry-lb/gantry/speaker/probing"
 )
 
@@ -26,21 +27,25 @@ type Prober interface {
 
 // ProbeWriter passes the open AddressProbes to the agent, and writes its answers.
 type ProbeWriter struct {
+	ProbeWriterOptions
+
+	answers       chan probing.Answer
+	probesChanged *latest.Wake
+}
+
+// ProbeWriterOptions are what a ProbeWriter needs.
+type ProbeWriterOptions struct {
 	Client client.Client
 	Cache  cache.Cache
 	Prober Prober
 	Log    *slog.Logger
 	// Self is this node, Namespace is that of the objects.
 	Self, Namespace string
-
-	answers chan probing.Answer
-	// probesChanged has a value when an object changed.
-	probesChanged chan struct{}
 }
 
-// Init prepares the writer. It comes before ObserveAnswer and Run.
-func (w *ProbeWriter) Init() {
-	w.answers, w.probesChanged = make(chan probing.Answer, 1024), make(chan struct{}, 1)
+// NewProbeWriter returns a ProbeWriter that does nothing before Run.
+func NewProbeWriter(o ProbeWriterOptions) *ProbeWriter {
+	return &ProbeWriter{ProbeWriterOptions: o, answers: make(chan probing.Answer, 1024), probesChanged: latest.NewWake()}
 }
 
 // ObserveAnswer queues an answer and returns at once. If the queue is full, the answer is dropped:
@@ -59,12 +64,7 @@ func (w *ProbeWriter) watchProbes(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("watching AddressProbes: %w", err)
 	}
-	wake := func(any) {
-		select {
-		case w.probesChanged <- struct{}{}:
-		default:
-		}
-	}
+	wake := func(any) { w.probesChanged.Signal() }
 	if _, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
 		AddFunc: wake, UpdateFunc: func(_, o any) { wake(o) }, DeleteFunc: wake,
 	}); err != nil {
@@ -97,7 +97,7 @@ func (w *ProbeWriter) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-w.probesChanged:
+		case <-w.probesChanged.C():
 			w.updateQuestions(ctx)
 		case a := <-w.answers:
 			if err := w.writeAnswer(ctx, a); err != nil && ctx.Err() == nil {

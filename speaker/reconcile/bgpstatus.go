@@ -17,6 +17,7 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/internal/latest"
 	"github.com/gantry-lb/gantry/internal/view"
 	"github.com/gantry-lb/gantry/speaker/agent"
 	"github.com/gantry-lb/gantry/speaker/bgp"
@@ -33,6 +34,14 @@ type SessionSource interface {
 // BGPStatusWriter writes what this node announces to routers (ServiceBGPStatus) and the states of
 // its sessions (BGPSession). It writes the latest state as fast as the API server accepts it.
 type BGPStatusWriter struct {
+	BGPStatusWriterOptions
+
+	latestPlan    *latest.Value[plan.Plan]
+	isLimitLogged bool // that the limit is exceeded
+}
+
+// BGPStatusWriterOptions are what a BGPStatusWriter needs.
+type BGPStatusWriterOptions struct {
 	Client   client.Client
 	Events   events.EventRecorder
 	Sessions SessionSource
@@ -46,32 +55,19 @@ type BGPStatusWriter struct {
 	// ServiceBGPStatusLimit is the number of Services up to which a node writes ServiceBGPStatus
 	// objects. Above it the node writes none.
 	ServiceBGPStatusLimit int
-
-	latestPlan    chan plan.Plan
-	isLimitLogged bool // that the limit is exceeded
 }
 
 // sessionChangeCoalesceDelay gathers changes that come together, such as the steps to an
 // established session.
 const sessionChangeCoalesceDelay = 200 * time.Millisecond
 
-// Init prepares the writer. It comes before ObserveStatus and Run.
-func (w *BGPStatusWriter) Init() { w.latestPlan = make(chan plan.Plan, 1) }
+// NewBGPStatusWriter returns a BGPStatusWriter that writes nothing before Run.
+func NewBGPStatusWriter(o BGPStatusWriterOptions) *BGPStatusWriter {
+	return &BGPStatusWriter{BGPStatusWriterOptions: o, latestPlan: latest.NewValue[plan.Plan]()}
+}
 
 // ObserveStatus takes the agent's Status and returns at once.
-func (w *BGPStatusWriter) ObserveStatus(s agent.Status) {
-	for {
-		select {
-		case w.latestPlan <- s.Plan:
-			return
-		default:
-		}
-		select {
-		case <-w.latestPlan:
-		default:
-		}
-	}
-}
+func (w *BGPStatusWriter) ObserveStatus(s agent.Status) { w.latestPlan.Put(s.Plan) }
 
 // Run writes until ctx ends.
 func (w *BGPStatusWriter) Run(ctx context.Context) error {
@@ -83,7 +79,7 @@ func (w *BGPStatusWriter) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case p = <-w.latestPlan:
+		case p = <-w.latestPlan.C():
 			known = true
 			timer.Reset(sessionChangeCoalesceDelay)
 		case <-w.Sessions.StatusChanged():

@@ -78,12 +78,11 @@ func TestBGPStatusObjectsFollowTheAgent(t *testing.T) {
 		}
 	}
 	e := &fakeSessions{changed: make(chan struct{}, 1)}
-	w := &reconcile.BGPStatusWriter{
+	w := reconcile.NewBGPStatusWriter(reconcile.BGPStatusWriterOptions{
 		Client: mgr.GetClient(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Sessions: e, Log: slog.New(slog.DiscardHandler),
 		Self: selfNode, Namespace: names.Namespace, ServiceBGPStatusLimit: 2, PodOwnerReferences: func(context.Context) []metav1.OwnerReference { return nil },
 		ServiceReference: newServiceReference(t, api),
-	}
-	w.Init()
+	})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 2)
 	go func() { ended <- mgr.Start(ctx) }()

@@ -13,33 +13,37 @@ import (
 
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/internal/configuration"
+	"github.com/gantry-lb/gantry/internal/latest"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
 // ConfigurationWriter writes this speaker's ConfigurationState. It writes the latest Problems as
 // fast as the API server accepts them.
 type ConfigurationWriter struct {
+	ConfigurationWriterOptions
+
+	latestProblems *latest.Value[[]snapshot.Problem]
+	objectDeleted  *latest.Wake
+}
+
+// ConfigurationWriterOptions are what a ConfigurationWriter needs.
+type ConfigurationWriterOptions struct {
 	Client client.Client
 	Cache  cache.Cache
 	Log    *slog.Logger
 	State  configuration.StateWriter
-
-	latestProblems chan []snapshot.Problem
-	objectDeleted  chan struct{}
 }
 
-// Init prepares the writer. It comes before ObserveProblems and Run.
-func (w *ConfigurationWriter) Init() {
-	w.latestProblems, w.objectDeleted = make(chan []snapshot.Problem, 1), make(chan struct{}, 1)
-}
-
-// ObserveProblems takes the Problems and returns at once. Calls must not overlap.
-func (w *ConfigurationWriter) ObserveProblems(problems []snapshot.Problem) {
-	select {
-	case <-w.latestProblems:
-	default:
+// NewConfigurationWriter returns a ConfigurationWriter that writes nothing before Run.
+func NewConfigurationWriter(o ConfigurationWriterOptions) *ConfigurationWriter {
+	return &ConfigurationWriter{
+		ConfigurationWriterOptions: o, latestProblems: latest.NewValue[[]snapshot.Problem](), objectDeleted: latest.NewWake(),
 	}
-	w.latestProblems <- problems
+}
+
+// ObserveProblems takes the Problems and returns at once.
+func (w *ConfigurationWriter) ObserveProblems(problems []snapshot.Problem) {
+	w.latestProblems.Put(problems)
 }
 
 // Run writes until ctx ends. It creates the object again if a user deletes it.
@@ -50,10 +54,7 @@ func (w *ConfigurationWriter) Run(ctx context.Context) error {
 	}
 	deleted := func(o any) {
 		if s, ok := lastKnownObject(o).(*v1beta1.ConfigurationState); ok && s.Name == w.State.ObjectName() {
-			select {
-			case w.objectDeleted <- struct{}{}:
-			default:
-			}
+			w.objectDeleted.Signal()
 		}
 	}
 	if _, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{DeleteFunc: deleted}); err != nil {
@@ -70,9 +71,9 @@ func (w *ConfigurationWriter) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case problems = <-w.latestProblems:
+		case problems = <-w.latestProblems.C():
 			known = true
-		case <-w.objectDeleted:
+		case <-w.objectDeleted.C():
 		case <-retry:
 		}
 		if retry = nil; !known {

@@ -21,6 +21,7 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/internal/latest"
 	"github.com/gantry-lb/gantry/internal/view"
 	"github.com/gantry-lb/gantry/speaker/agent"
 	"github.com/gantry-lb/gantry/speaker/elect"
@@ -31,6 +32,19 @@ import (
 // StatusWriter writes what this node announces: ServiceL2Status objects, its SpeakerStatus and
 // events. It writes the latest status as fast as the API server accepts it.
 type StatusWriter struct {
+	StatusWriterOptions
+
+	latestStatus           *latest.Value[agent.Status]
+	serviceL2StatusChanged *latest.Wake // appeared, changed or vanished
+
+	// Run owns the fields below.
+	conflicts            status.Conflicts
+	lastReportedDenial   string // the last message about raw sockets
+	writtenSpeakerStatus *v1alpha1.SpeakerStatusStatus
+}
+
+// StatusWriterOptions are what a StatusWriter needs.
+type StatusWriterOptions struct {
 	Client client.Client
 	Cache  cache.Cache
 	Events events.EventRecorder
@@ -44,15 +58,6 @@ type StatusWriter struct {
 	// Self is this node, Pod is this speaker's Pod or empty, Namespace is that of the objects, and
 	// Version is that of the speaker.
 	Self, Pod, Namespace, Version string
-
-	latestStatus chan agent.Status
-	// serviceL2StatusChanged has a value when a ServiceL2Status appeared, changed or vanished.
-	serviceL2StatusChanged chan struct{}
-
-	// Run owns the fields below.
-	conflicts            status.Conflicts
-	lastReportedDenial   string // the last message about raw sockets
-	writtenSpeakerStatus *v1alpha1.SpeakerStatusStatus
 }
 
 const (
@@ -66,9 +71,17 @@ const (
 	concurrentWritesLimit = 16
 )
 
-// Init prepares the writer. It comes before ObserveStatus and Run.
-func (w *StatusWriter) Init() {
-	w.latestStatus, w.serviceL2StatusChanged = make(chan agent.Status, 1), make(chan struct{}, 1)
+// NewStatusWriter returns a StatusWriter that writes nothing before Run.
+func NewStatusWriter(o StatusWriterOptions) *StatusWriter {
+	return &StatusWriter{
+		StatusWriterOptions: o, latestStatus: latest.NewMergedValue(mergeStatuses), serviceL2StatusChanged: latest.NewWake(),
+	}
+}
+
+// mergeStatuses returns the newer Status with the events of both.
+func mergeStatuses(older, newer agent.Status) agent.Status {
+	newer.Events = slices.Concat(older.Events, newer.Events)
+	return newer
 }
 
 // watchServiceL2Statuses wakes the writer when a ServiceL2Status changes: another speaker may have
@@ -78,12 +91,7 @@ func (w *StatusWriter) watchServiceL2Statuses(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("watching ServiceL2Statuses: %w", err)
 	}
-	wake := func(any) {
-		select {
-		case w.serviceL2StatusChanged <- struct{}{}:
-		default:
-		}
-	}
+	wake := func(any) { w.serviceL2StatusChanged.Signal() }
 	_, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
 		AddFunc: wake, UpdateFunc: func(_, o any) { wake(o) }, DeleteFunc: wake,
 	})
@@ -92,20 +100,7 @@ func (w *StatusWriter) watchServiceL2Statuses(ctx context.Context) error {
 
 // ObserveStatus takes the agent's Status and returns at once. Events of a Status that was
 // not written yet are kept.
-func (w *StatusWriter) ObserveStatus(s agent.Status) {
-	for {
-		select {
-		case w.latestStatus <- s:
-			return
-		default:
-		}
-		select {
-		case old := <-w.latestStatus:
-			s.Events = append(slices.Clone(old.Events), s.Events...)
-		default:
-		}
-	}
-}
+func (w *StatusWriter) ObserveStatus(s agent.Status) { w.latestStatus.Put(s) }
 
 // Run writes until ctx ends.
 func (w *StatusWriter) Run(ctx context.Context) error {
@@ -122,11 +117,11 @@ func (w *StatusWriter) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case s = <-w.latestStatus:
+		case s = <-w.latestStatus.C():
 			observed = true
 			w.reportElectionEvents(s)
 			w.reportRawSocketDenial(ctx, s)
-		case <-w.serviceL2StatusChanged:
+		case <-w.serviceL2StatusChanged.C():
 		case <-retry.C:
 		case now := <-look.C:
 			if !w.conflicts.ForgetExpired(now) && w.writtenSpeakerStatus != nil && slices.Equal(w.writtenSpeakerStatus.Links, status.BuildSpeakerStatus(w.statusInputs(s)).Links) {

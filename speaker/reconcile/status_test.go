@@ -74,14 +74,13 @@ func newHarness(t *testing.T) *harness {
 		t.Fatal(err)
 	}
 	log := slog.New(slog.DiscardHandler)
-	d.writer = &reconcile.StatusWriter{
+	d.writer = reconcile.NewStatusWriter(reconcile.StatusWriterOptions{
 		Client: mgr.GetClient(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Log: log,
 		SkippedLinks: func() []facts.SkippedLink {
 			return []facts.SkippedLink{{Name: "storage0", Reason: facts.SkippedExcludedByName}}
 		},
 		Metrics: reconcile.NewAnnouncedMetrics(selfNode), Self: selfNode, Namespace: names.Namespace, Version: "v1.2.3", ServiceReference: newServiceReference(t, d.apiClient),
-	}
-	d.writer.Init()
+	})
 	d.metricsRegistry.MustRegister(d.writer.Metrics)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 2)
