@@ -76,7 +76,7 @@ func newBGPParts(
 		runsStatusWriter: !o.configurationScope().Layer2Only,
 	}
 	r.bgpEngine = bgp.New(bgp.Options{
-		NodeName: o.NodeName, UpdateGenerator: gobgp.New(log), Transport: tcp.Transport{}, BFD: r.bfdEngine, Log: log,
+		NodeName: o.NodeName, UpdateGenerator: gobgp.New(log), Transport: tcp.Transport{}, Now: time.Now, BFD: r.bfdEngine, Log: log,
 	})
 	r.statusWriter = reconcile.NewBGPStatusWriter(reconcile.BGPStatusWriterOptions{
 		Client: mgr.GetClient(), Events: mgr.GetEventRecorder(names.SpeakerEventSource),

@@ -165,7 +165,7 @@ func newStatusWriter(
 	return reconcile.NewStatusWriter(reconcile.StatusWriterOptions{
 		Client: mgr.GetClient(), Cache: mgr.GetCache(), Log: log,
 		Events:           mgr.GetEventRecorder(names.SpeakerEventSource),
-		ServiceReference: feed.ServiceReference, SkippedLinks: watcher.SkippedLinks,
+		ServiceReference: feed.ServiceReference, SkippedLinks: watcher.SkippedLinks, Now: time.Now,
 		Metrics: reconcile.NewAnnouncedMetrics(o.NodeName),
 		Self:    o.NodeName, Pod: o.PodName, Namespace: o.Namespace, Version: moduleVersion(),
 	})

@@ -21,6 +21,8 @@ type Options struct {
 	UpdateGenerator UpdateGenerator
 	// Transport connects to the routers.
 	Transport Transport
+	// Now is the clock.
+	Now func() time.Time
 	// BFD watches the paths to peers with a BFD profile. Only this Engine sets its sessions.
 	BFD BFD
 	Log *slog.Logger

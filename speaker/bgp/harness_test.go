@@ -127,7 +127,7 @@ func startSpeaker(t *testing.T, host netns.Handle) *testSpeaker {
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	transport := &killableTransport{Transport: udp.New()}
 	bfdEngine := bfd.New(transport, time.Now, 1)
-	e := bgp.New(bgp.Options{NodeName: "node1", UpdateGenerator: gobgp.New(log), Transport: hostTransport{host}, BFD: bfdEngine, Log: log})
+	e := bgp.New(bgp.Options{NodeName: "node1", UpdateGenerator: gobgp.New(log), Transport: hostTransport{host}, Now: time.Now, BFD: bfdEngine, Log: log})
 	ctx, cancel := context.WithCancel(t.Context())
 	bfdDone, done := make(chan struct{}), make(chan struct{})
 	go func() {

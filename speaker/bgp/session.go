@@ -22,6 +22,7 @@ type session struct {
 	generatorConn          net.Conn // the UpdateGenerator's messages
 	negotiated             Negotiated
 	counter                *messageCounter
+	now                    func() time.Time
 	firstKeepaliveReceived chan struct{} // closed at the router's first KEEPALIVE
 	ended                  chan struct{} // closed at the end of the session
 	endReason              error         // set before ended is closed
@@ -68,9 +69,9 @@ const (
 )
 
 // startSessionRelay starts a session after the OPENs. updates is the UpdateGenerator's connection.
-func startSessionRelay(conn Conn, updates net.Conn, n Negotiated, counter *messageCounter) *session {
+func startSessionRelay(conn Conn, updates net.Conn, n Negotiated, counter *messageCounter, now func() time.Time) *session {
 	s := &session{
-		routerConn: conn, generatorConn: updates, negotiated: n, counter: counter,
+		routerConn: conn, generatorConn: updates, negotiated: n, counter: counter, now: now,
 		firstKeepaliveReceived: make(chan struct{}), ended: make(chan struct{}), writer: bufio.NewWriterSize(conn, 1<<16), keepaliveIntervals: latest.NewValue[time.Duration](),
 	}
 	if k, ok := conn.(interface {
@@ -210,10 +211,11 @@ func (s *session) relayFromRouter() {
 			}
 		case message.TypeRouteRefresh:
 			afi := uint16(message.BodyOf(m)[0])<<8 | uint16(message.BodyOf(m)[1])
-			if time.Since(refreshes[afi]) < minRouteRefreshInterval {
+			now := s.now()
+			if now.Sub(refreshes[afi]) < minRouteRefreshInterval {
 				continue
 			}
-			refreshes[afi] = time.Now()
+			refreshes[afi] = now
 		}
 		if _, err := s.generatorConn.Write(m); err != nil {
 			s.endWithNotification(fmt.Errorf("the UPDATE encoder closed the session: %w", err), message.NewCease(message.CeaseReset, ""))

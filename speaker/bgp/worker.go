@@ -103,7 +103,7 @@ func newWorker(e *Engine, name string) *worker {
 		bfdEvents:           latest.NewQueue[bfd.Event](16),
 		incomingConnections: make(chan Conn, 1),
 		done:                make(chan struct{}),
-		status:              Status{Peer: name, State: Idle, StateSince: time.Now()},
+		status:              Status{Peer: name, State: Idle, StateSince: e.options.Now()},
 		table:               NewTable(),
 		noSessionSinceStart: true,
 	}
@@ -332,7 +332,7 @@ func (w *worker) startSession(a attemptResult) {
 	}
 	w.setNextHops(a)
 	updates := w.engine.options.UpdateGenerator.OpenUpdateConnection(a.negotiated, w.currentOrder.peer.LocalASN, w.table)
-	w.session = startSessionRelay(a.conn, updates, a.negotiated, &w.counter)
+	w.session = startSessionRelay(a.conn, updates, a.negotiated, &w.counter, w.engine.options.Now)
 	w.sessionConfirmed = w.session.firstKeepaliveReceived
 	w.enterState(OpenSent)
 }
@@ -364,7 +364,7 @@ func (w *worker) recordEstablished() {
 // endSession records the end of the session and schedules the
 // next attempt: at once after a stable session.
 func (w *worker) endSession() {
-	if w.status.State == Established && time.Now().Sub(w.status.StateSince) >= stableSessionInterval {
+	if w.status.State == Established && w.engine.options.Now().Sub(w.status.StateSince) >= stableSessionInterval {
 		w.failedAttemptCount = -1
 	}
 	err := w.session.endReason
@@ -400,7 +400,7 @@ func retryDelay(failures int, longest time.Duration) time.Duration {
 
 func (w *worker) enterState(s State) {
 	if w.status.State != s {
-		w.status.State, w.status.StateSince = s, time.Now()
+		w.status.State, w.status.StateSince = s, w.engine.options.Now()
 	}
 }
 

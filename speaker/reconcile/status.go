@@ -53,6 +53,8 @@ type StatusWriterOptions struct {
 	ServiceReference func(view.ObjectKey) *corev1.Service
 	// SkippedLinks returns the links that are not usable, with the reasons.
 	SkippedLinks func() []facts.SkippedLink
+	// Now is the clock.
+	Now func() time.Time
 	// Metrics gets what this node announces.
 	Metrics *AnnouncedMetrics
 	// Self is this node, Pod is this speaker's Pod or empty, Namespace is that of the objects, and
@@ -123,8 +125,8 @@ func (w *StatusWriter) Run(ctx context.Context) error {
 			w.reportRawSocketDenial(ctx, s)
 		case <-w.serviceL2StatusChanged.C():
 		case <-retry.C:
-		case now := <-look.C:
-			if !w.conflicts.ForgetExpired(now) && w.writtenSpeakerStatus != nil && slices.Equal(w.writtenSpeakerStatus.Links, status.BuildSpeakerStatus(w.statusInputs(s)).Links) {
+		case <-look.C:
+			if !w.conflicts.ForgetExpired(w.Now()) && w.writtenSpeakerStatus != nil && slices.Equal(w.writtenSpeakerStatus.Links, status.BuildSpeakerStatus(w.statusInputs(s)).Links) {
 				continue
 			}
 		}
@@ -176,7 +178,7 @@ func (w *StatusWriter) reportElectionEvents(s agent.Status) {
 		}
 	}
 	for _, n := range s.Events {
-		if n.IsForeignAnswer() && held[n.Address] && !w.conflicts.RecordConflict(n.Address, n.ForeignMAC, time.Now()) {
+		if n.IsForeignAnswer() && held[n.Address] && !w.conflicts.RecordConflict(n.Address, n.ForeignMAC, w.Now()) {
 			continue
 		}
 		for _, k := range services[n.Address] {

@@ -79,7 +79,7 @@ func newHarness(t *testing.T) *harness {
 		SkippedLinks: func() []facts.SkippedLink {
 			return []facts.SkippedLink{{Name: "storage0", Reason: facts.SkippedExcludedByName}}
 		},
-		Metrics: reconcile.NewAnnouncedMetrics(selfNode), Self: selfNode, Namespace: names.Namespace, Version: "v1.2.3", ServiceReference: newServiceReference(t, d.apiClient),
+		Now: time.Now, Metrics: reconcile.NewAnnouncedMetrics(selfNode), Self: selfNode, Namespace: names.Namespace, Version: "v1.2.3", ServiceReference: newServiceReference(t, d.apiClient),
 	})
 	d.metricsRegistry.MustRegister(d.writer.Metrics)
 	ctx, cancel := context.WithCancel(t.Context())
