@@ -69,11 +69,6 @@ func parseOptions(args []string, lookup func(string) (string, bool)) (options, e
 	return o, errors.Join(o.ValidateValues(), o.Webhook.validateValues())
 }
 
-// configurationScope is the part of the configuration that is read.
-func (o *options) configurationScope() configuration.Scope {
-	return configuration.Scope{Namespace: o.Namespace, Layer2Only: o.BGP == "disabled"}
-}
-
 // runController runs until ctx ends.
 func runController(ctx context.Context, o options) error {
 	log := o.NewLogger(os.Stderr)
@@ -109,7 +104,7 @@ func runController(ctx context.Context, o options) error {
 		events.Eventf(s, nil, kind, reason, eventActionForText(text), "%s", text)
 	}
 	announced := &reconcile.AnnouncedCondition{
-		Client: mgr.GetClient(), Log: log, Scope: o.configurationScope(), LoadBalancerClass: o.LoadBalancerClass, Now: time.Now, RecordEvent: recordEvent,
+		Client: mgr.GetClient(), Log: log, Scope: o.ConfigurationScope(), LoadBalancerClass: o.LoadBalancerClass, Now: time.Now, RecordEvent: recordEvent,
 	}
 	services := reconcile.NewServiceWorker(reconcile.Options{
 		API: &reconcile.ClusterAPI{Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Namespace: o.Namespace},
@@ -124,7 +119,7 @@ func runController(ctx context.Context, o options) error {
 		return fmt.Errorf("setting up the gossip key: %w", err)
 	}
 	gauges := &configuration.LoadMetrics{}
-	report := &reconcile.ConfigurationConditions{Client: mgr.GetClient(), Log: log, Scope: o.configurationScope(), ReportProblems: gauges.RecordProblems}
+	report := &reconcile.ConfigurationConditions{Client: mgr.GetClient(), Log: log, Scope: o.ConfigurationScope(), ReportProblems: gauges.RecordProblems}
 	if err := report.RegisterController(mgr); err != nil {
 		return err
 	}
@@ -159,9 +154,9 @@ func eventActionForText(text string) string {
 // newManagerOptions returns the options of the manager.
 func newManagerOptions(o *options, scheme *runtime.Scheme) ctrl.Options {
 	grace, duration, renew, retry, shared := 2*time.Second, leaseTimeout, leaseRenewTimeout, leaseRetryInterval, true
-	watched := o.configurationScope().CacheOptionsByObject()
+	watched := o.ConfigurationScope().CacheOptionsByObject()
 	own := cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
-	for _, report := range o.configurationScope().SpeakerStatusKinds() {
+	for _, report := range o.ConfigurationScope().SpeakerStatusKinds() {
 		watched[report] = own
 	}
 	watched[&v1beta1.ConfigurationState{}], watched[&v1alpha1.AddressReservation{}], watched[&v1alpha1.AddressProbe{}] = own, own, own

@@ -68,6 +68,6 @@ func registerWebhook(mgr ctrl.Manager, o options, keeper *certs.CertificateKeepe
 	if o.Webhook.Mode != "enabled" {
 		return nil
 	}
-	admission.RegisterWebhookHandlers(mgr.GetWebhookServer(), &admission.Validator{Reader: mgr.GetClient(), ConfigurationScope: o.configurationScope(), Now: time.Now})
+	admission.RegisterWebhookHandlers(mgr.GetWebhookServer(), &admission.Validator{Reader: mgr.GetClient(), ConfigurationScope: o.ConfigurationScope(), Now: time.Now})
 	return errors.Join(keeper.RegisterController(mgr), mgr.AddReadyzCheck("webhook", keeper.CheckReady), mgr.AddReadyzCheck("webhook-port", mgr.GetWebhookServer().StartedChecker()))
 }

@@ -73,7 +73,7 @@ func newBGPParts(
 ) (bgpParts, error) {
 	r := bgpParts{
 		bfdEngine:        bfd.New(udp.New(), time.Now, nonce),
-		runsStatusWriter: !o.configurationScope().Layer2Only,
+		runsStatusWriter: !o.ConfigurationScope().Layer2Only,
 	}
 	r.bgpEngine = bgp.New(bgp.Options{
 		NodeName: o.NodeName, UpdateGenerator: gobgp.New(log), Transport: tcp.Transport{}, Now: time.Now, BFD: r.bfdEngine, Log: log,

@@ -85,7 +85,7 @@ func runSpeaker(ctx context.Context, o options, log *slog.Logger) error {
 		Now: time.Now, Log: log,
 		ObserveStatus: routing.newStatusObserver(writer.ObserveStatus), ObserveProbeAnswer: prober.ObserveAnswer,
 		SaveCheckpoint: gossip.newCheckpointSaver(store),
-		RestoreFrom:    gossip.restoredCheckpoint(o.configurationScope()),
+		RestoreFrom:    gossip.restoredCheckpoint(o.ConfigurationScope()),
 	})
 	if err := errors.Join(metrics.Registry.Register(a), metrics.Registry.Register(writer.Metrics)); err != nil {
 		return fmt.Errorf("registering the metrics of the election and of announcements: %w", err)
@@ -153,7 +153,7 @@ func newClusterFeed(
 		return nil, fmt.Errorf("setting up the client for Services: %w", err)
 	}
 	feed := &reconcile.ClusterFeed{
-		Cache: mgr.GetCache(), WatchClient: source, Log: log, Self: o.NodeName, Scope: o.configurationScope(),
+		Cache: mgr.GetCache(), WatchClient: source, Log: log, Self: o.NodeName, Scope: o.ConfigurationScope(),
 	}
 	return feed, addHealthChecks(mgr, feed)
 }
@@ -205,24 +205,19 @@ func handOverAddressesAtExit(ctx, parts context.Context, a *agent.Agent, routers
 	}
 }
 
-// configurationScope is the part of the configuration that is read.
-func (o *options) configurationScope() configuration.Scope {
-	return configuration.Scope{Namespace: o.Namespace, Layer2Only: o.BGP == "disabled"}
-}
-
 // newManager returns a manager whose cache holds only the objects that a speaker uses.
 func newManager(config *rest.Config, o options) (ctrl.Manager, error) {
 	scheme, err := configuration.NewScheme()
 	if err != nil {
 		return nil, err
 	}
-	watched := o.configurationScope().CacheOptionsByObject()
+	watched := o.ConfigurationScope().CacheOptionsByObject()
 	speakers := labels.SelectorFromSet(labels.Set{
 		names.LabelAppName: names.AppName, names.LabelComponent: names.ComponentSpeaker,
 	})
 	watched[&v1alpha1.AddressProbe{}] = cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
 	watched[&v1beta1.ServiceL2Status{}] = cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
-	if !o.configurationScope().Layer2Only {
+	if !o.ConfigurationScope().Layer2Only {
 		thisNode := labels.SelectorFromSet(labels.Set{names.LabelNode: o.NodeName})
 		own := cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {LabelSelector: thisNode}}}
 		watched[&v1beta1.ServiceBGPStatus{}], watched[&v1alpha1.BGPSession{}] = own, own

@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/configuration"
 )
 
 // ListenAddressOff is the value that turns a listening address off.
@@ -104,6 +105,11 @@ var logLevelByName = map[string]slog.Level{
 // NewLogger returns a logger that writes lines of JSON at the level or above.
 func (c *CommonOptions) NewLogger(w io.Writer) *slog.Logger {
 	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: logLevelByName[c.LogLevel]}))
+}
+
+// ConfigurationScope is the part of the configuration that is read.
+func (c *CommonOptions) ConfigurationScope() configuration.Scope {
+	return configuration.Scope{Namespace: c.Namespace, Layer2Only: c.BGP == "disabled"}
 }
 
 // LoadRESTConfig returns how to reach the API server. The client does not limit its own rate: the
