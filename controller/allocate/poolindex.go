@@ -1,6 +1,7 @@
 package allocate
 
 import (
+	"hash/fnv"
 	"slices"
 	"sort"
 
@@ -102,15 +103,9 @@ func (s *familyPool) removeSharer(at uint64, sh *sharingProperties, isLast bool)
 // and lower bits are equally good. It must be the same in every process and version, because
 // Services get their old address back by it.
 func hashServiceName(k view.ObjectKey) uint64 {
-	h := uint64(14695981039346656037)
-	step := func(c byte) { h = (h ^ uint64(c)) * 1099511628211 }
-	for i := range len(k.Namespace) {
-		step(k.Namespace[i])
-	}
-	step('/')
-	for i := range len(k.Name) {
-		step(k.Name[i])
-	}
+	f := fnv.New64a()
+	f.Write([]byte(k.String()))
+	h := f.Sum64()
 	h ^= h >> 32
 	h *= 0xd6e8feb86659fd93
 	return h ^ h>>32

@@ -2,6 +2,7 @@ package elect
 
 import (
 	"encoding/binary"
+	"hash/fnv"
 	"maps"
 	"net/netip"
 	"slices"
@@ -44,12 +45,10 @@ type claimBucket struct {
 
 // bucketIndex returns the bucket of the address. It is the same on all nodes.
 func bucketIndex(a netip.Addr) int {
+	h := fnv.New64a()
 	b := a.As16()
-	h := uint64(14695981039346656037)
-	for _, c := range b {
-		h = (h ^ uint64(c)) * 1099511628211
-	}
-	return int(mixHashBits(h) % claimBucketCount)
+	h.Write(b[:])
+	return int(mixHashBits(h.Sum64()) % claimBucketCount)
 }
 
 func (b *claimBucket) addAddress(a *addressState) {

@@ -2,6 +2,7 @@ package elect
 
 import (
 	"cmp"
+	"hash/fnv"
 	"net/netip"
 	"slices"
 	"time"
@@ -239,16 +240,11 @@ func countTopScoredCandidates(all []rankedCandidate) int {
 // rendezvousWeight is the rendezvous hash of an address and a node: FNV-1a over both, then the
 // finaliser of SplitMix64, so that similar inputs have very different hashes.
 func rendezvousWeight(a netip.Addr, node string) uint64 {
-	const offset, prime = 14695981039346656037, 1099511628211
-	h := uint64(offset)
+	h := fnv.New64a()
 	b := a.As16()
-	for _, c := range b {
-		h = (h ^ uint64(c)) * prime
-	}
-	for i := range len(node) {
-		h = (h ^ uint64(node[i])) * prime
-	}
-	return mixHashBits(h)
+	h.Write(b[:])
+	h.Write([]byte(node))
+	return mixHashBits(h.Sum64())
 }
 
 func mixHashBits(h uint64) uint64 {
