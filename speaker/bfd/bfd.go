@@ -86,17 +86,10 @@ type Session struct {
 	Profile
 }
 
-// Fault is why a session does not run, or does not run as
-// configured. The zero value means no fault.
-type Fault struct {
-	Reason names.Reason
-	Text   string
-}
-
-// Validate returns the Fault that makes the session invalid, or none.
-func (s Session) Validate() Fault {
-	invalid := func(format string, args ...any) Fault {
-		return Fault{names.ReasonInvalidBFD, fmt.Sprintf(format, args...)}
+// Validate says what makes the session invalid.
+func (s Session) Validate() names.Explanation {
+	invalid := func(format string, args ...any) names.Explanation {
+		return names.Explanation{Reason: names.ReasonInvalidBFD, Text: fmt.Sprintf(format, args...)}
 	}
 	for name, d := range map[string]time.Duration{"receive interval": s.ReceiveInterval, "transmit interval": s.TransmitInterval, "echo interval": s.EchoInterval} {
 		if d < minInterval || d > maxInterval {
@@ -117,15 +110,15 @@ func (s Session) Validate() Fault {
 	case s.Multihop && s.Interface != "":
 		return invalid("a multihop session to %s is bound to the interface %s: remove the interface, since routes choose it", s.Peer, s.Interface)
 	}
-	return Fault{}
+	return names.Explanation{}
 }
 
-// echoFault returns the Fault of a session that cannot send the configured echo packets, or none.
-func (s Session) echoFault() Fault {
+// echoFault says why the session cannot send the configured echo packets.
+func (s Session) echoFault() names.Explanation {
 	if s.EchoMode && s.Multihop {
-		return Fault{names.ReasonEchoUnsupported, fmt.Sprintf("echo packets do not return from %s, which is several hops away (RFC 5883 section 3): only control packets watch the path; set echoMode: false in the profile, or use another profile", s.Peer)}
+		return names.Explanation{Reason: names.ReasonEchoUnsupported, Text: fmt.Sprintf("echo packets do not return from %s, which is several hops away (RFC 5883 section 3): only control packets watch the path; set echoMode: false in the profile, or use another profile", s.Peer)}
 	}
-	return Fault{}
+	return names.Explanation{}
 }
 
 // machineConfig returns the configuration of the session's state machine.
@@ -136,7 +129,7 @@ func (s Session) machineConfig() session.Config {
 		DetectMultiplier:      s.DetectMultiplier,
 		Passive:               s.Passive,
 	}
-	if s.EchoMode && s.echoFault() == (Fault{}) {
+	if s.EchoMode && !s.echoFault().IsSet() {
 		c.EchoInterval = s.EchoInterval
 	}
 	return c

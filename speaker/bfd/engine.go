@@ -197,7 +197,7 @@ func (e *Engine) reconcileSessions(sessions []Session) {
 			continue
 		}
 		seen[s.Key] = true
-		if f := s.Validate(); f != (Fault{}) {
+		if f := s.Validate(); f.IsSet() {
 			records = append(records, e.newRecordOfInvalidSession(s, f))
 			continue
 		}

@@ -220,7 +220,7 @@ func TestEchoDetectsForwardingFailure(t *testing.T) {
 		p.hosts[1].ReturnEchoes()
 		p.bringSessionUp(echo)
 		p.expectNoEvent("echo packets return", time.Minute)
-		if s := p.nodeStatus(); s.EchoReturned < 1000 || s.EchoSent != s.EchoReturned || s.Fault != (bfd.Fault{}) {
+		if s := p.nodeStatus(); s.EchoReturned < 1000 || s.EchoSent != s.EchoReturned || s.Fault.IsSet() {
 			t.Errorf("%d echo packets sent, %d returned, %v; want at least one in 50 ms and no fault", s.EchoSent, s.EchoReturned, s.Fault)
 		}
 		p.hosts[1].DropEchoes()
@@ -267,7 +267,7 @@ func TestEchoUnsupportedIsReported(t *testing.T) {
 		here.EchoMode = false
 		p.node.Set([]bfd.Session{here})
 		synctest.Wait()
-		if f := p.nodeStatus().Fault; f != (bfd.Fault{}) {
+		if f := p.nodeStatus().Fault; f.IsSet() {
 			t.Errorf("fault %+v remains", f)
 		}
 	})
@@ -298,7 +298,7 @@ func TestSendErrorsAreReported(t *testing.T) {
 			p.hosts[0].FailEchoes(nil)
 			p.hosts[1].ReturnEchoes()
 			time.Sleep(5 * time.Second)
-			if s := p.nodeStatus(); s.State != session.Up || s.Fault != (bfd.Fault{}) {
+			if s := p.nodeStatus(); s.State != session.Up || s.Fault.IsSet() {
 				t.Errorf("once it works again: %s with fault %+v", s.State, s.Fault)
 			}
 		})
@@ -319,7 +319,7 @@ func TestAuthenticationIsReported(t *testing.T) {
 		}
 		p.router.Set([]bfd.Session{p.sessionToNode(fastProfile())})
 		p.waitForEvent("the router turns authentication off", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
-		if f := p.nodeStatus().Fault; f != (bfd.Fault{}) {
+		if f := p.nodeStatus().Fault; f.IsSet() {
 			t.Errorf("fault %+v remains", f)
 		}
 	})

@@ -79,7 +79,7 @@ func TestLowTTLOverMultihopIsReported(t *testing.T) {
 		d.TTL = 254
 		p.hosts[0].InjectDatagram(d)
 		synctest.Wait()
-		if s := p.nodeStatus(); s.Fault != (bfd.Fault{}) || s.State != session.Init {
+		if s := p.nodeStatus(); s.Fault.IsSet() || s.State != session.Init {
 			t.Errorf("a packet with TTL 254: %s, %+v", s.State, s.Fault)
 		}
 	})

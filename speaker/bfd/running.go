@@ -108,22 +108,22 @@ func (s *runningSession) publishState() {
 }
 
 // currentFault returns the most serious fault of the session, or none.
-func (s *runningSession) currentFault() Fault {
+func (s *runningSession) currentFault() names.Explanation {
 	switch {
 	case errors.Is(s.lastSendError, ErrPortInUse):
-		return Fault{names.ReasonBFDPortInUse, s.lastSendError.Error()}
+		return names.Explanation{Reason: names.ReasonBFDPortInUse, Text: s.lastSendError.Error()}
 	case s.lastSendError != nil:
-		return Fault{names.ReasonBFDUnsent, fmt.Sprintf("BFD packets to %s are not sent: %v", s.key, s.lastSendError)}
+		return names.Explanation{Reason: names.ReasonBFDUnsent, Text: fmt.Sprintf("BFD packets to %s are not sent: %v", s.key, s.lastSendError)}
 	case s.peerAuthenticates:
-		return Fault{names.ReasonBFDAuthentication, fmt.Sprintf("%s authenticates its BFD packets, which is not supported: disable authentication there", s.key)}
+		return names.Explanation{Reason: names.ReasonBFDAuthentication, Text: fmt.Sprintf("%s authenticates its BFD packets, which is not supported: disable authentication there", s.key)}
 	case s.rejectedTTL != 0:
-		return Fault{names.ReasonBFDTTLTooLow, fmt.Sprintf("packets of %s arrive with a TTL of %d, less than minimumTtl %d: raise the TTL that the router sends with, or lower minimumTtl", s.key, s.rejectedTTL, s.profile.MinimumTTL)}
+		return names.Explanation{Reason: names.ReasonBFDTTLTooLow, Text: fmt.Sprintf("packets of %s arrive with a TTL of %d, less than minimumTtl %d: raise the TTL that the router sends with, or lower minimumTtl", s.key, s.rejectedTTL, s.profile.MinimumTTL)}
 	case s.lastEchoError != nil:
-		return Fault{names.ReasonEchoUnsupported, fmt.Sprintf("echo mode does not work with %s: %v", s.key, s.lastEchoError)}
+		return names.Explanation{Reason: names.ReasonEchoUnsupported, Text: fmt.Sprintf("echo mode does not work with %s: %v", s.key, s.lastEchoError)}
 	case s.machine.View().EchoRefused:
-		return Fault{names.ReasonEchoUnsupported, fmt.Sprintf("%s does not accept echo packets: only control packets watch the path; enable echo mode there too, or disable it here", s.key)}
+		return names.Explanation{Reason: names.ReasonEchoUnsupported, Text: fmt.Sprintf("%s does not accept echo packets: only control packets watch the path; enable echo mode there too, or disable it here", s.key)}
 	case s.machine.View().EchoLost:
-		return Fault{names.ReasonEchoUnsupported, fmt.Sprintf("%s offers to return echo packets but does not: only control packets watch the path", s.key)}
+		return names.Explanation{Reason: names.ReasonEchoUnsupported, Text: fmt.Sprintf("%s offers to return echo packets but does not: only control packets watch the path", s.key)}
 	}
 	return Session{s.key, s.profile}.echoFault()
 }

@@ -3,6 +3,7 @@ package bfd
 import (
 	"sync/atomic"
 
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/internal/latest"
 	"github.com/gantry-lb/gantry/speaker/bfd/session"
 )
@@ -13,7 +14,7 @@ type Status struct {
 	session.View
 	Counters
 	// Fault is why the session does not run as configured.
-	Fault Fault
+	Fault names.Explanation
 }
 
 // Counters are totals since the session was set.
@@ -32,7 +33,7 @@ type Counters struct {
 type sessionRecord struct {
 	session  atomic.Pointer[Session]
 	view     atomic.Pointer[session.View]
-	fault    atomic.Pointer[Fault]
+	fault    atomic.Pointer[names.Explanation]
 	counters struct {
 		controlReceived, controlSent, echoReturned, echoSent atomic.Uint64
 		upEvents, downEvents, reportedEvents                 atomic.Uint64
@@ -42,7 +43,7 @@ type sessionRecord struct {
 
 // newRecordOfInvalidSession returns the record of a session that does not run because it is
 // invalid.
-func (e *Engine) newRecordOfInvalidSession(s Session, f Fault) *sessionRecord {
+func (e *Engine) newRecordOfInvalidSession(s Session, f names.Explanation) *sessionRecord {
 	r := &sessionRecord{statusChanged: e.statusChanged}
 	r.session.Store(&s)
 	r.publishView(session.View{State: session.Down})
@@ -59,7 +60,7 @@ func (r *sessionRecord) publishView(v session.View) {
 }
 
 // publishFault publishes a fault.
-func (r *sessionRecord) publishFault(f Fault) {
+func (r *sessionRecord) publishFault(f names.Explanation) {
 	if old := r.fault.Load(); old == nil || *old != f {
 		r.fault.Store(&f)
 		r.statusChanged.Signal()

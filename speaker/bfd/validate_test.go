@@ -59,7 +59,7 @@ func TestInvalidSessionDoesNotAffectOthers(t *testing.T) {
 		p.router.Set([]bfd.Session{p.sessionToNode(fastProfile())})
 		p.waitForEvent("the valid session comes up", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
 		all := p.node.Status()
-		if len(all) != 2 || all[0].Fault.Reason != names.ReasonInvalidBFD || all[1].Fault != (bfd.Fault{}) {
+		if len(all) != 2 || all[0].Fault.Reason != names.ReasonInvalidBFD || all[1].Fault.IsSet() {
 			t.Errorf("status %+v, want the first rejected and the second running", all)
 		}
 	})

@@ -29,14 +29,14 @@ const internalRouterCheckInterval = 5 * time.Second
 type bfdPaths struct {
 	peers       []intent.Peer
 	keyByPeer   map[string]bfd.Key
-	faultByPeer map[string]bfd.Fault
+	faultByPeer map[string]names.Explanation
 }
 
 // updateBFDSessions sets one BFD session for each path with a BFD profile. Two peers
 // with one address share a session, since it describes only the path.
 func (e *Engine) updateBFDSessions(peers []intent.Peer) {
 	e.peersByPath = map[bfd.Key][]string{}
-	keys, faults := map[string]bfd.Key{}, map[string]bfd.Fault{}
+	keys, faults := map[string]bfd.Key{}, map[string]names.Explanation{}
 	first := map[bfd.Key]bfd.Session{}
 	var sessions []bfd.Session
 	for i := range peers {
@@ -48,7 +48,7 @@ func (e *Engine) updateBFDSessions(peers []intent.Peer) {
 		if f, shared := first[s.Key]; !shared {
 			first[s.Key], sessions = s, append(sessions, s)
 		} else if f != s {
-			faults[p.Name] = bfd.Fault{Reason: names.ReasonConflictingBFD, Text: fmt.Sprintf(
+			faults[p.Name] = names.Explanation{Reason: names.ReasonConflictingBFD, Text: fmt.Sprintf(
 				"BFD watches the path to %s with the settings of the BGPPeer %q, and this one has others: use the same bfdProfile in both, or set another sourceAddress in one", s.Peer, e.peersByPath[s.Key][0])}
 		}
 		e.peersByPath[s.Key] = append(e.peersByPath[s.Key], p.Name)
@@ -88,13 +88,13 @@ func (e *Engine) newBFDSession(p *intent.Peer) bfd.Session {
 }
 
 // bfdPathState returns the state and fault of a path. The state is Down before BFD has started.
-func bfdPathState(all []bfd.Status, k bfd.Key) (state string, fault bfd.Fault) {
+func bfdPathState(all []bfd.Status, k bfd.Key) (state string, fault names.Explanation) {
 	for i := range all {
 		if all[i].Key == k {
 			return all[i].State.String(), all[i].Fault
 		}
 	}
-	return "Down", bfd.Fault{}
+	return "Down", names.Explanation{}
 }
 
 // logBFDFaults logs each change of a BFD fault.
@@ -103,14 +103,14 @@ func (e *Engine) logBFDFaults() {
 		if old, known := e.bfdFaultByPath[s.Key]; s.Fault != old {
 			e.bfdFaultByPath[s.Key] = s.Fault
 			switch {
-			case s.Fault != (bfd.Fault{}):
+			case s.Fault.IsSet():
 				e.options.Log.Warn("BFD does not run as configured", "peers", e.peersByPath[s.Key], "reason", s.Fault.Reason, "text", s.Fault.Text)
 			case known:
 				e.options.Log.Info("BFD runs as configured", "peers", e.peersByPath[s.Key])
 			}
 		}
 	}
-	maps.DeleteFunc(e.bfdFaultByPath, func(k bfd.Key, _ bfd.Fault) bool { return e.peersByPath[k] == nil })
+	maps.DeleteFunc(e.bfdFaultByPath, func(k bfd.Key, _ names.Explanation) bool { return e.peersByPath[k] == nil })
 }
 
 // forwardBFDEvent passes an event to the workers of its path.

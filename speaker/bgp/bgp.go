@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/gantry-lb/gantry/api/names"
-	"github.com/gantry-lb/gantry/speaker/bfd"
 	"github.com/gantry-lb/gantry/speaker/bgp/message"
 )
 
@@ -127,11 +126,11 @@ type Status struct {
 	// BFDState is "Up", "Init", "Down" or "AdminDown"; empty without BFD.
 	BFDState string
 	// BFDFault is why the BFD session does not run as configured; otherwise zero.
-	BFDFault bfd.Fault
+	BFDFault names.Explanation
 	// Reason is why the speaker does not try to connect; empty while it does.
 	Reason names.Reason
 	// Withheld is why an established session announces fewer than WantedRouteCount; otherwise zero.
-	Withheld WithheldReason
+	Withheld names.Explanation
 	// LastError is one sentence on why the last session ended or
 	// could not be established; empty if none failed.
 	LastError string
@@ -139,12 +138,6 @@ type Status struct {
 	Messages MessageCounts
 
 	counter *messageCounter // the source of Messages
-}
-
-// WithheldReason is why a desired route is not announced. Text says what to do.
-type WithheldReason struct {
-	Reason names.Reason
-	Text   string
 }
 
 // State is the state of the session's finite state machine.

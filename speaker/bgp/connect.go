@@ -56,10 +56,10 @@ func (e *Engine) resolveUnnumberedPeers(ctx context.Context, peers []intent.Peer
 		switch p.Address = r.address; {
 		case r.address.IsValid() || p.Blocked.IsSet():
 		case r.err != nil:
-			p.Blocked = intent.BlockReason{Reason: string(names.ReasonNoRouter), Text: r.err.Error()}
+			p.Blocked = names.Explanation{Reason: names.ReasonNoRouter, Text: r.err.Error()}
 		default:
-			p.Blocked = intent.BlockReason{
-				Reason: string(names.ReasonNoRouter),
+			p.Blocked = names.Explanation{
+				Reason: names.ReasonNoRouter,
 				Text:   fmt.Sprintf("no router has advertised itself on %s yet: configure this node as an unnumbered neighbour there, or enable router advertisements on the router", p.Device),
 			}
 		}
@@ -122,7 +122,7 @@ func (e *Engine) listenForPassivePeers(ctx context.Context, peers []intent.Peer)
 	peers = slices.Clone(peers)
 	for i := range peers {
 		if peers[i].Passive && !peers[i].Blocked.IsSet() {
-			peers[i].Blocked = intent.BlockReason{Reason: string(names.ReasonPortUnavailable), Text: err.Error()}
+			peers[i].Blocked = names.Explanation{Reason: names.ReasonPortUnavailable, Text: err.Error()}
 		}
 	}
 	return peers

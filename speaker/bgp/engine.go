@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/internal/latest"
 	"github.com/gantry-lb/gantry/speaker/bfd"
 	"github.com/gantry-lb/gantry/speaker/intent"
@@ -60,7 +61,7 @@ type Engine struct {
 	goroutines        sync.WaitGroup
 	peersByPath       map[bfd.Key][]string // names of the peers on each path with BFD
 	bfdSessions       []bfd.Session        // the sessions last set
-	bfdFaultByPath    map[bfd.Key]bfd.Fault
+	bfdFaultByPath    map[bfd.Key]names.Explanation
 }
 
 // New returns an Engine. It does nothing before Run.
@@ -74,7 +75,7 @@ func New(o Options) *Engine {
 		searchByDevice:    map[string]*routerSearch{},
 		routerDiscoveries: make(chan routerDiscovery),
 		workerByPeer:      map[string]*worker{},
-		bfdFaultByPath:    map[bfd.Key]bfd.Fault{},
+		bfdFaultByPath:    map[bfd.Key]names.Explanation{},
 	}
 }
 

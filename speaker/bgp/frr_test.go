@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/speaker/bgp"
 	"github.com/gantry-lb/gantry/speaker/intent"
 	"github.com/gantry-lb/gantry/test/lab/router"
@@ -248,10 +249,10 @@ func TestPasswordRotation(t *testing.T) {
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
 	s.waitForEstablished("tor")
 	waitForRoute(t, frr, servicePrefix)
-	p.Blocked = intent.BlockReason{Reason: "UnknownSecret", Text: "the Secret is missing"}
+	p.Blocked = names.Explanation{Reason: "UnknownSecret", Text: "the Secret is missing"}
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "198.51.100.2/32")})
 	waitForRoute(t, frr, "198.51.100.2/32") // a missing Secret ends no session
-	p.Blocked, p.Password = intent.BlockReason{}, "new"
+	p.Blocked, p.Password = names.Explanation{}, "new"
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "198.51.100.3/32")})
 	p.Password = "old" // the edit is reverted before the router has it
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "198.51.100.3/32")})
@@ -305,13 +306,13 @@ func TestConfigurationErrorsAreExplained(t *testing.T) {
 	p.PeerASN, p.LocalASN = 65000, 64513
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
 	s.waitForError("tor", "bad peer AS")
-	p.LocalASN, p.Blocked = 64512, intent.BlockReason{Reason: "UnknownSecret", Text: "no password"}
+	p.LocalASN, p.Blocked = 64512, names.Explanation{Reason: "UnknownSecret", Text: "no password"}
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
 	s.waitForError("tor", "no password")
 	if st := s.peerStatus("tor"); st.Reason != "UnknownSecret" {
 		t.Errorf("the reason is %q", st.Reason)
 	}
-	p.Blocked, p.SourceAddress = intent.BlockReason{}, netip.MustParseAddr("192.0.2.99")
+	p.Blocked, p.SourceAddress = names.Explanation{}, netip.MustParseAddr("192.0.2.99")
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
 	s.waitForError("tor", "no interface of this node has that address")
 	p.SourceAddress, p.Device = netip.Addr{}, "blue"

@@ -117,7 +117,7 @@ func TestPassivePeer(t *testing.T) {
 	})
 	p.Password = "s3cret"
 	twin := p // which must not get the router's connection
-	twin.Name, twin.Password, twin.Blocked = "again", "other", intent.BlockReason{Reason: "DuplicatePeer", Text: "the other one is older"}
+	twin.Name, twin.Password, twin.Blocked = "again", "other", names.Explanation{Reason: "DuplicatePeer", Text: "the other one is older"}
 	d.Peers = []intent.Peer{twin, p, twin}
 	d.Peers[2].Name = "yet again"
 	s.Set(d)

@@ -205,7 +205,7 @@ func TestSessionSurvivesMissingDefaultGateway(t *testing.T) {
 	s := startSpeaker(t, b.Host("node1"))
 	p, lost := exampleExternalPeer(), exampleExternalPeer()
 	p.BFD = fastBFD()
-	lost.Address, lost.Blocked = netip.Addr{}, intent.BlockReason{Reason: "NoGateway", Text: "no default gateway"}
+	lost.Address, lost.Blocked = netip.Addr{}, names.Explanation{Reason: "NoGateway", Text: "no default gateway"}
 	s.Set(bgp.Desired{Peers: []intent.Peer{lost}, Routes: newRoutes(servicePrefix)})
 	s.waitForError("tor", "no default gateway")
 	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})

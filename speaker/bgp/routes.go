@@ -64,27 +64,27 @@ func (w *worker) pathAttributes(r *intent.Route) (PathAttributes, bool) {
 
 // findWithheldReason returns why the first route that is missing on the session is
 // not announced. While the node leaves, no route is missing.
-func (w *worker) findWithheldReason() WithheldReason {
+func (w *worker) findWithheldReason() names.Explanation {
 	if w.shutdownPhase != shutdownNotStarted || w.status.AnnouncedRouteCount >= w.status.WantedRouteCount {
-		return WithheldReason{}
+		return names.Explanation{}
 	}
 	for r := range w.routesOfPeer() {
 		f := message.FamilyOf(r.Prefix)
 		if !slices.Contains(w.status.Families, f) {
-			return WithheldReason{names.ReasonFamilyNotCarried, fmt.Sprintf(
+			return names.Explanation{Reason: names.ReasonFamilyNotCarried, Text: fmt.Sprintf(
 				"the router does not get %s: it does not accept routes of %s on this session: activate that address family for this neighbour there", r.Prefix, f)}
 		}
 		switch t, ok := w.pathAttributes(r); {
 		case ok:
 		case !t.NextHop.IsValid():
-			return WithheldReason{names.ReasonNoNextHop, fmt.Sprintf(
+			return names.Explanation{Reason: names.ReasonNoNextHop, Text: fmt.Sprintf(
 				"the router does not get %s: the link of this session has no address that can be the next hop of %s routes: add one to the node's link, or remove dualStackAddressFamily", r.Prefix, f)}
 		default:
-			return WithheldReason{names.ReasonTooManyCommunities, fmt.Sprintf(
+			return names.Explanation{Reason: names.ReasonTooManyCommunities, Text: fmt.Sprintf(
 				"the router does not get %s: it has more communities than fit into a message: remove some from its BGPAdvertisements", r.Prefix)}
 		}
 	}
-	return WithheldReason{}
+	return names.Explanation{}
 }
 
 // linkBandwidthCommunity returns the link bandwidth extended community

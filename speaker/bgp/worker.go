@@ -220,7 +220,7 @@ func (w *worker) applyOrder(o workerOrder, first bool) {
 func needSameSession(a, b *intent.Peer) bool {
 	x, y := *a, *b
 	for _, p := range []*intent.Peer{&x, &y} {
-		p.Password, p.Blocked, p.BFD, p.ConnectTime, p.KeepaliveTime = "", intent.BlockReason{}, nil, 0, 0
+		p.Password, p.Blocked, p.BFD, p.ConnectTime, p.KeepaliveTime = "", names.Explanation{}, nil, 0, 0
 	}
 	return x == y
 }
@@ -407,7 +407,7 @@ func (w *worker) enterState(s State) {
 // reportStatus reports the Status to the Engine.
 func (w *worker) reportStatus() {
 	w.status.Remote = netip.AddrPortFrom(w.currentOrder.peer.Address, w.currentOrder.peer.Port)
-	w.status.AnnouncedRouteCount, w.status.Reason, w.status.Withheld = 0, names.Reason(w.currentOrder.peer.Blocked.Reason), WithheldReason{}
+	w.status.AnnouncedRouteCount, w.status.Reason, w.status.Withheld = 0, w.currentOrder.peer.Blocked.Reason, names.Explanation{}
 	if w.status.State == Established {
 		w.status.Reason = ""
 		w.status.AnnouncedRouteCount = w.table.Len(w.status.Families...)

@@ -61,8 +61,8 @@ func unpackBGPState(peers []savedPeer, groups []savedRouteGroup) (bgp.Desired, e
 		}
 		known[p.Name] = true
 		if p.Password = ""; p.Signed && !p.Blocked.IsSet() {
-			p.Blocked = intent.BlockReason{
-				Reason: string(names.ReasonUnknownSecret),
+			p.Blocked = names.Explanation{
+				Reason: names.ReasonUnknownSecret,
 				Text: "the speaker started while the API server is unreachable, " +
 					"and passwords are not saved on the node: the session waits for the API server",
 			}

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/speaker/agent"
 	"github.com/gantry-lb/gantry/speaker/bgp"
 	"github.com/gantry-lb/gantry/speaker/elect"
@@ -35,7 +36,7 @@ func exampleState() NodeState {
 			BGP: bgp.Desired{
 				Peers: []intent.Peer{
 					{
-						Name: "blocked", IPv4: true, Blocked: intent.BlockReason{Reason: "NoGateway", Text: "no gateway"},
+						Name: "blocked", IPv4: true, Blocked: names.Explanation{Reason: "NoGateway", Text: "no gateway"},
 					},
 					{
 						Name: "tor", Address: netip.MustParseAddr("10.0.0.254"), Port: 179,

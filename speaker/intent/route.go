@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"github.com/gantry-lb/gantry/api/names"
 )
 
 // Peer is a router that this node has a BGP session with. All its fields are resolved for this
@@ -41,7 +43,7 @@ type Peer struct {
 	// written anywhere.
 	Password string `json:"-"`
 	// Blocked is why no session is tried, such as a missing Secret. The zero value does not block.
-	Blocked BlockReason
+	Blocked names.Explanation
 	// Multihop allows an external router to be several hops away.
 	Multihop bool
 	// MaxHops, when not 0, is the largest number of hops to the router, checked by TTL
@@ -60,12 +62,6 @@ type Peer struct {
 	// BFD is nil if no BFD session watches the router.
 	BFD *BFD
 }
-
-// BlockReason is why no session is tried: a Reason of api/names, and a text that says what to do.
-type BlockReason struct{ Reason, Text string }
-
-// IsSet reports whether there is a reason.
-func (b BlockReason) IsSet() bool { return b != BlockReason{} }
 
 // IsExternal reports whether the router belongs to another autonomous system.
 func (p *Peer) IsExternal() bool {

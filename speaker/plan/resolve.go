@@ -32,14 +32,14 @@ func resolvePeer(p *snapshot.Peer, self *view.Node, links facts.LinkSet) intent.
 	if p.DefaultGateway != 0 {
 		out.IPv4, out.IPv6 = p.DualStack || p.DefaultGateway == view.IPv4, p.DualStack || p.DefaultGateway == view.IPv6
 		if out.Address = preferredGateway(p.DefaultGateway, links); !out.Address.IsValid() {
-			out.Blocked = newBlockReason(names.ReasonNoGateway, fmt.Sprintf("this node has no IPv%d default gateway: add a default route, or set peerAddress in the BGPPeer", p.DefaultGateway))
+			out.Blocked = names.Explanation{Reason: names.ReasonNoGateway, Text: fmt.Sprintf("this node has no IPv%d default gateway: add a default route, or set peerAddress in the BGPPeer", p.DefaultGateway)}
 		}
 	}
 	if err != nil {
-		out.Blocked = newBlockReason(names.ReasonNodeLabel, err.Error())
+		out.Blocked = names.Explanation{Reason: names.ReasonNodeLabel, Text: err.Error()}
 	}
 	if p.Fault != nil {
-		out.Blocked = newBlockReason(p.Fault.Reason, p.Fault.Text)
+		out.Blocked = names.Explanation{Reason: p.Fault.Reason, Text: p.Fault.Text}
 	}
 	// Without the capability a session carries only IPv4, over IPv4. A peer that needs
 	// more keeps it.
@@ -73,14 +73,10 @@ func duplicatePeerName(p *snapshot.Peer, router netip.Addr, s *snapshot.Snapshot
 	return ""
 }
 
-func newBlockReason(r names.Reason, text string) intent.BlockReason {
-	return intent.BlockReason{Reason: string(r), Text: text}
-}
-
 // isPeerUnusable says whether no session with the peer is possible for now. A missing default
 // gateway does not count: it may be missing for an instant, and sessions survive that.
 func isPeerUnusable(p *intent.Peer) bool {
-	return p.Blocked.IsSet() && p.Blocked.Reason != string(names.ReasonNoGateway)
+	return p.Blocked.IsSet() && p.Blocked.Reason != names.ReasonNoGateway
 }
 
 // preferredGateway returns the lowest address among the node's preferred default gateways of a

@@ -78,7 +78,7 @@ func TestPeerIsResolvedForTheNode(t *testing.T) {
 				t.Fatalf("the peers are %+v", got)
 			}
 			seen := intent.Peer{Address: got[0].Address, LocalASN: got[0].LocalASN, PeerASN: got[0].PeerASN, IPv4: got[0].IPv4, IPv6: got[0].IPv6}
-			if b := got[0].Blocked; seen != c.want || b.Reason != string(c.blocked) || !strings.Contains(b.Text, c.says) {
+			if b := got[0].Blocked; seen != c.want || b.Reason != c.blocked || !strings.Contains(b.Text, c.says) {
 				t.Errorf("the peer is %+v, blocked %q; want %+v, blocked for %s", seen, b, c.want, c.blocked)
 			}
 			// a gateway may come back at any time
@@ -158,7 +158,7 @@ func TestDuplicatePeerIsBlocked(t *testing.T) {
 	self.Labels = map[string]string{"rack": "1"}
 	in.Nodes["a"] = self
 	p := buildPlan(in)
-	if b := p.Peers[0].Blocked; b.Reason != string(names.ReasonDuplicatePeer) || p.Peers[0].BFD != nil || p.Peers[1].Blocked.Reason != "" {
+	if b := p.Peers[0].Blocked; b.Reason != names.ReasonDuplicatePeer || p.Peers[0].BFD != nil || p.Peers[1].Blocked.Reason != "" {
 		t.Errorf("the peers are %+v", p.Peers)
 	}
 	if len(p.Routes) != 1 || len(p.Routes[0].Peers) != 1 || p.Routes[0].Peers[0] != older.Name {
@@ -168,7 +168,7 @@ func TestDuplicatePeerIsBlocked(t *testing.T) {
 	for i := range in.Links {
 		in.Links[i].PreferredGateways = []netip.Addr{younger.Address}
 	}
-	if p := buildPlan(in); p.Peers[1].Blocked.Reason != string(names.ReasonDuplicatePeer) || p.Peers[0].Blocked.Reason != "" {
+	if p := buildPlan(in); p.Peers[1].Blocked.Reason != names.ReasonDuplicatePeer || p.Peers[0].Blocked.Reason != "" {
 		t.Errorf("where the default gateway is the router of another peer, they are %+v", p.Peers)
 	}
 	older.DefaultGateway, younger.DuplicateOfPeers = 0, []string{older.Name}

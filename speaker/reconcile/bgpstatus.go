@@ -228,7 +228,7 @@ func (w *BGPStatusWriter) writeBGPSession(ctx context.Context, name string, o *v
 		want.Address = s.Remote.String()
 	}
 	state := status.SessionState{
-		Established: s.State == bgp.Established, Reason: s.Reason, Text: s.LastError, WithheldReason: s.Withheld.Reason, WithheldText: s.Withheld.Text,
+		Established: s.State == bgp.Established, Reason: s.Reason, Text: s.LastError, Withheld: s.Withheld,
 	}
 	meta.SetStatusCondition(&want.Conditions, status.EstablishedCondition(state))
 	if c, ok := status.RoutesAnnouncedCondition(state); ok {

@@ -174,10 +174,10 @@ func TestBGPStatusObjectsFollowTheAgent(t *testing.T) {
 	down := bgp.Status{Peer: "tor2", Remote: remote, State: bgp.Idle, StateSince: time.Unix(1e9, 0), LastError: "connecting: refused"}
 	e.setStates(up, down)
 	sessions("node1 tor1 192.0.2.1:179 Established Established Announced [ipv4-unicast] 3", "node1 tor2 192.0.2.1:179 Idle NoSession [] 0 connecting: refused")
-	up.AnnouncedRouteCount, up.Withheld = 2, bgp.WithheldReason{Reason: names.ReasonNoNextHop, Text: "no next hop"}
+	up.AnnouncedRouteCount, up.Withheld = 2, names.Explanation{Reason: names.ReasonNoNextHop, Text: "no next hop"}
 	e.setStates(up, down)
 	sessions("node1 tor1 192.0.2.1:179 Established Established NoNextHop [ipv4-unicast] 2", "node1 tor2 192.0.2.1:179 Idle NoSession [] 0 connecting: refused")
-	up.Withheld = bgp.WithheldReason{}
+	up.Withheld = names.Explanation{}
 	up.State, up.AnnouncedRouteCount, up.LastError = bgp.Active, 0, "the router closed the connection"
 	e.setStates(up)
 	blocked := bgp.Status{Peer: "tor2", State: bgp.Idle, StateSince: time.Unix(1e9, 0), Reason: names.ReasonUnknownSecret, LastError: "no Secret"}

@@ -37,10 +37,8 @@ type SessionState struct {
 	// Reason is why no session is tried, or empty. Text is why the last session failed or ended.
 	Reason names.Reason
 	Text   string
-	// WithheldReason is why an established session does not carry all routes, or empty.
-	// WithheldText says what to do.
-	WithheldReason names.Reason
-	WithheldText   string
+	// Withheld is why an established session does not carry all routes, or zero.
+	Withheld names.Explanation
 }
 
 // RoutesAnnouncedCondition returns whether a router gets every route that it should. There is no
@@ -53,8 +51,8 @@ func RoutesAnnouncedCondition(s SessionState) (metav1.Condition, bool) {
 		Type: names.ConditionRoutesAnnounced, Status: metav1.ConditionTrue,
 		Reason: string(names.ReasonAnnounced), Message: "the router gets every route that it should",
 	}
-	if s.WithheldReason != "" {
-		c.Status, c.Reason, c.Message = metav1.ConditionFalse, string(s.WithheldReason), s.WithheldText
+	if s.Withheld.IsSet() {
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, string(s.Withheld.Reason), s.Withheld.Text
 	}
 	return c, true
 }

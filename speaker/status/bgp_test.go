@@ -70,14 +70,14 @@ func TestRoutesAnnouncedCondition(t *testing.T) {
 		is           metav1.ConditionStatus
 		reason       names.Reason
 	}{
-		"no session":              {s: status.SessionState{WithheldReason: names.ReasonNoNextHop}},
+		"no session":              {s: status.SessionState{Withheld: names.Explanation{Reason: names.ReasonNoNextHop}}},
 		"every route":             {s: status.SessionState{Established: true, Text: "it ended once"}, hasCondition: true, is: metav1.ConditionTrue, reason: names.ReasonAnnounced},
-		"a family is not carried": {s: status.SessionState{Established: true, WithheldReason: names.ReasonFamilyNotCarried, WithheldText: "activate it"}, hasCondition: true, is: metav1.ConditionFalse, reason: names.ReasonFamilyNotCarried},
-		"a route is withheld":     {s: status.SessionState{Established: true, WithheldReason: names.ReasonTooManyCommunities, WithheldText: "fewer"}, hasCondition: true, is: metav1.ConditionFalse, reason: names.ReasonTooManyCommunities},
-		"no next hop":             {s: status.SessionState{Established: true, WithheldReason: names.ReasonNoNextHop, WithheldText: "an address"}, hasCondition: true, is: metav1.ConditionFalse, reason: names.ReasonNoNextHop},
+		"a family is not carried": {s: status.SessionState{Established: true, Withheld: names.Explanation{Reason: names.ReasonFamilyNotCarried, Text: "activate it"}}, hasCondition: true, is: metav1.ConditionFalse, reason: names.ReasonFamilyNotCarried},
+		"a route is withheld":     {s: status.SessionState{Established: true, Withheld: names.Explanation{Reason: names.ReasonTooManyCommunities, Text: "fewer"}}, hasCondition: true, is: metav1.ConditionFalse, reason: names.ReasonTooManyCommunities},
+		"no next hop":             {s: status.SessionState{Established: true, Withheld: names.Explanation{Reason: names.ReasonNoNextHop, Text: "an address"}}, hasCondition: true, is: metav1.ConditionFalse, reason: names.ReasonNoNextHop},
 	} {
 		got, hasCondition := status.RoutesAnnouncedCondition(c.s)
-		if hasCondition != c.hasCondition || got.Status != c.is || got.Reason != string(c.reason) || c.s.WithheldText != "" && got.Message != c.s.WithheldText {
+		if hasCondition != c.hasCondition || got.Status != c.is || got.Reason != string(c.reason) || c.s.Withheld.Text != "" && got.Message != c.s.Withheld.Text {
 			t.Errorf("%s: it says %+v, %t", name, got, hasCondition)
 		}
 	}

@@ -49,7 +49,7 @@ func TestEchoWithFRR(t *testing.T) {
 	b.engine.Set([]bfd.Session{{Key: bfd.Key{Peer: routerIPv4}, Profile: p}})
 	b.waitForEvent("the router is there", routerIPv4, isUpEvent)
 	b.eventually("its kernel returns our echo packets", func() error {
-		return b.checkStatus(routerIPv4, func(s bfd.Status) bool { return s.EchoReturned > 20 && s.Fault == (bfd.Fault{}) })
+		return b.checkStatus(routerIPv4, func(s bfd.Status) bool { return s.EchoReturned > 20 && !s.Fault.IsSet() })
 	})
 	b.eventually("the node's kernel returns FRR's echo packets", func() error {
 		out, err := r.Show(t.Context(), "show bfd peers counters json")
@@ -87,7 +87,7 @@ func TestEchoOverIPv6(t *testing.T) {
 	b.eventually("it is up", func() error { return b.checkAllUp(1) })
 	for name, e := range map[string]*bfd.Engine{"node": b.engine, "router": other.engine} {
 		b.eventually("the kernel across returns the echo packets of the "+name, func() error {
-			if s := e.Status()[0]; s.EchoReturned < 20 || s.Fault != (bfd.Fault{}) {
+			if s := e.Status()[0]; s.EchoReturned < 20 || s.Fault.IsSet() {
 				return fmt.Errorf("it is %+v", s)
 			}
 			return nil

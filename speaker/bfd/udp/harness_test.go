@@ -210,7 +210,7 @@ func (b *harness) checkAllUp(n int) error {
 		return fmt.Errorf("%d sessions, want %d", len(all), n)
 	}
 	for _, s := range all {
-		if s.State != session.Up || s.Fault != (bfd.Fault{}) {
+		if s.State != session.Up || s.Fault.IsSet() {
 			return fmt.Errorf("%s is %s: %+v, discarded %v", s.Key, s.State, s.Fault, b.engine.DiscardedPackets())
 		}
 	}
