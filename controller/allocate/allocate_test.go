@@ -191,8 +191,8 @@ func TestDecide(t *testing.T) {
 				l.CommitAssignment(s, d.Addresses, d.PoolOfFirstAddress)
 			}
 			d := DecideAssignment(tc.service, l, snap)
-			if got := strings.ReplaceAll(joinAddresses(d.Addresses), ",", ""); got != tc.want || d.Reason != tc.wantReason || !strings.Contains(d.ReasonText, tc.wantText) {
-				t.Errorf("got %q, %s: %s; want %q, %s with %q", got, d.Reason, d.ReasonText, tc.want, tc.wantReason, tc.wantText)
+			if got := strings.ReplaceAll(joinAddresses(d.Addresses), ",", ""); got != tc.want || d.Reason != tc.wantReason || !strings.Contains(d.Text, tc.wantText) {
+				t.Errorf("got %q, %s: %s; want %q, %s with %q", got, d.Reason, d.Text, tc.want, tc.wantReason, tc.wantText)
 			}
 		})
 	}
@@ -224,7 +224,7 @@ func TestAssignedAddressStays(t *testing.T) {
 			}
 			d = DecideAssignment(s, l, tc.after)
 			if joinAddresses(d.Addresses) != tc.want || d.Reason != tc.wantReason {
-				t.Errorf("got %s, %s: %s; want %s, %s", joinAddresses(d.Addresses), d.Reason, d.ReasonText, tc.want, tc.wantReason)
+				t.Errorf("got %s, %s: %s; want %s, %s", joinAddresses(d.Addresses), d.Reason, d.Text, tc.want, tc.wantReason)
 			}
 		})
 	}
@@ -268,7 +268,7 @@ func TestLedgerInvariants(t *testing.T) {
 			}
 			for i, k := range keys {
 				for _, o := range keys[i+1:] {
-					if reason, _ := sharingPropertiesOf(live[k.Name]).conflictReasonWith(sharingPropertiesOf(live[o.Name])); reason != "" {
+					if sharingPropertiesOf(live[k.Name]).explainConflictWith(sharingPropertiesOf(live[o.Name])).IsSet() {
 						t.Fatalf("%s is held by %s and %s, which may not share it", a, k, o)
 					}
 				}
@@ -299,6 +299,6 @@ func TestServiceSelectorsRestrictAPool(t *testing.T) {
 	}
 	web := newService("s", func(s *view.Service) { s.Labels = map[string]string{"tier": "web"} })
 	if d := DecideAssignment(web, NewLedger(), snap); d.Reason != names.ReasonAssigned {
-		t.Errorf("a Service that a selector matches got %s: %s", d.Reason, d.ReasonText)
+		t.Errorf("a Service that a selector matches got %s: %s", d.Reason, d.Text)
 	}
 }

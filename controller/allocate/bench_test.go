@@ -29,7 +29,7 @@ func newServicesOfFamily(n int, cluster string) []view.Service {
 func assignService(tb testing.TB, s *view.Service, l *Ledger, snap *snapshot.Snapshot) Decision {
 	d := DecideAssignment(s, l, snap)
 	if len(d.Addresses) == 0 {
-		tb.Fatalf("%s got nothing: %s", s.Key, d.ReasonText)
+		tb.Fatalf("%s got nothing: %s", s.Key, d.Text)
 	}
 	l.CommitAssignment(s, d.Addresses, d.PoolOfFirstAddress)
 	return d

@@ -1,7 +1,6 @@
 package allocate
 
 import (
-	"fmt"
 	"net/netip"
 	"slices"
 
@@ -23,11 +22,9 @@ type Decision struct {
 	// AddressesToProbe are addresses that need an acquire probe first, with ReasonProbing: see
 	// Ledger.ProposeAddressesForProbe.
 	AddressesToProbe []netip.Addr
-	// Reason is ReasonAssigned when the Service has what it asks for. With any other Reason the
+	// The Reason is ReasonAssigned when the Service has what it asks for. With any other Reason the
 	// addresses are those that it had and keeps.
-	Reason names.Reason
-	// ReasonText is one sentence for people.
-	ReasonText string
+	names.Explanation
 	// WantsMoreAddresses says that the Service does not have all that it asks for: decide again
 	// when addresses become free or pools change.
 	WantsMoreAddresses bool
@@ -69,7 +66,7 @@ func DecideAssignment(s *view.Service, l *Ledger, snap *snapshot.Snapshot) Decis
 		d.needsIPv4, d.needsIPv6 = d.needsIPv4 || f == view.IPv4, d.needsIPv6 || f == view.IPv6
 	}
 	if !d.needsIPv4 && !d.needsIPv6 {
-		return Decision{Reason: names.ReasonNoClusterIP, ReasonText: "the Service has no cluster IP: headless Services cannot be of type LoadBalancer"}
+		return Decision{Explanation: names.Explain(names.ReasonNoClusterIP, "the Service has no cluster IP: headless Services cannot be of type LoadBalancer")}
 	}
 	if held, ok := l.AssignmentOf(s.Key); ok {
 		d.assignmentBefore = held
@@ -78,9 +75,9 @@ func DecideAssignment(s *view.Service, l *Ledger, snap *snapshot.Snapshot) Decis
 	}
 	switch {
 	case s.RequestFault != "":
-		return d.keepAssignmentUnchanged(names.ReasonInvalidRequest, "%s", s.RequestFault)
+		return d.keepAssignmentUnchanged(names.Explanation{Reason: names.ReasonInvalidRequest, Text: s.RequestFault})
 	case s.FamilyPolicy == view.RequireDualStack && !(d.needsIPv4 && d.needsIPv6):
-		return d.keepAssignmentUnchanged(names.ReasonFamilyMismatch, "ipFamilyPolicy is RequireDualStack, but the Service has cluster IPs of one family only")
+		return d.keepAssignmentUnchanged(names.Explain(names.ReasonFamilyMismatch, "ipFamilyPolicy is RequireDualStack, but the Service has cluster IPs of one family only"))
 	case len(s.RequestedAddresses) > 0:
 		return d.decideRequestedAddresses()
 	}
@@ -94,8 +91,7 @@ func DecideAssignment(s *view.Service, l *Ledger, snap *snapshot.Snapshot) Decis
 // hasServiceGivenUp says whether the Service lost the address by its own spec: it can no longer
 // share it with the other holders, or has no cluster IP of its family any more.
 func (d *decider) hasServiceGivenUp(a netip.Addr) bool {
-	reason, _ := d.ledger.explainSharingConflict(addressFromNetip(a), d.service.Key, d.sharing)
-	return reason != "" || !d.needsFamily(view.FamilyOf(a))
+	return d.ledger.explainSharingConflict(addressFromNetip(a), d.service.Key, d.sharing).IsSet() || !d.needsFamily(view.FamilyOf(a))
 }
 
 func (d *decider) needsFamily(f view.Family) bool {
@@ -112,12 +108,12 @@ func (d *decider) decideFromNamedPool() Decision {
 	}
 	switch {
 	case src == nil:
-		return d.keepAssignmentUnchanged(names.ReasonPoolNotFound, "no IPAddressPool %q exists: create it, or correct the annotation %s", d.service.RequestedPool, names.AnnotationPool)
+		return d.keepAssignmentUnchanged(names.Explain(names.ReasonPoolNotFound, "no IPAddressPool %q exists: create it, or correct the annotation %s", d.service.RequestedPool, names.AnnotationPool))
 	case !poolAdmits(src.pool, d.service):
-		return d.keepAssignmentUnchanged(names.ReasonPoolNotAllowed, notAdmittedTextFormat, src.pool.Name)
+		return d.keepAssignmentUnchanged(names.Explain(names.ReasonPoolNotAllowed, notAdmittedTextFormat, src.pool.Name))
 	}
 	if !d.pickMissingAddresses([]*poolEntry{src}, nil) {
-		return d.keepAssignmentUnchanged(d.shortageReason())
+		return d.keepAssignmentUnchanged(d.explainShortage())
 	}
 	return d.finishDecision()
 }
@@ -130,11 +126,11 @@ func (d *decider) decideFromAnyPool() Decision {
 	}
 	switch {
 	case len(d.currentPoolIndex.poolEntryByName) == 0:
-		return d.keepAssignmentUnchanged(names.ReasonNoPools, "no IPAddressPool exists: create one")
+		return d.keepAssignmentUnchanged(names.Explain(names.ReasonNoPools, "no IPAddressPool exists: create one"))
 	case len(pinned)+len(open) == 0:
-		return d.keepAssignmentUnchanged(names.ReasonNoEligiblePool, "no pool is open to this Service: each has autoAssign false or a serviceAllocation for other Services; name a pool with the annotation %s", names.AnnotationPool)
+		return d.keepAssignmentUnchanged(names.Explain(names.ReasonNoEligiblePool, "no pool is open to this Service: each has autoAssign false or a serviceAllocation for other Services; name a pool with the annotation %s", names.AnnotationPool))
 	}
-	return d.keepAssignmentUnchanged(d.shortageReason())
+	return d.keepAssignmentUnchanged(d.explainShortage())
 }
 
 // decideRequestedAddresses decides for a Service that names its addresses.
@@ -148,20 +144,20 @@ func (d *decider) decideRequestedAddresses() Decision {
 			v6++
 		}
 		if slices.Contains(d.service.AddressesToRelease, a) {
-			return d.keepAssignmentUnchanged(names.ReasonInvalidRequest, "the Service requests %s and releases it with the annotation %s: remove one of the two", a, names.AnnotationRelease)
+			return d.keepAssignmentUnchanged(names.Explain(names.ReasonInvalidRequest, "the Service requests %s and releases it with the annotation %s: remove one of the two", a, names.AnnotationRelease))
 		}
 	}
 	if (v4 > 0) != d.needsIPv4 || (v6 > 0) != d.needsIPv6 || v4 > d.wantedPerFamily || v6 > d.wantedPerFamily {
-		return d.keepAssignmentUnchanged(names.ReasonFamilyMismatch, "the requested %s does not match the families of the Service's cluster IPs (%s): request at most %d of each", joinAddresses(want), joinAddresses(d.service.ClusterIPs), d.wantedPerFamily)
+		return d.keepAssignmentUnchanged(names.Explain(names.ReasonFamilyMismatch, "the requested %s does not match the families of the Service's cluster IPs (%s): request at most %d of each", joinAddresses(want), joinAddresses(d.service.ClusterIPs), d.wantedPerFamily))
 	}
 	d.keptAddresses = nil
 	for _, a := range want {
 		if slices.Contains(d.assignmentBefore.Addresses, a) {
 			d.keptAddresses = append(d.keptAddresses, a)
 		}
-		src, reason, text := d.checkRequestedAddress(a)
-		if reason != "" {
-			return d.keepAssignmentUnchanged(reason, "%s", text)
+		src, refusal := d.checkRequestedAddress(a)
+		if refusal.IsSet() {
+			return d.keepAssignmentUnchanged(refusal)
 		}
 		d.pickedAddresses = append(d.pickedAddresses, pickedAddress{addressFromNetip(a), src})
 	}
@@ -178,8 +174,8 @@ func (d *decider) finishDecision() Decision {
 		return wait
 	}
 	out := d.newAssignedDecision(d.listDecidedAddresses())
-	if reason, text := d.findPoolViolation(); reason != "" {
-		out.Reason, out.ReasonText, out.WantsMoreAddresses = reason, text, true
+	if violation := d.explainPoolViolation(); violation.IsSet() {
+		out.Explanation, out.WantsMoreAddresses = violation, true
 		return out
 	}
 	n4, n6 := d.countDecidedOfFamily(view.IPv4), d.countDecidedOfFamily(view.IPv6)
@@ -187,9 +183,9 @@ func (d *decider) finishDecision() Decision {
 		out.WantsMoreAddresses = d.service.FamilyPolicy != view.SingleStack
 	}
 	if (n4 > 0 && n4 < d.wantedPerFamily) || (n6 > 0 && n6 < d.wantedPerFamily) {
-		out.Reason, _, _ = d.shortageReason()
-		out.ReasonText = fmt.Sprintf("assigned %s, fewer than the %d of each family that the annotation %s asks for: %s",
-			joinAddresses(out.Addresses), d.wantedPerFamily, names.AnnotationAddressCount, d.shortageText())
+		shortage := d.explainShortage()
+		out.Explanation = names.Explain(shortage.Reason, "assigned %s, fewer than the %d of each family that the annotation %s asks for: %s",
+			joinAddresses(out.Addresses), d.wantedPerFamily, names.AnnotationAddressCount, shortage.Text)
 		out.WantsMoreAddresses = true
 	}
 	return out
@@ -211,7 +207,7 @@ func (d *decider) decideAddressesToProbe() (Decision, bool) {
 	for _, p := range d.pickedAddresses {
 		proposed = append(proposed, p.address.toNetip())
 	}
-	out := d.keepAssignmentUnchanged(names.ReasonProbing, "checking whether a host already uses %s; a speaker with a link to the segment answers", joinAddresses(proposed))
+	out := d.keepAssignmentUnchanged(names.Explain(names.ReasonProbing, "checking whether a host already uses %s; a speaker with a link to the segment answers", joinAddresses(proposed)))
 	out.AddressesToProbe = proposed
 	return out, true
 }
@@ -243,20 +239,20 @@ func (d *decider) listDecidedAddresses() []netip.Addr {
 	return out
 }
 
-// findPoolViolation says what the pools no longer allow of the kept addresses.
-func (d *decider) findPoolViolation() (names.Reason, string) {
+// explainPoolViolation says what the pools no longer allow of the kept addresses.
+func (d *decider) explainPoolViolation() names.Explanation {
 	for _, a := range d.keptAddresses {
 		src := d.currentPoolIndex.poolEntryCovering(addressFromNetip(a))
 		switch {
 		case src == nil:
-			return names.ReasonAddressNotInPool, "no pool contains " + a.String() + " any more; the Service keeps it: put it back into a pool, or exchange it with the annotation " + names.AnnotationRelease
+			return names.Explanation{Reason: names.ReasonAddressNotInPool, Text: "no pool contains " + a.String() + " any more; the Service keeps it: put it back into a pool, or exchange it with the annotation " + names.AnnotationRelease}
 		case !src.pool.CanAssign(a):
-			return names.ReasonAddressNotInPool, "pool " + src.pool.Name + " excludes " + a.String() + " now; the Service keeps it: exchange it with the annotation " + names.AnnotationRelease
+			return names.Explanation{Reason: names.ReasonAddressNotInPool, Text: "pool " + src.pool.Name + " excludes " + a.String() + " now; the Service keeps it: exchange it with the annotation " + names.AnnotationRelease}
 		case d.service.RequestedPool != "" && src.pool.Name != d.service.RequestedPool:
-			return names.ReasonAddressNotInPool, "pool " + d.service.RequestedPool + " no longer contains " + a.String() + "; the Service keeps it: put it back, or exchange it with the annotation " + names.AnnotationRelease
+			return names.Explanation{Reason: names.ReasonAddressNotInPool, Text: "pool " + d.service.RequestedPool + " no longer contains " + a.String() + "; the Service keeps it: put it back, or exchange it with the annotation " + names.AnnotationRelease}
 		case !poolAdmits(src.pool, d.service):
-			return names.ReasonPoolNotAllowed, "the serviceAllocation of pool " + src.pool.Name + " no longer admits this Service; it keeps " + a.String() + ": exchange it with the annotation " + names.AnnotationRelease
+			return names.Explanation{Reason: names.ReasonPoolNotAllowed, Text: "the serviceAllocation of pool " + src.pool.Name + " no longer admits this Service; it keeps " + a.String() + ": exchange it with the annotation " + names.AnnotationRelease}
 		}
 	}
-	return "", ""
+	return names.Explanation{}
 }

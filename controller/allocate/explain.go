@@ -16,62 +16,57 @@ const notAdmittedTextFormat = "pool %q does not admit this Service: ask for anot
 
 // checkRequestedAddress returns the pool of a requested address, or why the Service cannot have it.
 // For an address that the Service already holds, only its pool is checked.
-func (d *decider) checkRequestedAddress(a netip.Addr) (*poolEntry, names.Reason, string) {
+func (d *decider) checkRequestedAddress(a netip.Addr) (*poolEntry, names.Explanation) {
 	at := addressFromNetip(a)
 	src := d.currentPoolIndex.poolEntryAssigning(at)
 	if src == nil {
 		if outer := d.currentPoolIndex.poolEntryCovering(at); outer != nil {
-			return nil, names.ReasonAddressNotInPool, fmt.Sprintf("pool %q excludes the requested %s, by gantry.exclude or avoidBuggyIPs: ask for another address", outer.pool.Name, a)
+			return nil, names.Explain(names.ReasonAddressNotInPool, "pool %q excludes the requested %s, by gantry.exclude or avoidBuggyIPs: ask for another address", outer.pool.Name, a)
 		}
-		return nil, names.ReasonAddressNotInPool, fmt.Sprintf("no pool contains the requested %s: ask for an address of a pool, or add it to one", a)
+		return nil, names.Explain(names.ReasonAddressNotInPool, "no pool contains the requested %s: ask for an address of a pool, or add it to one", a)
 	}
 	if d.service.RequestedPool != "" && d.service.RequestedPool != src.pool.Name {
-		return nil, names.ReasonInvalidRequest, fmt.Sprintf("the requested %s belongs to pool %q, but the annotation %s asks for pool %q: remove one of the two",
+		return nil, names.Explain(names.ReasonInvalidRequest, "the requested %s belongs to pool %q, but the annotation %s asks for pool %q: remove one of the two",
 			a, src.pool.Name, names.AnnotationPool, d.service.RequestedPool)
 	}
 	if !poolAdmits(src.pool, d.service) {
-		return nil, names.ReasonPoolNotAllowed, fmt.Sprintf(notAdmittedTextFormat, src.pool.Name)
+		return nil, names.Explain(names.ReasonPoolNotAllowed, notAdmittedTextFormat, src.pool.Name)
 	}
 	if slices.Contains(d.assignmentBefore.Addresses, a) {
-		return src, "", ""
+		return src, names.Explanation{}
 	}
-	if reason, text := d.ledger.explainSharingConflict(at, d.service.Key, d.sharing); reason != "" {
-		return nil, reason, fmt.Sprintf("the requested %s %s", a, text)
+	if c := d.ledger.explainSharingConflict(at, d.service.Key, d.sharing); c.IsSet() {
+		return nil, names.Explain(c.Reason, "the requested %s %s", a, c.Text)
 	}
 	if w, blocked := d.ledger.entryWithholdingAddress(at, d.service.Key); blocked && !d.ledger.isAddressHeld(at) {
-		return nil, w.Reason, fmt.Sprintf("the requested %s %s", a, w.describeReason())
+		return nil, names.Explain(w.Reason, "the requested %s %s", a, w.describeReason())
 	}
 	if !d.isWithinQuota(src.forFamily(at.family()), at) {
-		return nil, names.ReasonQuotaExceeded, fmt.Sprintf("namespace %s has reached its quota of pool %q: raise the quota or release addresses", d.service.Key.Namespace, src.pool.Name)
+		return nil, names.Explain(names.ReasonQuotaExceeded, "namespace %s has reached its quota of pool %q: raise the quota or release addresses", d.service.Key.Namespace, src.pool.Name)
 	}
-	return src, "", ""
+	return src, names.Explanation{}
 }
 
-// explainSharingConflict says why the Service may not hold the address together with its holders;
-// the Reason is empty when it may. If several holders conflict, it names the first one by name, so
-// that every controller gives the same answer.
-func (l *Ledger) explainSharingConflict(a address, k view.ObjectKey, sh *sharingProperties) (names.Reason, string) {
-	first, reason, why := l.firstConflictingHolder(a, k, sh)
-	if first == nil {
-		return "", ""
-	}
-	return reason, fmt.Sprintf("is held by Service %s and cannot be shared: %s", first.service, why)
-}
-
-// firstConflictingHolder returns the first holder of the address by name that may not share it with
-// the Service, and why not; nil when there is none.
-func (l *Ledger) firstConflictingHolder(a address, k view.ObjectKey, sh *sharingProperties) (first *assignmentRecord, reason names.Reason, why string) {
+// explainSharingConflict says why the Service may not hold the address together with its holders. It
+// returns zero when it may. If several holders conflict, it names the first one by name, so that
+// every controller gives the same answer.
+func (l *Ledger) explainSharingConflict(a address, k view.ObjectKey, sh *sharingProperties) names.Explanation {
+	var first *assignmentRecord
+	var conflict names.Explanation
 	var room [1]int32
 	for _, id := range l.holderTable.recordsHoldingAddress(a, &room) {
 		r := l.recordAt(id)
 		if r.service == k || (first != nil && first.service.Compare(r.service) < 0) {
 			continue
 		}
-		if found, text := sh.conflictReasonWith(r.sharing); found != "" {
-			first, reason, why = r, found, text
+		if found := sh.explainConflictWith(r.sharing); found.IsSet() {
+			first, conflict = r, found
 		}
 	}
-	return first, reason, why
+	if first == nil {
+		return names.Explanation{}
+	}
+	return names.Explain(conflict.Reason, "is held by Service %s and cannot be shared: %s", first.service, conflict.Text)
 }
 
 // describeReason says why the address cannot be assigned, as the end of a sentence.
@@ -93,24 +88,25 @@ func (w WithheldAddress) describeReason() string {
 
 // keepAssignmentUnchanged leaves the Service with what it has, and says why it does not get what it
 // asks for.
-func (d *decider) keepAssignmentUnchanged(r names.Reason, format string, args ...any) Decision {
+func (d *decider) keepAssignmentUnchanged(why names.Explanation) Decision {
 	d.pickedAddresses, d.keptAddresses = nil, d.assignmentBefore.Addresses
 	// Addresses beyond its count come from an exchange that was not written.
 	if d.service.RequestFault == "" {
 		d.dropSurplusAddresses()
 		d.assignmentBefore.Addresses = d.keptAddresses
 	}
-	out := Decision{Addresses: d.assignmentBefore.Addresses, Reason: r, ReasonText: fmt.Sprintf(format, args...), WantsMoreAddresses: true}
+	out := Decision{Addresses: d.assignmentBefore.Addresses, Explanation: why, WantsMoreAddresses: true}
 	if len(d.assignmentBefore.Addresses) > 0 {
-		out.ReasonText += fmt.Sprintf("; the Service keeps %s", joinAddresses(d.assignmentBefore.Addresses))
+		out.Text += fmt.Sprintf("; the Service keeps %s", joinAddresses(d.assignmentBefore.Addresses))
 		out.PoolOfFirstAddress, out.PoolsIfSeveral, _ = d.describePoolsOf(out.Addresses)
 	}
 	return out
 }
 
 func (d *decider) newAssignedDecision(addresses []netip.Addr) Decision {
-	out := Decision{Addresses: addresses, Reason: names.ReasonAssigned}
-	out.PoolOfFirstAddress, out.PoolsIfSeveral, out.ReasonText = d.describePoolsOf(addresses)
+	out := Decision{Addresses: addresses}
+	out.Reason = names.ReasonAssigned
+	out.PoolOfFirstAddress, out.PoolsIfSeveral, out.Text = d.describePoolsOf(addresses)
 	return out
 }
 

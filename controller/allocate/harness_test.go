@@ -79,7 +79,7 @@ func (w *harness) serveService(name string, edits ...func(*view.Service)) Decisi
 }
 
 func equalDecisions(a, b Decision) bool {
-	return slices.Equal(a.Addresses, b.Addresses) && a.PoolOfFirstAddress == b.PoolOfFirstAddress && a.Reason == b.Reason && a.ReasonText == b.ReasonText && slices.Equal(a.AddressesToProbe, b.AddressesToProbe)
+	return slices.Equal(a.Addresses, b.Addresses) && a.PoolOfFirstAddress == b.PoolOfFirstAddress && a.Reason == b.Reason && a.Text == b.Text && slices.Equal(a.AddressesToProbe, b.AddressesToProbe)
 }
 
 // carryOutDecision does what the controller does with a Decision.
@@ -140,11 +140,11 @@ func (w *harness) restartController() {
 func (w *harness) wantDecision(d Decision, addresses string, reason names.Reason, words ...string) {
 	w.Helper()
 	if joinAddresses(d.Addresses) != addresses || d.Reason != reason {
-		w.Errorf("got %q, %s: %s; want %q, %s", joinAddresses(d.Addresses), d.Reason, d.ReasonText, addresses, reason)
+		w.Errorf("got %q, %s: %s; want %q, %s", joinAddresses(d.Addresses), d.Reason, d.Text, addresses, reason)
 	}
 	for _, word := range words {
-		if !strings.Contains(d.ReasonText, word) {
-			w.Errorf("the sentence is %q, want %q in it", d.ReasonText, word)
+		if !strings.Contains(d.Text, word) {
+			w.Errorf("the sentence is %q, want %q in it", d.Text, word)
 		}
 	}
 }

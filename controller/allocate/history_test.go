@@ -179,8 +179,8 @@ func (h *randomHistory) checkInvariants() {
 	for n, as := range w.writtenAddressesByService {
 		for _, a := range as {
 			for _, o := range holders[a] {
-				if reason, _ := sharingPropertiesOf(w.serviceByName[n]).conflictReasonWith(sharingPropertiesOf(o)); reason != "" {
-					h.Fatalf("%s is held by %s and %s, which may not share it (%s)", a, n, o.Key, reason)
+				if c := sharingPropertiesOf(w.serviceByName[n]).explainConflictWith(sharingPropertiesOf(o)); c.IsSet() {
+					h.Fatalf("%s is held by %s and %s, which may not share it (%s)", a, n, o.Key, c.Reason)
 				}
 			}
 			holders[a] = append(holders[a], w.serviceByName[n])
@@ -236,7 +236,7 @@ func (h *randomHistory) checkNextAddress(p *snapshot.Pool, lowest netip.Addr) {
 			h.Fatalf("got %v from pool %s, which is full", d.Addresses, p.Name)
 		}
 	case len(d.Addresses) != 1 || !p.CanAssign(d.Addresses[0]) || len(h.harness.ledger.HoldersOfAddress(d.Addresses[0])) > 0:
-		h.Fatalf("pool %s has %s free, and gives %v: %s", p.Name, lowest, d.Addresses, d.ReasonText)
+		h.Fatalf("pool %s has %s free, and gives %v: %s", p.Name, lowest, d.Addresses, d.Text)
 	case (p.AssignmentOrder == "" || p.AssignmentOrder == snapshot.OrderLowest) && d.Addresses[0] != lowest:
 		h.Fatalf("pool %s gives %v, and %s is the lowest", p.Name, d.Addresses, lowest)
 	}

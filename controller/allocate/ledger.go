@@ -186,8 +186,7 @@ func (l *Ledger) ServicesHoldingAddresses() []view.ObjectKey {
 // CanServiceHold says whether the Service may hold a as far as other Services are concerned: no
 // other Service holds it, or all holders can share it with this one.
 func (l *Ledger) CanServiceHold(a netip.Addr, s *view.Service) bool {
-	reason, _ := l.explainSharingConflict(addressFromNetip(a), s.Key, sharingPropertiesOf(s))
-	return reason == ""
+	return !l.explainSharingConflict(addressFromNetip(a), s.Key, sharingPropertiesOf(s)).IsSet()
 }
 
 // ConflictingHolders returns the holders of a that may not share it with the Service, sorted.
@@ -200,7 +199,7 @@ func (l *Ledger) ConflictingHolders(a netip.Addr, s *view.Service) []view.Object
 		if r.service == s.Key {
 			continue
 		}
-		if reason, _ := sh.conflictReasonWith(r.sharing); reason != "" {
+		if sh.explainConflictWith(r.sharing).IsSet() {
 			out = append(out, r.service)
 		}
 	}

@@ -148,8 +148,8 @@ func (d *decider) pickAddressWithheldForService(f view.Family, named bool) bool 
 		if src == nil || !poolAdmits(src.pool, d.service) || named && src.pool.Name != d.service.RequestedPool {
 			continue
 		}
-		reason, _ := d.ledger.explainSharingConflict(a, d.service.Key, d.sharing)
-		if _, blocked := d.ledger.entryWithholdingAddress(a, d.service.Key); blocked || reason != "" {
+		conflict := d.ledger.explainSharingConflict(a, d.service.Key, d.sharing)
+		if _, blocked := d.ledger.entryWithholdingAddress(a, d.service.Key); blocked || conflict.IsSet() {
 			continue
 		}
 		if !d.isWithinQuota(src.forFamily(f), a) {
@@ -243,17 +243,12 @@ func (s *familyPool) addressOrZero(addressOrZero uint64, there bool) address {
 	return s.numbering.addressAtPosition(addressOrZero)
 }
 
-// shortageReason says why pickMissingAddresses did not find all addresses.
-func (d *decider) shortageReason() (names.Reason, string, string) {
+// explainShortage says why pickMissingAddresses did not find all addresses.
+func (d *decider) explainShortage() names.Explanation {
 	if len(d.overQuotaPools) > 0 {
-		return names.ReasonQuotaExceeded, "%s", d.shortageText()
+		return names.Explain(names.ReasonQuotaExceeded, "namespace %s has reached its quota in the pools open to this Service (%s): raise the quota or release addresses",
+			d.service.Key.Namespace, joinPoolNames(d.overQuotaPools))
 	}
-	return names.ReasonPoolExhausted, "%s", d.shortageText()
-}
-
-func (d *decider) shortageText() string {
-	if len(d.overQuotaPools) > 0 {
-		return "namespace " + d.service.Key.Namespace + " has reached its quota in the pools open to this Service (" + joinPoolNames(d.overQuotaPools) + "): raise the quota or release addresses"
-	}
-	return "no free address of the needed family in the pools open to this Service (" + joinPoolNames(d.exhaustedPools) + "): add addresses or release some"
+	return names.Explain(names.ReasonPoolExhausted, "no free address of the needed family in the pools open to this Service (%s): add addresses or release some",
+		joinPoolNames(d.exhaustedPools))
 }

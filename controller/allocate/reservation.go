@@ -1,7 +1,6 @@
 package allocate
 
 import (
-	"fmt"
 	"net/netip"
 	"slices"
 
@@ -19,12 +18,12 @@ func DecideReservation(r *snapshot.Reservation, l *Ledger, snap *snapshot.Snapsh
 	kept := l.reservedAddresses(r.Name)
 	switch {
 	case r.HasExpired(l.currentTime):
-		return Decision{Reason: names.ReasonExpired, ReasonText: "the reservation has expired: addresses without a holder are free"}
+		return Decision{Explanation: names.Explain(names.ReasonExpired, "the reservation has expired: addresses without a holder are free")}
 	case len(r.Addresses) > 0:
 		for _, a := range r.Addresses {
 			for _, k := range l.HoldersOfAddress(a) {
 				if k != r.Service {
-					return Decision{Addresses: r.Addresses, Reason: names.ReasonAddressInUse, ReasonText: fmt.Sprintf("%s is held by Service %s; the reservation takes effect when that Service releases it", a, k)}
+					return Decision{Addresses: r.Addresses, Explanation: names.Explain(names.ReasonAddressInUse, "%s is held by Service %s; the reservation takes effect when that Service releases it", a, k)}
 				}
 			}
 		}
@@ -34,26 +33,25 @@ func DecideReservation(r *snapshot.Reservation, l *Ledger, snap *snapshot.Snapsh
 	case len(kept) > 0:
 		return newReservedDecision(r, kept)
 	case r.FollowsService():
-		return Decision{Reason: names.ReasonNoAddress, ReasonText: fmt.Sprintf("Service %s holds no address yet", r.Service)}
+		return Decision{Explanation: names.Explain(names.ReasonNoAddress, "Service %s holds no address yet", r.Service)}
 	}
 	src := m.poolEntryByName[r.Pool]
 	if src == nil {
-		return Decision{Reason: names.ReasonPoolNotFound, ReasonText: fmt.Sprintf("no IPAddressPool %q exists: create it, or correct the name", r.Pool)}
+		return Decision{Explanation: names.Explain(names.ReasonPoolNotFound, "no IPAddressPool %q exists: create it, or correct the name", r.Pool)}
 	}
 	s := &view.Service{Key: r.Service, RequestedPool: r.Pool}
 	d := decider{service: s, ledger: l, currentPoolIndex: m, needsIPv4: src.ipv4Pool.numbering.positionCount > 0, needsIPv6: src.ipv6Pool.numbering.positionCount > 0, wantedPerFamily: 1, assignmentBefore: held}
 	d.keptAddresses = slices.DeleteFunc(slices.Clone(held.Addresses), func(a netip.Addr) bool { return !src.pool.CanAssign(a) })
 	for _, f := range [...]view.Family{view.IPv4, view.IPv6} {
 		if d.needsFamily(f) && d.countDecidedOfFamily(f) == 0 && !d.pickFromPool(src, f) {
-			reason, _, text := d.shortageReason()
-			return Decision{Reason: reason, ReasonText: text}
+			return Decision{Explanation: d.explainShortage()}
 		}
 	}
 	return newReservedDecision(r, d.listDecidedAddresses())
 }
 
 func newReservedDecision(r *snapshot.Reservation, addresses []netip.Addr) Decision {
-	return Decision{Addresses: addresses, PoolOfFirstAddress: r.Pool, Reason: names.ReasonReserved, ReasonText: fmt.Sprintf("%s is kept for Service %s", joinAddresses(addresses), r.Service)}
+	return Decision{Addresses: addresses, PoolOfFirstAddress: r.Pool, Explanation: names.Explain(names.ReasonReserved, "%s is kept for Service %s", joinAddresses(addresses), r.Service)}
 }
 
 // SetReservedAddresses keeps exactly these addresses for a reservation.

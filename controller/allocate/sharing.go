@@ -1,7 +1,6 @@
 package allocate
 
 import (
-	"fmt"
 	"slices"
 	"sort"
 
@@ -38,8 +37,7 @@ func sharingPropertiesOf(s *view.Service) *sharingProperties {
 
 // CanShareAddress says whether two Services may hold one address.
 func CanShareAddress(a, b *view.Service) bool {
-	reason, _ := sharingPropertiesOf(a).conflictReasonWith(sharingPropertiesOf(b))
-	return reason == ""
+	return !sharingPropertiesOf(a).explainConflictWith(sharingPropertiesOf(b)).IsSet()
 }
 
 func (a *sharingProperties) isEqual(b *sharingProperties) bool {
@@ -52,28 +50,28 @@ func (a *sharingProperties) isEqual(b *sharingProperties) bool {
 // sharingAdviceText says what to do about a missing key.
 const sharingAdviceText = "ask for another address, or give both the annotation " + names.AnnotationSharing + " with one value"
 
-// conflictReasonWith says why two Services may not share an address; the Reason is empty when they
+// explainConflictWith says why two Services may not share an address. It returns zero when they
 // may. Both must have the same sharing key, use different ports, and have their traffic handled
 // alike: by Pods on any node, or by the same Pods on the node where it arrives.
-func (a *sharingProperties) conflictReasonWith(b *sharingProperties) (names.Reason, string) {
+func (a *sharingProperties) explainConflictWith(b *sharingProperties) names.Explanation {
 	switch {
 	case a == nil:
-		return names.ReasonAddressInUse, "this Service has no sharing key: " + sharingAdviceText
+		return names.Explanation{Reason: names.ReasonAddressInUse, Text: "this Service has no sharing key: " + sharingAdviceText}
 	case b == nil:
-		return names.ReasonAddressInUse, "that Service has no sharing key: " + sharingAdviceText
+		return names.Explanation{Reason: names.ReasonAddressInUse, Text: "that Service has no sharing key: " + sharingAdviceText}
 	case a.sharingKey != b.sharingKey:
-		return names.ReasonSharingKeyDiffers, fmt.Sprintf("its sharing key is %q, not %q: ask for another address, or write the same key", b.sharingKey, a.sharingKey)
+		return names.Explain(names.ReasonSharingKeyDiffers, "its sharing key is %q, not %q: ask for another address, or write the same key", b.sharingKey, a.sharingKey)
 	case a.podSelector != b.podSelector && a.hasLocalTrafficPolicy && b.hasLocalTrafficPolicy:
-		return names.ReasonTrafficPolicyConflict, "both have externalTrafficPolicy Local and their selectors differ: ask for another address, or select the same Pods"
+		return names.Explanation{Reason: names.ReasonTrafficPolicyConflict, Text: "both have externalTrafficPolicy Local and their selectors differ: ask for another address, or select the same Pods"}
 	case a.podSelector != b.podSelector:
-		return names.ReasonTrafficPolicyConflict, "one has externalTrafficPolicy Local and the other Cluster: ask for another address, or give both the same policy"
+		return names.Explanation{Reason: names.ReasonTrafficPolicyConflict, Text: "one has externalTrafficPolicy Local and the other Cluster: ask for another address, or give both the same policy"}
 	}
 	for _, p := range a.ports {
 		if slices.Contains(b.ports, p) {
-			return names.ReasonPortConflict, fmt.Sprintf("both use %s/%d: ask for another address, or use another port", p.Protocol, p.Number)
+			return names.Explain(names.ReasonPortConflict, "both use %s/%d: ask for another address, or use another port", p.Protocol, p.Number)
 		}
 	}
-	return "", ""
+	return names.Explanation{}
 }
 
 // sharedPositions are the positions that the Services of one sharingTerms hold. It finds the lowest

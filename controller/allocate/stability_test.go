@@ -54,7 +54,7 @@ func TestPoolEditsMoveNoAddress(t *testing.T) {
 				w.restartController()
 			}
 			if d := w.serveService("other"); joinAddresses(d.Addresses) == "192.0.2.0" {
-				t.Errorf("another Service was given the address too: %s", d.ReasonText)
+				t.Errorf("another Service was given the address too: %s", d.Text)
 			}
 			// Once the pool is restored, so is everything else.
 			w.setPools(before)
@@ -190,7 +190,7 @@ func TestReservations(t *testing.T) {
 		w := newHarness(t, editPool(newPool(t, "a", "192.0.2.0/30"), withoutAutoAssign), newPool(t, "b", "198.51.100.0/30"))
 		r := &snapshot.Reservation{Name: "r", Service: web, Addresses: parseAddresses("192.0.2.0", "198.51.100.0"), ExpiresAt: w.currentTime.Add(time.Hour)}
 		if d := w.setReservations(r); d.Reason != names.ReasonReserved {
-			t.Errorf("the reservation is %s: %s", d.Reason, d.ReasonText)
+			t.Errorf("the reservation is %s: %s", d.Reason, d.Text)
 		}
 		w.wantDecision(w.serveService("other"), "198.51.100.1", names.ReasonAssigned)
 		w.wantDecision(w.serveService("other", withRequestedAddresses("192.0.2.0")), "198.51.100.1", names.ReasonAddressReserved, `default/web by AddressReservation "r" until 2026-01-01T01:00:00Z`)
@@ -201,14 +201,14 @@ func TestReservations(t *testing.T) {
 		w.advanceTime(time.Hour)
 		w.wantDecision(w.serveService("other"), "192.0.2.0", names.ReasonAssigned)
 		if d := w.setReservations(r); d.Reason != names.ReasonExpired {
-			t.Errorf("after its time the reservation is %s: %s", d.Reason, d.ReasonText)
+			t.Errorf("after its time the reservation is %s: %s", d.Reason, d.Text)
 		}
 	})
 	t.Run("of an address that another Service holds", func(t *testing.T) {
 		w := newHarness(t, newPool(t, "a", "192.0.2.0/30"))
 		w.serveService("other")
 		if d := w.setReservations(&snapshot.Reservation{Name: "r", Service: web, Addresses: parseAddresses("192.0.2.0")}); d.Reason != names.ReasonAddressInUse {
-			t.Errorf("the reservation is %s: %s", d.Reason, d.ReasonText)
+			t.Errorf("the reservation is %s: %s", d.Reason, d.Text)
 		}
 		w.wantDecision(w.serveService("other"), "192.0.2.0", names.ReasonAssigned)
 		w.deleteService("other")
@@ -219,7 +219,7 @@ func TestReservations(t *testing.T) {
 		w := newHarness(t, newPool(t, "a", "192.0.2.0/30"), newPool(t, "b", "198.51.100.0/30", "fd00:1::/126"))
 		r := &snapshot.Reservation{Name: "r", Service: web, Pool: "b"}
 		if d := w.setReservations(r); joinAddresses(d.Addresses) != "198.51.100.0, fd00:1::" {
-			t.Errorf("it keeps %v, %s: %s", d.Addresses, d.Reason, d.ReasonText)
+			t.Errorf("it keeps %v, %s: %s", d.Addresses, d.Reason, d.Text)
 		}
 		w.wantDecision(w.serveService("other", withRequestedPool("b")), "198.51.100.1", names.ReasonAssigned)
 		w.wantDecision(w.serveService("web", withDualStack(view.RequireDualStack)), "198.51.100.0, fd00:1::", names.ReasonAssigned)
@@ -234,7 +234,7 @@ func TestReservations(t *testing.T) {
 		w := newHarness(t, newPool(t, "a", "192.0.2.0/30"))
 		r := &snapshot.Reservation{Name: "r", Service: web}
 		if d := w.setReservations(r); d.Reason != names.ReasonNoAddress {
-			t.Errorf("without a Service it is %s: %s", d.Reason, d.ReasonText)
+			t.Errorf("without a Service it is %s: %s", d.Reason, d.Text)
 		}
 		w.serveService("web")
 		w.setReservations(r)

@@ -65,7 +65,7 @@ func testServiceWrites(ctx context.Context, t *testing.T, direct client.Client, 
 		return s.(*corev1.Service)
 	}
 	first, before := live(), cached()
-	given := withDecidedStatus(before, allocate.Decision{Addresses: parseAddresses("192.0.2.1"), Reason: names.ReasonAssigned, ReasonText: "assigned"}, "p")
+	given := withDecidedStatus(before, allocate.Decision{Addresses: parseAddresses("192.0.2.1"), Explanation: names.Explain(names.ReasonAssigned, "assigned")}, "p")
 	written, err := api.PatchServiceStatus(ctx, before, given)
 	if err != nil {
 		t.Fatal(err)

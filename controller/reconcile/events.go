@@ -20,11 +20,11 @@ func (r *ServiceWorker) reportDecision(w *serviceWrite) {
 		r.RecordEvent(w.serviceBefore, corev1.EventTypeNormal, names.EventClearAssignment, truncateNote("given up: "+lost))
 	}
 	if d.Reason == names.ReasonProbing { // the result of the probe is reported
-		r.Log.Info(d.ReasonText, "service", w.service.Key.String(), "reason", d.Reason)
+		r.Log.Info(d.Text, "service", w.service.Key.String(), "reason", d.Reason)
 		return
 	}
 	kind, reason := eventForDecision(&w.service, d)
-	r.RecordEvent(w.serviceBefore, kind, reason, truncateNote(string(d.Reason)+": "+d.ReasonText))
+	r.RecordEvent(w.serviceBefore, kind, reason, truncateNote(string(d.Reason)+": "+d.Text))
 	// it prefers to have the other family too
 	if d.Reason == names.ReasonAssigned && d.WantsMoreAddresses {
 		r.RecordEvent(w.serviceBefore, corev1.EventTypeNormal, names.EventAdditionalAssignFailed,
@@ -33,7 +33,7 @@ func (r *ServiceWorker) reportDecision(w *serviceWrite) {
 	for _, m := range deprecatedAnnotations(w.serviceBefore) {
 		r.RecordEvent(w.serviceBefore, corev1.EventTypeWarning, names.EventDeprecatedAnnotation, m)
 	}
-	r.Log.Info(d.ReasonText, "service", w.service.Key.String(), "reason", d.Reason)
+	r.Log.Info(d.Text, "service", w.service.Key.String(), "reason", d.Reason)
 }
 
 // maxEventNoteBytes is how many bytes the API server accepts in the note of an event.

@@ -101,9 +101,9 @@ func (r *ServiceWorker) failRefusedWrite(w *serviceWrite, err error) {
 		text = strings.ToValidUTF8(text[:maxRefusalTextBytes], "") + "…"
 	}
 	d := allocate.Decision{
-		Addresses: w.service.AssignedAddresses, PoolOfFirstAddress: w.service.RecordedPool, Reason: names.ReasonWriteFailed, WantsMoreAddresses: true,
-		ReasonText: "the API server refuses the pending assignment of this Service: " + text +
-			": change the Service's request, or the policy that refuses it; the assignment is repeated later",
+		Addresses: w.service.AssignedAddresses, PoolOfFirstAddress: w.service.RecordedPool, WantsMoreAddresses: true,
+		Explanation: names.Explain(names.ReasonWriteFailed, "the API server refuses the pending assignment of this Service: %s: "+
+			"change the Service's request, or the policy that refuses it; the assignment is repeated later", text),
 	}
 	if all := w.serviceBefore.Annotations[names.AnnotationFromPools]; all != "" {
 		d.PoolsIfSeveral = strings.Split(all, ",")

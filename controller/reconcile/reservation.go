@@ -43,7 +43,7 @@ func (r *ServiceWorker) writeReservationStatus(o *v1alpha1.AddressReservation) {
 		after.Addresses = append(after.Addresses, a.String())
 	}
 	cond := metav1.Condition{
-		Type: names.ConditionReserved, Status: metav1.ConditionTrue, ObservedGeneration: o.Generation, Reason: string(d.Reason), Message: d.ReasonText,
+		Type: names.ConditionReserved, Status: metav1.ConditionTrue, ObservedGeneration: o.Generation, Reason: string(d.Reason), Message: d.Text,
 	}
 	if d.Reason != names.ReasonReserved {
 		cond.Status = metav1.ConditionFalse

@@ -39,7 +39,7 @@ func withDecidedStatus(s *corev1.Service, d allocate.Decision, pool string) *cor
 	}
 	c := metav1.Condition{
 		Type: names.ConditionAddressAssigned, Status: metav1.ConditionTrue, ObservedGeneration: s.Generation,
-		Reason: string(d.Reason), Message: d.ReasonText,
+		Reason: string(d.Reason), Message: d.Text,
 	}
 	if len(d.Addresses) == 0 {
 		c.Status = metav1.ConditionFalse

@@ -6,7 +6,6 @@
 package bfd
 
 import (
-	"fmt"
 	"net/netip"
 	"time"
 
@@ -89,7 +88,7 @@ type Session struct {
 // Validate says what makes the session invalid.
 func (s Session) Validate() names.Explanation {
 	invalid := func(format string, args ...any) names.Explanation {
-		return names.Explanation{Reason: names.ReasonInvalidBFD, Text: fmt.Sprintf(format, args...)}
+		return names.Explain(names.ReasonInvalidBFD, format, args...)
 	}
 	for name, d := range map[string]time.Duration{"receive interval": s.ReceiveInterval, "transmit interval": s.TransmitInterval, "echo interval": s.EchoInterval} {
 		if d < minInterval || d > maxInterval {
@@ -116,7 +115,7 @@ func (s Session) Validate() names.Explanation {
 // echoFault says why the session cannot send the configured echo packets.
 func (s Session) echoFault() names.Explanation {
 	if s.EchoMode && s.Multihop {
-		return names.Explanation{Reason: names.ReasonEchoUnsupported, Text: fmt.Sprintf("echo packets do not return from %s, which is several hops away (RFC 5883 section 3): only control packets watch the path; set echoMode: false in the profile, or use another profile", s.Peer)}
+		return names.Explain(names.ReasonEchoUnsupported, "echo packets do not return from %s, which is several hops away (RFC 5883 section 3): only control packets watch the path; set echoMode: false in the profile, or use another profile", s.Peer)
 	}
 	return names.Explanation{}
 }

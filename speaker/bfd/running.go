@@ -113,17 +113,17 @@ func (s *runningSession) currentFault() names.Explanation {
 	case errors.Is(s.lastSendError, ErrPortInUse):
 		return names.Explanation{Reason: names.ReasonBFDPortInUse, Text: s.lastSendError.Error()}
 	case s.lastSendError != nil:
-		return names.Explanation{Reason: names.ReasonBFDUnsent, Text: fmt.Sprintf("BFD packets to %s are not sent: %v", s.key, s.lastSendError)}
+		return names.Explain(names.ReasonBFDUnsent, "BFD packets to %s are not sent: %v", s.key, s.lastSendError)
 	case s.peerAuthenticates:
-		return names.Explanation{Reason: names.ReasonBFDAuthentication, Text: fmt.Sprintf("%s authenticates its BFD packets, which is not supported: disable authentication there", s.key)}
+		return names.Explain(names.ReasonBFDAuthentication, "%s authenticates its BFD packets, which is not supported: disable authentication there", s.key)
 	case s.rejectedTTL != 0:
-		return names.Explanation{Reason: names.ReasonBFDTTLTooLow, Text: fmt.Sprintf("packets of %s arrive with a TTL of %d, less than minimumTtl %d: raise the TTL that the router sends with, or lower minimumTtl", s.key, s.rejectedTTL, s.profile.MinimumTTL)}
+		return names.Explain(names.ReasonBFDTTLTooLow, "packets of %s arrive with a TTL of %d, less than minimumTtl %d: raise the TTL that the router sends with, or lower minimumTtl", s.key, s.rejectedTTL, s.profile.MinimumTTL)
 	case s.lastEchoError != nil:
-		return names.Explanation{Reason: names.ReasonEchoUnsupported, Text: fmt.Sprintf("echo mode does not work with %s: %v", s.key, s.lastEchoError)}
+		return names.Explain(names.ReasonEchoUnsupported, "echo mode does not work with %s: %v", s.key, s.lastEchoError)
 	case s.machine.View().EchoRefused:
-		return names.Explanation{Reason: names.ReasonEchoUnsupported, Text: fmt.Sprintf("%s does not accept echo packets: only control packets watch the path; enable echo mode there too, or disable it here", s.key)}
+		return names.Explain(names.ReasonEchoUnsupported, "%s does not accept echo packets: only control packets watch the path; enable echo mode there too, or disable it here", s.key)
 	case s.machine.View().EchoLost:
-		return names.Explanation{Reason: names.ReasonEchoUnsupported, Text: fmt.Sprintf("%s offers to return echo packets but does not: only control packets watch the path", s.key)}
+		return names.Explain(names.ReasonEchoUnsupported, "%s offers to return echo packets but does not: only control packets watch the path", s.key)
 	}
 	return Session{s.key, s.profile}.echoFault()
 }

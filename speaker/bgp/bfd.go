@@ -48,8 +48,7 @@ func (e *Engine) updateBFDSessions(peers []intent.Peer) {
 		if f, shared := first[s.Key]; !shared {
 			first[s.Key], sessions = s, append(sessions, s)
 		} else if f != s {
-			faults[p.Name] = names.Explanation{Reason: names.ReasonConflictingBFD, Text: fmt.Sprintf(
-				"BFD watches the path to %s with the settings of the BGPPeer %q, and this one has others: use the same bfdProfile in both, or set another sourceAddress in one", s.Peer, e.peersByPath[s.Key][0])}
+			faults[p.Name] = names.Explain(names.ReasonConflictingBFD, "BFD watches the path to %s with the settings of the BGPPeer %q, and this one has others: use the same bfdProfile in both, or set another sourceAddress in one", s.Peer, e.peersByPath[s.Key][0])
 		}
 		e.peersByPath[s.Key] = append(e.peersByPath[s.Key], p.Name)
 		keys[p.Name] = s.Key

@@ -2,7 +2,6 @@ package bgp
 
 import (
 	"context"
-	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -58,10 +57,7 @@ func (e *Engine) resolveUnnumberedPeers(ctx context.Context, peers []intent.Peer
 		case r.err != nil:
 			p.Blocked = names.Explanation{Reason: names.ReasonNoRouter, Text: r.err.Error()}
 		default:
-			p.Blocked = names.Explanation{
-				Reason: names.ReasonNoRouter,
-				Text:   fmt.Sprintf("no router has advertised itself on %s yet: configure this node as an unnumbered neighbour there, or enable router advertisements on the router", p.Device),
-			}
+			p.Blocked = names.Explain(names.ReasonNoRouter, "no router has advertised itself on %s yet: configure this node as an unnumbered neighbour there, or enable router advertisements on the router", p.Device)
 		}
 	}
 	return peers

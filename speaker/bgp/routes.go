@@ -71,17 +71,14 @@ func (w *worker) findWithheldReason() names.Explanation {
 	for r := range w.routesOfPeer() {
 		f := message.FamilyOf(r.Prefix)
 		if !slices.Contains(w.status.Families, f) {
-			return names.Explanation{Reason: names.ReasonFamilyNotCarried, Text: fmt.Sprintf(
-				"the router does not get %s: it does not accept routes of %s on this session: activate that address family for this neighbour there", r.Prefix, f)}
+			return names.Explain(names.ReasonFamilyNotCarried, "the router does not get %s: it does not accept routes of %s on this session: activate that address family for this neighbour there", r.Prefix, f)
 		}
 		switch t, ok := w.pathAttributes(r); {
 		case ok:
 		case !t.NextHop.IsValid():
-			return names.Explanation{Reason: names.ReasonNoNextHop, Text: fmt.Sprintf(
-				"the router does not get %s: the link of this session has no address that can be the next hop of %s routes: add one to the node's link, or remove dualStackAddressFamily", r.Prefix, f)}
+			return names.Explain(names.ReasonNoNextHop, "the router does not get %s: the link of this session has no address that can be the next hop of %s routes: add one to the node's link, or remove dualStackAddressFamily", r.Prefix, f)
 		default:
-			return names.Explanation{Reason: names.ReasonTooManyCommunities, Text: fmt.Sprintf(
-				"the router does not get %s: it has more communities than fit into a message: remove some from its BGPAdvertisements", r.Prefix)}
+			return names.Explain(names.ReasonTooManyCommunities, "the router does not get %s: it has more communities than fit into a message: remove some from its BGPAdvertisements", r.Prefix)
 		}
 	}
 	return names.Explanation{}

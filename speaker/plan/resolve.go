@@ -2,7 +2,6 @@ package plan
 
 import (
 	"cmp"
-	"fmt"
 	"net/netip"
 	"slices"
 
@@ -32,7 +31,7 @@ func resolvePeer(p *snapshot.Peer, self *view.Node, links facts.LinkSet) intent.
 	if p.DefaultGateway != 0 {
 		out.IPv4, out.IPv6 = p.DualStack || p.DefaultGateway == view.IPv4, p.DualStack || p.DefaultGateway == view.IPv6
 		if out.Address = preferredGateway(p.DefaultGateway, links); !out.Address.IsValid() {
-			out.Blocked = names.Explanation{Reason: names.ReasonNoGateway, Text: fmt.Sprintf("this node has no IPv%d default gateway: add a default route, or set peerAddress in the BGPPeer", p.DefaultGateway)}
+			out.Blocked = names.Explain(names.ReasonNoGateway, "this node has no IPv%d default gateway: add a default route, or set peerAddress in the BGPPeer", p.DefaultGateway)
 		}
 	}
 	if err != nil {

@@ -1,7 +1,6 @@
 package plan
 
 import (
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -66,7 +65,7 @@ func (p *Planner) updateRoutes(changed []view.ObjectKey, all bool) {
 				}
 				q := resolvePeer(c, &self, p.inputs.Links)
 				if other := duplicatePeerName(c, q.Address, p.inputs.Snapshot, &self); other != "" && !isPeerUnusable(&q) {
-					q.Blocked, q.BFD = names.Explanation{Reason: names.ReasonDuplicatePeer, Text: fmt.Sprintf("the BGPPeer %q already connects this node to the same router: delete one of the two, or set a different sourceAddress or peerPort in one", other)}, nil
+					q.Blocked, q.BFD = names.Explain(names.ReasonDuplicatePeer, "the BGPPeer %q already connects this node to the same router: delete one of the two, or set a different sourceAddress or peerPort in one", other), nil
 				}
 				p.plan.Peers = append(p.plan.Peers, q)
 			}

@@ -129,7 +129,7 @@ func newServices(n int, clusterIP string) []view.Service {
 func assignAddress(l *allocate.Ledger, s *view.Service, snap *snapshot.Snapshot) error {
 	d := allocate.DecideAssignment(s, l, snap)
 	if len(d.Addresses) == 0 {
-		return fmt.Errorf("%s got no address: %s", s.Key, d.ReasonText)
+		return fmt.Errorf("%s got no address: %s", s.Key, d.Text)
 	}
 	l.CommitAssignment(s, d.Addresses, d.PoolOfFirstAddress)
 	return nil
