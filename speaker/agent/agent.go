@@ -28,8 +28,9 @@ import (
 
 // Layer2 answers for addresses and sends probes. No method blocks.
 type Layer2 interface {
-	// ApplyBindings replaces what the node answers for.
-	ApplyBindings(bindings []intent.Binding)
+	// ApplyBindings replaces what the node answers for, and lets the engine answer until the
+	// deadline. An address without a binding has no answer from the return on.
+	ApplyBindings(bindings []intent.Binding, sendDeadline time.Time)
 	// RepeatAnnouncements announces addresses again that the node already answers for.
 	RepeatAnnouncements(addresses []netip.Addr)
 	// DefendAddress announces an address because another host answers for it (RFC 5227 section
@@ -198,7 +199,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.machine = elect.New(a.options.Self, a.options.Nonce, a.options.Timing, a.options.Now())
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	defer a.options.Layer2.ApplyBindings(nil)
+	defer a.options.Layer2.ApplyBindings(nil, time.Time{})
 	a.restoreCheckpoint(a.options.RestoreFrom)
 	for {
 		var in []elect.Input

@@ -61,18 +61,19 @@ type engineUpdate struct {
 	addressesToAnnounceAgain []netip.Addr
 }
 
-// passHeldAddressesToEngine passes the held addresses to the engine. It first renews the deadline,
-// so that a new holder answers at once.
+// passHeldAddressesToEngine passes the held addresses to the engine. It also renews the deadline, so
+// that a new holder answers at once.
 func (a *Agent) passHeldAddressesToEngine(u *engineUpdate) {
 	if !u.bindingsChanged && len(u.addressesToAnnounceAgain) == 0 {
 		return
 	}
-	a.options.Layer2.SetSendDeadline(a.machine.LeaseDeadline(a.options.Now()))
+	deadline := a.machine.LeaseDeadline(a.options.Now())
 	if u.bindingsChanged {
-		a.options.Layer2.ApplyBindings(slices.Collect(maps.Values(a.bindingsByAddress)))
+		a.options.Layer2.ApplyBindings(slices.Collect(maps.Values(a.bindingsByAddress)), deadline)
 		a.gossipStateChanged, a.statusChanged = true, true
 	}
 	if len(u.addressesToAnnounceAgain) > 0 {
+		a.options.Layer2.SetSendDeadline(deadline)
 		a.options.Layer2.RepeatAnnouncements(u.addressesToAnnounceAgain)
 	}
 	*u = engineUpdate{}

@@ -144,7 +144,7 @@ func (e *Engine) sendDueNotices(now time.Time) time.Time {
 func (e *Engine) sendNotice(n unicastNotice) {
 	p := e.ports[portKey{n.announcement.Link, FamilyOf(n.announcement.Address)}]
 	h := e.holdingByAddress[n.announcement.Address]
-	if p == nil || !slices.Contains(h.links, n.announcement.Link) || e.isPastSendDeadline() {
+	if p == nil || !slices.Contains(h.links, n.announcement.Link) || !e.maySendFor(n.announcement.Address) {
 		return
 	}
 	f := Frame{

@@ -73,7 +73,7 @@ func TestAskersOfAnEarlierHoldReceiveNotices(t *testing.T) {
 				s.sendFrame(s.requestFor(s.heldIP))
 				s.awaitClientFrame("the address is held", s.replyFor(s.heldIP))
 				time.Sleep(2 * time.Minute)
-				s.engine.ApplyBindings(nil)
+				s.engine.ApplyBindings(nil, time.Now().Add(time.Hour))
 				synctest.Wait()
 				s.lan.TakeSentFrames()
 				s.holdNewAddress(s.heldIP)
@@ -129,7 +129,7 @@ func TestCandidacyAdmitsRequestsForIPv6(t *testing.T) {
 			synctest.Wait()
 			s.holdAddresses(s.heldIP)
 			synctest.Wait()
-			s.engine.ApplyBindings(nil)
+			s.engine.ApplyBindings(nil, time.Now().Add(time.Hour))
 		}, true},
 	} {
 		t.Run(name, func(t *testing.T) {

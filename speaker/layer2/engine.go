@@ -112,6 +112,9 @@ type Engine struct {
 	probeInbox       *probeInbox
 	reports          *latest.Queue[Report]
 	sendDeadline     sendDeadline
+	// boundAddresses has the addresses of the last call of ApplyBindings. It is never edited, only
+	// replaced.
+	boundAddresses atomic.Pointer[map[netip.Addr]struct{}]
 	// candidacyUpdates has the candidacies that Run has not applied yet.
 	candidacyUpdates candidacyUpdates
 
@@ -195,12 +198,24 @@ func New(wire Wire, now func() time.Time, options ...Option) *Engine {
 	for _, o := range options {
 		o(e)
 	}
+	e.boundAddresses.Store(&map[netip.Addr]struct{}{})
 	e.publishResponderTable()
 	return e
 }
 
-// ApplyBindings replaces the addresses and links on which the engine answers.
-func (e *Engine) ApplyBindings(bindings []intent.Binding) { e.bindings.Put(bindings) }
+// ApplyBindings replaces the addresses and links on which the engine answers, and allows it to send
+// until the deadline. Run applies new bindings later. But from the return of this call on, the
+// engine sends nothing for an address without a binding. This matters after a pause: the deadline
+// is extended while frames from during the pause still wait to be answered.
+func (e *Engine) ApplyBindings(bindings []intent.Binding, sendDeadline time.Time) {
+	bound := make(map[netip.Addr]struct{}, len(bindings))
+	for _, b := range bindings {
+		bound[b.Address] = struct{}{}
+	}
+	e.boundAddresses.Store(&bound) // before the deadline: maySendFor reads them in reverse order
+	e.sendDeadline.extendTo(sendDeadline)
+	e.bindings.Put(bindings)
+}
 
 // SetLinks replaces the set of usable links.
 func (e *Engine) SetLinks(links facts.LinkSet) { e.linkSets.Put(links) }
@@ -369,12 +384,12 @@ func (e *Engine) sendAnnouncement(g Announcement) {
 	key := portKey{g.Link, FamilyOf(g.Address)}
 	p := e.ports[key]
 	h := e.holdingByAddress[g.Address]
-	if p == nil || !slices.Contains(h.links, g.Link) || e.isPastSendDeadline() {
+	if p == nil || !slices.Contains(h.links, g.Link) {
 		return
 	}
 	all := AnnouncementDestinationMAC(g.Address)
 	for _, op := range announcementOperations(key.family) {
-		if e.writeFrame(p, Frame{
+		if e.maySendFor(g.Address) && e.writeFrame(p, Frame{
 			EthernetDestination: all, EthernetSource: p.link.MAC, Operation: op,
 			SenderMAC: p.link.MAC, SenderIP: g.Address, TargetMAC: all, TargetIP: g.Address,
 		}) {
@@ -383,7 +398,14 @@ func (e *Engine) sendAnnouncement(g Announcement) {
 	}
 }
 
-func (e *Engine) isPastSendDeadline() bool { return e.sendDeadline.isPast(e.now()) }
+// maySendFor says whether frames for the address may be sent now. Any goroutine may call it.
+func (e *Engine) maySendFor(a netip.Addr) bool {
+	if e.sendDeadline.isPast(e.now()) {
+		return false
+	}
+	_, bound := (*e.boundAddresses.Load())[a]
+	return bound
+}
 
 // handleReaderEvent handles what the reader of a port found.
 func (e *Engine) handleReaderEvent(r readerEvent) {

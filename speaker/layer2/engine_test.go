@@ -88,7 +88,7 @@ func TestAnnouncementBursts(t *testing.T) {
 		"announcements are repeated on request":                   {func(s simulation) { s.engine.RepeatAnnouncements([]netip.Addr{heldIPv4}) }, burst},
 		"an address that is not held is not announced on request": {func(s simulation) { s.engine.RepeatAnnouncements([]netip.Addr{otherIPv4}) }, 0},
 		"an address given up and taken again": {func(s simulation) {
-			s.engine.ApplyBindings(nil)
+			s.engine.ApplyBindings(nil, time.Now().Add(time.Hour))
 			synctest.Wait()
 			s.holdAddresses(heldIPv4)
 		}, burst},
@@ -236,8 +236,7 @@ func TestAddressIsAnsweredOnItsLinksOnly(t *testing.T) {
 		second := s.link
 		second.Index, second.MAC = 3, facts.MAC{2, 0, 0, 0, 0, 0x0c}
 		s.engine.SetLinks(facts.LinkSet{s.link, second})
-		s.engine.SetSendDeadline(time.Now().Add(time.Hour))
-		s.engine.ApplyBindings([]intent.Binding{{Address: heldIPv4, LinkIndexes: []int{second.Index}}})
+		s.engine.ApplyBindings([]intent.Binding{{Address: heldIPv4, LinkIndexes: []int{second.Index}}}, time.Now().Add(time.Hour))
 		time.Sleep(10 * time.Second)
 		s.discardHeardFrames()
 		s.sendFrame(s.requestFor(heldIPv4))

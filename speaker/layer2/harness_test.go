@@ -90,8 +90,7 @@ func (b *harness) holdAddresses(addresses ...netip.Addr) {
 	for _, a := range addresses {
 		bindings = append(bindings, intent.Binding{Address: a, LinkIndexes: []int{b.link.Index}})
 	}
-	b.engine.SetSendDeadline(time.Now().Add(time.Hour))
-	b.engine.ApplyBindings(bindings)
+	b.engine.ApplyBindings(bindings, time.Now().Add(time.Hour))
 }
 
 // holdNewAddress does the same for an address that is not held yet, and waits for its announcement.
@@ -238,7 +237,7 @@ var wireScenarios = map[string]func(b *harness){
 		b.awaitClientFrame("the host probes (RFC 5227 section 2.1.1, RFC 4862 section 5.4)", want)
 	},
 	"nothing is answered before the send deadline is set": func(b *harness) {
-		b.engine.ApplyBindings([]intent.Binding{{Address: b.heldIP, LinkIndexes: []int{b.link.Index}}})
+		b.engine.ApplyBindings([]intent.Binding{{Address: b.heldIP, LinkIndexes: []int{b.link.Index}}}, time.Time{})
 		b.sendFrame(b.requestFor(b.heldIP))
 		b.requireClientSilence("no send deadline was set", b.heldIP)
 		b.holdNewAddress(b.unheldIP) // sets the deadline; the first address is not held any more
@@ -270,7 +269,7 @@ var wireScenarios = map[string]func(b *harness){
 		b.holdNewAddress(b.heldIP)
 		b.sendFrame(b.requestFor(b.heldIP))
 		b.awaitClientFrame("the address is held", b.replyFor(b.heldIP))
-		b.engine.ApplyBindings(nil)
+		b.engine.ApplyBindings(nil, time.Now().Add(time.Hour))
 		for len(b.engine.Counters()) > 0 { // until the engine has applied it
 			<-time.After(5 * time.Millisecond)
 		}

@@ -50,7 +50,7 @@ func (e *Engine) openPingResponder(p *port) {
 		defer e.readerGoroutines.Done()
 		err := responder.Serve(func(a netip.Addr) bool {
 			h, held := e.responderTable.Load().holdingByAddress[a]
-			if !held || !slices.Contains(h.links, link) || e.isPastSendDeadline() {
+			if !held || !slices.Contains(h.links, link) || !e.maySendFor(a) {
 				return false
 			}
 			h.counters.pings.Add(1)

@@ -74,7 +74,7 @@ func (e *Engine) readFrames(socket Port, key portKey, generation uint64, own fac
 		}
 		h.counters.requests.Add(1)
 		answer, why := BuildReply(f, own)
-		if why != NotDropped || e.isPastSendDeadline() {
+		if why != NotDropped || !e.maySendFor(f.TargetIP) {
 			return Frame{}, false
 		}
 		h.counters.answers.Add(1)

@@ -135,12 +135,11 @@ func (c *Harness) StartResponder(ctx context.Context) (stop func(), err error) {
 		<-ended
 	}
 	e.SetLinks(facts.LinkSet{c.nodeLink})
-	e.SetSendDeadline(time.Now().Add(time.Hour))
 	claims := make([]intent.Binding, c.options.AddressCount)
 	for i := range claims {
 		claims[i] = intent.Binding{Address: c.addressAt(i), LinkIndexes: []int{c.nodeLink.Index}}
 	}
-	e.ApplyBindings(claims)
+	e.ApplyBindings(claims, time.Now().Add(time.Hour))
 	for waiting := time.After(30 * time.Second); ; {
 		announced := 0
 		for _, n := range e.Counters() {

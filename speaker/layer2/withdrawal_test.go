@@ -1,0 +1,83 @@
+package layer2_test
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/facts"
+	"github.com/gantry-lb/gantry/speaker/layer2"
+	"github.com/gantry-lb/gantry/speaker/layer2/layer2test"
+)
+
+// blockingWire is a Wire whose ports block the engine: once blocked is closed, Write returns only
+// after unblocked is closed. The readers answer meanwhile.
+type blockingWire struct {
+	layer2.Wire
+	blocked, unblocked chan struct{}
+}
+
+type blockingPort struct {
+	layer2.Port
+	wire *blockingWire
+}
+
+func (w *blockingWire) OpenPort(l facts.Link, f layer2.Family) (layer2.Port, error) {
+	p, err := w.Wire.OpenPort(l, f)
+	return blockingPort{p, w}, err
+}
+
+func (p blockingPort) Write(f layer2.Frame) error {
+	select {
+	case <-p.wire.blocked:
+		<-p.wire.unblocked
+	default:
+	}
+	return p.Port.Write(f)
+}
+
+// TestAWithdrawnAddressIsSilentAtOnce: after a pause the speaker gives up an address that another
+// node took, and extends the deadline for what it still holds. The engine has not applied that yet.
+// Frames from during the pause wait in the port, and none of them may be answered.
+func TestAWithdrawnAddressIsSilentAtOnce(t *testing.T) {
+	for family, c := range addressesByFamily {
+		t.Run(family, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				lan := layer2test.New()
+				w := &blockingWire{lan.AddHost("node1"), make(chan struct{}), make(chan struct{})}
+				mac := facts.MAC{2, 0, 0, 0, 0, 0x64}
+				client, err := lan.AddHost("client").OpenPort(facts.Link{Index: 1, Name: "eth0", MAC: mac}, layer2.FamilyOf(c.heldIP))
+				if err != nil {
+					t.Fatal(err)
+				}
+				b := &harness{
+					testAddresses: c, t: t, clientPort: client, clientMAC: mac, engine: layer2.New(w, time.Now),
+					link: facts.Link{Index: 2, Name: "eth0", MAC: facts.MAC{2, 0, 0, 0, 0, 0x0b}},
+				}
+				b.startEngine(func(ctx context.Context) error { return b.engine.Run(ctx) })
+				unblock := sync.OnceFunc(func() { close(w.unblocked) })
+				t.Cleanup(unblock) // before the engine is stopped
+				b.holdAddresses(b.heldIP, b.unheldIP)
+				b.awaitClientFrame("the address is announced", b.gratuitousReply(b.link.MAC, b.heldIP))
+				b.engine.SetSendDeadline(time.Time{})
+				close(w.blocked)
+				b.engine.SetSendDeadline(time.Now().Add(time.Hour))
+				b.engine.DefendAddress(b.heldIP)
+				synctest.Wait() // the engine is busy now
+				b.engine.SetSendDeadline(time.Time{})
+
+				b.holdAddresses(b.unheldIP)
+				b.sendFrame(b.requestFor(b.heldIP))
+				b.requireClientSilence("the address is given up", b.heldIP)
+				b.sendFrame(b.requestFor(b.unheldIP))
+				b.awaitClientFrame("the other address is still held", b.replyFor(b.unheldIP))
+
+				unblock()
+				synctest.Wait()
+				b.requireClientSilence("the engine has applied it", b.heldIP)
+			})
+		})
+	}
+}
