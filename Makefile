@@ -6,7 +6,7 @@ IMAGE ?= gantry-lb/gantry:v0.1.0
 OVERLAYS = default l2-only webhook prometheus
 
 .DEFAULT_GOAL := help
-.PHONY: help build deps test unit policy e2e model bursts histories race fuzz lint generate verify manifests chart demo bench soak image packages-tools clean
+.PHONY: help build deps test check current unit policy e2e model bursts histories race fuzz lint generate verify manifests chart demo bench soak image packages-tools clean
 
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,14 @@ lint: ## run go vet and staticcheck, and find functions that nothing calls
 	go vet ./...
 	$(TOOL) staticcheck ./...
 	tools/deadcode.sh
+
+check: ## check format, lint and generated files, and run the tests that need neither root nor the lab; two minutes with a warm cache
+	@test -z "$$(gofmt -l api controller internal speaker test tools)" || { gofmt -l api controller internal speaker test tools; echo 'format these files with gofmt'; exit 1; }
+	@$(MAKE) --no-print-directory -j2 lint current unit
+
+current: ## fail if generated files were not current; they are afterwards
+	@before=$$(find api config -type f | sort | xargs sha256sum); $(MAKE) --no-print-directory generate; \
+	test "$$before" = "$$(find api config -type f | sort | xargs sha256sum)" || { echo 'generated files were not current; they are now: commit them'; exit 1; }
 
 generate: ## generate the deepcopy functions and the CRDs
 	$(TOOL) controller-gen object paths=./api/...

@@ -45,67 +45,69 @@ type birdCase struct {
 	wantHoldTime   time.Duration
 }
 
+// birdCases are the kinds of sessions with BIRD by name.
+var birdCases = map[string]birdCase{
+	"external": {
+		protocol:       "neighbor NODE4 as 64512; ipv4 { import all; export none; };",
+		wantRouteTexts: []string{"BGP.as_path: 64512\n", "BGP.next_hop: NODE4", "via NODE4 on eth0"},
+	},
+	"internal, with a local preference": {
+		protocol: "neighbor NODE4 as 65000; ipv4 { import all; export none; };", editPeer: func(p *intent.Peer) { p.LocalASN = 65000 },
+		attributes: intent.Attributes{LocalPref: 250}, wantRouteTexts: []string{"BGP.as_path: \n", "BGP.local_pref: 250"},
+	},
+	"four-octet AS numbers": {
+		protocol: "neighbor NODE4 as 4200000001; ipv4 { import all; export none; };", editPeer: func(p *intent.Peer) { p.LocalASN = 4200000001 },
+		wantRouteTexts: []string{"BGP.as_path: 4200000001\n"},
+	},
+	"over IPv6": {
+		protocol: "neighbor NODE6 as 64512; ipv6 { import all; export none; };", ipv6Route: true,
+		editPeer: func(p *intent.Peer) { p.Address, p.IPv4, p.IPv6 = routerIPv6, false, true }, wantRouteTexts: []string{"BGP.next_hop: NODE6", "via NODE6 on eth0"},
+	},
+	"both families over IPv4": {
+		protocol: "neighbor NODE4 as 64512; ipv4 { import all; export none; }; ipv6 { import all; export none; };", editPeer: func(p *intent.Peer) { p.IPv6 = true }, ipv6Route: true,
+		wantRouteTexts: []string{"BGP.next_hop: NODE6", "via NODE6 on eth0"},
+	},
+	"IPv4 routes of a node that has no IPv4 address": {
+		protocol: "neighbor NODE6 as 64512; ipv4 { import all; export none; extended next hop on; };", ipv6Only: true,
+		editPeer: func(p *intent.Peer) { p.Address = routerIPv6 }, wantRouteTexts: []string{"BGP.next_hop: NODE6", "via NODE6 on eth0"},
+	},
+	"a password":   {protocol: `neighbor NODE4 as 64512; password "s3cret"; ipv4 { import all; export none; };`, editPeer: func(p *intent.Peer) { p.Password = "s3cret" }},
+	"TTL security": {protocol: "neighbor NODE4 as 64512; ttl security on; ipv4 { import all; export none; };", editPeer: func(p *intent.Peer) { p.MaxHops = 1 }},
+	"several hops": {
+		protocol: "neighbor NODE4 as 64512; multihop 3; source address 10.99.0.1; ipv4 { import all; export none; };",
+		editPeer: func(p *intent.Peer) { p.Address, p.Multihop = netip.MustParseAddr("10.99.0.1"), true },
+	},
+	"a hold time":  {protocol: "neighbor NODE4 as 64512; hold time 6; ipv4 { import all; export none; };", wantHoldTime: 6 * time.Second},
+	"no hold time": {protocol: "neighbor NODE4 as 64512; hold time 0; ipv4 { import all; export none; };", editPeer: func(p *intent.Peer) { p.HoldTime = 0 }},
+	"attributes": {
+		protocol: "neighbor NODE4 as 64512; ipv4 { import all; export none; };",
+		attributes: intent.Attributes{
+			MED: 42, HasMED: true, PrependCount: 2, Communities: []uint32{64512<<16 | 7, 0xffffff01}, LargeCommunities: [][3]uint32{{64512, 1, 4294967295}},
+			ExtendedCommunities: [][8]byte{{0x00, 0x02, 0xfc, 0x00, 0, 0, 0, 9}},
+		},
+		wantRouteTexts: []string{
+			"BGP.as_path: 64512 64512 64512\n", "BGP.med: 42", "BGP.community: (64512,7) (65535,65281)", "BGP.large_community: (64512, 1, 4294967295)",
+			"BGP.ext_community: (rt, 64512, 9)",
+		},
+	},
+}
+
 // TestSessionsWithBIRD runs the cases of TestSessionsWithFRR that BIRD supports.
 func TestSessionsWithBIRD(t *testing.T) {
-	cases := map[string]birdCase{
-		"external": {
-			protocol:       "neighbor NODE4 as 64512; ipv4 { import all; export none; };",
-			wantRouteTexts: []string{"BGP.as_path: 64512\n", "BGP.next_hop: NODE4", "via NODE4 on eth0"},
-		},
-		"internal, with a local preference": {
-			protocol: "neighbor NODE4 as 65000; ipv4 { import all; export none; };", editPeer: func(p *intent.Peer) { p.LocalASN = 65000 },
-			attributes: intent.Attributes{LocalPref: 250}, wantRouteTexts: []string{"BGP.as_path: \n", "BGP.local_pref: 250"},
-		},
-		"four-octet AS numbers": {
-			protocol: "neighbor NODE4 as 4200000001; ipv4 { import all; export none; };", editPeer: func(p *intent.Peer) { p.LocalASN = 4200000001 },
-			wantRouteTexts: []string{"BGP.as_path: 4200000001\n"},
-		},
-		"over IPv6": {
-			protocol: "neighbor NODE6 as 64512; ipv6 { import all; export none; };", ipv6Route: true,
-			editPeer: func(p *intent.Peer) { p.Address, p.IPv4, p.IPv6 = routerIPv6, false, true }, wantRouteTexts: []string{"BGP.next_hop: NODE6", "via NODE6 on eth0"},
-		},
-		"both families over IPv4": {
-			protocol: "neighbor NODE4 as 64512; ipv4 { import all; export none; }; ipv6 { import all; export none; };", editPeer: func(p *intent.Peer) { p.IPv6 = true }, ipv6Route: true,
-			wantRouteTexts: []string{"BGP.next_hop: NODE6", "via NODE6 on eth0"},
-		},
-		"IPv4 routes of a node that has no IPv4 address": {
-			protocol: "neighbor NODE6 as 64512; ipv4 { import all; export none; extended next hop on; };", ipv6Only: true,
-			editPeer: func(p *intent.Peer) { p.Address = routerIPv6 }, wantRouteTexts: []string{"BGP.next_hop: NODE6", "via NODE6 on eth0"},
-		},
-		"a password":   {protocol: `neighbor NODE4 as 64512; password "s3cret"; ipv4 { import all; export none; };`, editPeer: func(p *intent.Peer) { p.Password = "s3cret" }},
-		"TTL security": {protocol: "neighbor NODE4 as 64512; ttl security on; ipv4 { import all; export none; };", editPeer: func(p *intent.Peer) { p.MaxHops = 1 }},
-		"several hops": {
-			protocol: "neighbor NODE4 as 64512; multihop 3; source address 10.99.0.1; ipv4 { import all; export none; };",
-			editPeer: func(p *intent.Peer) { p.Address, p.Multihop = netip.MustParseAddr("10.99.0.1"), true },
-		},
-		"a hold time":  {protocol: "neighbor NODE4 as 64512; hold time 6; ipv4 { import all; export none; };", wantHoldTime: 6 * time.Second},
-		"no hold time": {protocol: "neighbor NODE4 as 64512; hold time 0; ipv4 { import all; export none; };", editPeer: func(p *intent.Peer) { p.HoldTime = 0 }},
-		"attributes": {
-			protocol: "neighbor NODE4 as 64512; ipv4 { import all; export none; };",
-			attributes: intent.Attributes{
-				MED: 42, HasMED: true, PrependCount: 2, Communities: []uint32{64512<<16 | 7, 0xffffff01}, LargeCommunities: [][3]uint32{{64512, 1, 4294967295}},
-				ExtendedCommunities: [][8]byte{{0x00, 0x02, 0xfc, 0x00, 0, 0, 0, 9}},
-			},
-			wantRouteTexts: []string{
-				"BGP.as_path: 64512 64512 64512\n", "BGP.med: 42", "BGP.community: (64512,7) (65535,65281)", "BGP.large_community: (64512, 1, 4294967295)",
-				"BGP.ext_community: (rt, 64512, 9)",
-			},
-		},
-	}
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: len(cases)})
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: len(birdCases)})
 	text := "router id 192.168.0.1;\nprotocol device {}\n"
-	names := slices.Sorted(maps.Keys(cases))
+	names := slices.Sorted(maps.Keys(birdCases))
 	at := map[string]*strings.Replacer{}
 	for i, name := range names {
 		at[name] = strings.NewReplacer("NODE4", fmt.Sprintf("192.168.0.%d", 11+i), "NODE6", fmt.Sprintf("fd00:a8::%x", 11+i))
-		text += fmt.Sprintf("protocol bgp node%d { local as 65000; %s }\n", i+1, at[name].Replace(cases[name].protocol))
-		if cases[name].ipv6Only {
+		text += fmt.Sprintf("protocol bgp node%d { local as 65000; %s }\n", i+1, at[name].Replace(birdCases[name].protocol))
+		if birdCases[name].ipv6Only {
 			removeAddress(t, b.Host(fmt.Sprintf("node%d", i+1)), fmt.Sprintf("192.168.0.%d/24", 11+i))
 		}
 	}
 	bird := startRouter(t, router.Config{Kind: router.BIRD, NetNS: b.Host("router"), ConfigText: text})
 	for i, name := range names {
-		c := cases[name]
+		c := birdCases[name]
 		t.Run(name, func(t *testing.T) {
 			p := exampleExternalPeer()
 			if c.editPeer != nil {

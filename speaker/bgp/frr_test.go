@@ -44,99 +44,101 @@ type caseNode struct {
 	ipv4, ipv6 string
 }
 
+// frrCases are the kinds of sessions with FRR by name.
+var frrCases = map[string]sessionCase{
+	"external": {frrNeighbour: "neighbor NODE4 remote-as 64512", checkRoute: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
+		if p.ASPath.String != "64512" || p.NextHops[0].IP != h.ipv4 || p.LocalPref != 0 {
+			t.Errorf("%+v, want AS path 64512 via %s", p, h.ipv4)
+		}
+	}},
+	"internal": {frrNeighbour: "neighbor NODE4 remote-as 65000", editPeer: func(p *intent.Peer) { p.LocalASN = 65000 }, checkRoute: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
+		if p.ASPath.String != "Local" || p.LocalPref != 100 {
+			t.Errorf("%+v, want an empty AS path and localPref 100", p)
+		}
+	}},
+	"four-octet AS numbers": {frrNeighbour: "neighbor NODE4 remote-as 4200000001", editPeer: func(p *intent.Peer) { p.LocalASN = 4200000001 }, checkRoute: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
+		if p.ASPath.String != "4200000001" {
+			t.Errorf("the AS path is %s", p.ASPath.String)
+		}
+	}},
+	"any external number": {frrNeighbour: "neighbor NODE4 remote-as 64512", editPeer: func(p *intent.Peer) { p.PeerASN, p.DynamicASN = 0, intent.AcceptExternalASN }, checkRoute: func(t *testing.T, h caseNode, st bgp.Status, _ frrPath) {
+		if st.ASN != 65000 {
+			t.Errorf("the status has the AS number %d", st.ASN)
+		}
+	}},
+	"the internal number": {frrNeighbour: "neighbor NODE4 remote-as 65000", editPeer: func(p *intent.Peer) { p.LocalASN, p.PeerASN, p.DynamicASN = 65000, 0, intent.AcceptInternalASN }},
+	"over IPv6": {
+		frrNeighbour: "neighbor NODE6 remote-as 64512", frrFamilies: fmt.Sprintf(frrActivateIPv6, "NODE6"),
+		editPeer: func(p *intent.Peer) { p.Address, p.IPv4, p.IPv6 = routerIPv6, false, true }, ipv6Routes: true,
+		checkRoute: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
+			if p.NextHops[0].IP != h.ipv6 {
+				t.Errorf("the next hop is %+v", p.NextHops)
+			}
+		},
+	},
+	"both families over IPv4": {
+		frrNeighbour: "neighbor NODE4 remote-as 64512", frrFamilies: fmt.Sprintf(frrActivateIPv6, "NODE4"), editPeer: func(p *intent.Peer) { p.IPv6 = true }, ipv4Routes: true, ipv6Routes: true,
+		checkRoute: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
+			if p.NextHops[0].IP != h.ipv6 {
+				t.Errorf("the IPv6 next hop is %+v", p.NextHops)
+			}
+		},
+	},
+	"both families over IPv6, with the link's IPv4 address as next hop": {
+		frrNeighbour: "neighbor NODE6 remote-as 64512", frrFamilies: fmt.Sprintf(frrActivateIPv6, "NODE6"),
+		editPeer: func(p *intent.Peer) { p.Address, p.IPv6 = routerIPv6, true }, ipv6Routes: true, ipv4Routes: true,
+		checkRoute: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
+			if p.NextHops[0].IP != h.ipv4 {
+				t.Errorf("the IPv4 next hop is %+v", p.NextHops)
+			}
+		},
+	},
+	"without multiprotocol": {frrNeighbour: "neighbor NODE4 remote-as 64512\n neighbor NODE4 dont-capability-negotiate", editPeer: func(p *intent.Peer) { p.NoMultiprotocol = true }},
+	"a password":            {frrNeighbour: "neighbor NODE4 remote-as 64512\n neighbor NODE4 password s3cret", editPeer: func(p *intent.Peer) { p.Password = "s3cret" }},
+	"TTL security":          {frrNeighbour: "neighbor NODE4 remote-as 64512\n neighbor NODE4 ttl-security hops 1", editPeer: func(p *intent.Peer) { p.MaxHops = 1 }},
+	"several hops": {
+		frrNeighbour: "neighbor NODE4 remote-as 64512\n neighbor NODE4 ebgp-multihop 3\n neighbor NODE4 update-source 10.99.0.1",
+		editPeer:     func(p *intent.Peer) { p.Address, p.Multihop = netip.MustParseAddr("10.99.0.1"), true },
+	},
+	"a source address": {frrNeighbour: "neighbor NODE4 remote-as 64512", fromNodeAddress: true},
+	"a device":         {frrNeighbour: "neighbor NODE4 remote-as 64512", editPeer: func(p *intent.Peer) { p.Device = "eth0" }},
+	"a router ID": {frrNeighbour: "neighbor NODE4 remote-as 64512", editPeer: func(p *intent.Peer) { p.RouterID = netip.MustParseAddr("10.1.2.3") }, checkRoute: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
+		if p.Peer.RouterID != "10.1.2.3" {
+			t.Errorf("the router ID is %s", p.Peer.RouterID)
+		}
+	}},
+	"a hold time": {frrNeighbour: "neighbor NODE4 remote-as 64512", editPeer: func(p *intent.Peer) { p.HoldTime, p.KeepaliveTime = 6*time.Second, time.Second }, checkRoute: func(t *testing.T, h caseNode, st bgp.Status, _ frrPath) {
+		if st.HoldTime != 6*time.Second {
+			t.Errorf("the hold time is %s", st.HoldTime)
+		}
+	}},
+	"no hold time": {frrNeighbour: "neighbor NODE4 remote-as 64512", editPeer: func(p *intent.Peer) { p.HoldTime = 0 }, checkRoute: func(t *testing.T, h caseNode, st bgp.Status, _ frrPath) {
+		if st.HoldTime != 0 {
+			t.Errorf("the hold time is %s", st.HoldTime)
+		}
+	}},
+	"another port": {frrNeighbour: "neighbor NODE4 remote-as 64512", editPeer: func(p *intent.Peer) { p.Port = 1179 }},
+}
+
 // TestSessionsWithFRR runs every kind of session that a BGPPeer can
 // configure. Each case has its own node, and all have sessions with the same
 // router at the same time. FRR is configured as its manual shows.
 func TestSessionsWithFRR(t *testing.T) {
-	cases := map[string]sessionCase{
-		"external": {frrNeighbour: "neighbor NODE4 remote-as 64512", checkRoute: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
-			if p.ASPath.String != "64512" || p.NextHops[0].IP != h.ipv4 || p.LocalPref != 0 {
-				t.Errorf("%+v, want AS path 64512 via %s", p, h.ipv4)
-			}
-		}},
-		"internal": {frrNeighbour: "neighbor NODE4 remote-as 65000", editPeer: func(p *intent.Peer) { p.LocalASN = 65000 }, checkRoute: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
-			if p.ASPath.String != "Local" || p.LocalPref != 100 {
-				t.Errorf("%+v, want an empty AS path and localPref 100", p)
-			}
-		}},
-		"four-octet AS numbers": {frrNeighbour: "neighbor NODE4 remote-as 4200000001", editPeer: func(p *intent.Peer) { p.LocalASN = 4200000001 }, checkRoute: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
-			if p.ASPath.String != "4200000001" {
-				t.Errorf("the AS path is %s", p.ASPath.String)
-			}
-		}},
-		"any external number": {frrNeighbour: "neighbor NODE4 remote-as 64512", editPeer: func(p *intent.Peer) { p.PeerASN, p.DynamicASN = 0, intent.AcceptExternalASN }, checkRoute: func(t *testing.T, h caseNode, st bgp.Status, _ frrPath) {
-			if st.ASN != 65000 {
-				t.Errorf("the status has the AS number %d", st.ASN)
-			}
-		}},
-		"the internal number": {frrNeighbour: "neighbor NODE4 remote-as 65000", editPeer: func(p *intent.Peer) { p.LocalASN, p.PeerASN, p.DynamicASN = 65000, 0, intent.AcceptInternalASN }},
-		"over IPv6": {
-			frrNeighbour: "neighbor NODE6 remote-as 64512", frrFamilies: fmt.Sprintf(frrActivateIPv6, "NODE6"),
-			editPeer: func(p *intent.Peer) { p.Address, p.IPv4, p.IPv6 = routerIPv6, false, true }, ipv6Routes: true,
-			checkRoute: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
-				if p.NextHops[0].IP != h.ipv6 {
-					t.Errorf("the next hop is %+v", p.NextHops)
-				}
-			},
-		},
-		"both families over IPv4": {
-			frrNeighbour: "neighbor NODE4 remote-as 64512", frrFamilies: fmt.Sprintf(frrActivateIPv6, "NODE4"), editPeer: func(p *intent.Peer) { p.IPv6 = true }, ipv4Routes: true, ipv6Routes: true,
-			checkRoute: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
-				if p.NextHops[0].IP != h.ipv6 {
-					t.Errorf("the IPv6 next hop is %+v", p.NextHops)
-				}
-			},
-		},
-		"both families over IPv6, with the link's IPv4 address as next hop": {
-			frrNeighbour: "neighbor NODE6 remote-as 64512", frrFamilies: fmt.Sprintf(frrActivateIPv6, "NODE6"),
-			editPeer: func(p *intent.Peer) { p.Address, p.IPv6 = routerIPv6, true }, ipv6Routes: true, ipv4Routes: true,
-			checkRoute: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
-				if p.NextHops[0].IP != h.ipv4 {
-					t.Errorf("the IPv4 next hop is %+v", p.NextHops)
-				}
-			},
-		},
-		"without multiprotocol": {frrNeighbour: "neighbor NODE4 remote-as 64512\n neighbor NODE4 dont-capability-negotiate", editPeer: func(p *intent.Peer) { p.NoMultiprotocol = true }},
-		"a password":            {frrNeighbour: "neighbor NODE4 remote-as 64512\n neighbor NODE4 password s3cret", editPeer: func(p *intent.Peer) { p.Password = "s3cret" }},
-		"TTL security":          {frrNeighbour: "neighbor NODE4 remote-as 64512\n neighbor NODE4 ttl-security hops 1", editPeer: func(p *intent.Peer) { p.MaxHops = 1 }},
-		"several hops": {
-			frrNeighbour: "neighbor NODE4 remote-as 64512\n neighbor NODE4 ebgp-multihop 3\n neighbor NODE4 update-source 10.99.0.1",
-			editPeer:     func(p *intent.Peer) { p.Address, p.Multihop = netip.MustParseAddr("10.99.0.1"), true },
-		},
-		"a source address": {frrNeighbour: "neighbor NODE4 remote-as 64512", fromNodeAddress: true},
-		"a device":         {frrNeighbour: "neighbor NODE4 remote-as 64512", editPeer: func(p *intent.Peer) { p.Device = "eth0" }},
-		"a router ID": {frrNeighbour: "neighbor NODE4 remote-as 64512", editPeer: func(p *intent.Peer) { p.RouterID = netip.MustParseAddr("10.1.2.3") }, checkRoute: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
-			if p.Peer.RouterID != "10.1.2.3" {
-				t.Errorf("the router ID is %s", p.Peer.RouterID)
-			}
-		}},
-		"a hold time": {frrNeighbour: "neighbor NODE4 remote-as 64512", editPeer: func(p *intent.Peer) { p.HoldTime, p.KeepaliveTime = 6*time.Second, time.Second }, checkRoute: func(t *testing.T, h caseNode, st bgp.Status, _ frrPath) {
-			if st.HoldTime != 6*time.Second {
-				t.Errorf("the hold time is %s", st.HoldTime)
-			}
-		}},
-		"no hold time": {frrNeighbour: "neighbor NODE4 remote-as 64512", editPeer: func(p *intent.Peer) { p.HoldTime = 0 }, checkRoute: func(t *testing.T, h caseNode, st bgp.Status, _ frrPath) {
-			if st.HoldTime != 0 {
-				t.Errorf("the hold time is %s", st.HoldTime)
-			}
-		}},
-		"another port": {frrNeighbour: "neighbor NODE4 remote-as 64512", editPeer: func(p *intent.Peer) { p.Port = 1179 }},
-	}
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: len(cases)})
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: len(frrCases)})
 	redirectPort1179(t, b)
 	var lines, families []string
-	names := slices.Sorted(maps.Keys(cases))
+	names := slices.Sorted(maps.Keys(frrCases))
 	at := map[string]caseNode{}
 	for i, name := range names {
 		h := caseNode{i, fmt.Sprintf("192.168.0.%d", 11+i), fmt.Sprintf("fd00:a8::%x", 11+i)}
 		address := strings.NewReplacer("NODE4", h.ipv4, "NODE6", h.ipv6)
-		lines = append(lines, address.Replace(cases[name].frrNeighbour))
-		families = append(families, address.Replace(cases[name].frrFamilies))
+		lines = append(lines, address.Replace(frrCases[name].frrNeighbour))
+		families = append(families, address.Replace(frrCases[name].frrFamilies))
 		at[name] = h
 	}
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(strings.Join(lines, "\n "), families...)})
 	for _, name := range names {
-		c, h := cases[name], at[name]
+		c, h := frrCases[name], at[name]
 		t.Run(name, func(t *testing.T) {
 			p := exampleExternalPeer()
 			if c.editPeer != nil {

@@ -79,17 +79,19 @@ func encodeNumberedUpdate(from, count int) []byte {
 	return append(out, body...)
 }
 
-// TestHostileRoutersAffectOnlyTheirSessions connects one speaker to
-// every kind of misbehaving router at once, and to a good one.
-func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour)})
-	flooded := make(chan error, 1)
-	const messages = 4000 // of 900 routes each
-	behaviours := map[string]struct {
-		behave func(c net.Conn)
-		want   string // in the last error
-	}{
+// floodMessageCount is the number of UPDATEs in a flood, of 900 routes each.
+const floodMessageCount = 4000
+
+// hostileBehaviour is what a router does on a connection, and what the session's last error says.
+type hostileBehaviour struct {
+	behave func(c net.Conn)
+	want   string // in the last error
+}
+
+// newHostileBehaviours returns the behaviours by name. One of them floods, and reports the end of
+// its flood.
+func newHostileBehaviours(t *testing.T, flooded chan<- error) map[string]hostileBehaviour {
+	return map[string]hostileBehaviour{
 		"garbage": {func(c net.Conn) {
 			_, _ = c.Write(bytes.Repeat([]byte("GET / HTTP/1.1\r\n"), 10))
 			_, _ = io.Copy(io.Discard, c)
@@ -128,13 +130,22 @@ func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
 			}
 			go func() { _, _ = io.Copy(io.Discard, c) }()
 			var err error
-			for i := 0; i < messages && err == nil; i++ {
+			for i := 0; i < floodMessageCount && err == nil; i++ {
 				_, err = c.Write(encodeNumberedUpdate(i*900, 900))
 			}
 			flooded <- err
 			<-t.Context().Done()
 		}, ""},
 	}
+}
+
+// TestHostileRoutersAffectOnlyTheirSessions connects one speaker to
+// every kind of misbehaving router at once, and to a good one.
+func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour)})
+	flooded := make(chan error, 1)
+	behaviours := newHostileBehaviours(t, flooded)
 	s := startSpeaker(t, b.Host("node1"))
 	d := bgp.Desired{Peers: []intent.Peer{exampleExternalPeer()}, Routes: newRoutes(servicePrefix)}
 	rogues := map[string]*hostileRouter{}
@@ -173,7 +184,7 @@ func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
 		t.Error("the flood was not read")
 	}
 	eventually(t, "every message of the flood is counted", func() error {
-		if st := s.peerStatus("floods"); st.Messages.Received.Updates < messages || st.State != bgp.Established {
+		if st := s.peerStatus("floods"); st.Messages.Received.Updates < floodMessageCount || st.State != bgp.Established {
 			return fmt.Errorf("%d are counted, and the session is %s: %s", st.Messages.Received.Updates, st.State, st.LastError)
 		}
 		return nil
@@ -181,7 +192,7 @@ func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
 	runtime.GC()
 	runtime.ReadMemStats(&after)
 	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 30<<20 {
-		t.Errorf("the heap grew by %d bytes for %d unwanted routes", grown, messages*900)
+		t.Errorf("the heap grew by %d bytes for %d unwanted routes", grown, floodMessageCount*900)
 	}
 	if n := rogues["disconnects"].connections.Load(); n < 3 || n > 40 {
 		t.Errorf("the router that disconnects got %d connections, want a few with growing delays", n)

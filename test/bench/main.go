@@ -184,7 +184,7 @@ func measureOneService(ctx context.Context, s *cluster.Cluster, name string, min
 			return d, s.API.Delete(ctx, got)
 		}
 	}
-	return 0, fmt.Errorf("Service %s got no address: %w", name, context.Cause(ctx))
+	return 0, fmt.Errorf("waiting for the address of Service %s: %w", name, context.Cause(ctx))
 }
 
 // measureFailover cuts the holder's cable again and again while a client sends requests. Every

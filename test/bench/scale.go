@@ -65,7 +65,7 @@ func (c copyingAPI) ForEachLiveService(ctx context.Context, visit func(*corev1.S
 
 func withManagedFields(s *corev1.Service) *corev1.Service {
 	o := s.DeepCopy()
-	o.ManagedFields = []metav1.ManagedFieldsEntry{{FieldsV1: &metav1.FieldsV1{Raw: make([]byte, 2048)}}}
+	o.ManagedFields = []metav1.ManagedFieldsEntry{{FieldsV1: metav1.NewFieldsV1(string(make([]byte, 2048)))}}
 	return o
 }
 

@@ -130,7 +130,7 @@ func (c *AddressRecorder) AwaitAddresses(ctx context.Context, services ...string
 		defer c.mu.Unlock()
 		for i, n := range services {
 			if c.recordByService[n].address == "" {
-				return fmt.Errorf("Service %s has no address", n)
+				return fmt.Errorf("the Service %s has no address", n)
 			}
 			out[i] = c.recordByService[n].assignedAt
 		}

@@ -82,9 +82,17 @@ protocol bgp node1 from node { neighbor 192.168.0.11 as 64512; }
 protocol bgp node2 from node { neighbor 192.168.0.12 as 64512; }
 `
 
-// TestRouteAttributesReachRouters checks every attribute of the user's objects in FRR and BIRD, in
-// both families.
-func TestRouteAttributesReachRouters(t *testing.T) {
+// attributesHarness is a cluster with two routers that have the routes of one dual-stack Service.
+type attributesHarness struct {
+	*cluster.Cluster
+	tor, spine *lab.Router
+	addresses  []netip.Addr
+	// carried are the attributes of the Service's host routes.
+	carried routeAttributes
+}
+
+func newAttributesHarness(t *testing.T) (context.Context, *attributesHarness) {
+	t.Helper()
 	for _, k := range []router.Kind{router.FRR, router.BIRD} {
 		if m := router.MissingPrerequisite(k); m != "" {
 			t.Skip(m)
@@ -112,64 +120,72 @@ func TestRouteAttributesReachRouters(t *testing.T) {
 		asPath: "64512 64512 64512", med: 42, communities: "64512:7 no-export", largeCommunities: "64512:1:4294967295",
 		linkBandwidthByNode: map[string]string{"192.168.0.11": "LB:64512:375000000 (3.000 Gbps)", "192.168.0.12": "LB:64512:125000000 (1.000 Gbps)"},
 	}
-	wide := routeAttributes{asPath: "64512", communities: "64512:8"}
-	for _, a := range addresses {
-		family, bits := "ipv4", 26
-		if a.Is6() {
-			family, bits = "ipv6", 80
+	return ctx, &attributesHarness{Cluster: s, tor: tor, spine: spine, addresses: addresses, carried: carried}
+}
+
+// TestRouteAttributesReachRouters checks every attribute of the user's objects in FRR and BIRD, in
+// both families.
+func TestRouteAttributesReachRouters(t *testing.T) {
+	ctx, h := newAttributesHarness(t)
+	t.Run("ipv4", func(t *testing.T) { h.testFamily(ctx, t, h.addresses[0], 26) })
+	t.Run("ipv6", func(t *testing.T) { h.testFamily(ctx, t, h.addresses[1], 80) })
+	t.Run("edits reset no session", func(t *testing.T) { h.testAttributeEditsResetNoSession(ctx, t) })
+	t.Run("conflicting advertisements announce nothing, and the Service reports it", func(t *testing.T) { h.testConflictingAdvertisements(ctx, t) })
+}
+
+// testFamily checks the host route of an address, and the route of the aggregated prefix.
+func (h *attributesHarness) testFamily(ctx context.Context, t *testing.T, a netip.Addr, aggregationLength int) {
+	host, network := netip.PrefixFrom(a, a.BitLen()), netip.PrefixFrom(a, aggregationLength).Masked()
+	awaitRouteAttributes(ctx, t, h.tor, host, h.carried)
+	awaitRouteAttributes(ctx, t, h.tor, network, routeAttributes{asPath: "64512", communities: "64512:8"})
+	awaitNextHopWeights(ctx, t, h.Cluster, host, 3)
+	failOnError(t, cluster.AwaitNoError(ctx, "the same attributes in BIRD", func(ctx context.Context) error {
+		out, err := h.spine.Show(ctx, "show route all "+host.String())
+		if err != nil {
+			return err
 		}
-		host, network := netip.PrefixFrom(a, a.BitLen()), netip.PrefixFrom(a, bits).Masked()
-		t.Run(family, func(t *testing.T) {
-			awaitRouteAttributes(ctx, t, tor, host, carried)
-			awaitRouteAttributes(ctx, t, tor, network, wide)
-			awaitNextHopWeights(ctx, t, s, host, 3)
-			failOnError(t, cluster.AwaitNoError(ctx, "the same attributes in BIRD", func(ctx context.Context) error {
-				out, err := spine.Show(ctx, "show route all "+host.String())
-				if err != nil {
-					return err
-				}
-				for _, part := range []string{
-					"BGP.as_path: 64512 64512 64512", "BGP.med: 42", "BGP.community: (64512,7) (65535,65281)", "BGP.large_community: (64512, 1, 4294967295)",
-					// 3.75e8 and 1.25e8 as IEEE floats
-					"(rt, 64512, 100)", "(unknown 0x4004, 64512, 1303564382)", "(unknown 0x4004, 64512, 1290693416)",
-				} {
-					if !strings.Contains(string(out), part) {
-						return fmt.Errorf("%s is not in\n%s", part, out)
-					}
-				}
-				if out, err = spine.Show(ctx, "show route all "+network.String()); err == nil && !strings.Contains(string(out), "BGP.community: (64512,8)") {
-					err = fmt.Errorf("the route of the aggregated prefix is\n%s", out)
-				}
-				return err
-			}))
-		})
+		for _, part := range []string{
+			"BGP.as_path: 64512 64512 64512", "BGP.med: 42", "BGP.community: (64512,7) (65535,65281)", "BGP.large_community: (64512, 1, 4294967295)",
+			// 3.75e8 and 1.25e8 as IEEE floats
+			"(rt, 64512, 100)", "(unknown 0x4004, 64512, 1303564382)", "(unknown 0x4004, 64512, 1290693416)",
+		} {
+			if !strings.Contains(string(out), part) {
+				return fmt.Errorf("%s is not in\n%s", part, out)
+			}
+		}
+		if out, err = h.spine.Show(ctx, "show route all "+network.String()); err == nil && !strings.Contains(string(out), "BGP.community: (64512,8)") {
+			err = fmt.Errorf("the route of the aggregated prefix is\n%s", out)
+		}
+		return err
+	}))
+}
+
+func (h *attributesHarness) testAttributeEditsResetNoSession(ctx context.Context, t *testing.T) {
+	before := describeSessionStarts(ctx, t, h.tor)
+	_, err := h.RunKubectl(ctx, "", "delete", "pod", "b", "d")
+	failOnError(t, err)
+	h.carried.linkBandwidthByNode["192.168.0.11"] = h.carried.linkBandwidthByNode["192.168.0.12"]
+	awaitRouteAttributes(ctx, t, h.tor, netip.PrefixFrom(h.addresses[0], 32), h.carried)
+	awaitNextHopWeights(ctx, t, h.Cluster, netip.PrefixFrom(h.addresses[0], 32), 1)
+	_, err = h.RunKubectl(ctx, "", "-n", "metallb-system", "delete", "bgpadvertisement", "wide")
+	failOnError(t, err)
+	awaitNextHops(ctx, t, h.Cluster, netip.PrefixFrom(h.addresses[0], 26).Masked())
+	_, err = h.RunKubectl(ctx, "", "-n", "metallb-system", "patch", "bgpadvertisement", "each", "--type=merge", "-p", `{"spec":{"communities":null,"gantry":null}}`)
+	failOnError(t, err)
+	awaitRouteAttributes(ctx, t, h.tor, netip.PrefixFrom(h.addresses[0], 32), routeAttributes{asPath: "64512"})
+	if after := describeSessionStarts(ctx, t, h.tor); after != before {
+		t.Errorf("the sessions were established %s times before the edits and %s after", before, after)
 	}
-	t.Run("edits reset no session", func(t *testing.T) {
-		before := describeSessionStarts(ctx, t, tor)
-		_, err := s.RunKubectl(ctx, "", "delete", "pod", "b", "d")
-		failOnError(t, err)
-		carried.linkBandwidthByNode["192.168.0.11"] = carried.linkBandwidthByNode["192.168.0.12"]
-		awaitRouteAttributes(ctx, t, tor, netip.PrefixFrom(first, 32), carried)
-		awaitNextHopWeights(ctx, t, s, netip.PrefixFrom(first, 32), 1)
-		_, err = s.RunKubectl(ctx, "", "-n", "metallb-system", "delete", "bgpadvertisement", "wide")
-		failOnError(t, err)
-		awaitNextHops(ctx, t, s, netip.PrefixFrom(first, 26).Masked())
-		_, err = s.RunKubectl(ctx, "", "-n", "metallb-system", "patch", "bgpadvertisement", "each", "--type=merge", "-p", `{"spec":{"communities":null,"gantry":null}}`)
-		failOnError(t, err)
-		awaitRouteAttributes(ctx, t, tor, netip.PrefixFrom(first, 32), routeAttributes{asPath: "64512"})
-		if after := describeSessionStarts(ctx, t, tor); after != before {
-			t.Errorf("the sessions were established %s times before the edits and %s after", before, after)
-		}
-	})
-	t.Run("conflicting advertisements announce nothing, and the Service reports it", func(t *testing.T) {
-		failOnError(t, s.ApplyManifests(ctx, conflictingAdvertisementManifest))
-		awaitNextHops(ctx, t, s, netip.PrefixFrom(first, 32))
-		failOnError(t, awaitAnnouncedCondition(ctx, s, "web", "False", names.ReasonConflictingAdvertisements))
-		_, err := s.RunKubectl(ctx, "", "-n", "metallb-system", "delete", "bgpadvertisement", "other")
-		failOnError(t, err)
-		awaitRouteAttributes(ctx, t, tor, netip.PrefixFrom(first, 32), routeAttributes{asPath: "64512"})
-		failOnError(t, awaitAnnouncedCondition(ctx, s, "web", "True", names.ReasonAnnounced))
-	})
+}
+
+func (h *attributesHarness) testConflictingAdvertisements(ctx context.Context, t *testing.T) {
+	failOnError(t, h.ApplyManifests(ctx, conflictingAdvertisementManifest))
+	awaitNextHops(ctx, t, h.Cluster, netip.PrefixFrom(h.addresses[0], 32))
+	failOnError(t, awaitAnnouncedCondition(ctx, h.Cluster, "web", "False", names.ReasonConflictingAdvertisements))
+	_, err := h.RunKubectl(ctx, "", "-n", "metallb-system", "delete", "bgpadvertisement", "other")
+	failOnError(t, err)
+	awaitRouteAttributes(ctx, t, h.tor, netip.PrefixFrom(h.addresses[0], 32), routeAttributes{asPath: "64512"})
+	failOnError(t, awaitAnnouncedCondition(ctx, h.Cluster, "web", "True", names.ReasonAnnounced))
 }
 
 // conflictingAdvertisementManifest is an advertisement for the same prefixes with another

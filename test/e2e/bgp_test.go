@@ -61,178 +61,212 @@ type: kubernetes.io/basic-auth
 stringData: {username: "", password: s3cret}
 `
 
-// TestBGP checks that a client behind a real router reaches Services by routes only.
-func TestBGP(t *testing.T) {
+// bgpHarness is a cluster whose nodes have sessions with a router, and a Service that they announce.
+type bgpHarness struct {
+	*cluster.Cluster
+	tor *lab.Router
+	// vip is the route to the Service.
+	vip netip.Prefix
+	// nodeAddresses are the next hops when every node announces the route.
+	nodeAddresses []string
+}
+
+func newBGPHarness(t *testing.T) (context.Context, *bgpHarness) {
+	t.Helper()
 	if m := router.MissingPrerequisite(router.FRR); m != "" {
 		t.Skip(m)
 	}
 	ctx, s := startCluster(t, lab.Options{Nodes: 3})
-	tor := s.Router("router", router.FRR)
-	failOnError(t, tor.Start(ctx, documentedFRRConfig(t)))
+	b := &bgpHarness{Cluster: s, tor: s.Router("router", router.FRR), nodeAddresses: []string{"192.168.0.11", "192.168.0.12", "192.168.0.13"}}
+	failOnError(t, b.tor.Start(ctx, documentedFRRConfig(t)))
 	failOnError(t, s.ApplyManifests(ctx, peeringManifest))
 	failOnError(t, s.ApplyManifests(ctx, cluster.EchoManifest("echo", "node3")))
 	address, err := s.AwaitAddress(ctx, "default", "echo")
 	failOnError(t, err)
-	vip := netip.PrefixFrom(address, 32)
-	all := []string{"192.168.0.11", "192.168.0.12", "192.168.0.13"}
+	b.vip = netip.PrefixFrom(address, 32)
 	t.Cleanup(func() {
 		if t.Failed() {
-			out, err := tor.Show(context.WithoutCancel(ctx), "show bgp ipv4 unicast "+vip.String())
+			out, err := b.tor.Show(context.WithoutCancel(ctx), "show bgp ipv4 unicast "+b.vip.String())
 			t.Logf("the router knows (%v):\n%s", err, out)
-			out, err = tor.Show(context.WithoutCancel(ctx), "show bgp summary")
+			out, err = b.tor.Show(context.WithoutCancel(ctx), "show bgp summary")
 			t.Logf("the router's sessions (%v):\n%s", err, out)
 		}
 	})
-	awaitNextHops(ctx, t, s, vip, all...)
-	target := address.String() + ":7000"
-	startFarStream := func(t *testing.T) *cluster.Stream {
-		t.Helper()
-		stream, err := s.StartUDPStream(ctx, "far", target, 200)
-		failOnError(t, err)
-		failOnError(t, stream.AwaitAnswers(ctx, 50))
-		return stream
-	}
+	awaitNextHops(ctx, t, s, b.vip, b.nodeAddresses...)
+	return ctx, b
+}
 
-	t.Run("the API reports announcements and sessions", func(t *testing.T) {
-		failOnError(t, cluster.AwaitNoError(ctx, "the status objects", func(ctx context.Context) error {
-			announced, err := s.RunKubectl(ctx, "", "-n", "metallb-system", "get", "servicebgpstatuses", "-o", `jsonpath={range .items[*]}{.status.node} {.status.serviceName} {.status.peers}{"\n"}{end}`)
-			if err != nil {
-				return err
-			}
-			sessions, err := s.RunKubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions", "-o", `jsonpath={range .items[*]}{.status.node} {.status.peer} {.status.address} {.status.state} {.status.prefixes} {.status.families}{"\n"}{end}`)
-			if err != nil {
-				return err
-			}
-			for _, node := range []string{"node1", "node2", "node3"} {
-				if !strings.Contains(announced, node+` echo ["tor"]`) || !strings.Contains(sessions, node+` tor 192.168.0.1:179 Established 1 ["ipv4-unicast"]`) {
-					return fmt.Errorf("they are:\n%s%s", announced, sessions)
-				}
-			}
-			return nil
-		}))
-	})
-	t.Run("a speaker that stops loses no request", func(t *testing.T) {
-		stream := startFarStream(t)
-		failOnError(t, s.SignalProgram(ctx, "node1", "gantry-speaker", syscall.SIGTERM))
-		failOnError(t, stream.AwaitAnswers(ctx, 400))
-		awaitNextHops(ctx, t, s, vip, all...) // the new speaker is ready
-		if o := stream.Stop(); o.LostCount > 0 {
-			t.Errorf("%d of %d requests were lost", o.LostCount, o.SentCount)
-		}
-	})
-	t.Run("a drained node loses no request, and returns afterwards", func(t *testing.T) {
-		stream := startFarStream(t)
-		_, err := s.RunKubectl(ctx, "", "annotate", "node", "node2", "gantry.dev/drain=maintenance")
-		failOnError(t, err)
-		awaitNextHops(ctx, t, s, vip, "192.168.0.11", "192.168.0.13")
-		failOnError(t, stream.AwaitAnswers(ctx, 100))
-		_, err = s.RunKubectl(ctx, "", "annotate", "node", "node2", "gantry.dev/drain-")
-		failOnError(t, err)
-		awaitNextHops(ctx, t, s, vip, all...)
-		if o := stream.Stop(); o.LostCount > 0 {
-			t.Errorf("%d of %d requests were lost", o.LostCount, o.SentCount)
-		}
-	})
-	t.Run("with externalTrafficPolicy Local the Pod's node is the only next hop", func(t *testing.T) {
-		_, err := s.RunKubectl(ctx, "", "patch", "service", "echo", "-p", `{"spec":{"externalTrafficPolicy":"Local"}}`)
-		failOnError(t, err)
-		awaitNextHops(ctx, t, s, vip, "192.168.0.13")
-		startFarStream(t).Stop()
-		_, err = s.RunKubectl(ctx, "", "patch", "service", "echo", "-p", `{"spec":{"externalTrafficPolicy":"Cluster"}}`)
-		failOnError(t, err)
-		awaitNextHops(ctx, t, s, vip, all...)
-	})
-	t.Run("no edit of an advertisement resets a session", func(t *testing.T) {
-		before := describeSessionStarts(ctx, t, tor)
-		failOnError(t, s.ApplyManifests(ctx, strings.Replace(peeringManifest, "{ipAddressPools: [routed]}", `{ipAddressPools: [routed], communities: ["64512:7"], aggregationLength: 24}`, 1)))
-		wide := netip.MustParsePrefix("198.51.100.0/24")
-		awaitNextHops(ctx, t, s, wide, all...)
-		awaitNextHops(ctx, t, s, vip)
-		failOnError(t, s.ApplyManifests(ctx, peeringManifest))
-		awaitNextHops(ctx, t, s, vip, all...)
-		if after := describeSessionStarts(ctx, t, tor); after != before {
-			t.Errorf("the sessions were established %s times before the edits and %s after", before, after)
-		}
-	})
-	t.Run("one BGPPeer for all racks: the node's gateway, the AS number in its label, and a password from a Secret", func(t *testing.T) {
-		_, err := s.RunKubectl(ctx, "", "-n", "metallb-system", "delete", "bgppeer", "tor")
-		failOnError(t, err)
-		awaitNextHops(ctx, t, s, vip)
-		failOnError(t, tor.Configure(ctx, "router bgp 65000\n neighbor nodes password s3cret\n"))
-		failOnError(t, s.ApplyManifests(ctx, rackPeersManifest))
-		failOnError(t, cluster.AwaitNoError(ctx, "the condition that the Secret is missing", func(ctx context.Context) error {
-			out, err := s.RunKubectl(ctx, "", "-n", "metallb-system", "get", "bgppeer", "racks", "-o", "jsonpath={.status.gantry.conditions}")
-			if err == nil && !strings.Contains(out, "no Secret") {
-				err = fmt.Errorf("the conditions are %s", out)
-			}
+// startFarStream sends requests from a client behind the router.
+func (b *bgpHarness) startFarStream(ctx context.Context, t *testing.T) *cluster.Stream {
+	t.Helper()
+	stream, err := b.StartUDPStream(ctx, "far", netip.AddrPortFrom(b.vip.Addr(), 7000).String(), 200)
+	failOnError(t, err)
+	failOnError(t, stream.AwaitAnswers(ctx, 50))
+	return stream
+}
+
+// TestBGP checks that a client behind a real router reaches Services by routes only. The scenarios
+// run in this order on one cluster; each leaves the route on all nodes.
+func TestBGP(t *testing.T) {
+	ctx, b := newBGPHarness(t)
+	t.Run("the API reports announcements and sessions", func(t *testing.T) { b.testStatusObjects(ctx, t) })
+	t.Run("a speaker that stops loses no request", func(t *testing.T) { b.testSpeakerStopLosesNoRequest(ctx, t) })
+	t.Run("a drained node loses no request, and returns afterwards", func(t *testing.T) { b.testDrainedNodeLosesNoRequest(ctx, t) })
+	t.Run("with externalTrafficPolicy Local the Pod's node is the only next hop", func(t *testing.T) { b.testLocalTrafficPolicyRoutesToPodNode(ctx, t) })
+	t.Run("no edit of an advertisement resets a session", func(t *testing.T) { b.testAdvertisementEditsResetNoSession(ctx, t) })
+	t.Run("one BGPPeer for all racks: the node's gateway, the AS number in its label, and a password from a Secret", func(t *testing.T) { b.testOnePeerForAllRacks(ctx, t) })
+	t.Run("with graceful restart a restarted speaker keeps its routes at the router", func(t *testing.T) { b.testGracefulRestartKeepsRoutes(ctx, t) })
+	t.Run("the router connects to the nodes", func(t *testing.T) { b.testRouterConnectsToNodes(ctx, t) })
+	t.Run("deleting a Service removes its route", func(t *testing.T) { b.testServiceDeletionRemovesRoute(ctx, t) })
+}
+
+func (b *bgpHarness) testStatusObjects(ctx context.Context, t *testing.T) {
+	failOnError(t, cluster.AwaitNoError(ctx, "the status objects", func(ctx context.Context) error {
+		announced, err := b.RunKubectl(ctx, "", "-n", "metallb-system", "get", "servicebgpstatuses", "-o", `jsonpath={range .items[*]}{.status.node} {.status.serviceName} {.status.peers}{"\n"}{end}`)
+		if err != nil {
 			return err
-		}))
-		awaitSessionReasons(ctx, t, s, "node1 racks UnknownSecret", "node2 racks UnknownSecret", "node3 racks UnknownSecret")
-		table, err := s.RunKubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions")
-		failOnError(t, err)
-		if n := strings.Count(table, "UnknownSecret"); n != 3 {
-			t.Errorf("kubectl shows the reason %d times, want 3 sessions with it:\n%s", n, table)
 		}
-		awaitNextHops(ctx, t, s, vip)
-		failOnError(t, s.ApplyManifests(ctx, peerPasswordManifest))
-		for _, node := range []string{"node1", "node2"} {
-			_, err := s.RunKubectl(ctx, "", "label", "node", node, "example.com/asn=65000")
-			failOnError(t, err)
-		}
-		awaitNextHops(ctx, t, s, vip, all[:2]...)
-		awaitSessionReasons(ctx, t, s, "node1 racks Established", "node2 racks Established", "node3 racks NodeLabel")
-		failOnError(t, cluster.AwaitNoError(ctx, "the error of the session on the node without the label", func(ctx context.Context) error {
-			out, err := s.RunKubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions", "-l", "metallb.io/node=node3", "-o", "jsonpath={.items[*].status.lastError}")
-			if err == nil && !strings.Contains(out, `no label "example.com/asn"`) {
-				err = fmt.Errorf("it is %q", out)
-			}
+		sessions, err := b.RunKubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions", "-o", `jsonpath={range .items[*]}{.status.node} {.status.peer} {.status.address} {.status.state} {.status.prefixes} {.status.families}{"\n"}{end}`)
+		if err != nil {
 			return err
-		}))
-		_, err = s.RunKubectl(ctx, "", "label", "node", "node3", "example.com/asn=65000")
-		failOnError(t, err)
-		awaitNextHops(ctx, t, s, vip, all...)
-	})
-	t.Run("with graceful restart a restarted speaker keeps its routes at the router", func(t *testing.T) {
-		stream := startFarStream(t)
-		begun := countSessionStarts(ctx, t, s, "node1")
-		failOnError(t, s.SignalProgram(ctx, "node1", "gantry-speaker", syscall.SIGTERM))
-		failOnError(t, cluster.AwaitNoError(ctx, "the session of the new speaker", func(ctx context.Context) error {
-			r, _, err := s.Host("router").FindRoute(vip)
-			if err != nil {
-				return err
-			}
-			if len(r.NextHops) != 3 {
-				t.Fatalf("the router has removed the routes of the speaker: %v", r.NextHops)
-			}
-			if countSessionStarts(ctx, t, s, "node1") == begun {
-				return fmt.Errorf("the session was established %d times, as before", begun)
-			}
-			return nil
-		}))
-		if o := stream.Stop(); o.LostCount > 0 {
-			t.Errorf("%d of %d requests were lost", o.LostCount, o.SentCount)
 		}
-	})
-	t.Run("the router connects to the nodes", func(t *testing.T) {
-		failOnError(t, tor.Configure(ctx, "router bgp 65000\n neighbor nodes timers connect 1\n"))
-		begun := map[string]int{"node1": countSessionStarts(ctx, t, s, "node1"), "node2": countSessionStarts(ctx, t, s, "node2"), "node3": countSessionStarts(ctx, t, s, "node3")}
-		failOnError(t, s.ApplyManifests(ctx, strings.Replace(rackPeersManifest, "defaultGateway:", "passive: true, defaultGateway:", 1)))
-		failOnError(t, cluster.AwaitNoError(ctx, "sessions that the router has opened", func(ctx context.Context) error {
-			for node, n := range begun {
-				if countSessionStarts(ctx, t, s, node) == n {
-					return fmt.Errorf("the session with %s is still the one that the node has opened", node)
-				}
+		for _, node := range []string{"node1", "node2", "node3"} {
+			if !strings.Contains(announced, node+` echo ["tor"]`) || !strings.Contains(sessions, node+` tor 192.168.0.1:179 Established 1 ["ipv4-unicast"]`) {
+				return fmt.Errorf("they are:\n%s%s", announced, sessions)
 			}
-			return nil
-		}))
-		awaitNextHops(ctx, t, s, vip, all...)
-		awaitSessionReasons(ctx, t, s, "node1 racks Established", "node2 racks Established", "node3 racks Established")
-	})
-	t.Run("deleting a Service removes its route", func(t *testing.T) {
-		_, err := s.RunKubectl(ctx, "", "delete", "service", "echo")
+		}
+		return nil
+	}))
+}
+
+func (b *bgpHarness) testSpeakerStopLosesNoRequest(ctx context.Context, t *testing.T) {
+	stream := b.startFarStream(ctx, t)
+	failOnError(t, b.SignalProgram(ctx, "node1", "gantry-speaker", syscall.SIGTERM))
+	failOnError(t, stream.AwaitAnswers(ctx, 400))
+	awaitNextHops(ctx, t, b.Cluster, b.vip, b.nodeAddresses...) // the new speaker is ready
+	if o := stream.Stop(); o.LostCount > 0 {
+		t.Errorf("%d of %d requests were lost", o.LostCount, o.SentCount)
+	}
+}
+
+func (b *bgpHarness) testDrainedNodeLosesNoRequest(ctx context.Context, t *testing.T) {
+	stream := b.startFarStream(ctx, t)
+	_, err := b.RunKubectl(ctx, "", "annotate", "node", "node2", "gantry.dev/drain=maintenance")
+	failOnError(t, err)
+	awaitNextHops(ctx, t, b.Cluster, b.vip, "192.168.0.11", "192.168.0.13")
+	failOnError(t, stream.AwaitAnswers(ctx, 100))
+	_, err = b.RunKubectl(ctx, "", "annotate", "node", "node2", "gantry.dev/drain-")
+	failOnError(t, err)
+	awaitNextHops(ctx, t, b.Cluster, b.vip, b.nodeAddresses...)
+	if o := stream.Stop(); o.LostCount > 0 {
+		t.Errorf("%d of %d requests were lost", o.LostCount, o.SentCount)
+	}
+}
+
+func (b *bgpHarness) testLocalTrafficPolicyRoutesToPodNode(ctx context.Context, t *testing.T) {
+	_, err := b.RunKubectl(ctx, "", "patch", "service", "echo", "-p", `{"spec":{"externalTrafficPolicy":"Local"}}`)
+	failOnError(t, err)
+	awaitNextHops(ctx, t, b.Cluster, b.vip, "192.168.0.13")
+	b.startFarStream(ctx, t).Stop()
+	_, err = b.RunKubectl(ctx, "", "patch", "service", "echo", "-p", `{"spec":{"externalTrafficPolicy":"Cluster"}}`)
+	failOnError(t, err)
+	awaitNextHops(ctx, t, b.Cluster, b.vip, b.nodeAddresses...)
+}
+
+func (b *bgpHarness) testAdvertisementEditsResetNoSession(ctx context.Context, t *testing.T) {
+	before := describeSessionStarts(ctx, t, b.tor)
+	failOnError(t, b.ApplyManifests(ctx, strings.Replace(peeringManifest, "{ipAddressPools: [routed]}", `{ipAddressPools: [routed], communities: ["64512:7"], aggregationLength: 24}`, 1)))
+	wide := netip.MustParsePrefix("198.51.100.0/24")
+	awaitNextHops(ctx, t, b.Cluster, wide, b.nodeAddresses...)
+	awaitNextHops(ctx, t, b.Cluster, b.vip)
+	failOnError(t, b.ApplyManifests(ctx, peeringManifest))
+	awaitNextHops(ctx, t, b.Cluster, b.vip, b.nodeAddresses...)
+	if after := describeSessionStarts(ctx, t, b.tor); after != before {
+		t.Errorf("the sessions were established %s times before the edits and %s after", before, after)
+	}
+}
+
+func (b *bgpHarness) testOnePeerForAllRacks(ctx context.Context, t *testing.T) {
+	_, err := b.RunKubectl(ctx, "", "-n", "metallb-system", "delete", "bgppeer", "tor")
+	failOnError(t, err)
+	awaitNextHops(ctx, t, b.Cluster, b.vip)
+	failOnError(t, b.tor.Configure(ctx, "router bgp 65000\n neighbor nodes password s3cret\n"))
+	failOnError(t, b.ApplyManifests(ctx, rackPeersManifest))
+	failOnError(t, cluster.AwaitNoError(ctx, "the condition that the Secret is missing", func(ctx context.Context) error {
+		out, err := b.RunKubectl(ctx, "", "-n", "metallb-system", "get", "bgppeer", "racks", "-o", "jsonpath={.status.gantry.conditions}")
+		if err == nil && !strings.Contains(out, "no Secret") {
+			err = fmt.Errorf("the conditions are %s", out)
+		}
+		return err
+	}))
+	awaitSessionReasons(ctx, t, b.Cluster, "node1 racks UnknownSecret", "node2 racks UnknownSecret", "node3 racks UnknownSecret")
+	table, err := b.RunKubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions")
+	failOnError(t, err)
+	if n := strings.Count(table, "UnknownSecret"); n != 3 {
+		t.Errorf("kubectl shows the reason %d times, want 3 sessions with it:\n%s", n, table)
+	}
+	awaitNextHops(ctx, t, b.Cluster, b.vip)
+	failOnError(t, b.ApplyManifests(ctx, peerPasswordManifest))
+	for _, node := range []string{"node1", "node2"} {
+		_, err := b.RunKubectl(ctx, "", "label", "node", node, "example.com/asn=65000")
 		failOnError(t, err)
-		awaitNextHops(ctx, t, s, vip)
-	})
+	}
+	awaitNextHops(ctx, t, b.Cluster, b.vip, b.nodeAddresses[:2]...)
+	awaitSessionReasons(ctx, t, b.Cluster, "node1 racks Established", "node2 racks Established", "node3 racks NodeLabel")
+	failOnError(t, cluster.AwaitNoError(ctx, "the error of the session on the node without the label", func(ctx context.Context) error {
+		out, err := b.RunKubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions", "-l", "metallb.io/node=node3", "-o", "jsonpath={.items[*].status.lastError}")
+		if err == nil && !strings.Contains(out, `no label "example.com/asn"`) {
+			err = fmt.Errorf("it is %q", out)
+		}
+		return err
+	}))
+	_, err = b.RunKubectl(ctx, "", "label", "node", "node3", "example.com/asn=65000")
+	failOnError(t, err)
+	awaitNextHops(ctx, t, b.Cluster, b.vip, b.nodeAddresses...)
+}
+
+func (b *bgpHarness) testGracefulRestartKeepsRoutes(ctx context.Context, t *testing.T) {
+	stream := b.startFarStream(ctx, t)
+	begun := countSessionStarts(ctx, t, b.Cluster, "node1")
+	failOnError(t, b.SignalProgram(ctx, "node1", "gantry-speaker", syscall.SIGTERM))
+	failOnError(t, cluster.AwaitNoError(ctx, "the session of the new speaker", func(ctx context.Context) error {
+		r, _, err := b.Host("router").FindRoute(b.vip)
+		if err != nil {
+			return err
+		}
+		if len(r.NextHops) != 3 {
+			t.Fatalf("the router has removed the routes of the speaker: %v", r.NextHops)
+		}
+		if countSessionStarts(ctx, t, b.Cluster, "node1") == begun {
+			return fmt.Errorf("the session was established %d times, as before", begun)
+		}
+		return nil
+	}))
+	if o := stream.Stop(); o.LostCount > 0 {
+		t.Errorf("%d of %d requests were lost", o.LostCount, o.SentCount)
+	}
+}
+
+func (b *bgpHarness) testRouterConnectsToNodes(ctx context.Context, t *testing.T) {
+	failOnError(t, b.tor.Configure(ctx, "router bgp 65000\n neighbor nodes timers connect 1\n"))
+	begun := map[string]int{"node1": countSessionStarts(ctx, t, b.Cluster, "node1"), "node2": countSessionStarts(ctx, t, b.Cluster, "node2"), "node3": countSessionStarts(ctx, t, b.Cluster, "node3")}
+	failOnError(t, b.ApplyManifests(ctx, strings.Replace(rackPeersManifest, "defaultGateway:", "passive: true, defaultGateway:", 1)))
+	failOnError(t, cluster.AwaitNoError(ctx, "sessions that the router has opened", func(ctx context.Context) error {
+		for node, n := range begun {
+			if countSessionStarts(ctx, t, b.Cluster, node) == n {
+				return fmt.Errorf("the session with %s is still the one that the node has opened", node)
+			}
+		}
+		return nil
+	}))
+	awaitNextHops(ctx, t, b.Cluster, b.vip, b.nodeAddresses...)
+	awaitSessionReasons(ctx, t, b.Cluster, "node1 racks Established", "node2 racks Established", "node3 racks Established")
+}
+
+func (b *bgpHarness) testServiceDeletionRemovesRoute(ctx context.Context, t *testing.T) {
+	_, err := b.RunKubectl(ctx, "", "delete", "service", "echo")
+	failOnError(t, err)
+	awaitNextHops(ctx, t, b.Cluster, b.vip)
 }
 
 // awaitSessionReasons waits until the BGPSessions are exactly these, sorted by node: each has its

@@ -44,22 +44,65 @@ func testMovesLoseNothing(t *testing.T, mode string) {
 	ctx, s := startCluster(t, lab.Options{Nodes: 4, ProxyMode: mode, Families: lab.DualStack})
 	failOnError(t, s.ApplyManifests(ctx, dualStackPoolManifest))
 	failOnError(t, s.ApplyManifests(ctx, echoManifest("echo")))
-	kubectl := func(args ...string) {
-		t.Helper()
-		_, err := s.RunKubectl(ctx, "", args...)
-		failOnError(t, err)
-	}
-	kubectl("label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true")
-	kubectl("label", "node", "node1", "node2", "node3", "holds=yes")
+	_, err := s.RunKubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true")
+	failOnError(t, err)
+	_, err = s.RunKubectl(ctx, "", "label", "node", "node1", "node2", "node3", "holds=yes")
+	failOnError(t, err)
 	addresses, err := s.AwaitAddresses(ctx, "default", "echo", 2)
 	failOnError(t, err)
 
-	ad := func(extra string) {
-		t.Helper()
-		_, doc, _ := strings.Cut(cluster.PoolManifest, "---")
-		failOnError(t, s.ApplyManifests(ctx, doc+extra))
+	m := &moveHarness{Cluster: s, t: t, addresses: addresses}
+	for name, c := range m.nodeLeaveCases(ctx) {
+		t.Run(name, func(t *testing.T) { m.testNodeLeaves(ctx, t, c) })
 	}
-	leaves := map[string]struct{ leave, back func(node string) }{
+	wantNoPingAnswer(t, s, addresses...)
+	t.Run("a rollout of the speakers", func(t *testing.T) {
+		f := startRequestStreams(ctx, t, s, 500, addresses...)
+		m.kubectl(ctx, "-n", "metallb-system", "set", "env", "daemonset/gantry-speaker", answerPingEnvironment)
+		m.kubectl(ctx, "-n", "metallb-system", "rollout", "status", "--timeout=60s", "daemonset/gantry-speaker")
+		f.awaitMoreAnswers(ctx, t)
+		f.checkLossless(t, 4, "every speaker was replaced")
+	})
+	t.Run("the new speakers answer pings", func(t *testing.T) { wantPingAnswers(ctx, t, s, addresses...) })
+	t.Run("the endpoints of a Service with policy Local move", func(t *testing.T) { testLocalTrafficMoves(ctx, t, s) })
+	// after the rollout, because a rebalance waits until no member has changed for ten seconds
+	t.Run("a rebalance", func(t *testing.T) {
+		testRebalance(ctx, t, s, addresses, func(extra string) { m.applyAdvertisement(ctx, extra) })
+	})
+	if mode == lab.IPTables { // TestLayer2OnSharedLAN does this with nftables
+		t.Run("one node answers after a link has flapped", func(t *testing.T) { testLinkFlaps(ctx, t, s, addresses[0]) })
+	}
+}
+
+// moveHarness is a cluster with a Service whose addresses move.
+type moveHarness struct {
+	*cluster.Cluster
+	t         *testing.T
+	addresses []netip.Addr
+}
+
+func (m *moveHarness) kubectl(ctx context.Context, args ...string) {
+	m.t.Helper()
+	_, err := m.RunKubectl(ctx, "", args...)
+	failOnError(m.t, err)
+}
+
+// applyAdvertisement applies the L2Advertisement with extra lines in its spec.
+func (m *moveHarness) applyAdvertisement(ctx context.Context, extra string) {
+	m.t.Helper()
+	_, doc, _ := strings.Cut(cluster.PoolManifest, "---")
+	failOnError(m.t, m.ApplyManifests(ctx, doc+extra))
+}
+
+// nodeLeaveCase is a way in which a node stops being a candidate, and the way back.
+type nodeLeaveCase struct{ leave, back func(node string) }
+
+func (m *moveHarness) nodeLeaveCases(ctx context.Context) map[string]nodeLeaveCase {
+	kubectl := func(args ...string) {
+		m.t.Helper()
+		m.kubectl(ctx, args...)
+	}
+	return map[string]nodeLeaveCase{
 		"the exclude label": {
 			func(n string) {
 				kubectl("label", "node", n, "node.kubernetes.io/exclude-from-external-load-balancers=")
@@ -75,8 +118,10 @@ func testMovesLoseNothing(t *testing.T, mode string) {
 			func(n string) { kubectl("taint", "node", n, "node.kubernetes.io/out-of-service-") },
 		},
 		"a shutdown of the kubelet": {
-			func(n string) { failOnError(t, s.SetNodeReady(ctx, n, corev1.ConditionFalse, "node is shutting down")) },
-			func(n string) { failOnError(t, s.SetNodeReady(ctx, n, corev1.ConditionTrue, "")) },
+			func(n string) {
+				failOnError(m.t, m.SetNodeReady(ctx, n, corev1.ConditionFalse, "node is shutting down"))
+			},
+			func(n string) { failOnError(m.t, m.SetNodeReady(ctx, n, corev1.ConditionTrue, "")) },
 		},
 		"the drain annotation": {
 			func(n string) { kubectl("annotate", "node", n, "gantry.dev/drain=") },
@@ -85,11 +130,11 @@ func testMovesLoseNothing(t *testing.T, mode string) {
 		"a node selector without the node": {
 			func(n string) {
 				kubectl("label", "node", n, "holds-")
-				ad("  nodeSelectors:\n  - matchLabels: {holds: \"yes\"}\n")
+				m.applyAdvertisement(ctx, "  nodeSelectors:\n  - matchLabels: {holds: \"yes\"}\n")
 			},
 			func(n string) {
 				kubectl("label", "node", n, "holds=yes")
-				ad("")
+				m.applyAdvertisement(ctx, "")
 			},
 		},
 		"the speaker is deleted": {
@@ -101,42 +146,26 @@ func testMovesLoseNothing(t *testing.T, mode string) {
 			},
 		},
 	}
-	for name, c := range leaves {
-		t.Run(name, func(t *testing.T) {
-			holders := awaitHolders(ctx, t, s, addresses, nil)
-			before := readMoveCounts(ctx, t, s)
-			f := startRequestStreams(ctx, t, s, 500, addresses...)
-			leaving := slices.Compact(slices.Sorted(maps.Values(holders)))
-			for _, n := range leaving { // both holders at once, if there are two
-				c.leave(n)
-			}
-			next := awaitHolders(ctx, t, s, addresses, leaving)
-			f.awaitMoreAnswers(ctx, t)
-			checkHandedOver(ctx, t, s, before, leaving)
-			for _, n := range leaving {
-				c.back(n)
-			}
-			f.awaitMoreAnswers(ctx, t)
-			f.checkLossless(t, 1, fmt.Sprintf("%v handed the addresses over to %v", holders, next))
-			if still := awaitHolders(ctx, t, s, addresses, nil); !maps.Equal(still, next) {
-				t.Errorf("%v are back, and the addresses moved from %v to %v", leaving, next, still)
-			}
-		})
+}
+
+func (m *moveHarness) testNodeLeaves(ctx context.Context, t *testing.T, c nodeLeaveCase) {
+	holders := awaitHolders(ctx, t, m.Cluster, m.addresses, nil)
+	before := readMoveCounts(ctx, t, m.Cluster)
+	f := startRequestStreams(ctx, t, m.Cluster, 500, m.addresses...)
+	leaving := slices.Compact(slices.Sorted(maps.Values(holders)))
+	for _, n := range leaving { // both holders at once, if there are two
+		c.leave(n)
 	}
-	wantNoPingAnswer(t, s, addresses...)
-	t.Run("a rollout of the speakers", func(t *testing.T) {
-		f := startRequestStreams(ctx, t, s, 500, addresses...)
-		kubectl("-n", "metallb-system", "set", "env", "daemonset/gantry-speaker", answerPingEnvironment)
-		kubectl("-n", "metallb-system", "rollout", "status", "--timeout=60s", "daemonset/gantry-speaker")
-		f.awaitMoreAnswers(ctx, t)
-		f.checkLossless(t, 4, "every speaker was replaced")
-	})
-	t.Run("the new speakers answer pings", func(t *testing.T) { wantPingAnswers(ctx, t, s, addresses...) })
-	t.Run("the endpoints of a Service with policy Local move", func(t *testing.T) { testLocalTrafficMoves(ctx, t, s) })
-	// after the rollout, because a rebalance waits until no member has changed for ten seconds
-	t.Run("a rebalance", func(t *testing.T) { testRebalance(ctx, t, s, addresses, ad) })
-	if mode == lab.IPTables { // TestLayer2OnSharedLAN does this with nftables
-		t.Run("one node answers after a link has flapped", func(t *testing.T) { testLinkFlaps(ctx, t, s, addresses[0]) })
+	next := awaitHolders(ctx, t, m.Cluster, m.addresses, leaving)
+	f.awaitMoreAnswers(ctx, t)
+	checkHandedOver(ctx, t, m.Cluster, before, leaving)
+	for _, n := range leaving {
+		c.back(n)
+	}
+	f.awaitMoreAnswers(ctx, t)
+	f.checkLossless(t, 1, fmt.Sprintf("%v handed the addresses over to %v", holders, next))
+	if still := awaitHolders(ctx, t, m.Cluster, m.addresses, nil); !maps.Equal(still, next) {
+		t.Errorf("%v are back, and the addresses moved from %v to %v", leaving, next, still)
 	}
 }
 

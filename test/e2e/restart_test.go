@@ -29,110 +29,131 @@ kind: BGPAdvertisement
 metadata: {name: all, namespace: metallb-system}
 `
 
-// TestAPIServerUnreachable stops the API server. Announced addresses have to stay announced, a dead
-// holder is replaced, and speakers that all restart resume what they announced before.
-func TestAPIServerUnreachable(t *testing.T) {
+// outageHarness is a cluster with a dual-stack Service that is announced by ARP, NDP and BGP.
+type outageHarness struct {
+	*cluster.Cluster
+	tor       *lab.Router
+	addresses []netip.Addr
+	vip       netip.Prefix // of the first address
+	nodes     []string     // that announce it
+	holder    string       // of the first address, once all speakers have restarted
+}
+
+func newOutageHarness(t *testing.T) (context.Context, *outageHarness) {
+	t.Helper()
 	ctx, s := startCluster(t, lab.Options{Nodes: 4, Families: lab.DualStack})
+	o := &outageHarness{Cluster: s, tor: s.Router("router", router.FRR), nodes: []string{"node1", "node2", "node3"}}
 	failOnError(t, s.ApplyManifests(ctx, dualStackPoolManifest))
 	failOnError(t, s.ApplyManifests(ctx, withRequiredDualStack(cluster.EchoManifest("echo", "node4"))))
 	_, err := s.RunKubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true")
 	failOnError(t, err)
-	addresses, err := s.AwaitAddresses(ctx, "default", "echo", 2)
+	o.addresses, err = s.AwaitAddresses(ctx, "default", "echo", 2)
 	failOnError(t, err)
 	_, err = s.AwaitHolders(ctx, "echo", 2)
 	failOnError(t, err)
-	tor := s.Router("router", router.FRR)
-	failOnError(t, tor.Start(ctx, documentedFRRConfig(t)))
+	failOnError(t, o.tor.Start(ctx, documentedFRRConfig(t)))
 	failOnError(t, s.ApplyManifests(ctx, gracefulRestartManifest))
-	vip, nodes := netip.PrefixFrom(addresses[0], addresses[0].BitLen()), []string{"node1", "node2", "node3"}
-	awaitNextHops(ctx, t, s, vip, "192.168.0.11", "192.168.0.12", "192.168.0.13")
+	o.vip = netip.PrefixFrom(o.addresses[0], o.addresses[0].BitLen())
+	awaitNextHops(ctx, t, s, o.vip, "192.168.0.11", "192.168.0.12", "192.168.0.13")
+	return ctx, o
+}
 
-	var holder string // of the first address
-	t.Run("all speakers restart", func(t *testing.T) {
-		w := watchService(ctx, t, s, addresses)
-		w.awaitAnswers(ctx, t, 500) // the speakers save a checkpoint once per second
-		failOnError(t, s.StopAPI(ctx))
-		w.awaitAnswers(ctx, t, 200) // a lost watch must not withdraw anything
-		far, err := s.StartUDPStream(ctx, "far", netip.AddrPortFrom(addresses[0], 7000).String(), 200)
-		failOnError(t, err)
-		failOnError(t, far.AwaitAnswers(ctx, 50))
-		begun := map[string]int{}
-		for _, n := range nodes {
-			begun[n] = countSessionStarts(ctx, t, s, n)
+// TestAPIServerUnreachable stops the API server. Announced addresses have to stay announced, a dead
+// holder is replaced, and speakers that all restart resume what they announced before. Each
+// scenario begins where the one before it ends.
+func TestAPIServerUnreachable(t *testing.T) {
+	ctx, o := newOutageHarness(t)
+	t.Run("all speakers restart", func(t *testing.T) { o.testAllSpeakersRestart(ctx, t) })
+	t.Run("a dead holder is replaced", func(t *testing.T) { o.testDeadHolderIsReplaced(ctx, t) })
+	t.Run("the API server comes back", func(t *testing.T) { o.testAPIServerComesBack(ctx, t) })
+}
+
+func (o *outageHarness) testAllSpeakersRestart(ctx context.Context, t *testing.T) {
+	w := watchService(ctx, t, o.Cluster, o.addresses)
+	w.awaitAnswers(ctx, t, 500) // the speakers save a checkpoint once per second
+	failOnError(t, o.StopAPI(ctx))
+	w.awaitAnswers(ctx, t, 200) // a lost watch must not withdraw anything
+	far, err := o.StartUDPStream(ctx, "far", netip.AddrPortFrom(o.addresses[0], 7000).String(), 200)
+	failOnError(t, err)
+	failOnError(t, far.AwaitAnswers(ctx, 50))
+	begun := map[string]int{}
+	for _, n := range o.nodes {
+		begun[n] = countSessionStarts(ctx, t, o.Cluster, n)
+	}
+	for _, n := range []string{"node1", "node2", "node3", "node4"} {
+		failOnError(t, o.SignalProgram(ctx, n, "gantry-speaker", syscall.SIGKILL))
+	}
+	w.awaitAnswers(ctx, t, 300)
+	settled := time.Now()
+	w.awaitAnswers(ctx, t, 200)
+	for a, answers := range w.stopAndCollect(t) {
+		late := slices.DeleteFunc(answers, func(x cluster.NeighborAnswer) bool { return x.CapturedAt.Before(settled) })
+		macs := answeringMACs(late)
+		if len(macs) != 1 {
+			t.Fatalf("after the restart %v answer for %s, want one node", macs, a)
 		}
-		for _, n := range []string{"node1", "node2", "node3", "node4"} {
-			failOnError(t, s.SignalProgram(ctx, n, "gantry-speaker", syscall.SIGKILL))
+		if a == o.addresses[0] {
+			o.holder = nodeWithMAC(t, o.Cluster, macs[0])
 		}
-		w.awaitAnswers(ctx, t, 300)
-		settled := time.Now()
-		w.awaitAnswers(ctx, t, 200)
-		for a, answers := range w.stopAndCollect(t) {
-			late := slices.DeleteFunc(answers, func(x cluster.NeighborAnswer) bool { return x.CapturedAt.Before(settled) })
-			macs := answeringMACs(late)
-			if len(macs) != 1 {
-				t.Fatalf("after the restart %v answer for %s, want one node", macs, a)
-			}
-			if a == addresses[0] {
-				holder = nodeWithMAC(t, s, macs[0])
-			}
-		}
-		failOnError(t, cluster.AwaitNoError(ctx, "new sessions with the router", func(ctx context.Context) error {
-			for _, n := range nodes {
-				if countSessionStarts(ctx, t, s, n) == begun[n] {
-					return fmt.Errorf("the session of %s is still the old one", n)
-				}
-			}
-			out, err := tor.Show(ctx, "show bgp ipv4 unicast "+vip.String())
-			if err == nil && strings.Contains(string(out), "stale") {
-				err = fmt.Errorf("a route is stale:\n%s", out)
-			}
-			return err
-		}))
-		awaitNextHops(ctx, t, s, vip, "192.168.0.11", "192.168.0.12", "192.168.0.13")
-		if o := far.Stop(); o.LostCount > 0 {
-			t.Errorf("%d of %d requests through the router were lost", o.LostCount, o.SentCount)
-		}
-	})
-	t.Run("a dead holder is replaced", func(t *testing.T) {
-		w := watchService(ctx, t, s, addresses)
-		failOnError(t, s.CutCable(ctx, holder))
-		w.awaitAnswers(ctx, t, 300)
-		w.stopAndCollect(t)
-		failOnError(t, s.PlugCable(ctx, holder))
-	})
-	t.Run("the API server comes back", func(t *testing.T) {
-		failOnError(t, s.StartAPI(ctx))
-		failOnError(t, cluster.AwaitNoError(ctx, "the current holders in the API", func(ctx context.Context) error {
-			now, err := s.AwaitHolders(ctx, "echo", 2)
-			// it lost its addresses when its cable was cut, and does not take them back
-			if err == nil && slices.Contains(now, holder) {
-				err = fmt.Errorf("%v announce it, although %s has lost it", now, holder)
-			}
-			return err
-		}))
-		failOnError(t, s.ApplyManifests(ctx, cluster.EchoManifest("later", "node4")))
-		address, err := s.AwaitAddress(ctx, "default", "later")
-		failOnError(t, err)
-		stream, err := s.StartUDPStream(ctx, "client", netip.AddrPortFrom(address, 7000).String(), 100)
-		failOnError(t, err)
-		// kube-proxy retries once a minute after a long outage of the API server.
-		for range 3 {
-			if err = stream.AwaitAnswers(ctx, 50); err == nil {
-				break
+	}
+	failOnError(t, cluster.AwaitNoError(ctx, "new sessions with the router", func(ctx context.Context) error {
+		for _, n := range o.nodes {
+			if countSessionStarts(ctx, t, o.Cluster, n) == begun[n] {
+				return fmt.Errorf("the session of %s is still the old one", n)
 			}
 		}
-		failOnError(t, err)
-		stream.Stop()
-		_, err = s.RunKubectl(ctx, "", "delete", "service", "echo")
-		failOnError(t, err)
-		failOnError(t, cluster.AwaitNoError(ctx, "the release of the addresses", func(context.Context) error {
-			out, err := s.RunKubectl(ctx, "", "-n", "metallb-system", "get", "servicel2statuses", "-l", names.LabelServiceName+"=echo", "-o", "name")
-			if err == nil && out != "" {
-				err = errors.New(out)
-			}
-			return err
-		}))
-	})
+		out, err := o.tor.Show(ctx, "show bgp ipv4 unicast "+o.vip.String())
+		if err == nil && strings.Contains(string(out), "stale") {
+			err = fmt.Errorf("a route is stale:\n%s", out)
+		}
+		return err
+	}))
+	awaitNextHops(ctx, t, o.Cluster, o.vip, "192.168.0.11", "192.168.0.12", "192.168.0.13")
+	if outcome := far.Stop(); outcome.LostCount > 0 {
+		t.Errorf("%d of %d requests through the router were lost", outcome.LostCount, outcome.SentCount)
+	}
+}
+
+func (o *outageHarness) testDeadHolderIsReplaced(ctx context.Context, t *testing.T) {
+	w := watchService(ctx, t, o.Cluster, o.addresses)
+	failOnError(t, o.CutCable(ctx, o.holder))
+	w.awaitAnswers(ctx, t, 300)
+	w.stopAndCollect(t)
+	failOnError(t, o.PlugCable(ctx, o.holder))
+}
+
+func (o *outageHarness) testAPIServerComesBack(ctx context.Context, t *testing.T) {
+	failOnError(t, o.StartAPI(ctx))
+	failOnError(t, cluster.AwaitNoError(ctx, "the current holders in the API", func(ctx context.Context) error {
+		now, err := o.AwaitHolders(ctx, "echo", 2)
+		// it lost its addresses when its cable was cut, and does not take them back
+		if err == nil && slices.Contains(now, o.holder) {
+			err = fmt.Errorf("%v announce it, although %s has lost it", now, o.holder)
+		}
+		return err
+	}))
+	failOnError(t, o.ApplyManifests(ctx, cluster.EchoManifest("later", "node4")))
+	address, err := o.AwaitAddress(ctx, "default", "later")
+	failOnError(t, err)
+	stream, err := o.StartUDPStream(ctx, "client", netip.AddrPortFrom(address, 7000).String(), 100)
+	failOnError(t, err)
+	// kube-proxy retries once a minute after a long outage of the API server.
+	for range 3 {
+		if err = stream.AwaitAnswers(ctx, 50); err == nil {
+			break
+		}
+	}
+	failOnError(t, err)
+	stream.Stop()
+	_, err = o.RunKubectl(ctx, "", "delete", "service", "echo")
+	failOnError(t, err)
+	failOnError(t, cluster.AwaitNoError(ctx, "the release of the addresses", func(context.Context) error {
+		out, err := o.RunKubectl(ctx, "", "-n", "metallb-system", "get", "servicel2statuses", "-l", names.LabelServiceName+"=echo", "-o", "name")
+		if err == nil && out != "" {
+			err = errors.New(out)
+		}
+		return err
+	}))
 }
 
 // nodeWithMAC returns the node with this Ethernet address.
