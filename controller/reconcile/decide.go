@@ -9,6 +9,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 
 	"github.com/gantry-lb/gantry/api/names"
@@ -62,6 +63,9 @@ func (r *ServiceWorker) decideService(ctx context.Context, l workItem) {
 	if rec == nil {
 		rec = &serviceRecord{uid: s.UID, newestVersion: parseResourceVersion(s.ResourceVersion), waitingSince: firstAddressWaitStart(s, time.Now())}
 		r.recordByService[l.ObjectKey] = rec
+	}
+	if len(v.AssignedAddresses) > 0 { // by a write with an unknown result, for example
+		rec.waitingSince = time.Time{}
 	}
 	r.ledgerWriter.fence.DropSupersededPending(l.ObjectKey, s.ResourceVersion)
 	// Services that wait to share with it may try again.
@@ -275,7 +279,7 @@ func (r *ServiceWorker) finishWrite(_ context.Context, w *serviceWrite, o writeO
 	r.Metrics.statusWritesByOutcome.WithLabelValues(o.String()).Inc()
 	// The write stays in flight and its assignment pending until the result is known.
 	if o == outcomeUnknown {
-		w.maybeAlreadyWritten = true
+		w.maybeAlreadyWritten, w.errorAnswered = true, apierrors.IsInternalError(err)
 		rec.consecutiveFailures++
 		r.logFailure(k, err, retryDelay(rec.consecutiveFailures))
 		r.retryWriteAfter(w, retryDelay(rec.consecutiveFailures))

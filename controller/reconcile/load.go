@@ -22,15 +22,16 @@ const loadLedgerTimeout = 2 * time.Minute
 // loadLedgerOrRetry loads the Ledger, and tries again later if that fails.
 func (r *ServiceWorker) loadLedgerOrRetry(ctx context.Context) {
 	r.Log.Info("reading all Services", "cause", r.reloadCause)
-	r.Metrics.reloadsByCause.WithLabelValues(r.reloadCause).Inc()
 	err := r.loadLedger(ctx)
 	r.workerState.recordAttempt(phaseLoading, err == nil)
 	if err == nil {
+		r.Metrics.reloadsByCause.WithLabelValues(r.reloadCause).Inc()
 		r.consecutiveLoadFailures = 0
 		r.ledgerLoaded.Store(true)
 		r.poolStatusState.mayBeStale = true
 		return
 	}
+	r.Metrics.failedReloadsByCause.WithLabelValues(r.reloadCause).Inc()
 	r.consecutiveLoadFailures++
 	r.Log.Error("reading the addresses in use failed; no address is assigned until it succeeds", "error", err, "again", retryDelay(r.consecutiveLoadFailures))
 	r.wakeWorkerAfter(retryDelay(r.consecutiveLoadFailures))

@@ -208,7 +208,7 @@ func (r *ServiceWorker) publishState() {
 	r.workerState.setBusyPhases(time.Now(), [phaseCount]bool{
 		phaseLoading:  !r.ledgerLoaded.Load(),
 		phaseDeciding: r.ledgerLoaded.Load() && !r.workQueue.isEmpty(),
-		phaseWriting:  len(r.ledgerWriter.stagedWrites)+len(r.sleepingWrites)+len(r.readyTasks)+r.tasksInFlight > 0,
+		phaseWriting:  r.hasCommonWork(),
 	}, open)
 }
 
@@ -294,6 +294,7 @@ type ledgerWriter struct {
 	swapTimerUntil      time.Time
 	wakeTimerUntil      time.Time // when the timer of tidy or isLedgerFull ends
 	consecutiveFailures int       // in a row
+	trimFailures        int       // of trimLedger, in a row
 	// writesInSwap counts the writes of the swap in flight.
 	writesInSwap int
 	// batchLimit bounds the writes of the next swap during the search for a refused entry; 0 means
