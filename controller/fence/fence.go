@@ -84,12 +84,21 @@ func (f *Fence) RemoveSettledPending(version func(view.ObjectKey) (string, bool)
 	return f.PendingAfterBatch(nil)
 }
 
+// ParseResourceVersion reads a resourceVersion, which the API server counts up from 1. It returns 0
+// when it is not a number.
+func ParseResourceVersion(text string) uint64 {
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
 // isLaterVersion says whether the version is later than the base, so that no write on the base can
 // succeed. A cache that is behind may show a version from before the base.
 func isLaterVersion(version, base string) bool {
-	v, err1 := strconv.ParseUint(version, 10, 64)
-	b, err2 := strconv.ParseUint(base, 10, 64)
-	if err1 != nil || err2 != nil {
+	v, b := ParseResourceVersion(version), ParseResourceVersion(base)
+	if v == 0 || b == 0 {
 		return version != base
 	}
 	return v > b

@@ -82,7 +82,7 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 			}
 			return
 		}
-		seen[v.Key] = &serviceRecord{uid: s.UID, newestVersion: parseResourceVersion(s.ResourceVersion), loadedVersion: parseResourceVersion(s.ResourceVersion)}
+		seen[v.Key] = &serviceRecord{uid: s.UID, newestVersion: fence.ParseResourceVersion(s.ResourceVersion), loadedVersion: fence.ParseResourceVersion(s.ResourceVersion)}
 		if len(v.AssignedAddresses) == 0 {
 			seen[v.Key].waitingSince = s.CreationTimestamp.Time
 		}
@@ -95,7 +95,7 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 	for _, i := range left {
 		// A list may be older than what another controller saw.
 		if rec := seen[i.Service]; rec != nil {
-			rec.newestVersion = max(rec.newestVersion, parseResourceVersion(i.BaseVersion))
+			rec.newestVersion = max(rec.newestVersion, fence.ParseResourceVersion(i.BaseVersion))
 		}
 	}
 	r.restoreWithheldAddresses(memory)

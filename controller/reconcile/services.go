@@ -16,7 +16,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
-	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -304,16 +303,6 @@ type ledgerWriter struct {
 	// lastRefusalTime is when it last refused any entry.
 	refusalsInARow  int
 	lastRefusalTime time.Time
-}
-
-// parseResourceVersion reads a resourceVersion, which the API server counts up. It returns 0 when
-// it is not a number.
-func parseResourceVersion(text string) uint64 {
-	n, err := strconv.ParseUint(text, 10, 64)
-	if err != nil {
-		return 0
-	}
-	return n
 }
 
 // logFailure logs what failed for a Service and when it is repeated.
