@@ -19,23 +19,27 @@ import (
 
 // The times of the leader election. A leader that stops releases the lease, and another controller
 // asks for it at most 1.1 s later (client-go waits for the retry period and up to 1.2 times as much
-// again). After a crash the lease must expire first. A pause longer than the lease ends the
-// leadership. The times are not what keeps an address from being assigned twice.
+// again). After a crash the lease must expire first: another controller leads at most 7.2 s later.
+// A pause longer than the lease ends the leadership, as does an API server that accepts no renewal
+// for leaseRenewTimeout. The times are not what keeps an address from being assigned twice.
 const (
-	leaseTimeout       = 10 * time.Second
-	leaseRenewTimeout  = 6 * time.Second
+	leaseTimeout       = 6 * time.Second
+	leaseRenewTimeout  = 4 * time.Second
 	leaseRetryInterval = 500 * time.Millisecond
+	// leaseRequestTimeout bounds one request. An API server that needs two seconds for each answer
+	// ends no leadership, nor does one request without an answer.
+	leaseRequestTimeout = 2500 * time.Millisecond
 	// earlyLeaseTakeoverInterval is how much earlier than the lease says another controller takes
 	// over. It sees a renewal up to 1.1 s late, asks up to 1.1 s late again, and counts from what
-	// it saw. With the slack, a Service gets its address within leaseTimeout after a crash all the
-	// same. The takeover stays well after leaseRenewTimeout, at which the old leader has stopped.
-	earlyLeaseTakeoverInterval = 2 * time.Second
+	// it saw. The takeover stays after leaseRenewTimeout and one leaseRetryInterval, at which the
+	// old leader has stopped.
+	earlyLeaseTakeoverInterval = time.Second
 )
 
 // newControllerLeaseLock returns the Lease for the leader election, in Gantry's namespace.
 func newControllerLeaseLock(config *rest.Config, scheme *runtime.Scheme, host, namespace string) (resourcelock.Interface, error) {
 	own := rest.AddUserAgent(rest.CopyConfig(config), "leader-election")
-	own.Timeout = leaseRenewTimeout / 2 // one request without an answer does not end a leadership
+	own.Timeout = leaseRequestTimeout
 	leases, err := coordinationv1.NewForConfig(own)
 	if err != nil {
 		return nil, fmt.Errorf("setting up the election: %w", err)

@@ -20,6 +20,12 @@
 // controller that did not send the write closes the assignment by a write of its own, which changes
 // the resourceVersion.
 //
+// One case is open: a user deletes the object, and the controller with writes in flight dies before
+// it writes the object again. The next controller creates an empty one and cannot know these writes.
+// Until the API server has handled them, it may assign their addresses to other Services. It then
+// sees two Services with one address, and one of them gets another address. Only administrators can
+// delete the object.
+//
 // The package is pure: it decides what the object should contain and what that means. It reads no
 // clock and knows no API. A Fence belongs to one goroutine.
 package fence
@@ -78,12 +84,21 @@ func (f *Fence) RemoveSettledPending(version func(view.ObjectKey) (string, bool)
 	return f.PendingAfterBatch(nil)
 }
 
+// ParseResourceVersion reads a resourceVersion, which the API server counts up from 1. It returns 0
+// when it is not a number.
+func ParseResourceVersion(text string) uint64 {
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
 // isLaterVersion says whether the version is later than the base, so that no write on the base can
 // succeed. A cache that is behind may show a version from before the base.
 func isLaterVersion(version, base string) bool {
-	v, err1 := strconv.ParseUint(version, 10, 64)
-	b, err2 := strconv.ParseUint(base, 10, 64)
-	if err1 != nil || err2 != nil {
+	v, b := ParseResourceVersion(version), ParseResourceVersion(base)
+	if v == 0 || b == 0 {
 		return version != base
 	}
 	return v > b

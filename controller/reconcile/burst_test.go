@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1alpha1"
@@ -244,16 +246,72 @@ func TestFullAddressLedgerIsLoggedOnce(t *testing.T) {
 	})
 }
 
+// startBurst starts a controller when a number of Services wait for a busy API server.
+func startBurst(t *testing.T, serviceCount int) (*apitest.Server, *runningController) {
+	t.Helper()
+	s := apitest.NewServer(nil)
+	s.SetPool("p", poolSpec("10.0.0.0/16"))
+	for i := range serviceCount {
+		s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
+	}
+	return s, startController(t, s, newBusyDelivery, Options{})
+}
+
+// TestAddressLedgerStaysSmallInABurst has many more Services than are written in a second. The
+// AddressLedger shows the next ones only, since each of its writes costs as much as it is large.
+func TestAddressLedgerStaysSmallInABurst(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s, c := startBurst(t, 4000)
+		defer c.stopAndWait()
+		most := 0
+		for range 60 {
+			time.Sleep(100 * time.Millisecond)
+			if l := s.LedgerByName(names.AddressLedger); l != nil {
+				most = max(most, len(l.Spec.Pending))
+			}
+		}
+		if limit := maxReadyWritesBeforeSwap + maxWritesPerSwap + 2*maxTasksInFlight; most > limit {
+			t.Errorf("the AddressLedger shows %d pending assignments, want at most %d", most, limit)
+		}
+		for _, o := range s.AllServices() {
+			if !firstAddress(o).IsValid() {
+				t.Fatalf("%s has no address after 6 s", o.Name)
+			}
+		}
+	})
+}
+
+// TestFailingTrimDelaysNoAddress makes the API server fail at every write of the AddressLedger that
+// brings no pending assignment.
+func TestFailingTrimDelaysNoAddress(t *testing.T) {
+	for name, err := range map[string]error{"failed": apierrors.NewInternalError(errors.New("no")), "refused": errRefusedByTest} {
+		t.Run(name, func(t *testing.T) {
+			runWithFakeTime(t, func(t *testing.T) {
+				s, c := startBurst(t, 200)
+				defer c.stopAndWait()
+				s.RefuseLedgerWrites(func(l *v1alpha1.AddressLedger) error {
+					if len(l.Spec.Pending) == 0 {
+						return err
+					}
+					return nil
+				})
+				time.Sleep(10*time.Minute + time.Second)
+				if n := s.CountRefusedWrites(); n < 2 || n > 60 {
+					t.Errorf("it was tried %d times in 10 minutes", n)
+				}
+				s.CreateService(newLoadBalancer("late"))
+				time.Sleep(time.Second)
+				wantAddress(t, s, "late", "10.0.0.200", names.ReasonAssigned)
+			})
+		})
+	}
+}
+
 // TestAddressLedgerIsTrimmedAfterABurst checks its entries when no work is left, and that it is not
 // written again.
 func TestAddressLedgerIsTrimmedAfterABurst(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
-		s := apitest.NewServer(nil)
-		s.SetPool("p", poolSpec("10.0.0.0/16"))
-		for i := range 200 {
-			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
-		}
-		c := startController(t, s, newBusyDelivery, Options{})
+		s, c := startBurst(t, 200)
 		defer c.stopAndWait()
 		time.Sleep(2 * time.Second)
 		if n := len(s.LedgerByName(names.AddressLedger).Spec.Pending); n < minSettledForTrim {
@@ -277,12 +335,7 @@ func TestAddressLedgerIsTrimmedAfterABurst(t *testing.T) {
 // TestStoppingLeaderWritesWhatTheAddressLedgerHas stops the leader while many writes wait.
 func TestStoppingLeaderWritesWhatTheAddressLedgerHas(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
-		s := apitest.NewServer(nil)
-		s.SetPool("p", poolSpec("10.0.0.0/16"))
-		for i := range 200 {
-			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
-		}
-		c := startController(t, s, newBusyDelivery, Options{})
+		s, c := startBurst(t, 200)
 		synctest.Wait()
 		for len(s.LedgerByName(names.AddressLedger).Spec.Pending) < 100 {
 			time.Sleep(time.Millisecond)

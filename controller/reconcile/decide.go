@@ -9,10 +9,12 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/controller/allocate"
+	"github.com/gantry-lb/gantry/controller/fence"
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
@@ -39,7 +41,7 @@ func (r *ServiceWorker) decideService(ctx context.Context, l workItem) {
 	case s == nil:
 		r.startConfirmService(l.ObjectKey, rec)
 		return
-	case rec != nil && parseResourceVersion(s.ResourceVersion) < rec.newestVersion:
+	case rec != nil && fence.ParseResourceVersion(s.ResourceVersion) < rec.newestVersion:
 		// The cache is behind; its next event queues the Service again. Or the AddressLedger is
 		// from a backup, with a resourceVersion that this API server has never issued: ask the API
 		// server.
@@ -60,8 +62,11 @@ func (r *ServiceWorker) decideService(ctx context.Context, l workItem) {
 		return
 	}
 	if rec == nil {
-		rec = &serviceRecord{uid: s.UID, newestVersion: parseResourceVersion(s.ResourceVersion), waitingSince: firstAddressWaitStart(s, time.Now())}
+		rec = &serviceRecord{uid: s.UID, newestVersion: fence.ParseResourceVersion(s.ResourceVersion), waitingSince: firstAddressWaitStart(s, time.Now())}
 		r.recordByService[l.ObjectKey] = rec
+	}
+	if len(v.AssignedAddresses) > 0 { // by a write with an unknown result, for example
+		rec.waitingSince = time.Time{}
 	}
 	r.ledgerWriter.fence.DropSupersededPending(l.ObjectKey, s.ResourceVersion)
 	// Services that wait to share with it may try again.
@@ -112,11 +117,11 @@ func (r *ServiceWorker) finishConfirm(c *confirmServiceTask, now *corev1.Service
 		return
 	}
 	rec.consecutiveFailures = 0
-	rec.newestVersion = max(rec.newestVersion, parseResourceVersion(now.ResourceVersion))
+	rec.newestVersion = max(rec.newestVersion, fence.ParseResourceVersion(now.ResourceVersion))
 	if r.ledgerWriter.fence.HasLaterBase(c.service, now.ResourceVersion) {
 		r.Log.Warn("the AddressLedger has a resourceVersion that the Service never had; is it from a backup? The entry is ignored", "ledger", r.ledgerLogName(), "service", c.service.String())
 		r.ledgerWriter.fence.ClosePending(c.service, "")
-		rec.newestVersion = parseResourceVersion(now.ResourceVersion)
+		rec.newestVersion = fence.ParseResourceVersion(now.ResourceVersion)
 		r.workQueue.addChanged(c.service)
 	}
 	if v := view.FromService(now); !r.isServiceOurs(&v) && !hasOurStatusOrAnnotations(now) {
@@ -141,7 +146,7 @@ func (r *ServiceWorker) markServiceIdle(k view.ObjectKey) *serviceRecord {
 // when the Ledger has another holder and so may be wrong: the API server is read before any Service
 // loses an address. A status for which the Ledger was built or checked is right.
 func (r *ServiceWorker) observeStatus(v *view.Service, rec *serviceRecord, baseVersion string) bool {
-	if r.hasSharingConflict(v) && parseResourceVersion(baseVersion) > rec.loadedVersion {
+	if r.hasSharingConflict(v) && fence.ParseResourceVersion(baseVersion) > rec.loadedVersion {
 		return false
 	}
 	held, _ := r.ledger.AssignmentOf(v.Key)
@@ -275,7 +280,7 @@ func (r *ServiceWorker) finishWrite(_ context.Context, w *serviceWrite, o writeO
 	r.Metrics.statusWritesByOutcome.WithLabelValues(o.String()).Inc()
 	// The write stays in flight and its assignment pending until the result is known.
 	if o == outcomeUnknown {
-		w.maybeAlreadyWritten = true
+		w.maybeAlreadyWritten, w.errorAnswered = true, apierrors.IsInternalError(err)
 		rec.consecutiveFailures++
 		r.logFailure(k, err, retryDelay(rec.consecutiveFailures))
 		r.retryWriteAfter(w, retryDelay(rec.consecutiveFailures))
@@ -289,7 +294,7 @@ func (r *ServiceWorker) finishWrite(_ context.Context, w *serviceWrite, o writeO
 	}
 	r.markServiceIdle(k)
 	if now != nil {
-		rec.newestVersion = max(rec.newestVersion, parseResourceVersion(now.ResourceVersion))
+		rec.newestVersion = max(rec.newestVersion, fence.ParseResourceVersion(now.ResourceVersion))
 	}
 	if o == outcomeWritten && !w.clearsStatus {
 		r.observeWaitingTime(w, rec)
@@ -384,7 +389,7 @@ func (r *ServiceWorker) clearServiceStatus(s *corev1.Service, v *view.Service) {
 	w.serviceAfter = withoutOurStatus(s, w.assignmentBefore.Addresses)
 	switch {
 	case rec == nil:
-		rec = &serviceRecord{uid: s.UID, newestVersion: parseResourceVersion(s.ResourceVersion)}
+		rec = &serviceRecord{uid: s.UID, newestVersion: fence.ParseResourceVersion(s.ResourceVersion)}
 		r.recordByService[v.Key] = rec
 	case isUnchanged(s, w.serviceAfter): // there is nothing to write that would confirm it
 		r.startConfirmService(v.Key, rec)

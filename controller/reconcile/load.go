@@ -22,15 +22,16 @@ const loadLedgerTimeout = 2 * time.Minute
 // loadLedgerOrRetry loads the Ledger, and tries again later if that fails.
 func (r *ServiceWorker) loadLedgerOrRetry(ctx context.Context) {
 	r.Log.Info("reading all Services", "cause", r.reloadCause)
-	r.Metrics.reloadsByCause.WithLabelValues(r.reloadCause).Inc()
 	err := r.loadLedger(ctx)
 	r.workerState.recordAttempt(phaseLoading, err == nil)
 	if err == nil {
+		r.Metrics.reloadsByCause.WithLabelValues(r.reloadCause).Inc()
 		r.consecutiveLoadFailures = 0
 		r.ledgerLoaded.Store(true)
 		r.poolStatusState.mayBeStale = true
 		return
 	}
+	r.Metrics.failedReloadsByCause.WithLabelValues(r.reloadCause).Inc()
 	r.consecutiveLoadFailures++
 	r.Log.Error("reading the addresses in use failed; no address is assigned until it succeeds", "error", err, "again", retryDelay(r.consecutiveLoadFailures))
 	r.wakeWorkerAfter(retryDelay(r.consecutiveLoadFailures))
@@ -81,7 +82,7 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 			}
 			return
 		}
-		seen[v.Key] = &serviceRecord{uid: s.UID, newestVersion: parseResourceVersion(s.ResourceVersion), loadedVersion: parseResourceVersion(s.ResourceVersion)}
+		seen[v.Key] = &serviceRecord{uid: s.UID, newestVersion: fence.ParseResourceVersion(s.ResourceVersion), loadedVersion: fence.ParseResourceVersion(s.ResourceVersion)}
 		if len(v.AssignedAddresses) == 0 {
 			seen[v.Key].waitingSince = s.CreationTimestamp.Time
 		}
@@ -94,7 +95,7 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 	for _, i := range left {
 		// A list may be older than what another controller saw.
 		if rec := seen[i.Service]; rec != nil {
-			rec.newestVersion = max(rec.newestVersion, parseResourceVersion(i.BaseVersion))
+			rec.newestVersion = max(rec.newestVersion, fence.ParseResourceVersion(i.BaseVersion))
 		}
 	}
 	r.restoreWithheldAddresses(memory)

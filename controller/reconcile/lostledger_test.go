@@ -3,7 +3,6 @@ package reconcile
 import (
 	"fmt"
 	"net/netip"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -102,34 +101,6 @@ func TestRefusedWriteOfAWipedStatusKeepsTheAddress(t *testing.T) {
 			})
 		})
 	}
-}
-
-// TestLeaderWhoseStatusWritesGetNoAnswerIsNotReady loses every write of a status.
-func TestLeaderWhoseStatusWritesGetNoAnswerIsNotReady(t *testing.T) {
-	runWithFakeTime(t, func(t *testing.T) {
-		s := apitest.NewServer(nil)
-		s.SetPool("p", poolSpec("10.0.0.0/24"))
-		var away atomic.Bool
-		away.Store(true)
-		c := startController(t, s, func(what string) apitest.Delivery {
-			return apitest.Delivery{RequestLost: away.Load() && what == "service"}
-		}, Options{})
-		defer c.stopAndWait()
-		s.CreateService(newLoadBalancer("s"))
-		time.Sleep(time.Minute)
-		if c.CheckReady(time.Now()) == nil {
-			t.Error("it counts as ready after a minute without progress")
-		}
-		time.Sleep(time.Hour)
-		if err := c.CheckAlive(time.Now()); err != nil {
-			t.Error("it tries, and is to be restarted all the same:", err)
-		}
-		away.Store(false)
-		time.Sleep(time.Minute)
-		if err := c.CheckReady(time.Now()); err != nil {
-			t.Error("when it works again:", err)
-		}
-	})
 }
 
 // TestLostAddressLedgerGivesNoAddressTwice deletes the AddressLedger again and again while one

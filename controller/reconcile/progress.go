@@ -94,6 +94,22 @@ func (s *workerState) setBusyPhases(now time.Time, busy [phaseCount]bool, open i
 	}
 }
 
+// hasCommonWork says whether there are writes that do not concern single Services only. If the API
+// server refuses one Service or answers its write with an error, it serves the others; the reason
+// is in the log and in the Service's condition. More than maxRefusalsBurst of them concern the
+// controller.
+func (r *ServiceWorker) hasCommonWork() bool {
+	j, answered := &r.ledgerWriter, 0
+	for _, w := range r.sleepingWrites {
+		if !w.errorAnswered {
+			return true
+		}
+		answered++
+	}
+	return len(r.readyTasks)+r.tasksInFlight > 0 || answered > maxRefusalsBurst || !j.hasOnlyRefused() ||
+		len(j.stagedWrites) > 0 && j.refusalsInARow > maxRefusalsBurst
+}
+
 // recordAttempt records that an attempt ended, and whether it succeeded.
 func (s *workerState) recordAttempt(p workPhase, progress bool) {
 	s.mu.Lock()

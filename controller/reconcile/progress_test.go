@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
@@ -51,36 +52,72 @@ func TestWorkerWithoutProgressIsNotReady(t *testing.T) {
 	}
 }
 
-// TestLeaderWithoutAnswersIsNotReady loses every write of the AddressLedger, and then lets them
-// arrive.
+// TestLeaderWithoutAnswersIsNotReady loses every write of one kind, and then lets them arrive.
 func TestLeaderWithoutAnswersIsNotReady(t *testing.T) {
-	runWithFakeTime(t, func(t *testing.T) {
-		s := apitest.NewServer(nil)
-		s.SetPool("p", poolSpec("10.0.0.0/24"))
-		var away atomic.Bool
-		c := startController(t, s, func(what string) apitest.Delivery {
-			return apitest.Delivery{RequestLost: away.Load() && what == "ledger"}
-		}, Options{})
-		defer c.stopAndWait()
-		time.Sleep(time.Hour)
-		if err := c.CheckReady(time.Now()); err != nil {
-			t.Error("an idle leader:", err)
-		}
-		away.Store(true)
-		s.CreateService(newLoadBalancer("s"))
-		time.Sleep(time.Minute)
-		if c.CheckReady(time.Now()) == nil {
-			t.Error("it counts as ready after a minute without progress")
-		}
-		time.Sleep(time.Hour)
-		if err := c.CheckAlive(time.Now()); err != nil {
-			t.Error("it tries, and is to be restarted all the same:", err)
-		}
-		away.Store(false)
-		time.Sleep(time.Minute)
-		synctest.Wait()
-		if err := c.CheckReady(time.Now()); err != nil {
-			t.Error("when it works again:", err)
-		}
-	})
+	for _, lost := range []string{"ledger", "service"} {
+		t.Run(lost, func(t *testing.T) {
+			runWithFakeTime(t, func(t *testing.T) {
+				s := apitest.NewServer(nil)
+				s.SetPool("p", poolSpec("10.0.0.0/24"))
+				var away atomic.Bool
+				c := startController(t, s, func(what string) apitest.Delivery {
+					return apitest.Delivery{RequestLost: away.Load() && what == lost}
+				}, Options{})
+				defer c.stopAndWait()
+				time.Sleep(time.Hour)
+				if err := c.CheckReady(time.Now()); err != nil {
+					t.Error("an idle leader:", err)
+				}
+				away.Store(true)
+				s.CreateService(newLoadBalancer("s"))
+				time.Sleep(time.Minute)
+				if c.CheckReady(time.Now()) == nil {
+					t.Error("it counts as ready after a minute without progress")
+				}
+				time.Sleep(time.Hour)
+				if err := c.CheckAlive(time.Now()); err != nil {
+					t.Error("it tries, and is to be restarted all the same:", err)
+				}
+				away.Store(false)
+				time.Sleep(time.Minute)
+				synctest.Wait()
+				if err := c.CheckReady(time.Now()); err != nil {
+					t.Error("when it works again:", err)
+				}
+			})
+		})
+	}
+}
+
+// TestRefusedServicesDoNotMakeALeaderUnready lets a policy refuse some Services for a long time, or
+// makes the API server fail at the write of one, and looks at the readiness again and again.
+func TestRefusedServicesDoNotMakeALeaderUnready(t *testing.T) {
+	for name, refuse := range map[string]func(*apitest.Server){
+		"the AddressLedger with their entries is refused": func(s *apitest.Server) { s.RefuseLedgerWrites(refuseServices()) },
+		"their status is refused": func(s *apitest.Server) {
+			s.RefuseServiceWrites(func(*corev1.Service) error { return errRefusedByTest })
+		},
+		"the write of their status fails": func(s *apitest.Server) {
+			s.RefuseServiceWrites(func(*corev1.Service) error { return apierrors.NewInternalError(errors.New("a webhook failed")) })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			runWithFakeTime(t, func(t *testing.T) {
+				s := apitest.NewServer(nil)
+				s.SetPool("p", poolSpec("10.0.0.0/24"))
+				refuse(s)
+				c := startController(t, s, newBusyDelivery, Options{})
+				defer c.stopAndWait()
+				for i := range 30 {
+					s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
+				}
+				for range 200 {
+					time.Sleep(7 * time.Second)
+					if err := c.CheckReady(time.Now()); err != nil {
+						t.Fatal(err)
+					}
+				}
+			})
+		})
+	}
 }

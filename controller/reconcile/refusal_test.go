@@ -103,6 +103,9 @@ func TestRefusedAddressLedger(t *testing.T) {
 		if n := s.CountRefusedWrites(); n > 2*100+5*60 {
 			t.Errorf("the AddressLedger was written %d times in 5 minutes", n)
 		}
+		if c.CheckReady(time.Now()) == nil {
+			t.Error("it is ready, although it may assign no address")
+		}
 		s.RefuseLedgerWrites(nil)
 		time.Sleep(2 * time.Minute)
 		for _, o := range s.AllServices() {

@@ -16,7 +16,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
-	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -208,7 +207,7 @@ func (r *ServiceWorker) publishState() {
 	r.workerState.setBusyPhases(time.Now(), [phaseCount]bool{
 		phaseLoading:  !r.ledgerLoaded.Load(),
 		phaseDeciding: r.ledgerLoaded.Load() && !r.workQueue.isEmpty(),
-		phaseWriting:  len(r.ledgerWriter.stagedWrites)+len(r.sleepingWrites)+len(r.readyTasks)+r.tasksInFlight > 0,
+		phaseWriting:  r.hasCommonWork(),
 	}, open)
 }
 
@@ -294,6 +293,7 @@ type ledgerWriter struct {
 	swapTimerUntil      time.Time
 	wakeTimerUntil      time.Time // when the timer of tidy or isLedgerFull ends
 	consecutiveFailures int       // in a row
+	trimFailures        int       // of trimLedger, in a row
 	// writesInSwap counts the writes of the swap in flight.
 	writesInSwap int
 	// batchLimit bounds the writes of the next swap during the search for a refused entry; 0 means
@@ -303,16 +303,6 @@ type ledgerWriter struct {
 	// lastRefusalTime is when it last refused any entry.
 	refusalsInARow  int
 	lastRefusalTime time.Time
-}
-
-// parseResourceVersion reads a resourceVersion, which the API server counts up. It returns 0 when
-// it is not a number.
-func parseResourceVersion(text string) uint64 {
-	n, err := strconv.ParseUint(text, 10, 64)
-	if err != nil {
-		return 0
-	}
-	return n
 }
 
 // logFailure logs what failed for a Service and when it is repeated.

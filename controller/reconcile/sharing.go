@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/gantry-lb/gantry/controller/allocate"
+	"github.com/gantry-lb/gantry/controller/fence"
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
@@ -80,7 +81,7 @@ func (r *ServiceWorker) finishSharingCheck(c *sharingCheckTask, live map[view.Ob
 		r.releaseService(c.service, "the Service is gone")
 		return
 	}
-	rec.newestVersion = max(rec.newestVersion, parseResourceVersion(s.ResourceVersion))
+	rec.newestVersion = max(rec.newestVersion, fence.ParseResourceVersion(s.ResourceVersion))
 	h := &liveService{view.FromService(s), s.ResourceVersion}
 	if !r.isServiceOurs(&h.Service) { // its status is cleared when the cache shows the same
 		r.workQueue.addChanged(c.service)
@@ -99,7 +100,7 @@ func (r *ServiceWorker) finishSharingCheck(c *sharingCheckTask, live map[view.Ob
 	case r.hasLostAddresses(&h.Service, holders):
 		r.Log.Info("a Service may no longer share an address that it has", "service", h.Key.String(), "addresses", h.AssignedAddresses)
 		r.recordShownAddresses(h)
-		rec.loadedVersion = parseResourceVersion(h.resourceVersion)
+		rec.loadedVersion = fence.ParseResourceVersion(h.resourceVersion)
 	default:
 		r.scheduleSharingCheck(rec, h.Key)
 		return
@@ -121,7 +122,7 @@ func (r *ServiceWorker) refreshLiveService(k view.ObjectKey, s *corev1.Service) 
 		return nil
 	}
 	h := &liveService{view.FromService(s), s.ResourceVersion}
-	rec.newestVersion = max(rec.newestVersion, parseResourceVersion(h.resourceVersion))
+	rec.newestVersion = max(rec.newestVersion, fence.ParseResourceVersion(h.resourceVersion))
 	r.workQueue.addChanged(k)
 	if !r.isServiceOurs(&h.Service) {
 		return nil

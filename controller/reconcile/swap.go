@@ -22,6 +22,10 @@ const (
 	maxImmediateSwaps = 5
 	// maxWritesPerSwap bounds the Services of one swap.
 	maxWritesPerSwap = 512
+	// maxReadyWritesBeforeSwap is how many writes may be ready when a swap begins. These keep the
+	// API server busy meanwhile. With more, the object only grows: each swap costs the API server
+	// the whole object, and the next leader finds more pending assignments.
+	maxReadyWritesBeforeSwap = 512
 	// maxPendingAssignments bounds the Services with open pending assignments, and so the size of
 	// the object to about 1 MB.
 	maxPendingAssignments = 4096
@@ -45,7 +49,8 @@ func (r *ServiceWorker) startSwap(ctx context.Context) {
 		r.trimLedger(ctx)
 		return
 	}
-	if r.isLedgerFull(time.Now()) {
+	// the result of each write wakes the worker
+	if len(r.readyTasks) > maxReadyWritesBeforeSwap || r.isLedgerFull(time.Now()) {
 		return
 	}
 	isSingle := len(j.stagedWrites) == 1 && r.tasksInFlight+len(r.readyTasks) == 0 && r.workQueue.isEmpty()
@@ -130,7 +135,7 @@ func (r *ServiceWorker) trimLedger(ctx context.Context) {
 		return
 	}
 	now := time.Now()
-	if wait := j.lastSwapStart.Add(max(ledgerTrimDelay, retryDelay(j.consecutiveFailures))).Sub(now); wait > 0 {
+	if wait := j.lastSwapStart.Add(max(ledgerTrimDelay, retryDelay(j.trimFailures))).Sub(now); wait > 0 {
 		if !j.wakeTimerUntil.After(now) {
 			j.wakeTimerUntil = now.Add(wait)
 			r.wakeWorkerAfter(wait)
@@ -195,7 +200,7 @@ func (r *ServiceWorker) finishSwap(s *ledgerSwap, now *v1alpha1.AddressLedger, e
 	j.swapInFlight, j.writesInSwap = false, 0
 	if err == nil {
 		r.recordAcceptedBatch(s.writes)
-		j.consecutiveFailures, j.ledgerObject = 0, now
+		j.consecutiveFailures, j.trimFailures, j.ledgerObject = 0, 0, now
 		r.workerState.recordAttempt(phaseWriting, true)
 		j.fence.RecordWrittenBatch(pendingEntriesOfWrites(s.writes))
 		for _, w := range s.writes {
@@ -203,12 +208,18 @@ func (r *ServiceWorker) finishSwap(s *ledgerSwap, now *v1alpha1.AddressLedger, e
 		}
 		return
 	}
-	if isPermanentRefusal(err) && len(s.writes) > 0 {
+	isLost := apierrors.IsConflict(err) || apierrors.IsNotFound(err)
+	switch {
+	case len(s.writes) == 0 && !isLost: // no Service waits for it
+		j.trimFailures++
+		r.Log.Warn("writing the AddressLedger without closed assignments failed", "ledger", r.ledgerLogName(), "error", err, "again", max(ledgerTrimDelay, retryDelay(j.trimFailures)))
+		return
+	case isPermanentRefusal(err) && !isLost:
 		r.splitRefusedBatch(s.writes, err)
 		return
 	}
 	j.stagedWrites = append(s.writes, j.stagedWrites...)
-	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
+	if isLost {
 		r.Log.Info("another controller assigned addresses, or the AddressLedger is new", "ledger", r.ledgerLogName(), "error", err)
 		for _, w := range j.stagedWrites {
 			r.workQueue.addChanged(w.service.Key)

@@ -118,6 +118,8 @@ type serviceWrite struct {
 	// next one is due.
 	maybeAlreadyWritten bool
 	retryAt             time.Time
+	// errorAnswered says that the API server answered the last attempt with an internal error.
+	errorAnswered bool
 	// ledgerEntryRefused says that the AddressLedger was refused with its entry when that was last
 	// tried.
 	ledgerEntryRefused bool

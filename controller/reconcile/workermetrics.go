@@ -16,6 +16,7 @@ type WorkerMetrics struct {
 	unfinishedWorkByState   *prometheus.GaugeVec
 	statusWritesByOutcome   *prometheus.CounterVec
 	reloadsByCause          *prometheus.CounterVec
+	failedReloadsByCause    *prometheus.CounterVec
 	waitingServicesByReason *prometheus.GaugeVec
 	assignmentDelay         prometheus.Histogram
 }
@@ -35,6 +36,9 @@ func NewWorkerMetrics() *WorkerMetrics {
 		reloadsByCause: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gantry_controller_reloads_total", Help: "How often all Services were read from the API server, by cause.",
 		}, []string{"cause"}),
+		failedReloadsByCause: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "gantry_controller_failed_reloads_total", Help: "Attempts to read all Services from the API server that failed, by cause.",
+		}, []string{"cause"}),
 		waitingServicesByReason: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "gantry_controller_pending_services", Help: "Services that do not have what they ask for, by reason.",
 		}, []string{"reason"}),
@@ -52,7 +56,7 @@ func (r *ServiceWorker) workerCollectors() []prometheus.Collector {
 	unseen := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "gantry_controller_unseen_services", Help: "Services that the controller must still decide about.",
 	}, func() float64 { return float64(r.workQueue.countWaiting()) })
-	return []prometheus.Collector{m.unfinishedWorkByState, m.statusWritesByOutcome, m.reloadsByCause, m.waitingServicesByReason, m.assignmentDelay, unseen}
+	return []prometheus.Collector{m.unfinishedWorkByState, m.statusWritesByOutcome, m.reloadsByCause, m.failedReloadsByCause, m.waitingServicesByReason, m.assignmentDelay, unseen}
 }
 
 // updateWorkMetrics counts the unfinished work.

@@ -121,6 +121,55 @@ func TestMetricsShowAStuckWorker(t *testing.T) {
 	})
 }
 
+// TestFailedReadingIsNoReload fails to read all Services for a while.
+func TestFailedReadingIsNoReload(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		var away atomic.Bool
+		away.Store(true)
+		c := startController(t, s, func(what string) apitest.Delivery {
+			return apitest.Delivery{RequestLost: away.Load() && what == "list"}
+		}, Options{})
+		defer c.stopAndWait()
+		time.Sleep(5 * time.Minute)
+		const reloads = `gantry_controller_reloads_total{cause="Start"}`
+		wantMetrics(t, c.ServiceWorker, "while the reading fails", map[string]float64{reloads: 0})
+		failed := gatherMetrics(t, c.ServiceWorker)[`gantry_controller_failed_reloads_total{cause="Start"}`]
+		if failed < 5 {
+			t.Errorf("%v failed readings are counted in five minutes", failed)
+		}
+		away.Store(false)
+		time.Sleep(time.Minute)
+		wantMetrics(t, c.ServiceWorker, "when it works again", map[string]float64{reloads: 1})
+	})
+}
+
+// TestLostAnswerIsNotALongWait loses the answer of the first write of an address. Much later a user
+// clears the status, and the address is written again.
+func TestLostAnswerIsNotALongWait(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("10.0.0.0/24"))
+		var answered atomic.Bool
+		c := startController(t, s, func(what string) apitest.Delivery {
+			return apitest.Delivery{AnswerLost: what == "service" && !answered.Swap(true)}
+		}, Options{})
+		defer c.stopAndWait()
+		time.Sleep(time.Second)
+		answered.Store(false)
+		s.CreateService(newLoadBalancer("s"))
+		time.Sleep(time.Hour)
+		s.EditService(serviceKey("s"), func(o *corev1.Service) { o.Status.LoadBalancer.Ingress = nil })
+		time.Sleep(time.Minute)
+		if !firstAddress(s.ServiceByKey(serviceKey("s"))).IsValid() {
+			t.Error("the Service has no address")
+		}
+		if sum := gatherMetrics(t, c.ServiceWorker)["gantry_controller_assignment_seconds_sum"]; sum > 60 {
+			t.Errorf("the Service is said to have waited %v s", sum)
+		}
+	})
+}
+
 // TestAssignmentDelayIsMeasured makes Services wait for a known time.
 func TestAssignmentDelayIsMeasured(t *testing.T) {
 	now := time.Unix(1_700_000_000, 500)
