@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/layer2"
 )
@@ -93,7 +94,7 @@ func (l *LAN) deliverFrame(from *port, f layer2.Frame) error {
 	}
 	for _, h := range l.hosts {
 		for _, p := range h.ports {
-			addressed := p.family == layer2.FamilyOf(f.TargetIP) && p.acceptsDestinationMAC(f.EthernetDestination)
+			addressed := p.family == ipfamily.FamilyOf(f.TargetIP) && p.acceptsDestinationMAC(f.EthernetDestination)
 			if p == from || !addressed || h.isDisconnected {
 				continue
 			}
@@ -115,7 +116,7 @@ type Host struct {
 var _ layer2.Wire = (*Host)(nil)
 
 // OpenPort connects a port. All links of a host are on the same LAN.
-func (h *Host) OpenPort(link facts.Link, family layer2.Family) (layer2.Port, error) {
+func (h *Host) OpenPort(link facts.Link, family ipfamily.Family) (layer2.Port, error) {
 	h.lan.mu.Lock()
 	defer h.lan.mu.Unlock()
 	if h.openError != nil {
@@ -159,7 +160,7 @@ func (h *Host) FailOpenPorts(err error) {
 type port struct {
 	host               *Host
 	link               facts.Link
-	family             layer2.Family
+	family             ipfamily.Family
 	joinCountByAddress map[netip.Addr]int // the addresses whose groups are joined, and how often
 	receivedFrames     chan layer2.Frame
 	closed             chan struct{} // closed by closeWithError
