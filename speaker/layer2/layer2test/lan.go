@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/gantry-lb/gantry/internal/ipfamily"
+	"github.com/gantry-lb/gantry/internal/latest"
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/layer2"
 )
@@ -122,7 +123,7 @@ func (h *Host) OpenPort(link facts.Link, family ipfamily.Family) (layer2.Port, e
 	if h.openError != nil {
 		return nil, fmt.Errorf("opening a port on %q: %w", link.Name, h.openError)
 	}
-	p := &port{host: h, link: link, family: family, joinCountByAddress: map[netip.Addr]int{}, receivedFrames: make(chan layer2.Frame, frameQueueLength), closed: make(chan struct{})}
+	p := &port{host: h, link: link, family: family, joinCountByAddress: map[netip.Addr]int{}, receivedFrames: latest.NewQueue[layer2.Frame](frameQueueLength), closed: make(chan struct{})}
 	h.ports = append(h.ports, p)
 	return p, nil
 }
@@ -162,7 +163,7 @@ type port struct {
 	link               facts.Link
 	family             ipfamily.Family
 	joinCountByAddress map[netip.Addr]int // the addresses whose groups are joined, and how often
-	receivedFrames     chan layer2.Frame
+	receivedFrames     *latest.Queue[layer2.Frame]
 	closed             chan struct{} // closed by closeWithError
 	err                error         // set before closed is closed
 }
@@ -175,7 +176,7 @@ func (p *port) Receive(handle func(layer2.Frame) (layer2.Frame, bool)) error {
 		select {
 		case <-p.closed:
 			return p.err
-		case f := <-p.receivedFrames:
+		case f := <-p.receivedFrames.C():
 			if answer, ok := handle(f); ok {
 				_ = p.Write(answer) // a closed port is noticed above
 			}
@@ -247,8 +248,5 @@ func (p *port) isClosed() bool {
 
 // enqueueFrame queues a frame, and drops it if the queue is full.
 func (p *port) enqueueFrame(f layer2.Frame) {
-	select {
-	case p.receivedFrames <- f:
-	default:
-	}
+	p.receivedFrames.PutIfRoom(f)
 }
