@@ -175,7 +175,7 @@ func newStatusWriter(
 // before it runs.
 func newProbeWriter(mgr ctrl.Manager, o options, log *slog.Logger) *reconcile.ProbeWriter {
 	return reconcile.NewProbeWriter(reconcile.ProbeWriterOptions{
-		Client: mgr.GetClient(), Cache: mgr.GetCache(), Log: log, Self: o.NodeName, Namespace: o.Namespace,
+		Client: mgr.GetClient(), Cache: mgr.GetCache(), Log: log, Self: o.NodeName, Namespace: o.Namespace, Now: time.Now,
 	})
 }
 

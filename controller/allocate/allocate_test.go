@@ -11,6 +11,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
 )
@@ -41,7 +42,7 @@ func newPool(t testing.TB, name string, entries ...string) *snapshot.Pool {
 func newService(name string, edits ...func(*view.Service)) *view.Service {
 	s := &view.Service{
 		Key: view.ObjectKey{Namespace: "default", Name: name}, IsLoadBalancer: true, ClusterIPs: parseAddresses("10.96.0.9"),
-		PrimaryFamily: view.IPv4, FamilyPolicy: view.SingleStack, Ports: []view.Port{{Protocol: "TCP", Number: 80}},
+		PrimaryFamily: ipfamily.IPv4, FamilyPolicy: view.SingleStack, Ports: []view.Port{{Protocol: "TCP", Number: 80}},
 	}
 	for _, e := range edits {
 		e(s)

@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"testing"
 
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
 )
@@ -19,7 +20,7 @@ func newServicesOfFamily(n int, cluster string) []view.Service {
 	for i := range out {
 		out[i] = view.Service{
 			Key: view.ObjectKey{Namespace: "default", Name: fmt.Sprintf("service-%07d", i)}, IsLoadBalancer: true, ClusterIPs: ip,
-			PrimaryFamily: view.FamilyOf(ip[0]), FamilyPolicy: view.SingleStack, Ports: ports,
+			PrimaryFamily: ipfamily.FamilyOf(ip[0]), FamilyPolicy: view.SingleStack, Ports: ports,
 		}
 	}
 	return out

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
 )
@@ -62,8 +63,8 @@ type pickedAddress struct {
 func DecideAssignment(s *view.Service, l *Ledger, snap *snapshot.Snapshot) Decision {
 	d := decider{service: s, ledger: l, currentPoolIndex: l.indexSnapshot(snap), sharing: sharingPropertiesOf(s), wantedPerFamily: max(s.AddressesPerFamily, 1)}
 	for _, a := range s.ClusterIPs {
-		f := view.FamilyOf(a)
-		d.needsIPv4, d.needsIPv6 = d.needsIPv4 || f == view.IPv4, d.needsIPv6 || f == view.IPv6
+		f := ipfamily.FamilyOf(a)
+		d.needsIPv4, d.needsIPv6 = d.needsIPv4 || f == ipfamily.IPv4, d.needsIPv6 || f == ipfamily.IPv6
 	}
 	if !d.needsIPv4 && !d.needsIPv6 {
 		return Decision{Explanation: names.Explain(names.ReasonNoClusterIP, "the Service has no cluster IP: headless Services cannot be of type LoadBalancer")}
@@ -91,11 +92,11 @@ func DecideAssignment(s *view.Service, l *Ledger, snap *snapshot.Snapshot) Decis
 // hasServiceGivenUp says whether the Service lost the address by its own spec: it can no longer
 // share it with the other holders, or has no cluster IP of its family any more.
 func (d *decider) hasServiceGivenUp(a netip.Addr) bool {
-	return d.ledger.explainSharingConflict(addressFromNetip(a), d.service.Key, d.sharing).IsSet() || !d.needsFamily(view.FamilyOf(a))
+	return d.ledger.explainSharingConflict(addressFromNetip(a), d.service.Key, d.sharing).IsSet() || !d.needsFamily(ipfamily.FamilyOf(a))
 }
 
-func (d *decider) needsFamily(f view.Family) bool {
-	return f == view.IPv4 && d.needsIPv4 || f == view.IPv6 && d.needsIPv6
+func (d *decider) needsFamily(f ipfamily.Family) bool {
+	return f == ipfamily.IPv4 && d.needsIPv4 || f == ipfamily.IPv6 && d.needsIPv6
 }
 
 // decideFromNamedPool decides for a Service that names its pool. It keeps what it got from the pool
@@ -178,7 +179,7 @@ func (d *decider) finishDecision() Decision {
 		out.Explanation, out.WantsMoreAddresses = violation, true
 		return out
 	}
-	n4, n6 := d.countDecidedOfFamily(view.IPv4), d.countDecidedOfFamily(view.IPv6)
+	n4, n6 := d.countDecidedOfFamily(ipfamily.IPv4), d.countDecidedOfFamily(ipfamily.IPv6)
 	if d.needsIPv4 && d.needsIPv6 && (n4 == 0 || n6 == 0) {
 		out.WantsMoreAddresses = d.service.FamilyPolicy != view.SingleStack
 	}
@@ -227,7 +228,7 @@ func (d *decider) listDecidedAddresses() []netip.Addr {
 			out = append(out, a)
 			continue
 		}
-		i := slices.IndexFunc(picked, func(p pickedAddress) bool { return p.address.family() == view.FamilyOf(a) })
+		i := slices.IndexFunc(picked, func(p pickedAddress) bool { return p.address.family() == ipfamily.FamilyOf(a) })
 		if i >= 0 {
 			out = append(out, picked[i].address.toNetip())
 			picked = slices.Delete(picked, i, i+1)

@@ -47,9 +47,9 @@ func (d *decider) checkRequestedAddress(a netip.Addr) (*poolEntry, names.Explana
 	return src, names.Explanation{}
 }
 
-// explainSharingConflict says why the Service may not hold the address together with its holders. It
-// returns zero when it may. If several holders conflict, it names the first one by name, so that
-// every controller gives the same answer.
+// explainSharingConflict says why the Service may not hold the address together with its holders,
+// and returns zero when it may. If several holders conflict, it names the first one by name, so
+// that every controller gives the same answer.
 func (l *Ledger) explainSharingConflict(a address, k view.ObjectKey, sh *sharingProperties) names.Explanation {
 	var first *assignmentRecord
 	var conflict names.Explanation

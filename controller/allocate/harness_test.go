@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
 )
@@ -160,10 +161,10 @@ func withLocalTrafficPolicy(selector string) func(*view.Service) {
 }
 
 func withSingleStackIPv6(s *view.Service) {
-	s.ClusterIPs, s.PrimaryFamily, s.FamilyPolicy = parseAddresses("fd00::9"), view.IPv6, view.SingleStack
+	s.ClusterIPs, s.PrimaryFamily, s.FamilyPolicy = parseAddresses("fd00::9"), ipfamily.IPv6, view.SingleStack
 }
 
-func withPrimaryIPv6(s *view.Service) { s.PrimaryFamily = view.IPv6 }
+func withPrimaryIPv6(s *view.Service) { s.PrimaryFamily = ipfamily.IPv6 }
 
 func withLabel(key, value string) func(*view.Service) {
 	return func(s *view.Service) { s.Labels = map[string]string{key: value} }

@@ -7,8 +7,8 @@ import (
 	"slices"
 	"sort"
 
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/internal/snapshot"
-	"github.com/gantry-lb/gantry/internal/view"
 )
 
 // address is an IP address as a number of 128 bits, an IPv4 address in its mapped form. It is the
@@ -29,11 +29,11 @@ func (a address) toNetip() netip.Addr {
 	return netip.AddrFrom16(b).Unmap()
 }
 
-func (a address) family() view.Family {
+func (a address) family() ipfamily.Family {
 	if a.highBits == 0 && a.lowBits>>32 == 0xffff {
-		return view.IPv4
+		return ipfamily.IPv4
 	}
-	return view.IPv6
+	return ipfamily.IPv6
 }
 
 func (a address) isBelow(o address) bool {
@@ -75,10 +75,10 @@ type addressSpan struct {
 	firstPosition uint64 // the position of first
 }
 
-func newAddressNumbering(p *snapshot.Pool, f view.Family) addressNumbering {
-	l := addressNumbering{skipsBuggyIPs: p.AvoidBuggyIPs && f == view.IPv4}
+func newAddressNumbering(p *snapshot.Pool, f ipfamily.Family) addressNumbering {
+	l := addressNumbering{skipsBuggyIPs: p.AvoidBuggyIPs && f == ipfamily.IPv4}
 	for _, r := range p.AssignableRanges() {
-		if view.FamilyOf(r.First) != f {
+		if ipfamily.FamilyOf(r.First) != f {
 			continue
 		}
 		s := addressSpan{addressFromNetip(r.First), addressFromNetip(r.Last), l.positionCount}

@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
 )
@@ -15,14 +16,14 @@ import (
 func (d *decider) pickMissingAddresses(pinned, open []*poolEntry) bool {
 	d.dropSurplusAddresses()
 	named := d.service.RequestedPool != ""
-	for _, f := range [...]view.Family{view.IPv4, view.IPv6} {
+	for _, f := range [...]ipfamily.Family{ipfamily.IPv4, ipfamily.IPv6} {
 		for d.needsFamily(f) && d.countDecidedOfFamily(f) < d.wantedPerFamily && d.pickAddressWithheldForService(f, named) {
 		}
 	}
 	if !d.pickRequiredFamilies(pinned, open) {
 		return false
 	}
-	for _, f := range [...]view.Family{view.IPv4, view.IPv6} {
+	for _, f := range [...]ipfamily.Family{ipfamily.IPv4, ipfamily.IPv6} {
 		for d.countDecidedOfFamily(f) > 0 && d.countDecidedOfFamily(f) < d.wantedPerFamily && d.pickAddressOfFamily(f, pinned, open) {
 		}
 	}
@@ -35,10 +36,10 @@ func (d *decider) dropSurplusAddresses() {
 	if len(d.keptAddresses) <= d.wantedPerFamily {
 		return
 	}
-	n := map[view.Family]int{}
+	n := map[ipfamily.Family]int{}
 	kept := d.keptAddresses[:0]
 	for _, a := range d.keptAddresses {
-		f := view.FamilyOf(a)
+		f := ipfamily.FamilyOf(a)
 		if n[f]++; n[f] <= d.wantedPerFamily {
 			kept = append(kept, a)
 		}
@@ -48,18 +49,18 @@ func (d *decider) dropSurplusAddresses() {
 
 // pickRequiredFamilies picks an address of each family of which the Service has none.
 func (d *decider) pickRequiredFamilies(pinned, open []*poolEntry) bool {
-	lacks4, lacks6 := d.needsIPv4 && d.countDecidedOfFamily(view.IPv4) == 0, d.needsIPv6 && d.countDecidedOfFamily(view.IPv6) == 0
-	first, second := view.IPv4, view.IPv6
-	if d.service.PrimaryFamily == view.IPv6 {
+	lacks4, lacks6 := d.needsIPv4 && d.countDecidedOfFamily(ipfamily.IPv4) == 0, d.needsIPv6 && d.countDecidedOfFamily(ipfamily.IPv6) == 0
+	first, second := ipfamily.IPv4, ipfamily.IPv6
+	if d.service.PrimaryFamily == ipfamily.IPv6 {
 		first, second = second, first
 	}
 	switch {
 	case !lacks4 && !lacks6:
 		return true
 	case !lacks4:
-		return d.pickAddressOfFamily(view.IPv6, pinned, open) || d.canLackOneFamily()
+		return d.pickAddressOfFamily(ipfamily.IPv6, pinned, open) || d.canLackOneFamily()
 	case !lacks6:
-		return d.pickAddressOfFamily(view.IPv4, pinned, open) || d.canLackOneFamily()
+		return d.pickAddressOfFamily(ipfamily.IPv4, pinned, open) || d.canLackOneFamily()
 	// It has two cluster IPs, but only the first family counts.
 	case d.service.FamilyPolicy == view.SingleStack:
 		return d.pickAddressOfFamily(first, pinned, open) || d.pickAddressOfFamily(second, pinned, open)
@@ -85,7 +86,7 @@ func (d *decider) canLackOneFamily() bool {
 func (d *decider) pickBothFamilies(from []*poolEntry) bool {
 	for _, src := range from {
 		n := len(d.pickedAddresses)
-		if d.pickFromPool(src, view.IPv4) && d.pickFromPool(src, view.IPv6) {
+		if d.pickFromPool(src, ipfamily.IPv4) && d.pickFromPool(src, ipfamily.IPv6) {
 			return true
 		}
 		d.pickedAddresses = d.pickedAddresses[:n]
@@ -95,8 +96,8 @@ func (d *decider) pickBothFamilies(from []*poolEntry) bool {
 
 // pickAddressOfFamily picks an address of the family: if possible from a pool that the Service
 // already has an address of, otherwise from the first pool that has one.
-func (d *decider) pickAddressOfFamily(f view.Family, pinned, open []*poolEntry) bool {
-	if f == view.IPv4 && !d.needsIPv4 || f == view.IPv6 && !d.needsIPv6 {
+func (d *decider) pickAddressOfFamily(f ipfamily.Family, pinned, open []*poolEntry) bool {
+	if f == ipfamily.IPv4 && !d.needsIPv4 || f == ipfamily.IPv6 && !d.needsIPv6 {
 		return false
 	}
 	own := func(src *poolEntry) bool {
@@ -123,10 +124,10 @@ func (d *decider) pickAddressOfFamily(f view.Family, pinned, open []*poolEntry) 
 }
 
 // countDecidedOfFamily counts the kept and the picked addresses of the family.
-func (d *decider) countDecidedOfFamily(f view.Family) int {
+func (d *decider) countDecidedOfFamily(f ipfamily.Family) int {
 	n := 0
 	for _, a := range d.keptAddresses {
-		if view.FamilyOf(a) == f {
+		if ipfamily.FamilyOf(a) == f {
 			n++
 		}
 	}
@@ -139,7 +140,7 @@ func (d *decider) countDecidedOfFamily(f view.Family) int {
 }
 
 // pickAddressWithheldForService picks an address of the family that is withheld for this Service.
-func (d *decider) pickAddressWithheldForService(f view.Family, named bool) bool {
+func (d *decider) pickAddressWithheldForService(f ipfamily.Family, named bool) bool {
 	for _, a := range d.ledger.withheldAddressesByService[d.service.Key] {
 		if a.family() != f || d.isUnpickable(a) {
 			continue
@@ -197,7 +198,7 @@ func (d *decider) isWithinQuota(st *familyPool, a address) bool {
 
 // pickFromPool picks an address of the family from the pool: one that the Service may share, or a
 // free one, as the pool's order says.
-func (d *decider) pickFromPool(src *poolEntry, f view.Family) bool {
+func (d *decider) pickFromPool(src *poolEntry, f ipfamily.Family) bool {
 	st := src.forFamily(f)
 	free, ok := d.nextPickablePosition(st)
 	if d.sharing != nil {

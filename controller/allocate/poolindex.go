@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sort"
 
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
 )
@@ -13,7 +14,7 @@ import (
 // which ones Services share.
 type familyPool struct {
 	pool      *snapshot.Pool
-	family    view.Family
+	family    ipfamily.Family
 	numbering addressNumbering
 	freeSet   *freeSet
 	// addressesInUseCount counts the different addresses in the Pool's Ranges that Services hold,
@@ -26,7 +27,7 @@ type familyPool struct {
 	sharedPositionsByGroup map[sharingTerms]*sharedPositions
 }
 
-func newFamilyPool(p *snapshot.Pool, f view.Family) *familyPool {
+func newFamilyPool(p *snapshot.Pool, f ipfamily.Family) *familyPool {
 	s := &familyPool{pool: p, family: f, numbering: newAddressNumbering(p, f), sharedPositionsByGroup: map[sharingTerms]*sharedPositions{}}
 	s.freeSet = newFreeSet(s.numbering.positionCount)
 	if p.Quota != nil {
@@ -119,8 +120,8 @@ type poolEntry struct {
 	orderInSnapshot int
 }
 
-func (s *poolEntry) forFamily(f view.Family) *familyPool {
-	if f == view.IPv4 {
+func (s *poolEntry) forFamily(f ipfamily.Family) *familyPool {
+	if f == ipfamily.IPv4 {
 		return s.ipv4Pool
 	}
 	return s.ipv6Pool
@@ -163,7 +164,7 @@ func (l *Ledger) indexSnapshot(snap *snapshot.Snapshot) *poolIndex {
 			src.ipv4Pool, src.ipv6Pool = old.ipv4Pool, old.ipv6Pool
 			src.ipv4Pool.pool, src.ipv6Pool.pool = p, p
 		} else {
-			src.ipv4Pool, src.ipv6Pool = newFamilyPool(p, view.IPv4), newFamilyPool(p, view.IPv6)
+			src.ipv4Pool, src.ipv6Pool = newFamilyPool(p, ipfamily.IPv4), newFamilyPool(p, ipfamily.IPv6)
 			fresh[src.ipv4Pool], fresh[src.ipv6Pool] = true, true
 		}
 		m.poolEntryByName[p.Name] = src

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
 )
@@ -42,7 +43,7 @@ func DecideReservation(r *snapshot.Reservation, l *Ledger, snap *snapshot.Snapsh
 	s := &view.Service{Key: r.Service, RequestedPool: r.Pool}
 	d := decider{service: s, ledger: l, currentPoolIndex: m, needsIPv4: src.ipv4Pool.numbering.positionCount > 0, needsIPv6: src.ipv6Pool.numbering.positionCount > 0, wantedPerFamily: 1, assignmentBefore: held}
 	d.keptAddresses = slices.DeleteFunc(slices.Clone(held.Addresses), func(a netip.Addr) bool { return !src.pool.CanAssign(a) })
-	for _, f := range [...]view.Family{view.IPv4, view.IPv6} {
+	for _, f := range [...]ipfamily.Family{ipfamily.IPv4, ipfamily.IPv6} {
 		if d.needsFamily(f) && d.countDecidedOfFamily(f) == 0 && !d.pickFromPool(src, f) {
 			return Decision{Explanation: d.explainShortage()}
 		}

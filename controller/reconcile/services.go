@@ -252,7 +252,7 @@ func (r *ServiceWorker) awaitWork(ctx, tasks context.Context) {
 	select {
 	case <-ctx.Done():
 		return
-	case <-r.workQueue.wakeSignal:
+	case <-r.workQueue.wakeSignal.C():
 	case f := <-r.taskResults:
 		r.applyResult(tasks, f)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/controller/reconcile/apitest"
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
@@ -295,19 +296,19 @@ func (w *harness) recoverAndWait() {
 }
 
 // freeAddresses returns the addresses of the usual pools without a holder, by family.
-func (w *harness) freeAddresses() map[view.Family][]netip.Addr {
+func (w *harness) freeAddresses() map[ipfamily.Family][]netip.Addr {
 	taken := map[netip.Addr]bool{}
 	for _, s := range w.server.AllServices() {
 		for _, a := range ingressAddresses(s) {
 			taken[a] = true
 		}
 	}
-	out := map[view.Family][]netip.Addr{}
+	out := map[ipfamily.Family][]netip.Addr{}
 	for _, text := range []string{"192.0.2.0/30", "192.0.2.8/31", "fd00:1::/126", "fd00:1::8/127"} {
 		p := netip.MustParsePrefix(text)
 		for a := p.Addr(); p.Contains(a); a = a.Next() {
 			if !taken[a] {
-				out[view.FamilyOf(a)] = append(out[view.FamilyOf(a)], a)
+				out[ipfamily.FamilyOf(a)] = append(out[ipfamily.FamilyOf(a)], a)
 			}
 		}
 	}
@@ -327,11 +328,11 @@ func (w *harness) findFinalFaults() []string {
 			}
 			continue
 		}
-		has := map[view.Family]int{}
+		has := map[ipfamily.Family]int{}
 		for _, a := range v.AssignedAddresses {
-			has[view.FamilyOf(a)]++
+			has[ipfamily.FamilyOf(a)]++
 		}
-		if most := max(v.AddressesPerFamily, 1); has[view.IPv4] > most || has[view.IPv6] > most {
+		if most := max(v.AddressesPerFamily, 1); has[ipfamily.IPv4] > most || has[ipfamily.IPv6] > most {
 			out = append(out, fmt.Sprintf("%s has %v, more than %d of a family", s.Name, v.AssignedAddresses, most))
 		}
 		if len(v.RequestedAddresses)+len(v.AddressesToRelease) > 0 || v.RequestedPool != "" {
@@ -360,8 +361,8 @@ func (w *harness) findUnallowedSharing() []string {
 }
 
 // findWaitingFaults says which addresses a Service lacks although they are free.
-func findWaitingFaults(v *view.Service, s *corev1.Service, has map[view.Family]int, free map[view.Family][]netip.Addr) []string {
-	var lacks []view.Family
+func findWaitingFaults(v *view.Service, s *corev1.Service, has map[ipfamily.Family]int, free map[ipfamily.Family][]netip.Addr) []string {
+	var lacks []ipfamily.Family
 	for _, f := range v.ClusterIPFamilies() {
 		if has[f] == 0 {
 			lacks = append(lacks, f)
@@ -374,7 +375,7 @@ func findWaitingFaults(v *view.Service, s *corev1.Service, has map[view.Family]i
 	if len(v.AssignedAddresses) == 0 && assignedReason(s) != names.ReasonPoolExhausted {
 		out = append(out, fmt.Sprintf("%s has no address, for the reason %q", s.Name, assignedReason(s)))
 	}
-	had := func(f view.Family) bool { return len(free[f]) > 0 }
+	had := func(f ipfamily.Family) bool { return len(free[f]) > 0 }
 	if v.FamilyPolicy == view.RequireDualStack && slices.ContainsFunc(lacks, had) && len(lacks) > 1 {
 		return out // it needs both
 	}

@@ -5,6 +5,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/gantry-lb/gantry/internal/latest"
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
@@ -12,8 +13,7 @@ import (
 // be used from any goroutine. It accepts Services only after startAccepting, because a controller
 // that is not the leader has nothing to do.
 type workQueue struct {
-	// wakeSignal holds a value when there may be something to do.
-	wakeSignal chan struct{}
+	wakeSignal *latest.Wake // of the worker
 
 	mu        sync.Mutex // guards all that follows
 	accepting bool
@@ -57,7 +57,7 @@ func (q *serviceQueue) takeKeys(n int) []view.ObjectKey {
 }
 
 func newWorkQueue() *workQueue {
-	return &workQueue{wakeSignal: make(chan struct{}, 1), deletedUIDs: map[view.ObjectKey]types.UID{}}
+	return &workQueue{wakeSignal: latest.NewWake(), deletedUIDs: map[view.ObjectKey]types.UID{}}
 }
 
 func (b *workQueue) startAccepting() {
@@ -67,12 +67,7 @@ func (b *workQueue) startAccepting() {
 }
 
 // wakeWorker makes the worker check for work.
-func (b *workQueue) wakeWorker() {
-	select {
-	case b.wakeSignal <- struct{}{}:
-	default:
-	}
-}
+func (b *workQueue) wakeWorker() { b.wakeSignal.Signal() }
 
 // addChanged adds Services that changed.
 func (b *workQueue) addChanged(keys ...view.ObjectKey) {

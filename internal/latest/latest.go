@@ -85,12 +85,14 @@ func (q *Queue[T]) Put(v T) {
 	}
 }
 
-// PutIfRoom appends v. A full queue drops v.
-func (q *Queue[T]) PutIfRoom(v T) {
+// PutIfRoom appends v, and reports whether there was room. A full queue drops v.
+func (q *Queue[T]) PutIfRoom(v T) bool {
 	select {
 	case q.c <- v:
+		return true
 	default:
 		q.dropped.Add(1)
+		return false
 	}
 }
 

@@ -107,7 +107,7 @@ func TestPutNeverBlocks(t *testing.T) {
 
 	q := latest.NewQueue[int](16)
 	putAll(q.Put)
-	putAll(q.PutIfRoom)
+	putAll(func(n int) { q.PutIfRoom(n) })
 	waiting := len(received(q.C()))
 	if got := waiting + int(q.Dropped()); waiting != 16 || got != 2*goroutines*puts {
 		t.Errorf("the queue has %d values and dropped %d, want 16, and together all %d", waiting, q.Dropped(), 2*goroutines*puts)
@@ -162,7 +162,9 @@ func TestAFullQueueDropsTheOldest(t *testing.T) {
 func TestAFullQueueRefusesWithPutIfRoom(t *testing.T) {
 	q := latest.NewQueue[int](3)
 	for n := range 5 {
-		q.PutIfRoom(n)
+		if got := q.PutIfRoom(n); got != (n < 3) {
+			t.Errorf("value %d of a queue for 3: %v says whether it was taken", n, got)
+		}
 	}
 	if got := received(q.C()); !slices.Equal(got, []int{0, 1, 2}) || q.Dropped() != 2 {
 		t.Errorf("the queue has %v and dropped %d, want the first three, in order, and 2", got, q.Dropped())

@@ -8,7 +8,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/labels"
 
-	"github.com/gantry-lb/gantry/internal/view"
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 )
 
 // Peer is a parsed BGPPeer with all its references resolved. One value serves every node.
@@ -47,7 +47,7 @@ type Peer struct {
 	VRF string
 	// DefaultGateway is the family of the node's default gateway, which is the router in place of
 	// Address; 0 when Address is.
-	DefaultGateway view.Family
+	DefaultGateway ipfamily.Family
 	// MyASNLabel is the key of a node label whose value overrides MyASN. PeerASNLabel is the key of
 	// one whose value is the router's AS number. Both may be empty.
 	MyASNLabel, PeerASNLabel string

@@ -12,7 +12,7 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/api/v1beta2"
-	"github.com/gantry-lb/gantry/internal/view"
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 )
 
 // Defaults and limits of a BGP session (RFC 4271, section 10) and of BFD.
@@ -134,7 +134,7 @@ func (b *snapshotBuilder) parsePeerExtension(o ObjectReference, p *Peer, in *v1b
 	if in == nil {
 		return
 	}
-	p.DefaultGateway = map[string]view.Family{"IPv4": view.IPv4, "IPv6": view.IPv6}[in.DefaultGateway]
+	p.DefaultGateway = map[string]ipfamily.Family{"IPv4": ipfamily.IPv4, "IPv6": ipfamily.IPv6}[in.DefaultGateway]
 	p.MyASNLabel, p.PeerASNLabel, p.Passive = in.MyASNLabel, in.PeerASNLabel, in.Passive
 	if in.TTLSecurityHops != nil {
 		p.TTLSecurityHops = uint8(min(max(*in.TTLSecurityHops, 1), 254))

@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 )
 
 // Limits of what one Service may ask for. A larger number is probably a typing error.
@@ -67,9 +68,9 @@ func readRequestedAddresses(s *corev1.Service, n int) ([]netip.Addr, string) {
 	if fault != "" {
 		return nil, fault
 	}
-	families := map[Family]int{}
+	families := map[ipfamily.Family]int{}
 	for _, a := range out {
-		if families[FamilyOf(a)]++; families[FamilyOf(a)] <= n {
+		if families[ipfamily.FamilyOf(a)]++; families[ipfamily.FamilyOf(a)] <= n {
 			continue
 		}
 		if n == 1 {

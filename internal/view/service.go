@@ -7,6 +7,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 )
 
 // FromService converts a Service.
@@ -53,11 +54,11 @@ func (v *Service) readClusterIPs(s *corev1.Service) {
 	}
 	switch {
 	case len(s.Spec.IPFamilies) > 0 && s.Spec.IPFamilies[0] == corev1.IPv6Protocol:
-		v.PrimaryFamily = IPv6
+		v.PrimaryFamily = ipfamily.IPv6
 	case len(s.Spec.IPFamilies) == 0 && len(v.ClusterIPs) > 0:
-		v.PrimaryFamily = FamilyOf(v.ClusterIPs[0])
+		v.PrimaryFamily = ipfamily.FamilyOf(v.ClusterIPs[0])
 	default:
-		v.PrimaryFamily = IPv4
+		v.PrimaryFamily = ipfamily.IPv4
 	}
 }
 

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 )
 
 // ObjectKey names a namespaced object.
@@ -21,23 +23,6 @@ func (k ObjectKey) Compare(o ObjectKey) int {
 		return c
 	}
 	return strings.Compare(k.Name, o.Name)
-}
-
-// Family is an address family.
-type Family uint8
-
-// The address families, in the order in which an automatically chosen pair is listed.
-const (
-	IPv4 Family = 4
-	IPv6 Family = 6
-)
-
-// FamilyOf returns the family of a. An IPv4-mapped IPv6 address counts as IPv4.
-func FamilyOf(a netip.Addr) Family {
-	if a.Unmap().Is4() {
-		return IPv4
-	}
-	return IPv6
 }
 
 // FamilyPolicy is a Service's spec.ipFamilyPolicy.
@@ -68,7 +53,7 @@ type Service struct {
 	// ClusterIPs are the valid addresses of spec.readClusterIPs; empty for a headless Service.
 	ClusterIPs []netip.Addr
 	// PrimaryFamily is the family of spec.ipFamilies[0], or of the first cluster IP.
-	PrimaryFamily Family
+	PrimaryFamily ipfamily.Family
 	FamilyPolicy  FamilyPolicy
 	Ports         []Port
 	// HasLocalTrafficPolicy is true for externalTrafficPolicy Local.
@@ -107,10 +92,10 @@ type Service struct {
 }
 
 // ClusterIPFamilies returns the families of the Service's cluster IPs, sorted, each once.
-func (s *Service) ClusterIPFamilies() []Family {
-	var out []Family
+func (s *Service) ClusterIPFamilies() []ipfamily.Family {
+	var out []ipfamily.Family
 	for _, a := range s.ClusterIPs {
-		out = append(out, FamilyOf(a))
+		out = append(out, ipfamily.FamilyOf(a))
 	}
 	slices.Sort(out)
 	return slices.Compact(out)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/internal/view"
 	"github.com/gantry-lb/gantry/speaker/elect"
 	"github.com/gantry-lb/gantry/speaker/facts"
@@ -212,7 +213,7 @@ func TestAForeignHostIsReportedAndTheAddressDefended(t *testing.T) {
 		c.segment.TakeSentFrames()
 		stranger := facts.MAC{2, 0, 0, 0, 0, 0x99}
 		all := layer2.AnnouncementDestinationMAC(serviceIPv4)
-		err := c.clientPortByFamily[layer2.IPv4].Write(layer2.Frame{
+		err := c.clientPortByFamily[ipfamily.IPv4].Write(layer2.Frame{
 			EthernetDestination: all, EthernetSource: stranger, Operation: layer2.Reply,
 			SenderMAC: stranger, SenderIP: serviceIPv4, TargetMAC: all, TargetIP: serviceIPv4,
 		})

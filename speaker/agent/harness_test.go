@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
 	"github.com/gantry-lb/gantry/speaker/bgp"
@@ -49,9 +50,9 @@ type harness struct {
 	gossip        *memberstest.Gossip
 	speakerByName map[string]*speaker
 
-	clientPortByFamily map[layer2.Family]layer2.Port // of the client
-	mu                 sync.Mutex                    // guards answerCountByNode and clientFrames
-	answerCountByNode  map[string]int                // since the last sendOneRequest
+	clientPortByFamily map[ipfamily.Family]layer2.Port // of the client
+	mu                 sync.Mutex                      // guards answerCountByNode and clientFrames
+	answerCountByNode  map[string]int                  // since the last sendOneRequest
 	// unsolicited frames to the client, since the last drainClientFrames
 	clientFrames []layer2.Frame
 }
@@ -77,7 +78,7 @@ func runWithHarness(t *testing.T, f func(c *harness)) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &harness{
 			t: t, segment: layer2test.New(), gossip: memberstest.New(), speakerByName: map[string]*speaker{},
-			clientPortByFamily: map[layer2.Family]layer2.Port{}, answerCountByNode: map[string]int{},
+			clientPortByFamily: map[ipfamily.Family]layer2.Port{}, answerCountByNode: map[string]int{},
 		}
 		c.openClientPorts()
 		for _, n := range nodeNames {
@@ -95,7 +96,7 @@ var clientMAC = facts.MAC{2, 0, 0, 0, 0, 0x64}
 func (c *harness) openClientPorts() {
 	host := c.segment.AddHost("client")
 	var read sync.WaitGroup
-	for _, f := range []layer2.Family{layer2.IPv4, layer2.IPv6} {
+	for _, f := range []ipfamily.Family{ipfamily.IPv4, ipfamily.IPv6} {
 		p, err := host.OpenPort(facts.Link{Index: 1, Name: "eth0", MAC: clientMAC}, f)
 		if err != nil {
 			c.t.Fatal(err)
@@ -230,7 +231,7 @@ func (c *harness) sendOneRequest(a netip.Addr) []string {
 	if a.Is6() {
 		asker = clientIPv6
 	}
-	err := c.clientPortByFamily[layer2.FamilyOf(a)].Write(layer2.Frame{
+	err := c.clientPortByFamily[ipfamily.FamilyOf(a)].Write(layer2.Frame{
 		EthernetDestination: layer2.RequestDestinationMAC(a), EthernetSource: clientMAC, Operation: layer2.Request,
 		SenderMAC: clientMAC, SenderIP: asker, TargetIP: a,
 	})

@@ -3,6 +3,7 @@ package agent
 import (
 	"maps"
 
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/layer2"
 	"github.com/gantry-lb/gantry/speaker/plan"
@@ -11,7 +12,7 @@ import (
 // portID is a link and a family.
 type portID struct {
 	link   int
-	family layer2.Family
+	family ipfamily.Family
 }
 
 // portFaults are the ports that the layer-2 engine could not open.
@@ -45,8 +46,8 @@ func (p *portFaults) forgetGoneLinks(links facts.LinkSet) {
 func (p *portFaults) markUnusableFamilies(links facts.LinkSet) facts.LinkSet {
 	out := make(facts.LinkSet, 0, len(links))
 	for _, l := range links {
-		_, l.CannotSendIPv4 = p.openErrorByPort[portID{l.Index, layer2.IPv4}]
-		_, l.CannotSendIPv6 = p.openErrorByPort[portID{l.Index, layer2.IPv6}]
+		_, l.CannotSendIPv4 = p.openErrorByPort[portID{l.Index, ipfamily.IPv4}]
+		_, l.CannotSendIPv6 = p.openErrorByPort[portID{l.Index, ipfamily.IPv6}]
 		out = append(out, l)
 	}
 	return out
@@ -55,7 +56,7 @@ func (p *portFaults) markUnusableFamilies(links facts.LinkSet) facts.LinkSet {
 // faultByLinkIndex returns the faults of links, by their index.
 func (p *portFaults) faultByLinkIndex() map[int]string {
 	out := map[int]string{}
-	for _, f := range []layer2.Family{layer2.IPv4, layer2.IPv6} {
+	for _, f := range []ipfamily.Family{ipfamily.IPv4, ipfamily.IPv6} {
 		for id, text := range p.openErrorByPort {
 			if id.family != f {
 				continue
@@ -84,7 +85,7 @@ func (p *portFaults) usableLinks(links facts.LinkSet) usableLinks {
 
 // findDenialOnAllLinks reports whether raw sockets of one family are denied on all links, and why.
 func (p *portFaults) findDenialOnAllLinks(links facts.LinkSet) (why string, all bool) {
-	for _, f := range []layer2.Family{layer2.IPv4, layer2.IPv6} {
+	for _, f := range []ipfamily.Family{ipfamily.IPv4, ipfamily.IPv6} {
 		n := 0
 		for _, l := range links {
 			if text, ok := p.denialReasonByPort[portID{l.Index, f}]; ok {

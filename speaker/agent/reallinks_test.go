@@ -13,6 +13,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/internal/view"
 	"github.com/gantry-lb/gantry/speaker/elect"
 	"github.com/gantry-lb/gantry/speaker/facts"
@@ -85,7 +86,7 @@ func (m *realLinksHarness) connectClient() {
 		if err := netlink.LinkSetHardwareAddr(bridge, i.HardwareAddr); err != nil {
 			return err
 		}
-		m.clientPort, err = wire.Wire{}.OpenPort(facts.Link{Index: i.Index, Name: "lan0", MAC: m.clientMAC}, layer2.IPv4)
+		m.clientPort, err = wire.Wire{}.OpenPort(facts.Link{Index: i.Index, Name: "lan0", MAC: m.clientMAC}, ipfamily.IPv4)
 		return err
 	})
 	ended := make(chan struct{})

@@ -30,7 +30,7 @@ type Negotiated struct {
 	// LocalOpen is our OPEN.
 	LocalOpen message.Open
 	// Families are the address families that both sides announced.
-	Families []message.Family
+	Families []message.AFI
 	// HoldTime is the lower hold time of both OPENs; 0 disables it (RFC 4271 section 4.2).
 	HoldTime time.Duration
 	// KeepaliveInterval is the interval between our keepalives; 0 without a hold time.
@@ -112,7 +112,7 @@ type Status struct {
 	// EstablishedCount is how often the session was established.
 	EstablishedCount int
 	// Families are those of an established session.
-	Families []message.Family
+	Families []message.AFI
 	// WantedRouteCount is how many routes the router should have.
 	WantedRouteCount int
 	// AnnouncedRouteCount is how many routes an established session announces.

@@ -60,7 +60,7 @@ func sendOpenAndKeepalive(c net.Conn, hold uint16) error {
 	if _, err := message.ReadMessage(c, buf); err != nil {
 		return err
 	}
-	o := message.Open{ASN: 65000, HoldSeconds: hold, RouterID: netip.MustParseAddr("192.0.2.66"), Families: []message.Family{message.IPv4}, FourOctetASN: true, RouteRefresh: true}
+	o := message.Open{ASN: 65000, HoldSeconds: hold, RouterID: netip.MustParseAddr("192.0.2.66"), Families: []message.AFI{message.IPv4}, FourOctetASN: true, RouteRefresh: true}
 	_, err := c.Write(append(o.Encode(), message.EncodeKeepalive()...))
 	return err
 }

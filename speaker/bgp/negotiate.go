@@ -12,8 +12,8 @@ import (
 )
 
 // configuredFamilies returns the address families of the peer's configuration.
-func configuredFamilies(p *intent.Peer) []message.Family {
-	var out []message.Family
+func configuredFamilies(p *intent.Peer) []message.AFI {
+	var out []message.AFI
 	if p.IPv4 {
 		out = append(out, message.IPv4)
 	}
@@ -58,7 +58,7 @@ func buildOpen(p *intent.Peer, id netip.Addr, restarted bool) message.Open {
 			Restarting:           restarted,
 			GracefulNotification: true,
 			RestartSeconds:       uint16(min(p.RestartTime/time.Second, 4095)),
-			ForwardingByFamily:   map[message.Family]bool{},
+			ForwardingByFamily:   map[message.AFI]bool{},
 		}
 		for _, f := range configuredFamilies(p) {
 			g.ForwardingByFamily[f] = true
@@ -83,7 +83,7 @@ func negotiate(p *intent.Peer, local, remote message.Open) (Negotiated, error) {
 	}
 	theirs := remote.Families
 	if len(theirs) == 0 { // without the capability: IPv4 unicast, RFC 4760 section 8
-		theirs = []message.Family{message.IPv4}
+		theirs = []message.AFI{message.IPv4}
 	}
 	for _, f := range configuredFamilies(p) {
 		if slices.Contains(theirs, f) && (len(local.Families) > 0 || f == message.IPv4) {
@@ -130,7 +130,7 @@ func checkRouterASN(p *intent.Peer, got uint32) *message.Notification {
 }
 
 // chooseNextHop returns the next hop for a family; invalid when there is none.
-func chooseNextHop(f message.Family, extended bool, ipv4, ipv6 netip.Addr) netip.Addr {
+func chooseNextHop(f message.AFI, extended bool, ipv4, ipv6 netip.Addr) netip.Addr {
 	switch {
 	case f == message.IPv6:
 		return ipv6

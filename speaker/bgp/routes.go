@@ -49,7 +49,7 @@ func (w *worker) pathAttributes(r *intent.Route) (PathAttributes, bool) {
 	if w.shutdownPhase == shutdownRoutesWithdrawn {
 		return PathAttributes{}, false
 	}
-	t := PathAttributes{NextHop: chooseNextHop(message.FamilyOf(r.Prefix), w.allowsIPv6NextHop, w.ipv4NextHop, w.ipv6NextHop), Attributes: r.Attributes}
+	t := PathAttributes{NextHop: chooseNextHop(message.AFIOf(r.Prefix), w.allowsIPv6NextHop, w.ipv4NextHop, w.ipv6NextHop), Attributes: r.Attributes}
 	if t.Bandwidth > 0 {
 		t.ExtendedCommunities = append(slices.Clone(t.ExtendedCommunities), linkBandwidthCommunity(w.currentOrder.peer.LocalASN, t.Bandwidth))
 	}
@@ -69,7 +69,7 @@ func (w *worker) findWithheldReason() names.Explanation {
 		return names.Explanation{}
 	}
 	for r := range w.routesOfPeer() {
-		f := message.FamilyOf(r.Prefix)
+		f := message.AFIOf(r.Prefix)
 		if !slices.Contains(w.status.Families, f) {
 			return names.Explain(names.ReasonFamilyNotCarried, "the router does not get %s: it does not accept routes of %s on this session: activate that address family for this neighbour there", r.Prefix, f)
 		}

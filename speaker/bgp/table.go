@@ -89,7 +89,7 @@ func (t *Table) shareEqualAttributes(attributes PathAttributes) *PathAttributes 
 
 // Len returns how many prefixes of the given families are in
 // the Table; of all families without an argument.
-func (t *Table) Len(families ...message.Family) int {
+func (t *Table) Len(families ...message.AFI) int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(families) == 0 {
@@ -97,7 +97,7 @@ func (t *Table) Len(families ...message.Family) int {
 	}
 	n := 0
 	for p := range t.routes {
-		if slices.Contains(families, message.FamilyOf(p)) {
+		if slices.Contains(families, message.AFIOf(p)) {
 			n++
 		}
 	}
@@ -113,7 +113,7 @@ func (t *Table) Subscribe() *PendingChanges {
 		table:            t,
 		ready:            latest.NewWake(),
 		changedPrefixes:  map[netip.Prefix]struct{}{},
-		familiesToResend: []message.Family{message.IPv4, message.IPv6},
+		familiesToResend: []message.AFI{message.IPv4, message.IPv6},
 	}
 	t.changes.ready.Signal()
 	return t.changes
@@ -124,7 +124,7 @@ type PendingChanges struct {
 	table            *Table
 	ready            *latest.Wake
 	changedPrefixes  map[netip.Prefix]struct{}
-	familiesToResend []message.Family // every route of these is pending
+	familiesToResend []message.AFI // every route of these is pending
 }
 
 // Ready is ready to read when there may be pending changes.
@@ -136,13 +136,13 @@ func (c *PendingChanges) TakePending() []RouteChange {
 	defer c.table.mu.Unlock()
 	out := make([]RouteChange, 0, len(c.changedPrefixes)+len(c.familiesToResend)*len(c.table.routes)/2)
 	for p := range c.changedPrefixes {
-		if t := c.table.routes[p]; t == nil || !slices.Contains(c.familiesToResend, message.FamilyOf(p)) {
+		if t := c.table.routes[p]; t == nil || !slices.Contains(c.familiesToResend, message.AFIOf(p)) {
 			out = append(out, RouteChange{p, t})
 		}
 	}
 	if len(c.familiesToResend) > 0 {
 		for p, t := range c.table.routes {
-			if slices.Contains(c.familiesToResend, message.FamilyOf(p)) {
+			if slices.Contains(c.familiesToResend, message.AFIOf(p)) {
 				out = append(out, RouteChange{p, t})
 			}
 		}
@@ -152,7 +152,7 @@ func (c *PendingChanges) TakePending() []RouteChange {
 }
 
 // ResendFamily makes every route of a family pending again (RFC 2918).
-func (c *PendingChanges) ResendFamily(f message.Family) {
+func (c *PendingChanges) ResendFamily(f message.AFI) {
 	c.table.mu.Lock()
 	defer c.table.mu.Unlock()
 	if !slices.Contains(c.familiesToResend, f) {

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
@@ -56,7 +57,7 @@ func (n *AskerCache) RecordRequest(a netip.Addr, link int, by facts.Neighbour, n
 func (n *AskerCache) NoticeTargets(a netip.Addr, l facts.Link, now time.Time) []facts.Neighbour {
 	var out []facts.Neighbour
 	for _, r := range l.ResolvedGateways {
-		if FamilyOf(r.Address) == FamilyOf(a) {
+		if ipfamily.FamilyOf(r.Address) == ipfamily.FamilyOf(a) {
 			out = append(out, r)
 		}
 	}
@@ -142,7 +143,7 @@ func (e *Engine) sendDueNotices(now time.Time) time.Time {
 // receiver of a request learns the sender's Ethernet address (RFC 826), even if it ignores
 // announcements. For IPv6 it is an unsolicited Neighbor Advertisement (RFC 4861 section 7.2.6).
 func (e *Engine) sendNotice(n unicastNotice) {
-	p := e.ports[portKey{n.announcement.Link, FamilyOf(n.announcement.Address)}]
+	p := e.ports[portKey{n.announcement.Link, ipfamily.FamilyOf(n.announcement.Address)}]
 	h := e.holdingByAddress[n.announcement.Address]
 	if p == nil || !slices.Contains(h.links, n.announcement.Link) || !e.maySendFor(n.announcement.Address) {
 		return
@@ -151,7 +152,7 @@ func (e *Engine) sendNotice(n unicastNotice) {
 		EthernetDestination: n.target.MAC, EthernetSource: p.link.MAC, Operation: Request,
 		SenderMAC: p.link.MAC, SenderIP: n.announcement.Address, TargetIP: n.target.Address,
 	}
-	if p.key.family == IPv6 {
+	if p.key.family == ipfamily.IPv6 {
 		f.Operation, f.TargetMAC, f.Unsolicited = Reply, n.target.MAC, true
 	}
 	if e.writeFrame(p, f) {

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/internal/latest"
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
@@ -38,12 +39,12 @@ func (e *Engine) SetCandidacies(changed []intent.Binding, gone []netip.Addr) {
 	o := &e.candidacyUpdates
 	o.mu.Lock()
 	for _, c := range changed {
-		if FamilyOf(c.Address) == IPv6 {
+		if ipfamily.FamilyOf(c.Address) == ipfamily.IPv6 {
 			o.pending[c.Address] = c.LinkIndexes
 		}
 	}
 	for _, a := range gone {
-		if FamilyOf(a) == IPv6 {
+		if ipfamily.FamilyOf(a) == ipfamily.IPv6 {
 			o.pending[a] = nil
 		}
 	}
@@ -59,12 +60,12 @@ func (e *Engine) applyCandidacies() {
 			delete(e.candidateLinksByAddress, a)
 		}
 		for _, l := range before {
-			if p := e.ports[portKey{l, IPv6}]; p != nil && p.socket != nil && !slices.Contains(links, l) {
+			if p := e.ports[portKey{l, ipfamily.IPv6}]; p != nil && p.socket != nil && !slices.Contains(links, l) {
 				p.socket.LeaveGroup(a)
 			}
 		}
 		for _, l := range links {
-			key := portKey{l, IPv6}
+			key := portKey{l, ipfamily.IPv6}
 			if p := e.ports[key]; p == nil {
 				e.ensurePort(key) // joins the groups too
 			} else if !slices.Contains(before, l) {
@@ -76,7 +77,7 @@ func (e *Engine) applyCandidacies() {
 
 // joinCandidateGroups joins the groups of all candidate addresses on a newly opened port.
 func (e *Engine) joinCandidateGroups(p *port) {
-	if p.key.family != IPv6 {
+	if p.key.family != ipfamily.IPv6 {
 		return
 	}
 	for a, links := range e.candidateLinksByAddress {

@@ -6,6 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/intent"
 	"github.com/gantry-lb/gantry/speaker/layer2"
@@ -39,15 +40,15 @@ func (s simulation) takeNoticeCounts() map[facts.MAC]int {
 // A host that asked the old holder gets two notices from the new one. A host that asked long ago,
 // or for another address, gets none.
 func TestRecentAskersReceiveNotices(t *testing.T) {
-	late := map[layer2.Family]netip.Addr{layer2.IPv4: netip.MustParseAddr("192.168.0.98"), layer2.IPv6: netip.MustParseAddr("fd00:a8::98")}
+	late := map[ipfamily.Family]netip.Addr{ipfamily.IPv4: netip.MustParseAddr("192.168.0.98"), ipfamily.IPv6: netip.MustParseAddr("fd00:a8::98")}
 	for family, c := range addressesByFamily {
 		t.Run(family, func(t *testing.T) {
 			simulateWithOptions(t, c, func(s simulation) {
 				s.setCandidacies(s.heldIP, s.unheldIP)
 				synctest.Wait()
 				long, elsewhere := s.requestFor(s.heldIP), s.requestFor(s.unheldIP)
-				long.SenderIP, long.SenderMAC = late[layer2.FamilyOf(s.heldIP)], facts.MAC{2, 0, 0, 0, 0, 0x62}
-				elsewhere.SenderIP, elsewhere.SenderMAC = late[layer2.FamilyOf(s.heldIP)].Next(), facts.MAC{2, 0, 0, 0, 0, 0x63}
+				long.SenderIP, long.SenderMAC = late[ipfamily.FamilyOf(s.heldIP)], facts.MAC{2, 0, 0, 0, 0, 0x62}
+				elsewhere.SenderIP, elsewhere.SenderMAC = late[ipfamily.FamilyOf(s.heldIP)].Next(), facts.MAC{2, 0, 0, 0, 0, 0x63}
 				s.sendFrame(long)
 				time.Sleep(time.Hour)
 				s.sendFrame(s.requestFor(s.heldIP))

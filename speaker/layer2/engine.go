@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/internal/latest"
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/intent"
@@ -33,7 +34,7 @@ var (
 
 // Wire opens ports on links.
 type Wire interface {
-	OpenPort(l facts.Link, f Family) (Port, error)
+	OpenPort(l facts.Link, f ipfamily.Family) (Port, error)
 }
 
 // Port sends and receives frames of one family on one link.
@@ -87,7 +88,7 @@ type Report any
 // PortFailed means that a link cannot be used for a family. The same error is reported once.
 type PortFailed struct {
 	Link   facts.Link
-	Family Family
+	Family ipfamily.Family
 	Err    error
 }
 
@@ -97,7 +98,7 @@ func (p PortFailed) IsPermissionDenied() bool { return errors.Is(p.Err, ErrDenie
 // PortOpened means that a link can be used for a family again.
 type PortOpened struct {
 	Link   facts.Link
-	Family Family
+	Family ipfamily.Family
 }
 
 // Engine owns the ports. New makes one. Any goroutine may call its methods, which return at once.
@@ -327,7 +328,7 @@ func (e *Engine) updateHoldings(bindings []intent.Binding) {
 				continue
 			}
 			e.schedule.Remove(a, l)
-			if p := e.ports[portKey{l, FamilyOf(a)}]; p != nil && p.socket != nil {
+			if p := e.ports[portKey{l, ipfamily.FamilyOf(a)}]; p != nil && p.socket != nil {
 				p.socket.LeaveGroup(a)
 			}
 		}
@@ -346,7 +347,7 @@ func (e *Engine) updateHoldings(bindings []intent.Binding) {
 // startAnsweringOnLinks begins to answer for an address on more links.
 func (e *Engine) startAnsweringOnLinks(a netip.Addr, links []int) {
 	for _, l := range links {
-		key := portKey{l, FamilyOf(a)}
+		key := portKey{l, ipfamily.FamilyOf(a)}
 		if p := e.ports[key]; p != nil {
 			e.joinGroup(p, a)
 		} else {
@@ -363,7 +364,7 @@ func (e *Engine) startAnsweringOnLinks(a netip.Addr, links []int) {
 
 func (e *Engine) startAnnouncementBurst(a netip.Addr, links []int) {
 	for _, l := range links {
-		if e.ports[portKey{l, FamilyOf(a)}] != nil {
+		if e.ports[portKey{l, ipfamily.FamilyOf(a)}] != nil {
 			e.schedule.StartBurst(a, l, e.now())
 		}
 	}
@@ -372,8 +373,8 @@ func (e *Engine) startAnnouncementBurst(a netip.Addr, links []int) {
 // announcementOperations returns the frames that make up an announcement. IPv4 needs two: the
 // request of RFC 5227 section 3, and a reply, because some hosts update their cache only on one of
 // them. IPv6 has the unsolicited Neighbor Advertisement (RFC 4861 section 7.2.6).
-func announcementOperations(f Family) []Operation {
-	if f == IPv6 {
+func announcementOperations(f ipfamily.Family) []Operation {
+	if f == ipfamily.IPv6 {
 		return []Operation{Reply}
 	}
 	return []Operation{Request, Reply}
@@ -381,7 +382,7 @@ func announcementOperations(f Family) []Operation {
 
 // sendAnnouncement announces an address on a link.
 func (e *Engine) sendAnnouncement(g Announcement) {
-	key := portKey{g.Link, FamilyOf(g.Address)}
+	key := portKey{g.Link, ipfamily.FamilyOf(g.Address)}
 	p := e.ports[key]
 	h := e.holdingByAddress[g.Address]
 	if p == nil || !slices.Contains(h.links, g.Link) {

@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/intent"
 	"github.com/gantry-lb/gantry/speaker/layer2"
@@ -29,7 +30,7 @@ func simulateWithOptions(t *testing.T, c testAddresses, f func(s simulation), op
 		lan := layer2test.New()
 		node := lan.AddHost("node1")
 		mac := facts.MAC{2, 0, 0, 0, 0, 0x64}
-		client, err := lan.AddHost("client").OpenPort(facts.Link{Index: 1, Name: "eth0", MAC: mac}, layer2.FamilyOf(c.heldIP))
+		client, err := lan.AddHost("client").OpenPort(facts.Link{Index: 1, Name: "eth0", MAC: mac}, ipfamily.FamilyOf(c.heldIP))
 		if err != nil {
 			t.Fatal(err)
 		}

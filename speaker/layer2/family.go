@@ -3,34 +3,9 @@ package layer2
 import (
 	"net/netip"
 
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
-
-// Family is an address family. Neighbours are found with ARP for IPv4 (RFC 826) and with neighbour
-// discovery for IPv6 (RFC 4861). Each family has its own ports.
-type Family uint8
-
-// The families.
-const (
-	IPv4 Family = 4
-	IPv6 Family = 6
-)
-
-// String returns "IPv4" or "IPv6".
-func (f Family) String() string {
-	if f == IPv6 {
-		return "IPv6"
-	}
-	return "IPv4"
-}
-
-// FamilyOf returns the family of an address.
-func FamilyOf(a netip.Addr) Family {
-	if a.Is6() {
-		return IPv6
-	}
-	return IPv4
-}
 
 var (
 	// broadcastMAC is the Ethernet broadcast address.
@@ -61,8 +36,8 @@ func RequestDestinationMAC(a netip.Addr) facts.MAC {
 }
 
 // unspecifiedAddress returns the sender address of a host that has no address yet.
-func unspecifiedAddress(f Family) netip.Addr {
-	if f == IPv6 {
+func unspecifiedAddress(f ipfamily.Family) netip.Addr {
+	if f == ipfamily.IPv6 {
 		return netip.IPv6Unspecified()
 	}
 	return netip.IPv4Unspecified()

@@ -5,12 +5,13 @@ import (
 	"slices"
 	"time"
 
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
 // PingResponderOpener opens ping responders on links (RFC 792, RFC 4443 section 4).
 type PingResponderOpener interface {
-	OpenPingResponder(l facts.Link, f Family) (PingResponder, error)
+	OpenPingResponder(l facts.Link, f ipfamily.Family) (PingResponder, error)
 }
 
 // PingResponder answers the echo requests of one family that arrive on one link.

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
 
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/layer2"
 	"github.com/gantry-lb/gantry/speaker/layer2/wire"
@@ -139,7 +140,7 @@ type failingPingOpener struct {
 	closedCount                 int
 }
 
-func (b *failingPingOpener) OpenPingResponder(facts.Link, layer2.Family) (layer2.PingResponder, error) {
+func (b *failingPingOpener) OpenPingResponder(facts.Link, ipfamily.Family) (layer2.PingResponder, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.openAttemptTimes = append(b.openAttemptTimes, time.Now())

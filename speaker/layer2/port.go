@@ -6,13 +6,14 @@ import (
 	"slices"
 	"time"
 
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
 // portKey identifies a port.
 type portKey struct {
 	link   int
-	family Family
+	family ipfamily.Family
 }
 
 // port is a link with its socket for one family, if that is open.
@@ -69,16 +70,16 @@ func (e *Engine) applyLinks(links facts.LinkSet) {
 		p.link = l
 	}
 	for _, l := range links {
-		e.ensurePort(portKey{l.Index, IPv4})
+		e.ensurePort(portKey{l.Index, ipfamily.IPv4})
 	}
 	for a, h := range e.holdingByAddress {
 		for _, l := range h.links {
-			e.ensurePort(portKey{l, FamilyOf(a)})
+			e.ensurePort(portKey{l, ipfamily.FamilyOf(a)})
 		}
 	}
 	for _, on := range e.candidateLinksByAddress {
 		for _, l := range on {
-			e.ensurePort(portKey{l, IPv6})
+			e.ensurePort(portKey{l, ipfamily.IPv6})
 		}
 	}
 	e.publishResponderTable()
@@ -115,7 +116,7 @@ func (e *Engine) openPort(p *port) {
 	e.joinCandidateGroups(p)
 	e.reports.Put(PortOpened{Link: p.link, Family: p.key.family})
 	for a, h := range e.holdingByAddress {
-		if FamilyOf(a) == p.key.family && slices.Contains(h.links, p.link.Index) {
+		if ipfamily.FamilyOf(a) == p.key.family && slices.Contains(h.links, p.link.Index) {
 			e.joinGroup(p, a)
 			e.schedule.StartBurst(a, p.link.Index, e.now())
 			e.scheduleNotices(a, p.link)

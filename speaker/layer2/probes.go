@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/internal/latest"
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
@@ -62,7 +63,7 @@ func (e *Engine) beginProbe(p Probe) {
 	e.probesByAddress[p.Address] = append(e.probesByAddress[p.Address], q)
 	e.probedAddressesChanged = true
 	for _, l := range p.Links {
-		e.ensurePort(portKey{l, FamilyOf(p.Address)})
+		e.ensurePort(portKey{l, ipfamily.FamilyOf(p.Address)})
 	}
 }
 
@@ -127,7 +128,7 @@ func (e *Engine) advanceProbes(now time.Time) time.Time {
 }
 
 func (e *Engine) sendProbeFrame(q *runningProbe, link int) {
-	p := e.ports[portKey{link, FamilyOf(q.Address)}]
+	p := e.ports[portKey{link, ipfamily.FamilyOf(q.Address)}]
 	if p == nil || p.socket == nil || !q.Address.IsValid() {
 		return
 	}
@@ -148,12 +149,12 @@ func (e *Engine) sendProbeFrame(q *runningProbe, link int) {
 // probeSourceAddress returns the link's address in the subnet of a, or else any
 // address of the same family.
 func probeSourceAddress(l facts.Link, a netip.Addr) netip.Addr {
-	own := unspecifiedAddress(FamilyOf(a))
+	own := unspecifiedAddress(ipfamily.FamilyOf(a))
 	for _, p := range l.Prefixes {
 		if p.Contains(a) {
 			return p.Addr()
 		}
-		if FamilyOf(p.Addr()) == FamilyOf(a) {
+		if ipfamily.FamilyOf(p.Addr()) == ipfamily.FamilyOf(a) {
 			own = p.Addr()
 		}
 	}

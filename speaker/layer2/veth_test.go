@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/layer2"
 	"github.com/gantry-lb/gantry/speaker/layer2/wire"
@@ -47,7 +48,7 @@ func newHarnessBetween(t testing.TB, c testAddresses, nodeEnd, clientEnd linkEnd
 			return err
 		}
 		b.clientMAC = l.MAC
-		b.clientPort, err = wire.Wire{}.OpenPort(l, layer2.FamilyOf(c.heldIP))
+		b.clientPort, err = wire.Wire{}.OpenPort(l, ipfamily.FamilyOf(c.heldIP))
 		return err
 	})
 	b.startEngine(func(ctx context.Context) error { return node.Run(ctx, b.engine.Run) })

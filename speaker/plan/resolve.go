@@ -8,6 +8,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
 	"github.com/gantry-lb/gantry/speaker/facts"
@@ -29,7 +30,7 @@ func resolvePeer(p *snapshot.Peer, self *view.Node, links facts.LinkSet) intent.
 		out.Address = p.Address.WithZone(p.VRF)
 	}
 	if p.DefaultGateway != 0 {
-		out.IPv4, out.IPv6 = p.DualStack || p.DefaultGateway == view.IPv4, p.DualStack || p.DefaultGateway == view.IPv6
+		out.IPv4, out.IPv6 = p.DualStack || p.DefaultGateway == ipfamily.IPv4, p.DualStack || p.DefaultGateway == ipfamily.IPv6
 		if out.Address = preferredGateway(p.DefaultGateway, links); !out.Address.IsValid() {
 			out.Blocked = names.Explain(names.ReasonNoGateway, "this node has no IPv%d default gateway: add a default route, or set peerAddress in the BGPPeer", p.DefaultGateway)
 		}
@@ -80,11 +81,11 @@ func isPeerUnusable(p *intent.Peer) bool {
 
 // preferredGateway returns the lowest address among the node's preferred default gateways of a
 // family. A link-local address has its link as zone. The address is invalid if there is none.
-func preferredGateway(f view.Family, links facts.LinkSet) netip.Addr {
+func preferredGateway(f ipfamily.Family, links facts.LinkSet) netip.Addr {
 	var best netip.Addr
 	for _, l := range links {
 		for _, a := range l.PreferredGateways {
-			if view.FamilyOf(a) != f {
+			if ipfamily.FamilyOf(a) != f {
 				continue
 			}
 			if a.IsLinkLocalUnicast() {

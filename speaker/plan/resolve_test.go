@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
 	"github.com/gantry-lb/gantry/speaker/intent"
@@ -25,19 +26,19 @@ func TestPeerIsResolvedForTheNode(t *testing.T) {
 		says    string
 	}{
 		"the default gateway": {
-			edit: func(in *Inputs, p *snapshot.Peer) { p.DefaultGateway = view.IPv4 },
+			edit: func(in *Inputs, p *snapshot.Peer) { p.DefaultGateway = ipfamily.IPv4 },
 			want: intent.Peer{Address: netip.MustParseAddr("192.0.2.253"), LocalASN: 64512, PeerASN: 65000, IPv4: true},
 		},
 		"a link-local default gateway": {
-			edit: func(in *Inputs, p *snapshot.Peer) { p.DefaultGateway = view.IPv6 },
+			edit: func(in *Inputs, p *snapshot.Peer) { p.DefaultGateway = ipfamily.IPv6 },
 			want: intent.Peer{Address: netip.MustParseAddr("fe80::1%eth1"), LocalASN: 64512, PeerASN: 65000, IPv6: true},
 		},
 		"the default gateway, for both families": {
-			edit: func(in *Inputs, p *snapshot.Peer) { p.DefaultGateway, p.DualStack = view.IPv4, true },
+			edit: func(in *Inputs, p *snapshot.Peer) { p.DefaultGateway, p.DualStack = ipfamily.IPv4, true },
 			want: intent.Peer{Address: netip.MustParseAddr("192.0.2.253"), LocalASN: 64512, PeerASN: 65000, IPv4: true, IPv6: true},
 		},
 		"no gateway": {
-			edit:    func(in *Inputs, p *snapshot.Peer) { p.DefaultGateway, in.Links = view.IPv4, nil },
+			edit:    func(in *Inputs, p *snapshot.Peer) { p.DefaultGateway, in.Links = ipfamily.IPv4, nil },
 			want:    intent.Peer{LocalASN: 64512, PeerASN: 65000, IPv4: true},
 			blocked: names.ReasonNoGateway, says: "no IPv4 default gateway",
 		},
@@ -103,7 +104,7 @@ func TestDisableMPAppliesToIPv4SessionsOnly(t *testing.T) {
 		"both":                {snapshot.Peer{Address: netip.MustParseAddr("192.0.2.254"), DisableMultiprotocol: true, DualStack: true}, false},
 		"a router on a link":  {snapshot.Peer{Address: netip.MustParseAddr("fe80::1"), VRF: "eth1", DisableMultiprotocol: true}, false},
 		"an unnumbered one":   {snapshot.Peer{Interface: "eth1", DisableMultiprotocol: true}, false},
-		"the default gateway": {snapshot.Peer{DefaultGateway: view.IPv4, DisableMultiprotocol: true}, true},
+		"the default gateway": {snapshot.Peer{DefaultGateway: ipfamily.IPv4, DisableMultiprotocol: true}, true},
 	} {
 		in := inputsWithPeers()
 		in.Snapshot.Peers = []*snapshot.Peer{&c.peer}
@@ -164,7 +165,7 @@ func TestDuplicatePeerIsBlocked(t *testing.T) {
 	if len(p.Routes) != 1 || len(p.Routes[0].Peers) != 1 || p.Routes[0].Peers[0] != older.Name {
 		t.Errorf("the routes are %+v", p.Routes)
 	}
-	older.DuplicateOfPeers, older.DefaultGateway, younger.DuplicateOfPeers = nil, view.IPv4, nil
+	older.DuplicateOfPeers, older.DefaultGateway, younger.DuplicateOfPeers = nil, ipfamily.IPv4, nil
 	for i := range in.Links {
 		in.Links[i].PreferredGateways = []netip.Addr{younger.Address}
 	}

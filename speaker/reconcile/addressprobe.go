@@ -29,7 +29,7 @@ type Prober interface {
 type ProbeWriter struct {
 	ProbeWriterOptions
 
-	answers       chan probing.Answer
+	answers       *latest.Queue[probing.Answer]
 	probesChanged *latest.Wake
 }
 
@@ -41,19 +41,19 @@ type ProbeWriterOptions struct {
 	Log    *slog.Logger
 	// Self is this node, Namespace is that of the objects.
 	Self, Namespace string
+	// Now is the clock.
+	Now func() time.Time
 }
 
 // NewProbeWriter returns a ProbeWriter that does nothing before Run.
 func NewProbeWriter(o ProbeWriterOptions) *ProbeWriter {
-	return &ProbeWriter{ProbeWriterOptions: o, answers: make(chan probing.Answer, 1024), probesChanged: latest.NewWake()}
+	return &ProbeWriter{ProbeWriterOptions: o, answers: latest.NewQueue[probing.Answer](1024), probesChanged: latest.NewWake()}
 }
 
 // ObserveAnswer queues an answer and returns at once. If the queue is full, the answer is dropped:
 // the controller asks again.
 func (w *ProbeWriter) ObserveAnswer(a probing.Answer) {
-	select {
-	case w.answers <- a:
-	default:
+	if !w.answers.PutIfRoom(a) {
 		w.Log.Warn("dropping the answer to an AddressProbe: too many wait to be written", "address", a.Address)
 	}
 }
@@ -99,7 +99,7 @@ func (w *ProbeWriter) Run(ctx context.Context) error {
 			return nil
 		case <-w.probesChanged.C():
 			w.updateQuestions(ctx)
-		case a := <-w.answers:
+		case a := <-w.answers.C():
 			if err := w.writeAnswer(ctx, a); err != nil && ctx.Err() == nil {
 				w.Log.Warn("writing the answer to an AddressProbe; trying again", "address", a.Address, "error", err)
 				time.AfterFunc(writeRetryDelay, func() { w.ObserveAnswer(a) })
@@ -141,7 +141,7 @@ func (w *ProbeWriter) writeAnswer(ctx context.Context, a probing.Answer) error {
 		return nil
 	}
 	before := p.DeepCopy()
-	now := metav1.Now()
+	now := metav1.NewTime(w.Now())
 	p.Status = v1alpha1.AddressProbeStatus{Outcome: v1alpha1.ProbeOutcomeSilent, By: a.AnsweredBy, Node: w.Self, Time: &now}
 	if a.AnsweredBy != "" {
 		p.Status.Outcome = v1alpha1.ProbeOutcomeAnswered

@@ -170,7 +170,7 @@ func TestBGPStatusObjectsFollowTheAgent(t *testing.T) {
 		})
 	}
 	remote := netip.MustParseAddrPort("192.0.2.1:179")
-	up := bgp.Status{Peer: "tor1", Remote: remote, State: bgp.Established, StateSince: time.Unix(1e9, 0), Families: []message.Family{message.IPv4}, WantedRouteCount: 3, AnnouncedRouteCount: 3}
+	up := bgp.Status{Peer: "tor1", Remote: remote, State: bgp.Established, StateSince: time.Unix(1e9, 0), Families: []message.AFI{message.IPv4}, WantedRouteCount: 3, AnnouncedRouteCount: 3}
 	down := bgp.Status{Peer: "tor2", Remote: remote, State: bgp.Idle, StateSince: time.Unix(1e9, 0), LastError: "connecting: refused"}
 	e.setStates(up, down)
 	sessions("node1 tor1 192.0.2.1:179 Established Established Announced [ipv4-unicast] 3", "node1 tor2 192.0.2.1:179 Idle NoSession [] 0 connecting: refused")

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/gantry-lb/gantry/controller/allocate"
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
 )
@@ -120,7 +121,7 @@ func newServices(n int, clusterIP string) []view.Service {
 	for i := range out {
 		out[i] = view.Service{
 			Key: view.ObjectKey{Namespace: "default", Name: fmt.Sprintf("service-%07d", i)}, IsLoadBalancer: true, ClusterIPs: ip,
-			PrimaryFamily: view.FamilyOf(ip[0]), FamilyPolicy: view.SingleStack, Ports: []view.Port{{Protocol: "TCP", Number: 80}},
+			PrimaryFamily: ipfamily.FamilyOf(ip[0]), FamilyPolicy: view.SingleStack, Ports: []view.Port{{Protocol: "TCP", Number: 80}},
 		}
 	}
 	return out

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/gantry-lb/gantry/speaker/layer2"
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/test/flood"
 )
 
@@ -19,7 +19,7 @@ const (
 // measureResponder floods the speaker's engine with queries, and for comparison the kernel with the
 // same addresses. A flood without answers shows the cost of the queries.
 func measureResponder(ctx context.Context) error {
-	for _, f := range []layer2.Family{layer2.IPv4, layer2.IPv6} {
+	for _, f := range []ipfamily.Family{ipfamily.IPv4, ipfamily.IPv6} {
 		var queryCost time.Duration
 		for _, answering := range []string{"none", "kernel", "speaker"} {
 			o, err := runFlood(ctx, f, answering)
@@ -41,7 +41,7 @@ func measureResponder(ctx context.Context) error {
 
 func inMicroseconds(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 }
 
-func runFlood(ctx context.Context, f layer2.Family, answering string) (flood.Outcome, error) {
+func runFlood(ctx context.Context, f ipfamily.Family, answering string) (flood.Outcome, error) {
 	c, err := flood.NewHarness(flood.Options{Family: f, AddressCount: heldAddressCount, QueriesPerSecond: queriesPerSecond, Duration: floodInterval})
 	if err != nil {
 		return flood.Outcome{}, err

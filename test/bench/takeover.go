@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
 	"github.com/gantry-lb/gantry/speaker/agent"
@@ -225,7 +226,7 @@ func (noOpBGPEngine) Set(bgp.Desired) {}
 func (c *takeoverHarness) startListener(ctx context.Context, host netns.Handle, l facts.Link, parts *sync.WaitGroup) error {
 	var port layer2.Port
 	if err := host.RunInside(func() (err error) {
-		port, err = wire.Wire{}.OpenPort(l, layer2.IPv4)
+		port, err = wire.Wire{}.OpenPort(l, ipfamily.IPv4)
 		return err
 	}); err != nil {
 		return err

@@ -21,6 +21,7 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/layer2"
 	"github.com/gantry-lb/gantry/speaker/layer2/wire"
@@ -42,7 +43,7 @@ type frameListener struct {
 }
 
 // listenForFrames opens a frameListener, which calls hear for each frame.
-func listenForFrames(t *testing.T, s *cluster.Cluster, host string, f layer2.Family, hear func(layer2.Frame)) frameListener {
+func listenForFrames(t *testing.T, s *cluster.Cluster, host string, f ipfamily.Family, hear func(layer2.Frame)) frameListener {
 	t.Helper()
 	var e frameListener
 	failOnError(t, s.Host(host).RunInside(func() error {
@@ -144,12 +145,12 @@ func testIPv6NeighborStays(ctx context.Context, t *testing.T, s *cluster.Cluster
 	holder := awaitHolderOf(ctx, t, s, six).Status.Node
 	var checks, answers atomic.Int64
 	var client frameListener
-	asked := listenForFrames(t, s, holder, layer2.IPv6, func(f layer2.Frame) {
+	asked := listenForFrames(t, s, holder, ipfamily.IPv6, func(f layer2.Frame) {
 		if f.Operation == layer2.Request && f.TargetIP == six && f.EthernetDestination[0]&1 == 0 {
 			checks.Add(1)
 		}
 	})
-	client = listenForFrames(t, s, "client", layer2.IPv6, func(f layer2.Frame) {
+	client = listenForFrames(t, s, "client", ipfamily.IPv6, func(f layer2.Frame) {
 		if f.Operation == layer2.Reply && f.SenderIP == six && f.SenderMAC == asked.link.MAC && f.EthernetDestination[0]&1 == 0 && !f.Unsolicited {
 			answers.Add(1)
 		}
@@ -202,8 +203,8 @@ func readSpeakerMetric(ctx context.Context, t *testing.T, s *cluster.Cluster, no
 func testForeignHost(ctx context.Context, t *testing.T, s *cluster.Cluster, four netip.Addr) {
 	before := awaitHolderOf(ctx, t, s, four)
 	var claimed, defended atomic.Bool
-	holder := listenForFrames(t, s, before.Status.Node, layer2.IPv4, func(layer2.Frame) {})
-	listenForFrames(t, s, "client", layer2.IPv4, func(f layer2.Frame) {
+	holder := listenForFrames(t, s, before.Status.Node, ipfamily.IPv4, func(layer2.Frame) {})
+	listenForFrames(t, s, "client", ipfamily.IPv4, func(f layer2.Frame) {
 		if claimed.Load() && f.SenderIP == four && f.TargetIP == four && f.SenderMAC == holder.link.MAC {
 			defended.Store(true)
 		}
@@ -213,7 +214,7 @@ func testForeignHost(ctx context.Context, t *testing.T, s *cluster.Cluster, four
 	case <-ctx.Done():
 	case <-time.After(5 * time.Second):
 	}
-	rogue := listenForFrames(t, s, "router", layer2.IPv4, func(layer2.Frame) {})
+	rogue := listenForFrames(t, s, "router", ipfamily.IPv4, func(layer2.Frame) {})
 	all := layer2.AnnouncementDestinationMAC(four)
 	claim := layer2.Frame{
 		EthernetDestination: all, EthernetSource: rogue.link.MAC, Operation: layer2.Reply,
@@ -326,13 +327,13 @@ func testClientWithoutBroadcasts(ctx context.Context, t *testing.T, s *cluster.C
 func checkClientNeedsNoQuery(ctx context.Context, t *testing.T, s *cluster.Cluster, a netip.Addr, backend string) {
 	var questions atomic.Int64
 	var asker atomic.Pointer[facts.MAC]
-	heard := listenForFrames(t, s, "router", layer2.FamilyOf(a), func(f layer2.Frame) {
+	heard := listenForFrames(t, s, "router", ipfamily.FamilyOf(a), func(f layer2.Frame) {
 		if mac := asker.Load(); mac != nil && f.Operation == layer2.Request && f.SenderMAC == *mac && f.TargetIP == a {
 			questions.Add(1)
 		}
 	})
 	failOnError(t, heard.JoinGroup(a))
-	client := listenForFrames(t, s, "client", layer2.FamilyOf(a), func(layer2.Frame) {})
+	client := listenForFrames(t, s, "client", ipfamily.FamilyOf(a), func(layer2.Frame) {})
 	asker.Store(&client.link.MAC)
 	var old string
 	failOnError(t, cluster.AwaitNoError(ctx, "a holder on another node than the backend", func(context.Context) error {

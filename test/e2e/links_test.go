@@ -18,6 +18,7 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/layer2"
 	"github.com/gantry-lb/gantry/test/cluster"
@@ -34,11 +35,11 @@ func testLinkFlaps(ctx context.Context, t *testing.T, s *cluster.Cluster, four n
 	startUDPStream(ctx, t, s, target).Stop()
 	var macs []facts.MAC
 	for _, host := range []string{"node1", "node2", "node3"} {
-		macs = append(macs, listenForFrames(t, s, host, layer2.IPv4, func(layer2.Frame) {}).link.MAC)
+		macs = append(macs, listenForFrames(t, s, host, ipfamily.IPv4, func(layer2.Frame) {}).link.MAC)
 	}
 	// Exactly one node answers, whichever it is.
 	answered := make([]atomic.Int64, len(macs))
-	asker := listenForFrames(t, s, "client", layer2.IPv4, func(f layer2.Frame) {
+	asker := listenForFrames(t, s, "client", ipfamily.IPv4, func(f layer2.Frame) {
 		for i, mac := range macs {
 			if f.Operation == layer2.Reply && f.SenderIP == four && f.SenderMAC == mac && f.EthernetDestination[0]&1 == 0 {
 				answered[i].Add(1)

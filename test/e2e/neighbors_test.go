@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/layer2"
 	"github.com/gantry-lb/gantry/test/cluster"
@@ -66,7 +67,7 @@ func testOtherNodeAnswers(ctx context.Context, t *testing.T, s *cluster.Cluster,
 	if stray == holder {
 		stray = "node2"
 	}
-	node := listenForFrames(t, s, stray, layer2.IPv4, func(layer2.Frame) {})
+	node := listenForFrames(t, s, stray, ipfamily.IPv4, func(layer2.Frame) {})
 	all := layer2.AnnouncementDestinationMAC(four)
 	failOnError(t, cluster.AwaitNoError(ctx, "an event with the name of the node", func(ctx context.Context) error {
 		if err := node.Write(layer2.Frame{
@@ -98,7 +99,7 @@ func testHolderChangesMAC(ctx context.Context, t *testing.T, s *cluster.Cluster,
 	holder := awaitHolderOf(ctx, t, s, four).Status.Node
 	mac := facts.MAC{2, 0xaa, 0xbb, 0xcc, 0xdd, 1}
 	var announced atomic.Bool
-	listenForFrames(t, s, "client", layer2.IPv4, func(f layer2.Frame) {
+	listenForFrames(t, s, "client", ipfamily.IPv4, func(f layer2.Frame) {
 		if f.SenderIP == four && f.TargetIP == four && f.SenderMAC == mac {
 			announced.Store(true)
 		}

@@ -19,6 +19,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/intent"
 	"github.com/gantry-lb/gantry/speaker/layer2"
@@ -28,7 +29,7 @@ import (
 
 // Options describe the queries.
 type Options struct {
-	Family           layer2.Family
+	Family           ipfamily.Family
 	AddressCount     int // how many addresses are queried, in turn
 	QueriesPerSecond int // questions a second
 	Duration         time.Duration
@@ -117,7 +118,7 @@ func (c *Harness) Close() {
 
 // addressAt returns the i-th address that is queried.
 func (c *Harness) addressAt(i int) netip.Addr {
-	if c.options.Family == layer2.IPv6 {
+	if c.options.Family == ipfamily.IPv6 {
 		return netip.AddrFrom16([16]byte{0xfd, 0, 0xa8, 14: byte(i >> 8), 15: byte(i)})
 	}
 	return netip.AddrFrom4([4]byte{10, 20, byte(i >> 8), byte(i)})
@@ -168,7 +169,7 @@ func (c *Harness) AssignToKernel() error {
 		if err != nil {
 			return err
 		}
-		if c.options.Family == layer2.IPv6 {
+		if c.options.Family == ipfamily.IPv6 {
 			if l, err = netlink.LinkByName(cableLinkName); err != nil {
 				return err
 			}
@@ -176,7 +177,7 @@ func (c *Harness) AssignToKernel() error {
 		bits := c.addressAt(0).BitLen()
 		for i := range c.options.AddressCount {
 			a := &netlink.Addr{IPNet: &net.IPNet{IP: c.addressAt(i).AsSlice(), Mask: net.CIDRMask(bits, bits)}}
-			if c.options.Family == layer2.IPv6 {
+			if c.options.Family == ipfamily.IPv6 {
 				a.Flags = 0x02 // IFA_F_NODAD
 			}
 			if err := netlink.AddrAdd(l, a); err != nil {

@@ -6,12 +6,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gantry-lb/gantry/speaker/layer2"
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 )
 
 // TestEveryQueryIsAnswered sends 50,000 queries per second for 10,000 addresses.
 func TestEveryQueryIsAnswered(t *testing.T) {
-	for _, f := range []layer2.Family{layer2.IPv4, layer2.IPv6} {
+	for _, f := range []ipfamily.Family{ipfamily.IPv4, ipfamily.IPv6} {
 		t.Run(f.String(), func(t *testing.T) {
 			c, err := NewHarness(Options{Family: f, AddressCount: 10000, QueriesPerSecond: 50000, Duration: time.Second})
 			if errors.Is(err, os.ErrPermission) {

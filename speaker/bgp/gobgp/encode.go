@@ -19,7 +19,7 @@ type updateEncoder struct {
 	isExternal bool
 	// fourOctetASN is true if the router supports AS numbers of four octets (RFC 6793).
 	fourOctetASN bool
-	families     []message.Family
+	families     []message.AFI
 }
 
 func newUpdateEncoder(n bgp.Negotiated, asn uint32) *updateEncoder {
@@ -38,7 +38,7 @@ const (
 // the routes, grouped by attributes. A route that does not fit into an UPDATE is emitted as
 // a fault. It sorts changes, and stops at the first error of emit.
 func (e *updateEncoder) encodeUpdates(changes []bgp.RouteChange, emit func(update []byte, fault error) error) error {
-	changes = slices.DeleteFunc(changes, func(c bgp.RouteChange) bool { return !slices.Contains(e.families, message.FamilyOf(c.Prefix)) })
+	changes = slices.DeleteFunc(changes, func(c bgp.RouteChange) bool { return !slices.Contains(e.families, message.AFIOf(c.Prefix)) })
 	slices.SortFunc(changes, func(x, y bgp.RouteChange) int { return x.Prefix.Compare(y.Prefix) })
 	index := map[*bgp.PathAttributes]int{nil: 0} // withdrawals have no attributes
 	for _, c := range changes {
@@ -47,7 +47,7 @@ func (e *updateEncoder) encodeUpdates(changes []bgp.RouteChange, emit func(updat
 		}
 	}
 	byGroup := func(x, y bgp.RouteChange) int {
-		return cmp.Or(cmp.Compare(index[x.Attributes], index[y.Attributes]), cmp.Compare(message.FamilyOf(x.Prefix), message.FamilyOf(y.Prefix)))
+		return cmp.Or(cmp.Compare(index[x.Attributes], index[y.Attributes]), cmp.Compare(message.AFIOf(x.Prefix), message.AFIOf(y.Prefix)))
 	}
 	if !slices.IsSortedFunc(changes, byGroup) { // usually all have the same attributes
 		slices.SortStableFunc(changes, byGroup)
@@ -55,7 +55,7 @@ func (e *updateEncoder) encodeUpdates(changes []bgp.RouteChange, emit func(updat
 	for len(changes) > 0 {
 		first := changes[0]
 		n := slices.IndexFunc(changes, func(c bgp.RouteChange) bool {
-			return c.Attributes != first.Attributes || message.FamilyOf(c.Prefix) != message.FamilyOf(first.Prefix)
+			return c.Attributes != first.Attributes || message.AFIOf(c.Prefix) != message.AFIOf(first.Prefix)
 		})
 		if n < 0 {
 			n = len(changes)
@@ -109,7 +109,7 @@ func encodedPrefixLength(p netip.Prefix) int { return 1 + (p.Bits()+7)/8 }
 func (e *updateEncoder) encodeUpdate(group []bgp.RouteChange, attributes []packet.PathAttributeInterface) ([]byte, error) {
 	var withdrawn, plain []*packet.IPAddrPrefix
 	var multi []packet.AddrPrefixInterface
-	family, routeAttributes := message.FamilyOf(group[0].Prefix), group[0].Attributes
+	family, routeAttributes := message.AFIOf(group[0].Prefix), group[0].Attributes
 	classic := family == message.IPv4 && (routeAttributes == nil || routeAttributes.NextHop.Is4())
 	for _, c := range group {
 		switch length, text := uint8(c.Prefix.Bits()), c.Prefix.Addr().String(); {
@@ -193,7 +193,7 @@ func (e *updateEncoder) encodeASPath(t *bgp.PathAttributes) []packet.PathAttribu
 	return out
 }
 
-func encodeEndOfRIB(f message.Family) ([]byte, error) {
+func encodeEndOfRIB(f message.AFI) ([]byte, error) {
 	family := packet.RF_IPv6_UC
 	if f == message.IPv4 {
 		family = packet.RF_IPv4_UC

@@ -17,7 +17,7 @@ import (
 
 // negotiatedWith returns the result of the OPENs with a router of an AS number.
 func negotiatedWith(asn uint32, edit func(*bgp.Negotiated)) bgp.Negotiated {
-	a := bgp.Negotiated{RemoteOpen: message.Open{ASN: asn, FourOctetASN: true}, Families: []message.Family{message.IPv4, message.IPv6}}
+	a := bgp.Negotiated{RemoteOpen: message.Open{ASN: asn, FourOctetASN: true}, Families: []message.AFI{message.IPv4, message.IPv6}}
 	if edit != nil {
 		edit(&a)
 	}

@@ -62,7 +62,7 @@ func (s *routeSender) readRouterMessages() {
 				close(s.sessionConfirmed)
 			}
 		case message.TypeRouteRefresh: // its body is the AFI, a reserved octet and the SAFI
-			s.changes.ResendFamily(message.Family(uint16(message.BodyOf(m)[0])<<8 | uint16(message.BodyOf(m)[1])))
+			s.changes.ResendFamily(message.AFI(uint16(message.BodyOf(m)[0])<<8 | uint16(message.BodyOf(m)[1])))
 		}
 	}
 }

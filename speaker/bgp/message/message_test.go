@@ -13,8 +13,8 @@ import (
 
 func openWithAllCapabilities() Open {
 	return Open{
-		ASN: 4200000001, HoldSeconds: 90, RouterID: netip.MustParseAddr("10.0.0.1"), Families: []Family{IPv4, IPv6}, FourOctetASN: true, RouteRefresh: true, ExtendedNextHop: true,
-		GracefulRestart: &GracefulRestart{Restarting: true, GracefulNotification: true, RestartSeconds: 120, ForwardingByFamily: map[Family]bool{IPv4: true, IPv6: true}},
+		ASN: 4200000001, HoldSeconds: 90, RouterID: netip.MustParseAddr("10.0.0.1"), Families: []AFI{IPv4, IPv6}, FourOctetASN: true, RouteRefresh: true, ExtendedNextHop: true,
+		GracefulRestart: &GracefulRestart{Restarting: true, GracefulNotification: true, RestartSeconds: 120, ForwardingByFamily: map[AFI]bool{IPv4: true, IPv6: true}},
 	}
 }
 

@@ -87,7 +87,7 @@ func (n *Notification) prefixLimitText() string {
 	if n.Code != CodeCease || n.Subcode != CeaseMaxPrefixes || len(n.Data) < 7 {
 		return ""
 	}
-	return fmt.Sprintf(", %d of %s", binary.BigEndian.Uint32(n.Data[3:]), Family(binary.BigEndian.Uint16(n.Data)))
+	return fmt.Sprintf(", %d of %s", binary.BigEndian.Uint32(n.Data[3:]), AFI(binary.BigEndian.Uint16(n.Data)))
 }
 
 // Error says what was wrong.

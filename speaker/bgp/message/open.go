@@ -4,27 +4,29 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 )
 
-// Family is the address family of routes: the AFI, with SAFI unicast.
-type Family uint16
+// AFI is the address family identifier of routes, with the SAFI unicast.
+type AFI uint16
 
-// The families (RFC 4760).
+// The address families (RFC 4760).
 const (
-	IPv4 Family = 1
-	IPv6 Family = 2
+	IPv4 AFI = 1
+	IPv6 AFI = 2
 )
 
-// FamilyOf returns the family of a prefix.
-func FamilyOf(p netip.Prefix) Family {
-	if p.Addr().Is4() {
+// AFIOf returns the AFI of a prefix.
+func AFIOf(p netip.Prefix) AFI {
+	if ipfamily.FamilyOf(p.Addr()) == ipfamily.IPv4 {
 		return IPv4
 	}
 	return IPv6
 }
 
-// String returns the name of the family.
-func (f Family) String() string {
+// String returns the name of the address family.
+func (f AFI) String() string {
 	switch f {
 	case IPv4:
 		return "ipv4-unicast"
@@ -44,7 +46,7 @@ type GracefulRestart struct {
 	RestartSeconds uint16
 	// ForwardingByFamily has the F bit of each family: the
 	// forwarding state is kept over the restart.
-	ForwardingByFamily map[Family]bool
+	ForwardingByFamily map[AFI]bool
 }
 
 // Open is an OPEN message.
@@ -56,7 +58,7 @@ type Open struct {
 	// RouterID is the BGP identifier, an IPv4 address.
 	RouterID netip.Addr
 	// Families are those of the multiprotocol capability (RFC 4760); none without the capability.
-	Families []Family
+	Families []AFI
 	// FourOctetASN is the capability for AS numbers of four octets (RFC 6793).
 	FourOctetASN bool
 	// RouteRefresh is the route refresh capability (RFC 2918).
@@ -122,7 +124,7 @@ func (o *Open) Encode() []byte {
 	return encodeMessage(TypeOpen, append(body, params...))
 }
 
-func (g *GracefulRestart) encodeCapabilityValue(order []Family) []byte {
+func (g *GracefulRestart) encodeCapabilityValue(order []AFI) []byte {
 	flags := g.RestartSeconds & 0x0fff
 	if g.Restarting {
 		flags |= 0x8000
@@ -212,7 +214,7 @@ func (o *Open) decodeCapabilities(b []byte) error {
 func (o *Open) decodeCapability(code byte, v []byte) {
 	switch {
 	case code == capMultiprotocol && len(v) == 4 && v[3] == safiUnicast:
-		if f := Family(binary.BigEndian.Uint16(v)); f == IPv4 || f == IPv6 {
+		if f := AFI(binary.BigEndian.Uint16(v)); f == IPv4 || f == IPv6 {
 			o.Families = append(o.Families, f)
 		}
 	case code == capRouteRefresh:
@@ -227,10 +229,10 @@ func (o *Open) decodeCapability(code byte, v []byte) {
 		o.FourOctetASN, o.ASN = true, binary.BigEndian.Uint32(v)
 	case code == capGracefulRestart && len(v) >= 2:
 		flags := binary.BigEndian.Uint16(v)
-		g := &GracefulRestart{Restarting: flags&0x8000 != 0, GracefulNotification: flags&0x4000 != 0, RestartSeconds: flags & 0x0fff, ForwardingByFamily: map[Family]bool{}}
+		g := &GracefulRestart{Restarting: flags&0x8000 != 0, GracefulNotification: flags&0x4000 != 0, RestartSeconds: flags & 0x0fff, ForwardingByFamily: map[AFI]bool{}}
 		for v = v[2:]; len(v) >= 4; v = v[4:] {
 			if v[2] == safiUnicast {
-				g.ForwardingByFamily[Family(binary.BigEndian.Uint16(v))] = v[3]&0x80 != 0
+				g.ForwardingByFamily[AFI(binary.BigEndian.Uint16(v))] = v[3]&0x80 != 0
 			}
 		}
 		o.GracefulRestart = g

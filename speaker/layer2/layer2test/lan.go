@@ -13,6 +13,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gantry-lb/gantry/internal/ipfamily"
+	"github.com/gantry-lb/gantry/internal/latest"
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/layer2"
 )
@@ -93,7 +95,7 @@ func (l *LAN) deliverFrame(from *port, f layer2.Frame) error {
 	}
 	for _, h := range l.hosts {
 		for _, p := range h.ports {
-			addressed := p.family == layer2.FamilyOf(f.TargetIP) && p.acceptsDestinationMAC(f.EthernetDestination)
+			addressed := p.family == ipfamily.FamilyOf(f.TargetIP) && p.acceptsDestinationMAC(f.EthernetDestination)
 			if p == from || !addressed || h.isDisconnected {
 				continue
 			}
@@ -115,13 +117,13 @@ type Host struct {
 var _ layer2.Wire = (*Host)(nil)
 
 // OpenPort connects a port. All links of a host are on the same LAN.
-func (h *Host) OpenPort(link facts.Link, family layer2.Family) (layer2.Port, error) {
+func (h *Host) OpenPort(link facts.Link, family ipfamily.Family) (layer2.Port, error) {
 	h.lan.mu.Lock()
 	defer h.lan.mu.Unlock()
 	if h.openError != nil {
 		return nil, fmt.Errorf("opening a port on %q: %w", link.Name, h.openError)
 	}
-	p := &port{host: h, link: link, family: family, joinCountByAddress: map[netip.Addr]int{}, receivedFrames: make(chan layer2.Frame, frameQueueLength), closed: make(chan struct{})}
+	p := &port{host: h, link: link, family: family, joinCountByAddress: map[netip.Addr]int{}, receivedFrames: latest.NewQueue[layer2.Frame](frameQueueLength), closed: make(chan struct{})}
 	h.ports = append(h.ports, p)
 	return p, nil
 }
@@ -159,9 +161,9 @@ func (h *Host) FailOpenPorts(err error) {
 type port struct {
 	host               *Host
 	link               facts.Link
-	family             layer2.Family
+	family             ipfamily.Family
 	joinCountByAddress map[netip.Addr]int // the addresses whose groups are joined, and how often
-	receivedFrames     chan layer2.Frame
+	receivedFrames     *latest.Queue[layer2.Frame]
 	closed             chan struct{} // closed by closeWithError
 	err                error         // set before closed is closed
 }
@@ -174,7 +176,7 @@ func (p *port) Receive(handle func(layer2.Frame) (layer2.Frame, bool)) error {
 		select {
 		case <-p.closed:
 			return p.err
-		case f := <-p.receivedFrames:
+		case f := <-p.receivedFrames.C():
 			if answer, ok := handle(f); ok {
 				_ = p.Write(answer) // a closed port is noticed above
 			}
@@ -246,8 +248,5 @@ func (p *port) isClosed() bool {
 
 // enqueueFrame queues a frame, and drops it if the queue is full.
 func (p *port) enqueueFrame(f layer2.Frame) {
-	select {
-	case p.receivedFrames <- f:
-	default:
-	}
+	p.receivedFrames.PutIfRoom(f)
 }

@@ -5,7 +5,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"github.com/gantry-lb/gantry/speaker/layer2"
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 )
 
 // damagedFrameCount is how many damaged frames each ordinary run of the tests tries;
@@ -19,7 +19,7 @@ func TestDamagedFrames(t *testing.T) {
 	for _, m := range exampleNDPFrames() {
 		seeds = append(seeds, encodeFrame(t, encodeNDP, m))
 	}
-	seeds = append(seeds, encodeFrame(t, encodeARP, exampleARPFrame()), echoRequest(t, layer2.IPv4, "are you there?"), echoRequest(t, layer2.IPv6, "are you there?"), buildMLDQuery(clientMAC))
+	seeds = append(seeds, encodeFrame(t, encodeARP, exampleARPFrame()), echoRequest(t, ipfamily.IPv4, "are you there?"), echoRequest(t, ipfamily.IPv6, "are you there?"), buildMLDQuery(clientMAC))
 	r := rand.New(rand.NewPCG(1, 2))
 	accepted := 0
 	for range damagedFrameCount {

@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/layer2"
 	"github.com/gantry-lb/gantry/speaker/links/netnstest"
@@ -40,7 +41,7 @@ func newHarness(t *testing.T) *harness {
 		ifi, err := net.InterfaceByName("eth0")
 		if err == nil {
 			link = facts.Link{Index: ifi.Index, Name: "eth0", MAC: facts.MAC(ifi.HardwareAddr)}
-			l.port, err = Wire{}.OpenPort(link, layer2.IPv6)
+			l.port, err = Wire{}.OpenPort(link, ipfamily.IPv6)
 		}
 		return err
 	})

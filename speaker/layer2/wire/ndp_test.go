@@ -8,6 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/net/bpf"
 
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/layer2"
 )
@@ -51,12 +52,12 @@ func exampleNDPFrames() map[string]layer2.Frame {
 }
 
 func TestEncodedFramesAreDecodedAndPassTheirFilterOnly(t *testing.T) {
-	vm := map[layer2.Family]*bpf.VM{layer2.IPv4: newFilterVM(t, arpFilter), layer2.IPv6: newFilterVM(t, ndpFilter)}
+	vm := map[ipfamily.Family]*bpf.VM{ipfamily.IPv4: newFilterVM(t, arpFilter), ipfamily.IPv6: newFilterVM(t, ndpFilter)}
 	frames := exampleNDPFrames()
 	frames["ARP"] = exampleARPFrame()
 	for name, f := range frames {
 		t.Run(name, func(t *testing.T) {
-			family := layer2.FamilyOf(f.TargetIP)
+			family := ipfamily.FamilyOf(f.TargetIP)
 			p := protocolOfFamily(family)
 			b := encodeFrame(t, p.encode, f)
 			got, ok := p.decode(b)

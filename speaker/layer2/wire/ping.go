@@ -10,6 +10,7 @@ import (
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/layer2"
 )
@@ -84,10 +85,10 @@ type pingSocket struct {
 var _ layer2.PingResponderOpener = Wire{}
 
 // OpenPingResponder opens a socket for echo requests on the link.
-func (Wire) OpenPingResponder(l facts.Link, f layer2.Family) (layer2.PingResponder, error) {
+func (Wire) OpenPingResponder(l facts.Link, f ipfamily.Family) (layer2.PingResponder, error) {
 	p := &pingSocket{linkName: l.Name, buildPingReply: buildPingReply4}
 	filter, protocol := pingFilter4, uint16(unix.ETH_P_IP)
-	if f == layer2.IPv6 {
+	if f == ipfamily.IPv6 {
 		p.buildPingReply, filter, protocol = buildPingReply6, pingFilter6, unix.ETH_P_IPV6
 	}
 	fd, err := openPacketSocket(filterForLink(l.Index, filter))

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 
-	"github.com/gantry-lb/gantry/speaker/layer2"
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 )
 
 var (
@@ -19,10 +19,10 @@ var (
 )
 
 // echoRequest returns an Ethernet frame with an echo request, padded if it is short.
-func echoRequest(t testing.TB, f layer2.Family, data string) []byte {
+func echoRequest(t testing.TB, f ipfamily.Family, data string) []byte {
 	t.Helper()
 	head := append(append(append([]byte{}, nodeMAC[:]...), clientMAC[:]...), 0x08, 0x00)
-	if f == layer2.IPv6 {
+	if f == ipfamily.IPv6 {
 		ip := make([]byte, 40)
 		ip[0], ip[6], ip[7] = 0x60, unix.IPPROTO_ICMPV6, 9
 		copy(ip[8:], askerIPv6.AsSlice())
@@ -51,14 +51,14 @@ func echoRequest(t testing.TB, f layer2.Family, data string) []byte {
 }
 
 // pingCaseByFamily has what differs between the families.
-var pingCaseByFamily = map[layer2.Family]struct {
+var pingCaseByFamily = map[ipfamily.Family]struct {
 	answer      func([]byte, func(netip.Addr) bool) ([]byte, bool)
 	held, asker netip.Addr
 	body        int
 	reply       byte
 }{
-	layer2.IPv4: {buildPingReply4, heldIPv4, askerIPv4, icmp4Offset, 0},
-	layer2.IPv6: {buildPingReply6, heldIPv6, askerIPv6, icmp6Offset, typeEchoReply6},
+	ipfamily.IPv4: {buildPingReply4, heldIPv4, askerIPv4, icmp4Offset, 0},
+	ipfamily.IPv6: {buildPingReply6, heldIPv6, askerIPv6, icmp6Offset, typeEchoReply6},
 }
 
 func TestPingReplies(t *testing.T) {
@@ -67,7 +67,7 @@ func TestPingReplies(t *testing.T) {
 		for _, data := range []string{"", "x", "are you there?", string(bytes.Repeat([]byte{0xff}, 1400))} {
 			request := echoRequest(t, f, data)
 			program := pingFilter4
-			if f == layer2.IPv6 {
+			if f == ipfamily.IPv6 {
 				program = pingFilter6
 			}
 			if n, err := newFilterVM(t, program).Run(request); err != nil || n == 0 {
@@ -83,10 +83,10 @@ func TestPingReplies(t *testing.T) {
 			if got := answer[tt.body+echoMinLength:]; string(got) != data || answer[tt.body] != tt.reply {
 				t.Errorf("%s: the answer is of type %d and says %q", f, answer[tt.body], got)
 			}
-			if sound := onesComplementSum(0, answer[ip4Offset:icmp4Offset]) == 0xffff && onesComplementSum(0, answer[icmp4Offset:]) == 0xffff; f == layer2.IPv4 && !sound {
+			if sound := onesComplementSum(0, answer[ip4Offset:icmp4Offset]) == 0xffff && onesComplementSum(0, answer[icmp4Offset:]) == 0xffff; f == ipfamily.IPv4 && !sound {
 				t.Error("IPv4: the checksums are wrong")
 			}
-			if f == layer2.IPv6 && !isICMPv6ChecksumValid(answer[ip6SourceOffset:icmp6Offset], answer[icmp6Offset:]) {
+			if f == ipfamily.IPv6 && !isICMPv6ChecksumValid(answer[ip6SourceOffset:icmp6Offset], answer[icmp6Offset:]) {
 				t.Error("IPv6: the checksum is wrong")
 			}
 			if _, ok := tt.answer(bytes.Clone(request), func(netip.Addr) bool { return false }); ok {
@@ -114,13 +114,13 @@ func TestInvalidPingsAreNotAnswered(t *testing.T) {
 	for name, edit := range tests {
 		for f, tt := range pingCaseByFamily {
 			b := echoRequest(t, f, "are you there? are you there? are you there?")
-			edit(b, f == layer2.IPv4)
+			edit(b, f == ipfamily.IPv4)
 			if answer, ok := tt.answer(b, func(netip.Addr) bool { return true }); ok {
 				t.Errorf("%s, %s: answered with %x", name, f, answer)
 			}
 		}
 	}
-	piece := echoRequest(t, layer2.IPv4, "")
+	piece := echoRequest(t, ipfamily.IPv4, "")
 	piece[ip4FragmentOffset] = 0x20
 	if n, err := newFilterVM(t, pingFilter4).Run(piece); n != 0 || err != nil {
 		t.Errorf("the filter passes a piece of a ping (%v)", err)
@@ -154,7 +154,7 @@ func checkPingFrame(t *testing.T, b []byte) {
 			t.Fatalf("%x is answered with %x", b, answer)
 		}
 		from := answer[ip4SourceOffset:ip4DestinationOffset]
-		if family == layer2.IPv6 {
+		if family == ipfamily.IPv6 {
 			from = answer[ip6SourceOffset:ip6DestinationOffset]
 		}
 		if !bytes.Equal(from, pinged.AsSlice()) {

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/speaker/layer2"
 )
 
@@ -19,7 +20,7 @@ import (
 type port struct {
 	linkName    string
 	protocol    protocol
-	family      layer2.Family
+	family      ipfamily.Family
 	file        *os.File
 	rawConn     syscall.RawConn
 	memberships *groupMemberships // nil for IPv4
@@ -88,7 +89,7 @@ func (r *receiver) drainRing(fd uintptr) bool {
 			continue
 		}
 		answer, ok := r.handleFrame(f)
-		if !ok || layer2.FamilyOf(answer.SenderIP) != r.family {
+		if !ok || ipfamily.FamilyOf(answer.SenderIP) != r.family {
 			continue
 		}
 		if err := r.answerBatch.addFrame(r.protocol.encode, answer); err == nil && r.answerBatch.count < len(r.answerBatch.messages) {
@@ -192,7 +193,7 @@ func (b *sendBatch) dropFrames(n int) {
 
 // Write sends a frame. If it would block, it returns ErrNotSent.
 func (p *port) Write(f layer2.Frame) error {
-	if layer2.FamilyOf(f.SenderIP) != p.family || layer2.FamilyOf(f.TargetIP) != p.family {
+	if ipfamily.FamilyOf(f.SenderIP) != p.family || ipfamily.FamilyOf(f.TargetIP) != p.family {
 		return fmt.Errorf("sending %s on %q: %w: %s and %s are not both %s", p.protocol.name, p.linkName, layer2.ErrNotSent, f.SenderIP, f.TargetIP, p.family)
 	}
 	b, err := p.protocol.encode(p.writeBuffer[:0], f)

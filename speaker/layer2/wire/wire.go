@@ -13,6 +13,7 @@ import (
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/layer2"
 )
@@ -63,15 +64,15 @@ type protocol struct {
 	encode    func(b []byte, f layer2.Frame) ([]byte, error)
 }
 
-func protocolOfFamily(f layer2.Family) protocol {
-	if f == layer2.IPv6 {
+func protocolOfFamily(f ipfamily.Family) protocol {
+	if f == ipfamily.IPv6 {
 		return protocol{"NDP", unix.ETH_P_IPV6, ndpSlotSize, ndpSlotCount, ndpFilter, decodeNDP, encodeNDP}
 	}
 	return protocol{"ARP", unix.ETH_P_ARP, arpSlotSize, arpSlotCount, arpFilter, decodeARP, encodeARP}
 }
 
 // OpenPort opens a socket on the link.
-func (Wire) OpenPort(l facts.Link, family layer2.Family) (layer2.Port, error) {
+func (Wire) OpenPort(l facts.Link, family ipfamily.Family) (layer2.Port, error) {
 	p := &port{linkName: l.Name, protocol: protocolOfFamily(family), family: family, writeBuffer: make([]byte, 0, maxFrameLength)}
 	p.writeFunc = p.writeBufferedFrame
 	if err := p.openSocket(l); err != nil {
@@ -96,7 +97,7 @@ func (p *port) openSocket(l facts.Link) error {
 	if err == nil {
 		p.rawConn, err = p.file.SyscallConn()
 	}
-	if err == nil && p.family == layer2.IPv6 {
+	if err == nil && p.family == ipfamily.IPv6 {
 		p.memberships, err = newGroupMemberships(l, p.rawConn.Control, p.writeMLDReport)
 	}
 	if err != nil {

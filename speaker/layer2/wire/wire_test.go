@@ -13,13 +13,14 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/layer2"
 	"github.com/gantry-lb/gantry/speaker/layer2/wire"
 	"github.com/gantry-lb/gantry/speaker/links/netnstest"
 )
 
-var bothFamilies = []layer2.Family{layer2.IPv4, layer2.IPv6}
+var bothFamilies = []ipfamily.Family{ipfamily.IPv4, ipfamily.IPv6}
 
 // newVethNamespace makes a namespace whose eth0 leads to another.
 func newVethNamespace(t *testing.T) (room *netnstest.Namespace, link facts.Link) {
@@ -35,7 +36,7 @@ func newVethNamespace(t *testing.T) (room *netnstest.Namespace, link facts.Link)
 	return room, link
 }
 
-func openPort(t *testing.T, room *netnstest.Namespace, link facts.Link, f layer2.Family) (port layer2.Port, err error) {
+func openPort(t *testing.T, room *netnstest.Namespace, link facts.Link, f ipfamily.Family) (port layer2.Port, err error) {
 	t.Helper()
 	room.MustRun(func() error {
 		port, err = wire.Wire{}.OpenPort(link, f)
@@ -162,7 +163,7 @@ func TestFramesForAStackedLinkAreNotHeardBelow(t *testing.T) {
 			}
 			defer asker.Close()
 			own, target := netip.MustParseAddr("192.168.0.100"), netip.MustParseAddr("192.168.0.201")
-			if f == layer2.IPv6 {
+			if f == ipfamily.IPv6 {
 				own, target = netip.MustParseAddr("fd00:a8::100"), netip.MustParseAddr("fd00:a8::201")
 			}
 			for _, to := range []facts.Link{upper, lower} {
@@ -216,7 +217,7 @@ func awaitReceiveEnd(t *testing.T, ended <-chan error) error {
 
 func TestFrameOfTheOtherFamilyIsNotSent(t *testing.T) {
 	room, link := newVethNamespace(t)
-	port, err := openPort(t, room, link, layer2.IPv4)
+	port, err := openPort(t, room, link, ipfamily.IPv4)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -230,7 +231,7 @@ func TestFrameOfTheOtherFamilyIsNotSent(t *testing.T) {
 // Addresses with the same last three bytes share a group. The group is left with the last of them.
 func TestAddressesOfOneGroupShareTheMembership(t *testing.T) {
 	room, link := newVethNamespace(t)
-	port, err := openPort(t, room, link, layer2.IPv6)
+	port, err := openPort(t, room, link, ipfamily.IPv6)
 	if err != nil {
 		t.Fatal(err)
 	}
