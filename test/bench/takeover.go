@@ -247,7 +247,7 @@ func (c *takeoverHarness) startListener(ctx context.Context, host netns.Handle, 
 				c.mu.Unlock()
 			}
 			return layer2.Frame{}, false
-		})
+		}, nil)
 	})
 	return nil
 }
