@@ -243,8 +243,8 @@ func (w *harness) healCuts() {
 	})
 }
 
-// pauseSpeaker stops a speaker's process for a while. Its inputs wait. Afterwards they come together
-// or one by one.
+// pauseSpeaker stops a speaker's process for a while. Its inputs wait. Afterwards they come
+// together or one by one.
 func (w *harness) pauseSpeaker(name string, d time.Duration) {
 	n := w.nodesByName[name]
 	n.isPaused = true

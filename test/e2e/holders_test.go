@@ -93,10 +93,10 @@ func answersInTurn(answers []cluster.NeighborAnswer) []cluster.NeighborAnswer {
 	return slices.CompactFunc(slices.Clone(answers), func(x, y cluster.NeighborAnswer) bool { return x.MAC == y.MAC })
 }
 
-// withoutFrameInFlight removes the first frame that a paused node sent after its pause. The pause may
-// begin between the check of the send deadline and the system call that sends the frame. The speaker
-// cannot notice that, and without further capabilities no socket option makes the kernel drop a late
-// frame. So one such frame is possible in each pause, and no second one.
+// withoutFrameInFlight removes the first frame that a paused node sent after its pause. The pause
+// may begin between the check of the send deadline and the system call that sends the frame. The
+// speaker cannot notice that, and without further capabilities no socket option makes the kernel
+// drop a late frame. So one such frame is possible in each pause, and no second one.
 func withoutFrameInFlight(answers []cluster.NeighborAnswer, mac string, continued time.Time) []cluster.NeighborAnswer {
 	i := slices.IndexFunc(answers, func(x cluster.NeighborAnswer) bool { return x.MAC == mac && x.CapturedAt.After(continued) })
 	if i < 0 {

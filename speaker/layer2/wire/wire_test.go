@@ -311,7 +311,8 @@ func TestLateAnswersAreDropped(t *testing.T) {
 				}, nil)
 			}()
 			t.Cleanup(func() {
-				_ = errors.Join(nodePort.Close(), clientPort.Close()) // both are only read from by now
+				// both are only read from by now
+				_ = errors.Join(nodePort.Close(), clientPort.Close())
 				<-nodeEnded
 				<-clientEnded
 			})
@@ -323,7 +324,8 @@ func TestLateAnswersAreDropped(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if got := <-heard; got != a { // before the next request, so that they are two batches
+				// before the next request, so that they are two batches
+				if got := <-heard; got != a {
 					t.Fatalf("the node heard a request for %s, want %s", got, a)
 				}
 			}
