@@ -61,8 +61,8 @@ type engineUpdate struct {
 	addressesToAnnounceAgain []netip.Addr
 }
 
-// passHeldAddressesToEngine passes the held addresses to the engine. It also renews the deadline, so
-// that a new holder answers at once.
+// passHeldAddressesToEngine passes the held addresses to the engine. It also renews the deadline,
+// so that a new holder answers at once.
 func (a *Agent) passHeldAddressesToEngine(u *engineUpdate) {
 	if !u.bindingsChanged && len(u.addressesToAnnounceAgain) == 0 {
 		return

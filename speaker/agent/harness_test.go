@@ -112,7 +112,7 @@ func (c *harness) openClientPorts() {
 					c.clientFrames = append(c.clientFrames, f)
 				}
 				return layer2.Frame{}, false
-			})
+			}, nil)
 		})
 	}
 	c.t.Cleanup(func() {

@@ -103,7 +103,7 @@ func (m *realLinksHarness) connectClient() {
 				m.answeredMACs[f.SenderMAC] = true
 			}
 			return layer2.Frame{}, false
-		})
+		}, nil)
 	}()
 	m.t.Cleanup(func() {
 		_ = m.clientPort.Close()

@@ -243,15 +243,23 @@ func (w *harness) healCuts() {
 	})
 }
 
-// pauseSpeaker stops a speaker's process for a while. Its inputs wait.
+// pauseSpeaker stops a speaker's process for a while. Its inputs wait. Afterwards they come
+// together or one by one.
 func (w *harness) pauseSpeaker(name string, d time.Duration) {
 	n := w.nodesByName[name]
 	n.isPaused = true
+	oneByOne := w.random.Intn(2) == 0
 	w.scheduleEvent(d, func() {
 		n.isPaused = false
-		inbox := n.inbox
+		inbox := append(n.inbox, TimePassed{})
 		n.inbox = nil
-		w.stepNode(n, append(inbox, TimePassed{})...)
+		if !oneByOne {
+			w.stepNode(n, inbox...)
+			return
+		}
+		for _, in := range inbox {
+			w.scheduleEvent(0, func() { w.stepNode(n, in) })
+		}
 	})
 }
 

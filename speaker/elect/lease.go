@@ -98,16 +98,36 @@ func (m *Machine) LeaseDeadline(now time.Time) time.Time {
 }
 
 // detectProcessPause expires the lease if the process did not run for so long that another node may
-// have taken over.
+// have taken over. What was found out before the pause does not count any more: another node may
+// have taken an address since this node probed for it.
 func (m *Machine) detectProcessPause(now time.Time) {
 	if now.Sub(m.now) <= m.timing.LeaseTimeout {
 		return
 	}
+	m.now, m.resumedAt = now, now
 	m.liveness.restartSilenceTimers(now)
+	m.repeatAddressProbes()
 	if m.hasPossibleRivals() {
-		m.now = now
 		m.expireLease()
 	}
+}
+
+// repeatAddressProbes ignores the results of all probes under way, and schedules the acquire probes
+// again.
+func (m *Machine) repeatAddressProbes() {
+	for _, p := range m.probesByID {
+		if a := p.address; a != nil && a.acquisition != nil && a.acquisition.isProbing {
+			a.acquisition.isProbing = false
+			m.scheduleAddress(a, m.now)
+		}
+	}
+	clear(m.probesByID)
+}
+
+// mayHaveStaleMessages reports whether messages from a pause of this process may still wait. An
+// offer among them may have gone to another node meanwhile.
+func (m *Machine) mayHaveStaleMessages() bool {
+	return !m.resumedAt.IsZero() && m.now.Sub(m.resumedAt) < m.timing.OfferTimeout
 }
 
 func (m *Machine) expireLease() {

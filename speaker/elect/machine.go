@@ -89,6 +89,7 @@ type Machine struct {
 	timing    Timing
 	startedAt time.Time
 	now       time.Time // time of the current step
+	resumedAt time.Time // when the process ran again after its last pause
 
 	addressesByIP map[netip.Addr]*addressState
 	heldAddresses map[*addressState]struct{} // addresses that this node answers for

@@ -89,7 +89,7 @@ func (m *Machine) offerToNextCandidate(a *addressState) {
 func (m *Machine) handleOffers(from string, claims []Claim) {
 	for _, c := range claims {
 		a := m.ensureAddressState(c.Address)
-		able := m.canServe(a) && !m.leaving && m.acquisitionsAllowed && !m.lease.isExpired
+		able := m.canServe(a) && !m.leaving && m.acquisitionsAllowed && !m.lease.isExpired && !m.mayHaveStaleMessages()
 		// A delayed offer, for example because of a cut cable, may come from a node that is no
 		// longer the holder.
 		known := a.claim

@@ -28,7 +28,7 @@ func (m *Machine) writeModelState(w io.Writer) {
 	}
 	l := m.lease
 	fmt.Fprint(w, l.isExpired, since(l.expiredAt), since(l.confirmedAt), since(l.lastProbeAt))
-	fmt.Fprint(w, l.firstValidSyncID, l.recheckRunning, l.uncheckedCount, l.isIsolated)
+	fmt.Fprint(w, l.firstValidSyncID, l.recheckRunning, l.uncheckedCount, l.isIsolated, m.mayHaveStaleMessages())
 	fmt.Fprint(w, m.memberNames, m.leaving, m.acquisitionsAllowed, since(m.liveness.lastBeaconAt), m.lastSyncRequestID, m.lastProbeID)
 	for _, n := range slices.Sorted(maps.Keys(m.liveness.recordsByMember)) {
 		h := *m.liveness.recordsByMember[n]

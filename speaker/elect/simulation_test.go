@@ -134,6 +134,40 @@ var faultScenarios = map[string]func(w *harness){
 		w.runSimulationFor(5*time.Second, w.newTwoHoldersCheck(0))
 		w.requireOneHolderEach(time.Second, "after the pause")
 	},
+	"a paused candidate takes nothing from the node that took over": func(w *harness) {
+		old := w.requireOneHolderEach(6*time.Second, "start")
+		w.killSpeaker(old)
+		one, paused := w.newTwoHoldersCheck(0), false
+		w.runSimulationFor(5*time.Second, func() {
+			one()
+			for _, q := range w.openProbes {
+				if !paused {
+					paused = true
+					w.pauseSpeaker(q.prober.name, 201*time.Millisecond+time.Duration(w.random.Intn(800))*time.Millisecond)
+				}
+			}
+		})
+		w.requireOneHolderEach(time.Second, "after the pause")
+	},
+	"a paused candidate takes nothing that was offered to another node": func(w *harness) {
+		old := w.requireOneHolderEach(6*time.Second, "start")
+		m := w.nodesByName[old].machine
+		ranked := m.rankCandidates(m.addressesByIP[w.addresses[0]], func(string) bool { return false })
+		ranked = slices.DeleteFunc(ranked, func(s rankedCandidate) bool { return s.node == old })
+		paused := ranked[0].node
+		w.pauseSpeaker(paused, 201*time.Millisecond+time.Duration(w.random.Intn(800))*time.Millisecond)
+		w.stepNode(w.nodesByName[old], HandoverRequested{})
+		one := w.newTwoHoldersCheck(handoverOverlapTimeout)
+		w.runSimulationFor(5*time.Second, func() {
+			one()
+			for _, a := range w.addresses {
+				if h := w.answeringNodes(a); slices.Contains(h, paused) && !slices.Contains(h, old) && len(h) > 1 {
+					w.t.Fatalf("%v answer for %s after the pause of %s", h, a, paused)
+				}
+			}
+		})
+		w.requireOneHolderEach(time.Second, "after the pause")
+	},
 	"a deleted Service loses its address": func(w *harness) {
 		w.requireOneHolderEach(6*time.Second, "start")
 		for _, name := range w.nodeNames {

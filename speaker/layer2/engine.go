@@ -39,10 +39,11 @@ type Wire interface {
 
 // Port sends and receives frames of one family on one link.
 type Port interface {
-	// Receive calls handle for each frame and sends the answer that handle returns. It ends when
-	// the port fails or is closed, and returns the reason. It is called once. It does not return
-	// frames that this node sent.
-	Receive(handle func(Frame) (answer Frame, ok bool)) error
+	// Receive calls handle for each frame and sends the answer that handle returns. It calls
+	// isSendingAllowed right before it sends, and drops the answers if they came too late; nil
+	// allows all. It ends when the port fails or is closed, and returns the reason. It is called
+	// once. It does not return frames that this node sent.
+	Receive(handle func(Frame) (answer Frame, ok bool), isSendingAllowed func() bool) error
 	// Write sends a frame. It never blocks: it returns ErrNotSent instead. Two calls
 	// must not overlap.
 	Write(f Frame) error
@@ -399,9 +400,12 @@ func (e *Engine) sendAnnouncement(g Announcement) {
 	}
 }
 
+// isSendingAllowed says whether the deadline is not past. Any goroutine may call it.
+func (e *Engine) isSendingAllowed() bool { return !e.sendDeadline.isPast(e.now()) }
+
 // maySendFor says whether frames for the address may be sent now. Any goroutine may call it.
 func (e *Engine) maySendFor(a netip.Addr) bool {
-	if e.sendDeadline.isPast(e.now()) {
+	if !e.isSendingAllowed() {
 		return false
 	}
 	_, bound := (*e.boundAddresses.Load())[a]

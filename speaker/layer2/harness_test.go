@@ -66,7 +66,7 @@ func (b *harness) startEngine(run func(context.Context) error) {
 			default:
 			}
 			return layer2.Frame{}, false
-		})
+		}, nil)
 	}()
 	b.t.Cleanup(func() {
 		cancel()

@@ -79,7 +79,7 @@ func (e *Engine) readFrames(socket Port, key portKey, generation uint64, own fac
 		}
 		h.counters.answers.Add(1)
 		return answer, true
-	})
+	}, e.isSendingAllowed)
 	e.readerEvents <- readerEvent{port: key, generation: generation, err: err}
 }
 

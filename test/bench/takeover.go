@@ -248,7 +248,7 @@ func (c *takeoverHarness) startListener(ctx context.Context, host netns.Handle, 
 				c.mu.Unlock()
 			}
 			return layer2.Frame{}, false
-		})
+		}, nil)
 	})
 	return nil
 }

@@ -88,6 +88,23 @@ func answeringMACs(answers []cluster.NeighborAnswer) []string {
 	return out
 }
 
+// answersInTurn returns the first answer of each series of answers from one node.
+func answersInTurn(answers []cluster.NeighborAnswer) []cluster.NeighborAnswer {
+	return slices.CompactFunc(slices.Clone(answers), func(x, y cluster.NeighborAnswer) bool { return x.MAC == y.MAC })
+}
+
+// withoutFrameInFlight removes the first frame that a paused node sent after its pause. The pause
+// may begin between the check of the send deadline and the system call that sends the frame. The
+// speaker cannot notice that, and without further capabilities no socket option makes the kernel
+// drop a late frame. So one such frame is possible in each pause, and no second one.
+func withoutFrameInFlight(answers []cluster.NeighborAnswer, mac string, continued time.Time) []cluster.NeighborAnswer {
+	i := slices.IndexFunc(answers, func(x cluster.NeighborAnswer) bool { return x.MAC == mac && x.CapturedAt.After(continued) })
+	if i < 0 {
+		return answers
+	}
+	return slices.Delete(slices.Clone(answers), i, i+1)
+}
+
 // TestOneNodeAnswers breaks the network between nodes in ways that make speakers believe that
 // others are dead. At any time only one node may answer the client.
 func TestOneNodeAnswers(t *testing.T) {
@@ -145,13 +162,21 @@ func TestOneNodeAnswers(t *testing.T) {
 	})
 	t.Run("a paused holder gives the address up without another answer", func(t *testing.T) {
 		holder := awaitHolders()[0]
+		mac, err := s.HostMAC(holder)
+		failOnError(t, err)
 		w := watchService(ctx, t, s, addresses)
 		failOnError(t, s.SignalProgram(ctx, holder, "gantry-speaker", syscall.SIGSTOP))
 		w.awaitAnswers(ctx, t, 100)
+		continued := time.Now()
 		failOnError(t, s.SignalProgram(ctx, holder, "gantry-speaker", syscall.SIGCONT))
 		w.awaitAnswers(ctx, t, 100)
+		inFlight := 1
 		for a, answers := range w.stopAndCollect(t) {
-			order := slices.CompactFunc(answers, func(x, y cluster.NeighborAnswer) bool { return x.MAC == y.MAC })
+			order := answersInTurn(answers)
+			if len(order) > 2 && inFlight > 0 {
+				inFlight--
+				order = answersInTurn(withoutFrameInFlight(answers, mac, continued))
+			}
 			if len(order) > 2 {
 				t.Errorf("the answers for %s came from %v in turn, want the old holder and then the new one", a, order)
 			}

@@ -61,7 +61,7 @@ func listenForFrames(t *testing.T, s *cluster.Cluster, host string, f ipfamily.F
 		_ = e.Receive(func(f layer2.Frame) (layer2.Frame, bool) {
 			hear(f)
 			return layer2.Frame{}, false
-		})
+		}, nil)
 	}()
 	t.Cleanup(func() {
 		_ = e.Close()

@@ -216,7 +216,7 @@ func (c *Harness) SendQueries(ctx context.Context) (Outcome, error) {
 				}
 			}
 			return layer2.Frame{}, false
-		})
+		}, nil)
 	}()
 	before, err := readProcessorTime()
 	if err == nil {

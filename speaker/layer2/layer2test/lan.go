@@ -171,13 +171,13 @@ type port struct {
 var _ layer2.Port = (*port)(nil)
 
 // Receive passes the frames to handle and sends its answers.
-func (p *port) Receive(handle func(layer2.Frame) (layer2.Frame, bool)) error {
+func (p *port) Receive(handle func(layer2.Frame) (layer2.Frame, bool), isSendingAllowed func() bool) error {
 	for {
 		select {
 		case <-p.closed:
 			return p.err
 		case f := <-p.receivedFrames.C():
-			if answer, ok := handle(f); ok {
+			if answer, ok := handle(f); ok && (isSendingAllowed == nil || isSendingAllowed()) {
 				_ = p.Write(answer) // a closed port is noticed above
 			}
 		}

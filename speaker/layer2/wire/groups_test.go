@@ -47,7 +47,7 @@ func newHarness(t *testing.T) *harness {
 	})
 	ended := make(chan error, 1)
 	go func() {
-		ended <- l.port.Receive(func(layer2.Frame) (layer2.Frame, bool) { return layer2.Frame{}, false })
+		ended <- l.port.Receive(func(layer2.Frame) (layer2.Frame, bool) { return layer2.Frame{}, false }, nil)
 	}()
 	t.Cleanup(func() {
 		_ = l.port.Close()

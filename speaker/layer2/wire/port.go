@@ -40,7 +40,7 @@ type port struct {
 }
 
 // Receive calls handle for every frame and sends its answers, until the port fails or is closed.
-func (p *port) Receive(handle func(layer2.Frame) (layer2.Frame, bool)) error {
+func (p *port) Receive(handle func(layer2.Frame) (layer2.Frame, bool), isSendingAllowed func() bool) error {
 	p.mu.Lock()
 	if p.closed {
 		p.mu.Unlock()
@@ -48,7 +48,7 @@ func (p *port) Receive(handle func(layer2.Frame) (layer2.Frame, bool)) error {
 	}
 	p.isReceiving = true
 	p.mu.Unlock()
-	r := &receiver{port: p, handleFrame: handle}
+	r := &receiver{port: p, handleFrame: handle, isSendingAllowed: isSendingAllowed}
 	r.answerBatch.linkMessageVectors()
 	err := p.rawConn.Read(r.drainRing)
 	if err == nil || r.err != nil {
@@ -66,9 +66,10 @@ func (p *port) Receive(handle func(layer2.Frame) (layer2.Frame, bool)) error {
 // receiver is the state of a running Receive.
 type receiver struct {
 	*port
-	handleFrame func(layer2.Frame) (layer2.Frame, bool)
-	answerBatch sendBatch
-	err         error
+	handleFrame      func(layer2.Frame) (layer2.Frame, bool)
+	isSendingAllowed func() bool // nil allows all
+	answerBatch      sendBatch
+	err              error
 }
 
 // drainRing handles the frames in the ring. It returns false to be called again when there are
@@ -116,8 +117,15 @@ func (r *receiver) drainRing(fd uintptr) bool {
 const sendBufferTimeout = 10
 
 // flushBatch sends the batch. Answers that find no room in time are lost; the client asks again.
+// Answers that may not be sent any more are dropped: the process may have been paused since they
+// were added. A pause between this check and the system call cannot be noticed, so the frames of
+// that one call are sent.
 func (r *receiver) flushBatch(fd uintptr) {
 	for waited := false; r.answerBatch.count > 0; {
+		if r.isSendingAllowed != nil && !r.isSendingAllowed() {
+			r.answerBatch.count = 0
+			return
+		}
 		sent, err := r.answerBatch.sendFrames(fd)
 		if err == nil {
 			r.answerBatch.dropFrames(sent)

@@ -150,7 +150,7 @@ func TestFramesForAStackedLinkAreNotHeardBelow(t *testing.T) {
 							heard[l.Name] <- f.EthernetDestination
 						}
 						return layer2.Frame{}, false
-					})
+					}, nil)
 				}()
 				defer func() {
 					_ = port.Close()
@@ -199,7 +199,7 @@ func linkByName(name string) (facts.Link, error) {
 func startReceiving(p layer2.Port) <-chan error {
 	ended := make(chan error, 1)
 	go func() {
-		ended <- p.Receive(func(layer2.Frame) (layer2.Frame, bool) { return layer2.Frame{}, false })
+		ended <- p.Receive(func(layer2.Frame) (layer2.Frame, bool) { return layer2.Frame{}, false }, nil)
 	}()
 	return ended
 }
@@ -261,5 +261,83 @@ func TestAddressesOfOneGroupShareTheMembership(t *testing.T) {
 		if got := joined(); got != tt.want {
 			t.Errorf("step %d: %d memberships, want %d", step, got, tt.want)
 		}
+	}
+}
+
+// TestLateAnswersAreDropped: sending is forbidden after an answer was made and before it is sent.
+func TestLateAnswersAreDropped(t *testing.T) {
+	for _, f := range bothFamilies {
+		t.Run(f.String(), func(t *testing.T) {
+			node, client := netnstest.New(t), netnstest.New(t)
+			node.AddVethPair("eth0", client, "eth0")
+			openEnd := func(n *netnstest.Namespace) (p layer2.Port, l facts.Link) {
+				n.MustRun(func() (err error) {
+					if l, err = linkByName("eth0"); err == nil {
+						p, err = wire.Wire{}.OpenPort(l, f)
+					}
+					return err
+				})
+				return p, l
+			}
+			nodePort, nodeLink := openEnd(node)
+			clientPort, clientLink := openEnd(client)
+			allowed, clientIP := netip.MustParseAddr("192.168.0.201"), netip.MustParseAddr("192.168.0.100")
+			if f == layer2.IPv6 {
+				allowed, clientIP = netip.MustParseAddr("fd00:a8::201"), netip.MustParseAddr("fd00:a8::100")
+			}
+			late := allowed.Next()
+			var asked netip.Addr // only the goroutine of Receive uses it
+			nodeEnded := make(chan error, 1)
+			heard, answers := make(chan netip.Addr, 16), make(chan netip.Addr, 16)
+			go func() {
+				nodeEnded <- nodePort.Receive(func(q layer2.Frame) (layer2.Frame, bool) {
+					if q.TargetIP != late && q.TargetIP != allowed {
+						return layer2.Frame{}, false
+					}
+					asked = q.TargetIP
+					answer, why := layer2.BuildReply(q, nodeLink.MAC)
+					return answer, why == layer2.NotDropped
+				}, func() bool {
+					heard <- asked
+					return asked != late
+				})
+			}()
+			clientEnded := make(chan error, 1)
+			go func() {
+				clientEnded <- clientPort.Receive(func(a layer2.Frame) (layer2.Frame, bool) {
+					if a.Operation == layer2.Reply && a.SenderMAC == nodeLink.MAC {
+						answers <- a.SenderIP
+					}
+					return layer2.Frame{}, false
+				}, nil)
+			}()
+			t.Cleanup(func() {
+				// both are only read from by now
+				_ = errors.Join(nodePort.Close(), clientPort.Close())
+				<-nodeEnded
+				<-clientEnded
+			})
+			for _, a := range []netip.Addr{late, allowed} {
+				err := errors.Join(nodePort.JoinGroup(a), clientPort.Write(layer2.Frame{
+					EthernetDestination: layer2.RequestDestinationMAC(a), EthernetSource: clientLink.MAC, Operation: layer2.Request,
+					SenderMAC: clientLink.MAC, SenderIP: clientIP, TargetIP: a,
+				}))
+				if err != nil {
+					t.Fatal(err)
+				}
+				// before the next request, so that they are two batches
+				if got := <-heard; got != a {
+					t.Fatalf("the node heard a request for %s, want %s", got, a)
+				}
+			}
+			select {
+			case a := <-answers:
+				if a != allowed {
+					t.Errorf("the answer for %s is sent after the deadline", a)
+				}
+			case <-time.After(30 * time.Second):
+				t.Error("the answer before the deadline is missing")
+			}
+		})
 	}
 }
