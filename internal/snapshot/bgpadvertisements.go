@@ -180,7 +180,9 @@ func havePeerInCommon(x, y []string) bool {
 // haveNodeInCommon says whether a node matches both lists of selectors. If no node is known, the
 // answer is yes.
 func haveNodeInCommon(x, y []labels.Selector, nodes []Node) bool {
-	return len(nodes) == 0 || slices.ContainsFunc(nodes, func(n Node) bool { return AnySelectorMatches(x, labels.Set(n.Labels)) && AnySelectorMatches(y, labels.Set(n.Labels)) })
+	return len(nodes) == 0 || slices.ContainsFunc(nodes, func(n Node) bool {
+		return AnySelectorMatches(x, labels.Set(n.Labels)) && AnySelectorMatches(y, labels.Set(n.Labels))
+	})
 }
 
 // findPoolByName returns the pool with that name, or nil.
