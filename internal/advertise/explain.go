@@ -60,7 +60,8 @@ type nobodyAnnounces struct {
 	selectsNode, excludesNode bool
 	// routedNode means that a BGPAdvertisement selects a node; hasPeer that the node has a BGPPeer.
 	routedNode, hasPeer bool
-	// contradicting are the BGPAdvertisements of the first node on which they contradict each other.
+	// contradicting are the BGPAdvertisements of the first node on which they contradict each
+	// other.
 	contradicting []BGPCoverage
 }
 

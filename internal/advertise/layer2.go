@@ -153,7 +153,8 @@ func (c *Layer2Coverage) PreferenceScore(n *view.Node) int {
 	return sum
 }
 
-// MayRebalance says whether a node that holds too many addresses may give those of the Service away.
+// MayRebalance says whether a node that holds too many addresses may give those of the Service
+// away.
 func (c *Layer2Coverage) MayRebalance() bool {
 	return slices.ContainsFunc(c.Ads, func(ad *snapshot.L2Advertisement) bool { return ad.Rebalance })
 }

@@ -1,5 +1,5 @@
 // Package advertise decides which advertisements cover a Service, which nodes, links and peers they
-// admit, and why not. The planner and the probes of a speaker act on it, and the controller explains
+// admit, and why not. The planner and the probes of a speaker act on it. The controller explains
 // with it, so that the explanation of a Service is what speakers do. The package is pure: it has no
 // client and no clock, and knows no endpoints.
 //

@@ -148,8 +148,8 @@ func (p *Planner) rebuildRoutes(touched map[netip.Prefix]struct{}) {
 	p.plan.Routes = append(out, fresh...)
 }
 
-// decideBGP applies the rules in order to one Service. A leaving node still announces: the BGP engine
-// withdraws its routes in order.
+// decideBGP applies the rules in order to one Service. A leaving node still announces: the BGP
+// engine withdraws its routes in order.
 func (p *Planner) decideBGP(k view.ObjectKey, r *serviceRecord, self *view.Node) *contribution {
 	svc := r.service.toAdvertise()
 	ads, reason := advertise.BGP(p.inputs.Snapshot, &svc)
