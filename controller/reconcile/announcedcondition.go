@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -16,7 +14,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	workers "sigs.k8s.io/controller-runtime/pkg/controller"
@@ -24,6 +21,7 @@ import (
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/internal/advertise"
 	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
@@ -238,7 +236,8 @@ func (r *AnnouncedCondition) explainUnannounced(ctx context.Context, s *corev1.S
 	if err != nil {
 		return "", "", err
 	}
-	if reason, text := findAdvertisementFault(snap, v, nodes); reason != "" {
+	svc := advertise.FromView(v)
+	if reason, text := advertise.Explain(snap, &svc, nodes); reason != "" {
 		return reason, text, nil
 	}
 	var endpoints discoveryv1.EndpointSliceList
@@ -251,104 +250,10 @@ func (r *AnnouncedCondition) explainUnannounced(ctx context.Context, s *corev1.S
 		return names.ReasonNoEndpoints, "no endpoint of the Service can serve: check its selector and whether its Pods are ready", nil
 	}
 	text := fmt.Sprintf("no speaker reports that it announces the Service: check that speakers run on the selected nodes (kubectl get pods,speakerstatuses -n %s), that those nodes do not have the condition NetworkUnavailable", r.Scope.Namespace)
-	if links := limitingInterfaces(snap, v); len(links) > 0 {
+	if links := advertise.LimitingInterfaces(snap, &svc); len(links) > 0 {
 		text += ", that one of the interfaces " + strings.Join(links, ", ") + " exists with exactly this name and is usable (see links in the SpeakerStatus)"
 	}
 	return names.ReasonNotAnnounced, text + ", and what the speakers' logs say", nil
-}
-
-// limitingInterfaces returns the interfaces to which the advertisements limit the Service; none
-// when an advertisement has no limit.
-func limitingInterfaces(s *snapshot.Snapshot, v *view.Service) []string {
-	var links []string
-	pools := s.PoolsOfAddresses(v.RecordedPool, v.AssignedAddresses...)
-	selects := func(names []string, services []labels.Selector) bool {
-		return snapshot.AnySelectorMatches(services, v.Labels) && slices.ContainsFunc(pools, func(p *snapshot.Pool) bool { return slices.Contains(names, p.Name) })
-	}
-	for _, ad := range s.BGPAdvertisements {
-		if selects(ad.Pools, ad.ServiceSelectors) {
-			return nil
-		}
-	}
-	for _, ad := range s.L2Advertisements {
-		if !selects(ad.Pools, ad.ServiceSelectors) {
-			continue
-		}
-		if len(ad.Interfaces) == 0 {
-			return nil
-		}
-		links = append(links, ad.Interfaces...)
-	}
-	slices.Sort(links)
-	return slices.Compact(links)
-}
-
-// findAdvertisementFault says which selector keeps every node from announcing the Service. The
-// Reason is empty when an advertisement fits.
-func findAdvertisementFault(s *snapshot.Snapshot, v *view.Service, nodes []snapshot.Node) (names.Reason, string) {
-	var own []string
-	for _, a := range v.AssignedAddresses {
-		pools := s.PoolsOfAddresses(v.RecordedPool, a)
-		if pools == nil {
-			return names.ReasonAddressOutsidePools, fmt.Sprintf("the address %s is in no IPAddressPool any more: add it to one, or release it", a)
-		}
-		if !slices.Contains(own, pools[0].Name) {
-			own = append(own, pools[0].Name)
-		}
-	}
-	covered, onNode, excluded := false, false, false
-	look := func(pools []string, services, selectors []labels.Selector) (selected bool) {
-		if !slices.ContainsFunc(own, func(name string) bool { return slices.Contains(pools, name) }) || !snapshot.AnySelectorMatches(services, v.Labels) {
-			return false
-		}
-		covered = true
-		for _, n := range nodes {
-			if !snapshot.AnySelectorMatches(selectors, n.Labels) {
-				continue
-			}
-			if _, out := n.Labels[names.LabelExcludeNode]; out {
-				excluded = true
-				continue
-			}
-			onNode = true
-		}
-		return true
-	}
-	heard := false // by the network or by a router
-	for _, ad := range s.L2Advertisements {
-		heard = look(ad.Pools, ad.ServiceSelectors, ad.NodeSelectors) || heard
-	}
-	routedAlone := !covered
-	var ads []*snapshot.BGPAdvertisement // that select the Service
-	for _, ad := range s.BGPAdvertisements {
-		to := slices.ContainsFunc(s.Peers, func(p *snapshot.Peer) bool { return len(ad.Peers) == 0 || slices.Contains(ad.Peers, p.Name) })
-		if look(ad.Pools, ad.ServiceSelectors, ad.NodeSelectors) {
-			ads = append(ads, ad)
-			heard = heard || to
-		}
-	}
-	switch {
-	case !covered:
-		return names.ReasonNoAdvertisement, fmt.Sprintf("no L2Advertisement or BGPAdvertisement selects pool %s and this Service: create one", quotePoolNames(own))
-	case !onNode && excluded:
-		return names.ReasonNodeExcluded, "every node that the advertisements select has the label " + names.LabelExcludeNode + ": remove it from one of them"
-	case !onNode:
-		return names.ReasonNoAdvertisement, "the nodeSelectors of the advertisements match no node: correct them, or label a node"
-	case !heard:
-		return names.ReasonNoPeers, "the BGPAdvertisements that select the Service have no BGPPeer to announce it to: create one, or correct their spec.peers"
-	case routedAlone:
-		return snapshot.FindAdvertisementConflict(ads, v.AssignedAddresses, nodes)
-	}
-	return "", ""
-}
-
-// quotePoolNames lists pools for people.
-func quotePoolNames(pools []string) string {
-	out := make([]string, len(pools))
-	for i, p := range pools {
-		out[i] = strconv.Quote(p)
-	}
-	return strings.Join(out, " or ")
 }
 
 func (r *AnnouncedCondition) writeAnnouncedCondition(ctx context.Context, s *corev1.Service, c metav1.Condition) error {

@@ -110,6 +110,22 @@ type BGPAdvertisement struct {
 	LinkBandwidthPerEndpoint int32
 }
 
+// SelectsNode says whether nodes with these labels peer.
+func (p *Peer) SelectsNode(set map[string]string) bool {
+	return AnySelectorMatches(p.NodeSelectors, labels.Set(set))
+}
+
+// CarriesFamily says whether a session with the peer carries routes of the family.
+func (p *Peer) CarriesFamily(f ipfamily.Family) bool {
+	switch {
+	case p.DualStack:
+		return true
+	case p.DefaultGateway != 0:
+		return p.DefaultGateway == f
+	}
+	return p.Interface != "" || p.Address.IsValid() && ipfamily.FamilyOf(p.Address) == f
+}
+
 // ASNsForNode returns our and the router's AS number for a node with these labels. The error names
 // the label that is missing or invalid.
 func (p *Peer) ASNsForNode(set map[string]string) (mine, peers uint32, err error) {
@@ -192,9 +208,9 @@ func (s *Snapshot) bgpAdvertisementByName(name string) *BGPAdvertisement {
 
 // AnySelectorMatches says whether one of the selectors matches the labels. An empty list matches
 // everything.
-func AnySelectorMatches(selectors []labels.Selector, set map[string]string) bool {
+func AnySelectorMatches(selectors []labels.Selector, set labels.Labels) bool {
 	for _, s := range selectors {
-		if s.Matches(labels.Set(set)) {
+		if s.Matches(set) {
 			return true
 		}
 	}

@@ -141,6 +141,11 @@ func (ad *BGPAdvertisement) prefixLengthFor(a netip.Addr) int {
 	return ad.PrefixLengthIPv6
 }
 
+// AnnouncedPrefix returns the prefix that the advertisement announces for an address.
+func (ad *BGPAdvertisement) AnnouncedPrefix(a netip.Addr) netip.Prefix {
+	return netip.PrefixFrom(a, ad.prefixLengthFor(a)).Masked()
+}
+
 // checkLocalPref says whether no older advertisement gives the same prefixes of a pool another
 // localPref, at a peer and on a node that both have.
 func (b *snapshotBuilder) checkLocalPref(o ObjectReference, ad *BGPAdvertisement, older []*BGPAdvertisement, nodes []Node, p *Pool) bool {
@@ -175,7 +180,9 @@ func havePeerInCommon(x, y []string) bool {
 // haveNodeInCommon says whether a node matches both lists of selectors. If no node is known, the
 // answer is yes.
 func haveNodeInCommon(x, y []labels.Selector, nodes []Node) bool {
-	return len(nodes) == 0 || slices.ContainsFunc(nodes, func(n Node) bool { return AnySelectorMatches(x, n.Labels) && AnySelectorMatches(y, n.Labels) })
+	return len(nodes) == 0 || slices.ContainsFunc(nodes, func(n Node) bool {
+		return AnySelectorMatches(x, labels.Set(n.Labels)) && AnySelectorMatches(y, labels.Set(n.Labels))
+	})
 }
 
 // findPoolByName returns the pool with that name, or nil.

@@ -144,7 +144,7 @@ func (b *snapshotBuilder) parsePeerExtension(o ObjectReference, p *Peer, in *v1b
 	}
 	bad, first, why := 0, "", error(nil)
 	for _, n := range nodes {
-		if _, _, err := p.ASNsForNode(n.Labels); err != nil && AnySelectorMatches(p.NodeSelectors, n.Labels) {
+		if _, _, err := p.ASNsForNode(n.Labels); err != nil && p.SelectsNode(n.Labels) {
 			bad++
 			if first == "" || n.Name < first {
 				first, why = n.Name, err

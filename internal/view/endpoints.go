@@ -104,8 +104,7 @@ const nodeShutdownMessage = "node is shutting down"
 
 // FromNode converts a node.
 func FromNode(n *corev1.Node) Node {
-	v := Node{Name: n.Name, Labels: n.Labels}
-	_, v.IsExcluded = n.Labels[names.LabelExcludeNode]
+	v := Node{Name: n.Name, Labels: n.Labels, IsExcluded: IsExcludedByLabels(n.Labels)}
 	_, v.IsLeaving = n.Annotations[names.AnnotationDrain]
 	for _, t := range n.Spec.Taints {
 		v.IsLeaving = v.IsLeaving || t.Key == names.TaintOutOfService
@@ -127,4 +126,10 @@ func FromNode(n *corev1.Node) Node {
 		}
 	}
 	return v
+}
+
+// IsExcludedByLabels says whether the labels of a node exclude it from external load balancers.
+func IsExcludedByLabels(labels map[string]string) bool {
+	_, excluded := labels[names.LabelExcludeNode]
+	return excluded
 }

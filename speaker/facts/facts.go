@@ -5,6 +5,7 @@ package facts
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 // MAC is an Ethernet address.
@@ -48,6 +49,17 @@ func (l Link) CanCarry(a netip.Addr) bool {
 		return !l.CannotSendIPv4
 	}
 	return !l.CannotSendIPv6
+}
+
+// InterfaceIndex returns the Index of the link.
+func (l Link) InterfaceIndex() int { return l.Index }
+
+// InterfaceName returns the Name of the link.
+func (l Link) InterfaceName() string { return l.Name }
+
+// CoversAddress reports whether a subnet of the link covers the address.
+func (l Link) CoversAddress(a netip.Addr) bool {
+	return slices.ContainsFunc(l.Prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // SkipReason is why a network interface is not a Link.

@@ -119,11 +119,9 @@ type Attributes struct {
 	Bandwidth uint64
 }
 
-// maxCommunityBytes is how many bytes of communities a route may have, as in package snapshot.
+// maxCommunityBytes is how many bytes of communities a route may have, as in package
+// advertise.
 const maxCommunityBytes = 3800
-
-// SafeCommunityCount is a number of communities, of any kind, that always fits into a message.
-const SafeCommunityCount = maxCommunityBytes / 12
 
 // HasTooManyCommunities reports whether the communities do not fit into a message.
 func (a Attributes) HasTooManyCommunities() bool {

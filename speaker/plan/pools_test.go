@@ -38,6 +38,31 @@ func TestAddressesOfTwoPoolsAreAnnouncedByTheirOwnAds(t *testing.T) {
 	}
 }
 
+// One node answers for all addresses of a Service. A node that is selected only for one of them is
+// no candidate, neither for itself nor for others.
+func TestNodeNeedsAnAdvertisementOfEachAddress(t *testing.T) {
+	six := netip.MustParseAddr("fd00:1::1")
+	for self, want := range map[string]names.Reason{"a": names.ReasonNoAdvertisement, "b": names.ReasonNotHolder} {
+		in := exampleInputs()
+		in.Self = self
+		in.Snapshot.Pools = append(in.Snapshot.Pools, &snapshot.Pool{Name: "six", Ranges: []snapshot.Range{{First: six, Last: six}}})
+		in.Snapshot.L2Advertisements = append(in.Snapshot.L2Advertisements, &snapshot.L2Advertisement{Name: "six", Pools: []string{"six"}, NodeSelectors: selectNodeByName("b")})
+		editService(func(s *view.Service) { s.AssignedAddresses = append(s.AssignedAddresses, six) })(&in)
+		p := buildPlan(in)
+		if got := p.Layer2Verdicts.Slice()[0].Reason; got != want {
+			t.Errorf("node %s: the reason is %s, want %s", self, got, want)
+		}
+		for b := range p.Bids.All() {
+			if !slices.Equal(b.Candidates.Nodes, []string{"b"}) {
+				t.Errorf("node %s: the candidates for %s are %v, want only b, which is selected for both", self, b.Address, b.Candidates.Nodes)
+			}
+		}
+		if p.Bids.Len() != 2 {
+			t.Errorf("node %s: there are %d bids, want one for each address", self, p.Bids.Len())
+		}
+	}
+}
+
 // The Service keeps the address, so packets to it have to arrive.
 func TestAddressRemovedFromItsPoolIsStillAnnounced(t *testing.T) {
 	for name, edit := range map[string]func(*Inputs){

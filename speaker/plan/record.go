@@ -7,6 +7,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/labels"
 
+	"github.com/gantry-lb/gantry/internal/advertise"
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
@@ -39,6 +40,13 @@ func newServiceFacts(s *view.Service) *serviceFacts {
 
 func (s *serviceFacts) equal(o *serviceFacts) bool {
 	return s.recordedPool == o.recordedPool && s.hasLocalTrafficPolicy == o.hasLocalTrafficPolicy && s.hasSharingKey == o.hasSharingKey && slices.Equal(s.assignedAddresses, o.assignedAddresses) && slices.Equal(s.labels, o.labels)
+}
+
+// toAdvertise returns the fields that decide which advertisements cover the Service.
+func (s *serviceFacts) toAdvertise() advertise.Service {
+	return advertise.Service{
+		Labels: s.labels, RecordedPool: s.recordedPool, Addresses: s.assignedAddresses, HasSharingKey: s.hasSharingKey,
+	}
 }
 
 // toView returns the Service as a View, with the stored fields only.

@@ -5,8 +5,6 @@ import (
 	"net/netip"
 	"slices"
 
-	"k8s.io/apimachinery/pkg/labels"
-
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/internal/snapshot"
@@ -23,14 +21,13 @@ func resolvePeer(p *snapshot.Peer, self *view.Node, links facts.LinkSet) intent.
 		Name: p.Name, Address: p.Address, Port: p.Port, Unnumbered: p.Interface != "", Device: cmp.Or(p.Interface, p.VRF), SourceAddress: p.SourceAddress,
 		LocalASN: cmp.Or(p.LocalASN, mine), PeerASN: theirs, RouterID: p.RouterID,
 		HoldTime: p.HoldTime, KeepaliveTime: p.KeepaliveInterval, ConnectTime: p.ConnectInterval, Password: p.Password, Multihop: p.MultiHop,
-		IPv4: p.DualStack || p.Address.Is4() || p.Interface != "", IPv6: p.DualStack || p.Address.Is6() || p.Interface != "",
+		IPv4: p.CarriesFamily(ipfamily.IPv4), IPv6: p.CarriesFamily(ipfamily.IPv6),
 		GracefulRestart: p.GracefulRestart, RestartTime: gracefulRestartTimeout, MaxHops: p.TTLSecurityHops, Passive: p.Passive,
 	}
 	if p.Address.Is6() && p.Address.IsLinkLocalUnicast() {
 		out.Address = p.Address.WithZone(p.VRF)
 	}
 	if p.DefaultGateway != 0 {
-		out.IPv4, out.IPv6 = p.DualStack || p.DefaultGateway == ipfamily.IPv4, p.DualStack || p.DefaultGateway == ipfamily.IPv6
 		if out.Address = preferredGateway(p.DefaultGateway, links); !out.Address.IsValid() {
 			out.Blocked = names.Explain(names.ReasonNoGateway, "this node has no IPv%d default gateway: add a default route, or set peerAddress in the BGPPeer", p.DefaultGateway)
 		}
@@ -66,7 +63,7 @@ func duplicatePeerName(p *snapshot.Peer, router netip.Addr, s *snapshot.Snapshot
 	for _, q := range s.Peers {
 		same := slices.Contains(p.DuplicateOfPeers, q.Name) ||
 			p.DefaultGateway != 0 && q.Address.IsValid() && q.Address == router.WithZone("") && q.Port == p.Port && q.VRF == p.VRF && q.SourceAddress == p.SourceAddress
-		if same && q.Fault == nil && matchesAnySelector(q.NodeSelectors, labels.Set(self.Labels)) {
+		if same && q.Fault == nil && q.SelectsNode(self.Labels) {
 			return q.Name
 		}
 	}

@@ -6,10 +6,8 @@ import (
 	"slices"
 	"time"
 
-	"k8s.io/apimachinery/pkg/labels"
-
 	"github.com/gantry-lb/gantry/api/names"
-	"github.com/gantry-lb/gantry/internal/snapshot"
+	"github.com/gantry-lb/gantry/internal/advertise"
 	"github.com/gantry-lb/gantry/internal/view"
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
@@ -31,26 +29,16 @@ const gracefulRestartTimeout = 120 * time.Second
 // contribution is what one Service adds to the routes.
 type contribution struct {
 	verdict *BGPVerdict
-	ads     []adCoverage
+	ads     []advertise.BGPCoverage
 	// localEndpoints is the number of serving endpoints on this node; 0 if the traffic
 	// policy is not Local.
 	localEndpoints int
 }
 
-// adCoverage is an advertisement with the addresses of a Service that are in its pools.
-type adCoverage struct {
-	ad        *snapshot.BGPAdvertisement
-	addresses []netip.Addr
-}
-
-func (o adCoverage) equal(p adCoverage) bool {
-	return o.ad == p.ad && slices.Equal(o.addresses, p.addresses)
-}
-
 // equal says whether both add the same routes.
 func (s *contribution) equal(o *contribution) bool {
 	return s.verdict.Reason == o.verdict.Reason && slices.Equal(s.verdict.Peers, o.verdict.Peers) &&
-		slices.Equal(s.verdict.Addresses, o.verdict.Addresses) && slices.EqualFunc(s.ads, o.ads, adCoverage.equal) && s.localEndpoints == o.localEndpoints
+		slices.Equal(s.verdict.Addresses, o.verdict.Addresses) && slices.EqualFunc(s.ads, o.ads, advertise.BGPCoverage.Equal) && s.localEndpoints == o.localEndpoints
 }
 
 // updateRoutes decides the changed Services, in order, and rebuilds the routes that this affects.
@@ -60,7 +48,7 @@ func (p *Planner) updateRoutes(changed []view.ObjectKey, all bool) {
 		p.plan.Peers = nil
 		if p.inputs.Snapshot != nil && known {
 			for _, c := range p.inputs.Snapshot.Peers {
-				if !matchesAnySelector(c.NodeSelectors, labels.Set(self.Labels)) {
+				if !c.SelectsNode(self.Labels) {
 					continue
 				}
 				q := resolvePeer(c, &self, p.inputs.Links)
@@ -127,8 +115,8 @@ func (p *Planner) addContribution(k view.ObjectKey, s *contribution, touched map
 // prefix may come several times.
 func (s *contribution) forEachPrefix(visit func(netip.Prefix)) {
 	for _, o := range s.ads {
-		for _, a := range o.addresses {
-			visit(announcedPrefix(o.ad, a))
+		for _, a := range o.Addresses {
+			visit(o.Ad.AnnouncedPrefix(a))
 		}
 	}
 }
@@ -160,90 +148,33 @@ func (p *Planner) rebuildRoutes(touched map[netip.Prefix]struct{}) {
 	p.plan.Routes = append(out, fresh...)
 }
 
-// decideBGP decides one Service.
+// decideBGP applies the rules in order to one Service. A leaving node still announces: the BGP
+// engine withdraws its routes in order.
 func (p *Planner) decideBGP(k view.ObjectKey, r *serviceRecord, self *view.Node) *contribution {
-	ads, reason := coveringBGPAds(&p.inputs, r, self)
-	out := &contribution{verdict: &BGPVerdict{Service: k, Addresses: r.service.assignedAddresses, Reason: reason}, ads: ads}
-	if here, ok := r.endpoints.endpointsOnNode(p.inputs.Self); ok && r.service.hasLocalTrafficPolicy {
+	svc := r.service.toAdvertise()
+	ads, reason := advertise.BGP(p.inputs.Snapshot, &svc)
+	if reason == "" {
+		ads, reason = advertise.OnNode(ads, self)
+	}
+	here, hasLocalEndpoints := r.endpoints.endpointsOnNode(p.inputs.Self)
+	switch {
+	case reason != "":
+	case !r.endpoints.anyCanServe:
+		reason = names.ReasonNoEndpoints
+	case r.service.hasLocalTrafficPolicy && !hasLocalEndpoints:
+		reason = names.ReasonNoLocalEndpoints
+	}
+	out := &contribution{verdict: &BGPVerdict{Service: k, Addresses: r.service.assignedAddresses, Reason: reason}}
+	if hasLocalEndpoints && r.service.hasLocalTrafficPolicy {
 		out.localEndpoints = int(here.servingCount)
 	}
-	if reason == names.ReasonAnnounced {
-		if out.verdict.Peers = p.peerNameLists.intern((routeTable{}).addContribution(p.plan.Peers, out, netip.Prefix{})); len(out.verdict.Peers) == 0 {
-			out.verdict.Reason = names.ReasonNoPeers
-		}
+	if reason != "" {
+		return out
+	}
+	out.ads = ads
+	out.verdict.Reason, out.verdict.Peers = names.ReasonAnnounced, p.peerNameLists.intern((routeTable{}).addContribution(p.plan.Peers, out, netip.Prefix{}))
+	if len(out.verdict.Peers) == 0 {
+		out.verdict.Reason = names.ReasonNoPeers
 	}
 	return out
-}
-
-// coveringBGPAds applies the rules in order and returns the advertisements that cover the Service
-// on this node. A leaving node still announces: the BGP engine withdraws its routes in order.
-func coveringBGPAds(in *Inputs, r *serviceRecord, self *view.Node) ([]adCoverage, names.Reason) {
-	s := r.service
-	if len(s.assignedAddresses) == 0 {
-		return nil, names.ReasonNoAddress
-	}
-	pools := in.Snapshot.PoolsOfAddresses(s.recordedPool, s.assignedAddresses...)
-	if pools == nil {
-		return nil, names.ReasonAddressOutsidePools
-	}
-	var ads []adCoverage // in the order of the Snapshot
-	for _, ad := range in.Snapshot.BGPAdvertisements {
-		if !namesAnyPool(ad.Pools, pools) || !matchesAnySelector(ad.NodeSelectors, labels.Set(self.Labels)) || !matchesAnySelector(ad.ServiceSelectors, s.labels) {
-			continue
-		}
-		o := adCoverage{ad: ad, addresses: s.assignedAddresses}
-		if slices.ContainsFunc(pools, func(p *snapshot.Pool) bool { return !slices.Contains(ad.Pools, p.Name) }) {
-			o.addresses = nil
-			for i, a := range s.assignedAddresses {
-				if slices.Contains(ad.Pools, pools[i].Name) {
-					o.addresses = append(o.addresses, a)
-				}
-			}
-		}
-		ads = append(ads, o)
-	}
-	_, here := r.endpoints.endpointsOnNode(in.Self)
-	switch {
-	case len(ads) == 0:
-		return nil, names.ReasonNoAdvertisement
-	case haveConflictingLocalPref(ads):
-		return nil, names.ReasonConflictingAdvertisements
-	case haveTooManyCommunities(ads):
-		return nil, names.ReasonTooManyCommunities
-	case self.NetworkUnavailable:
-		return nil, names.ReasonNodeNetworkUnavailable
-	case !r.endpoints.anyCanServe:
-		return nil, names.ReasonNoEndpoints
-	case s.hasLocalTrafficPolicy && !here:
-		return nil, names.ReasonNoLocalEndpoints
-	}
-	return ads, names.ReasonAnnounced
-}
-
-// haveConflictingLocalPref says whether two advertisements give one prefix of the Service different
-// values of localPref for the same peer.
-func haveConflictingLocalPref(ads []adCoverage) bool {
-	for i, ox := range ads {
-		for _, oy := range ads[:i] {
-			x, y := ox.ad, oy.ad
-			share := len(x.Peers) == 0 || len(y.Peers) == 0 ||
-				slices.ContainsFunc(x.Peers, func(p string) bool { return slices.Contains(y.Peers, p) })
-			same := slices.ContainsFunc(ox.addresses, func(a netip.Addr) bool {
-				return slices.Contains(oy.addresses, a) && announcedPrefix(x, a) == announcedPrefix(y, a)
-			})
-			if share && same && x.LocalPref != y.LocalPref {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-// announcedPrefix returns the prefix that the advertisement announces for an address.
-func announcedPrefix(ad *snapshot.BGPAdvertisement, a netip.Addr) netip.Prefix {
-	bits := ad.PrefixLengthIPv4
-	if a.Is6() {
-		bits = ad.PrefixLengthIPv6
-	}
-	return netip.PrefixFrom(a, bits).Masked()
 }

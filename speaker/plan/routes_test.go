@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/advertise"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
 	"github.com/gantry-lb/gantry/speaker/intent"
@@ -116,10 +117,10 @@ func adsWithManyCommunities(length, count int) []*snapshot.BGPAdvertisement {
 
 // The limit of the speakers equals the one that the controller uses for a Service's condition.
 func TestCommunityLimitEqualsTheControllers(t *testing.T) {
-	few := intent.Attributes{Communities: make([]uint32, snapshot.MaxCommunityBytesPerRoute/4)}
-	many := intent.Attributes{Communities: make([]uint32, snapshot.MaxCommunityBytesPerRoute/4+1)}
+	few := intent.Attributes{Communities: make([]uint32, advertise.MaxCommunityBytes/4)}
+	many := intent.Attributes{Communities: make([]uint32, advertise.MaxCommunityBytes/4+1)}
 	if few.HasTooManyCommunities() || !many.HasTooManyCommunities() {
-		t.Errorf("%d bytes are too many: %t; 4 more: %t", snapshot.MaxCommunityBytesPerRoute, few.HasTooManyCommunities(), many.HasTooManyCommunities())
+		t.Errorf("%d bytes are too many: %t; 4 more: %t", advertise.MaxCommunityBytes, few.HasTooManyCommunities(), many.HasTooManyCommunities())
 	}
 }
 

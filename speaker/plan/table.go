@@ -31,15 +31,15 @@ func (t routeTable) addContribution(peers []intent.Peer, s *contribution, only n
 			continue
 		}
 		for _, o := range s.ads {
-			ad := o.ad
-			if len(ad.Peers) > 0 && !slices.Contains(ad.Peers, p.Name) {
+			ad := o.Ad
+			if !o.AdmitsPeer(p.Name) {
 				continue
 			}
-			for _, a := range o.addresses {
+			for _, a := range o.Addresses {
 				if a.Is4() && !p.IPv4 || a.Is6() && !p.IPv6 {
 					continue
 				}
-				c := routeKey{announcedPrefix(ad, a), p.Name}
+				c := routeKey{ad.AnnouncedPrefix(a), p.Name}
 				if only.IsValid() && c.prefix != only {
 					continue
 				}

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gantry-lb/gantry/internal/advertise"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
@@ -238,46 +239,22 @@ func nodeRankForAddress(node string, a netip.Addr) uint64 {
 	return h.Sum64()
 }
 
-// linksToProbe returns the links on which the address would be announced: those that the
-// L2Advertisements of its pool admit. Of these it returns the links whose subnet covers the
-// address, or else all. own is this node's Ethernet address if the address is configured on this
-// node. near means that a link's subnet covers the address.
+// linksToProbe returns the links on which a node would announce the address. own is this node's
+// Ethernet address if the address is configured on this node. near means that the subnet of one of
+// the links covers the address.
 func linksToProbe(q Question, w State) (links []int, own string, near bool) {
-	var on, all []int
 	for _, l := range w.Links {
-		for _, p := range l.Prefixes {
-			if p.Addr() == q.Address {
-				return nil, l.MAC.String(), true
-			}
-		}
-		if !l.CanCarry(q.Address) || !adsAdmitLink(q, w.Snapshot, l.Name) {
-			continue
-		}
-		all = append(all, l.Index)
-		if slices.ContainsFunc(l.Prefixes, func(p netip.Prefix) bool { return p.Contains(q.Address) }) {
-			on = append(on, l.Index)
+		if slices.ContainsFunc(l.Prefixes, func(p netip.Prefix) bool { return p.Addr() == q.Address }) {
+			return nil, l.MAC.String(), true
 		}
 	}
-	if len(on) > 0 {
-		return on, "", true
+	ads := advertise.Layer2OfPool(w.Snapshot, q.Pool)
+	if len(ads) == 0 {
+		ads = []*snapshot.L2Advertisement{{}} // as if one without limits were to come
 	}
-	return all, "", false
-}
-
-// adsAdmitLink says whether the advertisements of the pool admit the link. A pool without
-// advertisements is probed on every link.
-func adsAdmitLink(q Question, s *snapshot.Snapshot, link string) bool {
-	if s == nil {
-		return true
-	}
-	advertised := false
-	for _, ad := range s.L2Advertisements {
-		if !slices.Contains(ad.Pools, q.Pool) {
-			continue
-		}
-		if advertised = true; len(ad.Interfaces) == 0 || slices.Contains(ad.Interfaces, link) {
-			return true
-		}
-	}
-	return !advertised
+	links = advertise.Links(ads, nil, q.Address, w.Links)
+	near = slices.ContainsFunc(w.Links, func(l facts.Link) bool {
+		return slices.Contains(links, l.Index) && l.CoversAddress(q.Address)
+	})
+	return links, "", near
 }

@@ -62,6 +62,9 @@ func TestProbeGoesToTheLinksOfTheAddress(t *testing.T) {
 		"the link that an advertisement names": {edit: func(w *State) {
 			w.Snapshot = &snapshot.Snapshot{L2Advertisements: []*snapshot.L2Advertisement{{Pools: []string{"p"}, Interfaces: []string{"eth1"}}}}
 		}, want: []int{3}, far: true},
+		"every link that an advertisement names, with the subnet or without": {edit: func(w *State) {
+			w.Snapshot = &snapshot.Snapshot{L2Advertisements: []*snapshot.L2Advertisement{{Pools: []string{"p"}, Interfaces: []string{"eth0", "eth1"}}}}
+		}, want: []int{2, 3}},
 		"a link that an advertisement of another pool names": {edit: func(w *State) {
 			w.Snapshot = &snapshot.Snapshot{L2Advertisements: []*snapshot.L2Advertisement{{Pools: []string{"o"}, Interfaces: []string{"eth1"}}}}
 		}, want: []int{2}},

@@ -95,7 +95,7 @@ func isInOrBelow(dir string, places ...string) bool {
 }
 
 // decisionPackages are the packages that make decisions and have no effects.
-var decisionPackages = []string{"controller/allocate", "controller/fence", "speaker/plan", "speaker/elect", "speaker/probing", "speaker/status", "speaker/bfd/session"}
+var decisionPackages = []string{"internal/advertise", "controller/allocate", "controller/fence", "speaker/plan", "speaker/elect", "speaker/probing", "speaker/status", "speaker/bfd/session"}
 
 // effectPackages are the packages that do I/O, each with one library.
 var effectPackages = []string{"speaker/layer2", "speaker/links", "speaker/members", "speaker/bfd", "speaker/bgp"}
@@ -107,10 +107,10 @@ var importRules = []struct {
 	because string
 }{
 	{[]string{"api/names"}, []string{modulePath, "k8s.io/", "sigs.k8s.io/"}, "names are plain words that every tier may use"},
-	{[]string{"api", "internal/view", "internal/snapshot"}, []string{"k8s.io/client-go", "sigs.k8s.io/controller-runtime", "log", modulePath + "controller", modulePath + "speaker"}, "values have no client and no log"},
+	{[]string{"api", "internal/view", "internal/snapshot", "internal/advertise"}, []string{"k8s.io/client-go", "sigs.k8s.io/controller-runtime", "log", modulePath + "controller", modulePath + "speaker"}, "values have no client and no log"},
 	{[]string{"speaker/intent", "speaker/facts"}, []string{"k8s.io/", "sigs.k8s.io/", modulePath + "api/v1alpha1", modulePath + "api/v1beta1", modulePath + "api/v1beta2", modulePath + "controller", modulePath + "internal", modulePath + "speaker"}, "engines share these and do not depend on Kubernetes"},
 	{decisionPackages, []string{"context", "log", "os", "net/http", "k8s.io/api/", "k8s.io/client-go", "sigs.k8s.io/", "github.com/prometheus"}, "a decision is a function of its arguments"},
-	{effectPackages, []string{"k8s.io/", "sigs.k8s.io/", modulePath + "internal/configuration", modulePath + "internal/option", modulePath + "internal/snapshot", modulePath + "internal/view", modulePath + "speaker/plan", modulePath + "speaker/elect", modulePath + "api/v1beta1"}, "an engine applies the desired state and does not depend on Kubernetes"},
+	{effectPackages, []string{"k8s.io/", "sigs.k8s.io/", modulePath + "internal/advertise", modulePath + "internal/configuration", modulePath + "internal/option", modulePath + "internal/snapshot", modulePath + "internal/view", modulePath + "speaker/plan", modulePath + "speaker/elect", modulePath + "api/v1beta1"}, "an engine applies the desired state and does not depend on Kubernetes"},
 	{[]string{"speaker/agent"}, []string{"k8s.io/client-go", "sigs.k8s.io/controller-runtime"}, "the agent is tested without an API server"},
 	{[]string{"controller"}, []string{modulePath + "speaker"}, "the binaries share only values"},
 	{[]string{"speaker"}, []string{modulePath + "controller"}, "the binaries share only values"},

@@ -1,0 +1,169 @@
+package advertise
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/ipfamily"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// describeCoverage lists the advertisements with their addresses.
+func describeCoverage(coverage []BGPCoverage) string {
+	var out []string
+	for _, c := range coverage {
+		out = append(out, fmt.Sprint(c.Ad.Name, c.Addresses))
+	}
+	return strings.Join(out, " ")
+}
+
+func TestRoutesOfANode(t *testing.T) {
+	for name, c := range map[string]struct {
+		edit func(*example)
+		node view.Node
+		ads  string
+		want names.Reason
+	}{
+		"one advertisement": {edit: func(e *example) { e.route(nil, "four") }, ads: "bgp-four[192.0.2.1]"},
+		"each address has its own": {edit: func(e *example) { e.both(); e.route(nil, "four"); e.route(nil, "six") },
+			ads: "bgp-four[192.0.2.1] bgp-six[fd00:1::1]"},
+		"one for both": {edit: func(e *example) { e.both(); e.route(nil, "four", "six") }, ads: "bgp-four-six[192.0.2.1 fd00:1::1]"},
+		"only those of the node": {edit: func(e *example) {
+			e.both()
+			e.route(nil, "four")
+			e.route(routeFrom("b"), "six")
+			e.route(routeFrom("a"), "four", "six")
+		}, ads: "bgp-four[192.0.2.1] bgp-four-six[192.0.2.1 fd00:1::1]"},
+		"none for the node": {edit: func(e *example) { e.route(routeFrom("b"), "four") }, want: names.ReasonNoAdvertisement},
+		"a leaving and excluded node withdraws its routes itself": {edit: func(e *example) { e.route(nil, "four") },
+			node: view.Node{IsLeaving: true, IsExcluded: true}, ads: "bgp-four[192.0.2.1]"},
+		"a node without network": {edit: func(e *example) { e.route(nil, "four") },
+			node: view.Node{NetworkUnavailable: true}, want: names.ReasonNodeNetworkUnavailable},
+		"a contradiction counts before the node's network": {edit: func(e *example) { e.route(preferTo("x", 1), "four"); e.route(preferTo("x", 2), "four") },
+			node: view.Node{NetworkUnavailable: true}, want: names.ReasonConflictingAdvertisements},
+		"a contradiction with an advertisement for all peers": {edit: func(e *example) { e.route(preferTo("x", 1), "four"); e.route(nil, "four") },
+			want: names.ReasonConflictingAdvertisements},
+		"two preferences for two peers": {edit: func(e *example) { e.route(preferTo("x", 1), "four"); e.route(preferTo("y", 2), "four") },
+			ads: "bgp-four[192.0.2.1] bgp-four[192.0.2.1]"},
+	} {
+		e := newExample()
+		c.edit(e)
+		if c.node.Labels == nil {
+			c.node.Labels = map[string]string{"name": "a"}
+		}
+		coverage, reason := BGP(&e.snapshot, &e.service)
+		if reason == "" {
+			coverage, reason = OnNode(coverage, &c.node)
+		}
+		if got := describeCoverage(coverage); got != c.ads || reason != c.want {
+			t.Errorf("%s: the node announces %q, reason %q; want %q, %q", name, got, reason, c.ads, c.want)
+		}
+	}
+}
+
+// The limit is one for each peer and prefix. A community that several advertisements have counts
+// once.
+func TestCommunityLimit(t *testing.T) {
+	standard := func(from, count int) func(*snapshot.BGPAdvertisement) {
+		return func(ad *snapshot.BGPAdvertisement) {
+			for i := range count {
+				ad.Communities = append(ad.Communities, snapshot.Community{A: 1, B: uint32(from + i)})
+			}
+		}
+	}
+	extended := func(count int) func(*snapshot.BGPAdvertisement) {
+		return func(ad *snapshot.BGPAdvertisement) {
+			for i := range count {
+				ad.ExtendedCommunities = append(ad.ExtendedCommunities, snapshot.ExtendedCommunity{byte(i >> 8), byte(i)})
+			}
+		}
+	}
+	large := func(ad *snapshot.BGPAdvertisement) {
+		for i := range 10 {
+			ad.Communities = append(ad.Communities, snapshot.Community{Large: true, C: uint32(i)})
+		}
+	}
+	toPeer := func(peer string, edit func(*snapshot.BGPAdvertisement)) func(*snapshot.BGPAdvertisement) {
+		return func(ad *snapshot.BGPAdvertisement) { edit(ad); routeTo(peer)(ad) }
+	}
+	for name, c := range map[string]struct {
+		edits []func(*snapshot.BGPAdvertisement)
+		want  names.Reason
+	}{
+		"as many standard ones as fit":              {[]func(*snapshot.BGPAdvertisement){standard(0, MaxCommunityBytes/4)}, ""},
+		"one standard one too many":                 {[]func(*snapshot.BGPAdvertisement){standard(0, MaxCommunityBytes/4+1)}, names.ReasonTooManyCommunities},
+		"one too many in two advertisements":        {[]func(*snapshot.BGPAdvertisement){standard(0, 500), standard(500, MaxCommunityBytes/4-499)}, names.ReasonTooManyCommunities},
+		"the same ones in two advertisements":       {[]func(*snapshot.BGPAdvertisement){standard(0, 800), standard(100, 800)}, ""},
+		"for two peers":                             {[]func(*snapshot.BGPAdvertisement){toPeer("x", standard(0, 800)), toPeer("y", standard(800, 800))}, ""},
+		"for one peer, beside one for all":          {[]func(*snapshot.BGPAdvertisement){standard(0, 800), toPeer("y", standard(800, 800))}, names.ReasonTooManyCommunities},
+		"as many extended ones as fit":              {[]func(*snapshot.BGPAdvertisement){extended(MaxCommunityBytes / 8)}, ""},
+		"one extended one too many":                 {[]func(*snapshot.BGPAdvertisement){extended(MaxCommunityBytes/8 + 1)}, names.ReasonTooManyCommunities},
+		"the space of large ones":                   {[]func(*snapshot.BGPAdvertisement){standard(0, MaxCommunityBytes/4-30), large}, ""},
+		"one more than the space beside large ones": {[]func(*snapshot.BGPAdvertisement){standard(0, MaxCommunityBytes/4-29), large}, names.ReasonTooManyCommunities},
+		"too many, but for prefixes of two lengths": {[]func(*snapshot.BGPAdvertisement){
+			standard(0, 800), func(ad *snapshot.BGPAdvertisement) { standard(800, 800)(ad); ad.PrefixLengthIPv4 = 24 },
+		}, ""},
+	} {
+		e := newExample()
+		for _, edit := range c.edits {
+			e.route(edit, "four")
+		}
+		coverage, _ := BGP(&e.snapshot, &e.service)
+		if _, got := OnNode(coverage, &view.Node{}); got != c.want {
+			t.Errorf("%s: the reason is %q, want %q", name, got, c.want)
+		}
+	}
+}
+
+func TestPeersOfANode(t *testing.T) {
+	for name, c := range map[string]struct {
+		edit func(*example)
+		want []string
+	}{
+		"all peers":              {func(e *example) { e.route(nil, "four"); e.peer("x"); e.peer("y") }, []string{"x", "y"}},
+		"the named peer":         {func(e *example) { e.route(routeTo("y"), "four"); e.peer("x"); e.peer("y") }, []string{"y"}},
+		"only those of the node": {func(e *example) { e.route(nil, "four"); e.peer("x", selectLabel("name", "b")); e.peer("y") }, []string{"y"}},
+		"a peer that carries the other family": {func(e *example) {
+			e.service.Addresses = []netip.Addr{sixAddress}
+			e.route(nil, "six")
+			e.peer("x")
+		}, nil},
+		"a peer that carries both families": {func(e *example) {
+			e.service.Addresses = []netip.Addr{sixAddress}
+			e.route(nil, "six")
+			e.peer("x")
+			e.snapshot.Peers[0].DualStack = true
+		}, []string{"x"}},
+		"an unnumbered peer": {func(e *example) {
+			e.route(nil, "four")
+			e.snapshot.Peers = []*snapshot.Peer{{Name: "x", Interface: "eth0"}}
+		}, []string{"x"}},
+		"the default gateways": {func(e *example) {
+			e.route(nil, "four")
+			e.snapshot.Peers = []*snapshot.Peer{{Name: "four", DefaultGateway: ipfamily.IPv4}, {Name: "six", DefaultGateway: ipfamily.IPv6}}
+		}, []string{"four"}},
+	} {
+		e := newExample()
+		c.edit(e)
+		n := view.Node{Labels: labels.Set{"name": "a"}}
+		coverage, _ := BGP(&e.snapshot, &e.service)
+		if got := PeerNames(coverage, e.snapshot.Peers, &n); !slices.Equal(got, c.want) {
+			t.Errorf("%s: the peers are %v, want %v", name, got, c.want)
+		}
+	}
+}
+
+func TestCoveragesAreEqual(t *testing.T) {
+	ad := &snapshot.BGPAdvertisement{}
+	x := BGPCoverage{ad, []netip.Addr{fourAddress}}
+	if !x.Equal(BGPCoverage{ad, []netip.Addr{fourAddress}}) || x.Equal(BGPCoverage{ad, nil}) || x.Equal(BGPCoverage{&snapshot.BGPAdvertisement{}, x.Addresses}) {
+		t.Error("coverages are equal if advertisement and addresses are")
+	}
+}

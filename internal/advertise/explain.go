@@ -1,0 +1,184 @@
+package advertise
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// explanationRules are the rules of Explain, in order. The first one that fails is the explanation.
+// Each returns why no node announces the Service, or no Reason if that is not the cause.
+var explanationRules = []func(*nobodyAnnounces) (names.Reason, string){
+	(*nobodyAnnounces).addressOutsidePools,
+	(*nobodyAnnounces).noAdvertisement,
+	(*nobodyAnnounces).sharedWithServiceSelector,
+	(*nobodyAnnounces).everySelectedNodeExcluded,
+	(*nobodyAnnounces).noNodeSelected,
+	(*nobodyAnnounces).noPeer,
+	(*nobodyAnnounces).contradictingAds,
+	(*nobodyAnnounces).noNodeForAllAddresses,
+}
+
+// Explain says which advertisement, selector or peer keeps every node from announcing the Service,
+// and what to do. The Reason is empty if at least one node may announce it: only the node itself,
+// its links, its sessions or the endpoints can then be the cause. Explain uses only the labels of
+// the nodes.
+func Explain(s *snapshot.Snapshot, svc *Service, nodes []snapshot.Node) (names.Reason, string) {
+	f := &nobodyAnnounces{snapshot: s, service: svc}
+	f.layer2, f.layer2Reason = Layer2(s, svc)
+	f.bgp, _ = BGP(s, svc)
+	for i := range nodes {
+		n := view.Node{Name: nodes[i].Name, Labels: nodes[i].Labels, IsExcluded: view.IsExcludedByLabels(nodes[i].Labels)}
+		if f.mayAnnounce(&n) {
+			return "", ""
+		}
+		f.countNode(&n)
+	}
+	for _, rule := range explanationRules {
+		if reason, text := rule(f); reason != "" {
+			return reason, text
+		}
+	}
+	return "", ""
+}
+
+// nobodyAnnounces is what is known of a Service that no node announces.
+type nobodyAnnounces struct {
+	snapshot *snapshot.Snapshot
+	service  *Service
+	// layer2 and bgp are the advertisements that cover the Service on any node.
+	layer2       Layer2Coverage
+	layer2Reason names.Reason
+	bgp          []BGPCoverage
+	// selectsNode means that an advertisement selects a node, excludesNode that it selects an
+	// excluded one.
+	selectsNode, excludesNode bool
+	// routedNode means that a BGPAdvertisement selects a node; hasPeer that the node has a BGPPeer.
+	routedNode, hasPeer bool
+	// contradicting are the BGPAdvertisements of the first node on which they contradict each
+	// other.
+	contradicting []BGPCoverage
+}
+
+// mayAnnounce says whether the node may announce the Service.
+func (f *nobodyAnnounces) mayAnnounce(n *view.Node) bool {
+	if n.IsExcluded {
+		return false
+	}
+	if f.layer2Reason == "" && f.layer2.NodeExclusionReason(n) == "" {
+		return true
+	}
+	own, reason := OnNode(f.bgp, n)
+	return reason == "" && len(PeerNames(own, f.snapshot.Peers, n)) > 0
+}
+
+// countNode records what the advertisements say about a node that does not announce the Service.
+func (f *nobodyAnnounces) countNode(n *view.Node) {
+	own := selectNodeAds(f.bgp, n)
+	switch {
+	case len(own) == 0 && !anyL2AdSelectsNode(f.layer2.Ads, n):
+		return
+	case n.IsExcluded:
+		f.excludesNode = true
+		return
+	}
+	f.selectsNode = true
+	if len(own) == 0 {
+		return
+	}
+	f.routedNode = true
+	f.hasPeer = f.hasPeer || len(PeerNames(own, f.snapshot.Peers, n)) > 0
+	if _, reason := OnNode(own, n); reason != "" && f.contradicting == nil {
+		f.contradicting = own
+	}
+}
+
+func (f *nobodyAnnounces) addressOutsidePools() (names.Reason, string) {
+	for _, a := range f.service.Addresses {
+		if f.snapshot.PoolsOfAddresses(f.service.RecordedPool, a) == nil {
+			return names.ReasonAddressOutsidePools, fmt.Sprintf(
+				"the address %s is in no IPAddressPool any more: add it to one, or release it", a)
+		}
+	}
+	return "", ""
+}
+
+func (f *nobodyAnnounces) noAdvertisement() (names.Reason, string) {
+	if len(f.layer2.Ads)+len(f.bgp) > 0 {
+		return "", ""
+	}
+	return names.ReasonNoAdvertisement, fmt.Sprintf(
+		"no L2Advertisement or BGPAdvertisement selects pool %s and this Service: create one", f.quotePools())
+}
+
+// quotePools lists the pools of the Service.
+func (f *nobodyAnnounces) quotePools() string {
+	var out []string
+	for _, p := range f.snapshot.PoolsOfAddresses(f.service.RecordedPool, f.service.Addresses...) {
+		if name := strconv.Quote(p.Name); !slices.Contains(out, name) {
+			out = append(out, name)
+		}
+	}
+	return strings.Join(out, " or ")
+}
+
+func (f *nobodyAnnounces) sharedWithServiceSelector() (names.Reason, string) {
+	if f.layer2Reason != names.ReasonSharedWithServiceSelector {
+		return "", ""
+	}
+	i := slices.IndexFunc(f.layer2.Ads, hasServiceSelector)
+	return names.ReasonSharedWithServiceSelector, fmt.Sprintf(
+		"the Service may share its address (annotation %s), and the L2Advertisement %q has serviceSelectors, which might separate the Services of the address: select by pool instead",
+		names.AnnotationSharing, f.layer2.Ads[i].Name)
+}
+
+func (f *nobodyAnnounces) everySelectedNodeExcluded() (names.Reason, string) {
+	if f.selectsNode || !f.excludesNode {
+		return "", ""
+	}
+	return names.ReasonNodeExcluded, "every node that the advertisements select has the label " + names.LabelExcludeNode + ": remove it from one of them"
+}
+
+func (f *nobodyAnnounces) noNodeSelected() (names.Reason, string) {
+	if f.selectsNode {
+		return "", ""
+	}
+	return names.ReasonNoAdvertisement, "the nodeSelectors of the advertisements match no node: correct them, or label a node"
+}
+
+func (f *nobodyAnnounces) noPeer() (names.Reason, string) {
+	if !f.routedNode || f.hasPeer {
+		return "", ""
+	}
+	exists := func(p *snapshot.Peer) bool {
+		return slices.ContainsFunc(f.bgp, func(c BGPCoverage) bool { return c.AdmitsPeer(p.Name) })
+	}
+	if !slices.ContainsFunc(f.snapshot.Peers, exists) {
+		return names.ReasonNoPeers, "the BGPAdvertisements that select the Service have no BGPPeer to announce it to: create one, or correct their spec.peers"
+	}
+	return names.ReasonNoPeers, "the BGPAdvertisements that select the Service have no BGPPeer on a node that they select, for the family of the address: correct the nodeSelectors of both, or create a BGPPeer with an address of this family"
+}
+
+func (f *nobodyAnnounces) contradictingAds() (names.Reason, string) {
+	if two := findLocalPrefConflict(f.contradicting); two != nil {
+		return names.ReasonConflictingAdvertisements, fmt.Sprintf(
+			"the BGPAdvertisements %q and %q both select the Service, with a localPref of %d and of %d: write the same value in both, or separate them by serviceSelectors, peers or nodeSelectors",
+			two[0].Name, two[1].Name, two[0].LocalPref, two[1].LocalPref)
+	}
+	if ad := findCommunityExcess(f.contradicting); ad != nil {
+		return names.ReasonTooManyCommunities, fmt.Sprintf(
+			"the BGPAdvertisements that select the Service, %q among them, have more communities in total than a route can carry: remove some, or separate them by peers", ad.Name)
+	}
+	return "", ""
+}
+
+// noNodeForAllAddresses is the last rule: addresses in several pools, whose advertisements select
+// different nodes.
+func (f *nobodyAnnounces) noNodeForAllAddresses() (names.Reason, string) {
+	return names.ReasonNoAdvertisement, "no node is selected by the L2Advertisements of all addresses of the Service, which are in different pools: let the nodeSelectors have a node in common"
+}

@@ -1,0 +1,237 @@
+package advertise
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+var (
+	fourAddress = netip.MustParseAddr("192.0.2.1")
+	sixAddress  = netip.MustParseAddr("fd00:1::1")
+)
+
+// example is a Service with one address in the pool "four", and three nodes with the label "name".
+type example struct {
+	snapshot snapshot.Snapshot
+	service  Service
+	nodes    []snapshot.Node
+}
+
+func newExample() *example {
+	e := &example{service: Service{Labels: labels.Set{"app": "web"}, Addresses: []netip.Addr{fourAddress}}}
+	e.snapshot.Pools = []*snapshot.Pool{
+		{Name: "four", Ranges: []snapshot.Range{{First: fourAddress, Last: fourAddress}}},
+		{Name: "six", Ranges: []snapshot.Range{{First: sixAddress, Last: sixAddress}}},
+	}
+	for _, name := range []string{"a", "b", "c"} {
+		e.nodes = append(e.nodes, snapshot.Node{Name: name, Labels: map[string]string{"name": name}})
+	}
+	return e
+}
+
+// answer adds an L2Advertisement of the pools.
+func (e *example) answer(edit func(*snapshot.L2Advertisement), pools ...string) {
+	ad := &snapshot.L2Advertisement{Name: "l2-" + strings.Join(pools, "-"), Pools: pools}
+	if edit != nil {
+		edit(ad)
+	}
+	e.snapshot.L2Advertisements = append(e.snapshot.L2Advertisements, ad)
+}
+
+// route adds a BGPAdvertisement of the pools.
+func (e *example) route(edit func(*snapshot.BGPAdvertisement), pools ...string) {
+	ad := &snapshot.BGPAdvertisement{Name: "bgp-" + strings.Join(pools, "-"), Pools: pools, PrefixLengthIPv4: 32, PrefixLengthIPv6: 128}
+	if edit != nil {
+		edit(ad)
+	}
+	e.snapshot.BGPAdvertisements = append(e.snapshot.BGPAdvertisements, ad)
+}
+
+// peer adds a BGPPeer with an IPv4 address.
+func (e *example) peer(name string, nodes ...labels.Selector) {
+	e.snapshot.Peers = append(e.snapshot.Peers, &snapshot.Peer{Name: name, Address: netip.MustParseAddr("192.0.2.254"), NodeSelectors: nodes})
+}
+
+// both gives the Service a second address, of the pool "six".
+func (e *example) both() { e.service.Addresses = append(e.service.Addresses, sixAddress) }
+
+func (e *example) exclude(nodes ...int) {
+	for _, i := range nodes {
+		e.nodes[i].Labels[names.LabelExcludeNode] = ""
+	}
+}
+
+func selectLabel(key, value string) labels.Selector {
+	return labels.SelectorFromSet(labels.Set{key: value})
+}
+
+func answerOn(node string) func(*snapshot.L2Advertisement) {
+	return func(ad *snapshot.L2Advertisement) { ad.NodeSelectors = []labels.Selector{selectLabel("name", node)} }
+}
+
+func routeFrom(node string) func(*snapshot.BGPAdvertisement) {
+	return func(ad *snapshot.BGPAdvertisement) {
+		ad.NodeSelectors = []labels.Selector{selectLabel("name", node)}
+	}
+}
+
+func routeTo(peer string) func(*snapshot.BGPAdvertisement) {
+	return func(ad *snapshot.BGPAdvertisement) { ad.Peers = []string{peer} }
+}
+
+func preferTo(peer string, n uint32) func(*snapshot.BGPAdvertisement) {
+	return func(ad *snapshot.BGPAdvertisement) { ad.LocalPref, ad.Peers = n, []string{peer} }
+}
+
+func TestExplanation(t *testing.T) {
+	for name, c := range map[string]struct {
+		edit func(*example)
+		want names.Reason
+		text string
+	}{
+		"an L2Advertisement without limits": {edit: func(e *example) { e.answer(nil, "four") }},
+		"a BGPAdvertisement and a BGPPeer":  {edit: func(e *example) { e.route(nil, "four"); e.peer("x") }},
+		"one node is enough":                {edit: func(e *example) { e.answer(answerOn("c"), "four"); e.exclude(0, 1) }},
+		"one address of two is enough":      {edit: func(e *example) { e.both(); e.answer(nil, "four") }},
+		"an address outside of its pool that the Service keeps": {edit: func(e *example) {
+			e.answer(nil, "four")
+			e.service.Addresses, e.service.RecordedPool = []netip.Addr{netip.MustParseAddr("203.0.113.1")}, "four"
+		}},
+		"the second protocol stands in for the first": {edit: func(e *example) {
+			e.answer(answerOn("none"), "four")
+			e.route(nil, "four")
+			e.peer("x")
+		}},
+
+		"an address of no pool": {edit: func(e *example) {
+			e.answer(nil, "four")
+			e.service.Addresses = append(e.service.Addresses, netip.MustParseAddr("203.0.113.1"))
+		}, want: names.ReasonAddressOutsidePools, text: "the address 203.0.113.1 is in no IPAddressPool any more"},
+		"no advertisement": {edit: func(e *example) { e.both() },
+			want: names.ReasonNoAdvertisement, text: `selects pool "four" or "six" and this Service`},
+		"advertisements of another pool": {edit: func(e *example) { e.answer(nil, "six"); e.route(nil, "six") },
+			want: names.ReasonNoAdvertisement, text: `selects pool "four" and this Service`},
+		"advertisements for other Services": {edit: func(e *example) {
+			e.answer(func(ad *snapshot.L2Advertisement) { ad.ServiceSelectors = []labels.Selector{selectLabel("app", "db")} }, "four")
+			e.route(func(ad *snapshot.BGPAdvertisement) { ad.ServiceSelectors = []labels.Selector{selectLabel("app", "db")} }, "four")
+		}, want: names.ReasonNoAdvertisement, text: "create one"},
+		"a shared address and a service selector": {edit: func(e *example) {
+			e.service.HasSharingKey = true
+			e.answer(func(ad *snapshot.L2Advertisement) { ad.ServiceSelectors = []labels.Selector{selectLabel("app", "web")} }, "four")
+		}, want: names.ReasonSharedWithServiceSelector, text: `the L2Advertisement "l2-four" has serviceSelectors`},
+		"every selected node is excluded": {edit: func(e *example) { e.answer(answerOn("a"), "four"); e.exclude(0) },
+			want: names.ReasonNodeExcluded, text: names.LabelExcludeNode},
+		"every node that gets routes is excluded": {edit: func(e *example) { e.route(nil, "four"); e.peer("x"); e.exclude(0, 1, 2) },
+			want: names.ReasonNodeExcluded, text: "remove it from one of them"},
+		"node selectors that match no node": {edit: func(e *example) { e.answer(answerOn("none"), "four"); e.route(routeFrom("none"), "four") },
+			want: names.ReasonNoAdvertisement, text: "match no node"},
+		"no node at all": {edit: func(e *example) { e.answer(nil, "four"); e.nodes = nil },
+			want: names.ReasonNoAdvertisement, text: "match no node"},
+		"no BGPPeer": {edit: func(e *example) { e.route(nil, "four") },
+			want: names.ReasonNoPeers, text: "create one, or correct their spec.peers"},
+		"only BGPPeers of other names": {edit: func(e *example) { e.route(routeTo("y"), "four"); e.peer("x") },
+			want: names.ReasonNoPeers, text: "create one, or correct their spec.peers"},
+		"only BGPPeers of other nodes": {edit: func(e *example) { e.route(routeFrom("a"), "four"); e.peer("x", selectLabel("name", "b")) },
+			want: names.ReasonNoPeers, text: "no BGPPeer on a node that they select"},
+		"only BGPPeers of another family": {edit: func(e *example) {
+			e.service.Addresses = []netip.Addr{sixAddress}
+			e.route(nil, "six")
+			e.peer("x")
+		}, want: names.ReasonNoPeers, text: "for the family of the address"},
+		"no BGPPeer, and an L2Advertisement for no node": {edit: func(e *example) { e.answer(answerOn("none"), "four"); e.route(nil, "four") },
+			want: names.ReasonNoPeers, text: "no BGPPeer to announce it to"},
+		"a contradiction beside an L2Advertisement for no node": {edit: func(e *example) {
+			e.answer(answerOn("none"), "four")
+			e.route(preferTo("x", 7), "four")
+			e.route(preferTo("x", 8), "four", "six")
+			e.peer("x")
+		}, want: names.ReasonConflictingAdvertisements, text: `"bgp-four" and "bgp-four-six"`},
+		"two preferences for addresses of two pools": {edit: func(e *example) {
+			e.both()
+			e.route(preferTo("x", 7), "four")
+			e.route(preferTo("x", 8), "six")
+			e.peer("x")
+		}},
+		"two preferences, and a node with only one of them": {edit: func(e *example) {
+			e.route(preferTo("x", 7), "four")
+			e.route(func(ad *snapshot.BGPAdvertisement) { preferTo("x", 8)(ad); routeFrom("a")(ad) }, "four")
+			e.peer("x")
+		}},
+		"two preferences, and the other node is excluded": {edit: func(e *example) {
+			e.route(preferTo("x", 7), "four")
+			e.route(func(ad *snapshot.BGPAdvertisement) { preferTo("x", 8)(ad); routeFrom("a")(ad) }, "four")
+			e.peer("x")
+			e.exclude(1, 2)
+		}, want: names.ReasonConflictingAdvertisements, text: "with a localPref of 7 and of 8"},
+		"addresses of two pools that are announced on different nodes": {edit: func(e *example) {
+			e.both()
+			e.answer(answerOn("a"), "four")
+			e.answer(answerOn("b"), "six")
+		}, want: names.ReasonNoAdvertisement, text: "let the nodeSelectors have a node in common"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := newExample()
+			c.edit(e)
+			got, text := Explain(&e.snapshot, &e.service, e.nodes)
+			if got != c.want || !strings.Contains(text, c.text) {
+				t.Errorf("the condition says %q, %q; want %q with %q", got, text, c.want, c.text)
+			}
+			if (got == "") != (text == "") {
+				t.Errorf("Reason %q has the text %q", got, text)
+			}
+		})
+	}
+}
+
+func TestWithoutConfiguration(t *testing.T) {
+	e := newExample()
+	if got, _ := Explain(nil, &e.service, e.nodes); got != names.ReasonAddressOutsidePools {
+		t.Errorf("the reason is %q, want %q", got, names.ReasonAddressOutsidePools)
+	}
+	if ads := Layer2OfPool(nil, "four"); len(ads) > 0 {
+		t.Errorf("pool four has the advertisements %v, want none", ads)
+	}
+	if _, reason := Layer2(nil, &Service{}); reason != names.ReasonNoAddress {
+		t.Errorf("without an address the reason is %q, want %q", reason, names.ReasonNoAddress)
+	}
+}
+
+func TestLimitingInterfaces(t *testing.T) {
+	limit := func(interfaces ...string) func(*snapshot.L2Advertisement) {
+		return func(ad *snapshot.L2Advertisement) { ad.Interfaces = interfaces }
+	}
+	for name, c := range map[string]struct {
+		edit func(*example)
+		want string
+	}{
+		"no advertisement":                       {func(*example) {}, ""},
+		"the interfaces of all advertisements":   {func(e *example) { e.answer(limit("eth1", "eth2"), "four"); e.answer(limit("eth0", "eth1"), "four") }, "eth0 eth1 eth2"},
+		"one advertisement has no limit":         {func(e *example) { e.answer(limit("eth1"), "four"); e.answer(nil, "four") }, ""},
+		"an advertisement of another pool":       {func(e *example) { e.answer(limit("eth1"), "four"); e.answer(nil, "six") }, "eth1"},
+		"routers get it, over any of the links":  {func(e *example) { e.answer(limit("eth1"), "four"); e.route(nil, "four") }, ""},
+		"a BGPAdvertisement for another Service": {func(e *example) { e.answer(limit("eth1"), "four"); e.route(nil, "six") }, "eth1"},
+	} {
+		e := newExample()
+		c.edit(e)
+		if got := strings.Join(LimitingInterfaces(&e.snapshot, &e.service), " "); got != c.want {
+			t.Errorf("%s: the interfaces are %q, want %q", name, got, c.want)
+		}
+	}
+}
+
+func TestServiceOfAView(t *testing.T) {
+	got := FromView(&view.Service{
+		Labels: map[string]string{"app": "web"}, RecordedPool: "four",
+		AssignedAddresses: []netip.Addr{fourAddress}, HasSharingAnnotation: true,
+	})
+	if got.Labels.Get("app") != "web" || got.RecordedPool != "four" || len(got.Addresses) != 1 || !got.HasSharingKey {
+		t.Errorf("the Service is %+v", got)
+	}
+}

@@ -1,0 +1,181 @@
+package advertise
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+func TestNodesThatMayAnswer(t *testing.T) {
+	node := func(name string) view.Node { return view.Node{Name: name, Labels: map[string]string{"name": name}} }
+	for name, c := range map[string]struct {
+		edit func(*example)
+		node view.Node
+		want names.Reason
+	}{
+		"without limits": {func(e *example) { e.answer(nil, "four") }, node("a"), ""},
+		"without network": {func(e *example) { e.answer(nil, "four") },
+			view.Node{NetworkUnavailable: true, IsExcluded: true, IsLeaving: true}, names.ReasonNodeNetworkUnavailable},
+		"excluded":       {func(e *example) { e.answer(nil, "four") }, view.Node{IsExcluded: true, IsLeaving: true}, names.ReasonNodeExcluded},
+		"leaving":        {func(e *example) { e.answer(answerOn("b"), "four") }, view.Node{IsLeaving: true}, names.ReasonNodeLeaving},
+		"not selected":   {func(e *example) { e.answer(answerOn("b"), "four") }, node("a"), names.ReasonNoAdvertisement},
+		"one of two ads": {func(e *example) { e.answer(answerOn("a"), "four"); e.answer(answerOn("b"), "four") }, node("b"), ""},
+		"selected for one address of two pools": {func(e *example) { e.both(); e.answer(nil, "four"); e.answer(answerOn("b"), "six") },
+			node("a"), names.ReasonNoAdvertisement},
+		"selected for both addresses":                  {func(e *example) { e.both(); e.answer(nil, "four"); e.answer(answerOn("b"), "six") }, node("b"), ""},
+		"the other address has no advertisement":       {func(e *example) { e.both(); e.answer(answerOn("a"), "four") }, node("a"), ""},
+		"one advertisement of both pools selects it":   {func(e *example) { e.both(); e.answer(answerOn("a"), "four", "six") }, node("a"), ""},
+		"the advertisement of another pool selects it": {func(e *example) { e.answer(answerOn("b"), "four"); e.answer(answerOn("a"), "six") }, node("a"), names.ReasonNoAdvertisement},
+	} {
+		e := newExample()
+		c.edit(e)
+		coverage, _ := Layer2(&e.snapshot, &e.service)
+		if got := coverage.NodeExclusionReason(&c.node); got != c.want {
+			t.Errorf("%s: the node is refused with %q, want %q", name, got, c.want)
+		}
+	}
+}
+
+func TestPreferencesCountWhereTheAdvertisementSelects(t *testing.T) {
+	e := newExample()
+	prefer := func(weight int, s labels.Selector) func(*snapshot.L2Advertisement) {
+		return func(ad *snapshot.L2Advertisement) {
+			ad.Preferences = append(ad.Preferences, snapshot.NodePreference{Weight: weight, NodeSelector: s})
+		}
+	}
+	e.answer(prefer(1, labels.Everything()), "four")
+	e.answer(func(ad *snapshot.L2Advertisement) {
+		answerOn("b")(ad)
+		prefer(10, labels.Everything())(ad)
+		ad.Rebalance = true
+	}, "four")
+	e.answer(prefer(100, selectLabel("name", "a")), "four")
+	e.answer(prefer(50, labels.Everything()), "six")
+	coverage, _ := Layer2(&e.snapshot, &e.service)
+	for i, want := range []int{101, 11, 1} {
+		n := view.Node{Labels: e.nodes[i].Labels}
+		if got := coverage.PreferenceScore(&n); got != want {
+			t.Errorf("node %s scores %d, want %d", e.nodes[i].Name, got, want)
+		}
+	}
+	if !coverage.MayRebalance() {
+		t.Error("an advertisement lets nodes give addresses away, and none may")
+	}
+	if coverage.Ads = coverage.Ads[:1]; coverage.MayRebalance() {
+		t.Error("no advertisement lets nodes give addresses away, and they may")
+	}
+}
+
+// Services with the same key are planned once for all. So coverages that admit different nodes need
+// different keys.
+func TestNodesKeyTellsCoveragesApart(t *testing.T) {
+	keys := map[string]string{}
+	for name, edit := range map[string]func(*example){
+		"one address, one advertisement": func(e *example) {},
+		"one address, two advertisements": func(e *example) {
+			e.answer(func(ad *snapshot.L2Advertisement) { ad.Name = "more" }, "four")
+		},
+		"each address has its own advertisement": func(e *example) { e.both(); e.answer(nil, "six") },
+		"one advertisement for both addresses, one for one": func(e *example) {
+			e.both()
+			e.answer(nil, "six")
+			e.snapshot.L2Advertisements[0].Pools = []string{"four", "six"}
+		},
+		"both advertisements for both addresses": func(e *example) {
+			e.both()
+			e.answer(nil, "six")
+			e.snapshot.L2Advertisements[0].Pools = []string{"four", "six"}
+			e.snapshot.L2Advertisements[1].Pools = []string{"four", "six"}
+		},
+	} {
+		e := newExample()
+		e.answer(nil, "four")
+		edit(e)
+		coverage, _ := Layer2(&e.snapshot, &e.service)
+		key := coverage.NodesKey()
+		if other, taken := keys[key]; taken {
+			t.Errorf("%q and %q have the same key %q", name, other, key)
+		}
+		keys[key] = name
+	}
+}
+
+// exampleLink is a Link of a test.
+type exampleLink struct {
+	index   int
+	name    string
+	subnets []netip.Prefix
+	isDown  bool
+}
+
+func (l exampleLink) InterfaceIndex() int      { return l.index }
+func (l exampleLink) InterfaceName() string    { return l.name }
+func (l exampleLink) CanCarry(netip.Addr) bool { return !l.isDown }
+func (l exampleLink) CoversAddress(a netip.Addr) bool {
+	return slices.ContainsFunc(l.subnets, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+func TestLinksOfAnAddress(t *testing.T) {
+	on := func(interfaces ...string) *snapshot.L2Advertisement {
+		return &snapshot.L2Advertisement{Interfaces: interfaces}
+	}
+	elsewhere := on("eth1")
+	answerOn("b")(elsewhere)
+	for name, c := range map[string]struct {
+		ads     []*snapshot.L2Advertisement
+		edit    func([]exampleLink)
+		anyNode bool
+		want    []int
+	}{
+		"the link of the subnet":                     {ads: []*snapshot.L2Advertisement{on()}, want: []int{2}},
+		"all links if none has the subnet":           {ads: []*snapshot.L2Advertisement{on()}, edit: func(l []exampleLink) { l[0].subnets = nil }, want: []int{2, 3}},
+		"no link that cannot send":                   {ads: []*snapshot.L2Advertisement{on()}, edit: func(l []exampleLink) { l[0].isDown = true }, want: []int{3}},
+		"the named link":                             {ads: []*snapshot.L2Advertisement{on("eth1")}, want: []int{3}},
+		"the named link cannot send":                 {ads: []*snapshot.L2Advertisement{on("eth1")}, edit: func(l []exampleLink) { l[1].isDown = true }},
+		"a name that the node does not have":         {ads: []*snapshot.L2Advertisement{on("eth9")}},
+		"the links of all advertisements, each once": {ads: []*snapshot.L2Advertisement{on("eth1", "eth0"), on()}, want: []int{2, 3}},
+		"an advertisement for other nodes":           {ads: []*snapshot.L2Advertisement{elsewhere}},
+		"an advertisement for any node":              {ads: []*snapshot.L2Advertisement{elsewhere}, anyNode: true, want: []int{3}},
+		"no advertisement":                           {},
+	} {
+		links := []exampleLink{
+			{index: 2, name: "eth0", subnets: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}},
+			{index: 3, name: "eth1"},
+		}
+		if c.edit != nil {
+			c.edit(links)
+		}
+		node := &view.Node{Labels: map[string]string{"name": "a"}}
+		if c.anyNode {
+			node = nil
+		}
+		if got := Links(c.ads, node, fourAddress, links); !slices.Equal(got, c.want) {
+			t.Errorf("%s: the links are %v, want %v", name, got, c.want)
+		}
+	}
+}
+
+func TestAdvertisementsOfEachAddress(t *testing.T) {
+	e := newExample()
+	e.both()
+	e.answer(nil, "six")
+	coverage, _ := Layer2(&e.snapshot, &e.service)
+	if !slices.Equal(coverage.Addresses, []netip.Addr{sixAddress}) || coverage.AdsOfAddress(0)[0].Name != "l2-six" {
+		t.Errorf("%v are covered by %v, want the second address by its own", coverage.Addresses, coverage.Ads)
+	}
+	e.snapshot.L2Advertisements[0].Pools = []string{"four"}
+	e.service.Addresses = e.service.Addresses[:1]
+	coverage, _ = Layer2(&e.snapshot, &e.service)
+	if len(coverage.Addresses) != 1 || len(coverage.AdsOfAddress(0)) != 1 {
+		t.Errorf("%v are covered by %v", coverage.Addresses, coverage.Ads)
+	}
+	if ads := Layer2OfPool(&e.snapshot, "four"); len(ads) != 1 || len(Layer2OfPool(&e.snapshot, "six")) > 0 {
+		t.Errorf("pool four has the advertisements %v", ads)
+	}
+}

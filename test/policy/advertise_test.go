@@ -1,0 +1,57 @@
+package policy
+
+import (
+	"go/ast"
+	"slices"
+	"testing"
+)
+
+// selectorFields are the fields of advertisements that package advertise matches with Services,
+// nodes and links.
+var selectorFields = []string{"NodeSelectors", "ServiceSelectors", "Preferences", "Interfaces"}
+
+// selectorPlaces are the packages and files that may use these fields, and why.
+var selectorPlaces = []struct{ place, because string }{
+	{"internal/advertise", "the home of the rules"},
+	{"internal/snapshot", "parses the fields, and looks for advertisements that contradict each other"},
+	{"api", "declares the fields"},
+	{"controller/allocate", "ServiceSelectors of a pool"},
+	{"speaker/status/status.go", "Interfaces of a report"},
+	{"speaker/bgp/tcp/dial.go", "the function net.Interfaces"},
+}
+
+const selectorsBecause = "the explanation of a Service is what speakers do only as long as one package matches advertisements: call internal/advertise"
+
+func TestAdvertisementsAreMatchedInOnePackage(t *testing.T) {
+	used := map[string]bool{}
+	for _, f := range parseSources(t) {
+		if f.isTest || !isInOrBelow(f.dir, "api", "internal", "controller", "speaker") {
+			continue
+		}
+		for _, field := range findSelectorFields(f.ast) {
+			i := slices.IndexFunc(selectorPlaces, func(p struct{ place, because string }) bool { return isInOrBelow(f.path, p.place) })
+			if i < 0 {
+				t.Errorf("%s uses %s: %s", f.fileAndLineOf(field.Pos()), field.Sel.Name, selectorsBecause)
+				continue
+			}
+			used[selectorPlaces[i].place] = true
+		}
+	}
+	for _, p := range selectorPlaces {
+		if !used[p.place] && p.place != "api" {
+			t.Errorf("%s may use the selectors of advertisements (%s), and does not: remove it from the list", p.place, p.because)
+		}
+	}
+}
+
+// findSelectorFields returns the places that read one of the fields.
+func findSelectorFields(file *ast.File) []*ast.SelectorExpr {
+	var out []*ast.SelectorExpr
+	ast.Inspect(file, func(n ast.Node) bool {
+		if sel, ok := n.(*ast.SelectorExpr); ok && slices.Contains(selectorFields, sel.Sel.Name) {
+			out = append(out, sel)
+		}
+		return true
+	})
+	return out
+}
