@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/layer2"
 	"github.com/gantry-lb/gantry/speaker/layer2/layer2test"
@@ -24,7 +25,7 @@ type blockingPort struct {
 	wire *blockingWire
 }
 
-func (w *blockingWire) OpenPort(l facts.Link, f layer2.Family) (layer2.Port, error) {
+func (w *blockingWire) OpenPort(l facts.Link, f ipfamily.Family) (layer2.Port, error) {
 	p, err := w.Wire.OpenPort(l, f)
 	return blockingPort{p, w}, err
 }
@@ -48,7 +49,7 @@ func TestAWithdrawnAddressIsSilentAtOnce(t *testing.T) {
 				lan := layer2test.New()
 				w := &blockingWire{lan.AddHost("node1"), make(chan struct{}), make(chan struct{})}
 				mac := facts.MAC{2, 0, 0, 0, 0, 0x64}
-				client, err := lan.AddHost("client").OpenPort(facts.Link{Index: 1, Name: "eth0", MAC: mac}, layer2.FamilyOf(c.heldIP))
+				client, err := lan.AddHost("client").OpenPort(facts.Link{Index: 1, Name: "eth0", MAC: mac}, ipfamily.FamilyOf(c.heldIP))
 				if err != nil {
 					t.Fatal(err)
 				}
