@@ -21,8 +21,8 @@
 // the resourceVersion.
 //
 // One case is open: a user deletes the object, and the controller with writes in flight dies before
-// it writes the object again. The next controller creates an empty one and cannot know these writes.
-// Until the API server has handled them, it may assign their addresses to other Services. It then
+// it writes the object again. The next controller creates an empty one and cannot know these
+// writes. Until the API server has handled them, it may assign their addresses to other Services. It then
 // sees two Services with one address, and one of them gets another address. Only administrators can
 // delete the object.
 //

@@ -237,8 +237,8 @@ func (r *AnnouncedCondition) explainUnannounced(ctx context.Context, s *corev1.S
 		return "", "", err
 	}
 	svc := advertise.FromView(v)
-	if reason, text := advertise.Explain(snap, &svc, nodes); reason != "" {
-		return reason, text, nil
+	if why := advertise.Explain(snap, &svc, nodes); why.IsSet() {
+		return why.Reason, why.Text, nil
 	}
 	var endpoints discoveryv1.EndpointSliceList
 	match := client.MatchingFields{slicesByServiceIndex: s.Name}

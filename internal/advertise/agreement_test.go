@@ -143,7 +143,8 @@ func TestExplanationIsWhatSpeakersDo(t *testing.T) {
 		g := clusterGenerator{rand.New(rand.NewPCG(seed, 0))}
 		s, v, nodes := g.newSnapshot(), g.newService(), g.newNodes()
 		svc := advertise.FromView(&v)
-		reason, text := advertise.Explain(s, &svc, nodes)
+		why := advertise.Explain(s, &svc, nodes)
+		reason := why.Reason
 		counts[reason]++
 		announcing := ""
 		for _, n := range nodes {
@@ -152,7 +153,7 @@ func TestExplanationIsWhatSpeakersDo(t *testing.T) {
 			}
 		}
 		if (reason == "") != (announcing != "") {
-			t.Fatalf("cluster %d: the condition says %q (%s), and the node that announces is %q", seed, reason, text, announcing)
+			t.Fatalf("cluster %d: the condition says %q (%s), and the node that announces is %q", seed, reason, why.Text, announcing)
 		}
 	}
 	// Clusters that never fail for a reason would prove nothing of it.

@@ -91,13 +91,14 @@ func selectNodeAds(coverage []BGPCoverage, n *view.Node) []BGPCoverage {
 }
 
 // PeerNames returns the names of the BGPPeers of the node that get a route, in the order of peers.
-// It does not know whether the node can connect to them.
+// It does not know whether the node can connect to them: a faulty one counts, since its fault is a
+// Problem of its own.
 func PeerNames(coverage []BGPCoverage, peers []*snapshot.Peer, n *view.Node) []string {
 	var out []string
 	for _, p := range peers {
 		announces := func(c BGPCoverage) bool {
-			return c.AdmitsPeer(p.Name) &&
-				slices.ContainsFunc(c.Addresses, func(a netip.Addr) bool { return p.CarriesFamily(ipfamily.FamilyOf(a)) })
+			carries := func(a netip.Addr) bool { return p.Fault != nil || p.CarriesFamily(ipfamily.FamilyOf(a)) }
+			return c.AdmitsPeer(p.Name) && slices.ContainsFunc(c.Addresses, carries)
 		}
 		if p.SelectsNode(n.Labels) && slices.ContainsFunc(coverage, announces) {
 			out = append(out, p.Name)

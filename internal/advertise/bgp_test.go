@@ -141,6 +141,10 @@ func TestPeersOfANode(t *testing.T) {
 			e.peer("x")
 			e.snapshot.Peers[0].DualStack = true
 		}, []string{"x"}},
+		"a faulty peer, of which the family is unknown": {func(e *example) {
+			e.route(nil, "four")
+			e.snapshot.Peers = []*snapshot.Peer{{Name: "x", Fault: &snapshot.Problem{}}}
+		}, []string{"x"}},
 		"an unnumbered peer": {func(e *example) {
 			e.route(nil, "four")
 			e.snapshot.Peers = []*snapshot.Peer{{Name: "x", Interface: "eth0"}}

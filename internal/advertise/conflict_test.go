@@ -58,8 +58,9 @@ func TestConflictingAdvertisementsOfAService(t *testing.T) {
 			ad.Pools = []string{"p"}
 		}
 		s := &snapshot.Snapshot{Pools: pools, Peers: peers, BGPAdvertisements: c.ads}
-		if got, text := Explain(s, &Service{Labels: labels.Set{}, Addresses: addresses}, nodes); got != c.want || !strings.Contains(text, c.text) {
-			t.Errorf("%s: %s, %q; want %s with %q", name, got, text, c.want, c.text)
+		got := Explain(s, &Service{Labels: labels.Set{}, Addresses: addresses}, nodes)
+		if got.Reason != c.want || !strings.Contains(got.Text, c.text) {
+			t.Errorf("%s: %s, %q; want %s with %q", name, got.Reason, got.Text, c.want, c.text)
 		}
 	}
 }

@@ -1,7 +1,6 @@
 package advertise
 
 import (
-	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -12,8 +11,8 @@ import (
 )
 
 // explanationRules are the rules of Explain, in order. The first one that fails is the explanation.
-// Each returns why no node announces the Service, or no Reason if that is not the cause.
-var explanationRules = []func(*nobodyAnnounces) (names.Reason, string){
+// Each returns why no node announces the Service, or nothing if that is not the cause.
+var explanationRules = []func(*nobodyAnnounces) names.Explanation{
 	(*nobodyAnnounces).addressOutsidePools,
 	(*nobodyAnnounces).noAdvertisement,
 	(*nobodyAnnounces).sharedWithServiceSelector,
@@ -25,26 +24,26 @@ var explanationRules = []func(*nobodyAnnounces) (names.Reason, string){
 }
 
 // Explain says which advertisement, selector or peer keeps every node from announcing the Service,
-// and what to do. The Reason is empty if at least one node may announce it: only the node itself,
+// and what to do. Nothing is set if at least one node may announce it: only the node itself,
 // its links, its sessions or the endpoints can then be the cause. Explain uses only the labels of
 // the nodes.
-func Explain(s *snapshot.Snapshot, svc *Service, nodes []snapshot.Node) (names.Reason, string) {
+func Explain(s *snapshot.Snapshot, svc *Service, nodes []snapshot.Node) names.Explanation {
 	f := &nobodyAnnounces{snapshot: s, service: svc}
 	f.layer2, f.layer2Reason = Layer2(s, svc)
 	f.bgp, _ = BGP(s, svc)
 	for i := range nodes {
 		n := view.Node{Name: nodes[i].Name, Labels: nodes[i].Labels, IsExcluded: view.IsExcludedByLabels(nodes[i].Labels)}
 		if f.mayAnnounce(&n) {
-			return "", ""
+			return names.Explanation{}
 		}
 		f.countNode(&n)
 	}
 	for _, rule := range explanationRules {
-		if reason, text := rule(f); reason != "" {
-			return reason, text
+		if why := rule(f); why.IsSet() {
+			return why
 		}
 	}
-	return "", ""
+	return names.Explanation{}
 }
 
 // nobodyAnnounces is what is known of a Service that no node announces.
@@ -98,21 +97,21 @@ func (f *nobodyAnnounces) countNode(n *view.Node) {
 	}
 }
 
-func (f *nobodyAnnounces) addressOutsidePools() (names.Reason, string) {
+func (f *nobodyAnnounces) addressOutsidePools() names.Explanation {
 	for _, a := range f.service.Addresses {
 		if f.snapshot.PoolsOfAddresses(f.service.RecordedPool, a) == nil {
-			return names.ReasonAddressOutsidePools, fmt.Sprintf(
+			return names.Explain(names.ReasonAddressOutsidePools,
 				"the address %s is in no IPAddressPool any more: add it to one, or release it", a)
 		}
 	}
-	return "", ""
+	return names.Explanation{}
 }
 
-func (f *nobodyAnnounces) noAdvertisement() (names.Reason, string) {
+func (f *nobodyAnnounces) noAdvertisement() names.Explanation {
 	if len(f.layer2.Ads)+len(f.bgp) > 0 {
-		return "", ""
+		return names.Explanation{}
 	}
-	return names.ReasonNoAdvertisement, fmt.Sprintf(
+	return names.Explain(names.ReasonNoAdvertisement,
 		"no L2Advertisement or BGPAdvertisement selects pool %s and this Service: create one", f.quotePools())
 }
 
@@ -127,58 +126,58 @@ func (f *nobodyAnnounces) quotePools() string {
 	return strings.Join(out, " or ")
 }
 
-func (f *nobodyAnnounces) sharedWithServiceSelector() (names.Reason, string) {
+func (f *nobodyAnnounces) sharedWithServiceSelector() names.Explanation {
 	if f.layer2Reason != names.ReasonSharedWithServiceSelector {
-		return "", ""
+		return names.Explanation{}
 	}
 	i := slices.IndexFunc(f.layer2.Ads, hasServiceSelector)
-	return names.ReasonSharedWithServiceSelector, fmt.Sprintf(
+	return names.Explain(names.ReasonSharedWithServiceSelector,
 		"the Service may share its address (annotation %s), and the L2Advertisement %q has serviceSelectors, which might separate the Services of the address: select by pool instead",
 		names.AnnotationSharing, f.layer2.Ads[i].Name)
 }
 
-func (f *nobodyAnnounces) everySelectedNodeExcluded() (names.Reason, string) {
+func (f *nobodyAnnounces) everySelectedNodeExcluded() names.Explanation {
 	if f.selectsNode || !f.excludesNode {
-		return "", ""
+		return names.Explanation{}
 	}
-	return names.ReasonNodeExcluded, "every node that the advertisements select has the label " + names.LabelExcludeNode + ": remove it from one of them"
+	return names.Explanation{Reason: names.ReasonNodeExcluded, Text: "every node that the advertisements select has the label " + names.LabelExcludeNode + ": remove it from one of them"}
 }
 
-func (f *nobodyAnnounces) noNodeSelected() (names.Reason, string) {
+func (f *nobodyAnnounces) noNodeSelected() names.Explanation {
 	if f.selectsNode {
-		return "", ""
+		return names.Explanation{}
 	}
-	return names.ReasonNoAdvertisement, "the nodeSelectors of the advertisements match no node: correct them, or label a node"
+	return names.Explanation{Reason: names.ReasonNoAdvertisement, Text: "the nodeSelectors of the advertisements match no node: correct them, or label a node"}
 }
 
-func (f *nobodyAnnounces) noPeer() (names.Reason, string) {
+func (f *nobodyAnnounces) noPeer() names.Explanation {
 	if !f.routedNode || f.hasPeer {
-		return "", ""
+		return names.Explanation{}
 	}
 	exists := func(p *snapshot.Peer) bool {
 		return slices.ContainsFunc(f.bgp, func(c BGPCoverage) bool { return c.AdmitsPeer(p.Name) })
 	}
 	if !slices.ContainsFunc(f.snapshot.Peers, exists) {
-		return names.ReasonNoPeers, "the BGPAdvertisements that select the Service have no BGPPeer to announce it to: create one, or correct their spec.peers"
+		return names.Explanation{Reason: names.ReasonNoPeers, Text: "the BGPAdvertisements that select the Service have no BGPPeer to announce it to: create one, or correct their spec.peers"}
 	}
-	return names.ReasonNoPeers, "the BGPAdvertisements that select the Service have no BGPPeer on a node that they select, for the family of the address: correct the nodeSelectors of both, or create a BGPPeer with an address of this family"
+	return names.Explanation{Reason: names.ReasonNoPeers, Text: "the BGPAdvertisements that select the Service have no BGPPeer on a node that they select, for the family of the address: correct the nodeSelectors of both, or create a BGPPeer with an address of this family"}
 }
 
-func (f *nobodyAnnounces) contradictingAds() (names.Reason, string) {
+func (f *nobodyAnnounces) contradictingAds() names.Explanation {
 	if two := findLocalPrefConflict(f.contradicting); two != nil {
-		return names.ReasonConflictingAdvertisements, fmt.Sprintf(
+		return names.Explain(names.ReasonConflictingAdvertisements,
 			"the BGPAdvertisements %q and %q both select the Service, with a localPref of %d and of %d: write the same value in both, or separate them by serviceSelectors, peers or nodeSelectors",
 			two[0].Name, two[1].Name, two[0].LocalPref, two[1].LocalPref)
 	}
 	if ad := findCommunityExcess(f.contradicting); ad != nil {
-		return names.ReasonTooManyCommunities, fmt.Sprintf(
+		return names.Explain(names.ReasonTooManyCommunities,
 			"the BGPAdvertisements that select the Service, %q among them, have more communities in total than a route can carry: remove some, or separate them by peers", ad.Name)
 	}
-	return "", ""
+	return names.Explanation{}
 }
 
 // noNodeForAllAddresses is the last rule: addresses in several pools, whose advertisements select
 // different nodes.
-func (f *nobodyAnnounces) noNodeForAllAddresses() (names.Reason, string) {
-	return names.ReasonNoAdvertisement, "no node is selected by the L2Advertisements of all addresses of the Service, which are in different pools: let the nodeSelectors have a node in common"
+func (f *nobodyAnnounces) noNodeForAllAddresses() names.Explanation {
+	return names.Explanation{Reason: names.ReasonNoAdvertisement, Text: "no node is selected by the L2Advertisements of all addresses of the Service, which are in different pools: let the nodeSelectors have a node in common"}
 }

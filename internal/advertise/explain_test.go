@@ -179,7 +179,8 @@ func TestExplanation(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			e := newExample()
 			c.edit(e)
-			got, text := Explain(&e.snapshot, &e.service, e.nodes)
+			why := Explain(&e.snapshot, &e.service, e.nodes)
+			got, text := why.Reason, why.Text
 			if got != c.want || !strings.Contains(text, c.text) {
 				t.Errorf("the condition says %q, %q; want %q with %q", got, text, c.want, c.text)
 			}
@@ -192,7 +193,7 @@ func TestExplanation(t *testing.T) {
 
 func TestWithoutConfiguration(t *testing.T) {
 	e := newExample()
-	if got, _ := Explain(nil, &e.service, e.nodes); got != names.ReasonAddressOutsidePools {
+	if got := Explain(nil, &e.service, e.nodes).Reason; got != names.ReasonAddressOutsidePools {
 		t.Errorf("the reason is %q, want %q", got, names.ReasonAddressOutsidePools)
 	}
 	if ads := Layer2OfPool(nil, "four"); len(ads) > 0 {

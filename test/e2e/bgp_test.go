@@ -61,7 +61,8 @@ type: kubernetes.io/basic-auth
 stringData: {username: "", password: s3cret}
 `
 
-// bgpHarness is a cluster whose nodes have sessions with a router, and a Service that they announce.
+// bgpHarness is a cluster whose nodes have sessions with a router, and a Service that they
+// announce.
 type bgpHarness struct {
 	*cluster.Cluster
 	tor *lab.Router
