@@ -22,9 +22,9 @@
 //
 // One case is open: a user deletes the object, and the controller with writes in flight dies before
 // it writes the object again. The next controller creates an empty one and cannot know these
-// writes. Until the API server has handled them, it may assign their addresses to other Services. It then
-// sees two Services with one address, and one of them gets another address. Only administrators can
-// delete the object.
+// writes. Until the API server has handled them, it may assign their addresses to other Services.
+// It then sees two Services with one address, and one of them gets another address. Only
+// administrators can delete the object.
 //
 // The package is pure: it decides what the object should contain and what that means. It reads no
 // clock and knows no API. A Fence belongs to one goroutine.
