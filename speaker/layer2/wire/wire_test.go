@@ -282,7 +282,7 @@ func TestLateAnswersAreDropped(t *testing.T) {
 			nodePort, nodeLink := openEnd(node)
 			clientPort, clientLink := openEnd(client)
 			allowed, clientIP := netip.MustParseAddr("192.168.0.201"), netip.MustParseAddr("192.168.0.100")
-			if f == layer2.IPv6 {
+			if f == ipfamily.IPv6 {
 				allowed, clientIP = netip.MustParseAddr("fd00:a8::201"), netip.MustParseAddr("fd00:a8::100")
 			}
 			late := allowed.Next()
