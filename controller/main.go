@@ -108,7 +108,7 @@ func runController(ctx context.Context, o options) error {
 	}
 	services := reconcile.NewServiceWorker(reconcile.Options{
 		API: &reconcile.ClusterAPI{Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Namespace: o.Namespace},
-		Log: log, RecordEvent: recordEvent,
+		Now: time.Now, Log: log, RecordEvent: recordEvent,
 		ForecastUnannounced: announced.ForecastUnannouncedCondition,
 		Namespace:           o.Namespace, LoadBalancerClass: o.LoadBalancerClass, ProcessIdentity: fmt.Sprintf("%s/%d", host, os.Getpid()),
 	})

@@ -53,7 +53,7 @@ func (r *ServiceWorker) decideService(ctx context.Context, l workItem) {
 		r.releaseService(l.ObjectKey, "the Service was deleted and created again with the same name")
 		rec = nil
 	}
-	if rec != nil && rec.refusedVersion == s.ResourceVersion && time.Now().Before(rec.retryAt) {
+	if rec != nil && rec.refusedVersion == s.ResourceVersion && r.Now().Before(rec.retryAt) {
 		return // a timer runs
 	}
 	v := view.FromService(s)
@@ -62,7 +62,7 @@ func (r *ServiceWorker) decideService(ctx context.Context, l workItem) {
 		return
 	}
 	if rec == nil {
-		rec = &serviceRecord{uid: s.UID, newestVersion: fence.ParseResourceVersion(s.ResourceVersion), waitingSince: firstAddressWaitStart(s, time.Now())}
+		rec = &serviceRecord{uid: s.UID, newestVersion: fence.ParseResourceVersion(s.ResourceVersion), waitingSince: firstAddressWaitStart(s, r.Now())}
 		r.recordByService[l.ObjectKey] = rec
 	}
 	if len(v.AssignedAddresses) > 0 { // by a write with an unknown result, for example
@@ -193,10 +193,10 @@ func (r *ServiceWorker) carryOutDecision(ctx context.Context, s *corev1.Service,
 			r.commitWrite(w)
 			return
 		}
-		changeStatusVersion(w.serviceAfter)
+		changeStatusVersion(w.serviceAfter, r.Now())
 		w.onlyTouchesStatus = true
 	}
-	if r.recordByService[v.Key].isContended(time.Now()) {
+	if r.recordByService[v.Key].isContended(r.Now()) {
 		r.Log.Warn("another writer changes this Service's status again and again; is a second controller running?", "service", v.Key.String(), "reason", names.ReasonWriteFailed)
 		r.enqueueServiceAfter(v.Key, contendedWriteDelay)
 		return
@@ -286,7 +286,7 @@ func (r *ServiceWorker) finishWrite(_ context.Context, w *serviceWrite, o writeO
 		r.retryWriteAfter(w, retryDelay(rec.consecutiveFailures))
 		return
 	}
-	r.workerState.recordAttempt(phaseWriting, true)
+	r.workerState.recordAttempt(r.Now(), phaseWriting, true)
 	if o == outcomeRejected {
 		r.ledgerWriter.fence.RecordRefusedWrite(k, base)
 	} else {
@@ -326,7 +326,7 @@ func (r *ServiceWorker) finishWrite(_ context.Context, w *serviceWrite, o writeO
 		r.workQueue.addChanged(k)
 	case outcomeRejected:
 		rec.consecutiveFailures++
-		rec.refusedVersion, rec.retryAt = base, time.Now().Add(retryDelay(rec.consecutiveFailures))
+		rec.refusedVersion, rec.retryAt = base, r.Now().Add(retryDelay(rec.consecutiveFailures))
 		r.logFailure(k, err, retryDelay(rec.consecutiveFailures))
 		r.revertToStatus(w, w.serviceBefore)
 		r.enqueueServiceAfter(k, retryDelay(rec.consecutiveFailures))
@@ -335,7 +335,7 @@ func (r *ServiceWorker) finishWrite(_ context.Context, w *serviceWrite, o writeO
 
 // retryWriteAfter repeats a write after d.
 func (r *ServiceWorker) retryWriteAfter(w *serviceWrite, d time.Duration) {
-	w.retryAt = time.Now().Add(d)
+	w.retryAt = r.Now().Add(d)
 	r.sleepingWrites = append(r.sleepingWrites, w)
 	r.wakeWorkerAfter(d)
 }

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -61,7 +62,7 @@ func startController(t *testing.T, server *apitest.Server, weather func(string) 
 func startBoundedController(t *testing.T, server *apitest.Server, weather func(string) apitest.Delivery, o Options, bound int) *runningController {
 	t.Helper()
 	c := &runningController{client: apitest.NewClient(server, weather)}
-	o.API, o.Namespace = c.client, names.Namespace
+	o.API, o.Namespace, o.Now = c.client, names.Namespace, time.Now
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}

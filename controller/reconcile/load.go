@@ -23,7 +23,7 @@ const loadLedgerTimeout = 2 * time.Minute
 func (r *ServiceWorker) loadLedgerOrRetry(ctx context.Context) {
 	r.Log.Info("reading all Services", "cause", r.reloadCause)
 	err := r.loadLedger(ctx)
-	r.workerState.recordAttempt(phaseLoading, err == nil)
+	r.workerState.recordAttempt(r.Now(), phaseLoading, err == nil)
 	if err == nil {
 		r.Metrics.reloadsByCause.WithLabelValues(r.reloadCause).Inc()
 		r.consecutiveLoadFailures = 0

@@ -38,7 +38,7 @@ func (r *ServiceWorker) readConfiguration(ctx context.Context) (parsedConfigurat
 		return parsedConfiguration{}, err
 	}
 	o.PreviousSnapshot = r.configuration.snapshot
-	c := parsedConfiguration{readAt: time.Now()}
+	c := parsedConfiguration{readAt: r.Now()}
 	c.snapshot, c.problems = snapshot.BuildSnapshot(o)
 	return c, nil
 }
@@ -50,7 +50,7 @@ func (r *ServiceWorker) applyConfiguration(ctx context.Context) bool {
 	if !r.workQueue.isConfigurationChanged() {
 		return true
 	}
-	if wait := time.Until(r.configuration.readAt.Add(configurationReadDelay)); wait > 0 {
+	if wait := r.configuration.readAt.Add(configurationReadDelay).Sub(r.Now()); wait > 0 {
 		if !r.configuration.rereadTimerSet {
 			r.configuration.rereadTimerSet = true
 			r.wakeWorkerAfter(wait)
@@ -122,7 +122,7 @@ func (r *ServiceWorker) writePoolStatuses(ctx context.Context) {
 	if !c.mayBeStale || c.writesInFlight > 0 {
 		return
 	}
-	if wait := time.Until(c.lastWrite.Add(poolStatusInterval)); wait > 0 {
+	if wait := c.lastWrite.Add(poolStatusInterval).Sub(r.Now()); wait > 0 {
 		if !c.writeTimerSet {
 			c.writeTimerSet = true
 			r.wakeWorkerAfter(wait)
@@ -133,7 +133,7 @@ func (r *ServiceWorker) writePoolStatuses(ctx context.Context) {
 	if err != nil {
 		r.Log.Error("reading the pools", "error", err, "again", poolStatusInterval)
 	}
-	c.mayBeStale, c.writeTimerSet, c.lastWrite = err != nil, false, time.Now()
+	c.mayBeStale, c.writeTimerSet, c.lastWrite = err != nil, false, r.Now()
 	for i := range o.Pools {
 		r.writePoolStatus(&o.Pools[i])
 	}

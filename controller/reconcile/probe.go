@@ -53,7 +53,7 @@ func (r *ServiceWorker) syncProbes(ctx context.Context) {
 	for _, w := range r.ledger.AddressesUnderProbe() {
 		proposed[w.Address] = w
 	}
-	now := time.Now()
+	now := r.Now()
 	for a, w := range proposed {
 		p := r.openProbeByAddress[a]
 		if p == nil {
@@ -163,14 +163,14 @@ func (r *ServiceWorker) finishProbeWrite(w *probeWrite, now *v1alpha1.AddressPro
 	case err != nil:
 		p.consecutiveFailures++
 		wait := retryDelay(p.consecutiveFailures)
-		p.retryAt = time.Now().Add(wait)
+		p.retryAt = r.Now().Add(wait)
 		r.wakeWorkerAfter(wait)
 		r.Log.Error("writing an AddressProbe failed", "address", w.address, "error", err, "reason", names.ReasonWriteFailed, "again", wait)
 	case w.probeObject == nil:
 		delete(r.openProbeByAddress, w.address)
 		r.workQueue.wakeWorker() // the address may have been proposed again meanwhile
 	default:
-		p.objectUID, p.createdAt, p.consecutiveFailures, p.retryAt = now.UID, time.Now(), 0, time.Time{}
+		p.objectUID, p.createdAt, p.consecutiveFailures, p.retryAt = now.UID, r.Now(), 0, time.Time{}
 		r.workQueue.markProbesChanged() // the result may have arrived before this answer
 		r.wakeWorkerAfter(probeRetryInterval)
 	}

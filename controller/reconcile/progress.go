@@ -111,10 +111,10 @@ func (r *ServiceWorker) hasCommonWork() bool {
 }
 
 // recordAttempt records that an attempt ended, and whether it succeeded.
-func (s *workerState) recordAttempt(p workPhase, progress bool) {
+func (s *workerState) recordAttempt(now time.Time, p workPhase, progress bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	a, now := &s.activityByPhase[p], time.Now()
+	a := &s.activityByPhase[p]
 	a.lastAttemptEnd = now
 	if progress {
 		a.lastProgress = now

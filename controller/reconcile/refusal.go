@@ -77,7 +77,7 @@ func (r *ServiceWorker) splitRefusedBatch(batch []*serviceWrite, err error) {
 		r.Log.Info("the API server refuses a batch of pending assignments; searching for the Service that causes it", "ledger", r.ledgerLogName(), "services", n, "error", err)
 		return
 	}
-	if j.lastRefusalTime = time.Now(); !batch[0].ledgerEntryRefused {
+	if j.lastRefusalTime = r.Now(); !batch[0].ledgerEntryRefused {
 		j.refusalsInARow++
 	}
 	r.failRefusedWrite(batch[0], err)
@@ -91,7 +91,7 @@ func (r *ServiceWorker) failRefusedWrite(w *serviceWrite, err error) {
 	rec.consecutiveFailures++
 	rec.ledgerEntryRefused = true
 	wait := retryDelay(rec.consecutiveFailures)
-	rec.refusedVersion, rec.retryAt = w.serviceBefore.ResourceVersion, time.Now().Add(wait)
+	rec.refusedVersion, rec.retryAt = w.serviceBefore.ResourceVersion, r.Now().Add(wait)
 	r.logFailure(w.service.Key, err, wait)
 	r.enqueueServiceAfter(w.service.Key, wait)
 	r.waitingServices.setReason(w.service.Key, names.ReasonWriteFailed)

@@ -3,7 +3,6 @@ package reconcile
 import (
 	"context"
 	"slices"
-	"time"
 
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -18,13 +17,13 @@ import (
 // advanceLedgerTime sets the Ledger's time, which ends cool-downs and reservations, and wakes the
 // worker for the next deadline.
 func (r *ServiceWorker) advanceLedgerTime() {
-	freed, next := r.ledger.AdvanceTime(time.Now())
+	freed, next := r.ledger.AdvanceTime(r.Now())
 	if len(freed) > 0 {
 		r.poolStatusState.mayBeStale, r.retryWaitingServices = true, true
 	}
 	if !next.IsZero() && !next.Equal(r.nextWithheldDeadline) {
 		r.nextWithheldDeadline = next
-		r.wakeWorkerAfter(time.Until(next))
+		r.wakeWorkerAfter(next.Sub(r.Now()))
 	}
 }
 

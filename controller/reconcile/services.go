@@ -33,6 +33,8 @@ import (
 // Options are the settings of a ServiceWorker.
 type Options struct {
 	API API
+	// Now is the clock.
+	Now func() time.Time
 	Log *slog.Logger
 	// RecordEvent creates an event about a Service; kind is Normal or Warning.
 	RecordEvent func(about *corev1.Service, kind, reason, text string)
@@ -166,7 +168,7 @@ func (r *ServiceWorker) Run(ctx context.Context) error {
 		r.awaitWork(ctx, tasks)
 	}
 	r.drainTasks(tasks, cancel)
-	r.workerState.setBusyPhases(time.Now(), [phaseCount]bool{}, 0)
+	r.workerState.setBusyPhases(r.Now(), [phaseCount]bool{}, 0)
 	return nil
 }
 
@@ -204,7 +206,7 @@ func (r *ServiceWorker) publishState() {
 	if r.ledgerWriter.fence != nil {
 		open = r.ledgerWriter.fence.CountPending()
 	}
-	r.workerState.setBusyPhases(time.Now(), [phaseCount]bool{
+	r.workerState.setBusyPhases(r.Now(), [phaseCount]bool{
 		phaseLoading:  !r.ledgerLoaded.Load(),
 		phaseDeciding: r.ledgerLoaded.Load() && !r.workQueue.isEmpty(),
 		phaseWriting:  r.hasCommonWork(),
@@ -231,7 +233,7 @@ func (r *ServiceWorker) runOnce(ctx context.Context) {
 		return
 	}
 	if len(letters) > 0 {
-		r.workerState.recordAttempt(phaseDeciding, true)
+		r.workerState.recordAttempt(r.Now(), phaseDeciding, true)
 	}
 	if r.retryWaitingServices || r.retryWaitingSharers {
 		r.queueWaiting()
@@ -268,7 +270,7 @@ func (r *ServiceWorker) awaitWork(ctx, tasks context.Context) {
 
 func (r *ServiceWorker) applyResult(ctx context.Context, f taskResult) {
 	r.tasksInFlight--
-	r.workerState.recordAttempt(phaseWriting, false)
+	r.workerState.recordAttempt(r.Now(), phaseWriting, false)
 	f(ctx, r)
 }
 

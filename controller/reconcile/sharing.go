@@ -234,11 +234,11 @@ func (r *ServiceWorker) scheduleSharingCheck(rec *serviceRecord, k view.ObjectKe
 		r.enqueueServiceAfter(k, retryDelay(rec.sharingChecks))
 		return
 	}
-	if wait := time.Until(r.lastSharingReload.Add(reloadInterval)); wait > 0 {
+	if wait := r.lastSharingReload.Add(reloadInterval).Sub(r.Now()); wait > 0 {
 		r.enqueueServiceAfter(k, wait)
 		return
 	}
-	r.lastSharingReload = time.Now()
+	r.lastSharingReload = r.Now()
 	r.suspectServices[k] = struct{}{}
 	r.requireReload(reloadCauseSharing)
 }

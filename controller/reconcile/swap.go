@@ -50,12 +50,12 @@ func (r *ServiceWorker) startSwap(ctx context.Context) {
 		return
 	}
 	// the result of each write wakes the worker
-	if len(r.readyTasks) > maxReadyWritesBeforeSwap || r.isLedgerFull(time.Now()) {
+	if len(r.readyTasks) > maxReadyWritesBeforeSwap || r.isLedgerFull(r.Now()) {
 		return
 	}
 	isSingle := len(j.stagedWrites) == 1 && r.tasksInFlight+len(r.readyTasks) == 0 && r.workQueue.isEmpty()
-	if wait := max(j.nextSwapDelay(time.Now(), isSingle), j.refusalDelay(time.Now())); wait > 0 {
-		if now := time.Now(); !j.swapTimerUntil.After(now) || now.Add(wait).Before(j.swapTimerUntil) {
+	if wait := max(j.nextSwapDelay(r.Now(), isSingle), j.refusalDelay(r.Now())); wait > 0 {
+		if now := r.Now(); !j.swapTimerUntil.After(now) || now.Add(wait).Before(j.swapTimerUntil) {
 			j.swapTimerUntil = now.Add(wait)
 			r.wakeWorkerAfter(wait)
 		}
@@ -73,7 +73,7 @@ func (r *ServiceWorker) startLedgerWrite(ctx context.Context, batch []*serviceWr
 	j.writesInSwap = len(batch)
 	s := &ledgerSwap{writes: batch, ledgerObject: &v1alpha1.AddressLedger{TypeMeta: j.ledgerObject.TypeMeta, ObjectMeta: *j.ledgerObject.ObjectMeta.DeepCopy(), Spec: j.ledgerObject.Spec}}
 	s.ledgerObject.Spec.Writer, s.ledgerObject.Spec.Pending = r.ProcessIdentity, pendingForLedger(j.fence.PendingAfterBatch(pendingEntriesOfWrites(batch)))
-	j.recordSwapStart(time.Now())
+	j.recordSwapStart(r.Now())
 	r.startTask(ctx, s)
 }
 
@@ -134,7 +134,7 @@ func (r *ServiceWorker) trimLedger(ctx context.Context) {
 	if len(j.ledgerObject.Spec.Pending)-j.fence.CountPending() < minSettledForTrim || r.tasksInFlight+len(r.readyTasks) > 0 || !r.workQueue.isEmpty() {
 		return
 	}
-	now := time.Now()
+	now := r.Now()
 	if wait := j.lastSwapStart.Add(max(ledgerTrimDelay, retryDelay(j.trimFailures))).Sub(now); wait > 0 {
 		if !j.wakeTimerUntil.After(now) {
 			j.wakeTimerUntil = now.Add(wait)
@@ -201,7 +201,7 @@ func (r *ServiceWorker) finishSwap(s *ledgerSwap, now *v1alpha1.AddressLedger, e
 	if err == nil {
 		r.recordAcceptedBatch(s.writes)
 		j.consecutiveFailures, j.trimFailures, j.ledgerObject = 0, 0, now
-		r.workerState.recordAttempt(phaseWriting, true)
+		r.workerState.recordAttempt(r.Now(), phaseWriting, true)
 		j.fence.RecordWrittenBatch(pendingEntriesOfWrites(s.writes))
 		for _, w := range s.writes {
 			r.enqueueTask(w)

@@ -46,7 +46,7 @@ func (r *ServiceWorker) enqueueTask(t task) { r.readyTasks = append(r.readyTasks
 // dispatchTasks starts as many tasks as may run in parallel.
 func (r *ServiceWorker) dispatchTasks(ctx context.Context) {
 	r.sleepingWrites = slices.DeleteFunc(r.sleepingWrites, func(w *serviceWrite) bool {
-		awake := time.Until(w.retryAt) <= 0
+		awake := w.retryAt.Sub(r.Now()) <= 0
 		if awake {
 			r.enqueueTask(w)
 		}

@@ -32,7 +32,7 @@ func runAsLeader(t *testing.T, config *rest.Config, scheme *runtime.Scheme, iden
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	r := NewServiceWorker(Options{
-		API: &ClusterAPI{Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Namespace: names.Namespace}, Log: slog.New(slog.DiscardHandler),
+		API: &ClusterAPI{Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Namespace: names.Namespace}, Now: time.Now, Log: slog.New(slog.DiscardHandler),
 		RecordEvent: (&eventRecorder{}).recordEvent, Namespace: names.Namespace, ProcessIdentity: identity,
 	})
 	if err := r.RegisterWorker(ctx, mgr); err != nil {

@@ -39,7 +39,7 @@ type withheldCheckpoint struct {
 func (r *ServiceWorker) restoreWithheldAddresses(object *v1alpha1.AddressLedger) {
 	before := r.ledger
 	r.ledger = allocate.NewLedger()
-	r.ledger.AdvanceTime(time.Now())
+	r.ledger.AdvanceTime(r.Now())
 	for _, w := range object.Spec.Withheld {
 		a, err := netip.ParseAddr(w.Address)
 		if err != nil {
@@ -64,7 +64,7 @@ func (r *ServiceWorker) saveWithheldAddresses(_ context.Context) {
 	if m.writeInFlight || m.writtenVersion == r.ledger.CheckpointVersion() {
 		return
 	}
-	if wait := time.Until(m.lastWrite.Add(withheldSaveInterval)); wait > 0 {
+	if wait := m.lastWrite.Add(withheldSaveInterval).Sub(r.Now()); wait > 0 {
 		if !m.saveTimerSet {
 			m.saveTimerSet = true
 			r.wakeWorkerAfter(wait)
@@ -80,7 +80,7 @@ func (r *ServiceWorker) saveWithheldAddresses(_ context.Context) {
 			Until: metav1.NewTime(e.WithheldUntil.Add(time.Second - 1).Truncate(time.Second)), By: e.WithheldBy,
 		})
 	}
-	m.saveTimerSet, m.writeInFlight, m.lastWrite = false, true, time.Now()
+	m.saveTimerSet, m.writeInFlight, m.lastWrite = false, true, r.Now()
 	r.enqueueTask(w)
 }
 

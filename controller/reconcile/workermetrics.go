@@ -135,9 +135,9 @@ func firstAddressWaitStart(s *corev1.Service, now time.Time) time.Time {
 func (r *ServiceWorker) observeWaitingTime(w *serviceWrite, rec *serviceRecord) {
 	switch {
 	case len(w.decision.Addresses) == 0 && rec.waitingSince.IsZero():
-		rec.waitingSince = time.Now()
+		rec.waitingSince = r.Now()
 	case len(w.decision.Addresses) > 0 && !rec.waitingSince.IsZero():
-		r.Metrics.assignmentDelay.Observe(time.Since(rec.waitingSince).Seconds())
+		r.Metrics.assignmentDelay.Observe(r.Now().Sub(rec.waitingSince).Seconds())
 		rec.waitingSince = time.Time{}
 	}
 }

@@ -52,13 +52,13 @@ func withDecidedStatus(s *corev1.Service, d allocate.Decision, pool string) *cor
 
 // changeStatusVersion changes the status so that the API server gives the Service another
 // resourceVersion, without new content: a write on the previous version cannot succeed any more.
-func changeStatusVersion(after *corev1.Service) {
+func changeStatusVersion(after *corev1.Service, now time.Time) {
 	c := meta.FindStatusCondition(after.Status.Conditions, names.ConditionAddressAssigned)
-	now := metav1.Now().Rfc3339Copy()
-	if !now.After(c.LastTransitionTime.Time) { // the API has no fractions of a second
-		now = metav1.NewTime(c.LastTransitionTime.Add(time.Second))
+	changedAt := metav1.NewTime(now).Rfc3339Copy()
+	if !changedAt.After(c.LastTransitionTime.Time) { // the API has no fractions of a second
+		changedAt = metav1.NewTime(c.LastTransitionTime.Add(time.Second))
 	}
-	c.LastTransitionTime = now
+	c.LastTransitionTime = changedAt
 }
 
 // keepUnchangedIngress keeps the ingress entries if they are equal, because another writer may have

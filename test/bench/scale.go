@@ -85,7 +85,7 @@ type runningWorker struct {
 func startWorker(ctx context.Context, s *server.Server) *runningWorker {
 	client := server.NewClient(s, nil)
 	w := &runningWorker{endedSignal: make(chan struct{}), ServiceWorker: reconcile.NewServiceWorker(reconcile.Options{
-		API: copyingAPI{client}, Log: slog.New(slog.DiscardHandler), RecordEvent: func(*corev1.Service, string, string, string) {}, Namespace: names.Namespace,
+		API: copyingAPI{client}, Now: time.Now, Log: slog.New(slog.DiscardHandler), RecordEvent: func(*corev1.Service, string, string, string) {}, Namespace: names.Namespace,
 	})}
 	ctx, w.stop = context.WithCancel(ctx)
 	go client.FeedCache(ctx, w)

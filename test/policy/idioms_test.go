@@ -243,7 +243,6 @@ func TestTheClockIsInjected(t *testing.T) {
 	exceptions := newExceptionList(
 		exception{"speaker/bgp/tcp/routersearch.go", "the read deadline of its socket follows this clock"},
 		exception{"speaker/layer2/wire/groups.go", "time.AfterFunc follows this clock"},
-		exception{"controller/reconcile", "its tests run in a bubble with a clock of its own"},
 		exception{"speaker/layer2/layer2test/lan.go", "a stand-in for tests, which run in a bubble with a clock of its own"},
 	)
 	for _, f := range productFiles(t) {
