@@ -31,6 +31,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bgp"
 	"github.com/gantry-lb/gantry/speaker/checkpoint"
 	"github.com/gantry-lb/gantry/speaker/elect"
+	"github.com/gantry-lb/gantry/speaker/healthcheck"
 	"github.com/gantry-lb/gantry/speaker/layer2"
 	"github.com/gantry-lb/gantry/speaker/layer2/wire"
 	"github.com/gantry-lb/gantry/speaker/links"
@@ -79,13 +80,13 @@ func runSpeaker(ctx context.Context, o options, log *slog.Logger) error {
 		return err
 	}
 	prober := newProbeWriter(mgr, o, log)
+	healthChecks := healthcheck.NewPoller(time.Now, log)
 	a := agent.New(agent.Options{
 		Self: o.NodeName, Nonce: gossip.runNonce, LoadBalancerClass: o.LoadBalancerClass, Timing: elect.DefaultTiming(),
 		Layer2: engine, BGP: routing.bgpEngine, Members: gossip, Links: watcher.LinkSets(),
-		Now: time.Now, Log: log,
+		HealthChecks: healthChecks, Now: time.Now, Log: log,
 		ObserveStatus: routing.newStatusObserver(writer.ObserveStatus), ObserveProbeAnswer: prober.ObserveAnswer,
-		SaveCheckpoint: gossip.newCheckpointSaver(store),
-		RestoreFrom:    gossip.restoredCheckpoint(o.ConfigurationScope()),
+		SaveCheckpoint: gossip.newCheckpointSaver(store), RestoreFrom: gossip.restoredCheckpoint(o.ConfigurationScope()),
 	})
 	if err := errors.Join(metrics.Registry.Register(a), metrics.Registry.Register(writer.Metrics)); err != nil {
 		return fmt.Errorf("registering the metrics of the election and of announcements: %w", err)
@@ -99,7 +100,7 @@ func runSpeaker(ctx context.Context, o options, log *slog.Logger) error {
 		return err
 	}
 	feed.Agent, feed.Seeds, feed.ObserveProblems, prober.Prober = a, gossip, problems, a
-	for _, part := range append(routing.runFunctions(), engine.Run, a.Run, watcher.Run, gossip.Run, store.Run) {
+	for _, part := range append(routing.runFunctions(), engine.Run, a.Run, watcher.Run, gossip.Run, store.Run, healthChecks.Run) {
 		g.Go(func() error { return part(parts) })
 	}
 	// The parts that use the API server start once it serves our kinds. Until then the speaker

@@ -84,6 +84,9 @@ const (
 	// ReasonNoLocalEndpoints: externalTrafficPolicy is Local and no endpoint on this node can
 	// serve.
 	ReasonNoLocalEndpoints Reason = "NoLocalEndpoints"
+	// ReasonServiceProxyNotReady: externalTrafficPolicy is Local, and kube-proxy on this node has
+	// not written the rules for the endpoints here yet.
+	ReasonServiceProxyNotReady Reason = "ServiceProxyNotReady"
 	// ReasonNodeExcluded: the node has the label that excludes it from external load balancers.
 	ReasonNodeExcluded Reason = "NodeExcluded"
 	// ReasonNodeNetworkUnavailable: the node's condition NetworkUnavailable is True.

@@ -19,6 +19,7 @@ func FromService(s *corev1.Service) Service {
 		IsLoadBalancer:        s.Spec.Type == corev1.ServiceTypeLoadBalancer,
 		FamilyPolicy:          SingleStack,
 		HasLocalTrafficPolicy: s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal,
+		HealthCheckNodePort:   uint16(s.Spec.HealthCheckNodePort),
 		PodSelector:           labels.Set(s.Spec.Selector).String(),
 		RecordedPool:          s.Annotations[names.AnnotationFromPool],
 		IsDeleting:            s.DeletionTimestamp != nil,

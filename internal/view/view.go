@@ -58,6 +58,9 @@ type Service struct {
 	Ports         []Port
 	// HasLocalTrafficPolicy is true for externalTrafficPolicy Local.
 	HasLocalTrafficPolicy bool
+	// HealthCheckNodePort is the port at which kube-proxy answers how many endpoints of the Service
+	// it knows on its node; 0 when absent.
+	HealthCheckNodePort uint16
 	// PodSelector is spec.selector in canonical form ("a=b,c=d"); empty when the Service has none.
 	PodSelector string
 	// AssignedAddresses are the addresses in status.loadBalancer.ingress, in the order of the

@@ -51,6 +51,13 @@ type BGP interface {
 	Set(d bgp.Desired)
 }
 
+// HealthChecks asks the service proxy of this node about Services.
+type HealthChecks interface {
+	// SetChecks replaces the health checks. It returns at once.
+	SetChecks(checks []intent.HealthCheck)
+	Results() <-chan []facts.HealthCheckResult
+}
+
 // Members carries messages between the speakers. No method blocks.
 type Members interface {
 	SendMessage(to string, payload []byte)
@@ -73,6 +80,7 @@ type Options struct {
 	Timing            elect.Timing
 	Layer2            Layer2
 	BGP               BGP
+	HealthChecks      HealthChecks
 	Members           Members
 	// Links delivers the usable links of the node.
 	Links <-chan facts.LinkSet

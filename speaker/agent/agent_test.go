@@ -54,6 +54,53 @@ func TestATakeoverDoesNotWaitForPlanning(t *testing.T) {
 	})
 }
 
+// TestAMoveWaitsForTheServiceProxy moves the endpoints of a Service with policy Local. The service
+// proxy of the next node learns of the new endpoint seconds later.
+func TestAMoveWaitsForTheServiceProxy(t *testing.T) {
+	runWithHarness(t, func(c *harness) {
+		post := func(change Change) {
+			for _, n := range nodeNames {
+				c.speakerByName[n].PostChanges(c.t.Context(), change)
+			}
+		}
+		post(SetService(view.Service{
+			Key: serviceKey, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{serviceIPv4, serviceIPv6},
+			HasLocalTrafficPolicy: true, HealthCheckNodePort: 30000,
+		}))
+		time.Sleep(5 * time.Second)
+		if s := c.requireOneHolder(serviceIPv4); s.name != "node4" {
+			t.Fatalf("%s holds the address, want node4, which has the only endpoint", s.name)
+		}
+		next := c.speakerByName["node1"]
+		for _, change := range []Change{
+			SetEndpoints(view.Endpoints{
+				Service: serviceKey, AnyServing: true, ServingNodes: []string{"node1", "node4"}, ReadyNodes: []string{"node1", "node4"},
+			}),
+			SetEndpoints(view.Endpoints{ // the Pod on node4 ends
+				Service: serviceKey, AnyServing: true, ServingNodes: []string{"node1", "node4"}, ReadyNodes: []string{"node1"},
+			}),
+		} {
+			post(change)
+			for range 3 {
+				if gap, order := c.sendRequestsFor(serviceIPv4, time.Second); gap > 2*time.Millisecond || !slices.Equal(order, []string{"node4"}) {
+					t.Errorf("%v answered with a gap of %v, want only node4", order, gap)
+				}
+				next.proxy.answerChecks(facts.EndpointsUnknown)
+			}
+		}
+		if got := next.proxy.answerChecks(facts.EndpointsKnown); got != 1 {
+			t.Errorf("node1 asks its proxy about %d Services, want 1", got)
+		}
+		gap, order := c.sendRequestsFor(serviceIPv4, time.Second)
+		if gap > 2*time.Millisecond || order[len(order)-1] != "node1" {
+			t.Errorf("%v answered with a gap of %v, want node1 at the end without a gap", order, gap)
+		}
+		if got := next.proxy.answerChecks(facts.EndpointsKnown); got != 0 {
+			t.Errorf("node1 still asks its proxy about %d Services", got)
+		}
+	})
+}
+
 // TestNothingIsWithdrawnWithoutWatchEvents: a lost watch delivers no events and therefore changes
 // nothing.
 func TestNothingIsWithdrawnWithoutWatchEvents(t *testing.T) {

@@ -21,6 +21,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bgp"
 	"github.com/gantry-lb/gantry/speaker/elect"
 	"github.com/gantry-lb/gantry/speaker/facts"
+	"github.com/gantry-lb/gantry/speaker/intent"
 	"github.com/gantry-lb/gantry/speaker/layer2"
 	"github.com/gantry-lb/gantry/speaker/layer2/layer2test"
 	"github.com/gantry-lb/gantry/speaker/members/memberstest"
@@ -65,12 +66,40 @@ type speaker struct {
 	member     *memberstest.Member
 	link       facts.Link
 	links      chan facts.LinkSet
+	proxy      *serviceProxy
 	checkpoint *Checkpoint
 	stop       func()
 
 	mu        sync.Mutex // guards the fields below
 	status    Status
 	allEvents []elect.Event
+}
+
+// serviceProxy answers the health checks of one node.
+type serviceProxy struct {
+	results chan []facts.HealthCheckResult
+	mu      sync.Mutex // guards checks
+	checks  []intent.HealthCheck
+}
+
+func (p *serviceProxy) SetChecks(checks []intent.HealthCheck) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.checks = checks
+}
+
+func (p *serviceProxy) Results() <-chan []facts.HealthCheckResult { return p.results }
+
+// answerChecks gives one outcome to all present health checks, and returns how many there are.
+func (p *serviceProxy) answerChecks(outcome facts.HealthCheckOutcome) int {
+	p.mu.Lock()
+	var out []facts.HealthCheckResult
+	for _, c := range p.checks {
+		out = append(out, facts.HealthCheckResult{ID: c.ID, Namespace: c.Namespace, Name: c.Name, Outcome: outcome})
+	}
+	p.mu.Unlock()
+	p.results <- out
+	return len(out)
 }
 
 // runWithHarness runs f with a cluster whose speakers know everything.
@@ -146,9 +175,10 @@ func (c *harness) startSpeaker(name string, checkpoint *Checkpoint) *speaker {
 	c.speakerByName[name] = s
 	nonce := uint64(time.Now().UnixNano()) + uint64(number)
 	s.member = c.gossip.Join(name, address, nonce)
+	s.proxy = &serviceProxy{results: make(chan []facts.HealthCheckResult)}
 	engine := layer2.New(s.host, time.Now)
 	s.Agent = New(Options{
-		Self: name, Nonce: nonce, Timing: elect.DefaultTiming(), Layer2: engine, BGP: discardBGP{}, Members: s.member, Links: s.links,
+		Self: name, Nonce: nonce, Timing: elect.DefaultTiming(), Layer2: engine, BGP: discardBGP{}, HealthChecks: s.proxy, Members: s.member, Links: s.links,
 		Now: time.Now, Log: slog.New(slog.DiscardHandler), ObserveStatus: s.observeStatus, RestoreFrom: checkpoint,
 		SaveCheckpoint: func(m Checkpoint) {
 			s.mu.Lock()

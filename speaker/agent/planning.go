@@ -78,6 +78,10 @@ func (a *Agent) runPlanner(ctx context.Context, p *plan.Planner) {
 			for range len(a.changeBatches) { // many changes cost one plan
 				in.applyChanges(<-a.changeBatches)
 			}
+		case results := <-a.options.HealthChecks.Results():
+			for _, r := range results {
+				p.SetHealthCheckResult(r)
+			}
 		case u := <-a.usableLinks.C():
 			p.SetLinks(u.links)
 			p.SetRawSocketPermission(u.rawSockets)
@@ -86,6 +90,7 @@ func (a *Agent) runPlanner(ctx context.Context, p *plan.Planner) {
 			next.mergeDelta(p.Update())
 			next.plan, next.snapshot = p.Plan(), p.Snapshot()
 			a.options.BGP.Set(desiredBGP(next.plan))
+			a.options.HealthChecks.SetChecks(next.plan.HealthChecks)
 			out = a.planUpdates
 		}
 	}

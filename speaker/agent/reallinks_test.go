@@ -46,7 +46,7 @@ func newRealLinksHarness(t *testing.T) *realLinksHarness {
 	watcher := links.NewWatcher(func() ([]string, error) { return links.DefaultExcludePatterns, nil }, slog.New(slog.DiscardHandler))
 	engine := layer2.New(wire.Wire{}, time.Now)
 	agent := New(Options{
-		Self: "node1", Nonce: 1, Timing: elect.DefaultTiming(), Layer2: engine, BGP: discardBGP{}, Links: watcher.LinkSets(),
+		Self: "node1", Nonce: 1, Timing: elect.DefaultTiming(), Layer2: engine, BGP: discardBGP{}, HealthChecks: &serviceProxy{}, Links: watcher.LinkSets(),
 		Members: memberstest.New().Join("node1", netip.MustParseAddr("192.168.0.11"), 1),
 		Now:     time.Now, Log: slog.New(slog.DiscardHandler),
 	})

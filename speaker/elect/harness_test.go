@@ -85,6 +85,9 @@ type simNode struct {
 	handedOver     bool
 	canServe       bool
 	inGrace        bool
+	// isProxyLate: it is a candidate, and its service proxy does not know the endpoints of the
+	// addresses that it does not hold.
+	isProxyLate bool
 }
 
 func newHarness(t testing.TB, seed int64, n, addresses int) *harness {
@@ -202,7 +205,7 @@ func (w *harness) deliverBids() {
 				}
 			}
 			b.InGrace = n.inGrace
-			if n.canServe {
+			if n.canServe && (!n.isProxyLate || slices.Contains(w.answeringNodes(a), name)) {
 				b.LinkIndexes = []int{1}
 			}
 			in.Bids = append(in.Bids, b)

@@ -39,9 +39,9 @@ type Timing struct {
 	StartupDelay time.Duration
 	// OfferTimeout is how long a holder waits for an answer to an offer.
 	OfferTimeout time.Duration
-	// GraceDelay is how long a holder keeps an address after its last local endpoint ended:
-	// kube-proxy on other nodes updates its rules about once a second.
-	GraceDelay time.Duration
+	// GraceOfferInterval is the time between two rounds of offers while the endpoints here still
+	// serve and no other node is ready for the address.
+	GraceOfferInterval time.Duration
 	// FirstProbeRetryDelay is the first delay after a host answered an acquire probe.
 	FirstProbeRetryDelay time.Duration
 	// LeaseTimeout bounds how long a holder may answer after its last beacon. It is shorter than a
@@ -71,7 +71,7 @@ func DefaultTiming() Timing {
 		ProbeInterval:         30 * time.Millisecond,
 		StartupDelay:          time.Second,
 		OfferTimeout:          150 * time.Millisecond,
-		GraceDelay:            1200 * time.Millisecond,
+		GraceOfferInterval:    100 * time.Millisecond,
 		FirstProbeRetryDelay:  250 * time.Millisecond,
 		LeaseTimeout:          200 * time.Millisecond,
 		ConfirmationTimeout:   300 * time.Millisecond,

@@ -11,17 +11,18 @@ type move struct {
 	triedNodes   []string
 	// forRebalance is set when this node can keep the address. The move ends if the target refuses.
 	forRebalance bool
-	// inGrace is set before the first offer, while this node can still serve.
+	// inGrace is set while the endpoints here still serve. Until another node is ready to take the
+	// address, this node keeps it.
 	inGrace bool
 }
 
-// beginGracePeriod delays a move. When the endpoints of a Service move to another node, kube-proxy
-// there may take a second to learn of them, and the endpoints here still serve.
+// beginGracePeriod starts a move whose endpoints here still serve. A node with new endpoints
+// refuses the address until its service proxy knows these.
 func (m *Machine) beginGracePeriod(a *addressState) {
 	if a.move == nil || a.move.forRebalance {
 		m.overruleOrphanClaim(a)
 		a.move = &move{offeredEpoch: a.claim.Epoch, inGrace: true}
-		m.scheduleAddress(a, m.now.Add(m.timing.GraceDelay))
+		m.offerToNextCandidate(a)
 	}
 }
 
@@ -60,10 +61,9 @@ func (m *Machine) offerAddress(a *addressState, to string) {
 
 // offerToNextCandidate offers the address to the best candidate without an earlier offer. When all
 // candidates refused, a node that cannot serve the address releases it. A node that can serve and
-// wants to stop keeps it and tries again.
+// wants to stop, or whose endpoints still serve, keeps it and tries again.
 func (m *Machine) offerToNextCandidate(a *addressState) {
 	v := a.move
-	v.inGrace = false
 	if v.forRebalance {
 		m.endMove(a)
 		m.updateGroupCounts(a)
@@ -76,12 +76,17 @@ func (m *Machine) offerToNextCandidate(a *addressState) {
 		m.offerAddress(a, s.node)
 		return
 	}
-	if !m.canServe(a) {
+	retryDelay := 2 * m.timing.FirstProbeRetryDelay
+	switch {
+	case v.inGrace:
+		retryDelay = m.timing.GraceOfferInterval
+	case !m.canServe(a):
 		m.releaseAddress(a, reasonNoTaker)
 		return
 	}
 	v.target, v.triedNodes = "", nil
-	m.scheduleAddress(a, m.now.Add(2*m.timing.FirstProbeRetryDelay))
+	m.scheduleAddress(a, m.now.Add(retryDelay))
+	m.updateGroupCounts(a)
 }
 
 // handleOffers takes the offered addresses that this node can serve and refuses the others. Effects

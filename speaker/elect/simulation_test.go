@@ -60,17 +60,48 @@ var faultScenarios = map[string]func(w *harness){
 			w.t.Errorf("%s keeps the address that it may not hold", old)
 		}
 	},
-	"a holder without endpoints hands over after a delay": func(w *harness) {
+	"a holder whose endpoints end hands over when the proxy of another node is ready": func(w *harness) {
 		old := w.requireOneHolderEach(6*time.Second, "start")
+		for _, n := range w.nodesByName {
+			n.isProxyLate = true
+		}
+		w.nodesByName[old].canServe, w.nodesByName[old].inGrace = false, true
+		w.deliverBids()
+		w.runSimulationFor(5*time.Second, w.newAlwaysAnsweredCheck())
+		if now := w.answeringNodes(w.addresses[0]); !slices.Contains(now, old) {
+			w.t.Errorf("after 5 s %v answer, want %s, whose successor is not ready", now, old)
+		}
+		ready := w.nodeNames[0]
+		if ready == old {
+			ready = w.nodeNames[1]
+		}
+		w.nodesByName[ready].isProxyLate = false
+		w.deliverBids()
+		w.runSimulationFor(time.Second, w.newAlwaysAnsweredCheck())
+		if next := w.requireOneHolderEach(time.Millisecond, "another node is ready"); next != ready {
+			w.t.Errorf("%s answers, want %s, the only node that is ready", next, ready)
+		}
+	},
+	"a holder whose endpoints have ended releases the address": func(w *harness) {
+		old := w.requireOneHolderEach(6*time.Second, "start")
+		for _, n := range w.nodesByName {
+			n.isProxyLate = true
+		}
 		w.nodesByName[old].canServe, w.nodesByName[old].inGrace = false, true
 		w.deliverBids()
 		w.runSimulationFor(time.Second, w.newAlwaysAnsweredCheck())
-		if now := w.answeringNodes(w.addresses[0]); !slices.Contains(now, old) {
-			w.t.Errorf("after a second %v answer, want %s, whose successor may not be ready", now, old)
+		w.nodesByName[old].inGrace = false
+		w.deliverBids()
+		w.runSimulationFor(time.Second, nil)
+		if now := w.answeringNodes(w.addresses[0]); len(now) > 0 {
+			w.t.Errorf("%v answer although no node can serve", now)
 		}
-		w.runSimulationFor(time.Second, w.newAlwaysAnsweredCheck())
-		if next := w.requireOneHolderEach(time.Millisecond, "the end of the delay"); next == old {
-			w.t.Errorf("%s keeps the address", old)
+		for _, n := range w.nodesByName {
+			n.isProxyLate = false
+		}
+		w.deliverBids()
+		if next := w.requireOneHolderEach(time.Second, "the others are ready"); next == old {
+			w.t.Errorf("%s answers without endpoints", old)
 		}
 	},
 	"a partition heals to one holder within a second": func(w *harness) {

@@ -144,3 +144,25 @@ type Conflict struct {
 	MAC       MAC
 	LinkIndex int
 }
+
+// HealthCheckResult is what the service proxy of this node says about a Service.
+type HealthCheckResult struct {
+	// ID is that of the intent.HealthCheck.
+	ID uint64
+	// Namespace and Name are those of the Service.
+	Namespace, Name string
+	Outcome         HealthCheckOutcome
+}
+
+// HealthCheckOutcome says whether the service proxy knows endpoints of the Service on this node.
+type HealthCheckOutcome uint8
+
+// The values of HealthCheckOutcome. EndpointsKnown and ProxySilent are final.
+const (
+	// EndpointsUnknown: for one family of the Service, it knows none.
+	EndpointsUnknown HealthCheckOutcome = iota + 1
+	// EndpointsKnown: for each family of the Service, it knows at least one.
+	EndpointsKnown
+	// ProxySilent: for one family, nothing has answered for a while, and nothing will.
+	ProxySilent
+)

@@ -56,7 +56,7 @@ type Bid struct {
 	// holders.
 	Siblings []netip.Addr
 	// LinkIndexes are the indexes of this node's links on which it would answer. Empty if this node
-	// is not a candidate.
+	// is not a candidate, or if its service proxy does not know the endpoints here yet.
 	LinkIndexes []int
 	// InGrace is set while this node is no candidate any more but can still serve: its last
 	// endpoint is ending, and other nodes have new ones.
@@ -82,4 +82,17 @@ type Binding struct {
 	Address netip.Addr
 	// LinkIndexes are link indexes, sorted.
 	LinkIndexes []int
+}
+
+// HealthCheck asks the service proxy of this node how many endpoints of a Service it knows here.
+type HealthCheck struct {
+	// ID is different for each time that the question comes up, also for one Service.
+	ID uint64
+	// Namespace and Name are those of the Service.
+	Namespace, Name string
+	// Port is the Service's healthCheckNodePort; 0 if it has none, so that nothing answers.
+	Port uint16
+	// IPv4 and IPv6 are this node's addresses at which to ask. A service proxy treats each family
+	// on its own. An address is invalid if the Service has none of the family.
+	IPv4, IPv6 netip.Addr
 }

@@ -43,9 +43,14 @@ func (p *Planner) decideLayer2(k view.ObjectKey, r *serviceRecord) (*Layer2Verdi
 	var local []string
 	if s.hasLocalTrafficPolicy {
 		e := r.endpoints.toView(k)
-		if local = e.NodesForLocalTraffic(); f.reasonForSelf == names.ReasonNotHolder && !slices.Contains(local, p.inputs.Self) {
+		local = e.NodesForLocalTraffic()
+		switch {
+		case f.reasonForSelf != names.ReasonNotHolder:
+		case !slices.Contains(local, p.inputs.Self):
 			v.Reason = names.ReasonNoLocalEndpoints
 			d.inGrace = e.CanServeOn(p.inputs.Self)
+		case !r.isProxyReady():
+			v.Reason = names.ReasonServiceProxyNotReady
 		}
 	}
 	if v.Reason == names.ReasonNotHolder {
@@ -54,7 +59,10 @@ func (p *Planner) decideLayer2(k view.ObjectKey, r *serviceRecord) (*Layer2Verdi
 	d.mayRebalance = coverage.MayRebalance()
 	v.IsEligible = v.Reason == names.ReasonNotHolder
 	if s.hasLocalTrafficPolicy {
-		d.candidates = f.candidatesAmong(local, p.inputs.Self, v.IsEligible)
+		// Other nodes do not know whether the proxy here is ready. So this node stays in the list,
+		// without links.
+		listSelf := v.IsEligible || v.Reason == names.ReasonServiceProxyNotReady
+		d.candidates = f.candidatesAmong(local, p.inputs.Self, listSelf)
 	} else {
 		d.candidates = f.allCandidates(p.inputs.Self, v.IsEligible)
 	}

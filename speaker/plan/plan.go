@@ -33,6 +33,9 @@ type Inputs struct {
 	Nodes map[string]view.Node
 	// Links are the links of this node on which frames can be sent.
 	Links facts.LinkSet
+	// ProxyStates has the state of the service proxy for the Services with endpoints on this node.
+	// nil before the first Update: the proxy then counts as ready for all of them.
+	ProxyStates map[view.ObjectKey]ProxyState
 	// RawSocketsDenied means that the links are unusable because raw sockets are not permitted.
 	RawSocketsDenied bool
 }
@@ -50,6 +53,9 @@ type Plan struct {
 	Routes []*intent.Route
 	// BGPVerdicts has one entry for each Service of our class, sorted by Service.
 	BGPVerdicts SortedList[*BGPVerdict]
+	// HealthChecks are the Services for which the service proxy of this node has to say whether it
+	// knows their endpoints here, sorted by Service.
+	HealthChecks []intent.HealthCheck
 	// NodeLeaving means that the node is excluded or drained and has to stop serving.
 	// Routes still has its routes.
 	NodeLeaving bool

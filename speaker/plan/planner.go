@@ -27,6 +27,10 @@ type Planner struct {
 	// servicesByPrefix has the Services that contribute to the route of each prefix.
 	servicesByPrefix map[netip.Prefix]serviceList
 	peerNameLists    nameListCache // of lists of peer names
+	// healthChecks are those of the Plan; see proxy.go.
+	healthChecks      map[view.ObjectKey]intent.HealthCheck
+	lastHealthCheckID uint64
+	isFirstUpdateDone bool
 }
 
 // NewPlanner returns a Planner that has decided nothing.
@@ -34,8 +38,9 @@ func NewPlanner(in Inputs) *Planner {
 	p := &Planner{
 		inputs: in, recordByService: map[view.ObjectKey]*serviceRecord{}, servicesByAddress: map[netip.Addr]serviceList{}, admittedNodesByAds: map[string]*admittedNodes{},
 		changedServices: map[view.ObjectKey]struct{}{}, mustReplanAll: true, servicesByPrefix: map[netip.Prefix]serviceList{},
+		healthChecks: map[view.ObjectKey]intent.HealthCheck{},
 	}
-	p.inputs.Services, p.inputs.Endpoints = nil, nil
+	p.inputs.Services, p.inputs.Endpoints, p.inputs.ProxyStates = nil, nil, nil
 	if p.inputs.Nodes = maps.Clone(in.Nodes); p.inputs.Nodes == nil {
 		p.inputs.Nodes = map[string]view.Node{}
 	}
@@ -44,6 +49,10 @@ func NewPlanner(in Inputs) *Planner {
 	}
 	for _, e := range in.Endpoints {
 		p.SetEndpoints(e)
+	}
+	p.isFirstUpdateDone = in.ProxyStates != nil
+	for k, state := range in.ProxyStates {
+		p.ensureRecord(k).proxy = state
 	}
 	return p
 }
@@ -59,7 +68,13 @@ func (p *Planner) Snapshot() *snapshot.Snapshot { return p.inputs.Snapshot }
 func (p *Planner) Inputs() Inputs {
 	out := p.inputs
 	out.Nodes, out.Services, out.Endpoints = maps.Clone(p.inputs.Nodes), map[view.ObjectKey]view.Service{}, map[view.ObjectKey]view.Endpoints{}
+	if p.isFirstUpdateDone {
+		out.ProxyStates = map[view.ObjectKey]ProxyState{}
+	}
 	for k, r := range p.recordByService {
+		if r.proxy != ProxyNotReady {
+			out.ProxyStates[k] = r.proxy
+		}
 		if r.service != nil {
 			out.Services[k] = r.service.toView(k, p.inputs.LoadBalancerClass)
 		}
@@ -170,6 +185,7 @@ func (p *Planner) Update() Delta {
 	touched := map[netip.Addr]struct{}{}
 	var verdicts, gone []*Layer2Verdict
 	order := sortedServices(p.changedServices)
+	p.updateHealthChecks(order)
 	for _, k := range order {
 		r := p.recordByService[k]
 		if r == nil {

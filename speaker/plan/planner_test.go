@@ -13,6 +13,7 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
+	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
@@ -27,7 +28,7 @@ func TestIncrementalPlanEqualsRebuiltPlan(t *testing.T) {
 		node := rapid.SampledFrom([]string{"a", "b", "c", "d"})
 		for range rapid.IntRange(1, 12).Draw(t, "changes") {
 			key := view.ObjectKey{Namespace: "default", Name: name.Draw(t, "service")}
-			switch rapid.IntRange(0, 7).Draw(t, "change") {
+			switch rapid.IntRange(0, 8).Draw(t, "change") {
 			case 0:
 				a := serviceAddress
 				if rapid.Bool().Draw(t, "other address") {
@@ -52,6 +53,8 @@ func TestIncrementalPlanEqualsRebuiltPlan(t *testing.T) {
 				s := *first.Snapshot
 				s.L2Advertisements = []*snapshot.L2Advertisement{{Name: "ad", Pools: []string{"p"}, NodeSelectors: selectNodeByName(node.Draw(t, "selected"))}}
 				p.SetSnapshot(&s)
+			case 8:
+				givesOutcome(facts.HealthCheckOutcome(rapid.IntRange(1, 3).Draw(t, "outcome")))(p)
 			}
 			d := p.Update()
 			for _, b := range d.ChangedBids {

@@ -22,6 +22,7 @@ type serviceRecord struct {
 	decision *layer2Decision
 	// contribution is nil until the Service is decided.
 	contribution *contribution
+	proxy        ProxyState
 }
 
 // serviceFacts are the fields of a Service that the rules use.
@@ -32,14 +33,15 @@ type serviceFacts struct {
 	// hasLocalTrafficPolicy means the traffic policy Local. hasSharingKey means that the Service
 	// has the annotation for shared addresses.
 	hasLocalTrafficPolicy, hasSharingKey bool
+	healthCheckNodePort                  uint16
 }
 
 func newServiceFacts(s *view.Service) *serviceFacts {
-	return &serviceFacts{labels: newLabelList(s.Labels), recordedPool: view.InternString(s.RecordedPool), assignedAddresses: slices.Clip(s.AssignedAddresses), hasLocalTrafficPolicy: s.HasLocalTrafficPolicy, hasSharingKey: s.HasSharingAnnotation}
+	return &serviceFacts{labels: newLabelList(s.Labels), recordedPool: view.InternString(s.RecordedPool), assignedAddresses: slices.Clip(s.AssignedAddresses), hasLocalTrafficPolicy: s.HasLocalTrafficPolicy, hasSharingKey: s.HasSharingAnnotation, healthCheckNodePort: s.HealthCheckNodePort}
 }
 
 func (s *serviceFacts) equal(o *serviceFacts) bool {
-	return s.recordedPool == o.recordedPool && s.hasLocalTrafficPolicy == o.hasLocalTrafficPolicy && s.hasSharingKey == o.hasSharingKey && slices.Equal(s.assignedAddresses, o.assignedAddresses) && slices.Equal(s.labels, o.labels)
+	return s.recordedPool == o.recordedPool && s.hasLocalTrafficPolicy == o.hasLocalTrafficPolicy && s.hasSharingKey == o.hasSharingKey && s.healthCheckNodePort == o.healthCheckNodePort && slices.Equal(s.assignedAddresses, o.assignedAddresses) && slices.Equal(s.labels, o.labels)
 }
 
 // toAdvertise returns the fields that decide which advertisements cover the Service.
@@ -52,7 +54,7 @@ func (s *serviceFacts) toAdvertise() advertise.Service {
 // toView returns the Service as a View, with the stored fields only.
 func (s *serviceFacts) toView(k view.ObjectKey, class string) view.Service {
 	out := view.Service{
-		Key: k, IsLoadBalancer: true, LoadBalancerClass: class, RecordedPool: s.recordedPool, AssignedAddresses: s.assignedAddresses, HasLocalTrafficPolicy: s.hasLocalTrafficPolicy, HasSharingAnnotation: s.hasSharingKey,
+		Key: k, IsLoadBalancer: true, LoadBalancerClass: class, RecordedPool: s.recordedPool, AssignedAddresses: s.assignedAddresses, HasLocalTrafficPolicy: s.hasLocalTrafficPolicy, HasSharingAnnotation: s.hasSharingKey, HealthCheckNodePort: s.healthCheckNodePort,
 	}
 	if len(s.labels) > 0 {
 		out.Labels = map[string]string{}

@@ -163,6 +163,8 @@ func (p *Planner) decideBGP(k view.ObjectKey, r *serviceRecord, self *view.Node)
 		reason = names.ReasonNoEndpoints
 	case r.service.hasLocalTrafficPolicy && !hasLocalEndpoints:
 		reason = names.ReasonNoLocalEndpoints
+	case r.service.hasLocalTrafficPolicy && !r.isProxyReady():
+		reason = names.ReasonServiceProxyNotReady
 	}
 	out := &contribution{verdict: &BGPVerdict{Service: k, Addresses: r.service.assignedAddresses, Reason: reason}}
 	if hasLocalEndpoints && r.service.hasLocalTrafficPolicy {

@@ -17,6 +17,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bgp"
 	"github.com/gantry-lb/gantry/speaker/elect"
 	"github.com/gantry-lb/gantry/speaker/facts"
+	"github.com/gantry-lb/gantry/speaker/healthcheck"
 	"github.com/gantry-lb/gantry/speaker/layer2"
 	"github.com/gantry-lb/gantry/speaker/layer2/wire"
 	"github.com/gantry-lb/gantry/speaker/members/memberstest"
@@ -209,7 +210,8 @@ func (c *takeoverHarness) startSpeaker(ctx context.Context, host netns.Handle, l
 	links <- facts.LinkSet{l}
 	a := agent.New(agent.Options{
 		Self: name, Nonce: uint64(len(c.agents) + 1), Timing: elect.DefaultTiming(), Layer2: engine, BGP: noOpBGPEngine{}, Members: member,
-		Links: links, Now: time.Now, Log: slog.New(slog.DiscardHandler),
+		HealthChecks: healthcheck.NewPoller(time.Now, slog.New(slog.DiscardHandler)),
+		Links:        links, Now: time.Now, Log: slog.New(slog.DiscardHandler),
 	})
 	c.agents, c.members, c.speakerMACs = append(c.agents, a), append(c.members, member), append(c.speakerMACs, l.MAC)
 	parts.Go(func() { _ = host.RunInside(func() error { return engine.Run(ctx) }) })

@@ -1,0 +1,107 @@
+package healthcheck
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/intent"
+)
+
+// serveAt serves HTTP at an address, with any port, and returns the port.
+func serveAt(t *testing.T, address string, handler http.HandlerFunc) uint16 {
+	t.Helper()
+	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", net.JoinHostPort(address, "0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &httptest.Server{Listener: listener, Config: &http.Server{Handler: handler, ReadHeaderTimeout: time.Second}}
+	s.Start()
+	t.Cleanup(s.Close)
+	return netip.MustParseAddrPort(listener.Addr().String()).Port()
+}
+
+// kubeProxyBody is the body that kube-proxy sends for a Service.
+func kubeProxyBody(name string, localEndpoints int) string {
+	return fmt.Sprintf("\t{\n\t\"service\": {\"namespace\": \"default\", \"name\": %q},\n\t\"localEndpoints\": %d,\n\t\"serviceProxyHealthy\": false\n}", name, localEndpoints)
+}
+
+func TestAnswers(t *testing.T) {
+	for name, tt := range map[string]struct {
+		status int
+		header string // X-Load-Balancing-Endpoint-Weight
+		body   string
+		want   answer
+	}{
+		"an endpoint":                      {200, "1", kubeProxyBody("web", 1), answerKnown},
+		"an endpoint, and kube-proxy ails": {503, "1", kubeProxyBody("web", 1), answerKnown},
+		"no endpoint":                      {503, "0", kubeProxyBody("web", 0), answerUnknown},
+		"another Service":                  {200, "1", kubeProxyBody("other", 1), answerUnknown},
+		"only a header":                    {200, "2", "", answerKnown},
+		"only a header, without endpoints": {503, "0", "", answerUnknown},
+		"another program":                  {200, "", "<html>welcome</html>", answerNone},
+		"another program with JSON":        {200, "", "{}", answerNone},
+		"a redirect":                       {302, "", "", answerNone},
+	} {
+		t.Run(name, func(t *testing.T) {
+			port := serveAt(t, "127.0.0.1", func(w http.ResponseWriter, _ *http.Request) {
+				if tt.header != "" {
+					w.Header().Set("X-Load-Balancing-Endpoint-Weight", tt.header)
+				}
+				w.Header().Set("Location", "http://192.0.2.1/")
+				w.WriteHeader(tt.status)
+				_, _ = fmt.Fprint(w, tt.body)
+			})
+			c := intent.HealthCheck{Namespace: "default", Name: "web", Port: port, IPv4: netip.MustParseAddr("127.0.0.1")}
+			if got := askFamilies(t.Context(), newHTTPClient(), c); got != tt.want {
+				t.Errorf("the answer counts as %d, want %d", got, tt.want)
+			}
+		})
+	}
+}
+
+// TestAddressesOfTheProxy: the proxy may listen on the address of the node or on loopback. Each
+// family has to know the endpoint.
+func TestAddressesOfTheProxy(t *testing.T) {
+	knows := func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprint(w, kubeProxyBody("web", 1)) }
+	nodeAddress, loopback := netip.MustParseAddr("127.0.0.7"), netip.MustParseAddr("127.0.0.1")
+	for name, tt := range map[string]struct {
+		listensOn  string
+		ipv4, ipv6 netip.Addr
+		want       answer
+	}{
+		"the address of the node":         {"127.0.0.7", nodeAddress, netip.Addr{}, answerKnown},
+		"loopback":                        {"127.0.0.1", nodeAddress, netip.Addr{}, answerKnown},
+		"another address":                 {"127.0.0.8", nodeAddress, netip.Addr{}, answerNone},
+		"IPv6":                            {"::1", netip.Addr{}, netip.IPv6Loopback(), answerKnown},
+		"both families, and IPv6 is late": {"127.0.0.1", loopback, netip.IPv6Loopback(), answerNone},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := intent.HealthCheck{Namespace: "default", Name: "web", Port: serveAt(t, tt.listensOn, knows), IPv4: tt.ipv4, IPv6: tt.ipv6}
+			if got := askFamilies(t.Context(), newHTTPClient(), c); got != tt.want {
+				t.Errorf("the answer counts as %d, want %d", got, tt.want)
+			}
+		})
+	}
+	if got := askFamilies(t.Context(), newHTTPClient(), intent.HealthCheck{IPv4: loopback}); got != answerNone {
+		t.Errorf("a Service without the port: the answer counts as %d", got)
+	}
+}
+
+// TestASlowProxyIsNotSilent: the port is open, and the proxy does not answer.
+func TestASlowProxyIsNotSilent(t *testing.T) {
+	stop := make(chan struct{})
+	port := serveAt(t, "127.0.0.1", func(http.ResponseWriter, *http.Request) { <-stop })
+	defer close(stop)
+	client := newHTTPClient()
+	client.Timeout = 50 * time.Millisecond
+	c := intent.HealthCheck{Namespace: "default", Name: "web", Port: port, IPv4: netip.MustParseAddr("127.0.0.1")}
+	if got := askFamilies(context.Background(), client, c); got != answerLate {
+		t.Errorf("the answer counts as %d, want %d", got, answerLate)
+	}
+}

@@ -1,0 +1,122 @@
+package plan
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/gantry-lb/gantry/internal/ipfamily"
+	"github.com/gantry-lb/gantry/internal/view"
+	"github.com/gantry-lb/gantry/speaker/facts"
+	"github.com/gantry-lb/gantry/speaker/intent"
+)
+
+// ProxyState says whether the service proxy of this node, mostly kube-proxy, has written its rules
+// for the endpoints of a Service here. With the traffic policy Local, packets that arrive earlier
+// are lost.
+type ProxyState uint8
+
+// The values of ProxyState.
+const (
+	// ProxyNotReady: the proxy has not said that it knows an endpoint here, or there is none.
+	ProxyNotReady ProxyState = iota
+	// ProxyPresumedReady: the endpoints were here before this speaker or before the policy Local.
+	// The proxy may still say that it does not know them.
+	ProxyPresumedReady
+	// ProxyReady: the proxy knows an endpoint here, or answers no such questions. This lasts until
+	// the last endpoint here has ended.
+	ProxyReady
+)
+
+// isProxyReady says whether packets for the Service that arrive at this node reach an endpoint
+// here. If no endpoint is ready on any node, those that end count, and the proxy cannot be asked
+// about them.
+func (r *serviceRecord) isProxyReady() bool {
+	return r.proxy != ProxyNotReady ||
+		!slices.ContainsFunc(r.endpoints.servingNodes, func(n nodeEndpoints) bool { return n.hasReadyEndpoint })
+}
+
+// SetHealthCheckResult sets what the service proxy of this node said about a Service. Results of
+// earlier health checks are ignored.
+func (p *Planner) SetHealthCheckResult(result facts.HealthCheckResult) {
+	k := view.ObjectKey{Namespace: result.Namespace, Name: result.Name}
+	if c, asked := p.healthChecks[k]; !asked || c.ID != result.ID {
+		return
+	}
+	r, now := p.recordByService[k], ProxyReady
+	if result.Outcome == facts.EndpointsUnknown {
+		now = ProxyNotReady
+	}
+	if r.proxy != now {
+		r.proxy = now
+		p.changedServices[k] = struct{}{}
+	}
+}
+
+// updateHealthChecks updates the state of the proxy for the changed Services, and the health checks
+// of the Plan.
+func (p *Planner) updateHealthChecks(changed []view.ObjectKey) {
+	edited := false
+	for _, k := range changed {
+		r := p.recordByService[k]
+		if r == nil {
+			continue
+		}
+		here, any := r.endpoints.endpointsOnNode(p.inputs.Self)
+		switch {
+		case r.service == nil || !any:
+			r.proxy = ProxyNotReady
+		case r.proxy == ProxyNotReady && (!p.isFirstUpdateDone || !r.service.hasLocalTrafficPolicy):
+			r.proxy = ProxyPresumedReady
+		}
+		old, had := p.healthChecks[k]
+		if !here.hasReadyEndpoint || !r.needsHealthCheck() {
+			delete(p.healthChecks, k)
+			edited = edited || had
+			continue
+		}
+		now := p.newHealthCheck(k, r.service)
+		if now.ID = old.ID; !had || now != old {
+			p.lastHealthCheckID++
+			now.ID = p.lastHealthCheckID
+			p.healthChecks[k], edited = now, true
+		}
+	}
+	p.isFirstUpdateDone = true
+	if edited {
+		p.plan.HealthChecks = slices.SortedFunc(maps.Values(p.healthChecks), func(x, y intent.HealthCheck) int {
+			return cmp.Or(cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Name, y.Name))
+		})
+	}
+}
+
+// needsHealthCheck says whether the proxy has to be asked about ready endpoints here.
+func (r *serviceRecord) needsHealthCheck() bool {
+	s := r.service
+	return s != nil && s.hasLocalTrafficPolicy && len(s.assignedAddresses) > 0 && r.proxy != ProxyReady
+}
+
+// newHealthCheck returns the health check of a Service, for the families of its addresses.
+func (p *Planner) newHealthCheck(k view.ObjectKey, s *serviceFacts) intent.HealthCheck {
+	out := intent.HealthCheck{Namespace: k.Namespace, Name: k.Name, Port: s.healthCheckNodePort}
+	self := p.inputs.Nodes[p.inputs.Self]
+	for _, a := range s.assignedAddresses {
+		if a.Is4() {
+			out.IPv4 = nodeAddress(&self, ipfamily.IPv4, netip.AddrFrom4([4]byte{127, 0, 0, 1}))
+		} else {
+			out.IPv6 = nodeAddress(&self, ipfamily.IPv6, netip.IPv6Loopback())
+		}
+	}
+	return out
+}
+
+// nodeAddress returns the first internal address of the family, or else the loopback address.
+func nodeAddress(n *view.Node, f ipfamily.Family, loopback netip.Addr) netip.Addr {
+	for _, a := range n.InternalAddresses {
+		if ipfamily.FamilyOf(a) == f {
+			return a
+		}
+	}
+	return loopback
+}

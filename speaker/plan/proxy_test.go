@@ -1,0 +1,218 @@
+package plan
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+	"github.com/gantry-lb/gantry/internal/view"
+	"github.com/gantry-lb/gantry/speaker/facts"
+	"github.com/gantry-lb/gantry/speaker/intent"
+)
+
+// localInputs are those of node a. The Service has the policy Local, and is announced by both
+// protocols.
+func localInputs() Inputs {
+	in := exampleInputs()
+	editService(func(s *view.Service) { s.HasLocalTrafficPolicy, s.HealthCheckNodePort = true, 30000 })(&in)
+	editNode("a", func(n *view.Node) { n.InternalAddresses = []netip.Addr{netip.MustParseAddr("192.0.2.10")} })(&in)
+	in.Snapshot.Peers = []*snapshot.Peer{{Name: "tor", Address: netip.MustParseAddr("192.0.2.1"), LocalASN: 64512, PeerASN: 65000, Port: 179}}
+	in.Snapshot.BGPAdvertisements = []*snapshot.BGPAdvertisement{{Name: "ad", Pools: []string{"p"}, PrefixLengthIPv4: 32, PrefixLengthIPv6: 128}}
+	return in
+}
+
+// onNodes returns endpoints of the Service on nodes, those in ready are ready.
+func onNodes(serving, ready []string) view.Endpoints {
+	return view.Endpoints{Service: webService, AnyServing: len(serving) > 0, ServingNodes: serving, ReadyNodes: ready}
+}
+
+// proxyStep changes the inputs of a Planner. The wanted values are those of node a after it.
+type proxyStep struct {
+	change     func(p *Planner)
+	layer2     names.Reason
+	bgp        names.Reason
+	isAsked    bool // there is a health check
+	isEligible bool // it may hold the address
+	inGrace    bool
+}
+
+// givesOutcome answers the present health check.
+func givesOutcome(outcome facts.HealthCheckOutcome) func(p *Planner) {
+	return func(p *Planner) {
+		for _, c := range p.Plan().HealthChecks {
+			p.SetHealthCheckResult(facts.HealthCheckResult{ID: c.ID, Namespace: c.Namespace, Name: c.Name, Outcome: outcome})
+		}
+	}
+}
+
+func setsEndpoints(serving, ready []string) func(p *Planner) {
+	return func(p *Planner) { p.SetEndpoints(onNodes(serving, ready)) }
+}
+
+func TestAnnouncementsWaitForTheServiceProxy(t *testing.T) {
+	const late, other, announced, none = names.ReasonServiceProxyNotReady, names.ReasonNotHolder, names.ReasonAnnounced, names.ReasonNoLocalEndpoints
+	a, b, both := []string{"a"}, []string{"b"}, []string{"a", "b"}
+	elsewhere := proxyStep{setsEndpoints(b, b), none, none, false, false, false}
+	arrives := proxyStep{setsEndpoints(both, both), late, late, true, false, false}
+	known := proxyStep{givesOutcome(facts.EndpointsKnown), other, announced, false, true, false}
+	for name, steps := range map[string][]proxyStep{
+		"the proxy knows the endpoint": {elsewhere, arrives, known},
+		"the proxy knows it later":     {elsewhere, arrives, {givesOutcome(facts.EndpointsUnknown), late, late, true, false, false}, known},
+		"the proxy is silent":          {elsewhere, arrives, {givesOutcome(facts.ProxySilent), other, announced, false, true, false}},
+		"the endpoint ends": {
+			elsewhere, arrives, known,
+			{setsEndpoints(both, b), none, announced, false, false, true},
+			elsewhere, arrives,
+		},
+		"a second endpoint starts while the first ends": {
+			elsewhere, arrives, known,
+			{setsEndpoints(both, b), none, announced, false, false, true},
+			{setsEndpoints(both, both), other, announced, false, true, false},
+		},
+		"the endpoints here were there at the start": {
+			{setsEndpoints(a, a), other, announced, true, true, false},
+			known,
+		},
+		"the proxy has lost the endpoints at the start": {
+			{setsEndpoints(a, a), other, announced, true, true, false},
+			{givesOutcome(facts.EndpointsUnknown), late, late, true, false, false},
+		},
+		"no endpoint is ready on any node": {
+			elsewhere,
+			{setsEndpoints(a, nil), other, announced, false, true, false},
+		},
+		"a Service becomes Local": {
+			{func(p *Planner) {
+				p.SetEndpoints(onNodes(b, b))
+				setServicePolicy(p, view.Service{})
+			}, other, announced, false, true, false},
+			{setsEndpoints(both, both), other, announced, false, true, false},
+			{func(p *Planner) {
+				setServicePolicy(p, view.Service{HasLocalTrafficPolicy: true, HealthCheckNodePort: 30000})
+			}, other, announced, true, true, false},
+		},
+		"a Service gets its address late": {
+			elsewhere,
+			{func(p *Planner) {
+				s := localInputs().Services[webService]
+				s.AssignedAddresses = nil
+				p.SetService(s)
+				p.SetEndpoints(onNodes(both, both))
+				p.Update()
+				if checks := p.Plan().HealthChecks; len(checks) > 0 {
+					t.Errorf("the health checks of a Service without an address are %v", checks)
+				}
+				p.SetService(localInputs().Services[webService])
+			}, late, late, true, false, false},
+			known,
+		},
+		"a Service is created again": {
+			elsewhere, arrives, known,
+			{func(p *Planner) {
+				s := p.Inputs().Services[webService]
+				p.RemoveService(webService)
+				p.Update()
+				s.HealthCheckNodePort = 30001
+				p.SetService(s)
+			}, late, late, true, false, false},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in := localInputs()
+			in.Endpoints = nil
+			p := NewPlanner(in)
+			for i, step := range steps {
+				step.change(p)
+				p.Update()
+				checkProxyStep(t, i, p.Plan(), step)
+			}
+		})
+	}
+}
+
+// setServicePolicy replaces the traffic policy of the Service.
+func setServicePolicy(p *Planner, policy view.Service) {
+	s := localInputs().Services[webService]
+	s.HasLocalTrafficPolicy, s.HealthCheckNodePort = policy.HasLocalTrafficPolicy, policy.HealthCheckNodePort
+	p.SetService(s)
+}
+
+func checkProxyStep(t *testing.T, i int, got Plan, want proxyStep) {
+	t.Helper()
+	layer2, bgp := got.Layer2Verdicts.Slice()[0], got.BGPVerdicts.Slice()[0]
+	if layer2.Reason != want.layer2 || bgp.Reason != want.bgp {
+		t.Errorf("step %d: the reasons are %s and %s, want %s and %s", i, layer2.Reason, bgp.Reason, want.layer2, want.bgp)
+	}
+	if has := len(got.Routes) > 0; has != (want.bgp == names.ReasonAnnounced) {
+		t.Errorf("step %d: the routes are %v", i, got.Routes)
+	}
+	if has := len(got.HealthChecks) > 0; has != want.isAsked {
+		t.Errorf("step %d: the health checks are %v", i, got.HealthChecks)
+	}
+	bid := got.Bids.Slice()[0]
+	if able := bid.IsEligible("a") && len(bid.LinkIndexes) > 0; able != want.isEligible || bid.InGrace != want.inGrace {
+		t.Errorf("step %d: may hold the address: %v, in grace: %v", i, able, bid.InGrace)
+	}
+}
+
+// TestHealthChecksNameAddressesOfTheNode asks at the node's own address, and at loopback if it has
+// none of the family.
+func TestHealthChecksNameAddressesOfTheNode(t *testing.T) {
+	in := localInputs()
+	in.Endpoints[webService] = onNodes([]string{"a"}, []string{"a"})
+	editService(func(s *view.Service) {
+		s.AssignedAddresses = append(s.AssignedAddresses, netip.MustParseAddr("2001:db8::1"))
+	})(&in)
+	want := []intent.HealthCheck{{
+		ID: 1, Namespace: "default", Name: "web", Port: 30000, IPv4: netip.MustParseAddr("192.0.2.10"), IPv6: netip.IPv6Loopback(),
+	}}
+	if got := buildPlan(in).HealthChecks; !slices.Equal(got, want) {
+		t.Errorf("the health checks are %v, want %v", got, want)
+	}
+}
+
+// TestLateResultsAreIgnored: the result of an earlier health check of a Service comes after its
+// endpoints have ended and returned.
+func TestLateResultsAreIgnored(t *testing.T) {
+	in := localInputs()
+	in.Endpoints[webService] = onNodes([]string{"b"}, []string{"b"})
+	p := NewPlanner(in)
+	p.Update()
+	var earlier []intent.HealthCheck
+	for range 2 {
+		for _, node := range []string{"b", "a"} {
+			p.SetEndpoints(onNodes([]string{node}, []string{node}))
+			p.Update()
+		}
+		if earlier == nil {
+			earlier = p.Plan().HealthChecks
+		}
+	}
+	p.SetHealthCheckResult(facts.HealthCheckResult{ID: earlier[0].ID, Namespace: "default", Name: "web", Outcome: facts.EndpointsKnown})
+	p.Update()
+	if got := p.Plan().Layer2Verdicts.Slice()[0].Reason; got != names.ReasonServiceProxyNotReady {
+		t.Errorf("the reason is %s after the result of an earlier health check", got)
+	}
+}
+
+// TestASecondServiceDoesNotMoveASharedAddress adds a Service to an address that this node holds.
+func TestASecondServiceDoesNotMoveASharedAddress(t *testing.T) {
+	in := localInputs()
+	editService(func(s *view.Service) { s.HasSharingAnnotation = true })(&in)
+	in.Endpoints[webService] = onNodes([]string{"a", "b"}, []string{"a", "b"})
+	p := NewPlanner(in)
+	p.Update()
+	second := in.Services[webService]
+	second.Key.Name = "second"
+	e := onNodes([]string{"a", "b"}, []string{"a", "b"})
+	e.Service = second.Key
+	p.SetService(second)
+	p.SetEndpoints(e)
+	p.Update()
+	bid := p.Plan().Bids.Slice()[0]
+	if !bid.IsEligible("a") || len(bid.LinkIndexes) == 0 {
+		t.Errorf("the bid is %v, want one of node a: its first Service still works", bid)
+	}
+}
