@@ -9,8 +9,8 @@ import (
 )
 
 const (
-	// probeBatchSize is how many acquire probes are sent each announcementBatchInterval. A node that
-	// takes thousands of addresses must not overrun the segment.
+	// probeBatchSize is how many acquire probes are sent each announcementBatchInterval. A node
+	// that takes thousands of addresses must not overrun the segment.
 	probeBatchSize = 100
 	// probeHostsLimit bounds how many hosts are listed in one result. One would do, but all members
 	// of the gossip may probe at once.
@@ -26,8 +26,8 @@ type probeQueue struct {
 	probesByAge []*runningProbe
 	// probesByAddress has the running probes of each address.
 	probesByAddress map[netip.Addr][]*runningProbe
-	// probedAddresses are the keys of probesByAddress at the last call of refreshProbedAddresses. It
-	// is never edited, only replaced.
+	// probedAddresses are the keys of probesByAddress at the last call of refreshProbedAddresses.
+	// It is never edited, only replaced.
 	probedAddresses        map[netip.Addr]struct{}
 	probedAddressesChanged bool
 	nextBatchAt            time.Time // when the next acquire probes may be sent
@@ -76,7 +76,7 @@ func (q *probeQueue) endProbe(r *runningProbe) {
 }
 
 // Advance returns the probes that are due, the oldest first, and the time of the next call, which
-// is zero when no probe is left. A returned probe either is finished or has to be sent on its links.
+// is zero when no probe is left. A returned probe is finished, or has to be sent on its links.
 func (q *probeQueue) Advance(now time.Time) (due []*runningProbe, next time.Time) {
 	room := probeBatchSize
 	if now.Before(q.nextBatchAt) {

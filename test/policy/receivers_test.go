@@ -19,9 +19,14 @@ var receiverRules = struct{ methods, fieldLines string }{
 		"group the fields that change together in a type of their own",
 }
 
-// largeReceivers are the types that may be larger, and why. Delete an entry when its type is split.
-var largeReceivers = map[string]string{
-	"controller/reconcile.ServiceWorker": "its parts are not types of their own yet",
+// largeReceivers are the types that may have more methods, how many, and why. The number only goes
+// down. Delete an entry when its type is split.
+var largeReceivers = map[string]struct {
+	methods int
+	because string
+}{
+	"controller/reconcile.ServiceWorker": {84, "its parts are not types of their own yet"},
+	"speaker/elect.Machine":              {91, "the watch and the lease are not types with all their methods yet"},
 }
 
 // statefulType is a type of the product with what the rules count.
@@ -78,9 +83,28 @@ func TestReceiversStaySmall(t *testing.T) {
 		if r.changedBy != "" {
 			changing++
 		}
-		if r.methodCount > 20 || (r.changedBy != "" && r.fieldLines > 20) {
-			t.Logf("%s: %d methods, %d field lines, changed by %q", key, r.methodCount, r.fieldLines, r.changedBy)
+		limitMethods, limitFields := maxMethods, maxFieldLines
+		if e, listed := largeReceivers[key]; listed {
+			if r.methodCount <= maxMethods {
+				t.Errorf("%s has %d methods, no more than %d: delete it from largeReceivers", key, r.methodCount, maxMethods)
+			}
+			limitMethods = e.methods
 		}
+		if r.methodCount > limitMethods {
+			t.Errorf("%s: %s has %d methods, more than %d: %s", r.place, key, r.methodCount, limitMethods, receiverRules.methods)
+		}
+		if r.changedBy != "" && r.fieldLines > limitFields {
+			t.Errorf("%s: %s has %d field lines, more than %d, and %s changes it: %s",
+				r.place, key, r.fieldLines, limitFields, r.changedBy, receiverRules.fieldLines)
+		}
+	}
+	for key := range largeReceivers {
+		if types[key] == nil {
+			t.Errorf("largeReceivers lists %s, which does not exist: delete it", key)
+		}
+	}
+	if changing == 0 {
+		t.Error("no type of the product is changed by its methods: this test looks in the wrong place")
 	}
 }
 
