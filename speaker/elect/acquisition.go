@@ -38,7 +38,7 @@ func (m *Machine) endAcquisition(a *addressState) {
 	delete(m.addressesToAcquire, a)
 	if a.acquisition != nil {
 		a.acquisition = nil
-		m.unscheduleAddress(a)
+		m.dueAddresses.unscheduleAddress(a)
 		m.updateGroupCounts(a)
 	}
 }
@@ -49,29 +49,10 @@ func (m *Machine) isAlive(n string) bool {
 	return ok && !m.liveness.isDeclaredDead(n, p.Nonce)
 }
 
-// pendingProbe is the purpose of a probe without a result. An address means an acquire probe or a
-// recheck of a held address. A node means a liveness probe about a silent node. With neither it is
-// a liveness probe for this node's lease.
-type pendingProbe struct {
-	address *addressState
-	node    string
-	sentAt  time.Time
-}
-
-func (m *Machine) registerProbe(p pendingProbe) uint64 {
-	m.lastProbeID++
-	p.sentAt = m.now
-	if len(m.probesByID) > 1<<16 { // their results were lost
-		clear(m.probesByID)
-	}
-	m.probesByID[m.lastProbeID] = p
-	return m.lastProbeID
-}
-
 // probeAddress sends an acquire probe for the address.
 func (m *Machine) probeAddress(a *addressState) {
-	m.emitEffect(AcquireProbe{
-		ID: m.registerProbe(pendingProbe{address: a}), Address: a.ip, Links: a.bid.LinkIndexes,
+	m.outbox.emitEffect(AcquireProbe{
+		ID: m.probes.registerProbe(pendingProbe{address: a}, m.now), Address: a.ip, Links: a.bid.LinkIndexes,
 		Attempts: m.timing.ProbeAttempts, Interval: m.timing.ProbeInterval,
 	})
 }
@@ -87,8 +68,7 @@ const maxProbeRetryDelay = 2 * time.Second
 
 // handleProbeResult processes the result of any probe.
 func (m *Machine) handleProbeResult(r facts.ProbeResult) {
-	p, ok := m.probesByID[r.ID]
-	delete(m.probesByID, r.ID)
+	p, ok := m.probes.takeProbe(r.ID)
 	switch {
 	case !ok:
 	case p.address == nil:
@@ -106,7 +86,7 @@ func (m *Machine) judgeAcquireProbe(a *addressState, r facts.ProbeResult) {
 	c.isProbing = false
 	switch {
 	case r.NotSent: // no link worked, so the silence means nothing
-		m.scheduleAddress(a, m.now.Add(4*m.timing.FirstProbeRetryDelay))
+		m.dueAddresses.scheduleAddress(a, m.now.Add(4*m.timing.FirstProbeRetryDelay))
 	case len(r.AnsweringMACs) > 0:
 		m.handleUnclaimedAnswer(a, c, r.AnsweringMACs[0])
 	default:
@@ -117,7 +97,7 @@ func (m *Machine) judgeAcquireProbe(a *addressState, r facts.ProbeResult) {
 		}
 		if m.isOutrankedByRival(a, r.RivalMACs) {
 			// the other node takes the address, or this one probes again
-			m.scheduleAddress(a, m.now.Add(m.timing.PerCandidateDelay))
+			m.dueAddresses.scheduleAddress(a, m.now.Add(m.timing.PerCandidateDelay))
 			return
 		}
 		m.takeAddress(a, a.claim.Epoch+1, c.reason)
@@ -138,7 +118,7 @@ func (m *Machine) handleUnclaimedAnswer(a *addressState, c *acquisition, mac fac
 	if c.answeredProbeCount++; c.answeredProbeCount == 1 {
 		c.firstAnswerAt = m.now
 	}
-	m.scheduleAddress(a, m.now.Add(m.jitteredRetryDelay(a, c)))
+	m.dueAddresses.scheduleAddress(a, m.now.Add(m.jitteredRetryDelay(a, c)))
 	c.nextProbeDelay = min(2*c.nextProbeDelay, maxProbeRetryDelay)
 	owner, known := m.nodeOfMAC(mac)
 	_, member := m.membersByName[owner]
@@ -146,12 +126,12 @@ func (m *Machine) handleUnclaimedAnswer(a *addressState, c *acquisition, mac fac
 	case !known:
 		// not at once: it may be a node that this one does not know yet
 		if c.answeredProbeCount == 2 {
-			m.emitEvent(conflictEvent(a, mac, "a host outside of the cluster (%s) answers for %s"))
+			m.outbox.emitEffect(conflictEvent(a, mac, "a host outside of the cluster (%s) answers for %s"))
 		}
 	case !member: // it holds the address, and only the gossip does not reach it
 	case a.claim.Holder != owner && c.answeredProbeCount >= strayAnswerLimit &&
 		m.lastSyncByMember[owner].After(c.firstAnswerAt): // a sync showed that it claims nothing
-		m.emitEvent(strayAnswerEvent(a, owner, mac))
+		m.outbox.emitEffect(strayAnswerEvent(a, owner, mac))
 		m.takeAddress(a, a.claim.Epoch+1, c.reason)
 	default: // its claim may be on the way
 		m.requestSync(owner)
@@ -164,22 +144,6 @@ func (m *Machine) handleUnclaimedAnswer(a *addressState, c *acquisition, mac fac
 func (m *Machine) jitteredRetryDelay(a *addressState, c *acquisition) time.Duration {
 	h := mixHashBits(rendezvousWeight(a.ip, m.self) ^ m.nonce + uint64(c.answeredProbeCount))
 	return c.nextProbeDelay/2 + time.Duration(h%uint64(c.nextProbeDelay/2))
-}
-
-// firstUnknownMAC returns the first of the Ethernet addresses that belongs to no node.
-func (m *Machine) firstUnknownMAC(macs []facts.MAC) (facts.MAC, bool) {
-	for _, mac := range macs {
-		if _, known := m.nodeOfMAC(mac); !known {
-			return mac, true
-		}
-	}
-	return facts.MAC{}, false
-}
-
-// nodeOfMAC returns the node with the Ethernet address: a current or an earlier member.
-func (m *Machine) nodeOfMAC(mac facts.MAC) (string, bool) {
-	n, ok := m.nodesByMAC[mac]
-	return n, ok
 }
 
 var reasonSentences = map[names.Reason]string{
@@ -203,15 +167,15 @@ func (m *Machine) takeAddress(a *addressState, epoch uint64, reason names.Reason
 	m.heldAddresses[a] = struct{}{}
 	m.lease.startWithFirstAddress(m.now, len(m.heldAddresses))
 	m.claimAddress(a, epoch)
-	m.emitAddressEffect(HoldAddress{intent.Binding{Address: a.ip, LinkIndexes: a.bid.LinkIndexes}})
-	m.emitEvent(e)
+	m.outbox.emitAddressEffect(HoldAddress{intent.Binding{Address: a.ip, LinkIndexes: a.bid.LinkIndexes}})
+	m.outbox.emitEffect(e)
 }
 
 // claimAddress claims the address for this node and sends the claim to all members.
 func (m *Machine) claimAddress(a *addressState, epoch uint64) {
 	c := Claim{Address: a.ip, Holder: m.self, Nonce: m.nonce, Epoch: epoch}
 	m.recordClaim(a, c)
-	m.output.claimsToBroadcast = append(m.output.claimsToBroadcast, c)
+	m.outbox.broadcastClaim(a)
 }
 
 // releaseAddress gives the address up without a successor. The epoch stays the same: a node that is
@@ -221,7 +185,7 @@ func (m *Machine) releaseAddress(a *addressState, reason names.Reason) {
 	c.Released = true
 	m.stopAnswering(a, reason)
 	m.recordClaim(a, c)
-	m.output.claimsToBroadcast = append(m.output.claimsToBroadcast, c)
+	m.outbox.broadcastClaim(a)
 }
 
 // stopAnswering stops answering for the address at once.
@@ -234,12 +198,10 @@ func (m *Machine) stopAnswering(a *addressState, reason names.Reason) {
 	delete(m.heldAddresses, a)
 	m.endMove(a)
 	m.updateGroupCounts(a)
-	m.emitAddressEffect(DropAddress{a.ip})
-	m.emitEvent(Event{Kind: EventAddressGivenUp, Address: a.ip, Reason: reason,
+	m.outbox.emitAddressEffect(DropAddress{a.ip})
+	m.outbox.emitEffect(Event{Kind: EventAddressGivenUp, Address: a.ip, Reason: reason,
 		Text: fmt.Sprintf("%s is no longer held by node %s: %s", a.ip, m.self, reasonSentences[reason])})
 }
-
-func (m *Machine) emitEvent(e Event) { m.emitEffect(e) }
 
 // handleConflict processes an answer of another host for an address that this node holds.
 //
@@ -255,8 +217,8 @@ func (m *Machine) handleConflict(c facts.Conflict) {
 	_, member := m.membersByName[owner]
 	switch {
 	case !known:
-		m.emitEffect(RejoinGossip{}) // it may be a member that this node lost
-		m.emitEvent(conflictEvent(a, c.MAC, "another host (%s) answers for %s, which this node holds"))
+		m.outbox.emitEffect(RejoinGossip{}) // it may be a member that this node lost
+		m.outbox.emitEffect(conflictEvent(a, c.MAC, "another host (%s) answers for %s, which this node holds"))
 	case m.lease.isExpired: // this node was the one that was away
 		m.yieldAddress(a)
 	case member && m.now.Sub(a.claimSentToRivalAt) > 2*maxProbeRetryDelay:
@@ -268,20 +230,20 @@ func (m *Machine) handleConflict(c facts.Conflict) {
 			m.exchangeClaims(a, owner)
 			return
 		}
-		m.emitEvent(strayAnswerEvent(a, owner, c.MAC))
+		m.outbox.emitEffect(strayAnswerEvent(a, owner, c.MAC))
 	case !member && !a.bid.IsEligible(owner): // an earlier node
-		m.emitEvent(conflictEvent(a, c.MAC, "another host (%s) answers for %s, which this node holds"))
+		m.outbox.emitEffect(conflictEvent(a, c.MAC, "another host (%s) answers for %s, which this node holds"))
 	case a.bid.IsEligible(owner) && rendezvousWeight(a.ip, owner) > rendezvousWeight(a.ip, m.self):
 		m.yieldAddress(a)
 	default:
-		m.emitEffect(RejoinGossip{})
-		m.emitAddressEffect(RepeatAnnouncement{a.ip})
+		m.outbox.emitEffect(RejoinGossip{})
+		m.outbox.emitAddressEffect(RepeatAnnouncement{a.ip})
 	}
 }
 
 // exchangeClaims sends a member the claim to the address and asks it for its claims.
 func (m *Machine) exchangeClaims(a *addressState, with string) {
-	m.queueClaim(kindClaims, with, a.claim)
+	m.outbox.queueClaim(kindClaims, with, a.claim)
 	m.requestSync(with)
 }
 
@@ -308,20 +270,6 @@ func strayAnswerEvent(a *addressState, node string, mac facts.MAC) Event {
 func (m *Machine) yieldAddress(a *addressState) {
 	m.releaseAddress(a, reasonSuperseded)
 	m.reconcileAddress(a)
-}
-
-func (m *Machine) recordMemberMACs() {
-	for _, n := range m.memberNames {
-		for _, mac := range m.membersByName[n].MACs {
-			if n != m.self {
-				m.nodesByMAC[mac] = n
-			}
-		}
-	}
-	if len(m.nodesByMAC) > 64*len(m.memberNames)+4096 {
-		// network cards were replaced often: start over
-		m.nodesByMAC = map[facts.MAC]string{}
-	}
 }
 
 // haveLinksChanged reports whether a held address moves to other links of this node.

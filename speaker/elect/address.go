@@ -111,23 +111,6 @@ func (m *Machine) isLiveClaim(c Claim) bool {
 	return n == 0 || n == c.Nonce
 }
 
-// scheduleAddress schedules work on the address for the given time.
-func (m *Machine) scheduleAddress(a *addressState, due time.Time) {
-	a.dueAt = due
-	if a.queueIndex < 0 {
-		heap.Push(&m.dueAddresses, a)
-		return
-	}
-	heap.Fix(&m.dueAddresses, a.queueIndex)
-}
-
-// unscheduleAddress removes the address from the queue of due addresses.
-func (m *Machine) unscheduleAddress(a *addressState) {
-	if a.queueIndex >= 0 {
-		heap.Remove(&m.dueAddresses, a.queueIndex)
-	}
-}
-
 // claimRetentionTimeout is how long a claim is kept after no node may hold its address any more. It
 // is longer than a detected partition takes to heal. Otherwise the other side could bring an old
 // claim back as a new one.
@@ -156,13 +139,31 @@ func (m *Machine) forgetIdleAddresses() {
 			m.claimBuckets[m.lastSweptBucket].removeAddress(a)
 			delete(m.addressesByHolder[a.claim.Holder], a)
 			delete(m.addressesByIP, a.ip)
-			delete(m.claimRepeatsLeftByAddress, a)
+			delete(m.outbox.claimRepeatsLeft, a)
 		}
 	}
 }
 
-// addressQueue is a heap of addresses, ordered by the time at which they are due.
+// addressQueue is a heap of addresses, ordered by the time at which they are due. The first entry
+// is the next deadline. Its owner removes an entry before it does the work.
 type addressQueue []*addressState
+
+// scheduleAddress schedules work on the address for the given time.
+func (l *addressQueue) scheduleAddress(a *addressState, due time.Time) {
+	a.dueAt = due
+	if a.queueIndex < 0 {
+		heap.Push(l, a)
+		return
+	}
+	heap.Fix(l, a.queueIndex)
+}
+
+// unscheduleAddress removes the address from the queue.
+func (l *addressQueue) unscheduleAddress(a *addressState) {
+	if a.queueIndex >= 0 {
+		heap.Remove(l, a.queueIndex)
+	}
+}
 
 // Len is part of heap.Interface, like the methods that follow.
 func (l addressQueue) Len() int { return len(l) }

@@ -95,12 +95,12 @@ func (m *Machine) mergeReceivedClaim(from string, c Claim) {
 	case a.isHeld && m.membersByName[from].Name != "":
 		// The sender is behind. If it answers for the address too, hosts on the segment have to
 		// learn the right holder again.
-		m.queueClaim(kindClaims, from, known)
+		m.outbox.queueClaim(kindClaims, from, known)
 		if c.Holder != m.self && m.isLiveClaim(c) {
-			m.emitAddressEffect(RepeatAnnouncement{a.ip})
+			m.outbox.emitAddressEffect(RepeatAnnouncement{a.ip})
 		}
 	case from == c.Holder && from != "": // it does not know yet that it lost the address
-		m.queueClaim(kindClaims, from, known)
+		m.outbox.queueClaim(kindClaims, from, known)
 	}
 }
 
@@ -122,7 +122,7 @@ func (m *Machine) acceptClaim(a *addressState, c Claim) {
 		// released by this node, then forgotten
 		c.Released = true
 		m.recordClaim(a, c)
-		m.output.claimsToBroadcast = append(m.output.claimsToBroadcast, c)
+		m.outbox.broadcastClaim(a)
 	default:
 		m.recordClaim(a, c)
 	}
@@ -148,7 +148,7 @@ func (m *Machine) deferOrphanClaim(a *addressState, c Claim) {
 		a.orphanSince = m.now
 		m.addressesWithOrphanClaim[a] = struct{}{}
 		if a.move == nil {
-			m.scheduleAddress(a, m.now.Add(orphanClaimTimeout))
+			m.dueAddresses.scheduleAddress(a, m.now.Add(orphanClaimTimeout))
 		}
 	}
 	if c.supersedes(a.orphanClaim) {
@@ -184,7 +184,7 @@ func (m *Machine) forgetOrphanClaim(a *addressState) {
 	a.orphanClaim = Claim{}
 	delete(m.addressesWithOrphanClaim, a)
 	if a.move == nil {
-		m.unscheduleAddress(a)
+		m.dueAddresses.unscheduleAddress(a)
 	}
 }
 
@@ -292,19 +292,30 @@ type syncRequest struct {
 	receivedBuckets map[uint64]bool // buckets that arrived
 }
 
+// syncRequests are the requests without a full answer. One that is older than its timeout counts as
+// lost.
+type syncRequests struct {
+	lastID       uint64
+	requestsByID map[uint64]syncRequest
+}
+
+// beginRequest returns the ID of a new request to a member.
+func (s *syncRequests) beginRequest(member string, now time.Time, timeout time.Duration) uint64 {
+	s.lastID++
+	s.requestsByID[s.lastID] = syncRequest{member: member, sentAt: now, receivedBuckets: map[uint64]bool{}}
+	maps.DeleteFunc(s.requestsByID, func(_ uint64, r syncRequest) bool { return now.Sub(r.sentAt) > timeout })
+	return s.lastID
+}
+
 // requestSync asks a member for all buckets that differ. Afterwards both members know the same
 // claims.
 func (m *Machine) requestSync(to string) {
-	m.lastSyncRequestID++
-	b := binary.AppendUvarint(encodeMessageHeader(kindSyncRequest), m.lastSyncRequestID)
+	id := m.syncRequests.beginRequest(to, m.now, m.timing.StartupDelay)
+	b := binary.AppendUvarint(encodeMessageHeader(kindSyncRequest), id)
 	for i := range m.claimBuckets {
 		b = binary.BigEndian.AppendUint32(b, uint32(m.claimBuckets[i].digest))
 	}
-	m.syncRequestsByID[m.lastSyncRequestID] = syncRequest{member: to, sentAt: m.now, receivedBuckets: map[uint64]bool{}}
-	maps.DeleteFunc(m.syncRequestsByID, func(_ uint64, r syncRequest) bool {
-		return m.now.Sub(r.sentAt) > m.timing.StartupDelay
-	})
-	m.sendMessage(to, b)
+	m.outbox.sendMessage(to, b)
 }
 
 // answerSyncRequest sends each bucket that differs as a whole. If none differs, it sends one empty
@@ -322,12 +333,12 @@ func (m *Machine) answerSyncRequest(to string, r *messageReader) {
 	}
 	prefix := binary.AppendUvarint(binary.AppendUvarint(encodeMessageHeader(kindSyncDelta), id), uint64(len(differ)))
 	if len(differ) == 0 {
-		m.sendMessage(to, prefix)
+		m.outbox.sendMessage(to, prefix)
 		return
 	}
 	for _, i := range differ {
 		b := binary.AppendUvarint(slices.Clone(prefix), uint64(i))
-		m.sendMessage(to, appendClaims(b, m.claimBuckets[i].sortedClaims()))
+		m.outbox.sendMessage(to, appendClaims(b, m.claimBuckets[i].sortedClaims()))
 	}
 }
 
@@ -335,7 +346,7 @@ func (m *Machine) answerSyncRequest(to string, r *messageReader) {
 // lacks.
 func (m *Machine) mergeSyncDelta(from string, r *messageReader) {
 	id, n := r.readUvarint(), r.readUvarint()
-	e, ok := m.syncRequestsByID[id]
+	e, ok := m.syncRequests.requestsByID[id]
 	if r.err != nil || !ok || e.member != from {
 		return
 	}
@@ -352,13 +363,13 @@ func (m *Machine) mergeSyncDelta(from string, r *messageReader) {
 		}
 		for _, c := range m.claimBuckets[i].sortedClaims() {
 			if t, ok := theirs[c.Address]; !ok || c.supersedes(t) {
-				m.queueClaim(kindClaims, from, c)
+				m.outbox.queueClaim(kindClaims, from, c)
 			}
 		}
 		e.receivedBuckets[i] = true
 	}
 	if uint64(len(e.receivedBuckets)) >= n {
-		delete(m.syncRequestsByID, id)
+		delete(m.syncRequests.requestsByID, id)
 		m.lastSyncByMember[from] = m.now
 		m.recordSignOfLife(from)
 		m.declareAlive(from) // it answered, so any report of its death is wrong

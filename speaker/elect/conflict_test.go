@@ -115,9 +115,9 @@ func TestAHigherClaimWinsOnlyIfItsHolderLives(t *testing.T) {
 				return
 			}
 			m := w.nodesByName["other"].machine
-			m.output = stepOutput{}
+			m.outbox.beginStep()
 			m.takeAddress(m.ensureAddressState(claim.Address), claim.Epoch, reasonUnheld)
-			for _, e := range m.orderedEffects() {
+			for _, e := range m.outbox.orderedEffects(m.otherMembers) {
 				w.performEffect(w.nodesByName["other"], e)
 			}
 			w.gossipPartByNode["other"] = 0

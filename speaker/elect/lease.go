@@ -115,13 +115,12 @@ func (m *Machine) detectProcessPause(now time.Time) {
 // repeatAddressProbes ignores the results of all probes under way, and schedules the acquire probes
 // again.
 func (m *Machine) repeatAddressProbes() {
-	for _, p := range m.probesByID {
+	for _, p := range m.probes.takeAll() {
 		if a := p.address; a != nil && a.acquisition != nil && a.acquisition.isProbing {
 			a.acquisition.isProbing = false
-			m.scheduleAddress(a, m.now)
+			m.dueAddresses.scheduleAddress(a, m.now)
 		}
 	}
-	clear(m.probesByID)
 }
 
 // mayHaveStaleMessages reports whether messages from a pause of this process may still wait. An
@@ -132,7 +131,7 @@ func (m *Machine) mayHaveStaleMessages() bool {
 
 func (m *Machine) expireLease() {
 	l := &m.lease
-	*l = lease{isExpired: true, expiredAt: m.now, confirmedAt: l.confirmedAt, firstValidSyncID: m.lastSyncRequestID + 1}
+	*l = lease{isExpired: true, expiredAt: m.now, confirmedAt: l.confirmedAt, firstValidSyncID: m.syncRequests.lastID + 1}
 }
 
 // maintainLease sends liveness probes when acknowledgements are missing, expires the lease when
@@ -159,8 +158,8 @@ func (m *Machine) maintainLease() {
 }
 
 func (m *Machine) probeLiveness(p pendingProbe) {
-	m.emitEffect(LivenessProbe{
-		ID: m.registerProbe(p), Attempts: m.timing.ProbeAttempts, Interval: m.timing.ProbeInterval,
+	m.outbox.emitEffect(LivenessProbe{
+		ID: m.probes.registerProbe(p, m.now), Attempts: m.timing.ProbeAttempts, Interval: m.timing.ProbeInterval,
 	})
 }
 
@@ -175,7 +174,7 @@ func (m *Machine) tryRegainLease() {
 		l.lastSyncAt = m.now
 		for i := range min(3, len(m.otherMembers)) {
 			// start with another member each time, since some may be dead
-			m.requestSync(m.otherMembers[(int(m.lastSyncRequestID)+i)%len(m.otherMembers)])
+			m.requestSync(m.otherMembers[(int(m.syncRequests.lastID)+i)%len(m.otherMembers)])
 		}
 		m.probeLiveness(pendingProbe{})
 	}
@@ -239,7 +238,7 @@ func (m *Machine) regainLease() {
 	l.isExpired, l.recheckRunning = false, false
 	l.lastProbeAt = m.now
 	for _, a := range sortedByIP(m.heldAddresses) {
-		m.emitAddressEffect(RepeatAnnouncement{a.ip})
+		m.outbox.emitAddressEffect(RepeatAnnouncement{a.ip})
 	}
 }
 

@@ -1,10 +1,8 @@
 package elect
 
 import (
-	"cmp"
 	"encoding/binary"
 	"maps"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -112,34 +110,6 @@ func (w *livenessWatch) forgetGoneMembers(members map[string]facts.Member) {
 	}
 }
 
-// buildWatchRing orders the members by a hash of their names. Nodes in one rack may fail together,
-// and their names are often adjacent in alphabetical order.
-func (m *Machine) buildWatchRing() {
-	m.watchRing, m.ringPositions = slices.Clone(m.memberNames), make(map[string]int, len(m.memberNames))
-	hash := func(n string) uint64 { return rendezvousWeight(netip.IPv6Unspecified(), n) }
-	slices.SortFunc(m.watchRing, func(x, y string) int {
-		return cmp.Or(cmp.Compare(hash(x), hash(y)), cmp.Compare(x, y))
-	})
-	for i, n := range m.watchRing {
-		m.ringPositions[n] = i
-	}
-}
-
-// ringNeighbours returns the k members after n in the ring, without n. A negative k returns the
-// members before n.
-func (m *Machine) ringNeighbours(n string, k int) []string {
-	i := m.ringPositions[n]
-	step, size := 1, len(m.watchRing)
-	if k < 0 {
-		step, k = size-1, -k
-	}
-	var out []string
-	for j := 1; j < size && len(out) < k; j++ {
-		out = append(out, m.watchRing[(i+j*step)%size])
-	}
-	return out
-}
-
 // adoptUnwatchedNodes finds the nodes whose watchers are all dead and for which this node is among
 // the next living ones. These nodes send this node no beacons. It has to ask them.
 func (m *Machine) adoptUnwatchedNodes() {
@@ -195,7 +165,7 @@ func (m *Machine) sendDueBeacon() {
 		return
 	}
 	m.liveness.lastBeaconAt = m.now
-	m.repeatNewClaims()
+	m.outbox.repeatNewClaims(m.otherMembers)
 	m.sendBeacon(m.liveness.watchers)
 }
 
@@ -214,7 +184,7 @@ func (m *Machine) sendBeacon(names []string) {
 		b := binary.AppendUvarint(encodeMessageHeader(kindBeacon), m.nonce)
 		b = binary.AppendUvarint(b, w.beaconSeq)
 		b = binary.AppendUvarint(b, m.claimsDigest)
-		m.sendMessage(n, append(b, flags))
+		m.outbox.sendMessage(n, append(b, flags))
 	}
 }
 
@@ -242,7 +212,7 @@ func (m *Machine) handleBeacon(from string, r *messageReader) {
 	if flags&flagAckRequested != 0 {
 		b := binary.AppendUvarint(encodeMessageHeader(kindBeaconAck), nonce)
 		b = binary.AppendUvarint(b, seq)
-		m.sendMessage(from, binary.AppendUvarint(b, m.claimsDigest))
+		m.outbox.sendMessage(from, binary.AppendUvarint(b, m.claimsDigest))
 	}
 	m.syncIfDigestDiffers(from, h, digest)
 }
@@ -334,7 +304,7 @@ func (m *Machine) broadcastSuspicion(n string, h *beaconRecord) {
 	b = binary.AppendUvarint(b, uint64(m.now.Sub(h.lastHeardAt).Milliseconds()))
 	for _, o := range m.otherMembers {
 		if o != n {
-			m.sendMessage(o, b)
+			m.outbox.sendMessage(o, b)
 		}
 	}
 }

@@ -84,7 +84,6 @@ func DefaultTiming() Timing {
 
 // Machine is the state of the protocol on one node.
 type Machine struct {
-	self      string
 	nonce     uint64
 	timing    Timing
 	startedAt time.Time
@@ -96,62 +95,51 @@ type Machine struct {
 	// addresses with claims, by the claim's holder
 	addressesByHolder map[string]map[*addressState]struct{}
 	// acquisitions to start at the end of the step
-	addressesToAcquire map[*addressState]struct{}
-	dueAddresses       addressQueue
-	claimBuckets       [claimBucketCount]claimBucket
-	claimsDigest       uint64 // XOR of the buckets' digests
-	groupsByKey        map[uint64]*candidateGroup
-	// new claims, with the number of repetitions that are still to be sent
-	claimRepeatsLeftByAddress map[*addressState]int
-	addressesWithOrphanClaim  map[*addressState]struct{}
-	lastSweepAt               time.Time // when forgetIdleAddresses last examined a bucket
-	lastSweptBucket           int
-	lastRebalanceAt           time.Time // when a rebalance was last considered
-	membersChangedAt          time.Time // when a member last came or went
+	addressesToAcquire       map[*addressState]struct{}
+	dueAddresses             addressQueue
+	claimBuckets             [claimBucketCount]claimBucket
+	claimsDigest             uint64 // XOR of the buckets' digests
+	groupsByKey              map[uint64]*candidateGroup
+	addressesWithOrphanClaim map[*addressState]struct{}
+	lastSweepAt              time.Time // when forgetIdleAddresses last examined a bucket
+	lastSweptBucket          int
+	lastRebalanceAt          time.Time // when a rebalance was last considered
 
-	membersByName map[string]facts.Member
-	memberNames   []string             // sorted
-	watchRing     []string             // the members in the order in which they watch each other
-	ringPositions map[string]int       // index in watchRing
-	otherMembers  []string             // memberNames without this node
-	nodesByMAC    map[facts.MAC]string // current or last owner of each Ethernet address
-	liveness      livenessWatch
-	lease         lease
+	membership
+	liveness livenessWatch
+	lease    lease
 	// lastSyncByMember is when each member last answered a sync request with all its claims.
-	lastSyncByMember  map[string]time.Time
-	lastSyncRequestID uint64
-	syncRequestsByID  map[uint64]syncRequest
+	lastSyncByMember map[string]time.Time
+	syncRequests     syncRequests
 
 	bidsReceived        bool // the first BidsChanged came
 	fullStateReceived   bool // the full state of another member came
 	acquisitionsAllowed bool // see allowAcquisitions
 	leaving             bool // HandoverRequested came
 	handoverReported    bool // HandoverFinished was an effect
-	lastProbeID         uint64
-	probesByID          map[uint64]pendingProbe
+	probes              pendingProbes
 
-	output stepOutput
+	outbox outbox
 }
 
 // New returns a Machine that holds no address.
 func New(self string, nonce uint64, timing Timing, now time.Time) *Machine {
 	m := &Machine{
-		self: self, nonce: nonce, timing: timing, startedAt: now, now: now,
-		addressesByIP:             map[netip.Addr]*addressState{},
-		heldAddresses:             map[*addressState]struct{}{},
-		addressesByHolder:         map[string]map[*addressState]struct{}{},
-		addressesToAcquire:        map[*addressState]struct{}{},
-		groupsByKey:               map[uint64]*candidateGroup{},
-		claimRepeatsLeftByAddress: map[*addressState]int{},
-		addressesWithOrphanClaim:  map[*addressState]struct{}{},
-		lastSweepAt:               now,
-		lastRebalanceAt:           now,
-		membersChangedAt:          now,
-		nodesByMAC:                map[facts.MAC]string{},
-		liveness:                  newLivenessWatch(),
-		lastSyncByMember:          map[string]time.Time{},
-		syncRequestsByID:          map[uint64]syncRequest{},
-		probesByID:                map[uint64]pendingProbe{},
+		nonce: nonce, timing: timing, startedAt: now, now: now,
+		addressesByIP:            map[netip.Addr]*addressState{},
+		heldAddresses:            map[*addressState]struct{}{},
+		addressesByHolder:        map[string]map[*addressState]struct{}{},
+		addressesToAcquire:       map[*addressState]struct{}{},
+		groupsByKey:              map[uint64]*candidateGroup{},
+		outbox:                   outbox{claimRepeatsLeft: map[*addressState]int{}},
+		addressesWithOrphanClaim: map[*addressState]struct{}{},
+		lastSweepAt:              now,
+		lastRebalanceAt:          now,
+		membership:               membership{self: self, membersChangedAt: now, nodesByMAC: map[facts.MAC]string{}},
+		liveness:                 newLivenessWatch(),
+		lastSyncByMember:         map[string]time.Time{},
+		syncRequests:             syncRequests{requestsByID: map[uint64]syncRequest{}},
+		probes:                   pendingProbes{probesByID: map[uint64]pendingProbe{}},
 	}
 	m.applyMembers(facts.MemberSet{})
 	return m
@@ -159,14 +147,14 @@ func New(self string, nonce uint64, timing Timing, now time.Time) *Machine {
 
 // Step processes facts that become known at one time. It returns what has to be done, in order.
 func (m *Machine) Step(now time.Time, inputs ...Input) []Effect {
-	m.output = stepOutput{}
+	m.outbox.beginStep()
 	m.detectProcessPause(now)
 	m.now = now
 	for _, in := range inputs {
 		m.applyInput(in)
 	}
 	m.performDueWork()
-	return m.orderedEffects()
+	return m.outbox.orderedEffects(m.otherMembers)
 }
 
 func (m *Machine) applyInput(in Input) {
@@ -200,13 +188,13 @@ func (m *Machine) performDueWork() {
 	m.beginAcquisitions()
 	for len(m.dueAddresses) > 0 && !m.now.Before(m.dueAddresses[0].dueAt) {
 		a := m.dueAddresses[0]
-		m.unscheduleAddress(a)
+		m.dueAddresses.unscheduleAddress(a)
 		switch {
 		case a.acquisition != nil:
 			a.acquisition.isProbing = true
 			m.probeAddress(a)
 			// in case that the probe's result is lost
-			m.scheduleAddress(a, m.now.Add(10*m.timing.StartupDelay))
+			m.dueAddresses.scheduleAddress(a, m.now.Add(10*m.timing.StartupDelay))
 		case a.move != nil:
 			m.offerToNextCandidate(a)
 		case a.orphanClaim.Epoch > 0:
@@ -217,7 +205,7 @@ func (m *Machine) performDueWork() {
 	m.forgetIdleAddresses()
 	if m.leaving && !m.handoverReported && len(m.heldAddresses) == 0 {
 		m.handoverReported = true
-		m.output.handoverFinished = true
+		m.outbox.handoverFinished = true
 	}
 }
 
@@ -284,7 +272,7 @@ func (m *Machine) applyBids(in BidsChanged) {
 		a.bid = b
 		if a.isHeld && haveLinksChanged(old, b) && len(b.LinkIndexes) > 0 {
 			// without links it answers on the old ones until another node takes over
-			m.emitAddressEffect(HoldAddress{intent.Binding{Address: a.ip, LinkIndexes: b.LinkIndexes}})
+			m.outbox.emitAddressEffect(HoldAddress{intent.Binding{Address: a.ip, LinkIndexes: b.LinkIndexes}})
 		}
 		m.reconcileAddress(a)
 	}
@@ -292,24 +280,10 @@ func (m *Machine) applyBids(in BidsChanged) {
 
 // applyMembers processes the set of live members. It always includes this node.
 func (m *Machine) applyMembers(set facts.MemberSet) {
-	old := m.membersByName
-	m.membersByName = map[string]facts.Member{m.self: {Name: m.self, Nonce: m.nonce}}
-	for _, p := range set.Members {
-		if p.Name != m.self {
-			m.membersByName[p.Name] = p
-		}
-	}
-	m.memberNames = m.memberNames[:0]
-	for n := range m.membersByName {
-		m.memberNames = append(m.memberNames, n)
-	}
-	slices.Sort(m.memberNames)
-	m.otherMembers = slices.DeleteFunc(slices.Clone(m.memberNames), func(n string) bool { return n == m.self })
-	m.buildWatchRing()
+	old := m.replaceMembers(set, m.nonce)
 	m.liveness.forgetGoneMembers(m.membersByName)
 	m.liveness.watchers = m.ringNeighbours(m.self, watchersPerMember)
 	m.liveness.watchedMembers = m.ringNeighbours(m.self, -watchersPerMember)
-	m.recordMemberMACs()
 	m.adoptUnwatchedNodes()
 	mine := sortedByIP(m.heldAddresses)
 	for _, n := range m.memberNames {
@@ -317,7 +291,7 @@ func (m *Machine) applyMembers(set facts.MemberSet) {
 			m.membersChangedAt = m.now
 			m.reconcileAddressesOfHolder(n)
 			for _, a := range mine { // it may hold the same addresses if a partition healed
-				m.queueClaim(kindClaims, n, a.claim)
+				m.outbox.queueClaim(kindClaims, n, a.claim)
 			}
 		}
 	}

@@ -44,7 +44,7 @@ func (m *Machine) beginMove(a *addressState) {
 func (m *Machine) endMove(a *addressState) {
 	if a.move != nil {
 		a.move = nil
-		m.unscheduleAddress(a)
+		m.dueAddresses.unscheduleAddress(a)
 	}
 }
 
@@ -54,8 +54,8 @@ func (m *Machine) offerAddress(a *addressState, to string) {
 	v.offeredEpoch = max(v.offeredEpoch, a.claim.Epoch) + 1
 	v.target = to
 	v.triedNodes = append(v.triedNodes, to)
-	m.scheduleAddress(a, m.now.Add(m.timing.OfferTimeout))
-	m.queueClaim(kindOffer, to, Claim{Address: a.ip, Holder: to, Epoch: v.offeredEpoch})
+	m.dueAddresses.scheduleAddress(a, m.now.Add(m.timing.OfferTimeout))
+	m.outbox.queueClaim(kindOffer, to, Claim{Address: a.ip, Holder: to, Epoch: v.offeredEpoch})
 	m.updateGroupCounts(a) // place the next address as if this one had moved
 }
 
@@ -85,7 +85,7 @@ func (m *Machine) offerToNextCandidate(a *addressState) {
 		return
 	}
 	v.target, v.triedNodes = "", nil
-	m.scheduleAddress(a, m.now.Add(retryDelay))
+	m.dueAddresses.scheduleAddress(a, m.now.Add(retryDelay))
 	m.updateGroupCounts(a)
 }
 
@@ -100,7 +100,7 @@ func (m *Machine) handleOffers(from string, claims []Claim) {
 		known := a.claim
 		stale := c.Epoch <= known.Epoch || (known.Holder != from && m.isLiveClaim(known))
 		if !able || stale || a.isHeld || c.Holder != m.self {
-			m.queueClaim(kindRefusal, from, c)
+			m.outbox.queueClaim(kindRefusal, from, c)
 			continue
 		}
 		m.takeAddress(a, c.Epoch, reasonHandedOver)

@@ -178,7 +178,7 @@ func (m *Machine) beginAcquisitions() {
 			rank++
 		}
 		m.updateGroupCounts(a)
-		m.scheduleAddress(a, m.now.Add(wait+time.Duration(rank)*m.timing.PerCandidateDelay))
+		m.dueAddresses.scheduleAddress(a, m.now.Add(wait+time.Duration(rank)*m.timing.PerCandidateDelay))
 	}
 }
 

@@ -24,19 +24,19 @@ func (m *Machine) writeModelState(w io.Writer) {
 		if v := a.move; v != nil {
 			fmt.Fprint(w, *v)
 		}
-		fmt.Fprint(w, m.claimRepeatsLeftByAddress[a])
+		fmt.Fprint(w, m.outbox.claimRepeatsLeft[a])
 	}
 	l := m.lease
 	fmt.Fprint(w, l.isExpired, since(l.expiredAt), since(l.confirmedAt), since(l.lastProbeAt))
 	fmt.Fprint(w, l.firstValidSyncID, l.recheckRunning, l.uncheckedCount, l.isIsolated, m.mayHaveStaleMessages())
-	fmt.Fprint(w, m.memberNames, m.leaving, m.acquisitionsAllowed, since(m.liveness.lastBeaconAt), m.lastSyncRequestID, m.lastProbeID)
+	fmt.Fprint(w, m.memberNames, m.leaving, m.acquisitionsAllowed, since(m.liveness.lastBeaconAt), m.syncRequests.lastID, m.probes.lastProbeID)
 	for _, n := range slices.Sorted(maps.Keys(m.liveness.recordsByMember)) {
 		h := *m.liveness.recordsByMember[n]
 		fmt.Fprint(w, n, h.lastSeq, since(h.lastHeardAt), h.isSilent, since(h.silenceReportedAt), h.retractionsLeft)
 		fmt.Fprint(w, since(h.digestDiffersSince), since(h.syncRequestedAt), since(m.lastSyncByMember[n]))
 	}
 	fmt.Fprint(w, m.liveness.witnessesByNode, m.liveness.deadNonceByNode, m.liveness.leavingNodes)
-	fmt.Fprint(w, m.liveness.connectedWitnesses, len(m.syncRequestsByID))
+	fmt.Fprint(w, m.liveness.connectedWitnesses, len(m.syncRequests.requestsByID))
 }
 
 // modelScenario is a fault, and what must be true afterwards.

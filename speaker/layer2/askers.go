@@ -81,60 +81,17 @@ func (n *AskerCache) ForgetLink(link int) {
 	}
 }
 
-// unicastNotice is a notice to one neighbour that this node now answers for an address.
-type unicastNotice struct {
-	announcement Announcement
-	target       facts.Neighbour
-	dueAt        time.Time
-}
-
-// secondNoticeDelay is the delay of the second notice. It covers a lost frame, and Linux hosts that
-// ignore a change that follows another within a second.
-const secondNoticeDelay = 1100 * time.Millisecond
-
 // scheduleNotices schedules two notices to each host that asked for an address.
 func (e *Engine) scheduleNotices(a netip.Addr, l facts.Link) {
 	now := e.now()
-	for _, to := range e.askers.NoticeTargets(a, l, now) {
-		n := unicastNotice{announcement: Announcement{a, l.Index}, target: to, dueAt: now}
-		e.firstNotices = append(e.firstNotices, n)
-		n.dueAt = now.Add(secondNoticeDelay)
-		e.repeatedNotices = append(e.repeatedNotices, n)
-	}
+	e.notices.scheduleNotices(Announcement{a, l.Index}, e.askers.NoticeTargets(a, l, now), now)
 }
 
-// noticeBatchSize is how many notices are sent each announcementBatchInterval, besides the
-// announcements.
-const noticeBatchSize = 50
-
-// sendDueNotices sends the notices that are due, at most noticeBatchSize of them each
-// announcementBatchInterval, and returns when the next one is due.
+// sendDueNotices sends the notices that are due, and returns when the next one is due.
 func (e *Engine) sendDueNotices(now time.Time) time.Time {
-	if now.Before(e.nextNoticeBatchAt) {
-		return e.nextNoticeBatchAt
-	}
-	var next time.Time
-	room := noticeBatchSize
-	// each sorted by time
-	for _, queue := range []*[]unicastNotice{&e.firstNotices, &e.repeatedNotices} {
-		for len(*queue) > 0 && !(*queue)[0].dueAt.After(now) && room > 0 {
-			e.sendNotice((*queue)[0])
-			*queue = (*queue)[1:]
-			room--
-		}
-		if len(*queue) == 0 {
-			*queue = nil // frees the memory
-			continue
-		}
-		if at := (*queue)[0].dueAt; next.IsZero() || at.Before(next) {
-			next = at
-		}
-	}
-	if room == 0 {
-		e.nextNoticeBatchAt = now.Add(announcementBatchInterval)
-		if next.Before(e.nextNoticeBatchAt) && !next.IsZero() {
-			next = e.nextNoticeBatchAt
-		}
+	due, next := e.notices.Advance(now)
+	for _, n := range due {
+		e.sendNotice(n)
 	}
 	return next
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
+// conflictKey is a host that claims a held address.
 type conflictKey struct {
 	address netip.Addr
 	mac     facts.MAC
@@ -25,28 +26,70 @@ const (
 	defendInterval = 10 * time.Second
 )
 
+// conflictLimiter decides which claims of other hosts to held addresses are reported, and when an
+// address is defended. It reads no clock. Call forgetAddress when an address is no longer held. The
+// zero value is not usable.
+type conflictLimiter struct {
+	reportedAt map[conflictKey]time.Time
+	// oldReportsDeletedAt is when old entries were last deleted from reportedAt.
+	oldReportsDeletedAt time.Time
+	defendedAt          map[netip.Addr]time.Time
+}
+
+func newConflictLimiter() *conflictLimiter {
+	return &conflictLimiter{reportedAt: map[conflictKey]time.Time{}, defendedAt: map[netip.Addr]time.Time{}}
+}
+
+// reportOutcome is what happens to a claim of another host.
+type reportOutcome uint8
+
+const (
+	reportRepeated reportOutcome = iota // it was reported a short time ago
+	reportDue                           // it has to be reported
+	reportDropped                       // too many hosts claim addresses
+)
+
+// admitReport decides whether a claim is reported now.
+func (c *conflictLimiter) admitReport(k conflictKey, now time.Time) reportOutcome {
+	last, known := c.reportedAt[k]
+	if known && now.Sub(last) < conflictReportInterval {
+		return reportRepeated
+	}
+	if !known && len(c.reportedAt) >= conflictHostsLimit {
+		// a flood must not cause a scan for each frame
+		if now.Sub(c.oldReportsDeletedAt) < conflictReportInterval {
+			return reportDropped
+		}
+		c.oldReportsDeletedAt = now
+		maps.DeleteFunc(c.reportedAt, func(_ conflictKey, t time.Time) bool { return now.Sub(t) >= conflictReportInterval })
+		if len(c.reportedAt) >= conflictHostsLimit {
+			return reportDropped
+		}
+	}
+	c.reportedAt[k] = now
+	return reportDue
+}
+
+// admitDefence reports whether the address is defended now.
+func (c *conflictLimiter) admitDefence(a netip.Addr, now time.Time) bool {
+	if last, ok := c.defendedAt[a]; ok && now.Sub(last) < defendInterval {
+		return false
+	}
+	c.defendedAt[a] = now
+	return true
+}
+
+// forgetAddress forgets when the address was defended.
+func (c *conflictLimiter) forgetAddress(a netip.Addr) { delete(c.defendedAt, a) }
+
 // reportConflict reports a frame whose sender claims a held address.
 func (e *Engine) reportConflict(f Frame, link int) {
-	k, now := conflictKey{f.SenderIP, f.SenderMAC}, e.now()
-	last, known := e.conflictReportedAt[k]
-	if known && now.Sub(last) < conflictReportInterval {
-		return
+	switch e.conflicts.admitReport(conflictKey{f.SenderIP, f.SenderMAC}, e.now()) {
+	case reportDropped:
+		e.droppedEventCount.Add(1)
+	case reportDue:
+		e.reports.Put(facts.Conflict{Address: f.SenderIP, MAC: f.SenderMAC, LinkIndex: link})
 	}
-	if !known && len(e.conflictReportedAt) >= conflictHostsLimit {
-		// a flood must not cause a scan for each frame
-		if now.Sub(e.oldConflictsDeletedAt) < conflictReportInterval {
-			e.droppedEventCount.Add(1)
-			return
-		}
-		e.oldConflictsDeletedAt = now
-		maps.DeleteFunc(e.conflictReportedAt, func(_ conflictKey, t time.Time) bool { return now.Sub(t) >= conflictReportInterval })
-		if len(e.conflictReportedAt) >= conflictHostsLimit {
-			e.droppedEventCount.Add(1)
-			return
-		}
-	}
-	e.conflictReportedAt[k] = now
-	e.reports.Put(facts.Conflict{Address: f.SenderIP, MAC: f.SenderMAC, LinkIndex: link})
 }
 
 // announceDefence counts the claim of another host and announces the address.
@@ -56,11 +99,9 @@ func (e *Engine) announceDefence(a netip.Addr) {
 		return
 	}
 	h.counters.conflicts.Add(1)
-	now := e.now()
-	if last, ok := e.defendedAt[a]; ok && now.Sub(last) < defendInterval {
+	if !e.conflicts.admitDefence(a, e.now()) {
 		return
 	}
-	e.defendedAt[a] = now
 	for _, l := range h.links {
 		e.sendAnnouncement(Announcement{a, l})
 	}

@@ -132,28 +132,14 @@ type Engine struct {
 	holdingByAddress map[netip.Addr]holding
 	ports            map[portKey]*port
 	currentLinks     facts.LinkSet
-	probeByID        map[uint64]*runningProbe
-	// probesByAge has the same probes, the oldest first, and some that are finished.
-	probesByAge []*runningProbe
-	// probesByAddress has the running probes of each address.
-	probesByAddress map[netip.Addr][]*runningProbe
-	probedAddresses map[netip.Addr]struct{} // its keys, for the responderTable; never edited
-	// nextProbeBatchAt is when the next acquire probes may be sent.
-	nextProbeBatchAt time.Time
-	// probedAddressesChanged means that probedAddresses is older than probesByAddress.
-	probedAddressesChanged bool
-	schedule               *AnnouncementSchedule
-	readerEvents           chan readerEvent
-	readerGoroutines       sync.WaitGroup
-	conflictReportedAt     map[conflictKey]time.Time
-	// oldConflictsDeletedAt is when old entries were last deleted from conflictReportedAt.
-	oldConflictsDeletedAt time.Time
-	defendedAt            map[netip.Addr]time.Time
-	// askers knows which hosts asked for which address. The two lists are notices to such hosts,
-	// each sorted by time.
-	askers                        *AskerCache
-	firstNotices, repeatedNotices []unicastNotice
-	nextNoticeBatchAt             time.Time // when the next batch may be sent
+	probes           *probeQueue
+	schedule         *AnnouncementSchedule
+	readerEvents     chan readerEvent
+	readerGoroutines sync.WaitGroup
+	conflicts        *conflictLimiter
+	// askers knows which hosts asked for which address; notices are sent to such hosts.
+	askers  *AskerCache
+	notices noticeQueue
 	// candidateLinksByAddress has the IPv6 addresses that this node may come to hold,
 	// with their links.
 	candidateLinksByAddress map[netip.Addr][]int
@@ -188,12 +174,10 @@ func New(wire Wire, now func() time.Time, options ...Option) *Engine {
 		candidacyUpdates:        newCandidacyUpdates(),
 		holdingByAddress:        map[netip.Addr]holding{},
 		ports:                   map[portKey]*port{},
-		probeByID:               map[uint64]*runningProbe{},
-		probesByAddress:         map[netip.Addr][]*runningProbe{},
+		probes:                  newProbeQueue(),
 		schedule:                NewAnnouncementSchedule(0),
 		readerEvents:            make(chan readerEvent, 1024),
-		conflictReportedAt:      map[conflictKey]time.Time{},
-		defendedAt:              map[netip.Addr]time.Time{},
+		conflicts:               newConflictLimiter(),
 		askers:                  NewAskerCache(),
 		candidateLinksByAddress: map[netip.Addr][]int{},
 	}
@@ -322,7 +306,7 @@ func (e *Engine) updateHoldings(bindings []intent.Binding) {
 	e.publishResponderTable()
 	for a, h := range before {
 		if _, still := held[a]; !still {
-			delete(e.defendedAt, a)
+			e.conflicts.forgetAddress(a)
 		}
 		for _, l := range h.links {
 			if slices.Contains(held[a].links, l) {
@@ -431,10 +415,12 @@ func (e *Engine) handleReaderEvent(r readerEvent) {
 	}
 	f := r.frame
 	if f.Operation == Request && f.SenderIP.IsUnspecified() {
-		e.recordRivalProber(f.TargetIP, f.SenderMAC)
+		e.probes.recordRival(f.TargetIP, f.SenderMAC)
 		return
 	}
-	e.recordProbeAnswer(f.SenderIP, f.SenderMAC)
+	if e.probes.recordAnswer(f.SenderIP, f.SenderMAC) {
+		e.hasNewWork = true
+	}
 	if slices.Contains(e.holdingByAddress[f.SenderIP].links, r.port.link) {
 		e.reportConflict(f, r.port.link)
 	} else if f.Operation == Request {

@@ -20,7 +20,7 @@ type responderTable struct {
 
 // publishResponderTable gives the readers the present state.
 func (e *Engine) publishResponderTable() {
-	t := &responderTable{holdingByAddress: e.holdingByAddress, probedAddresses: e.probedAddresses}
+	t := &responderTable{holdingByAddress: e.holdingByAddress, probedAddresses: e.probes.probedAddresses}
 	for _, p := range e.ports {
 		if !slices.Contains(t.ownMACs, p.link.MAC) {
 			t.ownMACs = append(t.ownMACs, p.link.MAC)
@@ -30,15 +30,6 @@ func (e *Engine) publishResponderTable() {
 		}
 	}
 	e.responderTable.Store(t)
-}
-
-// publishProbedAddresses gives the readers the addresses with a running probe.
-func (e *Engine) publishProbedAddresses() {
-	e.probedAddresses = make(map[netip.Addr]struct{}, len(e.probesByAddress))
-	for a := range e.probesByAddress {
-		e.probedAddresses[a] = struct{}{}
-	}
-	e.publishResponderTable()
 }
 
 // readFrames answers requests until the port fails, and passes everything else of interest to Run.

@@ -1,0 +1,46 @@
+package elect
+
+import "time"
+
+// pendingProbe is the purpose of a probe without a result. An address means an acquire probe or a
+// recheck of a held address. A node means a liveness probe about a silent node. With neither it is
+// a liveness probe for this node's lease.
+type pendingProbe struct {
+	address *addressState
+	node    string
+	sentAt  time.Time
+}
+
+// pendingProbes are the probes without a result. Each probe is registered before it is sent and
+// taken when its result arrives. A lost result costs memory only, up to maxPendingProbes.
+type pendingProbes struct {
+	lastProbeID uint64
+	probesByID  map[uint64]pendingProbe
+}
+
+const maxPendingProbes = 1 << 16
+
+// registerProbe returns the ID of a new probe.
+func (s *pendingProbes) registerProbe(p pendingProbe, now time.Time) uint64 {
+	s.lastProbeID++
+	p.sentAt = now
+	if len(s.probesByID) > maxPendingProbes { // their results were lost
+		clear(s.probesByID)
+	}
+	s.probesByID[s.lastProbeID] = p
+	return s.lastProbeID
+}
+
+// takeProbe returns the probe whose result arrived, once.
+func (s *pendingProbes) takeProbe(id uint64) (pendingProbe, bool) {
+	p, ok := s.probesByID[id]
+	delete(s.probesByID, id)
+	return p, ok
+}
+
+// takeAll returns all probes. Their results no longer count.
+func (s *pendingProbes) takeAll() map[uint64]pendingProbe {
+	all := s.probesByID
+	s.probesByID = map[uint64]pendingProbe{}
+	return all
+}

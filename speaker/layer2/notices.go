@@ -1,0 +1,69 @@
+package layer2
+
+import (
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/facts"
+)
+
+// unicastNotice is a notice to one neighbour that this node now answers for an address.
+type unicastNotice struct {
+	announcement Announcement
+	target       facts.Neighbour
+	dueAt        time.Time
+}
+
+const (
+	// secondNoticeDelay is the delay of the second notice. It covers a lost frame, and Linux hosts
+	// that ignore a change that follows another within a second.
+	secondNoticeDelay = 1100 * time.Millisecond
+	// noticeBatchSize is how many notices are sent each announcementBatchInterval, besides the
+	// announcements.
+	noticeBatchSize = 50
+)
+
+// noticeQueue decides when each unicast notice is sent. It reads no clock and sends nothing. Call
+// Advance at the time that the last call returned, and after scheduleNotices. The zero value is
+// empty.
+type noticeQueue struct {
+	firstNotices, repeatedNotices []unicastNotice // each sorted by time
+	nextBatchAt                   time.Time       // when the next batch may be sent
+}
+
+// scheduleNotices schedules two notices to each target: one at once, one after secondNoticeDelay.
+func (q *noticeQueue) scheduleNotices(g Announcement, targets []facts.Neighbour, now time.Time) {
+	for _, to := range targets {
+		n := unicastNotice{announcement: g, target: to, dueAt: now}
+		q.firstNotices = append(q.firstNotices, n)
+		n.dueAt = now.Add(secondNoticeDelay)
+		q.repeatedNotices = append(q.repeatedNotices, n)
+	}
+}
+
+// Advance returns the notices that are due, at most noticeBatchSize of them each
+// announcementBatchInterval, and the time of the next call, which is zero when no notice is left.
+func (q *noticeQueue) Advance(now time.Time) (due []unicastNotice, next time.Time) {
+	if now.Before(q.nextBatchAt) {
+		return nil, q.nextBatchAt
+	}
+	for _, list := range []*[]unicastNotice{&q.firstNotices, &q.repeatedNotices} {
+		for len(*list) > 0 && !(*list)[0].dueAt.After(now) && len(due) < noticeBatchSize {
+			due = append(due, (*list)[0])
+			*list = (*list)[1:]
+		}
+		if len(*list) == 0 {
+			*list = nil // frees the memory
+			continue
+		}
+		if at := (*list)[0].dueAt; next.IsZero() || at.Before(next) {
+			next = at
+		}
+	}
+	if len(due) == noticeBatchSize {
+		q.nextBatchAt = now.Add(announcementBatchInterval)
+		if next.Before(q.nextBatchAt) && !next.IsZero() {
+			next = q.nextBatchAt
+		}
+	}
+	return due, next
+}

@@ -1,0 +1,159 @@
+package layer2
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/facts"
+)
+
+const (
+	// probeBatchSize is how many acquire probes are sent each announcementBatchInterval. A node
+	// that takes thousands of addresses must not overrun the segment.
+	probeBatchSize = 100
+	// probeHostsLimit bounds how many hosts are listed in one result. One would do, but all members
+	// of the gossip may probe at once.
+	probeHostsLimit = 256
+)
+
+// probeQueue decides when the frames of each Probe are sent and when a Probe is finished. It reads
+// no clock and sends nothing. Call Advance at the time that the last call returned, and after
+// beginProbe and after recordAnswer returned true. The zero value is not usable.
+type probeQueue struct {
+	probeByID map[uint64]*runningProbe
+	// probesByAge has the same probes, the oldest first, and replaced ones until the next Advance.
+	probesByAge []*runningProbe
+	// probesByAddress has the running probes of each address.
+	probesByAddress map[netip.Addr][]*runningProbe
+	// probedAddresses are the keys of probesByAddress at the last call of refreshProbedAddresses.
+	// It is never edited, only replaced.
+	probedAddresses        map[netip.Addr]struct{}
+	probedAddressesChanged bool
+	nextBatchAt            time.Time // when the next acquire probes may be sent
+}
+
+// runningProbe is a Probe under way.
+type runningProbe struct {
+	Probe
+	attemptsSent  int
+	nextAttemptAt time.Time
+	isFinished    bool
+	answeringMACs []facts.MAC
+	rivalMACs     []facts.MAC
+
+	// The sender of the frames sets the fields below.
+	wasSent     bool   // at least one link sent a frame
+	joinedPorts []Port // the ports that joined the group of the address for this probe
+}
+
+func newProbeQueue() *probeQueue {
+	return &probeQueue{probeByID: map[uint64]*runningProbe{}, probesByAddress: map[netip.Addr][]*runningProbe{}}
+}
+
+// beginProbe adds a Probe, which is due at once. It returns the running probe with the same ID, if
+// there is one: that probe ends without a result, which would count for the new one.
+func (q *probeQueue) beginProbe(p Probe, now time.Time) (replaced *runningProbe) {
+	if replaced = q.probeByID[p.ID]; replaced != nil {
+		q.endProbe(replaced)
+	}
+	r := &runningProbe{Probe: p, nextAttemptAt: now}
+	q.probeByID[p.ID] = r
+	q.probesByAge = append(q.probesByAge, r)
+	q.probesByAddress[p.Address] = append(q.probesByAddress[p.Address], r)
+	q.probedAddressesChanged = true
+	return replaced
+}
+
+func (q *probeQueue) endProbe(r *runningProbe) {
+	delete(q.probeByID, r.ID)
+	r.isFinished = true
+	others := slices.DeleteFunc(q.probesByAddress[r.Address], func(o *runningProbe) bool { return o == r })
+	if q.probesByAddress[r.Address] = others; len(others) == 0 {
+		delete(q.probesByAddress, r.Address)
+		q.probedAddressesChanged = true
+	}
+}
+
+// Advance returns the probes that are due, the oldest first, and the time of the next call, which
+// is zero when no probe is left. A returned probe is finished, or has to be sent on its links.
+func (q *probeQueue) Advance(now time.Time) (due []*runningProbe, next time.Time) {
+	room := probeBatchSize
+	if now.Before(q.nextBatchAt) {
+		room = 0
+	}
+	for _, r := range q.probesByAge { // the oldest first, so that probes under way finish
+		if r.isFinished {
+			continue
+		}
+		isDue, at := !now.Before(r.nextAttemptAt), r.nextAttemptAt
+		switch more := isDue && len(r.answeringMACs) == 0 && r.attemptsSent < r.Attempts; {
+		case more && r.Kind == AcquireProbe && room == 0:
+			at = q.nextBatchAt
+		case more:
+			// liveness probes are not paced: they must not wait behind acquire probes
+			if r.Kind == AcquireProbe {
+				if room--; room == 0 {
+					q.nextBatchAt = now.Add(announcementBatchInterval)
+				}
+			}
+			r.attemptsSent++
+			r.nextAttemptAt = now.Add(r.Interval)
+			at = r.nextAttemptAt
+			due = append(due, r)
+		case len(r.answeringMACs) > 0 || isDue:
+			q.endProbe(r)
+			due = append(due, r)
+			continue
+		}
+		if next.IsZero() || at.Before(next) {
+			next = at
+		}
+	}
+	q.probesByAge = slices.DeleteFunc(q.probesByAge, func(r *runningProbe) bool { return r.isFinished })
+	return due, next
+}
+
+// refreshProbedAddresses replaces probedAddresses and reports true if probes of other addresses run
+// since the last call.
+func (q *probeQueue) refreshProbedAddresses() bool {
+	if !q.probedAddressesChanged {
+		return false
+	}
+	q.probedAddressesChanged = false
+	q.probedAddresses = make(map[netip.Addr]struct{}, len(q.probesByAddress))
+	for a := range q.probesByAddress {
+		q.probedAddresses[a] = struct{}{}
+	}
+	return true
+}
+
+// recordAnswer counts a host as an answer to the probes of an address. It reports true if a probe
+// is finished because of it.
+func (q *probeQueue) recordAnswer(a netip.Addr, mac facts.MAC) bool {
+	isNew := false
+	for _, r := range q.probesByAddress[a] {
+		if !slices.Contains(r.answeringMACs, mac) && len(r.answeringMACs) < probeHostsLimit {
+			r.answeringMACs = append(r.answeringMACs, mac)
+			isNew = true
+		}
+	}
+	return isNew
+}
+
+// recordRival stores a host that itself probes whether it may use an address that is being probed
+// here (RFC 5227 section 2.1.1, RFC 4862 section 5.4.3).
+func (q *probeQueue) recordRival(a netip.Addr, mac facts.MAC) {
+	for _, r := range q.probesByAddress[a] {
+		if r.Kind == AcquireProbe && !slices.Contains(r.rivalMACs, mac) && len(r.rivalMACs) < probeHostsLimit {
+			r.rivalMACs = append(r.rivalMACs, mac)
+		}
+	}
+}
+
+// result is the outcome of a finished probe.
+func (r *runningProbe) result() facts.ProbeResult {
+	return facts.ProbeResult{
+		ID: r.ID, Address: r.Address, AnsweringMACs: r.answeringMACs, RivalMACs: r.rivalMACs, NotSent: !r.wasSent,
+	}
+}

@@ -1,0 +1,161 @@
+package layer2
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/facts"
+)
+
+// queueStart is when the tests of the queues start, in virtual time.
+var queueStart = time.Unix(1000, 0)
+
+// wantCount fails if a queue returned another number of entries than the sentence promises.
+func wantCount[T any](t *testing.T, sentence string, got []T, want int) {
+	t.Helper()
+	if len(got) != want {
+		t.Errorf("%s: got %d, want %d", sentence, len(got), want)
+	}
+}
+
+// wantTime fails if the next call is due at another time.
+func wantTime(t *testing.T, sentence string, got, want time.Time) {
+	t.Helper()
+	if !got.Equal(want) {
+		t.Errorf("%s: the next call is due at %v, want %v", sentence, got, want)
+	}
+}
+
+func queueProbe(id uint64, kind ProbeKind) Probe {
+	address := netip.AddrFrom4([4]byte{192, 0, 2, byte(id)})
+	return Probe{ID: id, Address: address, Links: []int{1}, Attempts: 2, Interval: 30 * time.Millisecond, Kind: kind}
+}
+
+func TestProbeQueueAsksAndReports(t *testing.T) {
+	host := facts.MAC{2, 0, 0, 0, 0, 9}
+	q := newProbeQueue()
+	p := queueProbe(1, AcquireProbe)
+	if replaced := q.beginProbe(p, queueStart); replaced != nil {
+		t.Error("the first probe replaces another one")
+	}
+	if !q.refreshProbedAddresses() || q.refreshProbedAddresses() {
+		t.Error("a new probe changes the probed addresses once")
+	}
+	due, next := q.Advance(queueStart)
+	wantCount(t, "the first attempt is due at once", due, 1)
+	wantTime(t, "after the first attempt", next, queueStart.Add(p.Interval))
+	due, _ = q.Advance(queueStart.Add(p.Interval / 2))
+	wantCount(t, "nothing is due between two attempts", due, 0)
+	due, next = q.Advance(queueStart.Add(p.Interval))
+	wantCount(t, "the second attempt follows one interval later", due, 1)
+	due, next = q.Advance(next)
+	wantCount(t, "the result follows one interval after the last attempt", due, 1)
+	wantTime(t, "after the last probe", next, time.Time{})
+	if r := due[0]; !r.isFinished || !r.result().NotSent || len(r.result().AnsweringMACs) > 0 {
+		t.Errorf("a probe that no link sent has the result %+v, want NotSent and no answer", r.result())
+	}
+
+	q.beginProbe(p, queueStart)
+	q.Advance(queueStart)
+	q.recordRival(p.Address, host)
+	if !q.recordAnswer(p.Address, host) || q.recordAnswer(p.Address, host) {
+		t.Error("the first answer of a host finishes a probe, and a repeated one does not count")
+	}
+	due, _ = q.Advance(queueStart.Add(time.Millisecond))
+	wantCount(t, "an answered probe is finished at once", due, 1)
+	if r := due[0].result(); len(r.AnsweringMACs) != 1 || len(r.RivalMACs) != 1 {
+		t.Errorf("the result lists %v and %v, want the host as answer and as rival", r.AnsweringMACs, r.RivalMACs)
+	}
+	if q.recordAnswer(p.Address, host) {
+		t.Error("an answer after the end of the probe finishes something")
+	}
+	if !q.refreshProbedAddresses() || len(q.probedAddresses) != 0 {
+		t.Errorf("after the end of all probes %v are probed, want none", q.probedAddresses)
+	}
+}
+
+func TestProbeQueueReplacesProbeWithTheSameID(t *testing.T) {
+	q := newProbeQueue()
+	p := queueProbe(1, AcquireProbe)
+	q.beginProbe(p, queueStart)
+	if replaced := q.beginProbe(p, queueStart); replaced == nil || !replaced.isFinished {
+		t.Error("a second probe with the same ID does not end the first")
+	}
+	due, _ := q.Advance(queueStart)
+	wantCount(t, "only the second probe is left", due, 1)
+}
+
+func TestProbeQueuePacesAcquireProbes(t *testing.T) {
+	q := newProbeQueue()
+	for id := range uint64(probeBatchSize + 5) {
+		q.beginProbe(queueProbe(id, AcquireProbe), queueStart)
+	}
+	q.beginProbe(queueProbe(200, LivenessProbe), queueStart)
+	due, next := q.Advance(queueStart)
+	wantCount(t, "one batch of acquire probes and the liveness probe", due, probeBatchSize+1)
+	wantTime(t, "the next batch", next, queueStart.Add(announcementBatchInterval))
+	due, _ = q.Advance(queueStart.Add(announcementBatchInterval / 2))
+	wantCount(t, "no acquire probe before the next batch", due, 0)
+	due, _ = q.Advance(next)
+	wantCount(t, "the rest in the next batch", due, 5)
+}
+
+func TestNoticeQueueSendsEachNoticeTwice(t *testing.T) {
+	var q noticeQueue
+	targets := make([]facts.Neighbour, noticeBatchSize+1)
+	q.scheduleNotices(Announcement{netip.MustParseAddr("192.0.2.1"), 1}, targets, queueStart)
+	due, next := q.Advance(queueStart)
+	wantCount(t, "the first batch is full", due, noticeBatchSize)
+	wantTime(t, "after a full batch", next, queueStart.Add(announcementBatchInterval))
+	due, _ = q.Advance(queueStart)
+	wantCount(t, "nothing is sent between two batches", due, 0)
+	due, next = q.Advance(next)
+	wantCount(t, "the rest follows in the next batch", due, 1)
+	wantTime(t, "the repetition", next, queueStart.Add(secondNoticeDelay))
+	due, next = q.Advance(next)
+	wantCount(t, "the notices are repeated, one batch first", due, noticeBatchSize)
+	due, next = q.Advance(next)
+	wantCount(t, "the last repetition", due, 1)
+	wantTime(t, "no notice is left", next, time.Time{})
+}
+
+func TestConflictLimiter(t *testing.T) {
+	c := newConflictLimiter()
+	a := netip.MustParseAddr("192.0.2.1")
+	keyOf := func(host int) conflictKey {
+		return conflictKey{a, facts.MAC{2, 0, 0, 0, byte(host >> 8), byte(host)}}
+	}
+	for _, step := range []struct {
+		sentence string
+		host     int
+		after    time.Duration
+		want     reportOutcome
+	}{
+		{"the first claim of a host is reported", 1, 0, reportDue},
+		{"a repeated claim within the interval is not", 1, conflictReportInterval - 1, reportRepeated},
+		{"the claim of another host is", 2, conflictReportInterval - 1, reportDue},
+		{"a claim after the interval is reported again", 1, conflictReportInterval, reportDue},
+	} {
+		if got := c.admitReport(keyOf(step.host), queueStart.Add(step.after)); got != step.want {
+			t.Errorf("%s: got outcome %d, want %d", step.sentence, got, step.want)
+		}
+	}
+	flood := queueStart.Add(time.Minute)
+	for host := range conflictHostsLimit {
+		c.admitReport(keyOf(host), flood)
+	}
+	if got := c.admitReport(keyOf(conflictHostsLimit), flood); got != reportDropped {
+		t.Errorf("a claim beyond the limit of hosts has outcome %d, want it dropped", got)
+	}
+	if got := c.admitReport(keyOf(conflictHostsLimit), flood.Add(conflictReportInterval)); got != reportDue {
+		t.Errorf("a claim after the flood has outcome %d, want it reported", got)
+	}
+
+	if !c.admitDefence(a, queueStart) || c.admitDefence(a, queueStart.Add(defendInterval-1)) {
+		t.Error("an address is defended once in DEFEND_INTERVAL (RFC 5227 section 2.4)")
+	}
+	if c.forgetAddress(a); !c.admitDefence(a, queueStart.Add(time.Second)) {
+		t.Error("an address that is held again is not defended")
+	}
+}
