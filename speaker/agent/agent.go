@@ -69,8 +69,8 @@ type Members interface {
 	RemoteStates() <-chan []byte
 }
 
-// Options configure an Agent. LoadBalancerClass, ObserveStatus, ObserveProbeAnswer, SaveCheckpoint
-// and RestoreFrom are optional.
+// Options configure an Agent. LoadBalancerClass, ObserveStatus, ProbeQuestions, ObserveProbeAnswer,
+// SaveCheckpoint and RestoreFrom are optional.
 type Options struct {
 	// Self is the name of this node, Nonce identifies this run of the process.
 	Self  string
@@ -87,7 +87,10 @@ type Options struct {
 	// Now reads the clock.
 	Now func() time.Time
 	Log *slog.Logger
-	// ObserveProbeAnswer receives the answers to SetProbeQuestions. It must not block.
+	// ProbeQuestions delivers the open questions of the controller. Each set replaces the one
+	// before it.
+	ProbeQuestions <-chan []probing.Question
+	// ObserveProbeAnswer receives the answers to ProbeQuestions. It must not block.
 	ObserveProbeAnswer func(probing.Answer)
 	// ObserveStatus receives a Status after each change that users can see. It must not block.
 	ObserveStatus func(Status)
@@ -124,7 +127,6 @@ type Agent struct {
 	options          Options
 	changeBatches    chan []Change
 	usableLinks      *latest.Value[usableLinks]
-	probeQuestions   *latest.Value[[]probing.Question] // of SetProbeQuestions
 	planUpdates      chan planUpdate
 	handoverRequests *latest.Wake
 	handoverDone     chan struct{}
@@ -160,7 +162,6 @@ func New(o Options) *Agent {
 		options:          o,
 		changeBatches:    make(chan []Change, 64),
 		usableLinks:      latest.NewValue[usableLinks](),
-		probeQuestions:   latest.NewValue[[]probing.Question](),
 		planUpdates:      make(chan planUpdate),
 		handoverRequests: latest.NewWake(),
 		handoverDone:     make(chan struct{}),
@@ -232,7 +233,7 @@ func (a *Agent) Run(ctx context.Context) error {
 			a.options.Log.Info("handing over all addresses before the speaker stops",
 				"held", len(a.bindingsByAddress))
 			in = append(in, elect.HandoverRequested{})
-		case q := <-a.probeQuestions.C():
+		case q := <-a.options.ProbeQuestions:
 			a.addressProbes.queue.SetQuestions(q, a.probingState(), a.options.Now())
 		case <-timer.C:
 		}

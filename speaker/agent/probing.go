@@ -20,10 +20,6 @@ type addressProbes struct {
 // addressProbeIDBase keeps the IDs of address probes apart from those of acquire probes.
 const addressProbeIDBase = 1 << 62
 
-// SetProbeQuestions replaces the open questions. The answers go to Options.ObserveProbeAnswer. It
-// does not block.
-func (a *Agent) SetProbeQuestions(questions []probing.Question) { a.probeQuestions.Put(questions) }
-
 func (a *Agent) probingState() probing.State {
 	return probing.State{
 		Self: a.options.Self, Snapshot: a.addressProbes.snapshot, Links: a.portFaults.markUnusableFamilies(a.links),

@@ -20,15 +20,11 @@ import (
 	"github.com/gantry-lb/gantry/speaker/probing"
 )
 
-// Prober probes addresses; *agent.Agent is one.
-type Prober interface {
-	SetProbeQuestions(questions []probing.Question)
-}
-
-// ProbeWriter passes the open AddressProbes to the agent, and writes its answers.
+// ProbeWriter publishes the open AddressProbes as questions, and writes the answers.
 type ProbeWriter struct {
-	ProbeWriterOptions
+	options ProbeWriterOptions
 
+	questions     *latest.Value[[]probing.Question]
 	answers       *latest.Queue[probing.Answer]
 	probesChanged *latest.Wake
 }
@@ -37,7 +33,6 @@ type ProbeWriter struct {
 type ProbeWriterOptions struct {
 	Client client.Client
 	Cache  cache.Cache
-	Prober Prober
 	Log    *slog.Logger
 	// Self is this node, Namespace is that of the objects.
 	Self, Namespace string
@@ -47,20 +42,26 @@ type ProbeWriterOptions struct {
 
 // NewProbeWriter returns a ProbeWriter that does nothing before Run.
 func NewProbeWriter(o ProbeWriterOptions) *ProbeWriter {
-	return &ProbeWriter{ProbeWriterOptions: o, answers: latest.NewQueue[probing.Answer](1024), probesChanged: latest.NewWake()}
+	return &ProbeWriter{
+		options: o, questions: latest.NewValue[[]probing.Question](), answers: latest.NewQueue[probing.Answer](1024),
+		probesChanged: latest.NewWake(),
+	}
 }
+
+// Questions delivers the open questions. Each set replaces the one before it.
+func (w *ProbeWriter) Questions() <-chan []probing.Question { return w.questions.C() }
 
 // ObserveAnswer queues an answer and returns at once. If the queue is full, the answer is dropped:
 // the controller asks again.
 func (w *ProbeWriter) ObserveAnswer(a probing.Answer) {
 	if !w.answers.PutIfRoom(a) {
-		w.Log.Warn("dropping the answer to an AddressProbe: too many wait to be written", "address", a.Address)
+		w.options.Log.Warn("dropping the answer to an AddressProbe: too many wait to be written", "address", a.Address)
 	}
 }
 
 // watchProbes wakes the writer when an AddressProbe changes.
 func (w *ProbeWriter) watchProbes(ctx context.Context) error {
-	informer, err := w.Cache.GetInformer(ctx, &v1alpha1.AddressProbe{})
+	informer, err := w.options.Cache.GetInformer(ctx, &v1alpha1.AddressProbe{})
 	if err != nil {
 		return fmt.Errorf("watching AddressProbes: %w", err)
 	}
@@ -85,7 +86,7 @@ func (w *ProbeWriter) Run(ctx context.Context) error {
 			break
 		}
 		if !logged && ctx.Err() == nil {
-			w.Log.Error("this node answers no AddressProbe until it can watch them; are the CRDs of this version installed?", "error", err, "again", missingKindRetryDelay)
+			w.options.Log.Error("this node answers no AddressProbe until it can watch them; are the CRDs of this version installed?", "error", err, "again", missingKindRetryDelay)
 		}
 		select {
 		case <-ctx.Done():
@@ -101,18 +102,18 @@ func (w *ProbeWriter) Run(ctx context.Context) error {
 			w.updateQuestions(ctx)
 		case a := <-w.answers.C():
 			if err := w.writeAnswer(ctx, a); err != nil && ctx.Err() == nil {
-				w.Log.Warn("writing the answer to an AddressProbe; trying again", "address", a.Address, "error", err)
+				w.options.Log.Warn("writing the answer to an AddressProbe; trying again", "address", a.Address, "error", err)
 				time.AfterFunc(writeRetryDelay, func() { w.ObserveAnswer(a) })
 			}
 		}
 	}
 }
 
-// updateQuestions passes the open questions to the agent.
+// updateQuestions publishes the open questions.
 func (w *ProbeWriter) updateQuestions(ctx context.Context) {
 	var list v1alpha1.AddressProbeList
-	if err := w.Client.List(ctx, &list, client.InNamespace(w.Namespace)); err != nil {
-		w.Log.Warn("listing AddressProbes", "error", err)
+	if err := w.options.Client.List(ctx, &list, client.InNamespace(w.options.Namespace)); err != nil {
+		w.options.Log.Warn("listing AddressProbes", "error", err)
 		return
 	}
 	var open []probing.Question
@@ -124,14 +125,14 @@ func (w *ProbeWriter) updateQuestions(ctx context.Context) {
 		}
 		open = append(open, probing.Question{ID: p.Name + "/" + string(p.UID), Address: a.Unmap(), Pool: p.Spec.Pool})
 	}
-	w.Prober.SetProbeQuestions(open)
+	w.questions.Put(open)
 }
 
 // writeAnswer writes an answer, unless the AddressProbe is gone or has an answer already.
 func (w *ProbeWriter) writeAnswer(ctx context.Context, a probing.Answer) error {
 	name, uid, _ := strings.Cut(a.ID, "/")
 	var p v1alpha1.AddressProbe
-	err := w.Client.Get(ctx, client.ObjectKey{Namespace: w.Namespace, Name: name}, &p)
+	err := w.options.Client.Get(ctx, client.ObjectKey{Namespace: w.options.Namespace, Name: name}, &p)
 	switch {
 	case apierrors.IsNotFound(err):
 		return nil
@@ -141,13 +142,13 @@ func (w *ProbeWriter) writeAnswer(ctx context.Context, a probing.Answer) error {
 		return nil
 	}
 	before := p.DeepCopy()
-	now := metav1.NewTime(w.Now())
-	p.Status = v1alpha1.AddressProbeStatus{Outcome: v1alpha1.ProbeOutcomeSilent, By: a.AnsweredBy, Node: w.Self, Time: &now}
+	now := metav1.NewTime(w.options.Now())
+	p.Status = v1alpha1.AddressProbeStatus{Outcome: v1alpha1.ProbeOutcomeSilent, By: a.AnsweredBy, Node: w.options.Self, Time: &now}
 	if a.AnsweredBy != "" {
 		p.Status.Outcome = v1alpha1.ProbeOutcomeAnswered
-		w.Log.Warn("another host uses an address that was about to be assigned", "address", a.Address, "pool", a.Pool, "by", a.AnsweredBy)
+		w.options.Log.Warn("another host uses an address that was about to be assigned", "address", a.Address, "pool", a.Pool, "by", a.AnsweredBy)
 	}
-	err = w.Client.Status().Patch(ctx, &p, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
+	err = w.options.Client.Status().Patch(ctx, &p, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
 	if err != nil && !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("writing the status of AddressProbe %q: %w", p.Name, err)
 	}

@@ -34,7 +34,7 @@ type SessionSource interface {
 // BGPStatusWriter writes what this node announces to routers (ServiceBGPStatus) and the states of
 // its sessions (BGPSession). It writes the latest state as fast as the API server accepts it.
 type BGPStatusWriter struct {
-	BGPStatusWriterOptions
+	options BGPStatusWriterOptions
 
 	latestPlan    *latest.Value[plan.Plan]
 	isLimitLogged bool // that the limit is exceeded
@@ -63,7 +63,7 @@ const sessionChangeCoalesceDelay = 200 * time.Millisecond
 
 // NewBGPStatusWriter returns a BGPStatusWriter that writes nothing before Run.
 func NewBGPStatusWriter(o BGPStatusWriterOptions) *BGPStatusWriter {
-	return &BGPStatusWriter{BGPStatusWriterOptions: o, latestPlan: latest.NewValue[plan.Plan]()}
+	return &BGPStatusWriter{options: o, latestPlan: latest.NewValue[plan.Plan]()}
 }
 
 // ObserveStatus takes the agent's Status and returns at once.
@@ -82,14 +82,14 @@ func (w *BGPStatusWriter) Run(ctx context.Context) error {
 		case p = <-w.latestPlan.C():
 			known = true
 			timer.Reset(sessionChangeCoalesceDelay)
-		case <-w.Sessions.StatusChanged():
+		case <-w.options.Sessions.StatusChanged():
 			timer.Reset(sessionChangeCoalesceDelay)
 		case <-timer.C:
 			if !known {
 				continue
 			}
 			if err := w.writeStatus(ctx, p); err != nil && ctx.Err() == nil {
-				w.Log.Warn("writing the BGP status; trying again", "error", err)
+				w.options.Log.Warn("writing the BGP status; trying again", "error", err)
 				timer.Reset(writeRetryDelay)
 			}
 		}
@@ -106,17 +106,17 @@ func (w *BGPStatusWriter) writeStatus(ctx context.Context, p plan.Plan) error {
 // writeServiceBGPStatuses writes and removes ServiceBGPStatus objects of this node as the Plan
 // says.
 func (w *BGPStatusWriter) writeServiceBGPStatuses(ctx context.Context, p plan.Plan) error {
-	want, all := status.BGPAnnouncements(p, w.ServiceBGPStatusLimit)
-	if all > w.ServiceBGPStatusLimit {
-		if !w.isLimitLogged && w.ServiceBGPStatusLimit > 0 {
-			w.Log.Warn("this node announces too many Services to write ServiceBGPStatus objects; see --service-bgp-status", "services", all, "limit", w.ServiceBGPStatusLimit)
+	want, all := status.BGPAnnouncements(p, w.options.ServiceBGPStatusLimit)
+	if all > w.options.ServiceBGPStatusLimit {
+		if !w.isLimitLogged && w.options.ServiceBGPStatusLimit > 0 {
+			w.options.Log.Warn("this node announces too many Services to write ServiceBGPStatus objects; see --service-bgp-status", "services", all, "limit", w.options.ServiceBGPStatusLimit)
 		}
 		w.isLimitLogged = true
 	} else {
 		w.isLimitLogged = false
 	}
 	var list v1beta1.ServiceBGPStatusList
-	if err := w.Client.List(ctx, &list, client.InNamespace(w.Namespace), client.MatchingLabels{names.LabelNode: w.Self}); err != nil {
+	if err := w.options.Client.List(ctx, &list, client.InNamespace(w.options.Namespace), client.MatchingLabels{names.LabelNode: w.options.Self}); err != nil {
 		return fmt.Errorf("listing ServiceBGPStatuses: %w", err)
 	}
 	var have []status.BGPAnnouncement
@@ -124,7 +124,7 @@ func (w *BGPStatusWriter) writeServiceBGPStatuses(ctx context.Context, p plan.Pl
 	for i := range list.Items {
 		s := &list.Items[i].Status
 		k := view.ObjectKey{Namespace: s.ServiceNamespace, Name: s.ServiceName}
-		if list.Items[i].Name != status.ServiceBGPStatusName(w.Self, k) {
+		if list.Items[i].Name != status.ServiceBGPStatusName(w.options.Self, k) {
 			obsolete = append(obsolete, list.Items[i].Name)
 			continue
 		}
@@ -132,12 +132,12 @@ func (w *BGPStatusWriter) writeServiceBGPStatuses(ctx context.Context, p plan.Pl
 	}
 	write, remove := status.DiffBGPAnnouncements(want, have)
 	for _, k := range remove {
-		obsolete = append(obsolete, status.ServiceBGPStatusName(w.Self, k))
+		obsolete = append(obsolete, status.ServiceBGPStatusName(w.options.Self, k))
 	}
 	for _, name := range obsolete {
 		o := &v1beta1.ServiceBGPStatus{}
-		o.Namespace, o.Name = w.Namespace, name
-		if err := w.Client.Delete(ctx, o); client.IgnoreNotFound(err) != nil {
+		o.Namespace, o.Name = w.options.Namespace, name
+		if err := w.options.Client.Delete(ctx, o); client.IgnoreNotFound(err) != nil {
 			return fmt.Errorf("removing ServiceBGPStatus %q: %w", name, err)
 		}
 	}
@@ -155,17 +155,17 @@ func (w *BGPStatusWriter) writeServiceBGPStatuses(ctx context.Context, p plan.Pl
 
 func (w *BGPStatusWriter) writeServiceBGPStatus(ctx context.Context, a status.BGPAnnouncement) error {
 	o := &v1beta1.ServiceBGPStatus{}
-	o.Namespace, o.Name = w.Namespace, status.ServiceBGPStatusName(w.Self, a.Service)
+	o.Namespace, o.Name = w.options.Namespace, status.ServiceBGPStatusName(w.options.Self, a.Service)
 	o.Labels = map[string]string{
-		names.LabelNode: w.Self, names.LabelServiceName: truncateLabelValue(a.Service.Name), names.LabelServiceNamespace: a.Service.Namespace,
+		names.LabelNode: w.options.Self, names.LabelServiceName: truncateLabelValue(a.Service.Name), names.LabelServiceNamespace: a.Service.Namespace,
 	}
-	o.OwnerReferences = w.PodOwnerReferences(ctx)
-	if err := w.Client.Create(ctx, o); client.IgnoreAlreadyExists(err) != nil {
+	o.OwnerReferences = w.options.PodOwnerReferences(ctx)
+	if err := w.options.Client.Create(ctx, o); client.IgnoreAlreadyExists(err) != nil {
 		return fmt.Errorf("creating ServiceBGPStatus %q: %w", o.Name, err)
 	}
 	base := client.MergeFrom(o.DeepCopy())
-	o.Status = v1beta1.ServiceBGPStatusStatus{Node: w.Self, ServiceName: a.Service.Name, ServiceNamespace: a.Service.Namespace, Peers: a.Peers}
-	if err := w.Client.Status().Patch(ctx, o, base); err != nil {
+	o.Status = v1beta1.ServiceBGPStatusStatus{Node: w.options.Self, ServiceName: a.Service.Name, ServiceNamespace: a.Service.Namespace, Peers: a.Peers}
+	if err := w.options.Client.Status().Patch(ctx, o, base); err != nil {
 		return fmt.Errorf("writing ServiceBGPStatus %q: %w", o.Name, err)
 	}
 	return nil
@@ -173,26 +173,26 @@ func (w *BGPStatusWriter) writeServiceBGPStatus(ctx context.Context, a status.BG
 
 // sendAnnouncedEvent sends the event that existing tools look for.
 func (w *BGPStatusWriter) sendAnnouncedEvent(a status.BGPAnnouncement) {
-	svc := w.ServiceReference(a.Service)
+	svc := w.options.ServiceReference(a.Service)
 	if svc == nil {
 		return // the Service is gone
 	}
-	w.Events.Eventf(svc, nil, corev1.EventTypeNormal, names.EventNodeAssigned, "Announce",
-		"announcing from node %q with protocol %q", w.Self, "bgp")
+	w.options.Events.Eventf(svc, nil, corev1.EventTypeNormal, names.EventNodeAssigned, "Announce",
+		"announcing from node %q with protocol %q", w.options.Self, "bgp")
 }
 
 // writeBGPSessions writes and removes BGPSession objects of this node as the sessions are.
 func (w *BGPStatusWriter) writeBGPSessions(ctx context.Context) error {
 	var list v1alpha1.BGPSessionList
-	if err := w.Client.List(ctx, &list, client.InNamespace(w.Namespace), client.MatchingLabels{names.LabelNode: w.Self}); err != nil {
+	if err := w.options.Client.List(ctx, &list, client.InNamespace(w.options.Namespace), client.MatchingLabels{names.LabelNode: w.options.Self}); err != nil {
 		return fmt.Errorf("listing BGPSessions: %w", err)
 	}
 	stale := map[string]*v1alpha1.BGPSession{}
 	for i := range list.Items {
 		stale[list.Items[i].Name] = &list.Items[i]
 	}
-	for _, s := range w.Sessions.Status() {
-		name := status.BGPSessionName(w.Self, s.Peer)
+	for _, s := range w.options.Sessions.Status() {
+		name := status.BGPSessionName(w.options.Self, s.Peer)
 		o := stale[name]
 		delete(stale, name)
 		if err := w.writeBGPSession(ctx, name, o, s); err != nil {
@@ -200,7 +200,7 @@ func (w *BGPStatusWriter) writeBGPSessions(ctx context.Context) error {
 		}
 	}
 	for _, o := range stale {
-		if err := w.Client.Delete(ctx, o); client.IgnoreNotFound(err) != nil {
+		if err := w.options.Client.Delete(ctx, o); client.IgnoreNotFound(err) != nil {
 			return fmt.Errorf("removing BGPSession %q: %w", o.Name, err)
 		}
 	}
@@ -210,10 +210,10 @@ func (w *BGPStatusWriter) writeBGPSessions(ctx context.Context) error {
 func (w *BGPStatusWriter) writeBGPSession(ctx context.Context, name string, o *v1alpha1.BGPSession, s bgp.Status) error {
 	if o == nil {
 		o = &v1alpha1.BGPSession{}
-		o.Namespace, o.Name = w.Namespace, name
-		o.Labels = map[string]string{names.LabelNode: w.Self, names.LabelPeer: truncateLabelValue(s.Peer)}
-		o.OwnerReferences = w.PodOwnerReferences(ctx)
-		if err := w.Client.Create(ctx, o); client.IgnoreAlreadyExists(err) != nil {
+		o.Namespace, o.Name = w.options.Namespace, name
+		o.Labels = map[string]string{names.LabelNode: w.options.Self, names.LabelPeer: truncateLabelValue(s.Peer)}
+		o.OwnerReferences = w.options.PodOwnerReferences(ctx)
+		if err := w.options.Client.Create(ctx, o); client.IgnoreAlreadyExists(err) != nil {
 			return fmt.Errorf("creating BGPSession %q: %w", name, err)
 		}
 	}
@@ -221,7 +221,7 @@ func (w *BGPStatusWriter) writeBGPSession(ctx context.Context, name string, o *v
 	base := client.MergeFrom(o.DeepCopy())
 	since := metav1.NewTime(s.StateSince.Truncate(time.Second))
 	want := v1alpha1.BGPSessionStatus{
-		Node: w.Self, Peer: s.Peer, State: string(s.State), Since: &since,
+		Node: w.options.Self, Peer: s.Peer, State: string(s.State), Since: &since,
 		Prefixes: int32(s.AnnouncedRouteCount), BFD: s.BFDState, LastError: s.LastError, Conditions: slices.Clone(o.Status.Conditions),
 	}
 	if s.Remote.IsValid() {
@@ -250,7 +250,7 @@ func (w *BGPStatusWriter) writeBGPSession(ctx context.Context, name string, o *v
 		return nil
 	}
 	o.Status = want
-	if err := w.Client.Status().Patch(ctx, o, base); err != nil {
+	if err := w.options.Client.Status().Patch(ctx, o, base); err != nil {
 		return fmt.Errorf("writing BGPSession %q: %w", name, err)
 	}
 	return nil

@@ -20,7 +20,7 @@ import (
 // ConfigurationWriter writes this speaker's ConfigurationState. It writes the latest Problems as
 // fast as the API server accepts them.
 type ConfigurationWriter struct {
-	ConfigurationWriterOptions
+	options ConfigurationWriterOptions
 
 	latestProblems *latest.Value[[]snapshot.Problem]
 	objectDeleted  *latest.Wake
@@ -37,7 +37,7 @@ type ConfigurationWriterOptions struct {
 // NewConfigurationWriter returns a ConfigurationWriter that writes nothing before Run.
 func NewConfigurationWriter(o ConfigurationWriterOptions) *ConfigurationWriter {
 	return &ConfigurationWriter{
-		ConfigurationWriterOptions: o, latestProblems: latest.NewValue[[]snapshot.Problem](), objectDeleted: latest.NewWake(),
+		options: o, latestProblems: latest.NewValue[[]snapshot.Problem](), objectDeleted: latest.NewWake(),
 	}
 }
 
@@ -48,12 +48,12 @@ func (w *ConfigurationWriter) ObserveProblems(problems []snapshot.Problem) {
 
 // Run writes until ctx ends. It creates the object again if a user deletes it.
 func (w *ConfigurationWriter) Run(ctx context.Context) error {
-	informer, err := w.Cache.GetInformer(ctx, &v1beta1.ConfigurationState{})
+	informer, err := w.options.Cache.GetInformer(ctx, &v1beta1.ConfigurationState{})
 	if err != nil {
 		return err
 	}
 	deleted := func(o any) {
-		if s, ok := lastKnownObject(o).(*v1beta1.ConfigurationState); ok && s.Name == w.State.ObjectName() {
+		if s, ok := lastKnownObject(o).(*v1beta1.ConfigurationState); ok && s.Name == w.options.State.ObjectName() {
 			w.objectDeleted.Signal()
 		}
 	}
@@ -61,9 +61,9 @@ func (w *ConfigurationWriter) Run(ctx context.Context) error {
 		return err
 	}
 	var node corev1.Node
-	if err := w.Cache.Get(ctx, client.ObjectKey{Name: w.State.Node}, &node); err == nil {
+	if err := w.options.Cache.Get(ctx, client.ObjectKey{Name: w.options.State.Node}, &node); err == nil {
 		// The Node is the owner, since the speaker's Pod is replaced too often.
-		w.State.Owner = &metav1.OwnerReference{APIVersion: "v1", Kind: "Node", Name: node.Name, UID: node.UID}
+		w.options.State.Owner = &metav1.OwnerReference{APIVersion: "v1", Kind: "Node", Name: node.Name, UID: node.UID}
 	}
 	var problems []snapshot.Problem
 	known, retry := false, (<-chan time.Time)(nil)
@@ -79,8 +79,8 @@ func (w *ConfigurationWriter) Run(ctx context.Context) error {
 		if retry = nil; !known {
 			continue
 		}
-		if err := w.State.WriteState(ctx, w.Client, problems); err != nil {
-			w.Log.Debug("writing the state of the configuration", "error", err)
+		if err := w.options.State.WriteState(ctx, w.options.Client, problems); err != nil {
+			w.options.Log.Debug("writing the state of the configuration", "error", err)
 			retry = time.After(writeRetryDelay)
 		}
 	}

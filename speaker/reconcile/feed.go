@@ -17,7 +17,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	"k8s.io/apimachinery/pkg/types"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -38,22 +37,30 @@ type SeedSetter interface {
 	SetSeeds(addresses []string)
 }
 
-// ClusterFeed watches the cluster for one agent. It stores no Service and no EndpointSlice object.
-type ClusterFeed struct {
+// ClusterFeedOptions are what a ClusterFeed needs.
+type ClusterFeedOptions struct {
 	Cache cache.Cache
 	// WatchClient reads the Services and EndpointSlices.
 	WatchClient client.WithWatch
-	Agent       ChangePoster
-	Seeds       SeedSetter
-	Log         *slog.Logger
+	// Services gets the Services of type LoadBalancer.
+	Services *ServiceIndex
+	Agent    ChangePoster
+	Seeds    SeedSetter
+	Log      *slog.Logger
 	// Self is this node's name: its own Pod is no seed.
 	Self string
 	// Scope is the part of the configuration to read.
 	Scope configuration.Scope
-	// ObserveProblems gets the Problems of the configuration each time it is read. It may be nil.
+	// ObserveProblems gets the Problems of the configuration each time it is read.
 	ObserveProblems func([]snapshot.Problem)
+	// ObserveSynced is called once, after everything that exists has been posted.
+	ObserveSynced func()
+}
 
-	isSynced atomic.Bool
+// ClusterFeed watches the cluster for one agent. It stores no Service and no EndpointSlice object.
+type ClusterFeed struct {
+	options ClusterFeedOptions
+
 	// allObjectsSeen means that all existing objects have been seen, so that the
 	// configuration may be read.
 	allObjectsSeen atomic.Bool
@@ -67,7 +74,6 @@ type ClusterFeed struct {
 
 	// guards all fields below; each informer has its own goroutine
 	mu              sync.Mutex
-	uidByService    map[view.ObjectKey]types.UID // of Services of type LoadBalancer
 	addressesByPod  map[string]podAddresses
 	addressesByNode map[string][]string
 	labelsByNode    map[string]map[string]string // of nodes
@@ -90,23 +96,30 @@ type podAddresses struct {
 	addresses []string
 }
 
+// NewClusterFeed returns a ClusterFeed that watches nothing before Run.
+func NewClusterFeed(o ClusterFeedOptions) *ClusterFeed {
+	return &ClusterFeed{
+		options:                 o,
+		endpointSlicesByService: map[view.ObjectKey][]view.EndpointSlice{},
+		addressesByPod:          map[string]podAddresses{},
+		addressesByNode:         map[string][]string{},
+		labelsByNode:            map[string]map[string]string{},
+	}
+}
+
 // Run registers the handlers, and posts MarkSynced once everything that exists has been posted. It
 // returns when ctx ends.
 func (f *ClusterFeed) Run(ctx context.Context) error {
-	f.endpointSlicesByService = map[view.ObjectKey][]view.EndpointSlice{}
-	f.mu.Lock()
-	f.uidByService, f.addressesByPod, f.addressesByNode, f.labelsByNode = map[view.ObjectKey]types.UID{}, map[string]podAddresses{}, map[string][]string{}, map[string]map[string]string{}
-	f.mu.Unlock()
 	watched := []watchedKind{
 		{&corev1.Node{}, f.setNode, f.removeNode},
 		{&corev1.Pod{}, f.setPod, f.removePod},
 	}
-	for _, k := range f.Scope.WatchedKinds() {
+	for _, k := range f.options.Scope.WatchedKinds() {
 		watched = append(watched, watchedKind{k, f.rebuildSnapshot, f.rebuildSnapshot})
 	}
 	var synced []toolscache.InformerSynced
 	for _, w := range watched {
-		informer, err := f.Cache.GetInformer(ctx, w.object)
+		informer, err := f.options.Cache.GetInformer(ctx, w.object)
 		if err != nil {
 			return fmt.Errorf("watching %T: %w", w.object, err)
 		}
@@ -124,19 +137,19 @@ func (f *ClusterFeed) Run(ctx context.Context) error {
 	var following sync.WaitGroup
 	defer following.Wait()
 	following.Go(func() {
-		services.followObjects(ctx, f.WatchClient, &corev1.Service{}, func() client.ObjectList { return &corev1.ServiceList{} })
+		services.followObjects(ctx, f.options.WatchClient, &corev1.Service{}, func() client.ObjectList { return &corev1.ServiceList{} })
 	})
 	following.Go(func() {
-		endpoints.followObjects(ctx, f.WatchClient, &discoveryv1.EndpointSlice{}, func() client.ObjectList { return &discoveryv1.EndpointSliceList{} })
+		endpoints.followObjects(ctx, f.options.WatchClient, &discoveryv1.EndpointSlice{}, func() client.ObjectList { return &discoveryv1.EndpointSliceList{} })
 	})
 	if !toolscache.WaitForCacheSync(ctx.Done(), append(synced, services.hasSynced, endpoints.hasSynced)...) {
 		return nil
 	}
 	f.allObjectsSeen.Store(true)
 	f.rebuildSnapshot(ctx, nil)
-	f.Agent.PostChanges(ctx, agent.MarkClusterSynced())
-	f.isSynced.Store(true)
-	f.Log.Info("the state of the cluster has been read")
+	f.options.Agent.PostChanges(ctx, agent.MarkClusterSynced())
+	f.options.ObserveSynced()
+	f.options.Log.Info("the state of the cluster has been read")
 	select {
 	case <-time.After(freeMemoryDelay):
 		debug.FreeOSMemory()
@@ -145,9 +158,6 @@ func (f *ClusterFeed) Run(ctx context.Context) error {
 	}
 	return nil
 }
-
-// HasSynced says whether everything that exists has been posted once.
-func (f *ClusterFeed) HasSynced() bool { return f.isSynced.Load() }
 
 // lastKnownObject returns the last known state of an object whose deletion event was missed.
 func lastKnownObject(o any) any {
@@ -172,7 +182,7 @@ func (f *ClusterFeed) setNode(ctx context.Context, o any) {
 	f.labelsByNode[n.Name] = n.Labels
 	f.mu.Unlock()
 	f.updateGossipSeeds()
-	f.Agent.PostChanges(ctx, agent.SetNode(v))
+	f.options.Agent.PostChanges(ctx, agent.SetNode(v))
 	if !known || !maps.Equal(before, n.Labels) {
 		f.rebuildSnapshot(ctx, nil)
 	}
@@ -188,7 +198,7 @@ func (f *ClusterFeed) removeNode(ctx context.Context, o any) {
 	delete(f.labelsByNode, n.Name)
 	f.mu.Unlock()
 	f.updateGossipSeeds()
-	f.Agent.PostChanges(ctx, agent.RemoveNode(n.Name))
+	f.options.Agent.PostChanges(ctx, agent.RemoveNode(n.Name))
 }
 
 func (f *ClusterFeed) setPod(_ context.Context, o any) {
@@ -224,20 +234,20 @@ func (f *ClusterFeed) updateGossipSeeds() {
 	f.mu.Lock()
 	var out []string
 	for _, p := range f.addressesByPod {
-		if p.node != f.Self {
+		if p.node != f.options.Self {
 			out = append(out, p.addresses...)
 		}
 	}
 	if len(out) == 0 {
 		for name, addresses := range f.addressesByNode {
-			if name != f.Self {
+			if name != f.options.Self {
 				out = append(out, addresses...)
 			}
 		}
 	}
 	f.mu.Unlock()
 	slices.Sort(out)
-	f.Seeds.SetSeeds(slices.Compact(out))
+	f.options.Seeds.SetSeeds(slices.Compact(out))
 }
 
 // rebuildSnapshot reads the configuration objects from the cache and posts their Snapshot. It does
@@ -250,9 +260,9 @@ func (f *ClusterFeed) rebuildSnapshot(ctx context.Context, _ any) {
 	defer cancel()
 	f.buildMutex.Lock()
 	defer f.buildMutex.Unlock()
-	o, err := f.Scope.ReadObjects(read, f.Cache)
+	o, err := f.options.Scope.ReadObjects(read, f.options.Cache)
 	if err != nil {
-		f.Log.Error("reading the configuration from the cache", "error", err)
+		f.options.Log.Error("reading the configuration from the cache", "error", err)
 		return
 	}
 	f.mu.Lock()
@@ -263,8 +273,6 @@ func (f *ClusterFeed) rebuildSnapshot(ctx context.Context, _ any) {
 	o.PreviousSnapshot = f.lastSnapshot
 	s, problems := snapshot.BuildSnapshot(o)
 	f.lastSnapshot = s
-	f.Agent.PostChanges(ctx, agent.SetSnapshot(s))
-	if f.ObserveProblems != nil {
-		f.ObserveProblems(problems)
-	}
+	f.options.Agent.PostChanges(ctx, agent.SetSnapshot(s))
+	f.options.ObserveProblems(problems)
 }

@@ -43,18 +43,12 @@ func (f *ClusterFeed) appendServiceChange(out []agent.Change, v *view.Service) [
 	if !v.IsLoadBalancer {
 		return f.appendServiceRemoval(out, v.Key)
 	}
-	f.mu.Lock()
-	f.uidByService[v.Key] = types.UID(v.UID)
-	f.mu.Unlock()
+	f.options.Services.setServiceUID(v.Key, types.UID(v.UID))
 	return append(out, agent.SetService(*v))
 }
 
 func (f *ClusterFeed) appendServiceRemoval(out []agent.Change, k view.ObjectKey) []agent.Change {
-	f.mu.Lock()
-	_, known := f.uidByService[k]
-	delete(f.uidByService, k)
-	f.mu.Unlock()
-	if !known {
+	if !f.options.Services.removeService(k) {
 		return out
 	}
 	return append(out, agent.RemoveService(k))
@@ -63,17 +57,12 @@ func (f *ClusterFeed) appendServiceRemoval(out []agent.Change, k view.ObjectKey)
 // replaceServices posts all existing Services, and removes those that were deleted
 // without an event.
 func (f *ClusterFeed) replaceServices(ctx context.Context, all []*view.Service) {
-	f.mu.Lock()
-	gone := make(map[view.ObjectKey]struct{}, len(f.uidByService))
-	for k := range f.uidByService {
-		gone[k] = struct{}{}
-	}
-	f.mu.Unlock()
+	gone := f.options.Services.copyUIDs()
 	var out []agent.Change
 	for i, v := range all {
 		delete(gone, v.Key)
 		if out, all[i] = f.appendServiceChange(out, v), nil; len(out) >= changesPerPost {
-			f.Agent.PostChanges(ctx, out...)
+			f.options.Agent.PostChanges(ctx, out...)
 			out = nil
 		}
 	}
@@ -86,22 +75,8 @@ func (f *ClusterFeed) replaceServices(ctx context.Context, all []*view.Service) 
 // postChanges posts changes, if there are any.
 func (f *ClusterFeed) postChanges(ctx context.Context, out []agent.Change) {
 	if len(out) > 0 {
-		f.Agent.PostChanges(ctx, out...)
+		f.options.Agent.PostChanges(ctx, out...)
 	}
-}
-
-// ServiceReference returns the Service for an event, or nil if there is no such
-// Service of type IsLoadBalancer.
-func (f *ClusterFeed) ServiceReference(k view.ObjectKey) *corev1.Service {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	uid, ok := f.uidByService[k]
-	if !ok {
-		return nil
-	}
-	s := &corev1.Service{}
-	s.Namespace, s.Name, s.UID = k.Namespace, k.Name, uid
-	return s
 }
 
 // newEndpointSliceMirror follows the EndpointSlices.

@@ -38,7 +38,7 @@ func (p *recordingPlanner) PostChanges(_ context.Context, changes ...agent.Chang
 // newFeedMirrors returns the mirrors of a ClusterFeed that has seen nothing.
 func newFeedMirrors(t *testing.T, in plan.Inputs) (*recordingPlanner, *objectMirror[*view.Service], *objectMirror[*view.EndpointSlice], *ClusterFeed) {
 	p := &recordingPlanner{Planner: plan.NewPlanner(in)}
-	f := &ClusterFeed{Agent: p, endpointSlicesByService: map[view.ObjectKey][]view.EndpointSlice{}, uidByService: map[view.ObjectKey]types.UID{}}
+	f := NewClusterFeed(ClusterFeedOptions{Agent: p, Services: NewServiceIndex()})
 	return p, f.newServiceMirror(t.Context()), f.newEndpointSliceMirror(t.Context()), f
 }
 
@@ -96,7 +96,7 @@ func TestServiceMirrorFollowsServices(t *testing.T) {
 			t.Errorf("the planner knows %v, want %v", got, want)
 		}
 		for _, n := range want {
-			if s := f.ServiceReference(view.ObjectKey{Namespace: "default", Name: n}); s == nil || s.UID != exampleService(n, a).UID {
+			if s := f.options.Services.ServiceReference(view.ObjectKey{Namespace: "default", Name: n}); s == nil || s.UID != exampleService(n, a).UID {
 				t.Errorf("the reference of %s is %+v", n, s)
 			}
 		}
@@ -131,7 +131,7 @@ func TestServiceMirrorFollowsServices(t *testing.T) {
 	}
 	passToMirror(t, func(o any) error { return services.Replace(o.([]any), "9") }, []any{reduced, exampleService("five", a)})
 	has("five", "four")
-	if f.ServiceReference(view.ObjectKey{Namespace: "default", Name: "three"}) != nil {
+	if f.options.Services.ServiceReference(view.ObjectKey{Namespace: "default", Name: "three"}) != nil {
 		t.Error("a deleted Service still has a reference")
 	}
 	if _, err := services.Transformer()(&corev1.Pod{}); err == nil {
@@ -271,8 +271,8 @@ func TestAServiceTakesLittleMemory(t *testing.T) {
 	}
 	p.Update()
 	each := (heap() - before) / many
-	if got := len(p.Plan().Routes); got != many || len(f.uidByService) != many {
-		t.Fatalf("%d routes and %d Services are there", got, len(f.uidByService))
+	if got := len(p.Plan().Routes); got != many || len(f.options.Services.uidByService) != many {
+		t.Fatalf("%d routes and %d Services are there", got, len(f.options.Services.uidByService))
 	}
 	t.Logf("%d bytes for each Service", each)
 	if each > bytesPerServiceLimit {

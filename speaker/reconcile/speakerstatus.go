@@ -33,15 +33,15 @@ func (w *StatusWriter) writeSpeakerStatus(ctx context.Context, s v1alpha1.Speake
 	}
 	o := &v1alpha1.SpeakerStatus{
 		TypeMeta:   metav1.TypeMeta{APIVersion: v1alpha1.GroupVersion.String(), Kind: "SpeakerStatus"},
-		ObjectMeta: metav1.ObjectMeta{Namespace: w.Namespace, Name: w.Self},
+		ObjectMeta: metav1.ObjectMeta{Namespace: w.options.Namespace, Name: w.options.Self},
 		Status:     s,
 	}
 	var node corev1.Node
-	if err := w.Client.Get(ctx, client.ObjectKey{Name: w.Self}, &node); err == nil {
+	if err := w.options.Client.Get(ctx, client.ObjectKey{Name: w.options.Self}, &node); err == nil {
 		// The Node is the owner, since the speaker's Pod is replaced too often.
 		o.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: node.Name, UID: node.UID}}
 	}
-	if err := applyObjectAndStatus(ctx, w.Client, o); err != nil {
+	if err := applyObjectAndStatus(ctx, w.options.Client, o); err != nil {
 		return err
 	}
 	w.writtenSpeakerStatus = &s

@@ -32,7 +32,7 @@ import (
 // StatusWriter writes what this node announces: ServiceL2Status objects, its SpeakerStatus and
 // events. It writes the latest status as fast as the API server accepts it.
 type StatusWriter struct {
-	StatusWriterOptions
+	options StatusWriterOptions
 
 	latestStatus           *latest.Value[agent.Status]
 	serviceL2StatusChanged *latest.Wake // appeared, changed or vanished
@@ -76,7 +76,7 @@ const (
 // NewStatusWriter returns a StatusWriter that writes nothing before Run.
 func NewStatusWriter(o StatusWriterOptions) *StatusWriter {
 	return &StatusWriter{
-		StatusWriterOptions: o, latestStatus: latest.NewMergedValue(mergeStatuses), serviceL2StatusChanged: latest.NewWake(),
+		options: o, latestStatus: latest.NewMergedValue(mergeStatuses), serviceL2StatusChanged: latest.NewWake(),
 	}
 }
 
@@ -89,7 +89,7 @@ func mergeStatuses(older, newer agent.Status) agent.Status {
 // watchServiceL2Statuses wakes the writer when a ServiceL2Status changes: another speaker may have
 // removed one of ours by mistake.
 func (w *StatusWriter) watchServiceL2Statuses(ctx context.Context) error {
-	informer, err := w.Cache.GetInformer(ctx, &v1beta1.ServiceL2Status{})
+	informer, err := w.options.Cache.GetInformer(ctx, &v1beta1.ServiceL2Status{})
 	if err != nil {
 		return fmt.Errorf("watching ServiceL2Statuses: %w", err)
 	}
@@ -126,7 +126,7 @@ func (w *StatusWriter) Run(ctx context.Context) error {
 		case <-w.serviceL2StatusChanged.C():
 		case <-retry.C:
 		case <-look.C:
-			if !w.conflicts.ForgetExpired(w.Now()) && w.writtenSpeakerStatus != nil && slices.Equal(w.writtenSpeakerStatus.Links, status.BuildSpeakerStatus(w.statusInputs(s)).Links) {
+			if !w.conflicts.ForgetExpired(w.options.Now()) && w.writtenSpeakerStatus != nil && slices.Equal(w.writtenSpeakerStatus.Links, status.BuildSpeakerStatus(w.statusInputs(s)).Links) {
 				continue
 			}
 		}
@@ -134,7 +134,7 @@ func (w *StatusWriter) Run(ctx context.Context) error {
 			continue
 		}
 		if err := w.writeStatus(ctx, w.statusInputs(s)); err != nil && ctx.Err() == nil {
-			w.Log.Warn("writing the status; trying again", "error", err)
+			w.options.Log.Warn("writing the status; trying again", "error", err)
 			retry.Reset(writeRetryDelay)
 		}
 	}
@@ -142,8 +142,8 @@ func (w *StatusWriter) Run(ctx context.Context) error {
 
 func (w *StatusWriter) statusInputs(s agent.Status) status.Inputs {
 	return status.Inputs{
-		Self: w.Self, Plan: s.Plan, Bindings: s.Bindings, Links: s.Links, SkippedLinks: w.SkippedLinks(), MemberNames: s.MemberNames, FaultByLinkIndex: s.FaultByLinkIndex, RawSocketsDenied: s.RawSocketsDenied,
-		Conflicts: &w.conflicts, Version: w.Version,
+		Self: w.options.Self, Plan: s.Plan, Bindings: s.Bindings, Links: s.Links, SkippedLinks: w.options.SkippedLinks(), MemberNames: s.MemberNames, FaultByLinkIndex: s.FaultByLinkIndex, RawSocketsDenied: s.RawSocketsDenied,
+		Conflicts: &w.conflicts, Version: w.options.Version,
 	}
 }
 
@@ -152,9 +152,9 @@ func (w *StatusWriter) statusInputs(s agent.Status) status.Inputs {
 func (w *StatusWriter) reportRawSocketDenial(ctx context.Context, s agent.Status) {
 	if s.RawSocketsDenied != "" && s.RawSocketsDenied != w.lastReportedDenial {
 		node := &corev1.Node{}
-		if err := w.Client.Get(ctx, client.ObjectKey{Name: w.Self}, node); err == nil {
-			w.Events.Eventf(node, nil, corev1.EventTypeWarning, names.EventAnnounceFailed, "Announce",
-				"%s: node %q announces nothing by layer 2: %s", names.ReasonRawSocketDenied, w.Self, s.RawSocketsDenied)
+		if err := w.options.Client.Get(ctx, client.ObjectKey{Name: w.options.Self}, node); err == nil {
+			w.options.Events.Eventf(node, nil, corev1.EventTypeWarning, names.EventAnnounceFailed, "Announce",
+				"%s: node %q announces nothing by layer 2: %s", names.ReasonRawSocketDenied, w.options.Self, s.RawSocketsDenied)
 		}
 	}
 	w.lastReportedDenial = s.RawSocketsDenied
@@ -178,7 +178,7 @@ func (w *StatusWriter) reportElectionEvents(s agent.Status) {
 		}
 	}
 	for _, n := range s.Events {
-		if n.IsForeignAnswer() && held[n.Address] && !w.conflicts.RecordConflict(n.Address, n.ForeignMAC, w.Now()) {
+		if n.IsForeignAnswer() && held[n.Address] && !w.conflicts.RecordConflict(n.Address, n.ForeignMAC, w.options.Now()) {
 			continue
 		}
 		for _, k := range services[n.Address] {
@@ -188,29 +188,29 @@ func (w *StatusWriter) reportElectionEvents(s agent.Status) {
 }
 
 func (w *StatusWriter) sendKubernetesEvent(k view.ObjectKey, n elect.Event) {
-	svc := w.ServiceReference(k)
+	svc := w.options.ServiceReference(k)
 	if svc == nil {
 		return // the Service is gone
 	}
 	switch n.Kind {
 	case elect.EventAddressTaken:
-		w.Events.Eventf(svc, nil, corev1.EventTypeNormal, names.EventNodeAssigned, "Announce",
-			"announcing from node %q with protocol %q: %s", w.Self, protocolLayer2, n.Text)
+		w.options.Events.Eventf(svc, nil, corev1.EventTypeNormal, names.EventNodeAssigned, "Announce",
+			"announcing from node %q with protocol %q: %s", w.options.Self, protocolLayer2, n.Text)
 	// the action differs, since the API shows only the first of similar events
 	case elect.EventConflict, elect.EventStrayAnswer:
-		w.Events.Eventf(svc, nil, corev1.EventTypeWarning, names.EventAnnounceFailed, n.Kind, "%s: %s", n.Kind, n.Text)
+		w.options.Events.Eventf(svc, nil, corev1.EventTypeWarning, names.EventAnnounceFailed, n.Kind, "%s: %s", n.Kind, n.Text)
 	}
 }
 
 // writeStatus writes and removes objects as this node's held addresses are.
 func (w *StatusWriter) writeStatus(ctx context.Context, in status.Inputs) error {
 	want := status.BuildHeldServices(in)
-	w.Metrics.setAnnouncedServices(want, in.Plan)
+	w.options.Metrics.setAnnouncedServices(want, in.Plan)
 	have, err := w.listServiceL2Statuses(ctx)
 	if err != nil {
 		return err
 	}
-	write, remove := status.DiffServiceL2Statuses(w.Self, want, have)
+	write, remove := status.DiffServiceL2Statuses(w.options.Self, want, have)
 	var g errgroup.Group // continues after an error: a refused object must not block others
 	g.SetLimit(concurrentWritesLimit)
 	if len(write) > 0 {
@@ -221,8 +221,8 @@ func (w *StatusWriter) writeStatus(ctx context.Context, in status.Inputs) error 
 	}
 	for _, name := range remove {
 		g.Go(func() error {
-			o := &v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Namespace: w.Namespace, Name: name}}
-			if err := w.Client.Delete(ctx, o); client.IgnoreNotFound(err) != nil {
+			o := &v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Namespace: w.options.Namespace, Name: name}}
+			if err := w.options.Client.Delete(ctx, o); client.IgnoreNotFound(err) != nil {
 				return fmt.Errorf("removing ServiceL2Status %q: %w", name, err)
 			}
 			return nil
@@ -234,7 +234,7 @@ func (w *StatusWriter) writeStatus(ctx context.Context, in status.Inputs) error 
 // listServiceL2Statuses returns every existing entry.
 func (w *StatusWriter) listServiceL2Statuses(ctx context.Context) ([]status.WrittenServiceL2Status, error) {
 	var list v1beta1.ServiceL2StatusList
-	if err := w.Client.List(ctx, &list, client.InNamespace(w.Namespace), client.UnsafeDisableDeepCopy); err != nil {
+	if err := w.options.Client.List(ctx, &list, client.InNamespace(w.options.Namespace), client.UnsafeDisableDeepCopy); err != nil {
 		return nil, fmt.Errorf("listing ServiceL2Statuses: %w", err)
 	}
 	out := make([]status.WrittenServiceL2Status, 0, len(list.Items))
@@ -255,14 +255,14 @@ func (w *StatusWriter) writeServiceL2Status(ctx context.Context, a status.HeldSe
 	o := &v1beta1.ServiceL2Status{
 		TypeMeta: metav1.TypeMeta{APIVersion: v1beta1.GroupVersion.String(), Kind: "ServiceL2Status"},
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: w.Namespace, Name: a.ObjectName(), OwnerReferences: owner,
+			Namespace: w.options.Namespace, Name: a.ObjectName(), OwnerReferences: owner,
 			Labels: map[string]string{
 				names.LabelNode: a.Node, names.LabelServiceName: truncateLabelValue(a.Service.Name), names.LabelServiceNamespace: a.Service.Namespace,
 			},
 		},
 		Status: a.ToAPI(),
 	}
-	return applyObjectAndStatus(ctx, w.Client, o)
+	return applyObjectAndStatus(ctx, w.options.Client, o)
 }
 
 // truncateLabelValue shortens a name to the limit of a label value, 63 characters. Service names
@@ -272,11 +272,11 @@ func truncateLabelValue(s string) string { return strings.TrimRight(s[:min(len(s
 // PodOwnerReferences returns the speaker's Pod as the owner of objects, so that they vanish with
 // it. It returns none if the speaker does not run in a Pod.
 func (w *StatusWriter) PodOwnerReferences(ctx context.Context) []metav1.OwnerReference {
-	if w.Pod == "" {
+	if w.options.Pod == "" {
 		return nil
 	}
 	var p corev1.Pod
-	if err := w.Client.Get(ctx, client.ObjectKey{Namespace: w.Namespace, Name: w.Pod}, &p); err != nil {
+	if err := w.options.Client.Get(ctx, client.ObjectKey{Namespace: w.options.Namespace, Name: w.options.Pod}, &p); err != nil {
 		return nil
 	}
 	return []metav1.OwnerReference{{APIVersion: "v1", Kind: "Pod", Name: p.Name, UID: p.UID}}

@@ -74,14 +74,15 @@ func newHarness(t *testing.T) *harness {
 		t.Fatal(err)
 	}
 	log := slog.New(slog.DiscardHandler)
+	announced := reconcile.NewAnnouncedMetrics(selfNode)
 	d.writer = reconcile.NewStatusWriter(reconcile.StatusWriterOptions{
 		Client: mgr.GetClient(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Log: log,
 		SkippedLinks: func() []facts.SkippedLink {
 			return []facts.SkippedLink{{Name: "storage0", Reason: facts.SkippedExcludedByName}}
 		},
-		Now: time.Now, Metrics: reconcile.NewAnnouncedMetrics(selfNode), Self: selfNode, Namespace: names.Namespace, Version: "v1.2.3", ServiceReference: newServiceReference(t, d.apiClient),
+		Now: time.Now, Metrics: announced, Self: selfNode, Namespace: names.Namespace, Version: "v1.2.3", ServiceReference: newServiceReference(t, d.apiClient),
 	})
-	d.metricsRegistry.MustRegister(d.writer.Metrics)
+	d.metricsRegistry.MustRegister(announced)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 2)
 	go func() { ended <- mgr.Start(ctx) }()

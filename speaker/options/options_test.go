@@ -1,4 +1,4 @@
-package main
+package options
 
 import (
 	"os"
@@ -13,7 +13,7 @@ import (
 
 func TestExcludedInterfacesAreReadAgain(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "excludel2.yaml")
-	exclude := newExclusionReader(path)
+	exclude := NewExclusionReader(path)
 	if got, err := exclude(); err != nil || !slices.Equal(got, links.DefaultExcludePatterns) {
 		t.Fatalf("without a file: %v (%v), want the default", got, err)
 	}
@@ -46,7 +46,7 @@ func TestTheRefreshIntervalIsChecked(t *testing.T) {
 		if value != "" {
 			args = append(args, "--layer2-refresh-interval", value)
 		}
-		o, err := parseOptions(args, none)
+		o, err := ParseOptions(args, none)
 		if (err != nil) != (want < 0) || (err == nil && o.RefreshInterval != want) {
 			t.Errorf("--layer2-refresh-interval %q gives %v (%v), want %v; -1ns is an error",
 				value, o.RefreshInterval, err, want)

@@ -1,0 +1,192 @@
+// Package gossip makes this node a member of the gossip between the speakers. It finds the gossip
+// key and the address of the node, in the API server or in the checkpoint of the node's last
+// speaker. Package members carries the messages.
+package gossip
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/internal/configuration"
+	"github.com/gantry-lb/gantry/speaker/agent"
+	"github.com/gantry-lb/gantry/speaker/bgp"
+	"github.com/gantry-lb/gantry/speaker/checkpoint"
+	"github.com/gantry-lb/gantry/speaker/members"
+)
+
+// Options are what a LocalMember needs.
+type Options struct {
+	NodeName  string
+	Namespace string // of the Secret with the key
+	// BindAddress is empty for the internal address of the node.
+	BindAddress string
+	BindPort    int
+	// KeyFile is empty for the Secret that the controller creates.
+	KeyFile string
+	// API reads without a cache.
+	API client.Reader
+	// Store has the checkpoint of the last speaker, and saves that of this one.
+	Store *checkpoint.Store
+	// Scope is the part of the configuration that the speaker reads.
+	Scope configuration.Scope
+	Log   *slog.Logger
+}
+
+// LocalMember is this node in the gossip.
+type LocalMember struct {
+	*members.Members
+	options  Options
+	runNonce uint64
+	// stateForNextRun is what the next run needs to join the gossip again. stateOfEarlierRun is
+	// what an earlier run saved, nil without one.
+	stateForNextRun   checkpoint.NodeState
+	stateOfEarlierRun *checkpoint.NodeState
+	// usesUnverifiedKey is set while the saved key is used instead of that of the API server.
+	usesUnverifiedKey bool
+}
+
+// apiRequestWithSavedAnswerTimeout bounds a request to the API server if there is a saved answer.
+const apiRequestWithSavedAnswerTimeout = time.Second
+
+// Open waits for the gossip key and the address of this node, then opens the sockets. If the API
+// server is unreachable, it uses the saved ones. It returns nil if ctx ends first.
+func Open(ctx context.Context, o Options) (*LocalMember, error) {
+	var random [8]byte
+	if _, err := rand.Read(random[:]); err != nil {
+		return nil, fmt.Errorf("making a nonce: %w", err)
+	}
+	m := &LocalMember{
+		options: o, runNonce: binary.BigEndian.Uint64(random[:]),
+		stateForNextRun:   checkpoint.NodeState{Node: o.NodeName},
+		stateOfEarlierRun: o.Store.LoadState(o.NodeName),
+	}
+	err := retryUntilSuccess(ctx, o.Log, func() error { return m.findKeyAndAddress(ctx) })
+	if err != nil || ctx.Err() != nil {
+		return nil, err
+	}
+	m.Members, err = members.New(members.Options{
+		Name: o.NodeName, Nonce: m.runNonce, BindAddress: m.stateForNextRun.Address, BindPort: o.BindPort,
+		Key: m.stateForNextRun.Key, Log: o.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if saved := m.stateOfEarlierRun; saved != nil {
+		var seeds []string
+		for _, a := range saved.MemberAddresses {
+			seeds = append(seeds, a.String())
+		}
+		m.SetSeeds(seeds)
+	}
+	return m, nil
+}
+
+// RunNonce identifies this run of the process.
+func (m *LocalMember) RunNonce() uint64 { return m.runNonce }
+
+// findKeyAndAddress reads the key and the address from the API server. If that is unreachable, it
+// uses the saved ones.
+func (m *LocalMember) findKeyAndAddress(ctx context.Context) error {
+	saved := m.stateOfEarlierRun
+	err := m.queryAPIWithOptionalTimeout(ctx, func(ctx context.Context) (err error) {
+		if m.stateForNextRun.Key, err = m.options.readKey(ctx); err != nil {
+			return err
+		}
+		m.stateForNextRun.Address, err = m.options.findAddress(ctx)
+		return err
+	})
+	if err != nil && saved != nil && isAPIUnreachable(err) {
+		m.options.Log.Warn("the API server is unreachable: resuming from the checkpoint of this node's last speaker",
+			"reason", err.Error(), "addresses", len(saved.Bids))
+		m.stateForNextRun.Key, m.stateForNextRun.Address, m.usesUnverifiedKey = saved.Key, saved.Address, true
+		return nil
+	}
+	return err
+}
+
+// queryAPIWithOptionalTimeout calls f, with a timeout if the answer was saved.
+func (m *LocalMember) queryAPIWithOptionalTimeout(ctx context.Context, f func(context.Context) error) error {
+	if m.stateOfEarlierRun != nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, apiRequestWithSavedAnswerTimeout)
+		defer cancel()
+	}
+	return f(ctx)
+}
+
+// isAPIUnreachable reports whether the error is not an answer of the API server.
+func isAPIUnreachable(err error) bool {
+	return apierrors.ReasonForError(err) == metav1.StatusReasonUnknown
+}
+
+// RestoredCheckpoint returns the saved checkpoint, nil without one. With BGP disabled it omits the
+// routes.
+func (m *LocalMember) RestoredCheckpoint() *agent.Checkpoint {
+	if m.stateOfEarlierRun == nil {
+		return nil
+	}
+	c := m.stateOfEarlierRun.Checkpoint
+	if m.options.Scope.Layer2Only {
+		c.BGP = bgp.Desired{}
+	}
+	return &c
+}
+
+// SaveCheckpoint saves the agent's checkpoint together with the state of this node. It does not
+// block.
+func (m *LocalMember) SaveCheckpoint(c agent.Checkpoint) {
+	s := m.stateForNextRun
+	s.Checkpoint = c
+	m.options.Store.SaveState(s)
+}
+
+// errKeyChanged ends a speaker that uses an old gossip key. The next run reads the new one.
+var errKeyChanged = errors.New(
+	"the gossip key changed while the API server was unreachable: restarting with the new key")
+
+// VerifySavedKey compares a saved key with the real one, once that can be read.
+func (m *LocalMember) VerifySavedKey(ctx context.Context) error {
+	if !m.usesUnverifiedKey {
+		return nil
+	}
+	same := true
+	err := retryUntilSuccess(ctx, m.options.Log, func() error {
+		key, err := m.options.readKey(ctx)
+		same = err != nil || bytes.Equal(key, m.stateForNextRun.Key)
+		return err
+	})
+	if err == nil && !same {
+		err = errKeyChanged
+	}
+	return err
+}
+
+// retryUntilSuccess calls f every half second until it succeeds or ctx ends. It logs each error
+// once.
+func retryUntilSuccess(ctx context.Context, log *slog.Logger, f func() error) error {
+	lastError := ""
+	for {
+		err := f()
+		if err == nil || ctx.Err() != nil {
+			return nil
+		}
+		if err.Error() != lastError {
+			lastError = err.Error()
+			log.Warn("waiting for what gossip needs", "reason", lastError)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
+}

@@ -1,0 +1,123 @@
+// Package manager connects the speaker with the API server. It makes the manager of
+// controller-runtime, with a cache that holds only the objects that a speaker uses, and the health
+// checks. It reads and writes no object itself.
+package manager
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/client-go/rest"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/internal/configuration"
+	"github.com/gantry-lb/gantry/internal/option"
+	"github.com/gantry-lb/gantry/speaker/options"
+)
+
+// Manager is the manager of a speaker.
+type Manager struct {
+	ctrl.Manager
+	config      *rest.Config
+	watchClient client.WithWatch
+	isReady     atomic.Bool
+	log         *slog.Logger
+}
+
+// New returns a Manager. It reads the credentials, and sends no request before Start.
+func New(o options.Options, log *slog.Logger) (*Manager, error) {
+	config, err := o.LoadRESTConfig()
+	if err != nil {
+		return nil, err
+	}
+	mgr, err := newControllerRuntimeManager(config, o)
+	if err != nil {
+		return nil, fmt.Errorf("setting up the manager: %w", err)
+	}
+	m := &Manager{Manager: mgr, config: config, log: log}
+	m.watchClient, err = client.NewWithWatch(config, client.Options{
+		HTTPClient: mgr.GetHTTPClient(), Scheme: mgr.GetScheme(), Mapper: mgr.GetRESTMapper(),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("setting up the client for Services: %w", err)
+	}
+	return m, errors.Join(mgr.AddHealthzCheck("alive", func(*http.Request) error { return nil }),
+		mgr.AddReadyzCheck("synced", m.checkReady))
+}
+
+// WatchClient returns a client that reads and watches without the cache.
+func (m *Manager) WatchClient() client.WithWatch { return m.watchClient }
+
+// MarkReady makes the readiness check succeed: the speaker has read the cluster state.
+func (m *Manager) MarkReady() { m.isReady.Store(true) }
+
+func (m *Manager) checkReady(*http.Request) error {
+	if !m.isReady.Load() {
+		return errors.New("the speaker has not read the cluster state yet")
+	}
+	return nil
+}
+
+// AwaitKinds waits until the API server serves the kinds that a speaker uses, or ctx ends.
+func (m *Manager) AwaitKinds(ctx context.Context) error {
+	resources := append(configuration.RequiredResources, "servicel2statuses", "servicebgpstatuses")
+	return option.AwaitResources(ctx, m.config, m.log, resources...)
+}
+
+func newControllerRuntimeManager(config *rest.Config, o options.Options) (ctrl.Manager, error) {
+	scheme, err := configuration.NewScheme()
+	if err != nil {
+		return nil, err
+	}
+	grace := time.Second
+	mapper := configuration.NewRESTMapper(scheme)
+	return ctrl.NewManager(config, ctrl.Options{
+		Scheme:                  scheme,
+		MapperProvider:          func(*rest.Config, *http.Client) (meta.RESTMapper, error) { return mapper, nil },
+		Metrics:                 metricsserver.Options{BindAddress: o.MetricsBindAddress},
+		HealthProbeBindAddress:  o.HealthProbeBindAddress,
+		GracefulShutdownTimeout: &grace,
+		Cache: cache.Options{
+			DefaultTransform: cache.TransformStripManagedFields(),
+			ByObject:         cachedObjects(o),
+		},
+	})
+}
+
+// cachedObjects returns the kinds that the cache holds, and which objects of each.
+func cachedObjects(o options.Options) map[client.Object]cache.ByObject {
+	cached := o.ConfigurationScope().CacheOptionsByObject()
+	speakers := labels.SelectorFromSet(labels.Set{
+		names.LabelAppName: names.AppName, names.LabelComponent: names.ComponentSpeaker,
+	})
+	cached[&v1alpha1.AddressProbe{}] = cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
+	cached[&v1beta1.ServiceL2Status{}] = cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
+	if !o.ConfigurationScope().Layer2Only {
+		thisNode := labels.SelectorFromSet(labels.Set{names.LabelNode: o.NodeName})
+		own := cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {LabelSelector: thisNode}}}
+		cached[&v1beta1.ServiceBGPStatus{}], cached[&v1alpha1.BGPSession{}] = own, own
+	}
+	state := configuration.StateWriter{Component: names.ComponentSpeaker, Node: o.NodeName}
+	cached[&v1beta1.ConfigurationState{}] = cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {
+		FieldSelector: fields.OneTermEqualSelector("metadata.name", state.ObjectName()),
+	}}}
+	cached[&corev1.Pod{}] = cache.ByObject{Namespaces: map[string]cache.Config{
+		o.Namespace: {LabelSelector: speakers},
+	}}
+	return cached
+}

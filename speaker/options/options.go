@@ -1,0 +1,126 @@
+// Package options declares the flags of the speaker and checks their values. It also reads the file
+// of excluded interfaces, which a flag names.
+package options
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"net/netip"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/gantry-lb/gantry/internal/option"
+)
+
+// Options are the speaker's options.
+type Options struct {
+	option.CommonOptions
+	NodeName string
+	PodName  string
+	StateDir string
+
+	GossipBindAddress string
+	GossipBindPort    int
+	GossipKeyFile     string
+
+	// ExcludeInterfacesFile, RefreshInterval and AnswerPing are for ARP and NDP.
+	ExcludeInterfacesFile string
+	RefreshInterval       time.Duration
+	AnswerPing            bool
+
+	ServiceBGPStatus string // auto, on or off
+}
+
+const (
+	// minAnnouncementRefreshInterval keeps the load of thousands of announced addresses low.
+	minAnnouncementRefreshInterval = 10 * time.Second
+	// autoServiceBGPStatusLimit is the largest number of Services for which a node writes
+	// ServiceBGPStatus objects with "auto". Each node announces each Service, so there is one
+	// object for each node and Service.
+	autoServiceBGPStatusLimit = 500
+)
+
+// ParseOptions reads and checks the command line and the environment.
+func ParseOptions(args []string, lookup func(string) (string, bool)) (Options, error) {
+	var o Options
+	fs := pflag.NewFlagSet("speaker", pflag.ContinueOnError)
+	o.declareFlags(fs)
+	if err := option.ParseFlags(fs, args, lookup); err != nil {
+		return o, err
+	}
+	if err := o.validateLayer2AndBGP(); err != nil {
+		return o, err
+	}
+	if err := o.validateNodeAndGossip(); err != nil {
+		return o, err
+	}
+	return o, o.ValidateValues()
+}
+
+func (o *Options) declareFlags(fs *pflag.FlagSet) {
+	o.DeclareFlags(fs, ":7473", "127.0.0.1:7474")
+	fs.StringVar(&o.NodeName, "node-name", "", "name of this node in the Kubernetes API; required")
+	fs.StringVar(&o.PodName, "pod-name", "", "name of this speaker's Pod; empty if it does not run in a Pod")
+	fs.StringVar(&o.GossipBindAddress, "gossip-bind-address", "",
+		"address for gossip between speakers; empty for the internal address of the node")
+	fs.IntVar(&o.GossipBindPort, "gossip-bind-port", 7946,
+		"TCP and UDP port for gossip between speakers, the same on all nodes")
+	fs.StringVar(&o.GossipKeyFile, "gossip-key-file", "",
+		"file with the gossip key; empty for the Secret that the controller creates")
+	fs.StringVar(&o.StateDir, "state-dir", "/run/gantry",
+		"directory for the state that a restarted speaker resumes from while the API server is unreachable: "+
+			"a hostPath that is cleared at reboot; empty to disable")
+	fs.StringVar(&o.ExcludeInterfacesFile, "exclude-interfaces-file", "/etc/gantry/excludel2.yaml",
+		"file with the list announcedInterfacesToExclude: regular expressions for interfaces "+
+			"on which nothing is announced; changes take effect at once, and without the file the usual container interfaces are excluded")
+	fs.BoolVar(&o.AnswerPing, "layer2-answer-ping", false,
+		"answer pings to held addresses; do not use it with kube-proxy in ipvs mode, where the kernel answers")
+	fs.DurationVar(&o.RefreshInterval, "layer2-refresh-interval", 0,
+		"announce held addresses by ARP and NDP again at this interval, for networks that forget them; "+
+			"0 for never, else at least 10s")
+	fs.StringVar(&o.ServiceBGPStatus, "service-bgp-status", "auto", fmt.Sprintf(
+		"write ServiceBGPStatus objects: on, off, or auto, which is off on a node that announces more than %d Services",
+		autoServiceBGPStatusLimit))
+}
+
+func (o *Options) validateLayer2AndBGP() error {
+	var refresh, status error
+	if o.RefreshInterval != 0 && o.RefreshInterval < minAnnouncementRefreshInterval {
+		refresh = option.InvalidOptionError("layer2-refresh-interval", o.RefreshInterval.String(), "write 0, or 10s or more")
+	}
+	switch o.ServiceBGPStatus {
+	case "auto", "on", "off":
+	default:
+		status = option.InvalidOptionError("service-bgp-status", o.ServiceBGPStatus, "write auto, on or off")
+	}
+	return errors.Join(refresh, status)
+}
+
+func (o *Options) validateNodeAndGossip() error {
+	if o.NodeName == "" {
+		return option.InvalidOptionError("node-name", o.NodeName, "set the name of this node, as kubectl get nodes shows it")
+	}
+	if o.GossipBindPort < 1 || o.GossipBindPort > 65535 {
+		return option.InvalidOptionError("gossip-bind-port", fmt.Sprint(o.GossipBindPort), "write a port, 1 to 65535")
+	}
+	if o.GossipBindAddress != "" {
+		if _, err := netip.ParseAddr(o.GossipBindAddress); err != nil {
+			return option.InvalidOptionError("gossip-bind-address", o.GossipBindAddress, "write an IPv4 or IPv6 address of this node")
+		}
+	}
+	return nil
+}
+
+// ServiceBGPStatusLimit returns the largest number of Services for which ServiceBGPStatus objects
+// are written.
+func (o *Options) ServiceBGPStatusLimit() int {
+	switch o.ServiceBGPStatus {
+	case "on":
+		return math.MaxInt
+	case "off":
+		return 0
+	}
+	return autoServiceBGPStatusLimit
+}

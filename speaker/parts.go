@@ -1,0 +1,110 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/configuration"
+	"github.com/gantry-lb/gantry/internal/option"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+	"github.com/gantry-lb/gantry/speaker/agent"
+	"github.com/gantry-lb/gantry/speaker/bfd"
+	"github.com/gantry-lb/gantry/speaker/bfd/udp"
+	"github.com/gantry-lb/gantry/speaker/bgp"
+	"github.com/gantry-lb/gantry/speaker/bgp/gobgp"
+	"github.com/gantry-lb/gantry/speaker/bgp/tcp"
+	"github.com/gantry-lb/gantry/speaker/elect"
+	"github.com/gantry-lb/gantry/speaker/gossip"
+	"github.com/gantry-lb/gantry/speaker/healthcheck"
+	"github.com/gantry-lb/gantry/speaker/layer2"
+	"github.com/gantry-lb/gantry/speaker/layer2/wire"
+	"github.com/gantry-lb/gantry/speaker/links"
+	"github.com/gantry-lb/gantry/speaker/manager"
+	"github.com/gantry-lb/gantry/speaker/options"
+	"github.com/gantry-lb/gantry/speaker/reconcile"
+)
+
+// parts are the parts of a speaker.
+type parts struct {
+	agent     *agent.Agent
+	bgpEngine *bgp.Engine
+	// local are the parts that need only this node, cluster those that need the API server.
+	local, cluster []func(context.Context) error
+}
+
+// newParts creates the parts, each after those that it uses: the engines, the writers of status
+// objects, the agent, and the feed.
+func newParts(mgr *manager.Manager, member *gossip.LocalMember, o options.Options, log *slog.Logger) (*parts, error) {
+	watcher := links.NewWatcher(options.NewExclusionReader(o.ExcludeInterfacesFile), log)
+	layer2Engine := newLayer2Engine(o)
+	bfdEngine := bfd.New(udp.New(), time.Now, member.RunNonce())
+	bgpEngine := bgp.New(bgp.Options{
+		NodeName: o.NodeName, UpdateGenerator: gobgp.New(log), Transport: tcp.Transport{}, Now: time.Now, BFD: bfdEngine, Log: log,
+	})
+	services, announced, problemGauges := reconcile.NewServiceIndex(), reconcile.NewAnnouncedMetrics(o.NodeName), &configuration.LoadMetrics{}
+	layer2Status := reconcile.NewStatusWriter(reconcile.StatusWriterOptions{
+		Client: mgr.GetClient(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Log: log,
+		ServiceReference: services.ServiceReference, SkippedLinks: watcher.SkippedLinks, Now: time.Now, Metrics: announced,
+		Self: o.NodeName, Pod: o.PodName, Namespace: o.Namespace, Version: option.ModuleVersion(),
+	})
+	bgpStatus := reconcile.NewBGPStatusWriter(reconcile.BGPStatusWriterOptions{
+		Client: mgr.GetClient(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Sessions: bgpEngine, Log: log,
+		Self: o.NodeName, Namespace: o.Namespace, ServiceBGPStatusLimit: o.ServiceBGPStatusLimit(),
+		ServiceReference: services.ServiceReference, PodOwnerReferences: layer2Status.PodOwnerReferences,
+	})
+	configurationState := reconcile.NewConfigurationWriter(reconcile.ConfigurationWriterOptions{
+		Client: mgr.GetClient(), Cache: mgr.GetCache(), Log: log,
+		State: configuration.StateWriter{Component: names.ComponentSpeaker, Node: o.NodeName, Namespace: o.Namespace},
+	})
+	addressProbes := reconcile.NewProbeWriter(reconcile.ProbeWriterOptions{
+		Client: mgr.GetClient(), Cache: mgr.GetCache(), Log: log, Self: o.NodeName, Namespace: o.Namespace, Now: time.Now,
+	})
+	healthChecks := healthcheck.NewPoller(time.Now, log)
+	a := agent.New(agent.Options{
+		Self: o.NodeName, Nonce: member.RunNonce(), LoadBalancerClass: o.LoadBalancerClass, Timing: elect.DefaultTiming(),
+		Layer2: layer2Engine, BGP: bgpEngine, Members: member, Links: watcher.LinkSets(), HealthChecks: healthChecks,
+		Now: time.Now, Log: log,
+		ObserveStatus:  func(s agent.Status) { layer2Status.ObserveStatus(s); bgpStatus.ObserveStatus(s) },
+		ProbeQuestions: addressProbes.Questions(), ObserveProbeAnswer: addressProbes.ObserveAnswer,
+		SaveCheckpoint: member.SaveCheckpoint, RestoreFrom: member.RestoredCheckpoint(),
+	})
+	feed := reconcile.NewClusterFeed(reconcile.ClusterFeedOptions{
+		Cache: mgr.GetCache(), WatchClient: mgr.WatchClient(), Services: services, Agent: a, Seeds: member, Log: log,
+		Self: o.NodeName, Scope: o.ConfigurationScope(), ObserveSynced: mgr.MarkReady,
+		ObserveProblems: func(p []snapshot.Problem) { problemGauges.RecordProblems(p); configurationState.ObserveProblems(p) },
+	})
+	p := &parts{
+		agent: a, bgpEngine: bgpEngine,
+		local: []func(context.Context) error{
+			bfdEngine.Run, bgpEngine.Run, layer2Engine.Run, a.Run, watcher.Run, member.Run, healthChecks.Run,
+		},
+		cluster: []func(context.Context) error{feed.Run, layer2Status.Run, configurationState.Run, addressProbes.Run},
+	}
+	if !o.ConfigurationScope().Layer2Only { // without BGP its engines get nothing to do
+		p.local = append(p.local, bgpStatus.Run)
+	}
+	return p, registerMetrics(bfdEngine, bgpEngine, layer2Engine, a, announced, problemGauges)
+}
+
+func newLayer2Engine(o options.Options) *layer2.Engine {
+	engineOptions := []layer2.Option{layer2.WithRefreshInterval(o.RefreshInterval)}
+	if o.AnswerPing {
+		engineOptions = append(engineOptions, layer2.WithPingResponders(wire.Wire{}))
+	}
+	return layer2.New(wire.Wire{}, time.Now, engineOptions...)
+}
+
+func registerMetrics(collectors ...prometheus.Collector) error {
+	for _, c := range collectors {
+		if err := metrics.Registry.Register(c); err != nil {
+			return fmt.Errorf("registering the metrics of %T: %w", c, err)
+		}
+	}
+	return nil
+}
