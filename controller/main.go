@@ -27,6 +27,8 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/controller/gossipkey"
+	"github.com/gantry-lb/gantry/controller/poolmetrics"
 	"github.com/gantry-lb/gantry/controller/reconcile"
 	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/internal/option"
@@ -115,7 +117,7 @@ func runController(ctx context.Context, o options) error {
 	if err := services.RegisterWorker(ctx, mgr); err != nil {
 		return err
 	}
-	if err := mgr.Add(&reconcile.GossipKeyCreator{Client: mgr.GetClient(), Log: log, Namespace: o.Namespace}); err != nil {
+	if err := mgr.Add(&gossipkey.Creator{Client: mgr.GetClient(), Log: log, Namespace: o.Namespace}); err != nil {
 		return fmt.Errorf("setting up the gossip key: %w", err)
 	}
 	gauges := &configuration.LoadMetrics{}
@@ -126,7 +128,7 @@ func runController(ctx context.Context, o options) error {
 	if err := announced.RegisterController(ctx, mgr); err != nil {
 		return err
 	}
-	if err := mgr.Add(&reconcile.PoolMetrics{
+	if err := mgr.Add(&poolmetrics.Collector{
 		Reader: mgr.GetClient(), Namespace: o.Namespace, Log: log, Registry: metrics.Registry,
 		ExtraCollectors: append(services.Collectors(), gauges),
 	}); err != nil {

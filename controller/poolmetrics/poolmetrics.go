@@ -1,4 +1,5 @@
-package reconcile
+// Package poolmetrics exports how full the pools are, as Prometheus metrics.
+package poolmetrics
 
 import (
 	"context"
@@ -30,9 +31,9 @@ var (
 	addressesUsedIPv6Metric  = newPoolMetric("ipv6_addresses_in_use_total", "IPv6 addresses of the pool that Services hold.")
 )
 
-// PoolMetrics export how full the pools are, as their status says, and the ExtraCollectors. Only
+// Collector exports how full the pools are, as their status says, and the ExtraCollectors. Only
 // the leader exports them, so that each pool is counted once.
-type PoolMetrics struct {
+type Collector struct {
 	Reader    client.Reader
 	Namespace string
 	Log       *slog.Logger
@@ -43,10 +44,10 @@ type PoolMetrics struct {
 	startContext context.Context // the context of Start, because Collect gets none
 }
 
-var _ prometheus.Collector = (*PoolMetrics)(nil)
+var _ prometheus.Collector = (*Collector)(nil)
 
 // Start exports until ctx ends. The manager calls it once this controller is the leader.
-func (m *PoolMetrics) Start(ctx context.Context) error {
+func (m *Collector) Start(ctx context.Context) error {
 	m.startContext = ctx
 	for _, c := range append([]prometheus.Collector{m}, m.ExtraCollectors...) {
 		if err := m.Registry.Register(c); err != nil {
@@ -59,14 +60,14 @@ func (m *PoolMetrics) Start(ctx context.Context) error {
 }
 
 // Describe is part of prometheus.Collector.
-func (m *PoolMetrics) Describe(c chan<- *prometheus.Desc) {
+func (m *Collector) Describe(c chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{addressesTotalMetric, addressesTotalIPv4Metric, addressesTotalIPv6Metric, addressesUsedMetric, addressesUsedIPv4Metric, addressesUsedIPv6Metric} {
 		c <- d
 	}
 }
 
 // Collect is part of prometheus.Collector.
-func (m *PoolMetrics) Collect(c chan<- prometheus.Metric) {
+func (m *Collector) Collect(c chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(m.startContext, metricsCollectTimeout)
 	defer cancel()
 	var pools v1beta1.IPAddressPoolList

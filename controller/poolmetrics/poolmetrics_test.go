@@ -1,4 +1,4 @@
-package reconcile
+package poolmetrics
 
 import (
 	"context"
@@ -31,7 +31,7 @@ func TestPoolMetricsPerFamily(t *testing.T) {
 	other := pool.DeepCopy()
 	other.Namespace = "elsewhere"
 	registry, gauges := prometheus.NewPedanticRegistry(), &configuration.LoadMetrics{}
-	m := &PoolMetrics{
+	m := &Collector{
 		Reader: fake.NewClientBuilder().WithScheme(scheme).WithObjects(pool, other).Build(), Namespace: names.Namespace,
 		Log: slog.New(slog.DiscardHandler), Registry: registry, ExtraCollectors: []prometheus.Collector{gauges},
 	}

@@ -1,4 +1,5 @@
-package reconcile
+// Package gossipkey creates the Secret with the key that encrypts the gossip of the speakers.
+package gossipkey
 
 import (
 	"context"
@@ -14,8 +15,8 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-// GossipKeyCreator creates the Secret with the gossip key of the speakers.
-type GossipKeyCreator struct {
+// Creator creates the Secret with the gossip key of the speakers.
+type Creator struct {
 	Client    client.Client
 	Log       *slog.Logger
 	Namespace string
@@ -23,7 +24,7 @@ type GossipKeyCreator struct {
 
 // Start creates the Secret unless it exists, and returns when it exists. It never overwrites the
 // Secret: speakers with different keys cannot talk to each other.
-func (g *GossipKeyCreator) Start(ctx context.Context) error {
+func (g *Creator) Start(ctx context.Context) error {
 	key := make([]byte, 32)
 	if _, err := rand.Read(key); err != nil {
 		return fmt.Errorf("creating a gossip key: %w", err)
