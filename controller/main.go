@@ -27,6 +27,7 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/controller/announced"
 	"github.com/gantry-lb/gantry/controller/gossipkey"
 	"github.com/gantry-lb/gantry/controller/poolmetrics"
 	"github.com/gantry-lb/gantry/controller/reconcile"
@@ -105,13 +106,13 @@ func runController(ctx context.Context, o options) error {
 	recordEvent := func(s *corev1.Service, kind, reason, text string) {
 		events.Eventf(s, nil, kind, reason, eventActionForText(text), "%s", text)
 	}
-	announced := &reconcile.AnnouncedCondition{
+	announcedWriter := &announced.ConditionWriter{
 		Client: mgr.GetClient(), Log: log, Scope: o.ConfigurationScope(), LoadBalancerClass: o.LoadBalancerClass, Now: time.Now, RecordEvent: recordEvent,
 	}
 	services := reconcile.NewServiceWorker(reconcile.Options{
 		API: &reconcile.ClusterAPI{Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Namespace: o.Namespace},
 		Now: time.Now, Log: log, RecordEvent: recordEvent,
-		ForecastUnannounced: announced.ForecastUnannouncedCondition,
+		ForecastUnannounced: announcedWriter.ForecastUnannouncedCondition,
 		Namespace:           o.Namespace, LoadBalancerClass: o.LoadBalancerClass, ProcessIdentity: fmt.Sprintf("%s/%d", host, os.Getpid()),
 	})
 	if err := services.RegisterWorker(ctx, mgr); err != nil {
@@ -125,7 +126,7 @@ func runController(ctx context.Context, o options) error {
 	if err := report.RegisterController(mgr); err != nil {
 		return err
 	}
-	if err := announced.RegisterController(ctx, mgr); err != nil {
+	if err := announcedWriter.RegisterController(ctx, mgr); err != nil {
 		return err
 	}
 	if err := mgr.Add(&poolmetrics.Collector{
@@ -164,7 +165,7 @@ func newManagerOptions(o *options, scheme *runtime.Scheme) ctrl.Options {
 	watched[&v1beta1.ConfigurationState{}], watched[&v1alpha1.AddressReservation{}], watched[&v1alpha1.AddressProbe{}] = own, own, own
 	// Cached Services are never modified, so that they need not be copied.
 	watched[&corev1.Service{}] = cache.ByObject{Transform: reconcile.CompactService, UnsafeDisableDeepCopy: &shared}
-	watched[&discoveryv1.EndpointSlice{}] = cache.ByObject{Transform: reconcile.CompactEndpointSlice, UnsafeDisableDeepCopy: &shared}
+	watched[&discoveryv1.EndpointSlice{}] = cache.ByObject{Transform: announced.CompactEndpointSlice, UnsafeDisableDeepCopy: &shared}
 	return ctrl.Options{
 		Scheme:                        scheme,
 		Metrics:                       metricsserver.Options{BindAddress: o.MetricsBindAddress},

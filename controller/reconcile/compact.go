@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/gantry-lb/gantry/api/names"
@@ -75,25 +74,4 @@ func CompactService(o any) (any, error) {
 		c.Type, c.Status, c.Reason = view.InternString(c.Type), metav1.ConditionStatus(view.InternString(string(c.Status))), view.InternString(c.Reason)
 	}
 	return s, nil
-}
-
-// CompactEndpointSlice reduces an EndpointSlice in the cache to its Service and one endpoint that
-// can serve, if there is one.
-func CompactEndpointSlice(o any) (any, error) {
-	if s, ok := o.(*discoveryv1.EndpointSlice); ok {
-		service := s.Labels[discoveryv1.LabelServiceName]
-		s.ObjectMeta = metav1.ObjectMeta{Namespace: s.Namespace, Name: s.Name, UID: s.UID, ResourceVersion: s.ResourceVersion}
-		s.Labels = map[string]string{discoveryv1.LabelServiceName: service}
-		s.Ports = nil
-		able := slices.IndexFunc(s.Endpoints, func(e discoveryv1.Endpoint) bool {
-			return view.FromEndpointSlices(view.ObjectKey{}, []discoveryv1.EndpointSlice{{Endpoints: []discoveryv1.Endpoint{e}}}).AnyServing
-		})
-		if able < 0 {
-			s.Endpoints = nil
-		} else {
-			e := s.Endpoints[able]
-			s.Endpoints = []discoveryv1.Endpoint{{Addresses: e.Addresses[:1:1], Conditions: e.Conditions}}
-		}
-	}
-	return o, nil
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/controller/allocate"
+	"github.com/gantry-lb/gantry/controller/events"
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
@@ -17,14 +18,14 @@ import (
 func (r *ServiceWorker) reportDecision(w *serviceWrite) {
 	d := w.decision
 	if lost := describeLostAddresses(w.serviceBefore, w.serviceAfter); lost != "" {
-		r.RecordEvent(w.serviceBefore, corev1.EventTypeNormal, names.EventClearAssignment, truncateNote("given up: "+lost))
+		r.RecordEvent(w.serviceBefore, corev1.EventTypeNormal, names.EventClearAssignment, events.TruncateNote("given up: "+lost))
 	}
 	if d.Reason == names.ReasonProbing { // the result of the probe is reported
 		r.Log.Info(d.Text, "service", w.service.Key.String(), "reason", d.Reason)
 		return
 	}
 	kind, reason := eventForDecision(&w.service, d)
-	r.RecordEvent(w.serviceBefore, kind, reason, truncateNote(string(d.Reason)+": "+d.Text))
+	r.RecordEvent(w.serviceBefore, kind, reason, events.TruncateNote(string(d.Reason)+": "+d.Text))
 	// it prefers to have the other family too
 	if d.Reason == names.ReasonAssigned && d.WantsMoreAddresses {
 		r.RecordEvent(w.serviceBefore, corev1.EventTypeNormal, names.EventAdditionalAssignFailed,
@@ -34,18 +35,6 @@ func (r *ServiceWorker) reportDecision(w *serviceWrite) {
 		r.RecordEvent(w.serviceBefore, corev1.EventTypeWarning, names.EventDeprecatedAnnotation, m)
 	}
 	r.Log.Info(d.Text, "service", w.service.Key.String(), "reason", d.Reason)
-}
-
-// maxEventNoteBytes is how many bytes the API server accepts in the note of an event.
-const maxEventNoteBytes = 1024
-
-// truncateNote shortens a text that is too long for an event; the condition has all of it.
-func truncateNote(text string) string {
-	const more = "…"
-	if len(text) <= maxEventNoteBytes {
-		return text
-	}
-	return strings.ToValidUTF8(text[:maxEventNoteBytes-len(more)], "") + more
 }
 
 // eventForDecision returns the type of the event for a Decision, and its reason as defined by the

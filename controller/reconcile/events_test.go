@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/controller/events"
 	"github.com/gantry-lb/gantry/controller/reconcile/apitest"
 )
 
@@ -75,7 +76,7 @@ func TestLongEventNoteIsTruncated(t *testing.T) {
 		s.CreateService(o)
 		time.Sleep(time.Second)
 		got := recorder.eventsOf("long")
-		if len(got) != 1 || !strings.HasPrefix(got[0], "Warning LoadBalancerFailed InvalidRequest: ") || len(got[0]) > len("Warning LoadBalancerFailed ")+maxEventNoteBytes || !utf8.ValidString(got[0]) {
+		if len(got) != 1 || !strings.HasPrefix(got[0], "Warning LoadBalancerFailed InvalidRequest: ") || len(got[0]) > len("Warning LoadBalancerFailed ")+events.MaxNoteBytes || !utf8.ValidString(got[0]) {
 			t.Errorf("the events are %.200q, want one that the API server takes", got)
 		}
 	})

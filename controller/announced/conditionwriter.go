@@ -1,4 +1,6 @@
-package reconcile
+// Package announced writes the condition gantry.dev/Announced on Services. Package advertise has
+// the rule that says why no speaker announces a Service.
+package announced
 
 import (
 	"context"
@@ -21,17 +23,18 @@ import (
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/controller/events"
 	"github.com/gantry-lb/gantry/internal/advertise"
 	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// AnnouncedCondition writes the condition gantry.dev/Announced on Services. It is True while a
+// ConditionWriter writes the condition gantry.dev/Announced on Services. It is True while a
 // speaker reports that it announces the Service, with another reason while a foreign host claims an
 // address; otherwise it is False with the reason. It names the protocols and no node, so that a
 // failover causes no write.
-type AnnouncedCondition struct {
+type ConditionWriter struct {
 	Client client.Client
 	Log    *slog.Logger
 	// Scope says where the speakers' reports and the configuration are, and whether BGP is part of
@@ -73,7 +76,7 @@ const (
 )
 
 // RegisterController registers the reconciler.
-func (r *AnnouncedCondition) RegisterController(ctx context.Context, mgr ctrl.Manager) error {
+func (r *ConditionWriter) RegisterController(ctx context.Context, mgr ctrl.Manager) error {
 	reported := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []ctrl.Request {
 		return []ctrl.Request{{NamespacedName: reportedService(o)}}
 	})
@@ -107,7 +110,7 @@ func reportedService(o client.Object) client.ObjectKey {
 }
 
 // Reconcile brings the condition of one Service in line with the reports.
-func (r *AnnouncedCondition) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
+func (r *ConditionWriter) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
 	var s corev1.Service
 	if err := r.Client.Get(ctx, req.NamespacedName, &s); err != nil {
 		r.forgetUnannounced(req.NamespacedName)
@@ -116,7 +119,7 @@ func (r *AnnouncedCondition) Reconcile(ctx context.Context, req ctrl.Request) (c
 	v := view.FromService(&s)
 	if !v.IsLoadBalancer || v.LoadBalancerClass != r.LoadBalancerClass || len(v.AssignedAddresses) == 0 {
 		r.forgetUnannounced(req.NamespacedName)
-		return ctrl.Result{}, nil // ServiceWorker removes the condition together with the addresses
+		return ctrl.Result{}, nil // the worker removes the condition together with the addresses
 	}
 	reported, err := r.readSpeakerReports(ctx, req.NamespacedName)
 	if err != nil {
@@ -145,7 +148,7 @@ func (r *AnnouncedCondition) Reconcile(ctx context.Context, req ctrl.Request) (c
 
 // remainingReportTimeout is how long to wait before the condition becomes False. A report that is
 // replaced is missing for an instant.
-func (r *AnnouncedCondition) remainingReportTimeout(key client.ObjectKey) time.Duration {
+func (r *ConditionWriter) remainingReportTimeout(key client.ObjectKey) time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	since, known := r.unannouncedSinceByService[key]
@@ -160,14 +163,14 @@ func (r *AnnouncedCondition) remainingReportTimeout(key client.ObjectKey) time.D
 }
 
 // forgetUnannounced removes the Service from unannouncedSinceByService.
-func (r *AnnouncedCondition) forgetUnannounced(key client.ObjectKey) {
+func (r *ConditionWriter) forgetUnannounced(key client.ObjectKey) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.unannouncedSinceByService, key)
 }
 
 // readSpeakerReports reads the speakers' reports about the Service.
-func (r *AnnouncedCondition) readSpeakerReports(ctx context.Context, key client.ObjectKey) (speakerReports, error) {
+func (r *ConditionWriter) readSpeakerReports(ctx context.Context, key client.ObjectKey) (speakerReports, error) {
 	var l2 v1beta1.ServiceL2StatusList
 	var bgp v1beta1.ServiceBGPStatusList
 	match := []client.ListOption{client.InNamespace(r.Scope.Namespace), client.MatchingFields{reportsByServiceIndex: key.String()}}
@@ -187,7 +190,7 @@ func (r *AnnouncedCondition) readSpeakerReports(ctx context.Context, key client.
 // addresses, if it is certain that no speaker will announce them. It is written together with the
 // addresses, so that a Service that waits for an advertisement or for Pods costs one write instead
 // of two. A wrong forecast is corrected like any other change.
-func (r *AnnouncedCondition) ForecastUnannouncedCondition(ctx context.Context, s *corev1.Service, assigned []netip.Addr) (metav1.Condition, bool) {
+func (r *ConditionWriter) ForecastUnannouncedCondition(ctx context.Context, s *corev1.Service, assigned []netip.Addr) (metav1.Condition, bool) {
 	var none metav1.Condition
 	if meta.FindStatusCondition(s.Status.Conditions, names.ConditionAnnounced) != nil {
 		return none, false
@@ -208,7 +211,7 @@ func (r *AnnouncedCondition) ForecastUnannouncedCondition(ctx context.Context, s
 }
 
 // readCachedConfiguration returns the configuration and the nodes.
-func (r *AnnouncedCondition) readCachedConfiguration(ctx context.Context) (*snapshot.Snapshot, []snapshot.Node, error) {
+func (r *ConditionWriter) readCachedConfiguration(ctx context.Context) (*snapshot.Snapshot, []snapshot.Node, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	begun := r.Now()
@@ -231,7 +234,7 @@ func (r *AnnouncedCondition) readCachedConfiguration(ctx context.Context) (*snap
 }
 
 // explainUnannounced says why no speaker announces the Service, as far as the controller can see.
-func (r *AnnouncedCondition) explainUnannounced(ctx context.Context, s *corev1.Service, v *view.Service) (names.Reason, string, error) {
+func (r *ConditionWriter) explainUnannounced(ctx context.Context, s *corev1.Service, v *view.Service) (names.Reason, string, error) {
 	snap, nodes, err := r.readCachedConfiguration(ctx)
 	if err != nil {
 		return "", "", err
@@ -256,7 +259,7 @@ func (r *AnnouncedCondition) explainUnannounced(ctx context.Context, s *corev1.S
 	return names.ReasonNotAnnounced, text + ", and what the speakers' logs say", nil
 }
 
-func (r *AnnouncedCondition) writeAnnouncedCondition(ctx context.Context, s *corev1.Service, c metav1.Condition) error {
+func (r *ConditionWriter) writeAnnouncedCondition(ctx context.Context, s *corev1.Service, c metav1.Condition) error {
 	after, before := s.DeepCopy(), meta.FindStatusCondition(s.Status.Conditions, c.Type)
 	if !meta.SetStatusCondition(&after.Status.Conditions, c) {
 		return nil
@@ -264,7 +267,7 @@ func (r *AnnouncedCondition) writeAnnouncedCondition(ctx context.Context, s *cor
 	base := client.MergeFromWithOptions(s, client.MergeFromWithOptimisticLock{})
 	err := r.Client.Status().Patch(ctx, after, base)
 	if err == nil && c.Status == metav1.ConditionFalse && (before == nil || before.Reason != c.Reason) {
-		r.RecordEvent(s, corev1.EventTypeWarning, names.EventAnnounceFailed, truncateNote(c.Reason+": "+c.Message))
+		r.RecordEvent(s, corev1.EventTypeWarning, names.EventAnnounceFailed, events.TruncateNote(c.Reason+": "+c.Message))
 	}
 	if apierrors.IsConflict(err) || client.IgnoreNotFound(err) == nil {
 		return nil // the newer object causes its own request
