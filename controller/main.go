@@ -28,9 +28,10 @@ import (
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/controller/announced"
+	"github.com/gantry-lb/gantry/controller/assign"
 	"github.com/gantry-lb/gantry/controller/gossipkey"
 	"github.com/gantry-lb/gantry/controller/poolmetrics"
-	"github.com/gantry-lb/gantry/controller/reconcile"
+	"github.com/gantry-lb/gantry/controller/valid"
 	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/internal/option"
 )
@@ -109,8 +110,8 @@ func runController(ctx context.Context, o options) error {
 	announcedWriter := &announced.ConditionWriter{
 		Client: mgr.GetClient(), Log: log, Scope: o.ConfigurationScope(), LoadBalancerClass: o.LoadBalancerClass, Now: time.Now, RecordEvent: recordEvent,
 	}
-	services := reconcile.NewServiceWorker(reconcile.Options{
-		API: &reconcile.ClusterAPI{Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Namespace: o.Namespace},
+	services := assign.NewServiceWorker(assign.Options{
+		API: &assign.ClusterAPI{Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Namespace: o.Namespace},
 		Now: time.Now, Log: log, RecordEvent: recordEvent,
 		ForecastUnannounced: announcedWriter.ForecastUnannouncedCondition,
 		Namespace:           o.Namespace, LoadBalancerClass: o.LoadBalancerClass, ProcessIdentity: fmt.Sprintf("%s/%d", host, os.Getpid()),
@@ -122,7 +123,7 @@ func runController(ctx context.Context, o options) error {
 		return fmt.Errorf("setting up the gossip key: %w", err)
 	}
 	gauges := &configuration.LoadMetrics{}
-	report := &reconcile.ConfigurationConditions{Client: mgr.GetClient(), Log: log, Scope: o.ConfigurationScope(), ReportProblems: gauges.RecordProblems}
+	report := &valid.ConditionWriter{Client: mgr.GetClient(), Log: log, Scope: o.ConfigurationScope(), ReportProblems: gauges.RecordProblems}
 	if err := report.RegisterController(mgr); err != nil {
 		return err
 	}
@@ -164,7 +165,7 @@ func newManagerOptions(o *options, scheme *runtime.Scheme) ctrl.Options {
 	}
 	watched[&v1beta1.ConfigurationState{}], watched[&v1alpha1.AddressReservation{}], watched[&v1alpha1.AddressProbe{}] = own, own, own
 	// Cached Services are never modified, so that they need not be copied.
-	watched[&corev1.Service{}] = cache.ByObject{Transform: reconcile.CompactService, UnsafeDisableDeepCopy: &shared}
+	watched[&corev1.Service{}] = cache.ByObject{Transform: assign.CompactService, UnsafeDisableDeepCopy: &shared}
 	watched[&discoveryv1.EndpointSlice{}] = cache.ByObject{Transform: announced.CompactEndpointSlice, UnsafeDisableDeepCopy: &shared}
 	return ctrl.Options{
 		Scheme:                        scheme,
@@ -184,7 +185,7 @@ func newManagerOptions(o *options, scheme *runtime.Scheme) ctrl.Options {
 
 // addHealthChecks adds the liveness and the readiness check. A leader is ready once it knows every
 // address in use, another controller at once.
-func addHealthChecks(mgr ctrl.Manager, services *reconcile.ServiceWorker) error {
+func addHealthChecks(mgr ctrl.Manager, services *assign.ServiceWorker) error {
 	checkAlive := func(*http.Request) error { return services.CheckAlive(time.Now()) }
 	checkReady := func(*http.Request) error {
 		select {
