@@ -29,11 +29,13 @@ import (
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/controller/announced"
 	"github.com/gantry-lb/gantry/controller/assign"
+	"github.com/gantry-lb/gantry/controller/configurationreader"
 	"github.com/gantry-lb/gantry/controller/gossipkey"
 	"github.com/gantry-lb/gantry/controller/poolmetrics"
 	"github.com/gantry-lb/gantry/controller/valid"
 	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/internal/option"
+	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
 // options are the options of the controller.
@@ -107,12 +109,22 @@ func runController(ctx context.Context, o options) error {
 	recordEvent := func(s *corev1.Service, kind, reason, text string) {
 		events.Eventf(s, nil, kind, reason, eventActionForText(text), "%s", text)
 	}
+	gauges := &configuration.LoadMetrics{}
+	reader := configurationreader.NewReader(configurationreader.Options{
+		ReadObjects: func(ctx context.Context) (snapshot.Objects, error) {
+			return configurationreader.ReadAllObjects(ctx, mgr.GetClient(), o.ConfigurationScope())
+		},
+		Log: log, RecordProblems: gauges.RecordProblems,
+	})
+	if err := reader.RegisterReader(ctx, mgr, o.ConfigurationScope()); err != nil {
+		return err
+	}
 	announcedWriter := &announced.ConditionWriter{
-		Client: mgr.GetClient(), Log: log, Scope: o.ConfigurationScope(), LoadBalancerClass: o.LoadBalancerClass, Now: time.Now, RecordEvent: recordEvent,
+		Client: mgr.GetClient(), Log: log, Scope: o.ConfigurationScope(), ConfigurationReader: reader, LoadBalancerClass: o.LoadBalancerClass, Now: time.Now, RecordEvent: recordEvent,
 	}
 	services := assign.NewServiceWorker(assign.Options{
-		API: &assign.ClusterAPI{Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Namespace: o.Namespace},
-		Now: time.Now, Log: log, RecordEvent: recordEvent,
+		API:                 &assign.ClusterAPI{Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Namespace: o.Namespace},
+		ConfigurationReader: reader, Now: time.Now, Log: log, RecordEvent: recordEvent,
 		ForecastUnannounced: announcedWriter.ForecastUnannouncedCondition,
 		Namespace:           o.Namespace, LoadBalancerClass: o.LoadBalancerClass, ProcessIdentity: fmt.Sprintf("%s/%d", host, os.Getpid()),
 	})
@@ -122,8 +134,7 @@ func runController(ctx context.Context, o options) error {
 	if err := mgr.Add(&gossipkey.Creator{Client: mgr.GetClient(), Log: log, Namespace: o.Namespace}); err != nil {
 		return fmt.Errorf("setting up the gossip key: %w", err)
 	}
-	gauges := &configuration.LoadMetrics{}
-	report := &valid.ConditionWriter{Client: mgr.GetClient(), Log: log, Scope: o.ConfigurationScope(), ReportProblems: gauges.RecordProblems}
+	report := &valid.ConditionWriter{Client: mgr.GetClient(), Log: log, Scope: o.ConfigurationScope(), ConfigurationReader: reader}
 	if err := report.RegisterController(mgr); err != nil {
 		return err
 	}

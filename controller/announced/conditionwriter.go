@@ -4,6 +4,7 @@ package announced
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -23,10 +24,10 @@ import (
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/controller/configurationreader"
 	"github.com/gantry-lb/gantry/controller/events"
 	"github.com/gantry-lb/gantry/internal/advertise"
 	"github.com/gantry-lb/gantry/internal/configuration"
-	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
@@ -37,9 +38,10 @@ import (
 type ConditionWriter struct {
 	Client client.Client
 	Log    *slog.Logger
-	// Scope says where the speakers' reports and the configuration are, and whether BGP is part of
-	// them.
+	// Scope says where the speakers' reports are, and whether BGP is part of them.
 	Scope configuration.Scope
+	// ConfigurationReader publishes the configuration.
+	ConfigurationReader *configurationreader.Reader
 	// LoadBalancerClass is the class that is served.
 	LoadBalancerClass string
 	// Now returns the time.
@@ -51,11 +53,6 @@ type ConditionWriter struct {
 	// unannouncedSinceByService are the Services that no speaker announces, with the time since
 	// when.
 	unannouncedSinceByService map[client.ObjectKey]time.Time
-	// cachedSnapshot and cachedNodes are the configuration and the nodes as last read; they are
-	// used until cacheFreshUntil.
-	cachedSnapshot  *snapshot.Snapshot
-	cachedNodes     []snapshot.Node
-	cacheFreshUntil time.Time
 }
 
 const (
@@ -65,10 +62,6 @@ const (
 	// EndpointSlices.
 	reportsByServiceIndex = "service"
 	slicesByServiceIndex  = "endpoints"
-	// The configuration is read again after minConfigurationReadInterval at the earliest, and only
-	// so often that reading takes at most a twentieth of a core. maxConfigurationReadInterval
-	// bounds that, because the first reading waits for caches to fill.
-	minConfigurationReadInterval, configurationReadCostFactor, maxConfigurationReadInterval = 100 * time.Millisecond, 20, 3 * time.Second
 	// maxUnannouncedRecheckInterval is how often the reason is determined again while no speaker
 	// announces. It is shorter at first, while a manifest may still be in the process of being
 	// applied.
@@ -210,37 +203,14 @@ func (r *ConditionWriter) ForecastUnannouncedCondition(ctx context.Context, s *c
 	}, true
 }
 
-// readCachedConfiguration returns the configuration and the nodes.
-func (r *ConditionWriter) readCachedConfiguration(ctx context.Context) (*snapshot.Snapshot, []snapshot.Node, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	begun := r.Now()
-	if begun.Before(r.cacheFreshUntil) {
-		return r.cachedSnapshot, r.cachedNodes, nil
-	}
-	o, err := r.Scope.ReadObjects(ctx, r.Client)
-	if err != nil {
-		return nil, nil, err
-	}
-	if o.Nodes, err = configuration.ReadNodes(ctx, r.Client); err != nil {
-		return nil, nil, err
-	}
-	o.PreviousSnapshot = r.cachedSnapshot // an object that an edit broke keeps its last good state
-	r.cachedSnapshot, _ = snapshot.BuildSnapshot(o)
-	r.cachedNodes = o.Nodes
-	now := r.Now()
-	r.cacheFreshUntil = now.Add(min(max(minConfigurationReadInterval, configurationReadCostFactor*now.Sub(begun)), maxConfigurationReadInterval))
-	return r.cachedSnapshot, r.cachedNodes, nil
-}
-
 // explainUnannounced says why no speaker announces the Service, as far as the controller can see.
 func (r *ConditionWriter) explainUnannounced(ctx context.Context, s *corev1.Service, v *view.Service) (names.Reason, string, error) {
-	snap, nodes, err := r.readCachedConfiguration(ctx)
-	if err != nil {
-		return "", "", err
+	config, _ := r.ConfigurationReader.LatestConfiguration()
+	if config == nil {
+		return "", "", errors.New("the configuration has not been read yet")
 	}
 	svc := advertise.FromView(v)
-	if why := advertise.Explain(snap, &svc, nodes); why.IsSet() {
+	if why := advertise.Explain(config.Snapshot, &svc, config.Nodes); why.IsSet() {
 		return why.Reason, why.Text, nil
 	}
 	var endpoints discoveryv1.EndpointSliceList
@@ -253,7 +223,7 @@ func (r *ConditionWriter) explainUnannounced(ctx context.Context, s *corev1.Serv
 		return names.ReasonNoEndpoints, "no endpoint of the Service can serve: check its selector and whether its Pods are ready", nil
 	}
 	text := fmt.Sprintf("no speaker reports that it announces the Service: check that speakers run on the selected nodes (kubectl get pods,speakerstatuses -n %s), that those nodes do not have the condition NetworkUnavailable", r.Scope.Namespace)
-	if links := advertise.LimitingInterfaces(snap, &svc); len(links) > 0 {
+	if links := advertise.LimitingInterfaces(config.Snapshot, &svc); len(links) > 0 {
 		text += ", that one of the interfaces " + strings.Join(links, ", ") + " exists with exactly this name and is usable (see links in the SpeakerStatus)"
 	}
 	return names.ReasonNotAnnounced, text + ", and what the speakers' logs say", nil

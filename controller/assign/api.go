@@ -13,7 +13,6 @@ import (
 
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
-	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
 )
@@ -28,8 +27,7 @@ type API interface {
 	LiveService(context.Context, view.ObjectKey) (*corev1.Service, error)
 	// ForEachLiveService calls visit for every Service, all as of one moment.
 	ForEachLiveService(ctx context.Context, visit func(*corev1.Service)) error
-	// ReadPoolObjects returns the pools, the reservations, and the namespaces that pools may
-	// select.
+	// ReadPoolObjects returns the pools and the reservations, with their status.
 	ReadPoolObjects(context.Context) (snapshot.Objects, error)
 	// PatchServiceStatus writes the difference in status and annotations, and returns the Service
 	// as written. The API server refuses it as a conflict when the Service is not at the
@@ -119,8 +117,7 @@ func (c *ClusterAPI) ReadPoolObjects(ctx context.Context) (snapshot.Objects, err
 	if err := c.Client.List(ctx, &reservations, client.InNamespace(c.Namespace)); err != nil {
 		return snapshot.Objects{}, fmt.Errorf("reading the reservations: %w", err)
 	}
-	namespaces, err := configuration.ReadNamespaces(ctx, c.Client)
-	return snapshot.Objects{Pools: pools.Items, Reservations: reservations.Items, Namespaces: namespaces}, err
+	return snapshot.Objects{Pools: pools.Items, Reservations: reservations.Items}, nil
 }
 
 // PatchServiceStatus implements API. It uses the status subresource, which accepts annotations too.

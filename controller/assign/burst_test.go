@@ -83,7 +83,7 @@ func (b burstScenario) runBurst(t *testing.T, undisturbed time.Duration) (took t
 		synctest.Wait()
 		time.Sleep(time.Minute) // each has said by then that there is no pool
 		s.SetPool("p", poolSpec("10.0.0.0/16"))
-		c.NotifyConfigurationChanged()
+		c.ConfigurationReader.NotifyChanged()
 		begun := time.Now()
 		if b.lostAtPercent > 0 {
 			time.Sleep(undisturbed * time.Duration(b.lostAtPercent) / 100)

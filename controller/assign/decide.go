@@ -77,7 +77,7 @@ func (r *ServiceWorker) decideService(ctx context.Context, l workItem) {
 		r.startSharingCheck(&v)
 		return
 	}
-	r.carryOutDecision(ctx, s, &v, allocate.DecideAssignment(&v, r.ledger, r.configuration.snapshot))
+	r.carryOutDecision(ctx, s, &v, allocate.DecideAssignment(&v, r.ledger, r.configuration.Snapshot))
 }
 
 // sharingTextOf is what decides with which Services this one may share, as one text; empty when it

@@ -17,6 +17,7 @@ import (
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/controller/assign/apitest"
+	"github.com/gantry-lb/gantry/controller/configurationreader"
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
@@ -69,10 +70,12 @@ func startBoundedController(t *testing.T, server *apitest.Server, weather func(s
 	if o.RecordEvent == nil {
 		o.RecordEvent = (&eventRecorder{}).recordEvent
 	}
+	o.ConfigurationReader = configurationreader.NewReader(configurationreader.Options{ReadObjects: c.client.ReadPoolObjects, Log: o.Log})
 	c.ServiceWorker = NewServiceWorker(o)
 	c.ledgerWriter.maxPendingServices = bound
 	var ctx context.Context
 	ctx, c.stop = context.WithCancel(context.Background())
+	c.wg.Go(func() { _ = c.ConfigurationReader.Start(ctx) })
 	c.wg.Go(func() { _ = c.Run(ctx) })
 	c.wg.Go(func() { c.client.FeedCache(ctx, c.ServiceWorker) })
 	return c

@@ -44,7 +44,7 @@ func (r *ServiceWorker) loadLedgerOrRetry(ctx context.Context) {
 func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, loadLedgerTimeout)
 	defer cancel()
-	config, err := r.readConfiguration(ctx)
+	config, err := r.ConfigurationReader.ReadNow(ctx)
 	if err != nil {
 		return err
 	}
@@ -100,12 +100,12 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 	}
 	r.restoreWithheldAddresses(memory)
 	r.configuration, r.ledgerBuildNumber = config, r.ledgerBuildNumber+1
-	r.ledger.UseSnapshot(config.snapshot)
+	r.ledger.UseSnapshot(config.Snapshot)
 	r.ledgerWriter.fence, r.ledgerWriter.ledgerObject = open, object
 	r.adoptRecords(seen)
 	r.recordHeldAddresses(claimants, left)
 	r.workQueue.markProbesChanged()
-	r.Log.Info("the addresses in use have been read", "services", len(claimants), "pools", len(config.snapshot.Pools), "pending", len(left))
+	r.Log.Info("the addresses in use have been read", "services", len(claimants), "pools", len(config.Snapshot.Pools), "pending", len(left))
 	return nil
 }
 

@@ -17,61 +17,19 @@ import (
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-// parsedConfiguration is the configuration as last read.
-type parsedConfiguration struct {
-	snapshot *snapshot.Snapshot
-	problems []snapshot.Problem
-	readAt   time.Time
-	// rereadTimerSet says that a timer runs for the next reading.
-	rereadTimerSet bool
-}
-
-// configurationReadDelay is how long edits of the configuration are collected, so that a manifest
-// with many pools is one change.
-const configurationReadDelay = 50 * time.Millisecond
-
-// readCachedConfiguration reads and parses the pools. An object that an edit broke keeps its last
-// good state.
-func (r *ServiceWorker) readConfiguration(ctx context.Context) (parsedConfiguration, error) {
-	o, err := r.API.ReadPoolObjects(ctx)
-	if err != nil {
-		return parsedConfiguration{}, err
+// applyConfiguration takes over a configuration that was published, and queues every Service that
+// it may concern. It returns false while a change waits to be read: a decision would use a
+// configuration that is known to be old. Right after it took one over, it returns true, so that
+// frequent changes do not stop all decisions.
+func (r *ServiceWorker) applyConfiguration() bool {
+	now, changeWaits := r.ConfigurationReader.LatestConfiguration()
+	before := r.configuration
+	if now == before {
+		return !changeWaits
 	}
-	o.PreviousSnapshot = r.configuration.snapshot
-	c := parsedConfiguration{readAt: r.Now()}
-	c.snapshot, c.problems = snapshot.BuildSnapshot(o)
-	return c, nil
-}
-
-// applyConfiguration reads a changed configuration and queues every Service that it may concern. It
-// returns false while a change waits to be read: a decision would use a configuration that is known
-// to be old.
-func (r *ServiceWorker) applyConfiguration(ctx context.Context) bool {
-	if !r.workQueue.isConfigurationChanged() {
-		return true
-	}
-	if wait := r.configuration.readAt.Add(configurationReadDelay).Sub(r.Now()); wait > 0 {
-		if !r.configuration.rereadTimerSet {
-			r.configuration.rereadTimerSet = true
-			r.wakeWorkerAfter(wait)
-		}
-		return false
-	}
-	r.workQueue.takeConfigurationChanged()
-	config, err := r.readConfiguration(ctx)
-	if err != nil {
-		r.Log.Error("reading the pools", "error", err, "again", retryDelay(1))
-		r.configuration.rereadTimerSet = false
-		time.AfterFunc(retryDelay(1), r.workQueue.markConfigurationChanged)
-		return true
-	}
-	old := r.configuration.snapshot
-	r.configuration = config
-	for _, p := range config.problems {
-		r.Log.Debug("configuration problem", "object", p.Object.Kind+"/"+p.Object.Name, "reason", p.Reason, "text", p.Text)
-	}
+	r.configuration = now
 	r.poolStatusState.mayBeStale = true
-	if reflect.DeepEqual(old.Pools, config.snapshot.Pools) && reflect.DeepEqual(old.Reservations, config.snapshot.Reservations) {
+	if reflect.DeepEqual(before.Snapshot.Pools, now.Snapshot.Pools) && reflect.DeepEqual(before.Snapshot.Reservations, now.Snapshot.Reservations) {
 		return true // for example a namespace that no pool selects
 	}
 	r.retryWaitingServices = true
@@ -121,14 +79,14 @@ func (r *ServiceWorker) writePoolStatuses(ctx context.Context) {
 }
 
 func (r *ServiceWorker) writePoolStatus(p *v1beta1.IPAddressPool) {
-	parsed := r.configuration.snapshot.PoolByName(p.Name)
+	parsed := r.configuration.Snapshot.PoolByName(p.Name)
 	if parsed == nil { // newer than the configuration that was read: the next one has it
 		return
 	}
-	u := r.ledger.UsageOfPool(parsed, r.configuration.snapshot)
+	u := r.ledger.UsageOfPool(parsed, r.configuration.Snapshot)
 	after := v1beta1.IPAddressPoolStatus{
 		AssignedIPv4: u.AssignedIPv4, AssignedIPv6: u.AssignedIPv6, AvailableIPv4: u.AvailableIPv4, AvailableIPv6: u.AvailableIPv6,
-		Gantry: withCondition(p.Status.Gantry, configuration.NewValidCondition(snapshot.ObjectReference{Kind: "IPAddressPool", Namespace: p.Namespace, Name: p.Name}, p.Generation, r.configuration.problems)),
+		Gantry: withCondition(p.Status.Gantry, configuration.NewValidCondition(snapshot.ObjectReference{Kind: "IPAddressPool", Namespace: p.Namespace, Name: p.Name}, p.Generation, r.configuration.Problems)),
 	}
 	if equality.Semantic.DeepEqual(p.Status, after) {
 		return

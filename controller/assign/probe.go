@@ -82,7 +82,7 @@ func (r *ServiceWorker) newAddressProbe(a netip.Addr, k view.ObjectKey) *v1alpha
 		Address: a.String(), Service: v1alpha1.ServiceReference{Namespace: k.Namespace, Name: k.Name},
 	}}
 	p.Name = probeName(a)
-	if pool := r.configuration.snapshot.PoolContaining(a); pool != nil {
+	if pool := r.configuration.Snapshot.PoolContaining(a); pool != nil {
 		p.Spec.Pool = pool.Name
 	}
 	return p

@@ -31,12 +31,12 @@ func (r *ServiceWorker) advanceLedgerTime() {
 // writeReservationStatus keeps the addresses of a reservation and writes its status if that is
 // wrong.
 func (r *ServiceWorker) writeReservationStatus(o *v1alpha1.AddressReservation) {
-	all := r.configuration.snapshot.Reservations
+	all := r.configuration.Snapshot.Reservations
 	i := slices.IndexFunc(all, func(p *snapshot.Reservation) bool { return p.Name == o.Name })
 	if i < 0 { // newer than the configuration that was read, or invalid
 		return
 	}
-	d := allocate.DecideReservation(all[i], r.ledger, r.configuration.snapshot)
+	d := allocate.DecideReservation(all[i], r.ledger, r.configuration.Snapshot)
 	r.ledger.SetReservedAddresses(all[i], d.Addresses)
 	after := v1alpha1.AddressReservationStatus{Conditions: slices.Clone(o.Status.Conditions)}
 	for _, a := range d.Addresses {
@@ -50,7 +50,7 @@ func (r *ServiceWorker) writeReservationStatus(o *v1alpha1.AddressReservation) {
 	}
 	meta.SetStatusCondition(&after.Conditions, cond)
 	about := snapshot.ObjectReference{Kind: "AddressReservation", Namespace: o.Namespace, Name: o.Name}
-	meta.SetStatusCondition(&after.Conditions, configuration.NewValidCondition(about, o.Generation, r.configuration.problems))
+	meta.SetStatusCondition(&after.Conditions, configuration.NewValidCondition(about, o.Generation, r.configuration.Problems))
 	if equality.Semantic.DeepEqual(o.Status, after) {
 		return
 	}

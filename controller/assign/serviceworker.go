@@ -26,6 +26,7 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/controller/allocate"
+	"github.com/gantry-lb/gantry/controller/configurationreader"
 	"github.com/gantry-lb/gantry/controller/fence"
 	"github.com/gantry-lb/gantry/internal/view"
 )
@@ -35,7 +36,9 @@ type Options struct {
 	API API
 	// Now is the clock.
 	Now func() time.Time
-	Log *slog.Logger
+	// ConfigurationReader reads and publishes the configuration.
+	ConfigurationReader *configurationreader.Reader
+	Log                 *slog.Logger
 	// RecordEvent creates an event about a Service; kind is Normal or Warning.
 	RecordEvent func(about *corev1.Service, kind, reason, text string)
 	// ForecastUnannounced returns the condition of a Service that is about to get its first
@@ -66,8 +69,11 @@ type ServiceWorker struct {
 	ledger *allocate.Ledger
 	// ledgerBuildNumber counts how often the Ledger was built.
 	ledgerBuildNumber int
-	configuration     parsedConfiguration
-	recordByService   map[view.ObjectKey]*serviceRecord
+	// configuration is what the decisions use; nil until the Ledger is first loaded.
+	configuration *configurationreader.Configuration
+	// mustAwaitReading says that a change of the configuration waits to be read.
+	mustAwaitReading bool
+	recordByService  map[view.ObjectKey]*serviceRecord
 	// waitingServicesByReason do not have all that they ask for.
 	waitingServices waitingServices
 	// suspectServices have an address that another Service seemed to hold. They are the last to get
@@ -152,6 +158,7 @@ func (r *ServiceWorker) IsLoaded() bool { return r.ledgerLoaded.Load() }
 func (r *ServiceWorker) Run(ctx context.Context) error {
 	tasks, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
+	published := r.ConfigurationReader.Subscribe()
 	r.workQueue.startAccepting()
 	r.workQueue.wakeWorker()
 	for ctx.Err() == nil {
@@ -165,7 +172,7 @@ func (r *ServiceWorker) Run(ctx context.Context) error {
 		}
 		r.publishState()
 		r.updateWorkMetrics()
-		r.awaitWork(ctx, tasks)
+		r.awaitWork(ctx, tasks, published)
 	}
 	r.drainTasks(tasks, cancel)
 	r.workerState.setBusyPhases(r.Now(), [phaseCount]bool{}, 0)
@@ -217,7 +224,7 @@ func (r *ServiceWorker) publishState() {
 func (r *ServiceWorker) runOnce(ctx context.Context) {
 	r.advanceLedgerTime()
 	looks := decideBatchSize
-	if !r.applyConfiguration(ctx) {
+	if r.mustAwaitReading = !r.applyConfiguration(); r.mustAwaitReading {
 		looks = 0
 	}
 	letters := r.workQueue.takeItems(looks)
@@ -247,14 +254,18 @@ func (r *ServiceWorker) runOnce(ctx context.Context) {
 }
 
 // awaitWork waits until there is work, and handles the results of tasks.
-func (r *ServiceWorker) awaitWork(ctx, tasks context.Context) {
-	if !r.workQueue.isEmpty() && r.ledgerLoaded.Load() && !r.configuration.rereadTimerSet {
+func (r *ServiceWorker) awaitWork(ctx, tasks context.Context, published <-chan struct{}) {
+	if !r.workQueue.isEmpty() && r.ledgerLoaded.Load() && !r.mustAwaitReading {
 		r.workQueue.wakeWorker()
+	}
+	if !r.ledgerLoaded.Load() {
+		published = nil // a failed load has read the configuration too, and is not repeated at once
 	}
 	select {
 	case <-ctx.Done():
 		return
 	case <-r.workQueue.wakeSignal.C():
+	case <-published:
 	case f := <-r.taskResults:
 		r.applyResult(tasks, f)
 	}

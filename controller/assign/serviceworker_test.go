@@ -15,6 +15,7 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/controller/assign/apitest"
+	"github.com/gantry-lb/gantry/controller/configurationreader"
 )
 
 // TestEachServiceGetsOneWriteAndOneEvent counts the writes for many Services at once.
@@ -201,7 +202,7 @@ func TestWaitingServiceIsServedWhenAnAddressIsFreed(t *testing.T) {
 		time.Sleep(time.Second)
 		wantAddress(t, s, "a", "", names.ReasonNoPools)
 		s.SetPool("p", poolSpec("192.0.2.1/32"))
-		c.NotifyConfigurationChanged()
+		c.ConfigurationReader.NotifyChanged()
 		s.CreateService(newLoadBalancer("b"))
 		time.Sleep(time.Second)
 		holder, waits := "a", "b"
@@ -213,7 +214,7 @@ func TestWaitingServiceIsServedWhenAnAddressIsFreed(t *testing.T) {
 		time.Sleep(time.Second)
 		wantAddress(t, s, waits, "192.0.2.1", names.ReasonAssigned)
 		s.SetPool("p", poolSpec("192.0.2.9/32"))
-		c.NotifyConfigurationChanged()
+		c.ConfigurationReader.NotifyChanged()
 		time.Sleep(3 * time.Second)
 		wantAddress(t, s, waits, "192.0.2.1", names.ReasonAddressNotInPool)
 		if e := recorder.eventsOf("a"); !strings.HasPrefix(e[0], "Warning AllocationFailed NoPools: ") {
@@ -267,7 +268,7 @@ func TestRefusedWriteDelaysNoOtherService(t *testing.T) {
 // one manifest. The Service is served from the pool that ranks first.
 func TestPoolsAppliedWithAServiceAreUsed(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
-		for gap := time.Duration(0); gap < configurationReadDelay; gap += 5 * time.Millisecond {
+		for gap := time.Duration(0); gap < configurationreader.EditCollectDelay; gap += 5 * time.Millisecond {
 			s := apitest.NewServer(nil)
 			c := startController(t, s, nil, Options{})
 			time.Sleep(time.Second)
@@ -275,7 +276,7 @@ func TestPoolsAppliedWithAServiceAreUsed(t *testing.T) {
 				p := poolSpec(fmt.Sprintf("192.0.2.%d/32", i))
 				p.AllocateTo = &v1beta1.ServiceAllocation{Priority: 2 - i}
 				s.SetPool(name, p)
-				c.NotifyConfigurationChanged()
+				c.ConfigurationReader.NotifyChanged()
 				time.Sleep(gap)
 			}
 			s.CreateService(newLoadBalancer("a"))

@@ -3,7 +3,6 @@ package assign
 import (
 	"context"
 	"fmt"
-	"maps"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/tools/cache"
@@ -13,7 +12,6 @@ import (
 
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
-	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
@@ -25,10 +23,9 @@ func (r *ServiceWorker) RegisterWorker(ctx context.Context, mgr manager.Manager)
 		handler cache.ResourceEventHandler
 	}{
 		{&corev1.Service{}, r.serviceEventHandler()},
-		{&v1beta1.IPAddressPool{}, r.configurationEventHandler()},
-		{&v1alpha1.AddressReservation{}, r.configurationEventHandler()},
+		{&v1beta1.IPAddressPool{}, r.poolEventHandler()},
+		{&v1alpha1.AddressReservation{}, r.poolEventHandler()},
 		{&v1alpha1.AddressProbe{}, r.probeEventHandler()},
-		{configuration.NewMetadataObject("Namespace"), r.configurationEventHandler()},
 	}
 	for _, f := range feeds {
 		// The API server may be unreachable: mgr waits for the cache when it starts.
@@ -73,27 +70,14 @@ func (r *ServiceWorker) probeEventHandler() cache.ResourceEventHandler {
 	return cache.ResourceEventHandlerFuncs{AddFunc: poke, UpdateFunc: func(_, o any) { poke(o) }, DeleteFunc: poke}
 }
 
-// configurationEventHandler reports a changed configuration to the worker, and statuses written by
-// others, which may be wrong.
-func (r *ServiceWorker) configurationEventHandler() cache.ResourceEventHandler {
-	change := func(any) { r.NotifyConfigurationChanged() }
-	return cache.ResourceEventHandlerFuncs{
-		AddFunc:    change,
-		DeleteFunc: change,
-		UpdateFunc: func(o, n any) {
-			before, ok1 := o.(client.Object)
-			after, ok2 := n.(client.Object)
-			if ok1 && ok2 && before.GetUID() == after.GetUID() && before.GetGeneration() == after.GetGeneration() && maps.Equal(before.GetLabels(), after.GetLabels()) {
-				r.workQueue.markPoolStatusChanged()
-				return
-			}
-			change(n)
-		},
-	}
+// poolEventHandler reports updates of pools and reservations to the worker: others may have written
+// a status that is wrong. The Reader of the configuration reports all other changes.
+func (r *ServiceWorker) poolEventHandler() cache.ResourceEventHandler {
+	return cache.ResourceEventHandlerFuncs{UpdateFunc: func(_, _ any) { r.workQueue.markPoolStatusChanged() }}
 }
 
 // NotifyServiceChanged reports that a Service is new or has changed. It may be called from any
-// goroutine, like NotifyServiceDeleted and NotifyConfigurationChanged.
+// goroutine, like NotifyServiceDeleted and NotifyProbesChanged.
 func (r *ServiceWorker) NotifyServiceChanged(k view.ObjectKey) { r.workQueue.addChanged(k) }
 
 // NotifyServiceDeleted reports that this Service was deleted.
@@ -103,6 +87,3 @@ func (r *ServiceWorker) NotifyServiceDeleted(s *corev1.Service) {
 
 // NotifyProbesChanged reports that AddressProbes changed.
 func (r *ServiceWorker) NotifyProbesChanged() { r.workQueue.markProbesChanged() }
-
-// NotifyConfigurationChanged reports that a configuration object or a namespace changed.
-func (r *ServiceWorker) NotifyConfigurationChanged() { r.workQueue.markConfigurationChanged() }

@@ -18,6 +18,9 @@ import (
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/controller/configurationreader"
+	"github.com/gantry-lb/gantry/internal/configuration"
+	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
 // runAsLeader runs a controller without leader election until the test ends.
@@ -31,8 +34,19 @@ func runAsLeader(t *testing.T, config *rest.Config, scheme *runtime.Scheme, iden
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
+	scope := configuration.Scope{Namespace: names.Namespace, Layer2Only: true}
+	reader := configurationreader.NewReader(configurationreader.Options{
+		ReadObjects: func(ctx context.Context) (snapshot.Objects, error) {
+			return configurationreader.ReadAllObjects(ctx, mgr.GetClient(), scope)
+		},
+		Log: slog.New(slog.DiscardHandler),
+	})
+	if err := reader.RegisterReader(ctx, mgr, scope); err != nil {
+		t.Fatal(err)
+	}
 	r := NewServiceWorker(Options{
-		API: &ClusterAPI{Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Namespace: names.Namespace}, Now: time.Now, Log: slog.New(slog.DiscardHandler),
+		ConfigurationReader: reader,
+		API:                 &ClusterAPI{Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Namespace: names.Namespace}, Now: time.Now, Log: slog.New(slog.DiscardHandler),
 		RecordEvent: (&eventRecorder{}).recordEvent, Namespace: names.Namespace, ProcessIdentity: identity,
 	})
 	if err := r.RegisterWorker(ctx, mgr); err != nil {

@@ -188,7 +188,7 @@ func (w *harness) newService(i int) *corev1.Service {
 func (w *harness) notifyConfigurationChanged() {
 	for _, c := range w.controllers {
 		if c != nil {
-			c.NotifyConfigurationChanged()
+			c.ConfigurationReader.NotifyChanged()
 		}
 	}
 }

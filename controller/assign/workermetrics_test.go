@@ -68,7 +68,7 @@ func TestWorkerMetrics(t *testing.T) {
 			`gantry_controller_work{state="Staged"}`: 0, `gantry_controller_work{state="Running"}`: 0, "gantry_controller_unseen_services": 0,
 		})
 		s.SetPool("p", poolSpec("10.0.0.0/24"))
-		c.NotifyConfigurationChanged()
+		c.ConfigurationReader.NotifyChanged()
 		time.Sleep(time.Minute)
 		wantMetrics(t, c.ServiceWorker, "with a pool", map[string]float64{
 			`gantry_controller_pending_services{reason="NoPools"}`: 0, "gantry_controller_assignment_seconds_count": 10, `gantry_controller_work{state="Staged"}`: 0,

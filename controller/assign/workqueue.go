@@ -22,9 +22,8 @@ type workQueue struct {
 	changedServices, affectedServices serviceQueue
 	// deletedUIDs are the UIDs of Services that were deleted and have not been taken yet.
 	deletedUIDs map[view.ObjectKey]types.UID
-	// configurationChanged says that the configuration changed, poolStatusChanged that the status
-	// of a configuration object was written.
-	configurationChanged, poolStatusChanged bool
+	// poolStatusChanged says that the status of a pool or reservation was written.
+	poolStatusChanged bool
 	// probesChanged says that AddressProbes changed.
 	probesChanged bool
 }
@@ -104,15 +103,7 @@ func (b *workQueue) addDeleted(k view.ObjectKey, uid types.UID) {
 	b.wakeWorker()
 }
 
-// markConfigurationChanged records that the configuration changed.
-func (b *workQueue) markConfigurationChanged() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.configurationChanged = true
-	b.wakeWorker()
-}
-
-// markPoolStatusChanged records that the status of a configuration object was written.
+// markPoolStatusChanged records that the status of a pool or reservation was written.
 func (b *workQueue) markPoolStatusChanged() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -176,22 +167,6 @@ func (b *workQueue) putBackItem(l workItem) {
 	}
 	b.changedServices.addKey(l.ObjectKey)
 	b.wakeWorker()
-}
-
-// isConfigurationChanged says whether the configuration has changed since takeConfigurationChanged.
-func (b *workQueue) isConfigurationChanged() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.configurationChanged
-}
-
-// takeConfigurationChanged says whether the configuration changed since it was last asked.
-func (b *workQueue) takeConfigurationChanged() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	c := b.configurationChanged
-	b.configurationChanged = false
-	return c
 }
 
 // isEmpty says whether no Service waits.

@@ -10,15 +10,18 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/util/workqueue"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/api/v1beta2"
+	"github.com/gantry-lb/gantry/controller/configurationreader"
 	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
@@ -31,21 +34,32 @@ type ConditionWriter struct {
 	Log    *slog.Logger
 	// Scope is the part of the configuration that is read.
 	Scope configuration.Scope
-	// ReportProblems is called with the Problems of every reading; it may be nil.
-	ReportProblems func([]snapshot.Problem)
+	// ConfigurationReader publishes the Problems.
+	ConfigurationReader *configurationreader.Reader
 }
 
-// RegisterController registers the reconciler. Any number of changes causes one reading of all
+// RegisterController registers the reconciler. Any number of changes causes one check of all
 // objects.
 func (r *ConditionWriter) RegisterController(mgr ctrl.Manager) error {
-	whole := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []ctrl.Request {
-		return []ctrl.Request{{NamespacedName: client.ObjectKey{Name: "configuration"}}}
-	})
+	all := ctrl.Request{NamespacedName: client.ObjectKey{Name: "configuration"}}
+	whole := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []ctrl.Request { return []ctrl.Request{all} })
+	published := r.ConfigurationReader.Subscribe()
 	b := ctrl.NewControllerManagedBy(mgr).Named("configuration").
 		Watches(&v1beta1.ConfigurationState{}, whole, builder.WithPredicates(nameMatches(names.ComponentController))).
-		WatchesMetadata(configuration.NewMetadataObject("Node"), whole, builder.WithPredicates(onlyLabelChanges())).
-		WatchesMetadata(configuration.NewMetadataObject("Namespace"), whole, builder.WithPredicates(onlyLabelChanges()))
-	for _, k := range r.Scope.WatchedKinds() {
+		WatchesRawSource(source.Func(func(ctx context.Context, queue workqueue.TypedRateLimitingInterface[ctrl.Request]) error {
+			go func() {
+				for {
+					select {
+					case <-ctx.Done():
+						return
+					case <-published:
+						queue.Add(all)
+					}
+				}
+			}()
+			return nil
+		}))
+	for _, k := range r.Scope.WatchedKinds() { // others may write a status that is wrong
 		b = b.Watches(k, whole)
 	}
 	if err := b.Complete(r); err != nil {
@@ -54,35 +68,28 @@ func (r *ConditionWriter) RegisterController(mgr ctrl.Manager) error {
 	return nil
 }
 
-// onlyLabelChanges accepts events that may change what a selector matches.
-func onlyLabelChanges() predicate.Predicate { return predicate.LabelChangedPredicate{} }
-
 // nameMatches accepts events about objects with that name.
 func nameMatches(name string) predicate.Predicate {
 	return predicate.NewPredicateFuncs(func(o client.Object) bool { return o.GetName() == name })
 }
 
-// Reconcile checks the whole configuration. A failed write does not stop the others and is
-// repeated.
+// Reconcile writes what is wrong. It skips an object that is newer than the configuration that was
+// read: the next reading has it. A failed write does not stop the others and is repeated.
 func (r *ConditionWriter) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
+	read, _ := r.ConfigurationReader.LatestConfiguration()
+	if read == nil { // the first reading causes its own request
+		return ctrl.Result{}, nil
+	}
 	o, err := r.Scope.ReadObjects(ctx, r.Client)
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	var errNodes, errNamespaces error
-	o.Nodes, errNodes = configuration.ReadNodes(ctx, r.Client)
-	o.Namespaces, errNamespaces = configuration.ReadNamespaces(ctx, r.Client)
-	if err := errors.Join(errNodes, errNamespaces); err != nil {
-		return ctrl.Result{}, err
-	}
-	_, problems := snapshot.BuildSnapshot(o)
-	if r.ReportProblems != nil {
-		r.ReportProblems(problems)
-	}
 	state := configuration.StateWriter{Component: names.ComponentController, Namespace: r.Scope.Namespace}
-	errs := []error{state.WriteState(ctx, r.Client, problems)}
+	errs := []error{state.WriteState(ctx, r.Client, read.Problems)}
 	for _, c := range conditionedObjects(&o) {
-		errs = append(errs, r.writeValidCondition(ctx, c, problems))
+		if read.IsUpToDateWith(c) {
+			errs = append(errs, r.writeValidCondition(ctx, c, read.Problems))
+		}
 	}
 	return ctrl.Result{}, errors.Join(errs...)
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/controller/assign"
 	server "github.com/gantry-lb/gantry/controller/assign/apitest"
+	"github.com/gantry-lb/gantry/controller/configurationreader"
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
@@ -84,10 +85,12 @@ type runningWorker struct {
 
 func startWorker(ctx context.Context, s *server.Server) *runningWorker {
 	client := server.NewClient(s, nil)
+	reader := configurationreader.NewReader(configurationreader.Options{ReadObjects: client.ReadPoolObjects, Log: slog.New(slog.DiscardHandler)})
 	w := &runningWorker{endedSignal: make(chan struct{}), ServiceWorker: assign.NewServiceWorker(assign.Options{
-		API: copyingAPI{client}, Now: time.Now, Log: slog.New(slog.DiscardHandler), RecordEvent: func(*corev1.Service, string, string, string) {}, Namespace: names.Namespace,
+		API: copyingAPI{client}, ConfigurationReader: reader, Now: time.Now, Log: slog.New(slog.DiscardHandler), RecordEvent: func(*corev1.Service, string, string, string) {}, Namespace: names.Namespace,
 	})}
 	ctx, w.stop = context.WithCancel(ctx)
+	go func() { _ = reader.Start(ctx) }()
 	go client.FeedCache(ctx, w)
 	go func() {
 		defer close(w.endedSignal)
