@@ -85,11 +85,11 @@ bench: deps build ## measure the figures of the README, with this machine's own 
 	go run ./test/bench
 
 bursts: deps build ## create 10,000 Services ten times, each time with the loss of the leader at another moment; takes half an hour
-	GANTRY_BURSTS=long go test -count=1 -timeout=30m -v -run TestBurstEndsAfterTheLossOfItsLeader ./controller/reconcile
+	GANTRY_BURSTS=long go test -count=1 -timeout=30m -v -run TestBurstEndsAfterTheLossOfItsLeader ./controller/assign
 	GANTRY_BURSTS=long go test -count=1 -timeout=2h -v -run TestTenBurstsSurviveLeaderLoss ./test/e2e
 
 histories: ## run 200,000 random histories of two controllers at the same time, or HISTORIES of them; takes ten minutes
-	go test -count=1 -timeout=10h -v -run TestTwoControllersNeverGiveOneAddressTwice ./controller/reconcile -rapid.checks=$(or $(HISTORIES),200000)
+	go test -count=1 -timeout=10h -v -run TestTwoControllersNeverGiveOneAddressTwice ./controller/assign -rapid.checks=$(or $(HISTORIES),200000)
 
 soak: deps build ## keep every core busy for ten minutes of BFD at 3 x 50 ms, and for ten of a cluster in which no node may seem dead; SOAK=1m makes it one minute each
 	SOAK=$(or $(SOAK),10m) go test -count=1 -timeout=2h -v -run TestNoFalseDownUnderLoad ./speaker/bfd/udp

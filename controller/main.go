@@ -27,9 +27,15 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
-	"github.com/gantry-lb/gantry/controller/reconcile"
+	"github.com/gantry-lb/gantry/controller/announced"
+	"github.com/gantry-lb/gantry/controller/assign"
+	"github.com/gantry-lb/gantry/controller/configurationreader"
+	"github.com/gantry-lb/gantry/controller/gossipkey"
+	"github.com/gantry-lb/gantry/controller/poolmetrics"
+	"github.com/gantry-lb/gantry/controller/valid"
 	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/internal/option"
+	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
 // options are the options of the controller.
@@ -103,30 +109,39 @@ func runController(ctx context.Context, o options) error {
 	recordEvent := func(s *corev1.Service, kind, reason, text string) {
 		events.Eventf(s, nil, kind, reason, eventActionForText(text), "%s", text)
 	}
-	announced := &reconcile.AnnouncedCondition{
-		Client: mgr.GetClient(), Log: log, Scope: o.ConfigurationScope(), LoadBalancerClass: o.LoadBalancerClass, Now: time.Now, RecordEvent: recordEvent,
+	gauges := &configuration.LoadMetrics{}
+	reader := configurationreader.NewReader(configurationreader.Options{
+		ReadObjects: func(ctx context.Context) (snapshot.Objects, error) {
+			return configurationreader.ReadAllObjects(ctx, mgr.GetClient(), o.ConfigurationScope())
+		},
+		Log: log, RecordProblems: gauges.RecordProblems,
+	})
+	if err := reader.RegisterReader(ctx, mgr, o.ConfigurationScope()); err != nil {
+		return err
 	}
-	services := reconcile.NewServiceWorker(reconcile.Options{
-		API: &reconcile.ClusterAPI{Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Namespace: o.Namespace},
-		Now: time.Now, Log: log, RecordEvent: recordEvent,
-		ForecastUnannounced: announced.ForecastUnannouncedCondition,
+	announcedWriter := &announced.ConditionWriter{
+		Client: mgr.GetClient(), Log: log, Scope: o.ConfigurationScope(), ConfigurationReader: reader, LoadBalancerClass: o.LoadBalancerClass, Now: time.Now, RecordEvent: recordEvent,
+	}
+	services := assign.NewServiceWorker(assign.Options{
+		API:                 &assign.ClusterAPI{Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Namespace: o.Namespace},
+		ConfigurationReader: reader, Now: time.Now, Log: log, RecordEvent: recordEvent,
+		ForecastUnannounced: announcedWriter.ForecastUnannouncedCondition,
 		Namespace:           o.Namespace, LoadBalancerClass: o.LoadBalancerClass, ProcessIdentity: fmt.Sprintf("%s/%d", host, os.Getpid()),
 	})
 	if err := services.RegisterWorker(ctx, mgr); err != nil {
 		return err
 	}
-	if err := mgr.Add(&reconcile.GossipKeyCreator{Client: mgr.GetClient(), Log: log, Namespace: o.Namespace}); err != nil {
+	if err := mgr.Add(&gossipkey.Creator{Client: mgr.GetClient(), Log: log, Namespace: o.Namespace}); err != nil {
 		return fmt.Errorf("setting up the gossip key: %w", err)
 	}
-	gauges := &configuration.LoadMetrics{}
-	report := &reconcile.ConfigurationConditions{Client: mgr.GetClient(), Log: log, Scope: o.ConfigurationScope(), ReportProblems: gauges.RecordProblems}
+	report := &valid.ConditionWriter{Client: mgr.GetClient(), Log: log, Scope: o.ConfigurationScope(), ConfigurationReader: reader}
 	if err := report.RegisterController(mgr); err != nil {
 		return err
 	}
-	if err := announced.RegisterController(ctx, mgr); err != nil {
+	if err := announcedWriter.RegisterController(ctx, mgr); err != nil {
 		return err
 	}
-	if err := mgr.Add(&reconcile.PoolMetrics{
+	if err := mgr.Add(&poolmetrics.Collector{
 		Reader: mgr.GetClient(), Namespace: o.Namespace, Log: log, Registry: metrics.Registry,
 		ExtraCollectors: append(services.Collectors(), gauges),
 	}); err != nil {
@@ -161,8 +176,8 @@ func newManagerOptions(o *options, scheme *runtime.Scheme) ctrl.Options {
 	}
 	watched[&v1beta1.ConfigurationState{}], watched[&v1alpha1.AddressReservation{}], watched[&v1alpha1.AddressProbe{}] = own, own, own
 	// Cached Services are never modified, so that they need not be copied.
-	watched[&corev1.Service{}] = cache.ByObject{Transform: reconcile.CompactService, UnsafeDisableDeepCopy: &shared}
-	watched[&discoveryv1.EndpointSlice{}] = cache.ByObject{Transform: reconcile.CompactEndpointSlice, UnsafeDisableDeepCopy: &shared}
+	watched[&corev1.Service{}] = cache.ByObject{Transform: assign.CompactService, UnsafeDisableDeepCopy: &shared}
+	watched[&discoveryv1.EndpointSlice{}] = cache.ByObject{Transform: announced.CompactEndpointSlice, UnsafeDisableDeepCopy: &shared}
 	return ctrl.Options{
 		Scheme:                        scheme,
 		Metrics:                       metricsserver.Options{BindAddress: o.MetricsBindAddress},
@@ -181,7 +196,7 @@ func newManagerOptions(o *options, scheme *runtime.Scheme) ctrl.Options {
 
 // addHealthChecks adds the liveness and the readiness check. A leader is ready once it knows every
 // address in use, another controller at once.
-func addHealthChecks(mgr ctrl.Manager, services *reconcile.ServiceWorker) error {
+func addHealthChecks(mgr ctrl.Manager, services *assign.ServiceWorker) error {
 	checkAlive := func(*http.Request) error { return services.CheckAlive(time.Now()) }
 	checkReady := func(*http.Request) error {
 		select {

@@ -19,8 +19,9 @@ import (
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1beta1"
-	"github.com/gantry-lb/gantry/controller/reconcile"
-	server "github.com/gantry-lb/gantry/controller/reconcile/apitest"
+	"github.com/gantry-lb/gantry/controller/assign"
+	server "github.com/gantry-lb/gantry/controller/assign/apitest"
+	"github.com/gantry-lb/gantry/controller/configurationreader"
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
@@ -58,7 +59,7 @@ func measureScale(ctx context.Context, dir string) error {
 // the fields that caches drop.
 type copyingAPI struct{ *server.Client }
 
-// ForEachLiveService implements reconcile.API.
+// ForEachLiveService implements assign.API.
 func (c copyingAPI) ForEachLiveService(ctx context.Context, visit func(*corev1.Service)) error {
 	return c.Client.ForEachLiveService(ctx, func(s *corev1.Service) { visit(withManagedFields(s)) })
 }
@@ -71,23 +72,25 @@ func withManagedFields(s *corev1.Service) *corev1.Service {
 
 // compactService returns a Service as the controller's cache stores it.
 func compactService(s *corev1.Service) *corev1.Service {
-	o, _ := reconcile.CompactService(s)
+	o, _ := assign.CompactService(s)
 	return o.(*corev1.Service)
 }
 
 // runningWorker is a controller's worker that is running.
 type runningWorker struct {
-	*reconcile.ServiceWorker
+	*assign.ServiceWorker
 	stop        context.CancelFunc
 	endedSignal chan struct{}
 }
 
 func startWorker(ctx context.Context, s *server.Server) *runningWorker {
 	client := server.NewClient(s, nil)
-	w := &runningWorker{endedSignal: make(chan struct{}), ServiceWorker: reconcile.NewServiceWorker(reconcile.Options{
-		API: copyingAPI{client}, Now: time.Now, Log: slog.New(slog.DiscardHandler), RecordEvent: func(*corev1.Service, string, string, string) {}, Namespace: names.Namespace,
+	reader := configurationreader.NewReader(configurationreader.Options{ReadObjects: client.ReadPoolObjects, Log: slog.New(slog.DiscardHandler)})
+	w := &runningWorker{endedSignal: make(chan struct{}), ServiceWorker: assign.NewServiceWorker(assign.Options{
+		API: copyingAPI{client}, ConfigurationReader: reader, Now: time.Now, Log: slog.New(slog.DiscardHandler), RecordEvent: func(*corev1.Service, string, string, string) {}, Namespace: names.Namespace,
 	})}
 	ctx, w.stop = context.WithCancel(ctx)
+	go func() { _ = reader.Start(ctx) }()
 	go client.FeedCache(ctx, w)
 	go func() {
 		defer close(w.endedSignal)

@@ -1,0 +1,116 @@
+package assign
+
+import (
+	"context"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/controller/allocate"
+	"github.com/gantry-lb/gantry/internal/configuration"
+	"github.com/gantry-lb/gantry/test/apiserver"
+)
+
+// TestWritesOnARealAPIServer writes a Service's address and removes it, based on what the cache
+// stores of the Service. Everything that is not ours stays, and a write based on an old state is
+// refused.
+func TestWritesOnARealAPIServer(t *testing.T) {
+	config := apiserver.Start(t)
+	scheme, err := configuration.NewScheme()
+	if err != nil {
+		t.Fatal(err)
+	}
+	direct, err := client.New(config, client.Options{Scheme: scheme})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := t.Context()
+	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: names.Namespace}}
+	if err := direct.Create(ctx, namespace); client.IgnoreAlreadyExists(err) != nil {
+		t.Fatal(err)
+	}
+	api := &ClusterAPI{Client: direct, LiveReader: direct, Namespace: names.Namespace}
+	t.Run("a Service", func(t *testing.T) { testServiceWrites(ctx, t, direct, api) })
+	t.Run("the AddressLedger", func(t *testing.T) { testLedgerWrites(ctx, t, direct, api) })
+	t.Run("two controllers at once", func(t *testing.T) { testTwoLeadersAtOnce(ctx, t, config, direct) })
+}
+
+func testServiceWrites(ctx context.Context, t *testing.T, direct client.Client, api *ClusterAPI) {
+	o := newLoadBalancer("a")
+	o.Spec.ClusterIPs = nil
+	o.Labels = map[string]string{"tier": "front"}
+	o.Spec.Selector = map[string]string{"app": "a"}
+	o.Annotations = map[string]string{"example.com/theirs": "kept", corev1.LastAppliedConfigAnnotation: "{}"}
+	if err := direct.Create(ctx, o); err != nil {
+		t.Fatal(err)
+	}
+	o.Status.Conditions = []metav1.Condition{{Type: "example.com/Theirs", Status: metav1.ConditionTrue, Reason: "R", LastTransitionTime: metav1.Now().Rfc3339Copy()}}
+	if err := direct.Status().Update(ctx, o); err != nil {
+		t.Fatal(err)
+	}
+	live := func() *corev1.Service {
+		s, err := api.LiveService(ctx, serviceKey("a"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	cached := func() *corev1.Service {
+		s, _ := CompactService(live().DeepCopy())
+		return s.(*corev1.Service)
+	}
+	first, before := live(), cached()
+	given := withDecidedStatus(before, allocate.Decision{Addresses: parseAddresses("192.0.2.1"), Explanation: names.Explain(names.ReasonAssigned, "assigned")}, "p")
+	written, err := api.PatchServiceStatus(ctx, before, given)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a := firstAddress(written); a.String() != "192.0.2.1" || written.Annotations[names.AnnotationFromPool] != "p" || assignedReason(written) != names.ReasonAssigned {
+		t.Errorf("it was written as %v %v", written.Annotations, written.Status)
+	}
+	if _, err := api.PatchServiceStatus(ctx, before, given); !apierrors.IsConflict(err) {
+		t.Errorf("a write on an old state ends with %v, want a conflict", err)
+	}
+	now := cached()
+	if _, err := api.PatchServiceStatus(ctx, now, withoutOurStatus(now, parseAddresses("192.0.2.1"))); err != nil {
+		t.Fatal(err)
+	}
+	last := live()
+	first.ResourceVersion, last.ResourceVersion, first.ManagedFields, last.ManagedFields = "", "", nil, nil
+	if d := cmp.Diff(first, last); d != "" {
+		t.Errorf("after its address was taken back the Service is not what it was (-before +after):\n%s", d)
+	}
+}
+
+func testLedgerWrites(ctx context.Context, t *testing.T, direct client.Client, api *ClusterAPI) {
+	l, err := api.ReadOrCreateLedger(ctx, names.AddressLedger)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := api.ReadOrCreateLedger(ctx, names.AddressLedger)
+	if err != nil || again.UID != l.UID {
+		t.Fatalf("a second controller made another one: %v", err)
+	}
+	l.Spec.Writer = "one"
+	if l, err = api.CompareAndSwapLedger(ctx, l); err != nil {
+		t.Fatal(err)
+	}
+	again.Spec.Writer = "two"
+	if _, err := api.CompareAndSwapLedger(ctx, again); !apierrors.IsConflict(err) {
+		t.Errorf("a swap on an old state ends with %v, want a conflict", err)
+	}
+	if err := direct.Delete(ctx, l); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := api.CompareAndSwapLedger(ctx, l); !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+		t.Errorf("a swap of what was deleted ends with %v, want not found or a conflict", err)
+	}
+	if l, err = api.ReadOrCreateLedger(ctx, names.AddressLedger); err != nil || l.Spec.Writer != "" {
+		t.Errorf("the deleted object is created again as %+v: %v", l, err)
+	}
+}

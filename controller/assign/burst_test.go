@@ -1,0 +1,355 @@
+package assign
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/controller/assign/apitest"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// addressRegister checks which Service has which address, at the same cost for any number of
+// Services.
+type addressRegister struct {
+	mu              sync.Mutex // guards all that follows
+	holderByAddress map[netip.Addr]string
+	faults          []string
+}
+
+func (g *addressRegister) recordServiceChange(before, after *corev1.Service) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, a := range ingressAddresses(before) {
+		delete(g.holderByAddress, a)
+	}
+	for _, a := range ingressAddresses(after) {
+		if other := g.holderByAddress[a]; other != "" {
+			g.faults = append(g.faults, fmt.Sprintf("%s was given %s, which %s has", after.Name, a, other))
+		}
+		g.holderByAddress[a] = after.Name
+	}
+}
+
+// countServed counts the addresses that Services have.
+func (g *addressRegister) countServed() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.holderByAddress)
+}
+
+// newBusyDelivery delivers each write in 40 ms, like an API server on two cores.
+func newBusyDelivery(what string) apitest.Delivery {
+	if what == "watch" || what == "read" {
+		return apitest.Delivery{}
+	}
+	return apitest.Delivery{RequestDelay: 20 * time.Millisecond, AnswerDelay: 20 * time.Millisecond}
+}
+
+// burstScenario: many Services wait when the first pool comes, and the leader is lost meanwhile.
+type burstScenario struct {
+	serviceCount, maxPending int
+	// lostAtPercent is when the leader is lost, in percent of the time that all Services take
+	// without a loss; 0 is never.
+	lostAtPercent int
+	leaderKilled  bool
+}
+
+// runBurst returns how long it takes until all Services have an address.
+func (b burstScenario) runBurst(t *testing.T, undisturbed time.Duration) (took time.Duration) {
+	g := &addressRegister{holderByAddress: map[netip.Addr]string{}}
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(g.recordServiceChange)
+		for i := range b.serviceCount {
+			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
+		}
+		s.DropSeenChanges()
+		c := startBoundedController(t, s, newBusyDelivery, Options{ProcessIdentity: "first"}, b.maxPending)
+		synctest.Wait()
+		time.Sleep(time.Minute) // each has said by then that there is no pool
+		s.SetPool("p", poolSpec("10.0.0.0/16"))
+		c.ConfigurationReader.NotifyChanged()
+		begun := time.Now()
+		if b.lostAtPercent > 0 {
+			time.Sleep(undisturbed * time.Duration(b.lostAtPercent) / 100)
+			if random := rand.New(rand.NewPCG(uint64(b.lostAtPercent), 1)); b.leaderKilled {
+				c.killAndWait(func() bool { return random.IntN(2) == 0 })
+			} else {
+				c.stopAndWait()
+			}
+			c = startBoundedController(t, s, newBusyDelivery, Options{ProcessIdentity: "second"}, b.maxPending)
+		}
+		for g.countServed() < b.serviceCount && time.Since(begun) < time.Hour {
+			time.Sleep(100 * time.Millisecond)
+		}
+		took = time.Since(begun)
+		if n := g.countServed(); n < b.serviceCount {
+			t.Errorf("%d of %d Services have an address", n, b.serviceCount)
+		}
+		c.stopAndWait()
+	})
+	for _, f := range g.faults {
+		t.Error(f)
+	}
+	return took
+}
+
+// TestBurstEndsAfterTheLossOfItsLeader kills or stops the leader at different moments of a burst,
+// while more Services wait than pending assignments may be open. GANTRY_BURSTS=long uses the
+// numbers of a large cluster.
+func TestBurstEndsAfterTheLossOfItsLeader(t *testing.T) {
+	sizes, bound := []int{288, 320, 640}, 256
+	if os.Getenv("GANTRY_BURSTS") == "long" {
+		sizes, bound = []int{4500, 5000, 10000}, maxPendingAssignments
+	}
+	for _, n := range sizes {
+		undisturbed := burstScenario{serviceCount: n, maxPending: bound}.runBurst(t, 0)
+		for lost := 10; lost < 100; lost += 10 {
+			for _, killed := range []bool{true, false} {
+				took := burstScenario{n, bound, lost, killed}.runBurst(t, undisturbed)
+				if took > undisturbed+15*time.Second {
+					t.Errorf("%d Services, leader lost at %d %% (killed: %t): it took %s, without that %s", n, lost, killed, took, undisturbed)
+				}
+			}
+		}
+	}
+}
+
+// TestPendingAssignmentsOfALostLeaderAreWritten has more pending assignments in the AddressLedger
+// than a controller keeps open itself.
+func TestPendingAssignmentsOfALostLeaderAreWritten(t *testing.T) {
+	for _, n := range []int{15, 16, 17, 40} {
+		runWithFakeTime(t, func(t *testing.T) {
+			s := apitest.NewServer(nil)
+			s.SetPool("p", poolSpec("10.0.0.0/24"))
+			var pending []v1alpha1.PendingAssignment
+			for i := range n {
+				o := newLoadBalancer(fmt.Sprint("s", i))
+				s.CreateService(o)
+				pending = append(pending, newPendingAssignment(o.Name, s.ServiceByKey(serviceKey(o.Name)).ResourceVersion, netip.AddrFrom4([4]byte{10, 0, 0, byte(100 + i)})))
+			}
+			showPendingInLedger(t, apitest.NewClient(s, nil), pending...)
+			c := startBoundedController(t, s, nil, Options{}, 16)
+			defer c.stopAndWait()
+			s.CreateService(newLoadBalancer("late"))
+			synctest.Wait()
+			time.Sleep(time.Second)
+			for i := range n {
+				wantAddress(t, s, fmt.Sprint("s", i), fmt.Sprintf("10.0.0.%d", 100+i), names.ReasonAssigned)
+			}
+			wantAddress(t, s, "late", "10.0.0.0", names.ReasonAssigned)
+			if w := s.CountWrites("ledger"); w != 2 {
+				t.Errorf("the AddressLedger was written %d times, want once for the Service that came late", w-1)
+			}
+			if _, open, _ := c.workerState.readState(); open != 0 {
+				t.Errorf("%d pending assignments are open at the end", open)
+			}
+			if err := c.CheckReady(time.Now()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestForeignPendingAssignmentIsClosed has a pending assignment with an address that the Service
+// should not get any more, because its pool has changed since. The write may still arrive, so that
+// no other Service gets the address before this one has another resourceVersion.
+func TestForeignPendingAssignmentIsClosed(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("192.0.2.0/24"))
+		recorder := &eventRecorder{}
+		c := startController(t, s, nil, Options{RecordEvent: recorder.recordEvent})
+		s.CreateService(newLoadBalancer("a"))
+		time.Sleep(time.Second)
+		c.stopAndWait()
+		o := s.ServiceByKey(serviceKey("a"))
+		showPendingInLedger(t, apitest.NewClient(s, nil), newPendingAssignment("a", o.ResourceVersion, parseAddresses("192.0.2.9")...))
+		var allow atomic.Bool
+		s.RefuseServiceWrites(func(*corev1.Service) error {
+			if !allow.Load() {
+				return errRefusedByTest
+			}
+			return nil
+		})
+		c = startController(t, s, nil, Options{RecordEvent: recorder.recordEvent})
+		defer c.stopAndWait()
+		time.Sleep(time.Second)
+		b := newLoadBalancer("b")
+		b.Annotations = map[string]string{names.AnnotationLoadBalancerIPs: "192.0.2.9"}
+		s.CreateService(b)
+		time.Sleep(time.Minute)
+		if a := firstAddress(s.ServiceByKey(serviceKey("b"))); a.IsValid() {
+			t.Errorf("b was given %s, which may still be written to a", a)
+		}
+		allow.Store(true)
+		time.Sleep(time.Minute)
+		wantAddress(t, s, "a", "192.0.2.0", names.ReasonAssigned)
+		wantAddress(t, s, "b", "192.0.2.9", names.ReasonAssigned)
+		if s.ServiceByKey(serviceKey("a")).ResourceVersion == o.ResourceVersion {
+			t.Error("a has the resourceVersion still on which the address may be written")
+		}
+		if e := recorder.eventsOf("a"); len(e) != 1 {
+			t.Errorf("the events of a are %q, want the one of its address", e)
+		}
+	})
+}
+
+// TestFullAddressLedgerIsLoggedOnce has slow writes, so that many pending assignments are open.
+func TestFullAddressLedgerIsLoggedOnce(t *testing.T) {
+	said := &bytes.Buffer{}
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("10.0.0.0/16"))
+		for i := range 300 {
+			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
+		}
+		c := startBoundedController(t, s, func(what string) apitest.Delivery {
+			if what == "service" {
+				return apitest.Delivery{RequestDelay: 8 * time.Second}
+			}
+			return apitest.Delivery{}
+		}, Options{Log: slog.New(slog.NewTextHandler(said, nil))}, 40)
+		time.Sleep(20 * time.Second)
+		_, open, bounded := c.workerState.readState()
+		if open != 40 || bounded != 1 {
+			t.Errorf("%d pending assignments are open, and Services were held back %d times; want 40, and once", open, bounded)
+		}
+		time.Sleep(10 * time.Minute)
+		if err := c.CheckReady(time.Now()); err != nil {
+			t.Error(err)
+		}
+		c.stopAndWait()
+		if n := strings.Count(said.String(), "the AddressLedger is full of open pending assignments"); n != 1 {
+			t.Errorf("it was logged %d times, want once: %s", n, said)
+		}
+		for _, o := range s.AllServices() {
+			if !firstAddress(o).IsValid() {
+				t.Errorf("%s has no address", o.Name)
+			}
+		}
+	})
+}
+
+// startBurst starts a controller when a number of Services wait for a busy API server.
+func startBurst(t *testing.T, serviceCount int) (*apitest.Server, *runningController) {
+	t.Helper()
+	s := apitest.NewServer(nil)
+	s.SetPool("p", poolSpec("10.0.0.0/16"))
+	for i := range serviceCount {
+		s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
+	}
+	return s, startController(t, s, newBusyDelivery, Options{})
+}
+
+// TestAddressLedgerStaysSmallInABurst has many more Services than are written in a second. The
+// AddressLedger shows the next ones only, since each of its writes costs as much as it is large.
+func TestAddressLedgerStaysSmallInABurst(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s, c := startBurst(t, 4000)
+		defer c.stopAndWait()
+		most := 0
+		for range 60 {
+			time.Sleep(100 * time.Millisecond)
+			if l := s.LedgerByName(names.AddressLedger); l != nil {
+				most = max(most, len(l.Spec.Pending))
+			}
+		}
+		if limit := maxReadyWritesBeforeSwap + maxWritesPerSwap + 2*maxTasksInFlight; most > limit {
+			t.Errorf("the AddressLedger shows %d pending assignments, want at most %d", most, limit)
+		}
+		for _, o := range s.AllServices() {
+			if !firstAddress(o).IsValid() {
+				t.Fatalf("%s has no address after 6 s", o.Name)
+			}
+		}
+	})
+}
+
+// TestFailingTrimDelaysNoAddress makes the API server fail at every write of the AddressLedger that
+// brings no pending assignment.
+func TestFailingTrimDelaysNoAddress(t *testing.T) {
+	for name, err := range map[string]error{"failed": apierrors.NewInternalError(errors.New("no")), "refused": errRefusedByTest} {
+		t.Run(name, func(t *testing.T) {
+			runWithFakeTime(t, func(t *testing.T) {
+				s, c := startBurst(t, 200)
+				defer c.stopAndWait()
+				s.RefuseLedgerWrites(func(l *v1alpha1.AddressLedger) error {
+					if len(l.Spec.Pending) == 0 {
+						return err
+					}
+					return nil
+				})
+				time.Sleep(10*time.Minute + time.Second)
+				if n := s.CountRefusedWrites(); n < 2 || n > 60 {
+					t.Errorf("it was tried %d times in 10 minutes", n)
+				}
+				s.CreateService(newLoadBalancer("late"))
+				time.Sleep(time.Second)
+				wantAddress(t, s, "late", "10.0.0.200", names.ReasonAssigned)
+			})
+		})
+	}
+}
+
+// TestAddressLedgerIsTrimmedAfterABurst checks its entries when no work is left, and that it is not
+// written again.
+func TestAddressLedgerIsTrimmedAfterABurst(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s, c := startBurst(t, 200)
+		defer c.stopAndWait()
+		time.Sleep(2 * time.Second)
+		if n := len(s.LedgerByName(names.AddressLedger).Spec.Pending); n < minSettledForTrim {
+			t.Fatalf("after the burst the AddressLedger shows %d pending assignments, too few for this test", n)
+		}
+		time.Sleep(2 * ledgerTrimDelay)
+		if n := len(s.LedgerByName(names.AddressLedger).Spec.Pending); n != 0 {
+			t.Errorf("the AddressLedger shows %d pending assignments when none is open", n)
+		}
+		writes := s.CountWrites("ledger")
+		time.Sleep(time.Hour)
+		if n := s.CountWrites("ledger") - writes; n != 0 {
+			t.Errorf("it was written %d times more when nothing happened", n)
+		}
+		s.CreateService(newLoadBalancer("late"))
+		time.Sleep(time.Second)
+		wantAddress(t, s, "late", "10.0.0.200", names.ReasonAssigned)
+	})
+}
+
+// TestStoppingLeaderWritesWhatTheAddressLedgerHas stops the leader while many writes wait.
+func TestStoppingLeaderWritesWhatTheAddressLedgerHas(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s, c := startBurst(t, 200)
+		synctest.Wait()
+		for len(s.LedgerByName(names.AddressLedger).Spec.Pending) < 100 {
+			time.Sleep(time.Millisecond)
+		}
+		shown := s.LedgerByName(names.AddressLedger).Spec.Pending
+		begun := time.Now()
+		c.stopAndWait()
+		if took := time.Since(begun); took > drainTasksTimeout {
+			t.Errorf("it took %s, more than it may", took)
+		}
+		for _, p := range shown {
+			if k := (view.ObjectKey{Namespace: p.Namespace, Name: p.Name}); !firstAddress(s.ServiceByKey(k)).IsValid() {
+				t.Errorf("Service %s has no address, though the AddressLedger showed it", k)
+			}
+		}
+	})
+}

@@ -1,0 +1,416 @@
+package assign
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/controller/allocate"
+	"github.com/gantry-lb/gantry/controller/fence"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// decideService decides about one Service. While a write of it is in flight, it is decided when the
+// write has ended.
+func (r *ServiceWorker) decideService(ctx context.Context, l workItem) {
+	rec := r.recordByService[l.ObjectKey]
+	if rec != nil && rec.writeInFlight {
+		rec.changedMeanwhile = true
+		return
+	}
+	s, err := r.API.CachedService(ctx, l.ObjectKey)
+	if err != nil {
+		r.logFailure(l.ObjectKey, err, maxRetryDelay)
+		r.enqueueServiceAfter(l.ObjectKey, maxRetryDelay)
+		return
+	}
+	switch {
+	case s == nil && rec == nil:
+		return
+	case s == nil && l.deletedUID == rec.uid:
+		r.releaseService(l.ObjectKey, "the Service was deleted")
+		return
+	case s == nil:
+		r.startConfirmService(l.ObjectKey, rec)
+		return
+	case rec != nil && fence.ParseResourceVersion(s.ResourceVersion) < rec.newestVersion:
+		// The cache is behind; its next event queues the Service again. Or the AddressLedger is
+		// from a backup, with a resourceVersion that this API server has never issued: ask the API
+		// server.
+		if r.ledgerWriter.fence.HasLaterBase(l.ObjectKey, s.ResourceVersion) {
+			r.startConfirmService(l.ObjectKey, rec)
+		}
+		return
+	case rec != nil && rec.uid != s.UID:
+		r.releaseService(l.ObjectKey, "the Service was deleted and created again with the same name")
+		rec = nil
+	}
+	if rec != nil && rec.refusedVersion == s.ResourceVersion && r.Now().Before(rec.retryAt) {
+		return // a timer runs
+	}
+	v := view.FromService(s)
+	if !r.isServiceOurs(&v) {
+		r.clearServiceStatus(s, &v)
+		return
+	}
+	if rec == nil {
+		rec = &serviceRecord{uid: s.UID, newestVersion: fence.ParseResourceVersion(s.ResourceVersion), waitingSince: firstAddressWaitStart(s, r.Now())}
+		r.recordByService[l.ObjectKey] = rec
+	}
+	if len(v.AssignedAddresses) > 0 { // by a write with an unknown result, for example
+		rec.waitingSince = time.Time{}
+	}
+	r.ledgerWriter.fence.DropSupersededPending(l.ObjectKey, s.ResourceVersion)
+	// Services that wait to share with it may try again.
+	if now := sharingTextOf(&v); now != rec.lastSharingText {
+		rec.lastSharingText, r.retryWaitingSharers = now, r.retryWaitingSharers || rec.lastSharingText != ""
+	}
+	if !r.observeStatus(&v, rec, s.ResourceVersion) {
+		r.startSharingCheck(&v)
+		return
+	}
+	r.carryOutDecision(ctx, s, &v, allocate.DecideAssignment(&v, r.ledger, r.configuration.Snapshot))
+}
+
+// sharingTextOf is what decides with which Services this one may share, as one text; empty when it
+// does not want to share.
+func sharingTextOf(v *view.Service) string {
+	if v.SharingKey == "" {
+		return ""
+	}
+	return fmt.Sprint(v.SharingKey, v.Ports, v.HasLocalTrafficPolicy, v.PodSelector)
+}
+
+// enqueueServiceAfter queues a Service after d.
+func (r *ServiceWorker) enqueueServiceAfter(k view.ObjectKey, d time.Duration) {
+	time.AfterFunc(d, func() { r.workQueue.addChanged(k) })
+}
+
+// startConfirmService asks the API server itself about a Service before its addresses are released.
+func (r *ServiceWorker) startConfirmService(k view.ObjectKey, rec *serviceRecord) {
+	rec.writeInFlight = true
+	r.enqueueTask(&confirmServiceTask{service: k, ledgerBuildNumber: r.ledgerBuildNumber})
+}
+
+// finishConfirm handles the answer. An answer from before the Ledger was rebuilt is ignored.
+func (r *ServiceWorker) finishConfirm(c *confirmServiceTask, now *corev1.Service, err error) {
+	rec := r.markServiceIdle(c.service)
+	switch {
+	case err != nil:
+		rec.consecutiveFailures++
+		r.logFailure(c.service, err, retryDelay(rec.consecutiveFailures))
+		r.enqueueServiceAfter(c.service, retryDelay(rec.consecutiveFailures))
+		return
+	case c.ledgerBuildNumber != r.ledgerBuildNumber:
+		r.workQueue.addChanged(c.service)
+		return
+	case now == nil || now.UID != rec.uid:
+		r.releaseService(c.service, "the Service was deleted")
+		return
+	}
+	rec.consecutiveFailures = 0
+	rec.newestVersion = max(rec.newestVersion, fence.ParseResourceVersion(now.ResourceVersion))
+	if r.ledgerWriter.fence.HasLaterBase(c.service, now.ResourceVersion) {
+		r.Log.Warn("the AddressLedger has a resourceVersion that the Service never had; is it from a backup? The entry is ignored", "ledger", r.ledgerLogName(), "service", c.service.String())
+		r.ledgerWriter.fence.ClosePending(c.service, "")
+		rec.newestVersion = fence.ParseResourceVersion(now.ResourceVersion)
+		r.workQueue.addChanged(c.service)
+	}
+	if v := view.FromService(now); !r.isServiceOurs(&v) && !hasOurStatusOrAnnotations(now) {
+		r.releaseService(c.service, "the Service is no longer a LoadBalancer of this class")
+	}
+}
+
+// markServiceIdle ends a write in flight. If the Service has changed meanwhile, it is queued again.
+func (r *ServiceWorker) markServiceIdle(k view.ObjectKey) *serviceRecord {
+	rec := r.recordByService[k]
+	rec.writeInFlight = false
+	if rec.changedMeanwhile {
+		rec.changedMeanwhile = false
+		r.workQueue.addChanged(k)
+	}
+	return rec
+}
+
+// observeStatus handles a status that differs from the Ledger: another controller wrote it, it came
+// with the object (from a backup, for example), or a user edited it. The Service gets the addresses
+// as far as no other Service holds them, and also those of a pending assignment. It returns false
+// when the Ledger has another holder and so may be wrong: the API server is read before any Service
+// loses an address. A status for which the Ledger was built or checked is right.
+func (r *ServiceWorker) observeStatus(v *view.Service, rec *serviceRecord, baseVersion string) bool {
+	if r.hasSharingConflict(v) && fence.ParseResourceVersion(baseVersion) > rec.loadedVersion {
+		return false
+	}
+	held, _ := r.ledger.AssignmentOf(v.Key)
+	addresses := v.AssignedAddresses
+	if len(addresses) == 0 { // a Service whose status was cleared keeps its addresses
+		addresses = held.Addresses
+	}
+	addresses = unionAddresses(addresses, r.ledgerWriter.fence.PendingAddresses(v.Key, baseVersion))
+	// If no pool has the addresses any more, only the annotation says from which pool they are.
+	if !slices.Equal(addresses, held.Addresses) || len(v.AssignedAddresses) > 0 && v.RecordedPool != "" && v.RecordedPool != held.PoolOfFirstAddress {
+		r.recordStatusAddresses(v, addresses)
+		if slices.ContainsFunc(held.Addresses, func(a netip.Addr) bool { return !slices.Contains(addresses, a) }) {
+			// a waiting Service may get it
+			r.poolStatusState.mayBeStale, r.retryWaitingServices = true, true
+		}
+	}
+	return true
+}
+
+// hasSharingConflict says whether the status has an address that another Service holds without a
+// right to share.
+func (r *ServiceWorker) hasSharingConflict(v *view.Service) bool {
+	return slices.ContainsFunc(v.AssignedAddresses, func(a netip.Addr) bool { return !r.ledger.CanServiceHold(a, v) })
+}
+
+// carryOutDecision commits a Decision and starts its write. The Ledger comes first, so that no
+// other Service gets the addresses. The Service keeps its old addresses until the new ones are
+// written (make before break).
+func (r *ServiceWorker) carryOutDecision(ctx context.Context, s *corev1.Service, v *view.Service, d allocate.Decision) {
+	if d.Reason == names.ReasonAssigned && !d.WantsMoreAddresses {
+		r.waitingServices.removeService(v.Key)
+	} else {
+		r.waitingServices.setReason(v.Key, d.Reason)
+	}
+	w := &serviceWrite{service: *v, serviceBefore: s, decision: d, pool: d.PoolOfFirstAddress, ledgerBuildNumber: r.ledgerBuildNumber}
+	w.assignmentBefore, _ = r.ledger.AssignmentOf(v.Key)
+	w.serviceAfter = withDecidedStatus(s, d, w.pool)
+	if len(d.AddressesToProbe) > 0 {
+		r.ledger.ProposeAddressesForProbe(v.Key, d.AddressesToProbe)
+	}
+	if isUnchanged(s, w.serviceAfter) {
+		if !r.hasForeignWriteInFlight(w) {
+			r.ledgerWriter.fence.ClosePending(v.Key, s.ResourceVersion)
+			r.commitWrite(w)
+			return
+		}
+		changeStatusVersion(w.serviceAfter, r.Now())
+		w.onlyTouchesStatus = true
+	}
+	if r.recordByService[v.Key].isContended(r.Now()) {
+		r.Log.Warn("another writer changes this Service's status again and again; is a second controller running?", "service", v.Key.String(), "reason", names.ReasonWriteFailed)
+		r.enqueueServiceAfter(v.Key, contendedWriteDelay)
+		return
+	}
+	if len(d.Addresses) > 0 && r.ForecastUnannounced != nil {
+		if c, sure := r.ForecastUnannounced(ctx, s, d.Addresses); sure {
+			meta.SetStatusCondition(&w.serviceAfter.Status.Conditions, c)
+		}
+	}
+	if len(d.AddressesToProbe) == 0 {
+		r.ledger.CommitAssignment(v, unionAddresses(w.assignmentBefore.Addresses, d.Addresses), w.pool)
+	}
+	r.recordByService[v.Key].writeInFlight = true
+	if len(unionAddresses(v.AssignedAddresses, d.Addresses)) > len(v.AssignedAddresses) && !r.ledgerWriter.fence.CoversPending(w.pendingEntry()) {
+		r.stageWriteForLedger(w)
+		return
+	}
+	r.enqueueTask(w)
+}
+
+// stageWriteForLedger makes a write wait for the AddressLedger. Services with an assignment in the
+// object come first, because they take no more room.
+func (r *ServiceWorker) stageWriteForLedger(w *serviceWrite) {
+	j := &r.ledgerWriter
+	w.ledgerEntryRefused = r.recordByService[w.service.Key].ledgerEntryRefused
+	if j.fence.HasPending(w.service.Key) {
+		j.stagedWrites = slices.Insert(j.stagedWrites, 0, w)
+		return
+	}
+	j.stagedWrites = append(j.stagedWrites, w)
+}
+
+// hasForeignWriteInFlight says whether a write of another controller may still bring the Service an
+// address that its status does not show. Any write of ours prevents that.
+func (r *ServiceWorker) hasForeignWriteInFlight(w *serviceWrite) bool {
+	pending := r.ledgerWriter.fence.PendingAddresses(w.service.Key, w.serviceBefore.ResourceVersion)
+	return len(unionAddresses(w.service.AssignedAddresses, pending)) > len(w.service.AssignedAddresses)
+}
+
+// A Service that must be written more often than this is contended: another writer undoes our
+// writes within milliseconds, which would load the API server.
+const (
+	maxContendedWrites     = 20
+	contendedCountInterval = 10 * time.Second
+	contendedWriteDelay    = 2 * time.Second
+)
+
+// isContended counts a write, and says whether it must wait.
+func (r *serviceRecord) isContended(now time.Time) bool {
+	if now.Sub(r.recentWritesSince) > contendedCountInterval {
+		r.recentWritesSince, r.recentWrites = now, 0
+	}
+	r.recentWrites++
+	return r.recentWrites > maxContendedWrites
+}
+
+// commitWrite records that a Service holds exactly what was decided.
+func (r *ServiceWorker) commitWrite(w *serviceWrite) {
+	if len(w.decision.AddressesToProbe) > 0 { // nothing is assigned yet
+		return
+	}
+	// its status was wiped
+	if len(w.decision.Addresses) == 0 && w.decision.Reason == names.ReasonWriteFailed {
+		r.ledger.CommitAssignment(&w.service, w.assignmentBefore.Addresses, w.assignmentBefore.PoolOfFirstAddress)
+		return
+	}
+	r.ledger.CommitAssignment(&w.service, w.decision.Addresses, w.pool)
+	if slices.Equal(w.assignmentBefore.Addresses, w.decision.Addresses) {
+		return
+	}
+	r.poolStatusState.mayBeStale = true
+	if slices.ContainsFunc(w.assignmentBefore.Addresses, func(a netip.Addr) bool { return !slices.Contains(w.decision.Addresses, a) }) {
+		r.retryWaitingServices = true
+	}
+}
+
+// finishWrite handles the result of a write.
+func (r *ServiceWorker) finishWrite(_ context.Context, w *serviceWrite, o writeOutcome, now *corev1.Service, err error) {
+	k, base := w.service.Key, w.serviceBefore.ResourceVersion
+	rec := r.recordByService[k]
+	r.Metrics.statusWritesByOutcome.WithLabelValues(o.String()).Inc()
+	// The write stays in flight and its assignment pending until the result is known.
+	if o == outcomeUnknown {
+		w.maybeAlreadyWritten, w.errorAnswered = true, apierrors.IsInternalError(err)
+		rec.consecutiveFailures++
+		r.logFailure(k, err, retryDelay(rec.consecutiveFailures))
+		r.retryWriteAfter(w, retryDelay(rec.consecutiveFailures))
+		return
+	}
+	r.workerState.recordAttempt(r.Now(), phaseWriting, true)
+	if o == outcomeRejected {
+		r.ledgerWriter.fence.RecordRefusedWrite(k, base)
+	} else {
+		r.ledgerWriter.fence.ClosePending(k, base)
+	}
+	r.markServiceIdle(k)
+	if now != nil {
+		rec.newestVersion = max(rec.newestVersion, fence.ParseResourceVersion(now.ResourceVersion))
+	}
+	if o == outcomeWritten && !w.clearsStatus {
+		r.observeWaitingTime(w, rec)
+	}
+	if o == outcomeWritten && !w.clearsStatus && !w.onlyTouchesStatus {
+		r.reportDecision(w)
+	}
+	if w.ledgerBuildNumber != r.ledgerBuildNumber { // the Ledger has been rebuilt since
+		r.workQueue.addChanged(k)
+		return
+	}
+	switch o {
+	case outcomeWritten:
+		if w.clearsStatus {
+			r.releaseService(k, "the Service is no longer a LoadBalancer of this class")
+			return
+		}
+		r.commitWrite(w)
+		// The status reports the failure, and the assignment is repeated.
+		if w.decision.Reason == names.ReasonWriteFailed {
+			rec.refusedVersion = now.ResourceVersion
+			return
+		}
+		rec.consecutiveFailures = 0
+	case outcomeServiceGone:
+		r.releaseService(k, "the Service was deleted")
+	case outcomeConflict: // another writer changed the Service: its current content counts
+		r.revertToStatus(w, now)
+		r.workQueue.addChanged(k)
+	case outcomeRejected:
+		rec.consecutiveFailures++
+		rec.refusedVersion, rec.retryAt = base, r.Now().Add(retryDelay(rec.consecutiveFailures))
+		r.logFailure(k, err, retryDelay(rec.consecutiveFailures))
+		r.revertToStatus(w, w.serviceBefore)
+		r.enqueueServiceAfter(k, retryDelay(rec.consecutiveFailures))
+	}
+}
+
+// retryWriteAfter repeats a write after d.
+func (r *ServiceWorker) retryWriteAfter(w *serviceWrite, d time.Duration) {
+	w.retryAt = r.Now().Add(d)
+	r.sleepingWrites = append(r.sleepingWrites, w)
+	r.wakeWorkerAfter(d)
+}
+
+// revertToStatus records that a Service holds what its status says and what another controller's
+// write may still bring, and nothing that was decided for it.
+func (r *ServiceWorker) revertToStatus(w *serviceWrite, now *corev1.Service) {
+	if w.clearsStatus { // nothing was decided
+		return
+	}
+	v := view.FromService(now)
+	if r.hasSharingConflict(&v) {
+		r.startSharingCheck(&v)
+		return
+	}
+	before, _ := r.ledger.AssignmentOf(v.Key)
+	after := unionAddresses(v.AssignedAddresses, r.ledgerWriter.fence.PendingAddresses(v.Key, now.ResourceVersion))
+	pool := v.RecordedPool
+	// A Service whose status was cleared keeps its addresses.
+	if len(v.AssignedAddresses) == 0 {
+		after, pool = unionAddresses(w.assignmentBefore.Addresses, after), w.assignmentBefore.PoolOfFirstAddress
+	}
+	r.ledger.CommitAssignment(&v, after, pool)
+	if len(before.Addresses) > len(after) {
+		r.retryWaitingServices = true
+	}
+	r.waitingServices.setReason(w.service.Key, names.ReasonWriteFailed)
+}
+
+// releaseService releases what a Service held, and lets waiting Services try again.
+func (r *ServiceWorker) releaseService(k view.ObjectKey, why string) {
+	r.waitingServices.removeService(k)
+	delete(r.recordByService, k)
+	r.ledgerWriter.fence.ClosePending(k, "")
+	if freed := r.ledger.ReleaseService(k); len(freed) > 0 {
+		r.Log.Info("addresses released", "service", k.String(), "addresses", freed, "why", why)
+		r.poolStatusState.mayBeStale, r.retryWaitingServices = true, true
+	}
+}
+
+// clearServiceStatus removes our status from a Service that this controller does not serve. If the
+// Service has another class, only what it held from us is removed. One that never was ours is not
+// touched.
+func (r *ServiceWorker) clearServiceStatus(s *corev1.Service, v *view.Service) {
+	rec := r.recordByService[v.Key]
+	if rec == nil && (v.IsLoadBalancer || !hasOurStatusOrAnnotations(s)) {
+		return
+	}
+	w := &serviceWrite{service: *v, serviceBefore: s, ledgerBuildNumber: r.ledgerBuildNumber, clearsStatus: true}
+	w.assignmentBefore, _ = r.ledger.AssignmentOf(v.Key)
+	w.serviceAfter = withoutOurStatus(s, w.assignmentBefore.Addresses)
+	switch {
+	case rec == nil:
+		rec = &serviceRecord{uid: s.UID, newestVersion: fence.ParseResourceVersion(s.ResourceVersion)}
+		r.recordByService[v.Key] = rec
+	case isUnchanged(s, w.serviceAfter): // there is nothing to write that would confirm it
+		r.startConfirmService(v.Key, rec)
+		return
+	}
+	rec.writeInFlight = true
+	r.enqueueTask(w)
+}
+
+// sortedKeys returns the keys in order.
+func sortedKeys[V any](keys map[view.ObjectKey]V) []view.ObjectKey {
+	return slices.SortedFunc(maps.Keys(keys), view.ObjectKey.Compare)
+}
+
+// unionAddresses returns the addresses of both, each once, those of a first.
+func unionAddresses(a, b []netip.Addr) []netip.Addr {
+	out := slices.Clone(a)
+	for _, x := range b {
+		if !slices.Contains(out, x) {
+			out = append(out, x)
+		}
+	}
+	return out
+}

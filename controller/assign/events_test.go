@@ -1,0 +1,83 @@
+package assign
+
+import (
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/controller/assign/apitest"
+	"github.com/gantry-lb/gantry/controller/events"
+)
+
+// TestEventReasons checks the event reasons that users of the metallb.io API filter on.
+func TestEventReasons(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("192.0.2.0/30"))
+		s.SetPool("q", poolSpec("198.51.100.7"))
+		recorder := &eventRecorder{}
+		c := startController(t, s, nil, Options{RecordEvent: recorder.recordEvent})
+		defer c.stopAndWait()
+		old := newLoadBalancer("old")
+		old.Annotations = map[string]string{names.AnnotationPoolOld: "p"}
+		malformed := newLoadBalancer("malformed")
+		malformed.Annotations = map[string]string{names.AnnotationLoadBalancerIPs: "192.0.2.x"}
+		both := newLoadBalancer("both")
+		both.Spec.ClusterIPs = append(both.Spec.ClusterIPs, "fd00::1")
+		both.Spec.IPFamilies = append(both.Spec.IPFamilies, corev1.IPv6Protocol)
+		prefer := corev1.IPFamilyPolicyPreferDualStack
+		both.Spec.IPFamilyPolicy = &prefer
+		moving := newLoadBalancer("moving")
+		require, headless := corev1.IPFamilyPolicyRequireDualStack, newLoadBalancer("headless")
+		headless.Spec.ClusterIPs, headless.Spec.ClusterIP = []string{"None"}, "None"
+		single := newLoadBalancer("single")
+		single.Spec.IPFamilyPolicy = &require
+		for _, o := range []*corev1.Service{old, malformed, both, moving, headless, single} {
+			s.CreateService(o)
+			time.Sleep(time.Second)
+		}
+		s.EditService(serviceKey("moving"), func(o *corev1.Service) {
+			o.Annotations[names.AnnotationPool] = "q"
+		})
+		time.Sleep(3 * time.Second)
+		for name, want := range map[string][]string{
+			"old":       {"Normal IPAllocated ", "Warning deprecatedAnnotation the annotation metallb.universe.tf/address-pool is an older spelling: write metallb.io/address-pool"},
+			"malformed": {"Warning LoadBalancerFailed "},
+			"both":      {"Normal IPAllocated ", "Normal AdditionalAssignFailed "},
+			"headless":  {"Warning noclusterIPsIPFamily NoClusterIP: "},
+			"single":    {"Warning not enough clusterips FamilyMismatch: "},
+			"moving":    {"Normal IPAllocated ", "Normal ClearAssignment given up: 192.0.2.2", "Normal IPAllocated "},
+		} {
+			got := recorder.eventsOf(name)
+			for i := range max(len(got), len(want)) {
+				if i >= len(got) || i >= len(want) || !strings.HasPrefix(got[i], want[i]) {
+					t.Errorf("the events of %s are %q, want %q", name, got, want)
+					break
+				}
+			}
+		}
+	})
+}
+
+// TestLongEventNoteIsTruncated quotes a text that is longer than an event's note may be.
+func TestLongEventNoteIsTruncated(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("192.0.2.0/30"))
+		recorder := &eventRecorder{}
+		c := startController(t, s, nil, Options{RecordEvent: recorder.recordEvent})
+		defer c.stopAndWait()
+		o := newLoadBalancer("long")
+		o.Annotations = map[string]string{names.AnnotationLoadBalancerIPs: strings.Repeat("é", 2000)}
+		s.CreateService(o)
+		time.Sleep(time.Second)
+		got := recorder.eventsOf("long")
+		if len(got) != 1 || !strings.HasPrefix(got[0], "Warning LoadBalancerFailed InvalidRequest: ") || len(got[0]) > len("Warning LoadBalancerFailed ")+events.MaxNoteBytes || !utf8.ValidString(got[0]) {
+			t.Errorf("the events are %.200q, want one that the API server takes", got)
+		}
+	})
+}

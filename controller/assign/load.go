@@ -1,0 +1,251 @@
+package assign
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/controller/fence"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// loadLedgerTimeout bounds one reading of all objects.
+const loadLedgerTimeout = 2 * time.Minute
+
+// loadLedgerOrRetry loads the Ledger, and tries again later if that fails.
+func (r *ServiceWorker) loadLedgerOrRetry(ctx context.Context) {
+	r.Log.Info("reading all Services", "cause", r.reloadCause)
+	err := r.loadLedger(ctx)
+	r.workerState.recordAttempt(r.Now(), phaseLoading, err == nil)
+	if err == nil {
+		r.Metrics.reloadsByCause.WithLabelValues(r.reloadCause).Inc()
+		r.consecutiveLoadFailures = 0
+		r.ledgerLoaded.Store(true)
+		r.poolStatusState.mayBeStale = true
+		return
+	}
+	r.Metrics.failedReloadsByCause.WithLabelValues(r.reloadCause).Inc()
+	r.consecutiveLoadFailures++
+	r.Log.Error("reading the addresses in use failed; no address is assigned until it succeeds", "error", err, "again", retryDelay(r.consecutiveLoadFailures))
+	r.wakeWorkerAfter(retryDelay(r.consecutiveLoadFailures))
+}
+
+// loadLedger builds a new Ledger from the AddressLedger and then from the status of all Services,
+// both read from the API server itself. The order matters: a pending assignment that was closed
+// before the first reading shows in the second. If two Services hold one address without a right to
+// share it, the older one keeps it and the other one gets another.
+func (r *ServiceWorker) loadLedger(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, loadLedgerTimeout)
+	defer cancel()
+	config, err := r.ConfigurationReader.ReadNow(ctx)
+	if err != nil {
+		return err
+	}
+	object, err := r.API.ReadOrCreateLedger(ctx, names.AddressLedger)
+	if err != nil {
+		return err
+	}
+	memory, err := r.API.ReadOrCreateLedger(ctx, names.WithheldLedger)
+	if err != nil {
+		return err
+	}
+	intents, err := pendingFromLedger(object)
+	if err != nil {
+		return err
+	}
+	var claimants []loadedService
+	seen := map[view.ObjectKey]*serviceRecord{}
+	versions := map[view.ObjectKey]string{}
+	open := fence.NewFence(intents)
+	if before := r.ledgerWriter.fence; before != nil {
+		open.AddUnshown(before)
+	}
+	shown := map[view.ObjectKey]struct{}{} // the Services with a pending assignment
+	for _, i := range open.PendingAfterBatch(nil) {
+		shown[i.Service] = struct{}{}
+	}
+	err = r.API.ForEachLiveService(ctx, func(s *corev1.Service) {
+		v := view.FromService(s)
+		if _, in := shown[v.Key]; in {
+			versions[v.Key] = s.ResourceVersion
+		}
+		if !r.isServiceOurs(&v) {
+			if hasOurStatusOrAnnotations(s) {
+				r.workQueue.addAffected(v.Key)
+			}
+			return
+		}
+		seen[v.Key] = &serviceRecord{uid: s.UID, newestVersion: fence.ParseResourceVersion(s.ResourceVersion), loadedVersion: fence.ParseResourceVersion(s.ResourceVersion)}
+		if len(v.AssignedAddresses) == 0 {
+			seen[v.Key].waitingSince = s.CreationTimestamp.Time
+		}
+		claimants = append(claimants, loadedServiceOf(&v))
+	})
+	if err != nil {
+		return err
+	}
+	left := open.RemoveSettledPending(func(k view.ObjectKey) (string, bool) { v, ok := versions[k]; return v, ok })
+	for _, i := range left {
+		// A list may be older than what another controller saw.
+		if rec := seen[i.Service]; rec != nil {
+			rec.newestVersion = max(rec.newestVersion, fence.ParseResourceVersion(i.BaseVersion))
+		}
+	}
+	r.restoreWithheldAddresses(memory)
+	r.configuration, r.ledgerBuildNumber = config, r.ledgerBuildNumber+1
+	r.ledger.UseSnapshot(config.Snapshot)
+	r.ledgerWriter.fence, r.ledgerWriter.ledgerObject = open, object
+	r.adoptRecords(seen)
+	r.recordHeldAddresses(claimants, left)
+	r.workQueue.markProbesChanged()
+	r.Log.Info("the addresses in use have been read", "services", len(claimants), "pools", len(config.Snapshot.Pools), "pending", len(left))
+	return nil
+}
+
+// adoptRecords replaces the records of the Services. Writes that wait for the AddressLedger are
+// decided again. Writes in flight continue, since their pending assignments are among those that
+// were read.
+func (r *ServiceWorker) adoptRecords(seen map[view.ObjectKey]*serviceRecord) {
+	for _, w := range r.ledgerWriter.stagedWrites {
+		r.recordByService[w.service.Key].writeInFlight = false
+	}
+	r.ledgerWriter.stagedWrites = nil
+	for k, old := range r.recordByService {
+		switch now := seen[k]; {
+		case now != nil:
+			now.writeInFlight, now.changedMeanwhile, now.consecutiveFailures = old.writeInFlight, old.changedMeanwhile, old.consecutiveFailures
+			if old.uid == now.uid {
+				now.newestVersion, now.ledgerEntryRefused = max(now.newestVersion, old.newestVersion), old.ledgerEntryRefused
+				if !old.waitingSince.IsZero() && !now.waitingSince.IsZero() {
+					now.waitingSince = old.waitingSince
+				}
+			}
+		case old.writeInFlight:
+			seen[k] = old
+		default:
+			r.waitingServices.removeService(k)
+		}
+	}
+	r.recordByService = seen
+}
+
+// loadedService is the part of a Service that is needed to build the Ledger: small, because all of
+// them are in memory at once.
+type loadedService struct {
+	view.ObjectKey
+	createdUnix  int64
+	addresses    []netip.Addr
+	recordedPool string
+	// sharingRelevantView is what decides whether it may share an address; nil when it does not
+	// want to.
+	sharingRelevantView *view.Service
+}
+
+func loadedServiceOf(v *view.Service) loadedService {
+	c := loadedService{ObjectKey: view.ObjectKey{Namespace: view.InternString(v.Key.Namespace), Name: v.Key.Name}, createdUnix: v.CreatedUnixSeconds, addresses: v.AssignedAddresses, recordedPool: view.InternString(v.RecordedPool)}
+	if v.SharingKey != "" {
+		c.sharingRelevantView = &view.Service{SharingKey: v.SharingKey, Ports: v.Ports, HasLocalTrafficPolicy: v.HasLocalTrafficPolicy, PodSelector: v.PodSelector}
+	}
+	return c
+}
+
+// toService returns a view with the addresses that the Service holds.
+func (c *loadedService) toService() view.Service {
+	var v view.Service
+	if c.sharingRelevantView != nil {
+		v = *c.sharingRelevantView
+	}
+	v.Key, v.CreatedUnixSeconds, v.AssignedAddresses, v.RecordedPool = c.ObjectKey, c.createdUnix, c.addresses, c.recordedPool
+	return v
+}
+
+// recordHeldAddresses records what the Services hold, by their status and by pending assignments
+// that may still arrive. Services without an address are decided first.
+func (r *ServiceWorker) recordHeldAddresses(all []loadedService, left []fence.Pending) {
+	suspect := func(k view.ObjectKey) int {
+		if _, is := r.suspectServices[k]; is {
+			return 1
+		}
+		return 0
+	}
+	slices.SortFunc(all, func(a, b loadedService) int {
+		return cmp.Or(cmp.Compare(suspect(a.ObjectKey), suspect(b.ObjectKey)), cmp.Compare(a.createdUnix, b.createdUnix), a.ObjectKey.Compare(b.ObjectKey))
+	})
+	intents := map[view.ObjectKey][]netip.Addr{}
+	for _, i := range left {
+		intents[i.Service] = i.Addresses
+	}
+	for i := range all {
+		c := &all[i]
+		if len(c.addresses) == 0 || len(intents[c.ObjectKey]) > 0 {
+			r.workQueue.addChanged(c.ObjectKey)
+		} else {
+			r.workQueue.addAffected(c.ObjectKey)
+		}
+		v := c.toService()
+		r.recordStatusAddresses(&v, c.addresses)
+	}
+	for i := range all {
+		if c := &all[i]; len(intents[c.ObjectKey]) > 0 {
+			v := c.toService()
+			r.recordStatusAddresses(&v, unionAddresses(c.addresses, intents[c.ObjectKey]))
+		}
+	}
+	clear(r.suspectServices)
+}
+
+// recordStatusAddresses records that a Service holds these addresses, without those that it cannot
+// hold because of other holders.
+func (r *ServiceWorker) recordStatusAddresses(v *view.Service, addresses []netip.Addr) {
+	free := slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { return !r.ledger.CanServiceHold(a, v) })
+	if len(free) > 0 {
+		r.ledger.CommitAssignment(v, free, v.RecordedPool)
+	}
+}
+
+// pendingFromLedger reads the AddressLedger. If it cannot be read, no address is assigned: to
+// ignore it could assign an address twice.
+func pendingFromLedger(l *v1alpha1.AddressLedger) ([]fence.Pending, error) {
+	var out []fence.Pending
+	for _, p := range l.Spec.Pending {
+		i := fence.Pending{Service: view.ObjectKey{Namespace: p.Namespace, Name: p.Name}, BaseVersion: p.Base}
+		for _, text := range p.Addresses {
+			a, err := netip.ParseAddr(text)
+			if err != nil {
+				return nil, fmt.Errorf("reading AddressLedger %s/%s: Service %s: %w; only controllers may write it: delete it, and the controller creates it again",
+					l.Namespace, l.Name, i.Service, err)
+			}
+			i.Addresses = append(i.Addresses, a)
+		}
+		out = append(out, i)
+	}
+	return out, nil
+}
+
+// pendingForLedger is the reverse of pendingFromLedger.
+func pendingForLedger(intents []fence.Pending) []v1alpha1.PendingAssignment {
+	var out []v1alpha1.PendingAssignment
+	for _, i := range intents {
+		p := v1alpha1.PendingAssignment{Namespace: i.Service.Namespace, Name: i.Service.Name, Base: i.BaseVersion}
+		for _, a := range i.Addresses {
+			p.Addresses = append(p.Addresses, a.String())
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+// isServiceOurs says whether this controller serves the Service.
+func (r *ServiceWorker) isServiceOurs(v *view.Service) bool {
+	return v.IsLoadBalancer && v.LoadBalancerClass == r.LoadBalancerClass
+}
+
+// ledgerLogName is the name of the AddressLedger in messages.
+func (r *ServiceWorker) ledgerLogName() string { return r.Namespace + "/" + names.AddressLedger }

@@ -1,0 +1,84 @@
+package assign
+
+import (
+	"context"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/controller/assign/apitest"
+)
+
+// TestAddressesOfAPendingWriteAreNotGivenAway kills a leader whose write of a second address has
+// not arrived. The next leader decides differently, and its own write takes longer. Meanwhile a new
+// Service could get the address.
+func TestAddressesOfAPendingWriteAreNotGivenAway(t *testing.T) {
+	o := newOracle()
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(o.checkServiceChange)
+		s.SetPool("p4", poolSpec("192.0.2.0/30"))
+		s.SetPool("p6", poolSpec("fd00:1::/126"))
+		w := &harness{server: s}
+		d := w.newService(1)
+		d.Name = "d"
+		d.Status.LoadBalancer.Ingress = ingressOf("192.0.2.0")
+		s.CreateService(d)
+		d = s.ServiceByKey(serviceKey("d"))
+		lost := apitest.NewClient(s, func(what string) apitest.Delivery {
+			if what == "service" {
+				return apitest.Delivery{RequestDelay: 8 * time.Second}
+			}
+			return apitest.Delivery{}
+		})
+		assigned := parseAddresses("192.0.2.0", "fd00:1::1")
+		showPendingInLedger(t, lost, newPendingAssignment("d", d.ResourceVersion, assigned...))
+		after := d.DeepCopy()
+		after.Status.LoadBalancer.Ingress = ingressOf("192.0.2.0", "fd00:1::1")
+		go func() { _, _ = lost.PatchServiceStatus(context.Background(), d, after) }()
+		time.Sleep(time.Second)
+		var written atomic.Bool
+		c := startController(t, s, func(what string) apitest.Delivery {
+			if what == "service" && !written.Swap(true) {
+				return apitest.Delivery{RequestDelay: 9 * time.Second}
+			}
+			return apitest.Delivery{}
+		}, Options{})
+		defer c.stopAndWait()
+		time.Sleep(time.Second)
+		e := w.newService(3)
+		e.Name = "e"
+		s.CreateService(e)
+		time.Sleep(time.Minute)
+		if got := ingressAddresses(s.ServiceByKey(serviceKey("d"))); len(got) != 2 {
+			t.Errorf("d has %v, want one address of each family", got)
+		}
+		if got := ingressAddresses(s.ServiceByKey(serviceKey("e"))); len(got) != 1 {
+			t.Errorf("e has %v, want one address", got)
+		}
+	})
+	for _, f := range o.faults {
+		t.Error(f)
+	}
+}
+
+// TestAddressDroppedFromAStatusGoesToAWaitingService overwrites an address in a status with another
+// one; it is the only address of the pool.
+func TestAddressDroppedFromAStatusGoesToAWaitingService(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("192.0.2.0/32"))
+		c := startController(t, s, nil, Options{})
+		defer c.stopAndWait()
+		s.CreateService(newLoadBalancer("a"))
+		time.Sleep(time.Second)
+		s.CreateService(newLoadBalancer("b"))
+		time.Sleep(time.Second)
+		wantAddress(t, s, "b", "", names.ReasonPoolExhausted)
+		s.EditService(serviceKey("a"), func(o *corev1.Service) { o.Status.LoadBalancer.Ingress[0].IP = "198.51.100.1" })
+		time.Sleep(time.Minute)
+		wantAddress(t, s, "b", "192.0.2.0", names.ReasonAssigned)
+	})
+}

@@ -1,0 +1,159 @@
+package assign
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// How long a worker with work may make no progress.
+const (
+	// readinessTimeout is when it counts as not ready. It is longer than one request may take
+	// (requestTimeout), so that a single hanging request does not count.
+	readinessTimeout = 20 * time.Second
+	// livenessTimeout is when the process should be restarted. It is longer than one reading of all
+	// Services may take (loadLedgerTimeout). An API server that refuses every request is no reason
+	// for a restart: each of its answers counts as an attempt.
+	livenessTimeout = 5 * time.Minute
+)
+
+// workPhase is a kind of work of the worker.
+type workPhase uint8
+
+const (
+	phaseLoading  workPhase = iota // reading the addresses in use
+	phaseDeciding                  // deciding about Services that changed
+	phaseWriting                   // writing the AddressLedger and the status of Services
+	phaseCount
+)
+
+// String names the work as the end of "no progress in".
+func (p workPhase) String() string {
+	return [...]string{"reading the addresses in use", "deciding about Services", "writing addresses"}[p]
+}
+
+// phaseActivity records the progress of one kind of work.
+type phaseActivity struct {
+	// busySince is since when there has been work without a break; zero while there is none.
+	busySince time.Time
+	// lastAttemptEnd is when an attempt last ended, lastProgress when one last succeeded.
+	lastAttemptEnd, lastProgress time.Time
+}
+
+// findPhaseWithoutProgress returns an error for the first kind of work without a success for longer
+// than the timeout. last returns the time that counts as success.
+func findPhaseWithoutProgress(all [phaseCount]phaseActivity, now time.Time, timeout time.Duration, last func(phaseActivity) time.Time) error {
+	for p, a := range all {
+		if a.busySince.IsZero() {
+			continue
+		}
+		since := a.busySince
+		if l := last(a); l.After(since) {
+			since = l
+		}
+		if stuck := now.Sub(since); stuck > timeout {
+			return fmt.Errorf("no progress in %s for %s, although there is work: see the log for the API server's answers", workPhase(p), stuck.Round(time.Second))
+		}
+	}
+	return nil
+}
+
+// checkReadiness says why a worker is not ready: it has work and makes no progress.
+func checkReadiness(all [phaseCount]phaseActivity, now time.Time) error {
+	return findPhaseWithoutProgress(all, now, readinessTimeout, func(a phaseActivity) time.Time { return a.lastProgress })
+}
+
+// checkLiveness says why a worker should be restarted: it has work and makes no attempt.
+func checkLiveness(all [phaseCount]phaseActivity, now time.Time) error {
+	return findPhaseWithoutProgress(all, now, livenessTimeout, func(a phaseActivity) time.Time { return a.lastAttemptEnd })
+}
+
+// workerState is what other goroutines may read of the worker.
+type workerState struct {
+	mu              sync.Mutex // guards all that follows
+	activityByPhase [phaseCount]phaseActivity
+	// pendingCount counts the open pending assignments. ledgerFullCount counts how often the
+	// AddressLedger was full.
+	pendingCount, ledgerFullCount int
+}
+
+// setBusyPhases records which work there is now.
+func (s *workerState) setBusyPhases(now time.Time, busy [phaseCount]bool, open int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pendingCount = open
+	for p := range busy {
+		switch a := &s.activityByPhase[p]; {
+		case !busy[p]:
+			a.busySince = time.Time{}
+		case a.busySince.IsZero():
+			a.busySince = now
+		}
+	}
+}
+
+// hasCommonWork says whether there are writes that do not concern single Services only. If the API
+// server refuses one Service or answers its write with an error, it serves the others; the reason
+// is in the log and in the Service's condition. More than maxRefusalsBurst of them concern the
+// controller.
+func (r *ServiceWorker) hasCommonWork() bool {
+	j, answered := &r.ledgerWriter, 0
+	for _, w := range r.sleepingWrites {
+		if !w.errorAnswered {
+			return true
+		}
+		answered++
+	}
+	return len(r.readyTasks)+r.tasksInFlight > 0 || answered > maxRefusalsBurst || !j.hasOnlyRefused() ||
+		len(j.stagedWrites) > 0 && j.refusalsInARow > maxRefusalsBurst
+}
+
+// recordAttempt records that an attempt ended, and whether it succeeded.
+func (s *workerState) recordAttempt(now time.Time, p workPhase, progress bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a := &s.activityByPhase[p]
+	a.lastAttemptEnd = now
+	if progress {
+		a.lastProgress = now
+	}
+}
+
+func (s *workerState) countLedgerFull() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ledgerFullCount++
+}
+
+func (s *workerState) readState() (activities [phaseCount]phaseActivity, open, bounded int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.activityByPhase, s.pendingCount, s.ledgerFullCount
+}
+
+// CheckReady says why the worker is not ready, nil when it is. It may be called from any goroutine,
+// like CheckAlive and Collectors.
+func (r *ServiceWorker) CheckReady(now time.Time) error {
+	all, _, _ := r.workerState.readState()
+	return checkReadiness(all, now)
+}
+
+// CheckAlive says why the worker should be restarted, nil when it should not.
+func (r *ServiceWorker) CheckAlive(now time.Time) error {
+	all, _, _ := r.workerState.readState()
+	return checkLiveness(all, now)
+}
+
+// Collectors returns the metrics of the worker and of the pending assignments.
+func (r *ServiceWorker) Collectors() []prometheus.Collector {
+	return append(r.workerCollectors(),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "gantry_controller_open_pending_assignments", Help: "Services with a pending assignment in the AddressLedger: a write of their status may still arrive.",
+		}, func() float64 { _, open, _ := r.workerState.readState(); return float64(open) }),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "gantry_controller_pending_assignments_bounded_total", Help: "How often Services had to wait because the AddressLedger was full of open pending assignments.",
+		}, func() float64 { _, _, bounded := r.workerState.readState(); return float64(bounded) }),
+	)
+}

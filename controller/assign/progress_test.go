@@ -1,0 +1,123 @@
+package assign
+
+import (
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/gantry-lb/gantry/controller/assign/apitest"
+)
+
+// errRefusedByTest is the refusal of an admission webhook.
+var errRefusedByTest = apierrors.NewForbidden(schema.GroupResource{Resource: "services"}, "any", errors.New("not now"))
+
+func TestWorkerWithoutProgressIsNotReady(t *testing.T) {
+	now := time.Unix(10000, 0)
+	ago := func(d time.Duration) time.Time { return now.Add(-d) }
+	tests := map[string]struct {
+		activity       phaseActivity
+		unready, ended bool
+	}{
+		"idle for a day":                      {activity: phaseActivity{lastAttemptEnd: ago(24 * time.Hour), lastProgress: ago(24 * time.Hour)}},
+		"work that has just come":             {activity: phaseActivity{busySince: ago(time.Second), lastAttemptEnd: ago(time.Hour), lastProgress: ago(time.Hour)}},
+		"busy for a day, and getting on":      {activity: phaseActivity{busySince: ago(24 * time.Hour), lastAttemptEnd: ago(time.Second), lastProgress: ago(time.Second)}},
+		"one request that hangs":              {activity: phaseActivity{busySince: ago(requestTimeout), lastAttemptEnd: ago(time.Hour)}},
+		"refused for a minute":                {activity: phaseActivity{busySince: ago(time.Minute), lastAttemptEnd: ago(time.Second), lastProgress: ago(time.Hour)}, unready: true},
+		"refused for a day":                   {activity: phaseActivity{busySince: ago(24 * time.Hour), lastAttemptEnd: ago(maxRetryDelay)}, unready: true},
+		"stuck for a minute":                  {activity: phaseActivity{busySince: ago(time.Minute), lastAttemptEnd: ago(time.Hour)}, unready: true},
+		"stuck for ten minutes":               {activity: phaseActivity{busySince: ago(10 * time.Minute)}, unready: true, ended: true},
+		"stuck since long after work came":    {activity: phaseActivity{busySince: ago(time.Hour), lastAttemptEnd: ago(10 * time.Minute), lastProgress: ago(10 * time.Minute)}, unready: true, ended: true},
+		"the longest reading of all Services": {activity: phaseActivity{busySince: ago(loadLedgerTimeout)}, unready: true},
+	}
+	for name, tc := range tests {
+		for p := range phaseCount {
+			t.Run(fmt.Sprint(name, ", ", p), func(t *testing.T) {
+				var all [phaseCount]phaseActivity
+				all[p] = tc.activity
+				if err := checkReadiness(all, now); (err != nil) != tc.unready {
+					t.Errorf("readiness says %v", err)
+				}
+				if err := checkLiveness(all, now); (err != nil) != tc.ended {
+					t.Errorf("liveness says %v", err)
+				}
+			})
+		}
+	}
+}
+
+// TestLeaderWithoutAnswersIsNotReady loses every write of one kind, and then lets them arrive.
+func TestLeaderWithoutAnswersIsNotReady(t *testing.T) {
+	for _, lost := range []string{"ledger", "service"} {
+		t.Run(lost, func(t *testing.T) {
+			runWithFakeTime(t, func(t *testing.T) {
+				s := apitest.NewServer(nil)
+				s.SetPool("p", poolSpec("10.0.0.0/24"))
+				var away atomic.Bool
+				c := startController(t, s, func(what string) apitest.Delivery {
+					return apitest.Delivery{RequestLost: away.Load() && what == lost}
+				}, Options{})
+				defer c.stopAndWait()
+				time.Sleep(time.Hour)
+				if err := c.CheckReady(time.Now()); err != nil {
+					t.Error("an idle leader:", err)
+				}
+				away.Store(true)
+				s.CreateService(newLoadBalancer("s"))
+				time.Sleep(time.Minute)
+				if c.CheckReady(time.Now()) == nil {
+					t.Error("it counts as ready after a minute without progress")
+				}
+				time.Sleep(time.Hour)
+				if err := c.CheckAlive(time.Now()); err != nil {
+					t.Error("it tries, and is to be restarted all the same:", err)
+				}
+				away.Store(false)
+				time.Sleep(time.Minute)
+				synctest.Wait()
+				if err := c.CheckReady(time.Now()); err != nil {
+					t.Error("when it works again:", err)
+				}
+			})
+		})
+	}
+}
+
+// TestRefusedServicesDoNotMakeALeaderUnready lets a policy refuse some Services for a long time, or
+// makes the API server fail at the write of one, and looks at the readiness again and again.
+func TestRefusedServicesDoNotMakeALeaderUnready(t *testing.T) {
+	for name, refuse := range map[string]func(*apitest.Server){
+		"the AddressLedger with their entries is refused": func(s *apitest.Server) { s.RefuseLedgerWrites(refuseServices()) },
+		"their status is refused": func(s *apitest.Server) {
+			s.RefuseServiceWrites(func(*corev1.Service) error { return errRefusedByTest })
+		},
+		"the write of their status fails": func(s *apitest.Server) {
+			s.RefuseServiceWrites(func(*corev1.Service) error { return apierrors.NewInternalError(errors.New("a webhook failed")) })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			runWithFakeTime(t, func(t *testing.T) {
+				s := apitest.NewServer(nil)
+				s.SetPool("p", poolSpec("10.0.0.0/24"))
+				refuse(s)
+				c := startController(t, s, newBusyDelivery, Options{})
+				defer c.stopAndWait()
+				for i := range 30 {
+					s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
+				}
+				for range 200 {
+					time.Sleep(7 * time.Second)
+					if err := c.CheckReady(time.Now()); err != nil {
+						t.Fatal(err)
+					}
+				}
+			})
+		})
+	}
+}

@@ -1,0 +1,119 @@
+package assign
+
+import (
+	"errors"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/controller/allocate"
+)
+
+// A permanent refusal of the API server, by a policy for example, concerns the Service of one
+// entry. Its answer does not say which entry. So the batch is divided into halves until the entry
+// is found, and other Services do not wait.
+
+const (
+	// maxRefusalsBurst is how many new entries in a row may be refused before the writes slow down.
+	// By then the refusal probably concerns the controller and not an entry, for example because
+	// its RBAC rules do not allow the write.
+	maxRefusalsBurst = 64
+	// swapAfterRefusalInterval is the shortest time between two writes then, and between two writes
+	// of entries that were refused before.
+	swapAfterRefusalInterval = time.Second
+	// maxRefusalTextBytes bounds the quoted part of the API server's answer.
+	maxRefusalTextBytes = 400
+)
+
+// isPermanentRefusal says whether the API server gives the same answer whenever the request is
+// repeated.
+func isPermanentRefusal(err error) bool {
+	var status apierrors.APIStatus
+	if !errors.As(err, &status) {
+		return false
+	}
+	switch status.Status().Code {
+	case http.StatusBadRequest, http.StatusForbidden, http.StatusRequestEntityTooLarge, http.StatusUnprocessableEntity:
+		return true
+	}
+	return false
+}
+
+// hasOnlyRefused says whether the entries of all staged writes were refused before. Those are
+// written one by one and last, so that no other Service waits for them.
+func (j *ledgerWriter) hasOnlyRefused() bool {
+	return !slices.ContainsFunc(j.stagedWrites, func(w *serviceWrite) bool { return !w.ledgerEntryRefused })
+}
+
+// refusalDelay is how long the next swap must wait because of refusals.
+func (j *ledgerWriter) refusalDelay(now time.Time) time.Duration {
+	if j.refusalsInARow <= maxRefusalsBurst && !j.hasOnlyRefused() {
+		return 0
+	}
+	return j.lastRefusalTime.Add(swapAfterRefusalInterval).Sub(now)
+}
+
+// recordAcceptedBatch records that the API server accepted the entries of a batch.
+func (r *ServiceWorker) recordAcceptedBatch(batch []*serviceWrite) {
+	j := &r.ledgerWriter
+	j.refusalsInARow = 0
+	if j.batchLimit *= 2; j.batchLimit >= maxWritesPerSwap {
+		j.batchLimit = 0
+	}
+	for _, w := range batch {
+		r.recordByService[w.service.Key].ledgerEntryRefused = false
+	}
+}
+
+// splitRefusedBatch handles a batch that the API server refused permanently.
+func (r *ServiceWorker) splitRefusedBatch(batch []*serviceWrite, err error) {
+	j := &r.ledgerWriter
+	if n := len(batch); n > 1 {
+		j.stagedWrites, j.batchLimit = append(batch, j.stagedWrites...), n/2
+		r.Log.Info("the API server refuses a batch of pending assignments; searching for the Service that causes it", "ledger", r.ledgerLogName(), "services", n, "error", err)
+		return
+	}
+	if j.lastRefusalTime = r.Now(); !batch[0].ledgerEntryRefused {
+		j.refusalsInARow++
+	}
+	r.failRefusedWrite(batch[0], err)
+}
+
+// failRefusedWrite drops the decision for a Service, because the AddressLedger does not accept its
+// entry, and reports that in the Service's condition. The Service keeps what it has; the assignment
+// is repeated later.
+func (r *ServiceWorker) failRefusedWrite(w *serviceWrite, err error) {
+	rec := r.recordByService[w.service.Key]
+	rec.consecutiveFailures++
+	rec.ledgerEntryRefused = true
+	wait := retryDelay(rec.consecutiveFailures)
+	rec.refusedVersion, rec.retryAt = w.serviceBefore.ResourceVersion, r.Now().Add(wait)
+	r.logFailure(w.service.Key, err, wait)
+	r.enqueueServiceAfter(w.service.Key, wait)
+	r.waitingServices.setReason(w.service.Key, names.ReasonWriteFailed)
+
+	text := err.Error()
+	if len(text) > maxRefusalTextBytes {
+		text = strings.ToValidUTF8(text[:maxRefusalTextBytes], "") + "…"
+	}
+	d := allocate.Decision{
+		Addresses: w.service.AssignedAddresses, PoolOfFirstAddress: w.service.RecordedPool, WantsMoreAddresses: true,
+		Explanation: names.Explain(names.ReasonWriteFailed, "the API server refuses the pending assignment of this Service: %s: "+
+			"change the Service's request, or the policy that refuses it; the assignment is repeated later", text),
+	}
+	if all := w.serviceBefore.Annotations[names.AnnotationFromPools]; all != "" {
+		d.PoolsIfSeveral = strings.Split(all, ",")
+	}
+	failed := &serviceWrite{service: w.service, serviceBefore: w.serviceBefore, decision: d, pool: d.PoolOfFirstAddress, assignmentBefore: w.assignmentBefore, ledgerBuildNumber: w.ledgerBuildNumber}
+	failed.serviceAfter = withDecidedStatus(w.serviceBefore, d, d.PoolOfFirstAddress)
+	if isUnchanged(failed.serviceBefore, failed.serviceAfter) {
+		r.markServiceIdle(w.service.Key)
+		r.revertToStatus(w, w.serviceBefore)
+		return
+	}
+	r.enqueueTask(failed)
+}

@@ -1,0 +1,117 @@
+package assign
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/controller/assign/apitest"
+)
+
+// refuseServices refuses an AddressLedger with an entry of one of the Services.
+func refuseServices(services ...string) func(*v1alpha1.AddressLedger) error {
+	return func(l *v1alpha1.AddressLedger) error {
+		for _, p := range l.Spec.Pending {
+			if len(services) == 0 || slices.Contains(services, p.Name) {
+				return apierrors.NewForbidden(schema.GroupResource{Resource: "addressledgers"}, l.Name, errors.New("a policy does not want it"))
+			}
+		}
+		return nil
+	}
+}
+
+// TestRefusedPendingAssignmentDelaysNoOtherService makes the API server refuse every AddressLedger
+// with an entry of one of three Services. The others are served. The three report the reason, and
+// are served once it is allowed.
+func TestRefusedPendingAssignmentDelaysNoOtherService(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		bad := []string{"s17", "s18", "s150"}
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("10.0.0.0/16"))
+		s.RefuseLedgerWrites(refuseServices(bad...))
+		recorder := &eventRecorder{}
+		for i := range 200 {
+			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
+		}
+		c := startController(t, s, newPromptDelivery, Options{RecordEvent: recorder.recordEvent})
+		defer c.stopAndWait()
+		time.Sleep(10 * time.Second)
+		for i := range 200 {
+			name := fmt.Sprint("s", i)
+			o := s.ServiceByKey(serviceKey(name))
+			switch {
+			case !slices.Contains(bad, name):
+				if !firstAddress(o).IsValid() {
+					t.Errorf("Service %s has no address: %v", name, o.Status.Conditions)
+				}
+			case firstAddress(o).IsValid() || assignedReason(o) != names.ReasonWriteFailed:
+				t.Errorf("Service %s has %v for the reason %q, want none for WriteFailed", name, ingressAddresses(o), assignedReason(o))
+			case len(recorder.eventsOf(name)) != 1 || !strings.Contains(recorder.eventsOf(name)[0], "Warning AllocationFailed WriteFailed: "):
+				t.Errorf("the events of %s are %q", name, recorder.eventsOf(name))
+			}
+		}
+		before := s.CountWrites("service")
+		for i := range 20 { // later Services do not wait for them either
+			name, begun := fmt.Sprint("late", i), time.Now()
+			s.CreateService(newLoadBalancer(name))
+			time.Sleep(500 * time.Millisecond)
+			if !firstAddress(s.ServiceByKey(serviceKey(name))).IsValid() {
+				t.Errorf("Service %s has no address after %s", name, time.Since(begun))
+			}
+		}
+		refused := s.CountRefusedWrites()
+		time.Sleep(10 * time.Minute)
+		if n := s.CountRefusedWrites() - refused; n > 3*25 {
+			t.Errorf("what is refused was tried %d times in 10 minutes", n)
+		}
+		if n := s.CountWrites("service") - before; n > 20 {
+			t.Errorf("%d status writes for 20 Services", n)
+		}
+		s.RefuseLedgerWrites(nil)
+		time.Sleep(maxRetryDelay + time.Second)
+		for _, name := range bad {
+			if o := s.ServiceByKey(serviceKey(name)); !firstAddress(o).IsValid() || assignedReason(o) != names.ReasonAssigned {
+				t.Errorf("Service %s is not served when it is allowed: %v", name, o.Status.Conditions)
+			}
+		}
+	})
+}
+
+// TestRefusedAddressLedger makes the API server refuse every pending assignment, as for a
+// controller without the permission. The controller tries at most once per second in the long run,
+// and serves all Services once it is allowed.
+func TestRefusedAddressLedger(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("10.0.0.0/16"))
+		s.RefuseLedgerWrites(refuseServices())
+		for i := range 100 {
+			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
+		}
+		c := startController(t, s, newPromptDelivery, Options{})
+		defer c.stopAndWait()
+		time.Sleep(5 * time.Minute)
+		// the first term is the search for each entry
+		if n := s.CountRefusedWrites(); n > 2*100+5*60 {
+			t.Errorf("the AddressLedger was written %d times in 5 minutes", n)
+		}
+		if c.CheckReady(time.Now()) == nil {
+			t.Error("it is ready, although it may assign no address")
+		}
+		s.RefuseLedgerWrites(nil)
+		time.Sleep(2 * time.Minute)
+		for _, o := range s.AllServices() {
+			if !firstAddress(o).IsValid() {
+				t.Errorf("Service %s has no address: %v", o.Name, o.Status.Conditions)
+			}
+		}
+	})
+}

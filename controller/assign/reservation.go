@@ -1,0 +1,60 @@
+package assign
+
+import (
+	"context"
+	"slices"
+
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/controller/allocate"
+	"github.com/gantry-lb/gantry/internal/configuration"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+)
+
+// advanceLedgerTime sets the Ledger's time, which ends cool-downs and reservations, and wakes the
+// worker for the next deadline.
+func (r *ServiceWorker) advanceLedgerTime() {
+	freed, next := r.ledger.AdvanceTime(r.Now())
+	if len(freed) > 0 {
+		r.poolStatusState.mayBeStale, r.retryWaitingServices = true, true
+	}
+	if !next.IsZero() && !next.Equal(r.nextWithheldDeadline) {
+		r.nextWithheldDeadline = next
+		r.wakeWorkerAfter(next.Sub(r.Now()))
+	}
+}
+
+// writeReservationStatus keeps the addresses of a reservation and writes its status if that is
+// wrong.
+func (r *ServiceWorker) writeReservationStatus(o *v1alpha1.AddressReservation) {
+	all := r.configuration.Snapshot.Reservations
+	i := slices.IndexFunc(all, func(p *snapshot.Reservation) bool { return p.Name == o.Name })
+	if i < 0 { // newer than the configuration that was read, or invalid
+		return
+	}
+	d := allocate.DecideReservation(all[i], r.ledger, r.configuration.Snapshot)
+	r.ledger.SetReservedAddresses(all[i], d.Addresses)
+	after := v1alpha1.AddressReservationStatus{Conditions: slices.Clone(o.Status.Conditions)}
+	for _, a := range d.Addresses {
+		after.Addresses = append(after.Addresses, a.String())
+	}
+	cond := metav1.Condition{
+		Type: names.ConditionReserved, Status: metav1.ConditionTrue, ObservedGeneration: o.Generation, Reason: string(d.Reason), Message: d.Text,
+	}
+	if d.Reason != names.ReasonReserved {
+		cond.Status = metav1.ConditionFalse
+	}
+	meta.SetStatusCondition(&after.Conditions, cond)
+	about := snapshot.ObjectReference{Kind: "AddressReservation", Namespace: o.Namespace, Name: o.Name}
+	meta.SetStatusCondition(&after.Conditions, configuration.NewValidCondition(about, o.Generation, r.configuration.Problems))
+	if equality.Semantic.DeepEqual(o.Status, after) {
+		return
+	}
+	o = o.DeepCopy()
+	o.Status = after
+	r.startStatusWrite(&statusWrite{"an AddressReservation", "reservation", o.Name, func(ctx context.Context, api API) error { return api.UpdateReservationStatus(ctx, o) }})
+}

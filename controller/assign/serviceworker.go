@@ -1,0 +1,327 @@
+// Package assign connects the allocator to the API server. One goroutine, that of ServiceWorker,
+// owns the Ledger and decides; tasks write the decisions in parallel. It runs only on the leader,
+// and reads every address in use before it assigns the first new one. Two workers that run at once,
+// by mistake or during a change of leaders, do not assign one address twice: see package fence.
+//
+// One assignment takes these steps: the Decision is committed to the Ledger; its pending assignment
+// is written to the AddressLedger, one write for a batch of Services; the Service's status is
+// written; the pending assignment is closed. An event reports the outcome. An address is released
+// only when it is proven to be free: by our own write to the Service, or by an answer of the API
+// server itself.
+package assign
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/controller/allocate"
+	"github.com/gantry-lb/gantry/controller/configurationreader"
+	"github.com/gantry-lb/gantry/controller/fence"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// Options are the settings of a ServiceWorker.
+type Options struct {
+	API API
+	// Now is the clock.
+	Now func() time.Time
+	// ConfigurationReader reads and publishes the configuration.
+	ConfigurationReader *configurationreader.Reader
+	Log                 *slog.Logger
+	// RecordEvent creates an event about a Service; kind is Normal or Warning.
+	RecordEvent func(about *corev1.Service, kind, reason, text string)
+	// ForecastUnannounced returns the condition of a Service that is about to get its first
+	// addresses if no speaker will announce them; it may be nil.
+	ForecastUnannounced func(ctx context.Context, s *corev1.Service, assigned []netip.Addr) (metav1.Condition, bool)
+	// Namespace holds the configuration objects.
+	Namespace string
+	// LoadBalancerClass is the class to serve; empty serves Services without a class.
+	LoadBalancerClass string
+	// ProcessIdentity names this process in the AddressLedger.
+	ProcessIdentity string
+	// Metrics count what the worker does; may be nil.
+	Metrics *WorkerMetrics
+}
+
+// ServiceWorker assigns addresses to the Services of one class. The zero value is not usable; call
+// NewServiceWorker.
+type ServiceWorker struct {
+	Options
+
+	workQueue *workQueue
+	// taskResults are the results of finished tasks. The channel has room for all tasks in flight.
+	taskResults chan taskResult
+	// ledgerLoaded is set once the Ledger has every address in use.
+	ledgerLoaded atomic.Bool
+
+	// Only the worker's goroutine uses the fields below.
+	ledger *allocate.Ledger
+	// ledgerBuildNumber counts how often the Ledger was built.
+	ledgerBuildNumber int
+	// configuration is what the decisions use; nil until the Ledger is first loaded.
+	configuration *configurationreader.Configuration
+	// mustAwaitReading says that a change of the configuration waits to be read.
+	mustAwaitReading bool
+	recordByService  map[view.ObjectKey]*serviceRecord
+	// waitingServicesByReason do not have all that they ask for.
+	waitingServices waitingServices
+	// suspectServices have an address that another Service seemed to hold. They are the last to get
+	// their addresses when the Ledger is built.
+	suspectServices map[view.ObjectKey]struct{}
+	// reloadCause is why all Services are read next. lastSharingReload is when they were last read
+	// because of a right to share.
+	reloadCause       string
+	lastSharingReload time.Time
+	// nextWithheldDeadline is when the next entry of a withheld address ends.
+	nextWithheldDeadline time.Time
+	// retryWaitingServices queues all waitingServicesByReason.
+	retryWaitingServices bool
+	// retryWaitingSharers asks for a look at those of them that may share an address.
+	retryWaitingSharers bool
+	// readyTasks wait for a free place, sleepingWrites for their time.
+	readyTasks              []task
+	sleepingWrites          []*serviceWrite
+	tasksInFlight           int
+	ledgerWriter            ledgerWriter
+	withheldCheckpoint      withheldCheckpoint
+	openProbeByAddress      probesByAddress
+	poolStatusState         poolStatusState
+	consecutiveLoadFailures int // in a row
+
+	workerState workerState
+}
+
+// serviceRecord is what the worker knows of a Service that it serves or served.
+type serviceRecord struct {
+	uid types.UID
+	// newestVersion is the newest known resourceVersion. An older cached object is ignored, because
+	// a newer one is on its way.
+	newestVersion uint64
+	// loadedVersion is the resourceVersion with which the Ledger was built, or for which the API
+	// server confirmed what the Ledger has of its addresses; 0 when it came later.
+	loadedVersion uint64
+	// sharingChecks counts the checks of its right to share in a row that had no result.
+	sharingChecks int
+	// writeInFlight says that a write waits or has not ended, changedMeanwhile that the Service
+	// changed since it began.
+	writeInFlight, changedMeanwhile bool
+	consecutiveFailures             int // in a row
+	// A write that the API server refused is not repeated before retryAt, unless the Service has
+	// another resourceVersion than refusedVersion by then.
+	refusedVersion string
+	retryAt        time.Time
+	// ledgerEntryRefused says that the API server refused the AddressLedger with an entry of this
+	// Service when it was last tried.
+	ledgerEntryRefused bool
+	// waitingSince is since when the Service has waited for its first address; zero when it has
+	// one.
+	waitingSince time.Time
+	// recentWrites counts the writes since recentWritesSince.
+	recentWrites      int
+	recentWritesSince time.Time
+	// lastSharingText is the sharingTextOf of the last decision.
+	lastSharingText string
+}
+
+// decideBatchSize bounds how many Services are decided before results are handled: some
+// milliseconds of work.
+const decideBatchSize = 64
+
+// NewServiceWorker returns a worker that is not running.
+func NewServiceWorker(o Options) *ServiceWorker {
+	if o.Metrics == nil {
+		o.Metrics = NewWorkerMetrics()
+	}
+	return &ServiceWorker{
+		Options: o, workQueue: newWorkQueue(), taskResults: make(chan taskResult, maxTasksInFlight+2),
+		openProbeByAddress: probesByAddress{}, recordByService: map[view.ObjectKey]*serviceRecord{}, waitingServices: waitingServices{map[view.ObjectKey]names.Reason{}, o.Metrics.waitingServicesByReason}, suspectServices: map[view.ObjectKey]struct{}{},
+		reloadCause: reloadCauseStart, ledgerWriter: ledgerWriter{maxPendingServices: maxPendingAssignments},
+	}
+}
+
+// IsLoaded says whether the Ledger has every address in use.
+func (r *ServiceWorker) IsLoaded() bool { return r.ledgerLoaded.Load() }
+
+// Run works until ctx ends. It then finishes the tasks in flight, and the writes whose assignments
+// the AddressLedger has, so that the next leader need not.
+func (r *ServiceWorker) Run(ctx context.Context) error {
+	tasks, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	published := r.ConfigurationReader.Subscribe()
+	r.workQueue.startAccepting()
+	r.workQueue.wakeWorker()
+	for ctx.Err() == nil {
+		r.publishState()
+		// A swap in flight belongs to the current Ledger.
+		if !r.ledgerLoaded.Load() && !r.ledgerWriter.swapInFlight {
+			r.loadLedgerOrRetry(ctx)
+		}
+		if r.ledgerLoaded.Load() {
+			r.runOnce(tasks)
+		}
+		r.publishState()
+		r.updateWorkMetrics()
+		r.awaitWork(ctx, tasks, published)
+	}
+	r.drainTasks(tasks, cancel)
+	r.workerState.setBusyPhases(r.Now(), [phaseCount]bool{}, 0)
+	return nil
+}
+
+// drainTasksTimeout bounds the work after ctx has ended; it is shorter than the manager's wait for
+// the worker.
+const drainTasksTimeout = 1500 * time.Millisecond
+
+// drainTasks runs the writes that have begun or are ready, until none is left or the time is over.
+// It decides nothing new.
+func (r *ServiceWorker) drainTasks(ctx context.Context, cancel func()) {
+	end := time.NewTimer(drainTasksTimeout)
+	defer end.Stop()
+	for r.tasksInFlight > 0 || len(r.readyTasks) > 0 {
+		r.readyTasks = slices.DeleteFunc(r.readyTasks, func(t task) bool { _, is := t.(*serviceWrite); return !is })
+		r.dispatchTasks(ctx)
+		if r.tasksInFlight == 0 {
+			return
+		}
+		select {
+		case f := <-r.taskResults:
+			r.applyResult(ctx, f)
+		case <-end.C:
+			cancel()
+			for ; r.tasksInFlight > 0; r.tasksInFlight-- {
+				<-r.taskResults
+			}
+			return
+		}
+	}
+}
+
+// publishState publishes which work there is.
+func (r *ServiceWorker) publishState() {
+	open := 0
+	if r.ledgerWriter.fence != nil {
+		open = r.ledgerWriter.fence.CountPending()
+	}
+	r.workerState.setBusyPhases(r.Now(), [phaseCount]bool{
+		phaseLoading:  !r.ledgerLoaded.Load(),
+		phaseDeciding: r.ledgerLoaded.Load() && !r.workQueue.isEmpty(),
+		phaseWriting:  r.hasCommonWork(),
+	}, open)
+}
+
+// runOnce does all work that is due.
+func (r *ServiceWorker) runOnce(ctx context.Context) {
+	r.advanceLedgerTime()
+	looks := decideBatchSize
+	if r.mustAwaitReading = !r.applyConfiguration(); r.mustAwaitReading {
+		looks = 0
+	}
+	letters := r.workQueue.takeItems(looks)
+	for _, l := range letters {
+		if r.ledgerLoaded.Load() {
+			r.decideService(ctx, l)
+		} else {
+			r.workQueue.putBackItem(l)
+		}
+	}
+	if !r.ledgerLoaded.Load() {
+		r.workQueue.wakeWorker()
+		return
+	}
+	if len(letters) > 0 {
+		r.workerState.recordAttempt(r.Now(), phaseDeciding, true)
+	}
+	if r.retryWaitingServices || r.retryWaitingSharers {
+		r.queueWaiting()
+	}
+	r.syncProbes(ctx)
+	r.startSwap(ctx)
+	r.saveWithheldAddresses(ctx)
+	r.writePoolStatuses(ctx)
+	r.dispatchTasks(ctx)
+	r.advanceLedgerTime()
+}
+
+// awaitWork waits until there is work, and handles the results of tasks.
+func (r *ServiceWorker) awaitWork(ctx, tasks context.Context, published <-chan struct{}) {
+	if !r.workQueue.isEmpty() && r.ledgerLoaded.Load() && !r.mustAwaitReading {
+		r.workQueue.wakeWorker()
+	}
+	if !r.ledgerLoaded.Load() {
+		published = nil // a failed load has read the configuration too, and is not repeated at once
+	}
+	select {
+	case <-ctx.Done():
+		return
+	case <-r.workQueue.wakeSignal.C():
+	case <-published:
+	case f := <-r.taskResults:
+		r.applyResult(tasks, f)
+	}
+	for {
+		select {
+		case f := <-r.taskResults:
+			r.applyResult(tasks, f)
+		default:
+			return
+		}
+	}
+}
+
+func (r *ServiceWorker) applyResult(ctx context.Context, f taskResult) {
+	r.tasksInFlight--
+	r.workerState.recordAttempt(r.Now(), phaseWriting, false)
+	f(ctx, r)
+}
+
+// wakeWorkerAfter wakes the worker after d.
+func (r *ServiceWorker) wakeWorkerAfter(d time.Duration) { time.AfterFunc(d, r.workQueue.wakeWorker) }
+
+// ledgerWriter is the state of the writes of the AddressLedger.
+type ledgerWriter struct {
+	fence        *fence.Fence
+	ledgerObject *v1alpha1.AddressLedger
+	// stagedWrites wait until their pending assignments are in the object.
+	stagedWrites []*serviceWrite
+	// maxPendingServices is how many Services may have open assignments. fullLedgerLogged says that
+	// the log says that this is reached.
+	maxPendingServices int
+	fullLedgerLogged   bool
+	// swapInFlight says that a write of the object has not ended.
+	swapInFlight bool
+	// lastSwapStart is when the last swap began.
+	lastSwapStart       time.Time
+	burstUsedUntil      time.Time
+	swapTimerUntil      time.Time
+	wakeTimerUntil      time.Time // when the timer of tidy or isLedgerFull ends
+	consecutiveFailures int       // in a row
+	trimFailures        int       // of trimLedger, in a row
+	// writesInSwap counts the writes of the swap in flight.
+	writesInSwap int
+	// batchLimit bounds the writes of the next swap during the search for a refused entry; 0 means
+	// no limit.
+	batchLimit int
+	// refusalsInARow counts the new entries in a row that the API server refused permanently.
+	// lastRefusalTime is when it last refused any entry.
+	refusalsInARow  int
+	lastRefusalTime time.Time
+}
+
+// logFailure logs what failed for a Service and when it is repeated.
+func (r *ServiceWorker) logFailure(k view.ObjectKey, err error, wait time.Duration) {
+	if errors.Is(err, context.Canceled) {
+		return
+	}
+	r.Log.Error("serving a Service failed", "service", k.String(), "error", err, "reason", names.ReasonWriteFailed, "again", wait)
+}

@@ -1,0 +1,259 @@
+package assign
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/gantry-lb/gantry/controller/allocate"
+	"github.com/gantry-lb/gantry/controller/fence"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// A Service's status can show an address that another Service holds in the Ledger, without a right
+// to share it. Usually its own edit removed the right: a port, the sharing key or the traffic
+// policy. But the Ledger may also be out of date. The API server knows, and only these few Services
+// are read: every user who may edit a Service can break the right at any rate, so that
+// this must not cause a reading of all Services.
+
+// Limits of the cost of a broken right to share.
+const (
+	// maxSharingChecks is how many checks in a row may have no result before all Services are read.
+	// With the delays between them that takes about six seconds.
+	maxSharingChecks = 7
+	// reloadInterval is the shortest time between two readings of all Services for this cause.
+	reloadInterval = 30 * time.Second
+)
+
+// sharingCheckTask reads a Service whose status shows addresses of other holders, and one of the
+// conflicting holders for each address.
+type sharingCheckTask struct {
+	service           view.ObjectKey
+	holders           []view.ObjectKey
+	ledgerBuildNumber int
+}
+
+// startSharingCheck starts a check. Until it has ended, nothing is decided for the Service.
+func (r *ServiceWorker) startSharingCheck(v *view.Service) {
+	r.recordByService[v.Key].writeInFlight = true
+	c := &sharingCheckTask{service: v.Key, ledgerBuildNumber: r.ledgerBuildNumber}
+	for _, a := range v.AssignedAddresses {
+		if rivals := r.ledger.ConflictingHolders(a, v); len(rivals) > 0 && !slices.Contains(c.holders, rivals[0]) {
+			c.holders = append(c.holders, rivals[0])
+		}
+	}
+	r.enqueueTask(c)
+}
+
+// runTask implements task.
+func (c *sharingCheckTask) runTask(ctx context.Context, api API) taskResult {
+	live := map[view.ObjectKey]*corev1.Service{}
+	for _, k := range append([]view.ObjectKey{c.service}, c.holders...) {
+		s, err := api.LiveService(ctx, k)
+		if err != nil {
+			return func(_ context.Context, r *ServiceWorker) { r.retrySharingCheck(c, err) }
+		}
+		live[k] = s
+	}
+	return func(_ context.Context, r *ServiceWorker) { r.finishSharingCheck(c, live) }
+}
+
+// retrySharingCheck queues a Service again after a check without an answer.
+func (r *ServiceWorker) retrySharingCheck(c *sharingCheckTask, err error) {
+	rec := r.markServiceIdle(c.service)
+	rec.consecutiveFailures++
+	r.logFailure(c.service, err, retryDelay(rec.consecutiveFailures))
+	r.enqueueServiceAfter(c.service, retryDelay(rec.consecutiveFailures))
+}
+
+// finishSharingCheck handles the answers of a check. An answer from before the Ledger was rebuilt
+// is ignored.
+func (r *ServiceWorker) finishSharingCheck(c *sharingCheckTask, live map[view.ObjectKey]*corev1.Service) {
+	rec, s := r.markServiceIdle(c.service), live[c.service]
+	switch {
+	case c.ledgerBuildNumber != r.ledgerBuildNumber:
+		r.workQueue.addChanged(c.service)
+		return
+	case s == nil || s.UID != rec.uid:
+		r.releaseService(c.service, "the Service is gone")
+		return
+	}
+	rec.newestVersion = max(rec.newestVersion, fence.ParseResourceVersion(s.ResourceVersion))
+	h := &liveService{view.FromService(s), s.ResourceVersion}
+	if !r.isServiceOurs(&h.Service) { // its status is cleared when the cache shows the same
+		r.workQueue.addChanged(c.service)
+		return
+	}
+	holders := map[view.ObjectKey]*liveService{}
+	for _, k := range c.holders {
+		if other := r.refreshLiveService(k, live[k]); other != nil {
+			holders[k] = other
+		}
+	}
+	switch {
+	case !r.hasSharingConflict(&h.Service):
+		r.recordShownAddresses(h)
+	case r.exchangeSharers(h, holders):
+	case r.hasLostAddresses(&h.Service, holders):
+		r.Log.Info("a Service may no longer share an address that it has", "service", h.Key.String(), "addresses", h.AssignedAddresses)
+		r.recordShownAddresses(h)
+		rec.loadedVersion = fence.ParseResourceVersion(h.resourceVersion)
+	default:
+		r.scheduleSharingCheck(rec, h.Key)
+		return
+	}
+	rec.sharingChecks, rec.consecutiveFailures = 0, 0
+	r.workQueue.addChanged(c.service)
+}
+
+// refreshLiveService updates a holder from the API server and returns it. It returns nil when this
+// controller does not serve it any more, or when a write to it is in flight, whose result is newer.
+func (r *ServiceWorker) refreshLiveService(k view.ObjectKey, s *corev1.Service) *liveService {
+	rec := r.recordByService[k]
+	switch {
+	case rec == nil || rec.writeInFlight:
+		return nil
+	case s == nil || s.UID != rec.uid:
+		r.releaseService(k, "the Service is gone")
+		r.workQueue.addChanged(k)
+		return nil
+	}
+	h := &liveService{view.FromService(s), s.ResourceVersion}
+	rec.newestVersion = max(rec.newestVersion, fence.ParseResourceVersion(h.resourceVersion))
+	r.workQueue.addChanged(k)
+	if !r.isServiceOurs(&h.Service) {
+		return nil
+	}
+	// A holder with an empty status keeps what it had until its status shows it again.
+	if len(h.AssignedAddresses) > 0 && !r.hasSharingConflict(&h.Service) {
+		r.recordShownAddresses(h)
+	}
+	return h
+}
+
+// liveService is a Service as the API server has it.
+type liveService struct {
+	view.Service
+	resourceVersion string
+}
+
+// recordShownAddresses records that a Service holds what its status shows and what a pending
+// assignment may still bring, except for addresses with conflicting holders.
+func (r *ServiceWorker) recordShownAddresses(h *liveService) {
+	before, _ := r.ledger.AssignmentOf(h.Key)
+	now := slices.DeleteFunc(unionAddresses(h.AssignedAddresses, r.ledgerWriter.fence.PendingAddresses(h.Key, h.resourceVersion)), func(a netip.Addr) bool {
+		return !r.ledger.CanServiceHold(a, &h.Service)
+	})
+	r.ledger.CommitAssignment(&h.Service, now, h.RecordedPool)
+	for _, a := range before.Addresses {
+		switch {
+		case slices.Contains(now, a):
+		case len(r.ledger.HoldersOfAddress(a)) == 0:
+			r.poolStatusState.mayBeStale, r.retryWaitingServices = true, true
+		default:
+			r.retryWaitingSharers = true
+		}
+	}
+}
+
+// queueWaiting queues the Services that wait for what became free: all of them, or only those that
+// may share an address. Users can change a right to share as often as they like, and most Services
+// do not share.
+func (r *ServiceWorker) queueWaiting() {
+	keys := sortedKeys(r.waitingServices.reasonByService)
+	if !r.retryWaitingServices {
+		keys = slices.DeleteFunc(keys, func(k view.ObjectKey) bool {
+			rec := r.recordByService[k]
+			return rec == nil || rec.lastSharingText == ""
+		})
+	}
+	r.retryWaitingServices, r.retryWaitingSharers = false, false
+	r.workQueue.addAffected(keys...)
+}
+
+// hasLostAddresses says whether the Service has lost each address with conflicting holders: the API
+// server shows the address with a holder that may not share it with the Service.
+func (r *ServiceWorker) hasLostAddresses(v *view.Service, holders map[view.ObjectKey]*liveService) bool {
+	for _, a := range v.AssignedAddresses {
+		rivals := r.ledger.ConflictingHolders(a, v)
+		proof := func(k view.ObjectKey) bool {
+			h := holders[k]
+			return h != nil && slices.Contains(h.AssignedAddresses, a) && !allocate.CanShareAddress(v, &h.Service)
+		}
+		if len(rivals) > 0 && !slices.ContainsFunc(rivals, proof) {
+			return false
+		}
+	}
+	return true
+}
+
+// exchangeSharers handles Services that were all edited so that they may share again, while the
+// Ledger still has the previous state of each, which conflicts with the others. It returns false
+// and changes nothing in other cases.
+func (r *ServiceWorker) exchangeSharers(h *liveService, holders map[view.ObjectKey]*liveService) bool {
+	var edited []*liveService
+	for _, a := range h.AssignedAddresses {
+		for _, k := range r.ledger.ConflictingHolders(a, &h.Service) {
+			other := holders[k]
+			if other == nil || len(other.AssignedAddresses) == 0 || !allocate.CanShareAddress(&h.Service, &other.Service) || !r.isOnlyConflict(h.Key, &other.Service) {
+				return false
+			}
+			edited = append(edited, other)
+		}
+	}
+	for i, x := range edited {
+		for _, y := range edited[:i] {
+			if x != y && !allocate.CanShareAddress(&x.Service, &y.Service) {
+				return false
+			}
+		}
+	}
+	r.recordShownAddresses(h)
+	for _, other := range edited {
+		r.recordShownAddresses(other)
+	}
+	r.recordShownAddresses(h)
+	return true
+}
+
+// isOnlyConflict says whether no other Service than k conflicts with what the Service shows.
+func (r *ServiceWorker) isOnlyConflict(k view.ObjectKey, h *view.Service) bool {
+	return !slices.ContainsFunc(h.AssignedAddresses, func(a netip.Addr) bool {
+		return slices.ContainsFunc(r.ledger.ConflictingHolders(a, h), func(rival view.ObjectKey) bool { return rival != k })
+	})
+}
+
+// scheduleSharingCheck checks a Service again if the answers were not sufficient, and reads all
+// Services if that happens too often. Until then the Service keeps what it has.
+func (r *ServiceWorker) scheduleSharingCheck(rec *serviceRecord, k view.ObjectKey) {
+	rec.sharingChecks++
+	if rec.sharingChecks < maxSharingChecks {
+		r.enqueueServiceAfter(k, retryDelay(rec.sharingChecks))
+		return
+	}
+	if wait := r.lastSharingReload.Add(reloadInterval).Sub(r.Now()); wait > 0 {
+		r.enqueueServiceAfter(k, wait)
+		return
+	}
+	r.lastSharingReload = r.Now()
+	r.suspectServices[k] = struct{}{}
+	r.requireReload(reloadCauseSharing)
+}
+
+// Causes of a reading of all Services, as in the metric gantry_controller_reloads_total.
+const (
+	reloadCauseStart         = "Start"
+	reloadCauseSharing       = "SharingUnclear"
+	reloadCauseLedgerChanged = "LedgerChanged"
+	reloadCauseLedgerDeleted = "LedgerDeleted"
+)
+
+// requireReload makes the worker read all Services before it decides anything else.
+func (r *ServiceWorker) requireReload(cause string) {
+	r.reloadCause = cause
+	r.ledgerLoaded.Store(false)
+	r.workQueue.wakeWorker()
+}

@@ -1,0 +1,373 @@
+package assign
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/controller/assign/apitest"
+)
+
+// newSharer returns a Service that requests the addresses and may share them.
+func newSharer(name string, port int32, addresses string) *corev1.Service {
+	s := newLoadBalancer(name)
+	s.Annotations = map[string]string{names.AnnotationSharing: "k", names.AnnotationLoadBalancerIPs: addresses}
+	s.Spec.Ports[0].Port = port
+	s.Spec.Selector = map[string]string{"app": "web"}
+	return s
+}
+
+// newDualStackSharer returns such a Service with both families.
+func newDualStackSharer(name string, port int32, addresses string) *corev1.Service {
+	s := newSharer(name, port, addresses)
+	policy := corev1.IPFamilyPolicyRequireDualStack
+	s.Spec.IPFamilyPolicy = &policy
+	s.Spec.ClusterIPs = []string{"10.96.0.1", "fd00:96::1"}
+	s.Spec.IPFamilies = []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}
+	return s
+}
+
+// withLocalPolicy sets externalTrafficPolicy Local.
+func withLocalPolicy(s *corev1.Service) *corev1.Service {
+	s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
+	return s
+}
+
+// sharingBreach is an edit that breaks the right to share an address, and one that restores it.
+type sharingBreach struct {
+	services                 []*corev1.Service
+	editedService            string // the Service that is edited
+	breakRight, restoreRight func(*corev1.Service)
+	wantReason               names.Reason // the edited Service's reason while the right is broken
+}
+
+func changePort(n int32) func(*corev1.Service) {
+	return func(s *corev1.Service) { s.Spec.Ports[0].Port = n }
+}
+
+func changeAnnotation(key, value string) func(*corev1.Service) {
+	return func(s *corev1.Service) { s.Annotations[key] = value }
+}
+
+func changeAddressCount(addresses string) func(*corev1.Service) {
+	return func(s *corev1.Service) {
+		s.Annotations[names.AnnotationAddressCount] = "2"
+		s.Annotations[names.AnnotationLoadBalancerIPs] = addresses
+	}
+}
+
+// sharingBreaches are all ways in which a user's edit can break a right to share.
+func sharingBreaches() map[string]sharingBreach {
+	const one, two, dual = "192.0.2.1", "192.0.2.1,192.0.2.2", "192.0.2.1,fd00::1"
+	twice := func(s *corev1.Service) *corev1.Service { changeAddressCount(two)(s); return s }
+	policyEdit := func(p corev1.ServiceExternalTrafficPolicy) func(*corev1.Service) {
+		return func(s *corev1.Service) { s.Spec.ExternalTrafficPolicy = p }
+	}
+	selectorEdit := func(app string) func(*corev1.Service) {
+		return func(s *corev1.Service) { s.Spec.Selector = map[string]string{"app": app} }
+	}
+	var crowd []*corev1.Service
+	for i := range 12 {
+		crowd = append(crowd, newSharer(fmt.Sprintf("s%02d", i), int32(80+i), one))
+	}
+	return map[string]sharingBreach{
+		"a port": {
+			[]*corev1.Service{newSharer("a", 80, one), newSharer("b", 81, one)}, "b", changePort(80), changePort(81), names.ReasonPortConflict,
+		},
+		"a port of the Service that was first": {
+			[]*corev1.Service{newSharer("a", 80, one), newSharer("b", 81, one)}, "a", changePort(81), changePort(80), names.ReasonPortConflict,
+		},
+		"the sharing key": {
+			[]*corev1.Service{newSharer("a", 80, one), newSharer("b", 81, one)}, "b",
+			changeAnnotation(names.AnnotationSharing, "other"), changeAnnotation(names.AnnotationSharing, "k"), names.ReasonSharingKeyDiffers,
+		},
+		"no sharing key": {
+			[]*corev1.Service{newSharer("a", 80, one), newSharer("b", 81, one)}, "b",
+			func(s *corev1.Service) { delete(s.Annotations, names.AnnotationSharing) }, changeAnnotation(names.AnnotationSharing, "k"), names.ReasonAddressInUse,
+		},
+		"the traffic policy": {
+			[]*corev1.Service{newSharer("a", 80, one), newSharer("b", 81, one)}, "b",
+			policyEdit(corev1.ServiceExternalTrafficPolicyLocal), policyEdit(corev1.ServiceExternalTrafficPolicyCluster), names.ReasonTrafficPolicyConflict,
+		},
+		"the selector": {
+			[]*corev1.Service{withLocalPolicy(newSharer("a", 80, one)), withLocalPolicy(newSharer("b", 81, one))}, "b",
+			selectorEdit("db"), selectorEdit("web"), names.ReasonTrafficPolicyConflict,
+		},
+		"a port among many on the address": {
+			crowd, "s07", changePort(83), changePort(87), names.ReasonPortConflict,
+		},
+		"the key among many on the address": {
+			crowd, "s07", changeAnnotation(names.AnnotationSharing, "other"), changeAnnotation(names.AnnotationSharing, "k"), names.ReasonSharingKeyDiffers,
+		},
+		"a port on both families": {
+			[]*corev1.Service{newDualStackSharer("a", 80, dual), newDualStackSharer("b", 81, dual)}, "b", changePort(80), changePort(81), names.ReasonPortConflict,
+		},
+		"a port on two addresses of two holders": {
+			[]*corev1.Service{newSharer("a", 80, one), newSharer("c", 80, "192.0.2.2"), twice(newSharer("b", 81, two))}, "b",
+			changePort(80), changePort(81), names.ReasonPortConflict,
+		},
+	}
+}
+
+// TestBrokenSharingRightCausesNoList edits a Service again and again so that it may not share its
+// address, and back. The edited Service loses the address, the others keep theirs, it has the
+// address again in the end, and the controller never lists all Services.
+func TestBrokenSharingRightCausesNoList(t *testing.T) {
+	for name, tc := range sharingBreaches() {
+		t.Run(name, func(t *testing.T) {
+			runWithFakeTime(t, func(t *testing.T) {
+				s := apitest.NewServer(newOracle().checkServiceChange)
+				s.SetPool("p", poolSpec("192.0.2.0/28", "fd00::/120"))
+				c := startController(t, s, newPromptDelivery, Options{})
+				defer c.stopAndWait()
+				time.Sleep(5 * time.Second)
+				for _, o := range tc.services {
+					s.CreateService(o)
+					time.Sleep(time.Second)
+				}
+				before := s.CountReads("list")
+				want := map[string]string{}
+				for _, o := range tc.services {
+					want[o.Name] = fmt.Sprint(ingressAddresses(s.ServiceByKey(serviceKey(o.Name))))
+				}
+				for range 3 {
+					s.EditService(serviceKey(tc.editedService), tc.breakRight)
+					time.Sleep(3 * time.Second)
+					if e := s.ServiceByKey(serviceKey(tc.editedService)); firstAddress(e).IsValid() || assignedReason(e) != tc.wantReason {
+						t.Errorf("%s has %v for the reason %q, want none for %q", e.Name, ingressAddresses(e), assignedReason(e), tc.wantReason)
+					}
+					wantAddresses(t, s, want, tc.editedService)
+					s.EditService(serviceKey(tc.editedService), tc.restoreRight)
+					time.Sleep(3 * time.Second)
+					wantAddresses(t, s, want, "")
+				}
+				for range 50 { // faster than the controller can follow
+					s.EditService(serviceKey(tc.editedService), tc.breakRight)
+					time.Sleep(7 * time.Millisecond)
+					s.EditService(serviceKey(tc.editedService), tc.restoreRight)
+					time.Sleep(7 * time.Millisecond)
+				}
+				time.Sleep(10 * time.Second)
+				wantAddresses(t, s, want, "")
+				if n := s.CountReads("list") - before; n > 0 {
+					t.Errorf("all Services were read %d times", n)
+				}
+			})
+		})
+	}
+}
+
+// newPromptDelivery is the delivery of a nearby API server.
+func newPromptDelivery(what string) apitest.Delivery {
+	switch what {
+	case "list": // it has many Services
+		return apitest.Delivery{RequestDelay: time.Millisecond, AnswerDelay: 2 * time.Second}
+	case "watch":
+		return apitest.Delivery{}
+	}
+	return apitest.Delivery{RequestDelay: 2 * time.Millisecond, AnswerDelay: 2 * time.Millisecond}
+}
+
+// wantAddresses checks the addresses of all Services but one.
+func wantAddresses(t *testing.T, s *apitest.Server, want map[string]string, but string) {
+	t.Helper()
+	for name, addrs := range want {
+		if got := fmt.Sprint(ingressAddresses(s.ServiceByKey(serviceKey(name)))); name != but && got != addrs {
+			t.Errorf("%s has %s, want %s: %v", name, got, addrs, s.ServiceByKey(serviceKey(name)).Status.Conditions)
+		}
+	}
+}
+
+// TestRepeatedSharingEditsDelayNoOtherService measures how long a new Service waits for its address
+// among 20,000, without and with a user who breaks and restores a right to share ten times per
+// second.
+func TestRepeatedSharingEditsDelayNoOtherService(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("10.0.0.0/16"))
+		s.CreateService(newSharer("a", 80, "10.0.255.1"))
+		s.CreateService(newSharer("b", 81, "10.0.255.1"))
+		for i := range 20_000 {
+			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
+		}
+		c := startController(t, s, newPromptDelivery, Options{})
+		defer c.stopAndWait()
+		time.Sleep(2 * time.Minute)
+		if n := s.CountReads("list"); n != 1 {
+			t.Fatalf("all Services were read %d times at the start", n)
+		}
+		calm := medianAssignmentDelay(t, s, "calm")
+		toggling := make(chan struct{})
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for port := int32(80); ; port = 161 - port {
+				select {
+				case <-toggling:
+					return
+				case <-time.After(100 * time.Millisecond):
+					s.EditService(serviceKey("b"), changePort(port))
+				}
+			}
+		}()
+		busy := medianAssignmentDelay(t, s, "busy")
+		close(toggling)
+		<-done
+		if 2*busy > 3*calm {
+			t.Errorf("a new Service waits %s for its address while a user toggles a port, and %s without that", busy, calm)
+		}
+		if n := s.CountReads("list"); n != 1 {
+			t.Errorf("all Services were read %d times while a user toggled a port", n-1)
+		}
+	})
+}
+
+// medianAssignmentDelay creates Services one after the other, and returns the median time until one
+// has its address.
+func medianAssignmentDelay(t *testing.T, s *apitest.Server, what string) time.Duration {
+	t.Helper()
+	var all []time.Duration
+	for i := range 101 {
+		name, begun := fmt.Sprint(what, i), time.Now()
+		s.CreateService(newLoadBalancer(name))
+		for synctest.Wait(); !firstAddress(s.ServiceByKey(serviceKey(name))).IsValid(); synctest.Wait() {
+			time.Sleep(time.Millisecond)
+		}
+		all = append(all, time.Since(begun))
+		time.Sleep(333 * time.Millisecond)
+	}
+	slices.Sort(all)
+	return all[len(all)/2]
+}
+
+// TestSharingServicesEditedTogether exchanges the ports of two Services that share an address while
+// the controller's cache is behind. Neither loses the address, and the controller does not list all
+// Services.
+func TestSharingServicesEditedTogether(t *testing.T) {
+	for _, first := range []string{"a", "b"} {
+		t.Run(first+" first", func(t *testing.T) {
+			runWithFakeTime(t, func(t *testing.T) {
+				s := apitest.NewServer(newOracle().checkServiceChange)
+				s.SetPool("p", poolSpec("192.0.2.0/28"))
+				c := startController(t, s, newPromptDelivery, Options{})
+				defer c.stopAndWait()
+				time.Sleep(5 * time.Second)
+				ports := map[string]int32{"a": 80, "b": 81}
+				for name, port := range ports {
+					s.CreateService(newSharer(name, port, "192.0.2.1"))
+				}
+				time.Sleep(time.Second)
+				lists, writes := s.CountReads("list"), s.CountWrites("service")
+				second := map[string]string{"a": "b", "b": "a"}[first]
+				for range 5 {
+					ports[first], ports[second] = ports[second], ports[first]
+					s.EditService(serviceKey(first), changePort(ports[first]))
+					s.EditService(serviceKey(second), changePort(ports[second]))
+					time.Sleep(5 * time.Second)
+				}
+				wantAddresses(t, s, map[string]string{"a": "[192.0.2.1]", "b": "[192.0.2.1]"}, "")
+				if l, w := s.CountReads("list")-lists, s.CountWrites("service")-writes; l+w > 0 {
+					t.Errorf("all Services were read %d times, and %d statuses written", l, w)
+				}
+			})
+		})
+	}
+}
+
+// TestAddressLostByItsHolder writes an address into a Service's status right after another Service
+// lost it: the controller's cache is behind, and it believes the API server.
+func TestAddressLostByItsHolder(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("192.0.2.0/28"))
+		var slow atomic.Bool
+		c := startController(t, s, func(what string) apitest.Delivery {
+			if what == "watch" && slow.Load() {
+				return apitest.Delivery{AnswerDelay: 300 * time.Millisecond}
+			}
+			return newPromptDelivery(what)
+		}, Options{})
+		defer c.stopAndWait()
+		time.Sleep(5 * time.Second)
+		s.CreateService(newLoadBalancer("had"))
+		time.Sleep(time.Second)
+		s.CreateService(newLoadBalancer("has"))
+		time.Sleep(time.Second)
+		lists := s.CountReads("list")
+		slow.Store(true)
+		show := func(address string) func(*corev1.Service) {
+			return func(o *corev1.Service) { o.Status.LoadBalancer.Ingress[0].IP = address }
+		}
+		s.EditService(serviceKey("has"), show("192.0.2.0")) // the first event for the controller
+		s.EditService(serviceKey("had"), show("192.0.2.9"))
+		time.Sleep(10 * time.Second)
+		wantAddresses(t, s, map[string]string{"had": "[192.0.2.9]", "has": "[192.0.2.0]"}, "")
+		if n := s.CountReads("list") - lists; n > 0 {
+			t.Errorf("all Services were read %d times", n)
+		}
+	})
+}
+
+// TestReloadsAreRare has Services that show addresses of others, and answers of the API server that
+// are not sufficient: the others are no longer LoadBalancers, and a webhook prevents the controller
+// from clearing their status. All Services are read then, at most every 30 seconds. Meanwhile the
+// Services keep what they show, and others are served.
+func TestReloadsAreRare(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		const pairs = 4
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("192.0.2.0/24"))
+		c := startController(t, s, newPromptDelivery, Options{})
+		defer c.stopAndWait()
+		time.Sleep(5 * time.Second)
+		for i := range pairs {
+			s.CreateService(newLoadBalancer(fmt.Sprint("old", i)))
+			time.Sleep(time.Second)
+			s.CreateService(newLoadBalancer(fmt.Sprint("new", i)))
+			time.Sleep(time.Second)
+		}
+		s.RefuseServiceWrites(func(o *corev1.Service) error {
+			if o.Spec.Type != corev1.ServiceTypeLoadBalancer {
+				return apierrors.NewForbidden(schema.GroupResource{Resource: "services"}, o.Name, errors.New("no"))
+			}
+			return nil
+		})
+		lists := s.CountReads("list")
+		want := map[string]string{}
+		for i := range pairs {
+			had := firstAddress(s.ServiceByKey(serviceKey(fmt.Sprint("old", i)))).String()
+			s.EditService(serviceKey(fmt.Sprint("old", i)), func(o *corev1.Service) { o.Spec.Type = corev1.ServiceTypeClusterIP })
+			s.EditService(serviceKey(fmt.Sprint("new", i)), func(o *corev1.Service) { o.Status.LoadBalancer.Ingress[0].IP = had })
+			want[fmt.Sprint("new", i)] = "[" + had + "]"
+			for j := range 10 {
+				time.Sleep(time.Second)
+				wantAddresses(t, s, want, "")
+				if j == 5 {
+					name := fmt.Sprint("other", i)
+					s.CreateService(newLoadBalancer(name))
+					time.Sleep(4 * time.Second)
+					if !firstAddress(s.ServiceByKey(serviceKey(name))).IsValid() {
+						t.Errorf("Service %s has no address after four seconds", name)
+					}
+				}
+			}
+		}
+		time.Sleep(2 * time.Minute)
+		wantAddresses(t, s, want, "")
+		if n := s.CountReads("list") - lists; n < 1 || n > 1+int((pairs*14*time.Second+2*time.Minute)/reloadInterval) || n > pairs {
+			t.Errorf("all Services were read %d times", n)
+		}
+		if n := gatherMetrics(t, c.ServiceWorker)[`gantry_controller_reloads_total{cause="SharingUnclear"}`]; int(n) != s.CountReads("list")-lists {
+			t.Errorf("%v readings are counted of %d", n, s.CountReads("list")-lists)
+		}
+	})
+}

@@ -1,0 +1,236 @@
+package assign
+
+import (
+	"context"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/controller/fence"
+)
+
+// Limits of the AddressLedger.
+const (
+	// ledgerSwapInterval is how long writes are collected when more than one waits, unless
+	// minWritesForEarlySwap wait before. It bounds the writes of the AddressLedger to five per
+	// second when few Services arrive, and to one for 14 Services when many do. It delays an
+	// address by at most that long.
+	ledgerSwapInterval    = 200 * time.Millisecond
+	minWritesForEarlySwap = 14
+	// maxImmediateSwaps is how many single writes in a row need not wait.
+	maxImmediateSwaps = 5
+	// maxWritesPerSwap bounds the Services of one swap.
+	maxWritesPerSwap = 512
+	// maxReadyWritesBeforeSwap is how many writes may be ready when a swap begins. These keep the
+	// API server busy meanwhile. With more, the object only grows: each swap costs the API server
+	// the whole object, and the next leader finds more pending assignments.
+	maxReadyWritesBeforeSwap = 512
+	// maxPendingAssignments bounds the Services with open pending assignments, and so the size of
+	// the object to about 1 MB.
+	maxPendingAssignments = 4096
+	// fullLedgerDelay is the time between two writes of a nearly full object.
+	fullLedgerDelay = time.Second
+	// minSettledForTrim closed assignments in the object cause a write of their own, once nothing
+	// was written for ledgerTrimDelay.
+	minSettledForTrim = 64
+	ledgerTrimDelay   = 5 * time.Second
+)
+
+// startSwap writes the pending assignments of stagedWrites into the AddressLedger when that is due.
+// A single Service is served at once.
+func (r *ServiceWorker) startSwap(ctx context.Context) {
+	j := &r.ledgerWriter
+	if j.swapInFlight {
+		return
+	}
+	if len(j.stagedWrites) == 0 {
+		j.fullLedgerLogged = false
+		r.trimLedger(ctx)
+		return
+	}
+	// the result of each write wakes the worker
+	if len(r.readyTasks) > maxReadyWritesBeforeSwap || r.isLedgerFull(r.Now()) {
+		return
+	}
+	isSingle := len(j.stagedWrites) == 1 && r.tasksInFlight+len(r.readyTasks) == 0 && r.workQueue.isEmpty()
+	if wait := max(j.nextSwapDelay(r.Now(), isSingle), j.refusalDelay(r.Now())); wait > 0 {
+		if now := r.Now(); !j.swapTimerUntil.After(now) || now.Add(wait).Before(j.swapTimerUntil) {
+			j.swapTimerUntil = now.Add(wait)
+			r.wakeWorkerAfter(wait)
+		}
+		return
+	}
+	j.swapTimerUntil = time.Time{}
+	if batch := j.takeNextBatch(); len(batch) > 0 {
+		r.startLedgerWrite(ctx, batch)
+	}
+}
+
+// startLedgerWrite writes the AddressLedger with the pending assignments of a batch.
+func (r *ServiceWorker) startLedgerWrite(ctx context.Context, batch []*serviceWrite) {
+	j := &r.ledgerWriter
+	j.writesInSwap = len(batch)
+	s := &ledgerSwap{writes: batch, ledgerObject: &v1alpha1.AddressLedger{TypeMeta: j.ledgerObject.TypeMeta, ObjectMeta: *j.ledgerObject.ObjectMeta.DeepCopy(), Spec: j.ledgerObject.Spec}}
+	s.ledgerObject.Spec.Writer, s.ledgerObject.Spec.Pending = r.ProcessIdentity, pendingForLedger(j.fence.PendingAfterBatch(pendingEntriesOfWrites(batch)))
+	j.recordSwapStart(r.Now())
+	r.startTask(ctx, s)
+}
+
+// isLedgerFull says whether the staged writes wait because too many assignments are open, until
+// there is room for a large batch or fullLedgerDelay is over: the object is large then and must not
+// be written for each Service. It logs that once until no write waits.
+func (r *ServiceWorker) isLedgerFull(now time.Time) bool {
+	j := &r.ledgerWriter
+	room := j.maxPendingServices - j.fence.CountPending()
+	again := j.lastSwapStart.Add(fullLedgerDelay)
+	switch {
+	case j.fence.HasPending(j.stagedWrites[0].service.Key), room >= min(maxWritesPerSwap, len(j.stagedWrites), j.maxPendingServices/2), room > 0 && !now.Before(again):
+		return false
+	case room > 0 && (!j.wakeTimerUntil.After(now) || j.wakeTimerUntil.After(again)):
+		j.wakeTimerUntil = again
+		r.wakeWorkerAfter(again.Sub(now))
+	}
+	if !j.fullLedgerLogged {
+		j.fullLedgerLogged = true
+		r.workerState.countLedgerFull()
+		r.Log.Info("the AddressLedger is full of open pending assignments; further Services wait until some of those are written",
+			"ledger", r.ledgerLogName(), "open", j.fence.CountPending(), "waiting", len(j.stagedWrites))
+	}
+	return true
+}
+
+// takeNextBatch removes the writes of the next swap from stagedWrites: those with a pending
+// assignment in the object already, and others as long as there is room.
+func (j *ledgerWriter) takeNextBatch() []*serviceWrite {
+	room, most := j.maxPendingServices-j.fence.CountPending(), maxWritesPerSwap
+	if j.batchLimit > 0 {
+		most = min(most, j.batchLimit)
+	}
+	again := j.hasOnlyRefused()
+	if again {
+		most = 1
+	}
+	var batch, rest []*serviceWrite
+	for _, w := range j.stagedWrites {
+		shown := j.fence.HasPending(w.service.Key)
+		if len(batch) == most || w.ledgerEntryRefused && !again || !shown && room <= 0 {
+			rest = append(rest, w)
+			continue
+		}
+		if !shown {
+			room--
+		}
+		batch = append(batch, w)
+	}
+	j.stagedWrites = rest
+	return batch
+}
+
+// trimLedger writes the object without closed assignments when there is no other work and the
+// object has many of them, because they would mislead its readers.
+func (r *ServiceWorker) trimLedger(ctx context.Context) {
+	j := &r.ledgerWriter
+	if len(j.ledgerObject.Spec.Pending)-j.fence.CountPending() < minSettledForTrim || r.tasksInFlight+len(r.readyTasks) > 0 || !r.workQueue.isEmpty() {
+		return
+	}
+	now := r.Now()
+	if wait := j.lastSwapStart.Add(max(ledgerTrimDelay, retryDelay(j.trimFailures))).Sub(now); wait > 0 {
+		if !j.wakeTimerUntil.After(now) {
+			j.wakeTimerUntil = now.Add(wait)
+			r.wakeWorkerAfter(wait)
+		}
+		return
+	}
+	r.startLedgerWrite(ctx, nil)
+}
+
+// nextSwapDelay is how long until the next swap is due.
+func (j *ledgerWriter) nextSwapDelay(now time.Time, isSingle bool) time.Duration {
+	switch {
+	case j.consecutiveFailures > 0:
+		return j.lastSwapStart.Add(retryDelay(j.consecutiveFailures)).Sub(now)
+	case len(j.stagedWrites) >= minWritesForEarlySwap, isSingle && j.burstUsedUntil.Sub(now) < maxImmediateSwaps*ledgerSwapInterval:
+		return 0
+	}
+	return j.lastSwapStart.Add(ledgerSwapInterval).Sub(now)
+}
+
+// recordSwapStart records that a swap begins. Each uses one interval of the burst.
+func (j *ledgerWriter) recordSwapStart(now time.Time) {
+	j.swapInFlight, j.lastSwapStart = true, now
+	if j.burstUsedUntil.Before(now) {
+		j.burstUsedUntil = now
+	}
+	j.burstUsedUntil = j.burstUsedUntil.Add(ledgerSwapInterval)
+}
+
+// pendingEntriesOfWrites returns the pending assignments of the writes.
+func pendingEntriesOfWrites(batch []*serviceWrite) []fence.Pending {
+	out := make([]fence.Pending, 0, len(batch))
+	for _, w := range batch {
+		out = append(out, w.pendingEntry())
+	}
+	return out
+}
+
+// pendingEntry is what the AddressLedger must contain before the write begins.
+func (w *serviceWrite) pendingEntry() fence.Pending {
+	return fence.Pending{Service: w.service.Key, BaseVersion: w.serviceBefore.ResourceVersion, Addresses: w.decision.Addresses}
+}
+
+// ledgerSwap writes the AddressLedger for a batch.
+type ledgerSwap struct {
+	writes       []*serviceWrite
+	ledgerObject *v1alpha1.AddressLedger
+}
+
+// runTask implements task.
+func (s *ledgerSwap) runTask(ctx context.Context, api API) taskResult {
+	now, err := api.CompareAndSwapLedger(ctx, s.ledgerObject)
+	return func(_ context.Context, r *ServiceWorker) { r.finishSwap(s, now, err) }
+}
+
+// finishSwap starts the writes of a batch whose assignments are in the AddressLedger. If another
+// controller has written or deleted the AddressLedger, everything is read and decided again. A swap
+// with an unknown result is repeated on the same base: if it had succeeded, that is refused. An
+// entry that the API server refuses permanently is found and left out.
+func (r *ServiceWorker) finishSwap(s *ledgerSwap, now *v1alpha1.AddressLedger, err error) {
+	j := &r.ledgerWriter
+	j.swapInFlight, j.writesInSwap = false, 0
+	if err == nil {
+		r.recordAcceptedBatch(s.writes)
+		j.consecutiveFailures, j.trimFailures, j.ledgerObject = 0, 0, now
+		r.workerState.recordAttempt(r.Now(), phaseWriting, true)
+		j.fence.RecordWrittenBatch(pendingEntriesOfWrites(s.writes))
+		for _, w := range s.writes {
+			r.enqueueTask(w)
+		}
+		return
+	}
+	isLost := apierrors.IsConflict(err) || apierrors.IsNotFound(err)
+	switch {
+	case len(s.writes) == 0 && !isLost: // no Service waits for it
+		j.trimFailures++
+		r.Log.Warn("writing the AddressLedger without closed assignments failed", "ledger", r.ledgerLogName(), "error", err, "again", max(ledgerTrimDelay, retryDelay(j.trimFailures)))
+		return
+	case isPermanentRefusal(err) && !isLost:
+		r.splitRefusedBatch(s.writes, err)
+		return
+	}
+	j.stagedWrites = append(s.writes, j.stagedWrites...)
+	if isLost {
+		r.Log.Info("another controller assigned addresses, or the AddressLedger is new", "ledger", r.ledgerLogName(), "error", err)
+		for _, w := range j.stagedWrites {
+			r.workQueue.addChanged(w.service.Key)
+		}
+		cause := reloadCauseLedgerChanged
+		if apierrors.IsNotFound(err) {
+			cause = reloadCauseLedgerDeleted
+		}
+		r.requireReload(cause) // loadLedger makes the staged writes be decided again
+		return
+	}
+	j.consecutiveFailures++
+	r.Log.Error("writing the AddressLedger failed; no new address is assigned until it succeeds", "ledger", r.ledgerLogName(), "error", err, "again", retryDelay(j.consecutiveFailures))
+}

@@ -1,0 +1,124 @@
+package assign
+
+import (
+	"strconv"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/controller/assign/apitest"
+)
+
+// coolingPoolSpec returns a pool with a cool-down of an hour.
+func coolingPoolSpec(addresses ...string) v1beta1.IPAddressPoolSpec {
+	p := poolSpec(addresses...)
+	p.Gantry = &v1beta1.PoolExtension{Cooldown: &metav1.Duration{Duration: time.Hour}}
+	return p
+}
+
+func TestCooldownSurvivesARestart(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.SetPool("p", coolingPoolSpec("192.0.2.0/30"))
+		c := startController(t, s, nil, Options{})
+		for _, name := range []string{"a", "b"} {
+			s.CreateService(newLoadBalancer(name))
+			time.Sleep(time.Second)
+		}
+		s.DeleteService(serviceKey("a"))
+		time.Sleep(2 * time.Second)
+		c.stopAndWait()
+		l := s.LedgerByName(names.WithheldLedger)
+		if l == nil || len(l.Spec.Withheld) != 1 || l.Spec.Withheld[0].Address != "192.0.2.0" || l.Spec.Withheld[0].Name != "a" {
+			t.Fatalf("the object says %+v", l)
+		}
+		s.DeleteService(serviceKey("b")) // no controller runs
+		c = startController(t, s, nil, Options{})
+		time.Sleep(time.Second)
+		s.CreateService(newLoadBalancer("c"))
+		time.Sleep(time.Second)
+		wantAddress(t, s, "c", "192.0.2.1", names.ReasonAssigned)
+		s.CreateService(newLoadBalancer("a"))
+		time.Sleep(time.Second)
+		wantAddress(t, s, "a", "192.0.2.0", names.ReasonAssigned)
+		s.DeleteService(serviceKey("a"))
+		time.Sleep(time.Second)
+		for _, name := range []string{"d", "e", "f"} {
+			s.CreateService(newLoadBalancer(name))
+			time.Sleep(time.Second)
+		}
+		wantAddress(t, s, "e", "192.0.2.3", names.ReasonAssigned)
+		wantAddress(t, s, "f", "", names.ReasonPoolExhausted)
+		time.Sleep(time.Hour)
+		wantAddress(t, s, "f", "192.0.2.0", names.ReasonAssigned)
+		if l := s.LedgerByName(names.WithheldLedger); len(l.Spec.Withheld) != 0 {
+			t.Errorf("after it is over the object says %+v", l.Spec.Withheld)
+		}
+		c.stopAndWait()
+	})
+}
+
+// TestManyCooldownsAreSavedInFewWrites deletes a thousand Services, so that a thousand addresses
+// cool down.
+func TestManyCooldownsAreSavedInFewWrites(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		const n = 1000
+		s := apitest.NewServer(nil)
+		s.SetPool("p", coolingPoolSpec("10.0.0.0/16"))
+		c := startController(t, s, nil, Options{})
+		defer c.stopAndWait()
+		for i := range n {
+			s.CreateService(newLoadBalancer("s" + strconv.Itoa(i)))
+		}
+		time.Sleep(5 * time.Second)
+		for i := range n {
+			s.DeleteService(serviceKey("s" + strconv.Itoa(i)))
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(5 * time.Second)
+		if l := s.LedgerByName(names.WithheldLedger); len(l.Spec.Withheld) != n {
+			t.Errorf("%d addresses are remembered, want %d", len(l.Spec.Withheld), n)
+		}
+		if w := s.CountWrites("withheld"); w > 4 {
+			t.Errorf("%d writes within 6 s, want one a second at most", w)
+		}
+	})
+}
+
+// TestLostOrDamagedWithheldLedgerIsRecreated checks that only the entries of the object are lost.
+func TestLostOrDamagedWithheldLedgerIsRecreated(t *testing.T) {
+	for name, harm := range map[string]func(*apitest.Server){
+		"lost": (*apitest.Server).DeleteAllLedgers,
+		"wrong": func(s *apitest.Server) {
+			s.SetWithheldAddresses(v1alpha1.WithheldAddress{Address: "here", Reason: "CoolingDown"})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			runWithFakeTime(t, func(t *testing.T) {
+				s := apitest.NewServer(nil)
+				s.SetPool("p", coolingPoolSpec("192.0.2.0/30"))
+				c := startController(t, s, nil, Options{})
+				defer c.stopAndWait()
+				for _, name := range []string{"a", "b"} {
+					s.CreateService(newLoadBalancer(name))
+					time.Sleep(time.Second)
+				}
+				s.DeleteService(serviceKey("a"))
+				time.Sleep(2 * time.Second)
+				harm(s)
+				s.DeleteService(serviceKey("b"))
+				time.Sleep(5 * time.Second)
+				s.CreateService(newLoadBalancer("c"))
+				time.Sleep(5 * time.Second)
+				wantAddress(t, s, "c", "192.0.2.2", names.ReasonAssigned)
+				if l := s.LedgerByName(names.WithheldLedger); l == nil || len(l.Spec.Withheld) != 2 {
+					t.Errorf("the object says %+v", l)
+				}
+			})
+		})
+	}
+}

@@ -1,0 +1,143 @@
+package assign
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// WorkerMetrics count what the worker does. They may be read from any goroutine. The zero value is
+// not usable; call NewWorkerMetrics.
+type WorkerMetrics struct {
+	unfinishedWorkByState   *prometheus.GaugeVec
+	statusWritesByOutcome   *prometheus.CounterVec
+	reloadsByCause          *prometheus.CounterVec
+	failedReloadsByCause    *prometheus.CounterVec
+	waitingServicesByReason *prometheus.GaugeVec
+	assignmentDelay         prometheus.Histogram
+}
+
+// NewWorkerMetrics returns metrics that count from zero.
+func NewWorkerMetrics() *WorkerMetrics {
+	return &WorkerMetrics{
+		unfinishedWorkByState: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "gantry_controller_work",
+			Help: "Unfinished work, by state: Staged are writes of a Service's status that wait for the AddressLedger, " +
+				"Queued are requests that wait for a free place or for another attempt, Running are requests that the API server has not answered.",
+		}, []string{"state"}),
+		statusWritesByOutcome: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "gantry_controller_status_writes_total",
+			Help: "Writes of a Service's status, by outcome: Written, Conflict, Gone, Refused or Unknown.",
+		}, []string{"outcome"}),
+		reloadsByCause: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "gantry_controller_reloads_total", Help: "How often all Services were read from the API server, by cause.",
+		}, []string{"cause"}),
+		failedReloadsByCause: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "gantry_controller_failed_reloads_total", Help: "Attempts to read all Services from the API server that failed, by cause.",
+		}, []string{"cause"}),
+		waitingServicesByReason: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "gantry_controller_pending_services", Help: "Services that do not have what they ask for, by reason.",
+		}, []string{"reason"}),
+		assignmentDelay: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "gantry_controller_assignment_seconds",
+			Help:    "How long a Service waited for its first address. Kubernetes stores the creation time in whole seconds.",
+			Buckets: []float64{.025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 1800},
+		}),
+	}
+}
+
+// workerCollectors returns the metrics of the worker.
+func (r *ServiceWorker) workerCollectors() []prometheus.Collector {
+	m := r.Metrics
+	unseen := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "gantry_controller_unseen_services", Help: "Services that the controller must still decide about.",
+	}, func() float64 { return float64(r.workQueue.countWaiting()) })
+	return []prometheus.Collector{m.unfinishedWorkByState, m.statusWritesByOutcome, m.reloadsByCause, m.failedReloadsByCause, m.waitingServicesByReason, m.assignmentDelay, unseen}
+}
+
+// updateWorkMetrics counts the unfinished work.
+func (r *ServiceWorker) updateWorkMetrics() {
+	for state, n := range map[string]int{
+		"Staged": len(r.ledgerWriter.stagedWrites) + r.ledgerWriter.writesInSwap, "Queued": len(r.readyTasks) + len(r.sleepingWrites), "Running": r.tasksInFlight,
+	} {
+		r.Metrics.unfinishedWorkByState.WithLabelValues(state).Set(float64(n))
+	}
+}
+
+// String is the outcome as in the metric's label.
+func (o writeOutcome) String() string {
+	switch o {
+	case outcomeWritten:
+		return "Written"
+	case outcomeConflict:
+		return "Conflict"
+	case outcomeServiceGone:
+		return "Gone"
+	case outcomeRejected:
+		return "Refused"
+	}
+	return "Unknown"
+}
+
+// waitingServicesByReason are the Services that do not have all that they ask for, by reason, with
+// their metric.
+type waitingServices struct {
+	reasonByService map[view.ObjectKey]names.Reason
+	gaugeByReason   *prometheus.GaugeVec
+}
+
+// setReason adds a Service, or changes its reason. A Service that has all it needs, and prefers
+// more, has ReasonAssigned and is not counted in the metric.
+func (p *waitingServices) setReason(k view.ObjectKey, reason names.Reason) {
+	p.removeService(k)
+	p.reasonByService[k] = reason
+	p.addToReasonGauge(reason, 1)
+}
+
+// removeService removes a Service, if it is there.
+func (p *waitingServices) removeService(k view.ObjectKey) {
+	if reason, there := p.reasonByService[k]; there {
+		delete(p.reasonByService, k)
+		p.addToReasonGauge(reason, -1)
+	}
+}
+
+func (p *waitingServices) addToReasonGauge(reason names.Reason, n float64) {
+	if reason != names.ReasonAssigned {
+		p.gaugeByReason.WithLabelValues(string(reason)).Add(n)
+	}
+}
+
+// maxMeasuredCreationDelay is the age up to which a Service seen for the first time counts as new.
+// An older one probably became a LoadBalancer later and has waited since then.
+const maxMeasuredCreationDelay = 10 * time.Minute
+
+// firstAddressWaitStart is since when a Service seen for the first time has waited for an address;
+// zero when it has one. The API stores the creation in whole seconds, so that in the first second
+// now is more accurate.
+func firstAddressWaitStart(s *corev1.Service, now time.Time) time.Time {
+	created := s.CreationTimestamp.Time
+	switch age := now.Sub(created); {
+	case len(s.Status.LoadBalancer.Ingress) > 0:
+		return time.Time{}
+	case age < time.Second, age > maxMeasuredCreationDelay:
+		return now
+	}
+	return created
+}
+
+// observeWaitingTime measures how long a Service waited when its first address is written, and
+// starts again when it has lost its last one.
+func (r *ServiceWorker) observeWaitingTime(w *serviceWrite, rec *serviceRecord) {
+	switch {
+	case len(w.decision.Addresses) == 0 && rec.waitingSince.IsZero():
+		rec.waitingSince = r.Now()
+	case len(w.decision.Addresses) > 0 && !rec.waitingSince.IsZero():
+		r.Metrics.assignmentDelay.Observe(r.Now().Sub(rec.waitingSince).Seconds())
+		rec.waitingSince = time.Time{}
+	}
+}

@@ -1,0 +1,180 @@
+package assign
+
+import (
+	"sync"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/gantry-lb/gantry/internal/latest"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// workQueue collects what the worker has to do, each Service once however often it changed. It may
+// be used from any goroutine. It accepts Services only after startAccepting, because a controller
+// that is not the leader has nothing to do.
+type workQueue struct {
+	wakeSignal *latest.Wake // of the worker
+
+	mu        sync.Mutex // guards all that follows
+	accepting bool
+	// changedServices have changed. affectedServices may be affected by a change elsewhere. Changed
+	// ones come first, so that a new Service does not wait behind all the others.
+	changedServices, affectedServices serviceQueue
+	// deletedUIDs are the UIDs of Services that were deleted and have not been taken yet.
+	deletedUIDs map[view.ObjectKey]types.UID
+	// poolStatusChanged says that the status of a pool or reservation was written.
+	poolStatusChanged bool
+	// probesChanged says that AddressProbes changed.
+	probesChanged bool
+}
+
+// serviceQueue is a list of Services, each once.
+type serviceQueue struct {
+	keys   []view.ObjectKey
+	queued map[view.ObjectKey]struct{}
+}
+
+func (q *serviceQueue) addKey(k view.ObjectKey) {
+	if _, double := q.queued[k]; double {
+		return
+	}
+	if q.queued == nil {
+		q.queued = map[view.ObjectKey]struct{}{}
+	}
+	q.queued[k] = struct{}{}
+	q.keys = append(q.keys, k)
+}
+
+func (q *serviceQueue) takeKeys(n int) []view.ObjectKey {
+	n = min(n, len(q.keys))
+	out := q.keys[:n:n]
+	q.keys = q.keys[n:]
+	for _, k := range out {
+		delete(q.queued, k)
+	}
+	return out
+}
+
+func newWorkQueue() *workQueue {
+	return &workQueue{wakeSignal: latest.NewWake(), deletedUIDs: map[view.ObjectKey]types.UID{}}
+}
+
+func (b *workQueue) startAccepting() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.accepting = true
+}
+
+// wakeWorker makes the worker check for work.
+func (b *workQueue) wakeWorker() { b.wakeSignal.Signal() }
+
+// addChanged adds Services that changed.
+func (b *workQueue) addChanged(keys ...view.ObjectKey) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.accepting {
+		return
+	}
+	for _, k := range keys {
+		b.changedServices.addKey(k)
+	}
+	b.wakeWorker()
+}
+
+// addAffected adds Services that may be affected by a change elsewhere.
+func (b *workQueue) addAffected(keys ...view.ObjectKey) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, k := range keys {
+		b.affectedServices.addKey(k)
+	}
+	b.wakeWorker()
+}
+
+// addDeleted adds a deleted Service by its UID: another Service may already have its name.
+func (b *workQueue) addDeleted(k view.ObjectKey, uid types.UID) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.accepting {
+		return
+	}
+	b.deletedUIDs[k] = uid
+	b.changedServices.addKey(k)
+	b.wakeWorker()
+}
+
+// markPoolStatusChanged records that the status of a pool or reservation was written.
+func (b *workQueue) markPoolStatusChanged() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.poolStatusChanged = true
+	b.wakeWorker()
+}
+
+// markProbesChanged records that AddressProbes changed.
+func (b *workQueue) markProbesChanged() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.probesChanged = true
+	b.wakeWorker()
+}
+
+// takeProbesChanged says whether AddressProbes changed since it was last asked.
+func (b *workQueue) takeProbesChanged() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	a := b.probesChanged
+	b.probesChanged = false
+	return a
+}
+
+// takePoolStatusChanged says whether the status of a configuration object was written since it was
+// last asked.
+func (b *workQueue) takePoolStatusChanged() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := b.poolStatusChanged
+	b.poolStatusChanged = false
+	return s
+}
+
+// workItem is a Service to decide. deletedUID is the UID of the deleted Service, if there is one.
+type workItem struct {
+	view.ObjectKey
+	deletedUID types.UID
+}
+
+// takeItems removes and returns at most n Services.
+func (b *workQueue) takeItems(n int) []workItem {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	keys := b.changedServices.takeKeys(n)
+	keys = append(keys, b.affectedServices.takeKeys(n-len(keys))...)
+	out := make([]workItem, 0, len(keys))
+	for _, k := range keys {
+		out = append(out, workItem{k, b.deletedUIDs[k]})
+		delete(b.deletedUIDs, k)
+	}
+	return out
+}
+
+// putBackItem puts back an item that was taken and not handled.
+func (b *workQueue) putBackItem(l workItem) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if _, newer := b.deletedUIDs[l.ObjectKey]; l.deletedUID != "" && !newer {
+		b.deletedUIDs[l.ObjectKey] = l.deletedUID
+	}
+	b.changedServices.addKey(l.ObjectKey)
+	b.wakeWorker()
+}
+
+// isEmpty says whether no Service waits.
+func (b *workQueue) isEmpty() bool { return b.countWaiting() == 0 }
+
+// countWaiting counts the waiting Services.
+func (b *workQueue) countWaiting() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.changedServices.keys) + len(b.affectedServices.keys)
+}

@@ -1,0 +1,103 @@
+package configurationreader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/cache"
+	ctrlcache "sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/internal/configuration"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+)
+
+// ReadAllObjects reads all objects that make up the configuration of the controller.
+func ReadAllObjects(ctx context.Context, c client.Reader, scope configuration.Scope) (snapshot.Objects, error) {
+	o, err := scope.ReadObjects(ctx, c)
+	if err != nil {
+		return o, err
+	}
+	var reservations v1alpha1.AddressReservationList
+	if err := c.List(ctx, &reservations, client.InNamespace(scope.Namespace)); err != nil {
+		return o, fmt.Errorf("reading the reservations: %w", err)
+	}
+	o.Reservations = reservations.Items
+	var errNodes, errNamespaces error
+	o.Nodes, errNodes = configuration.ReadNodes(ctx, c)
+	o.Namespaces, errNamespaces = configuration.ReadNamespaces(ctx, c)
+	return o, errors.Join(errNodes, errNamespaces)
+}
+
+// RegisterReader starts the Reader with mgr, and reports the changes in mgr's cache to it.
+func (r *Reader) RegisterReader(ctx context.Context, mgr manager.Manager, scope configuration.Scope) error {
+	watched := append(scope.WatchedKinds(), &v1alpha1.AddressReservation{}, configuration.NewMetadataObject("Node"), configuration.NewMetadataObject("Namespace"))
+	for _, o := range watched {
+		// The API server may be unreachable: mgr waits for the cache when it starts.
+		informer, err := mgr.GetCache().GetInformer(ctx, o, ctrlcache.BlockUntilSynced(false))
+		if err != nil {
+			return fmt.Errorf("watching %T: %w", o, err)
+		}
+		if _, err := informer.AddEventHandler(r.eventHandler()); err != nil {
+			return fmt.Errorf("watching %T: %w", o, err)
+		}
+	}
+	if err := mgr.Add(r); err != nil {
+		return fmt.Errorf("setting up the reading of the configuration: %w", err)
+	}
+	return nil
+}
+
+func (r *Reader) eventHandler() cache.ResourceEventHandler {
+	changed := func(any) { r.NotifyChanged() }
+	return cache.ResourceEventHandlerFuncs{
+		AddFunc: changed, DeleteFunc: changed,
+		UpdateFunc: func(o, n any) {
+			before, ok1 := o.(client.Object)
+			after, ok2 := n.(client.Object)
+			if !ok1 || !ok2 || isConfigurationChanged(before, after) {
+				r.NotifyChanged()
+			}
+		},
+	}
+}
+
+// isConfigurationChanged reports whether an update of an object may change the configuration. The
+// status of an object is not part of it. Secrets have no generation, and of Nodes and Namespaces
+// only the labels count.
+func isConfigurationChanged(before, after client.Object) bool {
+	if before.GetUID() != after.GetUID() || before.GetGeneration() != after.GetGeneration() || !maps.Equal(before.GetLabels(), after.GetLabels()) {
+		return true
+	}
+	_, isSecret := after.(*corev1.Secret)
+	return isSecret && before.GetResourceVersion() != after.GetResourceVersion()
+}
+
+func generationsOf(o *snapshot.Objects) map[types.UID]int64 {
+	out := map[types.UID]int64{}
+	addGenerations(out, o.Pools)
+	addGenerations(out, o.Reservations)
+	addGenerations(out, o.L2Advertisements)
+	addGenerations(out, o.BGPAdvertisements)
+	addGenerations(out, o.BGPPeers)
+	addGenerations(out, o.BFDProfiles)
+	addGenerations(out, o.Communities)
+	return out
+}
+
+func addGenerations[T any, P interface {
+	*T
+	metav1.Object
+}](into map[types.UID]int64, objects []T) {
+	for i := range objects {
+		o := P(&objects[i])
+		into[o.GetUID()] = o.GetGeneration()
+	}
+}

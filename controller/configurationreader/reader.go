@@ -1,0 +1,182 @@
+// Package configurationreader reads the configuration objects when they change, and publishes what
+// they mean as one immutable value: the controller has one Snapshot, and all its parts use it.
+package configurationreader
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/internal/latest"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+)
+
+// Configuration is the configuration as of one reading. It must not be modified.
+type Configuration struct {
+	Snapshot *snapshot.Snapshot
+	Problems []snapshot.Problem
+	// Nodes are those that node selectors may match.
+	Nodes           []snapshot.Node
+	generationByUID map[types.UID]int64
+}
+
+// IsUpToDateWith reports whether the object has not been edited since the reading. It knows all
+// kinds but Secrets, Nodes and Namespaces.
+func (c *Configuration) IsUpToDateWith(o client.Object) bool {
+	generation, known := c.generationByUID[o.GetUID()]
+	return known && generation == o.GetGeneration()
+}
+
+const (
+	// EditCollectDelay is how long edits of the configuration are collected after a reading, so
+	// that a manifest with many pools is one change.
+	EditCollectDelay = 50 * time.Millisecond
+	// failedReadRetryDelay is how long the Reader waits after a failed reading. The cache fails
+	// only while it is filled.
+	failedReadRetryDelay = 50 * time.Millisecond
+)
+
+// Options are the settings of a Reader.
+type Options struct {
+	// ReadObjects reads all configuration objects.
+	ReadObjects func(context.Context) (snapshot.Objects, error)
+	Log         *slog.Logger
+	// RecordProblems is called with the Problems of every reading; it may be nil.
+	RecordProblems func([]snapshot.Problem)
+}
+
+// Reader publishes the configuration. One goroutine, that of Start, reads it. Any goroutine may
+// call the other methods. Use NewReader to create it.
+type Reader struct {
+	Options
+	published atomic.Pointer[Configuration]
+	// changeCount counts the changes of objects. readChangeCount is its value when the last
+	// finished reading began.
+	changeCount, readChangeCount atomic.Int64
+	changeWake                   *latest.Wake
+	// immediateReads are requests for a reading. Each gets the error of the reading.
+	immediateReads chan chan error
+
+	mu          sync.Mutex // guards all that follows
+	subscribers []*latest.Wake
+}
+
+// NewReader returns a Reader that has nothing published.
+func NewReader(o Options) *Reader {
+	r := &Reader{Options: o, changeWake: latest.NewWake(), immediateReads: make(chan chan error)}
+	r.NotifyChanged() // nothing has been read yet
+	return r
+}
+
+// NotifyChanged reports that a configuration object, or the labels of a Node or Namespace, changed.
+func (r *Reader) NotifyChanged() {
+	r.changeCount.Add(1)
+	r.changeWake.Signal()
+}
+
+// Subscribe returns a channel that is ready after each reading, a failed one too.
+func (r *Reader) Subscribe() <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	w := latest.NewWake()
+	w.Signal()
+	r.subscribers = append(r.subscribers, w)
+	return w.C()
+}
+
+// LatestConfiguration returns what was last published, nil before the first reading. It also
+// reports whether a change that is not part of it waits to be read. Changes whose reading failed do
+// not count: the last good configuration stays in force.
+func (r *Reader) LatestConfiguration() (latest *Configuration, changeWaits bool) {
+	// The order matters: what is published has all changes that were read before.
+	changeWaits = r.readChangeCount.Load() != r.changeCount.Load()
+	return r.published.Load(), changeWaits
+}
+
+// ReadNow reads the configuration, publishes and returns it. It works only while Start runs.
+func (r *Reader) ReadNow(ctx context.Context) (*Configuration, error) {
+	reply := make(chan error, 1)
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case r.immediateReads <- reply:
+	}
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case err := <-reply:
+		return r.published.Load(), err
+	}
+}
+
+// NeedLeaderElection is part of manager.LeaderElectionRunnable. A controller that does not lead
+// reads too, so that it can begin at once.
+func (*Reader) NeedLeaderElection() bool { return false }
+
+// Start reads and publishes until ctx ends.
+func (r *Reader) Start(ctx context.Context) error {
+	var collected, retry <-chan time.Time
+	for {
+		changed := r.changeWake.C()
+		if collected != nil {
+			changed = nil
+		}
+		var reply chan error
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-collected:
+			collected = nil
+			continue
+		case <-changed:
+		case <-retry:
+		case reply = <-r.immediateReads:
+		}
+		err := r.readAndPublish(ctx)
+		collected, retry = time.After(EditCollectDelay), nil
+		if err != nil {
+			retry = time.After(failedReadRetryDelay)
+		}
+		if reply != nil {
+			reply <- err
+		}
+	}
+}
+
+// readAndPublish reads all objects once. An object that an edit broke keeps its last good state.
+func (r *Reader) readAndPublish(ctx context.Context) error {
+	read := r.changeCount.Load()
+	o, err := r.ReadObjects(ctx)
+	if err == nil {
+		if before := r.published.Load(); before != nil {
+			o.PreviousSnapshot = before.Snapshot
+		}
+		r.publishObjects(o)
+	} else if ctx.Err() == nil {
+		r.Log.Error("reading the configuration; the last one that was read stays in force", "error", err, "again", failedReadRetryDelay)
+	}
+	r.readChangeCount.Store(read)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, w := range r.subscribers {
+		w.Signal()
+	}
+	return err
+}
+
+func (r *Reader) publishObjects(o snapshot.Objects) {
+	c := &Configuration{Nodes: o.Nodes, generationByUID: generationsOf(&o)}
+	c.Snapshot, c.Problems = snapshot.BuildSnapshot(o)
+	for _, p := range c.Problems {
+		r.Log.Debug("configuration problem", "object", p.Object.Kind+"/"+p.Object.Name, "reason", p.Reason, "text", p.Text)
+	}
+	if r.RecordProblems != nil {
+		r.RecordProblems(c.Problems)
+	}
+	r.published.Store(c)
+}

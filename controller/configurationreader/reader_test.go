@@ -1,0 +1,219 @@
+package configurationreader
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/internal/configuration"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+)
+
+// harness is a running Reader with the objects that it reads.
+type harness struct {
+	*Reader
+	mu        sync.Mutex // guards all that follows
+	pools     []v1beta1.IPAddressPool
+	readError error
+	readCount int
+}
+
+func (h *harness) readObjects(context.Context) (snapshot.Objects, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.readCount++
+	return snapshot.Objects{Pools: h.pools}, h.readError
+}
+
+// setPool replaces all pools by one, without a notification.
+func (h *harness) setPool(generation int64, addresses ...string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	p := v1beta1.IPAddressPool{ObjectMeta: metav1.ObjectMeta{Name: "p", UID: "u", Generation: generation}}
+	p.Spec.Addresses = addresses
+	h.pools = []v1beta1.IPAddressPool{p}
+}
+
+func (h *harness) setReadError(err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.readError = err
+}
+
+func (h *harness) countReads() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.readCount
+}
+
+// wantPool checks which addresses are published, and whether a change waits.
+func (h *harness) wantPool(t *testing.T, text string, waits bool) {
+	t.Helper()
+	c, changeWaits := h.LatestConfiguration()
+	if changeWaits != waits {
+		t.Errorf("that a change waits is %v, want %v", changeWaits, waits)
+	}
+	got := ""
+	if c != nil && len(c.Snapshot.Pools) > 0 && len(c.Snapshot.Pools[0].Ranges) > 0 {
+		got = c.Snapshot.Pools[0].Ranges[0].String()
+	}
+	if got != text {
+		t.Errorf("the pool that is published has %q, want %q", got, text)
+	}
+}
+
+// runReader runs f with a Reader and fake time.
+func runReader(t *testing.T, f func(*testing.T, *harness)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		h := &harness{}
+		h.Reader = NewReader(Options{ReadObjects: h.readObjects, Log: slog.New(slog.DiscardHandler)})
+		h.setPool(1, "192.0.2.0/30")
+		h.wantPool(t, "", true)
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			_ = h.Start(ctx)
+		}()
+		time.Sleep(time.Second)
+		h.wantPool(t, "192.0.2.0/30", false)
+		f(t, h)
+		stop()
+		<-ended
+	})
+}
+
+func TestEditsInQuickSuccessionAreOneReading(t *testing.T) {
+	runReader(t, func(t *testing.T, h *harness) {
+		before := h.countReads()
+		for i := range 100 {
+			h.setPool(int64(i+2), "198.51.100.0/30")
+			h.NotifyChanged()
+			if _, waits := h.LatestConfiguration(); !waits {
+				t.Fatal("a change does not wait though it was not read")
+			}
+		}
+		time.Sleep(time.Second)
+		h.wantPool(t, "198.51.100.0/30", false)
+		if n := h.countReads() - before; n < 1 || n > 2 {
+			t.Errorf("100 edits at once cause %d readings, want one or two", n)
+		}
+	})
+}
+
+// TestChangeDuringTheDelayWaits edits an object right after a reading. The change waits until it is
+// read, and the subscriber wakes then.
+func TestChangeDuringTheDelayWaits(t *testing.T) {
+	runReader(t, func(t *testing.T, h *harness) {
+		published := h.Subscribe()
+		<-published
+		h.NotifyChanged()
+		<-published
+		h.setPool(2, "198.51.100.0/30")
+		h.NotifyChanged()
+		synctest.Wait()
+		h.wantPool(t, "192.0.2.0/30", true)
+		<-published
+		h.wantPool(t, "198.51.100.0/30", false)
+	})
+}
+
+func TestReadNowHasEveryEarlierEdit(t *testing.T) {
+	runReader(t, func(t *testing.T, h *harness) {
+		// The second edit comes within the delay after the first reading.
+		for i, want := range []string{"198.51.100.0/30", "203.0.113.0/30"} {
+			h.setPool(int64(i+2), want)
+			c, err := h.ReadNow(t.Context())
+			if err != nil || c.Snapshot.Pools[0].Ranges[0].String() != want {
+				t.Errorf("a reading returns %v, %v, want %s", c, err, want)
+			}
+		}
+		h.setReadError(errors.New("no"))
+		if _, err := h.ReadNow(t.Context()); err == nil {
+			t.Error("a reading that failed returns no error")
+		}
+	})
+}
+
+func TestLastGoodStateStaysInForce(t *testing.T) {
+	runReader(t, func(t *testing.T, h *harness) {
+		h.setPool(2, "nonsense")
+		h.NotifyChanged()
+		time.Sleep(time.Second)
+		h.wantPool(t, "192.0.2.0/30", false)
+		if c, _ := h.LatestConfiguration(); len(c.Problems) != 1 {
+			t.Errorf("the Problems are %v, want the invalid entry", c.Problems)
+		}
+		h.setReadError(errors.New("no"))
+		h.setPool(3, "198.51.100.0/30")
+		h.NotifyChanged()
+		time.Sleep(time.Second)
+		h.wantPool(t, "192.0.2.0/30", false) // what cannot be read stops nothing
+		h.setReadError(nil)
+		time.Sleep(time.Second)
+		h.wantPool(t, "198.51.100.0/30", false)
+	})
+}
+
+func TestConfigurationKnowsWhatIsNewer(t *testing.T) {
+	runReader(t, func(t *testing.T, h *harness) {
+		c, _ := h.LatestConfiguration()
+		for name, tt := range map[string]struct {
+			meta metav1.ObjectMeta
+			want bool
+		}{
+			"as it was read": {metav1.ObjectMeta{UID: "u", Generation: 1}, true},
+			"edited":         {metav1.ObjectMeta{UID: "u", Generation: 2}, false},
+			"created again":  {metav1.ObjectMeta{UID: "v", Generation: 1}, false},
+		} {
+			if got := c.IsUpToDateWith(&v1beta1.IPAddressPool{ObjectMeta: tt.meta}); got != tt.want {
+				t.Errorf("a pool that is %s: %v, want %v", name, got, tt.want)
+			}
+		}
+	})
+}
+
+// TestOnlyEditsAreChanges sends updates of objects as a cache does.
+func TestOnlyEditsAreChanges(t *testing.T) {
+	meta := metav1.ObjectMeta{UID: "u", Generation: 1, ResourceVersion: "1", Labels: map[string]string{"a": "1"}}
+	pool := func(edit func(*metav1.ObjectMeta)) client.Object {
+		o := &v1beta1.IPAddressPool{ObjectMeta: *meta.DeepCopy()}
+		o.ResourceVersion = "2"
+		edit(&o.ObjectMeta)
+		return o
+	}
+	node := configuration.NewMetadataObject("Node")
+	node.ObjectMeta = *meta.DeepCopy()
+	labelled := node.DeepCopy()
+	labelled.Labels["b"] = "2"
+	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{UID: "u", ResourceVersion: "1"}}
+	edited := secret.DeepCopy()
+	edited.ResourceVersion = "2"
+	for name, tt := range map[string]struct {
+		before, after client.Object
+		want          bool
+	}{
+		"a status":       {&v1beta1.IPAddressPool{ObjectMeta: meta}, pool(func(*metav1.ObjectMeta) {}), false},
+		"a spec":         {&v1beta1.IPAddressPool{ObjectMeta: meta}, pool(func(m *metav1.ObjectMeta) { m.Generation = 2 }), true},
+		"labels":         {&v1beta1.IPAddressPool{ObjectMeta: meta}, pool(func(m *metav1.ObjectMeta) { m.Labels["a"] = "2" }), true},
+		"a new object":   {&v1beta1.IPAddressPool{ObjectMeta: meta}, pool(func(m *metav1.ObjectMeta) { m.UID = "v" }), true},
+		"a node's label": {node, labelled, true},
+		"a heartbeat":    {node, node.DeepCopy(), false},
+		"a password":     {secret, edited, true},
+		"a repetition":   {secret, secret.DeepCopy(), false},
+	} {
+		if got := isConfigurationChanged(tt.before, tt.after); got != tt.want {
+			t.Errorf("%s is a change of the configuration: %v, want %v", name, got, tt.want)
+		}
+	}
+}

@@ -1,0 +1,51 @@
+// Package gossipkey creates the Secret with the key that encrypts the gossip of the speakers.
+package gossipkey
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"log/slog"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/names"
+)
+
+// Creator creates the Secret with the gossip key of the speakers.
+type Creator struct {
+	Client    client.Client
+	Log       *slog.Logger
+	Namespace string
+}
+
+// Start creates the Secret unless it exists, and returns when it exists. It never overwrites the
+// Secret: speakers with different keys cannot talk to each other.
+func (g *Creator) Start(ctx context.Context) error {
+	key := make([]byte, 32)
+	if _, err := rand.Read(key); err != nil {
+		return fmt.Errorf("creating a gossip key: %w", err)
+	}
+	s := &corev1.Secret{Data: map[string][]byte{names.GossipSecretKey: key}, Type: corev1.SecretTypeOpaque}
+	s.Namespace, s.Name = g.Namespace, names.GossipSecret
+	name := g.Namespace + "/" + names.GossipSecret
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 10*time.Second) {
+		err := g.Client.Create(ctx, s.DeepCopy())
+		if err == nil {
+			g.Log.Info("gossip key created", "secret", name)
+			return nil
+		}
+		if apierrors.IsAlreadyExists(err) {
+			return nil
+		}
+		g.Log.Error("creating the gossip key; speakers wait for it", "secret", name, "error", err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+	}
+}

@@ -1,0 +1,81 @@
+package poolmetrics
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/internal/configuration"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+)
+
+func TestPoolMetricsPerFamily(t *testing.T) {
+	scheme, err := configuration.NewScheme()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := &v1beta1.IPAddressPool{}
+	pool.Namespace, pool.Name = names.Namespace, "dual"
+	pool.Status.AssignedIPv4, pool.Status.AssignedIPv6, pool.Status.AvailableIPv6 = 4, 1, 1<<63-2
+	other := pool.DeepCopy()
+	other.Namespace = "elsewhere"
+	registry, gauges := prometheus.NewPedanticRegistry(), &configuration.LoadMetrics{}
+	m := &Collector{
+		Reader: fake.NewClientBuilder().WithScheme(scheme).WithObjects(pool, other).Build(), Namespace: names.Namespace,
+		Log: slog.New(slog.DiscardHandler), Registry: registry, ExtraCollectors: []prometheus.Collector{gauges},
+	}
+	none := func() {
+		t.Helper()
+		if n, err := testutil.GatherAndCount(registry); err != nil || n > 0 {
+			t.Errorf("a controller that does not lead exports %d metrics, %v", n, err)
+		}
+	}
+	none()
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- m.Start(ctx) }()
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		if n, _ := testutil.GatherAndCount(registry); n == 8 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("a controller that leads does not export all metrics")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	scrape := func(want ...string) {
+		t.Helper()
+		w := httptest.NewRecorder()
+		promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+		for _, line := range want {
+			if !strings.Contains(w.Body.String(), "\n"+line+"\n") {
+				t.Errorf("%q is not exported, but\n%s", line, w.Body)
+			}
+		}
+	}
+	scrape(`metallb_allocator_ipv4_addresses_total{pool="dual"} 4`, `metallb_allocator_ipv4_addresses_in_use_total{pool="dual"} 4`,
+		`metallb_allocator_ipv6_addresses_in_use_total{pool="dual"} 1`, `metallb_allocator_addresses_in_use_total{pool="dual"} 5`,
+		"metallb_k8s_client_config_loaded_bool 0", "metallb_k8s_client_config_stale_bool 0")
+	gauges.RecordProblems([]snapshot.Problem{{Reason: names.ReasonUnknownPool}})
+	scrape("metallb_k8s_client_config_loaded_bool 1", "metallb_k8s_client_config_stale_bool 0")
+	gauges.RecordProblems([]snapshot.Problem{{Reason: names.ReasonOverlap}})
+	scrape("metallb_k8s_client_config_stale_bool 1")
+	gauges.RecordProblems(nil)
+	scrape("metallb_k8s_client_config_stale_bool 0")
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	none()
+}
