@@ -6,10 +6,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 	"time"
 
@@ -30,6 +30,7 @@ import (
 	"github.com/gantry-lb/gantry/controller/announced"
 	"github.com/gantry-lb/gantry/controller/assign"
 	"github.com/gantry-lb/gantry/controller/configurationreader"
+	"github.com/gantry-lb/gantry/controller/events"
 	"github.com/gantry-lb/gantry/controller/gossipkey"
 	"github.com/gantry-lb/gantry/controller/poolmetrics"
 	"github.com/gantry-lb/gantry/controller/valid"
@@ -105,65 +106,60 @@ func runController(ctx context.Context, o options) error {
 	if err != nil {
 		return fmt.Errorf("setting up: %w", err)
 	}
-	events := mgr.GetEventRecorder(names.ControllerEventSource)
-	recordEvent := func(s *corev1.Service, kind, reason, text string) {
-		events.Eventf(s, nil, kind, reason, eventActionForText(text), "%s", text)
-	}
-	gauges := &configuration.LoadMetrics{}
-	reader := configurationreader.NewReader(configurationreader.Options{
-		ReadObjects: func(ctx context.Context) (snapshot.Objects, error) {
-			return configurationreader.ReadAllObjects(ctx, mgr.GetClient(), o.ConfigurationScope())
-		},
-		Log: log, RecordProblems: gauges.RecordProblems,
-	})
-	if err := reader.RegisterReader(ctx, mgr, o.ConfigurationScope()); err != nil {
+	if err := registerParts(ctx, mgr, o, log); err != nil {
 		return err
-	}
-	announcedWriter := &announced.ConditionWriter{
-		Client: mgr.GetClient(), Log: log, Scope: o.ConfigurationScope(), ConfigurationReader: reader, LoadBalancerClass: o.LoadBalancerClass, Now: time.Now, RecordEvent: recordEvent,
-	}
-	services := assign.NewServiceWorker(assign.Options{
-		API:                 &assign.ClusterAPI{Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Namespace: o.Namespace},
-		ConfigurationReader: reader, Now: time.Now, Log: log, RecordEvent: recordEvent,
-		ForecastUnannounced: announcedWriter.ForecastUnannouncedCondition,
-		Namespace:           o.Namespace, LoadBalancerClass: o.LoadBalancerClass, ProcessIdentity: fmt.Sprintf("%s/%d", host, os.Getpid()),
-	})
-	if err := services.RegisterWorker(ctx, mgr); err != nil {
-		return err
-	}
-	if err := mgr.Add(&gossipkey.Creator{Client: mgr.GetClient(), Log: log, Namespace: o.Namespace}); err != nil {
-		return fmt.Errorf("setting up the gossip key: %w", err)
-	}
-	report := &valid.ConditionWriter{Client: mgr.GetClient(), Log: log, Scope: o.ConfigurationScope(), ConfigurationReader: reader}
-	if err := report.RegisterController(mgr); err != nil {
-		return err
-	}
-	if err := announcedWriter.RegisterController(ctx, mgr); err != nil {
-		return err
-	}
-	if err := mgr.Add(&poolmetrics.Collector{
-		Reader: mgr.GetClient(), Namespace: o.Namespace, Log: log, Registry: metrics.Registry,
-		ExtraCollectors: append(services.Collectors(), gauges),
-	}); err != nil {
-		return fmt.Errorf("setting up the metrics: %w", err)
 	}
 	if err := registerWebhook(mgr, o, keeper); err != nil {
-		return err
-	}
-	if err := addHealthChecks(mgr, services); err != nil {
 		return err
 	}
 	return mgr.Start(ctx)
 }
 
-// eventActionForText distinguishes events of one reason about one Service: Kubernetes merges events
-// with the same action into one, with the text of the first. The action is the first word of the
-// text if a colon follows it.
-func eventActionForText(text string) string {
-	if word, _, ok := strings.Cut(text, ": "); ok && !strings.Contains(word, " ") {
-		return word
+// registerParts creates the parts of the controller and registers them with mgr. All but the Reader
+// of the configuration run only on the leader.
+func registerParts(ctx context.Context, mgr ctrl.Manager, o options, log *slog.Logger) error {
+	scope, gauges, recordEvent := o.ConfigurationScope(), &configuration.LoadMetrics{}, events.NewRecorder(mgr.GetEventRecorder(names.ControllerEventSource)).RecordEvent
+	identity, err := newProcessIdentity()
+	if err != nil {
+		return err
 	}
-	return "Allocate"
+	reader := configurationreader.NewReader(configurationreader.Options{
+		ReadObjects: func(ctx context.Context) (snapshot.Objects, error) {
+			return configurationreader.ReadAllObjects(ctx, mgr.GetClient(), scope)
+		},
+		Log: log, RecordProblems: gauges.RecordProblems,
+	})
+	announcedWriter := announced.NewConditionWriter(announced.Options{
+		Client: mgr.GetClient(), Scope: scope, ConfigurationReader: reader, LoadBalancerClass: o.LoadBalancerClass, Now: time.Now, Log: log, RecordEvent: recordEvent,
+	})
+	validWriter := valid.NewConditionWriter(valid.Options{Client: mgr.GetClient(), Scope: scope, ConfigurationReader: reader, Log: log})
+	worker := assign.NewServiceWorker(assign.Options{
+		API:                 &assign.ClusterAPI{Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Namespace: o.Namespace},
+		ConfigurationReader: reader, Now: time.Now, Log: log, RecordEvent: recordEvent,
+		ForecastUnannounced: announcedWriter.ForecastUnannouncedCondition,
+		Namespace:           o.Namespace, LoadBalancerClass: o.LoadBalancerClass, ProcessIdentity: identity,
+	})
+	return errors.Join(
+		reader.RegisterReader(ctx, mgr, scope),
+		worker.RegisterWorker(ctx, mgr),
+		announcedWriter.RegisterController(ctx, mgr),
+		validWriter.RegisterController(mgr),
+		mgr.Add(gossipkey.NewCreator(gossipkey.Options{Client: mgr.GetClient(), Log: log, Namespace: o.Namespace})),
+		mgr.Add(poolmetrics.NewCollector(poolmetrics.Options{
+			Reader: mgr.GetClient(), Namespace: o.Namespace, Log: log, Registry: metrics.Registry,
+			ExtraCollectors: append(worker.Collectors(), gauges),
+		})),
+		addHealthChecks(mgr, worker),
+	)
+}
+
+// newProcessIdentity returns the name of this process in the AddressLedger.
+func newProcessIdentity() (string, error) {
+	host, err := os.Hostname()
+	if err != nil {
+		return "", fmt.Errorf("reading the host name: %w", err)
+	}
+	return fmt.Sprintf("%s/%d", host, os.Getpid()), nil
 }
 
 // newManagerOptions returns the options of the manager.

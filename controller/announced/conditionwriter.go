@@ -31,11 +31,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// ConditionWriter writes the condition gantry.dev/Announced on Services. It is True while a
-// speaker reports that it announces the Service, with another reason while a foreign host claims an
-// address; otherwise it is False with the reason. It names the protocols and no node, so that a
-// failover causes no write.
-type ConditionWriter struct {
+// Options are the settings of a ConditionWriter.
+type Options struct {
 	Client client.Client
 	Log    *slog.Logger
 	// Scope says where the speakers' reports are, and whether BGP is part of them.
@@ -48,6 +45,14 @@ type ConditionWriter struct {
 	Now func() time.Time
 	// RecordEvent creates an event about a Service; kind is Normal or Warning.
 	RecordEvent func(about *corev1.Service, kind, reason, text string)
+}
+
+// ConditionWriter writes the condition gantry.dev/Announced on Services. It is True while a
+// speaker reports that it announces the Service, with another reason while a foreign host claims an
+// address; otherwise it is False with the reason. It names the protocols and no node, so that a
+// failover causes no write. Use NewConditionWriter to create it.
+type ConditionWriter struct {
+	Options
 
 	mu sync.Mutex // guards all that follows
 	// unannouncedSinceByService are the Services that no speaker announces, with the time since
@@ -67,6 +72,11 @@ const (
 	// applied.
 	maxUnannouncedRecheckInterval = 30 * time.Second
 )
+
+// NewConditionWriter returns a ConditionWriter to register with a manager.
+func NewConditionWriter(o Options) *ConditionWriter {
+	return &ConditionWriter{Options: o, unannouncedSinceByService: map[client.ObjectKey]time.Time{}}
+}
 
 // RegisterController registers the reconciler.
 func (r *ConditionWriter) RegisterController(ctx context.Context, mgr ctrl.Manager) error {
@@ -147,9 +157,6 @@ func (r *ConditionWriter) remainingReportTimeout(key client.ObjectKey) time.Dura
 	since, known := r.unannouncedSinceByService[key]
 	if !known {
 		since = r.Now()
-		if r.unannouncedSinceByService == nil {
-			r.unannouncedSinceByService = map[client.ObjectKey]time.Time{}
-		}
 		r.unannouncedSinceByService[key] = since
 	}
 	return speakerReportTimeout - r.Now().Sub(since)

@@ -1,7 +1,33 @@
-// Package events has the rules of the API server for events.
+// Package events creates events about Services, as the API server accepts them.
 package events
 
-import "strings"
+import (
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/tools/events"
+)
+
+// Recorder creates events about Services. Use NewRecorder to create it.
+type Recorder struct{ recorder events.EventRecorder }
+
+// NewRecorder returns a Recorder.
+func NewRecorder(r events.EventRecorder) *Recorder { return &Recorder{r} }
+
+// RecordEvent creates an event; kind is Normal or Warning.
+func (r *Recorder) RecordEvent(s *corev1.Service, kind, reason, text string) {
+	r.recorder.Eventf(s, nil, kind, reason, actionForText(text), "%s", text)
+}
+
+// actionForText distinguishes events of one reason about one Service: Kubernetes merges events
+// with the same action into one, with the text of the first. The action is the first word of the
+// text if a colon follows it.
+func actionForText(text string) string {
+	if word, _, ok := strings.Cut(text, ": "); ok && !strings.Contains(word, " ") {
+		return word
+	}
+	return "Allocate"
+}
 
 // MaxNoteBytes is how many bytes the API server accepts in the note of an event.
 const MaxNoteBytes = 1024

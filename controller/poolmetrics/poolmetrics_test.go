@@ -31,10 +31,10 @@ func TestPoolMetricsPerFamily(t *testing.T) {
 	other := pool.DeepCopy()
 	other.Namespace = "elsewhere"
 	registry, gauges := prometheus.NewPedanticRegistry(), &configuration.LoadMetrics{}
-	m := &Collector{
+	m := NewCollector(Options{
 		Reader: fake.NewClientBuilder().WithScheme(scheme).WithObjects(pool, other).Build(), Namespace: names.Namespace,
 		Log: slog.New(slog.DiscardHandler), Registry: registry, ExtraCollectors: []prometheus.Collector{gauges},
-	}
+	})
 	none := func() {
 		t.Helper()
 		if n, err := testutil.GatherAndCount(registry); err != nil || n > 0 {

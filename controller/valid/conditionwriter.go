@@ -26,10 +26,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-// ConditionWriter reports what is wrong with configuration objects: a condition on each
-// object, and one ConfigurationState for all. Package assign writes the condition of an
-// IPAddressPool together with its counters.
-type ConditionWriter struct {
+// Options are the settings of a ConditionWriter.
+type Options struct {
 	Client client.Client
 	Log    *slog.Logger
 	// Scope is the part of the configuration that is read.
@@ -37,6 +35,15 @@ type ConditionWriter struct {
 	// ConfigurationReader publishes the Problems.
 	ConfigurationReader *configurationreader.Reader
 }
+
+// ConditionWriter reports what is wrong with configuration objects: a condition on each
+// object, and one ConfigurationState for all. Package assign writes the condition of an
+// IPAddressPool together with its counters. Use
+// NewConditionWriter to create it.
+type ConditionWriter struct{ Options }
+
+// NewConditionWriter returns a ConditionWriter to register with a manager.
+func NewConditionWriter(o Options) *ConditionWriter { return &ConditionWriter{o} }
 
 // RegisterController registers the reconciler. Any number of changes causes one check of all
 // objects.

@@ -53,7 +53,7 @@ func TestConditionIsOfTheGenerationThatWasRead(t *testing.T) {
 	ad.Spec.IPAddressPools = []string{"missing"}
 	c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(ad).WithStatusSubresource(ad, &v1beta1.ConfigurationState{}).Build()
 	scope := configuration.Scope{Namespace: names.Namespace}
-	w := &ConditionWriter{Client: c, Log: slog.New(slog.DiscardHandler), Scope: scope, ConfigurationReader: newReader(t, c, scope)}
+	w := NewConditionWriter(Options{Client: c, Log: slog.New(slog.DiscardHandler), Scope: scope, ConfigurationReader: newReader(t, c, scope)})
 	wantCondition := func(reason names.Reason, generation int64) {
 		t.Helper()
 		if _, err := w.Reconcile(t.Context(), ctrl.Request{}); err != nil {
