@@ -45,8 +45,7 @@ func (m *Machine) endAcquisition(a *addressState) {
 
 // isAlive reports whether the node is a member that is not declared dead.
 func (m *Machine) isAlive(n string) bool {
-	p, ok := m.membersByName[n]
-	return ok && !m.liveness.isDeclaredDead(n, p.Nonce)
+	return m.liveness.isAlive(n, &m.membership)
 }
 
 // probeAddress sends an acquire probe for the address.

@@ -197,15 +197,17 @@ func (m *Machine) receiveMessage(from string, payload []byte) {
 	kind, r := parseMessageHeader(payload)
 	switch kind {
 	case kindBeacon:
-		m.handleBeacon(from, r)
+		m.applyWatchOutcome(m.liveness.handleBeacon(from, r, m.stepFacts(), &m.outbox))
 	case kindBeaconAck:
-		m.handleAck(from, r)
+		sent, outcome := m.liveness.handleAck(from, r, m.stepFacts(), m.lease.confirmedAt)
+		m.applyWatchOutcome(outcome)
+		m.lease.recordConfirmation(sent)
 	case kindClaims:
 		for _, c := range r.readClaims() {
 			m.mergeReceivedClaim(from, c)
 		}
 	case kindSuspicion:
-		m.handleSuspicion(from, r)
+		m.applyWatchOutcome(m.liveness.handleSuspicion(from, r, m.stepFacts()))
 	case kindOffer:
 		m.handleOffers(from, r.readClaims())
 	case kindRefusal:
@@ -371,8 +373,7 @@ func (m *Machine) mergeSyncDelta(from string, r *messageReader) {
 	if uint64(len(e.receivedBuckets)) >= n {
 		delete(m.syncRequests.requestsByID, id)
 		m.lastSyncByMember[from] = m.now
-		m.recordSignOfLife(from)
-		m.declareAlive(from) // it answered, so any report of its death is wrong
+		m.applyWatchOutcome(m.liveness.recordSyncAnswer(from, m.stepFacts(), &m.outbox))
 		m.finishSync(id, e.sentAt)
 	}
 }

@@ -199,12 +199,7 @@ func (m *Machine) handleLivenessResult(p pendingProbe, r facts.ProbeResult) {
 		return
 	}
 	if p.node != "" {
-		h := m.liveness.recordsByMember[p.node]
-		if h != nil && h.isSilent && !m.liveness.isConnectedWitness(p.node, m.self) {
-			m.liveness.addConnectedWitness(p.node, m.self)
-			h.silenceReportedAt = m.now
-			m.broadcastSuspicion(p.node, h)
-		}
+		m.applyWatchOutcome(m.liveness.recordOwnConnection(p.node, m.stepFacts(), &m.outbox))
 		return
 	}
 	l := &m.lease

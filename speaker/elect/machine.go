@@ -157,6 +157,23 @@ func (m *Machine) Step(now time.Time, inputs ...Input) []Effect {
 	return m.outbox.orderedEffects(m.otherMembers)
 }
 
+// stepFacts are what the parts of the Machine read in one step besides their own state. The parts
+// do not change them.
+type stepFacts struct {
+	now          time.Time
+	timing       *Timing
+	members      *membership
+	nonce        uint64 // of this process
+	claimsDigest uint64
+	leaving      bool // this node hands over all addresses
+}
+
+func (m *Machine) stepFacts() stepFacts {
+	return stepFacts{
+		now: m.now, timing: &m.timing, members: &m.membership, nonce: m.nonce, claimsDigest: m.claimsDigest, leaving: m.leaving,
+	}
+}
+
 func (m *Machine) applyInput(in Input) {
 	switch in := in.(type) {
 	case BidsChanged:
@@ -182,8 +199,9 @@ func (m *Machine) applyInput(in Input) {
 // performDueWork does all work whose time has come.
 func (m *Machine) performDueWork() {
 	m.allowAcquisitions()
-	m.sendDueBeacon()
-	m.detectSilence()
+	m.liveness.sendDueBeacon(m.stepFacts(), &m.outbox)
+	m.applyWatchOutcome(m.liveness.syncWithAdoptedNodes(m.stepFacts()))
+	m.applyWatchOutcome(m.liveness.detectSilence(m.stepFacts(), &m.outbox))
 	m.maintainLease()
 	m.beginAcquisitions()
 	for len(m.dueAddresses) > 0 && !m.now.Before(m.dueAddresses[0].dueAt) {
@@ -237,10 +255,7 @@ func (m *Machine) NextDeadline() time.Time {
 			next = t
 		}
 	}
-	if len(m.memberNames) > 1 {
-		earlier(m.liveness.lastBeaconAt.Add(m.timing.BeaconInterval))
-		earlier(m.nextSilenceDeadline())
-	}
+	earlier(m.liveness.nextDeadline(m.stepFacts()))
 	if !m.acquisitionsAllowed {
 		earlier(m.startedAt.Add(m.timing.StartupDelay))
 	}
@@ -281,10 +296,7 @@ func (m *Machine) applyBids(in BidsChanged) {
 // applyMembers processes the set of live members. It always includes this node.
 func (m *Machine) applyMembers(set facts.MemberSet) {
 	old := m.replaceMembers(set, m.nonce)
-	m.liveness.forgetGoneMembers(m.membersByName)
-	m.liveness.watchers = m.ringNeighbours(m.self, watchersPerMember)
-	m.liveness.watchedMembers = m.ringNeighbours(m.self, -watchersPerMember)
-	m.adoptUnwatchedNodes()
+	m.liveness.updateMembers(m.stepFacts())
 	mine := sortedByIP(m.heldAddresses)
 	for _, n := range m.memberNames {
 		if p, ok := old[n]; !ok || p.Nonce != m.membersByName[n].Nonce {
@@ -303,5 +315,25 @@ func (m *Machine) applyMembers(set facts.MemberSet) {
 	}
 	for _, a := range sortedByIP(m.addressesWithOrphanClaim) {
 		m.resolveOrphanClaim(a)
+	}
+}
+
+// applyWatchOutcome does what the watch asks for.
+func (m *Machine) applyWatchOutcome(o watchOutcome) {
+	for _, n := range o.changedNodes {
+		m.reconcileAddressesOfHolder(n)
+	}
+	for _, n := range o.nodesToProbe {
+		m.probeLiveness(pendingProbe{node: n})
+	}
+	for _, n := range o.membersToSync {
+		m.requestSync(n)
+	}
+}
+
+// reconcileAddressesOfHolder reconciles all addresses of a node that died or came back.
+func (m *Machine) reconcileAddressesOfHolder(n string) {
+	for _, a := range sortedByIP(m.addressesByHolder[n]) {
+		m.reconcileAddress(a)
 	}
 }

@@ -120,7 +120,7 @@ func (m *Machine) handleRefusals(from string, claims []Claim) {
 // beginHandover starts to hand over all addresses.
 func (m *Machine) beginHandover() {
 	m.leaving = true
-	m.sendBeacon(m.otherMembers)
+	m.liveness.sendBeacon(m.otherMembers, m.stepFacts(), &m.outbox)
 	for _, a := range sortedByIP(m.heldAddresses) {
 		m.reconcileAddress(a)
 	}
