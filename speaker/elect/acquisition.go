@@ -48,14 +48,6 @@ func (m *Machine) isAlive(n string) bool {
 	return m.liveness.isAlive(n, &m.membership)
 }
 
-// probeAddress sends an acquire probe for the address.
-func (m *Machine) probeAddress(a *addressState) {
-	m.outbox.emitEffect(AcquireProbe{
-		ID: m.probes.registerProbe(pendingProbe{address: a}, m.now), Address: a.ip, Links: a.bid.LinkIndexes,
-		Attempts: m.timing.ProbeAttempts, Interval: m.timing.ProbeInterval,
-	})
-}
-
 // strayAnswerLimit is how often a member may answer probes without a claim. Then this node takes
 // the address all the same: the kernel of the member answers, not its speaker (proxy ARP, or IPVS
 // without strictARP).
@@ -70,10 +62,15 @@ func (m *Machine) handleProbeResult(r facts.ProbeResult) {
 	p, ok := m.probes.takeProbe(r.ID)
 	switch {
 	case !ok:
+	case p.address == nil && len(r.AnsweringMACs) == 0:
+	case p.node != "":
+		m.applyWatchOutcome(m.liveness.recordOwnConnection(p.node, m.stepFacts(), &m.outbox))
 	case p.address == nil:
-		m.handleLivenessResult(p, r)
+		m.lease.handleLivenessResult(p.sentAt, m.now, m.syncRequests.nextRequestID())
 	case p.address.isRechecking:
-		m.handleRecheckResult(p.address, r)
+		if m.lease.handleRecheckResult(p.address, r, m.now) {
+			m.yieldAddress(p.address)
+		}
 	case p.address.acquisition != nil && p.address.acquisition.isProbing:
 		m.judgeAcquireProbe(p.address, r)
 	}

@@ -309,6 +309,9 @@ func (s *syncRequests) beginRequest(member string, now time.Time, timeout time.D
 	return s.lastID
 }
 
+// nextRequestID is the ID that the next request will have.
+func (s *syncRequests) nextRequestID() uint64 { return s.lastID + 1 }
+
 // requestSync asks a member for all buckets that differ. Afterwards both members know the same
 // claims.
 func (m *Machine) requestSync(to string) {
@@ -374,6 +377,9 @@ func (m *Machine) mergeSyncDelta(from string, r *messageReader) {
 		delete(m.syncRequests.requestsByID, id)
 		m.lastSyncByMember[from] = m.now
 		m.applyWatchOutcome(m.liveness.recordSyncAnswer(from, m.stepFacts(), &m.outbox))
-		m.finishSync(id, e.sentAt)
+		m.fullStateReceived = true
+		if m.lease.finishSync(id, e.sentAt, m.now) {
+			m.outbox.repeatAnnouncements(m.heldAddresses)
+		}
 	}
 }

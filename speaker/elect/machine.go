@@ -210,7 +210,7 @@ func (m *Machine) performDueWork() {
 		switch {
 		case a.acquisition != nil:
 			a.acquisition.isProbing = true
-			m.probeAddress(a)
+			m.probes.probeAddress(a, m.stepFacts(), &m.outbox)
 			// in case that the probe's result is lost
 			m.dueAddresses.scheduleAddress(a, m.now.Add(10*m.timing.StartupDelay))
 		case a.move != nil:
@@ -324,7 +324,7 @@ func (m *Machine) applyWatchOutcome(o watchOutcome) {
 		m.reconcileAddressesOfHolder(n)
 	}
 	for _, n := range o.nodesToProbe {
-		m.probeLiveness(pendingProbe{node: n})
+		m.probes.probeLiveness(pendingProbe{node: n}, m.stepFacts(), &m.outbox)
 	}
 	for _, n := range o.membersToSync {
 		m.requestSync(n)
