@@ -79,7 +79,8 @@ type leaseOutcome struct {
 	livenessProbeCount int  // liveness probes to send
 	asksMembers        bool // ask members for their claims
 	rechecksAddresses  bool // probe all held addresses
-	isRegained         bool // announce all held addresses, since hosts may have learnt another holder
+	// isRegained means to announce all held addresses, since hosts may have learnt another holder.
+	isRegained bool
 }
 
 // maintainLease asks for liveness probes when acknowledgements are missing, expires the lease when
@@ -178,15 +179,7 @@ func (m *Machine) hasPossibleRivals() bool {
 	if len(m.heldAddresses) == 0 {
 		return false
 	}
-	if len(m.memberNames) > 1 {
-		return true
-	}
-	for _, g := range m.groupsByKey {
-		if g.countByNode[m.self] > 0 && len(g.candidates.Nodes) > 1 {
-			return true
-		}
-	}
-	return false
+	return len(m.memberNames) > 1 || m.groupsByKey.haveOtherCandidates(m.self)
 }
 
 // LeaseDeadline returns until when this node may answer unless it is stepped again before.

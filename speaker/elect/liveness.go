@@ -379,7 +379,8 @@ func (w *livenessWatch) handleSuspicion(from string, r *messageReader, f stepFac
 	n, nonce, said, age := r.readString(), r.readUvarint(), r.readByte(), r.readUvarint()
 	silent := said != suspicionRetracted
 	p, ok := f.members.membersByName[n]
-	if !ok || r.err != nil || n == f.members.self || (p.Nonce != 0 && p.Nonce != nonce) { // an earlier run
+	isEarlierRun := p.Nonce != 0 && p.Nonce != nonce
+	if !ok || r.err != nil || n == f.members.self || isEarlierRun {
 		return o
 	}
 	if _, known := w.lastSeenByNode[n]; silent && !known && age < 60_000 {

@@ -97,9 +97,9 @@ type Machine struct {
 	// acquisitions to start at the end of the step
 	addressesToAcquire       map[*addressState]struct{}
 	dueAddresses             addressQueue
-	claimBuckets             [claimBucketCount]claimBucket
+	claimBuckets             claimBuckets
 	claimsDigest             uint64 // XOR of the buckets' digests
-	groupsByKey              map[uint64]*candidateGroup
+	groupsByKey              candidateGroups
 	addressesWithOrphanClaim map[*addressState]struct{}
 	lastSweepAt              time.Time // when forgetIdleAddresses last examined a bucket
 	lastSweptBucket          int
@@ -130,7 +130,7 @@ func New(self string, nonce uint64, timing Timing, now time.Time) *Machine {
 		heldAddresses:            map[*addressState]struct{}{},
 		addressesByHolder:        map[string]map[*addressState]struct{}{},
 		addressesToAcquire:       map[*addressState]struct{}{},
-		groupsByKey:              map[uint64]*candidateGroup{},
+		groupsByKey:              candidateGroups{},
 		outbox:                   outbox{claimRepeatsLeft: map[*addressState]int{}},
 		addressesWithOrphanClaim: map[*addressState]struct{}{},
 		lastSweepAt:              now,
