@@ -130,7 +130,7 @@ func registerParts(ctx context.Context, mgr ctrl.Manager, o options, log *slog.L
 		Log: log, RecordProblems: gauges.RecordProblems,
 	})
 	announcedWriter := announced.NewConditionWriter(announced.Options{
-		Client: mgr.GetClient(), Scope: scope, ConfigurationReader: reader, LoadBalancerClass: o.LoadBalancerClass, Now: time.Now, Log: log, RecordEvent: recordEvent,
+		Client: mgr.GetClient(), Scope: scope, ConfigurationReader: reader, LoadBalancerClass: o.LoadBalancerClass, Now: time.Now, RecordEvent: recordEvent,
 	})
 	validWriter := valid.NewConditionWriter(valid.Options{Client: mgr.GetClient(), Scope: scope, ConfigurationReader: reader, Log: log})
 	worker := assign.NewServiceWorker(assign.Options{

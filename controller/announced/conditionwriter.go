@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"strings"
 	"sync"
@@ -34,7 +33,6 @@ import (
 // Options are the settings of a ConditionWriter.
 type Options struct {
 	Client client.Client
-	Log    *slog.Logger
 	// Scope says where the speakers' reports are, and whether BGP is part of them.
 	Scope configuration.Scope
 	// ConfigurationReader publishes the configuration.

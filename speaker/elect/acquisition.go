@@ -2,6 +2,7 @@ package elect
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -45,16 +46,7 @@ func (m *Machine) endAcquisition(a *addressState) {
 
 // isAlive reports whether the node is a member that is not declared dead.
 func (m *Machine) isAlive(n string) bool {
-	p, ok := m.membersByName[n]
-	return ok && !m.liveness.isDeclaredDead(n, p.Nonce)
-}
-
-// probeAddress sends an acquire probe for the address.
-func (m *Machine) probeAddress(a *addressState) {
-	m.outbox.emitEffect(AcquireProbe{
-		ID: m.probes.registerProbe(pendingProbe{address: a}, m.now), Address: a.ip, Links: a.bid.LinkIndexes,
-		Attempts: m.timing.ProbeAttempts, Interval: m.timing.ProbeInterval,
-	})
+	return m.liveness.isAlive(n, &m.membership)
 }
 
 // strayAnswerLimit is how often a member may answer probes without a claim. Then this node takes
@@ -71,10 +63,15 @@ func (m *Machine) handleProbeResult(r facts.ProbeResult) {
 	p, ok := m.probes.takeProbe(r.ID)
 	switch {
 	case !ok:
+	case p.address == nil && len(r.AnsweringMACs) == 0:
+	case p.node != "":
+		m.applyWatchOutcome(m.liveness.recordOwnConnection(p.node, m.stepFacts(), &m.outbox))
 	case p.address == nil:
-		m.handleLivenessResult(p, r)
+		m.lease.handleLivenessResult(p.sentAt, m.now, m.syncRequests.nextRequestID())
 	case p.address.isRechecking:
-		m.handleRecheckResult(p.address, r)
+		if m.lease.handleRecheckResult(p.address, r, m.now) {
+			m.yieldAddress(p.address)
+		}
 	case p.address.acquisition != nil && p.address.acquisition.isProbing:
 		m.judgeAcquireProbe(p.address, r)
 	}
@@ -95,7 +92,7 @@ func (m *Machine) judgeAcquireProbe(a *addressState, r facts.ProbeResult) {
 			m.handleUnclaimedAnswer(a, c, mac)
 			return
 		}
-		if m.isOutrankedByRival(a, r.RivalMACs) {
+		if a.isOutrankedByRival(&m.membership, r.RivalMACs) {
 			// the other node takes the address, or this one probes again
 			m.dueAddresses.scheduleAddress(a, m.now.Add(m.timing.PerCandidateDelay))
 			return
@@ -104,21 +101,12 @@ func (m *Machine) judgeAcquireProbe(a *addressState, r facts.ProbeResult) {
 	}
 }
 
-// isOutrankedByRival reports whether a node with a higher rendezvous weight probed at the same
-// time. Two nodes may both find the address free; only one may take it.
-func (m *Machine) isOutrankedByRival(a *addressState, rivals []facts.MAC) bool {
-	return slices.ContainsFunc(rivals, func(mac facts.MAC) bool {
-		n, known := m.nodeOfMAC(mac)
-		return known && a.bid.IsEligible(n) && rendezvousWeight(a.ip, n) > rendezvousWeight(a.ip, m.self)
-	})
-}
-
 // handleUnclaimedAnswer processes an answer for an address that has no live claim.
 func (m *Machine) handleUnclaimedAnswer(a *addressState, c *acquisition, mac facts.MAC) {
 	if c.answeredProbeCount++; c.answeredProbeCount == 1 {
 		c.firstAnswerAt = m.now
 	}
-	m.dueAddresses.scheduleAddress(a, m.now.Add(m.jitteredRetryDelay(a, c)))
+	m.dueAddresses.scheduleAddress(a, m.now.Add(c.jitteredRetryDelay(a.ip, m.self, m.nonce)))
 	c.nextProbeDelay = min(2*c.nextProbeDelay, maxProbeRetryDelay)
 	owner, known := m.nodeOfMAC(mac)
 	_, member := m.membersByName[owner]
@@ -141,8 +129,8 @@ func (m *Machine) handleUnclaimedAnswer(a *addressState, c *acquisition, mac fac
 // jitteredRetryDelay returns between half of the retry delay and all of it. Two speakers that do
 // not know each other, such as those of two clusters on one segment, would otherwise probe at the
 // same times for ever and take each other for a rival.
-func (m *Machine) jitteredRetryDelay(a *addressState, c *acquisition) time.Duration {
-	h := mixHashBits(rendezvousWeight(a.ip, m.self) ^ m.nonce + uint64(c.answeredProbeCount))
+func (c *acquisition) jitteredRetryDelay(ip netip.Addr, self string, nonce uint64) time.Duration {
+	h := mixHashBits(rendezvousWeight(ip, self) ^ nonce + uint64(c.answeredProbeCount))
 	return c.nextProbeDelay/2 + time.Duration(h%uint64(c.nextProbeDelay/2))
 }
 
@@ -157,11 +145,7 @@ var reasonSentences = map[names.Reason]string{
 
 // takeAddress starts to hold the address.
 func (m *Machine) takeAddress(a *addressState, epoch uint64, reason names.Reason) {
-	e := Event{Kind: EventAddressTaken, Address: a.ip, Reason: reason,
-		Text: fmt.Sprintf("%s is now held by node %s: %s", a.ip, m.self, reasonSentences[reason])}
-	if a.acquisition != nil && !a.acquisition.previousHolderSeenAt.IsZero() && reason == reasonHolderGone {
-		e.TakeoverDelay = m.now.Sub(a.acquisition.previousHolderSeenAt)
-	}
+	e := takenEvent(a, m.self, reason, m.now)
 	m.endAcquisition(a)
 	a.isHeld = true
 	m.heldAddresses[a] = struct{}{}
@@ -193,14 +177,13 @@ func (m *Machine) stopAnswering(a *addressState, reason names.Reason) {
 	if a.isRechecking {
 		m.lease.uncheckedCount--
 	}
-	m.forgetOrphanClaim(a)
+	a.forgetOrphanClaim(m.addressesWithOrphanClaim, &m.dueAddresses)
 	a.isHeld, a.isRechecking = false, false
 	delete(m.heldAddresses, a)
-	m.endMove(a)
+	a.endMove(&m.dueAddresses)
 	m.updateGroupCounts(a)
 	m.outbox.emitAddressEffect(DropAddress{a.ip})
-	m.outbox.emitEffect(Event{Kind: EventAddressGivenUp, Address: a.ip, Reason: reason,
-		Text: fmt.Sprintf("%s is no longer held by node %s: %s", a.ip, m.self, reasonSentences[reason])})
+	m.outbox.emitEffect(givenUpEvent(a, m.self, reason))
 }
 
 // handleConflict processes an answer of another host for an address that this node holds.
@@ -245,6 +228,22 @@ func (m *Machine) handleConflict(c facts.Conflict) {
 func (m *Machine) exchangeClaims(a *addressState, with string) {
 	m.outbox.queueClaim(kindClaims, with, a.claim)
 	m.requestSync(with)
+}
+
+// takenEvent reports that this node holds the address now. It reads the acquisition, which must not
+// have ended yet.
+func takenEvent(a *addressState, self string, reason names.Reason, now time.Time) Event {
+	e := Event{Kind: EventAddressTaken, Address: a.ip, Reason: reason,
+		Text: fmt.Sprintf("%s is now held by node %s: %s", a.ip, self, reasonSentences[reason])}
+	if a.acquisition != nil && !a.acquisition.previousHolderSeenAt.IsZero() && reason == reasonHolderGone {
+		e.TakeoverDelay = now.Sub(a.acquisition.previousHolderSeenAt)
+	}
+	return e
+}
+
+func givenUpEvent(a *addressState, self string, reason names.Reason) Event {
+	return Event{Kind: EventAddressGivenUp, Address: a.ip, Reason: reason,
+		Text: fmt.Sprintf("%s is no longer held by node %s: %s", a.ip, self, reasonSentences[reason])}
 }
 
 // conflictEvent reports another host; format describes what the Ethernet address %s does with the

@@ -3,8 +3,10 @@ package elect
 import (
 	"container/heap"
 	"net/netip"
+	"slices"
 	"time"
 
+	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
@@ -52,14 +54,51 @@ func (m *Machine) ensureAddressState(ip netip.Addr) *addressState {
 }
 
 // canServe reports whether this node can hold the address.
-func (m *Machine) canServe(a *addressState) bool {
-	return a.bid.IsEligible(m.self) && len(a.bid.LinkIndexes) > 0
+func (a *addressState) canServe(self string) bool {
+	return a.bid.IsEligible(self) && len(a.bid.LinkIndexes) > 0
+}
+
+// holdsSibling reports whether the node holds another address of the same Service, or is about to.
+func (a *addressState) holdsSibling(addressesByIP map[netip.Addr]*addressState, node string) bool {
+	return slices.ContainsFunc(a.bid.Siblings, func(ip netip.Addr) bool {
+		b := addressesByIP[ip]
+		return b != nil && b.countedNode == node
+	})
+}
+
+// isOutrankedByRival reports whether a node with a higher rendezvous weight probed at the same
+// time. Two nodes may both find the address free; only one may take it.
+func (a *addressState) isOutrankedByRival(members *membership, rivals []facts.MAC) bool {
+	return slices.ContainsFunc(rivals, func(mac facts.MAC) bool {
+		n, known := members.nodeOfMAC(mac)
+		return known && a.bid.IsEligible(n) && rendezvousWeight(a.ip, n) > rendezvousWeight(a.ip, members.self)
+	})
+}
+
+// endMove ends the move: the address was handed over, or this node keeps it.
+func (a *addressState) endMove(due *addressQueue) {
+	if a.move != nil {
+		a.move = nil
+		due.unscheduleAddress(a)
+	}
+}
+
+// forgetOrphanClaim drops the orphan claim and ends the wait for its holder.
+func (a *addressState) forgetOrphanClaim(withOrphanClaim map[*addressState]struct{}, due *addressQueue) {
+	if a.orphanClaim.Epoch == 0 {
+		return
+	}
+	a.orphanClaim = Claim{}
+	delete(withOrphanClaim, a)
+	if a.move == nil {
+		due.unscheduleAddress(a)
+	}
 }
 
 // reconcileAddress starts or stops what this node does about the address so that it fits what it
 // knows.
 func (m *Machine) reconcileAddress(a *addressState) {
-	able := m.canServe(a) && !m.leaving
+	able := a.canServe(m.self) && !m.leaving
 	switch {
 	case a.isHeld && a.bid.Candidates == nil:
 		m.releaseAddress(a, reasonNobodyServes)
@@ -69,7 +108,7 @@ func (m *Machine) reconcileAddress(a *addressState) {
 		m.beginMove(a)
 	case a.isHeld:
 		if a.move != nil && !a.move.forRebalance {
-			m.endMove(a)
+			a.endMove(&m.dueAddresses)
 		}
 	case !able || !m.acquisitionsAllowed || m.isLiveClaim(a.claim):
 		m.endAcquisition(a)

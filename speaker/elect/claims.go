@@ -43,6 +43,10 @@ type claimBucket struct {
 	encodedClaims []byte // the encoded claims; nil after a change
 }
 
+// claimBuckets are all known claims. Two members compare the digests of the buckets and exchange
+// only those that differ.
+type claimBuckets [claimBucketCount]claimBucket
+
 // bucketIndex returns the bucket of the address. It is the same on all nodes.
 func bucketIndex(a netip.Addr) int {
 	h := fnv.New64a()
@@ -131,7 +135,7 @@ func (m *Machine) acceptClaim(a *addressState, c Claim) {
 
 // raiseClaimAbove claims a held address again, above a claim that is not binding.
 func (m *Machine) raiseClaimAbove(a *addressState, c Claim) {
-	m.forgetOrphanClaim(a)
+	a.forgetOrphanClaim(m.addressesWithOrphanClaim, &m.dueAddresses)
 	m.recordClaim(a, c)
 	m.claimAddress(a, c.Epoch+1)
 }
@@ -177,17 +181,6 @@ func (m *Machine) overruleOrphanClaim(a *addressState) {
 	}
 }
 
-func (m *Machine) forgetOrphanClaim(a *addressState) {
-	if a.orphanClaim.Epoch == 0 {
-		return
-	}
-	a.orphanClaim = Claim{}
-	delete(m.addressesWithOrphanClaim, a)
-	if a.move == nil {
-		m.dueAddresses.unscheduleAddress(a)
-	}
-}
-
 // receiveMessage processes a message. It ignores what it cannot read, such as a message of a later
 // version.
 func (m *Machine) receiveMessage(from string, payload []byte) {
@@ -197,21 +190,23 @@ func (m *Machine) receiveMessage(from string, payload []byte) {
 	kind, r := parseMessageHeader(payload)
 	switch kind {
 	case kindBeacon:
-		m.handleBeacon(from, r)
+		m.applyWatchOutcome(m.liveness.handleBeacon(from, r, m.stepFacts(), &m.outbox))
 	case kindBeaconAck:
-		m.handleAck(from, r)
+		sent, outcome := m.liveness.handleAck(from, r, m.stepFacts(), m.lease.confirmedAt)
+		m.applyWatchOutcome(outcome)
+		m.lease.recordConfirmation(sent)
 	case kindClaims:
 		for _, c := range r.readClaims() {
 			m.mergeReceivedClaim(from, c)
 		}
 	case kindSuspicion:
-		m.handleSuspicion(from, r)
+		m.applyWatchOutcome(m.liveness.handleSuspicion(from, r, m.stepFacts()))
 	case kindOffer:
 		m.handleOffers(from, r.readClaims())
 	case kindRefusal:
 		m.handleRefusals(from, r.readClaims())
 	case kindSyncRequest:
-		m.answerSyncRequest(from, r)
+		m.claimBuckets.answerSyncRequest(from, r, &m.outbox)
 	case kindSyncDelta:
 		m.mergeSyncDelta(from, r)
 	}
@@ -247,9 +242,20 @@ func (m *Machine) restoreClaims(claims []Claim) {
 // EncodeState encodes all claims for a full exchange of state. Only buckets that changed since the
 // last call are encoded again.
 func (m *Machine) EncodeState() []byte {
-	n, size := uint64(0), 0
-	for i := range m.claimBuckets {
-		p := &m.claimBuckets[i]
+	claimCount := uint64(0)
+	for _, a := range m.addressesByIP {
+		if a.claim.Epoch > 0 {
+			claimCount++
+		}
+	}
+	return m.claimBuckets.encodeClaims(claimCount)
+}
+
+// encodeClaims encodes the claims of all buckets, of which there are claimCount, as one message.
+func (t *claimBuckets) encodeClaims(claimCount uint64) []byte {
+	size := 0
+	for i := range t {
+		p := &t[i]
 		if p.encodedClaims == nil {
 			p.encodedClaims = []byte{}
 			for _, c := range p.sortedClaims() {
@@ -258,14 +264,9 @@ func (m *Machine) EncodeState() []byte {
 		}
 		size += len(p.encodedClaims)
 	}
-	for _, a := range m.addressesByIP {
-		if a.claim.Epoch > 0 {
-			n++
-		}
-	}
-	out := binary.AppendUvarint(append(make([]byte, 0, size+12), encodeMessageHeader(kindClaims)...), n)
-	for i := range m.claimBuckets {
-		out = append(out, m.claimBuckets[i].encodedClaims...)
+	out := binary.AppendUvarint(append(make([]byte, 0, size+12), encodeMessageHeader(kindClaims)...), claimCount)
+	for i := range t {
+		out = append(out, t[i].encodedClaims...)
 	}
 	return out
 }
@@ -307,24 +308,32 @@ func (s *syncRequests) beginRequest(member string, now time.Time, timeout time.D
 	return s.lastID
 }
 
+// nextRequestID is the ID that the next request will have.
+func (s *syncRequests) nextRequestID() uint64 { return s.lastID + 1 }
+
 // requestSync asks a member for all buckets that differ. Afterwards both members know the same
 // claims.
-func (m *Machine) requestSync(to string) {
-	id := m.syncRequests.beginRequest(to, m.now, m.timing.StartupDelay)
+func (s *syncRequests) requestSync(to string, claims *claimBuckets, f stepFacts, out *outbox) {
+	id := s.beginRequest(to, f.now, f.timing.StartupDelay)
 	b := binary.AppendUvarint(encodeMessageHeader(kindSyncRequest), id)
-	for i := range m.claimBuckets {
-		b = binary.BigEndian.AppendUint32(b, uint32(m.claimBuckets[i].digest))
+	for i := range claims {
+		b = binary.BigEndian.AppendUint32(b, uint32(claims[i].digest))
 	}
-	m.outbox.sendMessage(to, b)
+	out.sendMessage(to, b)
+}
+
+// requestSync asks a member for the claims that this node does not know.
+func (m *Machine) requestSync(to string) {
+	m.syncRequests.requestSync(to, &m.claimBuckets, m.stepFacts(), &m.outbox)
 }
 
 // answerSyncRequest sends each bucket that differs as a whole. If none differs, it sends one empty
 // delta.
-func (m *Machine) answerSyncRequest(to string, r *messageReader) {
+func (t *claimBuckets) answerSyncRequest(to string, r *messageReader, out *outbox) {
 	id := r.readUvarint()
 	var differ []int
-	for i := range m.claimBuckets {
-		if r.readUint32() != uint32(m.claimBuckets[i].digest) {
+	for i := range t {
+		if r.readUint32() != uint32(t[i].digest) {
 			differ = append(differ, i)
 		}
 	}
@@ -333,12 +342,12 @@ func (m *Machine) answerSyncRequest(to string, r *messageReader) {
 	}
 	prefix := binary.AppendUvarint(binary.AppendUvarint(encodeMessageHeader(kindSyncDelta), id), uint64(len(differ)))
 	if len(differ) == 0 {
-		m.outbox.sendMessage(to, prefix)
+		out.sendMessage(to, prefix)
 		return
 	}
 	for _, i := range differ {
 		b := binary.AppendUvarint(slices.Clone(prefix), uint64(i))
-		m.outbox.sendMessage(to, appendClaims(b, m.claimBuckets[i].sortedClaims()))
+		out.sendMessage(to, appendClaims(b, t[i].sortedClaims()))
 	}
 }
 
@@ -371,8 +380,10 @@ func (m *Machine) mergeSyncDelta(from string, r *messageReader) {
 	if uint64(len(e.receivedBuckets)) >= n {
 		delete(m.syncRequests.requestsByID, id)
 		m.lastSyncByMember[from] = m.now
-		m.recordSignOfLife(from)
-		m.declareAlive(from) // it answered, so any report of its death is wrong
-		m.finishSync(id, e.sentAt)
+		m.applyWatchOutcome(m.liveness.recordSyncAnswer(from, m.stepFacts(), &m.outbox))
+		m.fullStateReceived = true
+		if m.lease.finishSync(id, e.sentAt, m.now) {
+			m.outbox.repeatAnnouncements(m.heldAddresses)
+		}
 	}
 }

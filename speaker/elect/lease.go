@@ -52,49 +52,142 @@ func (l *lease) recordConfirmation(sent time.Time) {
 	}
 }
 
+// deadline is until when this node may answer unless it is stepped again before. Others count from
+// the last beacon.
+func (l *lease) deadline(f stepFacts, lastBeaconAt time.Time) time.Time {
+	if l.isExpired {
+		return time.Time{}
+	}
+	until := f.now.Add(f.timing.LeaseTimeout)
+	if len(f.members.memberNames) > 1 {
+		until = lastBeaconAt.Add(f.timing.LeaseTimeout)
+	}
+	if end := l.confirmedAt.Add(f.timing.ConfirmationTimeout); !l.isIsolated && end.Before(until) {
+		until = end
+	}
+	return until
+}
+
+// expireLease forbids this node to answer. Only a sync with the given ID or a later one counts
+// after that.
+func (l *lease) expireLease(now time.Time, nextSyncID uint64) {
+	*l = lease{isExpired: true, expiredAt: now, confirmedAt: l.confirmedAt, firstValidSyncID: nextSyncID}
+}
+
+// leaseOutcome is what the owner of the lease has to do after a call.
+type leaseOutcome struct {
+	livenessProbeCount int  // liveness probes to send
+	asksMembers        bool // ask members for their claims
+	rechecksAddresses  bool // probe all held addresses
+	// isRegained means to announce all held addresses, since hosts may have learnt another holder.
+	isRegained bool
+}
+
+// maintainLease asks for liveness probes when acknowledgements are missing, expires the lease when
+// nothing answers, and tries to regain an expired lease. heldCount is the number of held addresses
+// that another node could hold.
+func (l *lease) maintainLease(f stepFacts, heldCount int, nextSyncID uint64) leaseOutcome {
+	var o leaseOutcome
+	if heldCount == 0 {
+		*l = lease{confirmedAt: f.now}
+		return o
+	}
+	if l.isExpired {
+		l.tryRegainLease(f, heldCount, &o)
+		return o
+	}
+	unconfirmed := f.now.Sub(l.confirmedAt)
+	if unconfirmed >= f.timing.LivenessProbeDelay && f.now.Sub(l.lastProbeAt) >= f.timing.LivenessProbeInterval {
+		l.lastProbeAt = f.now
+		o.livenessProbeCount++
+	}
+	if !l.isIsolated && unconfirmed >= f.timing.ConfirmationTimeout {
+		l.expireLease(f.now, nextSyncID)
+		l.tryRegainLease(f, heldCount, &o)
+	}
+	return o
+}
+
+// perProbedAddressDelay is the additional time for each probed address. The engine spreads probes
+// over time.
+const perProbedAddressDelay = time.Millisecond
+
+// tryRegainLease asks members for their claims. If no member answers, it asks for probes for all
+// held addresses.
+func (l *lease) tryRegainLease(f stepFacts, heldCount int, o *leaseOutcome) {
+	if f.now.Sub(l.lastSyncAt) >= f.timing.LivenessProbeInterval {
+		l.lastSyncAt = f.now
+		o.asksMembers = true
+		o.livenessProbeCount++
+	}
+	recheckTimeout := 2*f.timing.StartupDelay + time.Duration(heldCount)*perProbedAddressDelay
+	switch {
+	case l.recheckRunning && l.uncheckedCount <= 0:
+		l.regainLease(f.now)
+		o.isRegained = true
+		l.isIsolated = f.now.Sub(l.confirmedAt) >= f.timing.ConfirmationTimeout
+	case l.recheckRunning && f.now.Sub(l.recheckStartedAt) < recheckTimeout: // wait for the results
+	case f.now.Sub(l.expiredAt) >= f.timing.LivenessProbeDelay:
+		l.recheckRunning, l.recheckStartedAt, l.uncheckedCount = true, f.now, heldCount
+		o.rechecksAddresses = true
+	}
+}
+
+// handleLivenessResult processes an answer to a liveness probe that was sent at the given time.
+func (l *lease) handleLivenessResult(sent, now time.Time, nextSyncID uint64) {
+	if l.isIsolated { // no longer: find out what the others did meanwhile
+		l.expireLease(now, nextSyncID)
+	}
+	l.recordConfirmation(sent)
+}
+
+// handleRecheckResult processes the result of a probe for a held address while the lease is
+// expired. It reports whether another node holds the address.
+func (l *lease) handleRecheckResult(a *addressState, r facts.ProbeResult, now time.Time) (isHeldElsewhere bool) {
+	a.isRechecking = false
+	if !a.isHeld || !l.isExpired || !l.recheckRunning {
+		return false
+	}
+	l.uncheckedCount--
+	if r.NotSent {
+		l.recheckRunning, l.expiredAt = false, now // no link works: try later
+		return false
+	}
+	return len(r.AnsweringMACs) > 0
+}
+
+// regainLease lets this node answer again.
+func (l *lease) regainLease(now time.Time) {
+	l.isExpired, l.recheckRunning = false, false
+	l.lastProbeAt = now
+}
+
+// finishSync records that a member sent all its claims, and that this node knows them now. It
+// reports whether this node may answer again.
+func (l *lease) finishSync(id uint64, sent, now time.Time) (isRegained bool) {
+	if l.isExpired && id >= l.firstValidSyncID {
+		l.regainLease(now)
+		isRegained = true
+	}
+	l.recordConfirmation(sent)
+	l.isIsolated = false
+	return isRegained
+}
+
 // hasPossibleRivals reports whether another node could hold an address that this node holds.
 func (m *Machine) hasPossibleRivals() bool {
 	if len(m.heldAddresses) == 0 {
 		return false
 	}
-	if len(m.memberNames) > 1 {
-		return true
-	}
-	for g := range m.groupsOfHeldAddresses() {
-		if len(g.candidates.Nodes) > 1 {
-			return true
-		}
-	}
-	return false
-}
-
-func (m *Machine) groupsOfHeldAddresses() map[*candidateGroup]struct{} {
-	out := map[*candidateGroup]struct{}{}
-	for _, g := range m.groupsByKey {
-		if g.countByNode[m.self] > 0 {
-			out[g] = struct{}{}
-		}
-	}
-	return out
+	return len(m.memberNames) > 1 || m.groupsByKey.haveOtherCandidates(m.self)
 }
 
 // LeaseDeadline returns until when this node may answer unless it is stepped again before.
 func (m *Machine) LeaseDeadline(now time.Time) time.Time {
-	l := &m.lease
 	if !m.hasPossibleRivals() {
 		return now.Add(time.Second)
 	}
-	if l.isExpired {
-		return time.Time{}
-	}
-	until := m.now.Add(m.timing.LeaseTimeout)
-	if len(m.memberNames) > 1 { // others count from the last beacon
-		until = m.liveness.lastBeaconAt.Add(m.timing.LeaseTimeout)
-	}
-	if end := l.confirmedAt.Add(m.timing.ConfirmationTimeout); !l.isIsolated && end.Before(until) {
-		until = end
-	}
-	return until
+	return m.lease.deadline(m.stepFacts(), m.liveness.lastBeaconAt)
 }
 
 // detectProcessPause expires the lease if the process did not run for so long that another node may
@@ -106,20 +199,9 @@ func (m *Machine) detectProcessPause(now time.Time) {
 	}
 	m.now, m.resumedAt = now, now
 	m.liveness.restartSilenceTimers(now)
-	m.repeatAddressProbes()
+	m.probes.repeatAddressProbes(&m.dueAddresses, now)
 	if m.hasPossibleRivals() {
-		m.expireLease()
-	}
-}
-
-// repeatAddressProbes ignores the results of all probes under way, and schedules the acquire probes
-// again.
-func (m *Machine) repeatAddressProbes() {
-	for _, p := range m.probes.takeAll() {
-		if a := p.address; a != nil && a.acquisition != nil && a.acquisition.isProbing {
-			a.acquisition.isProbing = false
-			m.dueAddresses.scheduleAddress(a, m.now)
-		}
+		m.lease.expireLease(now, m.syncRequests.nextRequestID())
 	}
 }
 
@@ -129,126 +211,30 @@ func (m *Machine) mayHaveStaleMessages() bool {
 	return !m.resumedAt.IsZero() && m.now.Sub(m.resumedAt) < m.timing.OfferTimeout
 }
 
-func (m *Machine) expireLease() {
-	l := &m.lease
-	*l = lease{isExpired: true, expiredAt: m.now, confirmedAt: l.confirmedAt, firstValidSyncID: m.syncRequests.lastID + 1}
-}
-
-// maintainLease sends liveness probes when acknowledgements are missing, expires the lease when
-// nothing answers, and tries to regain an expired lease.
+// maintainLease maintains the lease and does what it asks for.
 func (m *Machine) maintainLease() {
-	l := &m.lease
-	if len(m.heldAddresses) == 0 || !m.hasPossibleRivals() {
-		*l = lease{confirmedAt: m.now}
-		return
+	heldCount := 0
+	if m.hasPossibleRivals() {
+		heldCount = len(m.heldAddresses)
 	}
-	if l.isExpired {
-		m.tryRegainLease()
-		return
-	}
-	unconfirmed := m.now.Sub(l.confirmedAt)
-	if unconfirmed >= m.timing.LivenessProbeDelay && m.now.Sub(l.lastProbeAt) >= m.timing.LivenessProbeInterval {
-		l.lastProbeAt = m.now
-		m.probeLiveness(pendingProbe{})
-	}
-	if !l.isIsolated && unconfirmed >= m.timing.ConfirmationTimeout {
-		m.expireLease()
-		m.tryRegainLease()
-	}
-}
-
-func (m *Machine) probeLiveness(p pendingProbe) {
-	m.outbox.emitEffect(LivenessProbe{
-		ID: m.probes.registerProbe(p, m.now), Attempts: m.timing.ProbeAttempts, Interval: m.timing.ProbeInterval,
-	})
-}
-
-// perProbedAddressDelay is the additional time for each probed address. The engine spreads probes
-// over time.
-const perProbedAddressDelay = time.Millisecond
-
-// tryRegainLease asks members for their claims. If no member answers, it probes all held addresses.
-func (m *Machine) tryRegainLease() {
-	l := &m.lease
-	if m.now.Sub(l.lastSyncAt) >= m.timing.LivenessProbeInterval {
-		l.lastSyncAt = m.now
+	f := m.stepFacts()
+	o := m.lease.maintainLease(f, heldCount, m.syncRequests.nextRequestID())
+	if o.asksMembers {
 		for i := range min(3, len(m.otherMembers)) {
 			// start with another member each time, since some may be dead
 			m.requestSync(m.otherMembers[(int(m.syncRequests.lastID)+i)%len(m.otherMembers)])
 		}
-		m.probeLiveness(pendingProbe{})
 	}
-	recheckTimeout := 2*m.timing.StartupDelay + time.Duration(len(m.heldAddresses))*perProbedAddressDelay
-	switch {
-	case l.recheckRunning && l.uncheckedCount <= 0:
-		m.regainLease()
-		l.isIsolated = m.now.Sub(l.confirmedAt) >= m.timing.ConfirmationTimeout
-	case l.recheckRunning && m.now.Sub(l.recheckStartedAt) < recheckTimeout: // wait for the results
-	case m.now.Sub(l.expiredAt) >= m.timing.LivenessProbeDelay:
-		l.recheckRunning, l.recheckStartedAt, l.uncheckedCount = true, m.now, len(m.heldAddresses)
+	for range o.livenessProbeCount {
+		m.probes.probeLiveness(pendingProbe{}, f, &m.outbox)
+	}
+	if o.isRegained {
+		m.outbox.repeatAnnouncements(m.heldAddresses)
+	}
+	if o.rechecksAddresses {
 		for _, a := range sortedByIP(m.heldAddresses) {
 			a.isRechecking = true
-			m.probeAddress(a)
+			m.probes.probeAddress(a, f, &m.outbox)
 		}
 	}
-}
-
-// handleLivenessResult processes the result of a liveness probe.
-func (m *Machine) handleLivenessResult(p pendingProbe, r facts.ProbeResult) {
-	if len(r.AnsweringMACs) == 0 {
-		return
-	}
-	if p.node != "" {
-		h := m.liveness.recordsByMember[p.node]
-		if h != nil && h.isSilent && !m.liveness.isConnectedWitness(p.node, m.self) {
-			m.liveness.addConnectedWitness(p.node, m.self)
-			h.silenceReportedAt = m.now
-			m.broadcastSuspicion(p.node, h)
-		}
-		return
-	}
-	l := &m.lease
-	if l.isIsolated { // no longer: find out what the others did meanwhile
-		m.expireLease()
-	}
-	l.recordConfirmation(p.sentAt)
-}
-
-// handleRecheckResult processes the result of a probe for a held address while the lease is
-// expired.
-func (m *Machine) handleRecheckResult(a *addressState, r facts.ProbeResult) {
-	l := &m.lease
-	a.isRechecking = false
-	if !a.isHeld || !l.isExpired || !l.recheckRunning {
-		return
-	}
-	l.uncheckedCount--
-	switch {
-	case r.NotSent:
-		l.recheckRunning, l.expiredAt = false, m.now // no link works: try later
-	case len(r.AnsweringMACs) > 0:
-		m.yieldAddress(a)
-	}
-}
-
-// regainLease lets this node answer again. It announces all addresses, since hosts may have learnt
-// another holder.
-func (m *Machine) regainLease() {
-	l := &m.lease
-	l.isExpired, l.recheckRunning = false, false
-	l.lastProbeAt = m.now
-	for _, a := range sortedByIP(m.heldAddresses) {
-		m.outbox.emitAddressEffect(RepeatAnnouncement{a.ip})
-	}
-}
-
-// finishSync records that a member sent all its claims, and that this node knows them now.
-func (m *Machine) finishSync(id uint64, sent time.Time) {
-	m.fullStateReceived = true
-	l := &m.lease
-	if l.isExpired && id >= l.firstValidSyncID {
-		m.regainLease()
-	}
-	l.recordConfirmation(sent)
-	l.isIsolated = false
 }

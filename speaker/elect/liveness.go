@@ -110,181 +110,243 @@ func (w *livenessWatch) forgetGoneMembers(members map[string]facts.Member) {
 	}
 }
 
+// watchOutcome is what the owner of the watch has to do after a call.
+type watchOutcome struct {
+	changedNodes  []string // declared dead or alive: reconcile the addresses that they hold
+	nodesToProbe  []string // silent nodes: a liveness probe shows whether this node is cut off
+	membersToSync []string // members with other claims: send them sync requests
+}
+
+func (o *watchOutcome) addChangedNode(n string, hasChanged bool) {
+	if hasChanged {
+		o.changedNodes = append(o.changedNodes, n)
+	}
+}
+
+// isAlive reports whether the node is a member that is not declared dead.
+func (w *livenessWatch) isAlive(n string, members *membership) bool {
+	p, ok := members.membersByName[n]
+	return ok && !w.isDeclaredDead(n, p.Nonce)
+}
+
+// updateMembers fits the watch to a new set of members.
+func (w *livenessWatch) updateMembers(f stepFacts) {
+	w.forgetGoneMembers(f.members.membersByName)
+	w.watchers = f.members.ringNeighbours(f.members.self, watchersPerMember)
+	w.watchedMembers = f.members.ringNeighbours(f.members.self, -watchersPerMember)
+	w.adoptUnwatchedNodes(f)
+}
+
 // adoptUnwatchedNodes finds the nodes whose watchers are all dead and for which this node is among
 // the next living ones. These nodes send this node no beacons. It has to ask them.
-func (m *Machine) adoptUnwatchedNodes() {
-	w := &m.liveness
+func (w *livenessWatch) adoptUnwatchedNodes(f stepFacts) {
 	w.adoptedNodes = nil
 	if len(w.deadNonceByNode) < watchersPerMember {
 		return
 	}
-	for _, n := range m.watchRing {
-		if n == m.self || !m.isAlive(n) || slices.ContainsFunc(m.ringNeighbours(n, watchersPerMember), m.isAlive) {
+	s := f.members
+	isAlive := func(n string) bool { return w.isAlive(n, s) }
+	for _, n := range s.watchRing {
+		if n == s.self || !isAlive(n) || slices.ContainsFunc(s.ringNeighbours(n, watchersPerMember), isAlive) {
 			continue
 		}
-		living := slices.DeleteFunc(m.ringNeighbours(n, len(m.watchRing)), func(o string) bool { return !m.isAlive(o) })
-		if !slices.Contains(living[:min(len(living), watchersPerMember)], m.self) {
+		living := slices.DeleteFunc(s.ringNeighbours(n, len(s.watchRing)), func(o string) bool { return !isAlive(o) })
+		if !slices.Contains(living[:min(len(living), watchersPerMember)], s.self) {
 			continue
 		}
 		w.adoptedNodes = append(w.adoptedNodes, n)
-		if w.recordsByMember[n] == nil || w.recordsByMember[n].memberNonce != m.membersByName[n].Nonce {
-			w.recordsByMember[n] = &beaconRecord{memberNonce: m.membersByName[n].Nonce}
+		if w.recordsByMember[n] == nil || w.recordsByMember[n].memberNonce != s.membersByName[n].Nonce {
+			w.recordsByMember[n] = &beaconRecord{memberNonce: s.membersByName[n].Nonce}
 		}
 		if !slices.Contains(w.watchedMembers, n) { // it did not send to this node until now
-			w.recordsByMember[n].lastHeardAt = m.now
+			w.recordsByMember[n].lastHeardAt = f.now
 		}
 	}
 }
 
-// syncWithAdoptedNodes sends sync requests to the adopted nodes. Each living node answers them.
-func (m *Machine) syncWithAdoptedNodes() {
-	for _, n := range m.liveness.adoptedNodes {
-		if h := m.liveness.recordsByMember[n]; h != nil && m.now.Sub(h.syncRequestedAt) >= m.timing.BeaconInterval {
-			h.syncRequestedAt = m.now
-			m.requestSync(n)
+// syncWithAdoptedNodes returns the adopted nodes that a sync request is due to. Each living node
+// answers them.
+func (w *livenessWatch) syncWithAdoptedNodes(f stepFacts) watchOutcome {
+	var o watchOutcome
+	for _, n := range w.adoptedNodes {
+		if h := w.recordsByMember[n]; h != nil && f.now.Sub(h.syncRequestedAt) >= f.timing.BeaconInterval {
+			h.syncRequestedAt = f.now
+			o.membersToSync = append(o.membersToSync, n)
 		}
 	}
+	return o
 }
 
-// recordSignOfLife records a sign of life.
-func (m *Machine) recordSignOfLife(n string) {
-	h := m.liveness.recordsByMember[n]
+// recordSignOfLife records a sign of life. It reports whether the node is declared alive by it.
+func (w *livenessWatch) recordSignOfLife(n string, f stepFacts, out *outbox) bool {
+	h := w.recordsByMember[n]
 	if h == nil {
-		return
+		return false
 	}
-	h.lastHeardAt = m.now
-	if h.isSilent {
-		h.isSilent, h.silenceReportedAt, h.retractionsLeft = false, m.now, retractionRepeatCount
-		m.broadcastSuspicion(n, h)
+	h.lastHeardAt = f.now
+	if !h.isSilent {
+		return false
 	}
+	h.isSilent, h.silenceReportedAt, h.retractionsLeft = false, f.now, retractionRepeatCount
+	return w.broadcastSuspicion(n, h, f, out)
+}
+
+// recordSyncAnswer records that a member sent all its claims. Any report of its death is wrong.
+func (w *livenessWatch) recordSyncAnswer(from string, f stepFacts, out *outbox) watchOutcome {
+	var o watchOutcome
+	o.addChangedNode(from, w.recordSignOfLife(from, f, out))
+	o.addChangedNode(from, w.declareAlive(from, f))
+	return o
 }
 
 // sendDueBeacon sends the beacon of this node to its watchers when it is due.
-func (m *Machine) sendDueBeacon() {
-	if len(m.memberNames) < 2 || m.now.Sub(m.liveness.lastBeaconAt) < m.timing.BeaconInterval {
+func (w *livenessWatch) sendDueBeacon(f stepFacts, out *outbox) {
+	if len(f.members.memberNames) < 2 || f.now.Sub(w.lastBeaconAt) < f.timing.BeaconInterval {
 		return
 	}
-	m.liveness.lastBeaconAt = m.now
-	m.outbox.repeatNewClaims(m.otherMembers)
-	m.sendBeacon(m.liveness.watchers)
+	w.lastBeaconAt = f.now
+	out.repeatNewClaims(f.members.otherMembers)
+	w.sendBeacon(w.watchers, f, out)
 }
 
-func (m *Machine) sendBeacon(names []string) {
-	w := &m.liveness
+func (w *livenessWatch) sendBeacon(names []string, f stepFacts, out *outbox) {
 	w.beaconSeq++
-	w.beaconSentAt[w.beaconSeq%uint64(len(w.beaconSentAt))] = m.now
+	w.beaconSentAt[w.beaconSeq%uint64(len(w.beaconSentAt))] = f.now
 	for i, n := range names {
 		var flags byte
-		if m.leaving {
+		if f.leaving {
 			flags |= flagLeaving
 		}
 		if (w.beaconSeq+uint64(i)*beaconsPerAck/watchersPerMember)%beaconsPerAck == 0 {
 			flags |= flagAckRequested
 		}
-		b := binary.AppendUvarint(encodeMessageHeader(kindBeacon), m.nonce)
+		b := binary.AppendUvarint(encodeMessageHeader(kindBeacon), f.nonce)
 		b = binary.AppendUvarint(b, w.beaconSeq)
-		b = binary.AppendUvarint(b, m.claimsDigest)
-		m.outbox.sendMessage(n, append(b, flags))
+		b = binary.AppendUvarint(b, f.claimsDigest)
+		out.sendMessage(n, append(b, flags))
 	}
 }
 
 // handleBeacon processes a beacon.
-func (m *Machine) handleBeacon(from string, r *messageReader) {
+func (w *livenessWatch) handleBeacon(from string, r *messageReader, f stepFacts, out *outbox) watchOutcome {
+	var o watchOutcome
 	nonce, seq, digest, flags := r.readUvarint(), r.readUvarint(), r.readUvarint(), r.readByte()
 	if r.err != nil {
-		return
+		return o
 	}
-	w := &m.liveness
 	h := w.recordsByMember[from]
 	if h == nil || h.memberNonce != nonce {
 		h = &beaconRecord{memberNonce: nonce}
 		w.recordsByMember[from] = h
 	}
 	if seq <= h.lastSeq { // late or replayed
-		return
+		return o
 	}
 	h.lastSeq = seq
 	w.leavingNodes[from] = flags&flagLeaving != 0
-	m.recordSignOfLife(from)
+	o.addChangedNode(from, w.recordSignOfLife(from, f, out))
 	if _, ok := w.deadNonceByNode[from]; ok && len(w.witnessesByNode[from]) == 0 {
-		m.declareAlive(from)
+		o.addChangedNode(from, w.declareAlive(from, f))
 	}
 	if flags&flagAckRequested != 0 {
 		b := binary.AppendUvarint(encodeMessageHeader(kindBeaconAck), nonce)
 		b = binary.AppendUvarint(b, seq)
-		m.outbox.sendMessage(from, binary.AppendUvarint(b, m.claimsDigest))
+		out.sendMessage(from, binary.AppendUvarint(b, f.claimsDigest))
 	}
-	m.syncIfDigestDiffers(from, h, digest)
+	if h.syncIfDigestDiffers(digest, f) {
+		o.membersToSync = append(o.membersToSync, from)
+	}
+	return o
 }
 
-// handleAck processes the acknowledgement of a beacon. If the previous acknowledgement was long ago
-// and the watcher knows other claims, this node asks for them first.
-func (m *Machine) handleAck(from string, r *messageReader) {
+// handleAck processes the acknowledgement of a beacon and returns when that beacon was sent. If the
+// previous acknowledgement, of something sent at confirmedAt, was long ago and the watcher knows
+// other claims, this node asks for them first: the time is zero.
+func (w *livenessWatch) handleAck(
+	from string, r *messageReader, f stepFacts, confirmedAt time.Time,
+) (sent time.Time, o watchOutcome) {
 	nonce, seq, digest := r.readUvarint(), r.readUvarint(), r.readUvarint()
-	w := &m.liveness
-	if r.err != nil || nonce != m.nonce || seq > w.beaconSeq || w.beaconSeq-seq >= uint64(len(w.beaconSentAt)) {
-		return
+	if r.err != nil || nonce != f.nonce || seq > w.beaconSeq || w.beaconSeq-seq >= uint64(len(w.beaconSentAt)) {
+		return time.Time{}, o
 	}
-	sent := w.beaconSentAt[seq%uint64(len(w.beaconSentAt))]
-	if digest != m.claimsDigest && sent.Sub(m.lease.confirmedAt) >= m.timing.SilenceTimeout {
-		if h := w.recordsByMember[from]; h == nil || m.now.Sub(h.syncRequestedAt) >= m.timing.LivenessProbeInterval {
-			m.requestSync(from)
-		}
-		return
+	sent = w.beaconSentAt[seq%uint64(len(w.beaconSentAt))]
+	if digest == f.claimsDigest || sent.Sub(confirmedAt) < f.timing.SilenceTimeout {
+		return sent, o
 	}
-	m.lease.recordConfirmation(sent)
+	if h := w.recordsByMember[from]; h == nil || f.now.Sub(h.syncRequestedAt) >= f.timing.LivenessProbeInterval {
+		o.membersToSync = append(o.membersToSync, from)
+	}
+	return time.Time{}, o
 }
 
-// syncIfDigestDiffers asks a member for its claims if its digest differs for some time: a message
-// was lost.
-func (m *Machine) syncIfDigestDiffers(from string, h *beaconRecord, digest uint64) {
-	if digest == m.claimsDigest {
+// syncIfDigestDiffers reports whether to ask the member for its claims, because its digest differs
+// for some time: a message was lost.
+func (h *beaconRecord) syncIfDigestDiffers(digest uint64, f stepFacts) bool {
+	if digest == f.claimsDigest {
 		h.digestDiffersSince = time.Time{}
-		return
+		return false
 	}
 	if h.digestDiffersSince.IsZero() {
-		h.digestDiffersSince = m.now
+		h.digestDiffersSince = f.now
 	}
-	if m.now.Sub(h.digestDiffersSince) >= 2*m.timing.BeaconInterval &&
-		m.now.Sub(h.syncRequestedAt) >= m.timing.SilenceTimeout {
-		h.syncRequestedAt = m.now
-		m.requestSync(from)
+	if f.now.Sub(h.digestDiffersSince) < 2*f.timing.BeaconInterval ||
+		f.now.Sub(h.syncRequestedAt) < f.timing.SilenceTimeout {
+		return false
 	}
+	h.syncRequestedAt = f.now
+	return true
 }
 
 // detectSilence detects the silence of watched nodes and reports it.
-func (m *Machine) detectSilence() {
-	w := &m.liveness
-	m.syncWithAdoptedNodes()
+func (w *livenessWatch) detectSilence(f stepFacts, out *outbox) watchOutcome {
+	var o watchOutcome
 	for _, n := range slices.Concat(w.watchedMembers, w.adoptedNodes) {
 		h := w.recordsByMember[n]
 		if h == nil {
 			continue
 		}
-		if !h.isSilent && m.now.Sub(h.lastHeardAt) >= m.timing.SilenceTimeout {
+		if !h.isSilent && f.now.Sub(h.lastHeardAt) >= f.timing.SilenceTimeout {
 			h.isSilent = true
 			h.silenceReportedAt = time.Time{}
 		}
-		if (!h.isSilent && h.retractionsLeft == 0) || m.now.Sub(h.silenceReportedAt) < 2*m.timing.BeaconInterval {
+		if (!h.isSilent && h.retractionsLeft == 0) || f.now.Sub(h.silenceReportedAt) < 2*f.timing.BeaconInterval {
 			continue
 		}
-		h.silenceReportedAt = m.now // repeat it, since datagrams get lost
-		m.broadcastSuspicion(n, h)
+		h.silenceReportedAt = f.now // repeat it, since datagrams get lost
+		o.addChangedNode(n, w.broadcastSuspicion(n, h, f, out))
 		switch {
 		case !h.isSilent:
 			h.retractionsLeft--
-		case !w.isConnectedWitness(n, m.self): // this node itself may be cut off
-			m.probeLiveness(pendingProbe{node: n})
+		case !w.isConnectedWitness(n, f.members.self): // this node itself may be cut off
+			o.nodesToProbe = append(o.nodesToProbe, n)
 		}
 	}
+	return o
 }
 
-// nextSilenceDeadline is when the next watched member will have been silent for too long.
-func (m *Machine) nextSilenceDeadline() time.Time {
-	var next time.Time
-	for _, n := range m.liveness.watchedMembers {
-		if h := m.liveness.recordsByMember[n]; h != nil && !h.isSilent {
-			if t := h.lastHeardAt.Add(m.timing.SilenceTimeout); next.IsZero() || t.Before(next) {
+// recordOwnConnection records that a gateway or another node answered this node while the given
+// node was silent: this node is not cut off.
+func (w *livenessWatch) recordOwnConnection(n string, f stepFacts, out *outbox) watchOutcome {
+	var o watchOutcome
+	h := w.recordsByMember[n]
+	if h != nil && h.isSilent && !w.isConnectedWitness(n, f.members.self) {
+		w.addConnectedWitness(n, f.members.self)
+		h.silenceReportedAt = f.now
+		o.addChangedNode(n, w.broadcastSuspicion(n, h, f, out))
+	}
+	return o
+}
+
+// nextDeadline is when the next beacon is due or the next watched member will have been silent for
+// too long. It is zero for a node without other members.
+func (w *livenessWatch) nextDeadline(f stepFacts) time.Time {
+	if len(f.members.memberNames) < 2 {
+		return time.Time{}
+	}
+	next := w.lastBeaconAt.Add(f.timing.BeaconInterval)
+	for _, n := range w.watchedMembers {
+		if h := w.recordsByMember[n]; h != nil && !h.isSilent {
+			if t := h.lastHeardAt.Add(f.timing.SilenceTimeout); t.Before(next) {
 				next = t
 			}
 		}
@@ -292,83 +354,77 @@ func (m *Machine) nextSilenceDeadline() time.Time {
 	return next
 }
 
-// broadcastSuspicion reports to all members that a node is silent, or that it is heard again.
-func (m *Machine) broadcastSuspicion(n string, h *beaconRecord) {
+// broadcastSuspicion reports to all members that a node is silent, or that it is heard again. It
+// reports whether the node is declared dead or alive by it.
+func (w *livenessWatch) broadcastSuspicion(n string, h *beaconRecord, f stepFacts, out *outbox) bool {
 	if h.isSilent {
-		m.liveness.lastSeenByNode[n] = h.lastHeardAt
+		w.lastSeenByNode[n] = h.lastHeardAt
 	}
-	m.recordTestimony(n, m.self, h.memberNonce, h.isSilent)
+	hasChanged := w.recordTestimony(n, f.members.self, h.memberNonce, h.isSilent, f)
 	b := appendString(encodeMessageHeader(kindSuspicion), n)
 	b = binary.AppendUvarint(b, h.memberNonce)
-	b = append(b, m.liveness.suspicionKind(n, m.self, h))
-	b = binary.AppendUvarint(b, uint64(m.now.Sub(h.lastHeardAt).Milliseconds()))
-	for _, o := range m.otherMembers {
+	b = append(b, w.suspicionKind(n, f.members.self, h))
+	b = binary.AppendUvarint(b, uint64(f.now.Sub(h.lastHeardAt).Milliseconds()))
+	for _, o := range f.members.otherMembers {
 		if o != n {
-			m.outbox.sendMessage(o, b)
+			out.sendMessage(o, b)
 		}
 	}
+	return hasChanged
 }
 
 // handleSuspicion processes the report of another member.
-func (m *Machine) handleSuspicion(from string, r *messageReader) {
+func (w *livenessWatch) handleSuspicion(from string, r *messageReader, f stepFacts) watchOutcome {
+	var o watchOutcome
 	n, nonce, said, age := r.readString(), r.readUvarint(), r.readByte(), r.readUvarint()
 	silent := said != suspicionRetracted
-	p, ok := m.membersByName[n]
-	if !ok || r.err != nil || n == m.self || (p.Nonce != 0 && p.Nonce != nonce) { // an earlier run
-		return
+	p, ok := f.members.membersByName[n]
+	isEarlierRun := p.Nonce != 0 && p.Nonce != nonce
+	if !ok || r.err != nil || n == f.members.self || isEarlierRun {
+		return o
 	}
-	if _, known := m.liveness.lastSeenByNode[n]; silent && !known && age < 60_000 {
-		m.liveness.lastSeenByNode[n] = m.now.Add(-time.Duration(age) * time.Millisecond)
+	if _, known := w.lastSeenByNode[n]; silent && !known && age < 60_000 {
+		w.lastSeenByNode[n] = f.now.Add(-time.Duration(age) * time.Millisecond)
 	}
 	if said == suspicionVerified {
-		m.liveness.addConnectedWitness(n, from)
+		w.addConnectedWitness(n, from)
 	}
-	m.recordTestimony(n, from, nonce, silent)
+	o.addChangedNode(n, w.recordTestimony(n, from, nonce, silent, f))
+	return o
 }
 
-func (m *Machine) recordTestimony(n, by string, nonce uint64, silent bool) {
-	w := &m.liveness
+// recordTestimony records what a witness reports about a node. It reports whether the node is
+// declared dead or alive by it.
+func (w *livenessWatch) recordTestimony(n, by string, nonce uint64, silent bool, f stepFacts) bool {
 	if !silent {
 		delete(w.witnessesByNode[n], by)
 		delete(w.connectedWitnesses[n], by)
-		if len(w.witnessesByNode[n]) == 0 {
-			m.declareAlive(n)
-		}
-		return
+		return len(w.witnessesByNode[n]) == 0 && w.declareAlive(n, f)
 	}
 	if w.witnessesByNode[n] == nil {
 		w.witnessesByNode[n] = map[string]uint64{}
 	}
 	w.witnessesByNode[n][by] = nonce
-	m.judgeSilence(n)
+	return w.judgeSilence(n, f)
 }
 
-// declareAlive retracts that a node is dead.
-func (m *Machine) declareAlive(n string) {
-	w := &m.liveness
+// declareAlive retracts that a node is dead. It reports whether the node was declared dead.
+func (w *livenessWatch) declareAlive(n string, f stepFacts) bool {
 	_, was := w.deadNonceByNode[n]
 	delete(w.witnessesByNode, n)
 	delete(w.deadNonceByNode, n)
 	delete(w.connectedWitnesses, n)
 	delete(w.lastSeenByNode, n)
 	if was {
-		m.adoptUnwatchedNodes()
-		m.reconcileAddressesOfHolder(n)
+		w.adoptUnwatchedNodes(f)
 	}
-}
-
-// reconcileAddressesOfHolder reconciles all addresses of a node that died or came back.
-func (m *Machine) reconcileAddressesOfHolder(n string) {
-	for _, a := range sortedByIP(m.addressesByHolder[n]) {
-		m.reconcileAddress(a)
-	}
+	return was
 }
 
 // judgeSilence decides whether a silent node is dead. Two witnesses that report the same run of the
 // node are enough. One witness is enough if a gateway or another node answers it, and if no second
-// watcher is alive that still hears the node.
-func (m *Machine) judgeSilence(n string) {
-	w := &m.liveness
+// watcher is alive that still hears the node. It reports whether the node is now declared dead.
+func (w *livenessWatch) judgeSilence(n string, f stepFacts) bool {
 	by := w.witnessesByNode[n]
 	votes := map[uint64]int{}
 	for _, nonce := range by {
@@ -376,24 +432,24 @@ func (m *Machine) judgeSilence(n string) {
 	}
 	for _, witness := range slices.Sorted(maps.Keys(by)) {
 		nonce := by[witness]
-		if votes[nonce] < watchersPerMember && !(w.isConnectedWitness(n, witness) && m.isOnlyWitness(n, witness)) {
+		if votes[nonce] < watchersPerMember && !(w.isConnectedWitness(n, witness) && w.isOnlyWitness(n, witness, f.members)) {
 			continue
 		}
-		if !w.isDeclaredDead(n, nonce) {
-			w.deadNonceByNode[n] = nonce
-			m.adoptUnwatchedNodes()
-			m.reconcileAddressesOfHolder(n)
+		if w.isDeclaredDead(n, nonce) {
+			return false
 		}
-		return
+		w.deadNonceByNode[n] = nonce
+		w.adoptUnwatchedNodes(f)
+		return true
 	}
+	return false
 }
 
 // isOnlyWitness reports whether no other watcher of the node is alive and hears it.
-func (m *Machine) isOnlyWitness(n, witness string) bool {
-	w := &m.liveness
-	return !slices.ContainsFunc(m.ringNeighbours(n, watchersPerMember), func(o string) bool {
+func (w *livenessWatch) isOnlyWitness(n, witness string, members *membership) bool {
+	return !slices.ContainsFunc(members.ringNeighbours(n, watchersPerMember), func(o string) bool {
 		_, silent := w.witnessesByNode[n][o]
-		return o != witness && !silent && len(w.witnessesByNode[o]) == 0 && m.isAlive(o)
+		return o != witness && !silent && len(w.witnessesByNode[o]) == 0 && w.isAlive(o, members)
 	})
 }
 

@@ -97,9 +97,9 @@ type Machine struct {
 	// acquisitions to start at the end of the step
 	addressesToAcquire       map[*addressState]struct{}
 	dueAddresses             addressQueue
-	claimBuckets             [claimBucketCount]claimBucket
+	claimBuckets             claimBuckets
 	claimsDigest             uint64 // XOR of the buckets' digests
-	groupsByKey              map[uint64]*candidateGroup
+	groupsByKey              candidateGroups
 	addressesWithOrphanClaim map[*addressState]struct{}
 	lastSweepAt              time.Time // when forgetIdleAddresses last examined a bucket
 	lastSweptBucket          int
@@ -130,7 +130,7 @@ func New(self string, nonce uint64, timing Timing, now time.Time) *Machine {
 		heldAddresses:            map[*addressState]struct{}{},
 		addressesByHolder:        map[string]map[*addressState]struct{}{},
 		addressesToAcquire:       map[*addressState]struct{}{},
-		groupsByKey:              map[uint64]*candidateGroup{},
+		groupsByKey:              candidateGroups{},
 		outbox:                   outbox{claimRepeatsLeft: map[*addressState]int{}},
 		addressesWithOrphanClaim: map[*addressState]struct{}{},
 		lastSweepAt:              now,
@@ -155,6 +155,23 @@ func (m *Machine) Step(now time.Time, inputs ...Input) []Effect {
 	}
 	m.performDueWork()
 	return m.outbox.orderedEffects(m.otherMembers)
+}
+
+// stepFacts are what the parts of the Machine read in one step besides their own state. The parts
+// do not change them.
+type stepFacts struct {
+	now          time.Time
+	timing       *Timing
+	members      *membership
+	nonce        uint64 // of this process
+	claimsDigest uint64
+	leaving      bool // this node hands over all addresses
+}
+
+func (m *Machine) stepFacts() stepFacts {
+	return stepFacts{
+		now: m.now, timing: &m.timing, members: &m.membership, nonce: m.nonce, claimsDigest: m.claimsDigest, leaving: m.leaving,
+	}
 }
 
 func (m *Machine) applyInput(in Input) {
@@ -182,8 +199,9 @@ func (m *Machine) applyInput(in Input) {
 // performDueWork does all work whose time has come.
 func (m *Machine) performDueWork() {
 	m.allowAcquisitions()
-	m.sendDueBeacon()
-	m.detectSilence()
+	m.liveness.sendDueBeacon(m.stepFacts(), &m.outbox)
+	m.applyWatchOutcome(m.liveness.syncWithAdoptedNodes(m.stepFacts()))
+	m.applyWatchOutcome(m.liveness.detectSilence(m.stepFacts(), &m.outbox))
 	m.maintainLease()
 	m.beginAcquisitions()
 	for len(m.dueAddresses) > 0 && !m.now.Before(m.dueAddresses[0].dueAt) {
@@ -192,7 +210,7 @@ func (m *Machine) performDueWork() {
 		switch {
 		case a.acquisition != nil:
 			a.acquisition.isProbing = true
-			m.probeAddress(a)
+			m.probes.probeAddress(a, m.stepFacts(), &m.outbox)
 			// in case that the probe's result is lost
 			m.dueAddresses.scheduleAddress(a, m.now.Add(10*m.timing.StartupDelay))
 		case a.move != nil:
@@ -237,10 +255,7 @@ func (m *Machine) NextDeadline() time.Time {
 			next = t
 		}
 	}
-	if len(m.memberNames) > 1 {
-		earlier(m.liveness.lastBeaconAt.Add(m.timing.BeaconInterval))
-		earlier(m.nextSilenceDeadline())
-	}
+	earlier(m.liveness.nextDeadline(m.stepFacts()))
 	if !m.acquisitionsAllowed {
 		earlier(m.startedAt.Add(m.timing.StartupDelay))
 	}
@@ -281,10 +296,7 @@ func (m *Machine) applyBids(in BidsChanged) {
 // applyMembers processes the set of live members. It always includes this node.
 func (m *Machine) applyMembers(set facts.MemberSet) {
 	old := m.replaceMembers(set, m.nonce)
-	m.liveness.forgetGoneMembers(m.membersByName)
-	m.liveness.watchers = m.ringNeighbours(m.self, watchersPerMember)
-	m.liveness.watchedMembers = m.ringNeighbours(m.self, -watchersPerMember)
-	m.adoptUnwatchedNodes()
+	m.liveness.updateMembers(m.stepFacts())
 	mine := sortedByIP(m.heldAddresses)
 	for _, n := range m.memberNames {
 		if p, ok := old[n]; !ok || p.Nonce != m.membersByName[n].Nonce {
@@ -303,5 +315,25 @@ func (m *Machine) applyMembers(set facts.MemberSet) {
 	}
 	for _, a := range sortedByIP(m.addressesWithOrphanClaim) {
 		m.resolveOrphanClaim(a)
+	}
+}
+
+// applyWatchOutcome does what the watch asks for.
+func (m *Machine) applyWatchOutcome(o watchOutcome) {
+	for _, n := range o.changedNodes {
+		m.reconcileAddressesOfHolder(n)
+	}
+	for _, n := range o.nodesToProbe {
+		m.probes.probeLiveness(pendingProbe{node: n}, m.stepFacts(), &m.outbox)
+	}
+	for _, n := range o.membersToSync {
+		m.requestSync(n)
+	}
+}
+
+// reconcileAddressesOfHolder reconciles all addresses of a node that died or came back.
+func (m *Machine) reconcileAddressesOfHolder(n string) {
+	for _, a := range sortedByIP(m.addressesByHolder[n]) {
+		m.reconcileAddress(a)
 	}
 }

@@ -40,14 +40,6 @@ func (m *Machine) beginMove(a *addressState) {
 	m.offerToNextCandidate(a)
 }
 
-// endMove ends the move: the address was handed over, or this node keeps it.
-func (m *Machine) endMove(a *addressState) {
-	if a.move != nil {
-		a.move = nil
-		m.dueAddresses.unscheduleAddress(a)
-	}
-}
-
 // offerAddress asks a node to take the address.
 func (m *Machine) offerAddress(a *addressState, to string) {
 	v := a.move
@@ -65,7 +57,7 @@ func (m *Machine) offerAddress(a *addressState, to string) {
 func (m *Machine) offerToNextCandidate(a *addressState) {
 	v := a.move
 	if v.forRebalance {
-		m.endMove(a)
+		a.endMove(&m.dueAddresses)
 		m.updateGroupCounts(a)
 		return
 	}
@@ -80,7 +72,7 @@ func (m *Machine) offerToNextCandidate(a *addressState) {
 	switch {
 	case v.inGrace:
 		retryDelay = m.timing.GraceOfferInterval
-	case !m.canServe(a):
+	case !a.canServe(m.self):
 		m.releaseAddress(a, reasonNoTaker)
 		return
 	}
@@ -94,7 +86,7 @@ func (m *Machine) offerToNextCandidate(a *addressState) {
 func (m *Machine) handleOffers(from string, claims []Claim) {
 	for _, c := range claims {
 		a := m.ensureAddressState(c.Address)
-		able := m.canServe(a) && !m.leaving && m.acquisitionsAllowed && !m.lease.isExpired && !m.mayHaveStaleMessages()
+		able := a.canServe(m.self) && !m.leaving && m.acquisitionsAllowed && !m.lease.isExpired && !m.mayHaveStaleMessages()
 		// A delayed offer, for example because of a cut cable, may come from a node that is no
 		// longer the holder.
 		known := a.claim
@@ -120,7 +112,7 @@ func (m *Machine) handleRefusals(from string, claims []Claim) {
 // beginHandover starts to hand over all addresses.
 func (m *Machine) beginHandover() {
 	m.leaving = true
-	m.sendBeacon(m.otherMembers)
+	m.liveness.sendBeacon(m.otherMembers, m.stepFacts(), &m.outbox)
 	for _, a := range sortedByIP(m.heldAddresses) {
 		m.reconcileAddress(a)
 	}

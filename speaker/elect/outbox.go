@@ -98,6 +98,13 @@ func (o *outbox) queueClaim(kind byte, to string, c Claim) {
 	o.claimsByBatch[b] = append(o.claimsByBatch[b], c)
 }
 
+// repeatAnnouncements announces all the addresses again.
+func (o *outbox) repeatAnnouncements(held map[*addressState]struct{}) {
+	for _, a := range sortedByIP(held) {
+		o.emitAddressEffect(RepeatAnnouncement{a.ip})
+	}
+}
+
 func (o *outbox) emitEffect(e Effect) { o.otherEffects = append(o.otherEffects, e) }
 
 func (o *outbox) emitAddressEffect(e Effect) { o.addressEffects = append(o.addressEffects, e) }

@@ -38,6 +38,32 @@ func (s *pendingProbes) takeProbe(id uint64) (pendingProbe, bool) {
 	return p, ok
 }
 
+// probeAddress sends an acquire probe for the address.
+func (s *pendingProbes) probeAddress(a *addressState, f stepFacts, out *outbox) {
+	out.emitEffect(AcquireProbe{
+		ID: s.registerProbe(pendingProbe{address: a}, f.now), Address: a.ip, Links: a.bid.LinkIndexes,
+		Attempts: f.timing.ProbeAttempts, Interval: f.timing.ProbeInterval,
+	})
+}
+
+// probeLiveness sends a liveness probe with the given purpose.
+func (s *pendingProbes) probeLiveness(p pendingProbe, f stepFacts, out *outbox) {
+	out.emitEffect(LivenessProbe{
+		ID: s.registerProbe(p, f.now), Attempts: f.timing.ProbeAttempts, Interval: f.timing.ProbeInterval,
+	})
+}
+
+// repeatAddressProbes ignores the results of all probes under way, and schedules the acquire probes
+// again.
+func (s *pendingProbes) repeatAddressProbes(due *addressQueue, now time.Time) {
+	for _, p := range s.takeAll() {
+		if a := p.address; a != nil && a.acquisition != nil && a.acquisition.isProbing {
+			a.acquisition.isProbing = false
+			due.scheduleAddress(a, now)
+		}
+	}
+}
+
 // takeAll returns all probes. Their results no longer count.
 func (s *pendingProbes) takeAll() map[uint64]pendingProbe {
 	all := s.probesByID

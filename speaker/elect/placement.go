@@ -20,13 +20,8 @@ type candidateGroup struct {
 
 // updateGroupCounts updates the groups after a change of the address.
 func (m *Machine) updateGroupCounts(a *addressState) {
-	var g *candidateGroup
 	owner := ""
-	if c := a.bid.Candidates; c != nil {
-		if g = m.groupsByKey[c.ContentHash]; g == nil {
-			g = &candidateGroup{candidates: c, countByNode: map[string]int{}}
-			m.groupsByKey[c.ContentHash] = g
-		}
+	if a.bid.Candidates != nil {
 		switch {
 		case a.isHeld && a.move != nil && a.move.target != "":
 			owner = a.move.target
@@ -34,6 +29,22 @@ func (m *Machine) updateGroupCounts(a *addressState) {
 			owner = a.claim.Holder
 		case a.acquisition != nil:
 			owner = a.acquisition.expectedTaker
+		}
+	}
+	m.groupsByKey.countAddress(a, owner)
+}
+
+// candidateGroups are the groups that have addresses, by the content hash of their candidates.
+type candidateGroups map[uint64]*candidateGroup
+
+// countAddress counts the address for a node in the group of its candidates, and no longer where it
+// was counted before. The node is empty while no node holds the address or is about to.
+func (s candidateGroups) countAddress(a *addressState, owner string) {
+	var g *candidateGroup
+	if c := a.bid.Candidates; c != nil {
+		if g = s[c.ContentHash]; g == nil {
+			g = &candidateGroup{candidates: c, countByNode: map[string]int{}}
+			s[c.ContentHash] = g
 		}
 	}
 	if g == a.group && owner == a.countedNode {
@@ -45,7 +56,7 @@ func (m *Machine) updateGroupCounts(a *addressState) {
 			delete(old.countByNode, a.countedNode)
 		}
 		if old.addressCount == 0 && old != g {
-			delete(m.groupsByKey, old.candidates.ContentHash)
+			delete(s, old.candidates.ContentHash)
 		}
 	}
 	if g != nil {
@@ -53,6 +64,17 @@ func (m *Machine) updateGroupCounts(a *addressState) {
 		g.countByNode[owner]++
 	}
 	a.group, a.countedNode = g, owner
+}
+
+// haveOtherCandidates reports whether another node could hold an address that is counted for the
+// given node.
+func (s candidateGroups) haveOtherCandidates(node string) bool {
+	for _, g := range s {
+		if g.countByNode[node] > 0 && len(g.candidates.Nodes) > 1 {
+			return true
+		}
+	}
+	return false
 }
 
 // maxAddressesPerNode is how many of total addresses one of n nodes may hold: a tenth above the
@@ -99,14 +121,22 @@ func compareFalseFirst(x, y bool) int {
 // rankCandidates ranks the nodes that could take the address, the best first. It includes nodes
 // that are not members if also returns true for them.
 func (m *Machine) rankCandidates(a *addressState, also func(string) bool) []rankedCandidate {
-	g := a.group
-	if g == nil {
+	if a.group == nil {
 		return nil
 	}
+	return a.group.rankCandidates(a, m.addressesByIP, func(node string) bool {
+		return (m.isAlive(node) || also(node)) && !m.liveness.leavingNodes[node] && (node != m.self || !m.leaving)
+	})
+}
+
+// rankCandidates ranks the nodes that may take an address of the group, the best first.
+func (g *candidateGroup) rankCandidates(
+	a *addressState, addressesByIP map[netip.Addr]*addressState, mayTake func(string) bool,
+) []rankedCandidate {
 	var out []rankedCandidate
 	best, n := 0, 0
 	for i, node := range g.candidates.Nodes {
-		if (!m.isAlive(node) && !also(node)) || m.liveness.leavingNodes[node] || (node == m.self && m.leaving) {
+		if !mayTake(node) {
 			continue
 		}
 		s := rankedCandidate{node: node, score: g.candidates.Scores[i], weight: rendezvousWeight(a.ip, node)}
@@ -121,18 +151,10 @@ func (m *Machine) rankCandidates(a *addressState, also func(string) bool) []rank
 	most := maxAddressesPerNode(g.addressCount, n)
 	for i := range out {
 		out[i].hasFullShare = g.countByNode[out[i].node] >= most
-		out[i].holdsSibling = m.holdsSibling(a, out[i].node)
+		out[i].holdsSibling = a.holdsSibling(addressesByIP, out[i].node)
 	}
 	slices.SortFunc(out, rankedCandidate.compareRank)
 	return out
-}
-
-// holdsSibling reports whether the node holds another address of the same Service, or is about to.
-func (m *Machine) holdsSibling(a *addressState, node string) bool {
-	return slices.ContainsFunc(a.bid.Siblings, func(ip netip.Addr) bool {
-		b := m.addressesByIP[ip]
-		return b != nil && b.countedNode == node
-	})
 }
 
 // coldStartDelayFactor times StartupDelay is how long a starting speaker leaves room for nodes that
@@ -155,31 +177,38 @@ func (m *Machine) beginAcquisitions() {
 	cold := m.now.Before(m.startedAt.Add(coldStartDelayFactor * m.timing.StartupDelay))
 	absent := func(n string) bool { _, ok := m.membersByName[n]; return cold && !ok }
 	for _, a := range list {
-		if a.isHeld || a.acquisition != nil || !m.canServe(a) || m.isLiveClaim(a.claim) {
+		if a.isHeld || a.acquisition != nil || !a.canServe(m.self) || m.isLiveClaim(a.claim) {
 			continue
 		}
 		a.acquisition = &acquisition{reason: reasonUnheld, nextProbeDelay: m.timing.FirstProbeRetryDelay}
 		if c := a.claim; c.Epoch > 0 && !c.Released {
 			a.acquisition.reason, a.acquisition.previousHolderSeenAt = reasonHolderGone, m.liveness.lastSeenAt(c.Holder)
 		}
-		rank := 0
-		wait := time.Duration(0)
-		for i, s := range m.rankCandidates(a, absent) {
-			if i == 0 {
-				a.acquisition.expectedTaker = s.node
-			}
-			if s.node == m.self {
-				break
-			}
-			if absent(s.node) {
-				wait = m.timing.StartupDelay
-				continue
-			}
-			rank++
+		ranked := m.rankCandidates(a, absent)
+		if len(ranked) > 0 {
+			a.acquisition.expectedTaker = ranked[0].node
 		}
 		m.updateGroupCounts(a)
-		m.dueAddresses.scheduleAddress(a, m.now.Add(wait+time.Duration(rank)*m.timing.PerCandidateDelay))
+		m.dueAddresses.scheduleAddress(a, m.now.Add(delayBeforeProbe(ranked, m.self, absent, &m.timing)))
 	}
+}
+
+// delayBeforeProbe is how long this node leaves the address to better candidates before it probes.
+// It waits once for all that are not members yet, and some time for each of the others.
+func delayBeforeProbe(ranked []rankedCandidate, self string, isAbsent func(string) bool, timing *Timing) time.Duration {
+	rank := 0
+	wait := time.Duration(0)
+	for _, s := range ranked {
+		switch {
+		case s.node == self:
+			return wait + time.Duration(rank)*timing.PerCandidateDelay
+		case isAbsent(s.node):
+			wait = timing.StartupDelay
+		default:
+			rank++
+		}
+	}
+	return wait + time.Duration(rank)*timing.PerCandidateDelay
 }
 
 // rebalanceHeldAddresses offers addresses above this node's share to nodes that hold fewer. It
@@ -213,9 +242,7 @@ func (m *Machine) rebalanceGroup(g *candidateGroup, list []*addressState) {
 		if batch == 0 || len(all) == 0 {
 			return
 		}
-		i := slices.IndexFunc(all, func(s rankedCandidate) bool { return s.node == m.self })
-		over := i < 0 || all[i].score < all[0].score
-		if n := countTopScoredCandidates(all); !over && g.countByNode[m.self] <= maxAddressesPerNode(g.addressCount, n) {
+		if !g.isAboveShare(m.self, all) {
 			return
 		}
 		if to := all[0]; to.node != m.self && !to.hasFullShare && a.orphanClaim.Epoch == 0 {
@@ -224,6 +251,14 @@ func (m *Machine) rebalanceGroup(g *candidateGroup, list []*addressState) {
 			m.offerAddress(a, to.node)
 		}
 	}
+}
+
+// isAboveShare reports whether the node holds more addresses of the group than its share. A node
+// that is not among the most preferred candidates has no share.
+func (g *candidateGroup) isAboveShare(node string, ranked []rankedCandidate) bool {
+	i := slices.IndexFunc(ranked, func(s rankedCandidate) bool { return s.node == node })
+	return i < 0 || ranked[i].score < ranked[0].score ||
+		g.countByNode[node] > maxAddressesPerNode(g.addressCount, countTopScoredCandidates(ranked))
 }
 
 // countTopScoredCandidates returns how many candidates share the highest score.

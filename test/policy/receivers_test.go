@@ -26,7 +26,6 @@ var largeReceivers = map[string]struct {
 	because string
 }{
 	"controller/assign.ServiceWorker": {82, "its parts are not types of their own yet"},
-	"speaker/elect.Machine":           {91, "the watch and the lease are not types with all their methods yet"},
 }
 
 // statefulType is a type of the product with what the rules count.

@@ -1,0 +1,125 @@
+package elect
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/facts"
+	"github.com/gantry-lb/gantry/speaker/intent"
+)
+
+func TestCandidateGroupsCountAddresses(t *testing.T) {
+	groups := candidateGroups{}
+	a := &addressState{bid: intent.Bid{Candidates: &intent.Candidates{ContentHash: 1, Nodes: []string{"a", "b"}}}}
+	groups.countAddress(a, "a")
+	groups.countAddress(a, "a")
+	if n := groups[1].countByNode["a"]; n != 1 {
+		t.Errorf("an address is counted %d times for its holder, want once", n)
+	}
+	if !groups.haveOtherCandidates("a") || groups.haveOtherCandidates("b") {
+		t.Error("only the holder has an address that another node could hold")
+	}
+	groups.countAddress(a, "b")
+	if by := groups[1].countByNode; by["b"] != 1 || len(by) != 1 {
+		t.Errorf("after a move the address is counted for %v, want b", by)
+	}
+	a.bid.Candidates = &intent.Candidates{ContentHash: 2, Nodes: []string{"b"}}
+	groups.countAddress(a, "b")
+	if len(groups) != 1 || groups.haveOtherCandidates("b") {
+		t.Errorf("%d groups are left after the candidates of the only address changed, want 1", len(groups))
+	}
+	a.bid.Candidates = nil
+	if groups.countAddress(a, ""); len(groups) != 0 {
+		t.Errorf("%d groups are left without an address", len(groups))
+	}
+}
+
+func TestGroupRanksCandidatesByPreferenceThenRoom(t *testing.T) {
+	g := &candidateGroup{
+		candidates:   &intent.Candidates{Nodes: []string{"a", "b", "c", "d"}, Scores: []int{1, 1, 0, 9}},
+		addressCount: 4, countByNode: map[string]int{"a": 4},
+	}
+	address := &addressState{ip: netip.MustParseAddr("192.0.2.1"), group: g}
+	ranked := g.rankCandidates(address, nil, func(n string) bool { return n != "d" })
+	if len(ranked) != 3 || ranked[0].node != "b" || ranked[1].node != "a" || ranked[2].node != "c" {
+		t.Errorf("the ranking is %+v, want b, which has room, then a, then c, which is less preferred", ranked)
+	}
+	for node, want := range map[string]bool{"a": true, "b": false, "c": true, "d": true} {
+		if got := g.isAboveShare(node, ranked); got != want {
+			t.Errorf("%s holds more than its share: %v, want %v", node, got, want)
+		}
+	}
+}
+
+func TestBetterCandidatesProbeFirst(t *testing.T) {
+	timing := DefaultTiming()
+	ranked := []rankedCandidate{{node: "a"}, {node: "b"}, {node: "c"}}
+	for name, c := range map[string]struct {
+		self   string
+		absent string
+		want   time.Duration
+	}{
+		"the best candidate does not wait":                      {"a", "", 0},
+		"each better candidate has its turn":                    {"c", "", 2 * timing.PerCandidateDelay},
+		"a candidate that is not a member yet gets more time":   {"c", "a", timing.StartupDelay + timing.PerCandidateDelay},
+		"a worse candidate that is not a member delays nothing": {"b", "c", timing.PerCandidateDelay},
+	} {
+		if got := delayBeforeProbe(ranked, c.self, func(n string) bool { return n == c.absent }, &timing); got != c.want {
+			t.Errorf("%s: the delay is %v, want %v", name, got, c.want)
+		}
+	}
+}
+
+func TestOneOfTwoProbersTakesTheAddress(t *testing.T) {
+	macs := map[string]facts.MAC{"a": {1}, "b": {2}}
+	a := &addressState{
+		ip: netip.MustParseAddr("192.0.2.1"), bid: intent.Bid{Candidates: &intent.Candidates{Nodes: []string{"a", "b"}}},
+	}
+	yields := 0
+	for self, rival := range map[string]string{"a": "b", "b": "a"} {
+		s := &membership{self: self, nodesByMAC: map[facts.MAC]string{}}
+		s.replaceMembers(facts.MemberSet{Members: []facts.Member{{Name: rival, MACs: []facts.MAC{macs[rival]}}}}, 1)
+		if a.isOutrankedByRival(s, []facts.MAC{macs[rival]}) {
+			yields++
+		}
+	}
+	if yields != 1 {
+		t.Errorf("%d of two nodes that probe at one time leave the address to the other, want 1", yields)
+	}
+}
+
+func TestSyncAnswerHasOnlyBucketsThatDiffer(t *testing.T) {
+	var mine, theirs claimBuckets
+	for i, ip := range []string{"192.0.2.1", "192.0.2.2"} {
+		a := &addressState{ip: netip.MustParseAddr(ip)}
+		a.claim = Claim{Address: a.ip, Holder: "a", Nonce: 1, Epoch: 1}
+		for _, known := range []*claimBuckets{&mine, &theirs}[:2-i] { // they lack the second claim
+			known[bucketIndex(a.ip)].addAddress(a)
+			known[bucketIndex(a.ip)].updateDigest(a.claim.digestContribution())
+		}
+	}
+	ask := func(asked *claimBuckets) *messageReader {
+		s := syncRequests{requestsByID: map[uint64]syncRequest{}}
+		var out outbox
+		timing := DefaultTiming()
+		s.requestSync("a", &theirs, stepFacts{now: testStart, timing: &timing}, &out)
+		_, request := parseMessageHeader(out.messages[0].Payload)
+		out.beginStep()
+		asked.answerSyncRequest("b", request, &out)
+		if len(out.messages) != 1 {
+			t.Fatalf("a request is answered with %d messages, want 1", len(out.messages))
+		}
+		_, r := parseMessageHeader(out.messages[0].Payload)
+		r.readUvarint()
+		return r
+	}
+	r := ask(&mine)
+	if n, bucket, claims := r.readUvarint(), r.readUvarint(), r.readClaims(); n != 1 || len(claims) != 1 ||
+		int(bucket) != bucketIndex(netip.MustParseAddr("192.0.2.2")) {
+		t.Errorf("the answer has %d buckets and the claims %+v, want the one that the other lacks", n, claims)
+	}
+	if n := ask(&theirs).readUvarint(); n != 0 {
+		t.Errorf("between two members with the same claims %d buckets are sent, want none", n)
+	}
+}

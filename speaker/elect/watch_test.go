@@ -1,0 +1,176 @@
+package elect
+
+import (
+	"encoding/binary"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/facts"
+)
+
+// newTestWatch returns the watch of node a in a cluster with the given other nodes, and the facts
+// of a step at the start.
+func newTestWatch(others ...string) (*livenessWatch, stepFacts) {
+	timing := DefaultTiming()
+	members := &membership{self: "a", nodesByMAC: map[facts.MAC]string{}}
+	var set facts.MemberSet
+	for _, n := range others {
+		set.Members = append(set.Members, facts.Member{Name: n, Nonce: 7})
+	}
+	members.replaceMembers(set, 1)
+	f := stepFacts{now: testStart, timing: &timing, members: members, nonce: 1, claimsDigest: 5}
+	w := newLivenessWatch()
+	w.updateMembers(f)
+	return &w, f
+}
+
+// encodeTestBeacon is the content of a beacon after its header.
+func encodeTestBeacon(seq, digest uint64, flags byte) *messageReader {
+	b := binary.AppendUvarint(encodeMessageHeader(kindBeacon), 7)
+	b = append(binary.AppendUvarint(binary.AppendUvarint(b, seq), digest), flags)
+	_, r := parseMessageHeader(b)
+	return r
+}
+
+// receivers are the members that the messages of an outbox go to, sorted.
+func receivers(o *outbox) []string {
+	var out []string
+	for _, m := range o.messages {
+		out = append(out, m.To)
+	}
+	slices.Sort(out)
+	return out
+}
+
+func TestWatchReportsASilentMember(t *testing.T) {
+	w, f := newTestWatch("b", "c")
+	var out outbox
+	w.handleBeacon("b", encodeTestBeacon(1, f.claimsDigest, 0), f, &out)
+	f.now = testStart.Add(f.timing.SilenceTimeout - time.Millisecond)
+	if o := w.detectSilence(f, &out); len(o.nodesToProbe) != 0 || len(out.messages) != 0 {
+		t.Errorf("a member is reported before the timeout of its silence: %+v", out.messages)
+	}
+	f.now = testStart.Add(f.timing.SilenceTimeout)
+	if o := w.detectSilence(f, &out); !slices.Equal(o.nodesToProbe, []string{"b"}) {
+		t.Errorf("after a silence this node checks its own connection because of %v, want b", o.nodesToProbe)
+	}
+	if got := receivers(&out); !slices.Equal(got, []string{"c"}) {
+		t.Errorf("the silence of b is reported to %v, want the only other member c", got)
+	}
+	if w.isDeclaredDead("b", 7) {
+		t.Error("one witness declares a node dead while it may be cut off itself")
+	}
+	if seen := w.lastSeenAt("b"); !seen.Equal(testStart) {
+		t.Errorf("the silent node was last seen at %v, want the time of its last beacon", seen)
+	}
+	out.beginStep()
+	w.handleBeacon("b", encodeTestBeacon(2, f.claimsDigest, 0), f, &out)
+	if got := receivers(&out); !slices.Equal(got, []string{"c"}) {
+		t.Errorf("the end of the silence is reported to %v, want c", got)
+	}
+}
+
+func TestWatchDeclaresDeadAndAliveAgain(t *testing.T) {
+	w, f := newTestWatch("b", "c", "d")
+	report := func(from string, said byte) watchOutcome {
+		_, r := parseMessageHeader(encodeSuspicionMessage("d", 7, said))
+		return w.handleSuspicion(from, r, f)
+	}
+	if o := report("b", suspicionUnverified); len(o.changedNodes) != 0 || !w.isAlive("d", f.members) {
+		t.Error("the report of one witness that may be cut off declares a node dead")
+	}
+	if o := report("c", suspicionUnverified); !slices.Equal(o.changedNodes, []string{"d"}) || w.isAlive("d", f.members) {
+		t.Errorf("two witnesses declare %v dead, want d", o.changedNodes)
+	}
+	if o := report("b", suspicionRetracted); len(o.changedNodes) != 0 || w.isAlive("d", f.members) {
+		t.Error("a dead node is alive again while a witness still hears nothing from it")
+	}
+	if o := report("c", suspicionRetracted); !slices.Equal(o.changedNodes, []string{"d"}) || !w.isAlive("d", f.members) {
+		t.Errorf("after both witnesses retracted, %v is alive again, want d", o.changedNodes)
+	}
+	if !w.lastSeenAt("d").IsZero() {
+		t.Error("a node that is alive still has the time of its last sign of life before the silence")
+	}
+}
+
+func TestWatchAdoptsANodeWhoseWatchersAreDead(t *testing.T) {
+	w, f := newTestWatch("b", "c", "d")
+	var node string // this node is not among its watchers
+	var watchers []string
+	for _, n := range f.members.otherMembers {
+		if by := f.members.ringNeighbours(n, watchersPerMember); !slices.Contains(by, "a") {
+			node, watchers = n, by
+		}
+	}
+	for _, n := range watchers {
+		if o := w.syncWithAdoptedNodes(f); len(o.membersToSync) != 0 {
+			t.Errorf("this node asks %v, though a watcher of it is alive", o.membersToSync)
+		}
+		for _, witness := range f.members.otherMembers {
+			w.recordTestimony(n, witness, 7, true, f)
+		}
+	}
+	if o := w.syncWithAdoptedNodes(f); !slices.Equal(o.membersToSync, []string{node}) {
+		t.Errorf("this node asks %v in place of the dead watchers, want %s", o.membersToSync, node)
+	}
+	if o := w.syncWithAdoptedNodes(f); len(o.membersToSync) != 0 {
+		t.Errorf("this node asks %v again before the next beacon is due", o.membersToSync)
+	}
+	w.declareAlive(watchers[0], f)
+	f.now = f.now.Add(f.timing.BeaconInterval)
+	if o := w.syncWithAdoptedNodes(f); len(o.membersToSync) != 0 {
+		t.Errorf("this node asks %v, though a watcher of it is alive again", o.membersToSync)
+	}
+}
+
+func TestWatchAsksForClaimsIfTheDigestStaysDifferent(t *testing.T) {
+	w, f := newTestWatch("b")
+	var out outbox
+	beacon := func(seq, digest uint64) []string {
+		return w.handleBeacon("b", encodeTestBeacon(seq, digest, flagAckRequested), f, &out).membersToSync
+	}
+	if got := beacon(1, 9); len(got) != 0 {
+		t.Errorf("the first beacon with another digest makes this node ask %v: the claims may be on the way", got)
+	}
+	if got := receivers(&out); !slices.Equal(got, []string{"b"}) {
+		t.Errorf("the beacon is acknowledged to %v, want b", got)
+	}
+	f.now = f.now.Add(2 * f.timing.BeaconInterval)
+	if got := beacon(1, 9); len(got) != 0 {
+		t.Errorf("a repeated beacon makes this node ask %v", got)
+	}
+	if got := beacon(2, 9); !slices.Equal(got, []string{"b"}) {
+		t.Errorf("while the digest stays different this node asks %v, want b", got)
+	}
+	if got := beacon(3, f.claimsDigest); len(got) != 0 {
+		t.Errorf("with the same digest this node asks %v", got)
+	}
+}
+
+func TestWatchSendsBeaconsAndReadsTheirAcknowledgements(t *testing.T) {
+	w, f := newTestWatch("b")
+	var out outbox
+	w.sendDueBeacon(f, &out)
+	w.sendDueBeacon(f, &out)
+	if got := receivers(&out); !slices.Equal(got, []string{"b"}) {
+		t.Errorf("in one interval beacons go to %v, want b once", got)
+	}
+	if next := w.nextDeadline(f); !next.Equal(testStart.Add(f.timing.BeaconInterval)) {
+		t.Errorf("the next deadline is %v, want the next beacon", next)
+	}
+	acknowledge := func(nonce, digest uint64, confirmedAt time.Time) (time.Time, watchOutcome) {
+		b := binary.AppendUvarint(encodeMessageHeader(kindBeaconAck), nonce)
+		_, r := parseMessageHeader(binary.AppendUvarint(binary.AppendUvarint(b, w.beaconSeq), digest))
+		return w.handleAck("b", r, f, confirmedAt)
+	}
+	if sent, _ := acknowledge(1, f.claimsDigest, time.Time{}); !sent.Equal(testStart) {
+		t.Errorf("the acknowledged beacon was sent at %v, want the start", sent)
+	}
+	if sent, _ := acknowledge(2, f.claimsDigest, time.Time{}); !sent.IsZero() {
+		t.Error("an acknowledgement for an earlier process of this node counts")
+	}
+	if sent, o := acknowledge(1, 9, testStart.Add(-time.Hour)); !sent.IsZero() || !slices.Equal(o.membersToSync, []string{"b"}) {
+		t.Errorf("after a long time without contact this node asks %v for other claims, want b", o.membersToSync)
+	}
+}
