@@ -125,3 +125,34 @@ func TestPendingAssignmentsOfALostObject(t *testing.T) {
 		})
 	}
 }
+
+// TestVersionsThatAreNoNumbers: a version that cannot be compared closes an assignment when it
+// differs from the base.
+func TestVersionsThatAreNoNumbers(t *testing.T) {
+	for version, want := range map[string]int{"base": 1, "other": 0, "12": 0, "": 0} {
+		f := NewFence([]Pending{newPending("s", "base", "192.0.2.1")})
+		if got := f.PendingAddresses(serviceKey("s"), version); len(got) != want {
+			t.Errorf("a Service of version %q may still get %v, want %d addresses", version, got, want)
+		}
+		if f.DropSupersededPending(serviceKey("s"), version); f.CountPending() != want {
+			t.Errorf("after version %q %d assignments are pending, want %d", version, f.CountPending(), want)
+		}
+	}
+	for text, want := range map[string]uint64{"1": 1, "18446744073709551615": 1<<64 - 1, "18446744073709551616": 0, "-1": 0, "1a": 0, "": 0} {
+		if got := ParseResourceVersion(text); got != want {
+			t.Errorf("the resourceVersion %q is %d, want %d", text, got, want)
+		}
+	}
+}
+
+func TestLaterBaseOfAPendingAssignment(t *testing.T) {
+	f := NewFence([]Pending{newPending("s", "10", "192.0.2.1")})
+	for version, want := range map[string]bool{"9": true, "10": false, "11": false} {
+		if got := f.HasLaterBase(serviceKey("s"), version); got != want {
+			t.Errorf("the assignment is on a later base than %s: %v, want %v", version, got, want)
+		}
+	}
+	if f.HasLaterBase(serviceKey("other"), "9") {
+		t.Error("a Service without a pending assignment has a later base")
+	}
+}

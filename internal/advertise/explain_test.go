@@ -90,92 +90,96 @@ func preferTo(peer string, n uint32) func(*snapshot.BGPAdvertisement) {
 	return func(ad *snapshot.BGPAdvertisement) { ad.LocalPref, ad.Peers = n, []string{peer} }
 }
 
-func TestExplanation(t *testing.T) {
-	for name, c := range map[string]struct {
-		edit func(*example)
-		want names.Reason
-		text string
-	}{
-		"an L2Advertisement without limits": {edit: func(e *example) { e.answer(nil, "four") }},
-		"a BGPAdvertisement and a BGPPeer":  {edit: func(e *example) { e.route(nil, "four"); e.peer("x") }},
-		"one node is enough":                {edit: func(e *example) { e.answer(answerOn("c"), "four"); e.exclude(0, 1) }},
-		"one address of two is enough":      {edit: func(e *example) { e.both(); e.answer(nil, "four") }},
-		"an address outside of its pool that the Service keeps": {edit: func(e *example) {
-			e.answer(nil, "four")
-			e.service.Addresses, e.service.RecordedPool = []netip.Addr{netip.MustParseAddr("203.0.113.1")}, "four"
-		}},
-		"the second protocol stands in for the first": {edit: func(e *example) {
-			e.answer(answerOn("none"), "four")
-			e.route(nil, "four")
-			e.peer("x")
-		}},
+// explanationCases are configurations with the reason why an address is not announced; no reason
+// when it is.
+var explanationCases = map[string]struct {
+	edit func(*example)
+	want names.Reason
+	text string
+}{
+	"an L2Advertisement without limits": {edit: func(e *example) { e.answer(nil, "four") }},
+	"a BGPAdvertisement and a BGPPeer":  {edit: func(e *example) { e.route(nil, "four"); e.peer("x") }},
+	"one node is enough":                {edit: func(e *example) { e.answer(answerOn("c"), "four"); e.exclude(0, 1) }},
+	"one address of two is enough":      {edit: func(e *example) { e.both(); e.answer(nil, "four") }},
+	"an address outside of its pool that the Service keeps": {edit: func(e *example) {
+		e.answer(nil, "four")
+		e.service.Addresses, e.service.RecordedPool = []netip.Addr{netip.MustParseAddr("203.0.113.1")}, "four"
+	}},
+	"the second protocol stands in for the first": {edit: func(e *example) {
+		e.answer(answerOn("none"), "four")
+		e.route(nil, "four")
+		e.peer("x")
+	}},
 
-		"an address of no pool": {edit: func(e *example) {
-			e.answer(nil, "four")
-			e.service.Addresses = append(e.service.Addresses, netip.MustParseAddr("203.0.113.1"))
-		}, want: names.ReasonAddressOutsidePools, text: "the address 203.0.113.1 is in no IPAddressPool any more"},
-		"no advertisement": {edit: func(e *example) { e.both() },
-			want: names.ReasonNoAdvertisement, text: `selects pool "four" or "six" and this Service`},
-		"advertisements of another pool": {edit: func(e *example) { e.answer(nil, "six"); e.route(nil, "six") },
-			want: names.ReasonNoAdvertisement, text: `selects pool "four" and this Service`},
-		"advertisements for other Services": {edit: func(e *example) {
-			e.answer(func(ad *snapshot.L2Advertisement) { ad.ServiceSelectors = []labels.Selector{selectLabel("app", "db")} }, "four")
-			e.route(func(ad *snapshot.BGPAdvertisement) { ad.ServiceSelectors = []labels.Selector{selectLabel("app", "db")} }, "four")
-		}, want: names.ReasonNoAdvertisement, text: "create one"},
-		"a shared address and a service selector": {edit: func(e *example) {
-			e.service.HasSharingKey = true
-			e.answer(func(ad *snapshot.L2Advertisement) { ad.ServiceSelectors = []labels.Selector{selectLabel("app", "web")} }, "four")
-		}, want: names.ReasonSharedWithServiceSelector, text: `the L2Advertisement "l2-four" has serviceSelectors`},
-		"every selected node is excluded": {edit: func(e *example) { e.answer(answerOn("a"), "four"); e.exclude(0) },
-			want: names.ReasonNodeExcluded, text: names.LabelExcludeNode},
-		"every node that gets routes is excluded": {edit: func(e *example) { e.route(nil, "four"); e.peer("x"); e.exclude(0, 1, 2) },
-			want: names.ReasonNodeExcluded, text: "remove it from one of them"},
-		"node selectors that match no node": {edit: func(e *example) { e.answer(answerOn("none"), "four"); e.route(routeFrom("none"), "four") },
-			want: names.ReasonNoAdvertisement, text: "match no node"},
-		"no node at all": {edit: func(e *example) { e.answer(nil, "four"); e.nodes = nil },
-			want: names.ReasonNoAdvertisement, text: "match no node"},
-		"no BGPPeer": {edit: func(e *example) { e.route(nil, "four") },
-			want: names.ReasonNoPeers, text: "create one, or correct their spec.peers"},
-		"only BGPPeers of other names": {edit: func(e *example) { e.route(routeTo("y"), "four"); e.peer("x") },
-			want: names.ReasonNoPeers, text: "create one, or correct their spec.peers"},
-		"only BGPPeers of other nodes": {edit: func(e *example) { e.route(routeFrom("a"), "four"); e.peer("x", selectLabel("name", "b")) },
-			want: names.ReasonNoPeers, text: "no BGPPeer on a node that they select"},
-		"only BGPPeers of another family": {edit: func(e *example) {
-			e.service.Addresses = []netip.Addr{sixAddress}
-			e.route(nil, "six")
-			e.peer("x")
-		}, want: names.ReasonNoPeers, text: "for the family of the address"},
-		"no BGPPeer, and an L2Advertisement for no node": {edit: func(e *example) { e.answer(answerOn("none"), "four"); e.route(nil, "four") },
-			want: names.ReasonNoPeers, text: "no BGPPeer to announce it to"},
-		"a contradiction beside an L2Advertisement for no node": {edit: func(e *example) {
-			e.answer(answerOn("none"), "four")
-			e.route(preferTo("x", 7), "four")
-			e.route(preferTo("x", 8), "four", "six")
-			e.peer("x")
-		}, want: names.ReasonConflictingAdvertisements, text: `"bgp-four" and "bgp-four-six"`},
-		"two preferences for addresses of two pools": {edit: func(e *example) {
-			e.both()
-			e.route(preferTo("x", 7), "four")
-			e.route(preferTo("x", 8), "six")
-			e.peer("x")
-		}},
-		"two preferences, and a node with only one of them": {edit: func(e *example) {
-			e.route(preferTo("x", 7), "four")
-			e.route(func(ad *snapshot.BGPAdvertisement) { preferTo("x", 8)(ad); routeFrom("a")(ad) }, "four")
-			e.peer("x")
-		}},
-		"two preferences, and the other node is excluded": {edit: func(e *example) {
-			e.route(preferTo("x", 7), "four")
-			e.route(func(ad *snapshot.BGPAdvertisement) { preferTo("x", 8)(ad); routeFrom("a")(ad) }, "four")
-			e.peer("x")
-			e.exclude(1, 2)
-		}, want: names.ReasonConflictingAdvertisements, text: "with a localPref of 7 and of 8"},
-		"addresses of two pools that are announced on different nodes": {edit: func(e *example) {
-			e.both()
-			e.answer(answerOn("a"), "four")
-			e.answer(answerOn("b"), "six")
-		}, want: names.ReasonNoAdvertisement, text: "let the nodeSelectors have a node in common"},
-	} {
+	"an address of no pool": {edit: func(e *example) {
+		e.answer(nil, "four")
+		e.service.Addresses = append(e.service.Addresses, netip.MustParseAddr("203.0.113.1"))
+	}, want: names.ReasonAddressOutsidePools, text: "the address 203.0.113.1 is in no IPAddressPool any more"},
+	"no advertisement": {edit: func(e *example) { e.both() },
+		want: names.ReasonNoAdvertisement, text: `selects pool "four" or "six" and this Service`},
+	"advertisements of another pool": {edit: func(e *example) { e.answer(nil, "six"); e.route(nil, "six") },
+		want: names.ReasonNoAdvertisement, text: `selects pool "four" and this Service`},
+	"advertisements for other Services": {edit: func(e *example) {
+		e.answer(func(ad *snapshot.L2Advertisement) { ad.ServiceSelectors = []labels.Selector{selectLabel("app", "db")} }, "four")
+		e.route(func(ad *snapshot.BGPAdvertisement) { ad.ServiceSelectors = []labels.Selector{selectLabel("app", "db")} }, "four")
+	}, want: names.ReasonNoAdvertisement, text: "create one"},
+	"a shared address and a service selector": {edit: func(e *example) {
+		e.service.HasSharingKey = true
+		e.answer(func(ad *snapshot.L2Advertisement) { ad.ServiceSelectors = []labels.Selector{selectLabel("app", "web")} }, "four")
+	}, want: names.ReasonSharedWithServiceSelector, text: `the L2Advertisement "l2-four" has serviceSelectors`},
+	"every selected node is excluded": {edit: func(e *example) { e.answer(answerOn("a"), "four"); e.exclude(0) },
+		want: names.ReasonNodeExcluded, text: names.LabelExcludeNode},
+	"every node that gets routes is excluded": {edit: func(e *example) { e.route(nil, "four"); e.peer("x"); e.exclude(0, 1, 2) },
+		want: names.ReasonNodeExcluded, text: "remove it from one of them"},
+	"node selectors that match no node": {edit: func(e *example) { e.answer(answerOn("none"), "four"); e.route(routeFrom("none"), "four") },
+		want: names.ReasonNoAdvertisement, text: "match no node"},
+	"no node at all": {edit: func(e *example) { e.answer(nil, "four"); e.nodes = nil },
+		want: names.ReasonNoAdvertisement, text: "match no node"},
+	"no BGPPeer": {edit: func(e *example) { e.route(nil, "four") },
+		want: names.ReasonNoPeers, text: "create one, or correct their spec.peers"},
+	"only BGPPeers of other names": {edit: func(e *example) { e.route(routeTo("y"), "four"); e.peer("x") },
+		want: names.ReasonNoPeers, text: "create one, or correct their spec.peers"},
+	"only BGPPeers of other nodes": {edit: func(e *example) { e.route(routeFrom("a"), "four"); e.peer("x", selectLabel("name", "b")) },
+		want: names.ReasonNoPeers, text: "no BGPPeer on a node that they select"},
+	"only BGPPeers of another family": {edit: func(e *example) {
+		e.service.Addresses = []netip.Addr{sixAddress}
+		e.route(nil, "six")
+		e.peer("x")
+	}, want: names.ReasonNoPeers, text: "for the family of the address"},
+	"no BGPPeer, and an L2Advertisement for no node": {edit: func(e *example) { e.answer(answerOn("none"), "four"); e.route(nil, "four") },
+		want: names.ReasonNoPeers, text: "no BGPPeer to announce it to"},
+	"a contradiction beside an L2Advertisement for no node": {edit: func(e *example) {
+		e.answer(answerOn("none"), "four")
+		e.route(preferTo("x", 7), "four")
+		e.route(preferTo("x", 8), "four", "six")
+		e.peer("x")
+	}, want: names.ReasonConflictingAdvertisements, text: `"bgp-four" and "bgp-four-six"`},
+	"two preferences for addresses of two pools": {edit: func(e *example) {
+		e.both()
+		e.route(preferTo("x", 7), "four")
+		e.route(preferTo("x", 8), "six")
+		e.peer("x")
+	}},
+	"two preferences, and a node with only one of them": {edit: func(e *example) {
+		e.route(preferTo("x", 7), "four")
+		e.route(func(ad *snapshot.BGPAdvertisement) { preferTo("x", 8)(ad); routeFrom("a")(ad) }, "four")
+		e.peer("x")
+	}},
+	"two preferences, and the other node is excluded": {edit: func(e *example) {
+		e.route(preferTo("x", 7), "four")
+		e.route(func(ad *snapshot.BGPAdvertisement) { preferTo("x", 8)(ad); routeFrom("a")(ad) }, "four")
+		e.peer("x")
+		e.exclude(1, 2)
+	}, want: names.ReasonConflictingAdvertisements, text: "with a localPref of 7 and of 8"},
+	"addresses of two pools that are announced on different nodes": {edit: func(e *example) {
+		e.both()
+		e.answer(answerOn("a"), "four")
+		e.answer(answerOn("b"), "six")
+	}, want: names.ReasonNoAdvertisement, text: "let the nodeSelectors have a node in common"},
+}
+
+func TestExplanation(t *testing.T) {
+	for name, c := range explanationCases {
 		t.Run(name, func(t *testing.T) {
 			e := newExample()
 			c.edit(e)

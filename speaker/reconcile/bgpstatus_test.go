@@ -55,8 +55,18 @@ func (e *fakeSessions) setStates(states ...bgp.Status) {
 	e.changed <- struct{}{}
 }
 
-// TestBGPStatusObjectsFollowTheAgent runs the writer with a real API server.
-func TestBGPStatusObjectsFollowTheAgent(t *testing.T) {
+// bgpStatusHarness is a BGPStatusWriter that runs with a real API server.
+type bgpStatusHarness struct {
+	api      client.Client
+	writer   *reconcile.BGPStatusWriter
+	sessions *fakeSessions
+	foreign  *v1beta1.ServiceBGPStatus // the object of another node
+}
+
+// newBGPStatusHarness starts the writer beside two Services, a ServiceBGPStatus of the node that an
+// earlier version left, and one of another node.
+func newBGPStatusHarness(t *testing.T) *bgpStatusHarness {
+	t.Helper()
 	config := apiserver.Start(t)
 	config.QPS = -1
 	scheme, err := configuration.NewScheme()
@@ -67,81 +77,123 @@ func TestBGPStatusObjectsFollowTheAgent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	api, err := client.New(config, client.Options{Scheme: scheme})
-	if err != nil {
+	h := &bgpStatusHarness{sessions: &fakeSessions{changed: make(chan struct{}, 1)}}
+	if h.api, err = client.New(config, client.Options{Scheme: scheme}); err != nil {
 		t.Fatal(err)
 	}
 	for _, k := range []string{"web", "dns"} {
-		s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: k}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}}}
-		if err := api.Create(t.Context(), s); err != nil {
-			t.Fatal(err)
-		}
+		h.create(t, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: k}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}}})
 	}
-	e := &fakeSessions{changed: make(chan struct{}, 1)}
-	w := reconcile.NewBGPStatusWriter(reconcile.BGPStatusWriterOptions{
-		Client: mgr.GetClient(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Sessions: e, Log: slog.New(slog.DiscardHandler),
+	h.writer = reconcile.NewBGPStatusWriter(reconcile.BGPStatusWriterOptions{
+		Client: mgr.GetClient(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Sessions: h.sessions, Log: slog.New(slog.DiscardHandler),
 		Self: selfNode, Namespace: names.Namespace, ServiceBGPStatusLimit: 2, PodOwnerReferences: func(context.Context) []metav1.OwnerReference { return nil },
-		ServiceReference: newServiceReference(t, api),
+		ServiceReference: newServiceReference(t, h.api),
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 2)
 	go func() { ended <- mgr.Start(ctx) }()
-	go func() { ended <- w.Run(ctx) }()
+	go func() { ended <- h.writer.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := errors.Join(<-ended, <-ended); err != nil {
 			t.Error(err)
 		}
 	})
-	stray := &v1beta1.ServiceBGPStatus{ObjectMeta: metav1.ObjectMeta{
+	h.create(t, &v1beta1.ServiceBGPStatus{ObjectMeta: metav1.ObjectMeta{
 		Namespace: names.Namespace, Name: "bgp-of-an-earlier-version", Labels: map[string]string{names.LabelNode: selfNode, names.LabelServiceName: "old", names.LabelServiceNamespace: "default"},
-	}}
-	foreign := &v1beta1.ServiceBGPStatus{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "bgp-of-another-node", Labels: map[string]string{names.LabelNode: otherNode}}}
-	for _, o := range []*v1beta1.ServiceBGPStatus{stray, foreign} {
-		if err := api.Create(t.Context(), o); err != nil {
-			t.Fatal(err)
-		}
+	}})
+	h.foreign = &v1beta1.ServiceBGPStatus{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "bgp-of-another-node", Labels: map[string]string{names.LabelNode: otherNode}}}
+	h.create(t, h.foreign)
+	return h
+}
+
+func (h *bgpStatusHarness) create(t *testing.T, o client.Object) {
+	t.Helper()
+	if err := h.api.Create(t.Context(), o); err != nil {
+		t.Fatal(err)
 	}
-	announced := func(want ...string) {
-		t.Helper()
-		awaitLines(t, "the ServiceBGPStatuses", want, func() (out []string, err error) {
-			var list v1beta1.ServiceBGPStatusList
-			err = api.List(t.Context(), &list)
-			for _, o := range list.Items {
-				if o.Name != foreign.Name {
-					out = append(out, fmt.Sprintf("%s %s/%s %v, labels %s", o.Status.Node, o.Status.ServiceNamespace, o.Status.ServiceName, o.Status.Peers, o.Labels[names.LabelServiceName]))
+}
+
+// observe gives the writer a plan with the verdicts.
+func (h *bgpStatusHarness) observe(v ...*plan.BGPVerdict) {
+	h.writer.ObserveStatus(agent.Status{Plan: plan.Plan{BGPVerdicts: plan.NewSortedList(v...)}})
+}
+
+// bgpVerdict is the verdict on a Service: announced to the peers, or without endpoints if there are
+// none.
+func bgpVerdict(name string, peers ...string) *plan.BGPVerdict {
+	v := &plan.BGPVerdict{Service: webService, Peers: peers, Reason: names.ReasonAnnounced}
+	if v.Service.Name = name; len(peers) == 0 {
+		v.Reason = names.ReasonNoEndpoints
+	}
+	return v
+}
+
+// awaitAnnounced waits until the ServiceBGPStatuses, without that of the other node, are those
+// wanted.
+func (h *bgpStatusHarness) awaitAnnounced(t *testing.T, want ...string) {
+	t.Helper()
+	awaitLines(t, "the ServiceBGPStatuses", want, func() (out []string, err error) {
+		var list v1beta1.ServiceBGPStatusList
+		err = h.api.List(t.Context(), &list)
+		for _, o := range list.Items {
+			if o.Name != h.foreign.Name {
+				out = append(out, fmt.Sprintf("%s %s/%s %v, labels %s", o.Status.Node, o.Status.ServiceNamespace, o.Status.ServiceName, o.Status.Peers, o.Labels[names.LabelServiceName]))
+			}
+		}
+		return out, err
+	})
+}
+
+// awaitSessions waits until the BGPSessions are those wanted.
+func (h *bgpStatusHarness) awaitSessions(t *testing.T, want ...string) {
+	t.Helper()
+	awaitLines(t, "the BGPSessions", want, func() (out []string, err error) {
+		var list v1alpha1.BGPSessionList
+		err = h.api.List(t.Context(), &list)
+		for _, o := range list.Items {
+			s := o.Status
+			var why []string
+			for _, kind := range []string{names.ConditionEstablished, names.ConditionRoutesAnnounced} {
+				// the status is written after the object
+				if c := meta.FindStatusCondition(s.Conditions, kind); c != nil {
+					why = append(why, c.Reason)
 				}
 			}
-			return out, err
-		})
-	}
-	verdict := func(name string, peers ...string) *plan.BGPVerdict {
-		v := &plan.BGPVerdict{Service: webService, Peers: peers, Reason: names.ReasonAnnounced}
-		if v.Service.Name = name; len(peers) == 0 {
-			v.Reason = names.ReasonNoEndpoints
+			out = append(out, strings.TrimSpace(fmt.Sprintf("%s %s %s %s %s %v %d %s", s.Node, s.Peer, s.Address, s.State, strings.Join(why, " "), s.Families, s.Prefixes, s.LastError)))
 		}
-		return v
-	}
-	observe := func(v ...*plan.BGPVerdict) {
-		w.ObserveStatus(agent.Status{Plan: plan.Plan{BGPVerdicts: plan.NewSortedList(v...)}})
-	}
+		return out, err
+	})
+}
 
-	observe(verdict("dns"), verdict("web", "tor1", "tor2"))
-	announced("node1 default/web [tor1 tor2], labels web")
-	observe(verdict("dns", "tor1"), verdict("web", "tor2"))
-	announced("node1 default/dns [tor1], labels dns", "node1 default/web [tor2], labels web")
-	observe(verdict("dns", "tor1"), verdict("third", "tor1"), verdict("web", "tor2"))
-	announced() // more than the limit
-	observe(verdict("web", "tor2"))
-	announced("node1 default/web [tor2], labels web")
-	w.ObserveStatus(agent.Status{Plan: plan.Plan{BGPVerdicts: plan.NewSortedList(verdict("web", "tor2")), NodeLeaving: true}})
-	announced()
-	if err := api.Get(t.Context(), client.ObjectKeyFromObject(foreign), foreign); err != nil {
+// TestBGPStatusObjectsFollowTheAgent runs the scenarios in this order with one writer.
+func TestBGPStatusObjectsFollowTheAgent(t *testing.T) {
+	h := newBGPStatusHarness(t)
+	t.Run("the ServiceBGPStatuses follow the verdicts", h.testServiceBGPStatuses)
+	t.Run("the Service gets an event", h.testAnnouncementEvent)
+	t.Run("the BGPSessions follow the sessions", h.testBGPSessions)
+}
+
+func (h *bgpStatusHarness) testServiceBGPStatuses(t *testing.T) {
+	h.observe(bgpVerdict("dns"), bgpVerdict("web", "tor1", "tor2"))
+	h.awaitAnnounced(t, "node1 default/web [tor1 tor2], labels web")
+	h.observe(bgpVerdict("dns", "tor1"), bgpVerdict("web", "tor2"))
+	h.awaitAnnounced(t, "node1 default/dns [tor1], labels dns", "node1 default/web [tor2], labels web")
+	h.observe(bgpVerdict("dns", "tor1"), bgpVerdict("third", "tor1"), bgpVerdict("web", "tor2"))
+	h.awaitAnnounced(t) // more than the limit
+	h.observe(bgpVerdict("web", "tor2"))
+	h.awaitAnnounced(t, "node1 default/web [tor2], labels web")
+	h.writer.ObserveStatus(agent.Status{Plan: plan.Plan{BGPVerdicts: plan.NewSortedList(bgpVerdict("web", "tor2")), NodeLeaving: true}})
+	h.awaitAnnounced(t)
+	if err := h.api.Get(t.Context(), client.ObjectKeyFromObject(h.foreign), h.foreign); err != nil {
 		t.Errorf("the object of another node: %v", err)
 	}
+}
+
+func (h *bgpStatusHarness) testAnnouncementEvent(t *testing.T) {
 	awaitLines(t, "the event", []string{`announcing from node "node1" with protocol "bgp"`}, func() (out []string, err error) {
 		var list eventsv1.EventList
-		err = api.List(t.Context(), &list, client.InNamespace("default"))
+		err = h.api.List(t.Context(), &list, client.InNamespace("default"))
 		for _, o := range list.Items {
 			if o.Regarding.Name == "web" && o.Reason == names.EventNodeAssigned {
 				out = append(out, o.Note)
@@ -149,42 +201,25 @@ func TestBGPStatusObjectsFollowTheAgent(t *testing.T) {
 		}
 		return slices.Compact(out), err
 	})
+}
 
-	sessions := func(want ...string) {
-		t.Helper()
-		awaitLines(t, "the BGPSessions", want, func() (out []string, err error) {
-			var list v1alpha1.BGPSessionList
-			err = api.List(t.Context(), &list)
-			for _, o := range list.Items {
-				s := o.Status
-				var why []string
-				for _, kind := range []string{names.ConditionEstablished, names.ConditionRoutesAnnounced} {
-					// the status is written after the object
-					if c := meta.FindStatusCondition(s.Conditions, kind); c != nil {
-						why = append(why, c.Reason)
-					}
-				}
-				out = append(out, strings.TrimSpace(fmt.Sprintf("%s %s %s %s %s %v %d %s", s.Node, s.Peer, s.Address, s.State, strings.Join(why, " "), s.Families, s.Prefixes, s.LastError)))
-			}
-			return out, err
-		})
-	}
+func (h *bgpStatusHarness) testBGPSessions(t *testing.T) {
 	remote := netip.MustParseAddrPort("192.0.2.1:179")
 	up := bgp.Status{Peer: "tor1", Remote: remote, State: bgp.Established, StateSince: time.Unix(1e9, 0), Families: []message.AFI{message.IPv4}, WantedRouteCount: 3, AnnouncedRouteCount: 3}
 	down := bgp.Status{Peer: "tor2", Remote: remote, State: bgp.Idle, StateSince: time.Unix(1e9, 0), LastError: "connecting: refused"}
-	e.setStates(up, down)
-	sessions("node1 tor1 192.0.2.1:179 Established Established Announced [ipv4-unicast] 3", "node1 tor2 192.0.2.1:179 Idle NoSession [] 0 connecting: refused")
+	h.sessions.setStates(up, down)
+	h.awaitSessions(t, "node1 tor1 192.0.2.1:179 Established Established Announced [ipv4-unicast] 3", "node1 tor2 192.0.2.1:179 Idle NoSession [] 0 connecting: refused")
 	up.AnnouncedRouteCount, up.Withheld = 2, names.Explanation{Reason: names.ReasonNoNextHop, Text: "no next hop"}
-	e.setStates(up, down)
-	sessions("node1 tor1 192.0.2.1:179 Established Established NoNextHop [ipv4-unicast] 2", "node1 tor2 192.0.2.1:179 Idle NoSession [] 0 connecting: refused")
+	h.sessions.setStates(up, down)
+	h.awaitSessions(t, "node1 tor1 192.0.2.1:179 Established Established NoNextHop [ipv4-unicast] 2", "node1 tor2 192.0.2.1:179 Idle NoSession [] 0 connecting: refused")
 	up.Withheld = names.Explanation{}
 	up.State, up.AnnouncedRouteCount, up.LastError = bgp.Active, 0, "the router closed the connection"
-	e.setStates(up)
+	h.sessions.setStates(up)
 	blocked := bgp.Status{Peer: "tor2", State: bgp.Idle, StateSince: time.Unix(1e9, 0), Reason: names.ReasonUnknownSecret, LastError: "no Secret"}
-	e.setStates(up, blocked)
-	sessions("node1 tor1 192.0.2.1:179 Active NoSession [] 0 the router closed the connection", "node1 tor2  Idle UnknownSecret [] 0 no Secret")
-	e.setStates()
-	sessions()
+	h.sessions.setStates(up, blocked)
+	h.awaitSessions(t, "node1 tor1 192.0.2.1:179 Active NoSession [] 0 the router closed the connection", "node1 tor2  Idle UnknownSecret [] 0 no Secret")
+	h.sessions.setStates()
+	h.awaitSessions(t)
 }
 
 // awaitLines waits until the lines that read returns are those wanted, in any order.

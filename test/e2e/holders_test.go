@@ -105,95 +105,121 @@ func withoutFrameInFlight(answers []cluster.NeighborAnswer, mac string, continue
 	return slices.Delete(slices.Clone(answers), i, i+1)
 }
 
-// TestOneNodeAnswers breaks the network between nodes in ways that make speakers believe that
-// others are dead. At any time only one node may answer the client.
-func TestOneNodeAnswers(t *testing.T) {
+// holdersHarness is a cluster of three eligible nodes and a Service with two addresses.
+type holdersHarness struct {
+	*cluster.Cluster
+	addresses []netip.Addr
+	// firstHolders are the holders before the first scenario.
+	firstHolders []string
+}
+
+// newHoldersHarness runs the Pod on a node that is excluded.
+func newHoldersHarness(t *testing.T) (context.Context, *holdersHarness) {
+	t.Helper()
 	ctx, s := startCluster(t, lab.Options{Nodes: 4, Families: lab.DualStack})
+	h := &holdersHarness{Cluster: s}
 	failOnError(t, s.ApplyManifests(ctx, dualStackPoolManifest))
 	failOnError(t, s.ApplyManifests(ctx, withRequiredDualStack(cluster.EchoManifest("echo", "node4"))))
 	_, err := s.RunKubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true")
 	failOnError(t, err)
-	addresses, err := s.AwaitAddresses(ctx, "default", "echo", 2)
+	h.addresses, err = s.AwaitAddresses(ctx, "default", "echo", 2)
 	failOnError(t, err)
-	// The two addresses of a Service have different holders if more than one node is eligible.
-	awaitHolders := func() []string {
-		t.Helper()
-		h, err := s.AwaitHolders(ctx, "echo", 2)
-		failOnError(t, err)
-		return h
-	}
-	holders := awaitHolders()
+	h.firstHolders = h.awaitBothHolders(ctx, t)
+	return ctx, h
+}
 
-	t.Run("gossip is blocked between two halves of an intact LAN", func(t *testing.T) {
-		w := watchService(ctx, t, s, addresses)
-		failOnError(t, s.BlockGossip(ctx, []string{"node1", "node2"}, []string{"node3", "node4"}))
-		// about 10 s, which is longer than the gossip needs to declare the others dead
-		w.awaitAnswers(ctx, t, 500)
-		for _, n := range []string{"node1", "node2", "node3", "node4"} {
-			failOnError(t, s.UnblockPorts(ctx, n))
+// awaitBothHolders waits for the holders of the addresses. The two addresses of a Service have
+// different holders if more than one node is eligible.
+func (h *holdersHarness) awaitBothHolders(ctx context.Context, t *testing.T) []string {
+	t.Helper()
+	holders, err := h.AwaitHolders(ctx, "echo", 2)
+	failOnError(t, err)
+	return holders
+}
+
+// TestOneNodeAnswers breaks the network between nodes in ways that make speakers believe that
+// others are dead. At any time only one node may answer the client. The scenarios run in this order
+// on one cluster.
+func TestOneNodeAnswers(t *testing.T) {
+	ctx, h := newHoldersHarness(t)
+	t.Run("gossip is blocked between two halves of an intact LAN", func(t *testing.T) { h.testBlockedGossipMovesNoAddress(ctx, t) })
+	t.Run("after a partition of the LAN one holder answers", func(t *testing.T) { h.testOneHolderAfterPartition(ctx, t) })
+	t.Run("a paused holder gives the address up without another answer", func(t *testing.T) { h.testPausedHolderGivesUp(ctx, t) })
+	t.Run("a pause of 100 ms changes nothing", func(t *testing.T) { h.testShortPausesMoveNoAddress(ctx, t) })
+}
+
+func (h *holdersHarness) testBlockedGossipMovesNoAddress(ctx context.Context, t *testing.T) {
+	w := watchService(ctx, t, h.Cluster, h.addresses)
+	failOnError(t, h.BlockGossip(ctx, []string{"node1", "node2"}, []string{"node3", "node4"}))
+	// about 10 s, which is longer than the gossip needs to declare the others dead
+	w.awaitAnswers(ctx, t, 500)
+	for _, n := range []string{"node1", "node2", "node3", "node4"} {
+		failOnError(t, h.UnblockPorts(ctx, n))
+	}
+	w.awaitAnswers(ctx, t, 100)
+	for a, answers := range w.stopAndCollect(t) {
+		if macs := answeringMACs(answers); len(macs) != 1 {
+			t.Errorf("%v answered for %s, want one node", macs, a)
 		}
-		w.awaitAnswers(ctx, t, 100)
-		for a, answers := range w.stopAndCollect(t) {
-			if macs := answeringMACs(answers); len(macs) != 1 {
-				t.Errorf("%v answered for %s, want one node", macs, a)
-			}
+	}
+	if now := h.awaitBothHolders(ctx, t); !slices.Equal(now, h.firstHolders) {
+		t.Errorf("the addresses moved from %v to %v although every holder was alive", h.firstHolders, now)
+	}
+}
+
+func (h *holdersHarness) testOneHolderAfterPartition(ctx context.Context, t *testing.T) {
+	holder := h.firstHolders[0]
+	w := watchService(ctx, t, h.Cluster, h.addresses)
+	failOnError(t, h.Partition(ctx, []string{holder}))
+	w.awaitAnswers(ctx, t, 400)
+	healed := time.Now()
+	failOnError(t, h.HealPartition(ctx))
+	w.awaitAnswers(ctx, t, 150)
+	for a, answers := range w.stopAndCollect(t) {
+		i := slices.IndexFunc(answers, func(x cluster.NeighborAnswer) bool { return x.CapturedAt.After(healed) })
+		late := slices.DeleteFunc(slices.Clone(answers), func(x cluster.NeighborAnswer) bool { return x.CapturedAt.Before(healed.Add(time.Second)) })
+		if macs := answeringMACs(late); len(macs) != 1 {
+			t.Errorf("one second after the partition ended %v answered for %s, want one node", macs, a)
+		} else if i > 0 && macs[0] != answers[i-1].MAC {
+			t.Errorf("the holder of %s was %s during the partition and %s afterwards, although both were alive", a, answers[i-1].MAC, macs[0])
 		}
-		if now := awaitHolders(); !slices.Equal(now, holders) {
-			t.Errorf("the addresses moved from %v to %v although every holder was alive", holders, now)
+	}
+}
+
+func (h *holdersHarness) testPausedHolderGivesUp(ctx context.Context, t *testing.T) {
+	holder := h.awaitBothHolders(ctx, t)[0]
+	mac, err := h.HostMAC(holder)
+	failOnError(t, err)
+	w := watchService(ctx, t, h.Cluster, h.addresses)
+	failOnError(t, h.SignalProgram(ctx, holder, "gantry-speaker", syscall.SIGSTOP))
+	w.awaitAnswers(ctx, t, 100)
+	continued := time.Now()
+	failOnError(t, h.SignalProgram(ctx, holder, "gantry-speaker", syscall.SIGCONT))
+	w.awaitAnswers(ctx, t, 100)
+	inFlight := 1
+	for a, answers := range w.stopAndCollect(t) {
+		order := answersInTurn(answers)
+		if len(order) > 2 && inFlight > 0 {
+			inFlight--
+			order = answersInTurn(withoutFrameInFlight(answers, mac, continued))
 		}
-	})
-	t.Run("after a partition of the LAN one holder answers", func(t *testing.T) {
-		holder := holders[0]
-		w := watchService(ctx, t, s, addresses)
-		failOnError(t, s.Partition(ctx, []string{holder}))
-		w.awaitAnswers(ctx, t, 400)
-		healed := time.Now()
-		failOnError(t, s.HealPartition(ctx))
-		w.awaitAnswers(ctx, t, 150)
-		for a, answers := range w.stopAndCollect(t) {
-			i := slices.IndexFunc(answers, func(x cluster.NeighborAnswer) bool { return x.CapturedAt.After(healed) })
-			late := slices.DeleteFunc(slices.Clone(answers), func(x cluster.NeighborAnswer) bool { return x.CapturedAt.Before(healed.Add(time.Second)) })
-			if macs := answeringMACs(late); len(macs) != 1 {
-				t.Errorf("one second after the partition ended %v answered for %s, want one node", macs, a)
-			} else if i > 0 && macs[0] != answers[i-1].MAC {
-				t.Errorf("the holder of %s was %s during the partition and %s afterwards, although both were alive", a, answers[i-1].MAC, macs[0])
-			}
+		if len(order) > 2 {
+			t.Errorf("the answers for %s came from %v in turn, want the old holder and then the new one", a, order)
 		}
-	})
-	t.Run("a paused holder gives the address up without another answer", func(t *testing.T) {
-		holder := awaitHolders()[0]
-		mac, err := s.HostMAC(holder)
-		failOnError(t, err)
-		w := watchService(ctx, t, s, addresses)
-		failOnError(t, s.SignalProgram(ctx, holder, "gantry-speaker", syscall.SIGSTOP))
-		w.awaitAnswers(ctx, t, 100)
-		continued := time.Now()
-		failOnError(t, s.SignalProgram(ctx, holder, "gantry-speaker", syscall.SIGCONT))
-		w.awaitAnswers(ctx, t, 100)
-		inFlight := 1
-		for a, answers := range w.stopAndCollect(t) {
-			order := answersInTurn(answers)
-			if len(order) > 2 && inFlight > 0 {
-				inFlight--
-				order = answersInTurn(withoutFrameInFlight(answers, mac, continued))
-			}
-			if len(order) > 2 {
-				t.Errorf("the answers for %s came from %v in turn, want the old holder and then the new one", a, order)
-			}
-		}
-	})
-	t.Run("a pause of 100 ms changes nothing", func(t *testing.T) {
-		before := awaitHolders()
-		w := watchService(ctx, t, s, addresses)
-		for range 10 {
-			failOnError(t, s.SignalProgram(ctx, before[0], "gantry-speaker", syscall.SIGSTOP))
-			<-time.After(80 * time.Millisecond) // plus the time that the lab needs for the signal
-			failOnError(t, s.SignalProgram(ctx, before[0], "gantry-speaker", syscall.SIGCONT))
-			w.awaitAnswers(ctx, t, 30)
-		}
-		w.stopAndCollect(t)
-		if now := awaitHolders(); !slices.Equal(now, before) {
-			t.Errorf("short pauses moved the addresses from %v to %v", before, now)
-		}
-	})
+	}
+}
+
+func (h *holdersHarness) testShortPausesMoveNoAddress(ctx context.Context, t *testing.T) {
+	before := h.awaitBothHolders(ctx, t)
+	w := watchService(ctx, t, h.Cluster, h.addresses)
+	for range 10 {
+		failOnError(t, h.SignalProgram(ctx, before[0], "gantry-speaker", syscall.SIGSTOP))
+		<-time.After(80 * time.Millisecond) // plus the time that the lab needs for the signal
+		failOnError(t, h.SignalProgram(ctx, before[0], "gantry-speaker", syscall.SIGCONT))
+		w.awaitAnswers(ctx, t, 30)
+	}
+	w.stopAndCollect(t)
+	if now := h.awaitBothHolders(ctx, t); !slices.Equal(now, before) {
+		t.Errorf("short pauses moved the addresses from %v to %v", before, now)
+	}
 }

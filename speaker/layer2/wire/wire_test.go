@@ -264,95 +264,123 @@ func TestAddressesOfOneGroupShareTheMembership(t *testing.T) {
 	}
 }
 
+// lateAnswerHarness is a node that answers a client for two addresses. The send deadline of the
+// answers for one of them passes after the answer was made and before it is sent.
+type lateAnswerHarness struct {
+	nodeLink, clientLink facts.Link
+	nodePort, clientPort layer2.Port
+	allowed, late        netip.Addr
+	clientIP             netip.Addr
+	heard                chan netip.Addr // the address of each answer that the node made
+	answers              chan netip.Addr // the address of each answer that the client received
+}
+
+func newLateAnswerHarness(t *testing.T, f ipfamily.Family) *lateAnswerHarness {
+	t.Helper()
+	node, client := netnstest.New(t), netnstest.New(t)
+	node.AddVethPair("eth0", client, "eth0")
+	h := &lateAnswerHarness{heard: make(chan netip.Addr, 1024), answers: make(chan netip.Addr, 1024)}
+	openEnd := func(n *netnstest.Namespace) (p layer2.Port, l facts.Link) {
+		n.MustRun(func() (err error) {
+			if l, err = linkByName("eth0"); err == nil {
+				p, err = wire.Wire{}.OpenPort(l, f)
+			}
+			return err
+		})
+		return p, l
+	}
+	h.nodePort, h.nodeLink = openEnd(node)
+	h.clientPort, h.clientLink = openEnd(client)
+	h.allowed, h.clientIP = netip.MustParseAddr("192.168.0.201"), netip.MustParseAddr("192.168.0.100")
+	if f == ipfamily.IPv6 {
+		h.allowed, h.clientIP = netip.MustParseAddr("fd00:a8::201"), netip.MustParseAddr("fd00:a8::100")
+	}
+	h.late = h.allowed.Next()
+	nodeEnded, clientEnded := make(chan error, 1), make(chan error, 1)
+	go func() { nodeEnded <- h.answerAsNode() }()
+	go func() { clientEnded <- h.collectAnswers() }()
+	t.Cleanup(func() {
+		// both are only read from by now
+		_ = errors.Join(h.nodePort.Close(), h.clientPort.Close())
+		<-nodeEnded
+		<-clientEnded
+	})
+	if err := errors.Join(h.nodePort.JoinGroup(h.late), h.nodePort.JoinGroup(h.allowed)); err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+// answerAsNode answers for both addresses until the port of the node is closed.
+func (h *lateAnswerHarness) answerAsNode() error {
+	var asked netip.Addr // only the goroutine of Receive uses it
+	return h.nodePort.Receive(func(q layer2.Frame) (layer2.Frame, bool) {
+		if q.TargetIP != h.late && q.TargetIP != h.allowed {
+			return layer2.Frame{}, false
+		}
+		asked = q.TargetIP
+		answer, why := layer2.BuildReply(q, h.nodeLink.MAC)
+		return answer, why == layer2.NotDropped
+	}, func() bool {
+		h.heard <- asked
+		return asked != h.late
+	})
+}
+
+// collectAnswers collects the answers of the node until the port of the client is closed.
+func (h *lateAnswerHarness) collectAnswers() error {
+	return h.clientPort.Receive(func(a layer2.Frame) (layer2.Frame, bool) {
+		if a.Operation == layer2.Reply && a.SenderMAC == h.nodeLink.MAC {
+			h.answers <- a.SenderIP
+		}
+		return layer2.Frame{}, false
+	}, nil)
+}
+
+// sendRequest asks for the address on behalf of the client.
+func (h *lateAnswerHarness) sendRequest(t *testing.T, a netip.Addr) {
+	t.Helper()
+	err := h.clientPort.Write(layer2.Frame{
+		EthernetDestination: layer2.RequestDestinationMAC(a), EthernetSource: h.clientLink.MAC, Operation: layer2.Request,
+		SenderMAC: h.clientLink.MAC, SenderIP: h.clientIP, TargetIP: a,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// awaitAnswer asks for the allowed address until the first answer: a link that has just come up
+// loses frames.
+func (h *lateAnswerHarness) awaitAnswer(t *testing.T) {
+	t.Helper()
+	for range 300 {
+		h.sendRequest(t, h.allowed)
+		select {
+		case a := <-h.answers:
+			if a != h.allowed {
+				t.Fatalf("the answer for %s is sent after the deadline", a)
+			}
+			return
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	t.Fatal("the answer before the deadline is missing")
+}
+
 // TestLateAnswersAreDropped: sending is forbidden after an answer was made and before it is sent.
 func TestLateAnswersAreDropped(t *testing.T) {
 	for _, f := range bothFamilies {
 		t.Run(f.String(), func(t *testing.T) {
-			node, client := netnstest.New(t), netnstest.New(t)
-			node.AddVethPair("eth0", client, "eth0")
-			openEnd := func(n *netnstest.Namespace) (p layer2.Port, l facts.Link) {
-				n.MustRun(func() (err error) {
-					if l, err = linkByName("eth0"); err == nil {
-						p, err = wire.Wire{}.OpenPort(l, f)
-					}
-					return err
-				})
-				return p, l
-			}
-			nodePort, nodeLink := openEnd(node)
-			clientPort, clientLink := openEnd(client)
-			allowed, clientIP := netip.MustParseAddr("192.168.0.201"), netip.MustParseAddr("192.168.0.100")
-			if f == ipfamily.IPv6 {
-				allowed, clientIP = netip.MustParseAddr("fd00:a8::201"), netip.MustParseAddr("fd00:a8::100")
-			}
-			late := allowed.Next()
-			var asked netip.Addr // only the goroutine of Receive uses it
-			nodeEnded := make(chan error, 1)
-			heard, answers := make(chan netip.Addr, 1024), make(chan netip.Addr, 1024)
-			go func() {
-				nodeEnded <- nodePort.Receive(func(q layer2.Frame) (layer2.Frame, bool) {
-					if q.TargetIP != late && q.TargetIP != allowed {
-						return layer2.Frame{}, false
-					}
-					asked = q.TargetIP
-					answer, why := layer2.BuildReply(q, nodeLink.MAC)
-					return answer, why == layer2.NotDropped
-				}, func() bool {
-					heard <- asked
-					return asked != late
-				})
-			}()
-			clientEnded := make(chan error, 1)
-			go func() {
-				clientEnded <- clientPort.Receive(func(a layer2.Frame) (layer2.Frame, bool) {
-					if a.Operation == layer2.Reply && a.SenderMAC == nodeLink.MAC {
-						answers <- a.SenderIP
-					}
-					return layer2.Frame{}, false
-				}, nil)
-			}()
-			t.Cleanup(func() {
-				// both are only read from by now
-				_ = errors.Join(nodePort.Close(), clientPort.Close())
-				<-nodeEnded
-				<-clientEnded
-			})
-			ask := func(a netip.Addr) {
-				err := clientPort.Write(layer2.Frame{
-					EthernetDestination: layer2.RequestDestinationMAC(a), EthernetSource: clientLink.MAC, Operation: layer2.Request,
-					SenderMAC: clientLink.MAC, SenderIP: clientIP, TargetIP: a,
-				})
-				if err != nil {
-					t.Fatal(err)
-				}
-			}
-			if err := errors.Join(nodePort.JoinGroup(late), nodePort.JoinGroup(allowed)); err != nil {
-				t.Fatal(err)
-			}
-			// a link that has just come up loses frames, so ask until the first answer
-			awaitAnswer := func() {
-				for range 300 {
-					ask(allowed)
-					select {
-					case a := <-answers:
-						if a != allowed {
-							t.Fatalf("the answer for %s is sent after the deadline", a)
-						}
-						return
-					case <-time.After(100 * time.Millisecond):
-					}
-				}
-				t.Fatal("the answer before the deadline is missing")
-			}
-			awaitAnswer()
-			ask(late)
-			for got := range heard { // until the late answer is due
-				if got == late {
+			h := newLateAnswerHarness(t, f)
+			h.awaitAnswer(t)
+			h.sendRequest(t, h.late)
+			for got := range h.heard { // until the late answer is due
+				if got == h.late {
 					break
 				}
 			}
 			for range 10 { // answers to earlier requests may come first
-				awaitAnswer()
+				h.awaitAnswer(t)
 			}
 		})
 	}

@@ -1,0 +1,206 @@
+package session_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/bfd/session"
+)
+
+// newEchoHarness is a session that is Up and sends echo packets every 50 ms. The neighbour accepts
+// them at the interval.
+func newEchoHarness(t *testing.T, accepted time.Duration) *harness {
+	t.Helper()
+	c := exampleConfig()
+	c.EchoInterval = 50 * millisecond
+	k := newHarness(t, c)
+	k.bringUp()
+	k.receiveUp(accepted)
+	return k
+}
+
+// receiveUp receives a packet of a neighbour that is Up and accepts echo packets at the interval.
+func (k *harness) receiveUp(accepted time.Duration) {
+	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, RequiredMinEchoRxInterval: accepted})
+}
+
+// advanceWithEchoes lets time pass while the neighbour sends a packet every 100 ms. isReturned says
+// whether an echo packet returns. The result is the times of the echo packets.
+func (k *harness) advanceWithEchoes(d, accepted time.Duration, isReturned func() bool) []time.Time {
+	k.t.Helper()
+	end, nextPacket, sent := k.now.Add(d), k.now, []time.Time(nil)
+	for range 100000 {
+		if !nextPacket.After(k.now) {
+			nextPacket = k.now.Add(100 * millisecond)
+			k.receiveUp(accepted)
+		} else {
+			k.stepMachine(session.Tick{})
+		}
+		if k.lastOutput.EchoRequested {
+			sent = append(sent, k.now)
+			if isReturned() {
+				k.stepMachine(session.EchoReturned{})
+			}
+		}
+		if k.machine.View().State != session.Up {
+			return sent
+		}
+		next := nextPacket
+		if at := k.machine.NextTick(); !at.IsZero() && at.Before(next) {
+			next = at
+		}
+		if next.After(end) {
+			k.now = end
+			return sent
+		}
+		if next.After(k.now) {
+			k.now = next
+		}
+	}
+	k.t.Fatal("the machine wants to be stepped without end")
+	return nil
+}
+
+func yes() bool { return true }
+func no() bool  { return false }
+
+func TestEchoPacketsAreSentAtTheSlowerInterval(t *testing.T) {
+	for accepted, want := range map[time.Duration]time.Duration{
+		20 * millisecond:  50 * millisecond, // ours is slower
+		200 * millisecond: 200 * millisecond,
+	} {
+		k := newEchoHarness(t, accepted)
+		sent := k.advanceWithEchoes(10*time.Second, accepted, yes)
+		if len(sent) < int(10*time.Second/want) {
+			t.Fatalf("%d echo packets in 10 s, want one in at most %v", len(sent), want)
+		}
+		for i := range sent[1:] {
+			if d := sent[i+1].Sub(sent[i]); d < want*3/4 || d > want {
+				t.Fatalf("echo packet %d comes %v after the one before, want %v less at most a quarter", i+1, d, want)
+			}
+		}
+		k.wantState("every echo packet returns", session.Up)
+		if v := k.machine.View(); v.EchoLost || v.EchoRefused {
+			t.Errorf("echo packets lost: %v, refused: %v", v.EchoLost, v.EchoRefused)
+		}
+	}
+}
+
+func TestMissingEchoPacketsTakeTheSessionDown(t *testing.T) {
+	k := newEchoHarness(t, 50*millisecond)
+	k.advanceWithEchoes(time.Second, 50*millisecond, yes)
+	k.wantState("every echo packet returns", session.Up)
+	begin := k.now
+	k.advanceWithEchoes(time.Second, 50*millisecond, no)
+	k.wantState("no echo packet returns any more", session.Down)
+	if d := k.now.Sub(begin); d > 150*millisecond {
+		t.Errorf("the session goes down after %v, want at most 3 intervals of 50 ms", d)
+	}
+	v := k.machine.View()
+	if v.Diagnostic != session.DiagnosticEchoFailed || v.Diagnostic.String() != "echo function failed" {
+		t.Errorf("the diagnostic is %v", v.Diagnostic)
+	}
+	c := k.lastOutput.Change
+	if c == nil || c.Cause != session.CauseEchoFailed || c.Cause.String() != "echo packets no longer return" {
+		t.Errorf("the change is %+v", c)
+	}
+	if k.lastPacket("after the change").Diagnostic != session.DiagnosticEchoFailed {
+		t.Error("the packet after the change does not contain the diagnostic")
+	}
+}
+
+func TestEchoPacketsThatNeverReturnAreReportedOnly(t *testing.T) {
+	k := newEchoHarness(t, 50*millisecond)
+	if sent := k.advanceWithEchoes(200*millisecond, 50*millisecond, no); len(sent) == 0 || k.machine.View().EchoLost {
+		t.Fatalf("after %d echo packets they are lost: %v, want not yet", len(sent), k.machine.View().EchoLost)
+	}
+	k.advanceWithEchoes(time.Second, 50*millisecond, no)
+	k.wantState("the neighbour has never returned an echo packet", session.Up)
+	if !k.machine.View().EchoLost {
+		t.Error("the session does not report that echo packets do not return")
+	}
+	k.stepMachine(session.EchoReturned{})
+	if k.machine.View().EchoLost {
+		t.Error("an echo packet has returned, and they are still reported as lost")
+	}
+}
+
+func TestEchoPacketsNeedTheNeighboursConsent(t *testing.T) {
+	k := newEchoHarness(t, 0)
+	if sent := k.advanceWithEchoes(time.Second, 0, yes); len(sent) > 0 {
+		t.Errorf("%d echo packets are sent to a neighbour that accepts none", len(sent))
+	}
+	if !k.machine.View().EchoRefused {
+		t.Error("the session does not report that the neighbour accepts no echo packets")
+	}
+	if sent := k.advanceWithEchoes(time.Second, 50*millisecond, yes); len(sent) == 0 || k.machine.View().EchoRefused {
+		t.Errorf("the neighbour accepts them now: %d are sent, refused: %v", len(sent), k.machine.View().EchoRefused)
+	}
+	k.advanceWithEchoes(time.Second, 0, no)
+	k.wantState("the neighbour accepts none any more", session.Up)
+}
+
+func TestPacketsContainTheAcceptedEchoInterval(t *testing.T) {
+	k := newEchoHarness(t, 50*millisecond)
+	packets := k.advanceTime(200 * millisecond)
+	if len(packets) == 0 {
+		t.Fatal("nothing is sent in 200 ms")
+	}
+	for _, p := range packets {
+		if p.RequiredMinEchoRxInterval != 50*millisecond {
+			t.Fatalf("the packet accepts echo packets every %v, want every 50 ms", p.RequiredMinEchoRxInterval)
+		}
+	}
+}
+
+func TestEchoReturnsWithoutTheFunctionChangeNothing(t *testing.T) {
+	k := newHarness(t, exampleConfig())
+	k.bringUp()
+	before := k.machine.View()
+	k.stepMachine(session.EchoReturned{})
+	if after := k.machine.View(); after != before {
+		t.Errorf("the session is %+v, want %+v", after, before)
+	}
+	for range 20 {
+		k.now = k.now.Add(100 * millisecond)
+		k.receiveUp(50 * millisecond)
+		if k.stepMachine(session.Tick{}).EchoRequested {
+			t.Fatal("an echo packet is requested without an interval for them")
+		}
+	}
+	k.wantState("control packets arrive", session.Up)
+}
+
+func TestSecondStopAndUnneededStartChangeNothing(t *testing.T) {
+	k := newHarness(t, exampleConfig())
+	k.bringUp()
+	if c := k.stepMachine(session.Start{}).Change; c != nil {
+		t.Errorf("a start of a running session changes it: %+v", c)
+	}
+	k.wantState("a start of a running session", session.Up)
+	if c := k.stepMachine(session.Stop{}).Change; c == nil || c.Cause.String() != "stopped here" {
+		t.Errorf("the stop reports %+v", c)
+	}
+	k.advanceTime(time.Hour)
+	if out := k.stepMachine(session.Stop{}); out.Change != nil || len(out.Packets) > 0 {
+		t.Errorf("the second stop leads to %+v", out)
+	}
+	if c := k.stepMachine(session.Start{}).Change; c == nil || c.To != session.Down || c.Cause.String() != "started here" {
+		t.Errorf("the start reports %+v", c)
+	}
+}
+
+func TestDiagnosticsHaveWords(t *testing.T) {
+	seen := map[string]session.Diagnostic{}
+	for d := session.Diagnostic(0); d < 9; d++ { // RFC 5880 section 4.1 assigns 0 to 8
+		words := d.String()
+		if other, ok := seen[words]; ok || strings.Contains(words, "unassigned") {
+			t.Errorf("the diagnostics %d and %d are both %q", other, d, words)
+		}
+		seen[words] = d
+	}
+	if got := session.Diagnostic(9).String(); got != "an unassigned diagnostic" {
+		t.Errorf("the diagnostic 9 is %q", got)
+	}
+}
