@@ -25,6 +25,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/layer2"
 	"github.com/gantry-lb/gantry/speaker/layer2/layer2test"
 	"github.com/gantry-lb/gantry/speaker/members/memberstest"
+	"github.com/gantry-lb/gantry/speaker/probing"
 )
 
 var (
@@ -68,11 +69,13 @@ type speaker struct {
 	links      chan facts.LinkSet
 	proxy      *serviceProxy
 	checkpoint *Checkpoint
+	questions  chan []probing.Question
 	stop       func()
 
 	mu        sync.Mutex // guards the fields below
 	status    Status
 	allEvents []elect.Event
+	answers   []probing.Answer
 }
 
 // serviceProxy answers the health checks of one node.
@@ -162,7 +165,7 @@ func (c *harness) startSpeaker(name string, checkpoint *Checkpoint) *speaker {
 	number := name[len(name)-1] - '0'
 	address := netip.AddrFrom4([4]byte{192, 168, 0, 10 + number})
 	s := &speaker{
-		name: name, links: make(chan facts.LinkSet, 8),
+		name: name, links: make(chan facts.LinkSet, 8), questions: make(chan []probing.Question),
 		link: facts.Link{Index: 2, Name: "eth0", MAC: facts.MAC{2, 0, 0, 0, 0, number}, Prefixes: []netip.Prefix{
 			netip.PrefixFrom(address, 24), netip.PrefixFrom(netip.MustParseAddr(fmt.Sprintf("fd00:a8::%d", number)), 64),
 		}},
@@ -180,6 +183,7 @@ func (c *harness) startSpeaker(name string, checkpoint *Checkpoint) *speaker {
 	s.Agent = New(Options{
 		Self: name, Nonce: nonce, Timing: elect.DefaultTiming(), Layer2: engine, BGP: discardBGP{}, HealthChecks: s.proxy, Members: s.member, Links: s.links,
 		Now: time.Now, Log: slog.New(slog.DiscardHandler), ObserveStatus: s.observeStatus, RestoreFrom: checkpoint,
+		ProbeQuestions: s.questions, ObserveProbeAnswer: s.observeProbeAnswer,
 		SaveCheckpoint: func(m Checkpoint) {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -210,6 +214,12 @@ func (s *speaker) observeStatus(status Status) {
 	defer s.mu.Unlock()
 	s.status = status
 	s.allEvents = append(s.allEvents, status.Events...)
+}
+
+func (s *speaker) observeProbeAnswer(a probing.Answer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.answers = append(s.answers, a)
 }
 
 // lastStatus returns the last Status, and all Events since the start.

@@ -1,0 +1,103 @@
+package agent
+
+import (
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gantry-lb/gantry/internal/ipfamily"
+	"github.com/gantry-lb/gantry/speaker/facts"
+	"github.com/gantry-lb/gantry/speaker/layer2"
+	"github.com/gantry-lb/gantry/speaker/plan"
+	"github.com/gantry-lb/gantry/speaker/probing"
+)
+
+// foreignMAC is the Ethernet address of a host outside of the cluster.
+var foreignMAC = facts.MAC{2, 0, 0, 0, 0, 0x99}
+
+// addForeignHost connects a host that answers for the address.
+func (c *harness) addForeignHost(a netip.Addr) {
+	c.t.Helper()
+	p, err := c.segment.AddHost("foreign").OpenPort(facts.Link{Index: 1, Name: "eth0", MAC: foreignMAC}, ipfamily.IPv4)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	var read sync.WaitGroup
+	read.Go(func() {
+		_ = p.Receive(func(q layer2.Frame) (layer2.Frame, bool) {
+			if q.TargetIP != a {
+				return layer2.Frame{}, false
+			}
+			reply, why := layer2.BuildReply(q, foreignMAC)
+			return reply, why == layer2.NotDropped
+		}, func() bool { return true })
+	})
+	c.t.Cleanup(func() {
+		if err := p.Close(); err != nil {
+			c.t.Error(err)
+		}
+		read.Wait()
+	})
+}
+
+// TestAddressProbesReportAnsweringHosts: the controller asks about an address that a foreign host
+// has, and about one that no host has.
+func TestAddressProbesReportAnsweringHosts(t *testing.T) {
+	runWithHarness(t, func(c *harness) {
+		taken := probing.Question{ID: "taken", Address: serviceIPv4.Next(), Pool: "p"}
+		free := probing.Question{ID: "free", Address: serviceIPv4.Next().Next(), Pool: "p"}
+		c.addForeignHost(taken.Address)
+		s := c.speakerByName["node2"]
+		s.questions <- []probing.Question{taken, free}
+		time.Sleep(30 * time.Second)
+		s.mu.Lock()
+		answers := slices.Clone(s.answers)
+		s.mu.Unlock()
+		slices.SortFunc(answers, func(x, y probing.Answer) int { return x.Address.Compare(y.Address) })
+		want := []probing.Answer{{Question: taken, AnsweredBy: foreignMAC.String()}, {Question: free}}
+		if !slices.Equal(answers, want) {
+			c.t.Errorf("the answers are %+v, want %+v", answers, want)
+		}
+		c.requireOneHolder(serviceIPv4)
+	})
+}
+
+// TestHeldAddressIsNotProbed: the controller asks about an address that another speaker holds.
+func TestHeldAddressIsNotProbed(t *testing.T) {
+	runWithHarness(t, func(c *harness) {
+		holder := c.requireOneHolder(serviceIPv4)
+		for _, s := range c.speakerByName {
+			if s != holder {
+				c.segment.TakeSentFrames()
+				s.questions <- []probing.Question{{ID: "held", Address: serviceIPv4, Pool: "p"}}
+				time.Sleep(30 * time.Second)
+				for _, f := range c.segment.TakeSentFrames() {
+					if f.From == s.name && f.Frame.Operation == layer2.Request && f.Frame.TargetIP == serviceIPv4 {
+						c.t.Fatalf("%s probes an address that %s holds", s.name, holder.name)
+					}
+				}
+				s.mu.Lock()
+				answers := slices.Clone(s.answers)
+				s.mu.Unlock()
+				if len(answers) > 0 {
+					c.t.Errorf("%s answers %+v while a member holds the address", s.name, answers)
+				}
+				return
+			}
+		}
+		c.t.Error("every speaker is the holder")
+	})
+}
+
+// TestApplyChangesReportsTheWholeState: only the mark says that the state is complete.
+func TestApplyChangesReportsTheWholeState(t *testing.T) {
+	p := plan.NewPlanner(plan.Inputs{Self: "node1"})
+	if ApplyChanges(p, snapshotChange(), serviceChange(), endpointsChange()) {
+		t.Error("the state counts as complete without the mark")
+	}
+	if !ApplyChanges(p, RemoveNode("node4"), MarkClusterSynced()) {
+		t.Error("the state does not count as complete after the mark")
+	}
+}
